@@ -1,0 +1,202 @@
+//! The device behind everything.
+//!
+//! Terms run on dfdx tensors through [`Backend`], in `f32` or `f64`. Encoders, clusterers and optimisers work on
+//! raw buffers of the device through [`Compute`]. Both are implemented for dfdx's `Cpu`; a further device is one
+//! more implementation, and nothing outside this file asks which one it is.
+
+use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
+use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
+use dfdx::prelude::{Cpu, Device, Dtype, OwnedTape, Rank0, Shape, Storage, Tensor};
+use std::borrow::Cow;
+
+/// The element types that terms are computed in: `f32` in training, `f64` in checks.
+pub trait Scalar:
+    Dtype + num_traits::Float + num_traits::FromPrimitive + rand_distr::uniform::SampleUniform
+{
+    /// From a literal or a recipe's value; every finite `f64` has a nearest `f32`.
+    fn of(v: f64) -> Self;
+    /// To `f64`, exactly.
+    fn as_f64(self) -> f64;
+}
+
+impl Scalar for f32 {
+    fn of(v: f64) -> Self {
+        v as f32
+    }
+    fn as_f64(self) -> f64 {
+        self as f64
+    }
+}
+
+impl Scalar for f64 {
+    fn of(v: f64) -> Self {
+        v
+    }
+    fn as_f64(self) -> f64 {
+        self
+    }
+}
+
+/// The tape that records operations for the backward pass.
+pub type Tape<E, D> = OwnedTape<E, D>;
+/// A tensor that carries a tape.
+pub type Taped<S, E, D> = Tensor<S, E, D, OwnedTape<E, D>>;
+/// A scalar that carries a tape: the value of a term.
+pub type Value<E, D> = Taped<Rank0, E, D>;
+
+/// A dfdx device that terms can run on.
+pub trait Backend<E: Scalar>: Device<E> {
+    /// The loss as this device sees it.
+    fn loss(term: &dyn PortableLoss) -> &dyn ContrastiveLoss<E, Self>;
+    /// The regulariser as this device sees it.
+    fn regularizer(term: &dyn PortableRegularizer) -> &dyn Regularizer<E, Self>;
+}
+
+impl Backend<f32> for Cpu {
+    fn loss(term: &dyn PortableLoss) -> &dyn ContrastiveLoss<f32, Self> {
+        term
+    }
+    fn regularizer(term: &dyn PortableRegularizer) -> &dyn Regularizer<f32, Self> {
+        term
+    }
+}
+
+impl Backend<f64> for Cpu {
+    fn loss(term: &dyn PortableLoss) -> &dyn ContrastiveLoss<f64, Self> {
+        term
+    }
+    fn regularizer(term: &dyn PortableRegularizer) -> &dyn Regularizer<f64, Self> {
+        term
+    }
+}
+
+/// A device that whole networks, clusterers and optimisers can run on: buffers of `f32` besides tensors.
+pub trait Compute: Backend<f32> {
+    /// An owned buffer in the device's memory.
+    type Buffer: std::fmt::Debug + 'static;
+    /// A borrowed run of `f32` in the device's memory.
+    type View<'a>: Copy;
+
+    /// The name that `--device` takes, such as `cpu`.
+    fn name(&self) -> String;
+    /// A buffer with the given content.
+    fn upload(&self, values: &[f32]) -> Result<Self::Buffer>;
+    /// A copy of a buffer's content.
+    fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>>;
+    /// Overwrites a buffer; the lengths have to agree.
+    fn overwrite(&self, buffer: &mut Self::Buffer, values: &[f32]) -> Result<()>;
+    /// A buffer of zeros.
+    fn zero_buffer(&self, len: usize) -> Result<Self::Buffer>;
+    /// Sets a buffer to zero.
+    fn clear(&self, buffer: &mut Self::Buffer) -> Result<()>;
+    /// The number of elements.
+    fn buffer_len(&self, buffer: &Self::Buffer) -> usize;
+    /// The whole buffer, borrowed.
+    fn view<'a>(&self, buffer: &'a Self::Buffer) -> Self::View<'a>;
+    /// A copy of a borrowed run.
+    fn download_view(&self, view: Self::View<'_>) -> Result<Vec<f32>>;
+    /// A borrowed run as host memory: without a copy where the device's memory is the host's.
+    fn host_view<'a>(&self, view: Self::View<'a>) -> Result<Cow<'a, [f32]>> {
+        self.download_view(view).map(Cow::Owned)
+    }
+    /// A tensor with a copy of the buffer's content.
+    fn buffer_tensor<S: Shape>(&self, buffer: &Self::Buffer, shape: S) -> Result<Tensor<S, f32, Self>>;
+    /// Adds a gradient, as dfdx stores it, to a buffer.
+    fn add_gradient(&self, to: &mut Self::Buffer, gradient: &<Self as Storage<f32>>::Vec) -> Result<()>;
+    /// `to ← to + (from − to)·(1 − momentum)`, the exponential moving average.
+    fn average(&self, to: &mut Self::Buffer, from: &Self::Buffer, momentum: f32) -> Result<()>;
+
+    /// The encoder configuration as this device sees it.
+    fn encoder(config: &dyn PortableEncoder) -> &dyn EncoderConfig<Self>;
+    /// The clusterer as this device sees it.
+    fn clusterer(config: &dyn PortableClusterer) -> &dyn Clusterer<Self>;
+    /// The optimiser as this device sees it.
+    fn optimizer(config: &dyn PortableOptimizer) -> &dyn Optimizer<Self>;
+}
+
+impl Compute for Cpu {
+    type Buffer = Vec<f32>;
+    type View<'a> = &'a [f32];
+
+    fn name(&self) -> String {
+        "cpu".into()
+    }
+    fn upload(&self, values: &[f32]) -> Result<Vec<f32>> {
+        Ok(values.to_vec())
+    }
+    fn download(&self, buffer: &Vec<f32>) -> Result<Vec<f32>> {
+        Ok(buffer.clone())
+    }
+    fn overwrite(&self, buffer: &mut Vec<f32>, values: &[f32]) -> Result<()> {
+        if buffer.len() != values.len() {
+            return Err(Error::shape(
+                "overwrite",
+                format!("{} values for a buffer of {}", values.len(), buffer.len()),
+            ));
+        }
+        buffer.copy_from_slice(values);
+        Ok(())
+    }
+    fn zero_buffer(&self, len: usize) -> Result<Vec<f32>> {
+        Ok(vec![0.0; len])
+    }
+    fn clear(&self, buffer: &mut Vec<f32>) -> Result<()> {
+        buffer.fill(0.0);
+        Ok(())
+    }
+    fn buffer_len(&self, buffer: &Vec<f32>) -> usize {
+        buffer.len()
+    }
+    fn view<'a>(&self, buffer: &'a Vec<f32>) -> &'a [f32] {
+        buffer
+    }
+    fn download_view(&self, view: &[f32]) -> Result<Vec<f32>> {
+        Ok(view.to_vec())
+    }
+    fn host_view<'a>(&self, view: Self::View<'a>) -> Result<Cow<'a, [f32]>> {
+        Ok(Cow::Borrowed(view))
+    }
+    fn buffer_tensor<S: Shape>(&self, buffer: &Vec<f32>, shape: S) -> Result<Tensor<S, f32, Self>> {
+        use dfdx::prelude::TensorFromVec;
+        self.try_tensor_from_vec(buffer.clone(), shape).map_err(Error::device)
+    }
+    fn add_gradient(&self, to: &mut Vec<f32>, gradient: &<Self as Storage<f32>>::Vec) -> Result<()> {
+        for (t, g) in to.iter_mut().zip(gradient.iter()) {
+            *t += g;
+        }
+        Ok(())
+    }
+    fn average(&self, to: &mut Vec<f32>, from: &Vec<f32>, momentum: f32) -> Result<()> {
+        for (t, f) in to.iter_mut().zip(from) {
+            *t += (f - *t) * (1.0 - momentum);
+        }
+        Ok(())
+    }
+
+    fn encoder(config: &dyn PortableEncoder) -> &dyn EncoderConfig<Self> {
+        config
+    }
+    fn clusterer(config: &dyn PortableClusterer) -> &dyn Clusterer<Self> {
+        config
+    }
+    fn optimizer(config: &dyn PortableOptimizer) -> &dyn Optimizer<Self> {
+        config
+    }
+}
+
+macro_rules! portable {
+    ($($(#[$doc:meta])* $name:ident: $($bound:path),+;)*) => { $(
+        $(#[$doc])*
+        pub trait $name: crate::registry::Component $(+ $bound)+ {}
+        impl<T: crate::registry::Component $(+ $bound)+> $name for T {}
+    )* };
+}
+
+portable! {
+    /// An encoder configuration for every device that this build knows.
+    PortableEncoder: EncoderConfig<Cpu>;
+    /// A clusterer for every device that this build knows.
+    PortableClusterer: Clusterer<Cpu>;
+    /// An optimiser for every device that this build knows.
+    PortableOptimizer: Optimizer<Cpu>;
+}

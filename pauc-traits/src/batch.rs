@@ -1,0 +1,448 @@
+//! What a term reads: one batch of embeddings and everything around it.
+
+use crate::backend::{Backend, Scalar, Taped, Value};
+use crate::ops::{self, Matrix};
+use crate::schedule::Clock;
+use crate::{Error, Result};
+use dfdx::prelude::*;
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// The raw material of a [`Batch`].
+pub struct Inputs<E: Scalar, D: Backend<E>> {
+    /// Raw projector outputs x of each online view, (B, D) each; index = view. Views that are not computed are
+    /// `None`.
+    pub views: Vec<Option<Matrix<E, D>>>,
+    /// Raw projector outputs of the momentum branch, by view; empty without a momentum encoder.
+    pub keys: Vec<Option<Matrix<E, D>>>,
+    /// Past keys, unit rows, (M, D).
+    pub queue: Option<Matrix<E, D>>,
+    /// Class labels of the B samples.
+    pub labels: Option<Vec<u32>>,
+    /// The current clusterings, restricted to this batch.
+    pub levels: Vec<Level<E, D>>,
+    /// The terms' learnable matrices, by name.
+    pub parameters: BTreeMap<String, Matrix<E, D>>,
+    /// Where the run is, for schedules.
+    pub clock: Clock,
+    /// The run's seed, for terms that draw.
+    pub seed: u64,
+}
+
+impl<E: Scalar, D: Backend<E>> Default for Inputs<E, D> {
+    fn default() -> Self {
+        Inputs {
+            views: Vec::new(),
+            keys: Vec::new(),
+            queue: None,
+            labels: None,
+            levels: Vec::new(),
+            parameters: BTreeMap::new(),
+            clock: Clock::still(),
+            seed: 0,
+        }
+    }
+}
+
+/// One clustering as a batch sees it. Constants between two clusterings.
+#[derive(Clone, Debug)]
+pub struct Level<E: Scalar, D: Backend<E>> {
+    /// Centroids as unit rows, (K, D).
+    pub centroids: Matrix<E, D>,
+    /// The concentration φ of each prototype, K values.
+    pub concentration: Vec<E>,
+    /// The prototype of each sample of the batch, `None` for noise.
+    pub assignments: Vec<Option<u32>>,
+    /// The prototype of each key of the queue, `None` for noise and for keys of unknown samples; empty when the
+    /// queue has no sample ids.
+    pub queue_assignments: Vec<Option<u32>>,
+    /// Negatives to use instead of drawn ones, for checks against other implementations.
+    pub negatives: Option<Vec<usize>>,
+}
+
+impl<E: Scalar, D: Backend<E>> Level<E, D> {
+    /// K.
+    pub fn k(&self) -> usize {
+        self.centroids.shape().0
+    }
+
+    /// The samples that belong to a prototype: their rows in the batch and their prototypes.
+    pub fn members(&self) -> (Vec<usize>, Vec<usize>) {
+        let pairs = self.assignments.iter().enumerate().filter_map(|(i, s)| s.map(|s| (i, s as usize)));
+        pairs.unzip()
+    }
+}
+
+/// How batch prototypes are formed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PrototypeOptions {
+    /// Weight ρ of the centroid in the sum.
+    pub rho: f64,
+    /// Prototypes with fewer members in the batch (and queue) are left out.
+    pub n_min: usize,
+    /// Whether queued keys of known samples join the sums.
+    pub queue: bool,
+}
+
+impl Default for PrototypeOptions {
+    fn default() -> Self {
+        PrototypeOptions { rho: 0.0, n_min: 1, queue: false }
+    }
+}
+
+/// The prototypes of one level that are occupied in this batch: p_j = norm(Σ_{s(i)=j} q_i + ρ·c_j) from the online
+/// branch and p'_j, the same from the keys.
+pub struct BatchPrototypes<E: Scalar, D: Backend<E>> {
+    /// The occupied prototypes, ascending: row r of p is prototype `occupied[r]`.
+    pub occupied: Vec<usize>,
+    online: Matrix<E, D>,
+    keys: OnceCell<Matrix<E, D>>,
+    options: PrototypeOptions,
+}
+
+impl<E: Scalar, D: Backend<E>> BatchPrototypes<E, D> {
+    /// The number of occupied prototypes, |P|.
+    pub fn len(&self) -> usize {
+        self.occupied.len()
+    }
+
+    /// Whether no prototype is occupied.
+    pub fn is_empty(&self) -> bool {
+        self.occupied.is_empty()
+    }
+
+    /// p, unit rows, with gradient. Shape (|P|, D).
+    pub fn online(&self) -> Taped<(usize, usize), E, D> {
+        self.online.retaped()
+    }
+}
+
+type Cached<E, D> = Vec<(usize, Rc<BatchPrototypes<E, D>>)>;
+
+/// One batch as terms see it: embeddings, keys, queue, labels, cluster levels, batch prototypes.
+///
+/// Tensors that carry gradient come with an empty tape of their own; what was recorded to make them (the
+/// normalisation, the prototype sums) is kept here, once, and joins in [`Batch::backward`].
+pub struct Batch<E: Scalar, D: Backend<E>> {
+    device: D,
+    inputs: Inputs<E, D>,
+    size: usize,
+    dim: usize,
+    z: Vec<OnceCell<Matrix<E, D>>>,
+    k: Vec<OnceCell<Matrix<E, D>>>,
+    prototypes: RefCell<Cached<E, D>>,
+    shared: RefCell<OwnedTape<E, D>>,
+    skipped: RefCell<Vec<String>>,
+    scope: RefCell<String>,
+}
+
+/// The gradients of an objective with respect to a batch's inputs.
+pub struct BatchGradients<E> {
+    /// With respect to each view's raw projector outputs, row-major; `None` where the view is absent.
+    pub views: Vec<Option<Vec<E>>>,
+    /// With respect to each view's unit embeddings z; `None` where no term read them.
+    pub embeddings: Vec<Option<Vec<E>>>,
+    /// With respect to the learnable matrices.
+    pub parameters: BTreeMap<String, Vec<E>>,
+}
+
+impl<E: Scalar, D: Backend<E>> Batch<E, D> {
+    /// Checks that all shapes agree.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] naming the input that disagrees with the first view.
+    pub fn new(device: &D, inputs: Inputs<E, D>) -> Result<Self> {
+        let named = |what: &str, list: &[Option<Matrix<E, D>>]| -> Vec<(String, (usize, usize))> {
+            let shape = |(i, m): (usize, &Option<Matrix<E, D>>)| {
+                m.as_ref().map(|m| (format!("{what}{i}"), *m.shape()))
+            };
+            list.iter().enumerate().filter_map(shape).collect()
+        };
+        let mut matrices = named("view", &inputs.views);
+        matrices.extend(named("key", &inputs.keys));
+        let Some((first, (size, dim))) = matrices.first().cloned() else {
+            return Err(Error::shape("batch", "there is no view: give at least one"));
+        };
+        let differs = |name: &str, got: String| {
+            Err(Error::shape(format!("batch: {name}"), format!("{got}, but {first} is {size}×{dim}")))
+        };
+        for (name, shape) in &matrices[1..] {
+            if *shape != (size, dim) {
+                return differs(name, format!("is {}×{}", shape.0, shape.1));
+            }
+        }
+        if let Some((rows, cols)) = inputs.queue.as_ref().map(|q| *q.shape()).filter(|q| q.1 != dim) {
+            return differs("queue", format!("is {rows}×{cols}"));
+        }
+        if let Some(n) = inputs.labels.as_ref().map(Vec::len).filter(|n| *n != size) {
+            return differs("labels", format!("has {n} values"));
+        }
+        for (m, level) in inputs.levels.iter().enumerate() {
+            let (k, cols) = *level.centroids.shape();
+            if cols != dim {
+                return differs(&format!("prototypes.{m}"), format!("is {k}×{cols}"));
+            }
+            if level.assignments.len() != size {
+                return differs(
+                    &format!("assignments.{m}"),
+                    format!("has {} values", level.assignments.len()),
+                );
+            }
+            if level.concentration.len() != k {
+                return differs(
+                    &format!("concentration.{m}"),
+                    format!("has {} values for {k} prototypes", level.concentration.len()),
+                );
+            }
+            let queued = level.queue_assignments.iter().flatten();
+            if let Some(bad) = level.assignments.iter().flatten().chain(queued).find(|s| **s as usize >= k) {
+                return Err(Error::shape(
+                    format!("batch: assignments.{m}"),
+                    format!("prototype {bad} of only {k}"),
+                ));
+            }
+        }
+        Ok(Batch {
+            device: device.clone(),
+            size,
+            dim,
+            z: inputs.views.iter().map(|_| OnceCell::new()).collect(),
+            k: inputs.keys.iter().map(|_| OnceCell::new()).collect(),
+            prototypes: RefCell::default(),
+            shared: RefCell::default(),
+            skipped: RefCell::default(),
+            scope: RefCell::default(),
+            inputs,
+        })
+    }
+
+    /// The device that the tensors live on.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// B.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// D.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Where the run is.
+    pub fn clock(&self) -> &Clock {
+        &self.inputs.clock
+    }
+
+    /// The run's seed.
+    pub fn seed(&self) -> u64 {
+        self.inputs.seed
+    }
+
+    /// The raw projector outputs x of an online view, with gradient. Shape (B, D).
+    pub fn x(&self, view: usize) -> Result<Taped<(usize, usize), E, D>> {
+        Ok(self.raw(view)?.retaped())
+    }
+
+    fn raw(&self, view: usize) -> Result<&Matrix<E, D>> {
+        self.inputs.views.get(view).and_then(Option::as_ref).ok_or(Error::Missing {
+            what: "an online view",
+            remedy: "let the recipe make two views of each image",
+        })
+    }
+
+    /// The unit embeddings z (= q) of an online view, with gradient. Shape (B, D).
+    pub fn z(&self, view: usize) -> Result<Taped<(usize, usize), E, D>> {
+        let x = self.raw(view)?;
+        Ok(self.z[view].get_or_init(|| self.share(ops::l2_normalize(x.retaped()))).retaped())
+    }
+
+    /// The unit keys of a view: constants from the momentum branch, or z with gradient where there is none.
+    /// Shape (B, D).
+    pub fn key(&self, view: usize) -> Result<Taped<(usize, usize), E, D>> {
+        match self.momentum_key(view) {
+            Ok(k) => Ok(k.retaped()),
+            Err(_) if self.inputs.keys.is_empty() => self.z(view),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The unit keys of a view from the momentum branch, a constant. Shape (B, D).
+    pub fn momentum_key(&self, view: usize) -> Result<Matrix<E, D>> {
+        let raw = self.inputs.keys.get(view).and_then(Option::as_ref).ok_or(Error::Missing {
+            what: "momentum keys",
+            remedy: "add `momentum_encoder: Ema(momentum: 0.99)` to the recipe",
+        })?;
+        Ok(self.k[view].get_or_init(|| ops::l2_normalize(raw.clone())).clone())
+    }
+
+    /// Past keys, unit rows, a constant. Shape (M, D).
+    pub fn queue(&self) -> Result<Matrix<E, D>> {
+        self.inputs
+            .queue
+            .clone()
+            .ok_or(Error::Missing { what: "the queue", remedy: "add `queue: 4096` to the recipe" })
+    }
+
+    /// The class labels of the B samples.
+    pub fn labels(&self) -> Result<&[u32]> {
+        self.inputs.labels.as_deref().ok_or(Error::Missing {
+            what: "class labels",
+            remedy: "use a dataset with labels or another term",
+        })
+    }
+
+    /// The cluster levels; at least one.
+    pub fn levels(&self) -> Result<&[Level<E, D>]> {
+        match self.inputs.levels.as_slice() {
+            [] => Err(Error::Missing {
+                what: "prototypes",
+                remedy: "add a clusterer to the recipe, and let the term start when it has run",
+            }),
+            levels => Ok(levels),
+        }
+    }
+
+    /// Says which term is evaluated next, so that two terms may each have learnable matrices of the same name: the
+    /// matrix `name` is looked up as `scope.name` first.
+    pub fn enter(&self, scope: &str) {
+        self.scope.replace(scope.to_string());
+    }
+
+    /// A learnable matrix of this term, with gradient.
+    pub fn parameter(&self, name: &str) -> Result<Taped<(usize, usize), E, D>> {
+        let scoped = format!("{}.{name}", self.scope.borrow());
+        let found = self.inputs.parameters.get(&scoped).or_else(|| self.inputs.parameters.get(name));
+        let found = found.ok_or(Error::Missing {
+            what: "a learnable matrix",
+            remedy: "give it with the inputs; the engine creates what the term declares",
+        });
+        Ok(found?.retaped())
+    }
+
+    /// Marks the term as skipped for a reason, and gives it the value zero: for batches on which it is undefined,
+    /// such as a uniformity over fewer than two prototypes.
+    pub fn skip(&self, why: impl Into<String>) -> Value<E, D> {
+        self.skipped.borrow_mut().push(why.into());
+        ops::scalar(&self.device, 0.0).retaped()
+    }
+
+    /// The reasons given to [`Batch::skip`] since the last call.
+    pub fn take_skipped(&self) -> Vec<String> {
+        std::mem::take(&mut self.skipped.borrow_mut())
+    }
+
+    /// The batch prototypes of a level, computed once for equal options.
+    ///
+    /// # Errors
+    /// If the level does not exist, or `options.queue` is set and the queue or its sample ids are missing.
+    pub fn prototypes(&self, level: usize, options: PrototypeOptions) -> Result<Rc<BatchPrototypes<E, D>>> {
+        let known = |(l, p): &&(usize, Rc<BatchPrototypes<E, D>>)| *l == level && p.options == options;
+        if let Some((_, found)) = self.prototypes.borrow().iter().find(known) {
+            return Ok(found.clone());
+        }
+        let occupied = self.occupied(level, options)?;
+        let sums = self.prototype_sums(level, &occupied, options, self.z(0)?)?;
+        let made =
+            Rc::new(BatchPrototypes { occupied, online: self.share(sums), keys: OnceCell::new(), options });
+        self.prototypes.borrow_mut().push((level, made.clone()));
+        Ok(made)
+    }
+
+    /// p' of batch prototypes: the same sums over the keys of view 1; a constant with a momentum encoder, with
+    /// gradient otherwise. Shape (|P|, D).
+    pub fn key_prototypes(
+        &self,
+        level: usize,
+        of: &BatchPrototypes<E, D>,
+    ) -> Result<Taped<(usize, usize), E, D>> {
+        if of.keys.get().is_none() {
+            let sums = self.prototype_sums(level, &of.occupied, of.options, self.key(1)?)?;
+            // Only this call sets the cell, so it cannot be full already.
+            let _ = of.keys.set(self.share(sums));
+        }
+        of.keys.get().map(Tensor::retaped).ok_or_else(|| Error::config("key prototypes were not set"))
+    }
+
+    fn level(&self, level: usize) -> Result<&Level<E, D>> {
+        self.levels()?.get(level).ok_or_else(|| Error::config(format!("there is no cluster level {level}")))
+    }
+
+    fn occupied(&self, level: usize, options: PrototypeOptions) -> Result<Vec<usize>> {
+        let level = self.level(level)?;
+        let mut counts = vec![0usize; level.k()];
+        let queued: &[Option<u32>] = if options.queue { &level.queue_assignments } else { &[] };
+        for s in level.assignments.iter().chain(queued).flatten() {
+            counts[*s as usize] += 1;
+        }
+        // A prototype without a member in the batch would be a constant: it has no gradient to give.
+        let mut present = vec![false; level.k()];
+        level.assignments.iter().flatten().for_each(|s| present[*s as usize] = true);
+        Ok((0..level.k()).filter(|j| present[*j] && counts[*j] >= options.n_min.max(1)).collect())
+    }
+
+    fn prototype_sums(
+        &self,
+        level: usize,
+        occupied: &[usize],
+        options: PrototypeOptions,
+        members: Taped<(usize, usize), E, D>,
+    ) -> Result<Taped<(usize, usize), E, D>> {
+        let level = self.level(level)?;
+        let rows = occupied.len();
+        let selector = |assignments: &[Option<u32>]| {
+            let mut m = vec![E::zero(); rows * assignments.len()];
+            for (i, s) in assignments.iter().enumerate() {
+                if let Some(r) = s.and_then(|s| occupied.binary_search(&(s as usize)).ok()) {
+                    m[r * assignments.len() + i] = E::one();
+                }
+            }
+            ops::constant(&self.device, m, (rows, assignments.len()))
+        };
+        let mut sums = selector(&level.assignments).retaped::<OwnedTape<E, D>>().matmul(members);
+        if options.queue {
+            let queue = self.queue()?;
+            if level.queue_assignments.len() != queue.shape().0 {
+                return Err(Error::Missing {
+                    what: "the sample ids of the queue",
+                    remedy: "set `queue: false` in the term",
+                });
+            }
+            sums = sums + selector(&level.queue_assignments).matmul(queue);
+        }
+        if options.rho != 0.0 {
+            let mut pick = vec![E::zero(); rows * level.k()];
+            occupied.iter().enumerate().for_each(|(r, j)| pick[r * level.k() + j] = E::of(options.rho));
+            sums =
+                sums + ops::constant(&self.device, pick, (rows, level.k())).matmul(level.centroids.clone());
+        }
+        Ok(ops::l2_normalize(sums))
+    }
+
+    /// Keeps what was recorded for a tensor that several terms read, and returns the tensor.
+    fn share(&self, tensor: Taped<(usize, usize), E, D>) -> Matrix<E, D> {
+        let (tensor, tape) = tensor.split_tape();
+        let merged = self.shared.take().merge(tape);
+        self.shared.replace(merged);
+        tensor
+    }
+
+    /// Runs the backward pass of an objective over this batch's terms. The batch cannot be used for another one.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn backward(self, objective: Value<E, D>) -> Result<BatchGradients<E>> {
+        let (value, tape) = objective.split_tape();
+        let tape = tape.merge(self.shared.take());
+        let mut gradients: Gradients<E, D> = value.put_tape(tape).try_backward().map_err(Error::device)?;
+        let mut of = |t: &Matrix<E, D>| ops::gradient(&mut gradients, t).map_err(Error::device);
+        let views =
+            self.inputs.views.iter().map(|v| v.as_ref().map(&mut of).transpose()).collect::<Result<_>>()?;
+        let embeddings = self.z.iter().map(|z| z.get().map(&mut of).transpose()).collect::<Result<_>>()?;
+        let parameters = self.inputs.parameters.iter().map(|(n, p)| Ok((n.clone(), of(p)?)));
+        Ok(BatchGradients { views, embeddings, parameters: parameters.collect::<Result<_>>()? })
+    }
+}

@@ -1,0 +1,120 @@
+//! The one macro that declares a component.
+
+/// Declares a component: its struct, its recipe syntax, its help text and its registration.
+///
+/// ```text
+/// component! {
+///     /// Summary in one line.
+///     ///
+///     /// Formula, `# Shapes`, source, chance level.
+///     pub struct MyLoss: ContrastiveLoss {
+///         /// What this field means.
+///         pub temperature: Scheduled<Positive> = Positive::lit(0.2).into(),
+///         /// A field without a default is required.
+///         pub sizes: Vec<Count>,
+///     }
+/// }
+/// ```
+///
+/// The struct gets `Clone`, `Debug`, `Serialize` and a `Deserialize` that refuses unknown and duplicate fields and
+/// fills in defaults. The word after the colon is the kind under which the struct is registered, one of
+/// `Dataset`, `Augmentation`, `Encoder`, `Clusterer`, `ContrastiveLoss`, `Regularizer`, `Optimizer`, `Probe`; the
+/// struct then has to implement that kind's trait. Without the colon it is a plain section of a recipe.
+#[macro_export]
+macro_rules! component {
+    (
+        $(#[doc = $doc:literal])*
+        pub struct $name:ident $(: $kind:ident)? {
+            $( $(#[doc = $fdoc:literal])* pub $field:ident : $ty:ty $(= $default:expr)? ),* $(,)?
+        }
+    ) => {
+        $(#[doc = $doc])*
+        #[derive(Clone, Debug, $crate::private::serde::Serialize)]
+        #[serde(crate = "pauc_traits::private::serde")]
+        pub struct $name {
+            $( $(#[doc = $fdoc])* pub $field: $ty, )*
+        }
+
+        impl $name {
+            /// The documentation of the fields, in the order of their declaration.
+            pub const FIELDS: &'static [$crate::registry::Field] = &[
+                $( $crate::registry::Field {
+                    name: stringify!($field),
+                    ty: stringify!($ty),
+                    doc: concat!($($fdoc, "\n",)*),
+                    default: $crate::component!(@shown $ty $(, $default)?),
+                }, )*
+            ];
+        }
+
+        impl<'de> $crate::private::serde::Deserialize<'de> for $name {
+            fn deserialize<D: $crate::private::serde::Deserializer<'de>>(d: D) -> ::core::result::Result<Self, D::Error> {
+                use $crate::open_set::{OneOf, Problem};
+                struct Fields;
+                impl<'de> $crate::private::serde::de::Visitor<'de> for Fields {
+                    type Value = $name;
+                    fn expecting(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                        f.write_str(concat!("the fields of `", stringify!($name), "`"))
+                    }
+                    #[allow(unused_mut, unused_variables)]
+                    fn visit_map<A: $crate::private::serde::de::MapAccess<'de>>(
+                        self,
+                        mut map: A,
+                    ) -> ::core::result::Result<$name, A::Error> {
+                        const OWNER: &str = stringify!($name);
+                        const KNOWN: &[&str] = &[$(stringify!($field)),*];
+                        $( let mut $field: Option<$ty> = None; )*
+                        let unknown = |name: &str| {
+                            (!KNOWN.contains(&name)).then(|| Problem::unknown_field(name, OWNER, KNOWN))
+                        };
+                        while let Some(key) = map.next_key_seed(OneOf { expecting: "a field name", unknown: &unknown })? {
+                            match key.as_str() {
+                                $( stringify!($field) => {
+                                    if $field.is_some() {
+                                        return Err(Problem::duplicate_field(stringify!($field), OWNER).raise());
+                                    }
+                                    $field = Some(map.next_value::<$ty>()?);
+                                } )*
+                                _ => return Err(Problem::unknown_field(&key, OWNER, KNOWN).raise()),
+                            }
+                        }
+                        Ok($name {
+                            $( $field: match $field {
+                                Some(value) => value,
+                                None => $crate::component!(@missing $field, OWNER $(, $default)?),
+                            }, )*
+                        })
+                    }
+                }
+                d.deserialize_struct(stringify!($name), &[$(stringify!($field)),*], Fields)
+            }
+        }
+
+        $crate::component!(@submit $name ($($doc)*) $($kind)?);
+    };
+
+    (@shown $ty:ty) => { None };
+    (@shown $ty:ty, $default:expr) => {
+        Some(|| {
+            let value: $ty = $default;
+            $crate::open_set::options().to_string(&value).unwrap_or_else(|e| format!("(cannot be shown: {e})"))
+        })
+    };
+    (@missing $field:ident, $owner:ident) => {
+        return Err(Problem::missing_field(stringify!($field), $owner).raise())
+    };
+    (@missing $field:ident, $owner:ident, $default:expr) => { $default };
+
+    (@submit $name:ident ($($doc:literal)*)) => {};
+    (@submit $name:ident ($($doc:literal)*) $kind:ident) => {
+        $crate::private::inventory::submit! {
+            $crate::registry::Entry::<$crate::registry::kind::$kind> {
+                name: stringify!($name),
+                doc: concat!($($doc, "\n",)*),
+                fields: $name::FIELDS,
+                origin: env!("CARGO_PKG_NAME"),
+                build: |d| Ok(Box::new($crate::private::erased_serde::deserialize::<$name>(d)?)),
+            }
+        }
+    };
+}

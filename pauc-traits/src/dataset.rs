@@ -1,0 +1,92 @@
+//! Datasets and augmentations.
+
+use crate::registry::Component;
+use crate::rng::Stream;
+use crate::{Image, ImageShape, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A registered dataset: where images come from.
+pub trait Dataset: Component {
+    /// Opens the dataset: reads or indexes what has to be in memory and checks that it is whole.
+    ///
+    /// # Errors
+    /// If a file or folder is missing, damaged or of another format; the error names it and the remedy.
+    fn open(&self, place: &Place) -> Result<Splits>;
+}
+
+/// Where relative paths of a recipe start.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The folder that relative paths are relative to: the working directory.
+    pub base: PathBuf,
+}
+
+impl Place {
+    /// A recipe's path made absolute.
+    pub fn resolve(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.base.join(path)
+    }
+}
+
+/// An opened dataset.
+#[derive(Clone)]
+pub struct Splits {
+    /// The images to train on.
+    pub train: Arc<dyn ImageSource>,
+    /// The images to evaluate on, if the dataset has them.
+    pub test: Option<Arc<dyn ImageSource>>,
+    /// The names of the classes, index = label; empty when there are no labels.
+    pub classes: Vec<String>,
+    /// Each channel's mean and standard deviation over the training pixels, in 0..1, for normalisation.
+    pub statistics: Vec<(f32, f32)>,
+    /// One line on what the data is, for reports.
+    pub description: String,
+}
+
+/// Images by index. Reading is shared between threads.
+pub trait ImageSource: Send + Sync {
+    /// The number of images.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The shape of all images, or `None` when they differ.
+    fn shape(&self) -> Option<ImageShape>;
+
+    /// Image `index`.
+    ///
+    /// # Errors
+    /// If the image cannot be read or decoded.
+    fn image(&self, index: usize) -> Result<Image<'_>>;
+
+    /// The class labels in index order, if there are any.
+    fn labels(&self) -> Option<&[u32]>;
+
+    /// Labels of another granularity, if there are any: finer or coarser than [`ImageSource::labels`].
+    fn fine_labels(&self) -> Option<&[u32]> {
+        None
+    }
+}
+
+/// A registered augmentation: one step of a view.
+pub trait Augmentation: Component {
+    /// Changes the image, with random numbers from the view's own stream. The pixels may be borrowed from the
+    /// dataset, so that a step that makes new ones, such as a crop, copies nothing first.
+    fn apply<'a>(&self, image: Image<'a>, rng: &mut Stream) -> Image<'a>;
+
+    /// The shape of the result for an input of shape `input`; `None` for an input of unknown shape whose size the
+    /// step keeps.
+    ///
+    /// # Errors
+    /// If the step cannot work on such images.
+    fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>>;
+
+    /// What the step becomes in the evaluation view, which has to be deterministic: by default nothing.
+    fn evaluation(&self) -> Option<Box<dyn Augmentation>> {
+        None
+    }
+}

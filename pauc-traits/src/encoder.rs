@@ -1,0 +1,73 @@
+//! Encoders: images in, features out, with a tape between.
+
+use crate::registry::Component;
+use crate::{Compute, ImageShape, Param, Result, Taped};
+use dfdx::prelude::Tensor;
+
+/// A batch of images, normalised, channels last: (B, H, W, C).
+pub type Images<D> = Tensor<(usize, usize, usize, usize), f32, D>;
+
+/// How a network is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// Training: batch statistics, running statistics updated, operations recorded on the tape.
+    Train,
+    /// The momentum branch: batch statistics, running statistics updated, nothing recorded.
+    Momentum,
+    /// Evaluation: running statistics, nothing recorded.
+    Eval,
+}
+
+/// One layer, for `explain`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// The layer's name, the prefix of its parameters.
+    pub name: String,
+    /// The shape of one image's output, channels last.
+    pub output: Vec<usize>,
+    /// The number of learnable parameters.
+    pub parameters: usize,
+    /// Multiply-adds of one image's forward pass.
+    pub multiply_adds: u64,
+    /// How the layer is computed, where there is a choice; empty otherwise.
+    pub algorithm: String,
+}
+
+/// A network that maps images to feature vectors. It owns its parameters, activations and workspace.
+pub trait Encoder<D: Compute> {
+    /// The width F of the features.
+    fn feature_dim(&self) -> usize;
+
+    /// The features of a batch.
+    ///
+    /// With [`Pass::Train`] the result carries a tape whose backward pass adds to the gradients of
+    /// [`Encoder::parameters`]; at most one such pass may be outstanding. Otherwise the tape is empty.
+    ///
+    /// # Shapes
+    /// images (B, H, W, C) → features (B, F)
+    ///
+    /// # Errors
+    /// If the images have another shape than the encoder was built for, or the device fails.
+    fn forward(&mut self, images: Images<D>, pass: Pass) -> Result<Taped<(usize, usize), f32, D>>;
+
+    /// The learnable parameters in a fixed order.
+    fn parameters(&self) -> Vec<Param<D>>;
+
+    /// State that is saved but not learnt, such as running statistics, in a fixed order.
+    fn statistics(&self) -> Vec<Param<D>>;
+
+    /// An encoder of its own with the same parameters and statistics: the start of a momentum branch.
+    fn duplicate(&self) -> Result<Box<dyn Encoder<D>>>;
+
+    /// The layers in forward order.
+    fn layers(&self) -> Vec<Layer>;
+}
+
+/// A registered encoder: its configuration, from which networks are built.
+pub trait EncoderConfig<D: Compute>: Component {
+    /// Builds the network for images of `input`, with initial weights from the streams of `seed`.
+    ///
+    /// # Errors
+    /// If the input is too small for the strides, has the wrong number of channels, or the device fails.
+    fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>>;
+}

@@ -1,0 +1,66 @@
+//! The vocabulary of pauc: what a component is, and what it may see.
+//!
+//! A *component* is anything a recipe can name: an encoder, a clusterer, a contrastive loss, a regulariser, a
+//! dataset, an augmentation, an optimiser, a probe. Each is one struct, declared with [`component!`], whose
+//! fields are its recipe syntax, whose doc comment is its help text, and whose trait implementation is what it
+//! does. The registry collects them at link time from every crate, this workspace's or anybody else's.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`backend`] | the device behind everything: [`Backend`], [`Compute`], [`Scalar`] |
+//! | [`batch`] | what a term reads: [`Batch`], its views, keys, queue, cluster levels and batch prototypes |
+//! | [`term`] | [`ContrastiveLoss`], [`Regularizer`], what they need and where they start |
+//! | [`encoder`], [`param`] | [`Encoder`], its parameters and gradients |
+//! | [`clusterer`] | [`Clusterer`] and the clusterings it returns |
+//! | [`dataset`], [`image`] | datasets, image sources, augmentations |
+//! | [`optimizer`], [`probe`] | optimisers with complete state, evaluation probes |
+//! | [`registry`], [`open_set`], [`mod@component`] | names to components, RON to components |
+//! | [`number`], [`schedule`] | validated numbers; spans of training and values that change over it |
+//! | [`rng`] | counter-based random streams |
+//! | [`ops`] | the few dfdx idioms that every term needs |
+
+// `component!` names this crate from outside and inside alike.
+extern crate self as pauc_traits;
+
+pub mod backend;
+pub mod batch;
+pub mod clusterer;
+pub mod component;
+pub mod dataset;
+pub mod encoder;
+pub mod error;
+pub mod image;
+pub mod number;
+pub mod open_set;
+pub mod ops;
+pub mod optimizer;
+pub mod param;
+pub mod probe;
+pub mod registry;
+pub mod rng;
+pub mod schedule;
+pub mod term;
+
+pub use backend::{Backend, Compute, Scalar, Tape, Taped, Value};
+pub use batch::Batch;
+pub use clusterer::{Clusterer, Clustering, Features};
+pub use dataset::{Augmentation, Dataset};
+pub use encoder::{Encoder, EncoderConfig, Pass};
+pub use error::{Error, Result};
+pub use image::{Image, ImageShape};
+pub use number::{Count, NonNegative, Positive, UnitInterval};
+pub use open_set::Configured;
+pub use optimizer::Optimizer;
+pub use param::Param;
+pub use probe::Probe;
+pub use schedule::{Clock, Horizon, Scheduled, Span};
+pub use term::{ContrastiveLoss, Needs, Regularizer, TermInfo};
+
+/// What the [`component!`] macro expands to; not part of the public interface.
+#[doc(hidden)]
+pub mod private {
+    pub use erased_serde;
+    pub use inventory;
+    pub use ron;
+    pub use serde;
+}

@@ -1,0 +1,33 @@
+//! Optimisers, with their whole state in the open.
+
+use crate::registry::Component;
+use crate::{Compute, Param, Result};
+
+/// What an optimiser carries from step to step.
+#[derive(Debug)]
+pub struct State<D: Compute> {
+    /// Steps taken.
+    pub steps: u64,
+    /// For each parameter, in the order of the parameters, its buffers in the order of [`Optimizer::slots`].
+    pub slots: Vec<Vec<D::Buffer>>,
+}
+
+/// A registered optimiser.
+pub trait Optimizer<D: Compute>: Component {
+    /// The names of the buffers kept for each parameter, such as `["momentum"]`.
+    fn slots(&self) -> &'static [&'static str];
+
+    /// The base learning rate, which the run's schedule multiplies.
+    fn learning_rate(&self) -> f64;
+
+    /// One update of all parameters that are not frozen.
+    ///
+    /// `scale` is the schedule's factor on the learning rate at this step.
+    fn step(&self, device: &D, params: &[Param<D>], state: &mut State<D>, scale: f64) -> Result<()>;
+
+    /// The state before the first step.
+    fn start(&self, device: &D, params: &[Param<D>]) -> Result<State<D>> {
+        let zeros = |p: &Param<D>| self.slots().iter().map(|_| device.zero_buffer(p.len())).collect();
+        Ok(State { steps: 0, slots: params.iter().map(zeros).collect::<Result<_>>()? })
+    }
+}

@@ -1,0 +1,220 @@
+//! Names to components.
+//!
+//! Every [`component!`](crate::component!) submits one [`Entry`] at link time; this module finds them again,
+//! sorted by name. The order in which the linker lays entries out differs between builds and must not be seen.
+//! A binary that never names a plugin crate does not link it, so binaries name theirs (`use pauc as _;`) and call
+//! [`assert_linked`] once.
+
+use crate::{backend, dataset, probe, term};
+use std::fmt::Debug;
+
+/// One field of a component, for help texts.
+#[derive(Debug)]
+pub struct Field {
+    /// Its name in a recipe.
+    pub name: &'static str,
+    /// Its Rust type as written.
+    pub ty: &'static str,
+    /// Its documentation.
+    pub doc: &'static str,
+    /// The default in recipe syntax; `None` for a required field.
+    pub default: Option<fn() -> String>,
+}
+
+/// One registered component.
+#[derive(Debug)]
+pub struct Entry<T: ?Sized + 'static> {
+    /// The name a recipe uses.
+    pub name: &'static str,
+    /// The whole documentation; the first line is the summary.
+    pub doc: &'static str,
+    /// The fields in the order of their declaration.
+    pub fields: &'static [Field],
+    /// The crate that registered it.
+    pub origin: &'static str,
+    /// Reads the component's fields and builds it.
+    pub build: BuildFn<T>,
+}
+
+/// How an entry builds its component from the fields of a recipe.
+pub type BuildFn<T> =
+    for<'de> fn(&mut dyn erased_serde::Deserializer<'de>) -> Result<Box<T>, erased_serde::Error>;
+
+impl<T: ?Sized> Entry<T> {
+    /// The first line of the documentation.
+    pub fn summary(&self) -> &'static str {
+        self.doc.trim().lines().next().unwrap_or("")
+    }
+}
+
+/// What every component can do besides its job: print itself and be written back into a recipe.
+pub trait Component: Debug + erased_serde::Serialize + Send + Sync + 'static {}
+impl<T: Debug + erased_serde::Serialize + Send + Sync + 'static> Component for T {}
+
+/// A kind of component, that is, a trait object with a registry of its own.
+pub trait Kind: Component {
+    /// What users call the kind, in lower case: "clusterer".
+    const NAME: &'static str;
+    /// All entries, sorted by name.
+    fn entries() -> Vec<&'static Entry<Self>>;
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $alias:ident = $object:ty, $name:literal;)*) => {
+        /// The trait object behind each kind, under the name that [`component!`](crate::component!) uses.
+        pub mod kind {
+            use super::*;
+            $($(#[$doc])* pub type $alias = $object;)*
+        }
+        $(
+            inventory::collect!(Entry<$object>);
+            impl Kind for $object {
+                const NAME: &'static str = $name;
+                fn entries() -> Vec<&'static Entry<Self>> {
+                    let mut all: Vec<_> = inventory::iter::<Entry<$object>>.into_iter().collect();
+                    all.sort_by_key(|e| e.name);
+                    all
+                }
+            }
+        )*
+        /// Every registered component of every kind, sorted by kind and name.
+        pub fn catalogue() -> Vec<Listing> {
+            let mut all = Vec::new();
+            $(all.extend(<$object>::entries().into_iter().map(|e| Listing {
+                kind: $name, name: e.name, doc: e.doc, fields: e.fields, origin: e.origin,
+            }));)*
+            all
+        }
+        /// The names of the kinds, in the order of a recipe.
+        pub const KINDS: &[&str] = &[$($name),*];
+    };
+}
+
+kinds! {
+    /// A dataset.
+    Dataset = dyn dataset::Dataset, "dataset";
+    /// One step of a view.
+    Augmentation = dyn dataset::Augmentation, "augmentation";
+    /// An encoder's configuration.
+    Encoder = dyn backend::PortableEncoder, "encoder";
+    /// A clusterer.
+    Clusterer = dyn backend::PortableClusterer, "clusterer";
+    /// A contrastive loss.
+    ContrastiveLoss = dyn term::PortableLoss, "contrastive loss";
+    /// A regulariser.
+    Regularizer = dyn term::PortableRegularizer, "regulariser";
+    /// An optimiser.
+    Optimizer = dyn backend::PortableOptimizer, "optimizer";
+    /// An evaluation probe.
+    Probe = dyn probe::Probe, "probe";
+}
+
+/// A component of any kind, for `list` and `explain`.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    /// The kind's name.
+    pub kind: &'static str,
+    /// The component's name.
+    pub name: &'static str,
+    /// Its documentation.
+    pub doc: &'static str,
+    /// Its fields.
+    pub fields: &'static [Field],
+    /// The crate it comes from.
+    pub origin: &'static str,
+}
+
+impl Listing {
+    /// The first line of the documentation.
+    pub fn summary(&self) -> &'static str {
+        self.doc.trim().lines().next().unwrap_or("")
+    }
+}
+
+/// What is wrong with a registry.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum RegistryError {
+    /// No component of a kind was linked.
+    #[error(
+        "no {0} is registered: the binary does not link the crates that define them (write `use pauc as _;`)"
+    )]
+    Empty(&'static str),
+    /// Two components share a name.
+    #[error("two components are called `{name}` ({first} and {second}): rename one of them")]
+    Duplicate {
+        /// The name.
+        name: &'static str,
+        /// Kind and crate of one.
+        first: String,
+        /// Kind and crate of the other.
+        second: String,
+    },
+}
+
+/// Checks that every kind has entries and that all names are unique, terms of both kinds and all others alike.
+pub fn assert_linked() -> Result<(), RegistryError> {
+    check(&catalogue())
+}
+
+fn check(all: &[Listing]) -> Result<(), RegistryError> {
+    if let Some(kind) = KINDS.iter().find(|k| !all.iter().any(|l| l.kind == **k)) {
+        return Err(RegistryError::Empty(kind));
+    }
+    let mut sorted: Vec<&Listing> = all.iter().collect();
+    sorted.sort_by_key(|l| l.name);
+    // Kinds have namespaces of their own, except the two kinds of terms, which share one.
+    let space = |l: &Listing| if l.kind == "regulariser" { "contrastive loss" } else { l.kind };
+    for (i, a) in sorted.iter().enumerate() {
+        for b in sorted[i + 1..].iter().take_while(|b| b.name == a.name) {
+            if space(a) == space(b) {
+                let place = |l: &Listing| format!("{} in {}", l.kind, l.origin);
+                return Err(RegistryError::Duplicate { name: a.name, first: place(a), second: place(b) });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The name among `known` that a misspelt `name` most probably meant.
+pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = name.to_lowercase();
+    known
+        .into_iter()
+        .map(|k| (strsim::jaro_winkler(&lower, &k.to_lowercase()), k))
+        .filter(|(score, _)| *score > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1)))
+        .map(|(_, k)| k)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(kind: &'static str, name: &'static str) -> Listing {
+        Listing { kind, name, doc: "", fields: &[], origin: "here" }
+    }
+
+    fn full() -> Vec<Listing> {
+        KINDS.iter().map(|k| listing(k, k)).collect()
+    }
+
+    #[test]
+    fn an_empty_kind_and_a_shared_name_are_found() {
+        assert_eq!(check(&full()), Ok(()));
+        assert_eq!(check(&full()[1..]), Err(RegistryError::Empty("dataset")));
+        let mut all = full();
+        all.push(listing("contrastive loss", "X"));
+        all.push(listing("dataset", "X"));
+        assert_eq!(check(&all), Ok(()), "namespaces of different kinds are separate");
+        all.push(listing("regulariser", "X"));
+        assert!(matches!(check(&all), Err(RegistryError::Duplicate { name: "X", .. })));
+    }
+
+    #[test]
+    fn near_names_are_found_and_far_ones_are_not() {
+        let known = ["temperature", "negatives", "two_sided"];
+        assert_eq!(did_you_mean("temperture", known), Some("temperature"));
+        assert_eq!(did_you_mean("Negative", known), Some("negatives"));
+        assert_eq!(did_you_mean("momentum", known), None);
+    }
+}

@@ -1,0 +1,230 @@
+//! Stretches of training, and values that change along it.
+
+use crate::open_set::Spanned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt::Debug;
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Horizon {
+    /// Optimiser steps in one epoch.
+    pub steps_per_epoch: u64,
+    /// Optimiser steps in the whole run.
+    pub total_steps: u64,
+}
+
+/// Where a run is: the step about to be taken, counted from 0, and the run's length.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Clock {
+    /// The step about to be taken.
+    pub step: u64,
+    /// The run's length.
+    pub horizon: Horizon,
+}
+
+impl Clock {
+    /// A clock that stands at the only step of a run of one step: for evaluating a term outside a run.
+    pub fn still() -> Self {
+        Clock { step: 0, horizon: Horizon { steps_per_epoch: 1, total_steps: 1 } }
+    }
+
+    /// The epoch of the current step.
+    pub fn epoch(&self) -> u64 {
+        self.step / self.horizon.steps_per_epoch.max(1)
+    }
+}
+
+/// A stretch of training, written `Steps(500)`, `Epochs(2)` or `Fraction(0.1)` (of the whole run).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Span {
+    /// Optimiser steps.
+    Steps(u64),
+    /// Epochs; fractions of an epoch are allowed.
+    Epochs(crate::NonNegative),
+    /// A fraction of the whole run.
+    Fraction(crate::UnitInterval),
+}
+
+impl Span {
+    /// Whole epochs, for defaults in code.
+    pub const fn epochs(n: u32) -> Self {
+        Span::Epochs(crate::NonNegative::lit(n as f64))
+    }
+
+    /// The stretch in optimiser steps, rounded to the nearest.
+    pub fn steps(&self, horizon: &Horizon) -> u64 {
+        match *self {
+            Span::Steps(n) => n,
+            Span::Epochs(e) => (e.get() * horizon.steps_per_epoch as f64).round() as u64,
+            Span::Fraction(f) => (f.get() * horizon.total_steps as f64).round() as u64,
+        }
+    }
+}
+
+impl std::fmt::Display for Span {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Span::Steps(n) => write!(f, "step {n}"),
+            Span::Epochs(e) => write!(f, "epoch {e}"),
+            Span::Fraction(x) => write!(f, "{x} of the run"),
+        }
+    }
+}
+
+/// A value along training. `T` is the validated number type of the ends.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Schedule<T> {
+    /// A straight line from `from` to `to` over the stretch, then `to`.
+    Linear {
+        /// First value.
+        from: T,
+        /// Last value.
+        to: T,
+        /// How long it takes.
+        over: Span,
+    },
+    /// Half a cosine from `from` to `to` over the stretch, then `to`.
+    Cosine {
+        /// First value.
+        from: T,
+        /// Last value.
+        to: T,
+        /// How long it takes.
+        over: Span,
+    },
+    /// `from` until the stretch has passed, `to` afterwards.
+    Step {
+        /// Value before.
+        from: T,
+        /// Value afterwards.
+        to: T,
+        /// When it changes.
+        at: Span,
+    },
+    /// A straight line from zero to `to` over the stretch, then `to`: `to·(step+1)/steps`, so that the first step
+    /// is not lost.
+    Warmup {
+        /// The value reached.
+        to: T,
+        /// How long it takes.
+        over: Span,
+    },
+}
+
+/// A constant, written as a plain number, or a [`Schedule`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scheduled<T> {
+    /// The same value throughout.
+    Constant(T),
+    /// A value that changes.
+    Along(Schedule<T>),
+}
+
+impl<T: Copy + Into<f64>> Scheduled<T> {
+    /// The value at a step.
+    pub fn at(&self, clock: &Clock) -> f64 {
+        let progress = |over: &Span| {
+            let steps = over.steps(&clock.horizon);
+            if steps == 0 { 1.0 } else { (clock.step as f64 / steps as f64).min(1.0) }
+        };
+        match self {
+            Scheduled::Constant(v) => (*v).into(),
+            Scheduled::Along(Schedule::Linear { from, to, over }) => {
+                let (a, b): (f64, f64) = ((*from).into(), (*to).into());
+                a + (b - a) * progress(over)
+            }
+            Scheduled::Along(Schedule::Cosine { from, to, over }) => {
+                let (a, b): (f64, f64) = ((*from).into(), (*to).into());
+                b + (a - b) * 0.5 * (1.0 + (std::f64::consts::PI * progress(over)).cos())
+            }
+            Scheduled::Along(Schedule::Step { from, to, at }) => {
+                if clock.step < at.steps(&clock.horizon) {
+                    (*from).into()
+                } else {
+                    (*to).into()
+                }
+            }
+            Scheduled::Along(Schedule::Warmup { to, over }) => {
+                let (steps, to) = (over.steps(&clock.horizon), (*to).into());
+                if clock.step >= steps { to } else { to * (clock.step + 1) as f64 / steps as f64 }
+            }
+        }
+    }
+
+    /// The value at the end of the run, and whether it is the same throughout.
+    pub fn settled(&self, horizon: &Horizon) -> f64 {
+        self.at(&Clock { step: horizon.total_steps, horizon: *horizon })
+    }
+}
+
+impl<T> From<T> for Scheduled<T> {
+    fn from(v: T) -> Self {
+        Scheduled::Constant(v)
+    }
+}
+
+impl<T: Serialize> Serialize for Scheduled<T> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Scheduled::Constant(v) => v.serialize(s),
+            Scheduled::Along(schedule) => schedule.serialize(s),
+        }
+    }
+}
+
+impl<'de, T> Deserialize<'de> for Scheduled<T>
+where
+    T: for<'a> Deserialize<'a>,
+{
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = Spanned::deserialize(d)?;
+        if text.starts_with_identifier() {
+            text.parse().map(Scheduled::Along)
+        } else {
+            text.parse().map(Scheduled::Constant)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{NonNegative, Positive};
+
+    fn at(text: &str, step: u64) -> f64 {
+        let s: Scheduled<NonNegative> = crate::open_set::options().from_str(text).unwrap();
+        s.at(&Clock { step, horizon: Horizon { steps_per_epoch: 10, total_steps: 100 } })
+    }
+
+    #[test]
+    fn schedules_pass_through_their_ends() {
+        assert_eq!(at("0.25", 7), 0.25);
+        assert_eq!(at("3", 7), 3.0);
+        let linear = "Linear(from: 0.0, to: 0.1, over: Epochs(5))";
+        assert_eq!((at(linear, 0), at(linear, 25), at(linear, 50), at(linear, 99)), (0.0, 0.05, 0.1, 0.1));
+        let cosine = "Cosine(from: 1.0, to: 0.0, over: Fraction(0.5))";
+        assert!((at(cosine, 25) - 0.5).abs() < 1e-12 && at(cosine, 50) < 1e-12 && at(cosine, 0) == 1.0);
+        let step = "Step(from: 1.0, to: 2.0, at: Steps(3))";
+        assert_eq!((at(step, 2), at(step, 3)), (1.0, 2.0));
+        let warmup = "Warmup(to: 1.0, over: Steps(4))";
+        assert_eq!((at(warmup, 0), at(warmup, 3), at(warmup, 4)), (0.25, 1.0, 1.0));
+    }
+
+    #[test]
+    fn a_bad_end_or_name_is_refused() {
+        let parse =
+            |t: &str| crate::open_set::options().from_str::<Scheduled<Positive>>(t).unwrap_err().to_string();
+        assert!(parse("-1.0").contains("greater than 0, got -1"));
+        assert!(parse("Linear(from: 0.0, to: 1.0, over: Steps(3))").contains("got 0"));
+        assert!(parse("Linaer(from: 1.0, to: 1.0, over: Steps(3))").contains("Linaer"));
+    }
+
+    #[test]
+    fn schedules_round_trip() {
+        for text in ["0.25", "Linear(from:0.0,to:0.1,over:Epochs(5.0))"] {
+            let s: Scheduled<NonNegative> = crate::open_set::options().from_str(text).unwrap();
+            assert_eq!(crate::open_set::options().to_string(&s).unwrap(), text);
+        }
+    }
+}

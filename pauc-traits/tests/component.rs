@@ -1,0 +1,197 @@
+//! A component declared outside the crate: its syntax, its errors and its place in the registry.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
+
+use dfdx::prelude::*;
+use pauc_traits::backend::{Backend, Scalar, Value};
+use pauc_traits::batch::{Inputs, Level, PrototypeOptions};
+use pauc_traits::open_set::{Problem, Term, code};
+use pauc_traits::registry::kind;
+use pauc_traits::term::Facts;
+use pauc_traits::{
+    Batch, Configured, ContrastiveLoss, Count, Needs, Positive, Result, Scheduled, TermInfo, component, ops,
+};
+
+component! {
+    /// The mean squared length of the raw outputs, divided by a temperature.
+    ///
+    /// For tests.
+    pub struct MeanSquare: ContrastiveLoss {
+        /// The divisor.
+        pub temperature: Scheduled<Positive> = Positive::lit(0.5).into(),
+        /// A required field.
+        pub times: Count,
+    }
+}
+
+impl TermInfo for MeanSquare {
+    fn needs(&self) -> Needs {
+        Needs { queries: &[0], ..Needs::default() }
+    }
+    fn chance_level(&self, _: &Facts) -> Option<f64> {
+        None
+    }
+}
+
+impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for MeanSquare {
+    fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
+        let scale = self.times.get() as f64 / self.temperature.at(batch.clock()) / batch.size() as f64;
+        Ok(ops::total(batch.x(0)?.square()) * E::of(scale))
+    }
+}
+
+fn problem(text: &str) -> (ron::error::SpannedError, Problem) {
+    let error = Term::parse(text).unwrap_err();
+    let problem = Problem::parse(&error.code.to_string()).unwrap_or_else(|| panic!("no problem in {error}"));
+    (error, problem)
+}
+
+#[test]
+fn recipe_text_becomes_a_component_and_back() {
+    let term = Term::parse("MeanSquare(times: 3)").unwrap();
+    let written = pauc_traits::open_set::options().to_string(&term).unwrap();
+    assert_eq!(written, "MeanSquare(temperature:0.5,times:3)");
+    assert_eq!(pauc_traits::open_set::options().to_string(&Term::parse(&written).unwrap()).unwrap(), written);
+    let scheduled = "MeanSquare(temperature:Linear(from:1.0,to:0.5,over:Epochs(2.0)),times:3)";
+    let again = pauc_traits::open_set::options().to_string(&Term::parse(scheduled).unwrap()).unwrap();
+    assert_eq!(again, scheduled);
+}
+
+#[test]
+fn errors_carry_code_span_and_remedy() {
+    let (error, p) = problem("MeanSquare(\n    temperture: 0.2,\n    times: 3)");
+    assert_eq!((p.code, p.suggestion.as_deref()), (code::UNKNOWN_FIELD, Some("temperature")));
+    assert_eq!((error.span.start.line, error.span.start.col), (2, 5));
+    let (_, p) = problem("MeanSqare(times: 3)");
+    assert_eq!((p.code, p.suggestion.as_deref()), (code::UNKNOWN_NAME, Some("MeanSquare")));
+    let (_, p) = problem("MeanSquare()");
+    assert_eq!(p.code, code::MISSING_FIELD);
+    let (_, p) = problem("MeanSquare(times: 3, times: 4)");
+    assert_eq!(p.code, code::DUPLICATE_FIELD);
+    let range = Term::parse("MeanSquare(temperature: -1.0, times: 3)").unwrap_err();
+    assert!(range.to_string().contains("greater than 0, got -1"), "{range}");
+}
+
+#[test]
+fn the_registry_tells_documentation_and_defaults() {
+    let entry = Configured::<kind::ContrastiveLoss>::parse("MeanSquare(times: 1)").unwrap().entry;
+    assert_eq!(entry.summary(), "The mean squared length of the raw outputs, divided by a temperature.");
+    assert_eq!(entry.origin, "pauc-traits");
+    assert_eq!(entry.fields[0].default.unwrap()(), "0.5");
+    assert_eq!(entry.fields[0].doc.trim(), "The divisor.");
+    assert!(entry.fields[1].default.is_none());
+}
+
+fn matrix(rows: usize, cols: usize, phase: f64) -> Vec<f64> {
+    (0..rows * cols).map(|n| (phase + 1.3 * n as f64).sin() + 0.1).collect()
+}
+
+fn toy(dev: &Cpu) -> Inputs<f64, Cpu> {
+    Inputs {
+        views: vec![Some(dev.tensor_from_vec(matrix(6, 4, 0.1), (6, 4)))],
+        keys: vec![None, Some(dev.tensor_from_vec(matrix(6, 4, 0.7), (6, 4)))],
+        queue: Some(ops::l2_normalize(dev.tensor_from_vec(matrix(3, 4, 2.0), (3, 4)))),
+        levels: vec![Level {
+            centroids: ops::l2_normalize(dev.tensor_from_vec(matrix(3, 4, 5.0), (3, 4))),
+            concentration: vec![0.2; 3],
+            assignments: vec![Some(0), Some(2), Some(2), None, Some(0), Some(2)],
+            queue_assignments: vec![Some(2), None, Some(1)],
+            negatives: None,
+        }],
+        ..Inputs::default()
+    }
+}
+
+/// norm(Σ members + ρ·centroid), written with loops.
+fn naive_prototype(rows: &[&[f64]], centroid: &[f64], rho: f64) -> Vec<f64> {
+    let unit = |v: &[f64]| {
+        let n = v.iter().map(|x| x * x).sum::<f64>().sqrt();
+        v.iter().map(|x| x / n).collect::<Vec<_>>()
+    };
+    let mut sum: Vec<f64> = centroid.iter().map(|c| c * rho).collect();
+    for row in rows {
+        sum.iter_mut().zip(unit(row)).for_each(|(s, x)| *s += x);
+    }
+    unit(&sum)
+}
+
+#[test]
+fn batch_prototypes_equal_their_definition() {
+    let dev = Cpu::default();
+    let batch = Batch::new(&dev, toy(&dev)).unwrap();
+    let options = PrototypeOptions { rho: 0.5, n_min: 1, queue: true };
+    let p = batch.prototypes(0, options).unwrap();
+    assert_eq!(p.occupied, [0, 2], "prototype 1 has a member in the queue only");
+    let (x, k, q) = (matrix(6, 4, 0.1), matrix(6, 4, 0.7), matrix(3, 4, 2.0));
+    let c = batch.levels().unwrap()[0].centroids.as_vec();
+    let row = |m: &'static str, i: usize| -> Vec<f64> {
+        let m = match m {
+            "x" => &x,
+            "k" => &k,
+            _ => &q,
+        };
+        m[i * 4..i * 4 + 4].to_vec()
+    };
+    for (branch, got) in [("x", p.online()), ("k", batch.key_prototypes(0, &p).unwrap())] {
+        let members = [row(branch, 1), row(branch, 2), row(branch, 5), row("q", 0)];
+        let refs: Vec<&[f64]> = members.iter().map(Vec::as_slice).collect();
+        let want = naive_prototype(&refs, &c[8..12], 0.5);
+        for (g, w) in got.as_vec()[4..8].iter().zip(&want) {
+            assert!((g - w).abs() < 1e-9, "{branch}: {g} for {w}");
+        }
+    }
+    assert!(std::rc::Rc::ptr_eq(&p, &batch.prototypes(0, options).unwrap()), "computed once");
+    let strict = PrototypeOptions { n_min: 3, ..PrototypeOptions::default() };
+    assert_eq!(batch.prototypes(0, strict).unwrap().occupied, [2]);
+}
+
+#[test]
+fn gradients_through_prototypes_agree_with_finite_differences() {
+    let dev = Cpu::default();
+    let value = |x: Vec<f64>, grads: bool| {
+        let mut inputs = toy(&dev);
+        inputs.views[0] = Some(dev.tensor_from_vec(x, (6, 4)));
+        let batch = Batch::new(&dev, inputs).unwrap();
+        let p = batch.prototypes(0, PrototypeOptions::default()).unwrap();
+        let kp = batch.key_prototypes(0, &p).unwrap();
+        let value = ops::total(p.online() * kp) + ops::total(batch.z(0).unwrap().sin());
+        let number = ops::item(&value);
+        (number, grads.then(|| batch.backward(value).unwrap().views[0].clone().unwrap()))
+    };
+    let x = matrix(6, 4, 0.1);
+    let gradient = value(x.clone(), true).1.unwrap();
+    for i in 0..x.len() {
+        let shifted = |by: f64| {
+            let mut x = x.clone();
+            x[i] += by;
+            value(x, false).0
+        };
+        let numeric = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
+        assert!((numeric - gradient[i]).abs() < 1e-8, "{i}: {numeric} for {}", gradient[i]);
+    }
+}
+
+#[test]
+fn missing_inputs_and_wrong_shapes_are_errors_with_a_remedy() {
+    let dev = Cpu::default();
+    let mut inputs = toy(&dev);
+    inputs.queue = None;
+    inputs.levels.clear();
+    let batch = Batch::new(&dev, inputs).unwrap();
+    for error in [
+        batch.queue().err(),
+        batch.levels().err(),
+        batch.labels().err(),
+        batch.momentum_key(0).err(),
+        batch.z(1).err(),
+    ] {
+        let text = error.unwrap().to_string();
+        assert!(text.contains("this run does not have"), "{text}");
+    }
+    let mut inputs = toy(&dev);
+    inputs.keys[1] = Some(dev.tensor_from_vec(matrix(5, 4, 0.0), (5, 4)));
+    let text = Batch::new(&dev, inputs).err().unwrap().to_string();
+    assert_eq!(text, "batch: key1: is 5×4, but view0 is 6×4");
+    let mut inputs = toy(&dev);
+    inputs.levels[0].assignments[0] = Some(3);
+    assert!(Batch::new(&dev, inputs).err().unwrap().to_string().contains("prototype 3 of only 3"));
+}
