@@ -1,0 +1,345 @@
+//! Convolution by its definition, with sums over taps and channels kept in registers.
+//!
+//! A row of the kernel times all channels is contiguous in a channels-last map, so the sum of one output pixel has
+//! only as many pieces as the kernel has rows. No patches are copied.
+
+use super::{Geometry, Packed, pack};
+use crate::buffer::Buffer;
+use crate::layout::Layout;
+use crate::micro::{Operands, Panel, Tap};
+use crate::simd::{Simd, dispatch};
+use crate::threads::{self, Shared};
+
+/// Kernels have at most this many rows.
+const LARGEST: usize = 11;
+/// Output pixels that one portion of work computes, about: its maps and a panel of weights stay in the L2 cache.
+const PIXELS: usize = 256;
+
+/// Packs weights, (out, in, height, width), for [`forward`] on maps of `pitch` channels.
+pub fn pack_forward(simd: Simd, g: Geometry, pitch: usize, w: &[f32], to: &mut Packed) {
+    pack::forward(simd, g, pitch, w, to.reserve(g.kernel * g.kernel * pitch * g.output_pitch()));
+}
+
+/// Packs weights, (out, in, height, width), for [`input_gradient`] into maps of `pitch` channels.
+pub fn pack_input_gradient(simd: Simd, g: Geometry, pitch: usize, w: &[f32], to: &mut Packed) {
+    pack::input_gradient(simd, g, pitch, w, to.reserve(g.kernel * g.kernel * pitch * g.output_pitch()));
+}
+
+fn rows_of_a_portion(width: usize) -> usize {
+    PIXELS.div_ceil(width)
+}
+
+#[inline(always)]
+unsafe fn forward_rows<V: Panel>(
+    rows: std::ops::Range<usize>,
+    (g, columns): (Geometry, usize),
+    (x, xl): (*const f32, Layout),
+    w: *const f32,
+    (y, yl): (Shared<'_, f32>, Layout),
+) {
+    let depth = g.kernel * xl.pitch;
+    let mut taps = [Tap::default(); LARGEST];
+    for (ky, tap) in taps.iter_mut().enumerate() {
+        *tap = Tap { a: ky * xl.row(), b: ky * depth * columns };
+    }
+    let start = (xl.before - g.padding) * (xl.row() + xl.pitch);
+    for block in 0..yl.pitch / columns {
+        for r in rows.clone() {
+            let from = r / yl.height * xl.image() + r % yl.height * g.stride * xl.row() + start;
+            let o = Operands {
+                a: x.wrapping_add(from),
+                a_row: g.stride * xl.pitch,
+                a_step: 1,
+                b: w.wrapping_add(block * g.kernel * depth * columns),
+                b_step: columns,
+                c: y.at(yl.row_at(r) + block * columns),
+                c_row: yl.pitch,
+            };
+            // SAFETY: `check_input` and `check_output` keep every pixel inside its slice; rows of y are disjoint.
+            unsafe { V::panel(columns, yl.width, &taps[..g.kernel], depth, o, false) };
+        }
+    }
+}
+
+/// y ← x ∗ w.
+///
+/// # Shapes
+/// x: the geometry's input with a halo of at least its padding; y: its output, channels rounded up.
+///
+/// # Panics
+/// If slices, layouts and geometry do not agree.
+pub fn forward(
+    simd: Simd,
+    g: Geometry,
+    (x, xl): (&[f32], Layout),
+    w: &Packed,
+    (y, yl): (&mut [f32], Layout),
+) {
+    g.check_input(x, xl);
+    g.check_output(y, yl);
+    assert!(xl.batch == yl.batch && g.kernel <= LARGEST);
+    assert_eq!(w.0.len(), g.kernel * g.kernel * xl.pitch * yl.pitch, "weights packed for another layer");
+    let size = rows_of_a_portion(yl.width);
+    let y = Shared::new(y);
+    threads::for_each(yl.rows().div_ceil(size), |i| {
+        let rows = i * size..yl.rows().min((i + 1) * size);
+        let shape = (g, simd.panel(yl.pitch));
+        let (x, y, w) = ((x.as_ptr(), xl), (y, yl), w.0.as_ptr());
+        dispatch!(simd => forward_rows(
+            rows: std::ops::Range<usize>, shape: (Geometry, usize), x: (*const f32, Layout), w: *const f32,
+            y: (Shared<'_, f32>, Layout),
+        ));
+    });
+}
+
+/// Input pixels with the same remainder modulo the stride: they meet the same taps of the kernel.
+#[derive(Clone, Copy)]
+struct Phase {
+    /// The first row or column of the phase.
+    first: usize,
+    /// How many there are.
+    count: usize,
+    /// (tap, offset of the output pixel from the count's index) pairs.
+    taps: [(usize, usize); LARGEST],
+    len: usize,
+}
+
+impl Phase {
+    fn new(g: Geometry, side: usize, first: usize) -> Self {
+        let count = side.saturating_sub(first).div_ceil(g.stride);
+        let mut p = Phase { first, count, taps: [(0, 0); LARGEST], len: 0 };
+        for k in 0..g.kernel {
+            // Input row y meets output row (y + padding − k) / stride where that is whole. Offsets are from one
+            // output pixel before the map, where the halo is.
+            let shift = (first + g.padding + g.stride) as isize - k as isize;
+            if shift >= 0 && (shift as usize).is_multiple_of(g.stride) {
+                p.taps[p.len] = (k, shift as usize / g.stride);
+                p.len += 1;
+            }
+        }
+        p
+    }
+}
+
+#[inline(always)]
+unsafe fn gradient_rows<V: Panel>(
+    rows: std::ops::Range<usize>,
+    (g, columns, add): (Geometry, usize, bool),
+    phases: (&Phase, &Phase),
+    (dy, dyl): (*const f32, Layout),
+    w: *const f32,
+    (dx, dxl): (Shared<'_, f32>, Layout),
+) {
+    let (py, px) = phases;
+    let depth = dyl.pitch;
+    let mut taps = [Tap::default(); LARGEST * LARGEST];
+    let mut n = 0;
+    for &(ky, oy) in &py.taps[..py.len] {
+        for &(kx, ox) in &px.taps[..px.len] {
+            taps[n] = Tap { a: oy * dyl.row() + ox * dyl.pitch, b: (ky * g.kernel + kx) * depth * columns };
+            n += 1;
+        }
+    }
+    if n == 0 && add {
+        return;
+    }
+    // One pixel before the map, see `Phase`; outside the slice only when no tap reads there.
+    let start = dyl.row_at(0) as isize - (dyl.row() + dyl.pitch) as isize;
+    for block in 0..dxl.pitch / columns {
+        for r in rows.clone() {
+            let (image, i) = (r / py.count, r % py.count);
+            let row = dxl.row_at(image * dxl.height + py.first + i * g.stride);
+            let o = Operands {
+                a: dy.wrapping_offset(start + (image * dyl.image() + i * dyl.row()) as isize),
+                a_row: dyl.pitch,
+                a_step: 1,
+                b: w.wrapping_add(block * g.kernel * g.kernel * depth * columns),
+                b_step: columns,
+                c: dx.at(row + px.first * dxl.pitch + block * columns),
+                c_row: g.stride * dxl.pitch,
+            };
+            // SAFETY: the halo of dy holds what the phases' taps read (checked by `input_gradient`), and pixels of
+            // different rows and phases are disjoint.
+            unsafe { V::panel(columns, px.count, &taps[..n], depth, o, add) };
+        }
+    }
+}
+
+/// dx ← dy ∗ wᵀ, or dx ← dx + dy ∗ wᵀ if `add`.
+///
+/// # Shapes
+/// dy: the geometry's output with a halo that its padding asks for; dx: its input, channels rounded up.
+///
+/// # Panics
+/// If slices, layouts and geometry do not agree.
+pub fn input_gradient(
+    simd: Simd,
+    g: Geometry,
+    (dy, dyl): (&[f32], Layout),
+    w: &Packed,
+    (dx, dxl): (&mut [f32], Layout),
+    add: bool,
+) {
+    g.check_output(dy, dyl);
+    assert!((dxl.height, dxl.width, dxl.batch) == (g.height, g.width, dyl.batch) && dx.len() >= dxl.len());
+    assert!(g.kernel <= LARGEST && w.0.len() == g.kernel * g.kernel * dxl.pitch * dyl.pitch);
+    let dx = Shared::new(dx);
+    let phases =
+        |side: usize| (0..g.stride).map(move |first| Phase::new(g, side, first)).filter(|p| p.count > 0);
+    for py in phases(g.height) {
+        for px in phases(g.width) {
+            for (p, [side, after]) in [(&py, [dyl.height, dyl.below]), (&px, [dyl.width, dyl.right])] {
+                for (_, offset) in &p.taps[..p.len] {
+                    assert!(offset + dyl.before >= 1, "{g:?} reads before {dyl:?}");
+                    assert!(offset + p.count - 1 <= side + after, "{g:?} reads beyond {dyl:?}");
+                }
+            }
+            let total = dxl.batch * py.count;
+            let size = rows_of_a_portion(px.count);
+            threads::for_each(total.div_ceil(size), |i| {
+                let rows = i * size..total.min((i + 1) * size);
+                let shape = (g, simd.panel(dxl.pitch), add);
+                let (dy, dx, w, phases) = ((dy.as_ptr(), dyl), (dx, dxl), w.0.as_ptr(), (&py, &px));
+                dispatch!(simd => gradient_rows(
+                    rows: std::ops::Range<usize>, shape: (Geometry, usize, bool), phases: (&Phase, &Phase),
+                    dy: (*const f32, Layout), w: *const f32, dx: (Shared<'_, f32>, Layout),
+                ));
+            });
+        }
+    }
+}
+
+/// Output rows whose products one call of the micro-kernel sums.
+const ROWS: usize = 32;
+
+#[inline(always)]
+unsafe fn weight_rows<V: Panel>(
+    rows: std::ops::Range<usize>,
+    (g, columns, ky, block): (Geometry, usize, usize, usize),
+    (x, xl): (*const f32, Layout),
+    (dy, dyl): (*const f32, Layout),
+    sum: *mut f32,
+) {
+    let start = (xl.before - g.padding) * (xl.row() + xl.pitch) + ky * xl.row();
+    // As many rows as leave a panel of dy in the L1 cache.
+    let size = (8192 / (dyl.width * columns)).clamp(1, ROWS);
+    let mut taps = [Tap::default(); ROWS];
+    let mut r = rows.start;
+    while r < rows.end {
+        let n = size.min(rows.end - r);
+        for (j, tap) in taps[..n].iter_mut().enumerate() {
+            let (image, y) = ((r + j) / dyl.height, (r + j) % dyl.height);
+            *tap = Tap { a: image * xl.image() + y * g.stride * xl.row() + start, b: dyl.row_at(r + j) };
+        }
+        let o = Operands {
+            a: x,
+            a_row: 1,
+            a_step: g.stride * xl.pitch,
+            b: dy.wrapping_add(block * columns),
+            b_step: dyl.pitch,
+            c: sum.wrapping_add(ky * g.kernel * xl.pitch * dyl.pitch + block * columns),
+            c_row: dyl.pitch,
+        };
+        // SAFETY: checked by `weight_gradient`; `sum` is this portion's own.
+        unsafe { V::panel(columns, g.kernel * xl.pitch, &taps[..n], dyl.width, o, r > rows.start) };
+        r += n;
+    }
+}
+
+/// dw ← dw + the gradient with respect to the weights, (out, in, height, width).
+///
+/// The sum over pixels is taken in a number of parts that depends on the shape alone; `work` keeps them.
+///
+/// # Shapes
+/// x: the geometry's input with a halo of at least its padding; dy: its output, channels rounded up.
+///
+/// # Panics
+/// If slices, layouts and geometry do not agree.
+pub fn weight_gradient(
+    simd: Simd,
+    g: Geometry,
+    (x, xl): (&[f32], Layout),
+    (dy, dyl): (&[f32], Layout),
+    work: &mut Buffer,
+    dw: &mut [f32],
+) {
+    g.check_input(x, xl);
+    g.check_output(dy, dyl);
+    assert!(xl.batch == dyl.batch && dw.len() == g.weights());
+    let size = g.kernel * g.kernel * xl.pitch * dyl.pitch;
+    let parts = super::parts(size, dyl.rows());
+    if work.len() < parts * size {
+        *work = Buffer::zeros(parts * size);
+    }
+    let columns = simd.panel(dyl.pitch);
+    let blocks = dyl.pitch / columns;
+    let sums = Shared::new(work);
+    threads::for_each(parts * blocks * g.kernel, |i| {
+        let (part, block, ky) = (i / (blocks * g.kernel), i / g.kernel % blocks, i % g.kernel);
+        let rows = threads::portion(dyl.rows(), parts, part);
+        let (shape, sum) = ((g, columns, ky, block), sums.at(part * size));
+        let (x, dy) = ((x.as_ptr(), xl), (dy.as_ptr(), dyl));
+        // Each portion writes the rows `ky` and columns `block` of its part's sum.
+        dispatch!(simd => weight_rows(
+            rows: std::ops::Range<usize>, shape: (Geometry, usize, usize, usize), x: (*const f32, Layout),
+            dy: (*const f32, Layout), sum: *mut f32,
+        ));
+    });
+    pack::add_weight_gradient(g, xl.pitch, work, parts, dw);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{cases::*, reference};
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        #[test]
+        fn forward_equals_the_definition((g, batch) in geometry(), seed in 0u64..1000) {
+            let case = Case::new(g, batch, seed);
+            let (x, xl) = case.input();
+            let want = reference::forward(g, batch, &case.x, &case.w);
+            for simd in Simd::all().iter().copied() {
+                let (yl, mut w) = (case.flat_output(), Packed::default());
+                let mut y = vec![f32::NAN; yl.len()];
+                pack_forward(simd, g, xl.pitch, &case.w, &mut w);
+                forward(simd, g, (&x, xl), &w, (&mut y, yl));
+                compare(&y, yl, g.outputs, &want, 1e-5)?;
+            }
+        }
+
+        #[test]
+        fn input_gradient_equals_the_definition((g, batch) in geometry(), seed in 0u64..1000, add: bool) {
+            prop_assume!(g.kernel <= 3 && g.inputs >= 4);
+            let case = Case::new(g, batch, seed);
+            let (dy, dyl) = case.output_gradient();
+            let mut want = reference::input_gradient(g, batch, &case.dy, &case.w);
+            for simd in Simd::all().iter().copied() {
+                let (dxl, mut w) = (case.flat_input(), Packed::default());
+                let mut dx = if add { place(&case.x, g.inputs, dxl) } else { place(&vec![f32::NAN; case.x.len()], g.inputs, dxl) };
+                pack_input_gradient(simd, g, dxl.pitch, &case.w, &mut w);
+                input_gradient(simd, g, (&dy, dyl), &w, (&mut dx, dxl), add);
+                if add && simd == Simd::all()[0] {
+                    want.iter_mut().zip(&case.x).for_each(|(w, x)| *w += *x as f64);
+                }
+                compare(&dx, dxl, g.inputs, &want, 1e-5)?;
+            }
+        }
+
+        #[test]
+        fn weight_gradient_equals_the_definition((g, batch) in geometry(), seed in 0u64..1000) {
+            let case = Case::new(g, batch, seed);
+            let ((x, xl), (dy, dyl)) = (case.input(), case.output_gradient());
+            let mut want = reference::weight_gradient(g, batch, &case.x, &case.dy);
+            want.iter_mut().zip(&case.w).for_each(|(d, w)| *d += *w as f64);
+            for simd in Simd::all().iter().copied() {
+                let (mut dw, mut work) = (case.w.clone(), Buffer::default());
+                weight_gradient(simd, g, (&x, xl), (&dy, dyl), &mut work, &mut dw);
+                compare_weights(&dw, &want, 1e-5)?;
+            }
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Convolutions of channels-last maps: forward, and the gradients with respect to input and weight.
+//!
+//! Weights come and gradients go in interchange order, (out, in, height, width); [`Packed`] holds them as a kernel
+//! reads them and is filled once a step. Channels of maps are rounded up to [`CHANNELS`]; the values beyond are zero.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`direct`] | any size, any stride: taps × channels summed in registers |
+//! | [`winograd`] | 3×3 at stride 1 with a quarter of the multiplications |
+//! | [`Convolution`] | one layer with its workspace; chooses between them |
+//! | `pack` | weights from interchange order and back |
+
+pub mod direct;
+mod layer;
+mod pack;
+pub mod winograd;
+
+pub use layer::{Algorithm, Convolution};
+
+use crate::buffer::Buffer;
+use crate::layout::Layout;
+use crate::simd::CHANNELS;
+
+/// The shape of a convolution, for one image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Rows of the input.
+    pub height: usize,
+    /// Columns of the input.
+    pub width: usize,
+    /// Channels of the input.
+    pub inputs: usize,
+    /// Channels of the output.
+    pub outputs: usize,
+    /// Rows and columns of the kernel.
+    pub kernel: usize,
+    /// Distance between applications of the kernel.
+    pub stride: usize,
+    /// Zeros around the input.
+    pub padding: usize,
+}
+
+impl Geometry {
+    /// Rows and columns of the output.
+    pub fn output(&self) -> (usize, usize) {
+        let side = |n: usize| (n + 2 * self.padding - self.kernel) / self.stride + 1;
+        (side(self.height), side(self.width))
+    }
+
+    /// Multiply-adds of one image's forward pass.
+    pub fn multiply_adds(&self) -> u64 {
+        let (h, w) = self.output();
+        (h * w * self.outputs * self.inputs * self.kernel * self.kernel) as u64
+    }
+
+    /// The number of weights.
+    pub fn weights(&self) -> usize {
+        self.outputs * self.inputs * self.kernel * self.kernel
+    }
+
+    /// The pitch of the output: its channels, rounded up.
+    pub fn output_pitch(&self) -> usize {
+        self.outputs.next_multiple_of(CHANNELS)
+    }
+
+    fn check_input(&self, x: &[f32], l: Layout) {
+        let (oh, ow) = self.output();
+        let reach = |o: usize| (o - 1) * self.stride + self.kernel;
+        assert!(
+            (l.height, l.width) == (self.height, self.width) && l.pitch >= self.inputs,
+            "{self:?} on {l:?}"
+        );
+        assert!(l.before >= self.padding && x.len() >= l.len(), "{self:?} on {l:?} of {} values", x.len());
+        let start = l.before - self.padding;
+        assert!(start + reach(oh) <= l.before + l.height + l.below, "{self:?} reads below {l:?}");
+        assert!(start + reach(ow) <= l.before + l.width + l.right, "{self:?} reads right of {l:?}");
+    }
+
+    fn check_output(&self, y: &[f32], l: Layout) {
+        assert!((l.height, l.width) == self.output(), "{self:?} into {l:?}");
+        assert!(
+            l.pitch == self.output_pitch() && y.len() >= l.len(),
+            "{self:?} into {l:?} of {} values",
+            y.len()
+        );
+    }
+}
+
+/// Weights in the order in which a kernel reads them.
+#[derive(Clone, Debug, Default)]
+pub struct Packed(Buffer);
+
+impl Packed {
+    /// Room for `len` values, kept from one step to the next.
+    fn reserve(&mut self, len: usize) -> &mut [f32] {
+        if self.0.len() != len {
+            self.0 = Buffer::zeros(len);
+        }
+        &mut self.0
+    }
+}
+
+/// In how many parts a sum over `rows` is taken that needs `size` values a part: many for parallelism, but no more
+/// than stay in a cache together.
+fn parts(size: usize, rows: usize) -> usize {
+    ((1 << 20) / size.max(1)).clamp(1, 16).min(rows.max(1))
+}
+
+#[cfg(test)]
+pub(crate) mod reference {
+    //! Convolutions as their definition has them, in `f64`, over images without halo or rounding.
+    use super::*;
+
+    /// Calls `visit(input, weight, output)` with the indices of every product.
+    fn products(g: Geometry, batch: usize, mut visit: impl FnMut(usize, usize, usize)) {
+        let (oh, ow) = g.output();
+        for b in 0..batch {
+            for (oy, ox) in (0..oh).flat_map(|y| (0..ow).map(move |x| (y, x))) {
+                for (ky, kx) in (0..g.kernel).flat_map(|y| (0..g.kernel).map(move |x| (y, x))) {
+                    let (iy, ix) = (oy * g.stride + ky, ox * g.stride + kx);
+                    if iy < g.padding || ix < g.padding {
+                        continue;
+                    }
+                    let (iy, ix) = (iy - g.padding, ix - g.padding);
+                    if iy >= g.height || ix >= g.width {
+                        continue;
+                    }
+                    for o in 0..g.outputs {
+                        for i in 0..g.inputs {
+                            visit(
+                                ((b * g.height + iy) * g.width + ix) * g.inputs + i,
+                                ((o * g.inputs + i) * g.kernel + ky) * g.kernel + kx,
+                                ((b * oh + oy) * ow + ox) * g.outputs + o,
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    pub fn forward(g: Geometry, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
+        let (oh, ow) = g.output();
+        let mut y = vec![0.0; batch * oh * ow * g.outputs];
+        products(g, batch, |i, k, o| y[o] += x[i] as f64 * w[k] as f64);
+        y
+    }
+
+    pub fn input_gradient(g: Geometry, batch: usize, dy: &[f32], w: &[f32]) -> Vec<f64> {
+        let mut dx = vec![0.0; batch * g.height * g.width * g.inputs];
+        products(g, batch, |i, k, o| dx[i] += dy[o] as f64 * w[k] as f64);
+        dx
+    }
+
+    pub fn weight_gradient(g: Geometry, batch: usize, x: &[f32], dy: &[f32]) -> Vec<f64> {
+        let mut dw = vec![0.0; g.weights()];
+        products(g, batch, |i, k, o| dw[k] += dy[o] as f64 * x[i] as f64);
+        dw
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod cases {
+    //! One random convolution with everything that its kernels read, in both layouts.
+    use super::*;
+    use crate::layout::copy_pixels;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    pub struct Case {
+        pub g: Geometry,
+        pub batch: usize,
+        pub x: Vec<f32>,
+        pub w: Vec<f32>,
+        pub dy: Vec<f32>,
+    }
+
+    pub fn noise(len: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        (0..len)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    impl Case {
+        pub fn new(g: Geometry, batch: usize, seed: u64) -> Self {
+            let (oh, ow) = g.output();
+            Case {
+                g,
+                batch,
+                x: noise(batch * g.height * g.width * g.inputs, seed),
+                w: noise(g.weights(), seed + 1),
+                dy: noise(batch * oh * ow * g.outputs, seed + 2),
+            }
+        }
+
+        /// Images keep their channels, feature maps are rounded up.
+        pub fn input_pitch(&self) -> usize {
+            if self.g.inputs < 4 { self.g.inputs } else { self.g.inputs.next_multiple_of(CHANNELS) }
+        }
+
+        pub fn input(&self) -> (Buffer, Layout) {
+            let l = Layout::haloed(
+                self.batch,
+                self.g.height,
+                self.g.width,
+                self.input_pitch(),
+                self.g.padding.max(1),
+            );
+            (place(&self.x, self.g.inputs, l), l)
+        }
+
+        pub fn flat_input(&self) -> Layout {
+            Layout::flat(self.batch, self.g.height, self.g.width, self.input_pitch())
+        }
+
+        pub fn flat_output(&self) -> Layout {
+            let (oh, ow) = self.g.output();
+            Layout::flat(self.batch, oh, ow, self.g.output_pitch())
+        }
+
+        pub fn output_gradient(&self) -> (Buffer, Layout) {
+            let (oh, ow) = self.g.output();
+            let l = Layout::haloed(self.batch, oh, ow, self.g.output_pitch(), 1);
+            (place(&self.dy, self.g.outputs, l), l)
+        }
+    }
+
+    pub fn place(values: &[f32], channels: usize, l: Layout) -> Buffer {
+        let mut buffer = Buffer::zeros(l.len());
+        copy_pixels((values, Layout::flat(l.batch, l.height, l.width, channels)), (&mut buffer, l));
+        buffer
+    }
+
+    /// The map in `l` equals `want` with `channels`, and what lies beyond the channels is zero.
+    pub fn compare(
+        got: &[f32],
+        l: Layout,
+        channels: usize,
+        want: &[f64],
+        tolerance: f64,
+    ) -> Result<(), TestCaseError> {
+        let size = want.iter().fold(1.0f64, |m, v| m.max(v.abs()));
+        for r in 0..l.rows() {
+            for x in 0..l.width {
+                for c in 0..l.pitch {
+                    let got = got[l.row_at(r) + x * l.pitch + c] as f64;
+                    let want = if c < channels { want[(r * l.width + x) * channels + c] } else { 0.0 };
+                    prop_assert!(
+                        (got - want).abs() <= tolerance * size,
+                        "row {r} column {x} channel {c}: {got} for {want}"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn compare_weights(got: &[f32], want: &[f64], tolerance: f64) -> Result<(), TestCaseError> {
+        let size = want.iter().fold(1.0f64, |m, v| m.max(v.abs()));
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            prop_assert!((*g as f64 - w).abs() <= tolerance * size, "weight {i}: {g} for {w}");
+        }
+        Ok(())
+    }
+
+    pub fn geometry() -> impl Strategy<Value = (Geometry, usize)> {
+        let kernel = prop_oneof![Just(1usize), Just(3), Just(3), Just(5), Just(7)];
+        let channels = prop_oneof![1usize..4, 4usize..40, Just(64usize)];
+        (1usize..13, 1usize..13, channels.clone(), 1usize..70, kernel, 1usize..3, 1usize..4).prop_map(
+            |(height, width, inputs, outputs, kernel, stride, batch)| {
+                (Geometry { height, width, inputs, outputs, kernel, stride, padding: kernel / 2 }, batch)
+            },
+        )
+    }
+}

@@ -1,0 +1,450 @@
+//! 3×3 convolution at stride 1 by Winograd's F(4×4, 3×3): 2.25 multiply-adds for an output pixel instead of 9.
+//!
+//! ```text
+//! forward           Y  = Aᵀ[ (G g Gᵀ) ⊙ (Bᵀ d B) ]A       d: 6×6 of the input, Y: 4×4 of the output
+//! weight gradient   dg = Gᵀ[ (A dY Aᵀ) ⊙ (Bᵀ d B) ]G      summed over tiles
+//! ```
+//! at the points 0, ±1, ±2, ∞. The products ⊙ are, for each of the 36 frequencies, a matrix product over channels.
+//! The input gradient is the forward pass of dY with turned weights. Maps whose sides are not multiples of four are
+//! read with the zeros of their halo and written without what lies beyond.
+//!
+//! The transforms are in `transforms`, the products and their order here.
+//!
+//! Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (CVPR 2016). Rounding errors are about ten times
+//! those of the direct method.
+
+mod transforms;
+
+use self::transforms::{
+    FREQUENCIES, Tiles, Transformed, gradient_tiles, input_tiles, output_tiles, weight_gradient_rows,
+    weight_rows,
+};
+use super::{Geometry, Packed, pack};
+use crate::buffer::{Buffer, scratch};
+use crate::layout::Layout;
+use crate::micro::{Operands, Panel, Tap};
+use crate::simd::{CHANNELS, Simd, dispatch};
+use crate::threads::{self, Shared};
+use std::ops::Range;
+
+/// Added to the distance between frequencies, which would otherwise often be a power of two: such addresses share few
+/// sets of the cache.
+const STAGGER: usize = 16;
+/// Values of transformed tiles that one portion of work keeps in the L2 cache.
+const CACHED: usize = 100 << 10;
+/// Transformed weights beyond this many values are not read again for each portion of tiles: all tiles are transformed
+/// first, and the matrix products are what is shared among threads.
+const LARGE: usize = 1 << 20;
+/// Tiles that are transformed together for large weights.
+const PHASE: usize = 256;
+
+/// Whether the method applies.
+pub fn applies(g: Geometry, pitch: usize) -> bool {
+    (g.kernel, g.stride, g.padding) == (3, 1, 1) && pitch.is_multiple_of(CHANNELS)
+}
+
+/// Transformed weights: \[frequency\]\[columns of out\]\[in\]\[column\], frequencies `stride` apart.
+fn stride(inputs: usize, outputs: usize) -> usize {
+    inputs * outputs + 5 * STAGGER
+}
+
+fn transform_weights(
+    simd: Simd,
+    (inputs, outputs): (usize, usize),
+    turned: bool,
+    from: &[f32],
+    to: &mut [f32],
+) {
+    let (columns, step) = (simd.panel(outputs), stride(inputs, outputs));
+    assert!(from.len() == 9 * inputs * outputs && to.len() == FREQUENCIES * step);
+    let rows = outputs / columns * inputs;
+    let to = Shared::new(to);
+    threads::for_each(rows.div_ceil(64), |i| {
+        let rows = i * 64..rows.min((i + 1) * 64);
+        let (maps, shape) = ((from.as_ptr(), to), (columns, inputs, turned, step));
+        dispatch!(simd => weight_rows(
+            rows: Range<usize>, maps: (*const f32, Shared<'_, f32>), shape: (usize, usize, bool, usize),
+        ));
+    });
+}
+
+/// Packs and transforms weights, (out, in, 3, 3), for [`forward`] on maps of `pitch` channels; `work` is scratch.
+pub fn pack_forward(simd: Simd, g: Geometry, pitch: usize, w: &[f32], work: &mut Packed, to: &mut Packed) {
+    let outputs = g.output_pitch();
+    let direct = work.reserve(9 * pitch * outputs);
+    pack::forward(simd, g, pitch, w, direct);
+    transform_weights(
+        simd,
+        (pitch, outputs),
+        false,
+        direct,
+        to.reserve(FREQUENCIES * stride(pitch, outputs)),
+    );
+}
+
+/// Packs and transforms weights so that [`forward`] of the output's gradient is the input's.
+pub fn pack_input_gradient(
+    simd: Simd,
+    g: Geometry,
+    pitch: usize,
+    w: &[f32],
+    work: &mut Packed,
+    to: &mut Packed,
+) {
+    let outputs = g.output_pitch();
+    let direct = work.reserve(9 * pitch * outputs);
+    pack::input_gradient(simd, g, pitch, w, direct);
+    transform_weights(simd, (outputs, pitch), true, direct, to.reserve(FREQUENCIES * stride(outputs, pitch)));
+}
+
+/// Transformed weights as the products read them.
+#[derive(Clone, Copy)]
+struct Weights {
+    start: *const f32,
+    step: usize,
+    columns: usize,
+}
+
+// SAFETY: only a pointer to what is read.
+unsafe impl Send for Weights {}
+// SAFETY: as above.
+unsafe impl Sync for Weights {}
+
+/// Columns that are transformed back together: several panels, but few enough to stay in the cache.
+fn group(outputs: usize, columns: usize) -> usize {
+    [64, 32, 16].into_iter().find(|g| outputs.is_multiple_of(*g)).unwrap_or(columns).max(columns)
+}
+
+/// The whole method for a portion of tiles.
+#[inline(always)]
+unsafe fn forward_portion<V: Panel>(
+    tiles: Range<usize>,
+    all: Tiles,
+    (x, xl): (*const f32, Layout),
+    w: Weights,
+    (y, yl, add): (Shared<'_, f32>, Layout, bool),
+) {
+    let (n, depth, width) = (tiles.len(), xl.pitch, group(yl.pitch, w.columns));
+    let (step, m_step) = (n * depth + STAGGER, n * width + STAGGER);
+    let mut work = scratch(FREQUENCIES * (step + m_step));
+    let (v, m) = work.split_at_mut(FREQUENCIES * step);
+    let v = Transformed { start: v.as_mut_ptr(), step, pitch: depth };
+    let m = Transformed { start: m.as_mut_ptr(), step: m_step, pitch: width };
+    // SAFETY: the buffers have room for the tiles; the rest is checked by `forward`.
+    unsafe {
+        input_tiles::<V>(tiles.clone(), all, (x, xl), v);
+        for first in (0..yl.pitch).step_by(width) {
+            for f in 0..FREQUENCIES {
+                for column in (0..width).step_by(w.columns) {
+                    let o = Operands {
+                        a: v.start.add(f * step),
+                        a_row: depth,
+                        a_step: 1,
+                        b: w.start.add(f * w.step + (first + column) * depth),
+                        b_step: w.columns,
+                        c: m.start.add(f * m_step + column),
+                        c_row: width,
+                    };
+                    V::panel(w.columns, n, &[Tap::default()], depth, o, false);
+                }
+            }
+            output_tiles::<V>(tiles.clone(), all, m, (y, yl), (first, width, add));
+        }
+    }
+}
+
+/// One product of [`forward`] or [`weight_gradient`], for all tiles at once.
+#[inline(always)]
+unsafe fn product<V: Panel>(columns: usize, m: usize, depth: usize, o: Operands, add: bool) {
+    // SAFETY: the caller's contract.
+    unsafe { V::panel(columns, m, &[Tap::default()], depth, o, add) }
+}
+
+fn check(xl: Layout, x: &[f32], sides: (usize, usize)) {
+    let room = |side: usize, after: usize| side + after > side.next_multiple_of(4);
+    assert!((xl.height, xl.width) == sides && x.len() >= xl.len() && xl.pitch.is_multiple_of(CHANNELS));
+    assert!(
+        xl.before >= 1 && room(xl.height, xl.below) && room(xl.width, xl.right),
+        "no room for tiles in {xl:?}"
+    );
+}
+
+/// y ← x ∗ w, or y ← y + x ∗ w if `add`. Also the input gradient, see [`pack_input_gradient`].
+///
+/// # Shapes
+/// x in a [`Layout::haloed`]; y of the same sides.
+///
+/// # Panics
+/// If slices, layouts and weights do not agree.
+pub fn forward(
+    simd: Simd,
+    (x, xl): (&[f32], Layout),
+    w: &Packed,
+    work: &mut Buffer,
+    (y, yl): (&mut [f32], Layout),
+    add: bool,
+) {
+    check(xl, x, (yl.height, yl.width));
+    let step = stride(xl.pitch, yl.pitch);
+    assert!(w.0.len() == FREQUENCIES * step && y.len() >= yl.len() && yl.batch == xl.batch);
+    let (all, columns) = (Tiles::new(yl), simd.panel(yl.pitch));
+    let w = Weights { start: w.0.as_ptr(), step, columns };
+    let y = Shared::new(y);
+    if FREQUENCIES * xl.pitch * yl.pitch <= LARGE {
+        let size = all.portion(CACHED, FREQUENCIES * (xl.pitch + group(yl.pitch, columns)));
+        threads::for_each(all.count.div_ceil(size), |i| {
+            let tiles = i * size..all.count.min((i + 1) * size);
+            let (x, y) = ((x.as_ptr(), xl), (y, yl, add));
+            dispatch!(simd => forward_portion(
+                tiles: Range<usize>, all: Tiles, x: (*const f32, Layout), w: Weights,
+                y: (Shared<'_, f32>, Layout, bool),
+            ));
+        });
+        return;
+    }
+    for start in (0..all.count).step_by(PHASE) {
+        let n = PHASE.min(all.count - start);
+        let [v, m] = transformed(work, n, [xl.pitch, yl.pitch]);
+        in_eights(n, |tiles| {
+            let (to, tiles) = (v.from(tiles.start), start + tiles.start..start + tiles.end);
+            let x = (x.as_ptr(), xl);
+            dispatch!(simd => input_tiles(tiles: Range<usize>, all: Tiles, x: (*const f32, Layout), to: Transformed));
+        });
+        let panels = yl.pitch / columns;
+        threads::for_each(FREQUENCIES * panels, |i| {
+            let (w, v, m) = (w, v, m);
+            let (f, panel, depth) = (i / panels, i % panels, xl.pitch);
+            let o = Operands {
+                a: v.start.wrapping_add(f * v.step),
+                a_row: depth,
+                a_step: 1,
+                b: w.start.wrapping_add(f * w.step + panel * columns * depth),
+                b_step: columns,
+                c: m.start.wrapping_add(f * m.step + panel * columns),
+                c_row: m.pitch,
+            };
+            let add = false;
+            dispatch!(simd => product(columns: usize, n: usize, depth: usize, o: Operands, add: bool));
+        });
+        in_eights(n, |tiles| {
+            let (m, tiles) = (m.from(tiles.start), start + tiles.start..start + tiles.end);
+            let (y, channels) = ((y, yl), (0, yl.pitch, add));
+            dispatch!(simd => output_tiles(
+                tiles: Range<usize>, all: Tiles, m: Transformed, y: (Shared<'_, f32>, Layout),
+                channels: (usize, usize, bool),
+            ));
+        });
+    }
+}
+
+/// Room in `work` for `n` transformed tiles of each pitch.
+fn transformed<const N: usize>(work: &mut Buffer, n: usize, pitches: [usize; N]) -> [Transformed; N] {
+    let sizes = pitches.map(|p| FREQUENCIES * (n * p + STAGGER));
+    let total = sizes.iter().sum();
+    if work.len() < total {
+        *work = Buffer::zeros(total);
+    }
+    let mut start = work.as_mut_ptr();
+    std::array::from_fn(|i| {
+        let t = Transformed { start, step: n * pitches[i] + STAGGER, pitch: pitches[i] };
+        start = start.wrapping_add(sizes[i]);
+        t
+    })
+}
+
+/// Calls `work` for 0..n in ranges of eight.
+fn in_eights(n: usize, work: impl Fn(Range<usize>) + Sync + Send) {
+    threads::for_each(n.div_ceil(8), |i| work(8 * i..n.min(8 * i + 8)));
+}
+
+/// Adds the products of a range of tiles to one part's sum, \[frequency\]\[in\]\[out\].
+#[inline(always)]
+unsafe fn gradient_portion<V: Panel>(
+    tiles: Range<usize>,
+    all: Tiles,
+    (x, xl): (*const f32, Layout),
+    (dy, dyl): (*const f32, Layout),
+    (sum, step, columns, size): (*mut f32, usize, usize, usize),
+) {
+    let most = size.min(tiles.len());
+    let (v_step, d_step) = (most * xl.pitch + STAGGER, most * dyl.pitch + STAGGER);
+    let mut work = scratch(FREQUENCIES * (v_step + d_step));
+    let (v, d) = work.split_at_mut(FREQUENCIES * v_step);
+    let v = Transformed { start: v.as_mut_ptr(), step: v_step, pitch: xl.pitch };
+    let d = Transformed { start: d.as_mut_ptr(), step: d_step, pitch: dyl.pitch };
+    for start in tiles.clone().step_by(size.max(1)) {
+        let block = start..tiles.end.min(start + size);
+        // SAFETY: the buffers have room for `size` tiles; `sum` is this portion's own; the rest is checked by
+        // `weight_gradient`.
+        unsafe {
+            input_tiles::<V>(block.clone(), all, (x, xl), v);
+            gradient_tiles::<V>(block.clone(), all, (dy, dyl), d);
+            for f in 0..FREQUENCIES {
+                for column in (0..dyl.pitch).step_by(columns) {
+                    let o = Operands {
+                        a: v.start.add(f * v_step),
+                        a_row: 1,
+                        a_step: xl.pitch,
+                        b: d.start.add(f * d_step + column),
+                        b_step: dyl.pitch,
+                        c: sum.add(f * step + column),
+                        c_row: dyl.pitch,
+                    };
+                    V::panel(columns, xl.pitch, &[Tap::default()], block.len(), o, start > tiles.start);
+                }
+            }
+        }
+    }
+}
+
+/// Memory of [`weight_gradient`].
+#[derive(Clone, Debug, Default)]
+pub struct Work {
+    tiles: Buffer,
+    sums: Buffer,
+    weights: Buffer,
+}
+
+/// dw ← dw + the gradient with respect to the weights, (out, in, 3, 3).
+///
+/// # Shapes
+/// x and dy in [`Layout::haloed`]s of the geometry's sides.
+///
+/// # Panics
+/// If slices, layouts and geometry do not agree.
+pub fn weight_gradient(
+    simd: Simd,
+    g: Geometry,
+    (x, xl): (&[f32], Layout),
+    (dy, dyl): (&[f32], Layout),
+    work: &mut Work,
+    dw: &mut [f32],
+) {
+    check(xl, x, (g.height, g.width));
+    check(dyl, dy, (g.height, g.width));
+    assert!(applies(g, xl.pitch) && dyl.pitch == g.output_pitch() && xl.batch == dyl.batch);
+    let (all, columns) = (Tiles::new(dyl), simd.panel(dyl.pitch));
+    let step = xl.pitch * dyl.pitch + 5 * STAGGER;
+    // Few parts would keep few threads busy; then frequencies are shared among them instead.
+    let parts = super::parts(FREQUENCIES * step, all.count);
+    let local = parts >= 4 || parts == all.count;
+    let parts = if local { parts } else { 1 };
+    for (buffer, len) in
+        [(&mut work.sums, parts * FREQUENCIES * step), (&mut work.weights, 9 * xl.pitch * dyl.pitch)]
+    {
+        if buffer.len() < len {
+            *buffer = Buffer::zeros(len);
+        }
+    }
+    let sums = Shared::new(&mut work.sums);
+    if local {
+        let size = all.portion(CACHED, FREQUENCIES * (xl.pitch + dyl.pitch));
+        threads::for_each(parts, |p| {
+            let tiles = threads::portion(all.count, parts, p);
+            let (x, dy) = ((x.as_ptr(), xl), (dy.as_ptr(), dyl));
+            let sum = (sums.at(p * FREQUENCIES * step), step, columns, size);
+            dispatch!(simd => gradient_portion(
+                tiles: Range<usize>, all: Tiles, x: (*const f32, Layout), dy: (*const f32, Layout),
+                sum: (*mut f32, usize, usize, usize),
+            ));
+        });
+    } else {
+        for start in (0..all.count).step_by(PHASE) {
+            let n = PHASE.min(all.count - start);
+            let [v, d] = transformed(&mut work.tiles, n, [xl.pitch, dyl.pitch]);
+            in_eights(n, |tiles| {
+                let (v, d) = (v.from(tiles.start), d.from(tiles.start));
+                let tiles = start + tiles.start..start + tiles.end;
+                let (again, x, dy) = (tiles.clone(), (x.as_ptr(), xl), (dy.as_ptr(), dyl));
+                dispatch!(simd => input_tiles(tiles: Range<usize>, all: Tiles, x: (*const f32, Layout), v: Transformed));
+                dispatch!(simd => gradient_tiles(again: Range<usize>, all: Tiles, dy: (*const f32, Layout), d: Transformed));
+            });
+            let panels = dyl.pitch / columns;
+            threads::for_each(FREQUENCIES * panels, |i| {
+                let (v, d) = (v, d);
+                let (f, panel, m) = (i / panels, i % panels, xl.pitch);
+                let o = Operands {
+                    a: v.start.wrapping_add(f * v.step),
+                    a_row: 1,
+                    a_step: v.pitch,
+                    b: d.start.wrapping_add(f * d.step + panel * columns),
+                    b_step: d.pitch,
+                    c: sums.at(f * step + panel * columns),
+                    c_row: dyl.pitch,
+                };
+                let add = start > 0;
+                dispatch!(simd => product(columns: usize, m: usize, n: usize, o: Operands, add: bool));
+            });
+        }
+    }
+    let weights = Shared::new(&mut work.weights);
+    threads::for_each(xl.pitch.div_ceil(16), |i| {
+        let rows = 16 * i..xl.pitch.min(16 * i + 16);
+        let (from, to) = ((sums.at(0).cast_const(), parts, step), (weights, xl.pitch, dyl.pitch));
+        dispatch!(simd => weight_gradient_rows(
+            rows: Range<usize>, from: (*const f32, usize, usize), to: (Shared<'_, f32>, usize, usize),
+        ));
+    });
+    pack::add_weight_gradient(g, xl.pitch, &work.weights, 1, dw);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{cases::*, reference};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn geometry() -> impl Strategy<Value = (Geometry, usize)> {
+        let channels = || prop_oneof![4usize..40, Just(64usize), Just(96)];
+        (1usize..14, 1usize..14, channels(), channels(), 1usize..4).prop_map(
+            |(height, width, inputs, outputs, batch)| {
+                (Geometry { height, width, inputs, outputs, kernel: 3, stride: 1, padding: 1 }, batch)
+            },
+        )
+    }
+
+    fn all_three(g: Geometry, batch: usize, seed: u64, add: bool) -> Result<(), TestCaseError> {
+        let case = Case::new(g, batch, seed);
+        let ((x, xl), (dy, dyl)) = (case.input(), case.output_gradient());
+        let (flat_x, flat_y) = (case.flat_input(), case.flat_output());
+        let y = reference::forward(g, batch, &case.x, &case.w);
+        let mut dx = reference::input_gradient(g, batch, &case.dy, &case.w);
+        let mut dw = reference::weight_gradient(g, batch, &case.x, &case.dy);
+        dw.iter_mut().zip(&case.w).for_each(|(d, w)| *d += *w as f64);
+        if add {
+            dx.iter_mut().zip(&case.x).for_each(|(d, x)| *d += *x as f64);
+        }
+        for simd in Simd::all().iter().copied() {
+            let (mut direct, mut u, mut work) = (Packed::default(), Packed::default(), Buffer::default());
+            let mut got = vec![f32::NAN; flat_y.len()];
+            pack_forward(simd, g, xl.pitch, &case.w, &mut direct, &mut u);
+            forward(simd, (&x, xl), &u, &mut work, (&mut got, flat_y), false);
+            compare(&got, flat_y, g.outputs, &y, 1e-4)?;
+            let start = if add { case.x.clone() } else { vec![f32::NAN; case.x.len()] };
+            let mut got = place(&start, g.inputs, flat_x);
+            pack_input_gradient(simd, g, flat_x.pitch, &case.w, &mut direct, &mut u);
+            forward(simd, (&dy, dyl), &u, &mut work, (&mut got, flat_x), add);
+            compare(&got, flat_x, g.inputs, &dx, 1e-4)?;
+            let mut got = case.w.clone();
+            weight_gradient(simd, g, (&x, xl), (&dy, dyl), &mut Work::default(), &mut got);
+            compare_weights(&got, &dw, 1e-4)?;
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn all_passes_equal_the_definition((g, batch) in geometry(), seed in 0u64..1000, add: bool) {
+            all_three(g, batch, seed, add)?;
+        }
+    }
+
+    #[test]
+    fn many_channels_and_tiles_equal_the_definition() {
+        // Beyond `LARGE`, and more tiles than one `PHASE`.
+        let g = Geometry { height: 5, width: 3, inputs: 192, outputs: 160, kernel: 3, stride: 1, padding: 1 };
+        all_three(g, 130, 7, true).unwrap();
+    }
+}

@@ -1,0 +1,485 @@
+//! Nearest centroids: x·cᵀ in register tiles with the arg-min fused behind it, so that no N×K matrix is written.
+//!
+//! ‖x − c‖² = ‖x‖² + 2·(‖c‖²/2 − x·c), so the nearest centroid has the smallest score ‖c‖²/2 − x·c. The centroids'
+//! mean m is taken off first (x·c = x·(c − m) + x·m, and x·m is the same for all of them): that keeps the digits of
+//! features that lie far from the origin. Every dot product is summed in the order of its coordinates whatever
+//! tile it falls into, so the result depends neither on the number of threads nor on how rows are grouped.
+
+use rayon::prelude::*;
+
+/// Lanes in which a distance is summed.
+const LANES: usize = 16;
+/// Rows that pass over a panel of centroids while it is in the first-level cache.
+const BLOCK: usize = 96;
+/// Rows of one parallel task; fixed, so that tasks are the same for every number of threads.
+const TASK: usize = 4 * BLOCK;
+
+/// The instructions that a packing is laid out for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Isa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+impl Isa {
+    fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
+                return Isa::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Isa::Avx2;
+            }
+        }
+        Isa::Portable
+    }
+
+    /// Centroids in a panel.
+    fn width(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => 64,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => 16,
+            Isa::Portable => 8,
+        }
+    }
+}
+
+/// Centroids laid out for [`nearest`]: in panels of a few dozen, coordinate by coordinate.
+#[derive(Clone, Debug)]
+pub struct Packed<'a> {
+    isa: Isa,
+    dim: usize,
+    centroids: &'a [f32],
+    panels: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl<'a> Packed<'a> {
+    /// Packs centroids of length `dim`, row-major, around their mean.
+    ///
+    /// # Panics
+    /// If there are none, or their values are no multiple of `dim`.
+    pub fn new(centroids: &'a [f32], dim: usize) -> Self {
+        Self::around(centroids, &mean_row(centroids, dim))
+    }
+
+    /// Packs centroids, row-major, around an `origin` as long as a centroid. The same centroid around the same
+    /// origin gives a row the same score in any company.
+    ///
+    /// # Panics
+    /// If there are no centroids, or their values are no multiple of the origin's.
+    pub fn around(centroids: &'a [f32], origin: &[f32]) -> Self {
+        Self::for_isa(centroids, origin, Isa::detect())
+    }
+
+    fn for_isa(centroids: &'a [f32], mean: &[f32], isa: Isa) -> Self {
+        let dim = mean.len();
+        assert!(
+            dim > 0 && !centroids.is_empty() && centroids.len().is_multiple_of(dim),
+            "{} values in centroids of {dim}",
+            centroids.len()
+        );
+        let (count, width) = (centroids.len() / dim, isa.width());
+        let square = |v: &[f32]| v.iter().map(|x| *x as f64 * *x as f64).sum::<f64>();
+        let mean_square = square(mean);
+        let panel_count = count.div_ceil(width);
+        let mut panels = vec![0.0; panel_count * dim * width];
+        // What fills up the last panel is infinitely far away.
+        let mut bias = vec![f32::INFINITY; panel_count * width];
+        for (j, c) in centroids.chunks_exact(dim).enumerate() {
+            let panel = &mut panels[j / width * dim * width..][..dim * width];
+            for (l, (v, m)) in c.iter().zip(mean).enumerate() {
+                panel[l * width + j % width] = v - m;
+            }
+            // (‖c‖² − ‖m‖²)/2 − x·(c − m) differs from ‖c‖²/2 − x·c by what depends on x alone.
+            bias[j] = ((square(c) - mean_square) / 2.0) as f32;
+        }
+        Packed { isa, dim, centroids, panels, bias }
+    }
+}
+
+/// The mean of rows of length `dim`, summed in `f64`.
+///
+/// # Panics
+/// If `dim` is 0.
+pub fn mean_row(rows: &[f32], dim: usize) -> Vec<f32> {
+    let mut sums = vec![0.0f64; dim];
+    for row in rows.chunks_exact(dim) {
+        sums.iter_mut().zip(row).for_each(|(s, v)| *s += *v as f64);
+    }
+    sums.iter().map(|s| (s / (rows.len() / dim).max(1) as f64) as f32).collect()
+}
+
+/// Writes for each row the number of the nearest centroid (the lowest among equals) and ‖x − c‖², the latter summed
+/// from differences and so exact to rounding.
+///
+/// Runs on the current rayon pool.
+///
+/// # Shapes
+/// rows N×D, index N, square N
+///
+/// # Panics
+/// If the lengths disagree.
+pub fn nearest(rows: &[f32], packed: &Packed<'_>, index: &mut [u32], square: &mut [f32]) {
+    nearest_scored(rows, packed, index, &mut vec![0.0; index.len()], square);
+}
+
+/// [`nearest`], and the score (‖c‖² − ‖m‖²)/2 − x·(c − m) around the packing's origin m by which the nearest was
+/// found. Scores of packings around one origin can be compared.
+///
+/// # Shapes
+/// rows N×D, index N, score N, square N
+///
+/// # Panics
+/// If the lengths disagree.
+pub fn nearest_scored(
+    rows: &[f32],
+    packed: &Packed<'_>,
+    index: &mut [u32],
+    score: &mut [f32],
+    square: &mut [f32],
+) {
+    let dim = packed.dim;
+    assert!(rows.len() == index.len() * dim, "{} values in {} rows of {dim}", rows.len(), index.len());
+    assert!(index.len() == square.len() && index.len() == score.len(), "indices, scores and distances");
+    let results = index.par_chunks_mut(TASK).zip(score.par_chunks_mut(TASK)).zip(square.par_chunks_mut(TASK));
+    rows.par_chunks(TASK * dim).zip(results).for_each(|(rows, ((index, score), square))| match packed.isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the packing was made for AVX-512 because the processor has it.
+        Isa::Avx512 => unsafe { nearest_avx512(rows, packed, index, score, square) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the packing was made for AVX2 and FMA because the processor has them.
+        Isa::Avx2 => unsafe { nearest_avx2(rows, packed, index, score, square) },
+        Isa::Portable => nearest_in_blocks::<4, 8, 4, { cfg!(target_arch = "aarch64") }>(
+            rows, packed, index, score, square,
+        ),
+    });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+fn nearest_avx512(
+    rows: &[f32],
+    packed: &Packed<'_>,
+    index: &mut [u32],
+    score: &mut [f32],
+    square: &mut [f32],
+) {
+    nearest_in_blocks::<6, 64, 16, true>(rows, packed, index, score, square);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn nearest_avx2(rows: &[f32], packed: &Packed<'_>, index: &mut [u32], score: &mut [f32], square: &mut [f32]) {
+    nearest_in_blocks::<6, 16, 8, true>(rows, packed, index, score, square);
+}
+
+/// The smallest score of a row so far in each of L lanes, one vector register wide, and the number of the L
+/// centroids that it came from.
+#[derive(Clone, Copy)]
+struct Best<const L: usize> {
+    score: [f32; L],
+    group: [u32; L],
+}
+
+/// R rows by W centroids at a time, minima in L lanes.
+#[inline(always)]
+fn nearest_in_blocks<const R: usize, const W: usize, const L: usize, const FMA: bool>(
+    rows: &[f32],
+    packed: &Packed<'_>,
+    index: &mut [u32],
+    score: &mut [f32],
+    square: &mut [f32],
+) {
+    let dim = packed.dim;
+    let mut best = [Best::<L>::NONE; BLOCK];
+    let mut tiles = vec![0.0f32; BLOCK * dim];
+    let results = index.chunks_mut(BLOCK).zip(score.chunks_mut(BLOCK)).zip(square.chunks_mut(BLOCK));
+    for (rows, ((index, score), square)) in rows.chunks(BLOCK * dim).zip(results) {
+        best.fill(Best::NONE);
+        // R rows side by side, coordinate by coordinate; what fills up the last tile is computed and not looked at.
+        let used = index.len().div_ceil(R) * R;
+        for (i, row) in rows.chunks_exact(dim).enumerate() {
+            let tile = &mut tiles[i / R * R * dim..][..R * dim];
+            for (v, at) in row.iter().zip(tile[i % R..].iter_mut().step_by(R)) {
+                *at = *v;
+            }
+        }
+        let panels = packed.panels.chunks_exact(dim * W).zip(packed.bias.as_chunks::<W>().0);
+        for (p, (panel, bias)) in panels.enumerate() {
+            let group = (p * (W / L)) as u32;
+            let tiles = tiles[..used * dim].chunks_exact(R * dim).zip(best.chunks_exact_mut(R));
+            for (tile, best) in tiles {
+                let sums = products::<R, W, FMA>(tile, panel);
+                for (sums, best) in sums.iter().zip(best) {
+                    best.update(sums, bias, group);
+                }
+            }
+        }
+        let results = index.iter_mut().zip(score).zip(square);
+        for ((x, best), ((index, score), square)) in rows.chunks_exact(dim).zip(&best).zip(results) {
+            (*index, *score) = best.lowest();
+            let centroid = &packed.centroids[*index as usize * dim..][..dim];
+            *square = squared_distance_as::<FMA>(x, centroid);
+        }
+    }
+}
+
+impl<const L: usize> Best<L> {
+    const NONE: Self = Best { score: [f32::INFINITY; L], group: [0; L] };
+
+    /// Takes in the scores bias − sum of a panel whose first L centroids are number `group`.
+    #[inline(always)]
+    fn update<const W: usize>(&mut self, sums: &[f32; W], bias: &[f32; W], group: u32) {
+        let (mut least, mut from) = (self.score, self.group);
+        let parts = sums.as_chunks::<L>().0.iter().zip(bias.as_chunks::<L>().0);
+        for (part, (sums, bias)) in parts.enumerate() {
+            let score: [f32; L] = std::array::from_fn(|l| bias[l] - sums[l]);
+            // Masks instead of branches, so that all lanes are compared at once.
+            let lower: [u32; L] = std::array::from_fn(|l| if score[l] < least[l] { u32::MAX } else { 0 });
+            for l in 0..L {
+                least[l] = f32::from_bits((score[l].to_bits() & lower[l]) | (least[l].to_bits() & !lower[l]));
+                from[l] = ((group + part as u32) & lower[l]) | (from[l] & !lower[l]);
+            }
+        }
+        (self.score, self.group) = (least, from);
+    }
+
+    /// The centroid with the lowest score (the lowest among equals), and the score.
+    #[inline(always)]
+    fn lowest(&self) -> (u32, f32) {
+        let (mut score, mut index) = (f32::INFINITY, u32::MAX);
+        for lane in 0..L {
+            let candidate = self.group[lane] * L as u32 + lane as u32;
+            if self.score[lane] < score || (self.score[lane] == score && candidate < index) {
+                (score, index) = (self.score[lane], candidate);
+            }
+        }
+        // No score is below infinity when they overflow: any centroid is as good as another.
+        if score == f32::INFINITY { (0, score) } else { (index, score) }
+    }
+}
+
+#[inline(always)]
+fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    // Without the instruction, `mul_add` is a slow function call.
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// The dot products of R rows with the W centroids of a panel; they stay in registers until the end, which needs a
+/// loop that cannot panic.
+#[inline(always)]
+fn products<const R: usize, const W: usize, const FMA: bool>(tile: &[f32], panel: &[f32]) -> [[f32; W]; R] {
+    let mut sums = [[0.0f32; W]; R];
+    for (x, c) in tile.as_chunks::<R>().0.iter().zip(panel.as_chunks::<W>().0) {
+        for (sums, x) in sums.iter_mut().zip(x) {
+            for (sum, c) in sums.iter_mut().zip(c) {
+                *sum = multiply_add::<FMA>(*x, *c, *sum);
+            }
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+fn squared_distance_as<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (pa, pb) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let mut rest = 0.0;
+    for (x, y) in pa.remainder().iter().zip(pb.remainder()) {
+        rest = multiply_add::<FMA>(x - y, x - y, rest);
+    }
+    for (x, y) in pa.zip(pb) {
+        for i in 0..LANES {
+            lanes[i] = multiply_add::<FMA>(x[i] - y[i], x[i] - y[i], lanes[i]);
+        }
+    }
+    rest + sum_of(&lanes)
+}
+
+#[inline(always)]
+fn sum_of(lanes: &[f32; LANES]) -> f32 {
+    let mut halves = *lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            halves[i] += halves[i + width];
+        }
+        width /= 2;
+    }
+    halves[0]
+}
+
+/// ‖a − b‖², summed in sixteen lanes.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "vectors of different lengths");
+    squared_distance_as::<{ cfg!(target_arch = "aarch64") }>(a, b)
+}
+
+/// a·b, summed in sixteen lanes.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "vectors of different lengths");
+    let mut lanes = [0.0f32; LANES];
+    let (pa, pb) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let mut rest = 0.0;
+    for (x, y) in pa.remainder().iter().zip(pb.remainder()) {
+        rest += x * y;
+    }
+    for (x, y) in pa.zip(pb) {
+        for i in 0..LANES {
+            lanes[i] += x[i] * y[i];
+        }
+    }
+    rest + sum_of(&lanes)
+}
+
+/// Adds the rows numbered `members` to `sum`, one after the other, in `f64`.
+///
+/// # Panics
+/// If a row is not there, or `sum` is not as long as a row.
+pub fn add_rows(rows: &[f32], dim: usize, members: &[u32], sum: &mut [f64]) {
+    assert_eq!(sum.len(), dim, "sum of rows");
+    match Isa::detect() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has AVX-512.
+        Isa::Avx512 => unsafe { add_rows_avx512(rows, dim, members, sum) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has AVX2.
+        Isa::Avx2 => unsafe { add_rows_avx2(rows, dim, members, sum) },
+        Isa::Portable => add_rows_plain(rows, dim, members, sum),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn add_rows_avx512(rows: &[f32], dim: usize, members: &[u32], sum: &mut [f64]) {
+    add_rows_plain(rows, dim, members, sum);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn add_rows_avx2(rows: &[f32], dim: usize, members: &[u32], sum: &mut [f64]) {
+    add_rows_plain(rows, dim, members, sum);
+}
+
+#[inline(always)]
+fn add_rows_plain(rows: &[f32], dim: usize, members: &[u32], sum: &mut [f64]) {
+    for &i in members {
+        let row = &rows[i as usize * dim..][..dim];
+        for (s, v) in sum.iter_mut().zip(row) {
+            *s += *v as f64;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn values(n: usize, seed: u64, offset: f32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2).wrapping_add(1);
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5 + offset
+            })
+            .collect()
+    }
+
+    fn exact(a: &[f32], b: &[f32]) -> f64 {
+        a.iter().zip(b).map(|(x, y)| (*x as f64 - *y as f64).powi(2)).sum()
+    }
+
+    fn isas() -> Vec<Isa> {
+        let mut all = vec![Isa::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                all.push(Isa::Avx2);
+            }
+            all.extend((Isa::detect() == Isa::Avx512).then_some(Isa::Avx512));
+        }
+        all
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn finds_what_the_double_loop_finds(n in 1usize..210, k in 1usize..140, d in 1usize..40, seed: u64, far: bool) {
+            let offset = if far { 30.0 } else { 0.0 };
+            let (x, c) = (values(n * d, seed, offset), values(k * d, seed ^ 77, offset));
+            for isa in isas() {
+                let packed = Packed::for_isa(&c, &mean_row(&c, d), isa);
+                let (mut index, mut square) = (vec![9; n], vec![0.0; n]);
+                nearest(&x, &packed, &mut index, &mut square);
+                for i in 0..n {
+                    let row = &x[i * d..(i + 1) * d];
+                    let all: Vec<f64> = c.chunks_exact(d).map(|c| exact(row, c)).collect();
+                    let least = all.iter().cloned().fold(f64::INFINITY, f64::min);
+                    let got = all[index[i] as usize];
+                    // What remains of rounding grows with ‖x‖·‖c − m‖.
+                    let slack = if far { 3e-3 } else { 1e-5 };
+                    prop_assert!(got <= least + slack, "{isa:?} row {i}: {got} for {least}");
+                    prop_assert!((square[i] as f64 - got).abs() <= 1e-5 * (1.0 + got), "{} for {got}", square[i]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_lowest_of_equal_centroids_wins() {
+        let (x, one) = (values(100 * 5, 3, 0.0), values(5, 4, 0.0));
+        let c: Vec<f32> = one.iter().cycle().take(5 * 150).copied().collect();
+        for isa in isas() {
+            let (mut index, mut square) = (vec![9; 100], vec![0.0; 100]);
+            nearest(&x, &Packed::for_isa(&c, &mean_row(&c, 5), isa), &mut index, &mut square);
+            assert!(index.iter().all(|i| *i == 0), "{isa:?}: {index:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_scores_the_same_in_any_company() {
+        let (x, c) = (values(400 * 33, 1, 0.0), values(70 * 33, 2, 0.0));
+        let packed = Packed::new(&c, 33);
+        let (mut index, mut square) = (vec![0; 400], vec![0.0; 400]);
+        nearest(&x, &packed, &mut index, &mut square);
+        for i in [0, 5, 95, 96, 383, 399] {
+            let (mut one, mut s) = ([0], [0.0]);
+            nearest(&x[i * 33..(i + 1) * 33], &packed, &mut one, &mut s);
+            assert_eq!((one[0], s[0].to_bits()), (index[i], square[i].to_bits()));
+        }
+    }
+
+    #[test]
+    fn values_that_overflow_do_not_panic() {
+        let (mut index, mut square) = ([7; 3], [0.0; 3]);
+        nearest(&[1e30, -1e30, 0.0], &Packed::new(&[1e30, -1e30], 1), &mut index, &mut square);
+        assert!(index.iter().all(|i| *i < 2));
+    }
+
+    #[test]
+    fn sums_and_products_equal_plain_loops() {
+        let (a, b) = (values(37, 5, 0.3), values(37, 6, 0.0));
+        assert!((squared_distance(&a, &b) as f64 - exact(&a, &b)).abs() < 1e-5);
+        let want: f64 = a.iter().zip(&b).map(|(x, y)| *x as f64 * *y as f64).sum();
+        assert!((dot(&a, &b) as f64 - want).abs() < 1e-5);
+        let mut sum = vec![1.0; 4];
+        add_rows(&a[..36], 4, &[8, 0, 3], &mut sum);
+        for l in 0..4 {
+            assert_eq!(sum[l], 1.0 + a[32 + l] as f64 + a[l] as f64 + a[12 + l] as f64);
+        }
+    }
+}

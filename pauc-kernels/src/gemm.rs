@@ -1,0 +1,106 @@
+//! Matrix products of strided slices, on the `gemm` crate (AVX-512, AVX2 or NEON, chosen at run time).
+
+/// A matrix inside a slice: element (i, j) is at `start + i·rows + j·cols`.
+#[derive(Clone, Copy, Debug)]
+pub struct Strides {
+    /// Where element (0, 0) is.
+    pub start: usize,
+    /// Distance from one row to the next.
+    pub rows: usize,
+    /// Distance from one column to the next.
+    pub cols: usize,
+}
+
+impl Strides {
+    /// Row-major with `width` columns.
+    pub const fn row_major(width: usize) -> Self {
+        Strides { start: 0, rows: width, cols: 1 }
+    }
+
+    /// The transpose of a row-major matrix with `width` columns.
+    pub const fn transposed(width: usize) -> Self {
+        Strides { start: 0, rows: 1, cols: width }
+    }
+
+    /// The same layout starting elsewhere.
+    pub const fn from(self, start: usize) -> Self {
+        Strides { start, ..self }
+    }
+
+    fn fits(&self, m: usize, n: usize, len: usize) -> bool {
+        m == 0 || n == 0 || self.start + (m - 1) * self.rows + (n - 1) * self.cols < len
+    }
+}
+
+/// C ← alpha·A·B + beta·C on one thread, with A of m×k, B of k×n, C of m×n. With `beta` 0, C is not read.
+///
+/// # Panics
+/// If a matrix reaches beyond its slice, or C's elements overlap.
+pub fn gemm(
+    (m, n, k): (usize, usize, usize),
+    alpha: f32,
+    (a, sa): (&[f32], Strides),
+    (b, sb): (&[f32], Strides),
+    beta: f32,
+    (c, sc): (&mut [f32], Strides),
+) {
+    assert!(sa.fits(m, k, a.len()), "A of {m}×{k} {sa:?} in {} values", a.len());
+    assert!(sb.fits(k, n, b.len()), "B of {k}×{n} {sb:?} in {} values", b.len());
+    assert!(sc.fits(m, n, c.len()), "C of {m}×{n} {sc:?} in {} values", c.len());
+    let overlap = (sc.cols == 0 && n > 1) || (sc.rows == 0 && m > 1);
+    let disjoint = sc.rows >= n * sc.cols || sc.cols >= m * sc.rows || m <= 1 || n <= 1;
+    assert!(!overlap && disjoint, "C overlaps itself: {sc:?}");
+    if m == 0 || n == 0 {
+        return;
+    }
+    // SAFETY: the assertions above keep every element that gemm reads or writes inside the slices, C is borrowed
+    // mutably and does not overlap itself, and A and B are borrowed for the duration of the call.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr().add(sc.start),
+            sc.cols as isize,
+            sc.rows as isize,
+            beta != 0.0,
+            a.as_ptr().add(sa.start),
+            sa.cols as isize,
+            sa.rows as isize,
+            b.as_ptr().add(sb.start),
+            sb.cols as isize,
+            sb.rows as isize,
+            beta,
+            alpha,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn equals_the_triple_loop(m in 1usize..9, n in 1usize..19, k in 0usize..33, ta: bool, tb: bool, beta in -1i8..2) {
+            let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 50.0;
+            let a: Vec<f32> = (0..m * k).map(value).collect();
+            let b: Vec<f32> = (0..k * n).map(|i| value(i + 7)).collect();
+            let mut c: Vec<f32> = (0..m * n).map(|i| value(i + 3)).collect();
+            let sa = if ta { Strides::transposed(m) } else { Strides::row_major(k) };
+            let sb = if tb { Strides::transposed(k) } else { Strides::row_major(n) };
+            let mut want = c.clone();
+            for i in 0..m { for j in 0..n {
+                let dot: f64 = (0..k).map(|l| a[i * sa.rows + l * sa.cols] as f64 * b[l * sb.rows + j * sb.cols] as f64).sum();
+                want[i * n + j] = (0.5 * dot + beta as f64 * want[i * n + j] as f64) as f32;
+            } }
+            gemm((m, n, k), 0.5, (&a, sa), (&b, sb), beta as f32, (&mut c, Strides::row_major(n)));
+            for (got, want) in c.iter().zip(&want) { prop_assert!((got - want).abs() < 1e-4); }
+        }
+    }
+}

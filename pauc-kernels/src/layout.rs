@@ -1,0 +1,126 @@
+//! Where the pixels of a batch of feature maps are.
+
+/// A batch of feature maps, channels last, in one slice; optionally each map lies in a frame of zeros, its halo,
+/// that convolutions read instead of asking whether a pixel exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Images.
+    pub batch: usize,
+    /// Rows of an image, without halo.
+    pub height: usize,
+    /// Columns of an image, without halo.
+    pub width: usize,
+    /// Values from one pixel to its right neighbour: the channels, rounded up where kernels need that.
+    pub pitch: usize,
+    /// Rows above and columns left of the map.
+    pub before: usize,
+    /// Rows below the map.
+    pub below: usize,
+    /// Columns right of the map.
+    pub right: usize,
+}
+
+impl Layout {
+    /// Without halo.
+    pub fn flat(batch: usize, height: usize, width: usize, pitch: usize) -> Self {
+        Layout { batch, height, width, pitch, before: 0, below: 0, right: 0 }
+    }
+
+    /// With `halo` zeros on all sides, and more below and right so that the map in 4×4 tiles, with halo, fits.
+    pub fn haloed(batch: usize, height: usize, width: usize, pitch: usize, halo: usize) -> Self {
+        let fill = |n: usize| halo + n.next_multiple_of(4) - n;
+        Layout {
+            before: halo,
+            below: fill(height),
+            right: fill(width),
+            ..Layout::flat(batch, height, width, pitch)
+        }
+    }
+
+    /// Values from one row to the next.
+    pub fn row(&self) -> usize {
+        (self.before + self.width + self.right) * self.pitch
+    }
+
+    /// Values from one image to the next.
+    pub fn image(&self) -> usize {
+        (self.before + self.height + self.below) * self.row()
+    }
+
+    /// Values of the whole batch.
+    pub fn len(&self) -> usize {
+        self.batch * self.image()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows of all images together.
+    pub fn rows(&self) -> usize {
+        self.batch * self.height
+    }
+
+    /// Pixels of all images together.
+    pub fn pixels(&self) -> usize {
+        self.rows() * self.width
+    }
+
+    /// Where the first pixel of row `r` of [`Layout::rows`] is.
+    pub fn row_at(&self, r: usize) -> usize {
+        (r / self.height) * self.image()
+            + (self.before + r % self.height) * self.row()
+            + self.before * self.pitch
+    }
+
+    /// The same with another number of images.
+    pub fn with_batch(self, batch: usize) -> Self {
+        Layout { batch, ..self }
+    }
+}
+
+/// Copies pixels between layouts of the same maps; channels beyond the narrower pitch are left alone.
+///
+/// # Panics
+/// If the maps differ or a slice is shorter than its layout.
+pub fn copy_pixels((from, fl): (&[f32], Layout), (to, tl): (&mut [f32], Layout)) {
+    assert_eq!((fl.batch, fl.height, fl.width), (tl.batch, tl.height, tl.width), "maps differ");
+    let channels = fl.pitch.min(tl.pitch);
+    for r in 0..fl.rows() {
+        let (f, t) = (fl.row_at(r), tl.row_at(r));
+        if fl.pitch == tl.pitch {
+            to[t..t + fl.width * channels].copy_from_slice(&from[f..f + fl.width * channels]);
+        } else {
+            for x in 0..fl.width {
+                let (f, t) = (f + x * fl.pitch, t + x * tl.pitch);
+                to[t..t + channels].copy_from_slice(&from[f..f + channels]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_haloed_map_has_room_for_whole_tiles() {
+        let l = Layout::haloed(2, 7, 28, 16, 1);
+        assert_eq!((l.row(), l.image()), (30 * 16, 10 * 30 * 16));
+        assert_eq!(l.row_at(7), l.image() + l.row() + 16);
+        assert_eq!(l.len(), 2 * 10 * 30 * 16);
+    }
+
+    #[test]
+    fn pixels_survive_a_round_trip() {
+        let (flat, halo) = (Layout::flat(2, 3, 5, 3), Layout::haloed(2, 3, 5, 16, 1));
+        let from: Vec<f32> = (0..flat.len()).map(|i| i as f32).collect();
+        let mut there = vec![0.0; halo.len()];
+        copy_pixels((&from, flat), (&mut there, halo));
+        assert_eq!(there.iter().sum::<f32>(), from.iter().sum::<f32>());
+        let mut back = vec![0.0; flat.len()];
+        copy_pixels((&there, halo), (&mut back, flat));
+        assert_eq!(back, from);
+    }
+}

@@ -1,0 +1,36 @@
+//! CPU kernels over slices: the only home of `unsafe` in pauc, and ignorant of dfdx and of recipes.
+//!
+//! Every kernel has a scalar reference in its tests, gives the same bits for every number of threads, and runs on
+//! any x86-64 or aarch64 machine; faster instructions are chosen at run time.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`simd`] | which instructions the machine has, and vectors of each kind |
+//! | [`buffer`], [`layout`] | aligned buffers; feature maps, channels last, with a halo of zeros |
+//! | [`threads`] | work in fixed portions, shared by any number of threads |
+//! | `micro` | the register-tiled product that convolutions are made of |
+//! | [`conv`] | convolutions, direct and Winograd's, with both gradients |
+//! | [`norm`] | batch normalisation fused with residual and ReLU |
+//! | [`pool`] | maximum and average pooling |
+//! | [`gemm`] | products of whole matrices |
+//! | [`linear`] | fully connected layers |
+//! | [`distance`] | nearest centroids |
+//! | [`softmax`] | softmax cross-entropy against large banks, streamed |
+//! | [`optim`] | moving averages, norms, optimiser passes |
+
+// A lane number indexes several arrays at once; an iterator over one of them would hide that.
+#![allow(clippy::needless_range_loop)]
+
+pub mod buffer;
+pub mod conv;
+pub mod distance;
+pub mod gemm;
+pub mod layout;
+pub mod linear;
+mod micro;
+pub mod norm;
+pub mod optim;
+pub mod pool;
+pub mod simd;
+pub mod softmax;
+pub mod threads;

@@ -1,0 +1,373 @@
+//! Fully connected layers, batch normalisation of feature columns and rectification, on row-major matrices.
+//!
+//! Work is cut into blocks of rows or columns by the shapes alone, whatever the number of threads, and every sum runs
+//! through its block in order. Sums over the batch are taken in `f64`.
+
+use crate::gemm::{Strides, gemm};
+use rayon::prelude::*;
+
+/// Columns, or rows of an element-wise pass, of one unit of work.
+const BLOCK: usize = 64;
+
+/// Rows of a product of `rows` that are one unit of work: each packs the other matrix anew, so that few large units
+/// do less work, and many small ones keep more threads busy.
+fn product_block(rows: usize) -> usize {
+    (rows / 4).next_multiple_of(16).clamp(64, 256)
+}
+
+/// y ← x·Wᵀ + b.
+///
+/// # Shapes
+/// x (rows, inputs), W (outputs, inputs), b (outputs), y (rows, outputs)
+///
+/// # Panics
+/// If a slice does not have its shape's length.
+pub fn linear(
+    (inputs, outputs): (usize, usize),
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+) {
+    let rows = rows_of(x, inputs);
+    assert_eq!((y.len(), weight.len()), (rows * outputs, outputs * inputs), "linear: {inputs} → {outputs}");
+    if y.is_empty() {
+        return;
+    }
+    let block = product_block(rows);
+    y.par_chunks_mut(block * outputs).zip(x.par_chunks(block * inputs)).for_each(|(y, x)| {
+        if let Some(bias) = bias {
+            y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
+        }
+        let (a, b) = ((x, Strides::row_major(inputs)), (weight, Strides::transposed(inputs)));
+        let beta = if bias.is_some() { 1.0 } else { 0.0 };
+        let size = (y.len() / outputs, outputs, inputs);
+        gemm(size, 1.0, a, b, beta, (y, Strides::row_major(outputs)));
+    });
+}
+
+/// ∂x ← ∂y·W.
+///
+/// # Shapes
+/// ∂y (rows, outputs), W (outputs, inputs), ∂x (rows, inputs)
+///
+/// # Panics
+/// If a slice does not have its shape's length.
+pub fn linear_input_gradient((inputs, outputs): (usize, usize), dy: &[f32], weight: &[f32], dx: &mut [f32]) {
+    let rows = rows_of(dy, outputs);
+    assert_eq!((dx.len(), weight.len()), (rows * inputs, outputs * inputs), "linear: {inputs} → {outputs}");
+    if dx.is_empty() {
+        return;
+    }
+    let block = product_block(rows);
+    dx.par_chunks_mut(block * inputs).zip(dy.par_chunks(block * outputs)).for_each(|(dx, dy)| {
+        let (a, b) = ((dy, Strides::row_major(outputs)), (weight, Strides::row_major(inputs)));
+        let size = (dx.len() / inputs, inputs, outputs);
+        gemm(size, 1.0, a, b, 0.0, (dx, Strides::row_major(inputs)));
+    });
+}
+
+/// ∂W ← ∂W + ∂yᵀ·x.
+///
+/// # Shapes
+/// x (rows, inputs), ∂y (rows, outputs), ∂W (outputs, inputs)
+///
+/// # Panics
+/// If a slice does not have its shape's length.
+pub fn linear_weight_gradient((inputs, outputs): (usize, usize), x: &[f32], dy: &[f32], dweight: &mut [f32]) {
+    let rows = rows_of(x, inputs);
+    assert_eq!((dy.len(), dweight.len()), (rows * outputs, outputs * inputs), "linear: {inputs} → {outputs}");
+    if rows == 0 || dweight.is_empty() {
+        return;
+    }
+    let block = product_block(outputs);
+    dweight.par_chunks_mut(block * inputs).enumerate().for_each(|(i, dweight)| {
+        let a = (dy, Strides::transposed(outputs).from(i * block));
+        let size = (dweight.len() / inputs, inputs, rows);
+        gemm(size, 1.0, a, (x, Strides::row_major(inputs)), 1.0, (dweight, Strides::row_major(inputs)));
+    });
+}
+
+/// ∂b ← ∂b + Σ_rows ∂y.
+///
+/// # Shapes
+/// ∂y (rows, outputs), ∂b (outputs)
+pub fn bias_gradient(dy: &[f32], dbias: &mut [f32]) {
+    let width = dbias.len();
+    rows_of(dy, width);
+    dbias.par_chunks_mut(BLOCK).enumerate().for_each(|(block, dbias)| {
+        let mut sums = [0f64; BLOCK];
+        for row in column_block(dy, width, block, dbias.len()) {
+            sums.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
+        }
+        dbias.iter_mut().zip(sums).for_each(|(d, s)| *d += s as f32);
+    });
+}
+
+/// The mean and the biased variance of each column.
+///
+/// # Shapes
+/// x (rows, width), mean (width), variance (width)
+pub fn moments(x: &[f32], mean: &mut [f32], variance: &mut [f32]) {
+    let width = mean.len();
+    assert_eq!(variance.len(), width, "moments");
+    let rows = rows_of(x, width) as f64;
+    mean.par_chunks_mut(BLOCK).zip(variance.par_chunks_mut(BLOCK)).enumerate().for_each(
+        |(block, (mean, variance))| {
+            let mut centre = [0f64; BLOCK];
+            for row in column_block(x, width, block, mean.len()) {
+                centre.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
+            }
+            centre.iter_mut().for_each(|s| *s /= rows);
+            let mut squares = [0f64; BLOCK];
+            for row in column_block(x, width, block, mean.len()) {
+                for ((s, v), c) in squares.iter_mut().zip(row).zip(&centre) {
+                    *s += (f64::from(*v) - c).powi(2);
+                }
+            }
+            mean.iter_mut().zip(centre).for_each(|(m, c)| *m = c as f32);
+            variance.iter_mut().zip(squares).for_each(|(v, s)| *v = (s / rows) as f32);
+        },
+    );
+}
+
+/// x ← (x − mean)/√(variance + ε), column by column.
+///
+/// # Shapes
+/// x (rows, width), mean (width), variance (width)
+pub fn standardise(x: &mut [f32], mean: &[f32], variance: &[f32], epsilon: f32) {
+    let width = mean.len();
+    assert_eq!(variance.len(), width, "standardise");
+    rows_of(x, width);
+    let scale = inverse_deviation(variance, epsilon);
+    x.par_chunks_mut(BLOCK * width).for_each(|rows| {
+        for row in rows.chunks_exact_mut(width) {
+            for ((v, m), s) in row.iter_mut().zip(mean).zip(&scale) {
+                *v = (*v - m) * s;
+            }
+        }
+    });
+}
+
+/// y ← γ·x̂ + β, column by column, then rectified if asked.
+///
+/// # Shapes
+/// x̂ (rows, width), γ (width), β (width), y (rows, width)
+pub fn scale_and_shift(x_hat: &[f32], gamma: &[f32], beta: &[f32], rectify: bool, y: &mut [f32]) {
+    let width = gamma.len();
+    rows_of(x_hat, width);
+    assert_eq!((beta.len(), y.len()), (width, x_hat.len()), "scale_and_shift");
+    y.par_chunks_mut(BLOCK * width).zip(x_hat.par_chunks(BLOCK * width)).for_each(|(y, x_hat)| {
+        for (y, x_hat) in y.chunks_exact_mut(width).zip(x_hat.chunks_exact(width)) {
+            for (((y, x), g), b) in y.iter_mut().zip(x_hat).zip(gamma).zip(beta) {
+                *y = g * x + b;
+            }
+        }
+        if rectify {
+            relu(y);
+        }
+    });
+}
+
+/// The backward pass of batch normalisation with batch statistics: ∂γ and ∂β are added to, and ∂y becomes
+/// ∂x = γ/√(variance + ε)·(∂y − mean(∂y) − x̂·mean(∂y·x̂)).
+///
+/// # Shapes
+/// x̂ (rows, width), ∂y (rows, width); γ, variance, ∂γ, ∂β (width)
+pub fn batch_norm_backward(
+    x_hat: &[f32],
+    gamma: &[f32],
+    variance: &[f32],
+    epsilon: f32,
+    dy: &mut [f32],
+    dgamma: &mut [f32],
+    dbeta: &mut [f32],
+) {
+    let width = gamma.len();
+    let rows = rows_of(x_hat, width);
+    assert_eq!(
+        (dy.len(), variance.len(), dgamma.len(), dbeta.len()),
+        (x_hat.len(), width, width, width),
+        "batch_norm_backward"
+    );
+    if rows == 0 {
+        return;
+    }
+    let mut means = vec![[0f32; 2]; width];
+    let columns = dgamma.par_chunks_mut(BLOCK).zip(dbeta.par_chunks_mut(BLOCK));
+    means.par_chunks_mut(BLOCK).zip(columns).enumerate().for_each(|(block, (means, (dgamma, dbeta)))| {
+        let mut sums = [[0f64; 2]; BLOCK];
+        let pairs = column_block(dy, width, block, means.len());
+        for (dy, x) in pairs.zip(column_block(x_hat, width, block, means.len())) {
+            for ((s, d), x) in sums.iter_mut().zip(dy).zip(x) {
+                s[0] += f64::from(*d);
+                s[1] += f64::from(*d) * f64::from(*x);
+            }
+        }
+        for (((m, g), b), s) in means.iter_mut().zip(dgamma).zip(dbeta).zip(sums) {
+            *b += s[0] as f32;
+            *g += s[1] as f32;
+            *m = s.map(|s| (s / rows as f64) as f32);
+        }
+    });
+    let scale: Vec<f32> =
+        inverse_deviation(variance, epsilon).iter().zip(gamma).map(|(s, g)| s * g).collect();
+    dy.par_chunks_mut(BLOCK * width).zip(x_hat.par_chunks(BLOCK * width)).for_each(|(dy, x_hat)| {
+        for (dy, x_hat) in dy.chunks_exact_mut(width).zip(x_hat.chunks_exact(width)) {
+            for (((d, x), s), [m, mx]) in dy.iter_mut().zip(x_hat).zip(&scale).zip(&means) {
+                *d = s * (*d - m - x * mx);
+            }
+        }
+    });
+}
+
+/// y ← max(y, 0); a NaN stays one.
+pub fn relu(y: &mut [f32]) {
+    y.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v });
+}
+
+/// ∂y ← 0 where the rectified output y is zero.
+pub fn relu_backward(y: &[f32], dy: &mut [f32]) {
+    dy.iter_mut().zip(y).for_each(|(d, v)| *d = if *v <= 0.0 { 0.0 } else { *d });
+}
+
+fn inverse_deviation(variance: &[f32], epsilon: f32) -> Vec<f32> {
+    variance.iter().map(|v| 1.0 / (v + epsilon).sqrt()).collect()
+}
+
+fn rows_of(x: &[f32], width: usize) -> usize {
+    let rows = x.len().checked_div(width).unwrap_or(0);
+    assert_eq!(x.len(), rows * width, "a matrix of {} values does not have rows of {width}", x.len());
+    rows
+}
+
+/// The rows of a block of columns.
+fn column_block(x: &[f32], width: usize, block: usize, columns: usize) -> impl Iterator<Item = &[f32]> {
+    let start = block * BLOCK;
+    x.chunks_exact(width).map(move |row| &row[start..start + columns])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn wave(n: usize, phase: f32) -> Vec<f32> {
+        (0..n).map(|i| (phase + 1.7 * i as f32).sin()).collect()
+    }
+
+    fn close(got: &[f32], want: &[f64]) {
+        assert_eq!(got.len(), want.len());
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            assert!((f64::from(*g) - w).abs() < 2e-5 * (1.0 + w.abs()), "{i}: {g} for {w}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn linear_layers_equal_the_loops(rows in 0usize..140, inputs in 1usize..9, outputs in 1usize..70, biased: bool) {
+            let (x, w, b) = (wave(rows * inputs, 0.1), wave(outputs * inputs, 0.7), wave(outputs, 2.0));
+            let dy = wave(rows * outputs, 4.0);
+            let at = |m: &[f32], width: usize, i: usize, j: usize| f64::from(m[i * width + j]);
+            let sum = |n: usize, f: &dyn Fn(usize) -> f64| (0..n).map(f).sum::<f64>();
+            let table = |m: usize, n: usize, f: &dyn Fn(usize, usize) -> f64| -> Vec<f64> {
+                (0..m * n).map(|i| f(i / n, i % n)).collect()
+            };
+            let mut y = vec![f32::NAN; rows * outputs];
+            linear((inputs, outputs), &x, &w, biased.then_some(&b[..]), &mut y);
+            close(&y, &table(rows, outputs, &|i, o| {
+                sum(inputs, &|k| at(&x, inputs, i, k) * at(&w, inputs, o, k)) + if biased { f64::from(b[o]) } else { 0.0 }
+            }));
+            let mut dx = vec![f32::NAN; rows * inputs];
+            linear_input_gradient((inputs, outputs), &dy, &w, &mut dx);
+            close(&dx, &table(rows, inputs, &|i, k| sum(outputs, &|o| at(&dy, outputs, i, o) * at(&w, inputs, o, k))));
+            let mut dw = vec![1.0; outputs * inputs];
+            linear_weight_gradient((inputs, outputs), &x, &dy, &mut dw);
+            close(&dw, &table(outputs, inputs, &|o, k| {
+                1.0 + sum(rows, &|i| at(&dy, outputs, i, o) * at(&x, inputs, i, k))
+            }));
+            let mut db = vec![1.0; outputs];
+            bias_gradient(&dy, &mut db);
+            close(&db, &table(1, outputs, &|_, o| 1.0 + sum(rows, &|i| at(&dy, outputs, i, o))));
+        }
+    }
+
+    /// Σ_ij G_ij·(γ_j·x̂_ij + β_j) in f64.
+    fn objective(x: &[f64], width: usize, gamma: &[f64], beta: &[f64], g: &[f32], epsilon: f64) -> f64 {
+        let rows = x.len() / width;
+        let mut total = 0.0;
+        for j in 0..width {
+            let column: Vec<f64> = (0..rows).map(|i| x[i * width + j]).collect();
+            let mean = column.iter().sum::<f64>() / rows as f64;
+            let variance = column.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / rows as f64;
+            for (i, v) in column.iter().enumerate() {
+                let x_hat = (v - mean) / (variance + epsilon).sqrt();
+                total += f64::from(g[i * width + j]) * (gamma[j] * x_hat + beta[j]);
+            }
+        }
+        total
+    }
+
+    #[test]
+    fn batch_normalisation_agrees_with_finite_differences() {
+        let (rows, width, epsilon) = (5, 67, 1e-5);
+        let (x, g) = (wave(rows * width, 0.3), wave(rows * width, 1.1));
+        let (gamma, beta) = (wave(width, 2.2), wave(width, 3.3));
+        let (mut mean, mut variance) = (vec![0.0; width], vec![0.0; width]);
+        moments(&x, &mut mean, &mut variance);
+        let (mut x_hat, mut y) = (x.clone(), vec![0.0; rows * width]);
+        standardise(&mut x_hat, &mean, &variance, epsilon);
+        scale_and_shift(&x_hat, &gamma, &beta, false, &mut y);
+        let wide = |v: &[f32]| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+        let (x, gamma64, beta64) = (wide(&x), wide(&gamma), wide(&beta));
+        let value =
+            |x: &[f64], gamma: &[f64], beta: &[f64]| objective(x, width, gamma, beta, &g, f64::from(epsilon));
+        let got: f64 = y.iter().zip(&g).map(|(y, g)| f64::from(*y) * f64::from(*g)).sum();
+        assert!((got - value(&x, &gamma64, &beta64)).abs() < 1e-4);
+        let (mut dx, mut dgamma, mut dbeta) = (g.clone(), vec![0.5; width], vec![0.5; width]);
+        batch_norm_backward(&x_hat, &gamma, &variance, epsilon, &mut dx, &mut dgamma, &mut dbeta);
+        let numeric = |at: &[f64], f: &dyn Fn(&[f64]) -> f64| -> Vec<f64> {
+            let shifted = |i: usize, by: f64| {
+                let mut at = at.to_vec();
+                at[i] += by;
+                f(&at)
+            };
+            (0..at.len()).map(|i| (shifted(i, 1e-5) - shifted(i, -1e-5)) / 2e-5).collect()
+        };
+        let plus = |v: Vec<f64>| v.iter().map(|v| v + 0.5).collect::<Vec<_>>();
+        close(&dx, &numeric(&x, &|x| value(x, &gamma64, &beta64)));
+        close(&dgamma, &plus(numeric(&gamma64, &|gamma| value(&x, gamma, &beta64))));
+        close(&dbeta, &plus(numeric(&beta64, &|beta| value(&x, &gamma64, beta))));
+    }
+
+    #[test]
+    fn rectification_masks_and_keeps_nan() {
+        let mut y = [-1.0, 0.0, 2.0, f32::NAN];
+        relu(&mut y);
+        assert!(y[..3] == [0.0, 0.0, 2.0] && y[3].is_nan());
+        let mut dy = [5.0; 4];
+        relu_backward(&y, &mut dy);
+        assert_eq!(dy, [0.0, 0.0, 5.0, 5.0]);
+        let mut out = [0.0; 2];
+        scale_and_shift(&[1.0, 1.0], &[1.0, -1.0], &[0.5, 0.5], true, &mut out);
+        assert_eq!(out, [1.5, 0.0]);
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_the_number_of_threads() {
+        let (inputs, outputs, rows) = (70, 130, 200);
+        let (x, w, dy) = (wave(rows * inputs, 0.0), wave(inputs * outputs, 1.0), wave(rows * outputs, 2.0));
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let (mut y, mut dw) = (vec![0.0; rows * outputs], vec![0.0; inputs * outputs]);
+                let (mut mean, mut variance) = (vec![0.0; outputs], vec![0.0; outputs]);
+                linear((inputs, outputs), &x, &w, None, &mut y);
+                linear_weight_gradient((inputs, outputs), &x, &dy, &mut dw);
+                moments(&y, &mut mean, &mut variance);
+                [y, dw, mean, variance]
+            })
+        };
+        assert_eq!(run(1), run(3));
+    }
+}
