@@ -1,0 +1,46 @@
+//! A small plain network, for first experiments and fast tests.
+
+use super::Convolutions;
+use super::blueprint::Blueprint;
+use super::network::Network;
+use dfdx::prelude::Cpu;
+use pauc_traits::{Count, Encoder, EncoderConfig, Error, ImageShape, Result, component};
+
+component! {
+    /// Plain 3×3 convolutions with batch normalisation and ReLU, halving the map from layer to layer.
+    ///
+    /// The first layer has stride 1, all others stride 2; the features are the mean of the last map.
+    ///
+    /// # Shapes
+    /// (B, H, W, 1 or 3) → (B, last of channels)
+    pub struct ConvNet: Encoder {
+        /// The output channels of each layer.
+        pub channels: Vec<Count> = vec![Count::lit(32), Count::lit(64), Count::lit(128)],
+        /// How convolutions are computed on the CPU.
+        pub convolution: Convolutions = Convolutions::Auto,
+    }
+}
+
+impl ConvNet {
+    fn blueprint(&self, input: ImageShape) -> Result<Blueprint> {
+        if self.channels.is_empty() {
+            return Err(Error::config(
+                "ConvNet: `channels` is empty: give at least one layer, such as [32, 64]",
+            ));
+        }
+        let mut b = Blueprint::new(input)?;
+        let mut x = 0;
+        for (i, outputs) in self.channels.iter().enumerate() {
+            let names = (format!("conv{}", i + 1), format!("bn{}", i + 1));
+            let layer = b.declare(names, b.shape(x), outputs.get(), (3, if i == 0 { 1 } else { 2 }));
+            x = b.conv(layer, x, None);
+        }
+        b.check("use larger images or fewer `channels`")
+    }
+}
+
+impl EncoderConfig<Cpu> for ConvNet {
+    fn build(&self, device: &Cpu, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<Cpu>>> {
+        Ok(Box::new(Network::new(device, self.blueprint(input)?, self.convolution, seed)?))
+    }
+}

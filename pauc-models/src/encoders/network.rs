@@ -1,0 +1,142 @@
+//! A [`Blueprint`] at work on the CPU: an [`Encoder`] whose whole pass is one operation on dfdx's tape.
+
+use super::Convolutions;
+use super::blueprint::{Blueprint, ConvNorm, Initial};
+use super::workspace::{State, Statistics, Workspace};
+use dfdx::prelude::{Cpu, HasShape, PutTape, Tape as _, TensorFromVec};
+use pauc_kernels::conv::Algorithm;
+use pauc_kernels::simd::{CHANNELS, Simd};
+use pauc_traits::encoder::{Images, Layer};
+use pauc_traits::{Encoder, Error, Param, Pass, Result, Taped};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// A convolutional network on the CPU.
+pub(super) struct Network {
+    device: Cpu,
+    plan: Rc<Blueprint>,
+    simd: Simd,
+    algorithms: Vec<Algorithm>,
+    state: State,
+    /// For passes that will run backwards, shared with their tape.
+    training: Rc<RefCell<Workspace>>,
+    /// For all other passes, so that they leave an outstanding training pass alone.
+    inference: Workspace,
+    outstanding: Rc<Cell<bool>>,
+    images: Vec<f32>,
+}
+
+/// Marks a training pass as outstanding until it ran backwards or its tape was dropped.
+struct Outstanding(Rc<Cell<bool>>);
+
+impl Drop for Outstanding {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
+impl Network {
+    /// A network with initial weights from the streams of `seed`.
+    pub(super) fn new(device: &Cpu, plan: Blueprint, choice: Convolutions, seed: u64) -> Result<Self> {
+        let simd = Simd::detect().map_err(|e| Error::config(e.to_string()))?;
+        let algorithm = |(i, l): (usize, &ConvNorm)| {
+            let inputs = l.geometry.inputs;
+            // Images keep their channels, maps are rounded up.
+            choice.algorithm(l.geometry, if i == 0 { inputs } else { inputs.next_multiple_of(CHANNELS) })
+        };
+        let algorithms = plan.layers.iter().enumerate().map(algorithm).collect();
+        let make = |all: Vec<Initial>| -> Result<Vec<Param<Cpu>>> {
+            all.into_iter().map(|(name, shape, role, v)| Param::new(device, name, &shape, role, &v)).collect()
+        };
+        let state = State { parameters: make(plan.parameters(seed))?, statistics: make(plan.statistics())? };
+        Ok(Self::with_state(device, Rc::new(plan), simd, algorithms, state))
+    }
+
+    fn with_state(
+        device: &Cpu,
+        plan: Rc<Blueprint>,
+        simd: Simd,
+        algorithms: Vec<Algorithm>,
+        state: State,
+    ) -> Self {
+        let workspace = |keep| Workspace::new(&plan, simd, &algorithms, keep);
+        Network {
+            device: device.clone(),
+            training: Rc::new(RefCell::new(workspace(true))),
+            inference: workspace(false),
+            plan,
+            simd,
+            algorithms,
+            state,
+            outstanding: Rc::default(),
+            images: Vec::new(),
+        }
+    }
+}
+
+impl Encoder<Cpu> for Network {
+    fn feature_dim(&self) -> usize {
+        self.plan.feature_dim()
+    }
+
+    fn forward(&mut self, images: Images<Cpu>, pass: Pass) -> Result<Taped<(usize, usize), f32, Cpu>> {
+        let (batch, height, width, channels) = *images.shape();
+        let input = self.plan.input;
+        if (height, width, channels) != (input.height, input.width, input.channels) || batch == 0 {
+            return Err(Error::shape(
+                self.plan.layers[0].name.as_str(),
+                format!("{batch} images of {height}×{width}×{channels} for a network built for {input}"),
+            ));
+        }
+        self.images.resize(batch * input.len(), 0.0);
+        images.copy_into(&mut self.images);
+        let (plan, state) = (&self.plan, &self.state);
+        let shape = (batch, plan.feature_dim());
+        let tensor = |features| self.device.try_tensor_from_vec(features, shape).map_err(Error::device);
+        let source = (&self.images[..], batch);
+        if pass != Pass::Train {
+            let statistics = if pass == Pass::Eval { Statistics::Running } else { Statistics::Batch };
+            let features = self.inference.forward(plan, state, source, statistics)?;
+            return Ok(tensor(features)?.put_tape(Default::default()));
+        }
+        if self.outstanding.replace(true) {
+            return Err(Error::config(
+                "a training pass of this encoder is still waiting for its backward pass: run that first, or drop its tape",
+            ));
+        }
+        let guard = Outstanding(self.outstanding.clone());
+        let features = self.training.borrow_mut().forward(plan, state, source, Statistics::Batch)?;
+        let features = tensor(features)?;
+        let (ghost, workspace) = (features.clone(), self.training.clone());
+        let (plan, state) = (self.plan.clone(), self.state.clone());
+        let mut tape = pauc_traits::Tape::default();
+        tape.add_backward_op(move |gradients| {
+            let _guard = guard;
+            workspace.borrow_mut().backward(&plan, &state, gradients.get_or_alloc_mut(&ghost)?);
+            Ok(())
+        });
+        Ok(features.put_tape(tape))
+    }
+
+    fn parameters(&self) -> Vec<Param<Cpu>> {
+        self.state.parameters.clone()
+    }
+
+    fn statistics(&self) -> Vec<Param<Cpu>> {
+        self.state.statistics.clone()
+    }
+
+    fn duplicate(&self) -> Result<Box<dyn Encoder<Cpu>>> {
+        let copy = |all: &[Param<Cpu>]| -> Result<Vec<Param<Cpu>>> {
+            all.iter().map(|p| p.deep_clone(&self.device)).collect()
+        };
+        let state =
+            State { parameters: copy(&self.state.parameters)?, statistics: copy(&self.state.statistics)? };
+        let (plan, algorithms) = (self.plan.clone(), self.algorithms.clone());
+        Ok(Box::new(Self::with_state(&self.device, plan, self.simd, algorithms, state)))
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        self.plan.describe(|layer| self.algorithms[layer].to_string())
+    }
+}

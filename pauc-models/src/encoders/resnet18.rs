@@ -1,0 +1,33 @@
+//! ResNet-18.
+
+use super::Convolutions;
+use super::network::Network;
+use super::resnet::{Block, Stem, blueprint};
+use dfdx::prelude::Cpu;
+use pauc_traits::{Count, Encoder, EncoderConfig, ImageShape, Result, component};
+
+component! {
+    /// ResNet-18: four stages of two basic blocks, features of 8 · width.
+    ///
+    /// He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition (CVPR 2016). Names, shapes and initial
+    /// distribution of the parameters are torchvision's; width 64 with `stem: ImageNet` is its `resnet18` without
+    /// classifier.
+    ///
+    /// # Shapes
+    /// (B, H, W, 1 or 3) → (B, 8 · width)
+    pub struct ResNet18: Encoder {
+        /// The first layers: `ImageNet` for images of about 224 pixels, `Small` for about 32.
+        pub stem: Stem = Stem::ImageNet,
+        /// The channels of the first stage.
+        pub width: Count = Count::lit(64),
+        /// How convolutions are computed on the CPU.
+        pub convolution: Convolutions = Convolutions::Auto,
+    }
+}
+
+impl EncoderConfig<Cpu> for ResNet18 {
+    fn build(&self, device: &Cpu, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<Cpu>>> {
+        let plan = blueprint(input, self.stem, self.width.get(), Block::Basic, &[2, 2, 2, 2])?;
+        Ok(Box::new(Network::new(device, plan, self.convolution, seed)?))
+    }
+}

@@ -1,0 +1,33 @@
+//! ResNet-50.
+
+use super::Convolutions;
+use super::network::Network;
+use super::resnet::{Block, Stem, blueprint};
+use dfdx::prelude::Cpu;
+use pauc_traits::{Count, Encoder, EncoderConfig, ImageShape, Result, component};
+
+component! {
+    /// ResNet-50: four stages of 3, 4, 6 and 3 bottlenecks, features of 32 · width.
+    ///
+    /// He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition (CVPR 2016). Names, shapes and initial
+    /// distribution of the parameters are torchvision's; width 64 with `stem: ImageNet` is its `resnet50` without
+    /// classifier.
+    ///
+    /// # Shapes
+    /// (B, H, W, 1 or 3) → (B, 32 · width)
+    pub struct ResNet50: Encoder {
+        /// The first layers: `ImageNet` for images of about 224 pixels, `Small` for about 32.
+        pub stem: Stem = Stem::ImageNet,
+        /// The channels of the first stage.
+        pub width: Count = Count::lit(64),
+        /// How convolutions are computed on the CPU.
+        pub convolution: Convolutions = Convolutions::Auto,
+    }
+}
+
+impl EncoderConfig<Cpu> for ResNet50 {
+    fn build(&self, device: &Cpu, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<Cpu>>> {
+        let plan = blueprint(input, self.stem, self.width.get(), Block::Bottleneck, &[3, 4, 6, 3])?;
+        Ok(Box::new(Network::new(device, plan, self.convolution, seed)?))
+    }
+}

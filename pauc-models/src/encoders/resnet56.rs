@@ -1,0 +1,30 @@
+//! ResNet-56 for images of about 32 pixels.
+
+use super::Convolutions;
+use super::network::Network;
+use super::resnet::{Block, Stem, blueprint};
+use dfdx::prelude::Cpu;
+use pauc_traits::{Count, Encoder, EncoderConfig, ImageShape, Result, component};
+
+component! {
+    /// ResNet-56: three stages of 9 basic blocks, features of 4 · width.
+    ///
+    /// The CIFAR networks of He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition (CVPR 2016, §4.2),
+    /// with 1×1 convolutions as shortcuts where the shape changes (their option B).
+    ///
+    /// # Shapes
+    /// (B, H, W, 1 or 3) → (B, 4 · width)
+    pub struct ResNet56: Encoder {
+        /// The channels of the first stage.
+        pub width: Count = Count::lit(16),
+        /// How convolutions are computed on the CPU.
+        pub convolution: Convolutions = Convolutions::Auto,
+    }
+}
+
+impl EncoderConfig<Cpu> for ResNet56 {
+    fn build(&self, device: &Cpu, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<Cpu>>> {
+        let plan = blueprint(input, Stem::Small, self.width.get(), Block::Basic, &[9; 3])?;
+        Ok(Box::new(Network::new(device, plan, self.convolution, seed)?))
+    }
+}

@@ -1,0 +1,340 @@
+//! A network's maps and gradients on the CPU, and the passes over them.
+
+use super::blueprint::{Blueprint, Map, Step};
+use dfdx::prelude::Cpu;
+use pauc_kernels::buffer::Buffer;
+use pauc_kernels::conv::{Algorithm, Convolution};
+use pauc_kernels::layout::{Layout, copy_pixels};
+use pauc_kernels::norm::{self, Norm, Residual};
+use pauc_kernels::pool;
+use pauc_kernels::simd::{CHANNELS, Simd};
+use pauc_traits::{Error, Param, Result};
+
+/// Added to a variance before its root.
+const EPSILON: f64 = 1e-5;
+/// The share of a batch in the running statistics.
+const MOMENTUM: f32 = 0.1;
+
+/// Parameters and statistics, in the blueprint's order.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    pub parameters: Vec<Param<Cpu>>,
+    pub statistics: Vec<Param<Cpu>>,
+}
+
+/// Whether statistics come from the batch or from training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Statistics {
+    Batch,
+    Running,
+}
+
+struct LayerState {
+    conv: Convolution,
+    norm: Norm,
+    /// The convolution's output, before normalisation.
+    y: Buffer,
+}
+
+/// Memory for one batch at a time. Grows to the largest batch it has seen, and is then reused.
+pub(super) struct Workspace {
+    simd: Simd,
+    /// Whether maps are kept for a backward pass; otherwise their memory is used again once they have been read.
+    keep: bool,
+    capacity: usize,
+    layers: Vec<LayerState>,
+    /// Normalised maps in their halo; empty for those that a later step normalises.
+    maps: Vec<Buffer>,
+    /// Which pixel each maximum came from, by output map.
+    chosen: Vec<Vec<u8>>,
+    /// Gradients of maps, without halo, while they are being gathered.
+    gradients: Vec<Option<Buffer>>,
+    /// Haloed buffers by layout without batch: for gradients of convolution outputs, one for each shape; without `keep`,
+    /// those of maps that have been read.
+    halos: Vec<(Layout, Buffer)>,
+    /// Flat buffers that wait for the next map or gradient of their size.
+    spare: Vec<Buffer>,
+}
+
+/// The layouts of a network's maps for a batch.
+struct Layouts<'a> {
+    plan: &'a Blueprint,
+    batch: usize,
+}
+
+impl Layouts<'_> {
+    fn pitch(&self, map: Map) -> usize {
+        let channels = self.plan.maps[map].channels;
+        if map == 0 { channels } else { channels.next_multiple_of(CHANNELS) }
+    }
+
+    fn flat(&self, map: Map) -> Layout {
+        let m = self.plan.maps[map];
+        Layout::flat(self.batch, m.height, m.width, self.pitch(map))
+    }
+
+    fn haloed(&self, map: Map) -> Layout {
+        let m = self.plan.maps[map];
+        // Hidden layers have kernels of at most 3×3; the image's halo is its first layer's padding.
+        let halo = if map == 0 { self.plan.layers[0].geometry.padding } else { 1 };
+        Layout::haloed(self.batch, m.height, m.width, self.pitch(map), halo)
+    }
+}
+
+impl Workspace {
+    pub(super) fn new(plan: &Blueprint, simd: Simd, algorithms: &[Algorithm], keep: bool) -> Self {
+        let layer = |(l, a): (&super::blueprint::ConvNorm, &Algorithm)| LayerState {
+            conv: Convolution::new(l.geometry, *a),
+            norm: Norm::new(l.geometry.output_pitch()),
+            y: Buffer::default(),
+        };
+        Workspace {
+            simd,
+            keep,
+            capacity: 0,
+            layers: plan.layers.iter().zip(algorithms).map(layer).collect(),
+            maps: Vec::new(),
+            chosen: Vec::new(),
+            gradients: Vec::new(),
+            halos: Vec::new(),
+            spare: Vec::new(),
+        }
+    }
+
+    fn grow(&mut self, plan: &Blueprint, batch: usize) {
+        if batch <= self.capacity {
+            return;
+        }
+        self.capacity = batch;
+        self.maps = vec![Buffer::default(); plan.maps.len()];
+        self.chosen = vec![Vec::new(); plan.maps.len()];
+        self.layers.iter_mut().for_each(|l| l.y = Buffer::default());
+        self.gradients = vec![None; plan.maps.len()];
+        self.halos.clear();
+        self.spare.clear();
+    }
+
+    /// Features (B, F) of images (B, H, W, C).
+    pub(super) fn forward(
+        &mut self,
+        plan: &Blueprint,
+        state: &State,
+        (images, batch): (&[f32], usize),
+        statistics: Statistics,
+    ) -> Result<Vec<f32>> {
+        self.grow(plan, batch);
+        let (simd, at) = (self.simd, Layouts { plan, batch });
+        self.open(plan, 0);
+        copy_pixels((images, at.flat(0)), (&mut self.maps[0], at.haloed(0)));
+        for (i, step) in plan.steps.iter().enumerate() {
+            match *step {
+                Step::Conv { layer, input, output, residual } => {
+                    self.convolve(plan, state, &at, (layer, input, output), statistics)?;
+                    self.open(plan, output);
+                    let mut out = std::mem::take(&mut self.maps[output]);
+                    let residual = residual.map(|r| match plan.maps[r].pending {
+                        None => Residual { values: &self.maps[r], layout: at.haloed(r), norm: None },
+                        Some(l) => {
+                            let l = &self.layers[l];
+                            Residual { values: &l.y, layout: at.flat(r), norm: Some(&l.norm) }
+                        }
+                    });
+                    let l = &self.layers[layer];
+                    let target = (&mut out[..], at.haloed(output));
+                    norm::apply(simd, &l.norm, (&l.y, at.flat(output)), residual, true, target);
+                    self.maps[output] = out;
+                }
+                Step::Shortcut { layer, input, output } => {
+                    self.convolve(plan, state, &at, (layer, input, output), statistics)?;
+                }
+                Step::MaxPool { input, output } => {
+                    self.open(plan, output);
+                    self.chosen[output].resize(at.flat(output).len(), 0);
+                    let mut out = std::mem::take(&mut self.maps[output]);
+                    let from = (&self.maps[input][..], at.haloed(input));
+                    pool::max_forward(from, (&mut out, at.haloed(output)), &mut self.chosen[output]);
+                    self.maps[output] = out;
+                }
+            }
+            if !self.keep {
+                self.release(plan, i);
+            }
+        }
+        let last = plan.maps.len() - 1;
+        let mut features = vec![0.0; batch * plan.feature_dim()];
+        pool::mean_forward((&self.maps[last], at.haloed(last)), plan.feature_dim(), &mut features);
+        if !self.keep {
+            self.close(plan, last);
+        }
+        Ok(features)
+    }
+
+    /// Gives a map memory in its halo, if it has none.
+    fn open(&mut self, plan: &Blueprint, map: Map) {
+        if !self.maps[map].is_empty() {
+            return;
+        }
+        let layout = Layouts { plan, batch: self.capacity }.haloed(map);
+        let found =
+            if self.keep { None } else { self.halos.iter().position(|(l, _)| *l == layout.with_batch(0)) };
+        self.maps[map] = found.map_or_else(|| Buffer::zeros(layout.len()), |i| self.halos.swap_remove(i).1);
+    }
+
+    /// Takes a map's memory back.
+    fn close(&mut self, plan: &Blueprint, map: Map) {
+        if !self.maps[map].is_empty() {
+            let layout = Layouts { plan, batch: 0 }.haloed(map);
+            self.halos.push((layout, std::mem::take(&mut self.maps[map])));
+        }
+    }
+
+    /// Takes back the memory of what step `i` was the last to read.
+    fn release(&mut self, plan: &Blueprint, i: usize) {
+        let read_later = |map: Map| plan.steps[i + 1..].iter().any(|s| s.reads().contains(&Some(map)));
+        if let Step::Conv { layer, .. } = plan.steps[i] {
+            self.spare.push(std::mem::take(&mut self.layers[layer].y));
+        }
+        for map in plan.steps[i].reads().into_iter().flatten().filter(|m| !read_later(*m)) {
+            match plan.maps[map].pending {
+                Some(layer) => self.spare.push(std::mem::take(&mut self.layers[layer].y)),
+                None => self.close(plan, map),
+            }
+        }
+    }
+
+    /// The convolution of a layer, and its normalisation's scale and shift.
+    fn convolve(
+        &mut self,
+        plan: &Blueprint,
+        state: &State,
+        at: &Layouts<'_>,
+        (layer, input, output): (usize, Map, Map),
+        statistics: Statistics,
+    ) -> Result<()> {
+        if self.layers[layer].y.is_empty() {
+            self.layers[layer].y = self.buffer(plan, output);
+        }
+        let (x, yl) = ((&self.maps[input][..], at.haloed(input)), at.flat(output));
+        let l = &mut self.layers[layer];
+        l.conv.forward(self.simd, x, &state.parameters[3 * layer].value(), (&mut l.y, yl));
+        let (mean, variance) = (&state.statistics[2 * layer], &state.statistics[2 * layer + 1]);
+        match statistics {
+            Statistics::Batch => {
+                let n = yl.pixels();
+                if n < 2 {
+                    let message = "a single value has no variance: use a batch of at least 2 images";
+                    return Err(Error::shape(plan.layers[layer].norm.as_str(), message));
+                }
+                l.norm.measure(self.simd, (&l.y, yl));
+                let unbiased = n as f32 / (n - 1) as f32;
+                for (r, m) in mean.value_mut().iter_mut().zip(&l.norm.mean) {
+                    *r += MOMENTUM * (m - *r);
+                }
+                for (r, v) in variance.value_mut().iter_mut().zip(&l.norm.variance) {
+                    *r += MOMENTUM * (v * unbiased - *r);
+                }
+            }
+            Statistics::Running => {
+                let channels = plan.layers[layer].geometry.outputs;
+                l.norm.mean[..channels].copy_from_slice(&mean.value());
+                l.norm.variance[..channels].copy_from_slice(&variance.value());
+            }
+        }
+        let [gamma, beta] = [1, 2].map(|i| state.parameters[3 * layer + i].value());
+        l.norm.prepare(&gamma, &beta, EPSILON);
+        Ok(())
+    }
+
+    /// Adds to the parameters' gradients, given that of the features of the last forward pass, whose statistics came
+    /// from the batch.
+    pub(super) fn backward(&mut self, plan: &Blueprint, state: &State, d_features: &[f32]) {
+        let batch = d_features.len() / plan.feature_dim();
+        let (simd, at) = (self.simd, Layouts { plan, batch });
+        let last = plan.maps.len() - 1;
+        let mut d_last = self.buffer(plan, last);
+        pool::mean_backward(d_features, plan.feature_dim(), (&mut d_last, at.flat(last)));
+        self.gradients[last] = Some(d_last);
+        for step in plan.steps.iter().rev() {
+            match *step {
+                Step::Conv { layer, input, output, residual } => {
+                    let Some(mut g) = self.gradients[output].take() else { continue };
+                    self.layer_backward(plan, state, &at, (layer, input, output), &mut g, true);
+                    match residual {
+                        Some(r) => self.give(r, g),
+                        None => self.spare.push(g),
+                    }
+                }
+                Step::Shortcut { layer, input, output } => {
+                    let Some(mut g) = self.gradients[output].take() else { continue };
+                    self.layer_backward(plan, state, &at, (layer, input, output), &mut g, false);
+                    self.spare.push(g);
+                }
+                Step::MaxPool { input, output } => {
+                    let Some(g) = self.gradients[output].take() else { continue };
+                    let mut dx = self.buffer(plan, input);
+                    let source = (&g[..], at.flat(output));
+                    pool::max_backward(source, &self.chosen[output], (&mut dx, at.flat(input)));
+                    self.give(input, dx);
+                    self.spare.push(g);
+                }
+            }
+        }
+        debug_assert!(simd == self.simd && self.gradients.iter().all(Option::is_none));
+    }
+
+    /// From the gradient of a layer's output to those of its parameters and its input; masks `g` by ReLU if `relu`.
+    fn layer_backward(
+        &mut self,
+        plan: &Blueprint,
+        state: &State,
+        at: &Layouts<'_>,
+        (layer, input, output): (usize, Map, Map),
+        g: &mut [f32],
+        relu: bool,
+    ) {
+        let (simd, halo) = (self.simd, at.haloed(output));
+        let key = halo.with_batch(0);
+        let found = self.halos.iter().position(|(l, _)| *l == key).unwrap_or_else(|| {
+            self.halos.push((key, Buffer::zeros(halo.with_batch(self.capacity).len())));
+            self.halos.len() - 1
+        });
+        let l = &mut self.layers[layer];
+        let dy = &mut self.halos[found].1;
+        {
+            let out = relu.then(|| (&self.maps[output][..], halo));
+            let mut gamma = state.parameters[3 * layer + 1].grad_mut();
+            let mut beta = state.parameters[3 * layer + 2].grad_mut();
+            l.norm.backward(simd, (g, at.flat(output)), out, &l.y, (&mut gamma, &mut beta), (dy, halo));
+        }
+        let weight = &state.parameters[3 * layer];
+        let x = (&self.maps[input][..], at.haloed(input));
+        l.conv.weight_gradient(simd, x, (dy, halo), &mut weight.grad_mut());
+        if input == 0 {
+            return;
+        }
+        let dx = self.gradients[input].take();
+        let add = dx.is_some();
+        let mut dx = dx.unwrap_or_else(|| self.buffer(plan, input));
+        let (l, dy) = (&mut self.layers[layer], &self.halos[found].1);
+        l.conv.input_gradient(simd, (dy, halo), &weight.value(), (&mut dx, at.flat(input)), add);
+        self.gradients[input] = Some(dx);
+    }
+
+    /// Hands a map's gradient over, adding it to what is there.
+    fn give(&mut self, map: Map, g: Buffer) {
+        match &mut self.gradients[map] {
+            None => self.gradients[map] = Some(g),
+            Some(sum) => {
+                sum.iter_mut().zip(g.iter()).for_each(|(s, g)| *s += g);
+                self.spare.push(g);
+            }
+        }
+    }
+
+    /// A flat buffer of any content for a map or its gradient.
+    fn buffer(&mut self, plan: &Blueprint, map: Map) -> Buffer {
+        let len = Layouts { plan, batch: self.capacity }.flat(map).len();
+        let found = self.spare.iter().position(|b| b.len() == len);
+        found.map_or_else(|| Buffer::zeros(len), |i| self.spare.swap_remove(i))
+    }
+}

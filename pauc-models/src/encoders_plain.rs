@@ -1,0 +1,127 @@
+//! Encoders written with plain dfdx operations: they run on every device with no further work, and are the place to
+//! look at for how to write one.
+//!
+//! An encoder owns [`Param`]s. In a training pass it puts them on the tape with [`Param::traced`], whose backward
+//! pass adds to the parameter's gradient; in other passes they are constants. [`Leaf`] is that choice, made by the
+//! type of tape, so that the layers are written once.
+
+mod mlp;
+mod vit;
+
+pub use mlp::MlpEncoder;
+pub use vit::{Pool, Size, VisionTransformer};
+
+use dfdx::prelude::*;
+use pauc_traits::{Compute, Error, Param, Result};
+
+/// A tape type that knows how a parameter enters a computation.
+pub trait Leaf<D: Compute>: Tape<f32, D> {
+    /// The parameter as a tensor.
+    ///
+    /// # Errors
+    /// If the shape has another number of elements, or the device fails.
+    fn leaf<S: Shape>(device: &D, param: &Param<D>, shape: S) -> Result<Tensor<S, f32, D, Self>>;
+}
+
+impl<D: Compute> Leaf<D> for OwnedTape<f32, D> {
+    fn leaf<S: Shape>(device: &D, param: &Param<D>, shape: S) -> Result<Tensor<S, f32, D, Self>> {
+        param.traced(device, shape)
+    }
+}
+
+impl<D: Compute> Leaf<D> for NoneTape {
+    fn leaf<S: Shape>(device: &D, param: &Param<D>, shape: S) -> Result<Tensor<S, f32, D, Self>> {
+        device.buffer_tensor(&param.value(), shape)
+    }
+}
+
+/// x·Wᵀ + b.
+///
+/// # Shapes
+/// x (N, inputs), W (outputs, inputs) or (outputs, …) with as many elements, b (outputs) → (N, outputs)
+///
+/// # Errors
+/// If the weight's size is no multiple of the bias's, or the device fails.
+///
+/// # Panics
+/// If x does not have the weight's number of columns, as every dfdx product does.
+pub fn linear<D: Compute, T: Leaf<D>>(
+    x: Tensor<(usize, usize), f32, D, T>,
+    [weight, bias]: &[Param<D>; 2],
+) -> Result<Tensor<(usize, usize), f32, D, T>> {
+    let (outputs, inputs) = (bias.len(), weight.len().checked_div(bias.len()).unwrap_or(0));
+    let device = x.device().clone();
+    let weight = T::leaf(&device, weight, (outputs, inputs))?;
+    let weight = weight.try_permute::<_, Axes2<1, 0>>().map_err(Error::device)?;
+    let y = x.try_matmul(weight).map_err(Error::device)?;
+    let bias = T::leaf(&device, bias, (outputs,))?;
+    let bias = bias.try_broadcast_like::<_, Axis<0>>(y.shape()).map_err(Error::device)?;
+    y.try_add(bias).map_err(Error::device)
+}
+
+/// (x − mean)/√(variance + 1e-6)·γ + β over each row.
+///
+/// # Shapes
+/// x (N, width), γ (width), β (width) → (N, width)
+///
+/// # Errors
+/// If γ or β has another length than the rows, or the device fails.
+pub fn layer_norm<D: Compute, T: Leaf<D>>(
+    x: Tensor<(usize, usize), f32, D, T>,
+    [gamma, beta]: &[Param<D>; 2],
+) -> Result<Tensor<(usize, usize), f32, D, T>> {
+    let (device, shape) = (x.device().clone(), *x.shape());
+    let gamma = T::leaf(&device, gamma, (shape.1,))?;
+    let beta = T::leaf(&device, beta, (shape.1,))?;
+    let scaled = || {
+        let gamma = gamma.try_broadcast_like::<_, Axis<0>>(&shape)?;
+        let beta = beta.try_broadcast_like::<_, Axis<0>>(&shape)?;
+        x.try_normalize::<Axis<1>>(1e-6)?.try_mul(gamma)?.try_add(beta)
+    };
+    scaled().map_err(Error::device)
+}
+
+/// x·Φ(x), the exact GELU.
+///
+/// dfdx 0.13 has its value right and its derivative wrong: for `accurate_gelu` it is Φ(x) + √2·x·φ(x), one factor 1/√2
+/// short. The difference is added as (x − x₀)·(1 − √2)·x₀·φ(x₀), with x₀ a constant of x's value: zero, but for its
+/// gradient.
+///
+/// # Errors
+/// If the device fails.
+pub fn gelu<S: Shape, D: Compute, T: Tape<f32, D>>(x: Tensor<S, f32, D, T>) -> Result<Tensor<S, f32, D, T>> {
+    use std::f32::consts::{PI, SQRT_2};
+    let corrected = || {
+        // A product by one gives the constant an identity of its own.
+        let constant = x.retaped::<NoneTape>().try_mul(1.0)?;
+        let density = constant.clone().try_square()?.try_mul(-0.5)?.try_exp()?.try_div((2.0 * PI).sqrt())?;
+        let slope = density.try_mul(constant.clone())?.try_mul(1.0 - SQRT_2)?;
+        let correction = x.with_empty_tape().try_sub(constant)?.try_mul(slope)?;
+        x.try_accurate_gelu()?.try_add(correction)
+    };
+    corrected().map_err(Error::device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pauc_traits::ops;
+
+    #[test]
+    fn gelu_has_the_derivative_of_its_value() {
+        let dev = Cpu::default();
+        let at = [-3.0f32, -1.0, -0.1, 0.0, 0.5, 2.0];
+        let x = dev.tensor_from_vec(at.to_vec(), (at.len(),));
+        let y = gelu(x.retaped::<OwnedTape<f32, Cpu>>()).unwrap();
+        // PyTorch's torch.nn.functional.gelu and its gradient, in float64.
+        let values = [-0.004049694, -0.158655254, -0.046017217, 0.0, 0.345731231, 1.954499736];
+        let slopes = [-0.011945647, -0.083315471, 0.420476907, 0.5, 0.867495125, 1.085231801];
+        for (got, want) in y.as_vec().iter().zip(values) {
+            assert!((f64::from(*got) - want).abs() < 1e-6, "{got} for {want}");
+        }
+        let gradient = ops::gradient(&mut y.sum::<Rank0, _>().backward(), &x).unwrap();
+        for (got, want) in gradient.iter().zip(slopes) {
+            assert!((f64::from(*got) - want).abs() < 1e-6, "{got} for {want}");
+        }
+    }
+}

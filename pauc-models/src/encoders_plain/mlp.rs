@@ -1,0 +1,119 @@
+//! The multi-layer perceptron on pixels.
+
+use super::{Leaf, linear};
+use crate::init::uniform;
+use dfdx::prelude::*;
+use pauc_traits::encoder::{Images, Layer};
+use pauc_traits::param::Role;
+use pauc_traits::rng::{Purpose, stream};
+use pauc_traits::{
+    Compute, Count, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped, component,
+};
+
+component! {
+    /// A multi-layer perceptron on the flattened pixels: Linear → ReLU, repeated.
+    ///
+    /// For small images, quick checks, and as the example of an encoder made of plain dfdx operations. Weights and
+    /// biases start uniform in ±1/√inputs, as PyTorch's `nn.Linear` does; parameters are named as in
+    /// `nn.Sequential(Linear, ReLU, Linear, ReLU, …)`.
+    ///
+    /// # Shapes
+    /// (B, H, W, C) → (B, last of `dims`), non-negative
+    pub struct MlpEncoder: Encoder {
+        /// The widths of the layers; the last one is the width of the features.
+        pub dims: Vec<Count> = vec![Count::lit(256), Count::lit(128)],
+    }
+}
+
+impl<D: Compute> EncoderConfig<D> for MlpEncoder {
+    fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>> {
+        let Some(features) = self.dims.last().map(|d| d.get()) else {
+            return Err(Error::config(
+                "`dims` of `MlpEncoder` is empty: give at least the width of the features",
+            ));
+        };
+        let (mut layers, mut inputs) = (Vec::new(), input.len());
+        for (i, outputs) in self.dims.iter().map(|d| d.get()).enumerate() {
+            let bound = 1.0 / (inputs as f32).sqrt();
+            let drawn = |n: usize, shape: &[usize]| {
+                uniform(&mut stream(seed, Purpose::Init, 0, (2 * i + n) as u64, 0), bound, shape)
+            };
+            let (w, b) = ([outputs, inputs], [outputs]);
+            layers.push([
+                Param::new(device, format!("{}.weight", 2 * i), &w, Role::Weight, &drawn(0, &w))?,
+                Param::new(device, format!("{}.bias", 2 * i), &b, Role::Bias, &drawn(1, &b))?,
+            ]);
+            inputs = outputs;
+        }
+        Ok(Box::new(Network { device: device.clone(), input, features, layers }))
+    }
+}
+
+/// The network: weight and bias of each layer.
+struct Network<D: Compute> {
+    device: D,
+    input: ImageShape,
+    features: usize,
+    layers: Vec<[Param<D>; 2]>,
+}
+
+impl<D: Compute> Network<D> {
+    fn run<T: Leaf<D>>(
+        &self,
+        mut x: Tensor<(usize, usize), f32, D, T>,
+    ) -> Result<Tensor<(usize, usize), f32, D, T>> {
+        for layer in &self.layers {
+            x = linear(x, layer)?.try_relu().map_err(Error::device)?;
+        }
+        Ok(x)
+    }
+}
+
+impl<D: Compute> Encoder<D> for Network<D> {
+    fn feature_dim(&self) -> usize {
+        self.features
+    }
+
+    fn forward(&mut self, images: Images<D>, pass: Pass) -> Result<Taped<(usize, usize), f32, D>> {
+        let (batch, height, width, channels) = *images.shape();
+        let got = ImageShape { height, width, channels };
+        if got != self.input {
+            let message = format!("was built for images of {}, got {got}", self.input);
+            return Err(Error::shape("mlp encoder", message));
+        }
+        let pixels = images.try_reshape_like(&(batch, self.input.len())).map_err(Error::device)?;
+        match pass {
+            Pass::Train => self.run(pixels.put_tape(OwnedTape::default())),
+            Pass::Momentum | Pass::Eval => Ok(self.run(pixels)?.put_tape(OwnedTape::default())),
+        }
+    }
+
+    fn parameters(&self) -> Vec<Param<D>> {
+        self.layers.iter().flatten().cloned().collect()
+    }
+
+    fn statistics(&self) -> Vec<Param<D>> {
+        Vec::new()
+    }
+
+    fn duplicate(&self) -> Result<Box<dyn Encoder<D>>> {
+        let copy = |[w, b]: &[Param<D>; 2]| Ok([w.deep_clone(&self.device)?, b.deep_clone(&self.device)?]);
+        Ok(Box::new(Network {
+            device: self.device.clone(),
+            input: self.input,
+            features: self.features,
+            layers: self.layers.iter().map(copy).collect::<Result<_>>()?,
+        }))
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        let layer = |[w, b]: &[Param<D>; 2]| Layer {
+            name: w.name.trim_end_matches(".weight").into(),
+            output: b.shape.clone(),
+            parameters: w.len() + b.len(),
+            multiply_adds: w.len() as u64,
+            algorithm: "linear, relu".into(),
+        };
+        self.layers.iter().map(layer).collect()
+    }
+}

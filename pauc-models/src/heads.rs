@@ -1,0 +1,100 @@
+//! Heads: the projector between features and embeddings.
+
+mod mlp;
+
+pub use mlp::{Mlp, MlpHead};
+
+use dfdx::prelude::HasShape;
+use pauc_traits::encoder::Layer;
+use pauc_traits::{Compute, Error, Param, Pass, Result, Taped};
+use serde::{Deserialize, Serialize};
+
+/// A head as a recipe names it: `Mlp(dims: [256, 128])` or `Identity`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum HeadConfig {
+    /// A multi-layer perceptron.
+    Mlp(Mlp),
+    /// Features are embeddings.
+    Identity,
+}
+
+/// A network from feature vectors to embeddings. It owns its parameters and workspace.
+pub trait Head<D: Compute> {
+    /// The width D of the embeddings.
+    fn output_dim(&self) -> usize;
+
+    /// The embeddings of a batch of features.
+    ///
+    /// With [`Pass::Train`] the result carries the input's tape and on it the head's backward pass, which adds to
+    /// the gradients of [`Head::parameters`] and reads their values: change them only afterwards. Otherwise the
+    /// tape is empty.
+    ///
+    /// # Shapes
+    /// x (B, F) → (B, D)
+    ///
+    /// # Errors
+    /// If the features have another width than the head was built for, or the device fails.
+    fn forward(
+        &mut self,
+        x: Taped<(usize, usize), f32, D>,
+        pass: Pass,
+    ) -> Result<Taped<(usize, usize), f32, D>>;
+
+    /// The learnable parameters in a fixed order.
+    fn parameters(&self) -> Vec<Param<D>>;
+
+    /// State that is saved but not learnt, in a fixed order.
+    fn statistics(&self) -> Vec<Param<D>>;
+
+    /// A head of its own with the same parameters and statistics.
+    fn duplicate(&self) -> Result<Box<dyn Head<D>>>;
+
+    /// The layers in forward order.
+    fn layers(&self) -> Vec<Layer>;
+}
+
+/// The head that hands features through.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    width: usize,
+}
+
+impl Identity {
+    /// For features of the given width.
+    pub fn new(width: usize) -> Self {
+        Identity { width }
+    }
+}
+
+impl<D: Compute> Head<D> for Identity {
+    fn output_dim(&self) -> usize {
+        self.width
+    }
+    fn forward(
+        &mut self,
+        x: Taped<(usize, usize), f32, D>,
+        _: Pass,
+    ) -> Result<Taped<(usize, usize), f32, D>> {
+        check_width("identity head", x.shape().1, self.width)?;
+        Ok(x)
+    }
+    fn parameters(&self) -> Vec<Param<D>> {
+        Vec::new()
+    }
+    fn statistics(&self) -> Vec<Param<D>> {
+        Vec::new()
+    }
+    fn duplicate(&self) -> Result<Box<dyn Head<D>>> {
+        Ok(Box::new(self.clone()))
+    }
+    fn layers(&self) -> Vec<Layer> {
+        Vec::new()
+    }
+}
+
+fn check_width(operation: &str, got: usize, want: usize) -> Result<()> {
+    if got == want {
+        return Ok(());
+    }
+    Err(Error::shape(operation, format!("was built for features of width {want}, got {got}")))
+}

@@ -1,0 +1,326 @@
+//! The multi-layer perceptron.
+
+use super::{Head, check_width};
+use crate::init::uniform;
+use dfdx::prelude::*;
+use pauc_kernels::linear as kernel;
+use pauc_traits::encoder::Layer;
+use pauc_traits::param::Role;
+use pauc_traits::rng::{Purpose, stream};
+use pauc_traits::{Count, Error, Param, Pass, Result, Taped, component};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+component! {
+    /// A multi-layer perceptron: Linear → [BatchNorm] → ReLU, repeated; the last layer has no ReLU.
+    ///
+    /// Parameters are named as in PyTorch's `nn.Sequential(Linear, BatchNorm1d, ReLU, Linear, …)` and start as they
+    /// do there: weights and biases of linear layers uniform in ±1/√inputs.
+    ///
+    /// # Shapes
+    /// (B, F) → (B, last of `dims`)
+    ///
+    /// Source: SimCLR (Chen et al. 2020), MoCo v2; with `last_batch_norm` Barlow Twins' and SimSiam's form.
+    pub struct Mlp {
+        /// The widths of the layers' outputs; the last one is the width of the embeddings.
+        pub dims: Vec<Count>,
+        /// Batch normalisation after each linear layer but the last.
+        pub batch_norm: bool = false,
+        /// Biases in the linear layers.
+        pub bias: bool = true,
+        /// Batch normalisation, with scale and shift, after the last linear layer.
+        pub last_batch_norm: bool = false,
+    }
+}
+
+/// The constant under the root of batch normalisation, PyTorch's default.
+const EPSILON: f32 = 1e-5;
+/// The weight of a new batch in the running statistics, PyTorch's default.
+const RUNNING: f32 = 0.1;
+
+#[derive(Debug)]
+struct BatchNorm {
+    gamma: Param<Cpu>,
+    beta: Param<Cpu>,
+    mean: Param<Cpu>,
+    variance: Param<Cpu>,
+}
+
+#[derive(Debug)]
+struct Block {
+    inputs: usize,
+    outputs: usize,
+    weight: Param<Cpu>,
+    bias: Option<Param<Cpu>>,
+    norm: Option<BatchNorm>,
+    relu: bool,
+}
+
+/// What a pass leaves behind for its backward pass.
+#[derive(Debug, Default)]
+struct Workspace {
+    /// The head's input and each block's output but the last.
+    inputs: Vec<Vec<f32>>,
+    /// Each block's standardised pre-activations, with their variances, if it has a batch normalisation.
+    standardised: Vec<(Vec<f32>, Vec<f32>)>,
+    /// Two gradients in turn.
+    gradients: [Vec<f32>; 2],
+}
+
+/// [`Mlp`] on the CPU: the whole head is one operation on the tape.
+#[derive(Debug)]
+pub struct MlpHead {
+    device: Cpu,
+    blocks: Rc<Vec<Block>>,
+    idle: Rc<RefCell<Vec<Workspace>>>,
+}
+
+impl MlpHead {
+    /// Builds the head for features of width `input`.
+    ///
+    /// # Errors
+    /// If `dims` is empty.
+    pub fn new(device: &Cpu, config: &Mlp, input: usize, seed: u64, network: u64) -> Result<Self> {
+        if config.dims.is_empty() {
+            return Err(Error::config("`dims` of `Mlp` is empty: give at least the width of the embeddings"));
+        }
+        let (mut blocks, mut inputs, mut index, mut drawn) = (Vec::new(), input, 0, 0);
+        for (i, outputs) in config.dims.iter().map(|d| d.get()).enumerate() {
+            let last = i + 1 == config.dims.len();
+            let bound = 1.0 / (inputs as f32).sqrt();
+            let mut linear = |name: &str, shape: &[usize], role| {
+                drawn += 1;
+                let values = uniform(&mut stream(seed, Purpose::Init, network, drawn, 0), bound, shape);
+                Param::new(device, format!("{index}.{name}"), shape, role, &values)
+            };
+            let weight = linear("weight", &[outputs, inputs], Role::Weight)?;
+            let bias = config.bias.then(|| linear("bias", &[outputs], Role::Bias)).transpose()?;
+            index += 1;
+            let normed = if last { config.last_batch_norm } else { config.batch_norm };
+            let constant = |name: &str, role, value| {
+                Param::new(device, format!("{index}.{name}"), &[outputs], role, &vec![value; outputs])
+            };
+            let norm = if normed {
+                Some(BatchNorm {
+                    gamma: constant("weight", Role::Norm, 1.0)?,
+                    beta: constant("bias", Role::Norm, 0.0)?,
+                    mean: constant("running_mean", Role::Statistic, 0.0)?,
+                    variance: constant("running_var", Role::Statistic, 1.0)?,
+                })
+            } else {
+                None
+            };
+            index += usize::from(normed) + usize::from(!last);
+            blocks.push(Block { inputs, outputs, weight, bias, norm, relu: !last });
+            inputs = outputs;
+        }
+        Ok(MlpHead { device: device.clone(), blocks: Rc::new(blocks), idle: Rc::default() })
+    }
+}
+
+impl Block {
+    /// The block's output; `kept` receives what the backward pass needs.
+    fn forward(
+        &self,
+        x: &[f32],
+        pass: Pass,
+        kept: &mut (Vec<f32>, Vec<f32>),
+        y: &mut Vec<f32>,
+    ) -> Result<()> {
+        let rows = x.len() / self.inputs;
+        y.resize(rows * self.outputs, 0.0);
+        let bias = self.bias.as_ref().map(|b| b.value());
+        let bias = bias.as_ref().map(|b| b.as_slice());
+        let size = (self.inputs, self.outputs);
+        let Some(norm) = &self.norm else {
+            kernel::linear(size, x, &self.weight.value(), bias, y);
+            if self.relu {
+                kernel::relu(y);
+            }
+            return Ok(());
+        };
+        let (x_hat, variance) = kept;
+        x_hat.resize(y.len(), 0.0);
+        kernel::linear(size, x, &self.weight.value(), bias, x_hat);
+        if pass == Pass::Eval {
+            kernel::standardise(x_hat, &norm.mean.value(), &norm.variance.value(), EPSILON);
+        } else {
+            norm.standardise_batch(rows, x_hat, variance)?;
+        }
+        kernel::scale_and_shift(x_hat, &norm.gamma.value(), &norm.beta.value(), self.relu, y);
+        Ok(())
+    }
+
+    /// Turns `dy` into the gradient at the pre-activations, adds to the parameters' gradients, and writes the
+    /// input's gradient to `dx` if there is one to write to.
+    fn backward(
+        &self,
+        x: &[f32],
+        kept: &(Vec<f32>, Vec<f32>),
+        output: Option<&[f32]>,
+        dy: &mut [f32],
+        dx: &mut Vec<f32>,
+    ) {
+        if let Some(output) = output {
+            kernel::relu_backward(output, dy);
+        }
+        if let Some(norm) = &self.norm {
+            let (gamma, mut dgamma, mut dbeta) =
+                (norm.gamma.value(), norm.gamma.grad_mut(), norm.beta.grad_mut());
+            kernel::batch_norm_backward(&kept.0, &gamma, &kept.1, EPSILON, dy, &mut dgamma, &mut dbeta);
+        }
+        let size = (self.inputs, self.outputs);
+        kernel::linear_weight_gradient(size, x, dy, &mut self.weight.grad_mut());
+        if let Some(bias) = &self.bias {
+            kernel::bias_gradient(dy, &mut bias.grad_mut());
+        }
+        dx.resize(x.len(), 0.0);
+        kernel::linear_input_gradient(size, dy, &self.weight.value(), dx);
+    }
+}
+
+impl BatchNorm {
+    fn standardise_batch(&self, rows: usize, x: &mut [f32], variance: &mut Vec<f32>) -> Result<()> {
+        if rows < 2 {
+            let message =
+                "batch statistics need at least 2 samples: raise the batch size or leave out `batch_norm`";
+            return Err(Error::shape(self.gamma.name.as_str(), message));
+        }
+        let mut mean = vec![0.0; self.gamma.len()];
+        variance.resize(mean.len(), 0.0);
+        kernel::moments(x, &mut mean, variance);
+        kernel::standardise(x, &mean, variance, EPSILON);
+        let unbiased = rows as f32 / (rows - 1) as f32;
+        let mut running = (self.mean.value_mut(), self.variance.value_mut());
+        for (r, m) in running.0.iter_mut().zip(&mean) {
+            *r += RUNNING * (m - *r);
+        }
+        for (r, v) in running.1.iter_mut().zip(variance.iter()) {
+            *r += RUNNING * (v * unbiased - *r);
+        }
+        Ok(())
+    }
+}
+
+impl Workspace {
+    fn forward(&mut self, blocks: &[Block], pass: Pass) -> Result<Vec<f32>> {
+        self.inputs.resize_with(blocks.len(), Vec::new);
+        self.standardised.resize_with(blocks.len(), Default::default);
+        let mut output = Vec::new();
+        for (i, block) in blocks.iter().enumerate() {
+            let (inputs, rest) = self.inputs.split_at_mut(i + 1);
+            let y = rest.first_mut().unwrap_or(&mut output);
+            block.forward(&inputs[i], pass, &mut self.standardised[i], y)?;
+        }
+        Ok(output)
+    }
+
+    /// Adds the input's gradient to `dx`.
+    fn backward(&mut self, blocks: &[Block], dy: &[f32], dx: &mut [f32]) {
+        let [current, next] = &mut self.gradients;
+        current.clear();
+        current.extend_from_slice(dy);
+        for (i, block) in blocks.iter().enumerate().rev() {
+            let output = block.relu.then(|| self.inputs[i + 1].as_slice());
+            block.backward(&self.inputs[i], &self.standardised[i], output, current, next);
+            std::mem::swap(current, next);
+        }
+        dx.iter_mut().zip(current.iter()).for_each(|(d, g)| *d += g);
+    }
+}
+
+impl Head<Cpu> for MlpHead {
+    fn output_dim(&self) -> usize {
+        self.blocks.last().map_or(0, |b| b.outputs)
+    }
+
+    fn forward(
+        &mut self,
+        x: Taped<(usize, usize), f32, Cpu>,
+        pass: Pass,
+    ) -> Result<Taped<(usize, usize), f32, Cpu>> {
+        let (rows, width) = *x.shape();
+        check_width("mlp head", width, self.blocks[0].inputs)?;
+        let (x, mut tape) = x.try_contiguous().map_err(Error::device)?.split_tape();
+        let mut work = self.idle.borrow_mut().pop().unwrap_or_default();
+        work.inputs.resize_with(self.blocks.len(), Vec::new);
+        work.inputs[0].resize(rows * width, 0.0);
+        x.copy_into(&mut work.inputs[0]);
+        let output = work.forward(&self.blocks, pass)?;
+        let shape = (rows, self.output_dim());
+        let y = self.device.try_tensor_from_vec(output, shape).map_err(Error::device)?;
+        if pass != Pass::Train {
+            self.idle.borrow_mut().push(work);
+            return Ok(y.put_tape(tape));
+        }
+        let (blocks, idle) = (self.blocks.clone(), self.idle.clone());
+        let (from, to) = (y.ghost(), x.ghost());
+        tape.add_backward_op(move |gradients| {
+            let dy = std::mem::take(&mut **gradients.get_or_alloc_mut(&from)?);
+            work.backward(&blocks, &dy, gradients.get_or_alloc_mut(&to)?);
+            **gradients.get_or_alloc_mut(&from)? = dy;
+            idle.borrow_mut().push(work);
+            Ok(())
+        });
+        Ok(y.put_tape(tape))
+    }
+
+    fn parameters(&self) -> Vec<Param<Cpu>> {
+        let mut all = Vec::new();
+        for block in self.blocks.iter() {
+            all.push(block.weight.clone());
+            all.extend(block.bias.clone());
+            all.extend(block.norm.iter().flat_map(|n| [n.gamma.clone(), n.beta.clone()]));
+        }
+        all
+    }
+
+    fn statistics(&self) -> Vec<Param<Cpu>> {
+        let norms = self.blocks.iter().filter_map(|b| b.norm.as_ref());
+        norms.flat_map(|n| [n.mean.clone(), n.variance.clone()]).collect()
+    }
+
+    fn duplicate(&self) -> Result<Box<dyn Head<Cpu>>> {
+        let copy = |p: &Param<Cpu>| p.deep_clone(&self.device);
+        let norm = |n: &BatchNorm| {
+            Ok(BatchNorm {
+                gamma: copy(&n.gamma)?,
+                beta: copy(&n.beta)?,
+                mean: copy(&n.mean)?,
+                variance: copy(&n.variance)?,
+            })
+        };
+        let block = |b: &Block| {
+            Ok(Block {
+                weight: copy(&b.weight)?,
+                bias: b.bias.as_ref().map(copy).transpose()?,
+                norm: b.norm.as_ref().map(norm).transpose()?,
+                ..*b
+            })
+        };
+        let blocks = self.blocks.iter().map(block).collect::<Result<Vec<_>>>()?;
+        Ok(Box::new(MlpHead { device: self.device.clone(), blocks: Rc::new(blocks), idle: Rc::default() }))
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        let layer = |b: &Block| {
+            let name = b.weight.name.trim_end_matches(".weight").to_string();
+            let biases = if b.bias.is_some() { b.outputs } else { 0 };
+            let norms = if b.norm.is_some() { 2 * b.outputs } else { 0 };
+            let algorithm = match (&b.norm, b.relu) {
+                (Some(_), true) => "linear, batch norm, relu",
+                (Some(_), false) => "linear, batch norm",
+                (None, true) => "linear, relu",
+                (None, false) => "linear",
+            };
+            Layer {
+                name,
+                output: vec![b.outputs],
+                parameters: b.weight.len() + biases + norms,
+                multiply_adds: (b.inputs * b.outputs) as u64,
+                algorithm: algorithm.into(),
+            }
+        };
+        self.blocks.iter().map(layer).collect()
+    }
+}

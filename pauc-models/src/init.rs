@@ -1,0 +1,41 @@
+//! Initial weights.
+
+use pauc_traits::rng::Stream;
+use rand::Rng;
+use rand::distributions::Uniform;
+use rand_distr::StandardNormal;
+
+/// Values uniform in ±bound, as many as the shape has elements: PyTorch's default for linear layers with
+/// bound 1/√inputs.
+pub fn uniform(rng: &mut Stream, bound: f32, shape: &[usize]) -> Vec<f32> {
+    rng.sample_iter(Uniform::new_inclusive(-bound, bound)).take(shape.iter().product()).collect()
+}
+
+/// Independent normal values of mean 0 and the given standard deviation.
+pub fn normal(rng: &mut Stream, deviation: f32, shape: &[usize]) -> Vec<f32> {
+    let unit = rng.sample_iter::<f32, _>(StandardNormal);
+    unit.take(shape.iter().product()).map(|v| deviation * v).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pauc_traits::rng::{Purpose, stream};
+
+    #[test]
+    fn uniform_values_have_the_bounds_and_variance_asked_for() {
+        let values = uniform(&mut stream(1, Purpose::Init, 0, 0, 0), 0.5, &[100, 100]);
+        assert_eq!(values.len(), 10_000);
+        assert!(values.iter().all(|v| v.abs() <= 0.5));
+        let variance = values.iter().map(|v| v * v).sum::<f32>() / 1e4;
+        assert!((variance - 0.25 / 3.0).abs() < 0.003, "{variance}");
+    }
+
+    #[test]
+    fn normal_values_have_the_deviation_asked_for() {
+        let values = normal(&mut stream(1, Purpose::Init, 0, 0, 0), 0.02, &[100, 100]);
+        let mean = values.iter().sum::<f32>() / 1e4;
+        let variance = values.iter().map(|v| v * v).sum::<f32>() / 1e4;
+        assert!(mean.abs() < 1e-3 && (variance.sqrt() - 0.02).abs() < 1e-3, "{mean} {variance}");
+    }
+}

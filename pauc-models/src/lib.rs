@@ -1,0 +1,18 @@
+//! Networks and what trains them: encoders, heads, optimisers with complete state, schedules, weight files.
+
+pub mod device;
+pub mod ema;
+pub mod encoders;
+pub mod encoders_plain;
+pub mod heads;
+pub mod init;
+pub mod network;
+pub mod optimizers;
+pub mod schedule;
+pub mod weights;
+
+pub use device::NetworkDevice;
+pub use ema::MomentumConfig;
+pub use heads::{Head, HeadConfig};
+pub use network::Network;
+pub use schedule::LrSchedule;

@@ -1,0 +1,166 @@
+//! A network as a run trains it: encoder and projector.
+
+use crate::device::NetworkDevice;
+use crate::heads::{Head, HeadConfig};
+use dfdx::prelude::{HasShape, NoneTape, Tensor, TryMul};
+use pauc_traits::encoder::{Images, Layer};
+use pauc_traits::{Compute, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped, ops};
+
+/// The number of the projector among a network's parts, for its initial weights; the encoder's is 0.
+const PROJECTOR: u64 = 1;
+
+/// An encoder and a projector.
+pub struct Network<D: NetworkDevice> {
+    device: D,
+    input: ImageShape,
+    encoder: Box<dyn Encoder<D>>,
+    projector: Box<dyn Head<D>>,
+}
+
+/// What a network makes of a batch.
+#[derive(Debug)]
+pub struct Output<D: Compute> {
+    /// The encoder's features h, (B, F), without a tape.
+    pub features: Tensor<(usize, usize), f32, D>,
+    /// The projector's outputs x, (B, D), with the tape of the whole network in [`Pass::Train`].
+    pub embeddings: Taped<(usize, usize), f32, D>,
+}
+
+/// Features and embeddings of many images, row-major.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Embedded {
+    /// (N, F).
+    pub features: Vec<f32>,
+    /// (N, D), raw projector outputs.
+    pub embeddings: Vec<f32>,
+}
+
+impl<D: NetworkDevice> Network<D> {
+    /// Builds a network for images of `input`, with initial weights from the streams of `seed`.
+    ///
+    /// # Errors
+    /// If the configurations do not fit the images, or the device fails.
+    pub fn build(
+        device: &D,
+        encoder: &dyn EncoderConfig<D>,
+        projector: &HeadConfig,
+        input: ImageShape,
+        seed: u64,
+    ) -> Result<Self> {
+        let encoder = encoder.build(device, input, seed)?;
+        let projector = device.head(projector, encoder.feature_dim(), seed, PROJECTOR)?;
+        Ok(Network { device: device.clone(), input, encoder, projector })
+    }
+
+    /// The shape of the images that the network was built for.
+    pub fn input(&self) -> ImageShape {
+        self.input
+    }
+
+    /// The width F of the features.
+    pub fn feature_dim(&self) -> usize {
+        self.encoder.feature_dim()
+    }
+
+    /// The width D of the embeddings.
+    pub fn embedding_dim(&self) -> usize {
+        self.projector.output_dim()
+    }
+
+    /// The features and embeddings of a batch. At most one training pass may wait for its backward pass.
+    ///
+    /// # Shapes
+    /// images (B, H, W, C) → features (B, F), embeddings (B, D)
+    ///
+    /// # Errors
+    /// If the images have another shape than the network was built for, or the device fails.
+    pub fn forward(&mut self, images: Images<D>, pass: Pass) -> Result<Output<D>> {
+        let features = self.encoder.forward(images, pass)?;
+        let constant = features.retaped::<NoneTape>();
+        Ok(Output { features: constant, embeddings: self.projector.forward(features, pass)? })
+    }
+
+    /// The features and embeddings of any number of images in evaluation mode, `chunk` of them at a time.
+    ///
+    /// # Shapes
+    /// pixels: N normalised images, each (H, W, C)
+    ///
+    /// # Errors
+    /// If the pixels are no whole number of images, or the device fails.
+    pub fn embed(&mut self, pixels: &[f32], chunk: usize) -> Result<Embedded> {
+        let ImageShape { height, width, channels } = self.input;
+        let image = self.input.len();
+        if image == 0 || !pixels.len().is_multiple_of(image) {
+            let message = format!("{} values are no whole number of {} images", pixels.len(), self.input);
+            return Err(Error::shape("embed", message));
+        }
+        let mut all = Embedded::default();
+        for part in pixels.chunks(image * chunk.max(1)) {
+            let shape = (part.len() / image, height, width, channels);
+            let images = self.device.try_tensor_from_vec(part.to_vec(), shape).map_err(Error::device)?;
+            let output = self.forward(images, Pass::Eval)?;
+            all.features.extend(output.features.as_vec());
+            all.embeddings.extend(output.embeddings.as_vec());
+        }
+        Ok(all)
+    }
+
+    /// The learnable parameters in a fixed order, named `encoder.…` and `projector.…`.
+    pub fn parameters(&self) -> Vec<Param<D>> {
+        named(self.encoder.parameters(), self.projector.parameters())
+    }
+
+    /// State that is saved but not learnt, in a fixed order, named like the parameters.
+    pub fn statistics(&self) -> Vec<Param<D>> {
+        named(self.encoder.statistics(), self.projector.statistics())
+    }
+
+    /// A network of its own with the same parameters and statistics: the start of a momentum branch.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn duplicate(&self) -> Result<Self> {
+        Ok(Network {
+            device: self.device.clone(),
+            input: self.input,
+            encoder: self.encoder.duplicate()?,
+            projector: self.projector.duplicate()?,
+        })
+    }
+
+    /// The layers in forward order, named like the parameters.
+    pub fn layers(&self) -> Vec<Layer> {
+        let prefixed = |prefix: &'static str, layers: Vec<Layer>| {
+            layers.into_iter().map(move |l| Layer { name: format!("{prefix}{}", l.name), ..l })
+        };
+        let encoder = prefixed("encoder.", self.encoder.layers());
+        encoder.chain(prefixed("projector.", self.projector.layers())).collect()
+    }
+}
+
+fn named<D: Compute>(encoder: Vec<Param<D>>, projector: Vec<Param<D>>) -> Vec<Param<D>> {
+    let encoder = encoder.iter().map(|p| p.prefixed("encoder."));
+    encoder.chain(projector.iter().map(|p| p.prefixed("projector."))).collect()
+}
+
+/// Runs a network's backward pass from a given gradient ∂L/∂x at its embeddings, row-major. The parameters' gradients
+/// are added to.
+///
+/// # Errors
+/// If the gradient has another size than the embeddings, or the device fails.
+pub fn backward_with<D: Compute>(
+    embeddings: Taped<(usize, usize), f32, D>,
+    gradient: Vec<f32>,
+) -> Result<()> {
+    let shape = *embeddings.shape();
+    if gradient.len() != shape.0 * shape.1 {
+        let message = format!("{} values for embeddings of {}×{}", gradient.len(), shape.0, shape.1);
+        return Err(Error::shape("gradient of the embeddings", message));
+    }
+    // The derivative of Σ x·G with respect to x is G.
+    let device = embeddings.device().clone();
+    let gradient = device.try_tensor_from_vec(gradient, shape).map_err(Error::device)?;
+    let surrogate = ops::total(embeddings.try_mul(gradient).map_err(Error::device)?);
+    dfdx::prelude::Backward::try_backward(surrogate).map_err(Error::device)?;
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! Adam with decoupled weight decay.
+
+use super::{buffers, is_norm_or_bias, step};
+use dfdx::prelude::Cpu;
+use pauc_kernels::optim as kernel;
+use pauc_traits::optimizer::State;
+use pauc_traits::{NonNegative, Optimizer, Param, Positive, Result, UnitInterval, component};
+
+component! {
+    /// Adam with decoupled weight decay: w ← (1 − ηλ)w − η·m̂/(√ŝ + ε).
+    ///
+    /// m and s are moving averages of g and g², corrected for their start at zero by the number of steps of the run;
+    /// a parameter that is thawed later therefore starts with shorter steps. Source: Loshchilov & Hutter 2019,
+    /// PyTorch's `AdamW`.
+    pub struct AdamW: Optimizer {
+        /// The base learning rate η, multiplied by the schedule.
+        pub lr: Positive,
+        /// The momentum of m.
+        pub beta1: UnitInterval = UnitInterval::lit(0.9),
+        /// The momentum of s.
+        pub beta2: UnitInterval = UnitInterval::lit(0.999),
+        /// Added to the root.
+        pub epsilon: Positive = Positive::lit(1e-8),
+        /// λ, multiplied by the current learning rate.
+        pub weight_decay: NonNegative = NonNegative::lit(0.01),
+        /// Whether biases and parameters of normalisation layers decay too, as PyTorch does unless told otherwise.
+        pub decay_norm_and_bias: bool = true,
+    }
+}
+
+impl Optimizer<Cpu> for AdamW {
+    fn slots(&self) -> &'static [&'static str] {
+        &["mean", "square"]
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.lr.get()
+    }
+
+    fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, scale: f64) -> Result<()> {
+        let number = state.steps + 1;
+        step(params, state, |param, slots| {
+            let [mean, square] = buffers(&param.name, slots)?;
+            let decays = self.decay_norm_and_bias || !is_norm_or_bias(param);
+            let constants = kernel::AdamW {
+                lr: self.lr.get() * scale,
+                betas: (self.beta1.get(), self.beta2.get()),
+                epsilon: self.epsilon.get(),
+                weight_decay: if decays { self.weight_decay.get() } else { 0.0 },
+                step: number,
+            };
+            kernel::adamw(&mut param.value_mut(), &param.grad(), mean, square, constants);
+            Ok(())
+        })
+    }
+}

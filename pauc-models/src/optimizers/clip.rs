@@ -1,0 +1,49 @@
+//! Clipping of gradients by their common norm.
+
+use crate::device::NetworkDevice;
+use pauc_traits::{Param, Result};
+
+/// Scales all gradients by min(1, `max_norm`/(‖g‖ + 1e-6)), where ‖g‖ is the norm over all parameters that are not
+/// frozen, and returns ‖g‖. Gradients with a norm that is not finite are left as they are: the caller sees it.
+///
+/// Source: PyTorch's `clip_grad_norm_`.
+///
+/// # Errors
+/// If the device fails.
+pub fn clip_gradients<D: NetworkDevice>(device: &D, params: &[Param<D>], max_norm: f64) -> Result<f64> {
+    let params = || params.iter().filter(|p| !p.is_frozen());
+    let squares = params().map(|p| device.squared_norm(&p.grad())).collect::<Result<Vec<f64>>>()?;
+    let norm = squares.iter().sum::<f64>().sqrt();
+    let factor = max_norm / (norm + 1e-6);
+    if norm.is_finite() && factor < 1.0 {
+        params().try_for_each(|p| device.scale(&mut p.grad_mut(), factor))?;
+    }
+    Ok(norm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dfdx::prelude::Cpu;
+    use pauc_traits::param::Role;
+
+    #[test]
+    fn long_gradients_are_shortened_and_short_ones_kept() {
+        let dev = Cpu::default();
+        let param = |grad: &[f32]| {
+            let p = Param::new(&dev, "w", &[grad.len()], Role::Weight, &vec![0.0; grad.len()]).unwrap();
+            p.grad_mut().copy_from_slice(grad);
+            p
+        };
+        let params = [param(&[3.0, 0.0]), param(&[4.0]), param(&[100.0])];
+        params[2].set_frozen(true);
+        assert_eq!(clip_gradients(&dev, &params, 10.0).unwrap(), 5.0);
+        assert_eq!(*params[1].grad(), [4.0]);
+        assert_eq!(clip_gradients(&dev, &params, 1.0).unwrap(), 5.0);
+        assert!((params[0].grad()[0] - 0.6).abs() < 1e-6 && (params[1].grad()[0] - 0.8).abs() < 1e-6);
+        assert_eq!(*params[2].grad(), [100.0], "frozen");
+        params[0].grad_mut()[0] = f32::NAN;
+        assert!(clip_gradients(&dev, &params, 0.1).unwrap().is_nan());
+        assert!((params[1].grad()[0] - 0.8).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,63 @@
+//! Layer-wise adaptive rate scaling.
+
+use super::{buffers, is_norm_or_bias, step};
+use dfdx::prelude::Cpu;
+use pauc_kernels::optim as kernel;
+use pauc_traits::optimizer::State;
+use pauc_traits::{NonNegative, Optimizer, Param, Positive, Result, UnitInterval, component};
+
+component! {
+    /// SGD whose step on each weight is proportional to the weight's norm, for large batches.
+    ///
+    /// d = a·(g + λw) with a = trust·‖w‖/(‖g‖ + λ‖w‖ + 1e-8), v ← μv + d and w ← w − η·v.
+    /// Where a norm is zero, and for biases and parameters of normalisation layers, a is 1 and nothing decays. Source: You et al. 2017, as in
+    /// lightly's `LARS`.
+    pub struct Lars: Optimizer {
+        /// The base learning rate η, multiplied by the schedule.
+        pub lr: Positive,
+        /// μ.
+        pub momentum: UnitInterval = UnitInterval::lit(0.9),
+        /// λ.
+        pub weight_decay: NonNegative = NonNegative::lit(1e-6),
+        /// The trust coefficient.
+        pub trust: Positive = Positive::lit(1e-3),
+        /// Whether the step looks ahead along the momentum.
+        pub nesterov: bool = false,
+        /// Whether biases and parameters of normalisation layers are scaled and decay like weights.
+        pub adapt_norm_and_bias: bool = false,
+    }
+}
+
+impl Optimizer<Cpu> for Lars {
+    fn slots(&self) -> &'static [&'static str] {
+        &["momentum"]
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.lr.get()
+    }
+
+    fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, scale: f64) -> Result<()> {
+        step(params, state, |param, slots| {
+            let [velocity] = buffers(&param.name, slots)?;
+            let adapts = self.adapt_norm_and_bias || !is_norm_or_bias(param);
+            let norm = |values: &[f32]| kernel::squared_norm(values).sqrt();
+            let (w, g) = (norm(&param.value()), norm(&param.grad()));
+            let (weight_decay, adaptation) = if adapts && w != 0.0 && g != 0.0 {
+                let decay = self.weight_decay.get();
+                (decay, self.trust.get() * w / (g + decay * w + 1e-8))
+            } else {
+                (0.0, 1.0)
+            };
+            let constants = kernel::Sgd {
+                lr: (self.lr.get() * scale) as f32,
+                momentum: self.momentum.get() as f32,
+                weight_decay: weight_decay as f32,
+                adaptation: adaptation as f32,
+                nesterov: self.nesterov,
+            };
+            kernel::sgd(&mut param.value_mut(), &param.grad(), velocity, constants);
+            Ok(())
+        })
+    }
+}

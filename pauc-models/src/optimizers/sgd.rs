@@ -1,0 +1,52 @@
+//! Stochastic gradient descent.
+
+use super::{buffers, is_norm_or_bias, step};
+use dfdx::prelude::Cpu;
+use pauc_kernels::optim as kernel;
+use pauc_traits::optimizer::State;
+use pauc_traits::{NonNegative, Optimizer, Param, Positive, Result, UnitInterval, component};
+
+component! {
+    /// Stochastic gradient descent with momentum: v ← μv + g + λw, w ← w − η·v.
+    ///
+    /// With Nesterov's momentum, w ← w − η·(g + λw + μv). Source: PyTorch's `SGD`, without dampening; the defaults
+    /// are those of MoCo and PCL.
+    pub struct Sgd: Optimizer {
+        /// The base learning rate η, multiplied by the schedule.
+        pub lr: Positive,
+        /// μ.
+        pub momentum: UnitInterval = UnitInterval::lit(0.9),
+        /// λ, coupled: it passes through the momentum.
+        pub weight_decay: NonNegative = NonNegative::lit(1e-4),
+        /// Whether the step looks ahead along the momentum.
+        pub nesterov: bool = false,
+        /// Whether biases and parameters of normalisation layers decay too, as PyTorch does unless told otherwise.
+        pub decay_norm_and_bias: bool = true,
+    }
+}
+
+impl Optimizer<Cpu> for Sgd {
+    fn slots(&self) -> &'static [&'static str] {
+        &["momentum"]
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.lr.get()
+    }
+
+    fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, scale: f64) -> Result<()> {
+        step(params, state, |param, slots| {
+            let [velocity] = buffers(&param.name, slots)?;
+            let decays = self.decay_norm_and_bias || !is_norm_or_bias(param);
+            let constants = kernel::Sgd {
+                lr: (self.lr.get() * scale) as f32,
+                momentum: self.momentum.get() as f32,
+                weight_decay: if decays { self.weight_decay.get() as f32 } else { 0.0 },
+                adaptation: 1.0,
+                nesterov: self.nesterov,
+            };
+            kernel::sgd(&mut param.value_mut(), &param.grad(), velocity, constants);
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,96 @@
+//! Learning-rate schedules: the factor on an optimiser's base learning rate.
+
+use pauc_traits::{Clock, Span, UnitInterval, component};
+use serde::{Deserialize, Serialize};
+
+component! {
+    /// A straight line up to 1 over the warm-up, then half a cosine down to `floor` at the last step.
+    ///
+    /// With W steps of warm-up in a run of T: (s+1)/W for s < W, then
+    /// floor + (1 − floor)·(1 + cos(π·(s − W)/(T − W − 1)))/2. Source: SimCLR; the counting is lightly's.
+    pub struct WarmupCosine {
+        /// How long the warm-up takes.
+        pub warmup: Span,
+        /// The factor at the end of the run.
+        pub floor: UnitInterval = UnitInterval::lit(0.0),
+        /// Whether the factor changes with each step or only with each epoch.
+        pub per: Per = Per::Step,
+    }
+}
+
+component! {
+    /// Half a cosine from 1 at the first step down to `floor` at the last step.
+    ///
+    /// Source: SGDR (Loshchilov & Hutter 2017), without restarts. MoCo's and PCL's schedule changes per epoch.
+    pub struct Cosine {
+        /// The factor at the end of the run.
+        pub floor: UnitInterval = UnitInterval::lit(0.0),
+        /// Whether the factor changes with each step or only with each epoch.
+        pub per: Per = Per::Step,
+    }
+}
+
+component! {
+    /// The learning rate is multiplied by `factor` at each milestone.
+    pub struct Step {
+        /// When.
+        pub milestones: Vec<Span>,
+        /// By what.
+        pub factor: UnitInterval = UnitInterval::lit(0.1),
+    }
+}
+
+/// How often a factor changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Per {
+    /// With every optimiser step.
+    Step,
+    /// At the start of every epoch.
+    Epoch,
+}
+
+/// A learning-rate schedule as a recipe names it: `WarmupCosine(warmup: Epochs(5))`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub enum LrSchedule {
+    /// The base learning rate throughout.
+    #[default]
+    Constant,
+    /// Half a cosine.
+    Cosine(Cosine),
+    /// Warm-up, then half a cosine.
+    WarmupCosine(WarmupCosine),
+    /// Drops at milestones.
+    Step(Step),
+}
+
+impl LrSchedule {
+    /// The factor on the base learning rate for the step that the clock shows.
+    pub fn factor_at(&self, clock: &Clock) -> f64 {
+        match self {
+            LrSchedule::Constant => 1.0,
+            LrSchedule::Cosine(c) => warmup_cosine(0, c.floor.get(), c.per, clock),
+            LrSchedule::WarmupCosine(c) => {
+                warmup_cosine(c.warmup.steps(&clock.horizon), c.floor.get(), c.per, clock)
+            }
+            LrSchedule::Step(s) => {
+                let passed = s.milestones.iter().filter(|m| clock.step >= m.steps(&clock.horizon)).count();
+                s.factor.get().powi(passed as i32)
+            }
+        }
+    }
+}
+
+fn warmup_cosine(warmup: u64, floor: f64, per: Per, clock: &Clock) -> f64 {
+    let unit = match per {
+        Per::Step => 1,
+        Per::Epoch => clock.horizon.steps_per_epoch.max(1),
+    };
+    let warmup = (warmup as f64 / unit as f64).round() as u64;
+    let (now, end) = (clock.step / unit, clock.horizon.total_steps.div_ceil(unit));
+    if now < warmup {
+        return (now + 1) as f64 / warmup as f64;
+    }
+    let last = end.saturating_sub(warmup + 1);
+    let progress = if last == 0 { 1.0 } else { ((now - warmup) as f64 / last as f64).min(1.0) };
+    floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+}

@@ -1,0 +1,340 @@
+//! Weight files: named tensors with metadata in the safetensors format, which PyTorch reads.
+//!
+//! Equal content gives equal bytes: tensors are laid out by element size and name, metadata by key.
+
+use pauc_traits::{Compute, Error, Param, Result};
+use safetensors::{Dtype, SafeTensors};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// The values of a tensor, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Values {
+    /// 32-bit floating point.
+    F32(Vec<f32>),
+    /// 64-bit signed integers.
+    I64(Vec<i64>),
+    /// 64-bit unsigned integers.
+    U64(Vec<u64>),
+    /// Bytes.
+    U8(Vec<u8>),
+}
+
+impl Values {
+    fn len(&self) -> usize {
+        match self {
+            Values::F32(v) => v.len(),
+            Values::I64(v) => v.len(),
+            Values::U64(v) => v.len(),
+            Values::U8(v) => v.len(),
+        }
+    }
+
+    /// The name of the element type in the format, and its size in bytes.
+    fn dtype(&self) -> (&'static str, usize) {
+        match self {
+            Values::F32(_) => ("F32", 4),
+            Values::I64(_) => ("I64", 8),
+            Values::U64(_) => ("U64", 8),
+            Values::U8(_) => ("U8", 1),
+        }
+    }
+
+    fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        match self {
+            Values::F32(v) => v.iter().try_for_each(|v| to.write_all(&v.to_le_bytes())),
+            Values::I64(v) => v.iter().try_for_each(|v| to.write_all(&v.to_le_bytes())),
+            Values::U64(v) => v.iter().try_for_each(|v| to.write_all(&v.to_le_bytes())),
+            Values::U8(v) => to.write_all(v),
+        }
+    }
+
+    fn read(dtype: Dtype, bytes: &[u8]) -> Option<Self> {
+        fn words<T, const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
+            bytes.as_chunks().0.iter().map(|word| read(*word)).collect()
+        }
+        Some(match dtype {
+            Dtype::F32 => Values::F32(words(bytes, f32::from_le_bytes)),
+            Dtype::I64 => Values::I64(words(bytes, i64::from_le_bytes)),
+            Dtype::U64 => Values::U64(words(bytes, u64::from_le_bytes)),
+            Dtype::U8 => Values::U8(bytes.to_vec()),
+            _ => return None,
+        })
+    }
+}
+
+/// A tensor of a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FileTensor {
+    /// The shape.
+    pub shape: Vec<usize>,
+    /// As many values as the shape has elements.
+    pub values: Values,
+}
+
+/// Named tensors and metadata, in memory.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TensorFile {
+    /// Free text by key.
+    pub metadata: BTreeMap<String, String>,
+    tensors: BTreeMap<String, FileTensor>,
+    /// Where it was read from, for errors.
+    path: PathBuf,
+}
+
+impl TensorFile {
+    /// No tensors, no metadata.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a tensor.
+    ///
+    /// # Errors
+    /// If the name is taken, or the number of values is not the shape's.
+    pub fn insert(&mut self, name: impl Into<String>, shape: &[usize], values: Values) -> Result<()> {
+        let name = name.into();
+        if values.len() != shape.iter().product::<usize>() {
+            return Err(Error::shape(name, format!("{} values for shape {shape:?}", values.len())));
+        }
+        if self.tensors.contains_key(&name) {
+            return Err(Error::shape(name, "is in the file already: tensors need names of their own"));
+        }
+        self.tensors.insert(name, FileTensor { shape: shape.to_vec(), values });
+        Ok(())
+    }
+
+    /// Adds parameters or statistics under their names with a prefix.
+    ///
+    /// # Errors
+    /// As [`TensorFile::insert`], or if the device fails.
+    pub fn insert_params<D: Compute>(&mut self, device: &D, prefix: &str, params: &[Param<D>]) -> Result<()> {
+        params.iter().try_for_each(|p| {
+            let values = Values::F32(device.download(&p.value())?);
+            self.insert(format!("{prefix}{}", p.name), &p.shape, values)
+        })
+    }
+
+    /// The names of the tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// A tensor, if there is one of that name.
+    pub fn get(&self, name: &str) -> Option<&FileTensor> {
+        self.tensors.get(name)
+    }
+
+    /// The values of a tensor of `f32`.
+    ///
+    /// # Errors
+    /// If there is no tensor of that name, or it has other elements.
+    pub fn f32(&self, name: &str) -> Result<&[f32]> {
+        match &self.require(name)?.values {
+            Values::F32(v) => Ok(v),
+            other => Err(self.other_dtype(name, other, "F32")),
+        }
+    }
+
+    /// The values of a tensor of `i64`.
+    ///
+    /// # Errors
+    /// As [`TensorFile::f32`].
+    pub fn i64(&self, name: &str) -> Result<&[i64]> {
+        match &self.require(name)?.values {
+            Values::I64(v) => Ok(v),
+            other => Err(self.other_dtype(name, other, "I64")),
+        }
+    }
+
+    /// The values of a tensor of `u64`.
+    ///
+    /// # Errors
+    /// As [`TensorFile::f32`].
+    pub fn u64(&self, name: &str) -> Result<&[u64]> {
+        match &self.require(name)?.values {
+            Values::U64(v) => Ok(v),
+            other => Err(self.other_dtype(name, other, "U64")),
+        }
+    }
+
+    /// The values of a tensor of bytes.
+    ///
+    /// # Errors
+    /// As [`TensorFile::f32`].
+    pub fn u8(&self, name: &str) -> Result<&[u8]> {
+        match &self.require(name)?.values {
+            Values::U8(v) => Ok(v),
+            other => Err(self.other_dtype(name, other, "U8")),
+        }
+    }
+
+    fn require(&self, name: &str) -> Result<&FileTensor> {
+        self.get(name).ok_or_else(|| {
+            let near = pauc_traits::registry::did_you_mean(name, self.names());
+            let near = near.map(|n| format!("; it has `{n}`")).unwrap_or_default();
+            Error::damaged(&self.path, format!("has no tensor `{name}`{near}"))
+        })
+    }
+
+    fn other_dtype(&self, name: &str, values: &Values, wanted: &str) -> Error {
+        let message = format!("tensor `{name}` holds {}, but {wanted} is needed", values.dtype().0);
+        Error::damaged(&self.path, message)
+    }
+
+    /// Writes the file under a temporary name beside `path`, syncs it and renames it, so that `path` holds the old
+    /// content or the new one, never a part.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder does not exist or cannot be written; `path` is then as it was.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let name = path.file_name().ok_or_else(|| {
+            Error::io(path, io::Error::new(io::ErrorKind::InvalidInput, "a file name is needed"))
+        })?;
+        let temporary =
+            path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+        let written = self.write(&temporary).and_then(|()| fs::rename(&temporary, path));
+        if written.is_err() {
+            // Whatever is left of it is of no use; the first error is the one to report.
+            let _ = fs::remove_file(&temporary);
+        }
+        written.map_err(|e| Error::io(path, e))?;
+        sync_folder(path).map_err(|e| Error::io(path, e))
+    }
+
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let mut ordered: Vec<(&String, &FileTensor)> = self.tensors.iter().collect();
+        // Stable: by name within a size, the larger elements first, so that all of them are aligned.
+        ordered.sort_by_key(|(_, t)| std::cmp::Reverse(t.values.dtype().1));
+        let mut file = BufWriter::new(File::create(path)?);
+        let header = self.header(&ordered)?;
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        ordered.iter().try_for_each(|(_, t)| t.values.write(&mut file))?;
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    }
+
+    fn header(&self, ordered: &[(&String, &FileTensor)]) -> io::Result<String> {
+        let mut entries = Vec::new();
+        if !self.metadata.is_empty() {
+            entries.push(format!("\"__metadata__\":{}", serde_json::to_string(&self.metadata)?));
+        }
+        let mut offset = 0;
+        for (name, tensor) in ordered {
+            let (dtype, size) = tensor.values.dtype();
+            let (name, end) = (serde_json::to_string(name)?, offset + size * tensor.values.len());
+            let shape = serde_json::to_string(&tensor.shape)?;
+            entries.push(format!(
+                "{name}:{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":[{offset},{end}]}}"
+            ));
+            offset = end;
+        }
+        let mut header = format!("{{{}}}", entries.join(","));
+        header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+        Ok(header)
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is none, [`Error::Damaged`] if it is cut short, no safetensors file, or has a
+    /// tensor of an element type other than F32, I64, U64 and U8.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = fs::read(path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Error::NotFound {
+                path: path.into(),
+                remedy: "give the path of a safetensors file, such as a run's checkpoints/last.safetensors"
+                    .into(),
+            },
+            _ => Error::io(path, e),
+        })?;
+        let damaged = |e: &dyn std::fmt::Display| {
+            let message = format!("no whole safetensors file ({e}, {} bytes): copy it again", bytes.len());
+            Error::damaged(path, message)
+        };
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&e))?;
+        let all = SafeTensors::deserialize(&bytes).map_err(|e| damaged(&e))?;
+        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
+        let mut file = TensorFile { metadata, tensors: BTreeMap::new(), path: path.into() };
+        for (name, tensor) in all.iter() {
+            let values = Values::read(tensor.dtype(), tensor.data()).ok_or_else(|| {
+                let message = format!(
+                    "tensor `{name}` holds {:?}: convert it to F32 (in PyTorch: `tensor.float()`), I64, U64 or U8",
+                    tensor.dtype()
+                );
+                Error::damaged(path, message)
+            })?;
+            file.tensors.insert(name.into(), FileTensor { shape: tensor.shape().to_vec(), values });
+        }
+        Ok(file)
+    }
+}
+
+#[cfg(unix)]
+fn sync_folder(path: &Path) -> io::Result<()> {
+    // The rename itself survives a power failure only when the folder is synced too.
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_folder(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Overwrites parameters and statistics with the tensors called `prefix` + name. Either all of them are overwritten
+/// or, with an error, none.
+///
+/// PyTorch's `num_batches_tracked` counters are passed over: nothing here reads them.
+///
+/// # Errors
+/// [`Error::Damaged`] that lists the names that are missing, unexpected under the prefix, or of another shape or
+/// element type.
+pub fn load_into<D: Compute>(
+    device: &D,
+    params: &[Param<D>],
+    statistics: &[Param<D>],
+    file: &TensorFile,
+    prefix: &str,
+) -> Result<()> {
+    let wanted: BTreeMap<String, &Param<D>> =
+        params.iter().chain(statistics).map(|p| (format!("{prefix}{}", p.name), p)).collect();
+    let (mut missing, mut mismatched) = (Vec::new(), Vec::new());
+    for (name, param) in &wanted {
+        match file.get(name) {
+            None => missing.push(name.clone()),
+            Some(FileTensor { shape, values: Values::F32(_) }) if *shape == param.shape => {}
+            Some(other) => {
+                let dtype = other.values.dtype().0;
+                mismatched
+                    .push(format!("{name} (has {dtype} {:?}, needs F32 {:?})", other.shape, param.shape));
+            }
+        }
+    }
+    let unexpected = file.names().filter(|n| n.starts_with(prefix) && !wanted.contains_key(*n));
+    let unexpected: Vec<_> =
+        unexpected.filter(|n| !n.ends_with("num_batches_tracked")).map(str::to_string).collect();
+    let lists = [("missing", missing), ("unexpected", unexpected), ("of another shape or type", mismatched)];
+    let found: Vec<String> = lists
+        .iter()
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(what, names)| format!("{} {what}: {}", names.len(), listed(names)))
+        .collect();
+    if !found.is_empty() {
+        let message = format!("the weights do not fit the network: {}", found.join("; "));
+        return Err(Error::damaged(&file.path, message));
+    }
+    wanted.iter().try_for_each(|(name, param)| device.overwrite(&mut param.value_mut(), file.f32(name)?))
+}
+
+/// The first few names, and how many more there are.
+fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let more = names.len().saturating_sub(SHOWN);
+    let first = names[..names.len() - more].join(", ");
+    if more == 0 { first } else { format!("{first} and {more} more") }
+}

@@ -1,0 +1,155 @@
+//! Weight files: round trips, damage, and what PyTorch makes of them.
+
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
+
+use dfdx::prelude::*;
+use pauc_models::weights::{TensorFile, Values, load_into};
+use pauc_models::{Head, HeadConfig, NetworkDevice};
+use pauc_traits::open_set::options;
+use pauc_traits::{Param, Pass};
+use std::process::Command;
+
+fn head(seed: u64) -> Box<dyn Head<Cpu>> {
+    let config: HeadConfig = options().from_str("Mlp(dims: [5, 3], batch_norm: true)").unwrap();
+    Cpu::default().head(&config, 4, seed, 1).unwrap()
+}
+
+fn all(head: &dyn Head<Cpu>) -> Vec<Param<Cpu>> {
+    head.parameters().into_iter().chain(head.statistics()).collect()
+}
+
+fn example() -> TensorFile {
+    let mut file = TensorFile::new();
+    file.metadata =
+        [("recipe", "a \"quoted\" näme\n"), ("step", "3")].map(|(k, v)| (k.into(), v.into())).into();
+    file.insert("bytes", &[3], Values::U8(vec![1, 2, 255])).unwrap();
+    file.insert("weight", &[2, 2], Values::F32(vec![1.5, -0.0, f32::MIN_POSITIVE, f32::MAX])).unwrap();
+    file.insert("ids", &[2], Values::I64(vec![-1, i64::MAX])).unwrap();
+    file.insert("step", &[], Values::U64(vec![u64::MAX])).unwrap();
+    file.insert("empty", &[0, 7], Values::F32(vec![])).unwrap();
+    file
+}
+
+#[test]
+fn a_file_round_trips_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (folder.path().join("a.safetensors"), folder.path().join("b.safetensors"));
+    example().save(&a).unwrap();
+    let read = TensorFile::load(&a).unwrap();
+    assert_eq!(read.metadata, example().metadata);
+    assert!(read.names().eq(example().names()));
+    assert_eq!(read.f32("weight").unwrap(), [1.5, -0.0, f32::MIN_POSITIVE, f32::MAX]);
+    assert_eq!((read.i64("ids").unwrap(), read.u64("step").unwrap()), (&[-1, i64::MAX][..], &[u64::MAX][..]));
+    assert_eq!((read.u8("bytes").unwrap(), read.f32("empty").unwrap()), (&[1, 2, 255][..], &[][..]));
+    assert_eq!(read.get("empty").unwrap().shape, [0, 7]);
+    read.save(&b).unwrap();
+    assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
+    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "no temporary file is left: {names:?}");
+}
+
+#[test]
+fn missing_and_damaged_files_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    let text = |path: &std::path::Path| TensorFile::load(path).unwrap_err().to_string();
+    assert!(text(&path).contains("not found"));
+    example().save(&path).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    for cut in [0, 4, 40, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..cut]).unwrap();
+        assert!(text(&path).contains("no whole safetensors file"), "{}", text(&path));
+    }
+    let half = [1u8, 2];
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F16, vec![1], &half).unwrap();
+    std::fs::write(&path, safetensors::serialize([("h", view)], None).unwrap()).unwrap();
+    assert!(text(&path).contains("tensor `h` holds F16: convert it to F32"), "{}", text(&path));
+    let file = example();
+    assert!(file.f32("wieght").unwrap_err().to_string().contains("it has `weight`"));
+    assert!(file.f32("ids").unwrap_err().to_string().contains("holds I64, but F32 is needed"));
+    assert!(file.save(folder.path().join("no/such/folder/w")).is_err());
+    assert!(example().insert("weight", &[], Values::U8(vec![0])).is_err());
+    assert!(example().insert("other", &[2], Values::U8(vec![0])).is_err());
+}
+
+#[test]
+fn a_failed_save_keeps_the_old_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w");
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("content"), "kept").unwrap();
+    assert!(example().save(&path).is_err(), "a folder cannot be replaced by a file");
+    assert_eq!(std::fs::read_to_string(path.join("content")).unwrap(), "kept");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn weights_load_all_or_not_at_all() {
+    let dev = Cpu::default();
+    let (a, b) = (head(1), head(2));
+    let mut file = TensorFile::new();
+    file.insert_params(&dev, "online.projector.", &all(&*a)).unwrap();
+    file.insert("online.projector.1.num_batches_tracked", &[], Values::I64(vec![3])).unwrap();
+    file.insert("optimizer.steps", &[], Values::U64(vec![3])).unwrap();
+    load_into(&dev, &b.parameters(), &b.statistics(), &file, "online.projector.").unwrap();
+    for (a, b) in all(&*a).iter().zip(all(&*b)) {
+        assert_eq!(*a.value(), *b.value());
+    }
+    let fresh = head(3);
+    let before = fresh.parameters()[0].value().clone();
+    let error = |file: &TensorFile, prefix: &str| {
+        load_into(&dev, &fresh.parameters(), &fresh.statistics(), file, prefix).unwrap_err().to_string()
+    };
+    let text = error(&file, "projector.");
+    assert!(text.contains("8 missing: projector.0.bias"), "{text}");
+    let mut wrong = TensorFile::new();
+    wrong.insert_params(&dev, "", &all(&*a)[1..]).unwrap();
+    wrong.insert("0.weight", &[4, 5], Values::F32(vec![0.0; 20])).unwrap();
+    wrong.insert("7.weight", &[1], Values::F32(vec![0.0])).unwrap();
+    let text = error(&wrong, "");
+    assert!(text.contains("1 unexpected: 7.weight"), "{text}");
+    assert!(text.contains("0.weight (has F32 [4, 5], needs F32 [5, 4])"), "{text}");
+    assert_eq!(*fresh.parameters()[0].value(), before);
+}
+
+/// Loads the file into the same network in PyTorch and compares outputs.
+const SCRIPT: &str = r#"
+import sys, torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+tensors = load_file(sys.argv[1])
+assert safe_open(sys.argv[1], "pt").metadata() == {"made by": "a test"}
+x, y = tensors.pop("x"), tensors.pop("y")
+net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+net.load_state_dict(tensors, strict=True)
+train = net(x)
+assert torch.allclose(train, y, atol=1e-5), (train - y).abs().max()
+assert all(torch.equal(net.state_dict()[n].to(t.dtype), t) for n, t in tensors.items() if "running" not in n)
+"#;
+
+#[test]
+fn pytorch_loads_an_exported_head_and_computes_the_same() {
+    let python = std::env::var("PAUC_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+    let probe = Command::new(&python).args(["-c", "import torch, safetensors.torch"]).output();
+    if !probe.is_ok_and(|p| p.status.success()) {
+        println!(
+            "skipped: `{python}` cannot import torch and safetensors (PAUC_TEST_PYTHON names another one)"
+        );
+        return;
+    }
+    let dev = Cpu::default();
+    let mut net = head(5);
+    let x: Vec<f32> = (0..24).map(|i| (0.9 * i as f32).sin()).collect();
+    let mut file = TensorFile::new();
+    file.metadata = [("made by".into(), "a test".into())].into();
+    file.insert_params(&dev, "", &all(&*net)).unwrap();
+    let images = dev.tensor_from_vec(x.clone(), (6usize, 4usize)).retaped();
+    let y = net.forward(images, Pass::Momentum).unwrap().as_vec();
+    file.insert("x", &[6, 4], Values::F32(x)).unwrap();
+    file.insert("y", &[6, 3], Values::F32(y)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("head.safetensors");
+    file.save(&path).unwrap();
+    let run = Command::new(&python).args(["-c", SCRIPT]).arg(&path).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+}
