@@ -1,0 +1,91 @@
+//! Forward and backward time of the softmax terms, from raw outputs to the gradient with respect to them.
+//!
+//! `cargo bench -p pauc-losses -- [threads] [part of a name]` prints one JSON line a measurement.
+
+#![allow(clippy::unwrap_used)] // a bench that cannot run should stop
+
+use dfdx::prelude::*;
+use pauc_traits::batch::{Inputs, Level};
+use pauc_traits::open_set::Term;
+use pauc_traits::{Batch, ops};
+use std::time::Instant;
+
+// Registers the terms.
+use pauc_losses as _;
+
+fn matrix(dev: &Cpu, rows: usize, cols: usize, phase: f32) -> ops::Matrix<f32, Cpu> {
+    // A multiplicative generator: reproducible, and random enough for timing.
+    let mut state = 1u64 + phase as u64;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    ops::constant(dev, (0..rows * cols).map(|_| next()).collect(), (rows, cols))
+}
+
+/// Times one term; `prepare` makes the inputs, which are not timed.
+fn measure(what: &str, threads: usize, text: &str, prepare: impl Fn(&Cpu) -> Inputs<f32, Cpu>) {
+    let wanted = |a: &String| !a.starts_with('-') && a.parse::<usize>().is_err();
+    if std::env::args().skip(1).filter(wanted).any(|a| !what.contains(&a)) {
+        return;
+    }
+    let dev = Cpu::default();
+    let term = Term::parse(text).unwrap();
+    let made = prepare(&dev);
+    let step = || {
+        // Cloning tensors shares their storage.
+        let inputs = Inputs {
+            views: made.views.clone(),
+            keys: made.keys.clone(),
+            queue: made.queue.clone(),
+            levels: made.levels.clone(),
+            ..Inputs::default()
+        };
+        let batch = Batch::new(&dev, inputs).unwrap();
+        let value = term.evaluate(&batch).unwrap();
+        std::hint::black_box(batch.backward(value).unwrap().views.len());
+    };
+    (0..3).for_each(|_| step());
+    let begin = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < 5 || (begin.elapsed().as_secs_f64() < 4.0 && times.len() < 300) {
+        let start = Instant::now();
+        step();
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    println!(
+        "{{\"what\": \"{what}\", \"threads\": {threads}, \"ms_median\": {:.3}, \"ms_min\": {:.3}, \"runs\": {}}}",
+        times[times.len() / 2],
+        times[0],
+        times.len()
+    );
+}
+
+fn main() {
+    let threads = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(1);
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().unwrap();
+    measure("InfoNCE two-sided 512x128", threads, "InfoNce(temperature: 0.2)", |dev| Inputs {
+        views: vec![Some(matrix(dev, 256, 128, 1.0)), Some(matrix(dev, 256, 128, 2.0))],
+        ..Inputs::default()
+    });
+    for m in [4096, 65536] {
+        measure(&format!("InfoNCE 256x128, queue {m}"), threads, "InfoNce(negatives: Queue)", |dev| Inputs {
+            views: vec![Some(matrix(dev, 256, 128, 1.0))],
+            keys: vec![None, Some(matrix(dev, 256, 128, 3.0))],
+            queue: Some(ops::l2_normalize(matrix(dev, m, 128, 4.0))),
+            ..Inputs::default()
+        });
+    }
+    measure("ProtoNCE 256x128, 65536 prototypes", threads, "ProtoNce()", |dev| Inputs {
+        views: vec![Some(matrix(dev, 256, 128, 1.0))],
+        levels: vec![Level {
+            centroids: ops::l2_normalize(matrix(dev, 65536, 128, 5.0)),
+            concentration: (0..65536).map(|j| 0.15 + 0.1 * (j % 100) as f32 / 100.0).collect(),
+            assignments: (0..256).map(|i| Some(i * 251)).collect(),
+            queue_assignments: Vec::new(),
+            negatives: None,
+        }],
+        ..Inputs::default()
+    });
+}

@@ -1,0 +1,102 @@
+//! Decoupled contrastive learning.
+
+use crate::{findings, rows};
+use dfdx::prelude::*;
+use pauc_traits::term::{Contrast, Facts, Finding};
+use pauc_traits::{
+    Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Scheduled, TermInfo, Value, component,
+    ops,
+};
+
+component! {
+    /// In-batch InfoNCE with the positive left out of the denominator.
+    ///
+    /// ```text
+    /// L = mean_a [ −Z_a·Z_partner(a)/τ + log Σ_{c ≠ a, partner(a)} exp(Z_a·Z_c/τ) ],   Z = [z⁰; z¹]
+    /// ```
+    ///
+    /// # Shapes
+    /// Two views (B, D) → scalar.
+    ///
+    /// # Reading
+    /// Can be negative. Chance, where all cosines are equal, is ln(2B − 2).
+    ///
+    /// # Gradient
+    /// The pull towards the positive does not fade as the positive wins, so small batches learn faster than with
+    /// InfoNCE. It knows no clusters.
+    ///
+    /// # When to use
+    /// Batches below 256 without a queue.
+    ///
+    /// ```text
+    /// (term: Dcl(temperature: 0.1))
+    /// ```
+    ///
+    /// # Degenerate batches
+    /// One sample has no negative: the term is skipped.
+    ///
+    /// Source: Yeh et al. 2022.
+    pub struct Dcl: ContrastiveLoss {
+        /// The temperature τ.
+        pub temperature: Scheduled<Positive> = Positive::lit(0.1).into(),
+    }
+}
+
+impl TermInfo for Dcl {
+    fn needs(&self) -> Needs {
+        Needs { queries: &[0, 1], ..Needs::default() }
+    }
+
+    fn chance_level(&self, facts: &Facts) -> Option<f64> {
+        (facts.batch > 1).then(|| (2.0 * facts.batch as f64 - 2.0).ln())
+    }
+
+    fn contrast(&self, facts: &Facts) -> Option<Contrast> {
+        Some(Contrast { positives: 1, negatives: (2 * facts.batch).saturating_sub(2) })
+    }
+
+    fn check(&self, facts: &Facts) -> Vec<Finding> {
+        findings::at_least_two(facts)
+    }
+}
+
+impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for Dcl {
+    fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
+        let b = batch.size();
+        if b < 2 {
+            return Ok(batch.skip("one sample has no negatives"));
+        }
+        let tau = E::of(self.temperature.at(batch.clock()));
+        let positives = ops::mean(ops::row_dots(batch.z(0)?, batch.z(1)?)) / tau;
+        let all = rows::stack(batch.z(0)?, batch.z(1)?);
+        let logits = ops::dot_rows(all.with_empty_tape(), all) / tau;
+        let negatives = rows::mask(logits, |a, c| a % b == c % b);
+        Ok(ops::mean(rows::log_sum_exp(negatives)) - positives)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{self, Data};
+
+    #[test]
+    fn agrees_with_reference_values() {
+        testing::golden("dcl", 1);
+    }
+
+    #[test]
+    fn gradients_and_invariances() {
+        let toy = Data::toy(5, 4);
+        testing::finite_differences("Dcl()", &toy);
+        testing::permutation_invariant("Dcl()", &toy);
+        testing::rotation_invariant("Dcl()", &toy);
+    }
+
+    #[test]
+    fn stays_finite_and_stands_at_chance_when_collapsed() {
+        testing::finite("Dcl()");
+        testing::finite("Dcl(temperature: 0.01)");
+        let data = testing::degenerate().into_iter().find(|(n, _)| *n == "identical rows").unwrap().1;
+        assert!((testing::value("Dcl()", &data) - 12f64.ln()).abs() < 1e-9);
+    }
+}

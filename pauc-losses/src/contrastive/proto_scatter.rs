@@ -1,0 +1,113 @@
+//! Prototype scattering (ProPos).
+
+use crate::{findings, rows};
+use dfdx::prelude::*;
+use pauc_traits::batch::PrototypeOptions;
+use pauc_traits::term::{Facts, Finding};
+use pauc_traits::{
+    Backend, Batch, ContrastiveLoss, Count, Needs, NonNegative, Positive, Result, Scalar, Scheduled,
+    TermInfo, Value, component, ops,
+};
+
+component! {
+    /// InfoNCE between batch prototypes: each is pulled to itself in the keys and pushed from the others.
+    ///
+    /// ```text
+    /// L = mean_j −log [ e^{p_j·p'_j/T} / (e^{p_j·p'_j/T} + Σ_{l≠j} e^{p_j·p_l/T}) ]
+    /// ```
+    ///
+    /// p_j = norm(Σ_{s(i)=j} q_i + ρ c_j) over the batch, p'_j the same from the keys; the mean over the clusterings.
+    ///
+    /// # Shapes
+    /// (B, D) views and keys → scalar.
+    ///
+    /// # Reading
+    /// Chance is ln|P|, for the number of prototypes that a batch is expected to occupy.
+    ///
+    /// # Gradient
+    /// One for all members of a prototype: clusters move as wholes, and are not contracted. Compare Alignment and
+    /// Uniformity at level Prototypes, which do the same in two terms.
+    ///
+    /// ```text
+    /// (term: ProtoScatter(temperature: 0.5), weight: 0.1, from: Epochs(2))
+    /// ```
+    ///
+    /// # Degenerate batches
+    /// Fewer than two occupied prototypes: the level is skipped and counts as 0.
+    ///
+    /// Source: Huang et al. 2022 (ProPos).
+    pub struct ProtoScatter: ContrastiveLoss {
+        /// The temperature T.
+        pub temperature: Scheduled<Positive> = Positive::lit(0.5).into(),
+        /// Weight ρ of the constant centroid in a batch prototype.
+        pub rho: NonNegative = NonNegative::lit(0.0),
+        /// Whether queued keys join the batch prototypes.
+        pub queue: bool = false,
+        /// Members that a batch prototype needs at least.
+        pub n_min: Count = Count::lit(1),
+    }
+}
+
+impl ProtoScatter {
+    fn options(&self) -> PrototypeOptions {
+        PrototypeOptions { rho: self.rho.get(), n_min: self.n_min.get(), queue: self.queue }
+    }
+
+    fn level<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>, m: usize) -> Result<Value<E, D>> {
+        let p = batch.prototypes(m, self.options())?;
+        let n = p.len();
+        if n < 2 {
+            return Ok(batch.skip(format!("{n} of the two occupied prototypes that level {m} needs")));
+        }
+        let (online, keys) = (p.online(), batch.key_prototypes(m, &p)?);
+        let positives = ops::row_dots(online.with_empty_tape(), keys).reshape_like(&(n, 1));
+        let others = rows::mask(ops::dot_rows(online.with_empty_tape(), online), |j, l| j == l);
+        let logits = rows::beside(positives, others) / E::of(self.temperature.at(batch.clock()));
+        Ok(ops::mean(ops::cross_entropy_rows(logits, &vec![0; n])))
+    }
+}
+
+impl TermInfo for ProtoScatter {
+    fn needs(&self) -> Needs {
+        Needs { queries: &[0], keys: &[1], prototypes: true, queue: self.queue, ..Needs::default() }
+    }
+
+    fn chance_level(&self, facts: &Facts) -> Option<f64> {
+        findings::mean_ln(facts, |k| findings::expected_occupied(k, facts.batch))
+    }
+
+    fn check(&self, facts: &Facts) -> Vec<Finding> {
+        findings::prototypes(facts, &self.options())
+    }
+}
+
+impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for ProtoScatter {
+    fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
+        rows::mean_over_levels(batch, |m, _| self.level(batch, m))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{self, Data};
+
+    const FORMS: &[&str] = &["ProtoScatter()", "ProtoScatter(rho: 0.5, queue: true, n_min: 2)"];
+
+    #[test]
+    fn agrees_with_reference_values() {
+        testing::golden("proto_scatter", 1);
+    }
+
+    #[test]
+    fn gradients_and_invariances() {
+        for text in FORMS {
+            let toy = Data::toy(7, 4);
+            testing::finite_differences(text, &toy);
+            testing::finite_differences(text, &toy.clone().without_momentum());
+            testing::permutation_invariant(text, &toy);
+            testing::rotation_invariant(text, &toy);
+            testing::finite(text);
+        }
+        testing::finite("ProtoScatter(temperature: 0.01)");
+    }
+}

@@ -1,0 +1,169 @@
+//! Self-distillation with centring and sharpening (DINO).
+
+use crate::rows;
+use dfdx::prelude::*;
+use pauc_traits::ops::{self, Matrix};
+use pauc_traits::term::{Facts, Init, TermParameter};
+use pauc_traits::{
+    Backend, Batch, ContrastiveLoss, Count, Needs, Positive, Result, Scalar, Scheduled, Span, TermInfo,
+    Value, component,
+};
+
+component! {
+    /// Predicts the momentum branch's distribution over learnt prototypes from the other view.
+    ///
+    /// ```text
+    /// L = mean over both directions, mean_i −Σ_j P_ij log softmax(q_i·Cᵀ/τ_s)_j
+    /// P = softmax((k·Cᵀ − centre)/τ_t),   centre = mean over the batch of k·Cᵀ
+    /// ```
+    ///
+    /// The learnable matrix C with unit rows is DINO's weight-normalised last layer. Two things differ from the source:
+    /// the momentum branch reads the same C instead of an average of it, and the centre is the mean of the current
+    /// keys of each view instead of a running mean. Nothing flows back through P.
+    ///
+    /// # Shapes
+    /// (B, D) views and keys, prototypes (K, D) → scalar.
+    ///
+    /// # Reading
+    /// Chance is ln K, and the value cannot fall below the mean entropy of P: near it, the student has caught up.
+    ///
+    /// # Gradient
+    /// No negatives. The low τ_t sharpens, the centre keeps one prototype from taking everything; both are needed.
+    ///
+    /// ```text
+    /// (term: SelfDistillation(prototypes: 1024, teacher_temperature: Linear(from: 0.04, to: 0.07, over: Epochs(30))))
+    /// ```
+    ///
+    /// # Degenerate batches
+    /// One sample is its own centre: P is uniform.
+    ///
+    /// Source: Caron et al. 2021 (DINO).
+    pub struct SelfDistillation: ContrastiveLoss {
+        /// The number K of learnable prototypes.
+        pub prototypes: Count = Count::lit(1024),
+        /// The temperature τ_s of the online branch.
+        pub student_temperature: Scheduled<Positive> = Positive::lit(0.1).into(),
+        /// The temperature τ_t of the momentum branch.
+        pub teacher_temperature: Scheduled<Positive> = Positive::lit(0.04).into(),
+        /// How long the prototypes stay as drawn.
+        pub freeze: Span = Span::epochs(1),
+    }
+}
+
+impl SelfDistillation {
+    fn direction<E: Scalar, D: Backend<E>>(
+        &self,
+        batch: &Batch<E, D>,
+        (query, key): (usize, usize),
+    ) -> Result<Value<E, D>> {
+        let prototypes = batch.parameter("prototypes")?;
+        let student = E::of(self.student_temperature.at(batch.clock()));
+        let teacher = E::of(self.teacher_temperature.at(batch.clock()));
+        let constant: Matrix<E, D> = rows::stop_gradient(prototypes.with_empty_tape());
+        let scores = ops::dot_rows(batch.momentum_key(key)?, constant);
+        let shape = *scores.shape();
+        let centre = scores.clone().sum::<(usize,), Axis<0>>() / E::of(shape.0 as f64);
+        let targets = ((scores - centre.broadcast_like::<_, Axis<0>>(&shape)) / teacher).softmax::<Axis<1>>();
+        Ok(rows::soft_cross_entropy(ops::dot_rows(batch.z(query)?, prototypes) / student, targets))
+    }
+}
+
+impl TermInfo for SelfDistillation {
+    fn needs(&self) -> Needs {
+        Needs { queries: &[0, 1], keys: &[0, 1], momentum: true, ..Needs::default() }
+    }
+
+    fn chance_level(&self, _: &Facts) -> Option<f64> {
+        Some((self.prototypes.get() as f64).ln())
+    }
+
+    fn parameters(&self, facts: &Facts) -> Vec<TermParameter> {
+        vec![TermParameter {
+            name: "prototypes",
+            rows: self.prototypes.get(),
+            cols: facts.dim,
+            init: Init::Normal(1.0 / (facts.dim.max(1) as f64).sqrt()),
+            unit_rows: true,
+            frozen: Some(self.freeze),
+        }]
+    }
+}
+
+impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SelfDistillation {
+    fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
+        Ok((self.direction(batch, (0, 1))? + self.direction(batch, (1, 0))?) * E::of(0.5))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{self, Data, dot, unit};
+
+    /// The loss in plain loops; the targets come from `fixed`, the student from `data`.
+    fn naive(data: &Data, fixed: &Data) -> f64 {
+        let k = data.parameters["prototypes"].len() / data.dim;
+        let softmax = |logits: Vec<f64>| {
+            let sum: f64 = logits.iter().map(|v| v.exp()).sum();
+            logits.into_iter().map(|v| v.exp() / sum).collect::<Vec<_>>()
+        };
+        let scores = |m: &Option<Vec<f64>>, i: usize, c: &[f64]| -> Vec<f64> {
+            let row = unit(m.as_ref().unwrap(), data.dim, i);
+            (0..k).map(|j| dot(&row, &c[j * data.dim..(j + 1) * data.dim])).collect()
+        };
+        let mut sum = 0.0;
+        for (query, key) in [(0, 1), (1, 0)] {
+            let c = &fixed.parameters["prototypes"];
+            let teacher: Vec<Vec<f64>> = (0..data.rows).map(|i| scores(&fixed.keys[key], i, c)).collect();
+            let centre: Vec<f64> =
+                (0..k).map(|j| teacher.iter().map(|r| r[j]).sum::<f64>() / data.rows as f64).collect();
+            for (i, t) in teacher.iter().enumerate() {
+                let p = softmax((0..k).map(|j| (t[j] - centre[j]) / 0.04).collect());
+                let c = &data.parameters["prototypes"];
+                let s = softmax(scores(&data.views[query], i, c).iter().map(|v| v / 0.1).collect());
+                sum -= (0..k).map(|j| p[j] * s[j].ln()).sum::<f64>();
+            }
+        }
+        sum / (2 * data.rows) as f64
+    }
+
+    #[test]
+    fn equals_plain_loops_with_constant_targets() {
+        let toy = Data::toy(5, 4);
+        let outcome = testing::run::<f64>("SelfDistillation()", &toy);
+        assert!((outcome.value - naive(&toy, &toy)).abs() < 1e-10);
+        for (name, gradient) in &outcome.gradients {
+            for (i, found) in gradient.iter().enumerate() {
+                let at = |by: f64| {
+                    let mut moved = toy.clone();
+                    match name.strip_prefix("view") {
+                        Some(v) => moved.views[v.parse::<usize>().unwrap()].as_mut().unwrap()[i] += by,
+                        None => moved.parameters.get_mut(name).unwrap()[i] += by,
+                    }
+                    naive(&moved, &toy)
+                };
+                let want = (at(1e-5) - at(-1e-5)) / 2e-5;
+                assert!((found - want).abs() < 1e-7 * (1.0 + want.abs()), "{name}[{i}]: {found} for {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn invariances_and_degenerate_batches() {
+        let toy = Data::toy(7, 4);
+        testing::permutation_invariant("SelfDistillation()", &toy);
+        testing::rotation_invariant("SelfDistillation()", &toy);
+        testing::finite("SelfDistillation()");
+        testing::finite("SelfDistillation(student_temperature: 0.01, teacher_temperature: 0.001)");
+    }
+
+    #[test]
+    fn needs_momentum_keys() {
+        let error =
+            testing::try_run::<f64>("SelfDistillation()", &Data::toy(5, 4).without_momentum()).unwrap_err();
+        assert!(error.to_string().contains("momentum keys"), "{error}");
+        let facts = testing::facts(32, 16, &[]);
+        assert_eq!(testing::term("SelfDistillation()").info().chance_level(&facts), Some(1024f64.ln()));
+        assert_eq!(testing::term("SelfDistillation()").info().parameters(&facts)[0].init, Init::Normal(0.25));
+    }
+}

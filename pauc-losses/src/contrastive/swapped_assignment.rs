@@ -1,0 +1,192 @@
+//! Swapped prediction of online cluster codes (SwAV), and the Sinkhorn iteration behind the codes.
+
+use crate::rows::{self, Rows};
+use dfdx::prelude::*;
+use pauc_traits::ops::{self, Matrix};
+use pauc_traits::term::{Facts, Init, TermParameter};
+use pauc_traits::{
+    Backend, Batch, ContrastiveLoss, Count, Needs, Positive, Result, Scalar, Scheduled, Span, TermInfo,
+    Value, component,
+};
+
+component! {
+    /// Predicts the cluster code of one view from the other, with learnable prototypes.
+    ///
+    /// ```text
+    /// L = −½ [ mean_i Σ_j Q⁰_ij log softmax(z¹_i Cᵀ/τ)_j + mean_i Σ_j Q¹_ij log softmax(z⁰_i Cᵀ/τ)_j ]
+    /// Q = Sinkhorn(z Cᵀ, ε)
+    /// ```
+    ///
+    /// The codes Q are constants: each row sums to one, and over the batch all prototypes get the same share. The
+    /// prototypes C are learnt with the network, rescaled to unit length after each step, and stay as drawn at first.
+    ///
+    /// # Shapes
+    /// Two views (B, D), prototypes (K, D) → scalar.
+    ///
+    /// # Reading
+    /// Chance is ln K. The value cannot fall below the mean entropy of the codes.
+    ///
+    /// # Gradient
+    /// Contracts samples towards learnt prototypes; equal shares prevent collapse.
+    ///
+    /// # When to use
+    /// Where an epoch-wise clusterer is too slow, or there are no epochs. Use fewer prototypes than samples in a batch,
+    /// or the codes have no equal shares to give.
+    ///
+    /// ```text
+    /// (term: SwappedAssignment(prototypes: 512))
+    /// ```
+    ///
+    /// # Degenerate batches
+    /// One sample gets the uniform code.
+    ///
+    /// Source: Caron et al. 2020 (SwAV).
+    pub struct SwappedAssignment: ContrastiveLoss {
+        /// The number K of learnable prototypes.
+        pub prototypes: Count = Count::lit(512),
+        /// The temperature τ of the prediction.
+        pub temperature: Scheduled<Positive> = Positive::lit(0.1).into(),
+        /// The entropy weight ε of the codes.
+        pub epsilon: Positive = Positive::lit(0.05),
+        /// Sinkhorn iterations.
+        pub iterations: Count = Count::lit(3),
+        /// How long the prototypes stay as drawn.
+        pub freeze: Span = Span::epochs(1),
+    }
+}
+
+/// Codes of equal shares: alternates between giving every column (prototype) of exp(scores/ε) the same sum and every
+/// row (sample) the sum one.
+///
+/// Computed in double precision with the largest score shifted to zero. Entries whose score is more than about 700·ε
+/// below the largest vanish.
+///
+/// # Shapes
+/// (B, K) scores, row-major → (B, K) codes; each row sums to one.
+///
+/// # Panics
+/// If `cols` is zero while there are scores.
+pub fn sinkhorn(scores: &[f64], cols: usize, epsilon: f64, iterations: usize) -> Vec<f64> {
+    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let mut q: Vec<f64> = scores.iter().map(|s| ((s - top) / epsilon).exp()).collect();
+    for _ in 0..iterations {
+        let mut sums = vec![0.0; cols];
+        q.chunks_exact(cols).for_each(|row| sums.iter_mut().zip(row).for_each(|(s, v)| *s += v));
+        for row in q.chunks_exact_mut(cols) {
+            row.iter_mut().zip(&sums).for_each(|(v, s)| *v /= s.max(f64::MIN_POSITIVE));
+            let sum = row.iter().sum::<f64>();
+            if sum > 0.0 {
+                row.iter_mut().for_each(|v| *v /= sum);
+            } else {
+                // Everything in the row underflowed: nothing is known of the sample.
+                row.fill(1.0 / cols as f64);
+            }
+        }
+    }
+    q
+}
+
+impl SwappedAssignment {
+    /// The codes of a view as constants, and its scores.
+    fn codes<E: Scalar, D: Backend<E>>(&self, scores: &Rows<E, D>) -> Matrix<E, D> {
+        let shape = *scores.shape();
+        let plain: Vec<f64> = scores.as_vec().into_iter().map(E::as_f64).collect();
+        let codes = sinkhorn(&plain, shape.1, self.epsilon.get(), self.iterations.get());
+        ops::constant(scores.device(), codes.into_iter().map(E::of).collect(), shape)
+    }
+}
+
+impl TermInfo for SwappedAssignment {
+    fn needs(&self) -> Needs {
+        Needs { queries: &[0, 1], ..Needs::default() }
+    }
+
+    fn chance_level(&self, _: &Facts) -> Option<f64> {
+        Some((self.prototypes.get() as f64).ln())
+    }
+
+    fn parameters(&self, facts: &Facts) -> Vec<TermParameter> {
+        vec![TermParameter {
+            name: "prototypes",
+            rows: self.prototypes.get(),
+            cols: facts.dim,
+            init: Init::Normal(1.0 / (facts.dim.max(1) as f64).sqrt()),
+            unit_rows: true,
+            frozen: Some(self.freeze),
+        }]
+    }
+}
+
+impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SwappedAssignment {
+    fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
+        let tau = self.temperature.at(batch.clock());
+        let prototypes = batch.parameter("prototypes")?;
+        let scores = |v| Ok(ops::dot_rows(batch.z(v)?, prototypes.with_empty_tape()));
+        let (a, b): (Rows<E, D>, Rows<E, D>) = (scores(0)?, scores(1)?);
+        let (codes_a, codes_b) = (self.codes(&a), self.codes(&b));
+        let sum = rows::soft_cross_entropy(a / E::of(tau), codes_b)
+            + rows::soft_cross_entropy(b / E::of(tau), codes_a);
+        Ok(sum * E::of(0.5))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{self, Data};
+
+    #[test]
+    fn agrees_with_reference_values() {
+        testing::golden("swapped_assignment", 1);
+        let case = testing::golden_file().into_iter().find(|c| c["case"] == "sinkhorn/codes").unwrap();
+        let flat = |v: &serde_json::Value| -> Vec<f64> {
+            v.as_array()
+                .unwrap()
+                .iter()
+                .flat_map(|r| r.as_array().unwrap())
+                .map(|x| x.as_f64().unwrap())
+                .collect()
+        };
+        let codes = sinkhorn(&flat(&case["inputs"]["scores"]), 4, 0.05, 3);
+        let want = flat(&case["outputs"]["codes"]);
+        assert!(codes.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-12), "{codes:?}");
+    }
+
+    #[test]
+    fn codes_have_equal_shares() {
+        let codes = sinkhorn(&testing::pattern(12, 4, 0.3), 4, 0.5, 200);
+        for row in codes.chunks(4) {
+            assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+        }
+        for j in 0..4 {
+            let share: f64 = codes.iter().skip(j).step_by(4).sum();
+            assert!((share - 3.0).abs() < 1e-9, "{share}");
+        }
+        // Scores far apart neither overflow nor divide by zero.
+        let hard = sinkhorn(&[1.0, -1.0, 1.0, -1.0], 2, 1e-4, 3);
+        assert!(hard.iter().all(|v| v.is_finite()), "{hard:?}");
+    }
+
+    #[test]
+    fn invariances() {
+        let toy = Data::toy(7, 4);
+        testing::permutation_invariant("SwappedAssignment()", &toy);
+        testing::rotation_invariant("SwappedAssignment()", &toy);
+    }
+
+    #[test]
+    fn stays_finite_on_degenerate_batches() {
+        testing::finite("SwappedAssignment()");
+        testing::finite("SwappedAssignment(temperature: 0.01, epsilon: 0.001)");
+    }
+
+    #[test]
+    fn declares_its_prototypes() {
+        let facts = testing::facts(32, 16, &[]);
+        let term = testing::term("SwappedAssignment(prototypes: 10)");
+        let [p] = &term.info().parameters(&facts)[..] else { panic!("one parameter") };
+        assert_eq!((p.name, p.rows, p.cols, p.unit_rows), ("prototypes", 10, 16, true));
+        assert_eq!(p.frozen, Some(Span::epochs(1)));
+        assert_eq!(term.info().chance_level(&facts), Some(10f64.ln()));
+    }
+}

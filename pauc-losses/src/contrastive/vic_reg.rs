@@ -1,0 +1,91 @@
+//! Variance, invariance, covariance.
+
+use crate::{findings, rows};
+use pauc_traits::term::{Facts, Finding};
+use pauc_traits::{
+    Backend, Batch, ContrastiveLoss, Needs, NonNegative, Result, Scalar, TermInfo, Value, component, ops,
+};
+
+component! {
+    /// Pulls views together while every dimension keeps its variance and dimensions stay uncorrelated.
+    ///
+    /// ```text
+    /// L = w_i·mean (x⁰ − x¹)² + w_v·½ Σ_v mean_d ReLU(1 − √(var(x^v)_d + 1e-4)) + w_c·Σ_v Σ_{d≠e} cov(x^v)_de²/D
+    /// ```
+    ///
+    /// On the raw projector outputs, with unbiased variance and covariance, as in the authors' code.
+    ///
+    /// # Shapes
+    /// Two views (B, D) → scalar.
+    ///
+    /// # Reading
+    /// 0 is perfect. There is no chance level: the value depends on the scale of the outputs.
+    ///
+    /// # Gradient
+    /// No negatives and no clusters; embeddings of one image contract, the batch as a whole spreads.
+    ///
+    /// ```text
+    /// (term: VicReg())
+    /// ```
+    ///
+    /// # Degenerate batches
+    /// One sample has no variance: the term is skipped.
+    ///
+    /// Source: Bardes et al. 2022.
+    pub struct VicReg: ContrastiveLoss {
+        /// The weight w_i of the squared distance between views.
+        pub invariance: NonNegative = NonNegative::lit(25.0),
+        /// The weight w_v of the hinge on the standard deviations.
+        pub variance: NonNegative = NonNegative::lit(25.0),
+        /// The weight w_c of the covariances.
+        pub covariance: NonNegative = NonNegative::lit(1.0),
+    }
+}
+
+impl TermInfo for VicReg {
+    fn needs(&self) -> Needs {
+        Needs { queries: &[0, 1], ..Needs::default() }
+    }
+
+    fn chance_level(&self, _: &Facts) -> Option<f64> {
+        None
+    }
+
+    fn check(&self, facts: &Facts) -> Vec<Finding> {
+        findings::at_least_two(facts)
+    }
+}
+
+impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for VicReg {
+    fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
+        let elements = (batch.size() * batch.dim()) as f64;
+        if batch.size() < 2 {
+            return Ok(batch.skip("one sample has no variance"));
+        }
+        let invariance = ops::total((batch.x(0)? - batch.x(1)?).square()) / E::of(elements);
+        let variance = rows::mean_over_views(|v| Ok(rows::deviation_hinge(batch.x(v)?, 1.0)))?;
+        let covariance = rows::covariance_energy(batch.x(0)?) + rows::covariance_energy(batch.x(1)?);
+        Ok(invariance * E::of(self.invariance.get())
+            + variance * E::of(self.variance.get())
+            + covariance * E::of(self.covariance.get()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{self, Data};
+
+    #[test]
+    fn agrees_with_reference_values() {
+        testing::golden("vicreg", 1);
+    }
+
+    #[test]
+    fn gradients_and_invariances() {
+        let toy = Data::toy(6, 4);
+        testing::finite_differences("VicReg()", &toy);
+        testing::permutation_invariant("VicReg()", &toy);
+        testing::finite("VicReg()");
+        testing::rotation_invariant("VicReg(variance: 0, covariance: 0)", &toy);
+    }
+}

@@ -1,0 +1,32 @@
+//! Contrastive losses and regularisers, one file each.
+//!
+//! | folder | terms |
+//! |---|---|
+//! | [`contrastive`] | losses that compare queries with candidates, or predict targets |
+//! | [`regularizers`] | penalties on how embeddings or prototypes are distributed |
+//! | [`rows`] | the row operations that several terms share |
+//! | [`sphere`] | expectations over random unit vectors: where a term starts |
+//! | [`findings`] | what a term's rules can find wrong with a recipe, by code |
+//!
+//! Every term is written once, in plain dfdx operations, for every element type and device. A plugin crate writes
+//! its terms in the same way.
+//!
+//! # What the prototype terms are
+//! *Rethinking Prototypical Contrastive Learning through Alignment, Uniformity and Correlation* (Mo, Sun and Li,
+//! BMVC 2022, arXiv 2210.10194) names three prototype-level terms in its abstract. [`Alignment`], [`Uniformity`]
+//! and [`Correlation`] at `level: Prototypes` are this project's reading of that abstract, built from Wang and
+//! Isola, Barlow Twins, PCL and ProPos; where several readings are possible, each is one setting away.
+//!
+//! [`Alignment`]: regularizers::Alignment
+//! [`Uniformity`]: regularizers::Uniformity
+//! [`Correlation`]: regularizers::Correlation
+
+pub mod contrastive;
+pub mod findings;
+mod fused;
+pub mod regularizers;
+pub mod rows;
+pub mod sphere;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,232 @@
+//! Alignment of instances, of prototypes, and of members within prototypes.
+
+use crate::{findings, rows, sphere};
+use dfdx::prelude::*;
+use pauc_traits::batch::{Level, PrototypeOptions};
+use pauc_traits::term::{Facts, Finding};
+use pauc_traits::{
+    Backend, Batch, Count, Needs, NonNegative, Positive, Regularizer, Result, Scalar, TermInfo, Value,
+    component, ops,
+};
+use serde::{Deserialize, Serialize};
+
+component! {
+    /// Pulls together what belongs together: views, prototypes of two branches, or members of one prototype.
+    ///
+    /// ```text
+    /// Instances    L = mean_i ‖z⁰_i − z¹_i‖^α
+    /// Prototypes   L = mean_j ‖p_j − p'_j‖^α        p_j = norm(Σ_{s(i)=j} q_i + ρ c_j), p'_j the same from the keys
+    /// Centroid     L = mean_i ‖q_i − c_s(i)‖^α
+    /// Members      L = mean ‖q_i − q_l‖^α over the pairs i < l of one prototype
+    /// ```
+    ///
+    /// The levels other than `Instances` are means over the clusterings.
+    ///
+    /// # What the source says
+    /// `Instances` is Wang and Isola (2020). The other three are this project's readings of the abstract of Mo, Sun and
+    /// Li (BMVC 2022), which names prototype-level alignment without a formula; `Prototypes` is the default reading.
+    ///
+    /// # Shapes
+    /// (B, D) views and keys, (K, D) centroids → scalar.
+    ///
+    /// # Reading
+    /// 0 is perfect. Random unit vectors stand at 2 for α = 2, in any dimension, and this is the chance level shown.
+    ///
+    /// # Gradient
+    /// `Prototypes` gives all members of a prototype the same gradient: it moves clusters and does not contract them.
+    /// `Centroid` and `Members` contract clusters and can cause the coagulation that the paper is about.
+    /// Below α = 2 the distance is smoothed by 1e-6 at zero.
+    ///
+    /// ```text
+    /// (term: Alignment(level: Prototypes), weight: 0.1, from: Epochs(2))
+    /// ```
+    ///
+    /// # Degenerate batches
+    /// A clustering without a member, or at `Members` without a pair, in the batch is skipped and counts as 0.
+    pub struct Alignment: Regularizer {
+        /// What is aligned: Instances, Prototypes, Centroid or Members.
+        pub level: AlignmentLevel = AlignmentLevel::Prototypes,
+        /// The exponent α of the distance.
+        pub alpha: Positive = Positive::lit(2.0),
+        /// Weight ρ of the constant centroid in a batch prototype; read at level Prototypes.
+        pub rho: NonNegative = NonNegative::lit(0.0),
+        /// Whether queued keys join the batch prototypes; read at level Prototypes.
+        pub queue: bool = false,
+        /// Members that a batch prototype needs at least; read at level Prototypes.
+        pub n_min: Count = Count::lit(1),
+    }
+}
+
+/// What [`Alignment`] aligns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AlignmentLevel {
+    /// The two views of a sample.
+    Instances,
+    /// The batch prototypes of the online branch with those of the keys.
+    Prototypes,
+    /// Each sample with the centroid of its prototype.
+    Centroid,
+    /// All pairs of samples of one prototype.
+    Members,
+}
+
+impl Alignment {
+    fn options(&self) -> PrototypeOptions {
+        PrototypeOptions { rho: self.rho.get(), n_min: self.n_min.get(), queue: self.queue }
+    }
+
+    fn prototypes<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>, m: usize) -> Result<Value<E, D>> {
+        let p = batch.prototypes(m, self.options())?;
+        if p.is_empty() {
+            return Ok(batch.skip(format!("no prototype of level {m} is occupied")));
+        }
+        let distances = rows::distances_to_the(self.alpha.get(), p.online(), batch.key_prototypes(m, &p)?);
+        Ok(ops::mean(distances))
+    }
+
+    fn centroid<E: Scalar, D: Backend<E>>(
+        &self,
+        batch: &Batch<E, D>,
+        m: usize,
+        level: &Level<E, D>,
+    ) -> Result<Value<E, D>> {
+        let (members, prototypes) = level.members();
+        if members.is_empty() {
+            return Ok(batch.skip(format!("no sample of the batch has a prototype in level {m}")));
+        }
+        let centroids = rows::gather(level.centroids.clone(), &prototypes).retaped();
+        let samples = rows::gather(batch.z(0)?, &members);
+        Ok(ops::mean(rows::distances_to_the(self.alpha.get(), samples, centroids)))
+    }
+
+    fn members<E: Scalar, D: Backend<E>>(
+        &self,
+        batch: &Batch<E, D>,
+        m: usize,
+        level: &Level<E, D>,
+    ) -> Result<Value<E, D>> {
+        let s = &level.assignments;
+        let together = |i: usize, l: usize| i != l && s[i].is_some() && s[i] == s[l];
+        let n = batch.size();
+        let ordered = (0..n * n).filter(|x| together(x / n, x % n)).count();
+        if ordered == 0 {
+            return Ok(batch.skip(format!("no two samples of the batch share a prototype of level {m}")));
+        }
+        let share =
+            rows::weights(batch.device(), n, |i, l| if together(i, l) { 1.0 / ordered as f64 } else { 0.0 });
+        let z = batch.z(0)?;
+        let distances = rows::power(rows::squared_distances(z.with_empty_tape(), z), self.alpha.get());
+        Ok(ops::total(distances * share))
+    }
+}
+
+impl TermInfo for Alignment {
+    fn needs(&self) -> Needs {
+        let prototypes = Needs { queries: &[0], prototypes: true, ..Needs::default() };
+        match self.level {
+            AlignmentLevel::Instances => Needs { queries: &[0, 1], ..Needs::default() },
+            AlignmentLevel::Prototypes => Needs { keys: &[1], queue: self.queue, ..prototypes },
+            AlignmentLevel::Centroid | AlignmentLevel::Members => prototypes,
+        }
+    }
+
+    /// E ‖u − v‖^α of random unit vectors: 2 at α = 2.
+    fn chance_level(&self, facts: &Facts) -> Option<f64> {
+        Some(sphere::distance(facts.dim, self.alpha.get()))
+    }
+
+    fn check(&self, facts: &Facts) -> Vec<Finding> {
+        match self.level {
+            AlignmentLevel::Prototypes => {
+                let mut found = findings::prototypes(facts, &self.options());
+                // One prototype can be aligned with itself.
+                found.retain(|f| f.code != findings::TOO_FEW_PROTOTYPES);
+                found
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl<E: Scalar, D: Backend<E>> Regularizer<E, D> for Alignment {
+    fn penalty(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
+        match self.level {
+            AlignmentLevel::Instances => {
+                Ok(ops::mean(rows::distances_to_the(self.alpha.get(), batch.z(0)?, batch.z(1)?)))
+            }
+            AlignmentLevel::Prototypes => rows::mean_over_levels(batch, |m, _| self.prototypes(batch, m)),
+            AlignmentLevel::Centroid => rows::mean_over_levels(batch, |m, l| self.centroid(batch, m, l)),
+            AlignmentLevel::Members => rows::mean_over_levels(batch, |m, l| self.members(batch, m, l)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{self, Data, unit};
+
+    const FORMS: &[&str] = &[
+        "Alignment(level: Instances)",
+        "Alignment(level: Instances, alpha: 1)",
+        "Alignment()",
+        "Alignment(rho: 0.5, queue: true, n_min: 2, alpha: 3)",
+        "Alignment(level: Centroid, alpha: 1.5)",
+        "Alignment(level: Members)",
+        "Alignment(level: Members, alpha: 1)",
+    ];
+
+    #[test]
+    fn agrees_with_reference_values() {
+        testing::golden("alignment", 5);
+    }
+
+    #[test]
+    fn gradients_and_invariances() {
+        for text in FORMS {
+            let toy = Data::toy(7, 4);
+            testing::finite_differences(text, &toy);
+            testing::finite_differences(text, &toy.clone().without_momentum());
+            testing::permutation_invariant(text, &toy);
+            testing::rotation_invariant(text, &toy);
+        }
+    }
+
+    #[test]
+    fn stays_finite_on_degenerate_batches() {
+        FORMS.iter().for_each(|text| testing::finite(text));
+    }
+
+    #[test]
+    fn members_are_compared_in_pairs() {
+        let data = Data::toy(8, 4);
+        let mut want = 0.0;
+        for level in &data.levels {
+            let mut found = Vec::new();
+            for i in 0..8 {
+                for l in i + 1..8 {
+                    if level.assignments[i].is_some() && level.assignments[i] == level.assignments[l] {
+                        let row = |i| unit(data.views[0].as_ref().unwrap(), 4, i);
+                        found.push(
+                            row(i).iter().zip(row(l)).map(|(a, b)| (a - b).powi(2)).sum::<f64>().powf(0.75),
+                        );
+                    }
+                }
+            }
+            want += found.iter().sum::<f64>() / found.len() as f64 / 2.0;
+        }
+        let got = testing::value("Alignment(level: Members, alpha: 1.5)", &data);
+        assert!((got - want).abs() < 1e-9, "{got} for {want}");
+    }
+
+    #[test]
+    fn equal_branches_are_aligned_and_nothing_assigned_is_skipped() {
+        let mut data = Data::toy(6, 4);
+        data.keys[1] = data.views[0].clone();
+        assert!(testing::value("Alignment()", &data).abs() < 1e-15);
+        data.levels.iter_mut().for_each(|l| l.assignments.fill(None));
+        for text in ["Alignment()", "Alignment(level: Centroid)", "Alignment(level: Members)"] {
+            let outcome = testing::run::<f64>(text, &data);
+            assert_eq!((outcome.value, outcome.skipped.len()), (0.0, 2), "{text}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Even use of prototypes over a batch.
+
+use crate::{findings, rows};
+use dfdx::prelude::*;
+use pauc_traits::batch::Level;
+use pauc_traits::term::{Facts, Finding};
+use pauc_traits::{
+    Backend, Batch, Needs, NonNegative, Positive, Regularizer, Result, Scalar, Scheduled, TermInfo, Value,
+    component, ops,
+};
+
+component! {
+    /// Makes a batch use all prototypes evenly: the entropy of the mean soft assignment, as a distance from its maximum.
+    ///
+    /// ```text
+    /// L = mean_m [ ln K − H(mean_i a_i) + w·mean_i H(a_i) ],   a_i = softmax(q_i·Cᵀ/τ)
+    /// ```
+    ///
+    /// H is the Shannon entropy in nats. With the weight w = `sharpness` each sample is also asked to decide.
+    ///
+    /// # Shapes
+    /// (B, D) queries of view 0, (K, D) centroids → scalar.
+    ///
+    /// # Reading
+    /// 0 is even use (and, with w > 0, certain samples); ln K is one prototype for all. Embeddings that say nothing
+    /// have uniform assignments: the value is w·ln K, and this is the chance level shown.
+    ///
+    /// # Gradient
+    /// Centroids are constants: embeddings move from crowded prototypes to rare ones.
+    ///
+    /// # When to use
+    /// Beside ProtoNCE where clusters become uneven. A batch of B samples can cover only B prototypes: with K > B the
+    /// optimum is out of reach unless assignments are soft.
+    ///
+    /// ```text
+    /// (term: EntropyOfAssignments(temperature: 0.1), weight: 0.1, from: Epochs(2))
+    /// ```
+    ///
+    /// Source: the mean-entropy maximisation of Assran et al. 2022 (MSN).
+    pub struct EntropyOfAssignments: Regularizer {
+        /// The temperature τ of the soft assignments.
+        pub temperature: Scheduled<Positive> = Positive::lit(0.1).into(),
+        /// The weight w of the entropy of single assignments.
+        pub sharpness: NonNegative = NonNegative::lit(0.0),
+    }
+}
+
+impl EntropyOfAssignments {
+    fn level<E: Scalar, D: Backend<E>>(
+        &self,
+        batch: &Batch<E, D>,
+        level: &Level<E, D>,
+    ) -> Result<Value<E, D>> {
+        let tau = self.temperature.at(batch.clock());
+        let (n, k) = (batch.size() as f64, level.k() as f64);
+        let logits = ops::dot_rows(batch.z(0)?, level.centroids.clone()) / E::of(tau);
+        let log = logits.log_softmax::<Axis<1>>();
+        let each = log.with_empty_tape().exp();
+        let mean = each.with_empty_tape().sum::<(usize,), Axis<0>>() / E::of(n);
+        // p·ln p tends to 0 with p; the floor keeps its logarithm finite.
+        let logs = (mean.with_empty_tape() + E::of(1e-30)).ln();
+        let uneven = (mean * logs).sum::<Rank0, Axis<0>>() + E::of(k.ln());
+        let uncertain = ops::total(each * log) * E::of(-self.sharpness.get() / n);
+        Ok(uneven + uncertain)
+    }
+}
+
+impl TermInfo for EntropyOfAssignments {
+    fn needs(&self) -> Needs {
+        Needs { queries: &[0], prototypes: true, ..Needs::default() }
+    }
+
+    fn chance_level(&self, facts: &Facts) -> Option<f64> {
+        Some(findings::mean_ln(facts, |k| k as f64)? * self.sharpness.get())
+    }
+
+    fn check(&self, facts: &Facts) -> Vec<Finding> {
+        let mut found = findings::prototypes(facts, &Default::default());
+        found.retain(|f| f.code == findings::TOO_FEW_PROTOTYPES);
+        found.iter_mut().for_each(|f| f.field = None);
+        found
+    }
+}
+
+impl<E: Scalar, D: Backend<E>> Regularizer<E, D> for EntropyOfAssignments {
+    fn penalty(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
+        rows::mean_over_levels(batch, |_, level| self.level(batch, level))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{self, Data, dot, unit};
+
+    #[test]
+    fn equals_plain_loops() {
+        let toy = Data::toy(6, 4);
+        let mut want = 0.0;
+        for level in &toy.levels {
+            let k = level.centroids.len() / 4;
+            let mut mean = vec![0.0; k];
+            for i in 0..6 {
+                let q = unit(toy.views[0].as_ref().unwrap(), 4, i);
+                let e: Vec<f64> =
+                    (0..k).map(|j| (dot(&q, &level.centroids[j * 4..j * 4 + 4]) / 0.3).exp()).collect();
+                let sum: f64 = e.iter().sum();
+                for j in 0..k {
+                    mean[j] += e[j] / sum / 6.0;
+                    want -= 0.5 * e[j] / sum * (e[j] / sum).ln() / 6.0 / 2.0;
+                }
+            }
+            want += ((k as f64).ln() + mean.iter().map(|p| p * p.ln()).sum::<f64>()) / 2.0;
+        }
+        let got = testing::value("EntropyOfAssignments(temperature: 0.3, sharpness: 0.5)", &toy);
+        assert!((got - want).abs() < 1e-10, "{got} for {want}");
+    }
+
+    #[test]
+    fn gradients_and_invariances() {
+        for text in ["EntropyOfAssignments()", "EntropyOfAssignments(sharpness: 0.5)"] {
+            let toy = Data::toy(6, 4);
+            testing::finite_differences(text, &toy);
+            testing::permutation_invariant(text, &Data::toy(7, 4));
+            testing::rotation_invariant(text, &toy);
+            testing::finite(text);
+        }
+        testing::finite("EntropyOfAssignments(temperature: 0.01, sharpness: 1)");
+    }
+
+    #[test]
+    fn zero_rows_are_even_and_one_prototype_for_all_is_the_worst() {
+        let zero = testing::degenerate().into_iter().find(|(n, _)| *n == "zero rows").unwrap().1;
+        assert!(testing::value("EntropyOfAssignments()", &zero).abs() < 1e-12);
+        let facts = testing::facts(7, 4, &[3, 5]);
+        let text = "EntropyOfAssignments(sharpness: 0.5)";
+        let chance = testing::term(text).info().chance_level(&facts).unwrap();
+        assert!((testing::value(text, &zero) - chance).abs() < 1e-12);
+        let mut one = Data::toy(6, 4);
+        one.levels.truncate(1);
+        one.views[0] = Some(one.levels[0].centroids[..4].repeat(6));
+        let worst = testing::value("EntropyOfAssignments(temperature: 0.01)", &one);
+        assert!((worst - 3f64.ln()).abs() < 1e-3, "{worst}");
+    }
+}

@@ -1,0 +1,249 @@
+//! Uniformity of instances, of prototypes, and of instances against foreign centroids.
+
+use crate::{findings, rows, sphere};
+use dfdx::prelude::*;
+use pauc_traits::batch::{Level, PrototypeOptions};
+use pauc_traits::term::{Facts, Finding};
+use pauc_traits::{
+    Backend, Batch, Count, Needs, NonNegative, Positive, Regularizer, Result, Scalar, TermInfo, Value,
+    component,
+};
+use serde::{Deserialize, Serialize};
+
+component! {
+    /// Spreads instances or prototypes over the sphere: the logarithm of a mean Gaussian potential.
+    ///
+    /// ```text
+    /// Instances        L = log mean_{i<j} exp(−t ‖z_i − z_j‖²), mean of both views
+    /// Prototypes       L = log mean_{j<l} exp(−t ‖p_j − p_l‖²), p_j = norm(Σ_{s(i)=j} q_i + ρ c_j)
+    /// OtherCentroids   L = log mean_{i, j≠s(i)} exp(−t ‖q_i − c_j‖²)
+    /// ```
+    ///
+    /// The last two are means over the clusterings. With `queue: true`, `Instances` takes the pairs of view 0 with one
+    /// another and with every queued key into one mean, and `Prototypes` lets queued keys of known samples join the
+    /// sums of their prototypes.
+    ///
+    /// # What the source says
+    /// `Instances` is Wang and Isola (2020), the queue form their MoCo code. The other two are this project's readings
+    /// of the abstract of Mo, Sun and Li (BMVC 2022), which names prototype-level uniformity without a formula;
+    /// `Prototypes` is the default reading.
+    ///
+    /// # Shapes
+    /// (B, D) views, (M, D) queue, (K, D) centroids → scalar.
+    ///
+    /// # Reading
+    /// Lower is more uniform, 0 is collapse. Chance is the expectation for random unit vectors in D dimensions,
+    /// log E exp(−t‖u − v‖²), integrated numerically; it tends to −2t for large D. n points cannot fall below
+    /// −2tn/(n − 1), which a simplex reaches.
+    ///
+    /// # Gradient
+    /// `Prototypes` gives all members of a prototype the same gradient: clusters are pushed apart as wholes and not
+    /// contracted. `Instances` spreads members of one cluster like any others. Centroids are constants: only
+    /// embeddings move.
+    ///
+    /// ```text
+    /// (term: Uniformity(level: Prototypes, t: 2.0), weight: Linear(from: 0.0, to: 0.1, over: Epochs(5)), from: Epochs(2))
+    /// ```
+    ///
+    /// # Degenerate batches
+    /// Fewer than two rows or prototypes have no pair: the level is skipped and counts as 0.
+    pub struct Uniformity: Regularizer {
+        /// What is spread: Instances, Prototypes or OtherCentroids.
+        pub level: UniformityLevel = UniformityLevel::Prototypes,
+        /// The sharpness t of the potential.
+        pub t: Positive = Positive::lit(2.0),
+        /// Weight ρ of the constant centroid in a batch prototype; read at level Prototypes.
+        pub rho: NonNegative = NonNegative::lit(0.0),
+        /// Whether the queue takes part; read at levels Instances and Prototypes.
+        pub queue: bool = false,
+        /// Members that a batch prototype needs at least; read at level Prototypes.
+        pub n_min: Count = Count::lit(1),
+    }
+}
+
+/// What [`Uniformity`] spreads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UniformityLevel {
+    /// The samples of a view.
+    Instances,
+    /// The batch prototypes.
+    Prototypes,
+    /// Each sample from the centroids of the prototypes it does not belong to.
+    OtherCentroids,
+}
+
+impl Uniformity {
+    fn options(&self) -> PrototypeOptions {
+        PrototypeOptions { rho: self.rho.get(), n_min: self.n_min.get(), queue: self.queue }
+    }
+
+    /// −t‖a_i − b_j‖² of unit rows.
+    fn exponents<E: Scalar, D: Backend<E>>(
+        &self,
+        a: rows::Rows<E, D>,
+        b: rows::Rows<E, D>,
+    ) -> rows::Rows<E, D> {
+        rows::squared_distances(a, b) * E::of(-self.t.get())
+    }
+
+    /// log mean_{i<j} exp(−t‖r_i − r_j‖²), over both orders of each pair.
+    fn among<E: Scalar, D: Backend<E>>(&self, r: rows::Rows<E, D>) -> Value<E, D> {
+        let n = r.shape().0;
+        let pairs = rows::mask(self.exponents(r.with_empty_tape(), r), |i, j| i == j);
+        rows::log_mean_exp(pairs, n * (n - 1))
+    }
+
+    fn instances<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
+        let n = batch.size();
+        if self.queue {
+            let (z, queue) = (batch.z(0)?, batch.queue()?);
+            let m = queue.shape().0;
+            // Each unordered pair of the batch counts once, as each pair with the queue does.
+            let pairs = rows::mask(self.exponents(z.with_empty_tape(), z.with_empty_tape()), |i, j| i >= j);
+            let queued = self.exponents(z, queue.retaped());
+            return Ok(rows::log_mean_exp(rows::beside(pairs, queued), n * (n - 1) / 2 + n * m));
+        }
+        if n < 2 {
+            return Ok(batch.skip("uniformity of instances needs two samples"));
+        }
+        rows::mean_over_views(|v| Ok(self.among(batch.z(v)?)))
+    }
+
+    fn prototypes<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>, m: usize) -> Result<Value<E, D>> {
+        let p = batch.prototypes(m, self.options())?;
+        if p.len() < 2 {
+            return Ok(batch.skip(format!("{} of the two occupied prototypes that level {m} needs", p.len())));
+        }
+        Ok(self.among(p.online()))
+    }
+
+    fn other_centroids<E: Scalar, D: Backend<E>>(
+        &self,
+        batch: &Batch<E, D>,
+        m: usize,
+        level: &Level<E, D>,
+    ) -> Result<Value<E, D>> {
+        let (members, prototypes) = level.members();
+        let pairs = members.len() * (level.k() - 1);
+        if pairs == 0 {
+            return Ok(batch.skip(format!("no sample of the batch has a foreign centroid in level {m}")));
+        }
+        let exponents = self.exponents(rows::gather(batch.z(0)?, &members), level.centroids.retaped());
+        Ok(rows::log_mean_exp(rows::mask(exponents, |i, j| prototypes[i] == j), pairs))
+    }
+}
+
+impl TermInfo for Uniformity {
+    fn needs(&self) -> Needs {
+        let prototypes = Needs { queries: &[0], prototypes: true, ..Needs::default() };
+        match self.level {
+            UniformityLevel::Instances if self.queue => {
+                Needs { queries: &[0], queue: true, ..Needs::default() }
+            }
+            UniformityLevel::Instances => Needs { queries: &[0, 1], ..Needs::default() },
+            UniformityLevel::Prototypes => Needs { queue: self.queue, ..prototypes },
+            UniformityLevel::OtherCentroids => prototypes,
+        }
+    }
+
+    /// log E exp(−t‖u − v‖²) of random unit vectors in D dimensions.
+    fn chance_level(&self, facts: &Facts) -> Option<f64> {
+        Some(sphere::uniformity(facts.dim, self.t.get()))
+    }
+
+    fn check(&self, facts: &Facts) -> Vec<Finding> {
+        match self.level {
+            UniformityLevel::Instances if facts.batch < 2 && !self.queue => vec![findings::error(
+                findings::TOO_FEW_ROWS,
+                "level",
+                format!("a batch of {} has no pair of instances", facts.batch),
+                "use a batch of at least 2",
+            )],
+            UniformityLevel::Instances => Vec::new(),
+            UniformityLevel::Prototypes => findings::prototypes(facts, &self.options()),
+            UniformityLevel::OtherCentroids => {
+                let mut found = findings::prototypes(facts, &PrototypeOptions::default());
+                found.retain(|f| f.code == findings::TOO_FEW_PROTOTYPES);
+                found
+            }
+        }
+    }
+}
+
+impl<E: Scalar, D: Backend<E>> Regularizer<E, D> for Uniformity {
+    fn penalty(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
+        match self.level {
+            UniformityLevel::Instances => self.instances(batch),
+            UniformityLevel::Prototypes => rows::mean_over_levels(batch, |m, _| self.prototypes(batch, m)),
+            UniformityLevel::OtherCentroids => {
+                rows::mean_over_levels(batch, |m, level| self.other_centroids(batch, m, level))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{self, Data};
+
+    const FORMS: &[&str] = &[
+        "Uniformity(level: Instances)",
+        "Uniformity(level: Instances, queue: true, t: 3)",
+        "Uniformity()",
+        "Uniformity(rho: 0.5, n_min: 2, queue: true)",
+        "Uniformity(level: OtherCentroids)",
+    ];
+
+    #[test]
+    fn agrees_with_reference_values() {
+        testing::golden("uniformity", 7);
+    }
+
+    #[test]
+    fn gradients_and_invariances() {
+        for text in FORMS {
+            let toy = Data::toy(7, 4);
+            testing::finite_differences(text, &toy);
+            testing::permutation_invariant(text, &toy);
+            testing::rotation_invariant(text, &toy);
+        }
+    }
+
+    #[test]
+    fn stays_finite_on_degenerate_batches() {
+        FORMS.iter().for_each(|text| testing::finite(text));
+        testing::finite("Uniformity(level: Instances, t: 1000)");
+    }
+
+    #[test]
+    fn a_simplex_reaches_the_lower_bound() {
+        // Three unit vectors at 120 degrees: −2t·3/2.
+        let h = 3f64.sqrt() / 2.0;
+        let mut data = Data::toy(3, 2);
+        data.views = vec![Some(vec![1.0, 0.0, -0.5, h, -0.5, -h]); 2];
+        data.levels.truncate(1);
+        data.levels[0].assignments = vec![Some(0), Some(1), Some(2)];
+        for level in ["Instances", "Prototypes"] {
+            let got = testing::value(&format!("Uniformity(level: {level}, t: 2)"), &data);
+            assert!((got + 6.0).abs() < 1e-9, "{level}: {got}");
+        }
+    }
+
+    #[test]
+    fn one_prototype_is_skipped_and_many_are_warned_of() {
+        let mut data = Data::toy(6, 4);
+        data.levels.iter_mut().for_each(|l| l.assignments.fill(Some(2)));
+        let outcome = testing::run::<f64>("Uniformity()", &data);
+        assert_eq!((outcome.value, outcome.skipped.len()), (0.0, 2));
+        assert!(outcome.skipped[0].contains("1 of the two"), "{:?}", outcome.skipped);
+        let facts = testing::facts(256, 128, &[25_000, 1, 100]);
+        let codes =
+            |text| testing::term(text).info().check(&facts).iter().map(|f| f.code).collect::<Vec<_>>();
+        assert_eq!(codes("Uniformity()"), [findings::SINGLETONS, findings::TOO_FEW_PROTOTYPES]);
+        assert_eq!(codes("Uniformity(n_min: 2)"), [findings::TOO_FEW_PROTOTYPES]);
+        let rho = "Uniformity(n_min: 2, rho: 50)";
+        let dominated = findings::CENTROID_DOMINATES;
+        assert_eq!(codes(rho), [dominated, findings::TOO_FEW_PROTOTYPES, dominated]);
+    }
+}

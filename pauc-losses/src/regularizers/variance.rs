@@ -1,0 +1,96 @@
+//! A hinge on the standard deviation of every dimension.
+
+use crate::{findings, rows};
+use pauc_traits::term::{Facts, Finding};
+use pauc_traits::{Backend, Batch, Needs, Positive, Regularizer, Result, Scalar, TermInfo, Value, component};
+
+component! {
+    /// Keeps every dimension of the raw outputs spread out over the batch.
+    ///
+    /// ```text
+    /// L = mean of both views, mean_d ReLU(γ − √(var(x)_d + 1e-4))
+    /// ```
+    ///
+    /// With the unbiased variance. This is the variance part of VICReg.
+    ///
+    /// # Shapes
+    /// Two views (B, D) → scalar.
+    ///
+    /// # Reading
+    /// 0 is satisfied; γ − 0.01 is complete collapse. There is no chance level.
+    ///
+    /// # Gradient
+    /// Scales dimensions up until their deviation reaches γ, and then none. Does not know clusters.
+    ///
+    /// ```text
+    /// (term: Variance(gamma: 1.0), weight: 1.0)
+    /// ```
+    ///
+    /// # Degenerate batches
+    /// One sample has no variance: the term is skipped.
+    ///
+    /// Source: Bardes et al. 2022 (VICReg).
+    pub struct Variance: Regularizer {
+        /// The standard deviation γ that every dimension should reach.
+        pub gamma: Positive = Positive::lit(1.0),
+    }
+}
+
+impl TermInfo for Variance {
+    fn needs(&self) -> Needs {
+        Needs { queries: &[0, 1], ..Needs::default() }
+    }
+
+    fn chance_level(&self, _: &Facts) -> Option<f64> {
+        None
+    }
+
+    fn check(&self, facts: &Facts) -> Vec<Finding> {
+        findings::at_least_two(facts)
+    }
+}
+
+impl<E: Scalar, D: Backend<E>> Regularizer<E, D> for Variance {
+    fn penalty(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
+        if batch.size() < 2 {
+            return Ok(batch.skip("one sample has no variance"));
+        }
+        rows::mean_over_views(|v| Ok(rows::deviation_hinge(batch.x(v)?, self.gamma.get())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{self, Data};
+
+    #[test]
+    fn equals_plain_loops() {
+        let toy = Data::toy(6, 4);
+        for gamma in [0.5, 1.0, 2.0] {
+            let mut want = 0.0;
+            for view in toy.views.iter().flatten() {
+                for d in 0..4 {
+                    let column: Vec<f64> = view.iter().skip(d).step_by(4).copied().collect();
+                    let mean = column.iter().sum::<f64>() / 6.0;
+                    let var = column.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 5.0;
+                    want += (gamma - (var + 1e-4f64).sqrt()).max(0.0) / 8.0;
+                }
+            }
+            let got = testing::value(&format!("Variance(gamma: {gamma})"), &toy);
+            assert!((got - want).abs() < 1e-12, "{got} for {want}");
+        }
+        // And it is VICReg's variance part.
+        let part = testing::value("VicReg(invariance: 0, covariance: 0)", &toy);
+        assert!((part - 25.0 * testing::value("Variance()", &toy)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn gradients_and_degenerate_batches() {
+        let toy = Data::toy(6, 4);
+        testing::finite_differences("Variance(gamma: 1.5)", &toy);
+        testing::permutation_invariant("Variance()", &toy);
+        testing::finite("Variance()");
+        let data = testing::degenerate().into_iter().find(|(n, _)| *n == "identical rows").unwrap().1;
+        assert!((testing::value("Variance()", &data) - 0.99).abs() < 1e-12);
+    }
+}
