@@ -1,0 +1,215 @@
+//! Ward's method on the centroids of a fine k-means.
+
+use crate::lloyd::clustering_of;
+use crate::{HostClusterer, KMeans};
+use pauc_kernels::distance::squared_distance;
+use pauc_traits::clusterer::FitContext;
+use pauc_traits::probe::Rows;
+use pauc_traits::{Clustering, Count, Error, Result, Span, component};
+use serde::{Deserialize, Serialize};
+
+component! {
+    /// Nested levels, from fine to coarse: Ward's method merges the clusters of a fine k-means two by two.
+    ///
+    /// Each merge is the one that raises Σ‖x − c‖² least, by n_a·n_b/(n_a + n_b)·‖c_a − c_b‖². The fine k-means has
+    /// `leaves` clusters (every sample is one where there are no more of them); centroids are the means of the
+    /// samples. Takes O(leaves²·D) besides the k-means.
+    ///
+    /// # Shapes
+    /// features (N, D) → for each k: centroids (k, D), N assignments
+    ///
+    /// Source: Ward 1963.
+    pub struct Agglomerative: Clusterer {
+        /// The number of prototypes of each level.
+        pub k: Vec<Count>,
+        /// Clusters of the fine k-means.
+        pub leaves: Count = Count::lit(1000),
+        /// Updates at most of the fine k-means.
+        pub iterations: Count = Count::lit(20),
+        /// When the first clustering happens.
+        pub start: Span = Span::epochs(2),
+        /// How long a clustering is kept.
+        pub every: Span = Span::epochs(1),
+    }
+}
+
+clusterer_on_host!(Agglomerative, |this| this.k.iter().map(|k| Some(k.get())).collect());
+
+impl HostClusterer for Agglomerative {
+    fn fit_rows(&self, rows: Rows<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let leaves = self.leaves.get().min(rows.rows);
+        if let Some(k) = self.k.iter().find(|k| k.get() > leaves) {
+            return Err(Error::config(format!(
+                "{k} prototypes cannot be merged from {leaves} leaves: lower k, or raise leaves (to at most the {} samples)",
+                rows.rows
+            )));
+        }
+        let fine = KMeans {
+            iterations: self.iterations,
+            ..KMeans::with(vec![Count::try_from(leaves).map_err(Error::config)?])
+        };
+        let fine = fine.fit_rows(rows, context)?.swap_remove(0);
+        let assigned: Vec<u32> = fine.assignments.iter().flatten().copied().collect();
+        let means = clustering_of(rows, fine.assignments, leaves, Vec::new());
+        let mut sizes = vec![0usize; leaves];
+        assigned.iter().for_each(|a| sizes[*a as usize] += 1);
+        let merges = ward(Rows::new(&means.centroids, rows.cols), &sizes);
+        let level = |k: &Count| {
+            let of_leaf = cut(leaves, &merges, k.get());
+            let assignments = assigned.iter().map(|a| Some(of_leaf[*a as usize])).collect();
+            clustering_of(rows, assignments, k.get(), Vec::new())
+        };
+        Ok(self.k.iter().map(level).collect())
+    }
+}
+
+/// One merge: `b` goes into `a` (a < b), each named by its lowest leaf, and raises Σ‖x − c‖² by `cost`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Merge {
+    /// The lowest leaf of what remains.
+    pub a: usize,
+    /// The lowest leaf of what is gone.
+    pub b: usize,
+    /// The rise of Σ‖x − c‖².
+    pub cost: f64,
+}
+
+/// All merges of Ward's method, cheapest first, until one cluster is left. Leaves without samples cost nothing.
+pub fn ward(centroids: Rows<'_>, sizes: &[usize]) -> Vec<Merge> {
+    let (m, dim) = (centroids.rows, centroids.cols);
+    let mut centres: Vec<f32> = centroids.data.to_vec();
+    let mut weights: Vec<f64> = sizes.iter().map(|s| *s as f64).collect();
+    let mut alive: Vec<usize> = (0..m).collect();
+    let cost = |centres: &[f32], weights: &[f64], a: usize, b: usize| -> f64 {
+        let both = weights[a] + weights[b];
+        if both == 0.0 {
+            return 0.0;
+        }
+        let square = squared_distance(&centres[a * dim..(a + 1) * dim], &centres[b * dim..(b + 1) * dim]);
+        weights[a] * weights[b] / both * square as f64
+    };
+    let closest = |centres: &[f32], weights: &[f64], alive: &[usize], a: usize| -> (f64, usize) {
+        let others = alive.iter().filter(|b| **b != a).map(|b| (cost(centres, weights, a, *b), *b));
+        others.min_by(|x, y| x.0.total_cmp(&y.0).then(x.1.cmp(&y.1))).unwrap_or((f64::INFINITY, a))
+    };
+    let mut nearest: Vec<(f64, usize)> = (0..m).map(|a| closest(&centres, &weights, &alive, a)).collect();
+    let mut merges = Vec::with_capacity(m.saturating_sub(1));
+    while alive.len() > 1 {
+        let best = alive.iter().min_by(|x, y| nearest[**x].0.total_cmp(&nearest[**y].0).then(x.cmp(y)));
+        let Some(&first) = best else { break };
+        let (cost, second) = nearest[first];
+        let (a, b) = (first.min(second), first.max(second));
+        merges.push(Merge { a, b, cost });
+        let both = weights[a] + weights[b];
+        if both > 0.0 {
+            for l in 0..dim {
+                let sum = weights[a] * centres[a * dim + l] as f64 + weights[b] * centres[b * dim + l] as f64;
+                centres[a * dim + l] = (sum / both) as f32;
+            }
+        }
+        weights[a] = both;
+        alive.retain(|c| *c != b);
+        // A merged cluster is never nearer to a third than the nearer of its parts was, so only what was nearest to
+        // a part has to look again.
+        for &c in &alive {
+            if c == a || nearest[c].1 == a || nearest[c].1 == b {
+                nearest[c] = closest(&centres, &weights, &alive, c);
+            }
+        }
+    }
+    merges
+}
+
+/// Each leaf's cluster when the merges have left `k`, numbered in the order of the lowest leaves.
+pub fn cut(leaves: usize, merges: &[Merge], k: usize) -> Vec<u32> {
+    let mut parent: Vec<usize> = (0..leaves).collect();
+    merges.iter().take(leaves - k.min(leaves)).for_each(|m| parent[m.b] = m.a);
+    let (mut number, mut next) = (vec![0u32; leaves], 0);
+    for leaf in 0..leaves {
+        // A parent is lower than its child, so it has its number already.
+        if parent[leaf] == leaf {
+            number[leaf] = next;
+            next += 1;
+        } else {
+            number[leaf] = number[parent[leaf]];
+        }
+    }
+    number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Merges the pair that raises the sum of squares least, computed from the samples themselves.
+    fn naive(points: &[f32], dim: usize, k: usize) -> Vec<Vec<usize>> {
+        let mut groups: Vec<Vec<usize>> = (0..points.len() / dim).map(|i| vec![i]).collect();
+        let scatter = |group: &[usize]| -> f64 {
+            (0..dim)
+                .map(|l| {
+                    let values: Vec<f64> = group.iter().map(|i| points[i * dim + l] as f64).collect();
+                    let mean = values.iter().sum::<f64>() / values.len() as f64;
+                    values.iter().map(|v| (v - mean).powi(2)).sum::<f64>()
+                })
+                .sum()
+        };
+        while groups.len() > k {
+            let mut best = (f64::INFINITY, 0, 0);
+            for a in 0..groups.len() {
+                for b in a + 1..groups.len() {
+                    let rise = scatter(&[groups[a].clone(), groups[b].clone()].concat())
+                        - scatter(&groups[a])
+                        - scatter(&groups[b]);
+                    if rise < best.0 {
+                        best = (rise, a, b);
+                    }
+                }
+            }
+            let gone = groups.remove(best.2);
+            groups[best.1].extend(gone);
+        }
+        groups
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn equals_the_definition(points in prop::collection::vec(-5.0f32..5.0, 36), k in 1usize..12) {
+            let merges = ward(Rows::new(&points, 3), &[1; 12]);
+            let got = cut(12, &merges, k);
+            for group in naive(&points, 3, k) {
+                prop_assert!(group.iter().all(|i| got[*i] == got[group[0]]), "{group:?} {got:?}");
+            }
+            prop_assert_eq!(got.iter().max().unwrap() + 1, k as u32);
+            prop_assert!(merges.windows(2).all(|w| w[0].cost <= w[1].cost * (1.0 + 1e-5) + 1e-9));
+        }
+    }
+
+    #[test]
+    fn levels_are_nested() {
+        let data: Vec<f32> = (0..600).map(|i| 10.0 * (i / 2 % 5) as f32 + (i as f32 * 1.3).sin()).collect();
+        let rows = Rows::new(&data, 2);
+        let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
+        let configured = |k: &[usize], leaves| Agglomerative {
+            k: k.iter().map(|k| Count::try_from(*k).unwrap()).collect(),
+            leaves: Count::try_from(leaves).unwrap(),
+            iterations: Count::lit(20),
+            start: Span::epochs(0),
+            every: Span::epochs(1),
+        };
+        for leaves in [40, 1000] {
+            let levels = configured(&[20, 5, 1], leaves).fit_rows(rows, context).unwrap();
+            let truth: Vec<u32> = (0..300).map(|i| i % 5).collect();
+            let agreement = crate::metrics::Agreement::new(&truth, &levels[1].assignments).unwrap();
+            assert!((agreement.ari - 1.0).abs() < 1e-12, "{}", agreement.ari);
+            for (fine, coarse) in levels[0].assignments.iter().zip(&levels[1].assignments) {
+                let of_fine = levels[0].assignments.iter().position(|a| a == fine).unwrap();
+                assert_eq!(levels[1].assignments[of_fine], *coarse);
+            }
+            assert!(levels.iter().all(|l| l.report.empty == 0 && l.centroids.len() == 2 * l.k));
+        }
+        let text = configured(&[50], 40).fit_rows(rows, context).unwrap_err().to_string();
+        assert!(text.contains("50 prototypes cannot be merged from 40 leaves"), "{text}");
+    }
+}

@@ -1,0 +1,440 @@
+//! Diagnostics of coagulation: diversity inside a prototype collapses while prototypes stay well apart.
+//!
+//! The signature is `intra_cosine` → 1 and `within_rank` → 1 while `inter_cosine_mean` stays low and kNN accuracy
+//! no longer rises. Nothing here has a gradient.
+
+use crate::concentration::{quantile, unit_rows};
+use crate::lloyd::{means, members};
+use crate::metrics::agreement::entropy;
+use crate::spectrum::centred_rank;
+use pauc_kernels::distance::{dot, squared_distance};
+use pauc_kernels::gemm::{Strides, gemm};
+use pauc_traits::probe::{Metric, Rows};
+use pauc_traits::{Clustering, Error, Result};
+use rayon::prelude::*;
+
+/// Rows (or prototypes) that enter a quantity over all pairs; of more, as many at even distances are taken.
+pub const MOST_IN_PAIRS: usize = 2048;
+/// Members of one prototype that enter its effective rank; of more, as many at even distances are taken.
+pub const MOST_IN_RANK: usize = 512;
+/// Prototypes at least this similar count as copies of each other.
+pub const COPY: f32 = 0.95;
+
+/// The state of one level of prototypes, or of classes in their place.
+///
+/// v are the samples at unit length, c the prototypes as fitted, ĉ at unit length, μ the mean of a prototype's v.
+/// Quantities that do not exist (one prototype has no neighbour) are NaN.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Coagulation {
+    /// Mean v·ĉ over samples and their prototypes.
+    pub intra_cosine: f64,
+    /// Mean ‖v − c‖ over samples and their prototypes.
+    pub distance: f64,
+    /// Mean ĉ·ĉ' over pairs of occupied prototypes.
+    pub inter_cosine_mean: f64,
+    /// Largest ĉ·ĉ' over pairs of occupied prototypes (of [`MOST_IN_PAIRS`]).
+    pub inter_cosine_max: f64,
+    /// tr Σ_W / tr Σ_B: Σ‖v − μ‖² over Σ size·‖μ − mean v‖².
+    pub within_over_between: f64,
+    /// exp(H(σ/Σσ)) of the centred members of a prototype (of [`MOST_IN_RANK`]), averaged over prototypes with two
+    /// members or more, weighted by size; 1 when members are one point or lie on a line.
+    pub within_rank: f64,
+    /// 10th percentile of the concentrations φ.
+    pub concentration_p10: f64,
+    /// Median of the concentrations φ.
+    pub concentration_p50: f64,
+    /// 90th percentile of the concentrations φ.
+    pub concentration_p90: f64,
+    /// Prototypes with at least one sample.
+    pub occupied: f64,
+    /// Entropy of the sizes, in nats; ln K when all are equal.
+    pub size_entropy: f64,
+    /// Share of occupied prototypes (of [`MOST_IN_PAIRS`]) within cosine [`COPY`] of another.
+    pub copies: f64,
+    /// Mean ‖v − v'‖² over pairs of samples that share a prototype.
+    pub instance_alignment: f64,
+    /// ln mean exp(−2‖v − v'‖²) over pairs of samples (of [`MOST_IN_PAIRS`]).
+    pub instance_uniformity: f64,
+    /// ln mean exp(−2‖ĉ − ĉ'‖²) over pairs of occupied prototypes (of [`MOST_IN_PAIRS`]).
+    pub prototype_uniformity: f64,
+}
+
+impl Coagulation {
+    /// Measures the prototypes of a clustering. `concentration` is φ of each prototype, or empty.
+    ///
+    /// # Errors
+    /// If the numbers of samples, dimensions or concentrations disagree.
+    pub fn of_clustering(samples: Rows<'_>, clustering: &Clustering, concentration: &[f32]) -> Result<Self> {
+        if clustering.dim != samples.cols || clustering.centroids.len() != clustering.k * clustering.dim {
+            return Err(Error::shape(
+                "coagulation",
+                format!("{} centroids of {} for samples of {}", clustering.k, clustering.dim, samples.cols),
+            ));
+        }
+        if !concentration.is_empty() && concentration.len() != clustering.k {
+            return Err(Error::shape(
+                "coagulation",
+                format!("{} concentrations for {} prototypes", concentration.len(), clustering.k),
+            ));
+        }
+        measure(samples, &clustering.assignments, Some(&clustering.centroids), clustering.k, concentration)
+    }
+
+    /// Measures classes as if they were prototypes; their centroids are the means of their samples.
+    ///
+    /// # Errors
+    /// If there are not as many labels as samples.
+    pub fn of_labels(samples: Rows<'_>, labels: &[u32]) -> Result<Self> {
+        let k = labels.iter().max().map_or(0, |m| *m as usize + 1);
+        let assignments: Vec<Option<u32>> = labels.iter().copied().map(Some).collect();
+        measure(samples, &assignments, None, k, &[])
+    }
+
+    /// The quantities that exist, as metrics called `prefix/intra_cosine` and so on.
+    pub fn metrics(&self, prefix: &str) -> Vec<Metric> {
+        let all = [
+            ("intra_cosine", self.intra_cosine),
+            ("distance", self.distance),
+            ("inter_cosine_mean", self.inter_cosine_mean),
+            ("inter_cosine_max", self.inter_cosine_max),
+            ("within_over_between", self.within_over_between),
+            ("within_rank", self.within_rank),
+            ("concentration_p10", self.concentration_p10),
+            ("concentration_p50", self.concentration_p50),
+            ("concentration_p90", self.concentration_p90),
+            ("occupied", self.occupied),
+            ("size_entropy", self.size_entropy),
+            ("copies", self.copies),
+            ("instance_alignment", self.instance_alignment),
+            ("instance_uniformity", self.instance_uniformity),
+            ("prototype_uniformity", self.prototype_uniformity),
+        ];
+        let existing = all.into_iter().filter(|(_, value)| value.is_finite());
+        existing.map(|(name, value)| Metric::new(format!("{prefix}/{name}"), value)).collect()
+    }
+}
+
+/// Per prototype: Σ v·ĉ, Σ‖v − c‖, Σ‖v − μ‖², the effective rank.
+struct Own {
+    cosine: f64,
+    distance: f64,
+    scatter: f64,
+    rank: Option<f64>,
+}
+
+fn measure(
+    samples: Rows<'_>,
+    assignments: &[Option<u32>],
+    centroids: Option<&[f32]>,
+    k: usize,
+    concentration: &[f32],
+) -> Result<Coagulation> {
+    let dim = samples.cols;
+    if assignments.len() != samples.rows {
+        return Err(Error::shape(
+            "coagulation",
+            format!("{} assignments for {} samples", assignments.len(), samples.rows),
+        ));
+    }
+    if let Some(wrong) = assignments.iter().flatten().find(|a| **a as usize >= k) {
+        return Err(Error::shape("coagulation", format!("an assignment to prototype {wrong} of only {k}")));
+    }
+    let mut units = samples.data.to_vec();
+    unit_rows(&mut units, dim);
+    let units = Rows { data: &units, ..samples };
+    // Noise goes to one cluster more, which is then left out.
+    let index: Vec<u32> = assignments.iter().map(|a| a.unwrap_or(k as u32)).collect();
+    let mut centres = vec![0.0f32; (k + 1) * dim];
+    means(units, &index, &mut centres);
+    let (order, starts) = members(&index, k + 1);
+    let own = |c: usize| &order[starts[c]..starts[c + 1]];
+    let at = |all: &[f32], c: usize| all[c * dim..(c + 1) * dim].to_vec();
+    let fitted = |c: usize| at(centroids.unwrap_or(&centres), c);
+    let occupied: Vec<usize> = (0..k).filter(|c| !own(*c).is_empty()).collect();
+    let parts: Vec<Own> = occupied
+        .par_iter()
+        .map(|&c| {
+            let (centroid, centre) = (fitted(c), at(&centres, c));
+            let mut direction = centroid.clone();
+            unit_rows(&mut direction, dim);
+            let mut part = Own { cosine: 0.0, distance: 0.0, scatter: 0.0, rank: None };
+            for i in own(c) {
+                let v = units.row(*i as usize);
+                part.cosine += dot(v, &direction) as f64;
+                part.distance += (squared_distance(v, &centroid) as f64).sqrt();
+                part.scatter += squared_distance(v, &centre) as f64;
+            }
+            if own(c).len() > 1 {
+                let rows: Vec<&[f32]> =
+                    evenly(own(c).len(), MOST_IN_RANK).map(|p| units.row(own(c)[p] as usize)).collect();
+                part.rank = Some(centred_rank(&rows, dim)?);
+            }
+            Ok(part)
+        })
+        .collect::<Result<_>>()?;
+    let sizes: Vec<usize> = (0..k).map(|c| own(c).len()).collect();
+    let counted: usize = sizes.iter().sum();
+    let n = counted as f64;
+    let total = |f: &dyn Fn(&Own) -> f64| parts.iter().map(f).sum::<f64>();
+    let mut overall = vec![0.0f64; dim];
+    for &c in &occupied {
+        for (m, v) in overall.iter_mut().zip(&centres[c * dim..]) {
+            *m += *v as f64 * sizes[c] as f64 / n;
+        }
+    }
+    let from_overall = |c: usize| -> f64 {
+        overall.iter().zip(&centres[c * dim..]).map(|(m, v)| (*v as f64 - m).powi(2)).sum()
+    };
+    let between: f64 = occupied.iter().map(|c| sizes[*c] as f64 * from_overall(*c)).sum();
+    let weight = |c: usize, part: &Own| part.rank.map_or(0.0, |_| sizes[c] as f64);
+    let ranked: f64 = occupied.iter().zip(&parts).map(|(c, p)| weight(*c, p)).sum();
+    let rank: f64 = occupied.iter().zip(&parts).map(|(c, p)| weight(*c, p) * p.rank.unwrap_or(0.0)).sum();
+    // Σ‖v − v'‖² over the unordered pairs within a prototype is size·Σ‖v − μ‖².
+    let pair_squares: f64 = occupied.iter().zip(&parts).map(|(c, p)| sizes[*c] as f64 * p.scatter).sum();
+    let pair_count: f64 = sizes.iter().map(|s| *s as f64 * (*s as f64 - 1.0) / 2.0).sum();
+
+    let mut prototypes: Vec<f32> = occupied.iter().flat_map(|c| fitted(*c)).collect();
+    unit_rows(&mut prototypes, dim);
+    let prototypes = Rows { data: &prototypes, rows: occupied.len(), cols: dim };
+    let among_prototypes = Pairs::of(prototypes);
+    let mut phi = concentration.to_vec();
+    phi.sort_by(f32::total_cmp);
+    let phi: Vec<f64> = phi.into_iter().map(f64::from).collect();
+    Ok(Coagulation {
+        intra_cosine: total(&|p| p.cosine) / n,
+        distance: total(&|p| p.distance) / n,
+        inter_cosine_mean: mean_cosine(prototypes),
+        inter_cosine_max: among_prototypes.largest,
+        within_over_between: total(&|p| p.scatter) / between,
+        within_rank: rank / ranked,
+        concentration_p10: quantile(&phi, 0.1),
+        concentration_p50: quantile(&phi, 0.5),
+        concentration_p90: quantile(&phi, 0.9),
+        occupied: occupied.len() as f64,
+        size_entropy: if counted == 0 { f64::NAN } else { entropy(&sizes) },
+        copies: among_prototypes.copies,
+        instance_alignment: pair_squares / pair_count,
+        instance_uniformity: Pairs::of(units).uniformity,
+        prototype_uniformity: among_prototypes.uniformity,
+    })
+}
+
+/// At most `most` of `n` positions, at even distances.
+fn evenly(n: usize, most: usize) -> impl Iterator<Item = usize> {
+    let taken = n.min(most);
+    (0..taken).map(move |i| i * n / taken)
+}
+
+/// The mean of u·u' over all pairs, from ‖Σu‖² = Σ‖u‖² + 2·Σ u·u'.
+fn mean_cosine(units: Rows<'_>) -> f64 {
+    let (mut sum, mut squares) = (vec![0.0f64; units.cols], 0.0);
+    for u in units.iter() {
+        for (s, v) in sum.iter_mut().zip(u) {
+            *s += *v as f64;
+            squares += *v as f64 * *v as f64;
+        }
+    }
+    let m = units.rows as f64;
+    (sum.iter().map(|s| s * s).sum::<f64>() - squares) / (m * (m - 1.0))
+}
+
+/// What depends on every pair of unit rows; NaN with fewer than two.
+struct Pairs {
+    largest: f64,
+    copies: f64,
+    uniformity: f64,
+}
+
+impl Pairs {
+    fn of(units: Rows<'_>) -> Self {
+        const BLOCK: usize = 64;
+        let dim = units.cols;
+        let data: Vec<f32> = evenly(units.rows, MOST_IN_PAIRS).flat_map(|i| units.row(i)).copied().collect();
+        let n = units.rows.min(MOST_IN_PAIRS);
+        if n < 2 {
+            return Pairs { largest: f64::NAN, copies: f64::NAN, uniformity: f64::NAN };
+        }
+        // For each block of rows against all rows: each row's largest cosine to another, and Σ exp(−2‖u − u'‖²).
+        let blocks: Vec<(Vec<f32>, f64)> = (0..n.div_ceil(BLOCK))
+            .into_par_iter()
+            .map(|b| {
+                let rows = BLOCK.min(n - b * BLOCK);
+                let mut cosines = vec![0.0f32; rows * n];
+                gemm(
+                    (rows, n, dim),
+                    1.0,
+                    (&data, Strides::row_major(dim).from(b * BLOCK * dim)),
+                    (&data, Strides::transposed(dim)),
+                    0.0,
+                    (&mut cosines, Strides::row_major(n)),
+                );
+                let (mut largest, mut kernel) = (Vec::with_capacity(rows), 0.0f64);
+                for (r, cosines) in cosines.chunks_exact_mut(n).enumerate() {
+                    // The row itself is no pair.
+                    cosines[b * BLOCK + r] = f32::NEG_INFINITY;
+                    largest.push(cosines.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+                    // ‖u − u'‖² = 2 − 2·u·u' for unit rows.
+                    kernel += cosines.iter().map(|c| (4.0 * (c - 1.0)).exp() as f64).sum::<f64>();
+                }
+                (largest, kernel)
+            })
+            .collect();
+        let nearest = || blocks.iter().flat_map(|b| &b.0);
+        Pairs {
+            largest: nearest().copied().fold(f32::NEG_INFINITY, f32::max) as f64,
+            copies: nearest().filter(|c| **c >= COPY).count() as f64 / n as f64,
+            uniformity: (blocks.iter().map(|b| b.1).sum::<f64>() / (n * (n - 1)) as f64).ln(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(rows: usize, dim: usize) -> Vec<f32> {
+        (0..rows * dim)
+            .map(|i| (1.7 * (i / dim) as f32 + 0.9 * (i % dim) as f32 + (i * i % 13) as f32).sin())
+            .collect()
+    }
+
+    fn unit(v: &[f32]) -> Vec<f64> {
+        let length = v.iter().map(|x| *x as f64 * *x as f64).sum::<f64>().sqrt();
+        v.iter().map(|x| *x as f64 / length).collect()
+    }
+
+    fn product(a: &[f64], b: &[f64]) -> f64 {
+        a.iter().zip(b).map(|(x, y)| x * y).sum()
+    }
+
+    fn apart(a: &[f64], b: &[f64]) -> f64 {
+        a.iter().zip(b).map(|(x, y)| (x - y).powi(2)).sum()
+    }
+
+    fn mean_of(values: impl Iterator<Item = f64>) -> f64 {
+        let all: Vec<f64> = values.collect();
+        all.iter().sum::<f64>() / all.len() as f64
+    }
+
+    #[test]
+    fn every_quantity_equals_its_definition() {
+        let (n, dim, k) = (60, 5, 6);
+        let data = wave(n, dim);
+        let centroids = wave(k, dim).iter().map(|v| v * 0.7).collect::<Vec<_>>();
+        // Prototype 4 is empty, sample 7 is noise.
+        let assignments: Vec<Option<u32>> =
+            (0..n).map(|i| (i != 7).then_some([0, 1, 2, 3, 5][(7 * i + i / 5) % 5] as u32)).collect();
+        let clustering =
+            Clustering { k, dim, centroids: centroids.clone(), assignments, report: Default::default() };
+        let phi: Vec<f32> = (0..k).map(|i| i as f32).collect();
+        let got = Coagulation::of_clustering(Rows::new(&data, dim), &clustering, &phi).unwrap();
+
+        let v: Vec<Vec<f64>> = data.chunks(dim).map(unit).collect();
+        let c: Vec<Vec<f64>> = centroids.chunks(dim).map(|c| c.iter().map(|x| *x as f64).collect()).collect();
+        let used: Vec<(usize, usize)> = clustering
+            .assignments
+            .iter()
+            .enumerate()
+            .filter_map(|(i, a)| a.map(|a| (i, a as usize)))
+            .collect();
+        let occupied: Vec<usize> = (0..k).filter(|c| used.iter().any(|u| u.1 == *c)).collect();
+        let close = |got: f64, want: f64, name: &str| {
+            assert!((got - want).abs() < 1e-5 * (1.0 + want.abs()), "{name}: {got} for {want}");
+        };
+        let directions: Vec<Vec<f64>> = centroids.chunks(dim).map(unit).collect();
+        close(got.intra_cosine, mean_of(used.iter().map(|(i, j)| product(&v[*i], &directions[*j]))), "intra");
+        close(got.distance, mean_of(used.iter().map(|(i, j)| apart(&v[*i], &c[*j]).sqrt())), "distance");
+        let pairs: Vec<(usize, usize)> = occupied
+            .iter()
+            .flat_map(|a| occupied.iter().filter(move |b| *b > a).map(move |b| (*a, *b)))
+            .collect();
+        let cosines: Vec<f64> =
+            pairs.iter().map(|(a, b)| product(&directions[*a], &directions[*b])).collect();
+        close(got.inter_cosine_mean, mean_of(cosines.iter().copied()), "inter mean");
+        close(got.inter_cosine_max, cosines.iter().cloned().fold(-2.0, f64::max), "inter max");
+        let near = |a: &usize| {
+            occupied.iter().any(|b| a != b && product(&directions[*a], &directions[*b]) >= COPY as f64)
+        };
+        close(
+            got.copies,
+            occupied.iter().filter(|a| near(a)).count() as f64 / occupied.len() as f64,
+            "copies",
+        );
+        let uniformity =
+            |squares: &mut dyn Iterator<Item = f64>| mean_of(squares.map(|s| (-2.0 * s).exp())).ln();
+        let of_prototypes =
+            uniformity(&mut pairs.iter().map(|(a, b)| apart(&directions[*a], &directions[*b])));
+        close(got.prototype_uniformity, of_prototypes, "prototype uniformity");
+        let all_pairs: Vec<(usize, usize)> = (0..n).flat_map(|a| (a + 1..n).map(move |b| (a, b))).collect();
+        let of_instances = uniformity(&mut all_pairs.iter().map(|(a, b)| apart(&v[*a], &v[*b])));
+        close(got.instance_uniformity, of_instances, "instance uniformity");
+        let together = used
+            .iter()
+            .flat_map(|a| used.iter().filter(move |b| b.0 > a.0 && a.1 == b.1).map(move |b| (a.0, b.0)));
+        close(got.instance_alignment, mean_of(together.map(|(a, b)| apart(&v[a], &v[b]))), "alignment");
+
+        let centre = |of: &dyn Fn(usize) -> bool| -> Vec<f64> {
+            let own: Vec<usize> = used.iter().filter(|u| of(u.1)).map(|u| u.0).collect();
+            (0..dim).map(|l| mean_of(own.iter().map(|i| v[*i][l]))).collect()
+        };
+        let (overall, size) = (centre(&|_| true), |c: usize| used.iter().filter(|u| u.1 == c).count() as f64);
+        let within: f64 = used.iter().map(|(i, j)| apart(&v[*i], &centre(&|c| c == *j))).sum();
+        let between: f64 = occupied.iter().map(|j| size(*j) * apart(&centre(&|c| c == *j), &overall)).sum();
+        close(got.within_over_between, within / between, "scatter");
+        assert_eq!(got.occupied, 5.0);
+        let entropy = occupied.iter().map(|c| size(*c) / 59.0).map(|p| -p * p.ln()).sum::<f64>();
+        close(got.size_entropy, entropy, "entropy");
+        assert_eq!((got.concentration_p10, got.concentration_p50, got.concentration_p90), (0.5, 2.5, 4.5));
+        // The singular values by another way: of the centred matrix itself.
+        let mut rank = 0.0;
+        for j in &occupied {
+            let own: Vec<usize> = used.iter().filter(|u| u.1 == *j).map(|u| u.0).collect();
+            let mu = centre(&|c| c == *j);
+            let matrix = faer::Mat::from_fn(own.len(), dim, |r, l| v[own[r]][l] - mu[l]);
+            let singular = matrix.singular_values().unwrap();
+            let total: f64 = singular.iter().sum();
+            let h: f64 = singular.iter().map(|s| s / total).filter(|p| *p > 1e-12).map(|p| -p * p.ln()).sum();
+            rank += size(*j) / 59.0 * h.exp();
+        }
+        close(got.within_rank, rank, "rank");
+    }
+
+    #[test]
+    fn collapse_has_its_signature() {
+        // Four tight clusters on the axes, against the same with spread.
+        let cluster = |spread: f32| -> Vec<f32> {
+            let mut data = Vec::new();
+            for i in 0..80 {
+                let mut row = [0.0f32; 8];
+                row[i % 4] = 1.0;
+                for (l, v) in row.iter_mut().enumerate() {
+                    *v += spread * ((i * i * 31 + l * l * 17 + i * l) as f32).sin();
+                }
+                data.extend(row);
+            }
+            data
+        };
+        let labels: Vec<u32> = (0..80).map(|i| i % 4).collect();
+        let (tight, loose) = (cluster(0.0), cluster(0.2));
+        let tight = Coagulation::of_labels(Rows::new(&tight, 8), &labels).unwrap();
+        let loose = Coagulation::of_labels(Rows::new(&loose, 8), &labels).unwrap();
+        assert!(tight.intra_cosine > 1.0 - 1e-6 && tight.intra_cosine > loose.intra_cosine);
+        assert!((tight.within_rank - 1.0).abs() < 1e-6 && loose.within_rank > 3.0);
+        assert!(tight.inter_cosine_mean.abs() < 1e-6 && tight.within_over_between < 1e-9);
+        assert!((tight.size_entropy - 4f64.ln()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_does_not_exist_is_left_out() {
+        let one = Coagulation::of_labels(Rows::new(&[1.0, 0.0, 0.0, 1.0], 2), &[0, 0]).unwrap();
+        assert!(one.inter_cosine_max.is_nan() && one.copies.is_nan() && one.concentration_p50.is_nan());
+        let names: Vec<String> = one.metrics("level0").into_iter().map(|m| m.name).collect();
+        assert!(names.contains(&"level0/within_rank".to_string()));
+        assert!(!names.contains(&"level0/copies".to_string()));
+        let empty = Coagulation::of_labels(Rows { data: &[], rows: 0, cols: 2 }, &[]).unwrap();
+        assert_eq!(empty.occupied, 0.0);
+        assert!(Coagulation::of_labels(Rows::new(&[1.0], 1), &[]).is_err());
+        assert_eq!(evenly(10, 4).collect::<Vec<_>>(), [0, 2, 5, 7]);
+        assert_eq!(evenly(0, 4).count(), 0);
+    }
+}

@@ -1,0 +1,173 @@
+//! How tightly a prototype's samples lie around it.
+
+use num_traits::Float;
+use pauc_traits::probe::Rows;
+use pauc_traits::{Clustering, Error, Result};
+
+/// The concentration φ of each prototype:
+/// φ_c = mean_z‖x_z − c‖₂ / ln(Z + α) over its Z samples, distances to the centroid as fitted.
+///
+/// Prototypes with at most one sample get the largest φ of the others. Then φ is clipped to its 10th and 90th
+/// percentile (linear interpolation) and scaled so that its mean is `temperature`. Where no prototype has two
+/// samples, or none has any spread, all are equal to `temperature`.
+///
+/// The features are those that were clustered (unit length in a recipe); the centroids must not have been
+/// normalised since.
+///
+/// # Shapes
+/// features (N, D), clustering of N samples into K → K
+///
+/// # Errors
+/// If the numbers of samples or dimensions disagree.
+///
+/// Source: Li et al. 2021 (PCL), and the authors' code.
+pub fn concentration(
+    features: Rows<'_>,
+    clustering: &Clustering,
+    alpha: f64,
+    temperature: f64,
+) -> Result<Vec<f32>> {
+    if features.rows != clustering.assignments.len() || features.cols != clustering.dim {
+        return Err(Error::shape(
+            "concentration",
+            format!(
+                "features of {}×{}, but the clustering is of {}×{}",
+                features.rows,
+                features.cols,
+                clustering.assignments.len(),
+                clustering.dim
+            ),
+        ));
+    }
+    let (mut sums, mut sizes) = (vec![0.0f64; clustering.k], vec![0usize; clustering.k]);
+    for (x, c) in features.iter().zip(&clustering.assignments) {
+        if let Some(c) = c.map(|c| c as usize) {
+            let centroid = &clustering.centroids[c * clustering.dim..][..clustering.dim];
+            sums[c] += (pauc_kernels::distance::squared_distance(x, centroid) as f64).sqrt();
+            sizes[c] += 1;
+        }
+    }
+    Ok(concentration_of(&sums, &sizes, alpha, temperature).into_iter().map(|v| v as f32).collect())
+}
+
+/// [`concentration`] from each prototype's sum of distances and its size.
+pub fn concentration_of<F: Float>(distances: &[F], sizes: &[usize], alpha: F, temperature: F) -> Vec<F> {
+    let count = |n: usize| F::from(n).unwrap_or_else(F::infinity);
+    let spread = |sum: &F, size: &usize| *sum / count(*size) / (count(*size) + alpha).ln();
+    let of_crowded =
+        distances.iter().zip(sizes).filter(|(_, size)| **size > 1).map(|(sum, size)| spread(sum, size));
+    let largest = of_crowded.fold(F::zero(), F::max);
+    let mut phi: Vec<F> = distances
+        .iter()
+        .zip(sizes)
+        .map(|(sum, size)| if *size > 1 { spread(sum, size) } else { largest })
+        .collect();
+    let mut sorted = phi.clone();
+    sorted.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
+    let tenth = F::one() / count(10);
+    let (low, high) = (quantile(&sorted, tenth), quantile(&sorted, F::one() - tenth));
+    let mut total = F::zero();
+    for v in &mut phi {
+        *v = v.max(low).min(high);
+        total = total + *v;
+    }
+    let mean = total / count(phi.len());
+    for v in &mut phi {
+        *v = if mean > F::zero() { *v / mean * temperature } else { temperature };
+    }
+    phi
+}
+
+/// The quantile `q` of ascending values, linearly interpolated between neighbours; NaN without values.
+pub fn quantile<F: Float>(sorted: &[F], q: F) -> F {
+    let Some(last) = sorted.len().checked_sub(1) else { return F::nan() };
+    let position = q * F::from(last).unwrap_or_else(F::nan);
+    let below = position.floor().to_usize().unwrap_or(0).min(last);
+    let fraction = position - position.floor();
+    let (a, b) = (sorted[below], sorted[(below + 1).min(last)]);
+    a + (b - a) * fraction
+}
+
+/// Scales each row to unit length; a row of zeros stays as it is.
+pub fn unit_rows(data: &mut [f32], dim: usize) {
+    for row in data.chunks_exact_mut(dim.max(1)) {
+        let length = row.iter().map(|v| *v as f64 * *v as f64).sum::<f64>().sqrt();
+        if length > 0.0 {
+            row.iter_mut().for_each(|v| *v = (*v as f64 / length) as f32);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn numbers(v: &Value) -> Vec<f64> {
+        match v {
+            Value::Array(items) => items.iter().flat_map(numbers).collect(),
+            v => vec![v.as_f64().unwrap()],
+        }
+    }
+
+    #[test]
+    fn agrees_with_the_authors_procedure() {
+        let golden: Vec<Value> =
+            serde_json::from_str(include_str!("../tests/golden/concentration.json")).unwrap();
+        assert_eq!(golden.len(), 2);
+        for case in golden {
+            let inputs = &case["inputs"];
+            let dim = inputs["features"][0].as_array().unwrap().len();
+            let (x, c) = (numbers(&inputs["features"]), numbers(&inputs["centroids"]));
+            let assignments: Vec<usize> =
+                numbers(&inputs["assignments"]).iter().map(|a| *a as usize).collect();
+            let k = c.len() / dim;
+            let (mut sums, mut sizes) = (vec![0.0; k], vec![0; k]);
+            for (i, a) in assignments.iter().enumerate() {
+                let square: f64 = (0..dim).map(|l| (x[i * dim + l] - c[a * dim + l]).powi(2)).sum();
+                sums[*a] += square.sqrt();
+                sizes[*a] += 1;
+            }
+            let (alpha, t) =
+                (case["config"]["alpha"].as_f64().unwrap(), case["config"]["temperature"].as_f64().unwrap());
+            let want = numbers(&case["outputs"]["concentration"]);
+            for (got, want) in concentration_of(&sums, &sizes, alpha, t).iter().zip(&want) {
+                assert!((got - want).abs() < 1e-9, "{got} for {want}");
+            }
+            let clustering = Clustering {
+                k,
+                dim,
+                centroids: c.iter().map(|v| *v as f32).collect(),
+                assignments: assignments.iter().map(|a| Some(*a as u32)).collect(),
+                report: Default::default(),
+            };
+            let x: Vec<f32> = x.iter().map(|v| *v as f32).collect();
+            let single = concentration(Rows::new(&x, dim), &clustering, alpha, t).unwrap();
+            assert_eq!(single.len(), want.len());
+            single.iter().zip(&want).for_each(|(g, w)| assert!((*g as f64 - w).abs() < 1e-6));
+            assert!(concentration(Rows::new(&x[dim..], dim), &clustering, alpha, t).is_err());
+        }
+    }
+
+    #[test]
+    fn without_spread_all_are_the_temperature() {
+        assert_eq!(concentration_of(&[0.0, 0.0, 0.0], &[5, 1, 0], 10.0, 0.2), [0.2; 3]);
+        assert_eq!(concentration_of(&[0.3f64, 0.1], &[1, 1], 10.0, 0.2), [0.2; 2]);
+        assert!(concentration_of::<f64>(&[], &[], 10.0, 0.2).is_empty());
+    }
+
+    #[test]
+    fn quantiles_interpolate() {
+        let v = [1.0, 2.0, 4.0];
+        assert_eq!([0.0, 0.25, 0.5, 0.75, 1.0].map(|q| quantile(&v, q)), [1.0, 1.5, 2.0, 3.0, 4.0]);
+        assert_eq!(quantile(&[7.0], 0.3), 7.0);
+        assert!(quantile::<f64>(&[], 0.5).is_nan());
+    }
+
+    #[test]
+    fn rows_get_unit_length_and_zeros_stay() {
+        let mut rows = [3.0, 4.0, 0.0, 0.0, 1e-30, 0.0];
+        unit_rows(&mut rows, 2);
+        assert_eq!(rows, [0.6, 0.8, 0.0, 0.0, 1.0, 0.0]);
+    }
+}

@@ -1,0 +1,245 @@
+//! Clusters as dense regions, and noise.
+
+use crate::HostClusterer;
+use crate::lloyd::clustering_of;
+use pauc_kernels::distance::{dot, squared_distance};
+use pauc_kernels::gemm::{Strides, gemm};
+use pauc_traits::clusterer::FitContext;
+use pauc_traits::probe::Rows;
+use pauc_traits::{Clustering, Count, Error, Positive, Result, Span, component};
+use rayon::prelude::*;
+
+component! {
+    /// DBSCAN: clusters are the connected regions of dense samples; what lies outside is noise and has no prototype.
+    ///
+    /// A sample with at least `min_points` samples (itself included) within distance `radius` is dense. Dense samples
+    /// within `radius` of each other share a cluster; any other sample within `radius` of a dense one goes to the
+    /// nearest of these. Clusters are numbered by their first dense sample, and centroids are means. Exact, in
+    /// O(N²·D). If everything is noise, that is an error.
+    ///
+    /// # Shapes
+    /// features (N, D) → centroids (K, D), N assignments; K follows from the data
+    ///
+    /// Source: Ester et al. 1996.
+    pub struct Dbscan: Clusterer {
+        /// The radius of a neighbourhood, a Euclidean distance; unit vectors are at most 2 apart.
+        pub radius: Positive,
+        /// Samples that make a neighbourhood dense.
+        pub min_points: Count = Count::lit(5),
+        /// When the first clustering happens.
+        pub start: Span = Span::epochs(2),
+        /// How long a clustering is kept.
+        pub every: Span = Span::epochs(1),
+    }
+}
+
+clusterer_on_host!(Dbscan, |_this| vec![None]);
+
+impl HostClusterer for Dbscan {
+    fn fit_rows(&self, rows: Rows<'_>, _: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let (assignments, k) = dense_regions(rows, self.radius.get(), self.min_points.get());
+        if k == 0 {
+            return Err(Error::config(format!(
+                "all {} samples are noise: none has {} samples within {}; raise radius or lower min_points",
+                rows.rows, self.min_points, self.radius
+            )));
+        }
+        Ok(vec![clustering_of(rows, assignments, k, Vec::new())])
+    }
+}
+
+/// Rows of one task, and tasks whose neighbours are held at once.
+const TASK: usize = 32;
+const WAVE: usize = 16;
+
+fn dense_regions(rows: Rows<'_>, radius: f64, min_points: usize) -> (Vec<Option<u32>>, usize) {
+    let n = rows.rows;
+    let near = Neighbours::new(rows, radius);
+    let mut dense = Vec::with_capacity(n);
+    near.visit(|_, own| own.len() >= min_points, |_, is_dense| dense.push(is_dense));
+    let mut parent: Vec<u32> = (0..n as u32).collect();
+    let mut host: Vec<Option<u32>> = vec![None; n];
+    // For a dense sample its earlier dense neighbours; for another the nearest dense one.
+    let look = |i: usize, own: &[u32]| -> Vec<u32> {
+        let dense_near = own.iter().copied().filter(|j| dense[*j as usize]);
+        if dense[i] {
+            return dense_near.filter(|j| (*j as usize) < i).collect();
+        }
+        let distance = |j: u32| squared_distance(rows.row(i), rows.row(j as usize));
+        let nearest =
+            dense_near.map(|j| (distance(j), j)).min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        nearest.map(|(_, j)| j).into_iter().collect()
+    };
+    near.visit(look, |i, found| {
+        if !dense[i] {
+            host[i] = found.first().copied();
+            return;
+        }
+        for j in found {
+            let (a, b) = (root(&mut parent, i as u32), root(&mut parent, j));
+            // The lower number is the root, so a cluster is named by its first dense sample.
+            parent[a.max(b) as usize] = a.min(b);
+        }
+    });
+    let (mut number, mut k) = (vec![0u32; n], 0u32);
+    let mut assignments = vec![None; n];
+    for i in 0..n {
+        if dense[i] {
+            let top = root(&mut parent, i as u32) as usize;
+            if top == i {
+                number[i] = k;
+                k += 1;
+            }
+            assignments[i] = Some(number[top]);
+        }
+    }
+    for i in 0..n {
+        if let Some(host) = host[i] {
+            assignments[i] = assignments[host as usize];
+        }
+    }
+    (assignments, k as usize)
+}
+
+fn root(parent: &mut [u32], mut i: u32) -> u32 {
+    while parent[i as usize] != i {
+        parent[i as usize] = parent[parent[i as usize] as usize];
+        i = parent[i as usize];
+    }
+    i
+}
+
+/// Finds the samples within a radius of each sample by matrix products, block by block.
+struct Neighbours<'a> {
+    rows: Rows<'a>,
+    squares: Vec<f32>,
+    /// radius², and the largest error of a squared distance that comes from a product.
+    limit: f64,
+    error: f64,
+}
+
+impl<'a> Neighbours<'a> {
+    fn new(rows: Rows<'a>, radius: f64) -> Self {
+        let squares: Vec<f32> = rows.iter().map(|x| dot(x, x)).collect();
+        let largest = squares.iter().copied().fold(0.0, f32::max) as f64;
+        let error = 4.0 * (rows.cols + 8) as f64 * f32::EPSILON as f64 * largest;
+        Neighbours { rows, squares, limit: radius * radius, error }
+    }
+
+    /// Gives every sample with its neighbours (itself included, ascending) to `find`, on any thread, and then what
+    /// it found to `take`, in the order of the samples.
+    fn visit<T: Send>(&self, find: impl Fn(usize, &[u32]) -> T + Sync, mut take: impl FnMut(usize, T)) {
+        let (n, dim) = (self.rows.rows, self.rows.cols);
+        let task = |first: usize| -> Vec<T> {
+            let m = TASK.min(n - first);
+            let mut products = vec![0.0f32; m * n];
+            gemm(
+                (m, n, dim),
+                -2.0,
+                (self.rows.data, Strides::row_major(dim).from(first * dim)),
+                (self.rows.data, Strides::transposed(dim)),
+                0.0,
+                (&mut products, Strides::row_major(n)),
+            );
+            let mut own = Vec::new();
+            let of_row = |(r, products): (usize, &[f32])| {
+                let i = first + r;
+                own.clear();
+                for (j, product) in products.iter().enumerate() {
+                    let square = self.squares[i] as f64 + self.squares[j] as f64 + *product as f64;
+                    // What rounding could decide is computed from differences.
+                    let inside = if (square - self.limit).abs() <= self.error {
+                        squared_distance(self.rows.row(i), self.rows.row(j)) as f64 <= self.limit
+                    } else {
+                        square <= self.limit
+                    };
+                    if inside {
+                        own.push(j as u32);
+                    }
+                }
+                find(i, &own)
+            };
+            products.chunks_exact(n).enumerate().map(of_row).collect()
+        };
+        for wave in (0..n).step_by(WAVE * TASK) {
+            let last = (wave + WAVE * TASK).min(n);
+            let starts: Vec<usize> = (wave..last).step_by(TASK).collect();
+            let found: Vec<Vec<T>> = starts.into_par_iter().map(task).collect();
+            for (at, found) in found.into_iter().flatten().enumerate() {
+                take(wave + at, found);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The definition with plain loops: grow each cluster from its first dense sample.
+    fn naive(x: &[f32], dim: usize, radius: f64, min_points: usize) -> Vec<Option<u32>> {
+        let n = x.len() / dim;
+        let square = |i: usize, j: usize| -> f64 {
+            (0..dim).map(|l| (x[i * dim + l] as f64 - x[j * dim + l] as f64).powi(2)).sum()
+        };
+        let near = |i: usize| (0..n).filter(move |j| square(i, *j) <= radius * radius);
+        let dense: Vec<bool> = (0..n).map(|i| near(i).count() >= min_points).collect();
+        let (mut assigned, mut next) = (vec![None; n], 0);
+        for seed in 0..n {
+            if !dense[seed] || assigned[seed].is_some() {
+                continue;
+            }
+            let mut queue = vec![seed];
+            while let Some(i) = queue.pop() {
+                assigned[i] = Some(next);
+                queue.extend(near(i).filter(|j| dense[*j] && assigned[*j].is_none()));
+            }
+            next += 1;
+        }
+        for i in (0..n).filter(|i| !dense[*i]) {
+            let hosts = near(i).filter(|j| dense[*j]);
+            let nearest = hosts.min_by(|a, b| square(i, *a).total_cmp(&square(i, *b)));
+            assigned[i] = nearest.and_then(|j| assigned[j]);
+        }
+        assigned
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn equals_the_definition(x in prop::collection::vec(-3.0f32..3.0, 160), radius in 0.2f64..1.5, min_points in 1usize..7) {
+            let want = naive(&x, 2, radius, min_points);
+            let (got, k) = dense_regions(Rows::new(&x, 2), radius, min_points);
+            prop_assert_eq!(k, want.iter().flatten().max().map_or(0, |m| *m as usize + 1));
+            prop_assert_eq!(got, want);
+        }
+    }
+
+    #[test]
+    fn rounding_does_not_decide() {
+        // On a grid far from the origin, neighbours are exactly one radius away.
+        let x: Vec<f32> = (0..25).flat_map(|i| [1000.0 + (i % 5) as f32, 2000.0 + (i / 5) as f32]).collect();
+        let (got, k) = dense_regions(Rows::new(&x, 2), 1.0, 5);
+        assert_eq!(k, 1);
+        assert_eq!(got.iter().filter(|a| a.is_none()).count(), 4, "the corners touch no inner sample");
+    }
+
+    #[test]
+    fn noise_has_no_prototype_and_nothing_but_noise_is_refused() {
+        let dbscan = Dbscan {
+            radius: Positive::lit(0.5),
+            min_points: Count::lit(3),
+            start: Span::epochs(0),
+            every: Span::epochs(1),
+        };
+        let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
+        let x: Vec<f32> =
+            (0..41).map(|i| if i == 7 { 99.0 } else { 10.0 * (i % 2) as f32 + 0.01 * i as f32 }).collect();
+        let c = &dbscan.fit_rows(Rows::new(&x, 1), context).unwrap()[0];
+        assert_eq!((c.k, c.report.noise, c.report.empty, c.assignments[7]), (2, 1, 0, None));
+        let apart: Vec<f32> = (0..10).map(|i| 5.0 * i as f32).collect();
+        let text = dbscan.fit_rows(Rows::new(&apart, 1), context).unwrap_err().to_string();
+        assert!(text.contains("all 10 samples are noise") && text.contains("raise radius"), "{text}");
+    }
+}

@@ -1,0 +1,331 @@
+//! Lloyd's algorithm with faiss's treatment of empty clusters.
+
+use crate::concentration::unit_rows;
+use crate::nearest::Nearest;
+use pauc_kernels::distance::{add_rows, squared_distance};
+use pauc_traits::Clustering;
+use pauc_traits::clusterer::FitReport;
+use pauc_traits::probe::Rows;
+use pauc_traits::rng::Stream;
+use rand::Rng;
+use rayon::prelude::*;
+
+/// How far a split moves the two halves apart, relative to their coordinates.
+const SPLIT: f32 = 1.0 / 1024.0;
+
+/// When the iteration ends, and on what it runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Lloyd {
+    /// Updates at most.
+    pub iterations: usize,
+    /// Whether centroids have unit length.
+    pub spherical: bool,
+    /// Ends when an update lowers the objective by no more than this share; 0 ends only where nothing changes.
+    pub tolerance: f64,
+}
+
+/// Where an iteration ended.
+#[derive(Clone, Debug)]
+pub struct Fit {
+    /// K·D centroids.
+    pub centroids: Vec<f32>,
+    /// Each row's nearest of these centroids.
+    pub index: Vec<u32>,
+    /// Each row's squared distance to it.
+    pub square: Vec<f32>,
+    /// Σ‖x − c‖² before each update and at the end.
+    pub objective: Vec<f64>,
+    /// Empty clusters refilled on the way.
+    pub splits: usize,
+}
+
+impl Lloyd {
+    /// Runs from given centroids; `rng` chooses which clusters are split.
+    ///
+    /// Stops early where an update changes nothing: further ones would not either.
+    ///
+    /// # Shapes
+    /// rows (N, D), centroids K·D with K ≤ N
+    pub fn run(&self, rows: Rows<'_>, mut centroids: Vec<f32>, rng: &mut Stream) -> Fit {
+        let dim = rows.cols;
+        if self.spherical {
+            unit_rows(&mut centroids, dim);
+        }
+        let k = centroids.len() / dim;
+        let mut found = Nearest::find(rows, &centroids);
+        let (mut previous, mut objective, mut splits) = (Vec::<u32>::new(), Vec::<f64>::new(), 0);
+        let mut split_now = 0;
+        loop {
+            let now: f64 = found.square.iter().map(|s| *s as f64).sum();
+            let small = objective.last().is_some_and(|last| last - now <= self.tolerance * last);
+            objective.push(now);
+            let settled = split_now == 0 && (previous == found.index || (self.tolerance > 0.0 && small));
+            if objective.len() > self.iterations || settled {
+                let Nearest { index, square, .. } = found;
+                return Fit { centroids, index, square, objective, splits };
+            }
+            // The mean of the same rows is the same, unless a split or a scaling has changed the centroid since.
+            let stale = (self.spherical || split_now > 0 || previous.is_empty()).then(|| vec![true; k]);
+            let stale = stale.unwrap_or_else(|| touched(&previous, &found.index, k));
+            let mut sizes = means_of(rows, &found.index, &mut centroids, &stale);
+            split_now = refill(&mut centroids, dim, &mut sizes, rng);
+            splits += split_now;
+            if self.spherical {
+                unit_rows(&mut centroids, dim);
+            }
+            previous.clone_from(&found.index);
+            found.follow(rows, &centroids);
+        }
+    }
+}
+
+/// The rows of each cluster in ascending order, one cluster after the other, and where each begins.
+pub fn members(index: &[u32], k: usize) -> (Vec<u32>, Vec<usize>) {
+    let mut starts = vec![0usize; k + 1];
+    index.iter().for_each(|c| starts[*c as usize + 1] += 1);
+    for c in 0..k {
+        starts[c + 1] += starts[c];
+    }
+    let (mut next, mut order) = (starts.clone(), vec![0u32; index.len()]);
+    for (i, c) in index.iter().enumerate() {
+        order[next[*c as usize]] = i as u32;
+        next[*c as usize] += 1;
+    }
+    (order, starts)
+}
+
+/// The clusters that rows have joined or left.
+fn touched(before: &[u32], after: &[u32], k: usize) -> Vec<bool> {
+    let mut touched = vec![false; k];
+    for (a, b) in before.iter().zip(after).filter(|(a, b)| a != b) {
+        touched[*a as usize] = true;
+        touched[*b as usize] = true;
+    }
+    touched
+}
+
+/// Replaces each centroid by the mean of its rows, summed in `f64` in their order, and returns the sizes. A centroid
+/// without rows stays.
+pub fn means(rows: Rows<'_>, index: &[u32], centroids: &mut [f32]) -> Vec<usize> {
+    let k = centroids.len() / rows.cols;
+    means_of(rows, index, centroids, &vec![true; k])
+}
+
+/// [`means`] of the clusters that are `stale`.
+fn means_of(rows: Rows<'_>, index: &[u32], centroids: &mut [f32], stale: &[bool]) -> Vec<usize> {
+    let (dim, k) = (rows.cols, stale.len());
+    let (order, starts) = members(index, k);
+    centroids.par_chunks_mut(dim).enumerate().for_each_init(
+        || vec![0.0f64; dim],
+        |sum, (c, centroid)| {
+            let own = &order[starts[c]..starts[c + 1]];
+            if own.is_empty() || !stale[c] {
+                return;
+            }
+            sum.fill(0.0);
+            add_rows(rows.data, dim, own, sum);
+            for (v, s) in centroid.iter_mut().zip(sum.iter()) {
+                *v = (s / own.len() as f64) as f32;
+            }
+        },
+    );
+    starts.windows(2).map(|w| w[1] - w[0]).collect()
+}
+
+/// Fills each empty cluster by splitting another, drawn with probability ∝ its size − 1: both get its centroid,
+/// coordinates times 1 ± 1/1024 alternately. Returns how many were filled.
+pub(crate) fn refill(centroids: &mut [f32], dim: usize, sizes: &mut [usize], rng: &mut Stream) -> usize {
+    let mut filled = 0;
+    for empty in 0..sizes.len() {
+        if sizes[empty] > 0 {
+            continue;
+        }
+        let spare: usize = sizes.iter().map(|s| s.saturating_sub(1)).sum();
+        if spare == 0 {
+            return filled;
+        }
+        let mut position = rng.gen_range(0..spare);
+        let mut donor = 0;
+        while position >= sizes[donor].saturating_sub(1) {
+            position -= sizes[donor].saturating_sub(1);
+            donor += 1;
+        }
+        for l in 0..dim {
+            let (value, step) = (centroids[donor * dim + l], if l % 2 == 0 { SPLIT } else { -SPLIT });
+            centroids[empty * dim + l] = value * (1.0 + step);
+            centroids[donor * dim + l] = value * (1.0 - step);
+        }
+        sizes[empty] = sizes[donor] / 2;
+        sizes[donor] -= sizes[empty];
+        filled += 1;
+    }
+    filled
+}
+
+/// The clustering with given assignments and their samples' means as centroids (zero where there are none). The
+/// objective of the means is added to those given.
+pub fn clustering_of(
+    rows: Rows<'_>,
+    assignments: Vec<Option<u32>>,
+    k: usize,
+    mut objective: Vec<f64>,
+) -> Clustering {
+    let dim = rows.cols;
+    // Noise goes to one cluster more, which is then left out.
+    let index: Vec<u32> = assignments.iter().map(|a| a.unwrap_or(k as u32)).collect();
+    let mut centroids = vec![0.0f32; (k + 1) * dim];
+    means(rows, &index, &mut centroids);
+    centroids.truncate(k * dim);
+    let square = |(x, a): (&[f32], &Option<u32>)| {
+        a.map_or(0.0, |a| squared_distance(x, &centroids[a as usize * dim..][..dim]) as f64)
+    };
+    objective.push(rows.iter().zip(&assignments).map(square).sum());
+    let report = report(objective, 0, assignments.iter().copied(), k);
+    Clustering { k, dim, centroids, assignments, report }
+}
+
+/// The report of a clustering with these assignments.
+pub fn report(
+    objective: Vec<f64>,
+    splits: usize,
+    assignments: impl IntoIterator<Item = Option<u32>>,
+    k: usize,
+) -> FitReport {
+    let (mut sizes, mut noise) = (vec![0usize; k], 0);
+    for assignment in assignments {
+        match assignment {
+            Some(c) => sizes[c as usize] += 1,
+            None => noise += 1,
+        }
+    }
+    FitReport {
+        objective,
+        splits,
+        imbalance: crate::metrics::imbalance(&sizes),
+        empty: sizes.iter().filter(|s| **s == 0).count(),
+        noise,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pauc_traits::rng::{Purpose, stream};
+
+    fn rng() -> Stream {
+        stream(3, Purpose::Cluster, 0, 0, 0)
+    }
+
+    fn wave(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * i) as f32 * 0.37).sin() + ((i % 7) as f32)).collect()
+    }
+
+    /// Lloyd with plain loops in f64, for starts from which no cluster runs empty.
+    fn naive(data: &[f32], dim: usize, start: &[f32], updates: usize) -> (Vec<f64>, Vec<u32>, Vec<f64>) {
+        let mut centroids: Vec<f64> = start.iter().map(|v| *v as f64).collect();
+        let k = start.len() / dim;
+        let mut objective = Vec::new();
+        loop {
+            let (mut index, mut total) = (Vec::new(), 0.0);
+            for x in data.chunks(dim) {
+                let d = |c: usize| -> f64 {
+                    (0..dim).map(|l| (x[l] as f64 - centroids[c * dim + l]).powi(2)).sum()
+                };
+                let best = (0..k).min_by(|a, b| d(*a).total_cmp(&d(*b))).unwrap();
+                total += d(best);
+                index.push(best as u32);
+            }
+            objective.push(total);
+            if objective.len() > updates {
+                return (centroids, index, objective);
+            }
+            for c in 0..k {
+                let own: Vec<usize> = (0..index.len()).filter(|i| index[*i] == c as u32).collect();
+                assert!(!own.is_empty());
+                for l in 0..dim {
+                    centroids[c * dim + l] =
+                        own.iter().map(|i| data[i * dim + l] as f64).sum::<f64>() / own.len() as f64;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn equals_the_plain_loops() {
+        let data = wave(300 * 4);
+        let start = data[..7 * 4].to_vec();
+        let options = Lloyd { iterations: 8, spherical: false, tolerance: 0.0 };
+        let fit = options.run(Rows::new(&data, 4), start.clone(), &mut rng());
+        let (centroids, index, objective) = naive(&data, 4, &start, fit.objective.len() - 1);
+        assert_eq!(fit.index, index);
+        fit.centroids.iter().zip(&centroids).for_each(|(a, b)| assert!((*a as f64 - b).abs() < 1e-5));
+        fit.objective
+            .iter()
+            .zip(&objective)
+            .for_each(|(a, b)| assert!((a - b).abs() < 1e-5 * b, "{a} for {b}"));
+        assert!(fit.objective.windows(2).all(|w| w[1] <= w[0] * (1.0 + 1e-6)));
+    }
+
+    #[test]
+    fn means_that_are_kept_have_the_bits_of_new_ones() {
+        let data = wave(200 * 3);
+        let rows = Rows::new(&data, 3);
+        let before: Vec<u32> = (0..200).map(|i| i * i % 11).collect();
+        let mut after = before.clone();
+        after[17] = 6;
+        after[60] = 1;
+        let mut kept = vec![0.0; 11 * 3];
+        means(rows, &before, &mut kept);
+        let mut fresh = kept.clone();
+        let stale = touched(&before, &after, 11);
+        assert!(stale.iter().any(|s| *s) && !stale.iter().all(|s| *s));
+        assert_eq!(means_of(rows, &after, &mut kept, &stale), means(rows, &after, &mut fresh));
+        assert_eq!(kept, fresh);
+    }
+
+    #[test]
+    fn stops_where_nothing_changes_and_at_the_tolerance() {
+        let data = [0.0, 0.1, 5.0, 5.1];
+        let options = Lloyd { iterations: 50, spherical: false, tolerance: 0.0 };
+        let fit = options.run(Rows::new(&data, 1), vec![0.0, 0.1], &mut rng());
+        assert!(fit.objective.len() < 6, "{:?}", fit.objective);
+        assert_eq!(fit.index, [0, 0, 1, 1]);
+        let data = wave(2000);
+        let slow = options.run(Rows::new(&data, 2), data[..40].to_vec(), &mut rng());
+        let fast =
+            Lloyd { tolerance: 0.05, ..options }.run(Rows::new(&data, 2), data[..40].to_vec(), &mut rng());
+        assert!(fast.objective.len() < slow.objective.len());
+    }
+
+    #[test]
+    fn an_empty_cluster_is_split_off_a_large_one() {
+        let mut centroids = vec![1.0, 2.0, 9.0, 9.0];
+        let mut sizes = vec![5, 0];
+        assert_eq!(refill(&mut centroids, 2, &mut sizes, &mut rng()), 1);
+        let e = SPLIT;
+        assert_eq!(centroids, [1.0 - e, 2.0 * (1.0 + e), 1.0 + e, 2.0 * (1.0 - e)]);
+        assert_eq!(sizes, [3, 2]);
+        assert_eq!(refill(&mut [1.0, 2.0, 3.0], 1, &mut [1, 0, 1], &mut rng()), 0, "nobody can give");
+    }
+
+    #[test]
+    fn donors_are_drawn_by_size_less_one() {
+        let (mut rng, mut hits) = (rng(), [0; 4]);
+        for _ in 0..6000 {
+            let mut sizes = vec![1, 3, 0, 5];
+            refill(&mut [0.0, 1.0, 2.0, 3.0], 1, &mut sizes, &mut rng);
+            hits[(0..4).find(|i| sizes[*i] < [1, 3, 0, 5][*i]).unwrap()] += 1;
+        }
+        assert_eq!((hits[0], hits[2]), (0, 0));
+        assert!((hits[1] as f64 / 6000.0 - 1.0 / 3.0).abs() < 0.03, "{hits:?}");
+    }
+
+    #[test]
+    fn a_far_copy_of_the_start_runs_empty_and_is_refilled() {
+        let data: Vec<f32> = (0..400).map(|i| (i % 20) as f32 + 1.0).collect();
+        let options = Lloyd { iterations: 30, spherical: false, tolerance: 0.0 };
+        let fit = options.run(Rows::new(&data, 1), vec![5.0, 1e4, 2e4], &mut rng());
+        assert!(fit.splits >= 2, "{}", fit.splits);
+        assert_eq!(report(vec![], 0, fit.index.iter().map(|i| Some(*i)), 3).empty, 0);
+    }
+}

@@ -1,0 +1,180 @@
+//! Which prototype of one clustering is which of another.
+
+use crate::metrics::Contingency;
+use pauc_traits::{Clustering, Result};
+
+/// The one-to-one pairs (row, column, count) that share the most samples: the Hungarian method with potentials,
+/// O(min²·max) at worst and near min·max when most rows already have a column of their own. Pairs without a common
+/// sample are left out.
+pub fn best_pairs(c: &Contingency) -> Vec<(usize, usize, usize)> {
+    let transposed = c.rows.len() > c.cols.len();
+    let (short, long) = if transposed { (c.cols.len(), c.rows.len()) } else { (c.rows.len(), c.cols.len()) };
+    let mut count = vec![0i64; short * long];
+    for &(a, b, n) in &c.cells {
+        count[if transposed { b * long + a } else { a * long + b }] = n as i64;
+    }
+    let mut pairs: Vec<(usize, usize, usize)> = assign(&count, short, long)
+        .into_iter()
+        .enumerate()
+        .map(|(s, l)| (s, l, count[s * long + l] as usize))
+        .filter(|pair| pair.2 > 0)
+        .map(|(s, l, n)| if transposed { (l, s, n) } else { (s, l, n) })
+        .collect();
+    pairs.sort_unstable();
+    pairs
+}
+
+/// A column for each row so that the sum of `gain` is largest; rows ≤ cols.
+fn assign(gain: &[i64], rows: usize, cols: usize) -> Vec<usize> {
+    const FREE: usize = usize::MAX;
+    // Costs are −gain; the potentials keep cost − row − col ≥ 0, with equality on matched pairs.
+    let (mut row_potential, mut col_potential) = (vec![0i64; rows], vec![0i64; cols]);
+    let (mut of_row, mut of_col) = (vec![FREE; rows], vec![FREE; cols]);
+    for r in 0..rows {
+        let best = (0..cols).max_by_key(|c| (gain[r * cols + c], std::cmp::Reverse(*c))).unwrap_or(0);
+        row_potential[r] = -gain[r * cols + best];
+        if of_col[best] == FREE {
+            (of_row[r], of_col[best]) = (best, r);
+        }
+    }
+    for start in 0..rows {
+        if of_row[start] != FREE {
+            continue;
+        }
+        // Dijkstra over columns along alternating paths.
+        let (mut distance, mut from) = (vec![i64::MAX; cols], vec![FREE; cols]);
+        let mut done = vec![false; cols];
+        let (mut row, mut base) = (start, 0i64);
+        let end = loop {
+            for c in (0..cols).filter(|c| !done[*c]) {
+                let reduced = base - gain[row * cols + c] - row_potential[row] - col_potential[c];
+                if reduced < distance[c] {
+                    (distance[c], from[c]) = (reduced, row);
+                }
+            }
+            let next = (0..cols).filter(|c| !done[*c]).min_by_key(|c| distance[*c]);
+            let Some(next) = next else { break FREE };
+            done[next] = true;
+            base = distance[next];
+            if of_col[next] == FREE {
+                break next;
+            }
+            row = of_col[next];
+        };
+        if end == FREE {
+            // More rows than columns: cannot happen for the callers above.
+            continue;
+        }
+        row_potential[start] += base;
+        for c in (0..cols).filter(|c| done[*c] && *c != end) {
+            let lead = base - distance[c];
+            row_potential[of_col[c]] += lead;
+            col_potential[c] -= lead;
+        }
+        let mut column = end;
+        loop {
+            let row = from[column];
+            let freed = std::mem::replace(&mut of_row[row], column);
+            of_col[column] = row;
+            if row == start {
+                break;
+            }
+            column = freed;
+        }
+    }
+    of_row
+}
+
+/// How the prototypes of one clustering continue in the next.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matching {
+    /// For each prototype of the later clustering, the earlier one it continues: the one-to-one matching that keeps
+    /// the most samples. `None` where no sample is shared or an earlier prototype has gone to another.
+    pub previous: Vec<Option<u32>>,
+    /// The share of samples whose prototype does not continue their earlier one; noise continues noise.
+    pub churn: f64,
+}
+
+/// Matches the prototypes of two clusterings of the same samples.
+///
+/// # Errors
+/// If they are not of the same number of samples.
+pub fn match_prototypes(before: &Clustering, after: &Clustering) -> Result<Matching> {
+    let mut previous = vec![None; after.k];
+    let (mut kept, mut total) = (0usize, 0usize);
+    // Noise is no prototype: it only ever continues noise.
+    let counts = Contingency::between(&before.assignments, &after.assignments)?;
+    let mut prototypes = counts.clone();
+    prototypes.cells.retain(|(a, b, n)| {
+        total += n;
+        let noise = (counts.labels[*a].is_none(), counts.columns[*b].is_none());
+        kept += if noise == (true, true) { *n } else { 0 };
+        noise == (false, false)
+    });
+    for (a, b, n) in best_pairs(&prototypes) {
+        if let (Some(a), Some(b)) = (counts.labels[a], counts.columns[b]) {
+            previous[b as usize] = Some(a);
+            kept += n;
+        }
+    }
+    let churn = if total == 0 { 0.0 } else { 1.0 - kept as f64 / total as f64 };
+    Ok(Matching { previous, churn })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn exhaustive(gain: &[i64], rows: usize, cols: usize, row: usize, used: &mut Vec<bool>) -> i64 {
+        if row == rows {
+            return 0;
+        }
+        let mut best = i64::MIN;
+        for c in 0..cols {
+            if !used[c] {
+                used[c] = true;
+                best = best.max(gain[row * cols + c] + exhaustive(gain, rows, cols, row + 1, used));
+                used[c] = false;
+            }
+        }
+        best
+    }
+
+    proptest! {
+        #[test]
+        fn no_other_assignment_is_better(rows in 1usize..6, extra in 0usize..3, values in prop::collection::vec(0i64..7, 48)) {
+            let cols = rows + extra;
+            let gain = &values[..rows * cols];
+            let assigned = assign(gain, rows, cols);
+            let mut seen = assigned.clone();
+            seen.sort_unstable();
+            seen.dedup();
+            prop_assert_eq!(seen.len(), rows, "columns are used once");
+            let total: i64 = assigned.iter().enumerate().map(|(r, c)| gain[r * cols + c]).sum();
+            prop_assert_eq!(total, exhaustive(gain, rows, cols, 0, &mut vec![false; cols]));
+        }
+    }
+
+    fn clustering(k: usize, assignments: &[i32]) -> Clustering {
+        Clustering {
+            k,
+            dim: 1,
+            centroids: vec![0.0; k],
+            assignments: assignments.iter().map(|a| u32::try_from(*a).ok()).collect(),
+            report: Default::default(),
+        }
+    }
+
+    #[test]
+    fn renamed_prototypes_are_recognised() {
+        let before = clustering(4, &[0, 0, 1, 1, 1, 2, 3, -1, -1]);
+        let after = clustering(3, &[2, 2, 0, 0, 0, 1, 1, -1, 0]);
+        let m = match_prototypes(&before, &after).unwrap();
+        assert_eq!((m.previous[0], m.previous[2]), (Some(1), Some(0)));
+        assert!(matches!(m.previous[1], Some(2 | 3)));
+        assert!((m.churn - 2.0 / 9.0).abs() < 1e-12, "{}", m.churn);
+        assert_eq!(match_prototypes(&before, &before).unwrap().churn, 0.0);
+        assert!(match_prototypes(&before, &clustering(1, &[0])).is_err());
+    }
+}

@@ -1,0 +1,251 @@
+//! Scores of agreement between labels and clusters.
+
+use super::Contingency;
+use crate::matching::best_pairs;
+use pauc_traits::Result;
+use pauc_traits::probe::Metric;
+use std::collections::BTreeMap;
+
+/// How far two partitions agree. Each score is 1 for equal partitions; NMI, AMI, ARI, homogeneity, completeness and
+/// V are as in scikit-learn, edge cases included.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Agreement {
+    /// Mutual information over the arithmetic mean of the entropies.
+    pub nmi: f64,
+    /// Mutual information adjusted for chance (Vinh et al. 2010), arithmetic mean; about 0 for random clusters.
+    pub ami: f64,
+    /// Rand index adjusted for chance (Hubert & Arabie 1985); about 0 for random clusters.
+    pub ari: f64,
+    /// 1 − H(label | cluster)/H(label).
+    pub homogeneity: f64,
+    /// 1 − H(cluster | label)/H(cluster).
+    pub completeness: f64,
+    /// The harmonic mean of homogeneity and completeness; equal to `nmi`.
+    pub v_measure: f64,
+    /// Share of samples with the majority label of their cluster.
+    pub purity: f64,
+    /// Share of samples that agree under the best one-to-one matching of clusters to labels (Hungarian).
+    pub hungarian_accuracy: f64,
+}
+
+impl Agreement {
+    /// Compares labels with clusters; noise counts as a cluster of its own.
+    ///
+    /// # Errors
+    /// If the lengths differ.
+    pub fn new(labels: &[u32], clusters: &[Option<u32>]) -> Result<Self> {
+        Contingency::new(labels, clusters).map(|c| Agreement::of(&c))
+    }
+
+    /// The scores of counts.
+    pub fn of(c: &Contingency) -> Self {
+        if c.total == 0 {
+            return Agreement {
+                nmi: 1.0,
+                ami: 1.0,
+                ari: 1.0,
+                homogeneity: 1.0,
+                completeness: 1.0,
+                v_measure: 1.0,
+                purity: 1.0,
+                hungarian_accuracy: 1.0,
+            };
+        }
+        let (mutual, h_label, h_cluster) = (mutual_information(c), entropy(&c.rows), entropy(&c.cols));
+        let both_whole = c.rows.len() == 1 && c.cols.len() == 1;
+        let mean = (h_label + h_cluster) / 2.0;
+        let share = |entropy: f64| if entropy > 0.0 { mutual / entropy } else { 1.0 };
+        let (homogeneity, completeness) = (share(h_label), share(h_cluster));
+        let v_measure = match homogeneity + completeness {
+            0.0 => 0.0,
+            sum => 2.0 * homogeneity * completeness / sum,
+        };
+        let nmi = if both_whole {
+            1.0
+        } else if mutual > 0.0 {
+            mutual / mean
+        } else {
+            0.0
+        };
+        let ami = if both_whole {
+            1.0
+        } else {
+            let expected = expected_mutual_information(c);
+            let room = mean - expected;
+            let room = if room < 0.0 { room.min(-f64::EPSILON) } else { room.max(f64::EPSILON) };
+            (mutual - expected) / room
+        };
+        let mut majority = vec![0; c.cols.len()];
+        c.cells.iter().for_each(|&(_, b, n)| majority[b] = majority[b].max(n));
+        let matched: usize = best_pairs(c).iter().map(|(_, _, n)| n).sum();
+        let n = c.total as f64;
+        Agreement {
+            nmi,
+            ami,
+            ari: adjusted_rand(c),
+            homogeneity,
+            completeness,
+            v_measure,
+            purity: majority.iter().sum::<usize>() as f64 / n,
+            hungarian_accuracy: matched as f64 / n,
+        }
+    }
+
+    /// The scores as metrics called `prefix/nmi` and so on.
+    pub fn metrics(&self, prefix: &str) -> Vec<Metric> {
+        [
+            ("nmi", self.nmi),
+            ("ami", self.ami),
+            ("ari", self.ari),
+            ("homogeneity", self.homogeneity),
+            ("completeness", self.completeness),
+            ("v_measure", self.v_measure),
+            ("purity", self.purity),
+            ("hungarian_accuracy", self.hungarian_accuracy),
+        ]
+        .map(|(name, value)| Metric::new(format!("{prefix}/{name}"), value))
+        .into()
+    }
+}
+
+/// The entropy of a distribution given by counts, in nats.
+pub fn entropy(counts: &[usize]) -> f64 {
+    let total: f64 = counts.iter().map(|c| *c as f64).sum();
+    let shares = counts.iter().filter(|c| **c > 0).map(|c| *c as f64 / total);
+    shares.map(|p| -p * p.ln()).sum::<f64>().max(0.0)
+}
+
+/// Σ n_ab/n · ln(n·n_ab / (n_a·n_b)), in nats.
+fn mutual_information(c: &Contingency) -> f64 {
+    let n = c.total as f64;
+    let term = |&(a, b, count): &(usize, usize, usize)| {
+        let p = count as f64 / n;
+        p * (p.ln() - (c.rows[a] as f64 / n).ln() - (c.cols[b] as f64 / n).ln())
+    };
+    let sum: f64 = c.cells.iter().map(term).sum();
+    // Independent partitions have none; rounding would leave a trace.
+    if sum.abs() < f64::EPSILON { 0.0 } else { sum.max(0.0) }
+}
+
+/// The mean mutual information of random partitions with the same sizes (hypergeometric model).
+fn expected_mutual_information(c: &Contingency) -> f64 {
+    let n = c.total;
+    // ln i! with a compensated sum: the probabilities below are exponentials of small differences.
+    let (mut ln_factorial, mut sum, mut lost) = (vec![0.0f64], 0.0f64, 0.0f64);
+    for i in 1..=n {
+        let step = (i as f64).ln() - lost;
+        let next = sum + step;
+        lost = (next - sum) - step;
+        sum = next;
+        ln_factorial.push(sum);
+    }
+    // Equal sizes give equal terms.
+    let distinct = |sizes: &[usize]| {
+        let mut counts = BTreeMap::<usize, usize>::new();
+        sizes.iter().for_each(|s| *counts.entry(*s).or_default() += 1);
+        counts
+    };
+    let mut total = 0.0;
+    for (a, times_a) in distinct(&c.rows) {
+        for (b, times_b) in distinct(&c.cols) {
+            let mut of_pair = 0.0;
+            for both in (a + b).saturating_sub(n).max(1)..=a.min(b) {
+                let f = |i: usize| ln_factorial[i];
+                let ln_p = f(a) + f(b) + f(n - a) + f(n - b)
+                    - f(n)
+                    - f(both)
+                    - f(a - both)
+                    - f(b - both)
+                    - f(n + both - a - b);
+                let information = (n as f64 * both as f64).ln() - (a as f64).ln() - (b as f64).ln();
+                of_pair += both as f64 / n as f64 * information * ln_p.exp();
+            }
+            total += (times_a * times_b) as f64 * of_pair;
+        }
+    }
+    total
+}
+
+/// The adjusted Rand index, from counts of pairs.
+fn adjusted_rand(c: &Contingency) -> f64 {
+    let squares = |counts: &mut dyn Iterator<Item = usize>| counts.map(|x| (x as f64).powi(2)).sum::<f64>();
+    let n = c.total as f64;
+    let both = squares(&mut c.cells.iter().map(|x| x.2));
+    let (rows, cols) = (squares(&mut c.rows.iter().copied()), squares(&mut c.cols.iter().copied()));
+    let together = both - n;
+    let (only_cluster, only_label) = (cols - both, rows - both);
+    let apart = n * n - both - only_cluster - only_label;
+    if only_cluster == 0.0 && only_label == 0.0 {
+        return 1.0;
+    }
+    2.0 * (together * apart - only_label * only_cluster)
+        / ((together + only_label) * (only_label + apart)
+            + (together + only_cluster) * (only_cluster + apart))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    #[test]
+    fn agrees_with_scikit_learn() {
+        let golden: Value = serde_json::from_str(include_str!("../../tests/golden/metrics.json")).unwrap();
+        let cases = golden["clustering"].as_array().unwrap();
+        assert_eq!(cases.len(), 5);
+        for case in cases {
+            let list = |name: &str| -> Vec<u32> {
+                case[name].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+            };
+            let clusters: Vec<Option<u32>> = list("clusters").into_iter().map(Some).collect();
+            let scores = Agreement::new(&list("labels"), &clusters).unwrap();
+            for metric in scores.metrics("") {
+                let want = case[&metric.name[1..]].as_f64().unwrap();
+                assert!(
+                    (metric.value - want).abs() < 1e-9,
+                    "{}{}: {} for {want}",
+                    case["case"],
+                    metric.name,
+                    metric.value
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn expected_information_is_the_mean_over_permutations() {
+        let labels = [0u32, 0, 0, 1, 1, 2];
+        let clusters = [0u32, 0, 1, 1, 1, 1];
+        let (mut order, mut sum, mut count) = (vec![0, 1, 2, 3, 4, 5], 0.0, 0);
+        fn permute(order: &mut Vec<usize>, from: usize, visit: &mut dyn FnMut(&[usize])) {
+            if from == order.len() {
+                return visit(order);
+            }
+            for i in from..order.len() {
+                order.swap(from, i);
+                permute(order, from + 1, visit);
+                order.swap(from, i);
+            }
+        }
+        permute(&mut order, 0, &mut |order| {
+            let moved: Vec<Option<u32>> = order.iter().map(|i| Some(clusters[*i])).collect();
+            sum += mutual_information(&Contingency::new(&labels, &moved).unwrap());
+            count += 1;
+        });
+        assert_eq!(count, 720);
+        let original: Vec<Option<u32>> = clusters.iter().map(|c| Some(*c)).collect();
+        let got = expected_mutual_information(&Contingency::new(&labels, &original).unwrap());
+        assert!((got - sum / 720.0).abs() < 1e-12, "{got} for {}", sum / 720.0);
+    }
+
+    #[test]
+    fn names_of_clusters_do_not_matter_and_nothing_agrees_with_nothing() {
+        let labels = [0, 0, 1, 1, 2];
+        let a = Agreement::new(&labels, &[Some(0), Some(1), Some(1), None, Some(2)]).unwrap();
+        let b = Agreement::new(&labels, &[Some(9), Some(4), Some(4), Some(7), Some(0)]).unwrap();
+        for (a, b) in a.metrics("").iter().zip(b.metrics("")) {
+            assert!((a.value - b.value).abs() < 1e-12, "{}", a.name);
+        }
+        assert_eq!(Agreement::new(&[], &[]).unwrap().ari, 1.0);
+    }
+}

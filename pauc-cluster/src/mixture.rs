@@ -1,0 +1,327 @@
+//! A mixture of Gaussians.
+
+use crate::lloyd::{clustering_of, report};
+use crate::{HostClusterer, KMeans};
+use pauc_kernels::gemm::{Strides, gemm};
+use pauc_traits::clusterer::FitContext;
+use pauc_traits::probe::Rows;
+use pauc_traits::{Clustering, Count, NonNegative, Positive, Result, Span, component};
+use rayon::prelude::*;
+
+component! {
+    /// A mixture of Gaussians with diagonal covariances, fitted by expectation and maximisation from k-means.
+    ///
+    /// p(x) = Σ_j π_j N(x; μ_j, diag σ_j²). A sample goes to its most probable component; centroids are the means μ.
+    /// Each variance gets `floor` times the mean variance of the data added, so that a component on one sample stays
+    /// finite. The objectives reported are the mean negative log-likelihood in nats before each update and at the
+    /// end, not a sum of squares.
+    ///
+    /// # Shapes
+    /// features (N, D) → for each k: centroids (k, D), N assignments
+    ///
+    /// Source: Dempster, Laird & Rubin 1977.
+    pub struct GaussianMixture: Clusterer {
+        /// The number of prototypes of each level.
+        pub k: Vec<Count>,
+        /// Updates at most.
+        pub iterations: Count = Count::lit(50),
+        /// Ends when an update lowers the mean negative log-likelihood by no more than this.
+        pub tolerance: NonNegative = NonNegative::lit(1e-3),
+        /// What is added to each variance, relative to the mean variance of the data.
+        pub floor: Positive = Positive::lit(1e-4),
+        /// When the first clustering happens.
+        pub start: Span = Span::epochs(2),
+        /// How long a clustering is kept.
+        pub every: Span = Span::epochs(1),
+    }
+}
+
+clusterer_on_host!(GaussianMixture, |this| this.k.iter().map(|k| Some(k.get())).collect());
+
+impl HostClusterer for GaussianMixture {
+    fn fit_rows(&self, rows: Rows<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let starts = KMeans::with(self.k.clone()).fit_rows(rows, context)?;
+        // Around the data's mean, so that x² and μ² do not drown their difference.
+        let whole = clustering_of(rows, vec![Some(0); rows.rows], 1, Vec::new());
+        let centre = whole.centroids;
+        let mut data = rows.data.to_vec();
+        data.par_chunks_mut(rows.cols).for_each(|row| row.iter_mut().zip(&centre).for_each(|(v, m)| *v -= m));
+        let spread = whole.report.objective[0] / (rows.rows * rows.cols) as f64;
+        // Without any spread, the floor only has to be a positive number.
+        let floor = self.floor.get() * if spread > 0.0 { spread } else { 1.0 };
+        let centred = Rows { data: &data, ..rows };
+        Ok(starts.into_iter().map(|start| self.level(centred, &centre, floor, start)).collect())
+    }
+}
+
+impl GaussianMixture {
+    fn level(&self, rows: Rows<'_>, centre: &[f32], floor: f64, start: Clustering) -> Clustering {
+        let (k, dim) = (start.k, rows.cols);
+        let mut hard = Moments::zero(k, dim);
+        for (x, a) in rows.iter().zip(start.assignments.iter().flatten()) {
+            hard.add(x, *a as usize);
+        }
+        let mut mixture = Mixture::default();
+        mixture.update(&hard, floor, rows.rows);
+        let mut objective: Vec<f64> = Vec::new();
+        loop {
+            let step = mixture.expect(rows);
+            let now = -step.log_likelihood / rows.rows as f64;
+            let settled = objective.last().is_some_and(|last| last - now <= self.tolerance.get());
+            objective.push(now);
+            if settled || objective.len() > self.iterations.get() {
+                let means = mixture.means.chunks_exact(dim).flat_map(|m| m.iter().zip(centre));
+                let centroids = means.map(|(m, c)| (m + *c as f64) as f32).collect();
+                let assignments: Vec<Option<u32>> = step.index.into_iter().map(Some).collect();
+                let report = report(objective, start.report.splits, assignments.iter().copied(), k);
+                return Clustering { k, dim, centroids, assignments, report };
+            }
+            mixture.update(&step.moments, floor, rows.rows);
+        }
+    }
+}
+
+/// Σ r, Σ r·x and Σ r·x² of each component.
+struct Moments {
+    weight: Vec<f64>,
+    first: Vec<f64>,
+    second: Vec<f64>,
+}
+
+impl Moments {
+    fn zero(k: usize, dim: usize) -> Self {
+        Moments { weight: vec![0.0; k], first: vec![0.0; k * dim], second: vec![0.0; k * dim] }
+    }
+
+    fn add(&mut self, x: &[f32], c: usize) {
+        self.weight[c] += 1.0;
+        let at = c * x.len();
+        for (l, v) in x.iter().enumerate() {
+            self.first[at + l] += *v as f64;
+            self.second[at + l] += *v as f64 * *v as f64;
+        }
+    }
+
+    fn take(&mut self, other: &Moments) {
+        for (to, from) in [
+            (&mut self.weight, &other.weight),
+            (&mut self.first, &other.first),
+            (&mut self.second, &other.second),
+        ] {
+            to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
+        }
+    }
+}
+
+/// What one pass over the samples finds.
+struct Step {
+    log_likelihood: f64,
+    index: Vec<u32>,
+    moments: Moments,
+}
+
+#[derive(Default)]
+struct Mixture {
+    ln_weights: Vec<f64>,
+    means: Vec<f64>,
+    variances: Vec<f64>,
+}
+
+/// Rows of one task, and tasks whose sums are held at once; fixed, so that sums have one order.
+const TASK: usize = 512;
+const WAVE: usize = 8;
+
+impl Mixture {
+    fn update(&mut self, moments: &Moments, floor: f64, n: usize) {
+        let (k, dim) = (moments.weight.len(), moments.first.len() / moments.weight.len());
+        self.means.resize(k * dim, 0.0);
+        self.variances.resize(k * dim, floor);
+        self.ln_weights.resize(k, 0.0);
+        for c in 0..k {
+            let weight = moments.weight[c];
+            // A component that has lost all samples keeps its place.
+            self.ln_weights[c] = (weight / n as f64).max(1e-30).ln();
+            if weight < 1e-10 {
+                continue;
+            }
+            for l in c * dim..(c + 1) * dim {
+                self.means[l] = moments.first[l] / weight;
+                self.variances[l] = (moments.second[l] / weight - self.means[l].powi(2)).max(0.0) + floor;
+            }
+        }
+    }
+
+    /// Responsibilities by two matrix products: ln N = x²·(−½/σ²) + x·(μ/σ²) + constant.
+    fn expect(&self, rows: Rows<'_>) -> Step {
+        let (k, dim) = (self.ln_weights.len(), rows.cols);
+        let square: Vec<f32> = self.variances.iter().map(|v| (-0.5 / v) as f32).collect();
+        let linear: Vec<f32> = self.means.iter().zip(&self.variances).map(|(m, v)| (m / v) as f32).collect();
+        let constants: Vec<f32> = (0..k)
+            .map(|c| {
+                let own = c * dim..(c + 1) * dim;
+                let terms = self.means[own.clone()].iter().zip(&self.variances[own]);
+                let sum: f64 = terms.map(|(m, v)| m * m / v + (2.0 * std::f64::consts::PI * v).ln()).sum();
+                (self.ln_weights[c] - 0.5 * sum) as f32
+            })
+            .collect();
+        let task = |x: &[f32]| -> Step {
+            let m = x.len() / dim;
+            let squares: Vec<f32> = x.iter().map(|v| v * v).collect();
+            let mut logits: Vec<f32> = constants.iter().copied().cycle().take(m * k).collect();
+            for (data, factors) in [(squares.as_slice(), &square), (x, &linear)] {
+                let (rows, columns) = (Strides::row_major(dim), Strides::transposed(dim));
+                let out = (logits.as_mut_slice(), Strides::row_major(k));
+                gemm((m, k, dim), 1.0, (data, rows), (factors, columns), 1.0, out);
+            }
+            let mut step =
+                Step { log_likelihood: 0.0, index: Vec::with_capacity(m), moments: Moments::zero(k, dim) };
+            for row in logits.chunks_exact_mut(k) {
+                let best = (0..k).fold(0, |best, j| if row[j] > row[best] { j } else { best });
+                let largest = row[best];
+                row.iter_mut().for_each(|l| *l = (*l - largest).exp());
+                let total: f64 = row.iter().map(|p| *p as f64).sum();
+                row.iter_mut().for_each(|p| *p = (*p as f64 / total) as f32);
+                step.moments.weight.iter_mut().zip(&*row).for_each(|(w, p)| *w += *p as f64);
+                step.log_likelihood += largest as f64 + total.ln();
+                step.index.push(best as u32);
+            }
+            let mut sums = vec![0.0f32; k * dim];
+            for (data, to) in [(x, &mut step.moments.first), (&squares, &mut step.moments.second)] {
+                let (weights, rows) = (Strides::transposed(k), Strides::row_major(dim));
+                gemm(
+                    (k, dim, m),
+                    1.0,
+                    (&logits, weights),
+                    (data, rows),
+                    0.0,
+                    (&mut sums, Strides::row_major(dim)),
+                );
+                to.iter_mut().zip(&sums).for_each(|(t, s)| *t = *s as f64);
+            }
+            step
+        };
+        let mut all = Step { log_likelihood: 0.0, index: Vec::new(), moments: Moments::zero(k, dim) };
+        for wave in rows.data.chunks(WAVE * TASK * dim) {
+            let steps: Vec<Step> = wave.par_chunks(TASK * dim).map(task).collect();
+            for step in steps {
+                all.log_likelihood += step.log_likelihood;
+                all.index.extend(step.index);
+                all.moments.take(&step.moments);
+            }
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data() -> Vec<f32> {
+        // Three groups of different width; column 1 is wide in the second only.
+        (0..360)
+            .flat_map(|i| {
+                let (g, a) = (i % 3, i as f32);
+                let wide = if g == 1 { 2.0 } else { 0.3 };
+                [7.0 * g as f32 + 0.5 * (a * 1.3).sin() + 40.0, wide * (a * a * 0.77).sin()]
+            })
+            .collect()
+    }
+
+    fn configured(k: usize, iterations: usize) -> GaussianMixture {
+        GaussianMixture {
+            k: vec![Count::try_from(k).unwrap()],
+            iterations: Count::try_from(iterations).unwrap(),
+            tolerance: NonNegative::lit(0.0),
+            floor: Positive::lit(1e-4),
+            start: Span::epochs(0),
+            every: Span::epochs(1),
+        }
+    }
+
+    const CONTEXT: FitContext<'static> = FitContext { seed: 2, epoch: 0, previous: &[], labels: None };
+
+    /// Expectation and maximisation with plain loops in f64; returns means and the objectives.
+    fn naive(x: &[f32], dim: usize, start: &Clustering, floor: f64, updates: usize) -> (Vec<f64>, Vec<f64>) {
+        let (n, k) = (x.len() / dim, start.k);
+        let mut r: Vec<Vec<f64>> = start
+            .assignments
+            .iter()
+            .map(|a| (0..k).map(|c| if *a == Some(c as u32) { 1.0 } else { 0.0 }).collect())
+            .collect();
+        let mut objective = Vec::new();
+        loop {
+            let weight: Vec<f64> = (0..k).map(|c| r.iter().map(|r| r[c]).sum()).collect();
+            let mean =
+                |c: usize, l: usize| (0..n).map(|i| r[i][c] * x[i * dim + l] as f64).sum::<f64>() / weight[c];
+            let means: Vec<f64> = (0..k * dim).map(|p| mean(p / dim, p % dim)).collect();
+            let variance = |c: usize, l: usize| {
+                let square = |i: usize| r[i][c] * (x[i * dim + l] as f64 - means[c * dim + l]).powi(2);
+                (0..n).map(square).sum::<f64>() / weight[c] + floor
+            };
+            let variances: Vec<f64> = (0..k * dim).map(|p| variance(p / dim, p % dim)).collect();
+            let mut total = 0.0;
+            for i in 0..n {
+                let density = |c: usize| {
+                    let term = |l: usize| {
+                        let v = variances[c * dim + l];
+                        (x[i * dim + l] as f64 - means[c * dim + l]).powi(2) / v
+                            + (2.0 * std::f64::consts::PI * v).ln()
+                    };
+                    weight[c] / n as f64 * (-0.5 * (0..dim).map(term).sum::<f64>()).exp()
+                };
+                let all: Vec<f64> = (0..k).map(density).collect();
+                let sum: f64 = all.iter().sum();
+                total -= sum.ln();
+                r[i] = all.iter().map(|p| p / sum).collect();
+            }
+            objective.push(total / n as f64);
+            if objective.len() > updates {
+                return (means, objective);
+            }
+        }
+    }
+
+    #[test]
+    fn equals_the_plain_loops() {
+        let x = data();
+        let rows = Rows::new(&x, 2);
+        let start = &KMeans::with(vec![Count::lit(3)]).fit_rows(rows, CONTEXT).unwrap()[0];
+        let got = &configured(3, 6).fit_rows(rows, CONTEXT).unwrap()[0];
+        let spread = clustering_of(rows, vec![Some(0); 360], 1, vec![]).report.objective[0] / 720.0;
+        let updates = got.report.objective.len() - 1;
+        let (means, objective) = naive(&x, 2, start, 1e-4 * spread, updates);
+        got.centroids
+            .iter()
+            .zip(&means)
+            .for_each(|(g, w)| assert!((*g as f64 - w).abs() < 1e-3, "{g} for {w}"));
+        for (g, w) in got.report.objective.iter().zip(&objective) {
+            assert!((g - w).abs() < 1e-3, "{g} for {w}");
+        }
+    }
+
+    #[test]
+    fn finds_groups_of_different_width_with_any_number_of_threads() {
+        let x = data();
+        let fit = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| configured(3, 20).fit_rows(Rows::new(&x, 2), CONTEXT)).unwrap().swap_remove(0)
+        };
+        let one = fit(1);
+        assert_eq!(one, fit(2));
+        assert_eq!(one, fit(4));
+        let truth: Vec<u32> = (0..360).map(|i| i % 3).collect();
+        let agreement = crate::metrics::Agreement::new(&truth, &one.assignments).unwrap();
+        assert!(agreement.ari > 0.99, "{}", agreement.ari);
+    }
+
+    #[test]
+    fn degenerate_samples_stay_finite() {
+        for (x, k) in [(vec![1.5; 40], 3), (vec![0.0; 40], 20), ((0..40).map(|i| i as f32).collect(), 20)] {
+            let fit = &configured(k, 10).fit_rows(Rows::new(&x, 2), CONTEXT).unwrap()[0];
+            assert!(fit.centroids.iter().all(|v| v.is_finite()));
+            assert!(fit.report.objective.iter().all(|v| v.is_finite()));
+        }
+        assert!(configured(21, 5).fit_rows(Rows::new(&[0.0; 40], 2), CONTEXT).is_err());
+    }
+}

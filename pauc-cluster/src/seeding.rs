@@ -1,0 +1,169 @@
+//! Where k-means starts.
+
+use pauc_kernels::distance::{Packed, nearest, squared_distance};
+use pauc_traits::probe::Rows;
+use pauc_traits::rng::Stream;
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+
+/// How the first centroids are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Init {
+    /// Samples drawn one after the other with probability ∝ the squared distance to those already drawn
+    /// (Arthur & Vassilvitskii 2007).
+    KMeansPlusPlus,
+    /// Distinct samples, drawn uniformly.
+    Random,
+}
+
+/// Candidates that one pass over the rows can take in.
+const BATCH: usize = 64;
+
+impl Init {
+    /// k distinct rows. `k` must not exceed the number of rows.
+    pub fn choose(self, rows: Rows<'_>, k: usize, rng: &mut Stream) -> Vec<u32> {
+        match self {
+            Init::Random => {
+                rand::seq::index::sample(rng, rows.rows, k).into_iter().map(|i| i as u32).collect()
+            }
+            // While there are few centroids, each changes the weights a lot and most of a large batch would be refused.
+            Init::KMeansPlusPlus => plus_plus(rows, k, rng, |chosen| (chosen / 4).clamp(1, BATCH)),
+        }
+    }
+}
+
+/// The rows with these numbers, one after the other.
+pub fn gather(rows: Rows<'_>, chosen: &[u32]) -> Vec<f32> {
+    chosen.iter().flat_map(|i| rows.row(*i as usize)).copied().collect()
+}
+
+/// D² sampling, exactly, with a pass over the rows for a batch of centroids instead of for each.
+///
+/// Candidates are drawn with the weights from before the batch. One that is drawn with the stale weight w and has
+/// the true weight w' ≤ w (its distance to the batch's earlier members included) is kept with probability w'/w:
+/// rejection sampling, so what is kept has the distribution of drawing one at a time.
+fn plus_plus(rows: Rows<'_>, k: usize, rng: &mut Stream, draws: impl Fn(usize) -> usize) -> Vec<u32> {
+    let n = rows.rows;
+    let (mut weight, mut taken) = (vec![f32::INFINITY; n], vec![false; n]);
+    let (mut index, mut square) = (vec![0u32; n], vec![0.0f32; n]);
+    let mut chosen: Vec<u32> = Vec::with_capacity(k);
+    let mut batch: Vec<u32> = vec![rng.gen_range(0..n) as u32];
+    loop {
+        batch.iter().for_each(|i| taken[*i as usize] = true);
+        chosen.extend(&batch);
+        if chosen.len() == k {
+            return chosen;
+        }
+        let centroids = gather(rows, &batch);
+        nearest(rows.data, &Packed::new(&centroids, rows.cols), &mut index, &mut square);
+        let mut cumulative = Vec::with_capacity(n);
+        let mut total = 0.0f64;
+        for ((weight, square), taken) in weight.iter_mut().zip(&square).zip(&taken) {
+            *weight = if *taken { 0.0 } else { weight.min(*square) };
+            total += *weight as f64;
+            cumulative.push(total);
+        }
+        batch.clear();
+        if total == 0.0 {
+            // Only copies of chosen rows are left.
+            let left: Vec<u32> = (0..n as u32).filter(|i| !taken[*i as usize]).collect();
+            let drawn = rand::seq::index::sample(rng, left.len(), k - chosen.len());
+            chosen.extend(drawn.into_iter().map(|i| left[i]));
+            return chosen;
+        }
+        for _ in 0..draws(chosen.len()).min(k - chosen.len()) {
+            let (position, keep) = (rng.gen_range(0.0..total), rng.r#gen::<f64>());
+            let candidate = cumulative.partition_point(|c| *c <= position).min(n - 1);
+            let stale = weight[candidate];
+            let row = rows.row(candidate);
+            let fresh =
+                batch.iter().map(|i| squared_distance(row, rows.row(*i as usize))).fold(stale, f32::min);
+            if keep * (stale as f64) < fresh as f64 && !batch.contains(&(candidate as u32)) {
+                batch.push(candidate as u32);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pauc_traits::rng::{Purpose, stream};
+
+    fn rng(seed: u64) -> Stream {
+        stream(seed, Purpose::Cluster, 0, 0, 0)
+    }
+
+    #[test]
+    fn choices_are_distinct_and_complete() {
+        let data: Vec<f32> = (0..300).map(|i| ((i * 37 % 101) as f32).sin()).collect();
+        let rows = Rows::new(&data, 3);
+        for init in [Init::KMeansPlusPlus, Init::Random] {
+            for k in [1, 2, 37, 100] {
+                let mut chosen = init.choose(rows, k, &mut rng(k as u64));
+                chosen.sort_unstable();
+                chosen.dedup();
+                assert_eq!(chosen.len(), k, "{init:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn copies_are_taken_only_when_nothing_else_is_left() {
+        let mut data = vec![1.0; 50];
+        data[17] = 2.0;
+        data[30] = -4.0;
+        for seed in 0..20 {
+            let mut chosen = Init::KMeansPlusPlus.choose(Rows::new(&data, 1), 5, &mut rng(seed));
+            let mut first: Vec<f32> = chosen[..3].iter().map(|i| data[*i as usize]).collect();
+            first.sort_by(f32::total_cmp);
+            assert_eq!(first, [-4.0, 1.0, 2.0]);
+            chosen.sort_unstable();
+            chosen.dedup();
+            assert_eq!(chosen.len(), 5);
+        }
+    }
+
+    /// The probability of every set of four, by enumeration of D² sampling one at a time, against frequencies.
+    #[test]
+    fn sets_have_the_probabilities_of_drawing_one_at_a_time() {
+        let data = [0.0f32, 1.0, 1.5, 3.0, 7.0, 7.2];
+        fn walk(data: &[f32], chosen: &mut Vec<usize>, p: f64, k: usize, out: &mut Vec<(Vec<usize>, f64)>) {
+            if chosen.len() == k {
+                let mut set = chosen.clone();
+                set.sort_unstable();
+                out.push((set, p));
+                return;
+            }
+            let weights: Vec<f64> = data
+                .iter()
+                .map(|x| chosen.iter().map(|c| ((x - data[*c]) as f64).powi(2)).fold(f64::INFINITY, f64::min))
+                .map(|w| if w.is_finite() { w } else { 1.0 })
+                .collect();
+            let total: f64 = weights.iter().sum();
+            for (i, weight) in weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
+                chosen.push(i);
+                walk(data, chosen, p * weight / total, k, out);
+                chosen.pop();
+            }
+        }
+        let mut exact = Vec::new();
+        walk(&data, &mut Vec::new(), 1.0, 4, &mut exact);
+        let mut want = std::collections::BTreeMap::<Vec<usize>, f64>::new();
+        exact.into_iter().for_each(|(set, p)| *want.entry(set).or_default() += p);
+        let runs = 20_000;
+        let mut seen = std::collections::BTreeMap::<Vec<usize>, f64>::new();
+        for seed in 0..runs {
+            // Batches from the first centroid on, so that refusals matter.
+            let chosen = plus_plus(Rows::new(&data, 1), 4, &mut rng(seed), |_| 8);
+            let mut set: Vec<usize> = chosen.iter().map(|i| *i as usize).collect();
+            set.sort_unstable();
+            *seen.entry(set).or_default() += 1.0 / runs as f64;
+        }
+        for (set, p) in want {
+            let got = seen.get(&set).copied().unwrap_or(0.0);
+            let sigma = (p * (1.0 - p) / runs as f64).sqrt();
+            assert!((got - p).abs() < 5.0 * sigma + 1e-3, "{set:?}: {got} for {p}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Prototypes of equal size by entropic optimal transport.
+
+use crate::lloyd::clustering_of;
+use crate::{HostClusterer, KMeans};
+use pauc_kernels::gemm::{Strides, gemm};
+use pauc_traits::clusterer::FitContext;
+use pauc_traits::probe::Rows;
+use pauc_traits::{Clustering, Count, Positive, Result, Span, component};
+use rayon::prelude::*;
+
+component! {
+    /// k-means prototypes with balanced assignments: entropic optimal transport of the samples to prototypes of
+    /// equal capacity, at the cost ½‖x − c‖².
+    ///
+    /// P = diag(u)·exp(−½‖x − c‖²/ε)·diag(v) with row sums 1/N and column sums 1/K, by Sinkhorn's rounds of scaling
+    /// rows and columns in turn. A sample goes to the prototype where its row of P is largest; centroids are then
+    /// the means of their samples. Sizes are nearly equal, the more so the more rounds and the larger ε. For unit
+    /// vectors, ε has the meaning of SwAV's (logits cos/ε).
+    ///
+    /// # Shapes
+    /// features (N, D) → for each k: centroids (k, D), N assignments
+    ///
+    /// Source: Cuturi 2013; Asano et al. 2020; Caron et al. 2020 (SwAV).
+    pub struct Sinkhorn: Clusterer {
+        /// The number of prototypes of each level.
+        pub k: Vec<Count>,
+        /// ε, the strength of the entropy, in units of a squared distance.
+        pub epsilon: Positive = Positive::lit(0.05),
+        /// Rounds of scaling.
+        pub rounds: Count = Count::lit(10),
+        /// Updates at most of the k-means.
+        pub iterations: Count = Count::lit(20),
+        /// When the first clustering happens.
+        pub start: Span = Span::epochs(2),
+        /// How long a clustering is kept.
+        pub every: Span = Span::epochs(1),
+    }
+}
+
+clusterer_on_host!(Sinkhorn, |this| this.k.iter().map(|k| Some(k.get())).collect());
+
+impl HostClusterer for Sinkhorn {
+    fn fit_rows(&self, rows: Rows<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let fitted =
+            KMeans { iterations: self.iterations, ..KMeans::with(self.k.clone()) }.fit_rows(rows, context)?;
+        let balance = |level: Clustering| {
+            let centroids = Rows::new(&level.centroids, rows.cols);
+            let index = balanced(rows, centroids, self.epsilon.get(), self.rounds.get());
+            clustering_of(rows, index.into_iter().map(Some).collect(), level.k, level.report.objective)
+        };
+        Ok(fitted.into_iter().map(balance).collect())
+    }
+}
+
+/// Rows of one task; fixed, so that sums are the same for every number of threads.
+const TASK: usize = 256;
+
+/// Each row's prototype after so many rounds.
+fn balanced(rows: Rows<'_>, centroids: Rows<'_>, epsilon: f64, rounds: usize) -> Vec<u32> {
+    let (n, k) = (rows.rows, centroids.rows);
+    // Only the scaling of columns is kept, as ln v; a round recomputes the rest block by block.
+    let mut ln_v = vec![0.0f64; k];
+    for _ in 0..rounds {
+        let parts: Vec<Vec<f64>> = rows
+            .data
+            .par_chunks(TASK * rows.cols)
+            .map(|block| {
+                let mut sums = vec![0.0f64; k];
+                let mut logits = logits(block, centroids, epsilon, &ln_v);
+                for row in logits.chunks_exact_mut(k) {
+                    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    row.iter_mut().for_each(|l| *l = (*l - largest).exp());
+                    let total: f64 = row.iter().map(|p| *p as f64).sum();
+                    sums.iter_mut().zip(&*row).for_each(|(s, p)| *s += *p as f64 / total);
+                }
+                sums
+            })
+            .collect();
+        for (j, ln_v) in ln_v.iter_mut().enumerate() {
+            let column: f64 = parts.iter().map(|p| p[j]).sum();
+            // A column that nobody comes near has a sum that underflows; it is raised round by round.
+            *ln_v -= (column * k as f64 / n as f64).max(1e-30).ln();
+        }
+    }
+    let choose = |block: &[f32]| -> Vec<u32> {
+        let logits = logits(block, centroids, epsilon, &ln_v);
+        let largest = |row: &[f32]| {
+            let better = |best: usize, j: usize| if row[j] > row[best] { j } else { best };
+            (0..k).fold(0, better) as u32
+        };
+        logits.chunks_exact(k).map(largest).collect()
+    };
+    rows.data.par_chunks(TASK * rows.cols).flat_map_iter(choose).collect()
+}
+
+/// (x·c − ½‖c‖²)/ε + ln v: −½‖x − c‖²/ε + ln v up to what depends on the row alone.
+fn logits(block: &[f32], centroids: Rows<'_>, epsilon: f64, ln_v: &[f64]) -> Vec<f32> {
+    let (m, k, dim) = (block.len() / centroids.cols, centroids.rows, centroids.cols);
+    let bias: Vec<f32> = centroids
+        .iter()
+        .zip(ln_v)
+        .map(|(c, ln_v)| {
+            let square: f64 = c.iter().map(|v| *v as f64 * *v as f64).sum();
+            (ln_v - square / 2.0 / epsilon) as f32
+        })
+        .collect();
+    let mut logits: Vec<f32> = bias.iter().copied().cycle().take(m * k).collect();
+    gemm(
+        (m, k, dim),
+        (1.0 / epsilon) as f32,
+        (block, Strides::row_major(dim)),
+        (centroids.data, Strides::transposed(dim)),
+        1.0,
+        (&mut logits, Strides::row_major(k)),
+    );
+    logits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lopsided(n: usize) -> Vec<f32> {
+        (0..n * 2).map(|i| (i as f32 * 0.7).sin() + if i / 2 % 4 == 0 { 1.0 } else { 0.0 }).collect()
+    }
+
+    /// Sinkhorn with plain loops on the whole matrix, in f64.
+    fn naive(x: &[f32], c: &[f32], dim: usize, epsilon: f64, rounds: usize) -> Vec<Vec<f64>> {
+        let (n, k) = (x.len() / dim, c.len() / dim);
+        let mut p: Vec<Vec<f64>> = x
+            .chunks(dim)
+            .map(|x| {
+                let square =
+                    |c: &[f32]| x.iter().zip(c).map(|(x, c)| (*x as f64 - *c as f64).powi(2)).sum::<f64>();
+                c.chunks(dim).map(|c| (-square(c) / 2.0 / epsilon).exp()).collect()
+            })
+            .collect();
+        for _ in 0..rounds {
+            for row in &mut p {
+                let total: f64 = row.iter().sum();
+                row.iter_mut().for_each(|v| *v /= total * n as f64);
+            }
+            for j in 0..k {
+                let total: f64 = p.iter().map(|r| r[j]).sum();
+                p.iter_mut().for_each(|r| r[j] /= total * k as f64);
+            }
+        }
+        p
+    }
+
+    #[test]
+    fn equals_the_plain_loops() {
+        let (x, c) = (lopsided(300), vec![0.0, 0.5, 1.2, 1.0, -0.6, -0.2]);
+        for rounds in [1, 3, 10] {
+            let got = balanced(Rows::new(&x, 2), Rows::new(&c, 2), 0.1, rounds);
+            for (i, row) in naive(&x, &c, 2, 0.1, rounds).iter().enumerate() {
+                let largest = row.iter().cloned().fold(0.0, f64::max);
+                assert!(row[got[i] as usize] >= largest * (1.0 - 1e-4), "row {i}: {row:?}, got {}", got[i]);
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_are_more_equal_than_those_of_k_means() {
+        let x = lopsided(1000);
+        let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
+        let k = vec![Count::lit(5)];
+        let plain = KMeans::with(k.clone()).fit_rows(Rows::new(&x, 2), context).unwrap();
+        let sinkhorn = Sinkhorn {
+            k,
+            epsilon: Positive::lit(0.05),
+            rounds: Count::lit(50),
+            iterations: Count::lit(20),
+            start: Span::epochs(0),
+            every: Span::epochs(1),
+        };
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| sinkhorn.fit_rows(Rows::new(&x, 2), context)).unwrap()
+        };
+        let fit = with(1);
+        assert_eq!(fit, with(3));
+        assert!(fit[0].report.imbalance < plain[0].report.imbalance && fit[0].report.imbalance < 1.02);
+        let same = sinkhorn.fit_rows(Rows::new(&[1.0; 40], 2), context).unwrap();
+        assert_eq!(same[0].assignments.len(), 20, "identical samples");
+    }
+}

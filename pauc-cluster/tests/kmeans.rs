@@ -1,0 +1,203 @@
+//! k-means as a recipe uses it: named in RON, on the device, at the edges.
+
+#![allow(clippy::unwrap_used)]
+
+use dfdx::prelude::Cpu;
+use pauc_cluster::KMeans;
+use pauc_traits::clusterer::FitContext;
+use pauc_traits::registry::kind;
+use pauc_traits::{Clustering, Compute, Configured, Count, Features, Result, Span};
+
+type Registered = Configured<kind::Clusterer>;
+
+fn fit_with(text: &str, data: &[f32], cols: usize, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+    let clusterer = Registered::parse(text).unwrap();
+    let device = Cpu::default();
+    let rows = data.len().checked_div(cols).unwrap_or(0);
+    Cpu::clusterer(&*clusterer.value).fit(Features { device: &device, data, rows, cols }, context)
+}
+
+fn context() -> FitContext<'static> {
+    FitContext { seed: 5, epoch: 3, previous: &[], labels: None }
+}
+
+fn fit(text: &str, data: &[f32], cols: usize) -> Result<Vec<Clustering>> {
+    fit_with(text, data, cols, context())
+}
+
+fn noise(n: usize, seed: u64) -> Vec<f32> {
+    use rand_distr::{Distribution, StandardNormal};
+    let rng = &mut pauc_traits::rng::stream(seed, pauc_traits::rng::Purpose::Data, 0, 0, 0);
+    (0..n).map(|_| StandardNormal.sample(rng)).collect()
+}
+
+fn blobs(per: usize, centres: usize, dim: usize) -> Vec<f32> {
+    let (at, around) = (noise(centres * dim, 1), noise(per * centres * dim, 2));
+    (0..per * centres * dim).map(|i| 10.0 * at[i / dim % centres * dim + i % dim] + 0.1 * around[i]).collect()
+}
+
+fn square(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| (*x as f64 - *y as f64).powi(2)).sum()
+}
+
+/// Every sample belongs to its nearest final centroid, and the report says what is there.
+fn check(c: &Clustering, data: &[f32]) {
+    assert_eq!(c.centroids.len(), c.k * c.dim);
+    assert_eq!(c.assignments.len(), data.len() / c.dim);
+    let (mut sizes, mut objective) = (vec![0usize; c.k], 0.0);
+    for (x, a) in data.chunks(c.dim).zip(&c.assignments) {
+        let all: Vec<f64> = c.centroids.chunks(c.dim).map(|c| square(x, c)).collect();
+        let least = all.iter().cloned().fold(f64::INFINITY, f64::min);
+        let own = all[a.unwrap() as usize];
+        assert!(own <= least + 1e-5 * (1.0 + least), "{own} for {least}");
+        sizes[a.unwrap() as usize] += 1;
+        objective += own;
+    }
+    let last = *c.report.objective.last().unwrap();
+    assert!((last - objective).abs() <= 1e-5 * objective + 1e-9, "{last} for {objective}");
+    assert_eq!(c.report.empty, sizes.iter().filter(|s| **s == 0).count());
+    let squares: f64 = sizes.iter().map(|s| (s * s) as f64).sum();
+    let imbalance = c.k as f64 * squares / (c.assignments.len() as f64).powi(2);
+    assert!((c.report.imbalance - imbalance).abs() < 1e-12);
+}
+
+#[test]
+fn blobs_are_found_at_every_level() {
+    let data = blobs(30, 8, 5);
+    let levels = fit("KMeans(k: [8, 3], redos: 3)", &data, 5).unwrap();
+    assert_eq!((levels.len(), levels[0].k, levels[1].k), (2, 8, 3));
+    levels.iter().for_each(|c| check(c, &data));
+    let truth: Vec<u32> = (0..240).map(|i| i % 8).collect();
+    let scores = pauc_cluster::metrics::Agreement::new(&truth, &levels[0].assignments).unwrap();
+    assert!((scores.ari - 1.0).abs() < 1e-12, "{}", scores.ari);
+    assert!(levels[0].report.objective.windows(2).all(|w| w[1] <= w[0] * (1.0 + 1e-6)));
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let data = noise(3000 * 17, 4);
+    let text = "KMeans(k: [40], iterations: 6)";
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| fit(text, &data, 17)).unwrap()
+    };
+    let one = with(1);
+    assert_eq!(one, with(2));
+    assert_eq!(one, with(4));
+    check(&one[0], &data);
+    assert_ne!(one, fit_with(text, &data, 17, FitContext { seed: 6, ..context() }).unwrap());
+    assert_ne!(one, fit_with(text, &data, 17, FitContext { epoch: 4, ..context() }).unwrap());
+}
+
+#[test]
+fn as_many_prototypes_as_samples_are_copies() {
+    let data = noise(12 * 3, 1);
+    let c = &fit("KMeans(k: [12])", &data, 3).unwrap()[0];
+    assert_eq!(c.centroids, data);
+    assert_eq!(c.assignments, (0..12).map(Some).collect::<Vec<_>>());
+    assert_eq!((c.report.objective.as_slice(), c.report.imbalance, c.report.empty), (&[0.0][..], 1.0, 0));
+}
+
+#[test]
+fn more_prototypes_than_samples_are_refused() {
+    let text = fit("KMeans(k: [2, 13])", &noise(36, 1), 3).unwrap_err().to_string();
+    assert_eq!(
+        text,
+        "13 prototypes need at least as many samples, but there are 12: lower k to 12 or less, or use more data"
+    );
+    let text = fit("KMeans(k: [4], min_points_per_centroid: 5)", &noise(36, 1), 3).unwrap_err().to_string();
+    assert!(text.contains("need 20, but there are 12"), "{text}");
+    assert!(fit("KMeans(k: [])", &noise(36, 1), 3).unwrap_err().to_string().contains("empty list"));
+    assert!(fit("KMeans(k: [1])", &[], 3).unwrap_err().to_string().contains("nothing to cluster"));
+    assert!(Registered::parse("KMeans(k: [0])").unwrap_err().to_string().contains("at least 1"));
+}
+
+#[test]
+fn a_feature_that_is_not_finite_is_named() {
+    let mut data = noise(36, 1);
+    data[17] = f32::NAN;
+    let text = fit("KMeans(k: [2])", &data, 3).unwrap_err().to_string();
+    assert!(text.contains("row 5, column 2: NaN"), "{text}");
+}
+
+#[test]
+fn degenerate_samples_neither_hang_nor_fail() {
+    for init in ["KMeansPlusPlus", "Random"] {
+        for data in [vec![0.0; 60], vec![2.5; 60]] {
+            let c = &fit(&format!("KMeans(k: [7], init: {init})"), &data, 3).unwrap()[0];
+            check(c, &data);
+            // A split leaves its halves 1/1024 off.
+            let most: f64 = data.iter().map(|v| (*v as f64 / 1024.0).powi(2)).sum();
+            assert!(*c.report.objective.last().unwrap() <= 1.01 * most);
+        }
+        let line: Vec<f32> = (0..50).map(|i| (i % 5) as f32).collect();
+        let c = &fit(&format!("KMeans(k: [5], init: {init}, iterations: 60)"), &line, 1).unwrap()[0];
+        check(c, &line);
+        let one = &fit(&format!("KMeans(k: [1], init: {init})"), &line, 1).unwrap()[0];
+        assert_eq!((one.centroids.as_slice(), one.report.objective.last()), (&[2.0][..], Some(&100.0)));
+    }
+}
+
+#[test]
+fn far_from_the_origin_nothing_is_lost() {
+    let near = blobs(30, 6, 4);
+    let far: Vec<f32> = near.iter().map(|v| v + 1000.0).collect();
+    let objective =
+        |data: &[f32]| *fit("KMeans(k: [6], redos: 4)", data, 4).unwrap()[0].report.objective.last().unwrap();
+    let (near, far) = (objective(&near), objective(&far));
+    assert!((near - far).abs() < 1e-2 * near, "{far} for {near}");
+}
+
+#[test]
+fn spherical_centroids_have_unit_length_or_are_zero() {
+    let mut data = noise(200 * 6, 9);
+    pauc_cluster::unit_rows(&mut data, 6);
+    data[..12].fill(0.0);
+    let c = &fit("KMeans(k: [9], spherical: true)", &data, 6).unwrap()[0];
+    check(c, &data);
+    for centroid in c.centroids.chunks(6) {
+        let length = centroid.iter().map(|v| v * v).sum::<f32>();
+        assert!((length - 1.0).abs() < 1e-5 || length == 0.0, "{length}");
+    }
+    let zeros = &fit("KMeans(k: [3], spherical: true)", &[0.0; 40], 4).unwrap()[0];
+    assert!(zeros.centroids.iter().all(|v| *v == 0.0));
+    assert!(zeros.assignments.iter().all(|a| *a == Some(0)));
+}
+
+#[test]
+fn a_warm_start_begins_where_the_last_fit_ended() {
+    let data = noise(500 * 4, 3);
+    let cold = fit("KMeans(k: [11], iterations: 15, warm_start: true)", &data, 4).unwrap();
+    let again = FitContext { previous: &cold, epoch: 4, ..context() };
+    let warm = fit_with("KMeans(k: [11], iterations: 15, warm_start: true)", &data, 4, again).unwrap();
+    assert_eq!(warm[0].report.objective[0], *cold[0].report.objective.last().unwrap());
+    let ignored = fit_with("KMeans(k: [11], iterations: 15)", &data, 4, again).unwrap();
+    assert!(ignored[0].report.objective[0] > warm[0].report.objective[0]);
+}
+
+#[test]
+fn redos_keep_the_best_and_subsets_assign_everyone() {
+    let data = noise(400 * 3, 8);
+    let last = |text: &str| *fit(text, &data, 3).unwrap()[0].report.objective.last().unwrap();
+    assert!(last("KMeans(k: [20], redos: 5)") <= last("KMeans(k: [20])"));
+    let c = &fit("KMeans(k: [4], max_points_per_centroid: 10)", &data, 3).unwrap()[0];
+    assert_eq!(c.assignments.len(), 400);
+    let sizes: f64 = c.report.objective[0];
+    assert!(sizes < fit("KMeans(k: [4])", &data, 3).unwrap()[0].report.objective[0] / 3.0, "of 40 samples");
+}
+
+#[test]
+fn defaults_are_documented() {
+    let clusterer = Registered::parse("KMeans(k: [100, 250])").unwrap();
+    assert_eq!(Cpu::clusterer(&*clusterer.value).prototypes(), [Some(100), Some(250)]);
+    assert_eq!(Cpu::clusterer(&*clusterer.value).start(), Span::epochs(2));
+    assert_eq!(Cpu::clusterer(&*clusterer.value).every(), Span::epochs(1));
+    assert!(!Cpu::clusterer(&*clusterer.value).needs_labels());
+    let options = pauc_traits::open_set::options();
+    let in_code = KMeans::with(vec![Count::lit(100), Count::lit(250)]);
+    assert_eq!(
+        options.to_string(&clusterer).unwrap(),
+        format!("KMeans{}", options.to_string(&in_code).unwrap())
+    );
+    assert!(KMeans::FIELDS.iter().all(|f| !f.doc.trim().is_empty()));
+}
