@@ -1,0 +1,84 @@
+//! Many images on one picture, for a look at data and views.
+
+use pauc_traits::{Error, Image, Result};
+
+/// The gap between images in pixels.
+const GAP: usize = 2;
+
+/// A PNG file with `images` in rows of `columns`, each in the upper left corner of a cell of the largest one's size,
+/// on white. Grey images become RGB.
+///
+/// # Errors
+/// If there are no images or columns, an image has neither 1 nor 3 channels, or the sheet is larger than a PNG
+/// can be.
+pub fn contact_sheet(images: &[Image<'_>], columns: usize) -> Result<Vec<u8>> {
+    if images.is_empty() || columns == 0 {
+        let message = format!("{} images in {columns} columns make no sheet", images.len());
+        return Err(Error::shape("contact sheet", message));
+    }
+    if let Some(image) = images.iter().find(|i| !matches!(i.shape.channels, 1 | 3)) {
+        return Err(Error::shape("contact sheet", format!("{} is neither grey nor RGB", image.shape)));
+    }
+    let largest = |side: fn(&Image<'_>) -> usize| images.iter().map(side).max().unwrap_or(0) + GAP;
+    let (cell_height, cell_width) = (largest(|i| i.shape.height), largest(|i| i.shape.width));
+    let columns = columns.min(images.len());
+    let rows = images.len().div_ceil(columns);
+    let (height, width) = (rows * cell_height + GAP, columns * cell_width + GAP);
+    let mut sheet = vec![255u8; height * width * 3];
+    for (i, image) in images.iter().enumerate() {
+        let (top, left) = (GAP + i / columns * cell_height, GAP + i % columns * cell_width);
+        let c = image.shape.channels;
+        for (y, row) in image.pixels.chunks_exact((image.shape.width * c).max(1)).enumerate() {
+            let start = ((top + y) * width + left) * 3;
+            let to = sheet[start..start + image.shape.width * 3].as_chunks_mut::<3>().0;
+            for (to, from) in to.iter_mut().zip(row.chunks_exact(c)) {
+                *to = [from[0], from[c / 2], from[c - 1]];
+            }
+        }
+    }
+    encode(&sheet, height, width).map_err(|e| Error::Other(format!("contact sheet: {e}").into()))
+}
+
+fn encode(rgb: &[u8], height: usize, width: usize) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, u32::try_from(width)?, u32::try_from(height)?);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(rgb)?;
+    writer.finish()?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::decode;
+    use pauc_traits::ImageShape;
+    use std::path::Path;
+
+    #[test]
+    fn images_lie_in_rows() {
+        let grey = Image::new(ImageShape { height: 1, width: 2, channels: 1 }, vec![10, 20]);
+        let rgb = Image::new(ImageShape { height: 2, width: 1, channels: 3 }, vec![1, 2, 3, 4, 5, 6]);
+        let file = contact_sheet(&[grey, rgb.clone(), rgb], 2).unwrap();
+        let sheet = decode(&file, 1000, Path::new("sheet")).unwrap();
+        assert_eq!((sheet.shape.height, sheet.shape.width), (10, 10));
+        let at = |y: usize, x: usize| &sheet.pixels[(y * 10 + x) * 3..][..3];
+        assert_eq!(
+            [at(2, 2), at(2, 3), at(2, 6), at(3, 6)],
+            [&[10; 3], &[20; 3], &[1, 2, 3][..], &[4, 5, 6]]
+        );
+        assert_eq!(
+            [at(6, 2), at(7, 2), at(0, 0), at(3, 2)],
+            [&[1, 2, 3], &[4, 5, 6], &[255; 3][..], &[255; 3]]
+        );
+    }
+
+    #[test]
+    fn nothing_makes_no_sheet() {
+        assert!(contact_sheet(&[], 3).is_err());
+        let two = Image::new(ImageShape { height: 1, width: 1, channels: 2 }, vec![0, 0]);
+        assert!(contact_sheet(&[two], 1).unwrap_err().to_string().contains("neither grey nor RGB"));
+    }
+}

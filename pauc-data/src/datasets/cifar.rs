@@ -1,0 +1,106 @@
+//! The binary format of CIFAR: records of labels and a 32×32 picture.
+//!
+//! A record of CIFAR-10 is one byte of label and 3072 bytes of pixels, one of CIFAR-100 two bytes of labels (coarse,
+//! fine) and 3072 bytes. The pixels are three planes, red, green, blue, row by row. Source: Krizhevsky, *Learning
+//! multiple layers of features from tiny images*, 2009; <https://www.cs.toronto.edu/~kriz/cifar.html>.
+
+use super::cannot_open;
+use pauc_traits::{Error, ImageShape, Result};
+use std::path::{Path, PathBuf};
+
+/// The shape of every picture.
+pub const SHAPE: ImageShape = ImageShape { height: 32, width: 32, channels: 3 };
+const PLANE: usize = 32 * 32;
+
+/// Pictures, channels last, and `N` labels of each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Records<const N: usize> {
+    /// All pixels, picture after picture.
+    pub pixels: Vec<u8>,
+    /// For each kind of label, those of all pictures.
+    pub labels: [Vec<u32>; N],
+}
+
+/// Reads `files`, one after the other; label kind i has `classes[i]` classes.
+///
+/// # Errors
+/// If a file cannot be opened, is no whole number of records, or has a label that is none.
+pub fn read<const N: usize>(files: &[PathBuf], classes: [usize; N], remedy: &str) -> Result<Records<N>> {
+    let mut records = Records { pixels: Vec::new(), labels: [(); N].map(|()| Vec::new()) };
+    for path in files {
+        let bytes = std::fs::read(path).map_err(|e| cannot_open(path, e, remedy))?;
+        append(&mut records, &bytes, classes, path)?;
+    }
+    Ok(records)
+}
+
+fn append<const N: usize>(
+    records: &mut Records<N>,
+    bytes: &[u8],
+    classes: [usize; N],
+    path: &Path,
+) -> Result<()> {
+    let size = N + SHAPE.len();
+    let rest = bytes.len() % size;
+    if bytes.is_empty() || rest != 0 {
+        let whole = bytes.len() / size;
+        return Err(Error::damaged(
+            path,
+            format!(
+                "is truncated: records of {size} bytes expected, {} bytes found ({whole} records and {rest} bytes); \
+                 fetch it again",
+                bytes.len()
+            ),
+        ));
+    }
+    let at = records.pixels.len();
+    records.pixels.resize(at + bytes.len() / size * SHAPE.len(), 0);
+    let pictures = records.pixels[at..].chunks_exact_mut(SHAPE.len());
+    for (i, (record, picture)) in bytes.chunks_exact(size).zip(pictures).enumerate() {
+        let (labels, planes) = record.split_at(N);
+        for ((label, classes), list) in labels.iter().zip(classes).zip(&mut records.labels) {
+            if usize::from(*label) >= classes {
+                return Err(Error::damaged(
+                    path,
+                    format!("record {i} has label {label} of {classes} classes"),
+                ));
+            }
+            list.push(u32::from(*label));
+        }
+        for (p, pixel) in picture.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+            *pixel = [planes[p], planes[PLANE + p], planes[2 * PLANE + p]];
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// `count` records with labels from `label` and red = the number of the record, green = row, blue = column.
+    pub fn file<const N: usize>(count: usize, label: impl Fn(usize) -> [u8; N]) -> Vec<u8> {
+        let record = |i: usize| {
+            let mut bytes = label(i).to_vec();
+            bytes.extend([i as u8; PLANE]);
+            bytes.extend((0..PLANE).map(|p| (p / 32) as u8));
+            bytes.extend((0..PLANE).map(|p| (p % 32) as u8));
+            bytes
+        };
+        (0..count).flat_map(record).collect()
+    }
+
+    #[test]
+    fn planes_become_pixels_and_damage_is_named() {
+        let mut records = Records { pixels: Vec::new(), labels: [Vec::new(), Vec::new()] };
+        let bytes = file(3, |i| [1, i as u8]);
+        append(&mut records, &bytes, [2, 3], Path::new("a.bin")).unwrap();
+        assert_eq!(records.labels, [vec![1, 1, 1], vec![0, 1, 2]]);
+        assert_eq!(records.pixels[2 * 3072 + (5 * 32 + 7) * 3..][..3], [2, 5, 7]);
+        let text = append(&mut records, &bytes[..7000], [2, 3], Path::new("a.bin")).unwrap_err().to_string();
+        assert!(text.contains("7000 bytes found (2 records and 852 bytes)"), "{text}");
+        let text = append(&mut records, &bytes, [2, 2], Path::new("a.bin")).unwrap_err().to_string();
+        assert_eq!(text, "a.bin: record 2 has label 2 of 2 classes");
+        assert!(append(&mut records, &[], [2, 2], Path::new("a.bin")).is_err());
+    }
+}

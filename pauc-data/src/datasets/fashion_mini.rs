@@ -1,0 +1,94 @@
+//! A small part of Fashion-MNIST, compiled in.
+
+use super::fashion_mnist;
+use super::idx::{self, Labelled, Part};
+use crate::MemoryImages;
+use flate2::read::GzDecoder;
+use pauc_traits::dataset::{Place, Splits};
+use pauc_traits::{Dataset, Result, component};
+use std::path::Path;
+
+component! {
+    /// 5 000 training and 1 000 test pictures of Fashion-MNIST, which need no files: 28×28 grey, 10 classes.
+    ///
+    /// For every class the first 500 of the official training file and the first 100 of the official test file, in
+    /// the order of those files. Accuracies are not comparable with those on the whole of Fashion-MNIST. Copyright
+    /// 2017 Zalando SE, MIT licence. Source: Xiao, Rasul & Vollgraf, *Fashion-MNIST*, 2017.
+    pub struct FashionMini: Dataset {}
+}
+
+/// Four IDX files one after the other, compressed together: training images and labels, test images and labels.
+/// `examples/make_fashion_mini.rs` makes it from the official files.
+static BYTES: &[u8] = include_bytes!("../../data/fashion-mini.idx.gz");
+
+/// How many images of each class are taken from the official files: training, test.
+pub const PER_CLASS: [usize; 2] = [500, 100];
+
+/// The first `count` images of each class, in their order.
+pub fn first_of_each_class(all: &Labelled, count: usize) -> Labelled {
+    let mut taken = [0; 256];
+    let size = all.height * all.width;
+    let mut part = Labelled { pixels: Vec::new(), labels: Vec::new(), ..*all };
+    for (image, &label) in all.pixels.chunks_exact(size).zip(&all.labels) {
+        if taken[usize::from(label)] < count {
+            taken[usize::from(label)] += 1;
+            part.pixels.extend_from_slice(image);
+            part.labels.push(label);
+        }
+    }
+    part
+}
+
+impl Dataset for FashionMini {
+    fn open(&self, _: &Place) -> Result<Splits> {
+        let origin = Path::new("(compiled-in Fashion-MNIST)");
+        let mut stream = GzDecoder::new(BYTES);
+        let mut part = || -> Result<MemoryImages> {
+            let images = idx::read_part(&mut stream, Part::Images, origin)?;
+            let labels = idx::read_part(&mut stream, Part::Labels, origin)?;
+            let all = Labelled::join(images, labels, [origin, origin])?;
+            all.into_images(fashion_mnist::CLASSES.len(), origin)
+        };
+        let (train, test) = (part()?, part()?);
+        idx::finish(train, test, &fashion_mnist::CLASSES, "Fashion-MNIST, first 500 + 100 of each class")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn the_content_is_the_official_one() {
+        let mut all = Vec::new();
+        GzDecoder::new(BYTES).read_to_end(&mut all).unwrap();
+        assert_eq!(
+            blake3::hash(&all).to_hex().as_str(),
+            "a633969021e4a497fcaa946959530659163b3dc73f15f39547ab6e1f686b4853"
+        );
+        assert!(BYTES.len() <= 3_000_000);
+    }
+
+    #[test]
+    fn classes_are_balanced_and_the_statistics_near_the_published_ones() {
+        let splits = FashionMini {}.open(&Place { base: ".".into() }).unwrap();
+        for (source, count) in [(&splits.train, PER_CLASS[0]), (splits.test.as_ref().unwrap(), PER_CLASS[1])]
+        {
+            assert_eq!(source.len(), 10 * count);
+            for class in 0..10 {
+                assert_eq!(source.labels().unwrap().iter().filter(|l| **l == class).count(), count);
+            }
+        }
+        // Mean and deviation of the whole training file: 0.2860 and 0.3530.
+        let (mean, deviation) = splits.statistics[0];
+        assert!((mean - 0.286).abs() < 0.005 && (deviation - 0.353).abs() < 0.005, "{mean} {deviation}");
+    }
+
+    #[test]
+    fn the_selection_takes_the_first_of_each_class() {
+        let all = Labelled { height: 1, width: 1, pixels: vec![9, 8, 7, 6, 5], labels: vec![1, 0, 1, 1, 0] };
+        let part = first_of_each_class(&all, 2);
+        assert_eq!((part.pixels, part.labels), (vec![9, 8, 7, 5], vec![1, 0, 1, 0]));
+    }
+}

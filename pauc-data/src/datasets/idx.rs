@@ -1,0 +1,311 @@
+//! The IDX format of MNIST: a big-endian header, then bytes.
+//!
+//! | bytes | images | labels |
+//! |---|---|---|
+//! | 0–3 | magic 0x00000803 | magic 0x00000801 |
+//! | 4–7 | number of images | number of labels |
+//! | 8–11, 12–15 | rows, columns | – |
+//! | then | pixels, row by row | labels |
+//!
+//! Files may be compressed with gzip. Source: LeCun, Cortes & Burges, *The MNIST database of handwritten digits*.
+
+use super::{cannot_open, find_folder, names, splits};
+use crate::MemoryImages;
+use flate2::read::GzDecoder;
+use pauc_traits::dataset::Splits;
+use pauc_traits::{Error, ImageShape, Result};
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+/// What a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Images, bytes in three dimensions.
+    Images = 0x0803,
+    /// Labels, bytes in one dimension.
+    Labels = 0x0801,
+}
+
+/// The sizes that a header states, and the bytes that follow it.
+pub type Content = (Vec<usize>, Vec<u8>);
+
+/// Grey images of one size and their labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Labelled {
+    /// Rows of an image.
+    pub height: usize,
+    /// Columns of an image.
+    pub width: usize,
+    /// All pixels, image after image.
+    pub pixels: Vec<u8>,
+    /// All labels.
+    pub labels: Vec<u8>,
+}
+
+impl Labelled {
+    /// Images and labels together; `origins` name them in errors.
+    ///
+    /// # Errors
+    /// If there are more or fewer images than labels, or the images have no pixels.
+    pub fn join((sizes, pixels): Content, (_, labels): Content, origins: [&Path; 2]) -> Result<Self> {
+        let [count, height, width] = sizes[..] else {
+            return Err(Error::damaged(origins[0], "has no header of three sizes"));
+        };
+        if count != labels.len() {
+            return Err(Error::damaged(
+                origins[1],
+                format!("has {} labels, but {} has {count} images", labels.len(), origins[0].display()),
+            ));
+        }
+        if height == 0 || width == 0 {
+            return Err(Error::damaged(origins[0], format!("has images of {height}×{width} pixels")));
+        }
+        Ok(Labelled { height, width, pixels, labels })
+    }
+
+    /// The two files' bytes, images first.
+    pub fn to_bytes(&self) -> [Vec<u8>; 2] {
+        let file = |part: Part, sizes: &[usize], bytes: &[u8]| {
+            let header = std::iter::once(part as u32).chain(sizes.iter().map(|s| *s as u32));
+            header.flat_map(u32::to_be_bytes).chain(bytes.iter().copied()).collect()
+        };
+        let count = self.labels.len();
+        [
+            file(Part::Images, &[count, self.height, self.width], &self.pixels),
+            file(Part::Labels, &[count], &self.labels),
+        ]
+    }
+
+    /// The images as a source, after a check that every label names one of `classes`.
+    pub(super) fn into_images(self, classes: usize, origin: &Path) -> Result<MemoryImages> {
+        if let Some(at) = self.labels.iter().position(|l| usize::from(*l) >= classes) {
+            let label = self.labels[at];
+            return Err(Error::damaged(
+                origin,
+                format!("label {label} of image {at} is not one of 0..{}", classes - 1),
+            ));
+        }
+        let shape = ImageShape { height: self.height, width: self.width, channels: 1 };
+        MemoryImages::new(shape, self.pixels, Some(self.labels.into_iter().map(u32::from).collect()))
+    }
+}
+
+/// Reads one file's header and content from a stream, and nothing after it.
+///
+/// # Errors
+/// If the header is not the part's, or the stream ends early.
+pub fn read_part(from: &mut dyn Read, part: Part, origin: &Path) -> Result<Content> {
+    let magic = part as u32;
+    let failed = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof
+        | std::io::ErrorKind::InvalidData
+        | std::io::ErrorKind::InvalidInput => {
+            Error::damaged(origin, format!("ends early or is damaged ({e}); fetch it again"))
+        }
+        _ => Error::io(origin, e),
+    };
+    let mut word = || -> Result<u32> {
+        let mut bytes = [0; 4];
+        from.read_exact(&mut bytes).map_err(failed)?;
+        Ok(u32::from_be_bytes(bytes))
+    };
+    let found = word()?;
+    if found != magic {
+        return Err(Error::damaged(
+            origin,
+            format!(
+                "is not the IDX file it should be: magic number {magic:#010x} expected, {found:#010x} found"
+            ),
+        ));
+    }
+    let dimensions = (magic & 0xff) as usize;
+    let sizes = (0..dimensions).map(|_| word().map(|w| w as usize)).collect::<Result<Vec<_>>>()?;
+    let size = sizes.iter().try_fold(1usize, |n, s| n.checked_mul(*s)).filter(|n| *n < 1 << 40);
+    let size =
+        size.ok_or_else(|| Error::damaged(origin, format!("has an impossible header: sizes {sizes:?}")))?;
+    // Memory grows with what is there, not with what the header claims.
+    let mut content = Vec::new();
+    let outcome = from.take(size as u64).read_to_end(&mut content);
+    if content.len() < size {
+        let why = outcome.err().map(|e| format!(" ({e})")).unwrap_or_default();
+        return Err(Error::damaged(
+            origin,
+            format!(
+                "is truncated{why}: {size} bytes expected after the header, {} found; fetch it again",
+                content.len()
+            ),
+        ));
+    }
+    Ok((sizes, content))
+}
+
+/// A file, decompressed if it starts as gzip does.
+fn open(path: &Path) -> Result<Box<dyn Read>> {
+    let failed = |e| cannot_open(path, e, "the dataset is incomplete without it");
+    let mut file = BufReader::new(File::open(path).map_err(failed)?);
+    let start = std::io::BufRead::fill_buf(&mut file).map_err(|e| Error::io(path, e))?;
+    Ok(if start.starts_with(&[0x1f, 0x8b]) { Box::new(GzDecoder::new(file)) } else { Box::new(file) })
+}
+
+/// Reads one pair of files, compressed or not.
+///
+/// # Errors
+/// If a file cannot be opened or is damaged.
+pub fn read_files(images: &Path, labels: &Path) -> Result<Labelled> {
+    let file = |path: &Path, part| -> Result<Content> {
+        let mut stream = open(path)?;
+        let content = read_part(&mut *stream, part, path)?;
+        // Reading on checks gzip's checksum, and finds what the header does not announce.
+        match stream.read(&mut [0]) {
+            Ok(0) => Ok(content),
+            Ok(_) => {
+                let size = content.1.len();
+                Err(Error::damaged(path, format!("goes on after the {size} bytes that its header announces")))
+            }
+            Err(e) => Err(Error::damaged(path, format!("is damaged at its end ({e}); fetch it again"))),
+        }
+    };
+    Labelled::join(file(images, Part::Images)?, file(labels, Part::Labels)?, [images, labels])
+}
+
+/// The path of an official file: compressed or not, with the official name or with the dot that some copies have.
+fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    let dotted = name.replacen("-idx", ".idx", 1);
+    let names = [name.to_string(), format!("{name}.gz"), dotted.clone(), format!("{dotted}.gz")];
+    names.into_iter().map(|n| folder.join(n)).find(|p| p.is_file())
+}
+
+/// Opens a dataset of MNIST's four files in `root`, or in its subfolders `below`.
+pub(super) fn open_folder(
+    root: &Path,
+    below: &[&str],
+    classes: &[&str],
+    title: &str,
+    remedy: &str,
+) -> Result<Splits> {
+    let folder = find_folder(root, below, |f| find(f, "train-images-idx3-ubyte").is_some(), remedy)?;
+    let pair = |part: &str| -> Result<MemoryImages> {
+        let [images, labels] = ["images-idx3-ubyte", "labels-idx1-ubyte"].map(|n| format!("{part}-{n}"));
+        let path = |name: &str| {
+            let missing =
+                || Error::NotFound { path: folder.join(format!("{name}.gz")), remedy: remedy.to_string() };
+            find(&folder, name).ok_or_else(missing)
+        };
+        let labels = path(&labels)?;
+        read_files(&path(&images)?, &labels)?.into_images(classes.len(), &labels)
+    };
+    let (train, test) = (pair("train")?, pair("t10k")?);
+    finish(train, test, classes, title)
+}
+
+/// Splits with a description, after a check that both parts have images of one shape.
+pub(super) fn finish(
+    train: MemoryImages,
+    test: MemoryImages,
+    classes: &[&str],
+    title: &str,
+) -> Result<Splits> {
+    use pauc_traits::dataset::ImageSource;
+    match (train.shape(), test.shape()) {
+        (Some(a), Some(b)) if a == b => {
+            let description =
+                format!("{title}: {} training and {} test images, {a}", train.len(), test.len());
+            Ok(splits(train, Some(test), names(classes), description))
+        }
+        (a, b) => Err(Error::shape(title, format!("training images are {a:?}, test images {b:?}"))),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use pauc_traits::dataset::{Dataset, Place};
+    use std::io::Write;
+
+    pub fn tiny(count: usize) -> Labelled {
+        let pixels = (0..count * 6).map(|i| (i * 11 % 256) as u8).collect();
+        Labelled { height: 2, width: 3, pixels, labels: (0..count).map(|i| (i % 10) as u8).collect() }
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// Writes the four files, the training images compressed and the rest plain.
+    pub fn write(folder: &Path) {
+        for (part, all) in [("train", tiny(20)), ("t10k", tiny(10))] {
+            let [images, labels] = all.to_bytes();
+            std::fs::write(folder.join(format!("{part}-images-idx3-ubyte.gz")), gzip(&images)).unwrap();
+            std::fs::write(folder.join(format!("{part}-labels-idx1-ubyte")), labels).unwrap();
+        }
+    }
+
+    fn error(change: impl Fn(&Path)) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path());
+        change(folder.path());
+        let root = folder.path().to_path_buf();
+        let dataset = super::super::Mnist { root };
+        dataset.open(&Place { base: PathBuf::new() }).err().unwrap().to_string()
+    }
+
+    #[test]
+    fn files_come_back_as_they_were_written() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path());
+        let path = |n: &str| folder.path().join(n);
+        let read = read_files(&path("train-images-idx3-ubyte.gz"), &path("train-labels-idx1-ubyte")).unwrap();
+        assert_eq!(read, tiny(20));
+    }
+
+    #[test]
+    fn damage_is_named_with_expected_and_found() {
+        let text = error(|f| {
+            std::fs::write(f.join("train-images-idx3-ubyte.gz"), &tiny(20).to_bytes()[0][..100]).unwrap();
+        });
+        assert!(
+            text.contains("train-images") && text.contains("120 bytes expected") && text.contains("84 found")
+        );
+        let text = error(|f| {
+            let path = f.join("train-images-idx3-ubyte.gz");
+            let whole = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        });
+        assert!(text.contains("train-images"), "{text}");
+        let text =
+            error(|f| std::fs::write(f.join("t10k-labels-idx1-ubyte"), &tiny(10).to_bytes()[0]).unwrap());
+        assert!(text.contains("0x00000801 expected, 0x00000803 found"), "{text}");
+        let text =
+            error(|f| std::fs::write(f.join("t10k-labels-idx1-ubyte"), &tiny(9).to_bytes()[1]).unwrap());
+        assert!(text.contains("9 labels") && text.contains("10 images"), "{text}");
+        let text = error(|f| {
+            let mut bytes = tiny(10).to_bytes()[1].clone();
+            bytes.push(3);
+            std::fs::write(f.join("t10k-labels-idx1-ubyte"), bytes).unwrap();
+        });
+        assert!(text.contains("goes on after the 10 bytes"), "{text}");
+        let text = error(|f| {
+            let mut all = tiny(10);
+            all.labels[4] = 10;
+            std::fs::write(f.join("t10k-labels-idx1-ubyte"), &all.to_bytes()[1]).unwrap();
+        });
+        assert!(text.contains("label 10 of image 4"), "{text}");
+        let text = error(|f| {
+            let mut header = tiny(10).to_bytes()[0][..16].to_vec();
+            header[4..16].fill(0xff);
+            std::fs::write(f.join("t10k-images-idx3-ubyte.gz"), header).unwrap();
+        });
+        assert!(text.contains("impossible header"), "{text}");
+    }
+
+    #[test]
+    fn missing_files_come_with_the_remedy() {
+        let text = error(|f| std::fs::remove_file(f.join("t10k-labels-idx1-ubyte")).unwrap());
+        assert!(text.contains("t10k-labels-idx1-ubyte") && text.contains("not found"), "{text}");
+        let text = error(|f| std::fs::remove_file(f.join("train-images-idx3-ubyte.gz")).unwrap());
+        assert!(text.contains("http"), "{text}");
+    }
+}

@@ -1,0 +1,170 @@
+//! Which files belong to which class and split.
+
+use crate::decode::EXTENSIONS;
+use pauc_traits::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// Picture files, in order, with their labels.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    pub paths: Vec<PathBuf>,
+    pub labels: Option<Vec<u32>>,
+}
+
+/// What a folder holds.
+pub(super) struct Found {
+    pub train: Files,
+    pub test: Option<Files>,
+    pub classes: Vec<String>,
+    /// What a reader of the report should know.
+    pub notes: Vec<String>,
+}
+
+/// A class: its name, and its files in the order of their paths.
+type Class = (String, Vec<PathBuf>);
+
+/// How deep folders may lie in each other; a deeper one is a link that leads back.
+const DEPTH: usize = 32;
+
+pub(super) fn scan(root: &Path, test_fraction: f64) -> Result<Found> {
+    if !root.is_dir() {
+        let remedy = "give a folder of pictures, or of folders of pictures, as root".to_string();
+        return Err(Error::NotFound { path: root.to_path_buf(), remedy });
+    }
+    let mut ignored = 0;
+    let train = root.join("train");
+    let has_train = train.is_dir();
+    let (labelled, classes) = classes(if has_train { &train } else { root }, &mut ignored)?;
+    let names: Vec<String> = classes.iter().filter(|_| labelled).map(|c| c.0.clone()).collect();
+    let test_folder = ["val", "validation", "test"].map(|n| root.join(n)).into_iter().find(|p| p.is_dir());
+    let (train, test) = match test_folder.filter(|_| has_train) {
+        Some(folder) => {
+            let (test_labelled, test) = self::classes(&folder, &mut ignored)?;
+            if test_labelled != labelled {
+                let message =
+                    "one of the folders of training and test images has classes, the other has none";
+                return Err(Error::damaged(&folder, message));
+            }
+            let known = |c: &Class| !labelled || names.contains(&c.0);
+            if let Some((name, _)) = test.iter().find(|c| !known(c)) {
+                return Err(Error::damaged(
+                    folder.join(name),
+                    "this class has no training images; add some or remove it from the test images",
+                ));
+            }
+            (classes, test)
+        }
+        None => classes
+            .into_iter()
+            .map(|(name, files)| {
+                let (train, test) = split(root, files, test_fraction);
+                ((name.clone(), train), (name, test))
+            })
+            .unzip(),
+    };
+    let files = |classes: Vec<Class>| {
+        let label = |name: &String| names.iter().position(|n| n == name).unwrap_or(0) as u32;
+        let labels = classes.iter().flat_map(|(name, files)| std::iter::repeat_n(label(name), files.len()));
+        let labels = labelled.then(|| labels.collect());
+        Files { labels, paths: classes.into_iter().flat_map(|(_, files)| files).collect() }
+    };
+    let (train, test) = (files(train), files(test));
+    let notes = if ignored > 0 { vec![format!("{ignored} other files passed over")] } else { Vec::new() };
+    Ok(Found { train, test: (!test.paths.is_empty()).then_some(test), classes: names, notes })
+}
+
+/// The classes of a folder, sorted by name, and whether they are any: files without folders are one class.
+fn classes(folder: &Path, ignored: &mut usize) -> Result<(bool, Vec<Class>)> {
+    let mut loose = Vec::new();
+    let mut classes = Vec::new();
+    for path in entries(folder)? {
+        if path.is_dir() {
+            let mut files = Vec::new();
+            collect(&path, DEPTH, &mut files, ignored)?;
+            files.sort();
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            if !files.is_empty() {
+                classes.push((name, files));
+            }
+        } else if is_picture(&path) {
+            loose.push(path);
+        } else {
+            *ignored += 1;
+        }
+    }
+    match (loose.len(), classes.len()) {
+        (0, 0) => Err(Error::damaged(
+            folder,
+            format!("has no pictures: no files ending in {}", EXTENSIONS.join(", ")),
+        )),
+        (_, 0) => {
+            loose.sort();
+            Ok((false, vec![(String::new(), loose)]))
+        }
+        (0, _) => {
+            classes.sort();
+            Ok((true, classes))
+        }
+        (n, m) => Err(Error::damaged(
+            folder,
+            format!(
+                "has {n} pictures beside {m} folders of pictures: move them into folders, or the folders elsewhere"
+            ),
+        )),
+    }
+}
+
+/// The entries of a folder that are not hidden.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let entry = entry.map_err(|e| Error::io(folder, e))?;
+        if !entry.file_name().to_string_lossy().starts_with('.') {
+            paths.push(entry.path());
+        }
+    }
+    Ok(paths)
+}
+
+fn collect(folder: &Path, depth: usize, files: &mut Vec<PathBuf>, ignored: &mut usize) -> Result<()> {
+    if depth == 0 {
+        return Err(Error::damaged(
+            folder,
+            format!("lies more than {DEPTH} folders deep: does a link lead back?"),
+        ));
+    }
+    for path in entries(folder)? {
+        if path.is_dir() {
+            collect(&path, depth - 1, files, ignored)?;
+        } else if is_picture(&path) {
+            files.push(path);
+        } else {
+            *ignored += 1;
+        }
+    }
+    Ok(())
+}
+
+fn is_picture(path: &Path) -> bool {
+    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+    extension.is_some_and(|e| EXTENSIONS.contains(&&*e))
+}
+
+/// Keeps ⌊fraction·n + ½⌋ of a class for testing: those whose relative paths have the smallest hashes, so that new
+/// files move few of the old ones from one part to the other.
+fn split(root: &Path, files: Vec<PathBuf>, fraction: f64) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let hash = |path: &PathBuf| {
+        let relative = path.strip_prefix(root).unwrap_or(path);
+        let parts = relative.components().map(|c| c.as_os_str().to_string_lossy().into_owned());
+        *blake3::hash(parts.collect::<Vec<_>>().join("/").as_bytes()).as_bytes()
+    };
+    let mut hashes: Vec<[u8; 32]> = files.iter().map(hash).collect();
+    let own = hashes.clone();
+    hashes.sort_unstable();
+    let tests = (fraction * files.len() as f64 + 0.5) as usize;
+    let limit = hashes.get(tests); // the first hash that stays; none if all go
+    let paired: Vec<_> = files.into_iter().zip(own).collect();
+    let (test, train): (Vec<_>, Vec<_>) = paired.into_iter().partition(|(_, h)| limit.is_none_or(|l| h < l));
+    let paths = |pairs: Vec<(PathBuf, [u8; 32])>| pairs.into_iter().map(|p| p.0).collect();
+    (paths(train), paths(test))
+}

@@ -1,0 +1,143 @@
+use super::*;
+use std::path::Path;
+
+/// A PNG of one colour.
+fn picture(path: &Path, height: u32, width: u32, value: u8) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let picture = image::RgbImage::from_pixel(width, height, image::Rgb([value, 0, 255 - value]));
+    picture.save_with_format(path, image::ImageFormat::Png).unwrap();
+}
+
+fn dataset() -> ImageFolder {
+    ImageFolder {
+        root: ".".into(),
+        test_fraction: UnitInterval::lit(0.25),
+        on_error: OnError::Fail,
+        shorter_side: None,
+        cache: 1,
+        pixel_limit: Count::lit(10_000),
+    }
+}
+
+/// Without images kept for testing.
+fn whole() -> ImageFolder {
+    ImageFolder { test_fraction: UnitInterval::lit(0.0), ..dataset() }
+}
+
+fn open(root: &Path, dataset: ImageFolder) -> Result<Splits> {
+    dataset.open(&Place { base: root.to_path_buf() })
+}
+
+fn first_values(source: &dyn ImageSource) -> Vec<u8> {
+    (0..source.len()).map(|i| source.image(i).unwrap().pixels[0]).collect()
+}
+
+#[test]
+fn train_and_val_folders_are_the_splits() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |p: &str| folder.path().join(p);
+    picture(&at("train/cat/b.PNG"), 4, 6, 2);
+    picture(&at("train/cat/a.jpeg"), 4, 6, 1); // the content decides, not the name
+    picture(&at("train/ant/deep/er/c.png"), 4, 6, 3);
+    picture(&at("val/cat/d.png"), 4, 6, 4);
+    std::fs::write(at("train/ant/notes.txt"), "no picture").unwrap();
+    std::fs::write(at("train/cat/.hidden.png"), "no picture").unwrap();
+    let splits = open(folder.path(), dataset()).unwrap();
+    assert_eq!(splits.classes, ["ant", "cat"]);
+    assert_eq!(first_values(&*splits.train), [3, 1, 2]);
+    assert_eq!(splits.train.labels().unwrap(), [0, 1, 1]);
+    let test = splits.test.unwrap();
+    assert_eq!((first_values(&*test), test.labels().unwrap()), (vec![4], &[1][..]));
+    assert_eq!(splits.train.shape().unwrap().width, 6);
+    assert!(splits.description.ends_with("1 other files passed over"), "{}", splits.description);
+    let mean = (1.0 + 2.0 + 3.0) / 3.0 / 255.0;
+    assert!(
+        (splits.statistics[0].0 - mean).abs() < 1e-6 && (splits.statistics[2].0 - (1.0 - mean)).abs() < 1e-6
+    );
+    picture(&at("val/dog/e.png"), 4, 6, 4);
+    let text = open(folder.path(), dataset()).err().unwrap().to_string();
+    assert!(text.contains("dog") && text.contains("no training images"), "{text}");
+}
+
+#[test]
+fn without_such_folders_a_share_of_each_class_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    for class in ["a", "b"] {
+        (0..12)
+            .for_each(|i| picture(&folder.path().join(format!("{class}/{i}.png")), 3, 3 + i / 11, i as u8));
+    }
+    let splits = open(folder.path(), dataset()).unwrap();
+    let (train, test) = (&splits.train, splits.test.as_ref().unwrap());
+    assert_eq!((train.len(), test.len()), (18, 6));
+    assert_eq!(test.labels().unwrap(), [0, 0, 0, 1, 1, 1]);
+    assert_eq!(train.shape(), None, "one is wider");
+    let mut all = first_values(&**train);
+    all.extend(first_values(&**test));
+    all.sort_unstable();
+    assert!(all.iter().copied().eq((0..24).map(|i| i / 2)));
+    // A new file moves at most one old one.
+    let before = first_values(&**test);
+    picture(&folder.path().join("a/new.png"), 3, 3, 99);
+    let after = first_values(&**open(folder.path(), dataset()).unwrap().test.as_ref().unwrap());
+    assert!(before.iter().filter(|v| !after.contains(v)).count() <= 1, "{before:?} {after:?}");
+    assert!(open(folder.path(), whole()).unwrap().test.is_none());
+}
+
+#[test]
+fn a_flat_folder_has_no_labels() {
+    let folder = tempfile::tempdir().unwrap();
+    (0..4).for_each(|i| picture(&folder.path().join(format!("{i}.png")), 3, 3, i));
+    let splits = open(folder.path(), dataset()).unwrap();
+    assert_eq!((splits.train.len(), splits.train.labels(), splits.classes.len()), (3, None, 0));
+    picture(&folder.path().join("more/5.png"), 3, 3, 5);
+    let text = open(folder.path(), dataset()).err().unwrap().to_string();
+    assert!(text.contains("4 pictures beside 1 folders"), "{text}");
+}
+
+#[test]
+fn unreadable_pictures_stop_or_are_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    (0..8).for_each(|i| picture(&folder.path().join(format!("train/a/{i}.png")), 3, 3, i));
+    for name in ["3.png", "5.png"] {
+        std::fs::write(folder.path().join("train/a").join(name), b"\x89PNG\r\n\x1a\n").unwrap();
+    }
+    let text = open(folder.path(), whole()).err().unwrap().to_string();
+    assert!(text.contains("3.png: cannot be read"), "{text}");
+    let skip = |n| ImageFolder { on_error: OnError::Skip(n), ..whole() };
+    let splits = open(folder.path(), skip(2)).unwrap();
+    assert_eq!(first_values(&*splits.train), [0, 1, 2, 4, 6, 7]);
+    assert_eq!(splits.train.labels().unwrap(), [0; 6]);
+    assert!(splits.description.contains("2 unreadable pictures left out"), "{}", splits.description);
+    let text = open(folder.path(), skip(1)).err().unwrap().to_string();
+    assert!(text.contains("2 pictures cannot be read, more than on_error: Skip(1)"), "{text}");
+}
+
+#[test]
+fn large_pictures_are_refused_or_shrunk_and_memory_is_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    (0..3).for_each(|i| picture(&folder.path().join(format!("train/a/{i}.png")), 40, 80, i));
+    let small = ImageFolder { pixel_limit: Count::lit(3199), ..whole() };
+    let text = open(folder.path(), small).err().unwrap().to_string();
+    assert!(text.contains("40×80 pixels, more than the limit of 3199"), "{text}");
+    let shrunk = ImageFolder { shorter_side: Some(Count::lit(10)), ..whole() };
+    let splits = open(folder.path(), shrunk).unwrap();
+    assert_eq!(splits.train.shape().unwrap().to_string(), "10×20×3");
+    assert_eq!(splits.train.image(1).unwrap().shape.width, 20);
+    // Kept images are lent, the others owned: 80·40·3 bytes are 9.4 KiB each.
+    let borrowed = |splits: &Splits| {
+        let lent =
+            |i: &usize| matches!(splits.train.image(*i).unwrap().pixels, std::borrow::Cow::Borrowed(_));
+        (0..3).filter(lent).count()
+    };
+    assert_eq!(borrowed(&open(folder.path(), whole()).unwrap()), 3);
+    assert_eq!(borrowed(&open(folder.path(), ImageFolder { cache: 0, ..whole() }).unwrap()), 0);
+}
+
+#[test]
+fn a_missing_or_empty_folder_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = open(&folder.path().join("none"), dataset()).err().unwrap().to_string();
+    assert!(text.contains("none") && text.contains("not found"), "{text}");
+    let text = open(folder.path(), whole()).err().unwrap().to_string();
+    assert!(text.contains("has no pictures"), "{text}");
+}

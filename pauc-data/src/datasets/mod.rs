@@ -1,0 +1,66 @@
+//! Datasets, one file each, and the formats they share.
+
+pub mod cifar;
+pub mod cifar10;
+pub mod cifar100;
+pub mod fashion_mini;
+pub mod fashion_mnist;
+pub mod idx;
+pub mod image_folder;
+pub mod mnist;
+pub mod shapes;
+
+pub use cifar10::Cifar10;
+pub use cifar100::{Cifar100, Granularity};
+pub use fashion_mini::FashionMini;
+pub use fashion_mnist::FashionMnist;
+pub use image_folder::{ImageFolder, OnError};
+pub use mnist::Mnist;
+pub use shapes::Shapes;
+
+use crate::MemoryImages;
+use pauc_traits::dataset::Splits;
+use pauc_traits::{Error, Result};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Splits of images in memory, with the statistics of the training images.
+fn splits(
+    train: MemoryImages,
+    test: Option<MemoryImages>,
+    classes: Vec<String>,
+    description: String,
+) -> Splits {
+    let statistics = train.statistics();
+    let test = test.map(|t| Arc::new(t) as Arc<_>);
+    Splits { train: Arc::new(train), test, classes, statistics, description }
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|n| n.to_string()).collect()
+}
+
+/// The error of a file that cannot be opened: [`Error::NotFound`] with a remedy if it is not there.
+fn cannot_open(path: &Path, error: std::io::Error, remedy: &str) -> Error {
+    if error.kind() == std::io::ErrorKind::NotFound {
+        Error::NotFound { path: path.to_path_buf(), remedy: remedy.to_string() }
+    } else {
+        Error::io(path, error)
+    }
+}
+
+/// The first of `root` and its subfolders `below` that `has` what is looked for.
+///
+/// # Errors
+/// [`Error::NotFound`] for `root` if none has.
+fn find_folder(
+    root: &Path,
+    below: &[&str],
+    has: impl Fn(&Path) -> bool,
+    remedy: &str,
+) -> Result<std::path::PathBuf> {
+    let mut candidates = std::iter::once(root.to_path_buf()).chain(below.iter().map(|b| root.join(b)));
+    candidates
+        .find(|c| has(c))
+        .ok_or_else(|| Error::NotFound { path: root.to_path_buf(), remedy: remedy.to_string() })
+}

@@ -1,0 +1,242 @@
+//! Picture files to pixels.
+
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+use pauc_traits::{Error, Image, ImageShape, Result};
+use std::io::Cursor;
+use std::panic::catch_unwind;
+use std::path::Path;
+use zune_core::bytestream::ZCursor;
+use zune_core::colorspace::ColorSpace;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
+
+/// The endings of file names that [`decode`] reads, in lower case.
+pub const EXTENSIONS: [&str; 8] = ["bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "png", "webp"];
+
+/// Decodes a JPEG, PNG, WebP, BMP or GIF file's `bytes` to RGB; the content decides on the format, not the name.
+///
+/// The orientation that a camera noted is applied. Grey, CMYK and palette images become RGB, transparency is
+/// dropped, 16 bits become 8, and of an animation the first picture is taken.
+///
+/// # Errors
+/// [`Error::Damaged`] with the decoder's reason if the picture cannot be decoded, is of another format, or has more
+/// than `limit` pixels; nothing of that size is allocated then.
+pub fn decode(bytes: &[u8], limit: usize, path: &Path) -> Result<Image<'static>> {
+    guarded(path, || {
+        let picture = match format(bytes)? {
+            ImageFormat::Jpeg => jpeg(bytes, limit)?,
+            other => general(bytes, other, limit)?,
+        };
+        let rgb = picture.into_rgb8();
+        let shape = ImageShape { height: rgb.height() as usize, width: rgb.width() as usize, channels: 3 };
+        Ok(Image::new(shape, rgb.into_raw()))
+    })
+}
+
+/// Height and width of a picture as [`decode`] returns it, from its header alone.
+///
+/// # Errors
+/// As [`decode`], as far as the header tells.
+pub fn dimensions(bytes: &[u8], limit: usize, path: &Path) -> Result<(usize, usize)> {
+    guarded(path, || {
+        let (size, orientation) = match format(bytes)? {
+            ImageFormat::Jpeg => {
+                let (_, size, orientation) = jpeg_header(bytes, limit)?;
+                (size, orientation)
+            }
+            other => {
+                let (decoder, orientation) = open(bytes, other, limit)?;
+                let (width, height) = decoder.dimensions();
+                ((height as usize, width as usize), orientation)
+            }
+        };
+        Ok(if turns(orientation) { (size.1, size.0) } else { size })
+    })
+}
+
+/// Runs a decoder; its reason, or the panic of a decoder that a file found a bug in, becomes an error about `path`.
+fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T, String>) -> Result<T> {
+    let outcome = catch_unwind(std::panic::AssertUnwindSafe(work));
+    let reason = match outcome {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(reason)) => reason,
+        Err(_) => "the decoder failed on it".to_string(),
+    };
+    Err(Error::damaged(path, format!("cannot be read as a picture: {reason}; repair or remove the file")))
+}
+
+fn format(bytes: &[u8]) -> Result<ImageFormat, String> {
+    match image::guess_format(bytes) {
+        Ok(format) => Ok(format),
+        Err(_) if bytes.is_empty() => Err("it is empty".to_string()),
+        Err(_) => Err("it is no JPEG, PNG, WebP, BMP or GIF file".to_string()),
+    }
+}
+
+/// Whether height and width change places.
+fn turns(orientation: Orientation) -> bool {
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    matches!(orientation, Rotate90 | Rotate90FlipH | Rotate270 | Rotate270FlipH)
+}
+
+fn check(height: usize, width: usize, limit: usize) -> Result<(), String> {
+    if height == 0 || width == 0 {
+        return Err(format!("it has {height}×{width} pixels"));
+    }
+    match height.checked_mul(width) {
+        Some(pixels) if pixels <= limit => Ok(()),
+        _ => Err(format!("it has {height}×{width} pixels, more than the limit of {limit}")),
+    }
+}
+
+/// What the decoder says, without the quotes that it puts around some of its texts.
+fn reason(error: zune_jpeg::errors::DecodeErrors) -> String {
+    error.to_string().replace("\\n", " ").trim_matches(|c: char| c == '"' || c.is_whitespace()).to_string()
+}
+
+type Jpeg<'a> = JpegDecoder<ZCursor<&'a [u8]>>;
+
+fn jpeg_header(bytes: &[u8], limit: usize) -> Result<(Jpeg<'_>, (usize, usize), Orientation), String> {
+    let options = DecoderOptions::default()
+        .set_strict_mode(true) // else what is missing or damaged comes out grey, without a word
+        .set_max_width(usize::MAX)
+        .set_max_height(usize::MAX)
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(reason)?;
+    let (width, height) = decoder.dimensions().ok_or("it has no size")?;
+    check(height, width, limit)?;
+    let orientation = decoder.exif().and_then(|e| Orientation::from_exif_chunk(e));
+    Ok((decoder, (height, width), orientation.unwrap_or(Orientation::NoTransforms)))
+}
+
+fn jpeg(bytes: &[u8], limit: usize) -> Result<DynamicImage, String> {
+    let (mut decoder, (height, width), orientation) = jpeg_header(bytes, limit)?;
+    let pixels = decoder.decode().map_err(reason)?;
+    let rgb = RgbImage::from_raw(width as u32, height as u32, pixels).ok_or("it ends early")?;
+    let mut picture = DynamicImage::from(rgb);
+    picture.apply_orientation(orientation);
+    Ok(picture)
+}
+
+fn open(bytes: &[u8], format: ImageFormat, limit: usize) -> Result<(impl ImageDecoder, Orientation), String> {
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut limits = Limits::default();
+    // Eight bytes for a pixel of 16-bit RGBA, and as much again for the decoder's own buffers.
+    limits.max_alloc = Some((limit as u64).saturating_mul(16).max(1 << 20));
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(|e| e.to_string())?;
+    let (width, height) = decoder.dimensions();
+    check(height as usize, width as usize, limit)?;
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    Ok((decoder, orientation))
+}
+
+fn general(bytes: &[u8], format: ImageFormat, limit: usize) -> Result<DynamicImage, String> {
+    let (decoder, orientation) = open(bytes, format, limit)?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
+    picture.apply_orientation(orientation);
+    Ok(picture)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    fn colours() -> RgbImage {
+        RgbImage::from_fn(7, 5, |x, y| image::Rgb([x as u8 * 30, y as u8 * 50, 128]))
+    }
+
+    #[test]
+    fn lossless_formats_come_back() {
+        let picture = DynamicImage::from(colours());
+        for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::WebP] {
+            let bytes = encoded(&picture, format);
+            let image = decode(&bytes, 35, Path::new("a")).unwrap();
+            assert_eq!(*image.pixels, *colours().as_raw(), "{format:?}");
+            assert_eq!(dimensions(&bytes, 35, Path::new("a")).unwrap(), (5, 7));
+            let text = decode(&bytes, 34, Path::new("a.png")).unwrap_err().to_string();
+            assert!(
+                text.contains("a.png") && text.contains("5×7 pixels, more than the limit of 34"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn grey_wide_and_transparent_pictures_become_rgb() {
+        let grey = DynamicImage::from(colours()).into_luma8();
+        let image = decode(&encoded(&grey.clone().into(), ImageFormat::Png), 99, Path::new("a")).unwrap();
+        assert!(image.pixels.as_chunks::<3>().0.iter().zip(grey.iter()).all(|(p, g)| *p == [*g; 3]));
+        let wide = DynamicImage::from(colours()).into_rgb16();
+        let image = decode(&encoded(&wide.into(), ImageFormat::Png), 99, Path::new("a")).unwrap();
+        assert_eq!(*image.pixels, *colours().as_raw());
+        let mut alpha = DynamicImage::from(colours()).into_rgba8();
+        alpha.pixels_mut().for_each(|p| p.0[3] = 7);
+        let image = decode(&encoded(&alpha.into(), ImageFormat::Png), 99, Path::new("a")).unwrap();
+        assert_eq!(*image.pixels, *colours().as_raw());
+    }
+
+    /// A 16×8 JPEG, left half dark and right half bright, with or without an orientation.
+    fn photograph(orientation: Option<u8>) -> Vec<u8> {
+        let plain = include_bytes!("../tests/golden/halves.jpg").to_vec();
+        let Some(orientation) = orientation else { return plain };
+        let mut exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
+        exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
+        let mut bytes = plain[..2].to_vec();
+        bytes.extend([0xff, 0xe1]);
+        bytes.extend((exif.len() as u16 + 2).to_be_bytes());
+        bytes.extend(exif);
+        bytes.extend(&plain[2..]);
+        bytes
+    }
+
+    #[test]
+    fn the_cameras_orientation_is_applied() {
+        for orientation in [None, Some(1), Some(3), Some(6), Some(8)] {
+            let bytes = photograph(orientation);
+            let image = decode(&bytes, 128, Path::new("a")).unwrap();
+            let size = (image.shape.height, image.shape.width);
+            assert_eq!(dimensions(&bytes, 128, Path::new("a")).unwrap(), size);
+            // Where the bright half is: right, left (turned by 180°), below (by 90°), above (by 270°).
+            let at = |y: usize, x: usize| image.pixels[(y * size.1 + x) * 3] > 128;
+            let corners = [at(0, 0), at(0, size.1 - 1), at(size.0 - 1, 0)];
+            let (want, wanted_size) = match orientation {
+                Some(3) => ([true, false, true], (8, 16)),
+                Some(6) => ([false, false, true], (16, 8)),
+                Some(8) => ([true, true, false], (16, 8)),
+                _ => ([false, true, false], (8, 16)),
+            };
+            assert_eq!((corners, size), (want, wanted_size), "{orientation:?}");
+        }
+    }
+
+    #[test]
+    fn damage_is_an_error_wherever_it_is() {
+        let photograph = photograph(None);
+        let png = encoded(&colours().into(), ImageFormat::Png);
+        for whole in [&photograph, &png] {
+            for end in 0..whole.len() - 12 {
+                let result = decode(&whole[..end], 1000, Path::new("cut.jpg"));
+                assert!(result.unwrap_err().to_string().starts_with("cut.jpg: cannot be read"), "{end}");
+            }
+            for at in 0..whole.len() {
+                // Any single damaged byte: a picture or an error, but no panic.
+                let mut bytes = whole.clone();
+                bytes[at] ^= 0x55;
+                drop(decode(&bytes, 1000, Path::new("a")));
+                drop(dimensions(&bytes, 1000, Path::new("a")));
+            }
+        }
+        let text = decode(b"<html>", 9, Path::new("a.jpg")).unwrap_err().to_string();
+        assert!(text.contains("no JPEG, PNG, WebP, BMP or GIF"), "{text}");
+        assert!(decode(b"", 9, Path::new("a.jpg")).unwrap_err().to_string().contains("empty"));
+    }
+}

@@ -1,0 +1,27 @@
+//! Datasets, views and the loader of pauc.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`datasets`] | datasets, one file each |
+//! | [`memory`], [`decode`] | images in memory, picture files to pixels |
+//! | [`views`] | augmentations, one file each |
+//! | [`pixels`] | what they do to pixels |
+//! | [`pipeline`] | a recipe's views, from an image to normalised numbers |
+//! | [`loader`] | batches of views, prepared in the background |
+//! | [`contact_sheet`](mod@contact_sheet) | many images on one picture |
+
+pub mod contact_sheet;
+pub mod datasets;
+pub mod decode;
+pub mod interval;
+pub mod loader;
+pub mod memory;
+pub mod pipeline;
+pub mod pixels;
+pub mod views;
+
+pub use contact_sheet::contact_sheet;
+pub use interval::Interval;
+pub use loader::{Batches, ImageBatch, Loader, LoaderOptions, Order};
+pub use memory::MemoryImages;
+pub use pipeline::{ViewPipeline, ViewSpec};

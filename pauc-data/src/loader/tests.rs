@@ -1,0 +1,183 @@
+use super::*;
+use crate::MemoryImages;
+use pauc_traits::open_set::options;
+use pauc_traits::{Image, ImageShape};
+
+const SHAPE: ImageShape = ImageShape { height: 6, width: 6, channels: 3 };
+const VIEWS: &str = "[(count: 2, ops: [RandomResizedCrop(size: 4), HorizontalFlip(), ColorJitter(), GaussianBlur()]), \
+                     (count: 1, ops: [])]";
+
+fn images(count: usize) -> MemoryImages {
+    let pixels = (0..count * SHAPE.len()).map(|i| (i * 7919 % 251) as u8).collect();
+    MemoryImages::new(SHAPE, pixels, Some((0..count as u32).map(|i| i % 3).collect())).unwrap()
+}
+
+fn pipeline(text: &str) -> ViewPipeline {
+    let specs: Vec<crate::ViewSpec> = options().from_str(text).unwrap();
+    ViewPipeline::training(&specs, Some(SHAPE), &[(0.5, 0.25); 3]).unwrap()
+}
+
+fn loader(count: usize, batch: usize, order: Order, threads: usize, prefetch: usize) -> Loader {
+    let options = LoaderOptions { batch: Count::try_from(batch).unwrap(), seed: 3, order, threads, prefetch };
+    Loader::new(Arc::new(images(count)), pipeline(VIEWS), options).unwrap()
+}
+
+fn all(batches: Batches) -> Vec<ImageBatch> {
+    batches.map(|b| b.unwrap()).collect()
+}
+
+#[test]
+fn the_number_of_threads_does_not_show() {
+    let reference = all(loader(23, 4, Order::Shuffled, 0, 1).batches(2..14));
+    assert_eq!(reference.len(), 12);
+    for (threads, prefetch) in [(1, 1), (1, 3), (2, 1), (4, 8), (7, 2)] {
+        assert!(
+            all(loader(23, 4, Order::Shuffled, threads, prefetch).batches(2..14)) == reference,
+            "{threads}"
+        );
+    }
+    let places: Vec<_> = reference.iter().map(|b| (b.epoch, b.step)).collect();
+    assert_eq!(places[..4], [(0, 2), (0, 3), (0, 4), (1, 0)], "23 images are 5 steps of 4 each");
+}
+
+#[test]
+fn an_epoch_can_go_on_anywhere() {
+    let loader = loader(23, 4, Order::Shuffled, 2, 2);
+    let whole = all(loader.epoch(1, 0));
+    assert_eq!(all(loader.epoch(1, 3)), whole[3..]);
+    assert_eq!(loader.epoch(1, 5).count(), 0);
+    assert_eq!(loader.epoch(1, 2).len(), 3);
+}
+
+#[test]
+fn training_epochs_are_permutations_that_differ() {
+    let loader = loader(23, 4, Order::Shuffled, 1, 2);
+    let (first, second) = (loader.order(0), loader.order(1));
+    assert_ne!(first, second);
+    for order in [&first, &second] {
+        let mut sorted = order.to_vec();
+        sorted.sort_unstable();
+        assert!(sorted.iter().copied().eq(0..23));
+    }
+    let seen: Vec<u64> = all(loader.epoch(0, 0)).into_iter().flat_map(|b| b.ids).collect();
+    assert!(seen.iter().copied().eq(first.iter().take(20).map(|i| u64::from(*i))));
+}
+
+#[test]
+fn every_order_is_equally_likely() {
+    // Where sample 0 lands over many epochs: 6 places, 6000 draws, mean 1000, deviation 29.
+    let loader = loader(6, 2, Order::Shuffled, 0, 1);
+    let mut places = [0; 6];
+    for epoch in 0..6000 {
+        places[loader.order(epoch).iter().position(|i| *i == 0).unwrap()] += 1;
+    }
+    assert!(places.iter().all(|n| (880..1120).contains(n)), "{places:?}");
+}
+
+#[test]
+fn evaluation_sees_every_image_once_in_order() {
+    let loader = loader(10, 4, Order::Sequential, 2, 2);
+    let batches = all(loader.epoch(0, 0));
+    assert_eq!(batches.iter().map(|b| b.ids.len()).collect::<Vec<_>>(), [4, 4, 2]);
+    assert!(batches.iter().flat_map(|b| b.ids.clone()).eq(0..10));
+    assert_eq!(batches[1].labels.as_deref(), Some(&[1, 2, 0, 1][..]));
+    let plain = &batches[1].views[2];
+    let images = images(10);
+    let pixels = images.image(4).unwrap();
+    let want: Vec<f32> = pixels.pixels.iter().map(|p| (f32::from(*p) / 255.0 - 0.5) / 0.25).collect();
+    assert!(plain.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-5));
+}
+
+#[test]
+fn views_depend_on_sample_epoch_and_view_only() {
+    let loader = loader(23, 4, Order::Shuffled, 0, 1);
+    let a = loader.batch(2, &[5, 9]).unwrap();
+    let b = loader.batch(2, &[9]).unwrap();
+    assert_eq!(a.views[0][48..], b.views[0]);
+    assert_ne!(b.views[0], b.views[1]);
+    assert_ne!(b.views[0], loader.batch(3, &[9]).unwrap().views[0]);
+}
+
+#[test]
+fn an_image_of_another_shape_is_named() {
+    let other = ImageShape { height: 5, ..SHAPE };
+    let source = MemoryImages::new(other, vec![0; 2 * other.len()], None).unwrap();
+    let options = LoaderOptions::evaluation(Count::lit(1));
+    let loader = Loader::new(Arc::new(source), pipeline("[(count: 1, ops: [])]"), options).unwrap();
+    let text = loader.epoch(0, 1).next().unwrap().unwrap_err().to_string();
+    assert!(text.starts_with("image 1, view 0: the image came out as 5×6×3"), "{text}");
+}
+
+/// Fails or panics at one image.
+struct Broken(MemoryImages, bool);
+
+impl ImageSource for Broken {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    fn shape(&self) -> Option<ImageShape> {
+        self.0.shape()
+    }
+    fn image(&self, index: usize) -> Result<Image<'_>> {
+        match index {
+            7 if self.1 => panic!("no image {index}"),
+            7 => Err(Error::damaged("7.jpg", "is no picture")),
+            _ => self.0.image(index),
+        }
+    }
+    fn labels(&self) -> Option<&[u32]> {
+        None
+    }
+}
+
+#[test]
+fn errors_and_panics_come_out_in_their_place() {
+    for (panics, expected) in
+        [(false, "7.jpg: is no picture"), (true, "panicked in step 1 of epoch 0: no image 7")]
+    {
+        for threads in [0, 2] {
+            let options = LoaderOptions { threads, ..LoaderOptions::evaluation(Count::lit(4)) };
+            let source = Arc::new(Broken(images(10), panics));
+            let loader = Loader::new(source, pipeline(VIEWS), options).unwrap();
+            let results: Vec<_> = loader.epoch(0, 0).collect();
+            assert!(results[0].is_ok() && results[2].is_ok());
+            assert!(results[1].as_ref().unwrap_err().to_string().contains(expected));
+        }
+    }
+}
+
+#[test]
+fn preparation_stays_bounded_and_stops_when_dropped() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    struct Counting(MemoryImages, Arc<AtomicUsize>);
+    impl ImageSource for Counting {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn shape(&self) -> Option<ImageShape> {
+            self.0.shape()
+        }
+        fn image(&self, index: usize) -> Result<Image<'_>> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            self.0.image(index)
+        }
+        fn labels(&self) -> Option<&[u32]> {
+            None
+        }
+    }
+    let count = Arc::new(AtomicUsize::new(0));
+    let options = LoaderOptions { threads: 3, prefetch: 2, ..LoaderOptions::evaluation(Count::lit(1)) };
+    let source = Arc::new(Counting(images(1000), count.clone()));
+    let mut batches = Loader::new(source, pipeline(VIEWS), options).unwrap().epoch(0, 0);
+    (0..10).for_each(|_| assert!(batches.next().unwrap().is_ok()));
+    drop(batches);
+    // 10 handed out, at most 2 ahead of the next.
+    assert!((10..=12).contains(&count.load(Ordering::SeqCst)), "{count:?}");
+}
+
+#[test]
+fn a_batch_larger_than_the_training_set_is_refused() {
+    let options = LoaderOptions::training(Count::lit(11), 0);
+    let text = Loader::new(Arc::new(images(10)), pipeline(VIEWS), options).err().unwrap().to_string();
+    assert!(text.contains("11 is more than the 10 training images"), "{text}");
+}

@@ -1,0 +1,236 @@
+//! From an image to the normalised numbers that an encoder reads.
+
+use pauc_traits::dataset::Augmentation;
+use pauc_traits::registry::kind;
+use pauc_traits::rng::Stream;
+use pauc_traits::{Configured, Count, Error, Image, ImageShape, Result, component};
+use std::sync::Arc;
+
+component! {
+    /// Views of one recipe: how many, and what each goes through.
+    pub struct ViewSpec {
+        /// The number of views that are made this way.
+        pub count: Count = Count::lit(2),
+        /// The steps, in order.
+        pub ops: Vec<Configured<kind::Augmentation>>,
+    }
+}
+
+/// One view's steps and the shape that they end with.
+#[derive(Clone, Debug)]
+struct View {
+    ops: Vec<Arc<dyn Augmentation>>,
+    shape: ImageShape,
+}
+
+/// Turns images into views: augmented, normalised, `f32`, channels last.
+///
+/// A pixel v of channel c becomes (v/255 − mean_c)/deviation_c with the dataset's statistics.
+#[derive(Clone, Debug)]
+pub struct ViewPipeline {
+    views: Vec<View>,
+    /// 1/(255·deviation) and −mean/deviation of each channel.
+    normal: Vec<(f32, f32)>,
+}
+
+impl ViewPipeline {
+    /// The views of a recipe, for images of shape `input` (`None`: of several sizes, RGB) with the dataset's
+    /// `statistics`.
+    ///
+    /// # Errors
+    /// If there are no views, a step cannot work on such images, the size of a view is not known, or there are not
+    /// as many statistics as channels.
+    pub fn training(
+        specs: &[ViewSpec],
+        input: Option<ImageShape>,
+        statistics: &[(f32, f32)],
+    ) -> Result<Self> {
+        let ops = |spec: &ViewSpec| spec.ops.iter().map(|op| op.value.clone()).collect::<Vec<_>>();
+        let views = specs.iter().flat_map(|s| std::iter::repeat_n(ops(s), s.count.get()));
+        Self::new(views.collect(), input, statistics)
+    }
+
+    /// The one deterministic view of evaluation: what the steps of the first view become in it.
+    ///
+    /// # Errors
+    /// As [`ViewPipeline::training`].
+    pub fn evaluation(
+        specs: &[ViewSpec],
+        input: Option<ImageShape>,
+        statistics: &[(f32, f32)],
+    ) -> Result<Self> {
+        let ops = specs.iter().take(1).flat_map(|s| &s.ops).filter_map(|op| op.evaluation()).map(Arc::from);
+        Self::new(vec![ops.collect()], input, statistics)
+    }
+
+    fn new(
+        views: Vec<Vec<Arc<dyn Augmentation>>>,
+        input: Option<ImageShape>,
+        statistics: &[(f32, f32)],
+    ) -> Result<Self> {
+        if views.is_empty() {
+            return Err(Error::config("views: there are none; write views: [(count: 2, ops: [...])]"));
+        }
+        let mut checked = Vec::with_capacity(views.len());
+        for ops in views {
+            let mut shape = input;
+            for op in &ops {
+                shape = op.output(shape)?;
+            }
+            let shape = shape.ok_or_else(|| {
+                Error::config(
+                    "views: the images differ in size and no step gives them one; add RandomResizedCrop, Resize or \
+                     CenterCrop",
+                )
+            })?;
+            if shape.channels != statistics.len() {
+                return Err(Error::config(format!(
+                    "views: images of {shape} have {} channels, but the dataset has statistics of {}",
+                    shape.channels,
+                    statistics.len()
+                )));
+            }
+            checked.push(View { ops, shape });
+        }
+        let normal = statistics.iter().map(|&(mean, deviation)| {
+            // A channel without any contrast is centred and left at its scale.
+            let deviation = if deviation > 0.0 { deviation } else { 1.0 };
+            (1.0 / (255.0 * deviation), -mean / deviation)
+        });
+        Ok(ViewPipeline { views: checked, normal: normal.collect() })
+    }
+
+    /// The number of views.
+    pub fn len(&self) -> usize {
+        self.views.len()
+    }
+
+    /// Whether there are none; never true.
+    pub fn is_empty(&self) -> bool {
+        self.views.is_empty()
+    }
+
+    /// The shape of view `view`.
+    pub fn shape(&self, view: usize) -> ImageShape {
+        self.views[view].shape
+    }
+
+    /// Writes view `view` of an image to `out`, which has the length of the view's shape.
+    ///
+    /// # Errors
+    /// If the image does not come out with the view's shape: it is not of the dataset's shape.
+    pub fn apply(&self, image: Image<'_>, view: usize, rng: &mut Stream, out: &mut [f32]) -> Result<()> {
+        let View { ops, shape } = &self.views[view];
+        let image = self.augment(image, view, rng);
+        if image.shape != *shape || out.len() != shape.len() {
+            return Err(Error::shape(
+                format!("view {view}"),
+                format!(
+                    "the image came out as {} after {} steps, but {shape} was expected",
+                    image.shape,
+                    ops.len()
+                ),
+            ));
+        }
+        self.normalise(&image.pixels, out);
+        Ok(())
+    }
+
+    /// The augmented image of view `view`, before normalisation: what previews show.
+    pub fn augment<'a>(&self, image: Image<'a>, view: usize, rng: &mut Stream) -> Image<'a> {
+        self.views[view].ops.iter().fold(image, |image, op| op.apply(image, rng))
+    }
+
+    fn normalise(&self, pixels: &[u8], out: &mut [f32]) {
+        match self.normal[..] {
+            [(scale, shift)] => {
+                out.iter_mut().zip(pixels).for_each(|(o, p)| *o = f32::from(*p) * scale + shift);
+            }
+            [r, g, b] => {
+                // Four pixels at a time: twelve values whose factors repeat, a whole number of vector registers.
+                let factors: [(f32, f32); 12] = std::array::from_fn(|i| [r, g, b][i % 3]);
+                let (whole, rest) = out.as_chunks_mut::<12>();
+                let (pixels, last) = pixels.as_chunks::<12>();
+                for (o, p) in whole.iter_mut().zip(pixels) {
+                    for i in 0..12 {
+                        o[i] = f32::from(p[i]) * factors[i].0 + factors[i].1;
+                    }
+                }
+                for ((o, p), f) in rest.iter_mut().zip(last).zip(&factors) {
+                    *o = f32::from(*p) * f.0 + f.1;
+                }
+            }
+            _ => {
+                let factors = self.normal.iter().cycle();
+                out.iter_mut()
+                    .zip(pixels)
+                    .zip(factors)
+                    .for_each(|((o, p), f)| *o = f32::from(*p) * f.0 + f.1);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pauc_traits::open_set::options;
+    use pauc_traits::rng::{Purpose, stream};
+
+    fn specs(text: &str) -> Vec<ViewSpec> {
+        options().from_str(text).unwrap()
+    }
+
+    const SHAPE: ImageShape = ImageShape { height: 5, width: 7, channels: 3 };
+    const STATISTICS: [(f32, f32); 3] = [(0.1, 0.5), (0.2, 0.25), (0.3, 0.0)];
+
+    #[test]
+    fn recipe_text_becomes_views_with_shapes() {
+        let text = "[(ops: [RandomResizedCrop(size: 4)]), (count: 3, ops: [HorizontalFlip(p: 0.5)])]";
+        let views = ViewPipeline::training(&specs(text), Some(SHAPE), &STATISTICS).unwrap();
+        let shapes: Vec<_> =
+            (0..views.len()).map(|v| (views.shape(v).height, views.shape(v).width)).collect();
+        assert_eq!(shapes, [(4, 4), (4, 4), (5, 7), (5, 7), (5, 7)]);
+        let evaluation = ViewPipeline::evaluation(&specs(text), None, &STATISTICS).unwrap();
+        assert_eq!(
+            (evaluation.len(), evaluation.shape(0)),
+            (1, ImageShape { height: 4, width: 4, channels: 3 })
+        );
+    }
+
+    #[test]
+    fn normalisation_is_its_formula() {
+        let views =
+            ViewPipeline::training(&specs("[(count: 1, ops: [])]"), Some(SHAPE), &STATISTICS).unwrap();
+        let pixels: Vec<u8> = (0..SHAPE.len()).map(|i| (i * 29 % 256) as u8).collect();
+        let mut out = vec![0.0; SHAPE.len()];
+        let mut rng = stream(0, Purpose::View, 0, 0, 0);
+        views.apply(Image::new(SHAPE, pixels.clone()), 0, &mut rng, &mut out).unwrap();
+        for (i, (o, p)) in out.iter().zip(&pixels).enumerate() {
+            let (mean, deviation) = STATISTICS[i % 3];
+            let deviation = if deviation > 0.0 { f64::from(deviation) } else { 1.0 };
+            let want = (f64::from(*p) / 255.0 - f64::from(mean)) / deviation;
+            assert!((f64::from(*o) - want).abs() < 1e-6, "{i}");
+        }
+    }
+
+    #[test]
+    fn impossible_views_are_refused_with_the_remedy() {
+        let error = |text: &str, input| {
+            ViewPipeline::training(&specs(text), input, &STATISTICS).unwrap_err().to_string()
+        };
+        assert!(error("[]", Some(SHAPE)).contains("there are none"));
+        assert!(error("[(ops: [HorizontalFlip()])]", None).contains("add RandomResizedCrop"));
+        assert!(error("[(ops: [RandomCrop(size: 90)])]", Some(SHAPE)).contains("size 90"));
+        let grey = ImageShape { channels: 1, ..SHAPE };
+        assert!(error("[(ops: [])]", Some(grey)).contains("statistics of 3"));
+    }
+
+    #[test]
+    fn an_image_of_another_shape_is_an_error_and_no_panic() {
+        let views = ViewPipeline::training(&specs("[(ops: [])]"), Some(SHAPE), &STATISTICS).unwrap();
+        let other = Image::new(ImageShape { height: 4, ..SHAPE }, vec![0; 84]);
+        let mut rng = stream(0, Purpose::View, 0, 0, 0);
+        assert!(views.apply(other, 0, &mut rng, &mut vec![0.0; SHAPE.len()]).is_err());
+    }
+}

@@ -1,0 +1,150 @@
+//! Gaussian blur: the convolution itself, and Pillow's approximation by three box filters.
+
+use super::rounding::{byte, limit, nearest};
+use pauc_traits::{Image, ImageShape};
+
+/// Pillow's `GaussianBlur(radius = sigma)`: three passes of a box filter of fractional width along rows, then
+/// along columns, each rounded to 8 bits; the image goes on with its border's pixels. `sigma` in pixels.
+///
+/// The box's radius is l + a with the integer part l and the fraction a that give three passes the variance of
+/// the Gaussian (Gwosdek et al., *Theoretical foundations of Gaussian convolution by extended box filtering*, 2011).
+pub fn pillow(image: &mut Image<'_>, sigma: f64) {
+    let variance = sigma * sigma / 3.0;
+    let l = (((12.0 * variance + 1.0).sqrt() - 1.0) / 2.0).floor();
+    let a = (2.0 * l + 1.0) * (l * (l + 1.0) - 3.0 * variance) / (6.0 * (variance - (l + 1.0) * (l + 1.0)));
+    let whole = 1.0 / (2.0 * (l + a) + 1.0);
+    // Pillow's 24-bit fixed point: both weights truncated, the rest given to the outermost pixels.
+    let unit = f64::from(1 << 24);
+    let whole = (whole * unit).floor() / unit;
+    let part = (1.0 - (2.0 * l + 1.0) * whole) / 2.0;
+    let mut taps = vec![whole as f32; l as usize + 1];
+    taps.push(part as f32);
+    convolve(image, &taps, 3, true, |i, n| i.clamp(0, n - 1));
+}
+
+/// The convolution with a Gaussian of standard deviation `sigma` cut at `radius` pixels (torchvision's kernel size
+/// is 2·radius + 1) and normalised; the image is mirrored at its border's pixels.
+///
+/// A radius that reaches beyond the mirror image, that is, of at least the height or width, is shortened.
+pub fn exact(image: &mut Image<'_>, sigma: f64, radius: usize) {
+    let radius = radius.min(image.shape.height.min(image.shape.width).saturating_sub(1));
+    let weight = |i: usize| (-0.5 * (i as f64 / sigma).powi(2)).exp();
+    let total = 1.0 + 2.0 * (1..=radius).map(weight).sum::<f64>();
+    let taps: Vec<f32> = (0..=radius).map(|i| (weight(i) / total) as f32).collect();
+    convolve(image, &taps, 1, false, |i, n| {
+        let i = i.abs();
+        if i < n { i } else { 2 * (n - 1) - i }
+    });
+}
+
+/// `passes` times along rows and then along columns with the symmetric kernel `taps[|i|]`, each pass rounded if
+/// `rounded`; `border` maps a position outside 0..n to one inside.
+fn convolve(
+    image: &mut Image<'_>,
+    taps: &[f32],
+    passes: usize,
+    rounded: bool,
+    border: fn(isize, isize) -> isize,
+) {
+    let ImageShape { height, width, channels } = image.shape;
+    if image.shape.is_empty() {
+        return;
+    }
+    let radius = taps.len() - 1;
+    let row = width * channels;
+    let pixels = image.pixels.to_mut();
+    // Rows lie in a wide one with `radius` more pixels at each end, so that no pixel is special.
+    let mut wide = vec![0f32; row + 2 * radius * channels];
+    let mut from = vec![0f32; height * row];
+    from.iter_mut().zip(pixels.iter()).for_each(|(f, p)| *f = f32::from(*p));
+    for line in from.chunks_exact_mut(row) {
+        for _ in 0..passes {
+            wide[radius * channels..][..row].copy_from_slice(line);
+            for x in (1..=radius as isize).flat_map(|x| [-x, width as isize - 1 + x]) {
+                let inside = border(x, width as isize) as usize * channels;
+                let outside = (x + radius as isize) as usize * channels;
+                wide[outside..][..channels].copy_from_slice(&line[inside..][..channels]);
+            }
+            let centre = radius * channels;
+            weigh(line, taps, rounded, |i| (&wide[centre - i * channels..], &wide[centre + i * channels..]));
+        }
+    }
+    let mut to = vec![0f32; height * row];
+    for _ in 0..passes {
+        for (y, line) in to.chunks_exact_mut(row).enumerate() {
+            let at = |y: isize| &from[border(y, height as isize) as usize * row..][..row];
+            weigh(line, taps, rounded, |i| (at(y as isize - i as isize), at(y as isize + i as isize)));
+        }
+        std::mem::swap(&mut from, &mut to);
+    }
+    pixels.iter_mut().zip(&from).for_each(|(p, v)| *p = byte(limit(*v)));
+}
+
+/// out = taps[0] · centre + Σ taps[i] · (left + right), `sides(i)` giving the two lines at distance i.
+fn weigh<'a>(out: &mut [f32], taps: &[f32], rounded: bool, sides: impl Fn(usize) -> (&'a [f32], &'a [f32])) {
+    let centre = sides(0).0;
+    out.iter_mut().zip(centre).for_each(|(o, c)| *o = taps[0] * c);
+    for (i, &w) in taps.iter().enumerate().skip(1) {
+        let (left, right) = sides(i);
+        out.iter_mut().zip(left).zip(right).for_each(|((o, l), r)| *o += w * (l + r));
+    }
+    if rounded {
+        out.iter_mut().for_each(|o| *o = nearest(*o));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(size: usize) -> Image<'static> {
+        let mut pixels = vec![0; size * size];
+        pixels[size * size / 2] = 255;
+        Image::new(ImageShape { height: size, width: size, channels: 1 }, pixels)
+    }
+
+    #[test]
+    fn a_point_becomes_the_gaussian() {
+        let mut image = point(15);
+        exact(&mut image, 1.3, 5);
+        let weight = |d: f64| (-0.5 * (d / 1.3).powi(2)).exp();
+        let total = (-5..=5).map(|d| weight(f64::from(d))).sum::<f64>();
+        for (i, p) in image.pixels.iter().enumerate() {
+            let (y, x) = ((i / 15) as f64 - 7.0, (i % 15) as f64 - 7.0);
+            let inside = x.abs() <= 5.0 && y.abs() <= 5.0;
+            let want = if inside { 255.0 * weight(x) * weight(y) / (total * total) } else { 0.0 };
+            assert!((f64::from(*p) - want).abs() <= 0.51, "{x},{y}: {p} for {want}");
+        }
+    }
+
+    #[test]
+    fn constants_and_tiny_images_survive_any_sigma() {
+        for (height, width, channels) in [(1, 1, 3), (2, 1, 1), (1, 5, 3), (8, 8, 3)] {
+            let shape = ImageShape { height, width, channels };
+            for sigma in [0.01, 0.1, 1.0, 2.0, 9.0] {
+                let mut image = Image::new(shape, vec![77; shape.len()]);
+                exact(&mut image, sigma, (3.0 * sigma).ceil() as usize);
+                pillow(&mut image, sigma);
+                assert!(image.pixels.iter().all(|p| *p == 77), "{shape}, {sigma}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_approximation_has_the_gaussians_variance() {
+        // A wide step keeps the rounding to 8 bits small against the slope that is measured.
+        for sigma in [0.5, 1.0, 2.0, 3.5] {
+            let (n, half) = (64, 32);
+            let shape = ImageShape { height: 1, width: n, channels: 1 };
+            let mut image =
+                Image::new(shape, (0..n).map(|x| if x < half { 0 } else { 255 }).collect::<Vec<_>>());
+            pillow(&mut image, sigma);
+            let slope: Vec<f64> =
+                image.pixels.windows(2).map(|w| f64::from(w[1]) - f64::from(w[0])).collect();
+            let mean = slope.iter().enumerate().map(|(x, s)| x as f64 * s).sum::<f64>() / 255.0;
+            let variance =
+                slope.iter().enumerate().map(|(x, s)| (x as f64 - mean).powi(2) * s).sum::<f64>() / 255.0;
+            assert!((variance.sqrt() - sigma).abs() < 0.04 * sigma + 0.02, "{sigma}: {}", variance.sqrt());
+        }
+    }
+}

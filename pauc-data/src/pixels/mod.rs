@@ -1,0 +1,20 @@
+//! What augmentations do to pixels, apart from how their parameters are drawn.
+//!
+//! Every function follows Pillow's or torchvision's arithmetic, so that a recipe means the same here as there.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`geometry`] | crops with padding, flips |
+//! | [`resample`] | resizing of a rectangle, bilinear and bicubic with antialiasing |
+//! | [`colour`] | brightness, contrast, saturation, hue, greyscale, solarisation |
+//! | [`blur`] | Gaussian blur, Pillow's approximation and the exact one |
+//! | [`rounding`] | the roundings that vectorise |
+
+pub mod blur;
+pub mod colour;
+pub mod geometry;
+pub mod resample;
+pub mod rounding;
+
+pub use geometry::Rect;
+pub use resample::Filter;

@@ -1,0 +1,201 @@
+//! Resizing by a separable filter, with Pillow's coefficients.
+//!
+//! With scale s = input / output and stretch f = max(s, 1), output pixel i is the weighted mean of the input
+//! pixels j with |j + ½ − c| < f·support around its centre c = (i + ½)s, weights w((j + ½ − c) / f), normalised to
+//! sum 1. Columns come first and their result is rounded to 8 bits, then rows. Pillow sums in 22-bit fixed point
+//! and this module in `f32`; the results agree but for rare roundings of one level.
+
+use super::rounding::{byte, limit, nearest};
+use super::{Rect, geometry};
+use pauc_traits::{Image, ImageShape};
+use serde::{Deserialize, Serialize};
+
+/// The filter of a resize.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Filter {
+    /// w(t) = 1 − |t|, support 1.
+    Bilinear,
+    /// Keys' cubic with a = −½, support 2.
+    Bicubic,
+}
+
+impl Filter {
+    fn support(self) -> f64 {
+        match self {
+            Filter::Bilinear => 1.0,
+            Filter::Bicubic => 2.0,
+        }
+    }
+
+    fn weight(self, t: f64) -> f64 {
+        const A: f64 = -0.5;
+        let t = t.abs();
+        match self {
+            Filter::Bilinear => (1.0 - t).max(0.0),
+            Filter::Bicubic if t < 1.0 => ((A + 2.0) * t - (A + 3.0)) * t * t + 1.0,
+            Filter::Bicubic if t < 2.0 => (((t - 5.0) * t + 8.0) * t - 4.0) * A,
+            Filter::Bicubic => 0.0,
+        }
+    }
+}
+
+/// Which input pixels make an output pixel, along one axis.
+struct Taps {
+    /// The first input pixel and the number of weights of each output pixel.
+    ranges: Vec<(usize, usize)>,
+    /// The weights, `stride` places for each output pixel.
+    weights: Vec<f32>,
+    stride: usize,
+}
+
+impl Taps {
+    fn new(input: usize, output: usize, filter: Filter) -> Self {
+        let scale = input as f64 / output as f64;
+        let stretch = scale.max(1.0);
+        let support = filter.support() * stretch;
+        let shrink = 1.0 / stretch;
+        let stride = support.ceil() as usize * 2 + 1;
+        let mut ranges = Vec::with_capacity(output);
+        let mut weights = vec![0.0; output * stride];
+        let mut exact = Vec::with_capacity(stride);
+        for (i, weights) in weights.chunks_exact_mut(stride).enumerate() {
+            let centre = (i as f64 + 0.5) * scale;
+            // The casts truncate, and a negative number becomes 0, as in Pillow.
+            let first = (centre - support + 0.5) as usize;
+            let end = ((centre + support + 0.5) as usize).min(input);
+            exact.clear();
+            exact.extend((first..end).map(|j| filter.weight((j as f64 - centre + 0.5) * shrink)));
+            let total = 1.0 / exact.iter().sum::<f64>();
+            weights.iter_mut().zip(&exact).for_each(|(w, e)| *w = (e * total) as f32);
+            ranges.push((first, end - first));
+        }
+        Taps { ranges, weights, stride }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (usize, &[f32])> {
+        self.ranges.iter().zip(self.weights.chunks_exact(self.stride)).map(|(&(at, n), w)| (at, &w[..n]))
+    }
+}
+
+/// The pixels of `rect`, resized to `height`×`width`. Nothing outside the rectangle has an influence.
+pub fn resize(image: &Image<'_>, rect: Rect, height: usize, width: usize, filter: Filter) -> Image<'static> {
+    if (rect.height, rect.width) == (height, width) {
+        return geometry::crop(image, rect.top as isize, rect.left as isize, height, width);
+    }
+    let shape = ImageShape { height, width, channels: image.shape.channels };
+    let mut pixels = vec![0u8; shape.len()];
+    if !shape.is_empty() && rect.height > 0 && rect.width > 0 {
+        let (columns, rows) = (Taps::new(rect.width, width, filter), Taps::new(rect.height, height, filter));
+        match shape.channels {
+            // A pixel of three channels travels with a fourth, empty one: the width of a vector register.
+            3 => separable::<3, 4>(image, rect, &columns, &rows, &mut pixels),
+            _ => separable::<1, 1>(image, rect, &columns, &rows, &mut pixels),
+        }
+    }
+    Image::new(shape, pixels)
+}
+
+/// `C` channels in the images, `L ≥ C` lanes in between.
+fn separable<const C: usize, const L: usize>(
+    image: &Image<'_>,
+    rect: Rect,
+    columns: &Taps,
+    rows: &Taps,
+    out: &mut [u8],
+) {
+    let width = columns.ranges.len();
+    let mut source = vec![[0f32; L]; rect.width];
+    // Rows whose columns are done, the last few only: row y is at y % keep.
+    let keep = rows.ranges.iter().map(|r| r.1).max().unwrap_or(1).max(1);
+    let mut ring = vec![[0f32; L]; keep * width];
+    let mut sum = vec![[0f32; L]; width];
+    let mut next = 0;
+    for ((first, weights), out) in rows.iter().zip(out.chunks_exact_mut(width * C)) {
+        for y in next.max(first)..first + weights.len() {
+            let start = ((rect.top + y) * image.shape.width + rect.left) * C;
+            let bytes = &image.pixels[start..start + rect.width * C];
+            for (lanes, pixel) in source.iter_mut().zip(bytes.as_chunks::<C>().0) {
+                (0..C).for_each(|c| lanes[c] = f32::from(pixel[c]));
+            }
+            let done = &mut ring[y % keep * width..][..width];
+            for ((at, weights), done) in columns.iter().zip(done) {
+                let mut lanes = [0f32; L];
+                for (pixel, w) in source[at..at + weights.len()].iter().zip(weights) {
+                    (0..L).for_each(|c| lanes[c] += w * pixel[c]);
+                }
+                *done = lanes.map(|v| nearest(limit(v) + HALF_UP));
+            }
+            next = y + 1;
+        }
+        sum.fill([0.0; L]);
+        for (j, &w) in weights.iter().enumerate() {
+            let row = &ring[(first + j) % keep * width..][..width];
+            let (sum, row) = (sum.as_flattened_mut(), row.as_flattened());
+            sum.iter_mut().zip(row).for_each(|(s, r)| *s += w * r);
+        }
+        for (out, sum) in out.as_chunks_mut::<C>().0.iter_mut().zip(&sum) {
+            let rounded = sum.map(|v| byte(limit(v) + HALF_UP));
+            out.copy_from_slice(&rounded[..C]);
+        }
+    }
+}
+
+/// Pillow rounds halves up, and halves are frequent at round factors; [`nearest`] alone would round them to even.
+const HALF_UP: f32 = 1.0 / 4096.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(height: usize, width: usize, channels: usize) -> Image<'static> {
+        let shape = ImageShape { height, width, channels };
+        Image::new(shape, (0..shape.len()).map(|i| (i * i * 37 % 251) as u8).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn weights_sum_to_one() {
+        for filter in [Filter::Bilinear, Filter::Bicubic] {
+            for (input, output) in [(1, 7), (7, 1), (5, 5), (31, 12), (12, 31), (500, 3)] {
+                for (first, weights) in Taps::new(input, output, filter).iter() {
+                    assert!(first + weights.len() <= input && !weights.is_empty());
+                    assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_constant_stays_constant_and_equal_sizes_are_the_crop() {
+        let grey = Image::new(ImageShape { height: 9, width: 11, channels: 3 }, vec![200; 297]);
+        let whole = Rect::whole(grey.shape);
+        assert!(resize(&grey, whole, 4, 23, Filter::Bicubic).pixels.iter().all(|p| *p == 200));
+        let image = wave(9, 11, 3);
+        assert_eq!(resize(&image, whole, 9, 11, Filter::Bilinear), image);
+        // One axis alone changes: the other's filter is the identity.
+        let tall = resize(&image, whole, 18, 11, Filter::Bilinear);
+        assert_eq!(tall.pixels[..33], image.pixels[..33]);
+    }
+
+    #[test]
+    fn halving_takes_the_weighted_mean_of_four() {
+        let image =
+            Image::new(ImageShape { height: 1, width: 8, channels: 1 }, vec![0, 80, 160, 240, 0, 0, 0, 8]);
+        let half = resize(&image, Rect::whole(image.shape), 1, 4, Filter::Bilinear);
+        // Weights 1, 3, 3, 1 over 8, cut at the border and normalised again; ⌊v + ½⌋.
+        assert_eq!(*half.pixels, [57, 160, 30, 3]);
+    }
+
+    #[test]
+    fn three_channels_are_three_images() {
+        let image = wave(13, 17, 3);
+        let rect = Rect { top: 1, left: 2, height: 11, width: 12 };
+        let all = resize(&image, rect, 7, 19, Filter::Bicubic);
+        for c in 0..3 {
+            let shape = ImageShape { channels: 1, ..image.shape };
+            let plane =
+                Image::new(shape, image.pixels.iter().skip(c).step_by(3).copied().collect::<Vec<_>>());
+            let one = resize(&plane, rect, 7, 19, Filter::Bicubic);
+            assert!(all.pixels.iter().skip(c).step_by(3).eq(one.pixels.iter()));
+        }
+    }
+}

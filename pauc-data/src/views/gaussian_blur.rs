@@ -1,0 +1,98 @@
+//! Random Gaussian blur.
+
+use super::happens;
+use crate::Interval;
+use crate::pixels::blur;
+use pauc_traits::rng::Stream;
+use pauc_traits::{Augmentation, Count, Error, Image, ImageShape, Result, UnitInterval, component};
+use serde::{Deserialize, Serialize};
+
+/// How the blur is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlurModel {
+    /// Pillow's approximation by three box filters, as in MoCo's and SimCLR's reference code.
+    Pil,
+    /// The convolution with a Gaussian, cut after `kernel` pixels, as in torchvision.
+    Exact,
+}
+
+component! {
+    /// Blurs with a Gaussian of random width, with probability `p`.
+    ///
+    /// # Shapes
+    /// any → the same.
+    ///
+    /// Source: Chen et al., *A simple framework for contrastive learning*, 2020.
+    pub struct GaussianBlur: Augmentation {
+        /// The probability.
+        pub p: UnitInterval = UnitInterval::lit(0.5),
+        /// The least and the greatest standard deviation in pixels; it is drawn uniformly.
+        pub sigma: Interval = Interval::lit(0.1, 2.0),
+        /// `Pil` for Pillow's approximation, `Exact` for the convolution.
+        pub model: BlurModel = BlurModel::Pil,
+        /// The length of the kernel of `Exact` in pixels, an odd number; by default it reaches three standard
+        /// deviations to each side.
+        pub kernel: Option<Count> = None,
+    }
+}
+
+impl Augmentation for GaussianBlur {
+    fn apply<'a>(&self, mut image: Image<'a>, rng: &mut Stream) -> Image<'a> {
+        if happens(self.p, rng) {
+            let sigma = self.sigma.uniform(rng);
+            match self.model {
+                BlurModel::Pil => blur::pillow(&mut image, sigma),
+                BlurModel::Exact => {
+                    let radius = self.kernel.map_or((3.0 * sigma).ceil() as usize, |k| k.get() / 2);
+                    blur::exact(&mut image, sigma, radius);
+                }
+            }
+        }
+        image
+    }
+
+    fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
+        match (self.model, self.kernel) {
+            (BlurModel::Pil, Some(_)) => Err(Error::config(
+                "GaussianBlur: `kernel` belongs to `model: Exact`; remove it or set the model",
+            )),
+            (_, Some(k)) if k.get() % 2 == 0 => {
+                Err(Error::config(format!("GaussianBlur: kernel is an odd number, got {k}")))
+            }
+            _ => Ok(input),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{frequency, image, rng};
+    use super::*;
+
+    fn step(model: BlurModel, kernel: Option<Count>) -> GaussianBlur {
+        GaussianBlur { p: UnitInterval::lit(0.5), sigma: Interval::lit(0.5, 2.0), model, kernel }
+    }
+
+    #[test]
+    fn both_models_smooth_as_often_as_they_should_and_agree_roughly() {
+        let source = image(16, 16, 3);
+        for model in [BlurModel::Pil, BlurModel::Exact] {
+            assert!((frequency(&step(model, None), &source) - 0.5).abs() < 0.03, "{model:?}");
+        }
+        // The border is treated differently, so the middle is compared.
+        let smooth = Image::new(source.shape, (0..768).map(|i| (i / 6 % 8 * 30) as u8).collect::<Vec<_>>());
+        let blurred = |model, i| step(model, None).apply(smooth.clone(), &mut rng(i));
+        for i in 0..20 {
+            let (a, b) = (blurred(BlurModel::Pil, i), blurred(BlurModel::Exact, i));
+            let middle = |p: &Image<'_>| p.pixels[7 * 48 + 21..7 * 48 + 27].to_vec();
+            assert!(middle(&a).iter().zip(middle(&b)).all(|(a, b)| a.abs_diff(b) < 12), "{i}");
+        }
+    }
+
+    #[test]
+    fn kernels_are_odd_and_for_the_exact_model() {
+        assert!(step(BlurModel::Exact, Some(Count::lit(3))).output(None).is_ok());
+        assert!(step(BlurModel::Exact, Some(Count::lit(4))).output(None).is_err());
+        assert!(step(BlurModel::Pil, Some(Count::lit(3))).output(None).is_err());
+    }
+}

@@ -1,0 +1,48 @@
+//! Mirroring of left and right.
+
+use super::happens;
+use crate::pixels::geometry;
+use pauc_traits::rng::Stream;
+use pauc_traits::{Augmentation, Image, ImageShape, Result, UnitInterval, component};
+
+component! {
+    /// Mirrors left and right with probability `p`.
+    ///
+    /// # Shapes
+    /// any → the same.
+    ///
+    /// Source: `RandomHorizontalFlip` of torchvision.
+    pub struct HorizontalFlip: Augmentation {
+        /// The probability.
+        pub p: UnitInterval = UnitInterval::lit(0.5),
+    }
+}
+
+impl Augmentation for HorizontalFlip {
+    fn apply<'a>(&self, mut image: Image<'a>, rng: &mut Stream) -> Image<'a> {
+        if happens(self.p, rng) {
+            geometry::flip_horizontally(&mut image);
+        }
+        image
+    }
+
+    fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
+        Ok(input)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{frequency, image, rng};
+    use super::*;
+
+    #[test]
+    fn it_happens_as_often_as_it_should() {
+        let step = |p| HorizontalFlip { p: UnitInterval::lit(p) };
+        assert!((frequency(&step(0.3), &image(4, 4, 3)) - 0.3).abs() < 0.03);
+        assert_eq!(frequency(&step(0.0), &image(4, 4, 3)), 0.0);
+        let mut mirrored = image(4, 5, 1);
+        geometry::flip_horizontally(&mut mirrored);
+        assert_eq!(step(1.0).apply(image(4, 5, 1), &mut rng(0)), mirrored);
+    }
+}

@@ -1,0 +1,62 @@
+//! Augmentations: the steps of a view, one file each.
+//!
+//! Their parameters are drawn as torchvision draws them, and their pixels come out as torchvision's do on Pillow
+//! images (see [`crate::pixels`]). Images have one channel (grey) or three (RGB).
+
+pub mod center_crop;
+pub mod color_jitter;
+pub mod gaussian_blur;
+pub mod grayscale;
+pub mod horizontal_flip;
+pub mod random_crop;
+pub mod random_resized_crop;
+pub mod resize;
+pub mod solarize;
+pub mod vertical_flip;
+
+pub use center_crop::CenterCrop;
+pub use color_jitter::ColorJitter;
+pub use gaussian_blur::{BlurModel, GaussianBlur};
+pub use grayscale::Grayscale;
+pub use horizontal_flip::HorizontalFlip;
+pub use random_crop::RandomCrop;
+pub use random_resized_crop::RandomResizedCrop;
+pub use resize::Resize;
+pub use solarize::Solarize;
+pub use vertical_flip::VerticalFlip;
+
+use pauc_traits::rng::Stream;
+use pauc_traits::{ImageShape, UnitInterval};
+use rand::Rng;
+
+/// Whether a step with probability `p` happens.
+fn happens(p: UnitInterval, rng: &mut Stream) -> bool {
+    rng.gen_bool(p.get())
+}
+
+/// A square image with the channels of `input`; images of unknown shape are RGB.
+fn square(size: usize, input: Option<ImageShape>) -> ImageShape {
+    ImageShape { height: size, width: size, channels: input.map_or(3, |s| s.channels) }
+}
+
+#[cfg(test)]
+mod testing {
+    use pauc_traits::dataset::Augmentation;
+    use pauc_traits::rng::{Purpose, Stream, stream};
+    use pauc_traits::{Image, ImageShape};
+
+    pub fn rng(sample: u64) -> Stream {
+        stream(7, Purpose::View, 0, sample, 0)
+    }
+
+    pub fn image(height: usize, width: usize, channels: usize) -> Image<'static> {
+        let shape = ImageShape { height, width, channels };
+        Image::new(shape, (0..shape.len()).map(|i| (i * 31 % 241) as u8).collect::<Vec<_>>())
+    }
+
+    /// The share of 4000 draws in which `step` changes `image`.
+    pub fn frequency(step: &dyn Augmentation, image: &Image<'static>) -> f64 {
+        let changed = (0..4000).filter(|&i| step.apply(image.clone(), &mut rng(i)) != *image);
+        changed.count() as f64 / 4000.0
+    }
+}

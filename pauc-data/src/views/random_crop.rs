@@ -1,0 +1,83 @@
+//! A crop of fixed size at a random place.
+
+use super::{CenterCrop, square};
+use crate::pixels::{Rect, geometry};
+use pauc_traits::rng::Stream;
+use pauc_traits::{Augmentation, Count, Error, Image, ImageShape, Result, component};
+use rand::Rng;
+
+component! {
+    /// A square at a random place of the image, which gets a black border first.
+    ///
+    /// In the evaluation view: `CenterCrop` of the same size.
+    ///
+    /// # Shapes
+    /// at least `size` − 2·`padding` in height and width → `size`×`size`.
+    ///
+    /// Source: `RandomCrop` of torchvision.
+    pub struct RandomCrop: Augmentation {
+        /// Height and width of the result in pixels.
+        pub size: Count,
+        /// The width of the border in pixels.
+        pub padding: usize = 4,
+    }
+}
+
+impl Augmentation for RandomCrop {
+    fn apply<'a>(&self, image: Image<'a>, rng: &mut Stream) -> Image<'a> {
+        let size = self.size.get();
+        let (middle_top, middle_left) = Rect::centre(image.shape, size, size);
+        let mut offset = |outer: usize, middle: isize| match (outer + 2 * self.padding).checked_sub(size) {
+            Some(free) => rng.gen_range(0..=free) as isize - self.padding as isize,
+            None => middle, // too small an image of a set of many sizes: more border
+        };
+        let (top, left) = (offset(image.shape.height, middle_top), offset(image.shape.width, middle_left));
+        geometry::crop(&image, top, left, size, size)
+    }
+
+    fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
+        let size = self.size.get();
+        if let Some(s) = input.filter(|s| s.height.min(s.width) + 2 * self.padding < size) {
+            return Err(Error::config(format!(
+                "RandomCrop: size {size} is larger than images of {s} with padding {}: give a smaller size or more \
+                 padding",
+                self.padding
+            )));
+        }
+        Ok(Some(square(size, input)))
+    }
+
+    fn evaluation(&self) -> Option<Box<dyn Augmentation>> {
+        Some(Box::new(CenterCrop { size: self.size }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{image, rng};
+    use super::*;
+
+    #[test]
+    fn every_place_comes_up_and_nothing_else() {
+        let step = RandomCrop { size: Count::lit(4), padding: 1 };
+        let source = image(4, 5, 1);
+        let mut seen = std::collections::BTreeSet::new();
+        for i in 0..500 {
+            let out = step.apply(source.clone(), &mut rng(i));
+            let place = (-1..=1).flat_map(|t| (-1..=2).map(move |l| (t, l)));
+            let found =
+                place.filter(|&(t, l)| geometry::crop(&source, t, l, 4, 4) == out).collect::<Vec<_>>();
+            assert_eq!(found.len(), 1);
+            seen.insert(found[0]);
+        }
+        assert_eq!(seen.len(), 12);
+    }
+
+    #[test]
+    fn too_large_a_crop_is_refused() {
+        let step = RandomCrop { size: Count::lit(9), padding: 2 };
+        let text = step.output(Some(image(4, 8, 3).shape)).unwrap_err().to_string();
+        assert!(text.contains("size 9") && text.contains("4×8×3"), "{text}");
+        assert_eq!(step.apply(image(4, 8, 3), &mut rng(0)).shape.height, 9);
+    }
+}

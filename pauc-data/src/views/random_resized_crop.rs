@@ -1,0 +1,153 @@
+//! The crop that makes contrastive learning work.
+
+use super::{Resize, square};
+use crate::Interval;
+use crate::pixels::{Filter, Rect, resample};
+use pauc_traits::rng::Stream;
+use pauc_traits::{Augmentation, Count, Error, Image, ImageShape, Result, component};
+use rand::Rng;
+
+component! {
+    /// A random rectangle of the image, resized to a square.
+    ///
+    /// The rectangle's area is uniform in `scale` (a share of the image's area), the logarithm of its
+    /// width / height uniform in `ratio`. Ten draws are tried until one fits into the image; then the largest
+    /// central rectangle within `ratio` is taken. In the evaluation view: `Resize` to the same size.
+    ///
+    /// # Shapes
+    /// any → `size`×`size`.
+    ///
+    /// Source: Szegedy et al., *Going deeper with convolutions*, 2015; `RandomResizedCrop` of torchvision.
+    pub struct RandomResizedCrop: Augmentation {
+        /// Height and width of the result in pixels.
+        pub size: Count,
+        /// The least and the greatest share of the image's area.
+        pub scale: Interval = Interval::lit(0.2, 1.0),
+        /// The least and the greatest width / height.
+        pub ratio: Interval = Interval::lit(3.0 / 4.0, 4.0 / 3.0),
+        /// The filter: `Bilinear` or `Bicubic`, both with antialiasing.
+        pub interpolation: Filter = Filter::Bilinear,
+    }
+}
+
+impl RandomResizedCrop {
+    /// The rectangle, drawn as torchvision draws it.
+    fn rectangle(&self, shape: ImageShape, rng: &mut Stream) -> Rect {
+        let (height, width) = (shape.height as f64, shape.width as f64);
+        for _ in 0..10 {
+            let area = height * width * self.scale.uniform(rng);
+            let ratio = self.ratio.log_uniform(rng);
+            let w = (area * ratio).sqrt().round_ties_even() as usize;
+            let h = (area / ratio).sqrt().round_ties_even() as usize;
+            if (1..=shape.width).contains(&w) && (1..=shape.height).contains(&h) {
+                let top = rng.gen_range(0..=shape.height - h);
+                let left = rng.gen_range(0..=shape.width - w);
+                return Rect { top, left, height: h, width: w };
+            }
+        }
+        self.fallback(shape)
+    }
+
+    fn fallback(&self, shape: ImageShape) -> Rect {
+        let (height, width) = (shape.height as f64, shape.width as f64);
+        let limited = |v: f64, limit: usize| (v.round_ties_even() as usize).clamp(1, limit.max(1));
+        let (h, w) = if width / height < self.ratio.low() {
+            (limited(width / self.ratio.low(), shape.height), shape.width)
+        } else if width / height > self.ratio.high() {
+            (shape.height, limited(height * self.ratio.high(), shape.width))
+        } else {
+            (shape.height, shape.width)
+        };
+        Rect { top: (shape.height - h) / 2, left: (shape.width - w) / 2, height: h, width: w }
+    }
+}
+
+impl Augmentation for RandomResizedCrop {
+    fn apply<'a>(&self, image: Image<'a>, rng: &mut Stream) -> Image<'a> {
+        let size = self.size.get();
+        resample::resize(&image, self.rectangle(image.shape, rng), size, size, self.interpolation)
+    }
+
+    fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
+        if self.scale.high() > 1.0 {
+            return Err(Error::config(format!(
+                "RandomResizedCrop: scale is a share of the image's area and at most 1, got {}",
+                self.scale.high()
+            )));
+        }
+        Ok(Some(square(self.size.get(), input)))
+    }
+
+    fn evaluation(&self) -> Option<Box<dyn Augmentation>> {
+        Some(Box::new(Resize { size: self.size, interpolation: self.interpolation, crop: true }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{image, rng};
+    use super::*;
+
+    fn step(scale: (f64, f64)) -> RandomResizedCrop {
+        RandomResizedCrop {
+            size: Count::lit(16),
+            scale: Interval::lit(scale.0, scale.1),
+            ratio: Interval::lit(0.75, 4.0 / 3.0),
+            interpolation: Filter::Bilinear,
+        }
+    }
+
+    #[test]
+    fn rectangles_stay_inside_and_keep_area_and_ratio() {
+        let step = step((0.2, 1.0));
+        let shape = ImageShape { height: 200, width: 300, channels: 3 };
+        let (mut areas, mut logs) = (0.0, 0.0);
+        for i in 0..4000 {
+            let r = step.rectangle(shape, &mut rng(i));
+            assert!(r.top + r.height <= 200 && r.left + r.width <= 300);
+            let ratio = r.width as f64 / r.height as f64;
+            assert!((0.74..1.35).contains(&ratio), "{ratio}");
+            areas += (r.height * r.width) as f64 / 60_000.0 / 4000.0;
+            logs += ratio.ln() / 4000.0;
+        }
+        // Ten draws practically always suffice, so that the rectangles are those of the uniform distribution that
+        // fit: its means by a sum over a grid.
+        let grid = (0..400).flat_map(|i| (0..400).map(move |j| (f64::from(i), f64::from(j))));
+        let drawn =
+            grid.map(|(i, j)| (0.2 + 0.8 * (i + 0.5) / 400.0, (0.75f64).ln() * (1.0 - (j + 0.5) / 200.0)));
+        let fits = |(a, l): &(f64, f64)| a * l.exp() <= 1.5 && a / l.exp() <= 2.0 / 3.0;
+        let fitting: Vec<(f64, f64)> = drawn.filter(fits).collect();
+        let mean =
+            |part: fn(&(f64, f64)) -> f64| fitting.iter().map(part).sum::<f64>() / fitting.len() as f64;
+        assert!((areas - mean(|p| p.0)).abs() < 0.01, "{areas}");
+        assert!((logs - mean(|p| p.1)).abs() < 0.01, "{logs}");
+    }
+
+    #[test]
+    fn an_image_that_nothing_fits_gets_the_central_rectangle() {
+        let step = step((1.0, 1.0));
+        let wide = step.rectangle(ImageShape { height: 10, width: 90, channels: 1 }, &mut rng(0));
+        assert_eq!(wide, Rect { top: 0, left: 38, height: 10, width: 13 });
+        let tall = step.rectangle(ImageShape { height: 90, width: 10, channels: 1 }, &mut rng(0));
+        assert_eq!(tall, Rect { top: 38, left: 0, height: 13, width: 10 });
+        let tiny = step.rectangle(ImageShape { height: 1, width: 1, channels: 1 }, &mut rng(0));
+        assert_eq!(tiny, Rect { top: 0, left: 0, height: 1, width: 1 });
+    }
+
+    #[test]
+    fn the_result_is_a_function_of_the_stream() {
+        let step = step((0.2, 1.0));
+        let draw = |i| step.apply(image(40, 30, 3), &mut rng(i));
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1), draw(2));
+        assert_eq!(Some(draw(1).shape), step.output(Some(image(40, 30, 3).shape)).unwrap());
+        assert!(self::step((0.2, 1.5)).output(None).unwrap_err().to_string().contains("at most 1, got 1.5"));
+    }
+
+    #[test]
+    fn evaluation_of_an_image_of_that_size_is_the_image() {
+        let evaluation = step((0.2, 1.0)).evaluation().unwrap();
+        assert_eq!(evaluation.apply(image(16, 16, 3), &mut rng(0)), image(16, 16, 3));
+        assert_eq!(evaluation.apply(image(50, 20, 3), &mut rng(0)).shape.height, 16);
+    }
+}

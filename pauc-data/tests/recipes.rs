@@ -1,0 +1,58 @@
+//! Recipe text of the datasets and augmentations.
+#![allow(clippy::unwrap_used)] // the whole file is a test
+
+use pauc_data as _;
+use pauc_traits::Configured;
+use pauc_traits::open_set::options;
+use pauc_traits::registry::kind;
+
+#[test]
+fn every_component_is_read_and_written_back() {
+    let datasets = [
+        "Cifar10(root:\"data/cifar\")",
+        "Cifar100(root:\"data/cifar\",labels:Coarse)",
+        "FashionMini()",
+        "FashionMnist(root:\"data/fashion-mnist\")",
+        "ImageFolder(root:\"photos\",test_fraction:0.1,on_error:Skip(3),shorter_side:Some(256),cache:2048,pixel_limit:100000000)",
+        "Mnist(root:\"data/mnist\")",
+        "Shapes(count:100,size:32,classes:8,seed:1)",
+    ];
+    let augmentations = [
+        "CenterCrop(size:28)",
+        "ColorJitter(p:0.8,brightness:0.4,contrast:0.4,saturation:0.4,hue:0.1)",
+        "GaussianBlur(p:0.5,sigma:(0.1,2.0),model:Exact,kernel:Some(23))",
+        "Grayscale(p:0.2)",
+        "HorizontalFlip(p:0.5)",
+        "RandomCrop(size:32,padding:4)",
+        "RandomResizedCrop(size:224,scale:(0.08,1.0),ratio:(0.75,1.25),interpolation:Bicubic)",
+        "Resize(size:256,interpolation:Bilinear,crop:false)",
+        "Solarize(p:0.2,threshold:128)",
+        "VerticalFlip(p:0.5)",
+    ];
+    for text in datasets {
+        let dataset = Configured::<kind::Dataset>::parse(text).unwrap();
+        assert_eq!(options().to_string(&dataset).unwrap(), text.replace("Some(256)", "256"));
+    }
+    for text in augmentations {
+        let augmentation = Configured::<kind::Augmentation>::parse(text).unwrap();
+        assert_eq!(options().to_string(&augmentation).unwrap(), text.replace("Some(23)", "23"));
+    }
+    let names =
+        |listed: &[&str]| listed.iter().map(|t| t.split('(').next().unwrap().to_string()).collect::<Vec<_>>();
+    use pauc_traits::registry::Kind;
+    let registered: Vec<_> = <kind::Dataset>::entries().iter().map(|e| e.name.to_string()).collect();
+    assert_eq!(registered, names(&datasets));
+    let registered: Vec<_> = <kind::Augmentation>::entries().iter().map(|e| e.name.to_string()).collect();
+    assert_eq!(registered, names(&augmentations));
+}
+
+#[test]
+fn optional_fields_need_no_some_and_bad_values_are_refused_where_they_stand() {
+    let parse = |text: &str| Configured::<kind::Augmentation>::parse(text);
+    assert!(parse("GaussianBlur(model: Exact, kernel: 3)").is_ok());
+    let error = parse("RandomResizedCrop(size: 32,\n scale: (1.0, 0.2))").unwrap_err();
+    assert!(error.to_string().contains("the smaller one first, got (1, 0.2)"), "{error}");
+    assert_eq!(error.span.start.line, 2);
+    assert!(parse("HorizontalFlip(p: 1.5)").unwrap_err().to_string().contains("between 0 and 1, got 1.5"));
+    assert!(parse("CenterCrop()").is_err());
+}
