@@ -1,0 +1,135 @@
+//! Evaluation probes: what a frozen representation is worth, beside the loss that made it.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`knn`] | [`Knn`]: exact cosine k-nearest-neighbour classification |
+//! | [`linear`] | [`Linear`]: multinomial logistic regression on frozen features |
+//! | [`coagulation`] | [`Coagulation`]: the state of the prototypes, for each level of the clustering |
+//! | [`rank`] | [`Rank`]: RankMe and the spread of the embeddings, which show dimensional collapse |
+//! | [`pca`] | [`pca2`]: a picture of the embeddings in two dimensions |
+//! | [`lbfgs`], [`spectrum`] | the optimiser and the matrices behind them |
+//!
+//! Every probe says in a recipe when it runs: `Knn(k: 20, every: Epochs(1))` at the end of every epoch and of the
+//! run, `Linear(at: End)` at the end of the run only. Nothing here depends on the number of threads.
+
+pub mod coagulation;
+pub mod knn;
+pub mod lbfgs;
+pub mod linear;
+pub mod pca;
+pub mod rank;
+pub mod spectrum;
+
+pub use coagulation::Coagulation;
+pub use knn::{Knn, knn_accuracy};
+pub use linear::{Linear, LinearOptions, LinearProbe, linear_probe};
+pub use pca::{Pca2, pca2};
+pub use rank::{Rank, rank_me};
+
+use pauc_traits::probe::{Rows, SplitView, When};
+use pauc_traits::{Error, Result, Span};
+use serde::{Deserialize, Serialize};
+
+/// A single moment of a run at which a probe may run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Moment {
+    /// The end of the run.
+    #[default]
+    End,
+}
+
+/// Which vectors a probe reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Space {
+    /// Backbone features, before the projector.
+    #[default]
+    Features,
+    /// Unit-length projector outputs.
+    Embeddings,
+}
+
+impl Space {
+    /// The rows of a split in this space.
+    pub fn of<'a>(self, split: &SplitView<'a>) -> Rows<'a> {
+        match self {
+            Space::Features => split.features,
+            Space::Embeddings => split.embeddings,
+        }
+    }
+
+    /// What the space adds to a metric's name: nothing for features, the usual case.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Space::Features => "",
+            Space::Embeddings => "/embeddings",
+        }
+    }
+}
+
+/// The schedule behind the fields `every` and `at`: every span also ends with the run, so `every` alone decides.
+fn when(every: Option<Span>, at: Moment) -> When {
+    match (every, at) {
+        (Some(span), Moment::End) => When::Every(span),
+        (None, Moment::End) => When::End,
+    }
+}
+
+/// Checks that rows and labels belong together and hold usable values.
+fn check(what: &str, rows: Rows<'_>, labels: &[u32], classes: usize) -> Result<()> {
+    if rows.rows == 0 {
+        return Err(Error::config(format!("{what}: there are no rows to probe")));
+    }
+    if rows.rows != labels.len() {
+        return Err(Error::shape(what, format!("{} rows but {} labels", rows.rows, labels.len())));
+    }
+    if let Some((i, label)) = labels.iter().enumerate().find(|(_, l)| **l as usize >= classes) {
+        return Err(Error::config(format!(
+            "{what}: label {label} of sample {i}, but only {classes} classes"
+        )));
+    }
+    finite(what, rows)
+}
+
+/// Checks that every value is finite.
+fn finite(what: &str, rows: Rows<'_>) -> Result<()> {
+    match rows.iter().position(|row| row.iter().any(|v| !v.is_finite())) {
+        Some(i) => {
+            Err(Error::NonFinite { what: what.into(), place: Some(format!("the vector of sample {i}")) })
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pauc_traits::Configured;
+    use pauc_traits::registry::kind;
+
+    #[test]
+    fn recipes_say_when_a_probe_runs() {
+        for (text, want) in [
+            ("Knn(k: 20, every: Epochs(1))", When::Every(Span::epochs(1))),
+            ("Linear(at: End)", When::End),
+            ("Knn()", When::End),
+            ("Coagulation(every: Epochs(1))", When::Every(Span::epochs(1))),
+            ("Rank(every: Steps(500), at: End)", When::Every(Span::Steps(500))),
+        ] {
+            let probe = Configured::<kind::Probe>::parse(text).unwrap();
+            assert_eq!(probe.when(), want, "{text}");
+            let written = pauc_traits::open_set::options().to_string(&probe).unwrap();
+            assert_eq!(Configured::<kind::Probe>::parse(&written).unwrap().when(), want, "{written}");
+        }
+        let error = Configured::<kind::Probe>::parse("Knn(at: Start)").unwrap_err().to_string();
+        assert!(error.contains("Start"), "{error}");
+    }
+
+    #[test]
+    fn unusable_input_is_an_error_that_says_where() {
+        let rows = Rows::new(&[1.0, 0.0, f32::NAN, 1.0], 2);
+        let text = |labels: &[u32], classes| check("bank", rows, labels, classes).unwrap_err().to_string();
+        assert_eq!(text(&[0, 1], 2), "bank is not finite (the vector of sample 1)");
+        assert_eq!(text(&[0, 7], 2), "bank: label 7 of sample 1, but only 2 classes");
+        assert_eq!(text(&[0], 2), "bank: 2 rows but 1 labels");
+    }
+}

@@ -1,0 +1,348 @@
+//! The linear probe: multinomial logistic regression on frozen features.
+
+use crate::lbfgs::{Outcome, Stop, minimise};
+use crate::spectrum::{mean, scatter};
+use crate::{Moment, Space, check, when};
+use faer::linalg::solvers::Llt;
+use faer::prelude::Solve;
+use faer::{Mat, MatMut, Side};
+use pauc_kernels::gemm::{Strides, gemm};
+use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
+use pauc_traits::{Error, Positive, Probe, Result, Span, component};
+use rayon::prelude::*;
+
+component! {
+    /// Accuracy on the test split of a multinomial logistic regression fitted to the training split.
+    ///
+    /// Minimises mean_i −log softmax(W x̃_i + b)[y_i] + ½·λ·‖W‖² by L-BFGS until no entry of the gradient exceeds
+    /// 1e-5, with x̃ = (x − mean)/std by the training split's statistics. λ comes from a grid: every fifth sample of
+    /// each class is held out, λ is the value with the highest accuracy there (the larger of equals), and the final
+    /// fit uses the whole training split. The grid is walked from large to small λ, each fit starting from the one
+    /// before and ending at a gradient of 1e-4, until two values in succession are no better than the best. Without
+    /// a test split there is nothing to measure.
+    ///
+    /// Metrics: `linear/lbfgs/standardised`, a fraction, and under the same name `/l2`, the λ chosen, and
+    /// `/converged`, 1 if the last fit reached the tolerance.
+    pub struct Linear: Probe {
+        /// The values of λ to choose from.
+        pub l2: Vec<Positive> = GRID.to_vec(),
+        /// The vectors classified: `Features` before the projector, or its outputs, `Embeddings`.
+        pub space: Space = Space::Features,
+        /// How often it runs besides the end of the run, such as `Epochs(5)`.
+        pub every: Option<Span> = None,
+        /// `End`: it runs at the end of the run.
+        pub at: Moment = Moment::End,
+    }
+}
+
+const GRID: [Positive; 6] = [
+    Positive::lit(1.0),
+    Positive::lit(0.1),
+    Positive::lit(0.01),
+    Positive::lit(1e-3),
+    Positive::lit(1e-4),
+    Positive::lit(1e-5),
+];
+
+impl Probe for Linear {
+    fn when(&self) -> When {
+        when(self.every, self.at)
+    }
+
+    fn needs_labels(&self) -> bool {
+        true
+    }
+
+    fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
+        let Some(test) = &context.test else { return Ok(Vec::new()) };
+        let (Some(labels), Some(test_labels)) = (context.train.labels, test.labels) else {
+            return Ok(Vec::new());
+        };
+        let options = LinearOptions { l2: self.l2.iter().map(|l| l.get()).collect(), ..Default::default() };
+        let (train, test) = (self.space.of(&context.train), self.space.of(test));
+        let probe = linear_probe(train, labels, test, test_labels, context.classes, &options)?;
+        let name = format!("linear/lbfgs/standardised{}", self.space.suffix());
+        Ok(vec![
+            Metric::new(format!("{name}/l2"), probe.l2),
+            Metric::new(format!("{name}/converged"), f64::from(u8::from(probe.converged))),
+            Metric::new(name, probe.accuracy),
+        ])
+    }
+}
+
+/// How a linear probe is fitted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearOptions {
+    /// The values of λ to choose from, in any order.
+    pub l2: Vec<f64>,
+    /// The last fit has converged when no entry of the gradient is larger; the fits that choose λ end at ten times
+    /// as much.
+    pub tolerance: f64,
+    /// Each fit gives up after this many iterations.
+    pub iterations: usize,
+}
+
+impl Default for LinearOptions {
+    fn default() -> Self {
+        LinearOptions { l2: GRID.iter().map(|l| l.get()).collect(), tolerance: 1e-5, iterations: 1000 }
+    }
+}
+
+/// The result of a linear probe.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearProbe {
+    /// The share of test rows classified correctly.
+    pub accuracy: f64,
+    /// The λ chosen.
+    pub l2: f64,
+    /// Iterations of the last fit.
+    pub iterations: usize,
+    /// Whether the last fit reached the tolerance.
+    pub converged: bool,
+    /// Each λ that was tried with its accuracy on the held-out part, in the order of trial.
+    pub grid: Vec<(f64, f64)>,
+}
+
+/// Fits on the training rows and measures on the test rows, as [`Linear`] describes.
+///
+/// # Shapes
+/// train (N, D), labels N, test (M, D), test_labels M
+///
+/// # Errors
+/// If rows and labels do not belong together, there are none, a value is not finite, or the grid is empty.
+pub fn linear_probe(
+    train: Rows<'_>,
+    labels: &[u32],
+    test: Rows<'_>,
+    test_labels: &[u32],
+    classes: usize,
+    options: &LinearOptions,
+) -> Result<LinearProbe> {
+    check("linear probe, training split", train, labels, classes)?;
+    check("linear probe, test split", test, test_labels, classes)?;
+    if train.cols != test.cols {
+        let message = format!("training rows of {} values, test rows of {}", train.cols, test.cols);
+        return Err(Error::shape("linear probe", message));
+    }
+    let mut grid = options.l2.clone();
+    grid.sort_by(|a, b| b.total_cmp(a));
+    let Some(&strongest) = grid.first() else {
+        return Err(Error::config("linear probe: `l2` is empty; give at least one value"));
+    };
+    let (order, fitted) = hold_out(labels, classes);
+    let scale = Standardisation::of(train);
+    let x = scale.apply(train, &order);
+    let labels: Vec<u32> = order.iter().map(|i| labels[*i]).collect();
+    let all = Part { x: &x, labels: &labels, dim: train.cols, classes };
+    let (fit, held) = (all.range(0, fitted), all.range(fitted, train.rows));
+    let moments = moments(all);
+    let stop = Stop { tolerance: options.tolerance, iterations: options.iterations };
+
+    let mut weights = vec![0.0; classes * (train.cols + 1)];
+    let mut best = (strongest, f64::NEG_INFINITY, weights.clone());
+    let mut tried = Vec::new();
+    let mut worse = 0;
+    if grid.len() > 1 && !held.labels.is_empty() && fitted > 0 {
+        for &l2 in &grid {
+            let rough = Stop { tolerance: 10.0 * stop.tolerance, ..stop };
+            fit.fit(&mut weights, l2, moments.as_ref(), rough);
+            let accuracy = held.accuracy(&weights);
+            tried.push((l2, accuracy));
+            if accuracy > best.1 {
+                best = (l2, accuracy, weights.clone());
+                worse = 0;
+            } else {
+                worse += 1;
+            }
+            if worse == 2 {
+                break;
+            }
+        }
+    }
+    let (l2, _, mut weights) = best;
+    let outcome = all.fit(&mut weights, l2, moments.as_ref(), stop);
+    let every: Vec<usize> = (0..test.rows).collect();
+    let test = Part { x: &scale.apply(test, &every), labels: test_labels, dim: train.cols, classes };
+    Ok(LinearProbe {
+        accuracy: test.accuracy(&weights),
+        l2,
+        iterations: outcome.iterations,
+        converged: outcome.converged,
+        grid: tried,
+    })
+}
+
+/// The training samples in a new order, every fifth of each class at the end, and how many come before those.
+fn hold_out(labels: &[u32], classes: usize) -> (Vec<usize>, usize) {
+    let mut seen = vec![0usize; classes];
+    let held = |label: &u32| {
+        let count = &mut seen[*label as usize];
+        *count += 1;
+        count.is_multiple_of(5)
+    };
+    let held: Vec<bool> = labels.iter().map(held).collect();
+    let (held, mut order): (Vec<usize>, Vec<usize>) = (0..labels.len()).partition(|i| held[*i]);
+    let fitted = order.len();
+    order.extend(held);
+    (order, fitted)
+}
+
+/// Each column's mean and the inverse of its standard deviation; constant columns become 0.
+struct Standardisation {
+    mean: Vec<f64>,
+    inverse: Vec<f64>,
+}
+
+impl Standardisation {
+    fn of(rows: Rows<'_>) -> Self {
+        let mean = mean(rows);
+        let mut variance = vec![0.0; rows.cols];
+        for row in rows.iter() {
+            variance.iter_mut().zip(row).zip(&mean).for_each(|((s, v), m)| *s += (*v as f64 - m).powi(2));
+        }
+        let inverse = |(s, m): (&f64, &f64)| {
+            let deviation = (s / rows.rows as f64).sqrt();
+            // Below the resolution of f32, what varies is rounding.
+            if deviation > 1e-7 * m.abs() { 1.0 / deviation } else { 0.0 }
+        };
+        Standardisation { inverse: variance.iter().zip(&mean).map(inverse).collect(), mean }
+    }
+
+    fn apply(&self, rows: Rows<'_>, order: &[usize]) -> Vec<f32> {
+        let mut x = vec![0.0; order.len() * rows.cols];
+        x.par_chunks_mut(rows.cols).zip(order).for_each(|(x, i)| {
+            for ((x, v), (m, s)) in x.iter_mut().zip(rows.row(*i)).zip(self.mean.iter().zip(&self.inverse)) {
+                *x = ((*v as f64 - m) * s) as f32;
+            }
+        });
+        x
+    }
+}
+
+/// E[x̃x̃ᵀ] for the preconditioner; `None` where the matrix would be larger than what it saves.
+fn moments(part: Part<'_>) -> Option<Mat<f64>> {
+    let rows = Rows::new(part.x, part.dim);
+    let scale = 1.0 / rows.rows as f64;
+    (part.dim <= 2048).then(|| scatter(rows, &vec![0.0; part.dim]) * scale)
+}
+
+/// Standardised rows with labels.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    x: &'a [f32],
+    labels: &'a [u32],
+    dim: usize,
+    classes: usize,
+}
+
+// Fixed partition: at most PARTS sums of gradients, over tiles of TILE rows that stay in the second-level cache.
+const PARTS: usize = 16;
+const TILE: usize = 128;
+
+impl<'a> Part<'a> {
+    fn range(self, from: usize, to: usize) -> Part<'a> {
+        Part { x: &self.x[from * self.dim..to * self.dim], labels: &self.labels[from..to], ..self }
+    }
+
+    /// Minimises the penalised loss from `weights` on: C rows of D, then C biases.
+    fn fit(self, weights: &mut [f64], l2: f64, moments: Option<&Mat<f64>>, stop: Stop) -> Outcome {
+        // At uniform predictions, the Hessian is E[x̃x̃ᵀ]/C + λ for every class: a preconditioner that removes the
+        // correlation of the features.
+        let (dim, classes) = (self.dim, self.classes);
+        let share = 1.0 / classes as f64;
+        let factor = moments.and_then(|m| {
+            let mut hessian = m * share;
+            (0..dim).for_each(|d| hessian[(d, d)] += l2);
+            Llt::new(hessian.as_ref(), Side::Lower).ok()
+        });
+        let precondition = |v: &mut [f64]| {
+            let (w, b) = v.split_at_mut(dim * classes);
+            b.iter_mut().for_each(|b| *b /= share);
+            match &factor {
+                Some(factor) => factor.solve_in_place(MatMut::from_column_major_slice_mut(w, dim, classes)),
+                None => w.iter_mut().for_each(|w| *w /= share + l2),
+            }
+        };
+        minimise(weights, |w, g| self.loss(w, l2, g), precondition, stop)
+    }
+
+    /// The penalised loss and its gradient.
+    fn loss(self, weights: &[f64], l2: f64, gradient: &mut [f64]) -> f64 {
+        let split = self.dim * self.classes;
+        let single: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
+        let tiles = self.labels.len().div_ceil(TILE);
+        let share = tiles.div_ceil(PARTS).max(1) * TILE;
+        let parts: Vec<(f64, Vec<f32>)> = (0..self.labels.len().div_ceil(share))
+            .into_par_iter()
+            .map(|p| self.range(p * share, ((p + 1) * share).min(self.labels.len())).sums(&single))
+            .collect();
+        let count = self.labels.len() as f64;
+        gradient.fill(0.0);
+        let mut loss = 0.0;
+        for (part, sums) in &parts {
+            loss += part;
+            gradient.iter_mut().zip(sums).for_each(|(g, s)| *g += *s as f64);
+        }
+        gradient.iter_mut().for_each(|g| *g /= count);
+        gradient[..split].iter_mut().zip(weights).for_each(|(g, w)| *g += l2 * w);
+        loss / count + 0.5 * l2 * weights[..split].iter().map(|w| w * w).sum::<f64>()
+    }
+
+    /// The sum of the losses of all rows and of their gradients.
+    fn sums(self, weights: &[f32]) -> (f64, Vec<f32>) {
+        let (dim, classes) = (self.dim, self.classes);
+        let mut gradient = vec![0.0f32; weights.len()];
+        let mut bias = vec![0.0f64; classes];
+        let mut loss = 0.0;
+        let mut logits = vec![0.0f32; TILE * classes];
+        let mut exponentials = Vec::with_capacity(classes);
+        for (x, labels) in self.x.chunks(TILE * dim).zip(self.labels.chunks(TILE)) {
+            logits_of(x, weights, dim, classes, &mut logits);
+            for (row, label) in logits.chunks_exact_mut(classes).zip(labels) {
+                let top = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v)) as f64;
+                loss += top - row[*label as usize] as f64;
+                exponentials.clear();
+                exponentials.extend(row.iter().map(|v| (*v as f64 - top).exp()));
+                let total: f64 = exponentials.iter().sum();
+                loss += total.ln();
+                for (c, (v, e)) in row.iter_mut().zip(&exponentials).enumerate() {
+                    let residual = e / total - f64::from(c == *label as usize);
+                    bias[c] += residual;
+                    *v = residual as f32;
+                }
+            }
+            let residuals = (logits.as_slice(), Strides::transposed(classes));
+            let weights = (&mut gradient[..], Strides::row_major(dim));
+            gemm((classes, dim, labels.len()), 1.0, residuals, (x, Strides::row_major(dim)), 1.0, weights);
+        }
+        gradient[dim * classes..].iter_mut().zip(&bias).for_each(|(g, b)| *g = *b as f32);
+        (loss, gradient)
+    }
+
+    /// The share of rows whose largest logit is their label's; the lowest class of equals.
+    fn accuracy(self, weights: &[f64]) -> f64 {
+        let single: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
+        let mut logits = vec![0.0f32; TILE * self.classes];
+        let mut right = 0;
+        for (x, labels) in self.x.chunks(TILE * self.dim).zip(self.labels.chunks(TILE)) {
+            logits_of(x, &single, self.dim, self.classes, &mut logits);
+            for (row, label) in logits.chunks_exact(self.classes).zip(labels) {
+                let top = (0..self.classes).fold(0, |best, c| if row[c] > row[best] { c } else { best });
+                right += usize::from(top == *label as usize);
+            }
+        }
+        right as f64 / self.labels.len() as f64
+    }
+}
+
+/// W x + b for a tile of rows.
+fn logits_of(x: &[f32], weights: &[f32], dim: usize, classes: usize, logits: &mut [f32]) {
+    let (w, b) = weights.split_at(dim * classes);
+    let rows = x.len() / dim;
+    logits.chunks_exact_mut(classes).take(rows).for_each(|row| row.copy_from_slice(b));
+    let (left, right) = ((x, Strides::row_major(dim)), (w, Strides::transposed(dim)));
+    gemm((rows, classes, dim), 1.0, left, right, 1.0, (logits, Strides::row_major(classes)));
+}
+
+#[cfg(test)]
+mod tests;

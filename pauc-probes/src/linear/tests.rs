@@ -1,0 +1,138 @@
+use super::*;
+
+/// 120 rows of 4 values in 3 classes that overlap.
+fn overlapping() -> (Vec<f32>, Vec<u32>) {
+    let labels: Vec<u32> = (0..120).map(|i| i % 3).collect();
+    let wave = |n: usize| (0.1 + 1.3 * n as f64 + (0.37 * n as f64).cos()).sin();
+    let value = |n: usize| wave(n) + if n % 4 == (n / 4) % 3 { 0.8 } else { 0.0 };
+    ((0..480).map(|n| value(n) as f32).collect(), labels)
+}
+
+fn fit_all(
+    x: &[f32],
+    labels: &[u32],
+    dim: usize,
+    classes: usize,
+    l2: f64,
+    tolerance: f64,
+) -> (Vec<f64>, Outcome) {
+    let rows = Rows::new(x, dim);
+    let x = Standardisation::of(rows).apply(rows, &(0..rows.rows).collect::<Vec<_>>());
+    let part = Part { x: &x, labels, dim, classes };
+    let mut weights = vec![0.0; classes * (dim + 1)];
+    let outcome = part.fit(&mut weights, l2, moments(part).as_ref(), Stop { tolerance, iterations: 500 });
+    (weights, outcome)
+}
+
+// scikit-learn 1.9.1 on the same data, standardised:
+//   fit = LogisticRegression(C=1 / (120 * 0.01), tol=1e-10, max_iter=10000).fit(x, y)
+//   p = fit.predict_proba(x)
+//   loss = -np.log(p[np.arange(120), y]).mean() + 0.5 * 0.01 * (fit.coef_ ** 2).sum()
+//   print(loss, fit.coef_.round(6), fit.intercept_.round(6), fit.score(x, y))
+#[test]
+fn the_optimum_is_the_one_of_scikit_learn() {
+    let want = [
+        1.207214, -0.455917, 0.428722, 0.191665, -1.484537, 1.972044, -1.892563, 0.946005, 0.277323,
+        -1.516127, 1.463841, -1.13767, 0.295427, -0.266886, -0.028541,
+    ];
+    let (x, labels) = overlapping();
+    let (weights, outcome) = fit_all(&x, &labels, 4, 3, 0.01, 1e-6);
+    assert!(outcome.converged && outcome.iterations < 50, "{outcome:?}");
+    assert!((outcome.value - 0.4966977598911481).abs() < 1e-6, "{outcome:?}");
+    for (g, w) in weights.iter().zip(want) {
+        assert!((g - w).abs() < 2e-4, "{g} for {w}");
+    }
+    let options = LinearOptions { l2: vec![0.01], ..Default::default() };
+    let rows = Rows::new(&x, 4);
+    let probe = linear_probe(rows, &labels, rows, &labels, 3, &options).unwrap();
+    assert!((probe.accuracy - 0.8666666666666667).abs() < 1e-9 && probe.converged, "{probe:?}");
+}
+
+/// The penalised loss in f64 with loops.
+fn naive(x: &[f32], labels: &[u32], dim: usize, classes: usize, l2: f64, w: &[f64]) -> f64 {
+    let mut loss = 0.0;
+    for (row, label) in x.chunks(dim).zip(labels) {
+        let logit =
+            |c: usize| (0..dim).map(|d| w[c * dim + d] * row[d] as f64).sum::<f64>() + w[classes * dim + c];
+        loss += (0..classes).map(|c| logit(c).exp()).sum::<f64>().ln() - logit(*label as usize);
+    }
+    loss / labels.len() as f64 + 0.5 * l2 * w[..dim * classes].iter().map(|w| w * w).sum::<f64>()
+}
+
+#[test]
+fn loss_and_gradient_equal_a_loop_and_its_finite_differences_across_tiles() {
+    let (dim, classes, rows) = (3, 4, 2 * PARTS * TILE + 41);
+    let x: Vec<f32> = (0..rows * dim).map(|n| (1.3 * n as f32 + (n as f32 * 0.37).cos()).sin()).collect();
+    let labels: Vec<u32> = (0..rows).map(|i| (i * i % 7 % classes) as u32).collect();
+    let weights: Vec<f64> = (0..classes * (dim + 1)).map(|n| (n as f64 * 0.7).sin()).collect();
+    let part = Part { x: &x, labels: &labels, dim, classes };
+    let mut gradient = vec![0.0; weights.len()];
+    let loss = part.loss(&weights, 0.1, &mut gradient);
+    let at = |w: &[f64]| naive(&x, &labels, dim, classes, 0.1, w);
+    assert!((loss - at(&weights)).abs() < 1e-6);
+    for i in 0..weights.len() {
+        let shifted = |by: f64| {
+            let mut w = weights.clone();
+            w[i] += by;
+            at(&w)
+        };
+        let numeric = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
+        assert!((numeric - gradient[i]).abs() < 1e-5, "{i}: {numeric} for {}", gradient[i]);
+    }
+}
+
+#[test]
+fn every_fifth_sample_of_each_class_is_held_out() {
+    let labels = [[0u32, 1].repeat(6), vec![1, 1, 1, 1]].concat();
+    let (order, fitted) = hold_out(&labels, 2);
+    assert_eq!(order[fitted..], [8, 9, 15], "the fifth of class 0, the fifth and the tenth of class 1");
+    let mut all = order.clone();
+    all.sort_unstable();
+    assert_eq!(all, (0..labels.len()).collect::<Vec<_>>());
+}
+
+#[test]
+fn separable_classes_are_learnt_and_noise_asks_for_strong_regularisation() {
+    // The class is the sign of one of 30 noisy columns, with 200 samples: weak penalties overfit.
+    let draw = |n: u64| pauc_traits::rng::stream(1, pauc_traits::rng::Purpose::Probe, 0, n, 0);
+    let normal = |n: u64| rand_distr::Distribution::<f32>::sample(&rand_distr::StandardNormal, &mut draw(n));
+    let make = |rows: u64, from: u64| -> (Vec<f32>, Vec<u32>) {
+        let labels: Vec<u32> = (0..rows).map(|i| (i % 2) as u32).collect();
+        let shift = |i: u64, d: u64| if d == 0 { 2.0 * (i % 2) as f32 - 1.0 } else { 0.0 };
+        let x =
+            (0..rows).flat_map(|i| (0..30).map(move |d| normal(from + i * 30 + d) + shift(i, d))).collect();
+        (x, labels)
+    };
+    let ((x, y), (tx, ty)) = (make(200, 0), make(2000, 1 << 20));
+    let run = |l2: Vec<f64>| {
+        let options = LinearOptions { l2, ..Default::default() };
+        linear_probe(Rows::new(&x, 30), &y, Rows::new(&tx, 30), &ty, 2, &options).unwrap()
+    };
+    let (chosen, weak) = (run(LinearOptions::default().l2), run(vec![1e-5]));
+    assert!(chosen.l2 >= 0.01 && chosen.converged, "{chosen:?}");
+    // The best possible classifier is right in 84 % of the cases.
+    assert!(chosen.accuracy > 0.75 && chosen.accuracy > weak.accuracy, "{chosen:?} {weak:?}");
+}
+
+#[test]
+fn constant_columns_and_single_samples_do_no_harm() {
+    let x = [1.0f32, 7.0, -1.0, 7.0, 1.0, 7.0];
+    let rows = Rows::new(&x, 2);
+    let probe = linear_probe(rows, &[0, 1, 0], rows, &[0, 1, 0], 2, &LinearOptions::default()).unwrap();
+    assert_eq!((probe.accuracy, probe.grid.len(), probe.l2), (1.0, 0, 1.0), "too few to hold any out");
+    let one = Rows::new(&x[..2], 2);
+    assert_eq!(linear_probe(one, &[1], one, &[1], 2, &LinearOptions::default()).unwrap().accuracy, 1.0);
+    let options = LinearOptions { l2: vec![], ..Default::default() };
+    assert!(linear_probe(rows, &[0, 1, 0], rows, &[0, 1, 0], 2, &options).is_err());
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let (x, labels) = overlapping();
+    let (x, labels) = (x.repeat(20), labels.repeat(20));
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| fit_all(&x, &labels, 4, 3, 0.01, 1e-6))
+    };
+    assert_eq!(run(1), run(3));
+}

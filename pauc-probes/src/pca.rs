@@ -1,0 +1,87 @@
+//! Principal components in two dimensions, for pictures.
+
+use crate::finite;
+use crate::spectrum::{failed, mean, scatter};
+use faer::Side;
+use pauc_traits::probe::Rows;
+use pauc_traits::{Error, Result};
+
+/// Rows seen along their two directions of largest variance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pca2 {
+    /// Each row's coordinates along the first and the second direction, centred.
+    pub points: Vec<[f32; 2]>,
+    /// The share of the whole variance along each direction; zero where there is no variance.
+    pub explained: [f64; 2],
+}
+
+/// Projects the rows on the first two principal components of their covariance.
+///
+/// The sign of a direction is chosen so that its entry of largest magnitude, the first of equals, is positive.
+///
+/// # Shapes
+/// (N, D) → N points; with D = 1 the second coordinate is 0
+///
+/// # Errors
+/// If there are no rows, or a value is not finite.
+pub fn pca2(rows: Rows<'_>) -> Result<Pca2> {
+    if rows.rows == 0 {
+        return Err(Error::config("principal components: there are no rows"));
+    }
+    finite("principal components", rows)?;
+    let centre = mean(rows);
+    let eigen = scatter(rows, &centre).self_adjoint_eigen(Side::Lower).map_err(|e| failed(&e))?;
+    let (values, vectors) = (eigen.S().column_vector(), eigen.U());
+    let total: f64 = (0..rows.cols).map(|d| values[d].max(0.0)).sum();
+    let mut directions = [vec![0.0; rows.cols], vec![0.0; rows.cols]];
+    let mut explained = [0.0; 2];
+    for (rank, direction) in directions.iter_mut().enumerate().take(rows.cols) {
+        let column = rows.cols - 1 - rank;
+        explained[rank] = if total > 0.0 { values[column].max(0.0) / total } else { 0.0 };
+        let largest = (0..rows.cols).fold(0, |best, d| {
+            // A hair's breadth, so that rounding does not decide between entries that are equal.
+            if vectors[(d, column)].abs() > vectors[(best, column)].abs() + 1e-9 { d } else { best }
+        });
+        let sign = vectors[(largest, column)].signum();
+        direction.iter_mut().enumerate().for_each(|(d, v)| *v = sign * vectors[(d, column)]);
+    }
+    let along = |row: &[f32], direction: &[f64]| {
+        row.iter().zip(&centre).zip(direction).map(|((x, c), v)| (*x as f64 - c) * v).sum::<f64>() as f32
+    };
+    let points = rows.iter().map(|row| [along(row, &directions[0]), along(row, &directions[1])]).collect();
+    Ok(Pca2 { points, explained })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flat_cloud_is_found_with_its_variances_and_signs() {
+        // x = m + a·u + b·v with orthonormal u, v; a has variance 4·½, b has variance 1·½, uncorrelated over a circle.
+        let (u, v) = ([0.6, 0.8, 0.0], [0.0, 0.0, -1.0]);
+        let angle = |i: usize| i as f64 / 100.0 * std::f64::consts::TAU;
+        let data: Vec<f32> = (0..100)
+            .flat_map(|i| {
+                let (a, b) = (2.0 * angle(i).cos(), angle(i).sin());
+                (0..3).map(move |d| (5.0 + a * u[d] + b * v[d]) as f32)
+            })
+            .collect();
+        let got = pca2(Rows::new(&data, 3)).unwrap();
+        assert!((got.explained[0] - 0.8).abs() < 1e-6 && (got.explained[1] - 0.2).abs() < 1e-6);
+        for (i, p) in got.points.iter().enumerate() {
+            // The largest entry of u is positive; v's only entry is negative, so the second axis is turned round.
+            assert!((p[0] as f64 - 2.0 * angle(i).cos()).abs() < 1e-5, "{i}: {p:?}");
+            assert!((p[1] as f64 + angle(i).sin()).abs() < 1e-5, "{i}: {p:?}");
+        }
+    }
+
+    #[test]
+    fn rows_without_variance_and_single_columns_are_points() {
+        let same = pca2(Rows::new(&[1.0, 2.0, 1.0, 2.0], 2)).unwrap();
+        assert_eq!((same.points, same.explained), (vec![[0.0, 0.0]; 2], [0.0, 0.0]));
+        let line = pca2(Rows::new(&[1.0, 3.0], 1)).unwrap();
+        assert_eq!((line.points, line.explained), (vec![[-1.0, 0.0], [1.0, 0.0]], [1.0, 0.0]));
+        assert!(pca2(Rows::new(&[], 4)).is_err());
+    }
+}

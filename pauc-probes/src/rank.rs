@@ -1,0 +1,141 @@
+//! RankMe, and the spread of embeddings over their dimensions.
+
+use crate::spectrum::{mean, singular_values};
+use crate::{Moment, finite, when};
+use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
+use pauc_traits::{Error, Probe, Result, Span, component};
+
+/// The most rows whose spectrum is taken, as in the RankMe paper.
+const ROWS: usize = 25_600;
+
+component! {
+    /// Effective rank and spread of the training split's representation: signs of dimensional collapse.
+    ///
+    /// RankMe = exp(−Σ p log p) with p = σ/Σσ + 1e-7 over the singular values σ of the vectors, not centred: between 1
+    /// and D. Spread = √D · mean over dimensions of the standard deviation of x/‖x‖: 1 when the unit vectors
+    /// fill all directions evenly, 0 when they are all the same. Of more than 25 600 samples, 25 600 evenly
+    /// spaced ones are read.
+    ///
+    /// Metrics: `rankme/features`, `rankme/embeddings`, `spread/features`, `spread/embeddings`.
+    /// Source: Garrido et al. 2023 (RankMe), Chen & He 2021 (standard deviation as a sign of collapse).
+    pub struct Rank: Probe {
+        /// How often it runs besides the end of the run, such as `Epochs(1)`.
+        pub every: Option<Span> = None,
+        /// `End`: it runs at the end of the run.
+        pub at: Moment = Moment::End,
+    }
+}
+
+impl Probe for Rank {
+    fn when(&self) -> When {
+        when(self.every, self.at)
+    }
+
+    fn needs_labels(&self) -> bool {
+        false
+    }
+
+    fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
+        let spaces = [("features", context.train.features), ("embeddings", context.train.embeddings)];
+        let mut metrics = Vec::new();
+        for (name, rows) in spaces {
+            metrics.push(Metric::new(format!("rankme/{name}"), rank_me(rows)?));
+            metrics.push(Metric::new(format!("spread/{name}"), spread(rows)?));
+        }
+        Ok(metrics)
+    }
+}
+
+/// RankMe of the rows: the exponential of the entropy of their singular values.
+///
+/// # Shapes
+/// (N, D) → a number between 1 and min(N, D)
+///
+/// # Errors
+/// If there are no rows, or a value is not finite.
+pub fn rank_me(rows: Rows<'_>) -> Result<f64> {
+    if rows.rows == 0 {
+        return Err(Error::config("RankMe: there are no rows"));
+    }
+    finite("RankMe", rows)?;
+    let sigma = if rows.rows > ROWS {
+        let data: Vec<f32> = (0..ROWS).flat_map(|i| rows.row(i * rows.rows / ROWS)).copied().collect();
+        singular_values(Rows::new(&data, rows.cols))?
+    } else {
+        singular_values(rows)?
+    };
+    let total: f64 = sigma.iter().sum();
+    if total == 0.0 {
+        // All vectors are zero: nothing is spanned, and the paper's formula would divide by zero.
+        return Ok(1.0);
+    }
+    let shares = sigma.iter().map(|s| s / total + 1e-7);
+    Ok(shares.map(|p| -p * p.ln()).sum::<f64>().exp())
+}
+
+/// √D times the mean over dimensions of the standard deviation of the unit rows.
+///
+/// # Shapes
+/// (N, D) → a number between 0 and 1
+///
+/// # Errors
+/// If there are no rows, or a value is not finite.
+pub fn spread(rows: Rows<'_>) -> Result<f64> {
+    if rows.rows == 0 {
+        return Err(Error::config("spread: there are no rows"));
+    }
+    finite("spread", rows)?;
+    let mut unit = rows.data.to_vec();
+    for row in unit.chunks_exact_mut(rows.cols) {
+        let norm = row.iter().map(|v| (*v as f64).powi(2)).sum::<f64>().sqrt();
+        row.iter_mut().for_each(|v| *v = if norm > 0.0 { (*v as f64 / norm) as f32 } else { 0.0 });
+    }
+    let unit = Rows::new(&unit, rows.cols);
+    let centre = mean(unit);
+    let mut variance = vec![0.0; rows.cols];
+    for row in unit.iter() {
+        variance.iter_mut().zip(row).zip(&centre).for_each(|((s, v), m)| *s += (*v as f64 - m).powi(2));
+    }
+    let deviation: f64 = variance.iter().map(|v| (v / rows.rows as f64).sqrt()).sum();
+    Ok(deviation / (rows.cols as f64).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rank_me_equals_the_reference() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/golden/metrics.json")).unwrap();
+        let case = &golden["rank_me"];
+        let features: Vec<Vec<f32>> = serde_json::from_value(case["features"].clone()).unwrap();
+        let (flat, cols) = (features.concat(), features[0].len());
+        let got = rank_me(Rows::new(&flat, cols)).unwrap();
+        let want = case["value"].as_f64().unwrap();
+        assert!((got - want).abs() < 1e-6, "{got} for {want}");
+    }
+
+    #[test]
+    fn rank_and_spread_of_known_configurations() {
+        let identity: Vec<f32> = (0..64).map(|i| if i % 9 == 0 { 3.0 } else { 0.0 }).collect();
+        let rows = Rows::new(&identity, 8);
+        assert!((rank_me(rows).unwrap() - 8.0).abs() < 1e-4);
+        // Each dimension is 1 in one row of eight: variance 1/8 − 1/64.
+        let want = (8.0f64 * (1.0 / 8.0 - 1.0 / 64.0)).sqrt();
+        assert!((spread(rows).unwrap() - want).abs() < 1e-6);
+        let same = [[0.3f32, -1.0, 2.0]; 50].concat();
+        let rows = Rows::new(&same, 3);
+        assert!((rank_me(rows).unwrap() - 1.0).abs() < 1e-4, "{}", rank_me(rows).unwrap());
+        assert!(spread(rows).unwrap() < 1e-6);
+        assert_eq!(rank_me(Rows::new(&[0.0; 6], 3)).unwrap(), 1.0);
+    }
+
+    #[test]
+    fn more_rows_than_are_read_give_the_rank_of_an_even_choice() {
+        // Two directions in turn: every even choice of rows sees both.
+        let data: Vec<f32> =
+            (0..ROWS * 3).flat_map(|i| if i % 2 == 0 { [1.0, 0.0] } else { [0.0, 1.0] }).collect();
+        assert!((rank_me(Rows::new(&data, 2)).unwrap() - 2.0).abs() < 1e-3);
+    }
+}

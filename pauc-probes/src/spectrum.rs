@@ -1,0 +1,98 @@
+//! Second moments of row vectors and their spectra, in double precision.
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef, Par, Side};
+use pauc_traits::probe::Rows;
+use pauc_traits::{Error, Result};
+use rayon::prelude::*;
+
+// The partition is fixed, and the parts are added in order, so that the bits do not depend on the threads.
+const PARTS: usize = 8;
+const TILE: usize = 256;
+
+/// The mean of the rows. Shape D.
+pub fn mean(rows: Rows<'_>) -> Vec<f64> {
+    let mut mean = vec![0.0; rows.cols];
+    for row in rows.iter() {
+        mean.iter_mut().zip(row).for_each(|(m, v)| *m += *v as f64);
+    }
+    mean.iter_mut().for_each(|m| *m /= rows.rows.max(1) as f64);
+    mean
+}
+
+/// Σ (x − c)(x − c)ᵀ over the rows. Shape (D, D).
+pub fn scatter(rows: Rows<'_>, centre: &[f64]) -> Mat<f64> {
+    let dim = rows.cols;
+    let share = rows.rows.div_ceil(PARTS).max(1) * dim;
+    let partial = |part: &[f32]| {
+        let mut sum = Mat::<f64>::zeros(dim, dim);
+        let mut tile = Vec::with_capacity(TILE * dim);
+        for some in part.chunks(TILE * dim) {
+            tile.clear();
+            tile.extend(
+                some.chunks_exact(dim).flat_map(|r| r.iter().zip(centre).map(|(v, c)| *v as f64 - c)),
+            );
+            let x = MatRef::from_row_major_slice(&tile, some.len() / dim, dim);
+            matmul(&mut sum, Accum::Add, x.transpose(), x, 1.0, Par::Seq);
+        }
+        sum
+    };
+    let parts: Vec<Mat<f64>> = rows.data.par_chunks(share).map(partial).collect();
+    parts.into_iter().fold(Mat::zeros(dim, dim), |sum, part| sum + part)
+}
+
+/// The singular values of the matrix of rows, largest first. Shape min(N, D).
+///
+/// # Errors
+/// If the decomposition does not converge, which finite values do not cause.
+pub fn singular_values(rows: Rows<'_>) -> Result<Vec<f64>> {
+    let gram = if rows.rows >= rows.cols {
+        scatter(rows, &vec![0.0; rows.cols])
+    } else {
+        let x = Mat::from_fn(rows.rows, rows.cols, |i, j| rows.row(i)[j] as f64);
+        &x * x.transpose()
+    };
+    let values = gram.self_adjoint_eigenvalues(Side::Lower).map_err(|e| failed(&e))?;
+    Ok(values.iter().rev().map(|v| v.max(0.0).sqrt()).collect())
+}
+
+/// Why a decomposition failed.
+pub(crate) fn failed(error: &impl std::fmt::Debug) -> Error {
+    Error::NonFinite { what: "an eigenvalue decomposition".into(), place: Some(format!("{error:?}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wavy(rows: usize, dim: usize) -> Vec<f32> {
+        (0..rows * dim).map(|n| (0.1 + 1.3 * n as f32 + (n as f32 * 0.37).cos()).sin() + 0.3).collect()
+    }
+
+    #[test]
+    fn scatter_equals_its_definition_across_tiles() {
+        let (n, d) = (PARTS * TILE + 300, 5);
+        let data = wavy(n, d);
+        let rows = Rows::new(&data, d);
+        let centre = mean(rows);
+        let got = scatter(rows, &centre);
+        for a in 0..d {
+            for b in 0..d {
+                let term = |r: &[f32]| (r[a] as f64 - centre[a]) * (r[b] as f64 - centre[b]);
+                let want: f64 = rows.iter().map(term).sum();
+                assert!((got[(a, b)] - want).abs() < 1e-9, "{a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn singular_values_of_wide_and_tall_matrices_agree_with_the_decomposition() {
+        for (n, d) in [(40, 6), (6, 40)] {
+            let data = wavy(n, d);
+            let want = Mat::from_fn(n, d, |i, j| data[i * d + j] as f64).singular_values().unwrap();
+            for (g, w) in singular_values(Rows::new(&data, d)).unwrap().iter().zip(want) {
+                assert!((g - w).abs() < 1e-7, "{g} for {w}");
+            }
+        }
+    }
+}
