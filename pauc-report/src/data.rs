@@ -1,0 +1,227 @@
+//! A run's folder, read.
+
+use crate::events::{Clustering, End, Event, Log, Phase, Probe, Step, Subject, Warning};
+use pauc_traits::{Error, Result};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Everything a report shows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ReportData {
+    /// The content of `run.json`.
+    pub run: Run,
+    /// The text of `recipe.resolved.ron`.
+    pub recipe: String,
+    /// Optimiser steps, ascending, each once.
+    pub steps: Vec<Step>,
+    /// Clusterings, ascending, each once.
+    pub clusterings: Vec<Clustering>,
+    /// Probes, ascending, each once for a subject.
+    pub probes: Vec<Probe>,
+    /// The stretches of training.
+    pub phases: Vec<Phase>,
+    /// The warnings, in the order in which they came, each text once.
+    pub warnings: Vec<Warning>,
+    /// How each of the run's processes ended.
+    pub ends: Vec<End>,
+    /// The picture of the embeddings, if there is one.
+    pub embedding: Option<Embedding>,
+    /// Lines of `metrics.jsonl` that could not be read.
+    pub damaged: Vec<usize>,
+}
+
+/// `run.json`: what a run is and where it ran. Every field may be missing.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Run {
+    /// The recipe's name.
+    pub name: String,
+    /// The first digits of the resolved recipe's hash.
+    pub hash: String,
+    /// The seed.
+    pub seed: Option<u64>,
+    /// `running`, `finished`, `interrupted` or `failed`.
+    pub status: String,
+    /// Everything else: version, device, threads, data.
+    #[serde(flatten)]
+    pub environment: BTreeMap<String, serde_json::Value>,
+}
+
+/// `figures/embedding.json`: embeddings in two dimensions.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Embedding {
+    /// Each sample's coordinates.
+    pub points: Vec<[f32; 2]>,
+    /// Each sample's class.
+    pub labels: Option<Vec<u32>>,
+    /// Each sample's prototype.
+    pub prototypes: Option<Vec<u32>>,
+    /// The names of the classes.
+    pub classes: Vec<String>,
+    /// The share of the variance along each direction.
+    pub explained: Option<[f64; 2]>,
+}
+
+impl ReportData {
+    /// Reads a run's folder. `metrics.jsonl` has to be there.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or `run.json` or `figures/embedding.json` is damaged.
+    pub fn read(run_dir: &Path) -> Result<Self> {
+        let metrics = run_dir.join("metrics.jsonl");
+        if !metrics.exists() {
+            let remedy = "give the folder of a run, such as runs/<name>-<hash>/seed0".into();
+            return Err(Error::NotFound { path: metrics, remedy });
+        }
+        let mut data = ReportData::from_log(Log::read(&metrics)?);
+        data.recipe = text(&run_dir.join("recipe.resolved.ron"))?.unwrap_or_default();
+        data.run = json(&run_dir.join("run.json"))?.unwrap_or_default();
+        data.embedding = json(&run_dir.join("figures/embedding.json"))?;
+        Ok(data)
+    }
+
+    /// The events in their order of steps. A run that was continued from a checkpoint may have recorded steps
+    /// twice: the later record counts.
+    pub fn from_log(log: Log) -> Self {
+        let (mut steps, mut clusterings, mut probes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut data = ReportData { damaged: log.damaged, ..ReportData::default() };
+        for event in log.events {
+            match event {
+                Event::Step(e) => drop(steps.insert(e.step, e)),
+                Event::Clustering(e) => drop(clusterings.insert(e.step, e)),
+                Event::Probe(e) => match probes.entry((e.subject, e.step)) {
+                    std::collections::btree_map::Entry::Vacant(place) => drop(place.insert(e)),
+                    std::collections::btree_map::Entry::Occupied(mut place) => merge(place.get_mut(), e),
+                },
+                Event::Phase(e) if !data.phases.contains(&e) => data.phases.push(e),
+                Event::Warning(e) if !data.warnings.iter().any(|w| w.text == e.text) => data.warnings.push(e),
+                Event::End(e) => data.ends.push(e),
+                Event::Phase(_) | Event::Warning(_) | Event::Unknown => {}
+            }
+        }
+        data.steps = steps.into_values().collect();
+        data.clusterings = clusterings.into_values().collect();
+        data.probes = probes.into_values().collect();
+        data
+    }
+
+    /// The probes of one subject, by step.
+    pub fn probes_of(&self, subject: Subject) -> impl Iterator<Item = &Probe> {
+        self.probes.iter().filter(move |p| p.subject == subject)
+    }
+
+    /// The last value of a metric for a subject.
+    pub fn latest(&self, subject: Subject, metric: &str) -> Option<f64> {
+        let of = |p: &Probe| p.metrics.iter().find(|m| m.name == metric).map(|m| m.value);
+        self.probes_of(subject).filter_map(of).last()
+    }
+
+    /// A metric of the trained representation over epochs.
+    pub fn curve(&self, metric: &str) -> Vec<(f64, f64)> {
+        let of = |p: &Probe| p.metrics.iter().find(|m| m.name == metric).map(|m| (p.epoch, m.value));
+        self.probes_of(Subject::Trained).filter_map(of).collect()
+    }
+
+    /// The names of all metrics, in the order in which they first appear.
+    pub fn metrics(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for metric in self.probes.iter().flat_map(|p| &p.metrics) {
+            if !names.contains(&metric.name.as_str()) {
+                names.push(&metric.name);
+            }
+        }
+        names
+    }
+
+    /// The epoch of a step, as far as the recorded steps tell.
+    pub fn epoch_of(&self, step: u64) -> f64 {
+        let epoch = |s: &Step| if s.step > 0 { s.epoch * step as f64 / s.step as f64 } else { 0.0 };
+        self.steps.last().map_or(0.0, epoch)
+    }
+}
+
+/// Two records of one subject at one step: probes that ran apart, or the same ones again.
+fn merge(into: &mut Probe, later: Probe) {
+    for metric in later.metrics {
+        match into.metrics.iter_mut().find(|m| m.name == metric.name) {
+            Some(known) => *known = metric,
+            None => into.metrics.push(metric),
+        }
+    }
+}
+
+/// A file's text; `None` if there is no such file.
+fn text(path: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(path, e)),
+    }
+}
+
+fn json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
+    let Some(text) = text(path)? else { return Ok(None) };
+    let damaged =
+        |e: serde_json::Error| Error::damaged(path, format!("{e}; delete the file or write it again"));
+    serde_json::from_str(&text).map(Some).map_err(damaged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_recorded_twice_count_once_and_probes_at_one_step_join() {
+        let step = |step, loss| {
+            format!(
+                r#"{{"event":"step","step":{step},"epoch":{step},"lr":0.1,"loss":{loss},"terms":[],"grad_norm":1,"images_per_second":1}}"#
+            )
+        };
+        let probe = |name, value| {
+            format!(
+                r#"{{"event":"probe","step":2,"epoch":2,"seconds":1,"subject":"trained","metrics":[{{"name":"{name}","value":{value}}}]}}"#
+            )
+        };
+        let lines = [
+            step(1, 5),
+            step(2, 4),
+            step(3, 9),
+            probe("knn", 0.1),
+            step(2, 3),
+            probe("rank", 7.0),
+            probe("knn", 0.2),
+        ];
+        let data = ReportData::from_log(Log::parse(&(lines.join("\n") + "\n")));
+        assert_eq!(
+            data.steps.iter().map(|s| (s.step, s.loss)).collect::<Vec<_>>(),
+            [(1, 5.0), (2, 3.0), (3, 9.0)]
+        );
+        assert_eq!(data.probes.len(), 1);
+        assert_eq!(data.curve("knn"), [(2.0, 0.2)]);
+        assert_eq!(
+            (data.latest(Subject::Trained, "rank"), data.latest(Subject::RawPixels, "rank")),
+            (Some(7.0), None)
+        );
+        assert_eq!(data.metrics(), ["knn", "rank"]);
+    }
+
+    #[test]
+    fn missing_and_damaged_files_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = ReportData::read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("metrics.jsonl: not found; give the folder of a run"), "{error}");
+        std::fs::write(dir.path().join("metrics.jsonl"), "").unwrap();
+        assert_eq!(ReportData::read(dir.path()).unwrap(), ReportData::default());
+        std::fs::write(dir.path().join("run.json"), r#"{"name":"n","seed":3,"threads":2}"#).unwrap();
+        let run = ReportData::read(dir.path()).unwrap().run;
+        assert_eq!(
+            (run.name.as_str(), run.seed, run.environment["threads"].as_u64()),
+            ("n", Some(3), Some(2))
+        );
+        std::fs::write(dir.path().join("run.json"), "{").unwrap();
+        let error = ReportData::read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("run.json: ") && error.contains("write it again"), "{error}");
+    }
+}

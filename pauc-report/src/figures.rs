@@ -1,0 +1,228 @@
+//! Which figures a run has, and what is in them.
+
+use crate::data::{Embedding, ReportData};
+use crate::events::{ClusterLevel, Subject, Term};
+use crate::plot::{Chart, Scale, Series};
+use crate::scatter::Scatter;
+use crate::verdict::is_accuracy;
+
+/// A part of the report, in its order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    /// Objective, terms, weights, learning rate.
+    Training,
+    /// Accuracies, RankMe.
+    Probes,
+    /// The state of the prototypes.
+    Coagulation,
+    /// The clusterings.
+    Clustering,
+    /// The picture of the embeddings.
+    Embedding,
+}
+
+/// One drawing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figure {
+    /// A name for its file.
+    pub name: String,
+    /// Where it belongs.
+    pub section: Section,
+    /// The drawing, with the page's CSS variables.
+    pub svg: String,
+}
+
+const EPOCH: &str = "epoch";
+
+/// Every figure that the run has data for.
+pub fn all(data: &ReportData) -> Vec<Figure> {
+    let mut charts: Vec<(String, Section, Chart)> = Vec::new();
+    let mut add = |name: &str, section, chart: Chart| charts.push((name.to_string(), section, chart));
+    training(data, &mut add);
+    probes(data, &mut add);
+    coagulation(data, &mut add);
+    clustering(data, &mut add);
+    let drawn = charts.into_iter().filter(|(_, _, chart)| !chart.is_empty());
+    let mut figures: Vec<Figure> =
+        drawn.map(|(name, section, chart)| Figure { name, section, svg: chart.svg() }).collect();
+    if let Some(embedding) = &data.embedding {
+        figures.extend(pictures(embedding));
+    }
+    figures
+}
+
+/// A name that is safe for a file.
+fn file_name(text: &str) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    text.chars().map(safe).collect()
+}
+
+/// The begins of phases after the first step, by epoch.
+fn marks(data: &ReportData) -> Vec<(String, f64)> {
+    let later = data.phases.iter().filter(|p| p.step > 0);
+    later.map(|p| (p.name.clone(), data.epoch_of(p.step))).collect()
+}
+
+fn training(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
+    let along = |value: &dyn Fn(&crate::events::Step) -> f64| -> Vec<(f64, f64)> {
+        data.steps.iter().map(|s| (s.epoch, value(s))).collect()
+    };
+    let single = |title: &str, y: &str, points| Chart {
+        title: title.into(),
+        x: EPOCH.into(),
+        y: y.into(),
+        series: vec![Series { name: title.into(), points }],
+        marks: marks(data),
+        ..Chart::default()
+    };
+    add("objective", Section::Training, single("Objective", "weighted sum of the terms", along(&|s| s.loss)));
+
+    let mut names: Vec<&str> = Vec::new();
+    for term in data.steps.iter().flat_map(|s| &s.terms) {
+        if !names.contains(&term.name.as_str()) {
+            names.push(&term.name);
+        }
+    }
+    let of = |name: &str, value: &dyn Fn(&Term) -> f64| {
+        along(&|s| s.terms.iter().find(|t| t.name == name).map_or(f64::NAN, value))
+    };
+    for name in &names {
+        let values = of(name, &|t| if t.skipped { f64::NAN } else { t.value.unwrap_or(f64::NAN) });
+        let chance = data.steps.iter().rev().flat_map(|s| &s.terms).find(|t| t.name == *name);
+        let mut chart = single(name, "value before weighting", values);
+        chart.references =
+            chance.and_then(|t| t.chance).map(|c| ("chance".to_string(), c)).into_iter().collect();
+        add(&format!("term-{}", file_name(name)), Section::Training, chart);
+    }
+    let series = names.iter().map(|n| Series { name: n.to_string(), points: of(n, &|t| t.weight) }).collect();
+    add("weights", Section::Training, Chart { series, ..single("Weights of the terms", "weight", vec![]) });
+    add("learning-rate", Section::Training, single("Learning rate", "as scheduled", along(&|s| s.lr)));
+    let norm = "before clipping, all parameters";
+    add("gradient-norm", Section::Training, single("Gradient norm", norm, along(&|s| s.grad_norm)));
+    let speed = along(&|s| s.images_per_second);
+    add("throughput", Section::Training, single("Throughput", "training images / s", speed));
+}
+
+fn probes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
+    let names = data.metrics();
+    for name in names.iter().filter(|n| is_accuracy(n)) {
+        let points = data.curve(name);
+        // A single value is in the table of verdicts already.
+        if points.len() < 2 {
+            continue;
+        }
+        let base = |label: &str, s| data.latest(s, name).map(|v| (label.to_string(), v));
+        let bases = [base("raw pixels", Subject::RawPixels), base("random weights", Subject::RandomInit)];
+        let chart = Chart {
+            title: format!("Accuracy by {name}"),
+            x: EPOCH.into(),
+            y: "share of the test split classified correctly".into(),
+            series: vec![Series { name: name.to_string(), points }],
+            references: bases.into_iter().flatten().collect(),
+            marks: marks(data),
+            scale: Scale::Percent,
+        };
+        add(&file_name(name), Section::Probes, chart);
+    }
+    let grouped = [
+        ("rankme/", "RankMe", "effective rank, 1 to the dimension"),
+        ("spread/", "Spread of unit vectors", "1: all directions, 0: collapsed"),
+    ];
+    for (prefix, title, y) in grouped {
+        let of = |n: &&str| n.strip_prefix(prefix).map(|s| Series { name: s.into(), points: data.curve(n) });
+        let chart = Chart {
+            title: title.into(),
+            x: EPOCH.into(),
+            y: y.into(),
+            series: names.iter().filter_map(of).collect(),
+            marks: marks(data),
+            ..Chart::default()
+        };
+        add(&file_name(title), Section::Probes, chart);
+    }
+}
+
+fn coagulation(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
+    let quantities = [
+        ("intra_cosine", "Cosine within prototypes", "mean v·c of samples and their prototype"),
+        ("inter_cosine_mean", "Cosine between prototypes", "mean over pairs of occupied prototypes"),
+        ("within_rank", "Rank within prototypes", "effective rank of a prototype's members"),
+        ("copies", "Prototypes that are copies", "share within cosine 0.95 of another"),
+    ];
+    let names = data.metrics();
+    for (quantity, title, y) in quantities {
+        let of = |n: &&str| {
+            let level = n.strip_prefix("coagulation/")?.strip_suffix(quantity)?.strip_suffix('/')?;
+            Some(Series { name: level.into(), points: data.curve(n) })
+        };
+        let mut series: Vec<Series> = names.iter().filter_map(of).collect();
+        // Levels by their k, as in the figures of the clusterings; classes, which are there first, behind them.
+        let k = |s: &Series| s.name.strip_prefix('k').and_then(|k| k.split('#').next()?.parse().ok());
+        series.sort_by_key(|s| k(s).unwrap_or(u64::MAX));
+        let chart = Chart {
+            title: title.into(),
+            x: EPOCH.into(),
+            y: y.into(),
+            series,
+            marks: marks(data),
+            scale: if quantity == "copies" { Scale::Percent } else { Scale::Plain },
+            ..Chart::default()
+        };
+        add(&format!("coagulation-{}", file_name(quantity)), Section::Coagulation, chart);
+    }
+}
+
+fn clustering(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
+    let levels = data.clusterings.iter().map(|c| c.levels.len()).max().unwrap_or(0);
+    let series = |value: &dyn Fn(&ClusterLevel) -> f64| -> Vec<Series> {
+        (0..levels)
+            .map(|l| {
+                let of = |c: &crate::events::Clustering| c.levels.get(l).map(|level| (c.epoch, value(level)));
+                let k =
+                    data.clusterings.iter().rev().find_map(|c| c.levels.get(l)).map_or(0, |level| level.k);
+                Series { name: format!("k{k}"), points: data.clusterings.iter().filter_map(of).collect() }
+            })
+            .collect()
+    };
+    let mut chart = |name: &str, title: &str, y: &str, value: &dyn Fn(&ClusterLevel) -> f64| {
+        let (title, x, y) = (title.into(), EPOCH.into(), y.into());
+        let chart = Chart { title, x, y, series: series(value), ..Chart::default() };
+        add(&format!("clustering-{name}"), Section::Clustering, chart);
+    };
+    chart("objective", "k-means objective", "Σ‖x − c‖²", &|l| l.objective);
+    chart("imbalance", "Imbalance of prototypes", "K·Σ size²/n²; 1: all of one size", &|l| l.imbalance);
+    let spread = |l: &ClusterLevel| l.concentration_max / l.concentration_min;
+    chart("concentration", "Spread of concentrations φ", "largest φ over smallest", &spread);
+}
+
+fn pictures(embedding: &Embedding) -> Vec<Figure> {
+    let share = |i: usize| match embedding.explained {
+        Some(explained) => format!("component {} ({:.0} % of variance)", i + 1, 100.0 * explained[i]),
+        None => format!("component {}", i + 1),
+    };
+    let scatter = |title: &str, groups: &Vec<u32>, names: Vec<String>| Scatter {
+        title: title.into(),
+        axes: [share(0), share(1)],
+        points: embedding.points.clone(),
+        groups: groups.clone(),
+        names,
+    };
+    let mut figures = Vec::new();
+    let mut add = |name: &str, scatter: Scatter| {
+        figures.push(Figure { name: name.into(), section: Section::Embedding, svg: scatter.svg() })
+    };
+    if let Some(labels) = &embedding.labels {
+        // Beyond twenty names, they would hide the points.
+        let names = if embedding.classes.len() <= 20 { embedding.classes.clone() } else { Vec::new() };
+        add("embedding-classes", scatter("By class", labels, names));
+    }
+    if let Some(prototypes) = &embedding.prototypes {
+        let count = prototypes.iter().collect::<std::collections::BTreeSet<_>>().len();
+        let title = format!("By prototype ({count} occupied; colours repeat)");
+        add("embedding-prototypes", scatter(&title, prototypes, Vec::new()));
+    }
+    if embedding.labels.is_none() && embedding.prototypes.is_none() {
+        add("embedding", scatter("Without classes", &vec![0; embedding.points.len()], Vec::new()));
+    }
+    figures
+}

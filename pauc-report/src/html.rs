@@ -1,0 +1,270 @@
+//! The page.
+
+use crate::axis::significant;
+use crate::data::ReportData;
+use crate::events::{Status, Subject};
+use crate::figures::{self, Section};
+use crate::plot::{STYLE, colours, escape};
+use crate::verdict::{self, Verdict, is_accuracy};
+use minijinja::{AutoEscape, Environment, context};
+use pauc_traits::{Error, Result};
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct VerdictRow {
+    metric: String,
+    random_init: String,
+    raw_pixels: String,
+    trained: String,
+    gain: String,
+    class: &'static str,
+}
+
+#[derive(Serialize)]
+struct Table {
+    head: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+#[derive(Serialize)]
+struct SectionView {
+    title: &'static str,
+    note: Option<String>,
+    wide: bool,
+    table: Option<Table>,
+    figures: Vec<String>,
+}
+
+const NONE: &str = "–";
+
+/// The report as one HTML page.
+///
+/// # Errors
+/// If the page's template fails, which no data of a run causes.
+pub fn render(data: &ReportData) -> Result<String> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.set_trim_blocks(true);
+    let verdicts = verdict::verdicts(data);
+    let name = if data.run.name.is_empty() { "Run" } else { &data.run.name };
+    let page = environment.render_str(
+        include_str!("html/report.html"),
+        context! {
+            name,
+            light => colours(false),
+            dark => colours(true),
+            plot_style => STYLE,
+            facts => facts(data),
+            sentences => verdicts.iter().filter_map(Verdict::sentence).collect::<Vec<_>>(),
+            verdicts => verdicts.iter().map(verdict_row).collect::<Vec<_>>(),
+            warnings => warnings(data),
+            sections => sections(data),
+            metrics => metrics(data),
+            phases => data.phases.iter().map(|p| (p.step, &p.name, &p.text)).collect::<Vec<_>>(),
+            recipe => data.recipe,
+            environment => data.run.environment.iter().map(|(k, v)| (words(k), plain(v))).collect::<Vec<_>>(),
+        },
+    );
+    page.map_err(|e| Error::Other(e.into()))
+}
+
+/// A metric's name as HTML that may break after its slashes.
+fn breakable(name: &str) -> String {
+    escape(name).replace('/', "/<wbr>")
+}
+
+fn words(key: &str) -> String {
+    key.replace('_', " ")
+}
+
+fn plain(value: &serde_json::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_string)
+}
+
+/// A time span as a reader says it.
+fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        _ if seconds < 10.0 => format!("{seconds:.1} s"),
+        0..120 => format!("{whole} s"),
+        120..7200 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+fn facts(data: &ReportData) -> Vec<(&'static str, String)> {
+    let mut facts = Vec::new();
+    if !data.run.hash.is_empty() {
+        facts.push(("recipe", data.run.hash.clone()));
+    }
+    facts.extend(data.run.seed.map(|s| ("seed", s.to_string())));
+    let status = match data.ends.last() {
+        Some(end) if end.status == Status::Finished => "finished",
+        Some(end) if end.status == Status::Interrupted => "interrupted",
+        Some(_) => "failed",
+        None if data.run.status.is_empty() => "no end recorded",
+        None => &data.run.status,
+    };
+    facts.push(("status", status.to_string()));
+    if let Some(last) = data.steps.last() {
+        facts.push(("steps", last.step.to_string()));
+        facts.push(("epochs", format!("{:.1}", last.epoch).trim_end_matches(".0").to_string()));
+    }
+    let seconds: f64 = data.ends.iter().map(|e| e.seconds).filter(|s| s.is_finite()).sum();
+    if seconds > 0.0 {
+        facts.push(("wall time", duration(seconds)));
+    }
+    facts
+}
+
+fn percent(value: Option<f64>) -> String {
+    value.filter(|v| v.is_finite()).map_or(NONE.into(), |v| format!("{:.2} %", 100.0 * v))
+}
+
+fn verdict_row(v: &Verdict) -> VerdictRow {
+    let gain = v.gain().filter(|g| g.is_finite());
+    VerdictRow {
+        metric: breakable(&v.metric),
+        random_init: percent(v.random_init),
+        raw_pixels: percent(v.raw_pixels),
+        trained: percent(v.trained),
+        gain: gain.map_or(NONE.into(), |g| format!("{:+.2}", 100.0 * g).replace('-', "−")),
+        class: match gain {
+            Some(g) if g > 0.0 => "good",
+            Some(g) if g < 0.0 => "bad",
+            _ => "",
+        },
+    }
+}
+
+fn warnings(data: &ReportData) -> Vec<String> {
+    let at = |step: u64| if step == 0 { String::new() } else { format!("step {step}: ") };
+    let mut all: Vec<String> = data.warnings.iter().map(|w| format!("{}{}", at(w.step), w.text)).collect();
+    for probe in data.probes.iter() {
+        let failed = |m: &&crate::events::Metric| m.name.ends_with("/converged") && m.value == 0.0;
+        for metric in probe.metrics.iter().filter(failed) {
+            let name = metric.name.trim_end_matches("/converged");
+            all.push(format!("{}{name} stopped before its fit converged", at(probe.step)));
+        }
+    }
+    if !data.damaged.is_empty() {
+        let lines: Vec<String> = data.damaged.iter().take(5).map(usize::to_string).collect();
+        let more = if data.damaged.len() > 5 { ", …" } else { "" };
+        all.push(format!("metrics.jsonl: unreadable lines left out: {}{more}", lines.join(", ")));
+    }
+    all
+}
+
+fn sections(data: &ReportData) -> Vec<SectionView> {
+    let figures = figures::all(data);
+    let of = |section: Section| -> Vec<String> {
+        figures.iter().filter(|f| f.section == section).map(|f| f.svg.clone()).collect()
+    };
+    let view = |section, title, note: &str| SectionView {
+        title,
+        note: (!note.is_empty()).then(|| note.to_string()),
+        wide: false,
+        table: None,
+        figures: of(section),
+    };
+    let mut all = vec![
+        view(
+            Section::Training,
+            "Training",
+            "A term that stays at its chance level (dashed) has not learnt. Of long runs, lines are means over \
+             neighbouring steps, with the lowest and highest value as a band.",
+        ),
+        view(
+            Section::Probes,
+            "Probes over epochs",
+            "What the frozen representation is worth while it is trained; dashed, the representations that cost nothing.",
+        ),
+        view(
+            Section::Coagulation,
+            "Coagulation",
+            "Prototypes coagulate when the cosine within them and their rank go to 1 while prototypes stay apart and \
+             accuracy no longer rises.",
+        ),
+        SectionView { table: clustering_table(data), ..view(Section::Clustering, "Clustering", "") },
+        SectionView {
+            wide: true,
+            ..view(
+                Section::Embedding,
+                "Embeddings of the test split",
+                "The two directions of largest variance, both at one scale; what is mixed here may still be apart in \
+                 the other dimensions.",
+            )
+        },
+    ];
+    if let Some(clustering) = data.clusterings.last() {
+        let seconds: f64 = data.clusterings.iter().map(|c| c.seconds).filter(|s| s.is_finite()).sum();
+        all[3].note = Some(format!(
+            "{} clusterings in {}; the table shows the last one, at epoch {}.",
+            data.clusterings.len(),
+            duration(seconds),
+            significant(clustering.epoch)
+        ));
+    }
+    all.retain(|s| !s.figures.is_empty() || s.table.is_some());
+    all
+}
+
+fn clustering_table(data: &ReportData) -> Option<Table> {
+    let last = data.clusterings.last()?;
+    let head =
+        ["prototypes K", "objective Σ‖x − c‖²", "imbalance", "empty", "splits", "φ mean", "φ min", "φ max"];
+    let row = |l: &crate::events::ClusterLevel| {
+        let concentrations = [l.concentration_mean, l.concentration_min, l.concentration_max];
+        let mut row = vec![l.k.to_string(), significant(l.objective), significant(l.imbalance)];
+        row.extend([l.empty.to_string(), l.splits.to_string()]);
+        row.extend(concentrations.map(significant));
+        row
+    };
+    Some(Table { head: head.map(str::to_string).to_vec(), rows: last.levels.iter().map(row).collect() })
+}
+
+/// Every metric's last value for the three subjects.
+fn metrics(data: &ReportData) -> Vec<(String, String, String, String)> {
+    let cell = |subject, name: &str| match data.latest(subject, name) {
+        Some(v) if is_accuracy(name) => percent(Some(v)),
+        Some(v) => significant(v),
+        None => NONE.into(),
+    };
+    let row = |name: &str| {
+        let of = |subject| cell(subject, name);
+        (breakable(name), of(Subject::RandomInit), of(Subject::RawPixels), of(Subject::Trained))
+    };
+    data.metrics().into_iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::{End, Log, Warning};
+
+    #[test]
+    fn an_empty_run_is_a_page_too_and_text_is_escaped() {
+        let mut data = ReportData::from_log(Log::default());
+        data.run.name = "<b>&".into();
+        data.recipe = "Recipe(name: \"<b>\")".into();
+        data.warnings.push(Warning { step: 3, text: "K > B".into() });
+        let page = render(&data).unwrap();
+        assert!(
+            page.contains("<h1>&lt;b&gt;&amp;</h1>") && page.contains("Recipe(name: &quot;&lt;b&gt;&quot;)")
+        );
+        assert!(page.contains("step 3: K &gt; B") && page.contains("No accuracy was measured"));
+        assert!(page.contains("no end recorded") && !page.contains("<h2>"), "no section without data");
+    }
+
+    #[test]
+    fn times_and_status_read_as_said() {
+        assert_eq!(
+            [3.21, 59.6, 119.0, 600.0, 7300.0].map(duration),
+            ["3.2 s", "60 s", "119 s", "10 min 0 s", "2 h 1 min"]
+        );
+        let end = |seconds, status| End { step: 1, seconds, status };
+        let ends = vec![end(100.0, Status::Interrupted), end(50.0, Status::Finished)];
+        let facts = facts(&ReportData { ends, ..ReportData::default() });
+        assert_eq!(facts, [("status", "finished".to_string()), ("wall time", "2 min 30 s".to_string())]);
+    }
+}

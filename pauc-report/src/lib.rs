@@ -1,0 +1,63 @@
+//! The report of a run: one HTML file that says what a run was, how it went, and what it is worth.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`events`] | the types of `metrics.jsonl`, shared with its writer |
+//! | [`data`] | a run's folder read into [`ReportData`] |
+//! | [`figures`] | which figures a run has |
+//! | [`plot`], [`scatter`], [`axis`] | charts and clouds of points as SVG, and the numbers at their axes |
+//! | [`verdict`] | what the probes say against random weights and raw pixels |
+//! | [`html`] | the page |
+//!
+//! The page holds everything it shows: it loads nothing, works offline and on a phone, and follows the reader's
+//! choice of a light or dark page.
+
+pub mod axis;
+pub mod data;
+pub mod events;
+pub mod figures;
+pub mod html;
+pub mod plot;
+pub mod scatter;
+pub mod verdict;
+
+pub use data::ReportData;
+pub use html::render;
+
+use pauc_traits::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// Writes `report.html` into a run's folder and returns its path.
+///
+/// Reads `metrics.jsonl`, which has to be there, and `run.json`, `recipe.resolved.ron` and
+/// `figures/embedding.json` where they are.
+///
+/// # Errors
+/// If a file cannot be read or written, or `run.json` or `figures/embedding.json` is damaged.
+pub fn write_report(run_dir: &Path) -> Result<PathBuf> {
+    let data = ReportData::read(run_dir)?;
+    write(&run_dir.join("report.html"), &render(&data)?)
+}
+
+/// Writes every figure of the report as a file of its own, `figures/<name>.svg`, and returns the paths.
+///
+/// # Errors
+/// As for [`write_report`].
+pub fn write_figures(run_dir: &Path) -> Result<Vec<PathBuf>> {
+    let data = ReportData::read(run_dir)?;
+    let folder = run_dir.join("figures");
+    std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+    let figures = figures::all(&data);
+    let write =
+        |f: &figures::Figure| write(&folder.join(format!("{}.svg", f.name)), &plot::standalone(&f.svg));
+    figures.iter().map(write).collect()
+}
+
+/// Writes a file under a temporary name and renames it, so that nobody sees half of it.
+fn write(path: &Path, text: &str) -> Result<PathBuf> {
+    let mut temporary = path.to_path_buf().into_os_string();
+    temporary.push(".tmp");
+    std::fs::write(&temporary, text).map_err(|e| Error::io(&temporary, e))?;
+    std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e))?;
+    Ok(path.to_path_buf())
+}

@@ -1,0 +1,417 @@
+//! Charts as SVG text.
+//!
+//! Colours are CSS variables (`--ink`, `--muted`, `--grid`, `--paper`, `--c0` to `--c9`), so that one drawing serves
+//! light and dark pages; [`standalone`] adds the values that a file of its own needs. The drawing is as narrow as a
+//! phone and grows with the page, so that its text never becomes smaller than written.
+
+use crate::axis::{number, significant, ticks};
+use std::fmt::Write;
+
+/// The colours of series, distinguishable with the usual colour blindnesses, after Okabe and Ito; light page, dark page.
+pub const PALETTE: [(&str, &str); 10] = [
+    ("#0072b2", "#58b0ea"),
+    ("#d55e00", "#ff9557"),
+    ("#009e73", "#3fd0a4"),
+    ("#b5558f", "#eb9fcb"),
+    ("#7a5c00", "#f0c84b"),
+    ("#4b4bb5", "#a9a6ff"),
+    ("#56b4e9", "#a8dcff"),
+    ("#8c3b2a", "#e0836f"),
+    ("#6b7280", "#b6bcc8"),
+    ("#5f8f00", "#b2d95c"),
+];
+
+/// The fonts of every drawing.
+const FONT: &str = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif";
+
+/// How the numbers of the vertical axis are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scale {
+    /// As they are.
+    #[default]
+    Plain,
+    /// Fractions as percentages.
+    Percent,
+}
+
+/// A line through points.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Series {
+    /// Its name in the legend.
+    pub name: String,
+    /// Its points, by ascending x; points that are not finite interrupt the line.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// A chart of lines over a common horizontal axis.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Chart {
+    /// What is shown.
+    pub title: String,
+    /// The quantity and unit along the horizontal axis.
+    pub x: String,
+    /// The quantity and unit along the vertical axis.
+    pub y: String,
+    /// The lines; series i has colour i.
+    pub series: Vec<Series>,
+    /// Horizontal dashed lines with a name, such as chance levels.
+    pub references: Vec<(String, f64)>,
+    /// Vertical dotted lines with a name, such as the begin of a phase.
+    pub marks: Vec<(String, f64)>,
+    /// How the numbers of the vertical axis are written.
+    pub scale: Scale,
+}
+
+const WIDTH: f64 = 400.0;
+const PLOT: f64 = 168.0;
+const LEFT: f64 = 48.0;
+const RIGHT: f64 = 14.0;
+const BOTTOM: f64 = 36.0;
+const MARKS: f64 = 12.0;
+
+/// Text for XML, with what is special in it escaped.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// About how wide a text is, in units of the drawing: no font can be measured here, so on the generous side.
+pub(crate) fn text_width(text: &str, size: f64) -> f64 {
+    text.chars().map(|c| if "iljtf.,:;'|/()[] ".contains(c) { 0.34 } else { 0.58 }).sum::<f64>() * size
+}
+
+/// At most `limit` parts of the line: each one's mean point, with its lowest and highest value.
+fn thin(points: &[(f64, f64)], limit: usize) -> Vec<(f64, f64, f64, f64)> {
+    let part = points.len().div_ceil(limit).max(1);
+    let summary = |part: &[(f64, f64)]| {
+        let values = || part.iter().map(|p| p.1).filter(|v| v.is_finite());
+        let count = values().count() as f64;
+        let x = part.iter().map(|p| p.0).sum::<f64>() / part.len() as f64;
+        (
+            x,
+            values().sum::<f64>() / count,
+            values().fold(f64::NAN, f64::min),
+            values().fold(f64::NAN, f64::max),
+        )
+    };
+    points.chunks(part).map(summary).collect()
+}
+
+/// The ranges of both axes, and the map from data to drawing.
+struct Frame {
+    x: (f64, f64),
+    y: (f64, f64),
+    top: f64,
+}
+
+impl Frame {
+    fn x(&self, x: f64) -> f64 {
+        LEFT + (x - self.x.0) / (self.x.1 - self.x.0) * (WIDTH - LEFT - RIGHT)
+    }
+
+    fn y(&self, y: f64) -> f64 {
+        self.top + PLOT - (y - self.y.0) / (self.y.1 - self.y.0) * PLOT
+    }
+}
+
+fn range(values: impl Iterator<Item = f64>, pad: f64) -> (f64, f64) {
+    let (low, high) = values
+        .filter(|v| v.is_finite())
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+    if low > high {
+        return (0.0, 1.0);
+    }
+    // A constant gets room on both sides, a range its share.
+    let room =
+        if high - low <= 1e-9 * high.abs() { (high.abs() * 0.1).max(1e-6) } else { (high - low) * pad };
+    (low - room, high + room)
+}
+
+impl Chart {
+    /// Whether there is anything to see.
+    pub fn is_empty(&self) -> bool {
+        !self.series.iter().any(|s| s.points.iter().any(|p| p.1.is_finite()))
+    }
+
+    fn label(&self, value: f64, step: f64) -> String {
+        match self.scale {
+            Scale::Plain => number(value, step),
+            Scale::Percent => number(value * 100.0, step * 100.0) + " %",
+        }
+    }
+
+    /// The chart as an `<svg>` element that uses the page's CSS variables.
+    pub fn svg(&self) -> String {
+        let thinned: Vec<Vec<_>> = self.series.iter().map(|s| thin(&s.points, 240)).collect();
+        let legend = self.legend();
+        // The names of marks have a row of their own above the plot, where no line runs through them.
+        let top = 40.0 + 15.0 * legend.len() as f64 + if self.marks.is_empty() { 0.0 } else { MARKS };
+        let points = || thinned.iter().flatten();
+        let xs = points().map(|p| p.0).chain(self.marks.iter().map(|m| m.1));
+        let ys = points().flat_map(|p| [p.2, p.3]).chain(self.references.iter().map(|r| r.1));
+        let frame = Frame { x: range(xs, 0.02), y: range(ys, 0.06), top };
+        let height = top + PLOT + BOTTOM;
+        let mut out = format!(
+            "<svg class=\"plot\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{0}\" \
+             xmlns=\"http://www.w3.org/2000/svg\" font-family=\"{FONT}\"><title>{0}</title>",
+            escape(&self.title)
+        );
+        text(&mut out, (2.0, 14.0), "title", &self.title);
+        draw_legend(&mut out, &legend);
+        text(&mut out, (2.0, 32.0 + 15.0 * legend.len() as f64), "unit", &self.y);
+        self.axes(&mut out, &frame, height);
+        self.lines(&mut out, &frame, &thinned);
+        self.annotations(&mut out, &frame);
+        out.push_str("</svg>");
+        out
+    }
+
+    /// The legend's rows; none for a single series, which the title names.
+    fn legend(&self) -> Vec<Vec<(usize, &str)>> {
+        if self.series.len() < 2 {
+            Vec::new()
+        } else {
+            legend_rows(self.series.iter().map(|s| s.name.as_str()))
+        }
+    }
+
+    fn axes(&self, out: &mut String, frame: &Frame, height: f64) {
+        let step = |t: &[f64]| if t.len() > 1 { t[1] - t[0] } else { 0.0 };
+        let (xs, ys) = (ticks(frame.x.0, frame.x.1, 6), ticks(frame.y.0, frame.y.1, 5));
+        for &t in &ys {
+            let y = frame.y(t);
+            let _ = write!(
+                out,
+                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>",
+                WIDTH - RIGHT
+            );
+            text(out, (LEFT - 6.0, y + 3.5), "tick end", &self.label(t, step(&ys)));
+        }
+        let floor = frame.top + PLOT;
+        let _ = write!(
+            out,
+            "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{floor}\" y2=\"{floor}\"/>",
+            WIDTH - RIGHT
+        );
+        for &t in xs.iter().filter(|t| **t >= 0.0 || frame.x.0 < -1.0) {
+            text(out, (frame.x(t), floor + 14.0), "tick middle", &number(t, step(&xs)));
+        }
+        text(out, ((LEFT + WIDTH - RIGHT) / 2.0, height - 6.0), "unit middle", &self.x);
+    }
+
+    fn lines(&self, out: &mut String, frame: &Frame, thinned: &[Vec<(f64, f64, f64, f64)>]) {
+        for (i, (points, series)) in thinned.iter().zip(&self.series).enumerate() {
+            let colour = i % PALETTE.len();
+            if points.len() < series.points.len() {
+                let bound = |out: &mut String, p: &(f64, f64, f64, f64), y: f64| {
+                    let _ = write!(out, "{:.1},{:.1} ", frame.x(p.0), frame.y(y));
+                };
+                out.push_str("<polygon class=\"band\" points=\"");
+                let finite = || points.iter().filter(|p| p.1.is_finite());
+                finite().for_each(|p| bound(out, p, p.3));
+                finite().rev().for_each(|p| bound(out, p, p.2));
+                let _ = write!(out, "\" style=\"fill:var(--c{colour})\"/>");
+            }
+            out.push_str("<path class=\"line\" d=\"");
+            let mut pen = 'M';
+            for p in points {
+                if p.1.is_finite() {
+                    let _ = write!(out, "{pen}{:.1} {:.1}", frame.x(p.0), frame.y(p.1));
+                }
+                pen = if p.1.is_finite() { 'L' } else { 'M' };
+            }
+            let _ = write!(out, "\" style=\"stroke:var(--c{colour})\"/>");
+            if series.points.len() <= 60 {
+                for p in series.points.iter().filter(|p| p.1.is_finite()) {
+                    let value = match self.scale {
+                        Scale::Plain => significant(p.1),
+                        Scale::Percent => format!("{:.2} %", 100.0 * p.1),
+                    };
+                    let _ = write!(
+                        out,
+                        "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.4\" style=\"fill:var(--c{colour})\">\
+                         <title>{}: {value} at {}</title></circle>",
+                        frame.x(p.0),
+                        frame.y(p.1),
+                        escape(&series.name),
+                        significant(p.0)
+                    );
+                }
+            }
+        }
+    }
+
+    /// Reference lines and marks, with their names where they fit.
+    fn annotations(&self, out: &mut String, frame: &Frame) {
+        for (name, x) in &self.marks {
+            let (x, floor) = (frame.x(*x), frame.top + PLOT);
+            let _ = write!(
+                out,
+                "<line class=\"mark\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{}\" y2=\"{floor}\"/>",
+                frame.top - MARKS
+            );
+            let fits = x + 4.0 + text_width(name, 9.5) < WIDTH;
+            let (x, class) = if fits { (x + 4.0, "note") } else { (x - 4.0, "note end") };
+            text(out, (x, frame.top - 4.0), class, name);
+        }
+        let mut taken: Vec<f64> = Vec::new();
+        for (name, value) in self.references.iter().filter(|r| r.1.is_finite()) {
+            let y = frame.y(*value);
+            let _ = write!(
+                out,
+                "<line class=\"reference\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>",
+                WIDTH - RIGHT
+            );
+            // Above its line, or below where another name or the frame is in the way.
+            let free = |at: f64| at > frame.top + 16.0 && taken.iter().all(|t| (t - at).abs() > 11.0);
+            let at = [y - 4.0, y + 11.0].into_iter().find(|at| free(*at)).unwrap_or(y - 4.0);
+            taken.push(at);
+            let label = format!("{name} {}", self.reference_value(*value));
+            text(out, (WIDTH - RIGHT - 2.0, at), "note end", &label);
+        }
+    }
+
+    fn reference_value(&self, value: f64) -> String {
+        match self.scale {
+            Scale::Plain => significant(value),
+            Scale::Percent => format!("{:.1} %", 100.0 * value),
+        }
+    }
+}
+
+/// The rows of a legend, as (colour, name), that fit the width of a drawing.
+pub(crate) fn legend_rows<'a>(names: impl Iterator<Item = &'a str>) -> Vec<Vec<(usize, &'a str)>> {
+    let mut rows: Vec<Vec<(usize, &str)>> = Vec::new();
+    let mut used = f64::INFINITY;
+    for (i, name) in names.enumerate() {
+        let width = legend_width(name);
+        if used + width > WIDTH {
+            rows.push(Vec::new());
+            used = 0.0;
+        }
+        used += width;
+        if let Some(row) = rows.last_mut() {
+            row.push((i, name));
+        }
+    }
+    rows
+}
+
+/// Draws a legend under the title.
+pub(crate) fn draw_legend(out: &mut String, rows: &[Vec<(usize, &str)>]) {
+    for (row, entries) in rows.iter().enumerate() {
+        let (mut x, y) = (2.0, 27.0 + 15.0 * row as f64);
+        for (i, name) in entries {
+            let _ = write!(
+                out,
+                "<line x1=\"{x:.1}\" x2=\"{:.1}\" y1=\"{y}\" y2=\"{y}\" style=\"stroke:var(--c{})\" stroke-width=\"3\"/>",
+                x + 14.0,
+                i % PALETTE.len()
+            );
+            text(out, (x + 18.0, y + 4.0), "key", name);
+            x += legend_width(name);
+        }
+    }
+}
+
+fn legend_width(name: &str) -> f64 {
+    18.0 + text_width(name, 11.5) + 12.0
+}
+
+pub(crate) fn text(out: &mut String, (x, y): (f64, f64), class: &str, text: &str) {
+    let _ = write!(out, "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>", escape(text));
+}
+
+/// The rules that every drawing needs, for the page or for a file of its own.
+pub const STYLE: &str = "\
+.plot text{fill:var(--ink);font-size:11px}\
+.plot .title{font-size:13px;font-weight:600}\
+.plot .key{font-size:11.5px}\
+.plot .unit,.plot .tick{fill:var(--muted)}\
+.plot .tick,.plot .unit{font-size:10.5px}\
+.plot .tick{font-variant-numeric:tabular-nums}\
+.plot .end{text-anchor:end}.plot .middle{text-anchor:middle}\
+.plot .note{font-size:10px;paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoin:round}\
+.plot .grid{stroke:var(--grid);stroke-width:1}\
+.plot .axis{stroke:var(--muted);stroke-width:1}\
+.plot .line{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}\
+.plot .band{opacity:.18}\
+.plot .reference{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:5 4;opacity:.75}\
+.plot .mark{stroke:var(--muted);stroke-width:1;stroke-dasharray:1.5 3}\
+.plot .dots{fill:none;stroke-width:2.6;stroke-linecap:round;stroke-opacity:.62}\
+.plot .place{font-size:11px;font-weight:600;text-anchor:middle;paint-order:stroke;stroke:var(--paper);stroke-width:3.5px;stroke-linejoin:round}";
+
+/// The values of the CSS variables; `dark` for dark pages.
+pub fn colours(dark: bool) -> String {
+    let (ink, muted, grid, paper) = if dark {
+        ("#e6e8ec", "#9aa3b2", "#2c323c", "#14171c")
+    } else {
+        ("#1c2026", "#5c6573", "#e3e6eb", "#ffffff")
+    };
+    let mut css = format!("--ink:{ink};--muted:{muted};--grid:{grid};--paper:{paper};");
+    for (i, (light, dim)) in PALETTE.iter().enumerate() {
+        let _ = write!(css, "--c{i}:{};", if dark { dim } else { light });
+    }
+    css
+}
+
+/// A drawing made complete as a file of its own, in light colours on white.
+pub fn standalone(svg: &str) -> String {
+    let style = format!("<style>svg{{{};background:#fff}}{STYLE}</style>", colours(false));
+    match svg.find('>') {
+        Some(end) => format!("{}{style}{}\n", &svg[..=end], &svg[end + 1..]),
+        None => svg.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chart(points: Vec<(f64, f64)>) -> Chart {
+        let series = vec![Series { name: "a < b".into(), points }];
+        Chart { title: "t & u".into(), series, references: vec![("chance".into(), 0.5)], ..Chart::default() }
+    }
+
+    #[test]
+    fn points_land_where_the_axes_say() {
+        let svg = chart(vec![(0.0, 0.0), (1.0, 1.0)]).svg();
+        // The range is widened by 2 % and 6 %: x = 0 is 2/104 of the width from the left.
+        let x = LEFT + 0.02 / 1.04 * (WIDTH - LEFT - RIGHT);
+        let y = 40.0 + PLOT * (1.0 - 0.06 / 1.12);
+        assert!(svg.contains(&format!("M{x:.1} {y:.1}L")), "{svg}");
+        assert!(svg.contains("t &amp; u") && svg.contains("a &lt; b") && svg.contains("chance 0.5000"));
+    }
+
+    #[test]
+    fn gaps_and_empty_series_do_not_reach_the_drawing() {
+        let svg = chart(vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0)]).svg();
+        assert_eq!(svg.matches('L').count(), 0, "a gap ends the line: {svg}");
+        assert!(!svg.contains("NaN") && !svg.contains("inf"));
+        assert!(chart(vec![(0.0, f64::NAN)]).is_empty());
+        assert!(!chart(vec![]).svg().contains("NaN"));
+    }
+
+    #[test]
+    fn long_lines_become_means_with_a_band_that_holds_all_values() {
+        let points: Vec<(f64, f64)> = (0..10_000).map(|i| (i as f64, (i % 2) as f64)).collect();
+        let thinned = thin(&points, 240);
+        assert!(thinned.len() <= 240 && thinned.iter().all(|p| (p.1, p.2, p.3) == (0.5, 0.0, 1.0)));
+        assert!(chart(points).svg().contains("class=\"band\""));
+    }
+
+    #[test]
+    fn a_file_of_its_own_holds_its_colours() {
+        let svg = standalone(&chart(vec![(0.0, 1.0)]).svg());
+        assert!(svg.starts_with("<svg") && svg.contains("--c0:#0072b2") && svg.contains(".plot .line"));
+    }
+}

@@ -1,0 +1,131 @@
+//! Clouds of points in two dimensions, coloured by group.
+
+use crate::plot::{PALETTE, draw_legend, escape, legend_rows, text};
+use std::fmt::Write;
+
+/// A cloud of points. Both directions have the same scale, for distances are what the eye reads.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scatter {
+    /// What is shown.
+    pub title: String,
+    /// The quantities along both axes.
+    pub axes: [String; 2],
+    /// The points.
+    pub points: Vec<[f32; 2]>,
+    /// Each point's group; groups take the colours in turn, so beyond ten, colours repeat.
+    pub groups: Vec<u32>,
+    /// The names of the groups, written at their middle and, where colours do not repeat, in a legend; may be empty.
+    pub names: Vec<String>,
+}
+
+const WIDTH: f64 = 400.0;
+const EDGE: f64 = 372.0;
+const LIMIT: usize = 4000;
+
+impl Scatter {
+    /// The cloud as an `<svg>` element that uses the page's CSS variables. Of more than 4000 points, 4000 evenly
+    /// spaced ones are drawn.
+    pub fn svg(&self) -> String {
+        let count = self.points.len().min(self.groups.len());
+        let step = count.div_ceil(LIMIT).max(1);
+        let finite = |i: &usize| self.points[*i].iter().all(|v| v.is_finite());
+        let chosen: Vec<usize> = (0..count).step_by(step).filter(finite).collect();
+        let bounds = |axis: usize| {
+            let values = chosen.iter().map(|i| self.points[*i][axis] as f64);
+            values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)))
+        };
+        let ((left, right), (low, high)) = (bounds(0), bounds(1));
+        let extent = (right - left).max(high - low).max(1e-9) * 1.04;
+        let distinct = self.names.len() <= PALETTE.len();
+        let legend = legend_rows(self.names.iter().map(String::as_str).filter(|_| distinct));
+        let top = 24.0 + 15.0 * legend.len() as f64;
+        let tall = ((high - low) / extent * EDGE + 16.0).clamp(120.0, EDGE);
+        let x = |v: f32| WIDTH / 2.0 + (v as f64 - (left + right) / 2.0) / extent * EDGE;
+        let y = |v: f32| top + tall / 2.0 - (v as f64 - (low + high) / 2.0) / extent * EDGE;
+
+        let mut out = format!(
+            "<svg class=\"plot\" viewBox=\"0 0 {WIDTH} {:.0}\" role=\"img\" aria-label=\"{1}\" \
+             xmlns=\"http://www.w3.org/2000/svg\" font-family=\"system-ui,sans-serif\"><title>{1}</title>",
+            top + tall + 22.0,
+            escape(&self.title)
+        );
+        text(&mut out, (2.0, 14.0), "title", &self.title);
+        draw_legend(&mut out, &legend);
+        let _ = write!(
+            out,
+            "<rect x=\"1\" y=\"{top}\" width=\"{}\" height=\"{tall:.1}\" fill=\"none\" style=\"stroke:var(--grid)\"/>",
+            WIDTH - 2.0
+        );
+        for colour in 0..PALETTE.len() {
+            let mut path = String::new();
+            for i in chosen.iter().filter(|i| self.groups[**i] as usize % PALETTE.len() == colour) {
+                let [px, py] = self.points[*i];
+                let _ = write!(path, "M{:.1} {:.1}h0", x(px), y(py));
+            }
+            if !path.is_empty() {
+                let _ = write!(out, "<path class=\"dots\" style=\"stroke:var(--c{colour})\" d=\"{path}\"/>");
+            }
+        }
+        let mut taken: Vec<(f64, f64)> = Vec::new();
+        for (group, name) in self.names.iter().enumerate() {
+            let members: Vec<usize> =
+                chosen.iter().copied().filter(|i| self.groups[*i] as usize == group).collect();
+            if members.is_empty() {
+                continue;
+            }
+            let half = crate::plot::text_width(name, 11.0) / 2.0 + 2.0;
+            let px =
+                x(median(&members, |i| self.points[i][0])).clamp(half + 2.0, (WIDTH - half - 2.0).max(half));
+            let middle = y(median(&members, |i| self.points[i][1])) + 4.0;
+            // The nearest free height, so that names of overlapping groups stay readable.
+            let free = |at: f64| {
+                let inside = at > top + 12.0 && at < top + tall - 4.0;
+                inside && taken.iter().all(|(tx, ty)| (ty - at).abs() > 12.0 || (tx - px).abs() > 2.0 * half)
+            };
+            let moves = (0..20).flat_map(|n| [n as f64 * 6.0, n as f64 * -6.0]);
+            let py = moves.map(|by| middle + by).find(|at| free(*at)).unwrap_or(middle);
+            taken.push((px, py));
+            text(&mut out, (px, py), "place", name);
+        }
+        let label = format!("→ {} · ↑ {}", self.axes[0], self.axes[1]);
+        text(&mut out, (WIDTH / 2.0, top + tall + 15.0), "unit middle", &label);
+        out.push_str("</svg>");
+        out
+    }
+}
+
+fn median(members: &[usize], value: impl Fn(usize) -> f32) -> f32 {
+    let mut values: Vec<f32> = members.iter().map(|i| value(*i)).collect();
+    values.sort_by(f32::total_cmp);
+    values[values.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_point_is_drawn_once_in_its_colour_and_distances_keep_their_ratio() {
+        let points = vec![[0.0, 0.0], [10.0, 0.0], [0.0, 5.0], [f32::NAN, 1.0]];
+        let names = vec!["zero".into(), "<one>".into()];
+        let svg = Scatter { points, groups: vec![0, 1, 11, 0], names, ..Scatter::default() }.svg();
+        assert_eq!(svg.matches("h0").count(), 3, "the point that is not finite stays out");
+        // 10 units are 100/104 of the edge.
+        let reach = 10.0 / 10.4 * EDGE;
+        let (left, right) = (WIDTH / 2.0 - reach / 2.0, WIDTH / 2.0 + reach / 2.0);
+        // The title and one row of the legend come first.
+        let y = 39.0 + (5.0 / 10.4 * EDGE + 16.0) / 2.0;
+        let (floor, ceiling) = (y + reach / 4.0, y - reach / 4.0);
+        assert!(svg.contains(&format!("--c0)\" d=\"M{left:.1} {floor:.1}h0\"")), "{svg}");
+        let one = format!("--c1)\" d=\"M{right:.1} {floor:.1}h0M{left:.1} {ceiling:.1}h0\"");
+        assert!(svg.contains(&one), "group 11 has the colour of group 1: {svg}");
+        assert!(svg.contains("&lt;one&gt;"));
+    }
+
+    #[test]
+    fn empty_and_single_clouds_are_drawings_without_nan() {
+        assert!(!Scatter::default().svg().contains("NaN"));
+        let one = Scatter { points: vec![[1.0, 1.0]], groups: vec![0], ..Scatter::default() };
+        assert!(!one.svg().contains("NaN") && one.svg().contains("h0"));
+    }
+}
