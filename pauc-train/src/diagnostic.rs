@@ -1,0 +1,242 @@
+//! What is wrong with a recipe, where, and what to write instead; drawn the way rustc draws its errors.
+
+use crate::source;
+use annotate_snippets::{AnnotationKind, Level, Patch, Renderer, Snippet};
+use pauc_traits::open_set::Problem;
+use pauc_traits::registry::did_you_mean;
+use pauc_traits::term::Severity;
+use ron::error::{Error as Ron, SpannedError};
+use std::ops::Range;
+
+/// One error or warning about a recipe.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Diagnostic {
+    /// How grave it is.
+    pub severity: Severity,
+    /// The code that `explain` describes.
+    pub code: &'static str,
+    /// What is wrong.
+    pub message: String,
+    /// Where, in bytes of the recipe's text.
+    pub span: Option<Range<usize>>,
+    /// A word on the place.
+    pub label: String,
+    /// What to do about it.
+    pub help: Option<String>,
+    /// What to write in the place of the span.
+    pub replacement: Option<String>,
+}
+
+impl Diagnostic {
+    /// An error or warning about the value at a path of the recipe.
+    pub fn at(
+        severity: Severity,
+        code: &'static str,
+        text: &str,
+        path: &str,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Self {
+        let span = source::parse(text).map(|root| source::nearest(&root, path));
+        let help = Some(help.into()).filter(|h: &String| !h.is_empty());
+        let message = message.into();
+        Diagnostic { severity, code, message, span, label: String::new(), help, replacement: None }
+    }
+
+    /// Draws the diagnostic over the recipe's text.
+    pub fn render(&self, text: &str, path: &str, color: bool) -> String {
+        let level = match self.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
+        };
+        let title = level.primary_title(self.message.as_str()).id(self.code);
+        let main = match &self.span {
+            Some(span) => {
+                let span = clamp(text, span);
+                let mut mark = AnnotationKind::Primary.span(span);
+                if !self.label.is_empty() {
+                    mark = mark.label(self.label.as_str());
+                }
+                title.element(Snippet::source(text).path(path).annotation(mark))
+            }
+            None => title.element(annotate_snippets::Origin::path(path)),
+        };
+        let mut report = vec![main];
+        if let (Some(new), Some(span)) = (&self.replacement, &self.span) {
+            let patch = Snippet::source(text).path(path).patch(Patch::new(clamp(text, span), new.as_str()));
+            report.push(Level::HELP.secondary_title(format!("did you mean `{new}`?")).element(patch));
+        }
+        if let Some(help) = &self.help {
+            report.push(annotate_snippets::Group::with_title(Level::HELP.secondary_title(help.as_str())));
+        }
+        let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+        renderer.render(&report)
+    }
+
+    /// Explains an error of RON's parser, or one that a component raised while it was read.
+    pub fn from_ron(text: &str, error: &SpannedError) -> Self {
+        let span = byte(text, error.span.start)..byte(text, error.span.end);
+        let mut d = Diagnostic {
+            severity: Severity::Error,
+            code: "E0101",
+            message: String::new(),
+            span: Some(span),
+            label: String::new(),
+            help: None,
+            replacement: None,
+        };
+        let plain = error.code.to_string();
+        if let Some(problem) = Problem::parse(&plain) {
+            let Problem { code, message, suggestion, help } = problem;
+            // The parser stands behind the offending word; the word itself is what the reader wants to see.
+            d.span = d.span.map(|s| word_before(text, s));
+            return Diagnostic { code, message, replacement: suggestion, help, ..d };
+        }
+        match &error.code {
+            Ron::Message(message) => {
+                (d.code, d.message) = ("E0106", value_message(message));
+            }
+            Ron::InvalidValueForType { expected, found } => {
+                (d.code, d.message) = ("E0106", format!("expected {expected}, found {found}"));
+            }
+            Ron::ExpectedInteger
+            | Ron::ExpectedFloat
+            | Ron::ExpectedString
+            | Ron::ExpectedBoolean
+            | Ron::ExpectedArray
+            | Ron::ExpectedUnit
+            | Ron::ExpectedOption => {
+                let expected = plain.trim_start_matches("Expected ").to_string();
+                let found =
+                    source::parse(text).map(|root| text[value(text, &root, &d).span.clone()].to_string());
+                let found = found.map(|f| format!(", found {f}")).unwrap_or_default();
+                (d.code, d.message) = ("E0106", format!("expected a value of type {expected}{found}"));
+            }
+            Ron::NoSuchEnumVariant { expected, found, .. } => {
+                (d.code, d.message) = ("E0102", format!("unknown name `{found}`"));
+                d.replacement = did_you_mean(found, expected.iter().copied()).map(str::to_string);
+                d.help = Some(format!("known: {}", expected.join(", ")));
+            }
+            Ron::NoSuchStructField { expected, found, .. } => {
+                (d.code, d.message) = ("E0103", format!("unknown field `{found}`"));
+                d.replacement = did_you_mean(found, expected.iter().copied()).map(str::to_string);
+                d.help = Some(format!("known: {}", expected.join(", ")));
+            }
+            Ron::MissingStructField { field, outer } => {
+                let owner = outer.as_ref().map(|o| format!(" of `{o}`")).unwrap_or_default();
+                (d.code, d.message) =
+                    ("E0104", format!("the field `{field}`{owner} is missing and has no default"));
+            }
+            Ron::ExpectedStructLike | Ron::ExpectedNamedStructLike(_) => {
+                d.message = "a name has to be followed by its fields in parentheses".into();
+                d.help = Some("write `Name()` to leave all fields at their defaults".into());
+            }
+            Ron::ExpectedComma | Ron::ExpectedStructLikeEnd | Ron::ExpectedArrayEnd => {
+                d.message = format!("{plain}; is a comma missing?");
+            }
+            Ron::Eof => d.message = "the recipe ends too early: a bracket is not closed".into(),
+            _ => d.message = plain,
+        }
+        if d.code == "E0106"
+            && let Some(root) = source::parse(text)
+        {
+            // The parser stopped somewhere in or behind the value: show all of it.
+            d.span = Some(value(text, &root, &d).span.clone());
+        }
+        d
+    }
+}
+
+/// The value at which, or behind which, a parser's error stands.
+fn value<'a>(text: &str, root: &'a source::Node, d: &Diagnostic) -> &'a source::Node {
+    let at = d.span.as_ref().map_or(0, |s| s.start);
+    let blank = text[at..].len() - text[at..].trim_start().len();
+    source::value_at(root, at + blank)
+}
+
+/// Makes serde's wording about values ours.
+fn value_message(message: &str) -> String {
+    match message.split_once(", expected ") {
+        Some((got, expected)) => {
+            let got = got.trim_start_matches("invalid type: ").trim_start_matches("invalid value: ");
+            format!("expected {expected}, found {got}")
+        }
+        None => message.to_string(),
+    }
+}
+
+fn clamp(text: &str, span: &Range<usize>) -> Range<usize> {
+    let end = span.end.min(text.len());
+    let start = span.start.min(end);
+    // An empty span at the end of a line draws nothing: show the character before it.
+    if start == end && start > 0 { text.floor_char_boundary(start - 1)..end } else { start..end }
+}
+
+/// RON counts lines and columns from one, columns in characters.
+fn byte(text: &str, at: ron::error::Position) -> usize {
+    let line_start: usize = text.split_inclusive('\n').take(at.line.saturating_sub(1)).map(str::len).sum();
+    let line = text[line_start..].split('\n').next().unwrap_or("");
+    line_start + line.char_indices().nth(at.col.saturating_sub(1)).map_or(line.len(), |(i, _)| i)
+}
+
+fn word_before(text: &str, span: Range<usize>) -> Range<usize> {
+    if span.start < span.end {
+        let word = text[span.clone()].trim();
+        if !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || c == '_') {
+            return span;
+        }
+    }
+    let before = text[..span.end.min(text.len())].trim_end();
+    let start = before.rfind(|c: char| !(c.is_alphanumeric() || c == '_')).map_or(0, |i| i + 1);
+    if start < before.len() { start..before.len() } else { span }
+}
+
+/// The outcome of looking at a recipe: what was found, worst first.
+#[derive(Clone, Debug, Default)]
+pub struct Diagnostics {
+    /// The recipe's text, with what `--set` changed.
+    pub text: String,
+    /// The name to print as its path.
+    pub path: String,
+    /// The errors and warnings.
+    pub all: Vec<Diagnostic>,
+}
+
+impl Diagnostics {
+    /// Whether the recipe cannot be run.
+    pub fn has_errors(&self) -> bool {
+        self.all.iter().any(|d| d.severity == Severity::Error)
+    }
+
+    /// All diagnostics, drawn one below the other, with a closing line.
+    pub fn render(&self, color: bool) -> String {
+        let mut all: Vec<&Diagnostic> = self.all.iter().collect();
+        all.sort_by_key(|d| std::cmp::Reverse(d.severity));
+        let mut out = String::new();
+        for d in &all {
+            out.push_str(&d.render(&self.text, &self.path, color));
+            out.push_str("\n\n");
+        }
+        let count = |s| self.all.iter().filter(|d| d.severity == s).count();
+        let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+        let plural = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
+        if errors > 0 {
+            let code = all[0].code;
+            out.push_str(&format!(
+                "{} and {} in {}; `pauc-cli explain {code}` says more\n",
+                plural(errors, "error"),
+                plural(warnings, "warning"),
+                self.path
+            ));
+        }
+        out
+    }
+}
+
+impl std::fmt::Display for Diagnostics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.render(false))
+    }
+}
+
+impl std::error::Error for Diagnostics {}

@@ -1,0 +1,137 @@
+//! Embedding whole splits, and running probes on them.
+
+use pauc_data::{Loader, LoaderOptions, ViewPipeline};
+use pauc_models::device::NetworkDevice;
+use pauc_models::network::Network;
+use pauc_traits::Count;
+use pauc_traits::dataset::{ImageSource, Splits};
+use pauc_traits::open_set::Configured;
+use pauc_traits::probe::{Metric, ProbeContext, Rows, SplitView};
+use pauc_traits::{Clustering, Error, Probe, Result};
+use std::sync::Arc;
+
+/// Images that pass through the network at once during evaluation.
+const CHUNK: Count = Count::lit(256);
+
+/// A split after the network, on the host.
+#[derive(Clone, Debug, Default)]
+pub struct Embedded {
+    /// Features before the projector, row-major.
+    pub features: Vec<f32>,
+    /// Width of a feature row.
+    pub feature_dim: usize,
+    /// Projector outputs as unit rows, row-major.
+    pub embeddings: Vec<f32>,
+    /// Width of an embedding row.
+    pub dim: usize,
+}
+
+impl Embedded {
+    fn view<'a>(&'a self, labels: Option<&'a [u32]>) -> SplitView<'a> {
+        SplitView {
+            features: Rows::new(&self.features, self.feature_dim.max(1)),
+            embeddings: Rows::new(&self.embeddings, self.dim.max(1)),
+            labels,
+        }
+    }
+}
+
+/// Calls `each` with the evaluation views of a split and their number, a chunk of images after the other.
+fn chunks(
+    view: &ViewPipeline,
+    source: &Arc<dyn ImageSource>,
+    mut each: impl FnMut(&[f32], usize) -> Result<()>,
+) -> Result<()> {
+    let loader = Loader::new(source.clone(), view.clone(), LoaderOptions::evaluation(CHUNK))?;
+    for batch in loader.epoch(0, 0) {
+        let batch = batch?;
+        each(&batch.views[0], batch.ids.len())?;
+    }
+    Ok(())
+}
+
+/// Runs a split's evaluation views through a network in evaluation mode.
+///
+/// # Errors
+/// If an image cannot be read, or the device fails.
+pub fn embed<D: NetworkDevice>(
+    network: &mut Network<D>,
+    view: &ViewPipeline,
+    source: &Arc<dyn ImageSource>,
+) -> Result<Embedded> {
+    let (feature_dim, dim) = (network.feature_dim(), network.embedding_dim());
+    let mut out = Embedded { feature_dim, dim, ..Embedded::default() };
+    chunks(view, source, |pixels, n| {
+        let chunk = network.embed(pixels, n)?;
+        out.features.extend(chunk.features);
+        out.embeddings.extend(chunk.embeddings);
+        Ok(())
+    })?;
+    if out.features.iter().any(|v| !v.is_finite()) {
+        return Err(Error::NonFinite { what: "a feature of the evaluation view".into(), place: None });
+    }
+    pauc_cluster::unit_rows(&mut out.embeddings, out.dim);
+    Ok(out)
+}
+
+/// The evaluation views themselves as features: what an accuracy is worth has to beat this.
+///
+/// # Errors
+/// If an image cannot be read.
+pub fn raw_pixels(
+    view: &ViewPipeline,
+    statistics: &[(f32, f32)],
+    source: &Arc<dyn ImageSource>,
+) -> Result<Embedded> {
+    let shape = view.shape(0);
+    let mut out = Embedded { feature_dim: shape.len(), dim: shape.len(), ..Embedded::default() };
+    chunks(view, source, |pixels, _| {
+        // Undo the normalisation: pixels as they are, between 0 and 1.
+        let channels = statistics.iter().cycle();
+        out.features.extend(pixels.iter().zip(channels).map(|(v, (mean, std))| v * std + mean));
+        Ok(())
+    })?;
+    out.embeddings.clone_from(&out.features);
+    pauc_cluster::unit_rows(&mut out.embeddings, out.dim);
+    Ok(out)
+}
+
+/// What probes look at besides the embedded splits.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// The data, for labels and classes.
+    pub splits: &'a Splits,
+    /// The clusterings in force.
+    pub levels: &'a [Clustering],
+    /// Their concentrations.
+    pub concentrations: &'a [Vec<f32>],
+    /// The run's seed.
+    pub seed: u64,
+}
+
+/// Runs probes on embedded splits.
+///
+/// # Errors
+/// What a probe reports.
+pub fn measure<'p>(
+    probes: impl IntoIterator<Item = &'p Configured<dyn Probe>>,
+    train: &Embedded,
+    test: Option<&Embedded>,
+    subject: Subject<'_>,
+) -> Result<Vec<Metric>> {
+    let splits = subject.splits;
+    let test_labels = splits.test.as_ref().and_then(|t| t.labels());
+    let context = ProbeContext {
+        train: train.view(splits.train.labels()),
+        test: test.map(|t| t.view(test_labels)),
+        classes: splits.classes.len(),
+        levels: subject.levels,
+        concentrations: subject.concentrations,
+        seed: subject.seed,
+    };
+    let mut metrics = Vec::new();
+    for probe in probes {
+        metrics.extend(probe.measure(&context)?);
+    }
+    Ok(metrics)
+}

@@ -1,0 +1,23 @@
+//! From a recipe to a trained encoder.
+//!
+//! [`recipe`] is the language, [`source`] and [`diagnostic`] point into its text, [`check`] holds the rules across
+//! fields. [`plan`] adds the opened data; [`engine`] is the training loop on a plan; [`run`] puts a folder, a log
+//! and a report around it. [`objective`], [`prototypes`], [`queue`] and [`evaluate`] are the loop's parts.
+
+pub mod check;
+pub mod checkpoint;
+pub mod codes;
+pub mod diagnostic;
+pub mod engine;
+pub mod evaluate;
+pub mod explain;
+pub mod objective;
+mod picture;
+pub mod plan;
+pub mod prototypes;
+pub mod queue;
+pub mod recipe;
+pub mod run;
+pub mod run_dir;
+pub mod source;
+pub mod term;

@@ -1,0 +1,164 @@
+//! From a recipe to everything that is known before the first step.
+
+use crate::check::Checker;
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::objective::Objective;
+use crate::recipe::{Recipe, Source};
+use pauc_data::ViewPipeline;
+use pauc_models::{Network, NetworkDevice};
+use pauc_traits::dataset::{Place, Splits};
+use pauc_traits::schedule::Horizon;
+use pauc_traits::term::{Facts, Severity};
+use pauc_traits::{Error, ImageShape};
+
+/// A recipe together with its opened data and everything that follows from the two.
+pub struct Plan {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// The text it came from.
+    pub source: Source,
+    /// The recipe with every default written out.
+    pub resolved: String,
+    /// The run's hash.
+    pub hash: String,
+    /// The opened data.
+    pub splits: Splits,
+    /// The shape of the images that reach the encoder.
+    pub shape: ImageShape,
+    /// The random views of training.
+    pub views: ViewPipeline,
+    /// The one deterministic view of evaluation.
+    pub evaluation: ViewPipeline,
+    /// The run's length.
+    pub horizon: Horizon,
+    /// The sizes that terms ask about.
+    pub facts: Facts,
+    /// The terms.
+    pub objective: Objective,
+    /// The step of the first clustering; `u64::MAX` without a clusterer.
+    pub first_clustering: u64,
+    /// Warnings.
+    pub warnings: Diagnostics,
+}
+
+/// Why a recipe cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The recipe is wrong.
+    #[error(transparent)]
+    Recipe(Diagnostics),
+    /// The data cannot be opened.
+    #[error("{error}")]
+    Data {
+        /// What is wrong with the data.
+        error: Error,
+        /// What was found in the recipe besides.
+        found: Box<Diagnostics>,
+    },
+}
+
+impl Plan {
+    /// Opens the data and checks every rule.
+    ///
+    /// # Errors
+    /// All that is wrong with the recipe at once, or what is wrong with the data.
+    pub fn new<D: NetworkDevice>(
+        device: &D,
+        recipe: Recipe,
+        source: Source,
+        place: &Place,
+    ) -> Result<Plan, PlanError> {
+        let mut checker = Checker::new(&recipe, &source);
+        checker.structure();
+        let report = |all| Diagnostics { text: source.text.clone(), path: source.path.clone(), all };
+        let splits = match recipe.data.open(place) {
+            Ok(splits) => splits,
+            Err(error) if error.is_about_data() => {
+                return Err(PlanError::Data { error, found: Box::new(report(checker.found)) });
+            }
+            Err(error) => {
+                let d = Diagnostic::at(Severity::Error, "E0214", &source.text, "data", error.to_string(), "");
+                checker.found.push(d);
+                return Err(PlanError::Recipe(report(checker.found)));
+            }
+        };
+        let samples = splits.train.len();
+        let steps_per_epoch = (samples / recipe.train.batch.get()) as u64;
+        let horizon =
+            Horizon { steps_per_epoch, total_steps: steps_per_epoch * recipe.train.epochs.get() as u64 };
+        let shape = checker.view_shape(&splits);
+        let network = shape.and_then(|shape| checker.encoder(device, shape).map(|width| (shape, width)));
+        let dim = network.and_then(|(_, width)| match device.head(&recipe.projector, width, 0, 0) {
+            Ok(head) => Some(head.output_dim()),
+            Err(e) => {
+                let d =
+                    Diagnostic::at(Severity::Error, "E0208", &source.text, "projector", e.to_string(), "");
+                checker.found.push(d);
+                None
+            }
+        });
+        let facts = Facts {
+            batch: recipe.train.batch.get(),
+            dim: dim.unwrap_or(1),
+            samples,
+            momentum: recipe.momentum_encoder.is_some(),
+            queue: recipe.queue.map(|q| q.get()),
+            prototypes: recipe.clusterer.as_ref().map(|c| c.prototypes()).unwrap_or_default(),
+            classes: splits.train.labels().map(|_| splits.classes.len()),
+        };
+        let first_clustering = recipe.clusterer.as_ref().map_or(u64::MAX, |c| {
+            let start = c.start().steps(&horizon);
+            // Clusterings happen at starts of epochs.
+            start.div_ceil(steps_per_epoch.max(1)) * steps_per_epoch
+        });
+        let objective = Objective::plan(&recipe.objective, &horizon, first_clustering, &facts);
+        checker.sizes(&splits, &objective, &facts, &horizon);
+        let found = report(checker.found);
+        let (Some((shape, _)), Some(_), false) = (network, dim, found.has_errors()) else {
+            return Err(PlanError::Recipe(found));
+        };
+        let failed = |path: &str, message: String| {
+            let d = Diagnostic::at(Severity::Error, "E0213", &source.text, path, message, "");
+            PlanError::Recipe(Diagnostics {
+                text: source.text.clone(),
+                path: source.path.clone(),
+                all: vec![d],
+            })
+        };
+        let (input, statistics) = (splits.train.shape(), &splits.statistics);
+        let training = ViewPipeline::training(&recipe.views, input, statistics);
+        let evaluation = ViewPipeline::evaluation(&recipe.views, input, statistics);
+        let views = training.map_err(|e| failed("views", e.to_string()))?;
+        let evaluation = evaluation.map_err(|e| failed("views", format!("the evaluation view: {e}")))?;
+        if evaluation.shape(0) != shape {
+            let message =
+                format!("the evaluation view is {}, the random views are {shape}", evaluation.shape(0));
+            return Err(failed("views", message));
+        }
+        let written = |e: ron::Error| failed("", format!("the recipe cannot be written out: {e}"));
+        Ok(Plan {
+            resolved: recipe.resolved().map_err(written)?,
+            hash: recipe.hash().map_err(written)?,
+            splits,
+            shape,
+            views,
+            evaluation,
+            horizon,
+            facts,
+            objective,
+            first_clustering,
+            warnings: found,
+            source,
+            recipe,
+        })
+    }
+
+    /// Builds the network with its initial weights.
+    ///
+    /// # Errors
+    /// If the device fails; shapes were checked by [`Plan::new`].
+    pub fn network<D: NetworkDevice>(&self, device: &D) -> Result<Network<D>, Error> {
+        let encoder = D::encoder(&*self.recipe.encoder.value);
+        Network::build(device, encoder, &self.recipe.projector, self.shape, self.recipe.train.seed)
+    }
+}

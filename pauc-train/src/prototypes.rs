@@ -1,0 +1,70 @@
+//! The E-step: from the training set's embeddings to the cluster levels that terms read.
+
+use pauc_cluster::concentration;
+use pauc_traits::batch::Level;
+use pauc_traits::clusterer::FitContext;
+use pauc_traits::probe::Rows;
+use pauc_traits::{Clusterer, Clustering, Compute, Features, Positive, Result, ops};
+
+/// The clusterings in force, with what terms need of them at hand.
+pub struct Prototypes<D: Compute> {
+    /// One clustering a level, centroids as the clusterer left them.
+    pub clusterings: Vec<Clustering>,
+    /// φ of each prototype, level by level.
+    pub concentrations: Vec<Vec<f32>>,
+    centroids: Vec<ops::Matrix<f32, D>>,
+}
+
+impl<D: Compute> Prototypes<D> {
+    /// Clusters unit embeddings and computes concentrations.
+    ///
+    /// # Shapes
+    /// embeddings (N, D), unit rows
+    ///
+    /// # Errors
+    /// As [`Clusterer::fit`].
+    pub fn fit(
+        device: &D,
+        clusterer: &dyn Clusterer<D>,
+        embeddings: &[f32],
+        dim: usize,
+        (alpha, temperature): (Positive, Positive),
+        context: FitContext<'_>,
+    ) -> Result<Self> {
+        let buffer = device.upload(embeddings)?;
+        let rows = embeddings.len() / dim;
+        let features = Features { device, data: device.view(&buffer), rows, cols: dim };
+        let clusterings = clusterer.fit(features, context)?;
+        let concentrations = clusterings
+            .iter()
+            .map(|c| concentration(Rows::new(embeddings, dim), c, alpha.get(), temperature.get()))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self::restore(device, clusterings, concentrations))
+    }
+
+    /// Prototypes as a checkpoint kept them.
+    pub fn restore(device: &D, clusterings: Vec<Clustering>, concentrations: Vec<Vec<f32>>) -> Self {
+        let unit = |c: &Clustering| {
+            let mut rows = c.centroids.clone();
+            pauc_cluster::unit_rows(&mut rows, c.dim);
+            ops::constant(device, rows, (c.k, c.dim))
+        };
+        let centroids = clusterings.iter().map(unit).collect();
+        Prototypes { clusterings, concentrations, centroids }
+    }
+
+    /// The levels as one batch sees them.
+    pub fn levels(&self, ids: &[u64], queued: Option<&[Option<u64>]>) -> Vec<Level<f32, D>> {
+        let level = |((c, phi), centroids): ((&Clustering, &Vec<f32>), &ops::Matrix<f32, D>)| {
+            let of = |id: u64| c.assignments.get(id as usize).copied().flatten();
+            Level {
+                centroids: centroids.clone(),
+                concentration: phi.clone(),
+                assignments: ids.iter().map(|id| of(*id)).collect(),
+                queue_assignments: queued.unwrap_or(&[]).iter().map(|id| id.and_then(of)).collect(),
+                negatives: None,
+            }
+        };
+        self.clusterings.iter().zip(&self.concentrations).zip(&self.centroids).map(level).collect()
+    }
+}

@@ -1,0 +1,89 @@
+//! The queue of past keys (MoCo), with the sample that each key came from.
+
+use pauc_traits::rng::{Purpose, stream};
+use rand_distr::{Distribution, StandardNormal};
+
+/// A ring of unit keys. It starts full of random unit vectors, as MoCo's does, whose sample ids are unknown.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeyQueue {
+    dim: usize,
+    keys: Vec<f32>,
+    ids: Vec<Option<u64>>,
+    cursor: usize,
+}
+
+impl KeyQueue {
+    /// A queue of `len` keys of width `dim`.
+    pub fn new(len: usize, dim: usize, seed: u64) -> Self {
+        let mut keys = Vec::with_capacity(len * dim);
+        for row in 0..len {
+            let mut rng = stream(seed, Purpose::Init, u64::MAX, row as u64, 0);
+            let values: Vec<f64> = (0..dim).map(|_| StandardNormal.sample(&mut rng)).collect();
+            let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt().max(1e-12);
+            keys.extend(values.iter().map(|v| (v / norm) as f32));
+        }
+        KeyQueue { dim, keys, ids: vec![None; len], cursor: 0 }
+    }
+
+    /// A queue as a checkpoint kept it; `None` if the parts do not belong together.
+    pub fn restore(dim: usize, keys: Vec<f32>, ids: Vec<Option<u64>>, cursor: usize) -> Option<Self> {
+        (keys.len() == ids.len() * dim && cursor < ids.len().max(1)).then_some(KeyQueue {
+            dim,
+            keys,
+            ids,
+            cursor,
+        })
+    }
+
+    /// The number of keys M.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether the queue holds no keys.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// The keys, M rows.
+    pub fn keys(&self) -> &[f32] {
+        &self.keys
+    }
+
+    /// The sample of each key; `None` for the random vectors of the start.
+    pub fn ids(&self) -> &[Option<u64>] {
+        &self.ids
+    }
+
+    /// Where the next key goes.
+    pub fn cursor(&self) -> usize {
+        self.cursor
+    }
+
+    /// Replaces the oldest keys. Rows are scaled to unit length.
+    pub fn push(&mut self, rows: &[f32], ids: &[u64]) {
+        for (row, id) in rows.chunks_exact(self.dim).zip(ids) {
+            let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
+            let slot = &mut self.keys[self.cursor * self.dim..(self.cursor + 1) * self.dim];
+            slot.iter_mut().zip(row).for_each(|(s, v)| *s = v / norm);
+            self.ids[self.cursor] = Some(*id);
+            self.cursor = (self.cursor + 1) % self.ids.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_keys_leave_first_also_across_the_end() {
+        let mut q = KeyQueue::new(5, 2, 0);
+        assert!(q.keys().chunks(2).all(|k| (k[0] * k[0] + k[1] * k[1] - 1.0).abs() < 1e-6));
+        q.push(&[3.0, 4.0, 0.0, 2.0, 1.0, 0.0], &[10, 11, 12]);
+        q.push(&[0.0, -5.0, -1.0, 0.0, 6.0, 8.0], &[13, 14, 15]);
+        assert_eq!(q.ids(), [Some(15), Some(11), Some(12), Some(13), Some(14)]);
+        assert_eq!(&q.keys()[..4], [0.6, 0.8, 0.0, 1.0]);
+        assert_eq!(q.cursor(), 1);
+    }
+}

@@ -1,0 +1,265 @@
+//! A recipe: everything that an experiment is, in one file.
+
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::source;
+use pauc_data::ViewSpec;
+use pauc_models::ema::MomentumConfig;
+use pauc_models::heads::HeadConfig;
+use pauc_models::schedule::LrSchedule;
+use pauc_traits::backend::{PortableClusterer, PortableEncoder, PortableOptimizer};
+use pauc_traits::open_set::{Term, options};
+use pauc_traits::term::Severity;
+use pauc_traits::{Configured, Count, Dataset, NonNegative, Positive, Probe, Scheduled, Span, component};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+component! {
+    /// A whole experiment: data, views, networks, objective, clustering, optimisation and evaluation.
+    ///
+    /// Every field that is left out has the default shown here; nothing is inherited or merged, and
+    /// `pauc-cli explain recipe.ron` prints all of them resolved.
+    pub struct Recipe {
+        /// The version of the recipe language; this is version 1.
+        pub version: Version = Version,
+        /// The experiment's name, used for its folder: letters, digits, `-`, `_` and `.`.
+        pub name: Name,
+        /// Where the images come from.
+        pub data: Configured<dyn Dataset> = default("FashionMini()"),
+        /// The random views of each image; the first `count` of the first entry are views 0, 1, ….
+        pub views: Vec<ViewSpec> = default("[(count: 2, ops: [RandomResizedCrop(size: 28, scale: (0.3, 1.0)), HorizontalFlip(p: 0.5)])]"),
+        /// The network from images to features.
+        pub encoder: Configured<dyn PortableEncoder> = default("ResNet18(stem: Small, width: 16)"),
+        /// The network from features to embeddings, thrown away after training.
+        pub projector: HeadConfig = default("Mlp(dims: [256, 128])"),
+        /// The slowly moving copy of encoder and projector that makes keys; none: keys come from the other view.
+        pub momentum_encoder: Option<MomentumConfig> = None,
+        /// How many past keys are kept as negatives; needs a momentum encoder.
+        pub queue: Option<Count> = None,
+        /// What makes prototypes of the training set's embeddings.
+        pub clusterer: Option<Configured<dyn PortableClusterer>> = None,
+        /// How concentrated prototypes are taken to be.
+        pub concentration: Concentration = Concentration::default(),
+        /// The terms whose weighted sum is minimised.
+        pub objective: Vec<WeightedTerm>,
+        /// What moves the parameters.
+        pub optimizer: Configured<dyn PortableOptimizer> = default("Sgd(lr: 0.06, momentum: 0.9, weight_decay: 5e-4)"),
+        /// How the learning rate changes over the run.
+        pub schedule: LrSchedule = default("WarmupCosine(warmup: Epochs(1))"),
+        /// Length, batch and seed.
+        pub train: TrainConfig = TrainConfig::default(),
+        /// What is measured along the way.
+        pub probes: Vec<Configured<dyn Probe>> = Vec::new(),
+        /// What the accuracy probes are also measured on, before training.
+        pub baselines: Vec<Baseline> = Vec::new(),
+    }
+}
+
+component! {
+    /// A term with its weight and the stretch of training in which it counts.
+    pub struct WeightedTerm {
+        /// A contrastive loss or a regulariser.
+        pub term: Term,
+        /// Its factor in the sum.
+        pub weight: Scheduled<NonNegative> = NonNegative::lit(1.0).into(),
+        /// When it begins. Terms that read prototypes also wait for the first clustering.
+        pub from: Span = Span::Steps(0),
+    }
+}
+
+component! {
+    /// PCL's concentration φ of a prototype: mean distance of its members over ln(members + α), rescaled so that
+    /// the mean over prototypes is the temperature.
+    pub struct Concentration {
+        /// Smoothing α of small clusters.
+        pub alpha: Positive = Positive::lit(10.0),
+        /// The mean of φ over prototypes: the temperature of prototype softmaxes.
+        pub temperature: Positive = Positive::lit(0.2),
+    }
+}
+
+component! {
+    /// Length, batch and seed of a run.
+    pub struct TrainConfig {
+        /// Passes over the training set.
+        pub epochs: Count = Count::lit(20),
+        /// Images in a batch. An incomplete last batch of an epoch is dropped.
+        pub batch: Count = Count::lit(256),
+        /// The seed of everything random.
+        pub seed: u64 = 0,
+        /// The largest norm of the whole gradient; none: no clipping.
+        pub clip_gradient: Option<Positive> = None,
+        /// Optimiser steps between two lines of the log.
+        pub log_every: Count = Count::lit(10),
+        /// How often a checkpoint is written, at ends of epochs.
+        pub checkpoint_every: Span = Span::epochs(5),
+    }
+}
+
+macro_rules! all_defaults {
+    ($($name:ty)*) => { $(impl Default for $name {
+        fn default() -> Self {
+            default("()")
+        }
+    })* };
+}
+all_defaults!(Concentration TrainConfig);
+
+/// What the accuracy probes are measured on for comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Baseline {
+    /// The encoder with its initial weights.
+    RandomInit,
+    /// The pixels of the evaluation view.
+    RawPixels,
+}
+
+/// The version of the recipe language.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Version;
+
+impl TryFrom<u32> for Version {
+    type Error = String;
+    fn try_from(v: u32) -> Result<Self, String> {
+        if v == 1 {
+            Ok(Version)
+        } else {
+            Err(format!("must be 1, the only version of recipes so far, got {v}"))
+        }
+    }
+}
+
+impl From<Version> for u32 {
+    fn from(_: Version) -> u32 {
+        1
+    }
+}
+
+/// A name that can be a folder's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(String);
+
+impl TryFrom<String> for Name {
+    type Error = String;
+    fn try_from(v: String) -> Result<Self, String> {
+        let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if !v.is_empty() && v.len() <= 100 && v.chars().all(fine) && !v.starts_with('.') {
+            Ok(Name(v))
+        } else {
+            Err(format!(
+                "must be 1 to 100 letters, digits, `-`, `_` or `.`, not starting with `.`, got {v:?}"
+            ))
+        }
+    }
+}
+
+impl From<Name> for String {
+    fn from(v: Name) -> String {
+        v.0
+    }
+}
+
+impl std::ops::Deref for Name {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A default written as a recipe writes it.
+///
+/// # Panics
+/// If the text is wrong, which a test of all defaults rules out.
+fn default<T: for<'de> Deserialize<'de>>(text: &str) -> T {
+    options().from_str(text).unwrap_or_else(|e| panic!("default `{text}`: {e}"))
+}
+
+/// A recipe and the text it was read from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The path, for messages.
+    pub path: String,
+    /// The text as it stands in the file.
+    pub original: String,
+    /// The text with what `--set` changed.
+    pub text: String,
+}
+
+impl Recipe {
+    /// Reads a recipe file and carries out `--set` assignments.
+    ///
+    /// # Errors
+    /// [`LoadError::File`] if the file cannot be read, [`LoadError::Recipe`] if its text is no recipe.
+    pub fn load(path: &Path, set: &[String]) -> Result<(Recipe, Source), LoadError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| LoadError::File { path: path.display().to_string(), source })?;
+        Self::parse(&path.display().to_string(), &text, set).map_err(LoadError::Recipe)
+    }
+
+    /// Reads a recipe from text.
+    ///
+    /// # Errors
+    /// What is wrong, drawn over the text.
+    pub fn parse(path: &str, original: &str, set: &[String]) -> Result<(Recipe, Source), Diagnostics> {
+        let fail =
+            |text: &str, d: Diagnostic| Diagnostics { text: text.into(), path: path.into(), all: vec![d] };
+        let mut text = original.to_string();
+        // Errors of the file itself come before those of assignments to it.
+        let read = |text: &str| {
+            options().from_str::<Recipe>(text).map_err(|e| fail(text, Diagnostic::from_ron(text, &e)))
+        };
+        if source::parse(&text).is_none() {
+            read(&text)?;
+        }
+        for assignment in set {
+            text = source::set(&text, assignment).map_err(|e| {
+                let help = "write it as path=value, such as --set train.epochs=5";
+                fail(&text, Diagnostic::at(Severity::Error, "E0107", &text, "", e.to_string(), help))
+            })?;
+        }
+        let recipe = read(&text)?;
+        Ok((recipe, Source { path: path.into(), original: original.into(), text }))
+    }
+
+    /// The recipe with every default written out.
+    ///
+    /// # Errors
+    /// If a plugin's component cannot be written.
+    pub fn resolved(&self) -> Result<String, ron::Error> {
+        let pretty = ron::ser::PrettyConfig::new().depth_limit(2).separate_tuple_members(false);
+        options().to_string_pretty(self, pretty).map(|text| format!("Recipe{text}\n"))
+    }
+
+    /// The first eight hexadecimal digits of the resolved recipe's BLAKE3 hash; seeds do not count, since runs that
+    /// differ in nothing else belong together.
+    ///
+    /// # Errors
+    /// As [`Recipe::resolved`].
+    pub fn hash(&self) -> Result<String, ron::Error> {
+        let mut seedless = self.clone();
+        seedless.train.seed = 0;
+        Ok(blake3::hash(seedless.resolved()?.as_bytes()).to_hex()[..8].to_string())
+    }
+
+    /// The number of views of each image.
+    pub fn view_count(&self) -> usize {
+        self.views.iter().map(|v| v.count.get()).sum()
+    }
+}
+
+/// Why a recipe could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("cannot read the recipe {path}: {source}")]
+    File {
+        /// Its path.
+        path: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The text is no recipe.
+    #[error(transparent)]
+    Recipe(Diagnostics),
+}

@@ -1,0 +1,236 @@
+//! A whole run: folder, engine, log, report, summary.
+
+use crate::checkpoint;
+use crate::engine::{Ending, Engine, Observer, Progress};
+use crate::plan::Plan;
+use crate::run_dir::{EventLog, RunDir, RunInfo};
+use pauc_models::device::NetworkDevice;
+use pauc_report::events::{self, Event, Log, Metric, Subject};
+use pauc_report::verdict::is_accuracy;
+use pauc_traits::{Error, Result};
+use std::path::PathBuf;
+
+/// How a run is to be made.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// The folder that runs are put into.
+    pub out: PathBuf,
+    /// Whether a run that is already there is made again.
+    pub force: bool,
+    /// Stop after so many steps.
+    pub max_steps: Option<u64>,
+    /// The number of threads in use, for the record.
+    pub threads: usize,
+}
+
+/// What a run left behind.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The run's folder.
+    pub dir: RunDir,
+    /// How it ended.
+    pub ending: Ending,
+    /// The metrics of each subject: baselines first, then the trained encoder at the end.
+    pub summary: Vec<(Subject, Vec<Metric>)>,
+    /// The report, if one could be written.
+    pub report: Option<PathBuf>,
+}
+
+/// Why a run was not made, or not finished.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The very same run is there already.
+    #[error("{} is already done; `--force` makes it again", .0.display())]
+    AlreadyDone(PathBuf),
+    /// The very same run was begun and not finished.
+    #[error("an unfinished run lies in {path}; `pauc-cli resume {path}` continues it, `--force` starts over", path = path.display())]
+    Unfinished {
+        /// Its folder.
+        path: PathBuf,
+    },
+    /// The run failed.
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+/// Makes a run from the start.
+///
+/// # Errors
+/// If the folder holds the same run already, or anything fails on the way; what was logged and saved until then
+/// stays.
+pub fn run<D: NetworkDevice>(
+    device: &D,
+    plan: &Plan,
+    options: &RunOptions,
+    watch: &mut dyn Observer,
+) -> Result<Outcome, RunError> {
+    let dir = RunDir::of(&options.out, &plan.recipe.name, &plan.hash, plan.recipe.train.seed);
+    if let Some(info) = dir.info()? {
+        let path = dir.path().to_path_buf();
+        if !options.force {
+            return Err(if info.status == "finished" {
+                RunError::AlreadyDone(path)
+            } else {
+                RunError::Unfinished { path }
+            });
+        }
+        std::fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+    }
+    dir.create()?;
+    dir.write("recipe.ron", &plan.source.original)?;
+    dir.write("recipe.resolved.ron", &plan.resolved)?;
+    let engine = Engine::new(device, plan)?;
+    drive(engine, dir, plan, options, watch)
+}
+
+/// Continues a run from its last checkpoint.
+///
+/// # Errors
+/// If the checkpoint is missing, damaged or of another recipe, or anything fails on the way.
+pub fn resume<D: NetworkDevice>(
+    device: &D,
+    plan: &Plan,
+    dir: RunDir,
+    options: &RunOptions,
+    watch: &mut dyn Observer,
+) -> Result<Outcome, RunError> {
+    let mut engine = Engine::new(device, plan)?;
+    match dir.last_checkpoint().filter(|p| p.exists()) {
+        Some(path) => {
+            checkpoint::load(&mut engine, &path)?;
+            dir.rewind_events(engine.step())?;
+        }
+        None => dir.rewind_events(0)?,
+    }
+    drive(engine, dir, plan, options, watch)
+}
+
+fn drive<D: NetworkDevice>(
+    mut engine: Engine<'_, D>,
+    dir: RunDir,
+    plan: &Plan,
+    options: &RunOptions,
+    watch: &mut dyn Observer,
+) -> Result<Outcome, RunError> {
+    let mut info = RunInfo {
+        name: plan.recipe.name.to_string(),
+        hash: plan.hash.clone(),
+        seed: plan.recipe.train.seed,
+        status: "running".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        device: engine.device_name(),
+        threads: options.threads,
+        simd: pauc_kernels::simd::Simd::detect().map_or_else(|e| e.to_string(), |s| s.name().to_string()),
+        platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        data: plan.splits.description.clone(),
+        recipe: plan.source.path.clone(),
+    };
+    dir.set_info(&info)?;
+    let mut recorder = Recorder { log: dir.events()?, watch, summary: summary_so_far(&dir) };
+    if engine.step() == 0 {
+        for d in &plan.warnings.all {
+            let text = format!("{}: {}", d.code, d.message);
+            // Whoever started the run has seen them drawn over the recipe already.
+            recorder.log.append(&Event::Warning(events::Warning { step: 0, text }))?;
+        }
+    }
+    let trained = engine.train(&dir, options.max_steps, &mut recorder);
+    let summary = recorder.summary;
+    info.status = match &trained {
+        Ok(Ending::Finished) => "finished",
+        Ok(Ending::Interrupted | Ending::Paused) => "interrupted",
+        Err(_) => "failed",
+    }
+    .into();
+    let ending = match trained {
+        Ok(ending) => ending,
+        Err(e) => {
+            dir.set_info(&info)?;
+            return Err(e.into());
+        }
+    };
+    crate::picture::embedding(&mut engine, &dir)?;
+    dir.set_info(&info)?;
+    let report = Some(pauc_report::write_report(dir.path())?);
+    Ok(Outcome { dir, ending, summary, report })
+}
+
+/// Writes every event to the log before it is shown, and remembers the metrics for the closing table.
+struct Recorder<'a> {
+    log: EventLog,
+    watch: &'a mut dyn Observer,
+    summary: Vec<(Subject, Vec<Metric>)>,
+}
+
+impl Observer for Recorder<'_> {
+    fn event(&mut self, event: &Event) -> Result<()> {
+        self.log.append(event)?;
+        if let Event::Probe(p) = event {
+            note(&mut self.summary, p);
+        }
+        self.watch.event(event)
+    }
+    fn progress(&mut self, progress: &Progress<'_>) {
+        self.watch.progress(progress);
+    }
+    fn should_stop(&self) -> bool {
+        self.watch.should_stop()
+    }
+}
+
+fn note(summary: &mut Vec<(Subject, Vec<Metric>)>, probe: &events::Probe) {
+    summary.retain(|(s, _)| *s != probe.subject);
+    summary.push((probe.subject, probe.metrics.clone()));
+}
+
+/// What a run that is being continued measured before: its baselines.
+fn summary_so_far(dir: &RunDir) -> Vec<(Subject, Vec<Metric>)> {
+    let mut summary = Vec::new();
+    let log = Log::read(&dir.path().join("metrics.jsonl")).unwrap_or_default();
+    for event in &log.events {
+        if let Event::Probe(p) = event {
+            note(&mut summary, p);
+        }
+    }
+    summary
+}
+
+/// The closing table: one row a subject, one column an accuracy.
+pub fn table(summary: &[(Subject, Vec<Metric>)]) -> String {
+    let mut columns: Vec<&str> = Vec::new();
+    for (_, metrics) in summary {
+        for m in metrics {
+            if is_accuracy(&m.name) && !columns.contains(&m.name.as_str()) {
+                columns.push(&m.name);
+            }
+        }
+    }
+    if columns.is_empty() {
+        return String::new();
+    }
+    let mut rows: Vec<&(Subject, Vec<Metric>)> = summary.iter().collect();
+    rows.sort_by_key(|(s, _)| match s {
+        Subject::RawPixels => 0,
+        Subject::RandomInit => 1,
+        Subject::Trained => 2,
+    });
+    let width = |c: &str| c.chars().count().max(8);
+    let mut out = format!("{:<22}", "accuracy, test split");
+    columns.iter().for_each(|c| out.push_str(&format!("  {c:>w$}", w = width(c))));
+    out.push('\n');
+    for (subject, metrics) in rows {
+        let label = match subject {
+            Subject::RawPixels => "raw pixels",
+            Subject::RandomInit => "random-init encoder",
+            Subject::Trained => "trained encoder",
+        };
+        out.push_str(&format!("{label:<22}"));
+        for c in &columns {
+            let value = metrics.iter().find(|m| m.name == *c);
+            let text = value.map_or("–".into(), |m| format!("{:.1} %", m.value * 100.0));
+            out.push_str(&format!("  {text:>w$}", w = width(c)));
+        }
+        out.push('\n');
+    }
+    out
+}

@@ -1,0 +1,389 @@
+//! A recipe's text with the places of its parts, for errors that point and for `--set path=value`.
+//!
+//! RON's own parser builds values; this one only finds where each value stands. It accepts everything that RON
+//! accepts in a recipe, and is asked only about text that RON has accepted or is about to judge.
+
+use std::ops::Range;
+
+/// A value's place in the text, with its parts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Where the value stands, name and brackets included.
+    pub span: Range<usize>,
+    /// What it consists of.
+    pub parts: Parts,
+}
+
+/// What a value consists of.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Parts {
+    /// A number, a string, a word, or `()`.
+    Scalar,
+    /// `Name(field: value, …)`, with or without the name.
+    Fields(Vec<Field>),
+    /// `[a, b]` or `(a, b)`.
+    Items(Vec<Node>),
+}
+
+/// A field of a struct.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Field {
+    /// Its name.
+    pub name: String,
+    /// Where the name stands.
+    pub name_span: Range<usize>,
+    /// Its value.
+    pub value: Node,
+}
+
+/// Why a path cannot be set.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum SetError {
+    /// Not of the form `path=value`.
+    #[error("`{0}` is not of the form path=value, such as train.epochs=5")]
+    Form(String),
+    /// The path leads nowhere.
+    #[error("`{path}`: {message}")]
+    Path {
+        /// The path as given.
+        path: String,
+        /// Where it ends and why.
+        message: String,
+    },
+    /// The text is no RON at all.
+    #[error("the recipe cannot be read, so that nothing can be set in it")]
+    Unreadable,
+}
+
+#[derive(Debug, PartialEq)]
+enum Step<'a> {
+    Field(&'a str),
+    Item(usize),
+}
+
+fn steps(path: &str) -> Option<Vec<Step<'_>>> {
+    let mut steps = Vec::new();
+    for part in path.split('.') {
+        let (name, mut rest) = part.split_at(part.find('[').unwrap_or(part.len()));
+        if !name.is_empty() {
+            steps.push(Step::Field(name));
+        }
+        while let Some(inner) = rest.strip_prefix('[') {
+            let (index, after) = inner.split_once(']')?;
+            steps.push(Step::Item(index.parse().ok()?));
+            rest = after;
+        }
+        if !rest.is_empty() || part.is_empty() {
+            return None;
+        }
+    }
+    Some(steps)
+}
+
+/// Finds the places of all values; `None` if the text is no RON.
+pub fn parse(text: &str) -> Option<Node> {
+    let mut scanner = Scanner { text, at: 0 };
+    scanner.blank();
+    while scanner.rest().starts_with("#!") {
+        scanner.at = text.len() - scanner.rest().split_once('\n')?.1.len();
+        scanner.blank();
+    }
+    let node = scanner.value()?;
+    scanner.blank();
+    (scanner.at == text.len()).then_some(node)
+}
+
+/// The value at a path such as `objective[2].term.temperature`; `None` if the text does not write it.
+pub fn find<'a>(root: &'a Node, path: &str) -> Option<&'a Node> {
+    steps(path)?.iter().try_fold(root, |node, step| child(node, step))
+}
+
+/// The place of the deepest part of a path that the text writes: the value itself, or what it would stand in.
+pub fn nearest(root: &Node, path: &str) -> Range<usize> {
+    let mut node = root;
+    for step in steps(path).unwrap_or_default() {
+        match child(node, &step) {
+            Some(next) => node = next,
+            None => break,
+        }
+    }
+    node.span.clone()
+}
+
+/// The innermost value that holds the byte at `offset` or ends there.
+pub fn value_at(root: &Node, offset: usize) -> &Node {
+    let holds = |n: &Node| n.span.start <= offset && offset <= n.span.end;
+    let mut node = root;
+    loop {
+        let next = match &node.parts {
+            Parts::Scalar => None,
+            Parts::Fields(fields) => fields.iter().map(|f| &f.value).find(|n| holds(n)),
+            Parts::Items(items) => items.iter().find(|n| holds(n)),
+        };
+        match next {
+            Some(next) => node = next,
+            None => return node,
+        }
+    }
+}
+
+fn child<'a>(node: &'a Node, step: &Step<'_>) -> Option<&'a Node> {
+    match (step, &node.parts) {
+        (Step::Field(name), Parts::Fields(fields)) => {
+            fields.iter().find(|f| f.name == *name).map(|f| &f.value)
+        }
+        (Step::Item(i), Parts::Items(items)) => items.get(*i),
+        _ => None,
+    }
+}
+
+/// The text with `path=value` carried out: the value is replaced, or written where it was left to its default.
+///
+/// # Errors
+/// If the assignment has another form, or its path leads through something that has no such part.
+pub fn set(text: &str, assignment: &str) -> Result<String, SetError> {
+    let form = || SetError::Form(assignment.to_string());
+    let (path, value) = assignment.split_once('=').ok_or_else(form)?;
+    let (path, value) = (path.trim(), value.trim());
+    let steps = steps(path).filter(|s| !s.is_empty()).ok_or_else(form)?;
+    if value.is_empty() {
+        return Err(form());
+    }
+    let root = parse(text).ok_or(SetError::Unreadable)?;
+    let mut node = &root;
+    for (depth, step) in steps.iter().enumerate() {
+        if let Some(next) = child(node, step) {
+            node = next;
+            continue;
+        }
+        let stuck = |message: String| SetError::Path { path: path.to_string(), message };
+        return match (step, &node.parts) {
+            (Step::Field(_), Parts::Fields(_)) => {
+                let mut written = value.to_string();
+                for later in steps[depth + 1..].iter().rev() {
+                    match later {
+                        Step::Field(name) => written = format!("({name}: {written})"),
+                        Step::Item(_) => return Err(stuck("there is no such list to change".into())),
+                    }
+                }
+                let Step::Field(name) = step else { return Err(form()) };
+                let open = node.span.start + text[node.span.clone()].find('(').unwrap_or(0) + 1;
+                Ok(format!("{}{name}: {written}, {}", &text[..open], &text[open..]))
+            }
+            (Step::Item(i), Parts::Items(items)) => {
+                Err(stuck(format!("there is no item {i}, the list has {} (counted from 0)", items.len())))
+            }
+            (Step::Item(_), _) => Err(stuck(format!("`{}` is no list", &text[node.span.clone()]))),
+            (Step::Field(name), _) => {
+                Err(stuck(format!("`{}` has no field `{name}`", &text[node.span.clone()])))
+            }
+        };
+    }
+    Ok(format!("{}{value}{}", &text[..node.span.start], &text[node.span.end..]))
+}
+
+struct Scanner<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Scanner<'a> {
+    fn rest(&self) -> &'a str {
+        &self.text[self.at..]
+    }
+
+    fn skip(&mut self, token: char) -> Option<()> {
+        self.rest().starts_with(token).then(|| self.at += token.len_utf8())
+    }
+
+    /// Skips spaces and comments.
+    fn blank(&mut self) {
+        loop {
+            let rest = self.rest();
+            let trimmed = rest.trim_start();
+            self.at += rest.len() - trimmed.len();
+            if trimmed.starts_with("//") {
+                self.at += trimmed.find('\n').unwrap_or(trimmed.len());
+            } else if trimmed.starts_with("/*") {
+                // Block comments nest.
+                let (mut depth, mut i) = (0usize, 0);
+                let bytes = trimmed.as_bytes();
+                while i < bytes.len() {
+                    match bytes.get(i..i + 2) {
+                        Some(b"/*") => (depth, i) = (depth + 1, i + 2),
+                        Some(b"*/") => (depth, i) = (depth - 1, i + 2),
+                        _ => i += 1,
+                    }
+                    if depth == 0 {
+                        break;
+                    }
+                }
+                self.at += i;
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn word(&mut self) -> Option<Range<usize>> {
+        let rest = self.rest();
+        let end = rest.find(|c: char| !(c.is_alphanumeric() || "_-+.".contains(c))).unwrap_or(rest.len());
+        (end > 0).then(|| {
+            self.at += end;
+            self.at - end..self.at
+        })
+    }
+
+    fn value(&mut self) -> Option<Node> {
+        let start = self.at;
+        let node = |end, parts| Some(Node { span: start..end, parts });
+        match self.rest().chars().next()? {
+            '"' => {
+                self.string()?;
+                node(self.at, Parts::Scalar)
+            }
+            'r' if self.rest().starts_with("r\"") || self.rest().starts_with("r#") => {
+                let hashes = self.rest()[1..].chars().take_while(|c| *c == '#').count();
+                let close = format!("\"{}", "#".repeat(hashes));
+                let body = self.at + 2 + hashes;
+                self.at = body + self.text.get(body..)?.find(&close)? + close.len();
+                node(self.at, Parts::Scalar)
+            }
+            '\'' => {
+                self.at += 1;
+                self.skip('\\');
+                self.at += self.rest().chars().next()?.len_utf8();
+                self.skip('\'')?;
+                node(self.at, Parts::Scalar)
+            }
+            '[' => {
+                let parts = self.sequence(']')?;
+                node(self.at, parts)
+            }
+            '(' => {
+                let parts = self.sequence(')')?;
+                node(self.at, parts)
+            }
+            _ => {
+                self.word()?;
+                let end = self.at;
+                self.blank();
+                if self.rest().starts_with('(') {
+                    let parts = self.sequence(')')?;
+                    node(self.at, parts)
+                } else {
+                    self.at = end;
+                    node(end, Parts::Scalar)
+                }
+            }
+        }
+    }
+
+    fn string(&mut self) -> Option<()> {
+        self.skip('"')?;
+        loop {
+            let c = self.rest().chars().next()?;
+            self.at += c.len_utf8();
+            match c {
+                '\\' => self.at += self.rest().chars().next()?.len_utf8(),
+                '"' => return Some(()),
+                _ => {}
+            }
+        }
+    }
+
+    /// The parts between brackets. Parentheses around named values make fields, everything else items.
+    fn sequence(&mut self, close: char) -> Option<Parts> {
+        self.at += 1;
+        let (mut fields, mut items) = (Vec::new(), Vec::new());
+        loop {
+            self.blank();
+            if self.skip(close).is_some() {
+                break;
+            }
+            let before = self.at;
+            let named = (close == ')').then(|| self.word()).flatten().and_then(|span| {
+                self.blank();
+                self.skip(':').map(|()| span)
+            });
+            match named {
+                Some(name_span) => {
+                    self.blank();
+                    let name = self.text[name_span.clone()].to_string();
+                    fields.push(Field { name, name_span, value: self.value()? });
+                }
+                None => {
+                    self.at = before;
+                    items.push(self.value()?);
+                }
+            }
+            self.blank();
+            if self.skip(',').is_none() {
+                self.skip(close)?;
+                break;
+            }
+        }
+        Some(if items.is_empty() && close == ')' { Parts::Fields(fields) } else { Parts::Items(items) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r##"#![enable(implicit_some)]
+Recipe( // a comment with ) and "
+    name: "a \" name)", /* nested /* comment */ */
+    objective: [
+        (term: InfoNce(temperature: 0.2), weight: 1e-1),
+        (term: ProtoNce()),
+    ],
+    raw: r#"x"y"#, tuple: (1, -2.5), c: ')',
+)"##;
+
+    fn at(path: &str) -> Option<&'static str> {
+        find(&parse(TEXT).unwrap(), path).map(|n| &TEXT[n.span.clone()])
+    }
+
+    #[test]
+    fn every_value_is_found_where_it_stands() {
+        assert_eq!(at("name"), Some(r#""a \" name)""#));
+        assert_eq!(at("objective[0].term.temperature"), Some("0.2"));
+        assert_eq!(at("objective[0].weight"), Some("1e-1"));
+        assert_eq!(at("objective[1].term"), Some("ProtoNce()"));
+        assert_eq!(at("raw"), Some(r##"r#"x"y"#"##));
+        assert_eq!((at("tuple[1]"), at("c")), (Some("-2.5"), Some("')'")));
+        assert_eq!(
+            (at("nothing"), at("objective[2]"), at("name.x"), at("objective[x]")),
+            (None, None, None, None)
+        );
+        let root = parse(TEXT).unwrap();
+        assert_eq!(&TEXT[nearest(&root, "objective[1].term.negatives")], "ProtoNce()");
+        let offset = TEXT.find("0.2").unwrap();
+        assert_eq!(&TEXT[value_at(&root, offset + 3).span.clone()], "0.2");
+    }
+
+    #[test]
+    fn values_are_replaced_or_written_anew() {
+        let text = "Recipe(a: 1, list: [1, 2], train: (epochs: 3))";
+        assert_eq!(set(text, "train.epochs=5").unwrap(), "Recipe(a: 1, list: [1, 2], train: (epochs: 5))");
+        assert_eq!(set(text, "list[1]=7").unwrap(), "Recipe(a: 1, list: [1, 7], train: (epochs: 3))");
+        assert_eq!(
+            set(text, "train.seed=5").unwrap(),
+            "Recipe(a: 1, list: [1, 2], train: (seed: 5, epochs: 3))"
+        );
+        assert_eq!(set("Recipe()", "a.b=X(c: 1)").unwrap(), "Recipe(a: (b: X(c: 1)), )");
+        assert!(parse(&set("Recipe()", "a.b=2").unwrap()).is_some());
+    }
+
+    #[test]
+    fn impossible_assignments_say_why() {
+        let message = |assignment| set("Recipe(a: 1, list: [1])", assignment).unwrap_err().to_string();
+        assert!(message("a").contains("path=value"));
+        assert!(message("a=").contains("path=value"));
+        assert!(message("a.b=1").contains("`1` has no field `b`"));
+        assert!(message("list[3]=1").contains("no item 3, the list has 1"));
+        assert!(message("a[0]=1").contains("no list"));
+        assert_eq!(set("Recipe(", "a=1"), Err(SetError::Unreadable));
+    }
+}

@@ -1,0 +1,197 @@
+//! One term on given tensors: how a port from another framework is checked.
+
+use pauc_traits::backend::{Backend, Scalar};
+use pauc_traits::batch::{BatchGradients, Inputs, Level};
+use pauc_traits::open_set::Term;
+use pauc_traits::term::Facts;
+use pauc_traits::{Batch, Error, Result, ops};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// What a term gave.
+#[derive(Clone, Debug)]
+pub struct TermResult {
+    /// Its value.
+    pub value: f64,
+    /// Its chance level for inputs of these sizes.
+    pub chance: Option<f64>,
+    /// Why it had no value on this batch, if it had none.
+    pub skipped: Option<String>,
+    /// `f32` or `f64`, the type it was computed in.
+    pub dtype: &'static str,
+    /// Gradients by input, with their shapes, row-major.
+    pub gradients: Vec<(String, [usize; 2], Vec<f64>)>,
+}
+
+/// Evaluates a term on the tensors of a safetensors file: `view0`, `view1`, `key0`, `key1` (raw projector outputs),
+/// `queue` and `prototypes.M` (rows, used as they are), `concentration.M`, and integers `labels`, `assignments.M`
+/// (−1: noise), `negatives.M`. `f64` if any of them is, `f32` otherwise.
+///
+/// # Errors
+/// If the file is missing or damaged, a tensor is unknown or of the wrong type or shape, or the term lacks an input.
+pub fn evaluate_file<D: Backend<f32> + Backend<f64>>(
+    device: &D,
+    term: &Term,
+    path: &Path,
+) -> Result<TermResult> {
+    let bytes = std::fs::read(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            Error::NotFound { path: path.into(), remedy: "give the path of a safetensors file".into() }
+        }
+        _ => Error::io(path, e),
+    })?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|e| Error::damaged(path, format!("no safetensors file: {e}")))?;
+    let tensors = Tensors { path, file };
+    tensors.check_names()?;
+    if tensors.file.iter().any(|(_, t)| t.dtype() == Dtype::F64) {
+        evaluate::<f64, D>(device, term, &tensors, "f64")
+    } else {
+        evaluate::<f32, D>(device, term, &tensors, "f32")
+    }
+}
+
+fn evaluate<E: Scalar, D: Backend<E>>(
+    device: &D,
+    term: &Term,
+    tensors: &Tensors<'_>,
+    dtype: &'static str,
+) -> Result<TermResult> {
+    let matrix = |name: &str| -> Result<Option<ops::Matrix<E, D>>> {
+        let Some((values, shape)) = tensors.floats::<E>(name)? else { return Ok(None) };
+        match shape[..] {
+            [rows, cols] => Ok(Some(ops::constant(device, values, (rows, cols)))),
+            _ => Err(tensors.wrong(name, format!("has shape {shape:?}; give a matrix"))),
+        }
+    };
+    let by_view = |prefix: &str| -> Result<Vec<Option<ops::Matrix<E, D>>>> {
+        let mut list = vec![matrix(&format!("{prefix}0"))?, matrix(&format!("{prefix}1"))?];
+        while list.last().is_some_and(Option::is_none) {
+            list.pop();
+        }
+        Ok(list)
+    };
+    let id = |v: i64| u32::try_from(v).ok();
+    let (mut levels, mut parameters) = (Vec::new(), BTreeMap::new());
+    for m in 0.. {
+        let name = format!("prototypes.{m}");
+        let Some(centroids) = matrix(&name)? else { break };
+        let k = dfdx::prelude::HasShape::shape(&centroids).0;
+        // Without assignments the prototypes are a term's own, learnable ones.
+        let Some(assignments) = tensors.integers(&format!("assignments.{m}"))? else {
+            parameters.insert(if m == 0 { "prototypes".into() } else { name }, centroids);
+            continue;
+        };
+        let negatives = tensors.integers(&format!("negatives.{m}"))?;
+        let concentration = tensors.floats::<E>(&format!("concentration.{m}"))?.map(|(v, _)| v);
+        levels.push(Level {
+            centroids,
+            concentration: concentration.unwrap_or_else(|| vec![E::one(); k]),
+            assignments: assignments.into_iter().map(id).collect(),
+            queue_assignments: Vec::new(),
+            negatives: negatives.map(|n| n.into_iter().filter_map(|v| usize::try_from(v).ok()).collect()),
+        });
+    }
+    let labels = tensors.integers("labels")?;
+    let labels = labels.map(|l| l.into_iter().map(|v| id(v).unwrap_or(u32::MAX)).collect::<Vec<_>>());
+    let (views, keys, queue) = (by_view("view")?, by_view("key")?, matrix("queue")?);
+    let rows = |m: &Option<ops::Matrix<E, D>>| m.as_ref().map(|m| *dfdx::prelude::HasShape::shape(m));
+    let (batch, dim) = views.iter().chain(&keys).find_map(rows).unwrap_or((0, 0));
+    let facts = Facts {
+        batch,
+        dim,
+        samples: batch,
+        momentum: !keys.is_empty(),
+        queue: rows(&queue).map(|q| q.0),
+        prototypes: levels.iter().map(|l: &Level<E, D>| Some(l.k())).collect(),
+        classes: labels.as_ref().map(|l| l.iter().collect::<BTreeSet<_>>().len()),
+    };
+    let shapes: BTreeMap<String, (usize, usize)> =
+        parameters.iter().map(|(n, p)| (n.clone(), *dfdx::prelude::HasShape::shape(p))).collect();
+    let inputs = Inputs { views, keys, queue, labels, levels, parameters, ..Inputs::default() };
+    let batch_view = Batch::new(device, inputs)?;
+    let value = term.evaluate(&batch_view)?;
+    let skipped = Some(batch_view.take_skipped().join("; ")).filter(|s| !s.is_empty());
+    let number = ops::item(&value);
+    let BatchGradients { views, parameters, .. } = batch_view.backward(value)?;
+    let wide = |g: Vec<E>| g.into_iter().map(|v| v.as_f64()).collect::<Vec<f64>>();
+    let mut gradients: Vec<_> = views
+        .into_iter()
+        .enumerate()
+        .filter_map(|(v, g)| g.map(|g| (format!("view{v}"), [batch, dim], wide(g))))
+        .collect();
+    for (name, g) in parameters {
+        let (rows, cols) = shapes.get(&name).copied().unwrap_or((0, 0));
+        let name = if name == "prototypes" { "prototypes.0".to_string() } else { name };
+        gradients.push((name, [rows, cols], wide(g)));
+    }
+    Ok(TermResult { value: number, chance: term.info().chance_level(&facts), skipped, dtype, gradients })
+}
+
+/// Writes gradients in the type that they were computed in.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn write_gradients(result: &TermResult, path: &Path) -> Result<()> {
+    let dtype = if result.dtype == "f64" { Dtype::F64 } else { Dtype::F32 };
+    let bytes = |values: &[f64]| -> Vec<u8> {
+        match dtype {
+            Dtype::F64 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect(),
+        }
+    };
+    let data: Vec<_> = result.gradients.iter().map(|(n, s, v)| (n, s.to_vec(), bytes(v))).collect();
+    let views = data.iter().map(|(n, s, b)| Ok((n.as_str(), TensorView::new(dtype, s.clone(), b)?)));
+    let views: Vec<_> =
+        views.collect::<Result<_, safetensors::SafeTensorError>>().map_err(|e| Error::Other(e.into()))?;
+    let file = safetensors::serialize(views, None).map_err(|e| Error::Other(e.into()))?;
+    std::fs::write(path, file).map_err(|e| Error::io(path, e))
+}
+
+struct Tensors<'a> {
+    path: &'a Path,
+    file: SafeTensors<'a>,
+}
+
+impl Tensors<'_> {
+    fn wrong(&self, name: &str, message: String) -> Error {
+        Error::damaged(self.path, format!("tensor `{name}` {message}"))
+    }
+
+    fn check_names(&self) -> Result<()> {
+        let single = ["view0", "view1", "key0", "key1", "queue", "labels"];
+        let levelled = ["prototypes", "assignments", "concentration", "negatives"];
+        for name in self.file.names() {
+            let of_level = name
+                .split_once('.')
+                .is_some_and(|(p, m)| levelled.contains(&p) && m.parse::<usize>().is_ok());
+            if !single.contains(&name) && !of_level {
+                let known =
+                    format!("{}, {}", single.join(", "), levelled.map(|l| format!("{l}.M")).join(", "));
+                return Err(self.wrong(name, format!("is not one that terms read; known: {known}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn floats<E: Scalar>(&self, name: &str) -> Result<Option<(Vec<E>, Vec<usize>)>> {
+        let Ok(t) = self.file.tensor(name) else { return Ok(None) };
+        let values = match t.dtype() {
+            Dtype::F32 => {
+                t.data().as_chunks().0.iter().map(|b| E::of(f32::from_le_bytes(*b) as f64)).collect()
+            }
+            Dtype::F64 => t.data().as_chunks().0.iter().map(|b| E::of(f64::from_le_bytes(*b))).collect(),
+            other => return Err(self.wrong(name, format!("is {other:?}; give f32 or f64"))),
+        };
+        Ok(Some((values, t.shape().to_vec())))
+    }
+
+    fn integers(&self, name: &str) -> Result<Option<Vec<i64>>> {
+        let Ok(t) = self.file.tensor(name) else { return Ok(None) };
+        match t.dtype() {
+            Dtype::I64 => Ok(Some(t.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect())),
+            other => Err(self.wrong(name, format!("is {other:?}; give i64"))),
+        }
+    }
+}
