@@ -1,0 +1,83 @@
+//! A clusterer.
+
+use pauc_traits::clusterer::{FitContext, FitReport};
+use pauc_traits::rng::{Purpose, stream};
+use pauc_traits::{Clusterer, Clustering, Compute, Count, Error, Features, Result, Span, component};
+use rand::Rng;
+
+component! {
+    /// Puts every sample into a random prototype: the control that shows what clustering itself contributes.
+    ///
+    /// # Shapes
+    /// features (N, D) → one level of K prototypes, each the mean of its members
+    pub struct RandomPartition: Clusterer {
+        /// The number of prototypes K.
+        pub k: Count,
+        /// When the first partition is drawn.
+        pub start: Span = Span::epochs(1),
+        /// How long a partition is kept.
+        pub every: Span = Span::epochs(1),
+    }
+}
+
+impl<D: Compute> Clusterer<D> for RandomPartition {
+    fn fit(&self, features: Features<'_, D>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let (n, dim, k) = (features.rows, features.cols, self.k.get());
+        if k > n {
+            return Err(Error::config(format!("{k} prototypes of only {n} samples: make k at most {n}")));
+        }
+        let data = features.device.download_view(features.data)?;
+        let mut rng = stream(context.seed, Purpose::Cluster, context.epoch, 0, 0);
+        // The first k samples take one prototype each, so that none is empty.
+        let of: Vec<usize> = (0..n).map(|i| if i < k { i } else { rng.gen_range(0..k) }).collect();
+        let (mut sums, mut sizes) = (vec![0f64; k * dim], vec![0usize; k]);
+        for (row, j) in data.chunks_exact(dim).zip(&of) {
+            sizes[*j] += 1;
+            sums[j * dim..(j + 1) * dim].iter_mut().zip(row).for_each(|(s, v)| *s += *v as f64);
+        }
+        let centroids: Vec<f32> =
+            sums.iter().enumerate().map(|(i, s)| (s / sizes[i / dim] as f64) as f32).collect();
+        let distance = |(row, j): (&[f32], &usize)| {
+            row.iter().zip(&centroids[j * dim..]).map(|(v, c)| ((v - c) as f64).powi(2)).sum::<f64>()
+        };
+        let objective = data.chunks_exact(dim).zip(&of).map(distance).sum();
+        let squares: f64 = sizes.iter().map(|s| (*s as f64).powi(2)).sum();
+        let imbalance = k as f64 * squares / (n as f64).powi(2);
+        let assignments = of.iter().map(|j| Some(*j as u32)).collect();
+        let report = FitReport { objective: vec![objective], imbalance, ..FitReport::default() };
+        Ok(vec![Clustering { k, dim, centroids, assignments, report }])
+    }
+
+    fn prototypes(&self) -> Vec<Option<usize>> {
+        vec![Some(self.k.get())]
+    }
+    fn start(&self) -> Span {
+        self.start
+    }
+    fn every(&self) -> Span {
+        self.every
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dfdx::prelude::Cpu;
+
+    #[test]
+    fn every_prototype_is_the_mean_of_its_members() {
+        let data: Vec<f32> = (0..40).map(|i| (i as f32 * 0.7).sin()).collect();
+        let clusterer = RandomPartition { k: Count::lit(3), start: Span::epochs(1), every: Span::epochs(1) };
+        let context = FitContext { seed: 1, epoch: 0, previous: &[], labels: None };
+        let dev = Cpu::default();
+        let features = Features { device: &dev, data: &data[..], rows: 20, cols: 2 };
+        let fit = &clusterer.fit(features, context).unwrap()[0];
+        for j in 0..3 {
+            let members: Vec<_> = (0..20).filter(|i| fit.assignments[*i] == Some(j as u32)).collect();
+            let mean = members.iter().map(|i| data[i * 2] as f64).sum::<f64>() / members.len() as f64;
+            assert!((fit.centroids[j * 2] as f64 - mean).abs() < 1e-6);
+        }
+        let few = Features { device: &dev, data: &data[..4], rows: 2, cols: 2 };
+        assert!(clusterer.fit(few, context).unwrap_err().to_string().contains("3 prototypes of only 2"));
+    }
+}

@@ -1,0 +1,71 @@
+//! One file a verb.
+
+mod check;
+mod explain;
+mod list;
+mod report;
+mod run;
+mod term;
+
+use crate::args::{Args, Command};
+use crate::{Failure, console};
+use clap::CommandFactory;
+use pauc::dfdx::prelude::Cpu;
+use pauc::train::plan::{Plan, PlanError};
+use pauc::train::recipe::{LoadError, Recipe};
+use pauc::traits::dataset::Place;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Carries out a verb.
+pub fn dispatch(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Run(args) => run::run(args),
+        Command::Resume(args) => run::resume(args),
+        Command::Check(args) => check::check(args),
+        Command::Explain(args) => explain::explain(args),
+        Command::List(args) => list::list(args),
+        Command::Term(args) => term::term(args),
+        Command::Report(args) => report::report(args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Args::command(), "pauc-cli", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// The device of a `--device` argument.
+fn device(name: &str) -> Result<Cpu, Failure> {
+    match name {
+        "cpu" => Ok(Cpu::default()),
+        other => Err(Failure::new(2, format!("error: unknown device `{other}`: this build knows `cpu`"))),
+    }
+}
+
+fn load(path: &Path, set: &[String]) -> Result<(Recipe, pauc::train::recipe::Source), Failure> {
+    Recipe::load(path, set).map_err(|e| match e {
+        LoadError::File { .. } => Failure::new(2, format!("error: {e}")),
+        LoadError::Recipe(found) => Failure::new(2, found.render(console::color()).trim_end()),
+    })
+}
+
+/// Reads, opens and checks; prints warnings.
+fn plan(device: &Cpu, path: &Path, set: &[String], quiet: bool) -> Result<Plan, Failure> {
+    let (recipe, source) = load(path, set)?;
+    let plan = Plan::new(device, recipe, source, &here()?).map_err(|e| match e {
+        PlanError::Recipe(found) => Failure::new(2, found.render(console::color()).trim_end()),
+        PlanError::Data { error, .. } => Failure::new(4, format!("error: {error}")),
+    })?;
+    if !quiet {
+        eprint!("{}", plan.warnings.render(console::color()));
+    }
+    Ok(plan)
+}
+
+/// Relative paths of recipes start in the working directory.
+fn here() -> Result<Place, Failure> {
+    let base = std::env::current_dir();
+    let base =
+        base.map_err(|e| Failure::new(1, format!("error: the working directory cannot be found: {e}")))?;
+    Ok(Place { base })
+}

@@ -1,0 +1,40 @@
+//! `term`.
+
+use super::device;
+use crate::args::TermArgs;
+use crate::{Failure, console};
+use pauc::train::diagnostic::{Diagnostic, Diagnostics};
+use pauc::train::term;
+use pauc::traits::open_set::Term;
+use std::process::ExitCode;
+
+/// Evaluates one term.
+pub fn term(args: TermArgs) -> Result<ExitCode, Failure> {
+    let device = device("cpu")?;
+    let term = Term::parse(&args.term).map_err(|e| {
+        let all = vec![Diagnostic::from_ron(&args.term, &e)];
+        let found = Diagnostics { text: args.term.clone(), path: "the term".into(), all };
+        Failure::new(2, found.render(console::color()).trim_end())
+    })?;
+    let result = term::evaluate_file(&device, &term, &args.inputs)?;
+    if let Some(path) = &args.grads {
+        term::write_gradients(&result, path)?;
+    }
+    if args.json {
+        let norm = |g: &[f64]| g.iter().map(|v| v * v).sum::<f64>().sqrt();
+        let norms: serde_json::Map<_, _> =
+            result.gradients.iter().map(|(n, _, g)| (n.clone(), serde_json::json!(norm(g)))).collect();
+        let json = serde_json::json!({
+            "term": term.name(), "value": result.value, "chance": result.chance, "dtype": result.dtype,
+            "skipped": result.skipped, "gradient_norms": norms,
+        });
+        println!("{json}");
+    } else {
+        let chance = result.chance.map_or("none".to_string(), |c| format!("{c:.6}"));
+        println!("{} = {} ({}, chance level {chance})", term.name(), result.value, result.dtype);
+        if let Some(why) = &result.skipped {
+            println!("skipped: {why}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

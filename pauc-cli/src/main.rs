@@ -1,0 +1,14 @@
+//! `pauc-cli`: recipes in, runs out.
+
+use pauc_cli::Failure;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match pauc_cli::main() {
+        Ok(code) => code,
+        Err(Failure { code, message }) => {
+            eprintln!("{message}");
+            ExitCode::from(code)
+        }
+    }
+}

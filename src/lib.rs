@@ -1,0 +1,25 @@
+//! pauc: contrastive and prototypical self-supervised learning as components.
+//!
+//! This crate is the front door: it re-exports the workspace's crates and links all of their components, so that
+//! a program with `use pauc as _;` can run any recipe. The traits to implement are in [`traits`]; a recipe becomes
+//! a run through [`train`].
+//!
+//! ```
+//! use pauc::traits::open_set::Term;
+//!
+//! let term = Term::parse("InfoNce(temperature: 0.2)")?;
+//! assert_eq!(term.name(), "InfoNce");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub use pauc_cluster as cluster;
+pub use pauc_data as data;
+pub use pauc_kernels as kernels;
+pub use pauc_losses as losses;
+pub use pauc_models as models;
+pub use pauc_probes as probes;
+pub use pauc_report as report;
+pub use pauc_train as train;
+pub use pauc_traits as traits;
+
+pub use dfdx;

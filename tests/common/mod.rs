@@ -1,0 +1,84 @@
+//! Running the binary, for tests of the whole product.
+#![allow(dead_code)] // each test file uses its share
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Output {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// The project's root, where relative paths of recipes start.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+/// Runs `pauc-cli` in the project's root.
+pub fn pauc<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    let out = Command::new(env!("CARGO_BIN_EXE_pauc-cli"))
+        .args(args)
+        .current_dir(root())
+        .env_remove("PAUC_SIMD")
+        .env("NO_COLOR", "1")
+        .output()
+        .unwrap();
+    let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
+    Output { code: out.status.code().unwrap_or(-1), stdout: text(out.stdout), stderr: text(out.stderr) }
+}
+
+/// All shipped recipes, sorted.
+pub fn recipes() -> Vec<PathBuf> {
+    let mut all: Vec<_> = std::fs::read_dir(root().join("recipes"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "ron"))
+        .collect();
+    all.sort();
+    assert!(!all.is_empty());
+    all
+}
+
+/// The short form of a shipped recipe: its views, networks and terms on 160 procedural images, three epochs of five
+/// steps, clustering from the second epoch on.
+pub fn short_form(recipe: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(recipe).unwrap();
+    let mut set = vec![
+        "data=Shapes(count: 160, size: 28, classes: 4, seed: 1)".to_string(),
+        "train=(epochs: 3, batch: 32, log_every: 1)".into(),
+        "schedule=WarmupCosine(warmup: Steps(3))".into(),
+        "probes=[Knn(k: 5, every: Epochs(1)), Rank(every: Epochs(1))]".into(),
+        "baselines=[]".into(),
+    ];
+    if text.contains("width: ") {
+        set.push("encoder.width=4".into());
+    }
+    if text.contains("ConvNet(") {
+        set.push("encoder.channels=[4, 8, 16]".into());
+    }
+    if text.contains("queue:") {
+        set.push("queue=64".into());
+    }
+    if text.contains("clusterer:") {
+        set.push("clusterer=KMeans(k: [4, 8], start: Epochs(1), every: Epochs(1))".into());
+    }
+    for i in 0..text.matches("from: Epochs(").count().max(text.matches("(term:").count()) {
+        if text.matches("(term:").count() > i {
+            set.push(format!("objective[{i}].from=Steps(0)"));
+        }
+    }
+    set.into_iter().flat_map(|s| ["--set".to_string(), s]).collect()
+}
+
+/// The folder of the only run below `out`.
+pub fn only_run(out: &Path) -> PathBuf {
+    let only = |dir: &Path| {
+        let all: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+        assert_eq!(all.len(), 1, "{all:?}");
+        all[0].clone()
+    };
+    only(&only(out))
+}

@@ -1,0 +1,63 @@
+//! The same recipe gives the same bits: for any number of threads, and across an interruption.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
+
+mod common;
+
+use common::{only_run, pauc, root, short_form};
+use std::path::Path;
+
+fn train(out: &Path, more: &[&str]) -> Vec<u8> {
+    let recipe = root().join("recipes/quickstart.ron");
+    let mut args =
+        vec!["run".to_string(), recipe.display().to_string(), "--out".into(), out.display().to_string()];
+    args.extend(short_form(&recipe));
+    args.extend(more.iter().map(|s| s.to_string()));
+    let done = pauc(args);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    checkpoint(out)
+}
+
+fn checkpoint(out: &Path) -> Vec<u8> {
+    std::fs::read(only_run(out).join("checkpoints/last.safetensors")).unwrap()
+}
+
+#[test]
+fn threads_and_interruptions_do_not_change_a_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let one = train(&at("one"), &["--threads", "1"]);
+    assert!(one == train(&at("two"), &["--threads", "2"]), "two threads differ from one");
+    assert!(one == train(&at("three"), &["--threads", "3"]), "three threads differ from one");
+
+    // Stopped in the middle of an epoch, before and after the first clustering.
+    for stop in ["3", "8"] {
+        let out = at(&format!("stop{stop}"));
+        assert!(train(&out, &["--max-steps", stop]) != one);
+        let run = only_run(&out);
+        let done = pauc(["resume", run.to_str().unwrap()]);
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        assert!(one == checkpoint(&out), "resuming at step {stop} changed the run");
+        let events = |run: &Path| {
+            let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+            // Times differ between any two runs.
+            let timeless = |line: &str| {
+                let mut v: serde_json::Value = serde_json::from_str(line).unwrap();
+                ["seconds", "images_per_second"]
+                    .iter()
+                    .for_each(|k| drop(v.as_object_mut().unwrap().remove(*k)));
+                v
+            };
+            let phase = |v: &serde_json::Value| v["event"] != "phase" && v["event"] != "end";
+            text.lines().map(timeless).filter(phase).collect::<Vec<_>>()
+        };
+        assert_eq!(events(&only_run(&at("one"))), events(&run));
+    }
+}
+
+#[test]
+fn another_seed_gives_another_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+    assert!(train(&a, &["--max-steps", "2"]) != train(&b, &["--max-steps", "2", "--seeds", "1"]));
+    assert!(only_run(&b).ends_with("seed1"));
+}

@@ -1,0 +1,70 @@
+//! The book's reference pages say what the registry says, and every recipe in the book is one.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
+
+mod common;
+
+use common::{pauc, root};
+use pauc::train::{codes, explain};
+use pauc::traits::registry::{KINDS, catalogue};
+
+/// `PAUC_UPDATE_DOCS=1 cargo test --test docs` writes the pages anew.
+#[test]
+fn reference_pages_are_generated_from_the_registry() {
+    let folder = root().join("docs/src/components");
+    let update = std::env::var_os("PAUC_UPDATE_DOCS").is_some();
+    let mut pages: Vec<(String, String)> = KINDS
+        .iter()
+        .map(|kind| {
+            let all: Vec<_> = catalogue().into_iter().filter(|l| l.kind == *kind).collect();
+            (format!("{}.md", kind.replace(' ', "-")), explain::page(kind, &all))
+        })
+        .collect();
+    let codes: Vec<_> = codes::all().map(|c| format!("## {}: {}\n\n{}\n", c.code, c.title, c.text)).collect();
+    pages.push(("codes.md".into(), format!("# Error codes\n\n{}", codes.join("\n"))));
+    for (name, text) in pages {
+        let path = folder.join(&name);
+        if update {
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(&path, &text).unwrap();
+        }
+        let written = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            written == text,
+            "{name} is out of date: run PAUC_UPDATE_DOCS=1 cargo test -p pauc-cli --test docs"
+        );
+    }
+}
+
+#[test]
+fn the_binary_itself_lists_every_component() {
+    let listed = pauc(["list"]);
+    assert_eq!(listed.code, 0, "{}", listed.stderr);
+    for l in catalogue() {
+        assert!(listed.stdout.contains(&format!("  {} ", l.name)), "{} is not listed", l.name);
+    }
+    for name in
+        ["InfoNce", "ProtoNce", "Alignment", "Uniformity", "Correlation", "KMeans", "ResNet18", "FashionMini"]
+    {
+        assert!(listed.stdout.contains(&format!("  {name} ")), "{name} is missing:\n{}", listed.stdout);
+    }
+}
+
+#[test]
+fn defaults_can_be_shown_and_every_component_has_a_summary() {
+    for l in catalogue() {
+        assert!(l.summary().trim().len() > 10, "{} has no summary", l.name);
+        for f in l.fields {
+            let shown = f.default.map(|d| d()).unwrap_or_default();
+            assert!(!shown.contains("cannot be shown"), "{}.{}: {shown}", l.name, f.name);
+            assert!(!f.doc.trim().is_empty(), "{}.{} has no documentation", l.name, f.name);
+        }
+    }
+}
+
+#[test]
+fn shipped_recipes_pass_the_check() {
+    for recipe in common::recipes() {
+        let checked = pauc(["check", recipe.to_str().unwrap()]);
+        assert_eq!(checked.code, 0, "{}", checked.stderr);
+    }
+}

@@ -1,0 +1,196 @@
+//! Bad input: each mistake gets its code, its place, a remedy and the right exit code, and nothing panics.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
+
+mod common;
+
+use common::pauc;
+use std::path::Path;
+
+const GOOD: &str = r#"Recipe(
+    name: "errors",
+    data: Shapes(count: 64, size: 16, classes: 4, seed: 1),
+    views: [(count: 2, ops: [RandomResizedCrop(size: 16)])],
+    encoder: ConvNet(channels: [8, 8]),
+    projector: Mlp(dims: [8]),
+    momentum_encoder: Ema(momentum: 0.9),
+    queue: 32,
+    clusterer: KMeans(k: [4], start: Epochs(1)),
+    objective: [
+        (term: InfoNce(temperature: 0.2, negatives: Queue)),
+        (term: ProtoNce(), weight: 0.5),
+    ],
+    train: (epochs: 2, batch: 16),
+)
+"#;
+
+fn check(text: &str, verb: &str) -> common::Output {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("recipe.ron");
+    std::fs::write(&path, text).unwrap();
+    let mut args = vec![verb.to_string(), path.display().to_string()];
+    if verb == "run" {
+        args.extend(["--out".to_string(), folder.path().join("runs").display().to_string()]);
+    }
+    let out = pauc(args);
+    assert!(!out.stderr.contains("panicked"), "{}", out.stderr);
+    out
+}
+
+/// Replaces `from` by `to` in the good recipe; expects the code, and that all of `says` is printed.
+fn refused(from: &str, to: &str, code: &str, says: &[&str]) {
+    assert!(GOOD.contains(from), "{from} is not in the recipe");
+    let out = check(&GOOD.replace(from, to), "check");
+    assert_eq!(out.code, 2, "{to}: {}", out.stderr);
+    assert!(out.stderr.contains(&format!("error[{code}]")), "{to}: no {code} in\n{}", out.stderr);
+    for text in says {
+        assert!(out.stderr.contains(text), "{to}: `{text}` is not in\n{}", out.stderr);
+    }
+    let explained = pauc(["explain", code]);
+    assert!(explained.stdout.starts_with(&format!("{code}: ")), "{code} is not explained");
+}
+
+#[test]
+fn the_recipe_itself_is_good() {
+    let out = check(GOOD, "check");
+    assert_eq!(out.code, 0, "{}", out.stderr);
+}
+
+#[test]
+fn text_names_and_values() {
+    refused("name: \"errors\",", "name: \"errors\"", "E0101", &["recipe.ron:3:", "comma"]);
+    refused(
+        "InfoNce(temp",
+        "InfoNse(temp",
+        "E0102",
+        &["recipe.ron:11:16", "did you mean `InfoNce`?", "known: "],
+    );
+    refused("KMeans(k", "Kmeans(k", "E0102", &["did you mean `KMeans`?"]);
+    refused(
+        "temperature: 0.2",
+        "temperture: 0.2",
+        "E0103",
+        &["recipe.ron:11:24", "did you mean `temperature`?"],
+    );
+    refused("queue: 32", "quue: 32", "E0103", &["recipe.ron:8:5", "did you mean `queue`?"]);
+    refused("k: [4], ", "", "E0104", &["`KMeans` needs the field `k`"]);
+    refused("queue: 32,", "queue: 32, queue: 32,", "E0105", &["given twice"]);
+    refused(
+        "temperature: 0.2",
+        "temperature: -1.0",
+        "E0106",
+        &["recipe.ron:11:37", "^^^^", "greater than 0, got -1"],
+    );
+    refused("momentum: 0.9", "momentum: 1.5", "E0106", &["between 0 and 1, got 1.5"]);
+    refused("batch: 16", "batch: 0", "E0106", &["at least 1, got 0"]);
+    refused("epochs: 2", "epochs: \"two\"", "E0106", &["recipe.ron:14:21", "found \"two\""]);
+    refused("ProtoNce()", "ProtoNce", "E0101", &["write `Name()`"]);
+    refused("name: \"errors\"", "name: \"../x\"", "E0106", &["letters, digits"]);
+    refused("name: \"errors\"", "version: 2, name: \"errors\"", "E0106", &["must be 1"]);
+}
+
+#[test]
+fn rules_across_fields() {
+    refused(
+        "    queue: 32,\n",
+        "",
+        "E0201",
+        &["recipe.ron:10:16", "`InfoNce` reads the queue", "add `queue: 4096`"],
+    );
+    refused("    momentum_encoder: Ema(momentum: 0.9),\n", "", "E0202", &["add `momentum_encoder"]);
+    refused(
+        "    clusterer: KMeans(k: [4], start: Epochs(1)),\n",
+        "",
+        "E0203",
+        &["`ProtoNce` reads prototypes"],
+    );
+    refused(
+        "k: [4]",
+        "k: [4, 500]",
+        "E0205",
+        &["recipe.ron:9:26", "500 prototypes of only", "make k at most"],
+    );
+    refused("queue: 32", "queue: 8", "E0206", &["queue of 8 keys is shorter than one batch of 16"]);
+    refused("batch: 16", "batch: 1600", "E0207", &["batch of 1600 is larger than the training set"]);
+    refused(
+        "ConvNet(channels: [8, 8])",
+        "VisionTransformer(patch: 5)",
+        "E0208",
+        &["views of 16×16×3", "recipe.ron:5:14"],
+    );
+    refused("count: 2", "count: 1", "E0209", &["reads 2 views"]);
+    refused(
+        "(term: InfoNce(temperature: 0.2, negatives: Queue)),",
+        "",
+        "E0210",
+        &["no term is active at the first step"],
+    );
+}
+
+#[test]
+fn several_mistakes_are_reported_at_once() {
+    let text = GOOD
+        .replace("    queue: 32,\n", "")
+        .replace("    clusterer: KMeans(k: [4], start: Epochs(1)),\n", "");
+    let out = check(&text, "check");
+    assert!(out.stderr.contains("E0201") && out.stderr.contains("E0203"), "{}", out.stderr);
+    assert!(out.stderr.contains("2 errors and"), "{}", out.stderr);
+}
+
+#[test]
+fn data_that_is_missing_or_damaged() {
+    let with = |data: &str| GOOD.replace("Shapes(count: 64, size: 16, classes: 4, seed: 1)", data);
+    let out = check(&with("FashionMnist(root: \"no/such/folder\")"), "run");
+    assert_eq!(out.code, 4, "{}", out.stderr);
+    assert!(out.stderr.contains("no/such/folder"), "{}", out.stderr);
+    let checked = check(&with("FashionMnist(root: \"no/such/folder\")"), "check");
+    assert_eq!(checked.code, 0, "a check without the data warns: {}", checked.stderr);
+    assert!(checked.stderr.contains("warning[E0214]"), "{}", checked.stderr);
+
+    let folder = tempfile::tempdir().unwrap();
+    let name = |n: &str| folder.path().join(n);
+    // The header promises 60 000 images of 28×28; only a few bytes follow.
+    let mut images = vec![0, 0, 8, 3, 0, 0, 0xea, 0x60, 0, 0, 0, 28, 0, 0, 0, 28];
+    images.extend([0u8; 100]);
+    std::fs::write(name("train-images-idx3-ubyte"), &images).unwrap();
+    let mut labels = vec![0, 0, 8, 1, 0, 0, 0xea, 0x60];
+    labels.extend([0u8; 60000]);
+    std::fs::write(name("train-labels-idx1-ubyte"), &labels).unwrap();
+    std::fs::write(name("t10k-images-idx3-ubyte"), &images).unwrap();
+    std::fs::write(name("t10k-labels-idx1-ubyte"), &labels).unwrap();
+    let out = check(&with(&format!("FashionMnist(root: {:?})", folder.path())), "run");
+    assert_eq!(out.code, 4, "{}", out.stderr);
+    assert!(out.stderr.contains("train-images-idx3-ubyte"), "{}", out.stderr);
+}
+
+#[test]
+fn a_loss_that_is_not_a_number_names_step_term_and_checkpoint() {
+    let wild = GOOD
+        .replace(
+            "train: (epochs: 2, batch: 16)",
+            "optimizer: Sgd(lr: 1e30), train: (epochs: 40, batch: 16, checkpoint_every: Epochs(1))",
+        )
+        .replace("KMeans(k: [4], start: Epochs(1))", "KMeans(k: [4], start: Epochs(39))");
+    let out = check(&wild, "run");
+    assert_eq!(out.code, 1, "{}", out.stderr);
+    for text in ["is not finite", "step ", "checkpoint", "lower the learning rate"] {
+        assert!(out.stderr.contains(text), "`{text}` is not in\n{}", out.stderr);
+    }
+}
+
+#[test]
+fn usage() {
+    let missing = pauc(["run", "no-such-recipe.ron"]);
+    assert_eq!(missing.code, 2);
+    assert!(missing.stderr.contains("cannot read the recipe no-such-recipe.ron"), "{}", missing.stderr);
+    assert_eq!(pauc(["explain", "InfoNse"]).code, 2);
+    assert!(pauc(["explain", "InfoNse"]).stderr.contains("did you mean `InfoNce`?"));
+    assert_eq!(pauc(["list", "encoders"]).code, 2);
+    assert_eq!(pauc(["resume", "no/such/run"]).code, 2);
+    assert_eq!(pauc(["frobnicate"]).code, 2);
+    let set = pauc(["check", "recipes/quickstart.ron", "--set", "train.epoch=5"]);
+    assert_eq!(set.code, 2);
+    assert!(set.stderr.contains("did you mean `epochs`?"), "{}", set.stderr);
+    let set = pauc(["check", "recipes/quickstart.ron", "--set", "objective[9].weight=5"]);
+    assert!(set.stderr.contains("E0107") && set.stderr.contains("there is no item 9"), "{}", set.stderr);
+    assert!(Path::new(&common::root()).is_dir());
+}
