@@ -45,4 +45,3 @@ pub use matching::match_prototypes;
 pub use minibatch::MiniBatchKMeans;
 pub use mixture::GaussianMixture;
 pub use sinkhorn::Sinkhorn;
-pub use spectrum::rank_me;

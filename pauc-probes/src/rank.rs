@@ -64,13 +64,18 @@ pub fn rank_me(rows: Rows<'_>) -> Result<f64> {
     } else {
         singular_values(rows)?
     };
+    Ok(rank_of(&sigma))
+}
+
+/// RankMe from the singular values.
+fn rank_of(sigma: &[f64]) -> f64 {
     let total: f64 = sigma.iter().sum();
     if total == 0.0 {
         // All vectors are zero: nothing is spanned, and the paper's formula would divide by zero.
-        return Ok(1.0);
+        return 1.0;
     }
     let shares = sigma.iter().map(|s| s / total + 1e-7);
-    Ok(shares.map(|p| -p * p.ln()).sum::<f64>().exp())
+    shares.map(|p| -p * p.ln()).sum::<f64>().exp()
 }
 
 /// √D times the mean over dimensions of the standard deviation of the unit rows.
@@ -109,11 +114,15 @@ mod tests {
         let golden: serde_json::Value =
             serde_json::from_str(include_str!("../tests/golden/metrics.json")).unwrap();
         let case = &golden["rank_me"];
-        let features: Vec<Vec<f32>> = serde_json::from_value(case["features"].clone()).unwrap();
-        let (flat, cols) = (features.concat(), features[0].len());
-        let got = rank_me(Rows::new(&flat, cols)).unwrap();
+        let features: Vec<Vec<f64>> = serde_json::from_value(case["features"].clone()).unwrap();
+        let cols = features[0].len();
         let want = case["value"].as_f64().unwrap();
-        assert!((got - want).abs() < 1e-6, "{got} for {want}");
+        let sigma = faer::Mat::from_fn(features.len(), cols, |i, j| features[i][j]).singular_values().unwrap();
+        let exact = rank_of(&sigma);
+        assert!((exact - want).abs() < 1e-9, "{exact} for {want}");
+        let single: Vec<f32> = features.iter().flatten().map(|v| *v as f32).collect();
+        let got = rank_me(Rows::new(&single, cols)).unwrap();
+        assert!((got - want).abs() < 1e-5, "{got} for {want}");
     }
 
     #[test]

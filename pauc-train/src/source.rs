@@ -61,12 +61,21 @@ enum Step<'a> {
     Item(usize),
 }
 
+fn is_name(word: &str) -> bool {
+    word.starts_with(|c: char| c.is_alphabetic() || c == '_')
+        && word.chars().all(|c| c.is_alphanumeric() || c == '_')
+}
+
+/// The steps of a path such as `objective[0].weight`, or `objective.0.weight`, which means the same.
 fn steps(path: &str) -> Option<Vec<Step<'_>>> {
     let mut steps = Vec::new();
     for part in path.split('.') {
         let (name, mut rest) = part.split_at(part.find('[').unwrap_or(part.len()));
-        if !name.is_empty() {
-            steps.push(Step::Field(name));
+        match name.parse() {
+            Ok(index) => steps.push(Step::Item(index)),
+            Err(_) if is_name(name) => steps.push(Step::Field(name)),
+            Err(_) if name.is_empty() => {}
+            Err(_) => return None,
         }
         while let Some(inner) = rest.strip_prefix('[') {
             let (index, after) = inner.split_once(']')?;
@@ -173,13 +182,25 @@ pub fn set(text: &str, assignment: &str) -> Result<String, SetError> {
             (Step::Item(i), Parts::Items(items)) => {
                 Err(stuck(format!("there is no item {i}, the list has {} (counted from 0)", items.len())))
             }
-            (Step::Item(_), _) => Err(stuck(format!("`{}` is no list", &text[node.span.clone()]))),
-            (Step::Field(name), _) => {
-                Err(stuck(format!("`{}` has no field `{name}`", &text[node.span.clone()])))
+            (Step::Item(_), _) => Err(stuck(format!("`{}` is no list", first_line(&text[node.span.clone()])))),
+            (Step::Field(name), Parts::Items(items)) => {
+                let last = items.len().saturating_sub(1);
+                Err(stuck(format!("a list has no field `{name}`; its items are [0] to [{last}]")))
+            }
+            (Step::Field(name), Parts::Scalar) => {
+                Err(stuck(format!("`{}` has no field `{name}`", first_line(&text[node.span.clone()]))))
             }
         };
     }
     Ok(format!("{}{value}{}", &text[..node.span.start], &text[node.span.end..]))
+}
+
+/// A value in an error's message: its first line.
+fn first_line(value: &str) -> String {
+    match value.split_once('\n') {
+        Some((first, _)) => format!("{first}…"),
+        None => value.to_string(),
+    }
 }
 
 struct Scanner<'a> {
@@ -368,6 +389,7 @@ Recipe( // a comment with ) and "
         let text = "Recipe(a: 1, list: [1, 2], train: (epochs: 3))";
         assert_eq!(set(text, "train.epochs=5").unwrap(), "Recipe(a: 1, list: [1, 2], train: (epochs: 5))");
         assert_eq!(set(text, "list[1]=7").unwrap(), "Recipe(a: 1, list: [1, 7], train: (epochs: 3))");
+        assert_eq!(set(text, "list.1=7"), set(text, "list[1]=7"));
         assert_eq!(
             set(text, "train.seed=5").unwrap(),
             "Recipe(a: 1, list: [1, 2], train: (seed: 5, epochs: 3))"
@@ -384,6 +406,8 @@ Recipe( // a comment with ) and "
         assert!(message("a.b=1").contains("`1` has no field `b`"));
         assert!(message("list[3]=1").contains("no item 3, the list has 1"));
         assert!(message("a[0]=1").contains("no list"));
+        assert!(message("list.b=1").contains("no field `b`; its items are [0] to [0]"));
+        assert!(message("\"a=1\"").contains("path=value"));
         assert_eq!(set("Recipe(", "a=1"), Err(SetError::Unreadable));
     }
 }
