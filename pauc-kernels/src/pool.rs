@@ -75,47 +75,88 @@ fn check_max(x: &[f32], xl: Layout, y: &[f32], yl: Layout, from: &[u8]) {
     assert!(x.len() >= xl.len() && y.len() >= yl.len() && from.len() >= yl.pixels() * yl.pitch);
 }
 
-/// y\[image\]\[channel\] ← the mean of the map, for the first `channels`.
-///
-/// # Panics
-/// If slices and layout do not agree.
-pub fn mean_forward((x, xl): (&[f32], Layout), channels: usize, y: &mut [f32]) {
-    assert!(x.len() >= xl.len() && channels <= xl.pitch && y.len() == xl.batch * channels);
-    let scale = 1.0 / (xl.height * xl.width) as f32;
-    let y = Shared::new(y);
-    threads::for_each(xl.batch, |image| {
-        // SAFETY: each portion is one image.
-        let y = unsafe { y.part(image * channels..(image + 1) * channels) };
-        y.fill(0.0);
-        for r in image * xl.height..(image + 1) * xl.height {
-            for pixel in x[xl.row_at(r)..].chunks(xl.pitch).take(xl.width) {
-                y.iter_mut().zip(pixel).for_each(|(y, x)| *y += x);
-            }
-        }
-        y.iter_mut().for_each(|y| *y *= scale);
-    });
+/// The mean over the cells of a grid: `grid` × `grid` equal parts of a map, cell by cell in reading order. Pixel (r, c)
+/// of a map of H × W belongs to the cell in row ⌊r·grid/H⌋ and column ⌊c·grid/W⌋; one cell is the whole map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CellMean {
+    /// The channels averaged; a layout may hold more.
+    pub channels: usize,
+    /// Cells a side; at most the shorter side of the map.
+    pub grid: usize,
 }
 
-/// dx ← the gradient of [`mean_forward`]; channels beyond are zero.
-///
-/// # Panics
-/// If slices and layout do not agree.
-pub fn mean_backward(dy: &[f32], channels: usize, (dx, dxl): (&mut [f32], Layout)) {
-    assert!(dx.len() >= dxl.len() && channels <= dxl.pitch && dy.len() == dxl.batch * channels);
-    let scale = 1.0 / (dxl.height * dxl.width) as f32;
-    let dx = Shared::new(dx);
-    threads::for_each(dxl.batch, |image| {
-        let start = image * dxl.image();
-        // SAFETY: each portion is one image.
-        let dx = unsafe { dx.part(start..start + dxl.image()) };
-        let dy = &dy[image * channels..(image + 1) * channels];
-        for r in image * dxl.height..(image + 1) * dxl.height {
-            for pixel in dx[dxl.row_at(r) - start..].chunks_mut(dxl.pitch).take(dxl.width) {
-                pixel[channels..].fill(0.0);
-                pixel.iter_mut().zip(dy).for_each(|(d, g)| *d = g * scale);
+impl CellMean {
+    /// Values an image.
+    pub fn outputs(self) -> usize {
+        self.grid * self.grid * self.channels
+    }
+
+    /// Where the cell of pixel (r, c) starts in an image's outputs.
+    fn start(self, (r, c): (usize, usize), l: Layout) -> usize {
+        (r * self.grid / l.height * self.grid + c * self.grid / l.width) * self.channels
+    }
+
+    /// One over the pixels of each cell.
+    fn scales(self, l: Layout) -> Vec<f32> {
+        let pixels = |side: usize, i: usize| (0..side).filter(|r| r * self.grid / side == i).count();
+        let cells = (0..self.grid).flat_map(|i| (0..self.grid).map(move |j| (i, j)));
+        cells.map(|(i, j)| 1.0 / (pixels(l.height, i) * pixels(l.width, j)) as f32).collect()
+    }
+
+    fn check(self, map: usize, l: Layout, y: usize) {
+        assert!((1..=l.height.min(l.width)).contains(&self.grid), "{self:?} of {l:?}");
+        assert!(map >= l.len() && self.channels <= l.pitch && y == l.batch * self.outputs());
+    }
+
+    /// y\[image\]\[cell\]\[channel\] ← the mean of the cell.
+    ///
+    /// # Panics
+    /// If slices and layout do not agree.
+    pub fn forward(self, (x, xl): (&[f32], Layout), y: &mut [f32]) {
+        self.check(x.len(), xl, y.len());
+        let (n, scales) = (self.outputs(), self.scales(xl));
+        let y = Shared::new(y);
+        threads::for_each(xl.batch, |image| {
+            // SAFETY: each portion is one image.
+            let y = unsafe { y.part(image * n..(image + 1) * n) };
+            y.fill(0.0);
+            for r in 0..xl.height {
+                let row = &x[xl.row_at(image * xl.height + r)..];
+                for (c, pixel) in row.chunks(xl.pitch).take(xl.width).enumerate() {
+                    let cell = &mut y[self.start((r, c), xl)..][..self.channels];
+                    cell.iter_mut().zip(pixel).for_each(|(y, x)| *y += x);
+                }
             }
-        }
-    });
+            for (cell, scale) in y.chunks_exact_mut(self.channels).zip(&scales) {
+                cell.iter_mut().for_each(|y| *y *= scale);
+            }
+        });
+    }
+
+    /// dx ← the gradient of [`CellMean::forward`]; channels beyond are zero.
+    ///
+    /// # Panics
+    /// If slices and layout do not agree.
+    pub fn backward(self, dy: &[f32], (dx, dxl): (&mut [f32], Layout)) {
+        self.check(dx.len(), dxl, dy.len());
+        let (n, scales) = (self.outputs(), self.scales(dxl));
+        let dx = Shared::new(dx);
+        threads::for_each(dxl.batch, |image| {
+            let start = image * dxl.image();
+            // SAFETY: each portion is one image.
+            let dx = unsafe { dx.part(start..start + dxl.image()) };
+            let dy = &dy[image * n..(image + 1) * n];
+            for r in 0..dxl.height {
+                let row = &mut dx[dxl.row_at(image * dxl.height + r) - start..];
+                for (c, pixel) in row.chunks_mut(dxl.pitch).take(dxl.width).enumerate() {
+                    let at = self.start((r, c), dxl);
+                    let scale = scales[at / self.channels];
+                    pixel[self.channels..].fill(0.0);
+                    pixel.iter_mut().zip(&dy[at..at + self.channels]).for_each(|(d, g)| *d = g * scale);
+                }
+            }
+        });
+    }
 }
 
 #[cfg(test)]
@@ -156,21 +197,29 @@ mod tests {
         }
 
         #[test]
-        fn mean_equals_its_definition(batch in 1usize..4, h in 1usize..6, w in 1usize..6, c in 1usize..20, seed in 0u64..1000) {
+        fn means_of_cells_equal_their_definition(batch in 1usize..4, h in 1usize..7, w in 1usize..7, c in 1usize..20, grid in 1usize..4, seed in 0u64..1000) {
+            let mean = CellMean { channels: c, grid: grid.min(h).min(w) };
+            let n = mean.outputs();
             let l = Layout::haloed(batch, h, w, c.next_multiple_of(16), 1);
-            let (x, dy) = (noise(batch * h * w * c, seed), noise(batch * c, seed + 1));
-            let mut y = vec![0.0; batch * c];
-            mean_forward((&place(&x, c, l), l), c, &mut y);
-            for (i, y) in y.iter().enumerate() {
-                let map = x[i / c * h * w * c..].iter().take(h * w * c).skip(i % c).step_by(c);
-                let want = map.map(|v| *v as f64).sum::<f64>() / (h * w) as f64;
-                prop_assert!((*y as f64 - want).abs() < 1e-6);
+            let x = noise(batch * h * w * c, seed);
+            let mut y = vec![f32::NAN; batch * n];
+            mean.forward((&place(&x, c, l), l), &mut y);
+            let dy = noise(y.len(), seed + 1);
+            let mut grad = vec![0.0; x.len()];
+            for (i, (got, dy)) in y.iter().zip(&dy).enumerate() {
+                let (b, row, column, ch) = (i / n, i % n / c / mean.grid, i / c % mean.grid, i % c);
+                let pixels: Vec<usize> = (0..h * w)
+                    .filter(|p| (p / w) * mean.grid / h == row && (p % w) * mean.grid / w == column)
+                    .map(|p| (b * h * w + p) * c + ch)
+                    .collect();
+                let want = pixels.iter().map(|p| x[*p] as f64).sum::<f64>() / pixels.len() as f64;
+                prop_assert!((*got as f64 - want).abs() < 1e-6);
+                pixels.iter().for_each(|p| grad[*p] += *dy as f64 / pixels.len() as f64);
             }
             let flat = Layout::flat(batch, h, w, l.pitch);
             let mut dx = vec![f32::NAN; flat.len()];
-            mean_backward(&dy, c, (&mut dx, flat));
-            let want: Vec<f64> = (0..x.len()).map(|i| dy[i / (h * w * c) * c + i % c] as f64 / (h * w) as f64).collect();
-            compare(&dx, flat, c, &want, 1e-6)?;
+            mean.backward(&dy, (&mut dx, flat));
+            compare(&dx, flat, c, &grad, 1e-6)?;
         }
     }
 }

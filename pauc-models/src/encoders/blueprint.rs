@@ -1,7 +1,7 @@
 //! What a convolutional network consists of, without any device: layers, the order in which they run, shapes, names.
 
 use pauc_kernels::conv::Geometry;
-use pauc_kernels::pool;
+use pauc_kernels::pool::{self, CellMean};
 use pauc_traits::encoder::Layer;
 use pauc_traits::param::Role;
 use pauc_traits::rng::{self, Purpose};
@@ -78,7 +78,7 @@ pub struct Size {
     pub pending: Option<usize>,
 }
 
-/// A network whose features are the mean of its last map.
+/// A network whose features are means over its last map.
 #[derive(Clone, Debug)]
 pub struct Blueprint {
     /// The images.
@@ -89,6 +89,8 @@ pub struct Blueprint {
     pub steps: Vec<Step>,
     /// The shapes of all maps.
     pub maps: Vec<Size>,
+    /// Cells a side over which the last map is averaged; 1 averages all of it.
+    pub grid: usize,
 }
 
 /// A parameter's name, shape, role and initial values.
@@ -111,7 +113,7 @@ impl Blueprint {
         }
         let image =
             Size { height: input.height, width: input.width, channels: input.channels, pending: None };
-        Ok(Blueprint { input, layers: Vec::new(), steps: Vec::new(), maps: vec![image] })
+        Ok(Blueprint { input, layers: Vec::new(), steps: Vec::new(), maps: vec![image], grid: 1 })
     }
 
     /// Declares a convolution from a map of the shape of `from` and `inputs` channels. The order of declarations is the
@@ -171,10 +173,15 @@ impl Blueprint {
 
     /// The width of the features.
     pub fn feature_dim(&self) -> usize {
-        self.maps[self.maps.len() - 1].channels
+        self.features().outputs()
     }
 
-    /// Checks that no strided layer is left with a single row or column, which it would reduce to nothing new.
+    /// How features come from the last map.
+    pub fn features(&self) -> CellMean {
+        CellMean { channels: self.maps[self.maps.len() - 1].channels, grid: self.grid }
+    }
+
+    /// Checks that the last map has enough pixels for the grid, and that no strided layer is left with a single row or column, which it would reduce to nothing new.
     ///
     /// # Errors
     /// Naming the layer, its input and the remedy.
@@ -195,6 +202,17 @@ impl Blueprint {
                 );
                 return Err(Error::shape(name, message));
             }
+        }
+        let last = self.maps[self.maps.len() - 1];
+        if self.grid > last.height.min(last.width) {
+            let message = format!(
+                "features are means of {grid}×{grid} cells, and the last map has {}×{} pixels for images of {}; {remedy}",
+                last.height,
+                last.width,
+                self.input,
+                grid = self.grid
+            );
+            return Err(Error::shape("avgpool", message));
         }
         Ok(self)
     }

@@ -9,13 +9,17 @@ use pauc_traits::{Count, Encoder, EncoderConfig, Error, ImageShape, Result, comp
 component! {
     /// Plain 3×3 convolutions with batch normalisation and ReLU, halving the map from layer to layer.
     ///
-    /// The first layer has stride 1, all others stride 2; the features are the mean of the last map.
+    /// The first layer has stride 1, all others stride 2. The features are the mean of the last map, or, with `grid`
+    /// above 1, the means of `grid` × `grid` equal parts of it one after the other, which keep where things are: of use
+    /// for images that are centred and upright.
     ///
     /// # Shapes
-    /// (B, H, W, 1 or 3) → (B, last of channels)
+    /// (B, H, W, 1 or 3) → (B, grid² · last of channels)
     pub struct ConvNet: Encoder {
         /// The output channels of each layer.
         pub channels: Vec<Count> = vec![Count::lit(32), Count::lit(64), Count::lit(128)],
+        /// Parts of the last map, a side, over which its mean is taken.
+        pub grid: Count = Count::lit(1),
         /// How convolutions are computed on the CPU.
         pub convolution: Convolutions = Convolutions::Auto,
     }
@@ -35,7 +39,8 @@ impl ConvNet {
             let layer = b.declare(names, b.shape(x), outputs.get(), (3, if i == 0 { 1 } else { 2 }));
             x = b.conv(layer, x, None);
         }
-        b.check("use larger images or fewer `channels`")
+        b.grid = self.grid.get();
+        b.check("use larger images, fewer `channels` or a smaller `grid`")
     }
 }
 
