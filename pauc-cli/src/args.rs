@@ -1,6 +1,7 @@
 //! The arguments.
 
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use pauc::traits::{Count, Positive};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -44,6 +45,10 @@ pub enum Command {
     ///
     /// Example: pauc-cli term 'InfoNce(temperature: 0.2)' --inputs batch.safetensors --grads out.safetensors
     Term(TermArgs),
+    /// Time training steps of an encoder, whole and by stage.
+    ///
+    /// Example: pauc-cli bench --encoder 'ResNet18(stem: Small, width: 16)' --batch 64 --size 32 --threads 2
+    Bench(BenchArgs),
     /// Write a run's report again.
     ///
     /// Example: pauc-cli report runs/quickstart-0a1b2c3d/seed0
@@ -146,6 +151,40 @@ pub struct TermArgs {
     /// Print value and chance level as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BenchArgs {
+    /// The encoder, as a recipe writes it.
+    #[arg(long, default_value = "ResNet18(stem: Small, width: 64)")]
+    pub encoder: String,
+    /// Rows that pass the encoder in one step.
+    #[arg(long, default_value = "64", value_name = "N")]
+    pub batch: Count,
+    /// Height and width of the images, in pixels.
+    #[arg(long, default_value = "32", value_name = "N")]
+    pub size: Count,
+    /// The step: `simclr` without, `moco` with momentum encoder and queue.
+    #[arg(long, default_value = "simclr")]
+    pub form: Form,
+    /// How long to repeat the step.
+    #[arg(long, default_value = "5", value_name = "SECONDS")]
+    pub seconds: Positive,
+    /// Also print the time of every layer.
+    #[arg(long)]
+    pub layers: bool,
+    /// Print everything as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The form of a timed step.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Form {
+    /// Two views in one batch.
+    Simclr,
+    /// Queries against keys and a queue.
+    Moco,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -17,6 +17,7 @@ use pauc_traits::clusterer::FitContext;
 use pauc_traits::optimizer::State;
 use pauc_traits::param::{Role, clear_gradients};
 use pauc_traits::probe::{Metric, When};
+use pauc_traits::profile::span;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::Init;
@@ -204,6 +205,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         while self.step < total {
             if self.clustering_is_due() {
                 self.cluster(watch)?;
+                window = (Instant::now(), self.step);
             }
             self.announce_phase(watch)?;
             let end = total.min((self.step / per_epoch + 1) * per_epoch);
@@ -261,6 +263,16 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         watch.event(&Event::End(events::End { step: self.step, seconds, status }))
     }
 
+    /// Takes one step on a batch, outside any schedule of epochs, and returns the loss: for measuring.
+    ///
+    /// # Errors
+    /// As [`Engine::train`].
+    pub fn step_on(&mut self, data: ImageBatch) -> Result<f64> {
+        let done = self.train_step(data)?;
+        self.step += 1;
+        Ok(done.loss)
+    }
+
     /// One optimiser step on one batch.
     fn train_step(&mut self, data: ImageBatch) -> Result<Step> {
         let clock = self.clock();
@@ -284,8 +296,10 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
 
         // Online branch: all views that a term reads with gradient, as one batch.
         let params = self.parameters();
+        let stage = span("forward");
         clear_gradients(&self.device, &params)?;
         let embeddings = self.network.forward(images(&reads.online), Pass::Train)?.embeddings;
+        drop(stage);
         let dim = self.network.embedding_dim();
         let views = split(embeddings.as_vec(), &reads.online, dim);
 
@@ -295,11 +309,13 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         if let Some(momentum) = &mut self.momentum
             && !reads.momentum.is_empty()
         {
+            let _stage = span("keys");
             let rows = momentum.forward(images(&reads.momentum), Pass::Momentum)?.embeddings.as_vec();
             newest = rows[rows.len() - b * dim..].to_vec();
             keys = split(rows, &reads.momentum, dim);
         }
 
+        let stage = span("terms");
         let queue = self.queue.as_ref().filter(|_| reads.queue);
         let levels = self.prototypes.as_ref().map(|p| p.levels(&data.ids, queue.map(|q| q.ids())));
         let mut matrices = BTreeMap::new();
@@ -322,7 +338,10 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         )?;
         let Evaluated { loss, terms, gradients } = plan.objective.evaluate(batch)?;
 
+        drop(stage);
+
         // Back through the network, in the order of the online views.
+        let stage = span("backward");
         let mut gradient = Vec::with_capacity(reads.online.len() * b * dim);
         for v in &reads.online {
             match &gradients.views[*v] {
@@ -331,6 +350,8 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             }
         }
         backward_with(embeddings, gradient)?;
+        drop(stage);
+        let stage = span("optimizer");
         for t in &self.terms {
             t.param.set_frozen(clock.step < t.thaw_at);
             if let Some(g) = gradients.parameters.get(&t.param.name) {
@@ -352,7 +373,9 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             pauc_cluster::unit_rows(&mut rows, t.param.shape[1]);
             self.device.overwrite(&mut t.param.value_mut(), &rows)?;
         }
+        drop(stage);
         if let (Some(momentum), Some(config)) = (&self.momentum, &recipe.momentum_encoder) {
+            let _stage = span("momentum encoder");
             config.update(&self.device, &self.network, momentum, &clock)?;
         }
         if let Some(queue) = &mut self.queue

@@ -2,8 +2,9 @@
 //!
 //! [`recipe`] is the language, [`source`] and [`diagnostic`] point into its text, [`check`] holds the rules across
 //! fields. [`plan`] adds the opened data; [`engine`] is the training loop on a plan; [`run`] puts a folder, a log
-//! and a report around it. [`objective`], [`prototypes`], [`queue`] and [`evaluate`] are the loop's parts.
+//! and a report around it; [`bench`] times its step. [`objective`], [`prototypes`], [`queue`] and [`evaluate`] are the loop's parts.
 
+pub mod bench;
 pub mod check;
 pub mod checkpoint;
 pub mod codes;

@@ -17,6 +17,7 @@
 //! | [`registry`], [`open_set`], [`mod@component`] | names to components, RON to components |
 //! | [`number`], [`schedule`] | validated numbers; spans of training and values that change over it |
 //! | [`rng`] | counter-based random streams |
+//! | [`profile`] | where time goes |
 //! | [`ops`] | the few dfdx idioms that every term needs |
 
 // `component!` names this crate from outside and inside alike.
@@ -36,6 +37,7 @@ pub mod ops;
 pub mod optimizer;
 pub mod param;
 pub mod probe;
+pub mod profile;
 pub mod registry;
 pub mod rng;
 pub mod schedule;

@@ -34,6 +34,14 @@ macro_rules! bounded {
             }
         }
 
+        impl std::str::FromStr for $name {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                let number: f64 = text.parse().map_err(|_| format!(concat!("must be ", $rule, ", got `{}`"), text))?;
+                number.try_into()
+            }
+        }
+
         impl From<$name> for f64 {
             fn from(v: $name) -> f64 {
                 v.0
@@ -86,6 +94,14 @@ impl Count {
     }
 }
 
+impl std::str::FromStr for Count {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rule = || format!("must be a whole number of at least 1, got `{text}`");
+        text.parse::<usize>().map_err(|_| rule())?.try_into()
+    }
+}
+
 impl TryFrom<usize> for Count {
     type Error = String;
     fn try_from(v: usize) -> Result<Self, String> {
@@ -127,5 +143,15 @@ mod tests {
         let p: Positive = ron::from_str("0.2").unwrap();
         assert_eq!(ron::to_string(&p).unwrap(), "0.2");
         assert!(ron::from_str::<Count>("-3").is_err());
+    }
+
+    #[test]
+    fn numbers_are_read_from_arguments() {
+        assert_eq!("0.5".parse(), Positive::try_from(0.5));
+        assert_eq!("x".parse::<Positive>().unwrap_err(), "must be a finite number greater than 0, got `x`");
+        assert_eq!("12".parse(), Ok(Count::lit(12)));
+        for wrong in ["0", "-1", "1.5", ""] {
+            assert!(wrong.parse::<Count>().unwrap_err().contains("whole number of at least 1"), "{wrong}");
+        }
     }
 }

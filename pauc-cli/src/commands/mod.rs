@@ -1,5 +1,6 @@
 //! One file a verb.
 
+mod bench;
 mod check;
 mod explain;
 mod list;
@@ -26,6 +27,7 @@ pub fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Explain(args) => explain::explain(args),
         Command::List(args) => list::list(args),
         Command::Term(args) => term::term(args),
+        Command::Bench(args) => bench::bench(args),
         Command::Report(args) => report::report(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "pauc-cli", &mut std::io::stdout());

@@ -8,6 +8,7 @@ use pauc_kernels::layout::{Layout, copy_pixels};
 use pauc_kernels::norm::{self, Norm, Residual};
 use pauc_kernels::pool;
 use pauc_kernels::simd::{CHANNELS, Simd};
+use pauc_traits::profile::named;
 use pauc_traits::{Error, Param, Result};
 
 /// Added to a variance before its root.
@@ -139,6 +140,7 @@ impl Workspace {
                             Residual { values: &l.y, layout: at.flat(r), norm: Some(&l.norm) }
                         }
                     });
+                    let _span = named(|| plan.layers[layer].norm.as_str().into());
                     let l = &self.layers[layer];
                     let target = (&mut out[..], at.haloed(output));
                     norm::apply(simd, &l.norm, (&l.y, at.flat(output)), residual, true, target);
@@ -162,7 +164,7 @@ impl Workspace {
         }
         let last = plan.maps.len() - 1;
         let mut features = vec![0.0; batch * plan.feature_dim()];
-        pool::mean_forward((&self.maps[last], at.haloed(last)), plan.feature_dim(), &mut features);
+        plan.features().forward((&self.maps[last], at.haloed(last)), &mut features);
         if !self.keep {
             self.close(plan, last);
         }
@@ -216,7 +218,11 @@ impl Workspace {
         }
         let (x, yl) = ((&self.maps[input][..], at.haloed(input)), at.flat(output));
         let l = &mut self.layers[layer];
-        l.conv.forward(self.simd, x, &state.parameters[3 * layer].value(), (&mut l.y, yl));
+        {
+            let _span = named(|| plan.layers[layer].name.as_str().into());
+            l.conv.forward(self.simd, x, &state.parameters[3 * layer].value(), (&mut l.y, yl));
+        }
+        let _span = named(|| plan.layers[layer].norm.as_str().into());
         let (mean, variance) = (&state.statistics[2 * layer], &state.statistics[2 * layer + 1]);
         match statistics {
             Statistics::Batch => {
@@ -252,7 +258,7 @@ impl Workspace {
         let (simd, at) = (self.simd, Layouts { plan, batch });
         let last = plan.maps.len() - 1;
         let mut d_last = self.buffer(plan, last);
-        pool::mean_backward(d_features, plan.feature_dim(), (&mut d_last, at.flat(last)));
+        plan.features().backward(d_features, (&mut d_last, at.flat(last)));
         self.gradients[last] = Some(d_last);
         for step in plan.steps.iter().rev() {
             match *step {
@@ -301,6 +307,7 @@ impl Workspace {
         let l = &mut self.layers[layer];
         let dy = &mut self.halos[found].1;
         {
+            let _span = named(|| plan.layers[layer].norm.as_str().into());
             let out = relu.then(|| (&self.maps[output][..], halo));
             let mut gamma = state.parameters[3 * layer + 1].grad_mut();
             let mut beta = state.parameters[3 * layer + 2].grad_mut();
@@ -308,10 +315,14 @@ impl Workspace {
         }
         let weight = &state.parameters[3 * layer];
         let x = (&self.maps[input][..], at.haloed(input));
-        l.conv.weight_gradient(simd, x, (dy, halo), &mut weight.grad_mut());
+        {
+            let _span = named(|| format!("{} weight", plan.layers[layer].name).into());
+            l.conv.weight_gradient(simd, x, (dy, halo), &mut weight.grad_mut());
+        }
         if input == 0 {
             return;
         }
+        let _span = named(|| format!("{} input", plan.layers[layer].name).into());
         let dx = self.gradients[input].take();
         let add = dx.is_some();
         let mut dx = dx.unwrap_or_else(|| self.buffer(plan, input));

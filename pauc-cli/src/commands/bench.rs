@@ -1,0 +1,99 @@
+//! `bench`.
+
+use super::device;
+use crate::args::{BenchArgs, Form};
+use crate::{Failure, console};
+use pauc::train::bench::{self, Bench, BenchError, BenchOptions};
+use pauc::traits::profile::Stage;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Times a training step.
+pub fn bench(args: BenchArgs) -> Result<ExitCode, Failure> {
+    let form = match args.form {
+        Form::Simclr => bench::Form::Simclr,
+        Form::Moco => bench::Form::Moco,
+    };
+    let BenchArgs { encoder, batch, size, seconds, .. } = args;
+    let options = BenchOptions { encoder, batch, size, form, seconds };
+    let done = bench::bench(&device("cpu")?, &options).map_err(|e| match e {
+        BenchError::Recipe(found) => Failure::new(2, found.render(console::color()).trim_end()),
+        BenchError::Failed(e) => e.into(),
+    })?;
+    if args.json {
+        println!("{}", json(&options, &done));
+    } else {
+        print!("{}", table(&options, &done, args.layers));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Operations a second, in thousands of millions.
+fn rate(done: &Bench) -> f64 {
+    done.operations / done.median.as_secs_f64() / 1e9
+}
+
+fn json(options: &BenchOptions, done: &Bench) -> serde_json::Value {
+    let steps = done.steps as f64;
+    let stages: serde_json::Map<_, _> =
+        done.stages.iter().map(|s| (s.path.clone(), (ms(s.time) / steps).into())).collect();
+    serde_json::json!({
+        "encoder": options.encoder, "batch": options.batch.get(), "size": options.size.get(),
+        "form": options.form.name(), "threads": rayon::current_num_threads(), "steps": done.steps,
+        "step_ms_median": ms(done.median), "step_ms_min": ms(done.least), "stage_ms": stages,
+        "gflops": rate(done), "peak_gflops_one_thread": done.peak / 1e9, "parameters": done.parameters,
+        "memory_bytes": done.memory, "memory_bytes_before": done.memory_before,
+    })
+}
+
+fn table(options: &BenchOptions, done: &Bench, layers: bool) -> String {
+    let (b, s, threads) = (options.batch, options.size, rayon::current_num_threads());
+    let mut out = format!(
+        "{} · {} · {b} rows of {s}×{s}×3 · {threads} thread{}\n",
+        options.encoder,
+        options.form.name(),
+        if threads == 1 { "" } else { "s" }
+    );
+    let images = b.get() as f64 / done.median.as_secs_f64();
+    out += &format!(
+        "step {:.2} ms (median of {}, least {:.2}), {images:.0} rows/s\n",
+        ms(done.median),
+        done.steps,
+        ms(done.least)
+    );
+    let (rate, peak) = (rate(done), done.peak / 1e9);
+    out += &format!(
+        "{rate:.0} GFLOP/s counted as direct convolution; one thread's matrix product reaches {peak:.0} GFLOP/s\n"
+    );
+    if let (Some(all), Some(before)) = (done.memory, done.memory_before) {
+        let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
+        out += &format!("memory {:.0} MiB at most, {:.0} MiB before the network\n", mib(all), mib(before));
+    }
+    let whole: Duration = done.stages.iter().filter(|s| !s.path.contains('/')).map(|s| s.time).sum();
+    let line = |s: &Stage| {
+        let depth = s.path.matches('/').count();
+        let name = s.path.rsplit('/').next().unwrap_or_default();
+        let share = s.time.as_secs_f64() / whole.as_secs_f64() * 100.0;
+        let indent = 2 * depth + 2;
+        format!(
+            "{:indent$}{name:<width$}{:>9.3} ms {share:>5.1} %\n",
+            "",
+            ms(s.time) / done.steps as f64,
+            width = 36 - 2 * depth
+        )
+    };
+    let shown = done.stages.iter().filter(|s| layers || !s.path.contains('/'));
+    shown.for_each(|s| out += &line(s));
+    if layers {
+        out += "layers\n";
+        for l in done.layers.iter().filter(|l| !l.algorithm.is_empty()) {
+            let shape: Vec<String> = l.output.iter().map(|n| n.to_string()).collect();
+            out += &format!("  {:<36}{:>14}  {}\n", l.name, shape.join("×"), l.algorithm);
+        }
+    }
+    out
+}

@@ -1,0 +1,217 @@
+//! How long training steps of an encoder take, whole and by stage, on one batch that is used again and again.
+
+use crate::diagnostic::Diagnostics;
+use crate::engine::Engine;
+use crate::plan::{Plan, PlanError};
+use crate::recipe::Recipe;
+use pauc_data::{Loader, LoaderOptions};
+use pauc_kernels::gemm::{Strides, gemm};
+use pauc_models::device::NetworkDevice;
+use pauc_traits::dataset::Place;
+use pauc_traits::encoder::Layer;
+use pauc_traits::profile::{self, Stage};
+use pauc_traits::{Count, Error, Positive};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Which training step is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// InfoNCE inside the batch: `batch` rows, two views of half as many images.
+    Simclr,
+    /// InfoNCE of `batch` queries against the keys of a momentum encoder and a queue of 4096.
+    Moco,
+}
+
+impl Form {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::Simclr => "simclr",
+            Form::Moco => "moco",
+        }
+    }
+}
+
+/// What is timed, and for how long.
+#[derive(Clone, Debug)]
+pub struct BenchOptions {
+    /// The encoder as a recipe writes it.
+    pub encoder: String,
+    /// Rows that pass the encoder with gradient in one step.
+    pub batch: Count,
+    /// Height and width of the RGB images.
+    pub size: Count,
+    /// The step's form.
+    pub form: Form,
+    /// How long to repeat the step, in seconds; at least five steps are taken.
+    pub seconds: Positive,
+}
+
+/// What was measured.
+#[derive(Debug)]
+pub struct Bench {
+    /// Steps taken.
+    pub steps: usize,
+    /// The median time of a step.
+    pub median: Duration,
+    /// The time of the fastest step.
+    pub least: Duration,
+    /// The time of each stage over all steps, `/` between a stage and what it is part of.
+    pub stages: Vec<Stage>,
+    /// The encoder's layers.
+    pub layers: Vec<Layer>,
+    /// Learnable parameters of encoder and projector.
+    pub parameters: usize,
+    /// Floating-point operations of a step as the layers' definitions count them: two a multiply-add; forward, input
+    /// gradient and weight gradient; and a forward pass of the momentum encoder. Faster algorithms need fewer.
+    pub operations: f64,
+    /// Operations a second of one thread in a 1024 × 1024 × 1024 matrix product, measured before the steps.
+    pub peak: f64,
+    /// The most memory the process has held, in bytes; where the system tells.
+    pub memory: Option<u64>,
+    /// Memory held before the network was built, in bytes.
+    pub memory_before: Option<u64>,
+}
+
+/// Why nothing was measured.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The encoder is misspelt, or does not suit the images.
+    #[error(transparent)]
+    Recipe(#[from] Diagnostics),
+    /// A step failed.
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+/// The recipe whose step is timed.
+pub fn recipe(options: &BenchOptions) -> String {
+    let BenchOptions { encoder, batch, size, form, .. } = options;
+    let (images, more, negatives) = match form {
+        Form::Simclr => ((batch.get() / 2).max(1), "", "InBatch"),
+        Form::Moco => (batch.get(), "momentum_encoder: Ema(momentum: 0.99), queue: 4096,", "Queue"),
+    };
+    format!(
+        "Recipe(name: \"bench\", data: Shapes(count: {count}, size: {size}), views: [(count: 2, ops: [])],
+    encoder: {encoder},
+    projector: Mlp(dims: [512, 128]), {more}
+    objective: [(term: InfoNce(temperature: 0.2, negatives: {negatives}))],
+    optimizer: Sgd(lr: 0.001, momentum: 0.9, weight_decay: 5e-4), train: (epochs: 1, batch: {images}),
+)",
+        count = images.max(8)
+    )
+}
+
+/// Times a training step: loss, gradients, optimiser, momentum encoder and queue, without the data's views.
+///
+/// # Errors
+/// If the encoder is not known, does not suit the images, or a step fails.
+pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Bench, BenchError> {
+    let (recipe, source) = Recipe::parse("the step's recipe", &recipe(options), &[])?;
+    let plan = Plan::new(device, recipe, source, &Place { base: PathBuf::new() }).map_err(|e| match e {
+        PlanError::Recipe(found) => BenchError::Recipe(found),
+        PlanError::Data { error, .. } => BenchError::Failed(error),
+    })?;
+    let peak = peak();
+    let memory_before = memory();
+    let mut engine = Engine::new(device, &plan)?;
+    let loader = LoaderOptions::training(plan.recipe.train.batch, 0);
+    let loader = Loader::new(plan.splits.train.clone(), plan.views.clone(), loader)?;
+    let Some(batch) = loader.batches(0..1).next().transpose()? else {
+        return Err(Error::config("the loader gave no batch").into());
+    };
+    for _ in 0..2 {
+        engine.step_on(batch.clone())?;
+    }
+    let begun = Instant::now();
+    let mut times = Vec::new();
+    let (taken, stages) = profile::record(|| -> Result<(), Error> {
+        while times.len() < 5 || begun.elapsed().as_secs_f64() < options.seconds.get() {
+            let batch = batch.clone();
+            let start = Instant::now();
+            engine.step_on(batch)?;
+            times.push(start.elapsed());
+        }
+        Ok(())
+    });
+    taken?;
+    times.sort();
+    let layers = engine.network_mut().layers();
+    let forward: f64 = layers.iter().map(|l| 2.0 * l.multiply_adds as f64).sum();
+    let rows = options.batch.get() as f64;
+    let passes = if options.form == Form::Moco { 4.0 } else { 3.0 };
+    Ok(Bench {
+        steps: times.len(),
+        median: times[times.len() / 2],
+        least: times[0],
+        stages,
+        parameters: engine.parameters().iter().map(|p| p.len()).sum(),
+        layers,
+        operations: passes * rows * forward,
+        peak,
+        memory: memory(),
+        memory_before,
+    })
+}
+
+/// Operations a second of one thread in a large matrix product: the best of several.
+fn peak() -> f64 {
+    let n = 1024;
+    let (a, b) = (vec![1.0f32; n * n], vec![0.5f32; n * n]);
+    let mut c = vec![0.0f32; n * n];
+    let layout = Strides::row_major(n);
+    let least = (0..5)
+        .map(|_| {
+            let start = Instant::now();
+            gemm((n, n, n), 1.0, (&a, layout), (&b, layout), 0.0, (&mut c, layout));
+            start.elapsed().as_secs_f64()
+        })
+        .fold(f64::INFINITY, f64::min);
+    2.0 * (n as f64).powi(3) / least
+}
+
+/// The most memory that this process has held so far, in bytes; only Linux tells.
+fn memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dfdx::prelude::Cpu;
+
+    fn options(encoder: &str, form: Form) -> BenchOptions {
+        let (batch, size) = (Count::lit(8), Count::lit(16));
+        BenchOptions { encoder: encoder.into(), batch, size, form, seconds: Positive::lit(1e-6) }
+    }
+
+    #[test]
+    fn stages_cover_the_step() {
+        for form in [Form::Simclr, Form::Moco] {
+            let done = bench(&Cpu::default(), &options("ConvNet(channels: [8, 16])", form)).unwrap();
+            assert_eq!(done.steps, 5);
+            assert!(done.least <= done.median);
+            let stage = |path: &str| done.stages.iter().find(|s| s.path == path).map(|s| s.calls);
+            assert_eq!((stage("forward"), stage("backward"), stage("terms")), (Some(5), Some(5), Some(5)));
+            assert_eq!((stage("forward/conv1"), stage("backward/conv2 weight")), (Some(5), Some(5)));
+            assert_eq!(stage("keys"), (form == Form::Moco).then_some(5), "{:?}", done.stages);
+            // 16² · 9·3·8 + 8² · 9·8·16 multiply-adds in convolutions, and two a value of each normalisation.
+            let convolutions = 256.0 * 27.0 * 8.0 + 64.0 * 72.0 * 16.0;
+            let passes = if form == Form::Moco { 4.0 } else { 3.0 };
+            let counted = done.operations / (2.0 * passes * 8.0);
+            assert!(counted >= convolutions, "{counted}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_encoder_is_an_error_that_points() {
+        let e = bench(&Cpu::default(), &options("ConvNet(channel: [8])", Form::Simclr)).unwrap_err();
+        let BenchError::Recipe(found) = e else { panic!("{e:?}") };
+        assert!(found.render(false).contains("`channels`"), "{}", found.render(false));
+        let e = bench(&Cpu::default(), &options("ConvNet(channels: [8, 8, 8, 8, 8, 8, 8])", Form::Moco));
+        assert!(matches!(e, Err(BenchError::Recipe(_))));
+    }
+}

@@ -1,0 +1,153 @@
+//! Where time goes: named spans, timed on their thread while a recording is on.
+//!
+//! ```
+//! use pauc_traits::profile;
+//! let (sum, stages) = profile::record(|| {
+//!     let _outer = profile::span("sums");
+//!     (0..3).map(|i| {
+//!         let _inner = profile::span("one");
+//!         i
+//!     }).sum::<u32>()
+//! });
+//! assert_eq!(sum, 3);
+//! let paths: Vec<_> = stages.iter().map(|s| (s.path.as_str(), s.calls)).collect();
+//! assert_eq!(paths, [("sums", 1), ("sums/one", 3)]);
+//! ```
+
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+/// A span's total over a recording.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stage {
+    /// The names of the span and those around it, outermost first, joined by `/`.
+    pub path: String,
+    /// How often it was entered.
+    pub calls: u64,
+    /// The time inside, inner spans included.
+    pub time: Duration,
+}
+
+#[derive(Default)]
+struct Recording {
+    stages: Vec<Stage>,
+    /// The numbers of the spans that are open.
+    open: Vec<usize>,
+}
+
+thread_local! {
+    static ON: Cell<bool> = const { Cell::new(false) };
+    static RECORDING: RefCell<Recording> = RefCell::default();
+}
+
+/// Runs `work` and returns the spans that it entered, in order of their first entry. A recording inside another one
+/// replaces it.
+pub fn record<T>(work: impl FnOnce() -> T) -> (T, Vec<Stage>) {
+    /// Ends the recording, also when `work` panics.
+    struct Off;
+    impl Drop for Off {
+        fn drop(&mut self) {
+            ON.set(false);
+        }
+    }
+    RECORDING.take();
+    ON.set(true);
+    let off = Off;
+    let out = work();
+    drop(off);
+    (out, RECORDING.take().stages)
+}
+
+/// A span that ends when this is dropped.
+#[must_use = "the span ends when this is dropped"]
+#[derive(Debug)]
+pub struct Span {
+    begun: Option<(usize, Instant)>,
+    // Spans belong to the thread that opened them.
+    thread: PhantomData<*const ()>,
+}
+
+/// Opens a span; costs a few nanoseconds while nothing is recorded.
+pub fn span<'a>(name: impl Into<Cow<'a, str>>) -> Span {
+    named(|| name.into())
+}
+
+/// Opens a span whose name is only made while something is recorded.
+pub fn named<'a>(name: impl FnOnce() -> Cow<'a, str>) -> Span {
+    let begun = ON.get().then(|| {
+        let name = name();
+        let index = RECORDING.with_borrow_mut(|r| {
+            let path = match r.open.last() {
+                Some(outer) => format!("{}/{name}", r.stages[*outer].path),
+                None => name.into_owned(),
+            };
+            let known = r.stages.iter().position(|s| s.path == path);
+            let index = known.unwrap_or_else(|| {
+                r.stages.push(Stage { path, calls: 0, time: Duration::ZERO });
+                r.stages.len() - 1
+            });
+            r.open.push(index);
+            index
+        });
+        (index, Instant::now())
+    });
+    Span { begun, thread: PhantomData }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        let Some((index, begun)) = self.begun else { return };
+        let time = begun.elapsed();
+        if !ON.get() {
+            return;
+        }
+        RECORDING.with_borrow_mut(|r| {
+            // Spans that outlive the one around them, or their recording, are left out.
+            if r.open.last() == Some(&index) {
+                r.open.pop();
+                r.stages[index].calls += 1;
+                r.stages[index].time += time;
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_recorded_outside_a_recording() {
+        drop(span("before"));
+        let ((), stages) = record(|| ());
+        assert_eq!(stages, []);
+        let (left, stages) = record(|| span("left open"));
+        assert_eq!(stages[0].calls, 0);
+        drop(left);
+        let ((), stages) = record(|| drop(span("later")));
+        assert_eq!((stages[0].path.as_str(), stages[0].calls), ("later", 1));
+    }
+
+    #[test]
+    fn outer_spans_contain_inner_ones() {
+        let ((), stages) = record(|| {
+            for _ in 0..2 {
+                let _a = span("a");
+                let _b = named(|| "b".into());
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            let _b = span("b");
+        });
+        let paths: Vec<_> = stages.iter().map(|s| (s.path.as_str(), s.calls)).collect();
+        assert_eq!(paths, [("a", 2), ("a/b", 2), ("b", 1)]);
+        assert!(stages[0].time >= stages[1].time && stages[1].time >= Duration::from_millis(4));
+    }
+
+    #[test]
+    fn a_panic_ends_the_recording() {
+        let caught = std::panic::catch_unwind(|| record(|| panic!("on purpose")));
+        assert!(caught.is_err() && !ON.get());
+    }
+}
