@@ -3,10 +3,10 @@
 
 mod common;
 
-use common::{only_run, pauc, recipes, short_form};
+use common::{only_run, pauc_with, recipes, short_form};
 use std::fmt::Write;
 
-/// Digits that survive another instruction set's rounding over fifteen steps.
+/// Digits that survive another mathematical library's rounding over fifteen steps.
 fn rounded(v: &serde_json::Value) -> String {
     v.as_f64().map_or("none".into(), |v| format!("{v:.2}"))
 }
@@ -19,7 +19,8 @@ fn shipped_recipes_reproduce_their_losses() {
         let mut args = vec!["run".to_string(), recipe.display().to_string()];
         args.extend(["--out".to_string(), out.path().display().to_string()]);
         args.extend(short_form(&recipe));
-        let done = pauc(&args);
+        // Instruction sets round differently, and fifteen steps from random weights make that visible.
+        let done = pauc_with(&[("PAUC_SIMD", "portable")], &args);
         assert_eq!(done.code, 0, "{name}: {}", done.stderr);
         let run = only_run(out.path());
         assert!(run.join("report.html").is_file());

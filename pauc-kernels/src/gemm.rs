@@ -1,4 +1,8 @@
-//! Matrix products of strided slices, on the `gemm` crate (AVX-512, AVX2 or NEON, chosen at run time).
+//! Matrix products of strided slices, on the `gemm` crate (AVX-512, AVX2 or NEON, chosen at run time), or in plain
+//! loops where [`crate::simd::VARIABLE`] asks for `portable`: those give the same bits on every machine.
+
+use crate::simd::Simd;
+use std::sync::OnceLock;
 
 /// A matrix inside a slice: element (i, j) is at `start + i·rows + j·cols`.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +57,9 @@ pub fn gemm(
     if m == 0 || n == 0 {
         return;
     }
+    if portable() {
+        return plain((m, n, k), alpha, (a, sa), (b, sb), beta, (c, sc));
+    }
     // SAFETY: the assertions above keep every element that gemm reads or writes inside the slices, C is borrowed
     // mutably and does not overlap itself, and A and B are borrowed for the duration of the call.
     unsafe {
@@ -80,6 +87,39 @@ pub fn gemm(
     }
 }
 
+fn portable() -> bool {
+    static PORTABLE: OnceLock<bool> = OnceLock::new();
+    *PORTABLE.get_or_init(|| Simd::detect().is_ok_and(|s| s.name() == "portable"))
+}
+
+/// [`gemm`] in the order of its definition.
+fn plain(
+    (m, n, k): (usize, usize, usize),
+    alpha: f32,
+    (a, sa): (&[f32], Strides),
+    (b, sb): (&[f32], Strides),
+    beta: f32,
+    (c, sc): (&mut [f32], Strides),
+) {
+    let mut row = vec![0.0f32; n];
+    for i in 0..m {
+        row.fill(0.0);
+        for l in 0..k {
+            let factor = a[sa.start + i * sa.rows + l * sa.cols];
+            let from = &b[sb.start + l * sb.rows..];
+            if sb.cols == 1 {
+                row.iter_mut().zip(from).for_each(|(r, b)| *r += factor * b);
+            } else {
+                row.iter_mut().zip(from.iter().step_by(sb.cols)).for_each(|(r, b)| *r += factor * b);
+            }
+        }
+        for (j, r) in row.iter().enumerate() {
+            let c = &mut c[sc.start + i * sc.rows + j * sc.cols];
+            *c = alpha * r + if beta == 0.0 { 0.0 } else { beta * *c };
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,8 +139,12 @@ mod tests {
                 let dot: f64 = (0..k).map(|l| a[i * sa.rows + l * sa.cols] as f64 * b[l * sb.rows + j * sb.cols] as f64).sum();
                 want[i * n + j] = (0.5 * dot + beta as f64 * want[i * n + j] as f64) as f32;
             } }
-            gemm((m, n, k), 0.5, (&a, sa), (&b, sb), beta as f32, (&mut c, Strides::row_major(n)));
-            for (got, want) in c.iter().zip(&want) { prop_assert!((got - want).abs() < 1e-4); }
+            let start = c.clone();
+            for product in [gemm, plain] {
+                c.copy_from_slice(&start);
+                product((m, n, k), 0.5, (&a, sa), (&b, sb), beta as f32, (&mut c, Strides::row_major(n)));
+                for (got, want) in c.iter().zip(&want) { prop_assert!((got - want).abs() < 1e-4); }
+            }
         }
     }
 }

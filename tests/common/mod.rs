@@ -19,11 +19,20 @@ pub fn root() -> PathBuf {
 
 /// Runs `pauc-cli` in the project's root.
 pub fn pauc<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    pauc_with(&[], args)
+}
+
+/// Runs `pauc-cli` in the project's root, with these environment variables.
+pub fn pauc_with<S: AsRef<std::ffi::OsStr>>(
+    variables: &[(&str, &str)],
+    args: impl IntoIterator<Item = S>,
+) -> Output {
     let out = Command::new(env!("CARGO_BIN_EXE_pauc-cli"))
         .args(args)
         .current_dir(root())
         .env_remove("PAUC_SIMD")
         .env("NO_COLOR", "1")
+        .envs(variables.iter().copied())
         .output()
         .unwrap();
     let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
