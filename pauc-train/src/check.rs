@@ -56,7 +56,10 @@ impl<'a> Checker<'a> {
         for (i, t) in r.objective.iter().enumerate() {
             let (path, name, needs) = (format!("objective[{i}].term"), t.term.name(), t.term.info().needs());
             if needs.queue && r.queue.is_none() {
-                let help = "add `queue: 4096` and `momentum_encoder: Ema(momentum: 0.99)` to the recipe";
+                let help = match r.momentum_encoder {
+                    Some(_) => "add `queue: 4096` to the recipe",
+                    None => "add `queue: 4096` and `momentum_encoder: Ema(momentum: 0.99)` to the recipe",
+                };
                 self.error(
                     "E0201",
                     &path,
