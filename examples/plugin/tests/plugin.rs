@@ -33,6 +33,6 @@ fn a_recipe_trains_with_them() {
     assert_eq!(code, 0, "{stderr}");
     let accuracy = stdout.split("\"knn/").nth(1).and_then(|t| t.split(':').nth(1)).unwrap();
     let accuracy: f64 = accuracy.split(['}', ',']).next().unwrap().trim().parse().unwrap();
-    assert!(accuracy > 0.5, "four classes, kNN {accuracy}: {stdout}");
+    assert!(accuracy > 0.5, "ten classes, kNN {accuracy}: {stdout}");
     assert!(stderr.contains("phase prototypes; terms: Triplet, ProtoNce"), "{stderr}");
 }
