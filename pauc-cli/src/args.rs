@@ -45,6 +45,10 @@ pub enum Command {
     ///
     /// Example: pauc-cli term 'InfoNce(temperature: 0.2)' --inputs batch.safetensors --grads out.safetensors
     Term(TermArgs),
+    /// Write a run's encoder as a file of weights with torchvision's names.
+    ///
+    /// Example: pauc-cli export runs/quickstart-0a1b2c3d/seed0 --out encoder.safetensors
+    Export(ExportArgs),
     /// Time training steps of an encoder, whole and by stage.
     ///
     /// Example: pauc-cli bench --encoder 'ResNet18(stem: Small, width: 16)' --batch 64 --size 32 --threads 2
@@ -151,6 +155,18 @@ pub struct TermArgs {
     /// Print value and chance level as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ExportArgs {
+    /// The run's folder, or a checkpoint file.
+    pub run: PathBuf,
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Take the momentum encoder instead of the online one.
+    #[arg(long)]
+    pub momentum: bool,
 }
 
 #[derive(Debug, ClapArgs)]

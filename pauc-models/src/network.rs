@@ -105,6 +105,16 @@ impl<D: NetworkDevice> Network<D> {
         Ok(all)
     }
 
+    /// The encoder's learnable parameters under names of their own, as files of weights have them.
+    pub fn encoder_parameters(&self) -> Vec<Param<D>> {
+        self.encoder.parameters()
+    }
+
+    /// The encoder's running statistics under names of their own.
+    pub fn encoder_statistics(&self) -> Vec<Param<D>> {
+        self.encoder.statistics()
+    }
+
     /// The learnable parameters in a fixed order, named `encoder.…` and `projector.…`.
     pub fn parameters(&self) -> Vec<Param<D>> {
         named(self.encoder.parameters(), self.projector.parameters())

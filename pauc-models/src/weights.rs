@@ -122,6 +122,11 @@ impl TensorFile {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Keeps the tensors whose names are wanted.
+    pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
+        self.tensors.retain(|name, _| wanted(name));
+    }
+
     /// A tensor, if there is one of that name.
     pub fn get(&self, name: &str) -> Option<&FileTensor> {
         self.tensors.get(name)

@@ -62,6 +62,8 @@ codes! {
     "The views do not fix the size of the images. Begin them with `RandomResizedCrop(size: 32)`, or with `Resize` and `CenterCrop`."
     "E0214" "the data cannot be opened"
     "The data named by the recipe is missing or damaged, so that rules that need its size were not checked. `check` warns; `run` stops with exit code 4."
+    "E0216" "a frozen part that the encoder does not have"
+    "`frozen` names parameters of the encoder, or what they belong to: `\"conv1\"` freezes `conv1.weight`, `\"layer1\"` everything below it. `pauc-cli explain recipe.ron` lists the layers."
     "E0215" "an accuracy probe has no test split"
     "kNN and linear probes train on the training split and are scored on the test split; this dataset has none."
 }

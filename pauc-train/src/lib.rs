@@ -2,7 +2,7 @@
 //!
 //! [`recipe`] is the language, [`source`] and [`diagnostic`] point into its text, [`check`] holds the rules across
 //! fields. [`plan`] adds the opened data; [`engine`] is the training loop on a plan; [`run`] puts a folder, a log
-//! and a report around it; [`bench`] times its step. [`objective`], [`prototypes`], [`queue`] and [`evaluate`] are the loop's parts.
+//! and a report around it; [`export`] takes the encoder out of it; [`mod@bench`] times its step. [`objective`], [`prototypes`], [`queue`] and [`evaluate`] are the loop's parts.
 
 pub mod bench;
 pub mod check;
@@ -12,6 +12,7 @@ pub mod diagnostic;
 pub mod engine;
 pub mod evaluate;
 pub mod explain;
+pub mod export;
 pub mod objective;
 mod picture;
 pub mod plan;

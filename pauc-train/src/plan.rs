@@ -5,8 +5,10 @@ use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::objective::Objective;
 use crate::recipe::{Recipe, Source};
 use pauc_data::ViewPipeline;
+use pauc_models::weights::{TensorFile, load_into};
 use pauc_models::{Network, NetworkDevice};
 use pauc_traits::dataset::{Place, Splits};
+use pauc_traits::param::Param;
 use pauc_traits::schedule::Horizon;
 use pauc_traits::term::{Facts, Severity};
 use pauc_traits::{Error, ImageShape};
@@ -29,6 +31,8 @@ pub struct Plan {
     pub views: ViewPipeline,
     /// The one deterministic view of evaluation.
     pub evaluation: ViewPipeline,
+    /// The weights that the encoder starts from, if they come from a file.
+    pub start: Option<TensorFile>,
     /// The run's length.
     pub horizon: Horizon,
     /// The sizes that terms ask about.
@@ -135,14 +139,25 @@ impl Plan {
                 format!("the evaluation view is {}, the random views are {shape}", evaluation.shape(0));
             return Err(failed("views", message));
         }
+        let nothing = report(Vec::new());
+        let data = |error: Error| PlanError::Data { error, found: Box::new(nothing.clone()) };
+        let start = recipe.encoder_weights.as_ref().map(|w| {
+            let mut file = TensorFile::load(place.resolve(&w.path))?;
+            file.retain(|name| {
+                name.strip_prefix(&w.prefix).is_some_and(|name| !w.except.iter().any(|e| name.starts_with(e)))
+            });
+            Ok(file)
+        });
+        let start = start.transpose().map_err(&data)?;
         let written = |e: ron::Error| failed("", format!("the recipe cannot be written out: {e}"));
-        Ok(Plan {
+        let plan = Plan {
             resolved: recipe.resolved().map_err(written)?,
             hash: recipe.hash().map_err(written)?,
             splits,
             shape,
             views,
             evaluation,
+            start,
             horizon,
             facts,
             objective,
@@ -150,15 +165,50 @@ impl Plan {
             warnings: found,
             source,
             recipe,
-        })
+        };
+        if plan.start.is_some() || !plan.recipe.frozen.is_empty() {
+            let network = plan.network(device).map_err(&data)?;
+            let names: Vec<String> = network.encoder_parameters().into_iter().map(|p| p.name).collect();
+            let unknown = plan.recipe.frozen.iter().position(|part| !names.iter().any(|n| belongs(n, part)));
+            if let Some(i) = unknown {
+                let part = &plan.recipe.frozen[i];
+                let message = format!("the encoder has no part `{part}`");
+                let parts = names.iter().filter_map(|n| n.rsplit_once('.')).map(|(part, _)| part);
+                let help = match pauc_traits::registry::did_you_mean(part, parts.clone()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => {
+                        let mut parts: Vec<_> = parts.collect();
+                        parts.dedup();
+                        format!("its parts: {}", parts.join(", "))
+                    }
+                };
+                let (text, path) = (&plan.source.text, format!("frozen[{i}]"));
+                let d = Diagnostic::at(Severity::Error, "E0216", text, &path, message, help);
+                return Err(PlanError::Recipe(Diagnostics { all: vec![d], ..plan.warnings }));
+            }
+        }
+        Ok(plan)
     }
 
-    /// Builds the network with its initial weights.
+    /// Builds the network with its initial weights, some of them frozen.
     ///
     /// # Errors
-    /// If the device fails; shapes were checked by [`Plan::new`].
+    /// If the device fails, or a file of weights does not fit; shapes were checked by [`Plan::new`].
     pub fn network<D: NetworkDevice>(&self, device: &D) -> Result<Network<D>, Error> {
         let encoder = D::encoder(&*self.recipe.encoder.value);
-        Network::build(device, encoder, &self.recipe.projector, self.shape, self.recipe.train.seed)
+        let network =
+            Network::build(device, encoder, &self.recipe.projector, self.shape, self.recipe.train.seed)?;
+        let params = network.encoder_parameters();
+        if let (Some(file), Some(weights)) = (&self.start, &self.recipe.encoder_weights) {
+            load_into(device, &params, &network.encoder_statistics(), file, &weights.prefix)?;
+        }
+        let frozen = |p: &&Param<D>| self.recipe.frozen.iter().any(|part| belongs(&p.name, part));
+        params.iter().filter(frozen).for_each(|p| p.set_frozen(true));
+        Ok(network)
     }
+}
+
+/// Whether a parameter is `part`, or is named below it.
+fn belongs(name: &str, part: &str) -> bool {
+    name.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }

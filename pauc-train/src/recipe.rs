@@ -29,6 +29,11 @@ component! {
         pub views: Vec<ViewSpec> = default("[(count: 2, ops: [RandomResizedCrop(size: 28, scale: (0.3, 1.0)), HorizontalFlip(p: 0.5)])]"),
         /// The network from images to features.
         pub encoder: Configured<dyn PortableEncoder> = default("ResNet18(stem: Small, width: 16)"),
+        /// A file of weights that the encoder starts from; none: random weights.
+        pub encoder_weights: Option<StartWeights> = None,
+        /// Parts of the encoder that keep their weights: names of parameters, or of what they belong to, such as
+        /// `"conv1"` or `"layer1"`. Batch statistics of frozen layers still follow the batches.
+        pub frozen: Vec<String> = Vec::new(),
         /// The network from features to embeddings, thrown away after training.
         pub projector: HeadConfig = default("Mlp(dims: [256, 128])"),
         /// The slowly moving copy of encoder and projector that makes keys; none: keys come from the other view.
@@ -51,6 +56,20 @@ component! {
         pub probes: Vec<Configured<dyn Probe>> = Vec::new(),
         /// What the accuracy probes are also measured on, before training.
         pub baselines: Vec<Baseline> = Vec::new(),
+    }
+}
+
+component! {
+    /// Weights from a safetensors file: one that `pauc-cli export` wrote, a checkpoint, or one from PyTorch with
+    /// torchvision's names.
+    pub struct StartWeights {
+        /// The file.
+        pub path: std::path::PathBuf,
+        /// What stands before the encoder's names in the file, such as `"encoder."` in a checkpoint.
+        pub prefix: String = String::new(),
+        /// Tensors behind the prefix that are no part of the encoder, by the start of their names: by default
+        /// torchvision's classifier.
+        pub except: Vec<String> = vec!["fc.".to_string()],
     }
 }
 

@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod explain;
+mod export;
 mod list;
 mod report;
 mod run;
@@ -28,6 +29,7 @@ pub fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::List(args) => list::list(args),
         Command::Term(args) => term::term(args),
         Command::Bench(args) => bench::bench(args),
+        Command::Export(args) => export::export(args),
         Command::Report(args) => report::report(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "pauc-cli", &mut std::io::stdout());

@@ -1,0 +1,62 @@
+//! The encoder of a run as a file of its own, for PyTorch and for other recipes.
+
+use pauc_models::weights::{TensorFile, Values};
+use pauc_traits::{Error, Result};
+use std::path::Path;
+
+/// The encoder that a checkpoint holds, under its own names: torchvision's for networks that torchvision has, with the
+/// counters `num_batches_tracked` that PyTorch expects beside running statistics.
+///
+/// `momentum` takes the momentum encoder instead of the online one.
+///
+/// # Errors
+/// If there is no such file, it is damaged, or it holds no such encoder.
+pub fn encoder(checkpoint: &Path, momentum: bool) -> Result<TensorFile> {
+    let prefix = if momentum { "momentum.encoder." } else { "encoder." };
+    let from = TensorFile::load(checkpoint)?;
+    let steps = from.metadata.get("step").and_then(|s| s.parse().ok()).unwrap_or(0);
+    let mut file = TensorFile::new();
+    for full in from.names() {
+        let (Some(name), Some(tensor)) = (full.strip_prefix(prefix), from.get(full)) else { continue };
+        file.insert(name, &tensor.shape, tensor.values.clone())?;
+        if let Some(norm) = name.strip_suffix("running_mean") {
+            file.insert(format!("{norm}num_batches_tracked"), &[], Values::I64(vec![steps]))?;
+        }
+    }
+    if file.names().next().is_none() {
+        let remedy =
+            if momentum { "the run may have none: leave `--momentum` out" } else { "is it a checkpoint?" };
+        return Err(Error::damaged(checkpoint, format!("no tensor starts with `{prefix}`: {remedy}")));
+    }
+    for key in ["recipe", "seed", "step"] {
+        if let Some(value) = from.metadata.get(key) {
+            file.metadata.insert(key.into(), value.clone());
+        }
+    }
+    file.metadata.insert("made by".into(), format!("pauc {}", env!("CARGO_PKG_VERSION")));
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_encoder_is_taken_under_its_own_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("last.safetensors");
+        let mut file = TensorFile::new();
+        file.metadata.insert("step".into(), "7".into());
+        for name in ["encoder.bn1.running_mean", "encoder.conv1.weight", "projector.0.weight"] {
+            file.insert(name, &[2], Values::F32(vec![1.0, 2.0])).unwrap();
+        }
+        file.save(&path).unwrap();
+        let got = encoder(&path, false).unwrap();
+        let names: Vec<_> = got.names().collect();
+        assert_eq!(names, ["bn1.num_batches_tracked", "bn1.running_mean", "conv1.weight"]);
+        assert_eq!(got.i64("bn1.num_batches_tracked").unwrap(), [7]);
+        assert_eq!(got.metadata["step"], "7");
+        let missing = encoder(&path, true).unwrap_err().to_string();
+        assert!(missing.contains("momentum.encoder.") && missing.contains("--momentum"), "{missing}");
+    }
+}

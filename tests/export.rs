@@ -1,0 +1,122 @@
+//! A trained encoder leaves pauc, and comes back.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
+
+mod common;
+
+use common::{only_run, pauc};
+use pauc::models::weights::TensorFile;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const RECIPE: &str = r#"Recipe(
+    name: "export",
+    data: Shapes(count: 64, size: 16, classes: 4, seed: 1),
+    views: [(count: 2, ops: [RandomResizedCrop(size: 16)])],
+    encoder: ResNet18(stem: Small, width: 64),
+    projector: Mlp(dims: [8]),
+    momentum_encoder: Ema(momentum: 0.9),
+    objective: [(term: InfoNce(temperature: 0.2, negatives: Keys))],
+    train: (epochs: 1, batch: 32),
+)
+"#;
+
+fn trained(folder: &Path, name: &str, set: &[&str]) -> PathBuf {
+    let recipe = folder.join("recipe.ron");
+    std::fs::write(&recipe, RECIPE).unwrap();
+    let (recipe, out) = (recipe.display().to_string(), folder.join(name));
+    let mut args = vec!["run".to_string(), recipe, "--out".into(), out.display().to_string()];
+    args.extend(set.iter().flat_map(|s| ["--set".to_string(), s.to_string()]));
+    let done = pauc(&args);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    only_run(&out)
+}
+
+fn exported(run: &Path, to: &Path, more: &[&str]) -> TensorFile {
+    let mut args = vec!["export".to_string(), run.display().to_string(), "--out".into()];
+    args.push(to.display().to_string());
+    args.extend(more.iter().map(|s| s.to_string()));
+    let done = pauc(&args);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    TensorFile::load(to).unwrap()
+}
+
+#[test]
+fn an_exported_encoder_starts_another_run_and_frozen_parts_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("encoder.safetensors");
+    let first = exported(&trained(folder.path(), "first", &[]), &path, &[]);
+    let weights = format!("encoder_weights=(path: {:?})", path.display().to_string());
+    let set = [&weights, "frozen=[\"conv1\", \"layer1.0\"]", "optimizer=Sgd(lr: 0.5)"];
+    let second = trained(folder.path(), "second", &set);
+    let second = exported(&second, &folder.path().join("second.safetensors"), &[]);
+    for name in first.names().filter(|n| n.ends_with("weight")) {
+        let same = first.f32(name).unwrap() == second.f32(name).unwrap();
+        assert_eq!(same, name.starts_with("conv1.") || name.starts_with("layer1.0."), "{name}");
+    }
+    // Training once more with a rate of almost nothing stays where the file was.
+    let set = [&weights, "optimizer=Sgd(lr: 1e-12)"];
+    let third =
+        exported(&trained(folder.path(), "third", &set), &folder.path().join("third.safetensors"), &[]);
+    assert_eq!(first.f32("conv1.weight").unwrap(), third.f32("conv1.weight").unwrap());
+}
+
+#[test]
+fn weights_that_do_not_fit_and_unknown_parts_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("recipe.ron");
+    std::fs::write(&recipe, RECIPE).unwrap();
+    let check = |set: &str| pauc(["check", &recipe.display().to_string(), "--set", set]);
+    let wrong = check("frozen=[\"conv1\", \"layr1.0\"]");
+    assert_eq!(wrong.code, 2, "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("error[E0216]") && wrong.stderr.contains("`layr1.0`"), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("did you mean"), "{}", wrong.stderr);
+    let missing =
+        pauc(["run", &recipe.display().to_string(), "--set", "encoder_weights=(path: \"no.safetensors\")"]);
+    assert_eq!(missing.code, 4, "{}", missing.stderr);
+    assert!(missing.stderr.contains("no.safetensors"), "{}", missing.stderr);
+    let path = folder.path().join("encoder.safetensors");
+    exported(&trained(folder.path(), "wide", &[]), &path, &["--momentum"]);
+    let weights = format!("encoder_weights=(path: {:?})", path.display().to_string());
+    let narrow = ["--set", "encoder.width=8", "--set", &weights];
+    let recipe = recipe.display().to_string();
+    let unfit = pauc(["run", &recipe].into_iter().chain(narrow));
+    assert_eq!(unfit.code, 4, "{}", unfit.stderr);
+    assert!(
+        unfit.stderr.contains("conv1.weight") && unfit.stderr.contains("[64, 3, 3, 3]"),
+        "{}",
+        unfit.stderr
+    );
+}
+
+/// Ten lines that bring an exported ResNet-18 into torchvision's, as docs/src/runs.md shows them.
+const LOADER: &str = r#"
+import sys, torch, torchvision
+from safetensors.torch import load_file
+weights = load_file(sys.argv[1])
+net = torchvision.models.resnet18()
+net.conv1 = torch.nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)  # stem: Small
+net.maxpool = torch.nn.Identity()
+net.fc = torch.nn.Identity()
+net.load_state_dict(weights, strict=True)
+net.eval()
+"#;
+
+#[test]
+fn torchvision_takes_an_exported_encoder() {
+    let documented = std::fs::read_to_string(common::root().join("docs/src/runs.md")).unwrap();
+    assert!(documented.contains(LOADER.trim()), "docs/src/runs.md shows another loader:\n{LOADER}");
+    let python = std::env::var("PAUC_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+    let probe = Command::new(&python).args(["-c", "import torchvision, safetensors.torch"]).output();
+    if !probe.is_ok_and(|p| p.status.success()) {
+        println!(
+            "skipped: `{python}` cannot import torchvision and safetensors (PAUC_TEST_PYTHON names another one)"
+        );
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("encoder.safetensors");
+    exported(&trained(folder.path(), "run", &[]), &path, &[]);
+    let script = format!("{LOADER}assert net(torch.zeros(2, 3, 16, 16)).shape == (2, 512)");
+    let run = Command::new(&python).args(["-c", &script]).arg(&path).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+}
