@@ -180,7 +180,7 @@ pub struct BenchArgs {
     /// Height and width of the images, in pixels.
     #[arg(long, default_value = "32", value_name = "N")]
     pub size: Count,
-    /// The step: `simclr` without, `moco` with momentum encoder and queue.
+    /// What is timed: a training step without (`simclr`) or with (`moco`) momentum encoder and queue, or `inference`.
     #[arg(long, default_value = "simclr")]
     pub form: Form,
     /// How long to repeat the step.
@@ -201,6 +201,8 @@ pub enum Form {
     Simclr,
     /// Queries against keys and a queue.
     Moco,
+    /// Features only, in evaluation mode.
+    Inference,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -10,7 +10,7 @@ use pauc_models::device::NetworkDevice;
 use pauc_traits::dataset::Place;
 use pauc_traits::encoder::Layer;
 use pauc_traits::profile::{self, Stage};
-use pauc_traits::{Count, Error, Positive};
+use pauc_traits::{Count, Error, Pass, Positive, ops};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,8 @@ pub enum Form {
     Simclr,
     /// InfoNCE of `batch` queries against the keys of a momentum encoder and a queue of 4096.
     Moco,
+    /// Features of `batch` images in evaluation mode, without gradients.
+    Inference,
 }
 
 impl Form {
@@ -29,6 +31,7 @@ impl Form {
         match self {
             Form::Simclr => "simclr",
             Form::Moco => "moco",
+            Form::Inference => "inference",
         }
     }
 }
@@ -44,7 +47,7 @@ pub struct BenchOptions {
     pub size: Count,
     /// The step's form.
     pub form: Form,
-    /// How long to repeat the step, in seconds; at least five steps are taken.
+    /// How long to repeat it, in seconds; at least five steps are taken.
     pub seconds: Positive,
 }
 
@@ -90,6 +93,7 @@ pub fn recipe(options: &BenchOptions) -> String {
     let BenchOptions { encoder, batch, size, form, .. } = options;
     let (images, more, negatives) = match form {
         Form::Simclr => ((batch.get() / 2).max(1), "", "InBatch"),
+        Form::Inference => (batch.get(), "", "InBatch"),
         Form::Moco => (batch.get(), "momentum_encoder: Ema(momentum: 0.99), queue: 4096,", "Queue"),
     };
     format!(
@@ -121,17 +125,28 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
     let Some(batch) = loader.batches(0..1).next().transpose()? else {
         return Err(Error::config("the loader gave no batch").into());
     };
+    let image = plan.shape;
+    let shape = (batch.ids.len(), image.height, image.width, image.channels);
+    let mut once = |timed: bool| -> Result<Duration, Error> {
+        let again = batch.clone();
+        let start = Instant::now();
+        if options.form == Form::Inference {
+            let images = ops::constant(device, again.views.into_iter().next().unwrap_or_default(), shape);
+            let _stage = timed.then(|| profile::span("forward"));
+            engine.network_mut().forward(images, Pass::Eval)?;
+        } else {
+            engine.step_on(again)?;
+        }
+        Ok(start.elapsed())
+    };
     for _ in 0..2 {
-        engine.step_on(batch.clone())?;
+        once(false)?;
     }
     let begun = Instant::now();
     let mut times = Vec::new();
     let (taken, stages) = profile::record(|| -> Result<(), Error> {
         while times.len() < 5 || begun.elapsed().as_secs_f64() < options.seconds.get() {
-            let batch = batch.clone();
-            let start = Instant::now();
-            engine.step_on(batch)?;
-            times.push(start.elapsed());
+            times.push(once(true)?);
         }
         Ok(())
     });
@@ -140,7 +155,11 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
     let layers = engine.network_mut().layers();
     let forward: f64 = layers.iter().map(|l| 2.0 * l.multiply_adds as f64).sum();
     let rows = options.batch.get() as f64;
-    let passes = if options.form == Form::Moco { 4.0 } else { 3.0 };
+    let passes = match options.form {
+        Form::Simclr => 3.0,
+        Form::Moco => 4.0,
+        Form::Inference => 1.0,
+    };
     Ok(Bench {
         steps: times.len(),
         median: times[times.len() / 2],
@@ -204,6 +223,13 @@ mod tests {
             let counted = done.operations / (2.0 * passes * 8.0);
             assert!(counted >= convolutions, "{counted}");
         }
+    }
+
+    #[test]
+    fn inference_has_no_way_back() {
+        let done = bench(&Cpu::default(), &options("ConvNet(channels: [8, 16])", Form::Inference)).unwrap();
+        let stages: Vec<_> = done.stages.iter().filter(|s| !s.path.contains('/')).collect();
+        assert_eq!((stages.len(), stages[0].path.as_str(), stages[0].calls), (1, "forward", 5));
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub fn bench(args: BenchArgs) -> Result<ExitCode, Failure> {
     let form = match args.form {
         Form::Simclr => bench::Form::Simclr,
         Form::Moco => bench::Form::Moco,
+        Form::Inference => bench::Form::Inference,
     };
     let BenchArgs { encoder, batch, size, seconds, .. } = args;
     let options = BenchOptions { encoder, batch, size, form, seconds };

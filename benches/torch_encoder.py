@@ -1,0 +1,121 @@
+"""The peer of `pauc-cli bench`: the same step in PyTorch, in both memory layouts. Prints one JSON line each.
+
+    python benches/torch_encoder.py --net resnet18 --width 64 --batch 64 --size 32 --threads 2 --form simclr
+
+Needs torch and torchvision. Run it back to back with `pauc-cli bench` and quote the ratio of medians.
+"""
+
+import argparse
+import copy
+import json
+import resource
+import statistics
+import time
+
+import torch
+import torchvision
+from torch.nn import functional as F
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--net", default="resnet18", choices=["resnet18", "resnet34", "resnet50", "resnet101"])
+parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
+parser.add_argument("--stem", default="small", choices=["small", "imagenet"])
+parser.add_argument("--batch", type=int, default=64)
+parser.add_argument("--size", type=int, default=32)
+parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--form", default="simclr", choices=["simclr", "moco", "inference"])
+parser.add_argument("--layout", default="both", choices=["both", "nchw", "nhwc"])
+parser.add_argument("--seconds", type=float, default=5)
+options = parser.parse_args()
+torch.set_num_threads(options.threads)
+
+
+def narrow(net, width):
+    """Replaces every layer by one with width/64 of its channels."""
+
+    def scaled(channels):
+        return channels * width // 64
+
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, torch.nn.Conv2d):
+            inputs = 3 if layer.in_channels == 3 else scaled(layer.in_channels)
+            new = torch.nn.Conv2d(inputs, scaled(layer.out_channels), layer.kernel_size, layer.stride, layer.padding, bias=False)
+        elif isinstance(layer, torch.nn.BatchNorm2d):
+            new = torch.nn.BatchNorm2d(scaled(layer.num_features))
+        else:
+            continue
+        parent, _, last = name.rpartition(".")
+        setattr(net.get_submodule(parent), last, new)
+    return net
+
+
+def encoder():
+    net = getattr(torchvision.models, options.net)()
+    features = net.fc.in_features * options.width // 64
+    net = narrow(net, options.width)
+    if options.stem == "small":
+        net.conv1 = torch.nn.Conv2d(3, options.width, 3, padding=1, bias=False)
+        net.maxpool = torch.nn.Identity()
+    net.fc = torch.nn.Sequential(torch.nn.Linear(features, 512), torch.nn.ReLU(), torch.nn.Linear(512, 128))
+    return net
+
+
+def nt_xent(z, temperature=0.2):
+    z = F.normalize(z, dim=1)
+    logits = z @ z.T / temperature
+    logits.fill_diagonal_(float("-inf"))
+    return F.cross_entropy(logits, torch.arange(len(z)).roll(len(z) // 2))
+
+
+for channels_last in [False, True]:
+    if options.layout != "both" and channels_last != (options.layout == "nhwc"):
+        continue
+    torch.manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    net = encoder().to(memory_format=layout)
+    x = torch.randn(options.batch, 3, options.size, options.size).to(memory_format=layout)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    keys, queue = copy.deepcopy(net), F.normalize(torch.randn(4096, 128), dim=1)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        if options.form == "simclr":
+            loss = nt_xent(net(x))
+        else:
+            q = F.normalize(net(x), dim=1)
+            with torch.no_grad():
+                for slow, fast in zip(keys.parameters(), net.parameters()):
+                    slow.lerp_(fast, 0.01)
+                k = F.normalize(keys(x), dim=1)
+            logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / 0.2
+            loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+        loss.backward()
+        optimizer.step()
+
+    def inference():
+        with torch.inference_mode():
+            net(x)
+
+    work = inference if options.form == "inference" else step
+    net.train(options.form != "inference")
+    for _ in range(2):
+        work()
+    times, begun = [], time.perf_counter()
+    while len(times) < 5 or time.perf_counter() - begun < options.seconds:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    print(
+        json.dumps(
+            dict(
+                torch=torch.__version__,
+                **{k: v for k, v in vars(options).items() if k not in ("layout", "seconds")},
+                layout="nhwc" if channels_last else "nchw",
+                steps=len(times),
+                step_ms_median=round(statistics.median(times) * 1e3, 2),
+                step_ms_min=round(min(times) * 1e3, 2),
+                memory_mib_max=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            )
+        ),
+        flush=True,
+    )
