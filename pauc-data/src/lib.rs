@@ -4,15 +4,18 @@
 //! |---|---|
 //! | [`datasets`] | datasets, one file each |
 //! | [`memory`], [`decode`] | images in memory, picture files to pixels |
+//! | [`disk_cache`], [`atomic`] | decoded pictures on disk, files that are there whole or not at all |
 //! | [`views`] | augmentations, one file each |
 //! | [`pixels`] | what they do to pixels |
 //! | [`pipeline`] | a recipe's views, from an image to normalised numbers |
 //! | [`loader`] | batches of views, prepared in the background |
 //! | [`contact_sheet`](mod@contact_sheet) | many images on one picture |
 
+pub mod atomic;
 pub mod contact_sheet;
 pub mod datasets;
 pub mod decode;
+pub mod disk_cache;
 pub mod interval;
 pub mod loader;
 pub mod memory;

@@ -13,9 +13,16 @@ fn every_component_is_read_and_written_back() {
         "Cifar100(root:\"data/cifar\",labels:Coarse)",
         "FashionMini()",
         "FashionMnist(root:\"data/fashion-mnist\")",
-        "ImageFolder(root:\"photos\",test_fraction:0.1,on_error:Skip(3),shorter_side:Some(256),cache:2048,pixel_limit:100000000)",
+        "FileList(list:\"a.csv\",test:None,root:Some(\"x\"),test_fraction:0.1,on_error:Skip(max:3),shorter_side:Some(256),background:(0,0,0),cache:2048,disk_cache:Some((folder:\"c\",budget:10)),pixel_limit:50000000)",
+        "ImageFolder(root:\"photos\",test_fraction:0.1,on_error:Fail,shorter_side:None,background:(255,255,255),cache:2048,disk_cache:None,pixel_limit:50000000)",
+        "ImageNet(root:\"x\",subset:ImageNet100,on_error:Fail,shorter_side:None,background:(255,255,255),cache:2048,disk_cache:None,pixel_limit:50000000)",
         "Mnist(root:\"data/mnist\")",
+        "Npy(images:\"x.npy\",labels:Some(\"y.npy\"),test_images:None,test_labels:None,layout:ChannelsFirst)",
+        "Safetensors(file:\"x\",layout:ChannelsLast)",
         "Shapes(count:100,size:32,classes:8,seed:1)",
+        "Stl10(root:\"x\",train:Both)",
+        "Subset(of:Cifar10(root:\"x\"),classes:[\"cat\",\"dog\"],train:PerClass(5),test:Percent10)",
+        "Tar(root:\"x\",test:None,test_fraction:0.1,index:None,unpacked_limit:4096,on_error:Fail,shorter_side:None,background:(255,255,255),cache:2048,disk_cache:None,pixel_limit:50000000)",
     ];
     let augmentations = [
         "CenterCrop(size:28)",
@@ -31,7 +38,7 @@ fn every_component_is_read_and_written_back() {
     ];
     for text in datasets {
         let dataset = Configured::<kind::Dataset>::parse(text).unwrap();
-        assert_eq!(options().to_string(&dataset).unwrap(), text.replace("Some(256)", "256"));
+        assert_eq!(options().to_string(&dataset).unwrap(), text.replace("Some(256)", "256").replace("Some(\"x\")", "\"x\"").replace("Some(\"y.npy\")", "\"y.npy\"").replace("Some((folder:\"c\",budget:10))", "(folder:\"c\",budget:10)"));
     }
     for text in augmentations {
         let augmentation = Configured::<kind::Augmentation>::parse(text).unwrap();
