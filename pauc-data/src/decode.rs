@@ -47,7 +47,8 @@ pub fn decode(bytes: &[u8], how: Decoding, path: &Path) -> Result<Image<'static>
             ImageFormat::Jpeg => jpeg(bytes, limit)?,
             other => general(bytes, other, limit)?,
         };
-        let rgb = if picture.color().has_alpha() { over(picture, how.background) } else { picture.into_rgb8() };
+        let rgb =
+            if picture.color().has_alpha() { over(picture, how.background) } else { picture.into_rgb8() };
         let shape = ImageShape { height: rgb.height() as usize, width: rgb.width() as usize, channels: 3 };
         Ok(Image::new(shape, rgb.into_raw()))
     })
@@ -209,7 +210,8 @@ mod tests {
     #[test]
     fn grey_wide_and_transparent_pictures_become_rgb() {
         let grey = DynamicImage::from(colours()).into_luma8();
-        let image = decode(&encoded(&grey.clone().into(), ImageFormat::Png), limit(99), Path::new("a")).unwrap();
+        let image =
+            decode(&encoded(&grey.clone().into(), ImageFormat::Png), limit(99), Path::new("a")).unwrap();
         assert!(image.pixels.as_chunks::<3>().0.iter().zip(grey.iter()).all(|(p, g)| *p == [*g; 3]));
         let wide = DynamicImage::from(colours()).into_rgb16();
         let image = decode(&encoded(&wide.into(), ImageFormat::Png), limit(99), Path::new("a")).unwrap();

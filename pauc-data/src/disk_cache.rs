@@ -74,7 +74,8 @@ impl Store {
 
     /// Keeps a picture, if there is room. A disk that refuses costs time later, but nothing else.
     pub fn put(&self, key: &blake3::Hash, image: &Image<'_>) {
-        let (Ok(height), Ok(width)) = (u32::try_from(image.shape.height), u32::try_from(image.shape.width)) else {
+        let (Ok(height), Ok(width)) = (u32::try_from(image.shape.height), u32::try_from(image.shape.width))
+        else {
             return;
         };
         let length = (HEADER + image.pixels.len()) as u64;

@@ -9,6 +9,7 @@
 //! | [`pixels`] | what they do to pixels |
 //! | [`pipeline`] | a recipe's views, from an image to normalised numbers |
 //! | [`loader`] | batches of views, prepared in the background |
+//! | [`mod@preview`], [`survey`], [`speed`] | what training sees, what a dataset holds, how fast both are |
 //! | [`contact_sheet`](mod@contact_sheet) | many images on one picture |
 
 pub mod atomic;
@@ -21,10 +22,13 @@ pub mod loader;
 pub mod memory;
 pub mod pipeline;
 pub mod pixels;
+pub mod preview;
+pub mod speed;
+pub mod survey;
 pub mod views;
 
 pub use contact_sheet::contact_sheet;
 pub use interval::Interval;
-pub use loader::{Batches, ImageBatch, Loader, LoaderOptions, Order};
+pub use loader::{Batches, ImageBatch, Loader, LoaderOptions, Order, Throughput};
 pub use memory::MemoryImages;
 pub use pipeline::{ViewPipeline, ViewSpec};

@@ -117,7 +117,8 @@ mod tests {
         let features: Vec<Vec<f64>> = serde_json::from_value(case["features"].clone()).unwrap();
         let cols = features[0].len();
         let want = case["value"].as_f64().unwrap();
-        let sigma = faer::Mat::from_fn(features.len(), cols, |i, j| features[i][j]).singular_values().unwrap();
+        let sigma =
+            faer::Mat::from_fn(features.len(), cols, |i, j| features[i][j]).singular_values().unwrap();
         let exact = rank_of(&sigma);
         assert!((exact - want).abs() < 1e-9, "{exact} for {want}");
         let single: Vec<f32> = features.iter().flatten().map(|v| *v as f32).collect();

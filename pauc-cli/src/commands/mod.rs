@@ -1,13 +1,14 @@
 //! One file a verb.
 
 mod check;
+mod data;
 mod explain;
 mod list;
 mod report;
 mod run;
 mod term;
 
-use crate::args::{Args, Command};
+use crate::args::{Args, BenchCommand, Command};
 use crate::{Failure, console};
 use clap::CommandFactory;
 use pauc::dfdx::prelude::Cpu;
@@ -27,6 +28,8 @@ pub fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::List(args) => list::list(args),
         Command::Term(args) => term::term(args),
         Command::Report(args) => report::report(args),
+        Command::Data(command) => data::data(command),
+        Command::Bench(BenchCommand::Data(args)) => data::bench(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "pauc-cli", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

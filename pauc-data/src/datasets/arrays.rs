@@ -77,13 +77,16 @@ impl Array {
     /// The array as images.
     fn images(self, layout: Layout, labels: Option<Vec<u32>>) -> Result<MemoryImages> {
         if self.number != Number::Unsigned(1) {
-            return Err(self.damaged("has other numbers than bytes; images are unsigned bytes, 0 to 255".into()));
+            return Err(
+                self.damaged("has other numbers than bytes; images are unsigned bytes, 0 to 255".into())
+            );
         }
         let (height, width, channels) = match (&self.shape[..], layout) {
             ([_, h, w], _) => (*h, *w, 1),
             ([_, h, w, c], Layout::ChannelsLast) | ([_, c, h, w], Layout::ChannelsFirst) => (*h, *w, *c),
             (other, _) => {
-                return Err(self.damaged(format!("has the shape {other:?}; images are N×H×W, or N×H×W×C by `layout`")));
+                return Err(self
+                    .damaged(format!("has the shape {other:?}; images are N×H×W, or N×H×W×C by `layout`")));
             }
         };
         if !matches!(channels, 1 | 3) {
@@ -122,7 +125,8 @@ pub(super) fn open(title: &str, train: Pair, test: Option<Pair>, layout: Layout)
         if let Some((values, origin)) = &labels
             && values.len() != images.shape.first().copied().unwrap_or(0)
         {
-            let message = format!("has {} labels for {:?} images", values.len(), images.shape.first().unwrap_or(&0));
+            let message =
+                format!("has {} labels for {:?} images", values.len(), images.shape.first().unwrap_or(&0));
             return Err(Error::damaged(origin, message));
         }
         images.images(layout, labels.map(|l| l.0))
@@ -132,11 +136,15 @@ pub(super) fn open(title: &str, train: Pair, test: Option<Pair>, layout: Layout)
     if let Some(test) = &test
         && (test.shape() != train.shape() || test.labels().is_some() != train.labels().is_some())
     {
-        return Err(Error::shape(title, "training and test images differ in shape, or only one of them has labels"));
+        return Err(Error::shape(
+            title,
+            "training and test images differ in shape, or only one of them has labels",
+        ));
     }
     let most = |m: &MemoryImages| m.labels().and_then(|l| l.iter().max().copied()).unwrap_or(0);
     let classes = most(&train).max(test.as_ref().map_or(0, most)) + 1;
-    let classes: Vec<String> = (0..classes).filter(|_| train.labels().is_some()).map(|c| c.to_string()).collect();
+    let classes: Vec<String> =
+        (0..classes).filter(|_| train.labels().is_some()).map(|c| c.to_string()).collect();
     let classes: Vec<&str> = classes.iter().map(String::as_str).collect();
     let shape = train.shape().map(|s| s.to_string()).unwrap_or_default();
     let tests = test.as_ref().map_or(0, MemoryImages::len);
@@ -161,7 +169,8 @@ mod tests {
     fn layouts_become_pixels() {
         use pauc_traits::dataset::ImageSource;
         let bytes: Vec<u8> = (0..24).collect();
-        let of = |shape: &[usize], layout| array(shape, Number::Unsigned(1), bytes.clone()).images(layout, None);
+        let of =
+            |shape: &[usize], layout| array(shape, Number::Unsigned(1), bytes.clone()).images(layout, None);
         let first = of(&[2, 3, 2, 2], Layout::ChannelsFirst).unwrap();
         assert_eq!(*first.image(1).unwrap().pixels, [12, 16, 20, 13, 17, 21, 14, 18, 22, 15, 19, 23]);
         assert_eq!(of(&[2, 2, 2, 3], Layout::ChannelsLast).unwrap().pixels(), bytes);
@@ -191,9 +200,13 @@ mod tests {
     fn labels_and_images_belong_together() {
         let images = |n: usize| array(&[n, 1, 2], Number::Unsigned(1), vec![7; 2 * n]);
         let labels = |l: &[u8]| Some(array(&[l.len()], Number::Unsigned(1), l.to_vec()));
-        let splits = open("x", (images(2), labels(&[0, 3])), Some((images(1), labels(&[4]))), Layout::ChannelsLast);
+        let splits =
+            open("x", (images(2), labels(&[0, 3])), Some((images(1), labels(&[4]))), Layout::ChannelsLast);
         let splits = splits.unwrap();
-        assert_eq!((splits.classes.len(), splits.description), (5, "x: 2 training and 1 test images, 1×2×1".into()));
+        assert_eq!(
+            (splits.classes.len(), splits.description),
+            (5, "x: 2 training and 1 test images, 1×2×1".into())
+        );
         assert!(open("x", (images(2), labels(&[0])), None, Layout::ChannelsLast).is_err());
         assert!(open("x", (images(2), None), Some((images(1), labels(&[4]))), Layout::ChannelsLast).is_err());
     }

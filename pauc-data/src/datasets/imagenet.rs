@@ -64,7 +64,9 @@ impl Dataset for ImageNet {
         let list = imagenet100();
         let (only, name) = match self.subset {
             ImageNetSubset::All => (None, "ImageNet"),
-            ImageNetSubset::ImageNet100 => (Some(&*list), "ImageNet100 (classes of contrastive multiview coding"),
+            ImageNetSubset::ImageNet100 => {
+                (Some(&*list), "ImageNet100 (classes of contrastive multiview coding")
+            }
         };
         let found = scan::scan(&root, 0.0, only)?;
         if let Some(other) = found.classes.iter().find(|c| !is_id(c)) {

@@ -29,9 +29,12 @@ component! {
 /// # Errors
 /// If `bytes` are no array of whole numbers in C order, or have more or fewer bytes than the header says.
 pub fn parse(mut bytes: Vec<u8>, origin: &Path) -> Result<Array> {
-    let bad = |why: &str| Error::damaged(origin, format!("is no array of whole numbers in NumPy's format: {why}"));
+    let bad =
+        |why: &str| Error::damaged(origin, format!("is no array of whole numbers in NumPy's format: {why}"));
     let (start, length): (usize, usize) = match bytes.get(..12) {
-        Some([0x93, b'N', b'U', b'M', b'P', b'Y', 1, _, a, b, ..]) => (10, u16::from_le_bytes([*a, *b]) as usize),
+        Some([0x93, b'N', b'U', b'M', b'P', b'Y', 1, _, a, b, ..]) => {
+            (10, u16::from_le_bytes([*a, *b]) as usize)
+        }
         Some([0x93, b'N', b'U', b'M', b'P', b'Y', 2 | 3, _, a, b, c, d]) => {
             (12, u32::from_le_bytes([*a, *b, *c, *d]) as usize)
         }
@@ -40,7 +43,8 @@ pub fn parse(mut bytes: Vec<u8>, origin: &Path) -> Result<Array> {
     let header = bytes.get(start..start.saturating_add(length)).and_then(|h| std::str::from_utf8(h).ok());
     let header = header.ok_or_else(|| bad("its header is cut off"))?;
     let after = |key: &str| header.split_once(&format!("'{key}':")).map(|p| p.1.trim_start());
-    let quoted = after("descr").and_then(|d| d.strip_prefix('\'')).and_then(|d| d.split_once('\'')).map(|p| p.0);
+    let quoted =
+        after("descr").and_then(|d| d.strip_prefix('\'')).and_then(|d| d.split_once('\'')).map(|p| p.0);
     let number = match quoted.ok_or_else(|| bad("its header names no type"))? {
         "|u1" | "<u1" => Number::Unsigned(1),
         "|i1" | "<i1" => Number::Signed(1),
@@ -51,19 +55,30 @@ pub fn parse(mut bytes: Vec<u8>, origin: &Path) -> Result<Array> {
         "<u8" => Number::Unsigned(8),
         "<i8" => Number::Signed(8),
         other => {
-            return Err(bad(&format!("its numbers are `{other}`; use .astype('uint8') for images, 'int64' for labels")));
+            return Err(bad(&format!(
+                "its numbers are `{other}`; use .astype('uint8') for images, 'int64' for labels"
+            )));
         }
     };
     if !after("fortran_order").is_some_and(|o| o.starts_with("False")) {
         return Err(bad("it is in Fortran order; save numpy.ascontiguousarray of it"));
     }
     let shape = after("shape").and_then(|s| s.strip_prefix('(')).and_then(|s| s.split_once(')')).map(|p| p.0);
-    let axes = shape.ok_or_else(|| bad("its header has no shape"))?.split(',').map(str::trim).filter(|s| !s.is_empty());
-    let shape = axes.map(str::parse).collect::<Result<Vec<usize>, _>>().map_err(|_| bad("its shape has no numbers"))?;
-    let size = Array::size(&shape, number).ok_or_else(|| bad(&format!("its shape {shape:?} is impossible")))?;
+    let axes = shape
+        .ok_or_else(|| bad("its header has no shape"))?
+        .split(',')
+        .map(str::trim)
+        .filter(|s| !s.is_empty());
+    let shape = axes
+        .map(str::parse)
+        .collect::<Result<Vec<usize>, _>>()
+        .map_err(|_| bad("its shape has no numbers"))?;
+    let size =
+        Array::size(&shape, number).ok_or_else(|| bad(&format!("its shape {shape:?} is impossible")))?;
     let found = bytes.len() - start - length;
     if found != size {
-        let message = format!("is truncated or too long: {size} bytes expected after the header, {found} found");
+        let message =
+            format!("is truncated or too long: {size} bytes expected after the header, {found} found");
         return Err(Error::damaged(origin, message));
     }
     bytes.drain(..start + length);
@@ -105,8 +120,11 @@ pub(crate) mod tests {
     #[test]
     fn files_of_numpy_are_read() {
         // numpy.save(f, numpy.array([[1, -2], [3, 4]], dtype='<i2')), NumPy 2
-        let written = b"\x93NUMPY\x01\x00v\x00{'descr': '<i2', 'fortran_order': False, 'shape': (2, 2), }                                                           \n\x01\x00\xfe\xff\x03\x00\x04\x00";
-        let array = parse(written.to_vec(), Path::new("a")).unwrap();
+        let header = "{'descr': '<i2', 'fortran_order': False, 'shape': (2, 2), }";
+        let mut written = b"\x93NUMPY\x01\x00v\x00".to_vec();
+        written.extend(format!("{header:<117}\n").bytes());
+        written.extend(b"\x01\x00\xfe\xff\x03\x00\x04\x00");
+        let array = parse(written, Path::new("a")).unwrap();
         assert_eq!((&array.shape[..], array.number, array.bytes.len()), (&[2, 2][..], Number::Signed(2), 8));
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, bytes| std::fs::write(folder.path().join(name), bytes).unwrap();

@@ -32,7 +32,8 @@ fn tensor(file: &SafeTensors<'_>, name: &str, path: &Path) -> Result<Option<Arra
         Dtype::U64 => Number::Unsigned(8),
         Dtype::I64 => Number::Signed(8),
         other => {
-            let message = format!("the tensor `{name}` has numbers of type {other:?}; images are U8, labels I64");
+            let message =
+                format!("the tensor `{name}` has numbers of type {other:?}; images are U8, labels I64");
             return Err(Error::damaged(path, message));
         }
     };
@@ -76,7 +77,8 @@ mod tests {
             let set = Safetensors { file: "a".into(), layout: Layout::ChannelsFirst };
             set.open(&Place { base: folder.path().to_path_buf() })
         };
-        let splits = open(vec![("images", images.clone()), ("labels", view(Dtype::U32, &[2], &labels))]).unwrap();
+        let splits =
+            open(vec![("images", images.clone()), ("labels", view(Dtype::U32, &[2], &labels))]).unwrap();
         assert_eq!((splits.train.labels().unwrap(), splits.classes.len()), (&[2, 0][..], 3));
         assert_eq!(*splits.train.image(0).unwrap().pixels, [0, 2, 4, 1, 3, 5]);
         let text = open(vec![("pictures", images.clone())]).err().unwrap().to_string();

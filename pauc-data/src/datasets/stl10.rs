@@ -164,7 +164,10 @@ mod tests {
         write("unlabeled_X.bin", file(4));
         let splits = open(StlPart::Both).unwrap();
         assert_eq!((splits.train.len(), splits.train.labels(), splits.test.unwrap().len()), (7, None, 2));
-        assert_eq!(splits.description, "STL-10: 7 labelled and unlabelled training and 2 test images, 96×96×3");
+        assert_eq!(
+            splits.description,
+            "STL-10: 7 labelled and unlabelled training and 2 test images, 96×96×3"
+        );
         assert_eq!(open(StlPart::Unlabelled).unwrap().train.len(), 4);
         write("train_y.bin", vec![1, 11, 2]);
         assert!(open(StlPart::Labelled).err().unwrap().to_string().contains("label 11 of picture 1"));

@@ -94,7 +94,8 @@ impl Tar {
             all.extend(items.into_iter().map(|Item { name, at, len, label }| {
                 let mut folders: Vec<&str> = name.split('/').filter(|p| !matches!(*p, "" | ".")).collect();
                 folders.pop();
-                let split = folders.iter().position(|f| matches!(*f, "train" | "val" | "validation" | "test"));
+                let split =
+                    folders.iter().position(|f| matches!(*f, "train" | "val" | "validation" | "test"));
                 let test = split.is_some_and(|i| folders[i] != "train");
                 let class = folders.last().filter(|_| split != Some(folders.len() - 1));
                 let label = label.or(class.map(|c| c.to_string()));
@@ -139,7 +140,8 @@ impl Dataset for Tar {
             std::mem::swap(&mut train, &mut test); // an archive of nothing but a folder `test`
         }
         let mut notes = index.finish(self.index.is_some())?;
-        let texts = |all: &[Picture]| -> Option<Vec<String>> { all.iter().map(|p| p.label.clone()).collect() };
+        let texts =
+            |all: &[Picture]| -> Option<Vec<String>> { all.iter().map(|p| p.label.clone()).collect() };
         let (train_texts, test_texts) = (texts(&train), texts(&test));
         let (mut classes, mut train_labels, mut test_labels) = (Vec::new(), None, None);
         if let (Some(a), Some(b)) = (&train_texts, &test_texts) {

@@ -1,7 +1,7 @@
 use super::super::OnError;
 use super::*;
-use pauc_traits::dataset::ImageSource;
 use pauc_traits::Count;
+use pauc_traits::dataset::ImageSource;
 use std::path::Path;
 
 /// A PNG of one colour.

@@ -59,7 +59,10 @@ impl Locator {
     /// The encoded picture. Its memory is bounded by what is there, and by `limit`.
     pub fn read(&self, limit: u64) -> Result<Vec<u8>> {
         let too_large = |n: u64| {
-            Error::damaged(self.path(), format!("has {n} bytes, more than a picture within the pixel limit can have"))
+            Error::damaged(
+                self.path(),
+                format!("has {n} bytes, more than a picture within the pixel limit can have"),
+            )
         };
         match self {
             Locator::File { path, .. } => {
@@ -78,7 +81,8 @@ impl Locator {
                 Content::Plain(file) => file.read(*at, *len as usize).map_err(|e| Error::io(self.path(), e)),
                 Content::Unpacked(bytes) => {
                     let part = bytes.get(*at as usize..(*at + *len) as usize);
-                    part.map(<[u8]>::to_vec).ok_or_else(|| Error::damaged(self.path(), "lies outside its archive"))
+                    part.map(<[u8]>::to_vec)
+                        .ok_or_else(|| Error::damaged(self.path(), "lies outside its archive"))
                 }
             },
         }

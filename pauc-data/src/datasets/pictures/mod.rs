@@ -107,10 +107,16 @@ pub(super) struct Found {
 const SAMPLED: usize = 512;
 
 /// Reads what has to be known beforehand and makes splits of what was found in `origin`.
-pub(super) fn open(title: &str, origin: &Path, mut found: Found, reading: &Reading<'_>, place: &Place) -> Result<Splits> {
-    let disk = reading.disk_cache.map(|c| {
-        Store::open(&place.resolve(&c.folder), (c.budget.get() as u64).saturating_mul(1 << 20))
-    });
+pub(super) fn open(
+    title: &str,
+    origin: &Path,
+    mut found: Found,
+    reading: &Reading<'_>,
+    place: &Place,
+) -> Result<Splits> {
+    let disk = reading
+        .disk_cache
+        .map(|c| Store::open(&place.resolve(&c.folder), (c.budget.get() as u64).saturating_mul(1 << 20)));
     let reader = Arc::new(Reader::new(reading, disk.transpose()?));
     let mut train = Source::new(found.train, reader.clone());
     let mut test = found.test.map(|files| Source::new(files, reader));
@@ -212,7 +218,9 @@ pub(super) fn number_labels(texts: &[&[String]]) -> (Vec<String>, Vec<Vec<u32>>)
     let mut classes: Vec<&String> = texts.iter().flat_map(|t| t.iter()).collect();
     classes.sort_unstable();
     classes.dedup();
-    if let Ok(mut numbers) = classes.iter().map(|c| c.parse::<u64>().map(|n| (n, *c))).collect::<Result<Vec<_>, _>>() {
+    if let Ok(mut numbers) =
+        classes.iter().map(|c| c.parse::<u64>().map(|n| (n, *c))).collect::<Result<Vec<_>, _>>()
+    {
         numbers.sort_unstable();
         classes = numbers.into_iter().map(|n| n.1).collect();
     }

@@ -40,7 +40,12 @@ fn extension(name: &str) -> String {
 ///
 /// # Errors
 /// If the archive is damaged, or lies about a length.
-pub fn items(from: impl Read, size: u64, mut unpacked: Option<&mut Vec<u8>>, origin: &Path) -> Result<Vec<Item>> {
+pub fn items(
+    from: impl Read,
+    size: u64,
+    mut unpacked: Option<&mut Vec<u8>>,
+    origin: &Path,
+) -> Result<Vec<Item>> {
     let damaged = |e: std::io::Error| {
         Error::damaged(origin, format!("cannot be read as a tar archive ({e}); fetch or make it again"))
     };
@@ -65,7 +70,10 @@ pub fn items(from: impl Read, size: u64, mut unpacked: Option<&mut Vec<u8>>, ori
             let mut text = String::new();
             entry.take(LABEL + 1).read_to_string(&mut text).map_err(damaged)?;
             if text.len() as u64 > LABEL {
-                return Err(Error::damaged(origin.join(&name), format!("is a label of more than {LABEL} bytes")));
+                return Err(Error::damaged(
+                    origin.join(&name),
+                    format!("is a label of more than {LABEL} bytes"),
+                ));
             }
             labels.insert(stem(&name).to_string(), text.trim().to_string());
         } else if EXTENSIONS.contains(&&*extension) {

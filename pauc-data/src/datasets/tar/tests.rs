@@ -58,7 +58,10 @@ fn shards_in_webdataset_naming_are_read_in_place() {
         // Once without and once with the index.
         let splits = open(folder.path(), "root: \".\", test_fraction: 0").unwrap();
         assert_eq!(reds(&*splits.train), [10, 11, 20, 21, 30, 31]);
-        assert_eq!((splits.classes, splits.train.labels().unwrap()), (vec!["2".into(), "7".into(), "10".into()], &[0, 1, 2, 0, 2, 1][..]));
+        assert_eq!(
+            (splits.classes, splits.train.labels().unwrap()),
+            (vec!["2".into(), "7".into(), "10".into()], &[0, 1, 2, 0, 2, 1][..])
+        );
         assert!(splits.train.name(2).ends_with("x-1.tar/00/a.seg.png"), "{}", splits.train.name(2));
         assert!(folder.path().join(".pauc-index.json").is_file());
         assert!(!splits.description.contains("index"), "{}", splits.description);
