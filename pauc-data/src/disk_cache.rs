@@ -62,7 +62,7 @@ impl Store {
         let (magic, rest) = bytes.split_first_chunk::<8>()?;
         let (size, rest) = rest.split_first_chunk::<8>()?;
         let (check, pixels) = rest.split_first_chunk::<8>()?;
-        let side = |b: &[u8]| b.iter().rev().fold(0usize, |n, b| n << 8 | usize::from(*b));
+        let side = |b: &[u8]| b.iter().rev().fold(0usize, |n, b| (n << 8) | usize::from(*b));
         let shape = ImageShape { height: side(&size[..4]), width: side(&size[4..]), channels: 3 };
         let length = shape.height.checked_mul(shape.width)?.checked_mul(3)?;
         if magic != MAGIC || pixels.len() != length || blake3::hash(pixels).as_bytes()[..8] != check[..] {

@@ -65,7 +65,7 @@ impl Array {
         let size = self.number.bytes();
         let one = |(i, bytes): (usize, &[u8])| {
             let signed = matches!(self.number, Number::Signed(_)) && bytes[size - 1] >= 0x80;
-            let value = bytes.iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
+            let value = bytes.iter().rev().fold(0u64, |n, b| (n << 8) | u64::from(*b));
             match u32::try_from(value) {
                 Ok(v) if !signed && v < 1 << 20 => Ok(v),
                 _ => Err(self.damaged(format!("label {i} is not one of 0..{}", (1 << 20) - 1))),

@@ -78,7 +78,7 @@ fn grey() -> Arc<dyn Augmentation> {
 
 /// Blur with a kernel of a tenth of the image, at least three pixels.
 fn blur(p: UnitInterval, size: Count) -> Arc<dyn Augmentation> {
-    let kernel = Count::try_from((size.get() / 10 | 1).max(3)).ok();
+    let kernel = Count::try_from(((size.get() / 10) | 1).max(3)).ok();
     Arc::new(GaussianBlur { p, sigma: Interval::lit(0.1, 2.0), model: BlurModel::Exact, kernel })
 }
 
