@@ -57,6 +57,12 @@ pub enum Command {
     ///
     /// Example: pauc-cli report runs/quickstart-0a1b2c3d/seed0
     Report(ReportArgs),
+    /// Look at a recipe's data: can it be read, did it change, what is in it, what do its views look like.
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Measure how fast parts of a recipe are.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Print the completions of a shell.
     ///
     /// Example: pauc-cli completions bash > /etc/bash_completion.d/pauc-cli
@@ -210,4 +216,101 @@ pub struct ReportArgs {
     /// The runs' folders.
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Read every image; with an index, compare with it. Exit code 4 if one cannot be read or anything changed.
+    ///
+    /// Example: pauc-cli data verify 'ImageFolder(root: "photos")'
+    Verify(VerifyArgs),
+    /// Write down what every image is, for `data verify` to compare with.
+    ///
+    /// Example: pauc-cli data index recipe.ron --out photos.index.json
+    Index(IndexArgs),
+    /// Count and measure: sizes, mean and deviation, classes, images that are there twice.
+    ///
+    /// Example: pauc-cli data stats 'Cifar10(root: "data/cifar10")'
+    Stats(StatsArgs),
+    /// Draw images with their views: evaluation first, then the random ones of an epoch.
+    ///
+    /// Example: pauc-cli data preview recipes/simclr.ron --out views.png
+    Preview(PreviewArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// How many images a second are read, augmented and normalised.
+    ///
+    /// Example: pauc-cli bench data recipes/simclr.ron --loader-threads 1,2
+    Data(BenchDataArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct DataArgs {
+    /// A recipe file, or a dataset as recipes write it (which has the default views).
+    #[arg(value_name = "RECIPE|DATASET")]
+    pub what: String,
+    #[command(flatten)]
+    pub change: RecipeArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The index to compare with.
+    #[arg(long, value_name = "FILE")]
+    pub index: Option<PathBuf>,
+    /// Print what was found as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct IndexArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Where to write the index.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct StatsArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Print the statistics as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PreviewArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Where to write the picture.
+    #[arg(long, value_name = "FILE", default_value = "preview.png")]
+    pub out: PathBuf,
+    /// How many images to show.
+    #[arg(long, value_name = "N", default_value = "8")]
+    pub images: NonZeroUsize,
+    /// The epoch whose views are shown.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub epoch: u64,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BenchDataArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Numbers of loader threads to measure; 0 works on the thread that asks.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2")]
+    pub loader_threads: Vec<usize>,
+    /// How long to measure each.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
+    pub seconds: f64,
+    /// Print the figures as JSON.
+    #[arg(long)]
+    pub json: bool,
 }

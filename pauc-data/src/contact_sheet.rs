@@ -62,7 +62,7 @@ mod tests {
         let grey = Image::new(ImageShape { height: 1, width: 2, channels: 1 }, vec![10, 20]);
         let rgb = Image::new(ImageShape { height: 2, width: 1, channels: 3 }, vec![1, 2, 3, 4, 5, 6]);
         let file = contact_sheet(&[grey, rgb.clone(), rgb], 2).unwrap();
-        let sheet = decode(&file, 1000, Path::new("sheet")).unwrap();
+        let sheet = decode(&file, Default::default(), Path::new("sheet")).unwrap();
         assert_eq!((sheet.shape.height, sheet.shape.width), (10, 10));
         let at = |y: usize, x: usize| &sheet.pixels[(y * 10 + x) * 3..][..3];
         assert_eq!(

@@ -14,24 +14,57 @@ use zune_jpeg::JpegDecoder;
 /// The endings of file names that [`decode`] reads, in lower case.
 pub const EXTENSIONS: [&str; 8] = ["bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "png", "webp"];
 
+/// The default limit of pixels: what cameras of 48 megapixels make passes.
+pub const PIXEL_LIMIT: usize = 50_000_000;
+
+/// What is decoded, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decoding {
+    /// The largest picture in pixels.
+    pub pixel_limit: usize,
+    /// What shows through where a picture is transparent: red, green, blue.
+    pub background: [u8; 3],
+}
+
+impl Default for Decoding {
+    fn default() -> Self {
+        Decoding { pixel_limit: PIXEL_LIMIT, background: [255; 3] }
+    }
+}
+
 /// Decodes a JPEG, PNG, WebP, BMP or GIF file's `bytes` to RGB; the content decides on the format, not the name.
 ///
-/// The orientation that a camera noted is applied. Grey, CMYK and palette images become RGB, transparency is
-/// dropped, 16 bits become 8, and of an animation the first picture is taken.
+/// The orientation that a camera noted is applied. Grey, CMYK and palette images become RGB, transparent ones
+/// are laid over the background, 16 bits become 8, and of an animation the first picture is taken.
 ///
 /// # Errors
 /// [`Error::Damaged`] with the decoder's reason if the picture cannot be decoded, is of another format, or has more
-/// than `limit` pixels; nothing of that size is allocated then.
-pub fn decode(bytes: &[u8], limit: usize, path: &Path) -> Result<Image<'static>> {
+/// pixels than the limit; nothing of that size is allocated then.
+pub fn decode(bytes: &[u8], how: Decoding, path: &Path) -> Result<Image<'static>> {
+    let limit = how.pixel_limit;
     guarded(path, || {
         let picture = match format(bytes)? {
             ImageFormat::Jpeg => jpeg(bytes, limit)?,
             other => general(bytes, other, limit)?,
         };
-        let rgb = picture.into_rgb8();
+        let rgb =
+            if picture.color().has_alpha() { over(picture, how.background) } else { picture.into_rgb8() };
         let shape = ImageShape { height: rgb.height() as usize, width: rgb.width() as usize, channels: 3 };
         Ok(Image::new(shape, rgb.into_raw()))
     })
+}
+
+/// A transparent picture over a background: ⌊(α·colour + (255 − α)·background)/255 + ½⌋.
+fn over(picture: DynamicImage, background: [u8; 3]) -> RgbImage {
+    let rgba = picture.into_rgba8();
+    let (width, height) = rgba.dimensions();
+    let mut pixels = Vec::with_capacity(rgba.len() / 4 * 3);
+    for [r, g, b, alpha] in rgba.as_raw().as_chunks::<4>().0 {
+        let alpha = u32::from(*alpha);
+        let mix = |c: u8, b: u8| ((alpha * u32::from(c) + (255 - alpha) * u32::from(b) + 127) / 255) as u8;
+        pixels.extend([mix(*r, background[0]), mix(*g, background[1]), mix(*b, background[2])]);
+    }
+    RgbImage::from_raw(width, height, pixels).unwrap_or_default()
 }
 
 /// Height and width of a picture as [`decode`] returns it, from its header alone.
@@ -144,6 +177,10 @@ fn general(bytes: &[u8], format: ImageFormat, limit: usize) -> Result<DynamicIma
 mod tests {
     use super::*;
 
+    fn limit(pixel_limit: usize) -> Decoding {
+        Decoding { pixel_limit, ..Decoding::default() }
+    }
+
     fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
         picture.write_to(&mut bytes, format).unwrap();
@@ -159,10 +196,10 @@ mod tests {
         let picture = DynamicImage::from(colours());
         for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::WebP] {
             let bytes = encoded(&picture, format);
-            let image = decode(&bytes, 35, Path::new("a")).unwrap();
+            let image = decode(&bytes, limit(35), Path::new("a")).unwrap();
             assert_eq!(*image.pixels, *colours().as_raw(), "{format:?}");
             assert_eq!(dimensions(&bytes, 35, Path::new("a")).unwrap(), (5, 7));
-            let text = decode(&bytes, 34, Path::new("a.png")).unwrap_err().to_string();
+            let text = decode(&bytes, limit(34), Path::new("a.png")).unwrap_err().to_string();
             assert!(
                 text.contains("a.png") && text.contains("5×7 pixels, more than the limit of 34"),
                 "{text}"
@@ -173,15 +210,23 @@ mod tests {
     #[test]
     fn grey_wide_and_transparent_pictures_become_rgb() {
         let grey = DynamicImage::from(colours()).into_luma8();
-        let image = decode(&encoded(&grey.clone().into(), ImageFormat::Png), 99, Path::new("a")).unwrap();
+        let image =
+            decode(&encoded(&grey.clone().into(), ImageFormat::Png), limit(99), Path::new("a")).unwrap();
         assert!(image.pixels.as_chunks::<3>().0.iter().zip(grey.iter()).all(|(p, g)| *p == [*g; 3]));
         let wide = DynamicImage::from(colours()).into_rgb16();
-        let image = decode(&encoded(&wide.into(), ImageFormat::Png), 99, Path::new("a")).unwrap();
+        let image = decode(&encoded(&wide.into(), ImageFormat::Png), limit(99), Path::new("a")).unwrap();
         assert_eq!(*image.pixels, *colours().as_raw());
-        let mut alpha = DynamicImage::from(colours()).into_rgba8();
-        alpha.pixels_mut().for_each(|p| p.0[3] = 7);
-        let image = decode(&encoded(&alpha.into(), ImageFormat::Png), 99, Path::new("a")).unwrap();
-        assert_eq!(*image.pixels, *colours().as_raw());
+        // Transparency: nothing of the background, nothing but it, and half of each.
+        for (alpha, part) in [(255, 0.0), (0, 1.0), (128, 127.0 / 255.0)] {
+            let mut picture = DynamicImage::from(colours()).into_rgba8();
+            picture.pixels_mut().for_each(|p| p.0[3] = alpha);
+            let how = Decoding { background: [10, 20, 250], ..limit(99) };
+            let image = decode(&encoded(&picture.into(), ImageFormat::Png), how, Path::new("a")).unwrap();
+            for (i, (v, c)) in image.pixels.iter().zip(colours().as_raw()).enumerate() {
+                let want = f64::from(*c) * (1.0 - part) + f64::from([10u8, 20, 250][i % 3]) * part;
+                assert!((f64::from(*v) - want).abs() <= 0.51, "{alpha} {i}: {v} for {want}");
+            }
+        }
     }
 
     /// A 16×8 JPEG, left half dark and right half bright, with or without an orientation.
@@ -202,7 +247,7 @@ mod tests {
     fn the_cameras_orientation_is_applied() {
         for orientation in [None, Some(1), Some(3), Some(6), Some(8)] {
             let bytes = photograph(orientation);
-            let image = decode(&bytes, 128, Path::new("a")).unwrap();
+            let image = decode(&bytes, limit(128), Path::new("a")).unwrap();
             let size = (image.shape.height, image.shape.width);
             assert_eq!(dimensions(&bytes, 128, Path::new("a")).unwrap(), size);
             // Where the bright half is: right, left (turned by 180°), below (by 90°), above (by 270°).
@@ -224,19 +269,19 @@ mod tests {
         let png = encoded(&colours().into(), ImageFormat::Png);
         for whole in [&photograph, &png] {
             for end in 0..whole.len() - 12 {
-                let result = decode(&whole[..end], 1000, Path::new("cut.jpg"));
+                let result = decode(&whole[..end], limit(1000), Path::new("cut.jpg"));
                 assert!(result.unwrap_err().to_string().starts_with("cut.jpg: cannot be read"), "{end}");
             }
             for at in 0..whole.len() {
                 // Any single damaged byte: a picture or an error, but no panic.
                 let mut bytes = whole.clone();
                 bytes[at] ^= 0x55;
-                drop(decode(&bytes, 1000, Path::new("a")));
+                drop(decode(&bytes, limit(1000), Path::new("a")));
                 drop(dimensions(&bytes, 1000, Path::new("a")));
             }
         }
-        let text = decode(b"<html>", 9, Path::new("a.jpg")).unwrap_err().to_string();
+        let text = decode(b"<html>", limit(9), Path::new("a.jpg")).unwrap_err().to_string();
         assert!(text.contains("no JPEG, PNG, WebP, BMP or GIF"), "{text}");
-        assert!(decode(b"", 9, Path::new("a.jpg")).unwrap_err().to_string().contains("empty"));
+        assert!(decode(b"", limit(9), Path::new("a.jpg")).unwrap_err().to_string().contains("empty"));
     }
 }

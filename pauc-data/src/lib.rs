@@ -4,24 +4,31 @@
 //! |---|---|
 //! | [`datasets`] | datasets, one file each |
 //! | [`memory`], [`decode`] | images in memory, picture files to pixels |
+//! | [`disk_cache`], [`atomic`] | decoded pictures on disk, files that are there whole or not at all |
 //! | [`views`] | augmentations, one file each |
 //! | [`pixels`] | what they do to pixels |
 //! | [`pipeline`] | a recipe's views, from an image to normalised numbers |
 //! | [`loader`] | batches of views, prepared in the background |
+//! | [`mod@preview`], [`survey`], [`speed`] | what training sees, what a dataset holds, how fast both are |
 //! | [`contact_sheet`](mod@contact_sheet) | many images on one picture |
 
+pub mod atomic;
 pub mod contact_sheet;
 pub mod datasets;
 pub mod decode;
+pub mod disk_cache;
 pub mod interval;
 pub mod loader;
 pub mod memory;
 pub mod pipeline;
 pub mod pixels;
+pub mod preview;
+pub mod speed;
+pub mod survey;
 pub mod views;
 
 pub use contact_sheet::contact_sheet;
 pub use interval::Interval;
-pub use loader::{Batches, ImageBatch, Loader, LoaderOptions, Order};
+pub use loader::{Batches, ImageBatch, Loader, LoaderOptions, Order, Throughput};
 pub use memory::MemoryImages;
 pub use pipeline::{ViewPipeline, ViewSpec};

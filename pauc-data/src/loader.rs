@@ -11,8 +11,10 @@ use rand::Rng;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// A batch of B images as an encoder reads them.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,8 +79,50 @@ struct Work {
     source: Arc<dyn ImageSource>,
     pipeline: ViewPipeline,
     options: LoaderOptions,
+    stages: Stages,
     /// The orders of the last two epochs that were asked for: threads may be on both sides of a border.
     orders: Mutex<Vec<(u64, Arc<Vec<u32>>)>>,
+}
+
+/// Where a loader's time went, added up over all of its threads since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Throughput {
+    /// Images in prepared batches.
+    pub images: u64,
+    /// Time for reading: files, decoding, or nothing from memory.
+    pub read: Duration,
+    /// Time for augmentations, all views.
+    pub augment: Duration,
+    /// Time for normalisation, all views.
+    pub normalise: Duration,
+    /// Time that whoever asked for batches had to wait for them.
+    pub waited: Duration,
+}
+
+#[derive(Default)]
+struct Stages {
+    images: AtomicU64,
+    read: Timer,
+    augment: Timer,
+    normalise: Timer,
+    waited: Timer,
+}
+
+/// Nanoseconds.
+#[derive(Default)]
+struct Timer(AtomicU64);
+
+impl Timer {
+    /// Adds the time since `began`; the present.
+    fn add(&self, began: Instant) -> Instant {
+        let now = Instant::now();
+        self.0.fetch_add((now - began).as_nanos() as u64, Ordering::Relaxed);
+        now
+    }
+
+    fn total(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
 }
 
 impl Loader {
@@ -99,7 +143,15 @@ impl Loader {
                 "batch: {batch} is more than the {count} training images; give a smaller batch"
             )));
         }
-        Ok(Loader { work: Arc::new(Work { source, pipeline, options, orders: Mutex::default() }) })
+        Ok(Loader {
+            work: Arc::new(Work {
+                source,
+                pipeline,
+                options,
+                stages: Stages::default(),
+                orders: Mutex::default(),
+            }),
+        })
     }
 
     /// The number of batches of an epoch.
@@ -115,6 +167,15 @@ impl Loader {
     /// The views that the batches hold.
     pub fn pipeline(&self) -> &ViewPipeline {
         &self.work.pipeline
+    }
+
+    /// Where the time went so far.
+    pub fn throughput(&self) -> Throughput {
+        let s = &self.work.stages;
+        let images = s.images.load(Ordering::Relaxed);
+        let [read, augment, normalise, waited] =
+            [&s.read, &s.augment, &s.normalise, &s.waited].map(Timer::total);
+        Throughput { images, read, augment, normalise, waited }
     }
 
     /// The source that the batches come from.
@@ -182,11 +243,16 @@ impl Work {
         let sizes: Vec<usize> = (0..pipeline.len()).map(|v| pipeline.shape(v).len()).collect();
         let mut views: Vec<Vec<f32>> = sizes.iter().map(|n| vec![0.0; n * ids.len()]).collect();
         for (i, &id) in ids.iter().enumerate() {
+            let began = Instant::now();
             let image = self.source.image(id as usize)?;
+            let mut at = self.stages.read.add(began);
             for (v, (view, n)) in views.iter_mut().zip(&sizes).enumerate() {
                 let mut rng = stream(self.options.seed, Purpose::View, epoch, u64::from(id), v as u64);
                 let borrowed = pauc_traits::Image { shape: image.shape, pixels: (&*image.pixels).into() };
-                let made = pipeline.apply(borrowed, v, &mut rng, &mut view[i * n..(i + 1) * n]);
+                let made = pipeline.augment(borrowed, v, &mut rng);
+                at = self.stages.augment.add(at);
+                let made = pipeline.normalise(&made, v, &mut view[i * n..(i + 1) * n]);
+                at = self.stages.normalise.add(at);
                 made.map_err(|e| match e {
                     Error::Shape { operation, message } => {
                         Error::shape(format!("image {id}, {operation}"), message)
@@ -195,6 +261,7 @@ impl Work {
                 })?;
             }
         }
+        self.stages.images.fetch_add(ids.len() as u64, Ordering::Relaxed);
         let pick = |labels: Option<&[u32]>| labels.map(|l| ids.iter().map(|id| l[*id as usize]).collect());
         Ok(ImageBatch {
             epoch,
@@ -299,6 +366,7 @@ impl Iterator for Batches {
         if step >= self.end {
             return None;
         }
+        let began = Instant::now();
         let batch = if self.threads.is_empty() {
             drop(state);
             let batch = make(&self.work, step, self.steps_per_epoch);
@@ -313,6 +381,7 @@ impl Iterator for Batches {
             }
         };
         state.wanted += 1;
+        self.work.stages.waited.add(began);
         drop(state);
         self.shared.changed.notify_all();
         Some(batch)

@@ -16,21 +16,32 @@ component! {
     }
 }
 
-/// One view's steps and the shape that they end with.
+/// One view's steps, the shape that they end with, and its normalisation.
 #[derive(Clone, Debug)]
 struct View {
     ops: Vec<Arc<dyn Augmentation>>,
     shape: ImageShape,
+    /// Mean and deviation of each channel.
+    statistics: Vec<(f32, f32)>,
+    /// 1/(255·deviation) and −mean/deviation of each channel.
+    normal: Vec<(f32, f32)>,
 }
 
 /// Turns images into views: augmented, normalised, `f32`, channels last.
 ///
-/// A pixel v of channel c becomes (v/255 − mean_c)/deviation_c with the dataset's statistics.
+/// A pixel v of channel c becomes (v/255 − mean_c)/deviation_c, with the dataset's statistics or those of a step
+/// `Normalize`.
 #[derive(Clone, Debug)]
 pub struct ViewPipeline {
     views: Vec<View>,
-    /// 1/(255·deviation) and −mean/deviation of each channel.
-    normal: Vec<(f32, f32)>,
+}
+
+/// A step, or the steps that it stands for.
+fn expand(op: Arc<dyn Augmentation>) -> Vec<Arc<dyn Augmentation>> {
+    match op.steps() {
+        Some(steps) => steps.into_iter().flat_map(expand).collect(),
+        None => vec![op],
+    }
 }
 
 impl ViewPipeline {
@@ -45,7 +56,8 @@ impl ViewPipeline {
         input: Option<ImageShape>,
         statistics: &[(f32, f32)],
     ) -> Result<Self> {
-        let ops = |spec: &ViewSpec| spec.ops.iter().map(|op| op.value.clone()).collect::<Vec<_>>();
+        let ops =
+            |spec: &ViewSpec| spec.ops.iter().flat_map(|op| expand(op.value.clone())).collect::<Vec<_>>();
         let views = specs.iter().flat_map(|s| std::iter::repeat_n(ops(s), s.count.get()));
         Self::new(views.collect(), input, statistics)
     }
@@ -59,8 +71,8 @@ impl ViewPipeline {
         input: Option<ImageShape>,
         statistics: &[(f32, f32)],
     ) -> Result<Self> {
-        let ops = specs.iter().take(1).flat_map(|s| &s.ops).filter_map(|op| op.evaluation()).map(Arc::from);
-        Self::new(vec![ops.collect()], input, statistics)
+        let steps = specs.iter().take(1).flat_map(|s| &s.ops).flat_map(|op| expand(op.value.clone()));
+        Self::new(vec![steps.filter_map(|op| op.evaluation()).map(Arc::from).collect()], input, statistics)
     }
 
     fn new(
@@ -90,14 +102,18 @@ impl ViewPipeline {
                     statistics.len()
                 )));
             }
-            checked.push(View { ops, shape });
-        }
-        let normal = statistics.iter().map(|&(mean, deviation)| {
+            let mut stated = ops.iter().filter_map(|op| op.normalization());
+            let chosen = stated.next().unwrap_or_else(|| statistics.to_vec());
+            if stated.next().is_some() {
+                return Err(Error::config("views: more than one Normalize in a view; keep one"));
+            }
             // A channel without any contrast is centred and left at its scale.
-            let deviation = if deviation > 0.0 { deviation } else { 1.0 };
-            (1.0 / (255.0 * deviation), -mean / deviation)
-        });
-        Ok(ViewPipeline { views: checked, normal: normal.collect() })
+            let scale = |deviation: f32| if deviation > 0.0 { deviation } else { 1.0 };
+            let chosen: Vec<(f32, f32)> = chosen.into_iter().map(|(mean, d)| (mean, scale(d))).collect();
+            let normal = chosen.iter().map(|&(mean, d)| (1.0 / (255.0 * d), -mean / d)).collect();
+            checked.push(View { ops, shape, statistics: chosen, normal });
+        }
+        Ok(ViewPipeline { views: checked })
     }
 
     /// The number of views.
@@ -115,13 +131,26 @@ impl ViewPipeline {
         self.views[view].shape
     }
 
+    /// Mean and deviation of each channel that view `view` is normalised with.
+    pub fn statistics(&self, view: usize) -> &[(f32, f32)] {
+        &self.views[view].statistics
+    }
+
     /// Writes view `view` of an image to `out`, which has the length of the view's shape.
     ///
     /// # Errors
     /// If the image does not come out with the view's shape: it is not of the dataset's shape.
     pub fn apply(&self, image: Image<'_>, view: usize, rng: &mut Stream, out: &mut [f32]) -> Result<()> {
-        let View { ops, shape } = &self.views[view];
         let image = self.augment(image, view, rng);
+        self.normalise(&image, view, out)
+    }
+
+    /// Writes an augmented image of view `view` to `out`, normalised.
+    ///
+    /// # Errors
+    /// As [`ViewPipeline::apply`].
+    pub fn normalise(&self, image: &Image<'_>, view: usize, out: &mut [f32]) -> Result<()> {
+        let View { ops, shape, normal, .. } = &self.views[view];
         if image.shape != *shape || out.len() != shape.len() {
             return Err(Error::shape(
                 format!("view {view}"),
@@ -132,7 +161,7 @@ impl ViewPipeline {
                 ),
             ));
         }
-        self.normalise(&image.pixels, out);
+        scale(&image.pixels, normal, out);
         Ok(())
     }
 
@@ -140,33 +169,31 @@ impl ViewPipeline {
     pub fn augment<'a>(&self, image: Image<'a>, view: usize, rng: &mut Stream) -> Image<'a> {
         self.views[view].ops.iter().fold(image, |image, op| op.apply(image, rng))
     }
+}
 
-    fn normalise(&self, pixels: &[u8], out: &mut [f32]) {
-        match self.normal[..] {
-            [(scale, shift)] => {
-                out.iter_mut().zip(pixels).for_each(|(o, p)| *o = f32::from(*p) * scale + shift);
-            }
-            [r, g, b] => {
-                // Four pixels at a time: twelve values whose factors repeat, a whole number of vector registers.
-                let factors: [(f32, f32); 12] = std::array::from_fn(|i| [r, g, b][i % 3]);
-                let (whole, rest) = out.as_chunks_mut::<12>();
-                let (pixels, last) = pixels.as_chunks::<12>();
-                for (o, p) in whole.iter_mut().zip(pixels) {
-                    for i in 0..12 {
-                        o[i] = f32::from(p[i]) * factors[i].0 + factors[i].1;
-                    }
-                }
-                for ((o, p), f) in rest.iter_mut().zip(last).zip(&factors) {
-                    *o = f32::from(*p) * f.0 + f.1;
+/// out = pixel·factor + shift, channel by channel.
+fn scale(pixels: &[u8], normal: &[(f32, f32)], out: &mut [f32]) {
+    match *normal {
+        [(scale, shift)] => {
+            out.iter_mut().zip(pixels).for_each(|(o, p)| *o = f32::from(*p) * scale + shift);
+        }
+        [r, g, b] => {
+            // Four pixels at a time: twelve values whose factors repeat, a whole number of vector registers.
+            let factors: [(f32, f32); 12] = std::array::from_fn(|i| [r, g, b][i % 3]);
+            let (whole, rest) = out.as_chunks_mut::<12>();
+            let (pixels, last) = pixels.as_chunks::<12>();
+            for (o, p) in whole.iter_mut().zip(pixels) {
+                for i in 0..12 {
+                    o[i] = f32::from(p[i]) * factors[i].0 + factors[i].1;
                 }
             }
-            _ => {
-                let factors = self.normal.iter().cycle();
-                out.iter_mut()
-                    .zip(pixels)
-                    .zip(factors)
-                    .for_each(|((o, p), f)| *o = f32::from(*p) * f.0 + f.1);
+            for ((o, p), f) in rest.iter_mut().zip(last).zip(&factors) {
+                *o = f32::from(*p) * f.0 + f.1;
             }
+        }
+        _ => {
+            let factors = normal.iter().cycle();
+            out.iter_mut().zip(pixels).zip(factors).for_each(|((o, p), f)| *o = f32::from(*p) * f.0 + f.1);
         }
     }
 }
@@ -212,6 +239,25 @@ mod tests {
             let want = (f64::from(*p) / 255.0 - f64::from(mean)) / deviation;
             assert!((f64::from(*o) - want).abs() < 1e-6, "{i}");
         }
+    }
+
+    #[test]
+    fn stated_numbers_replace_the_datasets() {
+        let one = |ops: &str| specs(&format!("[(count: 1, ops: [{ops}])]"));
+        let stated = "HorizontalFlip(p: 0.0), Normalize(mean: [0.5, 0.4, 0.3], deviation: [0.2, 0.3, 0.4])";
+        for views in [
+            ViewPipeline::training(&one(stated), Some(SHAPE), &STATISTICS).unwrap(),
+            ViewPipeline::evaluation(&one(stated), Some(SHAPE), &STATISTICS).unwrap(),
+        ] {
+            let mut out = vec![0.0; SHAPE.len()];
+            let image = Image::new(SHAPE, vec![51; SHAPE.len()]);
+            views.apply(image, 0, &mut stream(0, Purpose::View, 0, 0, 0), &mut out).unwrap();
+            let want = [(0.2 - 0.5) / 0.2, (0.2 - 0.4) / 0.3, (0.2 - 0.3) / 0.4];
+            assert!(out.iter().enumerate().all(|(i, v)| (v - want[i % 3]).abs() < 1e-6), "{:?}", &out[..3]);
+            assert_eq!(views.statistics(0)[2], (0.3, 0.4));
+        }
+        let twice = one(&format!("{stated}, {stated}"));
+        assert!(ViewPipeline::training(&twice, Some(SHAPE), &STATISTICS).is_err());
     }
 
     #[test]

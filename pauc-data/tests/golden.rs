@@ -85,3 +85,42 @@ fn pixels_agree_with_torchvision() {
         assert!(off(0) * share <= want.len(), "{name}: {} of {} pixels differ", off(0), want.len());
     }
 }
+
+#[test]
+fn rotation_and_equalisation_agree_with_pillow() {
+    use pauc_data::pixels::rotate::{RotationFilter, rotate};
+    let golden: Value = serde_json::from_str(include_str!("golden/augmentations.json")).unwrap();
+    let input = &golden["input"];
+    let shape = ImageShape { height: size(&input["height"]), width: size(&input["width"]), channels: 3 };
+    let image = Image::new(shape, bytes(&input["data"]));
+    let golden: Value = serde_json::from_str(include_str!("golden/rotate_equalize.json")).unwrap();
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 13);
+    for case in cases {
+        let name = case["case"].as_str().unwrap();
+        let angle = case["config"]["angle"].as_f64();
+        let mut out = match name {
+            "equalize/grey" => {
+                let grey = coloured(&image, Planes::greyscale);
+                let plane: Vec<u8> = grey.pixels.iter().step_by(3).copied().collect();
+                Image::new(ImageShape { channels: 1, ..shape }, plane)
+            }
+            "equalize/dark" => Image::new(shape, image.pixels.iter().map(|v| v / 16).collect::<Vec<_>>()),
+            "rotate/nearest" => rotate(&image, angle.unwrap(), RotationFilter::Nearest, 0),
+            "rotate/bilinear" => rotate(&image, angle.unwrap(), RotationFilter::Bilinear, 0),
+            _ => image.clone(),
+        };
+        if angle.is_none() {
+            pauc_data::views::equalize::equalize(&mut out);
+        }
+        let want = bytes(&case["output"]);
+        let off = out.pixels.iter().zip(&want).filter(|(a, b)| a.abs_diff(**b) > 1).count();
+        // Pillow steps through the nearest pixels in 16-bit fixed point: a pixel on the border of two may differ.
+        let allowed = if name == "rotate/nearest" { want.len() / 200 } else { 0 };
+        assert!(
+            out.pixels.len() == want.len() && off <= allowed,
+            "{name} {angle:?}: {off} of {}",
+            want.len()
+        );
+    }
+}

@@ -544,7 +544,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
                     (train, test, Who::RandomInit)
                 }
                 Baseline::RawPixels => {
-                    let statistics = &plan.splits.statistics;
+                    let statistics = plan.evaluation.statistics(0);
                     let of = |source| evaluate::raw_pixels(&plan.evaluation, statistics, source);
                     let test = plan.splits.test.as_ref().map(of).transpose()?;
                     (of(&plan.splits.train)?, test, Who::RawPixels)

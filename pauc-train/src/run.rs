@@ -7,6 +7,7 @@ use crate::run_dir::{EventLog, RunDir, RunInfo};
 use pauc_models::device::NetworkDevice;
 use pauc_report::events::{self, Event, Log, Metric, Subject};
 use pauc_report::verdict::is_accuracy;
+use pauc_traits::dataset::Skipped;
 use pauc_traits::{Error, Result};
 use std::path::PathBuf;
 
@@ -79,6 +80,10 @@ pub fn run<D: NetworkDevice>(
     dir.create()?;
     dir.write("recipe.ron", &plan.source.original)?;
     dir.write("recipe.resolved.ron", &plan.resolved)?;
+    if !plan.splits.skipped.is_empty() {
+        let line = |s: &Skipped| format!("{}\n", serde_json::json!({ "path": s.path, "reason": s.reason }));
+        dir.write("data_errors.jsonl", plan.splits.skipped.iter().map(line).collect::<String>())?;
+    }
     let engine = Engine::new(device, plan)?;
     drive(engine, dir, plan, options, watch)
 }

@@ -42,6 +42,17 @@ pub struct Splits {
     pub statistics: Vec<(f32, f32)>,
     /// One line on what the data is, for reports.
     pub description: String,
+    /// What was left out because it could not be read.
+    pub skipped: Vec<Skipped>,
+}
+
+/// A picture that a dataset left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Where it lies.
+    pub path: String,
+    /// Why it cannot be read.
+    pub reason: String,
 }
 
 /// Images by index. Reading is shared between threads.
@@ -62,6 +73,11 @@ pub trait ImageSource: Send + Sync {
     /// # Errors
     /// If the image cannot be read or decoded.
     fn image(&self, index: usize) -> Result<Image<'_>>;
+
+    /// What image `index` is called in messages: its path, where it has one.
+    fn name(&self, index: usize) -> String {
+        format!("image {index}")
+    }
 
     /// The class labels in index order, if there are any.
     fn labels(&self) -> Option<&[u32]>;
@@ -87,6 +103,16 @@ pub trait Augmentation: Component {
 
     /// What the step becomes in the evaluation view, which has to be deterministic: by default nothing.
     fn evaluation(&self) -> Option<Box<dyn Augmentation>> {
+        None
+    }
+
+    /// The steps that this one stands for, if it is a list of them under one name.
+    fn steps(&self) -> Option<Vec<Arc<dyn Augmentation>>> {
+        None
+    }
+
+    /// Each channel's mean and deviation, in 0..1, that views are normalised with instead of the dataset's.
+    fn normalization(&self) -> Option<Vec<(f32, f32)>> {
         None
     }
 }

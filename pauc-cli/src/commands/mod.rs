@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod data;
 mod explain;
 mod export;
 mod list;
@@ -9,7 +10,7 @@ mod report;
 mod run;
 mod term;
 
-use crate::args::{Args, Command};
+use crate::args::{Args, BenchCommand, Command};
 use crate::{Failure, console};
 use clap::CommandFactory;
 use pauc::dfdx::prelude::Cpu;
@@ -31,6 +32,8 @@ pub fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Bench(args) => bench::bench(args),
         Command::Export(args) => export::export(args),
         Command::Report(args) => report::report(args),
+        Command::Data(command) => data::data(command),
+        Command::Bench(BenchCommand::Data(args)) => data::bench(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "pauc-cli", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

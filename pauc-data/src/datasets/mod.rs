@@ -1,22 +1,39 @@
 //! Datasets, one file each, and the formats they share.
 
+pub mod arrays;
 pub mod cifar;
 pub mod cifar10;
 pub mod cifar100;
 pub mod fashion_mini;
 pub mod fashion_mnist;
+pub mod file_list;
 pub mod idx;
 pub mod image_folder;
+pub mod imagenet;
 pub mod mnist;
+pub mod npy;
+mod pictures;
+pub mod safetensors;
 pub mod shapes;
+pub mod stl10;
+pub mod subset;
+pub mod tar;
 
 pub use cifar10::Cifar10;
 pub use cifar100::{Cifar100, Granularity};
 pub use fashion_mini::FashionMini;
 pub use fashion_mnist::FashionMnist;
-pub use image_folder::{ImageFolder, OnError};
+pub use file_list::FileList;
+pub use image_folder::ImageFolder;
+pub use imagenet::{ImageNet, ImageNetSubset};
 pub use mnist::Mnist;
+pub use npy::Npy;
+pub use pictures::OnError;
+pub use safetensors::Safetensors;
 pub use shapes::Shapes;
+pub use stl10::{Stl10, StlPart};
+pub use subset::{Share, Subset};
+pub use tar::Tar;
 
 use crate::MemoryImages;
 use pauc_traits::dataset::Splits;
@@ -33,7 +50,7 @@ fn splits(
 ) -> Splits {
     let statistics = train.statistics();
     let test = test.map(|t| Arc::new(t) as Arc<_>);
-    Splits { train: Arc::new(train), test, classes, statistics, description }
+    Splits { train: Arc::new(train), test, classes, statistics, description, skipped: Vec::new() }
 }
 
 fn names(names: &[&str]) -> Vec<String> {

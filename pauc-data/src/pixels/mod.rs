@@ -8,13 +8,16 @@
 //! | [`resample`] | resizing of a rectangle, bilinear and bicubic with antialiasing |
 //! | [`colour`] | brightness, contrast, saturation, hue, greyscale, solarisation |
 //! | [`blur`] | Gaussian blur, Pillow's approximation and the exact one |
+//! | [`mod@rotate`] | rotation about the centre |
 //! | [`rounding`] | the roundings that vectorise |
 
 pub mod blur;
 pub mod colour;
 pub mod geometry;
 pub mod resample;
+pub mod rotate;
 pub mod rounding;
 
 pub use geometry::Rect;
 pub use resample::Filter;
+pub use rotate::RotationFilter;

@@ -5,23 +5,33 @@
 
 pub mod center_crop;
 pub mod color_jitter;
+pub mod equalize;
+pub mod erasing;
 pub mod gaussian_blur;
 pub mod grayscale;
 pub mod horizontal_flip;
+pub mod normalize;
+pub mod presets;
 pub mod random_crop;
 pub mod random_resized_crop;
 pub mod resize;
+pub mod rotation;
 pub mod solarize;
 pub mod vertical_flip;
 
 pub use center_crop::CenterCrop;
 pub use color_jitter::ColorJitter;
+pub use equalize::Equalize;
+pub use erasing::{Cover, Erasing};
 pub use gaussian_blur::{BlurModel, GaussianBlur};
 pub use grayscale::Grayscale;
 pub use horizontal_flip::HorizontalFlip;
+pub use normalize::Normalize;
+pub use presets::{Byol, ByolView, CropSize, MocoV2, MultiCrop, SimClr, SimClrStrong};
 pub use random_crop::RandomCrop;
 pub use random_resized_crop::RandomResizedCrop;
 pub use resize::Resize;
+pub use rotation::Rotation;
 pub use solarize::Solarize;
 pub use vertical_flip::VerticalFlip;
 

@@ -1,24 +1,9 @@
 //! Which files belong to which class and split.
 
+use super::super::pictures::{Files, Found, kept_for_testing, locator::Locator};
 use crate::decode::EXTENSIONS;
 use pauc_traits::{Error, Result};
 use std::path::{Path, PathBuf};
-
-/// Picture files, in order, with their labels.
-#[derive(Debug, Default)]
-pub(super) struct Files {
-    pub paths: Vec<PathBuf>,
-    pub labels: Option<Vec<u32>>,
-}
-
-/// What a folder holds.
-pub(super) struct Found {
-    pub train: Files,
-    pub test: Option<Files>,
-    pub classes: Vec<String>,
-    /// What a reader of the report should know.
-    pub notes: Vec<String>,
-}
 
 /// A class: its name, and its files in the order of their paths.
 type Class = (String, Vec<PathBuf>);
@@ -26,7 +11,8 @@ type Class = (String, Vec<PathBuf>);
 /// How deep folders may lie in each other; a deeper one is a link that leads back.
 const DEPTH: usize = 32;
 
-pub(super) fn scan(root: &Path, test_fraction: f64) -> Result<Found> {
+/// Finds the pictures of a folder; with `only`, those of these classes, all of which have to be there.
+pub(in super::super) fn scan(root: &Path, test_fraction: f64, only: Option<&[&str]>) -> Result<Found> {
     if !root.is_dir() {
         let remedy = "give a folder of pictures, or of folders of pictures, as root".to_string();
         return Err(Error::NotFound { path: root.to_path_buf(), remedy });
@@ -34,12 +20,17 @@ pub(super) fn scan(root: &Path, test_fraction: f64) -> Result<Found> {
     let mut ignored = 0;
     let train = root.join("train");
     let has_train = train.is_dir();
-    let (labelled, classes) = classes(if has_train { &train } else { root }, &mut ignored)?;
+    let folder = if has_train { &train } else { root };
+    let (labelled, mut classes) = classes(folder, &mut ignored)?;
+    select(folder, &mut classes, only)?;
     let names: Vec<String> = classes.iter().filter(|_| labelled).map(|c| c.0.clone()).collect();
     let test_folder = ["val", "validation", "test"].map(|n| root.join(n)).into_iter().find(|p| p.is_dir());
     let (train, test) = match test_folder.filter(|_| has_train) {
         Some(folder) => {
-            let (test_labelled, test) = self::classes(&folder, &mut ignored)?;
+            let (test_labelled, mut test) = self::classes(&folder, &mut ignored)?;
+            if test_labelled {
+                select(&folder, &mut test, only)?;
+            }
             if test_labelled != labelled {
                 let message =
                     "one of the folders of training and test images has classes, the other has none";
@@ -66,11 +57,12 @@ pub(super) fn scan(root: &Path, test_fraction: f64) -> Result<Found> {
         let label = |name: &String| names.iter().position(|n| n == name).unwrap_or(0) as u32;
         let labels = classes.iter().flat_map(|(name, files)| std::iter::repeat_n(label(name), files.len()));
         let labels = labelled.then(|| labels.collect());
-        Files { labels, paths: classes.into_iter().flat_map(|(_, files)| files).collect() }
+        let paths = classes.into_iter().flat_map(|(_, files)| files);
+        Files { labels, at: paths.map(|p| Locator::file(p, root)).collect(), other_labels: None }
     };
     let (train, test) = (files(train), files(test));
     let notes = if ignored > 0 { vec![format!("{ignored} other files passed over")] } else { Vec::new() };
-    Ok(Found { train, test: (!test.paths.is_empty()).then_some(test), classes: names, notes })
+    Ok(Found { train, test: (!test.at.is_empty()).then_some(test), classes: names, notes })
 }
 
 /// The classes of a folder, sorted by name, and whether they are any: files without folders are one class.
@@ -150,21 +142,27 @@ fn is_picture(path: &Path) -> bool {
     extension.is_some_and(|e| EXTENSIONS.contains(&&*e))
 }
 
-/// Keeps ⌊fraction·n + ½⌋ of a class for testing: those whose relative paths have the smallest hashes, so that new
-/// files move few of the old ones from one part to the other.
+/// Keeps a share of a class for testing.
 fn split(root: &Path, files: Vec<PathBuf>, fraction: f64) -> (Vec<PathBuf>, Vec<PathBuf>) {
-    let hash = |path: &PathBuf| {
-        let relative = path.strip_prefix(root).unwrap_or(path);
-        let parts = relative.components().map(|c| c.as_os_str().to_string_lossy().into_owned());
-        *blake3::hash(parts.collect::<Vec<_>>().join("/").as_bytes()).as_bytes()
-    };
-    let mut hashes: Vec<[u8; 32]> = files.iter().map(hash).collect();
-    let own = hashes.clone();
-    hashes.sort_unstable();
-    let tests = (fraction * files.len() as f64 + 0.5) as usize;
-    let limit = hashes.get(tests); // the first hash that stays; none if all go
-    let paired: Vec<_> = files.into_iter().zip(own).collect();
-    let (test, train): (Vec<_>, Vec<_>) = paired.into_iter().partition(|(_, h)| limit.is_none_or(|l| h < l));
-    let paths = |pairs: Vec<(PathBuf, [u8; 32])>| pairs.into_iter().map(|p| p.0).collect();
+    let names: Vec<String> = files.iter().map(|p| Locator::file(p.clone(), root).key()).collect();
+    let pairs = files.into_iter().zip(kept_for_testing(&names, fraction));
+    let (test, train): (Vec<_>, Vec<_>) = pairs.partition(|(_, test)| *test);
+    let paths = |pairs: Vec<(PathBuf, bool)>| pairs.into_iter().map(|p| p.0).collect();
     (paths(train), paths(test))
+}
+
+/// Leaves the classes of `only`.
+fn select(folder: &Path, classes: &mut Vec<Class>, only: Option<&[&str]>) -> Result<()> {
+    let Some(only) = only else { return Ok(()) };
+    let missing: Vec<&str> = only.iter().copied().filter(|o| !classes.iter().any(|c| c.0 == *o)).collect();
+    if let Some(first) = missing.first() {
+        let message = format!(
+            "has no folder with pictures for {} of {} classes, such as {first}",
+            missing.len(),
+            only.len()
+        );
+        return Err(Error::damaged(folder, message));
+    }
+    classes.retain(|c| only.contains(&&*c.0));
+    Ok(())
 }

@@ -1,4 +1,7 @@
+use super::super::OnError;
 use super::*;
+use pauc_traits::Count;
+use pauc_traits::dataset::ImageSource;
 use std::path::Path;
 
 /// A PNG of one colour.
@@ -14,7 +17,9 @@ fn dataset() -> ImageFolder {
         test_fraction: UnitInterval::lit(0.25),
         on_error: OnError::Fail,
         shorter_side: None,
+        background: (255, 255, 255),
         cache: 1,
+        disk_cache: None,
         pixel_limit: Count::lit(10_000),
     }
 }
@@ -103,13 +108,16 @@ fn unreadable_pictures_stop_or_are_left_out() {
     }
     let text = open(folder.path(), whole()).err().unwrap().to_string();
     assert!(text.contains("3.png: cannot be read"), "{text}");
-    let skip = |n| ImageFolder { on_error: OnError::Skip(n), ..whole() };
+    let skip = |n| ImageFolder { on_error: OnError::Skip { max: n }, ..whole() };
     let splits = open(folder.path(), skip(2)).unwrap();
     assert_eq!(first_values(&*splits.train), [0, 1, 2, 4, 6, 7]);
     assert_eq!(splits.train.labels().unwrap(), [0; 6]);
     assert!(splits.description.contains("2 unreadable pictures left out"), "{}", splits.description);
+    let paths: Vec<_> = splits.skipped.iter().map(|s| Path::new(&s.path).file_name().unwrap()).collect();
+    assert_eq!(paths, ["3.png", "5.png"]);
+    assert!(splits.skipped.iter().all(|s| s.reason.starts_with("cannot be read as a picture")));
     let text = open(folder.path(), skip(1)).err().unwrap().to_string();
-    assert!(text.contains("2 pictures cannot be read, more than on_error: Skip(1)"), "{text}");
+    assert!(text.contains("2 pictures cannot be read, more than on_error: Skip(max: 1)"), "{text}");
 }
 
 #[test]
@@ -140,4 +148,31 @@ fn a_missing_or_empty_folder_is_named() {
     assert!(text.contains("none") && text.contains("not found"), "{text}");
     let text = open(folder.path(), whole()).err().unwrap().to_string();
     assert!(text.contains("has no pictures"), "{text}");
+}
+
+#[test]
+fn a_disk_cache_serves_decoded_pictures_and_notices_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    (0..3).for_each(|i| picture(&folder.path().join(format!("train/a/{i}.png")), 4, 4, i));
+    let cached = || {
+        let cache = crate::disk_cache::DiskCache { folder: "cache".into(), budget: Count::lit(1) };
+        ImageFolder { root: "train".into(), disk_cache: Some(cache), cache: 0, ..whole() }
+    };
+    assert_eq!(first_values(&*open(folder.path(), cached()).unwrap().train), [0, 1, 2]);
+    let mut files = Vec::new();
+    for part in std::fs::read_dir(folder.path().join("cache")).unwrap() {
+        files.extend(std::fs::read_dir(part.unwrap().path()).unwrap().map(|e| e.unwrap().path()));
+    }
+    assert_eq!(files.len(), 3);
+    // What the cache holds is what is served: a file with other pixels and their check shows up.
+    for file in files {
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[24..].fill(9);
+        let check = blake3::hash(&bytes[24..]);
+        bytes[16..24].copy_from_slice(&check.as_bytes()[..8]);
+        std::fs::write(&file, bytes).unwrap();
+    }
+    assert_eq!(first_values(&*open(folder.path(), cached()).unwrap().train), [9, 9, 9]);
+    picture(&folder.path().join("train/a/1.png"), 4, 4, 77);
+    assert_eq!(first_values(&*open(folder.path(), cached()).unwrap().train), [9, 77, 9]);
 }

@@ -1,32 +1,66 @@
 //! Reading, shrinking and keeping of pictures.
 
-use super::scan::Files;
-use crate::decode;
+use super::{Files, Reading, skip};
+use crate::decode::{self, Decoding};
+use crate::disk_cache::Store;
 use crate::pixels::{Filter, Rect, resample};
-use pauc_traits::dataset::ImageSource;
+use pauc_traits::dataset::{ImageSource, Skipped};
 use pauc_traits::{Error, Image, ImageShape, Result};
 use rayon::prelude::*;
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use super::locator::Locator;
+
 /// How files become images, and what memory is left for them.
 pub(super) struct Reader {
-    pixel_limit: usize,
+    decoding: Decoding,
     shorter_side: Option<usize>,
+    disk: Option<Store>,
     /// Bytes that decoded images may still take.
     room: AtomicUsize,
 }
 
 impl Reader {
-    pub fn new(pixel_limit: usize, shorter_side: Option<usize>, room: usize) -> Self {
-        Reader { pixel_limit, shorter_side, room: AtomicUsize::new(room) }
+    pub fn new(reading: &Reading<'_>, disk: Option<Store>) -> Self {
+        let (r, g, b) = reading.background;
+        Reader {
+            decoding: Decoding { pixel_limit: reading.pixel_limit, background: [r, g, b] },
+            shorter_side: reading.shorter_side,
+            disk,
+            room: AtomicUsize::new(reading.cache.saturating_mul(1 << 20)),
+        }
     }
 
-    fn read(&self, path: &Path) -> Result<Image<'static>> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let image = decode::decode(&bytes, self.pixel_limit, path)?;
+    fn bytes(&self, at: &Locator) -> Result<Vec<u8>> {
+        // No format takes more than 16-bit RGBA for a pixel, and a mebibyte for what a camera writes besides.
+        at.read((self.decoding.pixel_limit as u64).saturating_mul(8).saturating_add(1 << 20))
+    }
+
+    fn read(&self, at: &Locator) -> Result<Image<'static>> {
+        let bytes = self.bytes(at)?;
+        let Some(disk) = &self.disk else { return self.decode(&bytes, at) };
+        let key = self.key(&bytes);
+        if let Some(image) = disk.get(&key) {
+            return Ok(image);
+        }
+        let image = self.decode(&bytes, at)?;
+        disk.put(&key, &image);
+        Ok(image)
+    }
+
+    /// The hash of all that a decoded picture depends on.
+    fn key(&self, bytes: &[u8]) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new_derive_key("pauc decoded picture 1");
+        hasher.update(&(self.shorter_side.unwrap_or(0) as u64).to_le_bytes());
+        hasher.update(&(self.decoding.pixel_limit as u64).to_le_bytes());
+        hasher.update(&self.decoding.background);
+        hasher.update(bytes).finalize()
+    }
+
+    fn decode(&self, bytes: &[u8], at: &Locator) -> Result<Image<'static>> {
+        let image = decode::decode(bytes, self.decoding, &at.path())?;
         let (height, width) = self.size(image.shape.height, image.shape.width);
         if (height, width) == (image.shape.height, image.shape.width) {
             return Ok(image);
@@ -43,9 +77,8 @@ impl Reader {
         }
     }
 
-    fn shape(&self, path: &Path) -> Result<ImageShape> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let (height, width) = decode::dimensions(&bytes, self.pixel_limit, path)?;
+    fn shape(&self, at: &Locator) -> Result<ImageShape> {
+        let (height, width) = decode::dimensions(&self.bytes(at)?, self.decoding.pixel_limit, &at.path())?;
         let (height, width) = self.size(height, width);
         Ok(ImageShape { height, width, channels: 3 })
     }
@@ -67,22 +100,20 @@ pub(super) struct Source {
 
 impl Source {
     pub fn new(files: Files, reader: Arc<Reader>) -> Self {
-        let cache = files.paths.iter().map(|_| OnceLock::new()).collect();
+        let cache = files.at.iter().map(|_| OnceLock::new()).collect();
         Source { files, shape: None, reader, cache }
     }
 
-    /// Decodes everything and leaves out what cannot be; the errors of what was left out, in order.
-    pub fn drop_unreadable(&mut self) -> Vec<Error> {
-        let outcome: Vec<Option<Error>> =
-            (0..self.len()).into_par_iter().map(|i| self.image(i).err()).collect();
+    /// Decodes everything and leaves out what cannot be; what was left out, in order.
+    pub fn drop_unreadable(&mut self) -> Vec<Skipped> {
+        let outcome: Vec<Option<Skipped>> = (0..self.len())
+            .into_par_iter()
+            .map(|i| self.image(i).err().map(|e| skip(self.name(i), &e)))
+            .collect();
         let keep: Vec<bool> = outcome.iter().map(Option::is_none).collect();
-        let kept = |i: usize| keep[i];
-        let Files { paths, labels } = std::mem::take(&mut self.files);
-        let paths: Vec<PathBuf> = paths.into_iter().enumerate().filter(|p| kept(p.0)).map(|p| p.1).collect();
-        let labels = labels.map(|l| l.into_iter().enumerate().filter(|p| kept(p.0)).map(|p| p.1).collect());
-        self.files = Files { paths, labels };
+        self.files = std::mem::take(&mut self.files).pick(|i| keep[i]);
         let cache = std::mem::take(&mut self.cache);
-        self.cache = cache.into_iter().enumerate().filter(|p| kept(p.0)).map(|p| p.1).collect();
+        self.cache = cache.into_iter().enumerate().filter(|p| keep[p.0]).map(|p| p.1).collect();
         outcome.into_iter().flatten().collect()
     }
 
@@ -90,9 +121,9 @@ impl Source {
     pub fn find_shape(&mut self) -> Result<()> {
         const AT_ONCE: usize = 256;
         let mut common = None;
-        for paths in self.files.paths.chunks(AT_ONCE) {
+        for files in self.files.at.chunks(AT_ONCE) {
             // Collected before the errors are looked at, so that it is always the first one that is reported.
-            let shapes: Vec<Result<ImageShape>> = paths.par_iter().map(|p| self.reader.shape(p)).collect();
+            let shapes: Vec<Result<ImageShape>> = files.par_iter().map(|p| self.reader.shape(p)).collect();
             let shapes = shapes.into_iter().collect::<Result<Vec<_>>>()?;
             let first = *common.get_or_insert(shapes[0]);
             if shapes.iter().any(|s| *s != first) {
@@ -106,7 +137,7 @@ impl Source {
 
 impl ImageSource for Source {
     fn len(&self) -> usize {
-        self.files.paths.len()
+        self.files.at.len()
     }
 
     fn shape(&self) -> Option<ImageShape> {
@@ -114,13 +145,13 @@ impl ImageSource for Source {
     }
 
     fn image(&self, index: usize) -> Result<Image<'_>> {
-        let (Some(path), Some(place)) = (self.files.paths.get(index), self.cache.get(index)) else {
+        let (Some(at), Some(place)) = (self.files.at.get(index), self.cache.get(index)) else {
             return Err(Error::config(format!("image {index} of a set of {}", self.len())));
         };
         if let Some(image) = place.get() {
             return Ok(Image { shape: image.shape, pixels: Cow::Borrowed(&image.pixels) });
         }
-        let image = self.reader.read(path)?;
+        let image = self.reader.read(at)?;
         if !self.reader.reserve(image.pixels.len()) {
             return Ok(image);
         }
@@ -129,7 +160,15 @@ impl ImageSource for Source {
         Ok(Image { shape: image.shape, pixels: Cow::Borrowed(&image.pixels) })
     }
 
+    fn name(&self, index: usize) -> String {
+        self.files.at.get(index).map_or_else(String::new, |at| at.path().display().to_string())
+    }
+
     fn labels(&self) -> Option<&[u32]> {
         self.files.labels.as_deref()
+    }
+
+    fn fine_labels(&self) -> Option<&[u32]> {
+        self.files.other_labels.as_deref()
     }
 }

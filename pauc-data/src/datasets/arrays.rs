@@ -1,0 +1,213 @@
+//! Images and labels that lie in arrays.
+
+use super::{names, splits};
+use crate::MemoryImages;
+use pauc_traits::dataset::Splits;
+use pauc_traits::{Error, ImageShape, Result};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// In which order an array of images of more than one channel has its axes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Layout {
+    /// N×H×W×C.
+    ChannelsLast,
+    /// N×C×H×W.
+    ChannelsFirst,
+}
+
+/// The types of number that arrays of images and labels have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Number {
+    /// Unsigned, of so many bytes.
+    Unsigned(usize),
+    /// Signed, of so many bytes.
+    Signed(usize),
+}
+
+impl Number {
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Number::Unsigned(n) | Number::Signed(n) => n,
+        }
+    }
+}
+
+/// An array, little-endian, last axis fastest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Array {
+    /// What it is called in messages: its file, and its name there.
+    pub origin: PathBuf,
+    /// The lengths of its axes.
+    pub shape: Vec<usize>,
+    /// The type of its numbers.
+    pub number: Number,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl Array {
+    /// The bytes that an array of `shape` has, if that is a possible number.
+    pub(super) fn size(shape: &[usize], number: Number) -> Option<usize> {
+        let all = shape.iter().try_fold(number.bytes(), |n, s| n.checked_mul(*s));
+        all.filter(|n| *n < 1 << 40)
+    }
+
+    fn damaged(&self, message: String) -> Error {
+        Error::damaged(&self.origin, message)
+    }
+
+    /// The array as class labels.
+    fn labels(&self) -> Result<Vec<u32>> {
+        if self.shape.len() != 1 {
+            return Err(self.damaged(format!("has {:?} values; labels are one after the other", self.shape)));
+        }
+        let size = self.number.bytes();
+        let one = |(i, bytes): (usize, &[u8])| {
+            let signed = matches!(self.number, Number::Signed(_)) && bytes[size - 1] >= 0x80;
+            let value = bytes.iter().rev().fold(0u64, |n, b| (n << 8) | u64::from(*b));
+            match u32::try_from(value) {
+                Ok(v) if !signed && v < 1 << 20 => Ok(v),
+                _ => Err(self.damaged(format!("label {i} is not one of 0..{}", (1 << 20) - 1))),
+            }
+        };
+        self.bytes.chunks_exact(size).enumerate().map(one).collect()
+    }
+
+    /// The array as images.
+    fn images(self, layout: Layout, labels: Option<Vec<u32>>) -> Result<MemoryImages> {
+        if self.number != Number::Unsigned(1) {
+            return Err(
+                self.damaged("has other numbers than bytes; images are unsigned bytes, 0 to 255".into())
+            );
+        }
+        let (height, width, channels) = match (&self.shape[..], layout) {
+            ([_, h, w], _) => (*h, *w, 1),
+            ([_, h, w, c], Layout::ChannelsLast) | ([_, c, h, w], Layout::ChannelsFirst) => (*h, *w, *c),
+            (other, _) => {
+                return Err(self
+                    .damaged(format!("has the shape {other:?}; images are N×H×W, or N×H×W×C by `layout`")));
+            }
+        };
+        if !matches!(channels, 1 | 3) {
+            let message = format!(
+                "has images of {channels} channels in the shape {:?}; 1 and 3 are possible, see `layout`",
+                self.shape
+            );
+            return Err(self.damaged(message));
+        }
+        if height == 0 || width == 0 || self.shape[0] == 0 {
+            return Err(self.damaged(format!("has no pixels: its shape is {:?}", self.shape)));
+        }
+        let shape = ImageShape { height, width, channels };
+        let mut pixels = self.bytes;
+        if layout == Layout::ChannelsFirst && channels == 3 {
+            let plane = height * width;
+            let mut picture = vec![0; shape.len()];
+            for image in pixels.chunks_exact_mut(shape.len()) {
+                for (p, pixel) in picture.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+                    *pixel = [image[p], image[plane + p], image[2 * plane + p]];
+                }
+                image.copy_from_slice(&picture);
+            }
+        }
+        MemoryImages::new(shape, pixels, labels)
+    }
+}
+
+/// The arrays of one split: images, and labels if there are any.
+pub(super) type Pair = (Array, Option<Array>);
+
+/// Splits of arrays. Classes are called by their numbers.
+pub(super) fn open(title: &str, train: Pair, test: Option<Pair>, layout: Layout) -> Result<Splits> {
+    let part = |(images, labels): Pair| -> Result<MemoryImages> {
+        let labels = labels.map(|l| l.labels().map(|v| (v, l.origin))).transpose()?;
+        if let Some((values, origin)) = &labels
+            && values.len() != images.shape.first().copied().unwrap_or(0)
+        {
+            let message =
+                format!("has {} labels for {:?} images", values.len(), images.shape.first().unwrap_or(&0));
+            return Err(Error::damaged(origin, message));
+        }
+        images.images(layout, labels.map(|l| l.0))
+    };
+    use pauc_traits::dataset::ImageSource;
+    let (train, test) = (part(train)?, test.map(part).transpose()?);
+    if let Some(test) = &test
+        && (test.shape() != train.shape() || test.labels().is_some() != train.labels().is_some())
+    {
+        return Err(Error::shape(
+            title,
+            "training and test images differ in shape, or only one of them has labels",
+        ));
+    }
+    let most = |m: &MemoryImages| m.labels().and_then(|l| l.iter().max().copied()).unwrap_or(0);
+    let classes = most(&train).max(test.as_ref().map_or(0, most)) + 1;
+    let classes: Vec<String> =
+        (0..classes).filter(|_| train.labels().is_some()).map(|c| c.to_string()).collect();
+    let classes: Vec<&str> = classes.iter().map(String::as_str).collect();
+    let shape = train.shape().map(|s| s.to_string()).unwrap_or_default();
+    let tests = test.as_ref().map_or(0, MemoryImages::len);
+    let description = format!("{title}: {} training and {tests} test images, {shape}", train.len());
+    Ok(splits(train, test, names(&classes), description))
+}
+
+/// The error of a file that cannot be opened.
+pub(super) fn bytes_of(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| super::cannot_open(path, e, "write the arrays there"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn array(shape: &[usize], number: Number, bytes: Vec<u8>) -> Array {
+        Array { origin: "a.npy".into(), shape: shape.to_vec(), number, bytes }
+    }
+
+    #[test]
+    fn layouts_become_pixels() {
+        use pauc_traits::dataset::ImageSource;
+        let bytes: Vec<u8> = (0..24).collect();
+        let of =
+            |shape: &[usize], layout| array(shape, Number::Unsigned(1), bytes.clone()).images(layout, None);
+        let first = of(&[2, 3, 2, 2], Layout::ChannelsFirst).unwrap();
+        assert_eq!(*first.image(1).unwrap().pixels, [12, 16, 20, 13, 17, 21, 14, 18, 22, 15, 19, 23]);
+        assert_eq!(of(&[2, 2, 2, 3], Layout::ChannelsLast).unwrap().pixels(), bytes);
+        assert_eq!(of(&[2, 3, 4], Layout::ChannelsFirst).unwrap().shape().unwrap().to_string(), "3×4×1");
+        assert!(of(&[2, 3, 2, 2], Layout::ChannelsLast).unwrap_err().to_string().contains("2 channels"));
+        assert!(of(&[24], Layout::ChannelsLast).unwrap_err().to_string().contains("N×H×W"));
+        assert!(of(&[0, 3, 4], Layout::ChannelsLast).is_err());
+        assert!(array(&[1, 1, 3], Number::Signed(1), vec![0; 3]).images(Layout::ChannelsLast, None).is_err());
+    }
+
+    #[test]
+    fn labels_of_every_width_are_read_and_negative_ones_refused() {
+        for number in [Number::Unsigned(1), Number::Signed(1), Number::Unsigned(4), Number::Signed(8)] {
+            let size = number.bytes();
+            let mut bytes = vec![0; 3 * size];
+            bytes[2 * size] = 100;
+            let labels = array(&[3], number, bytes.clone());
+            assert_eq!(labels.labels().unwrap(), [0, 0, 100]);
+            bytes[size..2 * size].fill(0xff);
+            let result = array(&[3], number, bytes).labels();
+            assert_eq!(result.is_ok(), number == Number::Unsigned(1), "{number:?}");
+        }
+        assert!(array(&[3, 1], Number::Unsigned(1), vec![0; 3]).labels().is_err());
+    }
+
+    #[test]
+    fn labels_and_images_belong_together() {
+        let images = |n: usize| array(&[n, 1, 2], Number::Unsigned(1), vec![7; 2 * n]);
+        let labels = |l: &[u8]| Some(array(&[l.len()], Number::Unsigned(1), l.to_vec()));
+        let splits =
+            open("x", (images(2), labels(&[0, 3])), Some((images(1), labels(&[4]))), Layout::ChannelsLast);
+        let splits = splits.unwrap();
+        assert_eq!(
+            (splits.classes.len(), splits.description),
+            (5, "x: 2 training and 1 test images, 1×2×1".into())
+        );
+        assert!(open("x", (images(2), labels(&[0])), None, Layout::ChannelsLast).is_err());
+        assert!(open("x", (images(2), None), Some((images(1), labels(&[4]))), Layout::ChannelsLast).is_err());
+    }
+}

@@ -1,0 +1,143 @@
+//! ImageNet and its parts.
+
+use super::image_folder::scan;
+use super::pictures::{self, picture_set};
+use pauc_traits::dataset::{Place, Splits};
+use pauc_traits::{Dataset, Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Which classes of ImageNet are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageNetSubset {
+    /// Every class folder that is there.
+    All,
+    /// The 100 classes of Tian, Krishnan & Isola, *Contrastive multiview coding*, 2019.
+    ImageNet100,
+}
+
+picture_set! {
+    /// ImageNet as it is distributed: folders `train` and `val`, in each a folder of JPEG files for every class,
+    /// called by its WordNet id such as `n01440764`.
+    ///
+    /// Labels are the ranks of the ids in their sorted order, over the classes of the subset. `subset: ImageNet100`
+    /// takes the 100 classes of contrastive multiview coding; its name and the hash of its list stand in the
+    /// description of a run's data. Source: Russakovsky et al., *ImageNet large scale visual recognition challenge*,
+    /// 2015.
+    pub struct ImageNet {
+        /// The folder that holds `train` and `val`.
+        pub root: PathBuf,
+        /// `All` or `ImageNet100`.
+        pub subset: ImageNetSubset = ImageNetSubset::All,
+    }
+}
+
+/// The list, one id a line, as its authors order it. Copyright 2020 Yonglong Tian, BSD 2-clause licence.
+static IMAGENET100: &str = include_str!("../../data/imagenet100.txt");
+
+/// The ids of ImageNet100 in sorted order.
+pub fn imagenet100() -> Vec<&'static str> {
+    let mut ids: Vec<_> = IMAGENET100.split_whitespace().collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// The first digits of the BLAKE3 hash of some ids, one a line.
+fn digest<S: AsRef<str>>(ids: &[S]) -> String {
+    let text: String = ids.iter().map(|i| format!("{}\n", i.as_ref())).collect();
+    blake3::hash(text.as_bytes()).to_hex()[..12].to_string()
+}
+
+fn is_id(name: &str) -> bool {
+    name.strip_prefix('n').is_some_and(|d| d.len() == 8 && d.bytes().all(|b| b.is_ascii_digit()))
+}
+
+impl Dataset for ImageNet {
+    fn open(&self, place: &Place) -> Result<Splits> {
+        let root = place.resolve(&self.root);
+        for part in ["train", "val"] {
+            if !root.join(part).is_dir() {
+                let remedy = "put ImageNet's folders there, one for each class".to_string();
+                return Err(Error::NotFound { path: root.join(part), remedy });
+            }
+        }
+        let list = imagenet100();
+        let (only, name) = match self.subset {
+            ImageNetSubset::All => (None, "ImageNet"),
+            ImageNetSubset::ImageNet100 => {
+                (Some(&*list), "ImageNet100 (classes of contrastive multiview coding")
+            }
+        };
+        let found = scan::scan(&root, 0.0, only)?;
+        if let Some(other) = found.classes.iter().find(|c| !is_id(c)) {
+            let message = "is no class of ImageNet, whose folders are called as n01440764 is; read other folders with ImageFolder";
+            return Err(Error::damaged(root.join("train").join(other), message));
+        }
+        if found.classes.is_empty() {
+            let message = "has pictures but no class folders; ImageNet's validation pictures have to be moved into folders of their classes";
+            return Err(Error::damaged(&root, message));
+        }
+        let close = if only.is_some() { ", list " } else { " (classes " };
+        let title = format!("{name}{close}{})", digest(&found.classes));
+        pictures::open(&title, &root, found, &self.reading(), place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pauc_traits::open_set::options;
+    use std::path::Path;
+
+    fn picture(path: &Path, value: u8) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let picture = image::RgbImage::from_pixel(4, 4, image::Rgb([value; 3]));
+        picture.save_with_format(path, image::ImageFormat::Png).unwrap();
+    }
+
+    fn open(root: &Path, fields: &str) -> Result<Splits> {
+        let set: ImageNet = options().from_str(&format!("ImageNet(root: \".\", {fields})")).unwrap();
+        set.open(&Place { base: root.to_path_buf() })
+    }
+
+    #[test]
+    fn the_list_has_a_hundred_ids() {
+        let ids = imagenet100();
+        assert_eq!((ids.len(), ids[0], ids[99]), (100, "n01558993", "n13040303"));
+        assert!(ids.windows(2).all(|w| w[0] < w[1]) && ids.iter().all(|i| is_id(i)));
+    }
+
+    #[test]
+    fn the_subset_takes_its_classes_and_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        for (i, id) in imagenet100().iter().enumerate().chain([(200, &"n00000001"), (201, &"n99999999")]) {
+            picture(&folder.path().join(format!("train/{id}/a.JPEG")), i as u8);
+            picture(&folder.path().join(format!("val/{id}/b.JPEG")), i as u8);
+        }
+        let all = open(folder.path(), "").unwrap();
+        assert_eq!((all.classes.len(), &*all.classes[0]), (102, "n00000001"));
+        let part = open(folder.path(), "subset: ImageNet100").unwrap();
+        assert_eq!((part.train.len(), part.train.labels().unwrap()[99]), (100, 99));
+        let test = part.test.as_ref().unwrap();
+        assert_eq!((test.len(), test.image(3).unwrap().pixels[0]), (100, 3));
+        let text = &part.description;
+        assert!(text.starts_with("ImageNet100 (classes of contrastive multiview coding, list "), "{text}");
+        assert!(text.contains(&digest(&imagenet100())), "{text}");
+        std::fs::remove_dir_all(folder.path().join("train/n13037406")).unwrap();
+        let text = open(folder.path(), "subset: ImageNet100").err().unwrap().to_string();
+        assert!(text.contains("1 of 100 classes, such as n13037406"), "{text}");
+    }
+
+    #[test]
+    fn other_folders_are_refused_with_the_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = || open(folder.path(), "").err().unwrap().to_string();
+        assert!(error().contains("train: not found"), "{}", error());
+        picture(&folder.path().join("train/bird/a.png"), 1);
+        picture(&folder.path().join("val/bird/a.png"), 1);
+        assert!(error().contains("ImageFolder"), "{}", error());
+        picture(&folder.path().join("val/loose.png"), 1);
+        std::fs::remove_dir_all(folder.path().join("val/bird")).unwrap();
+        assert!(error().contains("has classes, the other has none"), "{}", error());
+    }
+}

@@ -1,0 +1,129 @@
+//! Where an encoded picture lies: a file of its own, or a stretch of an archive.
+
+use pauc_traits::{Error, Result};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where an encoded picture lies.
+#[derive(Clone, Debug)]
+pub(in super::super) enum Locator {
+    /// In a file of its own; `key` names it independently of where the set lies.
+    File { path: PathBuf, key: String },
+    /// In an archive.
+    Part { archive: Arc<Archive>, name: String, at: u64, len: u64 },
+}
+
+/// An archive that pictures are read from in place.
+#[derive(Debug)]
+pub(in super::super) struct Archive {
+    pub path: PathBuf,
+    pub content: Content,
+}
+
+/// What an archive is read from.
+#[derive(Debug)]
+pub(in super::super) enum Content {
+    /// The file itself.
+    Plain(Shared),
+    /// The pictures of a compressed archive, unpacked, one after the other.
+    Unpacked(Vec<u8>),
+}
+
+impl Locator {
+    /// The file `path` of a set that lies in `root`.
+    pub fn file(path: PathBuf, root: &Path) -> Self {
+        let relative = path.strip_prefix(root).unwrap_or(&path);
+        let parts = relative.components().map(|c| c.as_os_str().to_string_lossy().into_owned());
+        let key = parts.collect::<Vec<_>>().join("/");
+        Locator::File { path, key }
+    }
+
+    /// A name that does not depend on where the set lies.
+    pub fn key(&self) -> String {
+        match self {
+            Locator::File { key, .. } => key.clone(),
+            Locator::Part { name, .. } => name.clone(),
+        }
+    }
+
+    /// The path, for messages; inside an archive that of the archive, then the name in it.
+    pub fn path(&self) -> PathBuf {
+        match self {
+            Locator::File { path, .. } => path.clone(),
+            Locator::Part { archive, name, .. } => archive.path.join(name),
+        }
+    }
+
+    /// The encoded picture. Its memory is bounded by what is there, and by `limit`.
+    pub fn read(&self, limit: u64) -> Result<Vec<u8>> {
+        let too_large = |n: u64| {
+            Error::damaged(
+                self.path(),
+                format!("has {n} bytes, more than a picture within the pixel limit can have"),
+            )
+        };
+        match self {
+            Locator::File { path, .. } => {
+                let failed = |e| Error::io(path, e);
+                let file = File::open(path).map_err(failed)?;
+                let size = file.metadata().map_err(failed)?.len();
+                if size > limit {
+                    return Err(too_large(size));
+                }
+                let mut bytes = Vec::with_capacity(size as usize);
+                file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
+                Ok(bytes)
+            }
+            Locator::Part { len, .. } if *len > limit => Err(too_large(*len)),
+            Locator::Part { archive, at, len, .. } => match &archive.content {
+                Content::Plain(file) => file.read(*at, *len as usize).map_err(|e| Error::io(self.path(), e)),
+                Content::Unpacked(bytes) => {
+                    let part = bytes.get(*at as usize..(*at + *len) as usize);
+                    part.map(<[u8]>::to_vec)
+                        .ok_or_else(|| Error::damaged(self.path(), "lies outside its archive"))
+                }
+            },
+        }
+    }
+}
+
+/// A file that threads read from at the same time.
+#[cfg(unix)]
+#[derive(Debug)]
+pub(in super::super) struct Shared(File);
+
+#[cfg(unix)]
+impl Shared {
+    pub fn new(file: File) -> Self {
+        Shared(file)
+    }
+
+    fn read(&self, at: u64, len: usize) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        std::os::unix::fs::FileExt::read_exact_at(&self.0, &mut bytes, at)?;
+        Ok(bytes)
+    }
+}
+
+/// A file that threads read from one after the other.
+#[cfg(not(unix))]
+#[derive(Debug)]
+pub(in super::super) struct Shared(std::sync::Mutex<File>);
+
+#[cfg(not(unix))]
+impl Shared {
+    pub fn new(file: File) -> Self {
+        Shared(std::sync::Mutex::new(file))
+    }
+
+    fn read(&self, at: u64, len: usize) -> std::io::Result<Vec<u8>> {
+        use std::io::{Seek, SeekFrom};
+        let mut file = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        file.seek(SeekFrom::Start(at))?;
+        let mut bytes = vec![0; len];
+        file.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,238 @@
+//! What all datasets of picture files share: fields, reading, leaving out, splitting.
+
+pub(super) mod locator;
+mod source;
+
+use crate::disk_cache::{DiskCache, Store};
+use crate::memory::Moments;
+use locator::Locator;
+use pauc_traits::dataset::{ImageSource, Place, Skipped, Splits};
+use pauc_traits::{Error, Result};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use source::{Reader, Source};
+use std::path::Path;
+use std::sync::Arc;
+
+/// What happens with a picture that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum OnError {
+    /// The run stops at it.
+    Fail,
+    /// It is left out and listed, if there are no more than `max`. All files are decoded once when the set is
+    /// opened, so that what is left out does not depend on the course of the run.
+    Skip {
+        /// How many may be left out.
+        max: usize,
+    },
+}
+
+/// Declares a dataset of picture files: its own fields and those that all such sets share.
+macro_rules! picture_set {
+    (
+        $(#[doc = $doc:literal])*
+        pub struct $name:ident {
+            $( $(#[doc = $fdoc:literal])* pub $field:ident : $ty:ty $(= $default:expr)?, )*
+        }
+    ) => {
+        pauc_traits::component! {
+            $(#[doc = $doc])*
+            pub struct $name: Dataset {
+                $( $(#[doc = $fdoc])* pub $field: $ty $(= $default)?, )*
+                /// `Fail` to stop at a picture that cannot be read, `Skip(max: n)` to leave out up to n of them;
+                /// they are listed in `data_errors.jsonl` of the run.
+                pub on_error: $crate::datasets::OnError = $crate::datasets::OnError::Fail,
+                /// Pictures whose shorter side is longer than this many pixels are shrunk to it when they are
+                /// read, so that more of them stay in memory.
+                pub shorter_side: Option<pauc_traits::Count> = None,
+                /// The red, green and blue that show through where a picture is transparent.
+                pub background: (u8, u8, u8) = (255, 255, 255),
+                /// The memory for decoded pictures in MiB. Those that find room stay; the others are read again
+                /// every time.
+                pub cache: usize = 2048,
+                /// Decoded pictures on disk as well, such as `(folder: "cache", budget: 20000)` with MiB; worth it
+                /// for large pictures with `shorter_side`.
+                pub disk_cache: Option<$crate::disk_cache::DiskCache> = None,
+                /// The largest picture in pixels. A larger one is an error: its file may be made to exhaust memory.
+                pub pixel_limit: pauc_traits::Count = pauc_traits::Count::lit($crate::decode::PIXEL_LIMIT),
+            }
+        }
+
+        impl $name {
+            fn reading(&self) -> $crate::datasets::pictures::Reading<'_> {
+                $crate::datasets::pictures::Reading {
+                    on_error: self.on_error,
+                    shorter_side: self.shorter_side.map(pauc_traits::Count::get),
+                    background: self.background,
+                    cache: self.cache,
+                    disk_cache: self.disk_cache.as_ref(),
+                    pixel_limit: self.pixel_limit.get(),
+                }
+            }
+        }
+    };
+}
+pub(super) use picture_set;
+
+/// The fields that all sets share.
+pub(super) struct Reading<'a> {
+    pub on_error: OnError,
+    pub shorter_side: Option<usize>,
+    pub background: (u8, u8, u8),
+    pub cache: usize,
+    pub disk_cache: Option<&'a DiskCache>,
+    pub pixel_limit: usize,
+}
+
+/// Pictures, in order, with their labels.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    pub at: Vec<Locator>,
+    pub labels: Option<Vec<u32>>,
+    pub other_labels: Option<Vec<u32>>,
+}
+
+/// What was found, before any picture is read.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub train: Files,
+    pub test: Option<Files>,
+    pub classes: Vec<String>,
+    /// What a reader of the report should know.
+    pub notes: Vec<String>,
+}
+
+/// How many training images the statistics are taken of.
+const SAMPLED: usize = 512;
+
+/// Reads what has to be known beforehand and makes splits of what was found in `origin`.
+pub(super) fn open(
+    title: &str,
+    origin: &Path,
+    mut found: Found,
+    reading: &Reading<'_>,
+    place: &Place,
+) -> Result<Splits> {
+    let disk = reading
+        .disk_cache
+        .map(|c| Store::open(&place.resolve(&c.folder), (c.budget.get() as u64).saturating_mul(1 << 20)));
+    let reader = Arc::new(Reader::new(reading, disk.transpose()?));
+    let mut train = Source::new(found.train, reader.clone());
+    let mut test = found.test.map(|files| Source::new(files, reader));
+    let mut skipped = Vec::new();
+    if let OnError::Skip { max } = reading.on_error {
+        skipped = train.drop_unreadable();
+        skipped.extend(test.iter_mut().flat_map(Source::drop_unreadable));
+        if let Some(first) = skipped.first().filter(|_| skipped.len() > max) {
+            return Err(Error::damaged(
+                origin,
+                format!(
+                    "{} pictures cannot be read, more than on_error: Skip(max: {max}); first: {}: {}",
+                    skipped.len(),
+                    first.path,
+                    first.reason
+                ),
+            ));
+        }
+        if !skipped.is_empty() {
+            found.notes.push(format!("{} unreadable pictures left out", skipped.len()));
+        }
+    }
+    if train.is_empty() {
+        return Err(Error::damaged(origin, "has no training images that can be read"));
+    }
+    train.find_shape()?;
+    test.iter_mut().try_for_each(Source::find_shape)?;
+    let statistics = statistics(&train)?;
+    let tests = test.as_ref().map_or(0, Source::len);
+    let notes: String = found.notes.iter().map(|n| format!(", {n}")).collect();
+    let description = format!(
+        "{title}: {} training and {tests} test images in {} classes{notes}",
+        train.len(),
+        found.classes.len()
+    );
+    let test = test.filter(|t| !t.is_empty()).map(|t| Arc::new(t) as Arc<_>);
+    Ok(Splits { train: Arc::new(train), test, classes: found.classes, statistics, description, skipped })
+}
+
+/// Mean and deviation of evenly spaced images.
+fn statistics(train: &Source) -> Result<Vec<(f32, f32)>> {
+    let count = train.len().min(SAMPLED);
+    let moments = (0..count).into_par_iter().map(|i| {
+        let image = train.image(i * train.len() / count)?;
+        Ok(Moments::of(&image.pixels, image.shape.channels))
+    });
+    // Collected before the errors are looked at, so that it is always the first one that is reported.
+    let moments: Vec<Result<Moments>> = moments.collect();
+    let total = moments.into_iter().try_fold(Moments::none(), |a, b| Ok::<_, Error>(a.join(b?)))?;
+    Ok(total.statistics())
+}
+
+/// Which of the pictures called `names`, all of one class, are kept for testing: ⌊fraction·n + ½⌋, those whose names
+/// have the smallest hashes, so that new pictures move few of the old ones from one part to the other.
+pub(super) fn kept_for_testing(names: &[String], fraction: f64) -> Vec<bool> {
+    let own: Vec<[u8; 32]> = names.iter().map(|n| *blake3::hash(n.as_bytes()).as_bytes()).collect();
+    let mut hashes = own.clone();
+    hashes.sort_unstable();
+    let tests = (fraction * names.len() as f64 + 0.5) as usize;
+    let limit = hashes.get(tests); // the first hash that stays; none if all go
+    own.iter().map(|h| limit.is_none_or(|l| h < l)).collect()
+}
+
+impl Files {
+    fn pick(self, keep: impl Fn(usize) -> bool) -> Files {
+        fn filtered<T>(all: Vec<T>, keep: &impl Fn(usize) -> bool) -> Vec<T> {
+            all.into_iter().enumerate().filter(|p| keep(p.0)).map(|p| p.1).collect()
+        }
+        Files {
+            at: filtered(self.at, &keep),
+            labels: self.labels.map(|l| filtered(l, &keep)),
+            other_labels: self.other_labels.map(|l| filtered(l, &keep)),
+        }
+    }
+
+    /// Parts into training and test pictures, class by class if there are labels.
+    pub fn split(self, fraction: f64) -> (Files, Option<Files>) {
+        let mut groups = std::collections::BTreeMap::<u32, Vec<usize>>::new();
+        for i in 0..self.at.len() {
+            groups.entry(self.labels.as_ref().map_or(0, |l| l[i])).or_default().push(i);
+        }
+        let mut test = vec![false; self.at.len()];
+        for group in groups.values() {
+            let names: Vec<String> = group.iter().map(|i| self.at[*i].key()).collect();
+            kept_for_testing(&names, fraction).into_iter().zip(group).for_each(|(t, i)| test[*i] = t);
+        }
+        let copy = Files {
+            at: self.at.clone(),
+            labels: self.labels.clone(),
+            other_labels: self.other_labels.clone(),
+        };
+        let tests = copy.pick(|i| test[i]);
+        (self.pick(|i| !test[i]), (!tests.at.is_empty()).then_some(tests))
+    }
+}
+
+/// Numbers for labels that are text: classes in the order of their names, or of their values if all are numbers.
+pub(super) fn number_labels(texts: &[&[String]]) -> (Vec<String>, Vec<Vec<u32>>) {
+    let mut classes: Vec<&String> = texts.iter().flat_map(|t| t.iter()).collect();
+    classes.sort_unstable();
+    classes.dedup();
+    if let Ok(mut numbers) =
+        classes.iter().map(|c| c.parse::<u64>().map(|n| (n, *c))).collect::<Result<Vec<_>, _>>()
+    {
+        numbers.sort_unstable();
+        classes = numbers.into_iter().map(|n| n.1).collect();
+    }
+    let index: std::collections::HashMap<&String, u32> =
+        classes.iter().zip(0u32..).map(|(c, i)| (*c, i)).collect();
+    let labels = texts.iter().map(|t| t.iter().map(|l| index[l]).collect()).collect();
+    (classes.into_iter().cloned().collect(), labels)
+}
+
+/// A picture that cannot be read, for the list.
+fn skip(name: String, error: &Error) -> Skipped {
+    let text = error.to_string();
+    let reason = text.strip_prefix(&format!("{name}: ")).unwrap_or(&text).to_string();
+    Skipped { path: name, reason }
+}

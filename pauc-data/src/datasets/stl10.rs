@@ -1,0 +1,182 @@
+//! STL-10.
+
+use super::{cannot_open, find_folder, names, splits};
+use crate::MemoryImages;
+use pauc_traits::dataset::{Place, Splits};
+use pauc_traits::{Dataset, Error, ImageShape, Result, component};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Which training images are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StlPart {
+    /// The 5 000 with labels.
+    Labelled,
+    /// The 100 000 without.
+    Unlabelled,
+    /// Both, the labelled first; no labels.
+    Both,
+}
+
+component! {
+    /// STL-10: 5 000 labelled and 100 000 unlabelled training photographs and 8 000 test photographs, 96×96 RGB, 10
+    /// classes.
+    ///
+    /// Reads the binary version. The unlabelled images take 2.6 GiB of memory. Source: Coates, Lee & Ng, *An analysis
+    /// of single-layer networks in unsupervised feature learning*, 2011; files at
+    /// <http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz>.
+    pub struct Stl10: Dataset {
+        /// The folder `stl10_binary` or the one above it.
+        pub root: PathBuf,
+        /// `Labelled`, `Unlabelled` or `Both`. Only labelled images have labels for probes and terms.
+        pub train: StlPart = StlPart::Labelled,
+    }
+}
+
+const CLASSES: [&str; 10] =
+    ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"];
+/// The shape of every picture.
+pub const SHAPE: ImageShape = ImageShape { height: 96, width: 96, channels: 3 };
+const REMEDY: &str = "unpack http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz there";
+
+/// Appends pictures: three planes each, red, green, blue, column by column.
+///
+/// # Errors
+/// If `bytes` are no whole number of pictures, or none.
+pub fn unpack(bytes: &[u8], pixels: &mut Vec<u8>, path: &Path) -> Result<()> {
+    if bytes.is_empty() || !bytes.len().is_multiple_of(SHAPE.len()) {
+        let message = format!(
+            "is truncated: pictures of {} bytes expected, {} bytes found; fetch it again",
+            SHAPE.len(),
+            bytes.len()
+        );
+        return Err(Error::damaged(path, message));
+    }
+    const PLANE: usize = SHAPE.height * SHAPE.width;
+    let at = pixels.len();
+    pixels.resize(at + bytes.len(), 0);
+    let pictures = pixels[at..].chunks_exact_mut(SHAPE.len()).zip(bytes.chunks_exact(SHAPE.len()));
+    for (picture, planes) in pictures {
+        for (p, pixel) in picture.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+            let place = p % SHAPE.width * SHAPE.height + p / SHAPE.width;
+            *pixel = [planes[place], planes[PLANE + place], planes[2 * PLANE + place]];
+        }
+    }
+    Ok(())
+}
+
+/// Labels 1 to 10 become 0 to 9.
+///
+/// # Errors
+/// If there are not `count` of them, or one is another number.
+pub fn labels(bytes: &[u8], count: usize, path: &Path) -> Result<Vec<u32>> {
+    if bytes.len() != count {
+        return Err(Error::damaged(path, format!("has {} labels for {count} pictures", bytes.len())));
+    }
+    let one = |(i, b): (usize, &u8)| match b {
+        1..=10 => Ok(u32::from(b - 1)),
+        _ => Err(Error::damaged(path, format!("label {b} of picture {i} is not one of 1..10"))),
+    };
+    bytes.iter().enumerate().map(one).collect()
+}
+
+/// Appends the pictures of a file, a part at a time, so that they are in memory once.
+fn append(path: &Path, pixels: &mut Vec<u8>) -> Result<()> {
+    let mut file = File::open(path).map_err(|e| cannot_open(path, e, REMEDY))?;
+    let mut part = Vec::new();
+    let before = pixels.len();
+    loop {
+        part.clear();
+        let chunk = (SHAPE.len() * 512) as u64;
+        file.by_ref().take(chunk).read_to_end(&mut part).map_err(|e| Error::io(path, e))?;
+        if part.is_empty() && pixels.len() > before {
+            return Ok(());
+        }
+        unpack(&part, pixels, path)?;
+    }
+}
+
+impl Dataset for Stl10 {
+    fn open(&self, place: &Place) -> Result<Splits> {
+        let has = |f: &Path| f.join("test_X.bin").is_file();
+        let folder = find_folder(&place.resolve(&self.root), &["stl10_binary"], has, REMEDY)?;
+        let labelled = |part: &str| -> Result<(Vec<u8>, Vec<u32>)> {
+            let mut pixels = Vec::new();
+            append(&folder.join(format!("{part}_X.bin")), &mut pixels)?;
+            let path = folder.join(format!("{part}_y.bin"));
+            let bytes = std::fs::read(&path).map_err(|e| cannot_open(&path, e, REMEDY))?;
+            let labels = labels(&bytes, pixels.len() / SHAPE.len(), &path)?;
+            Ok((pixels, labels))
+        };
+        let (mut pixels, mut known) = (Vec::new(), None);
+        if self.train != StlPart::Unlabelled {
+            let (read, labels) = labelled("train")?;
+            (pixels, known) = (read, Some(labels));
+        }
+        if self.train != StlPart::Labelled {
+            append(&folder.join("unlabeled_X.bin"), &mut pixels)?;
+            known = None;
+        }
+        let train = MemoryImages::new(SHAPE, pixels, known)?;
+        let (pixels, known) = labelled("test")?;
+        let test = MemoryImages::new(SHAPE, pixels, Some(known))?;
+        let count = |m: &MemoryImages| m.pixels().len() / SHAPE.len();
+        let kind = match self.train {
+            StlPart::Labelled => "labelled",
+            StlPart::Unlabelled => "unlabelled",
+            StlPart::Both => "labelled and unlabelled",
+        };
+        let description =
+            format!("STL-10: {} {kind} training and {} test images, {SHAPE}", count(&train), count(&test));
+        Ok(splits(train, Some(test), names(&CLASSES), description))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pictures with red = their number, green = row, blue = column.
+    fn file(count: usize) -> Vec<u8> {
+        let plane = |value: &dyn Fn(usize, usize) -> usize| -> Vec<u8> {
+            (0..96).flat_map(|x| (0..96).map(move |y| (y, x))).map(|(y, x)| value(y, x) as u8).collect()
+        };
+        (0..count).flat_map(|i| [plane(&|_, _| i), plane(&|y, _| y), plane(&|_, x| x)].concat()).collect()
+    }
+
+    #[test]
+    fn columns_become_rows_and_parts_are_joined() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: Vec<u8>| std::fs::write(folder.path().join(name), bytes).unwrap();
+        write("train_X.bin", file(3));
+        write("train_y.bin", vec![1, 10, 2]);
+        write("test_X.bin", file(2));
+        write("test_y.bin", vec![3, 3]);
+        let place = Place { base: folder.path().to_path_buf() };
+        let open = |train| Stl10 { root: ".".into(), train }.open(&place);
+        let splits = open(StlPart::Labelled).unwrap();
+        assert_eq!(splits.train.labels().unwrap(), [0, 9, 1]);
+        assert_eq!(splits.train.image(2).unwrap().pixels[(5 * 96 + 70) * 3..][..3], [2, 5, 70]);
+        let text = open(StlPart::Both).err().unwrap().to_string();
+        assert!(text.contains("unlabeled_X.bin: not found"), "{text}");
+        write("unlabeled_X.bin", file(4));
+        let splits = open(StlPart::Both).unwrap();
+        assert_eq!((splits.train.len(), splits.train.labels(), splits.test.unwrap().len()), (7, None, 2));
+        assert_eq!(
+            splits.description,
+            "STL-10: 7 labelled and unlabelled training and 2 test images, 96×96×3"
+        );
+        assert_eq!(open(StlPart::Unlabelled).unwrap().train.len(), 4);
+        write("train_y.bin", vec![1, 11, 2]);
+        assert!(open(StlPart::Labelled).err().unwrap().to_string().contains("label 11 of picture 1"));
+        write("train_y.bin", vec![1]);
+        assert!(open(StlPart::Labelled).err().unwrap().to_string().contains("1 labels for 3 pictures"));
+        write("train_X.bin", file(1)[..100].to_vec());
+        assert!(open(StlPart::Labelled).err().unwrap().to_string().contains("100 bytes found"));
+        write("test_X.bin", Vec::new());
+        write("train_X.bin", Vec::new());
+        assert!(open(StlPart::Labelled).err().unwrap().to_string().contains("truncated"));
+    }
+}

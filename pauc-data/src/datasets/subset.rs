@@ -1,0 +1,225 @@
+//! A part of another dataset.
+
+use pauc_traits::dataset::{ImageSource, Place, Splits};
+use pauc_traits::registry::kind;
+use pauc_traits::{Configured, Count, Dataset, Error, Image, ImageShape, Result, component};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Which of a class's images are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Share {
+    /// All.
+    All,
+    /// ⌈1 %⌉ of each class.
+    Percent1,
+    /// ⌈10 %⌉ of each class.
+    Percent10,
+    /// At most so many of each class.
+    PerClass(Count),
+}
+
+component! {
+    /// A part of another dataset: some classes, or some images of each.
+    ///
+    /// Which images those are is fixed: they are the ones whose place in the set has the smallest hash within their
+    /// class, so that a larger share contains the smaller ones, and the same set gives the same part in every run.
+    /// Its name and the hash of the chosen places stand in the description of a run's data. Without labels all images
+    /// are one class. The statistics for normalisation remain those of the whole.
+    pub struct Subset: Dataset {
+        /// The whole.
+        pub of: Configured<kind::Dataset>,
+        /// The classes that are taken, by name; none: all. They keep their order and are numbered anew.
+        pub classes: Vec<String> = Vec::new(),
+        /// The share of the training images: `All`, `Percent1`, `Percent10` or `PerClass(n)`.
+        pub train: Share = Share::All,
+        /// The share of the test images.
+        pub test: Share = Share::All,
+    }
+}
+
+impl Share {
+    /// The name in reports.
+    fn name(self) -> String {
+        match self {
+            Share::All => "all".into(),
+            Share::Percent1 => "1 % of each class".into(),
+            Share::Percent10 => "10 % of each class".into(),
+            Share::PerClass(n) => format!("{n} of each class"),
+        }
+    }
+
+    /// The places that are taken of images with these `labels` (`None`: of one class) of which there are `count`, in
+    /// order.
+    pub fn choose(self, labels: Option<&[u32]>, count: usize) -> Vec<u32> {
+        let mut classes = BTreeMap::<u32, Vec<([u8; 32], u32)>>::new();
+        for i in 0..count.min(u32::MAX as usize) as u32 {
+            let hash = *blake3::hash(&u64::from(i).to_le_bytes()).as_bytes();
+            classes.entry(labels.map_or(0, |l| l[i as usize])).or_default().push((hash, i));
+        }
+        let mut chosen = Vec::new();
+        for mut all in classes.into_values() {
+            let n = match self {
+                Share::All => all.len(),
+                Share::Percent1 => all.len().div_ceil(100),
+                Share::Percent10 => all.len().div_ceil(10),
+                Share::PerClass(n) => n.get().min(all.len()),
+            };
+            all.sort_unstable();
+            chosen.extend(all[..n].iter().map(|a| a.1));
+        }
+        chosen.sort_unstable();
+        chosen
+    }
+}
+
+/// Some images of another source.
+struct Part {
+    of: Arc<dyn ImageSource>,
+    ids: Vec<u32>,
+    labels: Option<Vec<u32>>,
+    other_labels: Option<Vec<u32>>,
+}
+
+impl ImageSource for Part {
+    fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    fn shape(&self) -> Option<ImageShape> {
+        self.of.shape()
+    }
+
+    fn image(&self, index: usize) -> Result<Image<'_>> {
+        match self.ids.get(index) {
+            Some(id) => self.of.image(*id as usize),
+            None => Err(Error::config(format!("image {index} of a set of {}", self.len()))),
+        }
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.ids.get(index).map_or_else(String::new, |id| self.of.name(*id as usize))
+    }
+
+    fn labels(&self) -> Option<&[u32]> {
+        self.labels.as_deref()
+    }
+
+    fn fine_labels(&self) -> Option<&[u32]> {
+        self.other_labels.as_deref()
+    }
+}
+
+impl Part {
+    /// The share of the images whose class `renumber` keeps.
+    fn new(of: Arc<dyn ImageSource>, share: Share, renumber: Option<&[Option<u32>]>) -> Self {
+        let kept = |i: &u32| match (renumber, of.labels()) {
+            (Some(new), Some(labels)) => new[labels[*i as usize] as usize].is_some(),
+            _ => true,
+        };
+        let ids: Vec<u32> = share.choose(of.labels(), of.len()).into_iter().filter(kept).collect();
+        let pick =
+            |labels: Option<&[u32]>| labels.map(|l| ids.iter().map(|i| l[*i as usize]).collect::<Vec<_>>());
+        let mut labels = pick(of.labels());
+        if let (Some(new), Some(labels)) = (renumber, &mut labels) {
+            labels.iter_mut().for_each(|l| *l = new[*l as usize].unwrap_or(0));
+        }
+        let other_labels = pick(of.fine_labels());
+        Part { of, ids, labels, other_labels }
+    }
+
+    fn digest(&self) -> String {
+        let bytes: Vec<u8> = self.ids.iter().flat_map(|i| i.to_le_bytes()).collect();
+        blake3::hash(&bytes).to_hex()[..12].to_string()
+    }
+}
+
+impl Dataset for Subset {
+    fn open(&self, place: &Place) -> Result<Splits> {
+        let whole = self.of.open(place)?;
+        if let Some(name) = self.classes.iter().find(|c| !whole.classes.contains(c)) {
+            let near = pauc_traits::registry::did_you_mean(name, whole.classes.iter().map(String::as_str));
+            let near = near.map(|n| format!("; did you mean {n:?}?")).unwrap_or_default();
+            let message = format!("Subset: no class is called {name:?} in {}{near}", whole.description);
+            return Err(Error::config(message));
+        }
+        let (mut classes, mut renumber) = (whole.classes.clone(), None);
+        if !self.classes.is_empty() {
+            classes.retain(|c| self.classes.contains(c));
+            let new = |c: &String| classes.iter().position(|k| k == c).map(|p| p as u32);
+            renumber = Some(whole.classes.iter().map(new).collect::<Vec<_>>());
+        }
+        let train = Part::new(whole.train, self.train, renumber.as_deref());
+        if train.ids.is_empty() {
+            return Err(Error::config("Subset: no training image is left"));
+        }
+        let test = whole.test.map(|t| Part::new(t, self.test, renumber.as_deref()));
+        let chosen =
+            if self.classes.is_empty() { String::new() } else { format!(" in {} classes", classes.len()) };
+        let description = format!(
+            "{} of the training images{chosen} ({}, places {}), {} test images, of {}",
+            self.train.name(),
+            train.ids.len(),
+            train.digest(),
+            test.as_ref().map_or(0, |t| t.ids.len()),
+            whole.description
+        );
+        let test = test.filter(|t| !t.ids.is_empty()).map(|t| Arc::new(t) as Arc<_>);
+        let (statistics, skipped) = (whole.statistics, whole.skipped);
+        Ok(Splits { train: Arc::new(train), test, classes, statistics, description, skipped })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pauc_traits::open_set::options;
+    use std::path::PathBuf;
+
+    fn open(fields: &str) -> Result<Splits> {
+        let text = format!("Subset(of: Shapes(count: 400, size: 8, classes: 4), {fields})");
+        options().from_str::<Subset>(&text).unwrap().open(&Place { base: PathBuf::new() })
+    }
+
+    #[test]
+    fn shares_are_fixed_nested_and_balanced() {
+        let labels: Vec<u32> = (0..1000).map(|i| i % 3).collect();
+        let choose = |s: Share| s.choose(Some(&labels), 1000);
+        let (one, ten) = (choose(Share::Percent1), choose(Share::Percent10));
+        assert_eq!((one.len(), ten.len(), choose(Share::All).len()), (4 * 3, 34 * 3, 1000));
+        assert!(one.iter().all(|i| ten.contains(i)) && one.is_sorted());
+        assert_eq!(choose(Share::PerClass(Count::lit(34))), ten);
+        for class in 0..3 {
+            assert_eq!(one.iter().filter(|i| labels[**i as usize] == class).count(), 4);
+        }
+        // The list is part of the recipe language: it may never change.
+        assert_eq!(Share::Percent1.choose(None, 300), FIXED);
+        assert_eq!(Share::Percent1.choose(None, 0), [0u32; 0]);
+    }
+
+    const FIXED: [u32; 3] = [45, 48, 258];
+
+    #[test]
+    fn classes_are_chosen_by_name_and_numbered_anew() {
+        let whole = open("").unwrap();
+        let part = open("classes: [\"triangle\", \"square\"], train: PerClass(5), test: Percent10").unwrap();
+        assert_eq!(part.classes, ["square", "triangle"]);
+        let labels = part.train.labels().unwrap();
+        assert_eq!((labels.len(), labels.iter().filter(|l| **l == 1).count()), (10, 5));
+        assert_eq!(part.test.as_ref().unwrap().len(), 2 * 2);
+        // Every image is one of the whole's, with its label.
+        for (i, label) in labels.iter().enumerate() {
+            let image = part.train.image(i).unwrap();
+            let same = |j: &usize| whole.train.image(*j).unwrap() == image;
+            let at = (0..400).find(same).unwrap();
+            assert_eq!(whole.train.labels().unwrap()[at], label + 1);
+        }
+        assert!(
+            part.description.starts_with("5 of each class of the training images in 2 classes (10, places ")
+        );
+        assert!(part.train.image(10).is_err());
+        let text = open("classes: [\"sqare\"]").err().unwrap().to_string();
+        assert!(text.contains("did you mean \"square\""), "{text}");
+    }
+}

@@ -1,0 +1,170 @@
+//! Pictures in tar archives.
+
+mod index;
+mod scan;
+
+use super::pictures::locator::{Archive, Content, Locator, Shared};
+use super::pictures::{self, Files, Found, number_labels, picture_set};
+use index::Index;
+use pauc_traits::dataset::{Place, Splits};
+use pauc_traits::{Count, Dataset, Error, Result, UnitInterval};
+pub use scan::{Item, items};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+picture_set! {
+    /// Pictures in tar archives, plain or compressed with gzip, one or many.
+    ///
+    /// Two ways of naming are understood. As in WebDataset, `000017.jpg` and `000017.cls` belong together up to the
+    /// first dot, and the second holds the label as text. Otherwise a picture's class is the folder that it lies in,
+    /// and a folder `train`, `val`, `validation` or `test` above those says which split it belongs to. Pictures
+    /// without either have no labels.
+    ///
+    /// Plain archives are read in place: where each picture lies is found out once and written to `index`, and
+    /// archives whose size or time of change differ from it are indexed again. The pictures of compressed archives
+    /// are held in memory, still encoded.
+    pub struct Tar {
+        /// An archive, or a folder of archives: files ending in `.tar`, `.tar.gz` or `.tgz`, in the order of their
+        /// names.
+        pub root: PathBuf,
+        /// The archive, or folder of archives, of the test images.
+        pub test: Option<PathBuf> = None,
+        /// The share of each class that is kept for testing where nothing says which; 0 for none.
+        pub test_fraction: UnitInterval = UnitInterval::lit(0.1),
+        /// The index file; by default `.pauc-index.json` beside the archives, if it can be written there.
+        pub index: Option<PathBuf> = None,
+        /// How many MiB a compressed archive may have when it is unpacked.
+        pub unpacked_limit: Count = Count::lit(4096),
+    }
+}
+
+/// Whether an archive is compressed, by its name; `None`: it is none.
+fn compressed(path: &Path) -> Option<bool> {
+    let name = path.file_name()?.to_string_lossy().to_lowercase();
+    if name.starts_with('.') {
+        None
+    } else if name.ends_with(".tar") {
+        Some(false)
+    } else {
+        (name.ends_with(".tar.gz") || name.ends_with(".tgz")).then_some(true)
+    }
+}
+
+/// The archives of a path, in order.
+fn archives(root: &Path) -> Result<Vec<PathBuf>> {
+    let remedy = "give a .tar, .tar.gz or .tgz file, or a folder of them, as root".to_string();
+    if root.is_file() {
+        return Ok(vec![root.to_path_buf()]);
+    }
+    let Ok(entries) = std::fs::read_dir(root) else {
+        return Err(Error::NotFound { path: root.to_path_buf(), remedy });
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        found.push(entry.map_err(|e| Error::io(root, e))?.path());
+    }
+    found.retain(|p| compressed(p).is_some() && p.is_file());
+    found.sort();
+    if found.is_empty() {
+        return Err(Error::damaged(root, format!("has no archives; {remedy}")));
+    }
+    Ok(found)
+}
+
+/// A picture, its label, and whether its name puts it into the test split.
+struct Picture {
+    at: Locator,
+    label: Option<String>,
+    test: bool,
+}
+
+impl Tar {
+    /// The pictures of all archives of `root`.
+    fn pictures(&self, root: &Path, index: &mut Index) -> Result<Vec<Picture>> {
+        let mut all = Vec::new();
+        for path in archives(root)? {
+            let (content, items) = if compressed(&path) == Some(true) {
+                let (bytes, items) = scan::unpack(&path, (self.unpacked_limit.get() as u64) << 20)?;
+                (Content::Unpacked(bytes), items)
+            } else {
+                let (file, items) = index.open(&path)?;
+                (Content::Plain(Shared::new(file)), items)
+            };
+            let archive = Arc::new(Archive { path, content });
+            all.extend(items.into_iter().map(|Item { name, at, len, label }| {
+                let mut folders: Vec<&str> = name.split('/').filter(|p| !matches!(*p, "" | ".")).collect();
+                folders.pop();
+                let split =
+                    folders.iter().position(|f| matches!(*f, "train" | "val" | "validation" | "test"));
+                let test = split.is_some_and(|i| folders[i] != "train");
+                let class = folders.last().filter(|_| split != Some(folders.len() - 1));
+                let label = label.or(class.map(|c| c.to_string()));
+                Picture { at: Locator::Part { archive: archive.clone(), name, at, len }, label, test }
+            }));
+        }
+        if all.is_empty() {
+            return Err(Error::damaged(root, "has no pictures in its archives"));
+        }
+        let labelled = all.iter().filter(|p| p.label.is_some()).count();
+        if labelled != 0 && labelled != all.len() {
+            let without = all.iter().find(|p| p.label.is_none()).map(|p| p.at.path().display().to_string());
+            let message = format!(
+                "has {} pictures without a label beside {labelled} with one, such as {}",
+                all.len() - labelled,
+                without.unwrap_or_default()
+            );
+            return Err(Error::damaged(root, message));
+        }
+        Ok(all)
+    }
+}
+
+impl Dataset for Tar {
+    fn open(&self, place: &Place) -> Result<Splits> {
+        let root = place.resolve(&self.root);
+        let folder = if root.is_dir() { root.clone() } else { root.parent().unwrap_or(&root).to_path_buf() };
+        let mut index = match &self.index {
+            Some(path) => Index::read(&place.resolve(path)),
+            None => Index::read(&folder.join(".pauc-index.json")),
+        };
+        let mut train = self.pictures(&root, &mut index)?;
+        let mut test = match &self.test {
+            Some(path) => self.pictures(&place.resolve(path), &mut index)?,
+            None => {
+                let (test, rest) = train.into_iter().partition::<Vec<_>, _>(|p| p.test);
+                train = rest;
+                test
+            }
+        };
+        if train.is_empty() {
+            std::mem::swap(&mut train, &mut test); // an archive of nothing but a folder `test`
+        }
+        let mut notes = index.finish(self.index.is_some())?;
+        let texts =
+            |all: &[Picture]| -> Option<Vec<String>> { all.iter().map(|p| p.label.clone()).collect() };
+        let (train_texts, test_texts) = (texts(&train), texts(&test));
+        let (mut classes, mut train_labels, mut test_labels) = (Vec::new(), None, None);
+        if let (Some(a), Some(b)) = (&train_texts, &test_texts) {
+            let (names, mut labels) = number_labels(&[a, b]);
+            (classes, test_labels, train_labels) = (names, labels.pop(), labels.pop());
+        } else if train_texts.is_some() || test_texts.is_some() {
+            notes.push("labels left out, since only one of the splits has them".into());
+        }
+        let files = |all: Vec<Picture>, labels| Files {
+            at: all.into_iter().map(|p| p.at).collect(),
+            labels,
+            other_labels: None,
+        };
+        let tests = (!test.is_empty()).then(|| files(test, test_labels));
+        let train = files(train, train_labels);
+        let (train, test) = match tests {
+            Some(tests) => (train, Some(tests)),
+            None => train.split(self.test_fraction.get()),
+        };
+        let found = Found { train, test, classes, notes };
+        pictures::open(&root.display().to_string(), &root, found, &self.reading(), place)
+    }
+}
+
+#[cfg(test)]
+mod tests;

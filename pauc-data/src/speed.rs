@@ -1,0 +1,95 @@
+//! How fast a dataset and its views are.
+
+use crate::{Loader, LoaderOptions, Throughput, ViewPipeline};
+use pauc_traits::dataset::ImageSource;
+use pauc_traits::{Count, Result};
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Images a second of each stage, and of all together.
+#[derive(Clone, Debug, Serialize)]
+pub struct Speed {
+    /// Threads of the loader; 0: the thread that asks.
+    pub threads: usize,
+    /// Images that were made, in all rounds.
+    pub images: u64,
+    /// Images a second, by the clock: the median round.
+    pub images_per_second: f64,
+    /// Images a second of one thread that does nothing but read.
+    pub read: f64,
+    /// Images a second of one thread that does nothing but augment, all views.
+    pub augment: f64,
+    /// Images a second of one thread that does nothing but normalise, all views.
+    pub normalise: f64,
+}
+
+/// Loads batches for about `time` after a first round that is not counted, in which caches fill.
+///
+/// # Errors
+/// If an image cannot be read, or there are fewer images than `batch`.
+pub fn measure(
+    source: &Arc<dyn ImageSource>,
+    views: &ViewPipeline,
+    batch: Count,
+    threads: usize,
+    time: Duration,
+) -> Result<Speed> {
+    let options = LoaderOptions { threads, ..LoaderOptions::training(batch, 0) };
+    let loader = Loader::new(source.clone(), views.clone(), options)?;
+    // Rounds of about a quarter of a second, so that there is a median.
+    let steps = loader.steps_per_epoch().max(1);
+    let first = Instant::now();
+    loader.batches(0..1).try_for_each(|b| b.map(drop))?;
+    let round = (0.25 / first.elapsed().as_secs_f64().max(1e-6)).clamp(1.0, 10_000.0) as u64;
+    loader.batches(0..round.min(steps)).try_for_each(|b| b.map(drop))?;
+    let before = loader.throughput();
+    let (mut rates, mut next, began) = (Vec::new(), 0, Instant::now());
+    while rates.is_empty() || began.elapsed() < time {
+        let start = Instant::now();
+        let mut images = 0;
+        for made in loader.batches(next..next + round) {
+            images += made?.ids.len();
+        }
+        next += round;
+        rates.push(images as f64 / start.elapsed().as_secs_f64().max(1e-9));
+    }
+    rates.sort_by(f64::total_cmp);
+    let after = loader.throughput();
+    let images = after.images - before.images;
+    let rate =
+        |of: fn(&Throughput) -> Duration| images as f64 / (of(&after) - of(&before)).as_secs_f64().max(1e-9);
+    Ok(Speed {
+        threads,
+        images,
+        images_per_second: rates[rates.len() / 2],
+        read: rate(|t| t.read),
+        augment: rate(|t| t.augment),
+        normalise: rate(|t| t.normalise),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MemoryImages, ViewSpec};
+    use pauc_traits::ImageShape;
+
+    #[test]
+    fn every_stage_is_measured() {
+        let shape = ImageShape { height: 8, width: 8, channels: 3 };
+        let source: Arc<dyn ImageSource> =
+            Arc::new(MemoryImages::new(shape, vec![7; 192 * 20], None).unwrap());
+        let specs: Vec<ViewSpec> =
+            pauc_traits::open_set::options().from_str("[(ops: [RandomResizedCrop(size: 8)])]").unwrap();
+        let views = ViewPipeline::training(&specs, Some(shape), &[(0.5, 0.2); 3]).unwrap();
+        for threads in [0, 2] {
+            let speed = measure(&source, &views, Count::lit(5), threads, Duration::from_millis(1)).unwrap();
+            assert!(speed.images >= 5 && speed.images.is_multiple_of(5));
+            for rate in [speed.images_per_second, speed.read, speed.augment, speed.normalise] {
+                assert!(rate.is_finite() && rate > 0.0, "{speed:?}");
+            }
+        }
+        assert!(measure(&source, &views, Count::lit(21), 0, Duration::ZERO).is_err());
+    }
+}

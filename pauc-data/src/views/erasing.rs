@@ -1,0 +1,123 @@
+//! A random rectangle covered.
+
+use super::happens;
+use crate::Interval;
+use pauc_traits::rng::Stream;
+use pauc_traits::{Augmentation, Error, Image, ImageShape, Result, UnitInterval, component};
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+
+/// What covers the rectangle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cover {
+    /// One value.
+    Value(u8),
+    /// Values that are uniform in 0..255, drawn for each pixel and channel.
+    Noise,
+}
+
+component! {
+    /// Covers a random rectangle, with probability `p`.
+    ///
+    /// The rectangle's area is uniform in `scale` (a share of the image's area), the logarithm of its
+    /// height / width uniform in `ratio`. Ten draws are tried until one fits; then nothing is covered. Values are
+    /// those of pixels, before normalisation.
+    ///
+    /// # Shapes
+    /// any → the same.
+    ///
+    /// Source: Zhong et al., *Random erasing data augmentation*, 2020; `RandomErasing` of torchvision.
+    pub struct Erasing: Augmentation {
+        /// The probability.
+        pub p: UnitInterval = UnitInterval::lit(0.5),
+        /// The least and the greatest share of the image's area.
+        pub scale: Interval = Interval::lit(0.02, 0.33),
+        /// The least and the greatest height / width.
+        pub ratio: Interval = Interval::lit(0.3, 3.3),
+        /// `Value(v)` for one value, `Noise` for random ones.
+        pub cover: Cover = Cover::Value(0),
+    }
+}
+
+impl Augmentation for Erasing {
+    fn apply<'a>(&self, mut image: Image<'a>, rng: &mut Stream) -> Image<'a> {
+        if !happens(self.p, rng) {
+            return image;
+        }
+        let ImageShape { height, width, channels } = image.shape;
+        for _ in 0..10 {
+            let area = (height * width) as f64 * self.scale.uniform(rng);
+            let ratio = self.ratio.log_uniform(rng);
+            let h = (area * ratio).sqrt().round_ties_even() as usize;
+            let w = (area / ratio).sqrt().round_ties_even() as usize;
+            if h >= height || w >= width {
+                continue;
+            }
+            let (top, left) = (rng.gen_range(0..=height - h), rng.gen_range(0..=width - w));
+            for row in image.pixels.to_mut().chunks_exact_mut(width * channels).skip(top).take(h) {
+                let part = &mut row[left * channels..(left + w) * channels];
+                match self.cover {
+                    Cover::Value(v) => part.fill(v),
+                    Cover::Noise => rng.fill(part),
+                }
+            }
+            break;
+        }
+        image
+    }
+
+    fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
+        if self.scale.high() > 1.0 {
+            let message = format!(
+                "Erasing: scale is a share of the image's area and at most 1, got {}",
+                self.scale.high()
+            );
+            return Err(Error::config(message));
+        }
+        Ok(input)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{frequency, rng};
+    use super::*;
+
+    fn step(cover: Cover, scale: (f64, f64)) -> Erasing {
+        let scale = Interval::lit(scale.0, scale.1);
+        Erasing { p: UnitInterval::lit(0.4), scale, ratio: Interval::lit(0.3, 3.3), cover }
+    }
+
+    #[test]
+    fn one_rectangle_of_the_right_area_is_covered() {
+        let shape = ImageShape { height: 60, width: 80, channels: 3 };
+        let white = Image::new(shape, vec![255; shape.len()]);
+        let zero = step(Cover::Value(0), (0.02, 0.33));
+        assert!((frequency(&zero, &white) - 0.4).abs() < 0.03);
+        let mut areas = Vec::new();
+        for i in 0..2000 {
+            let out = zero.apply(white.clone(), &mut rng(i));
+            let dark: Vec<usize> = (0..4800).filter(|p| out.pixels[3 * p..3 * p + 3] == [0; 3]).collect();
+            let Some((first, last)) = dark.first().zip(dark.last()) else { continue };
+            let (h, w) = (last / 80 - first / 80 + 1, last % 80 - first % 80 + 1);
+            assert_eq!(dark.len(), h * w, "a whole rectangle");
+            assert!((0.25..4.0).contains(&(h as f64 / w as f64)), "{h} {w}");
+            areas.push(dark.len() as f64 / 4800.0);
+        }
+        let mean = areas.iter().sum::<f64>() / areas.len() as f64;
+        assert!((mean - 0.175).abs() < 0.01, "{mean}");
+    }
+
+    #[test]
+    fn noise_is_noise_and_what_does_not_fit_covers_nothing() {
+        let shape = ImageShape { height: 40, width: 40, channels: 1 };
+        let grey = Image::new(shape, vec![0; 1600]);
+        let noisy = (0..50).map(|i| step(Cover::Noise, (0.3, 0.3)).apply(grey.clone(), &mut rng(i)));
+        let changed: Vec<u8> = noisy.flat_map(|n| n.pixels.into_owned()).filter(|v| *v > 0).collect();
+        let mean = changed.iter().map(|v| f64::from(*v)).sum::<f64>() / changed.len() as f64;
+        assert!((mean - 128.0).abs() < 3.0, "{mean}");
+        let pixel = Image::new(ImageShape { height: 1, width: 1, channels: 1 }, vec![9]);
+        assert_eq!(frequency(&step(Cover::Value(0), (0.1, 1.0)), &pixel), 0.0);
+        assert!(step(Cover::Noise, (0.1, 1.1)).output(None).is_err());
+    }
+}

@@ -1,0 +1,64 @@
+//! Normalisation with stated numbers.
+
+use pauc_traits::rng::Stream;
+use pauc_traits::{Augmentation, Error, Image, ImageShape, Positive, Result, UnitInterval, component};
+
+component! {
+    /// Normalises with these numbers instead of the dataset's own.
+    ///
+    /// A pixel v of channel c becomes (v/255 − mean_c)/deviation_c. Without this step, mean and deviation are those of
+    /// the training images. It may stand anywhere in the list, since it is done last; it holds for the evaluation view
+    /// too. ImageNet's numbers are `Normalize(mean: [0.485, 0.456, 0.406], deviation: [0.229, 0.224, 0.225])`.
+    ///
+    /// # Shapes
+    /// any → the same.
+    pub struct Normalize: Augmentation {
+        /// The mean of each channel, in 0..1.
+        pub mean: Vec<UnitInterval>,
+        /// The deviation of each channel, in 0..1.
+        pub deviation: Vec<Positive>,
+    }
+}
+
+impl Augmentation for Normalize {
+    fn apply<'a>(&self, image: Image<'a>, _: &mut Stream) -> Image<'a> {
+        image
+    }
+
+    fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
+        let channels = input.map_or(self.mean.len(), |s| s.channels);
+        if self.mean.len() != channels || self.deviation.len() != channels {
+            return Err(Error::config(format!(
+                "Normalize: {} means and {} deviations for images of {channels} channels",
+                self.mean.len(),
+                self.deviation.len()
+            )));
+        }
+        Ok(input)
+    }
+
+    fn evaluation(&self) -> Option<Box<dyn Augmentation>> {
+        Some(Box::new(self.clone()))
+    }
+
+    fn normalization(&self) -> Option<Vec<(f32, f32)>> {
+        let pairs = self.mean.iter().zip(&self.deviation);
+        Some(pairs.map(|(m, d)| (m.get() as f32, d.get() as f32)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{image, rng};
+    use super::*;
+
+    #[test]
+    fn it_changes_no_pixel_and_checks_its_channels() {
+        let step = Normalize { mean: vec![UnitInterval::lit(0.5)], deviation: vec![Positive::lit(0.25)] };
+        assert_eq!(step.apply(image(3, 3, 1), &mut rng(0)), image(3, 3, 1));
+        assert_eq!(step.normalization(), Some(vec![(0.5, 0.25)]));
+        assert!(step.output(Some(image(3, 3, 1).shape)).is_ok());
+        let text = step.output(Some(image(3, 3, 3).shape)).unwrap_err().to_string();
+        assert!(text.contains("1 means and 1 deviations for images of 3 channels"), "{text}");
+    }
+}

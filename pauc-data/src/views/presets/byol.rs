@@ -1,0 +1,54 @@
+//! BYOL's two lists.
+
+use super::{Steps, blur, crop, flip, grey, jitter, preset};
+use crate::Interval;
+use crate::pixels::Filter;
+use crate::views::Solarize;
+use pauc_traits::{Count, UnitInterval, component};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Which of BYOL's two views.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ByolView {
+    /// Always blurred, never solarised.
+    First,
+    /// Blurred with probability 0.1, solarised with probability 0.2.
+    Second,
+}
+
+component! {
+    /// BYOL's views, which differ: `views: [(count: 1, ops: [Byol(size: 32, view: First)]), (count: 1, ops:
+    /// [Byol(size: 32, view: Second)])]`.
+    ///
+    /// Crop with the bicubic filter, flip, colour jitter, greyscale; then the first is always blurred, and the second
+    /// blurred with probability 0.1 and solarised with probability 0.2.
+    ///
+    /// # Shapes
+    /// any → `size`×`size`.
+    ///
+    /// Source: Grill et al., *Bootstrap your own latent*, 2020, appendix B.
+    pub struct Byol: Augmentation {
+        /// Height and width of the result in pixels.
+        pub size: Count,
+        /// `First` or `Second`.
+        pub view: ByolView,
+        /// The least and the greatest share of the image's area in a crop.
+        pub scale: Interval = Interval::lit(0.08, 1.0),
+    }
+}
+
+impl Byol {
+    fn list(&self) -> Steps {
+        let (blurred, solarised) = match self.view {
+            ByolView::First => (1.0, 0.0),
+            ByolView::Second => (0.1, 0.2),
+        };
+        let solarize = Arc::new(Solarize { p: UnitInterval::lit(solarised), threshold: 128 });
+        let crop = crop(self.size, self.scale, Filter::Bicubic);
+        let jitter = jitter(1.0, [0.4, 0.4, 0.2, 0.1]);
+        vec![crop, flip(), jitter, grey(), blur(UnitInterval::lit(blurred), self.size), solarize]
+    }
+}
+
+preset!(Byol);

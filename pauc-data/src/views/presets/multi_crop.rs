@@ -1,0 +1,51 @@
+//! SwAV's crops of two scales.
+
+use super::{Steps, crop, flip, grey, jitter, preset};
+use crate::Interval;
+use crate::pixels::Filter;
+use crate::views::{BlurModel, GaussianBlur};
+use pauc_traits::{Count, UnitInterval, component};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// How much of the image a crop shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CropSize {
+    /// 14 % to 100 % of the area.
+    Global,
+    /// 5 % to 14 % of the area.
+    Local,
+}
+
+component! {
+    /// SwAV's crops of two scales: `views: [(count: 2, ops: [MultiCrop(size: 32, crop: Global)]), (count: 4, ops:
+    /// [MultiCrop(size: 32, crop: Local)])]`.
+    ///
+    /// Crop, flip, colour jitter as in SimCLR, greyscale, Pillow's blur. In training, all views have one size.
+    ///
+    /// # Shapes
+    /// any → `size`×`size`.
+    ///
+    /// Source: Caron et al., *Unsupervised learning of visual features by contrasting cluster assignments*, 2020.
+    pub struct MultiCrop: Augmentation {
+        /// Height and width of the result in pixels.
+        pub size: Count,
+        /// `Global` or `Local`.
+        pub crop: CropSize,
+    }
+}
+
+impl MultiCrop {
+    fn list(&self) -> Steps {
+        let scale = match self.crop {
+            CropSize::Global => Interval::lit(0.14, 1.0),
+            CropSize::Local => Interval::lit(0.05, 0.14),
+        };
+        let (sigma, model, kernel) = (Interval::lit(0.1, 2.0), BlurModel::Pil, None);
+        let blur = Arc::new(GaussianBlur { p: UnitInterval::lit(0.5), sigma, model, kernel });
+        let crop = crop(self.size, scale, Filter::Bilinear);
+        vec![crop, flip(), jitter(1.0, [0.8, 0.8, 0.8, 0.2]), grey(), blur]
+    }
+}
+
+preset!(MultiCrop);

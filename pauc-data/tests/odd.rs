@@ -1,0 +1,80 @@
+//! Pictures that other decoders stumbled over, and what another one made of them.
+//!
+//! The files are from the tests of the jpeg-decoder crate (MIT licence, `odd/LICENSE`); each `.png` beside a `.jpg`
+//! holds its pixels as a reference decoder sees them.
+#![allow(clippy::unwrap_used)] // the whole file is a test
+
+use pauc_data::decode::{Decoding, decode, dimensions};
+use std::path::Path;
+
+fn read(name: &str) -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/odd").join(name)).unwrap()
+}
+
+#[test]
+fn every_kind_of_jpeg_has_the_pixels_of_its_reference() {
+    for name in ["progressive", "cmyk", "grey", "restarts", "non-interleaved"] {
+        let how = Decoding::default();
+        let image = decode(&read(&format!("{name}.jpg")), how, Path::new(name)).unwrap();
+        let want = decode(&read(&format!("{name}.png")), how, Path::new(name)).unwrap();
+        assert_eq!(image.shape, want.shape, "{name}");
+        let off = image.pixels.iter().zip(want.pixels.iter()).map(|(a, b)| f64::from(a.abs_diff(*b)));
+        let (sum, most) = off.fold((0.0, 0.0f64), |(s, m), d| (s + d, m.max(d)));
+        // Decoders differ in how they interpolate colour and round; a wrong colour space or order is far off.
+        let mean = sum / image.pixels.len() as f64;
+        assert!(mean < 3.0 && most < 40.0, "{name}: mean {mean}, greatest {most}");
+    }
+}
+
+#[test]
+fn a_header_that_claims_much_costs_nothing() {
+    // 613 bytes that claim 193×31237 pixels.
+    let bytes = read("tall-claim.jpg");
+    let how = Decoding { pixel_limit: 1_000_000, ..Decoding::default() };
+    for text in [
+        decode(&bytes, how, Path::new("a")).unwrap_err().to_string(),
+        dimensions(&bytes, how.pixel_limit, Path::new("a")).unwrap_err().to_string(),
+    ] {
+        assert!(text.contains("31237×193 pixels, more than the limit of 1000000"), "{text}");
+    }
+    // Read or refused, but no panic: sums of coefficients overflow in it.
+    drop(decode(&read("dc-predictor-overflow.jpg"), Decoding::default(), Path::new("a")));
+}
+
+#[test]
+fn wide_palettes_and_first_pictures() {
+    use image::{Delay, Frame, Rgba, RgbaImage, codecs::gif::GifEncoder};
+    let frame = |v: u8| {
+        Frame::from_parts(
+            RgbaImage::from_pixel(4, 3, Rgba([v, 0, 0, 255])),
+            0,
+            0,
+            Delay::from_numer_denom_ms(10, 1),
+        )
+    };
+    let mut bytes = Vec::new();
+    GifEncoder::new(&mut bytes).encode_frames([frame(200), frame(50)]).unwrap();
+    let image = decode(&bytes, Decoding::default(), Path::new("a")).unwrap();
+    assert_eq!((image.pixels.len(), image.pixels[0]), (36, 200), "the first of two");
+
+    // A palette whose second colour is half transparent, over a stated background.
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, 2, 1);
+    encoder.set_color(png::ColorType::Indexed);
+    encoder.set_palette(vec![10, 20, 30, 100, 100, 100]);
+    encoder.set_trns(vec![255, 128]);
+    encoder.write_header().unwrap().write_image_data(&[0, 1]).unwrap();
+    let how = Decoding { background: [0, 200, 100], ..Decoding::default() };
+    let image = decode(&bytes, how, Path::new("a")).unwrap();
+    assert_eq!(*image.pixels, [10, 20, 30, 50, 150, 100]);
+
+    // Sixteen bits become the nearest of eight.
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, 3, 1);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.set_depth(png::BitDepth::Sixteen);
+    let values = [0u16, 0x8080, 0xffff].map(u16::to_be_bytes).concat();
+    encoder.write_header().unwrap().write_image_data(&values).unwrap();
+    let image = decode(&bytes, Decoding::default(), Path::new("a")).unwrap();
+    assert_eq!(*image.pixels, [0, 0, 0, 128, 128, 128, 255, 255, 255]);
+}

@@ -1,0 +1,152 @@
+//! The verbs on data, and what a run says of pictures that it left out.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
+
+mod common;
+
+use common::pauc;
+use std::path::Path;
+
+/// A folder of two classes with 12 pictures each, one of which cannot be read, and one of which is there twice.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for class in ["cat", "dog"] {
+        std::fs::create_dir(folder.path().join(class)).unwrap();
+        for i in 0..12u8 {
+            let shade = i * 9 + if class == "dog" { 100 } else { 0 };
+            let picture =
+                image::RgbImage::from_fn(20, 24, |x, y| image::Rgb([shade, x as u8 * 12, y as u8 * 10]));
+            picture.save(folder.path().join(class).join(format!("{i:02}.png"))).unwrap();
+        }
+    }
+    std::fs::write(folder.path().join("cat/03.png"), b"\x89PNG\r\n\x1a\nno more").unwrap();
+    std::fs::copy(folder.path().join("dog/01.png"), folder.path().join("dog/02.png")).unwrap();
+    folder
+}
+
+fn set(root: &Path, more: &str) -> String {
+    format!("ImageFolder(root: {:?}, {more})", root.display().to_string())
+}
+
+#[test]
+fn verify_lists_what_cannot_be_read_and_what_changed() {
+    let folder = folder();
+    let set = set(folder.path(), "");
+    let out = pauc(["data", "verify", &set]);
+    assert_eq!(out.code, 4, "{}", out.stderr);
+    assert!(out.stdout.contains("cat/03.png: cannot be read as a picture"), "{}", out.stdout);
+    assert!(out.stdout.contains("23 images can be read, 1 cannot"), "{}", out.stdout);
+    let json: serde_json::Value =
+        serde_json::from_str(&pauc(["data", "verify", &set, "--json"]).stdout).unwrap();
+    assert!(json["unreadable"][0]["path"].as_str().unwrap().ends_with("cat/03.png"));
+    // A part of a set can be looked at in the same way.
+    let part = pauc(["data", "verify", &format!("Subset(of: {set}, classes: [\"cat\"])")]);
+    assert!(part.code == 4 && part.stdout.contains("11 images can be read, 1 cannot"), "{}", part.stdout);
+
+    std::fs::remove_file(folder.path().join("cat/03.png")).unwrap();
+    let index = folder.path().join("index.json");
+    let index = index.to_str().unwrap();
+    let made = pauc(["data", "index", &set, "--out", index]);
+    assert!(made.code == 0 && made.stdout.contains("23 images"), "{} {}", made.stdout, made.stderr);
+    let same = pauc(["data", "verify", &set, "--index", index]);
+    assert!(same.code == 0 && same.stdout.contains("0 differences"), "{}", same.stdout);
+    std::fs::copy(folder.path().join("dog/01.png"), folder.path().join("dog/05.png")).unwrap();
+    std::fs::rename(folder.path().join("dog/06.png"), folder.path().join("dog/99.png")).unwrap();
+    let changed = pauc(["data", "verify", &set, "--index", index]);
+    assert_eq!(changed.code, 4);
+    for says in ["05.png: is another picture", "06.png: is gone", "99.png: is new"] {
+        assert!(changed.stdout.contains(says), "{says}: {}", changed.stdout);
+    }
+    let whole = std::fs::read(index).unwrap();
+    std::fs::write(index, &whole[..whole.len() / 2]).unwrap();
+    let cut = pauc(["data", "verify", &set, "--index", index]);
+    assert!(cut.code == 4 && cut.stderr.contains("no whole index"), "{}", cut.stderr);
+}
+
+#[test]
+fn stats_count_and_measure() {
+    let folder = folder();
+    let set = set(folder.path(), "on_error: Skip(max: 1), test_fraction: 0");
+    let out = pauc(["data", "stats", &set, "--json"]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    let json: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+    let train = &json["splits"][0];
+    assert_eq!((&train["classes"]["cat"], &train["classes"]["dog"]), (&11.into(), &12.into()));
+    assert_eq!((&train["heights"][0], &train["widths"][2]), (&24.into(), &20.into()));
+    // Green is 12 x for every x in 0..20, in every picture.
+    let mean = train["channels"][1][0].as_f64().unwrap();
+    assert!((mean - 12.0 * 9.5 / 255.0).abs() < 1e-6, "{mean}");
+    assert_eq!(json["duplicates"].as_array().unwrap().len(), 1);
+    let text = pauc(["data", "stats", &set]);
+    assert!(text.stdout.contains("1 groups of equal images, 0 of them in both splits"), "{}", text.stdout);
+}
+
+#[test]
+fn preview_writes_a_picture_of_views() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("views.png");
+    let made =
+        pauc(["data", "preview", "recipes/simclr.ron", "--images", "3", "--out", out.to_str().unwrap()]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let picture = image::open(&out).unwrap();
+    // Three rows of an evaluation view and two random ones, 28 pixels and a gap of two each.
+    assert_eq!((picture.width(), picture.height()), (92, 92));
+    let again = folder.path().join("again.png");
+    pauc(["data", "preview", "recipes/simclr.ron", "--images", "3", "--out", again.to_str().unwrap()]);
+    assert_eq!(std::fs::read(&out).unwrap(), std::fs::read(&again).unwrap());
+    let bad = pauc(["data", "preview", "Shapes(sise: 8)"]);
+    assert!(bad.code == 2 && bad.stderr.contains("unknown field `sise`"), "{}", bad.stderr);
+}
+
+#[test]
+fn bench_data_tells_every_stage() {
+    let out = pauc([
+        "bench",
+        "data",
+        "Shapes(count: 64, size: 32)",
+        "--seconds",
+        "0.05",
+        "--json",
+        "--loader-threads",
+        "0,2",
+    ]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    let json: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+    for speed in json["speed"].as_array().unwrap() {
+        for stage in ["images_per_second", "read", "augment", "normalise"] {
+            assert!(speed[stage].as_f64().unwrap() > 0.0, "{stage}: {speed}");
+        }
+    }
+    assert_eq!(json["speed"][1]["threads"], 2);
+}
+
+#[test]
+fn a_run_lists_what_it_left_out() {
+    let folder = folder();
+    let recipe = |skip: &str| {
+        format!(
+            "Recipe(name: \"skip\", data: {}, views: [(ops: [SimClr(size: 16)])], encoder: ConvNet(channels: [4]), \
+             projector: Mlp(dims: [4]), objective: [(term: InfoNce())], train: (epochs: 1, batch: 8), \
+             probes: [], schedule: Constant)",
+            set(folder.path(), skip)
+        )
+    };
+    let runs = tempfile::tempdir().unwrap();
+    let path = runs.path().join("recipe.ron");
+    let run = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        pauc(["run", path.to_str().unwrap(), "--out", runs.path().join("runs").to_str().unwrap()])
+    };
+    let out = run(&recipe("on_error: Skip(max: 1)"));
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    let run_dir = common::only_run(&runs.path().join("runs"));
+    let listed = std::fs::read_to_string(run_dir.join("data_errors.jsonl")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    assert!(line["path"].as_str().unwrap().ends_with("cat/03.png"), "{listed}");
+    assert!(line["reason"].as_str().unwrap().contains("cannot be read as a picture"), "{listed}");
+    let info = std::fs::read_to_string(run_dir.join("run.json")).unwrap();
+    assert!(info.contains("1 unreadable pictures left out"), "{info}");
+    let out = run(&recipe("on_error: Skip(max: 0)"));
+    assert!(out.code == 4 && out.stderr.contains("more than on_error: Skip(max: 0)"), "{}", out.stderr);
+    let out = run(&recipe(""));
+    assert!(out.code == 4 && out.stderr.contains("cat/03.png"), "{}", out.stderr);
+}
