@@ -97,11 +97,30 @@ impl Plan {
                 None
             }
         });
+        if let (Some(config), Some(width)) = (&recipe.predictor, dim) {
+            let wrong = match device.head(config, width, 0, 0) {
+                Ok(head) if head.output_dim() == width => None,
+                Ok(head) => Some(format!("predictions are {} wide, embeddings {width}", head.output_dim())),
+                Err(e) => Some(e.to_string()),
+            };
+            if let Some(message) = wrong {
+                let help = format!("let its last width be {width}, such as Mlp(dims: [64, {width}])");
+                checker.found.push(Diagnostic::at(
+                    Severity::Error,
+                    "E0216",
+                    &source.text,
+                    "predictor",
+                    message,
+                    help,
+                ));
+            }
+        }
         let facts = Facts {
             batch: recipe.train.batch.get(),
             dim: dim.unwrap_or(1),
             samples,
             momentum: recipe.momentum_encoder.is_some(),
+            predictor: recipe.predictor.is_some(),
             queue: recipe.queue.map(|q| q.get()),
             prototypes: recipe.clusterer.as_ref().map(|c| c.prototypes()).unwrap_or_default(),
             classes: splits.train.labels().map(|_| splits.classes.len()),
@@ -159,6 +178,11 @@ impl Plan {
     /// If the device fails; shapes were checked by [`Plan::new`].
     pub fn network<D: NetworkDevice>(&self, device: &D) -> Result<Network<D>, Error> {
         let encoder = D::encoder(&*self.recipe.encoder.value);
-        Network::build(device, encoder, &self.recipe.projector, self.shape, self.recipe.train.seed)
+        let seed = self.recipe.train.seed;
+        let network = Network::build(device, encoder, &self.recipe.projector, self.shape, seed)?;
+        match &self.recipe.predictor {
+            Some(predictor) => network.with_predictor(predictor, seed),
+            None => Ok(network),
+        }
     }
 }

@@ -9,11 +9,14 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// The raw material of a [`Batch`].
+/// The raw material of a [`Batch`]. Tensors share their storage, so a clone is cheap.
+#[derive(Clone)]
 pub struct Inputs<E: Scalar, D: Backend<E>> {
     /// Raw projector outputs x of each online view, (B, D) each; index = view. Views that are not computed are
     /// `None`.
     pub views: Vec<Option<Matrix<E, D>>>,
+    /// Raw predictor outputs of each online view, (B, D) each; empty without a predictor.
+    pub predictions: Vec<Option<Matrix<E, D>>>,
     /// Raw projector outputs of the momentum branch, by view; empty without a momentum encoder.
     pub keys: Vec<Option<Matrix<E, D>>>,
     /// Past keys, unit rows, (M, D).
@@ -22,7 +25,7 @@ pub struct Inputs<E: Scalar, D: Backend<E>> {
     pub labels: Option<Vec<u32>>,
     /// The current clusterings, restricted to this batch.
     pub levels: Vec<Level<E, D>>,
-    /// The terms' learnable matrices, by name.
+    /// The matrices that terms learn or remember, by name.
     pub parameters: BTreeMap<String, Matrix<E, D>>,
     /// Where the run is, for schedules.
     pub clock: Clock,
@@ -34,6 +37,7 @@ impl<E: Scalar, D: Backend<E>> Default for Inputs<E, D> {
     fn default() -> Self {
         Inputs {
             views: Vec::new(),
+            predictions: Vec::new(),
             keys: Vec::new(),
             queue: None,
             labels: None,
@@ -130,10 +134,12 @@ pub struct Batch<E: Scalar, D: Backend<E>> {
     size: usize,
     dim: usize,
     z: Vec<OnceCell<Matrix<E, D>>>,
+    p: Vec<OnceCell<Matrix<E, D>>>,
     k: Vec<OnceCell<Matrix<E, D>>>,
     prototypes: RefCell<Cached<E, D>>,
     shared: RefCell<OwnedTape<E, D>>,
     skipped: RefCell<Vec<String>>,
+    remembered: RefCell<BTreeMap<String, Vec<E>>>,
     scope: RefCell<String>,
 }
 
@@ -143,8 +149,12 @@ pub struct BatchGradients<E> {
     pub views: Vec<Option<Vec<E>>>,
     /// With respect to each view's unit embeddings z; `None` where no term read them.
     pub embeddings: Vec<Option<Vec<E>>>,
+    /// With respect to each view's raw predictor outputs; empty without a predictor.
+    pub predictions: Vec<Option<Vec<E>>>,
     /// With respect to the learnable matrices.
     pub parameters: BTreeMap<String, Vec<E>>,
+    /// No gradients: what terms gave to [`Batch::remember`].
+    pub remembered: BTreeMap<String, Vec<E>>,
 }
 
 impl<E: Scalar, D: Backend<E>> Batch<E, D> {
@@ -160,6 +170,7 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
             list.iter().enumerate().filter_map(shape).collect()
         };
         let mut matrices = named("view", &inputs.views);
+        matrices.extend(named("prediction", &inputs.predictions));
         matrices.extend(named("key", &inputs.keys));
         let Some((first, (size, dim))) = matrices.first().cloned() else {
             return Err(Error::shape("batch", "there is no view: give at least one"));
@@ -208,10 +219,12 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
             size,
             dim,
             z: inputs.views.iter().map(|_| OnceCell::new()).collect(),
+            p: inputs.predictions.iter().map(|_| OnceCell::new()).collect(),
             k: inputs.keys.iter().map(|_| OnceCell::new()).collect(),
             prototypes: RefCell::default(),
             shared: RefCell::default(),
             skipped: RefCell::default(),
+            remembered: RefCell::default(),
             scope: RefCell::default(),
             inputs,
         })
@@ -258,6 +271,19 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     pub fn z(&self, view: usize) -> Result<Taped<(usize, usize), E, D>> {
         let x = self.raw(view)?;
         Ok(self.z[view].get_or_init(|| self.share(ops::l2_normalize(x.retaped()))).retaped())
+    }
+
+    /// The unit predictions of an online view, with gradient: the predictor's outputs, or z where there is no predictor.
+    /// Shape (B, D).
+    pub fn prediction(&self, view: usize) -> Result<Taped<(usize, usize), E, D>> {
+        if self.inputs.predictions.is_empty() {
+            return self.z(view);
+        }
+        let x = self.inputs.predictions.get(view).and_then(Option::as_ref).ok_or(Error::Missing {
+            what: "the predictions of a view",
+            remedy: "let the term name the view in `Needs::predictions`",
+        })?;
+        Ok(self.p[view].get_or_init(|| self.share(ops::l2_normalize(x.retaped()))).retaped())
     }
 
     /// The unit keys of a view: constants from the momentum branch, or z with gradient where there is none.
@@ -314,13 +340,37 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
 
     /// A learnable matrix of this term, with gradient.
     pub fn parameter(&self, name: &str) -> Result<Taped<(usize, usize), E, D>> {
+        Ok(self.named(name)?.1.retaped())
+    }
+
+    /// A matrix that this term remembers from the step before, a constant.
+    pub fn remembered(&self, name: &str) -> Result<Matrix<E, D>> {
+        Ok(self.named(name)?.1.clone())
+    }
+
+    /// Lets the term find these values, row-major, under [`Batch::remembered`] at the next step.
+    ///
+    /// # Errors
+    /// If the term has no such matrix, or it has another number of elements.
+    pub fn remember(&self, name: &str, values: Vec<E>) -> Result<()> {
+        let (key, matrix) = self.named(name)?;
+        let (rows, cols) = *matrix.shape();
+        if values.len() != rows * cols {
+            return Err(Error::shape(name, format!("{} values for {rows}×{cols}", values.len())));
+        }
+        self.remembered.borrow_mut().insert(key, values);
+        Ok(())
+    }
+
+    fn named(&self, name: &str) -> Result<(String, &Matrix<E, D>)> {
+        let all = &self.inputs.parameters;
         let scoped = format!("{}.{name}", self.scope.borrow());
-        let found = self.inputs.parameters.get(&scoped).or_else(|| self.inputs.parameters.get(name));
-        let found = found.ok_or(Error::Missing {
-            what: "a learnable matrix",
+        let key = if all.contains_key(&scoped) { scoped } else { name.to_string() };
+        let found = all.get(&key).ok_or(Error::Missing {
+            what: "a matrix of the term's own",
             remedy: "give it with the inputs; the engine creates what the term declares",
-        });
-        Ok(found?.retaped())
+        })?;
+        Ok((key, found))
     }
 
     /// Marks the term as skipped for a reason, and gives it the value zero: for batches on which it is undefined,
@@ -442,7 +492,11 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         let views =
             self.inputs.views.iter().map(|v| v.as_ref().map(&mut of).transpose()).collect::<Result<_>>()?;
         let embeddings = self.z.iter().map(|z| z.get().map(&mut of).transpose()).collect::<Result<_>>()?;
+        let predictions = self.inputs.predictions.iter().map(|v| v.as_ref().map(&mut of).transpose());
+        let predictions = predictions.collect::<Result<_>>()?;
         let parameters = self.inputs.parameters.iter().map(|(n, p)| Ok((n.clone(), of(p)?)));
-        Ok(BatchGradients { views, embeddings, parameters: parameters.collect::<Result<_>>()? })
+        let parameters = parameters.collect::<Result<_>>()?;
+        let remembered = self.remembered.into_inner();
+        Ok(BatchGradients { views, embeddings, predictions, parameters, remembered })
     }
 }
