@@ -39,11 +39,17 @@ pub enum Command {
     List(ListArgs),
     /// Value, chance level and gradients of one term on given tensors.
     ///
-    /// Reads view0, view1, key0, key1, queue, labels, prototypes.M, assignments.M, concentration.M, negatives.M from a
-    /// safetensors file; views and keys are raw projector outputs, f32 or f64.
+    /// Reads view0, view1, key0, key1, prediction0, prediction1, queue, labels, prototypes.M, assignments.M,
+    /// concentration.M, negatives.M, ln_temperature and centre from a safetensors file; views, keys and predictions are raw
+    /// outputs of the heads, f32 or f64.
     ///
     /// Example: pauc-cli term 'InfoNce(temperature: 0.2)' --inputs batch.safetensors --grads out.safetensors
     Term(TermArgs),
+    /// Write the skeleton of a component of one's own.
+    ///
+    /// Example: pauc-cli new term MyLoss --out src
+    #[command(subcommand)]
+    New(New),
     /// Write a run's report again.
     ///
     /// Example: pauc-cli report runs/quickstart-0a1b2c3d/seed0
@@ -146,6 +152,21 @@ pub struct TermArgs {
     /// Print value and chance level as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum New {
+    /// A contrastive loss in one file, with its tests.
+    Term(NewTermArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct NewTermArgs {
+    /// The term's name, in CamelCase.
+    pub name: String,
+    /// The folder that the file is put into.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -1,7 +1,7 @@
 //! What the tests of all terms share: toy batches, golden values, finite differences, invariances, extreme inputs.
 
 use dfdx::prelude::*;
-use pauc_traits::batch::{Inputs, Level};
+use pauc_traits::batch::{Constant, Inputs, Level};
 use pauc_traits::open_set::Term;
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::Facts;
@@ -101,6 +101,10 @@ impl Data {
             ops::constant(dev, m.iter().map(|v| E::of(*v)).collect(), (rows, self.dim))
         };
         let rows_of = |m: &Vec<f64>| m.len() / self.dim;
+        let constant = |m: &Vec<f64>| {
+            let values: Vec<E> = m.iter().map(|v| E::of(*v)).collect();
+            Constant::new(dev, values, (rows_of(m), self.dim))
+        };
         let parameter = |name: &String, m: &Vec<f64>| match name.as_str() {
             "prototypes" => matrix(m, rows_of(m)),
             _ => ops::constant(dev, m.iter().map(|v| E::of(*v)).collect(), (1, m.len())),
@@ -111,13 +115,13 @@ impl Data {
             views: views(&self.views),
             predictions: views(&self.predictions),
             keys: views(&self.keys),
-            queue: self.queue.as_ref().map(|m| matrix(m, rows_of(m))),
+            queue: self.queue.as_ref().map(constant),
             labels: self.labels.clone(),
             levels: self
                 .levels
                 .iter()
                 .map(|l| Level {
-                    centroids: matrix(&l.centroids, rows_of(&l.centroids)),
+                    centroids: constant(&l.centroids),
                     concentration: l.concentration.iter().map(|v| E::of(*v)).collect(),
                     assignments: l.assignments.clone(),
                     queue_assignments: l.queue_assignments.clone(),

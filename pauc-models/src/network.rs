@@ -140,13 +140,19 @@ impl<D: NetworkDevice> Network<D> {
     /// The learnable parameters in a fixed order, named `encoder.…`, `projector.…` and `predictor.…`.
     pub fn parameters(&self) -> Vec<Param<D>> {
         let predictor = self.predictor.iter().map(|p| ("predictor.", p.parameters()));
-        named([("encoder.", self.encoder.parameters()), ("projector.", self.projector.parameters())], predictor)
+        named(
+            [("encoder.", self.encoder.parameters()), ("projector.", self.projector.parameters())],
+            predictor,
+        )
     }
 
     /// State that is saved but not learnt, in a fixed order, named like the parameters.
     pub fn statistics(&self) -> Vec<Param<D>> {
         let predictor = self.predictor.iter().map(|p| ("predictor.", p.statistics()));
-        named([("encoder.", self.encoder.statistics()), ("projector.", self.projector.statistics())], predictor)
+        named(
+            [("encoder.", self.encoder.statistics()), ("projector.", self.projector.statistics())],
+            predictor,
+        )
     }
 
     /// A network of its own with the same parameters and statistics but without predictor: the start of a momentum

@@ -133,7 +133,8 @@ fn gradients(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     add("term-gradients", Section::Training, norms);
     let right = vec![("at right angles".to_string(), 0.0)];
     let right = if pairs.is_empty() { Vec::new() } else { right };
-    let cosines = chart("Terms that agree and fight", "cosine of gradients; below 0: they fight", pairs, right);
+    let cosines =
+        chart("Terms that agree and fight", "cosine of gradients; below 0: they fight", pairs, right);
     add("term-cosines", Section::Training, cosines);
 }
 

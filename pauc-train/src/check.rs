@@ -82,7 +82,8 @@ impl<'a> Checker<'a> {
                     help,
                 );
             }
-            let last = needs.queries.iter().chain(needs.predictions).chain(needs.keys).max().map_or(0, |v| v + 1);
+            let last =
+                needs.queries.iter().chain(needs.predictions).chain(needs.keys).max().map_or(0, |v| v + 1);
             if last > r.view_count() {
                 let message = format!(
                     "`{name}` reads {last} views of each image, and the recipe makes {}",

@@ -12,7 +12,7 @@ use pauc_data::{ImageBatch, Loader, LoaderOptions};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::{Network, backward_with};
 use pauc_report::events::{self, Event, Status, Subject as Who};
-use pauc_traits::batch::Inputs;
+use pauc_traits::batch::{Constant, Inputs};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::optimizer::State;
 use pauc_traits::param::{Role, clear_gradients};
@@ -381,13 +381,14 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         let mut parameters = BTreeMap::new();
         for t in &self.terms {
             let (rows, cols) = (t.param.shape[0], t.param.shape[1]);
-            parameters.insert(t.param.name.clone(), self.device.buffer_tensor(&t.param.value(), (rows, cols))?);
+            parameters
+                .insert(t.param.name.clone(), self.device.buffer_tensor(&t.param.value(), (rows, cols))?);
         }
         let inputs = Inputs {
             views,
             predictions,
             keys,
-            queue: queue.map(|q| ops::constant(&self.device, q.keys().to_vec(), (q.len(), dim))),
+            queue: queue.map(|q| Constant::new(&self.device, q.shared(), (q.len(), dim))),
             labels: data.labels.clone().filter(|_| reads.labels),
             levels: levels.unwrap_or_default(),
             parameters,

@@ -236,9 +236,12 @@ mod tests {
     #[test]
     fn equal_terms_agree_and_a_vanishing_gradient_has_no_direction() {
         let of = |terms| objective(terms).gradients_by_term(&Cpu::default(), &inputs()).unwrap();
-        let found = of(&[("Dcl()", 1.0), ("Dcl()", 3.0), ("VicReg(invariance: 0, variance: 0, covariance: 0)", 1.0)]);
+        let found =
+            of(&[("Dcl()", 1.0), ("Dcl()", 3.0), ("VicReg(invariance: 0, variance: 0, covariance: 0)", 1.0)]);
         assert_eq!(found[1].name, "Dcl#2");
-        assert!((found[1].cosines[0] - 1.0).abs() < 1e-12 && (found[1].norm / found[0].norm - 3.0).abs() < 1e-12);
+        assert!(
+            (found[1].cosines[0] - 1.0).abs() < 1e-12 && (found[1].norm / found[0].norm - 3.0).abs() < 1e-12
+        );
         assert_eq!((found[2].norm, found[2].cosines.as_slice()), (0.0, &[0.0, 0.0][..]));
     }
 }

@@ -182,7 +182,9 @@ pub fn set(text: &str, assignment: &str) -> Result<String, SetError> {
             (Step::Item(i), Parts::Items(items)) => {
                 Err(stuck(format!("there is no item {i}, the list has {} (counted from 0)", items.len())))
             }
-            (Step::Item(_), _) => Err(stuck(format!("`{}` is no list", first_line(&text[node.span.clone()])))),
+            (Step::Item(_), _) => {
+                Err(stuck(format!("`{}` is no list", first_line(&text[node.span.clone()]))))
+            }
             (Step::Field(name), Parts::Items(items)) => {
                 let last = items.len().saturating_sub(1);
                 Err(stuck(format!("a list has no field `{name}`; its items are [0] to [{last}]")))

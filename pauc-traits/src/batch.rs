@@ -8,6 +8,7 @@ use dfdx::prelude::*;
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// The raw material of a [`Batch`]. Tensors share their storage, so a clone is cheap.
 #[derive(Clone)]
@@ -20,7 +21,7 @@ pub struct Inputs<E: Scalar, D: Backend<E>> {
     /// Raw projector outputs of the momentum branch, by view; empty without a momentum encoder.
     pub keys: Vec<Option<Matrix<E, D>>>,
     /// Past keys, unit rows, (M, D).
-    pub queue: Option<Matrix<E, D>>,
+    pub queue: Option<Constant<E, D>>,
     /// Class labels of the B samples.
     pub labels: Option<Vec<u32>>,
     /// The current clusterings, restricted to this batch.
@@ -49,11 +50,50 @@ impl<E: Scalar, D: Backend<E>> Default for Inputs<E, D> {
     }
 }
 
+/// A matrix that no gradient flows into and that many batches share, such as centroids or a queue: values on the host,
+/// and a tensor on the device that is made when it is first asked for. Clones share both, so a kernel that reads the
+/// values needs no second copy of a large bank.
+#[derive(Clone, Debug)]
+pub struct Constant<E: Scalar, D: Backend<E>> {
+    device: D,
+    values: Arc<Vec<E>>,
+    shape: (usize, usize),
+    tensor: Rc<OnceCell<Matrix<E, D>>>,
+}
+
+impl<E: Scalar, D: Backend<E>> Constant<E, D> {
+    /// A matrix from values in row-major order.
+    ///
+    /// # Panics
+    /// If there are not as many values as the shape has elements.
+    pub fn new(device: &D, values: impl Into<Arc<Vec<E>>>, shape: (usize, usize)) -> Self {
+        let values = values.into();
+        assert_eq!(values.len(), shape.0 * shape.1, "a matrix of {}×{}", shape.0, shape.1);
+        Constant { device: device.clone(), values, shape, tensor: Rc::default() }
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    /// The values in row-major order.
+    pub fn values(&self) -> &[E] {
+        &self.values
+    }
+
+    /// The matrix on the device.
+    pub fn tensor(&self) -> Matrix<E, D> {
+        let make = || ops::constant(&self.device, self.values.to_vec(), self.shape);
+        self.tensor.get_or_init(make).clone()
+    }
+}
+
 /// One clustering as a batch sees it. Constants between two clusterings.
 #[derive(Clone, Debug)]
 pub struct Level<E: Scalar, D: Backend<E>> {
     /// Centroids as unit rows, (K, D).
-    pub centroids: Matrix<E, D>,
+    pub centroids: Constant<E, D>,
     /// The concentration φ of each prototype, K values.
     pub concentration: Vec<E>,
     /// The prototype of each sample of the batch, `None` for noise.
@@ -68,7 +108,7 @@ pub struct Level<E: Scalar, D: Backend<E>> {
 impl<E: Scalar, D: Backend<E>> Level<E, D> {
     /// K.
     pub fn k(&self) -> usize {
-        self.centroids.shape().0
+        self.centroids.shape.0
     }
 
     /// The samples that belong to a prototype: their rows in the batch and their prototypes.
@@ -183,14 +223,14 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
                 return differs(name, format!("is {}×{}", shape.0, shape.1));
             }
         }
-        if let Some((rows, cols)) = inputs.queue.as_ref().map(|q| *q.shape()).filter(|q| q.1 != dim) {
+        if let Some((rows, cols)) = inputs.queue.as_ref().map(|q| q.shape).filter(|q| q.1 != dim) {
             return differs("queue", format!("is {rows}×{cols}"));
         }
         if let Some(n) = inputs.labels.as_ref().map(Vec::len).filter(|n| *n != size) {
             return differs("labels", format!("has {n} values"));
         }
         for (m, level) in inputs.levels.iter().enumerate() {
-            let (k, cols) = *level.centroids.shape();
+            let (k, cols) = level.centroids.shape;
             if cols != dim {
                 return differs(&format!("prototypes.{m}"), format!("is {k}×{cols}"));
             }
@@ -306,10 +346,10 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     }
 
     /// Past keys, unit rows, a constant. Shape (M, D).
-    pub fn queue(&self) -> Result<Matrix<E, D>> {
+    pub fn queue(&self) -> Result<&Constant<E, D>> {
         self.inputs
             .queue
-            .clone()
+            .as_ref()
             .ok_or(Error::Missing { what: "the queue", remedy: "add `queue: 4096` to the recipe" })
     }
 
@@ -455,19 +495,19 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         let mut sums = selector(&level.assignments).retaped::<OwnedTape<E, D>>().matmul(members);
         if options.queue {
             let queue = self.queue()?;
-            if level.queue_assignments.len() != queue.shape().0 {
+            if level.queue_assignments.len() != queue.shape.0 {
                 return Err(Error::Missing {
                     what: "the sample ids of the queue",
                     remedy: "set `queue: false` in the term",
                 });
             }
-            sums = sums + selector(&level.queue_assignments).matmul(queue);
+            sums = sums + selector(&level.queue_assignments).matmul(queue.tensor());
         }
         if options.rho != 0.0 {
             let mut pick = vec![E::zero(); rows * level.k()];
             occupied.iter().enumerate().for_each(|(r, j)| pick[r * level.k() + j] = E::of(options.rho));
             sums =
-                sums + ops::constant(&self.device, pick, (rows, level.k())).matmul(level.centroids.clone());
+                sums + ops::constant(&self.device, pick, (rows, level.k())).matmul(level.centroids.tensor());
         }
         Ok(ops::l2_normalize(sums))
     }

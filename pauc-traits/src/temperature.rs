@@ -146,8 +146,8 @@ impl<'de> Deserialize<'de> for Temperature {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::open_set::options;
     use crate::batch::Inputs;
+    use crate::open_set::options;
 
     fn parse(text: &str) -> Result<Temperature, String> {
         options().from_str(text).map_err(|e| e.to_string())

@@ -3,6 +3,7 @@
 mod check;
 mod explain;
 mod list;
+mod new;
 mod report;
 mod run;
 mod term;
@@ -26,6 +27,7 @@ pub fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Explain(args) => explain::explain(args),
         Command::List(args) => list::list(args),
         Command::Term(args) => term::term(args),
+        Command::New(what) => new::new(what),
         Command::Report(args) => report::report(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "pauc-cli", &mut std::io::stdout());

@@ -128,6 +128,9 @@ mod tests {
         assert!(outcome.gradients["view0"].iter().chain(&outcome.gradients["view1"]).all(|g| *g == 0.0));
         let facts = testing::facts(8, 4, &[]);
         let codes = |facts| testing::term("CosinePrediction()").info().check(facts).len();
-        assert_eq!((codes(&facts), codes(&pauc_traits::term::Facts { predictor: true, ..facts.clone() })), (1, 0));
+        assert_eq!(
+            (codes(&facts), codes(&pauc_traits::term::Facts { predictor: true, ..facts.clone() })),
+            (1, 0)
+        );
     }
 }

@@ -6,8 +6,8 @@ use crate::rows::{self, Rows};
 use dfdx::prelude::*;
 use pauc_traits::term::{Contrast, Facts, Finding, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Temperature, TermInfo, Value, component,
-    ops,
+    Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Temperature, TermInfo, Value,
+    component, ops,
 };
 use serde::{Deserialize, Serialize};
 
@@ -119,7 +119,7 @@ impl InfoNce {
             return Ok(Some(fused::scalar_with_gradients(batch.device(), graded.value, gradients)));
         }
         let directions: &[(usize, usize)] = if self.is_two_sided() { &[(0, 1), (1, 0)] } else { &[(0, 1)] };
-        let queue = if self.reads_queue() { Some(fused::values(&batch.queue()?)) } else { None };
+        let queue = if self.reads_queue() { Some(batch.queue()?.values()) } else { None };
         let own: Vec<usize> = (0..batch.size()).collect();
         let (mut value, mut along, mut gradients) = (0.0, 0.0, Vec::new());
         for (query, key) in directions {
@@ -133,7 +133,7 @@ impl InfoNce {
             if self.negatives != Negatives::Queue {
                 banks.push(Bank { rows: &k, scale, own: Some(&own) });
             }
-            banks.extend(queue.as_ref().map(|rows| Bank { rows, scale, own: None }));
+            banks.extend(queue.map(|rows| Bank { rows, scale, own: None }));
             let scales = vec![1.0 / tau as f32; batch.size()];
             let graded = fused::cross_entropy(&queries, &k, &scales, &banks, batch.dim());
             let share = 1.0 / directions.len() as f64;
@@ -169,11 +169,11 @@ impl InfoNce {
         let (logits, targets) = match self.negatives {
             Negatives::Queue => {
                 let positives = ops::row_dots(q.with_empty_tape(), k).reshape_like(&(b, 1));
-                (rows::beside(positives, ops::dot_rows(q, batch.queue()?)), vec![0; b])
+                (rows::beside(positives, ops::dot_rows(q, batch.queue()?.tensor())), vec![0; b])
             }
             Negatives::QueueAndBatch => {
                 let keys = ops::dot_rows(q.with_empty_tape(), k);
-                (rows::beside(keys, ops::dot_rows(q, batch.queue()?)), (0..b).collect())
+                (rows::beside(keys, ops::dot_rows(q, batch.queue()?.tensor())), (0..b).collect())
             }
             Negatives::InBatch | Negatives::Keys => (ops::dot_rows(q, k), (0..b).collect()),
         };

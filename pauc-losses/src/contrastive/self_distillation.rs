@@ -94,7 +94,8 @@ impl TermInfo for SelfDistillation {
             frozen: Some(self.freeze),
         }];
         if self.centre_momentum.is_some() {
-            let (rows, cols, init, after) = (1, self.prototypes.get(), Init::Constant(0.0), After::Remembered);
+            let (rows, cols, init, after) =
+                (1, self.prototypes.get(), Init::Constant(0.0), After::Remembered);
             all.push(TermParameter { name: "centre", rows, cols, init, after, frozen: None });
         }
         all
@@ -151,7 +152,9 @@ mod tests {
 
     #[test]
     fn equals_plain_loops_with_constant_targets() {
-        for (text, running) in [("SelfDistillation()", true), ("SelfDistillation(centre_momentum: None)", false)] {
+        for (text, running) in
+            [("SelfDistillation()", true), ("SelfDistillation(centre_momentum: None)", false)]
+        {
             equals_plain_loops(text, running);
         }
     }

@@ -4,8 +4,8 @@ use crate::{findings, rows};
 use dfdx::prelude::*;
 use pauc_traits::term::{Contrast, Facts, Finding, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Temperature, TermInfo, Value, component,
-    ops,
+    Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Temperature, TermInfo, Value,
+    component, ops,
 };
 
 component! {
