@@ -126,6 +126,77 @@ fn rules_across_fields() {
     );
 }
 
+/// Replaces texts in the good recipe; expects a warning of the code that says all of `says`, and no error.
+fn warned(changes: &[(&str, &str)], code: &str, says: &[&str]) {
+    let mut text = GOOD.to_string();
+    for (from, to) in changes {
+        assert!(text.contains(from), "{from} is not in the recipe");
+        text = text.replace(from, to);
+    }
+    let out = check(&text, "check");
+    assert_eq!(out.code, 0, "{changes:?}: {}", out.stderr);
+    assert!(out.stderr.contains(&format!("warning[{code}]")), "{changes:?}: no {code} in\n{}", out.stderr);
+    for text in says {
+        assert!(out.stderr.contains(text), "{changes:?}: `{text}` is not in\n{}", out.stderr);
+    }
+    assert!(pauc(["explain", code]).stdout.starts_with(&format!("{code}: ")), "{code} is not explained");
+}
+
+#[test]
+fn mixes_that_do_not_fit() {
+    let momentum = "    momentum_encoder: Ema(momentum: 0.9),\n";
+    // A queue term without queue, a momentum term without momentum encoder: `rules_across_fields` has the first.
+    let alone = GOOD
+        .replace(momentum, "")
+        .replace("    queue: 32,\n", "")
+        .replace("negatives: Queue", "negatives: Keys");
+    let out = check(&alone.replace("ProtoNce()", "SelfDistillation()"), "check");
+    assert!(out.code == 2 && out.stderr.contains("`SelfDistillation` reads momentum keys"), "{}", out.stderr);
+    // More negatives than there are prototypes left, few samples a prototype, more columns than prototypes.
+    refused(
+        "ProtoNce()",
+        "ProtoNce(negatives: Sample(4))",
+        "E0302",
+        &["recipe.ron:12:", "Sample(4)", "of the 4 prototypes"],
+    );
+    let crowd = [("ProtoNce()", "Uniformity()"), ("k: [4]", "k: [60]"), ("batch: 16", "batch: 8")];
+    warned(&crowd, "W0302", &["recipe.ron:12:", "60 prototypes for batches of 8", "`n_min: 2`"]);
+    warned(&[("ProtoNce()", "Correlation()")], "W0303", &["recipe.ron:12:", "about 4 occupied", "8"]);
+    warned(&[("ProtoNce()", "CosinePrediction()")], "W0305", &["recipe.ron:12:", "add `predictor: "]);
+    // Predictors and parts of batches.
+    refused(
+        "    queue",
+        "    predictor: Mlp(dims: [4, 5]),\n    queue",
+        "E0216",
+        &["recipe.ron:8:", "5 wide, embeddings 8"],
+    );
+    warned(&[("    queue", "    predictor: Mlp(dims: [4, 8]),\n    queue")], "E0216", &["no term reads"]);
+    refused("batch: 16", "batch: 16, micro_batch: 17", "E0217", &["recipe.ron:14:", "at most 16"]);
+}
+
+#[test]
+fn labels_asked_of_data_without_any() {
+    // A flat folder of bitmaps: 54 bytes of header, then 16 × 16 pixels.
+    let folder = tempfile::tempdir().unwrap();
+    for i in 0..32u8 {
+        let mut image = b"BM".to_vec();
+        for v in [54 + 768u32, 0, 54, 40, 16, 16, 1 | 24 << 16, 0, 768, 0, 0, 0, 0] {
+            image.extend(v.to_le_bytes());
+        }
+        image.extend((0..768u32).map(|p| (p % 251) as u8 ^ i));
+        std::fs::write(folder.path().join(format!("{i}.bmp")), image).unwrap();
+    }
+    let data = format!("ImageFolder(root: {:?})", folder.path());
+    let text = GOOD.replace("Shapes(count: 64, size: 16, classes: 4, seed: 1)", &data);
+    let good = check(&text, "check");
+    assert_eq!(good.code, 0, "{}", good.stderr);
+    let out = check(&text.replace("ProtoNce()", "SupCon()"), "check");
+    assert_eq!(out.code, 2, "{}", out.stderr);
+    for says in ["error[E0204]", "recipe.ron:12:", "`SupCon` needs class labels", "use labelled data"] {
+        assert!(out.stderr.contains(says), "`{says}` is not in\n{}", out.stderr);
+    }
+}
+
 #[test]
 fn several_mistakes_are_reported_at_once() {
     let text = GOOD

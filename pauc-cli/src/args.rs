@@ -40,8 +40,9 @@ pub enum Command {
     List(ListArgs),
     /// Value, chance level and gradients of one term on given tensors.
     ///
-    /// Reads view0, view1, key0, key1, queue, labels, prototypes.M, assignments.M, concentration.M, negatives.M from a
-    /// safetensors file; views and keys are raw projector outputs, f32 or f64.
+    /// Reads view0, view1, key0, key1, prediction0, prediction1, queue, labels, prototypes.M, assignments.M,
+    /// concentration.M, negatives.M, ln_temperature and centre from a safetensors file; views, keys and predictions are raw
+    /// outputs of the heads, f32 or f64.
     ///
     /// Example: pauc-cli term 'InfoNce(temperature: 0.2)' --inputs batch.safetensors --grads out.safetensors
     Term(TermArgs),
@@ -49,10 +50,15 @@ pub enum Command {
     ///
     /// Example: pauc-cli export runs/quickstart-0a1b2c3d/seed0 --out encoder.safetensors
     Export(ExportArgs),
-    /// Time training steps of an encoder, whole and by stage.
+    /// Time training steps of an encoder, whole and by stage; or, with `data`, the loader.
     ///
     /// Example: pauc-cli bench --encoder 'ResNet18(stem: Small, width: 16)' --batch 64 --size 32 --threads 2
     Bench(BenchArgs),
+    /// Write the skeleton of a component of one's own.
+    ///
+    /// Example: pauc-cli new term MyLoss --out src
+    #[command(subcommand)]
+    New(New),
     /// Write a run's report again.
     ///
     /// Example: pauc-cli report runs/quickstart-0a1b2c3d/seed0
@@ -60,9 +66,6 @@ pub enum Command {
     /// Look at a recipe's data: can it be read, did it change, what is in it, what do its views look like.
     #[command(subcommand)]
     Data(DataCommand),
-    /// Measure how fast parts of a recipe are.
-    #[command(subcommand)]
-    Bench(BenchCommand),
     /// Print the completions of a shell.
     ///
     /// Example: pauc-cli completions bash > /etc/bash_completion.d/pauc-cli
@@ -163,6 +166,21 @@ pub struct TermArgs {
     pub json: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum New {
+    /// A contrastive loss in one file, with its tests.
+    Term(NewTermArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct NewTermArgs {
+    /// The term's name, in CamelCase.
+    pub name: String,
+    /// The folder that the file is put into.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub out: PathBuf,
+}
+
 #[derive(Debug, ClapArgs)]
 pub struct ExportArgs {
     /// The run's folder, or a checkpoint file.
@@ -176,7 +194,11 @@ pub struct ExportArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    /// What to time instead of an encoder.
+    #[command(subcommand)]
+    pub what: Option<BenchCommand>,
     /// The encoder, as a recipe writes it.
     #[arg(long, default_value = "ResNet18(stem: Small, width: 64)")]
     pub encoder: String,

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used)] // a bench that cannot run should stop
 
 use dfdx::prelude::*;
-use pauc_traits::batch::{Inputs, Level};
+use pauc_traits::batch::{Constant, Inputs, Level};
 use pauc_traits::open_set::Term;
 use pauc_traits::{Batch, ops};
 use std::time::Instant;
@@ -21,6 +21,18 @@ fn matrix(dev: &Cpu, rows: usize, cols: usize, phase: f32) -> ops::Matrix<f32, C
         (state >> 40) as f32 / (1 << 23) as f32 - 1.0
     };
     ops::constant(dev, (0..rows * cols).map(|_| next()).collect(), (rows, cols))
+}
+
+/// Unit rows that no gradient flows into.
+fn bank(dev: &Cpu, rows: usize, phase: f32) -> Constant<f32, Cpu> {
+    Constant::new(dev, ops::values(&ops::l2_normalize(matrix(dev, rows, 128, phase))), (rows, 128))
+}
+
+/// A line of the process's memory in MiB, where the system tells: `VmRSS:` resident now, `VmHWM:` at its highest.
+fn memory(what: &str) -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with(what))?;
+    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }
 
 /// Times one term; `prepare` makes the inputs, which are not timed.
@@ -45,7 +57,11 @@ fn measure(what: &str, threads: usize, text: &str, prepare: impl Fn(&Cpu) -> Inp
         let value = term.evaluate(&batch).unwrap();
         std::hint::black_box(batch.backward(value).unwrap().views.len());
     };
+    // The inputs are made; what memory rises by from here on is the term's own. Writing 5 forgets the highest so far.
+    let forgotten = std::fs::write("/proc/self/clear_refs", "5").is_ok();
+    let before = memory("VmRSS:").filter(|_| forgotten);
     (0..3).for_each(|_| step());
+    let own = before.zip(memory("VmHWM:")).map_or("null".into(), |(a, b)| format!("{:.1}", b - a));
     let begin = Instant::now();
     let mut times = Vec::new();
     while times.len() < 5 || (begin.elapsed().as_secs_f64() < 4.0 && times.len() < 300) {
@@ -55,7 +71,7 @@ fn measure(what: &str, threads: usize, text: &str, prepare: impl Fn(&Cpu) -> Inp
     }
     times.sort_by(f64::total_cmp);
     println!(
-        "{{\"what\": \"{what}\", \"threads\": {threads}, \"ms_median\": {:.3}, \"ms_min\": {:.3}, \"runs\": {}}}",
+        "{{\"what\": \"{what}\", \"threads\": {threads}, \"ms_median\": {:.3}, \"ms_min\": {:.3}, \"runs\": {}, \"peak_mib\": {own}}}",
         times[times.len() / 2],
         times[0],
         times.len()
@@ -73,14 +89,14 @@ fn main() {
         measure(&format!("InfoNCE 256x128, queue {m}"), threads, "InfoNce(negatives: Queue)", |dev| Inputs {
             views: vec![Some(matrix(dev, 256, 128, 1.0))],
             keys: vec![None, Some(matrix(dev, 256, 128, 3.0))],
-            queue: Some(ops::l2_normalize(matrix(dev, m, 128, 4.0))),
+            queue: Some(bank(dev, m, 4.0)),
             ..Inputs::default()
         });
     }
     measure("ProtoNCE 256x128, 65536 prototypes", threads, "ProtoNce()", |dev| Inputs {
         views: vec![Some(matrix(dev, 256, 128, 1.0))],
         levels: vec![Level {
-            centroids: ops::l2_normalize(matrix(dev, 65536, 128, 5.0)),
+            centroids: bank(dev, 65536, 5.0),
             concentration: (0..65536).map(|j| 0.15 + 0.1 * (j % 100) as f32 / 100.0).collect(),
             assignments: (0..256).map(|i| Some(i * 251)).collect(),
             queue_assignments: Vec::new(),

@@ -10,6 +10,8 @@ pub const SINGLETONS: &str = "W0302";
 pub const RANK_DEFICIENT: &str = "W0303";
 /// The centroid, a constant, outweighs the members of a batch prototype.
 pub const CENTROID_DOMINATES: &str = "W0304";
+/// A prediction without a predictor.
+pub const NO_PREDICTOR: &str = "W0305";
 /// A batch has too few samples for the term to compare anything.
 pub const TOO_FEW_ROWS: &str = "E0301";
 /// More negatives are asked for than there are prototypes left.
@@ -48,6 +50,13 @@ pub const ALL: &[(&str, &str, &str)] = &[
         "p_j = norm(sum of members + rho·centroid). The centroid is a constant between two clusterings: as rho \
          grows beyond the number of members, p_j stops moving and the gradient vanishes. A term on centroids alone \
          has no gradient at all. Use a smaller rho.",
+    ),
+    (
+        NO_PREDICTOR,
+        "a term that only pulls has no predictor",
+        "BYOL and SimSiam keep embeddings from becoming one with a head behind the projector that only the online network \
+         has. Add `predictor: Mlp(dims: [64, 128])` to the recipe, its last width that of the projector, or a term that \
+         spreads, such as `Uniformity(level: Instances)`.",
     ),
     (
         TOO_FEW_ROWS,

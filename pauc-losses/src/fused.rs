@@ -39,6 +39,11 @@ pub(crate) fn embeddings(batch: &CpuBatch, view: usize) -> Result<Option<Embeddi
     Ok(ops::is_row_major(&z).then_some((z, elements)))
 }
 
+/// Σ a·b in double precision.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
 /// A scalar whose gradients with respect to matrices are known already.
 pub(crate) fn scalar_with_gradients(
     device: &Cpu,

@@ -29,4 +29,6 @@ pub mod rows;
 pub mod sphere;
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod testing;

@@ -1,7 +1,7 @@
 //! What the tests of all terms share: toy batches, golden values, finite differences, invariances, extreme inputs.
 
 use dfdx::prelude::*;
-use pauc_traits::batch::{Inputs, Level};
+use pauc_traits::batch::{Constant, Inputs, Level};
 use pauc_traits::open_set::Term;
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::Facts;
@@ -24,6 +24,7 @@ pub struct Data {
     pub rows: usize,
     pub dim: usize,
     pub views: Vec<Option<Vec<f64>>>,
+    pub predictions: Vec<Option<Vec<f64>>>,
     pub keys: Vec<Option<Vec<f64>>>,
     pub queue: Option<Vec<f64>>,
     pub labels: Option<Vec<u32>>,
@@ -70,11 +71,17 @@ impl Data {
             rows,
             dim,
             views: vec![Some(pattern(rows, dim, 0.1)), Some(pattern(rows, dim, 0.5))],
+            predictions: Vec::new(),
             keys: vec![Some(pattern(rows, dim, 0.2)), Some(pattern(rows, dim, 0.4))],
             queue: Some(unit_rows(pattern(9, dim, 4.0), dim)),
             labels: Some((0..rows).map(|i| (i % 3) as u32).collect()),
             levels: vec![level(3, 0), level(5, 1)],
-            parameters: [("prototypes".to_string(), unit_rows(pattern(5, dim, 7.0), dim))].into(),
+            parameters: [
+                ("prototypes".to_string(), unit_rows(pattern(5, dim, 7.0), dim)),
+                ("centre".to_string(), vec![0.1, -0.05, 0.0, 0.02, 0.15]),
+                ("ln_temperature".to_string(), vec![-1.5]),
+            ]
+            .into(),
             seed: 1,
             step: 0,
         }
@@ -94,25 +101,34 @@ impl Data {
             ops::constant(dev, m.iter().map(|v| E::of(*v)).collect(), (rows, self.dim))
         };
         let rows_of = |m: &Vec<f64>| m.len() / self.dim;
+        let constant = |m: &Vec<f64>| {
+            let values: Vec<E> = m.iter().map(|v| E::of(*v)).collect();
+            Constant::new(dev, values, (rows_of(m), self.dim))
+        };
+        let parameter = |name: &String, m: &Vec<f64>| match name.as_str() {
+            "prototypes" => matrix(m, rows_of(m)),
+            _ => ops::constant(dev, m.iter().map(|v| E::of(*v)).collect(), (1, m.len())),
+        };
         let views =
             |v: &[Option<Vec<f64>>]| v.iter().map(|m| m.as_ref().map(|m| matrix(m, self.rows))).collect();
         Inputs {
             views: views(&self.views),
+            predictions: views(&self.predictions),
             keys: views(&self.keys),
-            queue: self.queue.as_ref().map(|m| matrix(m, rows_of(m))),
+            queue: self.queue.as_ref().map(constant),
             labels: self.labels.clone(),
             levels: self
                 .levels
                 .iter()
                 .map(|l| Level {
-                    centroids: matrix(&l.centroids, rows_of(&l.centroids)),
+                    centroids: constant(&l.centroids),
                     concentration: l.concentration.iter().map(|v| E::of(*v)).collect(),
                     assignments: l.assignments.clone(),
                     queue_assignments: l.queue_assignments.clone(),
                     negatives: l.negatives.clone(),
                 })
                 .collect(),
-            parameters: self.parameters.iter().map(|(n, m)| (n.clone(), matrix(m, rows_of(m)))).collect(),
+            parameters: self.parameters.iter().map(|(n, m)| (n.clone(), parameter(n, m))).collect(),
             clock: Clock { step: self.step, ..Clock::still() },
             seed: self.seed,
         }
@@ -126,6 +142,7 @@ pub fn facts(batch: usize, dim: usize, prototypes: &[usize]) -> Facts {
         dim,
         samples: 50_000,
         momentum: true,
+        predictor: false,
         queue: None,
         prototypes: prototypes.iter().map(|k| Some(*k)).collect(),
         classes: None,
@@ -165,9 +182,11 @@ where
     let wide = |v: Vec<E>| v.into_iter().map(|x| x.as_f64()).collect::<Vec<_>>();
     let mut gradients: BTreeMap<_, _> =
         found.parameters.into_iter().map(|(name, g)| (name, wide(g))).collect();
-    for (i, g) in found.views.into_iter().enumerate() {
-        if let Some(g) = g {
-            gradients.insert(format!("view{i}"), wide(g));
+    for (what, all) in [("view", found.views), ("prediction", found.predictions)] {
+        for (i, g) in all.into_iter().enumerate() {
+            if let Some(g) = g {
+                gradients.insert(format!("{what}{i}"), wide(g));
+            }
         }
     }
     Ok(Outcome { value: number, gradients, skipped })
@@ -184,13 +203,16 @@ pub fn fused_equals_plain(data: &Data, fused: Way<'_>, plain: Way<'_>) {
         // A factor shows whether the gradient is scaled by what comes after the term.
         let value = term(&batch).unwrap() * 3.0;
         let number = ops::item(&value);
-        let views = batch.backward(value).unwrap().views;
-        let wide = views.into_iter().flatten().flatten().map(f64::from).collect::<Vec<_>>();
-        (number, wide)
+        let found = batch.backward(value).unwrap();
+        let wide = |all: Vec<Vec<f32>>| all.into_iter().flatten().map(f64::from).collect::<Vec<_>>();
+        let views = found.views.into_iter().flatten().collect();
+        (number, wide(views), wide(found.parameters.into_values().collect()))
     };
-    let ((a, ga), (b, gb)) = (run(fused), run(plain));
+    let ((a, ga, pa), (b, gb, pb)) = (run(fused), run(plain));
     assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{a} for {b}");
     assert!(distance_above(1e-3, &ga, &gb) < 1e-4, "gradients differ by {:e}", distance(&ga, &gb));
+    // A temperature's is a sum over all logits, which cancels where the softmax is saturated.
+    assert!(distance_above(0.1, &pa, &pb) < 1e-4, "gradients of parameters: {pa:?} for {pb:?}");
 }
 
 /// The value in double precision.
@@ -332,10 +354,13 @@ pub fn finite_differences(text: &str, data: &Data) {
         for (i, found) in gradient.iter().enumerate() {
             let at = |by: f64| {
                 let mut data = data.clone();
-                match name.strip_prefix("view") {
-                    Some(v) => data.views[v.parse::<usize>().unwrap()].as_mut().unwrap()[i] += by,
-                    None => data.parameters.get_mut(name).unwrap()[i] += by,
-                }
+                let number = |n: &str| n.parse::<usize>().unwrap();
+                let at = match (name.strip_prefix("view"), name.strip_prefix("prediction")) {
+                    (Some(v), _) => data.views[number(v)].as_mut().unwrap(),
+                    (_, Some(v)) => data.predictions[number(v)].as_mut().unwrap(),
+                    _ => data.parameters.get_mut(name).unwrap(),
+                };
+                at[i] += by;
                 value(text, &data)
             };
             let want = (at(step) - at(-step)) / (2.0 * step);
@@ -392,7 +417,7 @@ pub fn rotation_invariant(text: &str, data: &Data) {
         *v = v.as_ref().map(rotate);
     }
     rotated.levels.iter_mut().for_each(|l| l.centroids = rotate(&l.centroids));
-    rotated.parameters.values_mut().for_each(|p| *p = rotate(p));
+    rotated.parameters.entry("prototypes".into()).and_modify(|p| *p = rotate(p));
     let (a, b) = (run::<f64>(text, data), run::<f64>(text, &rotated));
     assert!((a.value - b.value).abs() < 1e-9 * (1.0 + a.value.abs()), "{text}: {} and {}", a.value, b.value);
     let want = rotate(&a.gradients["view0"]);
@@ -417,6 +442,8 @@ pub fn degenerate() -> Vec<(&'static str, Data)> {
     unassigned.levels.iter_mut().for_each(|l| l.assignments.fill(None));
     let mut one_prototype = toy();
     one_prototype.levels.iter_mut().for_each(|l| l.assignments.fill(Some(1)));
+    let mut labels_once = toy();
+    labels_once.labels = Some((0..7).collect());
     let mut many = toy();
     many.levels = vec![Clusters {
         centroids: unit_rows(pattern(100, 4, 3.0), 4),
@@ -435,6 +462,7 @@ pub fn degenerate() -> Vec<(&'static str, Data)> {
         ("two samples", Data::toy(2, 4)),
         ("nothing assigned", unassigned),
         ("one prototype", one_prototype),
+        ("labels seen once", labels_once),
         ("many prototypes", many),
         ("large outputs", large),
         ("no momentum", toy().without_momentum()),

@@ -50,10 +50,15 @@ impl MomentumConfig {
     ) -> Result<()> {
         let MomentumConfig::Ema(ema) = self;
         let momentum = ema.momentum.at(clock);
-        update(device, &online.parameters(), &branch.parameters(), momentum)?;
+        // The predictor is the online network's alone.
+        let followed = |all: Vec<Param<D>>| -> Vec<Param<D>> {
+            all.into_iter().filter(|p| !p.name.starts_with("predictor.")).collect()
+        };
+        let statistics = || followed(online.statistics());
+        update(device, &followed(online.parameters()), &branch.parameters(), momentum)?;
         match ema.statistics {
-            Statistics::Average => update(device, &online.statistics(), &branch.statistics(), momentum),
-            Statistics::Copy => update(device, &online.statistics(), &branch.statistics(), 0.0),
+            Statistics::Average => update(device, &statistics(), &branch.statistics(), momentum),
+            Statistics::Copy => update(device, &statistics(), &branch.statistics(), 0.0),
             Statistics::Own => Ok(()),
         }
     }

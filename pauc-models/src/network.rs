@@ -1,4 +1,4 @@
-//! A network as a run trains it: encoder and projector.
+//! A network as a run trains it: encoder, projector and, where a term predicts keys, a predictor.
 
 use crate::device::NetworkDevice;
 use crate::heads::{Head, HeadConfig};
@@ -6,15 +6,21 @@ use dfdx::prelude::{HasShape, NoneTape, Tensor, TryMul};
 use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::{Compute, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped, ops};
 
+/// A matrix with its tape.
+type TapedMatrix<D> = Taped<(usize, usize), f32, D>;
+
 /// The number of the projector among a network's parts, for its initial weights; the encoder's is 0.
 const PROJECTOR: u64 = 1;
+/// The number of the predictor; terms' own matrices draw from a stream of theirs.
+const PREDICTOR: u64 = 2;
 
-/// An encoder and a projector.
+/// An encoder, a projector, and maybe a predictor.
 pub struct Network<D: NetworkDevice> {
     device: D,
     input: ImageShape,
     encoder: Box<dyn Encoder<D>>,
     projector: Box<dyn Head<D>>,
+    predictor: Option<Box<dyn Head<D>>>,
 }
 
 /// What a network makes of a batch.
@@ -23,7 +29,7 @@ pub struct Output<D: Compute> {
     /// The encoder's features h, (B, F), without a tape.
     pub features: Tensor<(usize, usize), f32, D>,
     /// The projector's outputs x, (B, D), with the tape of the whole network in [`Pass::Train`].
-    pub embeddings: Taped<(usize, usize), f32, D>,
+    pub embeddings: TapedMatrix<D>,
 }
 
 /// Features and embeddings of many images, row-major.
@@ -49,7 +55,36 @@ impl<D: NetworkDevice> Network<D> {
     ) -> Result<Self> {
         let encoder = encoder.build(device, input, seed)?;
         let projector = device.head(projector, encoder.feature_dim(), seed, PROJECTOR)?;
-        Ok(Network { device: device.clone(), input, encoder, projector })
+        Ok(Network { device: device.clone(), input, encoder, projector, predictor: None })
+    }
+
+    /// The same network with a predictor behind the projector, as BYOL and SimSiam have it.
+    ///
+    /// # Errors
+    /// If the predictor's outputs are no embeddings of the same width, or the device fails.
+    pub fn with_predictor(self, predictor: &HeadConfig, seed: u64) -> Result<Self> {
+        let width = self.embedding_dim();
+        let predictor = self.device.head(predictor, width, seed, PREDICTOR)?;
+        if predictor.output_dim() != width {
+            let message = format!("its outputs are {} wide, embeddings {width}", predictor.output_dim());
+            return Err(Error::shape("predictor", message));
+        }
+        Ok(Network { predictor: Some(predictor), ..self })
+    }
+
+    /// What the predictor makes of embeddings, on a tape of its own that begins at them; `None` without a predictor.
+    ///
+    /// # Shapes
+    /// x (B, D) → (B, D)
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn predict(
+        &mut self,
+        embeddings: &Tensor<(usize, usize), f32, D>,
+        pass: Pass,
+    ) -> Result<Option<TapedMatrix<D>>> {
+        self.predictor.as_mut().map(|p| p.forward(embeddings.retaped(), pass)).transpose()
     }
 
     /// The shape of the images that the network was built for.
@@ -115,17 +150,26 @@ impl<D: NetworkDevice> Network<D> {
         self.encoder.statistics()
     }
 
-    /// The learnable parameters in a fixed order, named `encoder.…` and `projector.…`.
+    /// The learnable parameters in a fixed order, named `encoder.…`, `projector.…` and `predictor.…`.
     pub fn parameters(&self) -> Vec<Param<D>> {
-        named(self.encoder.parameters(), self.projector.parameters())
+        let predictor = self.predictor.iter().map(|p| ("predictor.", p.parameters()));
+        named(
+            [("encoder.", self.encoder.parameters()), ("projector.", self.projector.parameters())],
+            predictor,
+        )
     }
 
     /// State that is saved but not learnt, in a fixed order, named like the parameters.
     pub fn statistics(&self) -> Vec<Param<D>> {
-        named(self.encoder.statistics(), self.projector.statistics())
+        let predictor = self.predictor.iter().map(|p| ("predictor.", p.statistics()));
+        named(
+            [("encoder.", self.encoder.statistics()), ("projector.", self.projector.statistics())],
+            predictor,
+        )
     }
 
-    /// A network of its own with the same parameters and statistics: the start of a momentum branch.
+    /// A network of its own with the same parameters and statistics but without predictor: the start of a momentum
+    /// branch.
     ///
     /// # Errors
     /// If the device fails.
@@ -135,6 +179,7 @@ impl<D: NetworkDevice> Network<D> {
             input: self.input,
             encoder: self.encoder.duplicate()?,
             projector: self.projector.duplicate()?,
+            predictor: None,
         })
     }
 
@@ -144,33 +189,49 @@ impl<D: NetworkDevice> Network<D> {
             layers.into_iter().map(move |l| Layer { name: format!("{prefix}{}", l.name), ..l })
         };
         let encoder = prefixed("encoder.", self.encoder.layers());
-        encoder.chain(prefixed("projector.", self.projector.layers())).collect()
+        let predictor = self.predictor.iter().flat_map(|p| prefixed("predictor.", p.layers()));
+        encoder.chain(prefixed("projector.", self.projector.layers())).chain(predictor).collect()
     }
 }
 
-fn named<D: Compute>(encoder: Vec<Param<D>>, projector: Vec<Param<D>>) -> Vec<Param<D>> {
-    let encoder = encoder.iter().map(|p| p.prefixed("encoder."));
-    encoder.chain(projector.iter().map(|p| p.prefixed("projector."))).collect()
+fn named<D: Compute>(
+    parts: [(&'static str, Vec<Param<D>>); 2],
+    predictor: impl Iterator<Item = (&'static str, Vec<Param<D>>)>,
+) -> Vec<Param<D>> {
+    let parts = parts.into_iter().chain(predictor);
+    parts.flat_map(|(prefix, all)| all.into_iter().map(move |p| p.prefixed(prefix))).collect()
 }
 
-/// Runs a network's backward pass from a given gradient ∂L/∂x at its embeddings, row-major. The parameters' gradients
-/// are added to.
+/// Runs a network's backward pass from given gradients ∂L/∂x at its embeddings, row-major, and at its predictions if
+/// there are any. The parameters' gradients are added to.
 ///
 /// # Errors
-/// If the gradient has another size than the embeddings, or the device fails.
+/// If a gradient has another size than its outputs, or the device fails.
 pub fn backward_with<D: Compute>(
-    embeddings: Taped<(usize, usize), f32, D>,
+    embeddings: TapedMatrix<D>,
     gradient: Vec<f32>,
+    predictions: Option<(TapedMatrix<D>, Vec<f32>)>,
 ) -> Result<()> {
+    let mut sum = surrogate(embeddings, gradient)?;
+    if let Some((predictions, gradient)) = predictions {
+        // The predictions' tape begins at the embeddings, where the tape of the whole network ends.
+        sum = sum + surrogate(predictions, gradient)?;
+    }
+    dfdx::prelude::Backward::try_backward(sum).map_err(Error::device)?;
+    Ok(())
+}
+
+/// Σ x·G, whose derivative with respect to x is G.
+fn surrogate<D: Compute>(
+    embeddings: TapedMatrix<D>,
+    gradient: Vec<f32>,
+) -> Result<pauc_traits::Value<f32, D>> {
     let shape = *embeddings.shape();
     if gradient.len() != shape.0 * shape.1 {
         let message = format!("{} values for embeddings of {}×{}", gradient.len(), shape.0, shape.1);
         return Err(Error::shape("gradient of the embeddings", message));
     }
-    // The derivative of Σ x·G with respect to x is G.
     let device = embeddings.device().clone();
     let gradient = device.try_tensor_from_vec(gradient, shape).map_err(Error::device)?;
-    let surrogate = ops::total(embeddings.try_mul(gradient).map_err(Error::device)?);
-    dfdx::prelude::Backward::try_backward(surrogate).map_err(Error::device)?;
-    Ok(())
+    Ok(ops::total(embeddings.try_mul(gradient).map_err(Error::device)?))
 }

@@ -37,7 +37,11 @@ fn buffers<'a, B, const N: usize>(param: &str, slots: &'a mut [B]) -> Result<&'a
     slots.try_into().map_err(|_| Error::shape(param, format!("has {got} buffers of state instead of {N}")))
 }
 
-/// Whether a parameter is a bias or belongs to a normalisation layer.
-fn is_norm_or_bias<D: Compute>(param: &Param<D>) -> bool {
-    matches!(param.role, Role::Bias | Role::Norm)
+/// Whether a parameter is treated like a weight, where `norm_and_bias` says so of biases and normalisation layers.
+fn is_weight_like<D: Compute>(param: &Param<D>, norm_and_bias: bool) -> bool {
+    match param.role {
+        Role::Weight => true,
+        Role::Bias | Role::Norm => norm_and_bias,
+        Role::Scalar | Role::Statistic => false,
+    }
 }

@@ -53,7 +53,7 @@ fn the_vision_transformer_equals_pytorch() {
             near(&format!("{pool} feature {i}"), f64::from(*g), *w, 2e-5);
         }
         assert_eq!(encoder.forward(images(3), Pass::Eval).unwrap().as_vec(), got);
-        backward_with(features, (0..24).map(|i| (0.9 * f64::from(i)).cos() as f32).collect()).unwrap();
+        backward_with(features, (0..24).map(|i| (0.9 * f64::from(i)).cos() as f32).collect(), None).unwrap();
         let references = case["gradients"].as_array().unwrap();
         assert_eq!(references.len(), params.len());
         for (p, reference) in params.iter().zip(references) {
@@ -86,7 +86,7 @@ fn gradients_agree_with_finite_differences() {
         set_by_formula(&params);
         let width = encoder.feature_dim();
         let g: Vec<f32> = (0..2 * width).map(|i| (0.9 * i as f32).cos()).collect();
-        backward_with(encoder.forward(images(2), Pass::Train).unwrap(), g.clone()).unwrap();
+        backward_with(encoder.forward(images(2), Pass::Train).unwrap(), g.clone(), None).unwrap();
         for p in &params {
             // Every parameter, and of large ones a few elements spread over all of it.
             for i in (0..p.len()).step_by(p.len().div_ceil(12)) {

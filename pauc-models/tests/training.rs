@@ -200,7 +200,7 @@ fn the_gradient_of_a_network_agrees_with_finite_differences() {
     let g: Vec<f32> = (0..5 * 4).map(|i| (1.0 + 0.9 * i as f32).cos()).collect();
     let output = net.forward(images(&dev, 5), Pass::Train).unwrap();
     assert_eq!((*output.features.shape(), *output.embeddings.shape()), ((5, 5), (5, 4)));
-    backward_with(output.embeddings, g.clone()).unwrap();
+    backward_with(output.embeddings, g.clone(), None).unwrap();
     // The encoder's gradients, through the head: the head alone is checked against loops in f64 elsewhere.
     for p in net.parameters().iter().filter(|p| p.name.starts_with("encoder.")) {
         assert!(p.grad().iter().any(|g| *g != 0.0), "{} has no gradient", p.name);
@@ -220,6 +220,49 @@ fn the_gradient_of_a_network_agrees_with_finite_differences() {
 }
 
 #[test]
+fn the_gradient_through_a_predictor_joins_that_of_the_embeddings() {
+    let dev = Cpu::default();
+    let net = with_head(&dev, "Mlp(dims: [4], last_batch_norm: true)");
+    let head: HeadConfig = options().from_str("Mlp(dims: [4])").unwrap();
+    let mut net = net.with_predictor(&head, 3).unwrap();
+    let weights = |phase: f32| (0..5 * 4).map(|i| (phase + 0.9 * i as f32).cos()).collect::<Vec<f32>>();
+    let (g, h) = (weights(1.0), weights(2.0));
+    let embeddings = net.forward(images(&dev, 5), Pass::Train).unwrap().embeddings;
+    let predictions = net.predict(&embeddings.retaped(), Pass::Train).unwrap().unwrap();
+    backward_with(embeddings, g.clone(), Some((predictions, h.clone()))).unwrap();
+    for p in net.parameters().iter().filter(|p| !p.name.starts_with("projector.")) {
+        assert!(p.grad().iter().any(|g| *g != 0.0), "{} has no gradient", p.name);
+        for i in 0..p.len() {
+            let mut shifted = |by: f32| {
+                let old = p.value()[i];
+                p.value_mut()[i] = old + by;
+                let x = net.forward(images(&dev, 5), Pass::Momentum).unwrap().embeddings;
+                let y = net.predict(&x.retaped(), Pass::Momentum).unwrap().unwrap().as_vec();
+                p.value_mut()[i] = old;
+                let sum = |v: Vec<f32>, g: &[f32]| -> f64 {
+                    v.iter().zip(g).map(|(x, g)| f64::from(*x) * f64::from(*g)).sum()
+                };
+                sum(x.as_vec(), &g) + sum(y, &h)
+            };
+            let numeric = (shifted(1e-3) - shifted(-1e-3)) / 2e-3;
+            let got = f64::from(p.grad()[i]);
+            assert!((numeric - got).abs() < 5e-3 * (1.0 + got.abs()), "{}[{i}]: {got} for {numeric}", p.name);
+        }
+    }
+    // The branch that makes keys has none, and follows without it.
+    let branch = net.duplicate().unwrap();
+    assert!(!branch.parameters().iter().any(|p| p.name.starts_with("predictor.")));
+    assert!(net.parameters().iter().any(|p| p.name == "predictor.0.weight"));
+    let momentum: MomentumConfig = options().from_str("Ema(momentum: 0.5)").unwrap();
+    momentum.update(&dev, &net, &branch, &Clock::still()).unwrap();
+    let wide: HeadConfig = options().from_str("Mlp(dims: [5])").unwrap();
+    let error = with_head(&dev, "Identity").with_predictor(&wide, 0).err();
+    assert!(error.is_none(), "features of this encoder are 5 wide");
+    let error = net.with_predictor(&wide, 0).err().unwrap().to_string();
+    assert!(error.contains("5 wide, embeddings 4"), "{error}");
+}
+
+#[test]
 fn a_network_learns_and_its_momentum_branch_follows() {
     let dev = Cpu::default();
     let mut net = network(&dev);
@@ -235,7 +278,7 @@ fn a_network_learns_and_its_momentum_branch_follows() {
         let gap = |v: &[f32]| v.iter().map(|v| v - 1.0).collect::<Vec<f32>>();
         let difference = gap(&x.as_vec());
         losses.push(difference.iter().map(|d| d * d).sum::<f32>() / 2.0);
-        backward_with(x, difference).unwrap();
+        backward_with(x, difference, None).unwrap();
         optimizer.step(&dev, &params, &mut state, 1.0).unwrap();
         let before = follower[0].value()[0];
         momentum.update(&dev, &net, &branch, &Clock::still()).unwrap();
@@ -263,13 +306,14 @@ fn embedding_in_chunks_equals_embedding_at_once() {
     assert!(net.embed(&pixels(2)[1..], 3).unwrap_err().to_string().contains("2×3×1"));
     // An evaluation between forward and backward leaves the pending pass alone.
     let of = |net: &Network<Cpu>| net.parameters().iter().map(|p| p.grad().clone()).collect::<Vec<_>>();
-    backward_with(outstanding.embeddings, vec![1.0; 28]).unwrap();
+    backward_with(outstanding.embeddings, vec![1.0; 28], None).unwrap();
     let disturbed = of(&net);
     clear_gradients(&dev, &net.parameters()).unwrap();
-    backward_with(net.forward(images(&dev, 7), Pass::Train).unwrap().embeddings, vec![1.0; 28]).unwrap();
+    backward_with(net.forward(images(&dev, 7), Pass::Train).unwrap().embeddings, vec![1.0; 28], None)
+        .unwrap();
     assert_eq!(disturbed, of(&net));
     let short = net.forward(images(&dev, 7), Pass::Train).unwrap().embeddings;
-    assert!(backward_with(short, vec![1.0; 27]).is_err());
+    assert!(backward_with(short, vec![1.0; 27], None).is_err());
 }
 
 #[test]
@@ -301,7 +345,7 @@ fn training_gives_the_same_bits_for_every_number_of_threads() {
                 clear_gradients(&dev, &params).unwrap();
                 let x = net.forward(images(&dev, 150), Pass::Train).unwrap().embeddings;
                 let gradient = x.as_vec().iter().map(|v| v.sin()).collect();
-                backward_with(x, gradient).unwrap();
+                backward_with(x, gradient, None).unwrap();
                 clip_gradients(&dev, &params, 0.1).unwrap();
                 optimizer.step(&dev, &params, &mut state, 1.0).unwrap();
             }

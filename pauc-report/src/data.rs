@@ -1,6 +1,6 @@
 //! A run's folder, read.
 
-use crate::events::{Clustering, End, Event, Log, Phase, Probe, Step, Subject, Warning};
+use crate::events::{Clustering, End, Event, Gradients, Log, Phase, Probe, Step, Subject, Warning};
 use pauc_traits::{Error, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -15,6 +15,8 @@ pub struct ReportData {
     pub recipe: String,
     /// Optimiser steps, ascending, each once.
     pub steps: Vec<Step>,
+    /// The gradients of single terms, ascending, each step once.
+    pub gradients: Vec<Gradients>,
     /// Clusterings, ascending, each once.
     pub clusterings: Vec<Clustering>,
     /// Probes, ascending, each once for a subject.
@@ -86,10 +88,12 @@ impl ReportData {
     /// twice: the later record counts.
     pub fn from_log(log: Log) -> Self {
         let (mut steps, mut clusterings, mut probes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut gradients = BTreeMap::new();
         let mut data = ReportData { damaged: log.damaged, ..ReportData::default() };
         for event in log.events {
             match event {
                 Event::Step(e) => drop(steps.insert(e.step, e)),
+                Event::Gradients(e) => drop(gradients.insert(e.step, e)),
                 Event::Clustering(e) => drop(clusterings.insert(e.step, e)),
                 Event::Probe(e) => match probes.entry((e.subject, e.step)) {
                     std::collections::btree_map::Entry::Vacant(place) => drop(place.insert(e)),
@@ -102,6 +106,7 @@ impl ReportData {
             }
         }
         data.steps = steps.into_values().collect();
+        data.gradients = gradients.into_values().collect();
         data.clusterings = clusterings.into_values().collect();
         data.probes = probes.into_values().collect();
         data

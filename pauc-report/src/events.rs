@@ -26,6 +26,8 @@ mod nullable {
 pub enum Event {
     /// Optimiser steps, every one or every few.
     Step(Step),
+    /// The gradients of single terms at the embeddings.
+    Gradients(Gradients),
     /// A clustering of the training split.
     Clustering(Clustering),
     /// Probes of a representation.
@@ -78,6 +80,29 @@ pub struct Term {
     pub chance: Option<f64>,
     /// Whether the batch did not allow it to be computed.
     pub skipped: bool,
+}
+
+/// Which terms pull the embeddings where.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Gradients {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Epochs done, with fraction.
+    pub epoch: f64,
+    /// The active terms in the recipe's order.
+    pub terms: Vec<TermGradient>,
+}
+
+/// One term's gradient at the unit embeddings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TermGradient {
+    /// The term's name.
+    pub name: String,
+    /// The length of the weighted gradient over the batch.
+    #[serde(with = "nullable")]
+    pub norm: f64,
+    /// The cosines with the gradients of the terms before it in the list: below 0, the two fight.
+    pub cosines: Vec<f64>,
 }
 
 /// A clustering of the training split.

@@ -99,8 +99,43 @@ fn training(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     add("learning-rate", Section::Training, single("Learning rate", "as scheduled", along(&|s| s.lr)));
     let norm = "before clipping, all parameters";
     add("gradient-norm", Section::Training, single("Gradient norm", norm, along(&|s| s.grad_norm)));
+    gradients(data, add);
     let speed = along(&|s| s.images_per_second);
     add("throughput", Section::Training, single("Throughput", "training images / s", speed));
+}
+
+/// How strongly each term pulls the embeddings, and how far each two agree.
+fn gradients(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
+    let mut terms: Vec<Series> = Vec::new();
+    let mut pairs: Vec<Series> = Vec::new();
+    let put = |all: &mut Vec<Series>, name: String, point| match all.iter_mut().find(|s| s.name == name) {
+        Some(series) => series.points.push(point),
+        None => all.push(Series { name, points: vec![point] }),
+    };
+    for at in &data.gradients {
+        for term in &at.terms {
+            put(&mut terms, term.name.clone(), (at.epoch, term.norm));
+            for (other, cosine) in at.terms.iter().zip(&term.cosines) {
+                put(&mut pairs, format!("{} · {}", other.name, term.name), (at.epoch, *cosine));
+            }
+        }
+    }
+    let chart = |title: &str, y: &str, series, references| Chart {
+        title: title.into(),
+        x: EPOCH.into(),
+        y: y.into(),
+        series,
+        references,
+        marks: marks(data),
+        ..Chart::default()
+    };
+    let norms = chart("Gradients of the terms", "norm at the embeddings, weighted", terms, Vec::new());
+    add("term-gradients", Section::Training, norms);
+    let right = vec![("at right angles".to_string(), 0.0)];
+    let right = if pairs.is_empty() { Vec::new() } else { right };
+    let cosines =
+        chart("Terms that agree and fight", "cosine of gradients; below 0: they fight", pairs, right);
+    add("term-cosines", Section::Training, cosines);
 }
 
 fn probes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {

@@ -85,7 +85,8 @@ impl<'a> Checker<'a> {
                     help,
                 );
             }
-            let last = needs.queries.iter().chain(needs.keys).max().map_or(0, |v| v + 1);
+            let last =
+                needs.queries.iter().chain(needs.predictions).chain(needs.keys).max().map_or(0, |v| v + 1);
             if last > r.view_count() {
                 let message = format!(
                     "`{name}` reads {last} views of each image, and the recipe makes {}",
@@ -106,6 +107,14 @@ impl<'a> Checker<'a> {
         if let Some(queue) = r.queue.filter(|q| q.get() < r.train.batch.get()) {
             let message = format!("a queue of {queue} keys is shorter than one batch of {}", r.train.batch);
             self.error("E0206", "queue", message, format!("make it at least {}", r.train.batch));
+        }
+        if r.predictor.is_some() && r.objective.iter().all(|t| t.term.info().needs().predictions.is_empty()) {
+            let message = "no term reads the predictions of this predictor".to_string();
+            self.warn("E0216", "predictor", message, "remove it, or add a term such as CosinePrediction()");
+        }
+        if let Some(part) = r.train.micro_batch.filter(|m| *m > r.train.batch) {
+            let message = format!("parts of {part} images of a batch of {}", r.train.batch);
+            self.error("E0217", "train.micro_batch", message, format!("make it at most {}", r.train.batch));
         }
         let reads_prototypes = r.objective.iter().any(|t| t.term.info().needs().prototypes);
         let looks = r.probes.iter().any(|p| p.name() == "Coagulation");
@@ -242,6 +251,8 @@ impl<'a> Checker<'a> {
 pub struct Reads {
     /// Views that pass through the online network.
     pub online: Vec<usize>,
+    /// Whether predictions are read.
+    pub predictions: bool,
     /// Views that pass through the momentum network.
     pub momentum: Vec<usize>,
     /// Whether the queue is read.
@@ -259,10 +270,12 @@ impl Reads {
             list.sort_unstable();
             list.dedup();
         };
-        for Needs { queries, keys, momentum: _, queue: _, prototypes: _, labels } in
+        for Needs { queries, predictions, keys, momentum: _, queue: _, prototypes: _, labels } in
             objective.active(clock).map(|t| t.needs.clone())
         {
             add(&mut reads.online, queries);
+            add(&mut reads.online, predictions);
+            reads.predictions |= !predictions.is_empty();
             add(if has_momentum { &mut reads.momentum } else { &mut reads.online }, keys);
             reads.labels |= labels;
         }

@@ -2,7 +2,7 @@
 
 use crate::check::Reads;
 use crate::evaluate::{self, Embedded, Subject};
-use crate::objective::{Evaluated, TermValue};
+use crate::objective::{Evaluated, TermGradient, TermValue};
 use crate::plan::Plan;
 use crate::prototypes::Prototypes;
 use crate::queue::KeyQueue;
@@ -12,7 +12,7 @@ use pauc_data::{ImageBatch, Loader, LoaderOptions};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::{Network, backward_with};
 use pauc_report::events::{self, Event, Status, Subject as Who};
-use pauc_traits::batch::Inputs;
+use pauc_traits::batch::{Constant, Inputs};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::optimizer::State;
 use pauc_traits::param::{Role, clear_gradients};
@@ -20,11 +20,12 @@ use pauc_traits::probe::{Metric, When};
 use pauc_traits::profile::span;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::schedule::Clock;
-use pauc_traits::term::Init;
+use pauc_traits::term::{After, Init};
 use pauc_traits::{Batch, Error, Param, Pass, Result, ops};
 use rand::Rng;
 use rand_distr::StandardNormal;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Instant;
 
 /// Who watches a run: writes its log, draws its progress, and may ask it to stop.
@@ -88,17 +89,62 @@ pub struct Engine<'p, D: NetworkDevice> {
     skipped_reported: Vec<String>,
 }
 
-/// A matrix that a term learns.
+/// A matrix that a term learns or remembers.
 pub(crate) struct TermMatrix<D: NetworkDevice> {
     pub(crate) param: Param<D>,
-    unit_rows: bool,
+    after: After,
     thaw_at: u64,
+}
+
+impl<D: NetworkDevice> TermMatrix<D> {
+    /// Carries out what happens to the matrix once the optimiser has moved it.
+    fn settle(&self, device: &D) -> Result<()> {
+        if matches!(self.after, After::Free | After::Remembered) {
+            return Ok(());
+        }
+        let mut values = device.download(&self.param.value())?;
+        self.after.apply(&mut values, self.param.shape[1]);
+        device.overwrite(&mut self.param.value_mut(), &values)
+    }
+}
+
+/// What the online network made of a part of a batch, with its tape.
+struct Branch<D: NetworkDevice> {
+    embeddings: Rows<D>,
+    predictions: Option<Rows<D>>,
+}
+
+type Rows<D> = pauc_traits::Taped<(usize, usize), f32, D>;
+
+/// Rows of all samples of a batch, by view; views that are not read have none.
+#[derive(Default)]
+struct ByView(Vec<Option<Vec<f32>>>);
+
+impl ByView {
+    fn new(data: &ImageBatch, read: &[usize], len: usize) -> Self {
+        ByView((0..data.views.len()).map(|v| read.contains(&v).then(|| vec![0.0; len])).collect())
+    }
+
+    /// Puts the outputs of a part, view after view, where they belong.
+    fn put(&mut self, views: &[usize], outputs: &[f32], part: &Range<usize>, dim: usize) {
+        for (v, rows) in views.iter().zip(outputs.chunks_exact(part.len() * dim)) {
+            if let Some(all) = &mut self.0[*v] {
+                all[part.start * dim..part.end * dim].copy_from_slice(rows);
+            }
+        }
+    }
+}
+
+/// 0..n in parts of at most `size`.
+fn parts(n: usize, size: usize) -> Vec<Range<usize>> {
+    (0..n).step_by(size.max(1)).map(|from| from..(from + size).min(n)).collect()
 }
 
 /// What one step gave.
 struct Step {
     loss: f64,
     terms: Vec<TermValue>,
+    gradients_by_term: Vec<TermGradient>,
     gradient_norm: f64,
     learning_rate: f64,
 }
@@ -122,13 +168,16 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
                     Init::Constant(v) => v as f32,
                 };
                 let mut values: Vec<f32> = (0..p.rows * p.cols).map(draw).collect();
-                if p.unit_rows {
-                    pauc_cluster::unit_rows(&mut values, p.cols);
-                }
+                p.after.apply(&mut values, p.cols);
+                let role = match p.after {
+                    After::Free | After::UnitRows => Role::Weight,
+                    After::AtLeast(_) => Role::Scalar,
+                    After::Remembered => Role::Statistic,
+                };
                 let name = format!("{}.{}", t.name, p.name);
-                let param = Param::new(device, name, &[p.rows, p.cols], Role::Weight, &values)?;
+                let param = Param::new(device, name, &[p.rows, p.cols], role, &values)?;
                 let thaw_at = p.frozen.map_or(0, |span| span.steps(&plan.horizon));
-                terms.push(TermMatrix { param, unit_rows: p.unit_rows, thaw_at });
+                terms.push(TermMatrix { param, after: p.after, thaw_at });
             }
         }
         let dim = network.embedding_dim();
@@ -153,7 +202,8 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
     /// Everything that is learnt, in a fixed order.
     pub(crate) fn parameters(&self) -> Vec<Param<D>> {
         let mut all = self.network.parameters();
-        all.extend(self.terms.iter().map(|t| t.param.clone()));
+        let learnt = self.terms.iter().filter(|t| t.after != After::Remembered);
+        all.extend(learnt.map(|t| t.param.clone()));
         all
     }
 
@@ -213,7 +263,8 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
                 let Some(batch) = batches.next().transpose()? else {
                     return Err(Error::config(format!("the loader ended before step {}", self.step + 1)));
                 };
-                let done = self.train_step(batch).map_err(|e| self.postmortem(e, dir))?;
+                let logged = self.is_logged(self.step + 1, total);
+                let done = self.train_step(batch, logged).map_err(|e| self.postmortem(e, dir))?;
                 self.step += 1;
                 let seconds = window.0.elapsed().as_secs_f64().max(1e-9);
                 let images_per_second =
@@ -226,8 +277,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
                     terms: &done.terms,
                     images_per_second,
                 });
-                let log_every = self.plan.recipe.train.log_every.get() as u64;
-                if self.step.is_multiple_of(log_every) || self.step == 1 || self.step == total {
+                if logged {
                     self.log_step(&done, images_per_second, watch)?;
                     window = (Instant::now(), self.step);
                 }
@@ -268,93 +318,142 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
     /// # Errors
     /// As [`Engine::train`].
     pub fn step_on(&mut self, data: ImageBatch) -> Result<f64> {
-        let done = self.train_step(data)?;
+        let done = self.train_step(data, false)?;
         self.step += 1;
         Ok(done.loss)
     }
 
-    /// One optimiser step on one batch.
-    fn train_step(&mut self, data: ImageBatch) -> Result<Step> {
+    fn is_logged(&self, step: u64, total: u64) -> bool {
+        step.is_multiple_of(self.plan.recipe.train.log_every.get() as u64) || step == 1 || step == total
+    }
+
+    /// One optimiser step on one batch. `logged`: whether its outcome is written down.
+    fn train_step(&mut self, data: ImageBatch, logged: bool) -> Result<Step> {
         let clock = self.clock();
         let plan = self.plan;
         let recipe = &plan.recipe;
         let b = data.ids.len();
         let shape = plan.shape;
         let reads = Reads::at(&plan.objective, &clock, self.momentum.is_some(), self.queue.is_some());
-        let images = |views: &[usize]| {
-            let mut pixels = Vec::with_capacity(views.len() * b * shape.len());
-            views.iter().for_each(|v| pixels.extend_from_slice(&data.views[*v]));
-            ops::constant(&self.device, pixels, (views.len() * b, shape.height, shape.width, shape.channels))
+        let device = self.device.clone();
+        // The samples of a part, in all views that a branch reads, as one batch.
+        let images = |views: &[usize], part: &Range<usize>| {
+            let mut pixels = Vec::with_capacity(views.len() * part.len() * shape.len());
+            let span = part.start * shape.len()..part.end * shape.len();
+            views.iter().for_each(|v| pixels.extend_from_slice(&data.views[*v][span.clone()]));
+            let count = views.len() * part.len();
+            ops::constant(&device, pixels, (count, shape.height, shape.width, shape.channels))
         };
-        let split = |rows: Vec<f32>, views: &[usize], dim: usize| {
-            let mut by_view: Vec<Option<ops::Matrix<f32, D>>> = vec![None; data.views.len()];
-            for (part, v) in rows.chunks_exact(b * dim).zip(views) {
-                by_view[*v] = Some(ops::constant(&self.device, part.to_vec(), (b, dim)));
-            }
-            by_view
+        let parts = parts(b, recipe.train.micro_batch.map_or(b, |m| m.get()));
+        let dim = self.network.embedding_dim();
+        let matrices = |rows: ByView| -> Vec<Option<ops::Matrix<f32, D>>> {
+            rows.0.into_iter().map(|m| m.map(|m| ops::constant(&device, m, (b, dim)))).collect()
         };
 
-        // Online branch: all views that a term reads with gradient, as one batch.
+        // Online branch: all views that a term reads with gradient. A batch in one part keeps its tape; of several parts
+        // only the embeddings are kept, and each is run once more for its backward pass.
         let params = self.parameters();
         let stage = span("forward");
         clear_gradients(&self.device, &params)?;
-        let embeddings = self.network.forward(images(&reads.online), Pass::Train)?.embeddings;
+        let mut whole = None;
+        let (mut views, mut predictions) = (ByView::new(&data, &reads.online, b * dim), ByView::default());
+        if reads.predictions && recipe.predictor.is_some() {
+            predictions = ByView::new(&data, &reads.online, b * dim);
+        }
+        let statistics = self.statistics_if(parts.len() > 1)?;
+        for part in &parts {
+            let pass = if parts.len() == 1 { Pass::Train } else { Pass::Momentum };
+            let branch = self.online(images(&reads.online, part), !predictions.0.is_empty(), pass)?;
+            views.put(&reads.online, &branch.embeddings.as_vec(), part, dim);
+            if let Some(p) = &branch.predictions {
+                predictions.put(&reads.online, &p.as_vec(), part, dim);
+            }
+            if parts.len() == 1 {
+                whole = Some(branch);
+            }
+        }
+        let (views, predictions) = (matrices(views), matrices(predictions));
         drop(stage);
-        let dim = self.network.embedding_dim();
-        let views = split(embeddings.as_vec(), &reads.online, dim);
 
         // Momentum branch: keys, constants.
         let mut keys = Vec::new();
         let mut newest = Vec::new();
         if let Some(momentum) = &mut self.momentum
-            && !reads.momentum.is_empty()
+            && let Some(last) = reads.momentum.last()
         {
             let _stage = span("keys");
-            let rows = momentum.forward(images(&reads.momentum), Pass::Momentum)?.embeddings.as_vec();
-            newest = rows[rows.len() - b * dim..].to_vec();
-            keys = split(rows, &reads.momentum, dim);
+            let mut found = ByView::new(&data, &reads.momentum, b * dim);
+            for part in &parts {
+                let output = momentum.forward(images(&reads.momentum, part), Pass::Momentum)?;
+                found.put(&reads.momentum, &output.embeddings.as_vec(), part, dim);
+            }
+            newest = found.0[*last].clone().unwrap_or_default();
+            keys = matrices(found);
         }
 
         let stage = span("terms");
         let queue = self.queue.as_ref().filter(|_| reads.queue);
         let levels = self.prototypes.as_ref().map(|p| p.levels(&data.ids, queue.map(|q| q.ids())));
-        let mut matrices = BTreeMap::new();
+        let mut parameters = BTreeMap::new();
         for t in &self.terms {
             let (rows, cols) = (t.param.shape[0], t.param.shape[1]);
-            matrices.insert(t.param.name.clone(), self.device.buffer_tensor(&t.param.value(), (rows, cols))?);
+            parameters
+                .insert(t.param.name.clone(), self.device.buffer_tensor(&t.param.value(), (rows, cols))?);
         }
-        let batch = Batch::new(
-            &self.device,
-            Inputs {
-                views,
-                keys,
-                queue: queue.map(|q| ops::constant(&self.device, q.keys().to_vec(), (q.len(), dim))),
-                labels: data.labels.clone().filter(|_| reads.labels),
-                levels: levels.unwrap_or_default(),
-                parameters: matrices,
-                clock,
-                seed: recipe.train.seed,
-            },
-        )?;
+        let inputs = Inputs {
+            views,
+            predictions,
+            keys,
+            queue: queue.map(|q| Constant::new(&self.device, q.shared(), (q.len(), dim))),
+            labels: data.labels.clone().filter(|_| reads.labels),
+            levels: levels.unwrap_or_default(),
+            parameters,
+            clock,
+            seed: recipe.train.seed,
+        };
+        let gradients_by_term = if logged && recipe.train.term_gradients {
+            plan.objective.gradients_by_term(&self.device, &inputs)?
+        } else {
+            Vec::new()
+        };
+        let batch = Batch::new(&self.device, inputs)?;
         let Evaluated { loss, terms, gradients } = plan.objective.evaluate(batch)?;
 
         drop(stage);
 
-        // Back through the network, in the order of the online views.
+        // Back through the network, part by part, in the order of the online views.
         let stage = span("backward");
-        let mut gradient = Vec::with_capacity(reads.online.len() * b * dim);
-        for v in &reads.online {
-            match &gradients.views[*v] {
-                Some(g) => gradient.extend_from_slice(g),
-                None => gradient.resize(gradient.len() + b * dim, 0.0),
+        let gradient_of = |by_view: &[Option<Vec<f32>>], part: &Range<usize>| {
+            let mut gradient = Vec::with_capacity(reads.online.len() * part.len() * dim);
+            for v in &reads.online {
+                match by_view.get(*v).and_then(Option::as_ref) {
+                    Some(g) => gradient.extend_from_slice(&g[part.start * dim..part.end * dim]),
+                    None => gradient.resize(gradient.len() + part.len() * dim, 0.0),
+                }
             }
+            gradient
+        };
+        self.restore_statistics(statistics)?;
+        for part in &parts {
+            let branch = match whole.take() {
+                Some(branch) => branch,
+                None => {
+                    let predict = !gradients.predictions.is_empty();
+                    self.online(images(&reads.online, part), predict, Pass::Train)?
+                }
+            };
+            let predictions = branch.predictions.map(|p| (p, gradient_of(&gradients.predictions, part)));
+            backward_with(branch.embeddings, gradient_of(&gradients.views, part), predictions)?;
         }
-        backward_with(embeddings, gradient)?;
         drop(stage);
         let stage = span("optimizer");
         for t in &self.terms {
             t.param.set_frozen(clock.step < t.thaw_at);
-            if let Some(g) = gradients.parameters.get(&t.param.name) {
+            if let Some(new) = gradients.remembered.get(&t.param.name) {
+                self.device.overwrite(&mut t.param.value_mut(), new)?;
+            } else if t.after == After::Remembered {
+                // The term was not active, or had nothing to remember.
+            } else if let Some(g) = gradients.parameters.get(&t.param.name) {
                 self.device.overwrite(&mut t.param.grad_mut(), g)?;
             }
         }
@@ -368,11 +467,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         let scale = recipe.schedule.factor_at(&clock);
         let optimizer = D::optimizer(&*recipe.optimizer.value);
         optimizer.step(&self.device, &params, &mut self.optimizer, scale)?;
-        for t in self.terms.iter().filter(|t| t.unit_rows) {
-            let mut rows = self.device.download(&t.param.value())?;
-            pauc_cluster::unit_rows(&mut rows, t.param.shape[1]);
-            self.device.overwrite(&mut t.param.value_mut(), &rows)?;
-        }
+        self.terms.iter().try_for_each(|t| t.settle(&self.device))?;
         drop(stage);
         if let (Some(momentum), Some(config)) = (&self.momentum, &recipe.momentum_encoder) {
             let _stage = span("momentum encoder");
@@ -383,7 +478,32 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         {
             queue.push(&newest, &data.ids);
         }
-        Ok(Step { loss, terms, gradient_norm, learning_rate: optimizer.learning_rate() * scale })
+        let learning_rate = optimizer.learning_rate() * scale;
+        Ok(Step { loss, terms, gradients_by_term, gradient_norm, learning_rate })
+    }
+
+    /// A pass of the online network with the statistics of the batch; [`Pass::Momentum`] records no tape.
+    fn online(
+        &mut self,
+        images: pauc_traits::encoder::Images<D>,
+        predict: bool,
+        pass: Pass,
+    ) -> Result<Branch<D>> {
+        let embeddings = self.network.forward(images, pass)?.embeddings;
+        let plain = embeddings.retaped::<dfdx::prelude::NoneTape>();
+        let predictions = if predict { self.network.predict(&plain, pass)? } else { None };
+        Ok(Branch { embeddings, predictions })
+    }
+
+    /// The online network's running statistics if asked for, to undo what a first pass over the parts adds to them.
+    fn statistics_if(&self, asked: bool) -> Result<Vec<Vec<f32>>> {
+        let all = if asked { self.network.statistics() } else { Vec::new() };
+        all.iter().map(|p| self.device.download(&p.value())).collect()
+    }
+
+    fn restore_statistics(&self, saved: Vec<Vec<f32>>) -> Result<()> {
+        let all = self.network.statistics();
+        all.iter().zip(&saved).try_for_each(|(p, v)| self.device.overwrite(&mut p.value_mut(), v))
     }
 
     fn log_step(&mut self, done: &Step, images_per_second: f64, watch: &mut dyn Observer) -> Result<()> {
@@ -403,6 +523,16 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             chance: t.chance,
             skipped: t.skipped.is_some(),
         };
+        if !done.gradients_by_term.is_empty() {
+            let of = |t: &TermGradient| events::TermGradient {
+                name: t.name.clone(),
+                norm: t.norm,
+                cosines: t.cosines.clone(),
+            };
+            let terms = done.gradients_by_term.iter().map(of).collect();
+            let (step, epoch) = (self.step, self.epoch());
+            watch.event(&Event::Gradients(events::Gradients { step, epoch, terms }))?;
+        }
         watch.event(&Event::Step(events::Step {
             step: self.step,
             epoch: self.epoch(),

@@ -1,8 +1,9 @@
 //! The weighted sum of terms, evaluated and differentiated at the embeddings.
 
 use crate::recipe::WeightedTerm;
+use dfdx::prelude::HasShape;
 use pauc_traits::backend::{Backend, Scalar, Value};
-use pauc_traits::batch::BatchGradients;
+use pauc_traits::batch::{BatchGradients, Inputs};
 use pauc_traits::open_set::Term;
 use pauc_traits::schedule::{Clock, Horizon};
 use pauc_traits::term::{Facts, Needs, TermInfo};
@@ -45,6 +46,17 @@ pub struct TermValue {
 pub struct Objective {
     /// The terms in the order of the recipe.
     pub terms: Vec<PlannedTerm>,
+}
+
+/// What one term asks of the embeddings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TermGradient {
+    /// The term's name in logs.
+    pub name: String,
+    /// The length of weight·∂L/∂z over all views, see [`Objective::gradients_by_term`].
+    pub norm: f64,
+    /// The cosines with the gradients of the terms before it, in their order; 0 where one of the two vanishes.
+    pub cosines: Vec<f64>,
 }
 
 /// The objective's value and gradients on one batch.
@@ -120,5 +132,116 @@ impl Objective {
         let loss = terms.iter().map(|t| t.weight * t.value).sum();
         let sum = sum.unwrap_or_else(|| ops::scalar(batch.device(), 0.0).retaped());
         Ok(Evaluated { loss, terms, gradients: batch.backward(sum)? })
+    }
+
+    /// The gradient of each active term at the embeddings, so that one sees which terms fight: norms, and cosines of
+    /// all pairs.
+    ///
+    /// Gradients with respect to raw outputs x are multiplied by ‖x‖, row by row. Of a term that reads unit embeddings
+    /// z = x/‖x‖ this is ∂L/∂z within the sphere; of one that reads x it is the gradient in the same units. Predictions
+    /// count as rows of their own.
+    ///
+    /// # Errors
+    /// As [`Objective::evaluate`].
+    pub fn gradients_by_term<E: Scalar, D: Backend<E>>(
+        &self,
+        device: &D,
+        inputs: &Inputs<E, D>,
+    ) -> Result<Vec<TermGradient>> {
+        let rows = |m: &Option<ops::Matrix<E, D>>| m.as_ref().map(|m| (m.as_vec(), m.shape().1));
+        let outputs: Vec<_> = inputs.views.iter().chain(&inputs.predictions).map(rows).collect();
+        let mut all: Vec<(TermGradient, Vec<f64>)> = Vec::new();
+        for planned in self.active(&inputs.clock) {
+            let batch = Batch::new(device, inputs.clone())?;
+            batch.enter(&planned.name);
+            let value = planned.term.evaluate(&batch)?;
+            let BatchGradients { views, predictions, .. } = batch.backward(value)?;
+            let mut gradient = Vec::new();
+            for (found, outputs) in views.into_iter().chain(predictions).zip(&outputs) {
+                let (Some(found), Some((x, dim))) = (found, outputs) else { continue };
+                for (g, x) in found.chunks(*dim).zip(x.chunks(*dim)) {
+                    let length = x.iter().map(|v| v.as_f64().powi(2)).sum::<f64>().sqrt();
+                    gradient.extend(g.iter().map(|v| v.as_f64() * length));
+                }
+            }
+            let norm = dot(&gradient, &gradient).sqrt();
+            let cosine = |(_, other): &(TermGradient, Vec<f64>)| {
+                let lengths = norm * dot(other, other).sqrt();
+                if lengths > 0.0 { dot(&gradient, other) / lengths } else { 0.0 }
+            };
+            let cosines = all.iter().map(cosine).collect();
+            let norm = norm * planned.weight.at(&inputs.clock);
+            all.push((TermGradient { name: planned.name.clone(), norm, cosines }, gradient));
+        }
+        Ok(all.into_iter().map(|(t, _)| t).collect())
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dfdx::prelude::Cpu;
+
+    fn objective(terms: &[(&str, f64)]) -> Objective {
+        let weighted = |(term, weight): &(&str, f64)| WeightedTerm {
+            term: Term::parse(term).unwrap(),
+            weight: NonNegative::try_from(*weight).unwrap().into(),
+            from: pauc_traits::Span::Steps(0),
+        };
+        let facts = Facts {
+            batch: 3,
+            dim: 2,
+            samples: 3,
+            momentum: false,
+            predictor: false,
+            queue: None,
+            prototypes: Vec::new(),
+            classes: None,
+        };
+        let terms: Vec<_> = terms.iter().map(weighted).collect();
+        Objective::plan(&terms, &Clock::still().horizon, u64::MAX, &facts)
+    }
+
+    fn inputs() -> Inputs<f64, Cpu> {
+        let dev = Cpu::default();
+        let m = |v: [f64; 6]| Some(ops::constant(&dev, v.to_vec(), (3, 2)));
+        let views = vec![m([2.0, 0.5, -0.3, 1.0, 0.4, -0.8]), m([1.0, 0.7, -0.9, 0.6, 0.1, -0.5])];
+        Inputs { views, ..Inputs::default() }
+    }
+
+    #[test]
+    fn gradients_of_terms_add_up_to_that_of_the_objective() {
+        let of = |terms| objective(terms).gradients_by_term(&Cpu::default(), &inputs()).unwrap();
+        let both = of(&[("Alignment(level: Instances)", 2.0), ("Uniformity(level: Instances)", 0.5)]);
+        let (a, u) = (&both[0], &both[1]);
+        assert!(a.cosines.is_empty() && u.cosines.len() == 1 && u.cosines[0].abs() <= 1.0);
+        // ‖g + h‖² = ‖g‖² + ‖h‖² + 2·cos·‖g‖‖h‖, with the sum from the objective's own backward pass.
+        let batch = Batch::new(&Cpu::default(), inputs()).unwrap();
+        let all = objective(&[("Alignment(level: Instances)", 2.0), ("Uniformity(level: Instances)", 0.5)]);
+        let views = all.evaluate(batch).unwrap().gradients.views;
+        let mut sum = 0.0;
+        for (g, x) in views.iter().flatten().zip(inputs().views.iter().flatten()) {
+            for (g, x) in g.chunks(2).zip(x.as_vec().chunks(2)) {
+                sum += dot(g, g) * dot(x, x);
+            }
+        }
+        let want = a.norm.powi(2) + u.norm.powi(2) + 2.0 * u.cosines[0] * a.norm * u.norm;
+        assert!((sum - want).abs() < 1e-12 * want, "{sum} for {want}");
+    }
+
+    #[test]
+    fn equal_terms_agree_and_a_vanishing_gradient_has_no_direction() {
+        let of = |terms| objective(terms).gradients_by_term(&Cpu::default(), &inputs()).unwrap();
+        let found =
+            of(&[("Dcl()", 1.0), ("Dcl()", 3.0), ("VicReg(invariance: 0, variance: 0, covariance: 0)", 1.0)]);
+        assert_eq!(found[1].name, "Dcl#2");
+        assert!(
+            (found[1].cosines[0] - 1.0).abs() < 1e-12 && (found[1].norm / found[0].norm - 3.0).abs() < 1e-12
+        );
+        assert_eq!((found[2].norm, found[2].cosines.as_slice()), (0.0, &[0.0, 0.0][..]));
     }
 }

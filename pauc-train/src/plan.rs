@@ -101,11 +101,30 @@ impl Plan {
                 None
             }
         });
+        if let (Some(config), Some(width)) = (&recipe.predictor, dim) {
+            let wrong = match device.head(config, width, 0, 0) {
+                Ok(head) if head.output_dim() == width => None,
+                Ok(head) => Some(format!("predictions are {} wide, embeddings {width}", head.output_dim())),
+                Err(e) => Some(e.to_string()),
+            };
+            if let Some(message) = wrong {
+                let help = format!("let its last width be {width}, such as Mlp(dims: [64, {width}])");
+                checker.found.push(Diagnostic::at(
+                    Severity::Error,
+                    "E0216",
+                    &source.text,
+                    "predictor",
+                    message,
+                    help,
+                ));
+            }
+        }
         let facts = Facts {
             batch: recipe.train.batch.get(),
             dim: dim.unwrap_or(1),
             samples,
             momentum: recipe.momentum_encoder.is_some(),
+            predictor: recipe.predictor.is_some(),
             queue: recipe.queue.map(|q| q.get()),
             prototypes: recipe.clusterer.as_ref().map(|c| c.prototypes()).unwrap_or_default(),
             classes: splits.train.labels().map(|_| splits.classes.len()),
@@ -196,15 +215,18 @@ impl Plan {
     /// If the device fails, or a file of weights does not fit; shapes were checked by [`Plan::new`].
     pub fn network<D: NetworkDevice>(&self, device: &D) -> Result<Network<D>, Error> {
         let encoder = D::encoder(&*self.recipe.encoder.value);
-        let network =
-            Network::build(device, encoder, &self.recipe.projector, self.shape, self.recipe.train.seed)?;
+        let seed = self.recipe.train.seed;
+        let network = Network::build(device, encoder, &self.recipe.projector, self.shape, seed)?;
         let params = network.encoder_parameters();
         if let (Some(file), Some(weights)) = (&self.start, &self.recipe.encoder_weights) {
             load_into(device, &params, &network.encoder_statistics(), file, &weights.prefix)?;
         }
         let frozen = |p: &&Param<D>| self.recipe.frozen.iter().any(|part| belongs(&p.name, part));
         params.iter().filter(frozen).for_each(|p| p.set_frozen(true));
-        Ok(network)
+        match &self.recipe.predictor {
+            Some(predictor) => network.with_predictor(predictor, seed),
+            None => Ok(network),
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! The E-step: from the training set's embeddings to the cluster levels that terms read.
 
 use pauc_cluster::concentration;
-use pauc_traits::batch::Level;
+use pauc_traits::batch::{Constant, Level};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::Rows;
-use pauc_traits::{Clusterer, Clustering, Compute, Features, Positive, Result, ops};
+use pauc_traits::{Clusterer, Clustering, Compute, Features, Positive, Result};
 
 /// The clusterings in force, with what terms need of them at hand.
 pub struct Prototypes<D: Compute> {
@@ -12,7 +12,7 @@ pub struct Prototypes<D: Compute> {
     pub clusterings: Vec<Clustering>,
     /// φ of each prototype, level by level.
     pub concentrations: Vec<Vec<f32>>,
-    centroids: Vec<ops::Matrix<f32, D>>,
+    centroids: Vec<Constant<f32, D>>,
 }
 
 impl<D: Compute> Prototypes<D> {
@@ -47,7 +47,7 @@ impl<D: Compute> Prototypes<D> {
         let unit = |c: &Clustering| {
             let mut rows = c.centroids.clone();
             pauc_cluster::unit_rows(&mut rows, c.dim);
-            ops::constant(device, rows, (c.k, c.dim))
+            Constant::new(device, rows, (c.k, c.dim))
         };
         let centroids = clusterings.iter().map(unit).collect();
         Prototypes { clusterings, concentrations, centroids }
@@ -55,7 +55,7 @@ impl<D: Compute> Prototypes<D> {
 
     /// The levels as one batch sees them.
     pub fn levels(&self, ids: &[u64], queued: Option<&[Option<u64>]>) -> Vec<Level<f32, D>> {
-        let level = |((c, phi), centroids): ((&Clustering, &Vec<f32>), &ops::Matrix<f32, D>)| {
+        let level = |((c, phi), centroids): ((&Clustering, &Vec<f32>), &Constant<f32, D>)| {
             let of = |id: u64| c.assignments.get(id as usize).copied().flatten();
             Level {
                 centroids: centroids.clone(),

@@ -2,12 +2,13 @@
 
 use pauc_traits::rng::{Purpose, stream};
 use rand_distr::{Distribution, StandardNormal};
+use std::sync::Arc;
 
 /// A ring of unit keys. It starts full of random unit vectors, as MoCo's does, whose sample ids are unknown.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyQueue {
     dim: usize,
-    keys: Vec<f32>,
+    keys: Arc<Vec<f32>>,
     ids: Vec<Option<u64>>,
     cursor: usize,
 }
@@ -22,14 +23,14 @@ impl KeyQueue {
             let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt().max(1e-12);
             keys.extend(values.iter().map(|v| (v / norm) as f32));
         }
-        KeyQueue { dim, keys, ids: vec![None; len], cursor: 0 }
+        KeyQueue { dim, keys: keys.into(), ids: vec![None; len], cursor: 0 }
     }
 
     /// A queue as a checkpoint kept it; `None` if the parts do not belong together.
     pub fn restore(dim: usize, keys: Vec<f32>, ids: Vec<Option<u64>>, cursor: usize) -> Option<Self> {
         (keys.len() == ids.len() * dim && cursor < ids.len().max(1)).then_some(KeyQueue {
             dim,
-            keys,
+            keys: keys.into(),
             ids,
             cursor,
         })
@@ -50,6 +51,11 @@ impl KeyQueue {
         &self.keys
     }
 
+    /// The keys, shared; whoever holds them sees them as they are now.
+    pub fn shared(&self) -> Arc<Vec<f32>> {
+        self.keys.clone()
+    }
+
     /// The sample of each key; `None` for the random vectors of the start.
     pub fn ids(&self) -> &[Option<u64>] {
         &self.ids
@@ -62,9 +68,11 @@ impl KeyQueue {
 
     /// Replaces the oldest keys. Rows are scaled to unit length.
     pub fn push(&mut self, rows: &[f32], ids: &[u64]) {
+        // Copied only if somebody still holds the keys of the step before.
+        let keys = Arc::make_mut(&mut self.keys);
         for (row, id) in rows.chunks_exact(self.dim).zip(ids) {
             let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
-            let slot = &mut self.keys[self.cursor * self.dim..(self.cursor + 1) * self.dim];
+            let slot = &mut keys[self.cursor * self.dim..(self.cursor + 1) * self.dim];
             slot.iter_mut().zip(row).for_each(|(s, v)| *s = v / norm);
             self.ids[self.cursor] = Some(*id);
             self.cursor = (self.cursor + 1) % self.ids.len();

@@ -36,6 +36,8 @@ component! {
         pub frozen: Vec<String> = Vec::new(),
         /// The network from features to embeddings, thrown away after training.
         pub projector: HeadConfig = default("Mlp(dims: [256, 128])"),
+        /// The network from embeddings to predictions of keys, for terms that predict; its last width is the projector's.
+        pub predictor: Option<HeadConfig> = None,
         /// The slowly moving copy of encoder and projector that makes keys; none: keys come from the other view.
         pub momentum_encoder: Option<MomentumConfig> = None,
         /// How many past keys are kept as negatives; needs a momentum encoder.
@@ -103,12 +105,18 @@ component! {
         pub epochs: Count = Count::lit(20),
         /// Images in a batch. An incomplete last batch of an epoch is dropped.
         pub batch: Count = Count::lit(256),
+        /// Images whose activations are in memory at once; none: the whole batch. Terms always see the whole batch: the
+        /// network runs once to embed it, part by part, and once more to differentiate each part.
+        pub micro_batch: Option<Count> = None,
         /// The seed of everything random.
         pub seed: u64 = 0,
         /// The largest norm of the whole gradient; none: no clipping.
         pub clip_gradient: Option<Positive> = None,
         /// Optimiser steps between two lines of the log.
         pub log_every: Count = Count::lit(10),
+        /// Whether each line of the log comes with every term's gradient at the embeddings: its norm, and its cosine with
+        /// the other terms' gradients. Costs one more backward pass of each term, at logged steps only.
+        pub term_gradients: bool = false,
         /// How often a checkpoint is written, at ends of epochs.
         pub checkpoint_every: Span = Span::epochs(5),
     }

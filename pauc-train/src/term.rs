@@ -1,9 +1,9 @@
 //! One term on given tensors: how a port from another framework is checked.
 
 use pauc_traits::backend::{Backend, Scalar};
-use pauc_traits::batch::{BatchGradients, Inputs, Level};
+use pauc_traits::batch::{BatchGradients, Constant, Inputs, Level};
 use pauc_traits::open_set::Term;
-use pauc_traits::term::Facts;
+use pauc_traits::term::{Facts, Init};
 use pauc_traits::{Batch, Error, Result, ops};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +25,7 @@ pub struct TermResult {
 }
 
 /// Evaluates a term on the tensors of a safetensors file: `view0`, `view1`, `key0`, `key1` (raw projector outputs),
+/// `prediction0`, `prediction1` (raw predictor outputs), `ln_temperature` (1×1), `centre` (1×K),
 /// `queue` and `prototypes.M` (rows, used as they are), `concentration.M`, and integers `labels`, `assignments.M`
 /// (−1: noise), `negatives.M`. `f64` if any of them is, `f32` otherwise.
 ///
@@ -58,13 +59,14 @@ fn evaluate<E: Scalar, D: Backend<E>>(
     tensors: &Tensors<'_>,
     dtype: &'static str,
 ) -> Result<TermResult> {
-    let matrix = |name: &str| -> Result<Option<ops::Matrix<E, D>>> {
+    let bank = |name: &str| -> Result<Option<Constant<E, D>>> {
         let Some((values, shape)) = tensors.floats::<E>(name)? else { return Ok(None) };
         match shape[..] {
-            [rows, cols] => Ok(Some(ops::constant(device, values, (rows, cols)))),
+            [rows, cols] => Ok(Some(Constant::new(device, values, (rows, cols)))),
             _ => Err(tensors.wrong(name, format!("has shape {shape:?}; give a matrix"))),
         }
     };
+    let matrix = |name: &str| -> Result<Option<ops::Matrix<E, D>>> { Ok(bank(name)?.map(|b| b.tensor())) };
     let by_view = |prefix: &str| -> Result<Vec<Option<ops::Matrix<E, D>>>> {
         let mut list = vec![matrix(&format!("{prefix}0"))?, matrix(&format!("{prefix}1"))?];
         while list.last().is_some_and(Option::is_none) {
@@ -76,11 +78,11 @@ fn evaluate<E: Scalar, D: Backend<E>>(
     let (mut levels, mut parameters) = (Vec::new(), BTreeMap::new());
     for m in 0.. {
         let name = format!("prototypes.{m}");
-        let Some(centroids) = matrix(&name)? else { break };
-        let k = dfdx::prelude::HasShape::shape(&centroids).0;
+        let Some(centroids) = bank(&name)? else { break };
+        let k = centroids.shape().0;
         // Without assignments the prototypes are a term's own, learnable ones.
         let Some(assignments) = tensors.integers(&format!("assignments.{m}"))? else {
-            parameters.insert(if m == 0 { "prototypes".into() } else { name }, centroids);
+            parameters.insert(if m == 0 { "prototypes".into() } else { name }, centroids.tensor());
             continue;
         };
         let negatives = tensors.integers(&format!("negatives.{m}"))?;
@@ -95,7 +97,8 @@ fn evaluate<E: Scalar, D: Backend<E>>(
     }
     let labels = tensors.integers("labels")?;
     let labels = labels.map(|l| l.into_iter().map(|v| id(v).unwrap_or(u32::MAX)).collect::<Vec<_>>());
-    let (views, keys, queue) = (by_view("view")?, by_view("key")?, matrix("queue")?);
+    let (views, keys, queue) = (by_view("view")?, by_view("key")?, bank("queue")?);
+    let predictions = by_view("prediction")?;
     let rows = |m: &Option<ops::Matrix<E, D>>| m.as_ref().map(|m| *dfdx::prelude::HasShape::shape(m));
     let (batch, dim) = views.iter().chain(&keys).find_map(rows).unwrap_or((0, 0));
     let facts = Facts {
@@ -103,25 +106,39 @@ fn evaluate<E: Scalar, D: Backend<E>>(
         dim,
         samples: batch,
         momentum: !keys.is_empty(),
-        queue: rows(&queue).map(|q| q.0),
+        predictor: !predictions.is_empty(),
+        queue: queue.as_ref().map(|q| q.shape().0),
         prototypes: levels.iter().map(|l: &Level<E, D>| Some(l.k())).collect(),
         classes: labels.as_ref().map(|l| l.iter().collect::<BTreeSet<_>>().len()),
     };
+    // A term's own matrices that start at a constant may be left out.
+    for p in term.info().parameters(&facts) {
+        let given = if p.name == "prototypes" { None } else { matrix(p.name)? };
+        match (given, p.init) {
+            (Some(m), _) => drop(parameters.insert(p.name.into(), m)),
+            (None, Init::Constant(v)) => {
+                let values = vec![E::of(v); p.rows * p.cols];
+                parameters.insert(p.name.into(), ops::constant(device, values, (p.rows, p.cols)));
+            }
+            _ => {}
+        }
+    }
     let shapes: BTreeMap<String, (usize, usize)> =
         parameters.iter().map(|(n, p)| (n.clone(), *dfdx::prelude::HasShape::shape(p))).collect();
-    let inputs = Inputs { views, keys, queue, labels, levels, parameters, ..Inputs::default() };
+    let inputs = Inputs { views, predictions, keys, queue, labels, levels, parameters, ..Inputs::default() };
     let batch_view = Batch::new(device, inputs)?;
     let value = term.evaluate(&batch_view)?;
     let skipped = Some(batch_view.take_skipped().join("; ")).filter(|s| !s.is_empty());
     let number = ops::item(&value);
-    let BatchGradients { views, parameters, .. } = batch_view.backward(value)?;
+    let BatchGradients { views, predictions, parameters, remembered, .. } = batch_view.backward(value)?;
     let wide = |g: Vec<E>| g.into_iter().map(|v| v.as_f64()).collect::<Vec<f64>>();
-    let mut gradients: Vec<_> = views
-        .into_iter()
-        .enumerate()
-        .filter_map(|(v, g)| g.map(|g| (format!("view{v}"), [batch, dim], wide(g))))
-        .collect();
-    for (name, g) in parameters {
+    let mut gradients: Vec<_> = Vec::new();
+    for (what, all) in [("view", views), ("prediction", predictions)] {
+        let named =
+            |(v, g): (usize, Option<Vec<E>>)| g.map(|g| (format!("{what}{v}"), [batch, dim], wide(g)));
+        gradients.extend(all.into_iter().enumerate().filter_map(named));
+    }
+    for (name, g) in parameters.into_iter().filter(|(name, _)| !remembered.contains_key(name)) {
         let (rows, cols) = shapes.get(&name).copied().unwrap_or((0, 0));
         let name = if name == "prototypes" { "prototypes.0".to_string() } else { name };
         gradients.push((name, [rows, cols], wide(g)));
@@ -160,7 +177,18 @@ impl Tensors<'_> {
     }
 
     fn check_names(&self) -> Result<()> {
-        let single = ["view0", "view1", "key0", "key1", "queue", "labels"];
+        let single = [
+            "view0",
+            "view1",
+            "key0",
+            "key1",
+            "prediction0",
+            "prediction1",
+            "queue",
+            "labels",
+            "ln_temperature",
+            "centre",
+        ];
         let levelled = ["prototypes", "assignments", "concentration", "negatives"];
         for name in self.file.names() {
             let of_level = name

@@ -8,21 +8,25 @@ use dfdx::prelude::*;
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
-/// The raw material of a [`Batch`].
+/// The raw material of a [`Batch`]. Tensors share their storage, so a clone is cheap.
+#[derive(Clone)]
 pub struct Inputs<E: Scalar, D: Backend<E>> {
     /// Raw projector outputs x of each online view, (B, D) each; index = view. Views that are not computed are
     /// `None`.
     pub views: Vec<Option<Matrix<E, D>>>,
+    /// Raw predictor outputs of each online view, (B, D) each; empty without a predictor.
+    pub predictions: Vec<Option<Matrix<E, D>>>,
     /// Raw projector outputs of the momentum branch, by view; empty without a momentum encoder.
     pub keys: Vec<Option<Matrix<E, D>>>,
     /// Past keys, unit rows, (M, D).
-    pub queue: Option<Matrix<E, D>>,
+    pub queue: Option<Constant<E, D>>,
     /// Class labels of the B samples.
     pub labels: Option<Vec<u32>>,
     /// The current clusterings, restricted to this batch.
     pub levels: Vec<Level<E, D>>,
-    /// The terms' learnable matrices, by name.
+    /// The matrices that terms learn or remember, by name.
     pub parameters: BTreeMap<String, Matrix<E, D>>,
     /// Where the run is, for schedules.
     pub clock: Clock,
@@ -34,6 +38,7 @@ impl<E: Scalar, D: Backend<E>> Default for Inputs<E, D> {
     fn default() -> Self {
         Inputs {
             views: Vec::new(),
+            predictions: Vec::new(),
             keys: Vec::new(),
             queue: None,
             labels: None,
@@ -45,11 +50,50 @@ impl<E: Scalar, D: Backend<E>> Default for Inputs<E, D> {
     }
 }
 
+/// A matrix that no gradient flows into and that many batches share, such as centroids or a queue: values on the host,
+/// and a tensor on the device that is made when it is first asked for. Clones share both, so a kernel that reads the
+/// values needs no second copy of a large bank.
+#[derive(Clone, Debug)]
+pub struct Constant<E: Scalar, D: Backend<E>> {
+    device: D,
+    values: Arc<Vec<E>>,
+    shape: (usize, usize),
+    tensor: Rc<OnceCell<Matrix<E, D>>>,
+}
+
+impl<E: Scalar, D: Backend<E>> Constant<E, D> {
+    /// A matrix from values in row-major order.
+    ///
+    /// # Panics
+    /// If there are not as many values as the shape has elements.
+    pub fn new(device: &D, values: impl Into<Arc<Vec<E>>>, shape: (usize, usize)) -> Self {
+        let values = values.into();
+        assert_eq!(values.len(), shape.0 * shape.1, "a matrix of {}×{}", shape.0, shape.1);
+        Constant { device: device.clone(), values, shape, tensor: Rc::default() }
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    /// The values in row-major order.
+    pub fn values(&self) -> &[E] {
+        &self.values
+    }
+
+    /// The matrix on the device.
+    pub fn tensor(&self) -> Matrix<E, D> {
+        let make = || ops::constant(&self.device, self.values.to_vec(), self.shape);
+        self.tensor.get_or_init(make).clone()
+    }
+}
+
 /// One clustering as a batch sees it. Constants between two clusterings.
 #[derive(Clone, Debug)]
 pub struct Level<E: Scalar, D: Backend<E>> {
     /// Centroids as unit rows, (K, D).
-    pub centroids: Matrix<E, D>,
+    pub centroids: Constant<E, D>,
     /// The concentration φ of each prototype, K values.
     pub concentration: Vec<E>,
     /// The prototype of each sample of the batch, `None` for noise.
@@ -64,7 +108,7 @@ pub struct Level<E: Scalar, D: Backend<E>> {
 impl<E: Scalar, D: Backend<E>> Level<E, D> {
     /// K.
     pub fn k(&self) -> usize {
-        self.centroids.shape().0
+        self.centroids.shape.0
     }
 
     /// The samples that belong to a prototype: their rows in the batch and their prototypes.
@@ -130,10 +174,12 @@ pub struct Batch<E: Scalar, D: Backend<E>> {
     size: usize,
     dim: usize,
     z: Vec<OnceCell<Matrix<E, D>>>,
+    p: Vec<OnceCell<Matrix<E, D>>>,
     k: Vec<OnceCell<Matrix<E, D>>>,
     prototypes: RefCell<Cached<E, D>>,
     shared: RefCell<OwnedTape<E, D>>,
     skipped: RefCell<Vec<String>>,
+    remembered: RefCell<BTreeMap<String, Vec<E>>>,
     scope: RefCell<String>,
 }
 
@@ -143,8 +189,12 @@ pub struct BatchGradients<E> {
     pub views: Vec<Option<Vec<E>>>,
     /// With respect to each view's unit embeddings z; `None` where no term read them.
     pub embeddings: Vec<Option<Vec<E>>>,
+    /// With respect to each view's raw predictor outputs; empty without a predictor.
+    pub predictions: Vec<Option<Vec<E>>>,
     /// With respect to the learnable matrices.
     pub parameters: BTreeMap<String, Vec<E>>,
+    /// No gradients: what terms gave to [`Batch::remember`].
+    pub remembered: BTreeMap<String, Vec<E>>,
 }
 
 impl<E: Scalar, D: Backend<E>> Batch<E, D> {
@@ -160,6 +210,7 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
             list.iter().enumerate().filter_map(shape).collect()
         };
         let mut matrices = named("view", &inputs.views);
+        matrices.extend(named("prediction", &inputs.predictions));
         matrices.extend(named("key", &inputs.keys));
         let Some((first, (size, dim))) = matrices.first().cloned() else {
             return Err(Error::shape("batch", "there is no view: give at least one"));
@@ -172,14 +223,14 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
                 return differs(name, format!("is {}×{}", shape.0, shape.1));
             }
         }
-        if let Some((rows, cols)) = inputs.queue.as_ref().map(|q| *q.shape()).filter(|q| q.1 != dim) {
+        if let Some((rows, cols)) = inputs.queue.as_ref().map(|q| q.shape).filter(|q| q.1 != dim) {
             return differs("queue", format!("is {rows}×{cols}"));
         }
         if let Some(n) = inputs.labels.as_ref().map(Vec::len).filter(|n| *n != size) {
             return differs("labels", format!("has {n} values"));
         }
         for (m, level) in inputs.levels.iter().enumerate() {
-            let (k, cols) = *level.centroids.shape();
+            let (k, cols) = level.centroids.shape;
             if cols != dim {
                 return differs(&format!("prototypes.{m}"), format!("is {k}×{cols}"));
             }
@@ -208,10 +259,12 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
             size,
             dim,
             z: inputs.views.iter().map(|_| OnceCell::new()).collect(),
+            p: inputs.predictions.iter().map(|_| OnceCell::new()).collect(),
             k: inputs.keys.iter().map(|_| OnceCell::new()).collect(),
             prototypes: RefCell::default(),
             shared: RefCell::default(),
             skipped: RefCell::default(),
+            remembered: RefCell::default(),
             scope: RefCell::default(),
             inputs,
         })
@@ -260,6 +313,19 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         Ok(self.z[view].get_or_init(|| self.share(ops::l2_normalize(x.retaped()))).retaped())
     }
 
+    /// The unit predictions of an online view, with gradient: the predictor's outputs, or z where there is no predictor.
+    /// Shape (B, D).
+    pub fn prediction(&self, view: usize) -> Result<Taped<(usize, usize), E, D>> {
+        if self.inputs.predictions.is_empty() {
+            return self.z(view);
+        }
+        let x = self.inputs.predictions.get(view).and_then(Option::as_ref).ok_or(Error::Missing {
+            what: "the predictions of a view",
+            remedy: "let the term name the view in `Needs::predictions`",
+        })?;
+        Ok(self.p[view].get_or_init(|| self.share(ops::l2_normalize(x.retaped()))).retaped())
+    }
+
     /// The unit keys of a view: constants from the momentum branch, or z with gradient where there is none.
     /// Shape (B, D).
     pub fn key(&self, view: usize) -> Result<Taped<(usize, usize), E, D>> {
@@ -280,10 +346,10 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     }
 
     /// Past keys, unit rows, a constant. Shape (M, D).
-    pub fn queue(&self) -> Result<Matrix<E, D>> {
+    pub fn queue(&self) -> Result<&Constant<E, D>> {
         self.inputs
             .queue
-            .clone()
+            .as_ref()
             .ok_or(Error::Missing { what: "the queue", remedy: "add `queue: 4096` to the recipe" })
     }
 
@@ -314,13 +380,37 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
 
     /// A learnable matrix of this term, with gradient.
     pub fn parameter(&self, name: &str) -> Result<Taped<(usize, usize), E, D>> {
+        Ok(self.named(name)?.1.retaped())
+    }
+
+    /// A matrix that this term remembers from the step before, a constant.
+    pub fn remembered(&self, name: &str) -> Result<Matrix<E, D>> {
+        Ok(self.named(name)?.1.clone())
+    }
+
+    /// Lets the term find these values, row-major, under [`Batch::remembered`] at the next step.
+    ///
+    /// # Errors
+    /// If the term has no such matrix, or it has another number of elements.
+    pub fn remember(&self, name: &str, values: Vec<E>) -> Result<()> {
+        let (key, matrix) = self.named(name)?;
+        let (rows, cols) = *matrix.shape();
+        if values.len() != rows * cols {
+            return Err(Error::shape(name, format!("{} values for {rows}×{cols}", values.len())));
+        }
+        self.remembered.borrow_mut().insert(key, values);
+        Ok(())
+    }
+
+    fn named(&self, name: &str) -> Result<(String, &Matrix<E, D>)> {
+        let all = &self.inputs.parameters;
         let scoped = format!("{}.{name}", self.scope.borrow());
-        let found = self.inputs.parameters.get(&scoped).or_else(|| self.inputs.parameters.get(name));
-        let found = found.ok_or(Error::Missing {
-            what: "a learnable matrix",
+        let key = if all.contains_key(&scoped) { scoped } else { name.to_string() };
+        let found = all.get(&key).ok_or(Error::Missing {
+            what: "a matrix of the term's own",
             remedy: "give it with the inputs; the engine creates what the term declares",
-        });
-        Ok(found?.retaped())
+        })?;
+        Ok((key, found))
     }
 
     /// Marks the term as skipped for a reason, and gives it the value zero: for batches on which it is undefined,
@@ -405,19 +495,19 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         let mut sums = selector(&level.assignments).retaped::<OwnedTape<E, D>>().matmul(members);
         if options.queue {
             let queue = self.queue()?;
-            if level.queue_assignments.len() != queue.shape().0 {
+            if level.queue_assignments.len() != queue.shape.0 {
                 return Err(Error::Missing {
                     what: "the sample ids of the queue",
                     remedy: "set `queue: false` in the term",
                 });
             }
-            sums = sums + selector(&level.queue_assignments).matmul(queue);
+            sums = sums + selector(&level.queue_assignments).matmul(queue.tensor());
         }
         if options.rho != 0.0 {
             let mut pick = vec![E::zero(); rows * level.k()];
             occupied.iter().enumerate().for_each(|(r, j)| pick[r * level.k() + j] = E::of(options.rho));
             sums =
-                sums + ops::constant(&self.device, pick, (rows, level.k())).matmul(level.centroids.clone());
+                sums + ops::constant(&self.device, pick, (rows, level.k())).matmul(level.centroids.tensor());
         }
         Ok(ops::l2_normalize(sums))
     }
@@ -442,7 +532,11 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         let views =
             self.inputs.views.iter().map(|v| v.as_ref().map(&mut of).transpose()).collect::<Result<_>>()?;
         let embeddings = self.z.iter().map(|z| z.get().map(&mut of).transpose()).collect::<Result<_>>()?;
+        let predictions = self.inputs.predictions.iter().map(|v| v.as_ref().map(&mut of).transpose());
+        let predictions = predictions.collect::<Result<_>>()?;
         let parameters = self.inputs.parameters.iter().map(|(n, p)| Ok((n.clone(), of(p)?)));
-        Ok(BatchGradients { views, embeddings, parameters: parameters.collect::<Result<_>>()? })
+        let parameters = parameters.collect::<Result<_>>()?;
+        let remembered = self.remembered.into_inner();
+        Ok(BatchGradients { views, embeddings, predictions, parameters, remembered })
     }
 }

@@ -15,7 +15,7 @@
 //! | [`dataset`], [`image`] | datasets, image sources, augmentations |
 //! | [`optimizer`], [`probe`] | optimisers with complete state, evaluation probes |
 //! | [`registry`], [`open_set`], [`mod@component`] | names to components, RON to components |
-//! | [`number`], [`schedule`] | validated numbers; spans of training and values that change over it |
+//! | [`number`], [`schedule`], [`temperature`] | validated numbers; spans of training and values that change over it |
 //! | [`rng`] | counter-based random streams |
 //! | [`profile`] | where time goes |
 //! | [`ops`] | the few dfdx idioms that every term needs |
@@ -41,6 +41,7 @@ pub mod profile;
 pub mod registry;
 pub mod rng;
 pub mod schedule;
+pub mod temperature;
 pub mod term;
 
 pub use backend::{Backend, Compute, Scalar, Tape, Taped, Value};
@@ -56,6 +57,7 @@ pub use optimizer::Optimizer;
 pub use param::Param;
 pub use probe::Probe;
 pub use schedule::{Clock, Horizon, Scheduled, Span};
+pub use temperature::Temperature;
 pub use term::{ContrastiveLoss, Needs, Regularizer, TermInfo};
 
 /// What the [`component!`] macro expands to; not part of the public interface.

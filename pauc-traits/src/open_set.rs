@@ -314,6 +314,12 @@ impl Spanned {
         self.0.get_ron().trim_start().starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
     }
 
+    /// Whether the value begins with this name.
+    pub fn starts_with(&self, name: &str) -> bool {
+        let rest = self.0.get_ron().trim_start().strip_prefix(name);
+        rest.is_some_and(|r| !r.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_'))
+    }
+
     /// Parses the text; the error keeps its cause, its position becomes the whole value's.
     pub fn parse<T, E: de::Error>(&self) -> Result<T, E>
     where

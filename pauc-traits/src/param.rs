@@ -14,6 +14,8 @@ pub enum Role {
     Bias,
     /// Scale and shift of normalisation layers.
     Norm,
+    /// Single numbers with a meaning of their own, such as a temperature: they never decay.
+    Scalar,
     /// Running statistics and other state that no gradient reaches.
     Statistic,
 }

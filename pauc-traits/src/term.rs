@@ -13,6 +13,9 @@ pub struct Needs {
     /// Views whose keys k are read: momentum embeddings where there is a momentum encoder, otherwise the online
     /// embeddings of that view, with gradient.
     pub keys: &'static [usize],
+    /// Views whose predictions are read; gradients flow into them. Where the run has no predictor, the embeddings of
+    /// the view stand in for them, so the view counts as a query too.
+    pub predictions: &'static [usize],
     /// Whether the keys have to come from a momentum encoder.
     pub momentum: bool,
     /// Whether the queue of past keys is read.
@@ -34,6 +37,8 @@ pub struct Facts {
     pub samples: usize,
     /// Whether there is a momentum encoder.
     pub momentum: bool,
+    /// Whether there is a predictor behind the projector.
+    pub predictor: bool,
     /// The queue's length M, if there is one.
     pub queue: Option<usize>,
     /// The prototypes of each level, `None` where only the fit will tell; no clusterer: empty.
@@ -66,7 +71,7 @@ pub struct Finding {
     pub help: String,
 }
 
-/// A learnable matrix that belongs to a term, such as SwAV's prototypes.
+/// A matrix that belongs to a term: learnable, such as SwAV's prototypes, or remembered, such as DINO's centre.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TermParameter {
     /// Its name within the term.
@@ -77,10 +82,39 @@ pub struct TermParameter {
     pub cols: usize,
     /// How it starts.
     pub init: Init,
-    /// Whether its rows are rescaled to unit length after every optimiser step.
-    pub unit_rows: bool,
+    /// What happens to it at every optimiser step.
+    pub after: After,
     /// How long it stays as it started.
     pub frozen: Option<crate::Span>,
+}
+
+/// What happens to a [`TermParameter`] at an optimiser step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum After {
+    /// The optimiser moves it.
+    Free,
+    /// The optimiser moves it; then its rows are rescaled to unit length.
+    UnitRows,
+    /// The optimiser moves it without decaying it; then values below the bound are set to the bound.
+    AtLeast(f64),
+    /// No gradient reaches it: the term replaces it with [`Batch::remember`].
+    Remembered,
+}
+
+impl After {
+    /// Carries it out on values in row-major order.
+    pub fn apply(self, values: &mut [f32], cols: usize) {
+        match self {
+            After::Free | After::Remembered => {}
+            After::UnitRows => {
+                for row in values.chunks_mut(cols.max(1)) {
+                    let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt().max(1e-12);
+                    row.iter_mut().for_each(|v| *v = (f64::from(*v) / norm) as f32);
+                }
+            }
+            After::AtLeast(bound) => values.iter_mut().for_each(|v| *v = v.max(bound as f32)),
+        }
+    }
 }
 
 /// How a [`TermParameter`] starts.
@@ -121,7 +155,7 @@ pub trait TermInfo {
         None
     }
 
-    /// The matrices that the term learns.
+    /// The matrices that the term learns or remembers.
     fn parameters(&self, _facts: &Facts) -> Vec<TermParameter> {
         Vec::new()
     }

@@ -86,12 +86,16 @@ fn matrix(rows: usize, cols: usize, phase: f64) -> Vec<f64> {
 }
 
 fn toy(dev: &Cpu) -> Inputs<f64, Cpu> {
+    let unit = |phase| {
+        let rows = ops::l2_normalize(dev.tensor_from_vec(matrix(3, 4, phase), (3, 4)));
+        pauc_traits::batch::Constant::new(dev, rows.as_vec(), (3, 4))
+    };
     Inputs {
         views: vec![Some(dev.tensor_from_vec(matrix(6, 4, 0.1), (6, 4)))],
         keys: vec![None, Some(dev.tensor_from_vec(matrix(6, 4, 0.7), (6, 4)))],
-        queue: Some(ops::l2_normalize(dev.tensor_from_vec(matrix(3, 4, 2.0), (3, 4)))),
+        queue: Some(unit(2.0)),
         levels: vec![Level {
-            centroids: ops::l2_normalize(dev.tensor_from_vec(matrix(3, 4, 5.0), (3, 4))),
+            centroids: unit(5.0),
             concentration: vec![0.2; 3],
             assignments: vec![Some(0), Some(2), Some(2), None, Some(0), Some(2)],
             queue_assignments: vec![Some(2), None, Some(1)],
@@ -122,7 +126,7 @@ fn batch_prototypes_equal_their_definition() {
     let p = batch.prototypes(0, options).unwrap();
     assert_eq!(p.occupied, [0, 2], "prototype 1 has a member in the queue only");
     let (x, k, q) = (matrix(6, 4, 0.1), matrix(6, 4, 0.7), matrix(3, 4, 2.0));
-    let c = batch.levels().unwrap()[0].centroids.as_vec();
+    let c = batch.levels().unwrap()[0].centroids.values();
     let row = |m: &'static str, i: usize| -> Vec<f64> {
         let m = match m {
             "x" => &x,

@@ -1,15 +1,18 @@
 //! `bench`.
 
-use super::device;
-use crate::args::{BenchArgs, Form};
+use super::{data, device};
+use crate::args::{BenchArgs, BenchCommand, Form};
 use crate::{Failure, console};
 use pauc::train::bench::{self, Bench, BenchError, BenchOptions};
 use pauc::traits::profile::Stage;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Times a training step.
+/// Times a training step, or what the subcommand names.
 pub fn bench(args: BenchArgs) -> Result<ExitCode, Failure> {
+    if let Some(BenchCommand::Data(args)) = &args.what {
+        return data::bench(args);
+    }
     let form = match args.form {
         Form::Simclr => bench::Form::Simclr,
         Form::Moco => bench::Form::Moco,

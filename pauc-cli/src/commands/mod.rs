@@ -6,11 +6,12 @@ mod data;
 mod explain;
 mod export;
 mod list;
+mod new;
 mod report;
 mod run;
 mod term;
 
-use crate::args::{Args, BenchCommand, Command};
+use crate::args::{Args, Command};
 use crate::{Failure, console};
 use clap::CommandFactory;
 use pauc::dfdx::prelude::Cpu;
@@ -31,9 +32,9 @@ pub fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Term(args) => term::term(args),
         Command::Bench(args) => bench::bench(args),
         Command::Export(args) => export::export(args),
+        Command::New(what) => new::new(what),
         Command::Report(args) => report::report(args),
         Command::Data(command) => data::data(command),
-        Command::Bench(BenchCommand::Data(args)) => data::bench(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "pauc-cli", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -1,18 +1,19 @@
 //! Prediction of one view's key by cosine (BYOL, SimSiam).
 
-use crate::rows;
-use pauc_traits::term::Facts;
+use crate::{findings, rows};
+use pauc_traits::term::{Facts, Finding};
 use pauc_traits::{Backend, Batch, ContrastiveLoss, Needs, Result, Scalar, TermInfo, Value, component, ops};
 
 component! {
-    /// Points each embedding at the key of the other view, without negatives.
+    /// Points each prediction at the key of the other view, without negatives.
     ///
     /// ```text
-    /// L = mean_i (2 − 2·q_i·k_i)
+    /// L = mean_i (2 − 2·p_i·k_i)
     /// ```
     ///
-    /// Nothing flows back through the keys, whether they come from a momentum encoder or are the other online view. q is
-    /// the unit embedding itself: there is no predictor network between embedding and loss, unlike in BYOL and SimSiam.
+    /// p is the unit output of the recipe's `predictor`, a head behind the projector of the online network alone. Nothing
+    /// flows back through the keys: with a momentum encoder they are its embeddings (BYOL), without one the embeddings of
+    /// the other online view (SimSiam). In a recipe without a predictor p is the unit embedding itself.
     ///
     /// # Shapes
     /// (B, D) views and keys → scalar.
@@ -21,12 +22,16 @@ component! {
     /// 0 is perfect, 2 is chance, 4 opposite. A value near 0 from the start is collapse.
     ///
     /// # Gradient
-    /// A pull alone. Without a predictor, nothing in this term keeps all embeddings from becoming one: combine it with
-    /// a term that spreads, such as Uniformity or Variance.
+    /// A pull alone. The predictor and the constant keys are what keeps embeddings from becoming one; without a
+    /// predictor nothing does, and `check` warns: combine it then with a term that spreads, such as Uniformity.
     ///
     /// ```text
-    /// (term: CosinePrediction(two_sided: true)), (term: Uniformity(level: Instances), weight: 0.5)
+    /// predictor: Mlp(dims: [64, 128], batch_norm: true),
+    /// objective: [(term: CosinePrediction(two_sided: true))],
     /// ```
+    ///
+    /// # Degenerate batches
+    /// Zero rows have cosine 0 to everything: the value is 2.
     ///
     /// Sources: Grill et al. 2020 (BYOL); Chen and He 2021 (SimSiam).
     pub struct CosinePrediction: ContrastiveLoss {
@@ -41,7 +46,7 @@ impl CosinePrediction {
         batch: &Batch<E, D>,
         (query, key): (usize, usize),
     ) -> Result<Value<E, D>> {
-        let cosines = ops::row_dots(batch.z(query)?, rows::stop_gradient(batch.key(key)?));
+        let cosines = ops::row_dots(batch.prediction(query)?, rows::stop_gradient(batch.key(key)?));
         Ok(ops::mean(cosines) * E::of(-2.0) + E::of(2.0))
     }
 }
@@ -49,14 +54,23 @@ impl CosinePrediction {
 impl TermInfo for CosinePrediction {
     fn needs(&self) -> Needs {
         if self.two_sided {
-            Needs { queries: &[0, 1], keys: &[0, 1], ..Needs::default() }
+            Needs { predictions: &[0, 1], keys: &[0, 1], ..Needs::default() }
         } else {
-            Needs { queries: &[0], keys: &[1], ..Needs::default() }
+            Needs { predictions: &[0], keys: &[1], ..Needs::default() }
         }
     }
 
     fn chance_level(&self, _: &Facts) -> Option<f64> {
         Some(2.0)
+    }
+
+    fn check(&self, facts: &Facts) -> Vec<Finding> {
+        if facts.predictor {
+            return Vec::new();
+        }
+        let message = "without a predictor nothing in this term keeps all embeddings from becoming one";
+        let help = "add `predictor: Mlp(dims: [64, D])` to the recipe, D the projector's width, or a term that spreads";
+        vec![Finding { field: None, ..findings::warning(findings::NO_PREDICTOR, "", message, help) }]
     }
 }
 
@@ -96,5 +110,27 @@ mod tests {
         fixed.keys = fixed.views.clone();
         let want = testing::run::<f64>("CosinePrediction()", &fixed);
         assert_eq!(outcome.gradients["view0"], want.gradients["view0"]);
+    }
+
+    #[test]
+    fn predictions_stand_before_embeddings() {
+        let plain = Data::toy(5, 4);
+        let mut toy = plain.clone().without_momentum();
+        toy.predictions = plain.keys.clone();
+        for text in ["CosinePrediction()", "CosinePrediction(two_sided: true)"] {
+            testing::finite_differences(text, &Data { keys: plain.views.clone(), ..toy.clone() });
+        }
+        let outcome = testing::run::<f64>("CosinePrediction()", &toy);
+        let swapped = Data { views: toy.predictions.clone(), keys: toy.views.clone(), ..plain };
+        let want = testing::run::<f64>("CosinePrediction()", &swapped);
+        assert_eq!(outcome.value, want.value);
+        assert_eq!(outcome.gradients["prediction0"], want.gradients["view0"]);
+        assert!(outcome.gradients["view0"].iter().chain(&outcome.gradients["view1"]).all(|g| *g == 0.0));
+        let facts = testing::facts(8, 4, &[]);
+        let codes = |facts| testing::term("CosinePrediction()").info().check(facts).len();
+        assert_eq!(
+            (codes(&facts), codes(&pauc_traits::term::Facts { predictor: true, ..facts.clone() })),
+            (1, 0)
+        );
     }
 }

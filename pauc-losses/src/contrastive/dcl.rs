@@ -2,10 +2,10 @@
 
 use crate::{findings, rows};
 use dfdx::prelude::*;
-use pauc_traits::term::{Contrast, Facts, Finding};
+use pauc_traits::term::{Contrast, Facts, Finding, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Scheduled, TermInfo, Value, component,
-    ops,
+    Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Temperature, TermInfo, Value,
+    component, ops,
 };
 
 component! {
@@ -37,8 +37,8 @@ component! {
     ///
     /// Source: Yeh et al. 2022.
     pub struct Dcl: ContrastiveLoss {
-        /// The temperature τ.
-        pub temperature: Scheduled<Positive> = Positive::lit(0.1).into(),
+        /// The temperature τ: a number, a schedule, or Learnable(init: 0.07, min: 0.01).
+        pub temperature: Temperature = Positive::lit(0.1).into(),
     }
 }
 
@@ -58,6 +58,10 @@ impl TermInfo for Dcl {
     fn check(&self, facts: &Facts) -> Vec<Finding> {
         findings::at_least_two(facts)
     }
+
+    fn parameters(&self, _: &Facts) -> Vec<TermParameter> {
+        self.temperature.parameters()
+    }
 }
 
 impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for Dcl {
@@ -66,10 +70,10 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for Dcl {
         if b < 2 {
             return Ok(batch.skip("one sample has no negatives"));
         }
-        let tau = E::of(self.temperature.at(batch.clock()));
-        let positives = ops::mean(ops::row_dots(batch.z(0)?, batch.z(1)?)) / tau;
+        let positives = ops::row_dots(batch.z(0)?, batch.z(1)?).reshape_like(&(b, 1));
+        let positives = ops::total(self.temperature.divide(batch, positives)?) / E::of(b as f64);
         let all = rows::stack(batch.z(0)?, batch.z(1)?);
-        let logits = ops::dot_rows(all.with_empty_tape(), all) / tau;
+        let logits = self.temperature.divide(batch, ops::dot_rows(all.with_empty_tape(), all))?;
         let negatives = rows::mask(logits, |a, c| a % b == c % b);
         Ok(ops::mean(rows::log_sum_exp(negatives)) - positives)
     }

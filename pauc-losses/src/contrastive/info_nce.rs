@@ -4,10 +4,10 @@ use crate::findings::{self, warning};
 use crate::fused::{self, Bank, CpuBatch, Scale};
 use crate::rows::{self, Rows};
 use dfdx::prelude::*;
-use pauc_traits::term::{Contrast, Facts, Finding};
+use pauc_traits::term::{Contrast, Facts, Finding, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Scheduled, TermInfo, Value, component,
-    ops,
+    Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Temperature, TermInfo, Value,
+    component, ops,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,9 @@ component! {
     /// Chance is ln(number of candidates). Values below it mean that views of one image are told from others. The
     /// value is not comparable between numbers of candidates or temperatures.
     ///
+    /// A learnable τ is moved by every query's own balance: it falls while positives stand out, and then weights the
+    /// hardest negatives alone; `min` bounds it.
+    ///
     /// # Gradient
     /// Pulls each query to its own positive and pushes it from near candidates, the harder the smaller τ is. It
     /// knows no clusters: samples of one class are pushed apart like any others.
@@ -50,8 +53,8 @@ component! {
     ///
     /// Sources: van den Oord et al. 2018; Chen et al. 2020 (SimCLR); He et al. 2020 (MoCo); Chen et al. 2021 (MoCo v3).
     pub struct InfoNce: ContrastiveLoss {
-        /// The temperature τ.
-        pub temperature: Scheduled<Positive> = Positive::lit(0.2).into(),
+        /// The temperature τ: a number, a schedule, or Learnable(init: 0.07, min: 0.01).
+        pub temperature: Temperature = Positive::lit(0.2).into(),
         /// Where the negatives come from: InBatch, Keys, Queue or QueueAndBatch.
         pub negatives: Negatives = Negatives::InBatch,
         /// Whether both views serve as queries, and the mean is taken. Left out: yes for InBatch, no otherwise.
@@ -94,7 +97,9 @@ impl InfoNce {
 
     /// The same through the streaming kernel. It takes keys for constants, so without a momentum encoder the keys forms
     /// stay with the plain composition.
-    fn fused(&self, batch: &CpuBatch, tau: f64) -> Result<Option<Value<f32, Cpu>>> {
+    fn fused(&self, batch: &CpuBatch) -> Result<Option<Value<f32, Cpu>>> {
+        let tau = self.temperature.of(batch)?;
+        let leaf = self.temperature.leaf(batch)?;
         if self.negatives == Negatives::InBatch {
             if !self.is_two_sided() {
                 return Ok(None);
@@ -106,14 +111,17 @@ impl InfoNce {
             };
             let all = [first, second].concat();
             let mut graded = fused::in_batch(&all, batch.dim(), tau as f32);
+            // The loss depends on Z·Zᵀ/τ alone, so −½ Σ Z·∂L/∂Z is its derivative by ln τ.
+            let along = -0.5 * fused::dot(&all, &graded.gradient);
             let second = graded.gradient.split_off(batch.size() * batch.dim());
-            let gradients = vec![(z0, graded.gradient), (z1, second)];
+            let mut gradients = vec![(z0, graded.gradient), (z1, second)];
+            gradients.extend(leaf.map(|leaf| (leaf, vec![along as f32])));
             return Ok(Some(fused::scalar_with_gradients(batch.device(), graded.value, gradients)));
         }
         let directions: &[(usize, usize)] = if self.is_two_sided() { &[(0, 1), (1, 0)] } else { &[(0, 1)] };
-        let queue = if self.reads_queue() { Some(fused::values(&batch.queue()?)) } else { None };
+        let queue = if self.reads_queue() { Some(batch.queue()?.values()) } else { None };
         let own: Vec<usize> = (0..batch.size()).collect();
-        let (mut value, mut gradients) = (0.0, Vec::new());
+        let (mut value, mut along, mut gradients) = (0.0, 0.0, Vec::new());
         for (query, key) in directions {
             let (Some((q, queries)), Ok(k)) = (fused::embeddings(batch, *query)?, batch.momentum_key(*key))
             else {
@@ -125,17 +133,20 @@ impl InfoNce {
             if self.negatives != Negatives::Queue {
                 banks.push(Bank { rows: &k, scale, own: Some(&own) });
             }
-            banks.extend(queue.as_ref().map(|rows| Bank { rows, scale, own: None }));
+            banks.extend(queue.map(|rows| Bank { rows, scale, own: None }));
             let scales = vec![1.0 / tau as f32; batch.size()];
             let graded = fused::cross_entropy(&queries, &k, &scales, &banks, batch.dim());
             let share = 1.0 / directions.len() as f64;
             value += graded.value * share;
+            // It depends on q/τ alone, so −Σ q·∂L/∂q is its derivative by ln τ.
+            along -= fused::dot(&queries, &graded.gradient) * share;
             gradients.push((q, graded.gradient.into_iter().map(|g| g * share as f32).collect()));
         }
+        gradients.extend(leaf.map(|leaf| (leaf, vec![along as f32])));
         Ok(Some(fused::scalar_with_gradients(batch.device(), value, gradients)))
     }
 
-    fn in_batch<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>, tau: f64) -> Result<Value<E, D>> {
+    fn in_batch<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
         let b = batch.size();
         let all = rows::stack(batch.z(0)?, batch.z(1)?);
         let (queries, targets): (Rows<E, D>, Vec<usize>) = if self.is_two_sided() {
@@ -143,7 +154,8 @@ impl InfoNce {
         } else {
             (batch.z(0)?, (b..2 * b).collect())
         };
-        let logits = rows::mask(ops::dot_rows(queries, all) / E::of(tau), |a, c| a == c);
+        let logits = self.temperature.divide(batch, ops::dot_rows(queries, all))?;
+        let logits = rows::mask(logits, |a, c| a == c);
         Ok(ops::mean(ops::cross_entropy_rows(logits, &targets)))
     }
 
@@ -151,22 +163,21 @@ impl InfoNce {
         &self,
         batch: &Batch<E, D>,
         (query, key): (usize, usize),
-        tau: f64,
     ) -> Result<Value<E, D>> {
         let (q, k) = (batch.z(query)?, batch.key(key)?);
         let b = batch.size();
         let (logits, targets) = match self.negatives {
             Negatives::Queue => {
                 let positives = ops::row_dots(q.with_empty_tape(), k).reshape_like(&(b, 1));
-                (rows::beside(positives, ops::dot_rows(q, batch.queue()?)), vec![0; b])
+                (rows::beside(positives, ops::dot_rows(q, batch.queue()?.tensor())), vec![0; b])
             }
             Negatives::QueueAndBatch => {
                 let keys = ops::dot_rows(q.with_empty_tape(), k);
-                (rows::beside(keys, ops::dot_rows(q, batch.queue()?)), (0..b).collect())
+                (rows::beside(keys, ops::dot_rows(q, batch.queue()?.tensor())), (0..b).collect())
             }
             Negatives::InBatch | Negatives::Keys => (ops::dot_rows(q, k), (0..b).collect()),
         };
-        Ok(ops::mean(ops::cross_entropy_rows(logits / E::of(tau), &targets)))
+        Ok(ops::mean(ops::cross_entropy_rows(self.temperature.divide(batch, logits)?, &targets)))
     }
 }
 
@@ -213,27 +224,30 @@ impl TermInfo for InfoNce {
         }
         found
     }
+
+    fn parameters(&self, _: &Facts) -> Vec<TermParameter> {
+        self.temperature.parameters()
+    }
 }
 
 impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for InfoNce {
     fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
-        let tau = self.temperature.at(batch.clock());
-        match fused::on_cpu(batch, |batch| self.fused(batch, tau))? {
+        match fused::on_cpu(batch, |batch| self.fused(batch))? {
             Some(value) => Ok(value),
-            None => self.plain(batch, tau),
+            None => self.plain(batch),
         }
     }
 }
 
 impl InfoNce {
     /// The definition, in plain operations.
-    fn plain<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>, tau: f64) -> Result<Value<E, D>> {
+    fn plain<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
         if self.negatives == Negatives::InBatch {
-            return self.in_batch(batch, tau);
+            return self.in_batch(batch);
         }
-        let forth = self.direction(batch, (0, 1), tau)?;
+        let forth = self.direction(batch, (0, 1))?;
         if self.is_two_sided() {
-            Ok((forth + self.direction(batch, (1, 0), tau)?) * E::of(0.5))
+            Ok((forth + self.direction(batch, (1, 0))?) * E::of(0.5))
         } else {
             Ok(forth)
         }
@@ -253,6 +267,8 @@ mod tests {
         "InfoNce(negatives: Queue)",
         "InfoNce(negatives: Queue, two_sided: true)",
         "InfoNce(negatives: QueueAndBatch, temperature: 0.1)",
+        "InfoNce(temperature: Learnable())",
+        "InfoNce(negatives: QueueAndBatch, two_sided: true, temperature: Learnable())",
     ];
 
     #[test]
@@ -331,9 +347,7 @@ mod tests {
             for text in FORMS {
                 let term: InfoNce =
                     pauc_traits::open_set::options().from_str(&text.replace("InfoNce", "")).unwrap();
-                testing::fused_equals_plain(&data, &|b| term.loss(b), &|b| {
-                    term.plain(b, term.temperature.at(b.clock()))
-                });
+                testing::fused_equals_plain(&data, &|b| term.loss(b), &|b| term.plain(b));
             }
         }
     }

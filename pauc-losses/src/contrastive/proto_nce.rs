@@ -129,14 +129,14 @@ impl ProtoNce {
         }
         let dim = batch.dim();
         let Some((z, all)) = fused::embeddings(batch, 0)? else { return Ok(None) };
-        let centroids = fused::values(&level.centroids);
+        let centroids = level.centroids.values();
         let pick = |from: &[f32], rows: &[usize]| -> Vec<f32> {
             rows.iter().flat_map(|i| from[i * dim..(i + 1) * dim].iter().copied()).collect()
         };
-        let (queries, positives) = (pick(&all, &members), pick(&centroids, &prototypes));
+        let (queries, positives) = (pick(&all, &members), pick(centroids, &prototypes));
         let scale: Vec<f32> = level.concentration.iter().map(|phi| 1.0 / phi).collect();
         let own: Vec<f32> = prototypes.iter().map(|s| scale[*s]).collect();
-        let bank = Bank { rows: &centroids, scale: Scale::Each(&scale), own: Some(&prototypes) };
+        let bank = Bank { rows: centroids, scale: Scale::Each(&scale), own: Some(&prototypes) };
         let graded = fused::cross_entropy(&queries, &positives, &own, &[bank], dim);
         let mut gradient = vec![0.0; all.len()];
         for (i, row) in members.iter().zip(graded.gradient.chunks_exact(dim)) {
@@ -173,9 +173,9 @@ impl ProtoNce {
 /// c_j/φ_j: the product with a query is the logit.
 fn scaled<E: Scalar, D: Backend<E>>(level: &Level<E, D>, device: &D) -> Matrix<E, D> {
     let inverse: Vec<E> = level.concentration.iter().map(|phi| E::one() / *phi).collect();
-    let shape = *level.centroids.shape();
+    let shape = level.centroids.shape();
     let inverse = ops::constant(device, inverse, (shape.0,));
-    level.centroids.clone() * inverse.broadcast_like::<_, Axis<1>>(&shape)
+    level.centroids.tensor() * inverse.broadcast_like::<_, Axis<1>>(&shape)
 }
 
 impl TermInfo for ProtoNce {

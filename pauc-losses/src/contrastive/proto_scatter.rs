@@ -3,9 +3,9 @@
 use crate::{findings, rows};
 use dfdx::prelude::*;
 use pauc_traits::batch::PrototypeOptions;
-use pauc_traits::term::{Facts, Finding};
+use pauc_traits::term::{Facts, Finding, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Count, Needs, NonNegative, Positive, Result, Scalar, Scheduled,
+    Backend, Batch, ContrastiveLoss, Count, Needs, NonNegative, Positive, Result, Scalar, Temperature,
     TermInfo, Value, component, ops,
 };
 
@@ -37,8 +37,8 @@ component! {
     ///
     /// Source: Huang et al. 2022 (ProPos).
     pub struct ProtoScatter: ContrastiveLoss {
-        /// The temperature T.
-        pub temperature: Scheduled<Positive> = Positive::lit(0.5).into(),
+        /// The temperature T: a number, a schedule, or Learnable(init: 0.5, min: 0.01).
+        pub temperature: Temperature = Positive::lit(0.5).into(),
         /// Weight ρ of the constant centroid in a batch prototype.
         pub rho: NonNegative = NonNegative::lit(0.0),
         /// Whether queued keys join the batch prototypes.
@@ -62,7 +62,7 @@ impl ProtoScatter {
         let (online, keys) = (p.online(), batch.key_prototypes(m, &p)?);
         let positives = ops::row_dots(online.with_empty_tape(), keys).reshape_like(&(n, 1));
         let others = rows::mask(ops::dot_rows(online.with_empty_tape(), online), |j, l| j == l);
-        let logits = rows::beside(positives, others) / E::of(self.temperature.at(batch.clock()));
+        let logits = self.temperature.divide(batch, rows::beside(positives, others))?;
         Ok(ops::mean(ops::cross_entropy_rows(logits, &vec![0; n])))
     }
 }
@@ -78,6 +78,10 @@ impl TermInfo for ProtoScatter {
 
     fn check(&self, facts: &Facts) -> Vec<Finding> {
         findings::prototypes(facts, &self.options())
+    }
+
+    fn parameters(&self, _: &Facts) -> Vec<TermParameter> {
+        self.temperature.parameters()
     }
 }
 

@@ -3,10 +3,10 @@
 use crate::rows;
 use dfdx::prelude::*;
 use pauc_traits::ops::{self, Matrix};
-use pauc_traits::term::{Facts, Init, TermParameter};
+use pauc_traits::term::{After, Facts, Init, TermParameter};
 use pauc_traits::{
     Backend, Batch, ContrastiveLoss, Count, Needs, Positive, Result, Scalar, Scheduled, Span, TermInfo,
-    Value, component,
+    UnitInterval, Value, component,
 };
 
 component! {
@@ -14,12 +14,12 @@ component! {
     ///
     /// ```text
     /// L = mean over both directions, mean_i −Σ_j P_ij log softmax(q_i·Cᵀ/τ_s)_j
-    /// P = softmax((k·Cᵀ − centre)/τ_t),   centre = mean over the batch of k·Cᵀ
+    /// P = softmax((k·Cᵀ − c)/τ_t),   c ← m·c + (1 − m)·mean over the batch and both views of k·Cᵀ
     /// ```
     ///
-    /// The learnable matrix C with unit rows is DINO's weight-normalised last layer. Two things differ from the source:
-    /// the momentum branch reads the same C instead of an average of it, and the centre is the mean of the current
-    /// keys of each view instead of a running mean. Nothing flows back through P.
+    /// The learnable matrix C with unit rows is DINO's weight-normalised last layer. The centre c is kept in
+    /// checkpoints, starts at zero, and is renewed after it was used. One thing differs from the source: the momentum branch
+    /// reads the same C instead of an average of it. Nothing flows back through P.
     ///
     /// # Shapes
     /// (B, D) views and keys, prototypes (K, D) → scalar.
@@ -35,7 +35,7 @@ component! {
     /// ```
     ///
     /// # Degenerate batches
-    /// One sample is its own centre: P is uniform.
+    /// With `centre_momentum: None`, one sample is its own centre: P is uniform.
     ///
     /// Source: Caron et al. 2021 (DINO).
     pub struct SelfDistillation: ContrastiveLoss {
@@ -45,26 +45,33 @@ component! {
         pub student_temperature: Scheduled<Positive> = Positive::lit(0.1).into(),
         /// The temperature τ_t of the momentum branch.
         pub teacher_temperature: Scheduled<Positive> = Positive::lit(0.04).into(),
+        /// The momentum m of the running centre; None: the centre is the mean of the current keys of each view.
+        pub centre_momentum: Option<UnitInterval> = Some(UnitInterval::lit(0.9)),
         /// How long the prototypes stay as drawn.
         pub freeze: Span = Span::epochs(1),
     }
 }
 
 impl SelfDistillation {
+    /// The loss of one direction, and the mean scores of its keys.
     fn direction<E: Scalar, D: Backend<E>>(
         &self,
         batch: &Batch<E, D>,
         (query, key): (usize, usize),
-    ) -> Result<Value<E, D>> {
+        running: Option<&Matrix<E, D>>,
+    ) -> Result<(Value<E, D>, Vec<E>)> {
         let prototypes = batch.parameter("prototypes")?;
         let student = E::of(self.student_temperature.at(batch.clock()));
         let teacher = E::of(self.teacher_temperature.at(batch.clock()));
         let constant: Matrix<E, D> = rows::stop_gradient(prototypes.with_empty_tape());
         let scores = ops::dot_rows(batch.momentum_key(key)?, constant);
         let shape = *scores.shape();
-        let centre = scores.clone().sum::<(usize,), Axis<0>>() / E::of(shape.0 as f64);
+        let mean = scores.clone().sum::<(usize,), Axis<0>>() / E::of(shape.0 as f64);
+        let current = mean.as_vec();
+        let centre = running.map_or(mean, |c| c.clone().reshape_like(&(shape.1,)));
         let targets = ((scores - centre.broadcast_like::<_, Axis<0>>(&shape)) / teacher).softmax::<Axis<1>>();
-        Ok(rows::soft_cross_entropy(ops::dot_rows(batch.z(query)?, prototypes) / student, targets))
+        let logits = ops::dot_rows(batch.z(query)?, prototypes) / student;
+        Ok((rows::soft_cross_entropy(logits, targets), current))
     }
 }
 
@@ -78,20 +85,35 @@ impl TermInfo for SelfDistillation {
     }
 
     fn parameters(&self, facts: &Facts) -> Vec<TermParameter> {
-        vec![TermParameter {
+        let mut all = vec![TermParameter {
             name: "prototypes",
             rows: self.prototypes.get(),
             cols: facts.dim,
             init: Init::Normal(1.0 / (facts.dim.max(1) as f64).sqrt()),
-            unit_rows: true,
+            after: After::UnitRows,
             frozen: Some(self.freeze),
-        }]
+        }];
+        if self.centre_momentum.is_some() {
+            let (rows, cols, init, after) =
+                (1, self.prototypes.get(), Init::Constant(0.0), After::Remembered);
+            all.push(TermParameter { name: "centre", rows, cols, init, after, frozen: None });
+        }
+        all
     }
 }
 
 impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SelfDistillation {
     fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
-        Ok((self.direction(batch, (0, 1))? + self.direction(batch, (1, 0))?) * E::of(0.5))
+        let running = self.centre_momentum.map(|_| batch.remembered("centre")).transpose()?;
+        let (forth, first) = self.direction(batch, (0, 1), running.as_ref())?;
+        let (back, second) = self.direction(batch, (1, 0), running.as_ref())?;
+        if let (Some(m), Some(centre)) = (self.centre_momentum, running) {
+            let m = E::of(m.get());
+            let share = (E::one() - m) * E::of(0.5);
+            let new = centre.as_vec().into_iter().zip(first.into_iter().zip(second));
+            batch.remember("centre", new.map(|(c, (a, b))| c * m + (a + b) * share).collect())?;
+        }
+        Ok((forth + back) * E::of(0.5))
     }
 }
 
@@ -101,7 +123,7 @@ mod tests {
     use crate::testing::{self, Data, dot, unit};
 
     /// The loss in plain loops; the targets come from `fixed`, the student from `data`.
-    fn naive(data: &Data, fixed: &Data) -> f64 {
+    fn naive(data: &Data, fixed: &Data, running: bool) -> f64 {
         let k = data.parameters["prototypes"].len() / data.dim;
         let softmax = |logits: Vec<f64>| {
             let sum: f64 = logits.iter().map(|v| v.exp()).sum();
@@ -115,8 +137,9 @@ mod tests {
         for (query, key) in [(0, 1), (1, 0)] {
             let c = &fixed.parameters["prototypes"];
             let teacher: Vec<Vec<f64>> = (0..data.rows).map(|i| scores(&fixed.keys[key], i, c)).collect();
+            let mean = |j| teacher.iter().map(|r| r[j]).sum::<f64>() / data.rows as f64;
             let centre: Vec<f64> =
-                (0..k).map(|j| teacher.iter().map(|r| r[j]).sum::<f64>() / data.rows as f64).collect();
+                if running { fixed.parameters["centre"].clone() } else { (0..k).map(mean).collect() };
             for (i, t) in teacher.iter().enumerate() {
                 let p = softmax((0..k).map(|j| (t[j] - centre[j]) / 0.04).collect());
                 let c = &data.parameters["prototypes"];
@@ -129,9 +152,17 @@ mod tests {
 
     #[test]
     fn equals_plain_loops_with_constant_targets() {
+        for (text, running) in
+            [("SelfDistillation()", true), ("SelfDistillation(centre_momentum: None)", false)]
+        {
+            equals_plain_loops(text, running);
+        }
+    }
+
+    fn equals_plain_loops(text: &str, running: bool) {
         let toy = Data::toy(5, 4);
-        let outcome = testing::run::<f64>("SelfDistillation()", &toy);
-        assert!((outcome.value - naive(&toy, &toy)).abs() < 1e-10);
+        let outcome = testing::run::<f64>(text, &toy);
+        assert!((outcome.value - naive(&toy, &toy, running)).abs() < 1e-10);
         for (name, gradient) in &outcome.gradients {
             for (i, found) in gradient.iter().enumerate() {
                 let at = |by: f64| {
@@ -140,7 +171,7 @@ mod tests {
                         Some(v) => moved.views[v.parse::<usize>().unwrap()].as_mut().unwrap()[i] += by,
                         None => moved.parameters.get_mut(name).unwrap()[i] += by,
                     }
-                    naive(&moved, &toy)
+                    naive(&moved, &toy, running)
                 };
                 let want = (at(1e-5) - at(-1e-5)) / 2e-5;
                 assert!((found - want).abs() < 1e-7 * (1.0 + want.abs()), "{name}[{i}]: {found} for {want}");
@@ -155,6 +186,22 @@ mod tests {
         testing::rotation_invariant("SelfDistillation()", &toy);
         testing::finite("SelfDistillation()");
         testing::finite("SelfDistillation(student_temperature: 0.01, teacher_temperature: 0.001)");
+    }
+
+    #[test]
+    fn the_centre_follows_the_mean_scores() {
+        let toy = Data::toy(5, 4);
+        let dev = Cpu::default();
+        let batch = Batch::<f64, Cpu>::new(&dev, toy.inputs(&dev)).unwrap();
+        let value = testing::term("SelfDistillation(centre_momentum: 0.75)").evaluate(&batch).unwrap();
+        let new = batch.backward(value).unwrap().remembered["centre"].clone();
+        for (j, new) in new.into_iter().enumerate() {
+            let c = &toy.parameters["prototypes"][j * 4..j * 4 + 4];
+            let score = |key: usize, i| dot(&unit(toy.keys[key].as_ref().unwrap(), 4, i), c);
+            let mean = (0..5).map(|i| score(0, i) + score(1, i)).sum::<f64>() / 10.0;
+            let want = 0.75 * toy.parameters["centre"][j] + 0.25 * mean;
+            assert!((new - want).abs() < 1e-12, "{j}: {new} for {want}");
+        }
     }
 
     #[test]

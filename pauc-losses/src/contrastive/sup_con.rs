@@ -2,10 +2,10 @@
 
 use crate::{findings, rows};
 use dfdx::prelude::*;
-use pauc_traits::term::{Contrast, Facts, Finding};
+use pauc_traits::term::{Contrast, Facts, Finding, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Scheduled, TermInfo, Value, component,
-    ops,
+    Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Temperature, TermInfo, Value,
+    component, ops,
 };
 
 component! {
@@ -36,8 +36,8 @@ component! {
     ///
     /// Source: Khosla et al. 2020.
     pub struct SupCon: ContrastiveLoss {
-        /// The temperature τ.
-        pub temperature: Scheduled<Positive> = Positive::lit(0.1).into(),
+        /// The temperature τ: a number, a schedule, or Learnable(init: 0.07, min: 0.01).
+        pub temperature: Temperature = Positive::lit(0.1).into(),
     }
 }
 
@@ -60,6 +60,10 @@ impl TermInfo for SupCon {
     fn check(&self, facts: &Facts) -> Vec<Finding> {
         findings::at_least_two(facts)
     }
+
+    fn parameters(&self, _: &Facts) -> Vec<TermParameter> {
+        self.temperature.parameters()
+    }
 }
 
 impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SupCon {
@@ -73,7 +77,7 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SupCon {
             if same { 1.0 / (positives[&labels[a % b]] * n as f64) } else { 0.0 }
         });
         let all = rows::stack(batch.z(0)?, batch.z(1)?);
-        let cosines = ops::dot_rows(all.with_empty_tape(), all) / E::of(self.temperature.at(batch.clock()));
+        let cosines = self.temperature.divide(batch, ops::dot_rows(all.with_empty_tape(), all))?;
         let pull = ops::total(cosines.with_empty_tape() * share);
         Ok(ops::mean(rows::log_sum_exp(rows::mask(cosines, |a, c| a == c))) - pull)
     }

@@ -3,7 +3,7 @@
 use crate::rows::{self, Rows};
 use dfdx::prelude::*;
 use pauc_traits::ops::{self, Matrix};
-use pauc_traits::term::{Facts, Init, TermParameter};
+use pauc_traits::term::{After, Facts, Init, TermParameter};
 use pauc_traits::{
     Backend, Batch, ContrastiveLoss, Count, Needs, Positive, Result, Scalar, Scheduled, Span, TermInfo,
     Value, component,
@@ -111,7 +111,7 @@ impl TermInfo for SwappedAssignment {
             rows: self.prototypes.get(),
             cols: facts.dim,
             init: Init::Normal(1.0 / (facts.dim.max(1) as f64).sqrt()),
-            unit_rows: true,
+            after: After::UnitRows,
             frozen: Some(self.freeze),
         }]
     }
@@ -185,7 +185,7 @@ mod tests {
         let facts = testing::facts(32, 16, &[]);
         let term = testing::term("SwappedAssignment(prototypes: 10)");
         let [p] = &term.info().parameters(&facts)[..] else { panic!("one parameter") };
-        assert_eq!((p.name, p.rows, p.cols, p.unit_rows), ("prototypes", 10, 16, true));
+        assert_eq!((p.name, p.rows, p.cols, p.after), ("prototypes", 10, 16, After::UnitRows));
         assert_eq!(p.frozen, Some(Span::epochs(1)));
         assert_eq!(term.info().chance_level(&facts), Some(10f64.ln()));
     }

@@ -94,7 +94,7 @@ impl Alignment {
         if members.is_empty() {
             return Ok(batch.skip(format!("no sample of the batch has a prototype in level {m}")));
         }
-        let centroids = rows::gather(level.centroids.clone(), &prototypes).retaped();
+        let centroids = rows::gather(level.centroids.tensor(), &prototypes).retaped();
         let samples = rows::gather(batch.z(0)?, &members);
         Ok(ops::mean(rows::distances_to_the(self.alpha.get(), samples, centroids)))
     }

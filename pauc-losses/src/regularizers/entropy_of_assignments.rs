@@ -53,7 +53,7 @@ impl EntropyOfAssignments {
     ) -> Result<Value<E, D>> {
         let tau = self.temperature.at(batch.clock());
         let (n, k) = (batch.size() as f64, level.k() as f64);
-        let logits = ops::dot_rows(batch.z(0)?, level.centroids.clone()) / E::of(tau);
+        let logits = ops::dot_rows(batch.z(0)?, level.centroids.tensor()) / E::of(tau);
         let log = logits.log_softmax::<Axis<1>>();
         let each = log.with_empty_tape().exp();
         let mean = each.with_empty_tape().sum::<(usize,), Axis<0>>() / E::of(n);

@@ -96,7 +96,7 @@ impl Uniformity {
     fn instances<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
         let n = batch.size();
         if self.queue {
-            let (z, queue) = (batch.z(0)?, batch.queue()?);
+            let (z, queue) = (batch.z(0)?, batch.queue()?.tensor());
             let m = queue.shape().0;
             // Each unordered pair of the batch counts once, as each pair with the queue does.
             let pairs = rows::mask(self.exponents(z.with_empty_tape(), z.with_empty_tape()), |i, j| i >= j);
@@ -128,7 +128,8 @@ impl Uniformity {
         if pairs == 0 {
             return Ok(batch.skip(format!("no sample of the batch has a foreign centroid in level {m}")));
         }
-        let exponents = self.exponents(rows::gather(batch.z(0)?, &members), level.centroids.retaped());
+        let exponents =
+            self.exponents(rows::gather(batch.z(0)?, &members), level.centroids.tensor().retaped());
         Ok(rows::log_mean_exp(rows::mask(exponents, |i, j| prototypes[i] == j), pairs))
     }
 }

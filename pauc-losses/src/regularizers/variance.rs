@@ -2,7 +2,9 @@
 
 use crate::{findings, rows};
 use pauc_traits::term::{Facts, Finding};
-use pauc_traits::{Backend, Batch, Needs, Positive, Regularizer, Result, Scalar, TermInfo, Value, component};
+use pauc_traits::{
+    Backend, Batch, Needs, Positive, Regularizer, Result, Scalar, Scheduled, TermInfo, Value, component,
+};
 
 component! {
     /// Keeps every dimension of the raw outputs spread out over the batch.
@@ -32,7 +34,7 @@ component! {
     /// Source: Bardes et al. 2022 (VICReg).
     pub struct Variance: Regularizer {
         /// The standard deviation γ that every dimension should reach.
-        pub gamma: Positive = Positive::lit(1.0),
+        pub gamma: Scheduled<Positive> = Positive::lit(1.0).into(),
     }
 }
 
@@ -55,7 +57,7 @@ impl<E: Scalar, D: Backend<E>> Regularizer<E, D> for Variance {
         if batch.size() < 2 {
             return Ok(batch.skip("one sample has no variance"));
         }
-        rows::mean_over_views(|v| Ok(rows::deviation_hinge(batch.x(v)?, self.gamma.get())))
+        rows::mean_over_views(|v| Ok(rows::deviation_hinge(batch.x(v)?, self.gamma.at(batch.clock()))))
     }
 }
 

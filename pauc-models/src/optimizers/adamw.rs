@@ -1,6 +1,6 @@
 //! Adam with decoupled weight decay.
 
-use super::{buffers, is_norm_or_bias, step};
+use super::{buffers, is_weight_like, step};
 use dfdx::prelude::Cpu;
 use pauc_kernels::optim as kernel;
 use pauc_traits::optimizer::State;
@@ -41,7 +41,7 @@ impl Optimizer<Cpu> for AdamW {
         let number = state.steps + 1;
         step(params, state, |param, slots| {
             let [mean, square] = buffers(&param.name, slots)?;
-            let decays = self.decay_norm_and_bias || !is_norm_or_bias(param);
+            let decays = is_weight_like(param, self.decay_norm_and_bias);
             let constants = kernel::AdamW {
                 lr: self.lr.get() * scale,
                 betas: (self.beta1.get(), self.beta2.get()),

@@ -1,6 +1,6 @@
 //! Layer-wise adaptive rate scaling.
 
-use super::{buffers, is_norm_or_bias, step};
+use super::{buffers, is_weight_like, step};
 use dfdx::prelude::Cpu;
 use pauc_kernels::optim as kernel;
 use pauc_traits::optimizer::State;
@@ -40,7 +40,7 @@ impl Optimizer<Cpu> for Lars {
     fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, scale: f64) -> Result<()> {
         step(params, state, |param, slots| {
             let [velocity] = buffers(&param.name, slots)?;
-            let adapts = self.adapt_norm_and_bias || !is_norm_or_bias(param);
+            let adapts = is_weight_like(param, self.adapt_norm_and_bias);
             let norm = |values: &[f32]| kernel::squared_norm(values).sqrt();
             let (w, g) = (norm(&param.value()), norm(&param.grad()));
             let (weight_decay, adaptation) = if adapts && w != 0.0 && g != 0.0 {

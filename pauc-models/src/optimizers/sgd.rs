@@ -1,6 +1,6 @@
 //! Stochastic gradient descent.
 
-use super::{buffers, is_norm_or_bias, step};
+use super::{buffers, is_weight_like, step};
 use dfdx::prelude::Cpu;
 use pauc_kernels::optim as kernel;
 use pauc_traits::optimizer::State;
@@ -37,7 +37,7 @@ impl Optimizer<Cpu> for Sgd {
     fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, scale: f64) -> Result<()> {
         step(params, state, |param, slots| {
             let [velocity] = buffers(&param.name, slots)?;
-            let decays = self.decay_norm_and_bias || !is_norm_or_bias(param);
+            let decays = is_weight_like(param, self.decay_norm_and_bias);
             let constants = kernel::Sgd {
                 lr: (self.lr.get() * scale) as f32,
                 momentum: self.momentum.get() as f32,

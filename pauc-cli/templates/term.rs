@@ -1,0 +1,128 @@
+//! A contrastive loss.
+
+use pauc_traits::term::{Contrast, Facts};
+use pauc_traits::{
+    Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Temperature, TermInfo, Value,
+    component, ops,
+};
+
+component! {
+    /// Tells each sample's key from the other keys of the batch by a softmax over cosines.
+    ///
+    /// ```text
+    /// L = mean_i −log [ exp(q_i·k_i/τ) / Σ_j exp(q_i·k_j/τ) ]
+    /// ```
+    ///
+    /// # Shapes
+    /// (B, D) queries of view 0 and keys of view 1 → scalar.
+    ///
+    /// # Reading
+    /// Chance is ln B.
+    ///
+    /// # Gradient
+    /// Pulls each query to its own key and pushes it from the others.
+    ///
+    /// Source: write here whose idea it is.
+    pub struct TermSkeleton: ContrastiveLoss {
+        /// The temperature τ: a number, a schedule, or Learnable(init: 0.07, min: 0.01).
+        pub temperature: Temperature = Positive::lit(0.2).into(),
+    }
+}
+
+impl TermInfo for TermSkeleton {
+    // What the engine has to compute: embeddings of view 0, keys of view 1.
+    fn needs(&self) -> Needs {
+        Needs { queries: &[0], keys: &[1], ..Needs::default() }
+    }
+
+    // The value for embeddings that know nothing.
+    fn chance_level(&self, facts: &Facts) -> Option<f64> {
+        (facts.batch > 0).then(|| (facts.batch as f64).ln())
+    }
+
+    fn contrast(&self, facts: &Facts) -> Option<Contrast> {
+        Some(Contrast { positives: 1, negatives: facts.batch.saturating_sub(1) })
+    }
+
+    fn parameters(&self, _: &Facts) -> Vec<pauc_traits::term::TermParameter> {
+        self.temperature.parameters()
+    }
+}
+
+impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for TermSkeleton {
+    fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
+        if batch.size() < 2 {
+            return Ok(batch.skip("one sample has no negatives"));
+        }
+        let cosines = ops::dot_rows(batch.z(0)?, batch.key(1)?);
+        let own: Vec<usize> = (0..batch.size()).collect();
+        Ok(ops::mean(ops::cross_entropy_rows(self.temperature.divide(batch, cosines)?, &own)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dfdx::prelude::{Cpu, TensorFromVec};
+    use pauc_traits::batch::Inputs;
+
+    const Q: [f64; 9] = [0.3, -0.2, 0.9, 0.4, 0.1, 0.8, -0.5, 0.6, 0.2];
+    const K: [f64; 9] = [0.1, 0.5, 0.7, 0.6, -0.3, 0.2, 0.3, 0.3, 0.4];
+
+    /// The value for rows of three numbers, and its gradient with respect to the queries.
+    fn run(q: &[f64], k: &[f64]) -> (f64, Vec<f64>) {
+        let dev = Cpu::default();
+        let matrix = |v: &[f64]| Some(dev.tensor_from_vec(v.to_vec(), (v.len() / 3, 3)));
+        let inputs = Inputs { views: vec![matrix(q)], keys: vec![None, matrix(k)], ..Inputs::default() };
+        let batch = Batch::new(&dev, inputs).unwrap();
+        let term = TermSkeleton { temperature: Positive::lit(0.2).into() };
+        let loss = term.loss(&batch).unwrap();
+        let value = ops::item(&loss);
+        (value, batch.backward(loss).unwrap().views[0].clone().unwrap())
+    }
+
+    #[test]
+    fn values_that_are_known() {
+        // Three orthogonal pairs: −ln softmax of 5 against 0 and 0.
+        let axes = [1., 0., 0., 0., 1., 0., 0., 0., 1.];
+        assert!((run(&axes, &axes).0 - (1.0 + 2.0 * (-5f64).exp()).ln()).abs() < 1e-9);
+        // Equal rows tell nothing apart.
+        let same = [1., 2., 3.].repeat(4);
+        assert!((run(&same, &same).0 - 4f64.ln()).abs() < 1e-9);
+        assert_eq!(run(&[1., 2., 3.], &[1., 2., 3.]).0, 0.0, "one sample: skipped");
+    }
+
+    #[test]
+    fn the_gradient_agrees_with_finite_differences() {
+        let (_, gradient) = run(&Q, &K);
+        for i in 0..Q.len() {
+            let at = |by: f64| {
+                let mut q = Q;
+                q[i] += by;
+                run(&q, &K).0
+            };
+            let want = (at(1e-6) - at(-1e-6)) / 2e-6;
+            assert!(
+                (gradient[i] - want).abs() < 1e-6 * (1.0 + want.abs()),
+                "{i}: {} for {want}",
+                gradient[i]
+            );
+        }
+    }
+
+    #[test]
+    fn the_order_of_samples_and_the_axes_do_not_matter() {
+        let swap_rows = |m: [f64; 9]| [m[6], m[7], m[8], m[3], m[4], m[5], m[0], m[1], m[2]];
+        let turn = |m: [f64; 9]| [m[1], m[2], m[0], m[4], m[5], m[3], m[7], m[8], m[6]];
+        let value = run(&Q, &K).0;
+        for other in [run(&swap_rows(Q), &swap_rows(K)).0, run(&turn(Q), &turn(K)).0] {
+            assert!((value - other).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn zero_rows_are_finite() {
+        let (value, gradient) = run(&[0.0; 9], &[0.0; 9]);
+        assert!(value.is_finite() && gradient.iter().all(|g| g.is_finite()));
+    }
+}

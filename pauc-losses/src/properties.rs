@@ -1,0 +1,152 @@
+//! What every registered term has to hold. A term that the table does not name is checked in its default form, so that a
+//! new one cannot be forgotten; it needs a row only for more forms, or where less holds.
+
+use crate::testing::{self, Data};
+use pauc_traits::open_set::{OpenSet, Term};
+
+/// Where a term's gradient is the derivative of its value.
+#[derive(Clone, Copy, PartialEq)]
+enum Flow {
+    /// Everywhere.
+    Full,
+    /// Where keys come from a momentum encoder: online keys are taken for constants.
+    WithMomentum,
+    /// Nowhere, since the term's targets depend on the embeddings and are taken for constants. The term's own file
+    /// compares its gradient with differences at fixed targets.
+    Targets,
+}
+
+/// A term, its forms, and what holds for them.
+#[derive(Clone, Copy)]
+struct Row {
+    name: &'static str,
+    flow: Flow,
+    /// Forms on which gradients and invariances are checked, by their fields.
+    forms: &'static [&'static str],
+    /// The forms among them that change when the space is rotated: they look at single coordinates.
+    axes: &'static [&'static str],
+    /// Forms that stay finite on every degenerate batch, extreme settings among them.
+    finite: &'static [&'static str],
+}
+
+#[rustfmt::skip]
+const TABLE: &[Row] = &[
+    Row { name: "Alignment", flow: Flow::Full, axes: &[],
+        forms: &["", "level: Instances", "level: Instances, alpha: 1", "level: Centroid, alpha: 1.5", "level: Members"],
+        finite: &["", "level: Instances, alpha: 0.5", "level: Centroid", "level: Members, alpha: 1", "queue: true, rho: 9"] },
+    Row { name: "Correlation", flow: Flow::Full,
+        axes: &["", "level: Instances", "kind: Covariance", "level: Instances, kind: Covariance"],
+        forms: &["", "level: Instances", "kind: Covariance", "level: Instances, kind: Covariance", "kind: Gram"],
+        finite: &["", "level: Instances", "kind: Covariance", "kind: Gram", "queue: true, n_min: 3"] },
+    Row { name: "CosinePrediction", flow: Flow::WithMomentum, axes: &[],
+        forms: &["", "two_sided: true"], finite: &["", "two_sided: true"] },
+    Row { name: "Dcl", flow: Flow::Full, axes: &[],
+        forms: &["", "temperature: Learnable()"], finite: &["", "temperature: 0.01", "temperature: Learnable()"] },
+    Row { name: "EntropyOfAssignments", flow: Flow::Full, axes: &[],
+        forms: &["", "sharpness: 0.5"], finite: &["", "temperature: 0.01, sharpness: 1"] },
+    Row { name: "InfoNce", flow: Flow::Full, axes: &[],
+        forms: &["", "two_sided: false", "negatives: Keys", "negatives: Queue", "negatives: QueueAndBatch, two_sided: true",
+            "temperature: Learnable()", "negatives: Keys, temperature: Learnable(init: 0.2)"],
+        finite: &["temperature: 0.01", "negatives: Keys, temperature: 0.01", "negatives: Queue, temperature: 0.01",
+            "negatives: QueueAndBatch, temperature: 0.01, two_sided: true", "temperature: Learnable()"] },
+    // `Sample` may ask for more negatives than a degenerate batch leaves, which is an error with the numbers.
+    Row { name: "ProtoNce", flow: Flow::Full, axes: &[], forms: &["", "negatives: Sample(1)"], finite: &[""] },
+    Row { name: "ProtoScatter", flow: Flow::Full, axes: &[],
+        forms: &["", "rho: 0.5, queue: true, n_min: 2", "temperature: Learnable(init: 0.5)"],
+        finite: &["", "temperature: 0.01", "temperature: Learnable()"] },
+    Row { name: "SelfDistillation", flow: Flow::Targets, axes: &[], forms: &["", "centre_momentum: None"],
+        finite: &["", "student_temperature: 0.01, teacher_temperature: 0.01", "centre_momentum: None"] },
+    Row { name: "SupCon", flow: Flow::Full, axes: &[],
+        forms: &["", "temperature: Learnable()"], finite: &["", "temperature: 0.01"] },
+    Row { name: "SwappedAssignment", flow: Flow::Targets, axes: &[],
+        forms: &[""], finite: &["", "temperature: 0.01, epsilon: 0.001"] },
+    Row { name: "Uniformity", flow: Flow::Full, axes: &[],
+        forms: &["", "level: Instances", "level: Instances, queue: true", "rho: 0.5, n_min: 2, queue: true", "level: OtherCentroids"],
+        finite: &["", "level: Instances, t: 1000", "level: Instances, queue: true", "level: OtherCentroids"] },
+    Row { name: "Variance", flow: Flow::Full, axes: &["gamma: 1.5"], forms: &["gamma: 1.5"], finite: &[""] },
+    Row { name: "VicReg", flow: Flow::Full, axes: &[""], forms: &["", "variance: 0, covariance: 0"], finite: &[""] },
+];
+
+/// One row for every registered term.
+fn rows() -> Vec<Row> {
+    let default = |name| Row { name, flow: Flow::Full, forms: &[""], axes: &[], finite: &[""] };
+    let row = |name: &'static str| TABLE.iter().find(|r| r.name == name).copied().unwrap_or(default(name));
+    Term::names().into_iter().map(row).collect()
+}
+
+fn each(of: impl Fn(&Row) -> &'static [&'static str], check: impl Fn(&Row, &str, &str)) {
+    for row in rows() {
+        for fields in of(&row) {
+            check(&row, fields, &format!("{}({fields})", row.name));
+        }
+    }
+}
+
+/// Batches of seven and of six samples, in which every level has members and pairs.
+fn toys() -> [Data; 2] {
+    let mut even = Data::toy(6, 4);
+    even.levels.iter_mut().for_each(|l| l.assignments = [0, 1, 1, 0, 1, 0].map(Some).to_vec());
+    [Data::toy(7, 4), even]
+}
+
+/// The batch on which a form can be evaluated: `Sample` needs prototypes without members.
+fn toy(text: &str) -> Data {
+    let [all, few] = toys();
+    if text.contains("Sample") { few } else { all }
+}
+
+#[test]
+fn every_registered_term_is_checked() {
+    let checked: Vec<_> = rows().iter().map(|r| r.name).collect();
+    assert_eq!(checked, Term::names());
+    assert!(TABLE.iter().all(|r| checked.contains(&r.name)), "a row names no term");
+    assert!(rows().iter().all(|r| !r.forms.is_empty() && !r.finite.is_empty()));
+}
+
+#[test]
+fn gradients_are_the_derivatives_of_values() {
+    each(
+        |row| row.forms,
+        |row, _, text| {
+            if row.flow != Flow::Targets {
+                testing::finite_differences(text, &toy(text));
+            }
+            if row.flow == Flow::Full && !testing::term(text).info().needs().momentum {
+                testing::finite_differences(text, &toy(text).without_momentum());
+            }
+        },
+    );
+}
+
+#[test]
+fn the_order_of_samples_does_not_matter() {
+    each(|row| row.forms, |_, _, text| testing::permutation_invariant(text, &toy(text)));
+}
+
+#[test]
+fn the_axes_of_the_space_matter_only_where_said() {
+    each(
+        |row| row.forms,
+        |row, fields, text| {
+            if !row.axes.contains(&fields) {
+                testing::rotation_invariant(text, &toy(text));
+            }
+        },
+    );
+}
+
+#[test]
+fn degenerate_batches_and_extreme_settings_stay_finite() {
+    each(|row| row.finite, |_, _, text| testing::finite(text));
+}
+
+#[test]
+fn a_page_says_what_the_term_does() {
+    use pauc_traits::registry::catalogue;
+    for l in catalogue().into_iter().filter(|l| Term::names().contains(&l.name)) {
+        for part in ["```text\n", "# Shapes", "# Reading", "# Gradient", "Source"] {
+            let found = l.doc.contains(part) || (part == "Source" && l.doc.contains("source"));
+            assert!(found, "the page of {} lacks `{part}`", l.name);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Small runs in memory: batches in parts, predictors, and what terms learn and remember.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
+
+use dfdx::prelude::Cpu;
+use pauc_models::weights::TensorFile;
+use pauc_report::events::{Event, Gradients, Step};
+use pauc_train::engine::{Engine, Observer};
+use pauc_train::plan::Plan;
+use pauc_train::recipe::Recipe;
+use pauc_train::run_dir::RunDir;
+use pauc_traits::dataset::Place;
+use std::collections::BTreeMap;
+
+/// A run without batch normalisation, so that a part of a batch does not know the others.
+const PLAIN: &str = r#"Recipe(
+    name: "small",
+    data: Shapes(count: 96, size: 12, classes: 4, seed: 1),
+    views: [(count: 2, ops: [RandomResizedCrop(size: 12)])],
+    encoder: MlpEncoder(dims: [24, 16]),
+    projector: Mlp(dims: [16, 8]),
+    objective: [OBJECTIVE],
+    optimizer: Sgd(lr: 0.1),
+    train: (epochs: 2, batch: 24, log_every: 3),
+)"#;
+
+#[derive(Default)]
+struct Log {
+    steps: Vec<Step>,
+    gradients: Vec<Gradients>,
+}
+
+impl Observer for Log {
+    fn event(&mut self, event: &Event) -> pauc_traits::Result<()> {
+        match event {
+            Event::Step(e) => self.steps.push(e.clone()),
+            Event::Gradients(e) => self.gradients.push(e.clone()),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn plan(text: &str, set: &[&str]) -> Plan {
+    let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+    let (recipe, source) =
+        Recipe::parse("test", text, &set).unwrap_or_else(|e| panic!("{}", e.render(false)));
+    Plan::new(&Cpu::default(), recipe, source, &Place { base: ".".into() }).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The log of a run, and its checkpoint.
+fn train(objective: &str, set: &[&str]) -> (Log, BTreeMap<String, Vec<f32>>) {
+    let plan = plan(&PLAIN.replace("OBJECTIVE", objective), set);
+    let folder = tempfile::tempdir().unwrap();
+    let dir = RunDir::of(folder.path(), "small", "0", 0);
+    dir.create().unwrap();
+    let mut engine = Engine::new(&Cpu::default(), &plan).unwrap();
+    let mut log = Log::default();
+    engine.train(&dir, None, &mut log).unwrap();
+    let file = TensorFile::load(dir.last_checkpoint().unwrap()).unwrap();
+    let names = file.names().filter_map(|n| Some((n.to_string(), file.f32(n).ok()?.to_vec()))).collect();
+    (log, names)
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let sum = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    let off = sum(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)));
+    off / sum(&mut b.iter().map(|b| f64::from(*b))).max(1e-6)
+}
+
+#[test]
+fn a_batch_in_parts_is_the_whole_batch() {
+    let forms: [(&str, &[&str]); 3] = [
+        ("(term: InfoNce())", &[]),
+        (
+            "(term: InfoNce(negatives: QueueAndBatch, two_sided: true)), (term: VicReg(), weight: 0.1)",
+            &["momentum_encoder=Ema(momentum: 0.9)", "queue=48"],
+        ),
+        ("(term: CosinePrediction(two_sided: true)), (term: Dcl())", &["predictor=Mlp(dims: [6, 8])"]),
+    ];
+    for (objective, set) in forms {
+        let (whole, weights) = train(objective, set);
+        for size in [8, 7, 24] {
+            let mut set = set.to_vec();
+            let part = format!("train.micro_batch={size}");
+            set.push(&part);
+            let (parts, found) = train(objective, &set);
+            for (a, b) in parts.steps.iter().zip(&whole.steps) {
+                assert!(
+                    (a.loss - b.loss).abs() < 1e-5 * b.loss.abs().max(1.0),
+                    "{objective}: {} for {}",
+                    a.loss,
+                    b.loss
+                );
+            }
+            assert_eq!(found.len(), weights.len());
+            for (name, values) in &weights {
+                let off = distance(&found[name], values);
+                assert!(off < 1e-4, "{objective} in parts of {size}: {name} is off by {off:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn statistics_are_updated_once_for_each_part() {
+    // With a momentum of 0.1 for each of k parts, running statistics of equal parts are 1 − 0.9^k of the batch's own.
+    let norm = [
+        "projector=Mlp(dims: [16, 8], batch_norm: true)",
+        "train.epochs=1",
+        "train.batch=96",
+        "optimizer=Sgd(lr: 1e-9)",
+    ];
+    let mut set = norm.to_vec();
+    let mean = |set: &[&str]| train("(term: InfoNce())", set).1["projector.1.running_mean"].clone();
+    let whole = mean(&set);
+    set.push("train.micro_batch=48");
+    let halves = mean(&set);
+    // The two halves' own means average to the batch's: 0.1·(0.9·a + b) against 0.1·(a + b)/2.
+    let ratio = distance(&halves, &whole);
+    assert!((0.7..1.1).contains(&ratio), "two updates weigh 1.9 times one: {ratio}");
+}
+
+#[test]
+fn a_predictor_is_trained_with_and_without_a_momentum_encoder() {
+    for set in [
+        &["predictor=Mlp(dims: [6, 8])"][..],
+        &["predictor=Mlp(dims: [6, 8])", "momentum_encoder=Ema(momentum: 0.9)"],
+    ] {
+        let (log, weights) = train("(term: CosinePrediction(two_sided: true))", set);
+        let start = plan(&PLAIN.replace("OBJECTIVE", "(term: CosinePrediction(two_sided: true))"), set);
+        let first = start.network(&Cpu::default()).unwrap();
+        let names: Vec<_> = first.parameters().into_iter().filter(|p| p.name.ends_with("weight")).collect();
+        assert!(names.iter().any(|p| p.name == "predictor.2.weight"), "{names:?}");
+        for p in &names {
+            assert!(distance(&weights[&p.name], &p.value()) > 1e-4, "{} did not move", p.name);
+        }
+        assert!(!weights.contains_key("momentum.predictor.0.weight"));
+        let (first, last) = (&log.steps[0], log.steps.last().unwrap());
+        assert!(last.loss < first.loss, "{} after {}", last.loss, first.loss);
+    }
+}
+
+#[test]
+fn a_temperature_is_learnt_and_bounded() {
+    let of = |fields: &str, set: &[&str]| {
+        let (_, weights) = train(&format!("(term: InfoNce(temperature: Learnable({fields})))"), set);
+        f64::from(weights["term.InfoNce.ln_temperature"][0]).exp()
+    };
+    assert!((of("init: 0.5", &[]) - 0.5).abs() > 1e-4, "it moved");
+    // No decay: with a vanishing learning rate, even the largest decay leaves it.
+    let still = of("init: 0.5", &["optimizer=Sgd(lr: 1e-9, weight_decay: 1e6)"]);
+    assert!((still - 0.5).abs() < 1e-6, "{still}");
+    // A trained pair stands out, so the temperature falls to its bound.
+    let low = of("init: 0.21, min: 0.2", &["optimizer=Sgd(lr: 1.0)", "train.epochs=10"]);
+    assert!(low >= 0.2 - 1e-6, "{low}");
+}
+
+#[test]
+fn a_running_centre_is_remembered_and_saved() {
+    let set = ["momentum_encoder=Ema(momentum: 0.9)"];
+    let (_, weights) = train("(term: SelfDistillation(prototypes: 6))", &set);
+    let centre = &weights["term.SelfDistillation.centre"];
+    assert!(centre.len() == 6 && centre.iter().all(|c| *c != 0.0 && c.abs() < 1.0), "{centre:?}");
+    assert!(!weights.contains_key("optimizer.momentum.SelfDistillation.centre"), "nothing optimises it");
+}
+
+#[test]
+fn gradients_of_terms_are_logged_where_steps_are() {
+    let objective = "(term: Alignment(level: Instances)), (term: Uniformity(level: Instances)), (term: VicReg(), from: Epochs(1))";
+    let (log, weights) = train(objective, &["train.term_gradients=true"]);
+    let at = |log: &Log| log.gradients.iter().map(|g| g.step).collect::<Vec<_>>();
+    assert_eq!(at(&log), log.steps.iter().map(|s| s.step).collect::<Vec<_>>());
+    assert_eq!(log.gradients[0].terms.len(), 2);
+    let last = log.gradients.last().unwrap();
+    assert_eq!(last.terms.iter().map(|t| t.cosines.len()).collect::<Vec<_>>(), [0, 1, 2]);
+    assert!(last.terms.iter().all(|t| t.norm > 0.0 && t.cosines.iter().all(|c| c.abs() <= 1.0)));
+    // Watching changes nothing.
+    let (quiet, same) = train(objective, &[]);
+    assert!(quiet.gradients.is_empty() && same == weights);
+}

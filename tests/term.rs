@@ -1,0 +1,225 @@
+//! `term`: every golden case through the binary, and what it refuses.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
+
+mod common;
+
+use common::{pauc, root};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::Value;
+use std::path::Path;
+
+/// The terms behind the first words of the cases' names.
+const NAMES: &[(&str, &str)] = &[
+    ("info_nce", "InfoNce"),
+    ("proto_nce", "ProtoNce"),
+    ("dcl", "Dcl"),
+    ("sup_con", "SupCon"),
+    ("swapped_assignment", "SwappedAssignment"),
+    ("cosine_prediction", "CosinePrediction"),
+    ("proto_scatter", "ProtoScatter"),
+    ("vicreg", "VicReg"),
+    ("alignment", "Alignment"),
+    ("uniformity", "Uniformity"),
+    ("correlation", "Correlation"),
+    ("ko_leo", "KoLeo"),
+];
+
+fn numbers(v: &Value) -> Vec<f64> {
+    match v {
+        Value::Array(items) => items.iter().flat_map(numbers).collect(),
+        v => vec![v.as_f64().unwrap()],
+    }
+}
+
+fn shape(v: &Value) -> Vec<usize> {
+    match v {
+        Value::Array(items) => {
+            let mut all = vec![items.len()];
+            all.extend(items.first().map(shape).unwrap_or_default());
+            all
+        }
+        _ => Vec::new(),
+    }
+}
+
+type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
+
+fn integers(name: &str, v: &Value) -> Tensor {
+    let bytes = numbers(v).iter().flat_map(|v| (*v as i64).to_le_bytes()).collect();
+    (name.into(), Dtype::I64, shape(v), bytes)
+}
+
+fn floats(name: &str, v: &Value, wide: bool) -> Tensor {
+    let all = numbers(v);
+    if wide {
+        (name.into(), Dtype::F64, shape(v), all.iter().flat_map(|v| v.to_le_bytes()).collect())
+    } else {
+        (name.into(), Dtype::F32, shape(v), all.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect())
+    }
+}
+
+fn write(path: &Path, tensors: &[Tensor]) {
+    let views = tensors.iter().map(|(n, t, s, b)| (n.as_str(), TensorView::new(*t, s.clone(), b).unwrap()));
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// The term of a case as a recipe writes it, and its tensors.
+fn case(case: &Value, wide: bool) -> (String, Vec<Tensor>) {
+    let name = case["case"].as_str().unwrap();
+    let term = NAMES.iter().find(|(prefix, _)| name.split('/').next() == Some(prefix)).unwrap().1;
+    let mut tensors = Vec::new();
+    for (name, value) in case["inputs"].as_object().unwrap() {
+        let whole = name.starts_with("assignments") || name == "labels";
+        tensors.push(if whole { integers(name, value) } else { floats(name, value, wide) });
+    }
+    let mut fields = Vec::new();
+    for (key, value) in case["config"].as_object().unwrap() {
+        match value.as_str() {
+            _ if key == "negative_ids" => tensors.push(integers("negatives.0", value)),
+            Some("Sample") => {
+                let drawn = case["config"]["negative_ids"].as_array().unwrap().len();
+                fields.push(format!("{key}: Sample({drawn})"));
+            }
+            Some(word) => fields.push(format!("{key}: {word}")),
+            None => fields.push(format!("{key}: {value}")),
+        }
+    }
+    (format!("{term}({})", fields.join(", ")), tensors)
+}
+
+fn gradients(path: &Path) -> impl Fn(&str) -> Vec<f64> {
+    let bytes = std::fs::read(path).unwrap();
+    move |name| {
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let t = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        match t.dtype() {
+            Dtype::F64 => t.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
+            _ => t.data().as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
+        }
+    }
+}
+
+#[test]
+fn every_golden_case_through_the_binary() {
+    let text = std::fs::read_to_string(root().join("pauc-losses/tests/golden/terms.json")).unwrap();
+    let golden: Vec<Value> = serde_json::from_str(&text).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (inputs, grads) = (folder.path().join("in.safetensors"), folder.path().join("out.safetensors"));
+    let mut seen = 0;
+    // Codes without a term have no value; the library compares them.
+    for golden in golden.iter().filter(|c| c["case"] != "sinkhorn/codes") {
+        for wide in [true, false] {
+            let (term, tensors) = case(golden, wide);
+            write(&inputs, &tensors);
+            let (i, g) = (inputs.to_str().unwrap(), grads.to_str().unwrap());
+            let out = pauc(["term", &term, "--inputs", i, "--grads", g, "--json"]);
+            assert_eq!(out.code, 0, "{term}: {}", out.stderr);
+            let json: Value = serde_json::from_str(&out.stdout).unwrap();
+            assert_eq!(json["dtype"], if wide { "f64" } else { "f32" });
+            let (got, want) = (json["value"].as_f64().unwrap(), golden["value"].as_f64().unwrap());
+            let within = if wide { 1e-6 } else { 1e-5 };
+            // In single precision a cosine is known to about 1e-7, and with it a value near zero.
+            let floor = if wide { 0.0 } else { 1e-2 };
+            assert!((got - want).abs() <= within * want.abs().max(floor), "{term}: {got} for {want}");
+            let found = gradients(&grads);
+            for (name, want) in golden["grads"].as_object().unwrap() {
+                let (got, want) = (found(name), numbers(want));
+                let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+                let off = norm(&mut got.iter().zip(&want).map(|(a, b)| a - b));
+                let size = norm(&mut want.iter().copied());
+                let within = if wide { 1e-6 * size } else { 1e-4 * size.max(1e-3) };
+                assert!(
+                    got.len() == want.len() && off <= within,
+                    "{term}: {name} off by {off:e} of {size:e}"
+                );
+            }
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 66);
+}
+
+#[test]
+fn parameters_that_begin_at_a_constant_may_be_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let (inputs, grads) = (folder.path().join("in.safetensors"), folder.path().join("out.safetensors"));
+    let view = serde_json::json!([[0.3, -0.2, 0.9], [0.4, 0.1, 0.8], [-0.5, 0.6, 0.2]]);
+    let other = serde_json::json!([[0.1, 0.5, 0.7], [0.6, -0.3, 0.2], [0.3, 0.3, 0.4]]);
+    let views = [floats("view0", &view, true), floats("view1", &other, true)];
+    write(&inputs, &views);
+    let value = |term: &str, grads: &Path| {
+        let out = pauc([
+            "term",
+            term,
+            "--inputs",
+            inputs.to_str().unwrap(),
+            "--grads",
+            grads.to_str().unwrap(),
+            "--json",
+        ]);
+        assert_eq!(out.code, 0, "{}", out.stderr);
+        serde_json::from_str::<Value>(&out.stdout).unwrap()["value"].as_f64().unwrap()
+    };
+    let fixed = value("InfoNce(temperature: 0.3)", &grads);
+    let learnable = value("InfoNce(temperature: Learnable(init: 0.3))", &grads);
+    assert!((fixed - learnable).abs() < 1e-12, "{learnable} for {fixed}");
+    let by_log = gradients(&grads)("ln_temperature")[0];
+    let at = |t: f64| value(&format!("InfoNce(temperature: {t})"), &folder.path().join("other.safetensors"));
+    let want = (at(0.3 * 1e-5f64.exp()) - at(0.3 * (-1e-5f64).exp())) / 2e-5;
+    assert!((by_log - want).abs() < 1e-6 * want.abs(), "{by_log} for {want}");
+    // A prediction stands before the embedding.
+    write(
+        &inputs,
+        &[floats("view0", &other, true), floats("view1", &other, true), floats("prediction0", &view, true)],
+    );
+    let predicted = value("CosinePrediction()", &grads);
+    assert!(gradients(&grads)("view0").iter().all(|g| *g == 0.0));
+    write(&inputs, &views);
+    assert_eq!(predicted, value("CosinePrediction()", &grads));
+}
+
+#[test]
+fn what_it_refuses_it_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in.safetensors");
+    let view = serde_json::json!([[0.3, -0.2], [0.4, 0.1]]);
+    let refused = |tensors: &[Tensor], term: &str, code: i32, says: &[&str]| {
+        write(&path, tensors);
+        let out = pauc(["term", term, "--inputs", path.to_str().unwrap()]);
+        assert_eq!(out.code, code, "{term}: {}{}", out.stdout, out.stderr);
+        for text in says {
+            assert!(out.stderr.contains(text), "`{text}` is not in\n{}", out.stderr);
+        }
+    };
+    let one = floats("view0", &view, false);
+    refused(std::slice::from_ref(&one), "InfoNce()", 1, &["an online view"]);
+    refused(std::slice::from_ref(&one), "InfoNse()", 2, &["did you mean `InfoNce`?"]);
+    refused(std::slice::from_ref(&one), "InfoNce(temperature: 0)", 2, &["greater than 0, got 0"]);
+    refused(&[floats("views0", &view, false)], "InfoNce()", 4, &["`views0`", "known: view0"]);
+    refused(
+        &[one.clone(), integers("view1", &serde_json::json!([[1, 2], [3, 4]]))],
+        "InfoNce()",
+        4,
+        &["give f32 or f64"],
+    );
+    let missing = pauc(["term", "InfoNce()", "--inputs", "no/such/file"]);
+    assert!(missing.code != 0 && missing.stderr.contains("no/such/file"), "{}", missing.stderr);
+}
+
+#[test]
+fn a_new_term_is_written_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let made = pauc(["new", "term", "WarmLoss", "--out", out]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    assert!(made.stdout.contains("mod warm_loss;"), "{}", made.stdout);
+    let text = std::fs::read_to_string(folder.path().join("warm_loss.rs")).unwrap();
+    let skeleton = std::fs::read_to_string(root().join("pauc-cli/templates/term.rs")).unwrap();
+    assert_eq!(text, skeleton.replace("TermSkeleton", "WarmLoss"));
+    let again = pauc(["new", "term", "WarmLoss", "--out", out]);
+    assert!(again.code == 2 && again.stderr.contains("exists already"), "{}", again.stderr);
+    for (name, says) in [("InfoNce", "a term `InfoNce` already"), ("warm loss", "CamelCase")] {
+        let refused = pauc(["new", "term", name, "--out", out]);
+        assert!(refused.code == 2 && refused.stderr.contains(says), "{}", refused.stderr);
+    }
+}
