@@ -15,6 +15,7 @@
 //! | [`gemm`] | products of whole matrices |
 //! | [`linear`] | fully connected layers |
 //! | [`distance`] | nearest centroids |
+//! | `candidates` | those that can be nearest, from 8-bit products |
 //! | [`softmax`] | softmax cross-entropy against large banks, streamed |
 //! | [`optim`] | moving averages, norms, optimiser passes |
 
@@ -22,6 +23,8 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod buffer;
+#[cfg(target_arch = "x86_64")]
+mod candidates;
 pub mod conv;
 pub mod distance;
 pub mod gemm;
