@@ -138,11 +138,16 @@ pub(crate) fn nearest(
     let count = q.centred.len() / dim;
     let mut block = Block::new(dim.div_ceil(4), count.min(CHUNK).div_ceil(WIDTH) * WIDTH);
     let results = index.chunks_mut(BLOCK).zip(score.chunks_mut(BLOCK)).zip(square.chunks_mut(BLOCK));
-    for (rows, ((index, score), square)) in rows.chunks(BLOCK * dim).zip(results) {
+    let all = rows;
+    for (b, (rows, ((index, score), square))) in rows.chunks(BLOCK * dim).zip(results).enumerate() {
+        let following = &all[((b + 1) * BLOCK * dim).min(all.len())..((b + 2) * BLOCK * dim).min(all.len())];
+        for line in following.chunks(16) {
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+        }
         if block.find(rows, q, count) && block.decide(rows, packed, q, index, score) {
             for ((x, index), square) in rows.chunks_exact(dim).zip(index).zip(square) {
                 let centroid = &packed.centroids[*index as usize * dim..][..dim];
-                *square = crate::distance::squared_distance_as::<true>(x, centroid);
+                *square = in_lanes::<true>(x, centroid);
             }
         } else {
             plain(rows, index, score, square);
@@ -193,13 +198,11 @@ impl Block {
             for i in 0..used {
                 let limit = upper(lowest[i] as f64 + window[i]);
                 let scores = &self.scores[i * self.width..][..panels * WIDTH];
-                for (part, scores) in scores.as_chunks::<16>().0.iter().enumerate() {
-                    // SAFETY: sixteen values.
-                    let values = unsafe { _mm512_loadu_ps(scores.as_ptr()) };
-                    let mut mask = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(values, _mm512_set1_ps(limit));
+                for (part, scores) in scores.as_chunks::<WIDTH>().0.iter().enumerate() {
+                    let mut mask = at_most(scores, limit);
                     while mask != 0 {
                         let lane = mask.trailing_zeros() as usize;
-                        let centroid = (first + part * 16 + lane) as u32;
+                        let centroid = (first + part * WIDTH + lane) as u32;
                         self.candidates.push(Candidate { row: i as u32, centroid, score: scores[lane] });
                         mask &= mask - 1;
                     }
@@ -319,8 +322,8 @@ impl Block {
             if end - begin > 1 {
                 let mut least = f32::INFINITY;
                 for c in &mut self.candidates[begin..end] {
-                    c.score =
-                        packed.bias[c.centroid as usize] - in_lanes(&rows[i * dim..][..dim], centred(c));
+                    c.score = packed.bias[c.centroid as usize]
+                        - in_lanes::<false>(&rows[i * dim..][..dim], centred(c));
                     least = least.min(c.score);
                 }
                 let limit = upper(least as f64 + 4.0 * q.error_of_f32(self.facts[i].length));
@@ -364,6 +367,19 @@ fn upper(v: f64) -> f32 {
     (v as f32).next_up()
 }
 
+/// Which of the scores are no larger than the limit.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn at_most(scores: &[f32; WIDTH], limit: f32) -> u64 {
+    let limit = _mm512_set1_ps(limit);
+    let part = |j: usize| {
+        // SAFETY: four times sixteen values.
+        let values = unsafe { _mm512_loadu_ps(scores.as_ptr().add(16 * j)) };
+        (_mm512_cmp_ps_mask::<_CMP_LE_OQ>(values, limit) as u64) << (16 * j)
+    };
+    part(0) | part(1) | part(2) | part(3)
+}
+
 /// Products of [`ROWS`] rows with the centroids of a panel, in registers until the end.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
@@ -383,18 +399,25 @@ fn products(tile: &[i32], panel: &[u8], start: [i32; ROWS]) -> [[__m512i; 4]; RO
     sums
 }
 
-/// a·b in sixteen lanes.
+/// a·b, or ‖a − b‖², in sixteen lanes as [`crate::distance`] sums them.
 #[inline]
 #[target_feature(enable = "avx512f,avx2,fma")]
-fn in_lanes(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; 16];
+fn in_lanes<const DIFFERENCE: bool>(a: &[f32], b: &[f32]) -> f32 {
     let ((a, rest_a), (b, rest_b)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    let mut sum = _mm512_setzero_ps();
     for (a, b) in a.iter().zip(b) {
-        for l in 0..16 {
-            lanes[l] = a[l].mul_add(b[l], lanes[l]);
-        }
+        // SAFETY: sixteen values each.
+        let (a, b) = unsafe { (_mm512_loadu_ps(a.as_ptr()), _mm512_loadu_ps(b.as_ptr())) };
+        let d = _mm512_sub_ps(a, b);
+        sum = if DIFFERENCE { _mm512_fmadd_ps(d, d, sum) } else { _mm512_fmadd_ps(a, b, sum) };
     }
-    rest_a.iter().zip(rest_b).fold(sum_of(&lanes), |sum, (a, b)| a.mul_add(*b, sum))
+    let mut lanes = [0.0f32; 16];
+    // SAFETY: sixteen values.
+    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
+    let rest = rest_a.iter().zip(rest_b).fold(0.0f32, |sum, (a, b)| {
+        if DIFFERENCE { (a - b).mul_add(a - b, sum) } else { a.mul_add(*b, sum) }
+    });
+    rest + sum_of(&lanes)
 }
 
 /// Dot products in the order of the coordinates, as the plain path sums them, several at a time.

@@ -112,6 +112,11 @@ impl<'a> Packed<'a> {
         }
     }
 
+    /// The length of a centroid.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
     /// The panels, written when they are first read: candidates from integers rarely need them.
     fn panels(&self) -> &[f32] {
         let (dim, width) = (self.dim, self.isa.width());

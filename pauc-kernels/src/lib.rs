@@ -14,6 +14,7 @@
 //! | [`pool`] | maximum and average pooling |
 //! | [`gemm`] | products of whole matrices |
 //! | [`linear`] | fully connected layers |
+//! | [`mapped`] | files as memory |
 //! | [`distance`] | nearest centroids |
 //! | `candidates` | those that can be nearest, from 8-bit products |
 //! | [`softmax`] | softmax cross-entropy against large banks, streamed |
@@ -30,6 +31,7 @@ pub mod distance;
 pub mod gemm;
 pub mod layout;
 pub mod linear;
+pub mod mapped;
 mod micro;
 pub mod norm;
 pub mod optim;

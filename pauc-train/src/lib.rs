@@ -3,9 +3,11 @@
 //! [`recipe`] is the language, [`source`] and [`diagnostic`] point into its text, [`check`] holds the rules across
 //! fields. [`plan`] adds the opened data; [`engine`] is the training loop on a plan; [`run`] puts a folder, a log
 //! and a report around it. [`objective`], [`prototypes`], [`queue`] and [`evaluate`] are the loop's parts.
+//! [`term`] and [`mod@cluster`] run one component on tensors of a file.
 
 pub mod check;
 pub mod checkpoint;
+pub mod cluster;
 pub mod codes;
 pub mod diagnostic;
 pub mod engine;

@@ -1,6 +1,7 @@
 //! One file a verb.
 
 mod check;
+mod cluster;
 mod explain;
 mod list;
 mod report;
@@ -26,6 +27,7 @@ pub fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Explain(args) => explain::explain(args),
         Command::List(args) => list::list(args),
         Command::Term(args) => term::term(args),
+        Command::Cluster(args) => cluster::cluster(args),
         Command::Report(args) => report::report(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "pauc-cli", &mut std::io::stdout());
