@@ -46,6 +46,14 @@ pub enum Command {
     ///
     /// Example: pauc-cli term 'InfoNce(temperature: 0.2)' --inputs batch.safetensors --grads out.safetensors
     Term(TermArgs),
+    /// Cluster features of a file: prototypes, assignments, concentrations, and how good they are.
+    ///
+    /// Reads a matrix of samples × dimensions: float32 of a .npy or .safetensors file without loading all of it
+    /// (MiniBatchKMeans and HierarchicalKMeans work on files larger than memory), float64 and .csv as a whole. Features are
+    /// used as they are; recipes cluster rows of unit length.
+    ///
+    /// Example: pauc-cli cluster features.npy --with 'KMeans(k: [100])' --labels labels.npy --out clusters.safetensors
+    Cluster(ClusterArgs),
     /// Write a run's encoder as a file of weights with torchvision's names.
     ///
     /// Example: pauc-cli export runs/quickstart-0a1b2c3d/seed0 --out encoder.safetensors
@@ -231,6 +239,37 @@ pub enum Form {
     Moco,
     /// Features only, in evaluation mode.
     Inference,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ClusterArgs {
+    /// The features: a .safetensors, .npy or .csv file.
+    pub embeddings: PathBuf,
+    /// The clusterer, as a recipe writes it.
+    #[arg(long, value_name = "CLUSTERER")]
+    pub with: String,
+    /// Class labels to score against, numbered from 0: a .npy file, a .csv file with one a line, or the tensor `labels` of
+    /// a .safetensors file.
+    #[arg(long, value_name = "FILE")]
+    pub labels: Option<PathBuf>,
+    /// Where to write prototypes.M, assignments.M (−1: noise) and concentration.M of each level M, as safetensors.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// The tensor of a safetensors file that holds the features.
+    #[arg(long, value_name = "NAME")]
+    pub tensor: Option<String>,
+    /// The seed of everything random.
+    #[arg(long, default_value_t = 0, value_name = "SEED")]
+    pub seed: u64,
+    /// Smoothing α of the concentration of small clusters.
+    #[arg(long, default_value_t = 10.0, value_name = "ALPHA")]
+    pub alpha: f64,
+    /// The mean of the concentration over the prototypes of a level.
+    #[arg(long, default_value_t = 0.2, value_name = "TEMPERATURE")]
+    pub temperature: f64,
+    /// Print objective, seconds of the fit alone, iterations, splits and metrics of each level as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, ClapArgs)]

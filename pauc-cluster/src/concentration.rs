@@ -3,6 +3,57 @@
 use num_traits::Float;
 use pauc_traits::probe::Rows;
 use pauc_traits::{Clustering, Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// What distinguishes the concentrations of prototypes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConcentrationKind {
+    /// Each prototype has its own, as in PCL; the mean over a level is the temperature.
+    #[default]
+    PerPrototype,
+    /// The prototypes of a level share its mean; levels differ, and their mean is the temperature.
+    PerLevel,
+    /// All are the temperature.
+    Constant,
+}
+
+impl ConcentrationKind {
+    /// φ of the prototypes of all levels, as [`concentration`] defines it for one of them.
+    ///
+    /// `PerLevel` gives a level the mean of what [`concentration`] has before it is scaled: levels with more
+    /// prototypes lie tighter and get smaller φ.
+    ///
+    /// # Shapes
+    /// features (N, D), clusterings of N samples into K_m → K_m each
+    ///
+    /// # Errors
+    /// If the numbers of samples or dimensions disagree.
+    pub fn of_levels(
+        self,
+        features: Rows<'_>,
+        levels: &[Clustering],
+        alpha: f64,
+        temperature: f64,
+    ) -> Result<Vec<Vec<f32>>> {
+        match self {
+            ConcentrationKind::PerPrototype => {
+                levels.iter().map(|c| concentration(features, c, alpha, temperature)).collect()
+            }
+            ConcentrationKind::Constant => Ok(levels.iter().map(|c| vec![temperature as f32; c.k]).collect()),
+            ConcentrationKind::PerLevel => {
+                let mean = |c: &Clustering| {
+                    let (sums, sizes) = distances(features, c)?;
+                    let phi = clipped_spreads(&sums, &sizes, alpha);
+                    Ok(phi.iter().sum::<f64>() / phi.len().max(1) as f64)
+                };
+                let means = levels.iter().map(mean).collect::<Result<Vec<f64>>>()?;
+                let all = means.iter().sum::<f64>() / means.len().max(1) as f64;
+                let scaled = |m: f64| if all > 0.0 { m / all * temperature } else { temperature };
+                Ok(levels.iter().zip(means).map(|(c, m)| vec![scaled(m) as f32; c.k]).collect())
+            }
+        }
+    }
+}
 
 /// The concentration φ of each prototype:
 /// φ_c = mean_z‖x_z − c‖₂ / ln(Z + α) over its Z samples, distances to the centroid as fitted.
@@ -27,6 +78,12 @@ pub fn concentration(
     alpha: f64,
     temperature: f64,
 ) -> Result<Vec<f32>> {
+    let (sums, sizes) = distances(features, clustering)?;
+    Ok(concentration_of(&sums, &sizes, alpha, temperature).into_iter().map(|v| v as f32).collect())
+}
+
+/// Each prototype's sum of distances of its samples, and their number.
+fn distances(features: Rows<'_>, clustering: &Clustering) -> Result<(Vec<f64>, Vec<usize>)> {
     if features.rows != clustering.assignments.len() || features.cols != clustering.dim {
         return Err(Error::shape(
             "concentration",
@@ -47,11 +104,22 @@ pub fn concentration(
             sizes[c] += 1;
         }
     }
-    Ok(concentration_of(&sums, &sizes, alpha, temperature).into_iter().map(|v| v as f32).collect())
+    Ok((sums, sizes))
 }
 
 /// [`concentration`] from each prototype's sum of distances and its size.
 pub fn concentration_of<F: Float>(distances: &[F], sizes: &[usize], alpha: F, temperature: F) -> Vec<F> {
+    let mut phi = clipped_spreads(distances, sizes, alpha);
+    let total = phi.iter().fold(F::zero(), |a, b| a + *b);
+    let mean = total / F::from(phi.len()).unwrap_or_else(F::infinity);
+    for v in &mut phi {
+        *v = if mean > F::zero() { *v / mean * temperature } else { temperature };
+    }
+    phi
+}
+
+/// mean distance / ln(size + α) of each prototype, clipped to the 10th and 90th percentile.
+fn clipped_spreads<F: Float>(distances: &[F], sizes: &[usize], alpha: F) -> Vec<F> {
     let count = |n: usize| F::from(n).unwrap_or_else(F::infinity);
     let spread = |sum: &F, size: &usize| *sum / count(*size) / (count(*size) + alpha).ln();
     let of_crowded =
@@ -66,15 +134,7 @@ pub fn concentration_of<F: Float>(distances: &[F], sizes: &[usize], alpha: F, te
     sorted.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
     let tenth = F::one() / count(10);
     let (low, high) = (quantile(&sorted, tenth), quantile(&sorted, F::one() - tenth));
-    let mut total = F::zero();
-    for v in &mut phi {
-        *v = v.max(low).min(high);
-        total = total + *v;
-    }
-    let mean = total / count(phi.len());
-    for v in &mut phi {
-        *v = if mean > F::zero() { *v / mean * temperature } else { temperature };
-    }
+    phi.iter_mut().for_each(|v| *v = v.max(low).min(high));
     phi
 }
 
@@ -147,6 +207,29 @@ mod tests {
             single.iter().zip(&want).for_each(|(g, w)| assert!((*g as f64 - w).abs() < 1e-6));
             assert!(concentration(Rows::new(&x[dim..], dim), &clustering, alpha, t).is_err());
         }
+    }
+
+    #[test]
+    fn kinds_of_concentration() {
+        // Distances 1 within both prototypes of the first level, 2 within the only one of the second.
+        let x = [0.0f32, 2.0, 10.0, 12.0];
+        let level = |centroids: &[f32], assignments: &[u32]| Clustering {
+            k: centroids.len(),
+            dim: 1,
+            centroids: centroids.to_vec(),
+            assignments: assignments.iter().copied().map(Some).collect(),
+            report: Default::default(),
+        };
+        let levels = [level(&[1.0, 11.0], &[0, 0, 1, 1]), level(&[6.0], &[0; 4])];
+        let of = |kind: ConcentrationKind| kind.of_levels(Rows::new(&x, 1), &levels, 10.0, 0.2).unwrap();
+        assert_eq!(of(ConcentrationKind::Constant), [vec![0.2; 2], vec![0.2]]);
+        assert_eq!(of(ConcentrationKind::PerPrototype), [vec![0.2; 2], vec![0.2]]);
+        let (a, b) = (1.0 / 12f64.ln(), 5.0 / 14f64.ln());
+        let want = [a, b].map(|v| (v / ((a + b) / 2.0) * 0.2) as f32);
+        assert_eq!(of(ConcentrationKind::PerLevel), [vec![want[0]; 2], vec![want[1]]]);
+        let same = [level(&[1.0], &[0; 3])];
+        let none = ConcentrationKind::PerLevel.of_levels(Rows::new(&[1.0; 3], 1), &same, 10.0, 0.2).unwrap();
+        assert_eq!(none, [[0.2]], "no spread at all");
     }
 
     #[test]

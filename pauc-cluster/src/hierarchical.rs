@@ -9,6 +9,7 @@ use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::Rows;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{Clustering, Count, Error, Result, Span, component};
+use std::borrow::Cow;
 
 component! {
     /// Nested levels, from coarse to fine: each prototype of a level is divided by k-means among its own samples.
@@ -78,7 +79,9 @@ impl HierarchicalKMeans {
             if share == 0 {
                 continue;
             }
-            let data = gather(rows, own);
+            // The first level is of all rows: no copy, so that they may be a mapped file larger than memory.
+            let data =
+                if parent_count == 1 { Cow::Borrowed(rows.data) } else { Cow::Owned(gather(rows, own)) };
             let inside = Rows::new(&data, dim);
             let random = |what: u64| {
                 stream(context.seed, Purpose::Cluster, context.epoch, level, 2 * parent as u64 + what)
@@ -93,7 +96,7 @@ impl HierarchicalKMeans {
                 objective += squared_distance(rows.row(*i as usize), centroid) as f64;
             }
             centroids.extend(fit.centroids);
-            splits += fit.splits;
+            splits += fit.splits.iter().sum::<usize>();
         }
         let assignments: Vec<Option<u32>> = index.into_iter().map(Some).collect();
         let report = report(vec![objective], splits, assignments.iter().copied(), k);

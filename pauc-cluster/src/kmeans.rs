@@ -5,7 +5,7 @@ use crate::lloyd::{Fit, Lloyd, report};
 use crate::seeding::{Init, gather};
 use crate::{HostClusterer, unit_rows};
 use pauc_kernels::distance::{Packed, nearest};
-use pauc_traits::clusterer::FitContext;
+use pauc_traits::clusterer::{FitContext, FitReport};
 use pauc_traits::probe::Rows;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{Clustering, Count, Error, NonNegative, Result, Span, component};
@@ -144,13 +144,14 @@ impl KMeans {
                 best = fit;
             }
         }
-        let Fit { centroids, mut index, objective, splits, .. } = best;
+        let Fit { centroids, mut index, objective, moved, splits, .. } = best;
         if sampled.is_some() {
             index = vec![0; n];
             nearest(rows.data, &Packed::new(&centroids, dim), &mut index, &mut vec![0.0; n]);
         }
         let assignments: Vec<Option<u32>> = index.into_iter().map(Some).collect();
-        let report = report(objective, splits, assignments.iter().copied(), k);
+        let report = report(objective, splits.iter().sum(), assignments.iter().copied(), k);
+        let report = FitReport { moved, splits_at: splits, ..report };
         Ok(Clustering { k, dim, centroids, assignments, report })
     }
 }

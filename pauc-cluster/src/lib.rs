@@ -6,8 +6,9 @@
 //! | [`minibatch`], [`hierarchical`] | [`MiniBatchKMeans`]; [`HierarchicalKMeans`], nested from coarse to fine |
 //! | [`agglomerative`] | [`Agglomerative`]: Ward's method on a fine k-means, nested from fine to coarse |
 //! | [`mixture`], [`sinkhorn`] | [`GaussianMixture`], diagonal; [`Sinkhorn`], prototypes of equal size |
-//! | [`dbscan`], [`labels`] | [`Dbscan`], with noise; [`Labels`], the oracle |
+//! | [`dbscan`], [`mod@hdbscan`], [`labels`] | [`Dbscan`] and [`Hdbscan`], with noise; [`Labels`], the oracle |
 //! | [`lloyd`], [`seeding`], [`nearest`] | the iteration behind k-means, where it starts, and its assignments |
+//! | [`arrays`] | features and labels from files |
 //! | [`mod@concentration`] | φ of each prototype, and unit rows |
 //! | [`matching`] | which prototype of one clustering is which of the next, and churn |
 //! | [`metrics`] | NMI, AMI, ARI, purity, matched accuracy, silhouette, Davies–Bouldin, imbalance |
@@ -18,9 +19,11 @@
 #[macro_use]
 mod host;
 pub mod agglomerative;
+pub mod arrays;
 pub mod coagulation;
 pub mod concentration;
 pub mod dbscan;
+pub mod hdbscan;
 pub mod hierarchical;
 pub mod kmeans;
 pub mod labels;
@@ -35,8 +38,9 @@ pub mod sinkhorn;
 mod spectrum;
 
 pub use agglomerative::Agglomerative;
-pub use concentration::{concentration, unit_rows};
+pub use concentration::{ConcentrationKind, concentration, unit_rows};
 pub use dbscan::Dbscan;
+pub use hdbscan::Hdbscan;
 pub use hierarchical::HierarchicalKMeans;
 pub use host::HostClusterer;
 pub use kmeans::KMeans;

@@ -35,8 +35,10 @@ pub struct Fit {
     pub square: Vec<f32>,
     /// Σ‖x − c‖² before each update and at the end.
     pub objective: Vec<f64>,
-    /// Empty clusters refilled on the way.
-    pub splits: usize,
+    /// Rows whose centroid is not the one from before, at each update; all at the first.
+    pub moved: Vec<usize>,
+    /// Empty clusters refilled at each update.
+    pub splits: Vec<usize>,
 }
 
 impl Lloyd {
@@ -53,8 +55,8 @@ impl Lloyd {
         }
         let k = centroids.len() / dim;
         let mut found = Nearest::find(rows, &centroids);
-        let (mut previous, mut objective, mut splits) = (Vec::<u32>::new(), Vec::<f64>::new(), 0);
-        let mut split_now = 0;
+        let (mut previous, mut objective) = (Vec::<u32>::new(), Vec::<f64>::new());
+        let (mut moved, mut splits, mut split_now) = (Vec::new(), Vec::new(), 0);
         loop {
             let now: f64 = found.square.iter().map(|s| *s as f64).sum();
             let small = objective.last().is_some_and(|last| last - now <= self.tolerance * last);
@@ -62,14 +64,16 @@ impl Lloyd {
             let settled = split_now == 0 && (previous == found.index || (self.tolerance > 0.0 && small));
             if objective.len() > self.iterations || settled {
                 let Nearest { index, square, .. } = found;
-                return Fit { centroids, index, square, objective, splits };
+                return Fit { centroids, index, square, objective, moved, splits };
             }
             // The mean of the same rows is the same, unless a split or a scaling has changed the centroid since.
             let stale = (self.spherical || split_now > 0 || previous.is_empty()).then(|| vec![true; k]);
             let stale = stale.unwrap_or_else(|| touched(&previous, &found.index, k));
             let mut sizes = means_of(rows, &found.index, &mut centroids, &stale);
             split_now = refill(&mut centroids, dim, &mut sizes, rng);
-            splits += split_now;
+            splits.push(split_now);
+            let stayed = previous.iter().zip(&found.index).filter(|(a, b)| a == b).count();
+            moved.push(rows.rows - stayed);
             if self.spherical {
                 unit_rows(&mut centroids, dim);
             }
@@ -200,6 +204,8 @@ pub fn report(
     }
     FitReport {
         objective,
+        moved: Vec::new(),
+        splits_at: Vec::new(),
         splits,
         imbalance: crate::metrics::imbalance(&sizes),
         empty: sizes.iter().filter(|s| **s == 0).count(),
@@ -290,6 +296,7 @@ mod tests {
         let fit = options.run(Rows::new(&data, 1), vec![0.0, 0.1], &mut rng());
         assert!(fit.objective.len() < 6, "{:?}", fit.objective);
         assert_eq!(fit.index, [0, 0, 1, 1]);
+        assert_eq!(fit.moved, [4, 1, 0][..fit.objective.len() - 1]);
         let data = wave(2000);
         let slow = options.run(Rows::new(&data, 2), data[..40].to_vec(), &mut rng());
         let fast =
@@ -325,7 +332,8 @@ mod tests {
         let data: Vec<f32> = (0..400).map(|i| (i % 20) as f32 + 1.0).collect();
         let options = Lloyd { iterations: 30, spherical: false, tolerance: 0.0 };
         let fit = options.run(Rows::new(&data, 1), vec![5.0, 1e4, 2e4], &mut rng());
-        assert!(fit.splits >= 2, "{}", fit.splits);
+        assert!(fit.splits.iter().sum::<usize>() >= 2, "{:?}", fit.splits);
+        assert_eq!(fit.splits.len(), fit.objective.len() - 1);
         assert_eq!(report(vec![], 0, fit.index.iter().map(|i| Some(*i)), 3).empty, 0);
     }
 }

@@ -1,5 +1,6 @@
 //! Nearest centroids that follow the centroids as they move.
 
+use crate::seeding::gather;
 use pauc_kernels::distance::{Packed, mean_row, nearest_scored};
 use pauc_traits::probe::Rows;
 
@@ -57,16 +58,22 @@ impl Nearest {
         }
         let without: Vec<u32> =
             (0..rows.rows as u32).filter(|i| moves[self.index[*i as usize] as usize]).collect();
-        let own: Vec<f32> = without.iter().flat_map(|i| rows.row(*i as usize)).copied().collect();
-        let of_standing = self.among(&own, &standing);
-        let of_moved = self.among(rows.data, &moved);
-        for (at, i) in without.iter().enumerate() {
-            self.put(*i as usize, &of_standing, at);
+        let chosen = gather(Rows::new(centroids, dim), &standing);
+        let packed = Packed::around(&chosen, &self.origin);
+        let mut found = Found::default();
+        for ids in without.chunks(AT_ONCE) {
+            found.among(&gather(rows, ids), &packed, &standing);
+            ids.iter().enumerate().for_each(|(at, i)| self.put(*i as usize, &found, at));
         }
-        for i in 0..rows.rows {
-            let (score, index) = (of_moved.score[i], of_moved.index[i]);
-            if score < self.score[i] || (score == self.score[i] && index < self.index[i]) {
-                self.put(i, &of_moved, i);
+        let chosen = gather(Rows::new(centroids, dim), &moved);
+        let packed = Packed::around(&chosen, &self.origin);
+        for (part, some) in rows.data.chunks(AT_ONCE * dim).enumerate() {
+            found.among(some, &packed, &moved);
+            for at in 0..found.index.len() {
+                let (i, score, index) = (part * AT_ONCE + at, found.score[at], found.index[at]);
+                if score < self.score[i] || (score == self.score[i] && index < self.index[i]) {
+                    self.put(i, &found, at);
+                }
             }
         }
     }
@@ -74,25 +81,28 @@ impl Nearest {
     fn put(&mut self, i: usize, from: &Found, at: usize) {
         (self.index[i], self.score[i], self.square[i]) = (from.index[at], from.score[at], from.square[at]);
     }
-
-    /// The nearest of some centroids, under their own numbers.
-    fn among(&self, rows: &[f32], some: &[u32]) -> Found {
-        let dim = self.origin.len();
-        let n = rows.len() / dim;
-        let chosen: Vec<f32> =
-            some.iter().flat_map(|c| &self.centroids[*c as usize * dim..][..dim]).copied().collect();
-        let mut found = Found { index: vec![0; n], score: vec![0.0; n], square: vec![0.0; n] };
-        let packed = Packed::around(&chosen, &self.origin);
-        nearest_scored(rows, &packed, &mut found.index, &mut found.score, &mut found.square);
-        found.index.iter_mut().for_each(|i| *i = some[*i as usize]);
-        found
-    }
 }
 
+/// Rows that are looked at, and copied, at a time: what [`Nearest::follow`] needs beside the rows stays small.
+const AT_ONCE: usize = 1 << 14;
+
+#[derive(Default)]
 struct Found {
     index: Vec<u32>,
     score: Vec<f32>,
     square: Vec<f32>,
+}
+
+impl Found {
+    /// The nearest of some packed centroids, under their own numbers.
+    fn among(&mut self, rows: &[f32], packed: &Packed<'_>, numbers: &[u32]) {
+        let n = rows.len() / packed.dim();
+        self.index.resize(n, 0);
+        self.score.resize(n, 0.0);
+        self.square.resize(n, 0.0);
+        nearest_scored(rows, packed, &mut self.index, &mut self.score, &mut self.square);
+        self.index.iter_mut().for_each(|i| *i = numbers[*i as usize]);
+    }
 }
 
 #[cfg(test)]

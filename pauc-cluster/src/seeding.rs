@@ -17,7 +17,7 @@ pub enum Init {
 }
 
 /// Candidates that one pass over the rows can take in.
-const BATCH: usize = 64;
+const BATCH: usize = 256;
 
 impl Init {
     /// k distinct rows. `k` must not exceed the number of rows.
@@ -27,7 +27,10 @@ impl Init {
                 rand::seq::index::sample(rng, rows.rows, k).into_iter().map(|i| i as u32).collect()
             }
             // While there are few centroids, each changes the weights a lot and most of a large batch would be refused.
-            Init::KMeansPlusPlus => plus_plus(rows, k, rng, |chosen| (chosen / 4).clamp(1, BATCH)),
+            Init::KMeansPlusPlus => {
+                let draws = |chosen: usize| if chosen < 64 { chosen / 4 } else { chosen / 2 };
+                plus_plus(rows, k, rng, |chosen| draws(chosen).clamp(1, BATCH))
+            }
         }
     }
 }

@@ -5,7 +5,10 @@
 //! features that lie far from the origin. Every dot product is summed in the order of its coordinates whatever
 //! tile it falls into, so the result depends neither on the number of threads nor on how rows are grouped.
 
+#[cfg(target_arch = "x86_64")]
+use crate::candidates::Quantised;
 use rayon::prelude::*;
+use std::sync::OnceLock;
 
 /// Lanes in which a distance is summed.
 const LANES: usize = 16;
@@ -55,9 +58,12 @@ impl Isa {
 pub struct Packed<'a> {
     isa: Isa,
     dim: usize,
-    centroids: &'a [f32],
-    panels: Vec<f32>,
-    bias: Vec<f32>,
+    pub(crate) centroids: &'a [f32],
+    pub(crate) bias: Vec<f32>,
+    origin: Vec<f32>,
+    panels: OnceLock<Vec<f32>>,
+    #[cfg(target_arch = "x86_64")]
+    quantised: Option<Quantised>,
 }
 
 impl<'a> Packed<'a> {
@@ -88,19 +94,42 @@ impl<'a> Packed<'a> {
         let (count, width) = (centroids.len() / dim, isa.width());
         let square = |v: &[f32]| v.iter().map(|x| *x as f64 * *x as f64).sum::<f64>();
         let mean_square = square(mean);
-        let panel_count = count.div_ceil(width);
-        let mut panels = vec![0.0; panel_count * dim * width];
+        // (‖c‖² − ‖m‖²)/2 − x·(c − m) differs from ‖c‖²/2 − x·c by what depends on x alone.
+        let exact: Vec<f64> = centroids.chunks_exact(dim).map(|c| (square(c) - mean_square) / 2.0).collect();
+        let mut bias: Vec<f32> = exact.iter().map(|b| *b as f32).collect();
         // What fills up the last panel is infinitely far away.
-        let mut bias = vec![f32::INFINITY; panel_count * width];
-        for (j, c) in centroids.chunks_exact(dim).enumerate() {
-            let panel = &mut panels[j / width * dim * width..][..dim * width];
-            for (l, (v, m)) in c.iter().zip(mean).enumerate() {
-                panel[l * width + j % width] = v - m;
-            }
-            // (‖c‖² − ‖m‖²)/2 − x·(c − m) differs from ‖c‖²/2 − x·c by what depends on x alone.
-            bias[j] = ((square(c) - mean_square) / 2.0) as f32;
+        bias.resize(count.div_ceil(width) * width, f32::INFINITY);
+        Packed {
+            isa,
+            dim,
+            centroids,
+            bias,
+            origin: mean.to_vec(),
+            panels: OnceLock::new(),
+            #[cfg(target_arch = "x86_64")]
+            quantised: (isa == Isa::Avx512 && Quantised::pays(count, dim))
+                .then(|| Quantised::new(centroids, mean, &exact)),
         }
-        Packed { isa, dim, centroids, panels, bias }
+    }
+
+    /// The length of a centroid.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The panels, written when they are first read: candidates from integers rarely need them.
+    fn panels(&self) -> &[f32] {
+        let (dim, width) = (self.dim, self.isa.width());
+        self.panels.get_or_init(|| {
+            let mut panels = vec![0.0; self.bias.len() * dim];
+            for (j, c) in self.centroids.chunks_exact(dim).enumerate() {
+                let panel = &mut panels[j / width * dim * width..][..dim * width];
+                for (l, (v, m)) in c.iter().zip(&self.origin).enumerate() {
+                    panel[l * width + j % width] = v - m;
+                }
+            }
+            panels
+        })
     }
 }
 
@@ -151,8 +180,18 @@ pub fn nearest_scored(
     let results = index.par_chunks_mut(TASK).zip(score.par_chunks_mut(TASK)).zip(square.par_chunks_mut(TASK));
     rows.par_chunks(TASK * dim).zip(results).for_each(|(rows, ((index, score), square))| match packed.isa {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the packing was made for AVX-512 because the processor has it.
-        Isa::Avx512 => unsafe { nearest_avx512(rows, packed, index, score, square) },
+        // SAFETY: the packing was made for AVX-512 because the processor has it, and quantised because it has VNNI.
+        Isa::Avx512 => unsafe {
+            match &packed.quantised {
+                Some(q) => {
+                    let plain = |rows: &[f32], index: &mut [u32], score: &mut [f32], square: &mut [f32]| {
+                        nearest_avx512(rows, packed, index, score, square)
+                    };
+                    crate::candidates::nearest(rows, packed, q, (index, score, square), plain)
+                }
+                None => nearest_avx512(rows, packed, index, score, square),
+            }
+        },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the packing was made for AVX2 and FMA because the processor has them.
         Isa::Avx2 => unsafe { nearest_avx2(rows, packed, index, score, square) },
@@ -211,7 +250,7 @@ fn nearest_in_blocks<const R: usize, const W: usize, const L: usize, const FMA: 
                 *at = *v;
             }
         }
-        let panels = packed.panels.chunks_exact(dim * W).zip(packed.bias.as_chunks::<W>().0);
+        let panels = packed.panels().chunks_exact(dim * W).zip(packed.bias.as_chunks::<W>().0);
         for (p, (panel, bias)) in panels.enumerate() {
             let group = (p * (W / L)) as u32;
             let tiles = tiles[..used * dim].chunks_exact(R * dim).zip(best.chunks_exact_mut(R));
@@ -288,7 +327,7 @@ fn products<const R: usize, const W: usize, const FMA: bool>(tile: &[f32], panel
 }
 
 #[inline(always)]
-fn squared_distance_as<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn squared_distance_as<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let (pa, pb) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let mut rest = 0.0;
@@ -304,7 +343,7 @@ fn squared_distance_as<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn sum_of(lanes: &[f32; LANES]) -> f32 {
+pub(crate) fn sum_of(lanes: &[f32; LANES]) -> f32 {
     let mut halves = *lanes;
     let mut width = LANES / 2;
     while width > 0 {
@@ -460,6 +499,45 @@ mod tests {
             let (mut one, mut s) = ([0], [0.0]);
             nearest(&x[i * 33..(i + 1) * 33], &packed, &mut one, &mut s);
             assert_eq!((one[0], s[0].to_bits()), (index[i], square[i].to_bits()));
+        }
+    }
+
+    /// Rows and centroids of several kinds: noise, far from the origin, copies and ties, one loud coordinate, zeros.
+    #[cfg(target_arch = "x86_64")]
+    fn kind(kind: usize, n: usize, d: usize, seed: u64) -> Vec<f32> {
+        let mut x = values(n * d, seed, if kind == 1 { 30.0 } else { 0.0 });
+        for (i, v) in x.iter_mut().enumerate() {
+            match kind {
+                2 => *v = (2.0 * *v).round(),
+                3 if i % d == 3 => *v *= 1e4,
+                4 if (i / d).is_multiple_of(3) => *v = 0.0,
+                5 => *v *= 1e-20,
+                6 => *v = ((i / d % 5) as f32 - 2.0) + 1e-3 * *v,
+                _ => {}
+            }
+        }
+        x
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn candidates_from_integers_give_the_bits_of_the_plain_path(
+            n in 1usize..150, k in 64usize..300, d in 16usize..70, what in 0usize..7, seed: u64, many: bool,
+        ) {
+            let k = if many { k + 2100 } else { k };
+            let (x, c) = (kind(what, n, d, seed), kind(what, k, d, seed ^ 77));
+            let packed = Packed::new(&c, d);
+            prop_assert_eq!(packed.quantised.is_some(), Isa::detect() == Isa::Avx512 && Quantised::pays(k, d));
+            let plain = Packed { quantised: None, ..packed.clone() };
+            let found = |packed: &Packed<'_>| {
+                let (mut index, mut score, mut square) = (vec![9; n], vec![0.0; n], vec![0.0; n]);
+                nearest_scored(&x, packed, &mut index, &mut score, &mut square);
+                let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+                (index, bits(score), bits(square))
+            };
+            prop_assert_eq!(found(&packed), found(&plain));
         }
     }
 

@@ -14,7 +14,9 @@
 //! | [`pool`] | maximum and average pooling |
 //! | [`gemm`] | products of whole matrices |
 //! | [`linear`] | fully connected layers |
+//! | [`mapped`] | files as memory |
 //! | [`distance`] | nearest centroids |
+//! | `candidates` | those that can be nearest, from 8-bit products |
 //! | [`softmax`] | softmax cross-entropy against large banks, streamed |
 //! | [`optim`] | moving averages, norms, optimiser passes |
 
@@ -22,11 +24,14 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod buffer;
+#[cfg(target_arch = "x86_64")]
+mod candidates;
 pub mod conv;
 pub mod distance;
 pub mod gemm;
 pub mod layout;
 pub mod linear;
+pub mod mapped;
 mod micro;
 pub mod norm;
 pub mod optim;

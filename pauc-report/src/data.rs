@@ -29,6 +29,10 @@ pub struct ReportData {
     pub ends: Vec<End>,
     /// The picture of the embeddings, if there is one.
     pub embedding: Option<Embedding>,
+    /// The state of the prototypes at the end, if there are any.
+    pub prototypes: Option<Prototypes>,
+    /// `figures/prototypes.png`, if there is one.
+    pub sheet: Option<Vec<u8>>,
     /// Lines of `metrics.jsonl` that could not be read.
     pub damaged: Vec<usize>,
 }
@@ -66,6 +70,34 @@ pub struct Embedding {
     pub explained: Option<[f64; 2]>,
 }
 
+/// `figures/prototypes.json`: the prototypes of the last clustering.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Prototypes {
+    /// Level by level.
+    pub levels: Vec<PrototypeLevel>,
+    /// The prototypes on the contact sheet, one a row.
+    pub shown: Vec<u64>,
+    /// How many there are in their level.
+    pub shown_of: u64,
+}
+
+/// One level of [`Prototypes`].
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct PrototypeLevel {
+    /// The number of prototypes.
+    pub k: u64,
+    /// Samples of each, largest first.
+    pub sizes: Vec<u64>,
+    /// φ of each, largest first.
+    pub concentration: Vec<f64>,
+    /// Samples by the cosine to their prototype, in equal bins from −1 to 1.
+    pub intra: Vec<u64>,
+    /// Pairs of prototypes by their cosine, in equal bins from −1 to 1.
+    pub inter: Vec<u64>,
+}
+
 impl ReportData {
     /// Reads a run's folder. `metrics.jsonl` has to be there.
     ///
@@ -81,6 +113,8 @@ impl ReportData {
         data.recipe = text(&run_dir.join("recipe.resolved.ron"))?.unwrap_or_default();
         data.run = json(&run_dir.join("run.json"))?.unwrap_or_default();
         data.embedding = json(&run_dir.join("figures/embedding.json"))?;
+        data.prototypes = json(&run_dir.join("figures/prototypes.json"))?;
+        data.sheet = bytes(&run_dir.join("figures/prototypes.png"))?;
         Ok(data)
     }
 
@@ -157,13 +191,21 @@ fn merge(into: &mut Probe, later: Probe) {
     }
 }
 
-/// A file's text; `None` if there is no such file.
-fn text(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+/// A file's content; `None` if there is no such file.
+fn found<T>(path: &Path, read: std::io::Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(content) => Ok(Some(content)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io(path, e)),
     }
+}
+
+fn text(path: &Path) -> Result<Option<String>> {
+    found(path, std::fs::read_to_string(path))
+}
+
+fn bytes(path: &Path) -> Result<Option<Vec<u8>>> {
+    found(path, std::fs::read(path))
 }
 
 fn json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {

@@ -122,6 +122,9 @@ pub struct Clustering {
 /// One level of a clustering.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClusterLevel {
+    /// The share of samples whose prototype does not continue the one from the clustering before (Hungarian matching).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub churn: Option<f64>,
     /// The number of prototypes.
     pub k: u64,
     /// Σ‖x − c‖² at the end.

@@ -1,7 +1,8 @@
 //! Which figures a run has, and what is in them.
 
-use crate::data::{Embedding, ReportData};
+use crate::data::{Embedding, PrototypeLevel, ReportData};
 use crate::events::{ClusterLevel, Subject, Term};
+use crate::picture;
 use crate::plot::{Chart, Scale, Series};
 use crate::scatter::Scatter;
 use crate::verdict::is_accuracy;
@@ -42,9 +43,13 @@ pub fn all(data: &ReportData) -> Vec<Figure> {
     probes(data, &mut add);
     coagulation(data, &mut add);
     clustering(data, &mut add);
+    prototypes(data, &mut add);
     let drawn = charts.into_iter().filter(|(_, _, chart)| !chart.is_empty());
     let mut figures: Vec<Figure> =
         drawn.map(|(name, section, chart)| Figure { name, section, svg: chart.svg() }).collect();
+    if let (Some(sheet), Some(prototypes)) = (&data.sheet, &data.prototypes) {
+        figures.extend(picture::contact_sheet(sheet, prototypes));
+    }
     if let Some(embedding) = &data.embedding {
         figures.extend(pictures(embedding));
     }
@@ -227,7 +232,53 @@ fn clustering(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     chart("objective", "k-means objective", "Σ‖x − c‖²", &|l| l.objective);
     chart("imbalance", "Imbalance of prototypes", "K·Σ size²/n²; 1: all of one size", &|l| l.imbalance);
     let spread = |l: &ClusterLevel| l.concentration_max / l.concentration_min;
+    let churn = |l: &ClusterLevel| l.churn.unwrap_or(f64::NAN);
+    chart("churn", "Churn", "share that left its prototype", &churn);
     chart("concentration", "Spread of concentrations φ", "largest φ over smallest", &spread);
+}
+
+/// Sizes and concentrations in descending order, and histograms of cosines.
+fn prototypes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
+    let Some(prototypes) = &data.prototypes else { return };
+    let mut chart =
+        |name: &str, title: &str, x: &str, y: &str, points: &dyn Fn(&PrototypeLevel) -> Vec<(f64, f64)>| {
+            let series = |l: &PrototypeLevel| Series { name: format!("k{}", l.k), points: points(l) };
+            let series = prototypes.levels.iter().map(series).collect();
+            let chart = Chart { title: title.into(), x: x.into(), y: y.into(), series, ..Chart::default() };
+            add(&format!("prototypes-{name}"), Section::Clustering, chart);
+        };
+    let ranked = |values: &mut dyn ExactSizeIterator<Item = f64>| -> Vec<(f64, f64)> {
+        let last = values.len().max(2) - 1;
+        values.enumerate().map(|(i, v)| (100.0 * i as f64 / last as f64, v)).collect()
+    };
+    let rank = "prototypes from largest to smallest, %";
+    chart("sizes", "Sizes of prototypes", rank, "samples", &|l| {
+        ranked(&mut l.sizes.iter().map(|s| *s as f64))
+    });
+    chart("phi", "Concentrations φ of prototypes", rank, "φ", &|l| {
+        ranked(&mut l.concentration.iter().copied())
+    });
+    chart(
+        "intra",
+        "Cosines within prototypes",
+        "v·c of a sample and its prototype",
+        "share of samples",
+        &|l| histogram(&l.intra),
+    );
+    chart("inter", "Cosines between prototypes", "c·c' of two prototypes", "share of pairs", &|l| {
+        histogram(&l.inter)
+    });
+}
+
+/// The share of each bin at its middle; empty bins at both ends are left out but for one.
+fn histogram(bins: &[u64]) -> Vec<(f64, f64)> {
+    let total: u64 = bins.iter().sum();
+    let occupied = |n: &u64| *n > 0;
+    let (Some(first), Some(last)) = (bins.iter().position(occupied), bins.iter().rposition(occupied)) else {
+        return Vec::new();
+    };
+    let point = |b: usize| (-1.0 + 2.0 * (b as f64 + 0.5) / bins.len() as f64, bins[b] as f64 / total as f64);
+    (first.saturating_sub(1)..=(last + 1).min(bins.len() - 1)).map(point).collect()
 }
 
 fn pictures(embedding: &Embedding) -> Vec<Figure> {

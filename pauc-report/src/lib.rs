@@ -6,6 +6,7 @@
 //! | [`data`] | a run's folder read into [`ReportData`] |
 //! | [`figures`] | which figures a run has |
 //! | [`plot`], [`scatter`], [`axis`] | charts and clouds of points as SVG, and the numbers at their axes |
+//! | [`picture`] | a picture file inside a drawing |
 //! | [`verdict`] | what the probes say against random weights and raw pixels |
 //! | [`html`] | the page |
 //!
@@ -17,6 +18,7 @@ pub mod data;
 pub mod events;
 pub mod figures;
 pub mod html;
+pub mod picture;
 pub mod plot;
 pub mod scatter;
 pub mod verdict;
@@ -29,8 +31,8 @@ use std::path::{Path, PathBuf};
 
 /// Writes `report.html` into a run's folder and returns its path.
 ///
-/// Reads `metrics.jsonl`, which has to be there, and `run.json`, `recipe.resolved.ron` and
-/// `figures/embedding.json` where they are.
+/// Reads `metrics.jsonl`, which has to be there, and `run.json`, `recipe.resolved.ron`, `figures/embedding.json`,
+/// `figures/prototypes.json` and `figures/prototypes.png` where they are.
 ///
 /// # Errors
 /// If a file cannot be read or written, or `run.json` or `figures/embedding.json` is damaged.

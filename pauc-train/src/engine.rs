@@ -603,30 +603,38 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             previous: self.prototypes.as_ref().map_or(&[], |p| &p.clusterings),
             labels: train.labels(),
         };
-        let c = &self.plan.recipe.concentration;
         let prototypes = Prototypes::fit(
             &self.device,
             D::clusterer(&*clusterer.value),
             &embedded.embeddings,
             embedded.dim,
-            (c.alpha, c.temperature),
+            &self.plan.recipe.concentration,
             context,
         )?;
-        let level = |(c, phi): (&pauc_traits::Clustering, &Vec<f32>)| events::ClusterLevel {
-            k: c.k as u64,
-            objective: c.report.objective.last().copied().unwrap_or(f64::NAN),
-            imbalance: c.report.imbalance,
-            empty: c.report.empty as u64,
-            splits: c.report.splits as u64,
-            concentration_mean: phi.iter().map(|v| *v as f64).sum::<f64>() / phi.len() as f64,
-            concentration_min: phi.iter().copied().fold(f32::NAN, f32::min).into(),
-            concentration_max: phi.iter().copied().fold(f32::NAN, f32::max).into(),
-        };
+        let churn = prototypes.churn(context.previous);
+        let level =
+            |((c, phi), churn): ((&pauc_traits::Clustering, &Vec<f32>), Option<f64>)| events::ClusterLevel {
+                churn,
+                k: c.k as u64,
+                objective: c.report.objective.last().copied().unwrap_or(f64::NAN),
+                imbalance: c.report.imbalance,
+                empty: c.report.empty as u64,
+                splits: c.report.splits as u64,
+                concentration_mean: phi.iter().map(|v| *v as f64).sum::<f64>() / phi.len() as f64,
+                concentration_min: phi.iter().copied().fold(f32::NAN, f32::min).into(),
+                concentration_max: phi.iter().copied().fold(f32::NAN, f32::max).into(),
+            };
         let event = Event::Clustering(events::Clustering {
             step: self.step,
             epoch: self.epoch(),
             seconds: began.elapsed().as_secs_f64(),
-            levels: prototypes.clusterings.iter().zip(&prototypes.concentrations).map(level).collect(),
+            levels: prototypes
+                .clusterings
+                .iter()
+                .zip(&prototypes.concentrations)
+                .zip(churn)
+                .map(level)
+                .collect(),
         });
         self.prototypes = Some(prototypes);
         self.last_clustering = Some(self.step);

@@ -2,11 +2,14 @@
 //!
 //! [`recipe`] is the language, [`source`] and [`diagnostic`] point into its text, [`check`] holds the rules across
 //! fields. [`plan`] adds the opened data; [`engine`] is the training loop on a plan; [`run`] puts a folder, a log
-//! and a report around it; [`export`] takes the encoder out of it; [`mod@bench`] times its step. [`objective`], [`prototypes`], [`queue`] and [`evaluate`] are the loop's parts.
+//! and a report around it; [`export`] takes the encoder out of it, [`mod@bench`] times its step. [`objective`],
+//! [`prototypes`], [`queue`] and [`evaluate`] are the loop's parts. [`term`] and [`mod@cluster`] run one component on
+//! tensors of a file.
 
 pub mod bench;
 pub mod check;
 pub mod checkpoint;
+pub mod cluster;
 pub mod codes;
 pub mod diagnostic;
 pub mod engine;

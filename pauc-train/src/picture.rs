@@ -1,10 +1,13 @@
-//! The 2-D picture of the test embeddings.
+//! Pictures of a run: the test embeddings in two dimensions, and the prototypes.
 
 use crate::engine::Engine;
 use crate::run_dir::RunDir;
+use pauc_data::contact_sheet;
+use pauc_kernels::distance::dot;
 use pauc_models::device::NetworkDevice;
 use pauc_traits::probe::Rows;
-use pauc_traits::{Error, Result};
+use pauc_traits::rng::{Purpose, stream};
+use pauc_traits::{Clustering, Error, Result};
 
 /// Points drawn at most.
 const POINTS: usize = 2000;
@@ -41,4 +44,158 @@ pub fn embedding<D: NetworkDevice>(engine: &mut Engine<'_, D>, dir: &RunDir) -> 
     });
     let text = serde_json::to_string(&json).map_err(|e| Error::Other(e.into()))?;
     dir.write("figures/embedding.json", text)
+}
+
+/// Prototypes on the contact sheet, and images of each.
+const SHEET: (usize, usize) = (8, 10);
+/// Bins of a histogram of cosines, from −1 to 1.
+const BINS: usize = 50;
+/// Prototypes of which all pairs are looked at; of more, as many at even distances.
+const MOST_IN_PAIRS: usize = 2048;
+
+/// Writes `figures/prototypes.json`: of each level sizes, concentrations, and how many samples have which cosine to
+/// their prototype and pairs of prototypes to each other. Writes `figures/prototypes.png` beside it: for a few
+/// prototypes of the coarsest level, from the largest to the smallest, a row of the images nearest to it. Without
+/// prototypes, writes nothing.
+///
+/// # Errors
+/// If an image cannot be read, or the device or the disk fails.
+pub fn prototypes<D: NetworkDevice>(engine: &mut Engine<'_, D>, dir: &RunDir) -> Result<()> {
+    let plan = engine.plan;
+    let Some(prototypes) = &engine.prototypes else { return Ok(()) };
+    let network = engine.momentum.as_mut().unwrap_or(&mut engine.network);
+    let embedded = crate::evaluate::embed(network, &plan.evaluation, &plan.splits.train)?;
+    let rows = Rows::new(&embedded.embeddings, embedded.dim);
+    let levels: Vec<_> = prototypes
+        .clusterings
+        .iter()
+        .zip(&prototypes.concentrations)
+        .map(|(c, phi)| {
+            let (sizes, intra, inter) = (sizes(c), within(rows, c), between(c));
+            serde_json::json!({
+                "k": c.k, "sizes": descending(&sizes), "concentration": descending(phi),
+                "intra": intra, "inter": inter,
+            })
+        })
+        .collect();
+    let Some(coarsest) = prototypes.clusterings.iter().min_by_key(|c| c.k) else { return Ok(()) };
+    let nearest = nearest_images(rows, coarsest);
+    let shown: Vec<usize> = nearest.iter().map(|(c, _)| *c).collect();
+    let json = serde_json::json!({ "levels": levels, "shown": shown, "shown_of": coarsest.k });
+    let text = serde_json::to_string(&json).map_err(|e| Error::Other(e.into()))?;
+    dir.write("figures/prototypes.json", text)?;
+    let mut images = Vec::new();
+    for id in nearest.iter().flat_map(|(_, ids)| ids) {
+        // The evaluation view: what the encoder sees, all of one size.
+        let image = plan.splits.train.image(*id)?;
+        images.push(plan.evaluation.augment(image, 0, &mut stream(0, Purpose::Probe, 0, 0, 0)));
+    }
+    if images.is_empty() {
+        return Ok(());
+    }
+    dir.write("figures/prototypes.png", contact_sheet(&images, SHEET.1)?)
+}
+
+fn descending<T: PartialOrd + Copy>(values: &[T]) -> Vec<T> {
+    let mut values = values.to_vec();
+    values.sort_by(|a, b| b.partial_cmp(a).unwrap_or(std::cmp::Ordering::Equal));
+    values
+}
+
+fn sizes(c: &Clustering) -> Vec<usize> {
+    let mut sizes = vec![0; c.k];
+    c.assignments.iter().flatten().for_each(|a| sizes[*a as usize] += 1);
+    sizes
+}
+
+/// The bin of a cosine.
+fn bin(cosine: f32) -> usize {
+    (((cosine + 1.0) / 2.0 * BINS as f32) as usize).min(BINS - 1)
+}
+
+fn unit(c: &Clustering) -> Vec<f32> {
+    let mut centroids = c.centroids.clone();
+    pauc_cluster::unit_rows(&mut centroids, c.dim);
+    centroids
+}
+
+/// How many samples have which cosine to their prototype.
+fn within(rows: Rows<'_>, c: &Clustering) -> Vec<u64> {
+    let (centroids, mut bins) = (unit(c), vec![0; BINS]);
+    for (row, a) in rows.iter().zip(&c.assignments) {
+        if let Some(a) = a {
+            bins[bin(dot(row, &centroids[*a as usize * c.dim..][..c.dim]))] += 1;
+        }
+    }
+    bins
+}
+
+/// How many pairs of occupied prototypes have which cosine.
+fn between(c: &Clustering) -> Vec<u64> {
+    let (centroids, sizes) = (unit(c), sizes(c));
+    let occupied: Vec<usize> = (0..c.k).filter(|j| sizes[*j] > 0).collect();
+    let some: Vec<usize> =
+        occupied.iter().copied().step_by(occupied.len().div_ceil(MOST_IN_PAIRS).max(1)).collect();
+    let (row, mut bins) = (|j: usize| &centroids[j * c.dim..][..c.dim], vec![0; BINS]);
+    for (i, a) in some.iter().enumerate() {
+        some[..i].iter().for_each(|b| bins[bin(dot(row(*a), row(*b)))] += 1);
+    }
+    bins
+}
+
+/// A few occupied prototypes, from the largest to the smallest, each with the samples of it that are nearest to it.
+/// Only prototypes that can fill a row are shown, unless there are none.
+fn nearest_images(rows: Rows<'_>, c: &Clustering) -> Vec<(usize, Vec<usize>)> {
+    let (centroids, sizes) = (unit(c), sizes(c));
+    let full = sizes.iter().copied().max().unwrap_or(0).min(SHEET.1).max(1);
+    let mut by_size: Vec<usize> = (0..c.k).filter(|j| sizes[*j] >= full).collect();
+    by_size.sort_by_key(|j| (std::cmp::Reverse(sizes[*j]), *j));
+    let shown = by_size.len().min(SHEET.0);
+    let chosen = (0..shown).map(|i| by_size[i * (by_size.len() - 1) / (shown - 1).max(1)]);
+    let members = |j: usize| {
+        let cosine = |i: usize| dot(rows.row(i), &centroids[j * c.dim..][..c.dim]);
+        let mut ids: Vec<usize> = (0..rows.rows).filter(|i| c.assignments[*i] == Some(j as u32)).collect();
+        ids.sort_by(|a, b| cosine(*b).total_cmp(&cosine(*a)).then(a.cmp(b)));
+        ids.truncate(full);
+        (j, ids)
+    };
+    chosen.map(members).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clustering(assignments: &[Option<u32>]) -> Clustering {
+        Clustering {
+            k: 3,
+            dim: 2,
+            centroids: vec![2.0, 0.0, 0.0, 0.5, -1.0, 0.0],
+            assignments: assignments.to_vec(),
+            report: Default::default(),
+        }
+    }
+
+    #[test]
+    fn histograms_count_samples_and_pairs() {
+        let data = [1.0, 0.0, 0.6, 0.8, 0.0, 1.0, 1.0, 0.0];
+        let c = clustering(&[Some(0), Some(0), Some(1), None]);
+        let (got, rows) = (|v: Vec<u64>, at: f32| v[bin(at)], Rows::new(&data, 2));
+        assert_eq!((got(within(rows, &c), 1.0), got(within(rows, &c), 0.6)), (2, 1));
+        assert_eq!(within(rows, &c).iter().sum::<u64>(), 3, "noise has no prototype");
+        assert_eq!(
+            (got(between(&c), 0.0), between(&c).iter().sum::<u64>()),
+            (1, 1),
+            "empty prototypes count not"
+        );
+        assert_eq!((bin(-1.0), bin(-1.1), bin(1.0), bin(1.1)), (0, 0, BINS - 1, BINS - 1));
+    }
+
+    #[test]
+    fn rows_of_the_sheet_begin_with_the_nearest() {
+        let data = [0.6, 0.8, 1.0, 0.0, 0.8, 0.6, 0.0, 1.0];
+        let c = clustering(&[Some(0), Some(0), Some(0), Some(1)]);
+        assert_eq!(nearest_images(Rows::new(&data, 2), &c), [(0, vec![1, 2, 0])]);
+        assert_eq!(nearest_images(Rows::new(&data, 2), &clustering(&[None; 4])), []);
+    }
 }

@@ -1,10 +1,14 @@
 //! The E-step: from the training set's embeddings to the cluster levels that terms read.
 
-use pauc_cluster::concentration;
+use crate::recipe::Concentration;
+use pauc_cluster::match_prototypes;
 use pauc_traits::batch::{Constant, Level};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::Rows;
-use pauc_traits::{Clusterer, Clustering, Compute, Features, Positive, Result};
+use pauc_traits::{Clusterer, Clustering, Compute, Features, Result};
+
+/// Prototypes of a level that are matched with those before: the time is cubic in their number.
+const MOST_MATCHED: usize = 2000;
 
 /// The clusterings in force, with what terms need of them at hand.
 pub struct Prototypes<D: Compute> {
@@ -28,17 +32,16 @@ impl<D: Compute> Prototypes<D> {
         clusterer: &dyn Clusterer<D>,
         embeddings: &[f32],
         dim: usize,
-        (alpha, temperature): (Positive, Positive),
+        scale: &Concentration,
         context: FitContext<'_>,
     ) -> Result<Self> {
         let buffer = device.upload(embeddings)?;
         let rows = embeddings.len() / dim;
         let features = Features { device, data: device.view(&buffer), rows, cols: dim };
         let clusterings = clusterer.fit(features, context)?;
-        let concentrations = clusterings
-            .iter()
-            .map(|c| concentration(Rows::new(embeddings, dim), c, alpha.get(), temperature.get()))
-            .collect::<Result<Vec<_>>>()?;
+        let (alpha, temperature) = (scale.alpha.get(), scale.temperature.get());
+        let rows = Rows::new(embeddings, dim);
+        let concentrations = scale.kind.of_levels(rows, &clusterings, alpha, temperature)?;
         Ok(Self::restore(device, clusterings, concentrations))
     }
 
@@ -51,6 +54,16 @@ impl<D: Compute> Prototypes<D> {
         };
         let centroids = clusterings.iter().map(unit).collect();
         Prototypes { clusterings, concentrations, centroids }
+    }
+
+    /// The share of samples whose prototype does not continue the one that they had in the clusterings before, level by
+    /// level. `None` where there is no such level before, or matching would take too long.
+    pub fn churn(&self, before: &[Clustering]) -> Vec<Option<f64>> {
+        let of = |(m, now): (usize, &Clustering)| {
+            let before = before.get(m).filter(|b| b.k.max(now.k) <= MOST_MATCHED)?;
+            match_prototypes(before, now).ok().map(|m| m.churn)
+        };
+        self.clusterings.iter().enumerate().map(of).collect()
     }
 
     /// The levels as one batch sees them.

@@ -2,6 +2,7 @@
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::source;
+use pauc_cluster::ConcentrationKind;
 use pauc_data::ViewSpec;
 use pauc_models::ema::MomentumConfig;
 use pauc_models::heads::HeadConfig;
@@ -91,6 +92,8 @@ component! {
     /// PCL's concentration φ of a prototype: mean distance of its members over ln(members + α), rescaled so that
     /// the mean over prototypes is the temperature.
     pub struct Concentration {
+        /// What has a φ of its own: PerPrototype as in PCL, PerLevel (prototypes of a level share its mean), or Constant.
+        pub kind: ConcentrationKind = ConcentrationKind::PerPrototype,
         /// Smoothing α of small clusters.
         pub alpha: Positive = Positive::lit(10.0),
         /// The mean of φ over prototypes: the temperature of prototype softmaxes.

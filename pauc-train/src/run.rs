@@ -155,6 +155,7 @@ fn drive<D: NetworkDevice>(
         }
     };
     crate::picture::embedding(&mut engine, &dir)?;
+    crate::picture::prototypes(&mut engine, &dir)?;
     dir.set_info(&info)?;
     let report = Some(pauc_report::write_report(dir.path())?);
     Ok(Outcome { dir, ending, summary, report })

@@ -33,9 +33,15 @@ pub struct Clustering {
 
 /// How a fit went.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct FitReport {
     /// The objective Σ‖x − c‖² before each update, and at the end.
     pub objective: Vec<f64>,
+    /// Samples whose prototype changed since the update before, at each update (all at the first). Empty where the
+    /// method does not follow it.
+    pub moved: Vec<usize>,
+    /// Empty clusters refilled at each update. Empty where the method does not follow it.
+    pub splits_at: Vec<usize>,
     /// Empty clusters refilled by splitting a large one, over all iterations.
     pub splits: usize,
     /// K·Σ size² / n²: 1 when all prototypes have the same size.

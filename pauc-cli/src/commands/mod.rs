@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod cluster;
 mod data;
 mod explain;
 mod export;
@@ -33,6 +34,7 @@ pub fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Bench(args) => bench::bench(args),
         Command::Export(args) => export::export(args),
         Command::New(what) => new::new(what),
+        Command::Cluster(args) => cluster::cluster(args),
         Command::Report(args) => report::report(args),
         Command::Data(command) => data::data(command),
         Command::Completions { shell } => {

@@ -53,6 +53,7 @@ fn step(step: u64) -> Event {
 fn clustering(epoch: u64) -> Event {
     let progress = epoch as f64 / EPOCHS as f64;
     let level = |k: u64| ClusterLevel {
+        churn: (epoch > WARM_UP).then(|| fall(0.6, 0.1, progress, 3.0)),
         k,
         objective: fall(6100.0, 3900.0, progress, 3.0) * (1.0 - 0.0006 * k as f64),
         imbalance: 1.3 + 0.4 * (k as f64 / 200.0) + 0.1 * noise(epoch * k),

@@ -1,0 +1,451 @@
+//! Features and labels from files: safetensors, NumPy's `.npy`, CSV.
+//!
+//! Row-major `f32` matrices in the first two are mapped, not read: a file may be larger than memory.
+
+use pauc_kernels::mapped::Mapped;
+use pauc_traits::probe::Rows;
+use pauc_traits::{Error, Result};
+use safetensors::tensor::{Dtype, SafeTensors};
+use std::path::Path;
+
+/// Tensors of features that a safetensors file may hold under these names, looked for in this order.
+const NAMES: [&str; 3] = ["embeddings", "features", "view0"];
+/// The kinds of files that are known.
+const KINDS: &str = "give a .safetensors, .npy or .csv file";
+
+/// A matrix of features in a file.
+#[derive(Debug)]
+pub struct Matrix {
+    values: Values,
+    cols: usize,
+}
+
+#[derive(Debug)]
+enum Values {
+    Mapped { file: Mapped, offset: usize, count: usize },
+    Read(Vec<f32>),
+}
+
+impl Matrix {
+    /// Opens a matrix by its file's ending. `tensor` chooses one of a safetensors file; without it, the file holds one
+    /// matrix of floats only, or one called `embeddings`, `features` or `view0`.
+    ///
+    /// # Errors
+    /// If the file is missing, of an unknown kind, empty, cut off, or not a matrix of `f32` or `f64` (row-major).
+    pub fn open(path: &Path, tensor: Option<&str>) -> Result<Matrix> {
+        let kind = kind(path)?;
+        if tensor.is_some() && kind != Kind::Safetensors {
+            return Err(Error::config(
+                "--tensor names a tensor of a safetensors file; other files hold one array",
+            ));
+        }
+        if kind == Kind::Csv {
+            let (values, cols) = csv(path, &text(path)?)?;
+            return Ok(Matrix { values: Values::Read(values), cols });
+        }
+        let file = map(path)?;
+        let array = match kind {
+            Kind::Npy => npy(path, file.bytes())?,
+            _ => of_safetensors(path, file.bytes(), tensor)?,
+        };
+        let [rows, cols] = array.shape[..] else {
+            let why =
+                format!("{} has shape {:?}; give a matrix of samples × dimensions", array.name, array.shape);
+            return Err(Error::damaged(path, why));
+        };
+        if rows == 0 || cols == 0 {
+            return Err(Error::damaged(path, format!("{} is empty: its shape is {rows}×{cols}", array.name)));
+        }
+        let values = match array.dtype.as_str() {
+            "f4" => match file.f32s(array.offset, rows * cols) {
+                Some(_) => Values::Mapped { offset: array.offset, count: rows * cols, file },
+                None => Values::Read(array.chunks(file.bytes(), f32::from_le_bytes)),
+            },
+            "f8" => Values::Read(array.chunks(file.bytes(), |b| f64::from_le_bytes(b) as f32)),
+            other => {
+                let why = format!("{} holds {other}; give 32-bit floats: {}", array.name, remedy(kind));
+                return Err(Error::damaged(path, why));
+            }
+        };
+        Ok(Matrix { values, cols })
+    }
+
+    /// The rows.
+    pub fn rows(&self) -> Rows<'_> {
+        match &self.values {
+            Values::Mapped { file, offset, count } => {
+                // It was there when the matrix was opened.
+                Rows::new(file.f32s(*offset, *count).unwrap_or(&[]), self.cols)
+            }
+            Values::Read(values) => Rows::new(values, self.cols),
+        }
+    }
+
+    /// Whether the values are mapped rather than read.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.values, Values::Mapped { .. })
+    }
+}
+
+/// Class labels, one for each of `n` samples: whole numbers ≥ 0 in a `.npy` or one a line in a `.csv`, or the tensor
+/// `labels` of a safetensors file.
+///
+/// # Errors
+/// If the file cannot be read as such, or there are not `n`.
+pub fn labels(path: &Path, n: usize) -> Result<Vec<u32>> {
+    let wrong = |why: String| Error::damaged(path, why);
+    let kind = kind(path)?;
+    let values: Vec<i64> = if kind == Kind::Csv {
+        let text = text(path)?;
+        let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
+        let parsed = lines.map(|(i, l)| (i, l, l.trim().parse::<i64>()));
+        // A first line that is no number is a heading.
+        let parsed = parsed.filter(|(i, _, v)| *i > 0 || v.is_ok());
+        let number = |(i, l, v): (usize, &str, Result<i64, _>)| {
+            v.map_err(|_| wrong(format!("line {}: `{}` is no whole number", i + 1, l.trim())))
+        };
+        parsed.map(number).collect::<Result<_>>()?
+    } else {
+        let file = map(path)?;
+        let array = match kind {
+            Kind::Npy => npy(path, file.bytes())?,
+            _ => of_safetensors(path, file.bytes(), Some("labels"))?,
+        };
+        if array.shape.len() != 1 {
+            return Err(wrong(format!(
+                "{} has shape {:?}; give one label for each sample",
+                array.name, array.shape
+            )));
+        }
+        let bytes = file.bytes();
+        match array.dtype.as_str() {
+            "i8" => array.chunks(bytes, i64::from_le_bytes),
+            "u8" => array.chunks(bytes, |b| i64::try_from(u64::from_le_bytes(b)).unwrap_or(-1)),
+            "i4" => array.chunks(bytes, |b| i32::from_le_bytes(b).into()),
+            "u4" => array.chunks(bytes, |b| u32::from_le_bytes(b).into()),
+            "i2" => array.chunks(bytes, |b| i16::from_le_bytes(b).into()),
+            "u2" => array.chunks(bytes, |b| u16::from_le_bytes(b).into()),
+            "i1" => array.chunks(bytes, |b| i8::from_le_bytes(b).into()),
+            "u1" => array.chunks(bytes, |b| u8::from_le_bytes(b).into()),
+            other => return Err(wrong(format!("{} holds {other}; labels are whole numbers", array.name))),
+        }
+    };
+    if values.len() != n {
+        return Err(wrong(format!("{} labels for {n} samples; give one for each", values.len())));
+    }
+    let number = |(i, v): (usize, i64)| {
+        u32::try_from(v).map_err(|_| wrong(format!("label {i} is {v}; labels are numbered from 0")))
+    };
+    values.into_iter().enumerate().map(number).collect()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Safetensors,
+    Npy,
+    Csv,
+}
+
+fn kind(path: &Path) -> Result<Kind> {
+    let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+    match ending.as_deref() {
+        Some("safetensors") => Ok(Kind::Safetensors),
+        Some("npy") => Ok(Kind::Npy),
+        Some("csv" | "tsv") => Ok(Kind::Csv),
+        _ => Err(Error::config(format!("{}: not a kind of file that is known: {KINDS}", path.display()))),
+    }
+}
+
+fn remedy(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Npy => "numpy.save(path, x.astype('float32'))",
+        _ => "save the tensor as float32",
+    }
+}
+
+fn missing(path: &Path, e: std::io::Error) -> Error {
+    match e.kind() {
+        std::io::ErrorKind::NotFound => Error::NotFound { path: path.into(), remedy: KINDS.into() },
+        _ => Error::io(path, e),
+    }
+}
+
+fn text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| missing(path, e))
+}
+
+fn map(path: &Path) -> Result<Mapped> {
+    let file = Mapped::open(path).map_err(|e| missing(path, e))?;
+    if file.bytes().is_empty() {
+        return Err(Error::damaged(path, "the file is empty"));
+    }
+    Ok(file)
+}
+
+/// Where an array lies in its file. The type is a letter (i, u, f) and the bytes of a value, as in NumPy.
+struct Array {
+    name: String,
+    dtype: String,
+    shape: Vec<usize>,
+    offset: usize,
+}
+
+impl Array {
+    fn count(&self) -> Option<usize> {
+        self.shape.iter().try_fold(1usize, |n, s| n.checked_mul(*s))
+    }
+
+    /// The values, converted; the array is known to lie within the bytes.
+    fn chunks<const N: usize, T>(&self, bytes: &[u8], value: impl Fn([u8; N]) -> T) -> Vec<T> {
+        let count = self.count().unwrap_or(0);
+        bytes[self.offset..].as_chunks::<N>().0.iter().take(count).map(|b| value(*b)).collect()
+    }
+}
+
+/// Reads the header of a `.npy` file and checks that its values are there.
+fn npy(path: &Path, bytes: &[u8]) -> Result<Array> {
+    let wrong = |why: String| Error::damaged(path, why);
+    let cut = || wrong(format!("is cut off within its header: {} bytes", bytes.len()));
+    if !bytes.starts_with(&b"\x93NUMPY"[..bytes.len().min(6)]) {
+        return Err(wrong("is no .npy file: it does not begin with \\x93NUMPY".into()));
+    }
+    let (length, begin): (Option<usize>, usize) = match bytes.get(6).ok_or_else(cut)? {
+        1 => (bytes.get(8..10).map(|b| u16::from_le_bytes([b[0], b[1]]) as usize), 10),
+        2 | 3 => (bytes.get(8..12).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize), 12),
+        other => return Err(wrong(format!("is of .npy version {other}; versions 1 to 3 are known"))),
+    };
+    let offset = length.and_then(|l| begin.checked_add(l)).ok_or_else(cut)?;
+    let header = String::from_utf8_lossy(bytes.get(begin..offset).ok_or_else(cut)?);
+    let field = |name: &str| {
+        let from = header.split_once(&format!("'{name}':"))?.1.trim_start();
+        let end = if from.starts_with('(') { from.find(')')? + 1 } else { from.find([',', '}'])? };
+        Some(from[..end].trim())
+    };
+    let (Some(descr), Some(order), Some(shape)) = (field("descr"), field("fortran_order"), field("shape"))
+    else {
+        return Err(wrong(format!("has a header that says no type, order and shape: {}", header.trim())));
+    };
+    let sizes = shape.trim_matches(['(', ')']).split(',').map(str::trim).filter(|s| !s.is_empty());
+    let shape: Vec<usize> = sizes
+        .map(|s| s.parse().map_err(|_| wrong(format!("has the shape {shape}"))))
+        .collect::<Result<_>>()?;
+    if order != "False" && shape.len() > 1 {
+        return Err(wrong("is column-major; save numpy.ascontiguousarray(x)".into()));
+    }
+    let descr = descr.trim_matches(['\'', '"']);
+    let dtype = descr.trim_start_matches(['<', '|', '=']).to_string();
+    let size = dtype.get(1..).and_then(|s| s.parse::<usize>().ok()).filter(|_| dtype.is_ascii());
+    let Some(size) = size.filter(|_| !descr.starts_with('>') && dtype.starts_with(['f', 'i', 'u', 'b', 'c']))
+    else {
+        let why =
+            format!("holds values of type `{descr}`; give little-endian numbers: {}", remedy(Kind::Npy));
+        return Err(wrong(why));
+    };
+    let array = Array { name: "the array".into(), dtype, shape, offset };
+    let needed = array.count().and_then(|n| n.checked_mul(size)).and_then(|n| n.checked_add(offset));
+    match needed {
+        Some(needed) if needed <= bytes.len() => Ok(array),
+        Some(needed) => {
+            Err(wrong(format!("is cut off: {} bytes of {needed}; copy or save it again", bytes.len())))
+        }
+        None => Err(wrong(format!("has a shape beyond all memory: {:?}", array.shape))),
+    }
+}
+
+fn of_safetensors(path: &Path, bytes: &[u8], tensor: Option<&str>) -> Result<Array> {
+    let wrong = |why: String| Error::damaged(path, why);
+    let file = SafeTensors::deserialize(bytes)
+        .map_err(|e| wrong(format!("no safetensors file, or one that is cut off: {e}")))?;
+    let mut names = file.names();
+    names.sort_unstable();
+    let is_matrix = |n: &&&str| {
+        file.tensor(n).is_ok_and(|t| t.shape().len() == 2 && matches!(t.dtype(), Dtype::F32 | Dtype::F64))
+    };
+    let found = match tensor {
+        Some(name) => names.iter().find(|n| **n == name).copied(),
+        None => NAMES.iter().find(|n| names.contains(n)).copied().or_else(|| {
+            let mut matrices = names.iter().filter(is_matrix);
+            matrices.next().filter(|_| matrices.next().is_none()).copied()
+        }),
+    };
+    let known = names.join(", ");
+    let Some(name) = found else {
+        return Err(wrong(match tensor {
+            Some(name) => format!("has no tensor `{name}`; it holds: {known}"),
+            None => format!("say with --tensor which tensor to cluster; it holds: {known}"),
+        }));
+    };
+    let view = file.tensor(name).map_err(|e| wrong(e.to_string()))?;
+    let dtype = match view.dtype() {
+        Dtype::F32 => "f4",
+        Dtype::F64 => "f8",
+        Dtype::I64 => "i8",
+        Dtype::I32 => "i4",
+        Dtype::I16 => "i2",
+        Dtype::I8 => "i1",
+        Dtype::U64 => "u8",
+        Dtype::U32 => "u4",
+        Dtype::U16 => "u2",
+        Dtype::U8 => "u1",
+        _ => "",
+    };
+    let dtype = if dtype.is_empty() { format!("{:?}", view.dtype()) } else { dtype.to_string() };
+    // The view borrows the mapped bytes, so its distance from their begin is where it lies.
+    let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
+    Ok(Array { name: format!("tensor `{name}`"), dtype, shape: view.shape().to_vec(), offset })
+}
+
+/// Numbers between commas, semicolons or tabs; a first line with something else is a heading.
+fn csv(path: &Path, text: &str) -> Result<(Vec<f32>, usize)> {
+    let wrong = |why: String| Error::damaged(path, why);
+    let (mut values, mut cols) = (Vec::new(), 0);
+    for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+        let before = values.len();
+        let mut bad = None;
+        for (j, cell) in line.split([',', ';', '\t']).enumerate() {
+            match cell.trim().parse::<f32>() {
+                Ok(v) => values.push(v),
+                Err(_) => bad = bad.or(Some((j, cell.trim()))),
+            }
+        }
+        match bad {
+            Some(_) if i == 0 => values.truncate(0),
+            Some((j, cell)) => {
+                return Err(wrong(format!("line {}, column {}: `{cell}` is no number", i + 1, j + 1)));
+            }
+            None if cols == 0 => cols = values.len(),
+            None if values.len() - before != cols => {
+                let got = values.len() - before;
+                return Err(wrong(format!("line {} has {got} values, the first row has {cols}", i + 1)));
+            }
+            None => {}
+        }
+    }
+    if values.is_empty() {
+        return Err(wrong("holds no rows of numbers".into()));
+    }
+    Ok((values, cols))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::tensor::TensorView;
+    use std::path::PathBuf;
+
+    fn folder() -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("pauc-arrays-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    fn write(name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = folder().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    fn npy_file(descr: &str, order: &str, shape: &str, data: &[u8]) -> Vec<u8> {
+        let mut header = format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}");
+        while (10 + header.len() + 1) % 64 != 0 {
+            header.push(' ');
+        }
+        header.push('\n');
+        let length = (header.len() as u16).to_le_bytes();
+        [&b"\x93NUMPY\x01\x00"[..], &length, header.as_bytes(), data].concat()
+    }
+
+    fn floats(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    fn error(path: &Path) -> String {
+        Matrix::open(path, None).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_same_matrix_from_every_kind_of_file() {
+        let want = [1.0f32, -2.5, 3.0, 4.0, 0.125, 6.0];
+        let wide: Vec<u8> = want.iter().flat_map(|v| (*v as f64).to_le_bytes()).collect();
+        let bytes = floats(&want);
+        let view = TensorView::new(Dtype::F32, vec![3, 2], &bytes).unwrap();
+        let file = safetensors::serialize([("anything", view)], None).unwrap();
+        for (path, mapped) in [
+            (write("a.npy", npy_file("<f4", "False", "(3, 2)", &bytes)), true),
+            (write("b.npy", npy_file("<f8", "False", "(3, 2)", &wide)), false),
+            (write("c.safetensors", file), true),
+            (write("d.csv", "x,y\n1,-2.5\n3, 4\n\n0.125,6e0\n"), false),
+            (write("e.tsv", "1\t-2.5\n3\t4\n0.125\t6"), false),
+        ] {
+            let matrix = Matrix::open(&path, None).unwrap();
+            assert_eq!((matrix.rows().data, matrix.rows().cols), (&want[..], 2), "{path:?}");
+            assert_eq!(matrix.is_mapped(), mapped, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn damaged_files_are_named() {
+        let good = npy_file("<f4", "False", "(3, 2)", &floats(&[1.0; 6]));
+        let cases = [
+            (write("cut.npy", &good[..good.len() - 5]), "is cut off: 147 bytes of 152"),
+            (write("head.npy", &good[..40]), "cut off within its header"),
+            (write("four.npy", &good[..4]), "cut off within its header"),
+            (write("text.npy", "hello, world"), "is no .npy file"),
+            (write("int.npy", npy_file("<i8", "False", "(1, 2)", &[0; 16])), "holds i8; give 32-bit floats"),
+            (write("half.npy", npy_file("<f2", "False", "(1, 2)", &[0; 4])), "astype('float32')"),
+            (write("big.npy", npy_file(">f4", "False", "(1, 1)", &[0; 4])), "type `>f4`"),
+            (write("object.npy", npy_file("|O", "False", "(1, 1)", &[0; 4])), "type `|O`"),
+            (write("order.npy", npy_file("<f4", "True", "(3, 2)", &[0; 24])), "column-major"),
+            (write("line.npy", npy_file("<f4", "False", "(6,)", &[0; 24])), "[6]; give a matrix"),
+            (write("none.npy", npy_file("<f4", "False", "(0, 2)", &[])), "is empty"),
+            (
+                write("much.npy", npy_file("<f4", "False", "(99999999999999, 99999999)", &[])),
+                "beyond all memory",
+            ),
+            (write("zero.npy", []), "the file is empty"),
+            (write("x.safetensors", "12345678abc"), "cut off"),
+            (write("y.csv", "1,2\n3,abc\n"), "line 2, column 2: `abc` is no number"),
+            (write("z.csv", "1,2\n3\n"), "line 2 has 1 values, the first row has 2"),
+            (write("empty.csv", "a,b\n"), "no rows of numbers"),
+            (folder().join("nowhere.npy"), "not found; give a .safetensors"),
+            (write("x.parquet", "PAR1"), "not a kind of file"),
+        ];
+        for (path, says) in cases {
+            let text = error(&path);
+            assert!(text.contains(says) && text.contains(&path.display().to_string()), "{says}: {text}");
+        }
+    }
+
+    #[test]
+    fn tensors_are_chosen_by_name() {
+        let bytes = floats(&[1.0; 6]);
+        let view = |rows| TensorView::new(Dtype::F32, vec![rows, 2], &bytes[..rows * 8]).unwrap();
+        let path =
+            write("two.safetensors", safetensors::serialize([("a", view(3)), ("b", view(2))], None).unwrap());
+        assert!(error(&path).contains("--tensor which tensor to cluster; it holds: a, b"));
+        assert_eq!(Matrix::open(&path, Some("b")).unwrap().rows().rows, 2);
+        assert!(Matrix::open(&path, Some("c")).unwrap_err().to_string().contains("no tensor `c`"));
+        let file = safetensors::serialize([("features", view(1)), ("b", view(2))], None).unwrap();
+        assert_eq!(Matrix::open(&write("f.safetensors", file), None).unwrap().rows().rows, 1);
+    }
+
+    #[test]
+    fn labels_of_every_width_and_their_mistakes() {
+        let bytes: Vec<u8> = [3i64, 0, 7].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let view = TensorView::new(Dtype::I64, vec![3], &bytes).unwrap();
+        for path in [
+            write("l.npy", npy_file("<i8", "False", "(3,)", &bytes)),
+            write("l1.npy", npy_file("|u1", "False", "(3,)", &[3, 0, 7])),
+            write("l2.npy", npy_file("<i2", "False", "(3,)", &[3, 0, 0, 0, 7, 0])),
+            write("l.csv", "class\n3\n0\n7\n"),
+            write("l.safetensors", safetensors::serialize([("labels", view)], None).unwrap()),
+        ] {
+            assert_eq!(labels(&path, 3).unwrap(), [3, 0, 7], "{path:?}");
+            assert!(labels(&path, 4).unwrap_err().to_string().contains("3 labels for 4 samples"));
+        }
+        let text = |path: PathBuf| labels(&path, 3).unwrap_err().to_string();
+        assert!(text(write("m.csv", "1\n-1\n2\n")).contains("label 1 is -1"));
+        assert!(text(write("w.csv", "1\ncat\n2\n")).contains("line 2: `cat`"));
+        assert!(text(write("m.npy", npy_file("<f4", "False", "(3,)", &[0; 12]))).contains("whole numbers"));
+    }
+}

@@ -1,0 +1,126 @@
+//! HDBSCAN.
+
+use crate::HostClusterer;
+use crate::lloyd::clustering_of;
+use ::hdbscan::{HdbscanHyperParams, NnAlgorithm};
+use pauc_traits::clusterer::FitContext;
+use pauc_traits::probe::Rows;
+use pauc_traits::{Clustering, Count, Error, Result, Span, component};
+
+component! {
+    /// Clusters that persist while the density at which samples hang together grows; what belongs to none is noise, and
+    /// has no prototype.
+    ///
+    /// Unlike Dbscan it needs no radius, and finds clusters of different densities. Takes O(N²·D) on one thread: for
+    /// some ten thousand samples at most. The work is done by the crate `hdbscan`.
+    ///
+    /// # Shapes
+    /// features (N, D) → centroids (k, D), N assignments
+    ///
+    /// Source: Campello, Moulavi & Sander 2013; McInnes & Healy 2017.
+    pub struct Hdbscan: Clusterer {
+        /// Samples of the smallest cluster, 2 or more.
+        pub min_size: Count = Count::lit(10),
+        /// Samples, itself included, within a sample's core distance; more means more noise.
+        pub min_points: Count = Count::lit(5),
+        /// When the first clustering happens.
+        pub start: Span = Span::epochs(2),
+        /// How long a clustering is kept.
+        pub every: Span = Span::epochs(1),
+    }
+}
+
+clusterer_on_host!(Hdbscan, |_this| vec![None]);
+
+impl HostClusterer for Hdbscan {
+    fn fit_rows(&self, rows: Rows<'_>, _: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let (n, size, points) = (rows.rows, self.min_size.get(), self.min_points.get());
+        if size < 2 || size.max(points) > n {
+            return Err(Error::config(format!(
+                "Hdbscan needs min_size from 2 to the number of samples and no more min_points than samples, but \
+                 min_size is {size} and min_points {points} for {n} samples"
+            )));
+        }
+        let data: Vec<Vec<f32>> = rows.iter().map(<[f32]>::to_vec).collect();
+        let parameters = HdbscanHyperParams::builder()
+            .min_cluster_size(size)
+            .min_samples(points)
+            .nn_algorithm(NnAlgorithm::KdTree)
+            .build();
+        let labels = ::hdbscan::Hdbscan::new(&data, parameters)
+            .cluster()
+            .map_err(|e| Error::config(format!("Hdbscan: {e:?}")))?;
+        // Numbered by first appearance: the numbers of the crate have no meaning.
+        let (mut number, mut k) = (std::collections::BTreeMap::new(), 0u32);
+        let assignments: Vec<Option<u32>> = labels
+            .into_iter()
+            .map(|l| {
+                (l >= 0).then(|| {
+                    *number.entry(l).or_insert_with(|| {
+                        k += 1;
+                        k - 1
+                    })
+                })
+            })
+            .collect();
+        if k == 0 {
+            return Err(Error::config(format!(
+                "all {n} samples are noise: no two clusters of {size} persist; lower min_size or min_points"
+            )));
+        }
+        Ok(vec![clustering_of(rows, assignments, k as usize, Vec::new())])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONTEXT: FitContext<'static> = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
+
+    fn configured(min_size: usize, min_points: usize) -> Hdbscan {
+        Hdbscan {
+            min_size: min_size.try_into().unwrap(),
+            min_points: min_points.try_into().unwrap(),
+            start: Span::epochs(0),
+            every: Span::epochs(1),
+        }
+    }
+
+    #[test]
+    fn groups_of_different_densities_and_noise() {
+        // A narrow and a wide group, which no one radius separates from noise, and one sample far from both.
+        let spiral = |i: usize, size: f32| {
+            let (r, a) = (size * (i as f32 / 60.0).sqrt(), 2.4 * i as f32);
+            [r * a.cos(), r * a.sin()]
+        };
+        let mut data: Vec<f32> = (0..60).flat_map(|i| spiral(i, 0.1)).collect();
+        data.extend(
+            (0..60).flat_map(|i| spiral(i, 5.0)).enumerate().map(|(j, v)| v + 20.0 * (1 - j % 2) as f32),
+        );
+        data.extend([200.0, 200.0]);
+        let c = &configured(10, 5).fit_rows(Rows::new(&data, 2), CONTEXT).unwrap()[0];
+        assert_eq!((c.k, c.assignments[120]), (2, None));
+        for group in [0..60, 60..120] {
+            let found =
+                c.assignments[group.clone()].iter().filter(|a| **a == c.assignments[group.start + 20]);
+            assert!(found.count() >= 55, "{:?}", &c.assignments[group]);
+        }
+        assert_ne!(c.assignments[20], c.assignments[80]);
+        assert!(c.centroids[0].abs() < 0.05, "{:?}", c.centroids);
+    }
+
+    #[test]
+    fn what_cannot_work_says_why() {
+        let text = |size, points, data: &[f32]| {
+            configured(size, points).fit_rows(Rows::new(data, 1), CONTEXT).map_err(|e| e.to_string())
+        };
+        assert!(text(1, 1, &[0.0; 9]).unwrap_err().contains("min_size is 1"));
+        assert!(text(3, 10, &[0.0; 9]).unwrap_err().contains("min_points 10 for 9 samples"));
+        assert!(
+            text(5, 2, &[0.0, 1.0, 5.0, 5.5, 50.0, 90.0]).unwrap_err().contains("all 6 samples are noise")
+        );
+        // Identical samples are one cluster or none, but no panic.
+        assert!(text(3, 2, &[1.0; 30]).is_ok_and(|c| c[0].k == 1) || text(3, 2, &[1.0; 30]).is_err());
+    }
+}

@@ -1,0 +1,60 @@
+//! Files as memory: what is read of them is loaded when it is looked at, and dropped when memory is short.
+
+use std::fs::File;
+use std::io::{Error, ErrorKind, Result};
+use std::path::Path;
+
+/// A file mapped into memory. Nobody may shorten the file while it is mapped: the system ends the process that then
+/// reads behind its end.
+#[derive(Debug)]
+pub struct Mapped(memmap2::Mmap);
+
+impl Mapped {
+    /// Maps a file.
+    ///
+    /// # Errors
+    /// If it cannot be opened or mapped.
+    pub fn open(path: &Path) -> Result<Mapped> {
+        let file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(Error::new(ErrorKind::InvalidInput, "is no file"));
+        }
+        // SAFETY: the mapping is private and read-only; a file that others change meanwhile gives other numbers, which
+        // are numbers still.
+        unsafe { memmap2::Mmap::map(&file) }.map(Mapped)
+    }
+
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// `count` little-endian values from byte `offset` on; `None` if the file ends before, they do not lie at a
+    /// multiple of four, or the processor is not little-endian.
+    pub fn f32s(&self, offset: usize, count: usize) -> Option<&[f32]> {
+        let bytes = self.0.get(offset..offset.checked_add(count.checked_mul(4)?)?)?;
+        // SAFETY: every pattern of bits is an f32, and `align_to` takes care of the place.
+        let (before, values, after) = unsafe { bytes.align_to::<f32>() };
+        (cfg!(target_endian = "little") && before.is_empty() && after.is_empty()).then_some(values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_those_of_the_file() {
+        let path = std::env::temp_dir().join(format!("pauc-mapped-{}", std::process::id()));
+        let values = [1.5f32, -2.0, f32::MAX];
+        let bytes: Vec<u8> =
+            [9u8; 4].into_iter().chain(values.iter().flat_map(|v| v.to_le_bytes())).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let mapped = Mapped::open(&path).unwrap();
+        assert_eq!(mapped.bytes(), bytes);
+        assert_eq!(mapped.f32s(4, 3), Some(&values[..]));
+        assert_eq!((mapped.f32s(4, 4), mapped.f32s(3, 1), mapped.f32s(usize::MAX, 1)), (None, None, None));
+        std::fs::remove_file(&path).unwrap();
+        assert!(Mapped::open(&path).is_err() && Mapped::open(&std::env::temp_dir()).is_err());
+    }
+}

@@ -1,0 +1,87 @@
+//! A picture file inside a drawing.
+
+use crate::data::Prototypes;
+use crate::figures::{Figure, Section};
+use crate::plot::text;
+
+/// The contact sheet of prototypes; `None` if the file is no PNG.
+pub fn contact_sheet(png: &[u8], prototypes: &Prototypes) -> Option<Figure> {
+    let (width, height) = size(png)?;
+    const WIDTH: f64 = 400.0;
+    // Small images keep their pixels; the sheet is as wide as a drawing.
+    let tall = WIDTH * height as f64 / width.max(1) as f64;
+    let (title, top) = ("Images nearest to prototypes", 42.0);
+    let mut svg = format!(
+        "<svg class=\"plot\" viewBox=\"0 0 {WIDTH} {:.0}\" role=\"img\" aria-label=\"{title}\" \
+         xmlns=\"http://www.w3.org/2000/svg\" font-family=\"system-ui,sans-serif\"><title>{title}</title>",
+        top + tall
+    );
+    text(&mut svg, (2.0, 14.0), "title", title);
+    let note = format!(
+        "{} of {} prototypes, one a row, from the largest to the smallest; nearest image first",
+        prototypes.shown.len(),
+        prototypes.shown_of
+    );
+    text(&mut svg, (2.0, 32.0), "unit", &note);
+    svg.push_str(&format!(
+        "<image y=\"{top}\" width=\"{WIDTH}\" height=\"{tall:.1}\" style=\"image-rendering:pixelated\" \
+         href=\"data:image/png;base64,{}\"/></svg>",
+        base64(png)
+    ));
+    Some(Figure { name: "prototypes-nearest".into(), section: Section::Clustering, svg })
+}
+
+/// Width and height of a PNG file, which stand behind its signature.
+fn size(png: &[u8]) -> Option<(u32, u32)> {
+    let rest = png.strip_prefix(b"\x89PNG\r\n\x1a\n")?;
+    let number = |at: usize| Some(u32::from_be_bytes(*rest.get(at..)?.first_chunk()?));
+    Some((number(8)?, number(12)?))
+}
+
+/// RFC 4648, with padding.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for three in bytes.chunks(3) {
+        let word = three.iter().fold(0u32, |w, b| w << 8 | *b as u32) << (8 * (3 - three.len()));
+        for i in 0..4 {
+            let digit = DIGITS[(word >> (18 - 6 * i)) as usize & 63] as char;
+            out.push(if i <= three.len() { digit } else { '=' });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_that_of_the_standard() {
+        let pairs = [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("\u{ff}\u{fe}", "w7/Dvg=="),
+        ];
+        pairs.iter().for_each(|(text, want)| assert_eq!(base64(text.as_bytes()), *want));
+    }
+
+    #[test]
+    fn a_sheet_keeps_its_proportions_and_other_files_are_left_out() {
+        let png =
+            [&b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"[..], &[0, 0, 0, 200, 0, 0, 0, 50], &[8, 2, 0, 0, 0]].concat();
+        let figure =
+            contact_sheet(&png, &Prototypes { shown: vec![3, 1], shown_of: 9, ..Prototypes::default() })
+                .unwrap();
+        assert!(
+            figure.svg.contains("height=\"100.0\"") && figure.svg.contains("2 of 9 prototypes"),
+            "{}",
+            figure.svg
+        );
+        assert!(contact_sheet(b"GIF89a", &Prototypes::default()).is_none());
+        assert!(contact_sheet(&png[..12], &Prototypes::default()).is_none());
+    }
+}

@@ -1,0 +1,148 @@
+//! Clustering of features in a file.
+
+use dfdx::prelude::Cpu;
+use pauc_cluster::arrays::{self, Matrix};
+use pauc_cluster::coagulation::Coagulation;
+use pauc_cluster::metrics::{Agreement, davies_bouldin, silhouette};
+use pauc_cluster::{concentration, unit_rows};
+use pauc_traits::clusterer::FitContext;
+use pauc_traits::probe::{Metric, Rows};
+use pauc_traits::registry::kind;
+use pauc_traits::{Clustering, Compute, Configured, Error, Features, Positive, Result};
+use safetensors::tensor::{Dtype, TensorView};
+use std::path::Path;
+use std::time::Instant;
+
+/// Samples that enter the metrics which look at pairs of samples; of more, as many at even distances are taken.
+pub const MOST_MEASURED: usize = 20_000;
+/// Samples of which the silhouette is taken, drawn at random.
+const MOST_IN_SILHOUETTE: usize = 2000;
+
+/// What to cluster, and how.
+#[derive(Clone, Debug)]
+pub struct Job<'a> {
+    /// The features: a `.safetensors`, `.npy` or `.csv` file.
+    pub path: &'a Path,
+    /// Which tensor of a safetensors file.
+    pub tensor: Option<&'a str>,
+    /// Class labels, to score against.
+    pub labels: Option<&'a Path>,
+    /// The seed of everything random.
+    pub seed: u64,
+    /// Smoothing α of the concentration.
+    pub alpha: Positive,
+    /// The mean of the concentration.
+    pub temperature: Positive,
+}
+
+/// A fit.
+#[derive(Clone, Debug)]
+pub struct Fitted {
+    /// N.
+    pub rows: usize,
+    /// D.
+    pub cols: usize,
+    /// How long the fit alone took.
+    pub seconds: f64,
+    /// Level by level.
+    pub levels: Vec<FittedLevel>,
+}
+
+/// One level of a fit.
+#[derive(Clone, Debug)]
+pub struct FittedLevel {
+    /// Centroids, assignments, and how the fit went.
+    pub clustering: Clustering,
+    /// φ of each prototype.
+    pub concentration: Vec<f32>,
+    /// Agreement with labels, geometry, coagulation.
+    pub metrics: Vec<Metric>,
+}
+
+/// Clusters the features of a file and measures the result.
+///
+/// # Errors
+/// If a file is missing or damaged, a feature is not finite, or the clusterer cannot work on so many samples.
+pub fn fit(clusterer: &Configured<kind::Clusterer>, job: &Job<'_>) -> Result<Fitted> {
+    let matrix = Matrix::open(job.path, job.tensor)?;
+    let rows = matrix.rows();
+    let labels = job.labels.map(|path| arrays::labels(path, rows.rows)).transpose()?;
+    let device = Cpu::default();
+    let features = Features { device: &device, data: rows.data, rows: rows.rows, cols: rows.cols };
+    let context = FitContext { seed: job.seed, epoch: 0, previous: &[], labels: labels.as_deref() };
+    let began = Instant::now();
+    let fitted = Cpu::clusterer(&*clusterer.value).fit(features, context);
+    let seconds = began.elapsed().as_secs_f64();
+    // Numbers that are none are the file's fault here, not a diverged encoder's.
+    let fitted = fitted.map_err(|e| match e {
+        Error::NonFinite { what, place } => {
+            Error::damaged(job.path, format!("{what} is not finite: {}", place.unwrap_or_default()))
+        }
+        e => e,
+    })?;
+    let level = |c: Clustering| {
+        let phi = concentration(rows, &c, job.alpha.get(), job.temperature.get())?;
+        let metrics = measure(rows, &c, &phi, labels.as_deref(), job.seed)?;
+        Ok(FittedLevel { clustering: c, concentration: phi, metrics })
+    };
+    let levels = fitted.into_iter().map(level).collect::<Result<_>>()?;
+    Ok(Fitted { rows: rows.rows, cols: rows.cols, seconds, levels })
+}
+
+/// The metrics of one level.
+fn measure(
+    rows: Rows<'_>,
+    c: &Clustering,
+    phi: &[f32],
+    labels: Option<&[u32]>,
+    seed: u64,
+) -> Result<Vec<Metric>> {
+    let mut metrics = match labels {
+        Some(labels) => Agreement::new(labels, &c.assignments)?.metrics("labels"),
+        None => Vec::new(),
+    };
+    let some = rows.rows.min(MOST_MEASURED);
+    let chosen: Vec<usize> =
+        (0..some).map(|i| (i as u128 * rows.rows as u128 / some as u128) as usize).collect();
+    let mut data: Vec<f32> = chosen.iter().flat_map(|i| rows.row(*i)).copied().collect();
+    let few = Clustering { assignments: chosen.iter().map(|i| c.assignments[*i]).collect(), ..c.clone() };
+    let of_some = Rows::new(&data, rows.cols);
+    let geometry = [
+        ("silhouette", silhouette(of_some, &few.assignments, MOST_IN_SILHOUETTE, seed)),
+        ("davies_bouldin", davies_bouldin(of_some, &few.assignments)),
+    ];
+    metrics.extend(geometry.into_iter().filter_map(|(name, v)| Some(Metric::new(name, v?))));
+    unit_rows(&mut data, rows.cols);
+    metrics
+        .extend(Coagulation::of_clustering(Rows::new(&data, rows.cols), &few, phi)?.metrics("coagulation"));
+    Ok(metrics)
+}
+
+/// Writes `prototypes.M`, `assignments.M` (−1: noise) and `concentration.M` of each level M into a safetensors file,
+/// the names under which a term reads them.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn write(fitted: &Fitted, path: &Path) -> Result<()> {
+    let floats = |v: &[f32]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (m, level) in fitted.levels.iter().enumerate() {
+        let c = &level.clustering;
+        let assigned = c.assignments.iter().flat_map(|a| a.map_or(-1, i64::from).to_le_bytes()).collect();
+        tensors.push((format!("prototypes.{m}"), Dtype::F32, vec![c.k, c.dim], floats(&c.centroids)));
+        tensors.push((format!("assignments.{m}"), Dtype::I64, vec![c.assignments.len()], assigned));
+        let phi = &level.concentration;
+        tensors.push((format!("concentration.{m}"), Dtype::F32, vec![phi.len()], floats(phi)));
+    }
+    let other = |e: safetensors::SafeTensorError| Error::Other(e.into());
+    let views: Vec<_> = tensors
+        .iter()
+        .map(|(n, t, s, b)| Ok((n.as_str(), TensorView::new(*t, s.clone(), b)?)))
+        .collect::<Result<_, _>>()
+        .map_err(other)?;
+    let bytes = safetensors::serialize(views, None).map_err(other)?;
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    std::fs::write(&temporary, bytes).map_err(|e| Error::io(path, e))?;
+    std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e))
+}
