@@ -20,6 +20,9 @@ pub struct Network<D: NetworkDevice> {
     predictor: Option<Box<dyn Head<D>>>,
 }
 
+/// Rows of a head's outputs with their tape.
+pub type Rows<D> = Taped<(usize, usize), f32, D>;
+
 /// What a network makes of a batch.
 #[derive(Debug)]
 pub struct Output<D: Compute> {
@@ -80,7 +83,7 @@ impl<D: NetworkDevice> Network<D> {
         &mut self,
         embeddings: &Tensor<(usize, usize), f32, D>,
         pass: Pass,
-    ) -> Result<Option<Taped<(usize, usize), f32, D>>> {
+    ) -> Result<Option<Rows<D>>> {
         self.predictor.as_mut().map(|p| p.forward(embeddings.retaped(), pass)).transpose()
     }
 
@@ -197,7 +200,7 @@ fn named<D: Compute>(
 pub fn backward_with<D: Compute>(
     embeddings: Taped<(usize, usize), f32, D>,
     gradient: Vec<f32>,
-    predictions: Option<(Taped<(usize, usize), f32, D>, Vec<f32>)>,
+    predictions: Option<(Rows<D>, Vec<f32>)>,
 ) -> Result<()> {
     let mut sum = surrogate(embeddings, gradient)?;
     if let Some((predictions, gradient)) = predictions {

@@ -56,7 +56,7 @@ fn train(objective: &str, set: &[&str]) -> (Log, BTreeMap<String, Vec<f32>>) {
     let mut engine = Engine::new(&Cpu::default(), &plan).unwrap();
     let mut log = Log::default();
     engine.train(&dir, None, &mut log).unwrap();
-    let file = TensorFile::load(&dir.last_checkpoint().unwrap()).unwrap();
+    let file = TensorFile::load(dir.last_checkpoint().unwrap()).unwrap();
     let names = file.names().filter_map(|n| Some((n.to_string(), file.f32(n).ok()?.to_vec()))).collect();
     (log, names)
 }
