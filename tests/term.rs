@@ -192,9 +192,9 @@ fn what_it_refuses_it_names() {
         }
     };
     let one = floats("view0", &view, false);
-    refused(&[one.clone()], "InfoNce()", 1, &["an online view"]);
-    refused(&[one.clone()], "InfoNse()", 2, &["did you mean `InfoNce`?"]);
-    refused(&[one.clone()], "InfoNce(temperature: 0)", 2, &["greater than 0, got 0"]);
+    refused(std::slice::from_ref(&one), "InfoNce()", 1, &["an online view"]);
+    refused(std::slice::from_ref(&one), "InfoNse()", 2, &["did you mean `InfoNce`?"]);
+    refused(std::slice::from_ref(&one), "InfoNce(temperature: 0)", 2, &["greater than 0, got 0"]);
     refused(&[floats("views0", &view, false)], "InfoNce()", 4, &["`views0`", "known: view0"]);
     refused(
         &[one.clone(), integers("view1", &serde_json::json!([[1, 2], [3, 4]]))],
