@@ -6,9 +6,6 @@ use dfdx::prelude::{HasShape, NoneTape, Tensor, TryMul};
 use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::{Compute, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped, ops};
 
-/// A matrix with its tape.
-type TapedMatrix<D> = Taped<(usize, usize), f32, D>;
-
 /// The number of the projector among a network's parts, for its initial weights; the encoder's is 0.
 const PROJECTOR: u64 = 1;
 /// The number of the predictor; terms' own matrices draw from a stream of theirs.
@@ -23,13 +20,16 @@ pub struct Network<D: NetworkDevice> {
     predictor: Option<Box<dyn Head<D>>>,
 }
 
+/// Rows of a head's outputs with their tape.
+pub type Rows<D> = Taped<(usize, usize), f32, D>;
+
 /// What a network makes of a batch.
 #[derive(Debug)]
 pub struct Output<D: Compute> {
     /// The encoder's features h, (B, F), without a tape.
     pub features: Tensor<(usize, usize), f32, D>,
     /// The projector's outputs x, (B, D), with the tape of the whole network in [`Pass::Train`].
-    pub embeddings: TapedMatrix<D>,
+    pub embeddings: Taped<(usize, usize), f32, D>,
 }
 
 /// Features and embeddings of many images, row-major.
@@ -83,7 +83,7 @@ impl<D: NetworkDevice> Network<D> {
         &mut self,
         embeddings: &Tensor<(usize, usize), f32, D>,
         pass: Pass,
-    ) -> Result<Option<TapedMatrix<D>>> {
+    ) -> Result<Option<Rows<D>>> {
         self.predictor.as_mut().map(|p| p.forward(embeddings.retaped(), pass)).transpose()
     }
 
@@ -208,9 +208,9 @@ fn named<D: Compute>(
 /// # Errors
 /// If a gradient has another size than its outputs, or the device fails.
 pub fn backward_with<D: Compute>(
-    embeddings: TapedMatrix<D>,
+    embeddings: Taped<(usize, usize), f32, D>,
     gradient: Vec<f32>,
-    predictions: Option<(TapedMatrix<D>, Vec<f32>)>,
+    predictions: Option<(Rows<D>, Vec<f32>)>,
 ) -> Result<()> {
     let mut sum = surrogate(embeddings, gradient)?;
     if let Some((predictions, gradient)) = predictions {
@@ -223,7 +223,7 @@ pub fn backward_with<D: Compute>(
 
 /// Σ x·G, whose derivative with respect to x is G.
 fn surrogate<D: Compute>(
-    embeddings: TapedMatrix<D>,
+    embeddings: Taped<(usize, usize), f32, D>,
     gradient: Vec<f32>,
 ) -> Result<pauc_traits::Value<f32, D>> {
     let shape = *embeddings.shape();

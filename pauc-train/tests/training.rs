@@ -166,7 +166,7 @@ fn a_running_centre_is_remembered_and_saved() {
 
 #[test]
 fn gradients_of_terms_are_logged_where_steps_are() {
-    let objective = "(term: Alignment(level: Instances)), (term: Uniformity(level: Instances)), (term: VicReg(), from: Epochs(1))";
+    let objective = "(term: Alignment(level: Instances)), (term: Uniformity(level: Instances)), (term: VicReg(), weight: 0.01, from: Epochs(1))";
     let (log, weights) = train(objective, &["train.term_gradients=true"]);
     let at = |log: &Log| log.gradients.iter().map(|g| g.step).collect::<Vec<_>>();
     assert_eq!(at(&log), log.steps.iter().map(|s| s.step).collect::<Vec<_>>());

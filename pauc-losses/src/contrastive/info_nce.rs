@@ -112,7 +112,7 @@ impl InfoNce {
             let all = [first, second].concat();
             let mut graded = fused::in_batch(&all, batch.dim(), tau as f32);
             // The loss depends on Z·Zᵀ/τ alone, so −½ Σ Z·∂L/∂Z is its derivative by ln τ.
-            let along = -0.5 * fused::dot(&all, &graded.gradient);
+            let along = leaf.as_ref().map_or(0.0, |_| -0.5 * fused::dot(&all, &graded.gradient));
             let second = graded.gradient.split_off(batch.size() * batch.dim());
             let mut gradients = vec![(z0, graded.gradient), (z1, second)];
             gradients.extend(leaf.map(|leaf| (leaf, vec![along as f32])));
@@ -139,7 +139,7 @@ impl InfoNce {
             let share = 1.0 / directions.len() as f64;
             value += graded.value * share;
             // It depends on q/τ alone, so −Σ q·∂L/∂q is its derivative by ln τ.
-            along -= fused::dot(&queries, &graded.gradient) * share;
+            along -= leaf.as_ref().map_or(0.0, |_| fused::dot(&queries, &graded.gradient) * share);
             gradients.push((q, graded.gradient.into_iter().map(|g| g * share as f32).collect()));
         }
         gradients.extend(leaf.map(|leaf| (leaf, vec![along as f32])));
