@@ -37,21 +37,21 @@ pub fn measure(
 ) -> Result<Speed> {
     let options = LoaderOptions { threads, ..LoaderOptions::training(batch, 0) };
     let loader = Loader::new(source.clone(), views.clone(), options)?;
-    // Rounds of about a quarter of a second, so that there is a median.
-    let steps = loader.steps_per_epoch().max(1);
+    // Rounds of about a quarter of a second, in which every thread makes some batches, so that there is a median. They
+    // follow each other without a pause: what is prepared ahead in one counts in the next.
     let first = Instant::now();
     loader.batches(0..1).try_for_each(|b| b.map(drop))?;
-    let round = (0.25 / first.elapsed().as_secs_f64().max(1e-6)).clamp(1.0, 10_000.0) as u64;
-    loader.batches(0..round.min(steps)).try_for_each(|b| b.map(drop))?;
+    let fit = (0.25 / first.elapsed().as_secs_f64().max(1e-6)).min(10_000.0) as u64;
+    let round = fit.max(2 * threads.max(1) as u64);
+    let mut batches = loader.batches(0..u64::MAX / 2);
+    let mut one_round =
+        || -> Result<usize> { (&mut batches).take(round as usize).map(|b| Ok(b?.ids.len())).sum() };
+    one_round()?;
     let before = loader.throughput();
-    let (mut rates, mut next, began) = (Vec::new(), 0, Instant::now());
+    let (mut rates, began) = (Vec::new(), Instant::now());
     while rates.is_empty() || began.elapsed() < time {
         let start = Instant::now();
-        let mut images = 0;
-        for made in loader.batches(next..next + round) {
-            images += made?.ids.len();
-        }
-        next += round;
+        let images = one_round()?;
         rates.push(images as f64 / start.elapsed().as_secs_f64().max(1e-9));
     }
     rates.sort_by(f64::total_cmp);
