@@ -68,7 +68,7 @@ fn weights_that_do_not_fit_and_unknown_parts_are_refused() {
     let check = |set: &str| pauc(["check", &recipe.display().to_string(), "--set", set]);
     let wrong = check("frozen=[\"conv1\", \"layr1.0\"]");
     assert_eq!(wrong.code, 2, "{}", wrong.stderr);
-    assert!(wrong.stderr.contains("error[E0216]") && wrong.stderr.contains("`layr1.0`"), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("error[E0218]") && wrong.stderr.contains("`layr1.0`"), "{}", wrong.stderr);
     assert!(wrong.stderr.contains("did you mean"), "{}", wrong.stderr);
     let missing =
         pauc(["run", &recipe.display().to_string(), "--set", "encoder_weights=(path: \"no.safetensors\")"]);

@@ -62,14 +62,14 @@ codes! {
     "The views do not fix the size of the images. Begin them with `RandomResizedCrop(size: 32)`, or with `Resize` and `CenterCrop`."
     "E0214" "the data cannot be opened"
     "The data named by the recipe is missing or damaged, so that rules that need its size were not checked. `check` warns; `run` stops with exit code 4."
-    "E0216" "a frozen part that the encoder does not have"
-    "`frozen` names parameters of the encoder, or what they belong to: `\"conv1\"` freezes `conv1.weight`, `\"layer1\"` everything below it. `pauc-cli explain recipe.ron` lists the layers."
     "E0215" "an accuracy probe has no test split"
     "kNN and linear probes train on the training split and are scored on the test split; this dataset has none."
     "E0216" "the predictor does not fit"
     "Predictions are compared with keys, which are the projector's outputs: both have one width. A predictor that no term reads is a warning; terms such as `CosinePrediction` read predictions."
     "E0217" "the parts of a batch do not fit it"
     "`train.micro_batch` says how many images of a batch pass through the network at once. A batch is cut into parts of this size, and with batch normalisation each part is normalised by its own mean and variance, as in data-parallel training: then a batch in parts is not the same as the whole batch."
+    "E0218" "a frozen part that the encoder does not have"
+    "`frozen` names parameters of the encoder, or what they belong to: `\"conv1\"` freezes `conv1.weight`, `\"layer1\"` everything below it. `pauc-cli explain recipe.ron` lists the layers."
 }
 
 /// All codes: those of reading, of rules across fields, and of terms' own rules.

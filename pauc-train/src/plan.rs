@@ -202,7 +202,7 @@ impl Plan {
                     }
                 };
                 let (text, path) = (&plan.source.text, format!("frozen[{i}]"));
-                let d = Diagnostic::at(Severity::Error, "E0216", text, &path, message, help);
+                let d = Diagnostic::at(Severity::Error, "E0218", text, &path, message, help);
                 return Err(PlanError::Recipe(Diagnostics { all: vec![d], ..plan.warnings }));
             }
         }
