@@ -215,7 +215,7 @@ pub fn in_batch(z: &[f32], dim: usize, temperature: f32) -> Graded {
         gemm((out.len() / n, n, dim), scale, (block, row_major), (z, transposed), 0.0, (out, wide));
     };
     let keep = n * n <= KEPT;
-    let mut kept = Scratch::of(if keep { n * n } else { 0 });
+    let mut kept = vec![0.0; if keep { n * n } else { 0 }];
     // Of each row: its loss, log Σ exp of all candidates, and the probability of its negatives.
     let measure = |(block, out): (usize, &mut [f32])| -> Vec<(f64, f32, f64)> {
         let first = block * BLOCK;
@@ -238,7 +238,7 @@ pub fn in_batch(z: &[f32], dim: usize, temperature: f32) -> Graded {
     let blocks = n.div_ceil(BLOCK);
     let rows_of = |block: usize| BLOCK.min(n - block * BLOCK);
     let stats: Vec<Vec<(f64, f32, f64)>> = if keep {
-        kept.0.par_chunks_mut(BLOCK * n).with_max_len(1).enumerate().map(measure).collect()
+        kept.par_chunks_mut(BLOCK * n).with_max_len(1).enumerate().map(measure).collect()
     } else {
         let fresh = |block| measure((block, &mut vec![0.0; rows_of(block) * n]));
         (0..blocks).into_par_iter().with_max_len(1).map(fresh).collect()
@@ -261,7 +261,7 @@ pub fn in_batch(z: &[f32], dim: usize, temperature: f32) -> Graded {
     let mut gradient = vec![0.0; n * dim];
     let gradients = gradient.par_chunks_mut(BLOCK * dim).with_max_len(1);
     if keep {
-        gradients.zip(kept.0.par_chunks_mut(BLOCK * n)).enumerate().for_each(pull);
+        gradients.zip(kept.par_chunks_mut(BLOCK * n)).enumerate().for_each(pull);
     } else {
         gradients.enumerate().for_each(|(block, gradient)| {
             let mut weights = vec![0.0; rows_of(block) * n];
@@ -270,28 +270,6 @@ pub fn in_batch(z: &[f32], dim: usize, temperature: f32) -> Graded {
         });
     }
     Graded { value: stats.iter().map(|s| s.0).sum::<f64>() / n.max(1) as f64, gradient }
-}
-
-/// A buffer with any content, taken from the thread's last one: fresh pages cost as much as a pass over the logits.
-struct Scratch(Vec<f32>);
-
-thread_local! {
-    static LAST: std::cell::Cell<Vec<f32>> = const { std::cell::Cell::new(Vec::new()) };
-}
-
-impl Scratch {
-    fn of(len: usize) -> Self {
-        let mut values = LAST.take();
-        values.resize(len.max(values.len()), 0.0);
-        values.truncate(len);
-        Scratch(values)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        LAST.set(std::mem::take(&mut self.0));
-    }
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
