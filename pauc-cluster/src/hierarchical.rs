@@ -4,7 +4,7 @@ use crate::HostClusterer;
 use crate::host::enough;
 use crate::lloyd::{Lloyd, members, report};
 use crate::seeding::{Init, gather};
-use pauc_kernels::distance::squared_distance;
+use pauc_kernels::distance::{Packed, nearest};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::Rows;
 use pauc_traits::rng::{Purpose, stream};
@@ -27,6 +27,9 @@ component! {
         pub iterations: Count = Count::lit(20),
         /// How centroids are first chosen: KMeansPlusPlus or Random.
         pub init: Init = Init::KMeansPlusPlus,
+        /// Divides a prototype by k-means on so many of its samples a child, drawn at random; then assigns all. Saves most
+        /// where children are few and samples many.
+        pub max_points_per_centroid: Option<Count> = None,
         /// When the first clustering happens.
         pub start: Span = Span::epochs(2),
         /// How long a clustering is kept.
@@ -84,17 +87,32 @@ impl HierarchicalKMeans {
                 if parent_count == 1 { Cow::Borrowed(rows.data) } else { Cow::Owned(gather(rows, own)) };
             let inside = Rows::new(&data, dim);
             let random = |what: u64| {
-                stream(context.seed, Purpose::Cluster, context.epoch, level, 2 * parent as u64 + what)
+                // The third stream stands apart, so that the first two are those of a fit on all samples.
+                let view = if what < 2 { 2 * parent as u64 + what } else { (1 << 40) + parent as u64 };
+                stream(context.seed, Purpose::Cluster, context.epoch, level, view)
             };
-            let start = gather(inside, &self.init.choose(inside, share, &mut random(0)));
             let lloyd = Lloyd { iterations: self.iterations.get(), spherical: false, tolerance: 0.0 };
-            let fit = lloyd.run(inside, start, &mut random(1));
+            let most =
+                self.max_points_per_centroid.map_or(usize::MAX, |most| most.get().saturating_mul(share));
+            let sampled = (most < own.len()).then(|| {
+                let mut chosen = rand::seq::index::sample(&mut random(2), own.len(), most).into_vec();
+                chosen.sort_unstable();
+                chosen.iter().flat_map(|i| inside.row(*i)).copied().collect::<Vec<f32>>()
+            });
+            let fitted = sampled.as_deref().map_or(inside, |data| Rows::new(data, dim));
+            let start = gather(fitted, &self.init.choose(fitted, share, &mut random(0)));
+            let mut fit = lloyd.run(fitted, start, &mut random(1));
+            if sampled.is_some() {
+                let n = own.len();
+                (fit.index, fit.square) = (vec![0; n], vec![0.0; n]);
+                let packed = Packed::new(&fit.centroids, dim);
+                nearest(inside.data, &packed, &mut fit.index, &mut fit.square);
+            }
             let first = (centroids.len() / dim) as u32;
             for (i, child) in own.iter().zip(&fit.index) {
                 index[*i as usize] = first + child;
-                let centroid = &fit.centroids[*child as usize * dim..][..dim];
-                objective += squared_distance(rows.row(*i as usize), centroid) as f64;
             }
+            objective += fit.square.iter().map(|s| *s as f64).sum::<f64>();
             centroids.extend(fit.centroids);
             splits += fit.splits.iter().sum::<usize>();
         }
@@ -134,6 +152,7 @@ mod tests {
             k: k.iter().map(|k| Count::try_from(*k).unwrap()).collect(),
             iterations: Count::lit(30),
             init: Init::KMeansPlusPlus,
+            max_points_per_centroid: None,
             start: Span::epochs(0),
             every: Span::epochs(1),
         }
@@ -179,6 +198,20 @@ mod tests {
                 .sum();
             assert!((total - level.report.objective[0]).abs() < 1e-4 * (1.0 + total));
         }
+    }
+
+    #[test]
+    fn a_fit_on_a_part_comes_close_and_assigns_all_to_the_nearest_child() {
+        let data = nested();
+        let rows = Rows::new(&data, 2);
+        let whole = configured(&[3, 12]).fit_rows(rows, CONTEXT).unwrap();
+        let most = Some(Count::lit(8));
+        let part = HierarchicalKMeans { max_points_per_centroid: most, ..configured(&[3, 12]) };
+        let part = part.fit_rows(rows, CONTEXT).unwrap();
+        let objective = |levels: &[Clustering]| levels[1].report.objective[0];
+        assert!(objective(&part) < 1.5 * objective(&whole), "{} for {}", objective(&part), objective(&whole));
+        assert_ne!(part[1].centroids, whole[1].centroids);
+        assert!(part[1].assignments.len() == 240 && part[1].report.empty == 0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Where k-means starts.
 
-use pauc_kernels::distance::{Packed, nearest, squared_distance};
+use pauc_kernels::distance::{Packed, lower_to, nearest, squared_distance};
 use pauc_traits::probe::Rows;
 use pauc_traits::rng::Stream;
 use rand::Rng;
@@ -18,6 +18,8 @@ pub enum Init {
 
 /// Candidates that one pass over the rows can take in.
 const BATCH: usize = 256;
+/// Centroids of which distances are computed one by one.
+const FEW: usize = 16;
 
 impl Init {
     /// k distinct rows. `k` must not exceed the number of rows.
@@ -48,7 +50,7 @@ pub fn gather(rows: Rows<'_>, chosen: &[u32]) -> Vec<f32> {
 fn plus_plus(rows: Rows<'_>, k: usize, rng: &mut Stream, draws: impl Fn(usize) -> usize) -> Vec<u32> {
     let n = rows.rows;
     let (mut weight, mut taken) = (vec![f32::INFINITY; n], vec![false; n]);
-    let (mut index, mut square) = (vec![0u32; n], vec![0.0f32; n]);
+    let (mut index, mut square, mut cumulative) = (vec![0u32; n], vec![0.0f32; n], vec![0.0f64; n]);
     let mut chosen: Vec<u32> = Vec::with_capacity(k);
     let mut batch: Vec<u32> = vec![rng.gen_range(0..n) as u32];
     loop {
@@ -58,13 +60,17 @@ fn plus_plus(rows: Rows<'_>, k: usize, rng: &mut Stream, draws: impl Fn(usize) -
             return chosen;
         }
         let centroids = gather(rows, &batch);
-        nearest(rows.data, &Packed::new(&centroids, rows.cols), &mut index, &mut square);
-        let mut cumulative = Vec::with_capacity(n);
+        if batch.len() <= FEW {
+            lower_to(rows.data, &centroids, rows.cols, &mut weight);
+        } else {
+            nearest(rows.data, &Packed::new(&centroids, rows.cols), &mut index, &mut square);
+            weight.iter_mut().zip(&square).for_each(|(weight, square)| *weight = weight.min(*square));
+        }
+        batch.iter().for_each(|i| weight[*i as usize] = 0.0);
         let mut total = 0.0f64;
-        for ((weight, square), taken) in weight.iter_mut().zip(&square).zip(&taken) {
-            *weight = if *taken { 0.0 } else { weight.min(*square) };
+        for (weight, cumulative) in weight.iter().zip(&mut cumulative) {
             total += *weight as f64;
-            cumulative.push(total);
+            *cumulative = total;
         }
         batch.clear();
         if total == 0.0 {

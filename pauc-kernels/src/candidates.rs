@@ -402,7 +402,7 @@ fn products(tile: &[i32], panel: &[u8], start: [i32; ROWS]) -> [[__m512i; 4]; RO
 /// a·b, or ‖a − b‖², in sixteen lanes as [`crate::distance`] sums them.
 #[inline]
 #[target_feature(enable = "avx512f,avx2,fma")]
-fn in_lanes<const DIFFERENCE: bool>(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn in_lanes<const DIFFERENCE: bool>(a: &[f32], b: &[f32]) -> f32 {
     let ((a, rest_a), (b, rest_b)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
     let mut sum = _mm512_setzero_ps();
     for (a, b) in a.iter().zip(b) {

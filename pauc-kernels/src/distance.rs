@@ -364,6 +364,55 @@ pub fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
     squared_distance_as::<{ cfg!(target_arch = "aarch64") }>(a, b)
 }
 
+/// Lowers each row's `square` to the squared distance to the nearest of a few centroids, where that is lower.
+///
+/// Runs on the current rayon pool; quicker than [`nearest`] for up to sixteen centroids or so.
+///
+/// # Shapes
+/// rows N×D, centroids K×D, square N
+///
+/// # Panics
+/// If the lengths disagree.
+pub fn lower_to(rows: &[f32], centroids: &[f32], dim: usize, square: &mut [f32]) {
+    assert!(rows.len() == square.len() * dim && centroids.len().is_multiple_of(dim), "rows of {dim}");
+    let isa = Isa::detect();
+    let parts = rows.par_chunks(TASK * dim).zip(square.par_chunks_mut(TASK));
+    parts.for_each(|(rows, square)| match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has AVX-512.
+        Isa::Avx512 => unsafe { lower_avx512(rows, centroids, dim, square) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has AVX2 and FMA.
+        Isa::Avx2 => unsafe { lower_avx2(rows, centroids, dim, square) },
+        Isa::Portable => lower_plain::<{ cfg!(target_arch = "aarch64") }>(rows, centroids, dim, square),
+    });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma")]
+fn lower_avx512(rows: &[f32], centroids: &[f32], dim: usize, square: &mut [f32]) {
+    for (x, square) in rows.chunks_exact(dim).zip(square) {
+        for c in centroids.chunks_exact(dim) {
+            *square = square.min(crate::candidates::in_lanes::<true>(x, c));
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn lower_avx2(rows: &[f32], centroids: &[f32], dim: usize, square: &mut [f32]) {
+    lower_plain::<true>(rows, centroids, dim, square);
+}
+
+#[inline(always)]
+fn lower_plain<const FMA: bool>(rows: &[f32], centroids: &[f32], dim: usize, square: &mut [f32]) {
+    for (x, square) in rows.chunks_exact(dim).zip(square) {
+        for c in centroids.chunks_exact(dim) {
+            *square = square.min(squared_distance_as::<FMA>(x, c));
+        }
+    }
+}
+
 /// a·b, summed in sixteen lanes.
 ///
 /// # Panics
@@ -546,6 +595,20 @@ mod tests {
         let (mut index, mut square) = ([7; 3], [0.0; 3]);
         nearest(&[1e30, -1e30, 0.0], &Packed::new(&[1e30, -1e30], 1), &mut index, &mut square);
         assert!(index.iter().all(|i| *i < 2));
+    }
+
+    #[test]
+    fn squares_are_lowered_to_those_of_the_nearest() {
+        let (n, d) = (TASK + 7, 21);
+        let (x, c) = (values(n * d, 8, 0.0), values(5 * d, 9, 0.0));
+        let mut square = vec![f32::INFINITY; n];
+        square[3] = 0.01;
+        lower_to(&x, &c, d, &mut square);
+        for (i, square) in square.iter().enumerate() {
+            let all = c.chunks_exact(d).map(|c| exact(&x[i * d..][..d], c));
+            let want = all.fold(if i == 3 { 0.01f32 as f64 } else { f64::INFINITY }, f64::min);
+            assert!((*square as f64 - want).abs() < 1e-5 * (1.0 + want), "row {i}: {square} for {want}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub fn contact_sheet(png: &[u8], prototypes: &Prototypes) -> Option<Figure> {
     );
     text(&mut svg, (2.0, 14.0), "title", title);
     let note = format!(
-        "{} of {} prototypes, one a row, from the largest to the smallest; nearest image first",
+        "{} of {} prototypes, one a row, by size; nearest image first",
         prototypes.shown.len(),
         prototypes.shown_of
     );

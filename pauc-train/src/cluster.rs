@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::Instant;
 
 /// Samples that enter the metrics which look at pairs of samples; of more, as many at even distances are taken.
-pub const MOST_MEASURED: usize = 20_000;
+pub const MOST_MEASURED: usize = 10_000;
 /// Samples of which the silhouette is taken, drawn at random.
 const MOST_IN_SILHOUETTE: usize = 2000;
 
