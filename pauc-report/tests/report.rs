@@ -55,7 +55,7 @@ fn the_verdict_has_the_numbers_of_the_log() {
 fn every_open_tag_of_every_figure_is_closed_in_order() {
     let (dir, _) = page();
     let files = write_figures(dir.path()).unwrap();
-    assert_eq!(files.len(), 22, "{files:?}");
+    assert_eq!(files.len(), 23, "{files:?}");
     for file in files {
         let svg = std::fs::read_to_string(&file).unwrap();
         assert!(svg.starts_with("<svg") && svg.contains("--c0:"), "{}", file.display());
