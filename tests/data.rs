@@ -150,3 +150,14 @@ fn a_run_lists_what_it_left_out() {
     let out = run(&recipe(""));
     assert!(out.code == 4 && out.stderr.contains("cat/03.png"), "{}", out.stderr);
 }
+
+#[test]
+fn fetch_knows_its_sets_or_says_how_to_get_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().to_str().unwrap();
+    let out = pauc(["data", "fetch", "Cifar11", "--root", root]);
+    assert_eq!(out.code, 2, "{}", out.stderr);
+    let says = if cfg!(feature = "download") { "did you mean `Cifar10`?" } else { "--features download" };
+    assert!(out.stderr.contains(says) && out.stderr.trim().lines().count() == 1, "{}", out.stderr);
+    assert_eq!(std::fs::read_dir(root).unwrap().count(), 0);
+}

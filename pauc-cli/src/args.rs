@@ -281,6 +281,12 @@ pub struct ReportArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
+    /// Fetch a standard dataset from where its authors keep it. Needs a binary with the feature `download`.
+    ///
+    /// What an interruption left behind is continued; files have their names only once their checksums are right.
+    ///
+    /// Example: pauc-cli data fetch Cifar10 --root data/cifar10
+    Fetch(FetchArgs),
     /// Read every image; with an index, compare with it. Exit code 4 if one cannot be read or anything changed.
     ///
     /// Example: pauc-cli data verify 'ImageFolder(root: "photos")'
@@ -314,6 +320,18 @@ pub struct DataArgs {
     pub what: String,
     #[command(flatten)]
     pub change: RecipeArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct FetchArgs {
+    /// The dataset: Mnist, FashionMnist, Cifar10, Cifar100 or Stl10.
+    pub name: String,
+    /// The folder to put it into.
+    #[arg(long, value_name = "DIR")]
+    pub root: PathBuf,
+    /// The folder on another server that has the same files.
+    #[arg(long, value_name = "URL")]
+    pub from: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]

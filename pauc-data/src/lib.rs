@@ -5,6 +5,7 @@
 //! | [`datasets`] | datasets, one file each |
 //! | [`memory`], [`decode`] | images in memory, picture files to pixels |
 //! | [`disk_cache`], [`atomic`] | decoded pictures on disk, files that are there whole or not at all |
+//! | `fetch` | standard datasets from where their authors keep them (feature `download`) |
 //! | [`views`] | augmentations, one file each |
 //! | [`pixels`] | what they do to pixels |
 //! | [`pipeline`] | a recipe's views, from an image to normalised numbers |
@@ -17,6 +18,8 @@ pub mod contact_sheet;
 pub mod datasets;
 pub mod decode;
 pub mod disk_cache;
+#[cfg(feature = "download")]
+pub mod fetch;
 pub mod interval;
 pub mod loader;
 pub mod memory;

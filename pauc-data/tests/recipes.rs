@@ -8,7 +8,8 @@ use pauc_traits::registry::kind;
 
 #[test]
 fn every_component_is_read_and_written_back() {
-    let datasets = [
+    #[cfg_attr(not(feature = "parquet"), allow(unused_mut))]
+    let mut datasets = vec![
         "Cifar10(root:\"data/cifar\")",
         "Cifar100(root:\"data/cifar\",labels:Coarse)",
         "FashionMini()",
@@ -45,7 +46,9 @@ fn every_component_is_read_and_written_back() {
         "Solarize(p:0.2,threshold:128)",
         "VerticalFlip(p:0.5)",
     ];
-    for text in datasets {
+    #[cfg(feature = "parquet")]
+    datasets.insert(9, "Parquet(root:\"x\",image:None,label:None,test_fraction:0.1,encoded_limit:4096,on_error:Fail,shorter_side:None,background:(255,255,255),cache:2048,disk_cache:None,pixel_limit:50000000)");
+    for text in &datasets {
         let dataset = Configured::<kind::Dataset>::parse(text).unwrap();
         assert_eq!(
             options().to_string(&dataset).unwrap(),

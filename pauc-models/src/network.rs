@@ -2,7 +2,7 @@
 
 use crate::device::NetworkDevice;
 use crate::heads::{Head, HeadConfig};
-use dfdx::prelude::{HasShape, NoneTape, Tensor, TryMul};
+use dfdx::prelude::{Axis, HasShape, NoneTape, Tensor, TryConcatAlong, TryMul};
 use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::{Compute, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped, ops};
 
@@ -16,6 +16,8 @@ pub struct Network<D: NetworkDevice> {
     device: D,
     input: ImageShape,
     encoder: Box<dyn Encoder<D>>,
+    /// The encoder for images of other sizes, made when the first of them come.
+    resized: Vec<(ImageShape, Box<dyn Encoder<D>>)>,
     projector: Box<dyn Head<D>>,
     predictor: Option<Box<dyn Head<D>>>,
 }
@@ -55,7 +57,14 @@ impl<D: NetworkDevice> Network<D> {
     ) -> Result<Self> {
         let encoder = encoder.build(device, input, seed)?;
         let projector = device.head(projector, encoder.feature_dim(), seed, PROJECTOR)?;
-        Ok(Network { device: device.clone(), input, encoder, projector, predictor: None })
+        Ok(Network {
+            device: device.clone(),
+            input,
+            encoder,
+            resized: Vec::new(),
+            projector,
+            predictor: None,
+        })
     }
 
     /// The same network with a predictor behind the projector, as BYOL and SimSiam have it.
@@ -113,6 +122,42 @@ impl<D: NetworkDevice> Network<D> {
         let features = self.encoder.forward(images, pass)?;
         let constant = features.retaped::<NoneTape>();
         Ok(Output { features: constant, embeddings: self.projector.forward(features, pass)? })
+    }
+
+    /// The features and embeddings of images of one size after those of another, which the projector sees as one batch.
+    ///
+    /// # Shapes
+    /// images (Bᵢ, Hᵢ, Wᵢ, C), at least one such batch → features (ΣBᵢ, F), embeddings (ΣBᵢ, D)
+    ///
+    /// # Errors
+    /// If the encoder cannot take a size, or the device fails.
+    pub fn forward_sizes(&mut self, batches: Vec<Images<D>>, pass: Pass) -> Result<Output<D>> {
+        let mut all: Option<Rows<D>> = None;
+        for images in batches {
+            let (_, height, width, channels) = *images.shape();
+            let features = self.encoder_for(ImageShape { height, width, channels })?.forward(images, pass)?;
+            all = Some(match all {
+                None => features,
+                Some(before) => (before, features).try_concat_along(Axis::<0>).map_err(Error::device)?,
+            });
+        }
+        let features = all.ok_or_else(|| Error::shape("network", "there are no images"))?;
+        let constant = features.retaped::<NoneTape>();
+        Ok(Output { features: constant, embeddings: self.projector.forward(features, pass)? })
+    }
+
+    fn encoder_for(&mut self, shape: ImageShape) -> Result<&mut dyn Encoder<D>> {
+        if shape == self.input {
+            return Ok(&mut *self.encoder);
+        }
+        let at = match self.resized.iter().position(|r| r.0 == shape) {
+            Some(at) => at,
+            None => {
+                self.resized.push((shape, self.encoder.resized(shape)?));
+                self.resized.len() - 1
+            }
+        };
+        Ok(&mut *self.resized[at].1)
     }
 
     /// The features and embeddings of any number of images in evaluation mode, `chunk` of them at a time.
@@ -178,6 +223,7 @@ impl<D: NetworkDevice> Network<D> {
             device: self.device.clone(),
             input: self.input,
             encoder: self.encoder.duplicate()?,
+            resized: Vec::new(),
             projector: self.projector.duplicate()?,
             predictor: None,
         })

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`knn`] | [`Knn`]: exact cosine k-nearest-neighbour classification |
 //! | [`linear`] | [`Linear`]: multinomial logistic regression on frozen features |
+//! | [`low_shot`] | [`LowShot`]: the two with few labels |
 //! | [`coagulation`] | [`Coagulation`]: the state of the prototypes, for each level of the clustering |
 //! | [`rank`] | [`Rank`]: RankMe and the spread of the embeddings, which show dimensional collapse |
 //! | [`pca`] | [`pca2`]: a picture of the embeddings in two dimensions |
@@ -16,6 +17,7 @@ pub mod coagulation;
 pub mod knn;
 pub mod lbfgs;
 pub mod linear;
+pub mod low_shot;
 pub mod pca;
 pub mod rank;
 pub mod spectrum;
@@ -23,6 +25,7 @@ pub mod spectrum;
 pub use coagulation::Coagulation;
 pub use knn::{Knn, knn_accuracy};
 pub use linear::{Linear, LinearOptions, LinearProbe, linear_probe};
+pub use low_shot::LowShot;
 pub use pca::{Pca2, pca2};
 pub use rank::{Rank, rank_me};
 

@@ -192,9 +192,9 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// The shape that every view and the evaluation view give, if the recipe's views agree on one.
-    pub fn view_shape(&mut self, splits: &Splits) -> Option<ImageShape> {
-        let mut common: Option<ImageShape> = None;
+    /// The shapes that the recipe's views give, each once; the first is that of the first view and of evaluation.
+    pub fn view_shapes(&mut self, splits: &Splits) -> Option<Vec<ImageShape>> {
+        let mut shapes: Vec<ImageShape> = Vec::new();
         for (i, spec) in self.recipe.views.iter().enumerate() {
             let mut shape = splits.train.shape();
             for (j, op) in spec.ops.iter().enumerate() {
@@ -216,33 +216,50 @@ impl<'a> Checker<'a> {
                 );
                 return None;
             };
-            if let Some(first) = common.filter(|c| *c != shape) {
+            if let Some(first) = shapes.first().filter(|f| f.channels != shape.channels) {
                 let message = format!("these views are {shape}, the first are {first}");
-                self.error("E0213", &format!("views[{i}]"), message, "give all views one size");
+                self.error("E0213", &format!("views[{i}]"), message, "give all views the same channels");
                 return None;
             }
-            common = Some(shape);
+            if !shapes.contains(&shape) {
+                shapes.push(shape);
+            }
         }
-        if common.is_none() {
+        if shapes.is_empty() {
             self.error(
                 "E0209",
                 "views",
                 "the recipe makes no views".into(),
                 "write `views: [(count: 2, ops: […])]`",
             );
+            return None;
         }
-        common
+        Some(shapes)
     }
 
-    /// Whether the encoder can be built for the views, by building it.
-    pub fn encoder<D: NetworkDevice>(&mut self, device: &D, shape: ImageShape) -> Option<usize> {
-        match D::encoder(&*self.recipe.encoder.value).build(device, shape, 0) {
-            Ok(encoder) => Some(encoder.feature_dim()),
+    /// Whether the encoder can be built for views of these shapes, by building it; the width of its features.
+    pub fn encoder<D: NetworkDevice>(&mut self, device: &D, shapes: &[ImageShape]) -> Option<usize> {
+        let (first, others) = shapes.split_first()?;
+        let encoder = match D::encoder(&*self.recipe.encoder.value).build(device, *first, 0) {
+            Ok(encoder) => encoder,
             Err(e) => {
-                self.error("E0208", "encoder", format!("views of {shape}: {e}"), "");
-                None
+                self.error("E0208", "encoder", format!("views of {first}: {e}"), "");
+                return None;
+            }
+        };
+        for shape in others {
+            if let Err(e) = encoder.resized(*shape) {
+                let message = format!("views of {first} and of {shape}: {e}");
+                self.error(
+                    "E0208",
+                    "encoder",
+                    message,
+                    "give all views one size, or use a convolutional encoder",
+                );
+                return None;
             }
         }
+        Some(encoder.feature_dim())
     }
 }
 

@@ -333,16 +333,25 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         let plan = self.plan;
         let recipe = &plan.recipe;
         let b = data.ids.len();
-        let shape = plan.shape;
-        let reads = Reads::at(&plan.objective, &clock, self.momentum.is_some(), self.queue.is_some());
+        let mut reads = Reads::at(&plan.objective, &clock, self.momentum.is_some(), self.queue.is_some());
         let device = self.device.clone();
-        // The samples of a part, in all views that a branch reads, as one batch.
-        let images = |views: &[usize], part: &Range<usize>| {
-            let mut pixels = Vec::with_capacity(views.len() * part.len() * shape.len());
-            let span = part.start * shape.len()..part.end * shape.len();
-            views.iter().for_each(|v| pixels.extend_from_slice(&data.views[*v][span.clone()]));
-            let count = views.len() * part.len();
-            ops::constant(&device, pixels, (count, shape.height, shape.width, shape.channels))
+        let newest_view = reads.momentum.last().copied();
+        // Views of one size pass through the encoder together.
+        let size = |v: usize| plan.views.shape(v);
+        let first_of_size = |v: &usize| (0..*v).find(|o| size(*o) == size(*v)).unwrap_or(*v);
+        reads.online.sort_by_key(first_of_size);
+        reads.momentum.sort_by_key(first_of_size);
+        // The samples of a part, in all views that a branch reads, as one batch a size.
+        let images = |views: &[usize], part: &Range<usize>| -> Vec<_> {
+            let batch = |views: &[usize]| {
+                let shape = size(views[0]);
+                let mut pixels = Vec::with_capacity(views.len() * part.len() * shape.len());
+                let span = part.start * shape.len()..part.end * shape.len();
+                views.iter().for_each(|v| pixels.extend_from_slice(&data.views[*v][span.clone()]));
+                let count = views.len() * part.len();
+                ops::constant(&device, pixels, (count, shape.height, shape.width, shape.channels))
+            };
+            views.chunk_by(|a, b| size(*a) == size(*b)).map(batch).collect()
         };
         let parts = parts(b, recipe.train.micro_batch.map_or(b, |m| m.get()));
         let dim = self.network.embedding_dim();
@@ -379,15 +388,15 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         let mut keys = Vec::new();
         let mut newest = Vec::new();
         if let Some(momentum) = &mut self.momentum
-            && let Some(last) = reads.momentum.last()
+            && let Some(last) = newest_view
         {
             let _stage = span("keys");
             let mut found = ByView::new(&data, &reads.momentum, b * dim);
             for part in &parts {
-                let output = momentum.forward(images(&reads.momentum, part), Pass::Momentum)?;
+                let output = momentum.forward_sizes(images(&reads.momentum, part), Pass::Momentum)?;
                 found.put(&reads.momentum, &output.embeddings.as_vec(), part, dim);
             }
-            newest = found.0[*last].clone().unwrap_or_default();
+            newest = found.0[last].clone().unwrap_or_default();
             keys = matrices(found);
         }
 
@@ -485,11 +494,11 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
     /// A pass of the online network with the statistics of the batch; [`Pass::Momentum`] records no tape.
     fn online(
         &mut self,
-        images: pauc_traits::encoder::Images<D>,
+        images: Vec<pauc_traits::encoder::Images<D>>,
         predict: bool,
         pass: Pass,
     ) -> Result<Branch<D>> {
-        let embeddings = self.network.forward(images, pass)?.embeddings;
+        let embeddings = self.network.forward_sizes(images, pass)?.embeddings;
         let plain = embeddings.retaped::<dfdx::prelude::NoneTape>();
         let predictions = if predict { self.network.predict(&plain, pass)? } else { None };
         Ok(Branch { embeddings, predictions })

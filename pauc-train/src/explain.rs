@@ -95,7 +95,9 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
     let h = &plan.horizon;
     let _ = writeln!(out, "run        {}-{} seed {}", &*r.name, plan.hash, r.train.seed);
     let _ = writeln!(out, "data       {}", plan.splits.description);
-    let _ = writeln!(out, "views      {} of {} per image", r.view_count(), plan.shape);
+    let shapes: Vec<_> = (0..plan.views.len()).map(|v| plan.views.shape(v)).collect();
+    let groups = shapes.chunk_by(|a, b| a == b).map(|g| format!("{} of {}", g.len(), g[0]));
+    let _ = writeln!(out, "views      {} per image", groups.collect::<Vec<_>>().join(" and "));
     let _ = writeln!(
         out,
         "length     {} epochs of {} steps of {} images = {} steps",

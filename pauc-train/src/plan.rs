@@ -25,7 +25,7 @@ pub struct Plan {
     pub hash: String,
     /// The opened data.
     pub splits: Splits,
-    /// The shape of the images that reach the encoder.
+    /// The shape of the first view and of the evaluation view; further views may have others.
     pub shape: ImageShape,
     /// The random views of training.
     pub views: ViewPipeline,
@@ -90,8 +90,9 @@ impl Plan {
         let steps_per_epoch = (samples / recipe.train.batch.get()) as u64;
         let horizon =
             Horizon { steps_per_epoch, total_steps: steps_per_epoch * recipe.train.epochs.get() as u64 };
-        let shape = checker.view_shape(&splits);
-        let network = shape.and_then(|shape| checker.encoder(device, shape).map(|width| (shape, width)));
+        let shapes = checker.view_shapes(&splits);
+        let network =
+            shapes.and_then(|shapes| checker.encoder(device, &shapes).map(|width| (shapes[0], width)));
         let dim = network.and_then(|(_, width)| match device.head(&recipe.projector, width, 0, 0) {
             Ok(head) => Some(head.output_dim()),
             Err(e) => {

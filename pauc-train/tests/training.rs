@@ -178,3 +178,83 @@ fn gradients_of_terms_are_logged_where_steps_are() {
     let (quiet, same) = train(objective, &[]);
     assert!(quiet.gradients.is_empty() && same == weights);
 }
+
+/// Small crops beside large ones, as SwAV makes them: they are learnt from, whole and in parts.
+#[test]
+fn views_of_two_sizes_train_together() {
+    let text = PLAIN
+        .replace("(count: 2, ops: [RandomResizedCrop(size: 12)])", "CROPS")
+        .replace(
+            "CROPS",
+            "(count: 2, ops: [MultiCrop(size: 12, crop: Global)]), (count: 4, ops: [MultiCrop(size: 8, crop: Local)])",
+        )
+        .replace("MlpEncoder(dims: [24, 16])", "ConvNet(channels: [8, 16])")
+        .replace("OBJECTIVE", "(term: SwappedAssignment(prototypes: 8, local_views: 4))");
+    let small = plan(&text, &[]);
+    assert_eq!(
+        (small.shape.height, small.views.shape(5).height, small.evaluation.shape(0).height),
+        (12, 8, 12)
+    );
+    let run = |plan: &Plan| {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir::of(folder.path(), "small", "0", 0);
+        dir.create().unwrap();
+        let mut engine = Engine::new(&Cpu::default(), plan).unwrap();
+        let mut log = Log::default();
+        engine.train(&dir, None, &mut log).unwrap();
+        log.steps
+    };
+    let long = ["train.epochs=30", "optimizer=Sgd(lr: 0.5)", "train.log_every=1"];
+    let steps = run(&plan(&text, &long));
+    let mean = |s: &[Step]| s.iter().map(|s| s.loss).sum::<f64>() / s.len() as f64;
+    let (start, end) = (mean(&steps[..8]), mean(&steps[steps.len() - 8..]));
+    assert!(start.is_finite() && end < start - 0.1, "from {start} to {end}");
+    // The small crops are looked at: without them, the loss is another one from the first step on.
+    let without = run(&plan(&text.replace("local_views: 4", "local_views: 0"), &long));
+    assert!((without[0].loss - steps[0].loss).abs() > 1e-4);
+    // Encoders whose parameters depend on the size say so before anything is trained.
+    let fixed = text.replace("ConvNet(channels: [8, 16])", "MlpEncoder(dims: [24])");
+    let (recipe, source) = Recipe::parse("test", &fixed, &[]).unwrap();
+    let Err(e) = Plan::new(&Cpu::default(), recipe, source, &Place { base: ".".into() }) else {
+        panic!("an MLP takes one size")
+    };
+    let pauc_train::plan::PlanError::Recipe(found) = e else { panic!("{e}") };
+    let text = found.render(false);
+    assert!(text.contains("E0208") && text.contains("8×8×3"), "{text}");
+}
+
+/// A network for images of another size is the same network: it makes of them what one built for them makes.
+#[test]
+fn resized_encoders_share_their_parameters() {
+    use pauc_traits::open_set::options;
+    use pauc_traits::{ImageShape, Pass, ops, registry::kind};
+    let device = Cpu::default();
+    for text in [
+        "ConvNet(channels: [8, 16])",
+        "ResNet18(stem: Small, width: 8)",
+        "ResNet18(stem: ImageNet, width: 8)",
+    ] {
+        let config: pauc_traits::Configured<kind::Encoder> = options().from_str(text).unwrap();
+        let config = <Cpu as pauc_traits::Compute>::encoder(&*config.value);
+        let shape = |side| ImageShape { height: side, width: side, channels: 3 };
+        let images = || {
+            let pixels: Vec<f32> = (0..2 * 24 * 24 * 3).map(|i| (i as f32 * 0.37).sin()).collect();
+            ops::constant(&device, pixels, (2, 24, 24, 3))
+        };
+        let large = config.build(&device, shape(40), 3).unwrap();
+        let mut resized = large.resized(shape(24)).unwrap();
+        let mut built = config.build(&device, shape(24), 3).unwrap();
+        for pass in [Pass::Train, Pass::Eval] {
+            let (a, b) = (resized.forward(images(), pass).unwrap(), built.forward(images(), pass).unwrap());
+            assert_eq!(a.as_vec(), b.as_vec(), "{text} {pass:?}");
+        }
+        // Statistics that the resized one gathered are the large one's.
+        let of = |all: Vec<pauc_traits::Param<Cpu>>| -> Vec<Vec<f32>> {
+            use pauc_traits::Compute;
+            all.iter().map(|p| device.download(&p.value()).unwrap()).collect()
+        };
+        assert_eq!(of(large.statistics()), of(built.statistics()), "{text}");
+        assert!(large.resized(ImageShape { channels: 1, ..shape(24) }).is_err());
+        assert!(config.build(&device, shape(40), 3).unwrap().resized(shape(0)).is_err());
+    }
+}

@@ -59,6 +59,17 @@ pub trait Encoder<D: Compute> {
     /// An encoder of its own with the same parameters and statistics: the start of a momentum branch.
     fn duplicate(&self) -> Result<Box<dyn Encoder<D>>>;
 
+    /// The same network for images of another size: it has the very parameters and statistics of this one, and a
+    /// workspace and an outstanding pass of its own.
+    ///
+    /// # Errors
+    /// If the images are too small, or parameters depend on their size, which is what encoders say that do not
+    /// implement this.
+    fn resized(&self, input: ImageShape) -> Result<Box<dyn Encoder<D>>> {
+        let message = format!("this encoder takes images of one size only, and not also {input}");
+        Err(crate::Error::shape("encoder", message))
+    }
+
     /// The layers in forward order.
     fn layers(&self) -> Vec<Layer>;
 }

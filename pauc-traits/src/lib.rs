@@ -17,6 +17,7 @@
 //! | [`registry`], [`open_set`], [`mod@component`] | names to components, RON to components |
 //! | [`number`], [`schedule`], [`temperature`] | validated numbers; spans of training and values that change over it |
 //! | [`rng`] | counter-based random streams |
+//! | [`share`] | fixed parts of labelled sets |
 //! | [`profile`] | where time goes |
 //! | [`ops`] | the few dfdx idioms that every term needs |
 
@@ -41,6 +42,7 @@ pub mod profile;
 pub mod registry;
 pub mod rng;
 pub mod schedule;
+pub mod share;
 pub mod temperature;
 pub mod term;
 
@@ -57,6 +59,7 @@ pub use optimizer::Optimizer;
 pub use param::Param;
 pub use probe::Probe;
 pub use schedule::{Clock, Horizon, Scheduled, Span};
+pub use share::Share;
 pub use temperature::Temperature;
 pub use term::{ContrastiveLoss, Needs, Regularizer, TermInfo};
 

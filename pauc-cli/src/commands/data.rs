@@ -16,6 +16,7 @@ use std::time::Duration;
 /// Carries out a verb of `data`.
 pub fn data(command: DataCommand) -> Result<ExitCode, Failure> {
     match command {
+        DataCommand::Fetch(args) => super::fetch::fetch(&args),
         DataCommand::Verify(args) => verify(&args),
         DataCommand::Index(args) => index(&args),
         DataCommand::Stats(args) => stats(&args),

@@ -6,6 +6,7 @@ mod cluster;
 mod data;
 mod explain;
 mod export;
+mod fetch;
 mod list;
 mod new;
 mod report;

@@ -12,6 +12,8 @@ pub mod image_folder;
 pub mod imagenet;
 pub mod mnist;
 pub mod npy;
+#[cfg(feature = "parquet")]
+pub mod parquet;
 mod pictures;
 pub mod safetensors;
 pub mod shapes;
@@ -28,6 +30,8 @@ pub use image_folder::ImageFolder;
 pub use imagenet::{ImageNet, ImageNetSubset};
 pub use mnist::Mnist;
 pub use npy::Npy;
+#[cfg(feature = "parquet")]
+pub use parquet::Parquet;
 pub use pictures::OnError;
 pub use safetensors::Safetensors;
 pub use shapes::Shapes;

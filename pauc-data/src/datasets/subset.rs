@@ -2,23 +2,10 @@
 
 use pauc_traits::dataset::{ImageSource, Place, Splits};
 use pauc_traits::registry::kind;
-use pauc_traits::{Configured, Count, Dataset, Error, Image, ImageShape, Result, component};
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use pauc_traits::{Configured, Dataset, Error, Image, ImageShape, Result, component};
 use std::sync::Arc;
 
-/// Which of a class's images are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Share {
-    /// All.
-    All,
-    /// ⌈1 %⌉ of each class.
-    Percent1,
-    /// ⌈10 %⌉ of each class.
-    Percent10,
-    /// At most so many of each class.
-    PerClass(Count),
-}
+pub use pauc_traits::Share;
 
 component! {
     /// A part of another dataset: some classes, or some images of each.
@@ -36,41 +23,6 @@ component! {
         pub train: Share = Share::All,
         /// The share of the test images.
         pub test: Share = Share::All,
-    }
-}
-
-impl Share {
-    /// The name in reports.
-    fn name(self) -> String {
-        match self {
-            Share::All => "all".into(),
-            Share::Percent1 => "1 % of each class".into(),
-            Share::Percent10 => "10 % of each class".into(),
-            Share::PerClass(n) => format!("{n} of each class"),
-        }
-    }
-
-    /// The places that are taken of images with these `labels` (`None`: of one class) of which there are `count`, in
-    /// order.
-    pub fn choose(self, labels: Option<&[u32]>, count: usize) -> Vec<u32> {
-        let mut classes = BTreeMap::<u32, Vec<([u8; 32], u32)>>::new();
-        for i in 0..count.min(u32::MAX as usize) as u32 {
-            let hash = *blake3::hash(&u64::from(i).to_le_bytes()).as_bytes();
-            classes.entry(labels.map_or(0, |l| l[i as usize])).or_default().push((hash, i));
-        }
-        let mut chosen = Vec::new();
-        for mut all in classes.into_values() {
-            let n = match self {
-                Share::All => all.len(),
-                Share::Percent1 => all.len().div_ceil(100),
-                Share::Percent10 => all.len().div_ceil(10),
-                Share::PerClass(n) => n.get().min(all.len()),
-            };
-            all.sort_unstable();
-            chosen.extend(all[..n].iter().map(|a| a.1));
-        }
-        chosen.sort_unstable();
-        chosen
     }
 }
 
@@ -181,24 +133,6 @@ mod tests {
         let text = format!("Subset(of: Shapes(count: 400, size: 8, classes: 4), {fields})");
         options().from_str::<Subset>(&text).unwrap().open(&Place { base: PathBuf::new() })
     }
-
-    #[test]
-    fn shares_are_fixed_nested_and_balanced() {
-        let labels: Vec<u32> = (0..1000).map(|i| i % 3).collect();
-        let choose = |s: Share| s.choose(Some(&labels), 1000);
-        let (one, ten) = (choose(Share::Percent1), choose(Share::Percent10));
-        assert_eq!((one.len(), ten.len(), choose(Share::All).len()), (4 * 3, 34 * 3, 1000));
-        assert!(one.iter().all(|i| ten.contains(i)) && one.is_sorted());
-        assert_eq!(choose(Share::PerClass(Count::lit(34))), ten);
-        for class in 0..3 {
-            assert_eq!(one.iter().filter(|i| labels[**i as usize] == class).count(), 4);
-        }
-        // The list is part of the recipe language: it may never change.
-        assert_eq!(Share::Percent1.choose(None, 300), FIXED);
-        assert_eq!(Share::Percent1.choose(None, 0), [0u32; 0]);
-    }
-
-    const FIXED: [u32; 3] = [45, 48, 258];
 
     #[test]
     fn classes_are_chosen_by_name_and_numbered_anew() {

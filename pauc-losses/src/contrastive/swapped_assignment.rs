@@ -8,6 +8,7 @@ use pauc_traits::{
     Backend, Batch, ContrastiveLoss, Count, Needs, Positive, Result, Scalar, Scheduled, Span, TermInfo,
     Value, component,
 };
+use serde::{Deserialize, Serialize};
 
 component! {
     /// Predicts the cluster code of one view from the other, with learnable prototypes.
@@ -20,8 +21,11 @@ component! {
     /// The codes Q are constants: each row sums to one, and over the batch all prototypes get the same share. The
     /// prototypes C are learnt with the network, rescaled to unit length after each step, and stay as drawn at first.
     ///
+    /// With `local_views: n`, views 2 to n+1 are predictions too: each code is predicted from all other views, and the
+    /// mean is taken over those. They may be smaller than the first two, as SwAV's `MultiCrop` makes them.
+    ///
     /// # Shapes
-    /// Two views (B, D), prototypes (K, D) → scalar.
+    /// 2 + `local_views` views (B, D), prototypes (K, D) → scalar.
     ///
     /// # Reading
     /// Chance is ln K. The value cannot fall below the mean entropy of the codes.
@@ -52,6 +56,34 @@ component! {
         pub iterations: Count = Count::lit(3),
         /// How long the prototypes stay as drawn.
         pub freeze: Span = Span::epochs(1),
+        /// The number of further views that codes are predicted from, at most 14; they have no codes themselves.
+        pub local_views: LocalViews = LocalViews(0),
+    }
+}
+
+/// A number of views besides two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "usize", into = "usize")]
+pub struct LocalViews(usize);
+
+/// All views that the term may read.
+const VIEWS: [usize; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
+impl TryFrom<usize> for LocalViews {
+    type Error = String;
+    fn try_from(n: usize) -> std::result::Result<Self, String> {
+        let most = VIEWS.len() - 2;
+        if n <= most {
+            Ok(LocalViews(n))
+        } else {
+            Err(format!("must be a whole number of at most {most}, got {n}"))
+        }
+    }
+}
+
+impl From<LocalViews> for usize {
+    fn from(n: LocalViews) -> usize {
+        n.0
     }
 }
 
@@ -98,7 +130,7 @@ impl SwappedAssignment {
 
 impl TermInfo for SwappedAssignment {
     fn needs(&self) -> Needs {
-        Needs { queries: &[0, 1], ..Needs::default() }
+        Needs { queries: &VIEWS[..2 + self.local_views.0], ..Needs::default() }
     }
 
     fn chance_level(&self, _: &Facts) -> Option<f64> {
@@ -124,9 +156,16 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SwappedAssignment {
         let scores = |v| Ok(ops::dot_rows(batch.z(v)?, prototypes.with_empty_tape()));
         let (a, b): (Rows<E, D>, Rows<E, D>) = (scores(0)?, scores(1)?);
         let (codes_a, codes_b) = (self.codes(&a), self.codes(&b));
-        let sum = rows::soft_cross_entropy(a / E::of(tau), codes_b)
-            + rows::soft_cross_entropy(b / E::of(tau), codes_a);
-        Ok(sum * E::of(0.5))
+        let sum = rows::soft_cross_entropy(a / E::of(tau), codes_b.clone())
+            + rows::soft_cross_entropy(b / E::of(tau), codes_a.clone());
+        let locals = self.local_views.0;
+        let mut sum = sum;
+        for v in 2..2 + locals {
+            // The loss is linear in the codes: both at once.
+            let both = codes_a.clone() + codes_b.clone();
+            sum = sum + rows::soft_cross_entropy(scores(v)? / E::of(tau), both);
+        }
+        Ok(sum * E::of(0.5 / (1 + locals) as f64))
     }
 }
 
@@ -165,6 +204,38 @@ mod tests {
         // Scores far apart neither overflow nor divide by zero.
         let hard = sinkhorn(&[1.0, -1.0, 1.0, -1.0], 2, 1e-4, 3);
         assert!(hard.iter().all(|v| v.is_finite()), "{hard:?}");
+    }
+
+    #[test]
+    fn local_views_predict_both_codes_in_a_plain_loop() {
+        let mut toy = Data::toy(7, 4);
+        toy.views.extend([Some(testing::pattern(7, 4, 1.3)), Some(testing::pattern(7, 4, 2.9))]);
+        let prototypes = toy.parameters["prototypes"].clone();
+        let scores: Vec<Vec<f64>> = toy
+            .views
+            .iter()
+            .map(|v| {
+                let z = testing::unit_rows(v.clone().unwrap(), 4);
+                let row = |z: &[f64]| prototypes.chunks(4).map(|c| testing::dot(z, c)).collect::<Vec<_>>();
+                z.chunks(4).flat_map(row).collect()
+            })
+            .collect();
+        let mut want = 0.0;
+        for code in 0..2 {
+            let q = sinkhorn(&scores[code], 5, 0.05, 3);
+            for view in (0..4).filter(|v| *v != code) {
+                for (q, s) in q.chunks(5).zip(scores[view].chunks(5)) {
+                    let sum = s.iter().map(|s| (s / 0.1).exp()).sum::<f64>().ln();
+                    let row: f64 = q.iter().zip(s).map(|(q, s)| -q * (s / 0.1 - sum)).sum();
+                    want += row / 7.0 / 3.0 / 2.0;
+                }
+            }
+        }
+        let got = testing::value("SwappedAssignment(local_views: 2)", &toy);
+        assert!((got - want).abs() < 1e-10, "{got} {want}");
+        let term = testing::term("SwappedAssignment(local_views: 2)");
+        assert_eq!(term.info().needs().queries, [0, 1, 2, 3]);
+        assert_eq!(LocalViews::try_from(15).unwrap_err(), "must be a whole number of at most 14, got 15");
     }
 
     #[test]

@@ -217,6 +217,36 @@ impl Blueprint {
         Ok(self)
     }
 
+    /// The same network for images of another size.
+    ///
+    /// # Errors
+    /// If the images have other channels, or become too small on their way.
+    pub fn resized(&self, input: ImageShape) -> Result<Self> {
+        if input.channels != self.input.channels {
+            let message = format!("images are {input}, others have {} channels", self.input.channels);
+            return Err(Error::shape("conv1", message));
+        }
+        let mut plan = Blueprint { maps: Blueprint::new(input)?.maps, input, ..self.clone() };
+        plan.maps.extend_from_slice(&self.maps[1..]);
+        for step in &self.steps {
+            let (from, to, size) = match *step {
+                Step::Conv { layer, input, output, .. } | Step::Shortcut { layer, input, output } => {
+                    let Size { height, width, .. } = plan.maps[input];
+                    let geometry = &mut plan.layers[layer].geometry;
+                    (geometry.height, geometry.width) = (height, width);
+                    (input, output, geometry.output())
+                }
+                Step::MaxPool { input, output } => {
+                    let Size { height, width, .. } = plan.maps[input];
+                    (input, output, (pool::max_side(height), pool::max_side(width)))
+                }
+            };
+            debug_assert!(from < to, "maps are numbered in the order in which they are made");
+            (plan.maps[to].height, plan.maps[to].width) = size;
+        }
+        plan.check("give larger views, or an encoder that reduces less")
+    }
+
     /// The learnable parameters as torchvision initialises them: weights normal with variance 2 / (outputs · kernel²),
     /// γ = 1, β = 0.
     pub fn parameters(&self, seed: u64) -> Vec<Initial> {

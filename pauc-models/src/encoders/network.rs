@@ -136,6 +136,11 @@ impl Encoder<Cpu> for Network {
         Ok(Box::new(Self::with_state(&self.device, plan, self.simd, algorithms, state)))
     }
 
+    fn resized(&self, input: pauc_traits::ImageShape) -> Result<Box<dyn Encoder<Cpu>>> {
+        let (plan, algorithms) = (Rc::new(self.plan.resized(input)?), self.algorithms.clone());
+        Ok(Box::new(Self::with_state(&self.device, plan, self.simd, algorithms, self.state.clone())))
+    }
+
     fn layers(&self) -> Vec<Layer> {
         self.plan.describe(|layer| self.algorithms[layer].to_string())
     }

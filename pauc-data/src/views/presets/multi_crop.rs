@@ -21,7 +21,9 @@ component! {
     /// SwAV's crops of two scales: `views: [(count: 2, ops: [MultiCrop(size: 32, crop: Global)]), (count: 4, ops:
     /// [MultiCrop(size: 32, crop: Local)])]`.
     ///
-    /// Crop, flip, colour jitter as in SimCLR, greyscale, Pillow's blur. In training, all views have one size.
+    /// Crop, flip, colour jitter as in SimCLR, greyscale, Pillow's blur. The small crops may have a smaller `size` than the
+    /// large ones, if the encoder is a convolutional one; evaluation has the size of the first views. Of the terms,
+    /// `SwappedAssignment(local_views: …)` learns from more than two views.
     ///
     /// # Shapes
     /// any → `size`×`size`.

@@ -1,0 +1,145 @@
+//! Pictures in Parquet files.
+
+mod read;
+
+use super::pictures::locator::{Archive, Content, Locator};
+use super::pictures::{self, Files, Found, number_labels, picture_set};
+use pauc_traits::dataset::{Place, Splits};
+use pauc_traits::{Count, Dataset, Error, Result, UnitInterval};
+use read::{Columns, Table};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+picture_set! {
+    /// Pictures in Parquet files, as Hugging Face keeps them: a column of encoded pictures, and one of labels.
+    ///
+    /// Pictures are the binary column `image`, or `bytes` within the struct `image`; labels are whole numbers, named by
+    /// the file's own metadata if they are a `ClassLabel`, or texts. Files whose names begin with `train`, `test`,
+    /// `validation` or `val` belong to that split. The pictures are held in memory, still encoded. Compression may be
+    /// Snappy, or none. Needs the feature `parquet`.
+    pub struct Parquet {
+        /// A file, or a folder of files ending in `.parquet`, in the order of their names.
+        pub root: PathBuf,
+        /// The column of pictures; by default `image` or `img`.
+        pub image: Option<String> = None,
+        /// The column of labels; by default `label`, `labels` or `fine_label` if there is one.
+        pub label: Option<String> = None,
+        /// The share of each class that is kept for testing where no file name says which; 0 for none.
+        pub test_fraction: UnitInterval = UnitInterval::lit(0.1),
+        /// How many MiB all encoded pictures together may have.
+        pub encoded_limit: Count = Count::lit(4096),
+    }
+}
+
+/// The Parquet files of a path, in order.
+fn files(root: &Path) -> Result<Vec<PathBuf>> {
+    let remedy = "give a .parquet file, or a folder of them, as root";
+    if root.is_file() {
+        return Ok(vec![root.to_path_buf()]);
+    }
+    let entries = std::fs::read_dir(root)
+        .map_err(|_| Error::NotFound { path: root.to_path_buf(), remedy: remedy.into() })?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io(root, e))?.path();
+        let hidden = path.file_name().is_none_or(|n| n.to_string_lossy().starts_with('.'));
+        if !hidden && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet")) && path.is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    if found.is_empty() {
+        return Err(Error::damaged(root, format!("has no Parquet files; {remedy}")));
+    }
+    Ok(found)
+}
+
+/// Whether a file holds test images, by its name.
+fn is_test(path: &Path) -> bool {
+    let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
+    ["test", "val"].iter().any(|split| name.starts_with(split))
+}
+
+/// Pictures and the texts of their labels.
+#[derive(Default)]
+struct Rows {
+    at: Vec<Locator>,
+    labels: Vec<String>,
+}
+
+impl Rows {
+    fn add(&mut self, path: &Path, table: Table) {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let archive = Arc::new(Archive { path: path.to_path_buf(), content: Content::Unpacked(table.bytes) });
+        let mut at = 0;
+        for (row, len) in table.lengths.iter().enumerate() {
+            // With the file's name: what a picture is called decides whether it is kept for testing.
+            let name = format!("{name} row {row}");
+            self.at.push(Locator::Part { archive: archive.clone(), name, at, len: *len });
+            at += len;
+        }
+        self.labels.extend(table.labels.unwrap_or_default());
+    }
+}
+
+impl Dataset for Parquet {
+    fn open(&self, place: &Place) -> Result<Splits> {
+        let root = place.resolve(&self.root);
+        let columns = Columns { image: self.image.as_deref(), label: self.label.as_deref() };
+        let (mut train, mut test, mut names, mut labelled) = (Rows::default(), Rows::default(), None, None);
+        let mut left = (self.encoded_limit.get() as u64) << 20;
+        for path in files(&root)? {
+            let table = read::read(&path, &columns, &mut left)?;
+            if labelled.is_some_and(|l| l != table.labels.is_some()) {
+                return Err(Error::damaged(&path, "has labels and another file has none, or the reverse"));
+            }
+            labelled = Some(table.labels.is_some());
+            names = names.or_else(|| table.names.clone());
+            if is_test(&path) { &mut test } else { &mut train }.add(&path, table);
+        }
+        if train.at.is_empty() {
+            std::mem::swap(&mut train, &mut test); // nothing but a file of test images
+        }
+        let (mut classes, mut labels) = (Vec::new(), [None, None]);
+        if labelled == Some(true) {
+            let (found, numbers) = number_labels(&[&train.labels, &test.labels]);
+            classes = found;
+            let mut numbers = numbers.into_iter().map(Some);
+            labels = [numbers.next().flatten(), numbers.next().flatten()];
+            if let Some(names) = names {
+                (classes, labels) = name(&root, classes, labels, names)?;
+            }
+        }
+        let [train_labels, test_labels] = labels;
+        let files = |rows: Rows, labels| Files { at: rows.at, labels, other_labels: None };
+        let tests = (!test.at.is_empty()).then(|| files(test, test_labels));
+        let train = files(train, train_labels);
+        let (train, test) = match tests {
+            Some(tests) => (train, Some(tests)),
+            None => train.split(self.test_fraction.get()),
+        };
+        let found = Found { train, test, classes, notes: Vec::new() };
+        pictures::open(&root.display().to_string(), &root, found, &self.reading(), place)
+    }
+}
+
+type Labels = [Option<Vec<u32>>; 2];
+
+/// Labels that are numbers into `names` instead of into those numbers' list `classes`.
+fn name(
+    root: &Path,
+    classes: Vec<String>,
+    mut labels: Labels,
+    names: Vec<String>,
+) -> Result<(Vec<String>, Labels)> {
+    let number = |c: &String| {
+        let number = c.parse::<u32>().ok().filter(|n| (*n as usize) < names.len());
+        number.ok_or_else(|| Error::damaged(root, format!("label {c} is not one of {} classes", names.len())))
+    };
+    let numbers = classes.iter().map(number).collect::<Result<Vec<u32>>>()?;
+    labels.iter_mut().flatten().flatten().for_each(|l| *l = numbers[*l as usize]);
+    Ok((names, labels))
+}
+
+#[cfg(test)]
+mod tests;

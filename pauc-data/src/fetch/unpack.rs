@@ -1,0 +1,55 @@
+//! Unpacking a fetched archive.
+
+use super::Unpacked;
+use pauc_traits::{Error, Result};
+use std::fs::{self, File};
+use std::path::{Component, Path};
+
+/// Unpacks the gzipped tar `archive` so that its folder is below `root` whole or not at all.
+///
+/// Only regular files that lie directly in that folder are taken: no archive reaches outside of it.
+///
+/// # Errors
+/// If the archive is damaged, a member is missing or of another length, a folder of that name is in the way, or the disk
+/// refuses.
+pub(super) fn unpack(archive: &Path, root: &Path, what: &Unpacked) -> Result<()> {
+    let target = root.join(&what.folder);
+    if target.exists() {
+        let message = "is there, but not complete; remove it, or fetch into another folder";
+        return Err(Error::damaged(&target, message));
+    }
+    let growing = root.join(format!(".{}.part", what.folder));
+    if growing.exists() {
+        fs::remove_dir_all(&growing).map_err(|e| Error::io(&growing, e))?;
+    }
+    fs::create_dir(&growing).map_err(|e| Error::io(&growing, e))?;
+    let damaged =
+        |e: std::io::Error| Error::damaged(archive, format!("cannot be unpacked: {e}; fetch it again"));
+    let file = File::open(archive).map_err(|e| Error::io(archive, e))?;
+    let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(std::io::BufReader::new(file)));
+    for entry in tar.entries().map_err(damaged)? {
+        let mut entry = entry.map_err(damaged)?;
+        let path = entry.path().map_err(damaged)?.into_owned();
+        let mut parts = path.components().filter(|c| *c != Component::CurDir);
+        let (Some(Component::Normal(folder)), Some(Component::Normal(name)), None) =
+            (parts.next(), parts.next(), parts.next())
+        else {
+            continue;
+        };
+        if folder != what.folder.as_str() || !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let to = growing.join(name);
+        let mut out = File::create(&to).map_err(|e| Error::io(&to, e))?;
+        std::io::copy(&mut entry, &mut out).map_err(damaged)?;
+        out.sync_all().map_err(|e| Error::io(&to, e))?;
+    }
+    for (name, len) in &what.members {
+        let found = fs::metadata(growing.join(name)).map(|m| m.len()).ok();
+        if found != Some(*len) {
+            let found = found.map_or("is not in it".into(), |n| format!("has {n} bytes in it"));
+            return Err(Error::damaged(archive, format!("{name} {found}, {len} expected")));
+        }
+    }
+    fs::rename(&growing, &target).map_err(|e| Error::io(&target, e))
+}

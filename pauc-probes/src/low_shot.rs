@@ -1,0 +1,137 @@
+//! Other probes with few labels.
+
+use pauc_traits::probe::{Metric, ProbeContext, Rows, SplitView, When};
+use pauc_traits::registry::kind;
+use pauc_traits::{Configured, Error, Probe, Result, Share, component};
+
+component! {
+    /// Another probe that sees the labels of a fixed share of the training split only.
+    ///
+    /// Which samples those are is fixed: those of `Subset` with the same share of the same data, in every run and for
+    /// every seed, the larger shares containing the smaller ones. The test split is whole. `LowShot(labels: Percent1,
+    /// probe: Linear())` and `LowShot(labels: Percent10, probe: Linear())` are the usual protocols. The probe runs when
+    /// it says itself. With fewer than five samples of a class, `Linear` has nothing to hold out, and takes its largest λ.
+    ///
+    /// Metrics: those of the probe, and `/labels1%`, `/labels10%` or `/labels5perclass` after their protocol.
+    /// Source: Hénaff et al. 2020, Chen et al. 2020 (SimCLR), where 1 % and 10 % of ImageNet's labels are used; their
+    /// lists are others.
+    pub struct LowShot: Probe {
+        /// The probe, one that reads labels: `Knn(…)` or `Linear(…)`.
+        pub probe: Configured<kind::Probe>,
+        /// The share of the labels: `Percent1`, `Percent10` or `PerClass(n)`.
+        pub labels: Share = Share::Percent1,
+    }
+}
+
+/// The rows at `ids`.
+fn pick(rows: Rows<'_>, ids: &[u32]) -> Vec<f32> {
+    ids.iter().flat_map(|i| rows.row(*i as usize)).copied().collect()
+}
+
+impl Probe for LowShot {
+    fn when(&self) -> When {
+        self.probe.when()
+    }
+
+    fn needs_labels(&self) -> bool {
+        true
+    }
+
+    fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
+        if !self.probe.needs_labels() {
+            let message =
+                format!("LowShot: the probe `{}` reads no labels; use Knn or Linear", self.probe.name());
+            return Err(Error::config(message));
+        }
+        let Some(labels) = context.train.labels else { return Ok(Vec::new()) };
+        let train = &context.train;
+        let rows = train.features.rows.min(train.embeddings.rows);
+        if labels.len() != rows {
+            return Err(Error::shape("LowShot", format!("{rows} rows but {} labels", labels.len())));
+        }
+        let ids = self.labels.choose(Some(labels), labels.len());
+        let (features, embeddings) = (pick(train.features, &ids), pick(train.embeddings, &ids));
+        let labels: Vec<u32> = ids.iter().map(|i| labels[*i as usize]).collect();
+        let part = SplitView {
+            features: Rows::new(&features, train.features.cols),
+            embeddings: Rows::new(&embeddings, train.embeddings.cols),
+            labels: Some(&labels),
+        };
+        // Clusterings are of the whole split.
+        let part = ProbeContext { train: part, levels: &[], concentrations: &[], ..*context };
+        let mut metrics = self.probe.measure(&part)?;
+        let protocol = self.labels.protocol();
+        metrics.iter_mut().for_each(|m| m.name = renamed(&m.name, &protocol));
+        Ok(metrics)
+    }
+}
+
+/// The protocol after the probe's own, before a detail such as `/l2`.
+fn renamed(name: &str, protocol: &str) -> String {
+    let detail = ["/l2", "/converged"].into_iter().find(|d| name.ends_with(d)).unwrap_or_default();
+    format!("{}/{protocol}{detail}", &name[..name.len() - detail.len()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context<'a>(
+        train: &'a [f32],
+        labels: &'a [u32],
+        test: &'a [f32],
+        tests: &'a [u32],
+    ) -> ProbeContext<'a> {
+        let split = |rows, labels| SplitView {
+            features: Rows::new(rows, 2),
+            embeddings: Rows::new(rows, 2),
+            labels: Some(labels),
+        };
+        let (train, test) = (split(train, labels), Some(split(test, tests)));
+        ProbeContext { train, test, classes: 2, levels: &[], concentrations: &[], seed: 0 }
+    }
+
+    fn measure(text: &str, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
+        Configured::<kind::Probe>::parse(text).unwrap().measure(context)
+    }
+
+    /// Only the chosen samples of each class point where their class does; all others say the opposite.
+    #[test]
+    fn nothing_but_the_chosen_samples_is_read() {
+        let labels: Vec<u32> = (0..400).map(|i| i % 2).collect();
+        let chosen = Share::Percent1.choose(Some(&labels), 400);
+        assert_eq!(chosen.len(), 4);
+        let row = |i: u32| {
+            let right = chosen.contains(&i);
+            if (i % 2 == 0) == right { [1.0, 0.02 * (i % 5) as f32] } else { [0.02 * (i % 5) as f32, 1.0] }
+        };
+        let train: Vec<f32> = (0..400).flat_map(row).collect();
+        let (test, tests) = ([1.0, 0.1, 0.1, 1.0], [0, 1]);
+        let context = context(&train, &labels, &test, &tests);
+        for probe in ["Knn(k: 1)", "Linear()"] {
+            let all = measure(probe, &context).unwrap();
+            let few = measure(&format!("LowShot(probe: {probe})"), &context).unwrap();
+            let all =
+                all.iter().find(|m| !m.name.ends_with("/l2") && !m.name.ends_with("/converged")).unwrap();
+            let few = few.iter().find(|m| m.name.ends_with("labels1%")).unwrap();
+            assert_eq!((all.value, few.value), (0.0, 1.0), "{probe}");
+            assert_eq!(few.name, format!("{}/labels1%", all.name));
+        }
+    }
+
+    #[test]
+    fn details_stay_details() {
+        assert_eq!(
+            renamed("linear/lbfgs/standardised/l2", "labels1%"),
+            "linear/lbfgs/standardised/labels1%/l2"
+        );
+        assert_eq!(renamed("knn/cos/k20/t0.07", "labels10%"), "knn/cos/k20/t0.07/labels10%");
+    }
+
+    #[test]
+    fn probes_without_labels_are_refused() {
+        let context = context(&[1.0, 0.0], &[0], &[1.0, 0.0], &[0]);
+        let text = measure("LowShot(probe: Rank())", &context).unwrap_err().to_string();
+        assert!(text.contains("`Rank` reads no labels"), "{text}");
+    }
+}
