@@ -246,14 +246,17 @@ fn resized_encoders_share_their_parameters() {
         let mut built = config.build(&device, shape(24), 3).unwrap();
         for pass in [Pass::Train, Pass::Eval] {
             let (a, b) = (resized.forward(images(), pass).unwrap(), built.forward(images(), pass).unwrap());
-            assert_eq!(a.as_vec(), b.as_vec(), "{text} {pass:?}");
+            // Layers may be computed by other algorithms than in one that was built for the size.
+            assert!(distance(&a.as_vec(), &b.as_vec()) < 1e-3, "{text} {pass:?}");
         }
         // Statistics that the resized one gathered are the large one's.
         let of = |all: Vec<pauc_traits::Param<Cpu>>| -> Vec<Vec<f32>> {
             use pauc_traits::Compute;
             all.iter().map(|p| device.download(&p.value()).unwrap()).collect()
         };
-        assert_eq!(of(large.statistics()), of(built.statistics()), "{text}");
+        for (a, b) in of(large.statistics()).iter().zip(&of(built.statistics())) {
+            assert!(distance(a, b) < 1e-3, "{text}");
+        }
         assert!(large.resized(ImageShape { channels: 1, ..shape(24) }).is_err());
         assert!(config.build(&device, shape(40), 3).unwrap().resized(shape(0)).is_err());
     }
