@@ -221,8 +221,8 @@ mod tests {
             })
             .collect();
         let mut want = 0.0;
-        for code in 0..2 {
-            let q = sinkhorn(&scores[code], 5, 0.05, 3);
+        for (code, own) in scores.iter().enumerate().take(2) {
+            let q = sinkhorn(own, 5, 0.05, 3);
             for view in (0..4).filter(|v| *v != code) {
                 for (q, s) in q.chunks(5).zip(scores[view].chunks(5)) {
                     let sum = s.iter().map(|s| (s / 0.1).exp()).sum::<f64>().ln();
