@@ -103,7 +103,11 @@ mod tests {
         assert_eq!(chosen.len(), 4);
         let row = |i: u32| {
             let right = chosen.contains(&i);
-            if (i % 2 == 0) == right { [1.0, 0.02 * (i % 5) as f32] } else { [0.02 * (i % 5) as f32, 1.0] }
+            if i.is_multiple_of(2) == right {
+                [1.0, 0.02 * (i % 5) as f32]
+            } else {
+                [0.02 * (i % 5) as f32, 1.0]
+            }
         };
         let train: Vec<f32> = (0..400).flat_map(row).collect();
         let (test, tests) = ([1.0, 0.1, 0.1, 1.0], [0, 1]);
