@@ -54,6 +54,38 @@ pub enum Command {
     ///
     /// Example: pauc-cli cluster features.npy --with 'KMeans(k: [100])' --labels labels.npy --out clusters.safetensors
     Cluster(ClusterArgs),
+    /// Probe a run again: any probe, on any labelled split, or on another dataset.
+    ///
+    /// On `test`, probes learn from the training split and are scored on the test split. `train` leaves the test split
+    /// alone: every fifth image of the training split is scored, the others are learnt from, and names of metrics end in
+    /// `@train/5`. `pauc-cli list probe` lists the probes.
+    ///
+    /// Example: pauc-cli eval runs/quickstart-0a1b2c3d/seed0 --probe 'Knn(k: 20)' --probe 'Linear()'
+    Eval(EvalArgs),
+    /// Write a split's features and embeddings, with ids, labels and where they came from.
+    ///
+    /// A .safetensors file holds `features`, `embeddings`, `ids` and `labels`, and the provenance as metadata. Beside x.npy lie
+    /// x.ids.npy, x.labels.npy and x.json. Rows stand in the order of the split.
+    ///
+    /// Example: pauc-cli embed runs/quickstart-0a1b2c3d/seed0 --split test --out test.safetensors
+    Embed(EmbedArgs),
+    /// Compare runs: what differs between their recipes, and by how much their metrics differ.
+    ///
+    /// Runs of one recipe that differ only in their seed are one group, with mean and standard deviation. Groups are compared
+    /// with the first: the difference of means, and over seeds that both have a paired two-sided t-test. Exit code 3 only
+    /// with `--within`.
+    ///
+    /// Example: pauc-cli compare runs/simclr-0a1b2c3d runs/pcl-4e5f6a7b
+    Compare(CompareArgs),
+    /// Train a recipe, and hold its metrics against what is stored of them.
+    ///
+    /// What is stored lies in `expected/NAME.json` beside the recipe: a value and a tolerance for each metric. Exit code 3 if a
+    /// metric is outside its tolerance, was not measured, or is not stored. A recipe that is trained already is not trained
+    /// again. `--update` stores what the recipe gives, keeps tolerances that are there, and gives others the larger of 0.02 and
+    /// 5 % of the value.
+    ///
+    /// Example: pauc-cli reproduce recipes/quickstart.ron --update
+    Reproduce(ReproduceArgs),
     /// Write a run's encoder as a file of weights with torchvision's names.
     ///
     /// Example: pauc-cli export runs/quickstart-0a1b2c3d/seed0 --out encoder.safetensors
@@ -67,6 +99,10 @@ pub enum Command {
     /// Example: pauc-cli new term MyLoss --out src
     #[command(subcommand)]
     New(New),
+    /// Print a run's log as `run` prints it, and follow it until the run ends.
+    ///
+    /// Example: pauc-cli tail runs/quickstart-0a1b2c3d/seed0
+    Tail(TailArgs),
     /// Write a run's report again.
     ///
     /// Example: pauc-cli report runs/quickstart-0a1b2c3d/seed0
@@ -136,6 +172,9 @@ pub struct CheckArgs {
     pub recipes: Vec<PathBuf>,
     #[command(flatten)]
     pub change: RecipeArgs,
+    /// Do not look for the data's files: check sizes by what the authors of the dataset published.
+    #[arg(long)]
+    pub no_data: bool,
     /// Print what was found as JSON.
     #[arg(long)]
     pub json: bool,
@@ -187,6 +226,120 @@ pub struct NewTermArgs {
     /// The folder that the file is put into.
     #[arg(long, default_value = ".", value_name = "DIR")]
     pub out: PathBuf,
+}
+
+/// Which run, and which images.
+#[derive(Debug, ClapArgs)]
+pub struct SavedArgs {
+    /// The run's folder.
+    pub run: PathBuf,
+    /// The images to look at.
+    #[arg(long, default_value = "test")]
+    pub split: SplitName,
+    /// Another dataset in place of the run's own, as a recipe writes it. Its images are normalised with the statistics of
+    /// the run's own data.
+    #[arg(long, value_name = "DATASET")]
+    pub data: Option<String>,
+    /// Take the momentum encoder instead of the online one.
+    #[arg(long)]
+    pub momentum: bool,
+    /// Another checkpoint of the run than its last.
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: Option<PathBuf>,
+}
+
+/// A split.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SplitName {
+    /// The training split.
+    Train,
+    /// The test split.
+    Test,
+}
+
+impl From<SplitName> for pauc::train::saved::Part {
+    fn from(name: SplitName) -> Self {
+        match name {
+            SplitName::Train => Self::Train,
+            SplitName::Test => Self::Test,
+        }
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub of: SavedArgs,
+    /// A probe, as a recipe writes it; may be given several times.
+    #[arg(long, required = true, value_name = "PROBE")]
+    pub probe: Vec<String>,
+    /// Print the metrics as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct EmbedArgs {
+    #[command(flatten)]
+    pub of: SavedArgs,
+    /// The file to write: .safetensors or .npy.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// The vectors of a .npy file.
+    #[arg(long, default_value = "features")]
+    pub vectors: VectorsName,
+}
+
+/// Vectors of an image.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum VectorsName {
+    /// Before the projector.
+    Features,
+    /// Projector outputs as unit rows.
+    Embeddings,
+}
+
+impl From<VectorsName> for pauc::train::embed::Vectors {
+    fn from(name: VectorsName) -> Self {
+        match name {
+            VectorsName::Features => Self::Features,
+            VectorsName::Embeddings => Self::Embeddings,
+        }
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct CompareArgs {
+    /// Folders of runs, or folders that hold the runs of several seeds. The first one's recipe is what the others are
+    /// compared with.
+    #[arg(required = true, num_args = 2.., value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// End with exit code 3 if the mean of any metric differs from the first recipe's by more than this.
+    #[arg(long, value_name = "DIFFERENCE")]
+    pub within: Option<pauc::traits::NonNegative>,
+    /// Print everything as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ReproduceArgs {
+    /// The recipe file.
+    pub recipe: PathBuf,
+    #[command(flatten)]
+    pub change: RecipeArgs,
+    /// Another file of expectations than the recipe's own.
+    #[arg(long, value_name = "FILE")]
+    pub expected: Option<PathBuf>,
+    /// Store what the recipe gives.
+    #[arg(long)]
+    pub update: bool,
+    /// The folder that runs are put into.
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    pub out: PathBuf,
+    /// Print the differences as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -273,6 +426,15 @@ pub struct ClusterArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+pub struct TailArgs {
+    /// The run's folder.
+    pub run: PathBuf,
+    /// Print what is there now, and do not wait for more.
+    #[arg(long)]
+    pub no_follow: bool,
+}
+
+#[derive(Debug, ClapArgs)]
 pub struct ReportArgs {
     /// The runs' folders.
     #[arg(required = true, value_name = "RUN")]
@@ -301,7 +463,7 @@ pub enum DataCommand {
     Stats(StatsArgs),
     /// Draw images with their views: evaluation first, then the random ones of an epoch.
     ///
-    /// Example: pauc-cli data preview recipes/simclr.ron --out views.png
+    /// Example: pauc-cli data preview recipes/fashion-mini/simclr.ron --out views.png
     Preview(PreviewArgs),
 }
 
@@ -309,7 +471,7 @@ pub enum DataCommand {
 pub enum BenchCommand {
     /// How many images a second are read, augmented and normalised.
     ///
-    /// Example: pauc-cli bench data recipes/simclr.ron --loader-threads 1,2
+    /// Example: pauc-cli bench data recipes/fashion-mini/simclr.ron --loader-threads 1,2
     Data(BenchDataArgs),
 }
 

@@ -1,8 +1,8 @@
 //! What a person watching a run sees: one progress line on a terminal, plain lines elsewhere.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use pauc::report::events::{self, Event, Subject};
-use pauc::report::verdict::is_accuracy;
+use pauc::report::events::Event;
+use pauc::report::narrate::line;
 use pauc::train::engine::{Observer, Progress};
 use pauc::traits::Result;
 use std::io::IsTerminal;
@@ -55,60 +55,14 @@ impl Console {
 
 impl Observer for Console {
     fn event(&mut self, event: &Event) -> Result<()> {
-        match event {
-            Event::Step(e) if self.bar.is_none() => {
-                let term = |t: &events::Term| match t.value {
-                    Some(v) => format!("{} {v:.3}", t.name),
-                    None => format!("{} –", t.name),
-                };
-                self.say(&format!(
-                    "step {:>6}  epoch {:>6.2}  loss {:.3}  {}  {:.0} images/s",
-                    e.step,
-                    e.epoch,
-                    e.loss,
-                    e.terms.iter().map(term).collect::<Vec<_>>().join("  "),
-                    e.images_per_second,
-                ));
-            }
-            Event::Clustering(e) => {
-                let level = |l: &events::ClusterLevel| format!("k {} imbalance {:.2}", l.k, l.imbalance);
-                let levels: Vec<_> = e.levels.iter().map(level).collect();
-                self.say(&format!(
-                    "epoch {:.0}: clustered in {:.1} s ({})",
-                    e.epoch,
-                    e.seconds,
-                    levels.join("; ")
-                ));
-            }
-            Event::Probe(e) => {
-                let who = match e.subject {
-                    Subject::Trained => "",
-                    Subject::RandomInit => "random-init encoder: ",
-                    Subject::RawPixels => "raw pixels: ",
-                };
-                // The many numbers of coagulation are for the report; here stand the accuracies.
-                let accuracy = |m: &&events::Metric| is_accuracy(&m.name);
-                let shown =
-                    e.metrics.iter().filter(accuracy).map(|m| format!("{} {:.1} %", m.name, m.value * 100.0));
-                let shown: Vec<_> = shown.collect();
-                if !shown.is_empty() {
-                    self.say(&format!("epoch {:.0}: {who}{}", e.epoch, shown.join("  ")));
-                }
-            }
-            Event::Phase(e) => self.say(&format!("step {}: phase {}; {}", e.step, e.name, e.text)),
-            Event::Warning(e) => self.say(&format!("warning: {}", e.text)),
-            Event::End(e) => {
-                if let Some(bar) = &self.bar {
-                    bar.finish_and_clear();
-                }
-                let status = match e.status {
-                    events::Status::Finished => "finished",
-                    events::Status::Interrupted => "interrupted",
-                    events::Status::Failed => "failed",
-                };
-                eprintln!("{status} after {:.1} s", e.seconds);
-            }
+        match (event, &self.bar) {
+            // The bar shows the terms.
+            (Event::Step(_), Some(_)) => return Ok(()),
+            (Event::End(_), Some(bar)) => bar.finish_and_clear(),
             _ => {}
+        }
+        if let Some(line) = line(event) {
+            self.say(&line);
         }
         Ok(())
     }

@@ -7,12 +7,17 @@
 //! | [`low_shot`] | [`LowShot`]: the two with few labels |
 //! | [`coagulation`] | [`Coagulation`]: the state of the prototypes, for each level of the clustering |
 //! | [`rank`] | [`Rank`]: RankMe and the spread of the embeddings, which show dimensional collapse |
+//! | [`retrieval`] | [`Retrieval`]: P@1, R-precision and MAP@R among the test images |
+//! | [`clusters`] | [`Clusters`]: agreement of k-means with the classes |
+//! | [`align_uniform`](mod@align_uniform) | [`AlignUniform`]: alignment within classes and uniformity of the embeddings |
 //! | [`pca`] | [`pca2`]: a picture of the embeddings in two dimensions |
 //! | [`lbfgs`], [`spectrum`] | the optimiser and the matrices behind them |
 //!
 //! Every probe says in a recipe when it runs: `Knn(k: 20, every: Epochs(1))` at the end of every epoch and of the
 //! run, `Linear(at: End)` at the end of the run only. Nothing here depends on the number of threads.
 
+pub mod align_uniform;
+pub mod clusters;
 pub mod coagulation;
 pub mod knn;
 pub mod lbfgs;
@@ -20,14 +25,18 @@ pub mod linear;
 pub mod low_shot;
 pub mod pca;
 pub mod rank;
+pub mod retrieval;
 pub mod spectrum;
 
+pub use align_uniform::{AlignUniform, align_uniform};
+pub use clusters::Clusters;
 pub use coagulation::Coagulation;
 pub use knn::{Knn, knn_accuracy};
 pub use linear::{Linear, LinearOptions, LinearProbe, linear_probe};
 pub use low_shot::LowShot;
 pub use pca::{Pca2, pca2};
 pub use rank::{Rank, rank_me};
+pub use retrieval::{Retrieval, retrieval};
 
 use pauc_traits::probe::{Rows, SplitView, When};
 use pauc_traits::{Error, Result, Span};

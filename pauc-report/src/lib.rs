@@ -6,7 +6,9 @@
 //! | [`data`] | a run's folder read into [`ReportData`] |
 //! | [`figures`] | which figures a run has |
 //! | [`plot`], [`scatter`], [`axis`] | charts and clouds of points as SVG, and the numbers at their axes |
+//! | [`narrate`] | events as lines for people |
 //! | [`picture`] | a picture file inside a drawing |
+//! | [`tensorboard`] | the same numbers as TensorBoard's event files |
 //! | [`verdict`] | what the probes say against random weights and raw pixels |
 //! | [`html`] | the page |
 //!
@@ -18,9 +20,11 @@ pub mod data;
 pub mod events;
 pub mod figures;
 pub mod html;
+pub mod narrate;
 pub mod picture;
 pub mod plot;
 pub mod scatter;
+pub mod tensorboard;
 pub mod verdict;
 
 pub use data::ReportData;

@@ -27,6 +27,19 @@ pub struct Embedded {
 }
 
 impl Embedded {
+    /// Some of the rows, in this order.
+    pub fn rows(&self, chosen: &[usize]) -> Embedded {
+        let of = |data: &[f32], cols: usize| -> Vec<f32> {
+            chosen.iter().flat_map(|i| &data[i * cols..(i + 1) * cols]).copied().collect()
+        };
+        Embedded {
+            features: of(&self.features, self.feature_dim),
+            feature_dim: self.feature_dim,
+            embeddings: of(&self.embeddings, self.dim),
+            dim: self.dim,
+        }
+    }
+
     fn view<'a>(&'a self, labels: Option<&'a [u32]>) -> SplitView<'a> {
         SplitView {
             features: Rows::new(&self.features, self.feature_dim.max(1)),

@@ -72,10 +72,37 @@ impl Plan {
         source: Source,
         place: &Place,
     ) -> Result<Plan, PlanError> {
+        Self::of(device, recipe, source, place, |recipe| recipe.data.open(place))
+    }
+
+    /// Checks every rule without the data's files, by the sizes that its authors published. Data that needs no files, or
+    /// of which nothing was published, is opened. Nothing can be trained with the result.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn without_data<D: NetworkDevice>(
+        device: &D,
+        recipe: Recipe,
+        source: Source,
+        place: &Place,
+    ) -> Result<Plan, PlanError> {
+        Self::of(device, recipe, source, place, |recipe| match recipe.data.published() {
+            Some(known) => Ok(known.splits(recipe.data.name())),
+            None => recipe.data.open(place),
+        })
+    }
+
+    fn of<D: NetworkDevice>(
+        device: &D,
+        recipe: Recipe,
+        source: Source,
+        place: &Place,
+        open: impl FnOnce(&Recipe) -> Result<Splits, Error>,
+    ) -> Result<Plan, PlanError> {
         let mut checker = Checker::new(&recipe, &source);
         checker.structure();
         let report = |all| Diagnostics { text: source.text.clone(), path: source.path.clone(), all };
-        let splits = match recipe.data.open(place) {
+        let splits = match open(&recipe) {
             Ok(splits) => splits,
             Err(error) if error.is_about_data() => {
                 return Err(PlanError::Data { error, found: Box::new(report(checker.found)) });

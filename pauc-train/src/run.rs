@@ -2,6 +2,7 @@
 
 use crate::checkpoint;
 use crate::engine::{Ending, Engine, Observer, Progress};
+use crate::mirrors::Mirrors;
 use crate::plan::Plan;
 use crate::run_dir::{EventLog, RunDir, RunInfo};
 use pauc_models::device::NetworkDevice;
@@ -131,7 +132,12 @@ fn drive<D: NetworkDevice>(
         recipe: plan.source.path.clone(),
     };
     dir.set_info(&info)?;
-    let mut recorder = Recorder { log: dir.events()?, watch, summary: summary_so_far(&dir) };
+    let mut recorder = Recorder {
+        log: dir.events()?,
+        mirrors: Mirrors::open(dir.path())?,
+        watch,
+        summary: summary_so_far(&dir),
+    };
     if engine.step() == 0 {
         for d in &plan.warnings.all {
             let text = format!("{}: {}", d.code, d.message);
@@ -164,6 +170,7 @@ fn drive<D: NetworkDevice>(
 /// Writes every event to the log before it is shown, and remembers the metrics for the closing table.
 struct Recorder<'a> {
     log: EventLog,
+    mirrors: Mirrors,
     watch: &'a mut dyn Observer,
     summary: Vec<(Subject, Vec<Metric>)>,
 }
@@ -171,6 +178,7 @@ struct Recorder<'a> {
 impl Observer for Recorder<'_> {
     fn event(&mut self, event: &Event) -> Result<()> {
         self.log.append(event)?;
+        self.mirrors.append(event)?;
         if let Event::Probe(p) = event {
             note(&mut self.summary, p);
         }

@@ -13,6 +13,73 @@ pub trait Dataset: Component {
     /// # Errors
     /// If a file or folder is missing, damaged or of another format; the error names it and the remedy.
     fn open(&self, place: &Place) -> Result<Splits>;
+
+    /// What is known of the data without its files, for checking a recipe where they are not; by default nothing.
+    fn published(&self) -> Option<Published> {
+        None
+    }
+}
+
+/// The sizes of a dataset as its authors published it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Training images.
+    pub train: usize,
+    /// Test images.
+    pub test: usize,
+    /// The shape of all images; `None` when they differ.
+    pub shape: Option<ImageShape>,
+    /// The number of channels.
+    pub channels: usize,
+    /// The number of classes.
+    pub classes: usize,
+    /// Whether the training images have labels.
+    pub labelled: bool,
+}
+
+impl Published {
+    /// `train` and `test` labelled images of one shape.
+    pub fn new(train: usize, test: usize, shape: ImageShape, classes: usize) -> Self {
+        Published { train, test, shape: Some(shape), channels: shape.channels, classes, labelled: true }
+    }
+
+    /// Splits of these sizes whose images cannot be read.
+    pub fn splits(self, name: &str) -> Splits {
+        let images = |len, labelled: bool| {
+            let labels = labelled.then(|| (0..len).map(|i| (i % self.classes.max(1)) as u32).collect());
+            Arc::new(Absent { len, shape: self.shape, labels }) as Arc<dyn ImageSource>
+        };
+        Splits {
+            train: images(self.train, self.labelled),
+            test: Some(images(self.test, true)),
+            classes: (0..self.classes).map(|c| c.to_string()).collect(),
+            statistics: vec![(0.5, 0.25); self.channels],
+            description: format!("{name}, by its published sizes"),
+            skipped: Vec::new(),
+        }
+    }
+}
+
+/// Images of which nothing but number, shape and labels is there.
+struct Absent {
+    len: usize,
+    shape: Option<ImageShape>,
+    labels: Option<Vec<u32>>,
+}
+
+impl ImageSource for Absent {
+    fn len(&self) -> usize {
+        self.len
+    }
+    fn shape(&self) -> Option<ImageShape> {
+        self.shape
+    }
+    fn image(&self, _: usize) -> Result<Image<'_>> {
+        Err(crate::Error::config("the images themselves are not there"))
+    }
+    fn labels(&self) -> Option<&[u32]> {
+        self.labels.as_deref()
+    }
 }
 
 /// Where relative paths of a recipe start.

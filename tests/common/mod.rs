@@ -39,15 +39,31 @@ pub fn pauc_with<S: AsRef<std::ffi::OsStr>>(
     Output { code: out.status.code().unwrap_or(-1), stdout: text(out.stdout), stderr: text(out.stderr) }
 }
 
-/// All shipped recipes, sorted.
-pub fn recipes() -> Vec<PathBuf> {
-    let mut all: Vec<_> = std::fs::read_dir(root().join("recipes"))
+/// The shipped recipes of one folder below `recipes`, sorted.
+fn recipes_in(folder: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
         .map(|e| e.unwrap().path())
         .filter(|p| p.extension().is_some_and(|e| e == "ron"))
         .collect();
     all.sort();
-    assert!(!all.is_empty());
+    assert!(!all.is_empty(), "{}", folder.display());
+    all
+}
+
+/// The shipped recipes that are small enough to be run in their short form, sorted.
+pub fn recipes() -> Vec<PathBuf> {
+    let folder = root().join("recipes");
+    [recipes_in(&folder), recipes_in(&folder.join("fashion-mini"))].concat()
+}
+
+/// All shipped recipes.
+pub fn all_recipes() -> Vec<PathBuf> {
+    let folder = root().join("recipes");
+    let below = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir());
+    let mut all = recipes_in(&folder);
+    below.for_each(|dir| all.extend(recipes_in(&dir)));
+    all.sort();
     all
 }
 

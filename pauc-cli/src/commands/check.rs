@@ -22,7 +22,12 @@ pub fn check(args: CheckArgs) -> Result<ExitCode, Failure> {
             Err(LoadError::Recipe(found)) => found,
             Ok((recipe, source)) => {
                 let place = here()?;
-                match Plan::new(&device, recipe, source.clone(), &place) {
+                let planned = if args.no_data {
+                    Plan::without_data(&device, recipe, source.clone(), &place)
+                } else {
+                    Plan::new(&device, recipe, source.clone(), &place)
+                };
+                match planned {
                     Ok(plan) => plan.warnings,
                     Err(PlanError::Recipe(found)) => found,
                     Err(PlanError::Data { error, mut found }) => {

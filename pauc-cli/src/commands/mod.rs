@@ -3,20 +3,25 @@
 mod bench;
 mod check;
 mod cluster;
+mod compare;
 mod data;
+mod eval;
 mod explain;
 mod export;
 mod fetch;
 mod list;
 mod new;
 mod report;
+mod reproduce;
 mod run;
+mod tail;
 mod term;
 
 use crate::args::{Args, Command};
 use crate::{Failure, console};
 use clap::CommandFactory;
 use pauc::dfdx::prelude::Cpu;
+use pauc::train::diagnostic::{Diagnostic, Diagnostics};
 use pauc::train::plan::{Plan, PlanError};
 use pauc::train::recipe::{LoadError, Recipe};
 use pauc::traits::dataset::Place;
@@ -35,7 +40,12 @@ pub fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Bench(args) => bench::bench(args),
         Command::Export(args) => export::export(args),
         Command::New(what) => new::new(what),
+        Command::Compare(args) => compare::compare(args),
+        Command::Eval(args) => eval::eval(args),
+        Command::Embed(args) => eval::embed(args),
         Command::Cluster(args) => cluster::cluster(args),
+        Command::Tail(args) => tail::tail(args),
+        Command::Reproduce(args) => reproduce::reproduce(args),
         Command::Report(args) => report::report(args),
         Command::Data(command) => data::data(command),
         Command::Completions { shell } => {
@@ -71,6 +81,12 @@ fn plan(device: &Cpu, path: &Path, set: &[String], quiet: bool) -> Result<Plan, 
         eprint!("{}", plan.warnings.render(console::color()));
     }
     Ok(plan)
+}
+
+/// A mistake in a component on the command line, drawn as mistakes in recipes are.
+fn drawn(argument: &str, text: &str, mistake: Diagnostic) -> Failure {
+    let found = Diagnostics { text: text.into(), path: argument.into(), all: vec![mistake] };
+    Failure::new(2, found.render(console::color()).trim_end())
 }
 
 /// Relative paths of recipes start in the working directory.

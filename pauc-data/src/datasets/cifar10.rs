@@ -3,8 +3,8 @@
 use super::cifar::{self, Records};
 use super::{find_folder, names, splits};
 use crate::MemoryImages;
-use pauc_traits::dataset::{Place, Splits};
-use pauc_traits::{Dataset, Error, Result, component};
+use pauc_traits::dataset::{Place, Published, Splits};
+use pauc_traits::{Dataset, Error, ImageShape, Result, component};
 use std::path::{Path, PathBuf};
 
 const CLASSES: [&str; 10] =
@@ -58,6 +58,11 @@ impl Dataset for Cifar10 {
             cifar::SHAPE
         );
         Ok(splits(train, Some(test), names(&CLASSES), description))
+    }
+
+    fn published(&self) -> Option<Published> {
+        let shape = ImageShape { height: 32, width: 32, channels: 3 };
+        Some(Published::new(50_000, 10_000, shape, 10))
     }
 }
 

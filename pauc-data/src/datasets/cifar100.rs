@@ -3,8 +3,8 @@
 use super::cifar::{self, Records};
 use super::{find_folder, names, splits};
 use crate::MemoryImages;
-use pauc_traits::dataset::{Place, Splits};
-use pauc_traits::{Dataset, Result, component};
+use pauc_traits::dataset::{Place, Published, Splits};
+use pauc_traits::{Dataset, ImageShape, Result, component};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -58,6 +58,12 @@ impl Dataset for Cifar100 {
             Granularity::Coarse => names(&COARSE),
         };
         Ok(splits(train, Some(test), classes, description))
+    }
+
+    fn published(&self) -> Option<Published> {
+        let shape = ImageShape { height: 32, width: 32, channels: 3 };
+        let classes = if self.labels == Granularity::Fine { 100 } else { 20 };
+        Some(Published::new(50_000, 10_000, shape, classes))
     }
 }
 

@@ -1,8 +1,8 @@
 //! Fashion-MNIST from its official files.
 
 use super::idx;
-use pauc_traits::dataset::{Place, Splits};
-use pauc_traits::{Dataset, Result, component};
+use pauc_traits::dataset::{Place, Published, Splits};
+use pauc_traits::{Dataset, ImageShape, Result, component};
 use std::path::PathBuf;
 
 /// The names of the classes.
@@ -36,6 +36,11 @@ impl Dataset for FashionMnist {
                       https://github.com/zalandoresearch/fashion-mnist or Debian's package dataset-fashion-mnist";
         let below = ["raw", "FashionMNIST/raw"];
         idx::open_folder(&place.resolve(&self.root), &below, &CLASSES, "Fashion-MNIST", remedy)
+    }
+
+    fn published(&self) -> Option<Published> {
+        let shape = ImageShape { height: 28, width: 28, channels: 1 };
+        Some(Published::new(60_000, 10_000, shape, 10))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::image_folder::scan;
 use super::pictures::{self, picture_set};
-use pauc_traits::dataset::{Place, Splits};
+use pauc_traits::dataset::{Place, Published, Splits};
 use pauc_traits::{Dataset, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -80,6 +80,14 @@ impl Dataset for ImageNet {
         let close = if only.is_some() { ", list " } else { " (classes " };
         let title = format!("{name}{close}{})", digest(&found.classes));
         pictures::open(&title, &root, found, &self.reading(), place)
+    }
+
+    fn published(&self) -> Option<Published> {
+        let (train, test, classes) = match self.subset {
+            ImageNetSubset::All => (1_281_167, 50_000, 1000),
+            ImageNetSubset::ImageNet100 => (126_689, 5_000, 100),
+        };
+        Some(Published { train, test, shape: None, channels: 3, classes, labelled: true })
     }
 }
 

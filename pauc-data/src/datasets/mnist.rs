@@ -1,8 +1,8 @@
 //! MNIST from its official files.
 
 use super::idx;
-use pauc_traits::dataset::{Place, Splits};
-use pauc_traits::{Dataset, Result, component};
+use pauc_traits::dataset::{Place, Published, Splits};
+use pauc_traits::{Dataset, ImageShape, Result, component};
 use std::path::PathBuf;
 
 component! {
@@ -22,6 +22,11 @@ impl Dataset for Mnist {
                       https://ossci-datasets.s3.amazonaws.com/mnist/";
         let classes = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
         idx::open_folder(&place.resolve(&self.root), &["raw", "MNIST/raw"], &classes, "MNIST", remedy)
+    }
+
+    fn published(&self) -> Option<Published> {
+        let shape = ImageShape { height: 28, width: 28, channels: 1 };
+        Some(Published::new(60_000, 10_000, shape, 10))
     }
 }
 

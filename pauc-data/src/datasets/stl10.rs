@@ -2,7 +2,7 @@
 
 use super::{cannot_open, find_folder, names, splits};
 use crate::MemoryImages;
-use pauc_traits::dataset::{Place, Splits};
+use pauc_traits::dataset::{Place, Published, Splits};
 use pauc_traits::{Dataset, Error, ImageShape, Result, component};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -131,6 +131,15 @@ impl Dataset for Stl10 {
         let description =
             format!("STL-10: {} {kind} training and {} test images, {SHAPE}", count(&train), count(&test));
         Ok(splits(train, Some(test), names(&CLASSES), description))
+    }
+
+    fn published(&self) -> Option<Published> {
+        let (train, labelled) = match self.train {
+            StlPart::Labelled => (5_000, true),
+            StlPart::Unlabelled => (100_000, false),
+            StlPart::Both => (105_000, false),
+        };
+        Some(Published { labelled, ..Published::new(train, 8_000, SHAPE, 10) })
     }
 }
 

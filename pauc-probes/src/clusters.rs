@@ -1,0 +1,106 @@
+//! Clustering as a measure: do clusters of the features agree with the classes?
+
+use crate::{Moment, Space, check, when};
+use pauc_cluster::metrics::Agreement;
+use pauc_cluster::{HostClusterer, KMeans, unit_rows};
+use pauc_traits::clusterer::FitContext;
+use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
+use pauc_traits::{Count, Error, Probe, Result, Span, component};
+
+component! {
+    /// Agreement of the classes with a k-means clustering of the test split's unit vectors: NMI, AMI, ARI and accuracy.
+    ///
+    /// The clustering is the best of `redos` by its objective, which never looks at the labels. Accuracy is the share of
+    /// images that agree under the best one-to-one matching of clusters to classes. Without a test split the training
+    /// split is clustered.
+    ///
+    /// Metrics: `kmeans/k10/cos/nmi`, `…/ami`, `…/ari` and `…/accuracy`.
+    /// Source: the protocol of deep clustering (Xie et al. 2016), with scikit-learn's definitions.
+    pub struct Clusters: Probe {
+        /// The number of clusters; left out: the number of classes.
+        pub k: Option<Count> = None,
+        /// How many times k-means starts.
+        pub redos: Count = Count::lit(10),
+        /// The vectors clustered: `Features` before the projector, or its outputs, `Embeddings`.
+        pub space: Space = Space::Features,
+        /// How often it runs besides the end of the run, such as `Epochs(1)`.
+        pub every: Option<Span> = None,
+        /// `End`: it runs at the end of the run.
+        pub at: Moment = Moment::End,
+    }
+}
+
+impl Probe for Clusters {
+    fn when(&self) -> When {
+        when(self.every, self.at)
+    }
+
+    fn needs_labels(&self) -> bool {
+        true
+    }
+
+    fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
+        let split = context.test.as_ref().unwrap_or(&context.train);
+        let Some(labels) = split.labels else { return Ok(Vec::new()) };
+        let k = self.k.map_or(context.classes, Count::get);
+        let rows = self.space.of(split);
+        check("clusters", rows, labels, context.classes)?;
+        let found = agreement(rows, labels, k, self.redos, context.seed)?;
+        let name = |what: &str| format!("kmeans/k{k}/cos/{what}{}", self.space.suffix());
+        Ok(vec![
+            Metric::new(name("nmi"), found.nmi),
+            Metric::new(name("ami"), found.ami),
+            Metric::new(name("ari"), found.ari),
+            Metric::new(name("accuracy"), found.hungarian_accuracy),
+        ])
+    }
+}
+
+/// Labels against k-means of the rows, scaled to unit length.
+///
+/// # Errors
+/// If there are fewer rows than clusters, or not as many labels as rows.
+pub fn agreement(rows: Rows<'_>, labels: &[u32], k: usize, redos: Count, seed: u64) -> Result<Agreement> {
+    let k = Count::try_from(k).map_err(|e| Error::config(format!("clusters: k {e}")))?;
+    let mut unit = rows.data.to_vec();
+    unit_rows(&mut unit, rows.cols);
+    let context = FitContext { seed, epoch: 0, previous: &[], labels: None };
+    let found = KMeans { redos, ..KMeans::with(vec![k]) }.fit_rows(Rows::new(&unit, rows.cols), context)?;
+    let clustering = found.first().ok_or_else(|| Error::config("clusters: k-means gave no clustering"))?;
+    Agreement::new(labels, &clustering.assignments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn separate_classes_are_found_and_shuffled_ones_are_not() {
+        // Four directions with a little spread, at lengths that do not matter.
+        let data: Vec<f32> = (0..200)
+            .flat_map(|i| {
+                let angle = (i % 4) as f32 * 1.5 + 0.1 * (i as f32 * 0.7).sin();
+                let length = 1.0 + (i % 7) as f32;
+                [length * angle.cos(), length * angle.sin()]
+            })
+            .collect();
+        let rows = Rows::new(&data, 2);
+        let right: Vec<u32> = (0..200).map(|i| (i + 1) % 4).collect();
+        let got = agreement(rows, &right, 4, Count::lit(10), 0).unwrap();
+        assert_eq!((got.nmi, got.ari, got.hungarian_accuracy), (1.0, 1.0, 1.0));
+        // Every class has as many images in each cluster.
+        let crossed: Vec<u32> = (0..200).map(|i| i / 4 % 2).collect();
+        let got = agreement(rows, &crossed, 4, Count::lit(10), 0).unwrap();
+        assert!(got.nmi.abs() < 1e-9 && got.ari < 0.0 && got.ami < 0.0, "{got:?}");
+        // Two clusters of two classes each: a half is matched, and I = ln 2 against entropies ln 4 and ln 2.
+        let pairs = Agreement::new(&right, &right.iter().map(|l| Some(l / 2)).collect::<Vec<_>>()).unwrap();
+        assert!((pairs.nmi - 2.0 / 3.0).abs() < 1e-9 && (pairs.hungarian_accuracy - 0.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn more_clusters_than_images_are_refused() {
+        let error =
+            agreement(Rows::new(&[1.0, 2.0], 1), &[0, 1], 3, Count::lit(1), 0).unwrap_err().to_string();
+        assert!(error.contains('3'), "{error}");
+    }
+}

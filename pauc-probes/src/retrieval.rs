@@ -1,0 +1,166 @@
+//! Retrieval: are the nearest images of the same class?
+
+use crate::{Moment, Space, check, when};
+use pauc_kernels::distance::dot;
+use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
+use pauc_traits::{Error, Probe, Result, Span, component};
+use rayon::prelude::*;
+
+component! {
+    /// Retrieval among the images of the test split by cosine, each against all others: P@1, R-precision and MAP@R.
+    ///
+    /// R is the number of other images of the query's class. P@1 is the share of queries whose nearest image has their
+    /// class, R-precision the share of the class among the R nearest, MAP@R the mean over the R nearest of the precision
+    /// up to each hit, misses counting 0. Queries that are alone in their class are left out of all three. Equal cosines
+    /// go to the lower sample index. Without a test split there is nothing to measure.
+    ///
+    /// Metrics: `retrieval/cos/p@1`, `retrieval/cos/r_precision`, `retrieval/cos/map@r`, fractions.
+    /// Source: Musgrave et al. 2020 (a metric learning reality check).
+    pub struct Retrieval: Probe {
+        /// The vectors compared: `Features` before the projector, or its outputs, `Embeddings`.
+        pub space: Space = Space::Features,
+        /// How often it runs besides the end of the run, such as `Epochs(1)`.
+        pub every: Option<Span> = None,
+        /// `End`: it runs at the end of the run.
+        pub at: Moment = Moment::End,
+    }
+}
+
+impl Probe for Retrieval {
+    fn when(&self) -> When {
+        when(self.every, self.at)
+    }
+
+    fn needs_labels(&self) -> bool {
+        true
+    }
+
+    fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
+        let Some(test) = &context.test else { return Ok(Vec::new()) };
+        let Some(labels) = test.labels else { return Ok(Vec::new()) };
+        let found = retrieval(self.space.of(test), labels, context.classes)?;
+        let name = |what: &str| format!("retrieval/cos/{what}{}", self.space.suffix());
+        Ok(vec![
+            Metric::new(name("p@1"), found.first),
+            Metric::new(name("r_precision"), found.r_precision),
+            Metric::new(name("map@r"), found.map_at_r),
+        ])
+    }
+}
+
+/// How well images are retrieved; means over the queries.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Retrieved {
+    /// Precision at 1.
+    pub first: f64,
+    /// Precision at R.
+    pub r_precision: f64,
+    /// Mean average precision at R.
+    pub map_at_r: f64,
+}
+
+/// Each row as a query to all others.
+///
+/// # Shapes
+/// (N, D), labels N
+///
+/// # Errors
+/// If rows and labels do not belong together, a value is not finite, or no class has two rows.
+pub fn retrieval(rows: Rows<'_>, labels: &[u32], classes: usize) -> Result<Retrieved> {
+    check("retrieval", rows, labels, classes)?;
+    let mut sizes = vec![0usize; classes];
+    labels.iter().for_each(|l| sizes[*l as usize] += 1);
+    let mut unit = rows.data.to_vec();
+    pauc_cluster::unit_rows(&mut unit, rows.cols);
+    let unit = Rows::new(&unit, rows.cols);
+    let score = |q: usize| {
+        let r = sizes[labels[q] as usize] - 1;
+        if r == 0 {
+            return None;
+        }
+        let others = (0..rows.rows).filter(|i| *i != q);
+        let mut near: Vec<(f32, usize)> = others.map(|i| (dot(unit.row(q), unit.row(i)), i)).collect();
+        let order = |a: &(f32, usize), b: &(f32, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        if near.len() > r {
+            near.select_nth_unstable_by(r - 1, order);
+            near.truncate(r);
+        }
+        near.sort_unstable_by(order);
+        let (mut hits, mut precisions) = (0.0, 0.0);
+        for (place, (_, i)) in near.iter().enumerate() {
+            if labels[*i] == labels[q] {
+                hits += 1.0;
+                precisions += hits / (place + 1) as f64;
+            }
+        }
+        let first = f64::from(u8::from(labels[near[0].1] == labels[q]));
+        Some([first, hits / r as f64, precisions / r as f64])
+    };
+    let scores: Vec<[f64; 3]> = (0..rows.rows).into_par_iter().filter_map(score).collect();
+    if scores.is_empty() {
+        return Err(Error::config(
+            "retrieval: no class has two images in this split, so that nothing can be found",
+        ));
+    }
+    let mean = |m: usize| scores.iter().map(|s| s[m]).sum::<f64>() / scores.len() as f64;
+    Ok(Retrieved { first: mean(0), r_precision: mean(1), map_at_r: mean(2) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Points on a circle, in order of their angle to the first.
+    fn circle(degrees: &[f32]) -> Vec<f32> {
+        degrees.iter().flat_map(|d| [3.0 * d.to_radians().cos(), 3.0 * d.to_radians().sin()]).collect()
+    }
+
+    #[test]
+    fn scores_are_those_counted_by_hand() {
+        // Query 0 (class 0, R = 2) finds 1, 2, 0 of the classes 1, 0: P@1 0, R-precision 1/2, MAP@R (1/2)/2.
+        let data = circle(&[0.0, 10.0, 25.0, 90.0]);
+        let got = retrieval(Rows::new(&data, 2), &[0, 1, 0, 0], 2).unwrap();
+        // Query 2 finds 1 (miss), 0 (hit): as query 0. Query 3 finds 2 (hit), 1 (miss): 1, 1/2, 1/2. Query 1 is alone.
+        assert!((got.first - 1.0 / 3.0).abs() < 1e-12, "{got:?}");
+        assert!((got.r_precision - 0.5).abs() < 1e-12, "{got:?}");
+        assert!((got.map_at_r - (0.25 + 0.25 + 0.5) / 3.0).abs() < 1e-12, "{got:?}");
+    }
+
+    #[test]
+    fn scores_equal_a_full_sort_in_double_precision() {
+        let (n, dim) = (83, 5);
+        let data: Vec<f32> = (0..n * dim).map(|i| (1.7 * i as f32 + (0.3 * i as f32).cos()).sin()).collect();
+        let labels: Vec<u32> = (0..n as u32).map(|i| i * i % 5 % 4).collect();
+        let got = retrieval(Rows::new(&data, dim), &labels, 4).unwrap();
+        let row = |i: usize| &data[i * dim..(i + 1) * dim];
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| *x as f64 * *y as f64).sum::<f64>();
+        let (mut want, mut queries) = ([0.0; 3], 0.0);
+        for q in 0..n {
+            let cosine = |i: usize| dot(row(q), row(i)) / (dot(row(q), row(q)) * dot(row(i), row(i))).sqrt();
+            let mut order: Vec<usize> = (0..n).filter(|i| *i != q).collect();
+            order.sort_by(|a, b| cosine(*b).total_cmp(&cosine(*a)));
+            let same = |i: &usize| labels[*i] == labels[q];
+            let r = order.iter().filter(|i| same(i)).count();
+            if r == 0 {
+                continue;
+            }
+            queries += 1.0;
+            want[0] += f64::from(u8::from(same(&order[0])));
+            want[1] += order[..r].iter().filter(|i| same(i)).count() as f64 / r as f64;
+            for k in 1..=r {
+                if same(&order[k - 1]) {
+                    want[2] += order[..k].iter().filter(|i| same(i)).count() as f64 / k as f64 / r as f64;
+                }
+            }
+        }
+        for (got, want) in [got.first, got.r_precision, got.map_at_r].iter().zip(want) {
+            assert!((got - want / queries).abs() < 1e-12, "{got} for {}", want / queries);
+        }
+    }
+
+    #[test]
+    fn classes_of_one_image_have_nothing_to_find() {
+        let error = retrieval(Rows::new(&[1.0, 0.0, 0.0, 1.0], 2), &[0, 1], 2).unwrap_err().to_string();
+        assert!(error.contains("no class has two images"), "{error}");
+    }
+}

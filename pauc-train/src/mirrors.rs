@@ -1,0 +1,42 @@
+//! What is written of events beside `metrics.jsonl`: `log.txt` for people, an event file for TensorBoard.
+
+use pauc_report::events::Event;
+use pauc_report::narrate::line;
+use pauc_report::tensorboard::EventFile;
+use pauc_traits::{Error, Result};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The open files. Both are appended to; what a continued run takes again stands in them twice.
+#[derive(Debug)]
+pub struct Mirrors {
+    path: PathBuf,
+    text: File,
+    board: EventFile,
+}
+
+impl Mirrors {
+    /// Opens `log.txt` in a run's folder, and begins an event file.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn open(run: &Path) -> Result<Self> {
+        let path = run.join("log.txt");
+        let text = OpenOptions::new().create(true).append(true).open(&path);
+        let text = text.map_err(|e| Error::io(&path, e))?;
+        Ok(Mirrors { path, text, board: EventFile::create(run)? })
+    }
+
+    /// Appends an event to both.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn append(&mut self, event: &Event) -> Result<()> {
+        if let Some(line) = line(event) {
+            let written = self.text.write_all(format!("{line}\n").as_bytes());
+            written.map_err(|e| Error::io(&self.path, e))?;
+        }
+        self.board.append(event)
+    }
+}

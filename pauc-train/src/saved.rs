@@ -1,0 +1,269 @@
+//! Finished and interrupted runs, opened again to be looked at: for `eval` and `embed`.
+
+use crate::checkpoint;
+use crate::engine::Engine;
+use crate::evaluate::{self, Embedded, Subject};
+use crate::plan::{Plan, PlanError};
+use crate::recipe::{LoadError, Recipe};
+use crate::run_dir::RunDir;
+use pauc_data::ViewPipeline;
+use pauc_models::device::NetworkDevice;
+use pauc_models::network::Network;
+use pauc_traits::dataset::{ImageSource, Place};
+use pauc_traits::open_set::Configured;
+use pauc_traits::probe::Metric;
+use pauc_traits::{Clustering, Dataset, Error, Probe, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Every so many images of the training split are scored in [`Part::Train`], and the others are learnt from.
+pub const HELD_OUT: usize = 5;
+
+/// Which images are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The training split.
+    Train,
+    /// The test split.
+    Test,
+}
+
+impl Part {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Train => "train",
+            Part::Test => "test",
+        }
+    }
+}
+
+/// Why a run could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No run lies there.
+    #[error("{}: no run lies there (it has no recipe.resolved.ron)", .0.display())]
+    NoRun(PathBuf),
+    /// Its recipe does not read any more.
+    #[error(transparent)]
+    Recipe(#[from] LoadError),
+    /// Its recipe cannot be planned any more.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Something else.
+    #[error(transparent)]
+    Other(#[from] Error),
+}
+
+/// A run's plan, on its own data or on another dataset.
+pub struct Saved {
+    /// The plan; its splits are those to look at.
+    pub plan: Plan,
+    /// The checkpoint.
+    pub checkpoint: PathBuf,
+    /// The BLAKE3 hash of the checkpoint file, 64 hexadecimal digits.
+    pub weights: String,
+    /// Whether the images are those of the run's recipe.
+    own_data: bool,
+}
+
+impl Saved {
+    /// Opens the run in a folder. `data` takes the place of the recipe's dataset; its images pass through the run's
+    /// evaluation view, normalised with the statistics of the data that the run was trained on. `checkpoint` takes the
+    /// place of the last one.
+    ///
+    /// # Errors
+    /// If no run lies there, its recipe or data cannot be read, or the images do not have the encoder's shape.
+    pub fn open<D: NetworkDevice>(
+        device: &D,
+        run: &Path,
+        place: &Place,
+        data: Option<&Configured<dyn Dataset>>,
+        checkpoint: Option<&Path>,
+    ) -> Result<Saved, OpenError> {
+        let recipe = run.join("recipe.resolved.ron");
+        if !recipe.is_file() {
+            return Err(OpenError::NoRun(run.to_path_buf()));
+        }
+        let (recipe, source) = Recipe::load(&recipe, &[])?;
+        let mut plan = Plan::new(device, recipe, source, place)?;
+        if let Some(data) = data {
+            let splits = data.open(place)?;
+            let input = splits.train.shape();
+            plan.evaluation =
+                ViewPipeline::evaluation(&plan.recipe.views, input, plan.evaluation.statistics(0))?;
+            if plan.evaluation.shape(0) != plan.shape {
+                let (got, want) = (plan.evaluation.shape(0), plan.shape);
+                let message = format!("images of `{}` are {got}, the encoder takes {want}", data.name());
+                return Err(Error::shape("evaluation view", message).into());
+            }
+            plan.splits = splits;
+        }
+        let last = || RunDir::at(run).last_checkpoint().unwrap_or_default();
+        let checkpoint = checkpoint.map_or_else(last, Path::to_path_buf);
+        let bytes = std::fs::read(&checkpoint).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::NotFound {
+                path: checkpoint.clone(),
+                remedy: "the run has saved nothing yet; continue it with `pauc-cli resume`".into(),
+            },
+            _ => Error::io(&checkpoint, e),
+        })?;
+        let weights = blake3::hash(&bytes).to_hex().to_string();
+        Ok(Saved { plan, checkpoint, weights, own_data: data.is_none() })
+    }
+
+    /// The split's images.
+    ///
+    /// # Errors
+    /// If the data has no such split.
+    pub fn source(&self, part: Part) -> Result<&Arc<dyn ImageSource>> {
+        match part {
+            Part::Train => Ok(&self.plan.splits.train),
+            Part::Test => self.plan.splits.test.as_ref().ok_or_else(|| {
+                Error::config(format!(
+                    "{} has no test split; use `--split train`",
+                    self.plan.splits.description
+                ))
+            }),
+        }
+    }
+
+    fn engine<D: NetworkDevice>(&self, device: &D) -> Result<Engine<'_, D>> {
+        let mut engine = Engine::new(device, &self.plan)?;
+        checkpoint::load(&mut engine, &self.checkpoint)?;
+        Ok(engine)
+    }
+
+    /// A split after the network, in the order of the split, and the step of the checkpoint.
+    ///
+    /// # Errors
+    /// If the checkpoint does not belong to the run, an image cannot be read, or the device fails.
+    pub fn embed<D: NetworkDevice>(&self, device: &D, part: Part, momentum: bool) -> Result<(Embedded, u64)> {
+        let mut engine = self.engine(device)?;
+        let step = engine.step();
+        Ok((
+            evaluate::embed(branch(&mut engine, momentum)?, &self.plan.evaluation, self.source(part)?)?,
+            step,
+        ))
+    }
+
+    /// Runs probes. On [`Part::Test`] they learn from the training split and are scored on the test split, as in
+    /// training; on [`Part::Train`], which leaves the test split alone, every [`HELD_OUT`]th image of the training
+    /// split is scored, the others are learnt from, and the metrics' names end in `@train/5`.
+    ///
+    /// # Errors
+    /// What a probe reports, or as [`Saved::embed`].
+    pub fn eval<D: NetworkDevice>(
+        &self,
+        device: &D,
+        probes: &[Configured<dyn Probe>],
+        part: Part,
+        momentum: bool,
+    ) -> Result<Vec<Metric>> {
+        let splits = &self.plan.splits;
+        let mut engine = self.engine(device)?;
+        if let Some(probe) = probes.iter().find(|p| p.needs_labels() && splits.train.labels().is_none()) {
+            let message = format!("the probe `{}` needs class labels, and the data has none", probe.name());
+            return Err(Error::config(message));
+        }
+        let test = match part {
+            Part::Test => Some(self.source(Part::Test)?.clone()),
+            Part::Train => None,
+        };
+        let train = evaluate::embed(branch(&mut engine, momentum)?, &self.plan.evaluation, &splits.train)?;
+        let prototypes = engine.prototypes.as_ref().filter(|_| self.own_data);
+        let mut levels = prototypes.map_or(Vec::new(), |p| p.clusterings.clone());
+        let concentrations = prototypes.map_or(&[][..], |p| &p.concentrations).to_vec();
+        let seed = self.plan.recipe.train.seed;
+        let (train, test, splits) = match test {
+            Some(source) => {
+                let network = branch(&mut engine, momentum)?;
+                (train, evaluate::embed(network, &self.plan.evaluation, &source)?, splits.clone())
+            }
+            None => {
+                let (learnt, scored) = held_out(splits.train.len());
+                if learnt.is_empty() || scored.is_empty() {
+                    return Err(Error::config(format!(
+                        "{} images are too few to hold some out",
+                        splits.train.len()
+                    )));
+                }
+                levels.iter_mut().for_each(|c| keep(c, &learnt));
+                let mut parts = splits.clone();
+                parts.train = Arc::new(Chosen::new(&splits.train, &learnt));
+                parts.test = Some(Arc::new(Chosen::new(&splits.train, &scored)));
+                (train.rows(&learnt), train.rows(&scored), parts)
+            }
+        };
+        let subject = Subject { splits: &splits, levels: &levels, concentrations: &concentrations, seed };
+        let mut metrics = evaluate::measure(probes, &train, Some(&test), subject)?;
+        if part == Part::Train {
+            metrics.iter_mut().for_each(|m| m.name.push_str(&format!("@train/{HELD_OUT}")));
+        }
+        Ok(metrics)
+    }
+}
+
+/// The online network, or the momentum one.
+fn branch<'a, D: NetworkDevice>(engine: &'a mut Engine<'_, D>, momentum: bool) -> Result<&'a mut Network<D>> {
+    if !momentum {
+        return Ok(&mut engine.network);
+    }
+    let missing = || Error::config("the run has no momentum encoder: leave `--momentum` out");
+    engine.momentum.as_mut().ok_or_else(missing)
+}
+
+/// The places that are learnt from, and those that are scored.
+fn held_out(n: usize) -> (Vec<usize>, Vec<usize>) {
+    (0..n).partition(|i| i % HELD_OUT != HELD_OUT - 1)
+}
+
+/// Leaves the assignments of these samples.
+fn keep(c: &mut Clustering, samples: &[usize]) {
+    c.assignments = samples.iter().map(|i| c.assignments[*i]).collect();
+}
+
+/// Some images of a split, for their labels.
+struct Chosen {
+    of: Arc<dyn ImageSource>,
+    places: Vec<usize>,
+    labels: Option<Vec<u32>>,
+}
+
+impl Chosen {
+    fn new(of: &Arc<dyn ImageSource>, places: &[usize]) -> Self {
+        let labels = of.labels().map(|l| places.iter().map(|i| l[*i]).collect());
+        Chosen { of: of.clone(), places: places.to_vec(), labels }
+    }
+}
+
+impl ImageSource for Chosen {
+    fn len(&self) -> usize {
+        self.places.len()
+    }
+    fn shape(&self) -> Option<pauc_traits::ImageShape> {
+        self.of.shape()
+    }
+    fn image(&self, index: usize) -> Result<pauc_traits::Image<'_>> {
+        self.of.image(self.places[index])
+    }
+    fn labels(&self) -> Option<&[u32]> {
+        self.labels.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fifth_image_is_held_out_and_nothing_is_in_both_parts() {
+        let (learnt, scored) = held_out(12);
+        assert_eq!(scored, [4, 9]);
+        assert_eq!(learnt, [0, 1, 2, 3, 5, 6, 7, 8, 10, 11]);
+        let assignments = (0..12).map(Some).collect();
+        let mut c = Clustering { k: 12, dim: 0, centroids: vec![], assignments, report: Default::default() };
+        keep(&mut c, &scored);
+        assert_eq!(c.assignments, [Some(4), Some(9)]);
+    }
+}

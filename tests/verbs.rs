@@ -1,0 +1,256 @@
+//! `eval`, `embed` and `compare` on small runs.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
+
+mod common;
+
+use common::{Output, pauc};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// Two recipes, two seeds each, trained once for all tests.
+struct Runs {
+    folder: tempfile::TempDir,
+}
+
+impl Runs {
+    fn get() -> &'static Runs {
+        static RUNS: OnceLock<Runs> = OnceLock::new();
+        RUNS.get_or_init(|| {
+            let folder = tempfile::tempdir().unwrap();
+            for (name, temperature) in [("cool", "0.2"), ("warm", "0.5")] {
+                let recipe = folder.path().join(format!("{name}.ron"));
+                let text = format!(
+                    r#"Recipe(version: 1, name: "{name}", data: Shapes(count: 100, size: 16, classes: 4),
+                    views: [(count: 2, ops: [RandomResizedCrop(size: 16), HorizontalFlip()])],
+                    encoder: ConvNet(channels: [4, 8], grid: 1), projector: Mlp(dims: [6]),
+                    momentum_encoder: Ema(momentum: 0.9),
+                    objective: [(term: InfoNce(temperature: {temperature}))],
+                    train: (epochs: 2, batch: 20), probes: [Knn(k: 5), Rank()])"#
+                );
+                std::fs::write(&recipe, text).unwrap();
+                let out = folder.path().join("runs");
+                let args = ["run", path(&recipe), "--seeds", "0,1", "--out", path(&out)];
+                let done = pauc(args);
+                assert_eq!(done.code, 0, "{}", done.stderr);
+            }
+            Runs { folder }
+        })
+    }
+
+    fn recipe(&self, name: &str) -> PathBuf {
+        let all = std::fs::read_dir(self.folder.path().join("runs")).unwrap();
+        let mut all = all.map(|e| e.unwrap().path());
+        all.find(|p| p.file_name().unwrap().to_str().unwrap().starts_with(name)).unwrap()
+    }
+
+    fn cool(&self) -> PathBuf {
+        self.recipe("cool").join("seed0")
+    }
+
+    /// The metrics that the run logged.
+    fn logged(&self) -> Value {
+        let log = std::fs::read_to_string(self.cool().join("metrics.jsonl")).unwrap();
+        let probes = log.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+        probes.filter(|e| e["event"] == "probe").last().unwrap()["metrics"].clone()
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn json(out: &Output) -> Value {
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    serde_json::from_str(&out.stdout).unwrap()
+}
+
+fn refused<'a>(args: impl IntoIterator<Item = &'a str>, code: i32, says: &str) {
+    let out = pauc(args);
+    assert_eq!(out.code, code, "{says}: {} {}", out.stdout, out.stderr);
+    assert!(out.stderr.contains(says) && !out.stderr.contains("panicked"), "no `{says}` in\n{}", out.stderr);
+}
+
+#[test]
+fn eval_measures_what_the_run_measured() {
+    let runs = Runs::get();
+    let run = runs.cool();
+    let args = ["eval", path(&run), "--probe", "Knn(k: 5)", "--probe", "Rank()", "--json"];
+    let got = json(&pauc(args));
+    for m in runs.logged().as_array().unwrap() {
+        assert_eq!(got["metrics"][m["name"].as_str().unwrap()], m["value"], "{}", m["name"]);
+    }
+    // Other weights give other features; held-out training images another score under another name.
+    let with = |more: &[&str]| json(&pauc(args.iter().chain(more).copied()));
+    assert_ne!(with(&["--momentum"])["metrics"]["rankme/features"], got["metrics"]["rankme/features"]);
+    let held_out = with(&["--split", "train"]);
+    let score = held_out["metrics"]["knn/cos/k5/t0.07@train/5"].as_f64().unwrap();
+    assert!((score * 20.0 - (score * 20.0).round()).abs() < 1e-9, "{score} is no share of 20 images");
+    // The same dataset given by name is the same; other images of the same size are not.
+    assert_eq!(with(&["--data", "Shapes(count: 100, size: 16, classes: 4)"])["metrics"], got["metrics"]);
+    let other = with(&["--data", "Shapes(count: 60, size: 16, classes: 3, seed: 9)"]);
+    assert_ne!(other["metrics"], got["metrics"]);
+}
+
+#[test]
+fn embeddings_stand_in_order_and_say_where_they_came_from() {
+    let runs = Runs::get();
+    let run = runs.cool();
+    let to = |name: &str, more: &[&str]| {
+        let out = runs.folder.path().join(name);
+        let args = ["embed", path(&run), "--out", path(&out)];
+        let done = pauc(args.iter().chain(more).copied());
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        std::fs::read(out).unwrap()
+    };
+    let test = to("test.safetensors", &[]);
+    assert!(test == to("again.safetensors", &["--threads", "1"]), "two calls differ");
+    let file = safetensors::SafeTensors::deserialize(&test).unwrap();
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(&test).unwrap();
+    let metadata = metadata.metadata().clone().unwrap();
+    assert_eq!((metadata["split"].as_str(), metadata["step"].as_str()), ("test", "10"));
+    assert_eq!(metadata["provenance"].len(), 64);
+    let whole = std::fs::read(run.join("checkpoints/last.safetensors")).unwrap();
+    assert_eq!(metadata["weights"].len(), 64);
+    assert!(!whole.is_empty());
+    let ids: Vec<i64> = file.tensor("ids").unwrap().data().chunks(8).map(long).collect();
+    assert_eq!(ids, (0..20).collect::<Vec<_>>());
+    // The vectors are those that probes see: nearest neighbours by loops give the logged accuracy.
+    let train = to("train.safetensors", &["--split", "train"]);
+    let bank = safetensors::SafeTensors::deserialize(&train).unwrap();
+    let accuracy = knn(&rows(&bank), &labels(&bank), &rows(&file), &labels(&file));
+    let logged = runs.logged().as_array().unwrap().iter().find(|m| m["name"] == "knn/cos/k5/t0.07").cloned();
+    assert!((accuracy - logged.unwrap()["value"].as_f64().unwrap()).abs() < 1e-9, "{accuracy}");
+    // A .npy file holds the same numbers, and the labels lie beside it.
+    let array = to("test.npy", &[]);
+    assert!(array.ends_with(file.tensor("features").unwrap().data()), "other features");
+    let beside = std::fs::read(runs.folder.path().join("test.labels.npy")).unwrap();
+    assert!(beside.ends_with(file.tensor("labels").unwrap().data()));
+    let from: Value =
+        serde_json::from_slice(&std::fs::read(runs.folder.path().join("test.json")).unwrap()).unwrap();
+    assert_eq!(from["provenance"], metadata["provenance"].as_str());
+    let array = runs.folder.path().join("test.npy");
+    let clustered = pauc(["cluster", path(&array), "--with", "KMeans(k: [4])", "--json"]);
+    assert_eq!(json(&clustered)["rows"], 20);
+}
+
+fn long(b: &[u8]) -> i64 {
+    i64::from_le_bytes(b.try_into().unwrap())
+}
+
+fn rows(file: &safetensors::SafeTensors<'_>) -> Vec<Vec<f64>> {
+    let t = file.tensor("features").unwrap();
+    let values: Vec<f64> =
+        t.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect();
+    values.chunks(t.shape()[1]).map(<[f64]>::to_vec).collect()
+}
+
+fn labels(file: &safetensors::SafeTensors<'_>) -> Vec<i64> {
+    file.tensor("labels").unwrap().data().chunks(8).map(long).collect()
+}
+
+fn knn(bank: &[Vec<f64>], of: &[i64], queries: &[Vec<f64>], right: &[i64]) -> f64 {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let cosine = |a: &[f64], b: &[f64]| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    let hit = |(q, label): &(&Vec<f64>, &i64)| {
+        let mut near: Vec<(f64, i64)> = bank.iter().zip(of).map(|(b, l)| (cosine(q, b), *l)).collect();
+        near.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let mut votes = [0.0; 4];
+        near[..5].iter().for_each(|(c, l)| votes[*l as usize] += (c / 0.07).exp());
+        (0..4).all(|c| votes[c] <= votes[**label as usize])
+    };
+    queries.iter().zip(right).filter(hit).count() as f64 / right.len() as f64
+}
+
+#[test]
+fn a_log_is_told_again_and_mirrored() {
+    let run = Runs::get().cool();
+    let told = pauc(["tail", path(&run)]);
+    assert_eq!(told.code, 0, "{}", told.stderr);
+    assert!(told.stdout.contains("phase training") && told.stdout.contains("knn/cos/k5"), "{}", told.stdout);
+    assert!(told.stdout.trim_end().lines().last().unwrap().starts_with("finished after"), "{}", told.stdout);
+    assert_eq!(std::fs::read_to_string(run.join("log.txt")).unwrap(), told.stdout);
+    refused(["tail", "nowhere"], 2, "no run lies there");
+    // The event file, taken apart: whole records up to its end, and in them the tags of what was logged.
+    let all = std::fs::read_dir(&run).unwrap().map(|e| e.unwrap().path());
+    let files: Vec<_> = all.filter(|p| path(p).contains("events.out.tfevents.")).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    let bytes = std::fs::read(&files[0]).unwrap();
+    let (mut at, mut records) = (0, Vec::new());
+    while at < bytes.len() {
+        let length = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        records.push(String::from_utf8_lossy(&bytes[at + 12..at + 12 + length]).into_owned());
+        at += 12 + length + 4;
+    }
+    assert!(records[0].ends_with("brain.Event:2"), "{records:?}");
+    for tag in ["train/loss", "term/InfoNce", "chance/InfoNce", "probe/knn/cos/k5/t0.07"] {
+        assert!(records.iter().any(|r| r.contains(tag)), "{tag} is not in {records:?}");
+    }
+}
+
+#[test]
+fn a_recipe_is_held_against_what_is_stored_of_it() {
+    let runs = Runs::get();
+    let recipe = runs.folder.path().join("cool.ron");
+    let out = runs.folder.path().join("runs");
+    let args = ["reproduce", path(&recipe), "--out", path(&out)];
+    // The test has the only run of this recipe and file of expectations.
+    refused(args, 4, "`--update` stores what it gives");
+    assert_eq!(pauc(args.into_iter().chain(["--update"])).code, 0);
+    let same = pauc(args);
+    assert_eq!(same.code, 0, "{}", same.stderr);
+    assert!(same.stdout.contains("reproduced") && same.stderr.contains("already done"), "{same:?}");
+    let file = runs.folder.path().join("expected/cool.json");
+    let mut stored: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let value = stored["metrics"]["rankme/features"]["value"].as_f64().unwrap();
+    stored["metrics"]["rankme/features"]["value"] = (value + 10.0).into();
+    stored["simd"] = "abacus".into();
+    std::fs::write(&file, stored.to_string()).unwrap();
+    refused(args, 3, "rankme/features: expected");
+    refused(args, 3, "the instruction set differs: abacus then");
+    // Trained anew with the same seed, the same comes out.
+    let again = runs.folder.path().join("again");
+    stored["metrics"]["rankme/features"]["value"] = value.into();
+    std::fs::write(&file, stored.to_string()).unwrap();
+    let fresh = pauc(["reproduce", path(&recipe), "--out", path(&again)]);
+    assert_eq!(fresh.code, 0, "{}", fresh.stderr);
+}
+
+#[test]
+fn recipes_are_compared_over_their_seeds() {
+    let runs = Runs::get();
+    let (cool, warm) = (runs.recipe("cool"), runs.recipe("warm"));
+    let got = json(&pauc(["compare", path(&cool), path(&warm), "--json"]));
+    assert_eq!(got["groups"][0]["runs"].as_array().unwrap().len(), 2);
+    let changes = got["beside"][0]["recipe"].as_array().unwrap();
+    assert_eq!(changes.len(), 1, "{changes:?}");
+    assert_eq!(changes[0]["path"], "objective[0].term.temperature");
+    let delta = &got["beside"][0]["metrics"][0];
+    assert_eq!((&delta["first"]["n"], &delta["paired"]["n"]), (&2.into(), &2.into()));
+    let table = pauc(["compare", path(&cool), path(&warm)]).stdout;
+    assert!(table.contains("objective[0].term.temperature: 0.2 → 0.5"), "{table}");
+    let (cool, warm) = (path(&cool), path(&warm));
+    assert_eq!(pauc(["compare", cool, warm, "--within", "1000"]).code, 0);
+    refused(["compare", cool, warm, "--within", "0"], 3, "differ by more than --within");
+}
+
+#[test]
+fn mistakes_have_their_words_and_exit_codes() {
+    let runs = Runs::get();
+    let run = runs.cool();
+    let run = path(&run);
+    refused(["eval", run, "--probe", "Kn(k: 5)"], 2, "did you mean `Knn`?");
+    refused(["eval", run, "--probe", "Knn(k: 0)"], 2, "E0106");
+    refused(["eval", "nowhere", "--probe", "Knn()"], 2, "no run lies there");
+    let colour = ["--data", "FashionMini()"];
+    refused(["eval", run, "--probe", "Knn()"].into_iter().chain(colour), 1, "the encoder takes");
+    refused(["eval", run, "--probe", "Knn()", "--checkpoint", "none"], 4, "not found");
+    refused(["embed", run, "--out", "x.parquet"], 2, "end the name in .safetensors or .npy");
+    refused(["embed", run, "--out", "nowhere/x.npy"], 4, "nowhere");
+    let other = runs.recipe("warm").join("seed0/checkpoints/last.safetensors");
+    let out = runs.folder.path().join("y.npy");
+    refused(["embed", run, "--out", path(&out), "--checkpoint", path(&other)], 4, "belongs to recipe");
+    let all = runs.recipe("cool");
+    refused(["compare", run, path(&all)], 2, "same recipe and seed");
+    refused(["compare", run, "nowhere"], 2, "no run lies there");
+}
