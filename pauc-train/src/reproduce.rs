@@ -141,7 +141,7 @@ mod tests {
             metrics: BTreeMap::new(),
         };
         let stored = from.of(&metrics(&[("knn", 0.8), ("rank", 100.0), ("none", f64::NAN)]), None);
-        assert_eq!(stored.metrics["knn"].tolerance, 0.04);
+        assert!((stored.metrics["knn"].tolerance - 0.04).abs() < 1e-12);
         assert_eq!(stored.metrics["rank"].tolerance, 5.0);
         assert_eq!(stored.metrics.len(), 2);
         assert_eq!(stored.differences(&metrics(&[("knn", 0.83), ("rank", 96.0)])), []);
