@@ -9,7 +9,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pauc_kernels::buffer::Buffer;
-use pauc_kernels::conv::{Algorithm, Convolution, Geometry};
+use pauc_kernels::conv::{Algorithm, Convolution, Geometry, Work};
 use pauc_kernels::layout::Layout;
 use pauc_kernels::simd::Simd;
 
@@ -31,7 +31,7 @@ fn convolutions(c: &mut Criterion) {
         group.sample_size(10).throughput(Throughput::Elements(2 * BATCH as u64 * g.multiply_adds()));
         let all = [Algorithm::Direct, Algorithm::winograd(g, inputs)];
         for algorithm in all.into_iter().take(if all[0] == all[1] { 1 } else { 2 }) {
-            let mut layer = Convolution::new(g, algorithm);
+            let (layer, mut work) = (Convolution::new(g, algorithm), Work::default());
             let (oh, ow) = g.output();
             let (xl, yl) =
                 (Layout::haloed(BATCH, side, side, inputs, 1), Layout::flat(BATCH, oh, ow, outputs));
@@ -41,13 +41,13 @@ fn convolutions(c: &mut Criterion) {
             let (w, mut dw) = (vec![0.01; g.weights()], vec![0.0; g.weights()]);
             let flat = Layout::flat(BATCH, side, side, inputs);
             group.bench_function(BenchmarkId::new("forward", algorithm), |b| {
-                b.iter(|| layer.forward(simd, (&x, xl), &w, (&mut y, yl)))
+                b.iter(|| layer.forward(simd, &mut work, (&x, xl), &w, (&mut y, yl)))
             });
             group.bench_function(BenchmarkId::new("input gradient", algorithm), |b| {
-                b.iter(|| layer.input_gradient(simd, (&dy, dyl), &w, (&mut dx, flat), false))
+                b.iter(|| layer.input_gradient(simd, &mut work, (&dy, dyl), &w, (&mut dx, flat), false))
             });
             group.bench_function(BenchmarkId::new("weight gradient", algorithm), |b| {
-                b.iter(|| layer.weight_gradient(simd, (&x, xl), (&dy, dyl), &mut dw))
+                b.iter(|| layer.weight_gradient(simd, &mut work, (&x, xl), (&dy, dyl), &mut dw))
             });
         }
     }

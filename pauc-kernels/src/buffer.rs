@@ -21,6 +21,13 @@ impl Buffer {
         Buffer { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
     }
 
+    /// Makes room for at least `len` values; where that takes new memory, they are zeros.
+    pub fn grow(&mut self, len: usize) {
+        if self.len < len {
+            *self = Buffer::zeros(len);
+        }
+    }
+
     /// A copy of `values`.
     pub fn from_slice(values: &[f32]) -> Self {
         let mut buffer = Buffer::zeros(values.len());

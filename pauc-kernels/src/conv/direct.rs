@@ -78,13 +78,17 @@ pub fn forward(
     g.check_input(x, xl);
     g.check_output(y, yl);
     assert!(xl.batch == yl.batch && g.kernel <= LARGEST);
-    assert_eq!(w.0.len(), g.kernel * g.kernel * xl.pitch * yl.pitch, "weights packed for another layer");
+    assert_eq!(
+        w.values().len(),
+        g.kernel * g.kernel * xl.pitch * yl.pitch,
+        "weights packed for another layer"
+    );
     let size = rows_of_a_portion(yl.width);
     let y = Shared::new(y);
     threads::for_each(yl.rows().div_ceil(size), |i| {
         let rows = i * size..yl.rows().min((i + 1) * size);
         let shape = (g, simd.panel(yl.pitch));
-        let (x, y, w) = ((x.as_ptr(), xl), (y, yl), w.0.as_ptr());
+        let (x, y, w) = ((x.as_ptr(), xl), (y, yl), w.values().as_ptr());
         dispatch!(simd => forward_rows(
             rows: std::ops::Range<usize>, shape: (Geometry, usize), x: (*const f32, Layout), w: *const f32,
             y: (Shared<'_, f32>, Layout),
@@ -182,7 +186,7 @@ pub fn input_gradient(
 ) {
     g.check_output(dy, dyl);
     assert!((dxl.height, dxl.width, dxl.batch) == (g.height, g.width, dyl.batch) && dx.len() >= dxl.len());
-    assert!(g.kernel <= LARGEST && w.0.len() == g.kernel * g.kernel * dxl.pitch * dyl.pitch);
+    assert!(g.kernel <= LARGEST && w.values().len() == g.kernel * g.kernel * dxl.pitch * dyl.pitch);
     let dx = Shared::new(dx);
     let phases =
         |side: usize| (0..g.stride).map(move |first| Phase::new(g, side, first)).filter(|p| p.count > 0);
@@ -199,7 +203,7 @@ pub fn input_gradient(
             threads::for_each(total.div_ceil(size), |i| {
                 let rows = i * size..total.min((i + 1) * size);
                 let shape = (g, simd.panel(dxl.pitch), add);
-                let (dy, dx, w, phases) = ((dy.as_ptr(), dyl), (dx, dxl), w.0.as_ptr(), (&py, &px));
+                let (dy, dx, w, phases) = ((dy.as_ptr(), dyl), (dx, dxl), w.values().as_ptr(), (&py, &px));
                 dispatch!(simd => gradient_rows(
                     rows: std::ops::Range<usize>, shape: (Geometry, usize, bool), phases: (&Phase, &Phase),
                     dy: (*const f32, Layout), w: *const f32, dx: (Shared<'_, f32>, Layout),
@@ -268,9 +272,7 @@ pub fn weight_gradient(
     assert!(xl.batch == dyl.batch && dw.len() == g.weights());
     let size = g.kernel * g.kernel * xl.pitch * dyl.pitch;
     let parts = super::parts(size, dyl.rows());
-    if work.len() < parts * size {
-        *work = Buffer::zeros(parts * size);
-    }
+    work.grow(parts * size);
     let columns = simd.panel(dyl.pitch);
     let blocks = dyl.pitch / columns;
     let sums = Shared::new(work);

@@ -1,4 +1,4 @@
-//! One convolution of a network: its shape, how it is computed, and the memory that this takes.
+//! One convolution of a network: its shape and how it is computed.
 
 use super::{Geometry, Packed, direct, winograd};
 use crate::buffer::Buffer;
@@ -42,28 +42,27 @@ impl std::fmt::Display for Algorithm {
     }
 }
 
-/// A convolution with its workspace. The weights belong to the caller and are packed anew at each call.
-#[derive(Clone, Debug)]
-pub struct Convolution {
-    geometry: Geometry,
-    algorithm: Algorithm,
+/// Memory that convolutions use while they run: packed weights, transformed tiles, partial sums. Layers that run one
+/// after the other share one, which grows to the needs of the largest.
+#[derive(Clone, Debug, Default)]
+pub struct Work {
     packed: Packed,
     transformed: Packed,
-    work: Buffer,
+    sums: Buffer,
     winograd: winograd::Work,
 }
 
+/// A convolution. The weights belong to the caller and are packed anew at each call.
+#[derive(Clone, Copy, Debug)]
+pub struct Convolution {
+    geometry: Geometry,
+    algorithm: Algorithm,
+}
+
 impl Convolution {
-    /// Without any memory yet.
+    /// Of a shape, by an algorithm.
     pub fn new(geometry: Geometry, algorithm: Algorithm) -> Self {
-        Convolution {
-            geometry,
-            algorithm,
-            packed: Packed::default(),
-            transformed: Packed::default(),
-            work: Buffer::default(),
-            winograd: winograd::Work::default(),
-        }
+        Convolution { geometry, algorithm }
     }
 
     /// Its shape.
@@ -75,16 +74,23 @@ impl Convolution {
     ///
     /// # Panics
     /// As [`direct::forward`].
-    pub fn forward(&mut self, simd: Simd, x: (&[f32], Layout), w: &[f32], y: (&mut [f32], Layout)) {
+    pub fn forward(
+        &self,
+        simd: Simd,
+        work: &mut Work,
+        x: (&[f32], Layout),
+        w: &[f32],
+        y: (&mut [f32], Layout),
+    ) {
         match self.algorithm {
             Algorithm::Direct => {
-                direct::pack_forward(simd, self.geometry, x.1.pitch, w, &mut self.packed);
-                direct::forward(simd, self.geometry, x, &self.packed, y);
+                direct::pack_forward(simd, self.geometry, x.1.pitch, w, &mut work.packed);
+                direct::forward(simd, self.geometry, x, &work.packed, y);
             }
             Algorithm::Winograd => {
-                let (packed, to) = (&mut self.packed, &mut self.transformed);
+                let (packed, to) = (&mut work.packed, &mut work.transformed);
                 winograd::pack_forward(simd, self.geometry, x.1.pitch, w, packed, to);
-                winograd::forward(simd, x, to, &mut self.work, y, false);
+                winograd::forward(simd, x, to, &mut work.sums, y, false);
             }
         }
     }
@@ -94,8 +100,9 @@ impl Convolution {
     /// # Panics
     /// As [`direct::input_gradient`].
     pub fn input_gradient(
-        &mut self,
+        &self,
         simd: Simd,
+        work: &mut Work,
         dy: (&[f32], Layout),
         w: &[f32],
         dx: (&mut [f32], Layout),
@@ -103,13 +110,13 @@ impl Convolution {
     ) {
         match self.algorithm {
             Algorithm::Direct => {
-                direct::pack_input_gradient(simd, self.geometry, dx.1.pitch, w, &mut self.packed);
-                direct::input_gradient(simd, self.geometry, dy, &self.packed, dx, add);
+                direct::pack_input_gradient(simd, self.geometry, dx.1.pitch, w, &mut work.packed);
+                direct::input_gradient(simd, self.geometry, dy, &work.packed, dx, add);
             }
             Algorithm::Winograd => {
-                let (packed, to) = (&mut self.packed, &mut self.transformed);
+                let (packed, to) = (&mut work.packed, &mut work.transformed);
                 winograd::pack_input_gradient(simd, self.geometry, dx.1.pitch, w, packed, to);
-                winograd::forward(simd, dy, to, &mut self.work, dx, add);
+                winograd::forward(simd, dy, to, &mut work.sums, dx, add);
             }
         }
     }
@@ -118,11 +125,18 @@ impl Convolution {
     ///
     /// # Panics
     /// As [`direct::weight_gradient`].
-    pub fn weight_gradient(&mut self, simd: Simd, x: (&[f32], Layout), dy: (&[f32], Layout), dw: &mut [f32]) {
+    pub fn weight_gradient(
+        &self,
+        simd: Simd,
+        work: &mut Work,
+        x: (&[f32], Layout),
+        dy: (&[f32], Layout),
+        dw: &mut [f32],
+    ) {
         match self.algorithm {
-            Algorithm::Direct => direct::weight_gradient(simd, self.geometry, x, dy, &mut self.work, dw),
+            Algorithm::Direct => direct::weight_gradient(simd, self.geometry, x, dy, &mut work.sums, dw),
             Algorithm::Winograd => {
-                winograd::weight_gradient(simd, self.geometry, x, dy, &mut self.winograd, dw)
+                winograd::weight_gradient(simd, self.geometry, x, dy, &mut work.winograd, dw)
             }
         }
     }

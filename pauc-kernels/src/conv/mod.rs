@@ -7,7 +7,8 @@
 //! |---|---|
 //! | [`direct`] | any size, any stride: taps × channels summed in registers |
 //! | [`winograd`] | 3×3 at stride 1 with a quarter of the multiplications |
-//! | [`Convolution`] | one layer with its workspace; chooses between them |
+//! | [`Convolution`] | one layer; chooses between them |
+//! | [`Work`] | the memory that layers use in turn |
 //! | `pack` | weights from interchange order and back |
 
 pub mod direct;
@@ -15,7 +16,7 @@ mod layer;
 mod pack;
 pub mod winograd;
 
-pub use layer::{Algorithm, Convolution};
+pub use layer::{Algorithm, Convolution, Work};
 
 use crate::buffer::Buffer;
 use crate::layout::Layout;
@@ -86,17 +87,24 @@ impl Geometry {
     }
 }
 
-/// Weights in the order in which a kernel reads them.
+/// Weights in the order in which a kernel reads them. Its memory serves one layer after the other.
 #[derive(Clone, Debug, Default)]
-pub struct Packed(Buffer);
+pub struct Packed {
+    values: Buffer,
+    len: usize,
+}
 
 impl Packed {
-    /// Room for `len` values, kept from one step to the next.
+    /// `len` values of any content, in memory that only grows.
     fn reserve(&mut self, len: usize) -> &mut [f32] {
-        if self.0.len() != len {
-            self.0 = Buffer::zeros(len);
-        }
-        &mut self.0
+        self.values.grow(len);
+        self.len = len;
+        &mut self.values[..len]
+    }
+
+    /// What was packed last.
+    fn values(&self) -> &[f32] {
+        &self.values[..self.len]
     }
 }
 

@@ -3,7 +3,7 @@
 use super::blueprint::{Blueprint, Map, Step};
 use dfdx::prelude::Cpu;
 use pauc_kernels::buffer::Buffer;
-use pauc_kernels::conv::{Algorithm, Convolution};
+use pauc_kernels::conv::{Algorithm, Convolution, Work};
 use pauc_kernels::layout::{Layout, copy_pixels};
 use pauc_kernels::norm::{self, Norm, Residual};
 use pauc_kernels::pool;
@@ -44,6 +44,8 @@ pub(super) struct Workspace {
     keep: bool,
     capacity: usize,
     layers: Vec<LayerState>,
+    /// What convolutions use while they run.
+    work: Work,
     /// Normalised maps in their halo; empty for those that a later step normalises.
     maps: Vec<Buffer>,
     /// Which pixel each maximum came from, by output map.
@@ -94,6 +96,7 @@ impl Workspace {
             keep,
             capacity: 0,
             layers: plan.layers.iter().zip(algorithms).map(layer).collect(),
+            work: Work::default(),
             maps: Vec::new(),
             chosen: Vec::new(),
             gradients: Vec::new(),
@@ -220,7 +223,13 @@ impl Workspace {
         let l = &mut self.layers[layer];
         {
             let _span = named(|| plan.layers[layer].name.as_str().into());
-            l.conv.forward(self.simd, x, &state.parameters[3 * layer].value(), (&mut l.y, yl));
+            l.conv.forward(
+                self.simd,
+                &mut self.work,
+                x,
+                &state.parameters[3 * layer].value(),
+                (&mut l.y, yl),
+            );
         }
         let _span = named(|| plan.layers[layer].norm.as_str().into());
         let (mean, variance) = (&state.statistics[2 * layer], &state.statistics[2 * layer + 1]);
@@ -317,7 +326,7 @@ impl Workspace {
         let x = (&self.maps[input][..], at.haloed(input));
         {
             let _span = named(|| format!("{} weight", plan.layers[layer].name).into());
-            l.conv.weight_gradient(simd, x, (dy, halo), &mut weight.grad_mut());
+            l.conv.weight_gradient(simd, &mut self.work, x, (dy, halo), &mut weight.grad_mut());
         }
         if input == 0 {
             return;
@@ -326,8 +335,9 @@ impl Workspace {
         let dx = self.gradients[input].take();
         let add = dx.is_some();
         let mut dx = dx.unwrap_or_else(|| self.buffer(plan, input));
-        let (l, dy) = (&mut self.layers[layer], &self.halos[found].1);
-        l.conv.input_gradient(simd, (dy, halo), &weight.value(), (&mut dx, at.flat(input)), add);
+        let (conv, dy) = (self.layers[layer].conv, &self.halos[found].1);
+        let to = (&mut dx[..], at.flat(input));
+        conv.input_gradient(simd, &mut self.work, (dy, halo), &weight.value(), to, add);
         self.gradients[input] = Some(dx);
     }
 

@@ -186,9 +186,9 @@ pub fn forward(
 ) {
     check(xl, x, (yl.height, yl.width));
     let step = stride(xl.pitch, yl.pitch);
-    assert!(w.0.len() == FREQUENCIES * step && y.len() >= yl.len() && yl.batch == xl.batch);
+    assert!(w.values().len() == FREQUENCIES * step && y.len() >= yl.len() && yl.batch == xl.batch);
     let (all, columns) = (Tiles::new(yl), simd.panel(yl.pitch));
-    let w = Weights { start: w.0.as_ptr(), step, columns };
+    let w = Weights { start: w.values().as_ptr(), step, columns };
     let y = Shared::new(y);
     if FREQUENCIES * xl.pitch * yl.pitch <= LARGE {
         let size = all.portion(CACHED, FREQUENCIES * (xl.pitch + group(yl.pitch, columns)));
@@ -241,9 +241,7 @@ pub fn forward(
 fn transformed<const N: usize>(work: &mut Buffer, n: usize, pitches: [usize; N]) -> [Transformed; N] {
     let sizes = pitches.map(|p| FREQUENCIES * (n * p + STAGGER));
     let total = sizes.iter().sum();
-    if work.len() < total {
-        *work = Buffer::zeros(total);
-    }
+    work.grow(total);
     let mut start = work.as_mut_ptr();
     std::array::from_fn(|i| {
         let t = Transformed { start, step: n * pitches[i] + STAGGER, pitch: pitches[i] };
@@ -329,13 +327,8 @@ pub fn weight_gradient(
     let parts = super::parts(FREQUENCIES * step, all.count);
     let local = parts >= 4 || parts == all.count;
     let parts = if local { parts } else { 1 };
-    for (buffer, len) in
-        [(&mut work.sums, parts * FREQUENCIES * step), (&mut work.weights, 9 * xl.pitch * dyl.pitch)]
-    {
-        if buffer.len() < len {
-            *buffer = Buffer::zeros(len);
-        }
-    }
+    work.sums.grow(parts * FREQUENCIES * step);
+    work.weights.grow(9 * xl.pitch * dyl.pitch);
     let sums = Shared::new(&mut work.sums);
     if local {
         let size = all.portion(CACHED, FREQUENCIES * (xl.pitch + dyl.pitch));
