@@ -51,7 +51,8 @@ struct Run {
 
 fn train(set: &[&str]) -> Run {
     let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
-    let (recipe, source) = Recipe::parse("test", RECIPE, &set).unwrap_or_else(|e| panic!("{}", e.render(false)));
+    let (recipe, source) =
+        Recipe::parse("test", RECIPE, &set).unwrap_or_else(|e| panic!("{}", e.render(false)));
     let plan = Plan::new(&Cpu::default(), recipe, source, &Place { base: ".".into() });
     let plan = plan.unwrap_or_else(|e| panic!("{e}"));
     let folder = tempfile::tempdir().unwrap();
@@ -104,7 +105,10 @@ fn a_metric_that_does_not_improve_ends_the_run_with_its_last_probes() {
     assert_eq!(run.outcome.unwrap(), Ending::Finished);
     assert_eq!(run.steps, 8, "weights that do not move: the second epoch's accuracy is the first's");
     let warned = run.log.warnings();
-    assert!(warned.iter().any(|(step, t)| *step == 8 && t.contains("has not improved for 1 probes")), "{warned:?}");
+    assert!(
+        warned.iter().any(|(step, t)| *step == 8 && t.contains("has not improved for 1 probes")),
+        "{warned:?}"
+    );
     let linear = run.log.0.iter().any(|e| match e {
         Event::Probe(p) => p.step == 8 && p.metrics.iter().any(|m| m.name.starts_with("linear/")),
         _ => false,
@@ -112,7 +116,11 @@ fn a_metric_that_does_not_improve_ends_the_run_with_its_last_probes() {
     assert!(linear, "the probes of the end were made");
     let misspelt = train(&["train.keep=(best: (metric: \"knn\"))", "probes=[Knn(k: 5, every: Epochs(1))]"]);
     let warned = misspelt.log.warnings();
-    assert_eq!(warned.iter().filter(|(_, t)| t.contains("they measure knn/cos/k5/t0.07")).count(), 1, "{warned:?}");
+    assert_eq!(
+        warned.iter().filter(|(_, t)| t.contains("they measure knn/cos/k5/t0.07")).count(),
+        1,
+        "{warned:?}"
+    );
 }
 
 #[test]
@@ -121,7 +129,8 @@ fn a_number_that_is_none_leaves_its_batch_and_the_gradients_before() {
     let error = run.outcome.unwrap_err().to_string();
     assert!(error.contains("postmortem.json") && error.contains("no checkpoint had been written"), "{error}");
     let at = |name: &str| run.folder.path().join(name);
-    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(at("postmortem.json")).unwrap()).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(at("postmortem.json")).unwrap()).unwrap();
     assert_eq!(json["step"], run.steps + 1);
     assert!(error.contains(&format!("step {}", run.steps + 1)), "{error}");
     assert_eq!(json["samples"].as_array().unwrap().len(), 24);
@@ -132,5 +141,8 @@ fn a_number_that_is_none_leaves_its_batch_and_the_gradients_before() {
     assert_eq!(file.get("view.0.embeddings").unwrap().shape, [24, 8]);
     let weights: Vec<_> = file.names().filter(|n| n.starts_with("parameter.")).collect();
     assert!(weights.iter().all(|n| file.get(&n.replace("parameter.", "gradient.")).is_some()));
-    assert!(weights.iter().any(|n| file.f32(n).unwrap().iter().any(|v| v.abs() > 1e20)), "the cause is there");
+    assert!(
+        weights.iter().any(|n| file.f32(n).unwrap().iter().any(|v| v.abs() > 1e20)),
+        "the cause is there"
+    );
 }
