@@ -8,11 +8,15 @@ use pauc::traits::Result;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Set by SIGINT and SIGTERM.
+/// Set by SIGINT, SIGTERM and SIGUSR1.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Makes the first SIGINT or SIGTERM ask the run to save and stop; a second one ends the process at once.
+/// Makes the first SIGINT or SIGTERM ask the run to save and stop; a second one ends the process at once. SIGUSR1, by which
+/// batch systems announce the end of a job's time, asks too, however often it comes.
 pub fn catch_signals() {
+    if let Err(e) = catch_announcement() {
+        eprintln!("warning: SIGUSR1 cannot be caught and will end the process: {e}");
+    }
     let caught = ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
@@ -22,6 +26,24 @@ pub fn catch_signals() {
     if let Err(e) = caught {
         eprintln!("warning: signals cannot be caught, an interrupt will not save a checkpoint: {e}");
     }
+}
+
+#[cfg(unix)]
+fn catch_announcement() -> std::io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGUSR1])?;
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            if !STOP.swap(true, Ordering::SeqCst) {
+                eprintln!("\nSIGUSR1: stopping after this step; a checkpoint will be saved");
+            }
+        }
+    });
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn catch_announcement() -> std::io::Result<()> {
+    Ok(())
 }
 
 /// Whether messages on stderr may be coloured.

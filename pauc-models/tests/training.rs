@@ -8,6 +8,7 @@ use pauc_models::network::{Network, backward_with};
 use pauc_models::optimizers::clip_gradients;
 use pauc_models::{HeadConfig, LrSchedule};
 use pauc_traits::open_set::options;
+use pauc_traits::optimizer::Moment;
 use pauc_traits::param::{Role, clear_gradients};
 use pauc_traits::registry::kind;
 use pauc_traits::{Clock, Configured, Horizon, ImageShape, Param, Pass, Scheduled, UnitInterval};
@@ -37,6 +38,30 @@ fn narrow(v: &Value) -> Vec<f32> {
     numbers(v).iter().map(|v| *v as f32).collect()
 }
 
+/// The moment of a step whose schedule has this factor.
+fn now(optimizer: &Configured<kind::Optimizer>, factor: f64) -> Moment {
+    Moment { lr: optimizer.learning_rate(1) * factor, clock: Clock::still() }
+}
+
+#[test]
+fn rates_and_decay_follow_what_the_recipe_says_of_them() {
+    let dev = Cpu::default();
+    let optimizer = Configured::<kind::Optimizer>::parse(
+        "Sgd(lr: Scaled(base: 0.5, per: 4), momentum: 0.0, weight_decay: Linear(from: 0.0, to: 0.5, over: Steps(4)))",
+    )
+    .unwrap();
+    assert_eq!((optimizer.learning_rate(4), optimizer.learning_rate(8)), (0.5, 1.0));
+    let horizon = Horizon { steps_per_epoch: 1, total_steps: 8 };
+    let params = [Param::new(&dev, "w", &[1], Role::Weight, &[2.0]).unwrap()];
+    let mut state = optimizer.start(&dev, &params).unwrap();
+    // The gradient is zero: only w ← w − lr·λ·w moves it, with λ = 0, 0.25 and 0.5.
+    for (step, want) in [(0, 2.0), (2, 1.75), (6, 1.3125)] {
+        let lr = optimizer.learning_rate(4);
+        optimizer.step(&dev, &params, &mut state, &Moment { lr, clock: Clock { step, horizon } }).unwrap();
+        assert_eq!(params[0].value()[0], want);
+    }
+}
+
 #[test]
 fn optimisers_follow_the_reference_trajectories() {
     let dev = Cpu::default();
@@ -57,7 +82,7 @@ fn optimisers_follow_the_reference_trajectories() {
         for (n, reference) in case["steps"].as_array().unwrap().iter().enumerate() {
             params[0].grad_mut().copy_from_slice(&narrow(&reference["grad_w"]));
             params[1].grad_mut().copy_from_slice(&narrow(&reference["grad_b"]));
-            optimizer.step(&dev, &params, &mut state, 1.0).unwrap();
+            optimizer.step(&dev, &params, &mut state, &now(&optimizer, 1.0)).unwrap();
             for (param, key) in params.iter().zip(["w", "b"]) {
                 close(&format!("{name} step {n} {key}"), &param.value(), &numbers(&reference[key]), 1e-6);
             }
@@ -84,7 +109,7 @@ fn an_optimiser_resumes_from_its_exported_state_bit_by_bit() {
                 saved = Some((whole[0].value().clone(), state.steps, state.slots.clone()));
             }
             gradient(&whole, n);
-            optimizer.step(&dev, &whole, &mut state, 0.5).unwrap();
+            optimizer.step(&dev, &whole, &mut state, &now(&optimizer, 0.5)).unwrap();
         }
         let (values, steps, slots) = saved.unwrap();
         let resumed = param(&values);
@@ -92,7 +117,7 @@ fn an_optimiser_resumes_from_its_exported_state_bit_by_bit() {
         (state.steps, state.slots) = (steps, slots);
         for n in 3..6 {
             gradient(&resumed, n);
-            optimizer.step(&dev, &resumed, &mut state, 0.5).unwrap();
+            optimizer.step(&dev, &resumed, &mut state, &now(&optimizer, 0.5)).unwrap();
         }
         assert_eq!(*whole[0].value(), *resumed[0].value(), "{text}");
     }
@@ -110,7 +135,7 @@ fn decay_spares_what_it_is_told_to_and_frozen_parameters_stay() {
         params.iter().enumerate().for_each(|(i, p)| p.set_frozen(i == freeze));
         let optimizer = Configured::<kind::Optimizer>::parse(text).unwrap();
         let mut state = optimizer.start(&dev, &params).unwrap();
-        optimizer.step(&dev, &params, &mut state, 1.0).unwrap();
+        optimizer.step(&dev, &params, &mut state, &now(&optimizer, 1.0)).unwrap();
         params.map(|p| p.value()[0])
     };
     // The gradients are zero, so that only decay moves anything.
@@ -120,7 +145,7 @@ fn decay_spares_what_it_is_told_to_and_frozen_parameters_stay() {
     assert_eq!(after("Sgd(lr: 0.5, weight_decay: 0.5)", 0), [2.0, 1.5, 1.5]);
     let optimizer = Configured::<kind::Optimizer>::parse("Sgd(lr: 0.5)").unwrap();
     let mut state = optimizer.start(&dev, &params()[..2]).unwrap();
-    let error = optimizer.step(&dev, &params(), &mut state, 1.0).unwrap_err().to_string();
+    let error = optimizer.step(&dev, &params(), &mut state, &now(&optimizer, 1.0)).unwrap_err().to_string();
     assert!(error.contains("for 2 parameters, got 3"), "{error}");
 }
 
@@ -279,7 +304,7 @@ fn a_network_learns_and_its_momentum_branch_follows() {
         let difference = gap(&x.as_vec());
         losses.push(difference.iter().map(|d| d * d).sum::<f32>() / 2.0);
         backward_with(x, difference, None).unwrap();
-        optimizer.step(&dev, &params, &mut state, 1.0).unwrap();
+        optimizer.step(&dev, &params, &mut state, &now(&optimizer, 1.0)).unwrap();
         let before = follower[0].value()[0];
         momentum.update(&dev, &net, &branch, &Clock::still()).unwrap();
         let want = 0.5 * (f64::from(before) + f64::from(params[0].value()[0]));
@@ -347,7 +372,7 @@ fn training_gives_the_same_bits_for_every_number_of_threads() {
                 let gradient = x.as_vec().iter().map(|v| v.sin()).collect();
                 backward_with(x, gradient, None).unwrap();
                 clip_gradients(&dev, &params, 0.1).unwrap();
-                optimizer.step(&dev, &params, &mut state, 1.0).unwrap();
+                optimizer.step(&dev, &params, &mut state, &now(&optimizer, 1.0)).unwrap();
             }
             let all = params.iter().chain(&net.statistics()).map(|p| p.value().clone()).collect::<Vec<_>>();
             (all, net.embed(&pixels(150), 64).unwrap())

@@ -136,7 +136,11 @@ impl ReportData {
                 Event::Phase(e) if !data.phases.contains(&e) => data.phases.push(e),
                 Event::Warning(e) if !data.warnings.iter().any(|w| w.text == e.text) => data.warnings.push(e),
                 Event::End(e) => data.ends.push(e),
-                Event::Phase(_) | Event::Warning(_) | Event::Unknown => {}
+                Event::Health(_)
+                | Event::Stages(_)
+                | Event::Phase(_)
+                | Event::Warning(_)
+                | Event::Unknown => {}
             }
         }
         data.steps = steps.into_values().collect();

@@ -32,6 +32,10 @@ pub enum Event {
     Clustering(Clustering),
     /// Probes of a representation.
     Probe(Probe),
+    /// Whether anything is learnt, after each epoch.
+    Health(Health),
+    /// Where the time of an epoch went.
+    Stages(Stages),
     /// A stretch of training begins.
     Phase(Phase),
     /// Something the user should know.
@@ -190,6 +194,67 @@ impl From<pauc_traits::probe::Metric> for Metric {
     fn from(m: pauc_traits::probe::Metric) -> Self {
         Metric { name: m.name, value: m.value }
     }
+}
+
+/// Whether anything is learnt: the terms over an epoch, and the embeddings of its last batch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Epochs done.
+    pub epoch: f64,
+    /// The terms of the epoch's last step.
+    pub terms: Vec<TermMean>,
+    /// √D times the mean over dimensions of the standard deviation of unit embeddings: 1 is uniform on the sphere, 0 one
+    /// point.
+    #[serde(with = "nullable")]
+    pub spread: f64,
+    /// RankMe of the embeddings: the exponential of the entropy of their singular values.
+    #[serde(with = "nullable")]
+    pub rank: f64,
+}
+
+/// A term over an epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TermMean {
+    /// The term's name.
+    pub name: String,
+    /// The mean of its values, before weighting.
+    #[serde(with = "nullable")]
+    pub mean: f64,
+    /// The value it has for a representation that has learnt nothing, where one is known.
+    pub chance: Option<f64>,
+    /// How many epochs in a row the mean has been within a hundredth of chance, or worse than it.
+    pub epochs_at_chance: u64,
+}
+
+/// Where the time of an epoch's steps went; of an epoch that was interrupted, those since it was continued.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stages {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Epochs done.
+    pub epoch: f64,
+    /// The time of the steps, without probes, clustering and checkpoints.
+    #[serde(with = "nullable")]
+    pub seconds: f64,
+    /// Training images (not views) a second of that time.
+    #[serde(with = "nullable")]
+    pub images_per_second: f64,
+    /// The parts of a step; `data` is waiting for the loader.
+    pub stages: Vec<StageTime>,
+    /// The most memory the process has held since it began, where the system tells.
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// The time of one stage, over an epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageTime {
+    /// The stage.
+    pub name: String,
+    /// Its time.
+    #[serde(with = "nullable")]
+    pub seconds: f64,
 }
 
 /// A stretch of training begins.

@@ -9,19 +9,21 @@
 //! | `queue.keys`, `queue.ids` | past keys and their samples (−1: unknown) |
 //! | `clusters.<m>.centroids`, `.assignments` (−1: noise), `.concentration` | level m |
 //!
-//! The counters are in the file's metadata. Random numbers need no state: they are functions of the step.
+//! The counters and [`crate::marks`] are in the file's metadata, with a BLAKE3 hash of all the rest. Random numbers need no
+//! state: they are functions of the step.
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Observer};
 use crate::prototypes::Prototypes;
 use crate::queue::KeyQueue;
+use crate::retention::{checksum, set_aside};
 use crate::run_dir::RunDir;
 use pauc_models::device::NetworkDevice;
 use pauc_models::weights::{TensorFile, Values};
 use pauc_traits::clusterer::FitReport;
 use pauc_traits::{Clustering, Error, Param, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-const FORMAT: &str = "pauc-checkpoint-1";
+const FORMAT: &str = "pauc-checkpoint-2";
 
 impl<D: NetworkDevice> Engine<'_, D> {
     /// All parameters and statistics under their names in the file.
@@ -41,11 +43,26 @@ impl<D: NetworkDevice> Engine<'_, D> {
         D::optimizer(&*self.plan.recipe.optimizer.value).slots()
     }
 
-    /// Writes `checkpoints/last.safetensors`; what was there before stays until the new file is whole.
+    /// Writes a checkpoint, which becomes `checkpoints/last.safetensors` and, if asked, `best.safetensors`; what was there
+    /// before stays until the new file is whole.
     ///
     /// # Errors
     /// If the device or the disk fails.
-    pub fn save(&self, dir: &RunDir) -> Result<()> {
+    pub(crate) fn save(&mut self, dir: &RunDir, watch: &mut dyn Observer, best: bool) -> Result<()> {
+        if dir.last_checkpoint().is_none() {
+            return Err(Error::config("the run has no folder to save a checkpoint in"));
+        }
+        self.marks.events = watch.recorded()?;
+        let mut file = self.snapshot()?;
+        let sum = checksum(&file);
+        file.metadata.insert("blake3".into(), sum);
+        dir.add_checkpoint(self.step, &file, self.plan.recipe.train.keep.last.get(), best)?;
+        self.saved = Some(self.step);
+        Ok(())
+    }
+
+    /// Everything that the next step depends on.
+    fn snapshot(&self) -> Result<TensorFile> {
         let mut file = TensorFile::new();
         file.insert_params(&self.device, "", &self.named())?;
         for (p, buffers) in self.parameters().iter().zip(&self.optimizer.slots) {
@@ -79,11 +96,58 @@ impl<D: NetworkDevice> Engine<'_, D> {
                 file.metadata.insert(name("report"), report);
             }
         }
-        match dir.last_checkpoint() {
-            Some(path) => file.save(path),
-            None => Err(Error::config("the run has no folder to save a checkpoint in")),
+        let marks = serde_json::to_string(&self.marks).map_err(|e| Error::Other(e.into()))?;
+        file.metadata.insert("marks".into(), marks);
+        Ok(file)
+    }
+}
+
+/// Puts the newest usable checkpoint of a run into an engine that was built from the same recipe. Files that cannot be used
+/// get another name. Returns the file that was used, if there is any checkpoint, and what was wrong with others.
+///
+/// # Errors
+/// What is wrong with the newest checkpoint, if none can be used; nothing is then changed.
+pub fn load_newest<D: NetworkDevice>(
+    engine: &mut Engine<'_, D>,
+    dir: &RunDir,
+) -> Result<(Option<PathBuf>, Vec<String>)> {
+    let mut wrong: Vec<(PathBuf, Error)> = Vec::new();
+    for path in dir.checkpoints() {
+        match load(engine, &path) {
+            Ok(()) => {
+                let notes = wrong.into_iter().map(|(bad, error)| {
+                    let name = set_aside(&bad)?;
+                    Ok(format!("{error}; it is now {}", name.display()))
+                });
+                return Ok((Some(path), notes.collect::<Result<_>>()?));
+            }
+            Err(error) => wrong.push((path, error)),
         }
     }
+    match wrong.into_iter().next() {
+        Some((_, error)) => Err(error),
+        None => Ok((None, Vec::new())),
+    }
+}
+
+/// Whether a file holds what was written to it: a hash over all of it is in its metadata.
+///
+/// # Errors
+/// [`Error::Damaged`] if the file is no checkpoint of this version, or its content has changed.
+pub fn verify(file: &TensorFile, path: &Path) -> Result<()> {
+    let text = |key: &str| file.metadata.get(key).map_or("", String::as_str);
+    match text("format") {
+        FORMAT => {}
+        "" => return Err(Error::damaged(path, "is no checkpoint: its metadata has no `format`")),
+        other => {
+            let message = format!("has the format {other:?}, this version reads {FORMAT:?}");
+            return Err(Error::damaged(path, message));
+        }
+    }
+    if text("blake3") == checksum(file) {
+        return Ok(());
+    }
+    Err(Error::damaged(path, "its content is not what was written (BLAKE3): restore it from a copy"))
 }
 
 /// Puts a checkpoint into an engine that was built from the same recipe.
@@ -98,9 +162,7 @@ pub fn load<D: NetworkDevice>(engine: &mut Engine<'_, D>, path: &Path) -> Result
         let value = text(key)?;
         value.parse::<u64>().map_err(|_| wrong(format!("metadata `{key}` is {value:?}, no number")))
     };
-    if text("format")? != FORMAT {
-        return Err(wrong(format!("is a {:?} file, not a {FORMAT:?} one", text("format")?)));
-    }
+    verify(&file, path)?;
     let (hash, seed) = (&engine.plan.hash, engine.plan.recipe.train.seed.to_string());
     if text("recipe")? != hash || *text("seed")? != seed {
         let (r, s) = (text("recipe")?, text("seed")?);
@@ -149,6 +211,8 @@ pub fn load<D: NetworkDevice>(engine: &mut Engine<'_, D>, path: &Path) -> Result
         }
         engine.prototypes = Some(Prototypes::restore(&engine.device, clusterings, concentrations));
     }
+    engine.marks =
+        serde_json::from_str(text("marks")?).map_err(|e| wrong(format!("metadata `marks`: {e}")))?;
     engine.step = number("step")?;
     Ok(())
 }

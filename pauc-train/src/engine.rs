@@ -2,8 +2,10 @@
 
 use crate::check::Reads;
 use crate::evaluate::{self, Embedded, Subject};
+use crate::marks::{Marks, Peak};
 use crate::objective::{Evaluated, TermGradient, TermValue};
 use crate::plan::Plan;
+use crate::postmortem::Trace;
 use crate::prototypes::Prototypes;
 use crate::queue::KeyQueue;
 use crate::recipe::Baseline;
@@ -14,10 +16,10 @@ use pauc_models::network::{Network, backward_with};
 use pauc_report::events::{self, Event, Status, Subject as Who};
 use pauc_traits::batch::{Constant, Inputs};
 use pauc_traits::clusterer::FitContext;
-use pauc_traits::optimizer::State;
+use pauc_traits::optimizer::{Moment, State};
 use pauc_traits::param::{Role, clear_gradients};
 use pauc_traits::probe::{Metric, When};
-use pauc_traits::profile::span;
+use pauc_traits::profile::{self, Stage, span};
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::{After, Init};
@@ -35,6 +37,14 @@ pub trait Observer {
     /// # Errors
     /// If it cannot be recorded; the run stops.
     fn event(&mut self, event: &Event) -> Result<()>;
+
+    /// How many events are recorded, all of them safe from a power failure; 0 if none are.
+    ///
+    /// # Errors
+    /// If they cannot be made safe.
+    fn recorded(&mut self) -> Result<u64> {
+        Ok(0)
+    }
 
     /// A step was taken.
     fn progress(&mut self, _progress: &Progress<'_>) {}
@@ -85,8 +95,13 @@ pub struct Engine<'p, D: NetworkDevice> {
     pub(crate) prototypes: Option<Prototypes<D>>,
     pub(crate) last_clustering: Option<u64>,
     pub(crate) step: u64,
-    phase: &'static str,
-    skipped_reported: Vec<String>,
+    pub(crate) marks: Marks,
+    pub(crate) trace: Trace,
+    pub(crate) stages: Vec<Stage>,
+    /// The step of the last checkpoint of this process.
+    pub(crate) saved: Option<u64>,
+    /// The time in steps of this epoch, in this process, in seconds, and the images seen.
+    spent: (f64, u64),
 }
 
 /// A matrix that a term learns or remembers.
@@ -138,6 +153,10 @@ impl ByView {
 /// 0..n in parts of at most `size`.
 fn parts(n: usize, size: usize) -> Vec<Range<usize>> {
     (0..n).step_by(size.max(1)).map(|from| from..(from + size).min(n)).collect()
+}
+
+fn value_of(metrics: &[Metric], name: &str) -> Option<f64> {
+    metrics.iter().find(|m| m.name == name).map(|m| m.value)
 }
 
 /// What one step gave.
@@ -192,8 +211,11 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             prototypes: None,
             last_clustering: None,
             step: 0,
-            phase: "",
-            skipped_reported: Vec::new(),
+            marks: Marks::default(),
+            trace: Trace::default(),
+            stages: Vec::new(),
+            saved: None,
+            spent: (0.0, 0),
         };
         engine.optimizer = D::optimizer(&*recipe.optimizer.value).start(device, &engine.parameters())?;
         Ok(engine)
@@ -225,7 +247,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         Clock { step: self.step, horizon: self.plan.horizon }
     }
 
-    fn epoch(&self) -> f64 {
+    pub(crate) fn epoch(&self) -> f64 {
         self.step as f64 / self.plan.horizon.steps_per_epoch.max(1) as f64
     }
 
@@ -242,70 +264,167 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
     ) -> Result<Ending> {
         let horizon = self.plan.horizon;
         let total = max_steps.map_or(horizon.total_steps, |m| m.min(horizon.total_steps));
-        let per_epoch = horizon.steps_per_epoch;
         let began = Instant::now();
-        if self.step == 0 {
-            self.baselines(watch)?;
-        }
         let train = &self.plan.recipe.train;
         let options = LoaderOptions::training(train.batch, train.seed);
         let loader = Loader::new(self.plan.splits.train.clone(), self.plan.views.clone(), options)?;
         let mut batches = loader.batches(self.step..total);
-        let mut window = (Instant::now(), self.step);
-        while self.step < total {
+        // Whatever stands between two steps leaves its mark, so that a run that is continued goes on where it stopped.
+        let ending = loop {
+            if !self.marks.baselines {
+                self.baselines(watch)?;
+                self.marks.baselines = true;
+            }
+            if watch.should_stop() {
+                break Ending::Interrupted;
+            }
+            let better = self.look(watch)?;
+            let done = self.is_done();
+            if self.saved != Some(self.step) && (done || better || self.checkpoint_is_due()) {
+                self.save(dir, watch, better)?;
+            }
+            if done {
+                break Ending::Finished;
+            }
+            if watch.should_stop() {
+                break Ending::Interrupted;
+            }
+            if self.step >= total {
+                break Ending::Paused;
+            }
             if self.clustering_is_due() {
                 self.cluster(watch)?;
-                window = (Instant::now(), self.step);
             }
             self.announce_phase(watch)?;
-            let end = total.min((self.step / per_epoch + 1) * per_epoch);
-            while self.step < end {
-                let Some(batch) = batches.next().transpose()? else {
-                    return Err(Error::config(format!("the loader ended before step {}", self.step + 1)));
-                };
-                let logged = self.is_logged(self.step + 1, total);
-                let done = self.train_step(batch, logged).map_err(|e| self.postmortem(e, dir))?;
-                self.step += 1;
-                let seconds = window.0.elapsed().as_secs_f64().max(1e-9);
-                let images_per_second =
-                    (self.step - window.1) as f64 * self.plan.facts.batch as f64 / seconds;
-                watch.progress(&Progress {
-                    step: self.step,
-                    total,
-                    epoch: self.epoch(),
-                    loss: done.loss,
-                    terms: &done.terms,
-                    images_per_second,
-                });
-                if logged {
-                    self.log_step(&done, images_per_second, watch)?;
-                    window = (Instant::now(), self.step);
-                }
-                if watch.should_stop() {
-                    self.save(dir)?;
-                    self.end(Status::Interrupted, began, watch)?;
-                    return Ok(Ending::Interrupted);
-                }
+            let (taken, stages) = profile::outer(|| self.stretch(total, &mut batches, dir, watch));
+            self.add_stages(stages);
+            taken?;
+            if self.ends_epoch() && self.spent.1 > 0 {
+                let (seconds, images) = std::mem::take(&mut self.spent);
+                self.stages(seconds, images, watch)?;
             }
-            if self.step.is_multiple_of(per_epoch) && self.step < total {
-                self.probe(false, watch)?;
-                let every =
-                    self.plan.recipe.train.checkpoint_every.steps(&horizon).div_ceil(per_epoch).max(1);
-                if (self.step / per_epoch).is_multiple_of(every) {
-                    self.save(dir)?;
-                }
+        };
+        let status = if ending == Ending::Finished { Status::Finished } else { Status::Interrupted };
+        if self.saved != Some(self.step) {
+            self.save(dir, watch, false)?;
+        }
+        self.end(status, began, watch)?;
+        Ok(ending)
+    }
+
+    /// Steps up to the end of the epoch, the next checkpoint, `total`, or until the observer asks to stop.
+    fn stretch(
+        &mut self,
+        total: u64,
+        batches: &mut dyn Iterator<Item = Result<ImageBatch>>,
+        dir: &RunDir,
+        watch: &mut dyn Observer,
+    ) -> Result<()> {
+        let began = Instant::now();
+        let first = self.step;
+        let mut window = (Instant::now(), self.step);
+        loop {
+            let batch = {
+                let _stage = span("data");
+                batches.next().transpose()?
+            };
+            let Some(batch) = batch else {
+                return Err(Error::config(format!("the loader ended before step {}", self.step + 1)));
+            };
+            let logged = self.is_logged(self.step + 1);
+            let done = match self.train_step(&batch, logged) {
+                Ok(done) => done,
+                Err(e) => return Err(self.postmortem(e, dir, &batch)),
+            };
+            self.step += 1;
+            self.trace.norm(self.step, done.gradient_norm);
+            self.count_terms(&done.terms);
+            let seconds = window.0.elapsed().as_secs_f64().max(1e-9);
+            let images_per_second = (self.step - window.1) as f64 * self.plan.facts.batch as f64 / seconds;
+            watch.progress(&Progress {
+                step: self.step,
+                total,
+                epoch: self.epoch(),
+                loss: done.loss,
+                terms: &done.terms,
+                images_per_second,
+            });
+            if logged {
+                self.log_step(&done, images_per_second, watch)?;
                 window = (Instant::now(), self.step);
             }
+            if self.ends_epoch() {
+                self.health(&done.terms, watch)?;
+            }
+            if self.ends_epoch() || self.checkpoint_is_due() || self.step >= total || watch.should_stop() {
+                self.spent.0 += began.elapsed().as_secs_f64();
+                self.spent.1 += (self.step - first) * self.plan.facts.batch as u64;
+                return Ok(());
+            }
         }
-        if self.step < horizon.total_steps {
-            self.save(dir)?;
-            self.end(Status::Interrupted, began, watch)?;
-            return Ok(Ending::Paused);
+    }
+
+    fn ends_epoch(&self) -> bool {
+        self.step > 0 && self.step.is_multiple_of(self.plan.horizon.steps_per_epoch.max(1))
+    }
+
+    fn checkpoint_is_due(&self) -> bool {
+        let every = self.plan.recipe.train.checkpoint_every.steps(&self.plan.horizon).max(1);
+        self.step > 0 && self.step.is_multiple_of(every)
+    }
+
+    fn is_done(&self) -> bool {
+        self.step >= self.plan.horizon.total_steps || self.marks.stopped
+    }
+
+    /// The probes of the end of an epoch or of the run, unless they were made before. Returns whether the encoder is the
+    /// best so far by the metric of `train.keep`.
+    fn look(&mut self, watch: &mut dyn Observer) -> Result<bool> {
+        if self.marks.probed == Some(self.step) || !(self.ends_epoch() || self.is_done()) {
+            return Ok(false);
         }
-        self.probe(true, watch)?;
-        self.save(dir)?;
-        self.end(Status::Finished, began, watch)?;
-        Ok(Ending::Finished)
+        let train = &self.plan.recipe.train;
+        let (keep, stop) = (train.keep.best.as_ref(), train.stop_early.as_ref());
+        let mut metrics = self.probe(self.is_done(), watch)?;
+        let mut better = false;
+        let peak = |value| Peak { step: self.step, value };
+        if let Some((best, value)) = keep.and_then(|b| Some((b, value_of(&metrics, &b.metric)?)))
+            && best.goal.improves(value, self.marks.best)
+        {
+            (self.marks.best, better) = (Some(peak(value)), true);
+        }
+        if let Some((stop, value)) = stop.and_then(|s| Some((s, value_of(&metrics, &s.metric)?))) {
+            let before = self.marks.patience;
+            if stop.goal.improves(value, before.map(|b| b.0)) {
+                self.marks.patience = Some((peak(value), 0));
+            } else if let Some((best, since)) = before.map(|(best, since)| (best, since + 1)) {
+                self.marks.patience = Some((best, since));
+                if since >= stop.patience.get() as u64 && !self.is_done() {
+                    let text = format!(
+                        "{} has not improved for {since} probes; its best was {} after step {}: the run ends here",
+                        stop.metric, best.value, best.step
+                    );
+                    self.marks.stopped = true;
+                    watch.event(&Event::Warning(events::Warning { step: self.step, text }))?;
+                    // The run's last probes, those that were not due anyway.
+                    let more = self.probe(true, watch)?;
+                    metrics.extend(more);
+                }
+            }
+        }
+        let named = [keep.map(|b| &b.metric), stop.map(|s| &s.metric)];
+        for metric in named.into_iter().flatten().filter(|_| !metrics.is_empty()) {
+            if value_of(&metrics, metric).is_none() && self.marks.first(&format!("metric {metric}")) {
+                let known: Vec<_> = metrics.iter().map(|m| m.name.as_str()).collect();
+                let text = format!(
+                    "no probe at the end of this epoch measures {metric}, which `train` names; they measure {}",
+                    known.join(", ")
+                );
+                watch.event(&Event::Warning(events::Warning { step: self.step, text }))?;
+            }
+        }
+        self.marks.probed = Some(self.step);
+        Ok(better)
     }
 
     fn end(&self, status: Status, began: Instant, watch: &mut dyn Observer) -> Result<()> {
@@ -318,17 +437,18 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
     /// # Errors
     /// As [`Engine::train`].
     pub fn step_on(&mut self, data: ImageBatch) -> Result<f64> {
-        let done = self.train_step(data, false)?;
+        let done = self.train_step(&data, false)?;
         self.step += 1;
         Ok(done.loss)
     }
 
-    fn is_logged(&self, step: u64, total: u64) -> bool {
-        step.is_multiple_of(self.plan.recipe.train.log_every.get() as u64) || step == 1 || step == total
+    fn is_logged(&self, step: u64) -> bool {
+        let (every, last) = (self.plan.recipe.train.log_every.get() as u64, self.plan.horizon.total_steps);
+        step.is_multiple_of(every) || step == 1 || step == last
     }
 
     /// One optimiser step on one batch. `logged`: whether its outcome is written down.
-    fn train_step(&mut self, data: ImageBatch, logged: bool) -> Result<Step> {
+    fn train_step(&mut self, data: &ImageBatch, logged: bool) -> Result<Step> {
         let clock = self.clock();
         let plan = self.plan;
         let recipe = &plan.recipe;
@@ -365,9 +485,9 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         let stage = span("forward");
         clear_gradients(&self.device, &params)?;
         let mut whole = None;
-        let (mut views, mut predictions) = (ByView::new(&data, &reads.online, b * dim), ByView::default());
+        let (mut views, mut predictions) = (ByView::new(data, &reads.online, b * dim), ByView::default());
         if reads.predictions && recipe.predictor.is_some() {
-            predictions = ByView::new(&data, &reads.online, b * dim);
+            predictions = ByView::new(data, &reads.online, b * dim);
         }
         let statistics = self.statistics_if(parts.len() > 1)?;
         for part in &parts {
@@ -381,6 +501,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
                 whole = Some(branch);
             }
         }
+        self.trace.views.clone_from(&views.0);
         let (views, predictions) = (matrices(views), matrices(predictions));
         drop(stage);
 
@@ -391,7 +512,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             && let Some(last) = newest_view
         {
             let _stage = span("keys");
-            let mut found = ByView::new(&data, &reads.momentum, b * dim);
+            let mut found = ByView::new(data, &reads.momentum, b * dim);
             for part in &parts {
                 let output = momentum.forward_sizes(images(&reads.momentum, part), Pass::Momentum)?;
                 found.put(&reads.momentum, &output.embeddings.as_vec(), part, dim);
@@ -475,7 +596,8 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
 
         let scale = recipe.schedule.factor_at(&clock);
         let optimizer = D::optimizer(&*recipe.optimizer.value);
-        optimizer.step(&self.device, &params, &mut self.optimizer, scale)?;
+        let lr = optimizer.learning_rate(recipe.train.batch.get()) * scale;
+        optimizer.step(&self.device, &params, &mut self.optimizer, &Moment { lr, clock })?;
         self.terms.iter().try_for_each(|t| t.settle(&self.device))?;
         drop(stage);
         if let (Some(momentum), Some(config)) = (&self.momentum, &recipe.momentum_encoder) {
@@ -487,8 +609,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         {
             queue.push(&newest, &data.ids);
         }
-        let learning_rate = optimizer.learning_rate() * scale;
-        Ok(Step { loss, terms, gradients_by_term, gradient_norm, learning_rate })
+        Ok(Step { loss, terms, gradients_by_term, gradient_norm, learning_rate: lr })
     }
 
     /// A pass of the online network with the statistics of the batch; [`Pass::Momentum`] records no tape.
@@ -518,11 +639,10 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
     fn log_step(&mut self, done: &Step, images_per_second: f64, watch: &mut dyn Observer) -> Result<()> {
         for t in &done.terms {
             if let Some(why) = &t.skipped
-                && !self.skipped_reported.contains(&t.name)
+                && self.marks.first(&format!("skipped {}", t.name))
             {
                 let text = format!("{} has no value on some batches: {why}", t.name);
                 watch.event(&Event::Warning(events::Warning { step: self.step, text }))?;
-                self.skipped_reported.push(t.name.clone());
             }
         }
         let term = |t: &TermValue| events::Term {
@@ -553,25 +673,6 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         }))
     }
 
-    /// Names the step and the last good checkpoint in an error about a number that is none.
-    fn postmortem(&self, error: Error, dir: &RunDir) -> Error {
-        match error {
-            Error::NonFinite { what, place } => {
-                let saved = dir.last_checkpoint().filter(|p| p.exists());
-                let saved = saved.map_or("no checkpoint had been written yet".to_string(), |p| {
-                    format!("the last good checkpoint is {}", p.display())
-                });
-                let place = place.map(|p| format!("{p}; ")).unwrap_or_default();
-                let advice = "lower the learning rate, raise the temperature or clip the gradient";
-                Error::NonFinite {
-                    what,
-                    place: Some(format!("{place}step {}; {saved}; {advice}", self.step + 1)),
-                }
-            }
-            other => other,
-        }
-    }
-
     fn announce_phase(&mut self, watch: &mut dyn Observer) -> Result<()> {
         let clock = self.clock();
         let phase = if self.plan.recipe.clusterer.is_none() {
@@ -581,8 +682,8 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         } else {
             "prototypes"
         };
-        if phase != self.phase {
-            self.phase = phase;
+        if phase != self.marks.phase {
+            self.marks.phase = phase.into();
             let names: Vec<_> = self.plan.objective.active(&clock).map(|t| t.name.as_str()).collect();
             let text = format!("terms: {}", names.join(", "));
             watch.event(&Event::Phase(events::Phase { step: self.step, name: phase.into(), text }))?;
@@ -593,7 +694,10 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
     fn clustering_is_due(&self) -> bool {
         let Some(clusterer) = &self.plan.recipe.clusterer else { return false };
         let horizon = &self.plan.horizon;
-        if !self.step.is_multiple_of(horizon.steps_per_epoch) || self.step < self.plan.first_clustering {
+        if self.last_clustering == Some(self.step)
+            || !self.step.is_multiple_of(horizon.steps_per_epoch)
+            || self.step < self.plan.first_clustering
+        {
             return false;
         }
         self.last_clustering.is_none_or(|last| self.step >= last + clusterer.every().steps(horizon).max(1))
@@ -633,25 +737,22 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
                 concentration_min: phi.iter().copied().fold(f32::NAN, f32::min).into(),
                 concentration_max: phi.iter().copied().fold(f32::NAN, f32::max).into(),
             };
-        let event = Event::Clustering(events::Clustering {
-            step: self.step,
-            epoch: self.epoch(),
-            seconds: began.elapsed().as_secs_f64(),
-            levels: prototypes
-                .clusterings
-                .iter()
-                .zip(&prototypes.concentrations)
-                .zip(churn)
-                .map(level)
-                .collect(),
-        });
+        let all = prototypes.clusterings.iter().zip(&prototypes.concentrations);
+        let levels: Vec<_> = all.zip(churn).map(level).collect();
         self.prototypes = Some(prototypes);
         self.last_clustering = Some(self.step);
-        watch.event(&event)
+        let (step, epoch, seconds) = (self.step, self.epoch(), began.elapsed().as_secs_f64());
+        watch.event(&Event::Clustering(events::Clustering {
+            step,
+            epoch,
+            seconds,
+            levels: levels.clone(),
+        }))?;
+        self.dead_prototypes(&levels, watch)
     }
 
     /// The probes due at the end of this epoch, or all of them at the end of the run.
-    fn probe(&mut self, at_end: bool, watch: &mut dyn Observer) -> Result<()> {
+    fn probe(&mut self, at_end: bool, watch: &mut dyn Observer) -> Result<Vec<Metric>> {
         let horizon = self.plan.horizon;
         let due = |when: When| match when {
             When::End => at_end,
@@ -662,12 +763,13 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         };
         let probes: Vec<_> = self.plan.recipe.probes.iter().filter(|p| due(p.when())).collect();
         if probes.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let began = Instant::now();
         let (train, test) = self.embed_splits()?;
         let metrics = evaluate::measure(probes, &train, test.as_ref(), self.subject())?;
-        watch.event(&self.measured(Who::Trained, began, metrics))
+        watch.event(&self.measured(Who::Trained, began, metrics.clone()))?;
+        Ok(metrics)
     }
 
     fn measured(&self, subject: Who, began: Instant, metrics: Vec<Metric>) -> Event {

@@ -1,6 +1,7 @@
 //! A recipe: everything that an experiment is, in one file.
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::marks::{Keep, StopEarly};
 use crate::source;
 use pauc_cluster::ConcentrationKind;
 use pauc_data::ViewSpec;
@@ -120,8 +121,12 @@ component! {
         /// Whether each line of the log comes with every term's gradient at the embeddings: its norm, and its cosine with
         /// the other terms' gradients. Costs one more backward pass of each term, at logged steps only.
         pub term_gradients: bool = false,
-        /// How often a checkpoint is written, at ends of epochs.
+        /// How often a checkpoint is written; also within epochs, as with `Steps(500)`.
         pub checkpoint_every: Span = Span::epochs(5),
+        /// Which checkpoints stay.
+        pub keep: Keep = Keep::default(),
+        /// Ends the run before its time when a metric no longer improves; none: never.
+        pub stop_early: Option<StopEarly> = None,
     }
 }
 

@@ -50,6 +50,9 @@ pub enum RunError {
         /// Its folder.
         path: PathBuf,
     },
+    /// What lies in the run's folder is no run.
+    #[error("{} is not empty and holds no run (it has no run.json): move it away, or give another `--out`", .0.display())]
+    NoRun(PathBuf),
     /// The run failed.
     #[error(transparent)]
     Failed(#[from] Error),
@@ -76,7 +79,22 @@ pub fn run<D: NetworkDevice>(
                 RunError::Unfinished { path }
             });
         }
-        std::fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+    } else if !dir.is_free_or_run()? {
+        return Err(RunError::NoRun(dir.path().to_path_buf()));
+    }
+    // Everything that can be checked is, before anything that was there goes.
+    let engine = Engine::new(device, plan)?;
+    dir.create()?;
+    let lock = dir.lock()?;
+    // Another process may have made the run since.
+    match dir.info()? {
+        Some(info) if !options.force && info.status == "finished" => {
+            return Err(RunError::AlreadyDone(dir.path().to_path_buf()));
+        }
+        Some(_) if !options.force => {
+            return Err(RunError::Unfinished { path: dir.path().to_path_buf() });
+        }
+        _ => dir.clear(&lock)?,
     }
     dir.create()?;
     dir.write("recipe.ron", &plan.source.original)?;
@@ -85,8 +103,20 @@ pub fn run<D: NetworkDevice>(
         let line = |s: &Skipped| format!("{}\n", serde_json::json!({ "path": s.path, "reason": s.reason }));
         dir.write("data_errors.jsonl", plan.splits.skipped.iter().map(line).collect::<String>())?;
     }
-    let engine = Engine::new(device, plan)?;
     drive(engine, dir, plan, options, watch)
+}
+
+/// Puts a finished run's folder in order: a process that was killed right after its last step may have left a temporary
+/// file, and no report.
+///
+/// # Errors
+/// If another process works on the run, or the disk refuses.
+pub fn tidy(dir: &RunDir) -> Result<()> {
+    let _lock = dir.lock()?;
+    if !dir.path().join("report.html").exists() {
+        pauc_report::write_report(dir.path())?;
+    }
+    Ok(())
 }
 
 /// Continues a run from its last checkpoint.
@@ -100,13 +130,22 @@ pub fn resume<D: NetworkDevice>(
     options: &RunOptions,
     watch: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
+    let _lock = dir.lock()?;
     let mut engine = Engine::new(device, plan)?;
-    match dir.last_checkpoint().filter(|p| p.exists()) {
-        Some(path) => {
-            checkpoint::load(&mut engine, &path)?;
-            dir.rewind_events(engine.step())?;
-        }
-        None => dir.rewind_events(0)?,
+    let (from, wrong) = checkpoint::load_newest(&mut engine, &dir)?;
+    for text in wrong {
+        // Not recorded: the run goes on as if nothing had happened.
+        watch.event(&Event::Warning(events::Warning { step: engine.step(), text }))?;
+    }
+    if let Some(from) = from.filter(|f| dir.last_checkpoint().is_none_or(|last| *f != last)) {
+        let text = format!("going on from {}, step {}", from.display(), engine.step());
+        watch.event(&Event::Warning(events::Warning { step: engine.step(), text }))?;
+    }
+    let kept = dir.rewind_events(engine.marks.events)?;
+    if kept < engine.marks.events {
+        let (path, want) = (dir.path().join("metrics.jsonl"), engine.marks.events);
+        let text = format!("{} has {kept} events, the checkpoint saw {want}", path.display());
+        watch.event(&Event::Warning(events::Warning { step: engine.step(), text }))?;
     }
     drive(engine, dir, plan, options, watch)
 }
@@ -138,7 +177,7 @@ fn drive<D: NetworkDevice>(
         watch,
         summary: summary_so_far(&dir),
     };
-    if engine.step() == 0 {
+    if recorder.log.synced()? == 0 {
         for d in &plan.warnings.all {
             let text = format!("{}: {}", d.code, d.message);
             // Whoever started the run has seen them drawn over the recipe already.
@@ -156,7 +195,8 @@ fn drive<D: NetworkDevice>(
     let ending = match trained {
         Ok(ending) => ending,
         Err(e) => {
-            dir.set_info(&info)?;
+            // A full disk may have stopped the run, and then stops this too; the first error is the one to report.
+            let _ = dir.set_info(&info);
             return Err(e.into());
         }
     };
@@ -183,6 +223,9 @@ impl Observer for Recorder<'_> {
             note(&mut self.summary, p);
         }
         self.watch.event(event)
+    }
+    fn recorded(&mut self) -> Result<u64> {
+        self.log.synced()
     }
     fn progress(&mut self, progress: &Progress<'_>) {
         self.watch.progress(progress);

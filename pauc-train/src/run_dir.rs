@@ -4,7 +4,7 @@ use pauc_report::events::Event;
 use pauc_traits::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// `run.json`: what a run is and how it stands.
@@ -116,7 +116,7 @@ impl RunDir {
         self.write("run.json", text + "\n")
     }
 
-    /// Where the newest checkpoint is, or will be.
+    /// Where the newest checkpoint is, or will be; `None` for a run without a folder.
     pub fn last_checkpoint(&self) -> Option<PathBuf> {
         (!self.path.as_os_str().is_empty()).then(|| self.path.join("checkpoints/last.safetensors"))
     }
@@ -129,36 +129,42 @@ impl RunDir {
         let path = self.path.join("metrics.jsonl");
         let file =
             OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::io(&path, e))?;
-        Ok(EventLog { path, file })
+        let bytes = fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        Ok(EventLog { path, file, count: bytes.iter().filter(|b| **b == b'\n').count() as u64 })
     }
 
-    /// Sets aside the events of steps after `step`, which a continued run will record again: they move to
-    /// `metrics.superseded.jsonl`. A last line that a crash cut short goes with them.
+    /// Keeps the first `count` events, those that a checkpoint has seen, and sets the others aside, which a continued run
+    /// will record again: they move to `metrics.superseded.jsonl`, with a last line that a crash cut short. Returns how
+    /// many events were kept.
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn rewind_events(&self, step: u64) -> Result<()> {
+    pub fn rewind_events(&self, count: u64) -> Result<u64> {
         let path = self.path.join("metrics.jsonl");
-        let Ok(file) = File::open(&path) else { return Ok(()) };
-        let (mut kept, mut superseded) = (String::new(), String::new());
-        for line in BufReader::new(file).lines() {
-            let line = line.map_err(|e| Error::io(&path, e))?;
-            let value: Option<serde_json::Value> = serde_json::from_str(&line).ok();
-            let at = value.as_ref().and_then(|v| v.get("step")).and_then(|s| s.as_u64());
-            let ending = value.as_ref().is_some_and(|v| v.get("event").is_some_and(|e| e == "end"));
-            let keep = at.is_some_and(|s| s <= step) && !ending;
-            let to = if keep { &mut kept } else { &mut superseded };
-            to.push_str(&line);
-            to.push('\n');
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+            Err(e) => return Err(Error::io(&path, e)),
+        };
+        let (mut end, mut kept) = (0, 0);
+        for line in bytes.split_inclusive(|b| *b == b'\n').take_while(|line| line.ends_with(b"\n")) {
+            if kept == count {
+                break;
+            }
+            end += line.len();
+            kept += 1;
         }
+        let superseded = &bytes[end..];
         if !superseded.is_empty() {
             let path = self.path.join("metrics.superseded.jsonl");
             let mut file =
                 OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::io(&path, e))?;
-            file.write_all(superseded.as_bytes()).map_err(|e| Error::io(&path, e))?;
-            self.write("metrics.jsonl", kept)?;
+            let line_break: &[u8] = if superseded.ends_with(b"\n") { b"" } else { b"\n" };
+            let lines = [superseded, line_break].concat();
+            file.write_all(&lines).map_err(|e| Error::io(&path, e))?;
+            self.write("metrics.jsonl", &bytes[..end])?;
         }
-        Ok(())
+        Ok(kept)
     }
 }
 
@@ -167,6 +173,7 @@ impl RunDir {
 pub struct EventLog {
     path: PathBuf,
     file: File,
+    count: u64,
 }
 
 impl EventLog {
@@ -177,7 +184,18 @@ impl EventLog {
     pub fn append(&mut self, event: &Event) -> Result<()> {
         let mut line = serde_json::to_string(event).map_err(|e| Error::Other(e.into()))?;
         line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(|e| Error::io(&self.path, e))
+        self.file.write_all(line.as_bytes()).map_err(|e| Error::io(&self.path, e))?;
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Makes sure that a power failure loses none of the events, and returns how many there are.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn synced(&mut self) -> Result<u64> {
+        self.file.sync_data().map_err(|e| Error::io(&self.path, e))?;
+        Ok(self.count)
     }
 }
 
@@ -189,14 +207,16 @@ mod tests {
     fn events_after_the_checkpoint_are_set_aside_not_lost() {
         let folder = tempfile::tempdir().unwrap();
         let dir = RunDir::at(folder.path());
-        let lines = "{\"event\":\"warning\",\"step\":1,\"text\":\"a\"}\n{\"event\":\"warning\",\"step\":5,\"text\":\"b\"}\n{\"event\":\"war";
-        dir.write("metrics.jsonl", lines).unwrap();
-        dir.rewind_events(3).unwrap();
+        let line = "{\"event\":\"warning\",\"step\":1,\"text\":\"é\"}\n";
+        dir.write("metrics.jsonl", format!("{line}{line}{line}{}", &line[..12])).unwrap();
+        assert_eq!(dir.rewind_events(2).unwrap(), 2);
         let read = |n| fs::read_to_string(folder.path().join(n)).unwrap();
-        assert_eq!(read("metrics.jsonl").lines().count(), 1);
-        assert_eq!(read("metrics.superseded.jsonl").lines().count(), 2);
-        dir.rewind_events(3).unwrap();
+        assert_eq!(read("metrics.jsonl"), format!("{line}{line}"));
+        assert_eq!(read("metrics.superseded.jsonl"), format!("{line}{}\n", &line[..12]));
+        assert_eq!(dir.events().unwrap().synced().unwrap(), 2);
+        assert_eq!(dir.rewind_events(5).unwrap(), 2, "fewer than the checkpoint has seen");
         assert_eq!(read("metrics.superseded.jsonl").lines().count(), 2, "nothing more to set aside");
+        assert_eq!(RunDir::at(folder.path().join("missing")).rewind_events(1).unwrap(), 0);
     }
 
     #[test]

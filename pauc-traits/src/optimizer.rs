@@ -1,7 +1,16 @@
 //! Optimisers, with their whole state in the open.
 
 use crate::registry::Component;
-use crate::{Compute, Param, Result};
+use crate::{Clock, Compute, Param, Result};
+
+/// What holds for one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moment {
+    /// The learning rate, schedule included.
+    pub lr: f64,
+    /// Where the run is, for values that follow a schedule of their own.
+    pub clock: Clock,
+}
 
 /// What an optimiser carries from step to step.
 #[derive(Debug)]
@@ -17,13 +26,11 @@ pub trait Optimizer<D: Compute>: Component {
     /// The names of the buffers kept for each parameter, such as `["momentum"]`.
     fn slots(&self) -> &'static [&'static str];
 
-    /// The base learning rate, which the run's schedule multiplies.
-    fn learning_rate(&self) -> f64;
+    /// The base learning rate for a batch of so many images, which the run's schedule multiplies.
+    fn learning_rate(&self, batch: usize) -> f64;
 
     /// One update of all parameters that are not frozen.
-    ///
-    /// `scale` is the schedule's factor on the learning rate at this step.
-    fn step(&self, device: &D, params: &[Param<D>], state: &mut State<D>, scale: f64) -> Result<()>;
+    fn step(&self, device: &D, params: &[Param<D>], state: &mut State<D>, now: &Moment) -> Result<()>;
 
     /// The state before the first step.
     fn start(&self, device: &D, params: &[Param<D>]) -> Result<State<D>> {

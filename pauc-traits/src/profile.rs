@@ -38,22 +38,34 @@ struct Recording {
 }
 
 thread_local! {
-    static ON: Cell<bool> = const { Cell::new(false) };
+    /// How many spans may be open inside each other; 0 while nothing is recorded.
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
+    static OPEN: Cell<usize> = const { Cell::new(0) };
     static RECORDING: RefCell<Recording> = RefCell::default();
 }
 
 /// Runs `work` and returns the spans that it entered, in order of their first entry. A recording inside another one
 /// replaces it.
 pub fn record<T>(work: impl FnOnce() -> T) -> (T, Vec<Stage>) {
+    record_to(usize::MAX, work)
+}
+
+/// As [`record`], for outermost spans only: those inside them cost next to nothing.
+pub fn outer<T>(work: impl FnOnce() -> T) -> (T, Vec<Stage>) {
+    record_to(1, work)
+}
+
+fn record_to<T>(depth: usize, work: impl FnOnce() -> T) -> (T, Vec<Stage>) {
     /// Ends the recording, also when `work` panics.
     struct Off;
     impl Drop for Off {
         fn drop(&mut self) {
-            ON.set(false);
+            DEPTH.set(0);
         }
     }
     RECORDING.take();
-    ON.set(true);
+    OPEN.set(0);
+    DEPTH.set(depth);
     let off = Off;
     let out = work();
     drop(off);
@@ -76,7 +88,7 @@ pub fn span<'a>(name: impl Into<Cow<'a, str>>) -> Span {
 
 /// Opens a span whose name is only made while something is recorded.
 pub fn named<'a>(name: impl FnOnce() -> Cow<'a, str>) -> Span {
-    let begun = ON.get().then(|| {
+    let begun = (OPEN.get() < DEPTH.get()).then(|| {
         let name = name();
         let index = RECORDING.with_borrow_mut(|r| {
             let path = match r.open.last() {
@@ -89,6 +101,7 @@ pub fn named<'a>(name: impl FnOnce() -> Cow<'a, str>) -> Span {
                 r.stages.len() - 1
             });
             r.open.push(index);
+            OPEN.set(r.open.len());
             index
         });
         (index, Instant::now())
@@ -100,13 +113,14 @@ impl Drop for Span {
     fn drop(&mut self) {
         let Some((index, begun)) = self.begun else { return };
         let time = begun.elapsed();
-        if !ON.get() {
+        if DEPTH.get() == 0 {
             return;
         }
         RECORDING.with_borrow_mut(|r| {
             // Spans that outlive the one around them, or their recording, are left out.
             if r.open.last() == Some(&index) {
                 r.open.pop();
+                OPEN.set(r.open.len());
                 r.stages[index].calls += 1;
                 r.stages[index].time += time;
             }
@@ -146,8 +160,21 @@ mod tests {
     }
 
     #[test]
+    fn inner_spans_can_be_left_out() {
+        let ((), stages) = outer(|| {
+            for _ in 0..2 {
+                let _a = span("a");
+                let _b = named(|| panic!("the name of a span that is not recorded is not made"));
+            }
+            drop(span("b"));
+        });
+        let paths: Vec<_> = stages.iter().map(|s| (s.path.as_str(), s.calls)).collect();
+        assert_eq!(paths, [("a", 2), ("b", 1)]);
+    }
+
+    #[test]
     fn a_panic_ends_the_recording() {
         let caught = std::panic::catch_unwind(|| record(|| panic!("on purpose")));
-        assert!(caught.is_err() && !ON.get());
+        assert!(caught.is_err() && DEPTH.get() == 0);
     }
 }

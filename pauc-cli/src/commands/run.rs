@@ -38,7 +38,10 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
                     return Ok(ExitCode::from(130));
                 }
             }
-            Err(RunError::AlreadyDone(path)) => eprintln!("{}", RunError::AlreadyDone(path)),
+            Err(RunError::AlreadyDone(path)) => {
+                run::tidy(&RunDir::at(&path))?;
+                eprintln!("{}", RunError::AlreadyDone(path));
+            }
             Err(e) => return Err(failure(e)),
         }
     }
@@ -57,6 +60,7 @@ pub fn resume(args: ResumeArgs) -> Result<ExitCode, Failure> {
         ));
     };
     if info.status == "finished" {
+        run::tidy(&dir)?;
         eprintln!("{} is already done", args.run.display());
         return Ok(ExitCode::SUCCESS);
     }
@@ -71,7 +75,9 @@ pub fn resume(args: ResumeArgs) -> Result<ExitCode, Failure> {
 fn failure(e: RunError) -> Failure {
     match e {
         RunError::Failed(e) => e.into(),
-        RunError::AlreadyDone(_) | RunError::Unfinished { .. } => Failure::new(1, format!("error: {e}")),
+        RunError::AlreadyDone(_) | RunError::Unfinished { .. } | RunError::NoRun(_) => {
+            Failure::new(1, format!("error: {e}"))
+        }
     }
 }
 

@@ -3,8 +3,10 @@
 use super::{buffers, is_weight_like, step};
 use dfdx::prelude::Cpu;
 use pauc_kernels::optim as kernel;
-use pauc_traits::optimizer::State;
-use pauc_traits::{NonNegative, Optimizer, Param, Positive, Result, UnitInterval, component};
+use pauc_traits::optimizer::{Moment, State};
+use pauc_traits::{
+    LearningRate, NonNegative, Optimizer, Param, Positive, Result, Scheduled, UnitInterval, component,
+};
 
 component! {
     /// Adam with decoupled weight decay: w ← (1 − ηλ)w − η·m̂/(√ŝ + ε).
@@ -13,8 +15,8 @@ component! {
     /// a parameter that is thawed later therefore starts with shorter steps. Source: Loshchilov & Hutter 2019,
     /// PyTorch's `AdamW`.
     pub struct AdamW: Optimizer {
-        /// The base learning rate η, multiplied by the schedule.
-        pub lr: Positive,
+        /// The base learning rate η, multiplied by the schedule: a number, or `Scaled(base: 0.3, per: 256)`.
+        pub lr: LearningRate,
         /// The momentum of m.
         pub beta1: UnitInterval = UnitInterval::lit(0.9),
         /// The momentum of s.
@@ -22,7 +24,7 @@ component! {
         /// Added to the root.
         pub epsilon: Positive = Positive::lit(1e-8),
         /// λ, multiplied by the current learning rate.
-        pub weight_decay: NonNegative = NonNegative::lit(0.01),
+        pub weight_decay: Scheduled<NonNegative> = NonNegative::lit(0.01).into(),
         /// Whether biases and parameters of normalisation layers decay too, as PyTorch does unless told otherwise.
         pub decay_norm_and_bias: bool = true,
     }
@@ -33,20 +35,21 @@ impl Optimizer<Cpu> for AdamW {
         &["mean", "square"]
     }
 
-    fn learning_rate(&self) -> f64 {
-        self.lr.get()
+    fn learning_rate(&self, batch: usize) -> f64 {
+        self.lr.at(batch)
     }
 
-    fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, scale: f64) -> Result<()> {
+    fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, now: &Moment) -> Result<()> {
+        let weight_decay = self.weight_decay.at(&now.clock);
         let number = state.steps + 1;
         step(params, state, |param, slots| {
             let [mean, square] = buffers(&param.name, slots)?;
             let decays = is_weight_like(param, self.decay_norm_and_bias);
             let constants = kernel::AdamW {
-                lr: self.lr.get() * scale,
+                lr: now.lr,
                 betas: (self.beta1.get(), self.beta2.get()),
                 epsilon: self.epsilon.get(),
-                weight_decay: if decays { self.weight_decay.get() } else { 0.0 },
+                weight_decay: if decays { weight_decay } else { 0.0 },
                 step: number,
             };
             kernel::adamw(&mut param.value_mut(), &param.grad(), mean, square, constants);

@@ -3,8 +3,10 @@
 use super::{buffers, is_weight_like, step};
 use dfdx::prelude::Cpu;
 use pauc_kernels::optim as kernel;
-use pauc_traits::optimizer::State;
-use pauc_traits::{NonNegative, Optimizer, Param, Positive, Result, UnitInterval, component};
+use pauc_traits::optimizer::{Moment, State};
+use pauc_traits::{
+    LearningRate, NonNegative, Optimizer, Param, Positive, Result, Scheduled, UnitInterval, component,
+};
 
 component! {
     /// SGD whose step on each weight is proportional to the weight's norm, for large batches.
@@ -13,12 +15,12 @@ component! {
     /// Where a norm is zero, and for biases and parameters of normalisation layers, a is 1 and nothing decays. Source: You et al. 2017, as in
     /// lightly's `LARS`.
     pub struct Lars: Optimizer {
-        /// The base learning rate η, multiplied by the schedule.
-        pub lr: Positive,
+        /// The base learning rate η, multiplied by the schedule: a number, or `Scaled(base: 0.3, per: 256)`.
+        pub lr: LearningRate,
         /// μ.
         pub momentum: UnitInterval = UnitInterval::lit(0.9),
         /// λ.
-        pub weight_decay: NonNegative = NonNegative::lit(1e-6),
+        pub weight_decay: Scheduled<NonNegative> = NonNegative::lit(1e-6).into(),
         /// The trust coefficient.
         pub trust: Positive = Positive::lit(1e-3),
         /// Whether the step looks ahead along the momentum.
@@ -33,24 +35,24 @@ impl Optimizer<Cpu> for Lars {
         &["momentum"]
     }
 
-    fn learning_rate(&self) -> f64 {
-        self.lr.get()
+    fn learning_rate(&self, batch: usize) -> f64 {
+        self.lr.at(batch)
     }
 
-    fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, scale: f64) -> Result<()> {
+    fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, now: &Moment) -> Result<()> {
+        let weight_decay = self.weight_decay.at(&now.clock);
         step(params, state, |param, slots| {
             let [velocity] = buffers(&param.name, slots)?;
             let adapts = is_weight_like(param, self.adapt_norm_and_bias);
             let norm = |values: &[f32]| kernel::squared_norm(values).sqrt();
             let (w, g) = (norm(&param.value()), norm(&param.grad()));
             let (weight_decay, adaptation) = if adapts && w != 0.0 && g != 0.0 {
-                let decay = self.weight_decay.get();
-                (decay, self.trust.get() * w / (g + decay * w + 1e-8))
+                (weight_decay, self.trust.get() * w / (g + weight_decay * w + 1e-8))
             } else {
                 (0.0, 1.0)
             };
             let constants = kernel::Sgd {
-                lr: (self.lr.get() * scale) as f32,
+                lr: now.lr as f32,
                 momentum: self.momentum.get() as f32,
                 weight_decay: weight_decay as f32,
                 adaptation: adaptation as f32,

@@ -3,8 +3,8 @@
 use super::{buffers, is_weight_like, step};
 use dfdx::prelude::Cpu;
 use pauc_kernels::optim as kernel;
-use pauc_traits::optimizer::State;
-use pauc_traits::{NonNegative, Optimizer, Param, Positive, Result, UnitInterval, component};
+use pauc_traits::optimizer::{Moment, State};
+use pauc_traits::{LearningRate, NonNegative, Optimizer, Param, Result, Scheduled, UnitInterval, component};
 
 component! {
     /// Stochastic gradient descent with momentum: v ← μv + g + λw, w ← w − η·v.
@@ -12,12 +12,12 @@ component! {
     /// With Nesterov's momentum, w ← w − η·(g + λw + μv). Source: PyTorch's `SGD`, without dampening; the defaults
     /// are those of MoCo and PCL.
     pub struct Sgd: Optimizer {
-        /// The base learning rate η, multiplied by the schedule.
-        pub lr: Positive,
+        /// The base learning rate η, multiplied by the schedule: a number, or `Scaled(base: 0.3, per: 256)`.
+        pub lr: LearningRate,
         /// μ.
         pub momentum: UnitInterval = UnitInterval::lit(0.9),
         /// λ, coupled: it passes through the momentum.
-        pub weight_decay: NonNegative = NonNegative::lit(1e-4),
+        pub weight_decay: Scheduled<NonNegative> = NonNegative::lit(1e-4).into(),
         /// Whether the step looks ahead along the momentum.
         pub nesterov: bool = false,
         /// Whether biases and parameters of normalisation layers decay too, as PyTorch does unless told otherwise.
@@ -30,18 +30,19 @@ impl Optimizer<Cpu> for Sgd {
         &["momentum"]
     }
 
-    fn learning_rate(&self) -> f64 {
-        self.lr.get()
+    fn learning_rate(&self, batch: usize) -> f64 {
+        self.lr.at(batch)
     }
 
-    fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, scale: f64) -> Result<()> {
+    fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, now: &Moment) -> Result<()> {
+        let weight_decay = self.weight_decay.at(&now.clock);
         step(params, state, |param, slots| {
             let [velocity] = buffers(&param.name, slots)?;
             let decays = is_weight_like(param, self.decay_norm_and_bias);
             let constants = kernel::Sgd {
-                lr: (self.lr.get() * scale) as f32,
+                lr: now.lr as f32,
                 momentum: self.momentum.get() as f32,
-                weight_decay: if decays { self.weight_decay.get() as f32 } else { 0.0 },
+                weight_decay: if decays { weight_decay as f32 } else { 0.0 },
                 adaptation: 1.0,
                 nesterov: self.nesterov,
             };

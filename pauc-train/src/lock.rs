@@ -1,0 +1,162 @@
+//! One process at a time in a run's folder, and what processes that were killed left there.
+
+use crate::run_dir::RunDir;
+use pauc_traits::{Error, Result};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+/// The file that is locked. It also marks a folder as a run's before `run.json` is written.
+const FILE: &str = "run.lock";
+
+/// The right to write into a run's folder. The system takes it back when the process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl RunDir {
+    /// Takes the folder for this process, and removes the temporary files of processes that are gone.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the folder and the process that has it, or [`Error::Io`] if the disk refuses.
+    pub fn lock(&self) -> Result<Lock> {
+        let path = self.path().join(FILE);
+        let io = |e| Error::io(&path, e);
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = open.map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // Windows lets nobody read a locked file; the process then stays unnamed.
+                let _ = file.read_to_string(&mut holder);
+                let holder = match holder.trim() {
+                    "" => "another process".to_string(),
+                    id => format!("process {id}"),
+                };
+                return Err(Error::config(format!(
+                    "{}: {holder} is working on this run; wait until it ends, or stop it",
+                    self.path().display()
+                )));
+            }
+            Err(TryLockError::Error(e)) => return Err(io(e)),
+        }
+        file.set_len(0).map_err(io)?;
+        file.rewind().map_err(io)?;
+        writeln!(file, "{}", std::process::id()).map_err(io)?;
+        for folder in ["", "checkpoints", "figures"] {
+            remove_temporaries(&self.path().join(folder))?;
+        }
+        Ok(Lock { _file: file })
+    }
+
+    /// Empties the folder for a run that begins, except for the lock, whose holder the caller is.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the folder holds other things than a run, which are then left alone; [`Error::Io`] if the
+    /// disk refuses.
+    pub fn clear(&self, _lock: &Lock) -> Result<()> {
+        // Without it, whoever finds the folder half emptied begins anew.
+        let description = self.path().join("run.json");
+        if description.exists() {
+            fs::remove_file(&description).map_err(|e| Error::io(&description, e))?;
+        }
+        for entry in fs::read_dir(self.path()).map_err(|e| Error::io(self.path(), e))? {
+            let path = entry.map_err(|e| Error::io(self.path(), e))?.path();
+            if path.file_name().is_some_and(|n| n == FILE) {
+                continue;
+            }
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(|e| Error::io(&path, e))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the folder is missing, empty, or one that a run was begun in.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn is_free_or_run(&self) -> Result<bool> {
+        let known = |name: &str| self.path().join(name).exists();
+        match fs::read_dir(self.path()) {
+            Ok(mut entries) => Ok(entries.next().is_none() || known(FILE) || known("run.json")),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(true),
+            Err(e) => Err(Error::io(self.path(), e)),
+        }
+    }
+}
+
+fn remove_temporaries(folder: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        if name.ends_with(".tmp") && path.is_file() && !is_of_another_living_process(&name) {
+            fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the process that a `.name.<process>.tmp` names still runs, and is not this one: it may be writing a report.
+fn is_of_another_living_process(name: &str) -> bool {
+    let id = name.strip_suffix(".tmp").and_then(|n| n.rsplit_once('.')).and_then(|(_, id)| id.parse().ok());
+    id.is_some_and(|id: u32| id != std::process::id() && Path::new(&format!("/proc/{id}")).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_holder_is_refused_by_name_until_the_first_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir::at(folder.path());
+        let first = dir.lock().unwrap();
+        let error = dir.lock().unwrap_err().to_string();
+        let process = format!("process {}", std::process::id());
+        assert!(error.contains(&process) && error.contains(&folder.path().display().to_string()), "{error}");
+        drop(first);
+        dir.lock().unwrap();
+    }
+
+    #[test]
+    fn temporaries_of_the_dead_go_and_those_of_the_living_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir::at(folder.path());
+        dir.create().unwrap();
+        let dead = u32::MAX; // larger than any process id
+        let at = |name: String| folder.path().join(name);
+        let gone = [at(format!(".run.json.{dead}.tmp")), at(format!("checkpoints/.last.{dead}.tmp"))];
+        gone.iter().chain([&at("report.html.tmp".into())]).for_each(|p| fs::write(p, "x").unwrap());
+        fs::write(at("notes".into()), "x").unwrap();
+        dir.lock().unwrap();
+        assert!(gone.iter().all(|p| !p.exists()) && !at("report.html.tmp".into()).exists());
+        assert!(at("notes".into()).exists());
+        if Path::new("/proc/1").exists() {
+            let living = at(".report.html.1.tmp".into());
+            fs::write(&living, "x").unwrap();
+            dir.lock().unwrap();
+            assert!(living.exists() || std::process::id() == 1);
+        }
+    }
+
+    #[test]
+    fn only_a_run_is_cleared() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir::at(folder.path());
+        assert!(
+            dir.is_free_or_run().unwrap() && RunDir::at(folder.path().join("no")).is_free_or_run().unwrap()
+        );
+        fs::write(folder.path().join("thesis.tex"), "x").unwrap();
+        assert!(!dir.is_free_or_run().unwrap());
+        fs::remove_file(folder.path().join("thesis.tex")).unwrap();
+        dir.create().unwrap();
+        let lock = dir.lock().unwrap();
+        dir.write("run.json", "{}").unwrap();
+        dir.write("checkpoints/a", "x").unwrap();
+        dir.clear(&lock).unwrap();
+        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, [FILE]);
+    }
+}

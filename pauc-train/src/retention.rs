@@ -1,0 +1,192 @@
+//! The files of `checkpoints/`: `step-00000120.safetensors` of the newest steps, `last.safetensors`, which is the newest of
+//! them, and `best.safetensors`, which is one of them too.
+
+use crate::run_dir::RunDir;
+use pauc_models::weights::{TensorFile, Values};
+use pauc_traits::{Error, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A checkpoint could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("the checkpoint of step {step} cannot be written: {error}; {}", .before.as_ref().map_or_else(
+    || "there is none before it".to_string(),
+    |p| format!("{} is as it was: make room, then `pauc-cli resume` goes on from it", p.display())
+))]
+struct Unwritten {
+    step: u64,
+    error: Error,
+    before: Option<PathBuf>,
+}
+
+/// The BLAKE3 hash of all names, shapes, values and metadata, except what the metadata has under `blake3`.
+pub fn checksum(file: &TensorFile) -> String {
+    let mut hash = blake3::Hasher::new();
+    let text = |hash: &mut blake3::Hasher, text: &str| {
+        hash.update(&(text.len() as u64).to_le_bytes());
+        hash.update(text.as_bytes());
+    };
+    for (key, value) in file.metadata.iter().filter(|(key, _)| *key != "blake3") {
+        text(&mut hash, key);
+        text(&mut hash, value);
+    }
+    for name in file.names() {
+        let Some(tensor) = file.get(name) else { continue };
+        text(&mut hash, name);
+        text(&mut hash, &format!("{:?}", tensor.shape));
+        let mut bytes = Vec::with_capacity(1 << 16);
+        macro_rules! words {
+            ($values:expr) => {
+                for part in $values.chunks(1 << 13) {
+                    bytes.clear();
+                    part.iter().for_each(|v| bytes.extend_from_slice(&v.to_le_bytes()));
+                    hash.update(&bytes);
+                }
+            };
+        }
+        match &tensor.values {
+            Values::F32(v) => words!(v),
+            Values::I64(v) => words!(v),
+            Values::U64(v) => words!(v),
+            Values::U8(v) => drop(hash.update(v)),
+        }
+    }
+    hash.finalize().to_hex().to_string()
+}
+
+impl RunDir {
+    fn checkpoint(&self, name: &str) -> PathBuf {
+        self.path().join("checkpoints").join(format!("{name}.safetensors"))
+    }
+
+    /// The checkpoints of single steps, newest first.
+    fn steps(&self) -> Vec<(u64, PathBuf)> {
+        let entries = fs::read_dir(self.path().join("checkpoints")).into_iter().flatten().flatten();
+        let step = |path: PathBuf| {
+            let name = path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?;
+            Some((name.parse().ok()?, path.clone()))
+        };
+        let mut all: Vec<_> = entries.filter_map(|e| step(e.path())).collect();
+        all.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
+        all
+    }
+
+    /// Files that a run can be continued from, the newest first.
+    pub fn checkpoints(&self) -> Vec<PathBuf> {
+        let last = self.checkpoint("last");
+        let others = self.steps().into_iter().map(|(_, path)| path).chain([self.checkpoint("best")]);
+        [last].into_iter().chain(others).filter(|p| p.exists()).collect()
+    }
+
+    /// Writes the checkpoint of a step, lets `last.safetensors` and, if it is the best, `best.safetensors` be it, and
+    /// removes those of older steps but the newest `keep`.
+    ///
+    /// # Errors
+    /// If the disk refuses; the checkpoints from before are then as they were.
+    pub fn add_checkpoint(&self, step: u64, file: &TensorFile, keep: usize, best: bool) -> Result<()> {
+        let path = self.checkpoint(&format!("step-{step:08}"));
+        let write = || {
+            file.save(&path)?;
+            if best {
+                self.alias(&path, "best")?;
+            }
+            self.alias(&path, "last")
+        };
+        write().map_err(|error| {
+            let before = Some(self.checkpoint("last")).filter(|p| p.exists());
+            Error::Other(Box::new(Unwritten { step, error, before }))
+        })?;
+        for (_, old) in self.steps().into_iter().skip(keep) {
+            fs::remove_file(&old).map_err(|e| Error::io(&old, e))?;
+        }
+        Ok(())
+    }
+
+    /// Lets a second name stand for a checkpoint, at once and without taking its space twice where the disk can do that.
+    fn alias(&self, path: &Path, name: &str) -> Result<()> {
+        let to = self.checkpoint(name);
+        let temporary = to.with_file_name(format!(".{name}.safetensors.{}.tmp", std::process::id()));
+        let _ = fs::remove_file(&temporary);
+        let linked = fs::hard_link(path, &temporary).or_else(|_| {
+            fs::copy(path, &temporary)?;
+            fs::File::open(&temporary)?.sync_all()
+        });
+        let moved = linked.and_then(|()| fs::rename(&temporary, &to));
+        if moved.is_err() {
+            // The first error is the one to report.
+            let _ = fs::remove_file(&temporary);
+        }
+        moved.map_err(|e| Error::io(&to, e))
+    }
+}
+
+/// Gives a file that cannot be used a name under which nothing overwrites it, and returns that name.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn set_aside(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("checkpoint");
+    let free = (1..).map(|n| path.with_file_name(format!("{name}.unusable{n}"))).find(|p| !p.exists());
+    let to = free.unwrap_or_else(|| path.with_file_name(format!("{name}.unusable")));
+    fs::rename(path, &to).map_err(|e| Error::io(path, e))?;
+    Ok(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(value: f32) -> TensorFile {
+        let mut file = TensorFile::new();
+        file.metadata.insert("step".into(), "1".into());
+        file.insert("w", &[2], Values::F32(vec![value, 2.0])).unwrap();
+        file
+    }
+
+    #[test]
+    fn the_checksum_sees_values_shapes_names_and_metadata() {
+        let sum = checksum(&file(1.0));
+        assert_eq!(sum, checksum(&file(1.0)));
+        assert_ne!(sum, checksum(&file(-1.0)));
+        let mut noted = file(1.0);
+        noted.metadata.insert("blake3".into(), sum.clone());
+        assert_eq!(sum, checksum(&noted));
+        noted.metadata.insert("step".into(), "2".into());
+        assert_ne!(sum, checksum(&noted));
+        let mut other = TensorFile::new();
+        other.metadata.insert("step".into(), "1".into());
+        other.insert("w", &[1, 2], Values::F32(vec![1.0, 2.0])).unwrap();
+        assert_ne!(sum, checksum(&other));
+    }
+
+    #[test]
+    fn the_newest_stay_and_the_best() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir::at(folder.path());
+        dir.create().unwrap();
+        for step in [5, 10, 15, 20] {
+            dir.add_checkpoint(step, &file(step as f32), 2, step == 10).unwrap();
+        }
+        let names = |p: &PathBuf| p.file_stem().unwrap().to_str().unwrap().to_string();
+        let all: Vec<_> = dir.checkpoints().iter().map(names).collect();
+        assert_eq!(all, ["last", "step-00000020", "step-00000015", "best"]);
+        let value = |name| TensorFile::load(dir.checkpoint(name)).unwrap().f32("w").unwrap()[0];
+        assert_eq!((value("last"), value("best")), (20.0, 10.0));
+        let aside = set_aside(&dir.checkpoint("last")).unwrap();
+        assert!(aside.ends_with("last.safetensors.unusable1") && dir.checkpoints().len() == 3);
+        assert!(fs::read_dir(folder.path().join("checkpoints")).unwrap().count() == 4);
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir::at(folder.path());
+        dir.create().unwrap();
+        dir.add_checkpoint(5, &file(5.0), 2, false).unwrap();
+        // A folder under the file's name: a rename cannot replace it, whoever the user is.
+        fs::create_dir(dir.checkpoint("step-00000010")).unwrap();
+        let error = dir.add_checkpoint(10, &file(10.0), 2, false).unwrap_err().to_string();
+        assert!(error.contains("step 10") && error.contains("last.safetensors is as it was"), "{error}");
+        assert_eq!(TensorFile::load(dir.checkpoint("last")).unwrap().f32("w").unwrap()[0], 5.0);
+    }
+}

@@ -1,0 +1,373 @@
+//! A run that is killed, wherever it is, and continued becomes the run that was never killed.
+//!
+//! `PAUC_KILLS=200` kills 200 runs instead of the few of every day.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
+
+mod common;
+
+use common::{only_run, pauc, root};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The quickstart recipe in small, with everything that a checkpoint has to carry: queue, momentum encoder, prototypes
+/// that are made anew every epoch, probes and baselines, checkpoints within epochs, the best one.
+fn args(out: &Path, more: &[&str]) -> Vec<String> {
+    let recipe = root().join("recipes/quickstart.ron").display().to_string();
+    let start = ["--threads", "1", "run", &recipe, "--out", out.to_str().unwrap()];
+    let mut args = start.map(String::from).to_vec();
+    let set = [
+        "data=Shapes(count: 160, size: 28, classes: 4, seed: 1)",
+        "encoder.channels=[4, 8, 16]",
+        "queue=64",
+        "clusterer=KMeans(k: [4, 8], start: Epochs(1), every: Epochs(1))",
+        "schedule=WarmupCosine(warmup: Steps(3))",
+        "train=(epochs: 4, batch: 32, log_every: 2, checkpoint_every: Steps(3), keep: (last: 2, best: (metric: \"knn/cos/k5/t0.07\")))",
+        "probes=[Knn(k: 5, every: Epochs(1)), Coagulation(every: Epochs(2)), Linear(at: End)]",
+    ];
+    args.extend(set.iter().flat_map(|s| ["--set".to_string(), s.to_string()]));
+    args.extend((1..5).flat_map(|i| ["--set".to_string(), format!("objective[{i}].from=Epochs(1)")]));
+    args.extend(more.iter().map(|s| s.to_string()));
+    args
+}
+
+fn start(args: &[String]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_pauc-cli"))
+        .args(args)
+        .current_dir(root())
+        .env_remove("PAUC_SIMD")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn code(child: Child) -> (i32, String) {
+    let out = child.wait_with_output().unwrap();
+    (out.status.code().unwrap_or(-1), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+/// The events without what depends on the clock and the machine, and without what stages of an epoch took: a continued
+/// epoch has fewer.
+fn events(run: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let timeless = |line: &str| {
+        let mut v: serde_json::Value = serde_json::from_str(line).unwrap();
+        let object = v.as_object_mut().unwrap();
+        for key in ["seconds", "images_per_second", "stages", "peak_memory_bytes"] {
+            object.remove(key);
+        }
+        v
+    };
+    text.lines().map(timeless).collect()
+}
+
+fn checkpoint(run: &Path, name: &str) -> Vec<u8> {
+    std::fs::read(run.join(format!("checkpoints/{name}.safetensors"))).unwrap()
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { all.extend(files(&path)) } else { all.push(path) }
+    }
+    all.sort();
+    all
+}
+
+/// A finished run that nobody disturbed.
+struct Whole {
+    folder: tempfile::TempDir,
+    run: PathBuf,
+    time: Duration,
+}
+
+impl Whole {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let began = Instant::now();
+        let (code, stderr) = code(start(&args(folder.path(), &[])));
+        assert_eq!(code, 0, "{stderr}");
+        Whole { run: only_run(folder.path()), folder, time: began.elapsed() }
+    }
+
+    /// Asserts that another run is the same, bit by bit, and has nothing that this one has not.
+    fn same(&self, run: &Path, what: &str) {
+        for name in ["last", "best", "step-00000020", "step-00000018"] {
+            assert!(checkpoint(&self.run, name) == checkpoint(run, name), "{what}: {name} differs");
+        }
+        assert_eq!(events(&self.run), events(run), "{what}");
+        let names = |run: &Path| -> Vec<PathBuf> {
+            files(run).iter().map(|p| p.strip_prefix(run).unwrap().to_path_buf()).collect()
+        };
+        let mut found = names(run);
+        let mut wanted = names(&self.run);
+        // TensorBoard's files have the time in their names, and every process begins one.
+        let stays = |p: &PathBuf| {
+            let name = p.display().to_string();
+            !name.starts_with("events.out.tfevents") && name != "metrics.superseded.jsonl"
+        };
+        found.retain(stays);
+        wanted.retain(stays);
+        assert_eq!(found, wanted, "{what}");
+    }
+}
+
+/// Runs `resume` until the run is finished.
+fn finish(out: &Path, what: &str) -> PathBuf {
+    // A run that was killed before its folder had a name is begun anew.
+    let begun = out.exists() && files(out).iter().any(|p| p.ends_with("run.json"));
+    let (code, stderr) = if begun {
+        code(start(&["--threads".into(), "1".into(), "resume".into(), only_run(out).display().to_string()]))
+    } else {
+        code(start(&args(out, &[])))
+    };
+    assert_eq!(code, 0, "{what}: {stderr}");
+    assert!(!stderr.contains("unusable"), "{what}: {stderr}");
+    only_run(out)
+}
+
+#[test]
+fn killed_anywhere_and_continued_it_is_the_same_run() {
+    let kills: u64 = std::env::var("PAUC_KILLS").ok().and_then(|v| v.parse().ok()).unwrap_or(8);
+    let whole = Whole::new();
+    let mut random: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut next = move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random >> 11) as f64 / (1u64 << 53) as f64
+    };
+    for n in 0..kills {
+        let folder = tempfile::tempdir().unwrap();
+        // Every third run is killed twice.
+        let mut delays = vec![whole.time.mul_f64(next())];
+        if n % 3 == 0 {
+            delays.push(whole.time.mul_f64(0.5 * next()));
+        }
+        let what = format!("kill {n} after {delays:?} of {:?}", whole.time);
+        for (i, delay) in delays.iter().enumerate() {
+            let begun = files(folder.path()).iter().any(|p| p.ends_with("run.json"));
+            let mut child = if i > 0 && begun {
+                start(&[
+                    "--threads".into(),
+                    "1".into(),
+                    "resume".into(),
+                    only_run(folder.path()).display().to_string(),
+                ])
+            } else {
+                start(&args(folder.path(), &[]))
+            };
+            std::thread::sleep(*delay);
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let run = finish(folder.path(), &what);
+        whole.same(&run, &what);
+    }
+}
+
+#[test]
+fn killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before() {
+    let whole = Whole::new();
+    // What a process leaves that dies between writing and renaming, and between two names of a checkpoint.
+    let folder = tempfile::tempdir().unwrap();
+    let (status, stderr) = code(start(&args(folder.path(), &["--max-steps", "7"])));
+    assert_eq!(status, 0, "{stderr}");
+    let run = only_run(folder.path());
+    let folder_of = run.join("checkpoints");
+    let whole_file = checkpoint(&run, "last");
+    let half = &whole_file[..whole_file.len() / 2];
+    std::fs::write(folder_of.join(format!(".step-00000009.safetensors.{}.tmp", u32::MAX)), half).unwrap();
+    std::fs::write(run.join(format!(".run.json.{}.tmp", u32::MAX)), "{").unwrap();
+    std::fs::write(run.join("report.html.tmp"), "<").unwrap();
+    std::fs::remove_file(folder_of.join("last.safetensors")).unwrap();
+    let run = finish(folder.path(), "no last checkpoint");
+    whole.same(&run, "no last checkpoint");
+}
+
+#[test]
+fn pauses_at_every_step_change_nothing() {
+    let whole = Whole::new();
+    let folder = tempfile::tempdir().unwrap();
+    let (status, stderr) = code(start(&args(folder.path(), &["--max-steps", "1"])));
+    assert_eq!(status, 0, "{stderr}");
+    let run = only_run(folder.path());
+    for step in 2..=20 {
+        let done = pauc(["resume", run.to_str().unwrap(), "--max-steps", &step.to_string()]);
+        assert_eq!(done.code, 0, "{}", done.stderr);
+    }
+    assert_eq!(events(&whole.run), events(&run));
+    assert!(checkpoint(&whole.run, "last") == checkpoint(&run, "last"));
+    assert!(checkpoint(&whole.run, "best") == checkpoint(&run, "best"));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_set_aside_and_the_one_before_taken() {
+    let whole = Whole::new();
+    let damage: [(&str, fn(&mut Vec<u8>)); 3] = [
+        ("one bit", |bytes| {
+            let at = bytes.len() - 5;
+            bytes[at] ^= 1;
+        }),
+        ("cut short", |bytes| bytes.truncate(bytes.len() / 2)),
+        ("empty", Vec::clear),
+    ];
+    for (what, damage) in damage {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(code(start(&args(folder.path(), &["--max-steps", "7"]))).0, 0);
+        let run = only_run(folder.path());
+        let path = run.join("checkpoints/last.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        damage(&mut bytes);
+        std::fs::write(&path, &bytes).unwrap();
+        let done = pauc(["resume", run.to_str().unwrap()]);
+        assert_eq!(done.code, 0, "{what}: {}", done.stderr);
+        for text in ["last.safetensors", "unusable1", "going on from", "step-00000006.safetensors"] {
+            assert!(done.stderr.contains(text), "{what}: no {text} in {}", done.stderr);
+        }
+        assert!(
+            std::fs::read(run.join("checkpoints/last.safetensors.unusable1")).unwrap() == bytes,
+            "{what}"
+        );
+        assert!(checkpoint(&whole.run, "last") == checkpoint(&run, "last"), "{what}");
+        assert_eq!(events(&whole.run), events(&run), "{what}");
+    }
+}
+
+#[test]
+fn without_a_usable_checkpoint_nothing_is_changed() {
+    let whole = Whole::new();
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(code(start(&args(folder.path(), &["--max-steps", "2", "--seeds", "5"]))).0, 0);
+    let run = only_run(folder.path());
+    // A checkpoint of another seed: whole, and not this run's.
+    let (foreign, last) = (checkpoint(&whole.run, "last"), run.join("checkpoints/last.safetensors"));
+    std::fs::remove_file(run.join("checkpoints/step-00000002.safetensors")).unwrap();
+    std::fs::write(&last, &foreign).unwrap();
+    let log = std::fs::read(run.join("metrics.jsonl")).unwrap();
+    let done = pauc(["resume", run.to_str().unwrap()]);
+    assert_eq!(done.code, 4, "{}", done.stderr);
+    assert!(done.stderr.contains("seed 0, this run is") && done.stderr.contains("seed 5"), "{}", done.stderr);
+    assert!(
+        std::fs::read(&last).unwrap() == foreign && std::fs::read(run.join("metrics.jsonl")).unwrap() == log
+    );
+
+    std::fs::write(&last, "no checkpoint at all").unwrap();
+    let done = pauc(["resume", run.to_str().unwrap()]);
+    assert_eq!(done.code, 4, "{}", done.stderr);
+    assert!(done.stderr.contains("no whole safetensors file"), "{}", done.stderr);
+    drop(whole.folder);
+}
+
+/// Waits until a file holds a text; `None` if that does not happen in time.
+fn wait_for(run: &Path, text: &str) -> Option<()> {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(60) {
+        let found = files(run).into_iter().find(|p| p.ends_with("metrics.jsonl"));
+        if found.is_some_and(|p| std::fs::read_to_string(p).unwrap_or_default().contains(text)) {
+            return Some(());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
+#[cfg(unix)]
+#[test]
+fn signals_save_a_checkpoint_and_end_with_130() {
+    let whole = Whole::new();
+    for signal in ["INT", "TERM", "USR1"] {
+        // The run may end before the signal comes; then there is another.
+        let interrupted = (0..20).find_map(|_| {
+            let folder = tempfile::tempdir().unwrap();
+            let child = start(&args(folder.path(), &[]));
+            wait_for(folder.path(), "\"event\":\"step\"").unwrap();
+            let _ = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
+            let (status, stderr) = code(child);
+            assert!(status == 130 || status == 0, "{signal}: {status} {stderr}");
+            (status == 130).then_some(folder)
+        });
+        let folder = interrupted.unwrap_or_else(|| panic!("{signal} interrupts no run"));
+        let run = only_run(folder.path());
+        assert!(std::fs::read_to_string(run.join("run.json")).unwrap().contains("interrupted"));
+        let run_again = finish(folder.path(), signal);
+        assert!(checkpoint(&whole.run, "last") == checkpoint(&run_again, "last"), "{signal}");
+        assert_eq!(events(&whole.run), events(&run_again), "{signal}");
+    }
+}
+
+#[test]
+fn two_processes_do_not_share_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    // Many steps, so that the first is still at work when the second comes.
+    let long = ["--set", "train.epochs=100000"];
+    let mut first = start(&args(folder.path(), &long));
+    wait_for(folder.path(), "\"event\":\"step\"").unwrap();
+    let run = only_run(folder.path());
+    for (second, what) in [
+        (args(folder.path(), &["--set", "train.epochs=100000", "--force"]), "run"),
+        (vec!["resume".into(), run.display().to_string()], "resume"),
+    ] {
+        let (status, stderr) = code(start(&second));
+        assert_eq!(status, 1, "{what}: {stderr}");
+        let process = format!("process {} is working on this run", first.id());
+        assert!(stderr.contains(&process) && stderr.contains(run.to_str().unwrap()), "{what}: {stderr}");
+    }
+    assert!(first.try_wait().unwrap().is_none(), "the first goes on");
+    first.kill().unwrap();
+    first.wait().unwrap();
+}
+
+#[test]
+fn a_finished_run_stays_unless_forced_and_strangers_stay_always() {
+    let folder = tempfile::tempdir().unwrap();
+    let steps = ["--set", "train.epochs=1"];
+    assert_eq!(code(start(&args(folder.path(), &steps))).0, 0);
+    let run = only_run(folder.path());
+    let before = checkpoint(&run, "last");
+    std::fs::write(run.join("note"), "mine").unwrap();
+    let (status, stderr) = code(start(&args(folder.path(), &steps)));
+    assert!(status == 0 && stderr.contains("is already done"), "{stderr}");
+    // A recipe that is wrong removes nothing, forced or not.
+    let wrong = ["--set", "train.epochs=1", "--force", "--set", "queue=16"];
+    assert_eq!(code(start(&args(folder.path(), &wrong))).0, 2);
+    assert!(run.join("note").exists());
+    let (status, stderr) = code(start(&args(folder.path(), &["--set", "train.epochs=1", "--force"])));
+    assert_eq!(status, 0, "{stderr}");
+    assert!(checkpoint(&run, "last") == before && !run.join("note").exists());
+
+    std::fs::remove_dir_all(&run).unwrap();
+    std::fs::create_dir_all(&run).unwrap();
+    std::fs::write(run.join("thesis.tex"), "mine").unwrap();
+    let (status, stderr) = code(start(&args(folder.path(), &["--set", "train.epochs=1", "--force"])));
+    assert!(status == 1 && stderr.contains("holds no run"), "{stderr}");
+    assert_eq!(files(&run), [run.join("thesis.tex")]);
+}
+
+/// A disk that is full, by a limit on the size of files: the process is told instead of being ended.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_stops_the_run_and_keeps_the_checkpoint_before() {
+    let whole = Whole::new();
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(code(start(&args(folder.path(), &["--max-steps", "7"]))).0, 0);
+    let run = only_run(folder.path());
+    let before = checkpoint(&run, "last");
+    let blocks = before.len() / 1024 - 8; // less than the next checkpoint, more than the log
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" resume \"$1\"");
+    let out = Command::new("bash")
+        .args(["-c", &script, env!("CARGO_BIN_EXE_pauc-cli"), run.to_str().unwrap()])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{stderr}");
+    for text in ["the checkpoint of step 9 cannot be written", "last.safetensors is as it was", "make room"] {
+        assert!(stderr.contains(text), "{text}: {stderr}");
+    }
+    assert!(checkpoint(&run, "last") == before);
+    let run = finish(folder.path(), "the disk has room again");
+    whole.same(&run, "the disk has room again");
+}
