@@ -144,9 +144,15 @@ fn degenerate_batches_and_extreme_settings_stay_finite() {
 fn a_page_says_what_the_term_does() {
     use pauc_traits::registry::catalogue;
     for l in catalogue().into_iter().filter(|l| Term::names().contains(&l.name)) {
-        for part in ["```text\n", "# Shapes", "# Reading", "# Gradient", "Source"] {
-            let found = l.doc.contains(part) || (part == "Source" && l.doc.contains("source"));
-            assert!(found, "the page of {} lacks `{part}`", l.name);
+        let snippet = format!("(term: {}(", l.name);
+        for part in ["```text\n", "# Shapes", "# Reading", "# Gradient", "# When to use", &snippet, "ource"] {
+            assert!(l.doc.contains(part), "the page of {} lacks `{part}`", l.name);
         }
+        let gradient = l.doc.split("# Gradient").nth(1).unwrap_or_default().split("\n #").next().unwrap_or_default();
+        assert!(
+            ["contract", "cluster"].iter().any(|word| gradient.contains(word)),
+            "the page of {} does not say whether its gradient contracts clusters: {gradient}",
+            l.name
+        );
     }
 }
