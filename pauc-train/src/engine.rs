@@ -404,7 +404,8 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         let queue = self.queue.as_ref().filter(|_| reads.queue);
         let scale = &recipe.concentration;
         let levels = self.prototypes.as_ref().map(|p| {
-            let since = scale.now(&clock) / scale.now(&Clock { step: self.last_clustering.unwrap_or(0), ..clock });
+            let since =
+                scale.now(&clock) / scale.now(&Clock { step: self.last_clustering.unwrap_or(0), ..clock });
             p.levels(&data.ids, queue.map(|q| q.ids()), since)
         });
         let mut parameters = BTreeMap::new();

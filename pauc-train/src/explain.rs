@@ -106,8 +106,11 @@ pub fn page(kind: &str, all: &[Listing]) -> String {
     let title = title.replace("losss", "losses");
     let mut out = format!("# {title}\n\n| name | what it is |\n|---|---|\n");
     for l in all {
-        let place =
-            if is_term(kind) { format!("../terms/{}.md", l.name) } else { format!("#{}", l.name.to_lowercase()) };
+        let place = if is_term(kind) {
+            format!("../terms/{}.md", l.name)
+        } else {
+            format!("#{}", l.name.to_lowercase())
+        };
         let _ = writeln!(out, "| [`{}`]({place}) | {} |", l.name, l.summary().trim().replace('|', "\\|"));
     }
     for l in all.iter().filter(|_| !is_term(kind)) {
@@ -219,8 +222,7 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
         let start = Clock { step: t.from, horizon: *h };
         let chance = t.chance.map_or("–".into(), |c| format!("{c:.3}"));
         let contrast = t.term.info().contrast(&plan.facts);
-        let count =
-            |f: fn(Contrast) -> usize| contrast.map_or("–".into(), |c| f(c).to_string());
+        let count = |f: fn(Contrast) -> usize| contrast.map_or("–".into(), |c| f(c).to_string());
         let _ = writeln!(
             out,
             "{:<18} {:>10} {:>10} {:>8} {chance:>8} {:>10} {:>10}",

@@ -347,7 +347,7 @@ fn the_temperature_of_prototypes_follows_its_schedule_step_by_step() {
             &temperature,
         ];
         let (log, weights) = train(objective, &set);
-        let value = |step: &Step| step.terms.iter().find(|t| t.name == "ProtoNce").map(|t| t.value);
+        let value = |step: &Step| step.terms.iter().find(|t| t.name == "ProtoNce").and_then(|t| t.value);
         (log.steps.iter().filter_map(value).collect::<Vec<_>>(), weights["clusters.0.concentration"].clone())
     };
     let ((low, _), (high, _)) = (run("0.1"), run("1"));

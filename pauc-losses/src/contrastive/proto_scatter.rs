@@ -5,8 +5,8 @@ use dfdx::prelude::*;
 use pauc_traits::batch::PrototypeOptions;
 use pauc_traits::term::{Facts, Finding, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Count, Needs, NonNegative, Positive, Result, Scalar, Scheduled, Temperature,
-    TermInfo, Value, component, ops,
+    Backend, Batch, ContrastiveLoss, Count, Needs, NonNegative, Positive, Result, Scalar, Scheduled,
+    Temperature, TermInfo, Value, component, ops,
 };
 
 component! {

@@ -5,8 +5,8 @@ use dfdx::prelude::*;
 use pauc_traits::batch::{Level, PrototypeOptions};
 use pauc_traits::term::{Facts, Finding};
 use pauc_traits::{
-    Backend, Batch, Count, Needs, NonNegative, Positive, Regularizer, Result, Scalar, Scheduled, TermInfo, Value,
-    component, ops,
+    Backend, Batch, Count, Needs, NonNegative, Positive, Regularizer, Result, Scalar, Scheduled, TermInfo,
+    Value, component, ops,
 };
 use serde::{Deserialize, Serialize};
 

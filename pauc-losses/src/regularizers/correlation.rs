@@ -5,7 +5,8 @@ use dfdx::prelude::*;
 use pauc_traits::batch::PrototypeOptions;
 use pauc_traits::term::{Facts, Finding};
 use pauc_traits::{
-    Backend, Batch, Count, Needs, NonNegative, Regularizer, Result, Scalar, Scheduled, TermInfo, Value, component, ops,
+    Backend, Batch, Count, Needs, NonNegative, Regularizer, Result, Scalar, Scheduled, TermInfo, Value,
+    component, ops,
 };
 use serde::{Deserialize, Serialize};
 
@@ -97,9 +98,11 @@ impl Correlation {
             return Ok(batch.skip(format!("{} of the two occupied prototypes that level {m} needs", p.len())));
         }
         Ok(match self.kind {
-            CorrelationKind::Cross => {
-                rows::cross_correlation(p.online(), batch.key_prototypes(m, &p)?, self.off_diagonal.at(batch.clock()))
-            }
+            CorrelationKind::Cross => rows::cross_correlation(
+                p.online(),
+                batch.key_prototypes(m, &p)?,
+                self.off_diagonal.at(batch.clock()),
+            ),
             CorrelationKind::Covariance => rows::covariance_energy(p.online()),
             CorrelationKind::Gram => gram_energy(p.online()),
         })

@@ -5,8 +5,8 @@ use dfdx::prelude::*;
 use pauc_traits::batch::{Level, PrototypeOptions};
 use pauc_traits::term::{Facts, Finding};
 use pauc_traits::{
-    Backend, Batch, Count, Needs, NonNegative, Positive, Regularizer, Result, Scalar, Scheduled, TermInfo, Value,
-    component,
+    Backend, Batch, Count, Needs, NonNegative, Positive, Regularizer, Result, Scalar, Scheduled, TermInfo,
+    Value, component,
 };
 use serde::{Deserialize, Serialize};
 
@@ -104,7 +104,8 @@ impl Uniformity {
             let (z, queue) = (batch.z(0)?, batch.queue()?.tensor());
             let m = queue.shape().0;
             // Each unordered pair of the batch counts once, as each pair with the queue does.
-            let pairs = rows::mask(self.exponents(batch, z.with_empty_tape(), z.with_empty_tape()), |i, j| i >= j);
+            let pairs =
+                rows::mask(self.exponents(batch, z.with_empty_tape(), z.with_empty_tape()), |i, j| i >= j);
             let queued = self.exponents(batch, z, queue.retaped());
             return Ok(rows::log_mean_exp(rows::beside(pairs, queued), n * (n - 1) / 2 + n * m));
         }
