@@ -151,7 +151,7 @@ fn a_page_says_what_the_term_does() {
         let gradient =
             l.doc.split("# Gradient").nth(1).unwrap_or_default().split("\n #").next().unwrap_or_default();
         assert!(
-            ["contract", "cluster"].iter().any(|word| gradient.contains(word)),
+            ["contract", "cluster"].iter().any(|word| gradient.to_lowercase().contains(word)),
             "the page of {} does not say whether its gradient contracts clusters: {gradient}",
             l.name
         );
