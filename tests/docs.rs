@@ -10,21 +10,23 @@ use pauc::traits::registry::{KINDS, catalogue};
 /// `PAUC_UPDATE_DOCS=1 cargo test --test docs` writes the pages anew.
 #[test]
 fn reference_pages_are_generated_from_the_registry() {
-    let folder = root().join("docs/src/components");
+    let folder = root().join("docs/src");
     let update = std::env::var_os("PAUC_UPDATE_DOCS").is_some();
     let mut pages: Vec<(String, String)> = KINDS
         .iter()
         .map(|kind| {
             let all: Vec<_> = catalogue().into_iter().filter(|l| l.kind == *kind).collect();
-            (format!("{}.md", kind.replace(' ', "-")), explain::page(kind, &all))
+            (format!("components/{}.md", kind.replace(' ', "-")), explain::page(kind, &all))
         })
         .collect();
+    let terms: Vec<_> = catalogue().into_iter().filter(|l| explain::is_term(l.kind)).collect();
+    pages.extend(terms.iter().map(|l| (format!("terms/{}.md", l.name), explain::term_page(l))));
     let codes: Vec<_> = codes::all().map(|c| format!("## {}: {}\n\n{}\n", c.code, c.title, c.text)).collect();
-    pages.push(("codes.md".into(), format!("# Error codes\n\n{}", codes.join("\n"))));
+    pages.push(("components/codes.md".into(), format!("# Error codes\n\n{}", codes.join("\n"))));
     for (name, text) in pages {
         let path = folder.join(&name);
         if update {
-            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, &text).unwrap();
         }
         let written = std::fs::read_to_string(&path).unwrap_or_default();
@@ -32,6 +34,40 @@ fn reference_pages_are_generated_from_the_registry() {
             written == text,
             "{name} is out of date: run PAUC_UPDATE_DOCS=1 cargo test -p pauc-cli --test docs"
         );
+    }
+}
+
+/// The contents lists every page of a term once, and no page is of a term that is gone.
+#[test]
+fn the_contents_lead_to_every_term() {
+    let contents = std::fs::read_to_string(root().join("docs/src/SUMMARY.md")).unwrap();
+    let terms: Vec<_> = catalogue().into_iter().filter(|l| explain::is_term(l.kind)).collect();
+    for l in &terms {
+        assert_eq!(contents.matches(&format!("  - [{0}](terms/{0}.md)\n", l.name)).count(), 1, "{}", l.name);
+    }
+    assert_eq!(std::fs::read_dir(root().join("docs/src/terms")).unwrap().count(), terms.len());
+}
+
+/// Every snippet of a term's page stands in a recipe that passes the check.
+#[test]
+fn snippets_of_terms_are_good_recipes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("recipe.ron");
+    for l in catalogue().into_iter().filter(|l| explain::is_term(l.kind)) {
+        let start = format!("(term: {}(", l.name);
+        let line = l.doc.lines().find(|line| line.contains(&start)).unwrap();
+        let from = line.find(&start).unwrap();
+        let snippet = line[from..].trim_end().trim_end_matches("],").trim_end_matches(']');
+        let text = format!(
+            "Recipe(name: \"snippet\", data: Shapes(count: 512, size: 16, classes: 4), \
+             views: [(count: 2, ops: [RandomResizedCrop(size: 16)])], encoder: ConvNet(channels: [8]), \
+             projector: Mlp(dims: [8]), predictor: Mlp(dims: [4, 8]), momentum_encoder: Ema(), queue: 256, \
+             clusterer: KMeans(k: [20]), train: (epochs: 4, batch: 128), \
+             objective: [(term: InfoNce()), {snippet}])"
+        );
+        std::fs::write(&path, text).unwrap();
+        let checked = pauc(["check", path.to_str().unwrap()]);
+        assert_eq!(checked.code, 0, "{snippet}: {}", checked.stderr);
     }
 }
 

@@ -21,6 +21,8 @@ const PARTS: usize = 16;
 const BLOCK: usize = 128;
 /// [`in_batch`] keeps the logits between its two passes up to this many, and computes them again beyond.
 const KEPT: usize = 1 << 20;
+/// Logits that differ by less have exponentials that single precision holds side by side.
+const SPREAD: f32 = 80.0;
 
 /// What the inner products with candidates are multiplied with.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +80,17 @@ pub fn cross_entropy(
         let own = |own: &[usize]| own.len() == n && own.iter().all(|j| *j < m);
         assert!(bank.own.is_none_or(own), "one row below {m} for each of {n} queries");
     }
+    crate::threads::inside(|| cross_entropy_inside(queries, positives, scales, banks, dim))
+}
+
+fn cross_entropy_inside(
+    queries: &[f32],
+    positives: &[f32],
+    scales: &[f32],
+    banks: &[Bank<'_>],
+    dim: usize,
+) -> Graded {
+    let n = scales.len();
     let mut gradient = vec![0.0; n * dim];
     let losses: Vec<f64> = gradient
         .chunks_mut(ROWS * dim)
@@ -194,8 +207,40 @@ fn finish(
     gradient.chunks_exact_mut(dim).enumerate().map(one).collect()
 }
 
+/// What [`in_batch`] keeps of a row between its passes.
+struct Row {
+    /// Its loss.
+    loss: f64,
+    /// log Σ exp of all its candidates.
+    lse: f32,
+    /// The probability of its negatives.
+    negatives: f64,
+    /// 1/Σ exp(logit − ceiling), where there is a ceiling.
+    inverse: f32,
+}
+
+impl Row {
+    /// From the positive's logit, and Σ exp(logit − top) of the negatives; no logit exceeds the ceiling.
+    fn new(positive: f64, (top, sum): (f32, f32), ceiling: Option<f32>) -> Row {
+        let (top, sum) = (f64::from(top), f64::from(sum));
+        let shift = if ceiling.is_some() { top } else { top.max(positive) };
+        let (own, negatives) = ((positive - shift).exp(), sum * (top - shift).exp());
+        let lse = (own + negatives).ln() + shift;
+        let near = ceiling.is_some() || positive == shift;
+        Row {
+            loss: if near { (negatives / own).ln_1p() } else { lse - positive },
+            lse: lse as f32,
+            negatives: negatives / (own + negatives),
+            inverse: (1.0 / (own + negatives)) as f32,
+        }
+    }
+}
+
 /// In-batch InfoNCE over the 2B rows of z = [z⁰; z¹] and its gradient with respect to z: the positive of row a is row
 /// a ± B, its candidates are all rows but itself.
+///
+/// Where no two logits are so far apart that the exponential of one vanishes beside the other's, all are taken against
+/// one ceiling, max ‖z‖²/τ. Then exp(logit) is the same seen from its row and from its column, and computed once.
 ///
 /// # Shapes
 /// (2B, D), an even number of rows → gradient (2B, D).
@@ -205,8 +250,11 @@ fn finish(
 pub fn in_batch(z: &[f32], dim: usize, temperature: f32) -> Graded {
     let n = z.len() / dim.max(1);
     assert!(dim > 0 && z.len() == n * dim && n.is_multiple_of(2), "an even number of rows of {dim}");
+    crate::threads::inside(|| in_batch_inside(z, n, dim, 1.0 / temperature))
+}
+
+fn in_batch_inside(z: &[f32], n: usize, dim: usize, scale: f32) -> Graded {
     let partner = |a: usize| (a + n / 2) % n;
-    let scale = 1.0 / temperature;
     let (row_major, transposed) = (Strides::row_major(dim), Strides::transposed(dim));
     // The scaled inner products of a block of rows with all rows.
     let logits = |first: usize, out: &mut [f32]| {
@@ -215,48 +263,50 @@ pub fn in_batch(z: &[f32], dim: usize, temperature: f32) -> Graded {
         gemm((out.len() / n, n, dim), scale, (block, row_major), (z, transposed), 0.0, (out, wide));
     };
     let keep = n * n <= KEPT;
+    let largest = z.chunks_exact(dim).map(|row| dot(row, row)).fold(0.0, f32::max);
+    let ceiling = Some(scale * largest).filter(|c| keep && 2.0 * c < SPREAD);
     let mut kept = vec![0.0; if keep { n * n } else { 0 }];
-    // Of each row: its loss, log Σ exp of all candidates, and the probability of its negatives.
-    let measure = |(block, out): (usize, &mut [f32])| -> Vec<(f64, f32, f64)> {
+    let measure = |(block, out): (usize, &mut [f32])| -> Vec<Row> {
         let first = block * BLOCK;
         logits(first, out);
         let one = |(i, row): (usize, &mut [f32])| {
             let a = first + i;
-            let positive = row[partner(a)] as f64;
+            let positive = f64::from(row[partner(a)]);
             row[a] = f32::NEG_INFINITY;
             row[partner(a)] = f32::NEG_INFINITY;
-            let (top, negatives) = sum_exp(row);
-            let (shift, negatives) = (f64::from(top).max(positive), f64::from(negatives));
-            let negatives = negatives * (f64::from(top) - shift).exp();
-            let own = (positive - shift).exp();
-            let lse = (own + negatives).ln() + shift;
-            let loss = if positive == shift { negatives.ln_1p() } else { lse - positive };
-            (loss, lse as f32, negatives / (own + negatives))
+            let negatives = match ceiling {
+                Some(ceiling) => (ceiling, exp_all(row, ceiling)),
+                None => sum_exp(row),
+            };
+            Row::new(positive, negatives, ceiling)
         };
         out.chunks_exact_mut(n).enumerate().map(one).collect()
     };
     let blocks = n.div_ceil(BLOCK);
     let rows_of = |block: usize| BLOCK.min(n - block * BLOCK);
-    let stats: Vec<Vec<(f64, f32, f64)>> = if keep {
+    let rows: Vec<Vec<Row>> = if keep {
         kept.par_chunks_mut(BLOCK * n).with_max_len(1).enumerate().map(measure).collect()
     } else {
         let fresh = |block| measure((block, &mut vec![0.0; rows_of(block) * n]));
         (0..blocks).into_par_iter().with_max_len(1).map(fresh).collect()
     };
-    let stats = stats.concat();
-    let lse: Vec<f32> = stats.iter().map(|s| s.1).collect();
+    let rows: Vec<Row> = rows.into_iter().flatten().collect();
+    let of_all: Vec<f32> = rows.iter().map(|r| if ceiling.is_some() { r.inverse } else { r.lse }).collect();
     // W_ab = P_ab + P_ba, and −(negatives' probability) of both for partners; the gradient is W·z/(τ·n).
     let pull = |(block, (gradient, weights)): (usize, (&mut [f32], &mut [f32]))| {
         let first = block * BLOCK;
         for (i, row) in weights.chunks_exact_mut(n).enumerate() {
             let a = first + i;
-            both_probabilities(row, lse[a], &lse);
+            match ceiling {
+                Some(_) => times_both(row, of_all[a], &of_all),
+                None => both_probabilities(row, of_all[a], &of_all),
+            }
             row[a] = 0.0;
-            row[partner(a)] = -(stats[a].2 + stats[partner(a)].2) as f32;
+            row[partner(a)] = -(rows[a].negatives + rows[partner(a)].negatives) as f32;
         }
-        let rows = weights.len() / n;
         let wide = Strides::row_major(n);
-        gemm((rows, dim, n), scale / n as f32, (weights, wide), (z, row_major), 0.0, (gradient, row_major));
+        let size = (weights.len() / n, dim, n);
+        gemm(size, scale / n as f32, (weights, wide), (z, row_major), 0.0, (gradient, row_major));
     };
     let mut gradient = vec![0.0; n * dim];
     let gradients = gradient.par_chunks_mut(BLOCK * dim).with_max_len(1);
@@ -269,7 +319,7 @@ pub fn in_batch(z: &[f32], dim: usize, temperature: f32) -> Graded {
             pull((block, (gradient, &mut weights)));
         });
     }
-    Graded { value: stats.iter().map(|s| s.0).sum::<f64>() / n.max(1) as f64, gradient }
+    Graded { value: rows.iter().map(|r| r.loss).sum::<f64>() / n.max(1) as f64, gradient }
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -390,6 +440,31 @@ mod body {
     }
 
     #[inline(always)]
+    pub fn exp_all<const FMA: bool>(row: &mut [f32], shift: f32) -> f32 {
+        let mut lanes = [0.0f32; LANES];
+        let mut chunks = row.chunks_exact_mut(LANES);
+        for v in &mut chunks {
+            for l in 0..LANES {
+                let e = exp::<FMA>(v[l] - shift);
+                lanes[l] += e;
+                v[l] = e;
+            }
+        }
+        for (v, lane) in chunks.into_remainder().iter_mut().zip(&mut lanes) {
+            *v = exp::<FMA>(*v - shift);
+            *lane += *v;
+        }
+        lanes.iter().sum()
+    }
+
+    #[inline(always)]
+    pub fn times_both<const FMA: bool>(row: &mut [f32], own: f32, others: &[f32]) {
+        for (v, other) in row.iter_mut().zip(others) {
+            *v *= own + other;
+        }
+    }
+
+    #[inline(always)]
     pub fn both_probabilities<const FMA: bool>(row: &mut [f32], own: f32, others: &[f32]) {
         for (v, other) in row.iter_mut().zip(others) {
             *v = exp::<FMA>(*v - own) + exp::<FMA>(*v - other);
@@ -434,6 +509,14 @@ dispatched! {
 dispatched! {
     /// The largest element and Σ exp(element − largest).
     fn sum_exp(row: &[f32]) -> (f32, f32)
+}
+dispatched! {
+    /// Replaces each element by exp(element − shift), and gives their sum.
+    fn exp_all(row: &mut [f32], shift: f32) -> f32
+}
+dispatched! {
+    /// Replaces each exponential by its probability in its row and in its column: v·(own + other), the inverses of sums.
+    fn times_both(row: &mut [f32], own: f32, others: &[f32])
 }
 dispatched! {
     /// Replaces each logit by its probability in its row and in its column: exp(v − own) + exp(v − other).
@@ -556,6 +639,26 @@ mod tests {
             }
         }
         (value, gradient)
+    }
+
+    #[test]
+    fn one_ceiling_for_all_and_one_for_each_row_agree_at_the_border() {
+        let (n, dim) = (96, 16);
+        let z = rows(n, dim, 0.7);
+        // Unit rows spread by 2/τ: τ on both sides of 2/SPREAD.
+        for tau in [1.999 / SPREAD, 2.001 / SPREAD] {
+            close(&in_batch(&z, dim, tau), in_batch_reference(&z, dim, tau)).unwrap();
+        }
+        // Opposite rows are as far apart as rows can be, and still have their share in the gradient.
+        let mut opposite = vec![0.0f32; 4 * 2];
+        for (i, x) in [1.0, -1.0, -1.0, 1.0].into_iter().enumerate() {
+            opposite[2 * i] = x;
+        }
+        for tau in [0.026, 0.02, 1.0] {
+            let got = in_batch(&opposite, 2, tau);
+            let (value, _) = in_batch_reference(&opposite, 2, tau);
+            assert!((got.value - value).abs() < 1e-6 * value, "{tau}: {} for {value}", got.value);
+        }
     }
 
     #[test]

@@ -10,7 +10,17 @@ pub fn for_each(n: usize, work: impl Fn(usize) + Sync + Send) {
     if n == 1 {
         return work(0);
     }
+    if rayon::current_num_threads() == 1 {
+        // Handing over to a pool of one thread only costs the time to wake it.
+        return (0..n).for_each(work);
+    }
     (0..n).into_par_iter().with_max_len(1).for_each(work);
+}
+
+/// Does work of several parallel steps on a thread of the current rayon pool: a thread from outside hands over and is
+/// woken once, not at each step.
+pub(crate) fn inside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    if rayon::current_thread_index().is_some() { work() } else { rayon::scope(|_| work()) }
 }
 
 /// The range of portion `i` when `total` is cut into `parts` of nearly equal size.

@@ -62,7 +62,7 @@ const TABLE: &[Row] = &[
         forms: &[""], finite: &["", "temperature: 0.01, epsilon: 0.001"] },
     Row { name: "Uniformity", flow: Flow::Full, axes: &[],
         forms: &["", "level: Instances", "level: Instances, queue: true", "rho: 0.5, n_min: 2, queue: true", "level: OtherCentroids"],
-        finite: &["", "level: Instances, t: 1000", "level: Instances, queue: true", "level: OtherCentroids"] },
+        finite: &["", "level: Instances, t: 1000", "level: Instances, t: Linear(from: 1, to: 3, over: Epochs(2))", "level: Instances, queue: true", "level: OtherCentroids"] },
     Row { name: "Variance", flow: Flow::Full, axes: &["gamma: 1.5"], forms: &["gamma: 1.5"], finite: &[""] },
     Row { name: "VicReg", flow: Flow::Full, axes: &[""], forms: &["", "variance: 0, covariance: 0"], finite: &[""] },
 ];
@@ -144,9 +144,63 @@ fn degenerate_batches_and_extreme_settings_stay_finite() {
 fn a_page_says_what_the_term_does() {
     use pauc_traits::registry::catalogue;
     for l in catalogue().into_iter().filter(|l| Term::names().contains(&l.name)) {
-        for part in ["```text\n", "# Shapes", "# Reading", "# Gradient", "Source"] {
-            let found = l.doc.contains(part) || (part == "Source" && l.doc.contains("source"));
-            assert!(found, "the page of {} lacks `{part}`", l.name);
+        let snippet = format!("(term: {}(", l.name);
+        for part in ["```text\n", "# Shapes", "# Reading", "# Gradient", "# When to use", &snippet, "ource"] {
+            assert!(l.doc.contains(part), "the page of {} lacks `{part}`", l.name);
+        }
+        let gradient =
+            l.doc.split("# Gradient").nth(1).unwrap_or_default().split("\n #").next().unwrap_or_default();
+        assert!(
+            ["contract", "cluster"].iter().any(|word| gradient.to_lowercase().contains(word)),
+            "the page of {} does not say whether its gradient contracts clusters: {gradient}",
+            l.name
+        );
+    }
+}
+
+/// Every field that is a weight, a temperature or a sharpness takes a schedule, and a schedule that stands still is
+/// the number.
+#[test]
+fn schedules_stand_for_numbers() {
+    let fields: &[(&str, &str, f64)] = &[
+        ("Alignment", "rho", 0.5),
+        ("Correlation", "off_diagonal", 0.1),
+        ("Correlation", "rho", 0.5),
+        ("Dcl", "temperature", 0.3),
+        ("EntropyOfAssignments", "temperature", 0.3),
+        ("EntropyOfAssignments", "sharpness", 0.5),
+        ("InfoNce", "temperature", 0.3),
+        ("ProtoScatter", "temperature", 0.3),
+        ("ProtoScatter", "rho", 0.5),
+        ("SelfDistillation", "student_temperature", 0.3),
+        ("SelfDistillation", "teacher_temperature", 0.3),
+        ("SupCon", "temperature", 0.3),
+        ("SwappedAssignment", "temperature", 0.3),
+        ("SwappedAssignment", "epsilon", 0.5),
+        ("Uniformity", "t", 3.0),
+        ("Uniformity", "rho", 0.5),
+        ("Variance", "gamma", 1.5),
+        ("VicReg", "invariance", 2.0),
+        ("VicReg", "variance", 2.0),
+        ("VicReg", "covariance", 2.0),
+    ];
+    for (term, field, number) in fields {
+        let at = |step: u64, value: &str| {
+            let text = format!("{term}({field}: {value})");
+            testing::value(&text, &Data { step, ..Data::toy(7, 4) })
+        };
+        let (low, high) = (at(0, &format!("{}", number / 2.0)), at(0, &number.to_string()));
+        assert!((low - high).abs() > 1e-6, "{term}: {field} changes nothing");
+        // The toy's run has a single step: from step 1 on every schedule is at its end.
+        let step = format!("Step(from: {}, to: {number}, at: Steps(1))", number / 2.0);
+        let linear = format!("Linear(from: {}, to: {number}, over: Epochs(1))", number / 2.0);
+        let cosine = format!("Cosine(from: {}, to: {number}, over: Fraction(1))", number / 2.0);
+        let warmup = format!("Warmup(to: {number}, over: Steps(2))");
+        for schedule in [&step, &linear, &cosine, &warmup] {
+            for (found, want) in [(at(0, schedule), low), (at(1, schedule), high)] {
+                let off = (found - want).abs();
+                assert!(off < 1e-12 * want.abs().max(1.0), "{term}({field}: {schedule}): {found} for {want}");
+            }
         }
     }
 }

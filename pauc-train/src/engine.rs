@@ -523,7 +523,12 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
 
         let stage = span("terms");
         let queue = self.queue.as_ref().filter(|_| reads.queue);
-        let levels = self.prototypes.as_ref().map(|p| p.levels(&data.ids, queue.map(|q| q.ids())));
+        let scale = &recipe.concentration;
+        let levels = self.prototypes.as_ref().map(|p| {
+            let since =
+                scale.now(&clock) / scale.now(&Clock { step: self.last_clustering.unwrap_or(0), ..clock });
+            p.levels(&data.ids, queue.map(|q| q.ids()), since)
+        });
         let mut parameters = BTreeMap::new();
         for t in &self.terms {
             let (rows, cols) = (t.param.shape[0], t.param.shape[1]);
@@ -721,7 +726,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             D::clusterer(&*clusterer.value),
             &embedded.embeddings,
             embedded.dim,
-            &self.plan.recipe.concentration,
+            (&self.plan.recipe.concentration, &self.clock()),
             context,
         )?;
         let churn = prototypes.churn(context.previous);

@@ -4,8 +4,10 @@ use crate::codes;
 use crate::plan::Plan;
 use pauc_models::device::NetworkDevice;
 use pauc_traits::Result;
+use pauc_traits::open_set::Term;
 use pauc_traits::registry::{self, Field, Listing};
 use pauc_traits::schedule::Clock;
+use pauc_traits::term::{After, Contrast, Facts};
 use std::fmt::Write;
 
 /// What is known of a name: a component, a section of recipes, or a code. `None` if it is none of these.
@@ -30,39 +32,114 @@ pub fn suggestion(what: &str) -> Option<&'static str> {
 pub fn component(l: &Listing) -> String {
     let doc = l.doc.lines().map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n");
     let mut out = format!("{} — {} of {}\n\n{}\n", l.name, l.kind, l.origin, doc.trim());
+    if let Some(facts) = term(l) {
+        let _ = writeln!(out, "\n{}", facts.join("\n"));
+    }
     out.push_str(&fields(l.fields));
     out
 }
 
-/// The book's page of one kind of component, in Markdown.
+/// Whether a component of this kind is a term of objectives, which has a page of its own in the book.
+pub fn is_term(kind: &str) -> bool {
+    ["contrastive loss", "regulariser"].contains(&kind)
+}
+
+/// The run whose numbers stand on the pages of terms.
+fn example() -> Facts {
+    Facts {
+        batch: 256,
+        dim: 128,
+        samples: 50_000,
+        momentum: true,
+        predictor: true,
+        queue: Some(4096),
+        prototypes: vec![Some(100)],
+        classes: Some(10),
+    }
+}
+
+/// What a term with its default settings reads, and its numbers in a run of common sizes; `None` if the component is
+/// no term, or has a setting without a default.
+fn term(l: &Listing) -> Option<Vec<String>> {
+    let term = Term::parse(&format!("{}()", l.name)).ok().filter(|_| is_term(l.kind))?;
+    let (info, facts) = (term.info(), example());
+    let needs = info.needs();
+    let views = |what: &str, list: &[usize]| {
+        let list: Vec<_> = list.iter().map(usize::to_string).collect();
+        (!list.is_empty()).then(|| format!("{what} of view {}", list.join(" and ")))
+    };
+    let when = |holds: bool, what: &str| holds.then(|| what.to_string());
+    let reads = [
+        views("embeddings", needs.queries),
+        views("predictions", needs.predictions),
+        views("keys", needs.keys),
+        when(needs.momentum, "a momentum encoder"),
+        when(needs.queue, "the queue"),
+        when(needs.prototypes, "the clusterer's prototypes"),
+        when(needs.labels, "class labels"),
+    ];
+    let reads = reads.into_iter().flatten().collect::<Vec<_>>().join(", ");
+    let mut lines = vec![
+        format!("With its defaults it reads: {reads}."),
+        match info.chance_level(&facts) {
+            Some(chance) => format!(
+                "Chance level: {chance:.3} with B = {}, D = {}, K = 100 and a queue of 4096.",
+                facts.batch, facts.dim
+            ),
+            None => "Chance level: none.".to_string(),
+        },
+    ];
+    if let Some(Contrast { positives, negatives }) = info.contrast(&facts) {
+        lines.push(format!("Positives and negatives of each query there: {positives} and {negatives}."));
+    }
+    for p in info.parameters(&facts) {
+        let kept = if p.after == After::Remembered { "remembers" } else { "learns" };
+        lines.push(format!("It {kept} `{}`, {} × {}.", p.name, p.rows, p.cols));
+    }
+    Some(lines)
+}
+
+/// The book's page of one kind of component, in Markdown: all of them, or of terms the table that leads to their pages.
 pub fn page(kind: &str, all: &[Listing]) -> String {
     let mut title = format!("{kind}s");
     title[..1].make_ascii_uppercase();
     let title = title.replace("losss", "losses");
     let mut out = format!("# {title}\n\n| name | what it is |\n|---|---|\n");
     for l in all {
-        let _ = writeln!(
-            out,
-            "| [`{0}`](#{1}) | {2} |",
-            l.name,
-            l.name.to_lowercase(),
-            l.summary().trim().replace('|', "\\|")
-        );
+        let place = if is_term(kind) {
+            format!("../terms/{}.md", l.name)
+        } else {
+            format!("#{}", l.name.to_lowercase())
+        };
+        let _ = writeln!(out, "| [`{}`]({place}) | {} |", l.name, l.summary().trim().replace('|', "\\|"));
     }
-    for l in all {
-        let doc = l.doc.lines().map(|line| line.strip_prefix(' ').unwrap_or(line));
-        // A page has the component's name as its heading: headings of the text go below it.
-        let doc: Vec<String> =
-            doc.map(|l| if l.starts_with("# ") { format!("##{l}") } else { l.to_string() }).collect();
-        let _ = write!(out, "\n## {}\n\n{}\n", l.name, doc.join("\n").trim());
-        if !l.fields.is_empty() {
-            let _ = write!(out, "\n| field | default | meaning |\n|---|---|---|\n");
-        }
-        for f in l.fields {
-            let default = f.default.map_or("required".to_string(), |d| format!("`{}`", d()));
-            let doc = f.doc.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
-            let _ = writeln!(out, "| `{}` | {default} | {doc} |", f.name);
-        }
+    for l in all.iter().filter(|_| !is_term(kind)) {
+        let _ = write!(out, "\n## {}\n\n{}", l.name, body(l, "##"));
+    }
+    out
+}
+
+/// The book's page of one term, in Markdown.
+pub fn term_page(l: &Listing) -> String {
+    format!("# {}\n\nA {} of `{}`.\n\n{}", l.name, l.kind, l.origin, body(l, "#"))
+}
+
+/// A component's text and table of fields; `#`s come before those of its headings, which go below its own.
+fn body(l: &Listing, below: &str) -> String {
+    let doc = l.doc.lines().map(|line| line.strip_prefix(' ').unwrap_or(line));
+    let doc: Vec<String> =
+        doc.map(|l| if l.starts_with("# ") { format!("{below}{l}") } else { l.to_string() }).collect();
+    let mut out = format!("{}\n", doc.join("\n").trim());
+    if let Some(facts) = term(l) {
+        let _ = write!(out, "\n## In numbers\n\n{}\n", facts.join("\n"));
+    }
+    if !l.fields.is_empty() {
+        let _ = write!(out, "\n| field | default | meaning |\n|---|---|---|\n");
+    }
+    for f in l.fields {
+        let default = f.default.map_or("required".to_string(), |d| format!("`{}`", d()));
+        let doc = f.doc.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
+        let _ = writeln!(out, "| `{}` | {default} | {doc} |", f.name);
     }
     out
 }
@@ -145,8 +222,7 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
         let start = Clock { step: t.from, horizon: *h };
         let chance = t.chance.map_or("–".into(), |c| format!("{c:.3}"));
         let contrast = t.term.info().contrast(&plan.facts);
-        let count =
-            |f: fn(pauc_traits::term::Contrast) -> usize| contrast.map_or("–".into(), |c| f(c).to_string());
+        let count = |f: fn(Contrast) -> usize| contrast.map_or("–".into(), |c| f(c).to_string());
         let _ = writeln!(
             out,
             "{:<18} {:>10} {:>10} {:>8} {chance:>8} {:>10} {:>10}",

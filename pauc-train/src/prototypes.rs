@@ -5,6 +5,7 @@ use pauc_cluster::match_prototypes;
 use pauc_traits::batch::{Constant, Level};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::Rows;
+use pauc_traits::schedule::Clock;
 use pauc_traits::{Clusterer, Clustering, Compute, Features, Result};
 
 /// Prototypes of a level that are matched with those before: the time is cubic in their number.
@@ -20,7 +21,7 @@ pub struct Prototypes<D: Compute> {
 }
 
 impl<D: Compute> Prototypes<D> {
-    /// Clusters unit embeddings and computes concentrations.
+    /// Clusters unit embeddings and computes concentrations with the temperature of a step.
     ///
     /// # Shapes
     /// embeddings (N, D), unit rows
@@ -32,14 +33,14 @@ impl<D: Compute> Prototypes<D> {
         clusterer: &dyn Clusterer<D>,
         embeddings: &[f32],
         dim: usize,
-        scale: &Concentration,
+        (scale, clock): (&Concentration, &Clock),
         context: FitContext<'_>,
     ) -> Result<Self> {
         let buffer = device.upload(embeddings)?;
         let rows = embeddings.len() / dim;
         let features = Features { device, data: device.view(&buffer), rows, cols: dim };
         let clusterings = clusterer.fit(features, context)?;
-        let (alpha, temperature) = (scale.alpha.get(), scale.temperature.get());
+        let (alpha, temperature) = (scale.alpha.get(), scale.now(clock));
         let rows = Rows::new(embeddings, dim);
         let concentrations = scale.kind.of_levels(rows, &clusterings, alpha, temperature)?;
         Ok(Self::restore(device, clusterings, concentrations))
@@ -66,13 +67,14 @@ impl<D: Compute> Prototypes<D> {
         self.clusterings.iter().enumerate().map(of).collect()
     }
 
-    /// The levels as one batch sees them.
-    pub fn levels(&self, ids: &[u64], queued: Option<&[Option<u64>]>) -> Vec<Level<f32, D>> {
+    /// The levels as one batch sees them, with `scale` times the concentrations of the fit: what the temperature has
+    /// become since.
+    pub fn levels(&self, ids: &[u64], queued: Option<&[Option<u64>]>, scale: f64) -> Vec<Level<f32, D>> {
         let level = |((c, phi), centroids): ((&Clustering, &Vec<f32>), &Constant<f32, D>)| {
             let of = |id: u64| c.assignments.get(id as usize).copied().flatten();
             Level {
                 centroids: centroids.clone(),
-                concentration: phi.clone(),
+                concentration: phi.iter().map(|v| (f64::from(*v) * scale) as f32).collect(),
                 assignments: ids.iter().map(|id| of(*id)).collect(),
                 queue_assignments: queued.unwrap_or(&[]).iter().map(|id| id.and_then(of)).collect(),
                 negatives: None,

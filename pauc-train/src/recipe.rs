@@ -10,6 +10,7 @@ use pauc_models::heads::HeadConfig;
 use pauc_models::schedule::LrSchedule;
 use pauc_traits::backend::{PortableClusterer, PortableEncoder, PortableOptimizer};
 use pauc_traits::open_set::{Term, options};
+use pauc_traits::schedule::Clock;
 use pauc_traits::term::Severity;
 use pauc_traits::{Configured, Count, Dataset, NonNegative, Positive, Probe, Scheduled, Span, component};
 use serde::{Deserialize, Serialize};
@@ -97,8 +98,9 @@ component! {
         pub kind: ConcentrationKind = ConcentrationKind::PerPrototype,
         /// Smoothing α of small clusters.
         pub alpha: Positive = Positive::lit(10.0),
-        /// The mean of φ over prototypes: the temperature of prototype softmaxes.
-        pub temperature: Positive = Positive::lit(0.2),
+        /// The mean of φ over prototypes: the temperature of prototype softmaxes. A schedule is followed step by step,
+        /// between two clusterings too.
+        pub temperature: Scheduled<Positive> = Positive::lit(0.2).into(),
     }
 }
 
@@ -138,6 +140,13 @@ macro_rules! all_defaults {
     })* };
 }
 all_defaults!(Concentration TrainConfig);
+
+impl Concentration {
+    /// The temperature at a step.
+    pub fn now(&self, clock: &Clock) -> f64 {
+        self.temperature.at(clock)
+    }
+}
 
 /// What the accuracy probes are measured on for comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

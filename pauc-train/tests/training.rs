@@ -4,7 +4,8 @@
 use dfdx::prelude::Cpu;
 use pauc_models::weights::TensorFile;
 use pauc_report::events::{Event, Gradients, Step};
-use pauc_train::engine::{Engine, Observer};
+use pauc_train::checkpoint;
+use pauc_train::engine::{Ending, Engine, Observer};
 use pauc_train::plan::Plan;
 use pauc_train::recipe::Recipe;
 use pauc_train::run_dir::RunDir;
@@ -56,9 +57,13 @@ fn train(objective: &str, set: &[&str]) -> (Log, BTreeMap<String, Vec<f32>>) {
     let mut engine = Engine::new(&Cpu::default(), &plan).unwrap();
     let mut log = Log::default();
     engine.train(&dir, None, &mut log).unwrap();
+    (log, saved(&dir))
+}
+
+/// The numbers of the last checkpoint.
+fn saved(dir: &RunDir) -> BTreeMap<String, Vec<f32>> {
     let file = TensorFile::load(dir.last_checkpoint().unwrap()).unwrap();
-    let names = file.names().filter_map(|n| Some((n.to_string(), file.f32(n).ok()?.to_vec()))).collect();
-    (log, names)
+    file.names().filter_map(|n| Some((n.to_string(), file.f32(n).ok()?.to_vec()))).collect()
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f64 {
@@ -260,4 +265,98 @@ fn resized_encoders_share_their_parameters() {
         assert!(large.resized(ImageShape { channels: 1, ..shape(24) }).is_err());
         assert!(config.build(&device, shape(40), 3).unwrap().resized(shape(0)).is_err());
     }
+}
+
+/// A learnable temperature, a running centre, learnable prototypes, clusters and their concentration's schedule.
+const STATEFUL: &str = "(term: InfoNce(temperature: Learnable(init: 0.3))), (term: SelfDistillation(prototypes: 6)), \
+                        (term: SwappedAssignment(prototypes: 5, freeze: Steps(2)), weight: 0.5), \
+                        (term: ProtoNce(), weight: 0.5, from: Epochs(1))";
+const STATEFUL_SET: &[&str] = &[
+    "momentum_encoder=Ema(momentum: 0.9)",
+    "queue=48",
+    "clusterer=KMeans(k: [4, 6], start: Epochs(1))",
+    "concentration.temperature=Linear(from: 0.3, to: 0.1, over: Epochs(3))",
+    "optimizer=Sgd(lr: 0.1, momentum: 0.9)",
+    "train.epochs=3",
+];
+
+#[test]
+fn what_terms_learn_and_remember_survives_an_interruption() {
+    let (_, whole) = train(STATEFUL, STATEFUL_SET);
+    for name in [
+        "term.InfoNce.ln_temperature",
+        "term.SelfDistillation.centre",
+        "term.SelfDistillation.prototypes",
+        "term.SwappedAssignment.prototypes",
+        "clusters.1.concentration",
+    ] {
+        assert!(whole.contains_key(name), "{name} is not among {:?}", whole.keys());
+    }
+    let plan = plan(&PLAIN.replace("OBJECTIVE", STATEFUL), STATEFUL_SET);
+    let device = Cpu::default();
+    // Before the first clustering, in the midst of an epoch after it, and at the end of one.
+    for steps in [2, 6, 8] {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir::of(folder.path(), "small", "0", 0);
+        dir.create().unwrap();
+        let mut first = Engine::new(&device, &plan).unwrap();
+        let ending = first.train(&dir, Some(steps), &mut Log::default()).unwrap();
+        assert!(matches!(ending, Ending::Paused), "{steps}");
+        drop(first);
+        assert_ne!(saved(&dir), whole);
+        let mut second = Engine::new(&device, &plan).unwrap();
+        checkpoint::load(&mut second, &dir.last_checkpoint().unwrap()).unwrap();
+        assert_eq!(second.step(), steps);
+        second.train(&dir, None, &mut Log::default()).unwrap();
+        let found = saved(&dir);
+        assert_eq!(found.keys().collect::<Vec<_>>(), whole.keys().collect::<Vec<_>>());
+        for (name, values) in &whole {
+            let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&found[name]), bits(values), "{name}, interrupted after {steps} steps");
+        }
+    }
+}
+
+#[test]
+fn a_batch_in_parts_is_the_whole_batch_for_terms_with_state_too() {
+    let (whole, weights) = train(STATEFUL, STATEFUL_SET);
+    let mut set = STATEFUL_SET.to_vec();
+    set.push("train.micro_batch=5");
+    let (parts, found) = train(STATEFUL, &set);
+    assert_eq!(parts.steps.len(), whole.steps.len());
+    for (a, b) in parts.steps.iter().zip(&whole.steps) {
+        assert!((a.loss - b.loss).abs() < 1e-4 * b.loss.abs().max(1.0), "{} for {}", a.loss, b.loss);
+    }
+    for (name, values) in &weights {
+        let off = distance(&found[name], values);
+        assert!(off < 1e-3, "{name} is off by {off:e}");
+    }
+}
+
+#[test]
+fn the_temperature_of_prototypes_follows_its_schedule_step_by_step() {
+    // One clustering at the start of epoch 1; from step 6 on the temperature is ten times as large.
+    let objective = "(term: InfoNce(), weight: 0), (term: ProtoNce())";
+    let run = |temperature: &str| {
+        let temperature = format!("concentration=Concentration(kind: Constant, temperature: {temperature})");
+        let set = [
+            "clusterer=KMeans(k: [6], start: Epochs(1), every: Epochs(9))",
+            "optimizer=Sgd(lr: 1e-12)",
+            "train.epochs=2",
+            "train.log_every=1",
+            &temperature,
+        ];
+        let (log, weights) = train(objective, &set);
+        let value = |step: &Step| step.terms.iter().find(|t| t.name == "ProtoNce").and_then(|t| t.value);
+        (log.steps.iter().filter_map(value).collect::<Vec<_>>(), weights["clusters.0.concentration"].clone())
+    };
+    let ((low, _), (high, _)) = (run("0.1"), run("1"));
+    let (stepped, saved) = run("Step(from: 0.1, to: 1, at: Steps(6))");
+    assert_eq!((low.len(), high.len(), stepped.len()), (4, 4, 4));
+    for (i, v) in stepped.iter().enumerate() {
+        let want = if i < 2 { low[i] } else { high[i] };
+        assert!((v - want).abs() < 1e-5 * want.abs(), "step {}: {v} for {want}", i + 4);
+    }
+    assert!((low[2] - high[2]).abs() > 0.1, "the two temperatures differ");
+    assert!(saved.iter().all(|phi| *phi == 0.1), "a checkpoint keeps what the fit found: {saved:?}");
 }

@@ -152,6 +152,29 @@ impl<T: Copy + Into<f64>> Scheduled<T> {
         }
     }
 
+    /// The value that it ends with, in a run that is long enough.
+    pub fn last(&self) -> f64 {
+        match self {
+            Scheduled::Constant(v) => (*v).into(),
+            Scheduled::Along(
+                Schedule::Linear { to, .. }
+                | Schedule::Cosine { to, .. }
+                | Schedule::Step { to, .. }
+                | Schedule::Warmup { to, .. },
+            ) => (*to).into(),
+        }
+    }
+
+    /// The largest value that it takes.
+    pub fn largest(&self) -> f64 {
+        match self {
+            Scheduled::Along(
+                Schedule::Linear { from, .. } | Schedule::Cosine { from, .. } | Schedule::Step { from, .. },
+            ) => self.last().max((*from).into()),
+            _ => self.last(),
+        }
+    }
+
     /// The value at the end of the run, and whether it is the same throughout.
     pub fn settled(&self, horizon: &Horizon) -> f64 {
         self.at(&Clock { step: horizon.total_steps, horizon: *horizon })
@@ -207,6 +230,12 @@ mod tests {
         assert!((at(cosine, 25) - 0.5).abs() < 1e-12 && at(cosine, 50) < 1e-12 && at(cosine, 0) == 1.0);
         let step = "Step(from: 1.0, to: 2.0, at: Steps(3))";
         assert_eq!((at(step, 2), at(step, 3)), (1.0, 2.0));
+        let ends = |text: &str| {
+            let s: Scheduled<NonNegative> = crate::open_set::options().from_str(text).unwrap();
+            (s.last(), s.largest())
+        };
+        assert_eq!((ends("3"), ends(linear), ends(cosine)), ((3.0, 3.0), (0.1, 0.1), (0.0, 1.0)));
+        assert_eq!((ends(step), ends("Warmup(to: 2.0, over: Steps(4))")), ((2.0, 2.0), (2.0, 2.0)));
         let warmup = "Warmup(to: 1.0, over: Steps(4))";
         assert_eq!((at(warmup, 0), at(warmup, 3), at(warmup, 4)), (0.25, 1.0, 1.0));
     }

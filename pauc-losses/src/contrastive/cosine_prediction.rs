@@ -22,8 +22,12 @@ component! {
     /// 0 is perfect, 2 is chance, 4 opposite. A value near 0 from the start is collapse.
     ///
     /// # Gradient
-    /// A pull alone. The predictor and the constant keys are what keeps embeddings from becoming one; without a
+    /// A pull alone, of each image to itself: it contracts no clusters on purpose, but nothing in it resists that either. The predictor and the constant keys are what keeps embeddings from becoming one; without a
     /// predictor nothing does, and `check` warns: combine it then with a term that spreads, such as Uniformity.
+    ///
+    /// # When to use
+    /// Without negatives, and so with small batches: `two_sided: true` with a momentum encoder as BYOL does it, or without one
+    /// as SimSiam does. The predictor has a narrow middle, and batch normalisation helps.
     ///
     /// ```text
     /// predictor: Mlp(dims: [64, 128], batch_norm: true),

@@ -23,7 +23,7 @@ component! {
     ///
     /// # Gradient
     /// The pull towards the positive does not fade as the positive wins, so small batches learn faster than with
-    /// InfoNCE. It knows no clusters.
+    /// InfoNCE. It knows no clusters and does not contract them: members of one are pushed apart like any others.
     ///
     /// # When to use
     /// Batches below 256 without a queue.

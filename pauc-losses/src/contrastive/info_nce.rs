@@ -39,7 +39,7 @@ component! {
     ///
     /// # Gradient
     /// Pulls each query to its own positive and pushes it from near candidates, the harder the smaller τ is. It
-    /// knows no clusters: samples of one class are pushed apart like any others.
+    /// knows no clusters and does not contract them: samples of one class are pushed apart like any others.
     ///
     /// # When to use
     /// `InBatch` from 256 samples a batch; `Queue` with a momentum encoder for small batches.

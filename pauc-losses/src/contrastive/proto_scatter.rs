@@ -5,8 +5,8 @@ use dfdx::prelude::*;
 use pauc_traits::batch::PrototypeOptions;
 use pauc_traits::term::{Facts, Finding, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Count, Needs, NonNegative, Positive, Result, Scalar, Temperature,
-    TermInfo, Value, component, ops,
+    Backend, Batch, ContrastiveLoss, Count, Needs, NonNegative, Positive, Result, Scalar, Scheduled,
+    Temperature, TermInfo, Value, component, ops,
 };
 
 component! {
@@ -28,6 +28,10 @@ component! {
     /// One for all members of a prototype: clusters move as wholes, and are not contracted. Compare Alignment and
     /// Uniformity at level Prototypes, which do the same in two terms.
     ///
+    /// # When to use
+    /// From the first clustering on, beside a term on instances, where prototypes should stay apart and prototypes of the
+    /// two branches together; with fewer prototypes than samples in a batch.
+    ///
     /// ```text
     /// (term: ProtoScatter(temperature: 0.5), weight: 0.1, from: Epochs(2))
     /// ```
@@ -40,7 +44,7 @@ component! {
         /// The temperature T: a number, a schedule, or Learnable(init: 0.5, min: 0.01).
         pub temperature: Temperature = Positive::lit(0.5).into(),
         /// Weight ρ of the constant centroid in a batch prototype.
-        pub rho: NonNegative = NonNegative::lit(0.0),
+        pub rho: Scheduled<NonNegative> = NonNegative::lit(0.0).into(),
         /// Whether queued keys join the batch prototypes.
         pub queue: bool = false,
         /// Members that a batch prototype needs at least.
@@ -49,12 +53,12 @@ component! {
 }
 
 impl ProtoScatter {
-    fn options(&self) -> PrototypeOptions {
-        PrototypeOptions { rho: self.rho.get(), n_min: self.n_min.get(), queue: self.queue }
+    fn options(&self, rho: f64) -> PrototypeOptions {
+        PrototypeOptions { rho, n_min: self.n_min.get(), queue: self.queue }
     }
 
     fn level<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>, m: usize) -> Result<Value<E, D>> {
-        let p = batch.prototypes(m, self.options())?;
+        let p = batch.prototypes(m, self.options(self.rho.at(batch.clock())))?;
         let n = p.len();
         if n < 2 {
             return Ok(batch.skip(format!("{n} of the two occupied prototypes that level {m} needs")));
@@ -77,7 +81,7 @@ impl TermInfo for ProtoScatter {
     }
 
     fn check(&self, facts: &Facts) -> Vec<Finding> {
-        findings::prototypes(facts, &self.options())
+        findings::prototypes(facts, &self.options(self.rho.largest()))
     }
 
     fn parameters(&self, _: &Facts) -> Vec<TermParameter> {

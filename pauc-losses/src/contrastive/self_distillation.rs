@@ -28,7 +28,11 @@ component! {
     /// Chance is ln K, and the value cannot fall below the mean entropy of P: near it, the student has caught up.
     ///
     /// # Gradient
-    /// No negatives. The low τ_t sharpens, the centre keeps one prototype from taking everything; both are needed.
+    /// No negatives. Contracts samples towards the learnt prototypes. The low τ_t sharpens, the centre keeps one prototype from taking everything; both are needed.
+    ///
+    /// # When to use
+    /// With a momentum encoder, where there is no clusterer or batches are too small for equal shares. Raise
+    /// `teacher_temperature` from 0.04 in the first epochs; a value that falls to 0 at once is collapse.
     ///
     /// ```text
     /// (term: SelfDistillation(prototypes: 1024, teacher_temperature: Linear(from: 0.04, to: 0.07, over: Epochs(30))))

@@ -25,7 +25,10 @@ component! {
     /// Chance is ln(2B − 1). With more than one positive the optimum is ln|P|, not 0.
     ///
     /// # Gradient
-    /// Contracts classes. An upper bound for what self-supervised terms can reach with the same network.
+    /// Contracts classes, as a prototype term contracts clusters. An upper bound for what self-supervised terms can reach with the same network.
+    ///
+    /// # When to use
+    /// On labelled data, as an oracle that other objectives are compared with; never in a run that claims to see no labels.
     ///
     /// ```text
     /// (term: SupCon(temperature: 0.1))

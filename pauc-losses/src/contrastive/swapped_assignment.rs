@@ -51,7 +51,7 @@ component! {
         /// The temperature τ of the prediction.
         pub temperature: Scheduled<Positive> = Positive::lit(0.1).into(),
         /// The entropy weight ε of the codes.
-        pub epsilon: Positive = Positive::lit(0.05),
+        pub epsilon: Scheduled<Positive> = Positive::lit(0.05).into(),
         /// Sinkhorn iterations.
         pub iterations: Count = Count::lit(3),
         /// How long the prototypes stay as drawn.
@@ -120,10 +120,10 @@ pub fn sinkhorn(scores: &[f64], cols: usize, epsilon: f64, iterations: usize) ->
 
 impl SwappedAssignment {
     /// The codes of a view as constants, and its scores.
-    fn codes<E: Scalar, D: Backend<E>>(&self, scores: &Rows<E, D>) -> Matrix<E, D> {
+    fn codes<E: Scalar, D: Backend<E>>(&self, scores: &Rows<E, D>, epsilon: f64) -> Matrix<E, D> {
         let shape = *scores.shape();
         let plain: Vec<f64> = scores.as_vec().into_iter().map(E::as_f64).collect();
-        let codes = sinkhorn(&plain, shape.1, self.epsilon.get(), self.iterations.get());
+        let codes = sinkhorn(&plain, shape.1, epsilon, self.iterations.get());
         ops::constant(scores.device(), codes.into_iter().map(E::of).collect(), shape)
     }
 }
@@ -155,7 +155,8 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SwappedAssignment {
         let prototypes = batch.parameter("prototypes")?;
         let scores = |v| Ok(ops::dot_rows(batch.z(v)?, prototypes.with_empty_tape()));
         let (a, b): (Rows<E, D>, Rows<E, D>) = (scores(0)?, scores(1)?);
-        let (codes_a, codes_b) = (self.codes(&a), self.codes(&b));
+        let epsilon = self.epsilon.at(batch.clock());
+        let (codes_a, codes_b) = (self.codes(&a, epsilon), self.codes(&b, epsilon));
         let sum = rows::soft_cross_entropy(a / E::of(tau), codes_b.clone())
             + rows::soft_cross_entropy(b / E::of(tau), codes_a.clone());
         let locals = self.local_views.0;

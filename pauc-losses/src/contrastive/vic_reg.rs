@@ -3,7 +3,8 @@
 use crate::{findings, rows};
 use pauc_traits::term::{Facts, Finding};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Needs, NonNegative, Result, Scalar, TermInfo, Value, component, ops,
+    Backend, Batch, ContrastiveLoss, Needs, NonNegative, Result, Scalar, Scheduled, TermInfo, Value,
+    component, ops,
 };
 
 component! {
@@ -22,7 +23,12 @@ component! {
     /// 0 is perfect. There is no chance level: the value depends on the scale of the outputs.
     ///
     /// # Gradient
-    /// No negatives and no clusters; embeddings of one image contract, the batch as a whole spreads.
+    /// No negatives. It knows no clusters and does not contract them: embeddings of one image draw together, the batch as a
+    /// whole spreads.
+    ///
+    /// # When to use
+    /// Without momentum encoder, queue and large batches, behind a wide projector (the authors' has 8192 outputs, with 256 to
+    /// 2048 samples a batch). The three weights may follow schedules.
     ///
     /// ```text
     /// (term: VicReg())
@@ -34,11 +40,11 @@ component! {
     /// Source: Bardes et al. 2022.
     pub struct VicReg: ContrastiveLoss {
         /// The weight w_i of the squared distance between views.
-        pub invariance: NonNegative = NonNegative::lit(25.0),
+        pub invariance: Scheduled<NonNegative> = NonNegative::lit(25.0).into(),
         /// The weight w_v of the hinge on the standard deviations.
-        pub variance: NonNegative = NonNegative::lit(25.0),
+        pub variance: Scheduled<NonNegative> = NonNegative::lit(25.0).into(),
         /// The weight w_c of the covariances.
-        pub covariance: NonNegative = NonNegative::lit(1.0),
+        pub covariance: Scheduled<NonNegative> = NonNegative::lit(1.0).into(),
     }
 }
 
@@ -65,9 +71,10 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for VicReg {
         let invariance = ops::total((batch.x(0)? - batch.x(1)?).square()) / E::of(elements);
         let variance = rows::mean_over_views(|v| Ok(rows::deviation_hinge(batch.x(v)?, 1.0)))?;
         let covariance = rows::covariance_energy(batch.x(0)?) + rows::covariance_energy(batch.x(1)?);
-        Ok(invariance * E::of(self.invariance.get())
-            + variance * E::of(self.variance.get())
-            + covariance * E::of(self.covariance.get()))
+        let weight = |w: &Scheduled<NonNegative>| E::of(w.at(batch.clock()));
+        Ok(invariance * weight(&self.invariance)
+            + variance * weight(&self.variance)
+            + covariance * weight(&self.covariance))
     }
 }
 

@@ -5,8 +5,8 @@ use dfdx::prelude::*;
 use pauc_traits::batch::{Level, PrototypeOptions};
 use pauc_traits::term::{Facts, Finding};
 use pauc_traits::{
-    Backend, Batch, Count, Needs, NonNegative, Positive, Regularizer, Result, Scalar, TermInfo, Value,
-    component, ops,
+    Backend, Batch, Count, Needs, NonNegative, Positive, Regularizer, Result, Scalar, Scheduled, TermInfo,
+    Value, component, ops,
 };
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,10 @@ component! {
     /// `Centroid` and `Members` contract clusters and can cause the coagulation that the paper is about.
     /// Below α = 2 the distance is smoothed by 1e-6 at zero.
     ///
+    /// # When to use
+    /// `Instances` with `Uniformity(level: Instances)` instead of a softmax. `Prototypes` from the first clustering on, beside
+    /// InfoNCE and `Uniformity`; `Centroid` and `Members` to compare with, or where tight clusters are wanted.
+    ///
     /// ```text
     /// (term: Alignment(level: Prototypes), weight: 0.1, from: Epochs(2))
     /// ```
@@ -49,7 +53,7 @@ component! {
         /// The exponent α of the distance.
         pub alpha: Positive = Positive::lit(2.0),
         /// Weight ρ of the constant centroid in a batch prototype; read at level Prototypes.
-        pub rho: NonNegative = NonNegative::lit(0.0),
+        pub rho: Scheduled<NonNegative> = NonNegative::lit(0.0).into(),
         /// Whether queued keys join the batch prototypes; read at level Prototypes.
         pub queue: bool = false,
         /// Members that a batch prototype needs at least; read at level Prototypes.
@@ -71,12 +75,12 @@ pub enum AlignmentLevel {
 }
 
 impl Alignment {
-    fn options(&self) -> PrototypeOptions {
-        PrototypeOptions { rho: self.rho.get(), n_min: self.n_min.get(), queue: self.queue }
+    fn options(&self, rho: f64) -> PrototypeOptions {
+        PrototypeOptions { rho, n_min: self.n_min.get(), queue: self.queue }
     }
 
     fn prototypes<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>, m: usize) -> Result<Value<E, D>> {
-        let p = batch.prototypes(m, self.options())?;
+        let p = batch.prototypes(m, self.options(self.rho.at(batch.clock())))?;
         if p.is_empty() {
             return Ok(batch.skip(format!("no prototype of level {m} is occupied")));
         }
@@ -138,7 +142,7 @@ impl TermInfo for Alignment {
     fn check(&self, facts: &Facts) -> Vec<Finding> {
         match self.level {
             AlignmentLevel::Prototypes => {
-                let mut found = findings::prototypes(facts, &self.options());
+                let mut found = findings::prototypes(facts, &self.options(self.rho.largest()));
                 // One prototype can be aligned with itself.
                 found.retain(|f| f.code != findings::TOO_FEW_PROTOTYPES);
                 found

@@ -5,7 +5,8 @@ use dfdx::prelude::*;
 use pauc_traits::batch::PrototypeOptions;
 use pauc_traits::term::{Facts, Finding};
 use pauc_traits::{
-    Backend, Batch, Count, Needs, NonNegative, Regularizer, Result, Scalar, TermInfo, Value, component, ops,
+    Backend, Batch, Count, Needs, NonNegative, Regularizer, Result, Scalar, Scheduled, TermInfo, Value,
+    component, ops,
 };
 use serde::{Deserialize, Serialize};
 
@@ -37,7 +38,12 @@ component! {
     /// unit vectors is 1/D.
     ///
     /// # Gradient
-    /// On prototypes all members of a prototype get the same gradient: clusters are not contracted.
+    /// On prototypes all members of a prototype get the same gradient: clusters are not contracted. On instances it knows no
+    /// clusters.
+    ///
+    /// # When to use
+    /// `Prototypes` where embeddings fill few dimensions (the probe Rank tells), with more occupied prototypes than columns;
+    /// `Gram` where there are fewer. `Instances` is an objective of its own, as in Barlow Twins, with a wide projector.
     ///
     /// ```text
     /// (term: Correlation(kind: Cross), weight: 0.1, from: Epochs(2))
@@ -51,9 +57,9 @@ component! {
         /// Which matrix: Cross, Covariance or Gram.
         pub kind: CorrelationKind = CorrelationKind::Cross,
         /// The weight λ of the off-diagonal elements; read by Cross.
-        pub off_diagonal: NonNegative = NonNegative::lit(0.005),
+        pub off_diagonal: Scheduled<NonNegative> = NonNegative::lit(0.005).into(),
         /// Weight ρ of the constant centroid in a batch prototype; read at level Prototypes.
-        pub rho: NonNegative = NonNegative::lit(0.0),
+        pub rho: Scheduled<NonNegative> = NonNegative::lit(0.0).into(),
         /// Whether queued keys join the batch prototypes; read at level Prototypes.
         pub queue: bool = false,
         /// Members that a batch prototype needs at least; read at level Prototypes.
@@ -82,19 +88,21 @@ pub enum CorrelationKind {
 }
 
 impl Correlation {
-    fn options(&self) -> PrototypeOptions {
-        PrototypeOptions { rho: self.rho.get(), n_min: self.n_min.get(), queue: self.queue }
+    fn options(&self, rho: f64) -> PrototypeOptions {
+        PrototypeOptions { rho, n_min: self.n_min.get(), queue: self.queue }
     }
 
     fn prototypes<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>, m: usize) -> Result<Value<E, D>> {
-        let p = batch.prototypes(m, self.options())?;
+        let p = batch.prototypes(m, self.options(self.rho.at(batch.clock())))?;
         if p.len() < 2 {
             return Ok(batch.skip(format!("{} of the two occupied prototypes that level {m} needs", p.len())));
         }
         Ok(match self.kind {
-            CorrelationKind::Cross => {
-                rows::cross_correlation(p.online(), batch.key_prototypes(m, &p)?, self.off_diagonal.get())
-            }
+            CorrelationKind::Cross => rows::cross_correlation(
+                p.online(),
+                batch.key_prototypes(m, &p)?,
+                self.off_diagonal.at(batch.clock()),
+            ),
             CorrelationKind::Covariance => rows::covariance_energy(p.online()),
             CorrelationKind::Gram => gram_energy(p.online()),
         })
@@ -106,7 +114,7 @@ impl Correlation {
         }
         match self.kind {
             CorrelationKind::Cross => {
-                Ok(rows::cross_correlation(batch.x(0)?, batch.x(1)?, self.off_diagonal.get()))
+                Ok(rows::cross_correlation(batch.x(0)?, batch.x(1)?, self.off_diagonal.at(batch.clock())))
             }
             CorrelationKind::Covariance => {
                 rows::mean_over_views(|v| Ok(rows::covariance_energy(batch.x(v)?)))
@@ -180,7 +188,7 @@ impl TermInfo for Correlation {
                     let occupied = findings::expected_occupied(k, facts.batch);
                     rank(format!("the about {occupied:.0} occupied prototypes of level {m}"), occupied);
                 }
-                found.extend(findings::prototypes(facts, &self.options()));
+                found.extend(findings::prototypes(facts, &self.options(self.rho.largest())));
             }
         }
         found

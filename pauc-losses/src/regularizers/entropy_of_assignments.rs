@@ -23,10 +23,11 @@ component! {
     ///
     /// # Reading
     /// 0 is even use (and, with w > 0, certain samples); ln K is one prototype for all. Embeddings that say nothing
-    /// have uniform assignments: the value is w·ln K, and this is the chance level shown.
+    /// have uniform assignments: the value is w·ln K, and this is the chance level shown (with the last w of a schedule).
     ///
     /// # Gradient
-    /// Centroids are constants: embeddings move from crowded prototypes to rare ones.
+    /// Centroids are constants: embeddings move from crowded prototypes to rare ones. With w > 0 it contracts clusters, since
+    /// samples that have decided lie near their centroid.
     ///
     /// # When to use
     /// Beside ProtoNCE where clusters become uneven. A batch of B samples can cover only B prototypes: with K > B the
@@ -41,7 +42,7 @@ component! {
         /// The temperature τ of the soft assignments.
         pub temperature: Scheduled<Positive> = Positive::lit(0.1).into(),
         /// The weight w of the entropy of single assignments.
-        pub sharpness: NonNegative = NonNegative::lit(0.0),
+        pub sharpness: Scheduled<NonNegative> = NonNegative::lit(0.0).into(),
     }
 }
 
@@ -60,7 +61,7 @@ impl EntropyOfAssignments {
         // p·ln p tends to 0 with p; the floor keeps its logarithm finite.
         let logs = (mean.with_empty_tape() + E::of(1e-30)).ln();
         let uneven = (mean * logs).sum::<Rank0, Axis<0>>() + E::of(k.ln());
-        let uncertain = ops::total(each * log) * E::of(-self.sharpness.get() / n);
+        let uncertain = ops::total(each * log) * E::of(-self.sharpness.at(batch.clock()) / n);
         Ok(uneven + uncertain)
     }
 }
@@ -71,7 +72,7 @@ impl TermInfo for EntropyOfAssignments {
     }
 
     fn chance_level(&self, facts: &Facts) -> Option<f64> {
-        Some(findings::mean_ln(facts, |k| k as f64)? * self.sharpness.get())
+        Some(findings::mean_ln(facts, |k| k as f64)? * self.sharpness.last())
     }
 
     fn check(&self, facts: &Facts) -> Vec<Finding> {

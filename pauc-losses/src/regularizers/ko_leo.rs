@@ -22,7 +22,10 @@ component! {
     /// so it has no chance level. Equal rows give 18.4 = −ln 1e-8.
     ///
     /// # Gradient
-    /// On the nearest pairs alone, of size 1/distance. Two equal rows push nothing: the direction is undefined there.
+    /// On the nearest pairs alone, of size 1/distance: the opposite of contracting clusters. Two equal rows push nothing: the direction is undefined there.
+    ///
+    /// # When to use
+    /// With a small weight, beside a term that pulls, to keep embeddings evenly spread, as DINOv2 does.
     ///
     /// ```text
     /// (term: KoLeo(), weight: 0.1)

@@ -5,8 +5,8 @@ use dfdx::prelude::*;
 use pauc_traits::batch::{Level, PrototypeOptions};
 use pauc_traits::term::{Facts, Finding};
 use pauc_traits::{
-    Backend, Batch, Count, Needs, NonNegative, Positive, Regularizer, Result, Scalar, TermInfo, Value,
-    component,
+    Backend, Batch, Count, Needs, NonNegative, Positive, Regularizer, Result, Scalar, Scheduled, TermInfo,
+    Value, component,
 };
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,10 @@ component! {
     /// contracted. `Instances` spreads members of one cluster like any others. Centroids are constants: only
     /// embeddings move.
     ///
+    /// # When to use
+    /// `Instances` against collapse, beside a term that only pulls. `Prototypes` from the first clustering on, best faded in,
+    /// with fewer prototypes than samples in a batch. `OtherCentroids` where batches occupy few prototypes.
+    ///
     /// ```text
     /// (term: Uniformity(level: Prototypes, t: 2.0), weight: Linear(from: 0.0, to: 0.1, over: Epochs(5)), from: Epochs(2))
     /// ```
@@ -51,9 +55,9 @@ component! {
         /// What is spread: Instances, Prototypes or OtherCentroids.
         pub level: UniformityLevel = UniformityLevel::Prototypes,
         /// The sharpness t of the potential.
-        pub t: Positive = Positive::lit(2.0),
+        pub t: Scheduled<Positive> = Positive::lit(2.0).into(),
         /// Weight ρ of the constant centroid in a batch prototype; read at level Prototypes.
-        pub rho: NonNegative = NonNegative::lit(0.0),
+        pub rho: Scheduled<NonNegative> = NonNegative::lit(0.0).into(),
         /// Whether the queue takes part; read at levels Instances and Prototypes.
         pub queue: bool = false,
         /// Members that a batch prototype needs at least; read at level Prototypes.
@@ -73,23 +77,24 @@ pub enum UniformityLevel {
 }
 
 impl Uniformity {
-    fn options(&self) -> PrototypeOptions {
-        PrototypeOptions { rho: self.rho.get(), n_min: self.n_min.get(), queue: self.queue }
+    fn options(&self, rho: f64) -> PrototypeOptions {
+        PrototypeOptions { rho, n_min: self.n_min.get(), queue: self.queue }
     }
 
     /// −t‖a_i − b_j‖² of unit rows.
     fn exponents<E: Scalar, D: Backend<E>>(
         &self,
+        batch: &Batch<E, D>,
         a: rows::Rows<E, D>,
         b: rows::Rows<E, D>,
     ) -> rows::Rows<E, D> {
-        rows::squared_distances(a, b) * E::of(-self.t.get())
+        rows::squared_distances(a, b) * E::of(-self.t.at(batch.clock()))
     }
 
     /// log mean_{i<j} exp(−t‖r_i − r_j‖²), over both orders of each pair.
-    fn among<E: Scalar, D: Backend<E>>(&self, r: rows::Rows<E, D>) -> Value<E, D> {
+    fn among<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>, r: rows::Rows<E, D>) -> Value<E, D> {
         let n = r.shape().0;
-        let pairs = rows::mask(self.exponents(r.with_empty_tape(), r), |i, j| i == j);
+        let pairs = rows::mask(self.exponents(batch, r.with_empty_tape(), r), |i, j| i == j);
         rows::log_mean_exp(pairs, n * (n - 1))
     }
 
@@ -99,22 +104,23 @@ impl Uniformity {
             let (z, queue) = (batch.z(0)?, batch.queue()?.tensor());
             let m = queue.shape().0;
             // Each unordered pair of the batch counts once, as each pair with the queue does.
-            let pairs = rows::mask(self.exponents(z.with_empty_tape(), z.with_empty_tape()), |i, j| i >= j);
-            let queued = self.exponents(z, queue.retaped());
+            let pairs =
+                rows::mask(self.exponents(batch, z.with_empty_tape(), z.with_empty_tape()), |i, j| i >= j);
+            let queued = self.exponents(batch, z, queue.retaped());
             return Ok(rows::log_mean_exp(rows::beside(pairs, queued), n * (n - 1) / 2 + n * m));
         }
         if n < 2 {
             return Ok(batch.skip("uniformity of instances needs two samples"));
         }
-        rows::mean_over_views(|v| Ok(self.among(batch.z(v)?)))
+        rows::mean_over_views(|v| Ok(self.among(batch, batch.z(v)?)))
     }
 
     fn prototypes<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>, m: usize) -> Result<Value<E, D>> {
-        let p = batch.prototypes(m, self.options())?;
+        let p = batch.prototypes(m, self.options(self.rho.at(batch.clock())))?;
         if p.len() < 2 {
             return Ok(batch.skip(format!("{} of the two occupied prototypes that level {m} needs", p.len())));
         }
-        Ok(self.among(p.online()))
+        Ok(self.among(batch, p.online()))
     }
 
     fn other_centroids<E: Scalar, D: Backend<E>>(
@@ -129,7 +135,7 @@ impl Uniformity {
             return Ok(batch.skip(format!("no sample of the batch has a foreign centroid in level {m}")));
         }
         let exponents =
-            self.exponents(rows::gather(batch.z(0)?, &members), level.centroids.tensor().retaped());
+            self.exponents(batch, rows::gather(batch.z(0)?, &members), level.centroids.tensor().retaped());
         Ok(rows::log_mean_exp(rows::mask(exponents, |i, j| prototypes[i] == j), pairs))
     }
 }
@@ -147,9 +153,9 @@ impl TermInfo for Uniformity {
         }
     }
 
-    /// log E exp(−t‖u − v‖²) of random unit vectors in D dimensions.
+    /// log E exp(−t‖u − v‖²) of random unit vectors in D dimensions, with the last t of a schedule.
     fn chance_level(&self, facts: &Facts) -> Option<f64> {
-        Some(sphere::uniformity(facts.dim, self.t.get()))
+        Some(sphere::uniformity(facts.dim, self.t.last()))
     }
 
     fn check(&self, facts: &Facts) -> Vec<Finding> {
@@ -161,7 +167,7 @@ impl TermInfo for Uniformity {
                 "use a batch of at least 2",
             )],
             UniformityLevel::Instances => Vec::new(),
-            UniformityLevel::Prototypes => findings::prototypes(facts, &self.options()),
+            UniformityLevel::Prototypes => findings::prototypes(facts, &self.options(self.rho.largest())),
             UniformityLevel::OtherCentroids => {
                 let mut found = findings::prototypes(facts, &PrototypeOptions::default());
                 found.retain(|f| f.code == findings::TOO_FEW_PROTOTYPES);

@@ -22,7 +22,11 @@ component! {
     /// 0 is satisfied; γ − 0.01 is complete collapse. There is no chance level.
     ///
     /// # Gradient
-    /// Scales dimensions up until their deviation reaches γ, and then none. Does not know clusters.
+    /// Scales dimensions up until their deviation reaches γ, and then none. It knows no clusters and does not contract them.
+    ///
+    /// # When to use
+    /// Against collapse to a point or a line, beside a term that pulls and reads raw outputs. It does not decorrelate: add
+    /// `Correlation(level: Instances, kind: Covariance)` for that.
     ///
     /// ```text
     /// (term: Variance(gamma: 1.0), weight: 1.0)
