@@ -243,7 +243,7 @@ pub enum Form {
 
 #[derive(Debug, ClapArgs)]
 pub struct ClusterArgs {
-    /// The features: a .safetensors, .npy or .csv file.
+    /// The features: a .safetensors, .npy, .csv or (built with the feature `parquet`) .parquet file.
     pub embeddings: PathBuf,
     /// The clusterer, as a recipe writes it.
     #[arg(long, value_name = "CLUSTERER")]

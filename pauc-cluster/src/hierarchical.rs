@@ -2,21 +2,28 @@
 
 use crate::HostClusterer;
 use crate::host::enough;
-use crate::lloyd::{Lloyd, members, report};
+use crate::lloyd::{Lloyd, members, refill_from, report};
+use crate::restricted::{Restricted, nearest_lists};
 use crate::seeding::{Init, gather};
-use pauc_kernels::distance::{Packed, nearest};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::Rows;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{Clustering, Count, Error, Result, Span, component};
+use rayon::prelude::*;
 use std::borrow::Cow;
 
 component! {
     /// Nested levels, from coarse to fine: each prototype of a level is divided by k-means among its own samples.
     ///
     /// A prototype gets a share of the next level's k in proportion to its size: at least one, at most its number
-    /// of samples. Two samples that share a prototype share its parents. So a sample's prototype is the nearest
-    /// among its parent's children, not always among all.
+    /// of samples. Then come `refinements`: a sample is compared with the `probes`·k/parents prototypes nearest to its
+    /// parent, whosever children they are, and prototypes become the means of their samples (one without samples is refilled by
+    /// splitting another, as in KMeans). That takes `probes`/parents of
+    /// the time of comparing all. Levels are nested: two samples that share a prototype share its parents. So a coarse
+    /// prototype of the result is the mean of its descendants' samples.
+    ///
+    /// Without refinements, a sample's prototype is the nearest among its parent's children; on features without coarse
+    /// structure that costs a third of the objective.
     ///
     /// # Shapes
     /// features (N, D) → for each k: centroids (k, D), N assignments
@@ -27,9 +34,12 @@ component! {
         pub iterations: Count = Count::lit(20),
         /// How centroids are first chosen: KMeansPlusPlus or Random.
         pub init: Init = Init::KMeansPlusPlus,
-        /// Divides a prototype by k-means on so many of its samples a child, drawn at random; then assigns all. Saves most
-        /// where children are few and samples many.
-        pub max_points_per_centroid: Option<Count> = None,
+        /// Divides a prototype by k-means on so many of its samples a child, drawn at random. The refinements use all.
+        pub max_points_per_centroid: Option<Count> = Some(Count::lit(32)),
+        /// Updates with samples that may leave their parents.
+        pub refinements: usize = 4,
+        /// With how many parents' worth of prototypes a sample is compared in a refinement.
+        pub probes: Count = Count::lit(8),
         /// When the first clustering happens.
         pub start: Span = Span::epochs(2),
         /// How long a clustering is kept.
@@ -41,84 +51,157 @@ clusterer_on_host!(HierarchicalKMeans, |this| this.k.iter().map(|k| Some(k.get()
 
 impl HostClusterer for HierarchicalKMeans {
     fn fit_rows(&self, rows: Rows<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        if self.k.is_empty() {
+            return Err(Error::config(
+                "k is an empty list: name the numbers of prototypes from coarse to fine, such as k: [100, 10000]",
+            ));
+        }
         if let Some(pair) = self.k.windows(2).find(|w| w[0] >= w[1]) {
             return Err(Error::config(format!(
                 "the levels of a hierarchy grow from coarse to fine, but k has {} before {}: order k upwards",
                 pair[0], pair[1]
             )));
         }
-        let mut levels: Vec<Clustering> = Vec::new();
-        let mut parents = vec![0u32; rows.rows];
-        let mut parent_count = 1;
-        for (level, k) in self.k.iter().map(|k| k.get()).enumerate() {
+        let mut levels: Vec<Level> = Vec::new();
+        for (number, k) in self.k.iter().map(|k| k.get()).enumerate() {
             enough(rows, k)?;
-            let clustering = self.divide(rows, &parents, parent_count, k, context, level as u64);
-            parents = clustering.assignments.iter().map(|a| a.unwrap_or(0)).collect();
-            parent_count = k;
-            levels.push(clustering);
+            let level = self.level(rows, levels.last(), k, context, number as u64);
+            levels.push(level);
         }
-        Ok(levels)
+        if self.refinements > 0 {
+            nest(rows, &mut levels);
+        }
+        Ok(levels.into_iter().map(|level| level.clustering(rows.cols)).collect())
+    }
+}
+
+/// One level of a fit.
+struct Level {
+    centroids: Vec<f32>,
+    /// Of which prototype of the level above each is a child.
+    parent: Vec<u32>,
+    /// Each sample's prototype.
+    index: Vec<u32>,
+    objective: f64,
+    splits: usize,
+}
+
+impl Level {
+    fn clustering(self, dim: usize) -> Clustering {
+        let k = self.centroids.len() / dim;
+        let assignments: Vec<Option<u32>> = self.index.into_iter().map(Some).collect();
+        let report = report(vec![self.objective], self.splits, assignments.iter().copied(), k);
+        Clustering { k, dim, centroids: self.centroids, assignments, report }
     }
 }
 
 impl HierarchicalKMeans {
+    fn level(
+        &self,
+        rows: Rows<'_>,
+        above: Option<&Level>,
+        k: usize,
+        context: FitContext<'_>,
+        number: u64,
+    ) -> Level {
+        let dim = rows.cols;
+        let all_in_one: Vec<u32>;
+        let cells = match above {
+            Some(above) => &above.index,
+            None => {
+                all_in_one = vec![0; rows.rows];
+                &all_in_one
+            }
+        };
+        let count = above.map_or(1, |above| above.centroids.len() / dim);
+        let (order, starts) = members(cells, count);
+        let sizes: Vec<usize> = starts.windows(2).map(|w| w[1] - w[0]).collect();
+        let shares = shares(&sizes, k);
+        let divided: Vec<(Vec<f32>, usize)> = (0..count)
+            .into_par_iter()
+            .map(|cell| {
+                let own = &order[starts[cell]..starts[cell + 1]];
+                self.divide(rows, own, (cell, count), shares[cell], context, number)
+            })
+            .collect();
+        drop(order);
+        let mut parent: Vec<u32> =
+            shares.iter().enumerate().flat_map(|(cell, share)| vec![cell as u32; *share]).collect();
+        let mut splits: usize = divided.iter().map(|d| d.1).sum();
+        let mut centroids = Vec::with_capacity(k * dim);
+        divided.into_iter().for_each(|(own, _)| centroids.extend(own));
+        let mut lists: Vec<Vec<u32>> = vec![Vec::new(); count];
+        parent.iter().enumerate().for_each(|(child, cell)| lists[*cell as usize].push(child as u32));
+        let refinements = if above.is_some() { self.refinements } else { 0 };
+        let mut restricted = Restricted::new(rows, cells);
+        for pass in 0..=refinements {
+            if let (Some(above), true) = (above, refinements > 0) {
+                let width = (self.probes.get().saturating_mul(k)).div_ceil(count).min(k);
+                lists = nearest_lists(&above.centroids, &centroids, dim, width);
+            }
+            restricted.assign(&centroids, &lists);
+            if pass < refinements {
+                let mut sizes = restricted.update(&mut centroids);
+                let rng = &mut stream(
+                    context.seed,
+                    Purpose::Cluster,
+                    context.epoch,
+                    number,
+                    (2 << 40) + pass as u64,
+                );
+                let filled = refill_from(&mut centroids, dim, &mut sizes, rng);
+                filled.iter().for_each(|(empty, donor)| parent[*empty] = parent[*donor]);
+                splits += filled.len();
+            }
+        }
+        let Restricted { index, objective, .. } = restricted;
+        Level { centroids, parent, index, objective, splits }
+    }
+
+    /// The children of one prototype of the level above, by k-means among its samples `own`, and the splits it took.
     fn divide(
         &self,
         rows: Rows<'_>,
-        parents: &[u32],
-        parent_count: usize,
-        k: usize,
+        own: &[u32],
+        (cell, count): (usize, usize),
+        share: usize,
         context: FitContext<'_>,
-        level: u64,
-    ) -> Clustering {
-        let dim = rows.cols;
-        let (order, starts) = members(parents, parent_count);
-        let sizes: Vec<usize> = starts.windows(2).map(|w| w[1] - w[0]).collect();
-        let mut centroids = Vec::with_capacity(k * dim);
-        let mut index = vec![0u32; rows.rows];
-        let (mut objective, mut splits) = (0.0f64, 0);
-        for (parent, share) in shares(&sizes, k).into_iter().enumerate() {
-            let own = &order[starts[parent]..starts[parent + 1]];
-            if share == 0 {
-                continue;
-            }
-            // The first level is of all rows: no copy, so that they may be a mapped file larger than memory.
-            let data =
-                if parent_count == 1 { Cow::Borrowed(rows.data) } else { Cow::Owned(gather(rows, own)) };
-            let inside = Rows::new(&data, dim);
-            let random = |what: u64| {
-                // The third stream stands apart, so that the first two are those of a fit on all samples.
-                let view = if what < 2 { 2 * parent as u64 + what } else { (1 << 40) + parent as u64 };
-                stream(context.seed, Purpose::Cluster, context.epoch, level, view)
-            };
-            let lloyd = Lloyd { iterations: self.iterations.get(), spherical: false, tolerance: 0.0 };
-            let most =
-                self.max_points_per_centroid.map_or(usize::MAX, |most| most.get().saturating_mul(share));
-            let sampled = (most < own.len()).then(|| {
-                let mut chosen = rand::seq::index::sample(&mut random(2), own.len(), most).into_vec();
-                chosen.sort_unstable();
-                chosen.iter().flat_map(|i| inside.row(*i)).copied().collect::<Vec<f32>>()
-            });
-            let fitted = sampled.as_deref().map_or(inside, |data| Rows::new(data, dim));
-            let start = gather(fitted, &self.init.choose(fitted, share, &mut random(0)));
-            let mut fit = lloyd.run(fitted, start, &mut random(1));
-            if sampled.is_some() {
-                let n = own.len();
-                (fit.index, fit.square) = (vec![0; n], vec![0.0; n]);
-                let packed = Packed::new(&fit.centroids, dim);
-                nearest(inside.data, &packed, &mut fit.index, &mut fit.square);
-            }
-            let first = (centroids.len() / dim) as u32;
-            for (i, child) in own.iter().zip(&fit.index) {
-                index[*i as usize] = first + child;
-            }
-            objective += fit.square.iter().map(|s| *s as f64).sum::<f64>();
-            centroids.extend(fit.centroids);
-            splits += fit.splits.iter().sum::<usize>();
+        number: u64,
+    ) -> (Vec<f32>, usize) {
+        if share == 0 {
+            return (Vec::new(), 0);
         }
-        let assignments: Vec<Option<u32>> = index.into_iter().map(Some).collect();
-        let report = report(vec![objective], splits, assignments.iter().copied(), k);
-        Clustering { k, dim, centroids, assignments, report }
+        let random = |what: u64| {
+            // The third stream stands apart, so that the first two are those of a fit on all samples.
+            let view = if what < 2 { 2 * cell as u64 + what } else { (1 << 40) + cell as u64 };
+            stream(context.seed, Purpose::Cluster, context.epoch, number, view)
+        };
+        let most = self.max_points_per_centroid.map_or(usize::MAX, |most| most.get().saturating_mul(share));
+        let data = if most < own.len() {
+            let mut chosen = rand::seq::index::sample(&mut random(2), own.len(), most).into_vec();
+            chosen.sort_unstable();
+            Cow::Owned(chosen.iter().flat_map(|i| rows.row(own[*i] as usize)).copied().collect())
+        } else if count == 1 {
+            // All rows, which may be a mapped file larger than memory: no copy.
+            Cow::Borrowed(rows.data)
+        } else {
+            Cow::Owned(gather(rows, own))
+        };
+        let inside = Rows::new(&data, rows.cols);
+        let lloyd = Lloyd { iterations: self.iterations.get(), spherical: false, tolerance: 0.0 };
+        let start = gather(inside, &self.init.choose(inside, share, &mut random(0)));
+        let fit = lloyd.run(inside, start, &mut random(1));
+        (fit.centroids, fit.splits.iter().sum())
+    }
+}
+
+/// Gives each coarse prototype the samples of its children, and their mean; finer levels first.
+fn nest(rows: Rows<'_>, levels: &mut [Level]) {
+    for at in (1..levels.len()).rev() {
+        let (coarse, fine) = levels.split_at_mut(at);
+        let (coarse, fine) = (&mut coarse[at - 1], &fine[0]);
+        coarse.index.iter_mut().zip(&fine.index).for_each(|(c, f)| *c = fine.parent[*f as usize]);
+        coarse.objective = crate::restricted::means(rows, &coarse.index, &mut coarse.centroids);
     }
 }
 
@@ -153,6 +236,8 @@ mod tests {
             iterations: Count::lit(30),
             init: Init::KMeansPlusPlus,
             max_points_per_centroid: None,
+            refinements: 0,
+            probes: Count::lit(2),
             start: Span::epochs(0),
             every: Span::epochs(1),
         }
@@ -200,6 +285,35 @@ mod tests {
         }
     }
 
+    /// Samples without coarse structure: a border between parents is near to nearly all of them.
+    #[test]
+    fn refinements_come_close_to_flat_and_keep_levels_nested() {
+        use rand_distr::{Distribution, StandardNormal};
+        let rng = &mut stream(2, Purpose::Data, 0, 0, 0);
+        let data: Vec<f32> = (0..3000 * 16).map(|_| StandardNormal.sample(rng)).collect();
+        let rows = Rows::new(&data, 16);
+        let objective = |levels: &[Clustering]| levels[levels.len() - 1].report.objective[0];
+        let plain = configured(&[10, 100]).fit_rows(rows, CONTEXT).unwrap();
+        let refined = HierarchicalKMeans { refinements: 3, probes: Count::lit(4), ..configured(&[10, 100]) };
+        let levels = refined.fit_rows(rows, CONTEXT).unwrap();
+        let rng = &mut stream(0, Purpose::Cluster, 0, 0, 0);
+        let start = gather(rows, &Init::KMeansPlusPlus.choose(rows, 100, rng));
+        let flat = Lloyd { iterations: 30, spherical: false, tolerance: 0.0 }.run(rows, start, rng);
+        let flat = flat.objective[flat.objective.len() - 1];
+        assert!(objective(&levels) < 1.03 * flat, "{} for {flat}", objective(&levels));
+        assert!(objective(&levels) < 0.97 * objective(&plain), "for {}", objective(&plain));
+        let mut parent = vec![None; 100];
+        for (coarse, fine) in levels[0].assignments.iter().zip(&levels[1].assignments) {
+            let seen = &mut parent[fine.unwrap() as usize];
+            assert!(seen.is_none() || *seen == *coarse, "a child with two parents");
+            *seen = *coarse;
+        }
+        let again = crate::lloyd::clustering_of(rows, levels[0].assignments.clone(), 10, Vec::new());
+        assert_eq!(again.centroids, levels[0].centroids, "a coarse prototype is the mean of its samples");
+        let (got, want) = (levels[0].report.objective[0], again.report.objective[0]);
+        assert!((got - want).abs() < 1e-5 * want, "{got} for {want}");
+    }
+
     #[test]
     fn a_fit_on_a_part_comes_close_and_assigns_all_to_the_nearest_child() {
         let data = nested();
@@ -228,5 +342,7 @@ mod tests {
         assert!(text.contains("10 before 10"), "{text}");
         let all_same = configured(&[2, 8]).fit_rows(Rows::new(&[1.0; 40], 1), CONTEXT).unwrap();
         assert_eq!(all_same[1].centroids.len(), 8);
+        let text = configured(&[]).fit_rows(Rows::new(&[0.0; 40], 1), CONTEXT).unwrap_err().to_string();
+        assert!(text.contains("empty list"), "{text}");
     }
 }
