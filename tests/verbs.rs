@@ -51,8 +51,8 @@ impl Runs {
     /// The metrics that the run logged.
     fn logged(&self) -> Value {
         let log = std::fs::read_to_string(self.cool().join("metrics.jsonl")).unwrap();
-        let probes = log.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
-        probes.filter(|e| e["event"] == "probe").last().unwrap()["metrics"].clone()
+        let mut probes = log.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+        probes.rfind(|e| e["event"] == "probe").unwrap()["metrics"].clone()
     }
 }
 
