@@ -203,10 +203,13 @@ fn pauses_at_every_step_change_nothing() {
     assert!(checkpoint(&whole.run, "best") == checkpoint(&run, "best"));
 }
 
+/// What is done to the bytes of a file.
+type Damage = fn(&mut Vec<u8>);
+
 #[test]
 fn a_damaged_checkpoint_is_set_aside_and_the_one_before_taken() {
     let whole = Whole::new();
-    let damage: [(&str, fn(&mut Vec<u8>)); 3] = [
+    let damage: [(&str, Damage); 3] = [
         ("one bit", |bytes| {
             let at = bytes.len() - 5;
             bytes[at] ^= 1;

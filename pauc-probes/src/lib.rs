@@ -7,7 +7,7 @@
 //! | [`low_shot`] | [`LowShot`]: the two with few labels |
 //! | [`coagulation`] | [`Coagulation`]: the state of the prototypes, for each level of the clustering |
 //! | [`rank`] | [`Rank`]: RankMe and the spread of the embeddings, which show dimensional collapse |
-//! | [`retrieval`] | [`Retrieval`]: P@1, R-precision and MAP@R among the test images |
+//! | [`mod@retrieval`] | [`Retrieval`]: P@1, R-precision and MAP@R among the test images |
 //! | [`clusters`] | [`Clusters`]: agreement of k-means with the classes |
 //! | [`align_uniform`](mod@align_uniform) | [`AlignUniform`]: alignment within classes and uniformity of the embeddings |
 //! | [`pca`] | [`pca2`]: a picture of the embeddings in two dimensions |
