@@ -71,8 +71,9 @@ impl<D: NetworkDevice> Engine<'_, D> {
         let text = serde_json::to_string_pretty(&json).map_err(|e| Error::Other(e.into()))?;
         dir.write("postmortem.json", text + "\n")?;
         let mut file = TensorFile::new();
-        let (rows, shape) = (batch.ids.len(), self.plan.shape);
+        let rows = batch.ids.len();
         for (v, pixels) in batch.views.iter().enumerate() {
+            let shape = self.plan.views.shape(v);
             let shape = [rows, shape.height, shape.width, shape.channels];
             file.insert(format!("view.{v}.pixels"), &shape, Values::F32(pixels.clone()))?;
         }

@@ -146,3 +146,18 @@ fn a_number_that_is_none_leaves_its_batch_and_the_gradients_before() {
         "the cause is there"
     );
 }
+
+#[test]
+fn the_pixels_of_a_failed_batch_have_the_size_of_their_view() {
+    let run = train(&[
+        "optimizer=Sgd(lr: 1e30)",
+        "encoder=ConvNet(channels: [8, 16])",
+        "views=[(count: 2, ops: [MultiCrop(size: 12, crop: Global)]), (count: 1, ops: [MultiCrop(size: 8, crop: Local)])]",
+        "objective=[(term: SwappedAssignment(prototypes: 4, local_views: 1))]",
+    ]);
+    let error = run.outcome.unwrap_err().to_string();
+    assert!(error.contains("postmortem.json") && !error.contains("could not be written"), "{error}");
+    let file = TensorFile::load(run.folder.path().join("postmortem.safetensors")).unwrap();
+    let shape = |view: usize| file.get(&format!("view.{view}.pixels")).unwrap().shape.clone();
+    assert_eq!((shape(1), shape(2)), (vec![24, 12, 12, 3], vec![24, 8, 8, 3]));
+}
