@@ -84,29 +84,17 @@ fn stats_count_and_measure() {
 fn preview_writes_a_picture_of_views() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("views.png");
-    let made = pauc([
-        "data",
-        "preview",
-        "recipes/fashion-mini/simclr.ron",
-        "--images",
-        "3",
-        "--out",
-        out.to_str().unwrap(),
-    ]);
+    let preview = |out: &Path| {
+        let recipe = "recipes/fashion-mini/simclr.ron";
+        pauc(["data", "preview", recipe, "--images", "3", "--out", out.to_str().unwrap()])
+    };
+    let made = preview(&out);
     assert_eq!(made.code, 0, "{}", made.stderr);
     let picture = image::open(&out).unwrap();
     // Three rows of an evaluation view and two random ones, 28 pixels and a gap of two each.
     assert_eq!((picture.width(), picture.height()), (92, 92));
     let again = folder.path().join("again.png");
-    pauc([
-        "data",
-        "preview",
-        "recipes/fashion-mini/simclr.ron",
-        "--images",
-        "3",
-        "--out",
-        again.to_str().unwrap(),
-    ]);
+    assert_eq!(preview(&again).code, 0);
     assert_eq!(std::fs::read(&out).unwrap(), std::fs::read(&again).unwrap());
     let bad = pauc(["data", "preview", "Shapes(sise: 8)"]);
     assert!(bad.code == 2 && bad.stderr.contains("unknown field `sise`"), "{}", bad.stderr);

@@ -1,8 +1,9 @@
 //! Clustering as a measure: do clusters of the features agree with the classes?
 
+use crate::knn::unit_rows;
 use crate::{Moment, Space, check, when};
 use pauc_cluster::metrics::Agreement;
-use pauc_cluster::{HostClusterer, KMeans, unit_rows};
+use pauc_cluster::{HostClusterer, KMeans};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
 use pauc_traits::{Count, Error, Probe, Result, Span, component};
@@ -62,8 +63,7 @@ impl Probe for Clusters {
 /// If there are fewer rows than clusters, or not as many labels as rows.
 pub fn agreement(rows: Rows<'_>, labels: &[u32], k: usize, redos: Count, seed: u64) -> Result<Agreement> {
     let k = Count::try_from(k).map_err(|e| Error::config(format!("clusters: k {e}")))?;
-    let mut unit = rows.data.to_vec();
-    unit_rows(&mut unit, rows.cols);
+    let unit = unit_rows(rows);
     let context = FitContext { seed, epoch: 0, previous: &[], labels: None };
     let found = KMeans { redos, ..KMeans::with(vec![k]) }.fit_rows(Rows::new(&unit, rows.cols), context)?;
     let clustering = found.first().ok_or_else(|| Error::config("clusters: k-means gave no clustering"))?;

@@ -159,9 +159,9 @@ fn offer(nearest: &mut Vec<(f32, u32)>, k: usize, start: usize, cosines: &[f32])
 }
 
 /// Rows divided by their length; rows of zeros stay zero, that is, at cosine 0 to everything.
-fn unit_rows(rows: Rows<'_>) -> Vec<f32> {
+pub(crate) fn unit_rows(rows: Rows<'_>) -> Vec<f32> {
     let mut unit = rows.data.to_vec();
-    unit.par_chunks_mut(rows.cols).for_each(|row| {
+    unit.par_chunks_mut(rows.cols.max(1)).for_each(|row| {
         let norm = row.iter().map(|v| (*v as f64).powi(2)).sum::<f64>().sqrt();
         if norm > 0.0 {
             row.iter_mut().for_each(|v| *v = (*v as f64 / norm) as f32);

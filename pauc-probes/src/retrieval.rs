@@ -1,5 +1,6 @@
 //! Retrieval: are the nearest images of the same class?
 
+use crate::knn::unit_rows;
 use crate::{Moment, Space, check, when};
 use pauc_kernels::distance::dot;
 use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
@@ -70,8 +71,7 @@ pub fn retrieval(rows: Rows<'_>, labels: &[u32], classes: usize) -> Result<Retri
     check("retrieval", rows, labels, classes)?;
     let mut sizes = vec![0usize; classes];
     labels.iter().for_each(|l| sizes[*l as usize] += 1);
-    let mut unit = rows.data.to_vec();
-    pauc_cluster::unit_rows(&mut unit, rows.cols);
+    let unit = unit_rows(rows);
     let unit = Rows::new(&unit, rows.cols);
     let score = |q: usize| {
         let r = sizes[labels[q] as usize] - 1;

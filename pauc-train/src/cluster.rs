@@ -5,6 +5,7 @@ use pauc_cluster::arrays::{self, Matrix};
 use pauc_cluster::coagulation::Coagulation;
 use pauc_cluster::metrics::{Agreement, davies_bouldin, silhouette};
 use pauc_cluster::{concentration, unit_rows};
+use pauc_data::atomic;
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::{Metric, Rows};
 use pauc_traits::registry::kind;
@@ -141,8 +142,5 @@ pub fn write(fitted: &Fitted, path: &Path) -> Result<()> {
         .collect::<Result<_, _>>()
         .map_err(other)?;
     let bytes = safetensors::serialize(views, None).map_err(other)?;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    std::fs::write(&temporary, bytes).map_err(|e| Error::io(path, e))?;
-    std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e))
+    atomic::write(path, &bytes)
 }

@@ -2,9 +2,9 @@
 
 use crate::evaluate::Embedded;
 use crate::saved::{Part, Saved};
+use pauc_data::atomic;
 use pauc_models::weights::{TensorFile, Values};
 use pauc_traits::{Error, Result};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Which vectors a `.npy` file holds; a `.safetensors` file holds both.
@@ -118,7 +118,7 @@ pub fn write(
             }
             let json = serde_json::to_string_pretty(from).map_err(|e| Error::Other(e.into()))?;
             files.push((beside("json"), (json + "\n").into_bytes()));
-            files.iter().try_for_each(|(path, bytes)| put(path, bytes))?;
+            files.iter().try_for_each(|(path, bytes)| atomic::write(path, bytes))?;
             Ok(files.into_iter().map(|(path, _)| path).collect())
         }
         _ => Err(Error::config(format!("{}: end the name in .safetensors or .npy", path.display()))),
@@ -136,23 +136,6 @@ fn npy(dtype: &str, shape: &str, data: &[u8]) -> Vec<u8> {
     bytes.extend(header.bytes());
     bytes.extend(data);
     bytes
-}
-
-/// Writes a file whole or not at all.
-fn put(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let write = || {
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().map_err(|e| {
-        // The temporary file is of no use to anybody; a failure to remove it changes nothing.
-        let _ = std::fs::remove_file(&temporary);
-        Error::io(path, e)
-    })
 }
 
 #[cfg(test)]

@@ -236,14 +236,11 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
     }
     let optimizer = D::optimizer(&*r.optimizer.value);
     let _ = writeln!(out, "\nlearning rate");
+    let base = optimizer.learning_rate(r.train.batch.get());
     for i in 0..=10u64 {
         let step = (h.total_steps.saturating_sub(1)) * i / 10;
-        let rate =
-            optimizer.learning_rate(r.train.batch.get()) * r.schedule.factor_at(&Clock { step, horizon: *h });
-        let bar =
-            "#".repeat(
-                (rate / optimizer.learning_rate(r.train.batch.get()).max(1e-300) * 40.0).round() as usize
-            );
+        let rate = base * r.schedule.factor_at(&Clock { step, horizon: *h });
+        let bar = "#".repeat((rate / base.max(1e-300) * 40.0).round() as usize);
         let _ = writeln!(out, "  step {step:>7}  {rate:<10.6} {bar}");
     }
     Ok(out)

@@ -56,16 +56,16 @@ impl<D: NetworkDevice> Engine<'_, D> {
             let learns =
                 self.plan.objective.terms.iter().any(|p| p.name == t.name && matches!(p.term, Term::Loss(_)));
             if let Some(chance) = t.chance.filter(|_| learns && epochs_at_chance >= EPOCHS) {
-                stuck.push(format!(
+                let text = format!(
                     "{} has been at its chance level for {epochs_at_chance} epochs (mean {mean:.3}, chance {chance:.3}): it has \
                      taught the network nothing so far; try another learning rate or temperature, or a longer warm-up",
                     t.name
-                ));
+                );
+                stuck.push((format!("chance {}", t.name), text));
             }
             means.push(events::TermMean { name: t.name.clone(), mean, chance: t.chance, epochs_at_chance });
         }
-        for text in stuck {
-            let key = format!("chance {}", text.split(' ').next().unwrap_or_default());
+        for (key, text) in stuck {
             self.warn(key, text, watch)?;
         }
         let dim = self.network.embedding_dim();

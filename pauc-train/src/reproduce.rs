@@ -1,5 +1,6 @@
 //! A recipe's outcome against what is stored of it.
 
+use pauc_data::atomic;
 use pauc_traits::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -87,10 +88,9 @@ impl Expectation {
     /// # Errors
     /// If the disk refuses.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let io = |e| Error::io(path, e);
-        path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(io)?;
+        path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(|e| Error::io(path, e))?;
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::Other(e.into()))?;
-        std::fs::write(path, text + "\n").map_err(io)
+        atomic::write(path, (text + "\n").as_bytes())
     }
 
     /// The same with these metrics. A metric keeps the tolerance that it has in `before`; others get the larger of 0.02 and 5 % of

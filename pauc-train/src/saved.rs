@@ -7,6 +7,7 @@ use crate::plan::{Plan, PlanError};
 use crate::recipe::{LoadError, Recipe};
 use crate::run_dir::RunDir;
 use pauc_data::ViewPipeline;
+use pauc_data::datasets::subset::Picked;
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
 use pauc_traits::dataset::{ImageSource, Place};
@@ -189,10 +190,11 @@ impl Saved {
                     )));
                 }
                 levels.iter_mut().for_each(|c| keep(c, &learnt));
+                let (learnt_rows, scored_rows) = (train.rows(&learnt), train.rows(&scored));
                 let mut parts = splits.clone();
-                parts.train = Arc::new(Chosen::new(&splits.train, &learnt));
-                parts.test = Some(Arc::new(Chosen::new(&splits.train, &scored)));
-                (train.rows(&learnt), train.rows(&scored), parts)
+                parts.train = Arc::new(Picked::new(splits.train.clone(), learnt));
+                parts.test = Some(Arc::new(Picked::new(splits.train.clone(), scored)));
+                (learnt_rows, scored_rows, parts)
             }
         };
         let subject = Subject { splits: &splits, levels: &levels, concentrations: &concentrations, seed };
@@ -221,35 +223,6 @@ fn held_out(n: usize) -> (Vec<usize>, Vec<usize>) {
 /// Leaves the assignments of these samples.
 fn keep(c: &mut Clustering, samples: &[usize]) {
     c.assignments = samples.iter().map(|i| c.assignments[*i]).collect();
-}
-
-/// Some images of a split, for their labels.
-struct Chosen {
-    of: Arc<dyn ImageSource>,
-    places: Vec<usize>,
-    labels: Option<Vec<u32>>,
-}
-
-impl Chosen {
-    fn new(of: &Arc<dyn ImageSource>, places: &[usize]) -> Self {
-        let labels = of.labels().map(|l| places.iter().map(|i| l[*i]).collect());
-        Chosen { of: of.clone(), places: places.to_vec(), labels }
-    }
-}
-
-impl ImageSource for Chosen {
-    fn len(&self) -> usize {
-        self.places.len()
-    }
-    fn shape(&self) -> Option<pauc_traits::ImageShape> {
-        self.of.shape()
-    }
-    fn image(&self, index: usize) -> Result<pauc_traits::Image<'_>> {
-        self.of.image(self.places[index])
-    }
-    fn labels(&self) -> Option<&[u32]> {
-        self.labels.as_deref()
-    }
 }
 
 #[cfg(test)]

@@ -1,20 +1,18 @@
 //! `cluster`.
 
+use super::drawn;
+use crate::Failure;
 use crate::args::ClusterArgs;
-use crate::{Failure, console};
 use pauc::train::cluster::{self, FittedLevel, Job};
-use pauc::train::diagnostic::{Diagnostic, Diagnostics};
+use pauc::train::diagnostic::Diagnostic;
 use pauc::traits::registry::kind;
 use pauc::traits::{Configured, Error};
 use std::process::ExitCode;
 
 /// Clusters the features of a file.
 pub fn cluster(args: ClusterArgs) -> Result<ExitCode, Failure> {
-    let clusterer = Configured::<kind::Clusterer>::parse(&args.with).map_err(|e| {
-        let all = vec![Diagnostic::from_ron(&args.with, &e)];
-        let found = Diagnostics { text: args.with.clone(), path: "the clusterer".into(), all };
-        Failure::new(2, found.render(console::color()).trim_end())
-    })?;
+    let clusterer = Configured::<kind::Clusterer>::parse(&args.with)
+        .map_err(|e| drawn("the clusterer", &args.with, Diagnostic::from_ron(&args.with, &e)))?;
     let job = Job {
         path: &args.embeddings,
         tensor: args.tensor.as_deref(),

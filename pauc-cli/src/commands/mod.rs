@@ -89,6 +89,11 @@ fn drawn(argument: &str, text: &str, mistake: Diagnostic) -> Failure {
     Failure::new(2, found.render(console::color()).trim_end())
 }
 
+/// A folder that is no run's: it lacks a file that every run has.
+fn no_run(folder: &Path, lacks: &str) -> Failure {
+    Failure::new(2, format!("error: {}: no run lies there (it has no {lacks})", folder.display()))
+}
+
 /// Relative paths of recipes start in the working directory.
 fn here() -> Result<Place, Failure> {
     let base = std::env::current_dir();

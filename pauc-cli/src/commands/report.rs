@@ -1,5 +1,6 @@
 //! `report`.
 
+use super::no_run;
 use crate::Failure;
 use crate::args::ReportArgs;
 use std::process::ExitCode;
@@ -8,8 +9,7 @@ use std::process::ExitCode;
 pub fn report(args: ReportArgs) -> Result<ExitCode, Failure> {
     for run in &args.runs {
         if !run.join("metrics.jsonl").is_file() {
-            let message = format!("error: {}: no run lies there (it has no metrics.jsonl)", run.display());
-            return Err(Failure::new(2, message));
+            return Err(no_run(run, "metrics.jsonl"));
         }
         println!("{}", pauc::report::write_report(run)?.display());
     }

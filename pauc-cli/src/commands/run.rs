@@ -1,6 +1,6 @@
 //! `run` and `resume`.
 
-use super::{device, plan};
+use super::{device, no_run, plan};
 use crate::Failure;
 use crate::args::{ResumeArgs, RunArgs};
 use crate::console::{Console, catch_signals};
@@ -54,10 +54,7 @@ pub fn resume(args: ResumeArgs) -> Result<ExitCode, Failure> {
     catch_signals();
     let dir = RunDir::at(&args.run);
     let Some(info) = dir.info()? else {
-        return Err(Failure::new(
-            2,
-            format!("error: {}: no run lies there (it has no run.json)", args.run.display()),
-        ));
+        return Err(no_run(&args.run, "run.json"));
     };
     if info.status == "finished" {
         run::tidy(&dir)?;

@@ -1,5 +1,6 @@
 //! `tail`.
 
+use super::no_run;
 use crate::Failure;
 use crate::args::TailArgs;
 use pauc::report::events::{Event, Log};
@@ -17,8 +18,7 @@ const PAUSE: Duration = Duration::from_millis(300);
 pub fn tail(args: TailArgs) -> Result<ExitCode, Failure> {
     let path = args.run.join("metrics.jsonl");
     if !path.is_file() {
-        let message = format!("error: {}: no run lies there (it has no metrics.jsonl)", args.run.display());
-        return Err(Failure::new(2, message));
+        return Err(no_run(&args.run, "metrics.jsonl"));
     }
     let mut reader = Reader::default();
     loop {

@@ -1,9 +1,9 @@
 //! `term`.
 
-use super::device;
+use super::{device, drawn};
+use crate::Failure;
 use crate::args::TermArgs;
-use crate::{Failure, console};
-use pauc::train::diagnostic::{Diagnostic, Diagnostics};
+use pauc::train::diagnostic::Diagnostic;
 use pauc::train::term;
 use pauc::traits::open_set::Term;
 use std::process::ExitCode;
@@ -11,11 +11,8 @@ use std::process::ExitCode;
 /// Evaluates one term.
 pub fn term(args: TermArgs) -> Result<ExitCode, Failure> {
     let device = device("cpu")?;
-    let term = Term::parse(&args.term).map_err(|e| {
-        let all = vec![Diagnostic::from_ron(&args.term, &e)];
-        let found = Diagnostics { text: args.term.clone(), path: "the term".into(), all };
-        Failure::new(2, found.render(console::color()).trim_end())
-    })?;
+    let term = Term::parse(&args.term)
+        .map_err(|e| drawn("the term", &args.term, Diagnostic::from_ron(&args.term, &e)))?;
     let result = term::evaluate_file(&device, &term, &args.inputs)?;
     if let Some(path) = &args.grads {
         term::write_gradients(&result, path)?;

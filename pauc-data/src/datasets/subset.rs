@@ -27,14 +27,14 @@ component! {
 }
 
 /// Some images of another source.
-struct Part {
+pub struct Picked {
     of: Arc<dyn ImageSource>,
-    ids: Vec<u32>,
+    ids: Vec<usize>,
     labels: Option<Vec<u32>>,
     other_labels: Option<Vec<u32>>,
 }
 
-impl ImageSource for Part {
+impl ImageSource for Picked {
     fn len(&self) -> usize {
         self.ids.len()
     }
@@ -45,13 +45,13 @@ impl ImageSource for Part {
 
     fn image(&self, index: usize) -> Result<Image<'_>> {
         match self.ids.get(index) {
-            Some(id) => self.of.image(*id as usize),
+            Some(id) => self.of.image(*id),
             None => Err(Error::config(format!("image {index} of a set of {}", self.len()))),
         }
     }
 
     fn name(&self, index: usize) -> String {
-        self.ids.get(index).map_or_else(String::new, |id| self.of.name(*id as usize))
+        self.ids.get(index).map_or_else(String::new, |id| self.of.name(*id))
     }
 
     fn labels(&self) -> Option<&[u32]> {
@@ -63,26 +63,33 @@ impl ImageSource for Part {
     }
 }
 
-impl Part {
+impl Picked {
+    /// The images at the places `ids`, in this order.
+    ///
+    /// # Panics
+    /// If `of` has labels, and fewer images than a place asks for.
+    pub fn new(of: Arc<dyn ImageSource>, ids: Vec<usize>) -> Self {
+        let pick = |labels: Option<&[u32]>| labels.map(|l| ids.iter().map(|i| l[*i]).collect::<Vec<_>>());
+        let (labels, other_labels) = (pick(of.labels()), pick(of.fine_labels()));
+        Picked { of, ids, labels, other_labels }
+    }
+
     /// The share of the images whose class `renumber` keeps.
-    fn new(of: Arc<dyn ImageSource>, share: Share, renumber: Option<&[Option<u32>]>) -> Self {
-        let kept = |i: &u32| match (renumber, of.labels()) {
-            (Some(new), Some(labels)) => new[labels[*i as usize] as usize].is_some(),
+    fn share(of: Arc<dyn ImageSource>, share: Share, renumber: Option<&[Option<u32>]>) -> Self {
+        let kept = |i: &usize| match (renumber, of.labels()) {
+            (Some(new), Some(labels)) => new[labels[*i] as usize].is_some(),
             _ => true,
         };
-        let ids: Vec<u32> = share.choose(of.labels(), of.len()).into_iter().filter(kept).collect();
-        let pick =
-            |labels: Option<&[u32]>| labels.map(|l| ids.iter().map(|i| l[*i as usize]).collect::<Vec<_>>());
-        let mut labels = pick(of.labels());
-        if let (Some(new), Some(labels)) = (renumber, &mut labels) {
+        let all = share.choose(of.labels(), of.len()).into_iter().map(|i| i as usize);
+        let mut picked = Picked::new(of.clone(), all.filter(kept).collect());
+        if let (Some(new), Some(labels)) = (renumber, &mut picked.labels) {
             labels.iter_mut().for_each(|l| *l = new[*l as usize].unwrap_or(0));
         }
-        let other_labels = pick(of.fine_labels());
-        Part { of, ids, labels, other_labels }
+        picked
     }
 
     fn digest(&self) -> String {
-        let bytes: Vec<u8> = self.ids.iter().flat_map(|i| i.to_le_bytes()).collect();
+        let bytes: Vec<u8> = self.ids.iter().flat_map(|i| (*i as u32).to_le_bytes()).collect();
         blake3::hash(&bytes).to_hex()[..12].to_string()
     }
 }
@@ -102,11 +109,11 @@ impl Dataset for Subset {
             let new = |c: &String| classes.iter().position(|k| k == c).map(|p| p as u32);
             renumber = Some(whole.classes.iter().map(new).collect::<Vec<_>>());
         }
-        let train = Part::new(whole.train, self.train, renumber.as_deref());
+        let train = Picked::share(whole.train, self.train, renumber.as_deref());
         if train.ids.is_empty() {
             return Err(Error::config("Subset: no training image is left"));
         }
-        let test = whole.test.map(|t| Part::new(t, self.test, renumber.as_deref()));
+        let test = whole.test.map(|t| Picked::share(t, self.test, renumber.as_deref()));
         let chosen =
             if self.classes.is_empty() { String::new() } else { format!(" in {} classes", classes.len()) };
         let description = format!(
