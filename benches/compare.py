@@ -1,6 +1,6 @@
 """Encoders of pauc beside PyTorch's, in turn, on the machine it runs on. Prints a Markdown table of medians and ratios.
 
-    cargo build --release && python benches/compare.py [--rounds 3] [--seconds 4] [--threads 1 2] [--only resnet18]
+    cargo build --release -p pauc-cli && python benches/compare.py [--rounds 3] [--seconds 4] [--threads 1 2] [--only resnet18]
 
 Needs torch and torchvision in the Python that runs it. PyTorch's figure is the better of its two memory layouts.
 """
