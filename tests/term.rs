@@ -177,6 +177,52 @@ fn parameters_that_begin_at_a_constant_may_be_left_out() {
 }
 
 #[test]
+fn concentrations_are_computed_from_what_was_clustered() {
+    let text = std::fs::read_to_string(root().join("pauc-cluster/tests/golden/concentration.json")).unwrap();
+    let golden: Vec<Value> = serde_json::from_str(&text).unwrap();
+    assert_eq!(golden.len(), 2);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in.safetensors");
+    for golden in golden {
+        let of = &golden["inputs"];
+        let (alpha, t) = (&golden["config"]["alpha"], &golden["config"]["temperature"]);
+        let how = format!("(alpha: {alpha}, temperature: {t})");
+        let want = numbers(&golden["outputs"]["concentration"]);
+        for (wide, within) in [(true, 1e-9), (false, 1e-5)] {
+            let mut tensors = vec![
+                floats("view0", &of["features"], wide),
+                floats("key0", &of["features"], wide),
+                integers("assignments.0", &of["assignments"]),
+                floats("prototypes.0", &of["centroids"], wide),
+            ];
+            let computed =
+                [floats("features", &of["features"], wide), integers("clusters.0", &of["assignments"])];
+            let value = |tensors: &[Tensor]| -> Value {
+                write(&path, tensors);
+                let inputs = path.to_str().unwrap();
+                let out = pauc(["term", "ProtoNce()", "--inputs", inputs, "--concentration", &how, "--json"]);
+                assert_eq!(out.code, 0, "{}", out.stderr);
+                serde_json::from_str(&out.stdout).unwrap()
+            };
+            tensors.extend(computed);
+            let got = value(&tensors);
+            for (got, want) in numbers(&got["concentration"]).iter().zip(&want) {
+                assert!((got - want).abs() < within * want, "{got} for {want}");
+            }
+            assert_eq!(numbers(&got["concentration"]).len(), want.len());
+            // They are what the term divides by.
+            tensors.truncate(4);
+            tensors.push(floats("concentration.0", &golden["outputs"]["concentration"], wide));
+            let (got, want) = (&got["value"], &value(&tensors)["value"]);
+            assert!(
+                (got.as_f64().unwrap() / want.as_f64().unwrap() - 1.0).abs() < within,
+                "{got} for {want}"
+            );
+        }
+    }
+}
+
+#[test]
 fn what_it_refuses_it_names() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("in.safetensors");
@@ -200,6 +246,17 @@ fn what_it_refuses_it_names() {
         4,
         &["give f32 or f64"],
     );
+    let clusters = |c: &[i64]| integers("clusters.0", &serde_json::json!(c));
+    let level = [
+        one.clone(),
+        floats("features", &view, false),
+        floats("prototypes.0", &view, false),
+        integers("assignments.0", &serde_json::json!([0, 1])),
+    ];
+    refused(&level, "ProtoNce()", 4, &["needs `clusters.0`"]);
+    let with = |c: &[i64]| [&level[..], &[clusters(c)]].concat();
+    refused(&with(&[0, 2]), "ProtoNce()", 4, &["`clusters.0`", "names prototype 2 of 2"]);
+    refused(&with(&[0]), "ProtoNce()", 4, &["has 1 values, but features are 2×2"]);
     let missing = pauc(["term", "InfoNce()", "--inputs", "no/such/file"]);
     assert!(missing.code != 0 && missing.stderr.contains("no/such/file"), "{}", missing.stderr);
 }

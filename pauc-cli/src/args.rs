@@ -42,7 +42,8 @@ pub enum Command {
     ///
     /// Reads view0, view1, key0, key1, prediction0, prediction1, queue, labels, prototypes.M, assignments.M,
     /// concentration.M, negatives.M, ln_temperature and centre from a safetensors file; views, keys and predictions are raw
-    /// outputs of the heads, f32 or f64.
+    /// outputs of the heads, f32 or f64. Where features and clusters.M (the rows that were clustered, and their prototypes)
+    /// stand in place of concentration.M, concentrations are computed from them, and printed with --json.
     ///
     /// Example: pauc-cli term 'InfoNce(temperature: 0.2)' --inputs batch.safetensors --grads out.safetensors
     Term(TermArgs),
@@ -205,6 +206,9 @@ pub struct TermArgs {
     /// The tensors.
     #[arg(long, value_name = "FILE")]
     pub inputs: PathBuf,
+    /// How concentrations are computed where the file gives `features` and `clusters.M` instead of them.
+    #[arg(long, value_name = "RON", default_value = "(alpha: 10, temperature: 0.2)")]
+    pub concentration: String,
     /// Where to write the gradients.
     #[arg(long, value_name = "FILE")]
     pub grads: Option<PathBuf>,

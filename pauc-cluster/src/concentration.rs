@@ -35,21 +35,35 @@ impl ConcentrationKind {
         alpha: f64,
         temperature: f64,
     ) -> Result<Vec<Vec<f32>>> {
+        let spreads = levels.iter().map(|c| distances(features, c)).collect::<Result<Vec<_>>>()?;
+        let phi = self.of_spreads(&spreads, alpha, temperature);
+        Ok(phi.into_iter().map(|level| level.into_iter().map(|v| v as f32).collect()).collect())
+    }
+
+    /// [`of_levels`](Self::of_levels) from each level's sums of distances of its prototypes' samples, and their numbers.
+    pub fn of_spreads<F: Float>(
+        self,
+        levels: &[(Vec<F>, Vec<usize>)],
+        alpha: F,
+        temperature: F,
+    ) -> Vec<Vec<F>> {
+        let mean = |phi: &[F]| {
+            let total = phi.iter().fold(F::zero(), |a, b| a + *b);
+            total / F::from(phi.len().max(1)).unwrap_or_else(F::infinity)
+        };
         match self {
             ConcentrationKind::PerPrototype => {
-                levels.iter().map(|c| concentration(features, c, alpha, temperature)).collect()
+                levels.iter().map(|(sums, sizes)| concentration_of(sums, sizes, alpha, temperature)).collect()
             }
-            ConcentrationKind::Constant => Ok(levels.iter().map(|c| vec![temperature as f32; c.k]).collect()),
+            ConcentrationKind::Constant => {
+                levels.iter().map(|(_, sizes)| vec![temperature; sizes.len()]).collect()
+            }
             ConcentrationKind::PerLevel => {
-                let mean = |c: &Clustering| {
-                    let (sums, sizes) = distances(features, c)?;
-                    let phi = clipped_spreads(&sums, &sizes, alpha);
-                    Ok(phi.iter().sum::<f64>() / phi.len().max(1) as f64)
-                };
-                let means = levels.iter().map(mean).collect::<Result<Vec<f64>>>()?;
-                let all = means.iter().sum::<f64>() / means.len().max(1) as f64;
-                let scaled = |m: f64| if all > 0.0 { m / all * temperature } else { temperature };
-                Ok(levels.iter().zip(means).map(|(c, m)| vec![scaled(m) as f32; c.k]).collect())
+                let means: Vec<F> =
+                    levels.iter().map(|(sums, sizes)| mean(&clipped_spreads(sums, sizes, alpha))).collect();
+                let all = mean(&means);
+                let scaled = |m: F| if all > F::zero() { m / all * temperature } else { temperature };
+                levels.iter().zip(means).map(|((_, sizes), m)| vec![scaled(m); sizes.len()]).collect()
             }
         }
     }

@@ -142,6 +142,14 @@ macro_rules! all_defaults {
 all_defaults!(Concentration TrainConfig);
 
 impl Concentration {
+    /// A concentration as a recipe writes it.
+    ///
+    /// # Errors
+    /// If the text is none.
+    pub fn parse(text: &str) -> std::result::Result<Self, ron::error::SpannedError> {
+        options().from_str(text)
+    }
+
     /// The temperature at a step.
     pub fn now(&self, clock: &Clock) -> f64 {
         self.temperature.at(clock)

@@ -1,8 +1,10 @@
 //! One term on given tensors: how a port from another framework is checked.
 
+use crate::recipe::Concentration;
 use pauc_traits::backend::{Backend, Scalar};
 use pauc_traits::batch::{BatchGradients, Constant, Inputs, Level};
 use pauc_traits::open_set::Term;
+use pauc_traits::schedule::Clock;
 use pauc_traits::term::{Facts, Init};
 use pauc_traits::{Batch, Error, Result, ops};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -16,6 +18,8 @@ pub struct TermResult {
     pub value: f64,
     /// Its chance level for inputs of these sizes.
     pub chance: Option<f64>,
+    /// The concentrations φ of each level's prototypes, as given or as computed.
+    pub concentration: Vec<Vec<f64>>,
     /// Why it had no value on this batch, if it had none.
     pub skipped: Option<String>,
     /// `f32` or `f64`, the type it was computed in.
@@ -29,12 +33,17 @@ pub struct TermResult {
 /// `queue` and `prototypes.M` (rows, used as they are), `concentration.M`, and integers `labels`, `assignments.M`
 /// (−1: noise), `negatives.M`. `f64` if any of them is, `f32` otherwise.
 ///
+/// Where it holds `features` (the rows that were clustered) and `clusters.M` (their prototypes, −1: noise), the
+/// concentrations of level M are computed from them as a recipe's `concentration` says; without any they are 1.
+///
 /// # Errors
-/// If the file is missing or damaged, a tensor is unknown or of the wrong type or shape, or the term lacks an input.
+/// If the file is missing or damaged, a tensor is unknown or of the wrong type or shape, an index has no row, or the
+/// term lacks an input.
 pub fn evaluate_file<D: Backend<f32> + Backend<f64>>(
     device: &D,
     term: &Term,
     path: &Path,
+    concentration: &Concentration,
 ) -> Result<TermResult> {
     let bytes = std::fs::read(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => {
@@ -47,9 +56,9 @@ pub fn evaluate_file<D: Backend<f32> + Backend<f64>>(
     let tensors = Tensors { path, file };
     tensors.check_names()?;
     if tensors.file.iter().any(|(_, t)| t.dtype() == Dtype::F64) {
-        evaluate::<f64, D>(device, term, &tensors, "f64")
+        evaluate::<f64, D>(device, term, &tensors, concentration, "f64")
     } else {
-        evaluate::<f32, D>(device, term, &tensors, "f32")
+        evaluate::<f32, D>(device, term, &tensors, concentration, "f32")
     }
 }
 
@@ -57,6 +66,7 @@ fn evaluate<E: Scalar, D: Backend<E>>(
     device: &D,
     term: &Term,
     tensors: &Tensors<'_>,
+    scale: &Concentration,
     dtype: &'static str,
 ) -> Result<TermResult> {
     let bank = |name: &str| -> Result<Option<Constant<E, D>>> {
@@ -75,7 +85,8 @@ fn evaluate<E: Scalar, D: Backend<E>>(
         Ok(list)
     };
     let id = |v: i64| u32::try_from(v).ok();
-    let (mut levels, mut parameters) = (Vec::new(), BTreeMap::new());
+    let (mut levels, mut parameters): (Vec<Level<E, D>>, _) = (Vec::new(), BTreeMap::new());
+    let (features, mut spreads) = (bank("features")?, Vec::new());
     for m in 0.. {
         let name = format!("prototypes.{m}");
         let Some(centroids) = bank(&name)? else { break };
@@ -87,6 +98,9 @@ fn evaluate<E: Scalar, D: Backend<E>>(
         };
         let negatives = tensors.integers(&format!("negatives.{m}"))?;
         let concentration = tensors.floats::<E>(&format!("concentration.{m}"))?.map(|(v, _)| v);
+        if let Some(features) = features.as_ref().filter(|_| concentration.is_none()) {
+            spreads.push(tensors.distances(m, features, &centroids)?);
+        }
         levels.push(Level {
             centroids,
             concentration: concentration.unwrap_or_else(|| vec![E::one(); k]),
@@ -95,6 +109,17 @@ fn evaluate<E: Scalar, D: Backend<E>>(
             negatives: negatives.map(|n| n.into_iter().filter_map(|v| usize::try_from(v).ok()).collect()),
         });
     }
+    if !spreads.is_empty() {
+        if spreads.len() != levels.len() {
+            let message =
+                "stands beside a `concentration.M`: give it for every level, or `clusters.M` for every level";
+            return Err(tensors.wrong("features", message.into()));
+        }
+        let (alpha, temperature) = (E::of(scale.alpha.get()), E::of(scale.now(&Clock::still())));
+        let phi = scale.kind.of_spreads(&spreads, alpha, temperature);
+        levels.iter_mut().zip(phi).for_each(|(level, phi)| level.concentration = phi);
+    }
+    let concentration = levels.iter().map(|l| l.concentration.iter().map(|v| v.as_f64()).collect()).collect();
     let labels = tensors.integers("labels")?;
     let labels = labels.map(|l| l.into_iter().map(|v| id(v).unwrap_or(u32::MAX)).collect::<Vec<_>>());
     let (views, keys, queue) = (by_view("view")?, by_view("key")?, bank("queue")?);
@@ -143,7 +168,8 @@ fn evaluate<E: Scalar, D: Backend<E>>(
         let name = if name == "prototypes" { "prototypes.0".to_string() } else { name };
         gradients.push((name, [rows, cols], wide(g)));
     }
-    Ok(TermResult { value: number, chance: term.info().chance_level(&facts), skipped, dtype, gradients })
+    let chance = term.info().chance_level(&facts);
+    Ok(TermResult { value: number, chance, concentration, skipped, dtype, gradients })
 }
 
 /// Writes gradients in the type that they were computed in.
@@ -185,11 +211,12 @@ impl Tensors<'_> {
             "prediction0",
             "prediction1",
             "queue",
+            "features",
             "labels",
             "ln_temperature",
             "centre",
         ];
-        let levelled = ["prototypes", "assignments", "concentration", "negatives"];
+        let levelled = ["prototypes", "assignments", "clusters", "concentration", "negatives"];
         for name in self.file.names() {
             let of_level = name
                 .split_once('.')
@@ -201,6 +228,39 @@ impl Tensors<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Of each prototype of level `m`, the sum of its samples' distances to it, and their number.
+    fn distances<E: Scalar, D: Backend<E>>(
+        &self,
+        m: usize,
+        features: &Constant<E, D>,
+        centroids: &Constant<E, D>,
+    ) -> Result<(Vec<E>, Vec<usize>)> {
+        let name = format!("clusters.{m}");
+        let Some(clusters) = self.integers(&name)? else {
+            return Err(self.wrong("features", format!("needs `{name}`, the prototype of each row")));
+        };
+        let ((n, dim), (k, cols)) = (features.shape(), centroids.shape());
+        if clusters.len() != n || dim != cols {
+            let message = format!(
+                "has {} values, but features are {n}×{dim} and prototypes {k}×{cols}",
+                clusters.len()
+            );
+            return Err(self.wrong(&name, message));
+        }
+        let (mut sums, mut sizes) = (vec![E::zero(); k], vec![0; k]);
+        for (x, c) in features.values().chunks_exact(dim.max(1)).zip(&clusters) {
+            let Ok(c) = usize::try_from(*c) else { continue };
+            if c >= k {
+                return Err(self.wrong(&name, format!("names prototype {c} of {k}")));
+            }
+            let centroid = &centroids.values()[c * dim..][..dim];
+            let square = x.iter().zip(centroid).fold(E::zero(), |s, (a, b)| s + (*a - *b) * (*a - *b));
+            sums[c] += square.sqrt();
+            sizes[c] += 1;
+        }
+        Ok((sums, sizes))
     }
 
     fn floats<E: Scalar>(&self, name: &str) -> Result<Option<(Vec<E>, Vec<usize>)>> {

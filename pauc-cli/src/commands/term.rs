@@ -4,6 +4,7 @@ use super::{device, drawn};
 use crate::Failure;
 use crate::args::TermArgs;
 use pauc::train::diagnostic::Diagnostic;
+use pauc::train::recipe::Concentration;
 use pauc::train::term;
 use pauc::traits::open_set::Term;
 use std::process::ExitCode;
@@ -13,7 +14,10 @@ pub fn term(args: TermArgs) -> Result<ExitCode, Failure> {
     let device = device("cpu")?;
     let term = Term::parse(&args.term)
         .map_err(|e| drawn("the term", &args.term, Diagnostic::from_ron(&args.term, &e)))?;
-    let result = term::evaluate_file(&device, &term, &args.inputs)?;
+    let concentration = Concentration::parse(&args.concentration).map_err(|e| {
+        drawn("the concentration", &args.concentration, Diagnostic::from_ron(&args.concentration, &e))
+    })?;
+    let result = term::evaluate_file(&device, &term, &args.inputs, &concentration)?;
     if let Some(path) = &args.grads {
         term::write_gradients(&result, path)?;
     }
@@ -23,7 +27,7 @@ pub fn term(args: TermArgs) -> Result<ExitCode, Failure> {
             result.gradients.iter().map(|(n, _, g)| (n.clone(), serde_json::json!(norm(g)))).collect();
         let json = serde_json::json!({
             "term": term.name(), "value": result.value, "chance": result.chance, "dtype": result.dtype,
-            "skipped": result.skipped, "gradient_norms": norms,
+            "skipped": result.skipped, "gradient_norms": norms, "concentration": result.concentration,
         });
         println!("{json}");
     } else {
