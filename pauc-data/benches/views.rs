@@ -78,9 +78,10 @@ fn main() {
     measure("two views 28 px grey", &images(2048, 28, 28, 1), grey);
     let large = images(32, 375, 500, 3);
     measure("two SimCLR views 224 px from 500×375", &large, &simclr(224, &exact(23)));
-    measure(
-        "  one view: RandomResizedCrop(size: 224)",
-        &large,
-        "[(count: 1, ops: [RandomResizedCrop(size: 224)])]",
-    );
+    for op in
+        ["", "ColorJitter(p: 1.0)", "Grayscale(p: 1.0)", "GaussianBlur(p: 1.0, model: Exact, kernel: 23)"]
+    {
+        let views = format!("[(count: 1, ops: [RandomResizedCrop(size: 224), {op}])]").replace(", ]", "]");
+        measure(&format!("  one view: RandomResizedCrop(size: 224) {op}"), &large, &views);
+    }
 }

@@ -1,5 +1,6 @@
 //! From an image to the normalised numbers that an encoder reads.
 
+use multiversion::multiversion;
 use pauc_traits::dataset::Augmentation;
 use pauc_traits::registry::kind;
 use pauc_traits::rng::Stream;
@@ -171,24 +172,25 @@ impl ViewPipeline {
     }
 }
 
-/// out = pixel·factor + shift, channel by channel.
+/// out = pixel·factor + shift, channel by channel. Compiled for several vector widths, with the same values from each.
+#[multiversion(targets = "simd")]
 fn scale(pixels: &[u8], normal: &[(f32, f32)], out: &mut [f32]) {
     match *normal {
         [(scale, shift)] => {
             out.iter_mut().zip(pixels).for_each(|(o, p)| *o = f32::from(*p) * scale + shift);
         }
         [r, g, b] => {
-            // Four pixels at a time: twelve values whose factors repeat, a whole number of vector registers.
-            let factors: [(f32, f32); 12] = std::array::from_fn(|i| [r, g, b][i % 3]);
-            let (whole, rest) = out.as_chunks_mut::<12>();
-            let (pixels, last) = pixels.as_chunks::<12>();
+            // Sixteen pixels at a time: factors that repeat, in a whole number of vector registers.
+            const LANES: usize = 48;
+            let factors: [f32; LANES] = std::array::from_fn(|i| [r, g, b][i % 3].0);
+            let shifts: [f32; LANES] = std::array::from_fn(|i| [r, g, b][i % 3].1);
+            let (whole, rest) = out.as_chunks_mut::<LANES>();
+            let (pixels, last) = pixels.as_chunks::<LANES>();
             for (o, p) in whole.iter_mut().zip(pixels) {
-                for i in 0..12 {
-                    o[i] = f32::from(p[i]) * factors[i].0 + factors[i].1;
-                }
+                (0..LANES).for_each(|i| o[i] = f32::from(p[i]) * factors[i] + shifts[i]);
             }
-            for ((o, p), f) in rest.iter_mut().zip(last).zip(&factors) {
-                *o = f32::from(*p) * f.0 + f.1;
+            for (i, (o, p)) in rest.iter_mut().zip(last).enumerate() {
+                *o = f32::from(*p) * factors[i] + shifts[i];
             }
         }
         _ => {

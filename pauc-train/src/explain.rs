@@ -156,7 +156,7 @@ fn fields(list: &[Field]) -> String {
     for f in list {
         let default = f.default.map_or("required".to_string(), |d| format!("default {}", d()));
         let doc = f.doc.split_whitespace().collect::<Vec<_>>().join(" ");
-        let _ = writeln!(out, "  {}: {}\n      {doc} ({default})", f.name, f.ty);
+        let _ = writeln!(out, "  {}: {}\n      {doc} ({default})", f.name, f.type_name());
     }
     out
 }

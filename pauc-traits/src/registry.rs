@@ -21,6 +21,22 @@ pub struct Field {
     pub default: Option<fn() -> String>,
 }
 
+impl Field {
+    /// Its type without the paths of names, as a person writes it: `Option<Count>`.
+    pub fn type_name(&self) -> String {
+        let mut out = String::new();
+        // What stands between two characters that cannot be part of a path, and the character after it.
+        for part in self.ty.replace(' ', "").split_inclusive(['<', '>', ',', '(', ')', '[', ']', ';']) {
+            let name = part.rsplit("::").next().unwrap_or(part);
+            out.push_str(name);
+            if name.ends_with([',', ';']) {
+                out.push(' ');
+            }
+        }
+        out
+    }
+}
+
 /// One registered component.
 #[derive(Debug)]
 pub struct Entry<T: ?Sized + 'static> {
@@ -196,6 +212,15 @@ mod tests {
 
     fn full() -> Vec<Listing> {
         KINDS.iter().map(|k| listing(k, k)).collect()
+    }
+
+    #[test]
+    fn types_are_named_without_paths() {
+        let named = |ty| Field { name: "x", ty, doc: "", default: None }.type_name();
+        assert_eq!(named("$crate :: datasets :: OnError"), "OnError");
+        assert_eq!(named("Option < pauc_traits :: Count >"), "Option<Count>");
+        assert_eq!(named("(u8, std :: string :: String, f64)"), "(u8, String, f64)");
+        assert_eq!(named("Vec<Scheduled<NonNegative>>"), "Vec<Scheduled<NonNegative>>");
     }
 
     #[test]

@@ -42,7 +42,7 @@ fn json(l: &Listing) -> serde_json::Value {
     let fields: Vec<_> = l
         .fields
         .iter()
-        .map(|f| serde_json::json!({ "name": f.name, "type": f.ty, "doc": f.doc.trim(), "default": f.default.map(|d| d()) }))
+        .map(|f| serde_json::json!({ "name": f.name, "type": f.type_name(), "doc": f.doc.trim(), "default": f.default.map(|d| d()) }))
         .collect();
     serde_json::json!({ "kind": l.kind, "name": l.name, "summary": l.summary().trim(), "crate": l.origin, "fields": fields })
 }

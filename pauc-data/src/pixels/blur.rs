@@ -1,6 +1,7 @@
 //! Gaussian blur: the convolution itself, and Pillow's approximation by three box filters.
 
 use super::rounding::{byte, limit, nearest};
+use multiversion::multiversion;
 use pauc_traits::{Image, ImageShape};
 
 /// Pillow's `GaussianBlur(radius = sigma)`: three passes of a box filter of fractional width along rows, then
@@ -37,8 +38,11 @@ pub fn exact(image: &mut Image<'_>, sigma: f64, radius: usize) {
     });
 }
 
+/// Compiled for several vector widths, with the same bytes from each.
+///
 /// `passes` times along rows and then along columns with the symmetric kernel `taps[|i|]`, each pass rounded if
 /// `rounded`; `border` maps a position outside 0..n to one inside.
+#[multiversion(targets = "simd")]
 fn convolve(
     image: &mut Image<'_>,
     taps: &[f32],
@@ -81,6 +85,7 @@ fn convolve(
 }
 
 /// out = taps[0] · centre + Σ taps[i] · (left + right), `sides(i)` giving the two lines at distance i.
+#[inline(always)]
 fn weigh<'a>(out: &mut [f32], taps: &[f32], rounded: bool, sides: impl Fn(usize) -> (&'a [f32], &'a [f32])) {
     let centre = sides(0).0;
     out.iter_mut().zip(centre).for_each(|(o, c)| *o = taps[0] * c);

@@ -1,6 +1,7 @@
 //! Brightness, contrast, saturation, hue, greyscale and solarisation, with Pillow's arithmetic.
 
 use super::rounding::{byte, floor, limit, nearest};
+use multiversion::multiversion;
 use pauc_traits::{Image, ImageShape};
 
 /// An image as planes of whole numbers in 0..255, on which colour operations vectorise.
@@ -20,9 +21,7 @@ impl Planes {
             let n = values.len() / 3;
             let (r, gb) = values.split_at_mut(n);
             let (g, b) = gb.split_at_mut(n);
-            for (((pixel, r), g), b) in image.pixels.as_chunks::<3>().0.iter().zip(r).zip(g).zip(b) {
-                (*r, *g, *b) = (f32::from(pixel[0]), f32::from(pixel[1]), f32::from(pixel[2]));
-            }
+            apart(image.pixels.as_chunks::<3>().0, [r, g, b]);
         } else {
             values.iter_mut().zip(image.pixels.iter()).for_each(|(v, p)| *v = f32::from(*p));
         }
@@ -34,11 +33,7 @@ impl Planes {
         debug_assert_eq!(image.shape, self.shape);
         let pixels = image.pixels.to_mut();
         match self.rgb() {
-            Some([r, g, b]) => {
-                for (((pixel, r), g), b) in pixels.as_chunks_mut::<3>().0.iter_mut().zip(r).zip(g).zip(b) {
-                    *pixel = [byte(*r), byte(*g), byte(*b)];
-                }
-            }
+            Some(planes) => together(planes, pixels.as_chunks_mut::<3>().0),
             None => pixels.iter_mut().zip(&self.values).for_each(|(p, v)| *p = byte(*v)),
         }
     }
@@ -54,52 +49,104 @@ impl Planes {
 
     /// factor · image: 0 is black, 1 the image.
     pub fn brightness(&mut self, factor: f32) {
-        self.values.iter_mut().for_each(|v| *v = floor(limit(factor * *v)));
+        between(0.0, factor, &mut self.values);
     }
 
     /// mean + factor · (image − mean), with the mean of the greyscale image.
     pub fn contrast(&mut self, factor: f32) {
         let n = self.shape.height * self.shape.width;
         let total = match self.rgb() {
-            Some([r, g, b]) => sum(n, |i| grey(r[i], g[i], b[i])),
-            None => sum(n, |i| self.values[i]),
+            Some(planes) => total_grey(planes),
+            None => total(&self.values),
         };
         let mean = (total / n.max(1) as f64 + 0.5).floor() as f32;
-        self.values.iter_mut().for_each(|v| *v = floor(limit(mean + factor * (*v - mean))));
+        between(mean, factor, &mut self.values);
     }
 
     /// grey + factor · (image − grey): 0 is greyscale, 1 the image.
     pub fn saturation(&mut self, factor: f32) {
-        let Some([r, g, b]) = self.rgb() else { return };
-        for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
-            let l = grey(*r, *g, *b);
-            for v in [r, g, b] {
-                *v = floor(limit(l + factor * (*v - l)));
-            }
+        if let Some(planes) = self.rgb() {
+            saturate(planes, factor);
         }
     }
 
     /// Turns the hue by `shift` of a full circle, −½..½, in an HSV image of 8 bits a channel.
     pub fn hue(&mut self, shift: f32) {
-        let Some([r, g, b]) = self.rgb() else { return };
         let shift = f32::from((shift * 255.0) as i32 as u8); // torchvision: truncated, then modulo 256
-        for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
-            [*r, *g, *b] = turn_hue(*r, *g, *b, shift);
+        if let Some(planes) = self.rgb() {
+            turn_hues(planes, shift);
         }
     }
 
     /// The luma 0.299 R + 0.587 G + 0.114 B in every channel.
     pub fn greyscale(&mut self) {
-        let Some([r, g, b]) = self.rgb() else { return };
-        for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
-            let l = grey(*r, *g, *b);
-            (*r, *g, *b) = (l, l, l);
+        if let Some(planes) = self.rgb() {
+            turn_grey(planes);
         }
     }
 
     /// 255 − v where v ≥ `threshold`.
     pub fn solarize(&mut self, threshold: f32) {
         self.values.iter_mut().for_each(|v| *v = if *v < threshold { *v } else { 255.0 - *v });
+    }
+}
+
+// The loops over pixels, each compiled for several vector widths. Nothing is contracted or reordered, so that all give the
+// same bytes.
+
+#[multiversion(targets = "simd")]
+fn apart(pixels: &[[u8; 3]], [r, g, b]: [&mut [f32]; 3]) {
+    for (((pixel, r), g), b) in pixels.iter().zip(r).zip(g).zip(b) {
+        (*r, *g, *b) = (f32::from(pixel[0]), f32::from(pixel[1]), f32::from(pixel[2]));
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn together([r, g, b]: [&mut [f32]; 3], pixels: &mut [[u8; 3]]) {
+    for (((pixel, r), g), b) in pixels.iter_mut().zip(r).zip(g).zip(b) {
+        *pixel = [byte(*r), byte(*g), byte(*b)];
+    }
+}
+
+/// from + factor · (value − from).
+#[multiversion(targets = "simd")]
+fn between(from: f32, factor: f32, values: &mut [f32]) {
+    values.iter_mut().for_each(|v| *v = floor(limit(from + factor * (*v - from))));
+}
+
+#[multiversion(targets = "simd")]
+fn total(values: &[f32]) -> f64 {
+    sum(values.len(), |i| values[i])
+}
+
+#[multiversion(targets = "simd")]
+fn total_grey([r, g, b]: [&mut [f32]; 3]) -> f64 {
+    let (g, b) = (&g[..r.len()], &b[..r.len()]);
+    sum(r.len(), |i| grey(r[i], g[i], b[i]))
+}
+
+#[multiversion(targets = "simd")]
+fn saturate([r, g, b]: [&mut [f32]; 3], factor: f32) {
+    for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
+        let l = grey(*r, *g, *b);
+        for v in [r, g, b] {
+            *v = floor(limit(l + factor * (*v - l)));
+        }
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn turn_hues([r, g, b]: [&mut [f32]; 3], shift: f32) {
+    for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
+        [*r, *g, *b] = turn_hue(*r, *g, *b, shift);
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn turn_grey([r, g, b]: [&mut [f32]; 3]) {
+    for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
+        let l = grey(*r, *g, *b);
+        (*r, *g, *b) = (l, l, l);
     }
 }
 
@@ -110,6 +157,7 @@ fn grey(r: f32, g: f32, b: f32) -> f32 {
 }
 
 /// The sum of whole numbers in 0..255: exact in `f32` over the 8192 of a block, and in `f64` over the blocks.
+#[inline(always)]
 fn sum(n: usize, value: impl Fn(usize) -> f32) -> f64 {
     const LANES: usize = 16;
     let mut total = 0.0;

@@ -7,6 +7,7 @@
 
 use super::rounding::{byte, limit, nearest};
 use super::{Rect, geometry};
+use multiversion::multiversion;
 use pauc_traits::{Image, ImageShape};
 use serde::{Deserialize, Serialize};
 
@@ -87,16 +88,18 @@ pub fn resize(image: &Image<'_>, rect: Rect, height: usize, width: usize, filter
     if !shape.is_empty() && rect.height > 0 && rect.width > 0 {
         let (columns, rows) = (Taps::new(rect.width, width, filter), Taps::new(rect.height, height, filter));
         match shape.channels {
-            // A pixel of three channels travels with a fourth, empty one: the width of a vector register.
-            3 => separable::<3, 4>(image, rect, &columns, &rows, &mut pixels),
-            _ => separable::<1, 1>(image, rect, &columns, &rows, &mut pixels),
+            // A pixel of three channels travels with a fourth, empty one, so that rows fill vector registers evenly.
+            3 => separable::<3, 4, 16>(image, rect, &columns, &rows, &mut pixels),
+            _ => separable::<1, 1, 8>(image, rect, &columns, &rows, &mut pixels),
         }
     }
     Image::new(shape, pixels)
 }
 
-/// `C` channels in the images, `L ≥ C` lanes in between.
-fn separable<const C: usize, const L: usize>(
+/// `C` channels in the images, `L ≥ C` lanes in between, `W / L` rows whose columns are made together. Compiled for several
+/// vector widths, with the same bytes from each.
+#[multiversion(targets = "simd")]
+fn separable<const C: usize, const L: usize, const W: usize>(
     image: &Image<'_>,
     rect: Rect,
     columns: &Taps,
@@ -104,28 +107,36 @@ fn separable<const C: usize, const L: usize>(
     out: &mut [u8],
 ) {
     let width = columns.ranges.len();
-    let mut source = vec![[0f32; L]; rect.width];
-    // Rows whose columns are done, the last few only: row y is at y % keep.
-    let keep = rows.ranges.iter().map(|r| r.1).max().unwrap_or(1).max(1);
+    let mut source = vec![[0f32; W]; rect.width];
+    // Rows whose columns are done, the last few only: row y is at y % keep. Those of one group may be ahead of their use.
+    let keep = rows.ranges.iter().map(|r| r.1).max().unwrap_or(1).max(1) + W / L - 1;
     let mut ring = vec![[0f32; L]; keep * width];
+    let mut made = vec![[0f32; W]; width];
     let mut sum = vec![[0f32; L]; width];
     let mut next = 0;
     for ((first, weights), out) in rows.iter().zip(out.chunks_exact_mut(width * C)) {
-        for y in next.max(first)..first + weights.len() {
-            let start = ((rect.top + y) * image.shape.width + rect.left) * C;
-            let bytes = &image.pixels[start..start + rect.width * C];
-            for (lanes, pixel) in source.iter_mut().zip(bytes.as_chunks::<C>().0) {
-                (0..C).for_each(|c| lanes[c] = f32::from(pixel[c]));
-            }
-            let done = &mut ring[y % keep * width..][..width];
-            for ((at, weights), done) in columns.iter().zip(done) {
-                let mut lanes = [0f32; L];
-                for (pixel, w) in source[at..at + weights.len()].iter().zip(weights) {
-                    (0..L).for_each(|c| lanes[c] += w * pixel[c]);
+        next = next.max(first);
+        while next < first + weights.len() {
+            let group = (W / L).min(rect.height - next);
+            for row in 0..group {
+                let start = ((rect.top + next + row) * image.shape.width + rect.left) * C;
+                let bytes = &image.pixels[start..start + rect.width * C];
+                for (lanes, pixel) in source.iter_mut().zip(bytes.as_chunks::<C>().0) {
+                    lanes.as_chunks_mut().0[row] = pixel_of::<C, L>(*pixel);
                 }
-                *done = lanes.map(|v| nearest(limit(v) + HALF_UP));
             }
-            next = y + 1;
+            for ((at, weights), made) in columns.iter().zip(&mut made) {
+                let mut lanes = [0f32; W];
+                for (pixel, w) in source[at..at + weights.len()].iter().zip(weights) {
+                    (0..W).for_each(|l| lanes[l] += w * pixel[l]);
+                }
+                *made = lanes.map(|v| nearest(limit(v) + HALF_UP));
+            }
+            for row in 0..group {
+                let done = &mut ring[(next + row) % keep * width..][..width];
+                done.iter_mut().zip(&made).for_each(|(done, made)| *done = made.as_chunks().0[row]);
+            }
+            next += group;
         }
         sum.fill([0.0; L]);
         for (j, &w) in weights.iter().enumerate() {
@@ -138,6 +149,12 @@ fn separable<const C: usize, const L: usize>(
             out.copy_from_slice(&rounded[..C]);
         }
     }
+}
+
+/// The lanes of a pixel; those beyond its channels are 0.
+#[inline(always)]
+fn pixel_of<const C: usize, const L: usize>(pixel: [u8; C]) -> [f32; L] {
+    std::array::from_fn(|c| pixel.get(c).map_or(0.0, |p| f32::from(*p)))
 }
 
 /// Pillow rounds halves up, and halves are frequent at round factors; [`nearest`] alone would round them to even.
