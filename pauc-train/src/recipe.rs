@@ -169,7 +169,7 @@ impl Concentration {
     ///
     /// # Errors
     /// If the text is none.
-    pub fn parse(text: &str) -> std::result::Result<Self, ron::error::SpannedError> {
+    pub fn parse(text: &str) -> Result<Self, ron::error::SpannedError> {
         options().from_str(text)
     }
 
