@@ -172,6 +172,22 @@ fn mixes_that_do_not_fit() {
     );
     warned(&[("    queue", "    predictor: Mlp(dims: [4, 8]),\n    queue")], "E0216", &["no term reads"]);
     refused("batch: 16", "batch: 16, micro_batch: 17", "E0217", &["recipe.ron:14:", "at most 16"]);
+    // Accumulated batches are no larger batch; learning rates of parts that are not there.
+    let says = ["recipe.ron:14:", "2 accumulated batches of 16", "`batch: 32, micro_batch: 16`"];
+    warned(&[("batch: 16", "batch: 16, accumulate: 2")], "E0219", &says);
+    refused("batch: 16", "batch: 16, accumulate: 5", "E0207", &["recipe.ron:14:", "make it at most"]);
+    let scale = |part: &str| format!("    lr_scale: [(part: \"{part}\", factor: 0.5)],\n    queue");
+    refused("    queue", &scale("encodr"), "E0220", &["recipe.ron:8:", "did you mean `encoder`?"]);
+    refused("    queue", &scale("encoder.conv9"), "E0220", &["no part `encoder.conv9`"]);
+    let twice =
+        "    lr_scale: [(part: \"projector\", factor: 2), (part: \"projector\", factor: 3)],\n    queue";
+    refused("    queue", twice, "E0220", &["`projector` has two factors"]);
+    refused(
+        "    queue",
+        "    lr_scale: [(part: \"projector\", factor: 0)],\n    queue",
+        "E0106",
+        &["greater than 0"],
+    );
 }
 
 #[test]
@@ -264,4 +280,63 @@ fn usage() {
     let set = pauc(["check", "recipes/quickstart.ron", "--set", "objective[9].weight=5"]);
     assert!(set.stderr.contains("E0107") && set.stderr.contains("there is no item 9"), "{}", set.stderr);
     assert!(Path::new(&common::root()).is_dir());
+}
+
+#[test]
+fn a_disk_that_refuses_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(at("recipe.ron"), GOOD).unwrap();
+    // A file stands where the folder of runs would have to be: refused to everybody, whatever their rights.
+    std::fs::write(at("file"), "not a folder").unwrap();
+    let out = pauc(["run", &at("recipe.ron"), "--out", &at("file/runs")]);
+    assert_eq!(out.code, 1, "{}", out.stderr);
+    assert!(out.stderr.contains("file/runs") && !out.stderr.contains("panicked"), "{}", out.stderr);
+    assert_eq!(std::fs::read_to_string(at("file")).unwrap(), "not a folder");
+    // A folder without the right to write; whoever runs the tests may have it anyway.
+    let mut rights = std::fs::metadata(folder.path()).unwrap().permissions();
+    std::fs::create_dir(at("closed")).unwrap();
+    rights.set_readonly(true);
+    std::fs::set_permissions(at("closed"), rights).unwrap();
+    if std::fs::write(at("closed/try"), "x").is_ok() {
+        println!("skipped: this user writes into folders without the right to");
+        return;
+    }
+    let out = pauc(["run", &at("recipe.ron"), "--out", &at("closed/runs")]);
+    assert_eq!(out.code, 1, "{}", out.stderr);
+    assert!(out.stderr.contains("closed/runs") && out.stderr.contains("ermission"), "{}", out.stderr);
+}
+
+#[test]
+fn a_run_s_folder_that_is_damaged_is_named_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(at("recipe.ron"), GOOD).unwrap();
+    let done = pauc(["run", &at("recipe.ron"), "--out", &at("runs"), "--max-steps", "3"]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    let run = common::only_run(&folder.path().join("runs"));
+    let (last, description) = (run.join("checkpoints/last.safetensors"), run.join("run.json"));
+    let (checkpoint, whole) = (std::fs::read(&last).unwrap(), std::fs::read(&description).unwrap());
+    // Cut short, and no JSON at all.
+    for damaged in [&whole[..whole.len() / 2], b"{}"] {
+        std::fs::write(&description, damaged).unwrap();
+        for verb in ["resume", "run"] {
+            let resume = ["resume".to_string(), run.display().to_string()];
+            let again = ["run".to_string(), at("recipe.ron"), "--out".into(), at("runs")];
+            let out = pauc(if verb == "run" { again.to_vec() } else { resume.to_vec() });
+            assert_eq!(out.code, 4, "{verb}: {}", out.stderr);
+            assert!(out.stderr.contains("run.json") && !out.stderr.contains("panicked"), "{}", out.stderr);
+        }
+        assert!(
+            std::fs::read(&last).unwrap() == checkpoint && std::fs::read(&description).unwrap() == damaged
+        );
+    }
+    // A folder stands where the log would have to be: the run does not begin, and its checkpoint stays.
+    std::fs::write(&description, &whole).unwrap();
+    std::fs::remove_file(run.join("metrics.jsonl")).unwrap();
+    std::fs::create_dir(run.join("metrics.jsonl")).unwrap();
+    let out = pauc(["resume", run.to_str().unwrap()]);
+    assert_eq!(out.code, 1, "{}", out.stderr);
+    assert!(out.stderr.contains("metrics.jsonl"), "{}", out.stderr);
+    assert!(std::fs::read(&last).unwrap() == checkpoint);
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{only_run, pauc_with, recipes, short_form};
+use common::{only_run, pauc_with, recipes, root, short_form};
 use std::fmt::Write;
 
 /// Digits that survive another mathematical library's rounding over fifteen steps.
@@ -59,5 +59,27 @@ fn shipped_recipes_reproduce_their_losses() {
             }
         }
         insta::assert_snapshot!(name, text);
+    }
+}
+
+/// The quickstart and every recipe on embedded images has stored metrics of its whole training, and it has learnt something.
+#[test]
+fn metrics_of_whole_trainings_are_stored() {
+    let stored: Vec<_> = recipes()
+        .into_iter()
+        .filter(|r| r.parent().unwrap().ends_with("fashion-mini") || r.ends_with("quickstart.ron"))
+        .collect();
+    assert_eq!(stored.len(), 11);
+    for recipe in stored {
+        let path = pauc::train::reproduce::path_beside(&recipe);
+        let expected = pauc::train::reproduce::Expectation::read(&path).unwrap_or_else(|e| panic!("{e}"));
+        let value = |start: &str| {
+            let found = expected.metrics.iter().find(|(name, _)| name.starts_with(start));
+            found.unwrap_or_else(|| panic!("{}: no {start}", path.display())).1.value
+        };
+        // What an encoder with random weights gives: 78.3 % and 84.0 %.
+        assert!(value("knn/") > 0.80 && value("linear/") > 0.87, "{}", path.display());
+        assert!(expected.metrics.values().all(|e| e.value.is_finite() && e.tolerance > 0.0));
+        assert!(path.starts_with(root().join("recipes")));
     }
 }

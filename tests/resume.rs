@@ -22,7 +22,8 @@ fn args(out: &Path, more: &[&str]) -> Vec<String> {
         "queue=64",
         "clusterer=KMeans(k: [4, 8], start: Epochs(1), every: Epochs(1))",
         "schedule=WarmupCosine(warmup: Steps(3))",
-        "train=(epochs: 4, batch: 32, log_every: 2, checkpoint_every: Steps(3), keep: (last: 2, best: (metric: \"knn/cos/k5/t0.07\")))",
+        "train=(epochs: 4, batch: 16, accumulate: 2, log_every: 2, checkpoint_every: Steps(3), keep: (last: 2, best: (metric: \"knn/cos/k5/t0.07\")))",
+        "lr_scale=[(part: \"encoder\", factor: 0.5), (part: \"projector\", factor: 2.0)]",
         "probes=[Knn(k: 5, every: Epochs(1)), Coagulation(every: Epochs(2)), Linear(at: End)]",
     ];
     args.extend(set.iter().flat_map(|s| ["--set".to_string(), s.to_string()]));
@@ -334,7 +335,7 @@ fn a_finished_run_stays_unless_forced_and_strangers_stay_always() {
     let (status, stderr) = code(start(&args(folder.path(), &steps)));
     assert!(status == 0 && stderr.contains("is already done"), "{stderr}");
     // A recipe that is wrong removes nothing, forced or not.
-    let wrong = ["--set", "train.epochs=1", "--force", "--set", "queue=16"];
+    let wrong = ["--set", "train.epochs=1", "--force", "--set", "queue=8"];
     assert_eq!(code(start(&args(folder.path(), &wrong))).0, 2);
     assert!(run.join("note").exists());
     let (status, stderr) = code(start(&args(folder.path(), &["--set", "train.epochs=1", "--force"])));

@@ -87,6 +87,14 @@ pub enum Command {
     ///
     /// Example: pauc-cli reproduce recipes/quickstart.ron --update
     Reproduce(ReproduceArgs),
+    /// Train a recipe with several values in some of its places, and put the results into a table.
+    ///
+    /// The file names a recipe, paths of it and their values, as a grid, side by side, or drawn at random. Every combination is
+    /// checked before the first is trained. What is finished is not trained again and what was interrupted goes on, so that the
+    /// same command continues a sweep. Runs are processes of their own; those that fail do not stop the others.
+    ///
+    /// Example: pauc-cli sweep recipes/sweeps/temperature.ron --jobs 2
+    Sweep(SweepArgs),
     /// Write a run's encoder as a file of weights with torchvision's names.
     ///
     /// Example: pauc-cli export runs/quickstart-0a1b2c3d/seed0 --out encoder.safetensors
@@ -96,8 +104,6 @@ pub enum Command {
     /// Example: pauc-cli bench --encoder 'ResNet18(stem: Small, width: 16)' --batch 64 --size 32 --threads 2
     Bench(BenchArgs),
     /// Write the skeleton of a component of one's own.
-    ///
-    /// Example: pauc-cli new term MyLoss --out src
     #[command(subcommand)]
     New(New),
     /// Print a run's log as `run` prints it, and follow it until the run ends.
@@ -150,6 +156,35 @@ pub struct RunArgs {
     #[arg(long)]
     pub force: bool,
     /// Print the outcome as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct SweepArgs {
+    /// The sweep file.
+    pub sweep: PathBuf,
+    #[command(flatten)]
+    pub change: RecipeArgs,
+    /// The folder that runs are put into.
+    #[arg(long, default_value = "runs", value_name = "DIR")]
+    pub out: PathBuf,
+    /// The device to train on: `cpu` is the only one of this build.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: String,
+    /// Train each combination once for each of these seeds, in place of the sweep's own.
+    #[arg(long, value_delimiter = ',', value_name = "SEEDS")]
+    pub seeds: Vec<u64>,
+    /// How many runs are trained at a time; they share the threads.
+    #[arg(long, default_value = "1", value_name = "N")]
+    pub jobs: NonZeroUsize,
+    /// Train again what has been trained already, replacing it.
+    #[arg(long)]
+    pub force: bool,
+    /// Check every combination and print the table as it stands, without training.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print the table as JSON, with every run.
     #[arg(long)]
     pub json: bool,
 }
@@ -220,6 +255,8 @@ pub struct TermArgs {
 #[derive(Debug, Subcommand)]
 pub enum New {
     /// A contrastive loss in one file, with its tests.
+    ///
+    /// Example: pauc-cli new term MyLoss --out src
     Term(NewTermArgs),
 }
 

@@ -46,6 +46,11 @@ fn catch_announcement() -> std::io::Result<()> {
     Ok(())
 }
 
+/// Whether a signal has asked this process to stop.
+pub fn stop_asked() -> bool {
+    STOP.load(Ordering::SeqCst)
+}
+
 /// Whether messages on stderr may be coloured.
 pub fn color() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
@@ -104,6 +109,6 @@ impl Observer for Console {
     }
 
     fn should_stop(&self) -> bool {
-        STOP.load(Ordering::SeqCst)
+        stop_asked()
     }
 }

@@ -33,6 +33,25 @@ pub struct ImageBatch {
     pub fine_labels: Option<Vec<u32>>,
 }
 
+impl ImageBatch {
+    /// Some of the images, with everything that belongs to them.
+    pub fn rows(&self, rows: &Range<usize>) -> ImageBatch {
+        let labels = |all: &Option<Vec<u32>>| all.as_ref().map(|l| l[rows.clone()].to_vec());
+        let pixels = |view: &Vec<f32>| {
+            let image = view.len() / self.ids.len().max(1);
+            view[rows.start * image..rows.end * image].to_vec()
+        };
+        ImageBatch {
+            epoch: self.epoch,
+            step: self.step,
+            ids: self.ids[rows.clone()].to_vec(),
+            views: self.views.iter().map(pixels).collect(),
+            labels: labels(&self.labels),
+            fine_labels: labels(&self.fine_labels),
+        }
+    }
+}
+
 /// In what order the samples of an epoch come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {

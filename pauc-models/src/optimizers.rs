@@ -10,22 +10,23 @@ pub use clip::clip_gradients;
 pub use lars::Lars;
 pub use sgd::Sgd;
 
-use pauc_traits::optimizer::State;
+use pauc_traits::optimizer::{Moment, State};
 use pauc_traits::param::Role;
 use pauc_traits::{Compute, Error, Param, Result};
 
-/// Calls `update` with each parameter that is not frozen and its buffers, and counts the step.
+/// Calls `update` with each parameter that is not frozen, its buffers and its learning rate, and counts the step.
 fn step<D: Compute>(
     params: &[Param<D>],
     state: &mut State<D>,
-    update: impl Fn(&Param<D>, &mut [D::Buffer]) -> Result<()>,
+    now: &Moment,
+    update: impl Fn(&Param<D>, &mut [D::Buffer], f64) -> Result<()>,
 ) -> Result<()> {
     if state.slots.len() != params.len() {
         let message = format!("the state is for {} parameters, got {}", state.slots.len(), params.len());
         return Err(Error::shape("optimizer", message));
     }
     for (param, slots) in params.iter().zip(&mut state.slots).filter(|(p, _)| !p.is_frozen()) {
-        update(param, slots)?;
+        update(param, slots, now.lr * param.lr_scale())?;
     }
     state.steps += 1;
     Ok(())

@@ -380,3 +380,35 @@ fn training_gives_the_same_bits_for_every_number_of_threads() {
     };
     assert_eq!(run(1), run(3));
 }
+
+#[test]
+fn parameters_with_scales_move_as_in_optimisers_of_their_own() {
+    let dev = Cpu::default();
+    let param = |start: f32| Param::new(&dev, "w", &[2], Role::Weight, &[start, -start]).unwrap();
+    for (text, other) in [
+        ("Sgd(lr: 0.1, weight_decay: 0.1)", "Sgd(lr: 0.025, weight_decay: 0.1)"),
+        ("AdamW(lr: 0.1, weight_decay: 0.1)", "AdamW(lr: 0.025, weight_decay: 0.1)"),
+        ("Lars(lr: 0.1)", "Lars(lr: 0.025)"),
+    ] {
+        let run = |optimizers: &[&str], scales: [f64; 2]| {
+            let params = [param(1.0), param(2.0)];
+            params.iter().zip(scales).for_each(|(p, s)| p.set_lr_scale(s));
+            let groups: Vec<&[Param<Cpu>]> =
+                if optimizers.len() == 1 { vec![&params] } else { params.chunks(1).collect() };
+            for (text, group) in optimizers.iter().zip(groups) {
+                let optimizer = Configured::<kind::Optimizer>::parse(text).unwrap();
+                let mut state = optimizer.start(&dev, group).unwrap();
+                for n in 0..4 {
+                    for p in group {
+                        let g = |(i, w): (usize, &f32)| (w + n as f32 + i as f32).sin();
+                        let gradient: Vec<f32> = p.value().iter().enumerate().map(g).collect();
+                        p.grad_mut().copy_from_slice(&gradient);
+                    }
+                    optimizer.step(&dev, group, &mut state, &now(&optimizer, 1.0)).unwrap();
+                }
+            }
+            params.map(|p| p.value().clone())
+        };
+        assert_eq!(run(&[text], [1.0, 0.25]), run(&[text, other], [1.0, 1.0]), "{text}");
+    }
+}

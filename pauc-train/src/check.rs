@@ -116,6 +116,16 @@ impl<'a> Checker<'a> {
             let message = format!("parts of {part} images of a batch of {}", r.train.batch);
             self.error("E0217", "train.micro_batch", message, format!("make it at most {}", r.train.batch));
         }
+        if r.train.accumulate.get() > 1 {
+            let (k, batch) = (r.train.accumulate, r.train.batch);
+            let message =
+                format!("{k} accumulated batches of {batch} are no batch of {}", r.train.images_per_step());
+            let help = format!(
+                "terms see the negatives of {batch} images at a time; to see them all, write `batch: {}, micro_batch: {batch}`",
+                r.train.images_per_step()
+            );
+            self.warn("E0219", "train.accumulate", message, help);
+        }
         let reads_prototypes = r.objective.iter().any(|t| t.term.info().needs().prototypes);
         let looks = r.probes.iter().any(|p| p.name() == "Coagulation");
         if r.clusterer.is_some() && !reads_prototypes && !looks {
@@ -131,6 +141,10 @@ impl<'a> Checker<'a> {
         if batch > n {
             let message = format!("a batch of {batch} is larger than the training set of {n} images");
             self.error("E0207", "train.batch", message, format!("make it at most {n}"));
+        } else if r.train.images_per_step() > n {
+            let (k, most) = (r.train.accumulate, n / batch);
+            let message = format!("{k} batches of {batch} are more than the training set of {n} images");
+            self.error("E0207", "train.accumulate", message, format!("make it at most {most}"));
         }
         if let Some(queue) = r.queue.filter(|q| q.get() >= n) {
             let message = format!(

@@ -13,7 +13,7 @@ pub struct Code {
 
 macro_rules! codes {
     ($($code:literal $title:literal $text:literal)*) => {
-        /// E01xx: reading the text. E02xx: rules across fields. Terms' own rules have codes in
+        /// E01xx: reading the text. E02xx: rules across fields. E04xx: sweeps. Terms' own rules have codes in
         /// [`pauc_losses::findings`].
         pub const CODES: &[Code] = &[$(Code { code: $code, title: $title, text: $text }),*];
     };
@@ -70,6 +70,16 @@ codes! {
     "`train.micro_batch` says how many images of a batch pass through the network at once. A batch is cut into parts of this size, and with batch normalisation each part is normalised by its own mean and variance, as in data-parallel training: then a batch in parts is not the same as the whole batch."
     "E0218" "a frozen part that the encoder does not have"
     "`frozen` names parameters of the encoder, or what they belong to: `\"conv1\"` freezes `conv1.weight`, `\"layer1\"` everything below it. `pauc-cli explain recipe.ron` lists the layers."
+    "E0219" "accumulated batches are no larger batch"
+    "`train.accumulate: 4` steps the optimiser once after four batches, with the mean of their gradients. Each batch has only its own negatives, prototypes and batch statistics: contrastive terms do not see a batch four times as large. A batch that is too large for memory is written as `batch: 1024, micro_batch: 256`: there terms see all of it, at the cost of a second forward pass. A warning."
+    "E0220" "a learning-rate scale of a part that is not there"
+    "`lr_scale` names parameters of the network or what they belong to: `\"encoder.layer1\"` is everything below it, `\"projector\"` the whole projector. What a term learns itself begins with the term's name. A part may be named once."
+    "E0401" "a sweep without values, or with lists that do not fit each other"
+    "`over` lists paths with their values. With `combine: Zip` the first values of all paths make the first run, the second ones the second: all lists have one length. `combine: Grid` takes every value with every other."
+    "E0402" "random values in a sweep that draws none"
+    "`Uniform`, `LogUniform` and `Integers` say where random values come from; they go with `combine: Random(runs: 20)`."
+    "E0403" "two values for one place, or seeds among the values"
+    "A path stands once, and not inside another one: a component and a field of it cannot both vary. Seeds are listed in `seeds`; runs that differ only in their seed are one row of the table, with mean and standard deviation."
 }
 
 /// All codes: those of reading, of rules across fields, and of terms' own rules.

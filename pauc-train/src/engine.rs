@@ -1,33 +1,30 @@
 //! The training loop.
 
-use crate::check::Reads;
 use crate::evaluate::{self, Embedded, Subject};
 use crate::marks::{Marks, Peak};
-use crate::objective::{Evaluated, TermGradient, TermValue};
+use crate::objective::{TermGradient, TermValue};
 use crate::plan::Plan;
 use crate::postmortem::Trace;
 use crate::prototypes::Prototypes;
 use crate::queue::KeyQueue;
 use crate::recipe::Baseline;
 use crate::run_dir::RunDir;
+use crate::step::Step;
 use pauc_data::{ImageBatch, Loader, LoaderOptions};
 use pauc_models::device::NetworkDevice;
-use pauc_models::network::{Network, backward_with};
+use pauc_models::network::Network;
 use pauc_report::events::{self, Event, Status, Subject as Who};
-use pauc_traits::batch::{Constant, Inputs};
 use pauc_traits::clusterer::FitContext;
-use pauc_traits::optimizer::{Moment, State};
-use pauc_traits::param::{Role, clear_gradients};
+use pauc_traits::optimizer::State;
+use pauc_traits::param::Role;
 use pauc_traits::probe::{Metric, When};
 use pauc_traits::profile::{self, Stage, span};
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::{After, Init};
-use pauc_traits::{Batch, Error, Param, Pass, Result, ops};
+use pauc_traits::{Count, Error, Param, Result};
 use rand::Rng;
 use rand_distr::StandardNormal;
-use std::collections::BTreeMap;
-use std::ops::Range;
 use std::time::Instant;
 
 /// Who watches a run: writes its log, draws its progress, and may ask it to stop.
@@ -107,13 +104,13 @@ pub struct Engine<'p, D: NetworkDevice> {
 /// A matrix that a term learns or remembers.
 pub(crate) struct TermMatrix<D: NetworkDevice> {
     pub(crate) param: Param<D>,
-    after: After,
-    thaw_at: u64,
+    pub(crate) after: After,
+    pub(crate) thaw_at: u64,
 }
 
 impl<D: NetworkDevice> TermMatrix<D> {
     /// Carries out what happens to the matrix once the optimiser has moved it.
-    fn settle(&self, device: &D) -> Result<()> {
+    pub(crate) fn settle(&self, device: &D) -> Result<()> {
         if matches!(self.after, After::Free | After::Remembered) {
             return Ok(());
         }
@@ -123,49 +120,8 @@ impl<D: NetworkDevice> TermMatrix<D> {
     }
 }
 
-/// What the online network made of a part of a batch, with its tape.
-struct Branch<D: NetworkDevice> {
-    embeddings: Rows<D>,
-    predictions: Option<Rows<D>>,
-}
-
-type Rows<D> = pauc_traits::Taped<(usize, usize), f32, D>;
-
-/// Rows of all samples of a batch, by view; views that are not read have none.
-#[derive(Default)]
-struct ByView(Vec<Option<Vec<f32>>>);
-
-impl ByView {
-    fn new(data: &ImageBatch, read: &[usize], len: usize) -> Self {
-        ByView((0..data.views.len()).map(|v| read.contains(&v).then(|| vec![0.0; len])).collect())
-    }
-
-    /// Puts the outputs of a part, view after view, where they belong.
-    fn put(&mut self, views: &[usize], outputs: &[f32], part: &Range<usize>, dim: usize) {
-        for (v, rows) in views.iter().zip(outputs.chunks_exact(part.len() * dim)) {
-            if let Some(all) = &mut self.0[*v] {
-                all[part.start * dim..part.end * dim].copy_from_slice(rows);
-            }
-        }
-    }
-}
-
-/// 0..n in parts of at most `size`.
-fn parts(n: usize, size: usize) -> Vec<Range<usize>> {
-    (0..n).step_by(size.max(1)).map(|from| from..(from + size).min(n)).collect()
-}
-
 fn value_of(metrics: &[Metric], name: &str) -> Option<f64> {
     metrics.iter().find(|m| m.name == name).map(|m| m.value)
-}
-
-/// What one step gave.
-struct Step {
-    loss: f64,
-    terms: Vec<TermValue>,
-    gradients_by_term: Vec<TermGradient>,
-    gradient_norm: f64,
-    learning_rate: f64,
 }
 
 impl<'p, D: NetworkDevice> Engine<'p, D> {
@@ -195,6 +151,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
                 };
                 let name = format!("{}.{}", t.name, p.name);
                 let param = Param::new(device, name, &[p.rows, p.cols], role, &values)?;
+                param.set_lr_scale(recipe.lr_scale_of(&param.name));
                 let thaw_at = p.frozen.map_or(0, |span| span.steps(&plan.horizon));
                 terms.push(TermMatrix { param, after: p.after, thaw_at });
             }
@@ -243,7 +200,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         self.device.name()
     }
 
-    fn clock(&self) -> Clock {
+    pub(crate) fn clock(&self) -> Clock {
         Clock { step: self.step, horizon: self.plan.horizon }
     }
 
@@ -266,7 +223,8 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         let total = max_steps.map_or(horizon.total_steps, |m| m.min(horizon.total_steps));
         let began = Instant::now();
         let train = &self.plan.recipe.train;
-        let options = LoaderOptions::training(train.batch, train.seed);
+        let images = Count::try_from(train.images_per_step()).map_err(Error::config)?;
+        let options = LoaderOptions::training(images, train.seed);
         let loader = Loader::new(self.plan.splits.train.clone(), self.plan.views.clone(), options)?;
         let mut batches = loader.batches(self.step..total);
         // Whatever stands between two steps leaves its mark, so that a run that is continued goes on where it stopped.
@@ -340,7 +298,8 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             self.trace.norm(self.step, done.gradient_norm);
             self.count_terms(&done.terms);
             let seconds = window.0.elapsed().as_secs_f64().max(1e-9);
-            let images_per_second = (self.step - window.1) as f64 * self.plan.facts.batch as f64 / seconds;
+            let images = (self.step - window.1) as f64 * self.plan.recipe.train.images_per_step() as f64;
+            let images_per_second = images / seconds;
             watch.progress(&Progress {
                 step: self.step,
                 total,
@@ -358,7 +317,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             }
             if self.ends_epoch() || self.checkpoint_is_due() || self.step >= total || watch.should_stop() {
                 self.spent.0 += began.elapsed().as_secs_f64();
-                self.spent.1 += (self.step - first) * self.plan.facts.batch as u64;
+                self.spent.1 += (self.step - first) * self.plan.recipe.train.images_per_step() as u64;
                 return Ok(());
             }
         }
@@ -432,213 +391,9 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         watch.event(&Event::End(events::End { step: self.step, seconds, status }))
     }
 
-    /// Takes one step on a batch, outside any schedule of epochs, and returns the loss: for measuring.
-    ///
-    /// # Errors
-    /// As [`Engine::train`].
-    pub fn step_on(&mut self, data: ImageBatch) -> Result<f64> {
-        let done = self.train_step(&data, false)?;
-        self.step += 1;
-        Ok(done.loss)
-    }
-
     fn is_logged(&self, step: u64) -> bool {
         let (every, last) = (self.plan.recipe.train.log_every.get() as u64, self.plan.horizon.total_steps);
         step.is_multiple_of(every) || step == 1 || step == last
-    }
-
-    /// One optimiser step on one batch. `logged`: whether its outcome is written down.
-    fn train_step(&mut self, data: &ImageBatch, logged: bool) -> Result<Step> {
-        let clock = self.clock();
-        let plan = self.plan;
-        let recipe = &plan.recipe;
-        let b = data.ids.len();
-        let mut reads = Reads::at(&plan.objective, &clock, self.momentum.is_some(), self.queue.is_some());
-        let device = self.device.clone();
-        let newest_view = reads.momentum.last().copied();
-        // Views of one size pass through the encoder together.
-        let size = |v: usize| plan.views.shape(v);
-        let first_of_size = |v: &usize| (0..*v).find(|o| size(*o) == size(*v)).unwrap_or(*v);
-        reads.online.sort_by_key(first_of_size);
-        reads.momentum.sort_by_key(first_of_size);
-        // The samples of a part, in all views that a branch reads, as one batch a size.
-        let images = |views: &[usize], part: &Range<usize>| -> Vec<_> {
-            let batch = |views: &[usize]| {
-                let shape = size(views[0]);
-                let mut pixels = Vec::with_capacity(views.len() * part.len() * shape.len());
-                let span = part.start * shape.len()..part.end * shape.len();
-                views.iter().for_each(|v| pixels.extend_from_slice(&data.views[*v][span.clone()]));
-                let count = views.len() * part.len();
-                ops::constant(&device, pixels, (count, shape.height, shape.width, shape.channels))
-            };
-            views.chunk_by(|a, b| size(*a) == size(*b)).map(batch).collect()
-        };
-        let parts = parts(b, recipe.train.micro_batch.map_or(b, |m| m.get()));
-        let dim = self.network.embedding_dim();
-        let matrices = |rows: ByView| -> Vec<Option<ops::Matrix<f32, D>>> {
-            rows.0.into_iter().map(|m| m.map(|m| ops::constant(&device, m, (b, dim)))).collect()
-        };
-
-        // Online branch: all views that a term reads with gradient. A batch in one part keeps its tape; of several parts
-        // only the embeddings are kept, and each is run once more for its backward pass.
-        let params = self.parameters();
-        let stage = span("forward");
-        clear_gradients(&self.device, &params)?;
-        let mut whole = None;
-        let (mut views, mut predictions) = (ByView::new(data, &reads.online, b * dim), ByView::default());
-        if reads.predictions && recipe.predictor.is_some() {
-            predictions = ByView::new(data, &reads.online, b * dim);
-        }
-        let statistics = self.statistics_if(parts.len() > 1)?;
-        for part in &parts {
-            let pass = if parts.len() == 1 { Pass::Train } else { Pass::Momentum };
-            let branch = self.online(images(&reads.online, part), !predictions.0.is_empty(), pass)?;
-            views.put(&reads.online, &branch.embeddings.as_vec(), part, dim);
-            if let Some(p) = &branch.predictions {
-                predictions.put(&reads.online, &p.as_vec(), part, dim);
-            }
-            if parts.len() == 1 {
-                whole = Some(branch);
-            }
-        }
-        self.trace.views.clone_from(&views.0);
-        let (views, predictions) = (matrices(views), matrices(predictions));
-        drop(stage);
-
-        // Momentum branch: keys, constants.
-        let mut keys = Vec::new();
-        let mut newest = Vec::new();
-        if let Some(momentum) = &mut self.momentum
-            && let Some(last) = newest_view
-        {
-            let _stage = span("keys");
-            let mut found = ByView::new(data, &reads.momentum, b * dim);
-            for part in &parts {
-                let output = momentum.forward_sizes(images(&reads.momentum, part), Pass::Momentum)?;
-                found.put(&reads.momentum, &output.embeddings.as_vec(), part, dim);
-            }
-            newest = found.0[last].clone().unwrap_or_default();
-            keys = matrices(found);
-        }
-
-        let stage = span("terms");
-        let queue = self.queue.as_ref().filter(|_| reads.queue);
-        let scale = &recipe.concentration;
-        let levels = self.prototypes.as_ref().map(|p| {
-            let since =
-                scale.now(&clock) / scale.now(&Clock { step: self.last_clustering.unwrap_or(0), ..clock });
-            p.levels(&data.ids, queue.map(|q| q.ids()), since)
-        });
-        let mut parameters = BTreeMap::new();
-        for t in &self.terms {
-            let (rows, cols) = (t.param.shape[0], t.param.shape[1]);
-            parameters
-                .insert(t.param.name.clone(), self.device.buffer_tensor(&t.param.value(), (rows, cols))?);
-        }
-        let inputs = Inputs {
-            views,
-            predictions,
-            keys,
-            queue: queue.map(|q| Constant::new(&self.device, q.shared(), (q.len(), dim))),
-            labels: data.labels.clone().filter(|_| reads.labels),
-            levels: levels.unwrap_or_default(),
-            parameters,
-            clock,
-            seed: recipe.train.seed,
-        };
-        let gradients_by_term = if logged && recipe.train.term_gradients {
-            plan.objective.gradients_by_term(&self.device, &inputs)?
-        } else {
-            Vec::new()
-        };
-        let batch = Batch::new(&self.device, inputs)?;
-        let Evaluated { loss, terms, gradients } = plan.objective.evaluate(batch)?;
-
-        drop(stage);
-
-        // Back through the network, part by part, in the order of the online views.
-        let stage = span("backward");
-        let gradient_of = |by_view: &[Option<Vec<f32>>], part: &Range<usize>| {
-            let mut gradient = Vec::with_capacity(reads.online.len() * part.len() * dim);
-            for v in &reads.online {
-                match by_view.get(*v).and_then(Option::as_ref) {
-                    Some(g) => gradient.extend_from_slice(&g[part.start * dim..part.end * dim]),
-                    None => gradient.resize(gradient.len() + part.len() * dim, 0.0),
-                }
-            }
-            gradient
-        };
-        self.restore_statistics(statistics)?;
-        for part in &parts {
-            let branch = match whole.take() {
-                Some(branch) => branch,
-                None => {
-                    let predict = !gradients.predictions.is_empty();
-                    self.online(images(&reads.online, part), predict, Pass::Train)?
-                }
-            };
-            let predictions = branch.predictions.map(|p| (p, gradient_of(&gradients.predictions, part)));
-            backward_with(branch.embeddings, gradient_of(&gradients.views, part), predictions)?;
-        }
-        drop(stage);
-        let stage = span("optimizer");
-        for t in &self.terms {
-            t.param.set_frozen(clock.step < t.thaw_at);
-            if let Some(new) = gradients.remembered.get(&t.param.name) {
-                self.device.overwrite(&mut t.param.value_mut(), new)?;
-            } else if t.after == After::Remembered {
-                // The term was not active, or had nothing to remember.
-            } else if let Some(g) = gradients.parameters.get(&t.param.name) {
-                self.device.overwrite(&mut t.param.grad_mut(), g)?;
-            }
-        }
-        let limit = recipe.train.clip_gradient.map_or(f64::INFINITY, |c| c.get());
-        let gradient_norm = pauc_models::optimizers::clip_gradients(&self.device, &params, limit)?;
-        if !gradient_norm.is_finite() {
-            let what = "the gradient of the network".to_string();
-            return Err(Error::NonFinite { what, place: Some(format!("its norm is {gradient_norm}")) });
-        }
-
-        let scale = recipe.schedule.factor_at(&clock);
-        let optimizer = D::optimizer(&*recipe.optimizer.value);
-        let lr = optimizer.learning_rate(recipe.train.batch.get()) * scale;
-        optimizer.step(&self.device, &params, &mut self.optimizer, &Moment { lr, clock })?;
-        self.terms.iter().try_for_each(|t| t.settle(&self.device))?;
-        drop(stage);
-        if let (Some(momentum), Some(config)) = (&self.momentum, &recipe.momentum_encoder) {
-            let _stage = span("momentum encoder");
-            config.update(&self.device, &self.network, momentum, &clock)?;
-        }
-        if let Some(queue) = &mut self.queue
-            && !newest.is_empty()
-        {
-            queue.push(&newest, &data.ids);
-        }
-        Ok(Step { loss, terms, gradients_by_term, gradient_norm, learning_rate: lr })
-    }
-
-    /// A pass of the online network with the statistics of the batch; [`Pass::Momentum`] records no tape.
-    fn online(
-        &mut self,
-        images: Vec<pauc_traits::encoder::Images<D>>,
-        predict: bool,
-        pass: Pass,
-    ) -> Result<Branch<D>> {
-        let embeddings = self.network.forward_sizes(images, pass)?.embeddings;
-        let plain = embeddings.retaped::<dfdx::prelude::NoneTape>();
-        let predictions = if predict { self.network.predict(&plain, pass)? } else { None };
-        Ok(Branch { embeddings, predictions })
-    }
-
-    /// The online network's running statistics if asked for, to undo what a first pass over the parts adds to them.
-    fn statistics_if(&self, asked: bool) -> Result<Vec<Vec<f32>>> {
-        let all = if asked { self.network.statistics() } else { Vec::new() };
-        all.iter().map(|p| self.device.download(&p.value())).collect()
-    }
-
-    fn restore_statistics(&self, saved: Vec<Vec<f32>>) -> Result<()> {
-        let all = self.network.statistics();
-        all.iter().zip(&saved).try_for_each(|(p, v)| self.device.overwrite(&mut p.value_mut(), v))
     }
 
     fn log_step(&mut self, done: &Step, images_per_second: f64, watch: &mut dyn Observer) -> Result<()> {

@@ -175,10 +175,14 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
     let shapes: Vec<_> = (0..plan.views.len()).map(|v| plan.views.shape(v)).collect();
     let groups = shapes.chunk_by(|a, b| a == b).map(|g| format!("{} of {}", g.len(), g[0]));
     let _ = writeln!(out, "views      {} per image", groups.collect::<Vec<_>>().join(" and "));
+    let images = match r.train.accumulate.get() {
+        1 => r.train.batch.to_string(),
+        k => format!("{k} × {}", r.train.batch),
+    };
     let _ = writeln!(
         out,
-        "length     {} epochs of {} steps of {} images = {} steps",
-        r.train.epochs, h.steps_per_epoch, r.train.batch, h.total_steps
+        "length     {} epochs of {} steps of {images} images = {} steps",
+        r.train.epochs, h.steps_per_epoch, h.total_steps
     );
     let _ = writeln!(
         out,
@@ -236,12 +240,15 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
     }
     let optimizer = D::optimizer(&*r.optimizer.value);
     let _ = writeln!(out, "\nlearning rate");
-    let base = optimizer.learning_rate(r.train.batch.get());
+    let base = optimizer.learning_rate(r.train.images_per_step());
     for i in 0..=10u64 {
         let step = (h.total_steps.saturating_sub(1)) * i / 10;
         let rate = base * r.schedule.factor_at(&Clock { step, horizon: *h });
         let bar = "#".repeat((rate / base.max(1e-300) * 40.0).round() as usize);
         let _ = writeln!(out, "  step {step:>7}  {rate:<10.6} {bar}");
+    }
+    for scale in &r.lr_scale {
+        let _ = writeln!(out, "  of {} times {}", scale.part, scale.factor.get());
     }
     Ok(out)
 }

@@ -5,7 +5,7 @@
 //! and a report around it; [`export`] takes the encoder out of it, [`mod@bench`] times its step. [`objective`],
 //! [`prototypes`], [`queue`] and [`evaluate`] are the loop's parts. [`term`] and [`mod@cluster`] run one component on
 //! tensors of a file. [`mod@compare`] puts runs beside each other, [`reproduce`]
-//! puts one beside what is stored of its recipe. [`saved`] opens a run again, [`mod@embed`] writes what its network makes of images.
+//! puts one beside what is stored of its recipe, [`sweep`] names many runs of one recipe. [`saved`] opens a run again, [`mod@embed`] writes what its network makes of images.
 
 pub mod bench;
 pub mod check;
@@ -37,4 +37,6 @@ pub mod run_dir;
 pub mod saved;
 pub mod source;
 pub mod statistics;
+mod step;
+pub mod sweep;
 pub mod term;

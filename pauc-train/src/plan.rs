@@ -3,7 +3,7 @@
 use crate::check::Checker;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::objective::Objective;
-use crate::recipe::{Recipe, Source};
+use crate::recipe::{Recipe, Source, belongs};
 use pauc_data::ViewPipeline;
 use pauc_models::weights::{TensorFile, load_into};
 use pauc_models::{Network, NetworkDevice};
@@ -114,7 +114,7 @@ impl Plan {
             }
         };
         let samples = splits.train.len();
-        let steps_per_epoch = (samples / recipe.train.batch.get()) as u64;
+        let steps_per_epoch = (samples / recipe.train.images_per_step()) as u64;
         let horizon =
             Horizon { steps_per_epoch, total_steps: steps_per_epoch * recipe.train.epochs.get() as u64 };
         let shapes = checker.view_shapes(&splits);
@@ -213,25 +213,37 @@ impl Plan {
             source,
             recipe,
         };
-        if plan.start.is_some() || !plan.recipe.frozen.is_empty() {
+        if plan.start.is_some() || !plan.recipe.frozen.is_empty() || !plan.recipe.lr_scale.is_empty() {
             let network = plan.network(device).map_err(&data)?;
-            let names: Vec<String> = network.encoder_parameters().into_iter().map(|p| p.name).collect();
-            let unknown = plan.recipe.frozen.iter().position(|part| !names.iter().any(|n| belongs(n, part)));
-            if let Some(i) = unknown {
-                let part = &plan.recipe.frozen[i];
-                let message = format!("the encoder has no part `{part}`");
-                let parts = names.iter().filter_map(|n| n.rsplit_once('.')).map(|(part, _)| part);
-                let help = match pauc_traits::registry::did_you_mean(part, parts.clone()) {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => {
-                        let mut parts: Vec<_> = parts.collect();
-                        parts.dedup();
-                        format!("its parts: {}", parts.join(", "))
-                    }
-                };
-                let (text, path) = (&plan.source.text, format!("frozen[{i}]"));
-                let d = Diagnostic::at(Severity::Error, "E0218", text, &path, message, help);
-                return Err(PlanError::Recipe(Diagnostics { all: vec![d], ..plan.warnings }));
+            let names = |params: Vec<Param<D>>| params.into_iter().map(|p| p.name).collect::<Vec<_>>();
+            let encoder = names(network.encoder_parameters());
+            let mut all = names(network.parameters());
+            for t in &plan.objective.terms {
+                let own = t.term.info().parameters(&plan.facts);
+                all.extend(own.iter().map(|p| format!("{}.{}", t.name, p.name)));
+            }
+            let parts = |i: usize, part: &str, names: &[String], code, path: &str, owner| {
+                unknown_part(part, names, owner).map(|(message, help)| {
+                    let path = path.replace("{}", &i.to_string());
+                    Diagnostic::at(Severity::Error, code, &plan.source.text, &path, message, help)
+                })
+            };
+            let mut wrong = Vec::new();
+            for (i, part) in plan.recipe.frozen.iter().enumerate() {
+                wrong.extend(parts(i, part, &encoder, "E0218", "frozen[{}]", "the encoder has"));
+            }
+            for (i, scale) in plan.recipe.lr_scale.iter().enumerate() {
+                let path = "lr_scale[{}].part";
+                wrong.extend(parts(i, &scale.part, &all, "E0220", path, "the network and its terms have"));
+                if plan.recipe.lr_scale[..i].iter().any(|other| other.part == scale.part) {
+                    let (text, path) = (&plan.source.text, format!("lr_scale[{i}].part"));
+                    let message = format!("`{}` has two factors", scale.part);
+                    let help = "remove one of them";
+                    wrong.push(Diagnostic::at(Severity::Error, "E0220", text, &path, message, help));
+                }
+            }
+            if !wrong.is_empty() {
+                return Err(PlanError::Recipe(Diagnostics { all: wrong, ..plan.warnings }));
             }
         }
         Ok(plan)
@@ -251,14 +263,32 @@ impl Plan {
         }
         let frozen = |p: &&Param<D>| self.recipe.frozen.iter().any(|part| belongs(&p.name, part));
         params.iter().filter(frozen).for_each(|p| p.set_frozen(true));
-        match &self.recipe.predictor {
-            Some(predictor) => network.with_predictor(predictor, seed),
-            None => Ok(network),
-        }
+        let network = match &self.recipe.predictor {
+            Some(predictor) => network.with_predictor(predictor, seed)?,
+            None => network,
+        };
+        network.parameters().iter().for_each(|p| p.set_lr_scale(self.recipe.lr_scale_of(&p.name)));
+        Ok(network)
     }
 }
 
-/// Whether a parameter is `part`, or is named below it.
-fn belongs(name: &str, part: &str) -> bool {
-    name.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+/// What is wrong with a part that no name belongs to, and what to write instead.
+fn unknown_part(part: &str, names: &[String], owner: &str) -> Option<(String, String)> {
+    if names.iter().any(|n| belongs(n, part)) {
+        return None;
+    }
+    let mut known: Vec<&str> = Vec::new();
+    for name in names {
+        // A parameter's name, and everything that it belongs to.
+        let ends = name.match_indices('.').map(|(i, _)| i).chain([name.len()]);
+        known.extend(ends.map(|end| &name[..end]).filter(|p| !known.contains(p)).collect::<Vec<_>>());
+    }
+    let help = match pauc_traits::registry::did_you_mean(part, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => {
+            known.retain(|p| !names.iter().any(|n| n == p));
+            format!("its parts: {}", known.join(", "))
+        }
+    };
+    Some((format!("{owner} no part `{part}`"), help))
 }

@@ -14,6 +14,8 @@ const REMEMBERED: usize = 16;
 /// What is remembered of the step under way and those before it, in case it fails.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Trace {
+    /// The rows of the step's images that were under way: those of one of several accumulated batches.
+    pub rows: std::ops::Range<usize>,
     /// Embeddings of the online network by view, as far as they were made; raw outputs of the projector.
     pub views: Vec<Option<Vec<f32>>>,
     /// The norms of the last gradients, with the steps they belong to.
@@ -58,6 +60,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
         batch: &ImageBatch,
     ) -> Result<()> {
         let trace = &self.trace;
+        let batch = &batch.rows(&trace.rows);
         let norms: Vec<_> =
             trace.norms.iter().map(|(s, n)| serde_json::json!({"step": s, "norm": n})).collect();
         let json = serde_json::json!({

@@ -53,6 +53,8 @@ component! {
         pub objective: Vec<WeightedTerm>,
         /// What moves the parameters.
         pub optimizer: Configured<dyn PortableOptimizer> = default("Sgd(lr: 0.06, momentum: 0.9, weight_decay: 5e-4)"),
+        /// Parts whose learning rate is the optimiser's times a factor. Where several names fit a parameter, the longest counts.
+        pub lr_scale: Vec<LrScale> = Vec::new(),
         /// How the learning rate changes over the run.
         pub schedule: LrSchedule = default("WarmupCosine(warmup: Epochs(1))"),
         /// Length, batch and seed.
@@ -75,6 +77,17 @@ component! {
         /// Tensors behind the prefix that are no part of the encoder, by the start of their names: by default
         /// torchvision's classifier.
         pub except: Vec<String> = vec!["fc.".to_string()],
+    }
+}
+
+component! {
+    /// A factor on the learning rate of some parameters.
+    pub struct LrScale {
+        /// Parameters, or what they belong to: `"encoder.layer1"`, `"projector"`, `"predictor"`, or a term's name for what it
+        /// learns itself.
+        pub part: String,
+        /// The factor; parts that shall not move at all are `frozen`.
+        pub factor: Positive,
     }
 }
 
@@ -114,6 +127,9 @@ component! {
         /// Images whose activations are in memory at once; none: the whole batch. Terms always see the whole batch: the
         /// network runs once to embed it, part by part, and once more to differentiate each part.
         pub micro_batch: Option<Count> = None,
+        /// Batches whose gradients are averaged for one step of the optimiser. Each of them is a batch of its own: terms see no
+        /// more negatives than without, which is what `micro_batch` is for.
+        pub accumulate: Count = Count::lit(1),
         /// The seed of everything random.
         pub seed: u64 = 0,
         /// The largest norm of the whole gradient; none: no clipping.
@@ -141,12 +157,19 @@ macro_rules! all_defaults {
 }
 all_defaults!(Concentration TrainConfig);
 
+impl TrainConfig {
+    /// The images that one step of the optimiser sees.
+    pub fn images_per_step(&self) -> usize {
+        self.batch.get().saturating_mul(self.accumulate.get())
+    }
+}
+
 impl Concentration {
     /// A concentration as a recipe writes it.
     ///
     /// # Errors
     /// If the text is none.
-    pub fn parse(text: &str) -> std::result::Result<Self, ron::error::SpannedError> {
+    pub fn parse(text: &str) -> Result<Self, ron::error::SpannedError> {
         options().from_str(text)
     }
 
@@ -294,10 +317,21 @@ impl Recipe {
         Ok(blake3::hash(seedless.resolved()?.as_bytes()).to_hex()[..8].to_string())
     }
 
+    /// The factor on the learning rate of the parameter of this name.
+    pub fn lr_scale_of(&self, parameter: &str) -> f64 {
+        let fitting = self.lr_scale.iter().filter(|s| belongs(parameter, &s.part));
+        fitting.max_by_key(|s| s.part.len()).map_or(1.0, |s| s.factor.get())
+    }
+
     /// The number of views of each image.
     pub fn view_count(&self) -> usize {
         self.views.iter().map(|v| v.count.get()).sum()
     }
+}
+
+/// Whether a parameter is `part`, or is named below it.
+pub(crate) fn belongs(name: &str, part: &str) -> bool {
+    name.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Why a recipe could not be loaded.

@@ -1,6 +1,7 @@
 //! Means over seeds, and whether they differ.
 
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Values of several seeds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -13,7 +14,25 @@ pub struct Spread {
     pub sd: f64,
 }
 
+impl std::fmt::Display for Spread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.4}", self.mean)?;
+        if self.n > 1 { write!(f, " ± {:.4}", self.sd) } else { Ok(()) }
+    }
+}
+
 impl Spread {
+    /// Of each metric over several runs; a run that has not measured one does not count for it.
+    pub fn of_each<'a>(
+        runs: impl IntoIterator<Item = &'a BTreeMap<String, f64>>,
+    ) -> BTreeMap<String, Spread> {
+        let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        for (name, value) in runs.into_iter().flatten() {
+            values.entry(name.clone()).or_default().push(*value);
+        }
+        values.into_iter().map(|(name, values)| (name, Spread::of(&values))).collect()
+    }
+
     /// Of some values.
     pub fn of(values: &[f64]) -> Self {
         let n = values.len();

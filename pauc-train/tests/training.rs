@@ -360,3 +360,101 @@ fn the_temperature_of_prototypes_follows_its_schedule_step_by_step() {
     assert!((low[2] - high[2]).abs() > 0.1, "the two temperatures differ");
     assert!(saved.iter().all(|phi| *phi == 0.1), "a checkpoint keeps what the fit found: {saved:?}");
 }
+
+#[test]
+fn accumulated_batches_are_averaged_and_no_larger_batch() {
+    // A loss that is a mean over images, without batch statistics: its gradient on a batch of 24 is the mean of those on
+    // two batches of 12, of which the loader makes the same 24 images.
+    let mean = "(term: Alignment(level: Instances))";
+    let split = ["train.batch=12", "train.accumulate=2"];
+    let (whole, weights) = train(mean, &[]);
+    let (halves, found) = train(mean, &split);
+    assert_eq!(whole.steps.len(), halves.steps.len());
+    for (a, b) in halves.steps.iter().zip(&whole.steps) {
+        assert!((a.loss - b.loss).abs() < 1e-5 * b.loss.abs(), "step {}: {} for {}", a.step, a.loss, b.loss);
+        assert!((a.grad_norm - b.grad_norm).abs() < 1e-4 * b.grad_norm, "step {}", a.step);
+        assert_eq!(a.lr, b.lr, "one rate a step");
+    }
+    for (name, values) in &weights {
+        let off = distance(&found[name], values);
+        assert!(off < 1e-4, "{name} is off by {off:e}");
+    }
+    // Negatives are another matter: 23 of them give another loss than 11, whose chance level is lower.
+    let (whole, _) = train("(term: InfoNce())", &[]);
+    let (halves, _) = train("(term: InfoNce())", &split);
+    let (whole, halves) = (&whole.steps[0].terms[0], &halves.steps[0].terms[0]);
+    let chance = |t: &pauc_report::events::Term| t.chance.unwrap();
+    assert!(chance(halves) < chance(whole) - 0.5 && halves.value.unwrap() < whole.value.unwrap() - 0.3);
+    // The mean of what a term learns itself counts both batches, too.
+    let learnt = "(term: InfoNce(temperature: Learnable(init: 0.2)))";
+    let (_, found) = train(learnt, &split);
+    assert!(found.keys().any(|n| n.contains("temperature")), "{:?}", found.keys());
+    // A rate for 24 images is that of two batches of 12.
+    let scaled = "optimizer=Sgd(lr: Scaled(base: 0.1, per: 24))";
+    let (log, _) = train(mean, &[split[0], split[1], scaled]);
+    assert_eq!(log.steps.last().unwrap().lr, train(mean, &[scaled]).0.steps.last().unwrap().lr);
+}
+
+#[test]
+fn batches_of_a_step_feed_the_queue_one_after_the_other() {
+    let set = ["momentum_encoder=Ema(momentum: 0.9)", "queue=24", "train.batch=12", "train.accumulate=2"];
+    let plan = plan(&PLAIN.replace("OBJECTIVE", "(term: InfoNce(negatives: Queue))"), &set);
+    let folder = tempfile::tempdir().unwrap();
+    let dir = RunDir::of(folder.path(), "small", "0", 0);
+    dir.create().unwrap();
+    let mut engine = Engine::new(&Cpu::default(), &plan).unwrap();
+    assert_eq!(plan.horizon.steps_per_epoch, 4);
+    engine.train(&dir, Some(1), &mut Log::default()).unwrap();
+    let file = TensorFile::load(dir.last_checkpoint().unwrap()).unwrap();
+    let mut ids = file.i64("queue.ids").unwrap().to_vec();
+    ids.sort_unstable();
+    ids.dedup();
+    assert!(ids.len() == 24 && ids[0] >= 0, "the queue holds the 24 images of the step: {ids:?}");
+}
+
+#[test]
+fn parts_of_a_network_move_at_their_own_rates() {
+    // One step of plain descent from the same weights: the change of a parameter is its factor times what it is without.
+    let plain = [
+        "optimizer=Sgd(lr: 0.01, momentum: 0.0, weight_decay: 1e-3)",
+        "schedule=Constant",
+        "train.epochs=1",
+        "train.batch=96",
+    ];
+    let objective = "(term: InfoNce(temperature: Learnable(init: 0.2)))";
+    let start: BTreeMap<String, Vec<f32>> = {
+        let plan = plan(&PLAIN.replace("OBJECTIVE", objective), &plain);
+        let engine = plan.network(&Cpu::default()).unwrap();
+        engine.parameters().into_iter().map(|p| (p.name.clone(), p.value().clone())).collect()
+    };
+    let (_, usual) = train(objective, &plain);
+    let mut set = plain.to_vec();
+    set.push("lr_scale=[(part: \"encoder\", factor: 0.5), (part: \"encoder.2\", factor: 3.0), (part: \"InfoNce\", factor: 2.0)]");
+    let (_, scaled) = train(objective, &set);
+    let names: Vec<_> = start.keys().filter(|n| n.ends_with("weight")).collect();
+    assert!(
+        names.iter().any(|n| n.starts_with("encoder.2")) && names.iter().any(|n| n.starts_with("projector")),
+        "{names:?}"
+    );
+    for name in names {
+        let factor = match name {
+            n if n.starts_with("encoder.2") => 3.0,
+            n if n.starts_with("encoder") => 0.5,
+            _ => 1.0,
+        };
+        let moved = |to: &BTreeMap<String, Vec<f32>>| -> Vec<f32> {
+            to[name].iter().zip(&start[name]).map(|(a, b)| a - b).collect()
+        };
+        let want: Vec<f32> = moved(&usual).iter().map(|d| d * factor).collect();
+        let off = distance(&moved(&scaled), &want);
+        assert!(off < 1e-3, "{name}, times {factor}: off by {off:e}");
+    }
+    let own = |to: &BTreeMap<String, Vec<f32>>| {
+        let name =
+            to.keys().find(|n| n.starts_with("term.InfoNce")).unwrap_or_else(|| panic!("{:?}", to.keys()));
+        f64::from(to[name][0])
+    };
+    let first = 0.2f64.ln();
+    let ratio = (own(&scaled) - first) / (own(&usual) - first);
+    assert!((ratio - 2.0).abs() < 0.02, "{ratio}");
+}

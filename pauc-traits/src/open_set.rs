@@ -314,6 +314,11 @@ impl Spanned {
         self.0.get_ron().trim_start().starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
     }
 
+    /// The text as it stands, without the space around it.
+    pub fn text(&self) -> &str {
+        self.0.get_ron().trim()
+    }
+
     /// Whether the value begins with this name.
     pub fn starts_with(&self, name: &str) -> bool {
         let rest = self.0.get_ron().trim_start().strip_prefix(name);

@@ -6,7 +6,7 @@ use crate::{Clock, Compute, Param, Result};
 /// What holds for one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Moment {
-    /// The learning rate, schedule included.
+    /// The learning rate, schedule included, before the factor of each parameter ([`Param::lr_scale`]).
     pub lr: f64,
     /// Where the run is, for values that follow a schedule of their own.
     pub clock: Clock,

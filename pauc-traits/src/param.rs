@@ -25,6 +25,7 @@ struct Cell<B> {
     value: RefCell<B>,
     grad: RefCell<B>,
     frozen: std::cell::Cell<bool>,
+    lr_scale: std::cell::Cell<f64>,
 }
 
 /// One named parameter and its gradient, in the device's memory. Cloning shares it.
@@ -68,6 +69,7 @@ impl<D: Compute> Param<D> {
             value: RefCell::new(device.upload(values)?),
             grad: RefCell::new(device.zero_buffer(grad)?),
             frozen: std::cell::Cell::new(false),
+            lr_scale: std::cell::Cell::new(1.0),
         };
         Ok(Param { name, shape: shape.to_vec(), role, cell: Rc::new(cell) })
     }
@@ -120,6 +122,16 @@ impl<D: Compute> Param<D> {
     /// Freezes or thaws the parameter.
     pub fn set_frozen(&self, frozen: bool) {
         self.cell.frozen.set(frozen);
+    }
+
+    /// The factor on the learning rate of this parameter; optimisers multiply by it.
+    pub fn lr_scale(&self) -> f64 {
+        self.cell.lr_scale.get()
+    }
+
+    /// Sets the factor on the learning rate.
+    pub fn set_lr_scale(&self, scale: f64) {
+        self.cell.lr_scale.set(scale);
     }
 
     /// The parameter as a leaf tensor on a tape: when the tape runs backwards, the tensor's gradient is added to

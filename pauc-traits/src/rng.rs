@@ -30,6 +30,8 @@ pub enum Purpose {
     Probe = 7,
     /// Whatever a plugin needs.
     Plugin = 8,
+    /// Values of random sweeps.
+    Sweep = 9,
 }
 
 /// The stream of `(seed, purpose, epoch, sample, view)`.

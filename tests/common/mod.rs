@@ -60,7 +60,9 @@ pub fn recipes() -> Vec<PathBuf> {
 /// All shipped recipes.
 pub fn all_recipes() -> Vec<PathBuf> {
     let folder = root().join("recipes");
-    let below = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir());
+    // `expected` holds metrics, `sweeps` what is made of other recipes.
+    let holds_recipes = |p: &PathBuf| p.is_dir() && !p.ends_with("expected") && !p.ends_with("sweeps");
+    let below = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).filter(holds_recipes);
     let mut all = recipes_in(&folder);
     below.for_each(|dir| all.extend(recipes_in(&dir)));
     all.sort();

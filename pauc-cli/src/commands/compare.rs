@@ -3,7 +3,6 @@
 use crate::Failure;
 use crate::args::CompareArgs;
 use pauc::train::compare::{self, Beside, Comparison, Group};
-use pauc::train::statistics::Spread;
 use pauc::traits::Error;
 use std::process::ExitCode;
 
@@ -51,15 +50,11 @@ fn title(g: &Group) -> String {
     format!("{}-{}, seed {}", g.name, g.hash, seeds.join(", "))
 }
 
-fn spread(s: &Spread) -> String {
-    if s.n > 1 { format!("{:.4} ± {:.4}", s.mean, s.sd) } else { format!("{:.4}", s.mean) }
-}
-
 fn table(b: &Beside, number: usize) -> String {
     let first = ["metric", "[0]", &format!("[{number}]"), "difference", "p (pairs)"].map(String::from);
     let rows = b.metrics.iter().map(|d| {
         let p = d.paired.as_ref().map_or("–".into(), |p| format!("{:.3} ({})", p.p, p.n));
-        [d.metric.clone(), spread(&d.first), spread(&d.other), format!("{:+.4}", d.difference), p]
+        [d.metric.clone(), d.first.to_string(), d.other.to_string(), format!("{:+.4}", d.difference), p]
     });
     let rows: Vec<[String; 5]> = std::iter::once(first).chain(rows).collect();
     let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);

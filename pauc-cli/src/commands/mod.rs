@@ -14,6 +14,7 @@ mod new;
 mod report;
 mod reproduce;
 mod run;
+mod sweep;
 mod tail;
 mod term;
 
@@ -45,6 +46,7 @@ pub fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Embed(args) => eval::embed(args),
         Command::Cluster(args) => cluster::cluster(args),
         Command::Tail(args) => tail::tail(args),
+        Command::Sweep(args) => sweep::sweep(args),
         Command::Reproduce(args) => reproduce::reproduce(args),
         Command::Report(args) => report::report(args),
         Command::Data(command) => data::data(command),

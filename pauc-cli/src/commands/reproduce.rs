@@ -31,8 +31,7 @@ pub fn reproduce(args: ReproduceArgs) -> Result<ExitCode, Failure> {
             eprintln!("{} is already done: its metrics are taken", done.display());
             done
         }
-        Err(RunError::Failed(e)) => return Err(e.into()),
-        Err(e) => return Err(Failure::new(1, format!("error: {e}"))),
+        Err(e) => return Err(super::run::failure(e, &options.out)),
     };
     let got = compare::metrics(&run)?;
     let simd = RunDir::at(&run).info()?.map(|i| i.simd).unwrap_or_default();

@@ -42,11 +42,11 @@ impl Optimizer<Cpu> for AdamW {
     fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, now: &Moment) -> Result<()> {
         let weight_decay = self.weight_decay.at(&now.clock);
         let number = state.steps + 1;
-        step(params, state, |param, slots| {
+        step(params, state, now, |param, slots, lr| {
             let [mean, square] = buffers(&param.name, slots)?;
             let decays = is_weight_like(param, self.decay_norm_and_bias);
             let constants = kernel::AdamW {
-                lr: now.lr,
+                lr,
                 betas: (self.beta1.get(), self.beta2.get()),
                 epsilon: self.epsilon.get(),
                 weight_decay: if decays { weight_decay } else { 0.0 },

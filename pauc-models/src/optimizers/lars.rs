@@ -41,7 +41,7 @@ impl Optimizer<Cpu> for Lars {
 
     fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, now: &Moment) -> Result<()> {
         let weight_decay = self.weight_decay.at(&now.clock);
-        step(params, state, |param, slots| {
+        step(params, state, now, |param, slots, lr| {
             let [velocity] = buffers(&param.name, slots)?;
             let adapts = is_weight_like(param, self.adapt_norm_and_bias);
             let norm = |values: &[f32]| kernel::squared_norm(values).sqrt();
@@ -52,7 +52,7 @@ impl Optimizer<Cpu> for Lars {
                 (0.0, 1.0)
             };
             let constants = kernel::Sgd {
-                lr: now.lr as f32,
+                lr: lr as f32,
                 momentum: self.momentum.get() as f32,
                 weight_decay: weight_decay as f32,
                 adaptation: adaptation as f32,

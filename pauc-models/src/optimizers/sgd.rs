@@ -36,11 +36,11 @@ impl Optimizer<Cpu> for Sgd {
 
     fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, now: &Moment) -> Result<()> {
         let weight_decay = self.weight_decay.at(&now.clock);
-        step(params, state, |param, slots| {
+        step(params, state, now, |param, slots, lr| {
             let [velocity] = buffers(&param.name, slots)?;
             let decays = is_weight_like(param, self.decay_norm_and_bias);
             let constants = kernel::Sgd {
-                lr: now.lr as f32,
+                lr: lr as f32,
                 momentum: self.momentum.get() as f32,
                 weight_decay: if decays { weight_decay as f32 } else { 0.0 },
                 adaptation: 1.0,

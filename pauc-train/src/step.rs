@@ -1,0 +1,321 @@
+//! One optimiser step: batches forward, terms, batches backward, optimiser, momentum encoder, queue.
+
+use crate::check::Reads;
+use crate::engine::Engine;
+use crate::objective::{Evaluated, TermGradient, TermValue};
+use pauc_data::ImageBatch;
+use pauc_models::device::NetworkDevice;
+use pauc_models::network::backward_with;
+use pauc_traits::batch::{BatchGradients, Constant, Inputs};
+use pauc_traits::optimizer::Moment;
+use pauc_traits::param::clear_gradients;
+use pauc_traits::profile::span;
+use pauc_traits::schedule::Clock;
+use pauc_traits::term::After;
+use pauc_traits::{Batch, Error, Pass, Result, ops};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// What the online network made of a part of a batch, with its tape.
+struct Branch<D: NetworkDevice> {
+    embeddings: Rows<D>,
+    predictions: Option<Rows<D>>,
+}
+
+type Rows<D> = pauc_traits::Taped<(usize, usize), f32, D>;
+
+/// Rows of all samples of a batch, by view; views that are not read have none.
+#[derive(Default)]
+struct ByView(Vec<Option<Vec<f32>>>);
+
+impl ByView {
+    fn new(data: &ImageBatch, read: &[usize], len: usize) -> Self {
+        ByView((0..data.views.len()).map(|v| read.contains(&v).then(|| vec![0.0; len])).collect())
+    }
+
+    /// Puts the outputs of a part, view after view, where they belong.
+    fn put(&mut self, views: &[usize], outputs: &[f32], part: &Range<usize>, dim: usize) {
+        for (v, rows) in views.iter().zip(outputs.chunks_exact(part.len() * dim)) {
+            if let Some(all) = &mut self.0[*v] {
+                all[part.start * dim..part.end * dim].copy_from_slice(rows);
+            }
+        }
+    }
+}
+
+/// 0..n in parts of at most `size`.
+fn parts(n: usize, size: usize) -> Vec<Range<usize>> {
+    (0..n).step_by(size.max(1)).map(|from| from..(from + size).min(n)).collect()
+}
+
+/// What one batch of a step gave: of several that are accumulated, the means.
+struct Found {
+    loss: f64,
+    terms: Vec<TermValue>,
+    gradients_by_term: Vec<TermGradient>,
+}
+
+impl Found {
+    /// Takes one more batch into the sums. Gradients by term stay those of the first one.
+    fn add(&mut self, other: Found) {
+        self.loss += other.loss;
+        for (sum, t) in self.terms.iter_mut().zip(other.terms) {
+            sum.value += t.value;
+            sum.skipped = sum.skipped.take().or(t.skipped);
+        }
+    }
+
+    fn mean(mut self, batches: usize) -> Self {
+        self.loss /= batches as f64;
+        self.terms.iter_mut().for_each(|t| t.value /= batches as f64);
+        self
+    }
+}
+
+/// What one step gave.
+pub(crate) struct Step {
+    pub(crate) loss: f64,
+    pub(crate) terms: Vec<TermValue>,
+    pub(crate) gradients_by_term: Vec<TermGradient>,
+    pub(crate) gradient_norm: f64,
+    pub(crate) learning_rate: f64,
+}
+
+impl<D: NetworkDevice> Engine<'_, D> {
+    /// Takes one step on a batch, outside any schedule of epochs, and returns the loss: for measuring.
+    ///
+    /// # Errors
+    /// As [`Engine::train`].
+    pub fn step_on(&mut self, data: ImageBatch) -> Result<f64> {
+        let done = self.train_step(&data, false)?;
+        self.step += 1;
+        Ok(done.loss)
+    }
+
+    /// One optimiser step on the images of one batch, or of several that are accumulated. `logged`: whether its outcome is
+    /// written down.
+    pub(crate) fn train_step(&mut self, data: &ImageBatch, logged: bool) -> Result<Step> {
+        let (clock, recipe) = (self.clock(), &self.plan.recipe);
+        let params = self.parameters();
+        clear_gradients(&self.device, &params)?;
+        let batches = parts(data.ids.len(), recipe.train.batch.get());
+        let share = 1.0 / batches.len() as f32;
+        let mut found: Option<Found> = None;
+        for (i, rows) in batches.iter().enumerate() {
+            self.trace.rows = rows.clone();
+            let one = match batches.len() {
+                1 => self.gather(data, 0, share, logged)?,
+                _ => self.gather(&data.rows(rows), i as u64, share, logged && i == 0)?,
+            };
+            match &mut found {
+                None => found = Some(one),
+                Some(sum) => sum.add(one),
+            }
+        }
+        let found = found.ok_or_else(|| Error::config("the loader gave a batch without images"))?;
+        let Found { loss, terms, gradients_by_term } = found.mean(batches.len());
+        let stage = span("optimizer");
+        self.terms.iter().for_each(|t| t.param.set_frozen(clock.step < t.thaw_at));
+        let limit = recipe.train.clip_gradient.map_or(f64::INFINITY, |c| c.get());
+        let gradient_norm = pauc_models::optimizers::clip_gradients(&self.device, &params, limit)?;
+        if !gradient_norm.is_finite() {
+            let what = "the gradient of the network".to_string();
+            return Err(Error::NonFinite { what, place: Some(format!("its norm is {gradient_norm}")) });
+        }
+        let scale = recipe.schedule.factor_at(&clock);
+        let optimizer = D::optimizer(&*recipe.optimizer.value);
+        let lr = optimizer.learning_rate(recipe.train.images_per_step()) * scale;
+        optimizer.step(&self.device, &params, &mut self.optimizer, &Moment { lr, clock })?;
+        self.terms.iter().try_for_each(|t| t.settle(&self.device))?;
+        drop(stage);
+        if let (Some(momentum), Some(config)) = (&self.momentum, &recipe.momentum_encoder) {
+            let _stage = span("momentum encoder");
+            config.update(&self.device, &self.network, momentum, &clock)?;
+        }
+        Ok(Step { loss, terms, gradients_by_term, gradient_norm, learning_rate: lr })
+    }
+
+    /// Adds the gradients of one batch, times `share`, to those of the parameters. `number` counts the batches of a step.
+    fn gather(&mut self, data: &ImageBatch, number: u64, share: f32, logged: bool) -> Result<Found> {
+        let clock = self.clock();
+        let plan = self.plan;
+        let recipe = &plan.recipe;
+        let b = data.ids.len();
+        let mut reads = Reads::at(&plan.objective, &clock, self.momentum.is_some(), self.queue.is_some());
+        let device = self.device.clone();
+        let newest_view = reads.momentum.last().copied();
+        // Views of one size pass through the encoder together.
+        let size = |v: usize| plan.views.shape(v);
+        let first_of_size = |v: &usize| (0..*v).find(|o| size(*o) == size(*v)).unwrap_or(*v);
+        reads.online.sort_by_key(first_of_size);
+        reads.momentum.sort_by_key(first_of_size);
+        // The samples of a part, in all views that a branch reads, as one batch a size.
+        let images = |views: &[usize], part: &Range<usize>| -> Vec<_> {
+            let batch = |views: &[usize]| {
+                let shape = size(views[0]);
+                let mut pixels = Vec::with_capacity(views.len() * part.len() * shape.len());
+                let span = part.start * shape.len()..part.end * shape.len();
+                views.iter().for_each(|v| pixels.extend_from_slice(&data.views[*v][span.clone()]));
+                let count = views.len() * part.len();
+                ops::constant(&device, pixels, (count, shape.height, shape.width, shape.channels))
+            };
+            views.chunk_by(|a, b| size(*a) == size(*b)).map(batch).collect()
+        };
+        let parts = parts(b, recipe.train.micro_batch.map_or(b, |m| m.get()));
+        let dim = self.network.embedding_dim();
+        let matrices = |rows: ByView| -> Vec<Option<ops::Matrix<f32, D>>> {
+            rows.0.into_iter().map(|m| m.map(|m| ops::constant(&device, m, (b, dim)))).collect()
+        };
+
+        // Online branch: all views that a term reads with gradient. A batch in one part keeps its tape; of several parts
+        // only the embeddings are kept, and each is run once more for its backward pass.
+        let stage = span("forward");
+        let mut whole = None;
+        let (mut views, mut predictions) = (ByView::new(data, &reads.online, b * dim), ByView::default());
+        if reads.predictions && recipe.predictor.is_some() {
+            predictions = ByView::new(data, &reads.online, b * dim);
+        }
+        let statistics = self.statistics_if(parts.len() > 1)?;
+        for part in &parts {
+            let pass = if parts.len() == 1 { Pass::Train } else { Pass::Momentum };
+            let branch = self.online(images(&reads.online, part), !predictions.0.is_empty(), pass)?;
+            views.put(&reads.online, &branch.embeddings.as_vec(), part, dim);
+            if let Some(p) = &branch.predictions {
+                predictions.put(&reads.online, &p.as_vec(), part, dim);
+            }
+            if parts.len() == 1 {
+                whole = Some(branch);
+            }
+        }
+        self.trace.views.clone_from(&views.0);
+        let (views, predictions) = (matrices(views), matrices(predictions));
+        drop(stage);
+
+        // Momentum branch: keys, constants.
+        let mut keys = Vec::new();
+        let mut newest = Vec::new();
+        if let Some(momentum) = &mut self.momentum
+            && let Some(last) = newest_view
+        {
+            let _stage = span("keys");
+            let mut found = ByView::new(data, &reads.momentum, b * dim);
+            for part in &parts {
+                let output = momentum.forward_sizes(images(&reads.momentum, part), Pass::Momentum)?;
+                found.put(&reads.momentum, &output.embeddings.as_vec(), part, dim);
+            }
+            newest = found.0[last].clone().unwrap_or_default();
+            keys = matrices(found);
+        }
+
+        let stage = span("terms");
+        let queue = self.queue.as_ref().filter(|_| reads.queue);
+        let scale = &recipe.concentration;
+        let levels = self.prototypes.as_ref().map(|p| {
+            let since =
+                scale.now(&clock) / scale.now(&Clock { step: self.last_clustering.unwrap_or(0), ..clock });
+            p.levels(&data.ids, queue.map(|q| q.ids()), since)
+        });
+        let mut parameters = BTreeMap::new();
+        for t in &self.terms {
+            let (rows, cols) = (t.param.shape[0], t.param.shape[1]);
+            parameters
+                .insert(t.param.name.clone(), self.device.buffer_tensor(&t.param.value(), (rows, cols))?);
+        }
+        let inputs = Inputs {
+            views,
+            predictions,
+            keys,
+            queue: queue.map(|q| Constant::new(&self.device, q.shared(), (q.len(), dim))),
+            labels: data.labels.clone().filter(|_| reads.labels),
+            levels: levels.unwrap_or_default(),
+            parameters,
+            clock,
+            // Batches of one step draw numbers of their own.
+            seed: recipe.train.seed ^ number.rotate_right(16),
+        };
+        let gradients_by_term = if logged && recipe.train.term_gradients {
+            plan.objective.gradients_by_term(&self.device, &inputs)?
+        } else {
+            Vec::new()
+        };
+        let batch = Batch::new(&self.device, inputs)?;
+        let Evaluated { loss, terms, mut gradients } = plan.objective.evaluate(batch)?;
+        if share != 1.0 {
+            scale_all(&mut gradients, share);
+        }
+        drop(stage);
+
+        // Back through the network, part by part, in the order of the online views.
+        let stage = span("backward");
+        let gradient_of = |by_view: &[Option<Vec<f32>>], part: &Range<usize>| {
+            let mut gradient = Vec::with_capacity(reads.online.len() * part.len() * dim);
+            for v in &reads.online {
+                match by_view.get(*v).and_then(Option::as_ref) {
+                    Some(g) => gradient.extend_from_slice(&g[part.start * dim..part.end * dim]),
+                    None => gradient.resize(gradient.len() + part.len() * dim, 0.0),
+                }
+            }
+            gradient
+        };
+        self.restore_statistics(statistics)?;
+        for part in &parts {
+            let branch = match whole.take() {
+                Some(branch) => branch,
+                None => {
+                    let predict = !gradients.predictions.is_empty();
+                    self.online(images(&reads.online, part), predict, Pass::Train)?
+                }
+            };
+            let predictions = branch.predictions.map(|p| (p, gradient_of(&gradients.predictions, part)));
+            backward_with(branch.embeddings, gradient_of(&gradients.views, part), predictions)?;
+        }
+        drop(stage);
+        for t in &self.terms {
+            let name = &t.param.name;
+            if let Some(new) = gradients.remembered.get(name) {
+                self.device.overwrite(&mut t.param.value_mut(), new)?;
+            } else if let Some(g) = gradients.parameters.get(name).filter(|_| t.after != After::Remembered) {
+                let mut sum = self.device.download(&t.param.grad())?;
+                sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
+                self.device.overwrite(&mut t.param.grad_mut(), &sum)?;
+            }
+        }
+        if let Some(queue) = &mut self.queue
+            && !newest.is_empty()
+        {
+            queue.push(&newest, &data.ids);
+        }
+        Ok(Found { loss, terms, gradients_by_term })
+    }
+
+    /// A pass of the online network with the statistics of the batch; [`Pass::Momentum`] records no tape.
+    fn online(
+        &mut self,
+        images: Vec<pauc_traits::encoder::Images<D>>,
+        predict: bool,
+        pass: Pass,
+    ) -> Result<Branch<D>> {
+        let embeddings = self.network.forward_sizes(images, pass)?.embeddings;
+        let plain = embeddings.retaped::<dfdx::prelude::NoneTape>();
+        let predictions = if predict { self.network.predict(&plain, pass)? } else { None };
+        Ok(Branch { embeddings, predictions })
+    }
+
+    /// The online network's running statistics if asked for, to undo what a first pass over the parts adds to them.
+    fn statistics_if(&self, asked: bool) -> Result<Vec<Vec<f32>>> {
+        let all = if asked { self.network.statistics() } else { Vec::new() };
+        all.iter().map(|p| self.device.download(&p.value())).collect()
+    }
+
+    fn restore_statistics(&self, saved: Vec<Vec<f32>>) -> Result<()> {
+        let all = self.network.statistics();
+        all.iter().zip(&saved).try_for_each(|(p, v)| self.device.overwrite(&mut p.value_mut(), v))
+    }
+}
+
+/// The gradients of a batch's share in a mean over several.
+fn scale_all(gradients: &mut BatchGradients<f32>, share: f32) {
+    let BatchGradients { views, predictions, parameters, .. } = gradients;
+    let rows = views.iter_mut().chain(predictions).flatten();
+    rows.chain(parameters.values_mut()).flatten().for_each(|g| *g *= share);
+}

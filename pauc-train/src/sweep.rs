@@ -1,0 +1,576 @@
+//! A sweep: runs of one recipe that differ in some of its values.
+
+use crate::compare;
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::marks::{Best, Goal};
+use crate::recipe::{LoadError, Source, Version};
+use crate::run_dir::RunDir;
+use crate::source;
+use crate::statistics::Spread;
+use pauc_report::verdict::is_accuracy;
+use pauc_traits::open_set::{Spanned, options};
+use pauc_traits::rng::{Purpose, stream};
+use pauc_traits::term::Severity;
+use pauc_traits::{Count, Result, component};
+use rand::Rng;
+use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+component! {
+    /// Runs of one recipe that differ in some of its values.
+    pub struct Sweep {
+        /// The version of the language; this is version 1.
+        pub version: Version = Version,
+        /// The recipe file; a relative path starts at the sweep's own folder.
+        pub recipe: PathBuf,
+        /// What is changed in all runs, each as `--set` takes it: `"train.epochs=5"`.
+        pub set: Vec<String> = Vec::new(),
+        /// What differs between the runs.
+        pub over: Vec<Axis>,
+        /// How the values of several paths are combined.
+        pub combine: Combine = Combine::Grid,
+        /// The seeds that every combination is trained with; empty: the recipe's own.
+        pub seeds: Vec<u64> = Vec::new(),
+        /// The metric by which the table is ordered, best first; none: the order of the runs.
+        pub best: Option<Best> = None,
+    }
+}
+
+component! {
+    /// A place of the recipe, and what is written there.
+    pub struct Axis {
+        /// The path of the value, as `--set` takes it: `"objective[0].term.temperature"`.
+        pub path: String,
+        /// The values, such as `[0.1, 0.2]` or `[Sgd(lr: 0.1), AdamW(lr: 1e-3)]`; in random sweeps also
+        /// `Uniform(from: 0.0, to: 1.0)`, `LogUniform(from: 1e-3, to: 1.0)` or `Integers(from: 1, to: 8)`.
+        pub values: Values,
+    }
+}
+
+/// What a path takes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub enum Values {
+    /// These, each as a recipe writes it.
+    Listed(Vec<String>),
+    /// Numbers drawn at random.
+    Drawn(Distribution),
+}
+
+/// Where random values come from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Distribution {
+    /// Every number between the two is as probable, `to` left out.
+    Uniform {
+        /// The smallest.
+        from: f64,
+        /// The largest.
+        to: f64,
+    },
+    /// The logarithm is uniform: for learning rates and temperatures. Both ends have to be greater than 0.
+    LogUniform {
+        /// The smallest.
+        from: f64,
+        /// The largest.
+        to: f64,
+    },
+    /// Whole numbers, both ends among them.
+    Integers {
+        /// The smallest.
+        from: i64,
+        /// The largest.
+        to: i64,
+    },
+}
+
+/// How the values of several paths are combined.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Combine {
+    /// Every value with every other; the last path varies fastest.
+    Grid,
+    /// The first values of all paths, then the second ones, and so on: all lists have one length.
+    Zip,
+    /// So many draws, of each path on its own.
+    Random(Draws),
+}
+
+component! {
+    /// Random combinations.
+    pub struct Draws {
+        /// How many. A larger number adds to the draws and changes none.
+        pub runs: Count,
+        /// The seed of the draws; that of the training is another.
+        pub seed: u64 = 0,
+    }
+}
+
+impl<'de> Deserialize<'de> for Values {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = Spanned::deserialize(d)?;
+        if text.starts_with_identifier() {
+            return text.parse().map(Values::Drawn);
+        }
+        let all: Vec<Spanned> = text.parse()?;
+        Ok(Values::Listed(all.iter().map(|v| v.text().to_string()).collect()))
+    }
+}
+
+impl Distribution {
+    /// Draws a number, rounded to four significant digits, as a recipe writes it.
+    fn draw(self, rng: &mut impl Rng) -> String {
+        let short = |v: f64| {
+            let rounded: f64 = format!("{v:.3e}").parse().unwrap_or(v);
+            // A point, without which a recipe reads a whole number.
+            format!("{rounded:?}")
+        };
+        match self {
+            Distribution::Uniform { from, to } => short(from + (to - from) * rng.r#gen::<f64>()),
+            Distribution::LogUniform { from, to } => {
+                short((from.ln() + (to.ln() - from.ln()) * rng.r#gen::<f64>()).exp())
+            }
+            Distribution::Integers { from, to } => rng.gen_range(from..=to).to_string(),
+        }
+    }
+
+    fn wrong(self) -> Option<String> {
+        let (from, to) = match self {
+            Distribution::Uniform { from, to } | Distribution::LogUniform { from, to } => (from, to),
+            Distribution::Integers { from, to } => (from as f64, to as f64),
+        };
+        if !(from.is_finite() && to.is_finite() && from < to) {
+            return Some(format!("`from` has to be smaller than `to`, got {from} and {to}"));
+        }
+        let logarithm = matches!(self, Distribution::LogUniform { .. });
+        (logarithm && from <= 0.0).then(|| format!("`from` has to be greater than 0, got {from}"))
+    }
+}
+
+/// One combination of values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Point {
+    /// The value of each path, in the order of [`Sweep::over`].
+    pub values: Vec<String>,
+    /// Which of the listed values it is; `None` for one that was drawn from a distribution.
+    places: Vec<Option<usize>>,
+}
+
+impl Sweep {
+    /// Reads a sweep and checks its own rules; those of the recipe are checked by planning its runs.
+    ///
+    /// # Errors
+    /// [`LoadError::File`] if the file cannot be read, [`LoadError::Recipe`] with all that is wrong in it.
+    pub fn load(path: &Path) -> Result<(Sweep, Source), LoadError> {
+        let shown = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| LoadError::File { path: shown.clone(), source })?;
+        Self::parse(&shown, &text).map_err(LoadError::Recipe)
+    }
+
+    /// Reads a sweep from text.
+    ///
+    /// # Errors
+    /// What is wrong, drawn over the text.
+    pub fn parse(path: &str, text: &str) -> Result<(Sweep, Source), Diagnostics> {
+        let report = |all| Diagnostics { text: text.into(), path: path.into(), all };
+        let sweep = options().from_str::<Sweep>(text);
+        let sweep = sweep.map_err(|e| report(vec![Diagnostic::from_ron(text, &e)]))?;
+        let wrong = sweep.check(text);
+        if !wrong.is_empty() {
+            return Err(report(wrong));
+        }
+        Ok((sweep, Source { path: path.into(), original: text.into(), text: text.into() }))
+    }
+
+    fn check(&self, text: &str) -> Vec<Diagnostic> {
+        let error = |code, path: &str, message: String, help: &str| {
+            Diagnostic::at(Severity::Error, code, text, path, message, help)
+        };
+        let mut found = Vec::new();
+        if self.over.is_empty() {
+            let help = "add a path with its values, such as (path: \"optimizer.lr\", values: [0.05, 0.1])";
+            found.push(error("E0401", "over", "nothing differs between the runs".into(), help));
+        }
+        for (i, axis) in self.over.iter().enumerate() {
+            let place = |part: &str| format!("over[{i}].{part}");
+            match &axis.values {
+                Values::Listed(all) if all.is_empty() => {
+                    found.push(error("E0401", &place("values"), "there are no values".into(), "add some"));
+                }
+                Values::Drawn(_) if !matches!(self.combine, Combine::Random(_)) => {
+                    let message = "random values in a sweep that draws none".to_string();
+                    let help = "write `combine: Random(runs: 20)`, or list the values";
+                    found.push(error("E0402", &place("values"), message, help));
+                }
+                Values::Drawn(d) => found.extend(d.wrong().map(|m| error("E0106", &place("values"), m, ""))),
+                Values::Listed(_) => {}
+            }
+            if axis.path.trim() == "train.seed" {
+                let message = "seeds are no values of a sweep: runs that differ only in them belong together";
+                let help = "write `seeds: [0, 1, 2]`";
+                found.push(error("E0403", &place("path"), message.into(), help));
+            }
+            for other in &self.over[..i] {
+                if overlap(&axis.path, &other.path) {
+                    let message = format!("`{}` and `{}` are the same place", other.path, axis.path);
+                    let help = "give one of them; a component and a field of it cannot both vary";
+                    found.push(error("E0403", &place("path"), message, help));
+                }
+            }
+        }
+        let count = |a: &Axis| match &a.values {
+            Values::Listed(all) => Some(all.len()),
+            Values::Drawn(_) => None,
+        };
+        if matches!(self.combine, Combine::Zip)
+            && let Some(first) = self.over.first()
+            && let Some(i) = self.over.iter().position(|a| count(a) != count(first))
+            && let (Some(n), Some(want)) = (count(&self.over[i]), count(first))
+        {
+            let message = format!("{n} values, but `{}` has {want}", first.path);
+            let help = "zipped lists have one length; `combine: Grid` takes every value with every other";
+            found.push(error("E0401", &format!("over[{i}].values"), message, help));
+        }
+        found
+    }
+
+    /// The combinations, each once, in a fixed order.
+    pub fn points(&self) -> Vec<Point> {
+        let listed = |axis: &Axis, place: usize| match &axis.values {
+            Values::Listed(all) => all[place].clone(),
+            Values::Drawn(_) => String::new(),
+        };
+        let lengths: Vec<usize> = self.over.iter().map(|a| listed_count(&a.values)).collect();
+        let at = |places: Vec<usize>| Point {
+            values: self.over.iter().zip(&places).map(|(a, p)| listed(a, *p)).collect(),
+            places: places.into_iter().map(Some).collect(),
+        };
+        let mut all: Vec<Point> = match &self.combine {
+            Combine::Zip => {
+                let n = lengths.first().copied().unwrap_or(0);
+                (0..n).map(|i| at(vec![i; lengths.len()])).collect()
+            }
+            Combine::Grid => {
+                let n: usize = lengths.iter().product();
+                let places = |mut i: usize| {
+                    let mut places = vec![0; lengths.len()];
+                    for (place, length) in places.iter_mut().zip(&lengths).rev() {
+                        (*place, i) = (i % length, i / length);
+                    }
+                    places
+                };
+                (0..n).map(|i| at(places(i))).collect()
+            }
+            Combine::Random(draws) => {
+                let draw = |n: usize| {
+                    let one = |(i, axis): (usize, &Axis)| {
+                        let mut rng = stream(draws.seed, Purpose::Sweep, n as u64, i as u64, 0);
+                        match &axis.values {
+                            Values::Listed(all) => {
+                                let place = rng.gen_range(0..all.len());
+                                (all[place].clone(), Some(place))
+                            }
+                            Values::Drawn(d) => (d.draw(&mut rng), None),
+                        }
+                    };
+                    let (values, places) = self.over.iter().enumerate().map(one).unzip();
+                    Point { values, places }
+                };
+                (0..draws.runs.get()).map(draw).collect()
+            }
+        };
+        let mut seen = std::collections::BTreeSet::new();
+        all.retain(|p| seen.insert(p.values.clone()));
+        all
+    }
+
+    /// What makes the sweep's recipe the one of a combination, as `--set` takes it.
+    pub fn set(&self, point: &Point) -> Vec<String> {
+        let own = self.over.iter().zip(&point.values).map(|(a, v)| format!("{}={v}", a.path.trim()));
+        self.set.iter().cloned().chain(own).collect()
+    }
+
+    /// A combination in words: `optimizer.lr=0.1 train.batch=64`.
+    pub fn name(&self, point: &Point) -> String {
+        let one = |(a, v): (&Axis, &String)| format!("{}={}", a.path.trim(), one_line(v));
+        self.over.iter().zip(&point.values).map(one).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Where the values of a combination stand in the sweep's text, for errors: one line each.
+    pub fn whence(&self, point: &Point, source: &Source) -> String {
+        let root = source::parse(&source.text);
+        let mut lines = Vec::new();
+        for (i, axis) in self.over.iter().enumerate() {
+            let path = match point.places[i] {
+                Some(place) => format!("over[{i}].values[{place}]"),
+                None => format!("over[{i}].values"),
+            };
+            let at = root.as_ref().map(|root| source::nearest(root, &path).start).unwrap_or(0);
+            let before = &source.text[..at];
+            let line = before.matches('\n').count() + 1;
+            let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+            let value = one_line(&point.values[i]);
+            lines.push(format!("  {}:{line}:{column}: {}={value}", source.path, axis.path.trim()));
+        }
+        lines.join("\n")
+    }
+
+    /// The recipe's path.
+    pub fn recipe_beside(&self, sweep: &Path) -> PathBuf {
+        sweep.parent().unwrap_or(Path::new("")).join(&self.recipe)
+    }
+}
+
+fn listed_count(values: &Values) -> usize {
+    match values {
+        Values::Listed(all) => all.len(),
+        Values::Drawn(_) => 0,
+    }
+}
+
+fn one_line(value: &str) -> String {
+    value.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Whether two paths are one place, or one lies within the other.
+fn overlap(a: &str, b: &str) -> bool {
+    // `list.0` and `list[0]` mean the same.
+    let plain = |p: &str| p.trim().replace('[', ".").replace(']', "");
+    let (a, b) = (plain(a), plain(b));
+    let within = |long: &str, short: &str| {
+        long.strip_prefix(short).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    within(&a, &b) || within(&b, &a)
+}
+
+/// A run of a sweep as it stands on disk.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Standing {
+    /// The seed.
+    pub seed: u64,
+    /// The run's folder.
+    pub run: PathBuf,
+    /// `finished`, `interrupted`, `running`, `failed`, or `missing` if it was not begun.
+    pub status: String,
+    /// The newest value of each metric of the trained encoder.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+impl Standing {
+    /// Looks at a run's folder, which need not exist.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn of(dir: &RunDir, seed: u64) -> Result<Self> {
+        let run = dir.path().to_path_buf();
+        let Some(info) = dir.info()? else {
+            return Ok(Standing { seed, run, status: "missing".into(), metrics: BTreeMap::new() });
+        };
+        let logged = run.join("metrics.jsonl").exists();
+        let metrics = if logged { compare::metrics(&run)? } else { BTreeMap::new() };
+        Ok(Standing { seed, run, status: info.status, metrics })
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_finished(&self) -> bool {
+        self.status == "finished"
+    }
+}
+
+/// A combination with its runs, and what the finished ones gave.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// The values by path.
+    pub set: BTreeMap<String, String>,
+    /// The first digits of the hash of its recipe.
+    pub hash: String,
+    /// Its runs, by seed.
+    pub runs: Vec<Standing>,
+    /// Each metric over the seeds of finished runs.
+    pub metrics: BTreeMap<String, Spread>,
+}
+
+impl Row {
+    /// Puts the runs of a combination together.
+    pub fn new(sweep: &Sweep, point: &Point, hash: &str, runs: Vec<Standing>) -> Self {
+        let set = sweep.over.iter().zip(&point.values);
+        let set = set.map(|(a, v)| (a.path.trim().to_string(), one_line(v))).collect();
+        let finished: Vec<_> = runs.iter().filter(|r| r.is_finished()).map(|r| &r.metrics).collect();
+        Row { set, hash: hash.into(), metrics: Spread::of_each(finished), runs }
+    }
+}
+
+/// Puts the best rows first, if the sweep says which are; rows without the metric come last.
+pub fn order(rows: &mut [Row], best: Option<&Best>) {
+    let Some(best) = best else { return };
+    let key = |r: &Row| {
+        let mean = r.metrics.get(&best.metric).map(|s| s.mean).filter(|m| m.is_finite());
+        mean.map_or(f64::INFINITY, |m| if best.goal == Goal::Largest { -m } else { m })
+    };
+    rows.sort_by(|a, b| key(a).total_cmp(&key(b)));
+}
+
+/// The table of a sweep: a row a combination, a column a path and a metric. Accuracies have columns, or, where none was
+/// measured, everything that was; the metric of `best` has one always.
+pub fn table(sweep: &Sweep, rows: &[Row]) -> String {
+    let mut names: Vec<&str> = rows.iter().flat_map(|r| r.metrics.keys().map(String::as_str)).collect();
+    names.sort_unstable();
+    names.dedup();
+    let best = sweep.best.as_ref().map(|b| b.metric.as_str());
+    if names.iter().any(|n| is_accuracy(n)) {
+        names.retain(|n| is_accuracy(n) || Some(*n) == best);
+    }
+    let paths: Vec<&str> = sweep.over.iter().map(|a| a.path.trim()).collect();
+    let mut cells = vec![
+        paths
+            .iter()
+            .copied()
+            .chain(["runs"])
+            .chain(names.iter().copied())
+            .map(String::from)
+            .collect::<Vec<_>>(),
+    ];
+    for r in rows {
+        let done = r.runs.iter().filter(|s| s.is_finished()).count();
+        let mut other: Vec<&str> =
+            r.runs.iter().filter(|s| !s.is_finished()).map(|s| s.status.as_str()).collect();
+        other.sort_unstable();
+        other.dedup();
+        let mut runs = format!("{done}/{}", r.runs.len());
+        other.iter().for_each(|status| runs.push_str(&format!(" {status}")));
+        let values = paths.iter().map(|p| r.set.get(*p).cloned().unwrap_or_default());
+        let metrics = names.iter().map(|n| r.metrics.get(*n).map_or("–".into(), Spread::to_string));
+        cells.push(values.chain([runs]).chain(metrics).collect());
+    }
+    let width = |c: usize| cells.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
+    let mut out = String::new();
+    for r in &cells {
+        let line: Vec<String> = r.iter().enumerate().map(|(c, v)| format!("{v:<w$}", w = width(c))).collect();
+        out.push_str(line.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sweep(combine: &str, over: &str) -> Sweep {
+        let text = format!("Sweep(recipe: \"r.ron\", combine: {combine}, over: [{over}])");
+        Sweep::parse("s.ron", &text).unwrap_or_else(|e| panic!("{e}")).0
+    }
+
+    fn values(sweep: &Sweep) -> Vec<Vec<String>> {
+        sweep.points().into_iter().map(|p| p.values).collect()
+    }
+
+    const TWO: &str =
+        "(path: \"a.b\", values: [1, 2]), (path: \"c\", values: [X(y: [1, 2]), Z(), \"text, (\"])";
+
+    #[test]
+    fn a_grid_takes_every_value_with_every_other() {
+        let all = values(&sweep("Grid", TWO));
+        let want: Vec<Vec<&str>> = ["1", "2"]
+            .iter()
+            .flat_map(|a| ["X(y: [1, 2])", "Z()", "\"text, (\""].map(|c| vec![*a, c]))
+            .collect();
+        assert_eq!(all, want);
+        let s = sweep("Grid", TWO);
+        assert_eq!(s.set(&s.points()[4]), ["a.b=2", "c=Z()"]);
+        assert_eq!(s.name(&s.points()[0]), "a.b=1 c=X(y: [1, 2])");
+    }
+
+    #[test]
+    fn a_zip_goes_through_all_lists_at_once() {
+        let s = sweep("Zip", "(path: \"a\", values: [1, 2]), (path: \"b\", values: [3, 4])");
+        assert_eq!(values(&s), [["1", "3"], ["2", "4"]]);
+        assert_eq!(values(&sweep("Grid", "(path: \"a\", values: [1, 1, 2])")), [["1"], ["2"]], "each once");
+    }
+
+    #[test]
+    fn random_draws_stay_when_more_are_asked_for() {
+        let over = "(path: \"a\", values: LogUniform(from: 1e-3, to: 1e-1)), (path: \"b\", values: [1, 2, 3]), \
+                    (path: \"c\", values: Integers(from: 2, to: 5)), (path: \"d\", values: Uniform(from: -1, to: 1))";
+        let few = values(&sweep("Random(runs: 5)", over));
+        let many = values(&sweep("Random(runs: 400)", over));
+        assert_eq!(few, many[..5]);
+        assert_ne!(few, values(&sweep("Random(runs: 5, seed: 1)", over)));
+        let column = |c: usize| many.iter().map(|v| v[c].parse::<f64>().unwrap()).collect::<Vec<_>>();
+        let within = |c: usize, from: f64, to: f64| column(c).iter().all(|v| (from..=to).contains(v));
+        assert!(within(0, 1e-3, 1e-1) && within(1, 1.0, 3.0) && within(2, 2.0, 5.0) && within(3, -1.0, 1.0));
+        // A log-uniform value lies below the geometric mean half of the time, a uniform one below the middle.
+        let below = |c: usize, v: f64| column(c).iter().filter(|x| **x < v).count();
+        assert!((150..250).contains(&below(0, 1e-2)), "{}", below(0, 1e-2));
+        assert!((150..250).contains(&below(3, 0.0)), "{}", below(3, 0.0));
+        assert!(many.iter().all(|v| v[0].trim_start_matches("0.").trim_start_matches('0').len() <= 4));
+        // Written so that a recipe reads a fraction.
+        assert!(many.iter().all(|v| v[3].contains(['.', 'e'])));
+    }
+
+    #[test]
+    fn mistakes_are_pointed_at() {
+        let refused = |text: &str, code: &str, says: &str| {
+            let found = Sweep::parse("s.ron", text).err().unwrap_or_else(|| panic!("{text} is accepted"));
+            assert_eq!(found.all[0].code, code, "{found}");
+            assert!(found.to_string().contains(says), "no `{says}` in {found}");
+        };
+        let one = |over: &str, more: &str| format!("Sweep(recipe: \"r.ron\", over: [{over}]{more})");
+        refused("Sweep(over: [])", "E0104", "needs the field `recipe`");
+        refused(&one("", ""), "E0401", "nothing differs");
+        refused(&one("(path: \"a\", values: [])", ""), "E0401", "no values");
+        refused(&one("(path: \"a\", value: [])", ""), "E0103", "did you mean `values`?");
+        refused(&one("(path: \"a\", values: 3)", ""), "E0106", "3");
+        refused(&one("(path: \"a\", values: Uniform(from: 0, to: 1))", ""), "E0402", "s.ron:1:51");
+        refused(
+            &one("(path: \"a\", values: Unifrm(from: 0, to: 1))", ""),
+            "E0102",
+            "did you mean `Uniform`?",
+        );
+        let random = ", combine: Random(runs: 3)";
+        refused(&one("(path: \"a\", values: Uniform(from: 1, to: 0))", random), "E0106", "smaller than `to`");
+        refused(&one("(path: \"a\", values: LogUniform(from: 0, to: 1))", random), "E0106", "greater than 0");
+        refused(&one("(path: \"train.seed\", values: [1])", ""), "E0403", "write `seeds: [0, 1, 2]`");
+        let nested = "(path: \"a[0].b\", values: [1]), (path: \"a.0\", values: [2])";
+        refused(&one(nested, ""), "E0403", "the same place");
+        let odd = "(path: \"a\", values: [1, 2]), (path: \"ab\", values: [3])";
+        refused(&one(odd, ", combine: Zip"), "E0401", "1 values, but `a` has 2");
+        assert!(Sweep::parse("s.ron", &one(odd, "")).is_ok());
+    }
+
+    #[test]
+    fn values_are_traced_to_their_place_in_the_text() {
+        let text = "Sweep(recipe: \"r.ron\", over: [\n  (path: \"a\", values: [1, X()]),\n  (path: \"b\", values: [3]),\n])";
+        let (s, source) = Sweep::parse("dir/s.ron", text).unwrap();
+        let points = s.points();
+        assert_eq!(s.whence(&points[1], &source), "  dir/s.ron:2:27: a=X()\n  dir/s.ron:3:24: b=3");
+        assert_eq!(s.recipe_beside(Path::new("dir/s.ron")), Path::new("dir/r.ron"));
+    }
+
+    #[test]
+    fn the_table_has_means_over_seeds_and_the_best_first() {
+        let mut s = sweep("Grid", "(path: \"a\", values: [1, 2, 3])");
+        s.best = Some(Best { metric: "knn/x".into(), goal: Goal::Largest });
+        let run = |seed, status: &str, knn: f64| Standing {
+            seed,
+            run: PathBuf::new(),
+            status: status.into(),
+            metrics: BTreeMap::from([("knn/x".to_string(), knn), ("rankme/features".to_string(), 9.0)]),
+        };
+        let runs = [
+            vec![run(0, "finished", 0.5), run(1, "finished", 0.7)],
+            vec![run(0, "failed", 0.9), run(1, "missing", 0.9)],
+            vec![run(0, "finished", 0.8), run(1, "interrupted", 0.1)],
+        ];
+        let points = s.points();
+        let mut rows: Vec<Row> =
+            points.iter().zip(runs).map(|(p, runs)| Row::new(&s, p, "h", runs)).collect();
+        order(&mut rows, s.best.as_ref());
+        let table = table(&s, &rows);
+        let lines: Vec<Vec<&str>> = table.lines().map(|l| l.split_whitespace().collect()).collect();
+        assert_eq!(lines[0], ["a", "runs", "knn/x"]);
+        assert_eq!(lines[1], ["3", "1/2", "interrupted", "0.8000"]);
+        assert_eq!(lines[2], ["1", "2/2", "0.6000", "±", "0.1414"]);
+        assert_eq!(lines[3], ["2", "0/2", "failed", "missing", "–"]);
+    }
+}

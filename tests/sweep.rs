@@ -1,0 +1,229 @@
+//! `sweep`, and several seeds of `run`.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
+
+mod common;
+
+use common::{Output, pauc, root};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const RECIPE: &str = r#"Recipe(version: 1, name: "swept", data: Shapes(count: 80, size: 12, classes: 4),
+    views: [(count: 2, ops: [RandomResizedCrop(size: 12)])],
+    encoder: MlpEncoder(dims: [16]), projector: Mlp(dims: [6]),
+    objective: [(term: InfoNce(temperature: 0.2))],
+    train: (epochs: 2, batch: 16), probes: [Knn(k: 5), Rank()])"#;
+
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new(sweep: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("recipe.ron"), RECIPE).unwrap();
+        std::fs::write(folder.path().join("sweep.ron"), sweep).unwrap();
+        Place { folder }
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn sweep(&self, more: &[&str]) -> Output {
+        let (sweep, out) = (self.at("sweep.ron"), self.at("runs"));
+        let done = pauc(["sweep", &sweep, "--out", &out].iter().chain(more).copied());
+        assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
+        done
+    }
+
+    fn refused(&self, sweep: &str, says: &[&str]) {
+        std::fs::write(self.at("sweep.ron"), sweep).unwrap();
+        let done = self.sweep(&[]);
+        assert_eq!(done.code, 2, "{}", done.stderr);
+        for text in says {
+            assert!(done.stderr.contains(text), "`{text}` is not in\n{}", done.stderr);
+        }
+        assert!(!Path::new(&self.at("runs")).exists(), "nothing is trained");
+    }
+}
+
+const SWEEP: &str = r#"Sweep(recipe: "recipe.ron", set: ["train.log_every=1"], over: [
+    (path: "objective[0].term.temperature", values: [0.1, 0.5]),
+    (path: "optimizer", values: [Sgd(lr: 0.05), AdamW(lr: 1e-3)]),
+], seeds: [0, 1], best: (metric: "rankme/features"))"#;
+
+fn json(out: &Output) -> Value {
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    serde_json::from_str(&out.stdout).unwrap()
+}
+
+fn checkpoints(out: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for group in std::fs::read_dir(out).unwrap() {
+        for run in std::fs::read_dir(group.unwrap().path()).unwrap() {
+            let run = run.unwrap().path();
+            let bytes = std::fs::read(run.join("checkpoints/last.safetensors")).unwrap();
+            found.push((run.strip_prefix(out).unwrap().to_path_buf(), bytes));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn every_combination_is_trained_once_and_a_sweep_goes_on_where_it_stopped() {
+    let place = Place::new(SWEEP);
+    let dry = place.sweep(&["--dry-run"]);
+    assert_eq!(dry.code, 0, "{}", dry.stderr);
+    assert!(dry.stdout.contains("0/2 missing") && dry.stderr.contains("8 runs, 0 already done"), "{dry:?}");
+
+    // One run is finished, and one was interrupted in its second epoch, before the sweep comes.
+    let recipe = place.at("recipe.ron");
+    let by_hand = |temperature: &str, more: &[&str]| {
+        let temperature = format!("objective[0].term.temperature={temperature}");
+        let (out, set) =
+            (place.at("runs"), ["--set", "train.log_every=1", "--set", "optimizer=Sgd(lr: 0.05)"]);
+        let args = ["run", &recipe, "--out", &out, "--set", &temperature];
+        let done = pauc(args.iter().chain(&set).chain(more).copied());
+        assert_eq!(done.code, 0, "{}", done.stderr);
+    };
+    by_hand("0.1", &["--seeds", "0"]);
+    by_hand("0.5", &["--seeds", "1", "--max-steps", "5"]);
+    let done = place.sweep(&["--jobs", "3", "--json"]);
+    assert!(done.stderr.contains("8 runs, 1 already done"), "{}", done.stderr);
+    let table = json(&done);
+    let rows = table["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 4);
+    let rank = |row: &Value| row["metrics"]["rankme/features"]["mean"].as_f64().unwrap();
+    assert!(rows.windows(2).all(|w| rank(&w[0]) >= rank(&w[1])), "best first");
+    for row in rows {
+        assert_eq!(row["metrics"]["knn/cos/k5/t0.07"]["n"], 2);
+        let of = |run: &Value| run["metrics"]["rankme/features"].as_f64().unwrap();
+        let runs = row["runs"].as_array().unwrap();
+        assert!(runs.iter().all(|r| r["status"] == "finished"), "{runs:?}");
+        let (a, b) = (of(&runs[0]), of(&runs[1]));
+        assert!((rank(row) - (a + b) / 2.0).abs() < 1e-9 && a != b, "{a} {b}");
+        let sd = row["metrics"]["rankme/features"]["sd"].as_f64().unwrap();
+        assert!((sd - (a - b).abs() / 2f64.sqrt()).abs() < 1e-9, "{sd}");
+    }
+    // Nothing is left to do.
+    let again = place.sweep(&[]);
+    assert!(again.code == 0 && again.stderr.contains("8 runs, 8 already done"), "{}", again.stderr);
+    assert_eq!(again.stdout.matches("2/2").count(), 4, "{}", again.stdout);
+    assert!(again.stdout.contains(" ± ") && again.stdout.contains("AdamW(lr: 1e-3)"), "{}", again.stdout);
+
+    // Processes side by side, and one that was interrupted, change no bit.
+    let alone = place.at("alone");
+    let sweep = place.at("sweep.ron");
+    let one = pauc(["sweep", &sweep, "--out", &alone]);
+    assert_eq!(one.code, 0, "{}", one.stderr);
+    assert!(checkpoints(Path::new(&alone)) == checkpoints(Path::new(&place.at("runs"))));
+}
+
+#[test]
+fn mistakes_stop_a_sweep_before_anything_is_trained() {
+    let place = Place::new("");
+    let with = |over: &str| format!("Sweep(recipe: \"recipe.ron\", over: [{over}])");
+    let value = with("(path: \"objective[0].term.temperature\", values: [0.1, -1.0])");
+    place.refused(&value, &["E0106", "greater than 0, got -1", "sweep.ron:1:90", "temperature=-1.0"]);
+    place.refused(&with("(path: \"train.epoch\", values: [1])"), &["did you mean `epochs`?", "sweep.ron:1:"]);
+    place.refused(&with("(path: \"objective[4].weight\", values: [1])"), &["E0107", "no item 4"]);
+    place.refused(&with("(path: \"queue\", values: [32])"), &["E0202", "queue=32"]);
+    place.refused(&with("(path: \"train.seed\", values: [1, 2])"), &["E0403", "write `seeds: [0, 1, 2]`"]);
+    place.refused(&with("(path: \"a\", values: [1)"), &["E0101"]);
+    place.refused(
+        "Sweep(recipe: \"none.ron\", over: [(path: \"a\", values: [1])])",
+        &["cannot read the recipe"],
+    );
+    let none = pauc(["sweep", "no/such/sweep.ron"]);
+    assert!(
+        none.code == 2 && none.stderr.contains("cannot read the sweep no/such/sweep.ron"),
+        "{}",
+        none.stderr
+    );
+}
+
+#[test]
+fn a_run_that_fails_does_not_stop_the_others() {
+    let place = Place::new(
+        r#"Sweep(recipe: "recipe.ron", over: [(path: "optimizer.lr", values: [1e30, 0.01, 0.02])], set: ["optimizer=Sgd(lr: 1.0)"])"#,
+    );
+    let done = place.sweep(&["--jobs", "2"]);
+    assert_eq!(done.code, 1, "{}", done.stderr);
+    for text in ["1 of 3 runs failed", "optimizer.lr=1e30 seed 0", "is not finite", "lower the learning rate"]
+    {
+        assert!(done.stderr.contains(text), "`{text}` is not in\n{}", done.stderr);
+    }
+    assert!(done.stdout.contains("0/1 failed") && done.stdout.matches("1/1").count() == 2, "{}", done.stdout);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_sweep_saves_its_runs_and_goes_on() {
+    let place = Place::new(
+        r#"Sweep(recipe: "recipe.ron", over: [(path: "train.batch", values: [16, 20])], set: ["train.epochs=3000"])"#,
+    );
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pauc-cli"))
+        .args(["sweep", &place.at("sweep.ron"), "--out", &place.at("runs"), "--jobs", "2"])
+        .current_dir(root())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    let training = |batch: usize| {
+        let Ok(groups) = std::fs::read_dir(place.at("runs")) else { return false };
+        let logs = groups.map(|g| g.unwrap().path().join("seed0/metrics.jsonl"));
+        let begun =
+            |p: PathBuf| std::fs::read_to_string(p).unwrap_or_default().contains("\"event\":\"step\"");
+        logs.filter(|p| begun(p.clone())).count() >= batch
+    };
+    while !training(2) {
+        assert!(began.elapsed() < Duration::from_secs(60), "the runs do not begin");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    for (run, bytes) in checkpoints(Path::new(&place.at("runs"))) {
+        assert!(!bytes.is_empty(), "{}", run.display());
+        let info = Path::new(&place.at("runs")).join(run).join("run.json");
+        assert!(std::fs::read_to_string(info).unwrap().contains("interrupted"));
+    }
+}
+
+#[test]
+fn seeds_of_a_run_end_with_mean_and_deviation() {
+    let place = Place::new("");
+    let (recipe, out) = (place.at("recipe.ron"), place.at("runs"));
+    let args = ["run", &recipe, "--out", &out, "--seeds", "3,4"];
+    let done = pauc(args);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert!(done.stdout.contains("mean ± standard deviation over the seeds 3, 4"), "{}", done.stdout);
+    // The same from runs that are done, as JSON, and checked against the runs' logs.
+    let again = pauc(args.iter().chain(&["--json"]).copied());
+    let all = json(&again);
+    let compared: Vec<f64> = [3, 4]
+        .map(|seed| {
+            let group = std::fs::read_dir(&out).unwrap().next().unwrap().unwrap().path();
+            let log = std::fs::read_to_string(group.join(format!("seed{seed}/metrics.jsonl"))).unwrap();
+            let probe = log.lines().rev().find(|l| l.contains("rankme/features")).unwrap();
+            let probe: Value = serde_json::from_str(probe).unwrap();
+            let all = probe["metrics"].as_array().unwrap();
+            all.iter().find(|m| m["name"] == "rankme/features").unwrap()["value"].as_f64().unwrap()
+        })
+        .into();
+    let (a, b) = (compared[0], compared[1]);
+    let got = &all["metrics"]["rankme/features"];
+    assert!((got["mean"].as_f64().unwrap() - (a + b) / 2.0).abs() < 1e-9);
+    assert!((got["sd"].as_f64().unwrap() - (a - b).abs() / 2f64.sqrt()).abs() < 1e-9);
+}
+
+#[test]
+fn the_shipped_sweep_is_one() {
+    let done =
+        pauc(["sweep", "recipes/sweeps/temperature.ron", "--dry-run", "--out", "target/no-such-folder"]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert!(done.stderr.contains("18 runs, 0 already done"), "{}", done.stderr);
+}
