@@ -55,7 +55,7 @@ fn events(run: &Path) -> Vec<serde_json::Value> {
     let timeless = |line: &str| {
         let mut v: serde_json::Value = serde_json::from_str(line).unwrap();
         let object = v.as_object_mut().unwrap();
-        for key in ["seconds", "images_per_second", "stages", "peak_memory_bytes"] {
+        for key in ["seconds", "images_per_second", "stages", "peak_memory_bytes", "loader"] {
             object.remove(key);
         }
         v

@@ -118,6 +118,19 @@ pub struct Throughput {
     pub waited: Duration,
 }
 
+impl Throughput {
+    /// What was added since an earlier look at the same loader.
+    pub fn since(&self, earlier: &Throughput) -> Throughput {
+        Throughput {
+            images: self.images - earlier.images,
+            read: self.read - earlier.read,
+            augment: self.augment - earlier.augment,
+            normalise: self.normalise - earlier.normalise,
+            waited: self.waited - earlier.waited,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Stages {
     images: AtomicU64,

@@ -76,6 +76,20 @@ impl ViewPipeline {
         Self::new(vec![steps.filter_map(|op| op.evaluation()).map(Arc::from).collect()], input, statistics)
     }
 
+    /// One random view of crops and flips alone: the first view without its other random steps.
+    ///
+    /// # Errors
+    /// As [`ViewPipeline::training`].
+    pub fn crops_and_flips(
+        specs: &[ViewSpec],
+        input: Option<ImageShape>,
+        statistics: &[(f32, f32)],
+    ) -> Result<Self> {
+        let steps = specs.iter().take(1).flat_map(|s| &s.ops).flat_map(|op| expand(op.value.clone()));
+        let kept = steps.filter(|op| op.is_crop_or_flip() || op.evaluation().is_some());
+        Self::new(vec![kept.collect()], input, statistics)
+    }
+
     fn new(
         views: Vec<Vec<Arc<dyn Augmentation>>>,
         input: Option<ImageShape>,
@@ -225,6 +239,26 @@ mod tests {
             (evaluation.len(), evaluation.shape(0)),
             (1, ImageShape { height: 4, width: 4, channels: 3 })
         );
+    }
+
+    #[test]
+    fn crops_and_flips_are_drawn_as_without_the_other_steps() {
+        let pixels: Vec<u8> = (0..SHAPE.len()).map(|i| (i * 29 % 256) as u8).collect();
+        let (with, without) = (
+            "[(ops: [RandomResizedCrop(size: 4), ColorJitter(p: 1.0), Solarize(p: 1.0), HorizontalFlip(p: 1.0)])]",
+            "[(ops: [RandomResizedCrop(size: 4), HorizontalFlip(p: 1.0)])]",
+        );
+        let views = |of: fn(&[ViewSpec], Option<ImageShape>, &[(f32, f32)]) -> Result<ViewPipeline>, text| {
+            let pipeline = of(&specs(text), Some(SHAPE), &STATISTICS).unwrap();
+            let view = |epoch| {
+                let mut rng = stream(0, Purpose::View, epoch, 0, 0);
+                pipeline.augment(Image::new(SHAPE, pixels.clone()), 0, &mut rng).pixels.to_vec()
+            };
+            [view(0), view(1)]
+        };
+        let got = views(ViewPipeline::crops_and_flips, with);
+        assert_eq!(got, views(ViewPipeline::training, without));
+        assert!(got[0] != got[1], "another draw in every epoch");
     }
 
     #[test]

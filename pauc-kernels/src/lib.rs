@@ -17,6 +17,7 @@
 //! | [`mapped`] | files as memory |
 //! | [`distance`] | nearest centroids |
 //! | `candidates` | those that can be nearest, from 8-bit products |
+//! | [`neighbour_forces`] | what pulls and pushes the points of a t-SNE |
 //! | [`softmax`] | softmax cross-entropy against large banks, streamed |
 //! | [`optim`] | moving averages, norms, optimiser passes |
 
@@ -33,6 +34,7 @@ pub mod layout;
 pub mod linear;
 pub mod mapped;
 mod micro;
+pub mod neighbour_forces;
 pub mod norm;
 pub mod optim;
 pub mod pool;

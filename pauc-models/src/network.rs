@@ -124,6 +124,17 @@ impl<D: NetworkDevice> Network<D> {
         Ok(Output { features: constant, embeddings: self.projector.forward(features, pass)? })
     }
 
+    /// The features of a batch alone, with the tape of the encoder in [`Pass::Train`]: what a classifier is put on.
+    ///
+    /// # Shapes
+    /// images (B, H, W, C) → (B, F)
+    ///
+    /// # Errors
+    /// As [`Network::forward`].
+    pub fn forward_features(&mut self, images: Images<D>, pass: Pass) -> Result<Rows<D>> {
+        self.encoder.forward(images, pass)
+    }
+
     /// The features and embeddings of images of one size after those of another, which the projector sees as one batch.
     ///
     /// # Shapes
@@ -248,7 +259,7 @@ fn named<D: Compute>(
     parts.flat_map(|(prefix, all)| all.into_iter().map(move |p| p.prefixed(prefix))).collect()
 }
 
-/// Runs a network's backward pass from given gradients ∂L/∂x at its embeddings, row-major, and at its predictions if
+/// Runs a network's backward pass from given gradients ∂L/∂x at its embeddings or features, row-major, and at its predictions if
 /// there are any. The parameters' gradients are added to.
 ///
 /// # Errors

@@ -69,8 +69,16 @@ mod tests {
 
     fn measure(embeddings: &[f32], labels: Option<&[u32]>, levels: &[Clustering]) -> Result<Vec<Metric>> {
         let (embeddings, features) = (Rows::new(embeddings, 2), Rows::new(&[1.0], 1));
-        let train = SplitView { features, embeddings, labels };
-        let context = ProbeContext { train, test: None, classes: 2, levels, concentrations: &[], seed: 0 };
+        let train = SplitView { features, embeddings, labels, images: None };
+        let context = ProbeContext {
+            train,
+            test: None,
+            classes: 2,
+            levels,
+            concentrations: &[],
+            seed: 0,
+            network: None,
+        };
         let probe = Coagulation { space: Space::Embeddings, every: None, at: Moment::End };
         probe.measure(&context)
     }

@@ -1,10 +1,12 @@
 //! Exact cosine k-nearest-neighbour classification.
 
+use crate::spectrum::mean;
 use crate::{Moment, Space, check, when};
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
 use pauc_traits::{Count, Positive, Probe, Result, Span, component};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 component! {
     /// Accuracy of a weighted k-nearest-neighbour vote on the test split, with the training split as the bank.
@@ -90,69 +92,143 @@ pub fn knn_votes(
     classes: usize,
 ) -> Result<Vec<f64>> {
     check("k-nearest neighbours, training split", train, labels, classes)?;
+    let mut votes = vec![0.0; test.rows * classes];
+    let nearest = neighbours(train, test, k, Distance::Cosine)?;
+    votes.par_chunks_mut(classes).zip(&nearest).for_each(|(votes, nearest)| {
+        for (cosine, index) in nearest {
+            votes[labels[*index as usize] as usize] += weight(*cosine, nearest[0].0, temperature);
+        }
+    });
+    Ok(votes)
+}
+
+/// A neighbour's vote: exp((cos − cos₁)/T).
+pub(crate) fn weight(cosine: f32, best: f32, temperature: f64) -> f64 {
+    ((cosine as f64 - best as f64) / temperature).exp()
+}
+
+/// What near means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Distance {
+    /// The largest cosine.
+    Cosine,
+    /// The smallest ‖x − y‖.
+    Euclidean,
+}
+
+/// A row's neighbours, nearest first: how near each is, and its index.
+pub type Neighbours = Vec<(f32, u32)>;
+
+/// The `k` nearest training rows of each test row. With the cosine comes its value, with the Euclidean distance d the
+/// value −d²/2 up to a constant of the test row. Equal ones go to the lower index; of fewer than `k` rows, all come.
+///
+/// # Shapes
+/// train (N, D), test (M, D) → M lists
+///
+/// # Errors
+/// If rows have different widths, or a value is not finite.
+pub fn neighbours(train: Rows<'_>, test: Rows<'_>, k: usize, distance: Distance) -> Result<Vec<Neighbours>> {
+    crate::finite("k-nearest neighbours, training split", train)?;
     crate::finite("k-nearest neighbours, test split", test)?;
     if train.cols != test.cols {
         let message = format!("training rows of {} values, test rows of {}", train.cols, test.cols);
         return Err(pauc_traits::Error::shape("k-nearest neighbours", message));
     }
-    let (bank, queries) = (unit_rows(train), unit_rows(test));
-    let (k, dim) = (k.min(train.rows), train.cols);
-    let mut votes = vec![0.0; test.rows * classes];
-    votes.par_chunks_mut(QUERIES * classes).zip(queries.par_chunks(QUERIES * dim)).for_each(
-        |(votes, queries)| {
-            let nearest = search(&bank, queries, dim, k);
-            for (votes, nearest) in votes.chunks_exact_mut(classes).zip(&nearest) {
-                let best = nearest.first().map_or(0.0, |n| n.0 as f64);
-                for (cosine, index) in nearest {
-                    votes[labels[*index as usize] as usize] += ((*cosine as f64 - best) / temperature).exp();
-                }
-            }
-        },
+    let (bank, queries, shift) = match distance {
+        Distance::Cosine => (unit_rows(train), unit_rows(test), None),
+        Distance::Euclidean => {
+            // −‖x − y‖²/2 = x·y − ‖y‖²/2 − ‖x‖²/2. Without their common mean, little cancels in the difference.
+            let centre = mean(train);
+            let bank = centred(train, &centre);
+            let half = |row: &[f32]| (-0.5 * row.iter().map(|v| (*v as f64).powi(2)).sum::<f64>()) as f32;
+            let shift = bank.chunks_exact(train.cols).map(half).collect();
+            (bank, centred(test, &centre), Some(shift))
+        }
+    };
+    let bank = Bank { rows: &bank, shift, dim: train.cols };
+    let k = k.min(train.rows);
+    let mut nearest = vec![Vec::new(); test.rows];
+    nearest.par_chunks_mut(QUERIES).zip(queries.par_chunks(QUERIES * train.cols)).for_each(
+        |(nearest, queries)| bank.search(queries, k).into_iter().zip(nearest).for_each(|(n, to)| *to = n),
     );
-    Ok(votes)
+    Ok(nearest)
+}
+
+fn centred(rows: Rows<'_>, centre: &[f64]) -> Vec<f32> {
+    let row = |row: &[f32]| row.iter().zip(centre).map(|(v, c)| (*v as f64 - c) as f32).collect::<Vec<_>>();
+    rows.iter().flat_map(row).collect()
 }
 
 /// The class with the most votes, the lowest of equals.
-fn winner(votes: &[f64]) -> usize {
+pub(crate) fn winner(votes: &[f64]) -> usize {
     (0..votes.len()).fold(0, |best, c| if votes[c] > votes[best] { c } else { best })
 }
 
-// A tile of cosines, QUERIES × BANK, stays in the second-level cache between the product and the selection.
+// A tile of scores, QUERIES × BANK, stays in the second-level cache between the product and the selection.
 const QUERIES: usize = 128;
 const BANK: usize = 1024;
 
-/// The `k` nearest bank rows of each query, best first, as (cosine, index).
-fn search(bank: &[f32], queries: &[f32], dim: usize, k: usize) -> Vec<Vec<(f32, u32)>> {
-    let rows = queries.len() / dim;
-    let mut nearest = vec![Vec::with_capacity(k); rows];
-    let mut tile = vec![0.0; rows * BANK];
+/// The products of all queries with all rows of a bank, query by query.
+pub(crate) fn products(queries: &[f32], bank: &[f32], dim: usize) -> Vec<f32> {
+    let (rows, width) = (queries.len() / dim, bank.len() / dim);
+    let mut out = vec![0.0; rows * width];
     for (t, part) in bank.chunks(BANK * dim).enumerate() {
-        let width = part.len() / dim;
-        let product = Strides::row_major(BANK);
+        let to = (&mut out[..], Strides::row_major(width).from(t * BANK));
         let (left, right) = ((queries, Strides::row_major(dim)), (part, Strides::transposed(dim)));
-        gemm((rows, width, dim), 1.0, left, right, 0.0, (&mut tile, product));
-        for (nearest, cosines) in nearest.iter_mut().zip(tile.chunks_exact(BANK)) {
-            offer(nearest, k, t * BANK, &cosines[..width]);
-        }
+        gemm((rows, part.len() / dim, dim), 1.0, left, right, 0.0, to);
     }
-    nearest
+    out
 }
 
-/// Lets the cosines of the bank rows from `start` on into the list of the `k` best. Rows come in ascending order,
-/// so a later row of equal cosine stays behind.
-fn offer(nearest: &mut Vec<(f32, u32)>, k: usize, start: usize, cosines: &[f32]) {
+/// What queries are compared with.
+struct Bank<'a> {
+    rows: &'a [f32],
+    /// What is added to the product with each row.
+    shift: Option<Vec<f32>>,
+    dim: usize,
+}
+
+impl Bank<'_> {
+    /// The `k` bank rows of the highest score for each query, best first.
+    fn search(&self, queries: &[f32], k: usize) -> Vec<Neighbours> {
+        let dim = self.dim;
+        let rows = queries.len() / dim;
+        let mut nearest = vec![Vec::with_capacity(k); rows];
+        let mut tile = vec![0.0; rows * BANK];
+        for (t, part) in self.rows.chunks(BANK * dim).enumerate() {
+            let width = part.len() / dim;
+            if let Some(shift) = &self.shift {
+                tile.chunks_exact_mut(BANK).for_each(|row| {
+                    row[..width].copy_from_slice(&shift[t * BANK..t * BANK + width]);
+                });
+            }
+            let keep = if self.shift.is_some() { 1.0 } else { 0.0 };
+            let product = Strides::row_major(BANK);
+            let (left, right) = ((queries, Strides::row_major(dim)), (part, Strides::transposed(dim)));
+            gemm((rows, width, dim), 1.0, left, right, keep, (&mut tile, product));
+            for (nearest, scores) in nearest.iter_mut().zip(tile.chunks_exact(BANK)) {
+                offer(nearest, k, t * BANK, &scores[..width]);
+            }
+        }
+        nearest
+    }
+}
+
+/// Lets the scores of the bank rows from `start` on into the list of the `k` best. Rows come in ascending order,
+/// so a later row of equal score stays behind.
+fn offer(nearest: &mut Neighbours, k: usize, start: usize, scores: &[f32]) {
     let bar = |nearest: &[(f32, u32)]| if nearest.len() < k { f32::NEG_INFINITY } else { nearest[k - 1].0 };
-    for (b, block) in cosines.chunks(32).enumerate() {
+    for (b, block) in scores.chunks(32).enumerate() {
         // Almost every block holds nothing better; this form of the question is vectorised.
         let low = bar(nearest);
         if !block.iter().fold(false, |any, c| any | (*c > low)) {
             continue;
         }
-        for (i, &cosine) in block.iter().enumerate() {
-            if cosine > bar(nearest) {
+        for (i, &score) in block.iter().enumerate() {
+            if score > bar(nearest) {
                 nearest.truncate(k - 1);
-                let place = nearest.partition_point(|n| n.0 >= cosine);
-                nearest.insert(place, (cosine, (start + b * 32 + i) as u32));
+                let place = nearest.partition_point(|n| n.0 >= score);
+                nearest.insert(place, (score, (start + b * 32 + i) as u32));
             }
         }
     }
@@ -225,8 +301,7 @@ mod tests {
     fn the_search_across_tiles_equals_a_full_sort() {
         let (dim, k) = (7, 9);
         let (train, test) = (wavy(2 * BANK + 77, dim, 0.1), wavy(QUERIES + 5, dim, 2.0));
-        let bank = unit_rows(Rows::new(&train, dim));
-        let got = search(&bank, &unit_rows(Rows::new(&test, dim)), dim, k);
+        let got = neighbours(Rows::new(&train, dim), Rows::new(&test, dim), k, Distance::Cosine).unwrap();
         for (got, want) in got.iter().zip(naive(&train, &test, dim, k)) {
             assert_eq!(got.iter().map(|n| n.1 as usize).collect::<Vec<_>>(), want);
         }
@@ -235,7 +310,8 @@ mod tests {
     #[test]
     fn ties_go_to_the_lower_index_and_class() {
         let train = [[1.0f32, 0.0]; 70].concat();
-        assert_eq!(search(&train, &[1.0, 0.0], 2, 3)[0], [(1.0, 0), (1.0, 1), (1.0, 2)]);
+        let found = neighbours(Rows::new(&train, 2), Rows::new(&[1.0, 0.0], 2), 3, Distance::Cosine).unwrap();
+        assert_eq!(found[0], [(1.0, 0), (1.0, 1), (1.0, 2)]);
         assert_eq!(winner(&[0.0, 2.0, 2.0]), 1);
         assert_eq!(winner(&[0.0, 0.0]), 0);
     }

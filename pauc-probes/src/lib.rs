@@ -3,15 +3,18 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`knn`] | [`Knn`]: exact cosine k-nearest-neighbour classification |
+//! | [`knn_grid`] | [`KnnGrid`]: the same at many settings for one search |
 //! | [`linear`] | [`Linear`]: multinomial logistic regression on frozen features |
-//! | [`low_shot`] | [`LowShot`]: the two with few labels |
+//! | [`linear_sgd`] | [`LinearSgd`]: a linear classifier by stochastic gradient descent, as MoCo has it |
+//! | [`fine_tune`] | [`FineTune`]: the whole encoder trained with labels |
+//! | [`low_shot`] | [`LowShot`]: each of them with few labels |
 //! | [`coagulation`] | [`Coagulation`]: the state of the prototypes, for each level of the clustering |
 //! | [`rank`] | [`Rank`]: RankMe and the spread of the embeddings, which show dimensional collapse |
 //! | [`mod@retrieval`] | [`Retrieval`]: P@1, R-precision and MAP@R among the test images |
 //! | [`clusters`] | [`Clusters`]: agreement of k-means with the classes |
 //! | [`align_uniform`](mod@align_uniform) | [`AlignUniform`]: alignment within classes and uniformity of the embeddings |
-//! | [`pca`] | [`pca2`]: a picture of the embeddings in two dimensions |
-//! | [`lbfgs`], [`spectrum`] | the optimiser and the matrices behind them |
+//! | [`pca`], [`mod@tsne`] | [`pca2`], [`tsne()`]: pictures of the embeddings in two dimensions |
+//! | [`head`], [`lbfgs`], [`spectrum`] | classifiers, optimiser and matrices behind them |
 //!
 //! Every probe says in a recipe when it runs: `Knn(k: 20, every: Epochs(1))` at the end of every epoch and of the
 //! run, `Linear(at: End)` at the end of the run only. Nothing here depends on the number of threads.
@@ -19,24 +22,34 @@
 pub mod align_uniform;
 pub mod clusters;
 pub mod coagulation;
+pub mod fine_tune;
+pub mod head;
 pub mod knn;
+pub mod knn_grid;
 pub mod lbfgs;
 pub mod linear;
+pub mod linear_sgd;
 pub mod low_shot;
 pub mod pca;
 pub mod rank;
 pub mod retrieval;
 pub mod spectrum;
+pub mod tsne;
 
 pub use align_uniform::{AlignUniform, align_uniform};
 pub use clusters::Clusters;
 pub use coagulation::Coagulation;
+pub use fine_tune::FineTune;
+pub use head::Decay;
 pub use knn::{Knn, knn_accuracy};
+pub use knn_grid::KnnGrid;
 pub use linear::{Linear, LinearOptions, LinearProbe, linear_probe};
+pub use linear_sgd::LinearSgd;
 pub use low_shot::LowShot;
 pub use pca::{Pca2, pca2};
 pub use rank::{Rank, rank_me};
 pub use retrieval::{Retrieval, retrieval};
+pub use tsne::{Tsne, TsneOptions, tsne};
 
 use pauc_traits::probe::{Rows, SplitView, When};
 use pauc_traits::{Error, Result, Span};

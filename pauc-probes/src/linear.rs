@@ -53,6 +53,13 @@ impl Probe for Linear {
         true
     }
 
+    fn check(&self) -> Result<()> {
+        match self.l2[..] {
+            [] => Err(Error::config("Linear: `l2` is empty; give at least one value")),
+            _ => Ok(()),
+        }
+    }
+
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
         let Some(test) = &context.test else { return Ok(Vec::new()) };
         let (Some(labels), Some(test_labels)) = (context.train.labels, test.labels) else {
@@ -173,7 +180,7 @@ pub fn linear_probe(
 }
 
 /// The training samples in a new order, every fifth of each class at the end, and how many come before those.
-fn hold_out(labels: &[u32], classes: usize) -> (Vec<usize>, usize) {
+pub(crate) fn hold_out(labels: &[u32], classes: usize) -> (Vec<usize>, usize) {
     let mut seen = vec![0usize; classes];
     let held = |label: &u32| {
         let count = &mut seen[*label as usize];
@@ -188,13 +195,13 @@ fn hold_out(labels: &[u32], classes: usize) -> (Vec<usize>, usize) {
 }
 
 /// Each column's mean and the inverse of its standard deviation; constant columns become 0.
-struct Standardisation {
+pub(crate) struct Standardisation {
     mean: Vec<f64>,
     inverse: Vec<f64>,
 }
 
 impl Standardisation {
-    fn of(rows: Rows<'_>) -> Self {
+    pub(crate) fn of(rows: Rows<'_>) -> Self {
         let mean = mean(rows);
         let mut variance = vec![0.0; rows.cols];
         for row in rows.iter() {
@@ -208,7 +215,7 @@ impl Standardisation {
         Standardisation { inverse: variance.iter().zip(&mean).map(inverse).collect(), mean }
     }
 
-    fn apply(&self, rows: Rows<'_>, order: &[usize]) -> Vec<f32> {
+    pub(crate) fn apply(&self, rows: Rows<'_>, order: &[usize]) -> Vec<f32> {
         let mut x = vec![0.0; order.len() * rows.cols];
         x.par_chunks_mut(rows.cols).zip(order).for_each(|(x, i)| {
             for ((x, v), (m, s)) in x.iter_mut().zip(rows.row(*i)).zip(self.mean.iter().zip(&self.inverse)) {

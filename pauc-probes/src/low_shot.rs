@@ -1,8 +1,11 @@
 //! Other probes with few labels.
 
-use pauc_traits::probe::{Metric, ProbeContext, Rows, SplitView, When};
+use pauc_data::datasets::subset::Picked;
+use pauc_traits::dataset::ImageSource;
+use pauc_traits::probe::{DETAILS, Metric, ProbeContext, Rows, SplitView, When};
 use pauc_traits::registry::kind;
 use pauc_traits::{Configured, Error, Probe, Result, Share, component};
+use std::sync::Arc;
 
 component! {
     /// Another probe that sees the labels of a fixed share of the training split only.
@@ -16,7 +19,7 @@ component! {
     /// Source: Hénaff et al. 2020, Chen et al. 2020 (SimCLR), where 1 % and 10 % of ImageNet's labels are used; their
     /// lists are others.
     pub struct LowShot: Probe {
-        /// The probe, one that reads labels: `Knn(…)` or `Linear(…)`.
+        /// The probe, one that reads labels: `Knn(…)`, `Linear(…)`, `LinearSgd(…)` or `FineTune(…)`.
         pub probe: Configured<kind::Probe>,
         /// The share of the labels: `Percent1`, `Percent10` or `PerClass(n)`.
         pub labels: Share = Share::Percent1,
@@ -37,12 +40,19 @@ impl Probe for LowShot {
         true
     }
 
-    fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
+    fn check(&self) -> Result<()> {
         if !self.probe.needs_labels() {
-            let message =
-                format!("LowShot: the probe `{}` reads no labels; use Knn or Linear", self.probe.name());
+            let message = format!(
+                "LowShot: the probe `{}` reads no labels; use Knn, Linear, LinearSgd or FineTune",
+                self.probe.name()
+            );
             return Err(Error::config(message));
         }
+        self.probe.check()
+    }
+
+    fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
+        self.check()?;
         let Some(labels) = context.train.labels else { return Ok(Vec::new()) };
         let train = &context.train;
         let rows = train.features.rows.min(train.embeddings.rows);
@@ -52,10 +62,15 @@ impl Probe for LowShot {
         let ids = self.labels.choose(Some(labels), labels.len());
         let (features, embeddings) = (pick(train.features, &ids), pick(train.embeddings, &ids));
         let labels: Vec<u32> = ids.iter().map(|i| labels[*i as usize]).collect();
+        let picked = |of: &Arc<dyn ImageSource>| -> Arc<dyn ImageSource> {
+            Arc::new(Picked::new(of.clone(), ids.iter().map(|i| *i as usize).collect()))
+        };
+        let images = train.images.map(picked);
         let part = SplitView {
             features: Rows::new(&features, train.features.cols),
             embeddings: Rows::new(&embeddings, train.embeddings.cols),
             labels: Some(&labels),
+            images: images.as_ref(),
         };
         // Clusterings are of the whole split.
         let part = ProbeContext { train: part, levels: &[], concentrations: &[], ..*context };
@@ -68,7 +83,7 @@ impl Probe for LowShot {
 
 /// The protocol after the probe's own, before a detail such as `/l2`.
 fn renamed(name: &str, protocol: &str) -> String {
-    let detail = ["/l2", "/converged"].into_iter().find(|d| name.ends_with(d)).unwrap_or_default();
+    let detail = DETAILS.into_iter().find(|d| name.ends_with(d)).unwrap_or_default();
     format!("{}/{protocol}{detail}", &name[..name.len() - detail.len()])
 }
 
@@ -86,9 +101,10 @@ mod tests {
             features: Rows::new(rows, 2),
             embeddings: Rows::new(rows, 2),
             labels: Some(labels),
+            images: None,
         };
         let (train, test) = (split(train, labels), Some(split(test, tests)));
-        ProbeContext { train, test, classes: 2, levels: &[], concentrations: &[], seed: 0 }
+        ProbeContext { train, test, classes: 2, levels: &[], concentrations: &[], seed: 0, network: None }
     }
 
     fn measure(text: &str, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {

@@ -1,8 +1,7 @@
 //! Retrieval: are the nearest images of the same class?
 
-use crate::knn::unit_rows;
+use crate::knn::{products, unit_rows};
 use crate::{Moment, Space, check, when};
-use pauc_kernels::distance::dot;
 use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
 use pauc_traits::{Error, Probe, Result, Span, component};
 use rayon::prelude::*;
@@ -49,6 +48,9 @@ impl Probe for Retrieval {
     }
 }
 
+/// Queries that are compared with all rows at once.
+const QUERIES: usize = 64;
+
 /// How well images are retrieved; means over the queries.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Retrieved {
@@ -71,16 +73,15 @@ pub fn retrieval(rows: Rows<'_>, labels: &[u32], classes: usize) -> Result<Retri
     check("retrieval", rows, labels, classes)?;
     let mut sizes = vec![0usize; classes];
     labels.iter().for_each(|l| sizes[*l as usize] += 1);
-    let unit = unit_rows(rows);
-    let unit = Rows::new(&unit, rows.cols);
-    let score = |q: usize| {
+    let (unit, dim) = (unit_rows(rows), rows.cols);
+    let score = |q: usize, cosines: &[f32], near: &mut Vec<(f32, u32)>| {
         let r = sizes[labels[q] as usize] - 1;
         if r == 0 {
             return None;
         }
-        let others = (0..rows.rows).filter(|i| *i != q);
-        let mut near: Vec<(f32, usize)> = others.map(|i| (dot(unit.row(q), unit.row(i)), i)).collect();
-        let order = |a: &(f32, usize), b: &(f32, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        near.clear();
+        near.extend(cosines.iter().copied().zip(0..).filter(|(_, i)| *i as usize != q));
+        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         if near.len() > r {
             near.select_nth_unstable_by(r - 1, order);
             near.truncate(r);
@@ -88,15 +89,22 @@ pub fn retrieval(rows: Rows<'_>, labels: &[u32], classes: usize) -> Result<Retri
         near.sort_unstable_by(order);
         let (mut hits, mut precisions) = (0.0, 0.0);
         for (place, (_, i)) in near.iter().enumerate() {
-            if labels[*i] == labels[q] {
+            if labels[*i as usize] == labels[q] {
                 hits += 1.0;
                 precisions += hits / (place + 1) as f64;
             }
         }
-        let first = f64::from(u8::from(labels[near[0].1] == labels[q]));
+        let first = f64::from(u8::from(labels[near[0].1 as usize] == labels[q]));
         Some([first, hits / r as f64, precisions / r as f64])
     };
-    let scores: Vec<[f64; 3]> = (0..rows.rows).into_par_iter().filter_map(score).collect();
+    // A block of queries against all rows is one product.
+    let block = |(b, queries): (usize, &[f32])| -> Vec<[f64; 3]> {
+        let (count, mut near) = (queries.len() / dim, Vec::with_capacity(rows.rows));
+        let cosines = products(queries, &unit, dim);
+        let row = |i: usize| &cosines[i * rows.rows..(i + 1) * rows.rows];
+        (0..count).filter_map(|i| score(b * QUERIES + i, row(i), &mut near)).collect()
+    };
+    let scores: Vec<[f64; 3]> = unit.par_chunks(QUERIES * dim).enumerate().flat_map_iter(block).collect();
     if scores.is_empty() {
         return Err(Error::config(
             "retrieval: no class has two images in this split, so that nothing can be found",

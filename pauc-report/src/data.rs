@@ -1,6 +1,8 @@
 //! A run's folder, read.
 
-use crate::events::{Clustering, End, Event, Gradients, Log, Phase, Probe, Step, Subject, Warning};
+use crate::events::{
+    Clustering, End, Event, Gradients, Health, Log, Phase, Probe, Stages, Step, Subject, Warning,
+};
 use pauc_traits::{Error, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -21,6 +23,10 @@ pub struct ReportData {
     pub clusterings: Vec<Clustering>,
     /// Probes, ascending, each once for a subject.
     pub probes: Vec<Probe>,
+    /// Whether anything is learnt, epoch by epoch.
+    pub health: Vec<Health>,
+    /// Where the time of the steps went, epoch by epoch.
+    pub stages: Vec<Stages>,
     /// The stretches of training.
     pub phases: Vec<Phase>,
     /// The warnings, in the order in which they came, each text once.
@@ -58,8 +64,16 @@ pub struct Run {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Embedding {
-    /// Each sample's coordinates.
+    /// Each sample's coordinates along the two principal components.
     pub points: Vec<[f32; 2]>,
+    /// Each sample's place by t-SNE.
+    pub tsne: Option<Vec<[f32; 2]>>,
+    /// The perplexity of t-SNE.
+    pub perplexity: Option<f64>,
+    /// Whether the samples are the test split's, not the training split's.
+    pub test: Option<bool>,
+    /// How many samples the split has; some of them may be shown.
+    pub of: Option<u64>,
     /// Each sample's class.
     pub labels: Option<Vec<u32>>,
     /// Each sample's prototype.
@@ -123,6 +137,7 @@ impl ReportData {
     pub fn from_log(log: Log) -> Self {
         let (mut steps, mut clusterings, mut probes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut gradients = BTreeMap::new();
+        let (mut health, mut stages) = (BTreeMap::new(), BTreeMap::new());
         let mut data = ReportData { damaged: log.damaged, ..ReportData::default() };
         for event in log.events {
             match event {
@@ -136,15 +151,15 @@ impl ReportData {
                 Event::Phase(e) if !data.phases.contains(&e) => data.phases.push(e),
                 Event::Warning(e) if !data.warnings.iter().any(|w| w.text == e.text) => data.warnings.push(e),
                 Event::End(e) => data.ends.push(e),
-                Event::Health(_)
-                | Event::Stages(_)
-                | Event::Phase(_)
-                | Event::Warning(_)
-                | Event::Unknown => {}
+                Event::Health(e) => drop(health.insert(e.step, e)),
+                Event::Stages(e) => drop(stages.insert(e.step, e)),
+                Event::Phase(_) | Event::Warning(_) | Event::Unknown => {}
             }
         }
         data.steps = steps.into_values().collect();
         data.gradients = gradients.into_values().collect();
+        data.health = health.into_values().collect();
+        data.stages = stages.into_values().collect();
         data.clusterings = clusterings.into_values().collect();
         data.probes = probes.into_values().collect();
         data

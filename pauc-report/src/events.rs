@@ -245,6 +245,37 @@ pub struct Stages {
     pub stages: Vec<StageTime>,
     /// The most memory the process has held since it began, where the system tells.
     pub peak_memory_bytes: Option<u64>,
+    /// What the loader's threads did meanwhile, beside the steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loader: Option<LoaderTime>,
+}
+
+/// The work of a loader's threads, added up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoaderTime {
+    /// Images that were prepared, all their views each.
+    pub images: u64,
+    /// Seconds of reading and decoding.
+    #[serde(with = "nullable")]
+    pub read: f64,
+    /// Seconds of augmentations.
+    #[serde(with = "nullable")]
+    pub augment: f64,
+    /// Seconds of normalisation.
+    #[serde(with = "nullable")]
+    pub normalise: f64,
+}
+
+impl LoaderTime {
+    /// The parts of the work with their seconds.
+    pub fn parts(&self) -> [(&'static str, f64); 3] {
+        [("read", self.read), ("augment", self.augment), ("normalise", self.normalise)]
+    }
+
+    /// Images a second of one thread that does nothing else.
+    pub fn images_per_second(&self) -> f64 {
+        self.images as f64 / (self.read + self.augment + self.normalise).max(1e-9)
+    }
 }
 
 /// The time of one stage, over an epoch.

@@ -12,6 +12,8 @@ use crate::verdict::is_accuracy;
 pub enum Section {
     /// Objective, terms, weights, learning rate.
     Training,
+    /// Health and time, epoch by epoch.
+    Health,
     /// Accuracies, RankMe.
     Probes,
     /// The state of the prototypes.
@@ -40,6 +42,7 @@ pub fn all(data: &ReportData) -> Vec<Figure> {
     let mut charts: Vec<(String, Section, Chart)> = Vec::new();
     let mut add = |name: &str, section, chart: Chart| charts.push((name.to_string(), section, chart));
     training(data, &mut add);
+    health(data, &mut add);
     probes(data, &mut add);
     coagulation(data, &mut add);
     clustering(data, &mut add);
@@ -141,6 +144,59 @@ fn gradients(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     let cosines =
         chart("Terms that agree and fight", "cosine of gradients; below 0: they fight", pairs, right);
     add("term-cosines", Section::Training, cosines);
+}
+
+/// The state of the embeddings in training, and where the time of its steps goes.
+fn health(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
+    let chart = |title: &str, y: &str, series: Vec<Series>, scale| Chart {
+        title: title.into(),
+        x: EPOCH.into(),
+        y: y.into(),
+        series,
+        marks: marks(data),
+        scale,
+        ..Chart::default()
+    };
+    let along = |name: &str, value: &dyn Fn(&crate::events::Health) -> f64| {
+        vec![Series { name: name.into(), points: data.health.iter().map(|h| (h.epoch, value(h))).collect() }]
+    };
+    let spread = along("spread", &|h| h.spread);
+    let note = "1: uniform on the sphere, 0: one point; last batch";
+    add("batch-spread", Section::Health, chart("Spread of embeddings", note, spread, Scale::Plain));
+    let rank = along("effective rank", &|h| h.rank);
+    let note = "RankMe of the epoch's last batch";
+    add("batch-rank", Section::Health, chart("Effective rank of embeddings", note, rank, Scale::Plain));
+    let mut shares: Vec<Series> = Vec::new();
+    for at in &data.stages {
+        for stage in &at.stages {
+            let point = (at.epoch, stage.seconds / at.seconds);
+            match shares.iter_mut().find(|s| s.name == stage.name) {
+                Some(series) => series.points.push(point),
+                None => shares.push(Series { name: stage.name.clone(), points: vec![point] }),
+            }
+        }
+    }
+    let note = "share of the time of steps; data: waiting for images";
+    add("stages", Section::Health, chart("Where the time goes", note, shares, Scale::Percent));
+    let of_loader = |part: usize| Series {
+        name: data.stages.iter().find_map(|s| s.loader.as_ref()).map_or("", |l| l.parts()[part].0).into(),
+        points: data
+            .stages
+            .iter()
+            .filter_map(|s| {
+                let l = s.loader.as_ref().filter(|l| l.images > 0)?;
+                Some((s.epoch, 1e6 * l.parts()[part].1 / l.images as f64))
+            })
+            .collect(),
+    };
+    let loader = (0..3).map(of_loader).collect();
+    let note = "µs an image, all views, on the loader's thread";
+    add("loader", Section::Health, chart("Preparation of images", note, loader, Scale::Plain));
+    let memory = |s: &crate::events::Stages| {
+        s.peak_memory_bytes.map(|bytes| (s.epoch, bytes as f64 / f64::from(1 << 20)))
+    };
+    let memory = Series { name: "memory".into(), points: data.stages.iter().filter_map(memory).collect() };
+    add("memory", Section::Health, chart("Memory", "MiB, most so far", vec![memory], Scale::Plain));
 }
 
 fn probes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
@@ -286,29 +342,42 @@ fn pictures(embedding: &Embedding) -> Vec<Figure> {
         Some(explained) => format!("component {} ({:.0} % of variance)", i + 1, 100.0 * explained[i]),
         None => format!("component {}", i + 1),
     };
-    let scatter = |title: &str, groups: &Vec<u32>, names: Vec<String>| Scatter {
-        title: title.into(),
-        axes: [share(0), share(1)],
-        points: embedding.points.clone(),
-        groups: groups.clone(),
-        names,
+    let neighbours = match embedding.perplexity {
+        Some(p) => format!("perplexity {p:.0}; distances between groups mean nothing"),
+        None => "distances between groups mean nothing".into(),
     };
     let mut figures = Vec::new();
-    let mut add = |name: &str, scatter: Scatter| {
-        figures.push(Figure { name: name.into(), section: Section::Embedding, svg: scatter.svg() })
+    let mut add = |name: &str, title: &str, groups: &[u32], names: &[String]| {
+        let (groups, names) = (groups.to_vec(), names.to_vec());
+        let axes = format!("→ {} · ↑ {}", share(0), share(1));
+        let pca =
+            Scatter { title: format!("PCA, {title}"), axes, points: embedding.points.clone(), groups, names };
+        let tsne = embedding.tsne.clone().map(|points| Scatter {
+            title: format!("t-SNE, {title}"),
+            axes: neighbours.clone(),
+            points,
+            ..pca.clone()
+        });
+        for (kind, scatter) in [("pca", Some(pca)), ("tsne", tsne)] {
+            figures.extend(scatter.map(|s| Figure {
+                name: format!("embedding-{kind}{name}"),
+                section: Section::Embedding,
+                svg: s.svg(),
+            }));
+        }
     };
     if let Some(labels) = &embedding.labels {
         // Beyond twenty names, they would hide the points.
         let names = if embedding.classes.len() <= 20 { embedding.classes.clone() } else { Vec::new() };
-        add("embedding-classes", scatter("By class", labels, names));
+        add("-classes", "by class", labels, &names);
     }
     if let Some(prototypes) = &embedding.prototypes {
         let count = prototypes.iter().collect::<std::collections::BTreeSet<_>>().len();
-        let title = format!("By prototype ({count} occupied; colours repeat)");
-        add("embedding-prototypes", scatter(&title, prototypes, Vec::new()));
+        let title = format!("by prototype ({count} of them; colours repeat)");
+        add("-prototypes", &title, prototypes, &[]);
     }
     if embedding.labels.is_none() && embedding.prototypes.is_none() {
-        add("embedding", scatter("Without classes", &vec![0; embedding.points.len()], Vec::new()));
+        add("", "without classes", &vec![0; embedding.points.len()], &[]);
     }
     figures
 }

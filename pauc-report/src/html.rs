@@ -26,6 +26,13 @@ struct Table {
     rows: Vec<Vec<String>>,
 }
 
+/// The cells of a probe of neighbours at many settings, one block a distance and space.
+#[derive(Serialize)]
+struct Grid {
+    title: String,
+    table: Table,
+}
+
 #[derive(Serialize)]
 struct SectionView {
     title: &'static str,
@@ -55,10 +62,12 @@ pub fn render(data: &ReportData) -> Result<String> {
             dark => colours(true),
             plot_style => STYLE,
             facts => facts(data),
+            conditions => verdict::conditions(data).iter().map(|c| (&c.sentence, c.well)).collect::<Vec<_>>(),
             sentences => verdicts.iter().filter_map(Verdict::sentence).collect::<Vec<_>>(),
             verdicts => verdicts.iter().map(verdict_row).collect::<Vec<_>>(),
             warnings => warnings(data),
             sections => sections(data),
+            grids => grids(data),
             metrics => metrics(data),
             phases => data.phases.iter().map(|p| (p.step, &p.name, &p.text)).collect::<Vec<_>>(),
             recipe => data.recipe,
@@ -167,12 +176,25 @@ fn sections(data: &ReportData) -> Vec<SectionView> {
         table: None,
         figures: of(section),
     };
+    let split = match data.embedding.as_ref().and_then(|e| e.test) {
+        Some(false) => "Embeddings of the training split",
+        _ => "Embeddings of the test split",
+    };
+    let shown = data.embedding.as_ref().and_then(|e| Some((e.points.len(), e.of?)));
+    let shown =
+        shown.filter(|(n, of)| (*n as u64) < *of).map(|(n, of)| format!("The first {n} of {of} images. "));
     let mut all = vec![
         view(
             Section::Training,
             "Training",
             "A term that stays at its chance level (dashed) has not learnt. Of long runs, lines are means over \
              neighbouring steps, with the lowest and highest value as a band.",
+        ),
+        view(
+            Section::Health,
+            "Health and time",
+            "Embeddings that collapse lose their spread and their rank. Times are those of the training steps, without probes, \
+             clustering and checkpoints.",
         ),
         view(
             Section::Probes,
@@ -190,15 +212,19 @@ fn sections(data: &ReportData) -> Vec<SectionView> {
             wide: true,
             ..view(
                 Section::Embedding,
-                "Embeddings of the test split",
-                "The two directions of largest variance, both at one scale; what is mixed here may still be apart in \
-                 the other dimensions.",
+                split,
+                &format!(
+                    "{}PCA: the two directions of largest variance, both at one scale; what is mixed there may still be \
+                     apart in the other dimensions. t-SNE: neighbours stay neighbours; sizes of groups and distances \
+                     between them mean nothing.",
+                    shown.unwrap_or_default()
+                ),
             )
         },
     ];
     if let Some(clustering) = data.clusterings.last() {
         let seconds: f64 = data.clusterings.iter().map(|c| c.seconds).filter(|s| s.is_finite()).sum();
-        all[3].note = Some(format!(
+        all[4].note = Some(format!(
             "{} clusterings in {}; the table shows the last one, at epoch {}.",
             data.clusterings.len(),
             duration(seconds),
@@ -223,10 +249,55 @@ fn clustering_table(data: &ReportData) -> Option<Table> {
     Some(Table { head: head.map(str::to_string).to_vec(), rows: last.levels.iter().map(row).collect() })
 }
 
+/// The last values of `knn_grid/…/k…` and `knn_grid/…/k…/t…`: numbers of neighbours down, temperatures across.
+fn grids(data: &ReportData) -> Vec<Grid> {
+    let mut cells: Vec<(String, u64, String, f64)> = Vec::new();
+    for name in data.metrics() {
+        let Some(rest) = name.strip_prefix(GRID) else { continue };
+        let Some((distance, rest)) = rest.split_once("/k") else { continue };
+        let (k, rest) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()));
+        let (Ok(k), Some(value)) = (k.parse(), data.latest(Subject::Trained, name)) else { continue };
+        let (temperature, protocol) = match rest.strip_prefix("/t") {
+            Some(rest) => rest.split_at(rest.find('/').unwrap_or(rest.len())),
+            None => ("", rest),
+        };
+        cells.push((format!("{distance}{protocol}"), k, temperature.into(), value));
+    }
+    let mut titles: Vec<String> = Vec::new();
+    cells.iter().for_each(|c| {
+        if !titles.contains(&c.0) {
+            titles.push(c.0.clone())
+        }
+    });
+    let grid = |title: String| {
+        let of: Vec<_> = cells.iter().filter(|c| c.0 == title).collect();
+        let (mut ks, mut temperatures) = (Vec::new(), Vec::new());
+        for c in &of {
+            if !ks.contains(&c.1) {
+                ks.push(c.1);
+            }
+            if !temperatures.contains(&c.2) {
+                temperatures.push(c.2.clone());
+            }
+        }
+        let head = |t: &String| if t.is_empty() { "accuracy".into() } else { format!("T {t}") };
+        let row = |k: &u64| {
+            let cell = |t: &String| percent(of.iter().find(|c| c.1 == *k && c.2 == *t).map(|c| c.3));
+            [k.to_string()].into_iter().chain(temperatures.iter().map(cell)).collect()
+        };
+        let head = ["k".to_string()].into_iter().chain(temperatures.iter().map(head)).collect();
+        Grid { title, table: Table { head, rows: ks.iter().map(row).collect() } }
+    };
+    titles.into_iter().map(grid).collect()
+}
+
+/// How the metrics of a grid of neighbours begin.
+const GRID: &str = "knn_grid/";
+
 /// Every metric's last value for the three subjects.
 fn metrics(data: &ReportData) -> Vec<(String, String, String, String)> {
     let cell = |subject, name: &str| match data.latest(subject, name) {
-        Some(v) if is_accuracy(name) => percent(Some(v)),
+        Some(v) if is_accuracy(name) || name.starts_with(GRID) => percent(Some(v)),
         Some(v) => significant(v),
         None => NONE.into(),
     };
@@ -254,6 +325,28 @@ mod tests {
         );
         assert!(page.contains("step 3: K &gt; B") && page.contains("No accuracy was measured"));
         assert!(page.contains("no end recorded") && !page.contains("<h2>"), "no section without data");
+    }
+
+    #[test]
+    fn a_grid_of_neighbours_is_a_table_for_each_distance() {
+        let cell = |name: &str, value| format!(r#"{{"name":"{name}","value":{value}}}"#);
+        let cells = [
+            cell("knn_grid/cos/k1/t0.07", 0.5),
+            cell("knn_grid/cos/k1/t1", 0.25),
+            cell("knn_grid/cos/k20/t0.07", 0.75),
+            cell("knn_grid/l2/k1/labels1%", 0.125),
+        ];
+        let line = format!(
+            r#"{{"event":"probe","step":2,"epoch":2,"seconds":1,"subject":"trained","metrics":[{}]}}"#,
+            cells.join(",")
+        );
+        let data = ReportData::from_log(Log::parse(&(line + "\n")));
+        let grids = grids(&data);
+        assert_eq!((grids[0].title.as_str(), grids[1].title.as_str()), ("cos", "l2/labels1%"));
+        assert_eq!(grids[0].table.head, ["k", "T 0.07", "T 1"]);
+        assert_eq!(grids[0].table.rows, [["1", "50.00 %", "25.00 %"], ["20", "75.00 %", NONE]]);
+        assert_eq!(grids[1].table.rows, [["1", "12.50 %"]]);
+        assert!(render(&data).unwrap().contains("Neighbours at many settings"));
     }
 
     #[test]

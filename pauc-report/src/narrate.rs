@@ -38,6 +38,8 @@ pub fn line(event: &Event) -> Option<String> {
             let shown: Vec<_> = shown.collect();
             (!shown.is_empty()).then(|| format!("epoch {:.0}: {who}{}", e.epoch, shown.join("  ")))
         }
+        Event::Health(e) => Some(health(e)),
+        Event::Stages(e) => Some(stages(e)),
         Event::Phase(e) => Some(format!("step {}: phase {}; {}", e.step, e.name, e.text)),
         Event::Warning(e) => Some(format!("warning: {}", e.text)),
         Event::End(e) => {
@@ -50,6 +52,33 @@ pub fn line(event: &Event) -> Option<String> {
         }
         _ => None,
     }
+}
+
+fn health(e: &events::Health) -> String {
+    let mut line = format!("epoch {:.0}: spread {:.2}  effective rank {:.1}", e.epoch, e.spread, e.rank);
+    let stuck: Vec<_> = e.terms.iter().filter(|t| t.epochs_at_chance > 0).map(|t| t.name.as_str()).collect();
+    if !stuck.is_empty() {
+        line.push_str(&format!("  no better than chance: {}", stuck.join(", ")));
+    }
+    line
+}
+
+/// Where the time went, the longest first; what took less than half a percent is left out.
+fn stages(e: &events::Stages) -> String {
+    let mut line = format!("epoch {:.0}: {:.0} images/s", e.epoch, e.images_per_second);
+    let mut parts: Vec<_> =
+        e.stages.iter().map(|s| (s.name.as_str(), 100.0 * s.seconds / e.seconds)).collect();
+    parts.sort_by(|a, b| b.1.total_cmp(&a.1));
+    for (name, percent) in parts.iter().filter(|p| p.1 >= 0.5) {
+        line.push_str(&format!("  {name} {percent:.0} %"));
+    }
+    if let Some(l) = e.loader.as_ref().filter(|l| l.images > 0) {
+        line.push_str(&format!("  loader {:.0} images/s", l.images_per_second()));
+    }
+    if let Some(bytes) = e.peak_memory_bytes {
+        line.push_str(&format!("  {:.0} MiB", bytes as f64 / f64::from(1 << 20)));
+    }
+    line
 }
 
 #[cfg(test)]
@@ -66,6 +95,35 @@ mod tests {
         let shown = probe(vec![metric("knn/cos/k20/t0.07", 0.791), metric("rankme/features", 3.0)]);
         assert_eq!(shown.as_deref(), Some("epoch 2: raw pixels: knn/cos/k20/t0.07 79.1 %"));
         assert_eq!(probe(vec![metric("rankme/features", 3.0)]), None);
+        let terms = [("InfoNce", 0), ("ProtoNce", 2)].map(|(name, epochs_at_chance)| events::TermMean {
+            name: name.into(),
+            mean: 5.0,
+            chance: Some(5.0),
+            epochs_at_chance,
+        });
+        let health = |terms: &[events::TermMean]| {
+            let terms = terms.to_vec();
+            line(&Event::Health(events::Health { step: 9, epoch: 2.0, terms, spread: 0.617, rank: 21.44 }))
+        };
+        assert_eq!(health(&terms[..1]).unwrap(), "epoch 2: spread 0.62  effective rank 21.4");
+        assert_eq!(
+            health(&terms).unwrap(),
+            "epoch 2: spread 0.62  effective rank 21.4  no better than chance: ProtoNce"
+        );
+        let stage = |name: &str, seconds| events::StageTime { name: name.into(), seconds };
+        let stages = events::Stages {
+            step: 9,
+            epoch: 2.0,
+            seconds: 2.0,
+            images_per_second: 512.4,
+            stages: vec![stage("data", 0.004), stage("forward", 0.6), stage("backward", 1.396)],
+            peak_memory_bytes: Some(300 << 20),
+            loader: Some(events::LoaderTime { images: 1000, read: 0.05, augment: 0.1, normalise: 0.05 }),
+        };
+        assert_eq!(
+            line(&Event::Stages(stages)).unwrap(),
+            "epoch 2: 512 images/s  backward 70 %  forward 30 %  loader 5000 images/s  300 MiB"
+        );
         let end = events::End { step: 9, seconds: 1.25, status: events::Status::Interrupted };
         assert_eq!(line(&Event::End(end)).as_deref(), Some("interrupted after 1.2 s"));
     }

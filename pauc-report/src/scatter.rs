@@ -8,8 +8,8 @@ use std::fmt::Write;
 pub struct Scatter {
     /// What is shown.
     pub title: String,
-    /// The quantities along both axes.
-    pub axes: [String; 2],
+    /// What the two directions are, in one line.
+    pub axes: String,
     /// The points.
     pub points: Vec<[f32; 2]>,
     /// Each point's group; groups take the colours in turn, so beyond ten, colours repeat.
@@ -87,8 +87,7 @@ impl Scatter {
             taken.push((px, py));
             text(&mut out, (px, py), "place", name);
         }
-        let label = format!("→ {} · ↑ {}", self.axes[0], self.axes[1]);
-        text(&mut out, (WIDTH / 2.0, top + tall + 15.0), "unit middle", &label);
+        text(&mut out, (WIDTH / 2.0, top + tall + 15.0), "unit middle", &self.axes);
         out.push_str("</svg>");
         out
     }

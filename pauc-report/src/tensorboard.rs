@@ -101,6 +101,29 @@ pub fn scalars(event: &Event) -> Option<(u64, Vec<(String, f64)>)> {
             e.metrics.iter().for_each(|m| put(format!("{who}/{}", m.name), m.value));
             e.step
         }
+        Event::Health(e) => {
+            put("health/spread".into(), e.spread);
+            put("health/effective_rank".into(), e.rank);
+            for t in &e.terms {
+                put(format!("health/epochs_at_chance/{}", t.name), t.epochs_at_chance as f64);
+            }
+            e.step
+        }
+        Event::Stages(e) => {
+            put("stages/images_per_second".into(), e.images_per_second);
+            for s in &e.stages {
+                put(format!("stages/{}_share", s.name.replace(' ', "_")), s.seconds / e.seconds);
+            }
+            if let Some(bytes) = e.peak_memory_bytes {
+                put("stages/peak_memory_mib".into(), bytes as f64 / f64::from(1 << 20));
+            }
+            for l in e.loader.iter().filter(|l| l.images > 0) {
+                for (what, seconds) in l.parts() {
+                    put(format!("loader/{what}_images_per_second"), l.images as f64 / seconds);
+                }
+            }
+            e.step
+        }
         _ => return None,
     };
     values.retain(|(_, v)| v.is_finite());

@@ -1,7 +1,9 @@
 //! What the probes say: the trained representation against random weights and raw pixels.
 
+use crate::axis::significant;
 use crate::data::ReportData;
 use crate::events::Subject;
+use pauc_traits::probe::DETAILS;
 
 /// One accuracy of the three representations, as fractions.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,10 +44,11 @@ impl Verdict {
     }
 }
 
-/// Whether a metric is an accuracy: the kNN and linear probes, without the details that they report under it.
+/// Whether a metric is an accuracy of its own: the probes by neighbours, linear classifiers and fine-tuning, without the
+/// details that they report under it. The cells of a grid of neighbours are none: they are read together.
 pub fn is_accuracy(name: &str) -> bool {
-    let details = ["/l2", "/converged"];
-    (name.starts_with("knn/") || name.starts_with("linear/")) && !details.iter().any(|d| name.ends_with(d))
+    let probes = ["knn/", "linear/", "finetune/"];
+    probes.iter().any(|p| name.starts_with(p)) && !DETAILS.iter().any(|d| name.ends_with(d))
 }
 
 /// The verdicts by every accuracy of the run.
@@ -59,9 +62,61 @@ pub fn verdicts(data: &ReportData) -> Vec<Verdict> {
     data.metrics().into_iter().filter(|m| is_accuracy(m)).map(of).collect()
 }
 
+/// The spread below which embeddings count as collapsed.
+pub const COLLAPSED: f64 = 0.1;
+/// The share of a level's prototypes that may be without samples.
+pub const DEAD: f64 = 0.1;
+
+/// What the end of the run says of its health: what is wrong, or that nothing is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// In a sentence.
+    pub sentence: String,
+    /// Whether all is well.
+    pub well: bool,
+}
+
+/// The state of terms, embeddings and prototypes at the end of the last epoch; nothing before the first epoch's.
+pub fn conditions(data: &ReportData) -> Vec<Condition> {
+    let Some(last) = data.health.last() else { return Vec::new() };
+    let mut wrong = Vec::new();
+    for t in last.terms.iter().filter(|t| t.epochs_at_chance > 1) {
+        let (mean, chance) = (significant(t.mean), significant(t.chance.unwrap_or(f64::NAN)));
+        wrong.push(format!(
+            "{} ended no better than chance, for {} epochs in a row: {mean} against {chance}.",
+            t.name, t.epochs_at_chance
+        ));
+    }
+    if last.spread < COLLAPSED {
+        wrong.push(format!("The embeddings collapsed: their spread is {}.", significant(last.spread)));
+    }
+    for l in data.clusterings.last().iter().flat_map(|c| &c.levels) {
+        if l.empty as f64 > DEAD * l.k as f64 {
+            wrong.push(format!("{} of {} prototypes have no samples.", l.empty, l.k));
+        }
+    }
+    if !wrong.is_empty() {
+        return wrong.into_iter().map(|sentence| Condition { sentence, well: false }).collect();
+    }
+    let mut parts = Vec::new();
+    if last.terms.iter().any(|t| t.chance.is_some()) {
+        parts.push("no term sits at its chance level".to_string());
+    }
+    if last.spread.is_finite() {
+        let rank = significant(last.rank);
+        parts.push(format!("embeddings are spread ({:.2} of 1, effective rank {rank})", last.spread));
+    }
+    if !data.clusterings.is_empty() {
+        parts.push("hardly any prototype is without samples".into());
+    }
+    let sentence = format!("Healthy: {}.", parts.join(", "));
+    if parts.is_empty() { Vec::new() } else { vec![Condition { sentence, well: true }] }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::events::{Health, TermMean};
 
     #[test]
     fn the_sentence_says_which_side_of_the_baselines_it_is() {
@@ -82,13 +137,42 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_at_the_end_is_said_and_nothing_else() {
+        let term = |name: &str, epochs_at_chance| TermMean {
+            name: name.into(),
+            mean: 5.01,
+            chance: Some(5.0),
+            epochs_at_chance,
+        };
+        let health = |spread, terms| Health { step: 1, epoch: 1.0, terms, spread, rank: 12.34 };
+        let mut data = ReportData::default();
+        assert_eq!(conditions(&data), []);
+        data.health.push(health(0.02, vec![term("A", 3), term("B", 0)]));
+        let all = conditions(&data);
+        assert_eq!(all.len(), 2);
+        assert_eq!(
+            all[0].sentence,
+            "A ended no better than chance, for 3 epochs in a row: 5.010 against 5.000."
+        );
+        assert!(all[1].sentence.contains("collapsed: their spread is 0.02000") && !all[1].well);
+        // The last epoch counts.
+        data.health.push(health(0.8, vec![term("A", 0)]));
+        let all = conditions(&data);
+        let want = "Healthy: no term sits at its chance level, embeddings are spread (0.80 of 1, effective rank 12.34).";
+        assert_eq!(all, [Condition { sentence: want.into(), well: true }]);
+    }
+
+    #[test]
     fn details_of_a_probe_are_no_accuracies() {
         let is = [
             "knn/cos/k20/t0.07",
             "linear/lbfgs/standardised",
             "linear/lbfgs/standardised/l2",
             "rankme/features",
+            "linear/sgd/e100/b256/step0.1/lr",
+            "finetune/e20/b256/step0.2/crop-flip/lr0.01/head0.1/wd0.0005/labels1%",
+            "knn_grid/cos/k20/t0.07",
         ];
-        assert_eq!(is.map(is_accuracy), [true, true, false, false]);
+        assert_eq!(is.map(is_accuracy), [true, true, false, false, false, true, false]);
     }
 }

@@ -30,6 +30,11 @@ fn the_page_loads_nothing_and_holds_every_part() {
         "Coagulation",
         "Clustering",
         "Embeddings of the test split",
+        "The first 2000 of 10000 images",
+        "t-SNE, by class",
+        "Neighbours at many settings",
+        "Where the time goes",
+        "Healthy: no term sits at its chance level",
         "Resolved recipe",
         "avx512",
         "most prototypes have a single sample",
@@ -55,7 +60,7 @@ fn the_verdict_has_the_numbers_of_the_log() {
 fn every_open_tag_of_every_figure_is_closed_in_order() {
     let (dir, _) = page();
     let files = write_figures(dir.path()).unwrap();
-    assert_eq!(files.len(), 23, "{files:?}");
+    assert_eq!(files.len(), 30, "{files:?}");
     for file in files {
         let svg = std::fs::read_to_string(&file).unwrap();
         assert!(svg.starts_with("<svg") && svg.contains("--c0:"), "{}", file.display());

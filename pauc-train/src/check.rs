@@ -190,6 +190,11 @@ impl<'a> Checker<'a> {
             let help = "let a term such as InfoNce() start at once";
             self.error("E0210", "objective", "no term is active at the first step".into(), help);
         }
+        for (i, probe) in r.probes.iter().enumerate() {
+            if let Err(e) = probe.check() {
+                self.error("E0221", &format!("probes[{i}]"), e.to_string(), "");
+            }
+        }
         for (i, probe) in r.probes.iter().enumerate().filter(|(_, p)| p.needs_labels()) {
             let path = format!("probes[{i}]");
             if splits.train.labels().is_none() {

@@ -74,6 +74,8 @@ codes! {
     "`train.accumulate: 4` steps the optimiser once after four batches, with the mean of their gradients. Each batch has only its own negatives, prototypes and batch statistics: contrastive terms do not see a batch four times as large. A batch that is too large for memory is written as `batch: 1024, micro_batch: 256`: there terms see all of it, at the cost of a second forward pass. A warning."
     "E0220" "a learning-rate scale of a part that is not there"
     "`lr_scale` names parameters of the network or what they belong to: `\"encoder.layer1\"` is everything below it, `\"projector\"` the whole projector. What a term learns itself begins with the term's name. A part may be named once."
+    "E0221" "settings of a probe that do not go together"
+    "A probe asks for what it cannot do, such as `LowShot` around a probe that reads no labels, or a grid without values. It would fail after the training, at the first time that it is due."
     "E0401" "a sweep without values, or with lists that do not fit each other"
     "`over` lists paths with their values. With `combine: Zip` the first values of all paths make the first run, the second ones the second: all lists have one length. `combine: Grid` takes every value with every other."
     "E0402" "random values in a sweep that draws none"

@@ -10,14 +10,15 @@ use crate::queue::KeyQueue;
 use crate::recipe::Baseline;
 use crate::run_dir::RunDir;
 use crate::step::Step;
-use pauc_data::{ImageBatch, Loader, LoaderOptions};
+use crate::tuning::Lent;
+use pauc_data::{ImageBatch, Loader, LoaderOptions, Throughput};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
 use pauc_report::events::{self, Event, Status, Subject as Who};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::optimizer::State;
 use pauc_traits::param::Role;
-use pauc_traits::probe::{Metric, When};
+use pauc_traits::probe::{Metric, ProbedNetwork, When};
 use pauc_traits::profile::{self, Stage, span};
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::schedule::Clock;
@@ -227,6 +228,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         let options = LoaderOptions::training(images, train.seed);
         let loader = Loader::new(self.plan.splits.train.clone(), self.plan.views.clone(), options)?;
         let mut batches = loader.batches(self.step..total);
+        let mut loaded = Throughput::default();
         // Whatever stands between two steps leaves its mark, so that a run that is continued goes on where it stopped.
         let ending = loop {
             if !self.marks.baselines {
@@ -258,8 +260,10 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             self.add_stages(stages);
             taken?;
             if self.ends_epoch() && self.spent.1 > 0 {
-                let (seconds, images) = std::mem::take(&mut self.spent);
-                self.stages(seconds, images, watch)?;
+                let spent = std::mem::take(&mut self.spent);
+                let all = loader.throughput();
+                self.stages(spent, all.since(&loaded), watch)?;
+                loaded = all;
             }
         };
         let status = if ending == Ending::Finished { Status::Finished } else { Status::Interrupted };
@@ -527,7 +531,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         }
         let began = Instant::now();
         let (train, test) = self.embed_splits()?;
-        let metrics = evaluate::measure(probes, &train, test.as_ref(), self.subject())?;
+        let metrics = evaluate::measure(probes, &train, test.as_ref(), self.subject(Some(&self.lent())))?;
         watch.event(&self.measured(Who::Trained, began, metrics.clone()))?;
         Ok(metrics)
     }
@@ -560,18 +564,26 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
                 }
             };
             let probes = plan.recipe.probes.iter().filter(|p| p.needs_labels());
-            let metrics = evaluate::measure(probes, &train, test.as_ref(), self.subject())?;
+            let lent = self.lent();
+            let network: Option<&dyn ProbedNetwork> =
+                if *baseline == Baseline::RandomInit { Some(&lent) } else { None };
+            let metrics = evaluate::measure(probes, &train, test.as_ref(), self.subject(network))?;
             watch.event(&self.measured(subject, began, metrics))?;
         }
         Ok(())
     }
 
-    fn subject(&self) -> Subject<'_> {
+    fn lent(&self) -> Lent<'_, D> {
+        Lent::new(&self.device, &self.network, self.plan)
+    }
+
+    fn subject<'a>(&'a self, network: Option<&'a dyn ProbedNetwork>) -> Subject<'a> {
         Subject {
             splits: &self.plan.splits,
             levels: self.prototypes.as_ref().map_or(&[], |p| &p.clusterings),
             concentrations: self.prototypes.as_ref().map_or(&[], |p| &p.concentrations),
             seed: self.plan.recipe.train.seed,
+            network,
         }
     }
 

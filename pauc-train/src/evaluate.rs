@@ -6,7 +6,7 @@ use pauc_models::network::Network;
 use pauc_traits::Count;
 use pauc_traits::dataset::{ImageSource, Splits};
 use pauc_traits::open_set::Configured;
-use pauc_traits::probe::{Metric, ProbeContext, Rows, SplitView};
+use pauc_traits::probe::{Metric, ProbeContext, ProbedNetwork, Rows, SplitView};
 use pauc_traits::{Clustering, Error, Probe, Result};
 use std::sync::Arc;
 
@@ -40,23 +40,27 @@ impl Embedded {
         }
     }
 
-    fn view<'a>(&'a self, labels: Option<&'a [u32]>) -> SplitView<'a> {
+    fn view<'a>(&'a self, images: &'a Arc<dyn ImageSource>) -> SplitView<'a> {
         SplitView {
             features: Rows::new(&self.features, self.feature_dim.max(1)),
             embeddings: Rows::new(&self.embeddings, self.dim.max(1)),
-            labels,
+            labels: images.labels(),
+            images: Some(images),
         }
     }
 }
 
-/// Calls `each` with the evaluation views of a split and their number, a chunk of images after the other.
+/// Calls `each` with one view of every image of a split and their number, a chunk of images after the other. Random
+/// views are those of a seed and an epoch.
 fn chunks(
     view: &ViewPipeline,
     source: &Arc<dyn ImageSource>,
+    (seed, epoch): (u64, u64),
     mut each: impl FnMut(&[f32], usize) -> Result<()>,
 ) -> Result<()> {
-    let loader = Loader::new(source.clone(), view.clone(), LoaderOptions::evaluation(CHUNK))?;
-    for batch in loader.epoch(0, 0) {
+    let options = LoaderOptions { seed, ..LoaderOptions::evaluation(CHUNK) };
+    let loader = Loader::new(source.clone(), view.clone(), options)?;
+    for batch in loader.epoch(epoch, 0) {
         let batch = batch?;
         each(&batch.views[0], batch.ids.len())?;
     }
@@ -72,9 +76,23 @@ pub fn embed<D: NetworkDevice>(
     view: &ViewPipeline,
     source: &Arc<dyn ImageSource>,
 ) -> Result<Embedded> {
+    embed_epoch(network, view, source, 0, 0)
+}
+
+/// As [`embed`], with views that may be random: those of an epoch.
+///
+/// # Errors
+/// As [`embed`].
+pub fn embed_epoch<D: NetworkDevice>(
+    network: &mut Network<D>,
+    view: &ViewPipeline,
+    source: &Arc<dyn ImageSource>,
+    seed: u64,
+    epoch: u64,
+) -> Result<Embedded> {
     let (feature_dim, dim) = (network.feature_dim(), network.embedding_dim());
     let mut out = Embedded { feature_dim, dim, ..Embedded::default() };
-    chunks(view, source, |pixels, n| {
+    chunks(view, source, (seed, epoch), |pixels, n| {
         let chunk = network.embed(pixels, n)?;
         out.features.extend(chunk.features);
         out.embeddings.extend(chunk.embeddings);
@@ -98,7 +116,7 @@ pub fn raw_pixels(
 ) -> Result<Embedded> {
     let shape = view.shape(0);
     let mut out = Embedded { feature_dim: shape.len(), dim: shape.len(), ..Embedded::default() };
-    chunks(view, source, |pixels, _| {
+    chunks(view, source, (0, 0), |pixels, _| {
         // Undo the normalisation: pixels as they are, between 0 and 1.
         let channels = statistics.iter().cycle();
         out.features.extend(pixels.iter().zip(channels).map(|(v, (mean, std))| v * std + mean));
@@ -120,6 +138,8 @@ pub struct Subject<'a> {
     pub concentrations: &'a [Vec<f32>],
     /// The run's seed.
     pub seed: u64,
+    /// The network that is probed; none for pixels.
+    pub network: Option<&'a dyn ProbedNetwork>,
 }
 
 /// Runs probes on embedded splits.
@@ -133,14 +153,14 @@ pub fn measure<'p>(
     subject: Subject<'_>,
 ) -> Result<Vec<Metric>> {
     let splits = subject.splits;
-    let test_labels = splits.test.as_ref().and_then(|t| t.labels());
     let context = ProbeContext {
-        train: train.view(splits.train.labels()),
-        test: test.map(|t| t.view(test_labels)),
+        train: train.view(&splits.train),
+        test: test.zip(splits.test.as_ref()).map(|(rows, images)| rows.view(images)),
         classes: splits.classes.len(),
         levels: subject.levels,
         concentrations: subject.concentrations,
         seed: subject.seed,
+        network: subject.network,
     };
     let mut metrics = Vec::new();
     for probe in probes {

@@ -2,9 +2,11 @@
 
 use crate::engine::{Engine, Observer};
 use crate::objective::TermValue;
+use pauc_data::Throughput;
 use pauc_models::device::NetworkDevice;
 use pauc_probes::rank::{rank_me, spread};
 use pauc_report::events::{self, Event};
+use pauc_report::verdict::{COLLAPSED, DEAD};
 use pauc_traits::Result;
 use pauc_traits::open_set::Term;
 use pauc_traits::probe::Rows;
@@ -14,10 +16,6 @@ use pauc_traits::profile::Stage;
 const AT_CHANCE: f64 = 0.01;
 /// Epochs in a row after which a term at its chance level is worth a warning: the first has the warm-up of the rate.
 const EPOCHS: u64 = 2;
-/// The spread of embeddings below which they count as collapsed; 1 is uniform on the sphere.
-const COLLAPSED: f64 = 0.1;
-/// The share of a level's prototypes that may be without samples.
-const DEAD: f64 = 0.1;
 
 /// Whether a mean is no better than chance, in the direction of descent.
 fn is_at_chance(mean: f64, chance: f64) -> bool {
@@ -103,7 +101,13 @@ impl<D: NetworkDevice> Engine<'_, D> {
     }
 
     /// After the last step of an epoch: where its time went, and how much memory the process has needed.
-    pub(crate) fn stages(&mut self, seconds: f64, images: u64, watch: &mut dyn Observer) -> Result<()> {
+    /// `loaded` is what the loader did meanwhile.
+    pub(crate) fn stages(
+        &mut self,
+        (seconds, images): (f64, u64),
+        loaded: Throughput,
+        watch: &mut dyn Observer,
+    ) -> Result<()> {
         let stages = std::mem::take(&mut self.stages);
         let inside: f64 = stages.iter().map(|s| s.time.as_secs_f64()).sum();
         let mut all: Vec<_> = stages
@@ -118,6 +122,12 @@ impl<D: NetworkDevice> Engine<'_, D> {
             images_per_second: images as f64 / seconds.max(1e-9),
             stages: all,
             peak_memory_bytes: crate::bench::memory(),
+            loader: Some(events::LoaderTime {
+                images: loaded.images,
+                read: loaded.read.as_secs_f64(),
+                augment: loaded.augment.as_secs_f64(),
+                normalise: loaded.normalise.as_secs_f64(),
+            }),
         }))
     }
 

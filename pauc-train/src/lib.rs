@@ -40,3 +40,4 @@ pub mod statistics;
 mod step;
 pub mod sweep;
 pub mod term;
+mod tuning;

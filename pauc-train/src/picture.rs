@@ -5,6 +5,7 @@ use crate::run_dir::RunDir;
 use pauc_data::contact_sheet;
 use pauc_kernels::distance::dot;
 use pauc_models::device::NetworkDevice;
+use pauc_probes::TsneOptions;
 use pauc_traits::probe::Rows;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{Clustering, Error, Result};
@@ -12,8 +13,8 @@ use pauc_traits::{Clustering, Error, Result};
 /// Points drawn at most.
 const POINTS: usize = 2000;
 
-/// Writes `figures/embedding.json`: the test (or training) embeddings on their two principal axes, with classes and
-/// the nearest prototypes of the coarsest level.
+/// Writes `figures/embedding.json`: the test (or training) embeddings on their two principal axes and by t-SNE, with
+/// classes and the nearest prototypes of the coarsest level.
 ///
 /// # Errors
 /// If the device or the disk fails.
@@ -23,7 +24,8 @@ pub fn embedding<D: NetworkDevice>(engine: &mut Engine<'_, D>, dir: &RunDir) -> 
     let embedded = crate::evaluate::embed(&mut engine.network, &plan.evaluation, source)?;
     let keep = source.len().min(POINTS);
     let rows = Rows::new(&embedded.embeddings[..keep * embedded.dim], embedded.dim);
-    let projection = pauc_probes::pca::pca2(rows)?;
+    let projection = pauc_probes::pca2(rows)?;
+    let neighbours = pauc_probes::tsne(rows, TsneOptions::default())?;
     let coarsest = engine.prototypes.as_ref().and_then(|p| p.clusterings.iter().min_by_key(|c| c.k));
     let prototypes: Option<Vec<usize>> = coarsest.map(|c| {
         let mut centroids = c.centroids.clone();
@@ -38,6 +40,10 @@ pub fn embedding<D: NetworkDevice>(engine: &mut Engine<'_, D>, dir: &RunDir) -> 
     let json = serde_json::json!({
         "points": projection.points,
         "explained": projection.explained,
+        "tsne": neighbours.points,
+        "perplexity": neighbours.perplexity,
+        "test": plan.splits.test.is_some(),
+        "of": source.len(),
         "labels": source.labels().map(|l| &l[..keep]),
         "classes": plan.splits.classes,
         "prototypes": prototypes,

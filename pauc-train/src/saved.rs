@@ -6,6 +6,7 @@ use crate::evaluate::{self, Embedded, Subject};
 use crate::plan::{Plan, PlanError};
 use crate::recipe::{LoadError, Recipe};
 use crate::run_dir::RunDir;
+use crate::tuning::Lent;
 use pauc_data::ViewPipeline;
 use pauc_data::datasets::subset::Picked;
 use pauc_models::device::NetworkDevice;
@@ -197,7 +198,14 @@ impl Saved {
                 (learnt_rows, scored_rows, parts)
             }
         };
-        let subject = Subject { splits: &splits, levels: &levels, concentrations: &concentrations, seed };
+        let lent = Lent::new(device, branch(&mut engine, momentum)?, &self.plan);
+        let subject = Subject {
+            splits: &splits,
+            levels: &levels,
+            concentrations: &concentrations,
+            seed,
+            network: Some(&lent),
+        };
         let mut metrics = evaluate::measure(probes, &train, Some(&test), subject)?;
         if part == Part::Train {
             metrics.iter_mut().for_each(|m| m.name.push_str(&format!("@train/{HELD_OUT}")));

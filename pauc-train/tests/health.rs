@@ -94,6 +94,8 @@ fn a_loss_that_stays_at_chance_is_named_once_with_its_level() {
     });
     let names: Vec<_> = stages.unwrap().stages.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["data", "forward", "terms", "backward", "optimizer", "other"]);
+    let loader = stages.unwrap().loader.as_ref().unwrap();
+    assert!(loader.images > 0 && loader.augment > 0.0 && loader.images_per_second() > 0.0, "{loader:?}");
 }
 
 #[test]

@@ -155,6 +155,12 @@ pub trait ImageSource: Send + Sync {
     }
 }
 
+impl std::fmt::Debug for dyn ImageSource + '_ {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} images", self.len())
+    }
+}
+
 /// A registered augmentation: one step of a view.
 pub trait Augmentation: Component {
     /// Changes the image, with random numbers from the view's own stream. The pixels may be borrowed from the
@@ -171,6 +177,11 @@ pub trait Augmentation: Component {
     /// What the step becomes in the evaluation view, which has to be deterministic: by default nothing.
     fn evaluation(&self) -> Option<Box<dyn Augmentation>> {
         None
+    }
+
+    /// Whether the step only chooses a part of the image or turns it round: what classifiers are usually trained with.
+    fn is_crop_or_flip(&self) -> bool {
+        false
     }
 
     /// The steps that this one stands for, if it is a list of them under one name.

@@ -1,8 +1,10 @@
 //! Probes: what is measured of a representation, beside the loss.
 
+use crate::dataset::ImageSource;
 use crate::registry::Component;
-use crate::{Clustering, Result, Span};
+use crate::{Clustering, Count, Result, Span};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// When a probe runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +23,9 @@ pub struct Metric {
     /// The value; accuracies are fractions between 0 and 1.
     pub value: f64,
 }
+
+/// Metrics that say more about another one: their names end in these.
+pub const DETAILS: [&str; 3] = ["/l2", "/lr", "/converged"];
 
 impl Metric {
     /// A metric of that name.
@@ -70,6 +75,8 @@ pub struct SplitView<'a> {
     pub embeddings: Rows<'a>,
     /// Class labels, if there are any.
     pub labels: Option<&'a [u32]>,
+    /// The images behind the rows, in their order, where they are at hand.
+    pub images: Option<&'a Arc<dyn ImageSource>>,
 }
 
 /// What a probe may read.
@@ -87,6 +94,96 @@ pub struct ProbeContext<'a> {
     pub concentrations: &'a [Vec<f32>],
     /// The run's seed.
     pub seed: u64,
+    /// The network that made the rows; none where they are no network's, such as pixels.
+    pub network: Option<&'a dyn ProbedNetwork>,
+}
+
+/// The views that a probe passes images through the network in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Views {
+    /// The one deterministic view of evaluation.
+    Evaluation,
+    /// Random crops and flips as in the recipe's first view, without its other steps; another draw in every epoch.
+    CropFlip,
+}
+
+impl Views {
+    /// What the views add to a metric's name: nothing for the evaluation view, the usual case.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Views::Evaluation => "",
+            Views::CropFlip => "/crop-flip",
+        }
+    }
+}
+
+/// The network that is probed, for probes that pass images through it themselves. It stays as it is.
+pub trait ProbedNetwork {
+    /// The features of one epoch's views of all images, in their order.
+    ///
+    /// # Shapes
+    /// N images → (N, F), row-major
+    ///
+    /// # Errors
+    /// If an image cannot be read, the views do not fit the network, or the device fails.
+    fn features(
+        &self,
+        images: &Arc<dyn ImageSource>,
+        views: Views,
+        seed: u64,
+        epoch: u64,
+    ) -> Result<Vec<f32>>;
+
+    /// A copy of the encoder to be trained on shuffled batches of these images, none of its parameters frozen. Where
+    /// there are fewer images than `batch`, a batch has all of them; an incomplete last batch of an epoch is left out.
+    ///
+    /// # Errors
+    /// As [`ProbedNetwork::features`].
+    fn tune(
+        &self,
+        images: &Arc<dyn ImageSource>,
+        views: Views,
+        batch: Count,
+        epochs: u64,
+        seed: u64,
+    ) -> Result<Box<dyn Tuning>>;
+}
+
+impl std::fmt::Debug for dyn ProbedNetwork + '_ {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("network")
+    }
+}
+
+/// A copy of an encoder while it is trained: [`Tuning::forward`], [`Tuning::backward`], and so on.
+pub trait Tuning {
+    /// Batches of an epoch.
+    fn steps_per_epoch(&self) -> u64;
+
+    /// The next batch through the encoder in training mode: the places of its images, and their features (B, F).
+    ///
+    /// # Errors
+    /// If the batches are used up, an image cannot be read, or the device fails.
+    fn forward(&mut self) -> Result<(Vec<u64>, Vec<f32>)>;
+
+    /// Carries the gradient at the features of the last batch back through the encoder, and takes a step of stochastic
+    /// gradient descent: v ← 0.9·v + g + `weight_decay`·w, w ← w − `lr`·v.
+    ///
+    /// # Shapes
+    /// (B, F)
+    ///
+    /// # Errors
+    /// If there was no batch, or the device fails.
+    fn backward(&mut self, gradient: Vec<f32>, lr: f64, weight_decay: f64) -> Result<()>;
+
+    /// The features of evaluation views, as they are by now.
+    ///
+    /// # Shapes
+    /// N images → (N, F), row-major
+    ///
+    /// # Errors
+    /// If an image cannot be read, or the device fails.
+    fn features(&mut self, images: &Arc<dyn ImageSource>) -> Result<Vec<f32>>;
 }
 
 /// A registered probe.
@@ -96,6 +193,14 @@ pub trait Probe: Component {
 
     /// Whether it needs class labels; a run without labels refuses such a probe before it starts.
     fn needs_labels(&self) -> bool;
+
+    /// Whether its settings go together: asked before a run starts, that it does not fail at its end.
+    ///
+    /// # Errors
+    /// What does not, and what to do.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Measures. A probe with nothing to measure yet (no clustering, say) returns nothing.
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>>;

@@ -26,6 +26,10 @@ impl Augmentation for HorizontalFlip {
         image
     }
 
+    fn is_crop_or_flip(&self) -> bool {
+        true
+    }
+
     fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
         Ok(input)
     }

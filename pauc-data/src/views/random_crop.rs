@@ -35,6 +35,10 @@ impl Augmentation for RandomCrop {
         geometry::crop(&image, top, left, size, size)
     }
 
+    fn is_crop_or_flip(&self) -> bool {
+        true
+    }
+
     fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
         let size = self.size.get();
         if let Some(s) = input.filter(|s| s.height.min(s.width) + 2 * self.padding < size) {

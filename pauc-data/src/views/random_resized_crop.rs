@@ -68,6 +68,10 @@ impl Augmentation for RandomResizedCrop {
         resample::resize(&image, self.rectangle(image.shape, rng), size, size, self.interpolation)
     }
 
+    fn is_crop_or_flip(&self) -> bool {
+        true
+    }
+
     fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
         if self.scale.high() > 1.0 {
             return Err(Error::config(format!(

@@ -98,6 +98,15 @@ fn probe(epoch: u64, subject: Subject, knn: f64) -> Event {
             metrics.push(metric(at("copies"), 0.0004 * k * (1.0 - progress)));
         }
     }
+    if epoch == EPOCHS {
+        for k in [1, 5, 20, 200] {
+            for t in [0.02, 0.07, 0.2, 1.0] {
+                let value = knn - 0.01 * noise((k as f64 / t) as u64).abs();
+                metrics.push(metric(format!("knn_grid/cos/k{k}/t{t}"), value));
+            }
+            metrics.push(metric(format!("knn_grid/l2/k{k}"), knn - 0.02));
+        }
+    }
     let linear = epoch == EPOCHS || subject != Subject::Trained;
     if linear {
         metrics.push(metric("linear/lbfgs/standardised/l2", 0.01));
@@ -106,6 +115,33 @@ fn probe(epoch: u64, subject: Subject, knn: f64) -> Event {
     }
     let step = epoch * STEPS_PER_EPOCH;
     Event::Probe(Probe { step, epoch: epoch as f64, seconds: 1.4, subject, metrics })
+}
+
+fn health(epoch: u64) -> [Event; 2] {
+    let (progress, step) = (epoch as f64 / EPOCHS as f64, epoch * STEPS_PER_EPOCH);
+    let mean = fall(7.1, 4.2, progress, 4.0);
+    let terms = vec![TermMean { name: "InfoNce".into(), mean, chance: Some(7.626), epochs_at_chance: 0 }];
+    let (spread, rank) = (fall(0.4, 0.94, progress, 5.0), fall(6.0, 38.0, progress, 4.0));
+    let health = Health { step, epoch: epoch as f64, terms, spread, rank };
+    let shares = [("data", 0.02), ("forward", 0.34), ("terms", 0.12), ("backward", 0.48), ("other", 0.04)];
+    let seconds = 6.9 + 0.2 * noise(epoch);
+    let stages = Stages {
+        step,
+        epoch: epoch as f64,
+        seconds,
+        images_per_second: 10_000.0 / seconds,
+        stages: shares
+            .map(|(name, share)| StageTime { name: name.into(), seconds: share * seconds })
+            .to_vec(),
+        peak_memory_bytes: Some((310 << 20) + (epoch << 20)),
+        loader: Some(LoaderTime {
+            images: 9984,
+            read: 0.01,
+            augment: 0.8 + 0.03 * noise(epoch),
+            normalise: 0.2,
+        }),
+    };
+    [Event::Health(health), Event::Stages(stages)]
 }
 
 /// All events of the run.
@@ -134,6 +170,7 @@ pub fn events() -> Vec<Event> {
             events.push(clustering(epoch));
         }
         events.extend((1..=STEPS_PER_EPOCH).map(|s| step(epoch * STEPS_PER_EPOCH + s)));
+        events.extend(health(epoch + 1));
         if (epoch + 1).is_multiple_of(2) {
             let progress = (epoch + 1) as f64 / EPOCHS as f64;
             events.push(probe(
@@ -178,8 +215,15 @@ fn embedding() -> serde_json::Value {
         labels.push(class);
         prototypes.push(class * 5 + part);
     }
+    // Ten blobs on a ring in place of a real t-SNE.
+    let blob = |i: u64| {
+        let angle = TAU * (i % 10) as f64 / 10.0;
+        let at = |turn: f64, n: u64| 30.0 * turn + 7.0 * (noise(i * 5 + n) + noise(i * 5 + n + 1));
+        [at(angle.cos(), 0), at(angle.sin(), 2)]
+    };
+    let tsne: Vec<_> = (0..2000).map(blob).collect();
     serde_json::json!({
-        "points": points, "labels": labels, "prototypes": prototypes, "classes": CLASSES, "explained": [0.31, 0.17],
+        "tsne": tsne, "perplexity": 30.0, "test": true, "of": 10_000, "points": points, "labels": labels, "prototypes": prototypes, "classes": CLASSES, "explained": [0.31, 0.17],
     })
 }
 

@@ -1,0 +1,82 @@
+//! The forces between points of a picture in two dimensions (t-SNE).
+
+const LANES: usize = 16;
+
+/// What pulls a point and what pushes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Forces {
+    /// Σ_j p_j·q_j·(y − y_j).
+    pub pull: [f32; 2],
+    /// Σ_j q_j²·(y − y_j).
+    pub push: [f32; 2],
+    /// Σ_j q_j.
+    pub total: f32,
+}
+
+/// The forces on a point at `y` with affinities p_j to the points (xs_j, ys_j), where q_j = 1/(1 + ‖y − y_j‖²). A point at
+/// the same place adds 1 to `total` and nothing to the forces.
+///
+/// The order of the sums is fixed, and the same for every instruction set.
+///
+/// # Panics
+/// If the slices differ in length.
+pub fn forces(y: [f32; 2], affinities: &[f32], xs: &[f32], ys: &[f32]) -> Forces {
+    assert!(affinities.len() == xs.len() && xs.len() == ys.len(), "points of several numbers");
+    let mut sums = [[0.0f32; LANES]; 5];
+    let mut add = |p: &[f32; LANES], x: &[f32; LANES], z: &[f32; LANES]| {
+        for l in 0..LANES {
+            let (dx, dy) = (y[0] - x[l], y[1] - z[l]);
+            let q = 1.0 / (1.0 + dx * dx + dy * dy);
+            let (pull, push) = (p[l] * q, q * q);
+            sums[0][l] += pull * dx;
+            sums[1][l] += pull * dy;
+            sums[2][l] += push * dx;
+            sums[3][l] += push * dy;
+            sums[4][l] += q;
+        }
+    };
+    let ((p, p_rest), (x, x_rest), (z, z_rest)) =
+        (affinities.as_chunks::<LANES>(), xs.as_chunks::<LANES>(), ys.as_chunks::<LANES>());
+    for ((p, x), z) in p.iter().zip(x).zip(z) {
+        add(p, x, z);
+    }
+    if !p_rest.is_empty() {
+        // Lanes beyond the end are infinitely far away.
+        let fill = |rest: &[f32], with: f32| {
+            let mut lanes = [with; LANES];
+            lanes[..rest.len()].copy_from_slice(rest);
+            lanes
+        };
+        add(&fill(p_rest, 0.0), &fill(x_rest, 1e18), &fill(z_rest, 1e18));
+    }
+    let [a, b, c, d, total] = sums.map(|lanes| lanes.iter().sum());
+    Forces { pull: [a, b], push: [c, d], total }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forces_are_those_of_loops_in_double_precision() {
+        for n in [0, 1, 15, 16, 17, 50] {
+            let wave = |from: f64| (0..n).map(|i| ((from + i as f64) * 1.7).sin() as f32).collect::<Vec<_>>();
+            let (p, xs, ys) = (wave(0.1), wave(0.5), wave(0.9));
+            let y = [0.3f32, -0.2];
+            let mut want = [0.0f64; 5];
+            for j in 0..n {
+                let (dx, dy) = (y[0] as f64 - xs[j] as f64, y[1] as f64 - ys[j] as f64);
+                let q = 1.0 / (1.0 + dx * dx + dy * dy);
+                let p = p[j] as f64;
+                for (w, v) in want.iter_mut().zip([p * q * dx, p * q * dy, q * q * dx, q * q * dy, q]) {
+                    *w += v;
+                }
+            }
+            let got = forces(y, &p, &xs, &ys);
+            let got = [got.pull[0], got.pull[1], got.push[0], got.push[1], got.total];
+            for (g, w) in got.iter().zip(want) {
+                assert!((*g as f64 - w).abs() < 1e-5, "{g} for {w} of {n}");
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Fine-tuning: the whole encoder trained with labels.
+
+use crate::head::{Decay, Head};
+use crate::{Moment, check, when};
+use pauc_traits::probe::{Metric, ProbeContext, Rows, Views, When};
+use pauc_traits::{Count, NonNegative, Positive, Probe, Result, Span, component};
+
+component! {
+    /// Accuracy on the test split once a copy of the encoder has been trained with labels, from the weights it has.
+    ///
+    /// A linear classifier is put on the features, and both are trained on the mean cross-entropy by stochastic gradient
+    /// descent with momentum 0.9; none of the encoder's parameters is frozen, its batch normalisation follows the batches,
+    /// and the run's own network stays as it is. The defaults are those of PCL: 20 epochs, batches of 256, learning rates of
+    /// 0.01 for the encoder and 0.1 for the classifier, both times 0.2 after 60 % and after 80 % of the epochs, weight decay
+    /// 5e-4; with 1 % of the labels, 1 for the classifier. With few labels: `LowShot(labels: Percent1, probe: FineTune(head_lr:
+    /// 1.0))`. Images are cropped and flipped as in the recipe's first view. It costs about as much as training for as many
+    /// epochs, and as a baseline, `RandomInit` is the same network trained with labels alone. Fewer images than a batch are
+    /// one batch; an incomplete last batch of an epoch is left out. Without images or a network, as for raw pixels, there is
+    /// nothing to tune.
+    ///
+    /// Metric: `finetune/e20/b256/step0.2/crop-flip/lr0.01/head0.1/wd0.0005`, a fraction; chance is the share of the most
+    /// frequent class. Source: Li et al. 2021 (PCL), semi-supervised classification.
+    pub struct FineTune: Probe {
+        /// The encoder's learning rate.
+        pub lr: Positive = Positive::lit(0.01),
+        /// The classifier's learning rate.
+        pub head_lr: Positive = Positive::lit(0.1),
+        /// Passes over the training split.
+        pub epochs: Count = Count::lit(20),
+        /// Images of a batch.
+        pub batch: Count = Count::lit(256),
+        /// How both rates fall: `Step(0.2)`, times 0.2 after 60 % and after 80 % of the epochs, `Cosine` or `Constant`.
+        pub decay: Decay = Decay::Step(Positive::lit(0.2)),
+        /// λ of encoder and classifier, coupled: it passes through the momentum.
+        pub weight_decay: NonNegative = NonNegative::lit(5e-4),
+        /// The views of training images: `CropFlip` as in the recipe's first view, or `Evaluation`.
+        pub views: Views = Views::CropFlip,
+        /// How often it runs besides the end of the run, such as `Epochs(50)`.
+        pub every: Option<Span> = None,
+        /// `End`: it runs at the end of the run.
+        pub at: Moment = Moment::End,
+    }
+}
+
+impl Probe for FineTune {
+    fn when(&self) -> When {
+        when(self.every, self.at)
+    }
+
+    fn needs_labels(&self) -> bool {
+        true
+    }
+
+    fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
+        let (train, Some(test)) = (&context.train, &context.test) else { return Ok(Vec::new()) };
+        let (Some(labels), Some(test_labels)) = (train.labels, test.labels) else { return Ok(Vec::new()) };
+        let (Some(network), Some(images), Some(test_images)) = (context.network, train.images, test.images)
+        else {
+            return Ok(Vec::new());
+        };
+        check("FineTune, training split", train.features, labels, context.classes)?;
+        check("FineTune, test split", test.features, test_labels, context.classes)?;
+        let epochs = self.epochs.get() as u64;
+        let mut tuning = network.tune(images, self.views, self.batch, epochs, context.seed)?;
+        let mut head = Head::new(train.features.cols, context.classes, context.seed);
+        for epoch in 0..epochs {
+            let factor = self.decay.factor(epoch, epochs);
+            for _ in 0..tuning.steps_per_epoch() {
+                let (ids, features) = tuning.forward()?;
+                let labels: Vec<u32> = ids.iter().map(|i| labels[*i as usize]).collect();
+                let decay = self.weight_decay.get();
+                let (_, gradient) =
+                    head.step_with_gradient(&features, &labels, self.head_lr.get() * factor, decay);
+                tuning.backward(gradient, self.lr.get() * factor, decay)?;
+            }
+        }
+        let features = tuning.features(test_images)?;
+        check(
+            "FineTune, features after training",
+            Rows::new(&features, train.features.cols),
+            test_labels,
+            context.classes,
+        )?;
+        Ok(vec![Metric::new(self.name(), head.accuracy(&features, test_labels))])
+    }
+}
+
+impl FineTune {
+    fn name(&self) -> String {
+        format!(
+            "finetune/e{}/b{}/{}{}/lr{}/head{}/wd{}",
+            self.epochs.get(),
+            self.batch.get(),
+            self.decay.name(),
+            self.views.suffix(),
+            self.lr.get(),
+            self.head_lr.get(),
+            self.weight_decay.get()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pauc_traits::dataset::ImageSource;
+    use pauc_traits::probe::{ProbedNetwork, SplitView, Tuning};
+    use pauc_traits::{Image, ImageShape};
+    use std::sync::Arc;
+
+    /// Images of two pixels, which are their features once a single weight has been learnt.
+    struct Two(Vec<[u8; 2]>, Vec<u32>);
+
+    impl ImageSource for Two {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn shape(&self) -> Option<ImageShape> {
+            Some(ImageShape { height: 1, width: 2, channels: 1 })
+        }
+        fn image(&self, index: usize) -> Result<Image<'_>> {
+            Ok(Image { shape: self.shape().unwrap(), pixels: self.0[index][..].into() })
+        }
+        fn labels(&self) -> Option<&[u32]> {
+            Some(&self.1)
+        }
+    }
+
+    /// x = w·pixels: at the start w is 0, and all features are alike.
+    struct Scale;
+    struct ScaleTuning {
+        w: f64,
+        images: Arc<dyn ImageSource>,
+        pixels: Vec<f32>,
+        rates: std::rc::Rc<std::cell::RefCell<Vec<f64>>>,
+    }
+
+    fn pixels(images: &Arc<dyn ImageSource>) -> Vec<f32> {
+        let of = |i| images.image(i).unwrap().pixels.iter().map(|p| *p as f32 / 255.0).collect::<Vec<_>>();
+        (0..images.len()).flat_map(of).collect()
+    }
+
+    thread_local! {
+        static RATES: std::rc::Rc<std::cell::RefCell<Vec<f64>>> = Default::default();
+    }
+
+    impl ProbedNetwork for Scale {
+        fn features(&self, _: &Arc<dyn ImageSource>, _: Views, _: u64, _: u64) -> Result<Vec<f32>> {
+            unreachable!()
+        }
+        fn tune(
+            &self,
+            images: &Arc<dyn ImageSource>,
+            _: Views,
+            _: Count,
+            _: u64,
+            _: u64,
+        ) -> Result<Box<dyn Tuning>> {
+            let (images, pixels) = (images.clone(), pixels(images));
+            Ok(Box::new(ScaleTuning { w: 0.01, images, pixels, rates: RATES.with(Clone::clone) }))
+        }
+    }
+
+    impl Tuning for ScaleTuning {
+        fn steps_per_epoch(&self) -> u64 {
+            2
+        }
+        fn forward(&mut self) -> Result<(Vec<u64>, Vec<f32>)> {
+            let x = self.pixels.iter().map(|p| self.w as f32 * p).collect();
+            Ok(((0..self.images.len() as u64).collect(), x))
+        }
+        fn backward(&mut self, gradient: Vec<f32>, lr: f64, _: f64) -> Result<()> {
+            let slope: f64 = gradient.iter().zip(&self.pixels).map(|(g, p)| *g as f64 * *p as f64).sum();
+            self.w -= lr * slope;
+            self.rates.borrow_mut().push(lr);
+            Ok(())
+        }
+        fn features(&mut self, images: &Arc<dyn ImageSource>) -> Result<Vec<f32>> {
+            assert!(self.w > 0.02, "the encoder has learnt: {}", self.w);
+            Ok(pixels(images).iter().map(|p| self.w as f32 * p).collect())
+        }
+    }
+
+    #[test]
+    fn encoder_and_classifier_learn_together_at_rates_of_their_own() {
+        let labels: Vec<u32> = (0..8).map(|i| i % 2).collect();
+        let picture = |l: &u32| if *l == 0 { [250, 20] } else { [30, 240] };
+        let images: Arc<dyn ImageSource> =
+            Arc::new(Two(labels.iter().map(picture).collect(), labels.clone()));
+        let rows = vec![0.5f32; 16];
+        let rows = Rows::new(&rows, 2);
+        let split =
+            SplitView { features: rows, embeddings: rows, labels: Some(&labels), images: Some(&images) };
+        let context = ProbeContext {
+            train: split,
+            test: Some(split),
+            classes: 2,
+            levels: &[],
+            concentrations: &[],
+            seed: 0,
+            network: Some(&Scale),
+        };
+        let probe: FineTune = pauc_traits::open_set::options()
+            .from_str("(lr: 0.5, head_lr: 2.0, epochs: 10, batch: 4, decay: Step(0.5))")
+            .unwrap();
+        let got = probe.measure(&context).unwrap();
+        let name = "finetune/e10/b4/step0.5/crop-flip/lr0.5/head2/wd0.0005";
+        assert_eq!(got, [Metric::new(name, 1.0)]);
+        let rates = RATES.with(|r| r.borrow().clone());
+        assert_eq!(rates.len(), 20);
+        assert_eq!((rates[0], rates[11], rates[12], rates[16]), (0.5, 0.5, 0.25, 0.125));
+        // Pixels have no network.
+        assert_eq!(probe.measure(&ProbeContext { network: None, ..context }).unwrap(), []);
+    }
+}

@@ -1,0 +1,257 @@
+//! A softmax classifier that is trained step by step.
+
+use pauc_kernels::gemm::{Strides, gemm};
+use pauc_traits::Positive;
+use pauc_traits::rng::{Purpose, stream};
+use rand::Rng;
+use rand::seq::SliceRandom;
+use rand_distr::StandardNormal;
+use serde::{Deserialize, Serialize};
+
+/// How a learning rate falls, epoch by epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Decay {
+    /// Not at all.
+    Constant,
+    /// ½·(1 + cos(π·epoch/epochs)).
+    Cosine,
+    /// Times this factor after 60 % and again after 80 % of the epochs.
+    Step(Positive),
+}
+
+impl Decay {
+    /// What the learning rate is multiplied by in an epoch, counted from 0.
+    pub fn factor(self, epoch: u64, epochs: u64) -> f64 {
+        match self {
+            Decay::Constant => 1.0,
+            Decay::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * epoch as f64 / epochs as f64).cos()),
+            Decay::Step(factor) => {
+                let passed = [3, 4].into_iter().filter(|fifth| 5 * epoch >= fifth * epochs).count();
+                factor.get().powi(passed as i32)
+            }
+        }
+    }
+
+    /// What it is called in a metric's name.
+    pub fn name(self) -> String {
+        match self {
+            Decay::Constant => "constant".into(),
+            Decay::Cosine => "cosine".into(),
+            Decay::Step(factor) => format!("step{}", factor.get()),
+        }
+    }
+}
+
+/// μ of stochastic gradient descent.
+pub(crate) const MOMENTUM: f64 = 0.9;
+
+/// W x + b for C classes, trained by v ← μv + g + λw, w ← w − η·v on the mean cross-entropy.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    dim: usize,
+    classes: usize,
+    /// C rows of D, then C biases.
+    weights: Vec<f32>,
+    velocity: Vec<f32>,
+}
+
+impl Head {
+    /// Weights from N(0, 0.01²), biases 0.
+    pub fn new(dim: usize, classes: usize, seed: u64) -> Self {
+        let mut rng = stream(seed, Purpose::Probe, 0, 0, 1);
+        let mut weights = vec![0.0; classes * (dim + 1)];
+        weights[..classes * dim]
+            .iter_mut()
+            .for_each(|w| *w = (0.01 * rng.sample::<f64, _>(StandardNormal)) as f32);
+        Head { dim, classes, velocity: vec![0.0; weights.len()], weights }
+    }
+
+    fn logits(&self, x: &[f32]) -> Vec<f32> {
+        let (w, b) = self.weights.split_at(self.dim * self.classes);
+        let rows = x.len() / self.dim;
+        let mut logits: Vec<f32> = std::iter::repeat_n(b, rows).flatten().copied().collect();
+        let (left, right) = ((x, Strides::row_major(self.dim)), (w, Strides::transposed(self.dim)));
+        let to = (&mut logits[..], Strides::row_major(self.classes));
+        gemm((rows, self.classes, self.dim), 1.0, left, right, 1.0, to);
+        logits
+    }
+
+    /// ∂L/∂logits of L = mean −log softmax, (B, C), and L.
+    fn residuals(&self, x: &[f32], labels: &[u32]) -> (Vec<f32>, f64) {
+        let mut logits = self.logits(x);
+        let share = 1.0 / labels.len() as f64;
+        let mut loss = 0.0;
+        for (row, label) in logits.chunks_exact_mut(self.classes).zip(labels) {
+            let top = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v)) as f64;
+            let total: f64 = row.iter().map(|v| (*v as f64 - top).exp()).sum();
+            loss += share * (top + total.ln() - row[*label as usize] as f64);
+            for (c, v) in row.iter_mut().enumerate() {
+                let p = (*v as f64 - top).exp() / total;
+                *v = (share * (p - f64::from(u8::from(c == *label as usize)))) as f32;
+            }
+        }
+        (logits, loss)
+    }
+
+    /// The mean cross-entropy of a batch, and one step down its gradient.
+    pub fn step(&mut self, x: &[f32], labels: &[u32], lr: f64, weight_decay: f64) -> f64 {
+        let (residuals, loss) = self.residuals(x, labels);
+        self.descend(x, &residuals, lr, weight_decay);
+        loss
+    }
+
+    /// As [`Head::step`], with the gradient at x, (B, D), before the step.
+    pub fn step_with_gradient(
+        &mut self,
+        x: &[f32],
+        labels: &[u32],
+        lr: f64,
+        weight_decay: f64,
+    ) -> (f64, Vec<f32>) {
+        let (residuals, loss) = self.residuals(x, labels);
+        let mut gradient = vec![0.0; x.len()];
+        let left = (&residuals[..], Strides::row_major(self.classes));
+        let right = (&self.weights[..self.dim * self.classes], Strides::row_major(self.dim));
+        let to = (&mut gradient[..], Strides::row_major(self.dim));
+        gemm((labels.len(), self.dim, self.classes), 1.0, left, right, 0.0, to);
+        self.descend(x, &residuals, lr, weight_decay);
+        (loss, gradient)
+    }
+
+    fn descend(&mut self, x: &[f32], residuals: &[f32], lr: f64, weight_decay: f64) {
+        let (dim, classes) = (self.dim, self.classes);
+        let rows = x.len() / dim;
+        let mut gradient = vec![0.0f32; self.weights.len()];
+        let left = (residuals, Strides::transposed(classes));
+        let to = (&mut gradient[..], Strides::row_major(dim));
+        gemm((classes, dim, rows), 1.0, left, (x, Strides::row_major(dim)), 0.0, to);
+        for row in residuals.chunks_exact(classes) {
+            gradient[dim * classes..].iter_mut().zip(row).for_each(|(g, r)| *g += r);
+        }
+        let (lr, decay, momentum) = (lr as f32, weight_decay as f32, MOMENTUM as f32);
+        for ((w, v), g) in self.weights.iter_mut().zip(&mut self.velocity).zip(gradient) {
+            *v = momentum * *v + g + decay * *w;
+            *w -= lr * *v;
+        }
+    }
+
+    /// The share of rows whose largest logit is their label's, the lowest class of equals.
+    pub fn accuracy(&self, x: &[f32], labels: &[u32]) -> f64 {
+        const ROWS: usize = 1024;
+        let mut right = 0;
+        for (x, labels) in x.chunks(ROWS * self.dim).zip(labels.chunks(ROWS)) {
+            for (row, label) in self.logits(x).chunks_exact(self.classes).zip(labels) {
+                let top = (0..row.len()).fold(0, |best, c| if row[c] > row[best] { c } else { best });
+                right += usize::from(top == *label as usize);
+            }
+        }
+        right as f64 / labels.len() as f64
+    }
+
+    /// Whether all weights are numbers: a learning rate may be too large for them.
+    pub fn is_finite(&self) -> bool {
+        self.weights.iter().all(|w| w.is_finite())
+    }
+}
+
+/// The order of samples in an epoch.
+pub(crate) fn shuffled(samples: &[usize], seed: u64, epoch: u64) -> Vec<usize> {
+    let mut order = samples.to_vec();
+    order.shuffle(&mut stream(seed, Purpose::Probe, epoch, 0, 2));
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loss(w: &[f64], x: &[f32], labels: &[u32], dim: usize, classes: usize) -> f64 {
+        let logit = |row: &[f32], c: usize| {
+            (0..dim).map(|d| w[c * dim + d] * row[d] as f64).sum::<f64>() + w[classes * dim + c]
+        };
+        let of = |(row, label): (&[f32], &u32)| {
+            (0..classes).map(|c| logit(row, c).exp()).sum::<f64>().ln() - logit(row, *label as usize)
+        };
+        x.chunks(dim).zip(labels).map(of).sum::<f64>() / labels.len() as f64
+    }
+
+    /// Steps in double precision with gradients by finite differences of the loss.
+    #[test]
+    fn steps_are_those_of_pytorch_s_sgd_with_differences_as_gradients() {
+        let (dim, classes, lr, decay) = (3, 4, 0.7, 0.01);
+        let x: Vec<f32> = (0..15).map(|i| (0.9 * i as f32).sin()).collect();
+        let labels = [0, 3, 1, 1, 2];
+        let mut head = Head::new(dim, classes, 5);
+        let mut w: Vec<f64> = head.weights.iter().map(|w| *w as f64).collect();
+        let mut v = vec![0.0; w.len()];
+        for _ in 0..4 {
+            let before = loss(&w, &x, &labels, dim, classes);
+            let slope = |i: usize| {
+                let at = |h: f64| {
+                    let mut w = w.clone();
+                    w[i] += h;
+                    loss(&w, &x, &labels, dim, classes)
+                };
+                (at(1e-5) - at(-1e-5)) / 2e-5
+            };
+            let gradient: Vec<f64> = (0..w.len()).map(slope).collect();
+            for i in 0..w.len() {
+                v[i] = 0.9 * v[i] + gradient[i] + decay * w[i];
+                w[i] -= lr * v[i];
+            }
+            let got = head.step(&x, &labels, lr, decay);
+            assert!((got - before).abs() < 1e-6, "{got} for {before}");
+        }
+        for (g, w) in head.weights.iter().zip(&w) {
+            assert!((*g as f64 - w).abs() < 1e-5, "{g} for {w}");
+        }
+    }
+
+    #[test]
+    fn the_gradient_at_the_features_is_that_of_differences() {
+        let (dim, classes) = (3, 4);
+        let x: Vec<f32> = (0..15).map(|i| (0.9 * i as f32).sin()).collect();
+        let labels = [0, 3, 1, 1, 2];
+        let mut head = Head::new(dim, classes, 5);
+        for _ in 0..5 {
+            head.step(&x, &labels, 1.0, 0.0);
+        }
+        let w: Vec<f64> = head.weights.iter().map(|w| *w as f64).collect();
+        let (_, gradient) = head.step_with_gradient(&x, &labels, 1.0, 0.0);
+        for (i, got) in gradient.iter().enumerate() {
+            let at = |h: f32| {
+                let mut x = x.clone();
+                x[i] += h;
+                loss(&w, &x, &labels, dim, classes)
+            };
+            let want = (at(1e-2) - at(-1e-2)) / 2e-2;
+            assert!((*got as f64 - want).abs() < 1e-5, "{got} for {want}");
+        }
+    }
+
+    #[test]
+    fn rates_fall_as_their_sources_have_it() {
+        // MoCo's linear classifier: 100 epochs, a tenth at 60 and at 80; PCL's fine-tuning: 20 epochs, a fifth at 12 and 16.
+        let at = |decay: Decay, epochs, epoch| decay.factor(epoch, epochs);
+        let step = Decay::Step(Positive::lit(0.1));
+        for (epoch, want) in [(0, 1.0), (59, 1.0), (60, 0.1), (79, 0.1), (80, 0.01), (99, 0.01)] {
+            assert!((at(step, 100, epoch) - want).abs() < 1e-12, "{epoch}");
+        }
+        assert_eq!(
+            [11, 12, 15, 16].map(|e| at(Decay::Step(Positive::lit(0.5)), 20, e)),
+            [1.0, 0.5, 0.5, 0.25]
+        );
+        assert!((at(Decay::Cosine, 100, 50) - 0.5).abs() < 1e-12 && at(Decay::Cosine, 100, 0) == 1.0);
+        assert_eq!(at(Decay::Constant, 10, 9), 1.0);
+    }
+
+    #[test]
+    fn an_order_has_every_sample_once_and_differs_from_epoch_to_epoch() {
+        let samples: Vec<usize> = (10..40).collect();
+        let (first, second) = (shuffled(&samples, 1, 0), shuffled(&samples, 1, 1));
+        assert!(first != second && first == shuffled(&samples, 1, 0) && first != shuffled(&samples, 2, 0));
+        let mut sorted = second;
+        sorted.sort_unstable();
+        assert_eq!(sorted, samples);
+    }
+}

@@ -1,0 +1,237 @@
+//! Nearest neighbours at many settings, for one search.
+
+use crate::knn::{Distance, Neighbours, neighbours, weight, winner};
+use crate::{Moment, Space, check, when};
+use pauc_traits::probe::{Metric, ProbeContext, When};
+use pauc_traits::{Count, Error, Positive, Probe, Result, Span, component};
+use rayon::prelude::*;
+
+component! {
+    /// Accuracies of nearest-neighbour votes on the test split at every k, temperature and distance, for one search each.
+    ///
+    /// With `Cosine`, the vote is that of `Knn`, at each k and temperature. With `Euclidean`, the k training samples at
+    /// the smallest ‖x − y‖ have one vote each, so that temperatures do not count. Equal distances go to the lower sample
+    /// index, equal votes to the lower class. All settings are reported, for choosing the best of them by the test split
+    /// would flatter it: see how far a comparison hangs on them, and read the one that was named before.
+    ///
+    /// Metrics: `knn_grid/cos/k20/t0.07` and `knn_grid/l2/k20`, fractions; chance is the share of the most frequent class.
+    /// Source: Wu et al. 2018 (instance discrimination) for the weighted vote.
+    pub struct KnnGrid: Probe {
+        /// The numbers of neighbours.
+        pub k: Vec<Count> = [1, 5, 10, 20, 50, 100, 200].map(Count::lit).to_vec(),
+        /// The temperatures T of the weights.
+        pub temperature: Vec<Positive> = [0.02, 0.07, 0.2, 1.0].map(Positive::lit).to_vec(),
+        /// The distances: `Cosine`, `Euclidean`.
+        pub distance: Vec<Distance> = vec![Distance::Cosine, Distance::Euclidean],
+        /// The vectors compared: `Features` before the projector, or its outputs, `Embeddings`.
+        pub space: Space = Space::Features,
+        /// How often it runs besides the end of the run, such as `Epochs(1)`.
+        pub every: Option<Span> = None,
+        /// `End`: it runs at the end of the run.
+        pub at: Moment = Moment::End,
+    }
+}
+
+impl Probe for KnnGrid {
+    fn when(&self) -> When {
+        when(self.every, self.at)
+    }
+
+    fn needs_labels(&self) -> bool {
+        true
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.k.is_empty() || self.distance.is_empty() {
+            return Err(Error::config("KnnGrid: `k` or `distance` is empty; give at least one value"));
+        }
+        if self.temperature.is_empty() && self.distance.contains(&Distance::Cosine) {
+            return Err(Error::config(
+                "KnnGrid: `temperature` is empty; give one, or only `distance: [Euclidean]`",
+            ));
+        }
+        Ok(())
+    }
+
+    fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
+        self.check()?;
+        let Some(test) = &context.test else { return Ok(Vec::new()) };
+        let (Some(labels), Some(test_labels)) = (context.train.labels, test.labels) else {
+            return Ok(Vec::new());
+        };
+        let (bank, queries) = (self.space.of(&context.train), self.space.of(test));
+        check("KnnGrid, training split", bank, labels, context.classes)?;
+        check("KnnGrid, test split", queries, test_labels, context.classes)?;
+        let mut k: Vec<usize> = self.k.iter().map(|k| k.get()).collect();
+        k.sort_unstable();
+        k.dedup();
+        let Some(&most) = k.last() else { return Ok(Vec::new()) };
+        let suffix = self.space.suffix();
+        let mut metrics = Vec::new();
+        for &distance in &self.distance {
+            let nearest = neighbours(bank, queries, most, distance)?;
+            let votes: Vec<Vote> = match distance {
+                Distance::Cosine => self.temperature.iter().map(|t| Vote::Weighted(t.get())).collect(),
+                Distance::Euclidean => vec![Vote::Equal],
+            };
+            let right = |vote| accuracies(&nearest, labels, test_labels, &k, vote, context.classes);
+            let columns: Vec<Vec<f64>> = votes.iter().map(|vote| right(*vote)).collect();
+            for (i, k) in k.iter().enumerate() {
+                for (vote, column) in votes.iter().zip(&columns) {
+                    let name = match vote {
+                        Vote::Weighted(t) => format!("knn_grid/cos/k{k}/t{t}{suffix}"),
+                        Vote::Equal => format!("knn_grid/l2/k{k}{suffix}"),
+                    };
+                    metrics.push(Metric::new(name, column[i]));
+                }
+            }
+        }
+        Ok(metrics)
+    }
+}
+
+/// What a neighbour's vote counts.
+#[derive(Clone, Copy, Debug)]
+enum Vote {
+    /// exp(cos/T).
+    Weighted(f64),
+    /// 1.
+    Equal,
+}
+
+/// The accuracy at each of the ascending numbers `k`: one walk through each list of neighbours gives them all.
+fn accuracies(
+    nearest: &[Neighbours],
+    labels: &[u32],
+    test_labels: &[u32],
+    k: &[usize],
+    vote: Vote,
+    classes: usize,
+) -> Vec<f64> {
+    let right = |(nearest, label): (&Neighbours, &u32)| -> Vec<bool> {
+        let mut votes = vec![0.0; classes];
+        let mut from = 0;
+        let mut at = |&k: &usize| {
+            for (cosine, index) in &nearest[from..k.min(nearest.len())] {
+                votes[labels[*index as usize] as usize] += match vote {
+                    Vote::Weighted(t) => weight(*cosine, nearest[0].0, t),
+                    Vote::Equal => 1.0,
+                };
+            }
+            from = k.min(nearest.len());
+            winner(&votes) == *label as usize
+        };
+        k.iter().map(&mut at).collect()
+    };
+    let rows: Vec<Vec<bool>> = nearest.par_iter().zip(test_labels).map(right).collect();
+    (0..k.len()).map(|i| rows.iter().filter(|r| r[i]).count() as f64 / rows.len() as f64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::knn::knn_accuracy;
+    use pauc_traits::probe::{Rows, SplitView};
+
+    fn wave(rows: usize, phase: f64) -> Vec<f32> {
+        (0..rows * 3).map(|n| (phase + 1.3 * n as f64 + (0.37 * n as f64).cos()).sin() as f32 + 2.0).collect()
+    }
+
+    fn measure(probe: &KnnGrid, train: &[f32], labels: &[u32], test: &[f32], tests: &[u32]) -> Vec<Metric> {
+        let split = |rows, labels| {
+            let rows = Rows::new(rows, 3);
+            SplitView { features: rows, embeddings: rows, labels: Some(labels), images: None }
+        };
+        let context = ProbeContext {
+            train: split(train, labels),
+            test: Some(split(test, tests)),
+            classes: 4,
+            levels: &[],
+            concentrations: &[],
+            seed: 0,
+            network: None,
+        };
+        probe.measure(&context).unwrap()
+    }
+
+    fn case() -> (Vec<f32>, Vec<u32>, Vec<f32>, Vec<u32>) {
+        let labels = |n: u32, step: u32| (0..n).map(|i| (i * step + i / 3) % 4).collect();
+        (wave(60, 0.1), labels(60, 3), wave(40, 0.7), labels(40, 5))
+    }
+
+    fn value(metrics: &[Metric], name: &str) -> f64 {
+        metrics.iter().find(|m| m.name == name).map(|m| m.value).unwrap()
+    }
+
+    #[test]
+    fn every_cell_is_the_single_probe_s() {
+        let (train, labels, test, tests) = case();
+        let probe: KnnGrid = pauc_traits::open_set::options()
+            .from_str("(k: [20, 1, 7, 100], temperature: [0.01, 0.5], distance: [Cosine])")
+            .unwrap();
+        let got = measure(&probe, &train, &labels, &test, &tests);
+        assert_eq!(got.len(), 8);
+        assert_eq!(got[0].name, "knn_grid/cos/k1/t0.01");
+        for k in [1, 7, 20, 100] {
+            for t in [0.01, 0.5] {
+                let (train, test) = (Rows::new(&train, 3), Rows::new(&test, 3));
+                let want = knn_accuracy(train, &labels, test, &tests, k, t, 4).unwrap();
+                assert_eq!(value(&got, &format!("knn_grid/cos/k{k}/t{t}")), want);
+            }
+        }
+    }
+
+    // scikit-learn 1.9.1 on the same data:
+    //   wave = lambda rows, phase: np.float32([math.sin(phase + 1.3*n + math.cos(.37*n)) for n in range(rows*3)]
+    //                                         ).reshape(-1, 3) + np.float32(2)
+    //   labels = lambda n, step: np.array([(i*step + i//3) % 4 for i in range(n)])
+    //   for k in 1, 5, 10, 20: KNeighborsClassifier(k, algorithm='brute').fit(wave(60, .1), labels(60, 3)).score(
+    //       wave(40, .7), labels(40, 5))
+    #[test]
+    fn euclidean_votes_are_those_of_scikit_learn() {
+        let (train, labels, test, tests) = case();
+        let probe: KnnGrid = pauc_traits::open_set::options().from_str("(k: [1, 5, 10, 20])").unwrap();
+        let got = measure(&probe, &train, &labels, &test, &tests);
+        for (k, want) in [(1, 0.2), (5, 0.25), (10, 0.275), (20, 0.4)] {
+            assert_eq!(value(&got, &format!("knn_grid/l2/k{k}")), want, "k {k}");
+        }
+    }
+
+    #[test]
+    fn euclidean_neighbours_are_those_of_loops_far_from_the_origin() {
+        // A mean of 100 against distances of 1: without centring, single precision would lose them.
+        let (train, test) = (wave(2100, 0.1), wave(30, 0.7));
+        let far = |v: &[f32]| v.iter().map(|x| x + 100.0).collect::<Vec<f32>>();
+        let (train, test) = (far(&train), far(&test));
+        let (train, test) = (Rows::new(&train, 3), Rows::new(&test, 3));
+        let got = neighbours(train, test, 5, Distance::Euclidean).unwrap();
+        for (q, got) in test.iter().zip(got) {
+            let d = |i: usize| {
+                train.row(i).iter().zip(q).map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum::<f64>()
+            };
+            let mut all: Vec<usize> = (0..train.rows).collect();
+            all.sort_by(|a, b| d(*a).total_cmp(&d(*b)));
+            for (place, (_, i)) in got.iter().enumerate() {
+                assert!((d(*i as usize) - d(all[place])).abs() < 1e-4, "place {place}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_grid_is_an_error() {
+        let probe: KnnGrid = pauc_traits::open_set::options().from_str("(k: [])").unwrap();
+        let (train, labels) = (wave(4, 0.1), [0, 1, 2, 3]);
+        let rows = Rows::new(&train, 3);
+        let split = SplitView { features: rows, embeddings: rows, labels: Some(&labels), images: None };
+        let context = ProbeContext {
+            train: split,
+            test: Some(split),
+            classes: 4,
+            levels: &[],
+            concentrations: &[],
+            seed: 0,
+            network: None,
+        };
+        assert!(probe.measure(&context).unwrap_err().to_string().contains("`k` or `distance` is empty"));
+    }
+}

@@ -1,0 +1,271 @@
+//! t-SNE: a picture in two dimensions in which neighbours stay neighbours.
+
+use crate::finite;
+use crate::pca::pca2;
+use pauc_kernels::distance::dot;
+use pauc_kernels::neighbour_forces::{Forces, forces};
+use pauc_traits::probe::Rows;
+use pauc_traits::{Error, Result};
+use rayon::prelude::*;
+
+/// How a picture is made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TsneOptions {
+    /// About how many neighbours each point has; at most a third of the other points are taken.
+    pub perplexity: f64,
+    /// Steps with affinities twelve times as large, in which groups form, and steps after those.
+    pub iterations: [usize; 2],
+}
+
+impl Default for TsneOptions {
+    fn default() -> Self {
+        TsneOptions { perplexity: 30.0, iterations: [250, 500] }
+    }
+}
+
+/// Rows seen with their neighbourhoods.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tsne {
+    /// Each row's place, centred; the unit means nothing.
+    pub points: Vec<[f32; 2]>,
+    /// The perplexity that was used.
+    pub perplexity: f64,
+    /// The Kullback–Leibler divergence of the picture's affinities from those of the rows, in nats.
+    pub divergence: f64,
+}
+
+const EXAGGERATION: f32 = 12.0;
+
+/// Places rows so that KL(P‖Q) is small, where p_ij are the symmetrised Gaussian affinities of the rows, each with the width
+/// that gives it the perplexity, and q_ij ∝ 1/(1 + ‖y_i − y_j‖²).
+///
+/// Exact, with all pairs: for a few thousand rows. It starts from the two principal components, and nothing in it is random
+/// or depends on the number of threads. Of the picture, neighbourhoods can be believed; distances between groups, their
+/// sizes and densities cannot.
+///
+/// # Shapes
+/// (N, D) → N points
+///
+/// # Errors
+/// If there are no rows, or a value is not finite.
+///
+/// Source: van der Maaten & Hinton 2008; the start, the learning rate max(N/48, 50) and the gains are scikit-learn's.
+pub fn tsne(rows: Rows<'_>, options: TsneOptions) -> Result<Tsne> {
+    if rows.rows == 0 {
+        return Err(Error::config("t-SNE: there are no rows"));
+    }
+    finite("t-SNE", rows)?;
+    let n = rows.rows;
+    let perplexity = options.perplexity.min((n.max(2) - 1) as f64 / 3.0).max(1.0);
+    let affinities = affinities(rows, perplexity);
+    let start = pca2(rows)?.points;
+    let deviation = (start.iter().map(|p| (p[0] as f64).powi(2)).sum::<f64>() / n as f64).sqrt();
+    let scale = if deviation > 0.0 { (1e-4 / deviation) as f32 } else { 0.0 };
+    let axis = |d: usize| start.iter().map(|p| p[d] * scale).collect::<Vec<f32>>();
+    let mut at = [axis(0), axis(1)];
+    let mut velocity = [vec![0.0f32; n], vec![0.0; n]];
+    let mut gains = [vec![1.0f32; n], vec![1.0; n]];
+    let rate = (n as f32 / (4.0 * EXAGGERATION)).max(50.0);
+    let [early, late] = options.iterations;
+    for step in 0..early + late {
+        let (exaggeration, momentum) = if step < early { (EXAGGERATION, 0.5) } else { (1.0, 0.8) };
+        let gradient = gradient(&affinities, &at, exaggeration);
+        for d in 0..2 {
+            for i in 0..n {
+                let (v, g) = (&mut velocity[d][i], gradient[i][d]);
+                let gain = &mut gains[d][i];
+                *gain = if (g > 0.0) == (*v > 0.0) { (*gain * 0.8).max(0.01) } else { *gain + 0.2 };
+                *v = momentum * *v - rate * *gain * g;
+                at[d][i] += *v;
+            }
+        }
+    }
+    let points = centred(&at);
+    Ok(Tsne { divergence: divergence(&affinities, &at), points, perplexity })
+}
+
+fn centred(at: &[Vec<f32>; 2]) -> Vec<[f32; 2]> {
+    let mean = |v: &[f32]| (v.iter().map(|x| *x as f64).sum::<f64>() / v.len() as f64) as f32;
+    let [x, y] = [mean(&at[0]), mean(&at[1])];
+    at[0].iter().zip(&at[1]).map(|(a, b)| [a - x, b - y]).collect()
+}
+
+/// p_ij, row by row: the sum of all is 1, and p_ii = 0.
+fn affinities(rows: Rows<'_>, perplexity: f64) -> Vec<f32> {
+    let n = rows.rows;
+    let squares: Vec<f32> = rows.iter().map(|r| dot(r, r)).collect();
+    let mut conditional = vec![0.0f32; n * n];
+    conditional.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
+        let distance = |j: usize| (squares[i] + squares[j] - 2.0 * dot(rows.row(i), rows.row(j))).max(0.0);
+        row.iter_mut().enumerate().for_each(|(j, d)| *d = if j == i { f32::INFINITY } else { distance(j) });
+        gaussian(row, perplexity);
+    });
+    let mut joint = vec![0.0f32; n * n];
+    let share = 0.5 / n as f32;
+    joint.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
+        row.iter_mut().enumerate().for_each(|(j, p)| {
+            *p = share * (conditional[i * n + j] + conditional[j * n + i]);
+        });
+    });
+    joint
+}
+
+/// Squared distances to shares exp(−β·d²)/Σ, with the β at which the entropy of the shares is ln(perplexity).
+fn gaussian(row: &mut [f32], perplexity: f64) {
+    let nearest = row.iter().copied().fold(f32::INFINITY, f32::min);
+    if !nearest.is_finite() {
+        row.fill(0.0);
+        return;
+    }
+    let shares = |row: &[f32], beta: f64| -> (f64, f64) {
+        // Σ and Σ·(mean of β·d²), with distances beyond the nearest.
+        row.iter().filter(|d| d.is_finite()).fold((0.0, 0.0), |(total, mean), d| {
+            let e = beta * (*d as f64 - nearest as f64);
+            let w = (-e).exp();
+            (total + w, mean + w * e)
+        })
+    };
+    let spread = row.iter().filter(|d| d.is_finite()).fold(0.0f64, |m, d| m.max(*d as f64 - nearest as f64));
+    let (mut low, mut high, mut beta) = (0.0, f64::INFINITY, if spread > 0.0 { 1.0 / spread } else { 1.0 });
+    // Where all are at one distance, no width helps, and the shares are equal.
+    for _ in 0..if spread > 0.0 { 100 } else { 0 } {
+        let (total, mean) = shares(row, beta);
+        let entropy = total.ln() + mean / total;
+        let off = entropy - perplexity.ln();
+        if off.abs() < 1e-6 {
+            break;
+        }
+        if off > 0.0 {
+            low = beta;
+            beta = if high.is_finite() { 0.5 * (low + high) } else { 2.0 * beta };
+        } else {
+            high = beta;
+            beta = 0.5 * (low + high);
+        }
+    }
+    let (total, _) = shares(row, beta);
+    for d in row {
+        *d = if d.is_finite() { ((-beta * (*d as f64 - nearest as f64)).exp() / total) as f32 } else { 0.0 };
+    }
+}
+
+/// ∂KL/∂y_i = 4·Σ_j (c·p_ij − q_ij)·(y_i − y_j)/(1 + ‖y_i − y_j‖²), for affinities c times as large.
+fn gradient(affinities: &[f32], at: &[Vec<f32>; 2], exaggeration: f32) -> Vec<[f32; 2]> {
+    let all = all_forces(affinities, at);
+    let total: f64 = all.iter().map(|f| f.total as f64 - 1.0).sum();
+    // A single point has nothing to be pushed by.
+    let push = if total > 0.0 { (1.0 / total) as f32 } else { 0.0 };
+    let of = |f: &Forces, d: usize| 4.0 * (exaggeration * f.pull[d] - push * f.push[d]);
+    all.iter().map(|f| [of(f, 0), of(f, 1)]).collect()
+}
+
+fn all_forces(affinities: &[f32], at: &[Vec<f32>; 2]) -> Vec<Forces> {
+    let n = at[0].len();
+    let of = |(i, row): (usize, &[f32])| forces([at[0][i], at[1][i]], row, &at[0], &at[1]);
+    affinities.par_chunks(n).enumerate().map(of).collect()
+}
+
+/// Σ p·ln(p/q).
+fn divergence(affinities: &[f32], at: &[Vec<f32>; 2]) -> f64 {
+    let n = at[0].len();
+    let total: f64 = all_forces(affinities, at).iter().map(|f| f.total as f64 - 1.0).sum();
+    let row = |(i, row): (usize, &[f32])| -> f64 {
+        let term = |(j, p): (usize, &f32)| {
+            let (dx, dy) = ((at[0][i] - at[0][j]) as f64, (at[1][i] - at[1][j]) as f64);
+            let q = 1.0 / (1.0 + dx * dx + dy * dy) / total;
+            if *p > 0.0 { *p as f64 * (*p as f64 / q).ln() } else { 0.0 }
+        };
+        row.iter().enumerate().map(term).sum()
+    };
+    let rows: Vec<f64> = affinities.par_chunks(n).enumerate().map(row).collect();
+    rows.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Four groups of points in eight dimensions.
+    fn groups(n: usize) -> (Vec<f32>, Vec<usize>) {
+        let value = |i: usize, d: usize| {
+            let noise = (1.7 * (8 * i + d) as f64 + (0.3 * (i * d) as f64).cos()).sin();
+            (if d == i % 4 { 3.0 } else { 0.0 }) + noise
+        };
+        ((0..8 * n).map(|j| value(j / 8, j % 8) as f32).collect(), (0..n).map(|i| i % 4).collect())
+    }
+
+    #[test]
+    fn each_point_has_as_many_neighbours_as_it_should() {
+        let (data, _) = groups(60);
+        let rows = Rows::new(&data, 8);
+        for i in [0, 17, 59] {
+            let d2 =
+                |j: usize| rows.row(i).iter().zip(rows.row(j)).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+            let mut row: Vec<f32> = (0..60).map(|j| if j == i { f32::INFINITY } else { d2(j) }).collect();
+            gaussian(&mut row, 12.0);
+            let entropy: f64 =
+                row.iter().filter(|p| **p > 0.0).map(|p| -(*p as f64) * (*p as f64).ln()).sum();
+            assert!((entropy.exp() - 12.0).abs() < 1e-3, "{}", entropy.exp());
+            assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5 && row[i] == 0.0);
+        }
+        let p = affinities(rows, 12.0);
+        assert!((p.iter().map(|p| *p as f64).sum::<f64>() - 1.0).abs() < 1e-5);
+        assert!((0..60).all(|i| (0..60).all(|j| p[i * 60 + j] == p[j * 60 + i])));
+    }
+
+    #[test]
+    fn the_gradient_is_that_of_differences_of_the_divergence() {
+        let (data, _) = groups(30);
+        let p = affinities(Rows::new(&data, 8), 5.0);
+        let wave = |from: f64| (0..30).map(|i| (from + 1.3 * i as f64).sin() as f32).collect::<Vec<_>>();
+        let at = [wave(0.1), wave(2.0)];
+        let got = gradient(&p, &at, 1.0);
+        for i in [0, 7, 29] {
+            for d in 0..2 {
+                let shifted = |h: f32| {
+                    let mut at = at.clone();
+                    at[d][i] += h;
+                    divergence(&p, &at)
+                };
+                let want = (shifted(0.01) - shifted(-0.01)) / 0.02;
+                assert!((got[i][d] as f64 - want).abs() < 2e-4, "{} for {want}", got[i][d]);
+            }
+        }
+    }
+
+    // scikit-learn 1.9.1 on the same data:
+    //   value = lambda i, d: (3 if d == i % 4 else 0) + math.sin(1.7*(8*i + d) + math.cos(.3*i*d))
+    //   x = np.float32([[value(i, d) for d in range(8)] for i in range(200)])
+    //   TSNE(perplexity=30, init='pca', method='exact', max_iter=750).fit(x).kl_divergence_
+    #[test]
+    fn groups_stay_together_and_the_divergence_is_as_small_as_that_of_scikit_learn() {
+        let (data, group) = groups(200);
+        let got = tsne(Rows::new(&data, 8), TsneOptions::default()).unwrap();
+        assert!(got.divergence < 1.02 * SKLEARN, "{} for {SKLEARN}", got.divergence);
+        let nearest = |i: usize| {
+            let d = |j: usize| (0..2).map(|d| (got.points[i][d] - got.points[j][d]).powi(2)).sum::<f32>();
+            (0..200).filter(|j| *j != i).min_by(|a, b| d(*a).total_cmp(&d(*b))).unwrap()
+        };
+        let kept = (0..200).filter(|i| group[nearest(*i)] == group[*i]).count();
+        assert!(kept > 190, "{kept} of 200 points beside one of their group");
+    }
+    const SKLEARN: f64 = 0.150_384;
+
+    #[test]
+    fn degenerate_rows_are_pictures_too_and_threads_change_nothing() {
+        let quick = TsneOptions { perplexity: 30.0, iterations: [20, 20] };
+        for (data, dim) in [(vec![1.0], 1), (vec![1.0, 2.0], 1), (vec![0.5; 40], 4), (vec![1.0, 1.0, 5.0], 1)]
+        {
+            let got = tsne(Rows::new(&data, dim), quick).unwrap();
+            assert_eq!(got.points.len(), data.len() / dim);
+            assert!(got.points.iter().flatten().all(|v| v.is_finite()), "{:?}", got.points);
+        }
+        assert!(tsne(Rows::new(&[], 2), quick).is_err());
+        let (data, _) = groups(70);
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| tsne(Rows::new(&data, 8), quick).unwrap())
+        };
+        assert_eq!(run(1), run(3));
+    }
+}

@@ -1,0 +1,161 @@
+//! What probes may do with a run's network: pass images through it, and train a copy.
+
+use crate::evaluate;
+use crate::plan::Plan;
+use pauc_data::{Batches, Loader, LoaderOptions, ViewPipeline};
+use pauc_models::device::NetworkDevice;
+use pauc_models::network::{Network, Rows, backward_with};
+use pauc_models::optimizers::Sgd;
+use pauc_traits::dataset::ImageSource;
+use pauc_traits::optimizer::{Moment, State};
+use pauc_traits::param::{Param, clear_gradients};
+use pauc_traits::probe::{ProbedNetwork, Tuning, Views};
+use pauc_traits::rng::{Purpose, stream};
+use pauc_traits::schedule::{Clock, Horizon};
+use pauc_traits::{Count, Error, LearningRate, NonNegative, Pass, Positive, Result, UnitInterval, ops};
+use rand::RngCore;
+use std::sync::Arc;
+
+/// A network that is lent to probes, and the views that its images pass through.
+pub(crate) struct Lent<'a, D: NetworkDevice> {
+    device: &'a D,
+    network: &'a Network<D>,
+    evaluation: &'a ViewPipeline,
+    /// Crops and flips alone, or why there are none.
+    crops: Result<ViewPipeline>,
+}
+
+impl<'a, D: NetworkDevice> Lent<'a, D> {
+    /// A network, for images of the plan's data.
+    pub fn new(device: &'a D, network: &'a Network<D>, plan: &'a Plan) -> Self {
+        let evaluation = &plan.evaluation;
+        let (input, statistics) = (plan.splits.train.shape(), evaluation.statistics(0));
+        let crops = ViewPipeline::crops_and_flips(&plan.recipe.views, input, statistics);
+        Lent { device, network, evaluation, crops }
+    }
+
+    fn view(&self, views: Views) -> Result<&ViewPipeline> {
+        let want = self.evaluation.shape(0);
+        match (views, &self.crops) {
+            (Views::Evaluation, _) => Ok(self.evaluation),
+            (Views::CropFlip, Ok(view)) if view.shape(0) == want => Ok(view),
+            (Views::CropFlip, Ok(view)) => {
+                let got = view.shape(0);
+                Err(Error::config(format!(
+                    "views: CropFlip: crops and flips of the recipe's first view are {got}, the network was trained on {want}; \
+                     use `views: Evaluation`"
+                )))
+            }
+            (Views::CropFlip, Err(e)) => Err(Error::config(format!("views: CropFlip: {e}"))),
+        }
+    }
+}
+
+/// A seed that shares no stream of random numbers with the run.
+fn apart(seed: u64) -> u64 {
+    stream(seed, Purpose::Probe, 0, 0, 3).next_u64()
+}
+
+impl<D: NetworkDevice> ProbedNetwork for Lent<'_, D> {
+    fn features(
+        &self,
+        images: &Arc<dyn ImageSource>,
+        views: Views,
+        seed: u64,
+        epoch: u64,
+    ) -> Result<Vec<f32>> {
+        // A copy, for passing images through a network needs it whole.
+        let mut network = self.network.duplicate()?;
+        Ok(evaluate::embed_epoch(&mut network, self.view(views)?, images, apart(seed), epoch)?.features)
+    }
+
+    fn tune(
+        &self,
+        images: &Arc<dyn ImageSource>,
+        views: Views,
+        batch: Count,
+        epochs: u64,
+        seed: u64,
+    ) -> Result<Box<dyn Tuning>> {
+        let network = self.network.duplicate()?;
+        let params = network.encoder_parameters();
+        params.iter().for_each(|p| p.set_frozen(false));
+        let batch = Count::try_from(batch.get().min(images.len()))
+            .map_err(|_| Error::config("fine-tuning: there are no images"))?;
+        let options = LoaderOptions::training(batch, apart(seed));
+        let loader = Loader::new(images.clone(), self.view(views)?.clone(), options)?;
+        let steps_per_epoch = loader.steps_per_epoch();
+        let total_steps = epochs * steps_per_epoch;
+        let state = D::optimizer(&sgd(0.0)).start(self.device, &params)?;
+        Ok(Box::new(Tuned {
+            device: self.device.clone(),
+            batches: loader.batches(0..total_steps),
+            evaluation: self.evaluation.clone(),
+            clock: Clock { step: 0, horizon: Horizon { steps_per_epoch, total_steps } },
+            pending: None,
+            network,
+            params,
+            state,
+        }))
+    }
+}
+
+/// PyTorch's SGD with a momentum of 0.9; the learning rate comes with each step.
+fn sgd(weight_decay: f64) -> Sgd {
+    Sgd {
+        lr: LearningRate::Plain(Positive::lit(1.0)),
+        momentum: UnitInterval::lit(0.9),
+        weight_decay: NonNegative::try_from(weight_decay).unwrap_or(NonNegative::lit(0.0)).into(),
+        nesterov: false,
+        decay_norm_and_bias: true,
+    }
+}
+
+struct Tuned<D: NetworkDevice> {
+    device: D,
+    network: Network<D>,
+    params: Vec<Param<D>>,
+    state: State<D>,
+    batches: Batches,
+    evaluation: ViewPipeline,
+    clock: Clock,
+    /// The features of the last batch, with their tape.
+    pending: Option<Rows<D>>,
+}
+
+impl<D: NetworkDevice> Tuning for Tuned<D> {
+    fn steps_per_epoch(&self) -> u64 {
+        self.clock.horizon.steps_per_epoch
+    }
+
+    fn forward(&mut self) -> Result<(Vec<u64>, Vec<f32>)> {
+        let Some(batch) = self.batches.next().transpose()? else {
+            return Err(Error::config("fine-tuning: the batches are used up"));
+        };
+        clear_gradients(&self.device, &self.params)?;
+        let shape = self.evaluation.shape(0);
+        let shape = (batch.ids.len(), shape.height, shape.width, shape.channels);
+        let Some(pixels) = batch.views.into_iter().next() else {
+            return Err(Error::config("fine-tuning: a batch has no view"));
+        };
+        let rows = self.network.forward_features(ops::constant(&self.device, pixels, shape), Pass::Train)?;
+        let features = rows.as_vec();
+        self.pending = Some(rows);
+        Ok((batch.ids, features))
+    }
+
+    fn backward(&mut self, gradient: Vec<f32>, lr: f64, weight_decay: f64) -> Result<()> {
+        let Some(rows) = self.pending.take() else {
+            return Err(Error::config("fine-tuning: no batch is waiting for its gradient"));
+        };
+        backward_with(rows, gradient, None)?;
+        let now = Moment { lr, clock: self.clock };
+        D::optimizer(&sgd(weight_decay)).step(&self.device, &self.params, &mut self.state, &now)?;
+        self.clock.step += 1;
+        Ok(())
+    }
+
+    fn features(&mut self, images: &Arc<dyn ImageSource>) -> Result<Vec<f32>> {
+        Ok(evaluate::embed(&mut self.network, &self.evaluation, images)?.features)
+    }
+}

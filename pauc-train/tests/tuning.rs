@@ -1,0 +1,101 @@
+//! Probes that train on a run's images leave the run alone, and learn.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
+
+use dfdx::prelude::Cpu;
+use pauc_report::events::{Event, Subject};
+use pauc_train::engine::{Engine, Observer};
+use pauc_train::evaluate::Embedded;
+use pauc_train::plan::{Plan, PlanError};
+use pauc_train::recipe::Recipe;
+use pauc_train::run_dir::RunDir;
+use pauc_traits::dataset::Place;
+use std::collections::BTreeMap;
+
+const RECIPE: &str = r#"Recipe(
+    name: "tuning",
+    data: Shapes(count: 240, size: 12, classes: 4, seed: 1),
+    views: [(count: 2, ops: [RandomResizedCrop(size: 12, scale: (0.6, 1.0)), HorizontalFlip(p: 0.5), GaussianBlur(p: 1.0)])],
+    encoder: MlpEncoder(dims: [48, 24]),
+    projector: Mlp(dims: [16, 8]),
+    momentum_encoder: Ema(momentum: 0.9),
+    frozen: ["0"],
+    objective: [(term: InfoNce(temperature: 0.2))],
+    optimizer: Sgd(lr: 0.05),
+    schedule: Constant,
+    train: (epochs: 2, batch: 40),
+)"#;
+
+#[derive(Default)]
+struct Log(BTreeMap<(Subject, u64, String), f64>);
+
+impl Observer for Log {
+    fn event(&mut self, event: &Event) -> pauc_traits::Result<()> {
+        if let Event::Probe(p) = event {
+            let metrics = p.metrics.iter().map(|m| ((p.subject, p.step, m.name.clone()), m.value));
+            self.0.extend(metrics);
+        }
+        Ok(())
+    }
+}
+
+/// The metrics of a run, and what its networks make of the images at the end.
+fn train(set: &[&str]) -> (Log, Embedded) {
+    let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+    let (recipe, source) =
+        Recipe::parse("test", RECIPE, &set).unwrap_or_else(|e| panic!("{}", e.render(false)));
+    let plan = Plan::new(&Cpu::default(), recipe, source, &Place { base: ".".into() });
+    let plan = plan.unwrap_or_else(|e| panic!("{e}"));
+    let folder = tempfile::tempdir().unwrap();
+    let dir = RunDir::at(folder.path());
+    dir.create().unwrap();
+    let (mut engine, mut log) = (Engine::new(&Cpu::default(), &plan).unwrap(), Log::default());
+    engine.train(&dir, None, &mut log).unwrap();
+    (log, engine.embed_splits().unwrap().0)
+}
+
+#[test]
+fn the_run_does_not_notice_and_the_copy_learns() {
+    let probes = "probes=[FineTune(lr: 0.05, head_lr: 0.5, epochs: 15, batch: 40, every: Epochs(1)), \
+                  LinearSgd(lr: [0.3, 3.0], epochs: 6, batch: 40, views: CropFlip, every: Epochs(1)), \
+                  LowShot(labels: PerClass(5), probe: FineTune(epochs: 1))]";
+    let (nothing, plain) = train(&[]);
+    let (log, probed) = train(&[probes, "baselines=[RandomInit, RawPixels]"]);
+    assert!(nothing.0.is_empty());
+    assert!(plain.features == probed.features && plain.embeddings == probed.embeddings);
+
+    let tuned = "finetune/e15/b40/step0.2/crop-flip/lr0.05/head0.5/wd0.0005";
+    let linear = "linear/sgd/e6/b40/step0.1/crop-flip";
+    let value = |subject, step, name: &str| log.0.get(&(subject, step, name.to_string())).copied();
+    for (subject, step) in [(Subject::RandomInit, 0), (Subject::Trained, 6), (Subject::Trained, 12)] {
+        // Labels that stood beside the wrong images would leave it at a quarter.
+        let accuracy = value(subject, step, tuned).unwrap();
+        assert!(accuracy > 0.8, "{subject:?} at {step}: {accuracy}");
+        assert!(value(subject, step, linear).unwrap() > 0.4);
+        assert!([0.3, 3.0].contains(&value(subject, step, &format!("{linear}/lr")).unwrap()));
+    }
+    assert_eq!(value(Subject::RawPixels, 0, tuned), None, "pixels have no network");
+    let few = "finetune/e1/b256/step0.2/crop-flip/lr0.01/head0.1/wd0.0005/labels5perclass";
+    assert!(value(Subject::Trained, 12, few).is_some(), "{:?}", log.0.keys());
+
+    // Once more, the same bits.
+    let (again, _) = train(&[probes, "baselines=[RandomInit, RawPixels]"]);
+    assert_eq!(log.0, again.0);
+}
+
+#[test]
+fn probes_that_cannot_work_are_refused_before_the_run() {
+    for (probe, says) in [
+        ("LinearSgd(views: CropFlip, space: Embeddings)", "leave `space` out"),
+        ("LowShot(probe: LinearSgd(lr: []))", "`lr` is empty"),
+        ("LowShot(probe: Rank())", "`Rank` reads no labels"),
+        ("KnnGrid(temperature: [])", "only `distance: [Euclidean]`"),
+        ("Linear(l2: [])", "`l2` is empty"),
+    ] {
+        let (recipe, source) = Recipe::parse("test", RECIPE, &[format!("probes=[{probe}]")]).unwrap();
+        let error = match Plan::new(&Cpu::default(), recipe, source, &Place { base: ".".into() }) {
+            Err(PlanError::Recipe(found)) => found.render(false),
+            _ => panic!("{probe} passes"),
+        };
+        assert!(error.contains("error[E0221]") && error.contains(says), "{error}");
+    }
+}
