@@ -56,7 +56,7 @@ pub fn line(event: &Event) -> Option<String> {
 
 fn health(e: &events::Health) -> String {
     let mut line = format!("epoch {:.0}: spread {:.2}  effective rank {:.1}", e.epoch, e.spread, e.rank);
-    let stuck: Vec<_> = e.terms.iter().filter(|t| t.epochs_at_chance > 0).map(|t| t.name.as_str()).collect();
+    let stuck: Vec<_> = e.terms.iter().filter(|t| t.is_stuck(1)).map(|t| t.name.as_str()).collect();
     if !stuck.is_empty() {
         line.push_str(&format!("  no better than chance: {}", stuck.join(", ")));
     }
@@ -95,7 +95,9 @@ mod tests {
         let shown = probe(vec![metric("knn/cos/k20/t0.07", 0.791), metric("rankme/features", 3.0)]);
         assert_eq!(shown.as_deref(), Some("epoch 2: raw pixels: knn/cos/k20/t0.07 79.1 %"));
         assert_eq!(probe(vec![metric("rankme/features", 3.0)]), None);
-        let terms = [("InfoNce", 0), ("ProtoNce", 2)].map(|(name, epochs_at_chance)| events::TermMean {
+        let terms = [("InfoNce", 0), ("ProtoNce", 2), ("Uniformity", 9)];
+        let terms = terms.map(|(name, epochs_at_chance)| events::TermMean {
+            regulariser: name == "Uniformity",
             name: name.into(),
             mean: 5.0,
             chance: Some(5.0),

@@ -80,7 +80,7 @@ pub struct Condition {
 pub fn conditions(data: &ReportData) -> Vec<Condition> {
     let Some(last) = data.health.last() else { return Vec::new() };
     let mut wrong = Vec::new();
-    for t in last.terms.iter().filter(|t| t.epochs_at_chance > 1) {
+    for t in last.terms.iter().filter(|t| t.is_stuck(2)) {
         let (mean, chance) = (significant(t.mean), significant(t.chance.unwrap_or(f64::NAN)));
         wrong.push(format!(
             "{} ended no better than chance, for {} epochs in a row: {mean} against {chance}.",
@@ -99,8 +99,8 @@ pub fn conditions(data: &ReportData) -> Vec<Condition> {
         return wrong.into_iter().map(|sentence| Condition { sentence, well: false }).collect();
     }
     let mut parts = Vec::new();
-    if last.terms.iter().any(|t| t.chance.is_some()) {
-        parts.push("no term sits at its chance level".to_string());
+    if last.terms.iter().any(|t| t.chance.is_some() && !t.regulariser) {
+        parts.push("no loss sits at its chance level".to_string());
     }
     if last.spread.is_finite() {
         let rank = significant(last.rank);
@@ -143,11 +143,12 @@ mod tests {
             mean: 5.01,
             chance: Some(5.0),
             epochs_at_chance,
+            regulariser: name == "R",
         };
         let health = |spread, terms| Health { step: 1, epoch: 1.0, terms, spread, rank: 12.34 };
         let mut data = ReportData::default();
         assert_eq!(conditions(&data), []);
-        data.health.push(health(0.02, vec![term("A", 3), term("B", 0)]));
+        data.health.push(health(0.02, vec![term("A", 3), term("B", 0), term("R", 8)]));
         let all = conditions(&data);
         assert_eq!(all.len(), 2);
         assert_eq!(
@@ -158,7 +159,7 @@ mod tests {
         // The last epoch counts.
         data.health.push(health(0.8, vec![term("A", 0)]));
         let all = conditions(&data);
-        let want = "Healthy: no term sits at its chance level, embeddings are spread (0.80 of 1, effective rank 12.34).";
+        let want = "Healthy: no loss sits at its chance level, embeddings are spread (0.80 of 1, effective rank 12.34).";
         assert_eq!(all, [Condition { sentence: want.into(), well: true }]);
     }
 

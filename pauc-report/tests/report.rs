@@ -34,7 +34,7 @@ fn the_page_loads_nothing_and_holds_every_part() {
         "t-SNE, by class",
         "Neighbours at many settings",
         "Where the time goes",
-        "Healthy: no term sits at its chance level",
+        "Healthy: no loss sits at its chance level",
         "Resolved recipe",
         "avx512",
         "most prototypes have a single sample",

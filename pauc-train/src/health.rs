@@ -61,7 +61,13 @@ impl<D: NetworkDevice> Engine<'_, D> {
                 );
                 stuck.push((format!("chance {}", t.name), text));
             }
-            means.push(events::TermMean { name: t.name.clone(), mean, chance: t.chance, epochs_at_chance });
+            means.push(events::TermMean {
+                name: t.name.clone(),
+                mean,
+                chance: t.chance,
+                epochs_at_chance,
+                regulariser: !learns,
+            });
         }
         for (key, text) in stuck {
             self.warn(key, text, watch)?;

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 
 const RECIPE: &str = r#"Recipe(
     name: "tuning",
-    data: Shapes(count: 240, size: 12, classes: 4, seed: 1),
-    views: [(count: 2, ops: [RandomResizedCrop(size: 12, scale: (0.6, 1.0)), HorizontalFlip(p: 0.5), GaussianBlur(p: 1.0)])],
+    data: Subset(of: FashionMini(), train: PerClass(24), test: PerClass(20)),
+    views: [(count: 2, ops: [RandomResizedCrop(size: 14, scale: (0.6, 1.0)), HorizontalFlip(p: 0.5), GaussianBlur(p: 1.0)])],
     encoder: MlpEncoder(dims: [48, 24]),
     projector: Mlp(dims: [16, 8]),
     momentum_encoder: Ema(momentum: 0.9),
@@ -56,6 +56,7 @@ fn train(set: &[&str]) -> (Log, Embedded) {
 #[test]
 fn the_run_does_not_notice_and_the_copy_learns() {
     let probes = "probes=[FineTune(lr: 0.05, head_lr: 0.5, epochs: 15, batch: 40, every: Epochs(1)), \
+                  FineTune(lr: 0.05, head_lr: 0.05, epochs: 30, batch: 40, views: Evaluation), \
                   LinearSgd(lr: [0.3, 3.0], epochs: 6, batch: 40, views: CropFlip, every: Epochs(1)), \
                   LowShot(labels: PerClass(5), probe: FineTune(epochs: 1))]";
     let (nothing, plain) = train(&[]);
@@ -67,12 +68,14 @@ fn the_run_does_not_notice_and_the_copy_learns() {
     let linear = "linear/sgd/e6/b40/step0.1/crop-flip";
     let value = |subject, step, name: &str| log.0.get(&(subject, step, name.to_string())).copied();
     for (subject, step) in [(Subject::RandomInit, 0), (Subject::Trained, 6), (Subject::Trained, 12)] {
-        // Labels that stood beside the wrong images would leave it at a quarter.
+        // Labels that stood beside the wrong images would leave it at a tenth.
         let accuracy = value(subject, step, tuned).unwrap();
-        assert!(accuracy > 0.8, "{subject:?} at {step}: {accuracy}");
-        assert!(value(subject, step, linear).unwrap() > 0.4);
+        assert!(accuracy > 0.4, "{subject:?} at {step}: {accuracy}");
+        assert!(value(subject, step, linear).unwrap() > 0.2);
         assert!([0.3, 3.0].contains(&value(subject, step, &format!("{linear}/lr")).unwrap()));
     }
+    let still = value(Subject::Trained, 12, "finetune/e30/b40/step0.2/lr0.05/head0.05/wd0.0005").unwrap();
+    assert!(still > 0.6, "{still}");
     assert_eq!(value(Subject::RawPixels, 0, tuned), None, "pixels have no network");
     let few = "finetune/e1/b256/step0.2/crop-flip/lr0.01/head0.1/wd0.0005/labels5perclass";
     assert!(value(Subject::Trained, 12, few).is_some(), "{:?}", log.0.keys());
