@@ -252,40 +252,37 @@ fn summary_so_far(dir: &RunDir) -> Vec<(Subject, Vec<Metric>)> {
     summary
 }
 
-/// The closing table: one row a subject, one column an accuracy.
+/// The closing table: one row an accuracy, whose names are long, one column a subject.
 pub fn table(summary: &[(Subject, Vec<Metric>)]) -> String {
-    let mut columns: Vec<&str> = Vec::new();
-    for (_, metrics) in summary {
-        for m in metrics {
-            if is_accuracy(&m.name) && !columns.contains(&m.name.as_str()) {
-                columns.push(&m.name);
-            }
+    let mut rows: Vec<&str> = Vec::new();
+    for metric in summary.iter().flat_map(|(_, metrics)| metrics) {
+        if is_accuracy(&metric.name) && !rows.contains(&metric.name.as_str()) {
+            rows.push(&metric.name);
         }
     }
-    if columns.is_empty() {
+    if rows.is_empty() {
         return String::new();
     }
-    let mut rows: Vec<&(Subject, Vec<Metric>)> = summary.iter().collect();
-    rows.sort_by_key(|(s, _)| match s {
-        Subject::RawPixels => 0,
-        Subject::RandomInit => 1,
-        Subject::Trained => 2,
-    });
-    let width = |c: &str| c.chars().count().max(8);
-    let mut out = format!("{:<22}", "accuracy, test split");
-    columns.iter().for_each(|c| out.push_str(&format!("  {c:>w$}", w = width(c))));
+    let subjects = [
+        (Subject::RawPixels, "raw pixels"),
+        (Subject::RandomInit, "random init"),
+        (Subject::Trained, "trained"),
+    ];
+    let columns: Vec<_> = subjects
+        .iter()
+        .filter_map(|(subject, label)| Some((*label, &summary.iter().find(|(s, _)| s == subject)?.1)))
+        .collect();
+    let title = "accuracy, test split";
+    let width = rows.iter().map(|r| r.chars().count()).max().unwrap_or(0).max(title.len());
+    let mut out = format!("{title:<width$}");
+    columns.iter().for_each(|(label, _)| out.push_str(&format!("  {label:>11}")));
     out.push('\n');
-    for (subject, metrics) in rows {
-        let label = match subject {
-            Subject::RawPixels => "raw pixels",
-            Subject::RandomInit => "random-init encoder",
-            Subject::Trained => "trained encoder",
-        };
-        out.push_str(&format!("{label:<22}"));
-        for c in &columns {
-            let value = metrics.iter().find(|m| m.name == *c);
+    for row in rows {
+        out.push_str(&format!("{row:<width$}"));
+        for (_, metrics) in &columns {
+            let value = metrics.iter().find(|m| m.name == row);
             let text = value.map_or("–".into(), |m| format!("{:.1} %", m.value * 100.0));
-            out.push_str(&format!("  {text:>w$}", w = width(c)));
+            out.push_str(&format!("  {text:>11}"));
         }
         out.push('\n');
     }
