@@ -195,9 +195,9 @@ mod tests {
                 (at(1e-5) - at(-1e-5)) / 2e-5
             };
             let gradient: Vec<f64> = (0..w.len()).map(slope).collect();
-            for i in 0..w.len() {
-                v[i] = 0.9 * v[i] + gradient[i] + decay * w[i];
-                w[i] -= lr * v[i];
+            for ((w, v), g) in w.iter_mut().zip(&mut v).zip(&gradient) {
+                *v = 0.9 * *v + g + decay * *w;
+                *w -= lr * *v;
             }
             let got = head.step(&x, &labels, lr, decay);
             assert!((got - before).abs() < 1e-6, "{got} for {before}");

@@ -70,13 +70,12 @@ pub fn tsne(rows: Rows<'_>, options: TsneOptions) -> Result<Tsne> {
     for step in 0..early + late {
         let (exaggeration, momentum) = if step < early { (EXAGGERATION, 0.5) } else { (1.0, 0.8) };
         let gradient = gradient(&affinities, &at, exaggeration);
-        for d in 0..2 {
-            for i in 0..n {
-                let (v, g) = (&mut velocity[d][i], gradient[i][d]);
-                let gain = &mut gains[d][i];
+        for (d, ((at, velocity), gains)) in at.iter_mut().zip(&mut velocity).zip(&mut gains).enumerate() {
+            let all = at.iter_mut().zip(velocity).zip(gains).zip(&gradient);
+            for (((y, v), gain), g) in all.map(|(state, g)| (state, g[d])) {
                 *gain = if (g > 0.0) == (*v > 0.0) { (*gain * 0.8).max(0.01) } else { *gain + 0.2 };
                 *v = momentum * *v - rate * *gain * g;
-                at[d][i] += *v;
+                *y += *v;
             }
         }
     }
@@ -221,7 +220,7 @@ mod tests {
         let at = [wave(0.1), wave(2.0)];
         let got = gradient(&p, &at, 1.0);
         for i in [0, 7, 29] {
-            for d in 0..2 {
+            for d in [0, 1] {
                 let shifted = |h: f32| {
                     let mut at = at.clone();
                     at[d][i] += h;

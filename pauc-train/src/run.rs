@@ -288,3 +288,26 @@ pub fn table(summary: &[(Subject, Vec<Metric>)]) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_closing_table_has_a_row_for_each_accuracy_and_no_details() {
+        let metric = |name: &str, value| Metric { name: name.into(), value };
+        let linear = [metric("linear/lbfgs/standardised/l2", 0.1), metric("linear/lbfgs/standardised", 0.5)];
+        let trained = [metric("knn/cos/k20/t0.07", 0.842), metric("rankme/features", 9.0)];
+        let summary = vec![
+            (Subject::Trained, [trained.to_vec(), linear.to_vec()].concat()),
+            (Subject::RawPixels, vec![metric("knn/cos/k20/t0.07", 0.791)]),
+        ];
+        let want = "\
+accuracy, test split         raw pixels      trained
+knn/cos/k20/t0.07                79.1 %       84.2 %
+linear/lbfgs/standardised             –       50.0 %
+";
+        assert_eq!(table(&summary), want);
+        assert_eq!(table(&[(Subject::Trained, vec![metric("rankme/features", 9.0)])]), "");
+    }
+}

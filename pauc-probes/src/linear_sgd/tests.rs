@@ -59,14 +59,14 @@ fn naive(x: &[f32], y: &[u32], test: &[f32], tests: &[u32], epochs: u64, batch: 
             for i in some {
                 let x = &x[3 * i..3 * i + 3];
                 let e = scores(&w, x).map(f64::exp);
-                for c in 0..3 {
+                for c in [0, 1, 2] {
                     let r = (e[c] / e.iter().sum::<f64>() - f64::from(u8::from(c == y[*i] as usize)))
                         / some.len() as f64;
                     (0..3).for_each(|d| g[c][d] += r * x[d] as f64);
                     g[c][3] += r;
                 }
             }
-            for c in 0..3 {
+            for c in [0, 1, 2] {
                 for d in 0..4 {
                     v[c][d] = 0.9 * v[c][d] + g[c][d];
                     w[c][d] -= rate * v[c][d];
