@@ -248,16 +248,17 @@ mod tests {
             "[(ops: [RandomResizedCrop(size: 4), ColorJitter(p: 1.0), Solarize(p: 1.0), HorizontalFlip(p: 1.0)])]",
             "[(ops: [RandomResizedCrop(size: 4), HorizontalFlip(p: 1.0)])]",
         );
-        let views = |of: fn(&[ViewSpec], Option<ImageShape>, &[(f32, f32)]) -> Result<ViewPipeline>, text| {
-            let pipeline = of(&specs(text), Some(SHAPE), &STATISTICS).unwrap();
+        let views = |pipeline: Result<ViewPipeline>| {
+            let pipeline = pipeline.unwrap();
             let view = |epoch| {
                 let mut rng = stream(0, Purpose::View, epoch, 0, 0);
                 pipeline.augment(Image::new(SHAPE, pixels.clone()), 0, &mut rng).pixels.to_vec()
             };
             [view(0), view(1)]
         };
-        let got = views(ViewPipeline::crops_and_flips, with);
-        assert_eq!(got, views(ViewPipeline::training, without));
+        let got = views(ViewPipeline::crops_and_flips(&specs(with), Some(SHAPE), &STATISTICS));
+        let want = views(ViewPipeline::training(&specs(without), Some(SHAPE), &STATISTICS));
+        assert_eq!(got, want);
         assert!(got[0] != got[1], "another draw in every epoch");
     }
 

@@ -47,8 +47,7 @@ fn crc(data: &[u8]) -> u32 {
 }
 
 fn masked(data: &[u8]) -> u32 {
-    let crc = crc(data);
-    (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)
+    crc(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 /// The fields of a protocol buffer: number, and bytes or a number's bits.

@@ -303,9 +303,9 @@ mod tests {
             (Subject::RawPixels, vec![metric("knn/cos/k20/t0.07", 0.791)]),
         ];
         let want = "\
-accuracy, test split         raw pixels      trained
-knn/cos/k20/t0.07                79.1 %       84.2 %
-linear/lbfgs/standardised             –       50.0 %
+accuracy, test split        raw pixels      trained
+knn/cos/k20/t0.07               79.1 %       84.2 %
+linear/lbfgs/standardised            –       50.0 %
 ";
         assert_eq!(table(&summary), want);
         assert_eq!(table(&[(Subject::Trained, vec![metric("rankme/features", 9.0)])]), "");
