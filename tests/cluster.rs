@@ -101,6 +101,7 @@ fn files_of_all_kinds_and_any_number_of_threads_give_the_same() {
         "KMeans(k: [70], spherical: true)",
         "MiniBatchKMeans(k: [70], batch: 100)",
         "HierarchicalKMeans(k: [5, 70])",
+        "HierarchicalKMeans(k: [600])",
         "Agglomerative(k: [9], leaves: 70)",
         "GaussianMixture(k: [8])",
         "Sinkhorn(k: [8])",
@@ -131,7 +132,9 @@ fn mistakes_have_their_words_and_exit_codes() {
     refused(&good, "Labels()", &[], 2, "needs class labels");
     refused(&good, "KMeans(k: [3])", &["--temperature", "0"], 2, "--temperature");
     refused(&at("none.npy"), "KMeans(k: [3])", &[], 4, "not found");
-    refused(&at("x.parquet"), "KMeans(k: [3])", &[], 2, "give a .safetensors, .npy or .csv file");
+    refused(&at("x.hdf5"), "KMeans(k: [3])", &[], 2, "give a .safetensors, .npy, .csv or .parquet file");
+    #[cfg(not(feature = "parquet"))]
+    refused(&at("x.parquet"), "KMeans(k: [3])", &[], 2, "--features parquet");
     let mut values = corners();
     values[7] = f32::NAN;
     refused(&npy(&at("nan.npy"), 120, 2, &values), "KMeans(k: [3])", &[], 4, "row 3, column 1: NaN");

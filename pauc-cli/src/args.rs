@@ -50,8 +50,9 @@ pub enum Command {
     /// Cluster features of a file: prototypes, assignments, concentrations, and how good they are.
     ///
     /// Reads a matrix of samples × dimensions: float32 of a .npy or .safetensors file without loading all of it
-    /// (MiniBatchKMeans and HierarchicalKMeans work on files larger than memory), float64 and .csv as a whole. Features are
-    /// used as they are; recipes cluster rows of unit length.
+    /// (MiniBatchKMeans and HierarchicalKMeans work on files larger than memory), float64, .csv and .parquet as a whole. In
+    /// a Parquet file, each column of floats is a dimension, or one has a list of floats for each row. Features are used
+    /// as they are; recipes cluster rows of unit length.
     ///
     /// Example: pauc-cli cluster features.npy --with 'KMeans(k: [100])' --labels labels.npy --out clusters.safetensors
     Cluster(ClusterArgs),
@@ -437,7 +438,7 @@ pub enum Form {
 
 #[derive(Debug, ClapArgs)]
 pub struct ClusterArgs {
-    /// The features: a .safetensors, .npy or .csv file.
+    /// The features: a .safetensors, .npy, .csv or (built with the feature `parquet`) .parquet file.
     pub embeddings: PathBuf,
     /// The clusterer, as a recipe writes it.
     #[arg(long, value_name = "CLUSTERER")]
@@ -449,7 +450,7 @@ pub struct ClusterArgs {
     /// Where to write prototypes.M, assignments.M (−1: noise) and concentration.M of each level M, as safetensors.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// The tensor of a safetensors file that holds the features.
+    /// The tensor of a safetensors file, or the column of a Parquet file, that holds the features.
     #[arg(long, value_name = "NAME")]
     pub tensor: Option<String>,
     /// The seed of everything random.

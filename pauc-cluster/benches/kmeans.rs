@@ -1,10 +1,12 @@
-//! Times k-means and the diagnostics of coagulation on given or generated rows.
+//! Times clusterers and the diagnostics of coagulation on given or generated rows.
 //!
-//! `PAUC_FEATURES=rows.npy RAYON_NUM_THREADS=1 cargo bench -p pauc-cluster --bench kmeans -- 1000 20 KMeans`
-//! The arguments are k, iterations and the clusterer; `PAUC_FEATURES` is a little-endian float32 matrix as NumPy
-//! saves it. Without it, 50 000 Gaussian rows of 128 are scaled to unit length.
+//! `PAUC_FEATURES=rows.npy RAYON_NUM_THREADS=1 cargo bench -p pauc-cluster --bench kmeans -- 'KMeans(k: [1000])'`
+//! The arguments are clusterers, as in a recipe, each fitted `PAUC_ROUNDS` times (3) with seeds 0, 1, …; `PAUC_FEATURES` is a
+//! file as `pauc-cli cluster` reads them. Without it, 50 000 Gaussian rows of 128 are scaled to unit length; with
+//! `PAUC_ROWS`, only so many of the first are used.
 
 use dfdx::prelude::Cpu;
+use pauc_cluster::arrays::Matrix;
 use pauc_cluster::coagulation::Coagulation;
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::Rows;
@@ -15,52 +17,52 @@ use rand_distr::{Distribution, StandardNormal};
 use std::error::Error;
 use std::time::Instant;
 
-fn read_npy(path: &str) -> Result<(Vec<f32>, usize), Box<dyn Error>> {
-    let bytes = std::fs::read(path)?;
-    let header_len = u16::from_le_bytes([*bytes.get(8).ok_or("no header")?, bytes[9]]) as usize;
-    let header = std::str::from_utf8(&bytes[10..10 + header_len])?;
-    if !header.contains("'<f4'") || !header.contains("'fortran_order': False") {
-        return Err(format!("{path}: not a row-major float32 matrix: {header}").into());
-    }
-    let shape = header.split("'shape': (").nth(1).and_then(|s| s.split(')').next()).ok_or("no shape")?;
-    let cols = shape.split(',').nth(1).ok_or("not a matrix")?.trim().parse()?;
-    let values = bytes[10 + header_len..].chunks_exact(4);
-    Ok((values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(), cols))
+fn number(name: &str, default: usize) -> Result<usize, Box<dyn Error>> {
+    Ok(std::env::var(name).map_or(Ok(default), |v| v.parse())?)
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    let argument = |i: usize, default: &str| args.get(i).cloned().unwrap_or_else(|| default.to_string());
-    let (k, iterations, name) = (argument(0, "1000"), argument(1, "20"), argument(2, "KMeans"));
+    let mut texts: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    if texts.is_empty() {
+        texts = ["Random", "KMeansPlusPlus"].map(|init| format!("KMeans(k: [1000], init: {init})")).to_vec();
+    }
+    let (read, generated);
     let (data, cols) = match std::env::var("PAUC_FEATURES") {
-        Ok(path) => read_npy(&path)?,
+        Ok(path) => {
+            read = Matrix::open(path.as_ref(), None)?;
+            (read.rows().data, read.rows().cols)
+        }
         Err(_) => {
             let rng = &mut stream(0, Purpose::Data, 0, 0, 0);
             let mut data: Vec<f32> = (0..50_000 * 128).map(|_| StandardNormal.sample(rng)).collect();
             pauc_cluster::unit_rows(&mut data, 128);
-            (data, 128)
+            generated = data;
+            (generated.as_slice(), 128)
         }
     };
-    let rows = data.len() / cols;
+    let rows = number("PAUC_ROWS", usize::MAX)?.min(data.len() / cols);
+    let data = &data[..rows * cols];
     let device = Cpu::default();
     let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
-    let inits: &[&str] = if name == "KMeans" { &[", init: Random", ", init: KMeansPlusPlus"] } else { &[""] };
-    for init in inits {
-        let text = format!("{name}(k: [{k}], iterations: {iterations}{init})");
-        let clusterer = Configured::<kind::Clusterer>::parse(&text)?;
-        for _ in 0..3 {
+    for text in &texts {
+        let clusterer = Configured::<kind::Clusterer>::parse(text)?;
+        for seed in 0..number("PAUC_ROUNDS", 3)? as u64 {
             let start = Instant::now();
-            let features = Features { device: &device, data: data.as_slice(), rows, cols };
-            let levels = Cpu::clusterer(&*clusterer.value).fit(features, context)?;
-            let report = &levels[0].report;
-            println!(
-                "{text} on {rows}×{cols}, {} threads: {:.3} s, objective {:.2}, {} updates, {} splits",
-                rayon::current_num_threads(),
-                start.elapsed().as_secs_f64(),
-                report.objective.last().unwrap_or(&f64::NAN),
-                report.objective.len() - 1,
-                report.splits
-            );
+            let features = Features { device: &device, data, rows, cols };
+            let levels = Cpu::clusterer(&*clusterer.value).fit(features, FitContext { seed, ..context })?;
+            let seconds = start.elapsed().as_secs_f64();
+            for level in &levels {
+                println!(
+                    "{text} on {rows}×{cols}, {} threads, seed {seed}: {seconds:.3} s, k {}, objective {:.2}, {} updates, \
+                     {} splits, {} empty",
+                    rayon::current_num_threads(),
+                    level.k,
+                    level.report.objective.last().unwrap_or(&f64::NAN),
+                    level.report.objective.len() - 1,
+                    level.report.splits,
+                    level.report.empty
+                );
+            }
         }
     }
     let few = 5000.min(rows);

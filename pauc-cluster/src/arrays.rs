@@ -1,4 +1,4 @@
-//! Features and labels from files: safetensors, NumPy's `.npy`, CSV.
+//! Features and labels from files: safetensors, NumPy's `.npy`, CSV, and Parquet with the cargo feature `parquet`.
 //!
 //! Row-major `f32` matrices in the first two are mapped, not read: a file may be larger than memory.
 
@@ -11,7 +11,7 @@ use std::path::Path;
 /// Tensors of features that a safetensors file may hold under these names, looked for in this order.
 const NAMES: [&str; 3] = ["embeddings", "features", "view0"];
 /// The kinds of files that are known.
-const KINDS: &str = "give a .safetensors, .npy or .csv file";
+const KINDS: &str = "give a .safetensors, .npy, .csv or .parquet file";
 
 /// A matrix of features in a file.
 #[derive(Debug)]
@@ -28,16 +28,21 @@ enum Values {
 
 impl Matrix {
     /// Opens a matrix by its file's ending. `tensor` chooses one of a safetensors file; without it, the file holds one
-    /// matrix of floats only, or one called `embeddings`, `features` or `view0`.
+    /// matrix of floats only, or one called `embeddings`, `features` or `view0`. In a Parquet file, every column of floats is
+    /// a dimension, or one column has a list of floats for each row; there `tensor` names a column.
     ///
     /// # Errors
     /// If the file is missing, of an unknown kind, empty, cut off, or not a matrix of `f32` or `f64` (row-major).
     pub fn open(path: &Path, tensor: Option<&str>) -> Result<Matrix> {
         let kind = kind(path)?;
-        if tensor.is_some() && kind != Kind::Safetensors {
+        if tensor.is_some() && !matches!(kind, Kind::Safetensors | Kind::Parquet) {
             return Err(Error::config(
-                "--tensor names a tensor of a safetensors file; other files hold one array",
+                "--tensor names a tensor of a safetensors file, or a column of a Parquet file; others hold one array",
             ));
+        }
+        if kind == Kind::Parquet {
+            let (values, cols) = parquet(path, tensor)?;
+            return Ok(Matrix { values: Values::Read(values), cols });
         }
         if kind == Kind::Csv {
             let (values, cols) = csv(path, &text(path)?)?;
@@ -95,6 +100,11 @@ impl Matrix {
 pub fn labels(path: &Path, n: usize) -> Result<Vec<u32>> {
     let wrong = |why: String| Error::damaged(path, why);
     let kind = kind(path)?;
+    if kind == Kind::Parquet {
+        return Err(Error::config(
+            "labels are read from .npy, .csv and .safetensors files: save them as one of these",
+        ));
+    }
     let values: Vec<i64> = if kind == Kind::Csv {
         let text = text(path)?;
         let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
@@ -144,6 +154,7 @@ enum Kind {
     Safetensors,
     Npy,
     Csv,
+    Parquet,
 }
 
 fn kind(path: &Path) -> Result<Kind> {
@@ -152,6 +163,7 @@ fn kind(path: &Path) -> Result<Kind> {
         Some("safetensors") => Ok(Kind::Safetensors),
         Some("npy") => Ok(Kind::Npy),
         Some("csv" | "tsv") => Ok(Kind::Csv),
+        Some("parquet") => Ok(Kind::Parquet),
         _ => Err(Error::config(format!("{}: not a kind of file that is known: {KINDS}", path.display()))),
     }
 }
@@ -168,6 +180,19 @@ fn missing(path: &Path, e: std::io::Error) -> Error {
         std::io::ErrorKind::NotFound => Error::NotFound { path: path.into(), remedy: KINDS.into() },
         _ => Error::io(path, e),
     }
+}
+
+#[cfg(feature = "parquet")]
+fn parquet(path: &Path, column: Option<&str>) -> Result<(Vec<f32>, usize)> {
+    crate::parquet::read(path, std::fs::File::open(path).map_err(|e| missing(path, e))?, column)
+}
+
+#[cfg(not(feature = "parquet"))]
+fn parquet(path: &Path, _: Option<&str>) -> Result<(Vec<f32>, usize)> {
+    Err(Error::config(format!(
+        "{}: this program was built without Parquet: build it with `--features parquet`, or save the features as .npy",
+        path.display()
+    )))
 }
 
 fn text(path: &Path) -> Result<String> {
@@ -408,7 +433,7 @@ mod tests {
             (write("z.csv", "1,2\n3\n"), "line 2 has 1 values, the first row has 2"),
             (write("empty.csv", "a,b\n"), "no rows of numbers"),
             (folder().join("nowhere.npy"), "not found; give a .safetensors"),
-            (write("x.parquet", "PAR1"), "not a kind of file"),
+            (write("x.hdf5", "PAR1"), "not a kind of file"),
         ];
         for (path, says) in cases {
             let text = error(&path);

@@ -2,34 +2,54 @@
 
 use crate::HostClusterer;
 use crate::host::enough;
-use crate::lloyd::{Lloyd, members, report};
+use crate::lloyd::{Lloyd, members, refill_from, report};
+use crate::probing::{Probing, Sums, graph, objective, step};
 use crate::seeding::{Init, gather};
-use pauc_kernels::distance::{Packed, nearest};
-use pauc_traits::clusterer::FitContext;
+use pauc_kernels::distance::squared_distance;
+use pauc_traits::clusterer::{FitContext, FitReport};
 use pauc_traits::probe::Rows;
-use pauc_traits::rng::{Purpose, stream};
+use pauc_traits::rng::{Purpose, Stream, stream};
 use pauc_traits::{Clustering, Count, Error, Result, Span, component};
+use rayon::prelude::*;
 use std::borrow::Cow;
+
+/// With more prototypes than these, the first level is divided from a coarser one that is not kept.
+const FLAT: usize = 512;
+/// Updates after which the neighbours of prototypes are found anew.
+const SAME_NEIGHBOURS: usize = 4;
 
 component! {
     /// Nested levels, from coarse to fine: each prototype of a level is divided by k-means among its own samples.
     ///
     /// A prototype gets a share of the next level's k in proportion to its size: at least one, at most its number
-    /// of samples. Two samples that share a prototype share its parents. So a sample's prototype is the nearest
-    /// among its parent's children, not always among all.
+    /// of samples. A sample of the finest level goes to the nearest child of its `probes` nearest parents. Then come
+    /// `refinements`, in which it may leave them: prototypes become the means of their samples (one without samples is
+    /// refilled by splitting another, as in KMeans), and a sample is compared with the `neighbours` of its prototype,
+    /// the prototypes nearest to it and itself. A coarse prototype is the mean of its descendants' samples, and two
+    /// samples that share a prototype share its parents.
+    ///
+    /// A sample takes parents + `probes`·children + `refinements`·`neighbours` distances in all, instead of k in each
+    /// iteration; finding neighbours takes k² in every fourth refinement. That is least where levels are √k apart, such
+    /// as [100, 10000]. A first level of more than 512 is divided from ⌈√k⌉ prototypes that are not kept. The objectives
+    /// reported for the finest level are those before each update and at the end. Files are read from front to end.
     ///
     /// # Shapes
     /// features (N, D) → for each k: centroids (k, D), N assignments
     pub struct HierarchicalKMeans: Clusterer {
         /// The number of prototypes of each level, increasing.
         pub k: Vec<Count>,
-        /// Updates at most in each k-means.
-        pub iterations: Count = Count::lit(20),
+        /// Updates at most in each k-means that divides a prototype.
+        pub iterations: Count = Count::lit(5),
         /// How centroids are first chosen: KMeansPlusPlus or Random.
         pub init: Init = Init::KMeansPlusPlus,
-        /// Divides a prototype by k-means on so many of its samples a child, drawn at random; then assigns all. Saves most
-        /// where children are few and samples many.
-        pub max_points_per_centroid: Option<Count> = None,
+        /// Divides a prototype by k-means on so many of its samples a child, drawn at random. Refinements use all.
+        pub max_points_per_centroid: Option<Count> = Some(Count::lit(16)),
+        /// How many of its nearest parents' children a sample of the finest level is first compared with.
+        pub probes: Count = Count::lit(2),
+        /// Updates of the finest level, after which samples may leave their parents.
+        pub refinements: usize = 3,
+        /// With how many prototypes a sample is compared in a refinement.
+        pub neighbours: Count = Count::lit(60),
         /// When the first clustering happens.
         pub start: Span = Span::epochs(2),
         /// How long a clustering is kept.
@@ -41,84 +61,233 @@ clusterer_on_host!(HierarchicalKMeans, |this| this.k.iter().map(|k| Some(k.get()
 
 impl HostClusterer for HierarchicalKMeans {
     fn fit_rows(&self, rows: Rows<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let Some(first) = self.k.first() else {
+            return Err(Error::config(
+                "k is an empty list: name the numbers of prototypes from coarse to fine, such as k: [100, 10000]",
+            ));
+        };
         if let Some(pair) = self.k.windows(2).find(|w| w[0] >= w[1]) {
             return Err(Error::config(format!(
                 "the levels of a hierarchy grow from coarse to fine, but k has {} before {}: order k upwards",
                 pair[0], pair[1]
             )));
         }
-        let mut levels: Vec<Clustering> = Vec::new();
-        let mut parents = vec![0u32; rows.rows];
-        let mut parent_count = 1;
-        for (level, k) in self.k.iter().map(|k| k.get()).enumerate() {
-            enough(rows, k)?;
-            let clustering = self.divide(rows, &parents, parent_count, k, context, level as u64);
-            parents = clustering.assignments.iter().map(|a| a.unwrap_or(0)).collect();
-            parent_count = k;
-            levels.push(clustering);
+        self.k.iter().try_for_each(|k| enough(rows, k.get()))?;
+        let hidden = (first.get() > FLAT).then(|| (first.get() as f64).sqrt().ceil() as usize);
+        let sizes: Vec<usize> = hidden.into_iter().chain(self.k.iter().map(|k| k.get())).collect();
+        let mut levels: Vec<Level<'_>> = Vec::new();
+        for (number, k) in sizes.iter().enumerate() {
+            let fit = LevelFit { options: self, rows, k: *k, context, number: number as u64 };
+            let level = fit.run(levels.last_mut(), sizes.len() - number - 1);
+            levels.push(level);
         }
-        Ok(levels)
+        nest(rows, &mut levels[hidden.is_some() as usize..]);
+        let kept = levels.into_iter().skip(hidden.is_some() as usize);
+        Ok(kept.map(|level| level.clustering(rows.cols)).collect())
     }
 }
 
-impl HierarchicalKMeans {
-    fn divide(
-        &self,
-        rows: Rows<'_>,
-        parents: &[u32],
-        parent_count: usize,
-        k: usize,
-        context: FitContext<'_>,
-        level: u64,
-    ) -> Clustering {
-        let dim = rows.cols;
-        let (order, starts) = members(parents, parent_count);
-        let sizes: Vec<usize> = starts.windows(2).map(|w| w[1] - w[0]).collect();
-        let mut centroids = Vec::with_capacity(k * dim);
-        let mut index = vec![0u32; rows.rows];
-        let (mut objective, mut splits) = (0.0f64, 0);
-        for (parent, share) in shares(&sizes, k).into_iter().enumerate() {
-            let own = &order[starts[parent]..starts[parent + 1]];
-            if share == 0 {
-                continue;
-            }
-            // The first level is of all rows: no copy, so that they may be a mapped file larger than memory.
-            let data =
-                if parent_count == 1 { Cow::Borrowed(rows.data) } else { Cow::Owned(gather(rows, own)) };
-            let inside = Rows::new(&data, dim);
-            let random = |what: u64| {
-                // The third stream stands apart, so that the first two are those of a fit on all samples.
-                let view = if what < 2 { 2 * parent as u64 + what } else { (1 << 40) + parent as u64 };
-                stream(context.seed, Purpose::Cluster, context.epoch, level, view)
-            };
-            let lloyd = Lloyd { iterations: self.iterations.get(), spherical: false, tolerance: 0.0 };
-            let most =
-                self.max_points_per_centroid.map_or(usize::MAX, |most| most.get().saturating_mul(share));
-            let sampled = (most < own.len()).then(|| {
-                let mut chosen = rand::seq::index::sample(&mut random(2), own.len(), most).into_vec();
-                chosen.sort_unstable();
-                chosen.iter().flat_map(|i| inside.row(*i)).copied().collect::<Vec<f32>>()
-            });
-            let fitted = sampled.as_deref().map_or(inside, |data| Rows::new(data, dim));
-            let start = gather(fitted, &self.init.choose(fitted, share, &mut random(0)));
-            let mut fit = lloyd.run(fitted, start, &mut random(1));
-            if sampled.is_some() {
-                let n = own.len();
-                (fit.index, fit.square) = (vec![0; n], vec![0.0; n]);
-                let packed = Packed::new(&fit.centroids, dim);
-                nearest(inside.data, &packed, &mut fit.index, &mut fit.square);
-            }
-            let first = (centroids.len() / dim) as u32;
-            for (i, child) in own.iter().zip(&fit.index) {
-                index[*i as usize] = first + child;
-            }
-            objective += fit.square.iter().map(|s| *s as f64).sum::<f64>();
-            centroids.extend(fit.centroids);
-            splits += fit.splits.iter().sum::<usize>();
+/// One level of a fit.
+struct Level<'a> {
+    centroids: Vec<f32>,
+    /// Of which prototype of the level above each is a child.
+    parent: Vec<u32>,
+    /// Each sample's prototype.
+    index: Vec<u32>,
+    objective: Vec<f64>,
+    moved: Vec<usize>,
+    splits_at: Vec<usize>,
+    /// With those in the divisions.
+    splits: usize,
+    /// Each sample's nearest of these prototypes, if they have been looked for.
+    parents_below: Option<Probing<'a>>,
+}
+
+impl Level<'_> {
+    /// Prototypes to which nothing is assigned yet.
+    fn new(centroids: Vec<f32>, parent: Vec<u32>, splits: usize, rows: usize) -> Self {
+        let (index, objective) = (vec![u32::MAX; rows], Vec::new());
+        Level {
+            centroids,
+            parent,
+            index,
+            objective,
+            moved: Vec::new(),
+            splits_at: Vec::new(),
+            splits,
+            parents_below: None,
         }
-        let assignments: Vec<Option<u32>> = index.into_iter().map(Some).collect();
-        let report = report(vec![objective], splits, assignments.iter().copied(), k);
-        Clustering { k, dim, centroids, assignments, report }
+    }
+
+    fn clustering(self, dim: usize) -> Clustering {
+        let k = self.centroids.len() / dim;
+        let assignments: Vec<Option<u32>> = self.index.into_iter().map(Some).collect();
+        let report = report(self.objective, self.splits, assignments.iter().copied(), k);
+        let report = FitReport { moved: self.moved, splits_at: self.splits_at, ..report };
+        Clustering { k, dim, centroids: self.centroids, assignments, report }
+    }
+}
+
+/// What a level is fitted to.
+struct LevelFit<'a> {
+    options: &'a HierarchicalKMeans,
+    rows: Rows<'a>,
+    k: usize,
+    context: FitContext<'a>,
+    number: u64,
+}
+
+/// What the random numbers of a level are for.
+#[derive(Clone, Copy)]
+enum Draw {
+    Seeding,
+    Splits,
+    Subset,
+    Refinement,
+}
+
+impl<'a> LevelFit<'a> {
+    /// The random numbers of one purpose, for parent or update number `of`.
+    fn random(&self, what: Draw, of: usize) -> Stream {
+        let view = ((what as u64) << 40) + of as u64;
+        stream(self.context.seed, Purpose::Cluster, self.context.epoch, self.number, view)
+    }
+
+    /// Fits the level; so many others come below.
+    fn run(&self, above: Option<&mut Level<'a>>, below: usize) -> Level<'a> {
+        let mut level = match above {
+            Some(above) => self.below(above, below == 0),
+            None => self.first(below),
+        };
+        if below == 0 {
+            self.refine(&mut level);
+        }
+        level
+    }
+
+    /// Finds each sample's parents of the next level.
+    fn parents(&self, centroids: &[f32], finest: bool) -> Probing<'a> {
+        let count = centroids.len() / self.rows.cols;
+        let width = if finest { self.options.probes.get().min(count) } else { 1 };
+        Probing::new(self.rows, centroids, width)
+    }
+
+    /// The level that no other is above.
+    fn first(&self, below: usize) -> Level<'a> {
+        let dim = self.rows.cols;
+        let (centroids, splits) = self.divide(None, 0, self.k);
+        let mut level = Level::new(centroids, vec![0; self.k], splits, self.rows.rows);
+        if below == 0 {
+            let (one, all) = (Probing::new(self.rows, &vec![0.0; dim], 1), [(0..self.k as u32).collect()]);
+            level.objective.push(one.assign(&level.centroids, &all, &mut level.index).0);
+        } else {
+            // The objective follows when the level has its descendants' samples.
+            let parents = self.parents(&level.centroids, below == 1);
+            level.index = parents.nearest();
+            level.parents_below = Some(parents);
+        }
+        level
+    }
+
+    /// The children of the prototypes of the level above.
+    fn below(&self, above: &mut Level<'a>, finest: bool) -> Level<'a> {
+        let dim = self.rows.cols;
+        let count = above.centroids.len() / dim;
+        let (order, starts) = members(&above.index, count);
+        let sizes: Vec<usize> = starts.windows(2).map(|w| w[1] - w[0]).collect();
+        let shares = shares(&sizes, self.k);
+        let divided: Vec<(Vec<f32>, usize)> = (0..count)
+            .into_par_iter()
+            .map(|parent| {
+                self.divide(Some(&order[starts[parent]..starts[parent + 1]]), parent, shares[parent])
+            })
+            .collect();
+        drop(order);
+        let parent: Vec<u32> =
+            shares.iter().enumerate().flat_map(|(parent, share)| vec![parent as u32; *share]).collect();
+        let splits = divided.iter().map(|d| d.1).sum();
+        let mut centroids = Vec::with_capacity(self.k * dim);
+        divided.into_iter().for_each(|(own, _)| centroids.extend(own));
+        let mut lists: Vec<Vec<u32>> = vec![Vec::new(); count];
+        parent.iter().enumerate().for_each(|(child, parent)| lists[*parent as usize].push(child as u32));
+        // A parent without samples has no children and lends the nearest of others.
+        let parents = above.centroids.chunks_exact(dim);
+        for (list, parent) in lists.iter_mut().zip(parents).filter(|(list, _)| list.is_empty()) {
+            let distances = centroids.chunks_exact(dim).map(|c| squared_distance(parent, c)).enumerate();
+            list.extend(distances.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(child, _)| child as u32));
+        }
+        let mut level = Level::new(centroids, parent, splits, self.rows.rows);
+        let found = above.parents_below.take();
+        let probing = found.unwrap_or_else(|| self.parents(&above.centroids, finest));
+        level.objective.push(probing.assign(&level.centroids, &lists, &mut level.index).0);
+        level
+    }
+
+    /// Updates a level whose samples may leave their parents.
+    fn refine(&self, level: &mut Level<'_>) {
+        let dim = self.rows.cols;
+        let (mut moved, mut neighbours) = (self.rows.rows, Vec::new());
+        let mut sums = Sums::new(self.rows, &level.index, self.k);
+        for pass in 0..self.options.refinements {
+            level.moved.push(moved);
+            let mut sizes = sums.means(&mut level.centroids);
+            let rng = &mut self.random(Draw::Refinement, pass);
+            let filled = refill_from(&mut level.centroids, dim, &mut sizes, rng);
+            filled.iter().for_each(|(empty, donor)| level.parent[*empty] = level.parent[*donor]);
+            level.splits_at.push(filled.len());
+            level.splits += filled.len();
+            // Prototypes move little after the first updates, and their neighbours stay nearly the same.
+            if pass.is_multiple_of(SAME_NEIGHBOURS) || !filled.is_empty() {
+                neighbours = graph(&level.centroids, dim, self.options.neighbours.get());
+            }
+            let (before, now) = (level.index.clone(), &mut level.index);
+            let objective;
+            (objective, moved) = step(self.rows, &level.centroids, &neighbours, now);
+            level.objective.push(objective);
+            if pass + 1 < self.options.refinements {
+                sums.follow(self.rows, &before, now);
+            }
+        }
+    }
+
+    /// The children of one prototype of the level above, by k-means among its samples `own` (all if there is no such
+    /// level), and the splits it took.
+    fn divide(&self, own: Option<&[u32]>, parent: usize, share: usize) -> (Vec<f32>, usize) {
+        if share == 0 {
+            return (Vec::new(), 0);
+        }
+        let rows = self.rows;
+        let most = self.options.max_points_per_centroid.map_or(usize::MAX, |m| m.get().saturating_mul(share));
+        let count = own.map_or(rows.rows, <[u32]>::len);
+        let data = if most < count {
+            let rng = &mut self.random(Draw::Subset, parent);
+            let mut chosen: Vec<u32> = rand::seq::index::sample(rng, count, most)
+                .into_iter()
+                .map(|i| own.map_or(i as u32, |own| own[i]))
+                .collect();
+            chosen.sort_unstable();
+            Cow::Owned(gather(rows, &chosen))
+        } else {
+            // All rows may be a mapped file larger than memory: no copy.
+            own.map_or(Cow::Borrowed(rows.data), |own| Cow::Owned(gather(rows, own)))
+        };
+        let inside = Rows::new(&data, rows.cols);
+        let lloyd = Lloyd { iterations: self.options.iterations.get(), spherical: false, tolerance: 0.0 };
+        let chosen = self.options.init.choose(inside, share, &mut self.random(Draw::Seeding, parent));
+        let fit = lloyd.run(inside, gather(inside, &chosen), &mut self.random(Draw::Splits, parent));
+        (fit.centroids, fit.splits.iter().sum())
+    }
+}
+
+/// Gives each coarse prototype the samples of its children, and their mean; finer levels first.
+fn nest(rows: Rows<'_>, levels: &mut [Level<'_>]) {
+    for at in (1..levels.len()).rev() {
+        let (coarse, fine) = levels.split_at_mut(at);
+        let (coarse, fine) = (&mut coarse[at - 1], &fine[0]);
+        coarse.index.iter_mut().zip(&fine.index).for_each(|(c, f)| *c = fine.parent[*f as usize]);
+        let k = coarse.parent.len();
+        Sums::new(rows, &coarse.index, k).means(&mut coarse.centroids);
+        coarse.objective = vec![objective(rows, &coarse.index, &coarse.centroids)];
     }
 }
 
@@ -153,6 +322,9 @@ mod tests {
             iterations: Count::lit(30),
             init: Init::KMeansPlusPlus,
             max_points_per_centroid: None,
+            refinements: 0,
+            probes: Count::lit(2),
+            neighbours: Count::lit(60),
             start: Span::epochs(0),
             every: Span::epochs(1),
         }
@@ -200,6 +372,50 @@ mod tests {
         }
     }
 
+    /// Samples without coarse structure: a border between parents is near to nearly all of them.
+    #[test]
+    fn refinements_come_close_to_flat_and_keep_levels_nested() {
+        use rand_distr::{Distribution, StandardNormal};
+        let rng = &mut stream(2, Purpose::Data, 0, 0, 0);
+        let data: Vec<f32> = (0..3000 * 16).map(|_| StandardNormal.sample(rng)).collect();
+        let rows = Rows::new(&data, 16);
+        let last = |levels: &[Clustering]| *levels[levels.len() - 1].report.objective.last().unwrap();
+        let plain = configured(&[10, 100]).fit_rows(rows, CONTEXT).unwrap();
+        let refined = HierarchicalKMeans { refinements: 8, ..configured(&[10, 100]) };
+        let levels = refined.fit_rows(rows, CONTEXT).unwrap();
+        let rng = &mut stream(0, Purpose::Cluster, 0, 0, 0);
+        let start = gather(rows, &Init::KMeansPlusPlus.choose(rows, 100, rng));
+        let flat = Lloyd { iterations: 10, spherical: false, tolerance: 0.0 }.run(rows, start, rng);
+        let flat = flat.objective[flat.objective.len() - 1];
+        assert!(last(&levels) < 1.02 * flat, "{} for {flat}", last(&levels));
+        assert!(last(&levels) < 0.98 * last(&plain), "for {}", last(&plain));
+        let report = &levels[1].report;
+        assert_eq!((report.objective.len(), report.moved.len(), report.splits_at.len()), (9, 8, 8));
+        assert!(report.objective.windows(2).all(|w| w[1] <= w[0] * (1.0 + 1e-6)), "{:?}", report.objective);
+        let mut parent = vec![None; 100];
+        for (coarse, fine) in levels[0].assignments.iter().zip(&levels[1].assignments) {
+            let seen = &mut parent[fine.unwrap() as usize];
+            assert!(seen.is_none() || *seen == *coarse, "a child with two parents");
+            *seen = *coarse;
+        }
+        let again = crate::lloyd::clustering_of(rows, levels[0].assignments.clone(), 10, Vec::new());
+        assert_eq!(again.centroids, levels[0].centroids, "a coarse prototype is the mean of its samples");
+        let (got, want) = (levels[0].report.objective[0], again.report.objective[0]);
+        assert!((got - want).abs() < 1e-5 * want, "{got} for {want}");
+    }
+
+    #[test]
+    fn a_large_first_level_has_another_above_that_is_not_kept() {
+        use rand_distr::{Distribution, StandardNormal};
+        let rng = &mut stream(3, Purpose::Data, 0, 0, 0);
+        let data: Vec<f32> = (0..4000 * 4).map(|_| StandardNormal.sample(rng)).collect();
+        let rows = Rows::new(&data, 4);
+        let one = configured(&[FLAT + 1]).fit_rows(rows, CONTEXT).unwrap();
+        assert_eq!((one.len(), one[0].k), (1, FLAT + 1));
+        let two = configured(&[23, FLAT + 1]).fit_rows(rows, CONTEXT).unwrap();
+        assert_eq!(one[0], two[1], "⌈√513⌉ is 23");
+    }
+
     #[test]
     fn a_fit_on_a_part_comes_close_and_assigns_all_to_the_nearest_child() {
         let data = nested();
@@ -228,5 +444,9 @@ mod tests {
         assert!(text.contains("10 before 10"), "{text}");
         let all_same = configured(&[2, 8]).fit_rows(Rows::new(&[1.0; 40], 1), CONTEXT).unwrap();
         assert_eq!(all_same[1].centroids.len(), 8);
+        let refined = HierarchicalKMeans { refinements: 2, ..configured(&[2, 8]) };
+        assert_eq!(refined.fit_rows(Rows::new(&[1.0; 40], 1), CONTEXT).unwrap()[1].centroids.len(), 8);
+        let text = configured(&[]).fit_rows(Rows::new(&[0.0; 40], 1), CONTEXT).unwrap_err().to_string();
+        assert!(text.contains("empty list"), "{text}");
     }
 }

@@ -64,7 +64,9 @@ pub(crate) fn checked(data: &[f32], rows: usize, cols: usize) -> Result<Rows<'_>
         )));
     }
     let rows = Rows::new(data, cols);
-    let first = data.par_chunks(cols).position_first(|row| !dot(row, row).is_finite());
+    // Two rows are at most the sum of their lengths apart, so that no squared distance is over four times this.
+    let fits = |row: &[f32]| dot(row, row) <= f32::MAX / 8.0;
+    let first = data.par_chunks(cols).position_first(|row| !fits(row));
     let Some(bad) = first else { return Ok(rows) };
     match rows.row(bad).iter().position(|v| !v.is_finite()) {
         Some(column) => Err(Error::NonFinite {
@@ -75,7 +77,7 @@ pub(crate) fn checked(data: &[f32], rows: usize, cols: usize) -> Result<Rows<'_>
             )),
         }),
         None => Err(Error::config(format!(
-            "row {bad} of the features is too long for 32-bit distances (its square overflows): normalise the features"
+            "row {bad} of the features is too long for 32-bit distances (their squares overflow): normalise the features"
         ))),
     }
 }
@@ -104,6 +106,10 @@ mod tests {
         assert!(text(&[0.0, 1.0, 2.0, f32::NAN], 2, 2).contains("row 1, column 1: NaN"));
         assert!(text(&[0.0, 1.0, f32::INFINITY, 0.0], 2, 2).contains("row 1, column 0: inf"));
         assert!(text(&[1e30, 1.0], 1, 2).contains("normalise"));
+        assert!(
+            text(&[1.5e19, -1.5e19], 2, 1).contains("normalise"),
+            "finite squares, but not of the distance"
+        );
         assert_eq!(checked(&[1.0; 6], 2, 3).unwrap().rows, 2);
     }
 }

@@ -8,6 +8,7 @@
 //! | [`mixture`], [`sinkhorn`] | [`GaussianMixture`], diagonal; [`Sinkhorn`], prototypes of equal size |
 //! | [`dbscan`], [`mod@hdbscan`], [`labels`] | [`Dbscan`] and [`Hdbscan`], with noise; [`Labels`], the oracle |
 //! | [`lloyd`], [`seeding`], [`nearest`] | the iteration behind k-means, where it starts, and its assignments |
+//! | [`probing`] | assignments among the prototypes that lie near a row |
 //! | [`arrays`] | features and labels from files |
 //! | [`mod@concentration`] | φ of each prototype, and unit rows |
 //! | [`matching`] | which prototype of one clustering is which of the next, and churn |
@@ -33,6 +34,9 @@ pub mod metrics;
 pub mod minibatch;
 pub mod mixture;
 pub mod nearest;
+#[cfg(feature = "parquet")]
+mod parquet;
+pub mod probing;
 pub mod seeding;
 pub mod sinkhorn;
 mod spectrum;

@@ -139,7 +139,17 @@ fn means_of(rows: Rows<'_>, index: &[u32], centroids: &mut [f32], stale: &[bool]
 /// Fills each empty cluster by splitting another, drawn with probability ∝ its size − 1: both get its centroid,
 /// coordinates times 1 ± 1/1024 alternately. Returns how many were filled.
 pub(crate) fn refill(centroids: &mut [f32], dim: usize, sizes: &mut [usize], rng: &mut Stream) -> usize {
-    let mut filled = 0;
+    refill_from(centroids, dim, sizes, rng).len()
+}
+
+/// [`refill`]; returns each cluster that was filled, and the one it was split off.
+pub(crate) fn refill_from(
+    centroids: &mut [f32],
+    dim: usize,
+    sizes: &mut [usize],
+    rng: &mut Stream,
+) -> Vec<(usize, usize)> {
+    let mut filled = Vec::new();
     for empty in 0..sizes.len() {
         if sizes[empty] > 0 {
             continue;
@@ -161,7 +171,7 @@ pub(crate) fn refill(centroids: &mut [f32], dim: usize, sizes: &mut [usize], rng
         }
         sizes[empty] = sizes[donor] / 2;
         sizes[donor] -= sizes[empty];
-        filled += 1;
+        filled.push((empty, donor));
     }
     filled
 }

@@ -56,15 +56,21 @@ impl Nearest {
         if moved.len() * 8 > moves.len() * 7 {
             return self.everything(rows);
         }
-        let without: Vec<u32> =
-            (0..rows.rows as u32).filter(|i| moves[self.index[*i as usize] as usize]).collect();
         let chosen = gather(Rows::new(centroids, dim), &standing);
         let packed = Packed::around(&chosen, &self.origin);
         let mut found = Found::default();
-        for ids in without.chunks(AT_ONCE) {
-            found.among(&gather(rows, ids), &packed, &standing);
+        let (mut ids, mut next) = (Vec::with_capacity(COPIED), 0..rows.rows as u32);
+        loop {
+            ids.clear();
+            ids.extend(next.by_ref().filter(|i| moves[self.index[*i as usize] as usize]).take(COPIED));
+            if ids.is_empty() {
+                break;
+            }
+            found.among(&gather(rows, &ids), &packed, &standing);
             ids.iter().enumerate().for_each(|(at, i)| self.put(*i as usize, &found, at));
         }
+        drop(packed);
+        drop(chosen);
         let chosen = gather(Rows::new(centroids, dim), &moved);
         let packed = Packed::around(&chosen, &self.origin);
         for (part, some) in rows.data.chunks(AT_ONCE * dim).enumerate() {
@@ -83,8 +89,10 @@ impl Nearest {
     }
 }
 
-/// Rows that are looked at, and copied, at a time: what [`Nearest::follow`] needs beside the rows stays small.
+/// Rows that are looked at, and of those that are copied, at a time: what [`Nearest::follow`] needs beside the rows
+/// stays small.
 const AT_ONCE: usize = 1 << 14;
+const COPIED: usize = 1 << 12;
 
 #[derive(Default)]
 struct Found {

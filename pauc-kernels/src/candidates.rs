@@ -27,8 +27,7 @@ const ROUNDING: f64 = 1.0 / (1u64 << 24) as f64;
 #[derive(Clone, Debug)]
 pub(crate) struct Quantised {
     origin: Vec<f32>,
-    /// c − m, row-major.
-    centred: Vec<f32>,
+    count: usize,
     /// Bytes q + 128 of a panel: four coordinates of 64 centroids, then the next four.
     panels: Vec<u8>,
     /// s of each centroid.
@@ -58,7 +57,7 @@ impl Quantised {
         let padded = count.div_ceil(WIDTH) * WIDTH;
         let mut q = Quantised {
             origin: origin.to_vec(),
-            centred: Vec::with_capacity(centroids.len()),
+            count,
             panels: vec![128; padded * steps * 4],
             scale: vec![0.0; padded],
             half: vec![f32::INFINITY; padded],
@@ -67,9 +66,9 @@ impl Quantised {
             largest_bias: 0.0,
             largest_half: 0.0,
         };
+        let mut centred = vec![0.0f32; dim];
         for (j, (c, bias)) in centroids.chunks_exact(dim).zip(bias).enumerate() {
-            q.centred.extend(c.iter().zip(origin).map(|(v, m)| v - m));
-            let centred = &q.centred[j * dim..];
+            less(c, origin, &mut centred);
             let largest = centred.iter().fold(0.0f32, |a, v| a.max(v.abs()));
             let (scale, inverse) = (largest / 127.0, if largest > 0.0 { 127.0 / largest } else { 0.0 });
             let panel = &mut q.panels[j / WIDTH * WIDTH * steps * 4..][..WIDTH * steps * 4];
@@ -135,7 +134,7 @@ pub(crate) fn nearest(
     plain: impl Fn(&[f32], &mut [u32], &mut [f32], &mut [f32]),
 ) {
     let dim = q.origin.len();
-    let count = q.centred.len() / dim;
+    let count = q.count;
     let mut block = Block::new(dim.div_ceil(4), count.min(CHUNK).div_ceil(WIDTH) * WIDTH);
     let results = index.chunks_mut(BLOCK).zip(score.chunks_mut(BLOCK)).zip(square.chunks_mut(BLOCK));
     let all = rows;
@@ -310,7 +309,9 @@ impl Block {
     ) -> bool {
         let dim = q.origin.len();
         let row = |c: &Candidate| &rows[c.row as usize * dim..][..dim];
-        let centred = |c: &Candidate| &q.centred[c.centroid as usize * dim..][..dim];
+        let centroid = |c: &Candidate| &packed.centroids[c.centroid as usize * dim..][..dim];
+        // Centroids less their origin are not kept: they would take as much memory again.
+        let mut centred = vec![0.0f32; dim];
         // Sums in lanes are quick, and sharp enough to leave one candidate of nearly every row.
         let (mut kept, mut begin) = (0, 0);
         for i in 0..index.len() {
@@ -322,8 +323,9 @@ impl Block {
             if end - begin > 1 {
                 let mut least = f32::INFINITY;
                 for c in &mut self.candidates[begin..end] {
+                    less(centroid(c), &q.origin, &mut centred);
                     c.score = packed.bias[c.centroid as usize]
-                        - in_lanes::<false>(&rows[i * dim..][..dim], centred(c));
+                        - in_lanes::<false>(&rows[i * dim..][..dim], &centred);
                     least = least.min(c.score);
                 }
                 let limit = upper(least as f64 + 4.0 * q.error_of_f32(self.facts[i].length));
@@ -348,9 +350,9 @@ impl Block {
         for group in self.candidates.chunks(CHAINS) {
             let pair: [(&[f32], &[f32]); CHAINS] = std::array::from_fn(|g| {
                 let c = &group[g.min(group.len() - 1)];
-                (row(c), centred(c))
+                (row(c), centroid(c))
             });
-            for (c, sum) in group.iter().zip(in_order(&pair, dim)) {
+            for (c, sum) in group.iter().zip(in_order(&pair, &q.origin)) {
                 let (i, value) = (c.row as usize, packed.bias[c.centroid as usize] - sum);
                 // Candidates of a row come in ascending order, so the lowest among equals stays.
                 if value < score[i] {
@@ -420,15 +422,21 @@ pub(crate) fn in_lanes<const DIFFERENCE: bool>(a: &[f32], b: &[f32]) -> f32 {
     rest + sum_of(&lanes)
 }
 
-/// Dot products in the order of the coordinates, as the plain path sums them, several at a time.
+/// a − b.
+#[inline(always)]
+fn less(a: &[f32], b: &[f32], to: &mut [f32]) {
+    to.iter_mut().zip(a.iter().zip(b)).for_each(|(to, (a, b))| *to = a - b);
+}
+
+/// x·(c − m) in the order of the coordinates, as the plain path sums them, several at a time.
 #[inline]
 #[target_feature(enable = "avx512f,avx2,fma")]
-fn in_order(pairs: &[(&[f32], &[f32]); CHAINS], dim: usize) -> [f32; CHAINS] {
+fn in_order(pairs: &[(&[f32], &[f32]); CHAINS], origin: &[f32]) -> [f32; CHAINS] {
     let mut sums = [0.0f32; CHAINS];
-    let pairs = pairs.map(|(a, b)| (&a[..dim], &b[..dim]));
-    for l in 0..dim {
-        for (sum, (a, b)) in sums.iter_mut().zip(&pairs) {
-            *sum = a[l].mul_add(b[l], *sum);
+    let pairs = pairs.map(|(x, c)| (&x[..origin.len()], &c[..origin.len()]));
+    for (l, m) in origin.iter().enumerate() {
+        for (sum, (x, c)) in sums.iter_mut().zip(&pairs) {
+            *sum = x[l].mul_add(c[l] - m, *sum);
         }
     }
     sums

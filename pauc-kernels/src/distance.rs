@@ -84,18 +84,28 @@ impl<'a> Packed<'a> {
         Self::for_isa(centroids, origin, Isa::detect())
     }
 
+    /// [`Packed::around`] with the centroids' [`biases`] around the same origin, for who packs some of them again and
+    /// again.
+    ///
+    /// # Panics
+    /// As [`Packed::around`], or if there are not as many biases as centroids.
+    pub fn with_biases(centroids: &'a [f32], origin: &[f32], biases: &[f64]) -> Self {
+        Self::of(centroids, origin, biases, Isa::detect())
+    }
+
     fn for_isa(centroids: &'a [f32], mean: &[f32], isa: Isa) -> Self {
+        Self::of(centroids, mean, &biases(centroids, mean), isa)
+    }
+
+    fn of(centroids: &'a [f32], mean: &[f32], exact: &[f64], isa: Isa) -> Self {
         let dim = mean.len();
         assert!(
-            dim > 0 && !centroids.is_empty() && centroids.len().is_multiple_of(dim),
-            "{} values in centroids of {dim}",
-            centroids.len()
+            dim > 0 && !centroids.is_empty() && centroids.len() == exact.len() * dim,
+            "{} values in {} centroids of {dim}",
+            centroids.len(),
+            exact.len()
         );
-        let (count, width) = (centroids.len() / dim, isa.width());
-        let square = |v: &[f32]| v.iter().map(|x| *x as f64 * *x as f64).sum::<f64>();
-        let mean_square = square(mean);
-        // (‖c‖² − ‖m‖²)/2 − x·(c − m) differs from ‖c‖²/2 − x·c by what depends on x alone.
-        let exact: Vec<f64> = centroids.chunks_exact(dim).map(|c| (square(c) - mean_square) / 2.0).collect();
+        let (count, width) = (exact.len(), isa.width());
         let mut bias: Vec<f32> = exact.iter().map(|b| *b as f32).collect();
         // What fills up the last panel is infinitely far away.
         bias.resize(count.div_ceil(width) * width, f32::INFINITY);
@@ -108,7 +118,7 @@ impl<'a> Packed<'a> {
             panels: OnceLock::new(),
             #[cfg(target_arch = "x86_64")]
             quantised: (isa == Isa::Avx512 && Quantised::pays(count, dim))
-                .then(|| Quantised::new(centroids, mean, &exact)),
+                .then(|| Quantised::new(centroids, mean, exact)),
         }
     }
 
@@ -131,6 +141,23 @@ impl<'a> Packed<'a> {
             panels
         })
     }
+}
+
+/// The part of each centroid's score that no row enters, around an origin m as long as a centroid:
+/// (‖c‖² − ‖m‖²)/2. With it, (‖c‖² − ‖m‖²)/2 − x·(c − m) differs from ‖c‖²/2 − x·c by what depends on x alone.
+///
+/// # Panics
+/// If the centroids' values are no multiple of the origin's.
+pub fn biases(centroids: &[f32], origin: &[f32]) -> Vec<f64> {
+    let dim = origin.len();
+    assert!(
+        dim > 0 && centroids.len().is_multiple_of(dim),
+        "{} values in centroids of {dim}",
+        centroids.len()
+    );
+    let square = |v: &[f32]| v.iter().map(|x| *x as f64 * *x as f64).sum::<f64>();
+    let of_origin = square(origin);
+    centroids.chunks_exact(dim).map(|c| (square(c) - of_origin) / 2.0).collect()
 }
 
 /// The mean of rows of length `dim`, summed in `f64`.

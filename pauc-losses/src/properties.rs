@@ -140,6 +140,65 @@ fn degenerate_batches_and_extreme_settings_stay_finite() {
     each(|row| row.finite, |_, _, text| testing::finite(text));
 }
 
+/// A sample that a clusterer left out as noise has no part in a prototype term, and neither has one in the queue:
+/// wherever it lies, value and gradients are the same, and its own gradient is zero.
+#[test]
+fn noise_has_no_part_in_prototype_terms() {
+    const NOISE: usize = 4;
+    let found = std::cell::RefCell::new(std::collections::BTreeSet::new());
+    each(
+        |row| row.forms,
+        |row, _, text| {
+            let mut data = Data::toy(7, 4);
+            for level in &mut data.levels {
+                if text.contains("Sample") {
+                    level.assignments = [0, 1, 1, 0, 0, 1, 0].map(Some).to_vec();
+                }
+                level.assignments[NOISE] = None;
+            }
+            let mut unassigned = data.clone();
+            for level in &mut unassigned.levels {
+                level.assignments.fill(None);
+                level.queue_assignments.fill(None);
+            }
+            if testing::run::<f64>(text, &unassigned).skipped.is_empty() {
+                return; // a term of instances
+            }
+            found.borrow_mut().insert(row.name);
+            let mut elsewhere = data.clone();
+            let of_samples = elsewhere.views.iter_mut().chain(&mut elsewhere.predictions);
+            for matrix in of_samples.chain(&mut elsewhere.keys).flatten() {
+                matrix[NOISE * 4..][..4].copy_from_slice(&[0.7, -3.0, 0.2, 0.5]);
+            }
+            let queued = &data.levels[0].queue_assignments;
+            for (row, _) in queued.iter().enumerate().filter(|(_, a)| a.is_none()) {
+                let queue = elsewhere.queue.as_mut().unwrap();
+                queue[row * 4..][..4].copy_from_slice(&[0.6, 0.0, -0.8, 0.0]);
+            }
+            let (a, b) = (testing::run::<f64>(text, &data), testing::run::<f64>(text, &elsewhere));
+            assert!((a.value - b.value).abs() < 1e-12, "{text}: {} and {}", a.value, b.value);
+            for (name, gradient) in &a.gradients {
+                let other = &b.gradients[name];
+                let off = gradient.iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                assert!(off < 1e-12, "{text}: the gradient of {name} changes by {off}");
+                if name.starts_with("view") {
+                    let own = &gradient[NOISE * 4..][..4];
+                    assert!(
+                        own.iter().all(|g| *g == 0.0),
+                        "{text}: {name} of noise has the gradient {own:?}"
+                    );
+                    assert!(
+                        gradient.iter().any(|g| *g != 0.0) || name != "view0",
+                        "{text}: no gradient at all"
+                    );
+                }
+            }
+        },
+    );
+    let found: Vec<_> = found.into_inner().into_iter().collect();
+    assert_eq!(found, ["Alignment", "Correlation", "ProtoNce", "ProtoScatter", "Uniformity"]);
+}
+
 #[test]
 fn a_page_says_what_the_term_does() {
     use pauc_traits::registry::catalogue;

@@ -106,7 +106,9 @@ fn measure(
     let chosen: Vec<usize> =
         (0..some).map(|i| (i as u128 * rows.rows as u128 / some as u128) as usize).collect();
     let mut data: Vec<f32> = chosen.iter().flat_map(|i| rows.row(*i)).copied().collect();
-    let few = Clustering { assignments: chosen.iter().map(|i| c.assignments[*i]).collect(), ..c.clone() };
+    let assignments = chosen.iter().map(|i| c.assignments[*i]).collect();
+    let (centroids, report) = (c.centroids.clone(), c.report.clone());
+    let few = Clustering { k: c.k, dim: c.dim, centroids, assignments, report };
     let of_some = Rows::new(&data, rows.cols);
     let geometry = [
         ("silhouette", silhouette(of_some, &few.assignments, MOST_IN_SILHOUETTE, seed)),

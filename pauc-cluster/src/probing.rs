@@ -1,0 +1,426 @@
+//! Assignments among the prototypes that lie near a row: those listed with the few cells nearest to it (an inverted file),
+//! or those near the prototype that it has (a graph), as in the search of nearest neighbours.
+//!
+//! Rows are read from front to end, so that they may be a mapped file larger than memory.
+
+use crate::lloyd::members;
+use crate::seeding::gather;
+use pauc_kernels::distance::{
+    Packed, add_rows, biases, dot, mean_row, nearest, nearest_scored, squared_distance,
+};
+use pauc_kernels::gemm::{Strides, gemm};
+use pauc_traits::probe::Rows;
+use rayon::prelude::*;
+
+/// Rows of one task; fixed, so that tasks are the same for every number of threads.
+const TASK: usize = 1 << 14;
+/// Values of the rows that are looked at out of their order before the next are read: 256 MiB.
+const PART: usize = 1 << 26;
+/// Rows whose scores of all cells are looked at together.
+const TILE: usize = 256;
+/// Centroids whose scores of all others are looked at together.
+const SIDE: usize = 64;
+
+/// The cells nearest to each row.
+#[derive(Debug)]
+pub struct Probing<'a> {
+    rows: Rows<'a>,
+    width: usize,
+    /// `width` cells of each row, nearest first.
+    cells: Vec<u32>,
+}
+
+impl<'a> Probing<'a> {
+    /// Finds each row's `width` nearest centres.
+    ///
+    /// # Shapes
+    /// rows (N, D), centres G·D with G ≥ `width` ≥ 1
+    pub fn new(rows: Rows<'a>, centres: &[f32], width: usize) -> Self {
+        let (dim, count) = (rows.cols, centres.len() / rows.cols);
+        // Around the centres' mean, so that features far from the origin keep their digits.
+        let origin = mean_row(centres, dim);
+        let centred: Vec<f32> =
+            centres.chunks_exact(dim).flat_map(|c| c.iter().zip(&origin).map(|(v, m)| v - m)).collect();
+        let square = |v: &[f32]| v.iter().map(|v| *v as f64 * *v as f64).sum::<f64>();
+        let half: Vec<f32> =
+            centres.chunks_exact(dim).map(|c| ((square(c) - square(&origin)) / 2.0) as f32).collect();
+        let mut cells = vec![0u32; rows.rows * width];
+        let tasks = cells.par_chunks_mut(TILE * width).zip(rows.data.par_chunks(TILE * dim));
+        tasks.for_each_init(
+            || (vec![0.0f32; TILE * count], Vec::with_capacity(width)),
+            |(scores, best), (cells, data)| {
+                let n = data.len() / dim;
+                let (a, b) = ((data, Strides::row_major(dim)), (&centred[..], Strides::transposed(dim)));
+                gemm((n, count, dim), -1.0, a, b, 0.0, (scores, Strides::row_major(count)));
+                for (cells, scores) in cells.chunks_exact_mut(width).zip(scores.chunks_exact_mut(count)) {
+                    scores.iter_mut().zip(&half).for_each(|(s, h)| *s += h);
+                    lowest(scores, width, best);
+                    cells.iter_mut().zip(best.iter()).for_each(|(to, (_, cell))| *to = *cell);
+                }
+            },
+        );
+        Probing { rows, width, cells }
+    }
+
+    /// The nearest cell of each row.
+    pub fn nearest(&self) -> Vec<u32> {
+        self.cells.iter().step_by(self.width).copied().collect()
+    }
+
+    /// Finds each row's nearest of the centroids listed with its cells, and of the one that `index` has for it (a
+    /// number beyond the centroids is none). Every list is in ascending order and has a centroid. Returns Σ‖x − c‖²
+    /// and how many rows went to another centroid.
+    ///
+    /// # Shapes
+    /// centroids K·D, lists: one for each cell, index N
+    pub fn assign(&self, centroids: &[f32], lists: &[Vec<u32>], index: &mut [u32]) -> (f64, usize) {
+        let dim = self.rows.cols;
+        let origin = mean_row(centroids, dim);
+        let listed: Vec<Vec<f32>> =
+            lists.par_iter().map(|list| gather(Rows::new(centroids, dim), list)).collect();
+        let packed: Vec<Packed<'_>> = listed.par_iter().map(|c| Packed::around(c, &origin)).collect();
+        let tasks = index.par_chunks_mut(TASK).zip(self.cells.par_chunks(TASK * self.width));
+        let found: Vec<(f64, usize)> = tasks
+            .zip(self.rows.data.par_chunks(TASK * dim))
+            .map(|((index, cells), data)| {
+                self.task(Rows::new(data, dim), cells, index, centroids, lists, &packed)
+            })
+            .collect();
+        found.into_iter().fold((0.0, 0), |(sum, moved), (s, m)| (sum + s, moved + m))
+    }
+
+    fn task(
+        &self,
+        rows: Rows<'_>,
+        cells: &[u32],
+        index: &mut [u32],
+        centroids: &[f32],
+        lists: &[Vec<u32>],
+        packed: &[Packed<'_>],
+    ) -> (f64, usize) {
+        let dim = rows.cols;
+        let (order, starts) = members(cells, lists.len());
+        let mut best = vec![(f32::INFINITY, u32::MAX, f32::INFINITY); rows.rows];
+        let mut found = (Vec::new(), Vec::new(), Vec::new());
+        for (cell, list) in lists.iter().enumerate() {
+            let own: Vec<u32> =
+                order[starts[cell]..starts[cell + 1]].iter().map(|at| at / self.width as u32).collect();
+            if own.is_empty() {
+                continue;
+            }
+            found.0.resize(own.len(), 0u32);
+            found.1.resize(own.len(), 0.0f32);
+            found.2.resize(own.len(), 0.0f32);
+            nearest_scored(&gather(rows, &own), &packed[cell], &mut found.0, &mut found.1, &mut found.2);
+            for (at, i) in own.iter().enumerate() {
+                let (score, number) = (found.1[at], list[found.0[at] as usize]);
+                let best = &mut best[*i as usize];
+                if score < best.0 || (score == best.0 && number < best.1) || best.1 == u32::MAX {
+                    *best = (score, number, found.2[at]);
+                }
+            }
+        }
+        let (mut sum, mut moved) = (0.0f64, 0);
+        for ((x, index), (_, number, square)) in rows.iter().zip(index).zip(best) {
+            if number == *index {
+                sum += square as f64;
+                continue;
+            }
+            // The centroid from before need not be listed with the row's cells any more.
+            let before = centroids.get(*index as usize * dim..).and_then(|c| c.get(..dim));
+            match before.map(|c| squared_distance(x, c)) {
+                Some(before) if before <= square => sum += before as f64,
+                _ => {
+                    (*index, moved) = (number, moved + 1);
+                    sum += square as f64;
+                }
+            }
+        }
+        (sum, moved)
+    }
+}
+
+/// The `width` lowest scores and their numbers, lowest first; the lower number among equals.
+fn lowest(scores: &[f32], width: usize, best: &mut Vec<(f32, u32)>) {
+    best.clear();
+    let mut limit = f32::INFINITY;
+    for (number, score) in (0u32..).zip(scores) {
+        if *score < limit || best.len() < width {
+            best.truncate(width - 1);
+            let at = best.iter().rposition(|b| b.0 <= *score).map_or(0, |at| at + 1);
+            best.insert(at, (*score, number));
+            if best.len() == width {
+                limit = best[width - 1].0;
+            }
+        }
+    }
+}
+
+/// The sums of the rows of each cluster in `f64`, which follow rows that go from one to another.
+#[derive(Debug)]
+pub struct Sums {
+    sums: Vec<f64>,
+    counts: Vec<usize>,
+}
+
+impl Sums {
+    /// Adds up rows in their order. Unlike [`crate::lloyd::means`], it reads them from front to end.
+    ///
+    /// # Shapes
+    /// rows (N, D), index N in 0..k
+    pub fn new(rows: Rows<'_>, index: &[u32], k: usize) -> Self {
+        let dim = rows.cols;
+        let (mut sums, mut counts) = (vec![0.0f64; k * dim], vec![0usize; k]);
+        let part = (PART / dim).max(1);
+        for (index, data) in index.chunks(part).zip(rows.data.chunks(part * dim)) {
+            let (order, starts) = members(index, k);
+            sums.par_chunks_mut(dim).enumerate().for_each(|(c, sum)| {
+                add_rows(data, dim, &order[starts[c]..starts[c + 1]], sum);
+            });
+            counts.iter_mut().zip(starts.windows(2)).for_each(|(n, w)| *n += w[1] - w[0]);
+        }
+        Sums { sums, counts }
+    }
+
+    /// Moves the rows whose cluster has changed.
+    pub fn follow(&mut self, rows: Rows<'_>, before: &[u32], after: &[u32]) {
+        let dim = rows.cols;
+        for (i, (from, to)) in before.iter().zip(after).enumerate().filter(|(_, (from, to))| from != to) {
+            for (cluster, sign) in [(*from as usize, -1.0), (*to as usize, 1.0)] {
+                let sum = &mut self.sums[cluster * dim..][..dim];
+                sum.iter_mut().zip(rows.row(i)).for_each(|(s, v)| *s += sign * *v as f64);
+            }
+            self.counts[*from as usize] -= 1;
+            self.counts[*to as usize] += 1;
+        }
+    }
+
+    /// Replaces each centroid that has rows by their mean, and returns how many each has.
+    pub fn means(&self, centroids: &mut [f32]) -> Vec<usize> {
+        let dim = self.sums.len() / self.counts.len();
+        let means = centroids.chunks_exact_mut(dim).zip(self.sums.chunks_exact(dim)).zip(&self.counts);
+        for ((c, sum), n) in means.filter(|(_, n)| **n > 0) {
+            c.iter_mut().zip(sum).for_each(|(v, s)| *v = (s / *n as f64) as f32);
+        }
+        self.counts.clone()
+    }
+}
+
+/// The `width` centroids nearest to each centroid, itself among them, in ascending order of their numbers. All pairs
+/// are compared: K²·D products.
+///
+/// # Shapes
+/// centroids K·D → K lists
+pub fn graph(centroids: &[f32], dim: usize, width: usize) -> Vec<Vec<u32>> {
+    let count = centroids.len() / dim;
+    let origin = mean_row(centroids, dim);
+    let centred: Vec<f32> =
+        centroids.chunks_exact(dim).flat_map(|c| c.iter().zip(&origin).map(|(v, m)| v - m)).collect();
+    let half: Vec<f32> = centred.chunks_exact(dim).map(|c| dot(c, c) / 2.0).collect();
+    let mut lists = vec![Vec::new(); count];
+    let tiles = lists.par_chunks_mut(SIDE).zip(centred.par_chunks(SIDE * dim)).enumerate();
+    tiles.for_each_init(
+        || (vec![0.0f32; SIDE * count], Vec::new(), Vec::new()),
+        |(scores, least, near), (tile, (lists, data))| {
+            let n = data.len() / dim;
+            let (a, b) = ((data, Strides::row_major(dim)), (&centred[..], Strides::transposed(dim)));
+            gemm((n, count, dim), -1.0, a, b, 0.0, (scores, Strides::row_major(count)));
+            for (i, (list, scores)) in lists.iter_mut().zip(scores.chunks_exact_mut(count)).enumerate() {
+                scores.iter_mut().zip(&half).for_each(|(s, h)| *s += h);
+                // A copy of the centroid must not take its place.
+                scores[tile * SIDE + i] = f32::NEG_INFINITY;
+                nearest_of(scores, width, least, near);
+                *list = near.iter().map(|(_, c)| *c).collect();
+                list.sort_unstable();
+            }
+        },
+    );
+    lists
+}
+
+/// The `width` lowest scores and their numbers, the lower number among equals, in any order.
+fn nearest_of(scores: &[f32], width: usize, least: &mut Vec<f32>, near: &mut Vec<(f32, u32)>) {
+    // No fewer than `width` scores are as low as the width-th of the blocks' lowest; few more are.
+    least.clear();
+    least.extend(scores.chunks(16).map(|b| b.iter().copied().fold(f32::INFINITY, f32::min)));
+    let limit = if least.len() > width {
+        *least.select_nth_unstable_by(width - 1, f32::total_cmp).1
+    } else {
+        f32::INFINITY
+    };
+    near.clear();
+    near.extend((0u32..).zip(scores).filter(|(_, s)| **s <= limit).map(|(c, s)| (*s, c)));
+    if near.len() > width {
+        near.select_nth_unstable_by(width - 1, |a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        near.truncate(width);
+    }
+}
+
+/// Finds each row's nearest among the neighbours of its centroid: `lists` has those of each centroid, in ascending
+/// order. Returns Σ‖x − c‖² and how many rows went to another centroid.
+///
+/// # Shapes
+/// rows (N, D), centroids K·D, K lists, index N
+pub fn step(rows: Rows<'_>, centroids: &[f32], lists: &[Vec<u32>], index: &mut [u32]) -> (f64, usize) {
+    let dim = rows.cols;
+    let origin = mean_row(centroids, dim);
+    let all = biases(centroids, &origin);
+    let (mut sum, mut moved) = (0.0f64, 0);
+    let part = (PART / dim).max(1);
+    for (index, data) in index.chunks_mut(part).zip(rows.data.chunks(part * dim)) {
+        let part = Rows::new(data, dim);
+        let (order, starts) = members(index, lists.len());
+        let found: Vec<(Vec<u32>, f64)> = (0..lists.len())
+            .into_par_iter()
+            .filter(|c| starts[*c] < starts[c + 1])
+            .map(|c| {
+                let own = &order[starts[c]..starts[c + 1]];
+                let chosen = gather(Rows::new(centroids, dim), &lists[c]);
+                let biases: Vec<f64> = lists[c].iter().map(|c| all[*c as usize]).collect();
+                let packed = Packed::with_biases(&chosen, &origin, &biases);
+                let (mut index, mut square) = (vec![0u32; own.len()], vec![0.0f32; own.len()]);
+                nearest(&gather(part, own), &packed, &mut index, &mut square);
+                index.iter_mut().for_each(|i| *i = lists[c][*i as usize]);
+                (index, square.iter().map(|s| *s as f64).sum())
+            })
+            .collect();
+        let mut order = order.iter();
+        for (nearest, square) in found {
+            sum += square;
+            for (c, i) in nearest.iter().zip(&mut order) {
+                moved += (index[*i as usize] != *c) as usize;
+                index[*i as usize] = *c;
+            }
+        }
+    }
+    (sum, moved)
+}
+
+/// Σ‖x − c‖² of rows and their centroids.
+pub fn objective(rows: Rows<'_>, index: &[u32], centroids: &[f32]) -> f64 {
+    let dim = rows.cols;
+    let of = |(index, data): (&[u32], &[f32])| -> f64 {
+        let squares = data
+            .chunks_exact(dim)
+            .zip(index)
+            .map(|(x, c)| squared_distance(x, &centroids[*c as usize * dim..][..dim]) as f64);
+        squares.sum()
+    };
+    let tasks = index.par_chunks(TASK).zip(rows.data.par_chunks(TASK * dim));
+    tasks.map(of).collect::<Vec<f64>>().iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * i) as f32 * 0.37).sin() + 3.0 * (i % 5) as f32).collect()
+    }
+
+    fn square(a: &[f32], b: &[f32]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum()
+    }
+
+    /// The numbers of centroids by their distance to a point, nearest first.
+    fn by_distance(x: &[f32], centroids: &[f32]) -> Vec<u32> {
+        let distance = |c: &u32| square(x, &centroids[*c as usize * x.len()..][..x.len()]);
+        let mut all: Vec<u32> = (0..(centroids.len() / x.len()) as u32).collect();
+        all.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
+        all
+    }
+
+    #[test]
+    fn cells_are_the_nearest_in_order() {
+        // More rows than are looked at together, and far from the origin.
+        let data: Vec<f32> = wave(600 * 3).iter().map(|v| v + 50.0).collect();
+        let centres = data[900..900 + 11 * 3].to_vec();
+        let probing = Probing::new(Rows::new(&data, 3), &centres, 4);
+        for (x, cells) in data.chunks(3).zip(probing.cells.chunks(4)) {
+            let want = by_distance(x, &centres);
+            let far = |c: u32| square(x, &centres[c as usize * 3..][..3]);
+            for (got, want) in cells.iter().zip(&want) {
+                assert!((far(*got) - far(*want)).abs() < 1e-2, "{cells:?} for {want:?}");
+            }
+        }
+        assert_eq!(probing.nearest()[300..311], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    }
+
+    #[test]
+    fn each_row_meets_its_cells_lists_and_its_centroid_from_before() {
+        let (data, centroids) = (wave(300 * 3), wave(900)[600..660].to_vec());
+        let lists = [vec![0, 4, 9, 19], (0..12).collect(), vec![11], vec![7], vec![3, 5, 18]];
+        let centres = wave(1500)[1200..1215].to_vec();
+        let probing = Probing::new(Rows::new(&data, 3), &centres, 2);
+        let before: Vec<u32> =
+            (0..300u32).map(|i| if i.is_multiple_of(3) { u32::MAX } else { i % 20 }).collect();
+        let mut index = before.clone();
+        let (sum, moved) = probing.assign(&centroids, &lists, &mut index);
+        let (mut total, mut other) = (0.0, 0);
+        for (i, x) in data.chunks(3).enumerate() {
+            let cells = &probing.cells[2 * i..2 * i + 2];
+            let met = |c: &u32| *c == before[i] || cells.iter().any(|cell| lists[*cell as usize].contains(c));
+            let best = by_distance(x, &centroids).into_iter().find(met);
+            let best = best.unwrap();
+            assert_eq!(index[i], best, "row {i}");
+            total += square(x, &centroids[best as usize * 3..][..3]);
+            other += (best != before[i]) as usize;
+        }
+        assert!(
+            (sum - total).abs() < 1e-5 * total && moved == other,
+            "{sum} for {total}, {moved} for {other}"
+        );
+    }
+
+    #[test]
+    fn a_graph_has_the_nearest_in_ascending_order_and_a_step_finds_them() {
+        let (data, centroids) = (wave(500 * 3), wave(3000)[2400..2400 + 130 * 3].to_vec());
+        for width in [1, 7, 130, 200] {
+            let lists = graph(&centroids, 3, width);
+            for (c, list) in lists.iter().enumerate() {
+                let of = |n: u32| square(&centroids[3 * c..3 * c + 3], &centroids[n as usize * 3..][..3]);
+                assert!(list.len() == width.min(130) && list.contains(&(c as u32)) && list.is_sorted());
+                let far = list.iter().map(|n| of(*n)).fold(0.0, f64::max);
+                let left_out = (0..130).filter(|n| !list.contains(n)).map(of).fold(f64::INFINITY, f64::min);
+                assert!(far <= left_out + 1e-3, "prototype {c}: {far} is there, {left_out} is not");
+            }
+            let before: Vec<u32> = (0..500).map(|i| i * 7 % 130).collect();
+            let mut index = before.clone();
+            let (sum, moved) = step(Rows::new(&data, 3), &centroids, &lists, &mut index);
+            let mut total = 0.0;
+            for (i, x) in data.chunks(3).enumerate() {
+                let list = &lists[before[i] as usize];
+                let best = by_distance(x, &centroids).into_iter().find(|c| list.contains(c)).unwrap();
+                assert_eq!(index[i], best, "row {i}");
+                total += square(x, &centroids[best as usize * 3..][..3]);
+            }
+            assert!((sum - total).abs() < 1e-5 * total, "{sum} for {total}");
+            assert_eq!(moved, (0..500).filter(|i| index[*i] != before[*i]).count());
+            assert!((objective(Rows::new(&data, 3), &index, &centroids) - total).abs() < 1e-5 * total);
+        }
+    }
+
+    #[test]
+    fn means_are_those_of_lloyd_also_after_rows_have_moved() {
+        let data = wave(500 * 4);
+        let rows = Rows::new(&data, 4);
+        let before: Vec<u32> = (0..500).map(|i| i * i % 11).collect();
+        let after: Vec<u32> =
+            (0..500u32).map(|i| if i.is_multiple_of(3) { 10 - i % 11 } else { i * i % 11 }).collect();
+        let (mut got, mut plain) = (vec![7.5; 12 * 4], vec![7.5; 12 * 4]);
+        let mut sums = Sums::new(rows, &before, 12);
+        assert_eq!(sums.means(&mut got), crate::lloyd::means(rows, &before, &mut plain));
+        assert_eq!(got, plain);
+        assert_eq!(got[44..], [7.5; 4], "a centroid without rows stays");
+        sums.follow(rows, &before, &after);
+        assert_eq!(sums.means(&mut got), crate::lloyd::means(rows, &after, &mut plain));
+        got.iter().zip(&plain).for_each(|(a, b)| assert!((a - b).abs() <= 1e-6 * b.abs(), "{a} for {b}"));
+    }
+
+    #[test]
+    fn the_lowest_come_first_and_the_lower_number_among_equals() {
+        let mut best = Vec::new();
+        lowest(&[3.0, 1.0, 2.0, 1.0, 0.5, 3.0], 4, &mut best);
+        assert_eq!(best, [(0.5, 4), (1.0, 1), (1.0, 3), (2.0, 2)]);
+    }
+}
