@@ -8,7 +8,8 @@ use crate::run_dir::RunDir;
 use crate::source;
 use crate::statistics::Spread;
 use pauc_report::verdict::is_accuracy;
-use pauc_traits::open_set::{Spanned, options};
+use pauc_traits::open_set::{Problem, Spanned, code, options};
+use pauc_traits::registry::did_you_mean;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::term::Severity;
 use pauc_traits::{Count, Result, component};
@@ -109,6 +110,10 @@ impl<'de> Deserialize<'de> for Values {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let text = Spanned::deserialize(d)?;
         if text.starts_with_identifier() {
+            let name = text.text().split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+            if !Distribution::NAMES.contains(&name) {
+                return Err(Distribution::unknown(name).raise());
+            }
             return text.parse().map(Values::Drawn);
         }
         let all: Vec<Spanned> = text.parse()?;
@@ -117,6 +122,17 @@ impl<'de> Deserialize<'de> for Values {
 }
 
 impl Distribution {
+    const NAMES: [&str; 3] = ["Uniform", "LogUniform", "Integers"];
+
+    fn unknown(name: &str) -> Problem {
+        Problem {
+            code: code::UNKNOWN_NAME,
+            message: format!("unknown distribution `{name}`"),
+            suggestion: did_you_mean(name, Self::NAMES).map(str::to_string),
+            help: Some(format!("known: {}; or a list of values", Self::NAMES.join(", "))),
+        }
+    }
+
     /// Draws a number, rounded to four significant digits, as a recipe writes it.
     fn draw(self, rng: &mut impl Rng) -> String {
         let short = |v: f64| {
