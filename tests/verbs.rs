@@ -243,7 +243,7 @@ fn mistakes_have_their_words_and_exit_codes() {
     let grey = ["--data", "FashionMini()"];
     refused(["eval", run, "--probe", "Knn()"].into_iter().chain(grey), 2, "have 1 channels");
     refused(["eval", run, "--probe", "Knn()", "--checkpoint", "none"], 4, "not found");
-    refused(["embed", run, "--out", "x.parquet"], 2, "end the name in .safetensors or .npy");
+    refused(["embed", run, "--out", "x.csv"], 2, "end the name in .safetensors");
     refused(["embed", run, "--out", "nowhere/x.npy"], 4, "nowhere");
     let other = runs.recipe("warm").join("seed0/checkpoints/last.safetensors");
     let out = runs.folder.path().join("y.npy");

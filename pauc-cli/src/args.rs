@@ -67,7 +67,8 @@ pub enum Command {
     /// Write a split's features and embeddings, with ids, labels and where they came from.
     ///
     /// A .safetensors file holds `features`, `embeddings`, `ids` and `labels`, and the provenance as metadata. Beside x.npy lie
-    /// x.ids.npy, x.labels.npy and x.json. Rows stand in the order of the split.
+    /// x.ids.npy, x.labels.npy and x.json. A .parquet file (built with the feature `parquet`) holds the same as columns, vectors
+    /// as lists. Rows stand in the order of the split.
     ///
     /// Example: pauc-cli embed runs/quickstart-0a1b2c3d/seed0 --split test --out test.safetensors
     Embed(EmbedArgs),
@@ -324,7 +325,7 @@ pub struct EvalArgs {
 pub struct EmbedArgs {
     #[command(flatten)]
     pub of: SavedArgs,
-    /// The file to write: .safetensors or .npy.
+    /// The file to write: .safetensors, .npy or (built with the feature `parquet`) .parquet.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// The vectors of a .npy file.

@@ -166,10 +166,10 @@ mod tests {
                         column.typed::<FloatType>().write_batch(&v, d.as_deref(), r.as_deref()).unwrap();
                     }
                     Leaf::Doubles(v) => {
-                        drop(column.typed::<DoubleType>().write_batch(&v, None, None).unwrap())
+                        column.typed::<DoubleType>().write_batch(&v, None, None).unwrap();
                     }
                     Leaf::Integers(v) => {
-                        drop(column.typed::<Int64Type>().write_batch(&v, None, None).unwrap())
+                        column.typed::<Int64Type>().write_batch(&v, None, None).unwrap();
                     }
                 }
                 column.close().unwrap();

@@ -28,6 +28,8 @@ pub mod pixels;
 pub mod preview;
 pub mod speed;
 pub mod survey;
+#[cfg(feature = "parquet")]
+pub mod table;
 pub mod views;
 
 pub use contact_sheet::contact_sheet;

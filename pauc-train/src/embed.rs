@@ -75,6 +75,9 @@ impl Provenance {
 /// * `.safetensors`: `features` (N, F), `embeddings` (N, D), `ids` N, `labels` N, and the provenance as metadata;
 /// * `.npy`: the chosen vectors; beside `x.npy` lie `x.ids.npy`, `x.labels.npy` and `x.json` with the provenance.
 ///
+/// * `.parquet`, where pauc is built with that feature: the columns `ids`, `labels`, `features` and `embeddings` (lists), and
+///   the provenance as metadata.
+///
 /// Rows stand in the order of the split, and ids are places in it. Returns the files.
 ///
 /// # Errors
@@ -121,8 +124,33 @@ pub fn write(
             files.iter().try_for_each(|(path, bytes)| atomic::write(path, bytes))?;
             Ok(files.into_iter().map(|(path, _)| path).collect())
         }
-        _ => Err(Error::config(format!("{}: end the name in .safetensors or .npy", path.display()))),
+        #[cfg(feature = "parquet")]
+        Some("parquet") => {
+            use pauc_data::table::{self, Cells};
+            let mut columns = vec![("ids", Cells::Integers(&ids))];
+            columns.extend(labels.as_deref().map(|l| ("labels", Cells::Integers(l))));
+            columns.push(("features", Cells::Lists { values: &e.features, width: f }));
+            columns.push(("embeddings", Cells::Lists { values: &e.embeddings, width: e.dim }));
+            table::write(path, &columns, &from.fields())?;
+            Ok(vec![path.to_path_buf()])
+        }
+        _ => Err(Error::config(format!("{}: {}", path.display(), endings()))),
     }
+}
+
+/// The endings that [`write`] knows, as advice.
+pub fn endings() -> &'static str {
+    if cfg!(feature = "parquet") {
+        "end the name in .safetensors, .npy or .parquet"
+    } else {
+        "end the name in .safetensors or .npy; pauc built with `--features parquet` also writes .parquet"
+    }
+}
+
+/// Whether a file can be written under this name.
+pub fn is_known(path: &Path) -> bool {
+    let ending = path.extension().and_then(|e| e.to_str());
+    matches!(ending, Some("safetensors" | "npy")) || (cfg!(feature = "parquet") && ending == Some("parquet"))
 }
 
 /// An array in NumPy's format, version 1.0: the header is padded so that data begins at a multiple of 64.

@@ -48,8 +48,8 @@ pub fn eval(args: EvalArgs) -> Result<ExitCode, Failure> {
 /// Writes what a run's network makes of a split.
 pub fn embed(args: EmbedArgs) -> Result<ExitCode, Failure> {
     let device = device("cpu")?;
-    if !matches!(args.out.extension().and_then(|e| e.to_str()), Some("safetensors" | "npy")) {
-        let message = format!("error: {}: end the name in .safetensors or .npy", args.out.display());
+    if !embed::is_known(&args.out) {
+        let message = format!("error: {}: {}", args.out.display(), embed::endings());
         return Err(Failure::new(2, message));
     }
     let saved = open(&device, &args.of)?;
