@@ -3,7 +3,6 @@
 use crate::source;
 use annotate_snippets::{AnnotationKind, Level, Patch, Renderer, Snippet};
 use pauc_traits::open_set::Problem;
-use pauc_traits::registry::did_you_mean;
 use pauc_traits::term::Severity;
 use ron::error::{Error as Ron, SpannedError};
 use std::ops::Range;
@@ -87,9 +86,16 @@ impl Diagnostic {
         };
         let plain = error.code.to_string();
         if let Some(problem) = Problem::parse(&plain) {
-            let Problem { code, message, suggestion, help } = problem;
-            // The parser stands behind the offending word; the word itself is what the reader wants to see.
-            d.span = d.span.map(|s| word_before(text, s));
+            let Problem { code, message, word, suggestion, help } = problem;
+            // The parser stands behind the offending word, or behind the value that begins with it; the word itself is what
+            // the reader wants to see.
+            d.span = d.span.map(|s| match word.and_then(|w| last_word(text, s.end, &w)) {
+                Some(word) => word,
+                None => word_before(text, s),
+            });
+            return Diagnostic { code, message, replacement: suggestion, help, ..d };
+        }
+        if let Some(Problem { code, message, suggestion, help, .. }) = Problem::of_ron(&error.code) {
             return Diagnostic { code, message, replacement: suggestion, help, ..d };
         }
         match &error.code {
@@ -111,16 +117,6 @@ impl Diagnostic {
                     source::parse(text).map(|root| text[value(text, &root, &d).span.clone()].to_string());
                 let found = found.map(|f| format!(", found {f}")).unwrap_or_default();
                 (d.code, d.message) = ("E0106", format!("expected a value of type {expected}{found}"));
-            }
-            Ron::NoSuchEnumVariant { expected, found, .. } => {
-                (d.code, d.message) = ("E0102", format!("unknown name `{found}`"));
-                d.replacement = did_you_mean(found, expected.iter().copied()).map(str::to_string);
-                d.help = Some(format!("known: {}", expected.join(", ")));
-            }
-            Ron::NoSuchStructField { expected, found, .. } => {
-                (d.code, d.message) = ("E0103", format!("unknown field `{found}`"));
-                d.replacement = did_you_mean(found, expected.iter().copied()).map(str::to_string);
-                d.help = Some(format!("known: {}", expected.join(", ")));
             }
             Ron::MissingStructField { field, outer } => {
                 let owner = outer.as_ref().map(|o| format!(" of `{o}`")).unwrap_or_default();
@@ -177,6 +173,17 @@ fn byte(text: &str, at: ron::error::Position) -> usize {
     let line_start: usize = text.split_inclusive('\n').take(at.line.saturating_sub(1)).map(str::len).sum();
     let line = text[line_start..].split('\n').next().unwrap_or("");
     line_start + line.char_indices().nth(at.col.saturating_sub(1)).map_or(line.len(), |(i, _)| i)
+}
+
+/// The last place before `end` where `word` stands by itself.
+fn last_word(text: &str, end: usize, word: &str) -> Option<Range<usize>> {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    let whole = |at: usize| {
+        let (before, after) = (&text[..at], &text[at + word.len()..]);
+        !before.ends_with(is_part) && !after.starts_with(is_part)
+    };
+    let mut places = text[..end.min(text.len())].rmatch_indices(word).map(|(at, _)| at);
+    places.find(|at| whole(*at)).map(|at| at..at + word.len())
 }
 
 fn word_before(text: &str, span: Range<usize>) -> Range<usize> {

@@ -329,7 +329,7 @@ impl Recipe {
     }
 }
 
-/// Whether a parameter is `part`, or is named below it.
+/// Whether a dotted name, of a parameter or a path, is `part`, or lies below it.
 pub(crate) fn belongs(name: &str, part: &str) -> bool {
     name.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }

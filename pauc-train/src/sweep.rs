@@ -3,13 +3,12 @@
 use crate::compare;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::marks::{Best, Goal};
-use crate::recipe::{LoadError, Source, Version};
+use crate::recipe::{LoadError, Source, Version, belongs};
 use crate::run_dir::RunDir;
 use crate::source;
 use crate::statistics::Spread;
 use pauc_report::verdict::is_accuracy;
-use pauc_traits::open_set::{Problem, Spanned, code, options};
-use pauc_traits::registry::did_you_mean;
+use pauc_traits::open_set::{Spanned, options};
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::term::Severity;
 use pauc_traits::{Count, Result, component};
@@ -56,6 +55,16 @@ pub enum Values {
     Listed(Vec<String>),
     /// Numbers drawn at random.
     Drawn(Distribution),
+}
+
+impl Values {
+    /// The values that are written down.
+    fn listed(&self) -> Option<&[String]> {
+        match self {
+            Values::Listed(all) => Some(all),
+            Values::Drawn(_) => None,
+        }
+    }
 }
 
 /// Where random values come from.
@@ -110,10 +119,6 @@ impl<'de> Deserialize<'de> for Values {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let text = Spanned::deserialize(d)?;
         if text.starts_with_identifier() {
-            let name = text.text().split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
-            if !Distribution::NAMES.contains(&name) {
-                return Err(Distribution::unknown(name).raise());
-            }
             return text.parse().map(Values::Drawn);
         }
         let all: Vec<Spanned> = text.parse()?;
@@ -122,17 +127,6 @@ impl<'de> Deserialize<'de> for Values {
 }
 
 impl Distribution {
-    const NAMES: [&str; 3] = ["Uniform", "LogUniform", "Integers"];
-
-    fn unknown(name: &str) -> Problem {
-        Problem {
-            code: code::UNKNOWN_NAME,
-            message: format!("unknown distribution `{name}`"),
-            suggestion: did_you_mean(name, Self::NAMES).map(str::to_string),
-            help: Some(format!("known: {}; or a list of values", Self::NAMES.join(", "))),
-        }
-    }
-
     /// Draws a number, rounded to four significant digits, as a recipe writes it.
     fn draw(self, rng: &mut impl Rng) -> String {
         let short = |v: f64| {
@@ -234,10 +228,7 @@ impl Sweep {
                 }
             }
         }
-        let count = |a: &Axis| match &a.values {
-            Values::Listed(all) => Some(all.len()),
-            Values::Drawn(_) => None,
-        };
+        let count = |a: &Axis| a.values.listed().map(<[String]>::len);
         if matches!(self.combine, Combine::Zip)
             && let Some(first) = self.over.first()
             && let Some(i) = self.over.iter().position(|a| count(a) != count(first))
@@ -252,13 +243,10 @@ impl Sweep {
 
     /// The combinations, each once, in a fixed order.
     pub fn points(&self) -> Vec<Point> {
-        let listed = |axis: &Axis, place: usize| match &axis.values {
-            Values::Listed(all) => all[place].clone(),
-            Values::Drawn(_) => String::new(),
-        };
-        let lengths: Vec<usize> = self.over.iter().map(|a| listed_count(&a.values)).collect();
+        let lists: Vec<&[String]> = self.over.iter().map(|a| a.values.listed().unwrap_or_default()).collect();
+        let lengths: Vec<usize> = lists.iter().map(|l| l.len()).collect();
         let at = |places: Vec<usize>| Point {
-            values: self.over.iter().zip(&places).map(|(a, p)| listed(a, *p)).collect(),
+            values: lists.iter().zip(&places).map(|(l, p)| l[*p].clone()).collect(),
             places: places.into_iter().map(Some).collect(),
         };
         let mut all: Vec<Point> = match &self.combine {
@@ -337,13 +325,6 @@ impl Sweep {
     }
 }
 
-fn listed_count(values: &Values) -> usize {
-    match values {
-        Values::Listed(all) => all.len(),
-        Values::Drawn(_) => 0,
-    }
-}
-
 fn one_line(value: &str) -> String {
     value.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -353,10 +334,7 @@ fn overlap(a: &str, b: &str) -> bool {
     // `list.0` and `list[0]` mean the same.
     let plain = |p: &str| p.trim().replace('[', ".").replace(']', "");
     let (a, b) = (plain(a), plain(b));
-    let within = |long: &str, short: &str| {
-        long.strip_prefix(short).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
-    within(&a, &b) || within(&b, &a)
+    belongs(&a, &b) || belongs(&b, &a)
 }
 
 /// A run of a sweep as it stands on disk.
@@ -542,6 +520,17 @@ mod tests {
             &one("(path: \"a\", values: Unifrm(from: 0, to: 1))", ""),
             "E0102",
             "did you mean `Uniform`?",
+        );
+        // The name is what is replaced, not what stands behind it.
+        refused(
+            &one("(path: \"a\", values: Unifrm(from: 0, to: 1))", ""),
+            "E0102",
+            "values: Uniform(from: 0, to: 1)",
+        );
+        refused(
+            &one("(path: \"a\", values: Uniform(frm: 0, to: 1))", ""),
+            "E0103",
+            "values: Uniform(from: 0, to: 1)",
         );
         let random = ", combine: Random(runs: 3)";
         refused(&one("(path: \"a\", values: Uniform(from: 1, to: 0))", random), "E0106", "smaller than `to`");

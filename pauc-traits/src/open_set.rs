@@ -23,6 +23,8 @@ pub struct Problem {
     pub code: &'static str,
     /// What is wrong.
     pub message: String,
+    /// The offending word, if it is one.
+    pub word: Option<String>,
     /// A replacement for the offending word.
     pub suggestion: Option<String>,
     /// Further help, such as the list of what is allowed.
@@ -50,8 +52,9 @@ impl Problem {
     pub fn raise<E: de::Error>(self) -> E {
         let part = |p: Option<String>| p.unwrap_or_default();
         let s = SEPARATOR;
-        let Problem { code, message, suggestion, help } = self;
-        E::custom(format!("{s}{code}{s}{message}{s}{}{s}{}{s}", part(suggestion), part(help)))
+        let Problem { code, message, word, suggestion, help } = self;
+        let optional = [word, suggestion, help].map(part).join(&s.to_string());
+        E::custom(format!("{s}{code}{s}{message}{s}{optional}{s}"))
     }
 
     /// Takes a serde error's text apart, if a [`Problem`] raised it.
@@ -61,13 +64,27 @@ impl Problem {
         let code = code::ALL.iter().find(|c| **c == code)?;
         let message = parts.next()?.to_string();
         let mut optional = || parts.next().filter(|p| !p.is_empty()).map(str::to_string);
-        Some(Problem { code, message, suggestion: optional(), help: optional() })
+        Some(Problem { code, message, word: optional(), suggestion: optional(), help: optional() })
+    }
+
+    /// The problem behind an error of RON's own, if a name or a field is not one of those that are known.
+    pub fn of_ron(error: &ron::Error) -> Option<Problem> {
+        match error {
+            ron::Error::NoSuchEnumVariant { expected, found, .. } => {
+                Some(Self::unknown(code::UNKNOWN_NAME, "unknown name", found, "", expected))
+            }
+            ron::Error::NoSuchStructField { expected, found, .. } => {
+                Some(Self::unknown(code::UNKNOWN_FIELD, "unknown field", found, "", expected))
+            }
+            _ => None,
+        }
     }
 
     fn unknown(code: &'static str, what: &str, name: &str, owner: &str, known: &[&str]) -> Problem {
         Problem {
             code,
             message: format!("{what} `{name}`{owner}"),
+            word: Some(name.into()),
             suggestion: did_you_mean(name, known.iter().copied()).map(str::to_string),
             help: Some(if known.is_empty() {
                 "there are none".into()
@@ -87,6 +104,7 @@ impl Problem {
         Problem {
             code: code::MISSING_FIELD,
             message: format!("`{owner}` needs the field `{name}`, which has no default"),
+            word: None,
             suggestion: None,
             help: Some(format!("write `{owner}({name}: …)`")),
         }
@@ -97,6 +115,7 @@ impl Problem {
         Problem {
             code: code::DUPLICATE_FIELD,
             message: format!("field `{name}` of `{owner}` is given twice"),
+            word: Some(name.into()),
             suggestion: None,
             help: Some("remove one of them".into()),
         }
@@ -330,6 +349,10 @@ impl Spanned {
     where
         T: for<'a> Deserialize<'a>,
     {
-        options().from_str(self.0.get_ron()).map_err(|e| E::custom(e.code))
+        let raise = |e: ron::error::SpannedError| match Problem::of_ron(&e.code) {
+            Some(problem) => problem.raise(),
+            None => E::custom(e.code),
+        };
+        options().from_str(self.0.get_ron()).map_err(raise)
     }
 }
