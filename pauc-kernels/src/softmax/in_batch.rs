@@ -1,0 +1,239 @@
+//! The softmax of a batch over itself.
+
+use super::rows::{both_probabilities, exp_add, sum_exp, times_both};
+use super::{Graded, dot};
+use crate::gemm::{Strides, gemm};
+use rayon::prelude::*;
+
+/// Rows of one task of [`in_batch`].
+const BLOCK: usize = 128;
+/// [`in_batch`] keeps the logits between its two passes up to this many, and computes them again beyond.
+pub(super) const KEPT: usize = 1 << 20;
+/// Logits that differ by less have exponentials that single precision holds side by side.
+pub(super) const SPREAD: f32 = 80.0;
+
+/// What [`in_batch`] keeps of a row between its passes.
+struct Row {
+    /// Its loss.
+    loss: f64,
+    /// log Σ exp of all its candidates.
+    lse: f32,
+    /// The probability of its negatives.
+    negatives: f64,
+    /// 1/Σ exp(logit − ceiling), where there is a ceiling.
+    inverse: f32,
+}
+
+impl Row {
+    /// From the positive's logit, and Σ exp(logit − top) of the negatives; `near` if no logit exceeds `top` or is so far
+    /// below it that its exponential vanishes.
+    fn new(positive: f64, (top, sum): (f32, f64), near: bool) -> Row {
+        let top = f64::from(top);
+        let shift = if near { top } else { top.max(positive) };
+        let (own, negatives) = ((positive - shift).exp(), sum * (top - shift).exp());
+        let lse = (own + negatives).ln() + shift;
+        Row {
+            loss: if near || positive == shift { (negatives / own).ln_1p() } else { lse - positive },
+            lse: lse as f32,
+            negatives: negatives / (own + negatives),
+            inverse: (1.0 / (own + negatives)) as f32,
+        }
+    }
+}
+
+/// In-batch InfoNCE over the 2B rows of z = [z⁰; z¹] and its gradient with respect to z: the positive of row a is row
+/// a ± B, its candidates are all rows but itself.
+///
+/// Where no two logits are so far apart that the exponential of one vanishes beside the other's, all are taken against
+/// one ceiling, max ‖z‖²/τ. Then exp(logit) is the same seen from its row and from its column, and computed once.
+///
+/// # Shapes
+/// (2B, D), an even number of rows → gradient (2B, D).
+///
+/// # Panics
+/// If the length of `z` is not an even multiple of `dim`.
+pub fn in_batch(z: &[f32], dim: usize, temperature: f32) -> Graded {
+    let n = z.len() / dim.max(1);
+    assert!(dim > 0 && z.len() == n * dim && n.is_multiple_of(2), "an even number of rows of {dim}");
+    crate::threads::inside(|| in_batch_inside(z, n, dim, 1.0 / temperature))
+}
+
+fn in_batch_inside(z: &[f32], n: usize, dim: usize, scale: f32) -> Graded {
+    let largest = z.chunks_exact(dim).map(|row| dot(row, row)).fold(0.0, f32::max);
+    let ceiling = scale * largest;
+    if n * n <= KEPT && 2.0 * ceiling < SPREAD {
+        in_batch_kept(z, n, dim, scale, ceiling)
+    } else {
+        in_batch_streamed(z, n, dim, scale)
+    }
+}
+
+/// The tiles on and above the diagonal of a square of `blocks` blocks, row by row.
+fn upper(blocks: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..blocks).flat_map(move |i| (i..blocks).map(move |j| (i, j)))
+}
+
+/// [`in_batch`] against one ceiling. Logits, exponentials and weights are symmetric matrices: only the tiles on and above the
+/// diagonal exist.
+fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> Graded {
+    let half = n / 2;
+    let blocks = n.div_ceil(BLOCK);
+    let size = |block: usize| BLOCK.min(n - block * BLOCK);
+    let rows_of = |block: usize| &z[block * BLOCK * dim..][..size(block) * dim];
+    let (row_major, transposed) = (Strides::row_major(dim), Strides::transposed(dim));
+    let places: Vec<(usize, usize)> = upper(blocks).collect();
+    let mut tiles = vec![0.0; places.len() * BLOCK * BLOCK];
+    // exp(logit − ceiling) of the candidates, and their sums over rows and over columns.
+    let measure = |((i, j), tile): (&(usize, usize), &mut [f32])| -> Sums {
+        let (rows, columns) = (size(*i), size(*j));
+        let tile = &mut tile[..rows * columns];
+        let wide = Strides::row_major(columns);
+        gemm(
+            (rows, columns, dim),
+            scale,
+            (rows_of(*i), row_major),
+            (rows_of(*j), transposed),
+            0.0,
+            (tile, wide),
+        );
+        let mut sums = Sums { rows: vec![0.0; rows], columns: vec![0.0; columns], positives: Vec::new() };
+        for (r, row) in tile.chunks_exact_mut(columns).enumerate() {
+            let a = i * BLOCK + r;
+            let column = |b: usize| b.checked_sub(j * BLOCK).filter(|c| *c < columns);
+            if let Some(c) = column(a) {
+                row[c] = f32::NEG_INFINITY;
+            }
+            // The partner of the first half of the rows lies above the diagonal, that of the second half below.
+            if a < half
+                && let Some(c) = column(a + half)
+            {
+                sums.positives.push((a, row[c]));
+                row[c] = f32::NEG_INFINITY;
+            }
+            if i == j
+                && a >= half
+                && let Some(c) = column(a - half)
+            {
+                row[c] = f32::NEG_INFINITY;
+            }
+            sums.rows[r] = exp_add(row, ceiling, &mut sums.columns);
+        }
+        sums
+    };
+    let chunks = tiles.par_chunks_mut(BLOCK * BLOCK).with_max_len(1);
+    let sums: Vec<Sums> = places.par_iter().with_max_len(1).zip(chunks).map(measure).collect();
+    let (mut negatives, mut positives) = (vec![0.0f64; n], vec![0.0f64; half]);
+    for ((i, j), sums) in places.iter().zip(&sums) {
+        let mut add = |block: usize, part: &[f32]| {
+            negatives[block * BLOCK..].iter_mut().zip(part).for_each(|(s, p)| *s += f64::from(*p));
+        };
+        add(*i, &sums.rows);
+        if i != j {
+            add(*j, &sums.columns);
+        }
+        sums.positives.iter().for_each(|(a, logit)| positives[*a] = f64::from(*logit));
+    }
+    let rows: Vec<Row> = negatives
+        .iter()
+        .enumerate()
+        .map(|(a, sum)| Row::new(positives[a % half], (ceiling, *sum), true))
+        .collect();
+    let inverses: Vec<f32> = rows.iter().map(|r| r.inverse).collect();
+    // W_ab = P_ab + P_ba, and −(negatives' probability) of both for partners; the gradient is W·z/(τ·n).
+    let weigh = |((i, j), tile): (&(usize, usize), &mut [f32])| {
+        let (rows_here, columns) = (size(*i), size(*j));
+        let others = &inverses[j * BLOCK..][..columns];
+        for (r, row) in tile[..rows_here * columns].chunks_exact_mut(columns).enumerate() {
+            let a = i * BLOCK + r;
+            times_both(row, inverses[a], others);
+            let partner = (a + half) % n;
+            if let Some(c) = partner.checked_sub(j * BLOCK).filter(|c| *c < columns) {
+                row[c] = -(rows[a].negatives + rows[partner].negatives) as f32;
+            }
+        }
+    };
+    places
+        .par_iter()
+        .with_max_len(1)
+        .zip(tiles.par_chunks_mut(BLOCK * BLOCK).with_max_len(1))
+        .for_each(weigh);
+    let tile_at = |i: usize, j: usize| {
+        // Tiles of the rows of blocks before i, and those before j in its own.
+        let at = i * blocks - i * i.saturating_sub(1) / 2 + (j - i);
+        &tiles[at * BLOCK * BLOCK..][..size(i) * size(j)]
+    };
+    let pull = |(j, gradient): (usize, &mut [f32])| {
+        for i in 0..blocks {
+            // Below the diagonal stands the transpose of what is above it.
+            let (tile, strides) = if i < j {
+                (tile_at(i, j), Strides::transposed(size(j)))
+            } else {
+                (tile_at(j, i), Strides::row_major(size(i)))
+            };
+            let keep = if i == 0 { 0.0 } else { 1.0 };
+            let shape = (size(j), dim, size(i));
+            gemm(
+                shape,
+                scale / n as f32,
+                (tile, strides),
+                (rows_of(i), row_major),
+                keep,
+                (gradient, row_major),
+            );
+        }
+    };
+    let mut gradient = vec![0.0; n * dim];
+    gradient.par_chunks_mut(BLOCK * dim).with_max_len(1).enumerate().for_each(pull);
+    Graded { value: rows.iter().map(|r| r.loss).sum::<f64>() / n.max(1) as f64, gradient }
+}
+
+/// What a tile adds to the sums of its rows and, mirrored, to those of its columns.
+struct Sums {
+    rows: Vec<f32>,
+    columns: Vec<f32>,
+    /// The logits of rows with their partners.
+    positives: Vec<(usize, f32)>,
+}
+
+/// [`in_batch`] in memory of O(n·[`BLOCK`]): logits are computed once more for the gradient.
+fn in_batch_streamed(z: &[f32], n: usize, dim: usize, scale: f32) -> Graded {
+    let partner = |a: usize| (a + n / 2) % n;
+    let (row_major, transposed) = (Strides::row_major(dim), Strides::transposed(dim));
+    let wide = Strides::row_major(n);
+    // The scaled inner products of a block of rows with all rows.
+    let logits = |block: usize, rows: usize| {
+        let mut out = vec![0.0; rows * n];
+        let of = &z[block * BLOCK * dim..][..rows * dim];
+        gemm((rows, n, dim), scale, (of, row_major), (z, transposed), 0.0, (&mut out, wide));
+        out
+    };
+    let measure = |block: usize| -> Vec<Row> {
+        let first = block * BLOCK;
+        let one = |(i, row): (usize, &mut [f32])| {
+            let a = first + i;
+            let positive = f64::from(row[partner(a)]);
+            row[a] = f32::NEG_INFINITY;
+            row[partner(a)] = f32::NEG_INFINITY;
+            let (top, sum) = sum_exp(row);
+            Row::new(positive, (top, f64::from(sum)), false)
+        };
+        logits(block, BLOCK.min(n - first)).chunks_exact_mut(n).enumerate().map(one).collect()
+    };
+    let rows: Vec<Vec<Row>> = (0..n.div_ceil(BLOCK)).into_par_iter().with_max_len(1).map(measure).collect();
+    let rows: Vec<Row> = rows.into_iter().flatten().collect();
+    let of_all: Vec<f32> = rows.iter().map(|r| r.lse).collect();
+    let pull = |(block, gradient): (usize, &mut [f32])| {
+        let here = gradient.len() / dim;
+        let mut weights = logits(block, here);
+        for (i, row) in weights.chunks_exact_mut(n).enumerate() {
+            let a = block * BLOCK + i;
+            both_probabilities(row, of_all[a], &of_all);
+            row[a] = 0.0;
+            row[partner(a)] = -(rows[a].negatives + rows[partner(a)].negatives) as f32;
+        }
+        gemm((here, dim, n), scale / n as f32, (&weights, wide), (z, row_major), 0.0, (gradient, row_major));
+    };
+    let mut gradient = vec![0.0; n * dim];
+    gradient.par_chunks_mut(BLOCK * dim).with_max_len(1).enumerate().for_each(pull);
+    Graded { value: rows.iter().map(|r| r.loss).sum::<f64>() / n.max(1) as f64, gradient }
+}

@@ -1,0 +1,199 @@
+//! The loops over rows of logits, for every instruction set.
+
+use super::Part;
+
+/// Elements that the row loops handle at once: two AVX-512 registers.
+const LANES: usize = 32;
+
+/// exp(x) for x ≤ 0, within 2 units in the last place; 0 below −87.
+#[inline(always)]
+pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
+    let fma = |a: f32, b: f32, c: f32| if FMA { a.mul_add(b, c) } else { a * b + c };
+    // x = n·ln 2 + r with |r| ≤ ln 2/2. Adding 1.5·2²³ rounds to the nearest whole number and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    // Not `max`, which would turn NaN into a number.
+    let y = if x < -87.0 { -87.0 } else { x };
+    let t = fma(y, std::f32::consts::LOG2_E, ROUND);
+    let n = t - ROUND;
+    // ln 2 in two pieces, the first exact in few bits.
+    let r = fma(n, 2.121_944_4e-4, fma(n, -0.693_359_4, y));
+    let mut p = fma(1.987_569_1e-4, r, 1.398_199_9e-3);
+    p = fma(p, r, 8.333_452e-3);
+    p = fma(p, r, 4.166_579_6e-2);
+    p = fma(p, r, 1.666_666_5e-1);
+    p = fma(p, r, 0.5);
+    let e = fma(p, r * r, r) + 1.0;
+    let two_to_n = f32::from_bits(t.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
+    if x < -87.0 { 0.0 } else { e * two_to_n }
+}
+
+/// The loops over rows, written once and compiled for every instruction set.
+// Indices over fixed lanes are what the compiler turns into vector registers.
+#[allow(clippy::needless_range_loop)]
+pub(super) mod body {
+    use super::{LANES, exp};
+    use crate::softmax::Part;
+
+    /// The largest `at(a_j, b_j)`.
+    #[inline(always)]
+    fn largest(a: &[f32], b: &[f32], at: impl Fn(f32, f32) -> f32) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+        let rest = a.remainder().iter().zip(b.remainder());
+        let rest = rest.map(|(a, b)| at(*a, *b)).fold(f32::NEG_INFINITY, f32::max);
+        for (a, b) in a.zip(b) {
+            for l in 0..LANES {
+                let v = at(a[l], b[l]);
+                lanes[l] = if v > lanes[l] { v } else { lanes[l] };
+            }
+        }
+        lanes.into_iter().fold(rest, f32::max)
+    }
+
+    #[inline(always)]
+    pub fn fold<const FMA: bool>(
+        logits: &mut [f32],
+        (width, count): (usize, usize),
+        scale: &[f32],
+        dim: usize,
+        part: &mut Part,
+    ) {
+        let Part { top, sum, pull } = part;
+        let state = top.iter_mut().zip(sum).zip(pull.chunks_exact_mut(dim));
+        for (row, ((top, sum), pull)) in logits.chunks_mut(width).zip(state) {
+            let (row, scale) = (&mut row[..count], &scale[..count]);
+            let highest = largest(row, scale, |v, s| v * s);
+            if highest > *top {
+                let shrink = if *top == f32::NEG_INFINITY { 0.0 } else { exp::<FMA>(*top - highest) };
+                *sum *= shrink;
+                pull.iter_mut().for_each(|p| *p *= shrink);
+                *top = highest;
+            } else if *top == f32::NEG_INFINITY {
+                // Only the query's own positive was here.
+                row.fill(0.0);
+                continue;
+            }
+            let mut lanes = [0.0f32; LANES];
+            let shift = *top;
+            let mut chunks = row.chunks_exact_mut(LANES);
+            let mut scales = scale.chunks_exact(LANES);
+            for (v, s) in (&mut chunks).zip(&mut scales) {
+                for l in 0..LANES {
+                    let e = exp::<FMA>(v[l] * s[l] - shift);
+                    lanes[l] += e;
+                    v[l] = e * s[l];
+                }
+            }
+            for (v, s) in chunks.into_remainder().iter_mut().zip(scales.remainder()) {
+                let e = exp::<FMA>(*v * s - shift);
+                lanes[0] += e;
+                *v = e * s;
+            }
+            *sum += lanes.iter().sum::<f32>();
+        }
+    }
+
+    #[inline(always)]
+    pub fn sum_exp<const FMA: bool>(row: &[f32]) -> (f32, f32) {
+        let top = largest(row, row, |v, _| v);
+        if top == f32::NEG_INFINITY {
+            return (top, 0.0);
+        }
+        let mut lanes = [0.0f32; LANES];
+        let chunks = row.chunks_exact(LANES);
+        let rest: f32 = chunks.remainder().iter().map(|v| exp::<FMA>(v - top)).sum();
+        for v in chunks {
+            for l in 0..LANES {
+                lanes[l] += exp::<FMA>(v[l] - top);
+            }
+        }
+        (top, lanes.iter().sum::<f32>() + rest)
+    }
+
+    #[inline(always)]
+    pub fn exp_add<const FMA: bool>(row: &mut [f32], shift: f32, columns: &mut [f32]) -> f32 {
+        let mut lanes = [0.0f32; LANES];
+        let mut chunks = row.chunks_exact_mut(LANES);
+        let mut below = columns.chunks_exact_mut(LANES);
+        for (v, sum) in (&mut chunks).zip(&mut below) {
+            for l in 0..LANES {
+                let e = exp::<FMA>(v[l] - shift);
+                lanes[l] += e;
+                sum[l] += e;
+                v[l] = e;
+            }
+        }
+        for ((v, sum), lane) in chunks.into_remainder().iter_mut().zip(below.into_remainder()).zip(&mut lanes)
+        {
+            *v = exp::<FMA>(*v - shift);
+            *lane += *v;
+            *sum += *v;
+        }
+        lanes.iter().sum()
+    }
+
+    #[inline(always)]
+    pub fn times_both<const FMA: bool>(row: &mut [f32], own: f32, others: &[f32]) {
+        for (v, other) in row.iter_mut().zip(others) {
+            *v *= own + other;
+        }
+    }
+
+    #[inline(always)]
+    pub fn both_probabilities<const FMA: bool>(row: &mut [f32], own: f32, others: &[f32]) {
+        for (v, other) in row.iter_mut().zip(others) {
+            *v = exp::<FMA>(*v - own) + exp::<FMA>(*v - other);
+        }
+    }
+}
+
+/// Declares a function that runs its `body` compiled for the best instruction set of the machine.
+macro_rules! dispatched {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)?) => {
+        $(#[$doc])*
+        pub(super) fn $name($($arg: $ty),*) $(-> $out)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f")]
+                fn avx512($($arg: $ty),*) $(-> $out)? {
+                    body::$name::<true>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $out)? {
+                    body::$name::<true>($($arg),*)
+                }
+                if is_x86_feature_detected!("avx512f") {
+                    // SAFETY: the machine has AVX-512F, as was just asked; the body is safe code.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: the machine has AVX2 and FMA, as was just asked; the body is safe code.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            // Where fused multiply-add is not part of every machine of the architecture, it is a slow call.
+            body::$name::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
+        }
+    };
+}
+
+dispatched! {
+    /// Replaces a tile of inner products by exp(scale·product − top)·scale, and folds maxima and sums into the part.
+    fn fold(logits: &mut [f32], size: (usize, usize), scale: &[f32], dim: usize, part: &mut Part)
+}
+dispatched! {
+    /// The largest element and Σ exp(element − largest).
+    fn sum_exp(row: &[f32]) -> (f32, f32)
+}
+dispatched! {
+    /// Replaces each element by exp(element − shift), adds it to its column's sum, and gives the sum of the row.
+    fn exp_add(row: &mut [f32], shift: f32, columns: &mut [f32]) -> f32
+}
+dispatched! {
+    /// Replaces each exponential by its probability in its row and in its column: v·(own + other), the inverses of sums.
+    fn times_both(row: &mut [f32], own: f32, others: &[f32])
+}
+dispatched! {
+    /// Replaces each logit by its probability in its row and in its column: exp(v − own) + exp(v − other).
+    fn both_probabilities(row: &mut [f32], own: f32, others: &[f32])
+}
