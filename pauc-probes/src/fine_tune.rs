@@ -1,7 +1,7 @@
 //! Fine-tuning: the whole encoder trained with labels.
 
 use crate::head::{Decay, Head};
-use crate::{Moment, check, when};
+use crate::{Labelled, Moment, Space, check, when};
 use pauc_traits::probe::{Metric, ProbeContext, Rows, Views, When};
 use pauc_traits::{Count, NonNegative, Positive, Probe, Result, Span, component};
 
@@ -52,17 +52,18 @@ impl Probe for FineTune {
     }
 
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
-        let (train, Some(test)) = (&context.train, &context.test) else { return Ok(Vec::new()) };
-        let (Some(labels), Some(test_labels)) = (train.labels, test.labels) else { return Ok(Vec::new()) };
-        let (Some(network), Some(images), Some(test_images)) = (context.network, train.images, test.images)
+        let Some(on) = Space::Features.labelled(context) else { return Ok(Vec::new()) };
+        let test_images = context.test.as_ref().and_then(|t| t.images);
+        let (Some(network), Some(images), Some(test_images)) =
+            (context.network, context.train.images, test_images)
         else {
             return Ok(Vec::new());
         };
-        check("FineTune, training split", train.features, labels, context.classes)?;
-        check("FineTune, test split", test.features, test_labels, context.classes)?;
+        on.check("FineTune", context.classes)?;
+        let Labelled { train, labels, test_labels, .. } = on;
         let epochs = self.epochs.get() as u64;
         let mut tuning = network.tune(images, self.views, self.batch, epochs, context.seed)?;
-        let mut head = Head::new(train.features.cols, context.classes, context.seed);
+        let mut head = Head::new(train.cols, context.classes, context.seed);
         for epoch in 0..epochs {
             let factor = self.decay.factor(epoch, epochs);
             for _ in 0..tuning.steps_per_epoch() {
@@ -77,7 +78,7 @@ impl Probe for FineTune {
         let features = tuning.features(test_images)?;
         check(
             "FineTune, features after training",
-            Rows::new(&features, train.features.cols),
+            Rows::new(&features, train.cols),
             test_labels,
             context.classes,
         )?;

@@ -1,5 +1,6 @@
 //! A softmax classifier that is trained step by step.
 
+use crate::largest;
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::Positive;
 use pauc_traits::rng::{Purpose, stream};
@@ -141,8 +142,7 @@ impl Head {
         let mut right = 0;
         for (x, labels) in x.chunks(ROWS * self.dim).zip(labels.chunks(ROWS)) {
             for (row, label) in self.logits(x).chunks_exact(self.classes).zip(labels) {
-                let top = (0..row.len()).fold(0, |best, c| if row[c] > row[best] { c } else { best });
-                right += usize::from(top == *label as usize);
+                right += usize::from(largest(row) == *label as usize);
             }
         }
         right as f64 / labels.len() as f64

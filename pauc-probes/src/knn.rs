@@ -1,7 +1,7 @@
 //! Exact cosine k-nearest-neighbour classification.
 
 use crate::spectrum::mean;
-use crate::{Moment, Space, check, when};
+use crate::{Moment, Space, check, largest, same_width, when};
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
 use pauc_traits::{Count, Positive, Probe, Result, Span, component};
@@ -41,13 +41,9 @@ impl Probe for Knn {
     }
 
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
-        let Some(test) = &context.test else { return Ok(Vec::new()) };
-        let (Some(labels), Some(test_labels)) = (context.train.labels, test.labels) else {
-            return Ok(Vec::new());
-        };
+        let Some(on) = self.space.labelled(context) else { return Ok(Vec::new()) };
         let (k, t) = (self.k.get(), self.temperature.get());
-        let (bank, queries) = (self.space.of(&context.train), self.space.of(test));
-        let value = knn_accuracy(bank, labels, queries, test_labels, k, t, context.classes)?;
+        let value = knn_accuracy(on.train, on.labels, on.test, on.test_labels, k, t, context.classes)?;
         Ok(vec![Metric::new(format!("knn/cos/k{k}/t{t}{}", self.space.suffix()), value)])
     }
 }
@@ -71,7 +67,7 @@ pub fn knn_accuracy(
     check("k-nearest neighbours, test split", test, test_labels, classes)?;
     let votes = knn_votes(train, labels, test, k, temperature, classes)?;
     let right =
-        votes.chunks_exact(classes).zip(test_labels).filter(|(v, l)| winner(v) == **l as usize).count();
+        votes.chunks_exact(classes).zip(test_labels).filter(|(v, l)| largest(v) == **l as usize).count();
     Ok(right as f64 / test_labels.len() as f64)
 }
 
@@ -130,10 +126,7 @@ pub type Neighbours = Vec<(f32, u32)>;
 pub fn neighbours(train: Rows<'_>, test: Rows<'_>, k: usize, distance: Distance) -> Result<Vec<Neighbours>> {
     crate::finite("k-nearest neighbours, training split", train)?;
     crate::finite("k-nearest neighbours, test split", test)?;
-    if train.cols != test.cols {
-        let message = format!("training rows of {} values, test rows of {}", train.cols, test.cols);
-        return Err(pauc_traits::Error::shape("k-nearest neighbours", message));
-    }
+    same_width("k-nearest neighbours", train, test)?;
     let (bank, queries, shift) = match distance {
         Distance::Cosine => (unit_rows(train), unit_rows(test), None),
         Distance::Euclidean => {
@@ -157,11 +150,6 @@ pub fn neighbours(train: Rows<'_>, test: Rows<'_>, k: usize, distance: Distance)
 fn centred(rows: Rows<'_>, centre: &[f64]) -> Vec<f32> {
     let row = |row: &[f32]| row.iter().zip(centre).map(|(v, c)| (*v as f64 - c) as f32).collect::<Vec<_>>();
     rows.iter().flat_map(row).collect()
-}
-
-/// The class with the most votes, the lowest of equals.
-pub(crate) fn winner(votes: &[f64]) -> usize {
-    (0..votes.len()).fold(0, |best, c| if votes[c] > votes[best] { c } else { best })
 }
 
 // A tile of scores, QUERIES × BANK, stays in the second-level cache between the product and the selection.
@@ -268,7 +256,7 @@ mod tests {
             let (train, test) = (Rows::new(&train, dim), Rows::new(&test, dim));
             let got = knn_votes(train, &labels, test, k, t, classes).unwrap();
             for (i, (got, want)) in got.chunks(classes).zip(want.chunks(classes)).enumerate() {
-                assert_eq!(winner(got), predictions[i], "{} row {i}", case["case"]);
+                assert_eq!(largest(got), predictions[i], "{} row {i}", case["case"]);
                 // The reference does not divide by the nearest neighbour's weight: compare shares.
                 let share = |v: f64, all: f64| v / all;
                 let (all, total) = (got.iter().sum::<f64>(), want.iter().map(|v| *v as f64).sum::<f64>());
@@ -312,8 +300,8 @@ mod tests {
         let train = [[1.0f32, 0.0]; 70].concat();
         let found = neighbours(Rows::new(&train, 2), Rows::new(&[1.0, 0.0], 2), 3, Distance::Cosine).unwrap();
         assert_eq!(found[0], [(1.0, 0), (1.0, 1), (1.0, 2)]);
-        assert_eq!(winner(&[0.0, 2.0, 2.0]), 1);
-        assert_eq!(winner(&[0.0, 0.0]), 0);
+        assert_eq!(largest(&[0.0, 2.0, 2.0]), 1);
+        assert_eq!(largest(&[0.0, 0.0]), 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Nearest neighbours at many settings, for one search.
 
-use crate::knn::{Distance, Neighbours, neighbours, weight, winner};
-use crate::{Moment, Space, check, when};
+use crate::knn::{Distance, Neighbours, neighbours, weight};
+use crate::{Moment, Space, largest, when};
 use pauc_traits::probe::{Metric, ProbeContext, When};
 use pauc_traits::{Count, Error, Positive, Probe, Result, Span, component};
 use rayon::prelude::*;
@@ -55,13 +55,8 @@ impl Probe for KnnGrid {
 
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
         self.check()?;
-        let Some(test) = &context.test else { return Ok(Vec::new()) };
-        let (Some(labels), Some(test_labels)) = (context.train.labels, test.labels) else {
-            return Ok(Vec::new());
-        };
-        let (bank, queries) = (self.space.of(&context.train), self.space.of(test));
-        check("KnnGrid, training split", bank, labels, context.classes)?;
-        check("KnnGrid, test split", queries, test_labels, context.classes)?;
+        let Some(on) = self.space.labelled(context) else { return Ok(Vec::new()) };
+        on.check("KnnGrid", context.classes)?;
         let mut k: Vec<usize> = self.k.iter().map(|k| k.get()).collect();
         k.sort_unstable();
         k.dedup();
@@ -69,12 +64,12 @@ impl Probe for KnnGrid {
         let suffix = self.space.suffix();
         let mut metrics = Vec::new();
         for &distance in &self.distance {
-            let nearest = neighbours(bank, queries, most, distance)?;
+            let nearest = neighbours(on.train, on.test, most, distance)?;
             let votes: Vec<Vote> = match distance {
                 Distance::Cosine => self.temperature.iter().map(|t| Vote::Weighted(t.get())).collect(),
                 Distance::Euclidean => vec![Vote::Equal],
             };
-            let right = |vote| accuracies(&nearest, labels, test_labels, &k, vote, context.classes);
+            let right = |vote| accuracies(&nearest, on.labels, on.test_labels, &k, vote, context.classes);
             let columns: Vec<Vec<f64>> = votes.iter().map(|vote| right(*vote)).collect();
             for (i, k) in k.iter().enumerate() {
                 for (vote, column) in votes.iter().zip(&columns) {
@@ -119,7 +114,7 @@ fn accuracies(
                 };
             }
             from = k.min(nearest.len());
-            winner(&votes) == *label as usize
+            largest(&votes) == *label as usize
         };
         k.iter().map(&mut at).collect()
     };
@@ -131,27 +126,15 @@ fn accuracies(
 mod tests {
     use super::*;
     use crate::knn::knn_accuracy;
-    use pauc_traits::probe::{Rows, SplitView};
+    use crate::testing;
+    use pauc_traits::probe::Rows;
 
     fn wave(rows: usize, phase: f64) -> Vec<f32> {
         (0..rows * 3).map(|n| (phase + 1.3 * n as f64 + (0.37 * n as f64).cos()).sin() as f32 + 2.0).collect()
     }
 
     fn measure(probe: &KnnGrid, train: &[f32], labels: &[u32], test: &[f32], tests: &[u32]) -> Vec<Metric> {
-        let split = |rows, labels| {
-            let rows = Rows::new(rows, 3);
-            SplitView { features: rows, embeddings: rows, labels: Some(labels), images: None }
-        };
-        let context = ProbeContext {
-            train: split(train, labels),
-            test: Some(split(test, tests)),
-            classes: 4,
-            levels: &[],
-            concentrations: &[],
-            seed: 0,
-            network: None,
-        };
-        probe.measure(&context).unwrap()
+        testing::measure(probe, (3, 4, 0), (train, labels), (test, tests)).unwrap()
     }
 
     fn case() -> (Vec<f32>, Vec<u32>, Vec<f32>, Vec<u32>) {
@@ -221,17 +204,7 @@ mod tests {
     fn an_empty_grid_is_an_error() {
         let probe: KnnGrid = pauc_traits::open_set::options().from_str("(k: [])").unwrap();
         let (train, labels) = (wave(4, 0.1), [0, 1, 2, 3]);
-        let rows = Rows::new(&train, 3);
-        let split = SplitView { features: rows, embeddings: rows, labels: Some(&labels), images: None };
-        let context = ProbeContext {
-            train: split,
-            test: Some(split),
-            classes: 4,
-            levels: &[],
-            concentrations: &[],
-            seed: 0,
-            network: None,
-        };
-        assert!(probe.measure(&context).unwrap_err().to_string().contains("`k` or `distance` is empty"));
+        let got = testing::measure(&probe, (3, 4, 0), (&train, &labels), (&train, &labels));
+        assert!(got.unwrap_err().to_string().contains("`k` or `distance` is empty"));
     }
 }

@@ -51,7 +51,7 @@ pub use rank::{Rank, rank_me};
 pub use retrieval::{Retrieval, retrieval};
 pub use tsne::{Tsne, TsneOptions, tsne};
 
-use pauc_traits::probe::{Rows, SplitView, When};
+use pauc_traits::probe::{ProbeContext, Rows, SplitView, When};
 use pauc_traits::{Error, Result, Span};
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +82,17 @@ impl Space {
         }
     }
 
+    /// What a probe that learns from labels reads; none without a test split, or where a split has no labels.
+    fn labelled<'a>(self, context: &ProbeContext<'a>) -> Option<Labelled<'a>> {
+        let test = context.test.as_ref()?;
+        Some(Labelled {
+            train: self.of(&context.train),
+            labels: context.train.labels?,
+            test: self.of(test),
+            test_labels: test.labels?,
+        })
+    }
+
     /// What the space adds to a metric's name: nothing for features, the usual case.
     pub fn suffix(self) -> &'static str {
         match self {
@@ -89,6 +100,37 @@ impl Space {
             Space::Embeddings => "/embeddings",
         }
     }
+}
+
+/// The rows of both splits with their labels.
+struct Labelled<'a> {
+    train: Rows<'a>,
+    labels: &'a [u32],
+    test: Rows<'a>,
+    test_labels: &'a [u32],
+}
+
+impl Labelled<'_> {
+    /// Checks both splits.
+    fn check(&self, what: &str, classes: usize) -> Result<()> {
+        check(&format!("{what}, training split"), self.train, self.labels, classes)?;
+        check(&format!("{what}, test split"), self.test, self.test_labels, classes)?;
+        same_width(what, self.train, self.test)
+    }
+}
+
+/// Checks that rows of both splits are equally long.
+fn same_width(what: &str, train: Rows<'_>, test: Rows<'_>) -> Result<()> {
+    if train.cols == test.cols {
+        return Ok(());
+    }
+    let message = format!("training rows of {} values, test rows of {}", train.cols, test.cols);
+    Err(Error::shape(what, message))
+}
+
+/// The place of the largest value, the first of equals.
+fn largest<T: PartialOrd>(values: &[T]) -> usize {
+    (0..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
 }
 
 /// The schedule behind the fields `every` and `at`: every span also ends with the run, so `every` alone decides.
@@ -122,6 +164,34 @@ fn finite(what: &str, rows: Rows<'_>) -> Result<()> {
             Err(Error::NonFinite { what: what.into(), place: Some(format!("the vector of sample {i}")) })
         }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod testing {
+    use pauc_traits::Probe;
+    use pauc_traits::probe::{Metric, ProbeContext, Rows, SplitView};
+
+    /// What a probe measures on labelled rows of a few values that are features and embeddings at once.
+    pub fn measure(
+        probe: &impl Probe,
+        (dim, classes, seed): (usize, usize, u64),
+        (train, labels): (&[f32], &[u32]),
+        (test, test_labels): (&[f32], &[u32]),
+    ) -> pauc_traits::Result<Vec<Metric>> {
+        let split = |rows, labels| {
+            let rows = Rows::new(rows, dim);
+            SplitView { features: rows, embeddings: rows, labels: Some(labels), images: None }
+        };
+        probe.measure(&ProbeContext {
+            train: split(train, labels),
+            test: Some(split(test, test_labels)),
+            classes,
+            levels: &[],
+            concentrations: &[],
+            seed,
+            network: None,
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::lbfgs::{Outcome, Stop, minimise};
 use crate::spectrum::{mean, scatter};
-use crate::{Moment, Space, check, when};
+use crate::{Labelled, Moment, Space, largest, when};
 use faer::linalg::solvers::Llt;
 use faer::prelude::Solve;
 use faer::{Mat, MatMut, Side};
@@ -61,13 +61,9 @@ impl Probe for Linear {
     }
 
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
-        let Some(test) = &context.test else { return Ok(Vec::new()) };
-        let (Some(labels), Some(test_labels)) = (context.train.labels, test.labels) else {
-            return Ok(Vec::new());
-        };
+        let Some(on) = self.space.labelled(context) else { return Ok(Vec::new()) };
         let options = LinearOptions { l2: self.l2.iter().map(|l| l.get()).collect(), ..Default::default() };
-        let (train, test) = (self.space.of(&context.train), self.space.of(test));
-        let probe = linear_probe(train, labels, test, test_labels, context.classes, &options)?;
+        let probe = linear_probe(on.train, on.labels, on.test, on.test_labels, context.classes, &options)?;
         let name = format!("linear/lbfgs/standardised{}", self.space.suffix());
         Ok(vec![
             Metric::new(format!("{name}/l2"), probe.l2),
@@ -125,12 +121,7 @@ pub fn linear_probe(
     classes: usize,
     options: &LinearOptions,
 ) -> Result<LinearProbe> {
-    check("linear probe, training split", train, labels, classes)?;
-    check("linear probe, test split", test, test_labels, classes)?;
-    if train.cols != test.cols {
-        let message = format!("training rows of {} values, test rows of {}", train.cols, test.cols);
-        return Err(Error::shape("linear probe", message));
-    }
+    Labelled { train, labels, test, test_labels }.check("linear probe", classes)?;
     let mut grid = options.l2.clone();
     grid.sort_by(|a, b| b.total_cmp(a));
     let Some(&strongest) = grid.first() else {
@@ -334,8 +325,7 @@ impl<'a> Part<'a> {
         for (x, labels) in self.x.chunks(TILE * self.dim).zip(self.labels.chunks(TILE)) {
             logits_of(x, &single, self.dim, self.classes, &mut logits);
             for (row, label) in logits.chunks_exact(self.classes).zip(labels) {
-                let top = (0..self.classes).fold(0, |best, c| if row[c] > row[best] { c } else { best });
-                right += usize::from(top == *label as usize);
+                right += usize::from(largest(row) == *label as usize);
             }
         }
         right as f64 / self.labels.len() as f64

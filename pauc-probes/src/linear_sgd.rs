@@ -2,7 +2,7 @@
 
 use crate::head::{Decay, Head, shuffled};
 use crate::linear::{Standardisation, hold_out};
-use crate::{Moment, Space, check, when};
+use crate::{Labelled, Moment, Space, largest, when};
 use pauc_traits::probe::{Metric, ProbeContext, Rows, Views, When};
 use pauc_traits::{Count, Error, Positive, Probe, Result, Span, component};
 use std::borrow::Cow;
@@ -78,24 +78,11 @@ impl Probe for LinearSgd {
 
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
         self.check()?;
-        let Some(test) = &context.test else { return Ok(Vec::new()) };
-        let (Some(labels), Some(test_labels)) = (context.train.labels, test.labels) else {
-            return Ok(Vec::new());
-        };
-        let (train, test) = (self.space.of(&context.train), self.space.of(test));
-        check("LinearSgd, training split", train, labels, context.classes)?;
-        check("LinearSgd, test split", test, test_labels, context.classes)?;
-        if train.cols != test.cols {
-            let message = format!("training rows of {} values, test rows of {}", train.cols, test.cols);
-            return Err(Error::shape("LinearSgd", message));
-        }
+        let Some(on) = self.space.labelled(context) else { return Ok(Vec::new()) };
+        on.check("LinearSgd", context.classes)?;
+        let Labelled { train, labels, test, test_labels } = on;
         let scale = self.standardise.then(|| Standardisation::of(train));
-        let scaled = |rows: Vec<f32>| -> Vec<f32> {
-            let Some(scale) = &scale else { return rows };
-            let every: Vec<usize> = (0..rows.len() / train.cols).collect();
-            scale.apply(Rows::new(&rows, train.cols), &every)
-        };
-        let still = scaled(train.data.to_vec());
+        let still = scaled(scale.as_ref(), Cow::Borrowed(train.data), train.cols);
         let mut epoch_rows: Box<RowsOf<'_>> = match self.views {
             Views::Evaluation => Box::new(|_| Ok(Cow::Borrowed(&still[..]))),
             Views::CropFlip => {
@@ -105,7 +92,7 @@ impl Probe for LinearSgd {
                 };
                 Box::new(|epoch| {
                     let rows = network.features(images, Views::CropFlip, context.seed, epoch)?;
-                    Ok(Cow::Owned(scaled(rows)))
+                    Ok(scaled(scale.as_ref(), Cow::Owned(rows), train.cols))
                 })
             }
         };
@@ -115,7 +102,6 @@ impl Probe for LinearSgd {
         let fit = Fit { labels, dim: train.cols, classes: context.classes, probe: self, seed: context.seed };
         let (order, fitted) = hold_out(labels, context.classes);
         let lr = match rates[..] {
-            [] => return Ok(Vec::new()),
             [lr] => lr,
             // Nothing to hold out.
             [smallest, ..] if fitted == 0 || fitted == order.len() => smallest,
@@ -129,12 +115,13 @@ impl Probe for LinearSgd {
                     if head.is_finite() { head.accuracy(&x, &held_labels) } else { f64::NEG_INFINITY }
                 };
                 let scores: Vec<f64> = heads.iter().map(score).collect();
-                rates[(0..rates.len()).fold(0, |best, i| if scores[i] > scores[best] { i } else { best })]
+                rates[largest(&scores)]
             }
         };
         let all: Vec<usize> = (0..labels.len()).collect();
         let head = &fit.heads(&all, &[lr], &mut epoch_rows)?[0];
-        let accuracy = head.accuracy(&scaled(test.data.to_vec()), test_labels);
+        let accuracy =
+            head.accuracy(&scaled(scale.as_ref(), Cow::Borrowed(test.data), test.cols), test_labels);
         let name = self.name();
         let mut metrics = vec![Metric::new(name.clone(), accuracy)];
         if rates.len() > 1 {
@@ -142,6 +129,13 @@ impl Probe for LinearSgd {
         }
         Ok(metrics)
     }
+}
+
+/// Rows as the classifier sees them; without a scale they stay where they are.
+fn scaled<'a>(scale: Option<&Standardisation>, rows: Cow<'a, [f32]>, dim: usize) -> Cow<'a, [f32]> {
+    let Some(scale) = scale else { return rows };
+    let every: Vec<usize> = (0..rows.len() / dim).collect();
+    Cow::Owned(scale.apply(Rows::new(&rows, dim), &every))
 }
 
 /// An epoch's rows of all training samples.

@@ -16,20 +16,7 @@ fn cloud(n: usize, phase: f64) -> (Vec<f32>, Vec<u32>) {
 }
 
 fn measure(probe: &LinearSgd, train: &[f32], labels: &[u32], test: &[f32], tests: &[u32]) -> Vec<Metric> {
-    let split = |rows, labels| {
-        let rows = Rows::new(rows, 3);
-        SplitView { features: rows, embeddings: rows, labels: Some(labels), images: None }
-    };
-    let context = ProbeContext {
-        train: split(train, labels),
-        test: Some(split(test, tests)),
-        classes: 3,
-        levels: &[],
-        concentrations: &[],
-        seed: 4,
-        network: None,
-    };
-    probe.measure(&context).unwrap()
+    crate::testing::measure(probe, (3, 3, 4), (train, labels), (test, tests)).unwrap()
 }
 
 /// The whole protocol once more in double precision with loops.
