@@ -135,11 +135,9 @@ pub struct RecipeArgs {
     pub set: Vec<String>,
 }
 
+/// What `run` and `sweep` train with, and where.
 #[derive(Debug, ClapArgs)]
-pub struct RunArgs {
-    /// The recipe files, trained one after the other.
-    #[arg(required = true, value_name = "RECIPE")]
-    pub recipes: Vec<PathBuf>,
+pub struct TrainingArgs {
     #[command(flatten)]
     pub change: RecipeArgs,
     /// The folder that runs are put into.
@@ -148,6 +146,15 @@ pub struct RunArgs {
     /// The device to train on: `cpu` is the only one of this build.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct RunArgs {
+    /// The recipe files, trained one after the other.
+    #[arg(required = true, value_name = "RECIPE")]
+    pub recipes: Vec<PathBuf>,
+    #[command(flatten)]
+    pub training: TrainingArgs,
     /// Train once for each of these seeds.
     #[arg(long, value_delimiter = ',', value_name = "SEEDS")]
     pub seeds: Vec<u64>,
@@ -167,13 +174,7 @@ pub struct SweepArgs {
     /// The sweep file.
     pub sweep: PathBuf,
     #[command(flatten)]
-    pub change: RecipeArgs,
-    /// The folder that runs are put into.
-    #[arg(long, default_value = "runs", value_name = "DIR")]
-    pub out: PathBuf,
-    /// The device to train on: `cpu` is the only one of this build.
-    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
-    pub device: String,
+    pub training: TrainingArgs,
     /// Train each combination once for each of these seeds, in place of the sweep's own.
     #[arg(long, value_delimiter = ',', value_name = "SEEDS")]
     pub seeds: Vec<u64>,

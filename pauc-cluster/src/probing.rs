@@ -39,11 +39,8 @@ impl<'a> Probing<'a> {
         let (dim, count) = (rows.cols, centres.len() / rows.cols);
         // Around the centres' mean, so that features far from the origin keep their digits.
         let origin = mean_row(centres, dim);
-        let centred: Vec<f32> =
-            centres.chunks_exact(dim).flat_map(|c| c.iter().zip(&origin).map(|(v, m)| v - m)).collect();
-        let square = |v: &[f32]| v.iter().map(|v| *v as f64 * *v as f64).sum::<f64>();
-        let half: Vec<f32> =
-            centres.chunks_exact(dim).map(|c| ((square(c) - square(&origin)) / 2.0) as f32).collect();
+        let centred = centred(centres, &origin);
+        let half: Vec<f32> = biases(centres, &origin).into_iter().map(|b| b as f32).collect();
         let mut cells = vec![0u32; rows.rows * width];
         let tasks = cells.par_chunks_mut(TILE * width).zip(rows.data.par_chunks(TILE * dim));
         tasks.for_each_init(
@@ -140,6 +137,12 @@ impl<'a> Probing<'a> {
     }
 }
 
+/// Each centroid less an origin.
+fn centred(centroids: &[f32], origin: &[f32]) -> Vec<f32> {
+    let less = |c: &[f32]| c.iter().zip(origin).map(|(v, m)| v - m).collect::<Vec<_>>();
+    centroids.chunks_exact(origin.len()).flat_map(less).collect()
+}
+
 /// The `width` lowest scores and their numbers, lowest first; the lower number among equals.
 fn lowest(scores: &[f32], width: usize, best: &mut Vec<(f32, u32)>) {
     best.clear();
@@ -213,9 +216,7 @@ impl Sums {
 /// centroids K·D → K lists
 pub fn graph(centroids: &[f32], dim: usize, width: usize) -> Vec<Vec<u32>> {
     let count = centroids.len() / dim;
-    let origin = mean_row(centroids, dim);
-    let centred: Vec<f32> =
-        centroids.chunks_exact(dim).flat_map(|c| c.iter().zip(&origin).map(|(v, m)| v - m)).collect();
+    let centred = centred(centroids, &mean_row(centroids, dim));
     let half: Vec<f32> = centred.chunks_exact(dim).map(|c| dot(c, c) / 2.0).collect();
     let mut lists = vec![Vec::new(); count];
     let tiles = lists.par_chunks_mut(SIDE).zip(centred.par_chunks(SIDE * dim)).enumerate();

@@ -62,6 +62,8 @@ pub fn verdicts(data: &ReportData) -> Vec<Verdict> {
     data.metrics().into_iter().filter(|m| is_accuracy(m)).map(of).collect()
 }
 
+/// Epochs in a row after which a loss at its chance level is worth a word: the first has the warm-up of the rate.
+pub const EPOCHS_AT_CHANCE: u64 = 2;
 /// The spread below which embeddings count as collapsed.
 pub const COLLAPSED: f64 = 0.1;
 /// The share of a level's prototypes that may be without samples.
@@ -80,7 +82,7 @@ pub struct Condition {
 pub fn conditions(data: &ReportData) -> Vec<Condition> {
     let Some(last) = data.health.last() else { return Vec::new() };
     let mut wrong = Vec::new();
-    for t in last.terms.iter().filter(|t| t.is_stuck(2)) {
+    for t in last.terms.iter().filter(|t| t.is_stuck(EPOCHS_AT_CHANCE)) {
         let (mean, chance) = (significant(t.mean), significant(t.chance.unwrap_or(f64::NAN)));
         wrong.push(format!(
             "{} ended no better than chance, for {} epochs in a row: {mean} against {chance}.",

@@ -70,18 +70,45 @@ impl Provenance {
     }
 }
 
-/// Writes vectors, ids and labels; the ending of `path` decides on the form.
-///
-/// * `.safetensors`: `features` (N, F), `embeddings` (N, D), `ids` N, `labels` N, and the provenance as metadata;
-/// * `.npy`: the chosen vectors; beside `x.npy` lie `x.ids.npy`, `x.labels.npy` and `x.json` with the provenance.
-///
-/// * `.parquet`, where pauc is built with that feature: the columns `ids`, `labels`, `features` and `embeddings` (lists), and
-///   the provenance as metadata.
-///
-/// Rows stand in the order of the split, and ids are places in it. Returns the files.
+/// How vectors are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `features` (N, F), `embeddings` (N, D), `ids` N, `labels` N, and the provenance as metadata.
+    Safetensors,
+    /// The chosen vectors; beside `x.npy` lie `x.ids.npy`, `x.labels.npy` and `x.json` with the provenance.
+    Npy,
+    /// The columns `ids`, `labels`, `features` and `embeddings` (lists), and the provenance as metadata.
+    #[cfg(feature = "parquet")]
+    Parquet,
+}
+
+impl Form {
+    /// The form that a file's ending asks for.
+    ///
+    /// # Errors
+    /// If it asks for none.
+    pub fn of(path: &Path) -> Result<Self> {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("safetensors") => Ok(Form::Safetensors),
+            Some("npy") => Ok(Form::Npy),
+            #[cfg(feature = "parquet")]
+            Some("parquet") => Ok(Form::Parquet),
+            _ => Err(Error::config(format!("{}: {ENDINGS}", path.display()))),
+        }
+    }
+}
+
+#[cfg(feature = "parquet")]
+const ENDINGS: &str = "end the name in .safetensors, .npy or .parquet";
+#[cfg(not(feature = "parquet"))]
+const ENDINGS: &str =
+    "end the name in .safetensors or .npy; pauc built with `--features parquet` also writes .parquet";
+
+/// Writes vectors, ids and labels in the form that the ending of `path` asks for. Rows stand in the order of the split,
+/// and ids are places in it. Returns the files.
 ///
 /// # Errors
-/// If the ending is another one, or the disk refuses.
+/// As [`Form::of`], or if the disk refuses.
 pub fn write(
     embedded: &Embedded,
     labels: Option<&[u32]>,
@@ -93,8 +120,8 @@ pub fn write(
     let ids: Vec<i64> = (0..rows as i64).collect();
     let labels = labels.map(|l| l.iter().map(|l| i64::from(*l)).collect::<Vec<_>>());
     let (e, f) = (embedded, embedded.feature_dim);
-    match path.extension().and_then(|e| e.to_str()) {
-        Some("safetensors") => {
+    match Form::of(path)? {
+        Form::Safetensors => {
             let mut file = TensorFile::new();
             file.insert("features", &[rows, f], Values::F32(e.features.clone()))?;
             file.insert("embeddings", &[rows, e.dim], Values::F32(e.embeddings.clone()))?;
@@ -106,7 +133,7 @@ pub fn write(
             file.save(path)?;
             Ok(vec![path.to_path_buf()])
         }
-        Some("npy") => {
+        Form::Npy => {
             let (values, cols) = match vectors {
                 Vectors::Features => (&e.features, f),
                 Vectors::Embeddings => (&e.embeddings, e.dim),
@@ -125,7 +152,7 @@ pub fn write(
             Ok(files.into_iter().map(|(path, _)| path).collect())
         }
         #[cfg(feature = "parquet")]
-        Some("parquet") => {
+        Form::Parquet => {
             use pauc_data::table::{self, Cells};
             let mut columns = vec![("ids", Cells::Integers(&ids))];
             columns.extend(labels.as_deref().map(|l| ("labels", Cells::Integers(l))));
@@ -134,23 +161,7 @@ pub fn write(
             table::write(path, &columns, &from.fields())?;
             Ok(vec![path.to_path_buf()])
         }
-        _ => Err(Error::config(format!("{}: {}", path.display(), endings()))),
     }
-}
-
-/// The endings that [`write`] knows, as advice.
-pub fn endings() -> &'static str {
-    if cfg!(feature = "parquet") {
-        "end the name in .safetensors, .npy or .parquet"
-    } else {
-        "end the name in .safetensors or .npy; pauc built with `--features parquet` also writes .parquet"
-    }
-}
-
-/// Whether a file can be written under this name.
-pub fn is_known(path: &Path) -> bool {
-    let ending = path.extension().and_then(|e| e.to_str());
-    matches!(ending, Some("safetensors" | "npy")) || (cfg!(feature = "parquet") && ending == Some("parquet"))
 }
 
 /// An array in NumPy's format, version 1.0: the header is padded so that data begins at a multiple of 64.

@@ -6,7 +6,7 @@ use pauc_data::Throughput;
 use pauc_models::device::NetworkDevice;
 use pauc_probes::rank::{rank_me, spread};
 use pauc_report::events::{self, Event};
-use pauc_report::verdict::{COLLAPSED, DEAD};
+use pauc_report::verdict::{COLLAPSED, DEAD, EPOCHS_AT_CHANCE};
 use pauc_traits::Result;
 use pauc_traits::open_set::Term;
 use pauc_traits::probe::Rows;
@@ -14,8 +14,6 @@ use pauc_traits::profile::Stage;
 
 /// How far from its chance level a term's mean over an epoch may be and count as being there, relative to the level.
 const AT_CHANCE: f64 = 0.01;
-/// Epochs in a row after which a term at its chance level is worth a warning: the first has the warm-up of the rate.
-const EPOCHS: u64 = 2;
 
 /// Whether a mean is no better than chance, in the direction of descent.
 fn is_at_chance(mean: f64, chance: f64) -> bool {
@@ -53,7 +51,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
             // A regulariser may rightly stay where it is while the losses move.
             let learns =
                 self.plan.objective.terms.iter().any(|p| p.name == t.name && matches!(p.term, Term::Loss(_)));
-            if let Some(chance) = t.chance.filter(|_| learns && epochs_at_chance >= EPOCHS) {
+            if let Some(chance) = t.chance.filter(|_| learns && epochs_at_chance >= EPOCHS_AT_CHANCE) {
                 let text = format!(
                     "{} has been at its chance level for {epochs_at_chance} epochs (mean {mean:.3}, chance {chance:.3}): it has \
                      taught the network nothing so far; try another learning rate or temperature, or a longer warm-up",

@@ -1,14 +1,15 @@
 //! Runs that learn nothing say so, stop early, and leave what is needed to see why.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
+mod common;
+
+use common::plan;
+
 use dfdx::prelude::Cpu;
 use pauc_models::weights::TensorFile;
 use pauc_report::events::Event;
 use pauc_train::engine::{Ending, Engine, Observer};
-use pauc_train::plan::Plan;
-use pauc_train::recipe::Recipe;
 use pauc_train::run_dir::RunDir;
-use pauc_traits::dataset::Place;
 
 const RECIPE: &str = r#"Recipe(
     name: "health",
@@ -50,11 +51,7 @@ struct Run {
 }
 
 fn train(set: &[&str]) -> Run {
-    let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
-    let (recipe, source) =
-        Recipe::parse("test", RECIPE, &set).unwrap_or_else(|e| panic!("{}", e.render(false)));
-    let plan = Plan::new(&Cpu::default(), recipe, source, &Place { base: ".".into() });
-    let plan = plan.unwrap_or_else(|e| panic!("{e}"));
+    let plan = plan(RECIPE, set);
     let folder = tempfile::tempdir().unwrap();
     let dir = RunDir::at(folder.path());
     dir.create().unwrap();

@@ -1,6 +1,10 @@
 //! Small runs in memory: batches in parts, predictors, and what terms learn and remember.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
+mod common;
+
+use common::plan;
+
 use dfdx::prelude::Cpu;
 use pauc_models::weights::TensorFile;
 use pauc_report::events::{Event, Gradients, Step};
@@ -39,13 +43,6 @@ impl Observer for Log {
         }
         Ok(())
     }
-}
-
-fn plan(text: &str, set: &[&str]) -> Plan {
-    let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
-    let (recipe, source) =
-        Recipe::parse("test", text, &set).unwrap_or_else(|e| panic!("{}", e.render(false)));
-    Plan::new(&Cpu::default(), recipe, source, &Place { base: ".".into() }).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The log of a run, and its checkpoint.

@@ -1,6 +1,10 @@
 //! Probes that train on a run's images leave the run alone, and learn.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
+mod common;
+
+use common::plan;
+
 use dfdx::prelude::Cpu;
 use pauc_report::events::{Event, Subject};
 use pauc_train::engine::{Engine, Observer};
@@ -40,11 +44,7 @@ impl Observer for Log {
 
 /// The metrics of a run, and what its networks make of the images at the end.
 fn train(set: &[&str]) -> (Log, Embedded) {
-    let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
-    let (recipe, source) =
-        Recipe::parse("test", RECIPE, &set).unwrap_or_else(|e| panic!("{}", e.render(false)));
-    let plan = Plan::new(&Cpu::default(), recipe, source, &Place { base: ".".into() });
-    let plan = plan.unwrap_or_else(|e| panic!("{e}"));
+    let plan = plan(RECIPE, set);
     let folder = tempfile::tempdir().unwrap();
     let dir = RunDir::at(folder.path());
     dir.create().unwrap();

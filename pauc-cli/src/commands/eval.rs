@@ -5,7 +5,7 @@ use crate::args::{EmbedArgs, EvalArgs, SavedArgs};
 use crate::{Failure, console};
 use pauc::dfdx::prelude::Cpu;
 use pauc::train::diagnostic::Diagnostic;
-use pauc::train::embed::{self, Provenance};
+use pauc::train::embed::{self, Form, Provenance};
 use pauc::train::plan::PlanError;
 use pauc::train::recipe::LoadError;
 use pauc::train::saved::{OpenError, Part, Saved};
@@ -48,10 +48,7 @@ pub fn eval(args: EvalArgs) -> Result<ExitCode, Failure> {
 /// Writes what a run's network makes of a split.
 pub fn embed(args: EmbedArgs) -> Result<ExitCode, Failure> {
     let device = device("cpu")?;
-    if !embed::is_known(&args.out) {
-        let message = format!("error: {}: {}", args.out.display(), embed::endings());
-        return Err(Failure::new(2, message));
-    }
+    Form::of(&args.out).map_err(usage)?;
     let saved = open(&device, &args.of)?;
     let part: Part = args.of.split.into();
     let (embedded, step) = saved.embed(&device, part, args.of.momentum).map_err(usage)?;

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 /// Trains every recipe with every seed.
 pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
-    let device = device(&args.device)?;
+    let device = device(&args.training.device)?;
     catch_signals();
     // All recipes are read before the first is trained: an error in the last must not wait for hours.
     let mut plans = Vec::new();
@@ -25,13 +25,14 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
             seeds.push(None);
         }
         for (i, seed) in seeds.into_iter().enumerate() {
-            let mut set = args.change.set.clone();
+            let mut set = args.training.change.set.clone();
             set.extend(seed.map(|s| format!("train.seed={s}")));
             plans.push((of, plan(&device, path, &set, i > 0)?));
         }
     }
     let threads = rayon::current_num_threads();
-    let options = RunOptions { out: args.out, force: args.force, max_steps: args.max_steps, threads };
+    let options =
+        RunOptions { out: args.training.out, force: args.force, max_steps: args.max_steps, threads };
     let mut finished: Vec<(usize, u64, PathBuf)> = Vec::new();
     for (of, plan) in &plans {
         let (name, seed) = (&plan.recipe.name, plan.recipe.train.seed);

@@ -16,10 +16,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// A combination of values with the hash of its recipe and its seeds.
+/// A combination of values with what it sets in the recipe, the hash of that, and its seeds.
 struct Combination {
     point: Point,
     name: String,
+    set: Vec<String>,
     hash: String,
     seeds: Vec<u64>,
 }
@@ -34,7 +35,7 @@ struct Job {
 
 /// Trains every combination that is not trained yet, and prints what came of all of them.
 pub fn sweep(args: SweepArgs) -> Result<ExitCode, Failure> {
-    let device = device(&args.device)?;
+    let device = device(&args.training.device)?;
     let (mut sweep, source) = Sweep::load(&args.sweep).map_err(|e| match e {
         LoadError::File { path, source } => {
             Failure::new(2, format!("error: cannot read the sweep {path}: {source}"))
@@ -49,7 +50,9 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode, Failure> {
     let mut all: Vec<Combination> = Vec::new();
     let mut recipe_name = String::new();
     for point in sweep.points() {
-        let plan = checked(&device, &sweep, &source, &point, &recipe, &args.change.set, all.is_empty())?;
+        let mut set = sweep.set(&point);
+        set.extend(args.training.change.set.iter().cloned());
+        let plan = checked(&device, &sweep, &source, &point, &recipe, &set, all.is_empty())?;
         recipe_name = plan.recipe.name.to_string();
         let seeds = if sweep.seeds.is_empty() { vec![plan.recipe.train.seed] } else { sweep.seeds.clone() };
         let name = sweep.name(&point);
@@ -57,21 +60,19 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode, Failure> {
             eprintln!("{name} is the same recipe as {}: it is trained once", same.name);
             continue;
         }
-        all.push(Combination { point, name, hash: plan.hash, seeds });
+        all.push(Combination { point, name, set, hash: plan.hash, seeds });
     }
-    let dir = |c: &Combination, seed: u64| RunDir::of(&args.out, &recipe_name, &c.hash, seed);
+    let dir = |c: &Combination, seed: u64| RunDir::of(&args.training.out, &recipe_name, &c.hash, seed);
     let mut jobs = Vec::new();
     for c in &all {
-        let mut set = sweep.set(&c.point);
-        set.extend(args.change.set.iter().cloned());
         for seed in &c.seeds {
             let dir = dir(c, *seed);
-            if args.force || !standing(&dir, *seed, &args.out)?.is_finished() {
+            if args.force || !standing(&dir, *seed, &args.training.out)?.is_finished() {
                 jobs.push(Job {
                     what: format!("{} seed {seed}", c.name),
                     seed: *seed,
                     dir,
-                    set: set.clone(),
+                    set: c.set.clone(),
                 });
             }
         }
@@ -85,7 +86,7 @@ pub fn sweep(args: SweepArgs) -> Result<ExitCode, Failure> {
     }
     let mut rows = Vec::new();
     for c in &all {
-        let of = |seed: &u64| standing(&dir(c, *seed), *seed, &args.out);
+        let of = |seed: &u64| standing(&dir(c, *seed), *seed, &args.training.out);
         let standing = c.seeds.iter().map(of).collect::<Result<Vec<_>, _>>()?;
         rows.push(Row::new(&sweep, &c.point, &c.hash, standing));
     }
@@ -121,11 +122,9 @@ fn checked(
     source: &Source,
     point: &Point,
     recipe: &Path,
-    more: &[String],
+    set: &[String],
     first: bool,
 ) -> Result<Plan, Failure> {
-    let mut set = sweep.set(point);
-    set.extend(more.iter().cloned());
     let whence = |f: Failure| {
         let message = format!(
             "{}\nthe recipe has these values from the sweep:\n{}",
@@ -134,7 +133,7 @@ fn checked(
         );
         Failure { message, ..f }
     };
-    let (recipe, text) = load(recipe, &set).map_err(|f| {
+    let (recipe, text) = load(recipe, set).map_err(|f| {
         // A recipe that is not there has no values.
         if recipe.is_file() { whence(f) } else { f }
     })?;
@@ -193,7 +192,12 @@ fn arguments(job: &Job, args: &SweepArgs, recipe: &Path, threads: usize) -> Vec<
         return all.into_iter().chain(["resume".into(), job.dir.path().into()]).collect();
     }
     all.extend(["run".into(), recipe.into(), "--seeds".into(), job.seed.to_string().into()]);
-    all.extend(["--out".into(), args.out.clone().into(), "--device".into(), args.device.clone().into()]);
+    all.extend([
+        "--out".into(),
+        args.training.out.clone().into(),
+        "--device".into(),
+        args.training.device.clone().into(),
+    ]);
     all.extend(job.set.iter().flat_map(|s| ["--set".into(), OsString::from(s)]));
     all.extend(args.force.then(|| "--force".into()));
     all
