@@ -33,16 +33,14 @@ impl From<Error> for Failure {
     }
 }
 
-/// Starts the threads of the process, of which this one is one: it works on its own steps instead of waking another.
+/// Starts the threads of the process.
 fn start_threads(asked: Option<usize>) -> Result<(), Failure> {
     // Rayon's own variable, if set, stays in force.
     let known = std::env::var_os("RAYON_NUM_THREADS").is_none();
     let machine = || std::thread::available_parallelism().ok().filter(|_| known).map(|n| n.get());
     let threads = asked.or_else(machine).unwrap_or(0);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-    // Alone it would leave nobody to work for the loader's threads while it waits for them.
-    let pool = if threads > 1 { pool.use_current_thread() } else { pool };
-    pool.build_global().map_err(|e| Failure::new(1, format!("error: cannot start {threads} threads: {e}")))
+    pauc::kernels::threads::start(threads)
+        .map_err(|e| Failure::new(1, format!("error: cannot start {threads} threads: {e}")))
 }
 
 /// Runs the command line of this process.
@@ -55,6 +53,7 @@ pub fn main() -> Result<ExitCode, Failure> {
         Err(e) => e.exit(),
     };
     pauc::traits::registry::assert_linked().map_err(|e| Failure::new(1, format!("error: {e}")))?;
+    pauc::kernels::memory::keep_freed();
     start_threads(args.threads.map(|t| t.get()))?;
     commands::dispatch(args.command)
 }

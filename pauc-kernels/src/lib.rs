@@ -15,6 +15,7 @@
 //! | [`gemm`] | products of whole matrices |
 //! | [`linear`] | fully connected layers |
 //! | [`mapped`] | files as memory |
+//! | [`memory`] | what becomes of freed memory |
 //! | [`distance`] | nearest centroids |
 //! | `candidates` | those that can be nearest, from 8-bit products |
 //! | [`neighbour_forces`] | what pulls and pushes the points of a t-SNE |
@@ -33,6 +34,7 @@ pub mod gemm;
 pub mod layout;
 pub mod linear;
 pub mod mapped;
+pub mod memory;
 mod micro;
 pub mod neighbour_forces;
 pub mod norm;

@@ -80,10 +80,9 @@ fn measure(what: &str, threads: usize, text: &str, prepare: impl Fn(&Cpu) -> Inp
 
 fn main() {
     let threads = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(1);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     // As the command line does.
-    let pool = if threads > 1 { pool.use_current_thread() } else { pool };
-    pool.build_global().unwrap();
+    pauc_kernels::memory::keep_freed();
+    pauc_kernels::threads::start(threads).unwrap();
     measure("InfoNCE two-sided 512x128", threads, "InfoNce(temperature: 0.2)", |dev| Inputs {
         views: vec![Some(matrix(dev, 256, 128, 1.0)), Some(matrix(dev, 256, 128, 2.0))],
         ..Inputs::default()

@@ -3,7 +3,10 @@
 use super::rows::{both_probabilities, exp_add, sum_exp, times_both};
 use super::{Graded, dot};
 use crate::gemm::{Strides, gemm};
+use crate::threads::{Step, steps};
 use rayon::prelude::*;
+use std::cell::Cell;
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Rows of one task of [`in_batch`].
 const BLOCK: usize = 128;
@@ -11,6 +14,11 @@ const BLOCK: usize = 128;
 pub(super) const KEPT: usize = 1 << 20;
 /// Logits that differ by less have exponentials that single precision holds side by side.
 pub(super) const SPREAD: f32 = 80.0;
+
+thread_local! {
+    /// Memory of the tiles of [`in_batch_kept`], which writes every element before it reads it.
+    static TILES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
 
 /// What [`in_batch`] keeps of a row between its passes.
 struct Row {
@@ -82,22 +90,21 @@ fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> G
     let rows_of = |block: usize| &z[block * BLOCK * dim..][..size(block) * dim];
     let (row_major, transposed) = (Strides::row_major(dim), Strides::transposed(dim));
     let places: Vec<(usize, usize)> = upper(blocks).collect();
-    let mut tiles = vec![0.0; places.len() * BLOCK * BLOCK];
+    let mut values = TILES.take();
+    values.resize(places.len() * BLOCK * BLOCK, 0.0);
+    let tile = |((i, j), values): (&(usize, usize), _)| RwLock::new(Tile::new(size(*i), size(*j), values));
+    let tiles: Vec<RwLock<Tile<'_>>> =
+        places.iter().zip(values.chunks_exact_mut(BLOCK * BLOCK)).map(tile).collect();
     // exp(logit − ceiling) of the candidates, and their sums over rows and over columns.
-    let measure = |((i, j), tile): (&(usize, usize), &mut [f32])| -> Sums {
-        let (rows, columns) = (size(*i), size(*j));
-        let tile = &mut tile[..rows * columns];
+    let measure = |t: usize| {
+        let (i, j) = places[t];
+        let (rows, columns) = (size(i), size(j));
+        let mut tile = write(&tiles[t]);
+        let tile = &mut *tile;
         let wide = Strides::row_major(columns);
-        gemm(
-            (rows, columns, dim),
-            scale,
-            (rows_of(*i), row_major),
-            (rows_of(*j), transposed),
-            0.0,
-            (tile, wide),
-        );
-        let mut sums = Sums { rows: vec![0.0; rows], columns: vec![0.0; columns], positives: Vec::new() };
-        for (r, row) in tile.chunks_exact_mut(columns).enumerate() {
+        let (of, others) = ((rows_of(i), row_major), (rows_of(j), transposed));
+        gemm((rows, columns, dim), scale, of, others, 0.0, (&mut *tile.values, wide));
+        for (r, row) in tile.values.chunks_exact_mut(columns).enumerate() {
             let a = i * BLOCK + r;
             let column = |b: usize| b.checked_sub(j * BLOCK).filter(|c| *c < columns);
             if let Some(c) = column(a) {
@@ -107,7 +114,7 @@ fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> G
             if a < half
                 && let Some(c) = column(a + half)
             {
-                sums.positives.push((a, row[c]));
+                tile.positives.push((a, row[c]));
                 row[c] = f32::NEG_INFINITY;
             }
             if i == j
@@ -116,34 +123,36 @@ fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> G
             {
                 row[c] = f32::NEG_INFINITY;
             }
-            sums.rows[r] = exp_add(row, ceiling, &mut sums.columns);
+            tile.rows[r] = exp_add(row, ceiling, &mut tile.columns);
         }
-        sums
     };
-    let chunks = tiles.par_chunks_mut(BLOCK * BLOCK).with_max_len(1);
-    let sums: Vec<Sums> = places.par_iter().with_max_len(1).zip(chunks).map(measure).collect();
-    let (mut negatives, mut positives) = (vec![0.0f64; n], vec![0.0f64; half]);
-    for ((i, j), sums) in places.iter().zip(&sums) {
-        let mut add = |block: usize, part: &[f32]| {
-            negatives[block * BLOCK..].iter_mut().zip(part).for_each(|(s, p)| *s += f64::from(*p));
-        };
-        add(*i, &sums.rows);
-        if i != j {
-            add(*j, &sums.columns);
+    // The losses and weights of all rows, once their sums are there.
+    let rows: OnceLock<(Vec<Row>, Vec<f32>)> = OnceLock::new();
+    let add_up = |_: usize| {
+        let (mut negatives, mut positives) = (vec![0.0f64; n], vec![0.0f64; half]);
+        for ((i, j), tile) in places.iter().zip(&tiles) {
+            let tile = read(tile);
+            let mut add = |block: usize, part: &[f32]| {
+                negatives[block * BLOCK..].iter_mut().zip(part).for_each(|(s, p)| *s += f64::from(*p));
+            };
+            add(*i, &tile.rows);
+            if i != j {
+                add(*j, &tile.columns);
+            }
+            tile.positives.iter().for_each(|(a, logit)| positives[*a] = f64::from(*logit));
         }
-        sums.positives.iter().for_each(|(a, logit)| positives[*a] = f64::from(*logit));
-    }
-    let rows: Vec<Row> = negatives
-        .iter()
-        .enumerate()
-        .map(|(a, sum)| Row::new(positives[a % half], (ceiling, *sum), true))
-        .collect();
-    let inverses: Vec<f32> = rows.iter().map(|r| r.inverse).collect();
+        let row = |(a, sum): (usize, &f64)| Row::new(positives[a % half], (ceiling, *sum), true);
+        let all: Vec<Row> = negatives.iter().enumerate().map(row).collect();
+        let inverses = all.iter().map(|r| r.inverse).collect();
+        rows.set((all, inverses)).ok();
+    };
     // W_ab = P_ab + P_ba, and −(negatives' probability) of both for partners; the gradient is W·z/(τ·n).
-    let weigh = |((i, j), tile): (&(usize, usize), &mut [f32])| {
-        let (rows_here, columns) = (size(*i), size(*j));
+    let weigh = |t: usize| {
+        let (i, j) = places[t];
+        let columns = size(j);
+        let (rows, inverses) = rows.get().expect("added up before");
         let others = &inverses[j * BLOCK..][..columns];
-        for (r, row) in tile[..rows_here * columns].chunks_exact_mut(columns).enumerate() {
+        for (r, row) in write(&tiles[t]).values.chunks_exact_mut(columns).enumerate() {
             let a = i * BLOCK + r;
             times_both(row, inverses[a], others);
             let partner = (a + half) % n;
@@ -152,17 +161,14 @@ fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> G
             }
         }
     };
-    places
-        .par_iter()
-        .with_max_len(1)
-        .zip(tiles.par_chunks_mut(BLOCK * BLOCK).with_max_len(1))
-        .for_each(weigh);
     let tile_at = |i: usize, j: usize| {
         // Tiles of the rows of blocks before i, and those before j in its own.
-        let at = i * blocks - i * i.saturating_sub(1) / 2 + (j - i);
-        &tiles[at * BLOCK * BLOCK..][..size(i) * size(j)]
+        read(&tiles[i * blocks - i * i.saturating_sub(1) / 2 + (j - i)])
     };
-    let pull = |(j, gradient): (usize, &mut [f32])| {
+    let mut gradient = vec![0.0; n * dim];
+    let parts: Vec<Mutex<&mut [f32]>> = gradient.chunks_mut(BLOCK * dim).map(Mutex::new).collect();
+    let pull = |j: usize| {
+        let mut gradient = parts[j].lock().unwrap_or_else(PoisonError::into_inner);
         for i in 0..blocks {
             // Below the diagonal stands the transpose of what is above it.
             let (tile, strides) = if i < j {
@@ -171,28 +177,56 @@ fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> G
                 (tile_at(j, i), Strides::row_major(size(i)))
             };
             let keep = if i == 0 { 0.0 } else { 1.0 };
-            let shape = (size(j), dim, size(i));
+            let (weights, others) = ((&*tile.values, strides), (rows_of(i), row_major));
             gemm(
-                shape,
+                (size(j), dim, size(i)),
                 scale / n as f32,
-                (tile, strides),
-                (rows_of(i), row_major),
+                weights,
+                others,
                 keep,
-                (gradient, row_major),
+                (&mut gradient, row_major),
             );
         }
     };
-    let mut gradient = vec![0.0; n * dim];
-    gradient.par_chunks_mut(BLOCK * dim).with_max_len(1).enumerate().for_each(pull);
+    steps(&[
+        Step { portions: places.len(), work: &measure },
+        Step { portions: 1, work: &add_up },
+        Step { portions: places.len(), work: &weigh },
+        Step { portions: blocks, work: &pull },
+    ]);
+    drop((parts, tiles));
+    TILES.set(values);
+    let (rows, _) = rows.into_inner().expect("added up above");
     Graded { value: rows.iter().map(|r| r.loss).sum::<f64>() / n.max(1) as f64, gradient }
 }
 
-/// What a tile adds to the sums of its rows and, mirrored, to those of its columns.
-struct Sums {
+fn read<'a, 'v>(tile: &'a RwLock<Tile<'v>>) -> RwLockReadGuard<'a, Tile<'v>> {
+    tile.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<'a, 'v>(tile: &'a RwLock<Tile<'v>>) -> RwLockWriteGuard<'a, Tile<'v>> {
+    tile.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A tile of [`in_batch_kept`], and what it adds to the sums of its rows and, mirrored, to those of its columns.
+struct Tile<'a> {
+    /// Logits, then exponentials, then weights.
+    values: &'a mut [f32],
     rows: Vec<f32>,
     columns: Vec<f32>,
     /// The logits of rows with their partners.
     positives: Vec<(usize, f32)>,
+}
+
+impl<'a> Tile<'a> {
+    fn new(rows: usize, columns: usize, values: &'a mut [f32]) -> Tile<'a> {
+        Tile {
+            values: &mut values[..rows * columns],
+            rows: vec![0.0; rows],
+            columns: vec![0.0; columns],
+            positives: Vec::new(),
+        }
+    }
 }
 
 /// [`in_batch`] in memory of O(n·[`BLOCK`]): logits are computed once more for the gradient.
