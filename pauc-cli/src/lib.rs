@@ -53,7 +53,6 @@ pub fn main() -> Result<ExitCode, Failure> {
         Err(e) => e.exit(),
     };
     pauc::traits::registry::assert_linked().map_err(|e| Failure::new(1, format!("error: {e}")))?;
-    pauc::kernels::memory::keep_freed();
     start_threads(args.threads.map(|t| t.get()))?;
     commands::dispatch(args.command)
 }

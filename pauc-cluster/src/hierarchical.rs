@@ -3,7 +3,7 @@
 use crate::HostClusterer;
 use crate::host::enough;
 use crate::lloyd::{Lloyd, members, refill_from, report};
-use crate::probing::{Probing, Sums, graph, objective, step};
+use crate::probing::{PART, Probing, Sums, graph, objective, step};
 use crate::seeding::{Init, gather};
 use pauc_kernels::distance::squared_distance;
 use pauc_traits::clusterer::{FitContext, FitReport};
@@ -175,7 +175,16 @@ impl<'a> LevelFit<'a> {
     /// The level that no other is above.
     fn first(&self, below: usize) -> Level<'a> {
         let dim = self.rows.cols;
-        let (centroids, splits) = self.divide(None, 0, self.k);
+        let most =
+            self.options.max_points_per_centroid.map_or(usize::MAX, |m| m.get().saturating_mul(self.k));
+        // All rows may be a mapped file larger than memory: no copy.
+        let data = if most < self.rows.rows {
+            let all: Vec<u32> = (0..self.rows.rows as u32).collect();
+            Cow::Owned(gather(self.rows, &self.some(&all, 0, self.k)))
+        } else {
+            Cow::Borrowed(self.rows.data)
+        };
+        let (centroids, splits) = self.divide(&data, 0, self.k);
         let mut level = Level::new(centroids, vec![0; self.k], splits, self.rows.rows);
         if below == 0 {
             let (one, all) = (Probing::new(self.rows, &vec![0.0; dim], 1), [(0..self.k as u32).collect()]);
@@ -196,13 +205,12 @@ impl<'a> LevelFit<'a> {
         let (order, starts) = members(&above.index, count);
         let sizes: Vec<usize> = starts.windows(2).map(|w| w[1] - w[0]).collect();
         let shares = shares(&sizes, self.k);
-        let divided: Vec<(Vec<f32>, usize)> = (0..count)
-            .into_par_iter()
-            .map(|parent| {
-                self.divide(Some(&order[starts[parent]..starts[parent + 1]]), parent, shares[parent])
-            })
+        let own: Vec<Vec<u32>> = (0..count)
+            .map(|p| self.some(&order[starts[p]..starts[p + 1]], p, shares[p]).into_owned())
             .collect();
         drop(order);
+        let divided = self.divide_all(&own, &shares);
+        drop(own);
         let parent: Vec<u32> =
             shares.iter().enumerate().flat_map(|(parent, share)| vec![parent as u32; *share]).collect();
         let splits = divided.iter().map(|d| d.1).sum();
@@ -250,28 +258,51 @@ impl<'a> LevelFit<'a> {
         }
     }
 
-    /// The children of one prototype of the level above, by k-means among its samples `own` (all if there is no such
-    /// level), and the splits it took.
-    fn divide(&self, own: Option<&[u32]>, parent: usize, share: usize) -> (Vec<f32>, usize) {
+    /// Of the samples of one prototype of the level above, those by which it is divided, in ascending order.
+    fn some<'b>(&self, own: &'b [u32], parent: usize, share: usize) -> Cow<'b, [u32]> {
+        let most = self.options.max_points_per_centroid.map_or(usize::MAX, |m| m.get().saturating_mul(share));
+        if most >= own.len() {
+            return Cow::Borrowed(own);
+        }
+        let rng = &mut self.random(Draw::Subset, parent);
+        let mut chosen: Vec<u32> =
+            rand::seq::index::sample(rng, own.len(), most).into_iter().map(|i| own[i]).collect();
+        chosen.sort_unstable();
+        Cow::Owned(chosen)
+    }
+
+    /// The children of prototypes of the level above, by k-means among samples `own` of each, and the splits it took.
+    ///
+    /// The samples of as many prototypes as [`PART`] holds are read together, from front to end.
+    fn divide_all(&self, own: &[Vec<u32>], shares: &[usize]) -> Vec<(Vec<f32>, usize)> {
+        let dim = self.rows.cols;
+        let mut divided = Vec::with_capacity(own.len());
+        while divided.len() < own.len() {
+            let first = divided.len();
+            let mut held = 0;
+            let fits = |own: &&Vec<u32>| {
+                held += own.len() * dim;
+                held <= PART
+            };
+            let together = own[first..].iter().take_while(fits).count().max(1);
+            let own = &own[first..first + together];
+            let chosen: Vec<u32> = own.iter().flatten().copied().collect();
+            let data = gather(self.rows, &chosen);
+            let mut rest = &data[..];
+            let parts: Vec<&[f32]> =
+                own.iter().map(|own| rest.split_off(..own.len() * dim).unwrap_or_default()).collect();
+            let of = |(at, data): (usize, &&[f32])| self.divide(data, first + at, shares[first + at]);
+            divided.par_extend(parts.par_iter().enumerate().map(of));
+        }
+        divided
+    }
+
+    /// The children of one prototype, by k-means among the given of its samples.
+    fn divide(&self, data: &[f32], parent: usize, share: usize) -> (Vec<f32>, usize) {
         if share == 0 {
             return (Vec::new(), 0);
         }
-        let rows = self.rows;
-        let most = self.options.max_points_per_centroid.map_or(usize::MAX, |m| m.get().saturating_mul(share));
-        let count = own.map_or(rows.rows, <[u32]>::len);
-        let data = if most < count {
-            let rng = &mut self.random(Draw::Subset, parent);
-            let mut chosen: Vec<u32> = rand::seq::index::sample(rng, count, most)
-                .into_iter()
-                .map(|i| own.map_or(i as u32, |own| own[i]))
-                .collect();
-            chosen.sort_unstable();
-            Cow::Owned(gather(rows, &chosen))
-        } else {
-            // All rows may be a mapped file larger than memory: no copy.
-            own.map_or(Cow::Borrowed(rows.data), |own| Cow::Owned(gather(rows, own)))
-        };
-        let inside = Rows::new(&data, rows.cols);
+        let inside = Rows::new(data, self.rows.cols);
         let lloyd = Lloyd { iterations: self.options.iterations.get(), spherical: false, tolerance: 0.0 };
         let chosen = self.options.init.choose(inside, share, &mut self.random(Draw::Seeding, parent));
         let fit = lloyd.run(inside, gather(inside, &chosen), &mut self.random(Draw::Splits, parent));

@@ -282,6 +282,33 @@ mod tests {
         assert!(fit.objective.windows(2).all(|w| w[1] <= w[0] * (1.0 + 1e-6)));
     }
 
+    /// Noise has no ties: a row's cluster does not depend on where the row stands, nor on the order of coordinates.
+    #[test]
+    fn the_order_of_rows_and_of_coordinates_changes_nothing_but_rounding() {
+        use rand_distr::{Distribution, StandardNormal};
+        let (n, dim, k) = (2000, 24, 31);
+        let noise = &mut rng();
+        let data: Vec<f32> = (0..n * dim).map(|_| StandardNormal.sample(noise)).collect();
+        let start = data[..k * dim].to_vec();
+        let options = Lloyd { iterations: 12, spherical: false, tolerance: 0.0 };
+        let plain = options.run(Rows::new(&data, dim), start.clone(), &mut rng());
+        assert!(plain.splits.iter().all(|s| *s == 0) && plain.moved.len() == 12, "{:?}", plain.moved);
+        let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+        // Row i of the shuffled rows is row 769·i mod n; 769 and 2000 have no divisor in common.
+        let from = |i: usize| i * 769 % n;
+        let shuffled: Vec<f32> = (0..n).flat_map(|i| data[from(i) * dim..][..dim].to_vec()).collect();
+        let other = options.run(Rows::new(&shuffled, dim), start.clone(), &mut rng());
+        assert!((0..n).all(|i| other.index[i] == plain.index[from(i)]));
+        assert!(close(&other.centroids, &plain.centroids));
+        let turned =
+            |m: &[f32]| m.chunks(dim).flat_map(|r| r.iter().rev().copied().collect::<Vec<_>>()).collect();
+        let (turned_data, turned_start): (Vec<f32>, Vec<f32>) = (turned(&data), turned(&start));
+        let other = options.run(Rows::new(&turned_data, dim), turned_start, &mut rng());
+        assert_eq!(other.index, plain.index);
+        let back: Vec<f32> = turned(&other.centroids);
+        assert!(close(&back, &plain.centroids));
+    }
+
     #[test]
     fn means_that_are_kept_have_the_bits_of_new_ones() {
         let data = wave(200 * 3);

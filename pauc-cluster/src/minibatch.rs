@@ -11,11 +11,20 @@ use pauc_traits::rng::{Purpose, Stream, stream};
 use pauc_traits::{Clustering, Count, Result, Span, component};
 use rand::seq::SliceRandom;
 
+/// Values of a run of rows that are read one after the other: 1 MiB.
+const RUN: usize = 1 << 18;
+/// Runs whose rows are shuffled together.
+const SHUFFLED: usize = 64;
+/// Samples for each prototype among which the first centroids are chosen.
+const SAMPLES: usize = 16;
+
 component! {
     /// k-means in passes of mini-batches: each prototype is the running mean of all samples assigned to it so far.
     ///
     /// c ← c + (x − c)/count for the batch's samples x of c, count over all batches. A pass visits every sample once
-    /// in random order. A prototype that got nothing in the first pass is refilled by splitting another, as in
+    /// in random order: of features above 64 MiB, 64 random runs of 1 MiB at a time, so that a mapped file larger than
+    /// memory is read in long runs. The first centroids come from a random part of the samples: 16 for each, at least
+    /// four batches. A prototype that got nothing in the first pass is refilled by splitting another, as in
     /// KMeans. Every sample ends with its nearest final centroid. The objectives reported are those met on the way
     /// in each pass, and the final one.
     ///
@@ -46,7 +55,7 @@ impl HostClusterer for MiniBatchKMeans {
         let level = |(level, k): (usize, &Count)| {
             enough(rows, k.get())?;
             let random = |view| stream(context.seed, Purpose::Cluster, context.epoch, level as u64, view);
-            let start = gather(rows, &self.init.choose(rows, k.get(), &mut random(0)));
+            let start = self.start(rows, k.get(), &mut random(0));
             Ok(self.level(rows, start, &mut random(1)))
         };
         self.k.iter().enumerate().map(level).collect()
@@ -54,35 +63,37 @@ impl HostClusterer for MiniBatchKMeans {
 }
 
 impl MiniBatchKMeans {
+    /// The first centroids, chosen among some of the samples.
+    fn start(&self, rows: Rows<'_>, k: usize, rng: &mut Stream) -> Vec<f32> {
+        let most = k.saturating_mul(SAMPLES).max(self.batch.get().saturating_mul(4));
+        if most >= rows.rows {
+            return gather(rows, &self.init.choose(rows, k, rng));
+        }
+        let mut some: Vec<u32> =
+            rand::seq::index::sample(rng, rows.rows, most).into_iter().map(|i| i as u32).collect();
+        some.sort_unstable();
+        let some = gather(rows, &some);
+        let some = Rows::new(&some, rows.cols);
+        gather(some, &self.init.choose(some, k, rng))
+    }
+
     fn level(&self, rows: Rows<'_>, mut centroids: Vec<f32>, rng: &mut Stream) -> Clustering {
         let (n, dim) = (rows.rows, rows.cols);
         let k = centroids.len() / dim;
         let batch = self.batch.get().min(n);
-        let (mut index, mut square) = (vec![0u32; batch], vec![0.0f32; batch]);
         let (mut counts, mut objective, mut splits) = (vec![0usize; k], Vec::new(), 0);
-        let mut order: Vec<u32> = (0..n as u32).collect();
-        let mut sum = vec![0.0f64; dim];
+        let run = (RUN / dim).max(1);
         for _ in 0..self.iterations.get() {
-            order.shuffle(rng);
             let mut met = 0.0f64;
-            for chosen in order.chunks(batch) {
-                let data = gather(rows, chosen);
-                let (index, square) = (&mut index[..chosen.len()], &mut square[..chosen.len()]);
-                nearest(&data, &Packed::new(&centroids, dim), index, square);
-                met += square.iter().map(|s| *s as f64).sum::<f64>();
-                let (own, starts) = members(index, k);
-                for c in 0..k {
-                    let own = &own[starts[c]..starts[c + 1]];
-                    if own.is_empty() {
-                        continue;
-                    }
-                    sum.fill(0.0);
-                    add_rows(&data, dim, own, &mut sum);
-                    counts[c] += own.len();
-                    for (v, s) in centroids[c * dim..(c + 1) * dim].iter_mut().zip(&sum) {
-                        let rest = s - own.len() as f64 * *v as f64;
-                        *v = (*v as f64 + rest / counts[c] as f64) as f32;
-                    }
+            for part in runs(n, run, SHUFFLED, rng) {
+                // What the rows of random runs hold is read once, from front to end; a row at a time would read a
+                // mapped file larger than memory over and over.
+                let held = if part.len() == n { None } else { Some(gather(rows, &part)) };
+                let held = held.as_ref().map_or(rows, |data| Rows::new(data, dim));
+                let mut order: Vec<u32> = (0..part.len() as u32).collect();
+                order.shuffle(rng);
+                for chosen in order.chunks(batch) {
+                    met += take_in(Rows::new(&gather(held, chosen), dim), &mut centroids, &mut counts);
                 }
             }
             objective.push(met);
@@ -95,6 +106,42 @@ impl MiniBatchKMeans {
         let report = report(objective, splits, assignments.iter().copied(), k);
         Clustering { k, dim, centroids, assignments, report }
     }
+}
+
+/// Moves each centroid to the running mean of its samples, those of a batch included. Returns the batch's Σ‖x − c‖² before.
+fn take_in(batch: Rows<'_>, centroids: &mut [f32], counts: &mut [usize]) -> f64 {
+    let dim = batch.cols;
+    let (mut index, mut square) = (vec![0u32; batch.rows], vec![0.0f32; batch.rows]);
+    nearest(batch.data, &Packed::new(centroids, dim), &mut index, &mut square);
+    let (order, starts) = members(&index, counts.len());
+    let mut sum = vec![0.0f64; dim];
+    for ((c, centroid), count) in centroids.chunks_exact_mut(dim).enumerate().zip(counts) {
+        let own = &order[starts[c]..starts[c + 1]];
+        if own.is_empty() {
+            continue;
+        }
+        sum.fill(0.0);
+        add_rows(batch.data, dim, own, &mut sum);
+        *count += own.len();
+        for (v, s) in centroid.iter_mut().zip(&sum) {
+            let rest = s - own.len() as f64 * *v as f64;
+            *v = (*v as f64 + rest / *count as f64) as f32;
+        }
+    }
+    square.iter().map(|s| *s as f64).sum()
+}
+
+/// 0..n in parts: the numbers of `together` random runs of `run`, in ascending order, then those of the next.
+fn runs(n: usize, run: usize, together: usize, rng: &mut Stream) -> Vec<Vec<u32>> {
+    let mut runs: Vec<usize> = (0..n.div_ceil(run)).collect();
+    if runs.len() > together {
+        runs.shuffle(rng);
+    }
+    let part = |runs: &mut [usize]| {
+        runs.sort_unstable();
+        runs.iter().flat_map(|r| r * run..((r + 1) * run).min(n)).map(|i| i as u32).collect()
+    };
+    runs.chunks_mut(together).map(part).collect()
 }
 
 #[cfg(test)]
@@ -127,7 +174,7 @@ mod tests {
         let start = data[..6 * dim].to_vec();
         let got = configured(20, 2).level(Rows::new(&data, dim), start.clone(), &mut rng());
         let mut centroids: Vec<f64> = start.iter().map(|v| *v as f64).collect();
-        let (mut counts, mut order, mut rng) = ([0.0; 6], (0..n as u32).collect::<Vec<_>>(), rng());
+        let (mut counts, mut rng) = ([0.0; 6], rng());
         let nearest = |centroids: &[f64], i: usize| -> (usize, f64) {
             let d = |c: usize| -> f64 {
                 (0..dim).map(|l| (data[i * dim + l] as f64 - centroids[c * dim + l]).powi(2)).sum()
@@ -137,6 +184,7 @@ mod tests {
         };
         let mut objective = Vec::new();
         for _ in 0..2 {
+            let mut order: Vec<u32> = (0..n as u32).collect();
             order.shuffle(&mut rng);
             let mut met = 0.0;
             for batch in order.chunks(20) {
@@ -157,6 +205,49 @@ mod tests {
         got.report.objective.iter().zip(&objective).for_each(|(a, b)| assert!((a - b).abs() < 1e-4 * b));
         for (i, a) in got.assignments.iter().enumerate() {
             assert_eq!(a.unwrap() as usize, nearest(&centroids, i).0);
+        }
+    }
+
+    #[test]
+    fn a_pass_takes_every_sample_once_and_few_runs_at_a_time() {
+        let parts = runs(1003, 10, 7, &mut rng());
+        let mut all: Vec<u32> = parts.concat();
+        assert!(!all.is_sorted() && parts.iter().all(|part| part.is_sorted()));
+        all.sort_unstable();
+        assert_eq!(all, (0..1003).collect::<Vec<_>>());
+        let count =
+            |part: &Vec<u32>| part.iter().map(|i| i / 10).collect::<std::collections::HashSet<_>>().len();
+        assert_eq!(parts.iter().map(count).collect::<Vec<_>>(), [[7; 14].as_slice(), &[3]].concat());
+        assert_ne!(
+            runs(1003, 10, 7, &mut rng()),
+            runs(1003, 10, 7, &mut stream(2, Purpose::Cluster, 0, 0, 1))
+        );
+        assert_eq!(runs(70, 10, 7, &mut rng()), [(0..70).collect::<Vec<_>>()]);
+    }
+
+    /// More rows than are shuffled together: still close to Lloyd, and every row counts once a pass.
+    #[test]
+    fn features_above_the_memory_of_a_pass_are_clustered_as_well() {
+        let (dim, n) = (RUN / 2, 2 * SHUFFLED + 5);
+        let data: Vec<f32> =
+            (0..n * dim).map(|i| if i % dim == 0 { (i / dim % 5) as f32 } else { 0.0 }).collect();
+        let configured =
+            MiniBatchKMeans { k: vec![Count::lit(5)], init: Init::KMeansPlusPlus, ..configured(16, 2) };
+        let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
+        let fit = &configured.fit_rows(Rows::new(&data, dim), context).unwrap()[0];
+        assert!(fit.report.objective.iter().all(|o| *o < 1e-9), "five places: {:?}", fit.report.objective);
+        let same = |a: usize, b: usize| fit.assignments[a] == fit.assignments[b];
+        assert!((0..n - 5).all(|i| same(i, i + 5) && !same(i, i + 1)));
+    }
+
+    #[test]
+    fn first_centroids_of_many_samples_come_from_some_of_them() {
+        let data = wave(2000 * 2);
+        let rows = Rows::new(&data, 2);
+        for init in [Init::Random, Init::KMeansPlusPlus] {
+            let start = MiniBatchKMeans { init, ..configured(10, 1) }.start(rows, 6, &mut rng());
+            let own = |c: &[f32]| data.chunks(2).any(|x| x == c);
+            assert!(start.len() == 12 && start.chunks(2).all(own), "{start:?}");
         }
     }
 

@@ -14,8 +14,8 @@ use rayon::prelude::*;
 
 /// Rows of one task; fixed, so that tasks are the same for every number of threads.
 const TASK: usize = 1 << 14;
-/// Values of the rows that are looked at out of their order before the next are read: 256 MiB.
-const PART: usize = 1 << 26;
+/// Values of the rows that are looked at out of their order before the next are read: 64 MiB.
+pub const PART: usize = 1 << 24;
 /// Rows whose scores of all cells are looked at together.
 const TILE: usize = 256;
 /// Centroids whose scores of all others are looked at together.

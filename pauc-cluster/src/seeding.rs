@@ -37,10 +37,20 @@ impl Init {
     }
 }
 
-/// The rows with these numbers, one after the other.
+/// The rows with these numbers, one after the other. They are read in ascending order, whatever order they are given in:
+/// they may be a mapped file larger than memory.
 pub fn gather(rows: Rows<'_>, chosen: &[u32]) -> Vec<f32> {
-    let mut data = Vec::with_capacity(chosen.len() * rows.cols);
-    chosen.iter().for_each(|i| data.extend_from_slice(rows.row(*i as usize)));
+    if chosen.is_sorted() {
+        let mut data = Vec::with_capacity(chosen.len() * rows.cols);
+        chosen.iter().for_each(|i| data.extend_from_slice(rows.row(*i as usize)));
+        return data;
+    }
+    let mut places: Vec<(u32, usize)> = chosen.iter().copied().zip(0..).collect();
+    places.sort_unstable();
+    let mut data = vec![0.0; chosen.len() * rows.cols];
+    for (i, at) in places {
+        data[at * rows.cols..][..rows.cols].copy_from_slice(rows.row(i as usize));
+    }
     data
 }
 

@@ -576,6 +576,13 @@ mod tests {
             nearest(&x[i * 33..(i + 1) * 33], &packed, &mut one, &mut s);
             assert_eq!((one[0], s[0].to_bits()), (index[i], square[i].to_bits()));
         }
+        for batch in [7, 96, 256, 399] {
+            let (mut some, mut s) = (vec![0; 400], vec![0.0f32; 400]);
+            let parts = x.chunks(batch * 33).zip(some.chunks_mut(batch)).zip(s.chunks_mut(batch));
+            parts.for_each(|((x, index), square)| nearest(x, &packed, index, square));
+            let bits = |s: &[f32]| s.iter().map(|s| s.to_bits()).collect::<Vec<_>>();
+            assert_eq!((some, bits(&s)), (index.clone(), bits(&square)), "batches of {batch}");
+        }
     }
 
     /// Rows and centroids of several kinds: noise, far from the origin, copies and ties, one loud coordinate, zeros.

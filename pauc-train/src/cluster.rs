@@ -81,9 +81,9 @@ pub fn fit(clusterer: &Configured<kind::Clusterer>, job: &Job<'_>) -> Result<Fit
         }
         e => e,
     })?;
-    let level = |c: Clustering| {
+    let level = |mut c: Clustering| {
         let phi = concentration(rows, &c, job.alpha.get(), job.temperature.get())?;
-        let metrics = measure(rows, &c, &phi, labels.as_deref(), job.seed)?;
+        let metrics = measure(rows, &mut c, &phi, labels.as_deref(), job.seed)?;
         Ok(FittedLevel { clustering: c, concentration: phi, metrics })
     };
     let levels = fitted.into_iter().map(level).collect::<Result<_>>()?;
@@ -93,7 +93,7 @@ pub fn fit(clusterer: &Configured<kind::Clusterer>, job: &Job<'_>) -> Result<Fit
 /// The metrics of one level.
 fn measure(
     rows: Rows<'_>,
-    c: &Clustering,
+    c: &mut Clustering,
     phi: &[f32],
     labels: Option<&[u32]>,
     seed: u64,
@@ -106,18 +106,19 @@ fn measure(
     let chosen: Vec<usize> =
         (0..some).map(|i| (i as u128 * rows.rows as u128 / some as u128) as usize).collect();
     let mut data: Vec<f32> = chosen.iter().flat_map(|i| rows.row(*i)).copied().collect();
-    let assignments = chosen.iter().map(|i| c.assignments[*i]).collect();
-    let (centroids, report) = (c.centroids.clone(), c.report.clone());
-    let few = Clustering { k: c.k, dim: c.dim, centroids, assignments, report };
+    // Those of all come back below: a copy of the centroids would be the largest thing here.
+    let few = chosen.iter().map(|i| c.assignments[*i]).collect();
+    let all = std::mem::replace(&mut c.assignments, few);
     let of_some = Rows::new(&data, rows.cols);
     let geometry = [
-        ("silhouette", silhouette(of_some, &few.assignments, MOST_IN_SILHOUETTE, seed)),
-        ("davies_bouldin", davies_bouldin(of_some, &few.assignments)),
+        ("silhouette", silhouette(of_some, &c.assignments, MOST_IN_SILHOUETTE, seed)),
+        ("davies_bouldin", davies_bouldin(of_some, &c.assignments)),
     ];
     metrics.extend(geometry.into_iter().filter_map(|(name, v)| Some(Metric::new(name, v?))));
     unit_rows(&mut data, rows.cols);
-    metrics
-        .extend(Coagulation::of_clustering(Rows::new(&data, rows.cols), &few, phi)?.metrics("coagulation"));
+    let state = Coagulation::of_clustering(Rows::new(&data, rows.cols), c, phi);
+    c.assignments = all;
+    metrics.extend(state?.metrics("coagulation"));
     Ok(metrics)
 }
 

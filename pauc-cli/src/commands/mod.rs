@@ -31,6 +31,13 @@ use std::process::ExitCode;
 
 /// Carries out a verb.
 pub fn dispatch(command: Command) -> Result<ExitCode, Failure> {
+    let trains = matches!(
+        command,
+        Command::Run(_) | Command::Resume(_) | Command::Sweep(_) | Command::Reproduce(_) | Command::Bench(_)
+    );
+    if trains {
+        pauc::kernels::memory::keep_freed();
+    }
     match command {
         Command::Run(args) => run::run(args),
         Command::Resume(args) => run::resume(args),
