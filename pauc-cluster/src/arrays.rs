@@ -358,14 +358,8 @@ mod tests {
     use safetensors::tensor::TensorView;
     use std::path::PathBuf;
 
-    fn folder() -> PathBuf {
-        let folder = std::env::temp_dir().join(format!("pauc-arrays-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        folder
-    }
-
-    fn write(name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
-        let path = folder().join(name);
+    fn write(folder: &tempfile::TempDir, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
         path
     }
@@ -390,17 +384,18 @@ mod tests {
 
     #[test]
     fn the_same_matrix_from_every_kind_of_file() {
+        let f = tempfile::tempdir().unwrap();
         let want = [1.0f32, -2.5, 3.0, 4.0, 0.125, 6.0];
         let wide: Vec<u8> = want.iter().flat_map(|v| (*v as f64).to_le_bytes()).collect();
         let bytes = floats(&want);
         let view = TensorView::new(Dtype::F32, vec![3, 2], &bytes).unwrap();
         let file = safetensors::serialize([("anything", view)], None).unwrap();
         for (path, mapped) in [
-            (write("a.npy", npy_file("<f4", "False", "(3, 2)", &bytes)), true),
-            (write("b.npy", npy_file("<f8", "False", "(3, 2)", &wide)), false),
-            (write("c.safetensors", file), true),
-            (write("d.csv", "x,y\n1,-2.5\n3, 4\n\n0.125,6e0\n"), false),
-            (write("e.tsv", "1\t-2.5\n3\t4\n0.125\t6"), false),
+            (write(&f, "a.npy", npy_file("<f4", "False", "(3, 2)", &bytes)), true),
+            (write(&f, "b.npy", npy_file("<f8", "False", "(3, 2)", &wide)), false),
+            (write(&f, "c.safetensors", file), true),
+            (write(&f, "d.csv", "x,y\n1,-2.5\n3, 4\n\n0.125,6e0\n"), false),
+            (write(&f, "e.tsv", "1\t-2.5\n3\t4\n0.125\t6"), false),
         ] {
             let matrix = Matrix::open(&path, None).unwrap();
             assert_eq!((matrix.rows().data, matrix.rows().cols), (&want[..], 2), "{path:?}");
@@ -410,30 +405,34 @@ mod tests {
 
     #[test]
     fn damaged_files_are_named() {
+        let f = tempfile::tempdir().unwrap();
         let good = npy_file("<f4", "False", "(3, 2)", &floats(&[1.0; 6]));
         let cases = [
-            (write("cut.npy", &good[..good.len() - 5]), "is cut off: 147 bytes of 152"),
-            (write("head.npy", &good[..40]), "cut off within its header"),
-            (write("four.npy", &good[..4]), "cut off within its header"),
-            (write("text.npy", "hello, world"), "is no .npy file"),
-            (write("int.npy", npy_file("<i8", "False", "(1, 2)", &[0; 16])), "holds i8; give 32-bit floats"),
-            (write("half.npy", npy_file("<f2", "False", "(1, 2)", &[0; 4])), "astype('float32')"),
-            (write("big.npy", npy_file(">f4", "False", "(1, 1)", &[0; 4])), "type `>f4`"),
-            (write("object.npy", npy_file("|O", "False", "(1, 1)", &[0; 4])), "type `|O`"),
-            (write("order.npy", npy_file("<f4", "True", "(3, 2)", &[0; 24])), "column-major"),
-            (write("line.npy", npy_file("<f4", "False", "(6,)", &[0; 24])), "[6]; give a matrix"),
-            (write("none.npy", npy_file("<f4", "False", "(0, 2)", &[])), "is empty"),
+            (write(&f, "cut.npy", &good[..good.len() - 5]), "is cut off: 147 bytes of 152"),
+            (write(&f, "head.npy", &good[..40]), "cut off within its header"),
+            (write(&f, "four.npy", &good[..4]), "cut off within its header"),
+            (write(&f, "text.npy", "hello, world"), "is no .npy file"),
             (
-                write("much.npy", npy_file("<f4", "False", "(99999999999999, 99999999)", &[])),
+                write(&f, "int.npy", npy_file("<i8", "False", "(1, 2)", &[0; 16])),
+                "holds i8; give 32-bit floats",
+            ),
+            (write(&f, "half.npy", npy_file("<f2", "False", "(1, 2)", &[0; 4])), "astype('float32')"),
+            (write(&f, "big.npy", npy_file(">f4", "False", "(1, 1)", &[0; 4])), "type `>f4`"),
+            (write(&f, "object.npy", npy_file("|O", "False", "(1, 1)", &[0; 4])), "type `|O`"),
+            (write(&f, "order.npy", npy_file("<f4", "True", "(3, 2)", &[0; 24])), "column-major"),
+            (write(&f, "line.npy", npy_file("<f4", "False", "(6,)", &[0; 24])), "[6]; give a matrix"),
+            (write(&f, "none.npy", npy_file("<f4", "False", "(0, 2)", &[])), "is empty"),
+            (
+                write(&f, "much.npy", npy_file("<f4", "False", "(99999999999999, 99999999)", &[])),
                 "beyond all memory",
             ),
-            (write("zero.npy", []), "the file is empty"),
-            (write("x.safetensors", "12345678abc"), "cut off"),
-            (write("y.csv", "1,2\n3,abc\n"), "line 2, column 2: `abc` is no number"),
-            (write("z.csv", "1,2\n3\n"), "line 2 has 1 values, the first row has 2"),
-            (write("empty.csv", "a,b\n"), "no rows of numbers"),
-            (folder().join("nowhere.npy"), "not found; give a .safetensors"),
-            (write("x.hdf5", "PAR1"), "not a kind of file"),
+            (write(&f, "zero.npy", []), "the file is empty"),
+            (write(&f, "x.safetensors", "12345678abc"), "cut off"),
+            (write(&f, "y.csv", "1,2\n3,abc\n"), "line 2, column 2: `abc` is no number"),
+            (write(&f, "z.csv", "1,2\n3\n"), "line 2 has 1 values, the first row has 2"),
+            (write(&f, "empty.csv", "a,b\n"), "no rows of numbers"),
+            (f.path().join("nowhere.npy"), "not found; give a .safetensors"),
+            (write(&f, "x.hdf5", "PAR1"), "not a kind of file"),
         ];
         for (path, says) in cases {
             let text = error(&path);
@@ -443,34 +442,41 @@ mod tests {
 
     #[test]
     fn tensors_are_chosen_by_name() {
+        let f = tempfile::tempdir().unwrap();
         let bytes = floats(&[1.0; 6]);
         let view = |rows| TensorView::new(Dtype::F32, vec![rows, 2], &bytes[..rows * 8]).unwrap();
-        let path =
-            write("two.safetensors", safetensors::serialize([("a", view(3)), ("b", view(2))], None).unwrap());
+        let path = write(
+            &f,
+            "two.safetensors",
+            safetensors::serialize([("a", view(3)), ("b", view(2))], None).unwrap(),
+        );
         assert!(error(&path).contains("--tensor which tensor to cluster; it holds: a, b"));
         assert_eq!(Matrix::open(&path, Some("b")).unwrap().rows().rows, 2);
         assert!(Matrix::open(&path, Some("c")).unwrap_err().to_string().contains("no tensor `c`"));
         let file = safetensors::serialize([("features", view(1)), ("b", view(2))], None).unwrap();
-        assert_eq!(Matrix::open(&write("f.safetensors", file), None).unwrap().rows().rows, 1);
+        assert_eq!(Matrix::open(&write(&f, "f.safetensors", file), None).unwrap().rows().rows, 1);
     }
 
     #[test]
     fn labels_of_every_width_and_their_mistakes() {
+        let f = tempfile::tempdir().unwrap();
         let bytes: Vec<u8> = [3i64, 0, 7].iter().flat_map(|v| v.to_le_bytes()).collect();
         let view = TensorView::new(Dtype::I64, vec![3], &bytes).unwrap();
         for path in [
-            write("l.npy", npy_file("<i8", "False", "(3,)", &bytes)),
-            write("l1.npy", npy_file("|u1", "False", "(3,)", &[3, 0, 7])),
-            write("l2.npy", npy_file("<i2", "False", "(3,)", &[3, 0, 0, 0, 7, 0])),
-            write("l.csv", "class\n3\n0\n7\n"),
-            write("l.safetensors", safetensors::serialize([("labels", view)], None).unwrap()),
+            write(&f, "l.npy", npy_file("<i8", "False", "(3,)", &bytes)),
+            write(&f, "l1.npy", npy_file("|u1", "False", "(3,)", &[3, 0, 7])),
+            write(&f, "l2.npy", npy_file("<i2", "False", "(3,)", &[3, 0, 0, 0, 7, 0])),
+            write(&f, "l.csv", "class\n3\n0\n7\n"),
+            write(&f, "l.safetensors", safetensors::serialize([("labels", view)], None).unwrap()),
         ] {
             assert_eq!(labels(&path, 3).unwrap(), [3, 0, 7], "{path:?}");
             assert!(labels(&path, 4).unwrap_err().to_string().contains("3 labels for 4 samples"));
         }
         let text = |path: PathBuf| labels(&path, 3).unwrap_err().to_string();
-        assert!(text(write("m.csv", "1\n-1\n2\n")).contains("label 1 is -1"));
-        assert!(text(write("w.csv", "1\ncat\n2\n")).contains("line 2: `cat`"));
-        assert!(text(write("m.npy", npy_file("<f4", "False", "(3,)", &[0; 12]))).contains("whole numbers"));
+        assert!(text(write(&f, "m.csv", "1\n-1\n2\n")).contains("label 1 is -1"));
+        assert!(text(write(&f, "w.csv", "1\ncat\n2\n")).contains("line 2: `cat`"));
+        assert!(
+            text(write(&f, "m.npy", npy_file("<f4", "False", "(3,)", &[0; 12]))).contains("whole numbers")
+        );
     }
 }

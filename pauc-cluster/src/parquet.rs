@@ -150,8 +150,8 @@ mod tests {
     }
 
     /// A file of row groups, each of leaf columns with definition and repetition levels.
-    fn write(name: &str, schema: &str, groups: Vec<Vec<Leaf>>) -> std::path::PathBuf {
-        let path = std::env::temp_dir().join(format!("pauc-parquet-{}-{name}.parquet", std::process::id()));
+    fn write(schema: &str, groups: Vec<Vec<Leaf>>) -> tempfile::TempPath {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
         let schema = Arc::new(parse_message_type(schema).unwrap());
         let properties = Arc::new(WriterProperties::builder().build());
         let mut writer = SerializedFileWriter::new(File::create(&path).unwrap(), schema, properties).unwrap();
@@ -194,7 +194,7 @@ mod tests {
             vec![floats(&[1.0, 2.0]), Leaf::Integers(vec![7, 8]), Leaf::Doubles(vec![-1.0, -2.0])],
             vec![floats(&[3.0]), Leaf::Integers(vec![9]), Leaf::Doubles(vec![-3.0])],
         ];
-        let path = write("columns", schema, groups);
+        let path = write(schema, groups);
         assert_eq!(open(&path, None).unwrap(), (vec![1.0, -1.0, 2.0, -2.0, 3.0, -3.0], 2));
         assert_eq!(open(&path, Some("b")).unwrap(), (vec![-1.0, -2.0, -3.0], 1));
         let text = open(&path, Some("label")).unwrap_err().to_string();
@@ -207,22 +207,19 @@ mod tests {
             let rows = r.iter().filter(|r| **r == 0).count() as i64;
             vec![Leaf::Integers((0..rows).collect()), Leaf::Floats(v.to_vec(), vec![1; r.len()], r.to_vec())]
         };
-        let good = write(
-            "lists",
-            LISTS,
-            vec![group(&[1.0, 2.0, 3.0, 4.0], &[0, 1, 0, 1]), group(&[5.0, 6.0], &[0, 1])],
-        );
+        let good =
+            write(LISTS, vec![group(&[1.0, 2.0, 3.0, 4.0], &[0, 1, 0, 1]), group(&[5.0, 6.0], &[0, 1])]);
         assert_eq!(open(&good, None).unwrap(), (vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2));
-        let ragged = write("ragged", LISTS, vec![group(&[1.0, 2.0, 3.0, 4.0], &[0, 1, 1, 0])]);
+        let ragged = write(LISTS, vec![group(&[1.0, 2.0, 3.0, 4.0], &[0, 1, 1, 0])]);
         assert!(open(&ragged, None).unwrap_err().to_string().contains("row 0 is not as long"));
-        let other = write("other", LISTS, vec![group(&[1.0, 2.0], &[0, 1]), group(&[5.0], &[0])]);
+        let other = write(LISTS, vec![group(&[1.0, 2.0], &[0, 1]), group(&[5.0], &[0])]);
         assert!(open(&other, None).unwrap_err().to_string().contains("lists of 2 and of 1"));
     }
 
     #[test]
     fn nulls_and_damage_are_errors() {
         let schema = "message m { optional float a; }";
-        let path = write("nulls", schema, vec![vec![Leaf::Floats(vec![1.0], vec![1, 0], Vec::new())]]);
+        let path = write(schema, vec![vec![Leaf::Floats(vec![1.0], vec![1, 0], Vec::new())]]);
         assert!(open(&path, None).unwrap_err().to_string().contains("1 nulls"));
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();

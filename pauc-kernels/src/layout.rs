@@ -74,6 +74,20 @@ impl Layout {
             + self.before * self.pitch
     }
 
+    /// Writes zeros around the maps, and leaves their pixels alone.
+    ///
+    /// # Panics
+    /// If the slice is shorter than the layout.
+    pub fn clear_halo(&self, values: &mut [f32]) {
+        let mut end = 0;
+        for r in 0..self.rows() {
+            let start = self.row_at(r);
+            values[end..start].fill(0.0);
+            end = start + self.width * self.pitch;
+        }
+        values[end..self.len()].fill(0.0);
+    }
+
     /// The same with another number of images.
     pub fn with_batch(self, batch: usize) -> Self {
         Layout { batch, ..self }
@@ -110,6 +124,16 @@ mod tests {
         assert_eq!((l.row(), l.image()), (30 * 16, 10 * 30 * 16));
         assert_eq!(l.row_at(7), l.image() + l.row() + 16);
         assert_eq!(l.len(), 2 * 10 * 30 * 16);
+    }
+
+    #[test]
+    fn clearing_leaves_pixels_and_nothing_else() {
+        for l in [Layout::haloed(2, 3, 5, 16, 1), Layout::flat(2, 3, 5, 3), Layout::haloed(1, 4, 4, 16, 2)] {
+            let (mut there, mut want) = (vec![1.0; l.len() + 7], vec![0.0; l.len()]);
+            (0..l.rows()).for_each(|r| want[l.row_at(r)..][..l.width * l.pitch].fill(1.0));
+            l.clear_halo(&mut there);
+            assert_eq!(there, [want, vec![1.0; 7]].concat());
+        }
     }
 
     #[test]

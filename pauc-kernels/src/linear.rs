@@ -4,6 +4,7 @@
 //! through its block in order. Sums over the batch are taken in `f64`.
 
 use crate::gemm::{Strides, gemm};
+use crate::threads::Each;
 use rayon::prelude::*;
 
 /// Columns, or rows of an element-wise pass, of one unit of work.
@@ -35,7 +36,7 @@ pub fn linear(
         return;
     }
     let block = product_block(rows);
-    y.par_chunks_mut(block * outputs).zip(x.par_chunks(block * inputs)).for_each(|(y, x)| {
+    y.par_chunks_mut(block * outputs).zip(x.par_chunks(block * inputs)).each(|(y, x)| {
         if let Some(bias) = bias {
             y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
         }
@@ -60,7 +61,7 @@ pub fn linear_input_gradient((inputs, outputs): (usize, usize), dy: &[f32], weig
         return;
     }
     let block = product_block(rows);
-    dx.par_chunks_mut(block * inputs).zip(dy.par_chunks(block * outputs)).for_each(|(dx, dy)| {
+    dx.par_chunks_mut(block * inputs).zip(dy.par_chunks(block * outputs)).each(|(dx, dy)| {
         let (a, b) = ((dy, Strides::row_major(outputs)), (weight, Strides::row_major(inputs)));
         let size = (dx.len() / inputs, inputs, outputs);
         gemm(size, 1.0, a, b, 0.0, (dx, Strides::row_major(inputs)));
@@ -81,7 +82,7 @@ pub fn linear_weight_gradient((inputs, outputs): (usize, usize), x: &[f32], dy: 
         return;
     }
     let block = product_block(outputs);
-    dweight.par_chunks_mut(block * inputs).enumerate().for_each(|(i, dweight)| {
+    dweight.par_chunks_mut(block * inputs).enumerate().each(|(i, dweight)| {
         let a = (dy, Strides::transposed(outputs).from(i * block));
         let size = (dweight.len() / inputs, inputs, rows);
         gemm(size, 1.0, a, (x, Strides::row_major(inputs)), 1.0, (dweight, Strides::row_major(inputs)));
@@ -95,7 +96,7 @@ pub fn linear_weight_gradient((inputs, outputs): (usize, usize), x: &[f32], dy: 
 pub fn bias_gradient(dy: &[f32], dbias: &mut [f32]) {
     let width = dbias.len();
     rows_of(dy, width);
-    dbias.par_chunks_mut(BLOCK).enumerate().for_each(|(block, dbias)| {
+    dbias.par_chunks_mut(BLOCK).enumerate().each(|(block, dbias)| {
         let mut sums = [0f64; BLOCK];
         for row in column_block(dy, width, block, dbias.len()) {
             sums.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
@@ -112,7 +113,7 @@ pub fn moments(x: &[f32], mean: &mut [f32], variance: &mut [f32]) {
     let width = mean.len();
     assert_eq!(variance.len(), width, "moments");
     let rows = rows_of(x, width) as f64;
-    mean.par_chunks_mut(BLOCK).zip(variance.par_chunks_mut(BLOCK)).enumerate().for_each(
+    mean.par_chunks_mut(BLOCK).zip(variance.par_chunks_mut(BLOCK)).enumerate().each(
         |(block, (mean, variance))| {
             let mut centre = [0f64; BLOCK];
             for row in column_block(x, width, block, mean.len()) {
@@ -140,7 +141,7 @@ pub fn standardise(x: &mut [f32], mean: &[f32], variance: &[f32], epsilon: f32) 
     assert_eq!(variance.len(), width, "standardise");
     rows_of(x, width);
     let scale = inverse_deviation(variance, epsilon);
-    x.par_chunks_mut(BLOCK * width).for_each(|rows| {
+    x.par_chunks_mut(BLOCK * width).each(|rows| {
         for row in rows.chunks_exact_mut(width) {
             for ((v, m), s) in row.iter_mut().zip(mean).zip(&scale) {
                 *v = (*v - m) * s;
@@ -157,7 +158,7 @@ pub fn scale_and_shift(x_hat: &[f32], gamma: &[f32], beta: &[f32], rectify: bool
     let width = gamma.len();
     rows_of(x_hat, width);
     assert_eq!((beta.len(), y.len()), (width, x_hat.len()), "scale_and_shift");
-    y.par_chunks_mut(BLOCK * width).zip(x_hat.par_chunks(BLOCK * width)).for_each(|(y, x_hat)| {
+    y.par_chunks_mut(BLOCK * width).zip(x_hat.par_chunks(BLOCK * width)).each(|(y, x_hat)| {
         for (y, x_hat) in y.chunks_exact_mut(width).zip(x_hat.chunks_exact(width)) {
             for (((y, x), g), b) in y.iter_mut().zip(x_hat).zip(gamma).zip(beta) {
                 *y = g * x + b;
@@ -195,7 +196,7 @@ pub fn batch_norm_backward(
     }
     let mut means = vec![[0f32; 2]; width];
     let columns = dgamma.par_chunks_mut(BLOCK).zip(dbeta.par_chunks_mut(BLOCK));
-    means.par_chunks_mut(BLOCK).zip(columns).enumerate().for_each(|(block, (means, (dgamma, dbeta)))| {
+    means.par_chunks_mut(BLOCK).zip(columns).enumerate().each(|(block, (means, (dgamma, dbeta)))| {
         let mut sums = [[0f64; 2]; BLOCK];
         let pairs = column_block(dy, width, block, means.len());
         for (dy, x) in pairs.zip(column_block(x_hat, width, block, means.len())) {
@@ -212,7 +213,7 @@ pub fn batch_norm_backward(
     });
     let scale: Vec<f32> =
         inverse_deviation(variance, epsilon).iter().zip(gamma).map(|(s, g)| s * g).collect();
-    dy.par_chunks_mut(BLOCK * width).zip(x_hat.par_chunks(BLOCK * width)).for_each(|(dy, x_hat)| {
+    dy.par_chunks_mut(BLOCK * width).zip(x_hat.par_chunks(BLOCK * width)).each(|(dy, x_hat)| {
         for (dy, x_hat) in dy.chunks_exact_mut(width).zip(x_hat.chunks_exact(width)) {
             for (((d, x), s), [m, mx]) in dy.iter_mut().zip(x_hat).zip(&scale).zip(&means) {
                 *d = s * (*d - m - x * mx);

@@ -2,6 +2,7 @@
 //!
 //! Elements are independent, so any partition gives the same bits; the one sum here runs over fixed blocks in `f64`.
 
+use crate::threads::Each;
 use rayon::prelude::*;
 
 /// Elements of one unit of work.
@@ -30,7 +31,7 @@ pub fn sgd(w: &mut [f32], g: &[f32], v: &mut [f32], step: Sgd) {
     assert_eq!((g.len(), v.len()), (w.len(), w.len()), "sgd");
     let Sgd { lr, momentum, weight_decay, adaptation, nesterov } = step;
     let blocks = w.par_chunks_mut(BLOCK).zip(g.par_chunks(BLOCK)).zip(v.par_chunks_mut(BLOCK));
-    blocks.for_each(|((w, g), v)| {
+    blocks.each(|((w, g), v)| {
         for ((w, g), v) in w.iter_mut().zip(g).zip(v) {
             let d = adaptation * (g + weight_decay * *w);
             *v = momentum * *v + d;
@@ -69,7 +70,7 @@ pub fn adamw(w: &mut [f32], g: &[f32], m: &mut [f32], s: &mut [f32], step: AdamW
     let (beta1, new1) = (beta1 as f32, (1.0 - beta1) as f32);
     let (beta2, new2) = (beta2 as f32, (1.0 - beta2) as f32);
     let state = m.par_chunks_mut(BLOCK).zip(s.par_chunks_mut(BLOCK));
-    w.par_chunks_mut(BLOCK).zip(g.par_chunks(BLOCK)).zip(state).for_each(|((w, g), (m, s))| {
+    w.par_chunks_mut(BLOCK).zip(g.par_chunks(BLOCK)).zip(state).each(|((w, g), (m, s))| {
         for (((w, g), m), s) in w.iter_mut().zip(g).zip(m).zip(s) {
             *m = beta1 * *m + new1 * g;
             *s = beta2 * *s + new2 * g * g;
@@ -89,7 +90,7 @@ pub fn average(to: &mut [f32], from: &[f32], momentum: f64) {
     }
     // The rate is rounded from the difference in f64: 1 − 0.9999 in f32 is off by 6e-4 of itself.
     let rate = (1.0 - momentum) as f32;
-    to.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).for_each(|(to, from)| {
+    to.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).each(|(to, from)| {
         to.iter_mut().zip(from).for_each(|(t, f)| *t += (f - *t) * rate);
     });
 }
@@ -107,13 +108,18 @@ pub fn squared_norm(x: &[f32]) -> f64 {
         sums.iter_mut().zip(rest).for_each(|(s, v)| *s += f64::from(*v) * f64::from(*v));
         sums.iter().sum::<f64>()
     };
+    if x.len() <= BLOCK {
+        return block(x);
+    }
     // Collected first: a parallel sum would add in an order that depends on the threads.
-    x.par_chunks(BLOCK).map(block).collect::<Vec<f64>>().iter().sum()
+    let mut sums = vec![0.0; x.len().div_ceil(BLOCK)];
+    sums.par_iter_mut().zip(x.par_chunks(BLOCK)).each(|(sum, x)| *sum = block(x));
+    sums.iter().sum()
 }
 
 /// x ← factor·x.
 pub fn scale(x: &mut [f32], factor: f64) {
-    x.par_chunks_mut(BLOCK).for_each(|x| x.iter_mut().for_each(|v| *v *= factor as f32));
+    x.par_chunks_mut(BLOCK).each(|x| x.iter_mut().for_each(|v| *v *= factor as f32));
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! How work is cut never depends on the number of threads, and sums over portions are taken in the order of the
 //! portions. So the bits of a result do not depend on how many threads there are; rayon decides only who does what.
 
+use rayon::iter::plumbing::{Producer, ProducerCallback};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -29,6 +30,28 @@ pub fn for_each(n: usize, work: impl Fn(usize) + Sync + Send) {
     }
     (0..n).into_par_iter().with_max_len(1).for_each(work);
 }
+
+/// Parallel iterators over blocks of slices.
+pub(crate) trait Each: IndexedParallelIterator {
+    /// Calls `work` for each block: here, if there is only one or only one thread, since handing over takes longer
+    /// than a small block; else on the current rayon pool.
+    fn each(self, work: impl Fn(Self::Item) + Sync + Send) {
+        struct Here<F>(F);
+        impl<T, F: Fn(T)> ProducerCallback<T> for Here<F> {
+            type Output = ();
+            fn callback<P: Producer<Item = T>>(self, blocks: P) {
+                blocks.into_iter().for_each(self.0);
+            }
+        }
+        if self.len() <= 1 || rayon::current_num_threads() == 1 {
+            self.with_producer(Here(work));
+        } else {
+            self.for_each(work);
+        }
+    }
+}
+
+impl<I: IndexedParallelIterator> Each for I {}
 
 /// Does work of several parallel steps on a thread of the current rayon pool: a thread from outside hands over and is
 /// woken once, not at each step. To a pool of one thread, handing over only costs time.

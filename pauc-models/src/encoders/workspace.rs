@@ -52,9 +52,10 @@ pub(super) struct Workspace {
     chosen: Vec<Vec<u8>>,
     /// Gradients of maps, without halo, while they are being gathered.
     gradients: Vec<Option<Buffer>>,
-    /// Haloed buffers by layout without batch: for gradients of convolution outputs, one for each shape; without `keep`,
-    /// those of maps that have been read.
+    /// Haloed buffers of maps that have been read, by layout without batch; none with `keep`.
     halos: Vec<(Layout, Buffer)>,
+    /// The gradient of the convolution output at hand, as large as the largest; its halo is that of the layout.
+    dy: (Option<Layout>, Buffer),
     /// Flat buffers that wait for the next map or gradient of their size.
     spare: Vec<Buffer>,
 }
@@ -101,6 +102,7 @@ impl Workspace {
             chosen: Vec::new(),
             gradients: Vec::new(),
             halos: Vec::new(),
+            dy: Default::default(),
             spare: Vec::new(),
         }
     }
@@ -115,6 +117,7 @@ impl Workspace {
         self.layers.iter_mut().for_each(|l| l.y = Buffer::default());
         self.gradients = vec![None; plan.maps.len()];
         self.halos.clear();
+        self.dy = Default::default();
         self.spare.clear();
     }
 
@@ -308,13 +311,14 @@ impl Workspace {
         relu: bool,
     ) {
         let (simd, halo) = (self.simd, at.haloed(output));
-        let key = halo.with_batch(0);
-        let found = self.halos.iter().position(|(l, _)| *l == key).unwrap_or_else(|| {
-            self.halos.push((key, Buffer::zeros(halo.with_batch(self.capacity).len())));
-            self.halos.len() - 1
-        });
+        let (of, dy) = &mut self.dy;
+        if *of != Some(halo) {
+            let largest = Layouts { plan, batch: self.capacity };
+            dy.grow((1..plan.maps.len()).map(|map| largest.haloed(map).len()).max().unwrap_or(0));
+            halo.clear_halo(dy);
+            *of = Some(halo);
+        }
         let l = &mut self.layers[layer];
-        let dy = &mut self.halos[found].1;
         {
             let _span = named(|| plan.layers[layer].norm.as_str().into());
             let out = relu.then(|| (&self.maps[output][..], halo));
@@ -335,7 +339,7 @@ impl Workspace {
         let dx = self.gradients[input].take();
         let add = dx.is_some();
         let mut dx = dx.unwrap_or_else(|| self.buffer(plan, input));
-        let (conv, dy) = (self.layers[layer].conv, &self.halos[found].1);
+        let (conv, dy) = (self.layers[layer].conv, &self.dy.1);
         let to = (&mut dx[..], at.flat(input));
         conv.input_gradient(simd, &mut self.work, (dy, halo), &weight.value(), to, add);
         self.gradients[input] = Some(dx);
