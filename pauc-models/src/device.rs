@@ -1,8 +1,11 @@
 //! What a device adds to [`Compute`] for whole networks to be trained on it.
 
+use crate::encoders::blueprint::Blueprint;
+use crate::encoders::{self, Convolutions};
 use crate::heads::{Head, HeadConfig, MlpHead};
 use dfdx::prelude::Cpu;
-use pauc_traits::{Compute, Error, Result};
+use pauc_kernels::optim;
+use pauc_traits::{Compute, Encoder, Error, Result};
 
 /// A device that networks can be trained on.
 pub trait NetworkDevice: Compute {
@@ -14,14 +17,53 @@ pub trait NetworkDevice: Compute {
     fn head(&self, config: &HeadConfig, input: usize, seed: u64, network: u64)
     -> Result<Box<dyn Head<Self>>>;
 
+    /// Builds a convolutional network with initial weights from the streams of `seed`; `choice` says how convolutions are
+    /// computed on the CPU.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn convolutional(
+        &self,
+        plan: Blueprint,
+        choice: Convolutions,
+        seed: u64,
+    ) -> Result<Box<dyn Encoder<Self>>>;
+
     /// `to ← momentum·to + (1 − momentum)·from`.
     ///
     /// # Errors
     /// If the lengths differ, or the device fails.
     fn moving_average(&self, to: &mut Self::Buffer, from: &Self::Buffer, momentum: f64) -> Result<()>;
 
-    /// The sum of the squares of a buffer.
-    fn squared_norm(&self, buffer: &Self::Buffer) -> Result<f64>;
+    /// The sum of the squares of each of some buffers.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn squared_norms(&self, buffers: &[&Self::Buffer]) -> Result<Vec<f64>>;
+
+    /// A step of [`crate::optimizers::Sgd`] or [`crate::optimizers::Lars`] on a parameter, its gradient and its velocity.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn sgd(
+        &self,
+        w: &mut Self::Buffer,
+        g: &Self::Buffer,
+        v: &mut Self::Buffer,
+        step: optim::Sgd,
+    ) -> Result<()>;
+
+    /// A step of [`crate::optimizers::AdamW`] on a parameter, its gradient and the averages of it and its square.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn adamw(
+        &self,
+        w: &mut Self::Buffer,
+        g: &Self::Buffer,
+        averages: [&mut Self::Buffer; 2],
+        step: optim::AdamW,
+    ) -> Result<()>;
 
     /// Multiplies a buffer by a factor.
     fn scale(&self, buffer: &mut Self::Buffer, factor: f64) -> Result<()>;
@@ -41,21 +83,46 @@ impl NetworkDevice for Cpu {
         })
     }
 
+    fn convolutional(
+        &self,
+        plan: Blueprint,
+        choice: Convolutions,
+        seed: u64,
+    ) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(encoders::network::Network::new(self, plan, choice, seed)?))
+    }
+
     fn moving_average(&self, to: &mut Vec<f32>, from: &Vec<f32>, momentum: f64) -> Result<()> {
         if to.len() != from.len() {
             let message = format!("{} values cannot follow {}", to.len(), from.len());
             return Err(Error::shape("moving average", message));
         }
-        pauc_kernels::optim::average(to, from, momentum);
+        optim::average(to, from, momentum);
         Ok(())
     }
 
-    fn squared_norm(&self, buffer: &Vec<f32>) -> Result<f64> {
-        Ok(pauc_kernels::optim::squared_norm(buffer))
+    fn squared_norms(&self, buffers: &[&Vec<f32>]) -> Result<Vec<f64>> {
+        Ok(buffers.iter().map(|b| optim::squared_norm(b)).collect())
+    }
+
+    fn sgd(&self, w: &mut Vec<f32>, g: &Vec<f32>, v: &mut Vec<f32>, step: optim::Sgd) -> Result<()> {
+        optim::sgd(w, g, v, step);
+        Ok(())
+    }
+
+    fn adamw(
+        &self,
+        w: &mut Vec<f32>,
+        g: &Vec<f32>,
+        [m, s]: [&mut Vec<f32>; 2],
+        step: optim::AdamW,
+    ) -> Result<()> {
+        optim::adamw(w, g, m, s, step);
+        Ok(())
     }
 
     fn scale(&self, buffer: &mut Vec<f32>, factor: f64) -> Result<()> {
-        pauc_kernels::optim::scale(buffer, factor);
+        optim::scale(buffer, factor);
         Ok(())
     }
 }

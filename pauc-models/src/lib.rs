@@ -1,5 +1,7 @@
 //! Networks and what trains them: encoders, heads, optimisers with complete state, schedules, weight files.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod device;
 pub mod ema;
 pub mod encoders;

@@ -92,3 +92,30 @@ pub trait Clusterer<D: Compute>: Component {
     /// How long a clustering is kept.
     fn every(&self) -> Span;
 }
+
+/// What is asked of a clusterer before it fits anything: the same on every device.
+impl crate::Configured<crate::registry::kind::Clusterer> {
+    fn anywhere(&self) -> &dyn Clusterer<dfdx::prelude::Cpu> {
+        dfdx::prelude::Cpu::clusterer(&*self.value)
+    }
+
+    /// [`Clusterer::prototypes`].
+    pub fn prototypes(&self) -> Vec<Option<usize>> {
+        self.anywhere().prototypes()
+    }
+
+    /// [`Clusterer::needs_labels`].
+    pub fn needs_labels(&self) -> bool {
+        self.anywhere().needs_labels()
+    }
+
+    /// [`Clusterer::start`].
+    pub fn start(&self) -> Span {
+        self.anywhere().start()
+    }
+
+    /// [`Clusterer::every`].
+    pub fn every(&self) -> Span {
+        self.anywhere().every()
+    }
+}

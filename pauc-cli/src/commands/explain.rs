@@ -1,8 +1,9 @@
 //! `explain`.
 
-use super::{device, plan};
+use super::plan;
 use crate::Failure;
 use crate::args::ExplainArgs;
+use pauc::dfdx::prelude::Cpu;
 use pauc::train::explain;
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 pub fn explain(args: ExplainArgs) -> Result<ExitCode, Failure> {
     let path = Path::new(&args.what);
     if args.what.ends_with(".ron") || path.is_file() {
-        let device = device("cpu")?;
+        let device = Cpu::default();
         let plan = plan(&device, path, &args.change.set, false)?;
         print!("{}", explain::plan(&device, &plan)?);
         return Ok(ExitCode::SUCCESS);

@@ -1,0 +1,20 @@
+// What every file of kernels begins with. Blocks have THREADS threads, in one dimension.
+#define THREADS 256
+
+// The elements of a grid-wide loop.
+#define FOR_EACH(i, n) \
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < (n); i += (size_t)gridDim.x * blockDim.x)
+
+// The sum over the threads of a block, for all of them, always in the same order.
+__device__ inline double block_sum(double v) {
+    __shared__ double sums[THREADS];
+    sums[threadIdx.x] = v;
+    __syncthreads();
+    for (unsigned half = THREADS / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        __syncthreads();
+    }
+    double total = sums[0];
+    __syncthreads();
+    return total;
+}

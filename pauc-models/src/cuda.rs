@@ -1,0 +1,64 @@
+//! Networks on CUDA: each is one operation on dfdx's tape, with parameters, activations and workspace in memory of its
+//! own on dfdx's device and stream.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | `convolutional` | a [`Blueprint`] at work |
+//! | `workspace` | its maps and gradients, and the passes over them |
+//! | `perceptron` | linear layers with batch normalisation and ReLU: heads, and the perceptron on pixels |
+
+mod convolutional;
+mod perceptron;
+mod workspace;
+
+use crate::device::NetworkDevice;
+use crate::encoders::Convolutions;
+use crate::encoders::blueprint::Blueprint;
+use crate::heads::{Head, HeadConfig, Identity, blocks};
+use dfdx::prelude::Cuda;
+use pauc_cuda::{Buffer, Context, elementwise};
+use pauc_kernels::optim::{AdamW, Sgd};
+use pauc_traits::cuda::OnDevice;
+use pauc_traits::{Encoder, Result};
+
+impl NetworkDevice for Cuda {
+    fn head(
+        &self,
+        config: &HeadConfig,
+        input: usize,
+        seed: u64,
+        network: u64,
+    ) -> Result<Box<dyn Head<Self>>> {
+        Ok(match config {
+            HeadConfig::Identity => Box::new(Identity::new(input)),
+            HeadConfig::Mlp(mlp) => {
+                Box::new(perceptron::MlpHead::new(self, blocks(self, mlp, input, seed, network)?)?)
+            }
+        })
+    }
+
+    fn convolutional(&self, plan: Blueprint, _: Convolutions, seed: u64) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(convolutional::Network::new(self, plan, seed)?))
+    }
+
+    fn moving_average(&self, to: &mut Buffer, from: &Buffer, momentum: f64) -> Result<()> {
+        // The rate is rounded from the difference in f64: 1 − 0.9999 in f32 is off by 6e-4 of itself.
+        elementwise::average(to, from, (1.0 - momentum) as f32).on_device()
+    }
+
+    fn squared_norms(&self, buffers: &[&Buffer]) -> Result<Vec<f64>> {
+        elementwise::squared_norms(&*Context::of(self).on_device()?, buffers).on_device()
+    }
+
+    fn sgd(&self, w: &mut Buffer, g: &Buffer, v: &mut Buffer, step: Sgd) -> Result<()> {
+        elementwise::sgd(w, g, v, step).on_device()
+    }
+
+    fn adamw(&self, w: &mut Buffer, g: &Buffer, [m, s]: [&mut Buffer; 2], step: AdamW) -> Result<()> {
+        elementwise::adamw(w, g, m, s, step).on_device()
+    }
+
+    fn scale(&self, buffer: &mut Buffer, factor: f64) -> Result<()> {
+        elementwise::scale(buffer, factor as f32).on_device()
+    }
+}
