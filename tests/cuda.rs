@@ -1,6 +1,8 @@
 //! Encoders, heads, optimisers and whole training steps on CUDA beside the CPU. They need a GPU, or an emulated one.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
+mod common;
+
 use pauc::dfdx::prelude::*;
 use pauc::models::ema::MomentumConfig;
 use pauc::models::network::{Network, backward_with};
@@ -152,7 +154,7 @@ fn a_step_of_a_residual_network_equals_that_of_the_cpu() {
 fn the_stem_and_bottlenecks_of_large_networks_equal_those_of_the_cpu() {
     let (head, sgd) = ("Mlp(dims: [8, 8], bias: false)", "Sgd(lr: 0.01)");
     compare(("ResNet18(width: 4, convolution: Direct)", head, sgd), image(40, 3), 5, DEEP);
-    compare(("ResNet50(stem: Small, width: 4, convolution: Direct)", head, sgd), image(16, 3), 8, DEEP);
+    compare(("ResNet50(stem: Small, width: 4, convolution: Direct)", head, sgd), image(16, 3), 5, DEEP);
 }
 
 #[test]
@@ -219,4 +221,159 @@ fn a_second_outstanding_pass_is_refused_and_a_batch_of_one_has_no_statistics() {
     let x = dev.tensor_from_vec(pattern(3, 0.0), (1usize, 3usize));
     let e = head.forward(x.leaky_trace(), Pass::Train).unwrap_err();
     assert!(e.to_string().contains("at least 2 samples"), "{e}");
+}
+
+/// Rows around `k` far centres.
+fn clustered(rows: usize, dim: usize, k: usize) -> Vec<f32> {
+    let noise = pattern(rows * dim, 0.7);
+    let centre = |c: usize, d: usize| 8.0 * ((1 + c) as f32 * 1.3 + d as f32 * 2.1).sin();
+    (0..rows * dim).map(|i| centre(i / dim % k, i % dim) + 0.5 * noise[i]).collect()
+}
+
+#[test]
+fn k_means_equals_that_of_the_cpu() {
+    use pauc::traits::clusterer::{Clustering, Features, FitContext};
+    fn fit<D: Compute>(dev: &D, text: &str, data: &[f32], cols: usize) -> Vec<Clustering> {
+        let config = Configured::<kind::Clusterer>::parse(text).unwrap();
+        let buffer = dev.upload(data).unwrap();
+        let rows = data.len() / cols;
+        let features = Features { device: dev, data: dev.view(&buffer), rows, cols };
+        let context = FitContext { seed: 4, epoch: 1, previous: &[], labels: None };
+        D::clusterer(&*config.value).fit(features, context).unwrap()
+    }
+    let data = clustered(180, 17, 9);
+    for text in [
+        "KMeans(k: [9, 20], iterations: 6)",
+        "KMeans(k: [12], spherical: true, init: Random, redos: 2, iterations: 4)",
+        "KMeans(k: [5], max_points_per_centroid: 20, iterations: 4)",
+        "KMeans(k: [180])",
+        "MiniBatchKMeans(k: [6])",
+    ] {
+        let (cuda, cpu) = (fit(&device(), text, &data, 17), fit(&Cpu::default(), text, &data, 17));
+        assert_eq!(cuda.len(), cpu.len());
+        for (got, want) in cuda.iter().zip(&cpu) {
+            assert_eq!(got.assignments, want.assignments, "{text}, k {}", got.k);
+            let off = distance_above(0.0, &got.centroids, &want.centroids);
+            assert!(off < 1e-4, "{text}, k {}: centroids are off by {off:e}", got.k);
+            let last = |c: &Clustering| *c.report.objective.last().unwrap();
+            assert!(
+                (last(got) - last(want)).abs() <= 1e-4 * last(want),
+                "{text}: {} for {}",
+                last(got),
+                last(want)
+            );
+        }
+    }
+}
+
+/// What is made again is what was kept, and a step gives the same bits every time.
+#[test]
+fn steps_repeat_bit_by_bit_and_with_less_memory() {
+    use pauc::models::DeviceOptions;
+    let what = ("ResNet18(width: 4)", HEAD, "Sgd(lr: 0.1)");
+    let dev = device();
+    let bits = |found: Named| -> Vec<Vec<u32>> {
+        found.into_iter().map(|(_, v)| v.into_iter().map(f32::to_bits).collect()).collect()
+    };
+    let memory = |dev: &Cuda| {
+        let config = Configured::<kind::Encoder>::parse(what.0).unwrap();
+        Cuda::encoder(&*config.value).build(dev, image(40, 3), 0).unwrap().memory(5).unwrap()
+    };
+    let kept = (bits(step(&dev, what, image(40, 3), 5)), memory(&dev));
+    assert!(bits(step(&dev, what, image(40, 3), 5)) == kept.0);
+    dev.configure(DeviceOptions { recompute: true, ..DeviceOptions::default() }).unwrap();
+    let again = (bits(step(&dev, what, image(40, 3), 5)), memory(&dev));
+    dev.configure(DeviceOptions::default()).unwrap();
+    assert!(again.0 == kept.0);
+    assert!(again.1 < kept.1, "{} for {} bytes", again.1, kept.1);
+}
+
+/// Runs the binary on a short form of a recipe, shorter still; returns the run's folder and the losses of its steps.
+fn run(recipe: &std::path::Path, device: &str, more: &[&str]) -> (tempfile::TempDir, Vec<f64>) {
+    let out = tempfile::tempdir().unwrap();
+    let mut args = vec!["run".to_string(), recipe.display().to_string()];
+    args.extend(common::short_form(recipe));
+    let shorter = [
+        "data=Shapes(count: 48, size: 28, classes: 4)",
+        "train=(epochs: 2, batch: 16, log_every: 1)",
+        "probes=[]",
+    ];
+    let more = more.iter().copied().map(String::from);
+    args.extend(shorter.into_iter().flat_map(|s| ["--set".to_string(), s.to_string()]).chain(more));
+    args.extend(["--device", device, "--out", out.path().to_str().unwrap()].map(String::from));
+    let output = common::pauc(args);
+    assert_eq!(output.code, 0, "{}: {}", recipe.display(), output.stderr);
+    let losses = losses(&common::only_run(out.path()));
+    (out, losses)
+}
+
+fn losses(run: &std::path::Path) -> Vec<f64> {
+    let log = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let events = log.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+    events.filter_map(|e| e["loss"].as_f64().or_else(|| e["step"]["loss"].as_f64())).collect()
+}
+
+fn recipe(name: &str) -> std::path::PathBuf {
+    common::recipes().into_iter().find(|r| r.file_stem().is_some_and(|s| s == name)).unwrap()
+}
+
+#[test]
+fn shipped_recipes_run_as_on_the_cpu() {
+    for name in ["pauc"] {
+        let ((dir, cuda), (_, cpu)) = (run(&recipe(name), "cuda:0", &[]), run(&recipe(name), "cpu", &[]));
+        let info = std::fs::read_to_string(common::only_run(dir.path()).join("run.json")).unwrap();
+        assert!(info.contains("cuda:0"), "{info}");
+        assert!(cuda.len() == cpu.len() && cuda.len() == 6, "{cuda:?} {cpu:?}");
+        // Rounding grows from step to step; the first ones are alike to its size.
+        for (n, (got, want)) in cuda.iter().zip(&cpu).enumerate() {
+            let limit = if n < 2 { 1e-4 } else { 0.05 };
+            assert!((got - want).abs() <= limit * want.abs().max(1.0), "{name}, step {n}: {got} for {want}");
+        }
+    }
+}
+
+#[test]
+fn a_deterministic_run_repeats_and_goes_on_bit_by_bit() {
+    let set = ["--set", "train.cuda=(deterministic: true)"];
+    let (whole, losses_of_whole) = run(&recipe("pauc"), "cuda:0", &set);
+    let (parts, first) = run(&recipe("pauc"), "cuda:0", &[&set[..], &["--max-steps", "4"]].concat());
+    assert_eq!(first, losses_of_whole[..4]);
+    let folder = common::only_run(parts.path());
+    let output = common::pauc(["resume", folder.to_str().unwrap()]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    assert_eq!(losses(&folder), losses_of_whole);
+    let last = |dir: &std::path::Path| std::fs::read(dir.join("checkpoints/last.safetensors")).unwrap();
+    assert!(last(&folder) == last(&common::only_run(whole.path())), "checkpoints differ");
+    let vit = ["--set", "encoder=VisionTransformer(size: Custom(width: 8, heads: 2), patch: 7, depth: 1)"];
+    let refused = common::pauc(
+        [
+            "run",
+            "recipes/fashion-mini/simclr.ron",
+            "--device",
+            "cuda:0",
+            "--set",
+            "data=Shapes(count: 300, size: 28)",
+        ]
+        .into_iter()
+        .chain(vit)
+        .chain(set),
+    );
+    assert!(refused.code != 0 && refused.stderr.contains("no fixed order"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_number_without_a_device_is_one_line_and_exit_code_1() {
+    let output = common::pauc(["run", "recipes/quickstart.ron", "--device", "cuda:63"]);
+    assert_eq!(output.code, 1);
+    assert!(
+        output.stderr.starts_with("error: there is no GPU 63") && output.stderr.lines().count() == 1,
+        "{}",
+        output.stderr
+    );
+    let without = [("LD_LIBRARY_PATH", ""), ("CUDA_VISIBLE_DEVICES", "")];
+    let output = common::pauc_with(&without, ["run", "recipes/quickstart.ron", "--device", "cuda"]);
+    assert_eq!(output.code, 1);
+    assert!(output.stderr.starts_with("error: ") && output.stderr.lines().count() == 1, "{}", output.stderr);
+    let output = common::pauc(["devices"]);
+    assert!(output.code == 0 && output.stdout.contains("cuda:0"), "{}", output.stdout);
 }

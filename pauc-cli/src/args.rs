@@ -233,6 +233,9 @@ pub struct ExplainArgs {
     pub what: String,
     #[command(flatten)]
     pub change: RecipeArgs,
+    /// The device whose memory is planned: cpu, or cuda:0 where this program was built with the feature `cuda`.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: String,
 }
 
 #[derive(Debug, ClapArgs)]

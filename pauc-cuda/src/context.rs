@@ -1,13 +1,13 @@
 //! What belongs to one device: its kernels, compiled, and the handles of libraries.
 
-use crate::conv::Dnn;
+use crate::conv::{Dnn, Math};
 use crate::kernels::FILES;
 use crate::{Error, Result};
 use cudarc::cublas::CudaBlas;
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::{CudaDevice, result, sys};
 use dfdx::prelude::{Cuda, Storage};
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::rc::Rc;
@@ -23,6 +23,7 @@ pub struct Context {
     functions: RefCell<HashMap<&'static str, sys::CUfunction>>,
     blas: OnceCell<CudaBlas>,
     dnn: OnceCell<Rc<Dnn>>,
+    math: Cell<Math>,
 }
 
 thread_local! {
@@ -135,7 +136,13 @@ impl Context {
         }
         device.bind_to_thread()?;
         let (device, functions) = (device.clone(), RefCell::default());
-        let new = Rc::new(Context { device, functions, blas: OnceCell::new(), dnn: OnceCell::new() });
+        let new = Rc::new(Context {
+            device,
+            functions,
+            blas: OnceCell::new(),
+            dnn: OnceCell::new(),
+            math: Cell::default(),
+        });
         ALL.with(|all| all.borrow_mut().push(new.clone()));
         Ok(new)
     }
@@ -153,8 +160,32 @@ impl Context {
         if self.blas.get().is_none() {
             let new = CudaBlas::new(self.device.clone())?;
             let _ = self.blas.set(new);
+            self.set_math(self.math.get())?;
         }
         self.blas.get().ok_or(Error::Address)
+    }
+
+    /// How convolutions and products that are set up from now on are rounded; those of dfdx have their own handle and stay.
+    pub fn math(&self) -> Math {
+        self.math.get()
+    }
+
+    /// Sets how convolutions that are set up from now on, and all products, are rounded.
+    ///
+    /// # Errors
+    /// If cuBLAS does not take it.
+    pub fn set_math(&self, math: Math) -> Result<()> {
+        use cudarc::cublas::sys::{cublasMath_t, cublasSetMathMode};
+        self.math.set(math);
+        let mode = match math {
+            Math::F32 => cublasMath_t::CUBLAS_DEFAULT_MATH,
+            Math::Tf32 => cublasMath_t::CUBLAS_TF32_TENSOR_OP_MATH,
+        };
+        if let Some(blas) = self.blas.get() {
+            // SAFETY: the handle is this context's own.
+            unsafe { cublasSetMathMode(*blas.handle(), mode) }.result()?;
+        }
+        Ok(())
     }
 
     /// cuDNN on the device's stream.

@@ -24,7 +24,7 @@ macro_rules! files {
 }
 
 /// All files.
-pub(crate) const FILES: &[File] = files!["elementwise", "norm", "maps", "rows"];
+pub(crate) const FILES: &[File] = files!["elementwise", "norm", "maps", "rows", "distance"];
 
 impl File {
     /// The kernels' names.

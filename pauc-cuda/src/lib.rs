@@ -9,6 +9,7 @@
 //! | `kernels` | CUDA C++, compiled at run time; one source for GPUs and for the emulated device of tests |
 //! | `elementwise` | moving averages, norms, optimiser steps |
 //! | `conv`, `norm`, `maps` | convolutions, batch normalisation with residual and ReLU, pooling |
+//! | `distance` | nearest centroids, means of rows |
 //! | `rows` | products of matrices, biases, sums of columns |
 //!
 //! Like `pauc-kernels` for the CPU, this crate knows neither recipes nor components, and keeps `unsafe` to itself.
@@ -18,6 +19,7 @@
 
 pub mod context;
 pub mod conv;
+pub mod distance;
 pub mod elementwise;
 pub mod error;
 mod kernels;

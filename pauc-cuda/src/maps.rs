@@ -129,8 +129,8 @@ pub fn cell_mean(
     shape.check("cell mean", x.len())?;
     let outputs = cells(shape, grid, features.len())?;
     let (c, h, w) = (shape.channels as u32, shape.height as u32, shape.width as u32);
-    // SAFETY: the maps have the shape, and each block writes one feature.
-    unsafe { on.launch("pauc_cell_mean", outputs, args![x, c, h, w, grid as u32, features]) }
+    // SAFETY: the maps have the shape, and there is room for so many features.
+    unsafe { on.launch_over("pauc_cell_mean", outputs, args![outputs, x, c, h, w, grid as u32, features]) }
 }
 
 /// `dx ←` the gradient of [`cell_mean`].

@@ -129,6 +129,16 @@ impl Buffer {
 }
 
 impl<'a> View<'a> {
+    /// Some elements from one on; as many of them as there are.
+    pub fn part(self, from: usize, len: usize) -> View<'a> {
+        let from = from.min(self.len);
+        View {
+            address: self.address + (from * size_of::<f32>()) as u64,
+            len: len.min(self.len - from),
+            ..self
+        }
+    }
+
     /// The first elements; all of them if there are not so many.
     pub fn first(self, len: usize) -> View<'a> {
         View { len: len.min(self.len), ..self }

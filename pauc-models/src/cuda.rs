@@ -11,17 +11,39 @@ mod convolutional;
 mod perceptron;
 mod workspace;
 
-use crate::device::NetworkDevice;
+use crate::device::{DeviceOptions, NetworkDevice, Precision};
 use crate::encoders::Convolutions;
 use crate::encoders::blueprint::Blueprint;
 use crate::heads::{Head, HeadConfig, Identity, blocks};
-use dfdx::prelude::Cuda;
+use dfdx::prelude::{Cuda, Synchronize};
+use pauc_cuda::conv::Math;
 use pauc_cuda::{Buffer, Context, elementwise};
 use pauc_kernels::optim::{AdamW, Sgd};
 use pauc_traits::cuda::OnDevice;
-use pauc_traits::{Encoder, Result};
+use pauc_traits::{Encoder, Error, ImageShape, Param, Result};
+use std::cell::Cell;
+
+thread_local! {
+    /// What [`NetworkDevice::configure`] said last.
+    static RECOMPUTE: Cell<bool> = const { Cell::new(false) };
+}
 
 impl NetworkDevice for Cuda {
+    const TERMS_REPEAT: bool = false;
+
+    fn configure(&self, options: DeviceOptions) -> Result<()> {
+        RECOMPUTE.set(options.recompute);
+        let math = match options.precision {
+            Precision::F32 => Math::F32,
+            Precision::Tf32 => Math::Tf32,
+        };
+        Context::of(self).and_then(|c| c.set_math(math)).on_device()
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.try_synchronize().map_err(Error::device)
+    }
+
     fn head(
         &self,
         config: &HeadConfig,
@@ -38,7 +60,11 @@ impl NetworkDevice for Cuda {
     }
 
     fn convolutional(&self, plan: Blueprint, _: Convolutions, seed: u64) -> Result<Box<dyn Encoder<Self>>> {
-        Ok(Box::new(convolutional::Network::new(self, plan, seed)?))
+        Ok(Box::new(convolutional::Network::new(self, plan, RECOMPUTE.get(), seed)?))
+    }
+
+    fn perceptron(&self, input: ImageShape, layers: Vec<[Param<Self>; 2]>) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(perceptron::Perceptron::new(self, input, layers)?))
     }
 
     fn moving_average(&self, to: &mut Buffer, from: &Buffer, momentum: f64) -> Result<()> {

@@ -5,10 +5,49 @@ use crate::encoders::{self, Convolutions};
 use crate::heads::{Head, HeadConfig, MlpHead};
 use dfdx::prelude::Cpu;
 use pauc_kernels::optim;
-use pauc_traits::{Compute, Encoder, Error, Result};
+use pauc_traits::{Compute, Encoder, Error, ImageShape, Param, Result};
+use serde::{Deserialize, Serialize};
+
+/// How products are rounded on a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Precision {
+    /// Factors of 24 bits.
+    #[default]
+    F32,
+    /// Tensor cores: factors are rounded to 11 bits, sums have 24.
+    Tf32,
+}
+
+/// What can be chosen of a GPU's work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// How products are rounded.
+    pub precision: Precision,
+    /// Whether activations that a normalisation and a ReLU make again are not kept for the backward pass.
+    pub recompute: bool,
+}
 
 /// A device that networks can be trained on.
 pub trait NetworkDevice: Compute {
+    /// Whether dfdx's own operations add in one order on this device, so that terms give the same bits every time.
+    const TERMS_REPEAT: bool;
+
+    /// Says how networks that are built from now on work. The CPU has nothing to choose.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn configure(&self, _options: DeviceOptions) -> Result<()> {
+        Ok(())
+    }
+
+    /// Waits until all work that was asked for is done: before the time is taken.
+    ///
+    /// # Errors
+    /// If that work failed.
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Builds a head for features of width `input`. Initial weights come from the streams of `seed`; heads that are
     /// to differ have different `network` numbers.
     ///
@@ -28,6 +67,14 @@ pub trait NetworkDevice: Compute {
         choice: Convolutions,
         seed: u64,
     ) -> Result<Box<dyn Encoder<Self>>>;
+
+    /// Builds a perceptron on pixels from weights and biases of its layers, each with ReLU behind it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn perceptron(&self, input: ImageShape, layers: Vec<[Param<Self>; 2]>) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(crate::encoders_plain::Perceptron::new(self, input, layers)))
+    }
 
     /// `to ← momentum·to + (1 − momentum)·from`.
     ///
@@ -70,6 +117,8 @@ pub trait NetworkDevice: Compute {
 }
 
 impl NetworkDevice for Cpu {
+    const TERMS_REPEAT: bool = true;
+
     fn head(
         &self,
         config: &HeadConfig,

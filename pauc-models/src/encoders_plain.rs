@@ -9,6 +9,7 @@ mod mlp;
 mod vit;
 
 pub use mlp::MlpEncoder;
+pub(crate) use mlp::Perceptron;
 pub use vit::{Pool, Size, VisionTransformer};
 
 use dfdx::prelude::*;

@@ -13,7 +13,7 @@ pub mod optimizers;
 pub mod schedule;
 pub mod weights;
 
-pub use device::NetworkDevice;
+pub use device::{DeviceOptions, NetworkDevice, Precision};
 pub use ema::MomentumConfig;
 pub use heads::{Head, HeadConfig};
 pub use network::Network;

@@ -3,6 +3,7 @@
 use crate::check::Reads;
 use crate::engine::Engine;
 use crate::objective::{Evaluated, TermGradient, TermValue};
+use dfdx::prelude::Cpu;
 use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::backward_with;
@@ -238,8 +239,13 @@ impl<D: NetworkDevice> Engine<'_, D> {
         } else {
             Vec::new()
         };
-        let batch = Batch::new(&self.device, inputs)?;
-        let Evaluated { loss, terms, mut gradients } = plan.objective.evaluate(batch)?;
+        let Evaluated { loss, terms, mut gradients } = if recipe.train.cuda.deterministic && !D::TERMS_REPEAT
+        {
+            let cpu = Cpu::default();
+            plan.objective.evaluate(Batch::new(&cpu, inputs.on(&cpu))?)?
+        } else {
+            plan.objective.evaluate(Batch::new(&self.device, inputs)?)?
+        };
         if share != 1.0 {
             scale_all(&mut gradients, share);
         }

@@ -4,6 +4,7 @@
 //! raw buffers of the device through [`Compute`]. Both are implemented for dfdx's `Cpu` and, with the feature `cuda`,
 //! for its `Cuda`; nothing outside this file and `cuda.rs` asks which one it is.
 
+use crate::clusterer::RowsOnDevice;
 use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
 use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
 use dfdx::prelude::{Cpu, Device, Dtype, OwnedTape, Rank0, Shape, Storage, Tensor};
@@ -105,6 +106,14 @@ pub trait Compute: Backend<f32> {
     fn add_gradient(&self, to: &mut Self::Buffer, gradient: &<Self as Storage<f32>>::Vec) -> Result<()>;
     /// `to ← to + (from − to)·(1 − momentum)`, the exponential moving average.
     fn average(&self, to: &mut Self::Buffer, from: &Self::Buffer, momentum: f32) -> Result<()>;
+
+    /// Rows of `cols` values in the device's memory, for clusterers; `None` where the host does as well.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn rows_on_device(&self, _data: &[f32], _cols: usize) -> Result<Option<Box<dyn RowsOnDevice>>> {
+        Ok(None)
+    }
 
     /// The encoder configuration as this device sees it.
     fn encoder(config: &dyn PortableEncoder) -> &dyn EncoderConfig<Self>;

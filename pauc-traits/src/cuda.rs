@@ -1,6 +1,7 @@
 //! dfdx's `Cuda` as a device of this project.
 
 use crate::backend::{Backend, Compute, PortableClusterer, PortableEncoder, PortableOptimizer};
+use crate::clusterer::RowsOnDevice;
 use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
 use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
 use dfdx::prelude::{Cuda, Shape, Storage, Tensor};
@@ -81,6 +82,11 @@ impl Compute for Cuda {
         elementwise::average(to, from, 1.0 - momentum).on_device()
     }
 
+    fn rows_on_device(&self, data: &[f32], cols: usize) -> Result<Option<Box<dyn RowsOnDevice>>> {
+        let rows = pauc_cuda::distance::Rows::new(&context(self)?, data, cols).on_device()?;
+        Ok(Some(Box::new(rows)))
+    }
+
     fn encoder(config: &dyn PortableEncoder) -> &dyn EncoderConfig<Self> {
         config
     }
@@ -89,5 +95,15 @@ impl Compute for Cuda {
     }
     fn optimizer(config: &dyn PortableOptimizer) -> &dyn Optimizer<Self> {
         config
+    }
+}
+
+impl RowsOnDevice for pauc_cuda::distance::Rows {
+    fn nearest(&mut self, centroids: &[f32]) -> Result<(Vec<u32>, Vec<f32>)> {
+        pauc_cuda::distance::Rows::nearest(self, centroids).on_device()
+    }
+
+    fn means(&mut self, order: &[u32], starts: &[usize], centroids: &mut [f32]) -> Result<()> {
+        pauc_cuda::distance::Rows::means(self, order, starts, centroids).on_device()
     }
 }

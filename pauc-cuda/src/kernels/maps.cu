@@ -54,19 +54,19 @@ extern "C" __global__ void pauc_max_pool_gradient(size_t n, const float *dy, con
 }
 
 // Features (N, grid, grid, C): the means of grid x grid equal parts of a map; pixel (r, c) belongs to (r grid/H, c grid/W).
-// One block a feature.
-extern "C" __global__ void pauc_cell_mean(const float *x, unsigned C, unsigned H, unsigned W, unsigned grid, float *y) {
-    unsigned c = blockIdx.x % C, cell = blockIdx.x / C % (grid * grid), image = blockIdx.x / C / (grid * grid);
-    unsigned i = cell / grid, j = cell % grid, count = 0;
-    const float *map = x + ((size_t)image * C + c) * H * W;
-    float sum = 0;
-    for (unsigned p = threadIdx.x; p < H * W; p += THREADS)
-        if (p / W * grid / H == i && p % W * grid / W == j) {
-            sum += map[p];
-            count++;
-        }
-    double total = block_sum(sum), pixels = block_sum(count);
-    if (threadIdx.x == 0) y[((size_t)image * grid * grid + cell) * C + c] = (float)(total / pixels);
+extern "C" __global__ void pauc_cell_mean(size_t n, const float *x, unsigned C, unsigned H, unsigned W, unsigned grid, float *y) {
+    FOR_EACH(k, n) {
+        unsigned c = (unsigned)k % C, cell = (unsigned)k / C % (grid * grid);
+        size_t image = k / C / (grid * grid);
+        unsigned i = cell / grid, j = cell % grid;
+        unsigned top = (i * H + grid - 1) / grid, bottom = ((i + 1) * H + grid - 1) / grid;
+        unsigned left = (j * W + grid - 1) / grid, right = ((j + 1) * W + grid - 1) / grid;
+        const float *map = x + (image * C + c) * H * W;
+        float sum = 0;
+        for (unsigned r = top; r < bottom; r++)
+            for (unsigned q = left; q < right; q++) sum += map[r * W + q];
+        y[k] = sum / (float)((bottom - top) * (right - left));
+    }
 }
 
 extern "C" __global__ void pauc_cell_mean_gradient(size_t n, const float *dy, unsigned C, unsigned H, unsigned W, unsigned grid,

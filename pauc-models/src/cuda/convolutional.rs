@@ -1,12 +1,12 @@
 //! A [`Blueprint`] at work on CUDA.
 
-use super::workspace::Workspace;
+use super::workspace::{Keep, Workspace, planned};
 use crate::encoders::blueprint::{Blueprint, State};
 use crate::encoders::network::Outstanding;
 use crate::encoders::workspace::Statistics;
 use dfdx::prelude::{Cuda, HasShape, PutTape, Tape as _};
+use pauc_cuda::Context;
 use pauc_cuda::memory::{self, Dense};
-use pauc_cuda::{Context, conv::Math};
 use pauc_traits::cuda::OnDevice;
 use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::{Encoder, ImageShape, Param, Pass, Result, Taped};
@@ -17,6 +17,7 @@ use std::rc::Rc;
 pub(super) struct Network {
     device: Cuda,
     plan: Rc<Blueprint>,
+    recompute: bool,
     state: State<Cuda>,
     /// For passes that will run backwards, shared with their tape.
     training: Rc<RefCell<Workspace>>,
@@ -27,18 +28,20 @@ pub(super) struct Network {
 
 impl Network {
     /// A network with initial weights from the streams of `seed`.
-    pub(super) fn new(device: &Cuda, plan: Blueprint, seed: u64) -> Result<Self> {
+    pub(super) fn new(device: &Cuda, plan: Blueprint, recompute: bool, seed: u64) -> Result<Self> {
         let state = State::new(device, &plan, seed)?;
-        Self::with_state(device, Rc::new(plan), state)
+        Self::with_state(device, Rc::new(plan), recompute, state)
     }
 
-    fn with_state(device: &Cuda, plan: Rc<Blueprint>, state: State<Cuda>) -> Result<Self> {
+    fn with_state(device: &Cuda, plan: Rc<Blueprint>, recompute: bool, state: State<Cuda>) -> Result<Self> {
         let on = Context::of(device).on_device()?;
+        let keep = if recompute { Keep::Sources } else { Keep::All };
         Ok(Network {
             device: device.clone(),
-            training: Rc::new(RefCell::new(Workspace::new(&on, &plan, Math::F32, true).on_device()?)),
-            inference: Workspace::new(&on, &plan, Math::F32, false).on_device()?,
+            training: Rc::new(RefCell::new(Workspace::new(&on, &plan, keep).on_device()?)),
+            inference: Workspace::new(&on, &plan, Keep::Nothing).on_device()?,
             plan,
+            recompute,
             state,
             outstanding: Rc::default(),
         })
@@ -86,12 +89,21 @@ impl Encoder<Cuda> for Network {
 
     fn duplicate(&self) -> Result<Box<dyn Encoder<Cuda>>> {
         let state = self.state.duplicate(&self.device)?;
-        Ok(Box::new(Self::with_state(&self.device, self.plan.clone(), state)?))
+        Ok(Box::new(Self::with_state(&self.device, self.plan.clone(), self.recompute, state)?))
     }
 
     fn resized(&self, input: ImageShape) -> Result<Box<dyn Encoder<Cuda>>> {
         let plan = Rc::new(self.plan.resized(input)?);
-        Ok(Box::new(Self::with_state(&self.device, plan, self.state.clone())?))
+        Ok(Box::new(Self::with_state(&self.device, plan, self.recompute, self.state.clone())?))
+    }
+
+    fn has_fixed_order(&self) -> bool {
+        true
+    }
+
+    fn memory(&self, batch: usize) -> Option<usize> {
+        let keep = if self.recompute { Keep::Sources } else { Keep::All };
+        Some(planned(&self.plan, batch, keep) * size_of::<f32>())
     }
 
     fn layers(&self) -> Vec<Layer> {

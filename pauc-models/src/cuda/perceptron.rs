@@ -7,8 +7,8 @@ use pauc_cuda::norm::{Norm, Shape};
 use pauc_cuda::rows::{self, Factor};
 use pauc_cuda::{Buffer, Context, View, elementwise};
 use pauc_traits::cuda::OnDevice;
-use pauc_traits::encoder::Layer;
-use pauc_traits::{Error, Param, Pass, Result, Taped};
+use pauc_traits::encoder::{Images, Layer};
+use pauc_traits::{Encoder, Error, ImageShape, Param, Pass, Result, Taped};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -85,8 +85,13 @@ impl Workspace {
         Ok(self.outputs[blocks.len()].view())
     }
 
-    /// From the gradient of the outputs to that of the input; adds to the parameters' gradients.
-    fn backward(&mut self, blocks: &[Block<Cuda>], dy: View<'_>) -> pauc_cuda::Result<Buffer> {
+    /// From the gradient of the outputs to that of the input, if asked for; adds to the parameters' gradients.
+    fn backward(
+        &mut self,
+        blocks: &[Block<Cuda>],
+        dy: View<'_>,
+        to_input: bool,
+    ) -> pauc_cuda::Result<Buffer> {
         let (on, rows) = (self.on.clone(), self.rows);
         let mut g = Buffer::any(&on, dy.len())?;
         elementwise::copy(&on, dy, g.view_mut())?;
@@ -114,6 +119,9 @@ impl Workspace {
             if let Some(bias) = &block.bias {
                 rows::column_sums(&on, g.view(), &mut bias.grad_mut())?;
             }
+            if i == 0 && !to_input {
+                break;
+            }
             let mut dx = Buffer::any(&on, rows * inputs)?;
             let weight = block.weight.value();
             let w = Factor::new(weight.view(), outputs, inputs);
@@ -124,20 +132,124 @@ impl Workspace {
     }
 }
 
+/// Workspaces that no pass is using.
+#[derive(Clone, Debug, Default)]
+struct Idle(Rc<RefCell<Vec<Workspace>>>);
+
+impl Idle {
+    /// One for so many rows.
+    fn take(&self, on: &Rc<Context>, blocks: &[Block<Cuda>], rows: usize) -> pauc_cuda::Result<Workspace> {
+        let mut idle = self.0.borrow_mut();
+        match idle.iter().position(|w| w.rows == rows) {
+            Some(at) => Ok(idle.swap_remove(at)),
+            None => {
+                // Batches of another size leave their memory to those of this one.
+                idle.truncate(1);
+                Workspace::new(on, blocks, rows)
+            }
+        }
+    }
+
+    fn give(&self, work: Workspace) {
+        self.0.borrow_mut().push(work);
+    }
+}
+
+/// A perceptron on pixels.
+pub(super) struct Perceptron {
+    device: Cuda,
+    on: Rc<Context>,
+    input: ImageShape,
+    blocks: Rc<Vec<Block<Cuda>>>,
+    idle: Idle,
+}
+
+impl Perceptron {
+    /// Of weights and biases, at least one of each; every layer has ReLU behind it.
+    pub(super) fn new(device: &Cuda, input: ImageShape, layers: Vec<[Param<Cuda>; 2]>) -> Result<Self> {
+        let block = |[weight, bias]: [Param<Cuda>; 2]| Block {
+            inputs: weight.shape[1],
+            outputs: weight.shape[0],
+            weight,
+            bias: Some(bias),
+            norm: None,
+            relu: true,
+        };
+        Self::of(device, input, layers.into_iter().map(block).collect())
+    }
+
+    fn of(device: &Cuda, input: ImageShape, blocks: Vec<Block<Cuda>>) -> Result<Self> {
+        let (device, on) = (device.clone(), Context::of(device).on_device()?);
+        Ok(Perceptron { device, on, input, blocks: Rc::new(blocks), idle: Idle::default() })
+    }
+}
+
+impl Encoder<Cuda> for Perceptron {
+    fn feature_dim(&self) -> usize {
+        self.blocks.last().map_or(0, |b| b.outputs)
+    }
+
+    fn forward(&mut self, images: Images<Cuda>, pass: Pass) -> Result<Taped<(usize, usize), f32, Cuda>> {
+        let (batch, height, width, channels) = *images.shape();
+        let got = ImageShape { height, width, channels };
+        if got != self.input || batch == 0 {
+            let message = format!("was built for images of {}, got {batch} of {got}", self.input);
+            return Err(Error::shape("mlp encoder", message));
+        }
+        let pixels = Dense::new(images).on_device()?;
+        let mut work = self.idle.take(&self.on, &self.blocks, batch).on_device()?;
+        let output = work.forward(&self.blocks, pixels.view(), pass).on_device()?;
+        let y = memory::to_tensor(&self.device, output, (batch, self.feature_dim())).on_device()?;
+        let mut tape = pauc_traits::Tape::default();
+        if pass != Pass::Train {
+            self.idle.give(work);
+            return Ok(y.put_tape(tape));
+        }
+        let (blocks, idle, from) = (self.blocks.clone(), self.idle.clone(), y.ghost());
+        tape.add_backward_op(move |gradients| {
+            work.backward(&blocks, memory::gradient(gradients.get_or_alloc_mut(&from)?), false)?;
+            idle.give(work);
+            Ok(())
+        });
+        Ok(y.put_tape(tape))
+    }
+
+    fn parameters(&self) -> Vec<Param<Cuda>> {
+        Block::parameters(&self.blocks)
+    }
+
+    fn statistics(&self) -> Vec<Param<Cuda>> {
+        Vec::new()
+    }
+
+    fn duplicate(&self) -> Result<Box<dyn Encoder<Cuda>>> {
+        let blocks = self.blocks.iter().map(|b| b.duplicate(&self.device)).collect::<Result<Vec<_>>>()?;
+        Ok(Box::new(Self::of(&self.device, self.input, blocks)?))
+    }
+
+    fn has_fixed_order(&self) -> bool {
+        true
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        self.blocks.iter().map(Block::layer).collect()
+    }
+}
+
 /// A head on CUDA.
 #[derive(Debug)]
 pub(super) struct MlpHead {
     device: Cuda,
     on: Rc<Context>,
     blocks: Rc<Vec<Block<Cuda>>>,
-    idle: Rc<RefCell<Vec<Workspace>>>,
+    idle: Idle,
 }
 
 impl MlpHead {
     /// Of blocks, at least one.
     pub(super) fn new(device: &Cuda, blocks: Vec<Block<Cuda>>) -> Result<Self> {
         let on = Context::of(device).on_device()?;
-        Ok(MlpHead { device: device.clone(), on, blocks: Rc::new(blocks), idle: Rc::default() })
+        Ok(MlpHead { device: device.clone(), on, blocks: Rc::new(blocks), idle: Idle::default() })
     }
 }
 
@@ -154,30 +266,21 @@ impl Head<Cuda> for MlpHead {
         let (rows, width) = *x.shape();
         check_width("mlp head", width, self.blocks[0].inputs)?;
         let (x, mut tape) = x.try_contiguous().map_err(Error::device)?.split_tape();
-        let known = self.idle.borrow().iter().position(|w| w.rows == rows);
-        let known = known.map(|at| self.idle.borrow_mut().swap_remove(at));
-        let mut work = match known {
-            Some(work) => work,
-            None => {
-                // Batches of another size leave their memory to those of this one.
-                self.idle.borrow_mut().truncate(1);
-                Workspace::new(&self.on, &self.blocks, rows).on_device()?
-            }
-        };
+        let mut work = self.idle.take(&self.on, &self.blocks, rows).on_device()?;
         let dense = Dense::new(x.clone()).on_device()?;
         let output = work.forward(&self.blocks, dense.view(), pass).on_device()?;
         let y = memory::to_tensor(&self.device, output, (rows, self.output_dim())).on_device()?;
         if pass != Pass::Train {
-            self.idle.borrow_mut().push(work);
+            self.idle.give(work);
             return Ok(y.put_tape(tape));
         }
         let (blocks, idle, on) = (self.blocks.clone(), self.idle.clone(), self.on.clone());
         let (from, to) = (y.ghost(), x.ghost());
         tape.add_backward_op(move |gradients| {
-            let dx = work.backward(&blocks, memory::gradient(gradients.get_or_alloc_mut(&from)?))?;
+            let dx = work.backward(&blocks, memory::gradient(gradients.get_or_alloc_mut(&from)?), true)?;
             let sum = memory::gradient_mut(gradients.get_or_alloc_mut(&to)?);
             elementwise::add(&on, sum, 1.0, dx.view())?;
-            idle.borrow_mut().push(work);
+            idle.give(work);
             Ok(())
         });
         Ok(y.put_tape(tape))

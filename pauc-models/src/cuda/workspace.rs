@@ -10,6 +10,119 @@ use pauc_cuda::{Buffer, Context, Error, Result, View, elementwise};
 use pauc_traits::profile::named;
 use std::rc::Rc;
 
+/// Which maps a forward pass keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// All, for the backward pass.
+    All,
+    /// Those that cannot be made again from one convolution's output, which is kept in any case.
+    Sources,
+    /// None: memory is used again once it has been read.
+    Nothing,
+}
+
+impl Keep {
+    /// Whether a map is made again when the backward pass reads it.
+    fn makes_again(self, plan: &Blueprint, map: Map) -> bool {
+        self == Keep::Sources && source(plan, map).is_some()
+    }
+}
+
+/// The layer whose normalisation and ReLU alone make a map.
+fn source(plan: &Blueprint, map: Map) -> Option<usize> {
+    plan.steps.iter().find_map(|s| match *s {
+        Step::Conv { layer, output, residual: None, .. } if output == map => Some(layer),
+        _ => None,
+    })
+}
+
+/// The last step that reads a map.
+fn last_reader(plan: &Blueprint, map: Map) -> Option<usize> {
+    plan.steps.iter().rposition(|s| s.reads().contains(&Some(map)))
+}
+
+/// Elements of the maps, gradients and features of a training pass: the very memory that [`Workspace`] takes, counted with
+/// lengths in place of buffers.
+pub(super) fn planned(plan: &Blueprint, batch: usize, keep: Keep) -> usize {
+    #[derive(Default)]
+    struct Pool {
+        spare: Vec<usize>,
+        total: usize,
+    }
+    impl Pool {
+        fn take(&mut self, len: usize) -> usize {
+            match self.spare.iter().position(|l| *l == len) {
+                Some(i) => self.spare.swap_remove(i),
+                None => {
+                    self.total += len;
+                    len
+                }
+            }
+        }
+    }
+    let len = |map: Map| shape(plan, map, batch).len();
+    let mut pool = Pool { total: batch * plan.feature_dim(), ..Pool::default() };
+    pool.take(len(0));
+    for (i, step) in plan.steps.iter().enumerate() {
+        match *step {
+            Step::Conv { output, .. } => {
+                pool.take(len(output));
+                pool.take(len(output));
+            }
+            Step::Shortcut { output, .. } | Step::MaxPool { output, .. } => {
+                pool.take(len(output));
+            }
+        }
+        for map in step.reads().into_iter().flatten() {
+            if keep.makes_again(plan, map) && last_reader(plan, map) == Some(i) {
+                pool.spare.push(len(map));
+            }
+        }
+    }
+    let last = plan.maps.len() - 1;
+    let mut there: Vec<bool> = (0..=last).map(|map| !keep.makes_again(plan, map) || map == last).collect();
+    let mut gradients = vec![false; plan.maps.len()];
+    pool.take(len(last));
+    gradients[last] = true;
+    for step in plan.steps.iter().rev() {
+        let (input, output) = match *step {
+            Step::Conv { input, output, .. }
+            | Step::Shortcut { input, output, .. }
+            | Step::MaxPool { input, output } => (input, output),
+        };
+        if !gradients[output] {
+            continue;
+        }
+        if matches!(step, Step::MaxPool { .. }) {
+            let dx = pool.take(len(input));
+            if std::mem::replace(&mut gradients[input], true) {
+                pool.spare.push(dx);
+            }
+            pool.spare.push(len(output));
+            continue;
+        }
+        if matches!(step, Step::Conv { .. }) && !std::mem::replace(&mut there[output], true) {
+            pool.take(len(output));
+        }
+        let dy = pool.take(len(output));
+        if !std::mem::replace(&mut there[input], true) {
+            pool.take(len(input));
+        }
+        if input != 0 && !std::mem::replace(&mut gradients[input], true) {
+            pool.take(len(input));
+        }
+        pool.spare.push(dy);
+        if keep.makes_again(plan, output) {
+            pool.spare.push(len(output));
+        }
+        match *step {
+            Step::Conv { residual: Some(r), .. } if !gradients[r] => gradients[r] = true,
+            _ => pool.spare.push(len(output)),
+        }
+    }
+    pool.total
+}
+
 struct LayerState {
     conv: Option<Convolution>,
     norm: Norm,
@@ -21,9 +134,10 @@ struct LayerState {
 pub(super) struct Workspace {
     on: Rc<Context>,
     math: Math,
-    /// Whether maps are kept for a backward pass; otherwise their memory is used again once they have been read.
-    keep: bool,
+    keep: Keep,
     capacity: usize,
+    /// Elements of the buffers that were made since it grew.
+    taken: usize,
     layers: Vec<LayerState>,
     /// What convolutions use while they run.
     work: Work,
@@ -53,16 +167,17 @@ fn written(map: &Option<Buffer>) -> Result<View<'_>> {
 }
 
 impl Workspace {
-    pub(super) fn new(on: &Rc<Context>, plan: &Blueprint, math: Math, keep: bool) -> Result<Self> {
+    pub(super) fn new(on: &Rc<Context>, plan: &Blueprint, keep: Keep) -> Result<Self> {
         let mut layers = Vec::new();
         for l in &plan.layers {
             layers.push(LayerState { conv: None, norm: Norm::new(on, l.geometry.outputs)?, y: None });
         }
         Ok(Workspace {
             on: on.clone(),
-            math,
+            math: on.math(),
             keep,
             capacity: 0,
+            taken: 0,
             layers,
             work: Work::default(),
             maps: Vec::new(),
@@ -81,7 +196,8 @@ impl Workspace {
             self.gradients = plan.maps.iter().map(|_| None).collect();
             self.chosen = plan.maps.iter().map(|_| None).collect();
             self.layers.iter_mut().for_each(|l| l.y = None);
-            self.features = Some(Buffer::any(&self.on, batch * plan.feature_dim())?);
+            self.taken = batch * plan.feature_dim();
+            self.features = Some(Buffer::any(&self.on, self.taken)?);
         }
         for (l, of) in self.layers.iter_mut().zip(&plan.layers) {
             if l.conv.as_ref().is_none_or(|c| c.batch() != batch) {
@@ -101,14 +217,14 @@ impl Workspace {
     ) -> Result<View<'_>> {
         self.grow(plan, batch)?;
         let on = self.on.clone();
-        let mut pixels = self.buffer(plan, 0)?;
+        let mut pixels = self.open(plan, 0)?;
         maps::channels_first(&on, images, shape(plan, 0, batch), &mut pixels)?;
-        self.put(0, pixels);
+        self.maps[0] = Some(pixels);
         for (i, step) in plan.steps.iter().enumerate() {
             match *step {
                 Step::Conv { layer, input, output, residual } => {
                     self.convolve(plan, state, batch, (layer, input, output), statistics)?;
-                    let mut out = self.buffer(plan, output)?;
+                    let mut out = self.open(plan, output)?;
                     let _span = named(|| plan.layers[layer].norm.as_str().into());
                     let added = match residual {
                         None => None,
@@ -120,13 +236,13 @@ impl Workspace {
                     let l = &self.layers[layer];
                     let flat = shape(plan, output, batch).flat();
                     l.norm.apply(&on, written(&l.y)?, flat, added, true, out.view_mut())?;
-                    self.put(output, out);
+                    self.maps[output] = Some(out);
                 }
                 Step::Shortcut { layer, input, output } => {
                     self.convolve(plan, state, batch, (layer, input, output), statistics)?;
                 }
                 Step::MaxPool { input, output } => {
-                    let mut out = self.buffer(plan, output)?;
+                    let mut out = self.open(plan, output)?;
                     let (from, to) = (shape(plan, input, batch), shape(plan, output, batch));
                     let mut chosen = match self.chosen[output].take() {
                         Some(chosen) => chosen,
@@ -135,11 +251,19 @@ impl Workspace {
                     let x = (written(&self.maps[input])?, from);
                     maps::max_pool(&on, x, (out.view_mut(), to), &mut chosen)?;
                     self.chosen[output] = Some(chosen);
-                    self.put(output, out);
+                    self.maps[output] = Some(out);
                 }
             }
-            if !self.keep {
-                self.release(plan, i);
+            match self.keep {
+                Keep::All => {}
+                Keep::Sources => {
+                    for map in step.reads().into_iter().flatten() {
+                        if self.keep.makes_again(plan, map) && last_reader(plan, map) == Some(i) {
+                            self.take(map);
+                        }
+                    }
+                }
+                Keep::Nothing => self.release(plan, i),
             }
         }
         let last = plan.maps.len() - 1;
@@ -147,16 +271,17 @@ impl Workspace {
             let x = (written(&self.maps[last])?, shape(plan, last, batch));
             maps::cell_mean(&on, x, plan.grid, features)?;
         }
-        if !self.keep {
+        if self.keep == Keep::Nothing {
             self.take(last);
         }
         Ok(written(&self.features)?.first(batch * plan.feature_dim()))
     }
 
-    /// Gives a map its values; what was there before is used again.
-    fn put(&mut self, map: Map, values: Buffer) {
-        if let Some(before) = self.maps[map].replace(values) {
-            self.spare.push(before);
+    /// The memory of a map to be written.
+    fn open(&mut self, plan: &Blueprint, map: Map) -> Result<Buffer> {
+        match self.maps[map].take() {
+            Some(before) => Ok(before),
+            None => self.buffer(plan, map),
         }
     }
 
@@ -262,6 +387,7 @@ impl Workspace {
                 }
             }
         }
+        debug_assert_eq!(self.taken, planned(plan, self.capacity, self.keep), "memory is planned");
         Ok(())
     }
 
@@ -276,7 +402,11 @@ impl Workspace {
         relu: bool,
     ) -> Result<()> {
         let on = self.on.clone();
+        if relu {
+            self.make_again(plan, output, batch)?;
+        }
         let mut dy = self.buffer(plan, output)?;
+        self.make_again(plan, input, batch)?;
         let l = &mut self.layers[layer];
         {
             let _span = named(|| plan.layers[layer].norm.as_str().into());
@@ -305,6 +435,19 @@ impl Workspace {
             self.gradients[input] = Some(dx);
         }
         self.spare.push(dy);
+        if self.keep.makes_again(plan, output) {
+            self.take(output);
+        }
+        Ok(())
+    }
+
+    /// Makes a map that was not kept from its convolution's output.
+    fn make_again(&mut self, plan: &Blueprint, map: Map, batch: usize) -> Result<()> {
+        let (Some(layer), None) = (source(plan, map), &self.maps[map]) else { return Ok(()) };
+        let mut out = self.buffer(plan, map)?;
+        let (l, flat) = (&self.layers[layer], shape(plan, map, batch).flat());
+        l.norm.apply(&self.on, written(&l.y)?, flat, None, true, out.view_mut())?;
+        self.maps[map] = Some(out);
         Ok(())
     }
 
@@ -325,7 +468,10 @@ impl Workspace {
         let len = shape(plan, map, self.capacity).len();
         match self.spare.iter().position(|b| b.len() == len) {
             Some(i) => Ok(self.spare.swap_remove(i)),
-            None => Buffer::any(&self.on, len),
+            None => {
+                self.taken += len;
+                Buffer::any(&self.on, len)
+            }
         }
     }
 }
