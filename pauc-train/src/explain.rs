@@ -210,10 +210,9 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
     if let Some(planned) = network.encoder_memory(r.train.micro_batch.unwrap_or(r.train.batch).get() * 2) {
         let _ = writeln!(
             out,
-            "{:<10} {:.1} MB of {} planned for two views of a batch",
+            "{:<10} {:.1} MB of maps and gradients of the encoder planned for two views of a batch",
             device.name(),
             planned as f64 / 1e6,
-            "maps and gradients of the encoder"
         );
     }
     if let Some(c) = &r.clusterer {
