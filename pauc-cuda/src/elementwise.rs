@@ -22,6 +22,17 @@ pub fn add(on: &Context, y: ViewMut<'_>, a: f32, x: View<'_>) -> Result<()> {
     unsafe { on.launch_over("pauc_add", n, args![n, a, x, y]) }
 }
 
+/// `y ← y + a[0]·b·x`.
+///
+/// # Errors
+/// If the lengths differ, or the device fails.
+pub fn add_times(on: &Context, y: ViewMut<'_>, a: &Buffer, b: f32, x: View<'_>) -> Result<()> {
+    let n = same("add", &[y.len(), x.len()])?;
+    same("add a single factor", &[a.len(), 1])?;
+    // SAFETY: both have n elements, and the factor is one.
+    unsafe { on.launch_over("pauc_add_times", n, args![n, a, b, x, y]) }
+}
+
 /// `to ← from`.
 ///
 /// # Errors

@@ -24,7 +24,8 @@ macro_rules! files {
 }
 
 /// All files.
-pub(crate) const FILES: &[File] = files!["elementwise", "norm", "maps", "rows", "distance"];
+pub(crate) const FILES: &[File] =
+    files!["elementwise", "norm", "maps", "rows", "distance", "softmax", "tokens"];
 
 impl File {
     /// The kernels' names.

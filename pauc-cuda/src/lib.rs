@@ -10,6 +10,9 @@
 //! | `elementwise` | moving averages, norms, optimiser steps |
 //! | `conv`, `norm`, `maps` | convolutions, batch normalisation with residual and ReLU, pooling |
 //! | `distance` | nearest centroids, means of rows |
+//! | `tokens` | layer normalisation, heads, attention's softmax, GELU |
+//! | `softmax` | cross-entropy against large banks, tile by tile |
+//! | `events` | times of the device's own work |
 //! | `rows` | products of matrices, biases, sums of columns |
 //!
 //! Like `pauc-kernels` for the CPU, this crate knows neither recipes nor components, and keeps `unsafe` to itself.
@@ -22,6 +25,7 @@ pub mod conv;
 pub mod distance;
 pub mod elementwise;
 pub mod error;
+pub mod events;
 mod kernels;
 pub mod library;
 mod link;
@@ -30,6 +34,8 @@ pub mod memory;
 pub mod norm;
 pub mod probe;
 pub mod rows;
+pub mod softmax;
+pub mod tokens;
 
 pub use context::Context;
 pub use error::{Error, Result};

@@ -176,6 +176,13 @@ impl View<'_> {
     }
 }
 
+impl<'a> ViewMut<'a> {
+    /// The first elements of memory that only work on the device's stream reads and writes, one after the other.
+    pub(crate) fn of(buffer: &'a Buffer, len: usize) -> Self {
+        ViewMut { address: buffer.address(), len: len.min(buffer.len), owner: PhantomData }
+    }
+}
+
 impl ViewMut<'_> {
     /// The address on the device.
     pub fn address(&self) -> u64 {
@@ -260,6 +267,46 @@ pub fn to_tensor<S: Shape>(on: &Cuda, from: View<'_>, shape: S) -> Result<Tensor
     let to = ViewMut { address: address(&new)?, len: from.len, owner: PhantomData };
     // The tensor is nobody else's yet.
     crate::elementwise::copy(&*Context::of(on)?, from, to)?;
+    Ok(new)
+}
+
+/// Overwrites rows of a matrix in place, also for those who share it.
+///
+/// # Errors
+/// If the rows do not end within the matrix, it is permuted or repeated, or the device fails.
+pub fn replace_rows(
+    on: &Cuda,
+    of: &Tensor<(usize, usize), f32, Cuda>,
+    from: usize,
+    rows: &[f32],
+) -> Result<()> {
+    let (all, cols) = *of.shape();
+    if cols == 0 || !rows.len().is_multiple_of(cols) || from * cols + rows.len() > all * cols {
+        let message = format!("{} values from row {from} on in {all}×{cols}", rows.len());
+        return Err(Error::Length { operation: "replace rows", message });
+    }
+    let (here, dense) = (address(of)?, Dense::new(of.clone())?);
+    if dense.address != here {
+        let message = "the matrix is permuted or repeated".to_string();
+        return Err(Error::Length { operation: "replace rows", message });
+    }
+    let context = Context::of(on)?;
+    let new = Buffer::from_host(&context, rows)?;
+    let at = here + (from * cols * size_of::<f32>()) as u64;
+    crate::elementwise::copy(
+        &context,
+        new.view(),
+        ViewMut { address: at, len: rows.len(), owner: PhantomData },
+    )
+}
+
+/// A run's elements in memory of their own.
+///
+/// # Errors
+/// If the device fails.
+pub fn copy_of(on: &Context, from: View<'_>) -> Result<Buffer> {
+    let mut new = Buffer::any(on, from.len)?;
+    crate::elementwise::copy(on, from, new.view_mut())?;
     Ok(new)
 }
 

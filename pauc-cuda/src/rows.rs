@@ -2,7 +2,7 @@
 
 use crate::memory::ViewMut;
 use crate::{Buffer, Context, Error, Result, View, args};
-use cudarc::cublas::result::sgemm;
+use cudarc::cublas::result::{sgemm, sgemm_strided_batched};
 use cudarc::cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
 
 /// A matrix as a product reads it: row-major, transposed or not.
@@ -65,6 +65,57 @@ pub fn product(on: &Context, a: Factor<'_>, b: Factor<'_>, beta: f32, c: ViewMut
             &beta,
             c.address() as *mut f32,
             n as i32,
+        )?;
+    }
+    Ok(())
+}
+
+/// [`product`] of `count` pairs of matrices that follow one another, each pair into a matrix of its own.
+///
+/// # Errors
+/// As [`product`].
+pub fn products(
+    on: &Context,
+    count: usize,
+    a: Factor<'_>,
+    b: Factor<'_>,
+    beta: f32,
+    c: ViewMut<'_>,
+) -> Result<()> {
+    let ((m, k), (inner, n)) = (a.shape(), b.shape());
+    let fits = a.values.len() >= count * m * k && b.values.len() >= count * k * n && c.len() >= count * m * n;
+    let largest = [m, n, k, count].into_iter().max().unwrap_or(0);
+    if k != inner || !fits || largest > i32::MAX as usize {
+        let message = format!("{count} times {m}×{k} and {inner}×{n} into {} elements", c.len());
+        return Err(Error::Length { operation: "products", message });
+    }
+    if count * m * n == 0 {
+        return Ok(());
+    }
+    let operation = |f: &Factor<'_>| if f.transposed { CUBLAS_OP_T } else { CUBLAS_OP_N };
+    let handle = *on.blas()?.handle();
+    // As in `product`.
+    // SAFETY: the matrices have the sizes and follow one another, and the factors are read before this returns.
+    unsafe {
+        sgemm_strided_batched(
+            handle,
+            operation(&b),
+            operation(&a),
+            n as i32,
+            m as i32,
+            k as i32,
+            &1.0,
+            b.values.address() as *const f32,
+            b.cols as i32,
+            (k * n) as i64,
+            a.values.address() as *const f32,
+            a.cols as i32,
+            (m * k) as i64,
+            &beta,
+            c.address() as *mut f32,
+            n as i32,
+            (m * n) as i64,
+            count as i32,
         )?;
     }
     Ok(())

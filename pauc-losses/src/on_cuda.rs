@@ -37,8 +37,12 @@ fn terms_equal_those_of_the_cpu() {
                 batches.push(toy(text).without_momentum());
             }
             for data in batches {
-                let found = run_on::<f32, Cuda>(&dev, text, &data).unwrap();
-                agree(text, &found, &run::<f64>(text, &data));
+                let want = run::<f64>(text, &data);
+                // The plain composition, and what takes its place against large banks.
+                for plain in [true, false] {
+                    crate::fused_cuda::PLAIN.set(plain);
+                    agree(text, &run_on::<f32, Cuda>(&dev, text, &data).unwrap(), &want);
+                }
                 checked += 1;
             }
         },

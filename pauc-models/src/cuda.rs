@@ -5,23 +5,44 @@
 //! |---|---|
 //! | `convolutional` | a [`Blueprint`] at work |
 //! | `workspace` | its maps and gradients, and the passes over them |
+//! | `transformer` | the vision transformer |
 //! | `perceptron` | linear layers with batch normalisation and ReLU: heads, and the perceptron on pixels |
 
 mod convolutional;
 mod perceptron;
+mod transformer;
 mod workspace;
 
 use crate::device::{DeviceOptions, NetworkDevice, Precision};
 use crate::encoders::Convolutions;
 use crate::encoders::blueprint::Blueprint;
+use crate::encoders_plain::Transformer;
 use crate::heads::{Head, HeadConfig, Identity, blocks};
 use dfdx::prelude::{Cuda, Synchronize};
 use pauc_cuda::conv::Math;
-use pauc_cuda::{Buffer, Context, elementwise};
+use pauc_cuda::events::Events;
+use pauc_cuda::{Buffer, Context, elementwise, memory};
 use pauc_kernels::optim::{AdamW, Sgd};
 use pauc_traits::cuda::OnDevice;
+use pauc_traits::ops::Matrix;
+use pauc_traits::profile::Clock;
 use pauc_traits::{Encoder, Error, ImageShape, Param, Result};
 use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Events as a clock. A driver that gives no event gives no times: they are shown as zero.
+struct EventClock(Events);
+
+impl Clock for EventClock {
+    fn mark(&self) -> u64 {
+        self.0.mark().unwrap_or(u64::MAX)
+    }
+
+    fn between(&self, from: u64, to: u64) -> Duration {
+        self.0.between(from, to).unwrap_or_default()
+    }
+}
 
 thread_local! {
     /// What [`NetworkDevice::configure`] said last.
@@ -30,6 +51,7 @@ thread_local! {
 
 impl NetworkDevice for Cuda {
     const TERMS_REPEAT: bool = false;
+    const KEEPS_ROWS: bool = true;
 
     fn configure(&self, options: DeviceOptions) -> Result<()> {
         RECOMPUTE.set(options.recompute);
@@ -38,6 +60,15 @@ impl NetworkDevice for Cuda {
             Precision::Tf32 => Math::Tf32,
         };
         Context::of(self).and_then(|c| c.set_math(math)).on_device()
+    }
+
+    fn clock(&self) -> Option<Rc<dyn Clock>> {
+        let context = Context::of(self).ok()?;
+        Some(Rc::new(EventClock(Events::new(&context))))
+    }
+
+    fn replace_rows(&self, of: &Matrix<f32, Self>, from: usize, rows: &[f32]) -> Result<()> {
+        memory::replace_rows(self, of, from, rows).on_device()
     }
 
     fn finish(&self) -> Result<()> {
@@ -65,6 +96,10 @@ impl NetworkDevice for Cuda {
 
     fn perceptron(&self, input: ImageShape, layers: Vec<[Param<Self>; 2]>) -> Result<Box<dyn Encoder<Self>>> {
         Ok(Box::new(perceptron::Perceptron::new(self, input, layers)?))
+    }
+
+    fn transformer(&self, network: Transformer<Self>) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(transformer::VisionTransformer::new(network)?))
     }
 
     fn moving_average(&self, to: &mut Buffer, from: &Buffer, momentum: f64) -> Result<()> {

@@ -2,11 +2,15 @@
 
 use crate::encoders::blueprint::Blueprint;
 use crate::encoders::{self, Convolutions};
+use crate::encoders_plain::Transformer;
 use crate::heads::{Head, HeadConfig, MlpHead};
 use dfdx::prelude::Cpu;
 use pauc_kernels::optim;
+use pauc_traits::ops::Matrix;
+use pauc_traits::profile::Clock;
 use pauc_traits::{Compute, Encoder, Error, ImageShape, Param, Result};
 use serde::{Deserialize, Serialize};
+use std::rc::Rc;
 
 /// How products are rounded on a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +42,26 @@ pub trait NetworkDevice: Compute {
     /// If the device fails.
     fn configure(&self, _options: DeviceOptions) -> Result<()> {
         Ok(())
+    }
+
+    /// A clock of the device's own work, where it works behind the thread that asks it to.
+    fn clock(&self) -> Option<Rc<dyn Clock>> {
+        None
+    }
+
+    /// Whether matrices that change little from step to step stay in the device's memory.
+    const KEEPS_ROWS: bool;
+
+    /// Replaces rows of a matrix that no gradient flows into, in place, where [`NetworkDevice::KEEPS_ROWS`]. Whoever shares the
+    /// matrix sees the new rows.
+    ///
+    /// # Shapes
+    /// of (M, D), rows: any number of rows of D that end within M
+    ///
+    /// # Errors
+    /// If there are too many rows, the device keeps none, or it fails.
+    fn replace_rows(&self, _of: &Matrix<f32, Self>, _from: usize, _rows: &[f32]) -> Result<()> {
+        Err(Error::Device(format!("{} replaces no rows in place", self.name())))
     }
 
     /// Waits until all work that was asked for is done: before the time is taken.
@@ -74,6 +98,14 @@ pub trait NetworkDevice: Compute {
     /// If the device fails.
     fn perceptron(&self, input: ImageShape, layers: Vec<[Param<Self>; 2]>) -> Result<Box<dyn Encoder<Self>>> {
         Ok(Box::new(crate::encoders_plain::Perceptron::new(self, input, layers)))
+    }
+
+    /// The encoder that a vision transformer in plain operations is on this device.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn transformer(&self, network: Transformer<Self>) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(network))
     }
 
     /// `to ← momentum·to + (1 − momentum)·from`.
@@ -118,6 +150,7 @@ pub trait NetworkDevice: Compute {
 
 impl NetworkDevice for Cpu {
     const TERMS_REPEAT: bool = true;
+    const KEEPS_ROWS: bool = false;
 
     fn head(
         &self,

@@ -10,7 +10,9 @@ mod vit;
 
 pub use mlp::MlpEncoder;
 pub(crate) use mlp::Perceptron;
-pub use vit::{Pool, Size, VisionTransformer};
+#[cfg(feature = "cuda")]
+pub(crate) use vit::Block as TransformerBlock;
+pub use vit::{Pool, Size, Transformer, VisionTransformer};
 
 use dfdx::prelude::*;
 use pauc_traits::{Compute, Error, Param, Result};

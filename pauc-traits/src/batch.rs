@@ -98,6 +98,11 @@ impl<E: Scalar, D: Backend<E>> Constant<E, D> {
         Constant { device: device.clone(), values, shape, tensor: Rc::default() }
     }
 
+    /// The same matrix with a tensor that is on the device already, and holds the same values.
+    pub fn with_tensor(self, tensor: Matrix<E, D>) -> Self {
+        Constant { tensor: Rc::new(OnceCell::from(tensor)), ..self }
+    }
+
     /// The same matrix for another device; the values are shared.
     pub fn on<T: Backend<E>>(&self, device: &T) -> Constant<E, T> {
         Constant::new(device, self.values.clone(), self.shape)

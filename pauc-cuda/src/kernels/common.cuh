@@ -18,3 +18,17 @@ __device__ inline double block_sum(double v) {
     __syncthreads();
     return total;
 }
+
+// The largest value of a block's threads, for all of them.
+__device__ inline float block_max(float v) {
+    __shared__ float values[THREADS];
+    values[threadIdx.x] = v;
+    __syncthreads();
+    for (unsigned half = THREADS / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) values[threadIdx.x] = fmaxf(values[threadIdx.x], values[threadIdx.x + half]);
+        __syncthreads();
+    }
+    float top = values[0];
+    __syncthreads();
+    return top;
+}
