@@ -519,6 +519,9 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     ) -> Result<Taped<(usize, usize), E, D>> {
         let level = self.level(level)?;
         let rows = occupied.len();
+        if rows == 0 {
+            return Ok(ops::constant(&self.device, Vec::new(), (0, self.dim)).retaped());
+        }
         let selector = |assignments: &[Option<u32>]| {
             let mut m = vec![E::zero(); rows * assignments.len()];
             for (i, s) in assignments.iter().enumerate() {
