@@ -13,13 +13,16 @@ use std::ffi::{CString, c_void};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Threads of a block in every kernel; the kernels count on it.
+/// Threads of a block, on every GPU.
 pub const THREADS: u32 = 256;
+/// On a device that takes fewer a block: an emulated one, where each costs time.
+const FEW_THREADS: u32 = 64;
 
 /// A device's kernels and handles. One for each device and thread.
 #[derive(Debug)]
 pub struct Context {
     device: Arc<CudaDevice>,
+    threads: u32,
     functions: RefCell<HashMap<&'static str, sys::CUfunction>>,
     blas: OnceCell<CudaBlas>,
     dnn: OnceCell<Rc<Dnn>>,
@@ -135,9 +138,12 @@ impl Context {
             return Ok(found);
         }
         device.bind_to_thread()?;
+        let most = device.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?;
+        let threads = if most < THREADS as i32 { FEW_THREADS } else { THREADS };
         let (device, functions) = (device.clone(), RefCell::default());
         let new = Rc::new(Context {
             device,
+            threads,
             functions,
             blas: OnceCell::new(),
             dnn: OnceCell::new(),
@@ -212,7 +218,7 @@ impl Context {
         }
     }
 
-    /// Starts a kernel with `blocks` blocks of [`THREADS`] threads.
+    /// Starts a kernel with `blocks` blocks.
     ///
     /// # Errors
     /// If it does not compile or start.
@@ -229,7 +235,7 @@ impl Context {
             message: format!("{blocks} blocks are more than a grid can have"),
         })?;
         let mut pointers: Vec<*mut c_void> = args.iter_mut().map(Arg::pointer).collect();
-        let (grid, block) = ((grid, 1, 1), (THREADS, 1, 1));
+        let (grid, block) = ((grid, 1, 1), (self.threads, 1, 1));
         // SAFETY: the function is one of a module that is never unloaded; the rest is what the caller answers for.
         Ok(unsafe {
             result::launch_kernel(function, grid, block, 0, *self.device.cu_stream(), &mut pointers)
@@ -243,7 +249,7 @@ impl Context {
     /// As [`Context::launch`].
     pub(crate) unsafe fn launch_over(&self, kernel: &'static str, n: usize, args: &mut [Arg]) -> Result<()> {
         // SAFETY: as the caller answers for.
-        unsafe { self.launch(kernel, n.div_ceil(THREADS as usize).min(1 << 16), args) }
+        unsafe { self.launch(kernel, n.div_ceil(self.threads as usize).min(1 << 16), args) }
     }
 
     fn function(&self, kernel: &'static str) -> Result<sys::CUfunction> {

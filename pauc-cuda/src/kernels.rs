@@ -1,6 +1,6 @@
 //! CUDA C++ sources, compiled by NVRTC when their first kernel is started.
 //!
-//! A kernel is `extern "C" __global__ void pauc_…(…)`. Blocks have [`crate::context::THREADS`] threads in one dimension,
+//! A kernel is `extern "C" __global__ void pauc_…(…)`. Blocks have [`crate::context::THREADS`] threads or fewer in one dimension,
 //! grids one dimension; there is no shuffle, no atomic addition and no dynamic shared memory, so that every sum has one
 //! order and the same source also runs on the emulated device.
 

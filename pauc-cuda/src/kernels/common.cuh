@@ -1,5 +1,6 @@
-// What every file of kernels begins with. Blocks have THREADS threads, in one dimension.
-#define THREADS 256
+// What every file of kernels begins with. Blocks have a power of two of threads, from 32 to MOST_THREADS, in one dimension.
+#define MOST_THREADS 256
+#define THREADS blockDim.x
 
 // The elements of a grid-wide loop.
 #define FOR_EACH(i, n) \
@@ -7,7 +8,7 @@
 
 // The sum over the threads of a block, for all of them, always in the same order.
 __device__ inline double block_sum(double v) {
-    __shared__ double sums[THREADS];
+    __shared__ double sums[MOST_THREADS];
     sums[threadIdx.x] = v;
     __syncthreads();
     for (unsigned half = THREADS / 2; half > 0; half /= 2) {
@@ -21,7 +22,7 @@ __device__ inline double block_sum(double v) {
 
 // The largest value of a block's threads, for all of them.
 __device__ inline float block_max(float v) {
-    __shared__ float values[THREADS];
+    __shared__ float values[MOST_THREADS];
     values[threadIdx.x] = v;
     __syncthreads();
     for (unsigned half = THREADS / 2; half > 0; half /= 2) {

@@ -4,8 +4,8 @@
 // distance to it from differences.
 extern "C" __global__ void pauc_nearest(const float *scores, const float *bias, const float *x, const float *centroids, unsigned K,
                                         unsigned D, unsigned *index, float *square) {
-    __shared__ float least[THREADS];
-    __shared__ unsigned from[THREADS];
+    __shared__ float least[MOST_THREADS];
+    __shared__ unsigned from[MOST_THREADS];
     size_t row = blockIdx.x;
     float best = 0;
     unsigned at = 0xffffffffu;

@@ -14,7 +14,7 @@ extern "C" __global__ void pauc_relu_gradient(size_t n, const float *out, float 
 
 // sums <- sums + the sum of each column, in one order: 32 columns a block, eight runs of rows each.
 extern "C" __global__ void pauc_column_sums(const float *x, unsigned N, unsigned C, float *sums) {
-    __shared__ double part[THREADS];
+    __shared__ double part[MOST_THREADS];
     unsigned c = blockIdx.x * 32 + threadIdx.x % 32, run = threadIdx.x / 32;
     double sum = 0;
     if (c < C)

@@ -39,7 +39,7 @@ extern "C" __global__ void pauc_layer_norm_gradient(const float *dy, const float
 // Gradients of gamma and beta, added to, in one order: 32 columns a block, eight runs of rows each.
 extern "C" __global__ void pauc_layer_norm_parameters(const float *dy, const float *x, const float *mean, const float *inverse,
                                                       unsigned N, unsigned W, float *d_gamma, float *d_beta) {
-    __shared__ double first[THREADS], second[THREADS];
+    __shared__ double first[MOST_THREADS], second[MOST_THREADS];
     unsigned c = blockIdx.x * 32 + threadIdx.x % 32, run = threadIdx.x / 32;
     double a = 0, b = 0;
     if (c < W)
