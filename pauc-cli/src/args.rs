@@ -119,6 +119,10 @@ pub enum Command {
     /// Look at a recipe's data: can it be read, did it change, what is in it, what do its views look like.
     #[command(subcommand)]
     Data(DataCommand),
+    /// List the devices of this machine that this program can use.
+    ///
+    /// Example: pauc-cli devices
+    Devices(DevicesArgs),
     /// Print the completions of a shell.
     ///
     /// Example: pauc-cli completions bash > /etc/bash_completion.d/pauc-cli
@@ -143,7 +147,7 @@ pub struct TrainingArgs {
     /// The folder that runs are put into.
     #[arg(long, default_value = "runs", value_name = "DIR")]
     pub out: PathBuf,
-    /// The device to train on: `cpu` is the only one of this build.
+    /// The device: cpu, or cuda:0 where this program was built with the feature `cuda`; `devices` lists them.
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
 }
@@ -196,6 +200,9 @@ pub struct SweepArgs {
 pub struct ResumeArgs {
     /// The run's folder.
     pub run: PathBuf,
+    /// The device; the one that the run was on if left out.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Stop at this optimiser step of the whole run.
     #[arg(long, value_name = "N")]
     pub max_steps: Option<u64>,
@@ -226,6 +233,9 @@ pub struct ExplainArgs {
     pub what: String,
     #[command(flatten)]
     pub change: RecipeArgs,
+    /// The device whose memory is planned: cpu, or cuda:0 where this program was built with the feature `cuda`.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: String,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -290,6 +300,9 @@ pub struct SavedArgs {
     /// Another checkpoint of the run than its last.
     #[arg(long, value_name = "FILE")]
     pub checkpoint: Option<PathBuf>,
+    /// The device: cpu, or cuda:0 where this program was built with the feature `cuda`; `devices` lists them.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: String,
 }
 
 /// A split.
@@ -375,6 +388,9 @@ pub struct ReproduceArgs {
     /// Another file of expectations than the recipe's own.
     #[arg(long, value_name = "FILE")]
     pub expected: Option<PathBuf>,
+    /// The device: cpu, or cuda:0 where this program was built with the feature `cuda`; `devices` lists them.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: String,
     /// Store what the recipe gives.
     #[arg(long)]
     pub update: bool,
@@ -416,6 +432,9 @@ pub struct BenchArgs {
     /// What is timed: a training step without (`simclr`) or with (`moco`) momentum encoder and queue, or `inference`.
     #[arg(long, default_value = "simclr")]
     pub form: Form,
+    /// The device: cpu, or cuda:0 where this program was built with the feature `cuda`; `devices` lists them.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: String,
     /// How long to repeat the step.
     #[arg(long, default_value = "5", value_name = "SECONDS")]
     pub seconds: Positive,
@@ -465,6 +484,13 @@ pub struct ClusterArgs {
     #[arg(long, default_value_t = 0.2, value_name = "TEMPERATURE")]
     pub temperature: f64,
     /// Print objective, seconds of the fit alone, iterations, splits and metrics of each level as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct DevicesArgs {
+    /// Print them as JSON.
     #[arg(long)]
     pub json: bool,
 }

@@ -1,14 +1,16 @@
 //! k-means.
 
-use crate::host::enough;
+use crate::host::{checked, enough};
 use crate::lloyd::{Fit, Lloyd, report};
 use crate::seeding::{Init, gather};
 use crate::{HostClusterer, unit_rows};
 use pauc_kernels::distance::{Packed, nearest};
-use pauc_traits::clusterer::{FitContext, FitReport};
+use pauc_traits::clusterer::{FitContext, FitReport, RowsOnDevice};
 use pauc_traits::probe::Rows;
 use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::{Clustering, Count, Error, NonNegative, Result, Span, component};
+use pauc_traits::{
+    Clusterer, Clustering, Compute, Count, Error, Features, NonNegative, Result, Span, component,
+};
 
 component! {
     /// k-means: prototypes that minimise Σ‖x − c‖² over the samples, one clustering for each k.
@@ -52,18 +54,31 @@ component! {
     }
 }
 
-clusterer_on_host!(KMeans, |this| this.k.iter().map(|k| Some(k.get())).collect());
+impl<D: Compute> Clusterer<D> for KMeans {
+    fn fit(&self, features: Features<'_, D>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let data = features.device.host_view(features.data)?;
+        let rows = checked(&data, features.rows, features.cols)?;
+        self.levels(rows, context, &|rows| features.device.rows_on_device(rows.data, rows.cols))
+    }
+    fn prototypes(&self) -> Vec<Option<usize>> {
+        self.k.iter().map(|k| Some(k.get())).collect()
+    }
+    fn start(&self) -> Span {
+        self.start
+    }
+    fn every(&self) -> Span {
+        self.every
+    }
+}
 
 impl HostClusterer for KMeans {
     fn fit_rows(&self, rows: Rows<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
-        if self.k.is_empty() {
-            return Err(Error::config(
-                "k is an empty list: name at least one number of prototypes, such as k: [100]",
-            ));
-        }
-        self.k.iter().enumerate().map(|(level, k)| self.level(rows, context, level, k.get())).collect()
+        self.levels(rows, context, &|_| Ok(None))
     }
 }
+
+/// Takes rows into a device's memory; none where the host does the work.
+type Lend<'a> = &'a dyn Fn(Rows<'_>) -> Result<Option<Box<dyn RowsOnDevice>>>;
 
 /// What the random numbers of one fit are for.
 const SEEDING: u64 = 0;
@@ -88,7 +103,26 @@ impl KMeans {
         }
     }
 
-    fn level(&self, rows: Rows<'_>, context: FitContext<'_>, level: usize, k: usize) -> Result<Clustering> {
+    fn levels(&self, rows: Rows<'_>, context: FitContext<'_>, lend: Lend<'_>) -> Result<Vec<Clustering>> {
+        if self.k.is_empty() {
+            return Err(Error::config(
+                "k is an empty list: name at least one number of prototypes, such as k: [100]",
+            ));
+        }
+        // Without a subset all levels work on the same rows.
+        let mut whole = if self.max_points_per_centroid.is_none() { lend(rows)? } else { None };
+        let level =
+            |(level, k): (usize, &Count)| self.level(rows, context, (level, k.get()), (lend, whole.as_mut()));
+        self.k.iter().enumerate().map(level).collect()
+    }
+
+    fn level(
+        &self,
+        rows: Rows<'_>,
+        context: FitContext<'_>,
+        (level, k): (usize, usize),
+        (lend, whole): (Lend<'_>, Option<&mut Box<dyn RowsOnDevice>>),
+    ) -> Result<Clustering> {
         enough(rows, k)?;
         let (n, dim) = (rows.rows, rows.cols);
         if let Some(least) = self.min_points_per_centroid.map(Count::get)
@@ -130,16 +164,25 @@ impl KMeans {
             tolerance: self.tolerance.get(),
         };
         let warm = context.previous.iter().find(|c| self.warm_start && c.k == k && c.dim == dim);
-        let run = |redo: usize| -> Fit {
+        let mut own = if whole.is_none() { lend(fitted)? } else { None };
+        let mut on = match whole {
+            Some(whole) => Some(whole),
+            None => own.as_mut(),
+        };
+        let mut run = |redo: usize| -> Result<Fit> {
             let start = match warm {
                 Some(last) if redo == 0 => last.centroids.clone(),
                 _ => gather(fitted, &self.init.choose(fitted, k, &mut random(redo, SEEDING))),
             };
-            lloyd.run(fitted, start, &mut random(redo, SPLITS))
+            let mut rng = random(redo, SPLITS);
+            match &mut on {
+                Some(on) => lloyd.run_on(&mut ***on, dim, start, &mut rng),
+                None => Ok(lloyd.run(fitted, start, &mut rng)),
+            }
         };
-        let mut best = run(0);
+        let mut best = run(0)?;
         for redo in 1..self.redos.get() {
-            let fit = run(redo);
+            let fit = run(redo)?;
             if fit.objective.last() < best.objective.last() {
                 best = fit;
             }

@@ -3,10 +3,10 @@
 use crate::concentration::unit_rows;
 use crate::nearest::Nearest;
 use pauc_kernels::distance::{add_rows, squared_distance};
-use pauc_traits::Clustering;
-use pauc_traits::clusterer::FitReport;
+use pauc_traits::clusterer::{FitReport, RowsOnDevice};
 use pauc_traits::probe::Rows;
 use pauc_traits::rng::Stream;
+use pauc_traits::{Clustering, Result};
 use rand::Rng;
 use rayon::prelude::*;
 
@@ -48,38 +48,127 @@ impl Lloyd {
     ///
     /// # Shapes
     /// rows (N, D), centroids K·D with K ≤ N
-    pub fn run(&self, rows: Rows<'_>, mut centroids: Vec<f32>, rng: &mut Stream) -> Fit {
-        let dim = rows.cols;
+    pub fn run(&self, rows: Rows<'_>, centroids: Vec<f32>, rng: &mut Stream) -> Fit {
+        let Ok(fit) = self.iterate(&mut OnHost { rows, found: None }, rows.cols, centroids, rng);
+        fit
+    }
+
+    /// [`Lloyd::run`] on rows that lie in a device's memory.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn run_on(
+        &self,
+        rows: &mut dyn RowsOnDevice,
+        cols: usize,
+        centroids: Vec<f32>,
+        rng: &mut Stream,
+    ) -> Result<Fit> {
+        let mut steps = OnDevice { rows, index: Vec::new(), square: Vec::new() };
+        self.iterate(&mut steps, cols, centroids, rng)
+    }
+
+    fn iterate<W: Steps>(
+        &self,
+        work: &mut W,
+        dim: usize,
+        mut centroids: Vec<f32>,
+        rng: &mut Stream,
+    ) -> Result<Fit, W::Error> {
         if self.spherical {
             unit_rows(&mut centroids, dim);
         }
         let k = centroids.len() / dim;
-        let mut found = Nearest::find(rows, &centroids);
+        work.nearest(&centroids)?;
         let (mut previous, mut objective) = (Vec::<u32>::new(), Vec::<f64>::new());
         let (mut moved, mut splits, mut split_now) = (Vec::new(), Vec::new(), 0);
         loop {
-            let now: f64 = found.square.iter().map(|s| *s as f64).sum();
+            let (index, square) = work.found();
+            let now: f64 = square.iter().map(|s| *s as f64).sum();
             let small = objective.last().is_some_and(|last| last - now <= self.tolerance * last);
             objective.push(now);
-            let settled = split_now == 0 && (previous == found.index || (self.tolerance > 0.0 && small));
+            let settled = split_now == 0 && (previous == index || (self.tolerance > 0.0 && small));
             if objective.len() > self.iterations || settled {
-                let Nearest { index, square, .. } = found;
-                return Fit { centroids, index, square, objective, moved, splits };
+                let (index, square) = (index.to_vec(), square.to_vec());
+                return Ok(Fit { centroids, index, square, objective, moved, splits });
             }
             // The mean of the same rows is the same, unless a split or a scaling has changed the centroid since.
             let stale = (self.spherical || split_now > 0 || previous.is_empty()).then(|| vec![true; k]);
-            let stale = stale.unwrap_or_else(|| touched(&previous, &found.index, k));
-            let mut sizes = means_of(rows, &found.index, &mut centroids, &stale);
+            let stale = stale.unwrap_or_else(|| touched(&previous, index, k));
+            let stayed = previous.iter().zip(index).filter(|(a, b)| a == b).count();
+            moved.push(index.len() - stayed);
+            previous.clear();
+            previous.extend_from_slice(index);
+            let mut sizes = work.means(&mut centroids, &stale)?;
             split_now = refill(&mut centroids, dim, &mut sizes, rng);
             splits.push(split_now);
-            let stayed = previous.iter().zip(&found.index).filter(|(a, b)| a == b).count();
-            moved.push(rows.rows - stayed);
             if self.spherical {
                 unit_rows(&mut centroids, dim);
             }
-            previous.clone_from(&found.index);
-            found.follow(rows, &centroids);
+            work.nearest(&centroids)?;
         }
+    }
+}
+
+/// What an iteration is made of.
+trait Steps {
+    type Error;
+    /// Finds each row's nearest centroid.
+    fn nearest(&mut self, centroids: &[f32]) -> Result<(), Self::Error>;
+    /// The nearest centroids and the squared distances to them.
+    fn found(&self) -> (&[u32], &[f32]);
+    /// Replaces the centroids that are `stale` by the means of the rows that are nearest to them, and returns the sizes.
+    fn means(&mut self, centroids: &mut [f32], stale: &[bool]) -> Result<Vec<usize>, Self::Error>;
+}
+
+struct OnHost<'a> {
+    rows: Rows<'a>,
+    found: Option<Nearest>,
+}
+
+impl Steps for OnHost<'_> {
+    type Error = std::convert::Infallible;
+
+    fn nearest(&mut self, centroids: &[f32]) -> Result<(), Self::Error> {
+        match &mut self.found {
+            Some(found) => found.follow(self.rows, centroids),
+            None => self.found = Some(Nearest::find(self.rows, centroids)),
+        }
+        Ok(())
+    }
+
+    fn found(&self) -> (&[u32], &[f32]) {
+        self.found.as_ref().map_or((&[], &[]), |f| (&f.index, &f.square))
+    }
+
+    fn means(&mut self, centroids: &mut [f32], stale: &[bool]) -> Result<Vec<usize>, Self::Error> {
+        let index = self.found.as_ref().map_or(&[][..], |f| &f.index);
+        Ok(means_of(self.rows, index, centroids, stale))
+    }
+}
+
+struct OnDevice<'a> {
+    rows: &'a mut dyn RowsOnDevice,
+    index: Vec<u32>,
+    square: Vec<f32>,
+}
+
+impl Steps for OnDevice<'_> {
+    type Error = pauc_traits::Error;
+
+    fn nearest(&mut self, centroids: &[f32]) -> Result<()> {
+        (self.index, self.square) = self.rows.nearest(centroids)?;
+        Ok(())
+    }
+
+    fn found(&self) -> (&[u32], &[f32]) {
+        (&self.index, &self.square)
+    }
+
+    fn means(&mut self, centroids: &mut [f32], stale: &[bool]) -> Result<Vec<usize>> {
+        let (order, starts) = members(&self.index, stale.len());
+        self.rows.means(&order, &starts, centroids)?;
+        Ok(starts.windows(2).map(|w| w[1] - w[0]).collect())
     }
 }
 

@@ -24,6 +24,10 @@
 pub mod contrastive;
 pub mod findings;
 mod fused;
+#[cfg(feature = "cuda")]
+mod fused_cuda;
+#[cfg(all(test, feature = "cuda"))]
+mod on_cuda;
 pub mod regularizers;
 pub mod rows;
 pub mod sphere;

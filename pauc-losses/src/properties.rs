@@ -18,15 +18,15 @@ enum Flow {
 
 /// A term, its forms, and what holds for them.
 #[derive(Clone, Copy)]
-struct Row {
+pub struct Row {
     name: &'static str,
     flow: Flow,
     /// Forms on which gradients and invariances are checked, by their fields.
-    forms: &'static [&'static str],
+    pub forms: &'static [&'static str],
     /// The forms among them that change when the space is rotated: they look at single coordinates.
     axes: &'static [&'static str],
     /// Forms that stay finite on every degenerate batch, extreme settings among them.
-    finite: &'static [&'static str],
+    pub finite: &'static [&'static str],
 }
 
 #[rustfmt::skip]
@@ -74,7 +74,7 @@ fn rows() -> Vec<Row> {
     Term::names().into_iter().map(row).collect()
 }
 
-fn each(of: impl Fn(&Row) -> &'static [&'static str], check: impl Fn(&Row, &str, &str)) {
+pub fn each(of: impl Fn(&Row) -> &'static [&'static str], mut check: impl FnMut(&Row, &str, &str)) {
     for row in rows() {
         for fields in of(&row) {
             check(&row, fields, &format!("{}({fields})", row.name));
@@ -90,7 +90,7 @@ fn toys() -> [Data; 2] {
 }
 
 /// The batch on which a form can be evaluated: `Sample` needs prototypes without members.
-fn toy(text: &str) -> Data {
+pub fn toy(text: &str) -> Data {
     let [all, few] = toys();
     if text.contains("Sample") { few } else { all }
 }

@@ -93,10 +93,7 @@ impl Data {
         self
     }
 
-    pub fn inputs<E: Scalar>(&self, dev: &Cpu) -> Inputs<E, Cpu>
-    where
-        Cpu: Backend<E>,
-    {
+    pub fn inputs<E: Scalar, D: Backend<E>>(&self, dev: &D) -> Inputs<E, D> {
         let matrix = |m: &Vec<f64>, rows: usize| {
             ops::constant(dev, m.iter().map(|v| E::of(*v)).collect(), (rows, self.dim))
         };
@@ -173,8 +170,12 @@ pub fn try_run<E: Scalar>(text: &str, data: &Data) -> pauc_traits::Result<Outcom
 where
     Cpu: Backend<E>,
 {
-    let dev = Cpu::default();
-    let batch = Batch::<E, Cpu>::new(&dev, data.inputs(&dev))?;
+    run_on::<E, Cpu>(&Cpu::default(), text, data)
+}
+
+/// The same on a given device.
+pub fn run_on<E: Scalar, D: Backend<E>>(dev: &D, text: &str, data: &Data) -> pauc_traits::Result<Outcome> {
+    let batch = Batch::<E, D>::new(dev, data.inputs(dev))?;
     let value = term(text).evaluate(&batch)?;
     let number = ops::item(&value);
     let skipped = batch.take_skipped();
@@ -229,7 +230,7 @@ pub fn distance(a: &[f64], b: &[f64]) -> f64 {
     distance_above(1e-6, a, b)
 }
 
-fn distance_above(floor: f64, a: &[f64], b: &[f64]) -> f64 {
+pub fn distance_above(floor: f64, a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     norm(&a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>()) / norm(b).max(floor)
 }

@@ -1,11 +1,77 @@
 //! What a device adds to [`Compute`] for whole networks to be trained on it.
 
+use crate::encoders::blueprint::Blueprint;
+use crate::encoders::{self, Convolutions};
+use crate::encoders_plain::Transformer;
 use crate::heads::{Head, HeadConfig, MlpHead};
 use dfdx::prelude::Cpu;
-use pauc_traits::{Compute, Error, Result};
+use pauc_kernels::optim;
+use pauc_traits::ops::Matrix;
+use pauc_traits::profile::Clock;
+use pauc_traits::{Compute, Encoder, Error, ImageShape, Param, Result};
+use serde::{Deserialize, Serialize};
+use std::rc::Rc;
+
+/// How products are rounded on a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Precision {
+    /// Factors of 24 bits.
+    #[default]
+    F32,
+    /// Tensor cores: factors are rounded to 11 bits, sums have 24.
+    Tf32,
+}
+
+/// What can be chosen of a GPU's work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// How products are rounded.
+    pub precision: Precision,
+    /// Whether activations that a normalisation and a ReLU make again are not kept for the backward pass.
+    pub recompute: bool,
+}
 
 /// A device that networks can be trained on.
 pub trait NetworkDevice: Compute {
+    /// Whether dfdx's own operations add in one order on this device, so that terms give the same bits every time.
+    const TERMS_REPEAT: bool;
+
+    /// Says how networks that are built from now on work. The CPU has nothing to choose.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn configure(&self, _options: DeviceOptions) -> Result<()> {
+        Ok(())
+    }
+
+    /// A clock of the device's own work, where it works behind the thread that asks it to.
+    fn clock(&self) -> Option<Rc<dyn Clock>> {
+        None
+    }
+
+    /// Whether matrices that change little from step to step stay in the device's memory.
+    const KEEPS_ROWS: bool;
+
+    /// Replaces rows of a matrix that no gradient flows into, in place, where [`NetworkDevice::KEEPS_ROWS`]. Whoever shares the
+    /// matrix sees the new rows.
+    ///
+    /// # Shapes
+    /// of (M, D), rows: any number of rows of D that end within M
+    ///
+    /// # Errors
+    /// If there are too many rows, the device keeps none, or it fails.
+    fn replace_rows(&self, _of: &Matrix<f32, Self>, _from: usize, _rows: &[f32]) -> Result<()> {
+        Err(Error::Device(format!("{} replaces no rows in place", self.name())))
+    }
+
+    /// Waits until all work that was asked for is done: before the time is taken.
+    ///
+    /// # Errors
+    /// If that work failed.
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Builds a head for features of width `input`. Initial weights come from the streams of `seed`; heads that are
     /// to differ have different `network` numbers.
     ///
@@ -14,20 +80,78 @@ pub trait NetworkDevice: Compute {
     fn head(&self, config: &HeadConfig, input: usize, seed: u64, network: u64)
     -> Result<Box<dyn Head<Self>>>;
 
+    /// Builds a convolutional network with initial weights from the streams of `seed`; `choice` says how convolutions are
+    /// computed on the CPU.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn convolutional(
+        &self,
+        plan: Blueprint,
+        choice: Convolutions,
+        seed: u64,
+    ) -> Result<Box<dyn Encoder<Self>>>;
+
+    /// Builds a perceptron on pixels from weights and biases of its layers, each with ReLU behind it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn perceptron(&self, input: ImageShape, layers: Vec<[Param<Self>; 2]>) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(crate::encoders_plain::Perceptron::new(self, input, layers)))
+    }
+
+    /// The encoder that a vision transformer in plain operations is on this device.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn transformer(&self, network: Transformer<Self>) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(network))
+    }
+
     /// `to ← momentum·to + (1 − momentum)·from`.
     ///
     /// # Errors
     /// If the lengths differ, or the device fails.
     fn moving_average(&self, to: &mut Self::Buffer, from: &Self::Buffer, momentum: f64) -> Result<()>;
 
-    /// The sum of the squares of a buffer.
-    fn squared_norm(&self, buffer: &Self::Buffer) -> Result<f64>;
+    /// The sum of the squares of each of some buffers.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn squared_norms(&self, buffers: &[&Self::Buffer]) -> Result<Vec<f64>>;
+
+    /// A step of [`crate::optimizers::Sgd`] or [`crate::optimizers::Lars`] on a parameter, its gradient and its velocity.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn sgd(
+        &self,
+        w: &mut Self::Buffer,
+        g: &Self::Buffer,
+        v: &mut Self::Buffer,
+        step: optim::Sgd,
+    ) -> Result<()>;
+
+    /// A step of [`crate::optimizers::AdamW`] on a parameter, its gradient and the averages of it and its square.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn adamw(
+        &self,
+        w: &mut Self::Buffer,
+        g: &Self::Buffer,
+        averages: [&mut Self::Buffer; 2],
+        step: optim::AdamW,
+    ) -> Result<()>;
 
     /// Multiplies a buffer by a factor.
     fn scale(&self, buffer: &mut Self::Buffer, factor: f64) -> Result<()>;
 }
 
 impl NetworkDevice for Cpu {
+    const TERMS_REPEAT: bool = true;
+    const KEEPS_ROWS: bool = false;
+
     fn head(
         &self,
         config: &HeadConfig,
@@ -41,21 +165,46 @@ impl NetworkDevice for Cpu {
         })
     }
 
+    fn convolutional(
+        &self,
+        plan: Blueprint,
+        choice: Convolutions,
+        seed: u64,
+    ) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(encoders::network::Network::new(self, plan, choice, seed)?))
+    }
+
     fn moving_average(&self, to: &mut Vec<f32>, from: &Vec<f32>, momentum: f64) -> Result<()> {
         if to.len() != from.len() {
             let message = format!("{} values cannot follow {}", to.len(), from.len());
             return Err(Error::shape("moving average", message));
         }
-        pauc_kernels::optim::average(to, from, momentum);
+        optim::average(to, from, momentum);
         Ok(())
     }
 
-    fn squared_norm(&self, buffer: &Vec<f32>) -> Result<f64> {
-        Ok(pauc_kernels::optim::squared_norm(buffer))
+    fn squared_norms(&self, buffers: &[&Vec<f32>]) -> Result<Vec<f64>> {
+        Ok(buffers.iter().map(|b| optim::squared_norm(b)).collect())
+    }
+
+    fn sgd(&self, w: &mut Vec<f32>, g: &Vec<f32>, v: &mut Vec<f32>, step: optim::Sgd) -> Result<()> {
+        optim::sgd(w, g, v, step);
+        Ok(())
+    }
+
+    fn adamw(
+        &self,
+        w: &mut Vec<f32>,
+        g: &Vec<f32>,
+        [m, s]: [&mut Vec<f32>; 2],
+        step: optim::AdamW,
+    ) -> Result<()> {
+        optim::adamw(w, g, m, s, step);
+        Ok(())
     }
 
     fn scale(&self, buffer: &mut Vec<f32>, factor: f64) -> Result<()> {
-        pauc_kernels::optim::scale(buffer, factor);
+        optim::scale(buffer, factor);
         Ok(())
     }
 }

@@ -9,7 +9,10 @@ mod mlp;
 mod vit;
 
 pub use mlp::MlpEncoder;
-pub use vit::{Pool, Size, VisionTransformer};
+pub(crate) use mlp::Perceptron;
+#[cfg(feature = "cuda")]
+pub(crate) use vit::Block as TransformerBlock;
+pub use vit::{Pool, Size, Transformer, VisionTransformer};
 
 use dfdx::prelude::*;
 use pauc_traits::{Compute, Error, Param, Result};

@@ -2,6 +2,8 @@
 
 mod mlp;
 
+#[cfg(feature = "cuda")]
+pub(crate) use mlp::{Block, blocks};
 pub use mlp::{Mlp, MlpHead};
 
 use dfdx::prelude::HasShape;
@@ -92,7 +94,7 @@ impl<D: Compute> Head<D> for Identity {
     }
 }
 
-fn check_width(operation: &str, got: usize, want: usize) -> Result<()> {
+pub(crate) fn check_width(operation: &str, got: usize, want: usize) -> Result<()> {
     if got == want {
         return Ok(());
     }

@@ -1,5 +1,7 @@
 //! Networks and what trains them: encoders, heads, optimisers with complete state, schedules, weight files.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod device;
 pub mod ema;
 pub mod encoders;
@@ -11,7 +13,7 @@ pub mod optimizers;
 pub mod schedule;
 pub mod weights;
 
-pub use device::NetworkDevice;
+pub use device::{DeviceOptions, NetworkDevice, Precision};
 pub use ema::MomentumConfig;
 pub use heads::{Head, HeadConfig};
 pub use network::Network;

@@ -240,6 +240,16 @@ impl<D: NetworkDevice> Network<D> {
         })
     }
 
+    /// [`Encoder::has_fixed_order`].
+    pub fn has_fixed_order(&self) -> bool {
+        self.encoder.has_fixed_order()
+    }
+
+    /// [`Encoder::memory`].
+    pub fn encoder_memory(&self, batch: usize) -> Option<usize> {
+        self.encoder.memory(batch)
+    }
+
     /// The layers in forward order, named like the parameters.
     pub fn layers(&self) -> Vec<Layer> {
         let prefixed = |prefix: &'static str, layers: Vec<Layer>| {

@@ -137,6 +137,7 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
         } else {
             engine.step_on(again)?;
         }
+        device.finish()?;
         Ok(start.elapsed())
     };
     for _ in 0..2 {
@@ -144,7 +145,7 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
     }
     let begun = Instant::now();
     let mut times = Vec::new();
-    let (taken, stages) = profile::record(|| -> Result<(), Error> {
+    let (taken, stages) = profile::record_by(device.clock(), || -> Result<(), Error> {
         while times.len() < 5 || begun.elapsed().as_secs_f64() < options.seconds.get() {
             times.push(once(true)?);
         }

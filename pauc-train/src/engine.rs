@@ -90,6 +90,8 @@ pub struct Engine<'p, D: NetworkDevice> {
     pub(crate) terms: Vec<TermMatrix<D>>,
     pub(crate) optimizer: State<D>,
     pub(crate) queue: Option<KeyQueue>,
+    /// The queue's keys on a device that replaces rows in place.
+    pub(crate) queued: Option<pauc_traits::ops::Matrix<f32, D>>,
     pub(crate) prototypes: Option<Prototypes<D>>,
     pub(crate) last_clustering: Option<u64>,
     pub(crate) step: u64,
@@ -166,6 +168,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             terms,
             optimizer: State { steps: 0, slots: Vec::new() },
             queue: recipe.queue.map(|q| KeyQueue::new(q.get(), dim, recipe.train.seed)),
+            queued: None,
             prototypes: None,
             last_clustering: None,
             step: 0,

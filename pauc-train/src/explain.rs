@@ -207,6 +207,14 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
         megabytes(parameters * copies),
         megabytes(activations * r.train.batch.get() * 2),
     );
+    if let Some(planned) = network.encoder_memory(r.train.micro_batch.unwrap_or(r.train.batch).get() * 2) {
+        let _ = writeln!(
+            out,
+            "{:<10} {:.1} MB of maps and gradients of the encoder planned for two views of a batch",
+            device.name(),
+            planned as f64 / 1e6,
+        );
+    }
     if let Some(c) = &r.clusterer {
         let k = c.prototypes().iter().map(|k| k.map_or("?".into(), |k| k.to_string())).collect::<Vec<_>>();
         let _ = writeln!(

@@ -6,7 +6,7 @@ use crate::objective::Objective;
 use crate::recipe::{Recipe, Source, belongs};
 use pauc_data::ViewPipeline;
 use pauc_models::weights::{TensorFile, load_into};
-use pauc_models::{Network, NetworkDevice};
+use pauc_models::{DeviceOptions, Network, NetworkDevice};
 use pauc_traits::dataset::{Place, Splits};
 use pauc_traits::param::Param;
 use pauc_traits::schedule::Horizon;
@@ -255,8 +255,16 @@ impl Plan {
     /// If the device fails, or a file of weights does not fit; shapes were checked by [`Plan::new`].
     pub fn network<D: NetworkDevice>(&self, device: &D) -> Result<Network<D>, Error> {
         let encoder = D::encoder(&*self.recipe.encoder.value);
-        let seed = self.recipe.train.seed;
+        let (seed, cuda) = (self.recipe.train.seed, &self.recipe.train.cuda);
+        device.configure(DeviceOptions { precision: cuda.precision, recompute: cuda.recompute })?;
         let network = Network::build(device, encoder, &self.recipe.projector, self.shape, seed)?;
+        if cuda.deterministic && !D::TERMS_REPEAT && !network.has_fixed_order() {
+            return Err(Error::config(format!(
+                "{} is made of dfdx's operations, whose sums have no fixed order on {}: leave out `cuda: (deterministic: true)`, or use another encoder or the CPU",
+                self.recipe.encoder.name(),
+                device.name()
+            )));
+        }
         let params = network.encoder_parameters();
         if let (Some(file), Some(weights)) = (&self.start, &self.recipe.encoder_weights) {
             load_into(device, &params, &network.encoder_statistics(), file, &weights.prefix)?;

@@ -5,6 +5,7 @@ use crate::marks::{Keep, StopEarly};
 use crate::source;
 use pauc_cluster::ConcentrationKind;
 use pauc_data::ViewSpec;
+use pauc_models::Precision;
 use pauc_models::ema::MomentumConfig;
 use pauc_models::heads::HeadConfig;
 use pauc_models::schedule::LrSchedule;
@@ -118,6 +119,20 @@ component! {
 }
 
 component! {
+    /// How a GPU works. The CPU takes no notice: it computes in F32, and gives the same bits every time.
+    pub struct CudaConfig {
+        /// How products of encoders and heads are rounded: F32, or Tf32 for tensor cores with factors of 11 bits.
+        pub precision: Precision = Precision::F32,
+        /// Makes activations that a normalisation and a ReLU make of a convolution's output again for the backward pass,
+        /// instead of keeping them: less memory, more time.
+        pub recompute: bool = false,
+        /// Gives the same bits in every run on the same GPU: terms are evaluated on the CPU, since dfdx's sums on a GPU have no
+        /// fixed order. Encoders made of plain dfdx operations are refused.
+        pub deterministic: bool = false,
+    }
+}
+
+component! {
     /// Length, batch and seed of a run.
     pub struct TrainConfig {
         /// Passes over the training set.
@@ -145,6 +160,8 @@ component! {
         pub keep: Keep = Keep::default(),
         /// Ends the run before its time when a metric no longer improves; none: never.
         pub stop_early: Option<StopEarly> = None,
+        /// How a GPU works, where the run is on one.
+        pub cuda: CudaConfig = CudaConfig::default(),
     }
 }
 
@@ -155,7 +172,7 @@ macro_rules! all_defaults {
         }
     })* };
 }
-all_defaults!(Concentration TrainConfig);
+all_defaults!(Concentration TrainConfig CudaConfig);
 
 impl TrainConfig {
     /// The images that one step of the optimiser sees.

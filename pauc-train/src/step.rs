@@ -3,6 +3,8 @@
 use crate::check::Reads;
 use crate::engine::Engine;
 use crate::objective::{Evaluated, TermGradient, TermValue};
+use crate::queue::KeyQueue;
+use dfdx::prelude::Cpu;
 use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::backward_with;
@@ -221,11 +223,21 @@ impl<D: NetworkDevice> Engine<'_, D> {
             parameters
                 .insert(t.param.name.clone(), self.device.buffer_tensor(&t.param.value(), (rows, cols))?);
         }
+        let keys_of_queue = queue.map(|q| {
+            let keys = Constant::new(&self.device, q.shared(), (q.len(), dim));
+            match &self.queued {
+                Some(tensor) => keys.with_tensor(tensor.clone()),
+                None => keys,
+            }
+        });
+        if D::KEEPS_ROWS && !recipe.train.cuda.deterministic {
+            self.queued = keys_of_queue.as_ref().map(Constant::tensor);
+        }
         let inputs = Inputs {
             views,
             predictions,
             keys,
-            queue: queue.map(|q| Constant::new(&self.device, q.shared(), (q.len(), dim))),
+            queue: keys_of_queue,
             labels: data.labels.clone().filter(|_| reads.labels),
             levels: levels.unwrap_or_default(),
             parameters,
@@ -238,8 +250,13 @@ impl<D: NetworkDevice> Engine<'_, D> {
         } else {
             Vec::new()
         };
-        let batch = Batch::new(&self.device, inputs)?;
-        let Evaluated { loss, terms, mut gradients } = plan.objective.evaluate(batch)?;
+        let Evaluated { loss, terms, mut gradients } = if recipe.train.cuda.deterministic && !D::TERMS_REPEAT
+        {
+            let cpu = Cpu::default();
+            plan.objective.evaluate(Batch::new(&cpu, inputs.on(&cpu))?)?
+        } else {
+            plan.objective.evaluate(Batch::new(&self.device, inputs)?)?
+        };
         if share != 1.0 {
             scale_all(&mut gradients, share);
         }
@@ -283,7 +300,11 @@ impl<D: NetworkDevice> Engine<'_, D> {
         if let Some(queue) = &mut self.queue
             && !newest.is_empty()
         {
+            let (from, rows) = (queue.cursor(), data.ids.len().min(queue.len()));
             queue.push(&newest, &data.ids);
+            if let Some(matrix) = &self.queued {
+                replace(&self.device, matrix, queue, (from, rows), dim)?;
+            }
         }
         Ok(Found { loss, terms, gradients_by_term })
     }
@@ -311,6 +332,19 @@ impl<D: NetworkDevice> Engine<'_, D> {
         let all = self.network.statistics();
         all.iter().zip(&saved).try_for_each(|(p, v)| self.device.overwrite(&mut p.value_mut(), v))
     }
+}
+
+/// Carries the rows of a queue that are new from `from` on over to its matrix on the device.
+fn replace<D: NetworkDevice>(
+    device: &D,
+    matrix: &ops::Matrix<f32, D>,
+    queue: &KeyQueue,
+    (from, rows): (usize, usize),
+    dim: usize,
+) -> Result<()> {
+    let end = (from + rows).min(queue.len());
+    device.replace_rows(matrix, from, &queue.keys()[from * dim..end * dim])?;
+    device.replace_rows(matrix, 0, &queue.keys()[..(from + rows - end) * dim])
 }
 
 /// The gradients of a batch's share in a mean over several.

@@ -1,9 +1,10 @@
 //! The device behind everything.
 //!
 //! Terms run on dfdx tensors through [`Backend`], in `f32` or `f64`. Encoders, clusterers and optimisers work on
-//! raw buffers of the device through [`Compute`]. Both are implemented for dfdx's `Cpu`; a further device is one
-//! more implementation, and nothing outside this file asks which one it is.
+//! raw buffers of the device through [`Compute`]. Both are implemented for dfdx's `Cpu` and, with the feature `cuda`,
+//! for its `Cuda`; nothing outside this file and `cuda.rs` asks which one it is.
 
+use crate::clusterer::RowsOnDevice;
 use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
 use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
 use dfdx::prelude::{Cpu, Device, Dtype, OwnedTape, Rank0, Shape, Storage, Tensor};
@@ -106,6 +107,14 @@ pub trait Compute: Backend<f32> {
     /// `to ← to + (from − to)·(1 − momentum)`, the exponential moving average.
     fn average(&self, to: &mut Self::Buffer, from: &Self::Buffer, momentum: f32) -> Result<()>;
 
+    /// Rows of `cols` values in the device's memory, for clusterers; `None` where the host does as well.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn rows_on_device(&self, _data: &[f32], _cols: usize) -> Result<Option<Box<dyn RowsOnDevice>>> {
+        Ok(None)
+    }
+
     /// The encoder configuration as this device sees it.
     fn encoder(config: &dyn PortableEncoder) -> &dyn EncoderConfig<Self>;
     /// The clusterer as this device sees it.
@@ -184,19 +193,27 @@ impl Compute for Cpu {
     }
 }
 
+/// Traits that hold for a component on every device that this build knows.
 macro_rules! portable {
-    ($($(#[$doc:meta])* $name:ident: $($bound:path),+;)*) => { $(
+    ($($(#[$doc:meta])* $name:ident: $on:ident;)*) => { $(
+        #[cfg(not(feature = "cuda"))]
         $(#[$doc])*
-        pub trait $name: crate::registry::Component $(+ $bound)+ {}
-        impl<T: crate::registry::Component $(+ $bound)+> $name for T {}
+        pub trait $name: crate::registry::Component + $on<Cpu> {}
+        #[cfg(not(feature = "cuda"))]
+        impl<T: crate::registry::Component + $on<Cpu>> $name for T {}
+        #[cfg(feature = "cuda")]
+        $(#[$doc])*
+        pub trait $name: crate::registry::Component + $on<Cpu> + $on<dfdx::prelude::Cuda> {}
+        #[cfg(feature = "cuda")]
+        impl<T: crate::registry::Component + $on<Cpu> + $on<dfdx::prelude::Cuda>> $name for T {}
     )* };
 }
 
 portable! {
     /// An encoder configuration for every device that this build knows.
-    PortableEncoder: EncoderConfig<Cpu>;
+    PortableEncoder: EncoderConfig;
     /// A clusterer for every device that this build knows.
-    PortableClusterer: Clusterer<Cpu>;
+    PortableClusterer: Clusterer;
     /// An optimiser for every device that this build knows.
-    PortableOptimizer: Optimizer<Cpu>;
+    PortableOptimizer: Optimizer;
 }

@@ -50,6 +50,32 @@ impl<E: Scalar, D: Backend<E>> Default for Inputs<E, D> {
     }
 }
 
+impl<E: Scalar, D: Backend<E>> Inputs<E, D> {
+    /// The same values on another device.
+    pub fn on<T: Backend<E>>(&self, device: &T) -> Inputs<E, T> {
+        let matrix = |m: &Matrix<E, D>| ops::constant(device, m.as_vec(), *m.shape());
+        let by_view = |all: &[Option<Matrix<E, D>>]| all.iter().map(|m| m.as_ref().map(matrix)).collect();
+        let level = |l: &Level<E, D>| Level {
+            centroids: l.centroids.on(device),
+            concentration: l.concentration.clone(),
+            assignments: l.assignments.clone(),
+            queue_assignments: l.queue_assignments.clone(),
+            negatives: l.negatives.clone(),
+        };
+        Inputs {
+            views: by_view(&self.views),
+            predictions: by_view(&self.predictions),
+            keys: by_view(&self.keys),
+            queue: self.queue.as_ref().map(|q| q.on(device)),
+            labels: self.labels.clone(),
+            levels: self.levels.iter().map(level).collect(),
+            parameters: self.parameters.iter().map(|(n, p)| (n.clone(), matrix(p))).collect(),
+            clock: self.clock,
+            seed: self.seed,
+        }
+    }
+}
+
 /// A matrix that no gradient flows into and that many batches share, such as centroids or a queue: values on the host,
 /// and a tensor on the device that is made when it is first asked for. Clones share both, so a kernel that reads the
 /// values needs no second copy of a large bank.
@@ -70,6 +96,16 @@ impl<E: Scalar, D: Backend<E>> Constant<E, D> {
         let values = values.into();
         assert_eq!(values.len(), shape.0 * shape.1, "a matrix of {}×{}", shape.0, shape.1);
         Constant { device: device.clone(), values, shape, tensor: Rc::default() }
+    }
+
+    /// The same matrix with a tensor that is on the device already, and holds the same values.
+    pub fn with_tensor(self, tensor: Matrix<E, D>) -> Self {
+        Constant { tensor: Rc::new(OnceCell::from(tensor)), ..self }
+    }
+
+    /// The same matrix for another device; the values are shared.
+    pub fn on<T: Backend<E>>(&self, device: &T) -> Constant<E, T> {
+        Constant::new(device, self.values.clone(), self.shape)
     }
 
     /// Rows and columns.
@@ -483,6 +519,9 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     ) -> Result<Taped<(usize, usize), E, D>> {
         let level = self.level(level)?;
         let rows = occupied.len();
+        if rows == 0 {
+            return Ok(ops::constant(&self.device, Vec::new(), (0, self.dim)).retaped());
+        }
         let selector = |assignments: &[Option<u32>]| {
             let mut m = vec![E::zero(); rows * assignments.len()];
             for (i, s) in assignments.iter().enumerate() {

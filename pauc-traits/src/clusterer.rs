@@ -52,6 +52,25 @@ pub struct FitReport {
     pub noise: usize,
 }
 
+/// Rows in a device's memory, and what is done with them there for a clusterer that otherwise works on the host.
+pub trait RowsOnDevice {
+    /// Each row's nearest centroid, the lowest among equals, and its squared distance.
+    ///
+    /// # Shapes
+    /// centroids (K, D), row-major → N numbers, N distances
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn nearest(&mut self, centroids: &[f32]) -> Result<(Vec<u32>, Vec<f32>)>;
+
+    /// Replaces each centroid that has rows by their mean. The rows of centroid c are `order[starts[c]..starts[c + 1]]`, and
+    /// are summed in that order.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn means(&mut self, order: &[u32], starts: &[usize], centroids: &mut [f32]) -> Result<()>;
+}
+
 /// What a fit starts from.
 #[derive(Clone, Copy, Debug)]
 pub struct FitContext<'a> {
@@ -91,4 +110,31 @@ pub trait Clusterer<D: Compute>: Component {
 
     /// How long a clustering is kept.
     fn every(&self) -> Span;
+}
+
+/// What is asked of a clusterer before it fits anything: the same on every device.
+impl crate::Configured<crate::registry::kind::Clusterer> {
+    fn anywhere(&self) -> &dyn Clusterer<dfdx::prelude::Cpu> {
+        dfdx::prelude::Cpu::clusterer(&*self.value)
+    }
+
+    /// [`Clusterer::prototypes`].
+    pub fn prototypes(&self) -> Vec<Option<usize>> {
+        self.anywhere().prototypes()
+    }
+
+    /// [`Clusterer::needs_labels`].
+    pub fn needs_labels(&self) -> bool {
+        self.anywhere().needs_labels()
+    }
+
+    /// [`Clusterer::start`].
+    pub fn start(&self) -> Span {
+        self.anywhere().start()
+    }
+
+    /// [`Clusterer::every`].
+    pub fn every(&self) -> Span {
+        self.anywhere().every()
+    }
 }

@@ -70,6 +70,18 @@ pub trait Encoder<D: Compute> {
         Err(crate::Error::shape("encoder", message))
     }
 
+    /// Whether its sums have a fixed order on every device, so that it gives the same bits every time. Networks made of dfdx's
+    /// operations have not: on CUDA they add as it comes.
+    fn has_fixed_order(&self) -> bool {
+        false
+    }
+
+    /// Bytes of the device's memory that a training pass of so many images takes beside parameters, where that is planned
+    /// ahead.
+    fn memory(&self, _batch: usize) -> Option<usize> {
+        None
+    }
+
     /// The layers in forward order.
     fn layers(&self) -> Vec<Layer>;
 }

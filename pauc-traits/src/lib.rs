@@ -28,6 +28,8 @@ pub mod backend;
 pub mod batch;
 pub mod clusterer;
 pub mod component;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod dataset;
 pub mod encoder;
 pub mod error;

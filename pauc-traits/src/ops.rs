@@ -34,6 +34,10 @@ pub fn scalar<E: Scalar, D: Backend<E>>(device: &D, value: f64) -> Tensor<Rank0,
 /// # Shapes
 /// (N, D) → (N, D)
 pub fn l2_normalize<E: Scalar, D: Backend<E>, T: Tape<E, D>>(x: Matrix<E, D, T>) -> Matrix<E, D, T> {
+    if x.shape().0 == 0 {
+        // Nothing to divide, and dfdx on CUDA ends the program over sums of nothing.
+        return x;
+    }
     let (x, mut tape) = x.split_tape();
     match l2_normalize_on_cpu::<E, D, T, f32>(&x, &mut tape)
         .or_else(|| l2_normalize_on_cpu::<E, D, T, f64>(&x, &mut tape))

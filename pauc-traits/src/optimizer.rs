@@ -38,3 +38,20 @@ pub trait Optimizer<D: Compute>: Component {
         Ok(State { steps: 0, slots: params.iter().map(zeros).collect::<Result<_>>()? })
     }
 }
+
+/// What is asked of an optimiser before it is on any device: the same on all of them.
+impl crate::Configured<crate::registry::kind::Optimizer> {
+    fn anywhere(&self) -> &dyn Optimizer<dfdx::prelude::Cpu> {
+        dfdx::prelude::Cpu::optimizer(&*self.value)
+    }
+
+    /// [`Optimizer::learning_rate`].
+    pub fn learning_rate(&self, batch: usize) -> f64 {
+        self.anywhere().learning_rate(batch)
+    }
+
+    /// [`Optimizer::slots`].
+    pub fn slots(&self) -> &'static [&'static str] {
+        self.anywhere().slots()
+    }
+}

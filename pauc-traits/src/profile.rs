@@ -17,6 +17,7 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// A span's total over a recording.
@@ -30,9 +31,19 @@ pub struct Stage {
     pub time: Duration,
 }
 
+/// A clock that tells times only afterwards: that of a device which works behind the thread that asks it to.
+pub trait Clock {
+    /// Marks this moment of the device's work, and returns the mark's number.
+    fn mark(&self) -> u64;
+    /// The time between two marks; waits until the device has passed both.
+    fn between(&self, from: u64, to: u64) -> Duration;
+}
+
 #[derive(Default)]
 struct Recording {
     stages: Vec<Stage>,
+    /// Spans by a device's clock that are still to be told: stage, begin and end.
+    marks: Vec<(usize, u64, u64)>,
     /// The numbers of the spans that are open.
     open: Vec<usize>,
 }
@@ -42,6 +53,13 @@ thread_local! {
     static DEPTH: Cell<usize> = const { Cell::new(0) };
     static OPEN: Cell<usize> = const { Cell::new(0) };
     static RECORDING: RefCell<Recording> = RefCell::default();
+    static CLOCK: RefCell<Option<Rc<dyn Clock>>> = const { RefCell::new(None) };
+}
+
+/// As [`record`], with times by a device's clock, where there is one.
+pub fn record_by<T>(clock: Option<Rc<dyn Clock>>, work: impl FnOnce() -> T) -> (T, Vec<Stage>) {
+    CLOCK.replace(clock);
+    record_to(usize::MAX, work)
 }
 
 /// Runs `work` and returns the spans that it entered, in order of their first entry. A recording inside another one
@@ -61,6 +79,7 @@ fn record_to<T>(depth: usize, work: impl FnOnce() -> T) -> (T, Vec<Stage>) {
     impl Drop for Off {
         fn drop(&mut self) {
             DEPTH.set(0);
+            CLOCK.take();
         }
     }
     RECORDING.take();
@@ -68,15 +87,30 @@ fn record_to<T>(depth: usize, work: impl FnOnce() -> T) -> (T, Vec<Stage>) {
     DEPTH.set(depth);
     let off = Off;
     let out = work();
+    let clock = CLOCK.take();
     drop(off);
-    (out, RECORDING.take().stages)
+    let Recording { mut stages, marks, .. } = RECORDING.take();
+    if let Some(clock) = clock {
+        marks.into_iter().for_each(|(stage, from, to)| stages[stage].time += clock.between(from, to));
+    }
+    (out, stages)
+}
+
+#[derive(Debug)]
+enum Begin {
+    Host(Instant),
+    Device(u64),
+}
+
+fn mark() -> Option<u64> {
+    CLOCK.with_borrow(|clock| clock.as_ref().map(|c| c.mark()))
 }
 
 /// A span that ends when this is dropped.
 #[must_use = "the span ends when this is dropped"]
 #[derive(Debug)]
 pub struct Span {
-    begun: Option<(usize, Instant)>,
+    begun: Option<(usize, Begin)>,
     // Spans belong to the thread that opened them.
     thread: PhantomData<*const ()>,
 }
@@ -104,18 +138,22 @@ pub fn named<'a>(name: impl FnOnce() -> Cow<'a, str>) -> Span {
             OPEN.set(r.open.len());
             index
         });
-        (index, Instant::now())
+        (index, mark().map_or_else(|| Begin::Host(Instant::now()), Begin::Device))
     });
     Span { begun, thread: PhantomData }
 }
 
 impl Drop for Span {
     fn drop(&mut self) {
-        let Some((index, begun)) = self.begun else { return };
-        let time = begun.elapsed();
+        let Some((index, begun)) = &self.begun else { return };
         if DEPTH.get() == 0 {
             return;
         }
+        let index = *index;
+        let (time, marks) = match begun {
+            Begin::Host(begun) => (begun.elapsed(), None),
+            Begin::Device(from) => (Duration::ZERO, mark().map(|to| (index, *from, to))),
+        };
         RECORDING.with_borrow_mut(|r| {
             // Spans that outlive the one around them, or their recording, are left out.
             if r.open.last() == Some(&index) {
@@ -123,6 +161,7 @@ impl Drop for Span {
                 OPEN.set(r.open.len());
                 r.stages[index].calls += 1;
                 r.stages[index].time += time;
+                r.marks.extend(marks);
             }
         });
     }
@@ -131,6 +170,33 @@ impl Drop for Span {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Every mark is ten milliseconds after the one before.
+    #[derive(Default)]
+    struct Ticks(std::cell::Cell<u64>);
+
+    impl Clock for Ticks {
+        fn mark(&self) -> u64 {
+            self.0.replace(self.0.get() + 1)
+        }
+        fn between(&self, from: u64, to: u64) -> Duration {
+            Duration::from_millis(10 * (to - from))
+        }
+    }
+
+    #[test]
+    fn a_device_tells_the_times_afterwards() {
+        let (_, stages) = record_by(Some(Rc::new(Ticks::default())), || {
+            for _ in 0..2 {
+                let _outer = span("outer");
+                drop(span("inner"));
+            }
+        });
+        let found: Vec<_> = stages.iter().map(|s| (s.path.as_str(), s.calls, s.time.as_millis())).collect();
+        assert_eq!(found, [("outer", 2, 60), ("outer/inner", 2, 20)]);
+        let (_, stages) = record(|| drop(span("host")));
+        assert!(stages[0].time < Duration::from_millis(10), "the clock is gone");
+    }
 
     #[test]
     fn nothing_is_recorded_outside_a_recording() {

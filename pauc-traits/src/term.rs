@@ -183,13 +183,28 @@ pub trait Regularizer<E: Scalar, D: Backend<E>>: TermInfo {
     fn penalty(&self, batch: &Batch<E, D>) -> Result<Value<E, D>>;
 }
 
-/// A contrastive loss for every element type and device that this build knows.
-pub trait PortableLoss: Component + ContrastiveLoss<f32, Cpu> + ContrastiveLoss<f64, Cpu> {}
-impl<T: Component + ContrastiveLoss<f32, Cpu> + ContrastiveLoss<f64, Cpu>> PortableLoss for T {}
+/// Traits that hold for a term in every element type and on every device that this build knows.
+macro_rules! portable {
+    ($($(#[$doc:meta])* $name:ident: $on:ident;)*) => { $(
+        #[cfg(not(feature = "cuda"))]
+        $(#[$doc])*
+        pub trait $name: Component + $on<f32, Cpu> + $on<f64, Cpu> {}
+        #[cfg(not(feature = "cuda"))]
+        impl<T: Component + $on<f32, Cpu> + $on<f64, Cpu>> $name for T {}
+        #[cfg(feature = "cuda")]
+        $(#[$doc])*
+        pub trait $name: Component + $on<f32, Cpu> + $on<f64, Cpu> + $on<f32, dfdx::prelude::Cuda> {}
+        #[cfg(feature = "cuda")]
+        impl<T: Component + $on<f32, Cpu> + $on<f64, Cpu> + $on<f32, dfdx::prelude::Cuda>> $name for T {}
+    )* };
+}
 
-/// A regulariser for every element type and device that this build knows.
-pub trait PortableRegularizer: Component + Regularizer<f32, Cpu> + Regularizer<f64, Cpu> {}
-impl<T: Component + Regularizer<f32, Cpu> + Regularizer<f64, Cpu>> PortableRegularizer for T {}
+portable! {
+    /// A contrastive loss for every element type and device that this build knows.
+    PortableLoss: ContrastiveLoss;
+    /// A regulariser for every element type and device that this build knows.
+    PortableRegularizer: Regularizer;
+}
 
 impl crate::open_set::Term {
     /// The term's facts.

@@ -1,8 +1,10 @@
 //! `bench`.
 
-use super::{data, device};
+use super::data;
+use super::device::{self, Job};
 use crate::args::{BenchArgs, BenchCommand, Form};
 use crate::{Failure, console};
+use pauc::models::NetworkDevice;
 use pauc::train::bench::{self, Bench, BenchError, BenchOptions};
 use pauc::traits::profile::Stage;
 use std::process::ExitCode;
@@ -13,6 +15,16 @@ pub fn bench(args: BenchArgs) -> Result<ExitCode, Failure> {
     if let Some(BenchCommand::Data(args)) = &args.what {
         return data::bench(args);
     }
+    device::on(&args.device.clone(), args)
+}
+
+impl Job for BenchArgs {
+    fn on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        time(self, device)
+    }
+}
+
+fn time<D: NetworkDevice>(args: BenchArgs, device: &D) -> Result<ExitCode, Failure> {
     let form = match args.form {
         Form::Simclr => bench::Form::Simclr,
         Form::Moco => bench::Form::Moco,
@@ -20,7 +32,7 @@ pub fn bench(args: BenchArgs) -> Result<ExitCode, Failure> {
     };
     let BenchArgs { encoder, batch, size, seconds, .. } = args;
     let options = BenchOptions { encoder, batch, size, form, seconds };
-    let done = bench::bench(&device("cpu")?, &options).map_err(|e| match e {
+    let done = bench::bench(device, &options).map_err(|e| match e {
         BenchError::Recipe(found) => Failure::new(2, found.render(console::color()).trim_end()),
         BenchError::Failed(e) => e.into(),
     })?;

@@ -1,8 +1,9 @@
 //! `check`.
 
-use super::{device, here};
+use super::here;
 use crate::args::CheckArgs;
 use crate::{Failure, console};
+use pauc::dfdx::prelude::Cpu;
 use pauc::train::diagnostic::{Diagnostic, Diagnostics};
 use pauc::train::plan::{Plan, PlanError};
 use pauc::train::recipe::{LoadError, Recipe};
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 
 /// Checks every recipe, and reports all that is wrong with all of them.
 pub fn check(args: CheckArgs) -> Result<ExitCode, Failure> {
-    let device = device("cpu")?;
+    let device = Cpu::default();
     let mut failed = false;
     let mut results = Vec::new();
     for path in &args.recipes {

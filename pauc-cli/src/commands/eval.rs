@@ -1,9 +1,10 @@
 //! `eval` and `embed`.
 
-use super::{device, drawn, here};
+use super::device::{self, Job};
+use super::{drawn, here};
 use crate::args::{EmbedArgs, EvalArgs, SavedArgs};
 use crate::{Failure, console};
-use pauc::dfdx::prelude::Cpu;
+use pauc::models::NetworkDevice;
 use pauc::train::diagnostic::Diagnostic;
 use pauc::train::embed::{self, Form, Provenance};
 use pauc::train::plan::PlanError;
@@ -15,15 +16,24 @@ use std::process::ExitCode;
 
 /// Probes a run.
 pub fn eval(args: EvalArgs) -> Result<ExitCode, Failure> {
-    let device = device("cpu")?;
+    device::on(&args.of.device.clone(), args)
+}
+
+impl Job for EvalArgs {
+    fn on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        probe(self, device)
+    }
+}
+
+fn probe<D: NetworkDevice>(args: EvalArgs, device: &D) -> Result<ExitCode, Failure> {
     let parse = |text: &String| {
         Configured::<kind::Probe>::parse(text)
             .map_err(|e| drawn("--probe", text, Diagnostic::from_ron(text, &e)))
     };
     let probes = args.probe.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
-    let saved = open(&device, &args.of)?;
+    let saved = open(device, &args.of)?;
     let part = args.of.split.into();
-    let metrics = saved.eval(&device, &probes, part, args.of.momentum).map_err(usage)?;
+    let metrics = saved.eval(device, &probes, part, args.of.momentum).map_err(usage)?;
     if args.json {
         let values: serde_json::Map<_, _> =
             metrics.iter().map(|m| (m.name.clone(), serde_json::json!(m.value))).collect();
@@ -47,11 +57,20 @@ pub fn eval(args: EvalArgs) -> Result<ExitCode, Failure> {
 
 /// Writes what a run's network makes of a split.
 pub fn embed(args: EmbedArgs) -> Result<ExitCode, Failure> {
-    let device = device("cpu")?;
+    device::on(&args.of.device.clone(), args)
+}
+
+impl Job for EmbedArgs {
+    fn on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        write(self, device)
+    }
+}
+
+fn write<D: NetworkDevice>(args: EmbedArgs, device: &D) -> Result<ExitCode, Failure> {
     Form::of(&args.out).map_err(usage)?;
-    let saved = open(&device, &args.of)?;
+    let saved = open(device, &args.of)?;
     let part: Part = args.of.split.into();
-    let (embedded, step) = saved.embed(&device, part, args.of.momentum).map_err(usage)?;
+    let (embedded, step) = saved.embed(device, part, args.of.momentum).map_err(usage)?;
     let from = Provenance::new(&saved, part, args.of.momentum, step);
     let labels = saved.source(part)?.labels();
     for file in embed::write(&embedded, labels, &from, args.vectors.into(), &args.out)? {
@@ -60,7 +79,7 @@ pub fn embed(args: EmbedArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn open(device: &Cpu, args: &SavedArgs) -> Result<Saved, Failure> {
+fn open<D: NetworkDevice>(device: &D, args: &SavedArgs) -> Result<Saved, Failure> {
     let parse = |text: &String| {
         Configured::<kind::Dataset>::parse(text)
             .map_err(|e| drawn("--data", text, Diagnostic::from_ron(text, &e)))

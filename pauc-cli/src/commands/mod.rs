@@ -5,6 +5,7 @@ mod check;
 mod cluster;
 mod compare;
 mod data;
+mod device;
 mod eval;
 mod explain;
 mod export;
@@ -21,7 +22,7 @@ mod term;
 use crate::args::{Args, Command};
 use crate::{Failure, console};
 use clap::CommandFactory;
-use pauc::dfdx::prelude::Cpu;
+use pauc::models::NetworkDevice;
 use pauc::train::diagnostic::{Diagnostic, Diagnostics};
 use pauc::train::plan::{Plan, PlanError};
 use pauc::train::recipe::{LoadError, Recipe};
@@ -57,18 +58,11 @@ pub fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Reproduce(args) => reproduce::reproduce(args),
         Command::Report(args) => report::report(args),
         Command::Data(command) => data::data(command),
+        Command::Devices(args) => device::devices(args.json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "pauc-cli", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
-    }
-}
-
-/// The device of a `--device` argument.
-fn device(name: &str) -> Result<Cpu, Failure> {
-    match name {
-        "cpu" => Ok(Cpu::default()),
-        other => Err(Failure::new(2, format!("error: unknown device `{other}`: this build knows `cpu`"))),
     }
 }
 
@@ -80,7 +74,7 @@ fn load(path: &Path, set: &[String]) -> Result<(Recipe, pauc::train::recipe::Sou
 }
 
 /// Reads, opens and checks; prints warnings.
-fn plan(device: &Cpu, path: &Path, set: &[String], quiet: bool) -> Result<Plan, Failure> {
+fn plan<D: NetworkDevice>(device: &D, path: &Path, set: &[String], quiet: bool) -> Result<Plan, Failure> {
     let (recipe, source) = load(path, set)?;
     let plan = Plan::new(device, recipe, source, &here()?).map_err(|e| match e {
         PlanError::Recipe(found) => Failure::new(2, found.render(console::color()).trim_end()),

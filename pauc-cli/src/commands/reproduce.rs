@@ -1,9 +1,11 @@
 //! `reproduce`.
 
-use super::{device, plan};
+use super::device::{self, Job};
+use super::plan;
 use crate::Failure;
 use crate::args::ReproduceArgs;
 use crate::console::{Console, catch_signals};
+use pauc::models::NetworkDevice;
 use pauc::train::compare;
 use pauc::train::engine::Ending;
 use pauc::train::reproduce::{Expectation, path_beside};
@@ -14,17 +16,26 @@ use std::process::ExitCode;
 
 /// Trains a recipe, unless that has been done, and holds what it gives against what is stored of it.
 pub fn reproduce(args: ReproduceArgs) -> Result<ExitCode, Failure> {
-    let device = device("cpu")?;
+    device::on(&args.device.clone(), args)
+}
+
+impl Job for ReproduceArgs {
+    fn on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        compared(self, device)
+    }
+}
+
+fn compared<D: NetworkDevice>(args: ReproduceArgs, device: &D) -> Result<ExitCode, Failure> {
     let path = args.expected.unwrap_or_else(|| path_beside(&args.recipe));
     let before = match Expectation::read(&path) {
         Err(pauc::traits::Error::NotFound { .. }) if args.update => None,
         read => Some(read?),
     };
-    let plan = plan(&device, &args.recipe, &args.change.set, false)?;
+    let plan = plan(device, &args.recipe, &args.change.set, false)?;
     catch_signals();
     let threads = rayon::current_num_threads();
     let options = RunOptions { out: args.out, force: false, max_steps: None, threads };
-    let run = match run::run(&device, &plan, &options, &mut Console::new()) {
+    let run = match run::run(device, &plan, &options, &mut Console::new()) {
         Ok(outcome) if outcome.ending != Ending::Finished => return Ok(ExitCode::from(130)),
         Ok(outcome) => outcome.dir.path().to_path_buf(),
         Err(RunError::AlreadyDone(done)) => {

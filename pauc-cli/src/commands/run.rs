@@ -1,9 +1,11 @@
 //! `run` and `resume`.
 
-use super::{device, no_run, plan};
+use super::device::{self, Job};
+use super::{no_run, plan};
 use crate::Failure;
 use crate::args::{ResumeArgs, RunArgs};
 use crate::console::{Console, catch_signals};
+use pauc::models::NetworkDevice;
 use pauc::train::compare;
 use pauc::train::engine::Ending;
 use pauc::train::run::{self, Outcome, RunError, RunOptions};
@@ -15,7 +17,16 @@ use std::process::ExitCode;
 
 /// Trains every recipe with every seed.
 pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
-    let device = device(&args.training.device)?;
+    device::on(&args.training.device.clone(), args)
+}
+
+impl Job for RunArgs {
+    fn on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        train(self, device)
+    }
+}
+
+fn train<D: NetworkDevice>(args: RunArgs, device: &D) -> Result<ExitCode, Failure> {
     catch_signals();
     // All recipes are read before the first is trained: an error in the last must not wait for hours.
     let mut plans = Vec::new();
@@ -27,7 +38,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         for (i, seed) in seeds.into_iter().enumerate() {
             let mut set = args.training.change.set.clone();
             set.extend(seed.map(|s| format!("train.seed={s}")));
-            plans.push((of, plan(&device, path, &set, i > 0)?));
+            plans.push((of, plan(device, path, &set, i > 0)?));
         }
     }
     let threads = rayon::current_num_threads();
@@ -37,7 +48,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     for (of, plan) in &plans {
         let (name, seed) = (&plan.recipe.name, plan.recipe.train.seed);
         eprintln!("{}: {}", &**name, plan.splits.description);
-        match run::run(&device, plan, &options, &mut Console::new()) {
+        match run::run(device, plan, &options, &mut Console::new()) {
             Ok(outcome) => {
                 show(&outcome, args.json);
                 if outcome.ending == Ending::Interrupted {
@@ -88,7 +99,21 @@ fn over_seeds<'a>(
 
 /// Continues a run.
 pub fn resume(args: ResumeArgs) -> Result<ExitCode, Failure> {
-    let device = device("cpu")?;
+    let Some(info) = RunDir::at(&args.run).info()? else {
+        return Err(no_run(&args.run, "run.json"));
+    };
+    // Another device rounds differently: a run goes on where it began unless told otherwise.
+    let device = args.device.clone().unwrap_or(info.device);
+    device::on(&device, args)
+}
+
+impl Job for ResumeArgs {
+    fn on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        go_on(self, device)
+    }
+}
+
+fn go_on<D: NetworkDevice>(args: ResumeArgs, device: &D) -> Result<ExitCode, Failure> {
     catch_signals();
     let dir = RunDir::at(&args.run);
     let Some(info) = dir.info()? else {
@@ -99,10 +124,10 @@ pub fn resume(args: ResumeArgs) -> Result<ExitCode, Failure> {
         eprintln!("{} is already done", args.run.display());
         return Ok(ExitCode::SUCCESS);
     }
-    let plan = plan(&device, &args.run.join("recipe.resolved.ron"), &[], true)?;
+    let plan = plan(device, &args.run.join("recipe.resolved.ron"), &[], true)?;
     let threads = rayon::current_num_threads();
     let options = RunOptions { out: args.run.clone(), force: false, max_steps: args.max_steps, threads };
-    let outcome = run::resume(&device, &plan, dir, &options, &mut Console::new());
+    let outcome = run::resume(device, &plan, dir, &options, &mut Console::new());
     let outcome = outcome.map_err(|e| failure(e, &args.run))?;
     show(&outcome, args.json);
     Ok(if outcome.ending == Ending::Interrupted { ExitCode::from(130) } else { ExitCode::SUCCESS })

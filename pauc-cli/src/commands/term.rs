@@ -1,8 +1,9 @@
 //! `term`.
 
-use super::{device, drawn};
+use super::drawn;
 use crate::Failure;
 use crate::args::TermArgs;
+use pauc::dfdx::prelude::Cpu;
 use pauc::train::diagnostic::Diagnostic;
 use pauc::train::recipe::Concentration;
 use pauc::train::term;
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 
 /// Evaluates one term.
 pub fn term(args: TermArgs) -> Result<ExitCode, Failure> {
-    let device = device("cpu")?;
+    let device = Cpu::default();
     let term = Term::parse(&args.term)
         .map_err(|e| drawn("the term", &args.term, Diagnostic::from_ron(&args.term, &e)))?;
     let concentration = Concentration::parse(&args.concentration).map_err(|e| {

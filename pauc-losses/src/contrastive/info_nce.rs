@@ -2,8 +2,12 @@
 
 use crate::findings::{self, warning};
 use crate::fused::{self, Bank, CpuBatch, Scale};
+#[cfg(feature = "cuda")]
+use crate::fused_cuda;
 use crate::rows::{self, Rows};
 use dfdx::prelude::*;
+#[cfg(feature = "cuda")]
+use pauc_traits::Compute;
 use pauc_traits::term::{Contrast, Facts, Finding, TermParameter};
 use pauc_traits::{
     Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Temperature, TermInfo, Value,
@@ -146,6 +150,44 @@ impl InfoNce {
         Ok(Some(fused::scalar_with_gradients(batch.device(), value, gradients)))
     }
 
+    /// The same on CUDA, for the forms with keys and queues.
+    #[cfg(feature = "cuda")]
+    fn on_cuda(&self, batch: &fused_cuda::CudaBatch) -> Result<Option<Value<f32, Cuda>>> {
+        if self.negatives == Negatives::InBatch {
+            return Ok(None);
+        }
+        let (on, tau) = (fused_cuda::context(batch)?, self.temperature.of(batch)? as f32);
+        let directions: &[(usize, usize)] = if self.is_two_sided() { &[(0, 1), (1, 0)] } else { &[(0, 1)] };
+        let queue = if self.reads_queue() { Some(fused_cuda::dense(batch.queue()?.tensor())?) } else { None };
+        let own: Vec<usize> = (0..batch.size()).collect();
+        let (scale, scales) = ([1.0 / tau], vec![1.0 / tau; batch.size()]);
+        let (mut value, mut along, mut gradients) = (0.0, 0.0, Vec::new());
+        let leaf = self.temperature.leaf(batch)?;
+        for (query, key) in directions {
+            let Ok(k) = batch.momentum_key(*key) else { return Ok(None) };
+            let (z, k) = (batch.z(*query)?, fused_cuda::dense(k)?);
+            let q = fused_cuda::dense(z.retaped())?;
+            let mut banks = Vec::new();
+            if self.negatives != Negatives::Queue {
+                banks.push(fused_cuda::Bank { rows: k.view(), scale: &scale, own: Some(&own) });
+            }
+            banks.extend(queue.iter().map(|q| fused_cuda::Bank { rows: q.view(), scale: &scale, own: None }));
+            let graded = fused_cuda::cross_entropy(&on, (&q, &k), &scales, &banks, batch.dim())?;
+            let share = 1.0 / directions.len() as f64;
+            value += graded.value * share;
+            if leaf.is_some() {
+                let gradient = batch.device().download(&graded.gradient)?;
+                // It depends on q/τ alone, so −Σ q·∂L/∂q is its derivative by ln τ.
+                along -= fused::dot(&z.as_vec(), &gradient) * share;
+            }
+            gradients.push((z, graded.gradient, share as f32));
+        }
+        if let Some(leaf) = leaf {
+            gradients.push((leaf.retaped(), batch.device().upload(&[along as f32])?, 1.0));
+        }
+        Ok(Some(fused_cuda::scalar_with_gradients(&on, batch.device(), value, gradients)))
+    }
+
     fn in_batch<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
         let b = batch.size();
         let all = rows::stack(batch.z(0)?, batch.z(1)?);
@@ -232,10 +274,14 @@ impl TermInfo for InfoNce {
 
 impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for InfoNce {
     fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
-        match fused::on_cpu(batch, |batch| self.fused(batch))? {
-            Some(value) => Ok(value),
-            None => self.plain(batch),
+        if let Some(value) = fused::on_cpu(batch, |batch| self.fused(batch))? {
+            return Ok(value);
         }
+        #[cfg(feature = "cuda")]
+        if let Some(value) = fused_cuda::on_cuda(batch, |batch| self.on_cuda(batch))? {
+            return Ok(value);
+        }
+        self.plain(batch)
     }
 }
 

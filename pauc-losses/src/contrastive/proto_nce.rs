@@ -2,6 +2,8 @@
 
 use crate::findings::{self, error, mean_ln};
 use crate::fused::{self, Bank, CpuBatch, Scale};
+#[cfg(feature = "cuda")]
+use crate::fused_cuda;
 use crate::rows;
 use dfdx::prelude::*;
 use pauc_traits::batch::Level;
@@ -145,6 +147,29 @@ impl ProtoNce {
         Ok(Some(fused::scalar_with_gradients(batch.device(), graded.value, vec![(z, gradient)])))
     }
 
+    /// A level with `All` on CUDA.
+    #[cfg(feature = "cuda")]
+    fn on_cuda(&self, batch: &fused_cuda::CudaBatch, index: usize) -> Result<Option<Value<f32, Cuda>>> {
+        let level = &batch.levels()?[index];
+        let (members, prototypes) = level.members();
+        if self.negatives != Denominator::All || members.is_empty() {
+            return Ok(None);
+        }
+        let (on, centroids) = (fused_cuda::context(batch)?, level.centroids.tensor());
+        let mut queries = batch.z(0)?;
+        if members.len() < batch.size() {
+            queries = rows::gather(queries, &members);
+        }
+        let positives = fused_cuda::dense(rows::gather(centroids.clone(), &prototypes))?;
+        let (q, bank) = (fused_cuda::dense(queries.retaped())?, fused_cuda::dense(centroids)?);
+        let scale: Vec<f32> = level.concentration.iter().map(|phi| 1.0 / phi).collect();
+        let own: Vec<f32> = prototypes.iter().map(|s| scale[*s]).collect();
+        let bank = fused_cuda::Bank { rows: bank.view(), scale: &scale, own: Some(&prototypes) };
+        let graded = fused_cuda::cross_entropy(&on, (&q, &positives), &own, &[bank], batch.dim())?;
+        let gradients = vec![(queries, graded.gradient, 1.0)];
+        Ok(Some(fused_cuda::scalar_with_gradients(&on, batch.device(), graded.value, gradients)))
+    }
+
     /// The definition, in plain operations.
     fn level<E: Scalar, D: Backend<E>>(
         &self,
@@ -251,9 +276,15 @@ impl TermInfo for ProtoNce {
 
 impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for ProtoNce {
     fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
-        rows::mean_over_levels(batch, |m, level| match fused::on_cpu(batch, |batch| self.fused(batch, m))? {
-            Some(value) => Ok(value),
-            None => self.level(batch, m, level),
+        rows::mean_over_levels(batch, |m, level| {
+            if let Some(value) = fused::on_cpu(batch, |batch| self.fused(batch, m))? {
+                return Ok(value);
+            }
+            #[cfg(feature = "cuda")]
+            if let Some(value) = fused_cuda::on_cuda(batch, |batch| self.on_cuda(batch, m))? {
+                return Ok(value);
+            }
+            self.level(batch, m, level)
         })
     }
 }

@@ -5,7 +5,7 @@ use pauc_kernels::pool::{self, CellMean};
 use pauc_traits::encoder::Layer;
 use pauc_traits::param::Role;
 use pauc_traits::rng::{self, Purpose};
-use pauc_traits::{Error, ImageShape, Result};
+use pauc_traits::{Compute, Error, ImageShape, Param, Result};
 use rand_distr::{Distribution, Normal};
 
 /// A feature map's number; 0 is the image.
@@ -91,6 +91,35 @@ pub struct Blueprint {
     pub maps: Vec<Size>,
     /// Cells a side over which the last map is averaged; 1 averages all of it.
     pub grid: usize,
+}
+
+/// Parameters and statistics, in the blueprint's order.
+#[derive(Debug)]
+pub(crate) struct State<D: Compute> {
+    pub parameters: Vec<Param<D>>,
+    pub statistics: Vec<Param<D>>,
+}
+
+impl<D: Compute> Clone for State<D> {
+    fn clone(&self) -> Self {
+        State { parameters: self.parameters.clone(), statistics: self.statistics.clone() }
+    }
+}
+
+impl<D: Compute> State<D> {
+    /// With initial weights from the streams of `seed`.
+    pub(crate) fn new(device: &D, plan: &Blueprint, seed: u64) -> Result<Self> {
+        let make = |all: Vec<Initial>| -> Result<Vec<Param<D>>> {
+            all.into_iter().map(|(name, shape, role, v)| Param::new(device, name, &shape, role, &v)).collect()
+        };
+        Ok(State { parameters: make(plan.parameters(seed))?, statistics: make(plan.statistics())? })
+    }
+
+    /// The same values in parameters of their own.
+    pub(crate) fn duplicate(&self, device: &D) -> Result<Self> {
+        let copy = |all: &[Param<D>]| all.iter().map(|p| p.deep_clone(device)).collect::<Result<Vec<_>>>();
+        Ok(State { parameters: copy(&self.parameters)?, statistics: copy(&self.statistics)? })
+    }
 }
 
 /// A parameter's name, shape, role and initial values.
@@ -215,6 +244,21 @@ impl Blueprint {
             return Err(Error::shape("avgpool", message));
         }
         Ok(self)
+    }
+
+    /// The number of images in a batch (B, H, W, C).
+    ///
+    /// # Errors
+    /// If there are none, or of another size than the network's.
+    pub fn batch_of(&self, shape: (usize, usize, usize, usize)) -> Result<usize> {
+        let ((batch, height, width, channels), input) = (shape, self.input);
+        if (height, width, channels) != (input.height, input.width, input.channels) || batch == 0 {
+            return Err(Error::shape(
+                self.layers[0].name.as_str(),
+                format!("{batch} images of {height}×{width}×{channels} for a network built for {input}"),
+            ));
+        }
+        Ok(batch)
     }
 
     /// The same network for images of another size.

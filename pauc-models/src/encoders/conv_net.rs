@@ -2,8 +2,7 @@
 
 use super::Convolutions;
 use super::blueprint::Blueprint;
-use super::network::Network;
-use dfdx::prelude::Cpu;
+use crate::device::NetworkDevice;
 use pauc_traits::{Count, Encoder, EncoderConfig, Error, ImageShape, Result, component};
 
 component! {
@@ -44,8 +43,8 @@ impl ConvNet {
     }
 }
 
-impl EncoderConfig<Cpu> for ConvNet {
-    fn build(&self, device: &Cpu, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<Cpu>>> {
-        Ok(Box::new(Network::new(device, self.blueprint(input)?, self.convolution, seed)?))
+impl<D: NetworkDevice> EncoderConfig<D> for ConvNet {
+    fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>> {
+        device.convolutional(self.blueprint(input)?, self.convolution, seed)
     }
 }

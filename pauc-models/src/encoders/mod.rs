@@ -11,7 +11,7 @@
 
 pub mod blueprint;
 mod conv_net;
-mod network;
+pub(crate) mod network;
 pub mod resnet;
 mod resnet101;
 mod resnet18;
@@ -20,7 +20,7 @@ mod resnet32;
 mod resnet34;
 mod resnet50;
 mod resnet56;
-mod workspace;
+pub(crate) mod workspace;
 
 pub use conv_net::ConvNet;
 pub use resnet::Stem;

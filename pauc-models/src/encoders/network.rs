@@ -1,8 +1,8 @@
 //! A [`Blueprint`] at work on the CPU: an [`Encoder`] whose whole pass is one operation on dfdx's tape.
 
 use super::Convolutions;
-use super::blueprint::{Blueprint, ConvNorm, Initial};
-use super::workspace::{State, Statistics, Workspace};
+use super::blueprint::{Blueprint, ConvNorm, State};
+use super::workspace::{Statistics, Workspace};
 use dfdx::prelude::{Cpu, HasShape, PutTape, Tape as _, TensorFromVec};
 use pauc_kernels::conv::Algorithm;
 use pauc_kernels::simd::{CHANNELS, Simd};
@@ -12,12 +12,12 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// A convolutional network on the CPU.
-pub(super) struct Network {
+pub(crate) struct Network {
     device: Cpu,
     plan: Rc<Blueprint>,
     simd: Simd,
     algorithms: Vec<Algorithm>,
-    state: State,
+    state: State<Cpu>,
     /// For passes that will run backwards, shared with their tape.
     training: Rc<RefCell<Workspace>>,
     /// For all other passes, so that they leave an outstanding training pass alone.
@@ -27,7 +27,22 @@ pub(super) struct Network {
 }
 
 /// Marks a training pass as outstanding until it ran backwards or its tape was dropped.
-struct Outstanding(Rc<Cell<bool>>);
+pub(crate) struct Outstanding(Rc<Cell<bool>>);
+
+impl Outstanding {
+    /// Marks it, unless another pass is outstanding.
+    ///
+    /// # Errors
+    /// If one is.
+    pub(crate) fn begin(flag: &Rc<Cell<bool>>) -> Result<Self> {
+        if flag.replace(true) {
+            return Err(Error::config(
+                "a training pass of this encoder is still waiting for its backward pass: run that first, or drop its tape",
+            ));
+        }
+        Ok(Outstanding(flag.clone()))
+    }
+}
 
 impl Drop for Outstanding {
     fn drop(&mut self) {
@@ -37,7 +52,7 @@ impl Drop for Outstanding {
 
 impl Network {
     /// A network with initial weights from the streams of `seed`.
-    pub(super) fn new(device: &Cpu, plan: Blueprint, choice: Convolutions, seed: u64) -> Result<Self> {
+    pub(crate) fn new(device: &Cpu, plan: Blueprint, choice: Convolutions, seed: u64) -> Result<Self> {
         let simd = Simd::detect().map_err(|e| Error::config(e.to_string()))?;
         let algorithm = |(i, l): (usize, &ConvNorm)| {
             let inputs = l.geometry.inputs;
@@ -45,10 +60,7 @@ impl Network {
             choice.algorithm(l.geometry, if i == 0 { inputs } else { inputs.next_multiple_of(CHANNELS) })
         };
         let algorithms = plan.layers.iter().enumerate().map(algorithm).collect();
-        let make = |all: Vec<Initial>| -> Result<Vec<Param<Cpu>>> {
-            all.into_iter().map(|(name, shape, role, v)| Param::new(device, name, &shape, role, &v)).collect()
-        };
-        let state = State { parameters: make(plan.parameters(seed))?, statistics: make(plan.statistics())? };
+        let state = State::new(device, &plan, seed)?;
         Ok(Self::with_state(device, Rc::new(plan), simd, algorithms, state))
     }
 
@@ -57,7 +69,7 @@ impl Network {
         plan: Rc<Blueprint>,
         simd: Simd,
         algorithms: Vec<Algorithm>,
-        state: State,
+        state: State<Cpu>,
     ) -> Self {
         let workspace = |keep| Workspace::new(&plan, simd, &algorithms, keep);
         Network {
@@ -80,14 +92,7 @@ impl Encoder<Cpu> for Network {
     }
 
     fn forward(&mut self, images: Images<Cpu>, pass: Pass) -> Result<Taped<(usize, usize), f32, Cpu>> {
-        let (batch, height, width, channels) = *images.shape();
-        let input = self.plan.input;
-        if (height, width, channels) != (input.height, input.width, input.channels) || batch == 0 {
-            return Err(Error::shape(
-                self.plan.layers[0].name.as_str(),
-                format!("{batch} images of {height}×{width}×{channels} for a network built for {input}"),
-            ));
-        }
+        let (batch, input) = (self.plan.batch_of(*images.shape())?, self.plan.input);
         self.images.resize(batch * input.len(), 0.0);
         images.copy_into(&mut self.images);
         let (plan, state) = (&self.plan, &self.state);
@@ -99,12 +104,7 @@ impl Encoder<Cpu> for Network {
             let features = self.inference.forward(plan, state, source, statistics)?;
             return Ok(tensor(features)?.put_tape(Default::default()));
         }
-        if self.outstanding.replace(true) {
-            return Err(Error::config(
-                "a training pass of this encoder is still waiting for its backward pass: run that first, or drop its tape",
-            ));
-        }
-        let guard = Outstanding(self.outstanding.clone());
+        let guard = Outstanding::begin(&self.outstanding)?;
         let features = self.training.borrow_mut().forward(plan, state, source, Statistics::Batch)?;
         let features = tensor(features)?;
         let (ghost, workspace) = (features.clone(), self.training.clone());
@@ -127,11 +127,7 @@ impl Encoder<Cpu> for Network {
     }
 
     fn duplicate(&self) -> Result<Box<dyn Encoder<Cpu>>> {
-        let copy = |all: &[Param<Cpu>]| -> Result<Vec<Param<Cpu>>> {
-            all.iter().map(|p| p.deep_clone(&self.device)).collect()
-        };
-        let state =
-            State { parameters: copy(&self.state.parameters)?, statistics: copy(&self.state.statistics)? };
+        let state = self.state.duplicate(&self.device)?;
         let (plan, algorithms) = (self.plan.clone(), self.algorithms.clone());
         Ok(Box::new(Self::with_state(&self.device, plan, self.simd, algorithms, state)))
     }

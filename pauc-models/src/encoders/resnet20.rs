@@ -1,9 +1,8 @@
 //! ResNet-20 for images of about 32 pixels.
 
 use super::Convolutions;
-use super::network::Network;
 use super::resnet::{Block, Stem, blueprint};
-use dfdx::prelude::Cpu;
+use crate::device::NetworkDevice;
 use pauc_traits::{Count, Encoder, EncoderConfig, ImageShape, Result, component};
 
 component! {
@@ -22,9 +21,9 @@ component! {
     }
 }
 
-impl EncoderConfig<Cpu> for ResNet20 {
-    fn build(&self, device: &Cpu, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<Cpu>>> {
+impl<D: NetworkDevice> EncoderConfig<D> for ResNet20 {
+    fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>> {
         let plan = blueprint(input, Stem::Small, self.width.get(), Block::Basic, &[3; 3])?;
-        Ok(Box::new(Network::new(device, plan, self.convolution, seed)?))
+        device.convolutional(plan, self.convolution, seed)
     }
 }

@@ -1,9 +1,8 @@
 //! ResNet-50.
 
 use super::Convolutions;
-use super::network::Network;
 use super::resnet::{Block, Stem, blueprint};
-use dfdx::prelude::Cpu;
+use crate::device::NetworkDevice;
 use pauc_traits::{Count, Encoder, EncoderConfig, ImageShape, Result, component};
 
 component! {
@@ -25,9 +24,9 @@ component! {
     }
 }
 
-impl EncoderConfig<Cpu> for ResNet50 {
-    fn build(&self, device: &Cpu, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<Cpu>>> {
+impl<D: NetworkDevice> EncoderConfig<D> for ResNet50 {
+    fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>> {
         let plan = blueprint(input, self.stem, self.width.get(), Block::Bottleneck, &[3, 4, 6, 3])?;
-        Ok(Box::new(Network::new(device, plan, self.convolution, seed)?))
+        device.convolutional(plan, self.convolution, seed)
     }
 }

@@ -1,6 +1,6 @@
 //! A network's maps and gradients on the CPU, and the passes over them.
 
-use super::blueprint::{Blueprint, Map, Step};
+use super::blueprint::{Blueprint, Map, State, Step};
 use dfdx::prelude::Cpu;
 use pauc_kernels::buffer::Buffer;
 use pauc_kernels::conv::{Algorithm, Convolution, Work};
@@ -9,23 +9,16 @@ use pauc_kernels::norm::{self, Norm, Residual};
 use pauc_kernels::pool;
 use pauc_kernels::simd::{CHANNELS, Simd};
 use pauc_traits::profile::named;
-use pauc_traits::{Error, Param, Result};
+use pauc_traits::{Error, Result};
 
 /// Added to a variance before its root.
-const EPSILON: f64 = 1e-5;
+pub(crate) const EPSILON: f64 = 1e-5;
 /// The share of a batch in the running statistics.
-const MOMENTUM: f32 = 0.1;
-
-/// Parameters and statistics, in the blueprint's order.
-#[derive(Clone, Debug)]
-pub(super) struct State {
-    pub parameters: Vec<Param<Cpu>>,
-    pub statistics: Vec<Param<Cpu>>,
-}
+pub(crate) const MOMENTUM: f32 = 0.1;
 
 /// Whether statistics come from the batch or from training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Statistics {
+pub(crate) enum Statistics {
     Batch,
     Running,
 }
@@ -125,7 +118,7 @@ impl Workspace {
     pub(super) fn forward(
         &mut self,
         plan: &Blueprint,
-        state: &State,
+        state: &State<Cpu>,
         (images, batch): (&[f32], usize),
         statistics: Statistics,
     ) -> Result<Vec<f32>> {
@@ -214,7 +207,7 @@ impl Workspace {
     fn convolve(
         &mut self,
         plan: &Blueprint,
-        state: &State,
+        state: &State<Cpu>,
         at: &Layouts<'_>,
         (layer, input, output): (usize, Map, Map),
         statistics: Statistics,
@@ -265,7 +258,7 @@ impl Workspace {
 
     /// Adds to the parameters' gradients, given that of the features of the last forward pass, whose statistics came
     /// from the batch.
-    pub(super) fn backward(&mut self, plan: &Blueprint, state: &State, d_features: &[f32]) {
+    pub(super) fn backward(&mut self, plan: &Blueprint, state: &State<Cpu>, d_features: &[f32]) {
         let batch = d_features.len() / plan.feature_dim();
         let (simd, at) = (self.simd, Layouts { plan, batch });
         let last = plan.maps.len() - 1;
@@ -304,7 +297,7 @@ impl Workspace {
     fn layer_backward(
         &mut self,
         plan: &Blueprint,
-        state: &State,
+        state: &State<Cpu>,
         at: &Layouts<'_>,
         (layer, input, output): (usize, Map, Map),
         g: &mut [f32],

@@ -1,6 +1,7 @@
 //! The multi-layer perceptron on pixels.
 
 use super::{Leaf, linear};
+use crate::device::NetworkDevice;
 use crate::init::uniform;
 use dfdx::prelude::*;
 use pauc_traits::encoder::{Images, Layer};
@@ -25,13 +26,13 @@ component! {
     }
 }
 
-impl<D: Compute> EncoderConfig<D> for MlpEncoder {
+impl<D: NetworkDevice> EncoderConfig<D> for MlpEncoder {
     fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>> {
-        let Some(features) = self.dims.last().map(|d| d.get()) else {
+        if self.dims.is_empty() {
             return Err(Error::config(
                 "`dims` of `MlpEncoder` is empty: give at least the width of the features",
             ));
-        };
+        }
         let (mut layers, mut inputs) = (Vec::new(), input.len());
         for (i, outputs) in self.dims.iter().map(|d| d.get()).enumerate() {
             let bound = 1.0 / (inputs as f32).sqrt();
@@ -45,19 +46,23 @@ impl<D: Compute> EncoderConfig<D> for MlpEncoder {
             ]);
             inputs = outputs;
         }
-        Ok(Box::new(Network { device: device.clone(), input, features, layers }))
+        device.perceptron(input, layers)
     }
 }
 
-/// The network: weight and bias of each layer.
-struct Network<D: Compute> {
+/// The network in plain operations: weight and bias of each layer.
+pub(crate) struct Perceptron<D: Compute> {
     device: D,
     input: ImageShape,
-    features: usize,
     layers: Vec<[Param<D>; 2]>,
 }
 
-impl<D: Compute> Network<D> {
+impl<D: Compute> Perceptron<D> {
+    /// A network of these layers.
+    pub(crate) fn new(device: &D, input: ImageShape, layers: Vec<[Param<D>; 2]>) -> Self {
+        Perceptron { device: device.clone(), input, layers }
+    }
+
     fn run<T: Leaf<D>>(
         &self,
         mut x: Tensor<(usize, usize), f32, D, T>,
@@ -69,9 +74,9 @@ impl<D: Compute> Network<D> {
     }
 }
 
-impl<D: Compute> Encoder<D> for Network<D> {
+impl<D: Compute> Encoder<D> for Perceptron<D> {
     fn feature_dim(&self) -> usize {
-        self.features
+        self.layers.last().map_or(0, |[_, bias]| bias.len())
     }
 
     fn forward(&mut self, images: Images<D>, pass: Pass) -> Result<Taped<(usize, usize), f32, D>> {
@@ -98,12 +103,8 @@ impl<D: Compute> Encoder<D> for Network<D> {
 
     fn duplicate(&self) -> Result<Box<dyn Encoder<D>>> {
         let copy = |[w, b]: &[Param<D>; 2]| Ok([w.deep_clone(&self.device)?, b.deep_clone(&self.device)?]);
-        Ok(Box::new(Network {
-            device: self.device.clone(),
-            input: self.input,
-            features: self.features,
-            layers: self.layers.iter().map(copy).collect::<Result<_>>()?,
-        }))
+        let layers = self.layers.iter().map(copy).collect::<Result<_>>()?;
+        Ok(Box::new(Perceptron::new(&self.device, self.input, layers)))
     }
 
     fn layers(&self) -> Vec<Layer> {

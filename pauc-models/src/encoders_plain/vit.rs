@@ -1,6 +1,7 @@
 //! The vision transformer.
 
 use super::{Leaf, gelu, layer_norm, linear};
+use crate::device::NetworkDevice;
 use crate::init::{normal, uniform};
 use dfdx::prelude::*;
 use pauc_traits::encoder::{Images, Layer};
@@ -18,7 +19,7 @@ component! {
     /// is the feature. Positions are learnt. Parameters are named as in timm's `VisionTransformer`; matrices, tokens
     /// and positions start normal with σ = 0.02, the patch projection uniform in ±1/√inputs, biases at zero.
     ///
-    /// Written with plain dfdx operations: it runs on every device, and is meant for small images.
+    /// Written with plain dfdx operations, and as one operation on CUDA; meant for small images.
     ///
     /// # Shapes
     /// (B, H, W, C) with H and W divisible by `patch` → (B, width)
@@ -67,13 +68,13 @@ pub enum Pool {
 
 /// The sizes of a network.
 #[derive(Clone, Copy, Debug)]
-struct Plan {
-    input: ImageShape,
-    patch: usize,
-    width: usize,
-    heads: usize,
-    hidden: usize,
-    pool: Pool,
+pub(crate) struct Plan {
+    pub input: ImageShape,
+    pub patch: usize,
+    pub width: usize,
+    pub heads: usize,
+    pub hidden: usize,
+    pub pool: Pool,
 }
 
 impl Plan {
@@ -98,11 +99,11 @@ impl Plan {
         Ok(Plan { input, patch, width, heads, hidden: width * config.mlp_ratio.get(), pool: config.pool })
     }
 
-    fn patches(&self) -> usize {
+    pub(crate) fn patches(&self) -> usize {
         (self.input.height / self.patch) * (self.input.width / self.patch)
     }
 
-    fn tokens(&self) -> usize {
+    pub(crate) fn tokens(&self) -> usize {
         self.patches() + usize::from(self.pool == Pool::Class)
     }
 
@@ -112,23 +113,24 @@ impl Plan {
     }
 }
 
-struct Block<D: Compute> {
-    norm1: [Param<D>; 2],
-    qkv: [Param<D>; 2],
-    projection: [Param<D>; 2],
-    norm2: [Param<D>; 2],
-    fc1: [Param<D>; 2],
-    fc2: [Param<D>; 2],
+pub(crate) struct Block<D: Compute> {
+    pub norm1: [Param<D>; 2],
+    pub qkv: [Param<D>; 2],
+    pub projection: [Param<D>; 2],
+    pub norm2: [Param<D>; 2],
+    pub fc1: [Param<D>; 2],
+    pub fc2: [Param<D>; 2],
 }
 
-struct Transformer<D: Compute> {
-    device: D,
-    plan: Plan,
-    class_token: Option<Param<D>>,
-    positions: Param<D>,
-    embedding: [Param<D>; 2],
-    blocks: Vec<Block<D>>,
-    norm: [Param<D>; 2],
+/// The network of a [`VisionTransformer`], in plain operations.
+pub struct Transformer<D: Compute> {
+    pub(crate) device: D,
+    pub(crate) plan: Plan,
+    pub(crate) class_token: Option<Param<D>>,
+    pub(crate) positions: Param<D>,
+    pub(crate) embedding: [Param<D>; 2],
+    pub(crate) blocks: Vec<Block<D>>,
+    pub(crate) norm: [Param<D>; 2],
 }
 
 /// Makes the parameters in a fixed order, each from a stream of its own.
@@ -175,7 +177,7 @@ impl<D: Compute> Maker<'_, D> {
     }
 }
 
-impl<D: Compute> EncoderConfig<D> for VisionTransformer {
+impl<D: NetworkDevice> EncoderConfig<D> for VisionTransformer {
     fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>> {
         let plan = Plan::new(self, input)?;
         let mut make = Maker { device, seed, made: 0 };
@@ -194,8 +196,9 @@ impl<D: Compute> EncoderConfig<D> for VisionTransformer {
             [projection("weight", &kernel, Role::Weight)?, projection("bias", &[plan.width], Role::Bias)?];
         let blocks = (0..self.depth.get()).map(|i| make.block(i, &plan)).collect::<Result<_>>()?;
         let norm = make.norm(if plan.pool == Pool::Class { "norm" } else { "fc_norm" }, plan.width)?;
-        let device = device.clone();
-        Ok(Box::new(Transformer { device, plan, class_token, positions, embedding, blocks, norm }))
+        let network =
+            Transformer { device: device.clone(), plan, class_token, positions, embedding, blocks, norm };
+        device.transformer(network)
     }
 }
 
@@ -253,6 +256,21 @@ impl<D: Compute> Block<D> {
 }
 
 impl<D: Compute> Transformer<D> {
+    /// A network of its own with the same values.
+    pub(crate) fn copy(&self) -> Result<Self> {
+        let copy = |p: &Param<D>| p.deep_clone(&self.device);
+        let pair = |[w, b]: &[Param<D>; 2]| Ok([copy(w)?, copy(b)?]);
+        Ok(Transformer {
+            device: self.device.clone(),
+            plan: self.plan,
+            class_token: self.class_token.as_ref().map(copy).transpose()?,
+            positions: copy(&self.positions)?,
+            embedding: pair(&self.embedding)?,
+            blocks: self.blocks.iter().map(|b| b.map(&pair)).collect::<Result<_>>()?,
+            norm: pair(&self.norm)?,
+        })
+    }
+
     /// One row for each patch, its values in the order (C, patch row, patch column). Shape (B·patches, C·p²).
     fn patches(&self, images: Images<D>) -> Result<Rows<D, NoneTape>, <D as HasErr>::Err> {
         let (batch, height, width, channels) = *images.shape();
@@ -329,17 +347,7 @@ impl<D: Compute> Encoder<D> for Transformer<D> {
     }
 
     fn duplicate(&self) -> Result<Box<dyn Encoder<D>>> {
-        let copy = |p: &Param<D>| p.deep_clone(&self.device);
-        let pair = |[w, b]: &[Param<D>; 2]| Ok([copy(w)?, copy(b)?]);
-        Ok(Box::new(Transformer {
-            device: self.device.clone(),
-            plan: self.plan,
-            class_token: self.class_token.as_ref().map(copy).transpose()?,
-            positions: copy(&self.positions)?,
-            embedding: pair(&self.embedding)?,
-            blocks: self.blocks.iter().map(|b| b.map(&pair)).collect::<Result<_>>()?,
-            norm: pair(&self.norm)?,
-        }))
+        Ok(Box::new(self.copy()?))
     }
 
     fn layers(&self) -> Vec<Layer> {

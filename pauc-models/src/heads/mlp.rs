@@ -7,7 +7,7 @@ use pauc_kernels::linear as kernel;
 use pauc_traits::encoder::Layer;
 use pauc_traits::param::Role;
 use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::{Count, Error, Param, Pass, Result, Taped, component};
+use pauc_traits::{Compute, Count, Error, Param, Pass, Result, Taped, component};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -38,22 +38,24 @@ const EPSILON: f32 = 1e-5;
 /// The weight of a new batch in the running statistics, PyTorch's default.
 const RUNNING: f32 = 0.1;
 
+/// Batch normalisation's parameters and running statistics.
 #[derive(Debug)]
-struct BatchNorm {
-    gamma: Param<Cpu>,
-    beta: Param<Cpu>,
-    mean: Param<Cpu>,
-    variance: Param<Cpu>,
+pub(crate) struct BatchNorm<D: Compute> {
+    pub gamma: Param<D>,
+    pub beta: Param<D>,
+    pub mean: Param<D>,
+    pub variance: Param<D>,
 }
 
+/// One linear layer with what follows it.
 #[derive(Debug)]
-struct Block {
-    inputs: usize,
-    outputs: usize,
-    weight: Param<Cpu>,
-    bias: Option<Param<Cpu>>,
-    norm: Option<BatchNorm>,
-    relu: bool,
+pub(crate) struct Block<D: Compute> {
+    pub inputs: usize,
+    pub outputs: usize,
+    pub weight: Param<D>,
+    pub bias: Option<Param<D>>,
+    pub norm: Option<BatchNorm<D>>,
+    pub relu: bool,
 }
 
 /// What a pass leaves behind for its backward pass.
@@ -67,11 +69,116 @@ struct Workspace {
     gradients: [Vec<f32>; 2],
 }
 
+/// The blocks of a head for features of width `input`, on any device.
+///
+/// # Errors
+/// If `dims` is empty, or the device fails.
+pub(crate) fn blocks<D: Compute>(
+    device: &D,
+    config: &Mlp,
+    input: usize,
+    seed: u64,
+    network: u64,
+) -> Result<Vec<Block<D>>> {
+    if config.dims.is_empty() {
+        return Err(Error::config("`dims` of `Mlp` is empty: give at least the width of the embeddings"));
+    }
+    let (mut blocks, mut inputs, mut index, mut drawn) = (Vec::new(), input, 0, 0);
+    for (i, outputs) in config.dims.iter().map(|d| d.get()).enumerate() {
+        let last = i + 1 == config.dims.len();
+        let bound = 1.0 / (inputs as f32).sqrt();
+        let mut linear = |name: &str, shape: &[usize], role| {
+            drawn += 1;
+            let values = uniform(&mut stream(seed, Purpose::Init, network, drawn, 0), bound, shape);
+            Param::new(device, format!("{index}.{name}"), shape, role, &values)
+        };
+        let weight = linear("weight", &[outputs, inputs], Role::Weight)?;
+        let bias = config.bias.then(|| linear("bias", &[outputs], Role::Bias)).transpose()?;
+        index += 1;
+        let normed = if last { config.last_batch_norm } else { config.batch_norm };
+        let constant = |name: &str, role, value| {
+            Param::new(device, format!("{index}.{name}"), &[outputs], role, &vec![value; outputs])
+        };
+        let norm = if normed {
+            Some(BatchNorm {
+                gamma: constant("weight", Role::Norm, 1.0)?,
+                beta: constant("bias", Role::Norm, 0.0)?,
+                mean: constant("running_mean", Role::Statistic, 0.0)?,
+                variance: constant("running_var", Role::Statistic, 1.0)?,
+            })
+        } else {
+            None
+        };
+        index += usize::from(normed) + usize::from(!last);
+        blocks.push(Block { inputs, outputs, weight, bias, norm, relu: !last });
+        inputs = outputs;
+    }
+    Ok(blocks)
+}
+
+impl<D: Compute> Block<D> {
+    /// The learnable parameters of blocks in order.
+    pub fn parameters(blocks: &[Self]) -> Vec<Param<D>> {
+        let mut all = Vec::new();
+        for block in blocks {
+            all.push(block.weight.clone());
+            all.extend(block.bias.clone());
+            all.extend(block.norm.iter().flat_map(|n| [n.gamma.clone(), n.beta.clone()]));
+        }
+        all
+    }
+
+    /// The running statistics of blocks in order.
+    pub fn statistics(blocks: &[Self]) -> Vec<Param<D>> {
+        let norms = blocks.iter().filter_map(|b| b.norm.as_ref());
+        norms.flat_map(|n| [n.mean.clone(), n.variance.clone()]).collect()
+    }
+
+    /// The same block with parameters of its own.
+    pub fn duplicate(&self, device: &D) -> Result<Self> {
+        let copy = |p: &Param<D>| p.deep_clone(device);
+        let norm = |n: &BatchNorm<D>| {
+            Ok(BatchNorm {
+                gamma: copy(&n.gamma)?,
+                beta: copy(&n.beta)?,
+                mean: copy(&n.mean)?,
+                variance: copy(&n.variance)?,
+            })
+        };
+        Ok(Block {
+            weight: copy(&self.weight)?,
+            bias: self.bias.as_ref().map(copy).transpose()?,
+            norm: self.norm.as_ref().map(norm).transpose()?,
+            ..*self
+        })
+    }
+
+    /// The block, for `explain`.
+    pub fn layer(&self) -> Layer {
+        let name = self.weight.name.trim_end_matches(".weight").to_string();
+        let biases = if self.bias.is_some() { self.outputs } else { 0 };
+        let norms = if self.norm.is_some() { 2 * self.outputs } else { 0 };
+        let algorithm = match (&self.norm, self.relu) {
+            (Some(_), true) => "linear, batch norm, relu",
+            (Some(_), false) => "linear, batch norm",
+            (None, true) => "linear, relu",
+            (None, false) => "linear",
+        };
+        Layer {
+            name,
+            output: vec![self.outputs],
+            parameters: self.weight.len() + biases + norms,
+            multiply_adds: (self.inputs * self.outputs) as u64,
+            algorithm: algorithm.into(),
+        }
+    }
+}
+
 /// [`Mlp`] on the CPU: the whole head is one operation on the tape.
 #[derive(Debug)]
 pub struct MlpHead {
     device: Cpu,
-    blocks: Rc<Vec<Block>>,
+    blocks: Rc<Vec<Block<Cpu>>>,
     idle: Rc<RefCell<Vec<Workspace>>>,
 }
 
@@ -81,44 +188,12 @@ impl MlpHead {
     /// # Errors
     /// If `dims` is empty.
     pub fn new(device: &Cpu, config: &Mlp, input: usize, seed: u64, network: u64) -> Result<Self> {
-        if config.dims.is_empty() {
-            return Err(Error::config("`dims` of `Mlp` is empty: give at least the width of the embeddings"));
-        }
-        let (mut blocks, mut inputs, mut index, mut drawn) = (Vec::new(), input, 0, 0);
-        for (i, outputs) in config.dims.iter().map(|d| d.get()).enumerate() {
-            let last = i + 1 == config.dims.len();
-            let bound = 1.0 / (inputs as f32).sqrt();
-            let mut linear = |name: &str, shape: &[usize], role| {
-                drawn += 1;
-                let values = uniform(&mut stream(seed, Purpose::Init, network, drawn, 0), bound, shape);
-                Param::new(device, format!("{index}.{name}"), shape, role, &values)
-            };
-            let weight = linear("weight", &[outputs, inputs], Role::Weight)?;
-            let bias = config.bias.then(|| linear("bias", &[outputs], Role::Bias)).transpose()?;
-            index += 1;
-            let normed = if last { config.last_batch_norm } else { config.batch_norm };
-            let constant = |name: &str, role, value| {
-                Param::new(device, format!("{index}.{name}"), &[outputs], role, &vec![value; outputs])
-            };
-            let norm = if normed {
-                Some(BatchNorm {
-                    gamma: constant("weight", Role::Norm, 1.0)?,
-                    beta: constant("bias", Role::Norm, 0.0)?,
-                    mean: constant("running_mean", Role::Statistic, 0.0)?,
-                    variance: constant("running_var", Role::Statistic, 1.0)?,
-                })
-            } else {
-                None
-            };
-            index += usize::from(normed) + usize::from(!last);
-            blocks.push(Block { inputs, outputs, weight, bias, norm, relu: !last });
-            inputs = outputs;
-        }
+        let blocks = blocks(device, config, input, seed, network)?;
         Ok(MlpHead { device: device.clone(), blocks: Rc::new(blocks), idle: Rc::default() })
     }
 }
 
-impl Block {
+impl Block<Cpu> {
     /// The block's output; `kept` receives what the backward pass needs.
     fn forward(
         &self,
@@ -179,7 +254,7 @@ impl Block {
     }
 }
 
-impl BatchNorm {
+impl BatchNorm<Cpu> {
     fn standardise_batch(&self, rows: usize, x: &mut [f32], variance: &mut Vec<f32>) -> Result<()> {
         if rows < 2 {
             let message =
@@ -203,7 +278,7 @@ impl BatchNorm {
 }
 
 impl Workspace {
-    fn forward(&mut self, blocks: &[Block], pass: Pass) -> Result<Vec<f32>> {
+    fn forward(&mut self, blocks: &[Block<Cpu>], pass: Pass) -> Result<Vec<f32>> {
         self.inputs.resize_with(blocks.len(), Vec::new);
         self.standardised.resize_with(blocks.len(), Default::default);
         let mut output = Vec::new();
@@ -216,7 +291,7 @@ impl Workspace {
     }
 
     /// Adds the input's gradient to `dx`.
-    fn backward(&mut self, blocks: &[Block], dy: &[f32], dx: &mut [f32]) {
+    fn backward(&mut self, blocks: &[Block<Cpu>], dy: &[f32], dx: &mut [f32]) {
         let [current, next] = &mut self.gradients;
         current.clear();
         current.extend_from_slice(dy);
@@ -266,61 +341,19 @@ impl Head<Cpu> for MlpHead {
     }
 
     fn parameters(&self) -> Vec<Param<Cpu>> {
-        let mut all = Vec::new();
-        for block in self.blocks.iter() {
-            all.push(block.weight.clone());
-            all.extend(block.bias.clone());
-            all.extend(block.norm.iter().flat_map(|n| [n.gamma.clone(), n.beta.clone()]));
-        }
-        all
+        Block::parameters(&self.blocks)
     }
 
     fn statistics(&self) -> Vec<Param<Cpu>> {
-        let norms = self.blocks.iter().filter_map(|b| b.norm.as_ref());
-        norms.flat_map(|n| [n.mean.clone(), n.variance.clone()]).collect()
+        Block::statistics(&self.blocks)
     }
 
     fn duplicate(&self) -> Result<Box<dyn Head<Cpu>>> {
-        let copy = |p: &Param<Cpu>| p.deep_clone(&self.device);
-        let norm = |n: &BatchNorm| {
-            Ok(BatchNorm {
-                gamma: copy(&n.gamma)?,
-                beta: copy(&n.beta)?,
-                mean: copy(&n.mean)?,
-                variance: copy(&n.variance)?,
-            })
-        };
-        let block = |b: &Block| {
-            Ok(Block {
-                weight: copy(&b.weight)?,
-                bias: b.bias.as_ref().map(copy).transpose()?,
-                norm: b.norm.as_ref().map(norm).transpose()?,
-                ..*b
-            })
-        };
-        let blocks = self.blocks.iter().map(block).collect::<Result<Vec<_>>>()?;
+        let blocks = self.blocks.iter().map(|b| b.duplicate(&self.device)).collect::<Result<_>>()?;
         Ok(Box::new(MlpHead { device: self.device.clone(), blocks: Rc::new(blocks), idle: Rc::default() }))
     }
 
     fn layers(&self) -> Vec<Layer> {
-        let layer = |b: &Block| {
-            let name = b.weight.name.trim_end_matches(".weight").to_string();
-            let biases = if b.bias.is_some() { b.outputs } else { 0 };
-            let norms = if b.norm.is_some() { 2 * b.outputs } else { 0 };
-            let algorithm = match (&b.norm, b.relu) {
-                (Some(_), true) => "linear, batch norm, relu",
-                (Some(_), false) => "linear, batch norm",
-                (None, true) => "linear, relu",
-                (None, false) => "linear",
-            };
-            Layer {
-                name,
-                output: vec![b.outputs],
-                parameters: b.weight.len() + biases + norms,
-                multiply_adds: (b.inputs * b.outputs) as u64,
-                algorithm: algorithm.into(),
-            }
-        };
-        self.blocks.iter().map(layer).collect()
+        self.blocks.iter().map(Block::layer).collect()
     }
 }

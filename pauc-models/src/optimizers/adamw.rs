@@ -1,7 +1,7 @@
 //! Adam with decoupled weight decay.
 
 use super::{buffers, is_weight_like, step};
-use dfdx::prelude::Cpu;
+use crate::device::NetworkDevice;
 use pauc_kernels::optim as kernel;
 use pauc_traits::optimizer::{Moment, State};
 use pauc_traits::{
@@ -30,7 +30,7 @@ component! {
     }
 }
 
-impl Optimizer<Cpu> for AdamW {
+impl<D: NetworkDevice> Optimizer<D> for AdamW {
     fn slots(&self) -> &'static [&'static str] {
         &["mean", "square"]
     }
@@ -39,7 +39,7 @@ impl Optimizer<Cpu> for AdamW {
         self.lr.at(batch)
     }
 
-    fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, now: &Moment) -> Result<()> {
+    fn step(&self, device: &D, params: &[Param<D>], state: &mut State<D>, now: &Moment) -> Result<()> {
         let weight_decay = self.weight_decay.at(&now.clock);
         let number = state.steps + 1;
         step(params, state, now, |param, slots, lr| {
@@ -52,8 +52,7 @@ impl Optimizer<Cpu> for AdamW {
                 weight_decay: if decays { weight_decay } else { 0.0 },
                 step: number,
             };
-            kernel::adamw(&mut param.value_mut(), &param.grad(), mean, square, constants);
-            Ok(())
+            device.adamw(&mut param.value_mut(), &param.grad(), [mean, square], constants)
         })
     }
 }

@@ -12,7 +12,9 @@ use pauc_traits::{Param, Result};
 /// If the device fails.
 pub fn clip_gradients<D: NetworkDevice>(device: &D, params: &[Param<D>], max_norm: f64) -> Result<f64> {
     let params = || params.iter().filter(|p| !p.is_frozen());
-    let squares = params().map(|p| device.squared_norm(&p.grad())).collect::<Result<Vec<f64>>>()?;
+    let gradients: Vec<_> = params().map(Param::grad).collect();
+    let squares = device.squared_norms(&gradients.iter().map(|g| &**g).collect::<Vec<_>>())?;
+    drop(gradients);
     let norm = squares.iter().sum::<f64>().sqrt();
     let factor = max_norm / (norm + 1e-6);
     if norm.is_finite() && factor < 1.0 {

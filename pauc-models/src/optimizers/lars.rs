@@ -1,7 +1,7 @@
 //! Layer-wise adaptive rate scaling.
 
 use super::{buffers, is_weight_like, step};
-use dfdx::prelude::Cpu;
+use crate::device::NetworkDevice;
 use pauc_kernels::optim as kernel;
 use pauc_traits::optimizer::{Moment, State};
 use pauc_traits::{
@@ -30,7 +30,7 @@ component! {
     }
 }
 
-impl Optimizer<Cpu> for Lars {
+impl<D: NetworkDevice> Optimizer<D> for Lars {
     fn slots(&self) -> &'static [&'static str] {
         &["momentum"]
     }
@@ -39,13 +39,13 @@ impl Optimizer<Cpu> for Lars {
         self.lr.at(batch)
     }
 
-    fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, now: &Moment) -> Result<()> {
+    fn step(&self, device: &D, params: &[Param<D>], state: &mut State<D>, now: &Moment) -> Result<()> {
         let weight_decay = self.weight_decay.at(&now.clock);
         step(params, state, now, |param, slots, lr| {
             let [velocity] = buffers(&param.name, slots)?;
             let adapts = is_weight_like(param, self.adapt_norm_and_bias);
-            let norm = |values: &[f32]| kernel::squared_norm(values).sqrt();
-            let (w, g) = (norm(&param.value()), norm(&param.grad()));
+            let squares = device.squared_norms(&[&param.value(), &param.grad()])?;
+            let (w, g) = (squares[0].sqrt(), squares[1].sqrt());
             let (weight_decay, adaptation) = if adapts && w != 0.0 && g != 0.0 {
                 (weight_decay, self.trust.get() * w / (g + weight_decay * w + 1e-8))
             } else {
@@ -58,8 +58,7 @@ impl Optimizer<Cpu> for Lars {
                 adaptation: adaptation as f32,
                 nesterov: self.nesterov,
             };
-            kernel::sgd(&mut param.value_mut(), &param.grad(), velocity, constants);
-            Ok(())
+            device.sgd(&mut param.value_mut(), &param.grad(), velocity, constants)
         })
     }
 }

@@ -1,7 +1,7 @@
 //! Stochastic gradient descent.
 
 use super::{buffers, is_weight_like, step};
-use dfdx::prelude::Cpu;
+use crate::device::NetworkDevice;
 use pauc_kernels::optim as kernel;
 use pauc_traits::optimizer::{Moment, State};
 use pauc_traits::{LearningRate, NonNegative, Optimizer, Param, Result, Scheduled, UnitInterval, component};
@@ -25,7 +25,7 @@ component! {
     }
 }
 
-impl Optimizer<Cpu> for Sgd {
+impl<D: NetworkDevice> Optimizer<D> for Sgd {
     fn slots(&self) -> &'static [&'static str] {
         &["momentum"]
     }
@@ -34,7 +34,7 @@ impl Optimizer<Cpu> for Sgd {
         self.lr.at(batch)
     }
 
-    fn step(&self, _: &Cpu, params: &[Param<Cpu>], state: &mut State<Cpu>, now: &Moment) -> Result<()> {
+    fn step(&self, device: &D, params: &[Param<D>], state: &mut State<D>, now: &Moment) -> Result<()> {
         let weight_decay = self.weight_decay.at(&now.clock);
         step(params, state, now, |param, slots, lr| {
             let [velocity] = buffers(&param.name, slots)?;
@@ -46,8 +46,7 @@ impl Optimizer<Cpu> for Sgd {
                 adaptation: 1.0,
                 nesterov: self.nesterov,
             };
-            kernel::sgd(&mut param.value_mut(), &param.grad(), velocity, constants);
-            Ok(())
+            device.sgd(&mut param.value_mut(), &param.grad(), velocity, constants)
         })
     }
 }

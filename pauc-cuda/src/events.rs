@@ -1,0 +1,59 @@
+//! Times of the device's own work, by events on its stream.
+
+use crate::{Context, Result};
+use cudarc::driver::{result::event, sys};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Events, numbered in the order in which they were put on the stream.
+#[derive(Debug)]
+pub struct Events {
+    on: Rc<Context>,
+    all: RefCell<Vec<sys::CUevent>>,
+}
+
+impl Events {
+    /// None so far.
+    pub fn new(on: &Rc<Context>) -> Self {
+        Events { on: on.clone(), all: RefCell::default() }
+    }
+
+    /// Puts an event on the stream, behind all that was asked for so far, and returns its number.
+    ///
+    /// # Errors
+    /// If the driver gives none.
+    pub fn mark(&self) -> Result<u64> {
+        let new = event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)?;
+        let mut all = self.all.borrow_mut();
+        all.push(new);
+        // SAFETY: the event is new, and the stream is the device's.
+        unsafe { event::record(new, *self.on.device().cu_stream()) }?;
+        Ok(all.len() as u64 - 1)
+    }
+
+    /// The time between two events; waits for the device.
+    ///
+    /// # Errors
+    /// If there are no such events, or the device fails.
+    pub fn between(&self, from: u64, to: u64) -> Result<Duration> {
+        let all = self.all.borrow();
+        let (Some(from), Some(to)) = (all.get(from as usize), all.get(to as usize)) else {
+            let message = format!("{from} to {to} of {} events", all.len());
+            return Err(crate::Error::Length { operation: "time between events", message });
+        };
+        self.on.device().synchronize()?;
+        // SAFETY: both events were recorded, and the device has passed them.
+        let milliseconds = unsafe { event::elapsed(*from, *to) }?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        for one in self.all.take() {
+            // SAFETY: nobody else has the event. There is nobody to tell of a failure.
+            let _ = unsafe { event::destroy(one) };
+        }
+    }
+}

@@ -1,0 +1,28 @@
+// Matrices of rows (N, C): biases, ReLU, sums of columns.
+
+extern "C" __global__ void pauc_bias(size_t n, unsigned C, const float *bias, unsigned relu, float *y) {
+    FOR_EACH(i, n) {
+        float v = y[i] + (bias ? bias[i % C] : 0.f);
+        y[i] = relu && !(v > 0) && v == v ? 0.f : v;
+    }
+}
+
+// g <- g where out > 0
+extern "C" __global__ void pauc_relu_gradient(size_t n, const float *out, float *g) {
+    FOR_EACH(i, n) if (!(out[i] > 0)) g[i] = 0;
+}
+
+// sums <- sums + the sum of each column, in one order: 32 columns a block, eight runs of rows each.
+extern "C" __global__ void pauc_column_sums(const float *x, unsigned N, unsigned C, float *sums) {
+    __shared__ double part[MOST_THREADS];
+    unsigned c = blockIdx.x * 32 + threadIdx.x % 32, run = threadIdx.x / 32;
+    double sum = 0;
+    if (c < C)
+        for (unsigned n = run; n < N; n += THREADS / 32) sum += x[(size_t)n * C + c];
+    part[threadIdx.x] = sum;
+    __syncthreads();
+    if (run == 0 && c < C) {
+        for (unsigned r = 1; r < THREADS / 32; r++) sum += part[r * 32 + threadIdx.x];
+        sums[c] += (float)sum;
+    }
+}

@@ -1,0 +1,95 @@
+//! NVIDIA's libraries, loaded when something of theirs is first asked for.
+
+use std::sync::OnceLock;
+
+/// A library under the names that its versions have.
+#[derive(Debug)]
+pub struct Library {
+    /// What people call it.
+    pub name: &'static str,
+    /// File names, the best first.
+    files: &'static [&'static str],
+    /// What to install where it is missing.
+    pub remedy: &'static str,
+    loaded: OnceLock<Result<libloading::Library, String>>,
+}
+
+impl Library {
+    const fn new(name: &'static str, files: &'static [&'static str], remedy: &'static str) -> Self {
+        Library { name, files, remedy, loaded: OnceLock::new() }
+    }
+
+    fn loaded(&self) -> Result<&libloading::Library, &str> {
+        let load = || {
+            let mut first = None;
+            for file in self.files {
+                // SAFETY: these libraries' initialisers are NVIDIA's own and ask for nothing.
+                match unsafe { libloading::Library::new(file) } {
+                    Ok(found) => return Ok(found),
+                    Err(e) => first = first.or(Some(e.to_string())),
+                }
+            }
+            Err(first.unwrap_or_default())
+        };
+        self.loaded.get_or_init(load).as_ref().map_err(String::as_str)
+    }
+
+    /// Whether it can be loaded.
+    pub fn is_there(&self) -> bool {
+        self.loaded().is_ok()
+    }
+
+    /// What the system said when it was looked for; `None` if it was found.
+    pub fn problem(&self) -> Option<&str> {
+        self.loaded().err()
+    }
+
+    /// The address of a function, if the library has it.
+    pub(crate) fn address(&self, function: &str) -> Option<usize> {
+        let library = self.loaded().ok()?;
+        // SAFETY: only the address is taken; whoever calls it answers for its type.
+        let found = unsafe { library.get::<unsafe extern "C" fn()>(function.as_bytes()) };
+        found.ok().map(|f| *f as *const () as usize)
+    }
+}
+
+#[cfg(not(windows))]
+mod files {
+    pub const DRIVER: &[&str] = &["libcuda.so.1", "libcuda.so"];
+    pub const CUBLAS: &[&str] = &["libcublas.so.13", "libcublas.so.12", "libcublas.so.11", "libcublas.so"];
+    pub const NVRTC: &[&str] = &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"];
+    pub const CUDNN: &[&str] = &["libcudnn.so.9", "libcudnn.so.8", "libcudnn.so"];
+}
+
+#[cfg(windows)]
+mod files {
+    pub const DRIVER: &[&str] = &["nvcuda.dll"];
+    pub const CUBLAS: &[&str] = &["cublas64_13.dll", "cublas64_12.dll", "cublas64_11.dll"];
+    pub const NVRTC: &[&str] = &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll", "nvrtc64_112_0.dll"];
+    pub const CUDNN: &[&str] = &["cudnn64_9.dll", "cudnn64_8.dll"];
+}
+
+/// libcuda, which comes with the driver.
+pub static DRIVER: Library = Library::new("the CUDA driver", files::DRIVER, "install NVIDIA's driver");
+/// Products of matrices.
+pub static CUBLAS: Library =
+    Library::new("cuBLAS", files::CUBLAS, "install the CUDA toolkit or the Python package nvidia-cublas");
+/// Compiles kernels at run time.
+pub static NVRTC: Library =
+    Library::new("NVRTC", files::NVRTC, "install the CUDA toolkit or the Python package nvidia-cuda-nvrtc");
+/// Convolutions.
+pub static CUDNN: Library =
+    Library::new("cuDNN", files::CUDNN, "install cuDNN 8 or 9 or the Python package nvidia-cudnn");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_says_so_and_has_no_functions() {
+        let none = Library::new("nothing", &["libpauc-has-no-such-library.so.0"], "invent it");
+        assert!(!none.is_there() && none.address("cuInit").is_none());
+        let problem = none.problem().unwrap_or_default();
+        assert!(problem.contains("libpauc-has-no-such-library.so.0"), "{problem}");
+    }
+}

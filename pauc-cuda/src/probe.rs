@@ -1,0 +1,114 @@
+//! What this machine has, asked for before anything depends on it: dfdx ends the process where there is no GPU.
+
+use crate::library::{self, Library};
+use crate::{Error, link};
+use cudarc::driver::result::device;
+use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
+use dfdx::prelude::{Cache, Cuda};
+
+/// A GPU that the driver knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// Its number: `--device cuda:NUMBER`.
+    pub number: usize,
+    /// Its name.
+    pub name: String,
+    /// Bytes of its memory.
+    pub memory: usize,
+    /// Its compute capability, such as 9.0.
+    pub capability: (i32, i32),
+}
+
+/// Why there is no CUDA here.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// A library is not installed.
+    #[error("{} is not installed ({}): {}", .0.name, .0.problem().unwrap_or("not found"), .0.remedy)]
+    Library(&'static Library),
+    /// The driver does not start.
+    #[error("the CUDA driver does not start: {0}")]
+    Driver(String),
+    /// The driver knows no GPU.
+    #[error("the CUDA driver is installed, but knows no GPU")]
+    NoGpu,
+    /// There are fewer GPUs.
+    #[error("there is no GPU {number}: this machine has cuda:0 to cuda:{}", .count - 1)]
+    Number {
+        /// The number that was asked for.
+        number: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The GPU cannot be used.
+    #[error("cuda:{number} cannot be used: {error}")]
+    Device {
+        /// The GPU.
+        number: usize,
+        /// Why.
+        error: Error,
+    },
+}
+
+fn start() -> Result<usize, Unavailable> {
+    let missing = link::missing();
+    if !library::DRIVER.is_there() {
+        return Err(Unavailable::Library(&library::DRIVER));
+    }
+    // SAFETY: may be called at any time and any number of times.
+    let started = unsafe { sys::cuInit(0) };
+    match started {
+        CUresult::CUDA_SUCCESS => {}
+        CUresult::CUDA_ERROR_NO_DEVICE => return Err(Unavailable::NoGpu),
+        other => return Err(Unavailable::Driver(format!("{other:?}"))),
+    }
+    let count = device::get_count().map_err(|e| Unavailable::Driver(Error::from(e).to_string()))?;
+    let count = usize::try_from(count).unwrap_or(0);
+    if count == 0 {
+        return Err(Unavailable::NoGpu);
+    }
+    match missing.first() {
+        Some(library) => Err(Unavailable::Library(library)),
+        None => Ok(count),
+    }
+}
+
+/// The GPUs of this machine; at least one.
+///
+/// # Errors
+/// What is missing.
+pub fn gpus() -> Result<Vec<Gpu>, Unavailable> {
+    (0..start()?).map(|n| describe(n).map_err(|error| Unavailable::Device { number: n, error })).collect()
+}
+
+fn describe(number: usize) -> Result<Gpu, Error> {
+    let device = device::get(number as i32)?;
+    let mut name = [0 as std::ffi::c_char; 128];
+    // SAFETY: the buffer has the length that is said, and the driver ends the name with a zero.
+    let name = unsafe {
+        sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32, device).result()?;
+        std::ffi::CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
+    };
+    // SAFETY: the device is one that the driver gave.
+    let (memory, attribute) = unsafe { (device::total_mem(device)?, |a| device::get_attribute(device, a)) };
+    let capability = (
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    );
+    Ok(Gpu { number, name, memory, capability })
+}
+
+/// dfdx's device of that number, with its cache of buffers on.
+///
+/// # Errors
+/// What is missing.
+pub fn open(number: usize) -> Result<Cuda, Unavailable> {
+    let count = start()?;
+    if number >= count {
+        return Err(Unavailable::Number { number, count });
+    }
+    let fail = |error: Error| Unavailable::Device { number, error };
+    let device = Cuda::try_build(number, 0).map_err(|e| fail(e.into()))?;
+    device.try_enable_cache().map_err(|e| fail(e.into()))?;
+    crate::Context::of(&device).and_then(|c| c.keep_memory()).map_err(fail)?;
+    Ok(device)
+}

@@ -1,0 +1,89 @@
+//! Terms against large banks on CUDA, through the kernels of [`pauc_cuda::softmax`]: no matrix of all logits.
+//!
+//! As on the CPU, the plain composition in a term's own file stays its definition, and tests compare the two.
+
+use dfdx::prelude::*;
+use pauc_cuda::memory::{self, Dense};
+use pauc_cuda::{Buffer, Context, elementwise};
+use pauc_traits::backend::{Backend, Scalar, Tape as OwnedTape, Value};
+use pauc_traits::cuda::OnDevice;
+use pauc_traits::ops::Matrix;
+use pauc_traits::{Batch, Result, Taped, ops};
+use std::any::Any;
+use std::rc::Rc;
+
+pub(crate) use pauc_cuda::softmax::{Bank, Graded};
+
+/// A batch on CUDA.
+pub(crate) type CudaBatch = Batch<f32, Cuda>;
+/// Rows with gradient on CUDA.
+pub(crate) type CudaRows = Taped<(usize, usize), f32, Cuda>;
+
+#[cfg(test)]
+thread_local! {
+    /// Lets tests look at the plain compositions.
+    pub(crate) static PLAIN: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// What `term` makes of the batch if it is on CUDA; `None` for any other, and where `term` itself has no other way.
+pub(crate) fn on_cuda<E: Scalar, D: Backend<E>>(
+    batch: &Batch<E, D>,
+    term: impl FnOnce(&CudaBatch) -> Result<Option<Value<f32, Cuda>>>,
+) -> Result<Option<Value<E, D>>> {
+    #[cfg(test)]
+    if PLAIN.get() {
+        return Ok(None);
+    }
+    let found = (batch as &dyn Any).downcast_ref::<CudaBatch>();
+    let Some(batch) = found.filter(|b| b.size() > 0 && b.dim() > 0) else { return Ok(None) };
+    let value = term(batch)?.map(|v| Box::new(v) as Box<dyn Any>);
+    Ok(value.and_then(|v| v.downcast::<Value<E, D>>().ok()).map(|v| *v))
+}
+
+/// What belongs to the batch's device.
+pub(crate) fn context(batch: &CudaBatch) -> Result<Rc<Context>> {
+    Context::of(batch.device()).on_device()
+}
+
+/// A matrix as kernels read it.
+pub(crate) fn dense(m: Matrix<f32, Cuda>) -> Result<Dense<(usize, usize)>> {
+    Dense::new(m).on_device()
+}
+
+/// [`pauc_cuda::softmax::cross_entropy`] of queries and positives.
+pub(crate) fn cross_entropy(
+    on: &Context,
+    (queries, positives): (&Dense<(usize, usize)>, &Dense<(usize, usize)>),
+    scales: &[f32],
+    banks: &[Bank<'_>],
+    dim: usize,
+) -> Result<Graded> {
+    pauc_cuda::softmax::cross_entropy(on, queries.view(), positives.view(), scales, banks, dim).on_device()
+}
+
+/// A scalar whose gradients with respect to matrices are known already, but for a factor of each.
+pub(crate) fn scalar_with_gradients(
+    on: &Rc<Context>,
+    device: &Cuda,
+    value: f64,
+    gradients: Vec<(CudaRows, Buffer, f32)>,
+) -> Value<f32, Cuda> {
+    let out: Tensor<Rank0, f32, Cuda> = ops::scalar(device, value);
+    let (ghost, mut tape, mut known) = (out.ghost(), OwnedTape::default(), Vec::new());
+    for (of, gradient, factor) in gradients {
+        let (of, own) = of.split_tape();
+        tape = tape.merge(own);
+        known.push((of, gradient, factor));
+    }
+    let on = on.clone();
+    tape.add_backward_op(move |all: &mut Gradients<f32, Cuda>| {
+        // The factor of what comes after the term stays on the device.
+        let scale = memory::copy_of(&on, memory::gradient(all.get_or_alloc_mut(&ghost)?))?;
+        for (of, gradient, factor) in &known {
+            let sum = memory::gradient_mut(all.get_or_alloc_mut(of)?);
+            elementwise::add_times(&on, sum, &scale, *factor, gradient.view())?;
+        }
+        Ok(())
+    });
+    out.put_tape(tape)
+}

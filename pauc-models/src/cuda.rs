@@ -1,0 +1,125 @@
+//! Networks on CUDA: each is one operation on dfdx's tape, with parameters, activations and workspace in memory of its
+//! own on dfdx's device and stream.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | `convolutional` | a [`Blueprint`] at work |
+//! | `workspace` | its maps and gradients, and the passes over them |
+//! | `transformer` | the vision transformer |
+//! | `perceptron` | linear layers with batch normalisation and ReLU: heads, and the perceptron on pixels |
+
+mod convolutional;
+mod perceptron;
+mod transformer;
+mod workspace;
+
+use crate::device::{DeviceOptions, NetworkDevice, Precision};
+use crate::encoders::Convolutions;
+use crate::encoders::blueprint::Blueprint;
+use crate::encoders_plain::Transformer;
+use crate::heads::{Head, HeadConfig, Identity, blocks};
+use dfdx::prelude::{Cuda, Synchronize};
+use pauc_cuda::conv::Math;
+use pauc_cuda::events::Events;
+use pauc_cuda::{Buffer, Context, elementwise, memory};
+use pauc_kernels::optim::{AdamW, Sgd};
+use pauc_traits::cuda::OnDevice;
+use pauc_traits::ops::Matrix;
+use pauc_traits::profile::Clock;
+use pauc_traits::{Encoder, Error, ImageShape, Param, Result};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Events as a clock. A driver that gives no event gives no times: they are shown as zero.
+struct EventClock(Events);
+
+impl Clock for EventClock {
+    fn mark(&self) -> u64 {
+        self.0.mark().unwrap_or(u64::MAX)
+    }
+
+    fn between(&self, from: u64, to: u64) -> Duration {
+        self.0.between(from, to).unwrap_or_default()
+    }
+}
+
+thread_local! {
+    /// What [`NetworkDevice::configure`] said last.
+    static RECOMPUTE: Cell<bool> = const { Cell::new(false) };
+}
+
+impl NetworkDevice for Cuda {
+    const TERMS_REPEAT: bool = false;
+    const KEEPS_ROWS: bool = true;
+
+    fn configure(&self, options: DeviceOptions) -> Result<()> {
+        RECOMPUTE.set(options.recompute);
+        let math = match options.precision {
+            Precision::F32 => Math::F32,
+            Precision::Tf32 => Math::Tf32,
+        };
+        Context::of(self).and_then(|c| c.set_math(math)).on_device()
+    }
+
+    fn clock(&self) -> Option<Rc<dyn Clock>> {
+        let context = Context::of(self).ok()?;
+        Some(Rc::new(EventClock(Events::new(&context))))
+    }
+
+    fn replace_rows(&self, of: &Matrix<f32, Self>, from: usize, rows: &[f32]) -> Result<()> {
+        memory::replace_rows(self, of, from, rows).on_device()
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.try_synchronize().map_err(Error::device)
+    }
+
+    fn head(
+        &self,
+        config: &HeadConfig,
+        input: usize,
+        seed: u64,
+        network: u64,
+    ) -> Result<Box<dyn Head<Self>>> {
+        Ok(match config {
+            HeadConfig::Identity => Box::new(Identity::new(input)),
+            HeadConfig::Mlp(mlp) => {
+                Box::new(perceptron::MlpHead::new(self, blocks(self, mlp, input, seed, network)?)?)
+            }
+        })
+    }
+
+    fn convolutional(&self, plan: Blueprint, _: Convolutions, seed: u64) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(convolutional::Network::new(self, plan, RECOMPUTE.get(), seed)?))
+    }
+
+    fn perceptron(&self, input: ImageShape, layers: Vec<[Param<Self>; 2]>) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(perceptron::Perceptron::new(self, input, layers)?))
+    }
+
+    fn transformer(&self, network: Transformer<Self>) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(transformer::VisionTransformer::new(network)?))
+    }
+
+    fn moving_average(&self, to: &mut Buffer, from: &Buffer, momentum: f64) -> Result<()> {
+        // The rate is rounded from the difference in f64: 1 − 0.9999 in f32 is off by 6e-4 of itself.
+        elementwise::average(to, from, (1.0 - momentum) as f32).on_device()
+    }
+
+    fn squared_norms(&self, buffers: &[&Buffer]) -> Result<Vec<f64>> {
+        elementwise::squared_norms(&*Context::of(self).on_device()?, buffers).on_device()
+    }
+
+    fn sgd(&self, w: &mut Buffer, g: &Buffer, v: &mut Buffer, step: Sgd) -> Result<()> {
+        elementwise::sgd(w, g, v, step).on_device()
+    }
+
+    fn adamw(&self, w: &mut Buffer, g: &Buffer, [m, s]: [&mut Buffer; 2], step: AdamW) -> Result<()> {
+        elementwise::adamw(w, g, m, s, step).on_device()
+    }
+
+    fn scale(&self, buffer: &mut Buffer, factor: f64) -> Result<()> {
+        elementwise::scale(buffer, factor as f32).on_device()
+    }
+}

@@ -1,0 +1,112 @@
+//! A [`Blueprint`] at work on CUDA.
+
+use super::workspace::{Keep, Workspace, planned};
+use crate::encoders::blueprint::{Blueprint, State};
+use crate::encoders::network::Outstanding;
+use crate::encoders::workspace::Statistics;
+use dfdx::prelude::{Cuda, HasShape, PutTape, Tape as _};
+use pauc_cuda::Context;
+use pauc_cuda::memory::{self, Dense};
+use pauc_traits::cuda::OnDevice;
+use pauc_traits::encoder::{Images, Layer};
+use pauc_traits::{Encoder, ImageShape, Param, Pass, Result, Taped};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// A convolutional network on CUDA.
+pub(super) struct Network {
+    device: Cuda,
+    plan: Rc<Blueprint>,
+    recompute: bool,
+    state: State<Cuda>,
+    /// For passes that will run backwards, shared with their tape.
+    training: Rc<RefCell<Workspace>>,
+    /// For all other passes, so that they leave an outstanding training pass alone.
+    inference: Workspace,
+    outstanding: Rc<Cell<bool>>,
+}
+
+impl Network {
+    /// A network with initial weights from the streams of `seed`.
+    pub(super) fn new(device: &Cuda, plan: Blueprint, recompute: bool, seed: u64) -> Result<Self> {
+        let state = State::new(device, &plan, seed)?;
+        Self::with_state(device, Rc::new(plan), recompute, state)
+    }
+
+    fn with_state(device: &Cuda, plan: Rc<Blueprint>, recompute: bool, state: State<Cuda>) -> Result<Self> {
+        let on = Context::of(device).on_device()?;
+        let keep = if recompute { Keep::Sources } else { Keep::All };
+        Ok(Network {
+            device: device.clone(),
+            training: Rc::new(RefCell::new(Workspace::new(&on, &plan, keep).on_device()?)),
+            inference: Workspace::new(&on, &plan, Keep::Nothing).on_device()?,
+            plan,
+            recompute,
+            state,
+            outstanding: Rc::default(),
+        })
+    }
+}
+
+impl Encoder<Cuda> for Network {
+    fn feature_dim(&self) -> usize {
+        self.plan.feature_dim()
+    }
+
+    fn forward(&mut self, images: Images<Cuda>, pass: Pass) -> Result<Taped<(usize, usize), f32, Cuda>> {
+        let batch = self.plan.batch_of(*images.shape())?;
+        let images = Dense::new(images).on_device()?;
+        let (plan, state, source) = (&self.plan, &self.state, (images.view(), batch));
+        let shape = (batch, plan.feature_dim());
+        if pass != Pass::Train {
+            let statistics = if pass == Pass::Eval { Statistics::Running } else { Statistics::Batch };
+            let features = self.inference.forward(plan, state, source, statistics).on_device()?;
+            let features = memory::to_tensor(&self.device, features, shape).on_device()?;
+            return Ok(features.put_tape(Default::default()));
+        }
+        let guard = Outstanding::begin(&self.outstanding)?;
+        let mut training = self.training.borrow_mut();
+        let features = training.forward(plan, state, source, Statistics::Batch).on_device()?;
+        let features = memory::to_tensor(&self.device, features, shape).on_device()?;
+        let (ghost, workspace) = (features.clone(), self.training.clone());
+        let (plan, state) = (self.plan.clone(), self.state.clone());
+        let mut tape = pauc_traits::Tape::default();
+        tape.add_backward_op(move |gradients| {
+            let _guard = guard;
+            let gradient = memory::gradient(gradients.get_or_alloc_mut(&ghost)?);
+            Ok(workspace.borrow_mut().backward(&plan, &state, (gradient, batch))?)
+        });
+        Ok(features.put_tape(tape))
+    }
+
+    fn parameters(&self) -> Vec<Param<Cuda>> {
+        self.state.parameters.clone()
+    }
+
+    fn statistics(&self) -> Vec<Param<Cuda>> {
+        self.state.statistics.clone()
+    }
+
+    fn duplicate(&self) -> Result<Box<dyn Encoder<Cuda>>> {
+        let state = self.state.duplicate(&self.device)?;
+        Ok(Box::new(Self::with_state(&self.device, self.plan.clone(), self.recompute, state)?))
+    }
+
+    fn resized(&self, input: ImageShape) -> Result<Box<dyn Encoder<Cuda>>> {
+        let plan = Rc::new(self.plan.resized(input)?);
+        Ok(Box::new(Self::with_state(&self.device, plan, self.recompute, self.state.clone())?))
+    }
+
+    fn has_fixed_order(&self) -> bool {
+        true
+    }
+
+    fn memory(&self, batch: usize) -> Option<usize> {
+        let keep = if self.recompute { Keep::Sources } else { Keep::All };
+        Some(planned(&self.plan, batch, keep) * size_of::<f32>())
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        self.plan.describe(|_| "cuDNN".to_string())
+    }
+}

@@ -1,0 +1,305 @@
+//! Linear layers with batch normalisation and ReLU on CUDA: a head as one operation on the tape.
+
+use crate::heads::{Block, Head, check_width};
+use dfdx::prelude::{Cuda, HasShape, PutTape, ReshapeTo, SplitTape, Tape as _};
+use pauc_cuda::memory::{self, Dense};
+use pauc_cuda::norm::{Norm, Shape};
+use pauc_cuda::rows::{self, Factor};
+use pauc_cuda::{Buffer, Context, View, elementwise};
+use pauc_traits::cuda::OnDevice;
+use pauc_traits::encoder::{Images, Layer};
+use pauc_traits::{Encoder, Error, ImageShape, Param, Pass, Result, Taped};
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// The constant under the root of batch normalisation, PyTorch's default.
+const EPSILON: f32 = 1e-5;
+/// The weight of a new batch in the running statistics, PyTorch's default.
+const RUNNING: f32 = 0.1;
+
+/// What a pass leaves behind for its backward pass.
+#[derive(Debug)]
+struct Workspace {
+    on: Rc<Context>,
+    rows: usize,
+    /// The head's input and each block's output.
+    outputs: Vec<Buffer>,
+    /// Each block's pre-activations and their normalisation, if it has one.
+    normalised: Vec<Option<(Buffer, Norm)>>,
+}
+
+impl Workspace {
+    fn new(on: &Rc<Context>, blocks: &[Block<Cuda>], rows: usize) -> pauc_cuda::Result<Self> {
+        let mut outputs = vec![Buffer::any(on, rows * blocks[0].inputs)?];
+        let mut normalised = Vec::new();
+        for block in blocks {
+            outputs.push(Buffer::any(on, rows * block.outputs)?);
+            normalised.push(match block.norm {
+                Some(_) => Some((Buffer::any(on, rows * block.outputs)?, Norm::new(on, block.outputs)?)),
+                None => None,
+            });
+        }
+        Ok(Workspace { on: on.clone(), rows, outputs, normalised })
+    }
+
+    /// The outputs of the last block.
+    fn forward(&mut self, blocks: &[Block<Cuda>], x: View<'_>, pass: Pass) -> pauc_cuda::Result<View<'_>> {
+        let (on, rows) = (self.on.clone(), self.rows);
+        elementwise::copy(&on, x, self.outputs[0].view_mut())?;
+        for (i, block) in blocks.iter().enumerate() {
+            let (before, after) = self.outputs.split_at_mut(i + 1);
+            let (x, y) = (&before[i], &mut after[0]);
+            let (weight, bias) = (block.weight.value(), block.bias.as_ref().map(|b| b.value()));
+            let x = Factor::new(x.view(), rows, block.inputs);
+            let w = Factor::new(weight.view(), block.outputs, block.inputs).t();
+            match (&block.norm, &mut self.normalised[i]) {
+                (Some(of), Some((linear, norm))) => {
+                    rows::product(&on, x, w, 0.0, linear.view_mut())?;
+                    if bias.is_some() {
+                        rows::bias(&on, linear.view_mut(), block.outputs, bias.as_deref(), false)?;
+                    }
+                    let flat = Shape { batch: rows, channels: block.outputs, pixels: 1 };
+                    if pass == Pass::Eval {
+                        norm.set(&on, &of.mean.value(), &of.variance.value())?;
+                    } else if rows < 2 {
+                        let message = format!(
+                            "{}: batch statistics need at least 2 samples: raise the batch size or leave out `batch_norm`",
+                            of.gamma.name
+                        );
+                        return Err(pauc_cuda::Error::Length { operation: "mlp head", message });
+                    } else {
+                        let running = (&mut *of.mean.value_mut(), &mut *of.variance.value_mut());
+                        norm.measure(&on, linear.view(), flat, running, RUNNING)?;
+                    }
+                    norm.prepare(&on, &of.gamma.value(), &of.beta.value(), EPSILON)?;
+                    norm.apply(&on, linear.view(), flat, None, block.relu, y.view_mut())?;
+                }
+                _ => {
+                    rows::product(&on, x, w, 0.0, y.view_mut())?;
+                    if bias.is_some() || block.relu {
+                        rows::bias(&on, y.view_mut(), block.outputs, bias.as_deref(), block.relu)?;
+                    }
+                }
+            }
+        }
+        Ok(self.outputs[blocks.len()].view())
+    }
+
+    /// From the gradient of the outputs to that of the input, if asked for; adds to the parameters' gradients.
+    fn backward(
+        &mut self,
+        blocks: &[Block<Cuda>],
+        dy: View<'_>,
+        to_input: bool,
+    ) -> pauc_cuda::Result<Buffer> {
+        let (on, rows) = (self.on.clone(), self.rows);
+        let mut g = Buffer::any(&on, dy.len())?;
+        elementwise::copy(&on, dy, g.view_mut())?;
+        for (i, block) in blocks.iter().enumerate().rev() {
+            let (inputs, outputs) = (block.inputs, block.outputs);
+            let out = block.relu.then(|| self.outputs[i + 1].view());
+            match (&block.norm, &mut self.normalised[i]) {
+                (Some(of), Some((linear, norm))) => {
+                    let flat = Shape { batch: rows, channels: outputs, pixels: 1 };
+                    let (mut gamma, mut beta) = (of.gamma.grad_mut(), of.beta.grad_mut());
+                    let mut before = Buffer::any(&on, rows * outputs)?;
+                    let to = (&mut *gamma, &mut *beta);
+                    norm.backward(&on, &mut g, out, linear.view(), flat, to, before.view_mut())?;
+                    g = before;
+                }
+                _ => {
+                    if let Some(out) = out {
+                        rows::relu_gradient(&on, out, g.view_mut())?;
+                    }
+                }
+            }
+            let d = Factor::new(g.view(), rows, outputs);
+            let x = Factor::new(self.outputs[i].view(), rows, inputs);
+            rows::product(&on, d.t(), x, 1.0, block.weight.grad_mut().view_mut())?;
+            if let Some(bias) = &block.bias {
+                rows::column_sums(&on, g.view(), &mut bias.grad_mut())?;
+            }
+            if i == 0 && !to_input {
+                break;
+            }
+            let mut dx = Buffer::any(&on, rows * inputs)?;
+            let weight = block.weight.value();
+            let w = Factor::new(weight.view(), outputs, inputs);
+            rows::product(&on, d, w, 0.0, dx.view_mut())?;
+            g = dx;
+        }
+        Ok(g)
+    }
+}
+
+/// Workspaces that no pass is using.
+#[derive(Clone, Debug, Default)]
+struct Idle(Rc<RefCell<Vec<Workspace>>>);
+
+impl Idle {
+    /// One for so many rows.
+    fn take(&self, on: &Rc<Context>, blocks: &[Block<Cuda>], rows: usize) -> pauc_cuda::Result<Workspace> {
+        let mut idle = self.0.borrow_mut();
+        match idle.iter().position(|w| w.rows == rows) {
+            Some(at) => Ok(idle.swap_remove(at)),
+            None => {
+                // Batches of another size leave their memory to those of this one.
+                idle.truncate(1);
+                Workspace::new(on, blocks, rows)
+            }
+        }
+    }
+
+    fn give(&self, work: Workspace) {
+        self.0.borrow_mut().push(work);
+    }
+}
+
+/// A perceptron on pixels.
+pub(super) struct Perceptron {
+    device: Cuda,
+    on: Rc<Context>,
+    input: ImageShape,
+    blocks: Rc<Vec<Block<Cuda>>>,
+    idle: Idle,
+}
+
+impl Perceptron {
+    /// Of weights and biases, at least one of each; every layer has ReLU behind it.
+    pub(super) fn new(device: &Cuda, input: ImageShape, layers: Vec<[Param<Cuda>; 2]>) -> Result<Self> {
+        let block = |[weight, bias]: [Param<Cuda>; 2]| Block {
+            inputs: weight.shape[1],
+            outputs: weight.shape[0],
+            weight,
+            bias: Some(bias),
+            norm: None,
+            relu: true,
+        };
+        Self::of(device, input, layers.into_iter().map(block).collect())
+    }
+
+    fn of(device: &Cuda, input: ImageShape, blocks: Vec<Block<Cuda>>) -> Result<Self> {
+        let (device, on) = (device.clone(), Context::of(device).on_device()?);
+        Ok(Perceptron { device, on, input, blocks: Rc::new(blocks), idle: Idle::default() })
+    }
+}
+
+impl Encoder<Cuda> for Perceptron {
+    fn feature_dim(&self) -> usize {
+        self.blocks.last().map_or(0, |b| b.outputs)
+    }
+
+    fn forward(&mut self, images: Images<Cuda>, pass: Pass) -> Result<Taped<(usize, usize), f32, Cuda>> {
+        let (batch, height, width, channels) = *images.shape();
+        let got = ImageShape { height, width, channels };
+        if got != self.input || batch == 0 {
+            let message = format!("was built for images of {}, got {batch} of {got}", self.input);
+            return Err(Error::shape("mlp encoder", message));
+        }
+        let pixels = Dense::new(images).on_device()?;
+        let mut work = self.idle.take(&self.on, &self.blocks, batch).on_device()?;
+        let output = work.forward(&self.blocks, pixels.view(), pass).on_device()?;
+        let y = memory::to_tensor(&self.device, output, (batch, self.feature_dim())).on_device()?;
+        let mut tape = pauc_traits::Tape::default();
+        if pass != Pass::Train {
+            self.idle.give(work);
+            return Ok(y.put_tape(tape));
+        }
+        let (blocks, idle, from) = (self.blocks.clone(), self.idle.clone(), y.ghost());
+        tape.add_backward_op(move |gradients| {
+            work.backward(&blocks, memory::gradient(gradients.get_or_alloc_mut(&from)?), false)?;
+            idle.give(work);
+            Ok(())
+        });
+        Ok(y.put_tape(tape))
+    }
+
+    fn parameters(&self) -> Vec<Param<Cuda>> {
+        Block::parameters(&self.blocks)
+    }
+
+    fn statistics(&self) -> Vec<Param<Cuda>> {
+        Vec::new()
+    }
+
+    fn duplicate(&self) -> Result<Box<dyn Encoder<Cuda>>> {
+        let blocks = self.blocks.iter().map(|b| b.duplicate(&self.device)).collect::<Result<Vec<_>>>()?;
+        Ok(Box::new(Self::of(&self.device, self.input, blocks)?))
+    }
+
+    fn has_fixed_order(&self) -> bool {
+        true
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        self.blocks.iter().map(Block::layer).collect()
+    }
+}
+
+/// A head on CUDA.
+#[derive(Debug)]
+pub(super) struct MlpHead {
+    device: Cuda,
+    on: Rc<Context>,
+    blocks: Rc<Vec<Block<Cuda>>>,
+    idle: Idle,
+}
+
+impl MlpHead {
+    /// Of blocks, at least one.
+    pub(super) fn new(device: &Cuda, blocks: Vec<Block<Cuda>>) -> Result<Self> {
+        let on = Context::of(device).on_device()?;
+        Ok(MlpHead { device: device.clone(), on, blocks: Rc::new(blocks), idle: Idle::default() })
+    }
+}
+
+impl Head<Cuda> for MlpHead {
+    fn output_dim(&self) -> usize {
+        self.blocks.last().map_or(0, |b| b.outputs)
+    }
+
+    fn forward(
+        &mut self,
+        x: Taped<(usize, usize), f32, Cuda>,
+        pass: Pass,
+    ) -> Result<Taped<(usize, usize), f32, Cuda>> {
+        let (rows, width) = *x.shape();
+        check_width("mlp head", width, self.blocks[0].inputs)?;
+        let (x, mut tape) = x.try_contiguous().map_err(Error::device)?.split_tape();
+        let mut work = self.idle.take(&self.on, &self.blocks, rows).on_device()?;
+        let dense = Dense::new(x.clone()).on_device()?;
+        let output = work.forward(&self.blocks, dense.view(), pass).on_device()?;
+        let y = memory::to_tensor(&self.device, output, (rows, self.output_dim())).on_device()?;
+        if pass != Pass::Train {
+            self.idle.give(work);
+            return Ok(y.put_tape(tape));
+        }
+        let (blocks, idle, on) = (self.blocks.clone(), self.idle.clone(), self.on.clone());
+        let (from, to) = (y.ghost(), x.ghost());
+        tape.add_backward_op(move |gradients| {
+            let dx = work.backward(&blocks, memory::gradient(gradients.get_or_alloc_mut(&from)?), true)?;
+            let sum = memory::gradient_mut(gradients.get_or_alloc_mut(&to)?);
+            elementwise::add(&on, sum, 1.0, dx.view())?;
+            idle.give(work);
+            Ok(())
+        });
+        Ok(y.put_tape(tape))
+    }
+
+    fn parameters(&self) -> Vec<Param<Cuda>> {
+        Block::parameters(&self.blocks)
+    }
+
+    fn statistics(&self) -> Vec<Param<Cuda>> {
+        Block::statistics(&self.blocks)
+    }
+
+    fn duplicate(&self) -> Result<Box<dyn Head<Cuda>>> {
+        let blocks = self.blocks.iter().map(|b| b.duplicate(&self.device)).collect::<Result<Vec<_>>>()?;
+        Ok(Box::new(MlpHead::new(&self.device, blocks)?))
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        self.blocks.iter().map(Block::layer).collect()
+    }
+}

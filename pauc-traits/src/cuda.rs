@@ -1,0 +1,109 @@
+//! dfdx's `Cuda` as a device of this project.
+
+use crate::backend::{Backend, Compute, PortableClusterer, PortableEncoder, PortableOptimizer};
+use crate::clusterer::RowsOnDevice;
+use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
+use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
+use dfdx::prelude::{Cuda, Shape, Storage, Tensor};
+use pauc_cuda::{Buffer, Context, View, elementwise, memory};
+
+/// What the device says, in this crate's words. No `From`: a second one into [`Error`] would leave types of closures open
+/// that are known without CUDA.
+pub trait OnDevice<T> {
+    /// The value, or [`Error::Device`].
+    ///
+    /// # Errors
+    /// The device's.
+    fn on_device(self) -> Result<T>;
+}
+
+impl<T> OnDevice<T> for pauc_cuda::Result<T> {
+    fn on_device(self) -> Result<T> {
+        self.map_err(|e| Error::Device(e.to_string()))
+    }
+}
+
+/// What belongs to dfdx's device.
+fn context(device: &Cuda) -> Result<std::rc::Rc<Context>> {
+    Context::of(device).on_device()
+}
+
+impl Backend<f32> for Cuda {
+    fn loss(term: &dyn PortableLoss) -> &dyn ContrastiveLoss<f32, Self> {
+        term
+    }
+    fn regularizer(term: &dyn PortableRegularizer) -> &dyn Regularizer<f32, Self> {
+        term
+    }
+}
+
+impl Compute for Cuda {
+    type Buffer = Buffer;
+    type View<'a> = View<'a>;
+
+    fn name(&self) -> String {
+        match Context::of(self) {
+            Ok(context) => format!("cuda:{}", context.device().ordinal()),
+            Err(_) => "cuda".into(),
+        }
+    }
+    fn upload(&self, values: &[f32]) -> Result<Buffer> {
+        Buffer::from_host(&*context(self)?, values).on_device()
+    }
+    fn download(&self, buffer: &Buffer) -> Result<Vec<f32>> {
+        buffer.to_host().on_device()
+    }
+    fn overwrite(&self, buffer: &mut Buffer, values: &[f32]) -> Result<()> {
+        buffer.overwrite(values).on_device()
+    }
+    fn zero_buffer(&self, len: usize) -> Result<Buffer> {
+        Buffer::zeros(&*context(self)?, len).on_device()
+    }
+    fn clear(&self, buffer: &mut Buffer) -> Result<()> {
+        buffer.clear().on_device()
+    }
+    fn buffer_len(&self, buffer: &Buffer) -> usize {
+        buffer.len()
+    }
+    fn view<'a>(&self, buffer: &'a Buffer) -> View<'a> {
+        buffer.view()
+    }
+    fn download_view(&self, view: View<'_>) -> Result<Vec<f32>> {
+        view.to_host(&*context(self)?).on_device()
+    }
+    fn buffer_tensor<S: Shape>(&self, buffer: &Buffer, shape: S) -> Result<Tensor<S, f32, Self>> {
+        memory::to_tensor(self, buffer.view(), shape).on_device()
+    }
+    fn add_gradient(&self, to: &mut Buffer, gradient: &<Self as Storage<f32>>::Vec) -> Result<()> {
+        let on = to.context().on_device()?;
+        elementwise::add(&on, to.view_mut(), 1.0, memory::gradient(gradient)).on_device()
+    }
+    fn average(&self, to: &mut Buffer, from: &Buffer, momentum: f32) -> Result<()> {
+        elementwise::average(to, from, 1.0 - momentum).on_device()
+    }
+
+    fn rows_on_device(&self, data: &[f32], cols: usize) -> Result<Option<Box<dyn RowsOnDevice>>> {
+        let rows = pauc_cuda::distance::Rows::new(&context(self)?, data, cols).on_device()?;
+        Ok(Some(Box::new(rows)))
+    }
+
+    fn encoder(config: &dyn PortableEncoder) -> &dyn EncoderConfig<Self> {
+        config
+    }
+    fn clusterer(config: &dyn PortableClusterer) -> &dyn Clusterer<Self> {
+        config
+    }
+    fn optimizer(config: &dyn PortableOptimizer) -> &dyn Optimizer<Self> {
+        config
+    }
+}
+
+impl RowsOnDevice for pauc_cuda::distance::Rows {
+    fn nearest(&mut self, centroids: &[f32]) -> Result<(Vec<u32>, Vec<f32>)> {
+        pauc_cuda::distance::Rows::nearest(self, centroids).on_device()
+    }
+
+    fn means(&mut self, order: &[u32], starts: &[usize], centroids: &mut [f32]) -> Result<()> {
+        pauc_cuda::distance::Rows::means(self, order, starts, centroids).on_device()
+    }
+}

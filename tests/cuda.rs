@@ -1,0 +1,397 @@
+//! Encoders, heads, optimisers and whole training steps on CUDA beside the CPU. They need a GPU, or an emulated one.
+#![allow(clippy::unwrap_used)] // helpers of tests
+
+mod common;
+
+use pauc::dfdx::prelude::*;
+use pauc::models::ema::MomentumConfig;
+use pauc::models::network::{Network, backward_with};
+use pauc::models::optimizers::clip_gradients;
+use pauc::models::{HeadConfig, NetworkDevice};
+use pauc::traits::open_set::options;
+use pauc::traits::optimizer::Moment;
+use pauc::traits::param::clear_gradients;
+use pauc::traits::registry::kind;
+use pauc::traits::{Clock, Compute, Configured, ImageShape, Param, Pass};
+
+/// Relative, of outputs and of gradients.
+const SHALLOW: (f64, f64) = (1e-4, 1e-4);
+/// Many normalisations over few values, each of which divides by a small deviation: PyTorch in `f32` is further from itself
+/// in `f64`.
+const DEEP: (f64, f64) = (1e-3, 2e-3);
+/// As deep as it gets here: fifty normalisations.
+const DEEPEST: (f64, f64) = (2e-3, 2e-2);
+
+fn device() -> Cuda {
+    pauc::cuda::open(0).unwrap_or_else(|e| panic!("these tests need a GPU, or an emulated one: {e}"))
+}
+
+/// A smooth pattern without symmetries.
+fn pattern(n: usize, phase: f64) -> Vec<f32> {
+    (0..n).map(|i| ((phase + 1.7 * i as f64).sin() + 0.3 * (0.37 * i as f64).cos()) as f32).collect()
+}
+
+fn norm(v: impl Iterator<Item = f64>) -> f64 {
+    v.map(|v| v * v).sum::<f64>().sqrt()
+}
+
+/// ‖a − b‖/‖b‖, with a floor for a b that vanishes but for rounding.
+fn distance_above(floor: f64, a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let off = norm(a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    off / norm(b.iter().map(|b| f64::from(*b))).max(floor)
+}
+
+type Named = Vec<(String, Vec<f32>)>;
+
+/// What a step leaves: features and embeddings, then gradients, then parameters and statistics of both networks.
+fn step<D: NetworkDevice>(
+    dev: &D,
+    (encoder, head, optimizer): (&str, &str, &str),
+    input: ImageShape,
+    batch: usize,
+    rounds: usize,
+) -> Named {
+    let config = Configured::<kind::Encoder>::parse(encoder).unwrap();
+    let head: HeadConfig = options().from_str(head).unwrap();
+    let mut network = Network::build(dev, D::encoder(&*config.value), &head, input, 3).unwrap();
+    let mut branch = network.duplicate().unwrap();
+    let optimizer = Configured::<kind::Optimizer>::parse(optimizer).unwrap();
+    let optimizer = D::optimizer(&*optimizer.value);
+    let params = network.parameters();
+    let mut state = optimizer.start(dev, &params).unwrap();
+    let ema: MomentumConfig = options().from_str("Ema(momentum: 0.9)").unwrap();
+    let mut found = Named::new();
+    for round in 0..rounds {
+        let shape = (batch, input.height, input.width, input.channels);
+        let images = dev.tensor_from_vec(pattern(batch * input.len(), round as f64), shape);
+        clear_gradients(dev, &params).unwrap();
+        let keys = branch.forward(images.clone(), Pass::Momentum).unwrap();
+        let output = network.forward(images, Pass::Train).unwrap();
+        found.push((format!("keys {round}"), keys.embeddings.as_vec()));
+        found.push((format!("features {round}"), output.features.as_vec()));
+        found.push((format!("embeddings {round}"), output.embeddings.as_vec()));
+        let gradient = pattern(batch * network.embedding_dim(), 2.0);
+        backward_with(output.embeddings, gradient, None).unwrap();
+        if round == 0 {
+            for p in &params {
+                found.push((format!("gradient of {}", p.name), dev.download(&p.grad()).unwrap()));
+            }
+        }
+        let norm = clip_gradients(dev, &params, 5.0).unwrap();
+        found.push((format!("norm {round}"), vec![norm as f32]));
+        let now = Moment { lr: optimizer.learning_rate(batch), clock: Clock::still() };
+        optimizer.step(dev, &params, &mut state, &now).unwrap();
+        ema.update(dev, &network, &branch, &Clock::still()).unwrap();
+    }
+    let all =
+        |n: &Network<D>| -> Vec<Param<D>> { n.parameters().into_iter().chain(n.statistics()).collect() };
+    for (which, params) in [("online", all(&network)), ("momentum", all(&branch))] {
+        for p in params {
+            found.push((format!("{which} {}", p.name), dev.download(&p.value()).unwrap()));
+        }
+    }
+    let images = dev.tensor_from_vec(
+        pattern(batch * input.len(), 5.0),
+        (batch, input.height, input.width, input.channels),
+    );
+    found.push(("evaluation".into(), network.forward(images, Pass::Eval).unwrap().embeddings.as_vec()));
+    found
+}
+
+/// Of two steps from the same start: outputs, parameters and statistics agree within `tolerance`, gradients within
+/// `of_gradients`. A bias before a normalisation has no gradient but rounding: the largest gradient is the measure.
+fn compare(what: (&str, &str, &str), input: ImageShape, batch: usize, (tolerance, of_gradients): (f64, f64)) {
+    // Where a rounding opens a ReLU that is shut on the other device, a second step starts from another place.
+    let rounds = if tolerance > SHALLOW.0 { 1 } else { 2 };
+    let (cuda, cpu) =
+        (step(&device(), what, input, batch, rounds), step(&Cpu::default(), what, input, batch, rounds));
+    assert_eq!(cuda.len(), cpu.len());
+    let gradients = cpu.iter().filter(|(name, _)| name.starts_with("gradient"));
+    let largest = gradients.map(|(_, g)| norm(g.iter().map(|g| f64::from(*g)))).fold(0.0, f64::max);
+    let mut wrong = Vec::new();
+    for ((name, got), (same, want)) in cuda.iter().zip(&cpu) {
+        assert_eq!(name, same);
+        let (floor, limit) =
+            if name.starts_with("gradient") { (0.01 * largest, of_gradients) } else { (1e-3, tolerance) };
+        let off = distance_above(floor, got, want);
+        if off.is_nan() || off > limit {
+            wrong.push(format!("{name} is off by {off:.1e}"));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{}: {} are off; {}",
+        what.0,
+        wrong.len(),
+        wrong[..wrong.len().min(8)].join(", ")
+    );
+}
+
+fn image(side: usize, channels: usize) -> ImageShape {
+    ImageShape { height: side, width: side, channels }
+}
+
+const HEAD: &str = "Mlp(dims: [12, 8], batch_norm: true)";
+
+#[test]
+fn a_step_of_a_conv_net_equals_that_of_the_cpu() {
+    let sgd = "Sgd(lr: 0.1, weight_decay: 1e-2)";
+    compare(
+        ("ConvNet(channels: [8, 16, 12], grid: 2, convolution: Direct)", HEAD, sgd),
+        image(8, 3),
+        6,
+        SHALLOW,
+    );
+    let oblong = ImageShape { height: 9, width: 13, channels: 1 };
+    let head = "Mlp(dims: [8], bias: false, last_batch_norm: true)";
+    compare(("ConvNet(channels: [8, 8], convolution: Direct)", head, "AdamW(lr: 1e-2)"), oblong, 5, SHALLOW);
+}
+
+#[test]
+fn a_step_of_a_residual_network_equals_that_of_the_cpu() {
+    let lars = "Lars(lr: 0.5, weight_decay: 1e-2)";
+    compare(("ResNet18(stem: Small, width: 4, convolution: Direct)", HEAD, lars), image(16, 3), 6, DEEP);
+    let nesterov = "Sgd(lr: 0.05, nesterov: true)";
+    compare(("ResNet20(width: 4, convolution: Direct)", "Identity", nesterov), image(16, 1), 4, DEEP);
+}
+
+#[test]
+fn the_stem_and_bottlenecks_of_large_networks_equal_those_of_the_cpu() {
+    let (head, sgd) = ("Mlp(dims: [8, 8], bias: false)", "Sgd(lr: 0.01)");
+    compare(("ResNet18(width: 4, convolution: Direct)", head, sgd), image(40, 3), 5, DEEP);
+    compare(("ResNet50(stem: Small, width: 4, convolution: Direct)", head, sgd), image(16, 3), 8, DEEPEST);
+}
+
+#[test]
+fn a_step_of_a_perceptron_equals_that_of_the_cpu() {
+    compare(("MlpEncoder(dims: [24, 16])", HEAD, "Sgd(lr: 0.1)"), image(6, 3), 7, SHALLOW);
+}
+
+#[test]
+fn a_step_of_a_vision_transformer_equals_that_of_the_cpu() {
+    let of = |pool: &str| {
+        format!(
+            "VisionTransformer(size: Custom(width: 12, heads: 3), patch: 4, depth: 2, mlp_ratio: 2, pool: {pool})"
+        )
+    };
+    for pool in ["Class", "Mean"] {
+        // Features of images are alike before training, and a normalisation would divide by next to nothing.
+        compare((&of(pool), "Mlp(dims: [12, 8])", "Sgd(lr: 0.1)"), image(8, 3), 4, SHALLOW);
+    }
+}
+
+#[test]
+fn images_of_other_sizes_share_parameters() {
+    let run = |out: &mut Vec<Vec<f32>>, dev: &dyn Fn() -> Vec<Vec<f32>>| out.extend(dev());
+    fn sizes<D: NetworkDevice>(dev: &D) -> Vec<Vec<f32>> {
+        let config =
+            Configured::<kind::Encoder>::parse("ResNet18(stem: Small, width: 2, convolution: Direct)")
+                .unwrap();
+        let head: HeadConfig = options().from_str("Mlp(dims: [6])").unwrap();
+        let mut network = Network::build(dev, D::encoder(&*config.value), &head, image(16, 3), 1).unwrap();
+        let batch = |side: usize, n: usize| {
+            dev.tensor_from_vec(pattern(n * side * side * 3, side as f64), (n, side, side, 3))
+        };
+        let output = network.forward_sizes(vec![batch(16, 3), batch(8, 4)], Pass::Train).unwrap();
+        let values = output.embeddings.as_vec();
+        backward_with(output.embeddings, pattern(7 * 6, 1.0), None).unwrap();
+        let mut all = vec![values];
+        all.extend(network.parameters().iter().map(|p| dev.download(&p.grad()).unwrap()));
+        all
+    }
+    let (mut cuda, mut cpu) = (Vec::new(), Vec::new());
+    run(&mut cuda, &|| sizes(&device()));
+    run(&mut cpu, &|| sizes(&Cpu::default()));
+    for (n, (got, want)) in cuda.iter().zip(&cpu).enumerate() {
+        let off = distance_above(1e-2, got, want);
+        assert!(off < DEEP.1, "{n}: {off:e}");
+    }
+}
+
+#[test]
+fn a_second_outstanding_pass_is_refused_and_a_batch_of_one_has_no_statistics() {
+    let dev = device();
+    let config = Configured::<kind::Encoder>::parse("ConvNet(channels: [4])").unwrap();
+    let mut encoder = Cuda::encoder(&*config.value).build(&dev, image(4, 1), 0).unwrap();
+    let images = |n: usize| dev.tensor_from_vec(pattern(n * 16, 0.0), (n, 4, 4, 1));
+    let first = encoder.forward(images(2), Pass::Train).unwrap();
+    let e = encoder.forward(images(2), Pass::Train).unwrap_err();
+    assert!(e.to_string().contains("still waiting"), "{e}");
+    drop(first);
+    encoder.forward(images(2), Pass::Train).unwrap();
+    let e = encoder.forward(dev.tensor_from_vec(pattern(25, 0.0), (1, 5, 5, 1)), Pass::Eval).unwrap_err();
+    assert!(e.to_string().contains("5×5×1"), "{e}");
+    let head: HeadConfig = options().from_str("Mlp(dims: [4], last_batch_norm: true)").unwrap();
+    let mut head = dev.head(&head, 3, 0, 1).unwrap();
+    let x = dev.tensor_from_vec(pattern(3, 0.0), (1usize, 3usize));
+    let e = head.forward(x.leaky_trace(), Pass::Train).unwrap_err();
+    assert!(e.to_string().contains("at least 2 samples"), "{e}");
+}
+
+/// Rows around `k` far centres.
+fn clustered(rows: usize, dim: usize, k: usize) -> Vec<f32> {
+    let noise = pattern(rows * dim, 0.7);
+    let centre = |c: usize, d: usize| 8.0 * ((1 + c) as f32 * 1.3 + d as f32 * 2.1).sin();
+    (0..rows * dim).map(|i| centre(i / dim % k, i % dim) + 0.5 * noise[i]).collect()
+}
+
+#[test]
+fn k_means_equals_that_of_the_cpu() {
+    use pauc::traits::clusterer::{Clustering, Features, FitContext};
+    fn fit<D: Compute>(dev: &D, text: &str, data: &[f32], cols: usize) -> Vec<Clustering> {
+        let config = Configured::<kind::Clusterer>::parse(text).unwrap();
+        let buffer = dev.upload(data).unwrap();
+        let rows = data.len() / cols;
+        let features = Features { device: dev, data: dev.view(&buffer), rows, cols };
+        let context = FitContext { seed: 4, epoch: 1, previous: &[], labels: None };
+        D::clusterer(&*config.value).fit(features, context).unwrap()
+    }
+    let data = clustered(180, 17, 9);
+    for text in [
+        "KMeans(k: [9, 20], iterations: 6)",
+        "KMeans(k: [12], spherical: true, init: Random, redos: 2, iterations: 4)",
+        "KMeans(k: [5], max_points_per_centroid: 20, iterations: 4)",
+        "KMeans(k: [180])",
+        "MiniBatchKMeans(k: [6])",
+    ] {
+        let (cuda, cpu) = (fit(&device(), text, &data, 17), fit(&Cpu::default(), text, &data, 17));
+        assert_eq!(cuda.len(), cpu.len());
+        for (got, want) in cuda.iter().zip(&cpu) {
+            assert_eq!(got.assignments, want.assignments, "{text}, k {}", got.k);
+            let off = distance_above(0.0, &got.centroids, &want.centroids);
+            assert!(off < 1e-4, "{text}, k {}: centroids are off by {off:e}", got.k);
+            let last = |c: &Clustering| *c.report.objective.last().unwrap();
+            assert!(
+                (last(got) - last(want)).abs() <= 1e-4 * last(want),
+                "{text}: {} for {}",
+                last(got),
+                last(want)
+            );
+        }
+    }
+}
+
+/// What is made again is what was kept, and a step gives the same bits every time.
+#[test]
+fn steps_repeat_bit_by_bit_and_with_less_memory() {
+    use pauc::models::DeviceOptions;
+    let what = ("ResNet18(width: 4)", HEAD, "Sgd(lr: 0.1)");
+    let dev = device();
+    let bits = |found: Named| -> Vec<Vec<u32>> {
+        found.into_iter().map(|(_, v)| v.into_iter().map(f32::to_bits).collect()).collect()
+    };
+    let memory = |dev: &Cuda| {
+        let config = Configured::<kind::Encoder>::parse(what.0).unwrap();
+        Cuda::encoder(&*config.value).build(dev, image(40, 3), 0).unwrap().memory(5).unwrap()
+    };
+    let kept = (bits(step(&dev, what, image(40, 3), 5, 2)), memory(&dev));
+    assert!(bits(step(&dev, what, image(40, 3), 5, 2)) == kept.0);
+    dev.configure(DeviceOptions { recompute: true, ..DeviceOptions::default() }).unwrap();
+    let again = (bits(step(&dev, what, image(40, 3), 5, 2)), memory(&dev));
+    dev.configure(DeviceOptions::default()).unwrap();
+    assert!(again.0 == kept.0);
+    assert!(again.1 < kept.1, "{} for {} bytes", again.1, kept.1);
+}
+
+/// Runs the binary on a short form of a recipe, shorter still; returns the run's folder and the losses of its steps.
+fn run(recipe: &std::path::Path, device: &str, more: &[&str]) -> (tempfile::TempDir, Vec<f64>) {
+    let out = tempfile::tempdir().unwrap();
+    let mut args = vec!["run".to_string(), recipe.display().to_string()];
+    args.extend(common::short_form(recipe));
+    let shorter = [
+        "data=Shapes(count: 48, size: 28, classes: 4)",
+        "train=(epochs: 2, batch: 16, log_every: 1)",
+        "probes=[]",
+    ];
+    let more = more.iter().copied().map(String::from);
+    args.extend(shorter.into_iter().flat_map(|s| ["--set".to_string(), s.to_string()]).chain(more));
+    args.extend(["--device", device, "--out", out.path().to_str().unwrap()].map(String::from));
+    let output = common::pauc(args);
+    assert_eq!(output.code, 0, "{}: {}", recipe.display(), output.stderr);
+    let losses = losses(&common::only_run(out.path()));
+    (out, losses)
+}
+
+fn losses(run: &std::path::Path) -> Vec<f64> {
+    let log = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let events = log.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+    events.filter_map(|e| e["loss"].as_f64().or_else(|| e["step"]["loss"].as_f64())).collect()
+}
+
+fn recipe(name: &str) -> std::path::PathBuf {
+    common::recipes().into_iter().find(|r| r.file_stem().is_some_and(|s| s == name)).unwrap()
+}
+
+#[test]
+fn shipped_recipes_run_as_on_the_cpu() {
+    for name in ["pauc"] {
+        let ((dir, cuda), (_, cpu)) = (run(&recipe(name), "cuda:0", &[]), run(&recipe(name), "cpu", &[]));
+        let info = std::fs::read_to_string(common::only_run(dir.path()).join("run.json")).unwrap();
+        assert!(info.contains("cuda:0"), "{info}");
+        assert!(cuda.len() == cpu.len() && cuda.len() == 6, "{cuda:?} {cpu:?}");
+        // Rounding grows from step to step; the first ones are alike to its size.
+        for (n, (got, want)) in cuda.iter().zip(&cpu).enumerate() {
+            let limit = if n < 2 { 1e-4 } else { 0.05 };
+            assert!((got - want).abs() <= limit * want.abs().max(1.0), "{name}, step {n}: {got} for {want}");
+        }
+    }
+}
+
+#[test]
+fn a_deterministic_run_repeats_and_goes_on_bit_by_bit() {
+    let set = ["--set", "train.cuda=(deterministic: true)"];
+    let (whole, losses_of_whole) = run(&recipe("pauc"), "cuda:0", &set);
+    let (parts, first) = run(&recipe("pauc"), "cuda:0", &[&set[..], &["--max-steps", "4"]].concat());
+    assert_eq!(first, losses_of_whole[..4]);
+    let folder = common::only_run(parts.path());
+    let output = common::pauc(["resume", folder.to_str().unwrap()]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    assert_eq!(losses(&folder), losses_of_whole);
+    let last = |dir: &std::path::Path| std::fs::read(dir.join("checkpoints/last.safetensors")).unwrap();
+    assert!(last(&folder) == last(&common::only_run(whole.path())), "checkpoints differ");
+}
+
+#[test]
+fn rows_are_replaced_in_place() {
+    let dev = device();
+    let matrix: Tensor<(usize, usize), f32, Cuda> = dev.tensor_from_vec(pattern(12, 0.0), (4, 3));
+    let shared = matrix.clone();
+    dev.replace_rows(&matrix, 1, &[1., 2., 3., 4., 5., 6.]).unwrap();
+    let mut want = pattern(12, 0.0);
+    want[3..9].copy_from_slice(&[1., 2., 3., 4., 5., 6.]);
+    assert_eq!(shared.as_vec(), want);
+    assert!(dev.replace_rows(&matrix, 3, &[0.0; 6]).is_err(), "beyond the end");
+    assert!(dev.replace_rows(&matrix, 0, &[0.0; 4]).is_err(), "no whole rows");
+    let turned = matrix.permute::<(usize, usize), Axes2<1, 0>>();
+    assert!(dev.replace_rows(&turned, 0, &[0.0; 4]).is_err(), "permuted");
+}
+
+#[test]
+fn stages_are_timed_by_the_device() {
+    let encoder = "ConvNet(channels: [4])";
+    let args = ["bench", "--device", "cuda:0", "--encoder", encoder, "--batch", "4", "--size", "8"];
+    let output = common::pauc(args.into_iter().chain(["--seconds", "0.1", "--json"]));
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let found: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+    for stage in ["forward", "forward/conv1", "terms", "backward", "optimizer"] {
+        assert!(found["stage_ms"][stage].as_f64().unwrap() > 0.0, "{stage}: {found}");
+    }
+}
+
+#[test]
+fn a_number_without_a_device_is_one_line_and_exit_code_1() {
+    let output = common::pauc(["run", "recipes/quickstart.ron", "--device", "cuda:63"]);
+    assert_eq!(output.code, 1);
+    assert!(
+        output.stderr.starts_with("error: there is no GPU 63") && output.stderr.lines().count() == 1,
+        "{}",
+        output.stderr
+    );
+    let without = [("LD_LIBRARY_PATH", ""), ("CUDA_VISIBLE_DEVICES", "")];
+    let output = common::pauc_with(&without, ["run", "recipes/quickstart.ron", "--device", "cuda"]);
+    assert_eq!(output.code, 1);
+    assert!(output.stderr.starts_with("error: ") && output.stderr.lines().count() == 1, "{}", output.stderr);
+    let output = common::pauc(["devices"]);
+    assert!(output.code == 0 && output.stdout.contains("cuda:0"), "{}", output.stdout);
+}
