@@ -173,7 +173,7 @@ mod tests {
 
     /// Every mark is ten milliseconds after the one before.
     #[derive(Default)]
-    struct Ticks(std::cell::Cell<u64>);
+    struct Ticks(Cell<u64>);
 
     impl Clock for Ticks {
         fn mark(&self) -> u64 {
