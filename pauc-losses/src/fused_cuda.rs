@@ -40,20 +40,23 @@ pub(crate) fn on_cuda<E: Scalar, D: Backend<E>>(
     Ok(value.and_then(|v| v.downcast::<Value<E, D>>().ok()).map(|v| *v))
 }
 
+/// A matrix as kernels read it.
+pub(crate) type DenseRows = Dense<(usize, usize)>;
+
 /// What belongs to the batch's device.
 pub(crate) fn context(batch: &CudaBatch) -> Result<Rc<Context>> {
     Context::of(batch.device()).on_device()
 }
 
 /// A matrix as kernels read it.
-pub(crate) fn dense(m: Matrix<f32, Cuda>) -> Result<Dense<(usize, usize)>> {
+pub(crate) fn dense(m: Matrix<f32, Cuda>) -> Result<DenseRows> {
     Dense::new(m).on_device()
 }
 
 /// [`pauc_cuda::softmax::cross_entropy`] of queries and positives.
 pub(crate) fn cross_entropy(
     on: &Context,
-    (queries, positives): (&Dense<(usize, usize)>, &Dense<(usize, usize)>),
+    (queries, positives): (&DenseRows, &DenseRows),
     scales: &[f32],
     banks: &[Bank<'_>],
     dim: usize,
