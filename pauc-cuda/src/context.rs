@@ -208,6 +208,9 @@ impl Context {
 
     /// Lets the driver keep freed memory for what comes next, instead of giving it back at every synchronisation.
     pub(crate) fn keep_memory(&self) -> Result<()> {
+        if self.device.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
+            return Ok(());
+        }
         // SAFETY: the device is one that the driver gave, and the attribute is a 64-bit number.
         unsafe {
             let mut pool = std::ptr::null_mut();
