@@ -2,7 +2,7 @@
 
 use crate::host::{checked, enough};
 use crate::lloyd::{Fit, Lloyd, report};
-use crate::seeding::{Init, gather};
+use crate::seeding::{Init, gather, some_of};
 use crate::{HostClusterer, unit_rows};
 use pauc_kernels::distance::{Packed, nearest};
 use pauc_traits::clusterer::{FitContext, FitReport, RowsOnDevice};
@@ -152,11 +152,7 @@ impl KMeans {
             return Ok(Clustering { k, dim, centroids, assignments, report });
         }
         let subset = self.max_points_per_centroid.map(|most| most.get().saturating_mul(k)).filter(|m| *m < n);
-        let sampled: Option<Vec<f32>> = subset.map(|size| {
-            let mut chosen = rand::seq::index::sample(&mut random(0, SUBSET), n, size).into_vec();
-            chosen.sort_unstable();
-            chosen.iter().flat_map(|i| rows.row(*i)).copied().collect()
-        });
+        let sampled = subset.map(|size| gather(rows, &some_of(n, size, &mut random(0, SUBSET))));
         let fitted = sampled.as_deref().map_or(rows, |data| Rows::new(data, dim));
         let lloyd = Lloyd {
             iterations: self.iterations.get(),

@@ -49,7 +49,7 @@ impl Lloyd {
     /// # Shapes
     /// rows (N, D), centroids K·D with K ≤ N
     pub fn run(&self, rows: Rows<'_>, centroids: Vec<f32>, rng: &mut Stream) -> Fit {
-        let Ok(fit) = self.iterate(&mut OnHost { rows, found: None }, rows.cols, centroids, rng);
+        let Ok(fit) = self.iterate(OnHost { rows, found: None }, rows.cols, centroids, rng);
         fit
     }
 
@@ -64,13 +64,13 @@ impl Lloyd {
         centroids: Vec<f32>,
         rng: &mut Stream,
     ) -> Result<Fit> {
-        let mut steps = OnDevice { rows, index: Vec::new(), square: Vec::new() };
-        self.iterate(&mut steps, cols, centroids, rng)
+        let steps = OnDevice { rows, index: Vec::new(), square: Vec::new() };
+        self.iterate(steps, cols, centroids, rng)
     }
 
     fn iterate<W: Steps>(
         &self,
-        work: &mut W,
+        mut work: W,
         dim: usize,
         mut centroids: Vec<f32>,
         rng: &mut Stream,
@@ -89,7 +89,7 @@ impl Lloyd {
             objective.push(now);
             let settled = split_now == 0 && (previous == index || (self.tolerance > 0.0 && small));
             if objective.len() > self.iterations || settled {
-                let (index, square) = (index.to_vec(), square.to_vec());
+                let (index, square) = work.into_found();
                 return Ok(Fit { centroids, index, square, objective, moved, splits });
             }
             // The mean of the same rows is the same, unless a split or a scaling has changed the centroid since.
@@ -117,6 +117,8 @@ trait Steps {
     fn nearest(&mut self, centroids: &[f32]) -> Result<(), Self::Error>;
     /// The nearest centroids and the squared distances to them.
     fn found(&self) -> (&[u32], &[f32]);
+    /// The same, kept.
+    fn into_found(self) -> (Vec<u32>, Vec<f32>);
     /// Replaces the centroids that are `stale` by the means of the rows that are nearest to them, and returns the sizes.
     fn means(&mut self, centroids: &mut [f32], stale: &[bool]) -> Result<Vec<usize>, Self::Error>;
 }
@@ -141,6 +143,10 @@ impl Steps for OnHost<'_> {
         self.found.as_ref().map_or((&[], &[]), |f| (&f.index, &f.square))
     }
 
+    fn into_found(self) -> (Vec<u32>, Vec<f32>) {
+        self.found.map_or_else(Default::default, |f| (f.index, f.square))
+    }
+
     fn means(&mut self, centroids: &mut [f32], stale: &[bool]) -> Result<Vec<usize>, Self::Error> {
         let index = self.found.as_ref().map_or(&[][..], |f| &f.index);
         Ok(means_of(self.rows, index, centroids, stale))
@@ -163,6 +169,10 @@ impl Steps for OnDevice<'_> {
 
     fn found(&self) -> (&[u32], &[f32]) {
         (&self.index, &self.square)
+    }
+
+    fn into_found(self) -> (Vec<u32>, Vec<f32>) {
+        (self.index, self.square)
     }
 
     fn means(&mut self, centroids: &mut [f32], stale: &[bool]) -> Result<Vec<usize>> {

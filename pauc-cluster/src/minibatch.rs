@@ -3,7 +3,7 @@
 use crate::HostClusterer;
 use crate::host::enough;
 use crate::lloyd::{members, refill, report};
-use crate::seeding::{Init, gather};
+use crate::seeding::{Init, gather, some_of};
 use pauc_kernels::distance::{Packed, add_rows, nearest};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::Rows;
@@ -69,10 +69,7 @@ impl MiniBatchKMeans {
         if most >= rows.rows {
             return gather(rows, &self.init.choose(rows, k, rng));
         }
-        let mut some: Vec<u32> =
-            rand::seq::index::sample(rng, rows.rows, most).into_iter().map(|i| i as u32).collect();
-        some.sort_unstable();
-        let some = gather(rows, &some);
+        let some = gather(rows, &some_of(rows.rows, most, rng));
         let some = Rows::new(&some, rows.cols);
         gather(some, &self.init.choose(some, k, rng))
     }

@@ -37,6 +37,13 @@ impl Init {
     }
 }
 
+/// `most` of the numbers 0..n, drawn at random, in ascending order: rows of a file are then read from front to end.
+pub fn some_of(n: usize, most: usize, rng: &mut Stream) -> Vec<u32> {
+    let mut chosen: Vec<u32> = rand::seq::index::sample(rng, n, most).into_iter().map(|i| i as u32).collect();
+    chosen.sort_unstable();
+    chosen
+}
+
 /// The rows with these numbers, one after the other. They are read in ascending order, whatever order they are given in:
 /// they may be a mapped file larger than memory.
 pub fn gather(rows: Rows<'_>, chosen: &[u32]) -> Vec<f32> {
