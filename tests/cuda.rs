@@ -272,6 +272,34 @@ fn k_means_equals_that_of_the_cpu() {
     }
 }
 
+/// The same rows are drawn where the device computes the distances, and those are what they say.
+#[test]
+fn k_means_starts_from_the_rows_that_it_starts_from_on_the_cpu() {
+    use pauc::cluster::seeding::Init;
+    use pauc::traits::probe::Rows;
+    use pauc::traits::rng::{Purpose, stream};
+    let (dim, data) = (11, clustered(100, 11, 20));
+    let rows = Rows::new(&data, dim);
+    let mut on = device().rows_on_device(&data, dim).unwrap().unwrap();
+    let mut square = vec![f32::INFINITY; 100];
+    square[20] = 0.25;
+    on.lower(&data[..5 * dim], &mut square).unwrap();
+    on.lower(&data[40 * dim..70 * dim], &mut square).unwrap();
+    for (i, (x, got)) in rows.iter().zip(&square).enumerate() {
+        let to =
+            |c: usize| x.iter().zip(rows.row(c)).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+        let want = (0..5).chain(40..70).map(to).fold(f64::INFINITY, f64::min);
+        let want = if i == 20 { want.min(0.25) } else { want };
+        assert!((f64::from(*got) - want).abs() <= 1e-5 * want, "row {i}: {got} for {want}");
+    }
+    assert!(on.lower(&data[..dim], &mut square[..9]).unwrap_err().to_string().contains("9 distances of 100"));
+    for seed in 0..2 {
+        let rng = || stream(seed, Purpose::Cluster, 0, 0, 0);
+        let got = Init::KMeansPlusPlus.choose_on(&mut *on, rows, 80, &mut rng()).unwrap();
+        assert_eq!(got, Init::KMeansPlusPlus.choose(rows, 80, &mut rng()));
+    }
+}
+
 /// What is made again is what was kept, and a step gives the same bits every time.
 #[test]
 fn steps_repeat_bit_by_bit_and_with_less_memory() {

@@ -168,7 +168,14 @@ impl KMeans {
         let mut run = |redo: usize| -> Result<Fit> {
             let start = match warm {
                 Some(last) if redo == 0 => last.centroids.clone(),
-                _ => gather(fitted, &self.init.choose(fitted, k, &mut random(redo, SEEDING))),
+                _ => {
+                    let mut rng = random(redo, SEEDING);
+                    let chosen = match &mut on {
+                        Some(on) => self.init.choose_on(&mut ***on, fitted, k, &mut rng)?,
+                        None => self.init.choose(fitted, k, &mut rng),
+                    };
+                    gather(fitted, &chosen)
+                }
             };
             let mut rng = random(redo, SPLITS);
             match &mut on {
@@ -185,8 +192,16 @@ impl KMeans {
         }
         let Fit { centroids, mut index, objective, moved, splits, .. } = best;
         if sampled.is_some() {
-            index = vec![0; n];
-            nearest(rows.data, &Packed::new(&centroids, dim), &mut index, &mut vec![0.0; n]);
+            // The subset makes room for all.
+            drop(own);
+            index = match lend(rows)? {
+                Some(mut all) => all.nearest(&centroids)?.0,
+                None => {
+                    let mut index = vec![0; n];
+                    nearest(rows.data, &Packed::new(&centroids, dim), &mut index, &mut vec![0.0; n]);
+                    index
+                }
+            };
         }
         let assignments: Vec<Option<u32>> = index.into_iter().map(Some).collect();
         let report = report(objective, splits.iter().sum(), assignments.iter().copied(), k);

@@ -182,8 +182,47 @@ impl Steps for OnDevice<'_> {
     }
 }
 
+/// Rows that are sorted by their clusters in one piece.
+const PIECE: usize = 1 << 16;
+
 /// The rows of each cluster in ascending order, one cluster after the other, and where each begins.
 pub fn members(index: &[u32], k: usize) -> (Vec<u32>, Vec<usize>) {
+    if index.len() <= PIECE {
+        return members_from(0, index, k);
+    }
+    // Each piece by itself, and then each cluster's rows of all pieces one after the other.
+    let threads = rayon::current_num_threads();
+    let size = index.len().div_ceil(threads).max(PIECE);
+    let pieces: Vec<_> =
+        index.par_chunks(size).enumerate().map(|(i, piece)| members_from(i * size, piece, k)).collect();
+    let mut starts = vec![0; k + 1];
+    for c in 0..k {
+        starts[c + 1] = starts[c] + pieces.iter().map(|(_, starts)| starts[c + 1] - starts[c]).sum::<usize>();
+    }
+    let mut order = vec![0; index.len()];
+    let (mut runs, mut rest) = (Vec::new(), &mut order[..]);
+    let share = k.div_ceil(4 * threads).max(1);
+    for first in (0..k).step_by(share) {
+        let end = k.min(first + share);
+        let (run, after) = rest.split_at_mut(starts[end] - starts[first]);
+        runs.push((first..end, run));
+        rest = after;
+    }
+    runs.into_par_iter().for_each(|(clusters, mut run)| {
+        for c in clusters {
+            for (order, starts) in &pieces {
+                let own = &order[starts[c]..starts[c + 1]];
+                let (to, after) = run.split_at_mut(own.len());
+                to.copy_from_slice(own);
+                run = after;
+            }
+        }
+    });
+    (order, starts)
+}
+
+/// [`members`] of the rows from number `from` on.
+fn members_from(from: usize, index: &[u32], k: usize) -> (Vec<u32>, Vec<usize>) {
     let mut starts = vec![0usize; k + 1];
     index.iter().for_each(|c| starts[*c as usize + 1] += 1);
     for c in 0..k {
@@ -191,7 +230,7 @@ pub fn members(index: &[u32], k: usize) -> (Vec<u32>, Vec<usize>) {
     }
     let (mut next, mut order) = (starts.clone(), vec![0u32; index.len()]);
     for (i, c) in index.iter().enumerate() {
-        order[next[*c as usize]] = i as u32;
+        order[next[*c as usize]] = (from + i) as u32;
         next[*c as usize] += 1;
     }
     (order, starts)
@@ -406,6 +445,23 @@ mod tests {
         assert_eq!(other.index, plain.index);
         let back: Vec<f32> = turned(&other.centroids);
         assert!(close(&back, &plain.centroids));
+    }
+
+    #[test]
+    fn rows_are_sorted_by_cluster_alike_in_one_piece_and_in_several() {
+        let n = 2 * PIECE + 77;
+        for k in [1, 3, 1000] {
+            // Squares leave half of the thousand clusters without rows.
+            let index: Vec<u32> = (0..n).map(|i| (i * i % 997 % k) as u32).collect();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+            let (order, starts) = pool.install(|| members(&index, k));
+            assert_eq!((&order, &starts), (&members_from(0, &index, k).0, &members_from(0, &index, k).1));
+            assert_eq!((starts[k], starts.len()), (n, k + 1));
+            assert!((0..k).all(|c| {
+                let own = &order[starts[c]..starts[c + 1]];
+                own.is_sorted() && own.iter().all(|i| index[*i as usize] as usize == c)
+            }));
+        }
     }
 
     #[test]

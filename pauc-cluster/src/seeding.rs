@@ -1,10 +1,13 @@
 //! Where k-means starts.
 
 use pauc_kernels::distance::{Packed, lower_to, nearest, squared_distance};
+use pauc_traits::Result;
+use pauc_traits::clusterer::RowsOnDevice;
 use pauc_traits::probe::Rows;
 use pauc_traits::rng::Stream;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
 
 /// How the first centroids are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,22 +27,51 @@ const FEW: usize = 16;
 impl Init {
     /// k distinct rows. `k` must not exceed the number of rows.
     pub fn choose(self, rows: Rows<'_>, k: usize, rng: &mut Stream) -> Vec<u32> {
+        let Ok(chosen) = self.choose_by(rows, k, rng, lower_on_host(rows));
+        chosen
+    }
+
+    /// [`Init::choose`] of rows that also lie in a device's memory, where their distances are computed; `rows` is read
+    /// for those that are drawn.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn choose_on(
+        self,
+        device: &mut dyn RowsOnDevice,
+        rows: Rows<'_>,
+        k: usize,
+        rng: &mut Stream,
+    ) -> Result<Vec<u32>> {
+        self.choose_by(rows, k, rng, |centroids, square| device.lower(centroids, square))
+    }
+
+    fn choose_by<E>(
+        self,
+        rows: Rows<'_>,
+        k: usize,
+        rng: &mut Stream,
+        lower: impl FnMut(&[f32], &mut [f32]) -> Result<(), E>,
+    ) -> Result<Vec<u32>, E> {
         match self {
-            Init::Random => {
-                rand::seq::index::sample(rng, rows.rows, k).into_iter().map(|i| i as u32).collect()
-            }
+            Init::Random => Ok(distinct(rows.rows, k, rng)),
             // While there are few centroids, each changes the weights a lot and most of a large batch would be refused.
             Init::KMeansPlusPlus => {
                 let draws = |chosen: usize| if chosen < 64 { chosen / 4 } else { chosen / 2 };
-                plus_plus(rows, k, rng, |chosen| draws(chosen).clamp(1, BATCH))
+                plus_plus(rows, k, rng, |chosen| draws(chosen).clamp(1, BATCH), lower)
             }
         }
     }
 }
 
+/// k of the numbers 0..n, drawn at random.
+fn distinct(n: usize, k: usize, rng: &mut Stream) -> Vec<u32> {
+    rand::seq::index::sample(rng, n, k).into_iter().map(|i| i as u32).collect()
+}
+
 /// `most` of the numbers 0..n, drawn at random, in ascending order: rows of a file are then read from front to end.
 pub fn some_of(n: usize, most: usize, rng: &mut Stream) -> Vec<u32> {
-    let mut chosen: Vec<u32> = rand::seq::index::sample(rng, n, most).into_iter().map(|i| i as u32).collect();
+    let mut chosen = distinct(n, most, rng);
     chosen.sort_unstable();
     chosen
 }
@@ -61,30 +93,48 @@ pub fn gather(rows: Rows<'_>, chosen: &[u32]) -> Vec<f32> {
     data
 }
 
+/// Lowers weights on the host, for [`plus_plus`].
+fn lower_on_host(rows: Rows<'_>) -> impl FnMut(&[f32], &mut [f32]) -> Result<(), Infallible> {
+    let (mut index, mut square) = (Vec::new(), Vec::new());
+    move |centroids, weight| {
+        if centroids.len() <= FEW * rows.cols {
+            lower_to(rows.data, centroids, rows.cols, weight);
+            return Ok(());
+        }
+        index.resize(rows.rows, 0);
+        square.resize(rows.rows, 0.0);
+        nearest(rows.data, &Packed::new(centroids, rows.cols), &mut index, &mut square);
+        weight.iter_mut().zip(&square).for_each(|(weight, square)| *weight = weight.min(*square));
+        Ok(())
+    }
+}
+
 /// D² sampling, exactly, with a pass over the rows for a batch of centroids instead of for each.
 ///
 /// Candidates are drawn with the weights from before the batch. One that is drawn with the stale weight w and has
 /// the true weight w' ≤ w (its distance to the batch's earlier members included) is kept with probability w'/w:
 /// rejection sampling, so what is kept has the distribution of drawing one at a time.
-fn plus_plus(rows: Rows<'_>, k: usize, rng: &mut Stream, draws: impl Fn(usize) -> usize) -> Vec<u32> {
+///
+/// `lower(centroids, weight)` lowers each row's weight to its squared distance to the nearest of the centroids.
+fn plus_plus<E>(
+    rows: Rows<'_>,
+    k: usize,
+    rng: &mut Stream,
+    draws: impl Fn(usize) -> usize,
+    mut lower: impl FnMut(&[f32], &mut [f32]) -> Result<(), E>,
+) -> Result<Vec<u32>, E> {
     let n = rows.rows;
     let (mut weight, mut taken) = (vec![f32::INFINITY; n], vec![false; n]);
-    let (mut index, mut square, mut cumulative) = (vec![0u32; n], vec![0.0f32; n], vec![0.0f64; n]);
+    let mut cumulative = vec![0.0f64; n];
     let mut chosen: Vec<u32> = Vec::with_capacity(k);
     let mut batch: Vec<u32> = vec![rng.gen_range(0..n) as u32];
     loop {
         batch.iter().for_each(|i| taken[*i as usize] = true);
         chosen.extend(&batch);
         if chosen.len() == k {
-            return chosen;
+            return Ok(chosen);
         }
-        let centroids = gather(rows, &batch);
-        if batch.len() <= FEW {
-            lower_to(rows.data, &centroids, rows.cols, &mut weight);
-        } else {
-            nearest(rows.data, &Packed::new(&centroids, rows.cols), &mut index, &mut square);
-            weight.iter_mut().zip(&square).for_each(|(weight, square)| *weight = weight.min(*square));
-        }
+        lower(&gather(rows, &batch), &mut weight)?;
         batch.iter().for_each(|i| weight[*i as usize] = 0.0);
         let mut total = 0.0f64;
         for (weight, cumulative) in weight.iter().zip(&mut cumulative) {
@@ -97,7 +147,7 @@ fn plus_plus(rows: Rows<'_>, k: usize, rng: &mut Stream, draws: impl Fn(usize) -
             let left: Vec<u32> = (0..n as u32).filter(|i| !taken[*i as usize]).collect();
             let drawn = rand::seq::index::sample(rng, left.len(), k - chosen.len());
             chosen.extend(drawn.into_iter().map(|i| left[i]));
-            return chosen;
+            return Ok(chosen);
         }
         for _ in 0..draws(chosen.len()).min(k - chosen.len()) {
             let (position, keep) = (rng.gen_range(0.0..total), rng.r#gen::<f64>());
@@ -183,7 +233,8 @@ mod tests {
         let mut seen = std::collections::BTreeMap::<Vec<usize>, f64>::new();
         for seed in 0..runs {
             // Batches from the first centroid on, so that refusals matter.
-            let chosen = plus_plus(Rows::new(&data, 1), 4, &mut rng(seed), |_| 8);
+            let rows = Rows::new(&data, 1);
+            let Ok(chosen) = plus_plus(rows, 4, &mut rng(seed), |_| 8, lower_on_host(rows));
             let mut set: Vec<usize> = chosen.iter().map(|i| *i as usize).collect();
             set.sort_unstable();
             *seen.entry(set).or_default() += 1.0 / runs as f64;

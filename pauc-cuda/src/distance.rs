@@ -1,9 +1,8 @@
 //! Nearest centroids: products through cuBLAS, tile by tile, with the arg-min fused behind them.
 
-use crate::rows::{Factor, product};
+use crate::rows::{Factor, column_sums, product};
 use crate::{Buffer, Context, Error, Result, args};
 use cudarc::driver::{CudaSlice, DevicePtr};
-use pauc_kernels::distance::{biases, mean_row};
 use std::rc::Rc;
 
 /// Elements of a tile of scores: 256 MiB.
@@ -17,7 +16,7 @@ pub struct Rows {
     count: usize,
     dim: usize,
     index: CudaSlice<u32>,
-    square: Buffer,
+    square: CudaSlice<f32>,
     scores: Option<Buffer>,
 }
 
@@ -38,7 +37,7 @@ impl Rows {
             count,
             dim,
             index: on.device().alloc_zeros(count.max(1))?,
-            square: Buffer::zeros(on, count)?,
+            square: on.device().alloc_zeros(count.max(1))?,
             scores: None,
         })
     }
@@ -57,17 +56,47 @@ impl Rows {
     /// # Errors
     /// If the centroids have another width, or the device fails.
     pub fn nearest(&mut self, centroids: &[f32]) -> Result<(Vec<u32>, Vec<f32>)> {
-        let k = self.centroids(centroids)?;
+        self.compare(centroids, false)?;
         if self.count == 0 {
             return Ok(Default::default());
         }
+        let device = self.on.device();
+        Ok((device.dtoh_sync_copy(&self.index)?, device.dtoh_sync_copy(&self.square)?))
+    }
+
+    /// Lowers each row's `square` to the squared distance to the nearest of these centroids, where that is lower.
+    ///
+    /// # Errors
+    /// If lengths disagree, or the device fails.
+    pub fn lower(&mut self, centroids: &[f32], square: &mut [f32]) -> Result<()> {
+        if square.len() != self.count {
+            let message = format!("{} distances of {} rows", square.len(), self.count);
+            return Err(Error::Length { operation: "lower", message });
+        }
+        if square.is_empty() {
+            return Ok(());
+        }
+        let device = self.on.device().clone();
+        device.htod_sync_copy_into(square, &mut self.square)?;
+        self.compare(centroids, true)?;
+        Ok(device.dtoh_sync_copy_into(&self.square, square)?)
+    }
+
+    /// Finds each row's nearest centroid and the squared distance to it; if `lower`, distances that are smaller already
+    /// stay.
+    fn compare(&mut self, centroids: &[f32], lower: bool) -> Result<()> {
+        let k = self.centroids(centroids)?;
+        if self.count == 0 {
+            return Ok(());
+        }
         let (on, dim) = (self.on.clone(), self.dim);
         // Around their mean, which keeps the digits of features that lie far from the origin.
-        let origin = mean_row(centroids, dim);
-        let around: Vec<f32> = centroids.iter().zip(origin.iter().cycle()).map(|(c, m)| c - m).collect();
-        let bias: Vec<f32> = biases(centroids, &origin).into_iter().map(|b| b as f32).collect();
-        let (around, bias) = (Buffer::from_host(&on, &around)?, Buffer::from_host(&on, &bias)?);
-        let exact = Buffer::from_host(&on, centroids)?;
+        let (exact, mut sums) = (Buffer::from_host(&on, centroids)?, Buffer::zeros(&on, dim)?);
+        column_sums(&on, exact.view(), &mut sums)?;
+        let (around, bias) = (Buffer::any(&on, k * dim)?, Buffer::any(&on, k)?);
+        let args = args![&exact, &sums, k as u32, dim as u32, &around, &bias];
+        // SAFETY: the centroids and what becomes of them are k rows of dim, the sums dim, the biases k.
+        unsafe { on.launch("pauc_around", k, args) }?;
         let tile = (TILE / k).clamp(1, self.count);
         let scores = match self.scores.take() {
             Some(scores) if scores.len() >= tile * k => scores,
@@ -85,13 +114,13 @@ impl Rows {
                 scores.view_mut(),
             )?;
             let index = *self.index.device_ptr() + (start * size_of::<u32>()) as u64;
-            let square = self.square.view().part(start, some);
-            let args = args![&scores, &bias, x, &exact, k as u32, dim as u32, index, square];
+            let square = *self.square.device_ptr() + (start * size_of::<f32>()) as u64;
+            let args = args![&scores, &bias, x, &exact, k as u32, dim as u32, lower, index, square];
             // SAFETY: there are so many rows of scores of k, features of dim, indices and distances.
             unsafe { on.launch("pauc_nearest", some, args) }?;
         }
         self.scores = Some(scores);
-        Ok((on.device().dtoh_sync_copy(&self.index)?, self.square.to_host()?))
+        Ok(())
     }
 
     /// Replaces each centroid that has rows by their mean; the rows of centroid c are `order[starts[c]..starts[c + 1]]`.

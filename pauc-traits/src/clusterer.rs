@@ -63,6 +63,15 @@ pub trait RowsOnDevice {
     /// If the device fails.
     fn nearest(&mut self, centroids: &[f32]) -> Result<(Vec<u32>, Vec<f32>)>;
 
+    /// Lowers each row's `square` to the squared distance to the nearest of these centroids, where that is lower.
+    ///
+    /// # Shapes
+    /// centroids (K, D), row-major; square N
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn lower(&mut self, centroids: &[f32], square: &mut [f32]) -> Result<()>;
+
     /// Replaces each centroid that has rows by their mean. The rows of centroid c are `order[starts[c]..starts[c + 1]]`, and
     /// are summed in that order.
     ///

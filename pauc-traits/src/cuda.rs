@@ -103,6 +103,10 @@ impl RowsOnDevice for pauc_cuda::distance::Rows {
         pauc_cuda::distance::Rows::nearest(self, centroids).on_device()
     }
 
+    fn lower(&mut self, centroids: &[f32], square: &mut [f32]) -> Result<()> {
+        pauc_cuda::distance::Rows::lower(self, centroids, square).on_device()
+    }
+
     fn means(&mut self, order: &[u32], starts: &[usize], centroids: &mut [f32]) -> Result<()> {
         pauc_cuda::distance::Rows::means(self, order, starts, centroids).on_device()
     }

@@ -1,9 +1,23 @@
 // Nearest centroids and means of rows.
 
+// One centroid c a block, around the mean m of all, sums / K: c - m, and (|c|^2 - |m|^2) / 2, which is half the squared distance
+// to a row, but for what all centroids have in common, when the row's product with c - m is taken away.
+extern "C" __global__ void pauc_around(const float *centroids, const float *sums, unsigned K, unsigned D, float *around, float *bias) {
+    size_t c = blockIdx.x;
+    double square = 0;
+    for (unsigned d = threadIdx.x; d < D; d += THREADS) {
+        float v = centroids[c * D + d], m = sums[d] / K;
+        around[c * D + d] = v - m;
+        square += (double)v * v - (double)m * m;
+    }
+    square = block_sum(square);
+    if (threadIdx.x == 0) bias[c] = (float)(square / 2);
+}
+
 // For each row of a tile, one a block: the centroid with the smallest bias - score, the lowest among equals, and the squared
-// distance to it from differences.
+// distance to it from differences; if `lower`, a smaller distance from before stays.
 extern "C" __global__ void pauc_nearest(const float *scores, const float *bias, const float *x, const float *centroids, unsigned K,
-                                        unsigned D, unsigned *index, float *square) {
+                                        unsigned D, unsigned lower, unsigned *index, float *square) {
     __shared__ float least[MOST_THREADS];
     __shared__ unsigned from[MOST_THREADS];
     size_t row = blockIdx.x;
@@ -39,7 +53,7 @@ extern "C" __global__ void pauc_nearest(const float *scores, const float *bias, 
     sum = block_sum(sum);
     if (threadIdx.x == 0) {
         index[row] = nearest;
-        square[row] = (float)sum;
+        square[row] = lower ? fminf(square[row], (float)sum) : (float)sum;
     }
 }
 
