@@ -300,6 +300,114 @@ fn k_means_starts_from_the_rows_that_it_starts_from_on_the_cpu() {
     }
 }
 
+/// The rows of a bank by descending score, equal ones by number, from a full sort. Small whole numbers make products exact.
+#[test]
+fn the_highest_scores_are_those_of_a_full_sort() {
+    use pauc::traits::probe::Rows;
+    let whole = |n: usize, step: usize| (0..n).map(move |i| (i * i * step / 7 % 5) as f32 - 2.0);
+    let (n, dim) = (33_000, 3);
+    let mut bank: Vec<f32> = whole(n * dim, 13).collect();
+    // Along the last axis each row is better than all before.
+    bank.iter_mut().skip(2).step_by(dim).enumerate().for_each(|(i, v)| *v = i as f32 / 16.0);
+    let queries = [1.0, 0.0, 0.0, 2.0, -1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0, 2.0, -0.5];
+    let mut shift: Vec<f32> = whole(n, 5).map(|v| v / 2.0).collect();
+    shift[7] = f32::NEG_INFINITY;
+    let dev = device();
+    let on = dev.probes_on_device().unwrap();
+    for (n, k, shift) in [(n, 300, None), (n, 1024, Some(&shift)), (2, 1, None), (40, 60, Some(&shift))] {
+        let (bank, shift) = (&bank[..n * dim], shift.map(|s| &s[..n]));
+        let (queries, bank) = (Rows::new(&queries, dim), Rows::new(bank, dim));
+        let got = on.highest(queries, bank, shift, k).unwrap().unwrap();
+        assert_eq!(got.len(), queries.rows);
+        for (q, got) in queries.iter().zip(got) {
+            let score = |i: usize| {
+                bank.row(i).iter().zip(q).map(|(a, b)| a * b).sum::<f32>() + shift.map_or(0.0, |s| s[i])
+            };
+            let mut want: Vec<(f32, u32)> = (0..n).map(|i| (score(i), i as u32)).collect();
+            want.retain(|w| w.0.is_finite());
+            want.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            want.truncate(k);
+            assert!(got == want, "{k} of {n} for {q:?}");
+        }
+    }
+    let (queries, bank) = (Rows::new(&queries, dim), Rows::new(&bank, dim));
+    assert!(on.highest(queries, bank, None, 1025).unwrap().is_none());
+}
+
+/// What probes measure of overlapping classes, with the device and without.
+fn measured(probe: &str, device: Option<&dyn pauc::traits::probe::ProbesOnDevice>) -> Vec<(String, f64)> {
+    use pauc::traits::probe::{ProbeContext, Rows, SplitView};
+    let (dim, classes) = (9, 4);
+    let split = |n: usize, phase: f64| {
+        let labels: Vec<u32> = (0..n).map(|i| (i * 7 % 11 % classes) as u32).collect();
+        let noise = pattern(n * dim, phase);
+        let value = |i: usize| noise[i] + if i % dim == labels[i / dim] as usize { 0.8 } else { 0.0 };
+        let rows: Vec<f32> = (0..n * dim).map(value).collect();
+        (rows, labels)
+    };
+    let ((train, labels), (test, tests)) = (split(170, 0.3), split(60, 1.9));
+    fn view<'a>(rows: &'a [f32], dim: usize, labels: &'a [u32]) -> SplitView<'a> {
+        let rows = Rows::new(rows, dim);
+        SplitView { features: rows, embeddings: rows, labels: Some(labels), images: None }
+    }
+    let context = ProbeContext {
+        train: view(&train, dim, &labels),
+        test: Some(view(&test, dim, &tests)),
+        classes,
+        levels: &[],
+        concentrations: &[],
+        seed: 1,
+        network: None,
+        device,
+    };
+    let metrics = Configured::<kind::Probe>::parse(probe).unwrap().measure(&context).unwrap();
+    metrics.into_iter().map(|m| (m.name, m.value)).collect()
+}
+
+/// A device that counts what it is asked for.
+struct Counted<'a> {
+    dev: &'a dyn pauc::traits::probe::ProbesOnDevice,
+    asked: std::cell::Cell<usize>,
+}
+
+impl pauc::traits::probe::ProbesOnDevice for Counted<'_> {
+    fn highest(
+        &self,
+        queries: pauc::traits::probe::Rows<'_>,
+        bank: pauc::traits::probe::Rows<'_>,
+        shift: Option<&[f32]>,
+        k: usize,
+    ) -> pauc::traits::Result<Option<Vec<pauc::traits::probe::Neighbours>>> {
+        self.asked.set(self.asked.get() + 1);
+        self.dev.highest(queries, bank, shift, k)
+    }
+}
+
+/// Metrics agree but for one sample in sixty, whose vote may hang on a rounding.
+fn same_metrics(probes: &[(&str, usize)]) {
+    let dev = device();
+    for (probe, asked) in probes {
+        let counted = Counted { dev: dev.probes_on_device().unwrap(), asked: Default::default() };
+        let (got, want) = (measured(probe, Some(&counted)), measured(probe, None));
+        assert_eq!(counted.asked.get(), *asked, "{probe}");
+        assert!(!want.is_empty() && got.len() == want.len());
+        for ((name, got), (same, want)) in got.iter().zip(&want) {
+            assert_eq!(name, same);
+            assert!((got - want).abs() <= 1.0 / 60.0 + 1e-9, "{name}: {got} for {want}");
+        }
+    }
+}
+
+#[test]
+fn neighbours_vote_as_on_the_cpu() {
+    same_metrics(&[
+        ("Knn(k: 7)", 1),
+        ("KnnGrid(k: [1, 30, 500])", 2),
+        ("Retrieval()", 1),
+        ("LowShot(probe: Knn(k: 3), labels: PerClass(20))", 1),
+    ]);
+}
+
 /// What is made again is what was kept, and a step gives the same bits every time.
 #[test]
 fn steps_repeat_bit_by_bit_and_with_less_memory() {

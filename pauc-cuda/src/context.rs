@@ -194,6 +194,18 @@ impl Context {
         Ok(())
     }
 
+    /// Does something with products in `f32`, whatever [`Context::math`] says.
+    ///
+    /// # Errors
+    /// If cuBLAS does not take it, and those of what is done.
+    pub fn in_f32<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let math = self.math();
+        self.set_math(Math::F32)?;
+        let done = work();
+        self.set_math(math)?;
+        done
+    }
+
     /// cuDNN on the device's stream.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ macro_rules! files {
 
 /// All files.
 pub(crate) const FILES: &[File] =
-    files!["elementwise", "norm", "maps", "rows", "distance", "softmax", "tokens"];
+    files!["elementwise", "norm", "maps", "rows", "distance", "softmax", "tokens", "neighbours"];
 
 impl File {
     /// The kernels' names.

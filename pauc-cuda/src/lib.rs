@@ -10,6 +10,7 @@
 //! | `elementwise` | moving averages, norms, optimiser steps |
 //! | `conv`, `norm`, `maps` | convolutions, batch normalisation with residual and ReLU, pooling |
 //! | `distance` | nearest centroids, means of rows |
+//! | `neighbours` | the search behind probes |
 //! | `tokens` | layer normalisation, heads, attention's softmax, GELU |
 //! | `softmax` | cross-entropy against large banks, tile by tile |
 //! | `events` | times of the device's own work |
@@ -31,6 +32,7 @@ pub mod library;
 mod link;
 pub mod maps;
 pub mod memory;
+pub mod neighbours;
 pub mod norm;
 pub mod probe;
 pub mod rows;

@@ -78,6 +78,7 @@ mod tests {
             concentrations: &[],
             seed: 0,
             network: None,
+            device: None,
         };
         let probe = Coagulation { space: Space::Embeddings, every: None, at: Moment::End };
         probe.measure(&context)

@@ -200,6 +200,7 @@ mod tests {
             concentrations: &[],
             seed: 0,
             network: Some(&Scale),
+            device: None,
         };
         let probe: FineTune = pauc_traits::open_set::options()
             .from_str("(lr: 0.5, head_lr: 2.0, epochs: 10, batch: 4, decay: Step(0.5))")

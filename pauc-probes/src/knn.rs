@@ -3,7 +3,8 @@
 use crate::spectrum::mean;
 use crate::{Moment, Space, check, largest, same_width, when};
 use pauc_kernels::gemm::{Strides, gemm};
-use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
+pub use pauc_traits::probe::Neighbours;
+use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, Rows, When};
 use pauc_traits::{Count, Positive, Probe, Result, Span, component};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -43,7 +44,10 @@ impl Probe for Knn {
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
         let Some(on) = self.space.labelled(context) else { return Ok(Vec::new()) };
         let (k, t) = (self.k.get(), self.temperature.get());
-        let value = knn_accuracy(on.train, on.labels, on.test, on.test_labels, k, t, context.classes)?;
+        on.check("k-nearest neighbours", context.classes)?;
+        let nearest = neighbours_on(context.device, on.train, on.test, k, Distance::Cosine)?;
+        let votes = votes(&nearest, on.labels, t, context.classes);
+        let value = share_right(&votes, on.test_labels, context.classes);
         Ok(vec![Metric::new(format!("knn/cos/k{k}/t{t}{}", self.space.suffix()), value)])
     }
 }
@@ -66,9 +70,13 @@ pub fn knn_accuracy(
 ) -> Result<f64> {
     check("k-nearest neighbours, test split", test, test_labels, classes)?;
     let votes = knn_votes(train, labels, test, k, temperature, classes)?;
-    let right =
-        votes.chunks_exact(classes).zip(test_labels).filter(|(v, l)| largest(v) == **l as usize).count();
-    Ok(right as f64 / test_labels.len() as f64)
+    Ok(share_right(&votes, test_labels, classes))
+}
+
+/// The share of rows whose class has the most votes.
+fn share_right(votes: &[f64], labels: &[u32], classes: usize) -> f64 {
+    let right = votes.chunks_exact(classes).zip(labels).filter(|(v, l)| largest(v) == **l as usize).count();
+    right as f64 / labels.len() as f64
 }
 
 /// Each test row's votes for every class: Σ exp((cos − cos₁)/T) over its neighbours, where cos₁ is the cosine of
@@ -88,14 +96,17 @@ pub fn knn_votes(
     classes: usize,
 ) -> Result<Vec<f64>> {
     check("k-nearest neighbours, training split", train, labels, classes)?;
-    let mut votes = vec![0.0; test.rows * classes];
-    let nearest = neighbours(train, test, k, Distance::Cosine)?;
-    votes.par_chunks_mut(classes).zip(&nearest).for_each(|(votes, nearest)| {
+    Ok(votes(&neighbours(train, test, k, Distance::Cosine)?, labels, temperature, classes))
+}
+
+fn votes(nearest: &[Neighbours], labels: &[u32], temperature: f64, classes: usize) -> Vec<f64> {
+    let mut votes = vec![0.0; nearest.len() * classes];
+    votes.par_chunks_mut(classes).zip(nearest).for_each(|(votes, nearest)| {
         for (cosine, index) in nearest {
             votes[labels[*index as usize] as usize] += weight(*cosine, nearest[0].0, temperature);
         }
     });
-    Ok(votes)
+    votes
 }
 
 /// A neighbour's vote: exp((cos − cos₁)/T).
@@ -112,9 +123,6 @@ pub enum Distance {
     Euclidean,
 }
 
-/// A row's neighbours, nearest first: how near each is, and its index.
-pub type Neighbours = Vec<(f32, u32)>;
-
 /// The `k` nearest training rows of each test row. With the cosine comes its value, with the Euclidean distance d the
 /// value −d²/2 up to a constant of the test row. Equal ones go to the lower index; of fewer than `k` rows, all come.
 ///
@@ -124,10 +132,24 @@ pub type Neighbours = Vec<(f32, u32)>;
 /// # Errors
 /// If rows have different widths, or a value is not finite.
 pub fn neighbours(train: Rows<'_>, test: Rows<'_>, k: usize, distance: Distance) -> Result<Vec<Neighbours>> {
+    neighbours_on(None, train, test, k, distance)
+}
+
+/// [`neighbours`] with a device, if there is one, that compares and selects.
+///
+/// # Errors
+/// As [`neighbours`], or if the device fails.
+pub fn neighbours_on(
+    device: Option<&dyn ProbesOnDevice>,
+    train: Rows<'_>,
+    test: Rows<'_>,
+    k: usize,
+    distance: Distance,
+) -> Result<Vec<Neighbours>> {
     crate::finite("k-nearest neighbours, training split", train)?;
     crate::finite("k-nearest neighbours, test split", test)?;
     same_width("k-nearest neighbours", train, test)?;
-    let (bank, queries, shift) = match distance {
+    let (bank, queries, shift): (_, _, Option<Vec<f32>>) = match distance {
         Distance::Cosine => (unit_rows(train), unit_rows(test), None),
         Distance::Euclidean => {
             // −‖x − y‖²/2 = x·y − ‖y‖²/2 − ‖x‖²/2. Without their common mean, little cancels in the difference.
@@ -138,8 +160,14 @@ pub fn neighbours(train: Rows<'_>, test: Rows<'_>, k: usize, distance: Distance)
             (bank, centred(test, &centre), Some(shift))
         }
     };
-    let bank = Bank { rows: &bank, shift, dim: train.cols };
     let k = k.min(train.rows);
+    if let Some(device) = device {
+        let (queries, bank) = (Rows::new(&queries, test.cols), Rows::new(&bank, train.cols));
+        if let Some(found) = device.highest(queries, bank, shift.as_deref(), k)? {
+            return Ok(found);
+        }
+    }
+    let bank = Bank { rows: &bank, shift, dim: train.cols };
     let mut nearest = vec![Vec::new(); test.rows];
     nearest.par_chunks_mut(QUERIES).zip(queries.par_chunks(QUERIES * train.cols)).for_each(
         |(nearest, queries)| bank.search(queries, k).into_iter().zip(nearest).for_each(|(n, to)| *to = n),

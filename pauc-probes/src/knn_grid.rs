@@ -1,6 +1,6 @@
 //! Nearest neighbours at many settings, for one search.
 
-use crate::knn::{Distance, Neighbours, neighbours, weight};
+use crate::knn::{Distance, Neighbours, neighbours_on, weight};
 use crate::{Moment, Space, largest, when};
 use pauc_traits::probe::{Metric, ProbeContext, When};
 use pauc_traits::{Count, Error, Positive, Probe, Result, Span, component};
@@ -64,7 +64,7 @@ impl Probe for KnnGrid {
         let suffix = self.space.suffix();
         let mut metrics = Vec::new();
         for &distance in &self.distance {
-            let nearest = neighbours(on.train, on.test, most, distance)?;
+            let nearest = neighbours_on(context.device, on.train, on.test, most, distance)?;
             let votes: Vec<Vote> = match distance {
                 Distance::Cosine => self.temperature.iter().map(|t| Vote::Weighted(t.get())).collect(),
                 Distance::Euclidean => vec![Vote::Equal],
@@ -125,7 +125,7 @@ fn accuracies(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::knn::knn_accuracy;
+    use crate::knn::{knn_accuracy, neighbours};
     use crate::testing;
     use pauc_traits::probe::Rows;
 

@@ -53,6 +53,7 @@ pub use tsne::{Tsne, TsneOptions, tsne};
 
 use pauc_traits::probe::{ProbeContext, Rows, SplitView, When};
 use pauc_traits::{Error, Result, Span};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// A single moment of a run at which a probe may run.
@@ -159,7 +160,8 @@ fn check(what: &str, rows: Rows<'_>, labels: &[u32], classes: usize) -> Result<(
 
 /// Checks that every value is finite.
 fn finite(what: &str, rows: Rows<'_>) -> Result<()> {
-    match rows.iter().position(|row| row.iter().any(|v| !v.is_finite())) {
+    let bad = |row: &[f32]| row.iter().any(|v| !v.is_finite());
+    match rows.data.par_chunks(rows.cols).position_first(bad) {
         Some(i) => {
             Err(Error::NonFinite { what: what.into(), place: Some(format!("the vector of sample {i}")) })
         }
@@ -191,6 +193,7 @@ mod testing {
             concentrations: &[],
             seed,
             network: None,
+            device: None,
         })
     }
 }

@@ -104,7 +104,16 @@ mod tests {
             images: None,
         };
         let (train, test) = (split(train, labels), Some(split(test, tests)));
-        ProbeContext { train, test, classes: 2, levels: &[], concentrations: &[], seed: 0, network: None }
+        ProbeContext {
+            train,
+            test,
+            classes: 2,
+            levels: &[],
+            concentrations: &[],
+            seed: 0,
+            network: None,
+            device: None,
+        }
     }
 
     fn measure(text: &str, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {

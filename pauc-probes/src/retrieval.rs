@@ -2,7 +2,7 @@
 
 use crate::knn::{products, unit_rows};
 use crate::{Moment, Space, check, when};
-use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
+use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, Rows, When};
 use pauc_traits::{Error, Probe, Result, Span, component};
 use rayon::prelude::*;
 
@@ -38,7 +38,7 @@ impl Probe for Retrieval {
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
         let Some(test) = &context.test else { return Ok(Vec::new()) };
         let Some(labels) = test.labels else { return Ok(Vec::new()) };
-        let found = retrieval(self.space.of(test), labels, context.classes)?;
+        let found = retrieval_on(context.device, self.space.of(test), labels, context.classes)?;
         let name = |what: &str| format!("retrieval/cos/{what}{}", self.space.suffix());
         Ok(vec![
             Metric::new(name("p@1"), found.first),
@@ -70,12 +70,47 @@ pub struct Retrieved {
 /// # Errors
 /// If rows and labels do not belong together, a value is not finite, or no class has two rows.
 pub fn retrieval(rows: Rows<'_>, labels: &[u32], classes: usize) -> Result<Retrieved> {
+    retrieval_on(None, rows, labels, classes)
+}
+
+/// [`retrieval`] with a device, if there is one, that compares and selects.
+///
+/// # Errors
+/// As [`retrieval`], or if the device fails.
+pub fn retrieval_on(
+    device: Option<&dyn ProbesOnDevice>,
+    rows: Rows<'_>,
+    labels: &[u32],
+    classes: usize,
+) -> Result<Retrieved> {
     check("retrieval", rows, labels, classes)?;
     let mut sizes = vec![0usize; classes];
     labels.iter().for_each(|l| sizes[*l as usize] += 1);
     let (unit, dim) = (unit_rows(rows), rows.cols);
-    let score = |q: usize, cosines: &[f32], near: &mut Vec<(f32, u32)>| {
-        let r = sizes[labels[q] as usize] - 1;
+    let others = |q: usize| sizes[labels[q] as usize] - 1;
+    // The scores of a query by its R nearest.
+    let score = |q: usize, near: &[(f32, u32)]| {
+        let r = others(q);
+        let (mut hits, mut precisions) = (0.0, 0.0);
+        for (place, (_, i)) in near.iter().enumerate() {
+            if labels[*i as usize] == labels[q] {
+                hits += 1.0;
+                precisions += hits / (place + 1) as f64;
+            }
+        }
+        let first = near.first().is_some_and(|(_, i)| labels[*i as usize] == labels[q]);
+        [f64::from(u8::from(first)), hits / r as f64, precisions / r as f64]
+    };
+    // One more than the largest R, for a query finds itself as well.
+    let most = sizes.iter().copied().max().unwrap_or(0);
+    let all = Rows::new(&unit, dim);
+    let found = device.map_or(Ok(None), |device| device.highest(all, all, None, most))?;
+    let from_list = |(q, near): (usize, Vec<(f32, u32)>)| {
+        let near: Vec<_> = near.into_iter().filter(|(_, i)| *i as usize != q).take(others(q)).collect();
+        (others(q) > 0).then(|| score(q, &near))
+    };
+    let from_cosines = |q: usize, cosines: &[f32], near: &mut Vec<(f32, u32)>| {
+        let r = others(q);
         if r == 0 {
             return None;
         }
@@ -87,24 +122,19 @@ pub fn retrieval(rows: Rows<'_>, labels: &[u32], classes: usize) -> Result<Retri
             near.truncate(r);
         }
         near.sort_unstable_by(order);
-        let (mut hits, mut precisions) = (0.0, 0.0);
-        for (place, (_, i)) in near.iter().enumerate() {
-            if labels[*i as usize] == labels[q] {
-                hits += 1.0;
-                precisions += hits / (place + 1) as f64;
-            }
-        }
-        let first = f64::from(u8::from(labels[near[0].1 as usize] == labels[q]));
-        Some([first, hits / r as f64, precisions / r as f64])
+        Some(score(q, near))
     };
     // A block of queries against all rows is one product.
     let block = |(b, queries): (usize, &[f32])| -> Vec<[f64; 3]> {
         let (count, mut near) = (queries.len() / dim, Vec::with_capacity(rows.rows));
         let cosines = products(queries, &unit, dim);
         let row = |i: usize| &cosines[i * rows.rows..(i + 1) * rows.rows];
-        (0..count).filter_map(|i| score(b * QUERIES + i, row(i), &mut near)).collect()
+        (0..count).filter_map(|i| from_cosines(b * QUERIES + i, row(i), &mut near)).collect()
     };
-    let scores: Vec<[f64; 3]> = unit.par_chunks(QUERIES * dim).enumerate().flat_map_iter(block).collect();
+    let scores: Vec<[f64; 3]> = match found {
+        Some(lists) => lists.into_par_iter().enumerate().filter_map(from_list).collect(),
+        None => unit.par_chunks(QUERIES * dim).enumerate().flat_map_iter(block).collect(),
+    };
     if scores.is_empty() {
         return Err(Error::config(
             "retrieval: no class has two images in this split, so that nothing can be found",

@@ -587,6 +587,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             concentrations: self.prototypes.as_ref().map_or(&[], |p| &p.concentrations),
             seed: self.plan.recipe.train.seed,
             network,
+            device: self.device.probes_on_device(),
         }
     }
 

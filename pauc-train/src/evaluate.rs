@@ -6,7 +6,7 @@ use pauc_models::network::Network;
 use pauc_traits::Count;
 use pauc_traits::dataset::{ImageSource, Splits};
 use pauc_traits::open_set::Configured;
-use pauc_traits::probe::{Metric, ProbeContext, ProbedNetwork, Rows, SplitView};
+use pauc_traits::probe::{Metric, ProbeContext, ProbedNetwork, ProbesOnDevice, Rows, SplitView};
 use pauc_traits::{Clustering, Error, Probe, Result};
 use std::sync::Arc;
 
@@ -140,6 +140,8 @@ pub struct Subject<'a> {
     pub seed: u64,
     /// The network that is probed; none for pixels.
     pub network: Option<&'a dyn ProbedNetwork>,
+    /// The device that takes long computations over.
+    pub device: Option<&'a dyn ProbesOnDevice>,
 }
 
 /// Runs probes on embedded splits.
@@ -161,6 +163,7 @@ pub fn measure<'p>(
         concentrations: subject.concentrations,
         seed: subject.seed,
         network: subject.network,
+        device: subject.device,
     };
     let mut metrics = Vec::new();
     for probe in probes {

@@ -205,6 +205,7 @@ impl Saved {
             concentrations: &concentrations,
             seed,
             network: Some(&lent),
+            device: device.probes_on_device(),
         };
         let mut metrics = evaluate::measure(probes, &train, Some(&test), subject)?;
         if part == Part::Train {

@@ -5,6 +5,7 @@
 //! for its `Cuda`; nothing outside this file and `cuda.rs` asks which one it is.
 
 use crate::clusterer::RowsOnDevice;
+use crate::probe::ProbesOnDevice;
 use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
 use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
 use dfdx::prelude::{Cpu, Device, Dtype, OwnedTape, Rank0, Shape, Storage, Tensor};
@@ -113,6 +114,11 @@ pub trait Compute: Backend<f32> {
     /// If the device fails.
     fn rows_on_device(&self, _data: &[f32], _cols: usize) -> Result<Option<Box<dyn RowsOnDevice>>> {
         Ok(None)
+    }
+
+    /// What the device does for probes; `None` where the host does as well.
+    fn probes_on_device(&self) -> Option<&dyn ProbesOnDevice> {
+        None
     }
 
     /// The encoder configuration as this device sees it.

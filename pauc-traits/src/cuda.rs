@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, Compute, PortableClusterer, PortableEncoder, PortableOptimizer};
 use crate::clusterer::RowsOnDevice;
+use crate::probe::{Neighbours, ProbesOnDevice, Rows};
 use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
 use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
 use dfdx::prelude::{Cuda, Shape, Storage, Tensor};
@@ -87,6 +88,10 @@ impl Compute for Cuda {
         Ok(Some(Box::new(rows)))
     }
 
+    fn probes_on_device(&self) -> Option<&dyn ProbesOnDevice> {
+        Some(self)
+    }
+
     fn encoder(config: &dyn PortableEncoder) -> &dyn EncoderConfig<Self> {
         config
     }
@@ -109,5 +114,23 @@ impl RowsOnDevice for pauc_cuda::distance::Rows {
 
     fn means(&mut self, order: &[u32], starts: &[usize], centroids: &mut [f32]) -> Result<()> {
         pauc_cuda::distance::Rows::means(self, order, starts, centroids).on_device()
+    }
+}
+
+// What probes find does not hang on the precision of the training: their products are in `f32`.
+impl ProbesOnDevice for Cuda {
+    fn highest(
+        &self,
+        queries: Rows<'_>,
+        bank: Rows<'_>,
+        shift: Option<&[f32]>,
+        k: usize,
+    ) -> Result<Option<Vec<Neighbours>>> {
+        use pauc_cuda::neighbours::{MOST, highest};
+        if k > MOST {
+            return Ok(None);
+        }
+        let on = context(self)?;
+        on.in_f32(|| highest(&on, queries.data, bank.data, bank.cols, shift, k)).on_device().map(Some)
     }
 }

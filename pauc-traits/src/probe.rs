@@ -96,6 +96,38 @@ pub struct ProbeContext<'a> {
     pub seed: u64,
     /// The network that made the rows; none where they are no network's, such as pixels.
     pub network: Option<&'a dyn ProbedNetwork>,
+    /// The device that takes the long computations over; none where the host does them.
+    pub device: Option<&'a dyn ProbesOnDevice>,
+}
+
+/// The rows nearest to a query, nearest first: how near each is, and its number.
+pub type Neighbours = Vec<(f32, u32)>;
+
+/// What a device does for probes: what takes longest. The rows come from the host, and results go back to it,
+/// so that a probe is written for the host, and asks here first. Where the answer is `None`, it goes on as without a device.
+pub trait ProbesOnDevice {
+    /// The `k` rows of the bank with the highest score for each query: q·r, plus the row's `shift` where there is one. The
+    /// highest comes first, and of equal ones the one with the lower number. All rows of a bank of fewer. `None` if the device
+    /// does not take such a `k`.
+    ///
+    /// # Shapes
+    /// queries (M, D), bank (N, D), shift N → M lists of scores and numbers
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn highest(
+        &self,
+        queries: Rows<'_>,
+        bank: Rows<'_>,
+        shift: Option<&[f32]>,
+        k: usize,
+    ) -> Result<Option<Vec<Neighbours>>>;
+}
+
+impl std::fmt::Debug for dyn ProbesOnDevice + '_ {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("device")
+    }
 }
 
 /// The views that a probe passes images through the network in.

@@ -125,6 +125,7 @@ fn views_need_a_network_and_features() {
         concentrations: &[],
         seed: 0,
         network: None,
+        device: None,
     };
     let error = |text: &str| probe(text).measure(&context).unwrap_err().to_string();
     assert!(error("(views: CropFlip, space: Embeddings)").contains("leave `space` out"));

@@ -1,0 +1,117 @@
+// The highest of many scores.
+
+// The longest list, and scores that wait to be sorted into it: no fewer than a block looks at in one go.
+#define LONGEST 1024
+#define WAITING 1024
+#define AT_ONCE 4
+// Minus infinity.
+#define LOWEST __uint_as_float(0xff800000u)
+
+// Sorts the first n pairs of a block, n a power of two: the higher score first, and of equal ones the lower number. The network
+// is Batcher's bitonic one: pairs are compared in the same order whatever the values.
+__device__ inline void block_sort(float *scores, unsigned *numbers, unsigned n) {
+    for (unsigned run = 2; run <= n; run *= 2)
+        for (unsigned step = run / 2; step > 0; step /= 2) {
+            __syncthreads();
+            for (unsigned i = threadIdx.x; i < n; i += THREADS) {
+                unsigned j = i ^ step;
+                if (j < i) continue;
+                float s = scores[i], t = scores[j];
+                unsigned a = numbers[i], b = numbers[j];
+                int inverted = t > s || (t == s && b < a);
+                if (inverted == ((i & run) == 0)) {
+                    scores[i] = t;
+                    scores[j] = s;
+                    numbers[i] = b;
+                    numbers[j] = a;
+                }
+            }
+        }
+    __syncthreads();
+}
+
+// The sum over the threads before this one, and over all.
+__device__ inline unsigned block_before(unsigned v, unsigned *all) {
+    __shared__ unsigned sums[MOST_THREADS];
+    sums[threadIdx.x] = v;
+    __syncthreads();
+    for (unsigned step = 1; step < THREADS; step *= 2) {
+        unsigned more = threadIdx.x >= step ? sums[threadIdx.x - step] : 0;
+        __syncthreads();
+        sums[threadIdx.x] += more;
+        __syncthreads();
+    }
+    *all = sums[THREADS - 1];
+    unsigned before = sums[threadIdx.x] - v;
+    __syncthreads();
+    return before;
+}
+
+// Sorts `waiting` pairs, which lie behind a sorted list of `count`, into it; returns how many of them it has now, k at most.
+__device__ inline unsigned block_merge(float *scores, unsigned *numbers, unsigned count, unsigned waiting, unsigned k) {
+    unsigned all = count + waiting, n = 1;
+    while (n < all) n *= 2;
+    for (unsigned i = all + threadIdx.x; i < n; i += THREADS) {
+        scores[i] = LOWEST;
+        numbers[i] = 0xffffffffu;
+    }
+    block_sort(scores, numbers, n);
+    return all < k ? all : k;
+}
+
+// For each query, one a block: takes a tile of T scores, those of the rows from number `start` on, into the list of the k highest,
+// of which there are counts[q]; shift, if any, has what is added to the scores with each row. Rows come by ascending number: one
+// whose score equals the last of a full list stays outside. So does what is no number, or minus infinity.
+extern "C" __global__ void pauc_highest(const float *scores, const float *shift, unsigned start, unsigned T, unsigned k, float *best,
+                                        unsigned *numbers, unsigned *counts) {
+    // The list, and behind it those that wait.
+    __shared__ float value[LONGEST + WAITING];
+    __shared__ unsigned number[LONGEST + WAITING];
+    __shared__ int any;
+    size_t q = blockIdx.x;
+    unsigned count = counts[q], waiting = 0;
+    for (unsigned i = threadIdx.x; i < count; i += THREADS) {
+        value[i] = best[q * k + i];
+        number[i] = numbers[q * k + i];
+    }
+    for (unsigned from = threadIdx.x; from - threadIdx.x < T; from += AT_ONCE * THREADS) {
+        if (threadIdx.x == 0) any = 0;
+        __syncthreads();
+        float some[AT_ONCE], bar = count < k ? LOWEST : value[k - 1];
+        unsigned own = 0, all;
+        for (unsigned i = 0; i < AT_ONCE; i++) {
+            unsigned c = from + i * THREADS;
+            some[i] = c < T ? scores[q * T + c] + (shift ? shift[start + c] : 0.f) : LOWEST;
+            own += some[i] > bar;
+        }
+        // Almost always none is better. All who write here write the same.
+        if (own) any = 1;
+        __syncthreads();
+        int better = any;
+        __syncthreads();
+        if (!better) continue;
+        unsigned place = block_before(own, &all);
+        if (waiting + all > WAITING) {
+            count = block_merge(value, number, count, waiting, k);
+            waiting = 0;
+            bar = count < k ? LOWEST : value[k - 1];
+            own = 0;
+            for (unsigned i = 0; i < AT_ONCE; i++) own += some[i] > bar;
+            place = block_before(own, &all);
+        }
+        place += count + waiting;
+        for (unsigned i = 0; i < AT_ONCE; i++)
+            if (some[i] > bar) {
+                value[place] = some[i];
+                number[place] = start + from + i * THREADS;
+                place++;
+            }
+        waiting += all;
+    }
+    if (waiting > 0) count = block_merge(value, number, count, waiting, k);
+    for (unsigned i = threadIdx.x; i < count; i += THREADS) {
+        best[q * k + i] = value[i];
+        numbers[q * k + i] = number[i];
+    }
+    if (threadIdx.x == 0) counts[q] = count;
+}
