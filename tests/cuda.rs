@@ -381,6 +381,15 @@ impl pauc::traits::probe::ProbesOnDevice for Counted<'_> {
         self.asked.set(self.asked.get() + 1);
         self.dev.highest(queries, bank, shift, k)
     }
+    fn regression(
+        &self,
+        rows: pauc::traits::probe::Rows<'_>,
+        labels: &[u32],
+        classes: usize,
+    ) -> pauc::traits::Result<Option<Box<dyn pauc::traits::probe::RegressionOnDevice>>> {
+        self.asked.set(self.asked.get() + 1);
+        self.dev.regression(rows, labels, classes)
+    }
 }
 
 /// Metrics agree but for one sample in sixty, whose vote may hang on a rounding.
@@ -406,6 +415,54 @@ fn neighbours_vote_as_on_the_cpu() {
         ("Retrieval()", 1),
         ("LowShot(probe: Knn(k: 3), labels: PerClass(20))", 1),
     ]);
+}
+
+/// Across a border between tiles, which many classes bring near.
+#[test]
+fn losses_of_a_regression_and_their_gradients_equal_plain_sums() {
+    use pauc::traits::probe::Rows;
+    let dev = device();
+    for (n, dim, classes, from) in [(70, 5, 3, 11), (60, 2, 300_000, 1)] {
+        let labels: Vec<u32> = (0..n).map(|i| (i * 7 % classes.min(50)) as u32).collect();
+        let (x, weights) = (pattern(n * dim, 0.4), pattern(classes * (dim + 1), 1.1));
+        let on = dev.probes_on_device().unwrap().regression(Rows::new(&x, dim), &labels, classes);
+        let on = on.unwrap().unwrap();
+        let mut got = vec![1.0; weights.len()];
+        let loss = on.loss(from..n, &weights, &mut got).unwrap();
+        let (mut total, mut right, mut want) = (0.0, 0, vec![0.0; weights.len()]);
+        for (x, label) in x.chunks(dim).zip(&labels).skip(from) {
+            let product = |c: usize| -> f64 {
+                x.iter().zip(&weights[c * dim..]).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+            };
+            let logits: Vec<f64> =
+                (0..classes).map(|c| product(c) + f64::from(weights[classes * dim + c])).collect();
+            let own = logits[*label as usize];
+            let sum: f64 = logits.iter().map(|l| l.exp()).sum();
+            total += sum.ln() - own;
+            right += usize::from(logits.iter().all(|l| *l <= own));
+            for (c, logit) in logits.iter().enumerate() {
+                let residual = logit.exp() / sum - f64::from(u8::from(c == *label as usize));
+                (0..dim).for_each(|d| want[c * dim + d] += residual * f64::from(x[d]));
+                want[classes * dim + c] += residual;
+            }
+        }
+        assert!((loss - total).abs() < 1e-5 * total, "{loss} for {total}");
+        let off = norm(got.iter().zip(&want).map(|(g, w)| g - w)) / norm(want.iter().copied());
+        assert!(off < 1e-5, "gradients are off by {off:e}");
+        assert_eq!(on.right(from..n, &weights).unwrap(), right);
+        let got = on.scatter().unwrap();
+        for (at, got) in got.iter().enumerate() {
+            let (a, b) = (at / dim, at % dim);
+            let want: f64 = x.chunks(dim).map(|x| f64::from(x[a]) * f64::from(x[b])).sum();
+            assert!((got - want).abs() < 1e-4, "{a}, {b}: {got} for {want}");
+        }
+        assert!(on.loss(0..n + 1, &weights, &mut vec![0.0; weights.len()]).is_err());
+    }
+}
+
+#[test]
+fn a_linear_probe_measures_what_it_measures_on_the_cpu() {
+    same_metrics(&[("Linear(l2: [0.1, 1e-3])", 1)]);
 }
 
 /// What is made again is what was kept, and a step gives the same bits every time.

@@ -49,6 +49,13 @@ pub enum Error {
     Address,
 }
 
+impl Error {
+    /// Whether the device has not as much memory as was asked for.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Error::Driver(e) if e.0 == cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)
+    }
+}
+
 impl From<cudarc::driver::DriverError> for Error {
     fn from(e: cudarc::driver::DriverError) -> Self {
         Error::Driver(e)

@@ -24,8 +24,17 @@ macro_rules! files {
 }
 
 /// All files.
-pub(crate) const FILES: &[File] =
-    files!["elementwise", "norm", "maps", "rows", "distance", "softmax", "tokens", "neighbours"];
+pub(crate) const FILES: &[File] = files![
+    "elementwise",
+    "norm",
+    "maps",
+    "rows",
+    "distance",
+    "softmax",
+    "tokens",
+    "neighbours",
+    "regression"
+];
 
 impl File {
     /// The kernels' names.

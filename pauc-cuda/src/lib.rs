@@ -10,7 +10,7 @@
 //! | `elementwise` | moving averages, norms, optimiser steps |
 //! | `conv`, `norm`, `maps` | convolutions, batch normalisation with residual and ReLU, pooling |
 //! | `distance` | nearest centroids, means of rows |
-//! | `neighbours` | the search behind probes |
+//! | `neighbours`, `regression` | the search and the regression behind probes |
 //! | `tokens` | layer normalisation, heads, attention's softmax, GELU |
 //! | `softmax` | cross-entropy against large banks, tile by tile |
 //! | `events` | times of the device's own work |
@@ -35,6 +35,7 @@ pub mod memory;
 pub mod neighbours;
 pub mod norm;
 pub mod probe;
+pub mod regression;
 pub mod rows;
 pub mod softmax;
 pub mod tokens;

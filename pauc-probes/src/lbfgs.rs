@@ -50,19 +50,22 @@ fn add(into: &mut [f64], scale: f64, v: &[f64]) {
 /// satisfy the weak Wolfe conditions, in the form of Hager and Zhang where the decrease drowns in rounding.
 ///
 /// Source: Nocedal & Wright, Numerical Optimization, chapter 7; the line search of Lewis & Overton 2013.
-pub fn minimise(
+///
+/// # Errors
+/// Those of `evaluate`.
+pub fn minimise<E>(
     x: &mut [f64],
-    mut evaluate: impl FnMut(&[f64], &mut [f64]) -> f64,
+    mut evaluate: impl FnMut(&[f64], &mut [f64]) -> Result<f64, E>,
     precondition: impl Fn(&mut [f64]),
     stop: Stop,
-) -> Outcome {
+) -> Result<Outcome, E> {
     let mut gradient = vec![0.0; x.len()];
-    let mut value = evaluate(x, &mut gradient);
+    let mut value = evaluate(x, &mut gradient)?;
     let mut pairs: std::collections::VecDeque<Pair> = Default::default();
     let mut iterations = 0;
     while largest(&gradient) > stop.tolerance && iterations < stop.iterations {
         let direction = direction(&gradient, &pairs, &precondition);
-        let Some((step, new, new_gradient)) = search(x, value, &gradient, &direction, &mut evaluate) else {
+        let Some((step, new, new_gradient)) = search(x, value, &gradient, &direction, &mut evaluate)? else {
             if pairs.is_empty() {
                 break;
             }
@@ -84,7 +87,7 @@ pub fn minimise(
         iterations += 1;
     }
     let gradient = largest(&gradient);
-    Outcome { value, gradient, iterations, converged: gradient <= stop.tolerance }
+    Ok(Outcome { value, gradient, iterations, converged: gradient <= stop.tolerance })
 }
 
 /// −H⁻¹g by the two-loop recursion.
@@ -115,26 +118,26 @@ fn direction(
 }
 
 /// The length of a step along `direction`, with the value and the gradient there; `None` if there is no descent.
-fn search(
+fn search<E>(
     x: &[f64],
     value: f64,
     gradient: &[f64],
     direction: &[f64],
-    evaluate: &mut impl FnMut(&[f64], &mut [f64]) -> f64,
-) -> Option<(f64, f64, Vec<f64>)> {
+    evaluate: &mut impl FnMut(&[f64], &mut [f64]) -> Result<f64, E>,
+) -> Result<Option<(f64, f64, Vec<f64>)>, E> {
     const DECREASE: f64 = 1e-4;
     const CURVATURE: f64 = 0.9;
     const ROUNDING: f64 = 1e-7;
     let slope = dot(gradient, direction);
     if slope.is_nan() || slope >= 0.0 {
-        return None;
+        return Ok(None);
     }
     let (mut low, mut high, mut t) = (0.0, f64::INFINITY, 1.0);
     let (mut there, mut new_gradient) = (vec![0.0; x.len()], vec![0.0; x.len()]);
     for _ in 0..40 {
         there.copy_from_slice(x);
         add(&mut there, t, direction);
-        let new = evaluate(&there, &mut new_gradient);
+        let new = evaluate(&there, &mut new_gradient)?;
         let new_slope = dot(&new_gradient, direction);
         let sufficient = new <= value + DECREASE * t * slope;
         let flat = new <= value + ROUNDING * value.abs() && new_slope <= (2.0 * DECREASE - 1.0) * slope;
@@ -143,16 +146,40 @@ fn search(
         } else if new_slope < CURVATURE * slope {
             low = t;
         } else {
-            return Some((t, new, new_gradient));
+            return Ok(Some((t, new, new_gradient)));
         }
         t = if high.is_finite() { 0.5 * (low + high) } else { 2.0 * t };
     }
-    None
+    Ok(None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::convert::Infallible;
+
+    fn minimise(
+        x: &mut [f64],
+        mut evaluate: impl FnMut(&[f64], &mut [f64]) -> f64,
+        precondition: impl Fn(&mut [f64]),
+        stop: Stop,
+    ) -> Outcome {
+        let Ok(outcome) = super::minimise::<Infallible>(x, |x, g| Ok(evaluate(x, g)), precondition, stop);
+        outcome
+    }
+
+    #[test]
+    fn an_error_ends_the_search() {
+        let mut left = 3;
+        let evaluate = |x: &[f64], g: &mut [f64]| {
+            left -= 1;
+            g[0] = 2.0 * x[0] + x[0].sin();
+            if left == 0 { Err("broken") } else { Ok(x[0] * x[0] - x[0].cos()) }
+        };
+        let stop = Stop { tolerance: 0.0, iterations: 50 };
+        assert_eq!(super::minimise(&mut [3.0], evaluate, |_| (), stop), Err("broken"));
+        assert_eq!(left, 0);
+    }
 
     #[test]
     fn an_ill_conditioned_quadratic_is_solved_with_and_without_preconditioner() {

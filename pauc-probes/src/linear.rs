@@ -7,9 +7,10 @@ use faer::linalg::solvers::Llt;
 use faer::prelude::Solve;
 use faer::{Mat, MatMut, Side};
 use pauc_kernels::gemm::{Strides, gemm};
-use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
+use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, RegressionOnDevice, Rows, When};
 use pauc_traits::{Error, Positive, Probe, Result, Span, component};
 use rayon::prelude::*;
+use std::ops::Range;
 
 component! {
     /// Accuracy on the test split of a multinomial logistic regression fitted to the training split.
@@ -63,7 +64,7 @@ impl Probe for Linear {
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
         let Some(on) = self.space.labelled(context) else { return Ok(Vec::new()) };
         let options = LinearOptions { l2: self.l2.iter().map(|l| l.get()).collect(), ..Default::default() };
-        let probe = linear_probe(on.train, on.labels, on.test, on.test_labels, context.classes, &options)?;
+        let probe = fitted(context.device, &on, context.classes, &options)?;
         let name = format!("linear/lbfgs/standardised{}", self.space.suffix());
         Ok(vec![
             Metric::new(format!("{name}/l2"), probe.l2),
@@ -121,7 +122,18 @@ pub fn linear_probe(
     classes: usize,
     options: &LinearOptions,
 ) -> Result<LinearProbe> {
-    Labelled { train, labels, test, test_labels }.check("linear probe", classes)?;
+    fitted(None, &Labelled { train, labels, test, test_labels }, classes, options)
+}
+
+/// [`linear_probe`] with a device, if there is one that has the memory, that computes losses and gradients.
+fn fitted(
+    device: Option<&dyn ProbesOnDevice>,
+    on: &Labelled<'_>,
+    classes: usize,
+    options: &LinearOptions,
+) -> Result<LinearProbe> {
+    on.check("linear probe", classes)?;
+    let Labelled { train, labels, test, test_labels } = *on;
     let mut grid = options.l2.clone();
     grid.sort_by(|a, b| b.total_cmp(a));
     let Some(&strongest) = grid.first() else {
@@ -131,9 +143,11 @@ pub fn linear_probe(
     let scale = Standardisation::of(train);
     let x = scale.apply(train, &order);
     let labels: Vec<u32> = order.iter().map(|i| labels[*i]).collect();
-    let all = Part { x: &x, labels: &labels, dim: train.cols, classes };
+    let rows = Rows::new(&x, train.cols);
+    let on_device = device.map_or(Ok(None), |device| device.regression(rows, &labels, classes))?;
+    let all = Part { on: on_device.as_deref(), ..Part::new(&x, &labels, train.cols, classes) };
     let (fit, held) = (all.range(0, fitted), all.range(fitted, train.rows));
-    let moments = moments(all);
+    let moments = moments(all)?;
     let stop = Stop { tolerance: options.tolerance, iterations: options.iterations };
 
     let mut weights = vec![0.0; classes * (train.cols + 1)];
@@ -143,8 +157,8 @@ pub fn linear_probe(
     if grid.len() > 1 && !held.labels.is_empty() && fitted > 0 {
         for &l2 in &grid {
             let rough = Stop { tolerance: 10.0 * stop.tolerance, ..stop };
-            fit.fit(&mut weights, l2, moments.as_ref(), rough);
-            let accuracy = held.accuracy(&weights);
+            fit.fit(&mut weights, l2, moments.as_ref(), rough)?;
+            let accuracy = held.accuracy(&weights)?;
             tried.push((l2, accuracy));
             if accuracy > best.1 {
                 best = (l2, accuracy, weights.clone());
@@ -158,11 +172,11 @@ pub fn linear_probe(
         }
     }
     let (l2, _, mut weights) = best;
-    let outcome = all.fit(&mut weights, l2, moments.as_ref(), stop);
+    let outcome = all.fit(&mut weights, l2, moments.as_ref(), stop)?;
     let every: Vec<usize> = (0..test.rows).collect();
-    let test = Part { x: &scale.apply(test, &every), labels: test_labels, dim: train.cols, classes };
+    let test = scale.apply(test, &every);
     Ok(LinearProbe {
-        accuracy: test.accuracy(&weights),
+        accuracy: Part::new(&test, test_labels, train.cols, classes).accuracy(&weights)?,
         l2,
         iterations: outcome.iterations,
         converged: outcome.converged,
@@ -218,10 +232,19 @@ impl Standardisation {
 }
 
 /// E[x̃x̃ᵀ] for the preconditioner; `None` where the matrix would be larger than what it saves.
-fn moments(part: Part<'_>) -> Option<Mat<f64>> {
-    let rows = Rows::new(part.x, part.dim);
-    let scale = 1.0 / rows.rows as f64;
-    (part.dim <= 2048).then(|| scatter(rows, &vec![0.0; part.dim]) * scale)
+fn moments(part: Part<'_>) -> Result<Option<Mat<f64>>> {
+    let (rows, dim) = (Rows::new(part.x, part.dim), part.dim);
+    if dim > 2048 {
+        return Ok(None);
+    }
+    let sums = match part.on {
+        Some(device) => {
+            let sums = device.scatter()?;
+            Mat::from_fn(dim, dim, |i, j| sums[i * dim + j])
+        }
+        None => scatter(rows, &vec![0.0; dim]),
+    };
+    Ok(Some(sums * (1.0 / rows.rows as f64)))
 }
 
 /// Standardised rows with labels.
@@ -231,6 +254,9 @@ struct Part<'a> {
     labels: &'a [u32],
     dim: usize,
     classes: usize,
+    /// A device that has these rows among others, those from number `start` on.
+    on: Option<&'a dyn RegressionOnDevice>,
+    start: usize,
 }
 
 // Fixed partition: at most PARTS sums of gradients, over tiles of TILE rows that stay in the second-level cache.
@@ -238,12 +264,23 @@ const PARTS: usize = 16;
 const TILE: usize = 128;
 
 impl<'a> Part<'a> {
+    /// Rows that lie on the host only.
+    fn new(x: &'a [f32], labels: &'a [u32], dim: usize, classes: usize) -> Part<'a> {
+        Part { x, labels, dim, classes, on: None, start: 0 }
+    }
+
     fn range(self, from: usize, to: usize) -> Part<'a> {
-        Part { x: &self.x[from * self.dim..to * self.dim], labels: &self.labels[from..to], ..self }
+        let x = &self.x[from * self.dim..to * self.dim];
+        Part { x, labels: &self.labels[from..to], start: self.start + from, ..self }
+    }
+
+    /// The numbers of these rows on the device.
+    fn numbers(self) -> Range<usize> {
+        self.start..self.start + self.labels.len()
     }
 
     /// Minimises the penalised loss from `weights` on: C rows of D, then C biases.
-    fn fit(self, weights: &mut [f64], l2: f64, moments: Option<&Mat<f64>>, stop: Stop) -> Outcome {
+    fn fit(self, weights: &mut [f64], l2: f64, moments: Option<&Mat<f64>>, stop: Stop) -> Result<Outcome> {
         // At uniform predictions, the Hessian is E[x̃x̃ᵀ]/C + λ for every class: a preconditioner that removes the
         // correlation of the features.
         let (dim, classes) = (self.dim, self.classes);
@@ -265,61 +302,42 @@ impl<'a> Part<'a> {
     }
 
     /// The penalised loss and its gradient.
-    fn loss(self, weights: &[f64], l2: f64, gradient: &mut [f64]) -> f64 {
+    fn loss(self, weights: &[f64], l2: f64, gradient: &mut [f64]) -> Result<f64> {
         let split = self.dim * self.classes;
         let single: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
-        let tiles = self.labels.len().div_ceil(TILE);
-        let share = tiles.div_ceil(PARTS).max(1) * TILE;
-        let parts: Vec<(f64, Vec<f32>)> = (0..self.labels.len().div_ceil(share))
-            .into_par_iter()
-            .map(|p| self.range(p * share, ((p + 1) * share).min(self.labels.len())).sums(&single))
-            .collect();
+        let loss = match self.on {
+            Some(device) => device.loss(self.numbers(), &single, gradient)?,
+            None => self.sum(&single, gradient),
+        };
         let count = self.labels.len() as f64;
+        gradient.iter_mut().for_each(|g| *g /= count);
+        gradient[..split].iter_mut().zip(weights).for_each(|(g, w)| *g += l2 * w);
+        Ok(loss / count + 0.5 * l2 * weights[..split].iter().map(|w| w * w).sum::<f64>())
+    }
+
+    /// The sum of the losses of all rows and, in `gradient`, of their gradients.
+    fn sum(self, weights: &[f32], gradient: &mut [f64]) -> f64 {
+        let Part { x, labels, dim, classes, .. } = self;
+        let tiles = labels.len().div_ceil(TILE);
+        let share = tiles.div_ceil(PARTS).max(1) * TILE;
+        let parts = x.par_chunks(share * dim).zip(labels.par_chunks(share));
+        let parts: Vec<(f64, Vec<f32>)> =
+            parts.map(|(x, labels)| sums((x, labels), weights, dim, classes)).collect();
         gradient.fill(0.0);
         let mut loss = 0.0;
         for (part, sums) in &parts {
             loss += part;
             gradient.iter_mut().zip(sums).for_each(|(g, s)| *g += *s as f64);
         }
-        gradient.iter_mut().for_each(|g| *g /= count);
-        gradient[..split].iter_mut().zip(weights).for_each(|(g, w)| *g += l2 * w);
-        loss / count + 0.5 * l2 * weights[..split].iter().map(|w| w * w).sum::<f64>()
-    }
-
-    /// The sum of the losses of all rows and of their gradients.
-    fn sums(self, weights: &[f32]) -> (f64, Vec<f32>) {
-        let (dim, classes) = (self.dim, self.classes);
-        let mut gradient = vec![0.0f32; weights.len()];
-        let mut bias = vec![0.0f64; classes];
-        let mut loss = 0.0;
-        let mut logits = vec![0.0f32; TILE * classes];
-        let mut exponentials = Vec::with_capacity(classes);
-        for (x, labels) in self.x.chunks(TILE * dim).zip(self.labels.chunks(TILE)) {
-            logits_of(x, weights, dim, classes, &mut logits);
-            for (row, label) in logits.chunks_exact_mut(classes).zip(labels) {
-                let top = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v)) as f64;
-                loss += top - row[*label as usize] as f64;
-                exponentials.clear();
-                exponentials.extend(row.iter().map(|v| (*v as f64 - top).exp()));
-                let total: f64 = exponentials.iter().sum();
-                loss += total.ln();
-                for (c, (v, e)) in row.iter_mut().zip(&exponentials).enumerate() {
-                    let residual = e / total - f64::from(c == *label as usize);
-                    bias[c] += residual;
-                    *v = residual as f32;
-                }
-            }
-            let residuals = (logits.as_slice(), Strides::transposed(classes));
-            let weights = (&mut gradient[..], Strides::row_major(dim));
-            gemm((classes, dim, labels.len()), 1.0, residuals, (x, Strides::row_major(dim)), 1.0, weights);
-        }
-        gradient[dim * classes..].iter_mut().zip(&bias).for_each(|(g, b)| *g = *b as f32);
-        (loss, gradient)
+        loss
     }
 
     /// The share of rows whose largest logit is their label's; the lowest class of equals.
-    fn accuracy(self, weights: &[f64]) -> f64 {
+    fn accuracy(self, weights: &[f64]) -> Result<f64> {
         let single: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
+        if let Some(device) = self.on {
+            return Ok(device.right(self.numbers(), &single)? as f64 / self.labels.len() as f64);
+        }
         let mut logits = vec![0.0f32; TILE * self.classes];
         let mut right = 0;
         for (x, labels) in self.x.chunks(TILE * self.dim).zip(self.labels.chunks(TILE)) {
@@ -328,8 +346,38 @@ impl<'a> Part<'a> {
                 right += usize::from(largest(row) == *label as usize);
             }
         }
-        right as f64 / self.labels.len() as f64
+        Ok(right as f64 / self.labels.len() as f64)
     }
+}
+
+/// The sum of the losses of some rows and of their gradients.
+fn sums((x, labels): (&[f32], &[u32]), weights: &[f32], dim: usize, classes: usize) -> (f64, Vec<f32>) {
+    let mut gradient = vec![0.0f32; weights.len()];
+    let mut bias = vec![0.0f64; classes];
+    let mut loss = 0.0;
+    let mut logits = vec![0.0f32; TILE * classes];
+    let mut exponentials = Vec::with_capacity(classes);
+    for (x, labels) in x.chunks(TILE * dim).zip(labels.chunks(TILE)) {
+        logits_of(x, weights, dim, classes, &mut logits);
+        for (row, label) in logits.chunks_exact_mut(classes).zip(labels) {
+            let top = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v)) as f64;
+            loss += top - row[*label as usize] as f64;
+            exponentials.clear();
+            exponentials.extend(row.iter().map(|v| (*v as f64 - top).exp()));
+            let total: f64 = exponentials.iter().sum();
+            loss += total.ln();
+            for (c, (v, e)) in row.iter_mut().zip(&exponentials).enumerate() {
+                let residual = e / total - f64::from(c == *label as usize);
+                bias[c] += residual;
+                *v = residual as f32;
+            }
+        }
+        let residuals = (logits.as_slice(), Strides::transposed(classes));
+        let weights = (&mut gradient[..], Strides::row_major(dim));
+        gemm((classes, dim, labels.len()), 1.0, residuals, (x, Strides::row_major(dim)), 1.0, weights);
+    }
+    gradient[dim * classes..].iter_mut().zip(&bias).for_each(|(g, b)| *g = *b as f32);
+    (loss, gradient)
 }
 
 /// W x + b for a tile of rows.

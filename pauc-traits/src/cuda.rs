@@ -2,11 +2,13 @@
 
 use crate::backend::{Backend, Compute, PortableClusterer, PortableEncoder, PortableOptimizer};
 use crate::clusterer::RowsOnDevice;
-use crate::probe::{Neighbours, ProbesOnDevice, Rows};
+use crate::probe::{Neighbours, ProbesOnDevice, RegressionOnDevice, Rows};
 use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
 use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
 use dfdx::prelude::{Cuda, Shape, Storage, Tensor};
+use pauc_cuda::regression::Regression;
 use pauc_cuda::{Buffer, Context, View, elementwise, memory};
+use std::ops::Range;
 
 /// What the device says, in this crate's words. No `From`: a second one into [`Error`] would leave types of closures open
 /// that are known without CUDA.
@@ -132,5 +134,33 @@ impl ProbesOnDevice for Cuda {
         }
         let on = context(self)?;
         on.in_f32(|| highest(&on, queries.data, bank.data, bank.cols, shift, k)).on_device().map(Some)
+    }
+
+    fn regression(
+        &self,
+        rows: Rows<'_>,
+        labels: &[u32],
+        classes: usize,
+    ) -> Result<Option<Box<dyn RegressionOnDevice>>> {
+        let on = context(self)?;
+        match Regression::new(&on, rows.data, rows.cols, labels, classes) {
+            Ok(rows) => Ok(Some(Box::new(rows))),
+            Err(e) if e.is_out_of_memory() => Ok(None),
+            e => e.on_device().map(|_| None),
+        }
+    }
+}
+
+impl RegressionOnDevice for Regression {
+    fn scatter(&self) -> Result<Vec<f64>> {
+        self.context().in_f32(|| Regression::scatter(self)).on_device()
+    }
+
+    fn loss(&self, rows: Range<usize>, weights: &[f32], gradient: &mut [f64]) -> Result<f64> {
+        self.context().in_f32(|| Regression::loss(self, rows, weights, gradient)).on_device()
+    }
+
+    fn right(&self, rows: Range<usize>, weights: &[f32]) -> Result<usize> {
+        self.context().in_f32(|| Regression::right(self, rows, weights)).on_device()
     }
 }

@@ -4,6 +4,7 @@ use crate::dataset::ImageSource;
 use crate::registry::Component;
 use crate::{Clustering, Count, Result, Span};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// When a probe runs.
@@ -103,7 +104,7 @@ pub struct ProbeContext<'a> {
 /// The rows nearest to a query, nearest first: how near each is, and its number.
 pub type Neighbours = Vec<(f32, u32)>;
 
-/// What a device does for probes: what takes longest. The rows come from the host, and results go back to it,
+/// What a device does for probes: the two computations that take longest. The rows come from the host, and results go back to it,
 /// so that a probe is written for the host, and asks here first. Where the answer is `None`, it goes on as without a device.
 pub trait ProbesOnDevice {
     /// The `k` rows of the bank with the highest score for each query: q·r, plus the row's `shift` where there is one. The
@@ -122,12 +123,51 @@ pub trait ProbesOnDevice {
         shift: Option<&[f32]>,
         k: usize,
     ) -> Result<Option<Vec<Neighbours>>>;
+
+    /// Takes a copy of labelled rows for softmax regression. `None` if the device has not the memory.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn regression(
+        &self,
+        rows: Rows<'_>,
+        labels: &[u32],
+        classes: usize,
+    ) -> Result<Option<Box<dyn RegressionOnDevice>>>;
 }
 
 impl std::fmt::Debug for dyn ProbesOnDevice + '_ {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("device")
     }
+}
+
+/// N labelled rows of D values in a device's memory, and softmax regression on them: the logits of C classes are W·x + b. Weights
+/// are the C rows of W, then b.
+pub trait RegressionOnDevice {
+    /// Σ x·xᵀ over all rows.
+    ///
+    /// # Shapes
+    /// (D, D)
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn scatter(&self) -> Result<Vec<f64>>;
+
+    /// Σ −log softmax(W·x + b), at each label, over a range of rows; its gradient is written.
+    ///
+    /// # Shapes
+    /// weights and gradient C·D + C
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn loss(&self, rows: Range<usize>, weights: &[f32], gradient: &mut [f64]) -> Result<f64>;
+
+    /// How many rows of a range have their largest logit, the first of equals, at their label.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn right(&self, rows: Range<usize>, weights: &[f32]) -> Result<usize>;
 }
 
 /// The views that a probe passes images through the network in.

@@ -18,9 +18,10 @@ fn fit_all(
 ) -> (Vec<f64>, Outcome) {
     let rows = Rows::new(x, dim);
     let x = Standardisation::of(rows).apply(rows, &(0..rows.rows).collect::<Vec<_>>());
-    let part = Part { x: &x, labels, dim, classes };
+    let part = Part::new(&x, labels, dim, classes);
     let mut weights = vec![0.0; classes * (dim + 1)];
-    let outcome = part.fit(&mut weights, l2, moments(part).as_ref(), Stop { tolerance, iterations: 500 });
+    let stop = Stop { tolerance, iterations: 500 };
+    let outcome = part.fit(&mut weights, l2, moments(part).unwrap().as_ref(), stop).unwrap();
     (weights, outcome)
 }
 
@@ -65,9 +66,9 @@ fn loss_and_gradient_equal_a_loop_and_its_finite_differences_across_tiles() {
     let x: Vec<f32> = (0..rows * dim).map(|n| (1.3 * n as f32 + (n as f32 * 0.37).cos()).sin()).collect();
     let labels: Vec<u32> = (0..rows).map(|i| (i * i % 7 % classes) as u32).collect();
     let weights: Vec<f64> = (0..classes * (dim + 1)).map(|n| (n as f64 * 0.7).sin()).collect();
-    let part = Part { x: &x, labels: &labels, dim, classes };
+    let part = Part::new(&x, &labels, dim, classes);
     let mut gradient = vec![0.0; weights.len()];
-    let loss = part.loss(&weights, 0.1, &mut gradient);
+    let loss = part.loss(&weights, 0.1, &mut gradient).unwrap();
     let at = |w: &[f64]| naive(&x, &labels, dim, classes, 0.1, w);
     assert!((loss - at(&weights)).abs() < 1e-6);
     for i in 0..weights.len() {
