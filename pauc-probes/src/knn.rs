@@ -332,6 +332,69 @@ mod tests {
         assert_eq!(largest(&[0.0, 0.0]), 0);
     }
 
+    /// A device that finds the neighbours of loops, up to a number of them.
+    struct Loops {
+        most: usize,
+        asked: std::cell::Cell<usize>,
+    }
+
+    impl ProbesOnDevice for Loops {
+        fn highest(
+            &self,
+            queries: Rows<'_>,
+            bank: Rows<'_>,
+            shift: Option<&[f32]>,
+            k: usize,
+        ) -> Result<Option<Vec<Neighbours>>> {
+            self.asked.set(self.asked.get() + 1);
+            if k > self.most {
+                return Ok(None);
+            }
+            let list = |q: &[f32]| {
+                let dot = |r: &[f32]| r.iter().zip(q).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();
+                let score = |(i, r): (usize, &[f32])| {
+                    ((dot(r) + shift.map_or(0.0, |s| s[i] as f64)) as f32, i as u32)
+                };
+                let mut all: Neighbours = bank.iter().enumerate().map(score).collect();
+                all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+                all.truncate(k);
+                all
+            };
+            Ok(Some(queries.iter().map(list).collect()))
+        }
+
+        fn regression(
+            &self,
+            _: Rows<'_>,
+            _: &[u32],
+            _: usize,
+        ) -> Result<Option<Box<dyn pauc_traits::probe::RegressionOnDevice>>> {
+            Ok(None)
+        }
+    }
+
+    #[test]
+    fn a_device_is_asked_and_the_host_takes_over_where_it_declines() {
+        let (train, test) = (wavy(300, 7, 0.1), wavy(40, 7, 2.0));
+        let (train, test) = (Rows::new(&train, 7), Rows::new(&test, 7));
+        let labels: Vec<u32> = (0..40).map(|i| i % 3).collect();
+        for most in [0, 1000] {
+            let loops = Loops { most, asked: Default::default() };
+            for distance in [Distance::Cosine, Distance::Euclidean] {
+                let got = neighbours_on(Some(&loops), train, test, 12, distance).unwrap();
+                for (got, want) in got.iter().zip(neighbours(train, test, 12, distance).unwrap()) {
+                    assert!(got.iter().zip(&want).all(|(g, w)| g.1 == w.1 && (g.0 - w.0).abs() < 1e-5));
+                    assert_eq!(got.len(), want.len());
+                }
+            }
+            let got = crate::retrieval::retrieval_on(Some(&loops), test, &labels, 3).unwrap();
+            let want = crate::retrieval(test, &labels, 3).unwrap();
+            assert!((got.map_at_r - want.map_at_r).abs() < 1e-12, "{got:?} for {want:?}");
+            assert_eq!((got.first, got.r_precision), (want.first, want.r_precision));
+            assert_eq!(loops.asked.get(), 3);
+        }
+    }
+
     #[test]
     fn separated_classes_are_found_and_a_sharp_temperature_stays_finite() {
         let train = [1.0f32, 0.1, 0.9, 0.0, -0.1, 1.0, 0.0, 0.8];

@@ -1,4 +1,5 @@
 use super::*;
+use pauc_traits::probe::Neighbours;
 
 /// 120 rows of 4 values in 3 classes that overlap.
 fn overlapping() -> (Vec<f32>, Vec<u32>) {
@@ -136,4 +137,84 @@ fn the_number_of_threads_changes_nothing() {
         pool.install(|| fit_all(&x, &labels, 4, 3, 0.01, 1e-6))
     };
     assert_eq!(run(1), run(3));
+}
+
+/// A device that lends the host's own loops, or says that it has no memory.
+struct Lender {
+    memory: bool,
+    broken: bool,
+}
+
+struct Lent {
+    x: Vec<f32>,
+    labels: Vec<u32>,
+    dim: usize,
+    classes: usize,
+    broken: bool,
+}
+
+impl ProbesOnDevice for Lender {
+    fn highest(
+        &self,
+        _: Rows<'_>,
+        _: Rows<'_>,
+        _: Option<&[f32]>,
+        _: usize,
+    ) -> Result<Option<Vec<Neighbours>>> {
+        Ok(None)
+    }
+
+    fn regression(
+        &self,
+        rows: Rows<'_>,
+        labels: &[u32],
+        classes: usize,
+    ) -> Result<Option<Box<dyn RegressionOnDevice>>> {
+        let lent = Lent {
+            x: rows.data.to_vec(),
+            labels: labels.to_vec(),
+            dim: rows.cols,
+            classes,
+            broken: self.broken,
+        };
+        Ok(if self.memory { Some(Box::new(lent)) } else { None })
+    }
+}
+
+impl Lent {
+    fn part(&self, rows: Range<usize>) -> Part<'_> {
+        Part::new(&self.x, &self.labels, self.dim, self.classes).range(rows.start, rows.end)
+    }
+}
+
+impl RegressionOnDevice for Lent {
+    fn scatter(&self) -> Result<Vec<f64>> {
+        let sums = scatter(Rows::new(&self.x, self.dim), &vec![0.0; self.dim]);
+        Ok((0..self.dim * self.dim).map(|i| sums[(i / self.dim, i % self.dim)]).collect())
+    }
+
+    fn loss(&self, rows: Range<usize>, weights: &[f32], gradient: &mut [f64]) -> Result<f64> {
+        if self.broken { Err(Error::device("broken")) } else { Ok(self.part(rows).sum(weights, gradient)) }
+    }
+
+    fn right(&self, rows: Range<usize>, weights: &[f32]) -> Result<usize> {
+        let weights: Vec<f64> = weights.iter().map(|w| f64::from(*w)).collect();
+        let part = self.part(rows);
+        Ok((part.accuracy(&weights)? * part.labels.len() as f64).round() as usize)
+    }
+}
+
+#[test]
+fn what_a_device_lends_is_used_and_its_lack_of_memory_is_no_error() {
+    let (x, labels) = overlapping();
+    let (train, test) = (Rows::new(&x[..400], 4), Rows::new(&x[400..], 4));
+    let on = Labelled { train, labels: &labels[..100], test, test_labels: &labels[100..] };
+    let fit = |device: Option<&dyn ProbesOnDevice>| fitted(device, &on, 3, &LinearOptions::default());
+    let want = fit(None).unwrap();
+    assert!(want.converged && want.grid.len() > 2, "{want:?}");
+    for memory in [true, false] {
+        assert_eq!(fit(Some(&Lender { memory, broken: false })).unwrap(), want);
+    }
+    assert!(fit(Some(&Lender { memory: true, broken: true })).unwrap_err().to_string().contains("broken"));
+    assert!(fit(Some(&Lender { memory: false, broken: true })).is_ok());
 }
