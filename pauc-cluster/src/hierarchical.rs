@@ -4,7 +4,7 @@ use crate::HostClusterer;
 use crate::host::enough;
 use crate::lloyd::{Lloyd, members, refill_from, report};
 use crate::probing::{PART, Probing, Sums, graph, objective, step};
-use crate::seeding::{Init, gather};
+use crate::seeding::{Init, gather, some_of};
 use pauc_kernels::distance::squared_distance;
 use pauc_traits::clusterer::{FitContext, FitReport};
 use pauc_traits::probe::Rows;
@@ -175,15 +175,10 @@ impl<'a> LevelFit<'a> {
     /// The level that no other is above.
     fn first(&self, below: usize) -> Level<'a> {
         let dim = self.rows.cols;
-        let most =
-            self.options.max_points_per_centroid.map_or(usize::MAX, |m| m.get().saturating_mul(self.k));
         // All rows may be a mapped file larger than memory: no copy.
-        let data = if most < self.rows.rows {
-            let all: Vec<u32> = (0..self.rows.rows as u32).collect();
-            Cow::Owned(gather(self.rows, &self.some(&all, 0, self.k)))
-        } else {
-            Cow::Borrowed(self.rows.data)
-        };
+        let data = self
+            .subset(self.rows.rows, 0, self.k)
+            .map_or(Cow::Borrowed(self.rows.data), |some| Cow::Owned(gather(self.rows, &some)));
         let (centroids, splits) = self.divide(&data, 0, self.k);
         let mut level = Level::new(centroids, vec![0; self.k], splits, self.rows.rows);
         if below == 0 {
@@ -206,7 +201,11 @@ impl<'a> LevelFit<'a> {
         let sizes: Vec<usize> = starts.windows(2).map(|w| w[1] - w[0]).collect();
         let shares = shares(&sizes, self.k);
         let own: Vec<Vec<u32>> = (0..count)
-            .map(|p| self.some(&order[starts[p]..starts[p + 1]], p, shares[p]).into_owned())
+            .map(|p| {
+                let own = &order[starts[p]..starts[p + 1]];
+                let some = self.subset(own.len(), p, shares[p]);
+                some.map_or_else(|| own.to_vec(), |some| some.iter().map(|i| own[*i as usize]).collect())
+            })
             .collect();
         drop(order);
         let divided = self.divide_all(&own, &shares);
@@ -258,17 +257,10 @@ impl<'a> LevelFit<'a> {
         }
     }
 
-    /// Of the samples of one prototype of the level above, those by which it is divided, in ascending order.
-    fn some<'b>(&self, own: &'b [u32], parent: usize, share: usize) -> Cow<'b, [u32]> {
-        let most = self.options.max_points_per_centroid.map_or(usize::MAX, |m| m.get().saturating_mul(share));
-        if most >= own.len() {
-            return Cow::Borrowed(own);
-        }
-        let rng = &mut self.random(Draw::Subset, parent);
-        let mut chosen: Vec<u32> =
-            rand::seq::index::sample(rng, own.len(), most).into_iter().map(|i| own[i]).collect();
-        chosen.sort_unstable();
-        Cow::Owned(chosen)
+    /// Which of the `count` samples of one prototype of the level above divide it, in ascending order; `None`: all.
+    fn subset(&self, count: usize, parent: usize, share: usize) -> Option<Vec<u32>> {
+        let most = self.options.max_points_per_centroid?.get().saturating_mul(share);
+        (most < count).then(|| some_of(count, most, &mut self.random(Draw::Subset, parent)))
     }
 
     /// The children of prototypes of the level above, by k-means among samples `own` of each, and the splits it took.

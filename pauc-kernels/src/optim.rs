@@ -108,9 +108,6 @@ pub fn squared_norm(x: &[f32]) -> f64 {
         sums.iter_mut().zip(rest).for_each(|(s, v)| *s += f64::from(*v) * f64::from(*v));
         sums.iter().sum::<f64>()
     };
-    if x.len() <= BLOCK {
-        return block(x);
-    }
     // Collected first: a parallel sum would add in an order that depends on the threads.
     let mut sums = vec![0.0; x.len().div_ceil(BLOCK)];
     sums.par_iter_mut().zip(x.par_chunks(BLOCK)).each(|(sum, x)| *sum = block(x));

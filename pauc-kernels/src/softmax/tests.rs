@@ -49,12 +49,13 @@ fn reference(q: &[f32], k: &[f32], scales: &[f32], banks: &[Bank<'_>], dim: usiz
     (value, gradient)
 }
 
-fn close(got: &Graded, (value, gradient): (f64, Vec<f64>)) -> Result<(), TestCaseError> {
+/// Gradients are sums of unit vectors times scales, which may cancel: their rounding is measured by the largest scale.
+fn close(got: &Graded, (value, gradient): (f64, Vec<f64>), largest: f32) -> Result<(), TestCaseError> {
     prop_assert!((got.value - value).abs() < 2e-5 * value.abs().max(1.0), "{} for {value}", got.value);
     let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
     let off = norm(&mut got.gradient.iter().zip(&gradient).map(|(g, w)| *g as f64 - w));
     let size = norm(&mut gradient.iter().copied());
-    prop_assert!(off <= 1e-4 * size + 1e-7, "gradient off by {off:e} of {size:e}");
+    prop_assert!(off <= 1e-4 * size + 1e-6 * largest as f64, "gradient off by {off:e} of {size:e}");
     Ok(())
 }
 
@@ -79,7 +80,8 @@ proptest! {
         ];
         let scales = vec![1.0 / tau; n];
         let got = cross_entropy(&q, &k, &scales, &banks, dim);
-        close(&got, reference(&q, &k, &scales, &banks, dim))?;
+        let largest = phi.iter().fold(1.0 / tau, |most, s| most.max(*s));
+        close(&got, reference(&q, &k, &scales, &banks, dim), largest)?;
     }
 
     #[test]
@@ -89,7 +91,7 @@ proptest! {
         // Views of one sample resemble each other.
         for i in 0..half * dim { z[half * dim + i] = 0.8 * z[i] + 0.2 * z[half * dim + i]; }
         let got = in_batch(&z, dim, tau);
-        close(&got, in_batch_reference(&z, dim, tau))?;
+        close(&got, in_batch_reference(&z, dim, tau), 1.0 / tau)?;
     }
 }
 
@@ -122,7 +124,7 @@ fn one_ceiling_for_all_and_one_for_each_row_agree_at_the_border() {
     let z = rows(n, dim, 0.7);
     // Unit rows spread by 2/τ: τ on both sides of 2/SPREAD.
     for tau in [1.999 / SPREAD, 2.001 / SPREAD] {
-        close(&in_batch(&z, dim, tau), in_batch_reference(&z, dim, tau)).unwrap();
+        close(&in_batch(&z, dim, tau), in_batch_reference(&z, dim, tau), 1.0 / tau).unwrap();
     }
     // Opposite rows are as far apart as rows can be, and still have their share in the gradient.
     let mut opposite = vec![0.0f32; 4 * 2];
@@ -141,7 +143,7 @@ fn large_batches_compute_logits_twice_and_agree() {
     let (n, dim) = (1100, 8);
     assert!(n * n > KEPT);
     let z = rows(n, dim, 0.3);
-    close(&in_batch(&z, dim, 0.2), in_batch_reference(&z, dim, 0.2)).unwrap();
+    close(&in_batch(&z, dim, 0.2), in_batch_reference(&z, dim, 0.2), 5.0).unwrap();
 }
 
 #[test]
