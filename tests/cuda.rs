@@ -3,7 +3,13 @@
 
 mod common;
 
+use pauc::cuda::conv::{Convolution, Math, Work};
+use pauc::cuda::field::{Element, Field, Maps};
+use pauc::cuda::norm::{Norm, Relu};
+use pauc::cuda::{Buffer, Context, maps};
 use pauc::dfdx::prelude::*;
+use pauc::kernels::conv::Geometry;
+use pauc::models::device::{DeviceOptions, Precision};
 use pauc::models::ema::MomentumConfig;
 use pauc::models::network::{Network, backward_with};
 use pauc::models::optimizers::clip_gradients;
@@ -161,6 +167,207 @@ fn the_stem_and_bottlenecks_of_large_networks_equal_those_of_the_cpu() {
     let (head, sgd) = ("Mlp(dims: [8, 8], bias: false)", "Sgd(lr: 0.01)");
     compare(("ResNet18(width: 4, convolution: Direct)", head, sgd), image(40, 3), 5, DEEP);
     compare(("ResNet50(stem: Small, width: 4, convolution: Direct)", head, sgd), image(16, 3), 8, DEEPEST);
+}
+
+/// Every rounding to eight bits is off by at most 2⁻⁹; some of them follow one another, and open or shut a ReLU on their way.
+#[test]
+fn a_step_in_bf16_is_that_of_the_cpu_but_for_its_rounding() {
+    let sgd = "Sgd(lr: 0.1)";
+    for (encoder, side, last) in [
+        ("ConvNet(channels: [8, 16, 12], grid: 2, convolution: Direct)", 8, "conv3"),
+        ("ResNet18(width: 8, convolution: Direct)", 40, "layer4.1.conv2"),
+    ] {
+        let what = (encoder, "Mlp(dims: [8])", sgd);
+        let dev = device();
+        dev.configure(DeviceOptions { precision: Precision::Bf16, ..DeviceOptions::default() }).unwrap();
+        let cuda = step(&dev, what, image(side, 3), 6, 1);
+        dev.configure(DeviceOptions::default()).unwrap();
+        let cpu = step(&Cpu::default(), what, image(side, 3), 6, 1);
+        let off = |name: &str| {
+            let of = |all: &Named| all.iter().find(|(n, _)| n == name).unwrap().1.clone();
+            distance_above(0.0, &of(&cuda), &of(&cpu))
+        };
+        let features = off("features 0");
+        assert!(features > 1e-4, "{encoder}: {features} is not the rounding of bf16");
+        assert!(features < 0.06, "{encoder}: features are off by {features}");
+        let gradient = off(&format!("gradient of encoder.{last}.weight"));
+        assert!(gradient < 0.5, "{encoder}: the gradient of {last} is off by {gradient}");
+    }
+}
+
+/// Maps on the device, and their values as they are there.
+fn maps_of(on: &Context, shape: Maps, element: Element, phase: f64) -> (Field, Vec<f64>) {
+    let values = pattern(shape.len(), phase);
+    let images = Buffer::from_host(on, &values).unwrap();
+    let mut field = Field::any(on, shape.len(), element).unwrap();
+    maps::pixels(on, images.view(), shape.channels, (field.elements_mut(), shape)).unwrap();
+    let there = field.to_host().unwrap();
+    let off = |a: &f32, b: &f32| f64::from((a - b).abs()) > rounding(element) * f64::from(b.abs());
+    assert!(!there.iter().zip(&values).any(|(a, b)| off(a, b)), "{element:?}");
+    (field, there.iter().map(|v| f64::from(*v)).collect())
+}
+
+/// Of one element, relative.
+fn rounding(element: Element) -> f64 {
+    match element {
+        Element::F32 => 0.0,
+        Element::Bf16 => 1.0 / 256.0,
+    }
+}
+
+/// That each value is a plain one's, within its own rounding and `more` of the largest.
+fn near(what: &str, got: &[f32], want: &[f64], (element, more): (Element, f64)) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let largest = want.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        let off = (f64::from(*g) - w).abs();
+        assert!(off <= rounding(element) * w.abs() + more * largest, "{what}, {element:?}, {i}: {g} for {w}");
+    }
+}
+
+#[test]
+fn normalisations_of_either_element_equal_plain_loops() {
+    let dev = device();
+    let on = Context::of(&dev).unwrap();
+    let buffer = |n: usize, phase: f64| {
+        let values = pattern(n, phase);
+        (Buffer::from_host(&on, &values).unwrap(), values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>())
+    };
+    for (element, c) in [Element::F32, Element::Bf16].into_iter().flat_map(|e| [3, 8, 72].map(|c| (e, c))) {
+        let shape = Maps { batch: 5, height: 3, width: 7, channels: c };
+        let (n, close) = (shape.pixels(), (element, 2e-5));
+        let [(y, ys), (r, rs), (mut g, gs), (more, ms)] =
+            [0.0, 1.0, 2.0, 3.0].map(|phase| maps_of(&on, shape, element, phase));
+        let ((gamma, gammas), (beta, betas)) = (buffer(c, 4.0), buffer(c, 5.0));
+        let (mut mean, mut variance) = (Buffer::zeros(&on, c).unwrap(), Buffer::zeros(&on, c).unwrap());
+        let mut norm = Norm::new(&on, c).unwrap();
+        let running = (&mut mean, &mut variance, 1.0);
+        norm.measure(&on, (y.elements(), shape), running, (&gamma, &beta, 1e-5)).unwrap();
+        let column = |of: &dyn Fn(usize) -> f64, k: usize| (0..n).map(|i| of(i * c + k)).sum::<f64>();
+        let means: Vec<f64> = (0..c).map(|k| column(&|i| ys[i], k) / n as f64).collect();
+        let spread = |k: usize| column(&|i| (ys[i] - means[k]).powi(2), k);
+        near("mean", &mean.to_host().unwrap(), &means, (Element::F32, 1e-5));
+        let unbiased: Vec<f64> = (0..c).map(|k| spread(k) / (n - 1) as f64).collect();
+        near("variance", &variance.to_host().unwrap(), &unbiased, (Element::F32, 1e-5));
+        let inverse: Vec<f64> = (0..c).map(|k| 1.0 / (spread(k) / n as f64 + 1e-5).sqrt()).collect();
+        let hat = |i: usize| (ys[i] - means[i % c]) * inverse[i % c];
+        // Behind a residual that its own normalisation is still to be applied to: here the same one.
+        let value =
+            |x: &[f64], i: usize| (x[i] - means[i % c]) * inverse[i % c] * gammas[i % c] + betas[i % c];
+        let outputs: Vec<f64> = (0..shape.len()).map(|i| (value(&ys, i) + value(&rs, i)).max(0.0)).collect();
+        let mut out = Field::any(&on, shape.len(), element).unwrap();
+        let residual = Some((r.elements(), Some(&norm)));
+        norm.apply(&on, (y.elements(), shape), residual, true, out.elements_mut()).unwrap();
+        near("output", &out.to_host().unwrap(), &outputs, close);
+        // Its gradient, of which a part lies apart.
+        let open: Vec<f64> = out.to_host().unwrap().iter().map(|o| f64::from(u8::from(*o > 0.0))).collect();
+        let masked: Vec<f64> = (0..shape.len()).map(|i| (gs[i] + ms[i]) * open[i]).collect();
+        let gradients = |masked: &[f64]| {
+            let b: Vec<f64> = (0..c).map(|k| column(&|i| masked[i], k)).collect();
+            let a: Vec<f64> = (0..c).map(|k| column(&|i| masked[i] * hat(i), k)).collect();
+            let of_y = |i: usize| {
+                let k = i % c;
+                gammas[k] * inverse[k] * (masked[i] - b[k] / n as f64 - hat(i) * a[k] / n as f64)
+            };
+            ((0..shape.len()).map(of_y).collect::<Vec<_>>(), a, b)
+        };
+        let (mut d_gamma, mut d_beta) = (Buffer::zeros(&on, c).unwrap(), Buffer::zeros(&on, c).unwrap());
+        let to = (&mut d_gamma, &mut d_beta);
+        let relu = Relu::Output(out.elements());
+        let g_and_more = (&mut g.elements_mut(), Some(more.elements()));
+        norm.own_gradient(&on, g_and_more, relu, (y.elements(), shape), to).unwrap();
+        near("masked", &g.to_host().unwrap(), &masked, close);
+        let (_, a, b) = gradients(&masked);
+        near("gradient of gamma", &d_gamma.to_host().unwrap(), &a, (Element::F32, 1e-4));
+        near("gradient of beta", &d_beta.to_host().unwrap(), &b, (Element::F32, 1e-4));
+        // What was masked has been rounded once before it is read again.
+        let there: Vec<f64> = g.to_host().unwrap().iter().map(|v| f64::from(*v)).collect();
+        let mut dy = Field::any(&on, shape.len(), element).unwrap();
+        let to = Some(dy.elements_mut());
+        norm.input_gradient(&on, &mut g.elements_mut(), relu, (y.elements(), shape), to).unwrap();
+        let (mut of_y, ..) = gradients(&there);
+        near("gradient", &dy.to_host().unwrap(), &of_y, (element, 4e-3 * rounding(element) * 256.0 + 2e-5));
+        // Without a residual: the values tell where ReLU was shut, and the gradient takes its own place.
+        let (mut g, gs) = maps_of(&on, shape, element, 6.0);
+        let masked: Vec<f64> =
+            (0..shape.len()).map(|i| if value(&ys, i) > 0.0 { gs[i] } else { 0.0 }).collect();
+        (d_gamma, d_beta) = (Buffer::zeros(&on, c).unwrap(), Buffer::zeros(&on, c).unwrap());
+        let (to, y) = ((&mut d_gamma, &mut d_beta), (y.elements(), shape));
+        norm.own_gradient(&on, (&mut g.elements_mut(), None), Relu::Own, y, to).unwrap();
+        norm.input_gradient(&on, &mut g.elements_mut(), Relu::Own, y, None).unwrap();
+        let (a, b);
+        (of_y, a, b) = gradients(&masked);
+        near("gradient of gamma", &d_gamma.to_host().unwrap(), &a, (Element::F32, 1e-4));
+        near("gradient of beta", &d_beta.to_host().unwrap(), &b, (Element::F32, 1e-4));
+        near("gradient in place", &g.to_host().unwrap(), &of_y, close);
+    }
+}
+
+#[test]
+fn convolutions_of_either_element_equal_plain_loops() {
+    let dev = device();
+    let on = Context::of(&dev).unwrap();
+    // Kernel, stride, channels of images and outputs.
+    for (math, (k, s, c, outputs)) in [Math::F32, Math::Tf32, Math::Bf16]
+        .into_iter()
+        .flat_map(|m| [(3, 2, 3, 8), (1, 1, 8, 5), (1, 2, 5, 8), (7, 2, 1, 4)].map(|g| (m, g)))
+    {
+        let (height, width, batch) = (5, 7, 2);
+        let g = Geometry { height, width, inputs: c, outputs, kernel: k, stride: s, padding: k / 2 };
+        let input = Maps { batch, height, width, channels: math.channels(c) };
+        let (oh, ow) = g.output();
+        let output = Maps { batch, height: oh, width: ow, channels: outputs };
+        let (element, padded) = (math.element(), input.channels);
+        // Tensor cores round factors of f32 to 11 bits.
+        let close = (element, if math == Math::Tf32 { 1e-3 } else { 1e-5 });
+        let values = pattern(input.pixels() * c, 0.5);
+        let images = Buffer::from_host(&on, &values).unwrap();
+        let mut x = Field::any(&on, input.len(), element).unwrap();
+        maps::pixels(&on, images.view(), c, (x.elements_mut(), input)).unwrap();
+        let xs = x.to_host().unwrap();
+        let weights = pattern(g.weights(), 1.5);
+        // Weights as the device rounds them.
+        let (_, ws) = maps_of(&on, Maps::rows(1, weights.len()), element, 1.5);
+        let w = Buffer::from_host(&on, &weights).unwrap();
+        let each = |visit: &mut dyn FnMut(usize, usize, usize)| {
+            for (b, y, x) in
+                (0..batch).flat_map(|b| (0..oh).flat_map(move |y| (0..ow).map(move |x| (b, y, x))))
+            {
+                for (o, i, r, q) in (0..outputs).flat_map(|o| {
+                    (0..c).flat_map(move |i| (0..k).flat_map(move |r| (0..k).map(move |q| (o, i, r, q))))
+                }) {
+                    let (top, left) = (y * s + r, x * s + q);
+                    let inside =
+                        (k / 2..height + k / 2).contains(&top) && (k / 2..width + k / 2).contains(&left);
+                    if inside {
+                        let pixel = (b * height + top - k / 2) * width + left - k / 2;
+                        let weight = ((o * c + i) * k + r) * k + q;
+                        visit(pixel * padded + i, weight, ((b * oh + y) * ow + x) * outputs + o);
+                    }
+                }
+            }
+        };
+        let (mut conv, mut work) = (Convolution::new(&on, g, input, math).unwrap(), Work::default());
+        let mut y = Field::any(&on, output.len(), element).unwrap();
+        conv.forward(&on, &mut work, x.elements(), &w, y.elements_mut()).unwrap();
+        let mut want = vec![0.0; output.len()];
+        each(&mut |x, w, y| want[y] += f64::from(xs[x]) * ws[w]);
+        near("convolution", &y.to_host().unwrap(), &want, close);
+        let (dy, dys) = maps_of(&on, output, element, 2.5);
+        let mut dw = Buffer::zeros(&on, g.weights()).unwrap();
+        conv.weight_gradient(&on, &mut work, x.elements(), dy.elements(), &mut dw).unwrap();
+        let mut want = vec![0.0; g.weights()];
+        each(&mut |x, w, y| want[w] += f64::from(xs[x]) * dys[y]);
+        near("gradient of weights", &dw.to_host().unwrap(), &want, close);
+        for beta in [0.0, 1.0] {
+            let (mut dx, mut want) = maps_of(&on, input, element, 3.5);
+            want.iter_mut().for_each(|v| *v *= beta);
+            let to = (dx.elements_mut(), beta as f32);
+            conv.input_gradient(&on, &mut work, dy.elements(), &w, to).unwrap();
+            each(&mut |x, w, y| want[x] += ws[w] * dys[y]);
+            near("gradient of the input", &dx.to_host().unwrap(), &want, close);
+        }
+    }
 }
 
 #[test]
@@ -585,6 +792,8 @@ fn a_number_without_a_device_is_one_line_and_exit_code_1() {
     let output = common::pauc_with(&without, ["run", "recipes/quickstart.ron", "--device", "cuda"]);
     assert_eq!(output.code, 1);
     assert!(output.stderr.starts_with("error: ") && output.stderr.lines().count() == 1, "{}", output.stderr);
+    let output = common::pauc_with(&without, ["devices"]);
+    assert!(output.code == 1 && output.stdout.contains("\nno CUDA: "), "{}", output.stdout);
     let output = common::pauc(["devices"]);
     assert!(output.code == 0 && output.stdout.contains("cuda:0"), "{}", output.stdout);
 }

@@ -438,6 +438,8 @@ pub struct BenchArgs {
     /// How long to repeat the step.
     #[arg(long, default_value = "5", value_name = "SECONDS")]
     pub seconds: Positive,
+    #[command(flatten)]
+    pub change: RecipeArgs,
     /// Also print the time of every layer.
     #[arg(long)]
     pub layers: bool,
@@ -483,6 +485,9 @@ pub struct ClusterArgs {
     /// The mean of the concentration over the prototypes of a level.
     #[arg(long, default_value_t = 0.2, value_name = "TEMPERATURE")]
     pub temperature: f64,
+    /// The device: cpu, or cuda:0 where this program was built with the feature `cuda`; `devices` lists them.
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    pub device: String,
     /// Print objective, seconds of the fit alone, iterations, splits and metrics of each level as JSON.
     #[arg(long)]
     pub json: bool,

@@ -36,4 +36,5 @@ objects = [os.path.join(out, "tu", f) for f in os.listdir(os.path.join(out, "tu"
 flags = ["-O2", "-w", "-fPIC", "-shared"]
 run("gcc", "-O2", "-w", "-fPIC", "-c", f"{here}/driver.c", "-o", f"{out}/driver.o")
 run("g++", "-shared", "-Wl,-soname,libcuda.so.1", "-o", f"{out}/libcuda.so.1", f"{out}/emucuda.o", f"{out}/driver.o", *objects)
-run("gcc", *flags, "-Wl,-soname,libcudnn.so.9", "-o", f"{out}/libcudnn.so.9", os.path.join(emulator, "emudnn.c"), f"{here}/cudnn.c")
+run("gcc", *flags, "-Wl,-soname,libcudnn.so.9", "-o", f"{out}/libcudnn.so.9", f"{here}/cudnn.c")
+run("gcc", *flags, "-Wl,-soname,libcublas.so.13", "-o", f"{out}/libcublas.so.13", os.path.join(emulator, "emublas.c"), f"{here}/cublas.c")

@@ -2,10 +2,11 @@
 
 use crate::conv::{Dnn, Math};
 use crate::kernels::FILES;
+use crate::upload::Stage;
 use crate::{Error, Result};
 use cudarc::cublas::CudaBlas;
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
-use cudarc::driver::{CudaDevice, result, sys};
+use cudarc::driver::{CudaDevice, CudaSlice, DevicePtrMut, DeviceRepr, result, sys};
 use dfdx::prelude::{Cuda, Storage};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -23,10 +24,13 @@ const FEW_THREADS: u32 = 64;
 pub struct Context {
     device: Arc<CudaDevice>,
     threads: u32,
+    /// Blocks that keep every multiprocessor busy.
+    enough_blocks: usize,
     functions: RefCell<HashMap<&'static str, sys::CUfunction>>,
     blas: OnceCell<CudaBlas>,
     dnn: OnceCell<Rc<Dnn>>,
     math: Cell<Math>,
+    stage: RefCell<Stage>,
 }
 
 thread_local! {
@@ -140,14 +144,17 @@ impl Context {
         device.bind_to_thread()?;
         let most = device.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?;
         let threads = if most < THREADS as i32 { FEW_THREADS } else { THREADS };
+        let processors = device.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let (device, functions) = (device.clone(), RefCell::default());
         let new = Rc::new(Context {
             device,
             threads,
+            enough_blocks: 8 * processors.max(1) as usize,
             functions,
             blas: OnceCell::new(),
             dnn: OnceCell::new(),
             math: Cell::default(),
+            stage: RefCell::default(),
         });
         ALL.with(|all| all.borrow_mut().push(new.clone()));
         Ok(new)
@@ -156,6 +163,33 @@ impl Context {
     /// cudarc's device.
     pub fn device(&self) -> &Arc<CudaDevice> {
         &self.device
+    }
+
+    /// Threads of a block: a power of two.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads as usize
+    }
+
+    /// Blocks that keep every multiprocessor busy, for kernels whose blocks go through much each.
+    pub(crate) fn enough_blocks(&self) -> usize {
+        self.enough_blocks
+    }
+
+    /// A copy of a few values of the host's, which are read before this returns; the device need not have come so far.
+    pub(crate) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
+        // SAFETY: all of the memory is written before it is read, or there is nothing to read.
+        let mut new = unsafe { self.device.alloc::<T>(values.len().max(1)) }?;
+        if !values.is_empty() {
+            // SAFETY: there is room, and the driver copies pageable memory aside before it returns.
+            unsafe { result::memcpy_htod_async(*new.device_ptr_mut(), values, *self.device.cu_stream()) }?;
+        }
+        Ok(new)
+    }
+
+    /// Does something with the places of uploads.
+    pub(crate) fn stage<T>(&self, work: impl FnOnce(&mut Stage) -> Result<T>) -> Result<T> {
+        self.device.bind_to_thread()?;
+        work(&mut self.stage.borrow_mut())
     }
 
     /// cuBLAS on the device's stream.
@@ -185,7 +219,7 @@ impl Context {
         self.math.set(math);
         let mode = match math {
             Math::F32 => cublasMath_t::CUBLAS_DEFAULT_MATH,
-            Math::Tf32 => cublasMath_t::CUBLAS_TF32_TENSOR_OP_MATH,
+            Math::Tf32 | Math::Bf16 => cublasMath_t::CUBLAS_TF32_TENSOR_OP_MATH,
         };
         if let Some(blas) = self.blas.get() {
             // SAFETY: the handle is this context's own.

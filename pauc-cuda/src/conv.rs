@@ -1,8 +1,8 @@
-//! Convolutions of maps (N, C, H, W), through cuDNN.
+//! Convolutions of maps (N, H, W, C), through cuDNN; those of single pixels are products of matrices, through cuBLAS.
 
-use crate::maps::Maps;
-use crate::memory::ViewMut;
-use crate::{Buffer, Context, Error, Result, View, library};
+use crate::field::{Element, Elements, ElementsMut, Field, Maps};
+use crate::rows::{Factor, product};
+use crate::{Buffer, Context, Error, Result, args, library};
 use cudarc::cudnn::result as dnn;
 use cudarc::cudnn::sys;
 use pauc_kernels::conv::Geometry;
@@ -17,6 +17,28 @@ pub enum Math {
     F32,
     /// Tensor cores with factors rounded to 11 bits; sums have 24.
     Tf32,
+    /// Maps and the filters of convolutions in bf16, with eight bits, on tensor cores; sums have 24. Other products as with
+    /// `Tf32`.
+    Bf16,
+}
+
+impl Math {
+    /// What the elements of maps are.
+    pub fn element(self) -> Element {
+        match self {
+            Math::F32 | Math::Tf32 => Element::F32,
+            Math::Bf16 => Element::Bf16,
+        }
+    }
+
+    /// Channels of maps that are made of images: tensor cores take 16 bytes of a pixel at a time.
+    pub fn channels(self, images: usize) -> usize {
+        match self {
+            Math::F32 => images,
+            Math::Tf32 => images.next_multiple_of(4),
+            Math::Bf16 => images.next_multiple_of(8),
+        }
+    }
 }
 
 /// cuDNN on the device's stream.
@@ -67,55 +89,19 @@ impl Drop for Descriptors {
     }
 }
 
-// These have one result for one input: none adds with atomics.
-const FORWARD: sys::cudnnConvolutionFwdAlgo_t =
-    sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM;
-const INPUT: sys::cudnnConvolutionBwdDataAlgo_t =
-    sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
-const WEIGHT: sys::cudnnConvolutionBwdFilterAlgo_t =
-    sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
-
-/// A convolution of batches of one size. Weights are in interchange order, (out, in, height, width).
+/// cuDNN's way to compute it.
 #[derive(Debug)]
-pub struct Convolution {
+struct Program {
     dnn: Rc<Dnn>,
     of: Descriptors,
-    input: Maps,
-    output: Maps,
-    weights: usize,
+    by: Algorithms,
     /// Bytes that the three passes need beside their operands.
     work: usize,
 }
 
-/// Memory that convolutions use while they run, one after the other.
-#[derive(Debug, Default)]
-pub struct Work(Option<Buffer>);
-
-impl Work {
-    /// At least so many bytes.
-    fn of(&mut self, on: &Context, bytes: usize) -> Result<(*mut c_void, usize)> {
-        if bytes == 0 {
-            return Ok((std::ptr::null_mut(), 0));
-        }
-        if self.0.as_ref().is_none_or(|b| b.len() * 4 < bytes) {
-            self.0 = None;
-            self.0 = Some(Buffer::any(on, bytes.div_ceil(4))?);
-        }
-        let address = self.0.as_ref().map_or(0, Buffer::address);
-        Ok((address as *mut c_void, bytes))
-    }
-}
-
-impl Convolution {
-    /// For batches of `batch` images.
-    ///
-    /// # Errors
-    /// If cuDNN is missing or does not take the shape.
-    pub fn new(on: &Context, g: Geometry, batch: usize, math: Math) -> Result<Self> {
+impl Program {
+    fn new(on: &Context, g: Geometry, (input, output): (Maps, Maps), math: Math) -> Result<Self> {
         let dnn = on.dnn()?;
-        let (height, width) = g.output();
-        let input = Maps { batch, channels: g.inputs, height: g.height, width: g.width };
-        let output = Maps { batch, channels: g.outputs, height, width };
         if input.len().max(output.len()) > i32::MAX as usize {
             let message =
                 format!("{input:?} to {output:?}: cuDNN counts elements in 31 bits; use smaller batches");
@@ -128,50 +114,157 @@ impl Convolution {
             conv: dnn::create_convolution_descriptor()?,
         };
         let float = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
+        let kind = match math.element() {
+            Element::F32 => float,
+            Element::Bf16 => sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16,
+        };
         let sides = |m: Maps| [m.batch, m.channels, m.height, m.width].map(|v| v as i32);
-        let strides =
-            |m: Maps| [m.channels * m.height * m.width, m.height * m.width, m.width, 1].map(|v| v as i32);
-        let kernel = [g.outputs, g.inputs, g.kernel, g.kernel].map(|v| v as i32);
+        let strides = |m: Maps| {
+            [m.channels * m.height * m.width, 1, m.width * m.channels, m.channels].map(|v| v as i32)
+        };
+        let kernel = [g.outputs, input.channels, g.kernel, g.kernel].map(|v| v as i32);
         let (pad, stride) = (g.padding as i32, g.stride as i32);
         let cross = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
-        let kind = match math {
+        let cores = match math {
             Math::F32 => sys::cudnnMathType_t::CUDNN_FMA_MATH,
-            Math::Tf32 => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
+            Math::Tf32 | Math::Bf16 => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
         };
+        let by = Algorithms::default();
         // SAFETY: the descriptors are new, and those that are read have been written before.
         let work = unsafe {
-            dnn::set_tensor4d_descriptor_ex(of.x, float, sides(input), strides(input))?;
-            dnn::set_tensor4d_descriptor_ex(of.y, float, sides(output), strides(output))?;
-            let order = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
-            dnn::set_filter4d_descriptor(of.w, float, order, kernel)?;
+            dnn::set_tensor4d_descriptor_ex(of.x, kind, sides(input), strides(input))?;
+            dnn::set_tensor4d_descriptor_ex(of.y, kind, sides(output), strides(output))?;
+            dnn::set_filter4d_descriptor(of.w, kind, sys::cudnnTensorFormat_t::CUDNN_TENSOR_NHWC, kernel)?;
             dnn::set_convolution2d_descriptor(of.conv, pad, pad, stride, stride, 1, 1, cross, float)?;
-            dnn::set_convolution_math_type(of.conv, kind)?;
-            let h = dnn.handle;
-            let forward = dnn::get_convolution_forward_workspace_size(h, of.x, of.w, of.conv, of.y, FORWARD)?;
-            let input =
-                dnn::get_convolution_backward_data_workspace_size(h, of.w, of.y, of.conv, of.x, INPUT)?;
-            let weight =
-                dnn::get_convolution_backward_filter_workspace_size(h, of.x, of.y, of.conv, of.w, WEIGHT)?;
+            dnn::set_convolution_math_type(of.conv, cores)?;
+            let (h, x, y, w, conv) = (dnn.handle, of.x, of.y, of.w, of.conv);
+            let forward = dnn::get_convolution_forward_workspace_size(h, x, w, conv, y, by.forward)?;
+            let input = dnn::get_convolution_backward_data_workspace_size(h, w, y, conv, x, by.input)?;
+            let weight = dnn::get_convolution_backward_filter_workspace_size(h, x, y, conv, w, by.weight)?;
             forward.max(input).max(weight)
         };
-        Ok(Convolution { dnn, of, input, output, weights: g.weights(), work })
+        Ok(Program { dnn, of, by, work })
+    }
+}
+
+/// How the three passes are computed. All have one result for one input: none adds with atomics.
+#[derive(Clone, Copy, Debug)]
+struct Algorithms {
+    forward: sys::cudnnConvolutionFwdAlgo_t,
+    input: sys::cudnnConvolutionBwdDataAlgo_t,
+    weight: sys::cudnnConvolutionBwdFilterAlgo_t,
+}
+
+impl Default for Algorithms {
+    fn default() -> Self {
+        Algorithms {
+            forward: sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM,
+            input: sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1,
+            weight: sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1,
+        }
+    }
+}
+
+/// A convolution of batches of one size. Weights are given in interchange order, (out, in, height, width).
+#[derive(Debug)]
+pub struct Convolution {
+    /// None where it is a product of matrices.
+    by: Option<Program>,
+    input: Maps,
+    output: Maps,
+    geometry: Geometry,
+    element: Element,
+    /// The weights as cuDNN reads them, where that is not how they are given.
+    filter: Option<Field>,
+}
+
+/// Memory that convolutions use while they run, one after the other.
+#[derive(Debug, Default)]
+pub struct Work {
+    space: Option<Buffer>,
+    /// A gradient of weights as cuDNN leaves it.
+    gradient: Option<Field>,
+}
+
+impl Work {
+    /// At least so many bytes.
+    fn space(&mut self, on: &Context, bytes: usize) -> Result<(*mut c_void, usize)> {
+        if bytes == 0 {
+            return Ok((std::ptr::null_mut(), 0));
+        }
+        if self.space.as_ref().is_none_or(|b| b.len() * 4 < bytes) {
+            self.space = None;
+            self.space = Some(Buffer::any(on, bytes.div_ceil(4))?);
+        }
+        let address = self.space.as_ref().map_or(0, Buffer::address);
+        Ok((address as *mut c_void, bytes))
     }
 
-    /// Images a batch.
-    pub fn batch(&self) -> usize {
-        self.input.batch
+    /// At least so many elements.
+    fn gradient(&mut self, on: &Context, len: usize, element: Element) -> Result<ElementsMut<'_>> {
+        let there = self.gradient.take().filter(|f| f.len() >= len && f.elements().element() == element);
+        let there = there.map_or_else(|| Field::any(on, len, element), Ok)?;
+        Ok(self.gradient.insert(there).elements_mut())
+    }
+}
+
+impl Convolution {
+    /// For batches of `batch` images whose maps have at least the channels that the geometry says.
+    ///
+    /// # Errors
+    /// If cuDNN is missing or does not take the shape.
+    pub fn new(on: &Context, g: Geometry, input: Maps, math: Math) -> Result<Self> {
+        let (height, width) = g.output();
+        let output = Maps { batch: input.batch, channels: g.outputs, height, width };
+        if (input.height, input.width) != (g.height, g.width) || input.channels < g.inputs {
+            let message = format!("{input:?} for a convolution of {}×{}×{}", g.height, g.width, g.inputs);
+            return Err(Error::Length { operation: "convolution", message });
+        }
+        let element = math.element();
+        let by = if Self::is_product(g) { None } else { Some(Program::new(on, g, (input, output), math)?) };
+        // A filter of one weight a channel lies the same either way.
+        let same = g.kernel == 1 && input.channels == g.inputs && element == Element::F32;
+        let filter = g.outputs * g.kernel * g.kernel * input.channels;
+        let filter = if same { None } else { Some(Field::any(on, filter, element)?) };
+        Ok(Convolution { by, input, output, geometry: g, element, filter })
+    }
+
+    /// Whether it is a product of matrices: of single pixels, all of them.
+    pub fn is_product(g: Geometry) -> bool {
+        (g.kernel, g.stride, g.padding) == (1, 1, 0)
+    }
+
+    /// The maps that it reads.
+    pub fn input(&self) -> Maps {
+        self.input
     }
 
     /// Bytes of [`Work`] that it asks for.
     pub fn work(&self) -> usize {
-        self.work
+        self.by.as_ref().map_or(0, |p| p.work)
     }
 
-    fn check(&self, x: usize, w: usize, y: usize) -> Result<()> {
-        if x >= self.input.len() && w == self.weights && y >= self.output.len() {
+    /// An input, or its gradient, as a factor of a product.
+    fn input_rows<'a>(&self, x: Elements<'a>) -> Factor<'a> {
+        Factor::new(x, self.input.pixels(), self.input.channels)
+    }
+
+    /// An output, or its gradient, as a factor of a product.
+    fn output_rows<'a>(&self, y: Elements<'a>) -> Factor<'a> {
+        Factor::new(y, self.output.pixels(), self.output.channels)
+    }
+
+    /// The weights as a factor of a product, (out, in).
+    fn matrix<'a>(&self, w: Elements<'a>) -> Factor<'a> {
+        Factor::new(w, self.output.channels, self.input.channels)
+    }
+
+    fn check(&self, x: Elements<'_>, w: usize, y: Elements<'_>) -> Result<()> {
+        let elements = (self.input.check("convolution", &[x])?, self.output.check("convolution", &[y])?);
+        if w == self.geometry.weights() && elements == (self.element, self.element) {
             return Ok(());
         }
-        let message = format!("{:?} to {:?} in {x}, {w} weights and {y}", self.input, self.output);
+        let message = format!("{w} weights of {:?} for {elements:?}", self.geometry);
         Err(Error::Length { operation: "convolution", message })
     }
 
@@ -180,37 +273,57 @@ impl Convolution {
     /// # Errors
     /// If lengths disagree, or the device fails.
     pub fn forward(
-        &self,
+        &mut self,
         on: &Context,
         work: &mut Work,
-        x: View<'_>,
+        x: Elements<'_>,
         w: &Buffer,
-        y: ViewMut<'_>,
+        y: ElementsMut<'_>,
     ) -> Result<()> {
-        self.check(x.len(), w.len(), y.len())?;
-        let ((space, bytes), (one, zero)) = (work.of(on, self.work)?, (1f32, 0f32));
+        self.check(x, w.len(), y.read())?;
+        self.convert(on, w)?;
+        let w = self.read(w);
+        let Some(program) = &self.by else {
+            return product(on, self.input_rows(x), self.matrix(w).t(), 0.0, y);
+        };
+        let ((space, bytes), (one, zero)) = (work.space(on, program.work)?, (1f32, 0f32));
         // SAFETY: operands have the shapes that the descriptors say.
         unsafe {
             dnn::convolution_forward(
-                self.dnn.handle,
+                program.dnn.handle,
                 std::ptr::from_ref(&one).cast(),
-                self.of.x,
+                program.of.x,
                 x.address() as *const c_void,
-                self.of.w,
+                program.of.w,
                 w.address() as *const c_void,
-                self.of.conv,
-                FORWARD,
+                program.of.conv,
+                program.by.forward,
                 space,
                 bytes,
                 std::ptr::from_ref(&zero).cast(),
-                self.of.y,
+                program.of.y,
                 y.address() as *mut c_void,
             )?;
         }
         Ok(())
     }
 
-    /// `dx ← dx·beta +` the gradient of the input.
+    /// The weights as cuDNN reads them.
+    fn read<'a>(&'a self, w: &'a Buffer) -> Elements<'a> {
+        self.filter.as_ref().map_or_else(|| w.view().into(), Field::elements)
+    }
+
+    /// Writes the weights as cuDNN reads them, where they are given in another way.
+    fn convert(&mut self, on: &Context, w: &Buffer) -> Result<()> {
+        let Some(filter) = &mut self.filter else { return Ok(()) };
+        let (g, channels, n) = (self.geometry, self.input.channels, filter.len());
+        let (code, p) = (self.element.code(channels), (g.kernel * g.kernel) as u32);
+        let args = args![code, n, g.inputs as u32, p, channels as u32, w, &filter.elements_mut()];
+        // SAFETY: there are as many weights as the geometry says, and room for those of all channels.
+        unsafe { on.launch_over("pauc_filter", n / self.element.pack(channels), args) }
+    }
+
+    /// `dx ← dx·beta +` the gradient of the input, with the weights of the last [`Convolution::forward`].
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
@@ -218,27 +331,31 @@ impl Convolution {
         &self,
         on: &Context,
         work: &mut Work,
-        dy: View<'_>,
+        dy: Elements<'_>,
         w: &Buffer,
-        (dx, beta): (ViewMut<'_>, f32),
+        (dx, beta): (ElementsMut<'_>, f32),
     ) -> Result<()> {
-        self.check(dx.len(), w.len(), dy.len())?;
-        let ((space, bytes), one) = (work.of(on, self.work)?, 1f32);
+        self.check(dx.read(), w.len(), dy)?;
+        let w = self.read(w);
+        let Some(program) = &self.by else {
+            return product(on, self.output_rows(dy), self.matrix(w), beta, dx);
+        };
+        let ((space, bytes), one) = (work.space(on, program.work)?, 1f32);
         // SAFETY: operands have the shapes that the descriptors say.
         unsafe {
             dnn::convolution_backward_data(
-                self.dnn.handle,
+                program.dnn.handle,
                 std::ptr::from_ref(&one).cast(),
-                self.of.w,
+                program.of.w,
                 w.address() as *const c_void,
-                self.of.y,
+                program.of.y,
                 dy.address() as *const c_void,
-                self.of.conv,
-                INPUT,
+                program.of.conv,
+                program.by.input,
                 space,
                 bytes,
                 std::ptr::from_ref(&beta).cast(),
-                self.of.x,
+                program.of.x,
                 dx.address() as *mut c_void,
             )?;
         }
@@ -253,30 +370,42 @@ impl Convolution {
         &self,
         on: &Context,
         work: &mut Work,
-        x: View<'_>,
-        dy: View<'_>,
+        x: Elements<'_>,
+        dy: Elements<'_>,
         dw: &mut Buffer,
     ) -> Result<()> {
-        self.check(x.len(), dw.len(), dy.len())?;
-        let ((space, bytes), one) = (work.of(on, self.work)?, 1f32);
+        self.check(x, dw.len(), dy)?;
+        let Some(program) = &self.by else {
+            return product(on, self.output_rows(dy).t(), self.input_rows(x), 1.0, dw.view_mut());
+        };
+        let ((space, bytes), one) = (work.space(on, program.work)?, 1f32);
+        let (to, beta) = match &self.filter {
+            Some(filter) => (work.gradient(on, filter.len(), self.element)?.address(), 0f32),
+            None => (dw.address(), 1f32),
+        };
         // SAFETY: operands have the shapes that the descriptors say.
         unsafe {
             dnn::convolution_backward_filter(
-                self.dnn.handle,
+                program.dnn.handle,
                 std::ptr::from_ref(&one).cast(),
-                self.of.x,
+                program.of.x,
                 x.address() as *const c_void,
-                self.of.y,
+                program.of.y,
                 dy.address() as *const c_void,
-                self.of.conv,
-                WEIGHT,
+                program.of.conv,
+                program.by.weight,
                 space,
                 bytes,
-                std::ptr::from_ref(&one).cast(),
-                self.of.w,
-                dw.address() as *mut c_void,
+                std::ptr::from_ref(&beta).cast(),
+                program.of.w,
+                to as *mut c_void,
             )?;
         }
-        Ok(())
+        let Some(filter) = &self.filter else { return Ok(()) };
+        let (g, channels, n) = (self.geometry, self.input.channels, filter.len());
+        let (code, p) = (self.element.code(channels), (g.kernel * g.kernel) as u32);
+        let args = args![code, n, g.inputs as u32, p, channels as u32, to, dw];
+        // SAFETY: the gradient has all channels' weights, and there are as many weights as the geometry says.
+        unsafe { on.launch_over("pauc_filter_gradient", n / self.element.pack(channels), args) }
     }
 }

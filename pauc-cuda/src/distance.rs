@@ -5,8 +5,10 @@ use crate::{Buffer, Context, Error, Result, args};
 use cudarc::driver::{CudaSlice, DevicePtr};
 use std::rc::Rc;
 
-/// Elements of a tile of scores: 256 MiB.
-const TILE: usize = 1 << 26;
+/// Elements of a tile of scores: 32 MiB, which stay in the cache of a large GPU until they are read.
+const TILE: usize = 1 << 23;
+/// Rows of a tile at least, so that products keep the device busy.
+const LEAST: usize = 256;
 
 /// Rows in the device's memory.
 #[derive(Debug)]
@@ -85,6 +87,10 @@ impl Rows {
     /// Finds each row's nearest centroid and the squared distance to it; if `lower`, distances that are smaller already
     /// stay.
     fn compare(&mut self, centroids: &[f32], lower: bool) -> Result<()> {
+        self.on.clone().in_f32(|| self.compare_now(centroids, lower))
+    }
+
+    fn compare_now(&mut self, centroids: &[f32], lower: bool) -> Result<()> {
         let k = self.centroids(centroids)?;
         if self.count == 0 {
             return Ok(());
@@ -97,7 +103,7 @@ impl Rows {
         let args = args![&exact, &sums, k as u32, dim as u32, &around, &bias];
         // SAFETY: the centroids and what becomes of them are k rows of dim, the sums dim, the biases k.
         unsafe { on.launch("pauc_around", k, args) }?;
-        let tile = (TILE / k).clamp(1, self.count);
+        let tile = (TILE / k).max(LEAST).min(self.count);
         let scores = match self.scores.take() {
             Some(scores) if scores.len() >= tile * k => scores,
             _ => Buffer::any(&on, tile * k)?,

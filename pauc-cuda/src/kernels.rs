@@ -26,6 +26,7 @@ macro_rules! files {
 /// All files.
 pub(crate) const FILES: &[File] = files![
     "elementwise",
+    "many",
     "norm",
     "maps",
     "rows",

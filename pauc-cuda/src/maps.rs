@@ -1,57 +1,39 @@
-//! Feature maps (N, C, H, W): from pixels, to features, and the maximum of windows.
+//! Feature maps (N, H, W, C): from pixels, to features, and the maximum of windows.
 
-use crate::memory::ViewMut;
-use crate::{Buffer, Context, Error, Result, View, args};
+use crate::field::{Elements, ElementsMut, Maps};
+use crate::{Context, Error, Result, View, args};
 use cudarc::driver::{CudaSlice, DevicePtr, DeviceSlice};
 
-/// The shape of maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Maps {
-    /// Images.
-    pub batch: usize,
-    /// Channels.
-    pub channels: usize,
-    /// Rows.
-    pub height: usize,
-    /// Columns.
-    pub width: usize,
-}
-
-impl Maps {
-    /// The number of elements.
-    pub fn len(&self) -> usize {
-        self.batch * self.channels * self.height * self.width
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// As normalisation sees it.
-    pub fn flat(&self) -> crate::norm::Shape {
-        crate::norm::Shape { batch: self.batch, channels: self.channels, pixels: self.height * self.width }
-    }
-
-    fn check(&self, operation: &'static str, length: usize) -> Result<()> {
-        if self.is_empty() || self.len() > u32::MAX as usize || length < self.len() {
-            let message =
-                format!("{self:?} in a buffer of {length}: at most 2³² − 1 elements, and at least one");
-            return Err(Error::Length { operation, message });
-        }
-        Ok(())
-    }
-}
-
-/// Maps from images whose channels come last, (N, H, W, C).
+/// Maps from images whose channels come last, (N, H, W, C); channels that images do not have are 0.
 ///
 /// # Errors
 /// If lengths disagree, or the device fails.
-pub fn channels_first(on: &Context, images: View<'_>, shape: Maps, to: &mut Buffer) -> Result<()> {
-    shape.check("channels first", images.len().min(to.len()))?;
-    let args = args![shape.len(), shape.channels as u32, (shape.height * shape.width) as u32, images, to];
-    // SAFETY: both have as many elements as the shape.
-    unsafe { on.launch_over("pauc_channels_first", shape.len(), args) }
+pub fn pixels(
+    on: &Context,
+    images: View<'_>,
+    channels: usize,
+    (to, maps): (ElementsMut<'_>, Maps),
+) -> Result<()> {
+    let element = maps.check("pixels", &[to.read()])?;
+    if images.len() != maps.pixels() * channels || channels > maps.channels {
+        let message = format!("{} values in {channels} channels for {maps:?}", images.len());
+        return Err(Error::Length { operation: "pixels", message });
+    }
+    let (code, n) = (element.code(maps.channels), maps.len());
+    let args = args![code, n, channels as u32, maps.channels as u32, images, &to];
+    // SAFETY: both have as many pixels as the maps.
+    unsafe { on.launch_over("pauc_pixels", n / element.pack(maps.channels), args) }
+}
+
+/// `y ← y + x`.
+///
+/// # Errors
+/// If lengths disagree, or the device fails.
+pub fn add(on: &Context, x: Elements<'_>, (y, maps): (ElementsMut<'_>, Maps)) -> Result<()> {
+    let element = maps.check("sum of maps", &[x, y.read()])?;
+    let (code, n) = (element.code(maps.len()), maps.len());
+    // SAFETY: both hold the maps.
+    unsafe { on.launch_over("pauc_add_maps", n / element.pack(n), args![code, n, x, &y]) }
 }
 
 /// Which pixel of its window each maximum came from.
@@ -66,6 +48,17 @@ impl Chosen {
     pub fn new(on: &Context, len: usize) -> Result<Self> {
         Ok(Chosen(on.device().alloc_zeros(len.max(1))?))
     }
+
+    fn check(&self, from: Maps, to: Maps) -> Result<u64> {
+        let side = |n: usize| (n - 1) / 2 + 1;
+        if to == (Maps { height: side(from.height), width: side(from.width), ..from })
+            && self.0.len() >= to.len()
+        {
+            return Ok(*self.0.device_ptr());
+        }
+        let message = format!("{from:?} to {to:?} with {} choices", self.0.len());
+        Err(Error::Length { operation: "max pool", message })
+    }
 }
 
 /// The maximum of 3×3 windows at stride 2 with padding 1.
@@ -74,17 +67,19 @@ impl Chosen {
 /// If lengths disagree, or the device fails.
 pub fn max_pool(
     on: &Context,
-    (x, from): (View<'_>, Maps),
-    (y, to): (ViewMut<'_>, Maps),
+    (x, from): (Elements<'_>, Maps),
+    (y, to): (ElementsMut<'_>, Maps),
     chosen: &mut Chosen,
 ) -> Result<()> {
-    from.check("max pool", x.len())?;
-    to.check("max pool", y.len().min(chosen.0.len()))?;
-    pooled(from, to)?;
-    let (h, w) = (from.height as u32, from.width as u32);
-    let args = args![to.len(), x, h, w, y, *chosen.0.device_ptr(), to.height as u32, to.width as u32];
+    let element = from.check("max pool", &[x])?;
+    if to.check("max pool", &[y.read()])? != element {
+        return Err(kinds("max pool"));
+    }
+    let (chosen, code, n) = (chosen.check(from, to)?, element.code(to.channels), to.len());
+    let (h, w, c) = (from.height as u32, from.width as u32, from.channels as u32);
+    let args = args![code, n, c, x, h, w, &y, chosen, to.height as u32, to.width as u32];
     // SAFETY: maps and choices have the shapes, which fit.
-    unsafe { on.launch_over("pauc_max_pool", to.len(), args) }
+    unsafe { on.launch_over("pauc_max_pool", n / element.pack(to.channels), args) }
 }
 
 /// `dx ←` the gradient of [`max_pool`].
@@ -93,27 +88,23 @@ pub fn max_pool(
 /// If lengths disagree, or the device fails.
 pub fn max_pool_gradient(
     on: &Context,
-    (dy, to): (View<'_>, Maps),
+    (dy, to): (Elements<'_>, Maps),
     chosen: &Chosen,
-    (dx, from): (ViewMut<'_>, Maps),
+    (dx, from): (ElementsMut<'_>, Maps),
 ) -> Result<()> {
-    from.check("gradient of max pool", dx.len())?;
-    to.check("gradient of max pool", dy.len().min(chosen.0.len()))?;
-    pooled(from, to)?;
-    let (h, w) = (from.height as u32, from.width as u32);
-    let chosen = *chosen.0.device_ptr();
-    let args = args![from.len(), dy, chosen, to.height as u32, to.width as u32, dx, h, w];
+    let element = to.check("gradient of max pool", &[dy])?;
+    if from.check("gradient of max pool", &[dx.read()])? != element {
+        return Err(kinds("gradient of max pool"));
+    }
+    let (chosen, code, n) = (chosen.check(from, to)?, element.code(to.channels), from.len());
+    let (h, w, c) = (from.height as u32, from.width as u32, from.channels as u32);
+    let args = args![code, n, c, dy, chosen, to.height as u32, to.width as u32, &dx, h, w];
     // SAFETY: maps and choices have the shapes, which fit.
-    unsafe { on.launch_over("pauc_max_pool_gradient", from.len(), args) }
+    unsafe { on.launch_over("pauc_max_pool_gradient", n / element.pack(from.channels), args) }
 }
 
-fn pooled(from: Maps, to: Maps) -> Result<()> {
-    let side = |n: usize| (n - 1) / 2 + 1;
-    let want = Maps { height: side(from.height), width: side(from.width), ..from };
-    if to == want {
-        return Ok(());
-    }
-    Err(Error::Length { operation: "max pool", message: format!("{from:?} to {to:?}") })
+fn kinds(operation: &'static str) -> Error {
+    Error::Length { operation, message: "maps of different elements".into() }
 }
 
 /// Features (N, grid², C): the means of grid × grid equal parts of each map.
@@ -122,15 +113,16 @@ fn pooled(from: Maps, to: Maps) -> Result<()> {
 /// If lengths disagree, or the device fails.
 pub fn cell_mean(
     on: &Context,
-    (x, shape): (View<'_>, Maps),
+    (x, maps): (Elements<'_>, Maps),
     grid: usize,
-    features: &mut Buffer,
+    features: &mut crate::Buffer,
 ) -> Result<()> {
-    shape.check("cell mean", x.len())?;
-    let outputs = cells(shape, grid, features.len())?;
-    let (c, h, w) = (shape.channels as u32, shape.height as u32, shape.width as u32);
-    // SAFETY: the maps have the shape, and there is room for so many features.
-    unsafe { on.launch_over("pauc_cell_mean", outputs, args![outputs, x, c, h, w, grid as u32, features]) }
+    let element = maps.check("cell mean", &[x])?;
+    let n = cells(maps, grid, features.len())?;
+    let (c, h, w) = (maps.channels as u32, maps.height as u32, maps.width as u32);
+    let args = args![element.code(maps.channels), n, x, c, h, w, grid as u32, features];
+    // SAFETY: x holds the maps, and there is room for so many features.
+    unsafe { on.launch_over("pauc_cell_mean", n / element.pack(maps.channels), args) }
 }
 
 /// `dx ←` the gradient of [`cell_mean`].
@@ -141,21 +133,22 @@ pub fn cell_mean_gradient(
     on: &Context,
     features: View<'_>,
     grid: usize,
-    (dx, shape): (ViewMut<'_>, Maps),
+    (dx, maps): (ElementsMut<'_>, Maps),
 ) -> Result<()> {
-    shape.check("gradient of cell mean", dx.len())?;
-    cells(shape, grid, features.len())?;
-    let (c, h, w) = (shape.channels as u32, shape.height as u32, shape.width as u32);
-    let args = args![shape.len(), features, c, h, w, grid as u32, dx];
-    // SAFETY: the maps have the shape, and the features are as many as it has cells.
-    unsafe { on.launch_over("pauc_cell_mean_gradient", shape.len(), args) }
+    let element = maps.check("gradient of cell mean", &[dx.read()])?;
+    cells(maps, grid, features.len())?;
+    let (c, h, w) = (maps.channels as u32, maps.height as u32, maps.width as u32);
+    let (code, n) = (element.code(maps.channels), maps.len());
+    let args = args![code, n, features, c, h, w, grid as u32, &dx];
+    // SAFETY: dx holds the maps, and the features are as many as it has cells.
+    unsafe { on.launch_over("pauc_cell_mean_gradient", n / element.pack(maps.channels), args) }
 }
 
-fn cells(shape: Maps, grid: usize, features: usize) -> Result<usize> {
-    let outputs = shape.batch * grid * grid * shape.channels;
-    if (1..=shape.height.min(shape.width)).contains(&grid) && features >= outputs {
+fn cells(maps: Maps, grid: usize, features: usize) -> Result<usize> {
+    let outputs = maps.batch * grid * grid * maps.channels;
+    if (1..=maps.height.min(maps.width)).contains(&grid) && features >= outputs {
         return Ok(outputs);
     }
-    let message = format!("{features} features of {shape:?} in {grid}×{grid} cells");
+    let message = format!("{features} features of {maps:?} in {grid}×{grid} cells");
     Err(Error::Length { operation: "cell mean", message })
 }

@@ -95,7 +95,10 @@ impl Buffer {
         if values.is_empty() {
             return Ok(());
         }
-        Ok(self.slice.device().htod_sync_copy_into(values, &mut self.slice)?)
+        let device = self.slice.device();
+        device.bind_to_thread()?;
+        // SAFETY: there are as many values. The driver copies pageable memory aside before it returns.
+        Ok(unsafe { result::memcpy_htod_async(self.address(), values, *device.cu_stream()) }?)
     }
 
     /// Sets every element to zero.
@@ -125,6 +128,12 @@ impl Buffer {
     /// The whole buffer, borrowed to be written.
     pub fn view_mut(&mut self) -> ViewMut<'_> {
         ViewMut { address: self.address(), len: self.len, owner: PhantomData }
+    }
+
+    /// Its first half and the rest, borrowed to be written.
+    pub fn halves_mut(&mut self) -> (ViewMut<'_>, ViewMut<'_>) {
+        let half = self.len / 2;
+        (ViewMut::of(self, 0, half), ViewMut::of(self, half, self.len - half))
     }
 }
 
@@ -177,9 +186,23 @@ impl View<'_> {
 }
 
 impl<'a> ViewMut<'a> {
-    /// The first elements of memory that only work on the device's stream reads and writes, one after the other.
-    pub(crate) fn of(buffer: &'a Buffer, len: usize) -> Self {
-        ViewMut { address: buffer.address(), len: len.min(buffer.len), owner: PhantomData }
+    /// Some elements from one on of memory that only work on the device's stream reads and writes, one after the other.
+    pub(crate) fn of(buffer: &'a Buffer, from: usize, len: usize) -> Self {
+        let View { address, len, .. } = buffer.view().part(from, len);
+        ViewMut { address, len, owner: PhantomData }
+    }
+}
+
+impl<'a> ViewMut<'a> {
+    /// Some elements of a new tensor, which nobody shares yet.
+    pub(crate) fn part_of<S: Shape>(
+        tensor: &'a Tensor<S, f32, Cuda>,
+        from: usize,
+        len: usize,
+    ) -> Result<Self> {
+        let all = View { address: address(tensor)?, len: tensor.shape().num_elements(), owner: PhantomData };
+        let View { address, len, .. } = all.part(from, len);
+        Ok(ViewMut { address, len, owner: PhantomData })
     }
 }
 
@@ -254,6 +277,12 @@ impl<S: Shape> Dense<S> {
     }
 }
 
+/// Whether a tensor's elements lie one after the other, as those of its gradient then do too.
+pub fn is_dense<S: Shape>(tensor: &Tensor<S, f32, Cuda>) -> bool {
+    let written_out = tensor.clone().try_contiguous().map(|t| address(&t).ok());
+    written_out.is_ok_and(|there| there.is_some() && there == address(tensor).ok())
+}
+
 /// A tensor with a copy of a run's elements.
 ///
 /// # Errors
@@ -313,6 +342,14 @@ pub fn copy_of(on: &Context, from: View<'_>) -> Result<Buffer> {
 /// A gradient, as dfdx stores it.
 pub fn gradient(of: &<Cuda as Storage<f32>>::Vec) -> View<'_> {
     View { address: *of.device_ptr(), len: of.len(), owner: PhantomData }
+}
+
+/// A copy of a gradient, as dfdx stores it.
+///
+/// # Errors
+/// If the device fails.
+pub fn taken(of: &<Cuda as Storage<f32>>::Vec) -> Result<Buffer> {
+    copy_of(&*Context::at(&of.device())?, gradient(of))
 }
 
 /// A gradient, as dfdx stores it, to add to.

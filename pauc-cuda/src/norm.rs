@@ -1,73 +1,57 @@
-//! Batch normalisation of maps (N, C, P) with P pixels a channel, fused with residual and ReLU. P = 1: rows.
+//! Batch normalisation of maps (N, H, W, C), fused with residual and ReLU.
 
-use crate::memory::ViewMut;
-use crate::{Buffer, Context, Error, Result, View, args};
-use cudarc::driver::DevicePtr;
-
-/// The shape of maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// Images, or rows.
-    pub batch: usize,
-    /// Channels, or columns.
-    pub channels: usize,
-    /// Pixels of a channel; 1 for rows.
-    pub pixels: usize,
-}
-
-impl Shape {
-    /// The number of elements.
-    pub fn len(&self) -> usize {
-        self.batch * self.channels * self.pixels
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Kernels count elements in 32 bits.
-    fn check(&self, operation: &'static str, lengths: &[usize]) -> Result<()> {
-        let n = self.len();
-        if n == 0 || n > u32::MAX as usize || lengths.iter().any(|l| *l < n) {
-            let message =
-                format!("{self:?} in buffers of {lengths:?}: at most 2³² − 1 elements, and at least one");
-            return Err(Error::Length { operation, message });
-        }
-        Ok(())
-    }
-
-    fn sizes(&self) -> (u32, u32, u32) {
-        (self.batch as u32, self.channels as u32, self.pixels as u32)
-    }
-
-    /// Runs that the elements of a channel are summed in, so that the device has enough blocks to work on.
-    fn splits(&self) -> usize {
-        let wanted = 1024usize.div_ceil(self.channels.max(1));
-        wanted.min((self.batch * self.pixels).div_ceil(4096)).max(1)
-    }
-}
+use crate::field::{Element, Elements, ElementsMut, Maps};
+use crate::{Buffer, Context, Error, Result, args};
+use cudarc::driver::{CudaSlice, DevicePtr};
 
 /// What is added before ReLU: maps, and the normalisation that is still to be applied to them.
-pub type Residual<'a> = (View<'a>, Option<&'a Norm>);
+pub type Residual<'a> = (Elements<'a>, Option<&'a Norm>);
 
-/// One layer's statistics and coefficients.
+/// The ReLU behind a normalisation, for a gradient that passes it.
+#[derive(Clone, Copy, Debug)]
+pub enum Relu<'a> {
+    /// None.
+    No,
+    /// Of the normalised values alone, which tell where it was shut.
+    Own,
+    /// Of their sum with a residual: the output tells where it was shut.
+    Output(Elements<'a>),
+}
+
+impl Relu<'_> {
+    fn code(self) -> u32 {
+        match self {
+            Relu::No => 0,
+            Relu::Own => 1,
+            Relu::Output(_) => 2,
+        }
+    }
+}
+
+/// γ, β and what is added to a variance before its root is taken.
+pub type Affine<'a> = (&'a Buffer, &'a Buffer, f32);
+
+/// One layer's coefficients.
 #[derive(Debug)]
 pub struct Norm {
     channels: usize,
-    /// Mean, variance, 1/deviation, scale, shift, mean of g, mean of g·x̂: each as many as channels.
-    parts: [Buffer; 7],
-    /// Partial sums in double precision.
-    sums: cudarc::driver::CudaSlice<f64>,
+    /// Mean, 1/deviation, scale, shift, mean of g, mean of g·x̂: each as many as channels.
+    parts: [Buffer; 6],
+    /// Partial sums in double precision, two a channel and run.
+    sums: Option<CudaSlice<f64>>,
 }
 
-const MEAN: usize = 0;
-const VARIANCE: usize = 1;
-const INVERSE: usize = 2;
-const SCALE: usize = 3;
-const SHIFT: usize = 4;
-const MEAN_G: usize = 5;
-const MEAN_GX: usize = 6;
+const SCALE: usize = 2;
+const SHIFT: usize = 3;
+
+/// How many blocks go through maps, and in how many runs their rows are: `Lane` of the kernels.
+fn blocks(on: &Context, maps: Maps, element: Element) -> (usize, usize) {
+    let packs = maps.channels / element.pack(maps.channels);
+    let tile = packs.next_power_of_two().min(on.threads());
+    let (groups, rows) = (packs.div_ceil(tile), on.threads() / tile);
+    let runs = (on.enough_blocks() / groups).min(maps.pixels().div_ceil(rows)).max(1);
+    (groups * runs, runs)
+}
 
 impl Norm {
     /// For so many channels.
@@ -75,83 +59,97 @@ impl Norm {
     /// # Errors
     /// If the device has not enough memory.
     pub fn new(on: &Context, channels: usize) -> Result<Self> {
-        let mut parts = Vec::with_capacity(7);
-        for _ in 0..7 {
+        let mut parts = Vec::with_capacity(6);
+        for _ in 0..6 {
             parts.push(Buffer::zeros(on, channels)?);
         }
-        let parts = parts.try_into().map_err(|_| Error::Address)?;
-        // At most 1024 blocks, or one a channel, and two sums each.
-        let sums = on.device().alloc_zeros(2 * (1024 + channels))?;
-        Ok(Norm { channels, parts, sums })
+        Ok(Norm { channels, parts: parts.try_into().map_err(|_| Error::Address)?, sums: None })
     }
 
-    fn sums(&self) -> u64 {
-        *self.sums.device_ptr()
+    /// Room for two sums a channel and run.
+    fn sums(&mut self, on: &Context, runs: usize) -> Result<u64> {
+        let (len, there) = (2 * runs * self.channels, self.sums.take());
+        let sums = match there {
+            Some(sums) if cudarc::driver::DeviceSlice::len(&sums) >= len => sums,
+            _ => on.device().alloc_zeros(len)?,
+        };
+        let address = *sums.device_ptr();
+        self.sums = Some(sums);
+        Ok(address)
     }
 
-    fn check(&self, operation: &'static str, shape: Shape, lengths: &[usize]) -> Result<()> {
-        if shape.channels != self.channels {
-            let message = format!("{shape:?} for a normalisation of {} channels", self.channels);
+    fn check(&self, operation: &'static str, maps: Maps, runs: &[Elements<'_>]) -> Result<Element> {
+        if maps.channels != self.channels {
+            let message = format!("{maps:?} for a normalisation of {} channels", self.channels);
             return Err(Error::Length { operation, message });
         }
-        shape.check(operation, lengths)
+        maps.check(operation, runs)
     }
 
-    /// Takes mean and variance from a batch, and moves the running statistics towards them.
+    fn check_channels(&self, lengths: &[usize]) -> Result<()> {
+        if lengths.iter().all(|l| *l == self.channels) {
+            return Ok(());
+        }
+        let message = format!("lengths {lengths:?} for {} channels", self.channels);
+        Err(Error::Length { operation: "batch normalisation", message })
+    }
+
+    /// Coefficients from mean and variance of a batch, towards which the running statistics are moved.
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
     pub fn measure(
         &mut self,
         on: &Context,
-        y: View<'_>,
-        shape: Shape,
-        (mean, variance): (&mut Buffer, &mut Buffer),
-        momentum: f32,
+        (y, maps): (Elements<'_>, Maps),
+        (mean, variance, momentum): (&mut Buffer, &mut Buffer, f32),
+        (gamma, beta, epsilon): Affine<'_>,
     ) -> Result<()> {
-        self.check("batch statistics", shape, &[y.len()])?;
-        self.check_channels(&[mean.len(), variance.len()])?;
-        let ((n, c, p), splits) = (shape.sizes(), shape.splits());
-        let sums = args![y, self.sums(), n, c, p, splits as u32];
-        // SAFETY: y has the shape; there is room for the sums of so many splits; all else has one element a channel.
+        let element = self.check("batch statistics", maps, &[y])?;
+        self.check_channels(&[mean.len(), variance.len(), gamma.len(), beta.len()])?;
+        let (blocks, runs) = blocks(on, maps, element);
+        let sums = self.sums(on, runs)?;
+        let (element, rows, c) = (element.code(maps.channels), maps.pixels(), maps.channels as u32);
+        let [own_mean, inverse, scale, shift, ..] = &self.parts;
+        // SAFETY: y holds the maps; there is room for the sums of so many runs; all else has one element a channel.
         unsafe {
-            on.launch("pauc_norm_sums", splits * shape.channels, sums)?;
-            let parts = &self.parts;
+            on.launch("pauc_norm_sums", blocks, args![element, y, sums, rows, c])?;
             let args = args![
+                element,
                 y,
-                self.sums(),
-                &parts[MEAN],
-                &parts[VARIANCE],
+                sums,
+                runs as u32,
+                rows,
+                c,
                 mean,
                 variance,
-                n,
-                c,
-                p,
-                splits as u32,
-                momentum
+                momentum,
+                gamma,
+                beta,
+                epsilon,
+                own_mean,
+                inverse,
+                scale,
+                shift
             ];
-            on.launch_over("pauc_norm_moments", shape.channels, args)
+            on.launch("pauc_norm_moments", maps.channels, args)
         }
     }
 
-    /// Takes mean and variance as given.
+    /// Coefficients from given mean and variance.
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
-    pub fn set(&mut self, on: &Context, mean: &Buffer, variance: &Buffer) -> Result<()> {
-        self.check_channels(&[mean.len(), variance.len()])?;
-        crate::elementwise::copy(on, mean.view(), self.parts[MEAN].view_mut())?;
-        crate::elementwise::copy(on, variance.view(), self.parts[VARIANCE].view_mut())
-    }
-
-    /// Makes scale and shift from γ, β and what [`Norm::measure`] or [`Norm::set`] left.
-    ///
-    /// # Errors
-    /// If lengths disagree, or the device fails.
-    pub fn prepare(&mut self, on: &Context, gamma: &Buffer, beta: &Buffer, epsilon: f32) -> Result<()> {
-        self.check_channels(&[gamma.len(), beta.len()])?;
-        let [mean, variance, inverse, scale, shift, ..] = &self.parts;
-        let args = args![mean, variance, gamma, beta, epsilon, inverse, scale, shift, self.channels as u32];
+    pub fn set(
+        &mut self,
+        on: &Context,
+        (mean, variance): (&Buffer, &Buffer),
+        (gamma, beta, epsilon): Affine<'_>,
+    ) -> Result<()> {
+        self.check_channels(&[mean.len(), variance.len(), gamma.len(), beta.len()])?;
+        let [own_mean, inverse, scale, shift, ..] = &self.parts;
+        let c = self.channels as u32;
+        let args = args![c, mean, variance, gamma, beta, epsilon, own_mean, inverse, scale, shift];
         // SAFETY: all have one element a channel.
         unsafe { on.launch_over("pauc_norm_prepare", self.channels, args) }
     }
@@ -163,84 +161,80 @@ impl Norm {
     pub fn apply(
         &self,
         on: &Context,
-        y: View<'_>,
-        shape: Shape,
+        (y, maps): (Elements<'_>, Maps),
         residual: Option<Residual<'_>>,
         relu: bool,
-        out: ViewMut<'_>,
+        out: ElementsMut<'_>,
     ) -> Result<()> {
-        let rest = residual.map_or(usize::MAX, |r| r.0.len());
-        self.check("batch normalisation", shape, &[y.len(), out.len(), rest])?;
-        let (_, c, p) = shape.sizes();
+        let element =
+            self.check("batch normalisation", maps, &[y, out.read(), residual.map_or(y, |r| r.0)])?;
         let (added, own) = residual.map_or((0, None), |(r, norm)| (r.address(), norm));
         let part = |i: usize| own.map_or(0, |n| n.parts[i].address());
-        let args = args![
-            shape.len(),
-            c,
-            p,
-            y,
-            &self.parts[SCALE],
-            &self.parts[SHIFT],
-            added,
-            part(SCALE),
-            part(SHIFT),
-            relu,
-            out
-        ];
-        // SAFETY: all maps have the shape; an absent residual is address 0, which the kernel leaves alone.
-        unsafe { on.launch_over("pauc_norm_apply", shape.len(), args) }
+        let (scale, shift) = (&self.parts[SCALE], &self.parts[SHIFT]);
+        let (blocks, _) = blocks(on, maps, element);
+        let (element, c) = (element.code(maps.channels), maps.channels as u32);
+        let (own_scale, own_shift) = (part(SCALE), part(SHIFT));
+        let args = args![element, maps.pixels(), c, y, scale, shift, added, own_scale, own_shift, relu, &out];
+        // SAFETY: all runs hold the maps; an absent residual is address 0, which the kernel leaves alone.
+        unsafe { on.launch("pauc_norm_apply", blocks, args) }
     }
 
-    /// From the gradient `g` of the output to that of y, `dy`, and those of γ and β, which are added to. With `out`, the
-    /// output after ReLU, `g` is set to zero wherever that is not positive.
+    /// Adds to the gradients of γ and β, given that of the output, `g`, and leaves what [`Norm::input_gradient`] needs. Where
+    /// ReLU follows a residual, `g` is set to zero wherever ReLU was shut, as it then is the residual's gradient too, and `more`
+    /// of the output's gradient, which lies apart, is added first.
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
-    pub fn backward(
+    pub fn own_gradient(
         &mut self,
         on: &Context,
-        g: &mut Buffer,
-        out: Option<View<'_>>,
-        y: View<'_>,
-        shape: Shape,
+        (g, more): (&mut ElementsMut<'_>, Option<Elements<'_>>),
+        relu: Relu<'_>,
+        (y, maps): (Elements<'_>, Maps),
         (d_gamma, d_beta): (&mut Buffer, &mut Buffer),
-        dy: ViewMut<'_>,
     ) -> Result<()> {
-        let masked = out.map_or(usize::MAX, |o| o.len());
-        self.check("gradient of a batch normalisation", shape, &[g.len(), y.len(), dy.len(), masked])?;
+        const OPERATION: &str = "gradient of a batch normalisation";
+        let (out, behind) = if let Relu::Output(out) = relu { (out, true) } else { (y, false) };
+        let element = self.check(OPERATION, maps, &[g.read(), y, out, more.unwrap_or(y)])?;
+        if more.is_some() && !behind {
+            let message = "a gradient lies apart, and nothing is written where it could be added".into();
+            return Err(Error::Length { operation: OPERATION, message });
+        }
+        let more = more.map_or(0, |m| m.address());
         self.check_channels(&[d_gamma.len(), d_beta.len()])?;
-        let ((n, c, p), splits) = (shape.sizes(), shape.splits());
-        let parts = &self.parts;
-        let out = out.map_or(0, |o| o.address());
-        // SAFETY: all maps have the shape, there is room for the sums, and all else has one element a channel.
+        let (blocks, runs) = blocks(on, maps, element);
+        let sums = self.sums(on, runs)?;
+        let [mean, inverse, scale, shift, mean_g, mean_gx] = &self.parts;
+        let (element, rows, c) = (element.code(maps.channels), maps.pixels(), maps.channels as u32);
+        let args = args![element, relu.code(), &*g, more, out, y, mean, inverse, scale, shift, sums, rows, c];
+        // SAFETY: all runs hold the maps, there is room for the sums, and all else has one element a channel.
         unsafe {
-            let args = args![&*g, out, y, &parts[MEAN], &parts[INVERSE], self.sums(), n, c, p, splits as u32];
-            on.launch("pauc_norm_gradient_sums", splits * shape.channels, args)?;
-            let (mean_g, mean_gx) = (&parts[MEAN_G], &parts[MEAN_GX]);
-            let args = args![self.sums(), d_gamma, d_beta, mean_g, mean_gx, n, c, p, splits as u32];
-            on.launch_over("pauc_norm_gradient_finish", shape.channels, args)?;
-            let args = args![
-                shape.len(),
-                c,
-                p,
-                &*g,
-                y,
-                &parts[MEAN],
-                &parts[INVERSE],
-                &parts[SCALE],
-                mean_g,
-                mean_gx,
-                dy
-            ];
-            on.launch_over("pauc_norm_gradient", shape.len(), args)
+            on.launch("pauc_norm_gradient_sums", blocks, args)?;
+            let args = args![sums, runs as u32, rows, c, d_gamma, d_beta, mean_g, mean_gx];
+            on.launch("pauc_norm_gradient_finish", maps.channels, args)
         }
     }
 
-    fn check_channels(&self, lengths: &[usize]) -> Result<()> {
-        if lengths.iter().all(|l| *l == self.channels) {
-            return Ok(());
-        }
-        let message = format!("lengths {lengths:?} for {} channels", self.channels);
-        Err(Error::Length { operation: "batch normalisation", message })
+    /// The gradient of `y`, written to `dy`, or in place of `g` without one; after [`Norm::own_gradient`].
+    ///
+    /// # Errors
+    /// If lengths disagree, or the device fails.
+    pub fn input_gradient(
+        &self,
+        on: &Context,
+        g: &mut ElementsMut<'_>,
+        relu: Relu<'_>,
+        (y, maps): (Elements<'_>, Maps),
+        dy: Option<ElementsMut<'_>>,
+    ) -> Result<()> {
+        let to = dy.as_ref().unwrap_or(g);
+        let element = self.check("gradient of a batch normalisation", maps, &[g.read(), y, to.read()])?;
+        let (blocks, _) = blocks(on, maps, element);
+        let [mean, inverse, scale, shift, mean_g, mean_gx] = &self.parts;
+        let (element, rows, c) = (element.code(maps.channels), maps.pixels(), maps.channels as u32);
+        let args =
+            args![element, relu.code(), rows, c, &*g, y, mean, inverse, scale, shift, mean_g, mean_gx, to];
+        // SAFETY: all runs hold the maps, and each thread reads an element before it writes there.
+        unsafe { on.launch("pauc_norm_gradient", blocks, args) }
     }
 }

@@ -1,14 +1,20 @@
 //! Matrices of rows: products, biases, ReLU, sums of columns.
 
-use crate::memory::ViewMut;
+use crate::field::{Element, Elements, ElementsMut};
+use crate::memory::{Dense, ViewMut};
 use crate::{Buffer, Context, Error, Result, View, args};
-use cudarc::cublas::result::{sgemm, sgemm_strided_batched};
+use cudarc::cublas::result::{gemm_ex, sgemm, sgemm_strided_batched};
 use cudarc::cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
+use cudarc::cublas::sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType};
+use dfdx::prelude::{Cuda, HasShape, Tensor, ZerosTensor};
+
+/// A matrix on dfdx's device.
+type Matrix = Tensor<(usize, usize), f32, Cuda>;
 
 /// A matrix as a product reads it: row-major, transposed or not.
 #[derive(Clone, Copy, Debug)]
 pub struct Factor<'a> {
-    values: View<'a>,
+    values: Elements<'a>,
     rows: usize,
     cols: usize,
     transposed: bool,
@@ -16,8 +22,8 @@ pub struct Factor<'a> {
 
 impl<'a> Factor<'a> {
     /// A matrix of `rows` × `cols`.
-    pub fn new(values: View<'a>, rows: usize, cols: usize) -> Self {
-        Factor { values, rows, cols, transposed: false }
+    pub fn new(values: impl Into<Elements<'a>>, rows: usize, cols: usize) -> Self {
+        Factor { values: values.into(), rows, cols, transposed: false }
     }
 
     /// Its transpose.
@@ -28,49 +34,91 @@ impl<'a> Factor<'a> {
     fn shape(&self) -> (usize, usize) {
         if self.transposed { (self.cols, self.rows) } else { (self.rows, self.cols) }
     }
+
+    fn operation(&self) -> cublasOperation_t {
+        if self.transposed { CUBLAS_OP_T } else { CUBLAS_OP_N }
+    }
 }
 
-/// `c ← a·b + beta·c`, all row-major.
+/// Rows, inner length and columns of `count` products into so many elements.
+fn sizes(
+    operation: &'static str,
+    count: usize,
+    (a, b): (Factor<'_>, Factor<'_>),
+    c: usize,
+) -> Result<[usize; 3]> {
+    let ((m, k), (inner, n)) = (a.shape(), b.shape());
+    let fits = a.values.len() >= count * m * k && b.values.len() >= count * k * n && c >= count * m * n;
+    if k == inner && fits && [m, n, k, count].into_iter().all(|size| size <= i32::MAX as usize) {
+        return Ok([m, k, n]);
+    }
+    let message = format!("{count} times {m}×{k} and {inner}×{n} into {c} elements");
+    Err(Error::Length { operation, message })
+}
+
+/// `c ← a·b + beta·c`, all row-major. Elements may differ; sums have 24 bits.
 ///
 /// # Errors
 /// If shapes disagree, or the device fails.
-pub fn product(on: &Context, a: Factor<'_>, b: Factor<'_>, beta: f32, c: ViewMut<'_>) -> Result<()> {
-    let ((m, k), (inner, n)) = (a.shape(), b.shape());
-    let fits = a.values.len() >= m * k && b.values.len() >= k * n && c.len() >= m * n;
-    let largest = [m, n, k].into_iter().max().unwrap_or(0);
-    if k != inner || !fits || largest > i32::MAX as usize {
-        let message = format!("{m}×{k} times {inner}×{n} into {} elements", c.len());
-        return Err(Error::Length { operation: "product", message });
-    }
+pub fn product<'c>(
+    on: &Context,
+    a: Factor<'_>,
+    b: Factor<'_>,
+    beta: f32,
+    c: impl Into<ElementsMut<'c>>,
+) -> Result<()> {
+    let c = c.into();
+    let [m, k, n] = sizes("product", 1, (a, b), c.read().len())?;
     if m * n == 0 {
         return Ok(());
     }
-    let operation = |f: &Factor<'_>| if f.transposed { CUBLAS_OP_T } else { CUBLAS_OP_N };
     let handle = *on.blas()?.handle();
+    let kinds = [b.values.element(), a.values.element(), c.read().element()];
+    let (rows, cols, inner, ldb, lda) = (n as i32, m as i32, k as i32, b.cols as i32, a.cols as i32);
+    let (left, right, to) = (b.values.address(), a.values.address(), c.address());
     // cuBLAS counts by columns: it sees the transposes, and cᵀ = bᵀ·aᵀ.
-    // SAFETY: the matrices have the sizes, their rows follow one another, and the factors are read before this returns.
+    if kinds == [Element::F32; 3] {
+        let (left, right, to) = (left as *const f32, right as *const f32, to as *mut f32);
+        // SAFETY: the matrices have the sizes, their rows follow one another, and the factors are read before this returns.
+        unsafe {
+            let (of_b, of_a) = (b.operation(), a.operation());
+            sgemm(handle, of_b, of_a, rows, cols, inner, &1.0, left, ldb, right, lda, &beta, to, rows)?;
+        }
+        return Ok(());
+    }
+    let [of_b, of_a, of_c] = kinds.map(|e| match e {
+        Element::F32 => cudaDataType::CUDA_R_32F,
+        Element::Bf16 => cudaDataType::CUDA_R_16BF,
+    });
+    let one = 1f32;
+    // SAFETY: as above, with elements of the kinds that are said.
     unsafe {
-        sgemm(
+        gemm_ex(
             handle,
-            operation(&b),
-            operation(&a),
-            n as i32,
-            m as i32,
-            k as i32,
-            &1.0,
-            b.values.address() as *const f32,
-            b.cols as i32,
-            a.values.address() as *const f32,
-            a.cols as i32,
-            &beta,
-            c.address() as *mut f32,
-            n as i32,
+            b.operation(),
+            a.operation(),
+            rows,
+            cols,
+            inner,
+            std::ptr::from_ref(&one).cast(),
+            left as *const _,
+            of_b,
+            ldb,
+            right as *const _,
+            of_a,
+            lda,
+            std::ptr::from_ref(&beta).cast(),
+            to as *mut _,
+            of_c,
+            rows,
+            cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )?;
     }
     Ok(())
 }
 
-/// [`product`] of `count` pairs of matrices that follow one another, each pair into a matrix of its own.
+/// [`product`] of `count` pairs of matrices of `f32` that follow one another, each pair into a matrix of its own.
 ///
 /// # Errors
 /// As [`product`].
@@ -82,25 +130,22 @@ pub fn products(
     beta: f32,
     c: ViewMut<'_>,
 ) -> Result<()> {
-    let ((m, k), (inner, n)) = (a.shape(), b.shape());
-    let fits = a.values.len() >= count * m * k && b.values.len() >= count * k * n && c.len() >= count * m * n;
-    let largest = [m, n, k, count].into_iter().max().unwrap_or(0);
-    if k != inner || !fits || largest > i32::MAX as usize {
-        let message = format!("{count} times {m}×{k} and {inner}×{n} into {} elements", c.len());
+    let [m, k, n] = sizes("products", count, (a, b), c.len())?;
+    if [a, b].iter().any(|f| f.values.element() != Element::F32) {
+        let message = "factors are not of f32".into();
         return Err(Error::Length { operation: "products", message });
     }
     if count * m * n == 0 {
         return Ok(());
     }
-    let operation = |f: &Factor<'_>| if f.transposed { CUBLAS_OP_T } else { CUBLAS_OP_N };
     let handle = *on.blas()?.handle();
     // As in `product`.
     // SAFETY: the matrices have the sizes and follow one another, and the factors are read before this returns.
     unsafe {
         sgemm_strided_batched(
             handle,
-            operation(&b),
-            operation(&a),
+            b.operation(),
+            a.operation(),
             n as i32,
             m as i32,
             k as i32,
@@ -119,6 +164,41 @@ pub fn products(
         )?;
     }
     Ok(())
+}
+
+/// Rows of unit length, z = x / √(‖x‖² + ε), and the factors 1 / √(‖x‖² + ε).
+///
+/// # Errors
+/// If the device fails.
+pub fn unit(x: &Matrix, epsilon: f32) -> Result<(Matrix, Buffer)> {
+    let (device, (n, dim)) = (x.device().clone(), *x.shape());
+    let (on, x) = (Context::of(&device)?, Dense::new(x.clone())?);
+    let z: Matrix = device.try_zeros_like(&(n, dim))?;
+    let inverse = Buffer::any(&on, n)?;
+    let args = args![x.view(), dim as u32, epsilon, ViewMut::part_of(&z, 0, n * dim)?, &inverse];
+    // SAFETY: both matrices are n rows of dim, and there is a factor a row.
+    unsafe { on.launch("pauc_unit", n, args) }?;
+    Ok((z, inverse))
+}
+
+/// `dx ← dx +` the gradient of [`unit`], (g − (g·z)·z) times the factors.
+///
+/// # Errors
+/// If lengths disagree, or the device fails.
+pub fn unit_gradient(
+    z: &Dense<(usize, usize)>,
+    g: View<'_>,
+    inverse: &Buffer,
+    dx: ViewMut<'_>,
+) -> Result<()> {
+    let (n, z) = (inverse.len(), z.view());
+    if n == 0 || z.len() != g.len() || z.len() != dx.len() || !z.len().is_multiple_of(n) {
+        let message = format!("{}, {} and {} values in {n} rows", z.len(), g.len(), dx.len());
+        return Err(Error::Length { operation: "gradient of unit rows", message });
+    }
+    let args = args![z, g, inverse, (z.len() / n) as u32, dx];
+    // SAFETY: all matrices are of n rows, and there is a factor a row.
+    unsafe { inverse.context()?.launch("pauc_unit_gradient", n, args) }
 }
 
 /// `y ← ReLU?(y + bias)` for rows of as many values as `cols`.

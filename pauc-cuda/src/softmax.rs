@@ -8,6 +8,8 @@ use cudarc::driver::DevicePtr;
 
 /// Elements of a tile of logits: 64 MiB.
 const TILE: usize = 1 << 24;
+/// Logits that are kept from the first pass for the second rather than computed again: 512 MiB.
+const KEPT: usize = 1 << 27;
 
 /// Candidates that every query is compared with.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +40,17 @@ pub struct Graded {
 /// # Errors
 /// If sizes disagree, or the device fails.
 pub fn cross_entropy(
+    on: &Context,
+    queries: View<'_>,
+    positives: View<'_>,
+    scales: &[f32],
+    banks: &[Bank<'_>],
+    dim: usize,
+) -> Result<Graded> {
+    on.in_f32(|| graded(on, queries, positives, scales, banks, dim))
+}
+
+fn graded(
     on: &Context,
     queries: View<'_>,
     positives: View<'_>,
@@ -85,48 +98,45 @@ pub fn cross_entropy(
             )));
         }
         let own = match bank.own {
-            Some(own) => Some(device.htod_sync_copy(&own.iter().map(|j| *j as u32).collect::<Vec<_>>())?),
+            Some(own) => Some(on.upload(&own.iter().map(|j| *j as u32).collect::<Vec<_>>())?),
             None => None,
         };
         parts.push((bank.rows, m, Buffer::from_host(on, bank.scale)?, uniform, own));
     }
-    let widest = parts.iter().map(|p| p.1).max().unwrap_or(0);
-    let tile = (TILE / n).clamp(1, widest.max(1));
-    let scores = Buffer::any(on, n * tile)?;
-    // First the sums, then the gradient: the logits of a tile are computed twice rather than kept.
+    let all: usize = parts.iter().map(|p| p.1).sum();
+    let kept = n * all <= KEPT;
+    let widest = parts.iter().map(|p| p.1).max().unwrap_or(0).max(1);
+    let tile = if kept { widest } else { (TILE / n).clamp(1, widest) };
+    let scores = Buffer::any(on, n * if kept { all } else { tile })?;
+    // First the sums, then the gradient: what is not kept of the logits is computed twice.
     for second in [false, true] {
+        let mut from = 0;
         for (rows, m, scale, uniform, own) in &parts {
             let own = own.as_ref().map_or(0, |own| *own.device_ptr());
             for start in (0..*m).step_by(tile) {
                 let t = tile.min(m - start);
                 let some = rows.part(start * dim, t * dim);
-                let to = ViewMut::of(&scores, n * t);
-                product(on, Factor::new(queries, n, dim), Factor::new(some, t, dim).t(), 0.0, to)?;
-                if !second {
-                    let args =
-                        args![&scores, scale, *uniform, own, start as u32, t as u32, &largest, sums_at];
-                    // SAFETY: n rows of t scores; all else has n elements, or one a candidate as said.
-                    unsafe { on.launch("pauc_softmax_sums", n, args) }?;
-                    continue;
+                let here = scores.view().part(from, n * t);
+                if !(second && kept) {
+                    let to = ViewMut::of(&scores, from, n * t);
+                    product(on, Factor::new(queries, n, dim), Factor::new(some, t, dim).t(), 0.0, to)?;
                 }
-                let share = 1.0 / n as f32;
-                let args = args![
-                    n * t,
-                    &scores,
-                    scale,
-                    *uniform,
-                    own,
-                    start as u32,
-                    t as u32,
-                    &logits,
-                    &largest,
-                    sums_at,
-                    share
-                ];
-                // SAFETY: as above.
-                unsafe { on.launch_over("pauc_softmax_weights", n * t, args) }?;
-                let weights = Factor::new(scores.view().first(n * t), n, t);
-                product(on, weights, Factor::new(some, t, dim), 1.0, gradient.view_mut())?;
+                let (first, t32) = (start as u32, t as u32);
+                if second {
+                    let (n32, share) = (n as u32, 1.0 / n as f32);
+                    let blocks = (on.enough_blocks() / n).clamp(1, t.div_ceil(on.threads()));
+                    let args =
+                        args![n32, here, scale, *uniform, own, first, t32, &logits, &largest, sums_at, share];
+                    // SAFETY: n rows of t scores; all else has n elements, or one a candidate as said.
+                    unsafe { on.launch("pauc_softmax_weights", n * blocks, args) }?;
+                    let (weights, some) = (Factor::new(here, n, t), Factor::new(some, t, dim));
+                    product(on, weights, some, 1.0, gradient.view_mut())?;
+                } else {
+                    let args = args![here, scale, *uniform, own, first, t32, &largest, sums_at];
+                    // SAFETY: as above.
+                    unsafe { on.launch("pauc_softmax_sums", n, args) }?;
+                }
+                from += if kept { n * t } else { 0 };
             }
         }
     }
@@ -145,4 +155,45 @@ pub fn cross_entropy(
     unsafe { on.launch("pauc_softmax_finish", n, args) }?;
     let losses = device.dtoh_sync_copy(&losses)?;
     Ok(Graded { value: losses.iter().sum::<f64>() / n as f64, gradient })
+}
+
+/// The same for N rows of which each is compared with all others, and its positive is the one N/2 further on; as
+/// `pauc_kernels::softmax::in_batch` defines it. The gradient is that of the rows, as queries and as candidates.
+///
+/// # Shapes
+/// `rows` (N, D), N even
+///
+/// # Errors
+/// If sizes disagree, or the device fails.
+pub fn in_batch(on: &Context, rows: View<'_>, dim: usize, scale: f32) -> Result<Graded> {
+    let n = rows.len() / dim.max(1);
+    if dim == 0 || n == 0 || !n.is_multiple_of(2) || rows.len() != n * dim || n > 1 << 20 {
+        let message = format!("{} values in pairs of rows of {dim}", rows.len());
+        return Err(Error::Length { operation: "cross-entropy of pairs", message });
+    }
+    on.in_f32(|| {
+        let device = on.device();
+        let scores = Buffer::any(on, n * n)?;
+        let z = Factor::new(rows, n, dim);
+        product(on, z, z.t(), 0.0, ViewMut::of(&scores, 0, n * n))?;
+        let largest = Buffer::from_host(on, &vec![f32::NEG_INFINITY; n])?;
+        let (sums, losses) = (device.alloc_zeros::<f64>(n)?, device.alloc_zeros::<f64>(n)?);
+        let own = on.upload(&(0..n as u32).collect::<Vec<_>>())?;
+        let uniform = Buffer::from_host(on, &[scale])?;
+        let (sums_at, losses_at, own_at) = (*sums.device_ptr(), *losses.device_ptr(), *own.device_ptr());
+        let (n32, from) = (n as u32, 0u32);
+        // SAFETY: n rows of n scores, and n elements of all else.
+        unsafe {
+            let args = args![&scores, &uniform, true, own_at, from, n32, &largest, sums_at];
+            on.launch("pauc_softmax_sums", n, args)?;
+            let args = args![n32, &scores, scale, &largest, sums_at, losses_at];
+            on.launch("pauc_softmax_pairs", n, args)?;
+        }
+        let mut gradient = Buffer::any(on, n * dim)?;
+        let weights = Factor::new(scores.view(), n, n);
+        product(on, weights, z, 0.0, gradient.view_mut())?;
+        product(on, weights.t(), z, 1.0, gradient.view_mut())?;
+        let losses = device.dtoh_sync_copy(&losses)?;
+        Ok(Graded { value: losses.iter().sum::<f64>() / n as f64, gradient })
+    })
 }

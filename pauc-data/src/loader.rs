@@ -6,7 +6,7 @@
 use crate::ViewPipeline;
 use pauc_traits::dataset::ImageSource;
 use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::{Count, Error, Result};
+use pauc_traits::{Count, Error, Pixels, Result};
 use rand::Rng;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -25,8 +25,8 @@ pub struct ImageBatch {
     pub step: u64,
     /// The B samples: indices into the source.
     pub ids: Vec<u64>,
-    /// Each view's normalised pixels, B×H×W×C.
-    pub views: Vec<Vec<f32>>,
+    /// Each view's pixels, B×H×W×C.
+    pub views: Vec<Pixels>,
     /// The samples' labels, if the source has any.
     pub labels: Option<Vec<u32>>,
     /// The samples' labels of another granularity, if the source has any.
@@ -37,9 +37,9 @@ impl ImageBatch {
     /// Some of the images, with everything that belongs to them.
     pub fn rows(&self, rows: &Range<usize>) -> ImageBatch {
         let labels = |all: &Option<Vec<u32>>| all.as_ref().map(|l| l[rows.clone()].to_vec());
-        let pixels = |view: &Vec<f32>| {
+        let pixels = |view: &Pixels| {
             let image = view.len() / self.ids.len().max(1);
-            view[rows.start * image..rows.end * image].to_vec()
+            view.part(rows.start * image..rows.end * image)
         };
         ImageBatch {
             epoch: self.epoch,
@@ -74,17 +74,26 @@ pub struct LoaderOptions {
     pub threads: usize,
     /// How many batches may be prepared ahead of the one that is asked for, at least 1.
     pub prefetch: usize,
+    /// Whether batches hold 8-bit values, which whoever reads them normalises.
+    pub bytes: bool,
 }
 
 impl LoaderOptions {
     /// Shuffled batches for training, prepared by one thread, two ahead.
     pub fn training(batch: Count, seed: u64) -> Self {
-        LoaderOptions { batch, seed, order: Order::Shuffled, threads: 1, prefetch: 2 }
+        LoaderOptions { batch, seed, order: Order::Shuffled, threads: 1, prefetch: 2, bytes: false }
     }
 
     /// All images in order, prepared by one thread, two batches ahead.
     pub fn evaluation(batch: Count) -> Self {
-        LoaderOptions { batch, seed: 0, order: Order::Sequential, threads: 1, prefetch: 2 }
+        LoaderOptions { batch, seed: 0, order: Order::Sequential, threads: 1, prefetch: 2, bytes: false }
+    }
+
+    /// For a device that normalises images itself and leaves the processor's cores to the loader: 8-bit values, prepared by
+    /// all of the process's threads but one.
+    pub fn for_accelerator(self) -> Self {
+        let threads = rayon::current_num_threads().saturating_sub(1).max(1);
+        LoaderOptions { bytes: true, threads, prefetch: threads + 1, ..self }
     }
 }
 
@@ -273,7 +282,11 @@ impl Work {
     fn batch(&self, epoch: u64, step: u64, ids: &[u32]) -> Result<ImageBatch> {
         let pipeline = &self.pipeline;
         let sizes: Vec<usize> = (0..pipeline.len()).map(|v| pipeline.shape(v).len()).collect();
-        let mut views: Vec<Vec<f32>> = sizes.iter().map(|n| vec![0.0; n * ids.len()]).collect();
+        let start = |(v, n): (usize, &usize)| match self.options.bytes {
+            false => Pixels::Normalised(vec![0.0; n * ids.len()]),
+            true => Pixels::Bytes { values: vec![0; n * ids.len()], normal: pipeline.normal(v).clone() },
+        };
+        let mut views: Vec<Pixels> = sizes.iter().enumerate().map(start).collect();
         for (i, &id) in ids.iter().enumerate() {
             let began = Instant::now();
             let image = self.source.image(id as usize)?;
@@ -283,7 +296,12 @@ impl Work {
                 let borrowed = pauc_traits::Image { shape: image.shape, pixels: (&*image.pixels).into() };
                 let made = pipeline.augment(borrowed, v, &mut rng);
                 at = self.stages.augment.add(at);
-                let made = pipeline.normalise(&made, v, &mut view[i * n..(i + 1) * n]);
+                let made = match view {
+                    Pixels::Normalised(view) => pipeline.normalise(&made, v, &mut view[i * n..(i + 1) * n]),
+                    Pixels::Bytes { values, .. } => pipeline
+                        .checked(&made, v, *n)
+                        .map(|bytes| values[i * n..(i + 1) * n].copy_from_slice(bytes)),
+                };
                 at = self.stages.normalise.add(at);
                 made.map_err(|e| match e {
                     Error::Shape { operation, message } => {

@@ -25,7 +25,7 @@ struct View {
     /// Mean and deviation of each channel.
     statistics: Vec<(f32, f32)>,
     /// 1/(255·deviation) and −mean/deviation of each channel.
-    normal: Vec<(f32, f32)>,
+    normal: Arc<[(f32, f32)]>,
 }
 
 /// Turns images into views: augmented, normalised, `f32`, channels last.
@@ -160,24 +160,37 @@ impl ViewPipeline {
         self.normalise(&image, view, out)
     }
 
+    /// Factor and shift of each channel that 8-bit values of view `view` are normalised with.
+    pub fn normal(&self, view: usize) -> &Arc<[(f32, f32)]> {
+        &self.views[view].normal
+    }
+
     /// Writes an augmented image of view `view` to `out`, normalised.
     ///
     /// # Errors
     /// As [`ViewPipeline::apply`].
     pub fn normalise(&self, image: &Image<'_>, view: usize, out: &mut [f32]) -> Result<()> {
-        let View { ops, shape, normal, .. } = &self.views[view];
-        if image.shape != *shape || out.len() != shape.len() {
-            return Err(Error::shape(
-                format!("view {view}"),
-                format!(
-                    "the image came out as {} after {} steps, but {shape} was expected",
-                    image.shape,
-                    ops.len()
-                ),
-            ));
-        }
-        scale(&image.pixels, normal, out);
+        scale(self.checked(image, view, out.len())?, self.normal(view), out);
         Ok(())
+    }
+
+    /// The values of an augmented image of view `view`, of which there are `len`.
+    ///
+    /// # Errors
+    /// As [`ViewPipeline::apply`].
+    pub fn checked<'a>(&self, image: &'a Image<'_>, view: usize, len: usize) -> Result<&'a [u8]> {
+        let View { ops, shape, .. } = &self.views[view];
+        if image.shape == *shape && len == shape.len() {
+            return Ok(&image.pixels);
+        }
+        Err(Error::shape(
+            format!("view {view}"),
+            format!(
+                "the image came out as {} after {} steps, but {shape} was expected",
+                image.shape,
+                ops.len()
+            ),
+        ))
     }
 
     /// The augmented image of view `view`, before normalisation: what previews show.

@@ -72,7 +72,10 @@ mod tests {
         for y in 0..4 {
             for x in 0..4 * 3 {
                 let shown = sheet.pixels[(8 + y) * sheet.shape.width * 3 + 14 * 3 + x];
-                assert!((f32::from(shown) - batch.views[1][y * 12 + x]).abs() < 0.01, "{y} {x}");
+                assert!(
+                    (f32::from(shown) - batch.views[1].numbers(0..144)[y * 12 + x]).abs() < 0.01,
+                    "{y} {x}"
+                );
             }
         }
     }

@@ -21,14 +21,13 @@ pub fn start(threads: usize) -> Result<(), rayon::ThreadPoolBuildError> {
 
 /// Calls `work` for each portion 0..n, on as many threads as the current rayon pool has.
 pub fn for_each(n: usize, work: impl Fn(usize) + Sync + Send) {
-    if n == 1 {
-        return work(0);
-    }
-    if rayon::current_num_threads() == 1 {
-        // Handing over to a pool of one thread only costs the time to wake it.
-        return (0..n).for_each(work);
-    }
-    (0..n).into_par_iter().with_max_len(1).for_each(work);
+    (0..n).into_par_iter().with_max_len(1).each(work);
+}
+
+/// Copies as many values as `to` has room for, `piece` of them at a time.
+pub fn copy<T: Copy + Send + Sync>(from: &[T], to: &mut [T], piece: usize) {
+    let pieces = from.par_chunks(piece).zip(to.par_chunks_mut(piece));
+    pieces.each(|(from, to)| to.copy_from_slice(&from[..to.len()]));
 }
 
 /// Parallel iterators over blocks of slices.

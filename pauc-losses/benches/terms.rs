@@ -1,19 +1,21 @@
 //! Forward and backward time of the softmax terms, from raw outputs to the gradient with respect to them.
 //!
-//! `cargo bench -p pauc-losses -- [threads] [part of a name]` prints one JSON line a measurement.
+//! `cargo bench -p pauc-losses --bench terms -- [threads] [part of a name]` prints one JSON line a measurement; with
+//! `--features cuda` and `cuda:0` among the arguments, of a GPU.
 
 #![allow(clippy::unwrap_used)] // a bench that cannot run should stop
 
 use dfdx::prelude::*;
+use pauc_traits::backend::Backend;
 use pauc_traits::batch::{Constant, Inputs, Level};
 use pauc_traits::open_set::Term;
-use pauc_traits::{Batch, ops};
+use pauc_traits::{Batch, Compute, ops};
 use std::time::Instant;
 
 // Registers the terms.
 use pauc_losses as _;
 
-fn matrix(dev: &Cpu, rows: usize, cols: usize, phase: f32) -> ops::Matrix<f32, Cpu> {
+fn matrix<D: Backend<f32>>(dev: &D, rows: usize, cols: usize, phase: f32) -> ops::Matrix<f32, D> {
     // A multiplicative generator: reproducible, and random enough for timing.
     let mut state = 1u64 + phase as u64;
     let mut next = || {
@@ -24,8 +26,9 @@ fn matrix(dev: &Cpu, rows: usize, cols: usize, phase: f32) -> ops::Matrix<f32, C
 }
 
 /// Unit rows that no gradient flows into.
-fn bank(dev: &Cpu, rows: usize, phase: f32) -> Constant<f32, Cpu> {
-    Constant::new(dev, ops::values(&ops::l2_normalize(matrix(dev, rows, 128, phase))), (rows, 128))
+fn bank<D: Backend<f32>>(dev: &D, rows: usize, phase: f32) -> Constant<f32, D> {
+    let unit = ops::values(&ops::l2_normalize(matrix(&Cpu::default(), rows, 128, phase)));
+    Constant::new(dev, unit, (rows, 128))
 }
 
 /// A line of the process's memory in MiB, where the system tells: `VmRSS:` resident now, `VmHWM:` at its highest.
@@ -36,14 +39,18 @@ fn memory(what: &str) -> Option<f64> {
 }
 
 /// Times one term; `prepare` makes the inputs, which are not timed.
-fn measure(what: &str, threads: usize, text: &str, prepare: impl Fn(&Cpu) -> Inputs<f32, Cpu>) {
-    let wanted = |a: &String| !a.starts_with('-') && a.parse::<usize>().is_err();
+fn measure<D: Compute>(
+    dev: &D,
+    (what, threads): (&str, usize),
+    text: &str,
+    prepare: impl Fn(&D) -> Inputs<f32, D>,
+) {
+    let wanted = |a: &String| !a.starts_with('-') && !a.starts_with("cuda") && a.parse::<usize>().is_err();
     if std::env::args().skip(1).filter(wanted).any(|a| !what.contains(&a)) {
         return;
     }
-    let dev = Cpu::default();
     let term = Term::parse(text).unwrap();
-    let made = prepare(&dev);
+    let made = prepare(dev);
     let step = || {
         // Cloning tensors shares their storage.
         let inputs = Inputs {
@@ -53,7 +60,7 @@ fn measure(what: &str, threads: usize, text: &str, prepare: impl Fn(&Cpu) -> Inp
             levels: made.levels.clone(),
             ..Inputs::default()
         };
-        let batch = Batch::new(&dev, inputs).unwrap();
+        let batch = Batch::new(dev, inputs).unwrap();
         let value = term.evaluate(&batch).unwrap();
         std::hint::black_box(batch.backward(value).unwrap().views.len());
     };
@@ -71,7 +78,8 @@ fn measure(what: &str, threads: usize, text: &str, prepare: impl Fn(&Cpu) -> Inp
     }
     times.sort_by(f64::total_cmp);
     println!(
-        "{{\"what\": \"{what}\", \"threads\": {threads}, \"ms_median\": {:.3}, \"ms_min\": {:.3}, \"runs\": {}, \"peak_mib\": {own}}}",
+        "{{\"what\": \"{what}\", \"device\": \"{}\", \"threads\": {threads}, \"ms_median\": {:.3}, \"ms_min\": {:.3}, \"runs\": {}, \"peak_mib\": {own}}}",
+        dev.name(),
         times[times.len() / 2],
         times[0],
         times.len()
@@ -83,24 +91,46 @@ fn main() {
     // As the command line does.
     pauc_kernels::memory::keep_freed();
     pauc_kernels::threads::start(threads).unwrap();
-    measure("InfoNCE two-sided 512x128", threads, "InfoNce(temperature: 0.2)", |dev| Inputs {
+    if let Some(device) = std::env::args().find(|a| a.starts_with("cuda")) {
+        on_gpu(&device, threads);
+    } else {
+        cases(&Cpu::default(), threads, 256);
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(device: &str, threads: usize) {
+    let number = device.trim_start_matches("cuda").trim_start_matches(':');
+    cases(&pauc_cuda::open(number.parse().unwrap_or(0)).unwrap(), threads, 1024);
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_gpu(device: &str, _: usize) {
+    panic!("{device}: this bench was built without the feature `cuda`");
+}
+
+/// All measurements, against banks with `b` queries.
+fn cases<D: Compute>(dev: &D, threads: usize, b: usize) {
+    measure(dev, ("InfoNCE two-sided 512x128", threads), "InfoNce(temperature: 0.2)", |dev| Inputs {
         views: vec![Some(matrix(dev, 256, 128, 1.0)), Some(matrix(dev, 256, 128, 2.0))],
         ..Inputs::default()
     });
     for m in [4096, 65536] {
-        measure(&format!("InfoNCE 256x128, queue {m}"), threads, "InfoNce(negatives: Queue)", |dev| Inputs {
-            views: vec![Some(matrix(dev, 256, 128, 1.0))],
-            keys: vec![None, Some(matrix(dev, 256, 128, 3.0))],
+        let what = format!("InfoNCE {b}x128, queue {m}");
+        measure(dev, (&what, threads), "InfoNce(negatives: Queue)", |dev| Inputs {
+            views: vec![Some(matrix(dev, b, 128, 1.0))],
+            keys: vec![None, Some(matrix(dev, b, 128, 3.0))],
             queue: Some(bank(dev, m, 4.0)),
             ..Inputs::default()
         });
     }
-    measure("ProtoNCE 256x128, 65536 prototypes", threads, "ProtoNce()", |dev| Inputs {
-        views: vec![Some(matrix(dev, 256, 128, 1.0))],
+    let what = format!("ProtoNCE {b}x128, 65536 prototypes");
+    measure(dev, (&what, threads), "ProtoNce()", |dev| Inputs {
+        views: vec![Some(matrix(dev, b, 128, 1.0))],
         levels: vec![Level {
             centroids: bank(dev, 65536, 5.0),
             concentration: (0..65536).map(|j| 0.15 + 0.1 * (j % 100) as f32 / 100.0).collect(),
-            assignments: (0..256).map(|i| Some(i * 251)).collect(),
+            assignments: (0..b as u32).map(|i| Some(i * 251 % 65536)).collect(),
             queue_assignments: Vec::new(),
             negatives: None,
         }],

@@ -64,6 +64,29 @@ pub(crate) fn cross_entropy(
     pauc_cuda::softmax::cross_entropy(on, queries.view(), positives.view(), scales, banks, dim).on_device()
 }
 
+/// A value and its gradients with respect to both views.
+pub(crate) struct GradedPair {
+    pub value: f64,
+    pub gradients: [Buffer; 2],
+}
+
+/// [`pauc_cuda::softmax::in_batch`] of the rows of two views.
+pub(crate) fn in_batch(on: &Context, views: [&DenseRows; 2], dim: usize, tau: f32) -> Result<GradedPair> {
+    let half = views[0].view().len();
+    let find = || {
+        let mut rows = Buffer::any(on, 2 * half)?;
+        let (first, second) = rows.halves_mut();
+        elementwise::copy(on, views[0].view(), first)?;
+        elementwise::copy(on, views[1].view(), second)?;
+        let graded = pauc_cuda::softmax::in_batch(on, rows.view(), dim, 1.0 / tau)?;
+        let gradient = graded.gradient.view();
+        let [first, second] =
+            [gradient.first(half), gradient.part(half, half)].map(|g| memory::copy_of(on, g));
+        Ok(GradedPair { value: graded.value, gradients: [first?, second?] })
+    };
+    find().on_device()
+}
+
 /// A scalar whose gradients with respect to matrices are known already, but for a factor of each.
 pub(crate) fn scalar_with_gradients(
     on: &Rc<Context>,

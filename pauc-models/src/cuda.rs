@@ -13,7 +13,7 @@ mod perceptron;
 mod transformer;
 mod workspace;
 
-use crate::device::{DeviceOptions, NetworkDevice, Precision};
+use crate::device::{DeviceOptions, Moving, NetworkDevice, Precision};
 use crate::encoders::Convolutions;
 use crate::encoders::blueprint::Blueprint;
 use crate::encoders_plain::Transformer;
@@ -21,13 +21,15 @@ use crate::heads::{Head, HeadConfig, Identity, blocks};
 use dfdx::prelude::{Cuda, Synchronize};
 use pauc_cuda::conv::Math;
 use pauc_cuda::events::Events;
-use pauc_cuda::{Buffer, Context, elementwise, memory};
+use pauc_cuda::{Buffer, Context, elementwise, many, memory, upload};
 use pauc_kernels::optim::{AdamW, Sgd};
 use pauc_traits::cuda::OnDevice;
+use pauc_traits::encoder::Images;
 use pauc_traits::ops::Matrix;
 use pauc_traits::profile::Clock;
-use pauc_traits::{Encoder, Error, ImageShape, Param, Result};
+use pauc_traits::{Encoder, Error, ImageShape, Param, Pixels, Result, ops};
 use std::cell::Cell;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -52,12 +54,31 @@ thread_local! {
 impl NetworkDevice for Cuda {
     const TERMS_REPEAT: bool = false;
     const KEEPS_ROWS: bool = true;
+    const NORMALISES: bool = true;
+
+    fn images(
+        &self,
+        views: &[&Pixels],
+        range: Range<usize>,
+        shape: (usize, usize, usize, usize),
+    ) -> Result<Images<Self>> {
+        let mut bytes = Vec::with_capacity(views.len());
+        for view in views {
+            let Pixels::Bytes { values, normal } = view else {
+                let numbers = views.iter().flat_map(|v| v.numbers(range.clone()).into_owned());
+                return Ok(ops::constant(self, numbers.collect(), shape));
+            };
+            bytes.push((&values[range.clone()], &**normal));
+        }
+        upload::images(self, &bytes, shape).on_device()
+    }
 
     fn configure(&self, options: DeviceOptions) -> Result<()> {
         RECOMPUTE.set(options.recompute);
         let math = match options.precision {
             Precision::F32 => Math::F32,
             Precision::Tf32 => Math::Tf32,
+            Precision::Bf16 => Math::Bf16,
         };
         Context::of(self).and_then(|c| c.set_math(math)).on_device()
     }
@@ -102,21 +123,21 @@ impl NetworkDevice for Cuda {
         Ok(Box::new(transformer::VisionTransformer::new(network)?))
     }
 
-    fn moving_average(&self, to: &mut Buffer, from: &Buffer, momentum: f64) -> Result<()> {
+    fn moving_averages(&self, pairs: &mut [(&mut Buffer, &Buffer)], momentum: f64) -> Result<()> {
         // The rate is rounded from the difference in f64: 1 − 0.9999 in f32 is off by 6e-4 of itself.
-        elementwise::average(to, from, (1.0 - momentum) as f32).on_device()
+        many::averages(&*Context::of(self).on_device()?, pairs, (1.0 - momentum) as f32).on_device()
     }
 
     fn squared_norms(&self, buffers: &[&Buffer]) -> Result<Vec<f64>> {
-        elementwise::squared_norms(&*Context::of(self).on_device()?, buffers).on_device()
+        many::squared_norms(&*Context::of(self).on_device()?, buffers).on_device()
     }
 
-    fn sgd(&self, w: &mut Buffer, g: &Buffer, v: &mut Buffer, step: Sgd) -> Result<()> {
-        elementwise::sgd(w, g, v, step).on_device()
+    fn sgd(&self, all: &mut [Moving<'_, Buffer, 1>], constants: &[Sgd]) -> Result<()> {
+        many::sgd(&*Context::of(self).on_device()?, all, constants).on_device()
     }
 
-    fn adamw(&self, w: &mut Buffer, g: &Buffer, [m, s]: [&mut Buffer; 2], step: AdamW) -> Result<()> {
-        elementwise::adamw(w, g, m, s, step).on_device()
+    fn adamw(&self, all: &mut [Moving<'_, Buffer, 2>], constants: &[AdamW]) -> Result<()> {
+        many::adamw(&*Context::of(self).on_device()?, all, constants).on_device()
     }
 
     fn scale(&self, buffer: &mut Buffer, factor: f64) -> Result<()> {

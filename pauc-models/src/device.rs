@@ -6,10 +6,12 @@ use crate::encoders_plain::Transformer;
 use crate::heads::{Head, HeadConfig, MlpHead};
 use dfdx::prelude::Cpu;
 use pauc_kernels::optim;
+use pauc_traits::encoder::Images;
 use pauc_traits::ops::Matrix;
 use pauc_traits::profile::Clock;
-use pauc_traits::{Compute, Encoder, Error, ImageShape, Param, Result};
+use pauc_traits::{Compute, Encoder, Error, ImageShape, Param, Pixels, Result, ops};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::rc::Rc;
 
 /// How products are rounded on a GPU.
@@ -20,6 +22,9 @@ pub enum Precision {
     F32,
     /// Tensor cores: factors are rounded to 11 bits, sums have 24.
     Tf32,
+    /// As `Tf32`, and convolutional networks keep their maps and multiply in bf16, with 8 bits: half the memory. Parameters,
+    /// their gradients' sums, statistics and features stay in `f32`.
+    Bf16,
 }
 
 /// What can be chosen of a GPU's work.
@@ -30,6 +35,9 @@ pub struct DeviceOptions {
     /// Whether activations that a normalisation and a ReLU make again are not kept for the backward pass.
     pub recompute: bool,
 }
+
+/// A parameter in a step: its values, its gradient, and what the optimiser keeps of it.
+pub type Moving<'a, B, const N: usize> = (&'a mut B, &'a B, [&'a mut B; N]);
 
 /// A device that networks can be trained on.
 pub trait NetworkDevice: Compute {
@@ -62,6 +70,27 @@ pub trait NetworkDevice: Compute {
     /// If there are too many rows, the device keeps none, or it fails.
     fn replace_rows(&self, _of: &Matrix<f32, Self>, _from: usize, _rows: &[f32]) -> Result<()> {
         Err(Error::Device(format!("{} replaces no rows in place", self.name())))
+    }
+
+    /// Whether it normalises images itself, so that they come to it in 8 bits, and leaves the processor to whoever makes them.
+    const NORMALISES: bool;
+
+    /// The images that lie in the same place of several runs of pixels, as an encoder reads them.
+    ///
+    /// # Shapes
+    /// each of V views N·H·W·C values from `range` on → `shape` (V·N, H, W, C)
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn images(
+        &self,
+        views: &[&Pixels],
+        range: Range<usize>,
+        shape: (usize, usize, usize, usize),
+    ) -> Result<Images<Self>> {
+        let mut all = Vec::with_capacity(views.len() * range.len());
+        views.iter().for_each(|v| all.extend_from_slice(&v.numbers(range.clone())));
+        Ok(ops::constant(self, all, shape))
     }
 
     /// Waits until all work that was asked for is done: before the time is taken.
@@ -108,11 +137,11 @@ pub trait NetworkDevice: Compute {
         Ok(Box::new(network))
     }
 
-    /// `to ← momentum·to + (1 − momentum)·from`.
+    /// `to ← momentum·to + (1 − momentum)·from` of each pair.
     ///
     /// # Errors
-    /// If the lengths differ, or the device fails.
-    fn moving_average(&self, to: &mut Self::Buffer, from: &Self::Buffer, momentum: f64) -> Result<()>;
+    /// If the lengths of a pair differ, or the device fails.
+    fn moving_averages(&self, pairs: &mut [(&mut Self::Buffer, &Self::Buffer)], momentum: f64) -> Result<()>;
 
     /// The sum of the squares of each of some buffers.
     ///
@@ -120,29 +149,17 @@ pub trait NetworkDevice: Compute {
     /// If the device fails.
     fn squared_norms(&self, buffers: &[&Self::Buffer]) -> Result<Vec<f64>>;
 
-    /// A step of [`crate::optimizers::Sgd`] or [`crate::optimizers::Lars`] on a parameter, its gradient and its velocity.
+    /// A step of [`crate::optimizers::Sgd`] or [`crate::optimizers::Lars`] on each parameter, with its velocity.
     ///
     /// # Errors
-    /// If the device fails.
-    fn sgd(
-        &self,
-        w: &mut Self::Buffer,
-        g: &Self::Buffer,
-        v: &mut Self::Buffer,
-        step: optim::Sgd,
-    ) -> Result<()>;
+    /// If lengths differ, or the device fails.
+    fn sgd(&self, all: &mut [Moving<'_, Self::Buffer, 1>], constants: &[optim::Sgd]) -> Result<()>;
 
-    /// A step of [`crate::optimizers::AdamW`] on a parameter, its gradient and the averages of it and its square.
+    /// A step of [`crate::optimizers::AdamW`] on each parameter, with the averages of its gradient and of that's square.
     ///
     /// # Errors
-    /// If the device fails.
-    fn adamw(
-        &self,
-        w: &mut Self::Buffer,
-        g: &Self::Buffer,
-        averages: [&mut Self::Buffer; 2],
-        step: optim::AdamW,
-    ) -> Result<()>;
+    /// If lengths differ, or the device fails.
+    fn adamw(&self, all: &mut [Moving<'_, Self::Buffer, 2>], constants: &[optim::AdamW]) -> Result<()>;
 
     /// Multiplies a buffer by a factor.
     fn scale(&self, buffer: &mut Self::Buffer, factor: f64) -> Result<()>;
@@ -151,6 +168,7 @@ pub trait NetworkDevice: Compute {
 impl NetworkDevice for Cpu {
     const TERMS_REPEAT: bool = true;
     const KEEPS_ROWS: bool = false;
+    const NORMALISES: bool = false;
 
     fn head(
         &self,
@@ -174,12 +192,14 @@ impl NetworkDevice for Cpu {
         Ok(Box::new(encoders::network::Network::new(self, plan, choice, seed)?))
     }
 
-    fn moving_average(&self, to: &mut Vec<f32>, from: &Vec<f32>, momentum: f64) -> Result<()> {
-        if to.len() != from.len() {
-            let message = format!("{} values cannot follow {}", to.len(), from.len());
-            return Err(Error::shape("moving average", message));
+    fn moving_averages(&self, pairs: &mut [(&mut Vec<f32>, &Vec<f32>)], momentum: f64) -> Result<()> {
+        for (to, from) in pairs {
+            if to.len() != from.len() {
+                let message = format!("{} values cannot follow {}", to.len(), from.len());
+                return Err(Error::shape("moving average", message));
+            }
+            optim::average(to, from, momentum);
         }
-        optim::average(to, from, momentum);
         Ok(())
     }
 
@@ -187,19 +207,17 @@ impl NetworkDevice for Cpu {
         Ok(buffers.iter().map(|b| optim::squared_norm(b)).collect())
     }
 
-    fn sgd(&self, w: &mut Vec<f32>, g: &Vec<f32>, v: &mut Vec<f32>, step: optim::Sgd) -> Result<()> {
-        optim::sgd(w, g, v, step);
+    fn sgd(&self, all: &mut [Moving<'_, Vec<f32>, 1>], constants: &[optim::Sgd]) -> Result<()> {
+        for ((w, g, [v]), step) in all.iter_mut().zip(constants) {
+            optim::sgd(w, g, v, *step);
+        }
         Ok(())
     }
 
-    fn adamw(
-        &self,
-        w: &mut Vec<f32>,
-        g: &Vec<f32>,
-        [m, s]: [&mut Vec<f32>; 2],
-        step: optim::AdamW,
-    ) -> Result<()> {
-        optim::adamw(w, g, m, s, step);
+    fn adamw(&self, all: &mut [Moving<'_, Vec<f32>, 2>], constants: &[optim::AdamW]) -> Result<()> {
+        for ((w, g, [m, s]), step) in all.iter_mut().zip(constants) {
+            optim::adamw(w, g, m, s, *step);
+        }
         Ok(())
     }
 

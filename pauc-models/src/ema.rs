@@ -83,7 +83,11 @@ pub fn update<D: NetworkDevice>(
             let (a, b) = (format!("{} {:?}", to.name, to.shape), format!("{} {:?}", from.name, from.shape));
             return differ(format!("{a} cannot follow {b}"));
         }
-        device.moving_average(&mut to.value_mut(), &from.value(), momentum)?;
     }
-    Ok(())
+    let mut pairs: Vec<_> =
+        online.iter().zip(branch).map(|(from, to)| (to.value_mut(), from.value())).collect();
+    device.moving_averages(
+        &mut pairs.iter_mut().map(|(to, from)| (&mut **to, &**from)).collect::<Vec<_>>(),
+        momentum,
+    )
 }

@@ -4,7 +4,9 @@ use crate::device::NetworkDevice;
 use crate::heads::{Head, HeadConfig};
 use dfdx::prelude::{Axis, HasShape, NoneTape, Tensor, TryConcatAlong, TryMul};
 use pauc_traits::encoder::{Images, Layer};
-use pauc_traits::{Compute, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped, ops};
+use pauc_traits::{
+    Compute, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Pixels, Result, Taped, ops,
+};
 
 /// The number of the projector among a network's parts, for its initial weights; the encoder's is 0.
 const PROJECTOR: u64 = 1;
@@ -174,11 +176,11 @@ impl<D: NetworkDevice> Network<D> {
     /// The features and embeddings of any number of images in evaluation mode, `chunk` of them at a time.
     ///
     /// # Shapes
-    /// pixels: N normalised images, each (H, W, C)
+    /// pixels: N images, each (H, W, C)
     ///
     /// # Errors
     /// If the pixels are no whole number of images, or the device fails.
-    pub fn embed(&mut self, pixels: &[f32], chunk: usize) -> Result<Embedded> {
+    pub fn embed(&mut self, pixels: &Pixels, chunk: usize) -> Result<Embedded> {
         let ImageShape { height, width, channels } = self.input;
         let image = self.input.len();
         if image == 0 || !pixels.len().is_multiple_of(image) {
@@ -186,9 +188,11 @@ impl<D: NetworkDevice> Network<D> {
             return Err(Error::shape("embed", message));
         }
         let mut all = Embedded::default();
-        for part in pixels.chunks(image * chunk.max(1)) {
+        let chunk = image * chunk.max(1);
+        for start in (0..pixels.len()).step_by(chunk) {
+            let part = start..(start + chunk).min(pixels.len());
             let shape = (part.len() / image, height, width, channels);
-            let images = self.device.try_tensor_from_vec(part.to_vec(), shape).map_err(Error::device)?;
+            let images = self.device.images(&[pixels], part, shape)?;
             let output = self.forward(images, Pass::Eval)?;
             all.features.extend(output.features.as_vec());
             all.embeddings.extend(output.embeddings.as_vec());

@@ -10,26 +10,45 @@ pub use clip::clip_gradients;
 pub use lars::Lars;
 pub use sgd::Sgd;
 
+use crate::device::Moving;
 use pauc_traits::optimizer::{Moment, State};
 use pauc_traits::param::Role;
 use pauc_traits::{Compute, Error, Param, Result};
+use std::cell::{Ref, RefMut};
 
-/// Calls `update` with each parameter that is not frozen, its buffers and its learning rate, and counts the step.
-fn step<D: Compute>(
-    params: &[Param<D>],
-    state: &mut State<D>,
+/// A parameter that a step moves, with N buffers of state.
+struct Mover<'a, D: Compute, const N: usize> {
+    param: &'a Param<D>,
+    value: RefMut<'a, D::Buffer>,
+    grad: Ref<'a, D::Buffer>,
+    kept: &'a mut [D::Buffer; N],
+    lr: f64,
+}
+
+impl<D: Compute, const N: usize> Mover<'_, D, N> {
+    /// As a device takes it.
+    fn moving(&mut self) -> Moving<'_, D::Buffer, N> {
+        (&mut self.value, &self.grad, self.kept.each_mut())
+    }
+}
+
+/// The parameters that are not frozen, and counts the step.
+fn movers<'a, D: Compute, const N: usize>(
+    params: &'a [Param<D>],
+    state: &'a mut State<D>,
     now: &Moment,
-    update: impl Fn(&Param<D>, &mut [D::Buffer], f64) -> Result<()>,
-) -> Result<()> {
+) -> Result<Vec<Mover<'a, D, N>>> {
     if state.slots.len() != params.len() {
         let message = format!("the state is for {} parameters, got {}", state.slots.len(), params.len());
         return Err(Error::shape("optimizer", message));
     }
-    for (param, slots) in params.iter().zip(&mut state.slots).filter(|(p, _)| !p.is_frozen()) {
-        update(param, slots, now.lr * param.lr_scale())?;
-    }
     state.steps += 1;
-    Ok(())
+    let moves = params.iter().zip(&mut state.slots).filter(|(p, _)| !p.is_frozen());
+    let mover = |(param, slots): (&'a Param<D>, &'a mut Vec<D::Buffer>)| {
+        let (value, grad, lr) = (param.value_mut(), param.grad(), now.lr * param.lr_scale());
+        Ok(Mover { param, value, grad, kept: buffers(&param.name, slots)?, lr })
+    };
+    moves.map(mover).collect()
 }
 
 /// Takes a parameter's buffers apart.

@@ -11,7 +11,7 @@ use pauc_traits::open_set::options;
 use pauc_traits::optimizer::Moment;
 use pauc_traits::param::{Role, clear_gradients};
 use pauc_traits::registry::kind;
-use pauc_traits::{Clock, Configured, Horizon, ImageShape, Param, Pass, Scheduled, UnitInterval};
+use pauc_traits::{Clock, Configured, Horizon, ImageShape, Param, Pass, Pixels, Scheduled, UnitInterval};
 use serde_json::Value;
 
 fn golden(name: &str) -> Value {
@@ -325,10 +325,12 @@ fn embedding_in_chunks_equals_embedding_at_once() {
     let mut net = network(&dev);
     net.forward(images(&dev, 7), Pass::Momentum).unwrap();
     let outstanding = net.forward(images(&dev, 7), Pass::Train).unwrap();
-    let whole = net.embed(&pixels(7), 100).unwrap();
-    assert_eq!(whole, net.embed(&pixels(7), 3).unwrap());
+    let whole = net.embed(&Pixels::Normalised(pixels(7)), 100).unwrap();
+    assert_eq!(whole, net.embed(&Pixels::Normalised(pixels(7)), 3).unwrap());
     assert_eq!((whole.features.len(), whole.embeddings.len()), (7 * 5, 7 * 4));
-    assert!(net.embed(&pixels(2)[1..], 3).unwrap_err().to_string().contains("2×3×1"));
+    assert!(
+        net.embed(&Pixels::Normalised(pixels(2)[1..].to_vec()), 3).unwrap_err().to_string().contains("2×3×1")
+    );
     // An evaluation between forward and backward leaves the pending pass alone.
     let of = |net: &Network<Cpu>| net.parameters().iter().map(|p| p.grad().clone()).collect::<Vec<_>>();
     backward_with(outstanding.embeddings, vec![1.0; 28], None).unwrap();
@@ -375,7 +377,7 @@ fn training_gives_the_same_bits_for_every_number_of_threads() {
                 optimizer.step(&dev, &params, &mut state, &now(&optimizer, 1.0)).unwrap();
             }
             let all = params.iter().chain(&net.statistics()).map(|p| p.value().clone()).collect::<Vec<_>>();
-            (all, net.embed(&pixels(150), 64).unwrap())
+            (all, net.embed(&Pixels::Normalised(pixels(150)), 64).unwrap())
         })
     };
     assert_eq!(run(1), run(3));

@@ -1,7 +1,7 @@
 //! How long training steps of an encoder take, whole and by stage, on one batch that is used again and again.
 
 use crate::diagnostic::Diagnostics;
-use crate::engine::Engine;
+use crate::engine::{Engine, loading};
 use crate::plan::{Plan, PlanError};
 use crate::recipe::Recipe;
 use pauc_data::{Loader, LoaderOptions};
@@ -10,7 +10,7 @@ use pauc_models::device::NetworkDevice;
 use pauc_traits::dataset::Place;
 use pauc_traits::encoder::Layer;
 use pauc_traits::profile::{self, Stage};
-use pauc_traits::{Count, Error, Pass, Positive, ops};
+use pauc_traits::{Count, Error, Pass, Positive};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,8 @@ pub struct BenchOptions {
     pub form: Form,
     /// How long to repeat it, in seconds; at least five steps are taken.
     pub seconds: Positive,
+    /// Changes of the step's recipe, each `path=value`.
+    pub set: Vec<String>,
 }
 
 /// What was measured.
@@ -112,7 +114,7 @@ pub fn recipe(options: &BenchOptions) -> String {
 /// # Errors
 /// If the encoder is not known, does not suit the images, or a step fails.
 pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Bench, BenchError> {
-    let (recipe, source) = Recipe::parse("the step's recipe", &recipe(options), &[])?;
+    let (recipe, source) = Recipe::parse("the step's recipe", &recipe(options), &options.set)?;
     let plan = Plan::new(device, recipe, source, &Place { base: PathBuf::new() }).map_err(|e| match e {
         PlanError::Recipe(found) => BenchError::Recipe(found),
         PlanError::Data { error, .. } => BenchError::Failed(error),
@@ -120,7 +122,7 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
     let peak = peak();
     let memory_before = memory();
     let mut engine = Engine::new(device, &plan)?;
-    let loader = LoaderOptions::training(plan.recipe.train.batch, 0);
+    let loader = loading::<D>(LoaderOptions::training(plan.recipe.train.batch, 0));
     let loader = Loader::new(plan.splits.train.clone(), plan.views.clone(), loader)?;
     let Some(batch) = loader.batches(0..1).next().transpose()? else {
         return Err(Error::config("the loader gave no batch").into());
@@ -128,14 +130,14 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
     let image = plan.shape;
     let shape = (batch.ids.len(), image.height, image.width, image.channels);
     let mut once = |timed: bool| -> Result<Duration, Error> {
-        let again = batch.clone();
         let start = Instant::now();
         if options.form == Form::Inference {
-            let images = ops::constant(device, again.views.into_iter().next().unwrap_or_default(), shape);
+            let pixels = &batch.views[0];
+            let images = device.images(&[pixels], 0..pixels.len(), shape)?;
             let _stage = timed.then(|| profile::span("forward"));
             engine.network_mut().forward(images, Pass::Eval)?;
         } else {
-            engine.step_on(again)?;
+            engine.step_on(&batch)?;
         }
         device.finish()?;
         Ok(start.elapsed())
@@ -205,7 +207,14 @@ mod tests {
 
     fn options(encoder: &str, form: Form) -> BenchOptions {
         let (batch, size) = (Count::lit(8), Count::lit(16));
-        BenchOptions { encoder: encoder.into(), batch, size, form, seconds: Positive::lit(1e-6) }
+        BenchOptions {
+            encoder: encoder.into(),
+            batch,
+            size,
+            form,
+            seconds: Positive::lit(1e-6),
+            set: Vec::new(),
+        }
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Clustering of features in a file.
 
-use dfdx::prelude::Cpu;
 use pauc_cluster::arrays::{self, Matrix};
 use pauc_cluster::coagulation::Coagulation;
 use pauc_cluster::metrics::{Agreement, davies_bouldin, silhouette};
@@ -60,19 +59,20 @@ pub struct FittedLevel {
     pub metrics: Vec<Metric>,
 }
 
-/// Clusters the features of a file and measures the result.
+/// Clusters the features of a file on a device and measures the result.
 ///
 /// # Errors
 /// If a file is missing or damaged, a feature is not finite, or the clusterer cannot work on so many samples.
-pub fn fit(clusterer: &Configured<kind::Clusterer>, job: &Job<'_>) -> Result<Fitted> {
+pub fn fit<D: Compute>(device: &D, clusterer: &Configured<kind::Clusterer>, job: &Job<'_>) -> Result<Fitted> {
     let matrix = Matrix::open(job.path, job.tensor)?;
     let rows = matrix.rows();
     let labels = job.labels.map(|path| arrays::labels(path, rows.rows)).transpose()?;
-    let device = Cpu::default();
-    let features = Features { device: &device, data: rows.data, rows: rows.rows, cols: rows.cols };
     let context = FitContext { seed: job.seed, epoch: 0, previous: &[], labels: labels.as_deref() };
     let began = Instant::now();
-    let fitted = Cpu::clusterer(&*clusterer.value).fit(features, context);
+    let mut room = None;
+    let features =
+        Features { device, data: device.lend(rows.data, &mut room)?, rows: rows.rows, cols: rows.cols };
+    let fitted = D::clusterer(&*clusterer.value).fit(features, context);
     let seconds = began.elapsed().as_secs_f64();
     // Numbers that are none are the file's fault here, not a diverged encoder's.
     let fitted = fitted.map_err(|e| match e {

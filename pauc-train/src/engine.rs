@@ -123,6 +123,11 @@ impl<D: NetworkDevice> TermMatrix<D> {
     }
 }
 
+/// How a loader works for a device.
+pub(crate) fn loading<D: NetworkDevice>(options: LoaderOptions) -> LoaderOptions {
+    if D::NORMALISES { options.for_accelerator() } else { options }
+}
+
 fn value_of(metrics: &[Metric], name: &str) -> Option<f64> {
     metrics.iter().find(|m| m.name == name).map(|m| m.value)
 }
@@ -228,7 +233,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         let began = Instant::now();
         let train = &self.plan.recipe.train;
         let images = Count::try_from(train.images_per_step()).map_err(Error::config)?;
-        let options = LoaderOptions::training(images, train.seed);
+        let options = loading::<D>(LoaderOptions::training(images, train.seed));
         let loader = Loader::new(self.plan.splits.train.clone(), self.plan.views.clone(), options)?;
         let mut batches = loader.batches(self.step..total);
         let mut loaded = Throughput::default();

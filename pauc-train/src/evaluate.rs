@@ -1,5 +1,6 @@
 //! Embedding whole splits, and running probes on them.
 
+use crate::engine::loading;
 use pauc_data::{Loader, LoaderOptions, ViewPipeline};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
@@ -7,7 +8,7 @@ use pauc_traits::Count;
 use pauc_traits::dataset::{ImageSource, Splits};
 use pauc_traits::open_set::Configured;
 use pauc_traits::probe::{Metric, ProbeContext, ProbedNetwork, ProbesOnDevice, Rows, SplitView};
-use pauc_traits::{Clustering, Error, Probe, Result};
+use pauc_traits::{Clustering, Error, Pixels, Probe, Result};
 use std::sync::Arc;
 
 /// Images that pass through the network at once during evaluation.
@@ -56,9 +57,10 @@ fn chunks(
     view: &ViewPipeline,
     source: &Arc<dyn ImageSource>,
     (seed, epoch): (u64, u64),
-    mut each: impl FnMut(&[f32], usize) -> Result<()>,
+    how: impl FnOnce(LoaderOptions) -> LoaderOptions,
+    mut each: impl FnMut(&Pixels, usize) -> Result<()>,
 ) -> Result<()> {
-    let options = LoaderOptions { seed, ..LoaderOptions::evaluation(CHUNK) };
+    let options = how(LoaderOptions { seed, ..LoaderOptions::evaluation(CHUNK) });
     let loader = Loader::new(source.clone(), view.clone(), options)?;
     for batch in loader.epoch(epoch, 0) {
         let batch = batch?;
@@ -92,7 +94,7 @@ pub fn embed_epoch<D: NetworkDevice>(
 ) -> Result<Embedded> {
     let (feature_dim, dim) = (network.feature_dim(), network.embedding_dim());
     let mut out = Embedded { feature_dim, dim, ..Embedded::default() };
-    chunks(view, source, (seed, epoch), |pixels, n| {
+    chunks(view, source, (seed, epoch), loading::<D>, |pixels, n| {
         let chunk = network.embed(pixels, n)?;
         out.features.extend(chunk.features);
         out.embeddings.extend(chunk.embeddings);
@@ -116,12 +118,19 @@ pub fn raw_pixels(
 ) -> Result<Embedded> {
     let shape = view.shape(0);
     let mut out = Embedded { feature_dim: shape.len(), dim: shape.len(), ..Embedded::default() };
-    chunks(view, source, (0, 0), |pixels, _| {
-        // Undo the normalisation: pixels as they are, between 0 and 1.
-        let channels = statistics.iter().cycle();
-        out.features.extend(pixels.iter().zip(channels).map(|(v, (mean, std))| v * std + mean));
-        Ok(())
-    })?;
+    chunks(
+        view,
+        source,
+        (0, 0),
+        |options| options,
+        |pixels, _| {
+            // Undo the normalisation: pixels as they are, between 0 and 1.
+            let channels = statistics.iter().cycle();
+            let pixels = pixels.numbers(0..pixels.len());
+            out.features.extend(pixels.iter().zip(channels).map(|(v, (mean, std))| v * std + mean));
+            Ok(())
+        },
+    )?;
     out.embeddings.clone_from(&out.features);
     pauc_cluster::unit_rows(&mut out.embeddings, out.dim);
     Ok(out)

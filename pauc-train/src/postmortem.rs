@@ -78,7 +78,11 @@ impl<D: NetworkDevice> Engine<'_, D> {
         for (v, pixels) in batch.views.iter().enumerate() {
             let shape = self.plan.views.shape(v);
             let shape = [rows, shape.height, shape.width, shape.channels];
-            file.insert(format!("view.{v}.pixels"), &shape, Values::F32(pixels.clone()))?;
+            file.insert(
+                format!("view.{v}.pixels"),
+                &shape,
+                Values::F32(pixels.numbers(0..pixels.len()).into_owned()),
+            )?;
         }
         for (v, embeddings) in trace.views.iter().enumerate() {
             let Some(values) = embeddings else { continue };

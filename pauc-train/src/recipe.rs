@@ -118,11 +118,24 @@ component! {
     }
 }
 
+/// Where the terms of a run on a GPU are evaluated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Terms {
+    /// Where the encoder is.
+    #[default]
+    Gpu,
+    /// On the processor, from a copy of the embeddings.
+    Host,
+}
+
 component! {
     /// How a GPU works. The CPU takes no notice: it computes in F32, and gives the same bits every time.
     pub struct CudaConfig {
-        /// How products of encoders and heads are rounded: F32, or Tf32 for tensor cores with factors of 11 bits.
+        /// How products of encoders and heads are rounded: F32; Tf32, for tensor cores, with factors of 11 bits; or Bf16, with
+        /// which convolutional networks also keep their maps in 16 bits.
         pub precision: Precision = Precision::F32,
+        /// Where terms are evaluated: Gpu, or Host. Small batches are often faster on the host.
+        pub terms: Terms = Terms::Gpu,
         /// Makes activations that a normalisation and a ReLU make of a convolution's output again for the backward pass,
         /// instead of keeping them: less memory, more time.
         pub recompute: bool = false,

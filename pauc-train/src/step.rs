@@ -4,6 +4,7 @@ use crate::check::Reads;
 use crate::engine::Engine;
 use crate::objective::{Evaluated, TermGradient, TermValue};
 use crate::queue::KeyQueue;
+use crate::recipe::Terms;
 use dfdx::prelude::Cpu;
 use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
@@ -88,8 +89,8 @@ impl<D: NetworkDevice> Engine<'_, D> {
     ///
     /// # Errors
     /// As [`Engine::train`].
-    pub fn step_on(&mut self, data: ImageBatch) -> Result<f64> {
-        let done = self.train_step(&data, false)?;
+    pub fn step_on(&mut self, data: &ImageBatch) -> Result<f64> {
+        let done = self.train_step(data, false)?;
         self.step += 1;
         Ok(done.loss)
     }
@@ -152,16 +153,15 @@ impl<D: NetworkDevice> Engine<'_, D> {
         reads.online.sort_by_key(first_of_size);
         reads.momentum.sort_by_key(first_of_size);
         // The samples of a part, in all views that a branch reads, as one batch a size.
-        let images = |views: &[usize], part: &Range<usize>| -> Vec<_> {
+        let images = |views: &[usize], part: &Range<usize>| {
             let batch = |views: &[usize]| {
                 let shape = size(views[0]);
-                let mut pixels = Vec::with_capacity(views.len() * part.len() * shape.len());
                 let span = part.start * shape.len()..part.end * shape.len();
-                views.iter().for_each(|v| pixels.extend_from_slice(&data.views[*v][span.clone()]));
+                let pixels: Vec<_> = views.iter().map(|v| &data.views[*v]).collect();
                 let count = views.len() * part.len();
-                ops::constant(&device, pixels, (count, shape.height, shape.width, shape.channels))
+                device.images(&pixels, span, (count, shape.height, shape.width, shape.channels))
             };
-            views.chunk_by(|a, b| size(*a) == size(*b)).map(batch).collect()
+            views.chunk_by(|a, b| size(*a) == size(*b)).map(batch).collect::<Result<Vec<_>>>()
         };
         let parts = parts(b, recipe.train.micro_batch.map_or(b, |m| m.get()));
         let dim = self.network.embedding_dim();
@@ -180,7 +180,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
         let statistics = self.statistics_if(parts.len() > 1)?;
         for part in &parts {
             let pass = if parts.len() == 1 { Pass::Train } else { Pass::Momentum };
-            let branch = self.online(images(&reads.online, part), !predictions.0.is_empty(), pass)?;
+            let branch = self.online(images(&reads.online, part)?, !predictions.0.is_empty(), pass)?;
             views.put(&reads.online, &branch.embeddings.as_vec(), part, dim);
             if let Some(p) = &branch.predictions {
                 predictions.put(&reads.online, &p.as_vec(), part, dim);
@@ -202,7 +202,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
             let _stage = span("keys");
             let mut found = ByView::new(data, &reads.momentum, b * dim);
             for part in &parts {
-                let output = momentum.forward_sizes(images(&reads.momentum, part), Pass::Momentum)?;
+                let output = momentum.forward_sizes(images(&reads.momentum, part)?, Pass::Momentum)?;
                 found.put(&reads.momentum, &output.embeddings.as_vec(), part, dim);
             }
             newest = found.0[last].clone().unwrap_or_default();
@@ -230,7 +230,9 @@ impl<D: NetworkDevice> Engine<'_, D> {
                 None => keys,
             }
         });
-        if D::KEEPS_ROWS && !recipe.train.cuda.deterministic {
+        let on_host =
+            !D::TERMS_REPEAT && (recipe.train.cuda.deterministic || recipe.train.cuda.terms == Terms::Host);
+        if D::KEEPS_ROWS && !on_host {
             self.queued = keys_of_queue.as_ref().map(Constant::tensor);
         }
         let inputs = Inputs {
@@ -250,8 +252,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
         } else {
             Vec::new()
         };
-        let Evaluated { loss, terms, mut gradients } = if recipe.train.cuda.deterministic && !D::TERMS_REPEAT
-        {
+        let Evaluated { loss, terms, mut gradients } = if on_host {
             let cpu = Cpu::default();
             plan.objective.evaluate(Batch::new(&cpu, inputs.on(&cpu))?)?
         } else {
@@ -280,7 +281,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
                 Some(branch) => branch,
                 None => {
                     let predict = !gradients.predictions.is_empty();
-                    self.online(images(&reads.online, part), predict, Pass::Train)?
+                    self.online(images(&reads.online, part)?, predict, Pass::Train)?
                 }
             };
             let predictions = branch.predictions.map(|p| (p, gradient_of(&gradients.predictions, part)));

@@ -1,5 +1,6 @@
 //! What probes may do with a run's network: pass images through it, and train a copy.
 
+use crate::engine::loading;
 use crate::evaluate;
 use crate::plan::Plan;
 use pauc_data::{Batches, Loader, LoaderOptions, ViewPipeline};
@@ -12,7 +13,7 @@ use pauc_traits::param::{Param, clear_gradients};
 use pauc_traits::probe::{ProbedNetwork, Tuning, Views};
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::schedule::{Clock, Horizon};
-use pauc_traits::{Count, Error, LearningRate, NonNegative, Pass, Positive, Result, UnitInterval, ops};
+use pauc_traits::{Count, Error, LearningRate, NonNegative, Pass, Positive, Result, UnitInterval};
 use rand::RngCore;
 use std::sync::Arc;
 
@@ -82,7 +83,7 @@ impl<D: NetworkDevice> ProbedNetwork for Lent<'_, D> {
         params.iter().for_each(|p| p.set_frozen(false));
         let batch = Count::try_from(batch.get().min(images.len()))
             .map_err(|_| Error::config("fine-tuning: there are no images"))?;
-        let options = LoaderOptions::training(batch, apart(seed));
+        let options = loading::<D>(LoaderOptions::training(batch, apart(seed)));
         let loader = Loader::new(images.clone(), self.view(views)?.clone(), options)?;
         let steps_per_epoch = loader.steps_per_epoch();
         let total_steps = epochs * steps_per_epoch;
@@ -135,10 +136,11 @@ impl<D: NetworkDevice> Tuning for Tuned<D> {
         clear_gradients(&self.device, &self.params)?;
         let shape = self.evaluation.shape(0);
         let shape = (batch.ids.len(), shape.height, shape.width, shape.channels);
-        let Some(pixels) = batch.views.into_iter().next() else {
+        let Some(pixels) = batch.views.first() else {
             return Err(Error::config("fine-tuning: a batch has no view"));
         };
-        let rows = self.network.forward_features(ops::constant(&self.device, pixels, shape), Pass::Train)?;
+        let images = self.device.images(&[pixels], 0..pixels.len(), shape)?;
+        let rows = self.network.forward_features(images, Pass::Train)?;
         let features = rows.as_vec();
         self.pending = Some(rows);
         Ok((batch.ids, features))

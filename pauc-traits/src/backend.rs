@@ -101,12 +101,17 @@ pub trait Compute: Backend<f32> {
     fn host_view<'a>(&self, view: Self::View<'a>) -> Result<Cow<'a, [f32]>> {
         self.download_view(view).map(Cow::Owned)
     }
+    /// Host memory as the device sees it: itself where the device's memory is the host's, else a copy in `room`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn lend<'a>(&self, values: &'a [f32], room: &'a mut Option<Self::Buffer>) -> Result<Self::View<'a>> {
+        Ok(self.view(room.insert(self.upload(values)?)))
+    }
     /// A tensor with a copy of the buffer's content.
     fn buffer_tensor<S: Shape>(&self, buffer: &Self::Buffer, shape: S) -> Result<Tensor<S, f32, Self>>;
     /// Adds a gradient, as dfdx stores it, to a buffer.
     fn add_gradient(&self, to: &mut Self::Buffer, gradient: &<Self as Storage<f32>>::Vec) -> Result<()>;
-    /// `to ← to + (from − to)·(1 − momentum)`, the exponential moving average.
-    fn average(&self, to: &mut Self::Buffer, from: &Self::Buffer, momentum: f32) -> Result<()>;
 
     /// Rows of `cols` values in the device's memory, for clusterers; `None` where the host does as well.
     ///
@@ -181,11 +186,8 @@ impl Compute for Cpu {
         }
         Ok(())
     }
-    fn average(&self, to: &mut Vec<f32>, from: &Vec<f32>, momentum: f32) -> Result<()> {
-        for (t, f) in to.iter_mut().zip(from) {
-            *t += (f - *t) * (1.0 - momentum);
-        }
-        Ok(())
+    fn lend<'a>(&self, values: &'a [f32], _: &'a mut Option<Vec<f32>>) -> Result<&'a [f32]> {
+        Ok(values)
     }
 
     fn encoder(config: &dyn PortableEncoder) -> &dyn EncoderConfig<Self> {

@@ -81,9 +81,6 @@ impl Compute for Cuda {
         let on = to.context().on_device()?;
         elementwise::add(&on, to.view_mut(), 1.0, memory::gradient(gradient)).on_device()
     }
-    fn average(&self, to: &mut Buffer, from: &Buffer, momentum: f32) -> Result<()> {
-        elementwise::average(to, from, 1.0 - momentum).on_device()
-    }
 
     fn rows_on_device(&self, data: &[f32], cols: usize) -> Result<Option<Box<dyn RowsOnDevice>>> {
         let rows = pauc_cuda::distance::Rows::new(&context(self)?, data, cols).on_device()?;

@@ -1,6 +1,8 @@
 //! Images as they travel from a dataset to an encoder.
 
 use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// Height, width and channels of the images that an encoder sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,58 @@ impl ImageShape {
 impl std::fmt::Display for ImageShape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}×{}×{}", self.height, self.width, self.channels)
+    }
+}
+
+/// Images of one shape, one after the other, channels last.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Pixels {
+    /// Normalised.
+    Normalised(Vec<f32>),
+    /// In 8 bits, to be normalised by the device that reads them.
+    Bytes {
+        /// The values.
+        values: Vec<u8>,
+        /// Factor and shift of each channel: value v becomes v·factor + shift.
+        normal: Arc<[(f32, f32)]>,
+    },
+}
+
+impl Pixels {
+    /// The number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            Pixels::Normalised(values) => values.len(),
+            Pixels::Bytes { values, .. } => values.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Some values, which begin and end with an image.
+    pub fn part(&self, range: Range<usize>) -> Pixels {
+        match self {
+            Pixels::Normalised(values) => Pixels::Normalised(values[range].to_vec()),
+            Pixels::Bytes { values, normal } => {
+                Pixels::Bytes { values: values[range].to_vec(), normal: normal.clone() }
+            }
+        }
+    }
+
+    /// Some values, which begin and end with an image, normalised.
+    pub fn numbers(&self, range: Range<usize>) -> Cow<'_, [f32]> {
+        match self {
+            Pixels::Normalised(values) => Cow::Borrowed(&values[range]),
+            Pixels::Bytes { values, normal } => {
+                let factors = normal.iter().cycle();
+                let numbers =
+                    values[range].iter().zip(factors).map(|(v, (f, shift))| f32::from(*v) * f + shift);
+                Cow::Owned(numbers.collect())
+            }
+        }
     }
 }
 

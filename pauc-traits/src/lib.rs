@@ -55,7 +55,7 @@ pub use clusterer::{Clusterer, Clustering, Features};
 pub use dataset::{Augmentation, Dataset};
 pub use encoder::{Encoder, EncoderConfig, Pass};
 pub use error::{Error, Result};
-pub use image::{Image, ImageShape};
+pub use image::{Image, ImageShape, Pixels};
 pub use learning_rate::LearningRate;
 pub use number::{Count, NonNegative, Positive, UnitInterval};
 pub use open_set::Configured;

@@ -41,6 +41,7 @@ pub fn l2_normalize<E: Scalar, D: Backend<E>, T: Tape<E, D>>(x: Matrix<E, D, T>)
     let (x, mut tape) = x.split_tape();
     match l2_normalize_on_cpu::<E, D, T, f32>(&x, &mut tape)
         .or_else(|| l2_normalize_on_cpu::<E, D, T, f64>(&x, &mut tape))
+        .or_else(|| l2_normalize_on_cuda(&x, &mut tape))
     {
         Some(z) => z.put_tape(tape),
         None => l2_normalize_plain(x.put_tape(tape)),
@@ -91,6 +92,51 @@ fn l2_normalize_on_cpu<E: Scalar, D: Backend<E>, T: Tape<E, D>, F: Scalar>(
             // The device is the CPU, so its error is this one.
             add(gradients)
                 .or_else(|e| (Box::new(e) as Box<dyn Any>).downcast::<D::Err>().map_or(Ok(()), |e| Err(*e)))
+        });
+    }
+    Some(made)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn l2_normalize_on_cuda<E: Scalar, D: Backend<E>, T: Tape<E, D>>(
+    _: &Matrix<E, D>,
+    _: &mut T,
+) -> Option<Matrix<E, D>> {
+    None
+}
+
+/// [`l2_normalize`] in one kernel each way if the tensor is one of CUDA: of dfdx's operations there are a dozen.
+#[cfg(feature = "cuda")]
+fn l2_normalize_on_cuda<E: Scalar, D: Backend<E>, T: Tape<E, D>>(
+    x: &Matrix<E, D>,
+    tape: &mut T,
+) -> Option<Matrix<E, D>> {
+    use pauc_cuda::{memory, rows};
+    let of = (x as &dyn Any).downcast_ref::<Matrix<f32, Cuda>>().filter(|x| memory::is_dense(*x))?;
+    // Whatever fails here fails again in plain operations, which report it.
+    let (made, inverse) = rows::unit(of, NORM_EPSILON as f32).ok()?;
+    let z = memory::Dense::new(made.clone()).ok()?;
+    let made = *(Box::new(made) as Box<dyn Any>).downcast::<Matrix<E, D>>().ok()?;
+    if T::OWNS_TAPE {
+        let (ghost, of) = (made.clone(), x.clone());
+        tape.add_backward_op(move |gradients: &mut Gradients<E, D>| {
+            let add = |gradients: &mut Gradients<E, D>| -> Option<Result<(), CudaError>> {
+                let gradients = (gradients as &mut dyn Any).downcast_mut::<Gradients<f32, Cuda>>()?;
+                let ghost = (&ghost as &dyn Any).downcast_ref::<Matrix<f32, Cuda>>()?;
+                let of = (&of as &dyn Any).downcast_ref::<Matrix<f32, Cuda>>()?;
+                Some((|| {
+                    let g = memory::taken(gradients.get_or_alloc_mut(ghost)?)?;
+                    let sum = memory::gradient_mut(gradients.get_or_alloc_mut(of)?);
+                    Ok(rows::unit_gradient(&z, g.view(), &inverse, sum)?)
+                })())
+            };
+            match add(gradients) {
+                // The device is CUDA, so its error is this one.
+                Some(Err(e)) => {
+                    (Box::new(e) as Box<dyn Any>).downcast::<D::Err>().map_or(Ok(()), |e| Err(*e))
+                }
+                _ => Ok(()),
+            }
         });
     }
     Some(made)

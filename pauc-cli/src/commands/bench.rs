@@ -30,8 +30,8 @@ fn time<D: NetworkDevice>(args: BenchArgs, device: &D) -> Result<ExitCode, Failu
         Form::Moco => bench::Form::Moco,
         Form::Inference => bench::Form::Inference,
     };
-    let BenchArgs { encoder, batch, size, seconds, .. } = args;
-    let options = BenchOptions { encoder, batch, size, form, seconds };
+    let BenchArgs { encoder, batch, size, seconds, change, .. } = args;
+    let options = BenchOptions { encoder, batch, size, form, seconds, set: change.set };
     let done = bench::bench(device, &options).map_err(|e| match e {
         BenchError::Recipe(found) => Failure::new(2, found.render(console::color()).trim_end()),
         BenchError::Failed(e) => e.into(),

@@ -1,8 +1,9 @@
 //! `cluster`.
 
-use super::drawn;
+use super::{device, drawn};
 use crate::Failure;
 use crate::args::ClusterArgs;
+use pauc::models::NetworkDevice;
 use pauc::train::cluster::{self, FittedLevel, Job};
 use pauc::train::diagnostic::Diagnostic;
 use pauc::traits::registry::kind;
@@ -11,6 +12,16 @@ use std::process::ExitCode;
 
 /// Clusters the features of a file.
 pub fn cluster(args: ClusterArgs) -> Result<ExitCode, Failure> {
+    device::on(&args.device.clone(), args)
+}
+
+impl device::Job for ClusterArgs {
+    fn on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        fit(self, device)
+    }
+}
+
+fn fit<D: NetworkDevice>(args: ClusterArgs, device: &D) -> Result<ExitCode, Failure> {
     let clusterer = Configured::<kind::Clusterer>::parse(&args.with)
         .map_err(|e| drawn("the clusterer", &args.with, Diagnostic::from_ron(&args.with, &e)))?;
     let job = Job {
@@ -21,7 +32,7 @@ pub fn cluster(args: ClusterArgs) -> Result<ExitCode, Failure> {
         alpha: positive("--alpha", args.alpha)?,
         temperature: positive("--temperature", args.temperature)?,
     };
-    let fitted = cluster::fit(&clusterer, &job).map_err(|e| match e {
+    let fitted = cluster::fit(device, &clusterer, &job).map_err(|e| match e {
         // More prototypes than samples, labels that are not given: the words of the command do not fit the data.
         Error::Config { message } => Failure::new(2, format!("error: {message}")),
         e => e.into(),

@@ -51,18 +51,20 @@ pub fn devices(json: bool) -> Result<ExitCode, Failure> {
     let instructions =
         pauc::kernels::simd::Simd::detect().map_or_else(|e| e.to_string(), |s| s.name().to_string());
     let threads = rayon::current_num_threads();
+    // Whoever built it with CUDA and has none wants to know; to the default build nothing is missing.
+    let code = ExitCode::from(u8::from(cfg!(feature = "cuda") && why.is_some()));
     if json {
         let cpu = serde_json::json!({ "device": "cpu", "threads": threads, "instructions": instructions });
         let all: Vec<_> = std::iter::once(cpu).chain(gpus.into_iter().map(|g| g.1)).collect();
         println!("{}", serde_json::json!({ "devices": all, "cuda": why }));
-        return Ok(ExitCode::SUCCESS);
+        return Ok(code);
     }
     println!("cpu     {threads} thread{}, {instructions}", if threads == 1 { "" } else { "s" });
     gpus.iter().for_each(|(line, _)| println!("{line}"));
     if let Some(why) = why {
         println!("no CUDA: {why}");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }
 
 #[cfg(feature = "cuda")]

@@ -33,3 +33,47 @@ __device__ inline float block_max(float v) {
     __syncthreads();
     return top;
 }
+
+// A number of eight bits for its size and eight for its digits: the upper half of a float.
+struct bf16 {
+    unsigned short bits;
+};
+
+__device__ inline float number(float v) { return v; }
+__device__ inline float number(bf16 v) { return __uint_as_float((unsigned)v.bits << 16); }
+
+__device__ inline void set(float &to, float v) { to = v; }
+// The nearest, of two equally near the even one; a NaN stays one.
+__device__ inline void set(bf16 &to, float v) {
+    unsigned u = __float_as_uint(v);
+    to.bits = (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+
+// V numbers that a thread reads or writes at once.
+template <class T, unsigned V> struct alignas(sizeof(T) * V) Pack {
+    T of[V];
+};
+
+// Number `i` of the packs at `from`.
+template <class T, unsigned V> __device__ inline void load(const void *from, size_t i, float (&to)[V]) {
+    Pack<T, V> pack = ((const Pack<T, V> *)from)[i];
+#pragma unroll
+    for (unsigned v = 0; v < V; v++) to[v] = number(pack.of[v]);
+}
+
+template <class T, unsigned V> __device__ inline void store(void *to, size_t i, const float (&from)[V]) {
+    Pack<T, V> pack;
+#pragma unroll
+    for (unsigned v = 0; v < V; v++) set(pack.of[v], from[v]);
+    ((Pack<T, V> *)to)[i] = pack;
+}
+
+// Calls a template by what elements are and how many a thread takes at once: 0 and 1, four floats and one; 2 and 3, eight
+// bf16 and one.
+#define BY_ELEMENT(element, f, ...)                                                                                              \
+    do {                                                                                                                         \
+        if (element == 0) f<float, 4>(__VA_ARGS__);                                                                              \
+        else if (element == 1) f<float, 1>(__VA_ARGS__);                                                                         \
+        else if (element == 2) f<bf16, 8>(__VA_ARGS__);                                                                          \
+        else f<bf16, 1>(__VA_ARGS__);                                                                                            \
+    } while (0)

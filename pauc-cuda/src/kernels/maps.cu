@@ -1,83 +1,204 @@
-// Feature maps (N, C, H, W): from pixels, to features, and the maximum of windows.
+// Feature maps (N, H, W, C): from pixels, to features, and the maximum of windows. Filters (K, C, P) of P weights a channel,
+// which convolutions read as (K, P, C).
 
-// (N, H, W, C) to (N, C, H, W)
-extern "C" __global__ void pauc_channels_first(size_t n, unsigned C, unsigned P, const float *x, float *y) {
+// The packs of elements that a kernel goes through, V elements each: `n` is the number of elements.
+#define FOR_PACKS(i, n) FOR_EACH(i, (n) / V)
+
+template <class T, unsigned V> __device__ void pixels(size_t n, unsigned C, unsigned channels, const float *x, void *y) {
+    FOR_PACKS(i, n) {
+        float v[V];
+#pragma unroll
+        for (unsigned j = 0; j < V; j++) {
+            size_t at = i * V + j;
+            unsigned c = at % channels;
+            v[j] = c < C ? x[at / channels * C + c] : 0.f;
+        }
+        store<T, V>(y, i, v);
+    }
+}
+
+// Images of C channels to maps of more; those that images do not have are 0.
+extern "C" __global__ void pauc_pixels(unsigned element, size_t n, unsigned C, unsigned channels, const float *x, void *y) {
+    BY_ELEMENT(element, pixels, n, C, channels, x, y);
+}
+
+// 8-bit values times the factor of their channel, plus its shift; at most four channels.
+extern "C" __global__ void pauc_normalise(size_t n, unsigned C, const unsigned char *x, float f0, float s0, float f1, float s1, float f2,
+                                          float s2, float f3, float s3, float *y) {
     FOR_EACH(i, n) {
-        unsigned p = (unsigned)i % P, c = (unsigned)i / P % C;
-        size_t image = i / P / C;
-        y[i] = x[(image * P + p) * C + c];
+        unsigned c = i % C;
+        float f = c == 0 ? f0 : c == 1 ? f1 : c == 2 ? f2 : f3, s = c == 0 ? s0 : c == 1 ? s1 : c == 2 ? s2 : s3;
+        y[i] = (float)x[i] * f + s;
+    }
+}
+
+template <class T, unsigned V> __device__ void filter(size_t n, unsigned C, unsigned P, unsigned channels, const float *w, void *to) {
+    FOR_PACKS(i, n) {
+        float v[V];
+#pragma unroll
+        for (unsigned j = 0; j < V; j++) {
+            unsigned at = (unsigned)i * V + j, c = at % channels, p = at / channels % P, k = at / channels / P;
+            v[j] = c < C ? w[(k * C + c) * P + p] : 0.f;
+        }
+        store<T, V>(to, i, v);
+    }
+}
+
+// A filter as convolutions read it, (K, P, channels); channels that it does not have are 0.
+extern "C" __global__ void pauc_filter(unsigned element, size_t n, unsigned C, unsigned P, unsigned channels, const float *w, void *to) {
+    BY_ELEMENT(element, filter, n, C, P, channels, w, to);
+}
+
+template <class T, unsigned V> __device__ void filter_gradient(size_t n, unsigned C, unsigned P, unsigned channels, const void *from, float *dw) {
+    FOR_PACKS(i, n) {
+        float v[V];
+        load<T, V>(from, i, v);
+#pragma unroll
+        for (unsigned j = 0; j < V; j++) {
+            unsigned at = (unsigned)i * V + j, c = at % channels, p = at / channels % P, k = at / channels / P;
+            if (c < C) dw[(k * C + c) * P + p] += v[j];
+        }
+    }
+}
+
+// Adds the gradient of a filter as convolutions leave it.
+extern "C" __global__ void pauc_filter_gradient(unsigned element, size_t n, unsigned C, unsigned P, unsigned channels, const void *from,
+                                                float *dw) {
+    BY_ELEMENT(element, filter_gradient, n, C, P, channels, from, dw);
+}
+
+template <class T, unsigned V> __device__ void add_maps(size_t n, const void *x, void *y) {
+    FOR_PACKS(i, n) {
+        float a[V], b[V];
+        load<T, V>(x, i, a);
+        load<T, V>(y, i, b);
+#pragma unroll
+        for (unsigned v = 0; v < V; v++) b[v] += a[v];
+        store<T, V>(y, i, b);
+    }
+}
+
+// y <- y + x
+extern "C" __global__ void pauc_add_maps(unsigned element, size_t n, const void *x, void *y) {
+    BY_ELEMENT(element, add_maps, n, x, y);
+}
+
+template <class T, unsigned V>
+__device__ void max_pool(size_t n, unsigned C, const void *x, unsigned H, unsigned W, void *y, unsigned char *from, unsigned OH,
+                         unsigned OW) {
+    unsigned packs = C / V;
+    FOR_PACKS(i, n) {
+        unsigned at = (unsigned)i, c = at % packs, ox = at / packs % OW, oy = at / packs / OW % OH;
+        size_t image = i / packs / OW / OH * ((size_t)H * W);
+        float best[V] = {};
+        unsigned char which[V];
+        bool first = true;
+        for (unsigned ky = 0; ky < 3; ky++) {
+            for (unsigned kx = 0; kx < 3; kx++) {
+                unsigned r = 2 * oy + ky, q = 2 * ox + kx;
+                if (r < 1 || r > H || q < 1 || q > W) continue;
+                float v[V];
+                load<T, V>(x, (image + (r - 1) * W + (q - 1)) * packs + c, v);
+#pragma unroll
+                for (unsigned j = 0; j < V; j++)
+                    if (first || v[j] > best[j] || (v[j] != v[j] && best[j] == best[j])) {
+                        best[j] = v[j];
+                        which[j] = 3 * ky + kx;
+                    }
+                first = false;
+            }
+        }
+        store<T, V>(y, i, best);
+#pragma unroll
+        for (unsigned j = 0; j < V; j++) from[i * V + j] = which[j];
     }
 }
 
 // The maximum of 3x3 windows at stride 2 with padding 1; the first of equals, and a NaN wins.
-extern "C" __global__ void pauc_max_pool(size_t n, const float *x, unsigned H, unsigned W, float *y, unsigned char *from,
-                                         unsigned OH, unsigned OW) {
-    FOR_EACH(i, n) {
-        unsigned ox = (unsigned)i % OW, oy = (unsigned)i / OW % OH;
-        const float *map = x + i / OW / OH * ((size_t)H * W);
-        float best = 0;
-        unsigned char at = 9;
+extern "C" __global__ void pauc_max_pool(unsigned element, size_t n, unsigned C, const void *x, unsigned H, unsigned W, void *y,
+                                         unsigned char *from, unsigned OH, unsigned OW) {
+    BY_ELEMENT(element, max_pool, n, C, x, H, W, y, from, OH, OW);
+}
+
+template <class T, unsigned V>
+__device__ void max_pool_gradient(size_t n, unsigned C, const void *dy, const unsigned char *from, unsigned OH, unsigned OW, void *dx,
+                                  unsigned H, unsigned W) {
+    unsigned packs = C / V;
+    FOR_PACKS(i, n) {
+        unsigned at = (unsigned)i, c = at % packs, q = at / packs % W, r = at / packs / W % H;
+        size_t image = i / packs / W / H * ((size_t)OH * OW);
+        float sum[V] = {};
         for (unsigned ky = 0; ky < 3; ky++) {
             for (unsigned kx = 0; kx < 3; kx++) {
-                unsigned r = 2 * oy + ky, c = 2 * ox + kx;
-                if (r < 1 || r > H || c < 1 || c > W) continue;
-                float v = map[(r - 1) * W + (c - 1)];
-                if (at == 9 || v > best || (v != v && best == best)) {
-                    best = v;
-                    at = 3 * ky + kx;
-                }
+                if (r + 1 < ky || q + 1 < kx || (r + 1 - ky) % 2 || (q + 1 - kx) % 2) continue;
+                unsigned oy = (r + 1 - ky) / 2, ox = (q + 1 - kx) / 2;
+                if (oy >= OH || ox >= OW) continue;
+                size_t o = (image + oy * OW + ox) * packs + c;
+                float g[V];
+                load<T, V>(dy, o, g);
+#pragma unroll
+                for (unsigned j = 0; j < V; j++)
+                    if (from[o * V + j] == 3 * ky + kx) sum[j] += g[j];
             }
         }
-        y[i] = best;
-        from[i] = at;
+        store<T, V>(dx, i, sum);
     }
 }
 
 // Every pixel gathers from the windows that chose it, so that nothing is added twice at a time.
-extern "C" __global__ void pauc_max_pool_gradient(size_t n, const float *dy, const unsigned char *from, unsigned OH, unsigned OW,
-                                                  float *dx, unsigned H, unsigned W) {
-    FOR_EACH(i, n) {
-        unsigned c = (unsigned)i % W, r = (unsigned)i / W % H;
-        size_t map = i / W / H * ((size_t)OH * OW);
-        float sum = 0;
-        for (unsigned ky = 0; ky < 3; ky++) {
-            for (unsigned kx = 0; kx < 3; kx++) {
-                if (r + 1 < ky || c + 1 < kx || (r + 1 - ky) % 2 || (c + 1 - kx) % 2) continue;
-                unsigned oy = (r + 1 - ky) / 2, ox = (c + 1 - kx) / 2;
-                if (oy >= OH || ox >= OW) continue;
-                size_t o = map + oy * OW + ox;
-                if (from[o] == 3 * ky + kx) sum += dy[o];
+extern "C" __global__ void pauc_max_pool_gradient(unsigned element, size_t n, unsigned C, const void *dy, const unsigned char *from,
+                                                  unsigned OH, unsigned OW, void *dx, unsigned H, unsigned W) {
+    BY_ELEMENT(element, max_pool_gradient, n, C, dy, from, OH, OW, dx, H, W);
+}
+
+template <class T, unsigned V>
+__device__ void cell_mean(size_t n, const void *x, unsigned C, unsigned H, unsigned W, unsigned grid, float *y) {
+    unsigned packs = C / V;
+    FOR_PACKS(k, n) {
+        unsigned c = (unsigned)k % packs, cell = (unsigned)k / packs % (grid * grid);
+        size_t image = k / packs / (grid * grid);
+        unsigned i = cell / grid, j = cell % grid;
+        unsigned top = (i * H + grid - 1) / grid, bottom = ((i + 1) * H + grid - 1) / grid;
+        unsigned left = (j * W + grid - 1) / grid, right = ((j + 1) * W + grid - 1) / grid;
+        float sum[V] = {};
+        for (unsigned r = top; r < bottom; r++)
+            for (unsigned q = left; q < right; q++) {
+                float v[V];
+                load<T, V>(x, ((image * H + r) * W + q) * packs + c, v);
+#pragma unroll
+                for (unsigned l = 0; l < V; l++) sum[l] += v[l];
             }
-        }
-        dx[i] = sum;
+#pragma unroll
+        for (unsigned l = 0; l < V; l++) sum[l] /= (float)((bottom - top) * (right - left));
+        store<float, V>(y, k, sum);
     }
 }
 
 // Features (N, grid, grid, C): the means of grid x grid equal parts of a map; pixel (r, c) belongs to (r grid/H, c grid/W).
-extern "C" __global__ void pauc_cell_mean(size_t n, const float *x, unsigned C, unsigned H, unsigned W, unsigned grid, float *y) {
-    FOR_EACH(k, n) {
-        unsigned c = (unsigned)k % C, cell = (unsigned)k / C % (grid * grid);
-        size_t image = k / C / (grid * grid);
-        unsigned i = cell / grid, j = cell % grid;
-        unsigned top = (i * H + grid - 1) / grid, bottom = ((i + 1) * H + grid - 1) / grid;
-        unsigned left = (j * W + grid - 1) / grid, right = ((j + 1) * W + grid - 1) / grid;
-        const float *map = x + (image * C + c) * H * W;
-        float sum = 0;
-        for (unsigned r = top; r < bottom; r++)
-            for (unsigned q = left; q < right; q++) sum += map[r * W + q];
-        y[k] = sum / (float)((bottom - top) * (right - left));
-    }
+extern "C" __global__ void pauc_cell_mean(unsigned element, size_t n, const void *x, unsigned C, unsigned H, unsigned W, unsigned grid,
+                                          float *y) {
+    BY_ELEMENT(element, cell_mean, n, x, C, H, W, grid, y);
 }
 
-extern "C" __global__ void pauc_cell_mean_gradient(size_t n, const float *dy, unsigned C, unsigned H, unsigned W, unsigned grid,
-                                                   float *dx) {
-    FOR_EACH(k, n) {
-        unsigned x = (unsigned)k % W, y = (unsigned)k / W % H, c = (unsigned)k / W / H % C;
-        size_t image = k / W / H / C;
+template <class T, unsigned V>
+__device__ void cell_mean_gradient(size_t n, const float *dy, unsigned C, unsigned H, unsigned W, unsigned grid, void *dx) {
+    unsigned packs = C / V;
+    FOR_PACKS(k, n) {
+        unsigned c = (unsigned)k % packs, x = (unsigned)k / packs % W, y = (unsigned)k / packs / W % H;
+        size_t image = k / packs / W / H;
         unsigned i = y * grid / H, j = x * grid / W;
         // Rows r with r grid/H = i, and columns likewise.
         unsigned rows = ((i + 1) * H + grid - 1) / grid - (i * H + grid - 1) / grid;
         unsigned cols = ((j + 1) * W + grid - 1) / grid - (j * W + grid - 1) / grid;
-        dx[k] = dy[(image * grid * grid + i * grid + j) * C + c] / (float)(rows * cols);
+        float v[V];
+        load<float, V>(dy, (image * grid * grid + i * grid + j) * packs + c, v);
+#pragma unroll
+        for (unsigned l = 0; l < V; l++) v[l] /= (float)(rows * cols);
+        store<T, V>(dx, k, v);
     }
+}
+
+extern "C" __global__ void pauc_cell_mean_gradient(unsigned element, size_t n, const float *dy, unsigned C, unsigned H, unsigned W,
+                                                   unsigned grid, void *dx) {
+    BY_ELEMENT(element, cell_mean_gradient, n, dy, C, H, W, grid, dx);
 }

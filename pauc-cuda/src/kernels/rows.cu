@@ -26,3 +26,22 @@ extern "C" __global__ void pauc_column_sums(const float *x, unsigned N, unsigned
         sums[c] += (float)sum;
     }
 }
+
+// z <- x / sqrt(|x|^2 + epsilon), a row a block, and the factors.
+extern "C" __global__ void pauc_unit(const float *x, unsigned D, float epsilon, float *z, float *inverse) {
+    size_t i = blockIdx.x;
+    double sum = 0;
+    for (unsigned d = threadIdx.x; d < D; d += THREADS) sum += (double)x[i * D + d] * (double)x[i * D + d];
+    float scale = (float)(1.0 / sqrt(block_sum(sum) + (double)epsilon));
+    for (unsigned d = threadIdx.x; d < D; d += THREADS) z[i * D + d] = x[i * D + d] * scale;
+    if (threadIdx.x == 0) inverse[i] = scale;
+}
+
+// dx <- dx + (g - (g.z) z) times the row's factor
+extern "C" __global__ void pauc_unit_gradient(const float *z, const float *g, const float *inverse, unsigned D, float *dx) {
+    size_t i = blockIdx.x;
+    double sum = 0;
+    for (unsigned d = threadIdx.x; d < D; d += THREADS) sum += (double)z[i * D + d] * (double)g[i * D + d];
+    float along = (float)block_sum(sum);
+    for (unsigned d = threadIdx.x; d < D; d += THREADS) dx[i * D + d] += inverse[i] * (g[i * D + d] - along * z[i * D + d]);
+}

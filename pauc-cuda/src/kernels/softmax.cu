@@ -9,37 +9,60 @@ extern "C" __global__ void pauc_row_dots(const float *a, const float *b, const f
     if (threadIdx.x == 0) out[i] = (float)(sum * scale[i]);
 }
 
-// For each row, one a block: the largest logit so far, the positive's among them, and the sum of exp(logit - largest), over a tile of T candidates that
-// begins at candidate `start`; candidate own[i] takes no part. scale has one element if `uniform`, otherwise one a candidate.
+// For each row, one a block: the largest logit so far, the positive's among them, and the sum of exp(logit - largest), over a
+// tile of T candidates that begins at candidate `start`; candidate own[i] takes no part. scale has one element if `uniform`,
+// otherwise one a candidate.
 extern "C" __global__ void pauc_softmax_sums(const float *scores, const float *scale, unsigned uniform, const unsigned *own,
                                              unsigned start, unsigned T, float *largest, double *sums) {
     size_t i = blockIdx.x;
     unsigned skip = own ? own[i] : 0xffffffffu;
-    float top = largest[i];
-    for (unsigned c = threadIdx.x; c < T; c += THREADS)
-        if (start + c != skip) top = fmaxf(top, scores[i * T + c] * (uniform ? scale[0] : scale[start + c]));
-    top = block_max(top);
+    float before = largest[i], top = before;
     double sum = 0;
-    for (unsigned c = threadIdx.x; c < T; c += THREADS)
-        if (start + c != skip) sum += expf(scores[i * T + c] * (uniform ? scale[0] : scale[start + c]) - top);
-    sum = block_sum(sum);
+    for (unsigned c = threadIdx.x; c < T; c += THREADS) {
+        if (start + c == skip) continue;
+        float logit = scores[i * T + c] * (uniform ? scale[0] : scale[start + c]);
+        if (logit > top) {
+            sum *= expf(top - logit);
+            top = logit;
+        }
+        sum += expf(logit - top);
+    }
+    float all = block_max(top);
+    // A logit of minus infinity is nothing, also where all are.
+    sum = block_sum(top == all ? sum : sum * expf(top - all));
     if (threadIdx.x == 0) {
-        sums[i] = sums[i] * exp((double)largest[i] - top) + sum;
-        largest[i] = top;
+        sums[i] = (before == all ? sums[i] : sums[i] * exp((double)before - all)) + sum;
+        largest[i] = all;
     }
 }
 
-// scores <- share * probability * scale: what each candidate of the tile contributes to the gradient of its query.
-extern "C" __global__ void pauc_softmax_weights(size_t n, float *scores, const float *scale, unsigned uniform, const unsigned *own,
+// scores <- share * probability * scale: what each candidate of the tile contributes to the gradient of its query. A row has as
+// many blocks as there are for each of N rows.
+extern "C" __global__ void pauc_softmax_weights(unsigned N, float *scores, const float *scale, unsigned uniform, const unsigned *own,
                                                 unsigned start, unsigned T, const float *positive_logits, const float *largest,
                                                 const double *sums, float share) {
-    FOR_EACH(k, n) {
-        unsigned c = (unsigned)(k % T);
-        size_t i = k / T;
-        float s = uniform ? scale[0] : scale[start + c];
-        int skip = own && own[i] == start + c;
-        double all = sums[i] + exp((double)positive_logits[i] - largest[i]);
-        scores[k] = skip ? 0.f : (float)(share * s * expf(scores[k] * s - largest[i]) / all);
+    size_t i = blockIdx.x % N;
+    unsigned part = blockIdx.x / N, parts = gridDim.x / N, skip = own ? own[i] : 0xffffffffu;
+    float top = largest[i], factor = (float)(share / (sums[i] + exp((double)positive_logits[i] - top)));
+    for (unsigned c = part * THREADS + threadIdx.x; c < T; c += parts * THREADS) {
+        float s = uniform ? scale[0] : scale[start + c], *score = scores + i * T + c;
+        *score = start + c == skip ? 0.f : factor * s * expf(*score * s - top);
+    }
+}
+
+// For N rows, each among all others: from inner products to what each row contributes to the gradient of each, and the losses.
+// The positive of a row is the one half of them further on; the sums have it among the rest, and no row itself.
+extern "C" __global__ void pauc_softmax_pairs(unsigned N, float *scores, float scale, const float *largest, const double *sums,
+                                              double *losses) {
+    size_t i = blockIdx.x;
+    unsigned partner = (unsigned)((i + N / 2) % N);
+    float share = scale / N, top = largest[i];
+    double sum = sums[i];
+    if (threadIdx.x == 0) losses[i] = log(sum) + top - (double)(scores[i * N + partner] * scale);
+    __syncthreads();
+    for (unsigned c = threadIdx.x; c < N; c += THREADS) {
+        double p = c == i ? 0 : expf(scores[i * N + c] * scale - top) / sum;
+        scores[i * N + c] = share * (float)(c == partner ? p - 1 : p);
     }
 }
 

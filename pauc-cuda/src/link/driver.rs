@@ -21,6 +21,7 @@ forward! { DRIVER: CUresult, CUresult::CUDA_SUCCESS, CUresult::CUDA_ERROR_NOT_IN
     fn cuEventDestroy_v2(hEvent: CUevent);
     fn cuEventElapsedTime(pMilliseconds: *mut f32, hStart: CUevent, hEnd: CUevent);
     fn cuEventQuery(hEvent: CUevent);
+    fn cuEventSynchronize(hEvent: CUevent);
     fn cuEventRecord(hEvent: CUevent, hStream: CUstream);
     fn cuExternalMemoryGetMappedBuffer(devPtr: *mut CUdeviceptr, extMem: CUexternalMemory, bufferDesc: *const CUDA_EXTERNAL_MEMORY_BUFFER_DESC);
     fn cuGetErrorName(error: CUresult, pStr: *mut *const c_char);

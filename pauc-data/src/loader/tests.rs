@@ -18,7 +18,14 @@ fn pipeline(text: &str) -> ViewPipeline {
 }
 
 fn loader(count: usize, batch: usize, order: Order, threads: usize, prefetch: usize) -> Loader {
-    let options = LoaderOptions { batch: Count::try_from(batch).unwrap(), seed: 3, order, threads, prefetch };
+    let options = LoaderOptions {
+        batch: Count::try_from(batch).unwrap(),
+        seed: 3,
+        order,
+        threads,
+        prefetch,
+        bytes: false,
+    };
     Loader::new(Arc::new(images(count)), pipeline(VIEWS), options).unwrap()
 }
 
@@ -81,7 +88,7 @@ fn evaluation_sees_every_image_once_in_order() {
     assert_eq!(batches.iter().map(|b| b.ids.len()).collect::<Vec<_>>(), [4, 4, 2]);
     assert!(batches.iter().flat_map(|b| b.ids.clone()).eq(0..10));
     assert_eq!(batches[1].labels.as_deref(), Some(&[1, 2, 0, 1][..]));
-    let plain = &batches[1].views[2];
+    let plain = batches[1].views[2].numbers(0..4 * SHAPE.len());
     let images = images(10);
     let pixels = images.image(4).unwrap();
     let want: Vec<f32> = pixels.pixels.iter().map(|p| (f32::from(*p) / 255.0 - 0.5) / 0.25).collect();
@@ -93,9 +100,23 @@ fn views_depend_on_sample_epoch_and_view_only() {
     let loader = loader(23, 4, Order::Shuffled, 0, 1);
     let a = loader.batch(2, &[5, 9]).unwrap();
     let b = loader.batch(2, &[9]).unwrap();
-    assert_eq!(a.views[0][48..], b.views[0]);
+    assert_eq!(a.views[0].part(SHAPE.len()..2 * SHAPE.len()), b.views[0]);
     assert_ne!(b.views[0], b.views[1]);
     assert_ne!(b.views[0], loader.batch(3, &[9]).unwrap().views[0]);
+}
+
+#[test]
+fn bytes_normalise_to_the_same_numbers() {
+    let plain = loader(9, 4, Order::Shuffled, 0, 1);
+    let options = LoaderOptions { seed: 3, ..LoaderOptions::training(Count::lit(4), 3) }.for_accelerator();
+    let bytes = Loader::new(Arc::new(images(9)), pipeline(VIEWS), options).unwrap();
+    for (a, b) in all(plain.epoch(1, 0)).iter().zip(all(bytes.epoch(1, 0))) {
+        assert_eq!(a.ids, b.ids);
+        for (a, b) in a.views.iter().zip(&b.views) {
+            assert!(matches!(b, Pixels::Bytes { .. }));
+            assert_eq!(a.numbers(0..a.len()), b.numbers(0..b.len()));
+        }
+    }
 }
 
 #[test]

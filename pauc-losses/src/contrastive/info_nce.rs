@@ -150,13 +150,35 @@ impl InfoNce {
         Ok(Some(fused::scalar_with_gradients(batch.device(), value, gradients)))
     }
 
-    /// The same on CUDA, for the forms with keys and queues.
+    /// The same on CUDA.
     #[cfg(feature = "cuda")]
     fn on_cuda(&self, batch: &fused_cuda::CudaBatch) -> Result<Option<Value<f32, Cuda>>> {
-        if self.negatives == Negatives::InBatch {
-            return Ok(None);
-        }
         let (on, tau) = (fused_cuda::context(batch)?, self.temperature.of(batch)? as f32);
+        if self.negatives == Negatives::InBatch {
+            if !self.is_two_sided() {
+                return Ok(None);
+            }
+            let (views, leaf) = ([batch.z(0)?, batch.z(1)?], self.temperature.leaf(batch)?);
+            let all = views.each_ref().map(|z| fused_cuda::dense(z.retaped()));
+            let [first, second] = all;
+            let graded = fused_cuda::in_batch(&on, [&first?, &second?], batch.dim(), tau)?;
+            let [first, second] = views;
+            // As on the CPU: −½ Σ Z·∂L/∂Z is the derivative by ln τ.
+            let along = match &leaf {
+                None => 0.0,
+                Some(_) => {
+                    let rows = [first.as_vec(), second.as_vec()].concat();
+                    let gradient = graded.gradients.iter().map(|g| batch.device().download(g));
+                    -0.5 * fused::dot(&rows, &gradient.collect::<Result<Vec<_>>>()?.concat())
+                }
+            };
+            let [of_first, of_second] = graded.gradients;
+            let mut gradients = vec![(first, of_first, 1.0), (second, of_second, 1.0)];
+            if let Some(leaf) = leaf {
+                gradients.push((leaf.retaped(), batch.device().upload(&[along as f32])?, 1.0));
+            }
+            return Ok(Some(fused_cuda::scalar_with_gradients(&on, batch.device(), graded.value, gradients)));
+        }
         let directions: &[(usize, usize)] = if self.is_two_sided() { &[(0, 1), (1, 0)] } else { &[(0, 1)] };
         let queue = if self.reads_queue() { Some(fused_cuda::dense(batch.queue()?.tensor())?) } else { None };
         let own: Vec<usize> = (0..batch.size()).collect();

@@ -103,7 +103,7 @@ impl Encoder<Cuda> for Network {
 
     fn memory(&self, batch: usize) -> Option<usize> {
         let keep = if self.recompute { Keep::Sources } else { Keep::All };
-        Some(planned(&self.plan, batch, keep) * size_of::<f32>())
+        Some(planned(&self.plan, batch, keep, self.training.borrow().math()))
     }
 
     fn layers(&self) -> Vec<Layer> {

@@ -2,8 +2,9 @@
 
 use crate::heads::{Block, Head, check_width};
 use dfdx::prelude::{Cuda, HasShape, PutTape, ReshapeTo, SplitTape, Tape as _};
+use pauc_cuda::field::Maps;
 use pauc_cuda::memory::{self, Dense};
-use pauc_cuda::norm::{Norm, Shape};
+use pauc_cuda::norm::{Norm, Relu};
 use pauc_cuda::rows::{self, Factor};
 use pauc_cuda::{Buffer, Context, View, elementwise};
 use pauc_traits::cuda::OnDevice;
@@ -48,7 +49,7 @@ impl Workspace {
         elementwise::copy(&on, x, self.outputs[0].view_mut())?;
         for (i, block) in blocks.iter().enumerate() {
             let (before, after) = self.outputs.split_at_mut(i + 1);
-            let (x, y) = (&before[i], &mut after[0]);
+            let (x, to) = (&before[i], &mut after[0]);
             let (weight, bias) = (block.weight.value(), block.bias.as_ref().map(|b| b.value()));
             let x = Factor::new(x.view(), rows, block.inputs);
             let w = Factor::new(weight.view(), block.outputs, block.inputs).t();
@@ -58,9 +59,11 @@ impl Workspace {
                     if bias.is_some() {
                         rows::bias(&on, linear.view_mut(), block.outputs, bias.as_deref(), false)?;
                     }
-                    let flat = Shape { batch: rows, channels: block.outputs, pixels: 1 };
+                    let y = (linear.view().into(), Maps::rows(rows, block.outputs));
+                    let (gamma, beta) = (of.gamma.value(), of.beta.value());
+                    let affine = (&*gamma, &*beta, EPSILON);
                     if pass == Pass::Eval {
-                        norm.set(&on, &of.mean.value(), &of.variance.value())?;
+                        norm.set(&on, (&of.mean.value(), &of.variance.value()), affine)?;
                     } else if rows < 2 {
                         let message = format!(
                             "{}: batch statistics need at least 2 samples: raise the batch size or leave out `batch_norm`",
@@ -68,16 +71,15 @@ impl Workspace {
                         );
                         return Err(pauc_cuda::Error::Length { operation: "mlp head", message });
                     } else {
-                        let running = (&mut *of.mean.value_mut(), &mut *of.variance.value_mut());
-                        norm.measure(&on, linear.view(), flat, running, RUNNING)?;
+                        let running = (&mut *of.mean.value_mut(), &mut *of.variance.value_mut(), RUNNING);
+                        norm.measure(&on, y, running, affine)?;
                     }
-                    norm.prepare(&on, &of.gamma.value(), &of.beta.value(), EPSILON)?;
-                    norm.apply(&on, linear.view(), flat, None, block.relu, y.view_mut())?;
+                    norm.apply(&on, y, None, block.relu, to.view_mut().into())?;
                 }
                 _ => {
-                    rows::product(&on, x, w, 0.0, y.view_mut())?;
+                    rows::product(&on, x, w, 0.0, to.view_mut())?;
                     if bias.is_some() || block.relu {
-                        rows::bias(&on, y.view_mut(), block.outputs, bias.as_deref(), block.relu)?;
+                        rows::bias(&on, to.view_mut(), block.outputs, bias.as_deref(), block.relu)?;
                     }
                 }
             }
@@ -100,12 +102,11 @@ impl Workspace {
             let out = block.relu.then(|| self.outputs[i + 1].view());
             match (&block.norm, &mut self.normalised[i]) {
                 (Some(of), Some((linear, norm))) => {
-                    let flat = Shape { batch: rows, channels: outputs, pixels: 1 };
                     let (mut gamma, mut beta) = (of.gamma.grad_mut(), of.beta.grad_mut());
-                    let mut before = Buffer::any(&on, rows * outputs)?;
-                    let to = (&mut *gamma, &mut *beta);
-                    norm.backward(&on, &mut g, out, linear.view(), flat, to, before.view_mut())?;
-                    g = before;
+                    let y = (linear.view().into(), Maps::rows(rows, outputs));
+                    let (relu, mut g) = (if block.relu { Relu::Own } else { Relu::No }, g.view_mut().into());
+                    norm.own_gradient(&on, (&mut g, None), relu, y, (&mut gamma, &mut beta))?;
+                    norm.input_gradient(&on, &mut g, relu, y, None)?;
                 }
                 _ => {
                     if let Some(out) = out {

@@ -4,9 +4,10 @@ use crate::encoders::blueprint::{Blueprint, Map, State, Step};
 use crate::encoders::workspace::{EPSILON, MOMENTUM, Statistics};
 use dfdx::prelude::Cuda;
 use pauc_cuda::conv::{Convolution, Math, Work};
-use pauc_cuda::maps::{self, Chosen, Maps};
-use pauc_cuda::norm::Norm;
-use pauc_cuda::{Buffer, Context, Error, Result, View, elementwise};
+use pauc_cuda::field::{Elements, Field, Maps};
+use pauc_cuda::maps::{self, Chosen};
+use pauc_cuda::norm::{Norm, Relu};
+use pauc_cuda::{Buffer, Context, Error, Result, View};
 use pauc_traits::profile::named;
 use std::rc::Rc;
 
@@ -36,14 +37,26 @@ fn source(plan: &Blueprint, map: Map) -> Option<usize> {
     })
 }
 
+/// Whether the gradient that a layer sends to a map that has one already lies apart from it until both are read: where a pass
+/// of the normalisation reads and writes the map's gradient anyway, that costs less than cuDNN's sums.
+fn lies_apart(plan: &Blueprint, layer: usize, map: Map) -> bool {
+    let ends_block = |s: &Step| matches!(s, Step::Conv { output, residual: Some(_), .. } if *output == map);
+    !Convolution::is_product(plan.layers[layer].geometry) && plan.steps.iter().any(ends_block)
+}
+
 /// The last step that reads a map.
 fn last_reader(plan: &Blueprint, map: Map) -> Option<usize> {
     plan.steps.iter().rposition(|s| s.reads().contains(&Some(map)))
 }
 
-/// Elements of the maps, gradients and features of a training pass: the very memory that [`Workspace`] takes, counted with
-/// lengths in place of buffers.
-pub(super) fn planned(plan: &Blueprint, batch: usize, keep: Keep) -> usize {
+/// Bytes of the maps, gradients and features of a training pass.
+pub(super) fn planned(plan: &Blueprint, batch: usize, keep: Keep, math: Math) -> usize {
+    planned_elements(plan, batch, keep, math) * math.element().bytes()
+        + batch * plan.feature_dim() * size_of::<f32>()
+}
+
+/// Elements of maps and gradients: the very fields that [`Workspace`] takes, counted with lengths in their place.
+fn planned_elements(plan: &Blueprint, batch: usize, keep: Keep, math: Math) -> usize {
     #[derive(Default)]
     struct Pool {
         spare: Vec<usize>,
@@ -60,8 +73,8 @@ pub(super) fn planned(plan: &Blueprint, batch: usize, keep: Keep) -> usize {
             }
         }
     }
-    let len = |map: Map| shape(plan, map, batch).len();
-    let mut pool = Pool { total: batch * plan.feature_dim(), ..Pool::default() };
+    let len = |map: Map| shape(plan, map, batch, math).len();
+    let mut pool = Pool::default();
     pool.take(len(0));
     for (i, step) in plan.steps.iter().enumerate() {
         match *step {
@@ -81,53 +94,72 @@ pub(super) fn planned(plan: &Blueprint, batch: usize, keep: Keep) -> usize {
     }
     let last = plan.maps.len() - 1;
     let mut there: Vec<bool> = (0..=last).map(|map| !keep.makes_again(plan, map) || map == last).collect();
-    let mut gradients = vec![false; plan.maps.len()];
+    let (mut gradients, mut apart) = (vec![false; plan.maps.len()], vec![false; plan.maps.len()]);
     pool.take(len(last));
     gradients[last] = true;
     for step in plan.steps.iter().rev() {
-        let (input, output) = match *step {
-            Step::Conv { input, output, .. }
-            | Step::Shortcut { input, output, .. }
-            | Step::MaxPool { input, output } => (input, output),
+        let (layer, input, output) = match *step {
+            Step::Conv { layer, input, output, .. } | Step::Shortcut { layer, input, output } => {
+                (Some(layer), input, output)
+            }
+            Step::MaxPool { input, output } => (None, input, output),
         };
         if !gradients[output] {
             continue;
         }
-        if matches!(step, Step::MaxPool { .. }) {
+        let Some(layer) = layer else {
             let dx = pool.take(len(input));
             if std::mem::replace(&mut gradients[input], true) {
                 pool.spare.push(dx);
             }
             pool.spare.push(len(output));
             continue;
-        }
-        if matches!(step, Step::Conv { .. }) && !std::mem::replace(&mut there[output], true) {
+        };
+        let residual = if let Step::Conv { residual, .. } = *step { residual } else { None };
+        if residual.is_some() {
             pool.take(len(output));
         }
-        let dy = pool.take(len(output));
         if !std::mem::replace(&mut there[input], true) {
             pool.take(len(input));
         }
-        if input != 0 && !std::mem::replace(&mut gradients[input], true) {
-            pool.take(len(input));
-        }
-        pool.spare.push(dy);
-        if keep.makes_again(plan, output) {
+        if std::mem::replace(&mut apart[output], false) {
             pool.spare.push(len(output));
         }
-        match *step {
-            Step::Conv { residual: Some(r), .. } if !gradients[r] => gradients[r] = true,
-            _ => pool.spare.push(len(output)),
+        if input != 0 {
+            if !std::mem::replace(&mut gradients[input], true) {
+                pool.take(len(input));
+            } else if !apart[input] && lies_apart(plan, layer, input) {
+                pool.take(len(input));
+                apart[input] = true;
+            }
+        }
+        pool.spare.push(len(output));
+        if keep.makes_again(plan, output) && std::mem::replace(&mut there[output], false) {
+            pool.spare.push(len(output));
+        }
+        if let Some(r) = residual
+            && std::mem::replace(&mut gradients[r], true)
+        {
+            pool.spare.push(len(output));
         }
     }
     pool.total
+}
+
+/// What follows a normalisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    Nothing,
+    Relu,
+    /// A sum with a residual, and ReLU.
+    Residual,
 }
 
 struct LayerState {
     conv: Option<Convolution>,
     norm: Norm,
     /// The convolution's output, before normalisation.
-    y: Option<Buffer>,
+    y: Option<Field>,
 }
 
 /// Memory for one batch at a time. Grows to the largest batch it has seen, and is then reused.
@@ -136,31 +168,34 @@ pub(super) struct Workspace {
     math: Math,
     keep: Keep,
     capacity: usize,
-    /// Elements of the buffers that were made since it grew.
+    /// Elements of the fields that were made since it grew.
     taken: usize,
     layers: Vec<LayerState>,
     /// What convolutions use while they run.
     work: Work,
     /// Normalised maps; none for those that a later step normalises.
-    maps: Vec<Option<Buffer>>,
+    maps: Vec<Option<Field>>,
     /// Which pixel each maximum came from, by output map.
     chosen: Vec<Option<Chosen>>,
     /// Gradients of maps, while they are being gathered.
-    gradients: Vec<Option<Buffer>>,
+    gradients: Vec<Option<Field>>,
+    /// Parts of them that are still to be added: [`lies_apart`].
+    apart: Vec<Option<Field>>,
     features: Option<Buffer>,
-    /// Buffers that wait for the next map or gradient of their size.
-    spare: Vec<Buffer>,
+    /// Fields that wait for the next map or gradient of their size.
+    spare: Vec<Field>,
 }
 
 /// The shape of a map for a batch.
-fn shape(plan: &Blueprint, map: Map, batch: usize) -> Maps {
+fn shape(plan: &Blueprint, map: Map, batch: usize, math: Math) -> Maps {
     let m = plan.maps[map];
-    Maps { batch, channels: m.channels, height: m.height, width: m.width }
+    let channels = if map == 0 { math.channels(m.channels) } else { m.channels };
+    Maps { batch, height: m.height, width: m.width, channels }
 }
 
 /// A map that an earlier step has written.
-fn written(map: &Option<Buffer>) -> Result<View<'_>> {
-    map.as_ref().map(Buffer::view).ok_or(Error::Length {
+fn written(map: &Option<Field>) -> Result<Elements<'_>> {
+    map.as_ref().map(Field::elements).ok_or(Error::Length {
         operation: "a network's pass",
         message: "a map is read before it is written".into(),
     })
@@ -183,9 +218,15 @@ impl Workspace {
             maps: Vec::new(),
             chosen: Vec::new(),
             gradients: Vec::new(),
+            apart: Vec::new(),
             features: None,
             spare: Vec::new(),
         })
+    }
+
+    /// How products are rounded.
+    pub(super) fn math(&self) -> Math {
+        self.math
     }
 
     fn grow(&mut self, plan: &Blueprint, batch: usize) -> Result<()> {
@@ -194,14 +235,19 @@ impl Workspace {
             self.spare.clear();
             self.maps = plan.maps.iter().map(|_| None).collect();
             self.gradients = plan.maps.iter().map(|_| None).collect();
+            self.apart = plan.maps.iter().map(|_| None).collect();
             self.chosen = plan.maps.iter().map(|_| None).collect();
             self.layers.iter_mut().for_each(|l| l.y = None);
-            self.taken = batch * plan.feature_dim();
-            self.features = Some(Buffer::any(&self.on, self.taken)?);
+            self.taken = 0;
+            self.features = Some(Buffer::any(&self.on, batch * plan.feature_dim())?);
         }
-        for (l, of) in self.layers.iter_mut().zip(&plan.layers) {
-            if l.conv.as_ref().is_none_or(|c| c.batch() != batch) {
-                l.conv = Some(Convolution::new(&self.on, of.geometry, batch, self.math)?);
+        for step in &plan.steps {
+            let (Step::Conv { layer, input, .. } | Step::Shortcut { layer, input, .. }) = *step else {
+                continue;
+            };
+            let (input, l) = (shape(plan, input, batch, self.math), &mut self.layers[layer]);
+            if l.conv.as_ref().is_none_or(|c| c.input() != input) {
+                l.conv = Some(Convolution::new(&self.on, plan.layers[layer].geometry, input, self.math)?);
             }
         }
         Ok(())
@@ -218,7 +264,8 @@ impl Workspace {
         self.grow(plan, batch)?;
         let on = self.on.clone();
         let mut pixels = self.open(plan, 0)?;
-        maps::channels_first(&on, images, shape(plan, 0, batch), &mut pixels)?;
+        let to = (pixels.elements_mut(), self.shape(plan, 0, batch));
+        maps::pixels(&on, images, plan.input.channels, to)?;
         self.maps[0] = Some(pixels);
         for (i, step) in plan.steps.iter().enumerate() {
             match *step {
@@ -234,8 +281,8 @@ impl Workspace {
                         }),
                     };
                     let l = &self.layers[layer];
-                    let flat = shape(plan, output, batch).flat();
-                    l.norm.apply(&on, written(&l.y)?, flat, added, true, out.view_mut())?;
+                    let y = (written(&l.y)?, self.shape(plan, output, batch));
+                    l.norm.apply(&on, y, added, true, out.elements_mut())?;
                     self.maps[output] = Some(out);
                 }
                 Step::Shortcut { layer, input, output } => {
@@ -243,13 +290,13 @@ impl Workspace {
                 }
                 Step::MaxPool { input, output } => {
                     let mut out = self.open(plan, output)?;
-                    let (from, to) = (shape(plan, input, batch), shape(plan, output, batch));
+                    let (from, to) = (self.shape(plan, input, batch), self.shape(plan, output, batch));
                     let mut chosen = match self.chosen[output].take() {
                         Some(chosen) => chosen,
-                        None => Chosen::new(&on, shape(plan, output, self.capacity).len())?,
+                        None => Chosen::new(&on, self.shape(plan, output, self.capacity).len())?,
                     };
                     let x = (written(&self.maps[input])?, from);
-                    maps::max_pool(&on, x, (out.view_mut(), to), &mut chosen)?;
+                    maps::max_pool(&on, x, (out.elements_mut(), to), &mut chosen)?;
                     self.chosen[output] = Some(chosen);
                     self.maps[output] = Some(out);
                 }
@@ -267,21 +314,26 @@ impl Workspace {
             }
         }
         let last = plan.maps.len() - 1;
+        let maps = self.shape(plan, last, batch);
         if let Some(features) = &mut self.features {
-            let x = (written(&self.maps[last])?, shape(plan, last, batch));
-            maps::cell_mean(&on, x, plan.grid, features)?;
+            maps::cell_mean(&on, (written(&self.maps[last])?, maps), plan.grid, features)?;
         }
         if self.keep == Keep::Nothing {
             self.take(last);
         }
-        Ok(written(&self.features)?.first(batch * plan.feature_dim()))
+        let features = self.features.as_ref().map(Buffer::view);
+        Ok(features.ok_or(Error::Address)?.first(batch * plan.feature_dim()))
+    }
+
+    fn shape(&self, plan: &Blueprint, map: Map, batch: usize) -> Maps {
+        shape(plan, map, batch, self.math)
     }
 
     /// The memory of a map to be written.
-    fn open(&mut self, plan: &Blueprint, map: Map) -> Result<Buffer> {
+    fn open(&mut self, plan: &Blueprint, map: Map) -> Result<Field> {
         match self.maps[map].take() {
             Some(before) => Ok(before),
-            None => self.buffer(plan, map),
+            None => self.field(plan, map),
         }
     }
 
@@ -316,32 +368,32 @@ impl Workspace {
         let on = self.on.clone();
         let mut y = match self.layers[layer].y.take() {
             Some(y) => y,
-            None => self.buffer(plan, output)?,
+            None => self.field(plan, output)?,
         };
-        let x = written(&self.maps[input])?;
+        let (x, maps) = (written(&self.maps[input])?, self.shape(plan, output, batch));
         let l = &mut self.layers[layer];
-        if let Some(conv) = &l.conv {
+        if let Some(conv) = &mut l.conv {
             let _span = named(|| plan.layers[layer].name.as_str().into());
-            conv.forward(&on, &mut self.work, x, &state.parameters[3 * layer].value(), y.view_mut())?;
+            let weight = state.parameters[3 * layer].value();
+            conv.forward(&on, &mut self.work, x, &weight, y.elements_mut())?;
         }
         let _span = named(|| plan.layers[layer].norm.as_str().into());
         let (mean, variance) = (&state.statistics[2 * layer], &state.statistics[2 * layer + 1]);
+        let [gamma, beta] = [1, 2].map(|i| state.parameters[3 * layer + i].value());
+        let affine = (&*gamma, &*beta, EPSILON as f32);
         match statistics {
             Statistics::Batch => {
-                let flat = shape(plan, output, batch).flat();
-                if flat.batch * flat.pixels < 2 {
+                if maps.pixels() < 2 {
                     let norm = &plan.layers[layer].norm;
                     let message =
                         format!("{norm}: a single value has no variance: use a batch of at least 2 images");
                     return Err(Error::Length { operation: "batch normalisation", message });
                 }
-                let running = (&mut *mean.value_mut(), &mut *variance.value_mut());
-                l.norm.measure(&on, y.view(), flat, running, MOMENTUM)?;
+                let running = (&mut *mean.value_mut(), &mut *variance.value_mut(), MOMENTUM);
+                l.norm.measure(&on, (y.elements(), maps), running, affine)?;
             }
-            Statistics::Running => l.norm.set(&on, &mean.value(), &variance.value())?,
+            Statistics::Running => l.norm.set(&on, (&mean.value(), &variance.value()), affine)?,
         }
-        let [gamma, beta] = [1, 2].map(|i| state.parameters[3 * layer + i].value());
-        l.norm.prepare(&on, &gamma, &beta, EPSILON as f32)?;
         l.y = Some(y);
         Ok(())
     }
@@ -356,121 +408,143 @@ impl Workspace {
     ) -> Result<()> {
         let on = self.on.clone();
         let last = plan.maps.len() - 1;
-        let mut d_last = self.buffer(plan, last)?;
-        let to = (d_last.view_mut(), shape(plan, last, batch));
+        let mut d_last = self.field(plan, last)?;
+        let to = (d_last.elements_mut(), self.shape(plan, last, batch));
         maps::cell_mean_gradient(&on, d_features, plan.grid, to)?;
         self.gradients[last] = Some(d_last);
         for step in plan.steps.iter().rev() {
             match *step {
                 Step::Conv { layer, input, output, residual } => {
-                    let Some(mut g) = self.gradients[output].take() else { continue };
-                    self.layer_backward(plan, state, batch, (layer, input, output), &mut g, true)?;
-                    match residual {
-                        Some(r) => self.give(r, g)?,
-                        None => self.spare.push(g),
+                    let Some(g) = self.gradients[output].take() else { continue };
+                    let after = if residual.is_some() { After::Residual } else { After::Relu };
+                    let g = self.layer_backward(plan, state, batch, (layer, input, output), g, after)?;
+                    if let (Some(r), Some(g)) = (residual, g) {
+                        self.give(plan, (r, batch), g)?;
                     }
                 }
                 Step::Shortcut { layer, input, output } => {
-                    let Some(mut g) = self.gradients[output].take() else { continue };
-                    self.layer_backward(plan, state, batch, (layer, input, output), &mut g, false)?;
-                    self.spare.push(g);
+                    let Some(g) = self.gradients[output].take() else { continue };
+                    self.layer_backward(plan, state, batch, (layer, input, output), g, After::Nothing)?;
                 }
                 Step::MaxPool { input, output } => {
                     let Some(g) = self.gradients[output].take() else { continue };
-                    let mut dx = self.buffer(plan, input)?;
-                    let (from, to) = (shape(plan, input, batch), shape(plan, output, batch));
+                    let mut dx = self.field(plan, input)?;
+                    let (from, to) = (self.shape(plan, input, batch), self.shape(plan, output, batch));
                     if let Some(chosen) = &self.chosen[output] {
-                        maps::max_pool_gradient(&on, (g.view(), to), chosen, (dx.view_mut(), from))?;
+                        maps::max_pool_gradient(&on, (g.elements(), to), chosen, (dx.elements_mut(), from))?;
                     }
-                    self.give(input, dx)?;
+                    self.give(plan, (input, batch), dx)?;
                     self.spare.push(g);
                 }
             }
         }
-        debug_assert_eq!(self.taken, planned(plan, self.capacity, self.keep), "memory is planned");
+        debug_assert_eq!(self.taken, self.planned(plan), "memory is planned");
         Ok(())
     }
 
-    /// From the gradient of a layer's output to those of its parameters and its input; masks `g` by ReLU if `relu`.
+    /// Elements of maps and gradients, as [`planned`] counts them.
+    fn planned(&self, plan: &Blueprint) -> usize {
+        planned_elements(plan, self.capacity, self.keep, self.math)
+    }
+
+    /// From the gradient of a layer's output to those of its parameters and its input. Where a residual was added, what ReLU
+    /// leaves of `g` is returned, for the residual.
     fn layer_backward(
         &mut self,
         plan: &Blueprint,
         state: &State<Cuda>,
         batch: usize,
         (layer, input, output): (usize, Map, Map),
-        g: &mut Buffer,
-        relu: bool,
-    ) -> Result<()> {
+        mut g: Field,
+        after: After,
+    ) -> Result<Option<Field>> {
         let on = self.on.clone();
-        if relu {
-            self.make_again(plan, output, batch)?;
-        }
-        let mut dy = self.buffer(plan, output)?;
+        let mut dy = if after == After::Residual { Some(self.field(plan, output)?) } else { None };
         self.make_again(plan, input, batch)?;
+        let maps = self.shape(plan, output, batch);
         let l = &mut self.layers[layer];
         {
             let _span = named(|| plan.layers[layer].norm.as_str().into());
-            let out = if relu { Some(written(&self.maps[output])?) } else { None };
+            let relu = match after {
+                After::Nothing => Relu::No,
+                After::Relu => Relu::Own,
+                After::Residual => Relu::Output(written(&self.maps[output])?),
+            };
             let mut gamma = state.parameters[3 * layer + 1].grad_mut();
             let mut beta = state.parameters[3 * layer + 2].grad_mut();
-            let (flat, to) = (shape(plan, output, batch).flat(), (&mut *gamma, &mut *beta));
-            l.norm.backward(&on, g, out, written(&l.y)?, flat, to, dy.view_mut())?;
+            let (y, mut g) = ((written(&l.y)?, maps), g.elements_mut());
+            let apart = self.apart[output].take();
+            let more = apart.as_ref().map(Field::elements);
+            l.norm.own_gradient(&on, (&mut g, more), relu, y, (&mut gamma, &mut beta))?;
+            l.norm.input_gradient(&on, &mut g, relu, y, dy.as_mut().map(Field::elements_mut))?;
+            self.spare.extend(apart);
         }
+        let (dy, rest) = match dy {
+            Some(dy) => (dy, Some(g)),
+            None => (g, None),
+        };
         let weight = &state.parameters[3 * layer];
         if let Some(conv) = &l.conv {
             let _span = named(|| format!("{} weight", plan.layers[layer].name).into());
             let x = written(&self.maps[input])?;
-            conv.weight_gradient(&on, &mut self.work, x, dy.view(), &mut weight.grad_mut())?;
+            conv.weight_gradient(&on, &mut self.work, x, dy.elements(), &mut weight.grad_mut())?;
         }
         if input != 0 {
             let _span = named(|| format!("{} input", plan.layers[layer].name).into());
-            let (mut dx, beta) = match self.gradients[input].take() {
+            let there = self.gradients[input].take();
+            let apart = there.is_some() && self.apart[input].is_none() && lies_apart(plan, layer, input);
+            let (before, there) = if apart { (there, None) } else { (None, there) };
+            let (mut dx, beta) = match there {
                 Some(dx) => (dx, 1.0),
-                None => (self.buffer(plan, input)?, 0.0),
+                None => (self.field(plan, input)?, 0.0),
             };
             if let Some(conv) = &self.layers[layer].conv {
-                let to = (dx.view_mut(), beta);
-                conv.input_gradient(&on, &mut self.work, dy.view(), &weight.value(), to)?;
+                let to = (dx.elements_mut(), beta);
+                conv.input_gradient(&on, &mut self.work, dy.elements(), &weight.value(), to)?;
             }
-            self.gradients[input] = Some(dx);
+            match before {
+                None => self.gradients[input] = Some(dx),
+                Some(before) => (self.gradients[input], self.apart[input]) = (Some(before), Some(dx)),
+            }
         }
         self.spare.push(dy);
         if self.keep.makes_again(plan, output) {
             self.take(output);
         }
-        Ok(())
+        Ok(rest)
     }
 
     /// Makes a map that was not kept from its convolution's output.
     fn make_again(&mut self, plan: &Blueprint, map: Map, batch: usize) -> Result<()> {
         let (Some(layer), None) = (source(plan, map), &self.maps[map]) else { return Ok(()) };
-        let mut out = self.buffer(plan, map)?;
-        let (l, flat) = (&self.layers[layer], shape(plan, map, batch).flat());
-        l.norm.apply(&self.on, written(&l.y)?, flat, None, true, out.view_mut())?;
+        let mut out = self.field(plan, map)?;
+        let (l, maps) = (&self.layers[layer], self.shape(plan, map, batch));
+        l.norm.apply(&self.on, (written(&l.y)?, maps), None, true, out.elements_mut())?;
         self.maps[map] = Some(out);
         Ok(())
     }
 
     /// Hands a map's gradient over, adding it to what is there.
-    fn give(&mut self, map: Map, g: Buffer) -> Result<()> {
+    fn give(&mut self, plan: &Blueprint, (map, batch): (Map, usize), g: Field) -> Result<()> {
+        let maps = self.shape(plan, map, batch);
         match &mut self.gradients[map] {
             None => self.gradients[map] = Some(g),
             Some(sum) => {
-                elementwise::add(&self.on, sum.view_mut(), 1.0, g.view())?;
+                maps::add(&self.on, g.elements(), (sum.elements_mut(), maps))?;
                 self.spare.push(g);
             }
         }
         Ok(())
     }
 
-    /// A buffer of any content for a map or its gradient.
-    fn buffer(&mut self, plan: &Blueprint, map: Map) -> Result<Buffer> {
-        let len = shape(plan, map, self.capacity).len();
+    /// A field of any content for a map or its gradient.
+    fn field(&mut self, plan: &Blueprint, map: Map) -> Result<Field> {
+        let len = self.shape(plan, map, self.capacity).len();
         match self.spare.iter().position(|b| b.len() == len) {
             Some(i) => Ok(self.spare.swap_remove(i)),
             None => {
                 self.taken += len;
-                Buffer::any(&self.on, len)
+                Field::any(&self.on, len, self.math.element())
             }
         }
     }

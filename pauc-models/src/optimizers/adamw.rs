@@ -1,6 +1,6 @@
 //! Adam with decoupled weight decay.
 
-use super::{buffers, is_weight_like, step};
+use super::{Mover, is_weight_like, movers};
 use crate::device::NetworkDevice;
 use pauc_kernels::optim as kernel;
 use pauc_traits::optimizer::{Moment, State};
@@ -42,17 +42,18 @@ impl<D: NetworkDevice> Optimizer<D> for AdamW {
     fn step(&self, device: &D, params: &[Param<D>], state: &mut State<D>, now: &Moment) -> Result<()> {
         let weight_decay = self.weight_decay.at(&now.clock);
         let number = state.steps + 1;
-        step(params, state, now, |param, slots, lr| {
-            let [mean, square] = buffers(&param.name, slots)?;
-            let decays = is_weight_like(param, self.decay_norm_and_bias);
-            let constants = kernel::AdamW {
-                lr,
-                betas: (self.beta1.get(), self.beta2.get()),
-                epsilon: self.epsilon.get(),
-                weight_decay: if decays { weight_decay } else { 0.0 },
-                step: number,
-            };
-            device.adamw(&mut param.value_mut(), &param.grad(), [mean, square], constants)
-        })
+        let mut all = movers(params, state, now)?;
+        let constants = |m: &Mover<'_, D, 2>| kernel::AdamW {
+            lr: m.lr,
+            betas: (self.beta1.get(), self.beta2.get()),
+            epsilon: self.epsilon.get(),
+            weight_decay: match is_weight_like(m.param, self.decay_norm_and_bias) {
+                true => weight_decay,
+                false => 0.0,
+            },
+            step: number,
+        };
+        let constants: Vec<_> = all.iter().map(constants).collect();
+        device.adamw(&mut all.iter_mut().map(Mover::moving).collect::<Vec<_>>(), &constants)
     }
 }

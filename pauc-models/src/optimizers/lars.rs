@@ -1,6 +1,6 @@
 //! Layer-wise adaptive rate scaling.
 
-use super::{buffers, is_weight_like, step};
+use super::{Mover, is_weight_like, movers};
 use crate::device::NetworkDevice;
 use pauc_kernels::optim as kernel;
 use pauc_traits::optimizer::{Moment, State};
@@ -41,24 +41,26 @@ impl<D: NetworkDevice> Optimizer<D> for Lars {
 
     fn step(&self, device: &D, params: &[Param<D>], state: &mut State<D>, now: &Moment) -> Result<()> {
         let weight_decay = self.weight_decay.at(&now.clock);
-        step(params, state, now, |param, slots, lr| {
-            let [velocity] = buffers(&param.name, slots)?;
-            let adapts = is_weight_like(param, self.adapt_norm_and_bias);
-            let squares = device.squared_norms(&[&param.value(), &param.grad()])?;
-            let (w, g) = (squares[0].sqrt(), squares[1].sqrt());
+        let mut all = movers(params, state, now)?;
+        let buffers: Vec<_> = all.iter().flat_map(|m| [&*m.value, &*m.grad]).collect();
+        let squares = device.squared_norms(&buffers)?;
+        let constants = |(m, squares): (&Mover<'_, D, 1>, &[f64; 2])| {
+            let adapts = is_weight_like(m.param, self.adapt_norm_and_bias);
+            let [w, g] = squares.map(f64::sqrt);
             let (weight_decay, adaptation) = if adapts && w != 0.0 && g != 0.0 {
                 (weight_decay, self.trust.get() * w / (g + weight_decay * w + 1e-8))
             } else {
                 (0.0, 1.0)
             };
-            let constants = kernel::Sgd {
-                lr: lr as f32,
+            kernel::Sgd {
+                lr: m.lr as f32,
                 momentum: self.momentum.get() as f32,
                 weight_decay: weight_decay as f32,
                 adaptation: adaptation as f32,
                 nesterov: self.nesterov,
-            };
-            device.sgd(&mut param.value_mut(), &param.grad(), velocity, constants)
-        })
+            }
+        };
+        let constants: Vec<_> = all.iter().zip(squares.as_chunks::<2>().0).map(constants).collect();
+        device.sgd(&mut all.iter_mut().map(Mover::moving).collect::<Vec<_>>(), &constants)
     }
 }

@@ -1,6 +1,6 @@
 //! Stochastic gradient descent.
 
-use super::{buffers, is_weight_like, step};
+use super::{Mover, is_weight_like, movers};
 use crate::device::NetworkDevice;
 use pauc_kernels::optim as kernel;
 use pauc_traits::optimizer::{Moment, State};
@@ -36,17 +36,18 @@ impl<D: NetworkDevice> Optimizer<D> for Sgd {
 
     fn step(&self, device: &D, params: &[Param<D>], state: &mut State<D>, now: &Moment) -> Result<()> {
         let weight_decay = self.weight_decay.at(&now.clock);
-        step(params, state, now, |param, slots, lr| {
-            let [velocity] = buffers(&param.name, slots)?;
-            let decays = is_weight_like(param, self.decay_norm_and_bias);
-            let constants = kernel::Sgd {
-                lr: lr as f32,
-                momentum: self.momentum.get() as f32,
-                weight_decay: if decays { weight_decay as f32 } else { 0.0 },
-                adaptation: 1.0,
-                nesterov: self.nesterov,
-            };
-            device.sgd(&mut param.value_mut(), &param.grad(), velocity, constants)
-        })
+        let mut all = movers(params, state, now)?;
+        let constants = |m: &Mover<'_, D, 1>| kernel::Sgd {
+            lr: m.lr as f32,
+            momentum: self.momentum.get() as f32,
+            weight_decay: match is_weight_like(m.param, self.decay_norm_and_bias) {
+                true => weight_decay as f32,
+                false => 0.0,
+            },
+            adaptation: 1.0,
+            nesterov: self.nesterov,
+        };
+        let constants: Vec<_> = all.iter().map(constants).collect();
+        device.sgd(&mut all.iter_mut().map(Mover::moving).collect::<Vec<_>>(), &constants)
     }
 }

@@ -1,0 +1,118 @@
+//! Images on their way to the device: in 8 bits, through host memory that the device reads by itself, normalised there.
+
+use crate::memory::ViewMut;
+use crate::{Context, Error, Result, args};
+use cudarc::driver::{DevicePtr, result, sys};
+use dfdx::prelude::{Cuda, Tensor, ZerosTensor};
+use std::ffi::c_void;
+
+/// Bytes that are copied at a time, each by a thread.
+const PIECE: usize = 1 << 20;
+
+/// Host memory that the driver has pinned, and the event after which the device has read it.
+#[derive(Debug)]
+struct Pinned {
+    start: *mut u8,
+    len: usize,
+    read: sys::CUevent,
+}
+
+impl Pinned {
+    fn new(len: usize) -> Result<Self> {
+        let mut start: *mut c_void = std::ptr::null_mut();
+        // SAFETY: the driver writes the address of so many bytes, or fails.
+        unsafe { sys::cuMemHostAlloc(&mut start, len.max(1), 0) }.result()?;
+        let read = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+        Ok(Pinned { start: start.cast(), len, read })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has the memory or the event, and the device has read what it was to read once the event has
+        // passed. There is nobody to tell of a failure.
+        unsafe {
+            let _ = sys::cuEventSynchronize(self.read).result();
+            let _ = result::event::destroy(self.read);
+            let _ = sys::cuMemFreeHost(self.start.cast()).result();
+        }
+    }
+}
+
+/// Two places that uploads take turns in: one is filled while the device reads the other.
+#[derive(Debug, Default)]
+pub(crate) struct Stage {
+    places: [Option<Pinned>; 2],
+    next: usize,
+}
+
+impl Stage {
+    /// A place for so many bytes that the device has read what was there before.
+    fn place(&mut self, len: usize) -> Result<&mut Pinned> {
+        self.next = 1 - self.next;
+        let place = &mut self.places[self.next];
+        match place {
+            // SAFETY: the event exists. One that was never recorded has passed.
+            Some(there) if there.len >= len => unsafe { sys::cuEventSynchronize(there.read) }.result()?,
+            _ => *place = None,
+        }
+        match place {
+            Some(there) => Ok(there),
+            None => Ok(place.insert(Pinned::new(len)?)),
+        }
+    }
+}
+
+/// 8-bit values, and the factor and shift of each of their channels.
+pub type Bytes<'a> = (&'a [u8], &'a [(f32, f32)]);
+
+/// (N, H, W, C).
+type Images = Tensor<(usize, usize, usize, usize), f32, Cuda>;
+
+/// Images from runs of 8-bit values, which are uploaded without waiting for the device.
+///
+/// # Errors
+/// If they are not as many values as the shape has, or the device fails.
+pub fn images(device: &Cuda, runs: &[Bytes<'_>], shape: (usize, usize, usize, usize)) -> Result<Images> {
+    let on = Context::of(device)?;
+    let (n, channels) = (runs.iter().map(|r| r.0.len()).sum::<usize>(), shape.3);
+    let fits = |(values, normal): &Bytes<'_>| {
+        normal.len() == channels && values.len().is_multiple_of(channels.max(1))
+    };
+    if n != shape.0 * shape.1 * shape.2 * channels || n == 0 || channels > 4 || !runs.iter().all(fits) {
+        let message = format!("{n} values in {} runs for {shape:?}", runs.len());
+        return Err(Error::Length { operation: "images", message });
+    }
+    // SAFETY: every bit pattern is a byte, and all are written before they are read.
+    let bytes = unsafe { on.device().alloc::<u8>(n) }?;
+    on.stage(|stage| {
+        let place = stage.place(n)?;
+        // SAFETY: the place has at least so many bytes, and the device has read what was there.
+        let host = unsafe { std::slice::from_raw_parts_mut(place.start, n) };
+        let mut rest = &mut *host;
+        for (values, _) in runs {
+            let (to, after) = rest.split_at_mut(values.len());
+            pauc_kernels::threads::copy(values, to, PIECE);
+            rest = after;
+        }
+        // SAFETY: both have n bytes, and the host's are left alone until the event has passed.
+        unsafe {
+            result::memcpy_htod_async(*bytes.device_ptr(), host, *on.device().cu_stream())?;
+            result::event::record(place.read, *on.device().cu_stream())?;
+        }
+        Ok(())
+    })?;
+    let new: Images = device.try_zeros_like(&shape)?;
+    let mut from = 0;
+    for (values, normal) in runs {
+        let channel = |c: usize| normal.get(c).copied().unwrap_or_default();
+        let [(f0, s0), (f1, s1), (f2, s2), (f3, s3)] = std::array::from_fn(channel);
+        let (n, to) = (values.len(), ViewMut::part_of(&new, from, values.len())?);
+        let at = *bytes.device_ptr() + from as u64;
+        let args = args![n, channels as u32, at, f0, s0, f1, s1, f2, s2, f3, s3, to];
+        // SAFETY: both runs have n values.
+        unsafe { on.launch_over("pauc_normalise", n, args) }?;
+        from += n;
+    }
+    Ok(new)
+}
