@@ -16,18 +16,21 @@ import torch
 import torchvision
 from torch.nn import functional as F
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--net", default="resnet18", choices=["resnet18", "resnet34", "resnet50", "resnet101"])
-parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
-parser.add_argument("--stem", default="small", choices=["small", "imagenet"])
-parser.add_argument("--batch", type=int, default=64)
-parser.add_argument("--size", type=int, default=32)
-parser.add_argument("--threads", type=int, default=2)
-parser.add_argument("--form", default="simclr", choices=["simclr", "moco", "inference"])
-parser.add_argument("--layout", default="both", choices=["both", "nchw", "nhwc"])
-parser.add_argument("--seconds", type=float, default=5)
-options = parser.parse_args()
-torch.set_num_threads(options.threads)
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", default="resnet18", choices=["resnet18", "resnet34", "resnet50", "resnet101"])
+    parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
+    parser.add_argument("--stem", default="small", choices=["small", "imagenet"])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--form", default="simclr", choices=["simclr", "moco", "inference"])
+    parser.add_argument("--layout", default="both", choices=["both", "nchw", "nhwc"])
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda:0 and so on")
+    parser.add_argument("--precision", default="f32", choices=["f32", "tf32", "bf16"], help="on a GPU; bf16 is autocast")
+    return parser
 
 
 def narrow(net, width):
@@ -49,7 +52,7 @@ def narrow(net, width):
     return net
 
 
-def encoder():
+def encoder(options):
     net = getattr(torchvision.models, options.net)()
     features = net.fc.in_features * options.width // 64
     net = narrow(net, options.width)
@@ -64,58 +67,79 @@ def nt_xent(z, temperature=0.2):
     z = F.normalize(z, dim=1)
     logits = z @ z.T / temperature
     logits.fill_diagonal_(float("-inf"))
-    return F.cross_entropy(logits, torch.arange(len(z)).roll(len(z) // 2))
+    return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(z) // 2))
 
 
-for channels_last in [False, True]:
-    if options.layout != "both" and channels_last != (options.layout == "nhwc"):
-        continue
+def measure(options, channels_last):
+    """Times the step that the options name in one memory layout."""
+    on_gpu = options.device != "cpu"
+    torch.set_num_threads(options.threads)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.precision != "f32"
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    net = encoder().to(memory_format=layout)
-    x = torch.randn(options.batch, 3, options.size, options.size).to(memory_format=layout)
+    net = encoder(options).to(options.device).to(memory_format=layout)
+    x = torch.randn(options.batch, 3, options.size, options.size).to(options.device).to(memory_format=layout)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
-    keys, queue = copy.deepcopy(net), F.normalize(torch.randn(4096, 128), dim=1)
+    keys, queue = copy.deepcopy(net), F.normalize(torch.randn(4096, 128), dim=1).to(options.device)
+
+    def wait():
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    def autocast():
+        return torch.autocast("cuda", torch.bfloat16, enabled=options.precision == "bf16")
+
+    def objective():
+        if options.form == "simclr":
+            return nt_xent(net(x))
+        q = F.normalize(net(x), dim=1)
+        with torch.no_grad():
+            for slow, fast in zip(keys.parameters(), net.parameters()):
+                slow.lerp_(fast, 0.01)
+            k = F.normalize(keys(x), dim=1)
+        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / 0.2
+        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        if options.form == "simclr":
-            loss = nt_xent(net(x))
-        else:
-            q = F.normalize(net(x), dim=1)
-            with torch.no_grad():
-                for slow, fast in zip(keys.parameters(), net.parameters()):
-                    slow.lerp_(fast, 0.01)
-                k = F.normalize(keys(x), dim=1)
-            logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / 0.2
-            loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+        with autocast():
+            loss = objective()
         loss.backward()
         optimizer.step()
 
     def inference():
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast():
             net(x)
 
     work = inference if options.form == "inference" else step
     net.train(options.form != "inference")
-    for _ in range(2):
+    for _ in range(8 if on_gpu else 2):
         work()
+    wait()
     times, begun = [], time.perf_counter()
     while len(times) < 5 or time.perf_counter() - begun < options.seconds:
         start = time.perf_counter()
         work()
+        wait()
         times.append(time.perf_counter() - start)
-    print(
-        json.dumps(
-            dict(
-                torch=torch.__version__,
-                **{k: v for k, v in vars(options).items() if k not in ("layout", "seconds")},
-                layout="nhwc" if channels_last else "nchw",
-                steps=len(times),
-                step_ms_median=round(statistics.median(times) * 1e3, 2),
-                step_ms_min=round(min(times) * 1e3, 2),
-                memory_mib_max=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            )
-        ),
-        flush=True,
+    found = dict(
+        torch=torch.__version__,
+        **{k: v for k, v in vars(options).items() if k not in ("layout", "seconds")},
+        layout="nhwc" if channels_last else "nchw",
+        steps=len(times),
+        step_ms_median=round(statistics.median(times) * 1e3, 2),
+        step_ms_min=round(min(times) * 1e3, 2),
+        memory_mib_max=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     )
+    if on_gpu:
+        found["device_memory_mib_max"] = torch.cuda.max_memory_allocated() >> 20
+        torch.cuda.reset_peak_memory_stats()
+    return found
+
+
+if __name__ == "__main__":
+    options = arguments().parse_args()
+    for channels_last in [False, True]:
+        if options.layout in ("both", "nhwc" if channels_last else "nchw"):
+            print(json.dumps(measure(options, channels_last)), flush=True)
