@@ -46,6 +46,17 @@ __device__ void block_sums_of_rows(const Lane<V> &lane, const float (&a)[V], con
     }
 }
 
+// The two sums of channel c over all runs, for every thread of a block.
+__device__ inline void block_totals(const double *sums, unsigned runs, unsigned C, unsigned c, double &a, double &b) {
+    a = b = 0;
+    for (unsigned run = threadIdx.x; run < runs; run += THREADS) {
+        a += sums[2 * ((size_t)run * C + c)];
+        b += sums[2 * ((size_t)run * C + c) + 1];
+    }
+    a = block_sum(a);
+    b = block_sum(b);
+}
+
 template <class T, unsigned V> __device__ void block_norm_sums(const void *y, double *sums, size_t R, unsigned C) {
     Lane<V> lane(R, C);
     float origin[V], a[V] = {}, b[V] = {};
@@ -86,13 +97,8 @@ extern "C" __global__ void pauc_norm_moments(unsigned element, const void *y, co
                                              const float *beta, float epsilon, float *mean, float *inverse, float *scale,
                                              float *shift) {
     unsigned c = blockIdx.x;
-    double a = 0, b = 0, n = (double)R;
-    for (unsigned run = threadIdx.x; run < runs; run += THREADS) {
-        a += sums[2 * ((size_t)run * C + c)];
-        b += sums[2 * ((size_t)run * C + c) + 1];
-    }
-    a = block_sum(a);
-    b = block_sum(b);
+    double a, b, n = (double)R;
+    block_totals(sums, runs, C, c, a, b);
     if (threadIdx.x > 0) return;
     double origin = element < 2 ? ((const float *)y)[c] : number(((const bf16 *)y)[c]);
     double offset = a / n, spread = b / n - offset * offset;
@@ -198,13 +204,8 @@ extern "C" __global__ void pauc_norm_gradient_sums(unsigned element, unsigned re
 extern "C" __global__ void pauc_norm_gradient_finish(const double *sums, unsigned runs, size_t R, unsigned C, float *d_gamma,
                                                      float *d_beta, float *mean_g, float *mean_gx) {
     unsigned c = blockIdx.x;
-    double a = 0, b = 0, n = (double)R;
-    for (unsigned run = threadIdx.x; run < runs; run += THREADS) {
-        a += sums[2 * ((size_t)run * C + c)];
-        b += sums[2 * ((size_t)run * C + c) + 1];
-    }
-    a = block_sum(a);
-    b = block_sum(b);
+    double a, b, n = (double)R;
+    block_totals(sums, runs, C, c, a, b);
     if (threadIdx.x > 0) return;
     d_beta[c] += (float)a;
     d_gamma[c] += (float)b;
