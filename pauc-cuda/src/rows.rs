@@ -181,7 +181,7 @@ pub fn unit(x: &Matrix, epsilon: f32) -> Result<(Matrix, Buffer)> {
     Ok((z, inverse))
 }
 
-/// `dx ← dx +` the gradient of [`unit`], (g − (g·z)·z) times the factors.
+/// `dx ← dx +` the gradient of [`unit()`], (g − (g·z)·z) times the factors.
 ///
 /// # Errors
 /// If lengths disagree, or the device fails.
