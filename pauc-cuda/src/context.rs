@@ -2,11 +2,11 @@
 
 use crate::conv::{Dnn, Math};
 use crate::kernels::FILES;
-use crate::upload::Stage;
+use crate::upload::{self, Stage};
 use crate::{Error, Result};
 use cudarc::cublas::CudaBlas;
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
-use cudarc::driver::{CudaDevice, CudaSlice, DevicePtrMut, DeviceRepr, result, sys};
+use cudarc::driver::{CudaDevice, CudaSlice, DevicePtr, DeviceRepr, result, sys};
 use dfdx::prelude::{Cuda, Storage};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -175,21 +175,43 @@ impl Context {
         self.enough_blocks
     }
 
-    /// A copy of a few values of the host's, which are read before this returns; the device need not have come so far.
+    /// A copy of host values in memory of their own.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub(crate) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
         // SAFETY: all of the memory is written before it is read, or there is nothing to read.
-        let mut new = unsafe { self.device.alloc::<T>(values.len().max(1)) }?;
-        if !values.is_empty() {
-            // SAFETY: there is room, and the driver copies pageable memory aside before it returns.
-            unsafe { result::memcpy_htod_async(*new.device_ptr_mut(), values, *self.device.cu_stream()) }?;
-        }
+        let new = unsafe { self.device.alloc::<T>(values.len().max(1)) }?;
+        // SAFETY: there is room.
+        unsafe { self.copy_in(&[values], *new.device_ptr()) }?;
         Ok(new)
     }
 
-    /// Does something with the places of uploads.
-    pub(crate) fn stage<T>(&self, work: impl FnOnce(&mut Stage) -> Result<T>) -> Result<T> {
+    /// Copies runs of host values to one place on the device, one after the other. They are read before this returns; the device
+    /// need not have come so far, unless they are too many for pinned memory.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Safety
+    /// There is room for all of them.
+    pub(crate) unsafe fn copy_in<T: DeviceRepr>(&self, runs: &[&[T]], to: u64) -> Result<()> {
         self.device.bind_to_thread()?;
-        work(&mut self.stage.borrow_mut())
+        // SAFETY: what a device can represent has no padding and may be read byte by byte.
+        let bytes = |v: &[T]| unsafe { std::slice::from_raw_parts(v.as_ptr().cast::<u8>(), size_of_val(v)) };
+        let stream = *self.device.cu_stream();
+        let mut at = to;
+        if runs.iter().map(|v| size_of_val(*v)).sum::<usize>() <= upload::MOST {
+            let runs: Vec<&[u8]> = runs.iter().map(|v| bytes(v)).collect();
+            // SAFETY: there is room.
+            return unsafe { self.stage.borrow_mut().send(&runs, to, stream) };
+        }
+        for values in runs {
+            // SAFETY: there is room, and the values stay until the device has read them.
+            unsafe { result::memcpy_htod_async(at, values, stream) }?;
+            at += size_of_val(*values) as u64;
+        }
+        Ok(self.device.synchronize()?)
     }
 
     /// cuBLAS on the device's stream.

@@ -209,7 +209,7 @@ impl Work {
 }
 
 impl Convolution {
-    /// For batches of `batch` images whose maps have at least the channels that the geometry says.
+    /// For maps of the geometry's size, of at least the channels that it says.
     ///
     /// # Errors
     /// If cuDNN is missing or does not take the shape.
@@ -237,11 +237,6 @@ impl Convolution {
     /// The maps that it reads.
     pub fn input(&self) -> Maps {
         self.input
-    }
-
-    /// Bytes of [`Work`] that it asks for.
-    pub fn work(&self) -> usize {
-        self.by.as_ref().map_or(0, |p| p.work)
     }
 
     /// An input, or its gradient, as a factor of a product.

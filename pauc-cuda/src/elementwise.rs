@@ -3,7 +3,7 @@
 use crate::memory::ViewMut;
 use crate::{Buffer, Context, Error, Result, View, args};
 
-fn same(operation: &'static str, lengths: &[usize]) -> Result<usize> {
+pub(crate) fn same(operation: &'static str, lengths: &[usize]) -> Result<usize> {
     if lengths.iter().all(|l| *l == lengths[0]) {
         return Ok(lengths[0]);
     }

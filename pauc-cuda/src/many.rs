@@ -1,5 +1,6 @@
 //! All of a network's vectors in one pass each: moving averages, norms, steps of optimisers.
 
+use crate::elementwise::same;
 use crate::{Buffer, Context, Error, Result, args};
 use cudarc::driver::{CudaSlice, DevicePtr};
 use pauc_kernels::optim;
@@ -47,11 +48,8 @@ fn floats(first: f32, second: f32) -> u64 {
     two(first.to_bits(), second.to_bits())
 }
 
-fn same(operation: &'static str, mut lengths: impl Iterator<Item = (usize, usize)>) -> Result<()> {
-    match lengths.find(|(a, b)| a != b) {
-        None => Ok(()),
-        Some((a, b)) => Err(Error::Length { operation, message: format!("lengths {a} and {b} differ") }),
-    }
+fn all_same(operation: &'static str, mut lengths: impl Iterator<Item = (usize, usize)>) -> Result<()> {
+    lengths.try_for_each(|(a, b)| same(operation, &[a, b]).map(drop))
 }
 
 /// `to ← to + rate·(from − to)` of each pair; with a rate of 1 it is a copy.
@@ -59,7 +57,7 @@ fn same(operation: &'static str, mut lengths: impl Iterator<Item = (usize, usize
 /// # Errors
 /// If lengths differ, or the device fails.
 pub fn averages(on: &Context, pairs: &mut [(&mut Buffer, &Buffer)], rate: f32) -> Result<()> {
-    same("moving average", pairs.iter().map(|(to, from)| (to.len(), from.len())))?;
+    all_same("moving average", pairs.iter().map(|(to, from)| (to.len(), from.len())))?;
     let lengths = pairs.iter().map(|(to, _)| to.len());
     let word = |i: usize, first| {
         let (to, from) = &pairs[i];
@@ -106,7 +104,7 @@ fn checked<const N: usize>(operation: &'static str, all: &[Moving<'_, N>], const
     let lengths = all.iter().flat_map(|(w, g, kept)| {
         std::iter::once((w.len(), g.len())).chain(kept.iter().map(|k| (w.len(), k.len())))
     });
-    same(operation, lengths.chain([(all.len(), constants)]))
+    all_same(operation, lengths.chain([(all.len(), constants)]))
 }
 
 /// d = a·(g + λw); v ← μv + d; w ← w − η·(v, or d + μv with Nesterov): of each parameter, with its constants.

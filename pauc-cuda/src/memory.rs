@@ -92,13 +92,8 @@ impl Buffer {
             let message = format!("{} values for a buffer of {}", values.len(), self.len);
             return Err(Error::Length { operation: "overwrite", message });
         }
-        if values.is_empty() {
-            return Ok(());
-        }
-        let device = self.slice.device();
-        device.bind_to_thread()?;
-        // SAFETY: there are as many values. The driver copies pageable memory aside before it returns.
-        Ok(unsafe { result::memcpy_htod_async(self.address(), values, *device.cu_stream()) }?)
+        // SAFETY: there are as many values.
+        unsafe { self.context()?.copy_in(&[values], self.address()) }
     }
 
     /// Sets every element to zero.
@@ -191,9 +186,7 @@ impl<'a> ViewMut<'a> {
         let View { address, len, .. } = buffer.view().part(from, len);
         ViewMut { address, len, owner: PhantomData }
     }
-}
 
-impl<'a> ViewMut<'a> {
     /// Some elements of a new tensor, which nobody shares yet.
     pub(crate) fn part_of<S: Shape>(
         tensor: &'a Tensor<S, f32, Cuda>,
@@ -293,9 +286,7 @@ pub fn to_tensor<S: Shape>(on: &Cuda, from: View<'_>, shape: S) -> Result<Tensor
         return Err(Error::Length { operation: "tensor", message });
     }
     let new: Tensor<S, f32, Cuda> = on.try_zeros_like(&shape)?;
-    let to = ViewMut { address: address(&new)?, len: from.len, owner: PhantomData };
-    // The tensor is nobody else's yet.
-    crate::elementwise::copy(&*Context::of(on)?, from, to)?;
+    crate::elementwise::copy(&*Context::of(on)?, from, ViewMut::part_of(&new, 0, from.len)?)?;
     Ok(new)
 }
 
@@ -314,14 +305,13 @@ pub fn replace_rows(
         let message = format!("{} values from row {from} on in {all}×{cols}", rows.len());
         return Err(Error::Length { operation: "replace rows", message });
     }
-    let (here, dense) = (address(of)?, Dense::new(of.clone())?);
-    if dense.address != here {
+    if !is_dense(of) {
         let message = "the matrix is permuted or repeated".to_string();
         return Err(Error::Length { operation: "replace rows", message });
     }
     let context = Context::of(on)?;
     let new = Buffer::from_host(&context, rows)?;
-    let at = here + (from * cols * size_of::<f32>()) as u64;
+    let at = address(of)? + (from * cols * size_of::<f32>()) as u64;
     crate::elementwise::copy(
         &context,
         new.view(),

@@ -1,5 +1,5 @@
-//! Cross-entropy of a softmax over inner products with large banks, with its gradient: a tile of logits at a time, so that
-//! the matrix of all of them never exists. The definition is that of `pauc_kernels::softmax::cross_entropy`.
+//! Cross-entropy of a softmax over inner products with large banks, with its gradient: where the matrix of all logits would be
+//! large, a tile of them at a time. The definition is that of `pauc_kernels::softmax::cross_entropy`.
 
 use crate::memory::ViewMut;
 use crate::rows::{Factor, product};

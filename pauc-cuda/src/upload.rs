@@ -1,4 +1,5 @@
-//! Images on their way to the device: in 8 bits, through host memory that the device reads by itself, normalised there.
+//! Host values on their way to the device, through host memory that it reads by itself; and images, which go up in 8 bits and are
+//! normalised there.
 
 use crate::memory::ViewMut;
 use crate::{Context, Error, Result, args};
@@ -39,17 +40,20 @@ impl Drop for Pinned {
     }
 }
 
-/// Two places that uploads take turns in: one is filled while the device reads the other.
+/// Bytes that go through pinned memory at most.
+pub(crate) const MOST: usize = 64 << 20;
+
+/// Places that uploads take turns in: one is filled while the device reads others.
 #[derive(Debug, Default)]
 pub(crate) struct Stage {
-    places: [Option<Pinned>; 2],
+    places: [Option<Pinned>; 4],
     next: usize,
 }
 
 impl Stage {
     /// A place for so many bytes that the device has read what was there before.
     fn place(&mut self, len: usize) -> Result<&mut Pinned> {
-        self.next = 1 - self.next;
+        self.next = (self.next + 1) % self.places.len();
         let place = &mut self.places[self.next];
         match place {
             // SAFETY: the event exists. One that was never recorded has passed.
@@ -59,6 +63,32 @@ impl Stage {
         match place {
             Some(there) => Ok(there),
             None => Ok(place.insert(Pinned::new(len)?)),
+        }
+    }
+
+    /// Copies runs of bytes to one place on the device, one after the other, without waiting for it. They are read before this
+    /// returns.
+    ///
+    /// # Safety
+    /// There is room for all of them.
+    pub(crate) unsafe fn send(&mut self, runs: &[&[u8]], to: u64, stream: sys::CUstream) -> Result<()> {
+        let n = runs.iter().map(|r| r.len()).sum();
+        if n == 0 {
+            return Ok(());
+        }
+        let place = self.place(n)?;
+        // SAFETY: the place has at least so many bytes, and the device has read what was there.
+        let host = unsafe { std::slice::from_raw_parts_mut(place.start, n) };
+        let mut rest = &mut *host;
+        for run in runs {
+            let (here, after) = rest.split_at_mut(run.len());
+            pauc_kernels::threads::copy(run, here, PIECE);
+            rest = after;
+        }
+        // SAFETY: there is room, and the place is left alone until the event has passed.
+        unsafe {
+            result::memcpy_htod_async(to, host, stream)?;
+            Ok(result::event::record(place.read, stream)?)
         }
     }
 }
@@ -85,23 +115,8 @@ pub fn images(device: &Cuda, runs: &[Bytes<'_>], shape: (usize, usize, usize, us
     }
     // SAFETY: every bit pattern is a byte, and all are written before they are read.
     let bytes = unsafe { on.device().alloc::<u8>(n) }?;
-    on.stage(|stage| {
-        let place = stage.place(n)?;
-        // SAFETY: the place has at least so many bytes, and the device has read what was there.
-        let host = unsafe { std::slice::from_raw_parts_mut(place.start, n) };
-        let mut rest = &mut *host;
-        for (values, _) in runs {
-            let (to, after) = rest.split_at_mut(values.len());
-            pauc_kernels::threads::copy(values, to, PIECE);
-            rest = after;
-        }
-        // SAFETY: both have n bytes, and the host's are left alone until the event has passed.
-        unsafe {
-            result::memcpy_htod_async(*bytes.device_ptr(), host, *on.device().cu_stream())?;
-            result::event::record(place.read, *on.device().cu_stream())?;
-        }
-        Ok(())
-    })?;
+    // SAFETY: there is room for n bytes.
+    unsafe { on.copy_in(&runs.iter().map(|r| r.0).collect::<Vec<_>>(), *bytes.device_ptr()) }?;
     let new: Images = device.try_zeros_like(&shape)?;
     let mut from = 0;
     for (values, normal) in runs {

@@ -1,4 +1,4 @@
-//! Terms against large banks on CUDA, through the kernels of [`pauc_cuda::softmax`]: no matrix of all logits.
+//! Terms against large banks on CUDA, through the kernels of [`pauc_cuda::softmax`]: no matrix of all logits where that would be large.
 //!
 //! As on the CPU, the plain composition in a term's own file stays its definition, and tests compare the two.
 

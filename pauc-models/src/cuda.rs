@@ -13,7 +13,7 @@ mod perceptron;
 mod transformer;
 mod workspace;
 
-use crate::device::{DeviceOptions, Moving, NetworkDevice, Precision};
+use crate::device::{DeviceOptions, Moving, NetworkDevice, Precision, normalised};
 use crate::encoders::Convolutions;
 use crate::encoders::blueprint::Blueprint;
 use crate::encoders_plain::Transformer;
@@ -27,7 +27,7 @@ use pauc_traits::cuda::OnDevice;
 use pauc_traits::encoder::Images;
 use pauc_traits::ops::Matrix;
 use pauc_traits::profile::Clock;
-use pauc_traits::{Encoder, Error, ImageShape, Param, Pixels, Result, ops};
+use pauc_traits::{Encoder, Error, ImageShape, Param, Pixels, Result};
 use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
@@ -65,8 +65,7 @@ impl NetworkDevice for Cuda {
         let mut bytes = Vec::with_capacity(views.len());
         for view in views {
             let Pixels::Bytes { values, normal } = view else {
-                let numbers = views.iter().flat_map(|v| v.numbers(range.clone()).into_owned());
-                return Ok(ops::constant(self, numbers.collect(), shape));
+                return Ok(normalised(self, views, range, shape));
             };
             bytes.push((&values[range.clone()], &**normal));
         }

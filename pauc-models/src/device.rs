@@ -39,6 +39,18 @@ pub struct DeviceOptions {
 /// A parameter in a step: its values, its gradient, and what the optimiser keeps of it.
 pub type Moving<'a, B, const N: usize> = (&'a mut B, &'a B, [&'a mut B; N]);
 
+/// [`NetworkDevice::images`], normalised by the host.
+pub(crate) fn normalised<D: Compute>(
+    device: &D,
+    views: &[&Pixels],
+    range: Range<usize>,
+    shape: (usize, usize, usize, usize),
+) -> Images<D> {
+    let mut all = Vec::with_capacity(views.len() * range.len());
+    views.iter().for_each(|v| all.extend_from_slice(&v.numbers(range.clone())));
+    ops::constant(device, all, shape)
+}
+
 /// A device that networks can be trained on.
 pub trait NetworkDevice: Compute {
     /// Whether dfdx's own operations add in one order on this device, so that terms give the same bits every time.
@@ -88,9 +100,7 @@ pub trait NetworkDevice: Compute {
         range: Range<usize>,
         shape: (usize, usize, usize, usize),
     ) -> Result<Images<Self>> {
-        let mut all = Vec::with_capacity(views.len() * range.len());
-        views.iter().for_each(|v| all.extend_from_slice(&v.numbers(range.clone())));
-        Ok(ops::constant(self, all, shape))
+        Ok(normalised(self, views, range, shape))
     }
 
     /// Waits until all work that was asked for is done: before the time is taken.

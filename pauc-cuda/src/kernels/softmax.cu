@@ -1,4 +1,4 @@
-// Cross-entropy of a softmax over inner products with large banks, tile by tile: no matrix of all logits.
+// Cross-entropy of a softmax over inner products with large banks, a tile of logits at a time.
 
 // out[i] <- scale[i] a_i . b_i, one row a block.
 extern "C" __global__ void pauc_row_dots(const float *a, const float *b, const float *scale, unsigned D, float *out) {
