@@ -5,7 +5,9 @@
 
 use rayon::iter::plumbing::{Producer, ProducerCallback};
 use rayon::prelude::*;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::cell::{Cell, UnsafeCell};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Starts the threads of this process, of which the calling one is one: it works on its own steps instead of waking
 /// another. 0 takes what rayon's own variable or the machine says.
@@ -21,7 +23,11 @@ pub fn start(threads: usize) -> Result<(), rayon::ThreadPoolBuildError> {
 
 /// Calls `work` for each portion 0..n, on as many threads as the current rayon pool has.
 pub fn for_each(n: usize, work: impl Fn(usize) + Sync + Send) {
-    (0..n).into_par_iter().with_max_len(1).each(work);
+    match TEAM.get() {
+        // SAFETY: set by `awake`, for as long as its team lives, on the thread whose team it is.
+        Some(team) if n > 1 => unsafe { team.as_ref() }.share(n, &work),
+        _ => (0..n).into_par_iter().with_max_len(1).each(work),
+    }
 }
 
 /// Copies as many values as `to` has room for, `piece` of them at a time.
@@ -59,6 +65,150 @@ pub(crate) fn inside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     if here { work() } else { rayon::scope(|_| work()) }
 }
 
+/// Does `work` while the other threads of the current rayon pool stay awake and share each [`for_each`] that it calls: to
+/// wake a thread takes as long as a good part of a step of a few hundred microseconds. Outside a pool, or where a thread
+/// is already in such work, this is a call of `work`.
+pub fn awake<T>(work: impl FnOnce() -> T) -> T {
+    let Some(own) = rayon::current_thread_index() else { return work() };
+    if rayon::current_num_threads() == 1 || TEAM.get().is_some() {
+        return work();
+    }
+    let team = Team::default();
+    rayon::in_place_scope(|scope| {
+        let team = &team;
+        scope.spawn_broadcast(move |_, thread| {
+            // The thread whose work it is takes this, too, while it waits for the end of the scope.
+            if thread.index() != own {
+                team.help();
+            }
+        });
+        // Also when it unwinds: the others must not stay.
+        let _dismissed = OnDrop(|| team.over.store(true, Ordering::SeqCst));
+        let _led = Led::by(Some(team));
+        work()
+    })
+}
+
+thread_local! {
+    /// The team that shares what this thread calls [`for_each`] for.
+    static TEAM: Cell<Option<NonNull<Team>>> = const { Cell::new(None) };
+}
+
+/// Sets this thread's [`TEAM`] for as long as it lives.
+struct Led(Option<NonNull<Team>>);
+
+impl Led {
+    fn by(team: Option<&Team>) -> Self {
+        Led(TEAM.replace(team.map(NonNull::from)))
+    }
+}
+
+impl Drop for Led {
+    fn drop(&mut self) {
+        TEAM.set(self.0);
+    }
+}
+
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// A step as the threads of a [`Team`] see it.
+#[derive(Clone, Copy)]
+struct Shareable {
+    portions: usize,
+    work: *const (dyn Fn(usize) + Sync),
+}
+
+/// Threads that share the steps of one of them. Nobody waits for a thread that has taken nothing: whoever comes late, or
+/// not at all, finds fewer portions or none.
+#[derive(Default)]
+struct Team {
+    /// The step at hand: written while it is closed and nobody is inside.
+    step: UnsafeCell<Option<Shareable>>,
+    /// Whether helpers may go into the step.
+    open: AtomicBool,
+    /// Helpers who are inside, or about to find out that it is closed.
+    inside: AtomicUsize,
+    /// The next portion that nobody has taken.
+    next: AtomicUsize,
+    /// Whether no further step comes.
+    over: AtomicBool,
+}
+
+// SAFETY: `step` is written by one thread only, while nobody is inside (see `Team::share`), and what it points to may be
+// called by several threads.
+unsafe impl Sync for Team {}
+
+impl Team {
+    /// Calls `work` for each portion, together with those who help; for the one thread whose team it is.
+    fn share(&self, portions: usize, work: &(dyn Fn(usize) + Sync)) {
+        // SAFETY: only the lifetime changes. Nobody calls `work` after this function: see `_closed`.
+        let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
+        // SAFETY: when the step before ended, it was closed and nobody was inside.
+        unsafe { *self.step.get() = Some(Shareable { portions, work }) };
+        self.next.store(0, Ordering::Relaxed);
+        self.open.store(true, Ordering::SeqCst);
+        // Also when it unwinds. Whoever counts himself in after this store finds the step closed; whoever did so before
+        // is waited for.
+        let _closed = OnDrop(|| {
+            self.open.store(false, Ordering::SeqCst);
+            wait_until(|| self.inside.load(Ordering::SeqCst) == 0);
+        });
+        // What a portion calls in turn is its own.
+        let _led = Led::by(None);
+        self.take(portions, work);
+    }
+
+    fn take(&self, portions: usize, work: &(dyn Fn(usize) + Sync)) {
+        loop {
+            let portion = self.next.fetch_add(1, Ordering::Relaxed);
+            if portion >= portions {
+                return;
+            }
+            work(portion);
+        }
+    }
+
+    /// Takes portions of steps until no further comes.
+    fn help(&self) {
+        let mut idle = 0u32;
+        while !self.over.load(Ordering::SeqCst) {
+            if !self.open.load(Ordering::Relaxed) {
+                idle += 1;
+                std::hint::spin_loop();
+                // In a long pause there may be other work, or other processes.
+                if idle > 1 << 12 && rayon::yield_now() != Some(rayon::Yield::Executed) {
+                    std::thread::yield_now();
+                }
+                continue;
+            }
+            idle = 0;
+            self.inside.fetch_add(1, Ordering::SeqCst);
+            let _outside = OnDrop(|| _ = self.inside.fetch_sub(1, Ordering::SeqCst));
+            if self.open.load(Ordering::SeqCst) {
+                // SAFETY: it is open and this thread is counted, so nobody writes it.
+                if let Some(step) = unsafe { *self.step.get() } {
+                    // SAFETY: `share` does not return while this thread is counted.
+                    self.take(step.portions, unsafe { &*step.work });
+                }
+            }
+        }
+    }
+}
+
+fn wait_until(done: impl Fn() -> bool) {
+    let mut waited = 0u32;
+    while !done() {
+        waited += 1;
+        if waited < 1 << 12 { std::hint::spin_loop() } else { std::thread::yield_now() }
+    }
+}
+
 /// One of several parallel steps: `work` for each portion 0..`portions`.
 pub(crate) struct Step<'a> {
     pub(crate) portions: usize,
@@ -83,11 +233,7 @@ pub(crate) fn steps(steps: &[Step<'_>]) {
                 let _done = CountOnDrop(done);
                 (step.work)(portion);
             }
-            let mut waited = 0u32;
-            while done.load(Ordering::Acquire) < step.portions {
-                waited += 1;
-                if waited < 1 << 12 { std::hint::spin_loop() } else { std::thread::yield_now() }
-            }
+            wait_until(|| done.load(Ordering::Acquire) >= step.portions);
         }
     };
     if rayon::current_num_threads() == 1 {
@@ -132,6 +278,11 @@ unsafe impl<T: Send> Sync for Shared<'_, T> {}
 impl<'a, T> Shared<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Shared { start: slice.as_mut_ptr(), len: slice.len(), _borrow: std::marker::PhantomData }
+    }
+
+    /// How many elements.
+    pub(crate) fn len(self) -> usize {
+        self.len
     }
 
     /// A pointer to element `i`, which may be the end.
@@ -185,6 +336,29 @@ mod tests {
         let plan = [Step { portions: 9, work: &fail }, Step { portions: 9, work: &|_| () }];
         let run = std::panic::AssertUnwindSafe(|| pool.install(|| steps(&plan)));
         assert!(std::panic::catch_unwind(run).is_err());
+    }
+
+    #[test]
+    fn work_of_awake_threads_is_done_once_and_ends() {
+        let sum = AtomicUsize::new(0);
+        let step = || for_each(20, |i| _ = sum.fetch_add(i, Ordering::Relaxed));
+        let work = || (0..50).map(|_| awake(step)).count();
+        for threads in [1, 2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            assert_eq!(pool.install(|| awake(work)), 50);
+            // Several at once, each with the others' threads; and from a thread of no pool.
+            pool.scope(|s| (0..3).for_each(|_| s.spawn(|_| assert_eq!(awake(work), 50))));
+        }
+        assert_eq!(awake(work), 50);
+        assert_eq!(sum.into_inner(), (3 * 4 + 1) * 50 * 190);
+    }
+
+    #[test]
+    fn threads_sleep_again_when_the_work_fails() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let fail =
+            std::panic::AssertUnwindSafe(|| pool.install(|| awake(|| for_each(9, |i| assert_ne!(i, 3)))));
+        assert!(std::panic::catch_unwind(fail).is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::workspace::{Statistics, Workspace};
 use dfdx::prelude::{Cpu, HasShape, PutTape, Tape as _, TensorFromVec};
 use pauc_kernels::conv::Algorithm;
 use pauc_kernels::simd::{CHANNELS, Simd};
+use pauc_kernels::threads::awake;
 use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::{Encoder, Error, Param, Pass, Result, Taped};
 use std::cell::{Cell, RefCell};
@@ -101,18 +102,19 @@ impl Encoder<Cpu> for Network {
         let source = (&self.images[..], batch);
         if pass != Pass::Train {
             let statistics = if pass == Pass::Eval { Statistics::Running } else { Statistics::Batch };
-            let features = self.inference.forward(plan, state, source, statistics)?;
+            let features = awake(|| self.inference.forward(plan, state, source, statistics))?;
             return Ok(tensor(features)?.put_tape(Default::default()));
         }
         let guard = Outstanding::begin(&self.outstanding)?;
-        let features = self.training.borrow_mut().forward(plan, state, source, Statistics::Batch)?;
+        let features = awake(|| self.training.borrow_mut().forward(plan, state, source, Statistics::Batch))?;
         let features = tensor(features)?;
         let (ghost, workspace) = (features.clone(), self.training.clone());
         let (plan, state) = (self.plan.clone(), self.state.clone());
         let mut tape = pauc_traits::Tape::default();
         tape.add_backward_op(move |gradients| {
             let _guard = guard;
-            workspace.borrow_mut().backward(&plan, &state, gradients.get_or_alloc_mut(&ghost)?);
+            let d_features = gradients.get_or_alloc_mut(&ghost)?;
+            awake(|| workspace.borrow_mut().backward(&plan, &state, d_features));
             Ok(())
         });
         Ok(features.put_tape(tape))
