@@ -9,7 +9,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pauc_kernels::buffer::Buffer;
-use pauc_kernels::conv::{Algorithm, Convolution, Geometry, Work};
+use pauc_kernels::conv::{After, Algorithm, Convolution, Geometry, Work};
 use pauc_kernels::layout::Layout;
 use pauc_kernels::simd::Simd;
 
@@ -41,10 +41,19 @@ fn convolutions(c: &mut Criterion) {
             let (w, mut dw) = (vec![0.01; g.weights()], vec![0.0; g.weights()]);
             let flat = Layout::flat(BATCH, side, side, inputs);
             group.bench_function(BenchmarkId::new("forward", algorithm), |b| {
-                b.iter(|| layer.forward(simd, &mut work, (&x, xl), &w, (&mut y, yl)))
+                b.iter(|| layer.forward(simd, &mut work, (&x, xl), &w, (&mut y, yl), After::Nothing))
             });
             group.bench_function(BenchmarkId::new("input gradient", algorithm), |b| {
-                b.iter(|| layer.input_gradient(simd, &mut work, (&dy, dyl), &w, (&mut dx, flat), false))
+                b.iter(|| {
+                    layer.input_gradient(
+                        simd,
+                        &mut work,
+                        (&dy, dyl),
+                        &w,
+                        (&mut dx, flat, false),
+                        After::Nothing,
+                    )
+                })
             });
             group.bench_function(BenchmarkId::new("weight gradient", algorithm), |b| {
                 b.iter(|| layer.weight_gradient(simd, &mut work, (&x, xl), (&dy, dyl), &mut dw))

@@ -1,5 +1,8 @@
 //! Where the pixels of a batch of feature maps are.
 
+use crate::threads;
+use std::ops::Range;
+
 /// A batch of feature maps, channels last, in one slice; optionally each map lies in a frame of zeros, its halo,
 /// that convolutions read instead of asking whether a pixel exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +97,58 @@ impl Layout {
     }
 }
 
+/// A pass over rows, called with the number of a portion and its rows.
+pub(crate) type Then<'a> = &'a (dyn Fn(usize, Range<usize>) + Sync);
+
+/// The rows of a batch of maps in portions of whole bands. A band is a number of rows of one image; the last of an
+/// image may have fewer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Portions {
+    rows: usize,
+    height: usize,
+    band: usize,
+    size: usize,
+}
+
+impl Portions {
+    /// Portions of `size` bands of `band` rows.
+    pub fn new(l: Layout, band: usize, size: usize) -> Self {
+        Portions { rows: l.rows(), height: l.height, band, size }
+    }
+
+    /// Portions of about `pixels`.
+    pub fn of_pixels(l: Layout, pixels: usize) -> Self {
+        Portions::new(l, 1, pixels.div_ceil(l.width))
+    }
+
+    fn all_bands(self) -> usize {
+        self.rows / self.height * self.height.div_ceil(self.band)
+    }
+
+    /// How many.
+    pub fn count(self) -> usize {
+        self.all_bands().div_ceil(self.size)
+    }
+
+    /// Hands all portions over.
+    pub fn for_each(self, then: Then<'_>) {
+        threads::for_each(self.count(), |i| then(i, self.rows(i)));
+    }
+
+    /// The bands of portion `i`.
+    pub fn bands(self, i: usize) -> Range<usize> {
+        i * self.size..self.all_bands().min((i + 1) * self.size)
+    }
+
+    /// The rows of portion `i`, in [`Layout::rows`].
+    pub fn rows(self, i: usize) -> Range<usize> {
+        let each = self.height.div_ceil(self.band);
+        let start = |band: usize| band / each * self.height + band % each * self.band;
+        let bands = self.bands(i);
+        start(bands.start)..start(bands.end)
+    }
+}
+
 /// Copies pixels between layouts of the same maps; channels beyond the narrower pitch are left alone.
 ///
 /// # Panics
@@ -124,6 +179,16 @@ mod tests {
         assert_eq!((l.row(), l.image()), (30 * 16, 10 * 30 * 16));
         assert_eq!(l.row_at(7), l.image() + l.row() + 16);
         assert_eq!(l.len(), 2 * 10 * 30 * 16);
+    }
+
+    #[test]
+    fn portions_are_whole_bands_and_cover_every_row_once() {
+        let l = Layout::flat(3, 6, 5, 16);
+        let rows = |p: Portions| (0..p.count()).map(|i| p.rows(i)).collect::<Vec<_>>();
+        assert_eq!(rows(Portions::new(l, 4, 1)), [0..4, 4..6, 6..10, 10..12, 12..16, 16..18]);
+        assert_eq!(rows(Portions::new(l, 4, 4)), [0..12, 12..18]);
+        assert_eq!(rows(Portions::new(l, 4, 5)), [0..16, 16..18]);
+        assert_eq!(rows(Portions::of_pixels(l, 31)), [0..7, 7..14, 14..18]);
     }
 
     #[test]

@@ -120,6 +120,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn splat(v: f32) -> Self;
+    /// The values at `from`, `from + stride`, … `from + (LANES − 1)·stride`, each valid.
+    unsafe fn gather(from: *const f32, stride: usize) -> Self;
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
@@ -132,7 +134,7 @@ pub(crate) trait Vector: Copy {
 
 macro_rules! x86_vector {
     ($name:ident, $raw:ty, $lanes:literal, $load:ident, $store:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident,
-     $fma:ident, $max:ident, |$v:ident, $by:ident| $mask:expr) => {
+     $fma:ident, $max:ident, |$v:ident, $by:ident| $mask:expr, |$from:ident, $stride:ident| $gather:expr) => {
         #[cfg(target_arch = "x86_64")]
         #[derive(Clone, Copy)]
         pub(crate) struct $name($raw);
@@ -153,6 +155,12 @@ macro_rules! x86_vector {
             #[inline(always)]
             unsafe fn splat(v: f32) -> Self {
                 $name(unsafe { $splat(v) })
+            }
+            #[inline(always)]
+            unsafe fn gather(from: *const f32, stride: usize) -> Self {
+                debug_assert!(i32::try_from(stride * $lanes).is_ok());
+                let ($from, $stride) = (from, stride as i32);
+                $name(unsafe { $gather })
             }
             #[inline(always)]
             unsafe fn add(self, other: Self) -> Self {
@@ -198,7 +206,11 @@ x86_vector!(
     _mm512_mul_ps,
     _mm512_fmadd_ps,
     _mm512_max_ps,
-    |v, by| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(by, _mm512_setzero_ps()), v)
+    |v, by| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(by, _mm512_setzero_ps()), v),
+    |from, stride| {
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        _mm512_i32gather_ps::<4>(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(stride)), from)
+    }
 );
 x86_vector!(
     V8,
@@ -212,7 +224,11 @@ x86_vector!(
     _mm256_mul_ps,
     _mm256_fmadd_ps,
     _mm256_max_ps,
-    |v, by| _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(by, _mm256_setzero_ps()), v)
+    |v, by| _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(by, _mm256_setzero_ps()), v),
+    |from, stride| {
+        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        _mm256_i32gather_ps::<4>(from, _mm256_mullo_epi32(lanes, _mm256_set1_epi32(stride)))
+    }
 );
 
 /// Values in plain Rust; four of them are one register of SSE2 or NEON.
@@ -244,6 +260,11 @@ impl<const N: usize> Vector for Plain<N> {
     #[inline(always)]
     unsafe fn splat(v: f32) -> Self {
         Plain([v; N])
+    }
+    #[inline(always)]
+    unsafe fn gather(from: *const f32, stride: usize) -> Self {
+        // SAFETY: valid by the method's contract.
+        Plain(std::array::from_fn(|i| unsafe { *from.add(i * stride) }))
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
@@ -319,6 +340,27 @@ mod tests {
         }
         let text = Simd::named("mmx").unwrap_err().to_string();
         assert!(text.contains("\"mmx\"") && text.contains("portable"), "{text}");
+    }
+
+    #[inline(always)]
+    unsafe fn strided<V: Vector>(from: *const f32, stride: usize, out: *mut f32) {
+        for i in (0..16).step_by(V::LANES) {
+            // SAFETY: the test passes arrays of 16·stride and 16 values.
+            unsafe { V::gather(from.add(i * stride), stride).store(out.add(i)) }
+        }
+    }
+
+    #[test]
+    fn values_are_gathered_in_strides() {
+        let from: Vec<f32> = (0..16 * 9).map(|i| i as f32).collect();
+        for simd in Simd::all() {
+            for stride in [1, 2, 9] {
+                let (mut out, start) = ([0f32; 16], from.as_ptr());
+                let to = out.as_mut_ptr();
+                dispatch!(simd => strided(start: *const f32, stride: usize, to: *mut f32));
+                assert_eq!(out, std::array::from_fn(|i| (i * stride) as f32), "{} {stride}", simd.name());
+            }
+        }
     }
 
     #[inline(always)]

@@ -5,10 +5,11 @@
 
 use super::{Geometry, Packed, pack};
 use crate::buffer::Buffer;
-use crate::layout::Layout;
+use crate::layout::{Layout, Portions, Then};
 use crate::micro::{Operands, Panel, Tap};
 use crate::simd::{Simd, dispatch};
 use crate::threads::{self, Shared};
+use std::ops::Range;
 
 /// Kernels have at most this many rows.
 const LARGEST: usize = 11;
@@ -16,22 +17,18 @@ const LARGEST: usize = 11;
 const PIXELS: usize = 256;
 
 /// Packs weights, (out, in, height, width), for [`forward`] on maps of `pitch` channels.
-pub fn pack_forward(simd: Simd, g: Geometry, pitch: usize, w: &[f32], to: &mut Packed) {
+pub(super) fn pack_forward(simd: Simd, g: Geometry, pitch: usize, w: &[f32], to: &mut Packed) {
     pack::forward(simd, g, pitch, w, to.reserve(g.kernel * g.kernel * pitch * g.output_pitch()));
 }
 
 /// Packs weights, (out, in, height, width), for [`input_gradient`] into maps of `pitch` channels.
-pub fn pack_input_gradient(simd: Simd, g: Geometry, pitch: usize, w: &[f32], to: &mut Packed) {
+pub(super) fn pack_input_gradient(simd: Simd, g: Geometry, pitch: usize, w: &[f32], to: &mut Packed) {
     pack::input_gradient(simd, g, pitch, w, to.reserve(g.kernel * g.kernel * pitch * g.output_pitch()));
-}
-
-fn rows_of_a_portion(width: usize) -> usize {
-    PIXELS.div_ceil(width)
 }
 
 #[inline(always)]
 unsafe fn forward_rows<V: Panel>(
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     (g, columns): (Geometry, usize),
     (x, xl): (*const f32, Layout),
     w: *const f32,
@@ -61,6 +58,11 @@ unsafe fn forward_rows<V: Panel>(
     }
 }
 
+/// The portions of an output's rows in which [`forward`] and [`input_gradient`] make them.
+pub(super) fn portions(l: Layout) -> Portions {
+    Portions::of_pixels(l, PIXELS)
+}
+
 /// y ← x ∗ w.
 ///
 /// # Shapes
@@ -68,31 +70,31 @@ unsafe fn forward_rows<V: Panel>(
 ///
 /// # Panics
 /// If slices, layouts and geometry do not agree.
-pub fn forward(
+pub(super) fn forward(
     simd: Simd,
     g: Geometry,
     (x, xl): (&[f32], Layout),
     w: &Packed,
-    (y, yl): (&mut [f32], Layout),
+    (y, yl): (Shared<'_, f32>, Layout),
+    then: Then<'_>,
 ) {
     g.check_input(x, xl);
-    g.check_output(y, yl);
+    g.check_output(y.len(), yl);
     assert!(xl.batch == yl.batch && g.kernel <= LARGEST);
     assert_eq!(
         w.values().len(),
         g.kernel * g.kernel * xl.pitch * yl.pitch,
         "weights packed for another layer"
     );
-    let size = rows_of_a_portion(yl.width);
-    let y = Shared::new(y);
-    threads::for_each(yl.rows().div_ceil(size), |i| {
-        let rows = i * size..yl.rows().min((i + 1) * size);
-        let shape = (g, simd.panel(yl.pitch));
+    let cut = portions(yl);
+    threads::for_each(cut.count(), |i| {
+        let (rows, shape) = (cut.rows(i), (g, simd.panel(yl.pitch)));
         let (x, y, w) = ((x.as_ptr(), xl), (y, yl), w.values().as_ptr());
         dispatch!(simd => forward_rows(
-            rows: std::ops::Range<usize>, shape: (Geometry, usize), x: (*const f32, Layout), w: *const f32,
+            rows: Range<usize>, shape: (Geometry, usize), x: (*const f32, Layout), w: *const f32,
             y: (Shared<'_, f32>, Layout),
         ));
+        then(i, cut.rows(i));
     });
 }
 
@@ -127,7 +129,7 @@ impl Phase {
 
 #[inline(always)]
 unsafe fn gradient_rows<V: Panel>(
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     (g, columns, add): (Geometry, usize, bool),
     phases: (&Phase, &Phase),
     (dy, dyl): (*const f32, Layout),
@@ -176,40 +178,47 @@ unsafe fn gradient_rows<V: Panel>(
 ///
 /// # Panics
 /// If slices, layouts and geometry do not agree.
-pub fn input_gradient(
+pub(super) fn input_gradient(
     simd: Simd,
     g: Geometry,
     (dy, dyl): (&[f32], Layout),
     w: &Packed,
-    (dx, dxl): (&mut [f32], Layout),
-    add: bool,
+    (dx, dxl, add): (Shared<'_, f32>, Layout, bool),
+    then: Then<'_>,
 ) {
-    g.check_output(dy, dyl);
+    g.check_output(dy.len(), dyl);
     assert!((dxl.height, dxl.width, dxl.batch) == (g.height, g.width, dyl.batch) && dx.len() >= dxl.len());
     assert!(g.kernel <= LARGEST && w.values().len() == g.kernel * g.kernel * dxl.pitch * dyl.pitch);
-    let dx = Shared::new(dx);
-    let phases =
-        |side: usize| (0..g.stride).map(move |first| Phase::new(g, side, first)).filter(|p| p.count > 0);
-    for py in phases(g.height) {
-        for px in phases(g.width) {
-            for (p, [side, after]) in [(&py, [dyl.height, dyl.below]), (&px, [dyl.width, dyl.right])] {
-                for (_, offset) in &p.taps[..p.len] {
-                    assert!(offset + dyl.before >= 1, "{g:?} reads before {dyl:?}");
-                    assert!(offset + p.count - 1 <= side + after, "{g:?} reads beyond {dyl:?}");
-                }
+    let phases = |side: usize, [map, after]: [usize; 2]| {
+        let all = (0..g.stride).map(move |first| Phase::new(g, side, first)).filter(|p| p.count > 0);
+        all.inspect(move |p| {
+            for (_, offset) in &p.taps[..p.len] {
+                assert!(offset + dyl.before >= 1, "{g:?} reads before {dyl:?}");
+                assert!(offset + p.count - 1 <= map + after, "{g:?} reads beyond {dyl:?}");
             }
+        })
+    };
+    for py in phases(g.height, [dyl.height, dyl.below]) {
+        for px in phases(g.width, [dyl.width, dyl.right]) {
             let total = dxl.batch * py.count;
-            let size = rows_of_a_portion(px.count);
+            let size = PIXELS.div_ceil(px.count);
             threads::for_each(total.div_ceil(size), |i| {
                 let rows = i * size..total.min((i + 1) * size);
                 let shape = (g, simd.panel(dxl.pitch), add);
                 let (dy, dx, w, phases) = ((dy.as_ptr(), dyl), (dx, dxl), w.values().as_ptr(), (&py, &px));
+                let made = rows.clone();
                 dispatch!(simd => gradient_rows(
-                    rows: std::ops::Range<usize>, shape: (Geometry, usize, bool), phases: (&Phase, &Phase),
+                    rows: Range<usize>, shape: (Geometry, usize, bool), phases: (&Phase, &Phase),
                     dy: (*const f32, Layout), w: *const f32, dx: (Shared<'_, f32>, Layout),
                 ));
+                if g.stride == 1 {
+                    then(i, made);
+                }
             });
         }
+    }
+    if g.stride > 1 {
+        portions(dxl).for_each(then);
     }
 }
 
@@ -218,7 +227,7 @@ const ROWS: usize = 32;
 
 #[inline(always)]
 unsafe fn weight_rows<V: Panel>(
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     (g, columns, ky, block): (Geometry, usize, usize, usize),
     (x, xl): (*const f32, Layout),
     (dy, dyl): (*const f32, Layout),
@@ -259,7 +268,7 @@ unsafe fn weight_rows<V: Panel>(
 ///
 /// # Panics
 /// If slices, layouts and geometry do not agree.
-pub fn weight_gradient(
+pub(super) fn weight_gradient(
     simd: Simd,
     g: Geometry,
     (x, xl): (&[f32], Layout),
@@ -268,13 +277,13 @@ pub fn weight_gradient(
     dw: &mut [f32],
 ) {
     g.check_input(x, xl);
-    g.check_output(dy, dyl);
+    g.check_output(dy.len(), dyl);
     assert!(xl.batch == dyl.batch && dw.len() == g.weights());
     let size = g.kernel * g.kernel * xl.pitch * dyl.pitch;
-    let parts = super::parts(size, dyl.rows());
-    work.grow(parts * size);
     let columns = simd.panel(dyl.pitch);
     let blocks = dyl.pitch / columns;
+    let parts = super::parts(size, dyl.rows(), blocks * g.kernel);
+    work.grow(parts * size);
     let sums = Shared::new(work);
     threads::for_each(parts * blocks * g.kernel, |i| {
         let (part, block, ky) = (i / (blocks * g.kernel), i / g.kernel % blocks, i % g.kernel);
@@ -283,11 +292,11 @@ pub fn weight_gradient(
         let (x, dy) = ((x.as_ptr(), xl), (dy.as_ptr(), dyl));
         // Each portion writes the rows `ky` and columns `block` of its part's sum.
         dispatch!(simd => weight_rows(
-            rows: std::ops::Range<usize>, shape: (Geometry, usize, usize, usize), x: (*const f32, Layout),
+            rows: Range<usize>, shape: (Geometry, usize, usize, usize), x: (*const f32, Layout),
             dy: (*const f32, Layout), sum: *mut f32,
         ));
     });
-    pack::add_weight_gradient(g, xl.pitch, work, parts, dw);
+    pack::add_weight_gradient(simd, g, xl.pitch, work, parts, dw);
 }
 
 #[cfg(test)]
@@ -308,7 +317,7 @@ mod tests {
                 let (yl, mut w) = (case.flat_output(), Packed::default());
                 let mut y = vec![f32::NAN; yl.len()];
                 pack_forward(simd, g, xl.pitch, &case.w, &mut w);
-                forward(simd, g, (&x, xl), &w, (&mut y, yl));
+                forward(simd, g, (&x, xl), &w, (Shared::new(&mut y), yl), &|_, _| ());
                 compare(&y, yl, g.outputs, &want, 1e-5)?;
             }
         }
@@ -323,7 +332,7 @@ mod tests {
                 let (dxl, mut w) = (case.flat_input(), Packed::default());
                 let mut dx = if add { place(&case.x, g.inputs, dxl) } else { place(&vec![f32::NAN; case.x.len()], g.inputs, dxl) };
                 pack_input_gradient(simd, g, dxl.pitch, &case.w, &mut w);
-                input_gradient(simd, g, (&dy, dyl), &w, (&mut dx, dxl), add);
+                input_gradient(simd, g, (&dy, dyl), &w, (Shared::new(&mut dx), dxl, add), &|_, _| ());
                 if add && simd == Simd::all()[0] {
                     want.iter_mut().zip(&case.x).for_each(|(w, x)| *w += *x as f64);
                 }

@@ -2,15 +2,17 @@
 
 use super::{Geometry, Packed, direct, winograd};
 use crate::buffer::Buffer;
-use crate::layout::Layout;
+use crate::layout::{Layout, Portions, Then};
+use crate::norm::{self, Norm, Relu, Residual, Source};
 use crate::simd::Simd;
+use crate::threads::Shared;
 
 /// How a convolution is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
-    /// By its definition, see [`direct`].
+    /// By its definition.
     Direct,
-    /// With fewer multiplications, see [`winograd`].
+    /// With fewer multiplications: Winograd's F(4×4, 3×3).
     Winograd,
 }
 
@@ -52,6 +54,56 @@ pub struct Work {
     winograd: winograd::Work,
 }
 
+/// What is done to the rows of an output as soon as they are complete, while they are in a cache: a pass of
+/// normalisation that would otherwise read them from memory.
+#[derive(Debug)]
+pub enum After<'a> {
+    /// Nothing.
+    Nothing,
+    /// [`Norm::measure`].
+    Measure(&'a mut Norm),
+    /// [`norm::apply`], in place.
+    Apply {
+        /// The normalisation.
+        norm: &'a Norm,
+        /// What is added.
+        residual: Option<Residual<'a>>,
+        /// Whether negative values become zero.
+        relu: bool,
+    },
+    /// [`Norm::mask`]; the output of this convolution is the gradient of a normalised map.
+    Mask {
+        /// That map's normalisation.
+        norm: &'a mut Norm,
+        /// What says where that map's ReLU let a value through.
+        relu: Relu<'a>,
+        /// The map before it was normalised.
+        y: &'a [f32],
+    },
+}
+
+impl After<'_> {
+    /// Lets `run` make `y` in the portions of `cut`, with this pass after each.
+    fn follow(
+        self,
+        simd: Simd,
+        cut: Portions,
+        (y, l): (Shared<'_, f32>, Layout),
+        run: impl FnOnce(Then<'_>),
+    ) {
+        assert!(y.len() >= l.len());
+        let source = (Source(y.at(0)), l);
+        match self {
+            After::Nothing => run(&|_, _| ()),
+            After::Measure(norm) => norm.measure_during(simd, cut, source, run),
+            After::Apply { norm, residual, relu } => {
+                norm::apply_during(simd, norm, source, (residual, relu), (y, l), run)
+            }
+            After::Mask { norm, relu, y: before } => norm.mask_during(simd, cut, (y, l), (relu, before), run),
+        }
+    }
+}
+
 /// A convolution. The weights belong to the caller and are packed anew at each call.
 #[derive(Clone, Copy, Debug)]
 pub struct Convolution {
@@ -70,61 +122,84 @@ impl Convolution {
         self.geometry
     }
 
+    /// The portions in which rows of `l` are made from maps of `pitch` channels.
+    fn portions(&self, simd: Simd, pitch: usize, l: Layout) -> Portions {
+        match self.algorithm {
+            Algorithm::Direct => direct::portions(l),
+            Algorithm::Winograd => winograd::portions(simd, pitch, l),
+        }
+    }
+
     /// y ← x ∗ w, with w in interchange order.
     ///
+    /// # Shapes
+    /// x: the geometry's input with a halo of at least its padding; y: its output, channels rounded up.
+    ///
     /// # Panics
-    /// As [`direct::forward`].
+    /// If slices, layouts and geometry do not agree.
     pub fn forward(
         &self,
         simd: Simd,
         work: &mut Work,
         x: (&[f32], Layout),
         w: &[f32],
-        y: (&mut [f32], Layout),
+        (y, yl): (&mut [f32], Layout),
+        after: After<'_>,
     ) {
-        match self.algorithm {
+        let (g, pitch, y) = (self.geometry, x.1.pitch, Shared::new(y));
+        let cut = self.portions(simd, pitch, yl);
+        after.follow(simd, cut, (y, yl), |then| match self.algorithm {
             Algorithm::Direct => {
-                direct::pack_forward(simd, self.geometry, x.1.pitch, w, &mut work.packed);
-                direct::forward(simd, self.geometry, x, &work.packed, y);
+                direct::pack_forward(simd, g, pitch, w, &mut work.packed);
+                direct::forward(simd, g, x, &work.packed, (y, yl), then);
             }
             Algorithm::Winograd => {
                 let (packed, to) = (&mut work.packed, &mut work.transformed);
-                winograd::pack_forward(simd, self.geometry, x.1.pitch, w, packed, to);
-                winograd::forward(simd, x, to, &mut work.sums, y, false);
+                winograd::pack_forward(simd, g, pitch, w, packed, to);
+                winograd::forward(simd, x, to, &mut work.sums, (y, yl, false), then);
             }
-        }
+        });
     }
 
     /// dx ← dy ∗ wᵀ, or dx ← dx + dy ∗ wᵀ if `add`.
     ///
+    /// # Shapes
+    /// dy: the geometry's output with a halo that its padding asks for; dx: its input, channels rounded up.
+    ///
     /// # Panics
-    /// As [`direct::input_gradient`].
+    /// If slices, layouts and geometry do not agree.
     pub fn input_gradient(
         &self,
         simd: Simd,
         work: &mut Work,
         dy: (&[f32], Layout),
         w: &[f32],
-        dx: (&mut [f32], Layout),
-        add: bool,
+        (dx, dxl, add): (&mut [f32], Layout, bool),
+        after: After<'_>,
     ) {
-        match self.algorithm {
+        let (g, pitch, dx) = (self.geometry, dxl.pitch, Shared::new(dx));
+        let cut = self.portions(simd, dy.1.pitch, dxl);
+        after.follow(simd, cut, (dx, dxl), |then| match self.algorithm {
             Algorithm::Direct => {
-                direct::pack_input_gradient(simd, self.geometry, dx.1.pitch, w, &mut work.packed);
-                direct::input_gradient(simd, self.geometry, dy, &work.packed, dx, add);
+                direct::pack_input_gradient(simd, g, pitch, w, &mut work.packed);
+                direct::input_gradient(simd, g, dy, &work.packed, (dx, dxl, add), then);
             }
             Algorithm::Winograd => {
                 let (packed, to) = (&mut work.packed, &mut work.transformed);
-                winograd::pack_input_gradient(simd, self.geometry, dx.1.pitch, w, packed, to);
-                winograd::forward(simd, dy, to, &mut work.sums, dx, add);
+                winograd::pack_input_gradient(simd, g, pitch, w, packed, to);
+                winograd::forward(simd, dy, to, &mut work.sums, (dx, dxl, add), then);
             }
-        }
+        });
     }
 
     /// dw ← dw + the gradient with respect to the weights, in interchange order.
     ///
+    /// # Shapes
+    /// x: the geometry's input with a halo of at least its padding; dy: its output, channels rounded up, in a
+    /// [`Layout::haloed`].
+    ///
     /// # Panics
-    /// As [`direct::weight_gradient`].
+    /// If slices, layouts and geometry do not agree.
     pub fn weight_gradient(
         &self,
         simd: Simd,
@@ -144,7 +219,79 @@ impl Convolution {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cases::{Case, geometry, noise};
     use super::*;
+    use proptest::prelude::*;
+
+    fn near(got: &[f32], want: &[f32], tolerance: f32) -> Result<(), TestCaseError> {
+        prop_assert_eq!(got.len(), want.len());
+        let size = want.iter().fold(1f32, |m, v| m.max(v.abs()));
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            prop_assert!((g - w).abs() <= tolerance * size, "value {i}: {g} for {w}");
+        }
+        Ok(())
+    }
+
+    /// A normalisation whose statistics are not those of any map.
+    fn other_norm(pitch: usize) -> Norm {
+        let mut norm = Norm::new(pitch);
+        norm.mean.copy_from_slice(&noise(pitch, 1));
+        norm.variance.fill(1.5);
+        norm.prepare(&noise(pitch, 2), &noise(pitch, 3), 1e-5);
+        norm
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn what_follows_equals_its_pass_on_its_own((g, batch) in geometry(), seed in 0u64..1000, add: bool, own: bool) {
+            prop_assume!(g.kernel <= 3 && g.inputs >= 4);
+            let case = Case::new(g, batch, seed);
+            let ((x, xl), (dy, dyl)) = (case.input(), case.output_gradient());
+            let (yl, dxl, pitch) = (case.flat_output(), case.flat_input(), g.output_pitch());
+            for simd in Simd::all().iter().copied() {
+                for algorithm in [Algorithm::Direct, Algorithm::winograd(g, xl.pitch)] {
+                    let (conv, mut work) = (Convolution::new(g, algorithm), Work::default());
+                    let mut y = vec![0.0; yl.len()];
+                    conv.forward(simd, &mut work, (&x, xl), &case.w, (&mut y, yl), After::Nothing);
+
+                    let (mut measured, mut alone, mut got) = (Norm::new(pitch), Norm::new(pitch), vec![0.0; yl.len()]);
+                    conv.forward(simd, &mut work, (&x, xl), &case.w, (&mut got, yl), After::Measure(&mut measured));
+                    alone.measure(simd, (&y, yl));
+                    prop_assert_eq!(&got, &y);
+                    near(&measured.mean, &alone.mean, 1e-5)?;
+                    near(&measured.variance, &alone.variance, 1e-5)?;
+
+                    let norm = other_norm(pitch);
+                    let residual = own.then(|| Residual { values: &dy, layout: dyl, norm: None });
+                    let (mut out, mut want) = (vec![0.0; dyl.len()], vec![0.0; dyl.len()]);
+                    let after = After::Apply { norm: &norm, residual, relu: add };
+                    conv.forward(simd, &mut work, (&x, xl), &case.w, (&mut out, dyl), after);
+                    norm::apply(simd, &norm, (&y, yl), residual, add, (&mut want, dyl));
+                    near(&out, &want, 1e-6)?;
+
+                    let before = noise(dxl.len(), seed + 5);
+                    let (mut dx, mut want) = (before.clone(), before.clone());
+                    conv.input_gradient(simd, &mut work, (&dy, dyl), &case.w, (&mut want, dxl, add), After::Nothing);
+                    let (mut masked, mut alone) = (other_norm(dxl.pitch), other_norm(dxl.pitch));
+                    let relu = if own { Relu::Output(&x, xl) } else { Relu::Own };
+                    let after = After::Mask { norm: &mut masked, relu, y: &before };
+                    conv.input_gradient(simd, &mut work, (&dy, dyl), &case.w, (&mut dx, dxl, add), after);
+                    alone.mask(simd, (&mut want, dxl), relu, &before);
+                    prop_assert_eq!(&dx, &want);
+                    let gradients = |norm: &mut Norm, g: &[f32]| {
+                        let (mut to, mut gamma, mut beta) = (vec![0.0; dxl.len()], vec![0.0; dxl.pitch], vec![0.0; dxl.pitch]);
+                        norm.input_gradient(simd, (g, dxl), &before, (&mut gamma, &mut beta), (&mut to, dxl));
+                        [to, gamma, beta]
+                    };
+                    for (got, want) in gradients(&mut masked, &dx).iter().zip(&gradients(&mut alone, &want)) {
+                        near(got, want, 1e-5)?;
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn winograd_is_chosen_where_it_saves_multiplications() {

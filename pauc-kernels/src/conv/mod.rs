@@ -5,18 +5,18 @@
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | [`direct`] | any size, any stride: taps × channels summed in registers |
-//! | [`winograd`] | 3×3 at stride 1 with a quarter of the multiplications |
+//! | `direct` | any size, any stride: taps × channels summed in registers |
+//! | `winograd` | 3×3 at stride 1 with a quarter of the multiplications |
 //! | [`Convolution`] | one layer; chooses between them |
 //! | [`Work`] | the memory that layers use in turn |
 //! | `pack` | weights from interchange order and back |
 
-pub mod direct;
+mod direct;
 mod layer;
 mod pack;
-pub mod winograd;
+mod winograd;
 
-pub use layer::{Algorithm, Convolution, Work};
+pub use layer::{After, Algorithm, Convolution, Work};
 
 use crate::buffer::Buffer;
 use crate::layout::Layout;
@@ -77,12 +77,11 @@ impl Geometry {
         assert!(start + reach(ow) <= l.before + l.width + l.right, "{self:?} reads right of {l:?}");
     }
 
-    fn check_output(&self, y: &[f32], l: Layout) {
+    fn check_output(&self, values: usize, l: Layout) {
         assert!((l.height, l.width) == self.output(), "{self:?} into {l:?}");
         assert!(
-            l.pitch == self.output_pitch() && y.len() >= l.len(),
-            "{self:?} into {l:?} of {} values",
-            y.len()
+            l.pitch == self.output_pitch() && values >= l.len(),
+            "{self:?} into {l:?} of {values} values"
         );
     }
 }
@@ -108,10 +107,11 @@ impl Packed {
     }
 }
 
-/// In how many parts a sum over `rows` is taken that needs `size` values a part: many for parallelism, but no more
-/// than stay in a cache together.
-fn parts(size: usize, rows: usize) -> usize {
-    ((1 << 20) / size.max(1)).clamp(1, 16).min(rows.max(1))
+/// In how many parts a sum over `rows` is taken that needs `size` values a part and is computed in `tasks` a part: as
+/// many as stay in a cache near the processor together; more, up to a larger cache, where tasks would be few.
+fn parts(size: usize, rows: usize, tasks: usize) -> usize {
+    let [near, far] = [18, 20].map(|bits| (1 << bits) / size.max(1));
+    near.max(far.min(16usize.div_ceil(tasks))).clamp(1, 16).min(rows.max(1))
 }
 
 #[cfg(test)]

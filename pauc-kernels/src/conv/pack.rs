@@ -1,78 +1,150 @@
 //! Weights between interchange order, (out, in, height, width), and the order of the kernels.
 
 use super::Geometry;
-use crate::simd::Simd;
+use crate::simd::{CHANNELS, Simd, Vector, dispatch};
 use crate::threads::{self, Shared};
+use std::ops::Range;
+
+/// One panel: a group of channels, and for each tap the weights between them and all channels of the other side.
+#[derive(Clone, Copy)]
+struct Shape {
+    taps: usize,
+    /// The columns of the panel, and how many of them are channels that exist.
+    columns: [usize; 2],
+    /// The rows of a tap, and how many of them are channels that exist.
+    rows: [usize; 2],
+    /// From the weights of a column's channel to those of the next.
+    column: usize,
+    /// From the weights of a row's channel to those of the next.
+    row: usize,
+}
+
+/// to\[tap\]\[row\]\[column\] ← from\[column·s.column + row·s.row + tap\], and zero beyond the channels.
+#[inline(always)]
+unsafe fn pack_rows<V: Vector>(rows: Range<usize>, from: *const f32, to: *mut f32, s: Shape) {
+    let ([columns, known], [all, known_rows]) = (s.columns, s.rows);
+    // SAFETY: `from` has the weights of all channels that exist, `to` a whole panel.
+    unsafe {
+        for lane in (0..columns).step_by(V::LANES) {
+            let whole = lane + V::LANES <= known;
+            for row in rows.clone() {
+                let from = from.wrapping_add(lane * s.column + row * s.row);
+                for t in 0..s.taps {
+                    let to = to.add((t * all + row) * columns + lane);
+                    if whole && row < known_rows {
+                        V::gather(from.add(t), s.column).store(to);
+                        continue;
+                    }
+                    let known = if row < known_rows { known.saturating_sub(lane) } else { 0 };
+                    for i in 0..V::LANES {
+                        *to.add(i) = if i < known { *from.add(i * s.column + t) } else { 0.0 };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Values of one portion of packing, about.
+const PORTION: usize = 8 << 10;
+
+/// Packs `total` channels into panels of `s.columns[0]`.
+fn panels(simd: Simd, total: usize, s: Shape, w: &[f32], to: &mut [f32]) {
+    let (columns, rows) = (s.columns[0], s.rows[0]);
+    let size = (PORTION / (s.taps * columns)).clamp(1, rows);
+    let (cuts, to) = (rows.div_ceil(size), Shared::new(to));
+    threads::for_each(to.len() / (s.taps * rows * columns) * cuts, |i| {
+        let (panel, first) = (i / cuts, i % cuts * size);
+        let rows = first..rows.min(first + size);
+        let known = columns.min(total.saturating_sub(panel * columns));
+        let s = Shape { columns: [columns, known], ..s };
+        let from = w.as_ptr().wrapping_add(panel * columns * s.column);
+        let to = to.at(panel * s.taps * s.rows[0] * columns);
+        // Each portion is a range of rows of one panel.
+        dispatch!(simd => pack_rows(rows: Range<usize>, from: *const f32, to: *mut f32, s: Shape));
+    });
+}
 
 /// For the forward pass: \[out / panel\]\[ky\]\[kx\]\[in\]\[panel\], with `pitch` input channels.
 pub(super) fn forward(simd: Simd, g: Geometry, pitch: usize, w: &[f32], to: &mut [f32]) {
     let (taps, outputs) = (g.kernel * g.kernel, g.output_pitch());
-    let columns = simd.panel(outputs);
+    let columns = [simd.panel(outputs); 2];
     assert_eq!((w.len(), to.len()), (g.weights(), taps * pitch * outputs));
-    let size = taps * pitch * columns;
-    let to = Shared::new(to);
-    threads::for_each(outputs / columns, |block| {
-        // SAFETY: each portion is one panel.
-        let to = unsafe { to.part(block * size..(block + 1) * size) };
-        let known = columns.min(g.outputs.saturating_sub(block * columns));
-        let w = &w[g.weights().min(block * columns * g.inputs * taps)..];
-        for i in 0..pitch {
-            for t in 0..taps {
-                let to = &mut to[(t * pitch + i) * columns..][..columns];
-                let from = if i < g.inputs { known } else { 0 };
-                for (lane, to) in to[..from].iter_mut().enumerate() {
-                    *to = w[(lane * g.inputs + i) * taps + t];
-                }
-                to[from..].fill(0.0);
-            }
-        }
-    });
+    let s = Shape { taps, columns, rows: [pitch, g.inputs], column: g.inputs * taps, row: taps };
+    panels(simd, g.outputs, s, w, to);
 }
 
 /// For the input gradient: \[in / panel\]\[ky\]\[kx\]\[out\]\[panel\].
 pub(super) fn input_gradient(simd: Simd, g: Geometry, pitch: usize, w: &[f32], to: &mut [f32]) {
     let (taps, outputs) = (g.kernel * g.kernel, g.output_pitch());
-    let columns = simd.panel(pitch);
+    let columns = [simd.panel(pitch); 2];
     assert_eq!((w.len(), to.len()), (g.weights(), taps * pitch * outputs));
-    let size = taps * outputs * columns;
-    let to = Shared::new(to);
-    threads::for_each(pitch / columns, |block| {
-        // SAFETY: each portion is one panel.
-        let to = unsafe { to.part(block * size..(block + 1) * size) };
-        for o in 0..outputs {
-            for lane in 0..columns {
-                let i = block * columns + lane;
-                for t in 0..taps {
-                    let known = o < g.outputs && i < g.inputs;
-                    to[(t * outputs + o) * columns + lane] =
-                        if known { w[(o * g.inputs + i) * taps + t] } else { 0.0 };
+    let s = Shape { taps, columns, rows: [outputs, g.outputs], column: taps, row: g.inputs * taps };
+    panels(simd, g.inputs, s, w, to);
+}
+
+/// Values of an output channel that are turned together.
+const TURNED: usize = 144;
+
+/// Adds the sums of parts to the gradients of output channels `outputs`, no more than there are [`CHANNELS`].
+#[inline(always)]
+unsafe fn add_rows<V: Vector>(
+    outputs: Range<usize>,
+    (g, pitch): (Geometry, usize),
+    (from, parts): (*const f32, usize),
+    dw: Shared<'_, f32>,
+) {
+    let (taps, output_pitch) = (g.kernel * g.kernel, g.output_pitch());
+    let inputs = (TURNED / taps).max(1);
+    let mut sums = [0f32; TURNED * CHANNELS];
+    for first in (0..g.inputs).step_by(inputs) {
+        let n = inputs.min(g.inputs - first) * taps;
+        // SAFETY: `from` has all parts, with rounded-up channels, and `dw` the weights of the output channels; `sums`
+        // has room for n ≤ TURNED rows.
+        unsafe {
+            for k in 0..n {
+                let at = from.add((k % taps * pitch + first + k / taps) * output_pitch + outputs.start);
+                for lane in (0..CHANNELS).step_by(V::LANES) {
+                    let mut sum = V::load(at.add(lane));
+                    for p in 1..parts {
+                        sum = sum.add(V::load(at.add(p * taps * pitch * output_pitch + lane)));
+                    }
+                    sum.store(sums.as_mut_ptr().add(k * CHANNELS + lane));
+                }
+            }
+            for o in outputs.clone() {
+                let (to, from) = (dw.at((o * g.inputs + first) * taps), sums.as_ptr().add(o - outputs.start));
+                let whole = n / V::LANES * V::LANES;
+                for k in (0..whole).step_by(V::LANES) {
+                    V::load(to.add(k)).add(V::gather(from.add(k * CHANNELS), CHANNELS)).store(to.add(k));
+                }
+                for k in whole..n {
+                    *to.add(k) += *from.add(k * CHANNELS);
                 }
             }
         }
-    });
+    }
 }
 
 /// Adds the sum of `parts` weight gradients, each \[ky\]\[kx\]\[in\]\[out\] with rounded-up channels, to `dw`.
-pub(super) fn add_weight_gradient(g: Geometry, pitch: usize, from: &[f32], parts: usize, dw: &mut [f32]) {
-    let (taps, outputs) = (g.kernel * g.kernel, g.output_pitch());
-    let size = taps * pitch * outputs;
-    assert!(from.len() >= parts * size && dw.len() == g.weights());
+pub(super) fn add_weight_gradient(
+    simd: Simd,
+    g: Geometry,
+    pitch: usize,
+    from: &[f32],
+    parts: usize,
+    dw: &mut [f32],
+) {
+    let taps = g.kernel * g.kernel;
+    assert!(from.len() >= parts * taps * pitch * g.output_pitch() && dw.len() == g.weights());
+    assert!(taps <= TURNED && parts > 0);
     let dw = Shared::new(dw);
-    threads::for_each(g.outputs.div_ceil(16), |block| {
-        let range = block * 16..g.outputs.min(block * 16 + 16);
-        // SAFETY: each portion is a range of output channels.
-        let dw = unsafe { dw.part(range.start * g.inputs * taps..range.end * g.inputs * taps) };
-        for t in 0..taps {
-            for i in 0..g.inputs {
-                let mut sum = [0f32; 16];
-                for p in 0..parts {
-                    let at = p * size + (t * pitch + i) * outputs + range.start;
-                    sum.iter_mut().zip(&from[at..at + 16]).for_each(|(s, v)| *s += v);
-                }
-                for (o, s) in sum.iter().take(range.len()).enumerate() {
-                    dw[(o * g.inputs + i) * taps + t] += s;
-                }
-            }
-        }
+    threads::for_each(g.outputs.div_ceil(CHANNELS), |block| {
+        let outputs = block * CHANNELS..g.outputs.min(block * CHANNELS + CHANNELS);
+        let (shape, sums) = ((g, pitch), (from.as_ptr(), parts));
+        // Each portion is a range of output channels.
+        dispatch!(simd => add_rows(
+            outputs: Range<usize>, shape: (Geometry, usize), sums: (*const f32, usize), dw: Shared<'_, f32>,
+        ));
     });
 }

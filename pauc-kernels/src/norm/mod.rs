@@ -3,21 +3,34 @@
 //! ```text
 //! out = max(0, scale·y + shift + residual),   scale = γ/√(var + ε),   shift = β − mean·scale
 //! ```
-//! Each pass goes over the maps once. Sums are taken in `f32` within a portion of rows, about a value of that portion,
-//! and in `f64` across portions, in their order.
+//! Each pass goes over the maps once, on its own or, by the functions named `_during`, as rows come out of a convolution.
+//! Sums are taken in `f32` within a portion of rows, about a value of that portion, and in `f64` across portions, in
+//! their order.
 
 mod rows;
 
-use self::rows::{apply_rows, combine_rows, measure_rows, sum_rows};
-use crate::layout::Layout;
+use self::rows::{apply_rows, combine_rows, mask_rows, measure_rows};
+use crate::layout::{Layout, Portions, Then};
 use crate::simd::{CHANNELS, Simd, dispatch};
 use crate::threads::{self, Shared};
+use std::ops::Range;
 
 /// Pixels of one portion of a sum.
 const PIXELS: usize = 512;
 
-fn rows_of_a_portion(width: usize) -> usize {
-    PIXELS.div_ceil(width)
+/// The start of maps that are read.
+#[derive(Clone, Copy)]
+pub(crate) struct Source(pub *const f32);
+
+// SAFETY: only a pointer to what is read.
+unsafe impl Send for Source {}
+// SAFETY: as above.
+unsafe impl Sync for Source {}
+
+impl Source {
+    fn start(self) -> *const f32 {
+        self.0
+    }
 }
 
 /// A normalisation's state between forward and backward pass. Vectors have one value a channel, rounded up.
@@ -63,23 +76,33 @@ impl Norm {
     /// # Panics
     /// If the slice is shorter than its layout, or the layout has another pitch.
     pub fn measure(&mut self, simd: Simd, (y, l): (&[f32], Layout)) {
-        let pitch = self.check(y, l);
-        let size = rows_of_a_portion(l.width);
-        let n = l.rows().div_ceil(size);
-        self.portions.resize(n * 3 * pitch, 0.0);
+        self.check(y.len(), l);
+        let cut = Portions::of_pixels(l, PIXELS);
+        self.measure_during(simd, cut, (Source(y.as_ptr()), l), |then| cut.for_each(then));
+    }
+
+    /// [`Norm::measure`] of rows that `run` hands over, portion by portion. `y` is checked by the caller.
+    pub(crate) fn measure_during(
+        &mut self,
+        simd: Simd,
+        cut: Portions,
+        (y, l): (Source, Layout),
+        run: impl FnOnce(Then<'_>),
+    ) {
+        let pitch = self.check(l.len(), l);
+        self.portions.resize(cut.count() * 3 * pitch, 0.0);
         let portions = Shared::new(&mut self.portions);
-        threads::for_each(n, |i| {
-            let rows = i * size..l.rows().min((i + 1) * size);
-            let (y, to) = ((y.as_ptr(), l), portions.at(i * 3 * pitch));
+        run(&|i, rows| {
+            let (y, to) = ((y.start(), l), portions.at(i * 3 * pitch));
             // Each portion writes its own three rows of sums and reads its own rows of y.
-            dispatch!(simd => measure_rows(rows: std::ops::Range<usize>, y: (*const f32, Layout), to: *mut f32));
+            dispatch!(simd => measure_rows(rows: Range<usize>, y: (*const f32, Layout), to: *mut f32));
         });
         let [mean, squares] = &mut self.sums;
         mean.fill(0.0);
         squares.fill(0.0);
         let mut before = 0.0;
         for (i, portion) in self.portions.chunks_exact(3 * pitch).enumerate() {
-            let count = (l.rows().min((i + 1) * size) - i * size) as f64 * l.width as f64;
+            let count = (cut.rows(i).len() * l.width) as f64;
             let total = before + count;
             for c in 0..pitch {
                 let [about, sum, square] = [0, 1, 2].map(|k| portion[k * pitch + c] as f64);
@@ -112,49 +135,69 @@ impl Norm {
         }
     }
 
-    /// The gradient with respect to the normalisation's input. Masks `g`, the gradient of its output, in place by ReLU
-    /// where `output`, the fused layer's output, is given; what is left in `g` is also the residual's gradient. Adds
-    /// to the gradients of γ and β, and writes that of y.
+    /// The first half of the backward pass: masks `g`, the gradient of the fused layer's output, in place by ReLU, and
+    /// sums it up. What is left in `g` is also the residual's gradient.
     ///
     /// # Panics
     /// If slices and layouts do not agree.
-    pub fn backward(
+    pub fn mask(&mut self, simd: Simd, (g, l): (&mut [f32], Layout), relu: Relu<'_>, y: &[f32]) {
+        self.check(g.len(), l);
+        let (cut, g) = (Portions::of_pixels(l, PIXELS), Shared::new(g));
+        self.mask_during(simd, cut, (g, l), (relu, y), |then| cut.for_each(then));
+    }
+
+    /// [`Norm::mask`] of rows that `run` hands over, portion by portion.
+    pub(crate) fn mask_during(
         &mut self,
         simd: Simd,
-        (g, l): (&mut [f32], Layout),
-        output: Option<(&[f32], Layout)>,
-        y: &[f32],
-        (d_gamma, d_beta): (&mut [f32], &mut [f32]),
-        (dy, dyl): (&mut [f32], Layout),
+        cut: Portions,
+        (g, l): (Shared<'_, f32>, Layout),
+        (relu, y): (Relu<'_>, &[f32]),
+        run: impl FnOnce(Then<'_>),
     ) {
-        let pitch = self.check(y, l);
-        assert!(g.len() >= l.len() && dy.len() >= dyl.len() && same_maps(l, dyl));
-        assert!(output.is_none_or(|(o, ol)| o.len() >= ol.len() && same_maps(l, ol)));
-        let size = rows_of_a_portion(l.width);
-        let n = l.rows().div_ceil(size);
-        self.portions.resize(n * 3 * pitch, 0.0);
-        let (portions, shared) = (Shared::new(&mut self.portions), Shared::new(g));
-        let mean = self.mean.as_ptr() as usize;
-        threads::for_each(n, |i| {
-            let rows = i * size..l.rows().min((i + 1) * size);
-            let output = output.map(|(o, ol)| (o.as_ptr(), ol));
-            let (g, y, to) = ((shared, l), y.as_ptr(), portions.at(i * 3 * pitch));
-            let mean = mean as *const f32;
+        let pitch = self.check(y.len(), l);
+        if let Relu::Output(o, ol) = relu {
+            assert!(o.len() >= ol.len() && same_maps(l, ol));
+        }
+        self.portions.resize(cut.count() * 2 * pitch, 0.0);
+        let portions = Shared::new(&mut self.portions);
+        let (mean, scale, shift) = (&self.mean, &self.scale, &self.shift);
+        run(&|i, rows| {
+            let (g, y, to) = ((g, l), (y.as_ptr(), mean.as_ptr()), portions.at(i * 2 * pitch));
+            let own = (scale.as_ptr(), shift.as_ptr());
             // Each portion writes its own rows of sums and its own rows of g.
-            dispatch!(simd => sum_rows(
-                rows: std::ops::Range<usize>, g: (Shared<'_, f32>, Layout), output: Option<(*const f32, Layout)>,
-                y: *const f32, mean: *const f32, to: *mut f32,
+            dispatch!(simd => mask_rows(
+                rows: Range<usize>, g: (Shared<'_, f32>, Layout), relu: Relu<'_>, own: (*const f32, *const f32),
+                y: (*const f32, *const f32), to: *mut f32,
             ));
         });
         let [of_g, of_gy] = &mut self.sums;
         of_g.fill(0.0);
         of_gy.fill(0.0);
-        for portion in self.portions.chunks_exact(3 * pitch) {
+        for portion in self.portions.chunks_exact(2 * pitch) {
             for c in 0..pitch {
                 of_g[c] += portion[c] as f64;
                 of_gy[c] += portion[pitch + c] as f64;
             }
         }
+    }
+
+    /// The second half of the backward pass, after [`Norm::mask`]: adds to the gradients of γ and β, and writes that of
+    /// the normalisation's input.
+    ///
+    /// # Panics
+    /// If slices and layouts do not agree.
+    pub fn input_gradient(
+        &mut self,
+        simd: Simd,
+        (g, l): (&[f32], Layout),
+        y: &[f32],
+        (d_gamma, d_beta): (&mut [f32], &mut [f32]),
+        (dy, dyl): (&mut [f32], Layout),
+    ) {
+        let pitch = self.check(y.len(), l);
+        assert!(g.len() >= l.len() && dy.len() >= dyl.len() && same_maps(l, dyl));
+        let [of_g, of_gy] = &self.sums;
         for c in 0..d_gamma.len() {
             d_gamma[c] += (of_gy[c] * self.inverse[c] as f64) as f32;
             d_beta[c] += of_g[c] as f32;
@@ -169,28 +212,38 @@ impl Norm {
             b[c] = slope as f32;
             k[c] = (-scale * of_g[c] / count - slope * self.mean[c] as f64) as f32;
         }
-        let factors = [a.as_ptr() as usize, b.as_ptr() as usize, k.as_ptr() as usize];
-        let dy = Shared::new(dy);
-        threads::for_each(n, |i| {
-            let rows = i * size..l.rows().min((i + 1) * size);
-            let (g, y, dy) = ((shared.at(0).cast_const(), l), y.as_ptr(), (dy, dyl));
-            let factors = factors.map(|f| f as *const f32);
+        let factors = [&*a, &*b, &*k];
+        let (cut, dy) = (Portions::of_pixels(l, PIXELS), Shared::new(dy));
+        threads::for_each(cut.count(), |i| {
+            let (rows, g, y, dy) = (cut.rows(i), (g.as_ptr(), l), y.as_ptr(), (dy, dyl));
+            let factors = factors.map(|f| f.as_ptr());
             // Each portion writes its own rows of dy.
             dispatch!(simd => combine_rows(
-                rows: std::ops::Range<usize>, g: (*const f32, Layout), y: *const f32, factors: [*const f32; 3],
+                rows: Range<usize>, g: (*const f32, Layout), y: *const f32, factors: [*const f32; 3],
                 dy: (Shared<'_, f32>, Layout),
             ));
         });
     }
 
-    fn check(&self, y: &[f32], l: Layout) -> usize {
-        assert!(y.len() >= l.len() && l.pitch == self.mean.len(), "{} values, {l:?}", y.len());
+    fn check(&self, values: usize, l: Layout) -> usize {
+        assert!(values >= l.len() && l.pitch == self.mean.len(), "{values} values, {l:?}");
         l.pitch
     }
 }
 
 fn same_maps(a: Layout, b: Layout) -> bool {
     (a.batch, a.height, a.width, a.pitch) == (b.batch, b.height, b.width, b.pitch)
+}
+
+/// What says where ReLU let a value through.
+#[derive(Clone, Copy, Debug)]
+pub enum Relu<'a> {
+    /// There was no ReLU.
+    None,
+    /// The normalised value, computed again: nothing was added to it.
+    Own,
+    /// The fused layer's output.
+    Output(&'a [f32], Layout),
 }
 
 /// What is added before ReLU.
@@ -216,20 +269,31 @@ pub fn apply(
     relu: bool,
     (out, ol): (&mut [f32], Layout),
 ) {
-    norm.check(y, yl);
-    assert!(out.len() >= ol.len() && same_maps(yl, ol));
+    assert!(y.len() >= yl.len() && out.len() >= ol.len() && same_maps(yl, ol));
+    let cut = Portions::of_pixels(yl, PIXELS);
+    let (y, out) = ((Source(y.as_ptr()), yl), (Shared::new(out), ol));
+    apply_during(simd, norm, y, (residual, relu), out, |then| cut.for_each(then));
+}
+
+/// [`apply`] to rows that `run` hands over, portion by portion. `out` may be `y` itself; the caller has checked both.
+pub(crate) fn apply_during(
+    simd: Simd,
+    norm: &Norm,
+    (y, yl): (Source, Layout),
+    (residual, relu): (Option<Residual<'_>>, bool),
+    out: (Shared<'_, f32>, Layout),
+    run: impl FnOnce(Then<'_>),
+) {
+    norm.check(yl.len(), yl);
     if let Some(r) = residual {
         assert!(r.values.len() >= r.layout.len() && same_maps(r.layout, yl));
         assert!(r.norm.is_none_or(|n| n.scale.len() == yl.pitch));
     }
-    let out = Shared::new(out);
-    let size = rows_of_a_portion(yl.width);
-    threads::for_each(yl.rows().div_ceil(size), |i| {
-        let rows = i * size..yl.rows().min((i + 1) * size);
-        let (y, out) = ((y, yl), (out, ol));
+    run(&|_, rows| {
+        let y = (y.start(), yl);
         // Each portion writes its own rows of out.
         dispatch!(simd => apply_rows(
-            rows: std::ops::Range<usize>, norm: &Norm, y: (&[f32], Layout), residual: Option<Residual<'_>>, relu: bool,
+            rows: Range<usize>, norm: &Norm, y: (*const f32, Layout), residual: Option<Residual<'_>>, relu: bool,
             out: (Shared<'_, f32>, Layout),
         ));
     });
@@ -311,8 +375,13 @@ mod tests {
                 }).collect();
                 let (mut g, mut got) = (place(&dout, channels, flat), vec![0.0; halo.len()]);
                 let (mut dg, mut db) = (vec![1.0; channels], vec![2.0; channels]);
-                let output = relu.then_some((&outs[..], halo));
-                norm.backward(simd, (&mut g, flat), output, &ys, (&mut dg, &mut db), (&mut got, halo));
+                let from = match relu {
+                    false => Relu::None,
+                    true if residual == 0 && seed % 2 == 0 => Relu::Own,
+                    true => Relu::Output(&outs, halo),
+                };
+                norm.mask(simd, (&mut g, flat), from, &ys);
+                norm.input_gradient(simd, (&g, flat), &ys, (&mut dg, &mut db), (&mut got, halo));
                 if residual < 2 { compare(&got, halo, channels, &dy, 1e-5 + 4.0 * rounding)?; }
                 let masked: Vec<f64> = (0..n).map(mask).collect();
                 compare(&g, flat, channels, &masked, 0.0)?;

@@ -1,6 +1,6 @@
 //! The passes over rows of pixels that normalisation is made of.
 
-use super::{Norm, Residual};
+use super::{Norm, Relu, Residual};
 use crate::layout::Layout;
 use crate::simd::Vector;
 use crate::threads::Shared;
@@ -70,7 +70,7 @@ pub(super) unsafe fn measure_rows<V: Vector>(
 pub(super) unsafe fn apply_rows<V: Vector>(
     rows: std::ops::Range<usize>,
     norm: &Norm,
-    (y, yl): (&[f32], Layout),
+    (y, yl): (*const f32, Layout),
     residual: Option<Residual<'_>>,
     relu: bool,
     (out, ol): (Shared<'_, f32>, Layout),
@@ -127,7 +127,7 @@ pub(super) unsafe fn apply_rows<V: Vector>(
         }
     }
     for r in rows {
-        let from = y.as_ptr().wrapping_add(yl.row_at(r));
+        let from = y.wrapping_add(yl.row_at(r));
         let maps = (from, out.at(ol.row_at(r)), yl.pitch, yl.width);
         let own = (norm.scale.as_ptr(), norm.shift.as_ptr());
         let other = residual.map(|r2| {
@@ -141,24 +141,24 @@ pub(super) unsafe fn apply_rows<V: Vector>(
 
 /// Two rows of sums, Σg and Σg·(y − mean), of g masked by ReLU.
 #[inline(always)]
-pub(super) unsafe fn sum_rows<V: Vector>(
+pub(super) unsafe fn mask_rows<V: Vector>(
     rows: std::ops::Range<usize>,
     (g, l): (Shared<'_, f32>, Layout),
-    output: Option<(*const f32, Layout)>,
-    y: *const f32,
-    mean: *const f32,
+    relu: Relu<'_>,
+    own: (*const f32, *const f32),
+    (y, mean): (*const f32, *const f32),
     to: *mut f32,
 ) {
+    /// `mask` gives of each value what is left of it, from where it is and from y.
     #[inline(always)]
     unsafe fn channels<V: Vector, const N: usize>(
         rows: std::ops::Range<usize>,
         (g, l): (Shared<'_, f32>, Layout),
-        output: Option<(*const f32, Layout)>,
         (y, mean): (*const f32, *const f32),
-        to: *mut f32,
-        c: usize,
+        (to, c): (*mut f32, usize),
+        mask: impl Fn(V, V, usize, usize, usize) -> V,
     ) {
-        // SAFETY: `backward` checks slices against layouts; the vectors have pitch values.
+        // SAFETY: `mask_during` checks slices against layouts; the vectors have pitch values.
         unsafe {
             let mut middle = [V::splat(0.0); N];
             for (j, m) in middle.iter_mut().enumerate() {
@@ -168,17 +168,14 @@ pub(super) unsafe fn sum_rows<V: Vector>(
             for r in rows {
                 let at = l.row_at(r) + c;
                 let (g, y) = (g.at(at), y.add(at));
-                let output = output.map(|(o, ol)| o.add(ol.row_at(r) + c));
                 for x in 0..l.width {
                     for j in 0..N {
                         let i = x * l.pitch + j * V::LANES;
-                        let mut v = V::load(g.add(i));
-                        if let Some(o) = output {
-                            v = v.where_positive(V::load(o.add(i)));
-                            v.store(g.add(i));
-                        }
+                        let y = V::load(y.add(i));
+                        let v = mask(V::load(g.add(i)), y, r, i + c, j);
+                        v.store(g.add(i));
                         sum[j] = sum[j].add(v);
-                        product[j] = v.mul_add(V::load(y.add(i)).sub(middle[j]), product[j]);
+                        product[j] = v.mul_add(y.sub(middle[j]), product[j]);
                     }
                 }
             }
@@ -188,8 +185,38 @@ pub(super) unsafe fn sum_rows<V: Vector>(
             }
         }
     }
+    let (maps, y) = ((g, l), (y, mean));
     // SAFETY: as above.
-    unsafe { by_channels!(V, l.pitch, |c| channels::<N>(rows.clone(), (g, l), output, (y, mean), to, c)) }
+    unsafe {
+        match relu {
+            Relu::None => {
+                by_channels!(V, l.pitch, |c| channels::<N>(rows.clone(), maps, y, (to, c), |v, _, _, _, _| v))
+            }
+            Relu::Own => {
+                let (scale, shift) = own;
+                by_channels!(V, l.pitch, |c| channels::<N>(
+                    rows.clone(),
+                    maps,
+                    y,
+                    (to, c),
+                    |v: V, y: V, _, _, j| {
+                        let (scale, shift) = [scale, shift].map(|s| V::load(s.add(c + j * V::LANES))).into();
+                        v.where_positive(y.mul_add(scale, shift))
+                    }
+                ))
+            }
+            Relu::Output(o, ol) => {
+                let o = o.as_ptr();
+                by_channels!(V, l.pitch, |c| channels::<N>(
+                    rows.clone(),
+                    maps,
+                    y,
+                    (to, c),
+                    |v: V, _, r, i, _| v.where_positive(V::load(o.add(ol.row_at(r) + i)))
+                ))
+            }
+        }
+    }
 }
 
 /// dy ← a·g + b·y + k.

@@ -195,6 +195,18 @@ impl Blueprint {
         output
     }
 
+    /// The layer and the step that made the map which step `i` reads, if the gradient through step `i` is the last part of
+    /// the map's gradient: no earlier step reads it.
+    pub fn last_summand(&self, i: usize) -> Option<(usize, usize)> {
+        let [Some(map), _] = self.steps[i].reads() else { return None };
+        let read_before = self.steps[..i].iter().any(|s| s.reads().contains(&Some(map)));
+        let made_by = |(step, s): (usize, &Step)| match *s {
+            Step::Conv { layer, output, .. } if output == map => Some((layer, step)),
+            _ => None,
+        };
+        if read_before { None } else { self.steps[..i].iter().enumerate().find_map(made_by) }
+    }
+
     fn add_map(&mut self, (height, width, channels): (usize, usize, usize), pending: Option<usize>) -> Map {
         self.maps.push(Size { height, width, channels, pending });
         self.maps.len() - 1

@@ -3,9 +3,9 @@
 use super::blueprint::{Blueprint, Map, State, Step};
 use dfdx::prelude::Cpu;
 use pauc_kernels::buffer::Buffer;
-use pauc_kernels::conv::{Algorithm, Convolution, Work};
+use pauc_kernels::conv::{After, Algorithm, Convolution, Work};
 use pauc_kernels::layout::{Layout, copy_pixels};
-use pauc_kernels::norm::{self, Norm, Residual};
+use pauc_kernels::norm::{self, Norm, Relu, Residual};
 use pauc_kernels::pool;
 use pauc_kernels::simd::{CHANNELS, Simd};
 use pauc_traits::profile::named;
@@ -28,6 +28,8 @@ struct LayerState {
     norm: Norm,
     /// The convolution's output, before normalisation.
     y: Buffer,
+    /// Whether the gradient of the output has been masked by ReLU, and summed for that of the normalisation.
+    masked: bool,
 }
 
 /// Memory for one batch at a time. Grows to the largest batch it has seen, and is then reused.
@@ -84,6 +86,7 @@ impl Workspace {
             conv: Convolution::new(l.geometry, *a),
             norm: Norm::new(l.geometry.output_pitch()),
             y: Buffer::default(),
+            masked: false,
         };
         Workspace {
             simd,
@@ -129,20 +132,30 @@ impl Workspace {
         for (i, step) in plan.steps.iter().enumerate() {
             match *step {
                 Step::Conv { layer, input, output, residual } => {
-                    self.convolve(plan, state, &at, (layer, input, output), statistics)?;
                     self.open(plan, output);
                     let mut out = std::mem::take(&mut self.maps[output]);
-                    let residual = residual.map(|r| match plan.maps[r].pending {
-                        None => Residual { values: &self.maps[r], layout: at.haloed(r), norm: None },
-                        Some(l) => {
-                            let l = &self.layers[l];
-                            Residual { values: &l.y, layout: at.flat(r), norm: Some(&l.norm) }
+                    let to = (&mut out[..], at.haloed(output));
+                    match statistics {
+                        Statistics::Batch => {
+                            self.convolve(plan, state, &at, (layer, input, output), statistics)?;
+                            let _span = named(|| plan.layers[layer].norm.as_str().into());
+                            let l = &self.layers[layer];
+                            let y = (&l.y[..], at.flat(output));
+                            norm::apply(simd, &l.norm, y, self.residual(plan, &at, residual), true, to);
                         }
-                    });
-                    let _span = named(|| plan.layers[layer].norm.as_str().into());
-                    let l = &self.layers[layer];
-                    let target = (&mut out[..], at.haloed(output));
-                    norm::apply(simd, &l.norm, (&l.y, at.flat(output)), residual, true, target);
+                        Statistics::Running => {
+                            self.take_running(plan, state, layer);
+                            let _span = named(|| plan.layers[layer].name.as_str().into());
+                            let mut work = std::mem::take(&mut self.work);
+                            let residual = self.residual(plan, &at, residual);
+                            let l = &self.layers[layer];
+                            let x = (&self.maps[input][..], at.haloed(input));
+                            let weight = state.parameters[3 * layer].value();
+                            let after = After::Apply { norm: &l.norm, residual, relu: true };
+                            l.conv.forward(simd, &mut work, x, &weight, to, after);
+                            self.work = work;
+                        }
+                    }
                     self.maps[output] = out;
                 }
                 Step::Shortcut { layer, input, output } => {
@@ -176,9 +189,21 @@ impl Workspace {
             return;
         }
         let layout = Layouts { plan, batch: self.capacity }.haloed(map);
-        let found =
-            if self.keep { None } else { self.halos.iter().position(|(l, _)| *l == layout.with_batch(0)) };
-        self.maps[map] = found.map_or_else(|| Buffer::zeros(layout.len()), |i| self.halos.swap_remove(i).1);
+        let same = |(l, _): &(Layout, Buffer)| *l == layout.with_batch(0);
+        let large_enough = || {
+            let all = self.halos.iter().enumerate().filter(|(_, (_, b))| b.len() >= layout.len());
+            all.min_by_key(|(_, (_, b))| b.len()).map(|(i, _)| i)
+        };
+        self.maps[map] = match self.halos.iter().position(same).or_else(large_enough) {
+            None => Buffer::zeros(layout.len()),
+            Some(i) => {
+                let (was, mut buffer) = self.halos.swap_remove(i);
+                if was != layout.with_batch(0) {
+                    layout.clear_halo(&mut buffer);
+                }
+                buffer
+            }
+        };
     }
 
     /// Takes a map's memory back.
@@ -193,7 +218,9 @@ impl Workspace {
     fn release(&mut self, plan: &Blueprint, i: usize) {
         let read_later = |map: Map| plan.steps[i + 1..].iter().any(|s| s.reads().contains(&Some(map)));
         if let Step::Conv { layer, .. } = plan.steps[i] {
-            self.spare.push(std::mem::take(&mut self.layers[layer].y));
+            let y = std::mem::take(&mut self.layers[layer].y);
+            // Running statistics need none.
+            self.spare.extend((!y.is_empty()).then_some(y));
         }
         for map in plan.steps[i].reads().into_iter().flatten().filter(|m| !read_later(*m)) {
             match plan.maps[map].pending {
@@ -201,6 +228,17 @@ impl Workspace {
                 None => self.close(plan, map),
             }
         }
+    }
+
+    /// What a step adds before ReLU.
+    fn residual<'a>(&'a self, plan: &Blueprint, at: &Layouts<'_>, map: Option<Map>) -> Option<Residual<'a>> {
+        map.map(|r| match plan.maps[r].pending {
+            None => Residual { values: &self.maps[r], layout: at.haloed(r), norm: None },
+            Some(l) => {
+                let l = &self.layers[l];
+                Residual { values: &l.y, layout: at.flat(r), norm: Some(&l.norm) }
+            }
+        })
     }
 
     /// The convolution of a layer, and its normalisation's scale and shift.
@@ -215,45 +253,49 @@ impl Workspace {
         if self.layers[layer].y.is_empty() {
             self.layers[layer].y = self.buffer(plan, output);
         }
-        let (x, yl) = ((&self.maps[input][..], at.haloed(input)), at.flat(output));
-        let l = &mut self.layers[layer];
+        let yl = at.flat(output);
+        let n = yl.pixels();
+        if statistics == Statistics::Batch && n < 2 {
+            let message = "a single value has no variance: use a batch of at least 2 images";
+            return Err(Error::shape(plan.layers[layer].norm.as_str(), message));
+        }
         {
             let _span = named(|| plan.layers[layer].name.as_str().into());
-            l.conv.forward(
-                self.simd,
-                &mut self.work,
-                x,
-                &state.parameters[3 * layer].value(),
-                (&mut l.y, yl),
-            );
+            let l = &mut self.layers[layer];
+            let after = match statistics {
+                Statistics::Batch => After::Measure(&mut l.norm),
+                Statistics::Running => After::Nothing,
+            };
+            let (x, weight) =
+                ((&self.maps[input][..], at.haloed(input)), state.parameters[3 * layer].value());
+            l.conv.forward(self.simd, &mut self.work, x, &weight, (&mut l.y, yl), after);
+        }
+        if statistics == Statistics::Running {
+            self.take_running(plan, state, layer);
+            return Ok(());
         }
         let _span = named(|| plan.layers[layer].norm.as_str().into());
         let (mean, variance) = (&state.statistics[2 * layer], &state.statistics[2 * layer + 1]);
-        match statistics {
-            Statistics::Batch => {
-                let n = yl.pixels();
-                if n < 2 {
-                    let message = "a single value has no variance: use a batch of at least 2 images";
-                    return Err(Error::shape(plan.layers[layer].norm.as_str(), message));
-                }
-                l.norm.measure(self.simd, (&l.y, yl));
-                let unbiased = n as f32 / (n - 1) as f32;
-                for (r, m) in mean.value_mut().iter_mut().zip(&l.norm.mean) {
-                    *r += MOMENTUM * (m - *r);
-                }
-                for (r, v) in variance.value_mut().iter_mut().zip(&l.norm.variance) {
-                    *r += MOMENTUM * (v * unbiased - *r);
-                }
-            }
-            Statistics::Running => {
-                let channels = plan.layers[layer].geometry.outputs;
-                l.norm.mean[..channels].copy_from_slice(&mean.value());
-                l.norm.variance[..channels].copy_from_slice(&variance.value());
-            }
+        let norm = &mut self.layers[layer].norm;
+        let unbiased = n as f32 / (n - 1) as f32;
+        for (r, m) in mean.value_mut().iter_mut().zip(&norm.mean) {
+            *r += MOMENTUM * (m - *r);
         }
-        let [gamma, beta] = [1, 2].map(|i| state.parameters[3 * layer + i].value());
-        l.norm.prepare(&gamma, &beta, EPSILON);
+        for (r, v) in variance.value_mut().iter_mut().zip(&norm.variance) {
+            *r += MOMENTUM * (v * unbiased - *r);
+        }
+        prepare(norm, state, layer);
         Ok(())
+    }
+
+    /// Scale and shift of a layer's normalisation from the running statistics.
+    fn take_running(&mut self, plan: &Blueprint, state: &State<Cpu>, layer: usize) {
+        let (mean, variance) = (&state.statistics[2 * layer], &state.statistics[2 * layer + 1]);
+        let channels = plan.layers[layer].geometry.outputs;
+        let norm = &mut self.layers[layer].norm;
+        norm.mean[..channels].copy_from_slice(&mean.value());
+        norm.variance[..channels].copy_from_slice(&variance.value());
+        prepare(norm, state, layer);
     }
 
     /// Adds to the parameters' gradients, given that of the features of the last forward pass, whose statistics came
@@ -265,19 +307,19 @@ impl Workspace {
         let mut d_last = self.buffer(plan, last);
         plan.features().backward(d_features, (&mut d_last, at.flat(last)));
         self.gradients[last] = Some(d_last);
-        for step in plan.steps.iter().rev() {
+        for (i, step) in plan.steps.iter().enumerate().rev() {
             match *step {
-                Step::Conv { layer, input, output, residual } => {
+                Step::Conv { output, residual, .. } => {
                     let Some(mut g) = self.gradients[output].take() else { continue };
-                    self.layer_backward(plan, state, &at, (layer, input, output), &mut g, true);
+                    self.layer_backward(plan, state, &at, i, &mut g);
                     match residual {
                         Some(r) => self.give(r, g),
                         None => self.spare.push(g),
                     }
                 }
-                Step::Shortcut { layer, input, output } => {
+                Step::Shortcut { output, .. } => {
                     let Some(mut g) = self.gradients[output].take() else { continue };
-                    self.layer_backward(plan, state, &at, (layer, input, output), &mut g, false);
+                    self.layer_backward(plan, state, &at, i, &mut g);
                     self.spare.push(g);
                 }
                 Step::MaxPool { input, output } => {
@@ -293,16 +335,21 @@ impl Workspace {
         debug_assert!(simd == self.simd && self.gradients.iter().all(Option::is_none));
     }
 
-    /// From the gradient of a layer's output to those of its parameters and its input; masks `g` by ReLU if `relu`.
+    /// From the gradient of a layer's output to those of its parameters and its input; masks `g` by ReLU. `i` is the
+    /// layer's step.
     fn layer_backward(
         &mut self,
         plan: &Blueprint,
         state: &State<Cpu>,
         at: &Layouts<'_>,
-        (layer, input, output): (usize, Map, Map),
+        i: usize,
         g: &mut [f32],
-        relu: bool,
     ) {
+        let (Step::Conv { layer, input, output, .. } | Step::Shortcut { layer, input, output }) =
+            plan.steps[i]
+        else {
+            return;
+        };
         let (simd, halo) = (self.simd, at.haloed(output));
         let (of, dy) = &mut self.dy;
         if *of != Some(halo) {
@@ -314,10 +361,14 @@ impl Workspace {
         let l = &mut self.layers[layer];
         {
             let _span = named(|| plan.layers[layer].norm.as_str().into());
-            let out = relu.then(|| (&self.maps[output][..], halo));
+            if !std::mem::take(&mut l.masked) {
+                let relu = relu(&plan.steps[i], &self.maps, at);
+                l.norm.mask(simd, (g, at.flat(output)), relu, &l.y);
+            }
             let mut gamma = state.parameters[3 * layer + 1].grad_mut();
             let mut beta = state.parameters[3 * layer + 2].grad_mut();
-            l.norm.backward(simd, (g, at.flat(output)), out, &l.y, (&mut gamma, &mut beta), (dy, halo));
+            let sums = (&mut gamma[..], &mut beta[..]);
+            l.norm.input_gradient(simd, (g, at.flat(output)), &l.y, sums, (dy, halo));
         }
         let weight = &state.parameters[3 * layer];
         let x = (&self.maps[input][..], at.haloed(input));
@@ -332,9 +383,22 @@ impl Workspace {
         let dx = self.gradients[input].take();
         let add = dx.is_some();
         let mut dx = dx.unwrap_or_else(|| self.buffer(plan, input));
-        let (conv, dy) = (self.layers[layer].conv, &self.dy.1);
-        let to = (&mut dx[..], at.flat(input));
-        conv.input_gradient(simd, &mut self.work, (dy, halo), &weight.value(), to, add);
+        let conv = self.layers[layer].conv;
+        let to = (&mut dx[..], at.flat(input), add);
+        // The last summand of a map's gradient is masked by the map's ReLU as it is added.
+        let source = plan.last_summand(i);
+        let mut norm = source.map(|(layer, _)| std::mem::take(&mut self.layers[layer].norm));
+        let after = match (&mut norm, source) {
+            (Some(norm), Some((layer, step))) => {
+                let relu = relu(&plan.steps[step], &self.maps, at);
+                After::Mask { norm, relu, y: &self.layers[layer].y }
+            }
+            _ => After::Nothing,
+        };
+        conv.input_gradient(simd, &mut self.work, (&self.dy.1, halo), &weight.value(), to, after);
+        if let (Some(norm), Some((layer, _))) = (norm, source) {
+            (self.layers[layer].norm, self.layers[layer].masked) = (norm, true);
+        }
         self.gradients[input] = Some(dx);
     }
 
@@ -354,5 +418,20 @@ impl Workspace {
         let len = Layouts { plan, batch: self.capacity }.flat(map).len();
         let found = self.spare.iter().position(|b| b.len() == len);
         found.map_or_else(|| Buffer::zeros(len), |i| self.spare.swap_remove(i))
+    }
+}
+
+/// Scale and shift from mean, variance, γ and β.
+fn prepare(norm: &mut Norm, state: &State<Cpu>, layer: usize) {
+    let [gamma, beta] = [1, 2].map(|i| state.parameters[3 * layer + i].value());
+    norm.prepare(&gamma, &beta, EPSILON);
+}
+
+/// What says where the ReLU of a step let a value through.
+fn relu<'a>(step: &Step, maps: &'a [Buffer], at: &Layouts<'_>) -> Relu<'a> {
+    match *step {
+        Step::Conv { residual: None, .. } => Relu::Own,
+        Step::Conv { output, .. } => Relu::Output(&maps[output], at.haloed(output)),
+        Step::Shortcut { .. } | Step::MaxPool { .. } => Relu::None,
     }
 }

@@ -21,7 +21,7 @@ use self::transforms::{
 };
 use super::{Geometry, Packed, pack};
 use crate::buffer::{Buffer, scratch};
-use crate::layout::Layout;
+use crate::layout::{Layout, Portions, Then};
 use crate::micro::{Operands, Panel, Tap};
 use crate::simd::{CHANNELS, Simd, dispatch};
 use crate::threads::{self, Shared};
@@ -34,12 +34,16 @@ const STAGGER: usize = 16;
 const CACHED: usize = 100 << 10;
 /// Transformed weights beyond this many values are not read again for each portion of tiles: all tiles are transformed
 /// first, and the matrix products are what is shared among threads.
-const LARGE: usize = 1 << 20;
+const LARGE: usize = 1 << 19;
+/// Pixels of a portion of what has then been written.
+const PIXELS: usize = 512;
+/// Weights of each tap that one portion of work transforms.
+const WEIGHTS: usize = 512;
 /// Tiles that are transformed together for large weights.
 const PHASE: usize = 256;
 
 /// Whether the method applies.
-pub fn applies(g: Geometry, pitch: usize) -> bool {
+pub(super) fn applies(g: Geometry, pitch: usize) -> bool {
     (g.kernel, g.stride, g.padding) == (3, 1, 1) && pitch.is_multiple_of(CHANNELS)
 }
 
@@ -58,9 +62,9 @@ fn transform_weights(
     let (columns, step) = (simd.panel(outputs), stride(inputs, outputs));
     assert!(from.len() == 9 * inputs * outputs && to.len() == FREQUENCIES * step);
     let rows = outputs / columns * inputs;
-    let to = Shared::new(to);
-    threads::for_each(rows.div_ceil(64), |i| {
-        let rows = i * 64..rows.min((i + 1) * 64);
+    let (to, size) = (Shared::new(to), (WEIGHTS / columns).max(1));
+    threads::for_each(rows.div_ceil(size), |i| {
+        let rows = i * size..rows.min((i + 1) * size);
         let (maps, shape) = ((from.as_ptr(), to), (columns, inputs, turned, step));
         dispatch!(simd => weight_rows(
             rows: Range<usize>, maps: (*const f32, Shared<'_, f32>), shape: (usize, usize, bool, usize),
@@ -69,7 +73,14 @@ fn transform_weights(
 }
 
 /// Packs and transforms weights, (out, in, 3, 3), for [`forward`] on maps of `pitch` channels; `work` is scratch.
-pub fn pack_forward(simd: Simd, g: Geometry, pitch: usize, w: &[f32], work: &mut Packed, to: &mut Packed) {
+pub(super) fn pack_forward(
+    simd: Simd,
+    g: Geometry,
+    pitch: usize,
+    w: &[f32],
+    work: &mut Packed,
+    to: &mut Packed,
+) {
     let outputs = g.output_pitch();
     let direct = work.reserve(9 * pitch * outputs);
     pack::forward(simd, g, pitch, w, direct);
@@ -83,7 +94,7 @@ pub fn pack_forward(simd: Simd, g: Geometry, pitch: usize, w: &[f32], work: &mut
 }
 
 /// Packs and transforms weights so that [`forward`] of the output's gradient is the input's.
-pub fn pack_input_gradient(
+pub(super) fn pack_input_gradient(
     simd: Simd,
     g: Geometry,
     pitch: usize,
@@ -169,6 +180,20 @@ fn check(xl: Layout, x: &[f32], sides: (usize, usize)) {
     );
 }
 
+/// Whether all tiles pass a step before the next step begins, because portions would read too many weights.
+fn together(inputs: usize, outputs: usize) -> bool {
+    FREQUENCIES * inputs * outputs > LARGE
+}
+
+/// The portions of an output's rows in which [`forward`] makes them, from maps of `pitch` channels.
+pub(super) fn portions(simd: Simd, pitch: usize, l: Layout) -> Portions {
+    if together(pitch, l.pitch) {
+        return Portions::of_pixels(l, PIXELS);
+    }
+    let each = FREQUENCIES * (pitch + group(l.pitch, simd.panel(l.pitch)));
+    Portions::new(l, 4, Tiles::new(l).portion(CACHED, each))
+}
+
 /// y ← x ∗ w, or y ← y + x ∗ w if `add`. Also the input gradient, see [`pack_input_gradient`].
 ///
 /// # Shapes
@@ -176,29 +201,28 @@ fn check(xl: Layout, x: &[f32], sides: (usize, usize)) {
 ///
 /// # Panics
 /// If slices, layouts and weights do not agree.
-pub fn forward(
+pub(super) fn forward(
     simd: Simd,
     (x, xl): (&[f32], Layout),
     w: &Packed,
     work: &mut Buffer,
-    (y, yl): (&mut [f32], Layout),
-    add: bool,
+    (y, yl, add): (Shared<'_, f32>, Layout, bool),
+    then: Then<'_>,
 ) {
     check(xl, x, (yl.height, yl.width));
     let step = stride(xl.pitch, yl.pitch);
     assert!(w.values().len() == FREQUENCIES * step && y.len() >= yl.len() && yl.batch == xl.batch);
     let (all, columns) = (Tiles::new(yl), simd.panel(yl.pitch));
     let w = Weights { start: w.values().as_ptr(), step, columns };
-    let y = Shared::new(y);
-    if FREQUENCIES * xl.pitch * yl.pitch <= LARGE {
-        let size = all.portion(CACHED, FREQUENCIES * (xl.pitch + group(yl.pitch, columns)));
-        threads::for_each(all.count.div_ceil(size), |i| {
-            let tiles = i * size..all.count.min((i + 1) * size);
-            let (x, y) = ((x.as_ptr(), xl), (y, yl, add));
+    let cut = portions(simd, xl.pitch, yl);
+    if !together(xl.pitch, yl.pitch) {
+        threads::for_each(cut.count(), |i| {
+            let (tiles, x, y) = (all.of(cut, i), (x.as_ptr(), xl), (y, yl, add));
             dispatch!(simd => forward_portion(
                 tiles: Range<usize>, all: Tiles, x: (*const f32, Layout), w: Weights,
                 y: (Shared<'_, f32>, Layout, bool),
             ));
+            then(i, cut.rows(i));
         });
         return;
     }
@@ -235,6 +259,7 @@ pub fn forward(
             ));
         });
     }
+    cut.for_each(then);
 }
 
 /// Room in `work` for `n` transformed tiles of each pitch.
@@ -297,7 +322,7 @@ unsafe fn gradient_portion<V: Panel>(
 
 /// Memory of [`weight_gradient`].
 #[derive(Clone, Debug, Default)]
-pub struct Work {
+pub(super) struct Work {
     tiles: Buffer,
     sums: Buffer,
     weights: Buffer,
@@ -310,7 +335,7 @@ pub struct Work {
 ///
 /// # Panics
 /// If slices, layouts and geometry do not agree.
-pub fn weight_gradient(
+pub(super) fn weight_gradient(
     simd: Simd,
     g: Geometry,
     (x, xl): (&[f32], Layout),
@@ -324,14 +349,14 @@ pub fn weight_gradient(
     let (all, columns) = (Tiles::new(dyl), simd.panel(dyl.pitch));
     let step = xl.pitch * dyl.pitch + 5 * STAGGER;
     // Few parts would keep few threads busy; then frequencies are shared among them instead.
-    let parts = super::parts(FREQUENCIES * step, all.count);
+    let parts = super::parts(FREQUENCIES * step, all.count, 4);
     let local = parts >= 4 || parts == all.count;
     let parts = if local { parts } else { 1 };
     work.sums.grow(parts * FREQUENCIES * step);
     work.weights.grow(9 * xl.pitch * dyl.pitch);
     let sums = Shared::new(&mut work.sums);
     if local {
-        let size = all.portion(CACHED, FREQUENCIES * (xl.pitch + dyl.pitch));
+        let size = all.across * all.portion(CACHED, FREQUENCIES * (xl.pitch + dyl.pitch));
         threads::for_each(parts, |p| {
             let tiles = threads::portion(all.count, parts, p);
             let (x, dy) = ((x.as_ptr(), xl), (dy.as_ptr(), dyl));
@@ -378,7 +403,7 @@ pub fn weight_gradient(
             rows: Range<usize>, from: (*const f32, usize, usize), to: (Shared<'_, f32>, usize, usize),
         ));
     });
-    pack::add_weight_gradient(g, xl.pitch, &work.weights, 1, dw);
+    pack::add_weight_gradient(simd, g, xl.pitch, &work.weights, 1, dw);
 }
 
 #[cfg(test)]
@@ -411,12 +436,12 @@ mod tests {
             let (mut direct, mut u, mut work) = (Packed::default(), Packed::default(), Buffer::default());
             let mut got = vec![f32::NAN; flat_y.len()];
             pack_forward(simd, g, xl.pitch, &case.w, &mut direct, &mut u);
-            forward(simd, (&x, xl), &u, &mut work, (&mut got, flat_y), false);
+            forward(simd, (&x, xl), &u, &mut work, (Shared::new(&mut got), flat_y, false), &|_, _| ());
             compare(&got, flat_y, g.outputs, &y, 1e-4)?;
             let start = if add { case.x.clone() } else { vec![f32::NAN; case.x.len()] };
             let mut got = place(&start, g.inputs, flat_x);
             pack_input_gradient(simd, g, flat_x.pitch, &case.w, &mut direct, &mut u);
-            forward(simd, (&dy, dyl), &u, &mut work, (&mut got, flat_x), add);
+            forward(simd, (&dy, dyl), &u, &mut work, (Shared::new(&mut got), flat_x, add), &|_, _| ());
             compare(&got, flat_x, g.inputs, &dx, 1e-4)?;
             let mut got = case.w.clone();
             weight_gradient(simd, g, (&x, xl), (&dy, dyl), &mut Work::default(), &mut got);

@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop)] // a matrix is transposed between its two sides: indices say it best
 
-use crate::layout::Layout;
+use crate::layout::{Layout, Portions};
 use crate::simd::Vector;
 use crate::threads::Shared;
 use std::ops::Range;
@@ -14,7 +14,7 @@ pub(super) const FREQUENCIES: usize = 36;
 #[derive(Clone, Copy)]
 pub(super) struct Tiles {
     down: usize,
-    across: usize,
+    pub across: usize,
     pub count: usize,
 }
 
@@ -30,9 +30,15 @@ impl Tiles {
         (t / (self.down * self.across), t / self.across % self.down * 4, t % self.across * 4)
     }
 
-    /// Whole rows of tiles, as many as have about `values` values at `each` a tile.
+    /// As many rows of tiles as have about `values` values at `each` a tile.
     pub fn portion(self, values: usize, each: usize) -> usize {
-        (values / each / self.across).max(1) * self.across
+        (values / each / self.across).max(1)
+    }
+
+    /// The tiles of a portion whose bands are rows of tiles.
+    pub fn of(self, cut: Portions, i: usize) -> Range<usize> {
+        let bands = cut.bands(i);
+        bands.start * self.across..bands.end * self.across
     }
 }
 
