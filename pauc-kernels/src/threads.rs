@@ -7,7 +7,7 @@ use rayon::iter::plumbing::{Producer, ProducerCallback};
 use rayon::prelude::*;
 use std::cell::{Cell, UnsafeCell};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// Starts the threads of this process, of which the calling one is one: it works on its own steps instead of waking
 /// another. 0 takes what rayon's own variable or the machine says.
@@ -73,13 +73,13 @@ pub fn awake<T>(work: impl FnOnce() -> T) -> T {
     if rayon::current_num_threads() == 1 || TEAM.get().is_some() {
         return work();
     }
-    let team = Team::default();
+    let team = Team::new(rayon::current_num_threads(), own);
     rayon::in_place_scope(|scope| {
         let team = &team;
         scope.spawn_broadcast(move |_, thread| {
             // The thread whose work it is takes this, too, while it waits for the end of the scope.
             if thread.index() != own {
-                team.help();
+                team.help(thread.index());
             }
         });
         // Also when it unwinds: the others must not stay.
@@ -117,25 +117,21 @@ impl<F: FnMut()> Drop for OnDrop<F> {
     }
 }
 
-/// A step as the threads of a [`Team`] see it.
-#[derive(Clone, Copy)]
-struct Shareable {
-    portions: usize,
-    work: *const (dyn Fn(usize) + Sync),
-}
-
 /// Threads that share the steps of one of them. Nobody waits for a thread that has taken nothing: whoever comes late, or
 /// not at all, finds fewer portions or none.
-#[derive(Default)]
 struct Team {
+    /// The thread whose steps they are.
+    leader: usize,
     /// The step at hand: written while it is closed and nobody is inside.
-    step: UnsafeCell<Option<Shareable>>,
+    step: UnsafeCell<Option<*const (dyn Fn(usize) + Sync)>>,
     /// Whether helpers may go into the step.
     open: AtomicBool,
     /// Helpers who are inside, or about to find out that it is closed.
     inside: AtomicUsize,
-    /// The next portion that nobody has taken.
-    next: AtomicUsize,
+    /// The portions that each thread is to take and that nobody has taken. A thread takes its own from the front, always
+    /// the same share of a step, since what it read and wrote in the step before is in its cache; then others' from the
+    /// back.
+    left: Vec<Left>,
     /// Whether no further step comes.
     over: AtomicBool,
 }
@@ -145,13 +141,26 @@ struct Team {
 unsafe impl Sync for Team {}
 
 impl Team {
+    fn new(threads: usize, leader: usize) -> Self {
+        Team {
+            leader,
+            step: UnsafeCell::new(None),
+            open: AtomicBool::new(false),
+            inside: AtomicUsize::new(0),
+            left: (0..threads).map(|_| Left::default()).collect(),
+            over: AtomicBool::new(false),
+        }
+    }
+
     /// Calls `work` for each portion, together with those who help; for the one thread whose team it is.
     fn share(&self, portions: usize, work: &(dyn Fn(usize) + Sync)) {
         // SAFETY: only the lifetime changes. Nobody calls `work` after this function: see `_closed`.
         let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
         // SAFETY: when the step before ended, it was closed and nobody was inside.
-        unsafe { *self.step.get() = Some(Shareable { portions, work }) };
-        self.next.store(0, Ordering::Relaxed);
+        unsafe { *self.step.get() = Some(work) };
+        for (i, left) in self.left.iter().enumerate() {
+            left.set(portion(portions, self.left.len(), i));
+        }
         self.open.store(true, Ordering::SeqCst);
         // Also when it unwinds. Whoever counts himself in after this store finds the step closed; whoever did so before
         // is waited for.
@@ -161,21 +170,23 @@ impl Team {
         });
         // What a portion calls in turn is its own.
         let _led = Led::by(None);
-        self.take(portions, work);
+        self.take(self.leader, work);
     }
 
-    fn take(&self, portions: usize, work: &(dyn Fn(usize) + Sync)) {
-        loop {
-            let portion = self.next.fetch_add(1, Ordering::Relaxed);
-            if portion >= portions {
-                return;
-            }
+    fn take(&self, thread: usize, work: &(dyn Fn(usize) + Sync)) {
+        while let Some(portion) = self.left[thread].first() {
             work(portion);
+        }
+        let (before, after) = self.left.split_at(thread);
+        for others in after.iter().chain(before) {
+            while let Some(portion) = others.last() {
+                work(portion);
+            }
         }
     }
 
     /// Takes portions of steps until no further comes.
-    fn help(&self) {
+    fn help(&self, thread: usize) {
         let mut idle = 0u32;
         while !self.over.load(Ordering::SeqCst) {
             if !self.open.load(Ordering::Relaxed) {
@@ -192,12 +203,42 @@ impl Team {
             let _outside = OnDrop(|| _ = self.inside.fetch_sub(1, Ordering::SeqCst));
             if self.open.load(Ordering::SeqCst) {
                 // SAFETY: it is open and this thread is counted, so nobody writes it.
-                if let Some(step) = unsafe { *self.step.get() } {
+                if let Some(work) = unsafe { *self.step.get() } {
                     // SAFETY: `share` does not return while this thread is counted.
-                    self.take(step.portions, unsafe { &*step.work });
+                    self.take(thread, unsafe { &*work });
                 }
             }
         }
+    }
+}
+
+/// A range of portions, from which one thread takes the first and others the last; alone in its cache line.
+#[derive(Default)]
+#[repr(align(64))]
+struct Left(AtomicU64);
+
+impl Left {
+    fn set(&self, range: std::ops::Range<usize>) {
+        self.0.store((range.start as u64) << 32 | range.end as u64, Ordering::Relaxed);
+    }
+
+    fn first(&self) -> Option<usize> {
+        self.shrink(|start, end| [start + 1, end]).map(|(start, _)| start as usize)
+    }
+
+    fn last(&self) -> Option<usize> {
+        self.shrink(|start, end| [start, end - 1]).map(|(_, end)| end as usize - 1)
+    }
+
+    /// What the range was, if it was not empty, before `take` left less of it.
+    fn shrink(&self, take: impl Fn(u64, u64) -> [u64; 2]) -> Option<(u64, u64)> {
+        let bounds = |range: u64| (range >> 32, range & u64::from(u32::MAX));
+        let less = |range| {
+            let (start, end) = bounds(range);
+            let [start, end] = (start < end).then(|| take(start, end))?;
+            Some(start << 32 | end)
+        };
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).ok().map(bounds)
     }
 }
 
