@@ -66,8 +66,8 @@ pub(crate) fn inside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Does `work` while the other threads of the current rayon pool stay awake and share each [`for_each`] that it calls: to
-/// wake a thread takes as long as a good part of a step of a few hundred microseconds. Outside a pool, or where a thread
-/// is already in such work, this is a call of `work`.
+/// wake a thread takes as long as a step of a few hundred microseconds. Outside a pool, or where a thread is already in
+/// such work, this is a call of `work`.
 pub fn awake<T>(work: impl FnOnce() -> T) -> T {
     let Some(own) = rayon::current_thread_index() else { return work() };
     if rayon::current_num_threads() == 1 || TEAM.get().is_some() {
@@ -250,52 +250,6 @@ fn wait_until(done: impl Fn() -> bool) {
     }
 }
 
-/// One of several parallel steps: `work` for each portion 0..`portions`.
-pub(crate) struct Step<'a> {
-    pub(crate) portions: usize,
-    pub(crate) work: &'a (dyn Fn(usize) + Sync),
-}
-
-/// Steps of a few hundred microseconds, one after another, each when the one before is done.
-///
-/// Waking a thread takes as long as such a step. So threads are called once, for all steps, and stay awake between
-/// them; a thread takes the next portion that nobody has taken, and one that comes late finds fewer left. Nobody waits
-/// for a thread that has taken nothing.
-pub(crate) fn steps(steps: &[Step<'_>]) {
-    let progress: Vec<_> = steps.iter().map(|_| (AtomicUsize::new(0), AtomicUsize::new(0))).collect();
-    let take_part = || {
-        for (step, (taken, done)) in steps.iter().zip(&progress) {
-            loop {
-                let portion = taken.fetch_add(1, Ordering::Relaxed);
-                if portion >= step.portions {
-                    break;
-                }
-                // Counted when it unwinds, too: the others must not wait for it.
-                let _done = CountOnDrop(done);
-                (step.work)(portion);
-            }
-            wait_until(|| done.load(Ordering::Acquire) >= step.portions);
-        }
-    };
-    if rayon::current_num_threads() == 1 {
-        return take_part();
-    }
-    inside(|| {
-        rayon::scope(|scope| {
-            (1..rayon::current_num_threads()).for_each(|_| scope.spawn(|_| take_part()));
-            take_part();
-        });
-    });
-}
-
-struct CountOnDrop<'a>(&'a AtomicUsize);
-
-impl Drop for CountOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, Ordering::Release);
-    }
-}
-
 /// The range of portion `i` when `total` is cut into `parts` of nearly equal size.
 pub fn portion(total: usize, parts: usize, i: usize) -> std::ops::Range<usize> {
     let (size, more) = (total / parts, total % parts);
@@ -358,14 +312,15 @@ mod tests {
             let seen = std::sync::Mutex::new(Vec::new());
             let add = |i: usize| _ = sum.fetch_add(i + 1, Ordering::Relaxed);
             let look = |_: usize| seen.lock().unwrap().push(sum.load(Ordering::Relaxed));
-            let plan = [
-                Step { portions: 40, work: &add },
-                Step { portions: 1, work: &look },
-                Step { portions: 0, work: &add },
-                Step { portions: 7, work: &add },
-                Step { portions: 2, work: &look },
-            ];
-            pool.install(|| steps(&plan));
+            pool.install(|| {
+                awake(|| {
+                    for_each(40, add);
+                    for_each(1, look);
+                    for_each(0, add);
+                    for_each(7, add);
+                    for_each(2, look);
+                })
+            });
             assert_eq!(seen.into_inner().unwrap(), [820, 848, 848], "{threads} threads");
         }
     }
@@ -374,8 +329,11 @@ mod tests {
     fn a_panic_in_a_step_ends_all() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         let fail = |i: usize| assert!(i != 3, "portion three");
-        let plan = [Step { portions: 9, work: &fail }, Step { portions: 9, work: &|_| () }];
-        let run = std::panic::AssertUnwindSafe(|| pool.install(|| steps(&plan)));
+        let steps = || {
+            for_each(9, fail);
+            for_each(9, |_| ());
+        };
+        let run = std::panic::AssertUnwindSafe(|| pool.install(|| awake(steps)));
         assert!(std::panic::catch_unwind(run).is_err());
     }
 
@@ -392,14 +350,6 @@ mod tests {
         }
         assert_eq!(awake(work), 50);
         assert_eq!(sum.into_inner(), (3 * 4 + 1) * 50 * 190);
-    }
-
-    #[test]
-    fn threads_sleep_again_when_the_work_fails() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-        let fail =
-            std::panic::AssertUnwindSafe(|| pool.install(|| awake(|| for_each(9, |i| assert_ne!(i, 3)))));
-        assert!(std::panic::catch_unwind(fail).is_err());
     }
 
     #[test]

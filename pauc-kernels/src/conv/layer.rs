@@ -155,7 +155,7 @@ impl Convolution {
             }
             Algorithm::Winograd => {
                 let (packed, to) = (&mut work.packed, &mut work.transformed);
-                winograd::pack_forward(simd, g, pitch, w, packed, to);
+                winograd::pack(simd, g, (pitch, false), w, [packed, &mut *to]);
                 winograd::forward(simd, x, to, &mut work.sums, (y, yl, false), then);
             }
         });
@@ -186,7 +186,7 @@ impl Convolution {
             }
             Algorithm::Winograd => {
                 let (packed, to) = (&mut work.packed, &mut work.transformed);
-                winograd::pack_input_gradient(simd, g, pitch, w, packed, to);
+                winograd::pack(simd, g, (pitch, true), w, [packed, &mut *to]);
                 winograd::forward(simd, dy, to, &mut work.sums, (dx, dxl, add), then);
             }
         });

@@ -18,6 +18,11 @@ use std::ops::Range;
 /// Pixels of one portion of a sum.
 const PIXELS: usize = 512;
 
+/// The portions of rows that passes of their own go over.
+pub(crate) fn portions(l: Layout) -> Portions {
+    Portions::of_pixels(l, PIXELS)
+}
+
 /// The start of maps that are read.
 #[derive(Clone, Copy)]
 pub(crate) struct Source(pub *const f32);
@@ -77,7 +82,7 @@ impl Norm {
     /// If the slice is shorter than its layout, or the layout has another pitch.
     pub fn measure(&mut self, simd: Simd, (y, l): (&[f32], Layout)) {
         self.check(y.len(), l);
-        let cut = Portions::of_pixels(l, PIXELS);
+        let cut = portions(l);
         self.measure_during(simd, cut, (Source(y.as_ptr()), l), |then| cut.for_each(then));
     }
 
@@ -142,7 +147,7 @@ impl Norm {
     /// If slices and layouts do not agree.
     pub fn mask(&mut self, simd: Simd, (g, l): (&mut [f32], Layout), relu: Relu<'_>, y: &[f32]) {
         self.check(g.len(), l);
-        let (cut, g) = (Portions::of_pixels(l, PIXELS), Shared::new(g));
+        let (cut, g) = (portions(l), Shared::new(g));
         self.mask_during(simd, cut, (g, l), (relu, y), |then| cut.for_each(then));
     }
 
@@ -213,7 +218,7 @@ impl Norm {
             k[c] = (-scale * of_g[c] / count - slope * self.mean[c] as f64) as f32;
         }
         let factors = [&*a, &*b, &*k];
-        let (cut, dy) = (Portions::of_pixels(l, PIXELS), Shared::new(dy));
+        let (cut, dy) = (portions(l), Shared::new(dy));
         threads::for_each(cut.count(), |i| {
             let (rows, g, y, dy) = (cut.rows(i), (g.as_ptr(), l), y.as_ptr(), (dy, dyl));
             let factors = factors.map(|f| f.as_ptr());
@@ -270,7 +275,7 @@ pub fn apply(
     (out, ol): (&mut [f32], Layout),
 ) {
     assert!(y.len() >= yl.len() && out.len() >= ol.len() && same_maps(yl, ol));
-    let cut = Portions::of_pixels(yl, PIXELS);
+    let cut = portions(yl);
     let (y, out) = ((Source(y.as_ptr()), yl), (Shared::new(out), ol));
     apply_during(simd, norm, y, (residual, relu), out, |then| cut.for_each(then));
 }

@@ -3,7 +3,7 @@
 use super::rows::{both_probabilities, exp_add, sum_exp, times_both};
 use super::{Graded, dot};
 use crate::gemm::{Strides, gemm};
-use crate::threads::{Step, steps};
+use crate::threads::{awake, for_each};
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -128,7 +128,7 @@ fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> G
     };
     // The losses and weights of all rows, once their sums are there.
     let rows: OnceLock<(Vec<Row>, Vec<f32>)> = OnceLock::new();
-    let add_up = |_: usize| {
+    let add_up = || {
         let (mut negatives, mut positives) = (vec![0.0f64; n], vec![0.0f64; half]);
         for ((i, j), tile) in places.iter().zip(&tiles) {
             let tile = read(tile);
@@ -188,12 +188,12 @@ fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> G
             );
         }
     };
-    steps(&[
-        Step { portions: places.len(), work: &measure },
-        Step { portions: 1, work: &add_up },
-        Step { portions: places.len(), work: &weigh },
-        Step { portions: blocks, work: &pull },
-    ]);
+    awake(|| {
+        for_each(places.len(), measure);
+        add_up();
+        for_each(places.len(), weigh);
+        for_each(blocks, pull);
+    });
     drop((parts, tiles));
     TILES.set(values);
     let (rows, _) = rows.into_inner().expect("added up above");

@@ -19,10 +19,11 @@ use self::transforms::{
     FREQUENCIES, Tiles, Transformed, gradient_tiles, input_tiles, output_tiles, weight_gradient_rows,
     weight_rows,
 };
-use super::{Geometry, Packed, pack};
+use super::{Geometry, Packed, pack as weights};
 use crate::buffer::{Buffer, scratch};
 use crate::layout::{Layout, Portions, Then};
 use crate::micro::{Operands, Panel, Tap};
+use crate::norm;
 use crate::simd::{CHANNELS, Simd, dispatch};
 use crate::threads::{self, Shared};
 use std::ops::Range;
@@ -35,8 +36,6 @@ const CACHED: usize = 100 << 10;
 /// Transformed weights beyond this many values are not read again for each portion of tiles: all tiles are transformed
 /// first, and the matrix products are what is shared among threads.
 const LARGE: usize = 1 << 19;
-/// Pixels of a portion of what has then been written.
-const PIXELS: usize = 512;
 /// Weights of each tap that one portion of work transforms.
 const WEIGHTS: usize = 512;
 /// Tiles that are transformed together for large weights.
@@ -72,40 +71,26 @@ fn transform_weights(
     });
 }
 
-/// Packs and transforms weights, (out, in, 3, 3), for [`forward`] on maps of `pitch` channels; `work` is scratch.
-pub(super) fn pack_forward(
+/// Packs and transforms weights, (out, in, 3, 3), for [`forward`] on maps of `pitch` channels, or, `turned`, for the input
+/// gradient into such maps; `work` is scratch.
+pub(super) fn pack(
     simd: Simd,
     g: Geometry,
-    pitch: usize,
+    (pitch, turned): (usize, bool),
     w: &[f32],
-    work: &mut Packed,
-    to: &mut Packed,
+    [work, to]: [&mut Packed; 2],
 ) {
     let outputs = g.output_pitch();
     let direct = work.reserve(9 * pitch * outputs);
-    pack::forward(simd, g, pitch, w, direct);
-    transform_weights(
-        simd,
-        (pitch, outputs),
-        false,
-        direct,
-        to.reserve(FREQUENCIES * stride(pitch, outputs)),
-    );
-}
-
-/// Packs and transforms weights so that [`forward`] of the output's gradient is the input's.
-pub(super) fn pack_input_gradient(
-    simd: Simd,
-    g: Geometry,
-    pitch: usize,
-    w: &[f32],
-    work: &mut Packed,
-    to: &mut Packed,
-) {
-    let outputs = g.output_pitch();
-    let direct = work.reserve(9 * pitch * outputs);
-    pack::input_gradient(simd, g, pitch, w, direct);
-    transform_weights(simd, (outputs, pitch), true, direct, to.reserve(FREQUENCIES * stride(outputs, pitch)));
+    let sides = if turned {
+        weights::input_gradient(simd, g, pitch, w, direct);
+        (outputs, pitch)
+    } else {
+        weights::forward(simd, g, pitch, w, direct);
+        (pitch, outputs)
+    };
+    let to = to.reserve(FREQUENCIES * stride(sides.0, sides.1));
+    transform_weights(simd, sides, turned, direct, to);
 }
 
 /// Transformed weights as the products read them.
@@ -188,13 +173,13 @@ fn together(inputs: usize, outputs: usize) -> bool {
 /// The portions of an output's rows in which [`forward`] makes them, from maps of `pitch` channels.
 pub(super) fn portions(simd: Simd, pitch: usize, l: Layout) -> Portions {
     if together(pitch, l.pitch) {
-        return Portions::of_pixels(l, PIXELS);
+        return norm::portions(l);
     }
     let each = FREQUENCIES * (pitch + group(l.pitch, simd.panel(l.pitch)));
     Portions::new(l, 4, Tiles::new(l).portion(CACHED, each))
 }
 
-/// y ← x ∗ w, or y ← y + x ∗ w if `add`. Also the input gradient, see [`pack_input_gradient`].
+/// y ← x ∗ w, or y ← y + x ∗ w if `add`. Also the input gradient, see [`pack()`].
 ///
 /// # Shapes
 /// x in a [`Layout::haloed`]; y of the same sides.
@@ -403,7 +388,7 @@ pub(super) fn weight_gradient(
             rows: Range<usize>, from: (*const f32, usize, usize), to: (Shared<'_, f32>, usize, usize),
         ));
     });
-    pack::add_weight_gradient(simd, g, xl.pitch, &work.weights, 1, dw);
+    weights::add_weight_gradient(simd, g, xl.pitch, &work.weights, 1, dw);
 }
 
 #[cfg(test)]
@@ -435,12 +420,12 @@ mod tests {
         for simd in Simd::all().iter().copied() {
             let (mut direct, mut u, mut work) = (Packed::default(), Packed::default(), Buffer::default());
             let mut got = vec![f32::NAN; flat_y.len()];
-            pack_forward(simd, g, xl.pitch, &case.w, &mut direct, &mut u);
+            pack(simd, g, (xl.pitch, false), &case.w, [&mut direct, &mut u]);
             forward(simd, (&x, xl), &u, &mut work, (Shared::new(&mut got), flat_y, false), &|_, _| ());
             compare(&got, flat_y, g.outputs, &y, 1e-4)?;
             let start = if add { case.x.clone() } else { vec![f32::NAN; case.x.len()] };
             let mut got = place(&start, g.inputs, flat_x);
-            pack_input_gradient(simd, g, flat_x.pitch, &case.w, &mut direct, &mut u);
+            pack(simd, g, (flat_x.pitch, true), &case.w, [&mut direct, &mut u]);
             forward(simd, (&dy, dyl), &u, &mut work, (Shared::new(&mut got), flat_x, add), &|_, _| ());
             compare(&got, flat_x, g.inputs, &dx, 1e-4)?;
             let mut got = case.w.clone();
