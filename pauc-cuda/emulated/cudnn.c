@@ -1,13 +1,13 @@
-// What this project calls of cuDNN, on the CPU: convolutions of any strides, in f32 or bf16, summed in double precision.
+// What this project calls of cuDNN, on the CPU: convolutions of any strides, in f32, bf16 or f16, summed in double precision.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct { int bf16, n, c, h, w, sn, sc, sh, sw; } Tensor;
-typedef struct { int bf16, last, k, c, h, w; } Filter;
+typedef struct { int type, n, c, h, w, sn, sc, sh, sw; } Tensor;
+typedef struct { int type, last, k, c, h, w; } Filter;
 typedef struct { int ph, pw, sh, sw, dh, dw, groups; } Conv;
 
-enum { BF16 = 9, NHWC = 1 };
+enum { F16 = 2, BF16 = 9, NHWC = 1 };
 
 int cudnnCreate(void **handle) { *handle = (void *)1; return 0; }
 int cudnnDestroy(void *handle) { return 0; }
@@ -22,11 +22,11 @@ OBJECT(Filter, Filter)
 OBJECT(Convolution, Conv)
 
 int cudnnSetTensor4dDescriptorEx(Tensor *t, int type, int n, int c, int h, int w, int sn, int sc, int sh, int sw) {
-    *t = (Tensor){type == BF16, n, c, h, w, sn, sc, sh, sw};
+    *t = (Tensor){type, n, c, h, w, sn, sc, sh, sw};
     return 0;
 }
 int cudnnSetFilter4dDescriptor(Filter *f, int type, int format, int k, int c, int h, int w) {
-    *f = (Filter){type == BF16, format == NHWC, k, c, h, w};
+    *f = (Filter){type, format == NHWC, k, c, h, w};
     return 0;
 }
 int cudnnSetConvolution2dDescriptor(Conv *v, int ph, int pw, int sh, int sw, int dh, int dw, int mode, int type) {
@@ -52,16 +52,21 @@ ONE(Forward)
 ONE(BackwardData)
 ONE(BackwardFilter)
 
-static double get(const void *from, long i, int bf16) {
-    if (!bf16) return ((const float *)from)[i];
+static double get(const void *from, long i, int type) {
+    if (type == F16) return ((const _Float16 *)from)[i];
+    if (type != BF16) return ((const float *)from)[i];
     uint32_t bits = (uint32_t)((const uint16_t *)from)[i] << 16;
     float v;
     memcpy(&v, &bits, 4);
     return v;
 }
-static void put(void *to, long i, int bf16, double v) {
+static void put(void *to, long i, int type, double v) {
     float f = (float)v;
-    if (!bf16) {
+    if (type == F16) {
+        ((_Float16 *)to)[i] = (_Float16)f;
+        return;
+    }
+    if (type != BF16) {
         ((float *)to)[i] = f;
         return;
     }
@@ -74,8 +79,8 @@ static long weight(const Filter *f, int k, int c, int r, int s) {
     return f->last ? (((long)k * f->h + r) * f->w + s) * f->c + c : (((long)k * f->c + c) * f->h + r) * f->w + s;
 }
 // beta times what is there, which may be NaN where beta is 0.
-static void scaled(double *sums, const void *there, long n, int bf16, float beta) {
-    for (long i = 0; i < n; i++) sums[i] = beta == 0 ? 0 : beta * get(there, i, bf16);
+static void scaled(double *sums, const void *there, long n, int type, float beta) {
+    for (long i = 0; i < n; i++) sums[i] = beta == 0 ? 0 : beta * get(there, i, type);
 }
 static long elements(const Tensor *t) { return (long)t->n * t->c * t->h * t->w; }
 
@@ -92,8 +97,8 @@ static long elements(const Tensor *t) { return (long)t->n * t->c * t->h * t->w; 
         if (ih < 0 || iw < 0 || ih >= x->h || iw >= x->w) continue;                                     \
         long X = at(x, n, k / (w->k / v->groups) * w->c + c, ih, iw), Y = at(y, n, k, oh, ow), W = weight(w, k, c, r, s);
 
-static int written(double *sums, void *to, long n, int bf16) {
-    for (long i = 0; i < n; i++) put(to, i, bf16, sums[i]);
+static int written(double *sums, void *to, long n, int type) {
+    for (long i = 0; i < n; i++) put(to, i, type, sums[i]);
     free(sums);
     return 0;
 }
@@ -102,23 +107,23 @@ int cudnnConvolutionForward(void *h, const float *alpha, Tensor *x, const void *
                             void *space, size_t bytes, const float *beta, Tensor *y, void *ys) {
     long all = elements(y);
     double *sums = malloc(all * sizeof *sums);
-    scaled(sums, ys, all, y->bf16, *beta);
-    EACH_PRODUCT sums[Y] += *alpha * get(xs, X, x->bf16) * get(ws, W, w->bf16); }
-    return written(sums, ys, all, y->bf16);
+    scaled(sums, ys, all, y->type, *beta);
+    EACH_PRODUCT sums[Y] += *alpha * get(xs, X, x->type) * get(ws, W, w->type); }
+    return written(sums, ys, all, y->type);
 }
 int cudnnConvolutionBackwardData(void *h, const float *alpha, Filter *w, const void *ws, Tensor *y, const void *ys, Conv *v,
                                  int algorithm, void *space, size_t bytes, const float *beta, Tensor *x, void *xs) {
     long all = elements(x);
     double *sums = malloc(all * sizeof *sums);
-    scaled(sums, xs, all, x->bf16, *beta);
-    EACH_PRODUCT sums[X] += *alpha * get(ys, Y, y->bf16) * get(ws, W, w->bf16); }
-    return written(sums, xs, all, x->bf16);
+    scaled(sums, xs, all, x->type, *beta);
+    EACH_PRODUCT sums[X] += *alpha * get(ys, Y, y->type) * get(ws, W, w->type); }
+    return written(sums, xs, all, x->type);
 }
 int cudnnConvolutionBackwardFilter(void *h, const float *alpha, Tensor *x, const void *xs, Tensor *y, const void *ys, Conv *v,
                                    int algorithm, void *space, size_t bytes, const float *beta, Filter *w, void *ws) {
     long all = (long)w->k * w->c * w->h * w->w;
     double *sums = malloc(all * sizeof *sums);
-    scaled(sums, ws, all, w->bf16, *beta);
-    EACH_PRODUCT sums[W] += *alpha * get(xs, X, x->bf16) * get(ys, Y, y->bf16); }
-    return written(sums, ws, all, w->bf16);
+    scaled(sums, ws, all, w->type, *beta);
+    EACH_PRODUCT sums[W] += *alpha * get(xs, X, x->type) * get(ys, Y, y->type); }
+    return written(sums, ws, all, w->type);
 }

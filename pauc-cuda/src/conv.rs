@@ -1,6 +1,7 @@
 //! Convolutions of maps (N, H, W, C), through cuDNN; those of single pixels are products of matrices, through cuBLAS.
 
 use crate::field::{Element, Elements, ElementsMut, Field, Maps};
+use crate::norm::Halved;
 use crate::rows::{Factor, product};
 use crate::{Buffer, Context, Error, Result, args, library};
 use cudarc::cudnn::result as dnn;
@@ -15,7 +16,8 @@ pub enum Math {
     /// 24 bits, as everywhere else.
     #[default]
     F32,
-    /// Tensor cores with factors rounded to 11 bits; sums have 24.
+    /// Tensor cores with factors of 11 bits; sums have 24. Gradients of filters are products of halves, with as many bits, and
+    /// are such when they are added up.
     Tf32,
     /// Maps and the filters of convolutions in bf16, with eight bits, on tensor cores; sums have 24. Other products as with
     /// `Tf32`.
@@ -89,18 +91,32 @@ impl Drop for Descriptors {
     }
 }
 
+/// Passes of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passes {
+    All,
+    Weight,
+}
+
 /// cuDNN's way to compute it.
 #[derive(Debug)]
 struct Program {
     dnn: Rc<Dnn>,
     of: Descriptors,
     by: Algorithms,
-    /// Bytes that the three passes need beside their operands.
+    /// Bytes that the passes need beside their operands.
     work: usize,
 }
 
 impl Program {
-    fn new(on: &Context, g: Geometry, (input, output): (Maps, Maps), math: Math) -> Result<Self> {
+    /// For maps of `element`, on tensor cores or not.
+    fn new(
+        on: &Context,
+        g: Geometry,
+        (input, output): (Maps, Maps),
+        (element, on_cores): (Element, bool),
+        passes: Passes,
+    ) -> Result<Self> {
         let dnn = on.dnn()?;
         if input.len().max(output.len()) > i32::MAX as usize {
             let message =
@@ -114,9 +130,10 @@ impl Program {
             conv: dnn::create_convolution_descriptor()?,
         };
         let float = sys::cudnnDataType_t::CUDNN_DATA_FLOAT;
-        let kind = match math.element() {
+        let kind = match element {
             Element::F32 => float,
             Element::Bf16 => sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16,
+            Element::F16 => sys::cudnnDataType_t::CUDNN_DATA_HALF,
         };
         let sides = |m: Maps| [m.batch, m.channels, m.height, m.width].map(|v| v as i32);
         let strides = |m: Maps| {
@@ -125,9 +142,9 @@ impl Program {
         let kernel = [g.outputs, input.channels, g.kernel, g.kernel].map(|v| v as i32);
         let (pad, stride) = (g.padding as i32, g.stride as i32);
         let cross = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
-        let cores = match math {
-            Math::F32 => sys::cudnnMathType_t::CUDNN_FMA_MATH,
-            Math::Tf32 | Math::Bf16 => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
+        let cores = match on_cores {
+            false => sys::cudnnMathType_t::CUDNN_FMA_MATH,
+            true => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
         };
         let by = Algorithms::default();
         // SAFETY: the descriptors are new, and those that are read have been written before.
@@ -138,12 +155,47 @@ impl Program {
             dnn::set_convolution2d_descriptor(of.conv, pad, pad, stride, stride, 1, 1, cross, float)?;
             dnn::set_convolution_math_type(of.conv, cores)?;
             let (h, x, y, w, conv) = (dnn.handle, of.x, of.y, of.w, of.conv);
-            let forward = dnn::get_convolution_forward_workspace_size(h, x, w, conv, y, by.forward)?;
-            let input = dnn::get_convolution_backward_data_workspace_size(h, w, y, conv, x, by.input)?;
             let weight = dnn::get_convolution_backward_filter_workspace_size(h, x, y, conv, w, by.weight)?;
-            forward.max(input).max(weight)
+            if passes == Passes::Weight {
+                weight
+            } else {
+                let forward = dnn::get_convolution_forward_workspace_size(h, x, w, conv, y, by.forward)?;
+                let input = dnn::get_convolution_backward_data_workspace_size(h, w, y, conv, x, by.input)?;
+                forward.max(input).max(weight)
+            }
         };
         Ok(Program { dnn, of, by, work })
+    }
+
+    /// `to ← alpha·gradient + beta·to`.
+    fn weight_gradient(
+        &self,
+        on: &Context,
+        work: &mut Work,
+        x: Elements<'_>,
+        dy: Elements<'_>,
+        (to, (alpha, beta)): (u64, (f32, f32)),
+    ) -> Result<()> {
+        let (space, bytes) = work.space(on, self.work)?;
+        // SAFETY: operands have the shapes that the descriptors say.
+        unsafe {
+            dnn::convolution_backward_filter(
+                self.dnn.handle,
+                std::ptr::from_ref(&alpha).cast(),
+                self.of.x,
+                x.address() as *const c_void,
+                self.of.y,
+                dy.address() as *const c_void,
+                self.of.conv,
+                self.by.weight,
+                space,
+                bytes,
+                std::ptr::from_ref(&beta).cast(),
+                self.of.w,
+                to as *mut c_void,
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -170,6 +222,8 @@ impl Default for Algorithms {
 pub struct Convolution {
     /// None where it is a product of matrices.
     by: Option<Program>,
+    /// Of the gradient of the weights, where its factors are halves.
+    by_halves: Option<Program>,
     input: Maps,
     output: Maps,
     geometry: Geometry,
@@ -221,12 +275,33 @@ impl Convolution {
             return Err(Error::Length { operation: "convolution", message });
         }
         let element = math.element();
-        let by = if Self::is_product(g) { None } else { Some(Program::new(on, g, (input, output), math)?) };
+        let kind = (element, math != Math::F32);
+        let program = |input, kind, passes| Program::new(on, g, (input, output), kind, passes);
+        let by = if Self::is_product(g) { None } else { Some(program(input, kind, Passes::All)?) };
+        let by_halves = match Self::takes_halves(g, math) {
+            true => Some(program(Self::as_halves(input), (Element::F16, true), Passes::Weight)?),
+            false => None,
+        };
         // A filter of one weight a channel lies the same either way.
         let same = g.kernel == 1 && input.channels == g.inputs && element == Element::F32;
         let filter = g.outputs * g.kernel * g.kernel * input.channels;
         let filter = if same { None } else { Some(Field::any(on, filter, element)?) };
-        Ok(Convolution { by, input, output, geometry: g, element, filter })
+        Ok(Convolution { by, by_halves, input, output, geometry: g, element, filter })
+    }
+
+    /// The maps that [`Convolution::weight_gradient_of_halves`] reads, if [`Convolution::takes_halves`].
+    pub fn halves(&self) -> Option<Maps> {
+        self.by_halves.as_ref().map(|_| Self::as_halves(self.input))
+    }
+
+    /// Whether the gradient of its weights is a product of halves.
+    pub fn takes_halves(g: Geometry, math: Math) -> bool {
+        math == Math::Tf32 && !Self::is_product(g)
+    }
+
+    /// An input as halves: tensor cores take eight channels of them at a time.
+    pub fn as_halves(input: Maps) -> Maps {
+        Maps { channels: input.channels.next_multiple_of(8), ..input }
     }
 
     /// Whether it is a product of matrices: of single pixels, all of them.
@@ -373,34 +448,62 @@ impl Convolution {
         let Some(program) = &self.by else {
             return product(on, self.output_rows(dy).t(), self.input_rows(x), 1.0, dw.view_mut());
         };
-        let ((space, bytes), one) = (work.space(on, program.work)?, 1f32);
-        let (to, beta) = match &self.filter {
-            Some(filter) => (work.gradient(on, filter.len(), self.element)?.address(), 0f32),
-            None => (dw.address(), 1f32),
+        let (to, share) = match &self.filter {
+            Some(filter) => (work.gradient(on, filter.len(), self.element)?.address(), (1.0, 0.0)),
+            None => (dw.address(), (1.0, 1.0)),
         };
-        // SAFETY: operands have the shapes that the descriptors say.
-        unsafe {
-            dnn::convolution_backward_filter(
-                program.dnn.handle,
-                std::ptr::from_ref(&one).cast(),
-                program.of.x,
-                x.address() as *const c_void,
-                program.of.y,
-                dy.address() as *const c_void,
-                program.of.conv,
-                program.by.weight,
-                space,
-                bytes,
-                std::ptr::from_ref(&beta).cast(),
-                program.of.w,
-                to as *mut c_void,
-            )?;
+        program.weight_gradient(on, work, x, dy, (to, share))?;
+        if self.filter.is_none() {
+            return Ok(());
         }
-        let Some(filter) = &self.filter else { return Ok(()) };
-        let (g, channels, n) = (self.geometry, self.input.channels, filter.len());
-        let (code, p) = (self.element.code(channels), (g.kernel * g.kernel) as u32);
-        let args = args![code, n, g.inputs as u32, p, channels as u32, to, dw];
+        self.add(on, (to, self.element, self.input.channels), None, dw)
+    }
+
+    /// The same from halves of the input, of the channels that [`Convolution::halves`] says.
+    ///
+    /// # Errors
+    /// If lengths disagree, the gradient of this convolution is computed otherwise, or the device fails.
+    pub fn weight_gradient_of_halves(
+        &self,
+        on: &Context,
+        work: &mut Work,
+        x: Elements<'_>,
+        dy: Halved<'_>,
+        dw: &mut Buffer,
+    ) -> Result<()> {
+        const OPERATION: &str = "gradient of weights from halves";
+        let input = Self::as_halves(self.input);
+        let elements = (input.check(OPERATION, &[x])?, self.output.check(OPERATION, &[dy.values])?);
+        let weights = (dw.len(), dy.unit.len()) == (self.geometry.weights(), 1);
+        let Some(program) =
+            self.by_halves.as_ref().filter(|_| elements == (Element::F16, Element::F16) && weights)
+        else {
+            let message = format!("{} weights of {:?} for {elements:?}", dw.len(), self.geometry);
+            return Err(Error::Length { operation: OPERATION, message });
+        };
+        let channels = input.channels;
+        let len = self.geometry.outputs * self.geometry.kernel * self.geometry.kernel * channels;
+        let to = work.gradient(on, len, Element::F16)?.address();
+        // A sum over so many pixels is at most so many times its largest part, and about the root of that times it.
+        let root = 2f32.powi(-((self.output.pixels() as f64).log2() / 2.0).ceil() as i32);
+        program.weight_gradient(on, work, x, dy.values, (to, (root, 0.0)))?;
+        self.add(on, (to, Element::F16, channels), Some((dy.unit, 1.0 / root)), dw)
+    }
+
+    /// `dw ← dw +` a gradient as convolutions leave it, times a unit and a factor.
+    fn add(
+        &self,
+        on: &Context,
+        (from, element, channels): (u64, Element, usize),
+        times: Option<(&Buffer, f32)>,
+        dw: &mut Buffer,
+    ) -> Result<()> {
+        let g = self.geometry;
+        let (n, p) = (g.outputs * g.inputs, (g.kernel * g.kernel) as u32);
+        let (unit, share) = times.map_or((0, 1.0), |(unit, share)| (unit.address(), share));
+        let (code, inputs) = (element.code(channels), g.inputs as u32);
+        let args = args![code, n, inputs, p, channels as u32, from, unit, share, dw];
         // SAFETY: the gradient has all channels' weights, and there are as many weights as the geometry says.
-        unsafe { on.launch_over("pauc_filter_gradient", n / self.element.pack(channels), args) }
+        unsafe { on.launch_over("pauc_filter_gradient", n, args) }
     }
 }

@@ -13,6 +13,8 @@ pub enum Element {
     F32,
     /// The upper two bytes of an `f32`, rounded.
     Bf16,
+    /// Two bytes of which eleven bits are digits, one of them unwritten, and five say the size; at most 65504.
+    F16,
 }
 
 impl Element {
@@ -20,7 +22,7 @@ impl Element {
     pub fn bytes(self) -> usize {
         match self {
             Element::F32 => 4,
-            Element::Bf16 => 2,
+            Element::Bf16 | Element::F16 => 2,
         }
     }
 
@@ -36,8 +38,21 @@ impl Element {
         match self {
             Element::F32 => single,
             Element::Bf16 => 2 + single,
+            Element::F16 => 4 + single,
         }
     }
+}
+
+/// The number that the bits of an [`Element::F16`] are.
+fn from_f16(bits: u16) -> f32 {
+    let (sign, rest) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
+    // The bits of its digits lie 13 further down than an f32's, and its exponent counts from 112 more.
+    let size = match rest {
+        ..0x7c00 => f32::from_bits(rest << 13) * 2f32.powi(112),
+        0x7c00 => f32::INFINITY,
+        _ => f32::NAN,
+    };
+    f32::from_bits(size.to_bits() | sign)
 }
 
 /// Memory of maps.
@@ -74,11 +89,13 @@ impl Field {
     /// If the device fails.
     pub fn to_host(&self) -> Result<Vec<f32>> {
         let words = self.words.to_host()?;
-        if self.element == Element::F32 {
-            return Ok(words);
-        }
-        let halves = words.iter().map(|w| w.to_bits()).flat_map(|w| [w << 16, w & 0xffff_0000]);
-        Ok(halves.map(f32::from_bits).take(self.len).collect())
+        let from = match self.element {
+            Element::F32 => return Ok(words),
+            Element::Bf16 => |bits: u16| f32::from_bits(u32::from(bits) << 16),
+            Element::F16 => from_f16,
+        };
+        let halves = words.iter().map(|w| w.to_bits()).flat_map(|w| [w as u16, (w >> 16) as u16]);
+        Ok(halves.map(from).take(self.len).collect())
     }
 
     /// All elements, borrowed.
@@ -132,6 +149,15 @@ impl From<Elements<'_>> for Arg {
 impl From<&ElementsMut<'_>> for Arg {
     fn from(v: &ElementsMut<'_>) -> Self {
         Arg::Address(v.address)
+    }
+}
+
+impl<'a> Elements<'a> {
+    /// Some elements from one on; as many of them as there are.
+    pub(crate) fn part(self, from: usize, len: usize) -> Elements<'a> {
+        let from = from.min(self.len);
+        let address = self.address + (from * self.element.bytes()) as u64;
+        Elements { address, len: len.min(self.len - from), ..self }
     }
 }
 

@@ -31,6 +31,7 @@ pub(crate) const FILES: &[File] = files![
     "maps",
     "rows",
     "distance",
+    "halves",
     "softmax",
     "tokens",
     "neighbours",

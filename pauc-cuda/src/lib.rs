@@ -30,6 +30,7 @@ pub mod elementwise;
 pub mod error;
 pub mod events;
 pub mod field;
+mod halves;
 mod kernels;
 pub mod library;
 mod link;

@@ -75,6 +75,18 @@ pub fn averages(on: &Context, pairs: &mut [(&mut Buffer, &Buffer)], rate: f32) -
     }
 }
 
+/// Sets every element to zero.
+///
+/// # Errors
+/// If the device fails.
+pub fn clear(on: &Context, all: &mut [&mut Buffer]) -> Result<()> {
+    let word = |i: usize, first| vec![all[i].address(), 0, all[i].len() as u64, two(first, 0)];
+    let table = Table::new(all.iter().map(|b| b.len()), word)?;
+    let at = table.upload(on)?;
+    // SAFETY: the table names vectors of the lengths that it says.
+    unsafe { on.launch("pauc_clear", table.blocks, args![*at.device_ptr(), table.vectors]) }
+}
+
 /// Σ x² of each vector, each in one fixed order.
 ///
 /// # Errors

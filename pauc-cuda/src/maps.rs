@@ -1,26 +1,28 @@
 //! Feature maps (N, H, W, C): from pixels, to features, and the maximum of windows.
 
-use crate::field::{Elements, ElementsMut, Maps};
+use crate::field::{Element, Elements, ElementsMut, Maps};
 use crate::{Context, Error, Result, View, args};
 use cudarc::driver::{CudaSlice, DevicePtr, DeviceSlice};
 
-/// Maps from images whose channels come last, (N, H, W, C); channels that images do not have are 0.
+/// Maps of any element from others, or from images, of `f32` whose channels come last, (N, H, W, C); channels that those do not
+/// have are 0.
 ///
 /// # Errors
 /// If lengths disagree, or the device fails.
 pub fn pixels(
     on: &Context,
-    images: View<'_>,
+    from: Elements<'_>,
     channels: usize,
     (to, maps): (ElementsMut<'_>, Maps),
 ) -> Result<()> {
     let element = maps.check("pixels", &[to.read()])?;
-    if images.len() != maps.pixels() * channels || channels > maps.channels {
-        let message = format!("{} values in {channels} channels for {maps:?}", images.len());
+    let there = Maps { channels, ..maps }.check("pixels", &[from])?;
+    if there != Element::F32 || channels > maps.channels {
+        let message = format!("{} of {there:?} in {channels} channels for {maps:?}", from.len());
         return Err(Error::Length { operation: "pixels", message });
     }
     let (code, n) = (element.code(maps.channels), maps.len());
-    let args = args![code, n, channels as u32, maps.channels as u32, images, &to];
+    let args = args![code, n, channels as u32, maps.channels as u32, from, &to];
     // SAFETY: both have as many pixels as the maps.
     unsafe { on.launch_over("pauc_pixels", n / element.pack(maps.channels), args) }
 }

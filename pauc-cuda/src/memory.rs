@@ -290,6 +290,23 @@ pub fn to_tensor<S: Shape>(on: &Cuda, from: View<'_>, shape: S) -> Result<Tensor
     Ok(new)
 }
 
+/// Some rows of a matrix.
+///
+/// # Errors
+/// If there are not so many rows, or the device fails.
+pub fn rows(
+    on: &Cuda,
+    of: &Tensor<(usize, usize), f32, Cuda>,
+    range: std::ops::Range<usize>,
+) -> Result<Tensor<(usize, usize), f32, Cuda>> {
+    let (all, cols) = *of.shape();
+    if range.start > range.end || range.end > all {
+        return Err(Error::Length { operation: "rows", message: format!("{range:?} of {all}") });
+    }
+    let dense = Dense::new(of.clone())?;
+    to_tensor(on, dense.view().part(range.start * cols, range.len() * cols), (range.len(), cols))
+}
+
 /// Overwrites rows of a matrix in place, also for those who share it.
 ///
 /// # Errors

@@ -35,12 +35,26 @@ pub type Affine<'a> = (&'a Buffer, &'a Buffer, f32);
 #[derive(Debug)]
 pub struct Norm {
     channels: usize,
-    /// Mean, 1/deviation, scale, shift, mean of g, mean of g·x̂: each as many as channels.
-    parts: [Buffer; 6],
+    /// Mean, 1/deviation, scale, shift, mean of g, mean of g·x̂, size of g: each as many as channels.
+    parts: [Buffer; 7],
     /// Partial sums in double precision, two a channel and run.
     sums: Option<CudaSlice<f64>>,
+    /// The largest of each channel and run, where halves are asked for.
+    largest: Option<Buffer>,
+    /// What takes halves of a gradient back to its size.
+    unit: Buffer,
 }
 
+/// A gradient as halves, [`Element::F16`], times a power of two.
+#[derive(Clone, Copy, Debug)]
+pub struct Halved<'a> {
+    /// The halves.
+    pub values: Elements<'a>,
+    /// One number, the power's inverse.
+    pub unit: &'a Buffer,
+}
+
+const GRADIENT: &str = "gradient of a batch normalisation";
 const SCALE: usize = 2;
 const SHIFT: usize = 3;
 
@@ -49,8 +63,24 @@ fn blocks(on: &Context, maps: Maps, element: Element) -> (usize, usize) {
     let packs = maps.channels / element.pack(maps.channels);
     let tile = packs.next_power_of_two().min(on.threads());
     let (groups, rows) = (packs.div_ceil(tile), on.threads() / tile);
-    let runs = (on.enough_blocks() / groups).min(maps.pixels().div_ceil(rows)).max(1);
+    // Several rows a thread: each run's sums are added up once more.
+    let runs = (on.enough_blocks() / groups).min(maps.pixels().div_ceil(8 * rows)).max(1);
     (groups * runs, runs)
+}
+
+/// Where halves are to be written, or 0: they lie beside maps in `f32`.
+fn beside(
+    operation: &'static str,
+    maps: Maps,
+    element: Element,
+    halves: Option<ElementsMut<'_>>,
+) -> Result<u64> {
+    let Some(halves) = halves else { return Ok(0) };
+    let there = maps.check(operation, &[halves.read()])?;
+    if (there, element) != (Element::F16, Element::F32) {
+        return Err(Error::Length { operation, message: format!("{there:?} beside {element:?}") });
+    }
+    Ok(halves.address())
 }
 
 impl Norm {
@@ -59,11 +89,24 @@ impl Norm {
     /// # Errors
     /// If the device has not enough memory.
     pub fn new(on: &Context, channels: usize) -> Result<Self> {
-        let mut parts = Vec::with_capacity(6);
-        for _ in 0..6 {
+        let mut parts = Vec::with_capacity(7);
+        for _ in 0..7 {
             parts.push(Buffer::zeros(on, channels)?);
         }
-        Ok(Norm { channels, parts: parts.try_into().map_err(|_| Error::Address)?, sums: None })
+        let parts = parts.try_into().map_err(|_| Error::Address)?;
+        Ok(Norm { channels, parts, sums: None, largest: None, unit: Buffer::zeros(on, 1)? })
+    }
+
+    /// Room for the largest of each channel and run.
+    fn largest(&mut self, on: &Context, runs: usize) -> Result<u64> {
+        let len = runs * self.channels;
+        let there = self.largest.take().filter(|b| b.len() >= len);
+        Ok(self.largest.insert(there.map_or_else(|| Buffer::any(on, len), Ok)?).address())
+    }
+
+    /// Halves that [`Norm::input_gradient`] has written.
+    pub fn halved<'a>(&'a self, values: Elements<'a>) -> Halved<'a> {
+        Halved { values, unit: &self.unit }
     }
 
     /// Room for two sums a channel and run.
@@ -120,7 +163,6 @@ impl Norm {
                 sums,
                 runs as u32,
                 rows,
-                c,
                 mean,
                 variance,
                 momentum,
@@ -154,7 +196,7 @@ impl Norm {
         unsafe { on.launch_over("pauc_norm_prepare", self.channels, args) }
     }
 
-    /// `out ← ReLU?(scale·y + shift + residual)`.
+    /// `out ← ReLU?(scale·y + shift + residual)`, and the same as halves if there is room for them.
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
@@ -165,23 +207,38 @@ impl Norm {
         residual: Option<Residual<'_>>,
         relu: bool,
         out: ElementsMut<'_>,
+        halves: Option<ElementsMut<'_>>,
     ) -> Result<()> {
-        let element =
-            self.check("batch normalisation", maps, &[y, out.read(), residual.map_or(y, |r| r.0)])?;
+        const OPERATION: &str = "batch normalisation";
+        let element = self.check(OPERATION, maps, &[y, out.read(), residual.map_or(y, |r| r.0)])?;
+        let halves = beside(OPERATION, maps, element, halves)?;
         let (added, own) = residual.map_or((0, None), |(r, norm)| (r.address(), norm));
         let part = |i: usize| own.map_or(0, |n| n.parts[i].address());
         let (scale, shift) = (&self.parts[SCALE], &self.parts[SHIFT]);
         let (blocks, _) = blocks(on, maps, element);
         let (element, c) = (element.code(maps.channels), maps.channels as u32);
         let (own_scale, own_shift) = (part(SCALE), part(SHIFT));
-        let args = args![element, maps.pixels(), c, y, scale, shift, added, own_scale, own_shift, relu, &out];
+        let args = args![
+            element,
+            maps.pixels(),
+            c,
+            y,
+            scale,
+            shift,
+            added,
+            own_scale,
+            own_shift,
+            relu,
+            halves,
+            &out
+        ];
         // SAFETY: all runs hold the maps; an absent residual is address 0, which the kernel leaves alone.
         unsafe { on.launch("pauc_norm_apply", blocks, args) }
     }
 
-    /// Adds to the gradients of γ and β, given that of the output, `g`, and leaves what [`Norm::input_gradient`] needs. Where
-    /// ReLU follows a residual, `g` is set to zero wherever ReLU was shut, as it then is the residual's gradient too, and `more`
-    /// of the output's gradient, which lies apart, is added first.
+    /// Adds to the gradients of γ and β, given that of the output, `g`, and leaves what [`Norm::input_gradient`] needs: with
+    /// `halves`, also for halves. `more` of the output's gradient, which lies apart, is first added to `g`. Then, and where ReLU
+    /// follows a residual, whose gradient it is too, `g` is set to zero wherever ReLU was shut.
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
@@ -192,30 +249,31 @@ impl Norm {
         relu: Relu<'_>,
         (y, maps): (Elements<'_>, Maps),
         (d_gamma, d_beta): (&mut Buffer, &mut Buffer),
+        halves: bool,
     ) -> Result<()> {
-        const OPERATION: &str = "gradient of a batch normalisation";
-        let (out, behind) = if let Relu::Output(out) = relu { (out, true) } else { (y, false) };
-        let element = self.check(OPERATION, maps, &[g.read(), y, out, more.unwrap_or(y)])?;
-        if more.is_some() && !behind {
-            let message = "a gradient lies apart, and nothing is written where it could be added".into();
-            return Err(Error::Length { operation: OPERATION, message });
-        }
+        let out = if let Relu::Output(out) = relu { out } else { y };
+        let element = self.check(GRADIENT, maps, &[g.read(), y, out, more.unwrap_or(y)])?;
         let more = more.map_or(0, |m| m.address());
         self.check_channels(&[d_gamma.len(), d_beta.len()])?;
         let (blocks, runs) = blocks(on, maps, element);
-        let sums = self.sums(on, runs)?;
-        let [mean, inverse, scale, shift, mean_g, mean_gx] = &self.parts;
+        let (sums, largest) = (self.sums(on, runs)?, if halves { self.largest(on, runs)? } else { 0 });
+        let [mean, inverse, scale, shift, mean_g, mean_gx, size] = &self.parts;
+        let size = if halves { size.address() } else { 0 };
         let (element, rows, c) = (element.code(maps.channels), maps.pixels(), maps.channels as u32);
-        let args = args![element, relu.code(), &*g, more, out, y, mean, inverse, scale, shift, sums, rows, c];
         // SAFETY: all runs hold the maps, there is room for the sums, and all else has one element a channel.
         unsafe {
+            let relu = relu.code();
+            let args =
+                args![element, relu, &*g, more, out, y, mean, inverse, scale, shift, sums, largest, rows, c];
             on.launch("pauc_norm_gradient_sums", blocks, args)?;
-            let args = args![sums, runs as u32, rows, c, d_gamma, d_beta, mean_g, mean_gx];
+            let runs = runs as u32;
+            let args = args![sums, largest, runs, rows, scale, d_gamma, d_beta, mean_g, mean_gx, size];
             on.launch("pauc_norm_gradient_finish", maps.channels, args)
         }
     }
 
-    /// The gradient of `y`, written to `dy`, or in place of `g` without one; after [`Norm::own_gradient`].
+    /// The gradient of `y`, written to `dy`, or in place of `g` without one; after [`Norm::own_gradient`]. With room for
+    /// halves, of maps in `f32`, these are written beside it: [`Norm::halved`].
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
@@ -226,14 +284,19 @@ impl Norm {
         relu: Relu<'_>,
         (y, maps): (Elements<'_>, Maps),
         dy: Option<ElementsMut<'_>>,
+        halves: Option<ElementsMut<'_>>,
     ) -> Result<()> {
         let to = dy.as_ref().unwrap_or(g);
-        let element = self.check("gradient of a batch normalisation", maps, &[g.read(), y, to.read()])?;
+        let element = self.check(GRADIENT, maps, &[g.read(), y, to.read()])?;
+        let halves = beside(GRADIENT, maps, element, halves)?;
         let (blocks, _) = blocks(on, maps, element);
-        let [mean, inverse, scale, shift, mean_g, mean_gx] = &self.parts;
+        let [mean, inverse, scale, shift, mean_g, mean_gx, size] = &self.parts;
         let (element, rows, c) = (element.code(maps.channels), maps.pixels(), maps.channels as u32);
-        let args =
-            args![element, relu.code(), rows, c, &*g, y, mean, inverse, scale, shift, mean_g, mean_gx, to];
+        let (relu, unit) = (relu.code(), &self.unit);
+        let args = args![
+            element, relu, rows, c, &*g, y, mean, inverse, scale, shift, mean_g, mean_gx, size, unit, halves,
+            to
+        ];
         // SAFETY: all runs hold the maps, and each thread reads an element before it writes there.
         unsafe { on.launch("pauc_norm_gradient", blocks, args) }
     }

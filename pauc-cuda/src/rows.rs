@@ -8,6 +8,9 @@ use cudarc::cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
 use cudarc::cublas::sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType};
 use dfdx::prelude::{Cuda, HasShape, Tensor, ZerosTensor};
 
+/// Columns that a block of `pauc_column_sums` adds up.
+const COLUMNS: usize = 8;
+
 /// A matrix on dfdx's device.
 type Matrix = Tensor<(usize, usize), f32, Cuda>;
 
@@ -89,6 +92,7 @@ pub fn product<'c>(
     let [of_b, of_a, of_c] = kinds.map(|e| match e {
         Element::F32 => cudaDataType::CUDA_R_32F,
         Element::Bf16 => cudaDataType::CUDA_R_16BF,
+        Element::F16 => cudaDataType::CUDA_R_16F,
     });
     let one = 1f32;
     // SAFETY: as above, with elements of the kinds that are said.
@@ -241,5 +245,5 @@ pub fn column_sums(on: &Context, x: View<'_>, sums: &mut Buffer) -> Result<()> {
     }
     let args = args![x, (x.len() / cols) as u32, cols as u32, sums];
     // SAFETY: x has whole rows.
-    unsafe { on.launch("pauc_column_sums", cols.div_ceil(32), args) }
+    unsafe { on.launch("pauc_column_sums", cols.div_ceil(COLUMNS), args) }
 }

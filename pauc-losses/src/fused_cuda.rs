@@ -8,11 +8,11 @@ use pauc_cuda::{Buffer, Context, elementwise};
 use pauc_traits::backend::{Backend, Scalar, Tape as OwnedTape, Value};
 use pauc_traits::cuda::OnDevice;
 use pauc_traits::ops::Matrix;
-use pauc_traits::{Batch, Result, Taped, ops};
+use pauc_traits::{Batch, Result, Taped};
 use std::any::Any;
 use std::rc::Rc;
 
-pub(crate) use pauc_cuda::softmax::{Bank, Graded};
+pub(crate) use pauc_cuda::softmax::{Bank, Graded, Positives, Scale};
 
 /// A batch on CUDA.
 pub(crate) type CudaBatch = Batch<f32, Cuda>;
@@ -56,17 +56,18 @@ pub(crate) fn dense(m: Matrix<f32, Cuda>) -> Result<DenseRows> {
 /// [`pauc_cuda::softmax::cross_entropy`] of queries and positives.
 pub(crate) fn cross_entropy(
     on: &Context,
-    (queries, positives): (&DenseRows, &DenseRows),
-    scales: &[f32],
+    queries: &DenseRows,
+    positives: Positives<'_>,
     banks: &[Bank<'_>],
     dim: usize,
 ) -> Result<Graded> {
-    pauc_cuda::softmax::cross_entropy(on, queries.view(), positives.view(), scales, banks, dim).on_device()
+    pauc_cuda::softmax::cross_entropy(on, queries.view(), positives, banks, dim).on_device()
 }
 
 /// A value and its gradients with respect to both views.
 pub(crate) struct GradedPair {
-    pub value: f64,
+    /// One number.
+    pub value: Buffer,
     pub gradients: [Buffer; 2],
 }
 
@@ -87,14 +88,21 @@ pub(crate) fn in_batch(on: &Context, views: [&DenseRows; 2], dim: usize, tau: f3
     find().on_device()
 }
 
-/// A scalar whose gradients with respect to matrices are known already, but for a factor of each.
+/// The mean of some numbers, whose gradients with respect to matrices are known already, but for a factor of each.
 pub(crate) fn scalar_with_gradients(
     on: &Rc<Context>,
     device: &Cuda,
-    value: f64,
+    values: &[Buffer],
     gradients: Vec<(CudaRows, Buffer, f32)>,
-) -> Value<f32, Cuda> {
-    let out: Tensor<Rank0, f32, Cuda> = ops::scalar(device, value);
+) -> Result<Value<f32, Cuda>> {
+    let mean = || {
+        let mut mean = Buffer::zeros(on, 1)?;
+        for value in values {
+            elementwise::add(on, mean.view_mut(), 1.0 / values.len() as f32, value.view())?;
+        }
+        memory::to_tensor(device, mean.view(), ())
+    };
+    let out: Tensor<Rank0, f32, Cuda> = mean().on_device()?;
     let (ghost, mut tape, mut known) = (out.ghost(), OwnedTape::default(), Vec::new());
     for (of, gradient, factor) in gradients {
         let (of, own) = of.split_tape();
@@ -111,5 +119,5 @@ pub(crate) fn scalar_with_gradients(
         }
         Ok(())
     });
-    out.put_tape(tape)
+    Ok(out.put_tape(tape))
 }

@@ -91,6 +91,10 @@ impl NetworkDevice for Cuda {
         memory::replace_rows(self, of, from, rows).on_device()
     }
 
+    fn rows(&self, of: &Matrix<f32, Self>, range: Range<usize>) -> Result<Matrix<f32, Self>> {
+        memory::rows(self, of, range).on_device()
+    }
+
     fn finish(&self) -> Result<()> {
         self.try_synchronize().map_err(Error::device)
     }

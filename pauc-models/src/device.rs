@@ -84,6 +84,14 @@ pub trait NetworkDevice: Compute {
         Err(Error::Device(format!("{} replaces no rows in place", self.name())))
     }
 
+    /// Some rows of a matrix, in the device's memory, where [`NetworkDevice::KEEPS_ROWS`].
+    ///
+    /// # Errors
+    /// If there are not so many rows, the device keeps none, or it fails.
+    fn rows(&self, _of: &Matrix<f32, Self>, _range: Range<usize>) -> Result<Matrix<f32, Self>> {
+        Err(Error::Device(format!("{} keeps no rows", self.name())))
+    }
+
     /// Whether it normalises images itself, so that they come to it in 8 bits, and leaves the processor to whoever makes them.
     const NORMALISES: bool;
 

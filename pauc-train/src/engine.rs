@@ -96,7 +96,7 @@ pub struct Engine<'p, D: NetworkDevice> {
     pub(crate) last_clustering: Option<u64>,
     pub(crate) step: u64,
     pub(crate) marks: Marks,
-    pub(crate) trace: Trace,
+    pub(crate) trace: Trace<D>,
     pub(crate) stages: Vec<Stage>,
     /// The step of the last checkpoint of this process.
     pub(crate) saved: Option<u64>,

@@ -71,7 +71,8 @@ impl<D: NetworkDevice> Engine<'_, D> {
             self.warn(key, text, watch)?;
         }
         let dim = self.network.embedding_dim();
-        let rows = self.trace.views.iter().flatten().next().map(|v| Rows::new(v, dim));
+        let first = self.trace.views.iter().flatten().next().map(|m| m.as_vec());
+        let rows = first.as_ref().map(|v| Rows::new(v, dim));
         let (spread, rank) = match rows {
             Some(rows) => (spread(rows)?, rank_me(rows)?),
             None => (f64::NAN, f64::NAN),

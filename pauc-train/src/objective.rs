@@ -1,7 +1,7 @@
 //! The weighted sum of terms, evaluated and differentiated at the embeddings.
 
 use crate::recipe::WeightedTerm;
-use dfdx::prelude::HasShape;
+use dfdx::prelude::{HasShape, NoneTape};
 use pauc_traits::backend::{Backend, Scalar, Value};
 use pauc_traits::batch::{BatchGradients, Inputs};
 use pauc_traits::open_set::Term;
@@ -104,19 +104,15 @@ impl Objective {
     pub fn evaluate<E: Scalar, D: Backend<E>>(&self, batch: Batch<E, D>) -> Result<Evaluated<E>> {
         let clock = *batch.clock();
         let mut sum: Option<Value<E, D>> = None;
-        let mut terms = Vec::new();
+        let (mut terms, mut values) = (Vec::new(), Vec::new());
         for planned in self.active(&clock) {
             let weight = planned.weight.at(&clock);
             batch.enter(&planned.name);
             let value = planned.term.evaluate(&batch)?;
-            let number = ops::item(&value);
-            if !number.is_finite() {
-                let place = Some(format!("its value is {number}"));
-                return Err(Error::NonFinite { what: format!("the term {}", planned.name), place });
-            }
+            values.push(value.retaped::<NoneTape>());
             terms.push(TermValue {
                 name: planned.name.clone(),
-                value: number,
+                value: f64::NAN,
                 weight,
                 chance: planned.chance,
                 skipped: Some(batch.take_skipped().join("; ")).filter(|s| !s.is_empty()),
@@ -129,9 +125,18 @@ impl Objective {
                 });
             }
         }
-        let loss = terms.iter().map(|t| t.weight * t.value).sum();
         let sum = sum.unwrap_or_else(|| ops::scalar(batch.device(), 0.0).retaped());
-        Ok(Evaluated { loss, terms, gradients: batch.backward(sum)? })
+        let gradients = batch.backward(sum)?;
+        // A device has finished all of them by now, and had not to be waited for at each.
+        for (term, value) in terms.iter_mut().zip(&values) {
+            term.value = ops::item(value);
+            if !term.value.is_finite() {
+                let place = Some(format!("its value is {}", term.value));
+                return Err(Error::NonFinite { what: format!("the term {}", term.name), place });
+            }
+        }
+        let loss = terms.iter().map(|t| t.weight * t.value).sum();
+        Ok(Evaluated { loss, terms, gradients })
     }
 
     /// The gradient of each active term at the embeddings, so that one sees which terms fight: norms, and cosines of

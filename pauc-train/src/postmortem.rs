@@ -5,6 +5,7 @@ use crate::run_dir::RunDir;
 use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
 use pauc_models::weights::{TensorFile, Values};
+use pauc_traits::ops::Matrix;
 use pauc_traits::{Error, Result};
 use std::collections::VecDeque;
 
@@ -12,17 +13,22 @@ use std::collections::VecDeque;
 const REMEMBERED: usize = 16;
 
 /// What is remembered of the step under way and those before it, in case it fails.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Trace {
+pub(crate) struct Trace<D: NetworkDevice> {
     /// The rows of the step's images that were under way: those of one of several accumulated batches.
     pub rows: std::ops::Range<usize>,
     /// Embeddings of the online network by view, as far as they were made; raw outputs of the projector.
-    pub views: Vec<Option<Vec<f32>>>,
+    pub views: Vec<Option<Matrix<f32, D>>>,
     /// The norms of the last gradients, with the steps they belong to.
     pub norms: VecDeque<(u64, f64)>,
 }
 
-impl Trace {
+impl<D: NetworkDevice> Default for Trace<D> {
+    fn default() -> Self {
+        Trace { rows: 0..0, views: Vec::new(), norms: VecDeque::new() }
+    }
+}
+
+impl<D: NetworkDevice> Trace<D> {
     /// Remembers the norm of a step's gradient.
     pub fn norm(&mut self, step: u64, norm: f64) {
         self.norms.push_back((step, norm));
@@ -85,9 +91,9 @@ impl<D: NetworkDevice> Engine<'_, D> {
             )?;
         }
         for (v, embeddings) in trace.views.iter().enumerate() {
-            let Some(values) = embeddings else { continue };
+            let Some(values) = embeddings.as_ref().map(|m| m.as_vec()) else { continue };
             let shape = [rows, values.len() / rows.max(1)];
-            file.insert(format!("view.{v}.embeddings"), &shape, Values::F32(values.clone()))?;
+            file.insert(format!("view.{v}.embeddings"), &shape, Values::F32(values))?;
         }
         file.insert("samples", &[rows], Values::U64(batch.ids.clone()))?;
         let parameters = self.parameters();

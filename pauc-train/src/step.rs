@@ -5,7 +5,7 @@ use crate::engine::Engine;
 use crate::objective::{Evaluated, TermGradient, TermValue};
 use crate::queue::KeyQueue;
 use crate::recipe::Terms;
-use dfdx::prelude::Cpu;
+use dfdx::prelude::{Cpu, HasShape};
 use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::backward_with;
@@ -173,6 +173,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
         // only the embeddings are kept, and each is run once more for its backward pass.
         let stage = span("forward");
         let mut whole = None;
+        let stays = D::KEEPS_ROWS && parts.len() == 1;
         let (mut views, mut predictions) = (ByView::new(data, &reads.online, b * dim), ByView::default());
         if reads.predictions && recipe.predictor.is_some() {
             predictions = ByView::new(data, &reads.online, b * dim);
@@ -181,16 +182,28 @@ impl<D: NetworkDevice> Engine<'_, D> {
         for part in &parts {
             let pass = if parts.len() == 1 { Pass::Train } else { Pass::Momentum };
             let branch = self.online(images(&reads.online, part)?, !predictions.0.is_empty(), pass)?;
-            views.put(&reads.online, &branch.embeddings.as_vec(), part, dim);
-            if let Some(p) = &branch.predictions {
-                predictions.put(&reads.online, &p.as_vec(), part, dim);
+            if !stays {
+                views.put(&reads.online, &branch.embeddings.as_vec(), part, dim);
+                if let Some(p) = &branch.predictions {
+                    predictions.put(&reads.online, &p.as_vec(), part, dim);
+                }
             }
             if parts.len() == 1 {
                 whole = Some(branch);
             }
         }
-        self.trace.views.clone_from(&views.0);
-        let (views, predictions) = (matrices(views), matrices(predictions));
+        let (views, predictions) = match &whole {
+            Some(branch) if stays => {
+                let by_view = |rows: Option<&Rows<D>>| {
+                    rows.map_or(Ok(Vec::new()), |rows| {
+                        by_view(&device, rows, data.views.len(), &reads.online)
+                    })
+                };
+                (by_view(Some(&branch.embeddings))?, by_view(branch.predictions.as_ref())?)
+            }
+            _ => (matrices(views), matrices(predictions)),
+        };
+        self.trace.views.clone_from(&views);
         drop(stage);
 
         // Momentum branch: keys, constants.
@@ -333,6 +346,19 @@ impl<D: NetworkDevice> Engine<'_, D> {
         let all = self.network.statistics();
         all.iter().zip(&saved).try_for_each(|(p, v)| self.device.overwrite(&mut p.value_mut(), v))
     }
+}
+
+/// The rows of each view that a branch read, in the device's memory: its outputs are view after view.
+fn by_view<D: NetworkDevice>(
+    device: &D,
+    rows: &Rows<D>,
+    views: usize,
+    read: &[usize],
+) -> Result<Vec<Option<ops::Matrix<f32, D>>>> {
+    let (all, b) = (rows.retaped(), rows.shape().0 / read.len().max(1));
+    let place = |v: usize| read.iter().position(|r| *r == v);
+    let one = |v: usize| place(v).map(|i| device.rows(&all, i * b..(i + 1) * b)).transpose();
+    (0..views).map(one).collect()
 }
 
 /// Carries the rows of a queue that are new from `from` on over to its matrix on the device.

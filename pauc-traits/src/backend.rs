@@ -91,6 +91,10 @@ pub trait Compute: Backend<f32> {
     fn zero_buffer(&self, len: usize) -> Result<Self::Buffer>;
     /// Sets a buffer to zero.
     fn clear(&self, buffer: &mut Self::Buffer) -> Result<()>;
+    /// Sets many buffers to zero.
+    fn clear_all(&self, buffers: &mut [&mut Self::Buffer]) -> Result<()> {
+        buffers.iter_mut().try_for_each(|b| self.clear(b))
+    }
     /// The number of elements.
     fn buffer_len(&self, buffer: &Self::Buffer) -> usize;
     /// The whole buffer, borrowed.

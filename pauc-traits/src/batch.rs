@@ -223,8 +223,6 @@ pub struct Batch<E: Scalar, D: Backend<E>> {
 pub struct BatchGradients<E> {
     /// With respect to each view's raw projector outputs, row-major; `None` where the view is absent.
     pub views: Vec<Option<Vec<E>>>,
-    /// With respect to each view's unit embeddings z; `None` where no term read them.
-    pub embeddings: Vec<Option<Vec<E>>>,
     /// With respect to each view's raw predictor outputs; empty without a predictor.
     pub predictions: Vec<Option<Vec<E>>>,
     /// With respect to the learnable matrices.
@@ -570,12 +568,11 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         let mut of = |t: &Matrix<E, D>| ops::gradient(&mut gradients, t).map_err(Error::device);
         let views =
             self.inputs.views.iter().map(|v| v.as_ref().map(&mut of).transpose()).collect::<Result<_>>()?;
-        let embeddings = self.z.iter().map(|z| z.get().map(&mut of).transpose()).collect::<Result<_>>()?;
         let predictions = self.inputs.predictions.iter().map(|v| v.as_ref().map(&mut of).transpose());
         let predictions = predictions.collect::<Result<_>>()?;
         let parameters = self.inputs.parameters.iter().map(|(n, p)| Ok((n.clone(), of(p)?)));
         let parameters = parameters.collect::<Result<_>>()?;
         let remembered = self.remembered.into_inner();
-        Ok(BatchGradients { views, embeddings, predictions, parameters, remembered })
+        Ok(BatchGradients { views, predictions, parameters, remembered })
     }
 }

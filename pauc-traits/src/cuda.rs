@@ -7,7 +7,7 @@ use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularize
 use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
 use dfdx::prelude::{Cuda, Shape, Storage, Tensor};
 use pauc_cuda::regression::Regression;
-use pauc_cuda::{Buffer, Context, View, elementwise, memory};
+use pauc_cuda::{Buffer, Context, View, elementwise, many, memory};
 use std::ops::Range;
 
 /// What the device says, in this crate's words. No `From`: a second one into [`Error`] would leave types of closures open
@@ -64,6 +64,9 @@ impl Compute for Cuda {
     }
     fn clear(&self, buffer: &mut Buffer) -> Result<()> {
         buffer.clear().on_device()
+    }
+    fn clear_all(&self, buffers: &mut [&mut Buffer]) -> Result<()> {
+        many::clear(&*context(self)?, buffers).on_device()
     }
     fn buffer_len(&self, buffer: &Buffer) -> usize {
         buffer.len()

@@ -6,6 +6,9 @@
 #define FOR_EACH(i, n) \
     for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < (n); i += (size_t)gridDim.x * blockDim.x)
 
+// i / d; numbers of 64 bits divide slowly.
+__device__ inline size_t quotient(size_t i, unsigned d) { return i >> 32 ? i / d : (unsigned)i / d; }
+
 // The sum over the threads of a block, for all of them, always in the same order.
 __device__ inline double block_sum(double v) {
     __shared__ double sums[MOST_THREADS];
@@ -18,6 +21,29 @@ __device__ inline double block_sum(double v) {
     double total = sums[0];
     __syncthreads();
     return total;
+}
+
+// The same of two at once, and the largest of a third.
+__device__ inline void block_totals(double &a, double &b, float &top) {
+    __shared__ double sums[2][MOST_THREADS];
+    __shared__ float tops[MOST_THREADS];
+    unsigned i = threadIdx.x;
+    sums[0][i] = a;
+    sums[1][i] = b;
+    tops[i] = top;
+    __syncthreads();
+    for (unsigned half = THREADS / 2; half > 0; half /= 2) {
+        if (i < half) {
+            sums[0][i] += sums[0][i + half];
+            sums[1][i] += sums[1][i + half];
+            tops[i] = fmaxf(tops[i], tops[i + half]);
+        }
+        __syncthreads();
+    }
+    a = sums[0][0];
+    b = sums[1][0];
+    top = tops[0];
+    __syncthreads();
 }
 
 // The largest value of a block's threads, for all of them.
@@ -39,14 +65,49 @@ struct bf16 {
     unsigned short bits;
 };
 
+// A number of five bits for its size and eleven for its digits.
+struct f16 {
+    unsigned short bits;
+};
+
 __device__ inline float number(float v) { return v; }
 __device__ inline float number(bf16 v) { return __uint_as_float((unsigned)v.bits << 16); }
+__device__ inline float number(f16 v) {
+#ifdef __CUDACC_RTC__
+    float to;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(to) : "h"(v.bits));
+    return to;
+#else
+    _Float16 half;
+    __builtin_memcpy(&half, &v, 2);
+    return half;
+#endif
+}
 
 __device__ inline void set(float &to, float v) { to = v; }
 // The nearest, of two equally near the even one; a NaN stays one.
 __device__ inline void set(bf16 &to, float v) {
     unsigned u = __float_as_uint(v);
     to.bits = (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+// The nearest, of two equally near the even one; beyond its range, the largest there is. A NaN stays one.
+__device__ inline void set(f16 &to, float v) {
+    const float most = 65504;
+    v = v > most ? most : v < -most ? -most : v;
+#ifdef __CUDACC_RTC__
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(v));
+#else
+    _Float16 half = v;
+    __builtin_memcpy(&to, &half, 2);
+#endif
+}
+
+// The power of two that takes `found` to between 2^(top - 1) and 2^top; of zero, 1.
+__device__ inline float lift(float found, int top) {
+    if (!(found > 0)) return 1;
+    int up = top - 1 - ((int)(__float_as_uint(found) >> 23) - 127);
+    up = up > 126 ? 126 : up < -126 ? -126 : up;
+    return __uint_as_float((unsigned)(up + 127) << 23);
 }
 
 // V numbers that a thread reads or writes at once.
@@ -69,7 +130,7 @@ template <class T, unsigned V> __device__ inline void store(void *to, size_t i, 
 }
 
 // Calls a template by what elements are and how many a thread takes at once: 0 and 1, four floats and one; 2 and 3, eight
-// bf16 and one.
+// bf16 and one; 4 and 5, eight f16 and one.
 #define BY_ELEMENT(element, f, ...)                                                                                              \
     do {                                                                                                                         \
         if (element == 0) f<float, 4>(__VA_ARGS__);                                                                              \

@@ -38,6 +38,11 @@ extern "C" __global__ void pauc_copies(const Pair *all, unsigned count) {
     FOR_CHUNK(i, part) part.to[i] = part.from[i];
 }
 
+extern "C" __global__ void pauc_clear(const Pair *all, unsigned count) {
+    Pair part = of_block(all, count);
+    FOR_CHUNK(i, part) part.to[i] = 0;
+}
+
 // A sum of squares a block.
 extern "C" __global__ void pauc_square_sums(const Pair *all, unsigned count, double *sums) {
     Pair part = of_block(all, count);

@@ -7,19 +7,30 @@
 template <class T, unsigned V> __device__ void pixels(size_t n, unsigned C, unsigned channels, const float *x, void *y) {
     FOR_PACKS(i, n) {
         float v[V];
+        if (V % 4 == 0 && C == channels) {
 #pragma unroll
-        for (unsigned j = 0; j < V; j++) {
-            size_t at = i * V + j;
-            unsigned c = at % channels;
-            v[j] = c < C ? x[at / channels * C + c] : 0.f;
+            for (unsigned j = 0; j + 4 <= V; j += 4) {
+                float four[4];
+                load<float, 4>(x, (i * V + j) / 4, four);
+#pragma unroll
+                for (unsigned l = 0; l < 4; l++) v[j + l] = four[l];
+            }
+        } else {
+            // V is a divisor of the channels.
+            size_t pixel = quotient(i, channels / V);
+            unsigned first = (unsigned)(i - pixel * (channels / V)) * V;
+#pragma unroll
+            for (unsigned j = 0; j < V; j++) v[j] = first + j < C ? x[pixel * C + first + j] : 0.f;
         }
         store<T, V>(y, i, v);
     }
 }
 
-// Images of C channels to maps of more; those that images do not have are 0.
+// Maps from maps or images of C channels in f32; channels that those do not have are 0.
 extern "C" __global__ void pauc_pixels(unsigned element, size_t n, unsigned C, unsigned channels, const float *x, void *y) {
-    BY_ELEMENT(element, pixels, n, C, channels, x, y);
+    if (element == 4) pixels<f16, 8>(n, C, channels, x, y);
+    else if (element == 5) pixels<f16, 1>(n, C, channels, x, y);
+    else BY_ELEMENT(element, pixels, n, C, channels, x, y);
 }
 
 // 8-bit values times the factor of their channel, plus its shift; at most four channels.
@@ -49,22 +60,24 @@ extern "C" __global__ void pauc_filter(unsigned element, size_t n, unsigned C, u
     BY_ELEMENT(element, filter, n, C, P, channels, w, to);
 }
 
-template <class T, unsigned V> __device__ void filter_gradient(size_t n, unsigned C, unsigned P, unsigned channels, const void *from, float *dw) {
-    FOR_PACKS(i, n) {
-        float v[V];
-        load<T, V>(from, i, v);
-#pragma unroll
-        for (unsigned j = 0; j < V; j++) {
-            unsigned at = (unsigned)i * V + j, c = at % channels, p = at / channels % P, k = at / channels / P;
-            if (c < C) dw[(k * C + c) * P + p] += v[j];
-        }
+template <class T>
+__device__ void filter_gradient(size_t n, unsigned C, unsigned P, unsigned channels, const void *from, const float *unit, float share,
+                                float *dw) {
+    // Threads side by side have channels side by side, as `from` has them; dw has the P weights of a channel side by side.
+    FOR_EACH(i, n) {
+        unsigned k = (unsigned)i / C, c = (unsigned)i - k * C;
+        const T *row = (const T *)from + (size_t)k * P * channels + c;
+        float *to = dw + i * P, times = unit ? *unit * share : 1;
+        for (unsigned p = 0; p < P; p++) to[p] = fmaf(number(row[(size_t)p * channels]), times, to[p]);
     }
 }
 
-// Adds the gradient of a filter as convolutions leave it.
+// Adds the gradient of a filter of n times P weights as convolutions leave it, times `unit` and `share`, if there is a unit.
 extern "C" __global__ void pauc_filter_gradient(unsigned element, size_t n, unsigned C, unsigned P, unsigned channels, const void *from,
-                                                float *dw) {
-    BY_ELEMENT(element, filter_gradient, n, C, P, channels, from, dw);
+                                                const float *unit, float share, float *dw) {
+    if (element < 2) filter_gradient<float>(n, C, P, channels, from, unit, share, dw);
+    else if (element < 4) filter_gradient<bf16>(n, C, P, channels, from, unit, share, dw);
+    else filter_gradient<f16>(n, C, P, channels, from, unit, share, dw);
 }
 
 template <class T, unsigned V> __device__ void add_maps(size_t n, const void *x, void *y) {

@@ -4,7 +4,7 @@
 // How blocks share rows. A group of channels, as wide as a block or all of them, has `runs` blocks, and each of its rows is
 // one block's; threads side by side take V channels each, those below them other rows.
 template <unsigned V> struct Lane {
-    unsigned packs, tile, group, run, col;
+    unsigned packs, tile, group, run, runs, col;
     size_t row, step, rows;
 
     __device__ Lane(size_t R, unsigned C) : packs(C / V), tile(1), rows(R) {
@@ -12,9 +12,10 @@ template <unsigned V> struct Lane {
         unsigned groups = (packs + tile - 1) / tile, height = THREADS / tile;
         group = blockIdx.x % groups;
         run = blockIdx.x / groups;
+        runs = gridDim.x / groups;
         col = group * tile + threadIdx.x % tile;
         row = (size_t)run * height + threadIdx.x / tile;
-        step = (size_t)(gridDim.x / groups) * height;
+        step = (size_t)runs * height;
     }
     // Threads beyond the last channel have nothing to do.
     __device__ bool idle() const { return col >= packs; }
@@ -28,7 +29,7 @@ template <unsigned V> struct Lane {
     }
 };
 
-// Writes the sums over the rows of a block, two a channel, in one order.
+// Writes the sums over the rows of a block, two a channel, in one order. Those of all runs of a channel lie side by side.
 template <unsigned V>
 __device__ void block_sums_of_rows(const Lane<V> &lane, const float (&a)[V], const float (&b)[V], unsigned C, double *sums) {
     __shared__ float part[2 * V * MOST_THREADS];
@@ -42,19 +43,36 @@ __device__ void block_sums_of_rows(const Lane<V> &lane, const float (&a)[V], con
         unsigned which = i / lane.tile, col = i % lane.tile, c = (lane.group * lane.tile + col) * V + which / 2;
         double sum = 0;
         for (unsigned t = col; t < THREADS; t += lane.tile) sum += part[which * THREADS + t];
-        if (c < C) sums[2 * ((size_t)lane.run * C + c) + which % 2] = sum;
+        if (c < C) sums[2 * ((size_t)c * lane.runs + lane.run) + which % 2] = sum;
     }
 }
 
-// The two sums of channel c over all runs, for every thread of a block.
-__device__ inline void block_totals(const double *sums, unsigned runs, unsigned C, unsigned c, double &a, double &b) {
-    a = b = 0;
-    for (unsigned run = threadIdx.x; run < runs; run += THREADS) {
-        a += sums[2 * ((size_t)run * C + c)];
-        b += sums[2 * ((size_t)run * C + c) + 1];
+// Writes the largest of the rows of a block, one a channel.
+template <unsigned V> __device__ void block_largest_of_rows(const Lane<V> &lane, const float (&top)[V], unsigned C, float *largest) {
+    __shared__ float part[V * MOST_THREADS];
+#pragma unroll
+    for (unsigned v = 0; v < V; v++) part[v * THREADS + threadIdx.x] = top[v];
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < lane.tile * V; i += THREADS) {
+        unsigned which = i / lane.tile, col = i % lane.tile, c = (lane.group * lane.tile + col) * V + which;
+        float most = 0;
+        for (unsigned t = col; t < THREADS; t += lane.tile) most = fmaxf(most, part[which * THREADS + t]);
+        if (c < C) largest[(size_t)c * lane.runs + lane.run] = most;
     }
-    a = block_sum(a);
-    b = block_sum(b);
+}
+
+// The two sums of channel c over all runs, and the largest of all runs if they are given, for every thread of a block.
+__device__ inline void block_totals(const double *sums, const float *largest, unsigned runs, unsigned c, double &a, double &b,
+                                    float &top) {
+    a = b = 0;
+    top = 0;
+    for (unsigned run = threadIdx.x; run < runs; run += THREADS) {
+        size_t at = (size_t)c * runs + run;
+        a += sums[2 * at];
+        b += sums[2 * at + 1];
+        if (largest) top = fmaxf(top, largest[at]);
+    }
+    block_totals(a, b, top);
 }
 
 template <class T, unsigned V> __device__ void block_norm_sums(const void *y, double *sums, size_t R, unsigned C) {
@@ -92,13 +110,14 @@ __device__ inline void coefficients(unsigned c, float m, float variance, const f
 }
 
 // A block a channel: mean and variance from the sums of all runs, the running statistics moved towards them, coefficients.
-extern "C" __global__ void pauc_norm_moments(unsigned element, const void *y, const double *sums, unsigned runs, size_t R, unsigned C,
+extern "C" __global__ void pauc_norm_moments(unsigned element, const void *y, const double *sums, unsigned runs, size_t R,
                                              float *running_mean, float *running_variance, float momentum, const float *gamma,
                                              const float *beta, float epsilon, float *mean, float *inverse, float *scale,
                                              float *shift) {
     unsigned c = blockIdx.x;
     double a, b, n = (double)R;
-    block_totals(sums, runs, C, c, a, b);
+    float top;
+    block_totals(sums, 0, runs, c, a, b, top);
     if (threadIdx.x > 0) return;
     double origin = element < 2 ? ((const float *)y)[c] : number(((const bf16 *)y)[c]);
     double offset = a / n, spread = b / n - offset * offset;
@@ -115,9 +134,12 @@ extern "C" __global__ void pauc_norm_prepare(unsigned C, const float *given_mean
     FOR_EACH(c, C) coefficients(c, given_mean[c], variance[c], gamma, beta, epsilon, mean, inverse, scale, shift);
 }
 
+// Only maps and gradients in f32 have halves beside them.
+#define HALVES(T) (sizeof(T) == sizeof(float))
+
 template <class T, unsigned V>
 __device__ void norm_apply(size_t R, unsigned C, const void *y, const float *scale, const float *shift, const void *residual,
-                           const float *residual_scale, const float *residual_shift, bool relu, void *out) {
+                           const float *residual_scale, const float *residual_shift, bool relu, void *halves, void *out) {
     Lane<V> lane(R, C);
     if (lane.idle()) return;
     float a[V], b[V], c[V], d[V];
@@ -136,14 +158,16 @@ __device__ void norm_apply(size_t R, unsigned C, const void *y, const float *sca
             if (relu && !(x[v] > 0) && x[v] == x[v]) x[v] = 0;
         }
         store<T, V>(out, lane.at(r), x);
+        if (HALVES(T) && halves) store<f16, V>(halves, lane.at(r), x);
     }
 }
 
-// out <- relu?(scale y + shift + residual), where the residual may have a scale and shift of its own; absent ones are 0.
+// out <- relu?(scale y + shift + residual), where the residual may have a scale and shift of its own; absent ones are 0. The same as
+// halves if there is a place for them.
 extern "C" __global__ void pauc_norm_apply(unsigned element, size_t R, unsigned C, const void *y, const float *scale,
                                            const float *shift, const void *residual, const float *residual_scale,
-                                           const float *residual_shift, unsigned relu, void *out) {
-    BY_ELEMENT(element, norm_apply, R, C, y, scale, shift, residual, residual_scale, residual_shift, relu, out);
+                                           const float *residual_shift, unsigned relu, void *halves, void *out) {
+    BY_ELEMENT(element, norm_apply, R, C, y, scale, shift, residual, residual_scale, residual_shift, relu, halves, out);
 }
 
 // What a gradient passes through before it comes to a normalisation.
@@ -155,10 +179,10 @@ extern "C" __global__ void pauc_norm_apply(unsigned element, size_t R, unsigned 
 
 template <class T, unsigned V>
 __device__ void block_norm_gradient_sums(unsigned relu, void *g, const void *more, const void *out, const void *y, const float *mean,
-                                         const float *inverse, const float *scale, const float *shift, double *sums, size_t R,
-                                         unsigned C) {
+                                         const float *inverse, const float *scale, const float *shift, double *sums,
+                                         float *largest, size_t R, unsigned C) {
     Lane<V> lane(R, C);
-    float a[V] = {}, b[V] = {};
+    float a[V] = {}, b[V] = {}, top[V] = {};
     if (!lane.idle()) {
         float m[V], s[V], t[V];
         lane.channels(mean, 0, m);
@@ -181,8 +205,9 @@ __device__ void block_norm_gradient_sums(unsigned relu, void *g, const void *mor
                 if (relu && !(o[v] > 0)) d[v] = 0;
                 a[v] += d[v];
                 b[v] = fmaf(d[v], x[v] - m[v], b[v]);
+                if (HALVES(T) && largest) top[v] = fmaxf(top[v], fabsf(d[v]));
             }
-            if (relu == RELU_OF_OUTPUT) store<T, V>(g, lane.from_end(r), d);
+            if (relu == RELU_OF_OUTPUT || more) store<T, V>(g, lane.from_end(r), d);
         }
         float inv[V];
         lane.channels(inverse, 1, inv);
@@ -190,34 +215,50 @@ __device__ void block_norm_gradient_sums(unsigned relu, void *g, const void *mor
         for (unsigned v = 0; v < V; v++) b[v] *= inv[v];
     }
     block_sums_of_rows(lane, a, b, C, sums);
+    if (HALVES(T) && largest) block_largest_of_rows(lane, top, C, largest);
 }
 
-// The sums of g and of g times the standardised y, where ReLU lets g through; behind a residual, `more` is added to g, if there
-// is more, and g is cut in place.
+// The sums of g and of g times the standardised y, where ReLU lets g through, and the largest |g| if there is a place for it.
+// If there is more, it is added to g; then, and behind a residual, g is cut in place.
 extern "C" __global__ void pauc_norm_gradient_sums(unsigned element, unsigned relu, void *g, const void *more, const void *out, const void *y,
-                                                   const float *mean, const float *inverse, const float *scale,
-                                                   const float *shift, double *sums, size_t R, unsigned C) {
-    BY_ELEMENT(element, block_norm_gradient_sums, relu, g, more, out, y, mean, inverse, scale, shift, sums, R, C);
+                                                   const float *mean, const float *inverse, const float *scale, const float *shift,
+                                                   double *sums, float *largest, size_t R, unsigned C) {
+    BY_ELEMENT(element, block_norm_gradient_sums, relu, g, more, out, y, mean, inverse, scale, shift, sums, largest, R, C);
 }
 
-// A block a channel: gradients of gamma and beta, added to, and the means that the gradient of y needs.
-extern "C" __global__ void pauc_norm_gradient_finish(const double *sums, unsigned runs, size_t R, unsigned C, float *d_gamma,
-                                                     float *d_beta, float *mean_g, float *mean_gx) {
+// A block a channel: gradients of gamma and beta, added to, the means that the gradient of y needs, and, if there is a place for
+// it, what the largest |g| would be as a gradient of y.
+extern "C" __global__ void pauc_norm_gradient_finish(const double *sums, const float *largest, unsigned runs, size_t R,
+                                                     const float *scale, float *d_gamma, float *d_beta, float *mean_g, float *mean_gx,
+                                                     float *size) {
     unsigned c = blockIdx.x;
     double a, b, n = (double)R;
-    block_totals(sums, runs, C, c, a, b);
+    float top;
+    block_totals(sums, largest, runs, c, a, b, top);
     if (threadIdx.x > 0) return;
+    if (size) size[c] = top * fabsf(scale[c]);
     d_beta[c] += (float)a;
     d_gamma[c] += (float)b;
     mean_g[c] = (float)(a / n);
     mean_gx[c] = (float)(b / n);
 }
 
+// What halves of a gradient are at most, by the size of the gradient that it is made of: 2^4. The gradient of y exceeds that size by
+// less than the root of the number of rows, so that 2^16 is not reached by fewer than 2^24 rows.
+#define HALVES_TOP 4
+
 template <class T, unsigned V>
-__device__ void norm_gradient(unsigned relu, size_t R, unsigned C, const void *g, const void *y, const float *mean,
-                              const float *inverse, const float *scale, const float *shift, const float *mean_g,
-                              const float *mean_gx, void *dy) {
+__device__ void block_norm_gradient(unsigned relu, size_t R, unsigned C, const void *g, const void *y, const float *mean,
+                                    const float *inverse, const float *scale, const float *shift, const float *mean_g,
+                                    const float *mean_gx, const float *size, float *unit, void *halves, void *dy) {
     Lane<V> lane(R, C);
+    float up = 1;
+    if (HALVES(T) && halves) {
+        float top = 0;
+        for (unsigned c = threadIdx.x; c < C; c += THREADS) top = fmaxf(top, size[c]);
+        up = lift(block_max(top), HALVES_TOP);
+        if (blockIdx.x == 0 && threadIdx.x == 0) *unit = 1 / up;
+    }
     if (lane.idle()) return;
     float m[V], s[V], t[V], k[V], inv[V], from[V];
     lane.channels(mean, 0, m);
@@ -238,12 +279,19 @@ __device__ void norm_gradient(unsigned relu, size_t R, unsigned C, const void *g
             d[v] = s[v] * (d[v] - from[v] - (x[v] - m[v]) * k[v]);
         }
         store<T, V>(dy, lane.at(r), d);
+        if (HALVES(T) && halves) {
+#pragma unroll
+            for (unsigned v = 0; v < V; v++) d[v] *= up;
+            store<f16, V>(halves, lane.at(r), d);
+        }
     }
 }
 
-// The gradient of y, which may take the place of g.
+// The gradient of y, which may take the place of g; and, if there is a place for them, the same as halves, times a power of two whose
+// inverse is written.
 extern "C" __global__ void pauc_norm_gradient(unsigned element, unsigned relu, size_t R, unsigned C, const void *g, const void *y,
                                               const float *mean, const float *inverse, const float *scale, const float *shift,
-                                              const float *mean_g, const float *mean_gx, void *dy) {
-    BY_ELEMENT(element, norm_gradient, relu, R, C, g, y, mean, inverse, scale, shift, mean_g, mean_gx, dy);
+                                              const float *mean_g, const float *mean_gx, const float *size, float *unit, void *halves,
+                                              void *dy) {
+    BY_ELEMENT(element, block_norm_gradient, relu, R, C, g, y, mean, inverse, scale, shift, mean_g, mean_gx, size, unit, halves, dy);
 }

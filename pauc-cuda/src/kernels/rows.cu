@@ -12,19 +12,23 @@ extern "C" __global__ void pauc_relu_gradient(size_t n, const float *out, float 
     FOR_EACH(i, n) if (!(out[i] > 0)) g[i] = 0;
 }
 
-// sums <- sums + the sum of each column, in one order: 32 columns a block, eight runs of rows each.
+// Columns of a block: few, so that there are many blocks.
+#define COLUMNS 8
+
+// sums <- sums + the sum of each column, in one order.
 extern "C" __global__ void pauc_column_sums(const float *x, unsigned N, unsigned C, float *sums) {
     __shared__ double part[MOST_THREADS];
-    unsigned c = blockIdx.x * 32 + threadIdx.x % 32, run = threadIdx.x / 32;
+    unsigned c = blockIdx.x * COLUMNS + threadIdx.x % COLUMNS, run = threadIdx.x / COLUMNS, runs = THREADS / COLUMNS;
     double sum = 0;
     if (c < C)
-        for (unsigned n = run; n < N; n += THREADS / 32) sum += x[(size_t)n * C + c];
+        for (unsigned n = run; n < N; n += runs) sum += x[(size_t)n * C + c];
     part[threadIdx.x] = sum;
     __syncthreads();
-    if (run == 0 && c < C) {
-        for (unsigned r = 1; r < THREADS / 32; r++) sum += part[r * 32 + threadIdx.x];
-        sums[c] += (float)sum;
+    for (unsigned half = runs / 2; half > 0; half /= 2) {
+        if (run < half) part[threadIdx.x] += part[threadIdx.x + half * COLUMNS];
+        __syncthreads();
     }
+    if (run == 0 && c < C) sums[c] += (float)part[threadIdx.x];
 }
 
 // z <- x / sqrt(|x|^2 + epsilon), a row a block, and the factors.

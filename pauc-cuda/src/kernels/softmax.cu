@@ -1,34 +1,56 @@
 // Cross-entropy of a softmax over inner products with large banks, a tile of logits at a time.
 
-// out[i] <- scale[i] a_i . b_i, one row a block.
-extern "C" __global__ void pauc_row_dots(const float *a, const float *b, const float *scale, unsigned D, float *out) {
-    size_t i = blockIdx.x;
+// The row of b that belongs to row i: that of the same number, or the one that `at` names.
+__device__ inline size_t row_of(const unsigned *at, size_t i) { return at ? at[i] : i; }
+
+// out[i] <- scale a_i . b_j, one row a block, where j is i or at[i], and the scale is one for all if `uniform`, or b_j's.
+extern "C" __global__ void pauc_row_dots(const float *a, const float *b, const unsigned *at, const float *scale, unsigned uniform,
+                                         unsigned D, float *out) {
+    size_t i = blockIdx.x, j = row_of(at, i);
     double sum = 0;
-    for (unsigned d = threadIdx.x; d < D; d += THREADS) sum += (double)a[i * D + d] * b[i * D + d];
+    for (unsigned d = threadIdx.x; d < D; d += THREADS) sum += (double)a[i * D + d] * b[j * D + d];
     sum = block_sum(sum);
-    if (threadIdx.x == 0) out[i] = (float)(sum * scale[i]);
+    if (threadIdx.x == 0) out[i] = (float)(sum * scale[uniform ? 0 : j]);
 }
 
-// For each row, one a block: the largest logit so far, the positive's among them, and the sum of exp(logit - largest), over a
-// tile of T candidates that begins at candidate `start`; candidate own[i] takes no part. scale has one element if `uniform`,
-// otherwise one a candidate.
-extern "C" __global__ void pauc_softmax_sums(const float *scores, const float *scale, unsigned uniform, const unsigned *own,
-                                             unsigned start, unsigned T, float *largest, double *sums) {
+extern "C" __global__ void pauc_inverse(size_t n, float *x) {
+    FOR_EACH(i, n) x[i] = 1 / x[i];
+}
+
+// The logit of what takes no part: minus infinity.
+#define NOTHING __uint_as_float(0xff800000u)
+
+// What scores are multiplied with to be inner products; absent factors are 1.
+__device__ inline float product_of(const float *a, const float *b) { return (a ? *a : 1) * (b ? *b : 1); }
+
+template <unsigned V>
+__device__ void block_softmax_sums(const float *scores, const float *scale, unsigned uniform, const unsigned *own, unsigned start,
+                                   unsigned T, const float *unit_a, const float *unit_b, float *largest, double *sums) {
     size_t i = blockIdx.x;
     unsigned skip = own ? own[i] : 0xffffffffu;
-    float before = largest[i], top = before;
+    float unit = product_of(unit_a, unit_b), before = largest[i], top = before;
     double sum = 0;
-    for (unsigned c = threadIdx.x; c < T; c += THREADS) {
-        if (start + c == skip) continue;
-        float logit = scores[i * T + c] * (uniform ? scale[0] : scale[start + c]);
-        if (logit > top) {
-            sum *= expf(top - logit);
-            top = logit;
+    for (unsigned p = threadIdx.x; p < T / V; p += THREADS) {
+        float logit[V], s[V];
+        load<float, V>(scores + i * T, p, logit);
+        if (!uniform) load<float, V>(scale + start, p, s);
+        float most = top, part = 0;
+#pragma unroll
+        for (unsigned v = 0; v < V; v++) {
+            logit[v] *= unit * (uniform ? scale[0] : s[v]);
+            if (start + p * V + v == skip) logit[v] = NOTHING;
+            most = fmaxf(most, logit[v]);
         }
-        sum += expf(logit - top);
+        if (most > top) {
+            sum *= expf(top - most);
+            top = most;
+        }
+        // A logit of minus infinity is nothing, also where all are; fmaxf passes NaNs over, and their sum is one.
+#pragma unroll
+        for (unsigned v = 0; v < V; v++) part += logit[v] == NOTHING ? 0.f : expf(logit[v] - top);
+        sum += part;
     }
     float all = block_max(top);
-    // A logit of minus infinity is nothing, also where all are.
     sum = block_sum(top == all ? sum : sum * expf(top - all));
     if (threadIdx.x == 0) {
         sums[i] = (before == all ? sums[i] : sums[i] * exp((double)before - all)) + sum;
@@ -36,17 +58,81 @@ extern "C" __global__ void pauc_softmax_sums(const float *scores, const float *s
     }
 }
 
-// scores <- share * probability * scale: what each candidate of the tile contributes to the gradient of its query. A row has as
-// many blocks as there are for each of N rows.
-extern "C" __global__ void pauc_softmax_weights(unsigned N, float *scores, const float *scale, unsigned uniform, const unsigned *own,
-                                                unsigned start, unsigned T, const float *positive_logits, const float *largest,
-                                                const double *sums, float share) {
+// The mean of n numbers, by one block.
+extern "C" __global__ void pauc_mean(const double *x, unsigned n, float *mean) {
+    double sum = 0;
+    for (unsigned i = threadIdx.x; i < n; i += THREADS) sum += x[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) *mean = (float)(sum / n);
+}
+
+// For each row, one a block: the largest logit so far, the positive's among them, and the sum of exp(logit - largest), over a
+// tile of T candidates that begins at candidate `start`; candidate own[i] takes no part. scale has one element if `uniform`,
+// otherwise one a candidate. Scores are inner products once they have been multiplied with the units.
+extern "C" __global__ void pauc_softmax_sums(const float *scores, const float *scale, unsigned uniform, const unsigned *own,
+                                             unsigned start, unsigned T, const float *unit_a, const float *unit_b, float *largest,
+                                             double *sums) {
+    if (T % 4 == 0 && start % 4 == 0) block_softmax_sums<4>(scores, scale, uniform, own, start, T, unit_a, unit_b, largest, sums);
+    else block_softmax_sums<1>(scores, scale, uniform, own, start, T, unit_a, unit_b, largest, sums);
+}
+
+// What weights are multiplied with to use the range of halves: they are 1 at most.
+#define WEIGHT_UNIT 16384.f
+
+template <unsigned V>
+__device__ void softmax_weights(unsigned N, const float *scores, const float *scale, unsigned uniform, float most, const unsigned *own,
+                                unsigned start, unsigned T, const float *unit_a, const float *unit_b, const float *largest,
+                                const double *sums, void *weights) {
     size_t i = blockIdx.x % N;
     unsigned part = blockIdx.x / N, parts = gridDim.x / N, skip = own ? own[i] : 0xffffffffu;
-    float top = largest[i], factor = (float)(share / (sums[i] + exp((double)positive_logits[i] - top)));
-    for (unsigned c = part * THREADS + threadIdx.x; c < T; c += parts * THREADS) {
-        float s = uniform ? scale[0] : scale[start + c], *score = scores + i * T + c;
-        *score = start + c == skip ? 0.f : factor * s * expf(*score * s - top);
+    float unit = product_of(unit_a, unit_b), factor = WEIGHT_UNIT / most;
+    // The logarithm of the negatives' sum; without one, no weight is anything.
+    float from = sums[i] == 0 ? -NOTHING : (float)(largest[i] + log(sums[i]));
+    f16 *upper = (f16 *)weights + i * 2 * T, *lower = upper + T;
+    for (unsigned p = part * THREADS + threadIdx.x; p < T / V; p += parts * THREADS) {
+        float score[V], s[V];
+        load<float, V>(scores + i * T, p, score);
+        if (!uniform) load<float, V>(scale + start, p, s);
+        Pack<f16, V> high, low;
+#pragma unroll
+        for (unsigned v = 0; v < V; v++) {
+            float c = uniform ? scale[0] : s[v];
+            float w = start + p * V + v == skip ? 0.f : factor * c * expf(score[v] * unit * c - from);
+            set(high.of[v], w);
+            set(low.of[v], w - number(high.of[v]));
+        }
+        ((Pack<f16, V> *)upper)[p] = high;
+        ((Pack<f16, V> *)lower)[p] = low;
+    }
+}
+
+// What each candidate of the tile contributes to the gradient of its query, scale times probability among the negatives, as
+// upper and lower halves: (N, 2 T), where the largest of all scales is `most`. A row has as many blocks as there are for each of
+// N rows.
+extern "C" __global__ void pauc_softmax_weights(unsigned N, const float *scores, const float *scale, unsigned uniform, float most,
+                                                const unsigned *own, unsigned start, unsigned T, const float *unit_a,
+                                                const float *unit_b, const float *largest, const double *sums, void *weights) {
+    if (T % 4 == 0 && start % 4 == 0)
+        softmax_weights<4>(N, scores, scale, uniform, most, own, start, T, unit_a, unit_b, largest, sums, weights);
+    else softmax_weights<1>(N, scores, scale, uniform, most, own, start, T, unit_a, unit_b, largest, sums, weights);
+}
+
+// gradients <- gradients + share times what the weights' products with the bank's halves sum to: P parts of (N, 2 D), upper
+// halves of weights with both of rows, and Q of (N, D), lower halves with upper ones.
+extern "C" __global__ void pauc_softmax_gather(size_t n, unsigned D, unsigned P, unsigned Q, const float *upper, const float *lower,
+                                               const float *unit, float most, const float *positive_logits, const float *largest,
+                                               const double *sums, float share, float *gradients) {
+    FOR_EACH(i, n) {
+        size_t row = quotient(i, D), col = i - row * D;
+        double others = sums[row] / (sums[row] + exp((double)positive_logits[row] - largest[row]));
+        float sum = 0;
+#pragma unroll 4
+        for (unsigned p = 0; p < P; p++) {
+            const float *both = upper + p * 2 * n + row * 2 * D + col;
+            sum += both[0] + both[D];
+        }
+        for (unsigned q = 0; q < Q; q++) sum += lower[q * n + i];
+        gradients[i] += (float)(share * others * most / WEIGHT_UNIT) * *unit * sum;
     }
 }
 
@@ -68,15 +154,15 @@ extern "C" __global__ void pauc_softmax_pairs(unsigned N, float *scores, float s
 
 // Losses ln(sum) + largest - positive, written as ln(1 + sum over negatives of exp(negative - positive)) where the positive is
 // the largest, and gradients <- gradients - share * (1 - p_positive) * scale * positive.
-extern "C" __global__ void pauc_softmax_finish(const float *positive_logits, const float *positives, const float *scale, unsigned D,
-                                               const float *largest, const double *sums, float share, double *losses,
-                                               float *gradients) {
-    size_t i = blockIdx.x;
+extern "C" __global__ void pauc_softmax_finish(const float *positive_logits, const float *positives, const unsigned *at,
+                                               const float *scale, unsigned uniform, unsigned D, const float *largest,
+                                               const double *sums, float share, double *losses, float *gradients) {
+    size_t i = blockIdx.x, j = row_of(at, i);
     double logit = positive_logits[i], top = largest[i];
     // The sums leave the positive out.
     double ratio = sums[i] * exp(top - logit);
     double others = sums[i] / (sums[i] + exp(logit - top));
     for (unsigned d = threadIdx.x; d < D; d += THREADS)
-        gradients[i * D + d] -= (float)(share * others * scale[i]) * positives[i * D + d];
+        gradients[i * D + d] -= (float)(share * others * scale[uniform ? 0 : j]) * positives[j * D + d];
     if (threadIdx.x == 0) losses[i] = ratio < 1e300 ? log1p(ratio) : log(sums[i]) + top - logit;
 }

@@ -177,13 +177,14 @@ impl InfoNce {
             if let Some(leaf) = leaf {
                 gradients.push((leaf.retaped(), batch.device().upload(&[along as f32])?, 1.0));
             }
-            return Ok(Some(fused_cuda::scalar_with_gradients(&on, batch.device(), graded.value, gradients)));
+            let value = [graded.value];
+            return fused_cuda::scalar_with_gradients(&on, batch.device(), &value, gradients).map(Some);
         }
         let directions: &[(usize, usize)] = if self.is_two_sided() { &[(0, 1), (1, 0)] } else { &[(0, 1)] };
         let queue = if self.reads_queue() { Some(fused_cuda::dense(batch.queue()?.tensor())?) } else { None };
         let own: Vec<usize> = (0..batch.size()).collect();
-        let (scale, scales) = ([1.0 / tau], vec![1.0 / tau; batch.size()]);
-        let (mut value, mut along, mut gradients) = (0.0, 0.0, Vec::new());
+        let scale = fused_cuda::Scale::Same(1.0 / tau);
+        let (mut values, mut along, mut gradients) = (Vec::new(), 0.0, Vec::new());
         let leaf = self.temperature.leaf(batch)?;
         for (query, key) in directions {
             let Ok(k) = batch.momentum_key(*key) else { return Ok(None) };
@@ -191,12 +192,13 @@ impl InfoNce {
             let q = fused_cuda::dense(z.retaped())?;
             let mut banks = Vec::new();
             if self.negatives != Negatives::Queue {
-                banks.push(fused_cuda::Bank { rows: k.view(), scale: &scale, own: Some(&own) });
+                banks.push(fused_cuda::Bank { rows: k.view(), scale, own: Some(&own) });
             }
-            banks.extend(queue.iter().map(|q| fused_cuda::Bank { rows: q.view(), scale: &scale, own: None }));
-            let graded = fused_cuda::cross_entropy(&on, (&q, &k), &scales, &banks, batch.dim())?;
+            banks.extend(queue.iter().map(|q| fused_cuda::Bank { rows: q.view(), scale, own: None }));
+            let positives = fused_cuda::Positives::Rows(k.view(), 1.0 / tau);
+            let graded = fused_cuda::cross_entropy(&on, &q, positives, &banks, batch.dim())?;
             let share = 1.0 / directions.len() as f64;
-            value += graded.value * share;
+            values.push(graded.value);
             if leaf.is_some() {
                 let gradient = batch.device().download(&graded.gradient)?;
                 // It depends on q/τ alone, so −Σ q·∂L/∂q is its derivative by ln τ.
@@ -207,7 +209,7 @@ impl InfoNce {
         if let Some(leaf) = leaf {
             gradients.push((leaf.retaped(), batch.device().upload(&[along as f32])?, 1.0));
         }
-        Ok(Some(fused_cuda::scalar_with_gradients(&on, batch.device(), value, gradients)))
+        fused_cuda::scalar_with_gradients(&on, batch.device(), &values, gradients).map(Some)
     }
 
     fn in_batch<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {

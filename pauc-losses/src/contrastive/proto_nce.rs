@@ -160,14 +160,12 @@ impl ProtoNce {
         if members.len() < batch.size() {
             queries = rows::gather(queries, &members);
         }
-        let positives = fused_cuda::dense(rows::gather(centroids.clone(), &prototypes))?;
         let (q, bank) = (fused_cuda::dense(queries.retaped())?, fused_cuda::dense(centroids)?);
-        let scale: Vec<f32> = level.concentration.iter().map(|phi| 1.0 / phi).collect();
-        let own: Vec<f32> = prototypes.iter().map(|s| scale[*s]).collect();
-        let bank = fused_cuda::Bank { rows: bank.view(), scale: &scale, own: Some(&prototypes) };
-        let graded = fused_cuda::cross_entropy(&on, (&q, &positives), &own, &[bank], batch.dim())?;
+        let scale = fused_cuda::Scale::Over(&level.concentration);
+        let bank = fused_cuda::Bank { rows: bank.view(), scale, own: Some(&prototypes) };
+        let graded = fused_cuda::cross_entropy(&on, &q, fused_cuda::Positives::Own, &[bank], batch.dim())?;
         let gradients = vec![(queries, graded.gradient, 1.0)];
-        Ok(Some(fused_cuda::scalar_with_gradients(&on, batch.device(), graded.value, gradients)))
+        fused_cuda::scalar_with_gradients(&on, batch.device(), &[graded.value], gradients).map(Some)
     }
 
     /// The definition, in plain operations.

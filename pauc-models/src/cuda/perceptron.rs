@@ -74,7 +74,7 @@ impl Workspace {
                         let running = (&mut *of.mean.value_mut(), &mut *of.variance.value_mut(), RUNNING);
                         norm.measure(&on, y, running, affine)?;
                     }
-                    norm.apply(&on, y, None, block.relu, to.view_mut().into())?;
+                    norm.apply(&on, y, None, block.relu, to.view_mut().into(), None)?;
                 }
                 _ => {
                     rows::product(&on, x, w, 0.0, to.view_mut())?;
@@ -105,8 +105,8 @@ impl Workspace {
                     let (mut gamma, mut beta) = (of.gamma.grad_mut(), of.beta.grad_mut());
                     let y = (linear.view().into(), Maps::rows(rows, outputs));
                     let (relu, mut g) = (if block.relu { Relu::Own } else { Relu::No }, g.view_mut().into());
-                    norm.own_gradient(&on, (&mut g, None), relu, y, (&mut gamma, &mut beta))?;
-                    norm.input_gradient(&on, &mut g, relu, y, None)?;
+                    norm.own_gradient(&on, (&mut g, None), relu, y, (&mut gamma, &mut beta), false)?;
+                    norm.input_gradient(&on, &mut g, relu, y, None, None)?;
                 }
                 _ => {
                     if let Some(out) = out {

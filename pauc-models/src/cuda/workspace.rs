@@ -4,7 +4,7 @@ use crate::encoders::blueprint::{Blueprint, Map, State, Step};
 use crate::encoders::workspace::{EPSILON, MOMENTUM, Statistics};
 use dfdx::prelude::Cuda;
 use pauc_cuda::conv::{Convolution, Math, Work};
-use pauc_cuda::field::{Elements, Field, Maps};
+use pauc_cuda::field::{Element, Elements, Field, Maps};
 use pauc_cuda::maps::{self, Chosen};
 use pauc_cuda::norm::{Norm, Relu};
 use pauc_cuda::{Buffer, Context, Error, Result, View};
@@ -37,11 +37,46 @@ fn source(plan: &Blueprint, map: Map) -> Option<usize> {
     })
 }
 
-/// Whether the gradient that a layer sends to a map that has one already lies apart from it until both are read: where a pass
-/// of the normalisation reads and writes the map's gradient anyway, that costs less than cuDNN's sums.
+/// Whether the gradient that a layer sends to a map that has one already lies apart from it until both are read: where a
+/// normalisation reads the map's gradient anyway, that costs less than cuDNN's sums.
 fn lies_apart(plan: &Blueprint, layer: usize, map: Map) -> bool {
-    let ends_block = |s: &Step| matches!(s, Step::Conv { output, residual: Some(_), .. } if *output == map);
-    !Convolution::is_product(plan.layers[layer].geometry) && plan.steps.iter().any(ends_block)
+    let makes = |s: &Step| matches!(s, Step::Conv { output, .. } if *output == map);
+    !Convolution::is_product(plan.layers[layer].geometry) && plan.steps.iter().any(makes)
+}
+
+/// Whether a map is kept as halves too, for gradients of weights, where it is written: that costs less than making halves of it
+/// later.
+fn is_halved(plan: &Blueprint, keep: Keep, map: Map, math: Math) -> bool {
+    let takes = |layer: usize| Convolution::takes_halves(plan.layers[layer].geometry, math);
+    let reads = |s: &Step| match *s {
+        Step::Conv { layer, input, .. } | Step::Shortcut { layer, input, .. } => input == map && takes(layer),
+        Step::MaxPool { .. } => false,
+    };
+    let normalised = |s: &Step| matches!(s, Step::Conv { output, .. } if *output == map);
+    keep == Keep::All
+        && plan.maps[map].channels.is_multiple_of(8)
+        && plan.steps.iter().any(normalised)
+        && plan.steps.iter().any(reads)
+}
+
+/// Elements of the halves of which one gradient of weights at a time is a product: of an input that has none of its own, and of the
+/// gradient of an output.
+fn factors(plan: &Blueprint, batch: usize, keep: Keep, math: Math) -> [usize; 2] {
+    let mut most = [0, 0];
+    for step in &plan.steps {
+        let (Step::Conv { layer, input, output, .. } | Step::Shortcut { layer, input, output }) = *step
+        else {
+            continue;
+        };
+        if !Convolution::takes_halves(plan.layers[layer].geometry, math) {
+            continue;
+        }
+        most[1] = most[1].max(shape(plan, output, batch, math).len());
+        if !is_halved(plan, keep, input, math) {
+            most[0] = most[0].max(Convolution::as_halves(shape(plan, input, batch, math)).len());
+        }
+    }
+    most
 }
 
 /// The last step that reads a map.
@@ -75,6 +110,8 @@ fn planned_elements(plan: &Blueprint, batch: usize, keep: Keep, math: Math) -> u
     }
     let len = |map: Map| shape(plan, map, batch, math).len();
     let mut pool = Pool::default();
+    let halved = (0..plan.maps.len()).filter(|map| is_halved(plan, keep, *map, math)).map(len);
+    pool.total += halved.chain(factors(plan, batch, keep, math)).map(|len| len.div_ceil(2)).sum::<usize>();
     pool.take(len(0));
     for (i, step) in plan.steps.iter().enumerate() {
         match *step {
@@ -162,6 +199,14 @@ struct LayerState {
     y: Option<Field>,
 }
 
+/// The factors of one gradient of weights: [`factors`].
+struct Halves {
+    input: Field,
+    gradient: Field,
+    /// The map that `input` holds.
+    of: Option<Map>,
+}
+
 /// Memory for one batch at a time. Grows to the largest batch it has seen, and is then reused.
 pub(super) struct Workspace {
     on: Rc<Context>,
@@ -173,6 +218,10 @@ pub(super) struct Workspace {
     layers: Vec<LayerState>,
     /// What convolutions use while they run.
     work: Work,
+    /// None before the first backward pass.
+    halves: Option<Halves>,
+    /// Maps as halves: [`is_halved`].
+    halved: Vec<Option<Field>>,
     /// Normalised maps; none for those that a later step normalises.
     maps: Vec<Option<Field>>,
     /// Which pixel each maximum came from, by output map.
@@ -215,6 +264,8 @@ impl Workspace {
             taken: 0,
             layers,
             work: Work::default(),
+            halves: None,
+            halved: Vec::new(),
             maps: Vec::new(),
             chosen: Vec::new(),
             gradients: Vec::new(),
@@ -234,6 +285,8 @@ impl Workspace {
             self.capacity = batch;
             self.spare.clear();
             self.maps = plan.maps.iter().map(|_| None).collect();
+            self.halved = plan.maps.iter().map(|_| None).collect();
+            self.halves = None;
             self.gradients = plan.maps.iter().map(|_| None).collect();
             self.apart = plan.maps.iter().map(|_| None).collect();
             self.chosen = plan.maps.iter().map(|_| None).collect();
@@ -265,13 +318,14 @@ impl Workspace {
         let on = self.on.clone();
         let mut pixels = self.open(plan, 0)?;
         let to = (pixels.elements_mut(), self.shape(plan, 0, batch));
-        maps::pixels(&on, images, plan.input.channels, to)?;
+        maps::pixels(&on, images.into(), plan.input.channels, to)?;
         self.maps[0] = Some(pixels);
         for (i, step) in plan.steps.iter().enumerate() {
             match *step {
                 Step::Conv { layer, input, output, residual } => {
                     self.convolve(plan, state, batch, (layer, input, output), statistics)?;
                     let mut out = self.open(plan, output)?;
+                    let mut halved = self.open_halved(plan, output)?;
                     let _span = named(|| plan.layers[layer].norm.as_str().into());
                     let added = match residual {
                         None => None,
@@ -282,8 +336,9 @@ impl Workspace {
                     };
                     let l = &self.layers[layer];
                     let y = (written(&l.y)?, self.shape(plan, output, batch));
-                    l.norm.apply(&on, y, added, true, out.elements_mut())?;
-                    self.maps[output] = Some(out);
+                    let as_halves = halved.as_mut().map(Field::elements_mut);
+                    l.norm.apply(&on, y, added, true, out.elements_mut(), as_halves)?;
+                    (self.maps[output], self.halved[output]) = (Some(out), halved);
                 }
                 Step::Shortcut { layer, input, output } => {
                     self.convolve(plan, state, batch, (layer, input, output), statistics)?;
@@ -335,6 +390,19 @@ impl Workspace {
             Some(before) => Ok(before),
             None => self.field(plan, map),
         }
+    }
+
+    /// The memory of a map's halves to be written, if it has any.
+    fn open_halved(&mut self, plan: &Blueprint, map: Map) -> Result<Option<Field>> {
+        if !is_halved(plan, self.keep, map, self.math) {
+            return Ok(None);
+        }
+        if let Some(before) = self.halved[map].take() {
+            return Ok(Some(before));
+        }
+        let len = self.shape(plan, map, self.capacity).len();
+        self.taken += len.div_ceil(2);
+        Field::any(&self.on, len, Element::F16).map(Some)
     }
 
     /// Takes a map's memory back.
@@ -412,6 +480,9 @@ impl Workspace {
         let to = (d_last.elements_mut(), self.shape(plan, last, batch));
         maps::cell_mean_gradient(&on, d_features, plan.grid, to)?;
         self.gradients[last] = Some(d_last);
+        if let Some(halves) = &mut self.halves {
+            halves.of = None;
+        }
         for step in plan.steps.iter().rev() {
             match *step {
                 Step::Conv { layer, input, output, residual } => {
@@ -459,10 +530,18 @@ impl Workspace {
         after: After,
     ) -> Result<Option<Field>> {
         let on = self.on.clone();
+        if self.halves.is_none() {
+            let lens = factors(plan, self.capacity, self.keep, self.math);
+            let [input, gradient] = lens.map(|len| Field::any(&on, len, Element::F16));
+            self.halves = Some(Halves { input: input?, gradient: gradient?, of: None });
+            self.taken += lens.iter().map(|len| len.div_ceil(2)).sum::<usize>();
+        }
         let mut dy = if after == After::Residual { Some(self.field(plan, output)?) } else { None };
         self.make_again(plan, input, batch)?;
         let maps = self.shape(plan, output, batch);
         let l = &mut self.layers[layer];
+        let as_halves = l.conv.as_ref().and_then(Convolution::halves);
+        let mut halves = self.halves.as_mut().filter(|_| as_halves.is_some());
         {
             let _span = named(|| plan.layers[layer].norm.as_str().into());
             let relu = match after {
@@ -475,8 +554,9 @@ impl Workspace {
             let (y, mut g) = ((written(&l.y)?, maps), g.elements_mut());
             let apart = self.apart[output].take();
             let more = apart.as_ref().map(Field::elements);
-            l.norm.own_gradient(&on, (&mut g, more), relu, y, (&mut gamma, &mut beta))?;
-            l.norm.input_gradient(&on, &mut g, relu, y, dy.as_mut().map(Field::elements_mut))?;
+            l.norm.own_gradient(&on, (&mut g, more), relu, y, (&mut gamma, &mut beta), halves.is_some())?;
+            let halved = halves.as_mut().map(|h| h.gradient.elements_mut());
+            l.norm.input_gradient(&on, &mut g, relu, y, dy.as_mut().map(Field::elements_mut), halved)?;
             self.spare.extend(apart);
         }
         let (dy, rest) = match dy {
@@ -486,8 +566,20 @@ impl Workspace {
         let weight = &state.parameters[3 * layer];
         if let Some(conv) = &l.conv {
             let _span = named(|| format!("{} weight", plan.layers[layer].name).into());
-            let x = written(&self.maps[input])?;
-            conv.weight_gradient(&on, &mut self.work, x, dy.elements(), &mut weight.grad_mut())?;
+            let (x, dw) = (written(&self.maps[input])?, &mut weight.grad_mut());
+            match (as_halves, halves) {
+                (Some(as_halves), Some(halves)) => {
+                    let kept = &self.halved[input];
+                    if kept.is_none() && halves.of.replace(input) != Some(input) {
+                        let to = (halves.input.elements_mut(), as_halves);
+                        maps::pixels(&on, x, conv.input().channels, to)?;
+                    }
+                    let x = kept.as_ref().unwrap_or(&halves.input).elements();
+                    let dy = l.norm.halved(halves.gradient.elements());
+                    conv.weight_gradient_of_halves(&on, &mut self.work, x, dy, dw)?;
+                }
+                _ => conv.weight_gradient(&on, &mut self.work, x, dy.elements(), dw)?,
+            }
         }
         if input != 0 {
             let _span = named(|| format!("{} input", plan.layers[layer].name).into());
@@ -519,7 +611,7 @@ impl Workspace {
         let (Some(layer), None) = (source(plan, map), &self.maps[map]) else { return Ok(()) };
         let mut out = self.field(plan, map)?;
         let (l, maps) = (&self.layers[layer], self.shape(plan, map, batch));
-        l.norm.apply(&self.on, (written(&l.y)?, maps), None, true, out.elements_mut())?;
+        l.norm.apply(&self.on, (written(&l.y)?, maps), None, true, out.elements_mut(), None)?;
         self.maps[map] = Some(out);
         Ok(())
     }

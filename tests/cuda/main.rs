@@ -1,11 +1,13 @@
 //! Encoders, heads, optimisers and whole training steps on CUDA beside the CPU. They need a GPU, or an emulated one.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
+#[path = "../common/mod.rs"]
 mod common;
+mod softmax;
 
 use pauc::cuda::conv::{Convolution, Math, Work};
 use pauc::cuda::field::{Element, Field, Maps};
-use pauc::cuda::norm::{Norm, Relu};
+use pauc::cuda::norm::{Halved, Norm, Relu};
 use pauc::cuda::{Buffer, Context, maps};
 use pauc::dfdx::prelude::*;
 use pauc::kernels::conv::Geometry;
@@ -190,17 +192,24 @@ fn the_stem_and_bottlenecks_of_large_networks_equal_those_of_the_cpu() {
     );
 }
 
-/// Every rounding to eight bits is off by at most 2⁻⁹; some of them follow one another, and open or shut a ReLU on their way.
+/// Every rounding to eight bits is off by at most 2⁻⁹, to eleven by 2⁻¹²; some of them follow one another, and open or shut a ReLU
+/// on their way. The emulated device rounds factors to eleven bits where these are halves.
 #[test]
-fn a_step_in_bf16_is_that_of_the_cpu_but_for_its_rounding() {
+fn a_step_in_fewer_bits_is_that_of_the_cpu_but_for_its_rounding() {
     let sgd = "Sgd(lr: 0.1)";
-    for (encoder, side, last) in [
-        ("ConvNet(channels: [8, 16, 12], grid: 2, convolution: Direct)", 8, "conv3"),
-        ("ResNet18(width: 8, convolution: Direct)", 40, "layer4.1.conv2"),
-    ] {
+    let (bf16, tf32) = ((Precision::Bf16, (1e-4, 0.06), 0.5), (Precision::Tf32, (0.0, 0.02), 0.1));
+    for ((precision, (least, most), of_gradients), (encoder, side, last)) in
+        [bf16, tf32].into_iter().flat_map(|p| {
+            [
+                ("ConvNet(channels: [8, 16, 12], grid: 2, convolution: Direct)", 8, "conv3"),
+                ("ResNet18(width: 8, convolution: Direct)", 40, "layer4.1.conv2"),
+            ]
+            .map(|e| (p, e))
+        })
+    {
         let what = (encoder, "Mlp(dims: [8])", sgd);
         let dev = device();
-        dev.configure(DeviceOptions { precision: Precision::Bf16, ..DeviceOptions::default() }).unwrap();
+        dev.configure(DeviceOptions { precision, ..DeviceOptions::default() }).unwrap();
         let cuda = step(&dev, what, image(side, 3), 6, 1);
         dev.configure(DeviceOptions::default()).unwrap();
         let cpu = step(&Cpu::default(), what, image(side, 3), 6, 1);
@@ -209,10 +218,14 @@ fn a_step_in_bf16_is_that_of_the_cpu_but_for_its_rounding() {
             distance_above(0.0, &of(&cuda), &of(&cpu))
         };
         let features = off("features 0");
-        assert!(features > 1e-4, "{encoder}: {features} is not the rounding of bf16");
-        assert!(features < 0.06, "{encoder}: features are off by {features}");
+        assert!(features >= least, "{encoder}: {features} is not the rounding of {precision:?}");
+        assert!(features < most, "{encoder}, {precision:?}: features are off by {features}");
         let gradient = off(&format!("gradient of encoder.{last}.weight"));
-        assert!(gradient < 0.5, "{encoder}: the gradient of {last} is off by {gradient}");
+        assert!(
+            gradient < of_gradients,
+            "{encoder}, {precision:?}: the gradient of {last} is off by {gradient}"
+        );
+        assert!(gradient > 1e-5, "{encoder}, {precision:?}: {gradient} is no rounding");
     }
 }
 
@@ -221,7 +234,7 @@ fn maps_of(on: &Context, shape: Maps, element: Element, phase: f64) -> (Field, V
     let values = pattern(shape.len(), phase);
     let images = Buffer::from_host(on, &values).unwrap();
     let mut field = Field::any(on, shape.len(), element).unwrap();
-    maps::pixels(on, images.view(), shape.channels, (field.elements_mut(), shape)).unwrap();
+    maps::pixels(on, images.view().into(), shape.channels, (field.elements_mut(), shape)).unwrap();
     let there = field.to_host().unwrap();
     let off = |a: &f32, b: &f32| f64::from((a - b).abs()) > rounding(element) * f64::from(b.abs());
     assert!(!there.iter().zip(&values).any(|(a, b)| off(a, b)), "{element:?}");
@@ -233,6 +246,7 @@ fn rounding(element: Element) -> f64 {
     match element {
         Element::F32 => 0.0,
         Element::Bf16 => 1.0 / 256.0,
+        Element::F16 => 1.0 / 2048.0,
     }
 }
 
@@ -278,8 +292,14 @@ fn normalisations_of_either_element_equal_plain_loops() {
         let outputs: Vec<f64> = (0..shape.len()).map(|i| (value(&ys, i) + value(&rs, i)).max(0.0)).collect();
         let mut out = Field::any(&on, shape.len(), element).unwrap();
         let residual = Some((r.elements(), Some(&norm)));
-        norm.apply(&on, (y.elements(), shape), residual, true, out.elements_mut()).unwrap();
+        let as_halves = element == Element::F32;
+        let mut halves = Field::any(&on, shape.len(), Element::F16).unwrap();
+        let halved = as_halves.then(|| halves.elements_mut());
+        norm.apply(&on, (y.elements(), shape), residual, true, out.elements_mut(), halved).unwrap();
         near("output", &out.to_host().unwrap(), &outputs, close);
+        if as_halves {
+            near("halves of the output", &halves.to_host().unwrap(), &outputs, (Element::F16, 1e-5));
+        }
         // Its gradient, of which a part lies apart.
         let open: Vec<f64> = out.to_host().unwrap().iter().map(|o| f64::from(u8::from(*o > 0.0))).collect();
         let masked: Vec<f64> = (0..shape.len()).map(|i| (gs[i] + ms[i]) * open[i]).collect();
@@ -296,7 +316,7 @@ fn normalisations_of_either_element_equal_plain_loops() {
         let to = (&mut d_gamma, &mut d_beta);
         let relu = Relu::Output(out.elements());
         let g_and_more = (&mut g.elements_mut(), Some(more.elements()));
-        norm.own_gradient(&on, g_and_more, relu, (y.elements(), shape), to).unwrap();
+        norm.own_gradient(&on, g_and_more, relu, (y.elements(), shape), to, as_halves).unwrap();
         near("masked", &g.to_host().unwrap(), &masked, close);
         let (_, a, b) = gradients(&masked);
         near("gradient of gamma", &d_gamma.to_host().unwrap(), &a, (Element::F32, 1e-4));
@@ -305,22 +325,34 @@ fn normalisations_of_either_element_equal_plain_loops() {
         let there: Vec<f64> = g.to_host().unwrap().iter().map(|v| f64::from(*v)).collect();
         let mut dy = Field::any(&on, shape.len(), element).unwrap();
         let to = Some(dy.elements_mut());
-        norm.input_gradient(&on, &mut g.elements_mut(), relu, (y.elements(), shape), to).unwrap();
+        let halved = as_halves.then(|| halves.elements_mut());
+        norm.input_gradient(&on, &mut g.elements_mut(), relu, (y.elements(), shape), to, halved).unwrap();
         let (mut of_y, ..) = gradients(&there);
-        near("gradient", &dy.to_host().unwrap(), &of_y, (element, 4e-3 * rounding(element) * 256.0 + 2e-5));
+        if as_halves {
+            let unit = norm.halved(halves.elements()).unit.to_host().unwrap()[0];
+            let found = halves.to_host().unwrap();
+            assert!(found.iter().any(|v| v.abs() > 2.0) && found.iter().all(|v| v.abs() < 64.0), "{found:?}");
+            let times: Vec<f32> = found.iter().map(|v| v * unit).collect();
+            near("halves of the gradient", &times, &of_y, (Element::F16, 2e-5));
+        }
+        let within = (element, 4e-3 * rounding(element) * 256.0 + 2e-5);
+        near("gradient", &dy.to_host().unwrap(), &of_y, within);
         // Without a residual: the values tell where ReLU was shut, and the gradient takes its own place.
         let (mut g, gs) = maps_of(&on, shape, element, 6.0);
         let masked: Vec<f64> =
-            (0..shape.len()).map(|i| if value(&ys, i) > 0.0 { gs[i] } else { 0.0 }).collect();
+            (0..shape.len()).map(|i| if value(&ys, i) > 0.0 { gs[i] + ms[i] } else { 0.0 }).collect();
         (d_gamma, d_beta) = (Buffer::zeros(&on, c).unwrap(), Buffer::zeros(&on, c).unwrap());
         let (to, y) = ((&mut d_gamma, &mut d_beta), (y.elements(), shape));
-        norm.own_gradient(&on, (&mut g.elements_mut(), None), Relu::Own, y, to).unwrap();
-        norm.input_gradient(&on, &mut g.elements_mut(), Relu::Own, y, None).unwrap();
-        let (a, b);
-        (of_y, a, b) = gradients(&masked);
+        let g_and_more = (&mut g.elements_mut(), Some(more.elements()));
+        norm.own_gradient(&on, g_and_more, Relu::Own, y, to, false).unwrap();
+        near("masked", &g.to_host().unwrap(), &masked, close);
+        let there: Vec<f64> = g.to_host().unwrap().iter().map(|v| f64::from(*v)).collect();
+        norm.input_gradient(&on, &mut g.elements_mut(), Relu::Own, y, None, None).unwrap();
+        (of_y, ..) = gradients(&there);
+        let (_, a, b) = gradients(&masked);
         near("gradient of gamma", &d_gamma.to_host().unwrap(), &a, (Element::F32, 1e-4));
         near("gradient of beta", &d_beta.to_host().unwrap(), &b, (Element::F32, 1e-4));
-        near("gradient in place", &g.to_host().unwrap(), &of_y, close);
+        near("gradient in place", &g.to_host().unwrap(), &of_y, within);
     }
 }
 
@@ -344,7 +376,7 @@ fn convolutions_of_either_element_equal_plain_loops() {
         let values = pattern(input.pixels() * c, 0.5);
         let images = Buffer::from_host(&on, &values).unwrap();
         let mut x = Field::any(&on, input.len(), element).unwrap();
-        maps::pixels(&on, images.view(), c, (x.elements_mut(), input)).unwrap();
+        maps::pixels(&on, images.view().into(), c, (x.elements_mut(), input)).unwrap();
         let xs = x.to_host().unwrap();
         let weights = pattern(g.weights(), 1.5);
         // Weights as the device rounds them.
@@ -380,13 +412,27 @@ fn convolutions_of_either_element_equal_plain_loops() {
         let mut want = vec![0.0; g.weights()];
         each(&mut |x, w, y| want[w] += f64::from(xs[x]) * dys[y]);
         near("gradient of weights", &dw.to_host().unwrap(), &want, close);
+        assert_eq!(conv.halves().is_some(), math == Math::Tf32 && !Convolution::is_product(g));
+        if let Some(as_halves) = conv.halves() {
+            let mut x16 = Field::any(&on, as_halves.len(), Element::F16).unwrap();
+            maps::pixels(&on, x.elements(), padded, (x16.elements_mut(), as_halves)).unwrap();
+            let (dy16, _) = maps_of(&on, output, Element::F16, 2.5);
+            // As if it had been multiplied with 4.
+            let unit = Buffer::from_host(&on, &[0.25]).unwrap();
+            let halved = Halved { values: dy16.elements(), unit: &unit };
+            conv.weight_gradient_of_halves(&on, &mut work, x16.elements(), halved, &mut dw).unwrap();
+            want.iter_mut().for_each(|v| *v *= 1.25);
+            near("gradient of weights from halves", &dw.to_host().unwrap(), &want, (Element::F16, 1e-3));
+        }
         for beta in [0.0, 1.0] {
             let (mut dx, mut want) = maps_of(&on, input, element, 3.5);
             want.iter_mut().for_each(|v| *v *= beta);
             let to = (dx.elements_mut(), beta as f32);
             conv.input_gradient(&on, &mut work, dy.elements(), &w, to).unwrap();
             each(&mut |x, w, y| want[x] += ws[w] * dys[y]);
-            near("gradient of the input", &dx.to_host().unwrap(), &want, close);
+            // Added to what is there, it may have been rounded before.
+            let more = if beta > 0.0 { rounding(element) } else { 0.0 };
+            near("gradient of the input", &dx.to_host().unwrap(), &want, (element, close.1 + more));
         }
     }
 }
