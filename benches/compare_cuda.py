@@ -2,7 +2,7 @@
 
     cargo build --release -p pauc-cli --features cuda
     cargo bench -p pauc-losses --features cuda --bench terms --no-run
-    python benches/compare_cuda.py [--only steps|terms|clusters] [--seconds 3]
+    python benches/compare_cuda.py [--only steps|terms|clusters|errors] [--seconds 3]
 
 Needs torch, torchvision and numpy in the Python that runs it. PyTorch trains eagerly, channels last, with cuDNN's benchmark
 mode on; its images lie on the GPU, while pauc uploads them in every step, as a run does.
@@ -10,6 +10,7 @@ mode on; its images lie on the GPU, while pauc uploads them in every step, as a 
 
 import argparse
 import json
+import math
 import pathlib
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ parser.add_argument("--pauc", default=ROOT / "target" / "release" / "pauc-cli", 
 parser.add_argument("--terms", help="the bench of the terms; by default it is asked of cargo")
 parser.add_argument("--device", default="cuda:0")
 parser.add_argument("--seconds", type=float, default=3)
-parser.add_argument("--only", nargs="+", default=["steps", "terms", "clusters"])
+parser.add_argument("--only", nargs="+", default=["steps", "terms", "clusters", "errors"])
 options = parser.parse_args()
 
 STEPS = [
@@ -100,6 +101,50 @@ def terms():
         yield name, statistics.median(times)
 
 
+def errors(channels, size, batch):
+    """How far gradients of a filter are from those in f64, relative: in f32, in TF32, and from halves as pauc makes them."""
+    torch.manual_seed(0)
+    shape = (batch, channels, size, size)
+    x = torch.relu(torch.randn(shape, device=options.device))
+    dy = torch.randn(shape, device=options.device) * torch.exp(torch.randn(batch, channels, 1, 1, device=options.device)) * 1e-6
+    x, dy = (t.to(memory_format=torch.channels_last) for t in (x, dy))
+
+    def gradient(x, dy):
+        return torch.nn.grad.conv2d_weight(x, [channels, channels, 3, 3], dy, padding=1)
+
+    want = gradient(x.double(), dy.double())
+
+    def off(found):
+        return ((found.double() - want).norm() / want.norm()).item()
+
+    found = []
+    for tf32 in [False, True]:
+        torch.backends.cudnn.allow_tf32 = tf32
+        found.append(off(gradient(x, dy)))
+    # The largest element between 8 and 16; the sum over so many pixels is divided by about their root.
+    up = 2.0 ** (3 - math.floor(math.log2(dy.abs().max().item())))
+    root = 2.0 ** -math.ceil(math.log2(batch * size * size) / 2)
+    found.append(off(gradient(x.half(), (dy * up * root).half()).double() / up / root))
+    return found
+
+
+def proto_nce_error():
+    """How far the gradient of PyTorch's ProtoNCE in f32 is from that in f64, relative."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    rows = torch.randn(1024, 128, device=options.device)
+    bank = F.normalize(torch.randn(65536, 128, device=options.device), dim=1)
+    own = torch.randint(0, 65536, (1024,), device=options.device)
+    concentration = 0.15 + 0.1 * torch.rand(65536, device=options.device)
+
+    def gradient(rows, bank, concentration):
+        rows = rows.clone().requires_grad_()
+        loss = F.cross_entropy(F.normalize(rows, dim=1) @ bank.T / concentration, own)
+        return torch.autograd.grad(loss, rows)[0]
+
+    want = gradient(rows.double(), bank.double(), concentration.double())
+    return ((gradient(rows, bank, concentration).double() - want).norm() / want.norm()).item()
+
+
 def bench():
     if options.terms:
         return options.terms
@@ -129,3 +174,8 @@ if "clusters" in options.only:
             with_ = f"KMeans(k: [25000], iterations: 20, init: {init})"
             [found] = lines(options.pauc, "cluster", file, "--with", with_, "--device", options.device, "--json")
             print(f"| 1.28 M × 128, k 25 000 | {init} | {found['seconds']:.1f} | {found['levels'][0]['objective']:.0f} |", flush=True)
+if "errors" in options.only:
+    print("\n| gradient of a 3×3 filter, relative distance from f64 | f32 | TF32 | halves |\n|---|---|---|---|", flush=True)
+    for channels, size, batch in [(64, 32, 64), (256, 8, 256)]:
+        print(f"| {channels} channels, {batch} × {size} px |", *(f"{e:.1e} |" for e in errors(channels, size, batch)), flush=True)
+    print(f"\nPyTorch's ProtoNCE in f32, gradient: {proto_nce_error():.1e} from f64", flush=True)

@@ -241,3 +241,26 @@ impl Maps {
         Err(Error::Length { operation, message })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_are_read_bit_by_bit() {
+        let known = [
+            (0x3c00, 1.0),
+            (0xc000, -2.0),
+            (0x3555, 0.333_251_95),
+            (0x7bff, 65504.0),
+            (0x0400, 2f32.powi(-14)),
+            (0x0001, 2f32.powi(-24)),
+            (0xfc00, f32::NEG_INFINITY),
+        ];
+        for (bits, number) in known {
+            assert_eq!(from_f16(bits), number, "{bits:x}");
+        }
+        assert!(from_f16(0x7e00).is_nan());
+        assert_eq!(from_f16(0x8000).to_bits(), (-0f32).to_bits());
+    }
+}

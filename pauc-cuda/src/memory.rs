@@ -7,6 +7,9 @@ use std::fmt::Write;
 use std::marker::PhantomData;
 use std::rc::Rc;
 
+/// A matrix on dfdx's device.
+pub type Matrix = Tensor<(usize, usize), f32, Cuda>;
+
 /// Owned memory of the device: `f32`, or anything else of four bytes that a kernel makes of it.
 #[derive(Debug)]
 pub struct Buffer {
@@ -294,11 +297,7 @@ pub fn to_tensor<S: Shape>(on: &Cuda, from: View<'_>, shape: S) -> Result<Tensor
 ///
 /// # Errors
 /// If there are not so many rows, or the device fails.
-pub fn rows(
-    on: &Cuda,
-    of: &Tensor<(usize, usize), f32, Cuda>,
-    range: std::ops::Range<usize>,
-) -> Result<Tensor<(usize, usize), f32, Cuda>> {
+pub fn rows(on: &Cuda, of: &Matrix, range: std::ops::Range<usize>) -> Result<Matrix> {
     let (all, cols) = *of.shape();
     if range.start > range.end || range.end > all {
         return Err(Error::Length { operation: "rows", message: format!("{range:?} of {all}") });
@@ -307,16 +306,26 @@ pub fn rows(
     to_tensor(on, dense.view().part(range.start * cols, range.len() * cols), (range.len(), cols))
 }
 
+/// Matrices of one shape below each other, zeros in the place of those that are absent.
+///
+/// # Errors
+/// If a shape differs, or the device fails.
+pub fn stacked(on: &Cuda, parts: &[Option<&Matrix>], (rows, cols): (usize, usize)) -> Result<Matrix> {
+    let new: Matrix = on.try_zeros_like(&(parts.len() * rows, cols))?;
+    for (i, part) in parts.iter().enumerate() {
+        let Some(part) = part else { continue };
+        let dense = Dense::new((*part).clone())?;
+        let to = ViewMut::part_of(&new, i * rows * cols, rows * cols)?;
+        crate::elementwise::copy(&*Context::of(on)?, dense.view(), to)?;
+    }
+    Ok(new)
+}
+
 /// Overwrites rows of a matrix in place, also for those who share it.
 ///
 /// # Errors
 /// If the rows do not end within the matrix, it is permuted or repeated, or the device fails.
-pub fn replace_rows(
-    on: &Cuda,
-    of: &Tensor<(usize, usize), f32, Cuda>,
-    from: usize,
-    rows: &[f32],
-) -> Result<()> {
+pub fn replace_rows(on: &Cuda, of: &Matrix, from: usize, rows: &[f32]) -> Result<()> {
     let (all, cols) = *of.shape();
     if cols == 0 || !rows.len().is_multiple_of(cols) || from * cols + rows.len() > all * cols {
         let message = format!("{} values from row {from} on in {all}×{cols}", rows.len());

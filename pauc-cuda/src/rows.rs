@@ -1,18 +1,15 @@
 //! Matrices of rows: products, biases, ReLU, sums of columns.
 
 use crate::field::{Element, Elements, ElementsMut};
-use crate::memory::{Dense, ViewMut};
+use crate::memory::{Dense, Matrix, ViewMut};
 use crate::{Buffer, Context, Error, Result, View, args};
 use cudarc::cublas::result::{gemm_ex, sgemm, sgemm_strided_batched};
 use cudarc::cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
 use cudarc::cublas::sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType};
-use dfdx::prelude::{Cuda, HasShape, Tensor, ZerosTensor};
+use dfdx::prelude::{HasShape, ZerosTensor};
 
 /// Columns that a block of `pauc_column_sums` adds up.
 const COLUMNS: usize = 8;
-
-/// A matrix on dfdx's device.
-type Matrix = Tensor<(usize, usize), f32, Cuda>;
 
 /// A matrix as a product reads it: row-major, transposed or not.
 #[derive(Clone, Copy, Debug)]

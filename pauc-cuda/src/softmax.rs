@@ -74,6 +74,17 @@ struct Candidates {
     own: Option<CudaSlice<u32>>,
 }
 
+/// The least size of all.
+fn least(of: &[f32]) -> f32 {
+    // Eight at a time, which compilers make one instruction of.
+    let smaller = |a: f32, b: f32| if b < a { b } else { a };
+    let (eights, rest) = of.as_chunks::<8>();
+    let each = eights
+        .iter()
+        .fold([f32::INFINITY; 8], |least, v| std::array::from_fn(|i| smaller(least[i], v[i].abs())));
+    each.into_iter().chain(rest.iter().map(|v| v.abs())).fold(f32::INFINITY, smaller)
+}
+
 impl Candidates {
     fn new(on: &Context, rows: Halves, bank: &Bank<'_>, count: usize) -> Result<Self> {
         let (scale, most) = match bank.scale {
@@ -82,7 +93,7 @@ impl Candidates {
                 let scale = Buffer::from_host(on, each)?;
                 // SAFETY: there are as many.
                 unsafe { on.launch_over("pauc_inverse", each.len(), args![each.len(), &scale]) }?;
-                (scale, 1.0 / each.iter().fold(f32::INFINITY, |least, s| least.min(s.abs())))
+                (scale, 1.0 / least(each))
             }
         };
         let most = if most > 0.0 && most.is_finite() { most } else { 1.0 };
@@ -200,12 +211,10 @@ pub fn cross_entropy_in(
             (Positives::Own, None) => return Err(Error::Address),
         };
         let uniform = scale.len() == 1;
-        let logits = Buffer::any(on, n)?;
-        let d = dim as u32;
-        // SAFETY: n queries of dim, and as many rows or the bank's; one scale or one for each of its rows; n logits.
-        unsafe { on.launch("pauc_row_dots", n, args![queries, rows, at, scale, uniform, d, &logits]) }?;
-        let mut largest = Buffer::any(on, n)?;
-        crate::elementwise::copy(on, logits.view(), largest.view_mut())?;
+        let (logits, largest, d) = (Buffer::any(on, n)?, Buffer::any(on, n)?, dim as u32);
+        let args = args![queries, rows, at, scale, uniform, d, &logits, &largest];
+        // SAFETY: n queries of dim, and as many rows or the bank's; one scale or one for each of its rows; n of the others.
+        unsafe { on.launch("pauc_row_dots", n, args) }?;
         let sums = device.alloc_zeros::<f64>(n)?;
         let losses = device.alloc_zeros::<f64>(n)?;
         let (sums_at, losses_at) = (*sums.device_ptr(), *losses.device_ptr());
@@ -317,4 +326,21 @@ pub fn in_batch(on: &Context, rows: View<'_>, dim: usize, scale: f32) -> Result<
         product(on, weights.t(), z, 1.0, gradient.view_mut())?;
         Ok(Graded { value: mean(on, losses_at, n)?, gradient })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_size_is_found_in_any_place() {
+        for n in [1, 7, 8, 9, 31] {
+            for at in 0..n {
+                let mut all: Vec<f32> = (0..n).map(|i| 3.0 + i as f32).collect();
+                all[at] = -0.5;
+                assert_eq!(least(&all), 0.5, "{at} of {n}");
+            }
+        }
+        assert_eq!(least(&[]), f32::INFINITY);
+    }
 }

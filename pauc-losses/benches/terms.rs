@@ -51,15 +51,15 @@ fn measure<D: Compute>(
     }
     let term = Term::parse(text).unwrap();
     let made = prepare(dev);
-    let step = || {
-        // Cloning tensors shares their storage.
-        let inputs = Inputs {
-            views: made.views.clone(),
-            keys: made.keys.clone(),
-            queue: made.queue.clone(),
-            levels: made.levels.clone(),
-            ..Inputs::default()
-        };
+    // Cloning tensors shares their storage.
+    let inputs = || Inputs {
+        views: made.views.clone(),
+        keys: made.keys.clone(),
+        queue: made.queue.clone(),
+        levels: made.levels.clone(),
+        ..Inputs::default()
+    };
+    let step = |inputs| {
         let batch = Batch::new(dev, inputs).unwrap();
         let value = term.evaluate(&batch).unwrap();
         std::hint::black_box(batch.backward(value).unwrap().views.len());
@@ -67,13 +67,14 @@ fn measure<D: Compute>(
     // The inputs are made; what memory rises by from here on is the term's own. Writing 5 forgets the highest so far.
     let forgotten = std::fs::write("/proc/self/clear_refs", "5").is_ok();
     let before = memory("VmRSS:").filter(|_| forgotten);
-    (0..3).for_each(|_| step());
+    (0..3).for_each(|_| step(inputs()));
     let own = before.zip(memory("VmHWM:")).map_or("null".into(), |(a, b)| format!("{:.1}", b - a));
     let begin = Instant::now();
     let mut times = Vec::new();
     while times.len() < 5 || (begin.elapsed().as_secs_f64() < 4.0 && times.len() < 300) {
+        let inputs = inputs();
         let start = Instant::now();
-        step();
+        step(inputs);
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);

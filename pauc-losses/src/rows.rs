@@ -167,11 +167,19 @@ pub fn mean_over_levels<E: Scalar, D: Backend<E>>(
     term: impl Fn(usize, &Level<E, D>) -> Result<Value<E, D>>,
 ) -> Result<Value<E, D>> {
     let levels = batch.levels()?;
-    let mut sum = ops::scalar(batch.device(), 0.0).retaped();
+    let mut sum: Option<Value<E, D>> = None;
     for (m, level) in levels.iter().enumerate() {
-        sum = sum + term(m, level)?;
+        let value = term(m, level)?;
+        sum = Some(match sum {
+            Some(sum) => sum + value,
+            None => value,
+        });
     }
-    Ok(sum / E::of(levels.len() as f64))
+    Ok(match sum {
+        Some(sum) if levels.len() > 1 => sum / E::of(levels.len() as f64),
+        Some(only) => only,
+        None => ops::scalar(batch.device(), 0.0).retaped(),
+    })
 }
 
 /// The mean of a term over the two online views.

@@ -95,6 +95,14 @@ impl NetworkDevice for Cuda {
         memory::rows(self, of, range).on_device()
     }
 
+    fn stacked(
+        &self,
+        parts: &[Option<&Matrix<f32, Self>>],
+        shape: (usize, usize),
+    ) -> Result<Matrix<f32, Self>> {
+        memory::stacked(self, parts, shape).on_device()
+    }
+
     fn finish(&self) -> Result<()> {
         self.try_synchronize().map_err(Error::device)
     }

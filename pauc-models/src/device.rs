@@ -20,7 +20,8 @@ pub enum Precision {
     /// Factors of 24 bits.
     #[default]
     F32,
-    /// Tensor cores: factors are rounded to 11 bits, sums have 24.
+    /// Tensor cores: factors have 11 bits, sums 24. Gradients of the weights of convolutions, but for 1×1, are products of halves
+    /// and are rounded to 11 bits before they are added up.
     Tf32,
     /// As `Tf32`, and convolutional networks keep their maps and multiply in bf16, with 8 bits: half the memory. Parameters,
     /// their gradients' sums, statistics and features stay in `f32`.
@@ -89,6 +90,18 @@ pub trait NetworkDevice: Compute {
     /// # Errors
     /// If there are not so many rows, the device keeps none, or it fails.
     fn rows(&self, _of: &Matrix<f32, Self>, _range: Range<usize>) -> Result<Matrix<f32, Self>> {
+        Err(Error::Device(format!("{} keeps no rows", self.name())))
+    }
+
+    /// Matrices of one shape below each other, zeros in the place of those that are absent, where [`NetworkDevice::KEEPS_ROWS`].
+    ///
+    /// # Errors
+    /// If a shape differs, the device keeps no rows, or it fails.
+    fn stacked(
+        &self,
+        _parts: &[Option<&Matrix<f32, Self>>],
+        _shape: (usize, usize),
+    ) -> Result<Matrix<f32, Self>> {
         Err(Error::Device(format!("{} keeps no rows", self.name())))
     }
 

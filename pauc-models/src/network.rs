@@ -283,6 +283,28 @@ pub fn backward_with<D: Compute>(
     gradient: Vec<f32>,
     predictions: Option<(Rows<D>, Vec<f32>)>,
 ) -> Result<()> {
+    let rows = |of: Rows<D>, gradient: Vec<f32>| {
+        let shape = *of.shape();
+        if gradient.len() != shape.0 * shape.1 {
+            let message = format!("{} values for embeddings of {}×{}", gradient.len(), shape.0, shape.1);
+            return Err(Error::shape("gradient of the embeddings", message));
+        }
+        let gradient = of.device().try_tensor_from_vec(gradient, shape).map_err(Error::device)?;
+        Ok((of, gradient))
+    };
+    let (embeddings, gradient) = rows(embeddings, gradient)?;
+    backward_with_rows(embeddings, gradient, predictions.map(|(p, g)| rows(p, g)).transpose()?)
+}
+
+/// [`backward_with`] gradients in the device's memory.
+///
+/// # Errors
+/// If a gradient has another shape than its outputs, or the device fails.
+pub fn backward_with_rows<D: Compute>(
+    embeddings: Rows<D>,
+    gradient: ops::Matrix<f32, D>,
+    predictions: Option<(Rows<D>, ops::Matrix<f32, D>)>,
+) -> Result<()> {
     let mut sum = surrogate(embeddings, gradient)?;
     if let Some((predictions, gradient)) = predictions {
         // The predictions' tape begins at the embeddings, where the tape of the whole network ends.
@@ -294,15 +316,13 @@ pub fn backward_with<D: Compute>(
 
 /// Σ x·G, whose derivative with respect to x is G.
 fn surrogate<D: Compute>(
-    embeddings: Taped<(usize, usize), f32, D>,
-    gradient: Vec<f32>,
+    embeddings: Rows<D>,
+    gradient: ops::Matrix<f32, D>,
 ) -> Result<pauc_traits::Value<f32, D>> {
-    let shape = *embeddings.shape();
-    if gradient.len() != shape.0 * shape.1 {
-        let message = format!("{} values for embeddings of {}×{}", gradient.len(), shape.0, shape.1);
+    let (got, want) = (*gradient.shape(), *embeddings.shape());
+    if got != want {
+        let message = format!("{got:?} for embeddings of {want:?}");
         return Err(Error::shape("gradient of the embeddings", message));
     }
-    let device = embeddings.device().clone();
-    let gradient = device.try_tensor_from_vec(gradient, shape).map_err(Error::device)?;
     Ok(ops::total(embeddings.try_mul(gradient).map_err(Error::device)?))
 }

@@ -1,5 +1,6 @@
 //! The training loop.
 
+use crate::ahead::Ahead;
 use crate::evaluate::{self, Embedded, Subject};
 use crate::marks::{Marks, Peak};
 use crate::objective::{TermGradient, TermValue};
@@ -26,6 +27,7 @@ use pauc_traits::term::{After, Init};
 use pauc_traits::{Count, Error, Param, Result};
 use rand::Rng;
 use rand_distr::StandardNormal;
+use std::iter::Peekable;
 use std::time::Instant;
 
 /// Who watches a run: writes its log, draws its progress, and may ask it to stop.
@@ -97,6 +99,8 @@ pub struct Engine<'p, D: NetworkDevice> {
     pub(crate) step: u64,
     pub(crate) marks: Marks,
     pub(crate) trace: Trace<D>,
+    /// Images of the next step that are on the device already.
+    pub(crate) ahead: Option<Ahead<D>>,
     pub(crate) stages: Vec<Stage>,
     /// The step of the last checkpoint of this process.
     pub(crate) saved: Option<u64>,
@@ -179,6 +183,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             step: 0,
             marks: Marks::default(),
             trace: Trace::default(),
+            ahead: None,
             stages: Vec::new(),
             saved: None,
             spent: (0.0, 0),
@@ -235,7 +240,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         let images = Count::try_from(train.images_per_step()).map_err(Error::config)?;
         let options = loading::<D>(LoaderOptions::training(images, train.seed));
         let loader = Loader::new(self.plan.splits.train.clone(), self.plan.views.clone(), options)?;
-        let mut batches = loader.batches(self.step..total);
+        let mut batches = loader.batches(self.step..total).peekable();
         let mut loaded = Throughput::default();
         // Whatever stands between two steps leaves its mark, so that a run that is continued goes on where it stopped.
         let ending = loop {
@@ -286,7 +291,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
     fn stretch(
         &mut self,
         total: u64,
-        batches: &mut dyn Iterator<Item = Result<ImageBatch>>,
+        batches: &mut Peekable<impl Iterator<Item = Result<ImageBatch>>>,
         dir: &RunDir,
         watch: &mut dyn Observer,
     ) -> Result<()> {
@@ -302,7 +307,8 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
                 return Err(Error::config(format!("the loader ended before step {}", self.step + 1)));
             };
             let logged = self.is_logged(self.step + 1);
-            let done = match self.train_step(&batch, logged) {
+            let upcoming = &mut *batches;
+            let done = match self.train_step(&batch, logged, || upcoming.peek()?.as_ref().ok()) {
                 Ok(done) => done,
                 Err(e) => return Err(self.postmortem(e, dir, &batch)),
             };

@@ -7,6 +7,7 @@
 //! tensors of a file. [`mod@compare`] puts runs beside each other, [`reproduce`]
 //! puts one beside what is stored of its recipe, [`sweep`] names many runs of one recipe. [`saved`] opens a run again, [`mod@embed`] writes what its network makes of images.
 
+mod ahead;
 pub mod bench;
 pub mod check;
 pub mod checkpoint;

@@ -1,10 +1,11 @@
 //! The weighted sum of terms, evaluated and differentiated at the embeddings.
 
 use crate::recipe::WeightedTerm;
-use dfdx::prelude::{HasShape, NoneTape};
+use dfdx::prelude::{HasShape, NoneTape, Rank0, Tensor};
 use pauc_traits::backend::{Backend, Scalar, Value};
 use pauc_traits::batch::{BatchGradients, Inputs};
 use pauc_traits::open_set::Term;
+use pauc_traits::ops::Matrix;
 use pauc_traits::schedule::{Clock, Horizon};
 use pauc_traits::term::{Facts, Needs, TermInfo};
 use pauc_traits::{Batch, Error, NonNegative, Result, Scheduled, ops};
@@ -69,6 +70,37 @@ pub struct Evaluated<E> {
     pub gradients: BatchGradients<E>,
 }
 
+/// Values of terms that a device need not have come to yet.
+pub struct Pending<E: Scalar, D: Backend<E>> {
+    terms: Vec<TermValue>,
+    values: Vec<Tensor<Rank0, E, D>>,
+}
+
+/// What [`Objective::launch`] leaves on the device.
+pub struct Launched<E: Scalar, D: Backend<E>> {
+    /// Of the terms that are active.
+    pub values: Pending<E, D>,
+    /// Of the weighted sum.
+    pub gradients: BatchGradients<E, Matrix<E, D>>,
+}
+
+impl<E: Scalar, D: Backend<E>> Pending<E, D> {
+    /// The weighted sum, and term by term.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] naming the term whose value is not a number.
+    pub fn read(mut self) -> Result<(f64, Vec<TermValue>)> {
+        for (term, value) in self.terms.iter_mut().zip(&self.values) {
+            term.value = ops::item(value);
+            if !term.value.is_finite() {
+                let place = Some(format!("its value is {}", term.value));
+                return Err(Error::NonFinite { what: format!("the term {}", term.name), place });
+            }
+        }
+        Ok((self.terms.iter().map(|t| t.weight * t.value).sum(), self.terms))
+    }
+}
+
 impl Objective {
     /// Plans the terms of a recipe. Terms that read prototypes start with the first clustering or later.
     pub fn plan(terms: &[WeightedTerm], horizon: &Horizon, first_clustering: u64, facts: &Facts) -> Self {
@@ -102,13 +134,30 @@ impl Objective {
     /// # Errors
     /// What a term reports; [`Error::NonFinite`] naming the term whose value is not a number.
     pub fn evaluate<E: Scalar, D: Backend<E>>(&self, batch: Batch<E, D>) -> Result<Evaluated<E>> {
+        let (sum, pending) = self.sum(&batch)?;
+        let gradients = batch.backward(sum)?;
+        let (loss, terms) = pending.read()?;
+        Ok(Evaluated { loss, terms, gradients })
+    }
+
+    /// The same without waiting for the device: gradients stay there, and values are read later.
+    ///
+    /// # Errors
+    /// What a term reports.
+    pub fn launch<E: Scalar, D: Backend<E>>(&self, batch: Batch<E, D>) -> Result<Launched<E, D>> {
+        let (sum, values) = self.sum(&batch)?;
+        Ok(Launched { values, gradients: batch.backward_on_device(sum)? })
+    }
+
+    /// The weighted sum of the terms active at the batch's clock.
+    fn sum<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<(Value<E, D>, Pending<E, D>)> {
         let clock = *batch.clock();
         let mut sum: Option<Value<E, D>> = None;
         let (mut terms, mut values) = (Vec::new(), Vec::new());
         for planned in self.active(&clock) {
             let weight = planned.weight.at(&clock);
             batch.enter(&planned.name);
-            let value = planned.term.evaluate(&batch)?;
+            let value = planned.term.evaluate(batch)?;
             values.push(value.retaped::<NoneTape>());
             terms.push(TermValue {
                 name: planned.name.clone(),
@@ -126,17 +175,7 @@ impl Objective {
             }
         }
         let sum = sum.unwrap_or_else(|| ops::scalar(batch.device(), 0.0).retaped());
-        let gradients = batch.backward(sum)?;
-        // A device has finished all of them by now, and had not to be waited for at each.
-        for (term, value) in terms.iter_mut().zip(&values) {
-            term.value = ops::item(value);
-            if !term.value.is_finite() {
-                let place = Some(format!("its value is {}", term.value));
-                return Err(Error::NonFinite { what: format!("the term {}", term.name), place });
-            }
-        }
-        let loss = terms.iter().map(|t| t.weight * t.value).sum();
-        Ok(Evaluated { loss, terms, gradients })
+        Ok((sum, Pending { terms, values }))
     }
 
     /// The gradient of each active term at the embeddings, so that one sees which terms fight: norms, and cosines of
@@ -153,7 +192,7 @@ impl Objective {
         device: &D,
         inputs: &Inputs<E, D>,
     ) -> Result<Vec<TermGradient>> {
-        let rows = |m: &Option<ops::Matrix<E, D>>| m.as_ref().map(|m| (m.as_vec(), m.shape().1));
+        let rows = |m: &Option<Matrix<E, D>>| m.as_ref().map(|m| (m.as_vec(), m.shape().1));
         let outputs: Vec<_> = inputs.views.iter().chain(&inputs.predictions).map(rows).collect();
         let mut all: Vec<(TermGradient, Vec<f64>)> = Vec::new();
         for planned in self.active(&inputs.clock) {

@@ -1,14 +1,15 @@
 //! One optimiser step: batches forward, terms, batches backward, optimiser, momentum encoder, queue.
 
+use crate::ahead::{self, Ahead};
 use crate::check::Reads;
 use crate::engine::Engine;
-use crate::objective::{Evaluated, TermGradient, TermValue};
+use crate::objective::{Evaluated, Launched, Pending, TermGradient, TermValue};
 use crate::queue::KeyQueue;
 use crate::recipe::Terms;
 use dfdx::prelude::{Cpu, HasShape};
 use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
-use pauc_models::network::backward_with;
+use pauc_models::network::backward_with_rows;
 use pauc_traits::batch::{BatchGradients, Constant, Inputs};
 use pauc_traits::optimizer::Moment;
 use pauc_traits::param::clear_gradients;
@@ -90,14 +91,19 @@ impl<D: NetworkDevice> Engine<'_, D> {
     /// # Errors
     /// As [`Engine::train`].
     pub fn step_on(&mut self, data: &ImageBatch) -> Result<f64> {
-        let done = self.train_step(data, false)?;
+        let done = self.train_step(data, false, || Some(data))?;
         self.step += 1;
         Ok(done.loss)
     }
 
     /// One optimiser step on the images of one batch, or of several that are accumulated. `logged`: whether its outcome is
-    /// written down.
-    pub(crate) fn train_step(&mut self, data: &ImageBatch, logged: bool) -> Result<Step> {
+    /// written down. `upcoming`: the batch of the next step, asked for while the device is at work.
+    pub(crate) fn train_step<'b>(
+        &mut self,
+        data: &ImageBatch,
+        logged: bool,
+        upcoming: impl FnOnce() -> Option<&'b ImageBatch>,
+    ) -> Result<Step> {
         let (clock, recipe) = (self.clock(), &self.plan.recipe);
         let params = self.parameters();
         clear_gradients(&self.device, &params)?;
@@ -117,6 +123,13 @@ impl<D: NetworkDevice> Engine<'_, D> {
         }
         let found = found.ok_or_else(|| Error::config("the loader gave a batch without images"))?;
         let Found { loss, terms, gradients_by_term } = found.mean(batches.len());
+        if D::KEEPS_ROWS && batches.len() == 1 && recipe.train.micro_batch.is_none() {
+            let _stage = span("data");
+            let reads = self.reads();
+            let branches = [&reads.online, &reads.momentum].map(Vec::as_slice);
+            let send = |next| Ahead::send(&self.device, &self.plan.views, next, &branches);
+            self.ahead = upcoming().map(send).transpose()?;
+        }
         let stage = span("optimizer");
         self.terms.iter().for_each(|t| t.param.set_frozen(clock.step < t.thaw_at));
         let limit = recipe.train.clip_gradient.map_or(f64::INFINITY, |c| c.get());
@@ -144,24 +157,12 @@ impl<D: NetworkDevice> Engine<'_, D> {
         let plan = self.plan;
         let recipe = &plan.recipe;
         let b = data.ids.len();
-        let mut reads = Reads::at(&plan.objective, &clock, self.momentum.is_some(), self.queue.is_some());
+        let reads = self.reads();
         let device = self.device.clone();
-        let newest_view = reads.momentum.last().copied();
-        // Views of one size pass through the encoder together.
-        let size = |v: usize| plan.views.shape(v);
-        let first_of_size = |v: &usize| (0..*v).find(|o| size(*o) == size(*v)).unwrap_or(*v);
-        reads.online.sort_by_key(first_of_size);
-        reads.momentum.sort_by_key(first_of_size);
-        // The samples of a part, in all views that a branch reads, as one batch a size.
-        let images = |views: &[usize], part: &Range<usize>| {
-            let batch = |views: &[usize]| {
-                let shape = size(views[0]);
-                let span = part.start * shape.len()..part.end * shape.len();
-                let pixels: Vec<_> = views.iter().map(|v| &data.views[*v]).collect();
-                let count = views.len() * part.len();
-                device.images(&pixels, span, (count, shape.height, shape.width, shape.channels))
-            };
-            views.chunk_by(|a, b| size(*a) == size(*b)).map(batch).collect::<Result<Vec<_>>>()
+        let mut ahead = self.ahead.take();
+        let mut images = |views: &[usize], part: &Range<usize>| {
+            let sent = ahead.as_mut().filter(|_| part.len() == b).and_then(|a| a.take(data, views));
+            sent.map_or_else(|| ahead::images(&device, &plan.views, data, views, part), Ok)
         };
         let parts = parts(b, recipe.train.micro_batch.map_or(b, |m| m.get()));
         let dim = self.network.embedding_dim();
@@ -210,7 +211,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
         let mut keys = Vec::new();
         let mut newest = Vec::new();
         if let Some(momentum) = &mut self.momentum
-            && let Some(last) = newest_view
+            && let Some(last) = reads.newest
         {
             let _stage = span("keys");
             let mut found = ByView::new(data, &reads.momentum, b * dim);
@@ -265,11 +266,16 @@ impl<D: NetworkDevice> Engine<'_, D> {
         } else {
             Vec::new()
         };
-        let Evaluated { loss, terms, mut gradients } = if on_host {
-            let cpu = Cpu::default();
-            plan.objective.evaluate(Batch::new(&cpu, inputs.on(&cpu))?)?
+        let (values, mut gradients) = if stays && !on_host {
+            let Launched { values, gradients } = plan.objective.launch(Batch::new(&self.device, inputs)?)?;
+            (Values::Pending(values), gradients.with_rows(Gradient::Device))
         } else {
-            plan.objective.evaluate(Batch::new(&self.device, inputs)?)?
+            let cpu = Cpu::default();
+            let Evaluated { loss, terms, gradients } = match on_host {
+                true => plan.objective.evaluate(Batch::new(&cpu, inputs.on(&cpu))?)?,
+                false => plan.objective.evaluate(Batch::new(&self.device, inputs)?)?,
+            };
+            (Values::Read(loss, terms), gradients.with_rows(Gradient::Host))
         };
         if share != 1.0 {
             scale_all(&mut gradients, share);
@@ -278,15 +284,23 @@ impl<D: NetworkDevice> Engine<'_, D> {
 
         // Back through the network, part by part, in the order of the online views.
         let stage = span("backward");
-        let gradient_of = |by_view: &[Option<Vec<f32>>], part: &Range<usize>| {
+        let gradient_of = |by_view: &[Option<Gradient<D>>], part: &Range<usize>| {
+            let read = reads.online.iter().map(|v| by_view.get(*v).and_then(Option::as_ref));
+            if stays && !on_host {
+                let rows = read.map(|g| if let Some(Gradient::Device(rows)) = g { Some(rows) } else { None });
+                return device.stacked(&rows.collect::<Vec<_>>(), (b, dim));
+            }
             let mut gradient = Vec::with_capacity(reads.online.len() * part.len() * dim);
-            for v in &reads.online {
-                match by_view.get(*v).and_then(Option::as_ref) {
-                    Some(g) => gradient.extend_from_slice(&g[part.start * dim..part.end * dim]),
-                    None => gradient.resize(gradient.len() + part.len() * dim, 0.0),
+            for g in read {
+                match g {
+                    Some(Gradient::Host(g)) => {
+                        gradient.extend_from_slice(&g[part.start * dim..part.end * dim])
+                    }
+                    _ => gradient.resize(gradient.len() + part.len() * dim, 0.0),
                 }
             }
-            gradient
+            let shape = (reads.online.len() * part.len(), dim);
+            device.try_tensor_from_vec(gradient, shape).map_err(Error::device)
         };
         self.restore_statistics(statistics)?;
         for part in &parts {
@@ -297,9 +311,14 @@ impl<D: NetworkDevice> Engine<'_, D> {
                     self.online(images(&reads.online, part)?, predict, Pass::Train)?
                 }
             };
-            let predictions = branch.predictions.map(|p| (p, gradient_of(&gradients.predictions, part)));
-            backward_with(branch.embeddings, gradient_of(&gradients.views, part), predictions)?;
+            let of = |p| Ok::<_, Error>((p, gradient_of(&gradients.predictions, part)?));
+            let predictions = branch.predictions.map(of).transpose()?;
+            backward_with_rows(branch.embeddings, gradient_of(&gradients.views, part)?, predictions)?;
         }
+        let (loss, terms) = match values {
+            Values::Read(loss, terms) => (loss, terms),
+            Values::Pending(pending) => pending.read()?,
+        };
         drop(stage);
         for t in &self.terms {
             let name = &t.param.name;
@@ -321,6 +340,19 @@ impl<D: NetworkDevice> Engine<'_, D> {
             }
         }
         Ok(Found { loss, terms, gradients_by_term })
+    }
+
+    /// What the terms of this step read, in the order in which it passes through the networks: views of one size together.
+    fn reads(&self) -> InOrder {
+        let reads =
+            Reads::at(&self.plan.objective, &self.clock(), self.momentum.is_some(), self.queue.is_some());
+        let size = |v: usize| self.plan.views.shape(v);
+        let first_of_size = |v: &usize| (0..*v).find(|o| size(*o) == size(*v)).unwrap_or(*v);
+        let newest = reads.momentum.last().copied();
+        let Reads { mut online, predictions, mut momentum, queue, labels } = reads;
+        online.sort_by_key(first_of_size);
+        momentum.sort_by_key(first_of_size);
+        InOrder { online, predictions, momentum, newest, queue, labels }
     }
 
     /// A pass of the online network with the statistics of the batch; [`Pass::Momentum`] records no tape.
@@ -374,9 +406,37 @@ fn replace<D: NetworkDevice>(
     device.replace_rows(matrix, 0, &queue.keys()[..(from + rows - end) * dim])
 }
 
+/// As [`Reads`].
+struct InOrder {
+    online: Vec<usize>,
+    predictions: bool,
+    momentum: Vec<usize>,
+    /// The last view of the momentum network, whose keys go into the queue.
+    newest: Option<usize>,
+    queue: bool,
+    labels: bool,
+}
+
+/// What the terms gave: numbers, or what becomes numbers once the device has come to it.
+enum Values<D: NetworkDevice> {
+    Read(f64, Vec<TermValue>),
+    Pending(Pending<f32, D>),
+}
+
+/// The gradient of a view's rows, where the terms left it.
+enum Gradient<D: NetworkDevice> {
+    Host(Vec<f32>),
+    Device(ops::Matrix<f32, D>),
+}
+
 /// The gradients of a batch's share in a mean over several.
-fn scale_all(gradients: &mut BatchGradients<f32>, share: f32) {
+fn scale_all<D: NetworkDevice>(gradients: &mut BatchGradients<f32, Gradient<D>>, share: f32) {
     let BatchGradients { views, predictions, parameters, .. } = gradients;
-    let rows = views.iter_mut().chain(predictions).flatten();
-    rows.chain(parameters.values_mut()).flatten().for_each(|g| *g *= share);
+    for rows in views.iter_mut().chain(predictions).flatten() {
+        match rows {
+            Gradient::Host(rows) => rows.iter_mut().for_each(|g| *g *= share),
+            Gradient::Device(rows) => *rows = rows.clone() * share,
+        }
+    }
+    parameters.values_mut().flatten().for_each(|g| *g *= share);
 }

@@ -219,16 +219,26 @@ pub struct Batch<E: Scalar, D: Backend<E>> {
     scope: RefCell<String>,
 }
 
-/// The gradients of an objective with respect to a batch's inputs.
-pub struct BatchGradients<E> {
-    /// With respect to each view's raw projector outputs, row-major; `None` where the view is absent.
-    pub views: Vec<Option<Vec<E>>>,
+/// The gradients of an objective with respect to a batch's inputs. A view's rows are plain values in row-major order, or a matrix in
+/// the device's memory.
+pub struct BatchGradients<E, Rows = Vec<E>> {
+    /// With respect to each view's raw projector outputs; `None` where the view is absent.
+    pub views: Vec<Option<Rows>>,
     /// With respect to each view's raw predictor outputs; empty without a predictor.
-    pub predictions: Vec<Option<Vec<E>>>,
+    pub predictions: Vec<Option<Rows>>,
     /// With respect to the learnable matrices.
     pub parameters: BTreeMap<String, Vec<E>>,
     /// No gradients: what terms gave to [`Batch::remember`].
     pub remembered: BTreeMap<String, Vec<E>>,
+}
+
+impl<E, Rows> BatchGradients<E, Rows> {
+    /// The same with other rows.
+    pub fn with_rows<Other>(self, mut of: impl FnMut(Rows) -> Other) -> BatchGradients<E, Other> {
+        let BatchGradients { views, predictions, parameters, remembered } = self;
+        let mut all = |rows: Vec<Option<Rows>>| rows.into_iter().map(|r| r.map(&mut of)).collect();
+        BatchGradients { views: all(views), predictions: all(predictions), parameters, remembered }
+    }
 }
 
 impl<E: Scalar, D: Backend<E>> Batch<E, D> {
@@ -562,14 +572,33 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     /// # Errors
     /// If the device fails.
     pub fn backward(self, objective: Value<E, D>) -> Result<BatchGradients<E>> {
+        self.backward_by(objective, |gradients, of| ops::gradient(gradients, of).map_err(Error::device))
+    }
+
+    /// The same, but gradients of rows stay in the device's memory, which need not have come to them.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn backward_on_device(self, objective: Value<E, D>) -> Result<BatchGradients<E, Matrix<E, D>>> {
+        self.backward_by(objective, |gradients, of| {
+            gradients.try_alloc_for(of).map_err(Error::device)?;
+            Ok(gradients.get(of))
+        })
+    }
+
+    fn backward_by<Rows>(
+        self,
+        objective: Value<E, D>,
+        rows: impl Fn(&mut Gradients<E, D>, &Matrix<E, D>) -> Result<Rows>,
+    ) -> Result<BatchGradients<E, Rows>> {
         let (value, tape) = objective.split_tape();
         let tape = tape.merge(self.shared.take());
         let mut gradients: Gradients<E, D> = value.put_tape(tape).try_backward().map_err(Error::device)?;
-        let mut of = |t: &Matrix<E, D>| ops::gradient(&mut gradients, t).map_err(Error::device);
-        let views =
-            self.inputs.views.iter().map(|v| v.as_ref().map(&mut of).transpose()).collect::<Result<_>>()?;
-        let predictions = self.inputs.predictions.iter().map(|v| v.as_ref().map(&mut of).transpose());
-        let predictions = predictions.collect::<Result<_>>()?;
+        let mut all = |of: &[Option<Matrix<E, D>>]| {
+            of.iter().map(|m| m.as_ref().map(|m| rows(&mut gradients, m)).transpose()).collect::<Result<_>>()
+        };
+        let (views, predictions) = (all(&self.inputs.views)?, all(&self.inputs.predictions)?);
+        let mut of = |p: &Matrix<E, D>| ops::gradient(&mut gradients, p).map_err(Error::device);
         let parameters = self.inputs.parameters.iter().map(|(n, p)| Ok((n.clone(), of(p)?)));
         let parameters = parameters.collect::<Result<_>>()?;
         let remembered = self.remembered.into_inner();

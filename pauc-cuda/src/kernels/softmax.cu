@@ -3,14 +3,15 @@
 // The row of b that belongs to row i: that of the same number, or the one that `at` names.
 __device__ inline size_t row_of(const unsigned *at, size_t i) { return at ? at[i] : i; }
 
-// out[i] <- scale a_i . b_j, one row a block, where j is i or at[i], and the scale is one for all if `uniform`, or b_j's.
+// out[i] <- scale a_i . b_j, one row a block, where j is i or at[i], and the scale is one for all if `uniform`, or b_j's. It is the
+// largest logit so far.
 extern "C" __global__ void pauc_row_dots(const float *a, const float *b, const unsigned *at, const float *scale, unsigned uniform,
-                                         unsigned D, float *out) {
+                                         unsigned D, float *out, float *largest) {
     size_t i = blockIdx.x, j = row_of(at, i);
     double sum = 0;
     for (unsigned d = threadIdx.x; d < D; d += THREADS) sum += (double)a[i * D + d] * b[j * D + d];
     sum = block_sum(sum);
-    if (threadIdx.x == 0) out[i] = (float)(sum * scale[uniform ? 0 : j]);
+    if (threadIdx.x == 0) out[i] = largest[i] = (float)(sum * scale[uniform ? 0 : j]);
 }
 
 extern "C" __global__ void pauc_inverse(size_t n, float *x) {
@@ -72,7 +73,7 @@ extern "C" __global__ void pauc_mean(const double *x, unsigned n, float *mean) {
 extern "C" __global__ void pauc_softmax_sums(const float *scores, const float *scale, unsigned uniform, const unsigned *own,
                                              unsigned start, unsigned T, const float *unit_a, const float *unit_b, float *largest,
                                              double *sums) {
-    if (T % 4 == 0 && start % 4 == 0) block_softmax_sums<4>(scores, scale, uniform, own, start, T, unit_a, unit_b, largest, sums);
+    if (T % 8 == 0 && start % 8 == 0) block_softmax_sums<8>(scores, scale, uniform, own, start, T, unit_a, unit_b, largest, sums);
     else block_softmax_sums<1>(scores, scale, uniform, own, start, T, unit_a, unit_b, largest, sums);
 }
 
@@ -112,8 +113,8 @@ __device__ void softmax_weights(unsigned N, const float *scores, const float *sc
 extern "C" __global__ void pauc_softmax_weights(unsigned N, const float *scores, const float *scale, unsigned uniform, float most,
                                                 const unsigned *own, unsigned start, unsigned T, const float *unit_a,
                                                 const float *unit_b, const float *largest, const double *sums, void *weights) {
-    if (T % 4 == 0 && start % 4 == 0)
-        softmax_weights<4>(N, scores, scale, uniform, most, own, start, T, unit_a, unit_b, largest, sums, weights);
+    if (T % 8 == 0 && start % 8 == 0)
+        softmax_weights<8>(N, scores, scale, uniform, most, own, start, T, unit_a, unit_b, largest, sums, weights);
     else softmax_weights<1>(N, scores, scale, uniform, most, own, start, T, unit_a, unit_b, largest, sums, weights);
 }
 
