@@ -105,6 +105,8 @@ fn products_of_halves_are_as_good_as_those_of_f32() {
         (6, 128, vec![150, 64], 1e-6, tiles),
         (5, 128, vec![96, 40], 1e6, Room::default()),
         (9, 7, vec![123, 45], 1.0, tiles),
+        // The second bank's scores begin in the middle of a pack.
+        (3, 8, vec![35, 64], 1.0, Room::default()),
         (4, 3, vec![2049], 1.0, Room::default()),
         (1, 1, vec![5], 1.0, Room::default()),
     ] {

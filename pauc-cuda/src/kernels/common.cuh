@@ -115,14 +115,27 @@ template <class T, unsigned V> struct alignas(sizeof(T) * V) Pack {
     T of[V];
 };
 
+// A GPU ends the program where a pack of 16 bytes or less does not lie at a multiple of its size; so does an emulated one.
+#ifdef __CUDACC_RTC__
+#define ALIGNED(pack)
+#else
+#define ALIGNED(pack)                                                             \
+    do {                                                                          \
+        size_t size = sizeof(*(pack)) < 16 ? sizeof(*(pack)) : 16;                \
+        if ((size_t)(pack) % size) __builtin_trap();                              \
+    } while (0)
+#endif
+
 // Number `i` of the packs at `from`.
 template <class T, unsigned V> __device__ inline void load(const void *from, size_t i, float (&to)[V]) {
+    ALIGNED((const Pack<T, V> *)from);
     Pack<T, V> pack = ((const Pack<T, V> *)from)[i];
 #pragma unroll
     for (unsigned v = 0; v < V; v++) to[v] = number(pack.of[v]);
 }
 
 template <class T, unsigned V> __device__ inline void store(void *to, size_t i, const float (&from)[V]) {
+    ALIGNED((Pack<T, V> *)to);
     Pack<T, V> pack;
 #pragma unroll
     for (unsigned v = 0; v < V; v++) set(pack.of[v], from[v]);

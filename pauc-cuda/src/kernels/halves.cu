@@ -40,6 +40,6 @@ extern "C" __global__ void pauc_halves(size_t n, const float *x, unsigned D, uns
     // Halves end just below 2^16.
     float up = lift(block_max(top), 15);
     if (blockIdx.x == 0 && threadIdx.x == 0) *inverse = 1 / up;
-    if (D % 4 == 0) halves_of<4>(n, x, D, second, up, halves);
+    if (D % 4 == 0 && (size_t)x % sizeof(Pack<float, 4>) == 0) halves_of<4>(n, x, D, second, up, halves);
     else halves_of<1>(n, x, D, second, up, halves);
 }

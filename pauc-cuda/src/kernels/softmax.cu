@@ -24,6 +24,12 @@ extern "C" __global__ void pauc_inverse(size_t n, float *x) {
 // What scores are multiplied with to be inner products; absent factors are 1.
 __device__ inline float product_of(const float *a, const float *b) { return (a ? *a : 1) * (b ? *b : 1); }
 
+// Whether rows of T scores and as many scales from `start` on can be read in packs of eight. Scores of a second bank may begin
+// anywhere.
+__device__ inline bool in_eights(const float *scores, unsigned T, unsigned start) {
+    return T % 8 == 0 && start % 8 == 0 && (size_t)scores % sizeof(Pack<float, 8>) == 0;
+}
+
 template <unsigned V>
 __device__ void block_softmax_sums(const float *scores, const float *scale, unsigned uniform, const unsigned *own, unsigned start,
                                    unsigned T, const float *unit_a, const float *unit_b, float *largest, double *sums) {
@@ -73,7 +79,7 @@ extern "C" __global__ void pauc_mean(const double *x, unsigned n, float *mean) {
 extern "C" __global__ void pauc_softmax_sums(const float *scores, const float *scale, unsigned uniform, const unsigned *own,
                                              unsigned start, unsigned T, const float *unit_a, const float *unit_b, float *largest,
                                              double *sums) {
-    if (T % 8 == 0 && start % 8 == 0) block_softmax_sums<8>(scores, scale, uniform, own, start, T, unit_a, unit_b, largest, sums);
+    if (in_eights(scores, T, start)) block_softmax_sums<8>(scores, scale, uniform, own, start, T, unit_a, unit_b, largest, sums);
     else block_softmax_sums<1>(scores, scale, uniform, own, start, T, unit_a, unit_b, largest, sums);
 }
 
@@ -113,7 +119,7 @@ __device__ void softmax_weights(unsigned N, const float *scores, const float *sc
 extern "C" __global__ void pauc_softmax_weights(unsigned N, const float *scores, const float *scale, unsigned uniform, float most,
                                                 const unsigned *own, unsigned start, unsigned T, const float *unit_a,
                                                 const float *unit_b, const float *largest, const double *sums, void *weights) {
-    if (T % 8 == 0 && start % 8 == 0)
+    if (in_eights(scores, T, start))
         softmax_weights<8>(N, scores, scale, uniform, most, own, start, T, unit_a, unit_b, largest, sums, weights);
     else softmax_weights<1>(N, scores, scale, uniform, most, own, start, T, unit_a, unit_b, largest, sums, weights);
 }
