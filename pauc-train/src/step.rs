@@ -112,10 +112,11 @@ impl<D: NetworkDevice> Engine<'_, D> {
         let mut found: Option<Found> = None;
         for (i, rows) in batches.iter().enumerate() {
             self.trace.rows = rows.clone();
-            let one = match batches.len() {
-                1 => self.gather(data, 0, share, logged)?,
-                _ => self.gather(&data.rows(rows), i as u64, share, logged && i == 0)?,
-            };
+            if batches.len() == 1 {
+                found = Some(self.gather(data, 0, share, logged, upcoming)?);
+                break;
+            }
+            let one = self.gather(&data.rows(rows), i as u64, share, logged && i == 0, || None)?;
             match &mut found {
                 None => found = Some(one),
                 Some(sum) => sum.add(one),
@@ -123,13 +124,6 @@ impl<D: NetworkDevice> Engine<'_, D> {
         }
         let found = found.ok_or_else(|| Error::config("the loader gave a batch without images"))?;
         let Found { loss, terms, gradients_by_term } = found.mean(batches.len());
-        if D::KEEPS_ROWS && batches.len() == 1 && recipe.train.micro_batch.is_none() {
-            let _stage = span("data");
-            let reads = self.reads();
-            let branches = [&reads.online, &reads.momentum].map(Vec::as_slice);
-            let send = |next| Ahead::send(&self.device, &self.plan.views, next, &branches);
-            self.ahead = upcoming().map(send).transpose()?;
-        }
         let stage = span("optimizer");
         self.terms.iter().for_each(|t| t.param.set_frozen(clock.step < t.thaw_at));
         let limit = recipe.train.clip_gradient.map_or(f64::INFINITY, |c| c.get());
@@ -152,7 +146,14 @@ impl<D: NetworkDevice> Engine<'_, D> {
     }
 
     /// Adds the gradients of one batch, times `share`, to those of the parameters. `number` counts the batches of a step.
-    fn gather(&mut self, data: &ImageBatch, number: u64, share: f32, logged: bool) -> Result<Found> {
+    fn gather<'b>(
+        &mut self,
+        data: &ImageBatch,
+        number: u64,
+        share: f32,
+        logged: bool,
+        upcoming: impl FnOnce() -> Option<&'b ImageBatch>,
+    ) -> Result<Found> {
         let clock = self.clock();
         let plan = self.plan;
         let recipe = &plan.recipe;
@@ -315,6 +316,15 @@ impl<D: NetworkDevice> Engine<'_, D> {
             let predictions = branch.predictions.map(of).transpose()?;
             backward_with_rows(branch.embeddings, gradient_of(&gradients.views, part)?, predictions)?;
         }
+        drop(stage);
+        // Before anything waits for the device, which is at work on the backward pass.
+        if stays {
+            let _stage = span("data");
+            let branches = [&reads.online, &reads.momentum].map(Vec::as_slice);
+            let send = |next| Ahead::send(&device, &plan.views, next, &branches);
+            self.ahead = upcoming().map(send).transpose()?;
+        }
+        let stage = span("backward");
         let (loss, terms) = match values {
             Values::Read(loss, terms) => (loss, terms),
             Values::Pending(pending) => pending.read()?,
