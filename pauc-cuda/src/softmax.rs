@@ -1,6 +1,6 @@
 //! Cross-entropy of a softmax over inner products with large banks, with its gradient: where the matrix of all logits would be
 //! large, a tile of them at a time. The definition is that of `pauc_kernels::softmax::cross_entropy`. Products with banks are those
-//! of [`crate::halves`].
+//! of the module `halves`.
 
 use crate::halves::{self, Halves, Side, Weights};
 use crate::memory::ViewMut;
