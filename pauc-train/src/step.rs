@@ -324,12 +324,10 @@ impl<D: NetworkDevice> Engine<'_, D> {
             let send = |next| Ahead::send(&device, &plan.views, next, &branches);
             self.ahead = upcoming().map(send).transpose()?;
         }
-        let stage = span("backward");
         let (loss, terms) = match values {
             Values::Read(loss, terms) => (loss, terms),
             Values::Pending(pending) => pending.read()?,
         };
-        drop(stage);
         for t in &self.terms {
             let name = &t.param.name;
             if let Some(new) = gradients.remembered.get(name) {
