@@ -231,14 +231,14 @@ pub fn cross_entropy_in(
                     if !kept {
                         multiply(&c.rows, start..start + t, from)?;
                     }
-                    let (first, t32, own, one) = (start as u32, t as u32, c.own(), c.scale.len() == 1);
+                    let (first, t32, own, same) = (start as u32, t as u32, c.own(), c.scale.len() == 1);
                     let (a, b) = (left.unit(), c.rows.unit());
                     if second {
                         let n32 = n as u32;
                         let blocks = (on.enough_blocks() / n).clamp(1, t.div_ceil(on.threads()));
                         let to = weights.halves.elements();
                         let args = args![
-                            n32, here, &c.scale, one, c.most, own, first, t32, a, b, &largest, sums_at, to
+                            n32, here, &c.scale, same, c.most, own, first, t32, a, b, &largest, sums_at, to
                         ];
                         // SAFETY: n rows of t scores and of two weights for each; all else has n elements, or one a candidate
                         // or one as said.
@@ -263,7 +263,7 @@ pub fn cross_entropy_in(
                         // SAFETY: the products have so many parts of 2·n·dim and n·dim elements; all else as above.
                         unsafe { on.launch_over("pauc_softmax_gather", len, args) }?;
                     } else {
-                        let args = args![here, &c.scale, one, own, first, t32, a, b, &largest, sums_at];
+                        let args = args![here, &c.scale, same, own, first, t32, a, b, &largest, sums_at];
                         // SAFETY: as above.
                         unsafe { on.launch("pauc_softmax_sums", n, args) }?;
                     }

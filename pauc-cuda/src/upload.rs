@@ -8,7 +8,7 @@ use dfdx::prelude::{Cuda, Tensor, ZerosTensor};
 use std::ffi::c_void;
 
 /// Bytes that are copied at a time, each by a thread.
-const PIECE: usize = 1 << 18;
+const PIECE: usize = 1 << 20;
 
 /// Host memory that the driver has pinned, and the event after which the device has read it.
 #[derive(Debug)]

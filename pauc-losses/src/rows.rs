@@ -167,19 +167,12 @@ pub fn mean_over_levels<E: Scalar, D: Backend<E>>(
     term: impl Fn(usize, &Level<E, D>) -> Result<Value<E, D>>,
 ) -> Result<Value<E, D>> {
     let levels = batch.levels()?;
-    let mut sum: Option<Value<E, D>> = None;
-    for (m, level) in levels.iter().enumerate() {
-        let value = term(m, level)?;
-        sum = Some(match sum {
-            Some(sum) => sum + value,
-            None => value,
-        });
+    let mut sum = term(0, &levels[0])?;
+    for (m, level) in levels.iter().enumerate().skip(1) {
+        sum = sum + term(m, level)?;
     }
-    Ok(match sum {
-        Some(sum) if levels.len() > 1 => sum / E::of(levels.len() as f64),
-        Some(only) => only,
-        None => ops::scalar(batch.device(), 0.0).retaped(),
-    })
+    // On a GPU a division by one is two kernels.
+    Ok(if levels.len() == 1 { sum } else { sum / E::of(levels.len() as f64) })
 }
 
 /// The mean of a term over the two online views.

@@ -291,6 +291,8 @@ pub struct Reads {
     pub predictions: bool,
     /// Views that pass through the momentum network.
     pub momentum: Vec<usize>,
+    /// The last of them, whose keys go into the queue.
+    pub newest: Option<usize>,
     /// Whether the queue is read.
     pub queue: bool,
     /// Whether labels are read.
@@ -319,6 +321,7 @@ impl Reads {
         if has_queue && reads.momentum.is_empty() {
             reads.momentum.push(1);
         }
+        reads.newest = reads.momentum.last().copied();
         reads
     }
 }

@@ -176,14 +176,16 @@ impl<D: NetworkDevice> Engine<'_, D> {
         let stage = span("forward");
         let mut whole = None;
         let stays = D::KEEPS_ROWS && parts.len() == 1;
-        let (mut views, mut predictions) = (ByView::new(data, &reads.online, b * dim), ByView::default());
-        if reads.predictions && recipe.predictor.is_some() {
-            predictions = ByView::new(data, &reads.online, b * dim);
-        }
+        let predict = reads.predictions && recipe.predictor.is_some();
+        let by_view = |wanted: bool| match wanted && !stays {
+            true => ByView::new(data, &reads.online, b * dim),
+            false => ByView::default(),
+        };
+        let (mut views, mut predictions) = (by_view(true), by_view(predict));
         let statistics = self.statistics_if(parts.len() > 1)?;
         for part in &parts {
             let pass = if parts.len() == 1 { Pass::Train } else { Pass::Momentum };
-            let branch = self.online(images(&reads.online, part)?, !predictions.0.is_empty(), pass)?;
+            let branch = self.online(images(&reads.online, part)?, predict, pass)?;
             if !stays {
                 views.put(&reads.online, &branch.embeddings.as_vec(), part, dim);
                 if let Some(p) = &branch.predictions {
@@ -196,12 +198,9 @@ impl<D: NetworkDevice> Engine<'_, D> {
         }
         let (views, predictions) = match &whole {
             Some(branch) if stays => {
-                let by_view = |rows: Option<&Rows<D>>| {
-                    rows.map_or(Ok(Vec::new()), |rows| {
-                        by_view(&device, rows, data.views.len(), &reads.online)
-                    })
-                };
-                (by_view(Some(&branch.embeddings))?, by_view(branch.predictions.as_ref())?)
+                let of = |rows| rows_by_view(&device, rows, data.views.len(), &reads.online);
+                let predictions = branch.predictions.as_ref().map(of).transpose()?;
+                (of(&branch.embeddings)?, predictions.unwrap_or_default())
             }
             _ => (matrices(views), matrices(predictions)),
         };
@@ -267,7 +266,8 @@ impl<D: NetworkDevice> Engine<'_, D> {
         } else {
             Vec::new()
         };
-        let (values, mut gradients) = if stays && !on_host {
+        let launched = stays && !on_host;
+        let (values, mut gradients) = if launched {
             let Launched { values, gradients } = plan.objective.launch(Batch::new(&self.device, inputs)?)?;
             (Values::Pending(values), gradients.with_rows(Gradient::Device))
         } else {
@@ -287,7 +287,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
         let stage = span("backward");
         let gradient_of = |by_view: &[Option<Gradient<D>>], part: &Range<usize>| {
             let read = reads.online.iter().map(|v| by_view.get(*v).and_then(Option::as_ref));
-            if stays && !on_host {
+            if launched {
                 let rows = read.map(|g| if let Some(Gradient::Device(rows)) = g { Some(rows) } else { None });
                 return device.stacked(&rows.collect::<Vec<_>>(), (b, dim));
             }
@@ -307,10 +307,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
         for part in &parts {
             let branch = match whole.take() {
                 Some(branch) => branch,
-                None => {
-                    let predict = !gradients.predictions.is_empty();
-                    self.online(images(&reads.online, part)?, predict, Pass::Train)?
-                }
+                None => self.online(images(&reads.online, part)?, predict, Pass::Train)?,
             };
             let of = |p| Ok::<_, Error>((p, gradient_of(&gradients.predictions, part)?));
             let predictions = branch.predictions.map(of).transpose()?;
@@ -351,16 +348,14 @@ impl<D: NetworkDevice> Engine<'_, D> {
     }
 
     /// What the terms of this step read, in the order in which it passes through the networks: views of one size together.
-    fn reads(&self) -> InOrder {
-        let reads =
+    fn reads(&self) -> Reads {
+        let mut reads =
             Reads::at(&self.plan.objective, &self.clock(), self.momentum.is_some(), self.queue.is_some());
         let size = |v: usize| self.plan.views.shape(v);
         let first_of_size = |v: &usize| (0..*v).find(|o| size(*o) == size(*v)).unwrap_or(*v);
-        let newest = reads.momentum.last().copied();
-        let Reads { mut online, predictions, mut momentum, queue, labels } = reads;
-        online.sort_by_key(first_of_size);
-        momentum.sort_by_key(first_of_size);
-        InOrder { online, predictions, momentum, newest, queue, labels }
+        reads.online.sort_by_key(first_of_size);
+        reads.momentum.sort_by_key(first_of_size);
+        reads
     }
 
     /// A pass of the online network with the statistics of the batch; [`Pass::Momentum`] records no tape.
@@ -389,7 +384,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
 }
 
 /// The rows of each view that a branch read, in the device's memory: its outputs are view after view.
-fn by_view<D: NetworkDevice>(
+fn rows_by_view<D: NetworkDevice>(
     device: &D,
     rows: &Rows<D>,
     views: usize,
@@ -412,17 +407,6 @@ fn replace<D: NetworkDevice>(
     let end = (from + rows).min(queue.len());
     device.replace_rows(matrix, from, &queue.keys()[from * dim..end * dim])?;
     device.replace_rows(matrix, 0, &queue.keys()[..(from + rows - end) * dim])
-}
-
-/// As [`Reads`].
-struct InOrder {
-    online: Vec<usize>,
-    predictions: bool,
-    momentum: Vec<usize>,
-    /// The last view of the momentum network, whose keys go into the queue.
-    newest: Option<usize>,
-    queue: bool,
-    labels: bool,
 }
 
 /// What the terms gave: numbers, or what becomes numbers once the device has come to it.

@@ -89,12 +89,8 @@ pub trait Compute: Backend<f32> {
     fn overwrite(&self, buffer: &mut Self::Buffer, values: &[f32]) -> Result<()>;
     /// A buffer of zeros.
     fn zero_buffer(&self, len: usize) -> Result<Self::Buffer>;
-    /// Sets a buffer to zero.
-    fn clear(&self, buffer: &mut Self::Buffer) -> Result<()>;
-    /// Sets many buffers to zero.
-    fn clear_all(&self, buffers: &mut [&mut Self::Buffer]) -> Result<()> {
-        buffers.iter_mut().try_for_each(|b| self.clear(b))
-    }
+    /// Sets buffers to zero.
+    fn clear(&self, buffers: &mut [&mut Self::Buffer]) -> Result<()>;
     /// The number of elements.
     fn buffer_len(&self, buffer: &Self::Buffer) -> usize;
     /// The whole buffer, borrowed.
@@ -164,8 +160,8 @@ impl Compute for Cpu {
     fn zero_buffer(&self, len: usize) -> Result<Vec<f32>> {
         Ok(vec![0.0; len])
     }
-    fn clear(&self, buffer: &mut Vec<f32>) -> Result<()> {
-        buffer.fill(0.0);
+    fn clear(&self, buffers: &mut [&mut Vec<f32>]) -> Result<()> {
+        buffers.iter_mut().for_each(|b| b.fill(0.0));
         Ok(())
     }
     fn buffer_len(&self, buffer: &Vec<f32>) -> usize {

@@ -62,10 +62,7 @@ impl Compute for Cuda {
     fn zero_buffer(&self, len: usize) -> Result<Buffer> {
         Buffer::zeros(&*context(self)?, len).on_device()
     }
-    fn clear(&self, buffer: &mut Buffer) -> Result<()> {
-        buffer.clear().on_device()
-    }
-    fn clear_all(&self, buffers: &mut [&mut Buffer]) -> Result<()> {
+    fn clear(&self, buffers: &mut [&mut Buffer]) -> Result<()> {
         many::clear(&*context(self)?, buffers).on_device()
     }
     fn buffer_len(&self, buffer: &Buffer) -> usize {

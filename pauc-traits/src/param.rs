@@ -162,7 +162,7 @@ impl<D: Compute> Param<D> {
 /// Sets all gradients to zero.
 pub fn clear_gradients<D: Compute>(device: &D, params: &[Param<D>]) -> Result<()> {
     let mut gradients: Vec<_> = params.iter().map(Param::grad_mut).collect();
-    device.clear_all(&mut gradients.iter_mut().map(|g| &mut **g).collect::<Vec<_>>())
+    device.clear(&mut gradients.iter_mut().map(|g| &mut **g).collect::<Vec<_>>())
 }
 
 #[cfg(test)]

@@ -480,9 +480,15 @@ impl Workspace {
         let to = (d_last.elements_mut(), self.shape(plan, last, batch));
         maps::cell_mean_gradient(&on, d_features, plan.grid, to)?;
         self.gradients[last] = Some(d_last);
-        if let Some(halves) = &mut self.halves {
-            halves.of = None;
-        }
+        self.halves = Some(match self.halves.take() {
+            Some(there) => Halves { of: None, ..there },
+            None => {
+                let lens = factors(plan, self.capacity, self.keep, self.math);
+                self.taken += lens.iter().map(|len| len.div_ceil(2)).sum::<usize>();
+                let [input, gradient] = lens.map(|len| Field::any(&on, len, Element::F16));
+                Halves { input: input?, gradient: gradient?, of: None }
+            }
+        });
         for step in plan.steps.iter().rev() {
             match *step {
                 Step::Conv { layer, input, output, residual } => {
@@ -530,12 +536,6 @@ impl Workspace {
         after: After,
     ) -> Result<Option<Field>> {
         let on = self.on.clone();
-        if self.halves.is_none() {
-            let lens = factors(plan, self.capacity, self.keep, self.math);
-            let [input, gradient] = lens.map(|len| Field::any(&on, len, Element::F16));
-            self.halves = Some(Halves { input: input?, gradient: gradient?, of: None });
-            self.taken += lens.iter().map(|len| len.div_ceil(2)).sum::<usize>();
-        }
         let mut dy = if after == After::Residual { Some(self.field(plan, output)?) } else { None };
         self.make_again(plan, input, batch)?;
         let maps = self.shape(plan, output, batch);
