@@ -6,7 +6,7 @@ use crate::upload::{self, Stage};
 use crate::{Error, Result};
 use cudarc::cublas::CudaBlas;
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
-use cudarc::driver::{CudaDevice, CudaSlice, DevicePtr, DeviceRepr, result, sys};
+use cudarc::driver::{CudaDevice, CudaSlice, DevicePtr, DeviceRepr, DeviceSlice, result, sys};
 use dfdx::prelude::{Cuda, Storage};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -30,7 +30,8 @@ pub struct Context {
     blas: OnceCell<CudaBlas>,
     dnn: OnceCell<Rc<Dnn>>,
     math: Cell<Math>,
-    stage: RefCell<Stage>,
+    up: RefCell<Stage>,
+    down: RefCell<Stage>,
 }
 
 thread_local! {
@@ -154,7 +155,8 @@ impl Context {
             blas: OnceCell::new(),
             dnn: OnceCell::new(),
             math: Cell::default(),
-            stage: RefCell::default(),
+            up: RefCell::default(),
+            down: RefCell::default(),
         });
         ALL.with(|all| all.borrow_mut().push(new.clone()));
         Ok(new)
@@ -204,7 +206,7 @@ impl Context {
         if runs.iter().map(|v| size_of_val(*v)).sum::<usize>() <= upload::MOST {
             let runs: Vec<&[u8]> = runs.iter().map(|v| bytes(v)).collect();
             // SAFETY: there is room.
-            return unsafe { self.stage.borrow_mut().send(&runs, to, stream) };
+            return unsafe { self.up.borrow_mut().send(&runs, to, stream) };
         }
         for values in runs {
             // SAFETY: there is room, and the values stay until the device has read them.
@@ -212,6 +214,38 @@ impl Context {
             at += size_of_val(*values) as u64;
         }
         Ok(self.device.synchronize()?)
+    }
+
+    /// A copy in host memory, once the device has come so far.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(crate) fn download<T: DeviceRepr + Copy>(&self, values: &CudaSlice<T>) -> Result<Vec<T>> {
+        // SAFETY: so many are there.
+        unsafe { self.copy_out(*values.device_ptr(), values.len()) }
+    }
+
+    /// As [`Context::download`], of values that lie at an address.
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Safety
+    /// There are as many.
+    pub(crate) unsafe fn copy_out<T: DeviceRepr + Copy>(&self, from: u64, len: usize) -> Result<Vec<T>> {
+        self.device.bind_to_thread()?;
+        let mut out: Vec<T> = Vec::with_capacity(len);
+        let take = |piece: &[u8]| {
+            // SAFETY: they are values of the device's, whole ones, since pieces are of a multiple of their size, and pinned memory
+            // begins at a multiple of a page's.
+            out.extend_from_slice(unsafe {
+                std::slice::from_raw_parts(piece.as_ptr().cast::<T>(), piece.len() / size_of::<T>())
+            });
+        };
+        let stream = *self.device.cu_stream();
+        // SAFETY: as the caller answers for.
+        unsafe { self.down.borrow_mut().receive(from, len * size_of::<T>(), stream, take) }?;
+        Ok(out)
     }
 
     /// cuBLAS on the device's stream.

@@ -62,8 +62,7 @@ impl Rows {
         if self.count == 0 {
             return Ok(Default::default());
         }
-        let device = self.on.device();
-        Ok((device.dtoh_sync_copy(&self.index)?, device.dtoh_sync_copy(&self.square)?))
+        Ok((self.on.download(&self.index)?, self.on.download(&self.square)?))
     }
 
     /// Lowers each row's `square` to the squared distance to the nearest of these centroids, where that is lower.

@@ -99,7 +99,7 @@ pub fn squared_norms(on: &Context, of: &[&Buffer]) -> Result<Vec<f64>> {
     let args = args![*at.device_ptr(), table.vectors, sums_at];
     // SAFETY: the table names vectors of the lengths that it says, and each block writes one of the sums.
     unsafe { on.launch("pauc_square_sums", table.blocks, args) }?;
-    let sums = on.device().dtoh_sync_copy(&sums)?;
+    let sums = on.download(&sums)?;
     let mut rest = &sums[..];
     let each = of.iter().map(|x| {
         let (own, after) = rest.split_at(x.len().div_ceil(CHUNK).max(1));

@@ -1,7 +1,7 @@
 //! Buffers in the device's memory.
 
 use crate::{Context, Error, Result};
-use cudarc::driver::{CudaSlice, DevicePtr, DeviceSlice, result};
+use cudarc::driver::{CudaSlice, DevicePtr, DeviceSlice};
 use dfdx::prelude::{Cuda, HasShape, ReshapeTo, Shape, Storage, Tensor, ZerosTensor};
 use std::fmt::Write;
 use std::marker::PhantomData;
@@ -112,10 +112,7 @@ impl Buffer {
     /// # Errors
     /// If the device fails.
     pub fn to_host(&self) -> Result<Vec<f32>> {
-        if self.len == 0 {
-            return Ok(Vec::new());
-        }
-        Ok(self.slice.device().dtoh_sync_copy(&self.slice)?)
+        self.view().to_host(&*self.context()?)
     }
 
     /// The whole buffer, borrowed.
@@ -173,13 +170,8 @@ impl View<'_> {
     /// # Errors
     /// If the device fails.
     pub fn to_host(&self, on: &Context) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; self.len];
-        if !out.is_empty() {
-            on.device().synchronize()?;
-            // SAFETY: the run has as many elements as `out`, and nothing is writing them.
-            unsafe { result::memcpy_dtoh_sync(&mut out, self.address) }?;
-        }
-        Ok(out)
+        // SAFETY: the run has as many elements.
+        unsafe { on.copy_out(self.address, self.len) }
     }
 }
 
@@ -353,6 +345,14 @@ pub fn copy_of(on: &Context, from: View<'_>) -> Result<Buffer> {
     let mut new = Buffer::any(on, from.len)?;
     crate::elementwise::copy(on, from, new.view_mut())?;
     Ok(new)
+}
+
+/// A tensor's elements in row-major order, in host memory.
+///
+/// # Errors
+/// If the device fails.
+pub fn to_host<S: Shape>(of: &Tensor<S, f32, Cuda>) -> Result<Vec<f32>> {
+    Dense::new(of.clone())?.view().to_host(&*Context::of(of.device())?)
 }
 
 /// A gradient, as dfdx stores it.

@@ -78,8 +78,8 @@ pub fn highest(
             unsafe { on.launch("pauc_highest", q, args) }?;
         }
     }
-    let (best, numbers) = (best.to_host()?, device.dtoh_sync_copy(&numbers)?);
-    let counts = device.dtoh_sync_copy(&counts)?;
+    let (best, numbers) = (best.to_host()?, on.download(&numbers)?);
+    let counts = on.download(&counts)?;
     let lists = best.chunks_exact(k).zip(numbers.chunks_exact(k)).zip(&counts);
     let pairs = |((best, numbers), count): ((&[f32], &[u32]), &u32)| {
         best.iter().copied().zip(numbers.iter().copied()).take(*count as usize).collect()

@@ -70,7 +70,7 @@ impl Regression {
             // SAFETY: both have so many elements.
             unsafe { on.launch_over("pauc_accumulate", size, args) }?;
         }
-        Ok(on.device().dtoh_sync_copy(&sums)?)
+        on.download(&sums)
     }
 
     /// Σ −log softmax(W·x + b), at each label, over a range of rows; its gradient with respect to the weights is written.
@@ -113,7 +113,7 @@ impl Regression {
             }
         }
         on.device().dtoh_sync_copy_into(&sums, gradient)?;
-        Ok(on.device().dtoh_sync_copy(&losses)?.iter().sum())
+        Ok(on.download(&losses)?.iter().sum())
     }
 
     /// How many rows of a range have their largest logit, the first of equals, at their label.
@@ -135,7 +135,7 @@ impl Regression {
             // SAFETY: as in `loss`.
             unsafe { on.launch("pauc_right", tile.count, args) }?;
         }
-        Ok(on.device().dtoh_sync_copy(&right)?.iter().map(|r| *r as usize).sum())
+        Ok(on.download(&right)?.iter().map(|r| *r as usize).sum())
     }
 
     /// The most rows whose logits make a tile.

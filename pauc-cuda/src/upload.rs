@@ -1,5 +1,5 @@
-//! Host values on their way to the device, through host memory that it reads by itself; and images, which go up in 8 bits and are
-//! normalised there.
+//! Host values on their way to the device and back, through host memory that it reads and writes by itself; and images, which go up in
+//! 8 bits and are normalised there.
 
 use crate::memory::ViewMut;
 use crate::{Context, Error, Result, args};
@@ -7,15 +7,15 @@ use cudarc::driver::{DevicePtr, result, sys};
 use dfdx::prelude::{Cuda, Tensor, ZerosTensor};
 use std::ffi::c_void;
 
-/// Bytes that are copied at a time, each by a thread.
+/// Bytes that are copied at a time: on the way up by a thread each, on the way down one piece while the next is on its way.
 const PIECE: usize = 1 << 20;
 
-/// Host memory that the driver has pinned, and the event after which the device has read it.
+/// Host memory that the driver has pinned, and the event after which the device is done with it.
 #[derive(Debug)]
 struct Pinned {
     start: *mut u8,
     len: usize,
-    read: sys::CUevent,
+    done: sys::CUevent,
 }
 
 impl Pinned {
@@ -23,27 +23,27 @@ impl Pinned {
         let mut start: *mut c_void = std::ptr::null_mut();
         // SAFETY: the driver writes the address of so many bytes, or fails.
         unsafe { sys::cuMemHostAlloc(&mut start, len.max(1), 0) }.result()?;
-        let read = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
-        Ok(Pinned { start: start.cast(), len, read })
+        let done = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+        Ok(Pinned { start: start.cast(), len, done })
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // SAFETY: nobody else has the memory or the event, and the device has read what it was to read once the event has
-        // passed. There is nobody to tell of a failure.
+        // SAFETY: nobody else has the memory or the event, and the device is done with the memory once the event has passed.
+        // There is nobody to tell of a failure.
         unsafe {
-            let _ = sys::cuEventSynchronize(self.read).result();
-            let _ = result::event::destroy(self.read);
+            let _ = sys::cuEventSynchronize(self.done).result();
+            let _ = result::event::destroy(self.done);
             let _ = sys::cuMemFreeHost(self.start.cast()).result();
         }
     }
 }
 
-/// Bytes that go through pinned memory at most.
+/// Bytes that go up through pinned memory at most.
 pub(crate) const MOST: usize = 64 << 20;
 
-/// Places that uploads take turns in: one is filled while the device reads others.
+/// Places that copies one way take turns in: one is filled while others are read.
 #[derive(Debug, Default)]
 pub(crate) struct Stage {
     places: [Option<Pinned>; 4],
@@ -51,13 +51,13 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// A place for so many bytes that the device has read what was there before.
+    /// A place for so many bytes that the device is done with.
     fn place(&mut self, len: usize) -> Result<&mut Pinned> {
         self.next = (self.next + 1) % self.places.len();
         let place = &mut self.places[self.next];
         match place {
             // SAFETY: the event exists. One that was never recorded has passed.
-            Some(there) if there.len >= len => unsafe { sys::cuEventSynchronize(there.read) }.result()?,
+            Some(there) if there.len >= len => unsafe { sys::cuEventSynchronize(there.done) }.result()?,
             _ => *place = None,
         }
         match place {
@@ -88,9 +88,46 @@ impl Stage {
         // SAFETY: there is room, and the place is left alone until the event has passed.
         unsafe {
             result::memcpy_htod_async(to, host, stream)?;
-            Ok(result::event::record(place.read, stream)?)
+            Ok(result::event::record(place.done, stream)?)
         }
     }
+
+    /// Waits for bytes of the device and hands them over, a piece at a time.
+    ///
+    /// # Safety
+    /// There are as many, written by work on the stream.
+    pub(crate) unsafe fn receive(
+        &mut self,
+        from: u64,
+        len: usize,
+        stream: sys::CUstream,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<()> {
+        let mut asked: Option<(&[u8], sys::CUevent)> = None;
+        for at in (0..len).step_by(PIECE) {
+            let place = self.place(PIECE)?;
+            // SAFETY: the place has as many bytes, the device is done with what was there, and it is taken again only after three
+            // more.
+            let host = unsafe { std::slice::from_raw_parts_mut(place.start, PIECE.min(len - at)) };
+            // SAFETY: there are as many bytes on the device, and nobody reads the place until the event has passed.
+            unsafe {
+                result::memcpy_dtoh_async(host, from + at as u64, stream)?;
+                result::event::record(place.done, stream)?;
+            }
+            if let Some(before) = asked.replace((host, place.done)) {
+                hand_over(before, &mut take)?;
+            }
+        }
+        asked.map_or(Ok(()), |last| hand_over(last, &mut take))
+    }
+}
+
+/// Waits until the device has written a piece.
+fn hand_over((piece, done): (&[u8], sys::CUevent), take: &mut impl FnMut(&[u8])) -> Result<()> {
+    // SAFETY: the event exists.
+    unsafe { sys::cuEventSynchronize(done) }.result()?;
+    take(piece);
+    Ok(())
 }
 
 /// 8-bit values, and the factor and shift of each of their channels.

@@ -194,8 +194,8 @@ impl<D: NetworkDevice> Network<D> {
             let shape = (part.len() / image, height, width, channels);
             let images = self.device.images(&[pixels], part, shape)?;
             let output = self.forward(images, Pass::Eval)?;
-            all.features.extend(output.features.as_vec());
-            all.embeddings.extend(output.embeddings.as_vec());
+            all.features.extend(ops::to_host(&output.features)?);
+            all.embeddings.extend(ops::to_host(&output.embeddings)?);
         }
         Ok(all)
     }

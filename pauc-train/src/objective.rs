@@ -192,8 +192,10 @@ impl Objective {
         device: &D,
         inputs: &Inputs<E, D>,
     ) -> Result<Vec<TermGradient>> {
-        let rows = |m: &Option<Matrix<E, D>>| m.as_ref().map(|m| (m.as_vec(), m.shape().1));
-        let outputs: Vec<_> = inputs.views.iter().chain(&inputs.predictions).map(rows).collect();
+        let rows =
+            |m: &Option<Matrix<E, D>>| m.as_ref().map(|m| Ok((ops::to_host(m)?, m.shape().1))).transpose();
+        let outputs: Vec<_> =
+            inputs.views.iter().chain(&inputs.predictions).map(rows).collect::<Result<_>>()?;
         let mut all: Vec<(TermGradient, Vec<f64>)> = Vec::new();
         for planned in self.active(&inputs.clock) {
             let batch = Batch::new(device, inputs.clone())?;

@@ -6,7 +6,7 @@ use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
 use pauc_models::weights::{TensorFile, Values};
 use pauc_traits::ops::Matrix;
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, ops};
 use std::collections::VecDeque;
 
 /// Steps whose gradient norms are remembered.
@@ -91,7 +91,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
             )?;
         }
         for (v, embeddings) in trace.views.iter().enumerate() {
-            let Some(values) = embeddings.as_ref().map(|m| m.as_vec()) else { continue };
+            let Some(values) = embeddings.as_ref().map(ops::to_host).transpose()? else { continue };
             let shape = [rows, values.len() / rows.max(1)];
             file.insert(format!("view.{v}.embeddings"), &shape, Values::F32(values))?;
         }

@@ -187,9 +187,9 @@ impl<D: NetworkDevice> Engine<'_, D> {
             let pass = if parts.len() == 1 { Pass::Train } else { Pass::Momentum };
             let branch = self.online(images(&reads.online, part)?, predict, pass)?;
             if !stays {
-                views.put(&reads.online, &branch.embeddings.as_vec(), part, dim);
+                views.put(&reads.online, &ops::to_host(&branch.embeddings)?, part, dim);
                 if let Some(p) = &branch.predictions {
-                    predictions.put(&reads.online, &p.as_vec(), part, dim);
+                    predictions.put(&reads.online, &ops::to_host(p)?, part, dim);
                 }
             }
             if parts.len() == 1 {
@@ -217,7 +217,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
             let mut found = ByView::new(data, &reads.momentum, b * dim);
             for part in &parts {
                 let output = momentum.forward_sizes(images(&reads.momentum, part)?, Pass::Momentum)?;
-                found.put(&reads.momentum, &output.embeddings.as_vec(), part, dim);
+                found.put(&reads.momentum, &ops::to_host(&output.embeddings)?, part, dim);
             }
             newest = found.0[last].clone().unwrap_or_default();
             keys = matrices(found);
@@ -273,7 +273,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
         } else {
             let cpu = Cpu::default();
             let Evaluated { loss, terms, gradients } = match on_host {
-                true => plan.objective.evaluate(Batch::new(&cpu, inputs.on(&cpu))?)?,
+                true => plan.objective.evaluate(Batch::new(&cpu, inputs.on(&cpu)?)?)?,
                 false => plan.objective.evaluate(Batch::new(&self.device, inputs)?)?,
             };
             (Values::Read(loss, terms), gradients.with_rows(Gradient::Host))

@@ -13,7 +13,7 @@ use pauc_traits::param::{Param, clear_gradients};
 use pauc_traits::probe::{ProbedNetwork, Tuning, Views};
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::schedule::{Clock, Horizon};
-use pauc_traits::{Count, Error, LearningRate, NonNegative, Pass, Positive, Result, UnitInterval};
+use pauc_traits::{Count, Error, LearningRate, NonNegative, Pass, Positive, Result, UnitInterval, ops};
 use rand::RngCore;
 use std::sync::Arc;
 
@@ -141,7 +141,7 @@ impl<D: NetworkDevice> Tuning for Tuned<D> {
         };
         let images = self.device.images(&[pixels], 0..pixels.len(), shape)?;
         let rows = self.network.forward_features(images, Pass::Train)?;
-        let features = rows.as_vec();
+        let features = ops::to_host(&rows)?;
         self.pending = Some(rows);
         Ok((batch.ids, features))
     }

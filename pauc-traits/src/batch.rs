@@ -52,9 +52,14 @@ impl<E: Scalar, D: Backend<E>> Default for Inputs<E, D> {
 
 impl<E: Scalar, D: Backend<E>> Inputs<E, D> {
     /// The same values on another device.
-    pub fn on<T: Backend<E>>(&self, device: &T) -> Inputs<E, T> {
-        let matrix = |m: &Matrix<E, D>| ops::constant(device, m.as_vec(), *m.shape());
-        let by_view = |all: &[Option<Matrix<E, D>>]| all.iter().map(|m| m.as_ref().map(matrix)).collect();
+    ///
+    /// # Errors
+    /// If this one fails.
+    pub fn on<T: Backend<E>>(&self, device: &T) -> Result<Inputs<E, T>> {
+        let matrix = |m: &Matrix<E, D>| Ok(ops::constant(device, ops::to_host(m)?, *m.shape()));
+        let by_view = |all: &[Option<Matrix<E, D>>]| -> Result<_> {
+            all.iter().map(|m| m.as_ref().map(matrix).transpose()).collect()
+        };
         let level = |l: &Level<E, D>| Level {
             centroids: l.centroids.on(device),
             concentration: l.concentration.clone(),
@@ -62,17 +67,21 @@ impl<E: Scalar, D: Backend<E>> Inputs<E, D> {
             queue_assignments: l.queue_assignments.clone(),
             negatives: l.negatives.clone(),
         };
-        Inputs {
-            views: by_view(&self.views),
-            predictions: by_view(&self.predictions),
-            keys: by_view(&self.keys),
+        Ok(Inputs {
+            views: by_view(&self.views)?,
+            predictions: by_view(&self.predictions)?,
+            keys: by_view(&self.keys)?,
             queue: self.queue.as_ref().map(|q| q.on(device)),
             labels: self.labels.clone(),
             levels: self.levels.iter().map(level).collect(),
-            parameters: self.parameters.iter().map(|(n, p)| (n.clone(), matrix(p))).collect(),
+            parameters: self
+                .parameters
+                .iter()
+                .map(|(n, p)| Ok((n.clone(), matrix(p)?)))
+                .collect::<Result<_>>()?,
             clock: self.clock,
             seed: self.seed,
-        }
+        })
     }
 }
 
@@ -572,7 +581,7 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     /// # Errors
     /// If the device fails.
     pub fn backward(self, objective: Value<E, D>) -> Result<BatchGradients<E>> {
-        self.backward_by(objective, |gradients, of| ops::gradient(gradients, of).map_err(Error::device))
+        self.backward_by(objective, |gradients, of| ops::gradient(gradients, of))
     }
 
     /// The same, but gradients of rows stay in the device's memory, which need not have come to them.
@@ -598,7 +607,7 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
             of.iter().map(|m| m.as_ref().map(|m| rows(&mut gradients, m)).transpose()).collect::<Result<_>>()
         };
         let (views, predictions) = (all(&self.inputs.views)?, all(&self.inputs.predictions)?);
-        let mut of = |p: &Matrix<E, D>| ops::gradient(&mut gradients, p).map_err(Error::device);
+        let mut of = |p: &Matrix<E, D>| ops::gradient(&mut gradients, p);
         let parameters = self.inputs.parameters.iter().map(|(n, p)| Ok((n.clone(), of(p)?)));
         let parameters = parameters.collect::<Result<_>>()?;
         let remembered = self.remembered.into_inner();

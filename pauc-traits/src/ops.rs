@@ -5,6 +5,7 @@
 //! broadcast tensors wrongly, so no helper reduces a tensor that was only broadcast.
 
 use crate::backend::{Backend, Scalar};
+use crate::{Error, Result};
 use dfdx::prelude::*;
 use std::any::Any;
 
@@ -237,20 +238,83 @@ pub fn item<E: Scalar, D: Backend<E>, T>(value: &Tensor<Rank0, E, D, T>) -> f64 
     value.as_vec()[0].as_f64()
 }
 
+/// A tensor's elements as plain values in row-major order, in host memory.
+///
+/// # Errors
+/// If the device fails.
+pub fn to_host<E: Scalar, D: Backend<E>, S: Shape, T>(of: &Tensor<S, E, D, T>) -> Result<Vec<E>> {
+    let of: Tensor<S, E, D> = of.retaped();
+    // dfdx's way out of a tensor goes over its elements one by one.
+    if let Some(of) = (&of as &dyn Any).downcast_ref::<Matrix<E, Cpu>>() {
+        return Ok(values(of));
+    }
+    match cuda_to_host(&of) {
+        Some(found) => found,
+        None => Ok(of.as_vec()),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_to_host<E: Scalar, D: Backend<E>, S: Shape>(_: &Tensor<S, E, D>) -> Option<Result<Vec<E>>> {
+    None
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_to_host<E: Scalar, D: Backend<E>, S: Shape>(of: &Tensor<S, E, D>) -> Option<Result<Vec<E>>> {
+    let of = (of as &dyn Any).downcast_ref::<Matrix<f32, Cuda>>()?;
+    in_precision(pauc_cuda::memory::to_host(of))
+}
+
+/// Numbers of the device as `E`, which is `f32` too wherever the device is CUDA.
+#[cfg(feature = "cuda")]
+fn in_precision<E: Scalar>(found: pauc_cuda::Result<Vec<f32>>) -> Option<Result<Vec<E>>> {
+    use crate::cuda::OnDevice;
+    match found.on_device() {
+        Ok(v) => (Box::new(v) as Box<dyn Any>).downcast::<Vec<E>>().ok().map(|v| Ok(*v)),
+        Err(e) => Some(Err(e)),
+    }
+}
+
 /// A gradient as plain values in row-major order, zeros if the backward pass did not reach the tensor.
+///
+/// # Errors
+/// If the device fails.
 pub fn gradient<E: Scalar, D: Backend<E>, S: Shape>(
     gradients: &mut Gradients<E, D>,
     of: &Tensor<S, E, D>,
-) -> Result<Vec<E>, <D as HasErr>::Err> {
-    gradients.try_alloc_for(of)?;
-    // On the CPU a row-major gradient is a vector already, and dfdx's way out of a tensor is slow.
+) -> Result<Vec<E>> {
+    gradients.try_alloc_for(of).map_err(Error::device)?;
+    // On the CPU a row-major gradient is a vector already, and on CUDA one in the device's memory.
     if let Some(of) = (of as &dyn Any).downcast_ref::<Matrix<E, Cpu>>().filter(|m| is_row_major(m))
         && let Some(gradients) = (gradients as &mut dyn Any).downcast_mut::<Gradients<E, Cpu>>()
         && let Ok(found) = gradients.get_or_alloc_mut(of)
     {
         return Ok(found.to_vec());
     }
-    Ok(gradients.get(of).as_vec())
+    match cuda_gradient(gradients, of) {
+        Some(found) => found,
+        None => to_host(&gradients.get(of)),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_gradient<E: Scalar, D: Backend<E>, S: Shape>(
+    _: &mut Gradients<E, D>,
+    _: &Tensor<S, E, D>,
+) -> Option<Result<Vec<E>>> {
+    None
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_gradient<E: Scalar, D: Backend<E>, S: Shape>(
+    gradients: &mut Gradients<E, D>,
+    of: &Tensor<S, E, D>,
+) -> Option<Result<Vec<E>>> {
+    use pauc_cuda::memory;
+    let of = (of as &dyn Any).downcast_ref::<Matrix<f32, Cuda>>().filter(|m| memory::is_dense(*m))?;
+    let gradients = (gradients as &mut dyn Any).downcast_mut::<Gradients<f32, Cuda>>()?;
+    let found = gradients.get_or_alloc_mut(of).map_err(pauc_cuda::Error::from);
+    in_precision(found.and_then(|g| memory::gradient(g).to_host(&*pauc_cuda::Context::of(of.device())?)))
 }
 
 #[cfg(test)]

@@ -167,7 +167,7 @@ impl InfoNce {
             let along = match &leaf {
                 None => 0.0,
                 Some(_) => {
-                    let rows = [first.as_vec(), second.as_vec()].concat();
+                    let rows = [ops::to_host(&first)?, ops::to_host(&second)?].concat();
                     let gradient = graded.gradients.iter().map(|g| batch.device().download(g));
                     -0.5 * fused::dot(&rows, &gradient.collect::<Result<Vec<_>>>()?.concat())
                 }
@@ -202,7 +202,7 @@ impl InfoNce {
             if leaf.is_some() {
                 let gradient = batch.device().download(&graded.gradient)?;
                 // It depends on q/τ alone, so −Σ q·∂L/∂q is its derivative by ln τ.
-                along -= fused::dot(&z.as_vec(), &gradient) * share;
+                along -= fused::dot(&ops::to_host(&z)?, &gradient) * share;
             }
             gradients.push((z, graded.gradient, share as f32));
         }

@@ -120,11 +120,11 @@ pub fn sinkhorn(scores: &[f64], cols: usize, epsilon: f64, iterations: usize) ->
 
 impl SwappedAssignment {
     /// The codes of a view as constants, and its scores.
-    fn codes<E: Scalar, D: Backend<E>>(&self, scores: &Rows<E, D>, epsilon: f64) -> Matrix<E, D> {
+    fn codes<E: Scalar, D: Backend<E>>(&self, scores: &Rows<E, D>, epsilon: f64) -> Result<Matrix<E, D>> {
         let shape = *scores.shape();
-        let plain: Vec<f64> = scores.as_vec().into_iter().map(E::as_f64).collect();
+        let plain: Vec<f64> = ops::to_host(scores)?.into_iter().map(E::as_f64).collect();
         let codes = sinkhorn(&plain, shape.1, epsilon, self.iterations.get());
-        ops::constant(scores.device(), codes.into_iter().map(E::of).collect(), shape)
+        Ok(ops::constant(scores.device(), codes.into_iter().map(E::of).collect(), shape))
     }
 }
 
@@ -156,7 +156,7 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SwappedAssignment {
         let scores = |v| Ok(ops::dot_rows(batch.z(v)?, prototypes.with_empty_tape()));
         let (a, b): (Rows<E, D>, Rows<E, D>) = (scores(0)?, scores(1)?);
         let epsilon = self.epsilon.at(batch.clock());
-        let (codes_a, codes_b) = (self.codes(&a, epsilon), self.codes(&b, epsilon));
+        let (codes_a, codes_b) = (self.codes(&a, epsilon)?, self.codes(&b, epsilon)?);
         let sum = rows::soft_cross_entropy(a / E::of(tau), codes_b.clone())
             + rows::soft_cross_entropy(b / E::of(tau), codes_a.clone());
         let locals = self.local_views.0;

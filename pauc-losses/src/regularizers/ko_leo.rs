@@ -73,8 +73,8 @@ impl<E: Scalar, D: Backend<E>> Regularizer<E, D> for KoLeo {
         }
         let z = batch.z(0)?;
         let plain = rows::stop_gradient(z.with_empty_tape());
-        let similarities: Vec<f64> =
-            ops::dot_rows(plain.clone(), plain).as_vec().into_iter().map(E::as_f64).collect();
+        let similarities = ops::to_host(&ops::dot_rows(plain.clone(), plain))?;
+        let similarities: Vec<f64> = similarities.into_iter().map(E::as_f64).collect();
         let neighbours = rows::gather(z.with_empty_tape(), &nearest(&similarities, n));
         let squared = (z - neighbours).square().sum::<(usize,), Axis<1>>();
         let distances = (squared + E::of(1e-16)).sqrt();

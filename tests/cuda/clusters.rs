@@ -1,0 +1,77 @@
+//! Clustering.
+
+use crate::{device, distance_above, pattern};
+use pauc::dfdx::prelude::*;
+use pauc::traits::registry::kind;
+use pauc::traits::{Compute, Configured};
+
+/// Rows around `k` far centres.
+fn clustered(rows: usize, dim: usize, k: usize) -> Vec<f32> {
+    let noise = pattern(rows * dim, 0.7);
+    let centre = |c: usize, d: usize| 8.0 * ((1 + c) as f32 * 1.3 + d as f32 * 2.1).sin();
+    (0..rows * dim).map(|i| centre(i / dim % k, i % dim) + 0.5 * noise[i]).collect()
+}
+
+#[test]
+fn k_means_equals_that_of_the_cpu() {
+    use pauc::traits::clusterer::{Clustering, Features, FitContext};
+    fn fit<D: Compute>(dev: &D, text: &str, data: &[f32], cols: usize) -> Vec<Clustering> {
+        let config = Configured::<kind::Clusterer>::parse(text).unwrap();
+        let buffer = dev.upload(data).unwrap();
+        let rows = data.len() / cols;
+        let features = Features { device: dev, data: dev.view(&buffer), rows, cols };
+        let context = FitContext { seed: 4, epoch: 1, previous: &[], labels: None };
+        D::clusterer(&*config.value).fit(features, context).unwrap()
+    }
+    let data = clustered(180, 17, 9);
+    for text in [
+        "KMeans(k: [9, 20], iterations: 6)",
+        "KMeans(k: [12], spherical: true, init: Random, redos: 2, iterations: 4)",
+        "KMeans(k: [5], max_points_per_centroid: 20, iterations: 4)",
+        "KMeans(k: [180])",
+        "MiniBatchKMeans(k: [6])",
+    ] {
+        let (cuda, cpu) = (fit(&device(), text, &data, 17), fit(&Cpu::default(), text, &data, 17));
+        assert_eq!(cuda.len(), cpu.len());
+        for (got, want) in cuda.iter().zip(&cpu) {
+            assert_eq!(got.assignments, want.assignments, "{text}, k {}", got.k);
+            let off = distance_above(0.0, &got.centroids, &want.centroids);
+            assert!(off < 1e-4, "{text}, k {}: centroids are off by {off:e}", got.k);
+            let last = |c: &Clustering| *c.report.objective.last().unwrap();
+            assert!(
+                (last(got) - last(want)).abs() <= 1e-4 * last(want),
+                "{text}: {} for {}",
+                last(got),
+                last(want)
+            );
+        }
+    }
+}
+
+/// The same rows are drawn where the device computes the distances, and those are what they say.
+#[test]
+fn k_means_starts_from_the_rows_that_it_starts_from_on_the_cpu() {
+    use pauc::cluster::seeding::Init;
+    use pauc::traits::probe::Rows;
+    use pauc::traits::rng::{Purpose, stream};
+    let (dim, data) = (11, clustered(100, 11, 20));
+    let rows = Rows::new(&data, dim);
+    let mut on = device().rows_on_device(&data, dim).unwrap().unwrap();
+    let mut square = vec![f32::INFINITY; 100];
+    square[20] = 0.25;
+    on.lower(&data[..5 * dim], &mut square).unwrap();
+    on.lower(&data[40 * dim..70 * dim], &mut square).unwrap();
+    for (i, (x, got)) in rows.iter().zip(&square).enumerate() {
+        let to =
+            |c: usize| x.iter().zip(rows.row(c)).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+        let want = (0..5).chain(40..70).map(to).fold(f64::INFINITY, f64::min);
+        let want = if i == 20 { want.min(0.25) } else { want };
+        assert!((f64::from(*got) - want).abs() <= 1e-5 * want, "row {i}: {got} for {want}");
+    }
+    assert!(on.lower(&data[..dim], &mut square[..9]).unwrap_err().to_string().contains("9 distances of 100"));
+    for seed in 0..2 {
+        let rng = || stream(seed, Purpose::Cluster, 0, 0, 0);
+        let got = Init::KMeansPlusPlus.choose_on(&mut *on, rows, 80, &mut rng()).unwrap();
+        assert_eq!(got, Init::KMeansPlusPlus.choose(rows, 80, &mut rng()));
+    }
+}

@@ -1,0 +1,170 @@
+//! Probes, and what they are made of.
+
+use crate::{device, norm, pattern};
+use pauc::traits::registry::kind;
+use pauc::traits::{Compute, Configured};
+
+/// The rows of a bank by descending score, equal ones by number, from a full sort. Small whole numbers make products exact.
+#[test]
+fn the_highest_scores_are_those_of_a_full_sort() {
+    use pauc::traits::probe::Rows;
+    let whole = |n: usize, step: usize| (0..n).map(move |i| (i * i * step / 7 % 5) as f32 - 2.0);
+    let (n, dim) = (33_000, 3);
+    let mut bank: Vec<f32> = whole(n * dim, 13).collect();
+    // Along the last axis each row is better than all before.
+    bank.iter_mut().skip(2).step_by(dim).enumerate().for_each(|(i, v)| *v = i as f32 / 16.0);
+    let queries = [1.0, 0.0, 0.0, 2.0, -1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0, 2.0, -0.5];
+    let mut shift: Vec<f32> = whole(n, 5).map(|v| v / 2.0).collect();
+    shift[7] = f32::NEG_INFINITY;
+    let dev = device();
+    let on = dev.probes_on_device().unwrap();
+    for (n, k, shift) in [(n, 300, None), (n, 1024, Some(&shift)), (2, 1, None), (40, 60, Some(&shift))] {
+        let (bank, shift) = (&bank[..n * dim], shift.map(|s| &s[..n]));
+        let (queries, bank) = (Rows::new(&queries, dim), Rows::new(bank, dim));
+        let got = on.highest(queries, bank, shift, k).unwrap().unwrap();
+        assert_eq!(got.len(), queries.rows);
+        for (q, got) in queries.iter().zip(got) {
+            let score = |i: usize| {
+                bank.row(i).iter().zip(q).map(|(a, b)| a * b).sum::<f32>() + shift.map_or(0.0, |s| s[i])
+            };
+            let mut want: Vec<(f32, u32)> = (0..n).map(|i| (score(i), i as u32)).collect();
+            want.retain(|w| w.0.is_finite());
+            want.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            want.truncate(k);
+            assert!(got == want, "{k} of {n} for {q:?}");
+        }
+    }
+    let (queries, bank) = (Rows::new(&queries, dim), Rows::new(&bank, dim));
+    assert!(on.highest(queries, bank, None, 1025).unwrap().is_none());
+}
+
+/// What probes measure of overlapping classes, with the device and without.
+fn measured(probe: &str, device: Option<&dyn pauc::traits::probe::ProbesOnDevice>) -> Vec<(String, f64)> {
+    use pauc::traits::probe::{ProbeContext, Rows, SplitView};
+    let (dim, classes) = (9, 4);
+    let split = |n: usize, phase: f64| {
+        let labels: Vec<u32> = (0..n).map(|i| (i * 7 % 11 % classes) as u32).collect();
+        let noise = pattern(n * dim, phase);
+        let value = |i: usize| noise[i] + if i % dim == labels[i / dim] as usize { 0.8 } else { 0.0 };
+        let rows: Vec<f32> = (0..n * dim).map(value).collect();
+        (rows, labels)
+    };
+    let ((train, labels), (test, tests)) = (split(170, 0.3), split(60, 1.9));
+    fn view<'a>(rows: &'a [f32], dim: usize, labels: &'a [u32]) -> SplitView<'a> {
+        let rows = Rows::new(rows, dim);
+        SplitView { features: rows, embeddings: rows, labels: Some(labels), images: None }
+    }
+    let context = ProbeContext {
+        train: view(&train, dim, &labels),
+        test: Some(view(&test, dim, &tests)),
+        classes,
+        levels: &[],
+        concentrations: &[],
+        seed: 1,
+        network: None,
+        device,
+    };
+    let metrics = Configured::<kind::Probe>::parse(probe).unwrap().measure(&context).unwrap();
+    metrics.into_iter().map(|m| (m.name, m.value)).collect()
+}
+
+/// A device that counts what it is asked for.
+struct Counted<'a> {
+    dev: &'a dyn pauc::traits::probe::ProbesOnDevice,
+    asked: std::cell::Cell<usize>,
+}
+
+impl pauc::traits::probe::ProbesOnDevice for Counted<'_> {
+    fn highest(
+        &self,
+        queries: pauc::traits::probe::Rows<'_>,
+        bank: pauc::traits::probe::Rows<'_>,
+        shift: Option<&[f32]>,
+        k: usize,
+    ) -> pauc::traits::Result<Option<Vec<pauc::traits::probe::Neighbours>>> {
+        self.asked.set(self.asked.get() + 1);
+        self.dev.highest(queries, bank, shift, k)
+    }
+    fn regression(
+        &self,
+        rows: pauc::traits::probe::Rows<'_>,
+        labels: &[u32],
+        classes: usize,
+    ) -> pauc::traits::Result<Option<Box<dyn pauc::traits::probe::RegressionOnDevice>>> {
+        self.asked.set(self.asked.get() + 1);
+        self.dev.regression(rows, labels, classes)
+    }
+}
+
+/// Metrics agree but for one sample in sixty, whose vote may hang on a rounding.
+fn same_metrics(probes: &[(&str, usize)]) {
+    let dev = device();
+    for (probe, asked) in probes {
+        let counted = Counted { dev: dev.probes_on_device().unwrap(), asked: Default::default() };
+        let (got, want) = (measured(probe, Some(&counted)), measured(probe, None));
+        assert_eq!(counted.asked.get(), *asked, "{probe}");
+        assert!(!want.is_empty() && got.len() == want.len());
+        for ((name, got), (same, want)) in got.iter().zip(&want) {
+            assert_eq!(name, same);
+            assert!((got - want).abs() <= 1.0 / 60.0 + 1e-9, "{name}: {got} for {want}");
+        }
+    }
+}
+
+#[test]
+fn neighbours_vote_as_on_the_cpu() {
+    same_metrics(&[
+        ("Knn(k: 7)", 1),
+        ("KnnGrid(k: [1, 30, 500])", 2),
+        ("Retrieval()", 1),
+        ("LowShot(probe: Knn(k: 3), labels: PerClass(20))", 1),
+    ]);
+}
+
+/// Across a border between tiles, which many classes bring near.
+#[test]
+fn losses_of_a_regression_and_their_gradients_equal_plain_sums() {
+    use pauc::traits::probe::Rows;
+    let dev = device();
+    for (n, dim, classes, from) in [(70, 5, 3, 11), (60, 2, 300_000, 1)] {
+        let labels: Vec<u32> = (0..n).map(|i| (i * 7 % classes.min(50)) as u32).collect();
+        let (x, weights) = (pattern(n * dim, 0.4), pattern(classes * (dim + 1), 1.1));
+        let on = dev.probes_on_device().unwrap().regression(Rows::new(&x, dim), &labels, classes);
+        let on = on.unwrap().unwrap();
+        let mut got = vec![1.0; weights.len()];
+        let loss = on.loss(from..n, &weights, &mut got).unwrap();
+        let (mut total, mut right, mut want) = (0.0, 0, vec![0.0; weights.len()]);
+        for (x, label) in x.chunks(dim).zip(&labels).skip(from) {
+            let product = |c: usize| -> f64 {
+                x.iter().zip(&weights[c * dim..]).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+            };
+            let logits: Vec<f64> =
+                (0..classes).map(|c| product(c) + f64::from(weights[classes * dim + c])).collect();
+            let own = logits[*label as usize];
+            let sum: f64 = logits.iter().map(|l| l.exp()).sum();
+            total += sum.ln() - own;
+            right += usize::from(logits.iter().all(|l| *l <= own));
+            for (c, logit) in logits.iter().enumerate() {
+                let residual = logit.exp() / sum - f64::from(u8::from(c == *label as usize));
+                (0..dim).for_each(|d| want[c * dim + d] += residual * f64::from(x[d]));
+                want[classes * dim + c] += residual;
+            }
+        }
+        assert!((loss - total).abs() < 1e-5 * total, "{loss} for {total}");
+        let off = norm(got.iter().zip(&want).map(|(g, w)| g - w)) / norm(want.iter().copied());
+        assert!(off < 1e-5, "gradients are off by {off:e}");
+        assert_eq!(on.right(from..n, &weights).unwrap(), right);
+        let got = on.scatter().unwrap();
+        for (at, got) in got.iter().enumerate() {
+            let (a, b) = (at / dim, at % dim);
+            let want: f64 = x.chunks(dim).map(|x| f64::from(x[a]) * f64::from(x[b])).sum();
+            assert!((got - want).abs() < 1e-4, "{a}, {b}: {got} for {want}");
+        }
+        assert!(on.loss(0..n + 1, &weights, &mut vec![0.0; weights.len()]).is_err());
+    }
+}
+
+#[test]
+fn a_linear_probe_measures_what_it_measures_on_the_cpu() {
+    same_metrics(&[("Linear(l2: [0.1, 1e-3])", 1)]);
+}
