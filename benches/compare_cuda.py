@@ -36,6 +36,7 @@ STEPS = [
     # net, stem, batch, size, precision
     ("resnet50", "imagenet", 128, 224, "tf32"),
     ("resnet50", "imagenet", 128, 224, "bf16"),
+    ("resnet18", "small", 512, 32, "f32"),
     ("resnet18", "small", 512, 32, "tf32"),
     ("resnet18", "small", 512, 32, "bf16"),
 ]

@@ -1,12 +1,13 @@
 //! Matrices of rows: products, biases, ReLU, sums of columns.
 
-use crate::field::{Element, Elements, ElementsMut};
+use crate::field::{Element, Elements, ElementsMut, Field, Maps};
 use crate::memory::{Dense, Matrix, ViewMut};
-use crate::{Buffer, Context, Error, Result, View, args};
+use crate::{Buffer, Context, Error, Result, View, args, maps};
 use cudarc::cublas::result::{gemm_ex, sgemm, sgemm_strided_batched};
 use cudarc::cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
 use cudarc::cublas::sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType};
 use dfdx::prelude::{HasShape, ZerosTensor};
+use std::time::Instant;
 
 /// Columns that a block of `pauc_column_sums` adds up.
 const COLUMNS: usize = 8;
@@ -165,6 +166,41 @@ pub fn products(
         )?;
     }
     Ok(())
+}
+
+/// Floating-point operations a second in a product of large square matrices, rounded as [`Context::math`] says: the best of several.
+///
+/// # Errors
+/// If the device fails.
+pub fn product_rate(on: &Context) -> Result<f64> {
+    let element = on.math().element();
+    // What takes less time than this shows how long it takes to start, and what is larger than that wants much memory.
+    const LONG: f64 = 1e-3;
+    const MOST: usize = 8192;
+    let mut n = 128;
+    loop {
+        // Numbers of all digits: a device is faster with zeros.
+        let line: Vec<f32> = (0..n).map(|i| (1.7 * i as f32).sin()).collect();
+        let line = Buffer::from_host(on, &line)?;
+        let any = |len| Field::any(on, len, element);
+        let (mut few, mut a, mut c) = (any(n)?, any(n * n)?, any(n * n)?);
+        maps::pixels(on, line.view().into(), n, (few.elements_mut(), Maps::rows(1, n)))?;
+        let few = few.elements();
+        product(on, Factor::new(few, n, 1), Factor::new(few, 1, n), 0.0, a.elements_mut())?;
+        let a = Factor::new(a.elements(), n, n);
+        let mut least = f64::INFINITY;
+        for _ in 0..5 {
+            on.device().synchronize()?;
+            let start = Instant::now();
+            product(on, a, a.t(), 0.0, c.elements_mut())?;
+            on.device().synchronize()?;
+            least = least.min(start.elapsed().as_secs_f64());
+        }
+        if least > LONG || n == MOST {
+            return Ok(2.0 * (n as f64).powi(3) / least);
+        }
+        n *= 2;
+    }
 }
 
 /// Rows of unit length, z = x / √(‖x‖² + ε), and the factors 1 / √(‖x‖² + ε).

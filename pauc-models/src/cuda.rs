@@ -4,11 +4,13 @@
 //! | module | what lives there |
 //! |---|---|
 //! | `convolutional` | a [`Blueprint`] at work |
+//! | `layout` | which of its maps and gradients are kept, and how much memory that takes |
 //! | `workspace` | its maps and gradients, and the passes over them |
 //! | `transformer` | the vision transformer |
 //! | `perceptron` | linear layers with batch normalisation and ReLU: heads, and the perceptron on pixels |
 
 mod convolutional;
+mod layout;
 mod perceptron;
 mod transformer;
 mod workspace;
@@ -21,7 +23,7 @@ use crate::heads::{Head, HeadConfig, Identity, blocks};
 use dfdx::prelude::{Cuda, Synchronize};
 use pauc_cuda::conv::Math;
 use pauc_cuda::events::Events;
-use pauc_cuda::{Buffer, Context, elementwise, many, memory, upload};
+use pauc_cuda::{Buffer, Context, elementwise, many, memory, rows, upload};
 use pauc_kernels::optim::{AdamW, Sgd};
 use pauc_traits::cuda::OnDevice;
 use pauc_traits::encoder::Images;
@@ -85,6 +87,10 @@ impl NetworkDevice for Cuda {
     fn clock(&self) -> Option<Rc<dyn Clock>> {
         let context = Context::of(self).ok()?;
         Some(Rc::new(EventClock(Events::new(&context))))
+    }
+
+    fn product_rate(&self) -> Result<f64> {
+        Context::of(self).and_then(|on| rows::product_rate(&on)).on_device()
     }
 
     fn replace_rows(&self, of: &Matrix<f32, Self>, from: usize, rows: &[f32]) -> Result<()> {

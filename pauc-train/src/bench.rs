@@ -5,7 +5,6 @@ use crate::engine::{Engine, loading};
 use crate::plan::{Plan, PlanError};
 use crate::recipe::Recipe;
 use pauc_data::{Loader, LoaderOptions};
-use pauc_kernels::gemm::{Strides, gemm};
 use pauc_models::device::NetworkDevice;
 use pauc_traits::dataset::Place;
 use pauc_traits::encoder::Layer;
@@ -71,8 +70,9 @@ pub struct Bench {
     /// Floating-point operations of a step as the layers' definitions count them: two a multiply-add; forward, input
     /// gradient and weight gradient; and a forward pass of the momentum encoder. Faster algorithms need fewer.
     pub operations: f64,
-    /// Operations a second of one thread in a 1024 × 1024 × 1024 matrix product, measured before the steps.
-    pub peak: f64,
+    /// Operations a second that the device reaches in a large matrix product, measured before the steps: see
+    /// [`NetworkDevice::product_rate`].
+    pub product_rate: f64,
     /// The most memory the process has held, in bytes; where the system tells.
     pub memory: Option<u64>,
     /// Memory held before the network was built, in bytes.
@@ -119,9 +119,9 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
         PlanError::Recipe(found) => BenchError::Recipe(found),
         PlanError::Data { error, .. } => BenchError::Failed(error),
     })?;
-    let peak = peak();
     let memory_before = memory();
     let mut engine = Engine::new(device, &plan)?;
+    let product_rate = device.product_rate()?;
     let loader = loading::<D>(LoaderOptions::training(plan.recipe.train.batch, 0));
     let loader = Loader::new(plan.splits.train.clone(), plan.views.clone(), loader)?;
     let Some(batch) = loader.batches(0..1).next().transpose()? else {
@@ -171,26 +171,10 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
         parameters: engine.parameters().iter().map(|p| p.len()).sum(),
         layers,
         operations: passes * rows * forward,
-        peak,
+        product_rate,
         memory: memory(),
         memory_before,
     })
-}
-
-/// Operations a second of one thread in a large matrix product: the best of several.
-fn peak() -> f64 {
-    let n = 1024;
-    let (a, b) = (vec![1.0f32; n * n], vec![0.5f32; n * n]);
-    let mut c = vec![0.0f32; n * n];
-    let layout = Strides::row_major(n);
-    let least = (0..5)
-        .map(|_| {
-            let start = Instant::now();
-            gemm((n, n, n), 1.0, (&a, layout), (&b, layout), 0.0, (&mut c, layout));
-            start.elapsed().as_secs_f64()
-        })
-        .fold(f64::INFINITY, f64::min);
-    2.0 * (n as f64).powi(3) / least
 }
 
 /// The most memory that this process has held so far, in bytes; only Linux tells.

@@ -34,7 +34,9 @@ fn recipe(name: &str) -> std::path::PathBuf {
 #[test]
 fn shipped_recipes_run_as_on_the_cpu() {
     for name in ["pauc"] {
-        let ((dir, cuda), (_, cpu)) = (run(&recipe(name), "cuda:0", &[]), run(&recipe(name), "cpu", &[]));
+        let exactly = ["--set", "train.cuda.precision=F32"];
+        let of = |device| run(&recipe(name), device, &exactly);
+        let ((dir, cuda), (_, cpu)) = (of("cuda:0"), of("cpu"));
         let info = std::fs::read_to_string(common::only_run(dir.path()).join("run.json")).unwrap();
         assert!(info.contains("cuda:0"), "{info}");
         assert!(cuda.len() == cpu.len() && cuda.len() == 6, "{cuda:?} {cpu:?}");
@@ -67,6 +69,7 @@ fn stages_are_timed_by_the_device() {
     let output = common::pauc(args.into_iter().chain(["--seconds", "0.1", "--json"]));
     assert_eq!(output.code, 0, "{}", output.stderr);
     let found: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+    assert!(found["device"] == "cuda:0" && found["product_gflops"].as_f64().unwrap() > 0.0, "{found}");
     for stage in ["forward", "forward/conv1", "terms", "backward", "optimizer"] {
         assert!(found["stage_ms"][stage].as_f64().unwrap() > 0.0, "{stage}: {found}");
     }

@@ -37,9 +37,9 @@ fn time<D: NetworkDevice>(args: BenchArgs, device: &D) -> Result<ExitCode, Failu
         BenchError::Failed(e) => e.into(),
     })?;
     if args.json {
-        println!("{}", json(&options, &done));
+        println!("{}", json(&device.name(), &options, &done));
     } else {
-        print!("{}", table(&options, &done, args.layers));
+        print!("{}", table(&device.name(), &options, &done, args.layers));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -48,32 +48,38 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
+/// Thousands of millions of operations a second in words.
+fn speed(gflops: f64) -> String {
+    if gflops < 1e4 { format!("{gflops:.0} GFLOP/s") } else { format!("{:.1} TFLOP/s", gflops / 1e3) }
+}
+
 /// Operations a second, in thousands of millions.
 fn rate(done: &Bench) -> f64 {
     done.operations / done.median.as_secs_f64() / 1e9
 }
 
-fn json(options: &BenchOptions, done: &Bench) -> serde_json::Value {
+fn json(device: &str, options: &BenchOptions, done: &Bench) -> serde_json::Value {
     let steps = done.steps as f64;
     let stages: serde_json::Map<_, _> =
         done.stages.iter().map(|s| (s.path.clone(), (ms(s.time) / steps).into())).collect();
     serde_json::json!({
-        "encoder": options.encoder, "batch": options.batch.get(), "size": options.size.get(),
+        "device": device, "encoder": options.encoder, "batch": options.batch.get(), "size": options.size.get(),
         "form": options.form.name(), "threads": rayon::current_num_threads(), "steps": done.steps,
         "step_ms_median": ms(done.median), "step_ms_min": ms(done.least), "stage_ms": stages,
-        "gflops": rate(done), "peak_gflops_one_thread": done.peak / 1e9, "parameters": done.parameters,
+        "gflops": rate(done), "product_gflops": done.product_rate / 1e9, "parameters": done.parameters,
         "memory_bytes": done.memory, "memory_bytes_before": done.memory_before,
     })
 }
 
-fn table(options: &BenchOptions, done: &Bench, layers: bool) -> String {
+fn table(device: &str, options: &BenchOptions, done: &Bench, layers: bool) -> String {
     let (b, s, threads) = (options.batch, options.size, rayon::current_num_threads());
-    let mut out = format!(
-        "{} · {} · {b} rows of {s}×{s}×3 · {threads} thread{}\n",
-        options.encoder,
-        options.form.name(),
-        if threads == 1 { "" } else { "s" }
-    );
+    let (at_work, whose) = match (device, threads) {
+        ("cpu", 1) => ("1 thread".into(), "one thread's"),
+        ("cpu", _) => (format!("{threads} threads"), "one thread's"),
+        _ => (device.to_string(), "a"),
+    };
+    let mut out =
+        format!("{} · {} · {b} rows of {s}×{s}×3 · {at_work}\n", options.encoder, options.form.name());
     let images = b.get() as f64 / done.median.as_secs_f64();
     out += &format!(
         "step {:.2} ms (median of {}, least {:.2}), {images:.0} rows/s\n",
@@ -81,9 +87,10 @@ fn table(options: &BenchOptions, done: &Bench, layers: bool) -> String {
         done.steps,
         ms(done.least)
     );
-    let (rate, peak) = (rate(done), done.peak / 1e9);
     out += &format!(
-        "{rate:.0} GFLOP/s counted as direct convolution; one thread's matrix product reaches {peak:.0} GFLOP/s\n"
+        "{} counted as direct convolution; {whose} matrix product reaches {}\n",
+        speed(rate(done)),
+        speed(done.product_rate / 1e9)
     );
     if let (Some(all), Some(before)) = (done.memory, done.memory_before) {
         let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;

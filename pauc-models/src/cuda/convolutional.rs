@@ -1,6 +1,7 @@
 //! A [`Blueprint`] at work on CUDA.
 
-use super::workspace::{Keep, Workspace, planned};
+use super::layout::{Keep, planned};
+use super::workspace::Workspace;
 use crate::encoders::blueprint::{Blueprint, State};
 use crate::encoders::network::Outstanding;
 use crate::encoders::workspace::Statistics;

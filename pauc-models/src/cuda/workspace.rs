@@ -1,5 +1,6 @@
 //! A network's maps and gradients on CUDA, and the passes over them.
 
+use super::layout::{Keep, factors, is_halved, last_reader, lies_apart, planned_elements, shape, source};
 use crate::encoders::blueprint::{Blueprint, Map, State, Step};
 use crate::encoders::workspace::{EPSILON, MOMENTUM, Statistics};
 use dfdx::prelude::Cuda;
@@ -10,178 +11,6 @@ use pauc_cuda::norm::{Norm, Relu};
 use pauc_cuda::{Buffer, Context, Error, Result, View};
 use pauc_traits::profile::named;
 use std::rc::Rc;
-
-/// Which maps a forward pass keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Keep {
-    /// All, for the backward pass.
-    All,
-    /// Those that cannot be made again from one convolution's output, which is kept in any case.
-    Sources,
-    /// None: memory is used again once it has been read.
-    Nothing,
-}
-
-impl Keep {
-    /// Whether a map is made again when the backward pass reads it.
-    fn makes_again(self, plan: &Blueprint, map: Map) -> bool {
-        self == Keep::Sources && source(plan, map).is_some()
-    }
-}
-
-/// The layer whose normalisation and ReLU alone make a map.
-fn source(plan: &Blueprint, map: Map) -> Option<usize> {
-    plan.steps.iter().find_map(|s| match *s {
-        Step::Conv { layer, output, residual: None, .. } if output == map => Some(layer),
-        _ => None,
-    })
-}
-
-/// Whether the gradient that a layer sends to a map that has one already lies apart from it until both are read: where a
-/// normalisation reads the map's gradient anyway, that costs less than cuDNN's sums.
-fn lies_apart(plan: &Blueprint, layer: usize, map: Map) -> bool {
-    let makes = |s: &Step| matches!(s, Step::Conv { output, .. } if *output == map);
-    !Convolution::is_product(plan.layers[layer].geometry) && plan.steps.iter().any(makes)
-}
-
-/// Whether a map is kept as halves too, for gradients of weights, where it is written: that costs less than making halves of it
-/// later.
-fn is_halved(plan: &Blueprint, keep: Keep, map: Map, math: Math) -> bool {
-    let takes = |layer: usize| Convolution::takes_halves(plan.layers[layer].geometry, math);
-    let reads = |s: &Step| match *s {
-        Step::Conv { layer, input, .. } | Step::Shortcut { layer, input, .. } => input == map && takes(layer),
-        Step::MaxPool { .. } => false,
-    };
-    let normalised = |s: &Step| matches!(s, Step::Conv { output, .. } if *output == map);
-    keep == Keep::All
-        && plan.maps[map].channels.is_multiple_of(8)
-        && plan.steps.iter().any(normalised)
-        && plan.steps.iter().any(reads)
-}
-
-/// Elements of the halves of which one gradient of weights at a time is a product: of an input that has none of its own, and of the
-/// gradient of an output.
-fn factors(plan: &Blueprint, batch: usize, keep: Keep, math: Math) -> [usize; 2] {
-    let mut most = [0, 0];
-    for step in &plan.steps {
-        let (Step::Conv { layer, input, output, .. } | Step::Shortcut { layer, input, output }) = *step
-        else {
-            continue;
-        };
-        if !Convolution::takes_halves(plan.layers[layer].geometry, math) {
-            continue;
-        }
-        most[1] = most[1].max(shape(plan, output, batch, math).len());
-        if !is_halved(plan, keep, input, math) {
-            most[0] = most[0].max(Convolution::as_halves(shape(plan, input, batch, math)).len());
-        }
-    }
-    most
-}
-
-/// The last step that reads a map.
-fn last_reader(plan: &Blueprint, map: Map) -> Option<usize> {
-    plan.steps.iter().rposition(|s| s.reads().contains(&Some(map)))
-}
-
-/// Bytes of the maps, gradients and features of a training pass.
-pub(super) fn planned(plan: &Blueprint, batch: usize, keep: Keep, math: Math) -> usize {
-    planned_elements(plan, batch, keep, math) * math.element().bytes()
-        + batch * plan.feature_dim() * size_of::<f32>()
-}
-
-/// Elements of maps and gradients: the very fields that [`Workspace`] takes, counted with lengths in their place.
-fn planned_elements(plan: &Blueprint, batch: usize, keep: Keep, math: Math) -> usize {
-    #[derive(Default)]
-    struct Pool {
-        spare: Vec<usize>,
-        total: usize,
-    }
-    impl Pool {
-        fn take(&mut self, len: usize) -> usize {
-            match self.spare.iter().position(|l| *l == len) {
-                Some(i) => self.spare.swap_remove(i),
-                None => {
-                    self.total += len;
-                    len
-                }
-            }
-        }
-    }
-    let len = |map: Map| shape(plan, map, batch, math).len();
-    let mut pool = Pool::default();
-    let halved = (0..plan.maps.len()).filter(|map| is_halved(plan, keep, *map, math)).map(len);
-    pool.total += halved.chain(factors(plan, batch, keep, math)).map(|len| len.div_ceil(2)).sum::<usize>();
-    pool.take(len(0));
-    for (i, step) in plan.steps.iter().enumerate() {
-        match *step {
-            Step::Conv { output, .. } => {
-                pool.take(len(output));
-                pool.take(len(output));
-            }
-            Step::Shortcut { output, .. } | Step::MaxPool { output, .. } => {
-                pool.take(len(output));
-            }
-        }
-        for map in step.reads().into_iter().flatten() {
-            if keep.makes_again(plan, map) && last_reader(plan, map) == Some(i) {
-                pool.spare.push(len(map));
-            }
-        }
-    }
-    let last = plan.maps.len() - 1;
-    let mut there: Vec<bool> = (0..=last).map(|map| !keep.makes_again(plan, map) || map == last).collect();
-    let (mut gradients, mut apart) = (vec![false; plan.maps.len()], vec![false; plan.maps.len()]);
-    pool.take(len(last));
-    gradients[last] = true;
-    for step in plan.steps.iter().rev() {
-        let (layer, input, output) = match *step {
-            Step::Conv { layer, input, output, .. } | Step::Shortcut { layer, input, output } => {
-                (Some(layer), input, output)
-            }
-            Step::MaxPool { input, output } => (None, input, output),
-        };
-        if !gradients[output] {
-            continue;
-        }
-        let Some(layer) = layer else {
-            let dx = pool.take(len(input));
-            if std::mem::replace(&mut gradients[input], true) {
-                pool.spare.push(dx);
-            }
-            pool.spare.push(len(output));
-            continue;
-        };
-        let residual = if let Step::Conv { residual, .. } = *step { residual } else { None };
-        if residual.is_some() {
-            pool.take(len(output));
-        }
-        if !std::mem::replace(&mut there[input], true) {
-            pool.take(len(input));
-        }
-        if std::mem::replace(&mut apart[output], false) {
-            pool.spare.push(len(output));
-        }
-        if input != 0 {
-            if !std::mem::replace(&mut gradients[input], true) {
-                pool.take(len(input));
-            } else if !apart[input] && lies_apart(plan, layer, input) {
-                pool.take(len(input));
-                apart[input] = true;
-            }
-        }
-        pool.spare.push(len(output));
-        if keep.makes_again(plan, output) && std::mem::replace(&mut there[output], false) {
-            pool.spare.push(len(output));
-        }
-        if let Some(r) = residual
-            && std::mem::replace(&mut gradients[r], true)
-        {
-            pool.spare.push(len(output));
-        }
-    }
-    pool.total
-}
 
 /// What follows a normalisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,13 +62,6 @@ pub(super) struct Workspace {
     features: Option<Buffer>,
     /// Fields that wait for the next map or gradient of their size.
     spare: Vec<Field>,
-}
-
-/// The shape of a map for a batch.
-fn shape(plan: &Blueprint, map: Map, batch: usize, math: Math) -> Maps {
-    let m = plan.maps[map];
-    let channels = if map == 0 { math.channels(m.channels) } else { m.channels };
-    Maps { batch, height: m.height, width: m.width, channels }
 }
 
 /// A map that an earlier step has written.
