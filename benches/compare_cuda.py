@@ -102,8 +102,14 @@ def terms():
         yield name, statistics.median(times)
 
 
+def parts(x):
+    """Numbers as pauc takes them apart: the nearest of eleven digits, and what that leaves."""
+    upper = ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    return upper, x - upper
+
+
 def errors(channels, size, batch):
-    """How far gradients of a filter are from those in f64, relative: in f32, in TF32, and from halves as pauc makes them."""
+    """How far gradients of a filter are from those in f64, relative: in f32, in TF32, and from parts and halves as pauc makes them."""
     torch.manual_seed(0)
     shape = (batch, channels, size, size)
     x = torch.relu(torch.randn(shape, device=options.device))
@@ -122,6 +128,8 @@ def errors(channels, size, batch):
     for tf32 in [False, True]:
         torch.backends.cudnn.allow_tf32 = tf32
         found.append(off(gradient(x, dy)))
+    (xu, xl), (gu, gl) = parts(x), parts(dy)
+    found.append(off(gradient(xu, gl) + gradient(xl, gu) + gradient(xu, gu)))
     # The largest element between 8 and 16; the sum over so many pixels is divided by about their root.
     up = 2.0 ** (3 - math.floor(math.log2(dy.abs().max().item())))
     root = 2.0 ** -math.ceil(math.log2(batch * size * size) / 2)
@@ -176,7 +184,7 @@ if "clusters" in options.only:
             [found] = lines(options.pauc, "cluster", file, "--with", with_, "--device", options.device, "--json")
             print(f"| 1.28 M × 128, k 25 000 | {init} | {found['seconds']:.1f} | {found['levels'][0]['objective']:.0f} |", flush=True)
 if "errors" in options.only:
-    print("\n| gradient of a 3×3 filter, relative distance from f64 | f32 | TF32 | halves |\n|---|---|---|---|", flush=True)
+    print("\n| gradient of a 3×3 filter, relative distance from f64 | f32 | TF32 | parts | halves |\n|---|---|---|---|---|", flush=True)
     for channels, size, batch in [(64, 32, 64), (256, 8, 256)]:
         print(f"| {channels} channels, {batch} × {size} px |", *(f"{e:.1e} |" for e in errors(channels, size, batch)), flush=True)
     print(f"\nPyTorch's ProtoNCE in f32, gradient: {proto_nce_error():.1e} from f64", flush=True)

@@ -289,10 +289,15 @@ impl Context {
     /// # Errors
     /// If cuBLAS does not take it, and those of what is done.
     pub fn in_f32<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let math = self.math();
-        self.set_math(Math::F32)?;
-        let done = work();
+        self.in_math(Math::F32, work)
+    }
+
+    /// Does something with products that are rounded in some way, whatever [`Context::math`] says.
+    pub(crate) fn in_math<T>(&self, math: Math, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.math();
         self.set_math(math)?;
+        let done = work();
+        self.set_math(before)?;
         done
     }
 
@@ -306,6 +311,15 @@ impl Context {
             let _ = self.dnn.set(new);
         }
         self.dnn.get().cloned().ok_or(Error::Address)
+    }
+
+    /// Whether tensor cores take `f32`, of which they read eleven digits. An emulated device is taken for one whose cores do.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(crate) fn has_tf32(&self) -> Result<bool> {
+        let major = self.device.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        Ok(major >= 8 || self.threads < THREADS)
     }
 
     /// Lets the driver keep freed memory for what comes next, instead of giving it back at every synchronisation.

@@ -1,6 +1,7 @@
 //! Convolutions of maps (N, H, W, C), through cuDNN; those of single pixels are products of matrices, through cuBLAS.
 
 use crate::field::{Element, Elements, ElementsMut, Field, Maps};
+use crate::memory::ViewMut;
 use crate::norm::Halved;
 use crate::rows::{Factor, product};
 use crate::{Buffer, Context, Error, Result, args, library};
@@ -13,7 +14,8 @@ use std::rc::Rc;
 /// How products are rounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Math {
-    /// 24 bits, as everywhere else.
+    /// As in `f32`. Convolutions multiply factors of 22 bits on tensor cores that take `f32`: three products of parts of eleven bits,
+    /// with sums of 24.
     #[default]
     F32,
     /// Tensor cores with factors of 11 bits; sums have 24. Gradients of filters are products of halves, with as many bits, and
@@ -36,8 +38,7 @@ impl Math {
     /// Channels of maps that are made of images: tensor cores take 16 bytes of a pixel at a time.
     pub fn channels(self, images: usize) -> usize {
         match self {
-            Math::F32 => images,
-            Math::Tf32 => images.next_multiple_of(4),
+            Math::F32 | Math::Tf32 => images.next_multiple_of(4),
             Math::Bf16 => images.next_multiple_of(8),
         }
     }
@@ -167,16 +168,71 @@ impl Program {
         Ok(Program { dnn, of, by, work })
     }
 
-    /// `to ← alpha·gradient + beta·to`.
+    /// `y ← w ∗ x + beta·y`.
+    fn forward(
+        &self,
+        (space, bytes): Space,
+        [x, w]: [Elements<'_>; 2],
+        (y, beta): (&ElementsMut<'_>, f32),
+    ) -> Result<()> {
+        let one = 1f32;
+        // SAFETY: operands have the shapes that the descriptors say.
+        unsafe {
+            dnn::convolution_forward(
+                self.dnn.handle,
+                std::ptr::from_ref(&one).cast(),
+                self.of.x,
+                x.address() as *const c_void,
+                self.of.w,
+                w.address() as *const c_void,
+                self.of.conv,
+                self.by.forward,
+                space,
+                bytes,
+                std::ptr::from_ref(&beta).cast(),
+                self.of.y,
+                y.address() as *mut c_void,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// `dx ←` the gradient of the input `+ beta·dx`.
+    fn input_gradient(
+        &self,
+        (space, bytes): Space,
+        [dy, w]: [Elements<'_>; 2],
+        (dx, beta): (&ElementsMut<'_>, f32),
+    ) -> Result<()> {
+        let one = 1f32;
+        // SAFETY: operands have the shapes that the descriptors say.
+        unsafe {
+            dnn::convolution_backward_data(
+                self.dnn.handle,
+                std::ptr::from_ref(&one).cast(),
+                self.of.w,
+                w.address() as *const c_void,
+                self.of.y,
+                dy.address() as *const c_void,
+                self.of.conv,
+                self.by.input,
+                space,
+                bytes,
+                std::ptr::from_ref(&beta).cast(),
+                self.of.x,
+                dx.address() as *mut c_void,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// `to ← alpha·gradient of the weights + beta·to`.
     fn weight_gradient(
         &self,
-        on: &Context,
-        work: &mut Work,
-        x: Elements<'_>,
-        dy: Elements<'_>,
+        (space, bytes): Space,
+        [x, dy]: [Elements<'_>; 2],
         (to, (alpha, beta)): (u64, (f32, f32)),
     ) -> Result<()> {
-        let (space, bytes) = work.space(on, self.work)?;
         // SAFETY: operands have the shapes that the descriptors say.
         unsafe {
             dnn::convolution_backward_filter(
@@ -230,6 +286,18 @@ pub struct Convolution {
     element: Element,
     /// The weights as cuDNN reads them, where that is not how they are given.
     filter: Option<Field>,
+    /// Whether factors are sums of two, [`Parts`].
+    in_parts: bool,
+}
+
+/// What cuDNN uses while it runs, and how many bytes that is.
+type Space = (*mut c_void, usize);
+
+/// Floats as sums of two, of eleven digits and of what those leave, which tensor cores read to eleven digits too.
+#[derive(Debug)]
+struct Parts {
+    upper: Field,
+    lower: Field,
 }
 
 /// Memory that convolutions use while they run, one after the other.
@@ -238,11 +306,13 @@ pub struct Work {
     space: Option<Buffer>,
     /// A gradient of weights as cuDNN leaves it.
     gradient: Option<Field>,
+    /// Of the first factor of a product and of the second.
+    parts: [Option<Parts>; 2],
 }
 
 impl Work {
     /// At least so many bytes.
-    fn space(&mut self, on: &Context, bytes: usize) -> Result<(*mut c_void, usize)> {
+    fn space(&mut self, on: &Context, bytes: usize) -> Result<Space> {
         if bytes == 0 {
             return Ok((std::ptr::null_mut(), 0));
         }
@@ -260,6 +330,36 @@ impl Work {
         let there = there.map_or_else(|| Field::any(on, len, element), Ok)?;
         Ok(self.gradient.insert(there).elements_mut())
     }
+
+    /// Writes a factor's parts.
+    fn take_apart(&mut self, on: &Context, which: usize, factor: Elements<'_>) -> Result<()> {
+        let n = factor.len();
+        let there = self.parts[which].take().filter(|p| p.upper.len() >= n);
+        let any = || Field::any(on, n, Element::F32);
+        let there = there.map_or_else(|| Ok::<_, Error>(Parts { upper: any()?, lower: any()? }), Ok)?;
+        let parts = self.parts[which].insert(there);
+        let args = args![n, factor, &parts.upper.elements_mut(), &parts.lower.elements_mut()];
+        // SAFETY: there are as many numbers, and room for as many of each part.
+        unsafe { on.launch_over("pauc_parts", if n.is_multiple_of(4) { n / 4 } else { n }, args) }
+    }
+
+    /// The products that one of two factors is the sum of, the smallest first: with what `f32` rounds away left out, which is that of
+    /// both lower parts.
+    fn products<'a>(
+        &'a mut self,
+        on: &Context,
+        in_parts: bool,
+        [a, b]: [Elements<'a>; 2],
+    ) -> Result<Vec<[Elements<'a>; 2]>> {
+        if !in_parts {
+            return Ok(vec![[a, b]]);
+        }
+        self.take_apart(on, 0, a)?;
+        self.take_apart(on, 1, b)?;
+        let [Some(first), Some(second)] = &self.parts else { return Err(Error::Address) };
+        let [a, b] = [first, second].map(|p| [p.upper.elements(), p.lower.elements()]);
+        Ok(vec![[a[0], b[1]], [a[1], b[0]], [a[0], b[0]]])
+    }
 }
 
 impl Convolution {
@@ -275,7 +375,8 @@ impl Convolution {
             return Err(Error::Length { operation: "convolution", message });
         }
         let element = math.element();
-        let kind = (element, math != Math::F32);
+        let in_parts = Self::takes_parts(on, math)?;
+        let kind = (element, math != Math::F32 || in_parts);
         let program = |input, kind, passes| Program::new(on, g, (input, output), kind, passes);
         let by = if Self::is_product(g) { None } else { Some(program(input, kind, Passes::All)?) };
         let by_halves = match Self::takes_halves(g, math) {
@@ -286,7 +387,7 @@ impl Convolution {
         let same = g.kernel == 1 && input.channels == g.inputs && element == Element::F32;
         let filter = g.outputs * g.kernel * g.kernel * input.channels;
         let filter = if same { None } else { Some(Field::any(on, filter, element)?) };
-        Ok(Convolution { by, by_halves, input, output, geometry: g, element, filter })
+        Ok(Convolution { by, by_halves, input, output, geometry: g, element, filter, in_parts })
     }
 
     /// The maps that [`Convolution::weight_gradient_of_halves`] reads, if [`Convolution::takes_halves`].
@@ -297,6 +398,15 @@ impl Convolution {
     /// Whether the gradient of its weights is a product of halves.
     pub fn takes_halves(g: Geometry, math: Math) -> bool {
         math == Math::Tf32 && !Self::is_product(g)
+    }
+
+    /// Whether its factors are taken apart, each into two of its size: they are, where tensor cores take `f32` and it is `f32` that is
+    /// asked for.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn takes_parts(on: &Context, math: Math) -> Result<bool> {
+        Ok(math == Math::F32 && on.has_tf32()?)
     }
 
     /// An input as halves: tensor cores take eight channels of them at a time.
@@ -352,30 +462,34 @@ impl Convolution {
     ) -> Result<()> {
         self.check(x, w.len(), y.read())?;
         self.convert(on, w)?;
-        let w = self.read(w);
+        let factors = [x.part(0, self.input.len()), self.read(w)];
         let Some(program) = &self.by else {
-            return product(on, self.input_rows(x), self.matrix(w).t(), 0.0, y);
+            let product = |[x, w]: [Elements<'_>; 2], beta| {
+                product(on, self.input_rows(x), self.matrix(w).t(), beta, y.again())
+            };
+            return self.sum(on, work, factors, 0.0, product);
         };
-        let ((space, bytes), (one, zero)) = (work.space(on, program.work)?, (1f32, 0f32));
-        // SAFETY: operands have the shapes that the descriptors say.
-        unsafe {
-            dnn::convolution_forward(
-                program.dnn.handle,
-                std::ptr::from_ref(&one).cast(),
-                program.of.x,
-                x.address() as *const c_void,
-                program.of.w,
-                w.address() as *const c_void,
-                program.of.conv,
-                program.by.forward,
-                space,
-                bytes,
-                std::ptr::from_ref(&zero).cast(),
-                program.of.y,
-                y.address() as *mut c_void,
-            )?;
-        }
-        Ok(())
+        let space = work.space(on, program.work)?;
+        self.sum(on, work, factors, 0.0, |factors, beta| program.forward(space, factors, (&y, beta)))
+    }
+
+    /// The sum of products that a product is, each added to `beta` times what is there.
+    fn sum(
+        &self,
+        on: &Context,
+        work: &mut Work,
+        factors: [Elements<'_>; 2],
+        beta: f32,
+        product: impl Fn([Elements<'_>; 2], f32) -> Result<()>,
+    ) -> Result<()> {
+        let products = work.products(on, self.in_parts, factors)?;
+        // What is there counts once.
+        let all = || {
+            let mut each = products.into_iter().enumerate();
+            each.try_for_each(|(i, factors)| product(factors, if i == 0 { beta } else { 1.0 }))
+        };
+        // cuBLAS has to be told that it may use tensor cores.
+        if self.in_parts && self.by.is_none() { on.in_math(Math::Tf32, all) } else { all() }
     }
 
     /// The weights as cuDNN reads them.
@@ -406,30 +520,15 @@ impl Convolution {
         (dx, beta): (ElementsMut<'_>, f32),
     ) -> Result<()> {
         self.check(dx.read(), w.len(), dy)?;
-        let w = self.read(w);
+        let factors = [dy.part(0, self.output.len()), self.read(w)];
         let Some(program) = &self.by else {
-            return product(on, self.output_rows(dy), self.matrix(w), beta, dx);
+            let product = |[dy, w]: [Elements<'_>; 2], beta| {
+                product(on, self.output_rows(dy), self.matrix(w), beta, dx.again())
+            };
+            return self.sum(on, work, factors, beta, product);
         };
-        let ((space, bytes), one) = (work.space(on, program.work)?, 1f32);
-        // SAFETY: operands have the shapes that the descriptors say.
-        unsafe {
-            dnn::convolution_backward_data(
-                program.dnn.handle,
-                std::ptr::from_ref(&one).cast(),
-                program.of.w,
-                w.address() as *const c_void,
-                program.of.y,
-                dy.address() as *const c_void,
-                program.of.conv,
-                program.by.input,
-                space,
-                bytes,
-                std::ptr::from_ref(&beta).cast(),
-                program.of.x,
-                dx.address() as *mut c_void,
-            )?;
-        }
-        Ok(())
+        let space = work.space(on, program.work)?;
+        self.sum(on, work, factors, beta, |factors, beta| program.input_gradient(space, factors, (&dx, beta)))
     }
 
     /// `dw ← dw +` the gradient of the weights.
@@ -445,14 +544,21 @@ impl Convolution {
         dw: &mut Buffer,
     ) -> Result<()> {
         self.check(x, dw.len(), dy)?;
+        let factors = [x.part(0, self.input.len()), dy.part(0, self.output.len())];
         let Some(program) = &self.by else {
-            return product(on, self.output_rows(dy).t(), self.input_rows(x), 1.0, dw.view_mut());
+            let product = |[x, dy]: [Elements<'_>; 2], beta| {
+                product(on, self.output_rows(dy).t(), self.input_rows(x), beta, ViewMut::of(dw, 0, dw.len()))
+            };
+            return self.sum(on, work, factors, 1.0, product);
         };
-        let (to, share) = match &self.filter {
-            Some(filter) => (work.gradient(on, filter.len(), self.element)?.address(), (1.0, 0.0)),
-            None => (dw.address(), (1.0, 1.0)),
+        let (to, beta) = match &self.filter {
+            Some(filter) => (work.gradient(on, filter.len(), self.element)?.address(), 0.0),
+            None => (dw.address(), 1.0),
         };
-        program.weight_gradient(on, work, x, dy, (to, share))?;
+        let space = work.space(on, program.work)?;
+        self.sum(on, work, factors, beta, |factors, beta| {
+            program.weight_gradient(space, factors, (to, (1.0, beta)))
+        })?;
         if self.filter.is_none() {
             return Ok(());
         }
@@ -486,7 +592,8 @@ impl Convolution {
         let to = work.gradient(on, len, Element::F16)?.address();
         // A sum over so many pixels is at most so many times its largest part, and about the root of that times it.
         let root = 2f32.powi(-((self.output.pixels() as f64).log2() / 2.0).ceil() as i32);
-        program.weight_gradient(on, work, x, dy.values, (to, (root, 0.0)))?;
+        let space = work.space(on, program.work)?;
+        program.weight_gradient(space, [x, dy.values], (to, (root, 0.0)))?;
         self.add(on, (to, Element::F16, channels), Some((dy.unit, 1.0 / root)), dw)
     }
 

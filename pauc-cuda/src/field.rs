@@ -189,6 +189,11 @@ impl ElementsMut<'_> {
         self.address
     }
 
+    /// The same once more, to be written after this has been.
+    pub(crate) fn again(&self) -> ElementsMut<'_> {
+        ElementsMut { address: self.address, len: self.len, element: self.element, owner: PhantomData }
+    }
+
     /// To be read.
     pub fn read(&self) -> Elements<'_> {
         Elements { address: self.address, len: self.len, element: self.element, owner: PhantomData }

@@ -19,7 +19,7 @@ use std::time::Instant;
 /// How products are rounded on a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Precision {
-    /// Factors of 24 bits.
+    /// As in `f32`: factors of convolutions have 22 bits, others 24, sums as many.
     #[default]
     F32,
     /// Tensor cores: factors have 11 bits, sums 24. Gradients of the weights of convolutions, but for 1×1, are products of halves

@@ -131,8 +131,8 @@ pub enum Terms {
 component! {
     /// How a GPU works. The CPU takes no notice: it computes in F32, and gives the same bits every time.
     pub struct CudaConfig {
-        /// How products of encoders and heads are rounded: Tf32, for tensor cores, with factors of 11 bits; F32, as on the CPU and
-        /// several times slower; or Bf16, with which convolutional networks also keep their maps in 16 bits.
+        /// How products of encoders and heads are rounded: Tf32, for tensor cores, with factors of 11 bits; F32, nearly as on the
+        /// CPU and several times slower; or Bf16, with which convolutional networks also keep their maps in 16 bits.
         pub precision: Precision = Precision::Tf32,
         /// Where terms are evaluated: Gpu, or Host. Small batches are often faster on the host.
         pub terms: Terms = Terms::Gpu,

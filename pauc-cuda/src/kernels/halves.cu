@@ -1,4 +1,4 @@
-// Numbers as sums of two halves, of eleven digits each, so that tensor cores can multiply them.
+// Numbers as sums of two, of eleven digits each, so that tensor cores can multiply them: of two halves, or of two floats.
 
 // Each block's largest |x|.
 extern "C" __global__ void pauc_largest(size_t n, const float *x, float *found) {
@@ -42,4 +42,27 @@ extern "C" __global__ void pauc_halves(size_t n, const float *x, unsigned D, uns
     if (blockIdx.x == 0 && threadIdx.x == 0) *inverse = 1 / up;
     if (D % 4 == 0 && (size_t)x % sizeof(Pack<float, 4>) == 0) halves_of<4>(n, x, D, second, up, halves);
     else halves_of<1>(n, x, D, second, up, halves);
+}
+
+template <unsigned V> __device__ void parts_of(size_t n, const float *x, float *upper, float *lower) {
+    FOR_EACH(i, n / V) {
+        float v[V], high[V], low[V];
+        load<float, V>(x, i, v);
+#pragma unroll
+        for (unsigned j = 0; j < V; j++) {
+            unsigned bits = __float_as_uint(v[j]), nearest = (bits + 0x1000u) & 0xffffe000u;
+            // What is no number, or would become infinite, stays whole.
+            bool whole = (nearest & 0x7f800000u) == 0x7f800000u;
+            high[j] = whole ? v[j] : __uint_as_float(nearest);
+            low[j] = whole ? 0.f : v[j] - high[j];
+        }
+        store<float, V>(upper, i, high);
+        store<float, V>(lower, i, low);
+    }
+}
+
+// Floats as sums of two: one of eleven digits, and what that leaves.
+extern "C" __global__ void pauc_parts(size_t n, const float *x, float *upper, float *lower) {
+    if (n % 4 == 0 && (size_t)x % sizeof(Pack<float, 4>) == 0) parts_of<4>(n, x, upper, lower);
+    else parts_of<1>(n, x, upper, lower);
 }

@@ -104,7 +104,8 @@ impl Encoder<Cuda> for Network {
 
     fn memory(&self, batch: usize) -> Option<usize> {
         let keep = if self.recompute { Keep::Sources } else { Keep::All };
-        Some(planned(&self.plan, batch, keep, self.training.borrow().math()))
+        let training = self.training.borrow();
+        Some(planned(&self.plan, batch, keep, training.math(), training.takes_parts()))
     }
 
     fn layers(&self) -> Vec<Layer> {

@@ -77,10 +77,26 @@ pub(super) fn last_reader(plan: &Blueprint, map: Map) -> Option<usize> {
     plan.steps.iter().rposition(|s| s.reads().contains(&Some(map)))
 }
 
-/// Bytes of the maps, gradients and features of a training pass.
-pub(super) fn planned(plan: &Blueprint, batch: usize, keep: Keep, math: Math) -> usize {
+/// Bytes of the maps, gradients and features of a training pass, and of the parts of maps and gradients where they are taken apart.
+pub(super) fn planned(plan: &Blueprint, batch: usize, keep: Keep, math: Math, in_parts: bool) -> usize {
+    let parts = if in_parts { parts(plan, batch, math) } else { 0 };
     planned_elements(plan, batch, keep, math) * math.element().bytes()
-        + batch * plan.feature_dim() * size_of::<f32>()
+        + (parts + batch * plan.feature_dim()) * size_of::<f32>()
+}
+
+/// Elements of the parts of both factors, of the largest product of each kind: of an input and weights, an input and an output's
+/// gradient, or that and weights.
+fn parts(plan: &Blueprint, batch: usize, math: Math) -> usize {
+    let mut most = [0, 0];
+    for step in &plan.steps {
+        if let Step::Conv { layer, input, output, .. } | Step::Shortcut { layer, input, output } = *step {
+            let g = plan.layers[layer].geometry;
+            let [input, output] = [input, output].map(|map| shape(plan, map, batch, math));
+            let weights = g.outputs * g.kernel * g.kernel * input.channels;
+            most = [most[0].max(input.len()).max(output.len()), most[1].max(output.len()).max(weights)];
+        }
+    }
+    2 * (most[0] + most[1])
 }
 
 /// Elements of maps and gradients: the very fields that [`super::workspace::Workspace`] takes, counted with lengths in their place.

@@ -102,6 +102,11 @@ impl Workspace {
         self.math
     }
 
+    /// Whether factors of convolutions are taken apart. A device that does not say so says it again when it is asked for one.
+    pub(super) fn takes_parts(&self) -> bool {
+        Convolution::takes_parts(&self.on, self.math).unwrap_or_default()
+    }
+
     fn grow(&mut self, plan: &Blueprint, batch: usize) -> Result<()> {
         if batch > self.capacity {
             self.capacity = batch;
