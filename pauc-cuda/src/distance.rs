@@ -77,10 +77,10 @@ impl Rows {
         if square.is_empty() {
             return Ok(());
         }
-        let device = self.on.device().clone();
-        device.htod_sync_copy_into(square, &mut self.square)?;
+        self.on.device().htod_sync_copy_into(square, &mut self.square)?;
         self.compare(centroids, true)?;
-        Ok(device.dtoh_sync_copy_into(&self.square, square)?)
+        square.copy_from_slice(&self.on.download(&self.square)?);
+        Ok(())
     }
 
     /// Finds each row's nearest centroid and the squared distance to it; if `lower`, distances that are smaller already

@@ -112,7 +112,7 @@ impl Regression {
                 on.launch_over("pauc_accumulate", classes, args![classes, &biases, of_biases])?;
             }
         }
-        on.device().dtoh_sync_copy_into(&sums, gradient)?;
+        gradient.copy_from_slice(&on.download(&sums)?);
         Ok(on.download(&losses)?.iter().sum())
     }
 

@@ -91,7 +91,8 @@ impl<E: Scalar, D: Backend<E>> Pending<E, D> {
     /// [`Error::NonFinite`] naming the term whose value is not a number.
     pub fn read(mut self) -> Result<(f64, Vec<TermValue>)> {
         for (term, value) in self.terms.iter_mut().zip(&self.values) {
-            term.value = ops::item(value);
+            // On a GPU it is here that what went wrong before is told.
+            term.value = ops::to_host(value)?[0].as_f64();
             if !term.value.is_finite() {
                 let place = Some(format!("its value is {}", term.value));
                 return Err(Error::NonFinite { what: format!("the term {}", term.name), place });

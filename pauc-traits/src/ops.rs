@@ -261,7 +261,7 @@ fn cuda_to_host<E: Scalar, D: Backend<E>, S: Shape>(_: &Tensor<S, E, D>) -> Opti
 
 #[cfg(feature = "cuda")]
 fn cuda_to_host<E: Scalar, D: Backend<E>, S: Shape>(of: &Tensor<S, E, D>) -> Option<Result<Vec<E>>> {
-    let of = (of as &dyn Any).downcast_ref::<Matrix<f32, Cuda>>()?;
+    let of = (of as &dyn Any).downcast_ref::<Tensor<S, f32, Cuda>>()?;
     in_precision(pauc_cuda::memory::to_host(of))
 }
 
@@ -311,7 +311,7 @@ fn cuda_gradient<E: Scalar, D: Backend<E>, S: Shape>(
     of: &Tensor<S, E, D>,
 ) -> Option<Result<Vec<E>>> {
     use pauc_cuda::memory;
-    let of = (of as &dyn Any).downcast_ref::<Matrix<f32, Cuda>>().filter(|m| memory::is_dense(*m))?;
+    let of = (of as &dyn Any).downcast_ref::<Tensor<S, f32, Cuda>>().filter(|t| memory::is_dense(*t))?;
     let gradients = (gradients as &mut dyn Any).downcast_mut::<Gradients<f32, Cuda>>()?;
     let found = gradients.get_or_alloc_mut(of).map_err(pauc_cuda::Error::from);
     in_precision(found.and_then(|g| memory::gradient(g).to_host(&*pauc_cuda::Context::of(of.device())?)))
