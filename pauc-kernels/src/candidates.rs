@@ -43,11 +43,7 @@ pub(crate) struct Quantised {
 impl Quantised {
     /// Whether the processor has the instructions, and there are enough centroids for the detour.
     pub fn pays(count: usize, dim: usize) -> bool {
-        count >= WIDTH
-            && (16..=8192).contains(&dim)
-            && is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vnni")
+        count >= WIDTH && (16..=8192).contains(&dim) && crate::simd::multiplies_bytes()
     }
 
     /// Rounds centroids; `bias` has the score's part of each that no row enters.

@@ -7,6 +7,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use crate::candidates::Quantised;
+use crate::simd::{Level, Simd};
 use rayon::prelude::*;
 use std::sync::OnceLock;
 
@@ -17,46 +18,21 @@ const BLOCK: usize = 96;
 /// Rows of one parallel task; fixed, so that tasks are the same for every number of threads.
 const TASK: usize = 4 * BLOCK;
 
-/// The instructions that a packing is laid out for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Isa {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    Portable,
-}
-
-impl Isa {
-    fn detect() -> Self {
+/// Centroids in a panel.
+fn panel_width(simd: Simd) -> usize {
+    match simd.level() {
         #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
-                return Isa::Avx512;
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                return Isa::Avx2;
-            }
-        }
-        Isa::Portable
-    }
-
-    /// Centroids in a panel.
-    fn width(self) -> usize {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => 64,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => 16,
-            Isa::Portable => 8,
-        }
+        Level::Avx512 => 64,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => 16,
+        _ => 8,
     }
 }
 
 /// Centroids laid out for [`nearest`]: in panels of a few dozen, coordinate by coordinate.
 #[derive(Clone, Debug)]
 pub struct Packed<'a> {
-    isa: Isa,
+    simd: Simd,
     dim: usize,
     pub(crate) centroids: &'a [f32],
     pub(crate) bias: Vec<f32>,
@@ -81,7 +57,7 @@ impl<'a> Packed<'a> {
     /// # Panics
     /// If there are no centroids, or their values are no multiple of the origin's.
     pub fn around(centroids: &'a [f32], origin: &[f32]) -> Self {
-        Self::for_isa(centroids, origin, Isa::detect())
+        Self::for_simd(centroids, origin, Simd::active())
     }
 
     /// [`Packed::around`] with the centroids' [`biases`] around the same origin, for who packs some of them again and
@@ -90,14 +66,14 @@ impl<'a> Packed<'a> {
     /// # Panics
     /// As [`Packed::around`], or if there are not as many biases as centroids.
     pub fn with_biases(centroids: &'a [f32], origin: &[f32], biases: &[f64]) -> Self {
-        Self::of(centroids, origin, biases, Isa::detect())
+        Self::of(centroids, origin, biases, Simd::active())
     }
 
-    fn for_isa(centroids: &'a [f32], mean: &[f32], isa: Isa) -> Self {
-        Self::of(centroids, mean, &biases(centroids, mean), isa)
+    fn for_simd(centroids: &'a [f32], mean: &[f32], simd: Simd) -> Self {
+        Self::of(centroids, mean, &biases(centroids, mean), simd)
     }
 
-    fn of(centroids: &'a [f32], mean: &[f32], exact: &[f64], isa: Isa) -> Self {
+    fn of(centroids: &'a [f32], mean: &[f32], exact: &[f64], simd: Simd) -> Self {
         let dim = mean.len();
         assert!(
             dim > 0 && !centroids.is_empty() && centroids.len() == exact.len() * dim,
@@ -105,19 +81,19 @@ impl<'a> Packed<'a> {
             centroids.len(),
             exact.len()
         );
-        let (count, width) = (exact.len(), isa.width());
+        let (count, width) = (exact.len(), panel_width(simd));
         let mut bias: Vec<f32> = exact.iter().map(|b| *b as f32).collect();
         // What fills up the last panel is infinitely far away.
         bias.resize(count.div_ceil(width) * width, f32::INFINITY);
         Packed {
-            isa,
+            simd,
             dim,
             centroids,
             bias,
             origin: mean.to_vec(),
             panels: OnceLock::new(),
             #[cfg(target_arch = "x86_64")]
-            quantised: (isa == Isa::Avx512 && Quantised::pays(count, dim))
+            quantised: (simd.level() == Level::Avx512 && Quantised::pays(count, dim))
                 .then(|| Quantised::new(centroids, mean, exact)),
         }
     }
@@ -129,7 +105,7 @@ impl<'a> Packed<'a> {
 
     /// The panels, written when they are first read: candidates from integers rarely need them.
     fn panels(&self) -> &[f32] {
-        let (dim, width) = (self.dim, self.isa.width());
+        let (dim, width) = (self.dim, panel_width(self.simd));
         self.panels.get_or_init(|| {
             let mut panels = vec![0.0; self.bias.len() * dim];
             for (j, c) in self.centroids.chunks_exact(dim).enumerate() {
@@ -205,26 +181,29 @@ pub fn nearest_scored(
     assert!(rows.len() == index.len() * dim, "{} values in {} rows of {dim}", rows.len(), index.len());
     assert!(index.len() == square.len() && index.len() == score.len(), "indices, scores and distances");
     let results = index.par_chunks_mut(TASK).zip(score.par_chunks_mut(TASK)).zip(square.par_chunks_mut(TASK));
-    rows.par_chunks(TASK * dim).zip(results).for_each(|(rows, ((index, score), square))| match packed.isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the packing was made for AVX-512 because the processor has it, and quantised because it has VNNI.
-        Isa::Avx512 => unsafe {
-            match &packed.quantised {
-                Some(q) => {
-                    let plain = |rows: &[f32], index: &mut [u32], score: &mut [f32], square: &mut [f32]| {
-                        nearest_avx512(rows, packed, index, score, square)
-                    };
-                    crate::candidates::nearest(rows, packed, q, (index, score, square), plain)
+    rows.par_chunks(TASK * dim).zip(results).for_each(|(rows, ((index, score), square))| {
+        match packed.simd.level() {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the packing was made for AVX-512 because the processor has it, and quantised because it has VNNI.
+            Level::Avx512 => unsafe {
+                match &packed.quantised {
+                    Some(q) => {
+                        let plain =
+                            |rows: &[f32], index: &mut [u32], score: &mut [f32], square: &mut [f32]| {
+                                nearest_avx512(rows, packed, index, score, square)
+                            };
+                        crate::candidates::nearest(rows, packed, q, (index, score, square), plain)
+                    }
+                    None => nearest_avx512(rows, packed, index, score, square),
                 }
-                None => nearest_avx512(rows, packed, index, score, square),
-            }
-        },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the packing was made for AVX2 and FMA because the processor has them.
-        Isa::Avx2 => unsafe { nearest_avx2(rows, packed, index, score, square) },
-        Isa::Portable => nearest_in_blocks::<4, 8, 4, { cfg!(target_arch = "aarch64") }>(
-            rows, packed, index, score, square,
-        ),
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the packing was made for AVX2 and FMA because the processor has them.
+            Level::Avx2 => unsafe { nearest_avx2(rows, packed, index, score, square) },
+            _ => nearest_in_blocks::<4, 8, 4, { cfg!(target_arch = "aarch64") }>(
+                rows, packed, index, score, square,
+            ),
+        }
     });
 }
 
@@ -402,16 +381,16 @@ pub fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
 /// If the lengths disagree.
 pub fn lower_to(rows: &[f32], centroids: &[f32], dim: usize, square: &mut [f32]) {
     assert!(rows.len() == square.len() * dim && centroids.len().is_multiple_of(dim), "rows of {dim}");
-    let isa = Isa::detect();
+    let simd = Simd::active();
     let parts = rows.par_chunks(TASK * dim).zip(square.par_chunks_mut(TASK));
-    parts.for_each(|(rows, square)| match isa {
+    parts.for_each(|(rows, square)| match simd.level() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has AVX-512.
-        Isa::Avx512 => unsafe { lower_avx512(rows, centroids, dim, square) },
+        Level::Avx512 => unsafe { lower_avx512(rows, centroids, dim, square) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has AVX2 and FMA.
-        Isa::Avx2 => unsafe { lower_avx2(rows, centroids, dim, square) },
-        Isa::Portable => lower_plain::<{ cfg!(target_arch = "aarch64") }>(rows, centroids, dim, square),
+        Level::Avx2 => unsafe { lower_avx2(rows, centroids, dim, square) },
+        _ => lower_plain::<{ cfg!(target_arch = "aarch64") }>(rows, centroids, dim, square),
     });
 }
 
@@ -466,14 +445,14 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 /// If a row is not there, or `sum` is not as long as a row.
 pub fn add_rows(rows: &[f32], dim: usize, members: &[u32], sum: &mut [f64]) {
     assert_eq!(sum.len(), dim, "sum of rows");
-    match Isa::detect() {
+    match Simd::active().level() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has AVX-512.
-        Isa::Avx512 => unsafe { add_rows_avx512(rows, dim, members, sum) },
+        Level::Avx512 => unsafe { add_rows_avx512(rows, dim, members, sum) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has AVX2.
-        Isa::Avx2 => unsafe { add_rows_avx2(rows, dim, members, sum) },
-        Isa::Portable => add_rows_plain(rows, dim, members, sum),
+        Level::Avx2 => unsafe { add_rows_avx2(rows, dim, members, sum) },
+        _ => add_rows_plain(rows, dim, members, sum),
     }
 }
 
@@ -502,6 +481,8 @@ fn add_rows_plain(rows: &[f32], dim: usize, members: &[u32], sum: &mut [f64]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::property::{self, size};
+    use pauc_testing::{Rounded, tolerance};
     use proptest::prelude::*;
 
     fn values(n: usize, seed: u64, offset: f32) -> Vec<f32> {
@@ -518,37 +499,43 @@ mod tests {
         a.iter().zip(b).map(|(x, y)| (*x as f64 - *y as f64).powi(2)).sum()
     }
 
-    fn isas() -> Vec<Isa> {
-        let mut all = vec![Isa::Portable];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                all.push(Isa::Avx2);
-            }
-            all.extend((Isa::detect() == Isa::Avx512).then_some(Isa::Avx512));
-        }
-        all
+    /// ‖a − b‖² as it is computed, from differences.
+    fn square_of_difference(a: &[f32], b: &[f32]) -> Rounded {
+        let difference = |(a, b): (&f32, &f32)| Rounded::exact(*a) - Rounded::exact(*b);
+        Rounded::sum(a.iter().zip(b).map(difference).map(|d| d * d))
+    }
+
+    /// How far the score (‖c‖² − ‖m‖²)/2 − x·(c − m) of a row may be off: its first part is rounded once, c − m is, and
+    /// a chain of D products and a difference follow.
+    fn error_of_score(x: &[f32], c: &[f32], m: &[f32]) -> f64 {
+        let square = |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+        let products =
+            x.iter().zip(c).zip(m).map(|((x, c), m)| (f64::from(*x) * (f64::from(*c) - f64::from(*m))).abs());
+        let bias = (square(c) - square(m)).abs() / 2.0;
+        tolerance::f32(x.len() + 2, products.sum::<f64>()) + tolerance::f32(2, bias)
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(40))]
+        #![proptest_config(property::cases(120))]
         #[test]
-        fn finds_what_the_double_loop_finds(n in 1usize..210, k in 1usize..140, d in 1usize..40, seed: u64, far: bool) {
+        fn finds_what_the_double_loop_finds(n in size(1..210), k in size(1..140), d in size(1..40), seed: u64, far: bool) {
             let offset = if far { 30.0 } else { 0.0 };
             let (x, c) = (values(n * d, seed, offset), values(k * d, seed ^ 77, offset));
-            for isa in isas() {
-                let packed = Packed::for_isa(&c, &mean_row(&c, d), isa);
+            let origin = mean_row(&c, d);
+            for simd in Simd::all().iter().copied() {
+                let packed = Packed::for_simd(&c, &origin, simd);
                 let (mut index, mut square) = (vec![9; n], vec![0.0; n]);
                 nearest(&x, &packed, &mut index, &mut square);
-                for i in 0..n {
-                    let row = &x[i * d..(i + 1) * d];
-                    let all: Vec<f64> = c.chunks_exact(d).map(|c| exact(row, c)).collect();
-                    let least = all.iter().cloned().fold(f64::INFINITY, f64::min);
-                    let got = all[index[i] as usize];
-                    // What remains of rounding grows with ‖x‖·‖c − m‖.
-                    let slack = if far { 3e-3 } else { 1e-5 };
-                    prop_assert!(got <= least + slack, "{isa:?} row {i}: {got} for {least}");
-                    prop_assert!((square[i] as f64 - got).abs() <= 1e-5 * (1.0 + got), "{} for {got}", square[i]);
+                for (i, row) in x.chunks_exact(d).enumerate() {
+                    let centroid = |j: usize| &c[j * d..(j + 1) * d];
+                    let least = (0..k).min_by(|a, b| exact(row, centroid(*a)).total_cmp(&exact(row, centroid(*b)))).unwrap();
+                    let (found, wanted) = (centroid(index[i] as usize), centroid(least));
+                    let (got, want) = (exact(row, found), exact(row, wanted));
+                    // The lower score won, and a squared distance is twice a score and what all have in common.
+                    let slack = 2.0 * (error_of_score(row, found, &origin) + error_of_score(row, wanted, &origin));
+                    prop_assert!(got <= want + slack, "{} row {i}: {got} for {want} and {slack:e}", simd.name());
+                    let bound = square_of_difference(row, found);
+                    prop_assert!(bound.admits(square[i]), "{} row {i}: {} for {bound}", simd.name(), square[i]);
                 }
             }
         }
@@ -558,10 +545,10 @@ mod tests {
     fn the_lowest_of_equal_centroids_wins() {
         let (x, one) = (values(100 * 5, 3, 0.0), values(5, 4, 0.0));
         let c: Vec<f32> = one.iter().cycle().take(5 * 150).copied().collect();
-        for isa in isas() {
+        for simd in Simd::all().iter().copied() {
             let (mut index, mut square) = (vec![9; 100], vec![0.0; 100]);
-            nearest(&x, &Packed::for_isa(&c, &mean_row(&c, 5), isa), &mut index, &mut square);
-            assert!(index.iter().all(|i| *i == 0), "{isa:?}: {index:?}");
+            nearest(&x, &Packed::for_simd(&c, &mean_row(&c, 5), simd), &mut index, &mut square);
+            assert!(index.iter().all(|i| *i == 0), "{}: {index:?}", simd.name());
         }
     }
 
@@ -604,7 +591,7 @@ mod tests {
 
     #[cfg(target_arch = "x86_64")]
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(40))]
+        #![proptest_config(property::cases(40))]
         #[test]
         fn candidates_from_integers_give_the_bits_of_the_plain_path(
             n in 1usize..150, k in 64usize..300, d in 16usize..70, what in 0usize..7, seed: u64, many: bool,
@@ -612,7 +599,7 @@ mod tests {
             let k = if many { k + 2100 } else { k };
             let (x, c) = (kind(what, n, d, seed), kind(what, k, d, seed ^ 77));
             let packed = Packed::new(&c, d);
-            prop_assert_eq!(packed.quantised.is_some(), Isa::detect() == Isa::Avx512 && Quantised::pays(k, d));
+            prop_assert_eq!(packed.quantised.is_some(), Simd::active().level() == Level::Avx512 && Quantised::pays(k, d));
             let plain = Packed { quantised: None, ..packed.clone() };
             let found = |packed: &Packed<'_>| {
                 let (mut index, mut score, mut square) = (vec![9; n], vec![0.0; n], vec![0.0; n]);
@@ -639,18 +626,20 @@ mod tests {
         square[3] = 0.01;
         lower_to(&x, &c, d, &mut square);
         for (i, square) in square.iter().enumerate() {
-            let all = c.chunks_exact(d).map(|c| exact(&x[i * d..][..d], c));
-            let want = all.fold(if i == 3 { 0.01f32 as f64 } else { f64::INFINITY }, f64::min);
-            assert!((*square as f64 - want).abs() < 1e-5 * (1.0 + want), "row {i}: {square} for {want}");
+            let start = if i == 3 { 0.01f32 } else { f32::INFINITY };
+            let all = c.chunks_exact(d).map(|c| square_of_difference(&x[i * d..][..d], c));
+            // The least of the computed is no lower than the least of what they may be.
+            let want = all.chain([Rounded::exact(start)]).min_by(|a, b| a.value.total_cmp(&b.value)).unwrap();
+            assert!(want.admits(*square), "row {i}: {square} for {want}");
         }
     }
 
     #[test]
     fn sums_and_products_equal_plain_loops() {
         let (a, b) = (values(37, 5, 0.3), values(37, 6, 0.0));
-        assert!((squared_distance(&a, &b) as f64 - exact(&a, &b)).abs() < 1e-5);
-        let want: f64 = a.iter().zip(&b).map(|(x, y)| *x as f64 * *y as f64).sum();
-        assert!((dot(&a, &b) as f64 - want).abs() < 1e-5);
+        assert!(square_of_difference(&a, &b).admits(squared_distance(&a, &b)));
+        let want = Rounded::dot(a.iter().zip(&b).map(|(a, b)| (Rounded::exact(*a), Rounded::exact(*b))));
+        assert!(want.admits(dot(&a, &b)), "{want}");
         let mut sum = vec![1.0; 4];
         add_rows(&a[..36], 4, &[8, 0, 3], &mut sum);
         for l in 0..4 {

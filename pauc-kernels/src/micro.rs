@@ -157,6 +157,7 @@ impl Panel for crate::simd::Plain<16> {
 mod tests {
     use super::*;
     use crate::simd::{CHANNELS, Simd, dispatch};
+    use pauc_testing::Rounded;
     use proptest::prelude::*;
 
     #[inline(always)]
@@ -166,6 +167,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(pauc_testing::property::cases(256))]
+
         #[test]
         fn equals_the_loops(m in 1usize..40, depth in 0usize..20, width in 1usize..7, a_row in 1usize..9, add: bool, n_taps in 1usize..4) {
             let channels = width * CHANNELS;
@@ -188,11 +191,12 @@ mod tests {
                     dispatch!(simd => panel(columns: usize, m: usize, list: &[Tap], depth: usize, o: Operands, add: bool));
                 }
                 for i in 0..m { for j in 0..channels {
-                    let mut want = if add { before[i * channels + j] as f64 } else { 0.0 };
-                    for t in &taps { for k in 0..depth {
-                        want += a[t.a + i * a_row + k * a_step] as f64 * b[t.b + k * channels + j] as f64;
-                    } }
-                    prop_assert!((c[i * channels + j] as f64 - want).abs() < 1e-4, "{} {i} {j}", simd.name());
+                    let pair = |t: &Tap, k: usize| (a[t.a + i * a_row + k * a_step], b[t.b + k * channels + j]);
+                    let pairs = taps.iter().flat_map(|t| (0..depth).map(move |k| pair(t, k)));
+                    let start = (Rounded::exact(if add { before[i * channels + j] } else { 0.0 }), Rounded::exact(1.0));
+                    let pairs = pairs.map(|(a, b)| (Rounded::exact(a), Rounded::exact(b)));
+                    let (got, want) = (c[i * channels + j], Rounded::dot(pairs.chain([start])));
+                    prop_assert!(want.admits(got), "{} {i} {j}: {got} for {want}", simd.name());
                 } }
             }
         }

@@ -122,6 +122,11 @@ pub fn scale(x: &mut [f32], factor: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{Rounded, assert_within, tolerance};
+
+    fn exact(values: &[f32]) -> Vec<Rounded> {
+        values.iter().map(|v| Rounded::exact(*v)).collect()
+    }
 
     /// More than two blocks and a remainder.
     const N: usize = 2 * BLOCK + 5;
@@ -130,10 +135,15 @@ mod tests {
         (0..N).map(|i| (phase + 0.37 * i as f32).sin()).collect()
     }
 
-    fn close(got: &[f32], want: impl Fn(usize) -> f64) {
-        for (i, g) in got.iter().enumerate() {
-            assert!((f64::from(*g) - want(i)).abs() < 1e-6, "{i}: {g} for {}", want(i));
+    fn admitted(got: &[f32], want: impl Fn(usize) -> Rounded) {
+        for (i, got) in got.iter().enumerate() {
+            assert!(want(i).admits(*got), "{i}: {got} for {}", want(i));
         }
+    }
+
+    /// A factor that is rounded to `f32` before it is used.
+    fn factor(value: f64) -> Rounded {
+        Rounded::within(value, 0.0).round()
     }
 
     #[test]
@@ -142,11 +152,11 @@ mod tests {
             let (mut w, g, mut v) = (wave(0.0), wave(1.0), wave(2.0));
             let step = Sgd { lr: 0.1, momentum: 0.9, weight_decay: 0.01, adaptation: 0.5, nesterov };
             sgd(&mut w, &g, &mut v, step);
-            let (w0, v0) = (wave(0.0), wave(2.0));
-            let d = |i: usize| 0.5 * (f64::from(g[i]) + 0.01 * f64::from(w0[i]));
-            let v1 = |i: usize| 0.9 * f64::from(v0[i]) + d(i);
-            close(&v, v1);
-            close(&w, |i| f64::from(w0[i]) - 0.1 * if nesterov { d(i) + 0.9 * v1(i) } else { v1(i) });
+            let (w0, v0) = (exact(&wave(0.0)), exact(&wave(2.0)));
+            let d = |i: usize| factor(0.5) * (Rounded::exact(g[i]) + factor(0.01) * w0[i]);
+            let v1 = |i: usize| factor(0.9) * v0[i] + d(i);
+            admitted(&v, v1);
+            admitted(&w, |i| w0[i] - factor(0.1) * if nesterov { d(i) + factor(0.9) * v1(i) } else { v1(i) });
         }
     }
 
@@ -154,17 +164,18 @@ mod tests {
     fn adamw_equals_its_formula_element_by_element() {
         let (mut w, g, mut m) = (wave(0.0), wave(1.0), wave(2.0));
         let mut s: Vec<f32> = wave(3.0).iter().map(|v| v * v + 0.1).collect();
-        let s0 = s.clone();
+        let (w0, m0, s0) = (exact(&wave(0.0)), exact(&wave(2.0)), exact(&s));
         let step = AdamW { lr: 0.01, betas: (0.9, 0.99), epsilon: 1e-8, weight_decay: 0.1, step: 3 };
         adamw(&mut w, &g, &mut m, &mut s, step);
-        let (w0, m0) = (wave(0.0), wave(2.0));
-        let m1 = |i: usize| 0.9 * f64::from(m0[i]) + 0.1 * f64::from(g[i]);
-        let s1 = |i: usize| 0.99 * f64::from(s0[i]) + 0.01 * f64::from(g[i]).powi(2);
-        close(&m, m1);
-        close(&s, s1);
-        close(&w, |i| {
-            let (m, s) = (m1(i) / (1.0 - 0.9f64.powi(3)), s1(i) / (1.0 - 0.99f64.powi(3)));
-            f64::from(w0[i]) * (1.0 - 0.001) - 0.01 * m / (s.sqrt() + 1e-8)
+        let gradient = exact(&g);
+        let m1 = |i: usize| factor(0.9) * m0[i] + factor(0.1) * gradient[i];
+        let s1 = |i: usize| factor(0.99) * s0[i] + factor(0.01) * gradient[i] * gradient[i];
+        admitted(&m, m1);
+        admitted(&s, s1);
+        admitted(&w, |i| {
+            let m = m1(i) / factor(1.0 - 0.9f64.powi(3));
+            let s = s1(i) / factor(1.0 - 0.99f64.powi(3));
+            w0[i] * factor(1.0 - 0.001) - factor(0.01) * m / (s.sqrt() + factor(1e-8))
         });
     }
 
@@ -172,18 +183,16 @@ mod tests {
     fn averages_and_norms_equal_their_formulas() {
         let (mut to, from) = (wave(0.0), wave(1.0));
         average(&mut to, &from, 0.9999);
-        let t0 = wave(0.0);
-        for i in 0..N {
-            let moved = f64::from(to[i]) - f64::from(t0[i]);
-            let want = (f64::from(from[i]) - f64::from(t0[i])) * 1e-4;
-            assert!((moved - want).abs() < 1e-7, "{i}");
-        }
+        let (t0, f0) = (exact(&wave(0.0)), exact(&from));
+        admitted(&to, |i| t0[i] + factor(1e-4) * (f0[i] - t0[i]));
+        // The step itself is 10⁻⁴ of the difference: were it left out, the values would not be admitted.
+        assert!((0..N).any(|i| !(t0[i] + factor(1e-4) * (f0[i] - t0[i])).admits(t0[i].value as f32)));
         average(&mut to, &from, 0.0);
         assert_eq!(to, from, "no momentum is a copy");
         let want: f64 = from.iter().map(|v| f64::from(*v).powi(2)).sum();
-        assert!((squared_norm(&from) - want).abs() < 1e-9 * want);
+        assert_within!(squared_norm(&from), want, tolerance::f64(N, want));
         scale(&mut to, 0.5);
-        close(&to, |i| 0.5 * f64::from(from[i]));
+        admitted(&to, |i| factor(0.5) * f0[i]);
     }
 
     #[test]

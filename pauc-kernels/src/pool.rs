@@ -163,9 +163,12 @@ impl CellMean {
 mod tests {
     use super::*;
     use crate::conv::cases::{compare, noise, place};
+    use pauc_testing::Rounded;
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(pauc_testing::property::cases(256))]
+
         #[test]
         fn maximum_equals_its_definition(batch in 1usize..3, h in 1usize..9, w in 1usize..9, c in 1usize..20, seed in 0u64..1000) {
             let pitch = c.next_multiple_of(16);
@@ -173,7 +176,7 @@ mod tests {
             let x: Vec<f32> = noise(batch * h * w * c, seed).iter().map(|v| (v * 3.0).round()).collect();
             let (oh, ow) = (max_side(h), max_side(w));
             let dy = noise(batch * oh * ow * c, seed + 1);
-            let (mut want, mut grad) = (vec![0.0; dy.len()], vec![0.0; x.len()]);
+            let (mut want, mut grad) = (vec![Rounded::default(); dy.len()], vec![Rounded::default(); x.len()]);
             for (i, (want, dy)) in want.iter_mut().zip(&dy).enumerate() {
                 let (b, oy, ox, ch) = (i / (oh * ow * c), i / (ow * c) % oh, i / c % ow, i % c);
                 let mut best = (f64::NEG_INFINITY, 0);
@@ -183,17 +186,18 @@ mod tests {
                         if x[at] as f64 > best.0 { best = (x[at] as f64, at); }
                     }
                 }
-                *want = best.0;
-                grad[best.1] += *dy as f64;
+                *want = Rounded::exact(best.0 as f32);
+                // A value can be the maximum of four windows: their gradients are added.
+                grad[best.1] = grad[best.1] + Rounded::exact(*dy);
             }
             let (xl, yl) = (Layout::haloed(batch, h, w, pitch, 1), Layout::haloed(batch, oh, ow, pitch, 1));
             let (dxl, dyl) = (Layout::flat(batch, h, w, pitch), Layout::flat(batch, oh, ow, pitch));
             let (mut y, mut from) = (vec![0.0; yl.len()], vec![0; yl.pixels() * pitch]);
             max_forward((&place(&x, c, xl), xl), (&mut y, yl), &mut from);
-            compare(&y, yl, c, &want, 0.0)?;
+            compare(&y, yl, c, &want)?;
             let mut dx = vec![f32::NAN; dxl.len()];
             max_backward((&place(&dy, c, dyl), dyl), &from, (&mut dx, dxl));
-            compare(&dx, dxl, c, &grad, 1e-6)?;
+            compare(&dx, dxl, c, &grad)?;
         }
 
         #[test]
@@ -205,21 +209,24 @@ mod tests {
             let mut y = vec![f32::NAN; batch * n];
             mean.forward((&place(&x, c, l), l), &mut y);
             let dy = noise(y.len(), seed + 1);
-            let mut grad = vec![0.0; x.len()];
+            let mut grad = vec![Rounded::default(); x.len()];
             for (i, (got, dy)) in y.iter().zip(&dy).enumerate() {
                 let (b, row, column, ch) = (i / n, i % n / c / mean.grid, i / c % mean.grid, i % c);
                 let pixels: Vec<usize> = (0..h * w)
                     .filter(|p| (p / w) * mean.grid / h == row && (p % w) * mean.grid / w == column)
                     .map(|p| (b * h * w + p) * c + ch)
                     .collect();
-                let want = pixels.iter().map(|p| x[*p] as f64).sum::<f64>() / pixels.len() as f64;
-                prop_assert!((*got as f64 - want).abs() < 1e-6);
-                pixels.iter().for_each(|p| grad[*p] += *dy as f64 / pixels.len() as f64);
+                // The inverse of the count is rounded before it is multiplied.
+                let share = Rounded::exact(1.0) / Rounded::exact(pixels.len() as f32);
+                let want = Rounded::sum(pixels.iter().map(|p| Rounded::exact(x[*p]))) * share;
+                prop_assert!(want.admits(*got), "{got} for {want}");
+                // Cells do not overlap.
+                pixels.iter().for_each(|p| grad[*p] = Rounded::exact(*dy) * share);
             }
             let flat = Layout::flat(batch, h, w, l.pitch);
             let mut dx = vec![f32::NAN; flat.len()];
             mean.backward(&dy, (&mut dx, flat));
-            compare(&dx, flat, c, &grad, 1e-6)?;
+            compare(&dx, flat, c, &grad)?;
         }
     }
 }

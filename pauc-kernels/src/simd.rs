@@ -50,7 +50,7 @@ impl Simd {
             let mut all = Vec::new();
             #[cfg(target_arch = "x86_64")]
             {
-                if is_x86_feature_detected!("avx512f") {
+                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
                     all.push(Simd(Level::Avx512));
                 }
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -73,6 +73,18 @@ impl Simd {
             Ok(name) => Simd::named(&name),
             Err(_) => Ok(Simd::all()[0]),
         }
+    }
+
+    /// What [`Simd::detect`] gives when it is first asked, and the fastest if the variable asks for something that this
+    /// machine does not have: for kernels that cannot fail. Programs call [`Simd::detect`] before they start.
+    pub fn active() -> Simd {
+        static ACTIVE: OnceLock<Simd> = OnceLock::new();
+        *ACTIVE.get_or_init(|| Simd::detect().unwrap_or(Simd::all()[0]))
+    }
+
+    /// The instructions, for kernels that are not written over [`Vector`].
+    pub(crate) fn level(self) -> Level {
+        self.0
     }
 
     fn named(name: &str) -> Result<Simd, Unsupported> {
@@ -104,6 +116,14 @@ impl Simd {
             _ => [64, 32].into_iter().find(|c| channels.is_multiple_of(*c)).unwrap_or(16),
         }
     }
+}
+
+/// Whether the processor has AVX-512's products of 8-bit integers (VNNI) and its operations on bytes.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn multiplies_bytes() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vnni")
 }
 
 /// The channels of a feature map are rounded up to a multiple of this, the widest vector.
@@ -332,6 +352,30 @@ pub(crate) use dispatch;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_file_asks_the_processor() {
+        fn sources(folder: &std::path::Path, to: &mut Vec<std::path::PathBuf>) {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    sources(&path, to);
+                } else if path.extension().is_some_and(|e| e == "rs") {
+                    to.push(path);
+                }
+            }
+        }
+        let mut all = Vec::new();
+        sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut all);
+        let asks = |path: &std::path::PathBuf| {
+            std::fs::read_to_string(path).unwrap().contains(concat!("is_x86_", "feature_detected!"))
+        };
+        let asking: Vec<_> = all.into_iter().filter(asks).collect();
+        assert!(
+            asking.len() == 1 && asking[0].ends_with("simd.rs"),
+            "PAUC_SIMD has to govern all: {asking:?}"
+        );
+    }
 
     #[test]
     fn names_are_accepted_and_others_refused_with_the_choices() {

@@ -219,78 +219,145 @@ impl Convolution {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cases::{Case, geometry, noise};
+    use super::super::cases::{Case, compare_all, geometry, noise};
     use super::*;
+    use crate::norm::oracle::{self, Channel};
+    use pauc_testing::{Rounded, property};
     use proptest::prelude::*;
 
-    fn near(got: &[f32], want: &[f32], tolerance: f32) -> Result<(), TestCaseError> {
-        prop_assert_eq!(got.len(), want.len());
-        let size = want.iter().fold(1f32, |m, v| m.max(v.abs()));
-        for (i, (g, w)) in got.iter().zip(want).enumerate() {
-            prop_assert!((g - w).abs() <= tolerance * size, "value {i}: {g} for {w}");
+    const EPSILON: f64 = 1e-5;
+
+    /// A normalisation whose statistics are not those of any map, and its channels.
+    fn other_norm(pitch: usize) -> (Norm, Vec<Channel>) {
+        let mut norm = Norm::new(pitch);
+        let (gamma, beta) = (noise(pitch, 2), noise(pitch, 3));
+        norm.mean.copy_from_slice(&noise(pitch, 1));
+        norm.variance.fill(1.5);
+        norm.prepare(&gamma, &beta, EPSILON);
+        let (mean, variance) = (norm.mean.clone(), Rounded::exact(1.5));
+        let channel = |c: usize| Channel {
+            mean: Rounded::exact(mean[c]),
+            variance,
+            gamma: gamma[c],
+            beta: beta[c],
+            epsilon: EPSILON,
+        };
+        (norm, (0..pitch).map(channel).collect())
+    }
+
+    /// The values of one channel.
+    fn column(map: &[f32], l: Layout, c: usize) -> Vec<f32> {
+        let pixels = (0..l.rows()).flat_map(|r| (0..l.width).map(move |x| l.row_at(r) + x * l.pitch));
+        pixels.map(|at| map[at + c]).collect()
+    }
+
+    /// The moments of a map that a convolution measured on the way, and those that a pass of its own measures.
+    fn measured_alike(simd: Simd, conv: &Convolution, case: &Case) -> Result<(), TestCaseError> {
+        let ((x, xl), yl, pitch) = (case.input(), case.flat_output(), case.g.output_pitch());
+        let (mut y, mut work) = (vec![0.0; yl.len()], Work::default());
+        conv.forward(simd, &mut work, (&x, xl), &case.w, (&mut y, yl), After::Nothing);
+        let (mut measured, mut alone) = (Norm::new(pitch), Norm::new(pitch));
+        let mut again = vec![0.0; yl.len()];
+        conv.forward(simd, &mut work, (&x, xl), &case.w, (&mut again, yl), After::Measure(&mut measured));
+        alone.measure(simd, (&y, yl));
+        prop_assert_eq!(&again, &y);
+        for c in 0..pitch {
+            let (mean, variance) = oracle::moments(&column(&y, yl, c));
+            for norm in [&measured, &alone] {
+                prop_assert!(mean.admits(norm.mean[c]), "mean {c}: {} for {mean}", norm.mean[c]);
+                prop_assert!(
+                    variance.admits(norm.variance[c]),
+                    "variance {c}: {} for {variance}",
+                    norm.variance[c]
+                );
+            }
         }
         Ok(())
     }
 
-    /// A normalisation whose statistics are not those of any map.
-    fn other_norm(pitch: usize) -> Norm {
-        let mut norm = Norm::new(pitch);
-        norm.mean.copy_from_slice(&noise(pitch, 1));
-        norm.variance.fill(1.5);
-        norm.prepare(&noise(pitch, 2), &noise(pitch, 3), 1e-5);
-        norm
+    /// A map that a convolution normalised on the way, and one that was normalised afterwards, to the bit.
+    fn applied_alike(
+        simd: Simd,
+        conv: &Convolution,
+        case: &Case,
+        residual: bool,
+        relu: bool,
+    ) -> Result<(), TestCaseError> {
+        let ((x, xl), (dy, dyl), yl) = (case.input(), case.output_gradient(), case.flat_output());
+        let (mut y, mut work) = (vec![0.0; yl.len()], Work::default());
+        conv.forward(simd, &mut work, (&x, xl), &case.w, (&mut y, yl), After::Nothing);
+        let (norm, _) = other_norm(yl.pitch);
+        let residual = residual.then(|| Residual { values: &dy, layout: dyl, norm: None });
+        let (mut out, mut want) = (vec![0.0; dyl.len()], vec![0.0; dyl.len()]);
+        let after = After::Apply { norm: &norm, residual, relu };
+        conv.forward(simd, &mut work, (&x, xl), &case.w, (&mut out, dyl), after);
+        norm::apply(simd, &norm, (&y, yl), residual, relu, (&mut want, dyl));
+        prop_assert_eq!(out, want);
+        Ok(())
+    }
+
+    /// A gradient that a convolution masked and summed on the way, and one that was masked afterwards.
+    fn masked_alike(
+        simd: Simd,
+        conv: &Convolution,
+        case: &Case,
+        seed: u64,
+        (add, own): (bool, bool),
+    ) -> Result<(), TestCaseError> {
+        let ((x, xl), (dy, dyl), dxl) = (case.input(), case.output_gradient(), case.flat_input());
+        let (before, mut work) = (noise(dxl.len(), seed), Work::default());
+        let (mut dx, mut want) = (before.clone(), before.clone());
+        conv.input_gradient(simd, &mut work, (&dy, dyl), &case.w, (&mut want, dxl, add), After::Nothing);
+        let ((mut masked, channels), (mut alone, _)) = (other_norm(dxl.pitch), other_norm(dxl.pitch));
+        let relu = if own { Relu::Output(&x, xl) } else { Relu::Own };
+        let after = After::Mask { norm: &mut masked, relu, y: &before };
+        conv.input_gradient(simd, &mut work, (&dy, dyl), &case.w, (&mut dx, dxl, add), after);
+        alone.mask(simd, (&mut want, dxl), relu, &before);
+        prop_assert_eq!(&dx, &want);
+        let wanted: Vec<_> = (0..dxl.pitch)
+            .map(|c| channels[c].gradients(&column(&dx, dxl, c), &column(&before, dxl, c)))
+            .collect();
+        for norm in [&mut masked, &mut alone] {
+            let (mut to, mut gamma, mut beta) =
+                (vec![0.0; dxl.len()], vec![0.0; dxl.pitch], vec![0.0; dxl.pitch]);
+            norm.input_gradient(simd, (&dx, dxl), &before, (&mut gamma, &mut beta), (&mut to, dxl));
+            for (c, want) in wanted.iter().enumerate() {
+                compare_all("input", &column(&to, dxl, c), &want.input)?;
+                compare_all("γ and β", &[gamma[c], beta[c]], &[want.gamma, want.beta])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn what_follows(g: Geometry, batch: usize, seed: u64, add: bool, own: bool) -> Result<(), TestCaseError> {
+        let case = Case::new(g, batch, seed);
+        for simd in Simd::all().iter().copied() {
+            for algorithm in [Algorithm::Direct, Algorithm::winograd(g, case.input_pitch())] {
+                let conv = Convolution::new(g, algorithm);
+                measured_alike(simd, &conv, &case)?;
+                applied_alike(simd, &conv, &case, own, add)?;
+                masked_alike(simd, &conv, &case, seed + 5, (add, own))?;
+            }
+        }
+        Ok(())
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
+        #![proptest_config(property::cases(96))]
 
         #[test]
         fn what_follows_equals_its_pass_on_its_own((g, batch) in geometry(), seed in 0u64..1000, add: bool, own: bool) {
             prop_assume!(g.kernel <= 3 && g.inputs >= 4);
-            let case = Case::new(g, batch, seed);
-            let ((x, xl), (dy, dyl)) = (case.input(), case.output_gradient());
-            let (yl, dxl, pitch) = (case.flat_output(), case.flat_input(), g.output_pitch());
-            for simd in Simd::all().iter().copied() {
-                for algorithm in [Algorithm::Direct, Algorithm::winograd(g, xl.pitch)] {
-                    let (conv, mut work) = (Convolution::new(g, algorithm), Work::default());
-                    let mut y = vec![0.0; yl.len()];
-                    conv.forward(simd, &mut work, (&x, xl), &case.w, (&mut y, yl), After::Nothing);
-
-                    let (mut measured, mut alone, mut got) = (Norm::new(pitch), Norm::new(pitch), vec![0.0; yl.len()]);
-                    conv.forward(simd, &mut work, (&x, xl), &case.w, (&mut got, yl), After::Measure(&mut measured));
-                    alone.measure(simd, (&y, yl));
-                    prop_assert_eq!(&got, &y);
-                    near(&measured.mean, &alone.mean, 1e-5)?;
-                    near(&measured.variance, &alone.variance, 1e-5)?;
-
-                    let norm = other_norm(pitch);
-                    let residual = own.then(|| Residual { values: &dy, layout: dyl, norm: None });
-                    let (mut out, mut want) = (vec![0.0; dyl.len()], vec![0.0; dyl.len()]);
-                    let after = After::Apply { norm: &norm, residual, relu: add };
-                    conv.forward(simd, &mut work, (&x, xl), &case.w, (&mut out, dyl), after);
-                    norm::apply(simd, &norm, (&y, yl), residual, add, (&mut want, dyl));
-                    near(&out, &want, 1e-6)?;
-
-                    let before = noise(dxl.len(), seed + 5);
-                    let (mut dx, mut want) = (before.clone(), before.clone());
-                    conv.input_gradient(simd, &mut work, (&dy, dyl), &case.w, (&mut want, dxl, add), After::Nothing);
-                    let (mut masked, mut alone) = (other_norm(dxl.pitch), other_norm(dxl.pitch));
-                    let relu = if own { Relu::Output(&x, xl) } else { Relu::Own };
-                    let after = After::Mask { norm: &mut masked, relu, y: &before };
-                    conv.input_gradient(simd, &mut work, (&dy, dyl), &case.w, (&mut dx, dxl, add), after);
-                    alone.mask(simd, (&mut want, dxl), relu, &before);
-                    prop_assert_eq!(&dx, &want);
-                    let gradients = |norm: &mut Norm, g: &[f32]| {
-                        let (mut to, mut gamma, mut beta) = (vec![0.0; dxl.len()], vec![0.0; dxl.pitch], vec![0.0; dxl.pitch]);
-                        norm.input_gradient(simd, (g, dxl), &before, (&mut gamma, &mut beta), (&mut to, dxl));
-                        [to, gamma, beta]
-                    };
-                    for (got, want) in gradients(&mut masked, &dx).iter().zip(&gradients(&mut alone, &want)) {
-                        near(got, want, 1e-5)?;
-                    }
-                }
-            }
+            what_follows(g, batch, seed, add, own)?;
         }
+    }
+
+    #[test]
+    fn moments_about_an_outlying_value_are_within_their_rounding() {
+        // The first pixel of channel 16 lies far from the mean, and squares are summed about it: measured on the way and
+        // alone, the variance 2.27 differs by 2.5e-5. Either is within what rounding of the larger sums explains.
+        let g = Geometry { height: 12, width: 11, inputs: 16, outputs: 17, kernel: 1, stride: 1, padding: 0 };
+        what_follows(g, 3, 399, false, false).unwrap();
     }
 
     #[test]

@@ -116,8 +116,35 @@ fn parts(size: usize, rows: usize, tasks: usize) -> usize {
 
 #[cfg(test)]
 pub(crate) mod reference {
-    //! Convolutions as their definition has them, in `f64`, over images without halo or rounding.
+    //! Convolutions as their definition has them, in `f64`, over images without halo, with a bound on what rounding
+    //! in `f32` does to each value.
     use super::*;
+    use pauc_testing::{Rounded, tolerance};
+
+    /// Sums of products. Whatever the order, and with fused multiply-add or without, `f32` is off by at most
+    /// γₙ·Σ|products| for n products.
+    struct Sums(Vec<(f64, f64, usize)>);
+
+    impl Sums {
+        /// Empty sums, or sums that begin with a value each.
+        fn new(len: usize, start: Option<&[f32]>) -> Self {
+            let begun = |v: &f32| (f64::from(*v), f64::from(v.abs()), 1);
+            Sums(start.map_or_else(|| vec![(0.0, 0.0, 0); len], |start| start.iter().map(begun).collect()))
+        }
+
+        fn add(&mut self, i: usize, a: f32, b: f32) {
+            let product = a as f64 * b as f64;
+            let (value, magnitude, count) = &mut self.0[i];
+            *value += product;
+            *magnitude += product.abs();
+            *count += 1;
+        }
+
+        fn finish(self) -> Vec<Rounded> {
+            let bound = |(value, magnitude, count)| Rounded::within(value, tolerance::f32(count, magnitude));
+            self.0.into_iter().map(bound).collect()
+        }
+    }
 
     /// Calls `visit(input, weight, output)` with the indices of every product.
     fn products(g: Geometry, batch: usize, mut visit: impl FnMut(usize, usize, usize)) {
@@ -147,23 +174,31 @@ pub(crate) mod reference {
         }
     }
 
-    pub fn forward(g: Geometry, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
+    pub fn forward(g: Geometry, batch: usize, x: &[f32], w: &[f32]) -> Vec<Rounded> {
         let (oh, ow) = g.output();
-        let mut y = vec![0.0; batch * oh * ow * g.outputs];
-        products(g, batch, |i, k, o| y[o] += x[i] as f64 * w[k] as f64);
-        y
+        let mut y = Sums::new(batch * oh * ow * g.outputs, None);
+        products(g, batch, |i, k, o| y.add(o, x[i], w[k]));
+        y.finish()
     }
 
-    pub fn input_gradient(g: Geometry, batch: usize, dy: &[f32], w: &[f32]) -> Vec<f64> {
-        let mut dx = vec![0.0; batch * g.height * g.width * g.inputs];
-        products(g, batch, |i, k, o| dx[i] += dy[o] as f64 * w[k] as f64);
-        dx
+    /// Added to `start` where there is one.
+    pub fn input_gradient(
+        g: Geometry,
+        batch: usize,
+        dy: &[f32],
+        w: &[f32],
+        start: Option<&[f32]>,
+    ) -> Vec<Rounded> {
+        let mut dx = Sums::new(batch * g.height * g.width * g.inputs, start);
+        products(g, batch, |i, k, o| dx.add(i, dy[o], w[k]));
+        dx.finish()
     }
 
-    pub fn weight_gradient(g: Geometry, batch: usize, x: &[f32], dy: &[f32]) -> Vec<f64> {
-        let mut dw = vec![0.0; g.weights()];
-        products(g, batch, |i, k, o| dw[k] += dy[o] as f64 * x[i] as f64);
-        dw
+    /// Added to `start`.
+    pub fn weight_gradient(g: Geometry, batch: usize, x: &[f32], dy: &[f32], start: &[f32]) -> Vec<Rounded> {
+        let mut dw = Sums::new(g.weights(), Some(start));
+        products(g, batch, |i, k, o| dw.add(k, dy[o], x[i]));
+        dw.finish()
     }
 }
 
@@ -172,6 +207,7 @@ pub(crate) mod cases {
     //! One random convolution with everything that its kernels read, in both layouts.
     use super::*;
     use crate::layout::copy_pixels;
+    use pauc_testing::{Rounded, property::size};
     use proptest::prelude::*;
 
     #[derive(Clone, Debug)]
@@ -245,42 +281,33 @@ pub(crate) mod cases {
         buffer
     }
 
-    /// The map in `l` equals `want` with `channels`, and what lies beyond the channels is zero.
-    pub fn compare(
-        got: &[f32],
-        l: Layout,
-        channels: usize,
-        want: &[f64],
-        tolerance: f64,
-    ) -> Result<(), TestCaseError> {
-        let size = want.iter().fold(1.0f64, |m, v| m.max(v.abs()));
+    /// The map in `l` is `want` up to rounding, and what lies beyond the channels is zero.
+    pub fn compare(got: &[f32], l: Layout, channels: usize, want: &[Rounded]) -> Result<(), TestCaseError> {
         for r in 0..l.rows() {
             for x in 0..l.width {
                 for c in 0..l.pitch {
-                    let got = got[l.row_at(r) + x * l.pitch + c] as f64;
-                    let want = if c < channels { want[(r * l.width + x) * channels + c] } else { 0.0 };
-                    prop_assert!(
-                        (got - want).abs() <= tolerance * size,
-                        "row {r} column {x} channel {c}: {got} for {want}"
-                    );
+                    let got = got[l.row_at(r) + x * l.pitch + c];
+                    let padding = Rounded::exact(0.0);
+                    let want = if c < channels { want[(r * l.width + x) * channels + c] } else { padding };
+                    prop_assert!(want.admits(got), "row {r} column {x} channel {c}: {got} for {want}");
                 }
             }
         }
         Ok(())
     }
 
-    pub fn compare_weights(got: &[f32], want: &[f64], tolerance: f64) -> Result<(), TestCaseError> {
-        let size = want.iter().fold(1.0f64, |m, v| m.max(v.abs()));
-        for (i, (g, w)) in got.iter().zip(want).enumerate() {
-            prop_assert!((*g as f64 - w).abs() <= tolerance * size, "weight {i}: {g} for {w}");
+    pub fn compare_all(name: &str, got: &[f32], want: &[Rounded]) -> Result<(), TestCaseError> {
+        prop_assert_eq!(got.len(), want.len());
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            prop_assert!(want.admits(*got), "{name} {i}: {got} for {want}");
         }
         Ok(())
     }
 
     pub fn geometry() -> impl Strategy<Value = (Geometry, usize)> {
         let kernel = prop_oneof![Just(1usize), Just(3), Just(3), Just(5), Just(7)];
-        let channels = prop_oneof![1usize..4, 4usize..40, Just(64usize)];
-        (1usize..13, 1usize..13, channels.clone(), 1usize..70, kernel, 1usize..3, 1usize..4).prop_map(
+        let channels = prop_oneof![1usize..4, size(4..40), Just(64usize)];
+        (size(1..13), size(1..13), channels, size(1..70), kernel, 1usize..3, 1usize..4).prop_map(
             |(height, width, inputs, outputs, kernel, stride, batch)| {
                 (Geometry { height, width, inputs, outputs, kernel, stride, padding: kernel / 2 }, batch)
             },

@@ -1,6 +1,7 @@
 //! The loops over rows of logits, for every instruction set.
 
 use super::Part;
+use crate::simd::{Level, Simd};
 
 /// Elements that the row loops handle at once: two AVX-512 registers.
 const LANES: usize = 32;
@@ -147,7 +148,7 @@ pub(super) mod body {
     }
 }
 
-/// Declares a function that runs its `body` compiled for the best instruction set of the machine.
+/// Declares a function that runs its `body` compiled for the instruction set in use.
 macro_rules! dispatched {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)?) => {
         $(#[$doc])*
@@ -162,13 +163,12 @@ macro_rules! dispatched {
                 fn avx2($($arg: $ty),*) $(-> $out)? {
                     body::$name::<true>($($arg),*)
                 }
-                if is_x86_feature_detected!("avx512f") {
-                    // SAFETY: the machine has AVX-512F, as was just asked; the body is safe code.
-                    return unsafe { avx512($($arg),*) };
-                }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    // SAFETY: the machine has AVX2 and FMA, as was just asked; the body is safe code.
-                    return unsafe { avx2($($arg),*) };
+                match Simd::active().level() {
+                    // SAFETY: the machine has AVX-512F, as the value proves; the body is safe code.
+                    Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: the machine has AVX2 and FMA, as the value proves; the body is safe code.
+                    Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    _ => {}
                 }
             }
             // Where fused multiply-add is not part of every machine of the architecture, it is a slow call.

@@ -395,48 +395,206 @@ pub(super) fn weight_gradient(
 mod tests {
     use super::super::{cases::*, reference};
     use super::*;
+    use pauc_testing::{Rounded, property, tolerance};
     use proptest::prelude::*;
 
     fn geometry() -> impl Strategy<Value = (Geometry, usize)> {
-        let channels = || prop_oneof![4usize..40, Just(64usize), Just(96)];
-        (1usize..14, 1usize..14, channels(), channels(), 1usize..4).prop_map(
+        let channels = || prop_oneof![4 => property::size(4..40), 1 => Just(64usize), 1 => Just(96)];
+        (property::size(1..14), property::size(1..14), channels(), channels(), 1usize..4).prop_map(
             |(height, width, inputs, outputs, batch)| {
                 (Geometry { height, width, inputs, outputs, kernel: 3, stride: 1, padding: 1 }, batch)
             },
         )
     }
 
+    /// A matrix of a transform, of absolute values.
+    type Transform<const R: usize, const C: usize> = [[f64; C]; R];
+
+    const OUTPUT: Transform<4, 6> = [
+        [1.0, 1.0, 1.0, 1.0, 1.0, 0.0],
+        [0.0, 1.0, 1.0, 2.0, 2.0, 0.0],
+        [0.0, 1.0, 1.0, 4.0, 4.0, 0.0],
+        [0.0, 1.0, 1.0, 8.0, 8.0, 1.0],
+    ];
+    const INPUT: Transform<6, 6> = [
+        [4.0, 0.0, 5.0, 0.0, 1.0, 0.0],
+        [0.0, 4.0, 4.0, 1.0, 1.0, 0.0],
+        [0.0, 4.0, 4.0, 1.0, 1.0, 0.0],
+        [0.0, 2.0, 1.0, 2.0, 1.0, 0.0],
+        [0.0, 2.0, 1.0, 2.0, 1.0, 0.0],
+        [0.0, 4.0, 0.0, 5.0, 0.0, 1.0],
+    ];
+    const WEIGHTS: Transform<6, 3> = [
+        [0.25, 0.0, 0.0],
+        [1.0 / 6.0, 1.0 / 6.0, 1.0 / 6.0],
+        [1.0 / 6.0, 1.0 / 6.0, 1.0 / 6.0],
+        [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
+        [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
+        [0.0, 0.0, 1.0],
+    ];
+
+    fn transposed<const R: usize, const C: usize>(m: Transform<R, C>) -> Transform<C, R> {
+        std::array::from_fn(|i| std::array::from_fn(|j| m[j][i]))
+    }
+
+    /// M·x·Mᵀ.
+    fn both_sides<const R: usize, const C: usize>(
+        m: &Transform<R, C>,
+        x: Transform<C, C>,
+    ) -> Transform<R, R> {
+        let half: Transform<R, C> =
+            std::array::from_fn(|i| std::array::from_fn(|j| (0..C).map(|k| m[i][k] * x[k][j]).sum()));
+        std::array::from_fn(|i| std::array::from_fn(|j| (0..C).map(|k| half[i][k] * m[j][k]).sum()))
+    }
+
+    fn add_products(to: &mut Transform<6, 6>, a: &Transform<6, 6>, b: &Transform<6, 6>) {
+        for i in 0..6 {
+            (0..6).for_each(|j| to[i][j] += a[i][j] * b[i][j]);
+        }
+    }
+
+    /// |M|·|square|·|M|ᵀ of the square of side S that begins at a row and column of a channel of an image.
+    fn square<const R: usize, const S: usize>(
+        m: &Transform<R, S>,
+        map: &[f32],
+        g: Geometry,
+        channels: usize,
+        (image, row, column, channel): (usize, isize, isize, usize),
+    ) -> Transform<R, R> {
+        let value = |y: isize, x: isize| {
+            let inside = (0..g.height as isize).contains(&y) && (0..g.width as isize).contains(&x);
+            let pixel = |y: isize, x: isize| (image * g.height + y as usize) * g.width + x as usize;
+            if inside { f64::from(map[pixel(y, x) * channels + channel].abs()) } else { 0.0 }
+        };
+        both_sides(
+            m,
+            std::array::from_fn(|i| std::array::from_fn(|j| value(row + i as isize, column + j as isize))),
+        )
+    }
+
+    /// The absolute values of the nine weights of each output and input channel.
+    fn weight_square(w: &[f32], channels: usize, o: usize, i: usize) -> Transform<3, 3> {
+        let at = |k: usize| f64::from(w[(o * channels + i) * 9 + k].abs());
+        std::array::from_fn(|y| std::array::from_fn(|x| at(3 * y + x)))
+    }
+
+    /// The first row and column of each tile.
+    fn tiles(g: Geometry) -> impl Iterator<Item = (usize, usize)> {
+        (0..g.height).step_by(4).flat_map(move |y| (0..g.width).step_by(4).map(move |x| (y, x)))
+    }
+
+    /// Roundings on a way from an input to a frequency or back: two passes of at most five operations each, through
+    /// three transforms.
+    const TRANSFORMS: usize = 30;
+
+    /// The rounding of y = Aᵀ[Σ_c (G w Gᵀ) ⊙ (Bᵀ x B)]A, which follows from the same expression in absolute values
+    /// times γ of the operations on the way, as for any chain of sums and products.
+    fn forward_rounding(g: Geometry, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
+        let mut to = vec![0.0; batch * g.height * g.width * g.outputs];
+        let weights: Vec<_> = (0..g.outputs * g.inputs)
+            .map(|k| both_sides(&WEIGHTS, weight_square(w, g.inputs, k / g.inputs, k % g.inputs)))
+            .collect();
+        for (image, (row, column)) in (0..batch).flat_map(|b| tiles(g).map(move |tile| (b, tile))) {
+            let corner = (row as isize - 1, column as isize - 1);
+            let inputs: Vec<_> = (0..g.inputs)
+                .map(|c| square(&INPUT, x, g, g.inputs, (image, corner.0, corner.1, c)))
+                .collect();
+            for o in 0..g.outputs {
+                let mut sums = [[0.0; 6]; 6];
+                let pairs = weights[o * g.inputs..].iter().zip(&inputs);
+                pairs.for_each(|(u, v)| add_products(&mut sums, u, v));
+                for (i, values) in both_sides(&OUTPUT, sums).iter().enumerate() {
+                    for (j, value) in values.iter().enumerate() {
+                        let (y, x) = (row + i, column + j);
+                        if y < g.height && x < g.width {
+                            let pixel = (image * g.height + y) * g.width + x;
+                            to[pixel * g.outputs + o] = tolerance::f32(g.inputs + TRANSFORMS, *value);
+                        }
+                    }
+                }
+            }
+        }
+        to
+    }
+
+    /// As [`forward_rounding`], of dw = Gᵀ[Σ_tiles (Bᵀ x B) ⊙ (A dy Aᵀ)]G.
+    fn weight_rounding(g: Geometry, batch: usize, x: &[f32], dy: &[f32]) -> Vec<f64> {
+        let mut sums = vec![[[0.0; 6]; 6]; g.outputs * g.inputs];
+        let (back, spread) = (transposed(WEIGHTS), transposed(OUTPUT));
+        let mut count = 0;
+        for (image, (row, column)) in (0..batch).flat_map(|b| tiles(g).map(move |tile| (b, tile))) {
+            count += 1;
+            let (row, column) = (row as isize, column as isize);
+            let inputs: Vec<_> = (0..g.inputs)
+                .map(|c| square(&INPUT, x, g, g.inputs, (image, row - 1, column - 1, c)))
+                .collect();
+            for o in 0..g.outputs {
+                let gradient = square(&spread, dy, g, g.outputs, (image, row, column, o));
+                let sums = sums[o * g.inputs..].iter_mut().zip(&inputs);
+                sums.for_each(|(sum, v)| add_products(sum, &gradient, v));
+            }
+        }
+        let rounding = |sum| both_sides(&back, sum).concat().into_iter();
+        let all = sums.into_iter().flat_map(rounding);
+        all.map(|magnitude| tolerance::f32(count + TRANSFORMS, magnitude)).collect()
+    }
+
+    /// The exact values of `want`, with the rounding of this algorithm instead of that of the plain sums.
+    fn with_rounding(want: Vec<Rounded>, rounding: Vec<f64>) -> Vec<Rounded> {
+        want.into_iter().zip(rounding).map(|(want, error)| Rounded::within(want.value, error)).collect()
+    }
+
+    /// `values` are added at the end, after the transform back.
+    fn plus(sums: Vec<Rounded>, values: &[f32]) -> Vec<Rounded> {
+        sums.into_iter().zip(values).map(|(sum, v)| sum + Rounded::exact(*v)).collect()
+    }
+
+    /// The weights of the convolution that the input's gradient is of the output's: turned, inputs for outputs.
+    fn turned(g: Geometry, w: &[f32]) -> (Geometry, Vec<f32>) {
+        let turned = Geometry { inputs: g.outputs, outputs: g.inputs, ..g };
+        let at = |k: usize| {
+            let (i, o, tap) = (k / 9 / g.outputs, k / 9 % g.outputs, k % 9);
+            w[(o * g.inputs + i) * 9 + 8 - tap]
+        };
+        (turned, (0..w.len()).map(at).collect())
+    }
+
     fn all_three(g: Geometry, batch: usize, seed: u64, add: bool) -> Result<(), TestCaseError> {
         let case = Case::new(g, batch, seed);
         let ((x, xl), (dy, dyl)) = (case.input(), case.output_gradient());
         let (flat_x, flat_y) = (case.flat_input(), case.flat_output());
-        let y = reference::forward(g, batch, &case.x, &case.w);
-        let mut dx = reference::input_gradient(g, batch, &case.dy, &case.w);
-        let mut dw = reference::weight_gradient(g, batch, &case.x, &case.dy);
-        dw.iter_mut().zip(&case.w).for_each(|(d, w)| *d += *w as f64);
+        let rounding = forward_rounding(g, batch, &case.x, &case.w);
+        let y = with_rounding(reference::forward(g, batch, &case.x, &case.w), rounding);
+        let (back, w) = turned(g, &case.w);
+        let rounding = forward_rounding(back, batch, &case.dy, &w);
+        let mut dx = with_rounding(reference::input_gradient(g, batch, &case.dy, &case.w, None), rounding);
         if add {
-            dx.iter_mut().zip(&case.x).for_each(|(d, x)| *d += *x as f64);
+            dx = plus(dx, &case.x);
         }
+        let rounding = weight_rounding(g, batch, &case.x, &case.dy);
+        let zero = vec![0.0; case.w.len()];
+        let dw = with_rounding(reference::weight_gradient(g, batch, &case.x, &case.dy, &zero), rounding);
+        let dw = plus(dw, &case.w);
         for simd in Simd::all().iter().copied() {
             let (mut direct, mut u, mut work) = (Packed::default(), Packed::default(), Buffer::default());
             let mut got = vec![f32::NAN; flat_y.len()];
             pack(simd, g, (xl.pitch, false), &case.w, [&mut direct, &mut u]);
             forward(simd, (&x, xl), &u, &mut work, (Shared::new(&mut got), flat_y, false), &|_, _| ());
-            compare(&got, flat_y, g.outputs, &y, 1e-4)?;
+            compare(&got, flat_y, g.outputs, &y)?;
             let start = if add { case.x.clone() } else { vec![f32::NAN; case.x.len()] };
             let mut got = place(&start, g.inputs, flat_x);
             pack(simd, g, (flat_x.pitch, true), &case.w, [&mut direct, &mut u]);
             forward(simd, (&dy, dyl), &u, &mut work, (Shared::new(&mut got), flat_x, add), &|_, _| ());
-            compare(&got, flat_x, g.inputs, &dx, 1e-4)?;
+            compare(&got, flat_x, g.inputs, &dx)?;
             let mut got = case.w.clone();
             weight_gradient(simd, g, (&x, xl), (&dy, dyl), &mut Work::default(), &mut got);
-            compare_weights(&got, &dw, 1e-4)?;
+            compare_all("weight", &got, &dw)?;
         }
         Ok(())
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
+        #![proptest_config(property::cases(96))]
 
         #[test]
         fn all_passes_equal_the_definition((g, batch) in geometry(), seed in 0u64..1000, add: bool) {
