@@ -6,10 +6,11 @@ use crate::simd::{Level, Simd};
 /// Elements that the row loops handle at once: two AVX-512 registers.
 const LANES: usize = 32;
 
-/// exp(x) for x ≤ 0, within 2 units in the last place; 0 below −87.
+/// exp(x) for x ≤ 0, within 2 units in the last place; 0 below −87. Multiply-add is always fused, so that all instruction
+/// sets give the same bits; where the processor cannot, it is a slow call.
 #[inline(always)]
-pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
-    let fma = |a: f32, b: f32, c: f32| if FMA { a.mul_add(b, c) } else { a * b + c };
+pub(super) fn exp(x: f32) -> f32 {
+    let fma = |a: f32, b: f32, c: f32| a.mul_add(b, c);
     // x = n·ln 2 + r with |r| ≤ ln 2/2. Adding 1.5·2²³ rounds to the nearest whole number and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
     // Not `max`, which would turn NaN into a number.
@@ -52,7 +53,7 @@ pub(super) mod body {
     }
 
     #[inline(always)]
-    pub fn fold<const FMA: bool>(
+    pub fn fold(
         logits: &mut [f32],
         (width, count): (usize, usize),
         scale: &[f32],
@@ -65,7 +66,7 @@ pub(super) mod body {
             let (row, scale) = (&mut row[..count], &scale[..count]);
             let highest = largest(row, scale, |v, s| v * s);
             if highest > *top {
-                let shrink = if *top == f32::NEG_INFINITY { 0.0 } else { exp::<FMA>(*top - highest) };
+                let shrink = if *top == f32::NEG_INFINITY { 0.0 } else { exp(*top - highest) };
                 *sum *= shrink;
                 pull.iter_mut().for_each(|p| *p *= shrink);
                 *top = highest;
@@ -80,13 +81,13 @@ pub(super) mod body {
             let mut scales = scale.chunks_exact(LANES);
             for (v, s) in (&mut chunks).zip(&mut scales) {
                 for l in 0..LANES {
-                    let e = exp::<FMA>(v[l] * s[l] - shift);
+                    let e = exp(v[l] * s[l] - shift);
                     lanes[l] += e;
                     v[l] = e * s[l];
                 }
             }
             for (v, s) in chunks.into_remainder().iter_mut().zip(scales.remainder()) {
-                let e = exp::<FMA>(*v * s - shift);
+                let e = exp(*v * s - shift);
                 lanes[0] += e;
                 *v = e * s;
             }
@@ -95,30 +96,30 @@ pub(super) mod body {
     }
 
     #[inline(always)]
-    pub fn sum_exp<const FMA: bool>(row: &[f32]) -> (f32, f32) {
+    pub fn sum_exp(row: &[f32]) -> (f32, f32) {
         let top = largest(row, row, |v, _| v);
         if top == f32::NEG_INFINITY {
             return (top, 0.0);
         }
         let mut lanes = [0.0f32; LANES];
         let chunks = row.chunks_exact(LANES);
-        let rest: f32 = chunks.remainder().iter().map(|v| exp::<FMA>(v - top)).sum();
+        let rest: f32 = chunks.remainder().iter().map(|v| exp(v - top)).sum();
         for v in chunks {
             for l in 0..LANES {
-                lanes[l] += exp::<FMA>(v[l] - top);
+                lanes[l] += exp(v[l] - top);
             }
         }
         (top, lanes.iter().sum::<f32>() + rest)
     }
 
     #[inline(always)]
-    pub fn exp_add<const FMA: bool>(row: &mut [f32], shift: f32, columns: &mut [f32]) -> f32 {
+    pub fn exp_add(row: &mut [f32], shift: f32, columns: &mut [f32]) -> f32 {
         let mut lanes = [0.0f32; LANES];
         let mut chunks = row.chunks_exact_mut(LANES);
         let mut below = columns.chunks_exact_mut(LANES);
         for (v, sum) in (&mut chunks).zip(&mut below) {
             for l in 0..LANES {
-                let e = exp::<FMA>(v[l] - shift);
+                let e = exp(v[l] - shift);
                 lanes[l] += e;
                 sum[l] += e;
                 v[l] = e;
@@ -126,7 +127,7 @@ pub(super) mod body {
         }
         for ((v, sum), lane) in chunks.into_remainder().iter_mut().zip(below.into_remainder()).zip(&mut lanes)
         {
-            *v = exp::<FMA>(*v - shift);
+            *v = exp(*v - shift);
             *lane += *v;
             *sum += *v;
         }
@@ -134,16 +135,16 @@ pub(super) mod body {
     }
 
     #[inline(always)]
-    pub fn times_both<const FMA: bool>(row: &mut [f32], own: f32, others: &[f32]) {
+    pub fn times_both(row: &mut [f32], own: f32, others: &[f32]) {
         for (v, other) in row.iter_mut().zip(others) {
             *v *= own + other;
         }
     }
 
     #[inline(always)]
-    pub fn both_probabilities<const FMA: bool>(row: &mut [f32], own: f32, others: &[f32]) {
+    pub fn both_probabilities(row: &mut [f32], own: f32, others: &[f32]) {
         for (v, other) in row.iter_mut().zip(others) {
-            *v = exp::<FMA>(*v - own) + exp::<FMA>(*v - other);
+            *v = exp(*v - own) + exp(*v - other);
         }
     }
 }
@@ -157,11 +158,11 @@ macro_rules! dispatched {
             {
                 #[target_feature(enable = "avx512f")]
                 fn avx512($($arg: $ty),*) $(-> $out)? {
-                    body::$name::<true>($($arg),*)
+                    body::$name($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $ty),*) $(-> $out)? {
-                    body::$name::<true>($($arg),*)
+                    body::$name($($arg),*)
                 }
                 match Simd::active().level() {
                     // SAFETY: the machine has AVX-512F, as the value proves; the body is safe code.
@@ -171,8 +172,7 @@ macro_rules! dispatched {
                     _ => {}
                 }
             }
-            // Where fused multiply-add is not part of every machine of the architecture, it is a slow call.
-            body::$name::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
+            body::$name($($arg),*)
         }
     };
 }
