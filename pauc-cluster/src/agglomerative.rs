@@ -140,49 +140,85 @@ pub fn cut(leaves: usize, merges: &[Merge], k: usize) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::tolerance;
     use proptest::prelude::*;
 
-    /// Merges the pair that raises the sum of squares least, computed from the samples themselves.
-    fn naive(points: &[f32], dim: usize, k: usize) -> Vec<Vec<usize>> {
-        let mut groups: Vec<Vec<usize>> = (0..points.len() / dim).map(|i| vec![i]).collect();
-        let scatter = |group: &[usize]| -> f64 {
-            (0..dim)
-                .map(|l| {
-                    let values: Vec<f64> = group.iter().map(|i| points[i * dim + l] as f64).collect();
-                    let mean = values.iter().sum::<f64>() / values.len() as f64;
-                    values.iter().map(|v| (v - mean).powi(2)).sum::<f64>()
-                })
-                .sum()
+    /// Σ‖x − mean‖² of some of the points.
+    fn scatter(points: &[f32], dim: usize, group: &[usize]) -> f64 {
+        let of_column = |l: usize| {
+            let values = group.iter().map(|i| f64::from(points[i * dim + l]));
+            let mean = values.clone().sum::<f64>() / group.len() as f64;
+            values.map(|v| (v - mean).powi(2)).sum::<f64>()
         };
-        while groups.len() > k {
-            let mut best = (f64::INFINITY, 0, 0);
-            for a in 0..groups.len() {
-                for b in a + 1..groups.len() {
-                    let rise = scatter(&[groups[a].clone(), groups[b].clone()].concat())
-                        - scatter(&groups[a])
-                        - scatter(&groups[b]);
-                    if rise < best.0 {
-                        best = (rise, a, b);
-                    }
-                }
-            }
-            let gone = groups.remove(best.2);
-            groups[best.1].extend(gone);
+        (0..dim).map(of_column).sum()
+    }
+
+    /// How far a computed cost may be from the rise of the sum of squares that it stands for, where centres are off by
+    /// `off` in each coordinate: a square of differences, and the centres in it.
+    fn error_of_cost(points: &[f32], dim: usize, pair: [&[usize]; 2], off: f64) -> f64 {
+        let mean = |group: &[usize], l: usize| {
+            group.iter().map(|i| f64::from(points[i * dim + l])).sum::<f64>() / group.len() as f64
+        };
+        let (mut square, mut moved) = (0.0, 0.0);
+        for l in 0..dim {
+            let apart = (mean(pair[0], l) - mean(pair[1], l)).abs();
+            square += apart.powi(2);
+            moved += 2.0 * apart * 2.0 * off + (2.0 * off).powi(2);
         }
-        groups
+        let [a, b] = pair.map(|group| group.len() as f64);
+        // The squares have three roundings each, and are summed; the weight is f64.
+        a * b / (a + b) * (moved + tolerance::f32(dim + 3, square + moved))
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
+        #![proptest_config(pauc_testing::property::cases(24))]
         #[test]
         fn equals_the_definition(points in prop::collection::vec(-5.0f32..5.0, 36), k in 1usize..12) {
-            let merges = ward(Rows::new(&points, 3), &[1; 12]);
-            let got = cut(12, &merges, k);
-            for group in naive(&points, 3, k) {
-                prop_assert!(group.iter().all(|i| got[*i] == got[group[0]]), "{group:?} {got:?}");
+            let (n, dim) = (12, 3);
+            let merges = ward(Rows::new(&points, dim), &[1; 12]);
+            prop_assert_eq!(merges.len(), n - 1);
+            let mut groups: Vec<Vec<usize>> = (0..n).map(|i| vec![i]).collect();
+            let alive = |groups: &[Vec<usize>]| (0..n).filter(|i| !groups[*i].is_empty()).collect::<Vec<_>>();
+            let largest = points.iter().fold(0.0, |most, v| f64::from(v.abs()).max(most));
+            let (mut worst, mut before) = (0.0f64, 0.0);
+            for (done, merge) in merges.iter().enumerate() {
+                if n - done == k {
+                    let got = cut(n, &merges, k);
+                    prop_assert_eq!(got.iter().max().unwrap() + 1, k as u32);
+                    for group in groups.iter().filter(|g| !g.is_empty()) {
+                        prop_assert!(group.iter().all(|i| got[*i] == got[group[0]]), "{group:?} {got:?}");
+                    }
+                }
+                // The weighted mean of two centres is off by no more than they are, and is rounded.
+                let off = tolerance::f32(done, largest);
+                let left = alive(&groups);
+                prop_assert!(merge.a < merge.b && left.contains(&merge.a) && left.contains(&merge.b), "{merge:?}");
+                let rise = |a: usize, b: usize| {
+                    let both = [&groups[a][..], &groups[b][..]].concat();
+                    let parts = scatter(&points, dim, &groups[a]) + scatter(&points, dim, &groups[b]);
+                    scatter(&points, dim, &both) - parts
+                };
+                let (mut least, own) = (f64::INFINITY, rise(merge.a, merge.b));
+                for (at, a) in left.iter().enumerate() {
+                    for b in &left[at + 1..] {
+                        least = least.min(rise(*a, *b));
+                        worst = worst.max(error_of_cost(&points, dim, [&groups[*a], &groups[*b]], off));
+                    }
+                }
+                let of_rise = tolerance::f64(4 * n, scatter(&points, dim, &(0..n).collect::<Vec<_>>()));
+                let of_cost = error_of_cost(&points, dim, [&groups[merge.a], &groups[merge.b]], off);
+                prop_assert!((merge.cost - own).abs() <= of_cost + of_rise, "{merge:?} for a rise of {own}");
+                // What is compared is off by `worst` on either side. Each earlier merge that was not quite the cheapest
+                // may have brought a cluster that much nearer to a third than its parts were.
+                let room = 2.0 * (done + 1) as f64 * (worst + of_rise);
+                prop_assert!(own <= least + room, "{merge:?} rises by {own}, another by {least}");
+                prop_assert!(before <= own + room, "{merge:?} rises by {own}, the one before by {before}");
+                before = own;
+                let gone = std::mem::take(&mut groups[merge.b]);
+                groups[merge.a].extend(gone);
             }
-            prop_assert_eq!(got.iter().max().unwrap() + 1, k as u32);
-            prop_assert!(merges.windows(2).all(|w| w[0].cost <= w[1].cost * (1.0 + 1e-5) + 1e-9));
+            let one = cut(n, &merges, 1);
+            prop_assert_eq!(one, vec![0; n]);
         }
     }
 
@@ -202,7 +238,7 @@ mod tests {
             let levels = configured(&[20, 5, 1], leaves).fit_rows(rows, context).unwrap();
             let truth: Vec<u32> = (0..300).map(|i| i % 5).collect();
             let agreement = crate::metrics::Agreement::new(&truth, &levels[1].assignments).unwrap();
-            assert!((agreement.ari - 1.0).abs() < 1e-12, "{}", agreement.ari);
+            assert_eq!(agreement.ari, 1.0);
             for (fine, coarse) in levels[0].assignments.iter().zip(&levels[1].assignments) {
                 let of_fine = levels[0].assignments.iter().position(|a| a == fine).unwrap();
                 assert_eq!(levels[1].assignments[of_fine], *coarse);

@@ -291,6 +291,7 @@ impl Pairs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
 
     fn wave(rows: usize, dim: usize) -> Vec<f32> {
         (0..rows * dim)
@@ -338,40 +339,59 @@ mod tests {
             .filter_map(|(i, a)| a.map(|a| (i, a as usize)))
             .collect();
         let occupied: Vec<usize> = (0..k).filter(|c| used.iter().any(|u| u.1 == *c)).collect();
-        let close = |got: f64, want: f64, name: &str| {
-            assert!((got - want).abs() < 1e-5 * (1.0 + want.abs()), "{name}: {got} for {want}");
-        };
         let directions: Vec<Vec<f64>> = centroids.chunks(dim).map(unit).collect();
-        close(got.intra_cosine, mean_of(used.iter().map(|(i, j)| product(&v[*i], &directions[*j]))), "intra");
-        close(got.distance, mean_of(used.iter().map(|(i, j)| apart(&v[*i], &c[*j]).sqrt())), "distance");
+        // The code has v and ĉ rounded to f32, which moves a vector by u and a cosine by 2u. Products of length dim
+        // follow.
+        let of_cosine = tolerance::f32(dim + 2, 1.0);
+        let intra = mean_of(used.iter().map(|(i, j)| product(&v[*i], &directions[*j])));
+        assert_within!(got.intra_cosine, intra, of_cosine);
+        // A distance is off by as much as v is moved, and half as much relative to it as its square, which has dim + 3
+        // roundings.
+        let distance = mean_of(used.iter().map(|(i, j)| apart(&v[*i], &c[*j]).sqrt()));
+        assert_within!(
+            got.distance,
+            distance,
+            tolerance::f32(1, 1.0) + tolerance::f32(dim + 3, distance / 2.0)
+        );
         let pairs: Vec<(usize, usize)> = occupied
             .iter()
             .flat_map(|a| occupied.iter().filter(move |b| *b > a).map(move |b| (*a, *b)))
             .collect();
         let cosines: Vec<f64> =
             pairs.iter().map(|(a, b)| product(&directions[*a], &directions[*b])).collect();
-        close(got.inter_cosine_mean, mean_of(cosines.iter().copied()), "inter mean");
-        close(got.inter_cosine_max, cosines.iter().cloned().fold(-2.0, f64::max), "inter max");
+        // The mean is computed in f64, from rounded vectors.
+        assert_within!(got.inter_cosine_mean, mean_of(cosines.iter().copied()), tolerance::f32(3, 1.0));
+        assert_within!(got.inter_cosine_max, cosines.iter().cloned().fold(-2.0, f64::max), of_cosine);
         let near = |a: &usize| {
             occupied.iter().any(|b| a != b && product(&directions[*a], &directions[*b]) >= COPY as f64)
         };
-        close(
-            got.copies,
-            occupied.iter().filter(|a| near(a)).count() as f64 / occupied.len() as f64,
-            "copies",
+        assert!(
+            cosines.iter().all(|c| (c - COPY as f64).abs() > of_cosine),
+            "rounding decides what is a copy"
         );
+        assert_eq!(got.copies, occupied.iter().filter(|a| near(a)).count() as f64 / occupied.len() as f64);
         let uniformity =
             |squares: &mut dyn Iterator<Item = f64>| mean_of(squares.map(|s| (-2.0 * s).exp())).ln();
         let of_prototypes =
             uniformity(&mut pairs.iter().map(|(a, b)| apart(&directions[*a], &directions[*b])));
-        close(got.prototype_uniformity, of_prototypes, "prototype uniformity");
+        // exp(4·(cos − 1)): the exponent is off by four times a cosine, and the difference, which is at most 2, is
+        // rounded; exp is good to one unit in the last place. A mean of positive terms is off by no more, relative to
+        // it, and so is its logarithm.
+        let of_uniformity = 4.0 * (of_cosine + tolerance::f32(1, 2.0)) + tolerance::f32(2, 1.0);
+        // The bound is of first order in errors below 1e-5.
+        let of_uniformity = of_uniformity * (1.0 + of_uniformity);
+        assert_within!(got.prototype_uniformity, of_prototypes, of_uniformity);
         let all_pairs: Vec<(usize, usize)> = (0..n).flat_map(|a| (a + 1..n).map(move |b| (a, b))).collect();
         let of_instances = uniformity(&mut all_pairs.iter().map(|(a, b)| apart(&v[*a], &v[*b])));
-        close(got.instance_uniformity, of_instances, "instance uniformity");
+        assert_within!(got.instance_uniformity, of_instances, of_uniformity);
         let together = used
             .iter()
             .flat_map(|a| used.iter().filter(move |b| b.0 > a.0 && a.1 == b.1).map(move |b| (a.0, b.0)));
-        close(got.instance_alignment, mean_of(together.map(|(a, b)| apart(&v[a], &v[b]))), "alignment");
+        // A prototype's Σ‖v − v'‖² is size·Σ‖v − μ‖². Both v and μ are moved by u, which moves the square by
+        // 4u·‖v − μ‖, and its sum has dim + 2 roundings. A mean of ‖v − μ‖² is at most 1; over the pairs it counts
+        // 2·size/(size − 1) times, which is at most 4.
+        let alignment = mean_of(together.map(|(a, b)| apart(&v[a], &v[b])));
+        assert_within!(got.instance_alignment, alignment, tolerance::f32(4 + dim + 2, 4.0));
 
         let centre = |of: &dyn Fn(usize) -> bool| -> Vec<f64> {
             let own: Vec<usize> = used.iter().filter(|u| of(u.1)).map(|u| u.0).collect();
@@ -380,13 +400,23 @@ mod tests {
         let (overall, size) = (centre(&|_| true), |c: usize| used.iter().filter(|u| u.1 == c).count() as f64);
         let within: f64 = used.iter().map(|(i, j)| apart(&v[*i], &centre(&|c| c == *j))).sum();
         let between: f64 = occupied.iter().map(|j| size(*j) * apart(&centre(&|c| c == *j), &overall)).sum();
-        close(got.within_over_between, within / between, "scatter");
+        // As before, with Σ‖v − μ‖ ≤ √(n·within), and the same for the means around theirs.
+        let counted = used.len() as f64;
+        let of_within = tolerance::f32(4, (counted * within).sqrt()) + tolerance::f32(dim + 2, within);
+        let of_between = tolerance::f32(4, (counted * between).sqrt());
+        let ratio = within / between;
+        assert_within!(
+            got.within_over_between,
+            ratio,
+            (of_within + ratio * of_between) / (between - of_between)
+        );
         assert_eq!(got.occupied, 5.0);
         let entropy = occupied.iter().map(|c| size(*c) / 59.0).map(|p| -p * p.ln()).sum::<f64>();
-        close(got.size_entropy, entropy, "entropy");
+        // Five terms p·ln p with four roundings each.
+        assert_within!(got.size_entropy, entropy, tolerance::f64(5 + 4, entropy));
         assert_eq!((got.concentration_p10, got.concentration_p50, got.concentration_p90), (0.5, 2.5, 4.5));
         // The singular values by another way: of the centred matrix itself.
-        let mut rank = 0.0;
+        let (mut rank, mut of_rank) = (0.0, 0.0);
         for j in &occupied {
             let own: Vec<usize> = used.iter().filter(|u| u.1 == *j).map(|u| u.0).collect();
             let mu = centre(&|c| c == *j);
@@ -395,8 +425,15 @@ mod tests {
             let total: f64 = singular.iter().sum();
             let h: f64 = singular.iter().map(|s| s / total).filter(|p| *p > 1e-12).map(|p| -p * p.ln()).sum();
             rank += size(*j) / 59.0 * h.exp();
+            // Rounding the samples moves the matrix by u·√size at most, and each singular value by no more. A share
+            // σ/Σσ moves by (1 + share·dim) times that over Σσ, and all by 2·dim times that; h by as much times |ln| of
+            // the least share; and exp(h) by that relative to it.
+            let moved = 2.0 * dim as f64 * tolerance::f32(1, size(*j).sqrt()) / total;
+            let least = singular.iter().cloned().fold(total, f64::min) / total;
+            assert!(moved < 0.01 * least, "of first order");
+            of_rank += size(*j) / 59.0 * h.exp() * moved * 1.01 * (1.0 + least.ln().abs());
         }
-        close(got.within_rank, rank, "rank");
+        assert_within!(got.within_rank, rank, of_rank);
     }
 
     #[test]
@@ -418,10 +455,12 @@ mod tests {
         let (tight, loose) = (cluster(0.0), cluster(0.2));
         let tight = Coagulation::of_labels(Rows::new(&tight, 8), &labels).unwrap();
         let loose = Coagulation::of_labels(Rows::new(&loose, 8), &labels).unwrap();
-        assert!(tight.intra_cosine > 1.0 - 1e-6 && tight.intra_cosine > loose.intra_cosine);
-        assert!((tight.within_rank - 1.0).abs() < 1e-6 && loose.within_rank > 3.0);
-        assert!(tight.inter_cosine_mean.abs() < 1e-6 && tight.within_over_between < 1e-9);
-        assert!((tight.size_entropy - 4f64.ln()).abs() < 1e-12);
+        // Rows on the axes, their means and what follows from them are exact.
+        assert_eq!((tight.intra_cosine, tight.within_rank), (1.0, 1.0));
+        assert_eq!((tight.inter_cosine_mean, tight.within_over_between), (0.0, 0.0));
+        assert!(loose.intra_cosine < 0.99 && loose.within_rank > 3.0, "{loose:?}");
+        // Four terms ¼·ln ¼, each with one rounding, and their sum.
+        assert_within!(tight.size_entropy, 4f64.ln(), tolerance::f64(4, 4f64.ln()));
     }
 
     #[test]

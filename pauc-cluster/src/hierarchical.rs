@@ -338,6 +338,8 @@ fn claim(size: usize, share: usize, parent: usize) -> (u128, std::cmp::Reverse<u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oracle::Centroids;
+    use pauc_testing::{assert_within, tolerance};
 
     fn configured(k: &[usize]) -> HierarchicalKMeans {
         HierarchicalKMeans {
@@ -371,7 +373,7 @@ mod tests {
         let levels = configured(&[3, 12, 40]).fit_rows(Rows::new(&data, 2), CONTEXT).unwrap();
         let truth: Vec<u32> = (0..240).map(|i| i % 3).collect();
         let agreement = crate::metrics::Agreement::new(&truth, &levels[0].assignments).unwrap();
-        assert!((agreement.ari - 1.0).abs() < 1e-12);
+        assert_eq!(agreement.ari, 1.0);
         for pair in levels.windows(2) {
             let mut parent = vec![None; pair[1].k];
             for (coarse, fine) in pair[0].assignments.iter().zip(&pair[1].assignments) {
@@ -383,15 +385,13 @@ mod tests {
         }
         for level in &levels {
             assert_eq!(level.centroids.len(), level.k * 2);
-            let total: f64 = data
-                .chunks(2)
-                .zip(&level.assignments)
-                .map(|(x, a)| {
-                    let c = &level.centroids[a.unwrap() as usize * 2..][..2];
-                    ((x[0] - c[0]) as f64).powi(2) + ((x[1] - c[1]) as f64).powi(2)
-                })
-                .sum();
-            assert!((total - level.report.objective[0]).abs() < 1e-4 * (1.0 + total));
+            let centroids = Centroids::exact(&level.centroids, 2);
+            let (mut total, mut error) = (0.0, 0.0);
+            for (x, a) in data.chunks(2).zip(&level.assignments) {
+                let square = centroids.square(x, a.unwrap() as usize);
+                (total, error) = (total + square.value, error + square.error);
+            }
+            assert_within!(level.report.objective[0], total, error);
         }
     }
 
@@ -410,11 +410,13 @@ mod tests {
         let start = gather(rows, &Init::KMeansPlusPlus.choose(rows, 100, rng));
         let flat = Lloyd { iterations: 10, spherical: false, tolerance: 0.0 }.run(rows, start, rng);
         let flat = flat.objective[flat.objective.len() - 1];
+        // It comes to 1.001 of the flat fit, and to 0.96 of the plain one: rounding is far smaller.
         assert!(last(&levels) < 1.02 * flat, "{} for {flat}", last(&levels));
         assert!(last(&levels) < 0.98 * last(&plain), "for {}", last(&plain));
         let report = &levels[1].report;
         assert_eq!((report.objective.len(), report.moved.len(), report.splits_at.len()), (9, 8, 8));
-        assert!(report.objective.windows(2).all(|w| w[1] <= w[0] * (1.0 + 1e-6)), "{:?}", report.objective);
+        // Each pass lowers it by 1/1200 at least, which rounding cannot undo.
+        assert!(report.objective.windows(2).all(|w| w[1] < w[0]), "{:?}", report.objective);
         let mut parent = vec![None; 100];
         for (coarse, fine) in levels[0].assignments.iter().zip(&levels[1].assignments) {
             let seen = &mut parent[fine.unwrap() as usize];
@@ -424,7 +426,8 @@ mod tests {
         let again = crate::lloyd::clustering_of(rows, levels[0].assignments.clone(), 10, Vec::new());
         assert_eq!(again.centroids, levels[0].centroids, "a coarse prototype is the mean of its samples");
         let (got, want) = (levels[0].report.objective[0], again.report.objective[0]);
-        assert!((got - want).abs() < 1e-5 * want, "{got} for {want}");
+        // The same squares in f64, in another order.
+        assert_within!(got, want, tolerance::f64(rows.rows, want));
     }
 
     #[test]
@@ -448,6 +451,7 @@ mod tests {
         let part = HierarchicalKMeans { max_points_per_centroid: most, ..configured(&[3, 12]) };
         let part = part.fit_rows(rows, CONTEXT).unwrap();
         let objective = |levels: &[Clustering]| levels[1].report.objective[0];
+        // It comes to 1.17 of the whole fit.
         assert!(objective(&part) < 1.5 * objective(&whole), "{} for {}", objective(&part), objective(&whole));
         assert_ne!(part[1].centroids, whole[1].centroids);
         assert!(part[1].assignments.len() == 240 && part[1].report.empty == 0);

@@ -34,6 +34,8 @@ pub mod metrics;
 pub mod minibatch;
 pub mod mixture;
 pub mod nearest;
+#[cfg(test)]
+mod oracle;
 #[cfg(feature = "parquet")]
 mod parquet;
 pub mod probing;

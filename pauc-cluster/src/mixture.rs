@@ -216,6 +216,7 @@ impl Mixture {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{Rounded, assert_within};
 
     fn data() -> Vec<f32> {
         // Three groups of different width; column 1 is wide in the second only.
@@ -241,62 +242,102 @@ mod tests {
 
     const CONTEXT: FitContext<'static> = FitContext { seed: 2, epoch: 0, previous: &[], labels: None };
 
-    /// Expectation and maximisation with plain loops in f64; returns means and the objectives.
-    fn naive(x: &[f32], dim: usize, start: &Clustering, floor: f64, updates: usize) -> (Vec<f64>, Vec<f64>) {
-        let (n, k) = (x.len() / dim, start.k);
-        let mut r: Vec<Vec<f64>> = start
-            .assignments
-            .iter()
-            .map(|a| (0..k).map(|c| if *a == Some(c as u32) { 1.0 } else { 0.0 }).collect())
-            .collect();
-        let mut objective = Vec::new();
-        loop {
-            let weight: Vec<f64> = (0..k).map(|c| r.iter().map(|r| r[c]).sum()).collect();
-            let mean =
-                |c: usize, l: usize| (0..n).map(|i| r[i][c] * x[i * dim + l] as f64).sum::<f64>() / weight[c];
-            let means: Vec<f64> = (0..k * dim).map(|p| mean(p / dim, p % dim)).collect();
-            let variance = |c: usize, l: usize| {
-                let square = |i: usize| r[i][c] * (x[i * dim + l] as f64 - means[c * dim + l]).powi(2);
-                (0..n).map(square).sum::<f64>() / weight[c] + floor
-            };
-            let variances: Vec<f64> = (0..k * dim).map(|p| variance(p / dim, p % dim)).collect();
-            let mut total = 0.0;
-            for i in 0..n {
-                let density = |c: usize| {
-                    let term = |l: usize| {
-                        let v = variances[c * dim + l];
-                        (x[i * dim + l] as f64 - means[c * dim + l]).powi(2) / v
-                            + (2.0 * std::f64::consts::PI * v).ln()
-                    };
-                    weight[c] / n as f64 * (-0.5 * (0..dim).map(term).sum::<f64>()).exp()
-                };
-                let all: Vec<f64> = (0..k).map(density).collect();
-                let sum: f64 = all.iter().sum();
-                total -= sum.ln();
-                r[i] = all.iter().map(|p| p / sum).collect();
-            }
-            objective.push(total / n as f64);
-            if objective.len() > updates {
-                return (means, objective);
-            }
+    /// ln π_c N(x; μ_c, diag σ_c²) by the definition, with the error of the code's two products and a constant.
+    fn logit(mixture: &Mixture, c: usize, x: &[Rounded]) -> Rounded {
+        let own = c * x.len()..(c + 1) * x.len();
+        let (mut exact, mut constant) = (mixture.ln_weights[c], mixture.ln_weights[c]);
+        let mut terms = Vec::new();
+        for (x, (m, v)) in x.iter().zip(mixture.means[own.clone()].iter().zip(&mixture.variances[own])) {
+            let ln = (2.0 * std::f64::consts::PI * v).ln();
+            exact -= ((x.value - m).powi(2) / v + ln) / 2.0;
+            constant -= (m * m / v + ln) / 2.0;
+            terms.push(*x * *x * Rounded::within(-0.5 / v, 0.0).round());
+            terms.push(*x * Rounded::within(m / v, 0.0).round());
+        }
+        terms.push(Rounded::within(constant, 0.0).round());
+        Rounded { value: exact, ..Rounded::sum(terms) }
+    }
+
+    /// A row's responsibilities and ln p(x). The code takes off logit number `best` before exponentials, which are good
+    /// to one unit in the last place.
+    fn responsibilities(logits: &[Rounded], best: usize) -> (Vec<Rounded>, Rounded) {
+        let term = |(c, l): (usize, &Rounded)| match c == best {
+            true => Rounded::exact(1.0),
+            false => (*l - logits[best]).exp(1.0),
+        };
+        let terms: Vec<Rounded> = logits.iter().enumerate().map(term).collect();
+        let total = Rounded::sum(terms.iter().copied());
+        (terms.iter().map(|t| *t / total).collect(), logits[best] + total.ln())
+    }
+
+    /// Compares means and variances with those of weighted samples by the definition, with the error of the code's
+    /// Σ r·x and Σ r·x².
+    fn assert_fitted(mixture: &Mixture, x: &[Vec<Rounded>], r: &[Vec<Rounded>], floor: f64) {
+        let dim = x[0].len();
+        for (at, (mean, variance)) in mixture.means.iter().zip(&mixture.variances).enumerate() {
+            let own = || r.iter().map(|r| r[at / dim]).zip(x.iter().map(|x| x[at % dim]));
+            let weight = Rounded::sum(own().map(|(r, _)| r));
+            let want = Rounded::dot(own()) / weight;
+            assert_within!(*mean, want.value, want.error, "mean {at}");
+            let from_mean = own().map(|(r, x)| r.value * (x.value - want.value).powi(2)).sum::<f64>();
+            let error = (Rounded::dot(own().map(|(r, x)| (r, x * x))) / weight - want * want).error;
+            assert_within!(*variance, from_mean / weight.value + floor, error, "variance {at}");
         }
     }
 
+    /// Each expectation and each maximisation is compared by itself, from where the code is: errors do not add up.
     #[test]
-    fn equals_the_plain_loops() {
+    fn equals_the_definition_step_by_step() {
         let x = data();
-        let rows = Rows::new(&x, 2);
+        let (rows, n, k) = (Rows::new(&x, 2), 360, 3);
         let start = &KMeans::with(vec![Count::lit(3)]).fit_rows(rows, CONTEXT).unwrap()[0];
         let got = &configured(3, 6).fit_rows(rows, CONTEXT).unwrap()[0];
-        let spread = clustering_of(rows, vec![Some(0); 360], 1, vec![]).report.objective[0] / 720.0;
-        let updates = got.report.objective.len() - 1;
-        let (means, objective) = naive(&x, 2, start, 1e-4 * spread, updates);
-        got.centroids
-            .iter()
-            .zip(&means)
-            .for_each(|(g, w)| assert!((*g as f64 - w).abs() < 1e-3, "{g} for {w}"));
-        for (g, w) in got.report.objective.iter().zip(&objective) {
-            assert!((g - w).abs() < 1e-3, "{g} for {w}");
+        let whole = clustering_of(rows, vec![Some(0); n], 1, vec![]);
+        let floor = 1e-4 * whole.report.objective[0] / (2 * n) as f64;
+        // Around the mean, which rounds each sample once.
+        let centre = whole.centroids;
+        let centred: Vec<f32> = x.iter().enumerate().map(|(i, v)| v - centre[i % 2]).collect();
+        let exact: Vec<Vec<Rounded>> = x
+            .chunks(2)
+            .map(|x| x.iter().zip(&centre).map(|(v, m)| Rounded::exact(*v) - Rounded::exact(*m)).collect())
+            .collect();
+        let mut hard = Moments::zero(k, 2);
+        let mut r = Vec::new();
+        for (x, a) in centred.chunks(2).zip(&start.assignments) {
+            hard.add(x, a.unwrap() as usize);
+            r.push((0..3).map(|c| Rounded::exact(if *a == Some(c) { 1.0 } else { 0.0 })).collect());
+        }
+        let mut mixture = Mixture::default();
+        mixture.update(&hard, floor, n);
+        let last = got.report.objective.len() - 1;
+        for (at, objective) in got.report.objective.iter().enumerate() {
+            assert_fitted(&mixture, &exact, &r, floor);
+            let step = mixture.expect(Rows::new(&centred, 2));
+            let mut total = Rounded::default();
+            r.clear();
+            for (x, best) in exact.iter().zip(&step.index) {
+                let logits: Vec<Rounded> = (0..k).map(|c| logit(&mixture, c, x)).collect();
+                let best = *best as usize;
+                for other in &logits {
+                    assert!(
+                        logits[best].value + logits[best].error >= other.value - other.error,
+                        "{logits:?}"
+                    );
+                }
+                let (of_row, ln_p) = responsibilities(&logits, best);
+                r.push(of_row);
+                total.value -= ln_p.value;
+                total.error += ln_p.error;
+            }
+            assert_within!(*objective, total.value / n as f64, total.error / n as f64);
+            if at == last {
+                let means = mixture.means.iter().enumerate();
+                let means: Vec<f32> = means.map(|(i, m)| (m + f64::from(centre[i % 2])) as f32).collect();
+                assert_eq!(got.centroids, means);
+                assert_eq!(got.assignments, step.index.into_iter().map(Some).collect::<Vec<_>>());
+                return;
+            }
+            mixture.update(&step.moments, floor, n);
         }
     }
 
@@ -312,6 +353,7 @@ mod tests {
         assert_eq!(one, fit(4));
         let truth: Vec<u32> = (0..360).map(|i| i % 3).collect();
         let agreement = crate::metrics::Agreement::new(&truth, &one.assignments).unwrap();
+        // It is 1; a sample in the wrong group would leave 0.992.
         assert!(agreement.ari > 0.99, "{}", agreement.ari);
     }
 

@@ -132,7 +132,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(60))]
+        #![proptest_config(pauc_testing::property::cases(60))]
         #[test]
         fn following_gives_the_bits_of_starting_afresh(
             seed in 0u32..1000,

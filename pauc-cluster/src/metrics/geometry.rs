@@ -89,6 +89,7 @@ pub fn davies_bouldin(rows: Rows<'_>, assignments: &[Option<u32>]) -> Option<f64
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
 
     fn some(a: &[u32]) -> Vec<Option<u32>> {
         a.iter().map(|a| Some(*a)).collect()
@@ -101,7 +102,8 @@ mod tests {
         // a = 1, 1, 2, 2; b = mean distance to the other pair.
         let want = (10.0 / 11.0 + 9.0 / 10.0 + (9.5 - 2.0) / 9.5 + (11.5 - 2.0) / 11.5 + 0.0) / 5.0;
         let got = silhouette(rows, &some(&[0, 0, 1, 1, 2]), 100, 0).unwrap();
-        assert!((got - want).abs() < 1e-6, "{got} for {want}");
+        // Distances are whole numbers, and exact: each score has five roundings, their mean six, all of numbers below 1.
+        assert_within!(got, want, tolerance::f64(11, 1.0));
         assert_eq!(silhouette(rows, &some(&[3; 5]), 100, 0), None);
         assert_eq!(silhouette(rows, &[None; 5], 100, 0), None);
         assert_eq!(silhouette(Rows::new(&[1.0; 4], 1), &some(&[0, 0, 1, 1]), 100, 0), Some(0.0));
@@ -116,7 +118,8 @@ mod tests {
         assignments[4] = None;
         // Spreads 1 and 2, means 1 and 12.
         let got = davies_bouldin(Rows::new(&data, 1), &assignments).unwrap();
-        assert!((got - 3.0 / 11.0).abs() < 1e-6, "{got}");
+        // Spreads and means are whole numbers, and exact.
+        assert_within!(got, 3.0 / 11.0, tolerance::f64(3, 3.0 / 11.0));
         assert_eq!(davies_bouldin(Rows::new(&data, 1), &some(&[0; 5])), None);
         assert_eq!(davies_bouldin(Rows::new(&[1.0; 4], 1), &some(&[0, 0, 1, 1])), Some(0.0));
     }
