@@ -176,6 +176,7 @@ fn general(bytes: &[u8], format: ImageFormat, limit: usize) -> Result<DynamicIma
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
 
     fn limit(pixel_limit: usize) -> Decoding {
         Decoding { pixel_limit, ..Decoding::default() }
@@ -224,7 +225,8 @@ mod tests {
             let image = decode(&encoded(&picture.into(), ImageFormat::Png), how, Path::new("a")).unwrap();
             for (i, (v, c)) in image.pixels.iter().zip(colours().as_raw()).enumerate() {
                 let want = f64::from(*c) * (1.0 - part) + f64::from([10u8, 20, 250][i % 3]) * part;
-                assert!((f64::from(*v) - want).abs() <= 0.51, "{alpha} {i}: {v} for {want}");
+                // The nearest whole number of a fraction of 255, and the rounding of `want`.
+                assert_within!(*v, want, 127.0 / 255.0 + tolerance::f64(5, 255.0), "{alpha} {i}");
             }
         }
     }

@@ -65,6 +65,7 @@ impl From<Interval> for (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
     use pauc_traits::rng::{Purpose, stream};
 
     #[test]
@@ -81,10 +82,12 @@ mod tests {
     fn draws_have_their_means() {
         let interval = Interval::lit(0.5, 2.0);
         let mut rng = stream(0, Purpose::View, 0, 0, 0);
-        let n = 20_000;
-        let mean = (0..n).map(|_| interval.uniform(&mut rng)).sum::<f64>() / f64::from(n);
-        assert!((mean - 1.25).abs() < 0.015, "{mean}");
-        let mean = (0..n).map(|_| interval.log_uniform(&mut rng).ln()).sum::<f64>() / f64::from(n);
-        assert!(mean.abs() < 0.015, "{mean}");
+        let n = 40_000;
+        // The deviation of a uniform distribution is its width / √12.
+        let sampling = |width: f64| tolerance::mean(width / 12f64.sqrt(), n);
+        let mean = (0..n).map(|_| interval.uniform(&mut rng)).sum::<f64>() / n as f64;
+        assert_within!(mean, 1.25, sampling(1.5));
+        let mean = (0..n).map(|_| interval.log_uniform(&mut rng).ln()).sum::<f64>() / n as f64;
+        assert_within!(mean, 0.0, sampling(4f64.ln()));
     }
 }

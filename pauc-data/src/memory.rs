@@ -137,6 +137,7 @@ fn statistics(pixels: &[u8], channels: usize) -> Vec<(f32, f32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
 
     #[test]
     fn images_and_labels_by_index() {
@@ -159,7 +160,10 @@ mod tests {
             let values: Vec<f64> = pixels.iter().skip(c).step_by(3).map(|v| f64::from(*v) / 255.0).collect();
             let m = values.iter().sum::<f64>() / values.len() as f64;
             let v = values.iter().map(|x| (x - m) * (x - m)).sum::<f64>() / values.len() as f64;
-            assert!((f64::from(mean) - m).abs() < 1e-6 && (f64::from(deviation) - v.sqrt()).abs() < 1e-6);
+            // One rounding to `f32`, and those of the sums in `f64`.
+            let rounding = |value: f64| tolerance::f32(1, value) + tolerance::f64(values.len(), value);
+            assert_within!(mean, m, rounding(m));
+            assert_within!(deviation, v.sqrt(), rounding(v.sqrt()));
         }
     }
 }

@@ -230,6 +230,7 @@ fn scale(pixels: &[u8], normal: &[(f32, f32)], out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
     use pauc_traits::open_set::options;
     use pauc_traits::rng::{Purpose, stream};
 
@@ -286,8 +287,10 @@ mod tests {
         for (i, (o, p)) in out.iter().zip(&pixels).enumerate() {
             let (mean, deviation) = STATISTICS[i % 3];
             let deviation = if deviation > 0.0 { f64::from(deviation) } else { 1.0 };
-            let want = (f64::from(*p) / 255.0 - f64::from(mean)) / deviation;
-            assert!((f64::from(*o) - want).abs() < 1e-6, "{i}");
+            let (value, mean) = (f64::from(*p) / 255.0, f64::from(mean));
+            let want = (value - mean) / deviation;
+            // 255·deviation, its inverse, the product and the sum.
+            assert_within!(*o, want, tolerance::f32(4, (value + mean) / deviation), "{i}");
         }
     }
 
@@ -302,8 +305,12 @@ mod tests {
             let mut out = vec![0.0; SHAPE.len()];
             let image = Image::new(SHAPE, vec![51; SHAPE.len()]);
             views.apply(image, 0, &mut stream(0, Purpose::View, 0, 0, 0), &mut out).unwrap();
-            let want = [(0.2 - 0.5) / 0.2, (0.2 - 0.4) / 0.3, (0.2 - 0.3) / 0.4];
-            assert!(out.iter().enumerate().all(|(i, v)| (v - want[i % 3]).abs() < 1e-6), "{:?}", &out[..3]);
+            for (i, v) in out.iter().enumerate() {
+                let (mean, deviation) = [(0.5, 0.2), (0.4, 0.3), (0.3, 0.4)][i % 3];
+                // As above, and the rounding of mean and deviation to `f32`.
+                let rounding = tolerance::f32(5, (0.2 + mean) / deviation);
+                assert_within!(*v, (0.2 - mean) / deviation, rounding, "{i}");
+            }
             assert_eq!(views.statistics(0)[2], (0.3, 0.4));
         }
         let twice = one(&format!("{stated}, {stated}"));

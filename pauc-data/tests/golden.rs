@@ -78,11 +78,20 @@ fn pixels_agree_with_torchvision() {
         let want = bytes(&case["output"]);
         let shape: Vec<usize> = case["shape"].as_array().unwrap().iter().map(size).collect();
         assert_eq!([out.shape.height, out.shape.width, out.shape.channels], *shape, "{name}");
-        let off = |by: u8| out.pixels.iter().zip(&want).filter(|(a, b)| a.abs_diff(**b) > by).count();
-        // Pillow's blur breaks ties in 24-bit fixed point, which are frequent at round values of sigma.
-        let (tolerance, share) = if name.starts_with("gaussian_blur_pil") { (2, 4) } else { (1, 20) };
-        assert_eq!(off(tolerance), 0, "{name}: pixels further off than {tolerance}");
-        assert!(off(0) * share <= want.len(), "{name}: {} of {} pixels differ", off(0), want.len());
+        // Bytes are the same on every processor, so that the counts are exact. What differs are ties, or
+        // values within 2⁻¹² of one: Pillow's fixed point breaks them by the errors of its weights. They are
+        // frequent at round factors and at round values of sigma, where the blur has six passes of them.
+        let (differing, farthest) = match name {
+            "resized_crop/bilinear" => (28, 1),
+            "resized_crop/bicubic" => (1, 1),
+            "resize_short_crop/bicubic" => (2, 1),
+            "gaussian_blur_pil/1.0" => (1022, 2),
+            "gaussian_blur_pil/2.0" => (197, 1),
+            _ => (0, 0),
+        };
+        let off: Vec<u8> =
+            out.pixels.iter().zip(&want).map(|(a, b)| a.abs_diff(*b)).filter(|d| *d > 0).collect();
+        assert_eq!((off.len(), off.into_iter().max().unwrap_or(0)), (differing, farthest), "{name}");
     }
 }
 
@@ -114,13 +123,6 @@ fn rotation_and_equalisation_agree_with_pillow() {
             pauc_data::views::equalize::equalize(&mut out);
         }
         let want = bytes(&case["output"]);
-        let off = out.pixels.iter().zip(&want).filter(|(a, b)| a.abs_diff(**b) > 1).count();
-        // Pillow steps through the nearest pixels in 16-bit fixed point: a pixel on the border of two may differ.
-        let allowed = if name == "rotate/nearest" { want.len() / 200 } else { 0 };
-        assert!(
-            out.pixels.len() == want.len() && off <= allowed,
-            "{name} {angle:?}: {off} of {}",
-            want.len()
-        );
+        assert!(*out.pixels == want, "{name} {angle:?}");
     }
 }

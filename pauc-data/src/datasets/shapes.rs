@@ -148,6 +148,7 @@ fn draw(shape: u32, texture: u32, size: usize, pixels: &mut [u8], rng: &mut Stre
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::tolerance;
 
     fn open(count: usize, classes: usize, seed: u64) -> Splits {
         let count = Count::try_from(count).unwrap();
@@ -218,7 +219,9 @@ mod tests {
         let splits = open(2000, 5, 3);
         let pixels = nearest_mean(&splits, 5, |p| p.iter().map(|v| f64::from(*v)).collect());
         let contours = nearest_mean(&splits, 5, rings);
-        assert!(pixels < 0.35, "{pixels}");
+        let chance = 0.2 + tolerance::frequency(0.2, splits.test.as_ref().unwrap().len());
+        assert!(pixels < chance, "{pixels}");
+        // It is 0.67, and each of the 400 pictures that rounding in `f32` might tip counts for 0.0025.
         assert!(contours > 0.5, "{contours}");
     }
 }

@@ -72,6 +72,7 @@ impl Augmentation for ColorJitter {
 mod tests {
     use super::super::testing::{frequency, image, rng};
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
 
     fn step(strengths: [f64; 4]) -> ColorJitter {
         let [brightness, contrast, saturation, hue] = strengths.map(NonNegative::lit);
@@ -81,12 +82,16 @@ mod tests {
     #[test]
     fn brightness_alone_has_the_factors_of_its_strength() {
         let grey = Image::new(ImageShape { height: 1, width: 1, channels: 3 }, vec![100; 3]);
-        let values: Vec<u8> = (0..2000)
+        let draws = 10_000;
+        let values: Vec<u8> = (0..draws)
             .map(|i| step([0.4, 0.0, 0.0, 0.0]).apply(grey.clone(), &mut rng(i)).pixels[0])
             .collect();
         assert_eq!((values.iter().min(), values.iter().max()), (Some(&60), Some(&139)));
-        let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / 2000.0;
-        assert!((mean - 99.5).abs() < 1.5, "{mean}");
+        let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / draws as f64;
+        // Each of the 80 values from 60 to 139 is equally likely, up to the rounding of factor and product.
+        let deviation = ((80.0f64.powi(2) - 1.0) / 12.0).sqrt();
+        let sampling = tolerance::mean(deviation, values.len());
+        assert_within!(mean, 99.5, sampling + tolerance::f32(2, 140.0));
     }
 
     #[test]
@@ -94,7 +99,8 @@ mod tests {
         // Contrast pulls towards the mean before or after the brightness moves it.
         let source = image(6, 6, 3);
         let mut naive = [0; 2];
-        for i in 0..200 {
+        let draws = 400;
+        for i in 0..draws {
             let out = step([0.9, 0.9, 0.0, 0.0]).apply(source.clone(), &mut rng(i));
             let mut r = rng(i);
             let mut order = [0, 1, 2, 3];
@@ -111,12 +117,14 @@ mod tests {
             assert_eq!(out, want);
             naive[first] += 1;
         }
-        assert!(naive.iter().all(|n| *n > 60), "{naive:?}");
+        let share = f64::from(naive[0]) / draws as f64;
+        assert_within!(share, 0.5, tolerance::frequency(0.5, draws as usize));
     }
 
     #[test]
     fn grey_images_keep_one_channel_and_too_much_hue_is_refused() {
         assert_eq!(frequency(&step([0.0, 0.0, 0.5, 0.5]), &image(4, 4, 1)), 0.0);
+        // Only factors within a 240th of 1 leave every value as it is.
         assert!(frequency(&step([0.5, 0.5, 0.5, 0.5]), &image(4, 4, 1)) > 0.9);
         let text = step([0.4, 0.4, 0.4, 0.6]).output(None).unwrap_err().to_string();
         assert!(text.contains("at most 0.5, got 0.6"), "{text}");

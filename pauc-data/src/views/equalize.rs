@@ -57,7 +57,7 @@ impl Augmentation for Equalize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::frequency;
+    use super::super::testing::{assert_frequency, frequency};
     use super::*;
 
     #[test]
@@ -72,7 +72,7 @@ mod tests {
             assert_eq!(usize::from(*to), ((7 + 128 * (usize::from(*from) - 100)) / 15).min(255));
         }
         let step = |p| Equalize { p: UnitInterval::lit(p) };
-        assert!((frequency(&step(0.3), &narrow) - 0.3).abs() < 0.03);
+        assert_frequency(&step(0.3), &narrow, 0.3);
         let flat = Image::new(shape, vec![7; shape.len()]);
         assert_eq!(frequency(&step(1.0), &flat), 0.0);
     }

@@ -80,8 +80,9 @@ impl Augmentation for Erasing {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{frequency, rng};
+    use super::super::testing::{assert_frequency, frequency, mean, rng};
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
 
     fn step(cover: Cover, scale: (f64, f64)) -> Erasing {
         let scale = Interval::lit(scale.0, scale.1);
@@ -93,29 +94,49 @@ mod tests {
         let shape = ImageShape { height: 60, width: 80, channels: 3 };
         let white = Image::new(shape, vec![255; shape.len()]);
         let zero = step(Cover::Value(0), (0.02, 0.33));
-        assert!((frequency(&zero, &white) - 0.4).abs() < 0.03);
+        assert_frequency(&zero, &white, 0.4);
+        let always = Erasing { p: UnitInterval::lit(1.0), ..zero };
         let mut areas = Vec::new();
-        for i in 0..2000 {
-            let out = zero.apply(white.clone(), &mut rng(i));
+        for i in 0..4000 {
+            let out = always.apply(white.clone(), &mut rng(i));
             let dark: Vec<usize> = (0..4800).filter(|p| out.pixels[3 * p..3 * p + 3] == [0; 3]).collect();
             let Some((first, last)) = dark.first().zip(dark.last()) else { continue };
             let (h, w) = (last / 80 - first / 80 + 1, last % 80 - first % 80 + 1);
             assert_eq!(dark.len(), h * w, "a whole rectangle");
-            assert!((0.25..4.0).contains(&(h as f64 / w as f64)), "{h} {w}");
+            // Each side is rounded to whole pixels.
+            let (height, width) = (h as f64, w as f64);
+            assert!(
+                (height + 0.5) / (width - 0.5) >= 0.3 && (height - 0.5) / (width + 0.5) <= 3.3,
+                "{h} {w}"
+            );
             areas.push(dark.len() as f64 / 4800.0);
         }
-        let mean = areas.iter().sum::<f64>() / areas.len() as f64;
-        assert!((mean - 0.175).abs() < 0.01, "{mean}");
+        // The rectangles are those of the uniform distribution that fit. They are drawn anew here, so that
+        // both means have an error of sampling.
+        let mut rng = rng(u64::MAX);
+        let mut fitting = Vec::new();
+        for _ in 0..400_000 {
+            let (area, log) = (rng.gen_range(0.02..0.33) * 4800.0, rng.gen_range(0.3f64.ln()..3.3f64.ln()));
+            let (h, w) = ((area * log.exp()).sqrt().round(), (area / log.exp()).sqrt().round());
+            if h < 60.0 && w < 80.0 {
+                fitting.push(h * w / 4800.0);
+            }
+        }
+        let (want, sampling) = mean(&fitting);
+        let (got, tolerance) = mean(&areas);
+        assert_within!(got, want, tolerance + sampling);
     }
 
     #[test]
     fn noise_is_noise_and_what_does_not_fit_covers_nothing() {
         let shape = ImageShape { height: 40, width: 40, channels: 1 };
         let grey = Image::new(shape, vec![0; 1600]);
-        let noisy = (0..50).map(|i| step(Cover::Noise, (0.3, 0.3)).apply(grey.clone(), &mut rng(i)));
+        let noisy = (0..200).map(|i| step(Cover::Noise, (0.3, 0.3)).apply(grey.clone(), &mut rng(i)));
         let changed: Vec<u8> = noisy.flat_map(|n| n.pixels.into_owned()).filter(|v| *v > 0).collect();
         let mean = changed.iter().map(|v| f64::from(*v)).sum::<f64>() / changed.len() as f64;
-        assert!((mean - 128.0).abs() < 3.0, "{mean}");
+        // Of the 256 values, 0 is not told from what is not covered; 255 are left.
+        let deviation = ((255.0f64.powi(2) - 1.0) / 12.0).sqrt();
+        assert_within!(mean, 128.0, tolerance::mean(deviation, changed.len()));
         let pixel = Image::new(ImageShape { height: 1, width: 1, channels: 1 }, vec![9]);
         assert_eq!(frequency(&step(Cover::Value(0), (0.1, 1.0)), &pixel), 0.0);
         assert!(step(Cover::Noise, (0.1, 1.1)).output(None).is_err());

@@ -66,7 +66,7 @@ impl Augmentation for GaussianBlur {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{frequency, image, rng};
+    use super::super::testing::{assert_frequency, image, rng};
     use super::*;
 
     fn step(model: BlurModel, kernel: Option<Count>) -> GaussianBlur {
@@ -77,15 +77,19 @@ mod tests {
     fn both_models_smooth_as_often_as_they_should_and_agree_roughly() {
         let source = image(16, 16, 3);
         for model in [BlurModel::Pil, BlurModel::Exact] {
-            assert!((frequency(&step(model, None), &source) - 0.5).abs() < 0.03, "{model:?}");
+            assert_frequency(&step(model, None), &source, 0.5);
         }
-        // The border is treated differently, so the middle is compared.
+        // The border is treated differently, so the middle is compared. Rows are a ramp with ±7.5 on it in
+        // turns. Both models keep the ramp. Of what alternates they keep a share between −1/27 and (5/6)³,
+        // which Pillow's has at the widths √2 and ½. Each of Pillow's three passes rounds by up to half a
+        // level, and so does the end of the other model.
+        let most = 7.5 * ((5.0f64 / 6.0).powi(3) + 1.0 / 27.0) + 4.0 * 0.5;
         let smooth = Image::new(source.shape, (0..768).map(|i| (i / 6 % 8 * 30) as u8).collect::<Vec<_>>());
         let blurred = |model, i| step(model, None).apply(smooth.clone(), &mut rng(i));
         for i in 0..20 {
             let (a, b) = (blurred(BlurModel::Pil, i), blurred(BlurModel::Exact, i));
             let middle = |p: &Image<'_>| p.pixels[7 * 48 + 21..7 * 48 + 27].to_vec();
-            assert!(middle(&a).iter().zip(middle(&b)).all(|(a, b)| a.abs_diff(b) < 12), "{i}");
+            assert!(middle(&a).iter().zip(middle(&b)).all(|(a, b)| f64::from(a.abs_diff(b)) <= most), "{i}");
         }
     }
 

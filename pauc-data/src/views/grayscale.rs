@@ -37,13 +37,13 @@ impl Augmentation for Grayscale {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{frequency, image, rng};
+    use super::super::testing::{assert_frequency, frequency, image, rng};
     use super::*;
 
     #[test]
     fn channels_become_equal_as_often_as_they_should() {
         let step = |p| Grayscale { p: UnitInterval::lit(p) };
-        assert!((frequency(&step(0.2), &image(4, 4, 3)) - 0.2).abs() < 0.03);
+        assert_frequency(&step(0.2), &image(4, 4, 3), 0.2);
         assert_eq!(frequency(&step(1.0), &image(4, 4, 1)), 0.0);
         let grey = step(1.0).apply(image(4, 4, 3), &mut rng(0));
         assert!(grey.pixels.as_chunks::<3>().0.iter().all(|p| p[0] == p[1] && p[1] == p[2]));

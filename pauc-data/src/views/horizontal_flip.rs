@@ -37,13 +37,13 @@ impl Augmentation for HorizontalFlip {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{frequency, image, rng};
+    use super::super::testing::{assert_frequency, frequency, image, rng};
     use super::*;
 
     #[test]
     fn it_happens_as_often_as_it_should() {
         let step = |p| HorizontalFlip { p: UnitInterval::lit(p) };
-        assert!((frequency(&step(0.3), &image(4, 4, 3)) - 0.3).abs() < 0.03);
+        assert_frequency(&step(0.3), &image(4, 4, 3), 0.3);
         assert_eq!(frequency(&step(0.0), &image(4, 4, 3)), 0.0);
         let mut mirrored = image(4, 5, 1);
         geometry::flip_horizontally(&mut mirrored);

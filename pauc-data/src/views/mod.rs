@@ -50,7 +50,8 @@ fn square(size: usize, input: Option<ImageShape>) -> ImageShape {
 }
 
 #[cfg(test)]
-mod testing {
+pub(crate) mod testing {
+    use pauc_testing::{assert_within, tolerance};
     use pauc_traits::dataset::Augmentation;
     use pauc_traits::rng::{Purpose, Stream, stream};
     use pauc_traits::{Image, ImageShape};
@@ -64,9 +65,27 @@ mod testing {
         Image::new(shape, (0..shape.len()).map(|i| (i * 31 % 241) as u8).collect::<Vec<_>>())
     }
 
-    /// The share of 4000 draws in which `step` changes `image`.
+    /// So many draws that no frequency may be off by more than 0.03.
+    const DRAWS: usize = 10_000;
+
+    /// The share of draws in which `step` changes `image`.
     pub fn frequency(step: &dyn Augmentation, image: &Image<'static>) -> f64 {
-        let changed = (0..4000).filter(|&i| step.apply(image.clone(), &mut rng(i)) != *image);
-        changed.count() as f64 / 4000.0
+        let changed = (0..DRAWS as u64).filter(|&i| step.apply(image.clone(), &mut rng(i)) != *image);
+        changed.count() as f64 / DRAWS as f64
+    }
+
+    /// Asserts that `step` changes `image` with probability `p`.
+    #[track_caller]
+    pub fn assert_frequency(step: &dyn Augmentation, image: &Image<'static>, p: f64) {
+        assert_within!(frequency(step, image), p, tolerance::frequency(p, DRAWS), "{step:?}");
+    }
+
+    /// The mean of independent draws, and how far it may be from its expectation by the deviation that they
+    /// have.
+    pub fn mean(draws: &[f64]) -> (f64, f64) {
+        let n = draws.len() as f64;
+        let mean = draws.iter().sum::<f64>() / n;
+        let variance = draws.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / n;
+        (mean, tolerance::mean(variance.sqrt(), draws.len()))
     }
 }

@@ -89,8 +89,10 @@ impl Augmentation for RandomResizedCrop {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{image, rng};
+    use super::super::testing::{image, mean, rng};
     use super::*;
+    use pauc_testing::assert_within;
+    use rand::Rng;
 
     fn step(scale: (f64, f64)) -> RandomResizedCrop {
         RandomResizedCrop {
@@ -105,26 +107,36 @@ mod tests {
     fn rectangles_stay_inside_and_keep_area_and_ratio() {
         let step = step((0.2, 1.0));
         let shape = ImageShape { height: 200, width: 300, channels: 3 };
-        let (mut areas, mut logs) = (0.0, 0.0);
-        for i in 0..4000 {
+        let (mut areas, mut logs) = (Vec::new(), Vec::new());
+        for i in 0..20_000 {
             let r = step.rectangle(shape, &mut rng(i));
             assert!(r.top + r.height <= 200 && r.left + r.width <= 300);
-            let ratio = r.width as f64 / r.height as f64;
-            assert!((0.74..1.35).contains(&ratio), "{ratio}");
-            areas += (r.height * r.width) as f64 / 60_000.0 / 4000.0;
-            logs += ratio.ln() / 4000.0;
+            // Each side is rounded to whole pixels.
+            let (height, width) = (r.height as f64, r.width as f64);
+            assert!((width + 0.5) / (height - 0.5) >= 0.75, "{r:?}");
+            assert!((width - 0.5) / (height + 0.5) <= 4.0 / 3.0, "{r:?}");
+            areas.push(height * width / 60_000.0);
+            logs.push((width / height).ln());
         }
-        // Ten draws practically always suffice, so that the rectangles are those of the uniform distribution that
-        // fit: its means by a sum over a grid.
-        let grid = (0..400).flat_map(|i| (0..400).map(move |j| (f64::from(i), f64::from(j))));
-        let drawn =
-            grid.map(|(i, j)| (0.2 + 0.8 * (i + 0.5) / 400.0, (0.75f64).ln() * (1.0 - (j + 0.5) / 200.0)));
-        let fits = |(a, l): &(f64, f64)| a * l.exp() <= 1.5 && a / l.exp() <= 2.0 / 3.0;
-        let fitting: Vec<(f64, f64)> = drawn.filter(fits).collect();
-        let mean =
-            |part: fn(&(f64, f64)) -> f64| fitting.iter().map(part).sum::<f64>() / fitting.len() as f64;
-        assert!((areas - mean(|p| p.0)).abs() < 0.01, "{areas}");
-        assert!((logs - mean(|p| p.1)).abs() < 0.01, "{logs}");
+        // The rectangles are those of the uniform distribution that fit. They are drawn anew here, so that
+        // both means have an error of sampling.
+        let (draws, most) = (400_000, (4.0f64 / 3.0).ln());
+        let mut rng = rng(u64::MAX);
+        let (mut fitting_areas, mut fitting_logs) = (Vec::new(), Vec::new());
+        for _ in 0..draws {
+            let (area, log) = (60_000.0 * rng.gen_range(0.2..1.0), rng.gen_range(-most..most));
+            let (w, h) = ((area * log.exp()).sqrt().round(), (area / log.exp()).sqrt().round());
+            if w <= 300.0 && h <= 200.0 {
+                fitting_areas.push(w * h / 60_000.0);
+                fitting_logs.push((w / h).ln());
+            }
+        }
+        // Where ten draws do not fit, another rectangle is taken: anything in the range.
+        let none = (1.0 - fitting_areas.len() as f64 / f64::from(draws)).powi(10);
+        for (all, fitting, range) in [(areas, fitting_areas, 0.8), (logs, fitting_logs, 2.0 * most)] {
+            let ((got, tolerance), (want, sampling)) = (mean(&all), mean(&fitting));
+            assert_within!(got, want, tolerance + sampling + none * range);
+        }
     }
 
     #[test]

@@ -44,8 +44,9 @@ impl Augmentation for Rotation {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{frequency, image, rng};
+    use super::super::testing::{assert_frequency, frequency, image, mean, rng};
     use super::*;
+    use pauc_testing::assert_within;
 
     #[test]
     fn angles_fill_their_range() {
@@ -55,25 +56,34 @@ mod tests {
             interpolation: RotationFilter::Nearest,
             fill: 0,
         };
-        assert!((frequency(&step(90.0, 0.4), &image(16, 16, 3)) - 0.4).abs() < 0.03);
+        // Below 3.7° nothing moves: the corner's centre, 7.5 from the middle both ways, is the first that
+        // comes from another pixel, where 7.5 (cos − sin) < 7.
+        let still = (7.0 / 7.5 / 2f64.sqrt()).acos().to_degrees() - 45.0;
+        assert_frequency(&step(90.0, 0.4), &image(16, 16, 3), 0.4 * (1.0 - still / 90.0));
         assert_eq!(frequency(&step(0.0, 1.0), &image(5, 7, 3)), 0.0);
         assert!(step(181.0, 1.0).output(None).unwrap_err().to_string().contains("at most 180, got 181"));
         // A bright pixel far to the right of the centre goes up and down alike.
         let mut dot = Image::new(ImageShape { height: 41, width: 41, channels: 1 }, vec![0; 1681]);
-        (18..23).for_each(|y| (36..41).for_each(|x| dot.pixels.to_mut()[y * 41 + x] = 255));
-        let rows: Vec<f64> = (0..400)
-            .map(|i| {
+        dot.pixels.to_mut()[20 * 41 + 38] = 255;
+        let draws = 2500;
+        // No centre of a pixel may lie where the dot has turned to; such draws do not count.
+        let rows: Vec<f64> = (0..draws)
+            .filter_map(|i| {
                 let out = step(60.0, 1.0).apply(dot.clone(), &mut rng(i));
-                let (mut sum, mut n) = (0.0, 0.0);
-                for (p, _) in out.pixels.iter().enumerate().filter(|p| *p.1 > 0) {
-                    (sum, n) = (sum + (p / 41) as f64 - 20.0, n + 1.0);
-                }
-                sum / n
+                let lit = out.pixels.iter().enumerate().filter(|p| *p.1 > 0);
+                let rows: Vec<f64> = lit.map(|(place, _)| (place / 41) as f64 - 20.0).collect();
+                (!rows.is_empty()).then(|| rows.iter().sum::<f64>() / rows.len() as f64)
             })
             .collect();
-        // The mean of the sine over a symmetric range is 0; its extremes are 18 sin 60° = 15.6.
-        let mean = rows.iter().sum::<f64>() / 400.0;
+        // The mean of the sine over a symmetric range is 0.
+        let (middle, tolerance) = mean(&rows);
+        assert_within!(middle, 0.0, tolerance);
+        // Its extremes are 18 sin 60° = 15.6. The largest of n angles falls short of 60° by more than 20/n of
+        // it once in e²⁰ times. A centre lies in the dot's square, at most half its diagonal from the dot's
+        // centre.
         let most = rows.iter().fold(0.0f64, |a, b| a.max(b.abs()));
-        assert!(mean.abs() < 1.5 && (14.0..17.0).contains(&most), "{mean} {most}");
+        let height = |degrees: f64| 18.0 * degrees.to_radians().sin();
+        let short = height(60.0) - height(60.0 * (1.0 - 20.0 / draws as f64));
+        assert_within!(most, height(60.0), short + 0.5f64.sqrt());
     }
 }

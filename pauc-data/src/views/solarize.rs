@@ -35,7 +35,7 @@ impl Augmentation for Solarize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{frequency, image, rng};
+    use super::super::testing::{assert_frequency, image, rng};
     use super::*;
 
     #[test]
@@ -43,6 +43,6 @@ mod tests {
         let step = |p| Solarize { p: UnitInterval::lit(p), threshold: 100 };
         let source = Image::new(ImageShape { height: 1, width: 4, channels: 1 }, vec![0, 99, 100, 255]);
         assert_eq!(*step(1.0).apply(source, &mut rng(0)).pixels, [0, 99, 155, 0]);
-        assert!((frequency(&step(0.4), &image(4, 4, 3)) - 0.4).abs() < 0.03);
+        assert_frequency(&step(0.4), &image(4, 4, 3), 0.4);
     }
 }
