@@ -102,6 +102,7 @@ pub fn align_uniform(rows: Rows<'_>, labels: Option<&[u32]>, alpha: f64, t: f64)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
 
     #[test]
     fn known_configurations_have_their_values() {
@@ -110,12 +111,12 @@ mod tests {
         let rows = Rows::new(&square, 2);
         let got = align_uniform(rows, Some(&[0, 1, 0, 1]), 2.0, 2.0).unwrap();
         let want = ((4.0 * (-4.0f64).exp() + 2.0 * (-8.0f64).exp()) / 6.0).ln();
-        assert!(
-            (got.alignment.unwrap() - 4.0).abs() < 1e-6 && (got.uniformity - want).abs() < 1e-6,
-            "{got:?}"
-        );
+        // Squared distances are whole numbers and exact. Six powers or exponentials are added, and the mean
+        // of the latter is known relatively, so that its logarithm is absolutely.
+        assert_within!(got.alignment.unwrap(), 4.0, tolerance::f64(6 + 2, 4.0));
+        assert_within!(got.uniformity, want, tolerance::f64(6 + 4, 1.0 + want.abs()));
         let got = align_uniform(rows, Some(&[0, 1, 0, 1]), 1.0, 0.5).unwrap();
-        assert!((got.alignment.unwrap() - 2.0).abs() < 1e-6, "{got:?}");
+        assert_within!(got.alignment.unwrap(), 2.0, tolerance::f64(6 + 2, 2.0));
         assert_eq!(align_uniform(rows, Some(&[0, 1, 2, 3]), 2.0, 2.0).unwrap().alignment, None);
         // All in one place: collapse.
         let got = align_uniform(Rows::new(&[0.6, 0.8, 0.6, 0.8], 2), None, 2.0, 2.0).unwrap();

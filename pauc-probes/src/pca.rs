@@ -55,6 +55,7 @@ pub fn pca2(rows: Rows<'_>) -> Result<Pca2> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
 
     #[test]
     fn a_flat_cloud_is_found_with_its_variances_and_signs() {
@@ -68,11 +69,20 @@ mod tests {
             })
             .collect();
         let got = pca2(Rows::new(&data, 3)).unwrap();
-        assert!((got.explained[0] - 0.8).abs() < 1e-6 && (got.explained[1] - 0.2).abs() < 1e-6);
+        // Values of at most 6.6 are rounded, and move a row by ε at most. Deviations along the axes, √2 and
+        // √½, move by as much, their squares by 2ε times the deviation, and the square of all of them, 5/2,
+        // by 2ε·√(5/2).
+        let epsilon = 3f64.sqrt() * tolerance::f32(1, 6.6);
+        let share = 2.0 * epsilon * (2f64.sqrt() + 0.8 * 2.5f64.sqrt()) / 2.5;
+        assert_within!(got.explained[0], 0.8, share);
+        assert_within!(got.explained[1], 0.2, share);
+        // A point moves with its row and with the mean; an axis turns by 2ε√2 over the gap of the variances,
+        // 3/2, and coordinates along the other axis reach 2.
+        let place = epsilon * (2.0 + 2.0 * 2f64.sqrt() / 1.5 * 2.0) + tolerance::f32(1, 2.0);
         for (i, p) in got.points.iter().enumerate() {
             // The largest entry of u is positive; v's only entry is negative, so the second axis is turned round.
-            assert!((p[0] as f64 - 2.0 * angle(i).cos()).abs() < 1e-5, "{i}: {p:?}");
-            assert!((p[1] as f64 + angle(i).sin()).abs() < 1e-5, "{i}: {p:?}");
+            assert_within!(p[0], 2.0 * angle(i).cos(), place, "{i}");
+            assert_within!(p[1], -angle(i).sin(), place, "{i}");
         }
     }
 

@@ -108,6 +108,13 @@ pub fn spread(rows: Rows<'_>) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
+
+    /// RankMe of `n` equal singular values.
+    fn of_equals(n: usize) -> f64 {
+        let share = 1.0 / n as f64 + 1e-7;
+        (-(n as f64) * share * share.ln()).exp()
+    }
 
     #[test]
     fn rank_me_equals_the_reference() {
@@ -120,24 +127,39 @@ mod tests {
         let sigma =
             faer::Mat::from_fn(features.len(), cols, |i, j| features[i][j]).singular_values().unwrap();
         let exact = rank_of(&sigma);
-        assert!((exact - want).abs() < 1e-9, "{exact} for {want}");
+        // Where each singular value is off by ε‖A‖ at most, and so by εΣσ, a share p is by (1 + n·p)·ε, and
+        // RankMe by this factor of ε.
+        let total: f64 = sigma.iter().sum();
+        let effect = |s: &f64| ((s / total + 1e-7).ln().abs() + 1.0) * (1.0 + cols as f64 * s / total);
+        let sensitivity = want * sigma.iter().map(effect).sum::<f64>();
+        // The decomposition is backward stable, with a small multiple of its size in roundings.
+        let size = features.len() * cols;
+        assert_within!(exact, want, tolerance::f64(size, sensitivity));
         let single: Vec<f32> = features.iter().flatten().map(|v| *v as f32).collect();
         let got = rank_me(Rows::new(&single, cols)).unwrap();
-        assert!((got - want).abs() < 1e-5, "{got} for {want}");
+        // Features are rounded once, by u‖A‖ in the Frobenius norm; the rest is in double precision.
+        assert_within!(got, want, tolerance::f32(1, sensitivity));
     }
 
     #[test]
     fn rank_and_spread_of_known_configurations() {
         let identity: Vec<f32> = (0..64).map(|i| if i % 9 == 0 { 3.0 } else { 0.0 }).collect();
         let rows = Rows::new(&identity, 8);
-        assert!((rank_me(rows).unwrap() - 8.0).abs() < 1e-4);
+        // The matrix of products is diagonal and exact; what is left are a root, a sum and an exponential.
+        assert_within!(rank_me(rows).unwrap(), of_equals(8), tolerance::f64(64, 8.0));
         // Each dimension is 1 in one row of eight: variance 1/8 − 1/64.
         let want = (8.0f64 * (1.0 / 8.0 - 1.0 / 64.0)).sqrt();
-        assert!((spread(rows).unwrap() - want).abs() < 1e-6);
+        assert_within!(spread(rows).unwrap(), want, tolerance::f64(8 + 8 + 4, 1.0));
         let same = [[0.3f32, -1.0, 2.0]; 50].concat();
         let rows = Rows::new(&same, 3);
-        assert!((rank_me(rows).unwrap() - 1.0).abs() < 1e-4, "{}", rank_me(rows).unwrap());
-        assert!(spread(rows).unwrap() < 1e-6);
+        // Eigenvalues that are zero are off by rounding, 50 products and a decomposition of size 9, and so
+        // are the roots of that; such a share s adds −s·ln s to the entropy, and the first share is below 1
+        // by both of them.
+        let share = 1e-7 + tolerance::f64(50 + 9, 1.0).sqrt();
+        let entropy = 2.0 * share * (1.0 - share.ln());
+        assert_within!(rank_me(rows).unwrap(), 1.0, entropy.exp_m1());
+        // Unit rows are alike; the mean of 50 is off by the rounding of their sum.
+        assert_within!(spread(rows).unwrap(), 0.0, tolerance::f64(50 + 2, 3f64.sqrt()));
         assert_eq!(rank_me(Rows::new(&[0.0; 6], 3)).unwrap(), 1.0);
     }
 
@@ -146,6 +168,7 @@ mod tests {
         // Two directions in turn: every even choice of rows sees both.
         let data: Vec<f32> =
             (0..ROWS * 3).flat_map(|i| if i % 2 == 0 { [1.0, 0.0] } else { [0.0, 1.0] }).collect();
-        assert!((rank_me(Rows::new(&data, 2)).unwrap() - 2.0).abs() < 1e-3);
+        // The matrix of products is 12 800 times the identity, and exact.
+        assert_within!(rank_me(Rows::new(&data, 2)).unwrap(), of_equals(2), tolerance::f64(16, 2.0));
     }
 }

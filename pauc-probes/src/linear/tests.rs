@@ -1,4 +1,5 @@
 use super::*;
+use pauc_testing::{assert_within, tolerance};
 use pauc_traits::probe::Neighbours;
 
 /// 120 rows of 4 values in 3 classes that overlap.
@@ -38,16 +39,52 @@ fn the_optimum_is_the_one_of_scikit_learn() {
         -1.516127, 1.463841, -1.13767, 0.295427, -0.266886, -0.028541,
     ];
     let (x, labels) = overlapping();
-    let (weights, outcome) = fit_all(&x, &labels, 4, 3, 0.01, 1e-6);
+    let (l2, stop) = (0.01, 1e-6);
+    let (weights, outcome) = fit_all(&x, &labels, 4, 3, l2, stop);
     assert!(outcome.converged && outcome.iterations < 50, "{outcome:?}");
-    assert!((outcome.value - 0.4966977598911481).abs() < 1e-6, "{outcome:?}");
-    for (g, w) in weights.iter().zip(want) {
-        assert!((g - w).abs() < 2e-4, "{g} for {w}");
-    }
-    let options = LinearOptions { l2: vec![0.01], ..Default::default() };
+    // The exact gradient at the end is what the search stops at and the rounding of the gradient. The
+    // curvature is λ at least, but for a common shift of all biases, which the loss does not see: ‖Δ‖ ≤
+    // ‖g‖/λ, and the loss is ‖g‖²/2λ above its smallest value at most.
     let rows = Rows::new(&x, 4);
+    let standard = Standardisation::of(rows).apply(rows, &(0..rows.rows).collect::<Vec<_>>());
+    let [of_loss, of_gradient] = rounding(&standard, &labels, 4, 3, &weights, rows.rows);
+    let gradient = (want.len() as f64).sqrt() * (stop + of_gradient);
+    assert_within!(outcome.value, 0.4966977598911481, of_loss + gradient.powi(2) / (2.0 * l2));
+    for (g, w) in weights.iter().zip(want) {
+        // The reference is printed with six digits.
+        assert_within!(*g, w, gradient / l2 + 0.5e-6);
+    }
+    let options = LinearOptions { l2: vec![l2], ..Default::default() };
     let probe = linear_probe(rows, &labels, rows, &labels, 3, &options).unwrap();
-    assert!((probe.accuracy - 0.8666666666666667).abs() < 1e-9 && probe.converged, "{probe:?}");
+    // At the optimum, the largest logit of each row leads by 0.034: nothing above reaches that.
+    assert!(probe.accuracy == 104.0 / 120.0 && probe.converged, "{probe:?}");
+}
+
+/// How far the loss and the entries of its gradient are off, where at most `summed` rows are added up in
+/// `f32`.
+///
+/// Weights and rows are rounded, and so are `dim` products and sums and the bias: a logit is off by e.
+/// Softmax is in `f64`: the loss of a row follows by Σ|residual|·e, and a residual by e/2, before it is
+/// rounded and multiplied.
+fn rounding(x: &[f32], labels: &[u32], dim: usize, classes: usize, w: &[f64], summed: usize) -> [f64; 2] {
+    let share = 1.0 / labels.len() as f64;
+    let (mut loss, mut off, mut magnitude) = (0.0, vec![0.0; dim + 1], vec![0.0; classes * (dim + 1)]);
+    for (row, label) in x.chunks(dim).zip(labels) {
+        let row: Vec<f64> = row.iter().map(|v| f64::from(*v)).chain([1.0]).collect();
+        let weight = |c: usize, d: usize| if d < dim { w[c * dim + d] } else { w[classes * dim + c] };
+        let logit = |c: usize| (0..=dim).map(|d| weight(c, d) * row[d]).sum::<f64>();
+        let size = |c: usize| (0..=dim).map(|d| (weight(c, d) * row[d]).abs()).sum::<f64>();
+        let e = tolerance::f32(dim + 3, (0..classes).map(size).fold(0.0, f64::max));
+        let total: f64 = (0..classes).map(|c| logit(c).exp()).sum();
+        (0..=dim).for_each(|d| off[d] += share * e / 2.0 * row[d].abs());
+        for c in 0..classes {
+            let residual = logit(c).exp() / total - f64::from(c == *label as usize);
+            loss += share * residual.abs() * e;
+            (0..=dim).for_each(|d| magnitude[c * (dim + 1) + d] += share * (residual * row[d]).abs());
+        }
+    }
+    let entry = |i: usize| off[i % (dim + 1)] + tolerance::f32(summed + 2, magnitude[i]);
+    [loss, (0..magnitude.len()).map(entry).fold(0.0, f64::max)]
 }
 
 /// The penalised loss in f64 with loops.
@@ -71,7 +108,11 @@ fn loss_and_gradient_equal_a_loop_and_its_finite_differences_across_tiles() {
     let mut gradient = vec![0.0; weights.len()];
     let loss = part.loss(&weights, 0.1, &mut gradient).unwrap();
     let at = |w: &[f64]| naive(&x, &labels, dim, classes, 0.1, w);
-    assert!((loss - at(&weights)).abs() < 1e-6);
+    let tiles = rows.div_ceil(TILE).div_ceil(PARTS);
+    let [of_loss, of_gradient] = rounding(&x, &labels, dim, classes, &weights, tiles * TILE);
+    assert_within!(loss, at(&weights), of_loss);
+    // The third derivative of log Σ exp along a weight is p·(1 − p)·(1 − 2p)·x³ < 0.1; losses are below 10.
+    let differences = tolerance::central_difference(1e-5, 0.1, rows + 30, 10.0);
     for i in 0..weights.len() {
         let shifted = |by: f64| {
             let mut w = weights.clone();
@@ -79,7 +120,7 @@ fn loss_and_gradient_equal_a_loop_and_its_finite_differences_across_tiles() {
             at(&w)
         };
         let numeric = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
-        assert!((numeric - gradient[i]).abs() < 1e-5, "{i}: {numeric} for {}", gradient[i]);
+        assert_within!(gradient[i], numeric, of_gradient + differences, "{i}");
     }
 }
 
@@ -112,7 +153,7 @@ fn separable_classes_are_learnt_and_noise_asks_for_strong_regularisation() {
     };
     let (chosen, weak) = (run(LinearOptions::default().l2), run(vec![1e-5]));
     assert!(chosen.l2 >= 0.01 && chosen.converged, "{chosen:?}");
-    // The best possible classifier is right in 84 % of the cases.
+    // The best possible classifier is right in 84 % of the cases, give or take 6·0.8 % of 2000 draws.
     assert!(chosen.accuracy > 0.75 && chosen.accuracy > weak.accuracy, "{chosen:?} {weak:?}");
 }
 

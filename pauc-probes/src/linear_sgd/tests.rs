@@ -19,8 +19,17 @@ fn measure(probe: &LinearSgd, train: &[f32], labels: &[u32], test: &[f32], tests
     crate::testing::measure(probe, (3, 3, 4), (train, labels), (test, tests)).unwrap()
 }
 
-/// The whole protocol once more in double precision with loops.
-fn naive(x: &[f32], y: &[u32], test: &[f32], tests: &[u32], epochs: u64, batch: usize, lr: f64) -> f64 {
+/// The whole protocol once more in double precision with loops: the accuracy, and by how much the largest
+/// score of a test row leads at least.
+fn naive(
+    x: &[f32],
+    y: &[u32],
+    test: &[f32],
+    tests: &[u32],
+    epochs: u64,
+    batch: usize,
+    lr: f64,
+) -> (f64, f64) {
     use pauc_traits::rng::{Purpose, stream};
     use rand::Rng;
     let mut rng = stream(4, Purpose::Probe, 0, 0, 1);
@@ -65,7 +74,13 @@ fn naive(x: &[f32], y: &[u32], test: &[f32], tests: &[u32], epochs: u64, batch: 
         let s = scores(&w, x);
         (0..3).all(|c| s[c] <= s[**y as usize])
     });
-    right.count() as f64 / tests.len() as f64
+    let lead = |x: &[f32]| {
+        let mut s = scores(&w, x);
+        s.sort_by(f64::total_cmp);
+        s[2] - s[1]
+    };
+    let least = test.chunks(3).map(lead).fold(f64::MAX, f64::min);
+    (right.count() as f64 / tests.len() as f64, least)
 }
 
 #[test]
@@ -79,8 +94,10 @@ fn the_accuracy_is_that_of_loops_in_double_precision() {
             &test,
             &tests,
         );
-        let want = naive(&x, &y, &test, &tests, epochs, batch, lr);
-        assert!((got[0].value - want).abs() < 1e-12, "{} for {want}", got[0].value);
+        let (want, lead) = naive(&x, &y, &test, &tests, epochs, batch, lr);
+        // A few dozen steps in single precision move scores by some 1e-6, and so decide about no row.
+        assert!(lead > 1e-4, "{lead}");
+        assert_eq!(got[0].value, want);
         assert_eq!(got[0].name, format!("linear/sgd/e{epochs}/b{batch}/step0.1/lr{lr}"));
         assert!(want > 0.5 && want < 0.99, "a test that tells something: {want}");
     }
@@ -107,7 +124,8 @@ fn standardised_features_do_not_know_their_scale() {
     let probe = probe("(epochs: 3, lr: [0.3], standardise: true)");
     let near = measure(&probe, &x, &y, &test, &tests);
     let got = measure(&probe, &far(&x), &y, &far(&test), &tests);
-    assert!((near[0].value - got[0].value).abs() < 1e-9);
+    // A power of two changes no digit.
+    assert_eq!(near[0].value, got[0].value);
     assert_eq!(got[0].name, "linear/sgd/e3/b256/step0.1/standardised/lr0.3");
 }
 
