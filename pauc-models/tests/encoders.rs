@@ -1,7 +1,14 @@
 //! Encoders against PyTorch and torchvision in float64, with weights and images by formula.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
+mod common;
+
+use common::random_walk;
 use dfdx::prelude::*;
+use pauc_testing::assert_within;
+use pauc_testing::tolerance::{self, SIGMAS};
+use pauc_traits::encoder::Layer;
+use pauc_traits::param::clear_gradients;
 use pauc_traits::registry::kind;
 use pauc_traits::{Compute, Configured, Encoder, ImageShape, Param, Pass};
 use serde_json::Value;
@@ -40,24 +47,100 @@ fn noise(n: usize, l: usize) -> f64 {
     v - v.floor() - 0.5
 }
 
-/// Norm, product with cos(n) and first values agree to `tolerance` of the norm, or of a value's size.
-fn compare(name: &str, got: &[f32], want: &Value, tolerance: f64) {
+/// Norm, product with cos(n) and first values agree to six times `deviation`, relative to the norm, or to a
+/// value's own size where that is larger. Values that are differences of numbers of size `least` are not
+/// better than those.
+fn compare(name: &str, got: &[f32], want: &Value, deviation: f64, least: f64) {
+    let tolerance = SIGMAS * deviation;
     let l2 = want["l2"].as_f64().unwrap();
+    let whole = l2.max(least * (got.len() as f64).sqrt());
     let norm = got.iter().map(|v| (*v as f64).powi(2)).sum::<f64>().sqrt();
-    assert!((norm - l2).abs() <= tolerance * l2, "{name}: norm {norm} for {l2}");
+    assert_within!(norm, l2, tolerance * whole, "norm of {name}");
     let cos: f64 = got.iter().enumerate().map(|(n, v)| *v as f64 * (n as f64).cos()).sum();
     let want_cos = want["cos"].as_f64().unwrap();
-    assert!((cos - want_cos).abs() <= tolerance * l2, "{name}: product {cos} for {want_cos} of norm {l2}");
-    let size = l2 / (got.len() as f64).sqrt();
+    assert_within!(cos, want_cos, tolerance * whole, "product of {name} of norm {l2}");
+    let size = whole / (got.len() as f64).sqrt();
     for (i, (g, w)) in got.iter().zip(numbers(&want["first"])).enumerate() {
-        assert!((*g as f64 - w).abs() <= 5.0 * tolerance * size.max(w.abs()), "{name}[{i}]: {g} for {w}");
+        assert_within!(*g, w, tolerance * size.max(w.abs()), "{name}[{i}]");
     }
 }
 
-/// Runs a case of `golden/encoders.json`; `convolution` goes into the recipe. Where a value is within rounding of zero,
-/// its ReLU may open in `f32` and stay shut in `f64`: PyTorch's own
-/// gradients in `f32` are 1e-3 away for ResNet-18 and 8e-3 for ResNet-50.
-fn check(recipe: &str, convolution: &str, (tolerance, of_gradients): (f64, f64)) {
+/// Whether a value is so near to zero that its ReLU may open in `f32` and stay shut in `f64`.
+#[derive(Clone, Copy, PartialEq)]
+enum Kinks {
+    /// There is none.
+    Far,
+    /// There may be some, in proportion to rounding.
+    Crossed,
+}
+
+/// The operations from a pixel to a feature: the inner products of all convolutions, and what it takes to
+/// normalise them. Winograd's transforms make rounding five times as large (measured: 4.1 to 5.3 times for 16
+/// to 256 channels), like 25 times as many operations.
+fn operations(encoder: &dyn Encoder<Cpu>) -> usize {
+    let of = |layer: &Layer| {
+        let terms = layer.multiply_adds as usize / layer.output.iter().product::<usize>();
+        5 + if layer.algorithm.starts_with("Winograd") { 25 * terms } else { terms }
+    };
+    convolutions(encoder).iter().map(of).sum()
+}
+
+fn convolutions(encoder: &dyn Encoder<Cpu>) -> Vec<Layer> {
+    encoder.layers().into_iter().filter(|l| !l.algorithm.is_empty()).collect()
+}
+
+/// The features of a training pass, and then the gradients of their sum with factors.
+fn training_pass(encoder: &mut dyn Encoder<Cpu>, x: &Images) -> Vec<Vec<f32>> {
+    clear_gradients(&Cpu::default(), &encoder.parameters()).unwrap();
+    let train = encoder.forward(x.clone(), Pass::Train).unwrap();
+    let (values, shape) = (train.as_vec(), *train.shape());
+    let factors: Vec<f32> = (0..shape.0 * shape.1).map(|n| noise(n, 2000) as f32).collect();
+    (train * Cpu::default().tensor_from_vec(factors, shape)).sum::<Rank0, _>().backward();
+    let gradients = encoder.parameters();
+    [values].into_iter().chain(gradients.iter().map(|p| p.grad().clone())).collect()
+}
+
+/// The standard deviations that rounding gives the features and each gradient of a network, relative to their
+/// norms.
+///
+/// Features are off by the random walk through all products at least. How much a deep network amplifies is
+/// measured: all weights of convolutions are changed by ±2⁻¹⁴ of themselves, which changes the outputs of
+/// each convolution by 2⁻¹⁴ in norm. Rounding changes them by a random walk through their inner products,
+/// which is less, and features by less in the same ratio.
+///
+/// Gradients are as long a way back, and change mostly because the ReLUs of values near to zero open or shut,
+/// some of them in proportion to the change. A share s of gradients that come or go is √s of their norm, so
+/// that gradients change by less in the ratio's root. (A single value of 12 288, in the last layers of a
+/// small ResNet-18, makes 0.009; PyTorch's own gradients in `f32` are 0.001 away for ResNet-18 and 0.008 for
+/// ResNet-50.)
+fn deviations(encoder: &mut dyn Encoder<Cpu>, x: &Images, before: &[Vec<f32>], kinks: Kinks) -> Vec<f64> {
+    const CHANGE: f32 = 1.0 / (1 << 14) as f32;
+    // Rounding in the mean, where the random walk is a bound: 0.37 for products of 144 to 2304 terms
+    // (measured).
+    const MEAN: f64 = 0.4;
+    for (l, p) in encoder.parameters().iter().enumerate().filter(|(_, p)| p.shape.len() == 4) {
+        let sign = |n: usize| noise(n, 3000 + l).signum() as f32;
+        p.value_mut().iter_mut().enumerate().for_each(|(n, w)| *w *= 1.0 + sign(n) * CHANGE);
+    }
+    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let moved = |(a, b): (&Vec<f32>, &Vec<f32>)| {
+        norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut a.iter().copied())
+    };
+    let after = training_pass(encoder, x);
+    let (operations, layers) = (operations(encoder), convolutions(encoder).len() as f64);
+    let bound = random_walk(operations) / SIGMAS;
+    let ratio = MEAN * bound / layers.sqrt() / f64::from(CHANGE);
+    let mut deviations: Vec<f64> = before.iter().zip(&after).map(moved).collect();
+    deviations[0] = bound.max(ratio * deviations[0]);
+    for gradient in &mut deviations[1..] {
+        let crossed = if kinks == Kinks::Far { 0.0 } else { ratio.sqrt() * *gradient };
+        *gradient = random_walk(2 * operations) / SIGMAS + crossed;
+    }
+    deviations
+}
+
+/// Runs a case of `golden/encoders.json`; `convolution` goes into the recipe.
+fn check(recipe: &str, convolution: &str, kinks: Kinks) {
     let golden: Value = serde_json::from_str(include_str!("golden/encoders.json")).unwrap();
     let case = golden["cases"].as_array().unwrap().iter().find(|c| c["recipe"] == recipe).unwrap();
     let size: Vec<usize> = numbers(&case["images"]).iter().map(|v| *v as usize).collect();
@@ -89,71 +172,72 @@ fn check(recipe: &str, convolution: &str, (tolerance, of_gradients): (f64, f64))
         }
     }
     let x = images(size, |n| 2.0 * noise(n, 1000));
-    let eval = encoder.forward(x.clone(), Pass::Eval).unwrap();
-    compare("eval", &eval.as_vec(), &case["eval"], tolerance);
-    let before: Vec<Vec<f32>> = encoder.statistics().iter().map(|s| s.value().clone()).collect();
-    let train = encoder.forward(x, Pass::Train).unwrap();
-    compare("train", &train.as_vec(), &case["train"], tolerance);
-    let features = *train.shape();
-    let factors: Vec<f32> = (0..features.0 * features.1).map(|n| noise(n, 2000) as f32).collect();
-    let loss = (train * Cpu::default().tensor_from_vec(factors, features)).sum::<Rank0, _>();
-    loss.backward();
-    for p in &parameters {
-        compare(&p.name, &p.grad(), &case["gradients"][&p.name], of_gradients);
+    let eval = encoder.forward(x.clone(), Pass::Eval).unwrap().as_vec();
+    let values = |e: &dyn Encoder<Cpu>| e.statistics().iter().map(|s| s.value().clone()).collect::<Vec<_>>();
+    let before = values(&*encoder);
+    let trained = training_pass(&mut *encoder, &x);
+    let statistics = values(&*encoder);
+    let deviations = deviations(&mut *encoder, &x, &trained, kinks);
+    compare("eval", &eval, &case["eval"], deviations[0], 0.0);
+    compare("train", &trained[0], &case["train"], deviations[0], 0.0);
+    for ((p, gradient), deviation) in parameters.iter().zip(&trained[1..]).zip(&deviations[1..]) {
+        compare(&p.name, gradient, &case["gradients"][&p.name], *deviation, 0.0);
     }
-    let statistics = encoder.statistics();
     for (name, want) in case["statistics"].as_object().unwrap() {
-        let p = statistics.iter().find(|p| p.name == *name).unwrap();
-        compare(name, &p.value(), want, tolerance);
+        let place = encoder.statistics().iter().position(|p| p.name == *name).unwrap();
+        // A tenth of means of values of size one.
+        compare(name, &statistics[place], want, deviations[0], 0.1);
     }
-    assert!(statistics.iter().zip(&before).all(|(s, b)| *s.value() != *b), "statistics were updated");
+    assert!(statistics.iter().zip(&before).all(|(s, b)| s != b), "statistics were updated");
 }
 
 #[test]
 fn conv_net_equals_pytorch() {
-    check("ConvNet(channels: [20, 40, 64])", "Direct", (2e-5, 2e-5));
+    // In float64, no value of the first and the last layer is within 1e-4 of zero, and none of the second one
+    // within 2.9e-6, which is as far as rounding leads there.
+    check("ConvNet(channels: [20, 40, 64])", "Direct", Kinks::Far);
 }
 
 #[test]
 fn narrow_resnet18_on_grey_images_equals_pytorch() {
-    check("ResNet18(stem: Small, width: 16)", "Direct", (1e-5, 1e-3));
+    check("ResNet18(stem: Small, width: 16)", "Direct", Kinks::Crossed);
 }
 
 #[test]
 fn resnet18_with_small_stem_equals_pytorch() {
-    check("ResNet18(stem: Small)", "Direct", (1e-5, 1e-2));
+    check("ResNet18(stem: Small)", "Direct", Kinks::Crossed);
 }
 
 #[test]
 fn resnet18_with_imagenet_stem_equals_pytorch() {
-    check("ResNet18(width: 32)", "Direct", (1e-5, 1e-3));
+    check("ResNet18(width: 32)", "Direct", Kinks::Crossed);
 }
 
 #[test]
 fn resnet34_equals_pytorch() {
-    check("ResNet34(stem: Small, width: 16)", "Direct", (1e-5, 1e-2));
+    check("ResNet34(stem: Small, width: 16)", "Direct", Kinks::Crossed);
 }
 
 #[test]
 fn resnet50_equals_pytorch() {
-    check("ResNet50(stem: Small, width: 16)", "Direct", (1e-4, 3e-2));
-    check("ResNet50(width: 16)", "Direct", (1e-4, 3e-2));
+    check("ResNet50(stem: Small, width: 16)", "Direct", Kinks::Crossed);
+    check("ResNet50(width: 16)", "Direct", Kinks::Crossed);
 }
 
 #[test]
 fn resnet101_equals_pytorch() {
-    check("ResNet101(stem: Small, width: 16)", "Direct", (1e-4, 1e-1));
+    check("ResNet101(stem: Small, width: 16)", "Direct", Kinks::Crossed);
 }
 
 #[test]
 fn resnet20_equals_pytorch() {
-    check("ResNet20()", "Auto", (1e-4, 1e-1));
+    check("ResNet20()", "Auto", Kinks::Crossed);
 }
 
 #[test]
 fn winograd_equals_pytorch_within_its_rounding() {
-    check("ResNet18(stem: Small, width: 16)", "Winograd", (1e-4, 1e-1));
-    check("ResNet34(stem: Small, width: 16)", "Auto", (1e-4, 1e-1));
+    check("ResNet18(stem: Small, width: 16)", "Winograd", Kinks::Crossed);
+    check("ResNet34(stem: Small, width: 16)", "Auto", Kinks::Crossed);
 }
 
 /// torchvision's own networks with smooth formula weights. The deeper batch statistics are too ill-conditioned for `f32`
@@ -185,9 +269,13 @@ fn check_torchvision(case: &str, recipe: &str, side: usize) {
     let eval = encoder.forward(x.clone(), Pass::Eval).unwrap().as_vec();
     let features = &want["features_eval"];
     let l2 = eval.iter().map(|v| (*v as f64).powi(2)).sum::<f64>().sqrt();
-    assert!((l2 / features["l2"].as_f64().unwrap() - 1.0).abs() < 1e-4, "{case}: norm {l2}");
+    // Without batch statistics, no layer amplifies.
+    let tolerance = random_walk(operations(&*encoder));
+    let want_l2 = features["l2"].as_f64().unwrap();
+    assert_within!(l2, want_l2, tolerance * want_l2, "{case}: norm");
+    let typical = want_l2 / (eval.len() as f64).sqrt();
     for (g, w) in eval.iter().zip(numbers(&features["first_row_first8"])) {
-        assert!((*g as f64 - w).abs() < 1e-4 * w.abs().max(1.0), "{case}: {g} for {w}");
+        assert_within!(*g, w, tolerance * w.abs().max(typical), "{case}");
     }
     encoder.forward(x, Pass::Momentum).unwrap();
     let statistics = encoder.statistics();
@@ -195,8 +283,15 @@ fn check_torchvision(case: &str, recipe: &str, side: usize) {
         [("bn1.running_mean", "bn1_running_mean_first4"), ("bn1.running_var", "bn1_running_var_first4")]
     {
         let p = statistics.iter().find(|p| p.name == name).unwrap();
-        for (g, w) in p.value().iter().zip(numbers(&want[key])) {
-            assert!((*g as f64 - w).abs() < 1e-6, "{name}: {g} for {w}");
+        let fan_in = parameters[0].len() / p.len();
+        for (c, (g, w)) in p.value().iter().zip(numbers(&want[key])).enumerate() {
+            // A tenth of a mean of products, or of their squares, of pixels of size 1; and the running
+            // value's own sum.
+            let weights: f64 =
+                parameters[0].value()[c * fan_in..][..fan_in].iter().map(|w| f64::from(w.abs())).sum();
+            let size = if name.ends_with("mean") { weights } else { 2.0 * weights.powi(2) };
+            let rounding = 0.1 * size * random_walk(fan_in + 3) + tolerance::f32(3, 1.0 + w.abs());
+            assert_within!(*g, w, rounding, "{name}[{c}]");
         }
     }
 }
@@ -267,7 +362,9 @@ fn passes_use_and_update_statistics_as_documented() {
     // The running mean approaches the batch's: r ← r + 0.1 (m − r).
     let twice = snapshot(&*encoder);
     for ((a, b), c) in start[0].iter().zip(&after[0]).zip(&twice[0]) {
-        assert!(((c - b) - 0.9 * (b - a)).abs() < 1e-6);
+        let [a, b, c] = [a, b, c].map(|v| f64::from(*v));
+        // Two updates, each a difference, a product by a rounded constant and a sum.
+        assert_within!(c - b, 0.9 * (b - a), tolerance::f32(8, a.abs() + b.abs() + c.abs()));
     }
     // Other batch sizes, larger and smaller, see the same network.
     let mut twin = encoder.duplicate().unwrap();
@@ -298,7 +395,8 @@ fn gradients_add_up_and_one_training_pass_is_outstanding_at_most() {
     let once: Vec<f32> = encoder.parameters()[0].grad().clone();
     encoder.forward(x.clone(), Pass::Train).unwrap().square().sum::<Rank0, _>().backward();
     for (twice, once) in encoder.parameters()[0].grad().iter().zip(&once) {
-        assert!((twice - 2.0 * once).abs() <= 1e-6 * once.abs().max(1.0));
+        // The same sum is added to itself, which is exact.
+        assert_eq!(*twice, 2.0 * once);
     }
 }
 

@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
+mod common;
+
+use common::{Perceptron, assert_differences, close, exact, from_kinks, zeros};
 use dfdx::prelude::*;
 use pauc_models::device::NetworkDevice;
 use pauc_models::heads::HeadConfig;
+use pauc_testing::{Rounded, tolerance};
 use pauc_traits::open_set::{Problem, options};
 use pauc_traits::param::{Role, clear_gradients};
 use pauc_traits::{Param, Pass, ops};
@@ -15,51 +19,6 @@ fn wave(n: usize, phase: f32) -> Vec<f32> {
 
 fn config(text: &str) -> HeadConfig {
     options().from_str(text).unwrap()
-}
-
-fn close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        assert!((f64::from(*g) - w).abs() < tolerance * (1.0 + w.abs()), "{what}[{i}]: {g} for {w}");
-    }
-}
-
-/// The head's definition with loops in f64; `parameters` in the order of `parameters`.
-fn oracle(
-    x: &[f64],
-    width: usize,
-    dims: &[usize],
-    norms: [bool; 2],
-    bias: bool,
-    parameters: &[Vec<f64>],
-) -> Vec<f64> {
-    let (mut x, mut width, mut parameters) = (x.to_vec(), width, parameters.iter());
-    for (l, out) in dims.iter().copied().enumerate() {
-        let last = l + 1 == dims.len();
-        let rows = x.len() / width;
-        let w = parameters.next().unwrap();
-        let b = if bias { parameters.next().unwrap().clone() } else { vec![0.0; out] };
-        let mut y: Vec<f64> = (0..rows * out)
-            .map(|n| {
-                b[n % out] + (0..width).map(|k| x[n / out * width + k] * w[n % out * width + k]).sum::<f64>()
-            })
-            .collect();
-        if norms[usize::from(last)] {
-            let (gamma, beta) = (parameters.next().unwrap(), parameters.next().unwrap());
-            for j in 0..out {
-                let mean = (0..rows).map(|i| y[i * out + j]).sum::<f64>() / rows as f64;
-                let var = (0..rows).map(|i| (y[i * out + j] - mean).powi(2)).sum::<f64>() / rows as f64;
-                for i in 0..rows {
-                    y[i * out + j] = gamma[j] * (y[i * out + j] - mean) / (var + 1e-5).sqrt() + beta[j];
-                }
-            }
-        }
-        if !last {
-            y.iter_mut().for_each(|v| *v = v.max(0.0));
-        }
-        (x, width) = (y, out);
-    }
-    x
 }
 
 /// Moves normalisation parameters away from ones and zeros.
@@ -83,36 +42,34 @@ fn values_and_gradients_agree_with_the_definition() {
         let parameters = head.parameters();
         stir(&parameters);
         let (x, g) = (wave(rows * width, 0.2), wave(rows * 5, 1.0));
-        let wide = |v: &[f32]| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
-        let all: Vec<Vec<f64>> = parameters.iter().map(|p| wide(&p.value())).collect();
-        let y = |x: &[f64], all: &[Vec<f64>]| oracle(x, width, &dims, norms, bias, all);
-        let objective = |x: &[f64], all: &[Vec<f64>]| {
-            y(x, all).iter().zip(&g).map(|(y, g)| y * f64::from(*g)).sum::<f64>()
+        let all: Vec<Vec<Rounded>> = parameters.iter().map(|p| exact(&p.value())).collect();
+        let net = Perceptron { width, dims: &dims, norms, bias, rectified: false };
+        let objective = |x: &[Rounded], all: &[Vec<Rounded>]| {
+            net.forward(x, all).0.iter().zip(&g).map(|(y, g)| y.value * f64::from(*g)).sum::<f64>()
         };
+        let (y, layers) = net.forward(&exact(&x), &all);
+        assert!(from_kinks(&layers) > 1e-5, "{text}");
+        let mut gradients = zeros(&all);
+        let dx = net.backward(&layers, &exact(&g), &mut gradients);
+        assert_differences("input", &exact(&x), &dx, |x| objective(x, &all));
+        for (n, p) in parameters.iter().enumerate() {
+            assert_differences(&p.name, &all[n], &gradients[n], |values| {
+                let mut all = all.clone();
+                all[n] = values.to_vec();
+                objective(&exact(&x), &all)
+            });
+        }
+        gradients = zeros(&all);
         // Twice, so that a reused workspace and a second contribution to the gradients are seen.
-        for pass in 1..=2 {
+        for _ in 0..2 {
             let leaf = dev.tensor_from_vec(x.clone(), (rows, width));
             let out = head.forward(leaf.retaped(), Pass::Train).unwrap();
-            close(text, &out.as_vec(), &y(&wide(&x), &all), 1e-5);
-            let mut gradients = ops::total(out * dev.tensor_from_vec(g.clone(), (rows, 5))).backward();
-            let dx = ops::gradient(&mut gradients, &leaf).unwrap();
-            let numeric = |at: &[f64], f: &dyn Fn(&[f64]) -> f64| -> Vec<f64> {
-                let shifted = |i: usize, by: f64| {
-                    let mut at = at.to_vec();
-                    at[i] += by;
-                    f(&at)
-                };
-                (0..at.len()).map(|i| (shifted(i, 1e-6) - shifted(i, -1e-6)) / 2e-6).collect()
-            };
-            close("input", &dx, &numeric(&wide(&x), &|x| objective(x, &all)), 2e-4);
-            for (n, p) in parameters.iter().enumerate() {
-                let with = |values: &[f64]| {
-                    let mut all = all.clone();
-                    all[n] = values.to_vec();
-                    objective(&wide(&x), &all)
-                };
-                let want: Vec<f64> = numeric(&all[n], &with).iter().map(|v| v * f64::from(pass)).collect();
-                close(&p.name, &p.grad(), &want, 2e-4);
+            close(text, &out.as_vec(), &y);
+            let mut tape = ops::total(out * dev.tensor_from_vec(g.clone(), (rows, 5))).backward();
+            let want = net.backward(&layers, &exact(&g), &mut gradients);
+            close("input", &ops::gradient(&mut tape, &leaf).unwrap(), &want);
+            for (p, want) in parameters.iter().zip(&gradients) {
+                close(&p.name, &p.grad(), want);
             }
         }
     }
@@ -125,6 +82,12 @@ fn the_fused_head_equals_plain_dfdx_operations() {
     let mut head = dev.head(&config("Mlp(dims: [65, 9])"), width, 0, 1).unwrap();
     let (x, g) = (wave(rows * width, 0.2), wave(rows * 9, 1.0));
     let parameters = head.parameters();
+    // Both are as far from the exact values as rounding may bring them.
+    let all: Vec<Vec<Rounded>> = parameters.iter().map(|p| exact(&p.value())).collect();
+    let net = Perceptron { width, dims: &[65, 9], norms: [false; 2], bias: true, rectified: false };
+    let (y, layers) = net.forward(&exact(&x), &all);
+    let mut gradients = zeros(&all);
+    let dx = net.backward(&layers, &exact(&g), &mut gradients);
     let g = dev.tensor_from_vec(g, (rows, 9usize));
 
     let leaf = dev.tensor_from_vec(x, (rows, width));
@@ -142,11 +105,14 @@ fn the_fused_head_equals_plain_dfdx_operations() {
         y + b.broadcast_like::<_, Axis<0>>(&shape)
     };
     let plain = linear(linear(leaf.retaped(), 0, width, 65).relu(), 1, 65, 9);
-    close("values", &values, &plain.as_vec().iter().map(|v| f64::from(*v)).collect::<Vec<_>>(), 1e-5);
+    close("values", &values, &y);
+    close("plain values", &plain.as_vec(), &y);
     let plain = ops::gradient(&mut ops::total(plain * g).backward(), &leaf).unwrap();
-    close("input", &fused, &plain.iter().map(|v| f64::from(*v)).collect::<Vec<_>>(), 1e-4);
-    for (p, fused) in parameters.iter().zip(&fused_parameters) {
-        close(&p.name, fused, &p.grad().iter().map(|v| f64::from(*v)).collect::<Vec<_>>(), 1e-4);
+    close("input", &fused, &dx);
+    close("plain input", &plain, &dx);
+    for ((p, fused), want) in parameters.iter().zip(&fused_parameters).zip(&gradients) {
+        close(&p.name, fused, want);
+        close(&format!("plain {}", p.name), &p.grad(), want);
     }
 }
 
@@ -159,8 +125,8 @@ fn the_input_gradient_flows_through_a_permuted_input() {
     let y = head.forward(x, Pass::Train).unwrap();
     let w = head.parameters()[0].value().clone();
     let dx = ops::gradient(&mut ops::total(y).backward(), &leaf).unwrap();
-    let column = |k: usize| f64::from(w[k] + w[2 + k] + w[4 + k]);
-    close("input", &dx, &[[column(0); 4], [column(1); 4]].concat(), 1e-5);
+    let column = |k: usize| Rounded::sum(exact(&[w[k], w[2 + k], w[4 + k]]));
+    close("input", &dx, &[[column(0); 4], [column(1); 4]].concat());
 }
 
 #[test]
@@ -172,19 +138,20 @@ fn running_statistics_follow_the_batches_and_evaluation_uses_them() {
     let input = || dev.tensor_from_vec(x.to_vec(), (3usize, 1usize)).retaped();
     head.forward(input(), Pass::Momentum).unwrap();
     let (mean, variance) = (head.statistics()[0].clone(), head.statistics()[1].clone());
-    // Mean 3 and unbiased variance 7 of the batch, weighted 0.1.
-    close("running_mean", &mean.value(), &[0.3, 0.6], 1e-6);
-    close("running_var", &variance.value(), &[0.9 + 0.7, 0.9 + 2.8], 1e-6);
+    // Mean 3 and unbiased variance 7 of the batch, weighted 0.1: a variance, two products, and the sum with
+    // its difference.
+    let rounded = |value: f64| Rounded::within(value, tolerance::f32(6, 1.0 + value));
+    let [means, variances] = [[0.3, 0.6], [0.9 + 0.7, 0.9 + 2.8]].map(|v| v.map(rounded));
+    close("running_mean", &mean.value(), &means);
+    close("running_var", &variance.value(), &variances);
     let y = head.forward(input(), Pass::Eval).unwrap().as_vec();
-    let want =
-        |x: f32, w: f64, i: usize| (f64::from(x) * w - [0.3, 0.6][i]) / ([1.6, 3.7][i] + 1e-5f64).sqrt();
-    close(
-        "evaluation",
-        &y,
-        &x.iter().flat_map(|x| [want(*x, 1.0, 0), want(*x, 2.0, 1)]).collect::<Vec<_>>(),
-        1e-5,
-    );
-    close("evaluation changes nothing", &mean.value(), &[0.3, 0.6], 1e-6);
+    let want = |x: f32, w: f32, i: usize| {
+        let inverse = Rounded::exact(1.0) / (variances[i] + Rounded::exact(1e-5)).sqrt();
+        (Rounded::exact(x) * w.into() - means[i]) * inverse
+    };
+    let want: Vec<Rounded> = x.iter().flat_map(|x| [want(*x, 1.0, 0), want(*x, 2.0, 1)]).collect();
+    close("evaluation", &y, &want);
+    close("evaluation changes nothing", &mean.value(), &means);
     let one = head.forward(dev.tensor_from_vec(vec![1.0], (1usize, 1usize)).retaped(), Pass::Train);
     assert!(one.err().unwrap().to_string().contains("at least 2 samples"));
 }

@@ -1,0 +1,150 @@
+"""Features, gradients and running statistics of networks, by PyTorch and torchvision's blocks.
+
+Weights and images are noise by formula, so that the tests can make them again: u(n, l) = frac(sin(12.9898 n +
+78.233 l) 43758.5453) - 1/2. (Smooth formulas make channels nearly constant, and batch normalisation then
+amplifies rounding beyond use.) Convolutions have u(n, l) sqrt(24 / fan_in), with l the position among the
+learnable parameters; gamma 1 + 0.2 u; beta 0.2 u; images 2 u(n, 1000), n row-major over (batch, channels,
+height, width). The loss is the sum of features times u(n, 2000).
+"""
+
+import math
+
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from common import U
+
+PATH = "pauc-models/tests/golden/encoders.json"
+
+# The noise magnifies the last place of a sine, which differs between processors, by 43758.5. Batch
+# normalisation magnifies that again: errors of this size in every weight move ResNet-101's values by 10^4
+# times as much. (The other networks' move less, and the rounding of sums is smaller.) Another factor of ten
+# is for bad luck.
+TOLERANCE = 1e5 * 43758.5 * U
+FLOOR = 0.0
+
+
+def noise(count, l):
+    """u(n, l) for n < count."""
+    v = torch.sin(12.9898 * torch.arange(count, dtype=torch.float64) + 78.233 * l) * 43758.5453
+    return v - torch.floor(v) - 0.5
+
+
+class Residual(nn.Module):
+    """A residual network of any width and number of stages, its parts named as torchvision names them."""
+
+    def __init__(self, channels, stem, width, block, stages):
+        super().__init__()
+        kernel, stride, padding = (3, 1, 1) if stem == "Small" else (7, 2, 3)
+        self.conv1 = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.pool = nn.Identity() if stem == "Small" else nn.MaxPool2d(3, 2, 1)
+        self.stages = []
+        before = width
+        for s, count in enumerate(stages):
+            inner, blocks = width << s, []
+            outer = inner * block.expansion
+            for n in range(count):
+                stride = 2 if s > 0 and n == 0 else 1
+                shortcut = None
+                if stride > 1 or before != outer:
+                    shortcut = nn.Sequential(
+                        nn.Conv2d(before, outer, 1, stride, bias=False), nn.BatchNorm2d(outer)
+                    )
+                blocks.append(block(before, inner, stride, shortcut))
+                before = outer
+            self.stages.append(f"layer{s + 1}")
+            setattr(self, self.stages[-1], nn.Sequential(*blocks))
+
+    def forward(self, x):
+        x = self.pool(torch.relu(self.bn1(self.conv1(x))))
+        for stage in self.stages:
+            x = getattr(self, stage)(x)
+        return x.mean((2, 3))
+
+
+class Plain(nn.Module):
+    """Convolutions one after another, all but the first of stride two."""
+
+    def __init__(self, channels, widths):
+        super().__init__()
+        self.depth = len(widths)
+        for n, width in enumerate(widths, 1):
+            setattr(self, f"conv{n}", nn.Conv2d(channels, width, 3, 1 if n == 1 else 2, 1, bias=False))
+            setattr(self, f"bn{n}", nn.BatchNorm2d(width))
+            channels = width
+
+    def forward(self, x):
+        for n in range(1, self.depth + 1):
+            x = torch.relu(getattr(self, f"bn{n}")(getattr(self, f"conv{n}")(x)))
+        return x.mean((2, 3))
+
+
+def probe(v):
+    """What is stored of a tensor: its length, a sum with a weight for each element, and the first four."""
+    v = v.detach().flatten()
+    return dict(
+        l2=v.norm(), cos=(v * torch.cos(torch.arange(v.numel(), dtype=torch.float64))).sum(), first=v[:4]
+    )
+
+
+def fill(network):
+    """Weights by formula."""
+    for l, (name, v) in enumerate(network.named_parameters()):
+        n = noise(v.numel(), l)
+        if v.dim() == 4:
+            n = n * math.sqrt(24 / v[0].numel())
+        else:
+            n = 0.2 * n + 1 if name.endswith("weight") else 0.2 * n
+        v.data.copy_(n.reshape(v.shape))
+
+
+def case(recipe, network, shape):
+    """A forward pass of each mode, and a backward pass in training mode."""
+    network = network.double()
+    fill(network)
+    images = (2 * noise(math.prod(shape), 1000)).reshape(shape)
+    with torch.no_grad():
+        in_eval = network.eval()(images)
+    features = network.train()(images)
+    (features * noise(features.numel(), 2000).reshape(features.shape)).sum().backward()
+    parameters = dict(network.named_parameters())
+    statistics = {name: v for name, v in network.named_buffers() if "running" in name}
+    ends = ["bn1.running_mean", "bn1.running_var", *list(statistics)[-2:]]
+    return dict(
+        recipe=recipe,
+        images=shape,
+        parameters={name: v.shape for name, v in parameters.items()},
+        eval=probe(in_eval),
+        train=probe(features),
+        gradients={name: probe(v.grad) for name, v in parameters.items()},
+        statistics={name: probe(statistics[name]) for name in ends},
+    )
+
+
+def make():
+    """Every recipe of an encoder that the tests compare."""
+    basic, bottleneck = BasicBlock, Bottleneck
+    small, large = "Small", "ImageNet"
+    deep = [3, 4, 6, 3]
+    return dict(
+        source="golden/encoders.py with torch 2.15.0",
+        cases=[
+            case("ConvNet(channels: [20, 40, 64])", Plain(1, [20, 40, 64]), (3, 1, 15, 18)),
+            case("ResNet18(stem: Small, width: 16)", Residual(1, small, 16, basic, [2] * 4), (6, 1, 28, 28)),
+            case("ResNet18(stem: Small)", Residual(3, small, 64, basic, [2] * 4), (4, 3, 32, 32)),
+            case("ResNet18(width: 32)", Residual(3, large, 32, basic, [2] * 4), (4, 3, 72, 60)),
+            case("ResNet34(stem: Small, width: 16)", Residual(3, small, 16, basic, deep), (4, 3, 32, 32)),
+            case(
+                "ResNet50(stem: Small, width: 16)", Residual(3, small, 16, bottleneck, deep), (4, 3, 32, 32)
+            ),
+            case("ResNet50(width: 16)", Residual(3, large, 16, bottleneck, deep), (4, 3, 96, 96)),
+            case(
+                "ResNet101(stem: Small, width: 16)",
+                Residual(3, small, 16, bottleneck, [3, 4, 23, 3]),
+                (4, 3, 32, 32),
+            ),
+            case("ResNet20()", Residual(3, small, 16, basic, [3] * 3), (4, 3, 32, 32)),
+        ],
+    )

@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""Makes the golden files again, and compares them with those in the repository or writes them.
+
+python3 golden/generate.py --check            compares every file; exits with 1 if one differs
+python3 golden/generate.py --check vit terms  compares some
+python3 golden/generate.py --write vit        writes one; without a name it writes all
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from common import plain, text
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+NAMES = [
+    "augmentations",
+    "clustering",
+    "concentration",
+    "encoders",
+    "halves",
+    "optimisers",
+    "probes",
+    "resnets",
+    "rotate_equalize",
+    "schedules",
+    "terms",
+    "vit",
+]
+# How many differences of a file are shown.
+SHOWN = 5
+
+
+def largest(v):
+    """The largest magnitude in an array of any depth."""
+    if isinstance(v, list):
+        return max(map(largest, v), default=0.0)
+    return abs(v) if isinstance(v, float) else 0.0
+
+
+class Comparison:
+    """Two values side by side, and where they differ.
+
+    Two floats may differ by `tolerance` times a scale: the largest magnitude in their array, or among the
+    lone numbers of their object, and at least `floor`. All else must be the same.
+    """
+
+    def __init__(self, tolerance, floor):
+        self.tolerance, self.floor = tolerance, floor
+        self.differences, self.floats, self.farthest = [], 0, 0.0
+
+    def differ(self, path, stored, made):
+        self.differences.append(f"{path or 'the file'}: {stored}, made again {made}")
+
+    def compare(self, stored, made, path="", lone=0.0, array=None):
+        """`lone` is the scale of lone numbers here, `array` that of the array around."""
+        if isinstance(stored, float) and isinstance(made, float):
+            self.compare_floats(stored, made, path, lone if array is None else array)
+        elif type(stored) is not type(made):
+            self.differ(path, type(stored).__name__, type(made).__name__)
+        elif isinstance(stored, dict):
+            if stored.keys() != made.keys():
+                self.differ(path, f"keys {sorted(stored)}", sorted(made))
+            lone = max((abs(v) for v in stored.values() if isinstance(v, float)), default=0.0)
+            for key in stored:
+                if key in made:
+                    self.compare(stored[key], made[key], f"{path}.{key}" if path else key, lone)
+        elif isinstance(stored, list):
+            if len(stored) != len(made):
+                self.differ(path, f"length {len(stored)}", len(made))
+            array = largest(stored) if array is None else array
+            for i, (a, b) in enumerate(zip(stored, made)):
+                self.compare(a, b, f"{path}[{i}]", array=array)
+        elif stored != made:
+            self.differ(path, repr(stored), repr(made))
+
+    def compare_floats(self, stored, made, path, scale):
+        within = max(scale, self.floor)
+        off = abs(stored - made)
+        self.floats += 1
+        if off:
+            self.farthest = max(self.farthest, off / within if within else float("inf"))
+        # A NaN is no number near another.
+        if not off <= self.tolerance * within:
+            self.differ(path, stored, f"{made}, {off:.1e} off where {self.tolerance * within:.1e} is allowed")
+
+
+def check(module, path, made):
+    """Differences of a stored file from what was made, and a word about how near it is."""
+    if not path.exists():
+        return ["the file is missing"], ""
+    if isinstance(made, bytes):
+        return ([] if path.read_bytes() == made else ["other bytes"]), "same bytes"
+    comparison = Comparison(module.TOLERANCE, module.FLOOR)
+    comparison.compare(json.loads(path.read_text()), made)
+    if not comparison.farthest:
+        return comparison.differences, "same values"
+    near = f"{comparison.floats} floats within {comparison.farthest:.1e}, {module.TOLERANCE:.1e} allowed"
+    return comparison.differences, near
+
+
+def write(path, made):
+    if isinstance(made, bytes):
+        path.write_bytes(made)
+    else:
+        path.write_text(text(made))
+
+
+def strays():
+    """Files that no generator makes."""
+    known = {ROOT / importlib.import_module(name).PATH for name in NAMES}
+    return sorted(path for path in ROOT.glob("*/tests/golden/*") if path.is_file() and path not in known)
+
+
+def other_versions():
+    """Packages whose installed version is not the one that the files were made with."""
+    for line in (HERE / "requirements.txt").read_text().split():
+        package, wanted = line.split("==")
+        installed = version(package).split("+")[0]
+        if installed != wanted:
+            yield f"{package} {installed} instead of {wanted}"
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--check", action="store_true", help="compare with the stored files")
+    action.add_argument("--write", action="store_true", help="write the files")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="one of " + ", ".join(NAMES))
+    options = parser.parse_args()
+    unknown = sorted(set(options.names) - set(NAMES))
+    if unknown:
+        parser.error(f"no generator is called {', '.join(unknown)}: there are {', '.join(NAMES)}")
+
+    # Sums in one order on every machine; and these networks are so small that threads would only wait.
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    failed = False
+    for name in options.names or NAMES:
+        start = time.perf_counter()
+        module = importlib.import_module(name)
+        path, made = ROOT / module.PATH, plain(module.make())
+        differences, near = check(module, path, made)
+        seconds = f"({time.perf_counter() - start:.1f} s)"
+        if not differences:
+            print(f"ok      {module.PATH}: {near} {seconds}", flush=True)
+            continue
+        # A file that agrees stays as it is: other last digits are no reason to change it.
+        if options.write:
+            write(path, made)
+            print(f"WRITTEN {module.PATH}: {len(differences)} differences {seconds}", flush=True)
+            continue
+        failed = True
+        print(f"DIFFERS {module.PATH}: {len(differences)} differences {seconds}", flush=True)
+        for difference in differences[:SHOWN]:
+            print(f"        {difference}")
+    if options.check and not options.names:
+        for path in strays():
+            failed = True
+            print(f"STRAY   {path.relative_to(ROOT)}: no generator makes it")
+    if failed and (others := list(other_versions())):
+        print(f"Perhaps it is the versions: {', '.join(others)}.")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

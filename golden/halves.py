@@ -1,0 +1,16 @@
+"""A JPEG file of 16 x 8 pixels, its left half dark and its right half bright."""
+
+import io
+
+from PIL import Image
+
+PATH = "pauc-data/tests/golden/halves.jpg"
+
+
+def make():
+    """The file's bytes."""
+    image = Image.new("RGB", (16, 8), (20, 30, 40))
+    image.paste((220, 210, 200), (8, 0, 16, 8))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()

@@ -1,0 +1,187 @@
+//! What tests of networks share: an oracle that knows its rounding, and how rounding adds up over many
+//! operations.
+#![allow(dead_code, clippy::unwrap_used)] // helpers of tests, of which each uses some
+
+use pauc_testing::Rounded;
+use pauc_testing::tolerance::{SIGMAS, UNIT_F32};
+
+/// How far so many successive operations in `f32` move a value, relative to its size, where γₙ is too far
+/// from what happens to say anything: six standard deviations of a random walk.
+///
+/// Rounding errors of long sums of terms of both signs are as good as independent and spread over ±u, with a
+/// standard deviation of u/√3 at most (Higham and Mary, *A New Approach to Probabilistic Rounding Error
+/// Analysis*, 2019). Partial sums are no larger than the whole, so that the estimate is two or three times
+/// too large in the mean.
+pub fn random_walk(operations: usize) -> f64 {
+    SIGMAS * (operations as f64 / 3.0).sqrt() * UNIT_F32
+}
+
+/// Numbers that `f32` has.
+pub fn exact(values: &[f32]) -> Vec<Rounded> {
+    values.iter().map(|v| Rounded::exact(*v)).collect()
+}
+
+/// Asserts that each value lies within the rounding of its oracle.
+pub fn close(what: &str, got: &[f32], want: &[Rounded]) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!(w.admits(*g), "{what}[{i}]: {g} for {w}");
+    }
+}
+
+/// Linear layers with what follows them, in double precision and with bounds of what `f32` makes of them.
+pub struct Perceptron<'a> {
+    pub width: usize,
+    pub dims: &'a [usize],
+    /// Whether the batch is normalised after the hidden layers, and after the last one.
+    pub norms: [bool; 2],
+    pub bias: bool,
+    /// Whether the last layer is rectified as the others are.
+    pub rectified: bool,
+}
+
+/// What a layer's backward pass reads.
+pub struct Layer {
+    x: Vec<Rounded>,
+    weight: Vec<Rounded>,
+    norm: Option<Norm>,
+    /// The values before they are rectified.
+    y: Vec<Rounded>,
+    rectified: bool,
+}
+
+struct Norm {
+    x_hat: Vec<Rounded>,
+    gamma: Vec<Rounded>,
+    /// 1/√(variance + ε).
+    inverse: Vec<Rounded>,
+}
+
+impl Perceptron<'_> {
+    /// Outputs for parameters in the order of `parameters`, and what the backward pass reads.
+    pub fn forward(&self, x: &[Rounded], parameters: &[Vec<Rounded>]) -> (Vec<Rounded>, Vec<Layer>) {
+        let (mut x, mut width, mut parameters) = (x.to_vec(), self.width, parameters.iter());
+        let mut layers = Vec::new();
+        for (l, out) in self.dims.iter().copied().enumerate() {
+            let last = l + 1 == self.dims.len();
+            let rows = x.len() / width;
+            let weight = parameters.next().unwrap().clone();
+            let zeros = vec![Rounded::default(); out];
+            let bias = if self.bias { parameters.next().unwrap() } else { &zeros };
+            let mut y: Vec<Rounded> = (0..rows * out)
+                .map(|n| {
+                    let product = |k: usize| x[n / out * width + k] * weight[n % out * width + k];
+                    Rounded::sum((0..width).map(product).chain([bias[n % out]]))
+                })
+                .collect();
+            let norm = self.norms[usize::from(last)].then(|| {
+                let (gamma, beta) = (parameters.next().unwrap().clone(), parameters.next().unwrap());
+                let count = Rounded::exact(rows as f32);
+                let (mut x_hat, mut inverse) = (y.clone(), Vec::new());
+                for j in 0..out {
+                    let column = || (0..rows).map(|i| y[i * out + j]);
+                    let mean = Rounded::sum(column()) / count;
+                    let squares = column().map(|v| (v - mean) * (v - mean));
+                    let variance = Rounded::sum(squares) / count;
+                    inverse.push(Rounded::exact(1.0) / (variance + Rounded::exact(1e-5)).sqrt());
+                    for i in 0..rows {
+                        x_hat[i * out + j] = (y[i * out + j] - mean) * inverse[j];
+                    }
+                }
+                y = (0..rows * out).map(|n| x_hat[n] * gamma[n % out] + beta[n % out]).collect();
+                Norm { x_hat, gamma, inverse }
+            });
+            let rectified = self.rectified || !last;
+            let output = y.iter().map(|v| if rectified { v.relu() } else { *v }).collect();
+            layers.push(Layer { x, weight, norm, y, rectified });
+            (x, width) = (output, out);
+        }
+        (x, layers)
+    }
+
+    /// Adds to the gradients of the parameters, and returns that of the input.
+    pub fn backward(&self, layers: &[Layer], dy: &[Rounded], gradients: &mut [Vec<Rounded>]) -> Vec<Rounded> {
+        let mut dy = dy.to_vec();
+        let mut end = gradients.len();
+        for (l, layer) in layers.iter().enumerate().rev() {
+            let out = self.dims[l];
+            let width = layer.weight.len() / out;
+            let rows = dy.len() / out;
+            if layer.rectified {
+                let opens = |(d, y): (&Rounded, &Rounded)| match y.value {
+                    // Open or shut: either is right.
+                    v if v.abs() <= y.error => Rounded::within(0.5 * d.value, 0.5 * d.value.abs() + d.error),
+                    v if v > 0.0 => *d,
+                    _ => Rounded::default(),
+                };
+                dy = dy.iter().zip(&layer.y).map(opens).collect();
+            }
+            if let Some(norm) = &layer.norm {
+                end -= 2;
+                let count = Rounded::exact(rows as f32);
+                let [dgamma, dbeta] = &mut gradients[end..end + 2] else { unreachable!() };
+                for (j, (dgamma, dbeta)) in dgamma.iter_mut().zip(dbeta).enumerate() {
+                    let column: Vec<usize> = (0..rows).map(|i| i * out + j).collect();
+                    let products = || column.iter().map(|n| dy[*n] * norm.x_hat[*n]);
+                    let values = || column.iter().map(|n| dy[*n]);
+                    *dgamma = Rounded::sum(products().chain([*dgamma]));
+                    *dbeta = Rounded::sum(values().chain([*dbeta]));
+                    let (along, mean) = (Rounded::sum(products()) / count, Rounded::sum(values()) / count);
+                    let scale = norm.inverse[j] * norm.gamma[j];
+                    for n in column {
+                        dy[n] = scale * (dy[n] - mean - norm.x_hat[n] * along);
+                    }
+                }
+            }
+            if self.bias {
+                end -= 1;
+                for (j, g) in gradients[end].iter_mut().enumerate() {
+                    *g = Rounded::sum((0..rows).map(|i| dy[i * out + j]).chain([*g]));
+                }
+            }
+            end -= 1;
+            for (n, g) in gradients[end].iter_mut().enumerate() {
+                let product = |i: usize| dy[i * out + n / width] * layer.x[i * width + n % width];
+                *g = Rounded::sum((0..rows).map(product).chain([*g]));
+            }
+            dy = (0..rows * width)
+                .map(|n| {
+                    let term = |j: usize| (dy[n / width * out + j], layer.weight[j * width + n % width]);
+                    Rounded::dot((0..out).map(term))
+                })
+                .collect();
+        }
+        dy
+    }
+}
+
+/// By how much more than rounding the values that are rectified differ from zero. Where this is positive,
+/// each is on the same side in any precision.
+pub fn from_kinks(layers: &[Layer]) -> f64 {
+    let values = layers.iter().filter(|l| l.rectified).flat_map(|l| &l.y);
+    values.map(|v| v.value.abs() - v.error).fold(f64::INFINITY, f64::min)
+}
+
+/// Gradients of zero for these parameters.
+pub fn zeros(parameters: &[Vec<Rounded>]) -> Vec<Vec<Rounded>> {
+    parameters.iter().map(|p| vec![Rounded::default(); p.len()]).collect()
+}
+
+/// Asserts that gradients of the oracle are those of central differences of `f` in double precision.
+///
+/// The step is too short for a kink at a distance of 1e-5. `f` is a weighted sum of at most 40 outputs of
+/// size 1 or so, by some 300 operations; where batches are normalised, by deviations above 0.1, its third
+/// derivatives are below a few times 0.1⁻³ for each output.
+pub fn assert_differences(what: &str, at: &[Rounded], gradient: &[Rounded], f: impl Fn(&[Rounded]) -> f64) {
+    const STEP: f64 = 1e-6;
+    let tolerance = pauc_testing::tolerance::central_difference(STEP, 1e6, 300, 100.0);
+    for (i, g) in gradient.iter().enumerate() {
+        let shifted = |by: f64| {
+            let mut at = at.to_vec();
+            at[i].value += by;
+            f(&at)
+        };
+        let numeric = (shifted(STEP) - shifted(-STEP)) / (2.0 * STEP);
+        pauc_testing::assert_within!(g.value, numeric, tolerance, "{what}[{i}]");
+    }
+}
