@@ -20,22 +20,30 @@ pub fn normal(rng: &mut Stream, deviation: f32, shape: &[usize]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
     use pauc_traits::rng::{Purpose, stream};
+
+    fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+        let count = values.len() as f64;
+        values.sum::<f64>() / count
+    }
 
     #[test]
     fn uniform_values_have_the_bounds_and_variance_asked_for() {
         let values = uniform(&mut stream(1, Purpose::Init, 0, 0, 0), 0.5, &[100, 100]);
         assert_eq!(values.len(), 10_000);
         assert!(values.iter().all(|v| v.abs() <= 0.5));
-        let variance = values.iter().map(|v| v * v).sum::<f32>() / 1e4;
-        assert!((variance - 0.25 / 3.0).abs() < 0.003, "{variance}");
+        let variance = mean(values.iter().map(|v| f64::from(*v).powi(2)));
+        let want = 0.25 / 3.0;
+        assert_within!(variance, want, tolerance::variance(want, 9.0 / 5.0, values.len()));
     }
 
     #[test]
     fn normal_values_have_the_deviation_asked_for() {
         let values = normal(&mut stream(1, Purpose::Init, 0, 0, 0), 0.02, &[100, 100]);
-        let mean = values.iter().sum::<f32>() / 1e4;
-        let variance = values.iter().map(|v| v * v).sum::<f32>() / 1e4;
-        assert!(mean.abs() < 1e-3 && (variance.sqrt() - 0.02).abs() < 1e-3, "{mean} {variance}");
+        let want = 0.02f64.powi(2);
+        assert_within!(mean(values.iter().map(|v| f64::from(*v))), 0.0, tolerance::mean(0.02, values.len()));
+        let variance = mean(values.iter().map(|v| f64::from(*v).powi(2)));
+        assert_within!(variance, want, tolerance::variance(want, 3.0, values.len()));
     }
 }

@@ -386,6 +386,7 @@ impl Blueprint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
 
     #[test]
     fn images_of_other_channels_are_refused() {
@@ -401,8 +402,9 @@ mod tests {
         b.declare(("conv1".into(), "bn1".into()), shape, 256, (3, 1));
         let all = b.parameters(1);
         let w = &all[0].3;
-        let variance = w.iter().map(|v| v * v).sum::<f32>() / w.len() as f32;
-        assert!((variance * 256.0 * 9.0 / 2.0 - 1.0).abs() < 0.06, "{variance}");
+        let variance = w.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / w.len() as f64;
+        let want = 2.0 / (256.0 * 9.0);
+        assert_within!(variance, want, tolerance::variance(want, 3.0, w.len()));
         assert_eq!(all[0].3, b.parameters(1)[0].3);
         assert_ne!(all[0].3, b.parameters(2)[0].3);
         assert_eq!((all[1].3[0], all[2].3[0]), (1.0, 0.0));
