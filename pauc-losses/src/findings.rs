@@ -182,6 +182,7 @@ pub fn prototypes(facts: &Facts, options: &pauc_traits::batch::PrototypeOptions)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
 
     #[test]
     fn codes_are_unique() {
@@ -191,10 +192,15 @@ mod tests {
 
     #[test]
     fn expected_occupancy_has_its_limits() {
-        assert!((expected_occupied(1, 10) - 1.0).abs() < 1e-12);
-        assert!((expected_occupied(2, 1) - 1.0).abs() < 1e-12);
-        assert!((expected_occupied(2, 2) - 1.5).abs() < 1e-12);
-        assert!((expected_occupied(1_000_000_000, 64) - 64.0).abs() < 1e-3);
-        assert!((expected_occupied(10, 100_000) - 10.0).abs() < 1e-9);
+        // −K·expm1(B·ln1p(−1/K)): five operations, of which each keeps the relative error small.
+        let close = |k, batch, want: f64| {
+            assert_within!(expected_occupied(k, batch), want, tolerance::f64(5, want), "{k}, {batch}");
+        };
+        close(1, 10, 1.0);
+        close(2, 1, 1.0);
+        close(2, 2, 1.5);
+        // B − B(B − 1)/2K, and nothing that shows.
+        close(1_000_000_000, 64, 64.0 - 64.0 * 63.0 / 2e9);
+        close(10, 100_000, 10.0);
     }
 }

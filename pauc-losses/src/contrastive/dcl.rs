@@ -82,6 +82,7 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for Dcl {
 #[cfg(test)]
 mod tests {
     use crate::testing::{self, Data};
+    use pauc_testing::{assert_within, tolerance};
 
     #[test]
     fn agrees_with_reference_values() {
@@ -101,6 +102,7 @@ mod tests {
         testing::finite("Dcl()");
         testing::finite("Dcl(temperature: 0.01)");
         let data = testing::degenerate().into_iter().find(|(n, _)| *n == "identical rows").unwrap().1;
-        assert!((testing::value("Dcl()", &data) - 12f64.ln()).abs() < 1e-9);
+        // Fourteen rows of unit length and cosines over 0.1; what they differ by is rounding.
+        assert_within!(testing::value("Dcl()", &data), 12f64.ln(), tolerance::f64(64, 10.0));
     }
 }

@@ -124,7 +124,8 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SelfDistillation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{self, Data, dot, unit};
+    use crate::testing::{self, Condition, Data, dot, unit};
+    use pauc_testing::{assert_within, tolerance};
 
     /// The loss in plain loops; the targets come from `fixed`, the student from `data`.
     fn naive(data: &Data, fixed: &Data, running: bool) -> f64 {
@@ -166,21 +167,9 @@ mod tests {
     fn equals_plain_loops(text: &str, running: bool) {
         let toy = Data::toy(5, 4);
         let outcome = testing::run::<f64>(text, &toy);
-        assert!((outcome.value - naive(&toy, &toy, running)).abs() < 1e-10);
-        for (name, gradient) in &outcome.gradients {
-            for (i, found) in gradient.iter().enumerate() {
-                let at = |by: f64| {
-                    let mut moved = toy.clone();
-                    match name.strip_prefix("view") {
-                        Some(v) => moved.views[v.parse::<usize>().unwrap()].as_mut().unwrap()[i] += by,
-                        None => moved.parameters.get_mut(name).unwrap()[i] += by,
-                    }
-                    naive(&moved, &toy, running)
-                };
-                let want = (at(1e-5) - at(-1e-5)) / 2e-5;
-                assert!((found - want).abs() < 1e-7 * (1.0 + want.abs()), "{name}[{i}]: {found} for {want}");
-            }
-        }
+        let condition = Condition::of(text, &toy);
+        assert_within!(outcome.value, naive(&toy, &toy, running), condition.of_value(tolerance::f64));
+        testing::differences(&outcome, &toy, &condition, |moved| naive(moved, &toy, running));
     }
 
     #[test]
@@ -204,7 +193,8 @@ mod tests {
             let score = |key: usize, i| dot(&unit(toy.keys[key].as_ref().unwrap(), 4, i), c);
             let mean = (0..5).map(|i| score(0, i) + score(1, i)).sum::<f64>() / 10.0;
             let want = 0.75 * toy.parameters["centre"][j] + 0.25 * mean;
-            assert!((new - want).abs() < 1e-12, "{j}: {new} for {want}");
+            // Inner products of four elements of unit rows, their mean over ten, and the average with the old centre.
+            assert_within!(new, want, tolerance::f64(2 * 4 + 3 + 10 + 3, 1.0), "{j}");
         }
     }
 

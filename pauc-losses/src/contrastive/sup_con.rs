@@ -88,7 +88,8 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SupCon {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{self, Data};
+    use crate::testing::{self, Condition, Data};
+    use pauc_testing::{assert_within, tolerance};
 
     #[test]
     fn agrees_with_reference_values() {
@@ -113,6 +114,6 @@ mod tests {
     fn with_every_sample_its_own_class_it_is_in_batch_info_nce() {
         let data = Data { labels: Some((0..6).collect()), ..Data::toy(6, 4) };
         let (a, b) = (testing::value("SupCon()", &data), testing::value("InfoNce(temperature: 0.1)", &data));
-        assert!((a - b).abs() < 1e-12, "{a} and {b}");
+        assert_within!(a, b, Condition::of("SupCon()", &data).of_value(tolerance::f64));
     }
 }
