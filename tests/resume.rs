@@ -5,9 +5,9 @@
 
 mod common;
 
-use common::{only_run, pauc, root};
+use common::{Running, only_run, pauc, root};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The quickstart recipe in small, with everything that a checkpoint has to carry: queue, momentum encoder, prototypes
@@ -32,20 +32,21 @@ fn args(out: &Path, more: &[&str]) -> Vec<String> {
     args
 }
 
-fn start(args: &[String]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_pauc-cli"))
-        .args(args)
-        .current_dir(root())
-        .env_remove("PAUC_SIMD")
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+/// Lets a process run to its end. Returns the exit code and what was said on stderr.
+fn to_its_end(args: &[String]) -> (i32, String) {
+    Running::start(args).end()
 }
 
-fn code(child: Child) -> (i32, String) {
-    let out = child.wait_with_output().unwrap();
-    (out.status.code().unwrap_or(-1), String::from_utf8_lossy(&out.stderr).into_owned())
+/// More steps than a run takes before a test ends it.
+const ENDLESS: [&str; 2] = ["--set", "train.epochs=100000"];
+
+/// Waits until a run below `out` has logged a step.
+fn wait_for_a_step(process: &mut Running, out: &Path) {
+    let logged = || {
+        let log = files(out).into_iter().find(|p| p.ends_with("metrics.jsonl"));
+        log.is_some_and(|p| std::fs::read_to_string(p).unwrap_or_default().contains("\"event\":\"step\""))
+    };
+    process.wait_until("step in metrics.jsonl", logged);
 }
 
 /// The events without what depends on the clock and the machine, and without what stages of an epoch took: a continued
@@ -81,6 +82,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 struct Whole {
     folder: tempfile::TempDir,
     run: PathBuf,
+    /// How long it took: within it, others are killed. Where a kill comes matters to no assertion.
     time: Duration,
 }
 
@@ -88,7 +90,7 @@ impl Whole {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let began = Instant::now();
-        let (code, stderr) = code(start(&args(folder.path(), &[])));
+        let (code, stderr) = to_its_end(&args(folder.path(), &[]));
         assert_eq!(code, 0, "{stderr}");
         Whole { run: only_run(folder.path()), folder, time: began.elapsed() }
     }
@@ -120,9 +122,9 @@ fn finish(out: &Path, what: &str) -> PathBuf {
     // A run that was killed before its folder had a name is begun anew.
     let begun = out.exists() && files(out).iter().any(|p| p.ends_with("run.json"));
     let (code, stderr) = if begun {
-        code(start(&["--threads".into(), "1".into(), "resume".into(), only_run(out).display().to_string()]))
+        to_its_end(&["--threads".into(), "1".into(), "resume".into(), only_run(out).display().to_string()])
     } else {
-        code(start(&args(out, &[])))
+        to_its_end(&args(out, &[]))
     };
     assert_eq!(code, 0, "{what}: {stderr}");
     assert!(!stderr.contains("unusable"), "{what}: {stderr}");
@@ -151,18 +153,18 @@ fn killed_anywhere_and_continued_it_is_the_same_run() {
         for (i, delay) in delays.iter().enumerate() {
             let begun = files(folder.path()).iter().any(|p| p.ends_with("run.json"));
             let mut child = if i > 0 && begun {
-                start(&[
+                Running::start([
                     "--threads".into(),
                     "1".into(),
                     "resume".into(),
                     only_run(folder.path()).display().to_string(),
                 ])
             } else {
-                start(&args(folder.path(), &[]))
+                Running::start(args(folder.path(), &[]))
             };
             std::thread::sleep(*delay);
-            child.kill().unwrap();
-            child.wait().unwrap();
+            child.0.kill().unwrap();
+            child.0.wait().unwrap();
         }
         let run = finish(folder.path(), &what);
         whole.same(&run, &what);
@@ -174,7 +176,7 @@ fn killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before() {
     let whole = Whole::new();
     // What a process leaves that dies between writing and renaming, and between two names of a checkpoint.
     let folder = tempfile::tempdir().unwrap();
-    let (status, stderr) = code(start(&args(folder.path(), &["--max-steps", "7"])));
+    let (status, stderr) = to_its_end(&args(folder.path(), &["--max-steps", "7"]));
     assert_eq!(status, 0, "{stderr}");
     let run = only_run(folder.path());
     let folder_of = run.join("checkpoints");
@@ -192,7 +194,7 @@ fn killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before() {
 fn pauses_at_every_step_change_nothing() {
     let whole = Whole::new();
     let folder = tempfile::tempdir().unwrap();
-    let (status, stderr) = code(start(&args(folder.path(), &["--max-steps", "1"])));
+    let (status, stderr) = to_its_end(&args(folder.path(), &["--max-steps", "1"]));
     assert_eq!(status, 0, "{stderr}");
     let run = only_run(folder.path());
     for step in 2..=20 {
@@ -220,7 +222,7 @@ fn a_damaged_checkpoint_is_set_aside_and_the_one_before_taken() {
     ];
     for (what, damage) in damage {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(code(start(&args(folder.path(), &["--max-steps", "7"]))).0, 0);
+        assert_eq!(to_its_end(&args(folder.path(), &["--max-steps", "7"])).0, 0);
         let run = only_run(folder.path());
         let path = run.join("checkpoints/last.safetensors");
         let mut bytes = std::fs::read(&path).unwrap();
@@ -244,7 +246,7 @@ fn a_damaged_checkpoint_is_set_aside_and_the_one_before_taken() {
 fn without_a_usable_checkpoint_nothing_is_changed() {
     let whole = Whole::new();
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(code(start(&args(folder.path(), &["--max-steps", "2", "--seeds", "5"]))).0, 0);
+    assert_eq!(to_its_end(&args(folder.path(), &["--max-steps", "2", "--seeds", "5"])).0, 0);
     let run = only_run(folder.path());
     // A checkpoint of another seed: whole, and not this run's.
     let (foreign, last) = (checkpoint(&whole.run, "last"), run.join("checkpoints/last.safetensors"));
@@ -265,87 +267,73 @@ fn without_a_usable_checkpoint_nothing_is_changed() {
     drop(whole.folder);
 }
 
-/// Waits until a file holds a text; `None` if that does not happen in time.
-fn wait_for(run: &Path, text: &str) -> Option<()> {
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(60) {
-        let found = files(run).into_iter().find(|p| p.ends_with("metrics.jsonl"));
-        if found.is_some_and(|p| std::fs::read_to_string(p).unwrap_or_default().contains(text)) {
-            return Some(());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    None
-}
-
 #[cfg(unix)]
 #[test]
 fn signals_save_a_checkpoint_and_end_with_130() {
-    let whole = Whole::new();
     for signal in ["INT", "TERM", "USR1"] {
-        // The run may end before the signal comes; then there is another.
-        let interrupted = (0..20).find_map(|_| {
-            let folder = tempfile::tempdir().unwrap();
-            let child = start(&args(folder.path(), &[]));
-            wait_for(folder.path(), "\"event\":\"step\"").unwrap();
-            let _ = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
-            let (status, stderr) = code(child);
-            assert!(status == 130 || status == 0, "{signal}: {status} {stderr}");
-            (status == 130).then_some(folder)
-        });
-        let folder = interrupted.unwrap_or_else(|| panic!("{signal} interrupts no run"));
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = Running::start(args(folder.path(), &ENDLESS));
+        wait_for_a_step(&mut child, folder.path());
+        child.signal(signal);
+        let (status, stderr) = child.end();
+        assert_eq!(status, 130, "{signal}: {stderr}");
         let run = only_run(folder.path());
-        assert!(std::fs::read_to_string(run.join("run.json")).unwrap().contains("interrupted"));
-        let run_again = finish(folder.path(), signal);
-        assert!(checkpoint(&whole.run, "last") == checkpoint(&run_again, "last"), "{signal}");
-        assert_eq!(events(&whole.run), events(&run_again), "{signal}");
+        assert!(std::fs::read_to_string(run.join("run.json")).unwrap().contains("interrupted"), "{signal}");
+        // Seven steps later, beyond the end of an epoch, it is the run that came there undisturbed.
+        let stopped = events(&run).last().unwrap()["step"].as_u64().unwrap();
+        let later = (stopped + 7).to_string();
+        let done = pauc(["--threads", "1", "resume", run.to_str().unwrap(), "--max-steps", &later]);
+        assert_eq!(done.code, 0, "{signal}: {}", done.stderr);
+        let whole = tempfile::tempdir().unwrap();
+        let more = [&ENDLESS[..], &["--max-steps", &later]].concat();
+        assert_eq!(to_its_end(&args(whole.path(), &more)).0, 0);
+        let whole = only_run(whole.path());
+        assert!(checkpoint(&whole, "last") == checkpoint(&run, "last"), "{signal} at step {stopped}");
+        assert_eq!(events(&whole), events(&run), "{signal} at step {stopped}");
     }
 }
 
 #[test]
 fn two_processes_do_not_share_a_run() {
     let folder = tempfile::tempdir().unwrap();
-    // Many steps, so that the first is still at work when the second comes.
-    let long = ["--set", "train.epochs=100000"];
-    let mut first = start(&args(folder.path(), &long));
-    wait_for(folder.path(), "\"event\":\"step\"").unwrap();
+    // The first is still at work when the second comes.
+    let mut first = Running::start(args(folder.path(), &ENDLESS));
+    wait_for_a_step(&mut first, folder.path());
     let run = only_run(folder.path());
     for (second, what) in [
-        (args(folder.path(), &["--set", "train.epochs=100000", "--force"]), "run"),
+        (args(folder.path(), &[&ENDLESS[..], &["--force"]].concat()), "run"),
         (vec!["resume".into(), run.display().to_string()], "resume"),
     ] {
-        let (status, stderr) = code(start(&second));
+        let (status, stderr) = to_its_end(&second);
         assert_eq!(status, 1, "{what}: {stderr}");
-        let process = format!("process {} is working on this run", first.id());
+        let process = format!("process {} is working on this run", first.0.id());
         assert!(stderr.contains(&process) && stderr.contains(run.to_str().unwrap()), "{what}: {stderr}");
     }
-    assert!(first.try_wait().unwrap().is_none(), "the first goes on");
-    first.kill().unwrap();
-    first.wait().unwrap();
+    assert!(first.0.try_wait().unwrap().is_none(), "the first goes on");
 }
 
 #[test]
 fn a_finished_run_stays_unless_forced_and_strangers_stay_always() {
     let folder = tempfile::tempdir().unwrap();
     let steps = ["--set", "train.epochs=1"];
-    assert_eq!(code(start(&args(folder.path(), &steps))).0, 0);
+    assert_eq!(to_its_end(&args(folder.path(), &steps)).0, 0);
     let run = only_run(folder.path());
     let before = checkpoint(&run, "last");
     std::fs::write(run.join("note"), "mine").unwrap();
-    let (status, stderr) = code(start(&args(folder.path(), &steps)));
+    let (status, stderr) = to_its_end(&args(folder.path(), &steps));
     assert!(status == 0 && stderr.contains("is already done"), "{stderr}");
     // A recipe that is wrong removes nothing, forced or not.
     let wrong = ["--set", "train.epochs=1", "--force", "--set", "queue=8"];
-    assert_eq!(code(start(&args(folder.path(), &wrong))).0, 2);
+    assert_eq!(to_its_end(&args(folder.path(), &wrong)).0, 2);
     assert!(run.join("note").exists());
-    let (status, stderr) = code(start(&args(folder.path(), &["--set", "train.epochs=1", "--force"])));
+    let (status, stderr) = to_its_end(&args(folder.path(), &["--set", "train.epochs=1", "--force"]));
     assert_eq!(status, 0, "{stderr}");
     assert!(checkpoint(&run, "last") == before && !run.join("note").exists());
 
     std::fs::remove_dir_all(&run).unwrap();
     std::fs::create_dir_all(&run).unwrap();
     std::fs::write(run.join("thesis.tex"), "mine").unwrap();
-    let (status, stderr) = code(start(&args(folder.path(), &["--set", "train.epochs=1", "--force"])));
+    let (status, stderr) = to_its_end(&args(folder.path(), &["--set", "train.epochs=1", "--force"]));
     assert!(status == 1 && stderr.contains("holds no run"), "{stderr}");
     assert_eq!(files(&run), [run.join("thesis.tex")]);
 }
@@ -356,7 +344,7 @@ fn a_finished_run_stays_unless_forced_and_strangers_stay_always() {
 fn a_full_disk_stops_the_run_and_keeps_the_checkpoint_before() {
     let whole = Whole::new();
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(code(start(&args(folder.path(), &["--max-steps", "7"]))).0, 0);
+    assert_eq!(to_its_end(&args(folder.path(), &["--max-steps", "7"])).0, 0);
     let run = only_run(folder.path());
     let before = checkpoint(&run, "last");
     let blocks = before.len() / 1024 - 8; // less than the next checkpoint, more than the log

@@ -252,6 +252,7 @@ fn has_parts(items: &[Node]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
 
     #[test]
     fn recipes_differ_where_their_values_do() {
@@ -303,14 +304,25 @@ mod tests {
         }
         let c = compare(&[at.join("a"), at.join("b")]).unwrap();
         let d = &c.beside[0].metrics[0];
-        assert!((d.first.mean - 0.5).abs() < 1e-12 && (d.first.sd - 0.1).abs() < 1e-12);
-        assert!((d.difference - 0.06).abs() < 1e-12);
+        // Three values that sum to 1.5: their mean, and differences to it.
+        assert_within!(d.first.mean, 0.5, tolerance::f64(4, 1.5));
+        assert_within!(d.first.sd, 0.1, tolerance::f64(8, 1.5));
+        assert_within!(d.difference, 0.06, tolerance::f64(8, 1.5));
         // Differences 0.05, 0.07, 0.06: t = 0.06/(0.01/√3) = 6√3 with 2 degrees of freedom, whose two-sided
         // probability is 1 − t/√(t² + 2).
         let t: f64 = 6.0 * 3f64.sqrt();
         let paired = d.paired.as_ref().unwrap();
-        assert!((paired.t - t).abs() < 1e-9, "{paired:?}");
-        assert!((paired.p - (1.0 - t / (t * t + 2.0).sqrt())).abs() < 1e-9, "{paired:?}");
+        // A difference of values about 0.6 is as far off as these, which is much of a deviation of 0.01.
+        let within = t * tolerance::f64(8, 1.2 / 0.01);
+        assert_within!(paired.t, t, within);
+        // p falls by 2/(t² + 2)^1.5 with t.
+        let slope = 2.0 / (t * t + 2.0).powf(1.5);
+        let want = 1.0 - t / (t * t + 2.0).sqrt();
+        assert_within!(
+            paired.p,
+            want,
+            slope * within + crate::statistics::off_by(want) + tolerance::f64(4, 1.0)
+        );
         assert_eq!(c.beside[0].recipe[0].path, "lr");
         assert_eq!((c.beyond(0.07).len(), c.beyond(0.05).len()), (0, 1));
     }

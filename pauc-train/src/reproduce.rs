@@ -126,6 +126,7 @@ impl Expectation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::{assert_within, tolerance};
 
     fn metrics(of: &[(&str, f64)]) -> BTreeMap<String, f64> {
         of.iter().map(|(n, v)| (n.to_string(), *v)).collect()
@@ -141,7 +142,7 @@ mod tests {
             metrics: BTreeMap::new(),
         };
         let stored = from.of(&metrics(&[("knn", 0.8), ("rank", 100.0), ("none", f64::NAN)]), None);
-        assert!((stored.metrics["knn"].tolerance - 0.04).abs() < 1e-12);
+        assert_within!(stored.metrics["knn"].tolerance, 0.04, tolerance::f64(1, 0.04));
         assert_eq!(stored.metrics["rank"].tolerance, 5.0);
         assert_eq!(stored.metrics.len(), 2);
         assert_eq!(stored.differences(&metrics(&[("knn", 0.83), ("rank", 96.0)])), []);

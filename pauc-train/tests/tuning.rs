@@ -68,13 +68,15 @@ fn the_run_does_not_notice_and_the_copy_learns() {
     let linear = "linear/sgd/e6/b40/step0.1/crop-flip";
     let value = |subject, step, name: &str| log.0.get(&(subject, step, name.to_string())).copied();
     for (subject, step) in [(Subject::RandomInit, 0), (Subject::Trained, 6), (Subject::Trained, 12)] {
-        // Labels that stood beside the wrong images would leave it at a tenth.
+        // Labels that stood beside the wrong images would leave it at a tenth. It is 0.6, and 0.45 for the
+        // linear probe, and one of the 200 test images counts 0.005.
         let accuracy = value(subject, step, tuned).unwrap();
         assert!(accuracy > 0.4, "{subject:?} at {step}: {accuracy}");
         assert!(value(subject, step, linear).unwrap() > 0.2);
         assert!([0.3, 3.0].contains(&value(subject, step, &format!("{linear}/lr")).unwrap()));
     }
     let still = value(Subject::Trained, 12, "finetune/e30/b40/step0.2/lr0.05/head0.05/wd0.0005").unwrap();
+    // It is 0.72.
     assert!(still > 0.6, "{still}");
     assert_eq!(value(Subject::RawPixels, 0, tuned), None, "pixels have no network");
     let few = "finetune/e1/b256/step0.2/crop-flip/lr0.01/head0.1/wd0.0005/labels5perclass";

@@ -1,8 +1,10 @@
 //! Running the binary, for tests of the whole product.
 #![allow(dead_code)] // each test file uses its share
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// What a command did.
 #[derive(Debug)]
@@ -37,6 +39,71 @@ pub fn pauc_with<S: AsRef<std::ffi::OsStr>>(
         .unwrap();
     let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
     Output { code: out.status.code().unwrap_or(-1), stdout: text(out.stdout), stderr: text(out.stderr) }
+}
+
+/// How long a test waits for something before it says that it does not happen; a busy machine takes its time.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// `pauc-cli` at work. It ends with the test, if not before.
+pub struct Running(pub Child);
+
+impl Running {
+    /// Starts `pauc-cli` in the project's root.
+    pub fn start<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_pauc-cli"))
+            .args(args)
+            .current_dir(root())
+            .env_remove("PAUC_SIMD")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn();
+        Running(child.unwrap())
+    }
+
+    /// Waits until the process has done something, and says what it was if that does not come.
+    pub fn wait_until(&mut self, what: &str, done: impl Fn() -> bool) {
+        let began = Instant::now();
+        loop {
+            // Asked first: what it did before it ended counts.
+            let ended = self.0.try_wait().unwrap();
+            if done() {
+                return;
+            }
+            if let Some(status) = ended {
+                panic!("the process ended with {status} before {what}: {}", self.said());
+            }
+            assert!(began.elapsed() < PATIENCE, "after {PATIENCE:?} there is still no {what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Sends a signal, by its name without `SIG`.
+    #[cfg(unix)]
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status().unwrap();
+        assert!(sent.success(), "SIG{name} cannot be sent: {sent}");
+    }
+
+    /// The rest of what the process says on stderr, until it ends.
+    fn said(&mut self) -> String {
+        let mut bytes = Vec::new();
+        self.0.stderr.take().unwrap().read_to_end(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The exit code and what the process said on stderr, once it has ended.
+    pub fn end(mut self) -> (i32, String) {
+        let said = self.said();
+        (self.0.wait().unwrap().code().unwrap_or(-1), said)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail where the process has ended before.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// The shipped recipes of one folder below `recipes`, sorted.
