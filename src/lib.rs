@@ -5,7 +5,7 @@
 //! a run through [`train`].
 //!
 //! ```
-//! use pauc::traits::open_set::Term;
+//! use pauc::traits::component_ron::Term;
 //!
 //! let term = Term::parse("InfoNce(temperature: 0.2)")?;
 //! assert_eq!(term.name(), "InfoNce");

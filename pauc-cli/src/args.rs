@@ -314,7 +314,7 @@ pub enum SplitName {
     Test,
 }
 
-impl From<SplitName> for pauc::train::saved::Part {
+impl From<SplitName> for pauc::train::saved_run::Part {
     fn from(name: SplitName) -> Self {
         match name {
             SplitName::Train => Self::Train,

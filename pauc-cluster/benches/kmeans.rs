@@ -6,10 +6,10 @@
 //! `PAUC_ROWS`, only so many of the first are used.
 
 use dfdx::prelude::Cpu;
-use pauc_cluster::arrays::Matrix;
 use pauc_cluster::coagulation::Coagulation;
+use pauc_cluster::feature_files::Matrix;
 use pauc_traits::clusterer::FitContext;
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use pauc_traits::registry::kind;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{Compute, Configured, Features};
@@ -70,7 +70,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let clusterer = Configured::<kind::Clusterer>::parse("KMeans(k: [250])")?;
     let levels = Cpu::clusterer(&*clusterer.value).fit(features, context)?;
     let start = Instant::now();
-    let state = Coagulation::of_clustering(Rows::new(&data[..few * cols], cols), &levels[0], &[])?;
+    let state = Coagulation::of_clustering(RowsView::new(&data[..few * cols], cols), &levels[0], &[])?;
     println!(
         "coagulation of {few}×{cols} in 250: {:.3} s, within rank {:.2}",
         start.elapsed().as_secs_f64(),

@@ -4,8 +4,8 @@ use crate::lloyd::clustering_of;
 use crate::{HostClusterer, KMeans};
 use pauc_kernels::distance::squared_distance;
 use pauc_traits::clusterer::FitContext;
-use pauc_traits::probe::Rows;
-use pauc_traits::{Clustering, Count, Error, Result, Span, component};
+use pauc_traits::probe::RowsView;
+use pauc_traits::{Clustering, Count, Error, Result, TrainingSpan, component};
 use serde::{Deserialize, Serialize};
 
 component! {
@@ -27,16 +27,16 @@ component! {
         /// Updates at most of the fine k-means.
         pub iterations: Count = Count::lit(20),
         /// When the first clustering happens.
-        pub start: Span = Span::epochs(2),
+        pub start: TrainingSpan = TrainingSpan::epochs(2),
         /// How long a clustering is kept.
-        pub every: Span = Span::epochs(1),
+        pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
 
 clusterer_on_host!(Agglomerative, |this| this.k.iter().map(|k| Some(k.get())).collect());
 
 impl HostClusterer for Agglomerative {
-    fn fit_rows(&self, rows: Rows<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+    fn fit_rows(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let leaves = self.leaves.get().min(rows.rows);
         if let Some(k) = self.k.iter().find(|k| k.get() > leaves) {
             return Err(Error::config(format!(
@@ -53,7 +53,7 @@ impl HostClusterer for Agglomerative {
         let means = clustering_of(rows, fine.assignments, leaves, Vec::new());
         let mut sizes = vec![0usize; leaves];
         assigned.iter().for_each(|a| sizes[*a as usize] += 1);
-        let merges = ward(Rows::new(&means.centroids, rows.cols), &sizes);
+        let merges = ward(RowsView::new(&means.centroids, rows.cols), &sizes);
         let level = |k: &Count| {
             let of_leaf = cut(leaves, &merges, k.get());
             let assignments = assigned.iter().map(|a| Some(of_leaf[*a as usize])).collect();
@@ -75,7 +75,7 @@ pub struct Merge {
 }
 
 /// All merges of Ward's method, cheapest first, until one cluster is left. Leaves without samples cost nothing.
-pub fn ward(centroids: Rows<'_>, sizes: &[usize]) -> Vec<Merge> {
+pub fn ward(centroids: RowsView<'_>, sizes: &[usize]) -> Vec<Merge> {
     let (m, dim) = (centroids.rows, centroids.cols);
     let mut centres: Vec<f32> = centroids.data.to_vec();
     let mut weights: Vec<f64> = sizes.iter().map(|s| *s as f64).collect();
@@ -175,7 +175,7 @@ mod tests {
         #[test]
         fn equals_the_definition(points in prop::collection::vec(-5.0f32..5.0, 36), k in 1usize..12) {
             let (n, dim) = (12, 3);
-            let merges = ward(Rows::new(&points, dim), &[1; 12]);
+            let merges = ward(RowsView::new(&points, dim), &[1; 12]);
             prop_assert_eq!(merges.len(), n - 1);
             let mut groups: Vec<Vec<usize>> = (0..n).map(|i| vec![i]).collect();
             let alive = |groups: &[Vec<usize>]| (0..n).filter(|i| !groups[*i].is_empty()).collect::<Vec<_>>();
@@ -225,14 +225,14 @@ mod tests {
     #[test]
     fn levels_are_nested() {
         let data: Vec<f32> = (0..600).map(|i| 10.0 * (i / 2 % 5) as f32 + (i as f32 * 1.3).sin()).collect();
-        let rows = Rows::new(&data, 2);
+        let rows = RowsView::new(&data, 2);
         let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
         let configured = |k: &[usize], leaves| Agglomerative {
             k: k.iter().map(|k| Count::try_from(*k).unwrap()).collect(),
             leaves: Count::try_from(leaves).unwrap(),
             iterations: Count::lit(20),
-            start: Span::epochs(0),
-            every: Span::epochs(1),
+            start: TrainingSpan::epochs(0),
+            every: TrainingSpan::epochs(1),
         };
         for leaves in [40, 1000] {
             let levels = configured(&[20, 5, 1], leaves).fit_rows(rows, context).unwrap();

@@ -9,7 +9,7 @@ use crate::metrics::agreement::entropy;
 use crate::spectrum::centred_rank;
 use pauc_kernels::distance::{dot, squared_distance};
 use pauc_kernels::gemm::{Strides, gemm};
-use pauc_traits::probe::{Metric, Rows};
+use pauc_traits::probe::{Metric, RowsView};
 use pauc_traits::{Clustering, Error, Result};
 use rayon::prelude::*;
 
@@ -64,7 +64,11 @@ impl Coagulation {
     ///
     /// # Errors
     /// If the numbers of samples, dimensions or concentrations disagree.
-    pub fn of_clustering(samples: Rows<'_>, clustering: &Clustering, concentration: &[f32]) -> Result<Self> {
+    pub fn of_clustering(
+        samples: RowsView<'_>,
+        clustering: &Clustering,
+        concentration: &[f32],
+    ) -> Result<Self> {
         if clustering.dim != samples.cols || clustering.centroids.len() != clustering.k * clustering.dim {
             return Err(Error::shape(
                 "coagulation",
@@ -84,7 +88,7 @@ impl Coagulation {
     ///
     /// # Errors
     /// If there are not as many labels as samples.
-    pub fn of_labels(samples: Rows<'_>, labels: &[u32]) -> Result<Self> {
+    pub fn of_labels(samples: RowsView<'_>, labels: &[u32]) -> Result<Self> {
         let k = labels.iter().max().map_or(0, |m| *m as usize + 1);
         let assignments: Vec<Option<u32>> = labels.iter().copied().map(Some).collect();
         measure(samples, &assignments, None, k, &[])
@@ -123,7 +127,7 @@ struct Own {
 }
 
 fn measure(
-    samples: Rows<'_>,
+    samples: RowsView<'_>,
     assignments: &[Option<u32>],
     centroids: Option<&[f32]>,
     k: usize,
@@ -141,7 +145,7 @@ fn measure(
     }
     let mut units = samples.data.to_vec();
     unit_rows(&mut units, dim);
-    let units = Rows { data: &units, ..samples };
+    let units = RowsView { data: &units, ..samples };
     // Noise goes to one cluster more, which is then left out.
     let index: Vec<u32> = assignments.iter().map(|a| a.unwrap_or(k as u32)).collect();
     let mut centres = vec![0.0f32; (k + 1) * dim];
@@ -195,7 +199,7 @@ fn measure(
 
     let mut prototypes: Vec<f32> = occupied.iter().flat_map(|c| fitted(*c)).collect();
     unit_rows(&mut prototypes, dim);
-    let prototypes = Rows { data: &prototypes, rows: occupied.len(), cols: dim };
+    let prototypes = RowsView { data: &prototypes, rows: occupied.len(), cols: dim };
     let among_prototypes = Pairs::of(prototypes);
     let mut phi = concentration.to_vec();
     phi.sort_by(f32::total_cmp);
@@ -226,7 +230,7 @@ fn evenly(n: usize, most: usize) -> impl Iterator<Item = usize> {
 }
 
 /// The mean of u·u' over all pairs, from ‖Σu‖² = Σ‖u‖² + 2·Σ u·u'.
-fn mean_cosine(units: Rows<'_>) -> f64 {
+fn mean_cosine(units: RowsView<'_>) -> f64 {
     let (mut sum, mut squares) = (vec![0.0f64; units.cols], 0.0);
     for u in units.iter() {
         for (s, v) in sum.iter_mut().zip(u) {
@@ -246,7 +250,7 @@ struct Pairs {
 }
 
 impl Pairs {
-    fn of(units: Rows<'_>) -> Self {
+    fn of(units: RowsView<'_>) -> Self {
         const BLOCK: usize = 64;
         let dim = units.cols;
         let data: Vec<f32> = evenly(units.rows, MOST_IN_PAIRS).flat_map(|i| units.row(i)).copied().collect();
@@ -328,7 +332,7 @@ mod tests {
         let clustering =
             Clustering { k, dim, centroids: centroids.clone(), assignments, report: Default::default() };
         let phi: Vec<f32> = (0..k).map(|i| i as f32).collect();
-        let got = Coagulation::of_clustering(Rows::new(&data, dim), &clustering, &phi).unwrap();
+        let got = Coagulation::of_clustering(RowsView::new(&data, dim), &clustering, &phi).unwrap();
 
         let v: Vec<Vec<f64>> = data.chunks(dim).map(unit).collect();
         let c: Vec<Vec<f64>> = centroids.chunks(dim).map(|c| c.iter().map(|x| *x as f64).collect()).collect();
@@ -453,8 +457,8 @@ mod tests {
         };
         let labels: Vec<u32> = (0..80).map(|i| i % 4).collect();
         let (tight, loose) = (cluster(0.0), cluster(0.2));
-        let tight = Coagulation::of_labels(Rows::new(&tight, 8), &labels).unwrap();
-        let loose = Coagulation::of_labels(Rows::new(&loose, 8), &labels).unwrap();
+        let tight = Coagulation::of_labels(RowsView::new(&tight, 8), &labels).unwrap();
+        let loose = Coagulation::of_labels(RowsView::new(&loose, 8), &labels).unwrap();
         // Rows on the axes, their means and what follows from them are exact.
         assert_eq!((tight.intra_cosine, tight.within_rank), (1.0, 1.0));
         assert_eq!((tight.inter_cosine_mean, tight.within_over_between), (0.0, 0.0));
@@ -465,14 +469,14 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_is_left_out() {
-        let one = Coagulation::of_labels(Rows::new(&[1.0, 0.0, 0.0, 1.0], 2), &[0, 0]).unwrap();
+        let one = Coagulation::of_labels(RowsView::new(&[1.0, 0.0, 0.0, 1.0], 2), &[0, 0]).unwrap();
         assert!(one.inter_cosine_max.is_nan() && one.copies.is_nan() && one.concentration_p50.is_nan());
         let names: Vec<String> = one.metrics("level0").into_iter().map(|m| m.name).collect();
         assert!(names.contains(&"level0/within_rank".to_string()));
         assert!(!names.contains(&"level0/copies".to_string()));
-        let empty = Coagulation::of_labels(Rows { data: &[], rows: 0, cols: 2 }, &[]).unwrap();
+        let empty = Coagulation::of_labels(RowsView { data: &[], rows: 0, cols: 2 }, &[]).unwrap();
         assert_eq!(empty.occupied, 0.0);
-        assert!(Coagulation::of_labels(Rows::new(&[1.0], 1), &[]).is_err());
+        assert!(Coagulation::of_labels(RowsView::new(&[1.0], 1), &[]).is_err());
         assert_eq!(evenly(10, 4).collect::<Vec<_>>(), [0, 2, 5, 7]);
         assert_eq!(evenly(0, 4).count(), 0);
     }

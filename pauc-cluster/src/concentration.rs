@@ -1,7 +1,7 @@
 //! How tightly a prototype's samples lie around it.
 
 use num_traits::Float;
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use pauc_traits::{Clustering, Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,7 @@ impl ConcentrationKind {
     /// If the numbers of samples or dimensions disagree.
     pub fn of_levels(
         self,
-        features: Rows<'_>,
+        features: RowsView<'_>,
         levels: &[Clustering],
         alpha: f64,
         temperature: f64,
@@ -87,7 +87,7 @@ impl ConcentrationKind {
 ///
 /// Source: Li et al. 2021 (PCL), and the authors' code.
 pub fn concentration(
-    features: Rows<'_>,
+    features: RowsView<'_>,
     clustering: &Clustering,
     alpha: f64,
     temperature: f64,
@@ -97,7 +97,7 @@ pub fn concentration(
 }
 
 /// Each prototype's sum of distances of its samples, and their number.
-fn distances(features: Rows<'_>, clustering: &Clustering) -> Result<(Vec<f64>, Vec<usize>)> {
+fn distances(features: RowsView<'_>, clustering: &Clustering) -> Result<(Vec<f64>, Vec<usize>)> {
     if features.rows != clustering.assignments.len() || features.cols != clustering.dim {
         return Err(Error::shape(
             "concentration",
@@ -221,7 +221,7 @@ mod tests {
                 report: Default::default(),
             };
             let x: Vec<f32> = x.iter().map(|v| *v as f32).collect();
-            let single = concentration(Rows::new(&x, dim), &clustering, alpha, t).unwrap();
+            let single = concentration(RowsView::new(&x, dim), &clustering, alpha, t).unwrap();
             assert_eq!(single.len(), want.len());
             // A sample and its centroid are rounded to f32, which moves their distance by u·(‖x‖ + ‖c‖), and its
             // square has dim + 2 roundings. A prototype's mean distance is off by the mean of that; quantiles are
@@ -238,7 +238,7 @@ mod tests {
             for (got, want) in single.iter().zip(&want) {
                 assert_within!(*got, *want, want * (2.0 * relative + tolerance::f32(1, 1.0)));
             }
-            assert!(concentration(Rows::new(&x[dim..], dim), &clustering, alpha, t).is_err());
+            assert!(concentration(RowsView::new(&x[dim..], dim), &clustering, alpha, t).is_err());
         }
     }
 
@@ -254,14 +254,15 @@ mod tests {
             report: Default::default(),
         };
         let levels = [level(&[1.0, 11.0], &[0, 0, 1, 1]), level(&[6.0], &[0; 4])];
-        let of = |kind: ConcentrationKind| kind.of_levels(Rows::new(&x, 1), &levels, 10.0, 0.2).unwrap();
+        let of = |kind: ConcentrationKind| kind.of_levels(RowsView::new(&x, 1), &levels, 10.0, 0.2).unwrap();
         assert_eq!(of(ConcentrationKind::Constant), [vec![0.2; 2], vec![0.2]]);
         assert_eq!(of(ConcentrationKind::PerPrototype), [vec![0.2; 2], vec![0.2]]);
         let (a, b) = (1.0 / 12f64.ln(), 5.0 / 14f64.ln());
         let want = [a, b].map(|v| (v / ((a + b) / 2.0) * 0.2) as f32);
         assert_eq!(of(ConcentrationKind::PerLevel), [vec![want[0]; 2], vec![want[1]]]);
         let same = [level(&[1.0], &[0; 3])];
-        let none = ConcentrationKind::PerLevel.of_levels(Rows::new(&[1.0; 3], 1), &same, 10.0, 0.2).unwrap();
+        let none =
+            ConcentrationKind::PerLevel.of_levels(RowsView::new(&[1.0; 3], 1), &same, 10.0, 0.2).unwrap();
         assert_eq!(none, [[0.2]], "no spread at all");
     }
 

@@ -5,8 +5,8 @@ use crate::lloyd::clustering_of;
 use pauc_kernels::distance::{dot, squared_distance};
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::clusterer::FitContext;
-use pauc_traits::probe::Rows;
-use pauc_traits::{Clustering, Count, Error, Positive, Result, Span, component};
+use pauc_traits::probe::RowsView;
+use pauc_traits::{Clustering, Count, Error, Positive, Result, TrainingSpan, component};
 use rayon::prelude::*;
 
 component! {
@@ -27,16 +27,16 @@ component! {
         /// Samples that make a neighbourhood dense.
         pub min_points: Count = Count::lit(5),
         /// When the first clustering happens.
-        pub start: Span = Span::epochs(2),
+        pub start: TrainingSpan = TrainingSpan::epochs(2),
         /// How long a clustering is kept.
-        pub every: Span = Span::epochs(1),
+        pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
 
 clusterer_on_host!(Dbscan, |_this| vec![None]);
 
 impl HostClusterer for Dbscan {
-    fn fit_rows(&self, rows: Rows<'_>, _: FitContext<'_>) -> Result<Vec<Clustering>> {
+    fn fit_rows(&self, rows: RowsView<'_>, _: FitContext<'_>) -> Result<Vec<Clustering>> {
         let (assignments, k) = dense_regions(rows, self.radius.get(), self.min_points.get());
         if k == 0 {
             return Err(Error::config(format!(
@@ -52,7 +52,7 @@ impl HostClusterer for Dbscan {
 const TASK: usize = 32;
 const WAVE: usize = 16;
 
-fn dense_regions(rows: Rows<'_>, radius: f64, min_points: usize) -> (Vec<Option<u32>>, usize) {
+fn dense_regions(rows: RowsView<'_>, radius: f64, min_points: usize) -> (Vec<Option<u32>>, usize) {
     let n = rows.rows;
     let near = Neighbours::new(rows, radius);
     let mut dense = Vec::with_capacity(n);
@@ -111,7 +111,7 @@ fn root(parent: &mut [u32], mut i: u32) -> u32 {
 
 /// Finds the samples within a radius of each sample by matrix products, block by block.
 struct Neighbours<'a> {
-    rows: Rows<'a>,
+    rows: RowsView<'a>,
     squares: Vec<f32>,
     /// radius², and the largest error of a squared distance that comes from a product.
     limit: f64,
@@ -119,7 +119,7 @@ struct Neighbours<'a> {
 }
 
 impl<'a> Neighbours<'a> {
-    fn new(rows: Rows<'a>, radius: f64) -> Self {
+    fn new(rows: RowsView<'a>, radius: f64) -> Self {
         let squares: Vec<f32> = rows.iter().map(|x| dot(x, x)).collect();
         let largest = squares.iter().copied().fold(0.0, f32::max) as f64;
         let error = 4.0 * (rows.cols + 8) as f64 * f32::EPSILON as f64 * largest;
@@ -225,7 +225,7 @@ mod tests {
             min_points in 1usize..7,
         ) {
             let want = naive(&x, 2, radius, min_points);
-            let (got, k) = dense_regions(Rows::new(&x, 2), radius, min_points);
+            let (got, k) = dense_regions(RowsView::new(&x, 2), radius, min_points);
             prop_assert_eq!(k, want.iter().flatten().max().map_or(0, |m| *m as usize + 1));
             prop_assert_eq!(got, want);
         }
@@ -235,7 +235,7 @@ mod tests {
     fn rounding_does_not_decide() {
         // On a grid far from the origin, neighbours are exactly one radius away.
         let x: Vec<f32> = (0..25).flat_map(|i| [1000.0 + (i % 5) as f32, 2000.0 + (i / 5) as f32]).collect();
-        let (got, k) = dense_regions(Rows::new(&x, 2), 1.0, 5);
+        let (got, k) = dense_regions(RowsView::new(&x, 2), 1.0, 5);
         assert_eq!(k, 1);
         assert_eq!(got.iter().filter(|a| a.is_none()).count(), 4, "the corners touch no inner sample");
     }
@@ -245,16 +245,16 @@ mod tests {
         let dbscan = Dbscan {
             radius: Positive::lit(0.5),
             min_points: Count::lit(3),
-            start: Span::epochs(0),
-            every: Span::epochs(1),
+            start: TrainingSpan::epochs(0),
+            every: TrainingSpan::epochs(1),
         };
         let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
         let x: Vec<f32> =
             (0..41).map(|i| if i == 7 { 99.0 } else { 10.0 * (i % 2) as f32 + 0.01 * i as f32 }).collect();
-        let c = &dbscan.fit_rows(Rows::new(&x, 1), context).unwrap()[0];
+        let c = &dbscan.fit_rows(RowsView::new(&x, 1), context).unwrap()[0];
         assert_eq!((c.k, c.report.noise, c.report.empty, c.assignments[7]), (2, 1, 0, None));
         let apart: Vec<f32> = (0..10).map(|i| 5.0 * i as f32).collect();
-        let text = dbscan.fit_rows(Rows::new(&apart, 1), context).unwrap_err().to_string();
+        let text = dbscan.fit_rows(RowsView::new(&apart, 1), context).unwrap_err().to_string();
         assert!(text.contains("all 10 samples are noise") && text.contains("raise radius"), "{text}");
     }
 }

@@ -4,8 +4,8 @@ use crate::HostClusterer;
 use crate::lloyd::clustering_of;
 use ::hdbscan::{HdbscanHyperParams, NnAlgorithm};
 use pauc_traits::clusterer::FitContext;
-use pauc_traits::probe::Rows;
-use pauc_traits::{Clustering, Count, Error, Result, Span, component};
+use pauc_traits::probe::RowsView;
+use pauc_traits::{Clustering, Count, Error, Result, TrainingSpan, component};
 
 component! {
     /// Clusters that persist while the density at which samples hang together grows; what belongs to none is noise, and
@@ -24,16 +24,16 @@ component! {
         /// Samples, itself included, within a sample's core distance; more means more noise.
         pub min_points: Count = Count::lit(5),
         /// When the first clustering happens.
-        pub start: Span = Span::epochs(2),
+        pub start: TrainingSpan = TrainingSpan::epochs(2),
         /// How long a clustering is kept.
-        pub every: Span = Span::epochs(1),
+        pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
 
 clusterer_on_host!(Hdbscan, |_this| vec![None]);
 
 impl HostClusterer for Hdbscan {
-    fn fit_rows(&self, rows: Rows<'_>, _: FitContext<'_>) -> Result<Vec<Clustering>> {
+    fn fit_rows(&self, rows: RowsView<'_>, _: FitContext<'_>) -> Result<Vec<Clustering>> {
         let (n, size, points) = (rows.rows, self.min_size.get(), self.min_points.get());
         if size < 2 || size.max(points) > n {
             return Err(Error::config(format!(
@@ -82,8 +82,8 @@ mod tests {
         Hdbscan {
             min_size: min_size.try_into().unwrap(),
             min_points: min_points.try_into().unwrap(),
-            start: Span::epochs(0),
-            every: Span::epochs(1),
+            start: TrainingSpan::epochs(0),
+            every: TrainingSpan::epochs(1),
         }
     }
 
@@ -99,7 +99,7 @@ mod tests {
             (0..60).flat_map(|i| spiral(i, 5.0)).enumerate().map(|(j, v)| v + 20.0 * (1 - j % 2) as f32),
         );
         data.extend([200.0, 200.0]);
-        let c = &configured(10, 5).fit_rows(Rows::new(&data, 2), CONTEXT).unwrap()[0];
+        let c = &configured(10, 5).fit_rows(RowsView::new(&data, 2), CONTEXT).unwrap()[0];
         assert_eq!((c.k, c.assignments[120]), (2, None));
         for group in [0..60, 60..120] {
             let found =
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn what_cannot_work_says_why() {
         let text = |size, points, data: &[f32]| {
-            configured(size, points).fit_rows(Rows::new(data, 1), CONTEXT).map_err(|e| e.to_string())
+            configured(size, points).fit_rows(RowsView::new(data, 1), CONTEXT).map_err(|e| e.to_string())
         };
         assert!(text(1, 1, &[0.0; 9]).unwrap_err().contains("min_size is 1"));
         assert!(text(3, 10, &[0.0; 9]).unwrap_err().contains("min_points 10 for 9 samples"));

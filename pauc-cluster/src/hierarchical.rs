@@ -1,15 +1,15 @@
 //! k-means within k-means.
 
 use crate::HostClusterer;
-use crate::host::enough;
+use crate::host_clusterer::enough;
+use crate::inverted_file::{InvertedFile, PART, Sums, graph, objective, step};
 use crate::lloyd::{Lloyd, members, refill_from, report};
-use crate::probing::{PART, Probing, Sums, graph, objective, step};
 use crate::seeding::{Init, gather, some_of};
 use pauc_kernels::distance::squared_distance;
 use pauc_traits::clusterer::{FitContext, FitReport};
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, Stream, stream};
-use pauc_traits::{Clustering, Count, Error, Result, Span, component};
+use pauc_traits::{Clustering, Count, Error, Result, TrainingSpan, component};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -51,16 +51,16 @@ component! {
         /// With how many prototypes a sample is compared in a refinement.
         pub neighbours: Count = Count::lit(60),
         /// When the first clustering happens.
-        pub start: Span = Span::epochs(2),
+        pub start: TrainingSpan = TrainingSpan::epochs(2),
         /// How long a clustering is kept.
-        pub every: Span = Span::epochs(1),
+        pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
 
 clusterer_on_host!(HierarchicalKMeans, |this| this.k.iter().map(|k| Some(k.get())).collect());
 
 impl HostClusterer for HierarchicalKMeans {
-    fn fit_rows(&self, rows: Rows<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+    fn fit_rows(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let Some(first) = self.k.first() else {
             return Err(Error::config(
                 "k is an empty list: name the numbers of prototypes from coarse to fine, such as k: [100, 10000]",
@@ -100,7 +100,7 @@ struct Level<'a> {
     /// With those in the divisions.
     splits: usize,
     /// Each sample's nearest of these prototypes, if they have been looked for.
-    parents_below: Option<Probing<'a>>,
+    parents_below: Option<InvertedFile<'a>>,
 }
 
 impl Level<'_> {
@@ -131,7 +131,7 @@ impl Level<'_> {
 /// What a level is fitted to.
 struct LevelFit<'a> {
     options: &'a HierarchicalKMeans,
-    rows: Rows<'a>,
+    rows: RowsView<'a>,
     k: usize,
     context: FitContext<'a>,
     number: u64,
@@ -166,10 +166,10 @@ impl<'a> LevelFit<'a> {
     }
 
     /// Finds each sample's parents of the next level.
-    fn parents(&self, centroids: &[f32], finest: bool) -> Probing<'a> {
+    fn parents(&self, centroids: &[f32], finest: bool) -> InvertedFile<'a> {
         let count = centroids.len() / self.rows.cols;
         let width = if finest { self.options.probes.get().min(count) } else { 1 };
-        Probing::new(self.rows, centroids, width)
+        InvertedFile::new(self.rows, centroids, width)
     }
 
     /// The level that no other is above.
@@ -182,7 +182,8 @@ impl<'a> LevelFit<'a> {
         let (centroids, splits) = self.divide(&data, 0, self.k);
         let mut level = Level::new(centroids, vec![0; self.k], splits, self.rows.rows);
         if below == 0 {
-            let (one, all) = (Probing::new(self.rows, &vec![0.0; dim], 1), [(0..self.k as u32).collect()]);
+            let (one, all) =
+                (InvertedFile::new(self.rows, &vec![0.0; dim], 1), [(0..self.k as u32).collect()]);
             level.objective.push(one.assign(&level.centroids, &all, &mut level.index).0);
         } else {
             // The objective follows when the level has its descendants' samples.
@@ -294,7 +295,7 @@ impl<'a> LevelFit<'a> {
         if share == 0 {
             return (Vec::new(), 0);
         }
-        let inside = Rows::new(data, self.rows.cols);
+        let inside = RowsView::new(data, self.rows.cols);
         let lloyd = Lloyd { iterations: self.options.iterations.get(), spherical: false, tolerance: 0.0 };
         let chosen = self.options.init.choose(inside, share, &mut self.random(Draw::Seeding, parent));
         let fit = lloyd.run(inside, gather(inside, &chosen), &mut self.random(Draw::Splits, parent));
@@ -303,7 +304,7 @@ impl<'a> LevelFit<'a> {
 }
 
 /// Gives each coarse prototype the samples of its children, and their mean; finer levels first.
-fn nest(rows: Rows<'_>, levels: &mut [Level<'_>]) {
+fn nest(rows: RowsView<'_>, levels: &mut [Level<'_>]) {
     for at in (1..levels.len()).rev() {
         let (coarse, fine) = levels.split_at_mut(at);
         let (coarse, fine) = (&mut coarse[at - 1], &fine[0]);
@@ -350,8 +351,8 @@ mod tests {
             refinements: 0,
             probes: Count::lit(2),
             neighbours: Count::lit(60),
-            start: Span::epochs(0),
-            every: Span::epochs(1),
+            start: TrainingSpan::epochs(0),
+            every: TrainingSpan::epochs(1),
         }
     }
 
@@ -370,7 +371,7 @@ mod tests {
     #[test]
     fn levels_are_nested_and_find_nested_groups() {
         let data = nested();
-        let levels = configured(&[3, 12, 40]).fit_rows(Rows::new(&data, 2), CONTEXT).unwrap();
+        let levels = configured(&[3, 12, 40]).fit_rows(RowsView::new(&data, 2), CONTEXT).unwrap();
         let truth: Vec<u32> = (0..240).map(|i| i % 3).collect();
         let agreement = crate::metrics::Agreement::new(&truth, &levels[0].assignments).unwrap();
         assert_eq!(agreement.ari, 1.0);
@@ -401,7 +402,7 @@ mod tests {
         use rand_distr::{Distribution, StandardNormal};
         let rng = &mut stream(2, Purpose::Data, 0, 0, 0);
         let data: Vec<f32> = (0..3000 * 16).map(|_| StandardNormal.sample(rng)).collect();
-        let rows = Rows::new(&data, 16);
+        let rows = RowsView::new(&data, 16);
         let last = |levels: &[Clustering]| *levels[levels.len() - 1].report.objective.last().unwrap();
         let plain = configured(&[10, 100]).fit_rows(rows, CONTEXT).unwrap();
         let refined = HierarchicalKMeans { refinements: 8, ..configured(&[10, 100]) };
@@ -435,7 +436,7 @@ mod tests {
         use rand_distr::{Distribution, StandardNormal};
         let rng = &mut stream(3, Purpose::Data, 0, 0, 0);
         let data: Vec<f32> = (0..4000 * 4).map(|_| StandardNormal.sample(rng)).collect();
-        let rows = Rows::new(&data, 4);
+        let rows = RowsView::new(&data, 4);
         let one = configured(&[FLAT + 1]).fit_rows(rows, CONTEXT).unwrap();
         assert_eq!((one.len(), one[0].k), (1, FLAT + 1));
         let two = configured(&[23, FLAT + 1]).fit_rows(rows, CONTEXT).unwrap();
@@ -445,7 +446,7 @@ mod tests {
     #[test]
     fn a_fit_on_a_part_comes_close_and_assigns_all_to_the_nearest_child() {
         let data = nested();
-        let rows = Rows::new(&data, 2);
+        let rows = RowsView::new(&data, 2);
         let whole = configured(&[3, 12]).fit_rows(rows, CONTEXT).unwrap();
         let most = Some(Count::lit(8));
         let part = HierarchicalKMeans { max_points_per_centroid: most, ..configured(&[3, 12]) };
@@ -467,13 +468,14 @@ mod tests {
 
     #[test]
     fn levels_that_do_not_grow_are_refused() {
-        let text = configured(&[10, 10]).fit_rows(Rows::new(&[0.0; 40], 1), CONTEXT).unwrap_err().to_string();
+        let text =
+            configured(&[10, 10]).fit_rows(RowsView::new(&[0.0; 40], 1), CONTEXT).unwrap_err().to_string();
         assert!(text.contains("10 before 10"), "{text}");
-        let all_same = configured(&[2, 8]).fit_rows(Rows::new(&[1.0; 40], 1), CONTEXT).unwrap();
+        let all_same = configured(&[2, 8]).fit_rows(RowsView::new(&[1.0; 40], 1), CONTEXT).unwrap();
         assert_eq!(all_same[1].centroids.len(), 8);
         let refined = HierarchicalKMeans { refinements: 2, ..configured(&[2, 8]) };
-        assert_eq!(refined.fit_rows(Rows::new(&[1.0; 40], 1), CONTEXT).unwrap()[1].centroids.len(), 8);
-        let text = configured(&[]).fit_rows(Rows::new(&[0.0; 40], 1), CONTEXT).unwrap_err().to_string();
+        assert_eq!(refined.fit_rows(RowsView::new(&[1.0; 40], 1), CONTEXT).unwrap()[1].centroids.len(), 8);
+        let text = configured(&[]).fit_rows(RowsView::new(&[0.0; 40], 1), CONTEXT).unwrap_err().to_string();
         assert!(text.contains("empty list"), "{text}");
     }
 }

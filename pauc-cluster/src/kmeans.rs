@@ -1,15 +1,15 @@
 //! k-means.
 
-use crate::host::{checked, enough};
+use crate::host_clusterer::{checked, enough};
 use crate::lloyd::{Fit, Lloyd, report};
 use crate::seeding::{Init, gather, some_of};
 use crate::{HostClusterer, unit_rows};
 use pauc_kernels::distance::{Packed, nearest};
 use pauc_traits::clusterer::{FitContext, FitReport, RowsOnDevice};
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{
-    Clusterer, Clustering, Compute, Count, Error, Features, NonNegative, Result, Span, component,
+    Clusterer, Clustering, Compute, Count, Error, Features, NonNegative, Result, TrainingSpan, component,
 };
 
 component! {
@@ -48,9 +48,9 @@ component! {
         /// assigns all.
         pub max_points_per_centroid: Option<Count> = None,
         /// When the first clustering happens.
-        pub start: Span = Span::epochs(2),
+        pub start: TrainingSpan = TrainingSpan::epochs(2),
         /// How long a clustering is kept.
-        pub every: Span = Span::epochs(1),
+        pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
 
@@ -63,22 +63,22 @@ impl<D: Compute> Clusterer<D> for KMeans {
     fn prototypes(&self) -> Vec<Option<usize>> {
         self.k.iter().map(|k| Some(k.get())).collect()
     }
-    fn start(&self) -> Span {
+    fn start(&self) -> TrainingSpan {
         self.start
     }
-    fn every(&self) -> Span {
+    fn every(&self) -> TrainingSpan {
         self.every
     }
 }
 
 impl HostClusterer for KMeans {
-    fn fit_rows(&self, rows: Rows<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+    fn fit_rows(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         self.levels(rows, context, &|_| Ok(None))
     }
 }
 
 /// Takes rows into a device's memory; none where the host does the work.
-type Lend<'a> = &'a dyn Fn(Rows<'_>) -> Result<Option<Box<dyn RowsOnDevice>>>;
+type Lend<'a> = &'a dyn Fn(RowsView<'_>) -> Result<Option<Box<dyn RowsOnDevice>>>;
 
 /// What the random numbers of one fit are for.
 const SEEDING: u64 = 0;
@@ -98,12 +98,12 @@ impl KMeans {
             warm_start: false,
             min_points_per_centroid: None,
             max_points_per_centroid: None,
-            start: Span::epochs(2),
-            every: Span::epochs(1),
+            start: TrainingSpan::epochs(2),
+            every: TrainingSpan::epochs(1),
         }
     }
 
-    fn levels(&self, rows: Rows<'_>, context: FitContext<'_>, lend: Lend<'_>) -> Result<Vec<Clustering>> {
+    fn levels(&self, rows: RowsView<'_>, context: FitContext<'_>, lend: Lend<'_>) -> Result<Vec<Clustering>> {
         if self.k.is_empty() {
             return Err(Error::config(
                 "k is an empty list: name at least one number of prototypes, such as k: [100]",
@@ -118,7 +118,7 @@ impl KMeans {
 
     fn level(
         &self,
-        rows: Rows<'_>,
+        rows: RowsView<'_>,
         context: FitContext<'_>,
         (level, k): (usize, usize),
         (lend, whole): (Lend<'_>, Option<&mut Box<dyn RowsOnDevice>>),
@@ -153,7 +153,7 @@ impl KMeans {
         }
         let subset = self.max_points_per_centroid.map(|most| most.get().saturating_mul(k)).filter(|m| *m < n);
         let sampled = subset.map(|size| gather(rows, &some_of(n, size, &mut random(0, SUBSET))));
-        let fitted = sampled.as_deref().map_or(rows, |data| Rows::new(data, dim));
+        let fitted = sampled.as_deref().map_or(rows, |data| RowsView::new(data, dim));
         let lloyd = Lloyd {
             iterations: self.iterations.get(),
             spherical: self.spherical,

@@ -3,8 +3,8 @@
 use crate::HostClusterer;
 use crate::lloyd::clustering_of;
 use pauc_traits::clusterer::FitContext;
-use pauc_traits::probe::Rows;
-use pauc_traits::{Clustering, Error, Result, Span, component};
+use pauc_traits::probe::RowsView;
+use pauc_traits::{Clustering, Error, Result, TrainingSpan, component};
 
 component! {
     /// An oracle: the class labels are the assignments, and the centroids are the classes' means.
@@ -16,16 +16,16 @@ component! {
     /// features (N, D), N labels → centroids (classes, D), N assignments
     pub struct Labels: Clusterer {
         /// When the first clustering happens.
-        pub start: Span = Span::epochs(2),
+        pub start: TrainingSpan = TrainingSpan::epochs(2),
         /// How long a clustering is kept.
-        pub every: Span = Span::epochs(1),
+        pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
 
 clusterer_on_host!(Labels, |_this| vec![None], needs_labels: true);
 
 impl HostClusterer for Labels {
-    fn fit_rows(&self, rows: Rows<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+    fn fit_rows(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let Some(labels) = context.labels else {
             return Err(Error::config(
                 "the clusterer Labels needs class labels, which this data does not have: use KMeans(k: [100])",
@@ -45,19 +45,25 @@ mod tests {
 
     #[test]
     fn centroids_are_class_means() {
-        let labels = Labels { start: Span::epochs(0), every: Span::epochs(1) };
+        let labels = Labels { start: TrainingSpan::epochs(0), every: TrainingSpan::epochs(1) };
         let data = [1.0, 2.0, 3.0, 4.0, 5.0, 0.0];
         let mut context = FitContext { seed: 0, epoch: 0, previous: &[], labels: Some(&[2, 0, 2]) };
-        let c = &labels.fit_rows(Rows::new(&data, 2), context).unwrap()[0];
+        let c = &labels.fit_rows(RowsView::new(&data, 2), context).unwrap()[0];
         assert_eq!(c.centroids, [3.0, 4.0, 0.0, 0.0, 3.0, 1.0]);
         assert_eq!(c.assignments, [Some(2), Some(0), Some(2)]);
         assert_eq!((c.k, c.report.empty, c.report.noise), (3, 1, 0));
         assert_eq!(c.report.objective, [10.0]);
         context.labels = Some(&[1]);
         assert!(
-            labels.fit_rows(Rows::new(&data, 2), context).unwrap_err().to_string().contains("1 labels for 3")
+            labels
+                .fit_rows(RowsView::new(&data, 2), context)
+                .unwrap_err()
+                .to_string()
+                .contains("1 labels for 3")
         );
         context.labels = None;
-        assert!(labels.fit_rows(Rows::new(&data, 2), context).unwrap_err().to_string().contains("KMeans"));
+        assert!(
+            labels.fit_rows(RowsView::new(&data, 2), context).unwrap_err().to_string().contains("KMeans")
+        );
     }
 }

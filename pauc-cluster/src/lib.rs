@@ -8,8 +8,8 @@
 //! | [`mixture`], [`sinkhorn`] | [`GaussianMixture`], diagonal; [`Sinkhorn`], prototypes of equal size |
 //! | [`dbscan`], [`mod@hdbscan`], [`labels`] | [`Dbscan`] and [`Hdbscan`], with noise; [`Labels`], the oracle |
 //! | [`lloyd`], [`seeding`], [`nearest`] | the iteration behind k-means, where it starts, and its assignments |
-//! | [`probing`] | assignments among the prototypes that lie near a row |
-//! | [`arrays`] | features and labels from files |
+//! | [`inverted_file`] | assignments among the prototypes that lie near a row |
+//! | [`feature_files`] | features and labels from files |
 //! | [`mod@concentration`] | φ of each prototype, and unit rows |
 //! | [`matching`] | which prototype of one clustering is which of the next, and churn |
 //! | [`metrics`] | NMI, AMI, ARI, purity, matched accuracy, silhouette, Davies–Bouldin, imbalance |
@@ -18,14 +18,15 @@
 //! Everything gives the same bits for every number of threads.
 
 #[macro_use]
-mod host;
+mod host_clusterer;
 pub mod agglomerative;
-pub mod arrays;
 pub mod coagulation;
 pub mod concentration;
 pub mod dbscan;
+pub mod feature_files;
 pub mod hdbscan;
 pub mod hierarchical;
+pub mod inverted_file;
 pub mod kmeans;
 pub mod labels;
 pub mod lloyd;
@@ -38,7 +39,6 @@ pub mod nearest;
 mod oracle;
 #[cfg(feature = "parquet")]
 mod parquet;
-pub mod probing;
 pub mod seeding;
 pub mod sinkhorn;
 mod spectrum;
@@ -48,7 +48,7 @@ pub use concentration::{ConcentrationKind, concentration, unit_rows};
 pub use dbscan::Dbscan;
 pub use hdbscan::Hdbscan;
 pub use hierarchical::HierarchicalKMeans;
-pub use host::HostClusterer;
+pub use host_clusterer::HostClusterer;
 pub use kmeans::KMeans;
 pub use labels::Labels;
 pub use matching::match_prototypes;

@@ -4,7 +4,7 @@ use crate::concentration::unit_rows;
 use crate::nearest::Nearest;
 use pauc_kernels::distance::{add_rows, squared_distance};
 use pauc_traits::clusterer::{FitReport, RowsOnDevice};
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use pauc_traits::rng::Stream;
 use pauc_traits::{Clustering, Result};
 use rand::Rng;
@@ -48,7 +48,7 @@ impl Lloyd {
     ///
     /// # Shapes
     /// rows (N, D), centroids K·D with K ≤ N
-    pub fn run(&self, rows: Rows<'_>, centroids: Vec<f32>, rng: &mut Stream) -> Fit {
+    pub fn run(&self, rows: RowsView<'_>, centroids: Vec<f32>, rng: &mut Stream) -> Fit {
         let Ok(fit) = self.iterate(OnHost { rows, found: None }, rows.cols, centroids, rng);
         fit
     }
@@ -124,7 +124,7 @@ trait Steps {
 }
 
 struct OnHost<'a> {
-    rows: Rows<'a>,
+    rows: RowsView<'a>,
     found: Option<Nearest>,
 }
 
@@ -248,13 +248,13 @@ fn touched(before: &[u32], after: &[u32], k: usize) -> Vec<bool> {
 
 /// Replaces each centroid by the mean of its rows, summed in `f64` in their order, and returns the sizes. A centroid
 /// without rows stays.
-pub fn means(rows: Rows<'_>, index: &[u32], centroids: &mut [f32]) -> Vec<usize> {
+pub fn means(rows: RowsView<'_>, index: &[u32], centroids: &mut [f32]) -> Vec<usize> {
     let k = centroids.len() / rows.cols;
     means_of(rows, index, centroids, &vec![true; k])
 }
 
 /// [`means`] of the clusters that are `stale`.
-fn means_of(rows: Rows<'_>, index: &[u32], centroids: &mut [f32], stale: &[bool]) -> Vec<usize> {
+fn means_of(rows: RowsView<'_>, index: &[u32], centroids: &mut [f32], stale: &[bool]) -> Vec<usize> {
     let (dim, k) = (rows.cols, stale.len());
     let (order, starts) = members(index, k);
     centroids.par_chunks_mut(dim).enumerate().for_each_init(
@@ -317,7 +317,7 @@ pub(crate) fn refill_from(
 /// The clustering with given assignments and their samples' means as centroids (zero where there are none). The
 /// objective of the means is added to those given.
 pub fn clustering_of(
-    rows: Rows<'_>,
+    rows: RowsView<'_>,
     assignments: Vec<Option<u32>>,
     k: usize,
     mut objective: Vec<f64>,
@@ -433,7 +433,7 @@ mod tests {
         let data = wave(300 * 4);
         let start = data[..7 * 4].to_vec();
         let options = Lloyd { iterations: 8, spherical: false, tolerance: 0.0 };
-        let fit = options.run(Rows::new(&data, 4), start.clone(), &mut rng());
+        let fit = options.run(RowsView::new(&data, 4), start.clone(), &mut rng());
         let exact = naive(&data, 4, &start, fit.objective.len() - 1);
         assert_equal(&fit, &exact);
         // Exact objectives never rise.
@@ -451,14 +451,14 @@ mod tests {
         let data: Vec<f32> = (0..n * dim).map(|_| StandardNormal.sample(noise)).collect();
         let start = data[..k * dim].to_vec();
         let options = Lloyd { iterations: 12, spherical: false, tolerance: 0.0 };
-        let plain = options.run(Rows::new(&data, dim), start.clone(), &mut rng());
+        let plain = options.run(RowsView::new(&data, dim), start.clone(), &mut rng());
         assert!(plain.splits.iter().all(|s| *s == 0) && plain.moved.len() == 12, "{:?}", plain.moved);
         let exact = naive(&data, dim, &start, 12);
         assert_equal(&plain, &exact);
         // Row i of the shuffled rows is row 769·i mod n; 769 and 2000 have no divisor in common.
         let from = |i: usize| i * 769 % n;
         let shuffled: Vec<f32> = (0..n).flat_map(|i| data[from(i) * dim..][..dim].to_vec()).collect();
-        let mut other = options.run(Rows::new(&shuffled, dim), start.clone(), &mut rng());
+        let mut other = options.run(RowsView::new(&shuffled, dim), start.clone(), &mut rng());
         let mut index = vec![0; n];
         (0..n).for_each(|i| index[from(i)] = other.index[i]);
         other.index = index;
@@ -467,7 +467,7 @@ mod tests {
             m.chunks(dim).flat_map(|r| r.iter().rev().copied().collect::<Vec<_>>()).collect()
         };
         let (turned_data, turned_start) = (turned(&data), turned(&start));
-        let mut other = options.run(Rows::new(&turned_data, dim), turned_start, &mut rng());
+        let mut other = options.run(RowsView::new(&turned_data, dim), turned_start, &mut rng());
         other.centroids = turned(&other.centroids);
         assert_equal(&other, &exact);
     }
@@ -492,7 +492,7 @@ mod tests {
     #[test]
     fn means_that_are_kept_have_the_bits_of_new_ones() {
         let data = wave(200 * 3);
-        let rows = Rows::new(&data, 3);
+        let rows = RowsView::new(&data, 3);
         let before: Vec<u32> = (0..200).map(|i| i * i % 11).collect();
         let mut after = before.clone();
         after[17] = 6;
@@ -510,14 +510,17 @@ mod tests {
     fn stops_where_nothing_changes_and_at_the_tolerance() {
         let data = [0.0, 0.1, 5.0, 5.1];
         let options = Lloyd { iterations: 50, spherical: false, tolerance: 0.0 };
-        let fit = options.run(Rows::new(&data, 1), vec![0.0, 0.1], &mut rng());
+        let fit = options.run(RowsView::new(&data, 1), vec![0.0, 0.1], &mut rng());
         assert!(fit.objective.len() < 6, "{:?}", fit.objective);
         assert_eq!(fit.index, [0, 0, 1, 1]);
         assert_eq!(fit.moved, [4, 1, 0][..fit.objective.len() - 1]);
         let data = wave(2000);
-        let slow = options.run(Rows::new(&data, 2), data[..40].to_vec(), &mut rng());
-        let fast =
-            Lloyd { tolerance: 0.05, ..options }.run(Rows::new(&data, 2), data[..40].to_vec(), &mut rng());
+        let slow = options.run(RowsView::new(&data, 2), data[..40].to_vec(), &mut rng());
+        let fast = Lloyd { tolerance: 0.05, ..options }.run(
+            RowsView::new(&data, 2),
+            data[..40].to_vec(),
+            &mut rng(),
+        );
         assert!(fast.objective.len() < slow.objective.len());
     }
 
@@ -555,7 +558,7 @@ mod tests {
     fn a_far_copy_of_the_start_runs_empty_and_is_refilled() {
         let data: Vec<f32> = (0..400).map(|i| (i % 20) as f32 + 1.0).collect();
         let options = Lloyd { iterations: 30, spherical: false, tolerance: 0.0 };
-        let fit = options.run(Rows::new(&data, 1), vec![5.0, 1e4, 2e4], &mut rng());
+        let fit = options.run(RowsView::new(&data, 1), vec![5.0, 1e4, 2e4], &mut rng());
         assert!(fit.splits.iter().sum::<usize>() >= 2, "{:?}", fit.splits);
         assert_eq!(fit.splits.len(), fit.objective.len() - 1);
         assert_eq!(report(vec![], 0, fit.index.iter().map(|i| Some(*i)), 3).empty, 0);

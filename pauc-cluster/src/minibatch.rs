@@ -1,14 +1,14 @@
 //! k-means on mini-batches.
 
 use crate::HostClusterer;
-use crate::host::enough;
+use crate::host_clusterer::enough;
 use crate::lloyd::{members, refill, report};
 use crate::seeding::{Init, gather, some_of};
 use pauc_kernels::distance::{Packed, add_rows, nearest};
 use pauc_traits::clusterer::FitContext;
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, Stream, stream};
-use pauc_traits::{Clustering, Count, Result, Span, component};
+use pauc_traits::{Clustering, Count, Result, TrainingSpan, component};
 use rand::seq::SliceRandom;
 
 /// Values of a run of rows that are read one after the other: 1 MiB.
@@ -42,16 +42,16 @@ component! {
         /// How the first centroids are chosen: KMeansPlusPlus or Random.
         pub init: Init = Init::KMeansPlusPlus,
         /// When the first clustering happens.
-        pub start: Span = Span::epochs(2),
+        pub start: TrainingSpan = TrainingSpan::epochs(2),
         /// How long a clustering is kept.
-        pub every: Span = Span::epochs(1),
+        pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
 
 clusterer_on_host!(MiniBatchKMeans, |this| this.k.iter().map(|k| Some(k.get())).collect());
 
 impl HostClusterer for MiniBatchKMeans {
-    fn fit_rows(&self, rows: Rows<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+    fn fit_rows(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let level = |(level, k): (usize, &Count)| {
             enough(rows, k.get())?;
             let random = |view| stream(context.seed, Purpose::Cluster, context.epoch, level as u64, view);
@@ -64,17 +64,17 @@ impl HostClusterer for MiniBatchKMeans {
 
 impl MiniBatchKMeans {
     /// The first centroids, chosen among some of the samples.
-    fn start(&self, rows: Rows<'_>, k: usize, rng: &mut Stream) -> Vec<f32> {
+    fn start(&self, rows: RowsView<'_>, k: usize, rng: &mut Stream) -> Vec<f32> {
         let most = k.saturating_mul(SAMPLES).max(self.batch.get().saturating_mul(4));
         if most >= rows.rows {
             return gather(rows, &self.init.choose(rows, k, rng));
         }
         let some = gather(rows, &some_of(rows.rows, most, rng));
-        let some = Rows::new(&some, rows.cols);
+        let some = RowsView::new(&some, rows.cols);
         gather(some, &self.init.choose(some, k, rng))
     }
 
-    fn level(&self, rows: Rows<'_>, mut centroids: Vec<f32>, rng: &mut Stream) -> Clustering {
+    fn level(&self, rows: RowsView<'_>, mut centroids: Vec<f32>, rng: &mut Stream) -> Clustering {
         let (n, dim) = (rows.rows, rows.cols);
         let k = centroids.len() / dim;
         let batch = self.batch.get().min(n);
@@ -86,11 +86,11 @@ impl MiniBatchKMeans {
                 // What the rows of random runs hold is read once, from front to end; a row at a time would read a
                 // mapped file larger than memory over and over.
                 let held = if part.len() == n { None } else { Some(gather(rows, &part)) };
-                let held = held.as_ref().map_or(rows, |data| Rows::new(data, dim));
+                let held = held.as_ref().map_or(rows, |data| RowsView::new(data, dim));
                 let mut order: Vec<u32> = (0..part.len() as u32).collect();
                 order.shuffle(rng);
                 for chosen in order.chunks(batch) {
-                    met += take_in(Rows::new(&gather(held, chosen), dim), &mut centroids, &mut counts);
+                    met += take_in(RowsView::new(&gather(held, chosen), dim), &mut centroids, &mut counts);
                 }
             }
             objective.push(met);
@@ -106,7 +106,7 @@ impl MiniBatchKMeans {
 }
 
 /// Moves each centroid to the running mean of its samples, those of a batch included. Returns the batch's Σ‖x − c‖² before.
-fn take_in(batch: Rows<'_>, centroids: &mut [f32], counts: &mut [usize]) -> f64 {
+fn take_in(batch: RowsView<'_>, centroids: &mut [f32], counts: &mut [usize]) -> f64 {
     let dim = batch.cols;
     let (mut index, mut square) = (vec![0u32; batch.rows], vec![0.0f32; batch.rows]);
     nearest(batch.data, &Packed::new(centroids, dim), &mut index, &mut square);
@@ -157,8 +157,8 @@ mod tests {
             batch: Count::try_from(batch).unwrap(),
             iterations: Count::try_from(iterations).unwrap(),
             init: Init::Random,
-            start: Span::epochs(0),
-            every: Span::epochs(1),
+            start: TrainingSpan::epochs(0),
+            every: TrainingSpan::epochs(1),
         }
     }
 
@@ -171,7 +171,7 @@ mod tests {
         let (dim, n) = (2, 90);
         let data = wave(n * dim);
         let start = data[..6 * dim].to_vec();
-        let got = configured(20, 2).level(Rows::new(&data, dim), start.clone(), &mut rng());
+        let got = configured(20, 2).level(RowsView::new(&data, dim), start.clone(), &mut rng());
         let mut centroids = Centroids::exact(&start, dim);
         let (mut counts, mut rng) = ([0.0; 6], rng());
         let row = |i: usize| &data[i * dim..][..dim];
@@ -238,7 +238,7 @@ mod tests {
         let configured =
             MiniBatchKMeans { k: vec![Count::lit(5)], init: Init::KMeansPlusPlus, ..configured(16, 2) };
         let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
-        let fit = &configured.fit_rows(Rows::new(&data, dim), context).unwrap()[0];
+        let fit = &configured.fit_rows(RowsView::new(&data, dim), context).unwrap()[0];
         // Running means of equal whole numbers are exact.
         assert!(fit.report.objective.iter().all(|o| *o == 0.0), "five places: {:?}", fit.report.objective);
         let same = |a: usize, b: usize| fit.assignments[a] == fit.assignments[b];
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn first_centroids_of_many_samples_come_from_some_of_them() {
         let data = wave(2000 * 2);
-        let rows = Rows::new(&data, 2);
+        let rows = RowsView::new(&data, 2);
         for init in [Init::Random, Init::KMeansPlusPlus] {
             let start = MiniBatchKMeans { init, ..configured(10, 1) }.start(rows, 6, &mut rng());
             let own = |c: &[f32]| data.chunks(2).any(|x| x == c);
@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn comes_close_to_lloyd_and_refuses_too_many() {
         let data = wave(2000 * 2);
-        let rows = Rows::new(&data, 2);
+        let rows = RowsView::new(&data, 2);
         let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
         let fit = &configured(100, 8).fit_rows(rows, context).unwrap()[0];
         let lloyd = crate::lloyd::Lloyd { iterations: 50, spherical: false, tolerance: 0.0 };
@@ -267,6 +267,6 @@ mod tests {
         let (got, best) = (fit.report.objective.last().unwrap(), best.objective.last().unwrap());
         // It comes to 1.0003 of the best.
         assert!(*got < 1.1 * best, "{got} for {best}");
-        assert!(configured(4, 1).fit_rows(Rows::new(&data[..10], 2), context).is_err());
+        assert!(configured(4, 1).fit_rows(RowsView::new(&data[..10], 2), context).is_err());
     }
 }

@@ -4,8 +4,8 @@ use crate::lloyd::{clustering_of, report};
 use crate::{HostClusterer, KMeans};
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::clusterer::FitContext;
-use pauc_traits::probe::Rows;
-use pauc_traits::{Clustering, Count, NonNegative, Positive, Result, Span, component};
+use pauc_traits::probe::RowsView;
+use pauc_traits::{Clustering, Count, NonNegative, Positive, Result, TrainingSpan, component};
 use rayon::prelude::*;
 
 component! {
@@ -30,16 +30,16 @@ component! {
         /// What is added to each variance, relative to the mean variance of the data.
         pub floor: Positive = Positive::lit(1e-4),
         /// When the first clustering happens.
-        pub start: Span = Span::epochs(2),
+        pub start: TrainingSpan = TrainingSpan::epochs(2),
         /// How long a clustering is kept.
-        pub every: Span = Span::epochs(1),
+        pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
 
 clusterer_on_host!(GaussianMixture, |this| this.k.iter().map(|k| Some(k.get())).collect());
 
 impl HostClusterer for GaussianMixture {
-    fn fit_rows(&self, rows: Rows<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+    fn fit_rows(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let starts = KMeans::with(self.k.clone()).fit_rows(rows, context)?;
         // Around the data's mean, so that x² and μ² do not drown their difference.
         let whole = clustering_of(rows, vec![Some(0); rows.rows], 1, Vec::new());
@@ -49,13 +49,13 @@ impl HostClusterer for GaussianMixture {
         let spread = whole.report.objective[0] / (rows.rows * rows.cols) as f64;
         // Without any spread, the floor only has to be a positive number.
         let floor = self.floor.get() * if spread > 0.0 { spread } else { 1.0 };
-        let centred = Rows { data: &data, ..rows };
+        let centred = RowsView { data: &data, ..rows };
         Ok(starts.into_iter().map(|start| self.level(centred, &centre, floor, start)).collect())
     }
 }
 
 impl GaussianMixture {
-    fn level(&self, rows: Rows<'_>, centre: &[f32], floor: f64, start: Clustering) -> Clustering {
+    fn level(&self, rows: RowsView<'_>, centre: &[f32], floor: f64, start: Clustering) -> Clustering {
         let (k, dim) = (start.k, rows.cols);
         let mut hard = Moments::zero(k, dim);
         for (x, a) in rows.iter().zip(start.assignments.iter().flatten()) {
@@ -152,7 +152,7 @@ impl Mixture {
     }
 
     /// Responsibilities by two matrix products: ln N = x²·(−½/σ²) + x·(μ/σ²) + constant.
-    fn expect(&self, rows: Rows<'_>) -> Step {
+    fn expect(&self, rows: RowsView<'_>) -> Step {
         let (k, dim) = (self.ln_weights.len(), rows.cols);
         let square: Vec<f32> = self.variances.iter().map(|v| (-0.5 / v) as f32).collect();
         let linear: Vec<f32> = self.means.iter().zip(&self.variances).map(|(m, v)| (m / v) as f32).collect();
@@ -235,8 +235,8 @@ mod tests {
             iterations: Count::try_from(iterations).unwrap(),
             tolerance: NonNegative::lit(0.0),
             floor: Positive::lit(1e-4),
-            start: Span::epochs(0),
-            every: Span::epochs(1),
+            start: TrainingSpan::epochs(0),
+            every: TrainingSpan::epochs(1),
         }
     }
 
@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn equals_the_definition_step_by_step() {
         let x = data();
-        let (rows, n, k) = (Rows::new(&x, 2), 360, 3);
+        let (rows, n, k) = (RowsView::new(&x, 2), 360, 3);
         let start = &KMeans::with(vec![Count::lit(3)]).fit_rows(rows, CONTEXT).unwrap()[0];
         let got = &configured(3, 6).fit_rows(rows, CONTEXT).unwrap()[0];
         let whole = clustering_of(rows, vec![Some(0); n], 1, vec![]);
@@ -312,7 +312,7 @@ mod tests {
         let last = got.report.objective.len() - 1;
         for (at, objective) in got.report.objective.iter().enumerate() {
             assert_fitted(&mixture, &exact, &r, floor);
-            let step = mixture.expect(Rows::new(&centred, 2));
+            let step = mixture.expect(RowsView::new(&centred, 2));
             let mut total = Rounded::default();
             r.clear();
             for (x, best) in exact.iter().zip(&step.index) {
@@ -346,7 +346,7 @@ mod tests {
         let x = data();
         let fit = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| configured(3, 20).fit_rows(Rows::new(&x, 2), CONTEXT)).unwrap().swap_remove(0)
+            pool.install(|| configured(3, 20).fit_rows(RowsView::new(&x, 2), CONTEXT)).unwrap().swap_remove(0)
         };
         let one = fit(1);
         assert_eq!(one, fit(2));
@@ -360,10 +360,10 @@ mod tests {
     #[test]
     fn degenerate_samples_stay_finite() {
         for (x, k) in [(vec![1.5; 40], 3), (vec![0.0; 40], 20), ((0..40).map(|i| i as f32).collect(), 20)] {
-            let fit = &configured(k, 10).fit_rows(Rows::new(&x, 2), CONTEXT).unwrap()[0];
+            let fit = &configured(k, 10).fit_rows(RowsView::new(&x, 2), CONTEXT).unwrap()[0];
             assert!(fit.centroids.iter().all(|v| v.is_finite()));
             assert!(fit.report.objective.iter().all(|v| v.is_finite()));
         }
-        assert!(configured(21, 5).fit_rows(Rows::new(&[0.0; 40], 2), CONTEXT).is_err());
+        assert!(configured(21, 5).fit_rows(RowsView::new(&[0.0; 40], 2), CONTEXT).is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::seeding::gather;
 use pauc_kernels::distance::{Packed, mean_row, nearest_scored};
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 
 /// Each row's nearest centroid. After the first iterations of k-means most centroids stand still, and what was
 /// computed of those is used again.
@@ -19,7 +19,7 @@ pub struct Nearest {
 
 impl Nearest {
     /// Compares all rows with all centroids.
-    pub fn find(rows: Rows<'_>, centroids: &[f32]) -> Self {
+    pub fn find(rows: RowsView<'_>, centroids: &[f32]) -> Self {
         let n = rows.rows;
         let mut found = Nearest {
             index: vec![0; n],
@@ -32,7 +32,7 @@ impl Nearest {
         found
     }
 
-    fn everything(&mut self, rows: Rows<'_>) {
+    fn everything(&mut self, rows: RowsView<'_>) {
         let packed = Packed::around(&self.centroids, &self.origin);
         nearest_scored(rows.data, &packed, &mut self.index, &mut self.score, &mut self.square);
     }
@@ -42,7 +42,7 @@ impl Nearest {
     ///
     /// All rows are compared with the centroids that have moved. A row whose own centroid stands has in it the
     /// nearest of those that stand; a row whose own has moved is compared with those that stand as well.
-    pub fn follow(&mut self, rows: Rows<'_>, centroids: &[f32]) {
+    pub fn follow(&mut self, rows: RowsView<'_>, centroids: &[f32]) {
         let dim = rows.cols;
         let pairs = self.centroids.chunks_exact(dim).zip(centroids.chunks_exact(dim));
         let moves: Vec<bool> =
@@ -56,7 +56,7 @@ impl Nearest {
         if moved.len() * 8 > moves.len() * 7 {
             return self.everything(rows);
         }
-        let chosen = gather(Rows::new(centroids, dim), &standing);
+        let chosen = gather(RowsView::new(centroids, dim), &standing);
         let packed = Packed::around(&chosen, &self.origin);
         let mut found = Found::default();
         let (mut ids, mut next) = (Vec::with_capacity(COPIED), 0..rows.rows as u32);
@@ -71,7 +71,7 @@ impl Nearest {
         }
         drop(packed);
         drop(chosen);
-        let chosen = gather(Rows::new(centroids, dim), &moved);
+        let chosen = gather(RowsView::new(centroids, dim), &moved);
         let packed = Packed::around(&chosen, &self.origin);
         for (part, some) in rows.data.chunks(AT_ONCE * dim).enumerate() {
             found.among(some, &packed, &moved);
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn afresh(found: &Nearest, rows: Rows<'_>) -> Nearest {
+    fn afresh(found: &Nearest, rows: RowsView<'_>) -> Nearest {
         let mut all = found.clone();
         all.everything(rows);
         all
@@ -145,7 +145,7 @@ mod tests {
                 if coarse { (2.0 * v).round() } else { v }
             };
             let data: Vec<f32> = (0..250 * 3).map(value).collect();
-            let rows = Rows::new(&data, 3);
+            let rows = RowsView::new(&data, 3);
             let mut centroids: Vec<f32> = (0..40 * 3).map(|i| value(i + 7777)).collect();
             let mut found = Nearest::find(rows, &centroids);
             for (step, moved) in steps.iter().enumerate() {

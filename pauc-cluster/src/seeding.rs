@@ -3,7 +3,7 @@
 use pauc_kernels::distance::{Packed, lower_to, nearest, squared_distance};
 use pauc_traits::Result;
 use pauc_traits::clusterer::RowsOnDevice;
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use pauc_traits::rng::Stream;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ const FEW: usize = 16;
 
 impl Init {
     /// k distinct rows. `k` must not exceed the number of rows.
-    pub fn choose(self, rows: Rows<'_>, k: usize, rng: &mut Stream) -> Vec<u32> {
+    pub fn choose(self, rows: RowsView<'_>, k: usize, rng: &mut Stream) -> Vec<u32> {
         let Ok(chosen) = self.choose_by(rows, k, rng, lower_on_host(rows));
         chosen
     }
@@ -39,7 +39,7 @@ impl Init {
     pub fn choose_on(
         self,
         device: &mut dyn RowsOnDevice,
-        rows: Rows<'_>,
+        rows: RowsView<'_>,
         k: usize,
         rng: &mut Stream,
     ) -> Result<Vec<u32>> {
@@ -48,7 +48,7 @@ impl Init {
 
     fn choose_by<E>(
         self,
-        rows: Rows<'_>,
+        rows: RowsView<'_>,
         k: usize,
         rng: &mut Stream,
         lower: impl FnMut(&[f32], &mut [f32]) -> Result<(), E>,
@@ -78,7 +78,7 @@ pub fn some_of(n: usize, most: usize, rng: &mut Stream) -> Vec<u32> {
 
 /// The rows with these numbers, one after the other. They are read in ascending order, whatever order they are given in:
 /// they may be a mapped file larger than memory.
-pub fn gather(rows: Rows<'_>, chosen: &[u32]) -> Vec<f32> {
+pub fn gather(rows: RowsView<'_>, chosen: &[u32]) -> Vec<f32> {
     if chosen.is_sorted() {
         let mut data = Vec::with_capacity(chosen.len() * rows.cols);
         chosen.iter().for_each(|i| data.extend_from_slice(rows.row(*i as usize)));
@@ -94,7 +94,7 @@ pub fn gather(rows: Rows<'_>, chosen: &[u32]) -> Vec<f32> {
 }
 
 /// Lowers weights on the host, for [`plus_plus`].
-fn lower_on_host(rows: Rows<'_>) -> impl FnMut(&[f32], &mut [f32]) -> Result<(), Infallible> {
+fn lower_on_host(rows: RowsView<'_>) -> impl FnMut(&[f32], &mut [f32]) -> Result<(), Infallible> {
     let (mut index, mut square) = (Vec::new(), Vec::new());
     move |centroids, weight| {
         if centroids.len() <= FEW * rows.cols {
@@ -117,7 +117,7 @@ fn lower_on_host(rows: Rows<'_>) -> impl FnMut(&[f32], &mut [f32]) -> Result<(),
 ///
 /// `lower(centroids, weight)` lowers each row's weight to its squared distance to the nearest of the centroids.
 fn plus_plus<E>(
-    rows: Rows<'_>,
+    rows: RowsView<'_>,
     k: usize,
     rng: &mut Stream,
     draws: impl Fn(usize) -> usize,
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn choices_are_distinct_and_complete() {
         let data: Vec<f32> = (0..300).map(|i| ((i * 37 % 101) as f32).sin()).collect();
-        let rows = Rows::new(&data, 3);
+        let rows = RowsView::new(&data, 3);
         for init in [Init::KMeansPlusPlus, Init::Random] {
             for k in [1, 2, 37, 100] {
                 let mut chosen = init.choose(rows, k, &mut rng(k as u64));
@@ -193,7 +193,7 @@ mod tests {
         data[17] = 2.0;
         data[30] = -4.0;
         for seed in 0..20 {
-            let mut chosen = Init::KMeansPlusPlus.choose(Rows::new(&data, 1), 5, &mut rng(seed));
+            let mut chosen = Init::KMeansPlusPlus.choose(RowsView::new(&data, 1), 5, &mut rng(seed));
             let mut first: Vec<f32> = chosen[..3].iter().map(|i| data[*i as usize]).collect();
             first.sort_by(f32::total_cmp);
             assert_eq!(first, [-4.0, 1.0, 2.0]);
@@ -234,7 +234,7 @@ mod tests {
         let mut seen = std::collections::BTreeMap::<Vec<usize>, u64>::new();
         for seed in 0..runs {
             // Batches from the first centroid on, so that refusals matter.
-            let rows = Rows::new(&data, 1);
+            let rows = RowsView::new(&data, 1);
             let Ok(chosen) = plus_plus(rows, 4, &mut rng(seed), |_| 8, lower_on_host(rows));
             let mut set: Vec<usize> = chosen.iter().map(|i| *i as usize).collect();
             set.sort_unstable();

@@ -4,8 +4,8 @@ use crate::lloyd::clustering_of;
 use crate::{HostClusterer, KMeans};
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::clusterer::FitContext;
-use pauc_traits::probe::Rows;
-use pauc_traits::{Clustering, Count, Positive, Result, Span, component};
+use pauc_traits::probe::RowsView;
+use pauc_traits::{Clustering, Count, Positive, Result, TrainingSpan, component};
 use rayon::prelude::*;
 
 component! {
@@ -31,20 +31,20 @@ component! {
         /// Updates at most of the k-means.
         pub iterations: Count = Count::lit(20),
         /// When the first clustering happens.
-        pub start: Span = Span::epochs(2),
+        pub start: TrainingSpan = TrainingSpan::epochs(2),
         /// How long a clustering is kept.
-        pub every: Span = Span::epochs(1),
+        pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
 
 clusterer_on_host!(Sinkhorn, |this| this.k.iter().map(|k| Some(k.get())).collect());
 
 impl HostClusterer for Sinkhorn {
-    fn fit_rows(&self, rows: Rows<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+    fn fit_rows(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let fitted =
             KMeans { iterations: self.iterations, ..KMeans::with(self.k.clone()) }.fit_rows(rows, context)?;
         let balance = |level: Clustering| {
-            let centroids = Rows::new(&level.centroids, rows.cols);
+            let centroids = RowsView::new(&level.centroids, rows.cols);
             let index = balanced(rows, centroids, self.epsilon.get(), self.rounds.get());
             clustering_of(rows, index.into_iter().map(Some).collect(), level.k, level.report.objective)
         };
@@ -56,7 +56,7 @@ impl HostClusterer for Sinkhorn {
 const TASK: usize = 256;
 
 /// Each row's prototype after so many rounds.
-fn balanced(rows: Rows<'_>, centroids: Rows<'_>, epsilon: f64, rounds: usize) -> Vec<u32> {
+fn balanced(rows: RowsView<'_>, centroids: RowsView<'_>, epsilon: f64, rounds: usize) -> Vec<u32> {
     let (n, k) = (rows.rows, centroids.rows);
     // Only the scaling of columns is kept, as ln v; a round recomputes the rest block by block.
     let mut ln_v = vec![0.0f64; k];
@@ -94,7 +94,7 @@ fn balanced(rows: Rows<'_>, centroids: Rows<'_>, epsilon: f64, rounds: usize) ->
 }
 
 /// (x·c − ½‖c‖²)/ε + ln v: −½‖x − c‖²/ε + ln v up to what depends on the row alone.
-fn logits(block: &[f32], centroids: Rows<'_>, epsilon: f64, ln_v: &[f64]) -> Vec<f32> {
+fn logits(block: &[f32], centroids: RowsView<'_>, epsilon: f64, ln_v: &[f64]) -> Vec<f32> {
     let (m, k, dim) = (block.len() / centroids.cols, centroids.rows, centroids.cols);
     let bias: Vec<f32> = centroids
         .iter()
@@ -192,7 +192,7 @@ mod tests {
     fn equals_the_plain_loops() {
         let (x, c) = (lopsided(300), vec![0.0, 0.5, 1.2, 1.0, -0.6, -0.2]);
         for rounds in [1, 3, 10] {
-            let got = balanced(Rows::new(&x, 2), Rows::new(&c, 2), 0.1, rounds);
+            let got = balanced(RowsView::new(&x, 2), RowsView::new(&c, 2), 0.1, rounds);
             let [p, errors] = naive(&x, &c, 2, 0.1, rounds);
             for (i, (row, errors)) in p.iter().zip(&errors).enumerate() {
                 let best = (0..row.len()).fold(0, |best, j| if row[j] > row[best] { j } else { best });
@@ -208,24 +208,24 @@ mod tests {
         let x = lopsided(1000);
         let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
         let k = vec![Count::lit(5)];
-        let plain = KMeans::with(k.clone()).fit_rows(Rows::new(&x, 2), context).unwrap();
+        let plain = KMeans::with(k.clone()).fit_rows(RowsView::new(&x, 2), context).unwrap();
         let sinkhorn = Sinkhorn {
             k,
             epsilon: Positive::lit(0.05),
             rounds: Count::lit(50),
             iterations: Count::lit(20),
-            start: Span::epochs(0),
-            every: Span::epochs(1),
+            start: TrainingSpan::epochs(0),
+            every: TrainingSpan::epochs(1),
         };
         let with = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| sinkhorn.fit_rows(Rows::new(&x, 2), context)).unwrap()
+            pool.install(|| sinkhorn.fit_rows(RowsView::new(&x, 2), context)).unwrap()
         };
         let fit = with(1);
         assert_eq!(fit, with(3));
         // It comes to 1.002 where k-means has 1.14: a row more or less here and there has room.
         assert!(fit[0].report.imbalance < plain[0].report.imbalance && fit[0].report.imbalance < 1.02);
-        let same = sinkhorn.fit_rows(Rows::new(&[1.0; 40], 2), context).unwrap();
+        let same = sinkhorn.fit_rows(RowsView::new(&[1.0; 40], 2), context).unwrap();
         assert_eq!(same[0].assignments.len(), 20, "identical samples");
     }
 }

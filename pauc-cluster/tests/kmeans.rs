@@ -7,7 +7,7 @@ use pauc_cluster::KMeans;
 use pauc_testing::{assert_within, tolerance};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::registry::kind;
-use pauc_traits::{Clustering, Compute, Configured, Count, Features, Result, Span};
+use pauc_traits::{Clustering, Compute, Configured, Count, Features, Result, TrainingSpan};
 
 type Registered = Configured<kind::Clusterer>;
 
@@ -243,10 +243,10 @@ fn redos_keep_the_best_and_subsets_assign_everyone() {
 fn defaults_are_documented() {
     let clusterer = Registered::parse("KMeans(k: [100, 250])").unwrap();
     assert_eq!(Cpu::clusterer(&*clusterer.value).prototypes(), [Some(100), Some(250)]);
-    assert_eq!(Cpu::clusterer(&*clusterer.value).start(), Span::epochs(2));
-    assert_eq!(Cpu::clusterer(&*clusterer.value).every(), Span::epochs(1));
+    assert_eq!(Cpu::clusterer(&*clusterer.value).start(), TrainingSpan::epochs(2));
+    assert_eq!(Cpu::clusterer(&*clusterer.value).every(), TrainingSpan::epochs(1));
     assert!(!Cpu::clusterer(&*clusterer.value).needs_labels());
-    let options = pauc_traits::open_set::options();
+    let options = pauc_traits::component_ron::options();
     let in_code = KMeans::with(vec![Count::lit(100), Count::lit(250)]);
     assert_eq!(
         options.to_string(&clusterer).unwrap(),

@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used)] // a benchmark stops at the first error
 
 use pauc_data::{Loader, LoaderOptions, MemoryImages, ViewPipeline, ViewSpec};
-use pauc_traits::open_set::options;
+use pauc_traits::component_ron::options;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{Count, ImageShape};
 use rand::RngCore;

@@ -10,7 +10,7 @@
 //! | [`pixels`] | what they do to pixels |
 //! | [`pipeline`] | a recipe's views, from an image to normalised numbers |
 //! | [`loader`] | batches of views, prepared in the background |
-//! | [`mod@preview`], [`survey`], [`speed`] | what training sees, what a dataset holds, how fast both are |
+//! | [`mod@preview`], [`inspect`], [`throughput`] | what training sees, what a dataset holds, how fast both are |
 //! | [`contact_sheet`](mod@contact_sheet) | many images on one picture |
 
 pub mod atomic;
@@ -20,16 +20,16 @@ pub mod decode;
 pub mod disk_cache;
 #[cfg(feature = "download")]
 pub mod fetch;
+pub mod inspect;
 pub mod interval;
 pub mod loader;
 pub mod memory;
+#[cfg(feature = "parquet")]
+pub mod parquet_writer;
 pub mod pipeline;
 pub mod pixels;
 pub mod preview;
-pub mod speed;
-pub mod survey;
-#[cfg(feature = "parquet")]
-pub mod table;
+pub mod throughput;
 pub mod views;
 
 pub use contact_sheet::contact_sheet;

@@ -231,7 +231,7 @@ fn scale(pixels: &[u8], normal: &[(f32, f32)], out: &mut [f32]) {
 mod tests {
     use super::*;
     use pauc_testing::{assert_within, tolerance};
-    use pauc_traits::open_set::options;
+    use pauc_traits::component_ron::options;
     use pauc_traits::rng::{Purpose, stream};
 
     fn specs(text: &str) -> Vec<ViewSpec> {

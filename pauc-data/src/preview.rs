@@ -57,7 +57,7 @@ mod tests {
         let shape = ImageShape { height: 6, width: 6, channels: 3 };
         let pixels = (0..shape.len() * 4).map(|i| (i * 31 % 251) as u8).collect();
         let source = Arc::new(MemoryImages::new(shape, pixels, None).unwrap());
-        let specs: Vec<ViewSpec> = pauc_traits::open_set::options()
+        let specs: Vec<ViewSpec> = pauc_traits::component_ron::options()
             .from_str("[(ops: [RandomResizedCrop(size: 4), ColorJitter()])]")
             .unwrap();
         // Normalised values are those of pixels, up to four roundings: 1/255, 255·1/255, its inverse, the

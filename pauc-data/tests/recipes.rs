@@ -3,7 +3,7 @@
 
 use pauc_data as _;
 use pauc_traits::Configured;
-use pauc_traits::open_set::options;
+use pauc_traits::component_ron::options;
 use pauc_traits::registry::kind;
 
 #[test]

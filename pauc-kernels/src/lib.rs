@@ -14,8 +14,8 @@
 //! | [`pool`] | maximum and average pooling |
 //! | [`gemm`] | products of whole matrices |
 //! | [`linear`] | fully connected layers |
-//! | [`mapped`] | files as memory |
-//! | [`memory`] | what becomes of freed memory |
+//! | [`mmap`] | files as memory |
+//! | [`malloc`] | what becomes of freed memory |
 //! | [`distance`] | nearest centroids |
 //! | `candidates` | those that can be nearest, from 8-bit products |
 //! | [`neighbour_forces`] | what pulls and pushes the points of a t-SNE |
@@ -26,16 +26,16 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod buffer;
-#[cfg(target_arch = "x86_64")]
-mod candidates;
 pub mod conv;
 pub mod distance;
 pub mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod int8_filter;
 pub mod layout;
 pub mod linear;
-pub mod mapped;
-pub mod memory;
-mod micro;
+pub mod malloc;
+mod microkernel;
+pub mod mmap;
 pub mod neighbour_forces;
 pub mod norm;
 pub mod optim;

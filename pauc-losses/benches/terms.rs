@@ -8,7 +8,7 @@
 use dfdx::prelude::*;
 use pauc_traits::backend::Backend;
 use pauc_traits::batch::{Constant, Inputs, Level};
-use pauc_traits::open_set::Term;
+use pauc_traits::component_ron::Term;
 use pauc_traits::{Batch, Compute, ops};
 use std::time::Instant;
 
@@ -90,7 +90,7 @@ fn measure<D: Compute>(
 fn main() {
     let threads = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(1);
     // As the command line does.
-    pauc_kernels::memory::keep_freed();
+    pauc_kernels::malloc::keep_freed();
     pauc_kernels::threads::start(threads).unwrap();
     if let Some(device) = std::env::args().find(|a| a.starts_with("cuda")) {
         on_gpu(&device, threads);

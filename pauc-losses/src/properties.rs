@@ -3,7 +3,7 @@
 
 use crate::testing::{self, Condition, Data};
 use pauc_testing::{assert_within, tolerance};
-use pauc_traits::open_set::{OpenSet, Term};
+use pauc_traits::component_ron::{OpenSet, Term};
 
 /// Where a term's gradient is the derivative of its value.
 #[derive(Clone, Copy, PartialEq)]

@@ -3,7 +3,7 @@
 use dfdx::prelude::*;
 use pauc_testing::{assert_within, tolerance};
 use pauc_traits::batch::{Constant, Inputs, Level};
-use pauc_traits::open_set::Term;
+use pauc_traits::component_ron::Term;
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::Facts;
 use pauc_traits::{Backend, Batch, Scalar, Value, ops};
@@ -341,7 +341,7 @@ fn of_rows(name: &str) -> bool {
 /// largest factor of a cosine that a gradient flows through. Terms of distances see differences of cosines, and terms of
 /// moments nothing of the kind.
 fn sharpness(text: &str, data: &Data) -> (f64, f64) {
-    let written = pauc_traits::open_set::options().to_string(&term(text)).unwrap();
+    let written = pauc_traits::component_ron::options().to_string(&term(text)).unwrap();
     let name = written.split('(').next().unwrap();
     if ["Correlation", "Variance", "VicReg"].contains(&name) {
         return (0.0, 0.0);

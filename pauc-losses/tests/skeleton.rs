@@ -5,7 +5,7 @@ mod term;
 
 #[test]
 fn the_skeleton_registers_its_term() {
-    let found = pauc_traits::open_set::Term::parse("TermSkeleton(temperature: 0.1)").unwrap();
+    let found = pauc_traits::component_ron::Term::parse("TermSkeleton(temperature: 0.1)").unwrap();
     assert_eq!(found.name(), "TermSkeleton");
     let _ = term::TermSkeleton::FIELDS;
 }

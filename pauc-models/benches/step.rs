@@ -30,7 +30,7 @@ fn processor_time() -> f64 {
 fn main() {
     let threads = option("threads", 2);
     // As the command line does.
-    pauc_kernels::memory::keep_freed();
+    pauc_kernels::malloc::keep_freed();
     pauc_kernels::threads::start(threads).unwrap();
     let recipe = option("encoder", "ResNet18(stem: Small)".to_string());
     let (batch, side, channels) = (option("batch", 64), option("size", 32), option("channels", 3));

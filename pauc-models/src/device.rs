@@ -9,7 +9,7 @@ use pauc_kernels::gemm::{Strides, gemm};
 use pauc_kernels::optim;
 use pauc_traits::encoder::Images;
 use pauc_traits::ops::Matrix;
-use pauc_traits::profile::Clock;
+use pauc_traits::trace::TraceClock;
 use pauc_traits::{Compute, Encoder, Error, ImageShape, Param, Pixels, Result, ops};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -57,7 +57,7 @@ pub(crate) fn normalised<D: Compute>(
 /// A device that networks can be trained on.
 pub trait NetworkDevice: Compute {
     /// Whether dfdx's own operations add in one order on this device, so that terms give the same bits every time.
-    const TERMS_REPEAT: bool;
+    const DETERMINISTIC_REDUCTIONS: bool;
 
     /// Says how networks that are built from now on work. The CPU has nothing to choose.
     ///
@@ -68,14 +68,14 @@ pub trait NetworkDevice: Compute {
     }
 
     /// A clock of the device's own work, where it works behind the thread that asks it to.
-    fn clock(&self) -> Option<Rc<dyn Clock>> {
+    fn clock(&self) -> Option<Rc<dyn TraceClock>> {
         None
     }
 
     /// Whether matrices that change little from step to step stay in the device's memory.
-    const KEEPS_ROWS: bool;
+    const HAS_OWN_MEMORY: bool;
 
-    /// Replaces rows of a matrix that no gradient flows into, in place, where [`NetworkDevice::KEEPS_ROWS`]. Whoever shares the
+    /// Replaces rows of a matrix that no gradient flows into, in place, where [`NetworkDevice::HAS_OWN_MEMORY`]. Whoever shares the
     /// matrix sees the new rows.
     ///
     /// # Shapes
@@ -87,7 +87,7 @@ pub trait NetworkDevice: Compute {
         Err(Error::Device(format!("{} replaces no rows in place", self.name())))
     }
 
-    /// Some rows of a matrix, in the device's memory, where [`NetworkDevice::KEEPS_ROWS`].
+    /// Some rows of a matrix, in the device's memory, where [`NetworkDevice::HAS_OWN_MEMORY`].
     ///
     /// # Errors
     /// If there are not so many rows, the device keeps none, or it fails.
@@ -95,7 +95,7 @@ pub trait NetworkDevice: Compute {
         Err(Error::Device(format!("{} keeps no rows", self.name())))
     }
 
-    /// Matrices of one shape below each other, zeros in the place of those that are absent, where [`NetworkDevice::KEEPS_ROWS`].
+    /// Matrices of one shape below each other, zeros in the place of those that are absent, where [`NetworkDevice::HAS_OWN_MEMORY`].
     ///
     /// # Errors
     /// If a shape differs, the device keeps no rows, or it fails.
@@ -108,7 +108,7 @@ pub trait NetworkDevice: Compute {
     }
 
     /// Whether it normalises images itself, so that they come to it in 8 bits, and leaves the processor to whoever makes them.
-    const NORMALISES: bool;
+    const NORMALIZES_IMAGES: bool;
 
     /// The images that lie in the same place of several runs of pixels, as an encoder reads them.
     ///
@@ -206,9 +206,9 @@ pub trait NetworkDevice: Compute {
 }
 
 impl NetworkDevice for Cpu {
-    const TERMS_REPEAT: bool = true;
-    const KEEPS_ROWS: bool = false;
-    const NORMALISES: bool = false;
+    const DETERMINISTIC_REDUCTIONS: bool = true;
+    const HAS_OWN_MEMORY: bool = false;
+    const NORMALIZES_IMAGES: bool = false;
 
     fn product_rate(&self) -> Result<f64> {
         let n = 1024;

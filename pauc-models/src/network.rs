@@ -25,7 +25,7 @@ pub struct Network<D: NetworkDevice> {
 }
 
 /// Rows of a head's outputs with their tape.
-pub type Rows<D> = Taped<(usize, usize), f32, D>;
+pub type TapedRows<D> = Taped<(usize, usize), f32, D>;
 
 /// What a network makes of a batch.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ impl<D: NetworkDevice> Network<D> {
         &mut self,
         embeddings: &Tensor<(usize, usize), f32, D>,
         pass: Pass,
-    ) -> Result<Option<Rows<D>>> {
+    ) -> Result<Option<TapedRows<D>>> {
         self.predictor.as_mut().map(|p| p.forward(embeddings.retaped(), pass)).transpose()
     }
 
@@ -133,7 +133,7 @@ impl<D: NetworkDevice> Network<D> {
     ///
     /// # Errors
     /// As [`Network::forward`].
-    pub fn forward_features(&mut self, images: Images<D>, pass: Pass) -> Result<Rows<D>> {
+    pub fn forward_features(&mut self, images: Images<D>, pass: Pass) -> Result<TapedRows<D>> {
         self.encoder.forward(images, pass)
     }
 
@@ -145,7 +145,7 @@ impl<D: NetworkDevice> Network<D> {
     /// # Errors
     /// If the encoder cannot take a size, or the device fails.
     pub fn forward_sizes(&mut self, batches: Vec<Images<D>>, pass: Pass) -> Result<Output<D>> {
-        let mut all: Option<Rows<D>> = None;
+        let mut all: Option<TapedRows<D>> = None;
         for images in batches {
             let (_, height, width, channels) = *images.shape();
             let features = self.encoder_for(ImageShape { height, width, channels })?.forward(images, pass)?;
@@ -281,9 +281,9 @@ fn named<D: Compute>(
 pub fn backward_with<D: Compute>(
     embeddings: Taped<(usize, usize), f32, D>,
     gradient: Vec<f32>,
-    predictions: Option<(Rows<D>, Vec<f32>)>,
+    predictions: Option<(TapedRows<D>, Vec<f32>)>,
 ) -> Result<()> {
-    let rows = |of: Rows<D>, gradient: Vec<f32>| {
+    let rows = |of: TapedRows<D>, gradient: Vec<f32>| {
         let shape = *of.shape();
         if gradient.len() != shape.0 * shape.1 {
             let message = format!("{} values for embeddings of {}×{}", gradient.len(), shape.0, shape.1);
@@ -301,9 +301,9 @@ pub fn backward_with<D: Compute>(
 /// # Errors
 /// If a gradient has another shape than its outputs, or the device fails.
 pub fn backward_with_rows<D: Compute>(
-    embeddings: Rows<D>,
+    embeddings: TapedRows<D>,
     gradient: ops::Matrix<f32, D>,
-    predictions: Option<(Rows<D>, ops::Matrix<f32, D>)>,
+    predictions: Option<(TapedRows<D>, ops::Matrix<f32, D>)>,
 ) -> Result<()> {
     let mut sum = surrogate(embeddings, gradient)?;
     if let Some((predictions, gradient)) = predictions {
@@ -316,7 +316,7 @@ pub fn backward_with_rows<D: Compute>(
 
 /// Σ x·G, whose derivative with respect to x is G.
 fn surrogate<D: Compute>(
-    embeddings: Rows<D>,
+    embeddings: TapedRows<D>,
     gradient: ops::Matrix<f32, D>,
 ) -> Result<pauc_traits::Value<f32, D>> {
     let (got, want) = (*gradient.shape(), *embeddings.shape());

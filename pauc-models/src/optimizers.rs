@@ -11,7 +11,7 @@ pub use lars::Lars;
 pub use sgd::Sgd;
 
 use crate::device::Moving;
-use pauc_traits::optimizer::{Moment, State};
+use pauc_traits::optimizer::{State, StepContext};
 use pauc_traits::param::Role;
 use pauc_traits::{Compute, Error, Param, Result};
 use std::cell::{Ref, RefMut};
@@ -36,7 +36,7 @@ impl<D: Compute, const N: usize> Mover<'_, D, N> {
 fn movers<'a, D: Compute, const N: usize>(
     params: &'a [Param<D>],
     state: &'a mut State<D>,
-    now: &Moment,
+    now: &StepContext,
 ) -> Result<Vec<Mover<'a, D, N>>> {
     if state.slots.len() != params.len() {
         let message = format!("the state is for {} parameters, got {}", state.slots.len(), params.len());

@@ -1,6 +1,6 @@
 //! Learning-rate schedules: the factor on an optimiser's base learning rate.
 
-use pauc_traits::{Clock, Span, UnitInterval, component};
+use pauc_traits::{Clock, TrainingSpan, UnitInterval, component};
 use serde::{Deserialize, Serialize};
 
 component! {
@@ -10,7 +10,7 @@ component! {
     /// floor + (1 − floor)·(1 + cos(π·(s − W)/(T − W − 1)))/2. Source: SimCLR; the counting is lightly's.
     pub struct WarmupCosine {
         /// How long the warm-up takes.
-        pub warmup: Span,
+        pub warmup: TrainingSpan,
         /// The factor at the end of the run.
         pub floor: UnitInterval = UnitInterval::lit(0.0),
         /// Whether the factor changes with each step or only with each epoch.
@@ -34,7 +34,7 @@ component! {
     /// The learning rate is multiplied by `factor` at each milestone.
     pub struct Step {
         /// When.
-        pub milestones: Vec<Span>,
+        pub milestones: Vec<TrainingSpan>,
         /// By what.
         pub factor: UnitInterval = UnitInterval::lit(0.1),
     }

@@ -8,7 +8,7 @@ use common::{Perceptron, assert_differences, close, exact, from_kinks, random_wa
 use dfdx::prelude::*;
 use pauc_models::network::backward_with;
 use pauc_testing::{Rounded, assert_within, tolerance};
-use pauc_traits::open_set::options;
+use pauc_traits::component_ron::options;
 use pauc_traits::registry::kind;
 use pauc_traits::{Configured, Encoder, ImageShape, Param, Pass};
 use serde_json::Value;

@@ -9,7 +9,7 @@ use dfdx::prelude::*;
 use pauc_models::device::NetworkDevice;
 use pauc_models::heads::HeadConfig;
 use pauc_testing::{Rounded, tolerance};
-use pauc_traits::open_set::{Problem, options};
+use pauc_traits::component_ron::{Problem, options};
 use pauc_traits::param::{Role, clear_gradients};
 use pauc_traits::{Param, Pass, ops};
 

@@ -11,8 +11,8 @@ use pauc_models::network::{Network, backward_with};
 use pauc_models::optimizers::clip_gradients;
 use pauc_models::{HeadConfig, LrSchedule};
 use pauc_testing::{Rounded, assert_within, tolerance};
-use pauc_traits::open_set::options;
-use pauc_traits::optimizer::Moment;
+use pauc_traits::component_ron::options;
+use pauc_traits::optimizer::StepContext;
 use pauc_traits::param::{Role, clear_gradients};
 use pauc_traits::registry::kind;
 use pauc_traits::{Clock, Configured, Horizon, ImageShape, Param, Pass, Pixels, Scheduled, UnitInterval};
@@ -36,8 +36,8 @@ fn narrow(v: &Value) -> Vec<f32> {
 }
 
 /// The moment of a step whose schedule has this factor.
-fn now(optimizer: &Configured<kind::Optimizer>, factor: f64) -> Moment {
-    Moment { lr: optimizer.learning_rate(1) * factor, clock: Clock::still() }
+fn now(optimizer: &Configured<kind::Optimizer>, factor: f64) -> StepContext {
+    StepContext { lr: optimizer.learning_rate(1) * factor, clock: Clock::still() }
 }
 
 #[test]
@@ -54,7 +54,9 @@ fn rates_and_decay_follow_what_the_recipe_says_of_them() {
     // The gradient is zero: only w ← w − lr·λ·w moves it, with λ = 0, 0.25 and 0.5.
     for (step, want) in [(0, 2.0), (2, 1.75), (6, 1.3125)] {
         let lr = optimizer.learning_rate(4);
-        optimizer.step(&dev, &params, &mut state, &Moment { lr, clock: Clock { step, horizon } }).unwrap();
+        optimizer
+            .step(&dev, &params, &mut state, &StepContext { lr, clock: Clock { step, horizon } })
+            .unwrap();
         assert_eq!(params[0].value()[0], want);
     }
 }

@@ -8,7 +8,7 @@ use common::{Perceptron, exact};
 use dfdx::prelude::*;
 use pauc_models::weights::{TensorFile, Values, load_into};
 use pauc_models::{Head, HeadConfig, NetworkDevice};
-use pauc_traits::open_set::options;
+use pauc_traits::component_ron::options;
 use pauc_traits::{Param, Pass};
 use std::process::Command;
 

@@ -1,9 +1,9 @@
 //! Alignment and uniformity of embeddings as measures.
 
-use crate::{Moment, finite, when};
+use crate::{ProbeTime, finite, when};
 use pauc_kernels::distance::squared_distance;
-use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
-use pauc_traits::{Error, Positive, Probe, Result, Span, component};
+use pauc_traits::probe::{Metric, ProbeContext, RowsView, When};
+use pauc_traits::{Error, Positive, Probe, Result, TrainingSpan, component};
 use rayon::prelude::*;
 
 /// Rows that are looked at; of more, as many at even distances are.
@@ -25,9 +25,9 @@ component! {
         /// The sharpness t.
         pub t: Positive = Positive::lit(2.0),
         /// How often it runs besides the end of the run, such as `Epochs(1)`.
-        pub every: Option<Span> = None,
+        pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
-        pub at: Moment = Moment::End,
+        pub at: ProbeTime = ProbeTime::End,
     }
 }
 
@@ -67,7 +67,12 @@ pub struct AlignedUniform {
 ///
 /// # Errors
 /// If there are fewer than two rows, not as many labels as rows, or a value is not finite.
-pub fn align_uniform(rows: Rows<'_>, labels: Option<&[u32]>, alpha: f64, t: f64) -> Result<AlignedUniform> {
+pub fn align_uniform(
+    rows: RowsView<'_>,
+    labels: Option<&[u32]>,
+    alpha: f64,
+    t: f64,
+) -> Result<AlignedUniform> {
     if rows.rows < 2 {
         return Err(Error::config(format!("alignment and uniformity: {} rows have no pair", rows.rows)));
     }
@@ -108,7 +113,7 @@ mod tests {
     fn known_configurations_have_their_values() {
         // A square on the circle: four pairs at distance² 2, two at 4. Classes are the diagonals.
         let square = [1.0, 0.0, 0.0, 1.0, -1.0, 0.0, 0.0, -1.0];
-        let rows = Rows::new(&square, 2);
+        let rows = RowsView::new(&square, 2);
         let got = align_uniform(rows, Some(&[0, 1, 0, 1]), 2.0, 2.0).unwrap();
         let want = ((4.0 * (-4.0f64).exp() + 2.0 * (-8.0f64).exp()) / 6.0).ln();
         // Squared distances are whole numbers and exact. Six powers or exponentials are added, and the mean
@@ -119,15 +124,15 @@ mod tests {
         assert_within!(got.alignment.unwrap(), 2.0, tolerance::f64(6 + 2, 2.0));
         assert_eq!(align_uniform(rows, Some(&[0, 1, 2, 3]), 2.0, 2.0).unwrap().alignment, None);
         // All in one place: collapse.
-        let got = align_uniform(Rows::new(&[0.6, 0.8, 0.6, 0.8], 2), None, 2.0, 2.0).unwrap();
+        let got = align_uniform(RowsView::new(&[0.6, 0.8, 0.6, 0.8], 2), None, 2.0, 2.0).unwrap();
         assert_eq!((got.alignment, got.uniformity), (None, 0.0));
     }
 
     #[test]
     fn too_little_is_refused() {
         let text = |rows, labels| align_uniform(rows, labels, 2.0, 2.0).unwrap_err().to_string();
-        assert!(text(Rows::new(&[1.0], 1), None).contains("no pair"));
-        assert!(text(Rows::new(&[1.0, 0.5], 1), Some(&[1])).contains("2 rows but 1 labels"));
-        assert!(text(Rows::new(&[1.0, f32::NAN], 1), None).contains("sample 1"));
+        assert!(text(RowsView::new(&[1.0], 1), None).contains("no pair"));
+        assert!(text(RowsView::new(&[1.0, 0.5], 1), Some(&[1])).contains("2 rows but 1 labels"));
+        assert!(text(RowsView::new(&[1.0, f32::NAN], 1), None).contains("sample 1"));
     }
 }

@@ -1,12 +1,12 @@
 //! Clustering as a measure: do clusters of the features agree with the classes?
 
 use crate::knn::unit_rows;
-use crate::{Moment, Space, check, when};
+use crate::{ProbeTime, Space, check, when};
 use pauc_cluster::metrics::Agreement;
 use pauc_cluster::{HostClusterer, KMeans};
 use pauc_traits::clusterer::FitContext;
-use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
-use pauc_traits::{Count, Error, Probe, Result, Span, component};
+use pauc_traits::probe::{Metric, ProbeContext, RowsView, When};
+use pauc_traits::{Count, Error, Probe, Result, TrainingSpan, component};
 
 component! {
     /// Agreement of the classes with a k-means clustering of the test split's unit vectors: NMI, AMI, ARI and accuracy.
@@ -25,9 +25,9 @@ component! {
         /// The vectors clustered: `Features` before the projector, or its outputs, `Embeddings`.
         pub space: Space = Space::Features,
         /// How often it runs besides the end of the run, such as `Epochs(1)`.
-        pub every: Option<Span> = None,
+        pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
-        pub at: Moment = Moment::End,
+        pub at: ProbeTime = ProbeTime::End,
     }
 }
 
@@ -61,11 +61,12 @@ impl Probe for Clusters {
 ///
 /// # Errors
 /// If there are fewer rows than clusters, or not as many labels as rows.
-pub fn agreement(rows: Rows<'_>, labels: &[u32], k: usize, redos: Count, seed: u64) -> Result<Agreement> {
+pub fn agreement(rows: RowsView<'_>, labels: &[u32], k: usize, redos: Count, seed: u64) -> Result<Agreement> {
     let k = Count::try_from(k).map_err(|e| Error::config(format!("clusters: k {e}")))?;
     let unit = unit_rows(rows);
     let context = FitContext { seed, epoch: 0, previous: &[], labels: None };
-    let found = KMeans { redos, ..KMeans::with(vec![k]) }.fit_rows(Rows::new(&unit, rows.cols), context)?;
+    let found =
+        KMeans { redos, ..KMeans::with(vec![k]) }.fit_rows(RowsView::new(&unit, rows.cols), context)?;
     let clustering = found.first().ok_or_else(|| Error::config("clusters: k-means gave no clustering"))?;
     Agreement::new(labels, &clustering.assignments)
 }
@@ -85,7 +86,7 @@ mod tests {
                 [length * angle.cos(), length * angle.sin()]
             })
             .collect();
-        let rows = Rows::new(&data, 2);
+        let rows = RowsView::new(&data, 2);
         let right: Vec<u32> = (0..200).map(|i| (i + 1) % 4).collect();
         let got = agreement(rows, &right, 4, Count::lit(10), 0).unwrap();
         assert_eq!((got.nmi, got.ari, got.hungarian_accuracy), (1.0, 1.0, 1.0));
@@ -105,7 +106,7 @@ mod tests {
     #[test]
     fn more_clusters_than_images_are_refused() {
         let error =
-            agreement(Rows::new(&[1.0, 2.0], 1), &[0, 1], 3, Count::lit(1), 0).unwrap_err().to_string();
+            agreement(RowsView::new(&[1.0, 2.0], 1), &[0, 1], 3, Count::lit(1), 0).unwrap_err().to_string();
         assert!(error.contains('3'), "{error}");
     }
 }

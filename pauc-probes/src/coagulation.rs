@@ -1,9 +1,9 @@
 //! Coagulation of the training split around its prototypes.
 
-use crate::{Moment, Space, finite, when};
+use crate::{ProbeTime, Space, finite, when};
 use pauc_cluster::coagulation;
 use pauc_traits::probe::{Metric, ProbeContext, When};
-use pauc_traits::{Probe, Result, Span, component};
+use pauc_traits::{Probe, Result, TrainingSpan, component};
 
 component! {
     /// Diversity inside prototypes and distance between them, for each level of the clustering in force.
@@ -21,9 +21,9 @@ component! {
         /// The vectors that were clustered: `Embeddings`, or `Features` before the projector.
         pub space: Space = Space::Embeddings,
         /// How often it runs besides the end of the run, such as `Epochs(1)`.
-        pub every: Option<Span> = None,
+        pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
-        pub at: Moment = Moment::End,
+        pub at: ProbeTime = ProbeTime::End,
     }
 }
 
@@ -66,10 +66,10 @@ mod tests {
     use super::*;
     use pauc_testing::{assert_within, tolerance};
     use pauc_traits::Clustering;
-    use pauc_traits::probe::{Rows, SplitView};
+    use pauc_traits::probe::{RowsView, SplitView};
 
     fn measure(embeddings: &[f32], labels: Option<&[u32]>, levels: &[Clustering]) -> Result<Vec<Metric>> {
-        let (embeddings, features) = (Rows::new(embeddings, 2), Rows::new(&[1.0], 1));
+        let (embeddings, features) = (RowsView::new(embeddings, 2), RowsView::new(&[1.0], 1));
         let train = SplitView { features, embeddings, labels, images: None };
         let context = ProbeContext {
             train,
@@ -81,7 +81,7 @@ mod tests {
             network: None,
             device: None,
         };
-        let probe = Coagulation { space: Space::Embeddings, every: None, at: Moment::End };
+        let probe = Coagulation { space: Space::Embeddings, every: None, at: ProbeTime::End };
         probe.measure(&context)
     }
 

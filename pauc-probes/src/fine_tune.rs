@@ -1,9 +1,9 @@
 //! Fine-tuning: the whole encoder trained with labels.
 
 use crate::head::{Decay, Head};
-use crate::{Labelled, Moment, Space, check, when};
-use pauc_traits::probe::{Metric, ProbeContext, Rows, Views, When};
-use pauc_traits::{Count, NonNegative, Positive, Probe, Result, Span, component};
+use crate::{Labelled, ProbeTime, Space, check, when};
+use pauc_traits::probe::{Metric, ProbeContext, RowsView, Views, When};
+use pauc_traits::{Count, NonNegative, Positive, Probe, Result, TrainingSpan, component};
 
 component! {
     /// Accuracy on the test split once a copy of the encoder has been trained with labels, from the weights it has.
@@ -36,9 +36,9 @@ component! {
         /// The views of training images: `CropFlip` as in the recipe's first view, or `Evaluation`.
         pub views: Views = Views::CropFlip,
         /// How often it runs besides the end of the run, such as `Epochs(50)`.
-        pub every: Option<Span> = None,
+        pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
-        pub at: Moment = Moment::End,
+        pub at: ProbeTime = ProbeTime::End,
     }
 }
 
@@ -78,7 +78,7 @@ impl Probe for FineTune {
         let features = tuning.features(test_images)?;
         check(
             "FineTune, features after training",
-            Rows::new(&features, train.cols),
+            RowsView::new(&features, train.cols),
             test_labels,
             context.classes,
         )?;
@@ -189,7 +189,7 @@ mod tests {
         let images: Arc<dyn ImageSource> =
             Arc::new(Two(labels.iter().map(picture).collect(), labels.clone()));
         let rows = vec![0.5f32; 16];
-        let rows = Rows::new(&rows, 2);
+        let rows = RowsView::new(&rows, 2);
         let split =
             SplitView { features: rows, embeddings: rows, labels: Some(&labels), images: Some(&images) };
         let context = ProbeContext {
@@ -202,7 +202,7 @@ mod tests {
             network: Some(&Scale),
             device: None,
         };
-        let probe: FineTune = pauc_traits::open_set::options()
+        let probe: FineTune = pauc_traits::component_ron::options()
             .from_str("(lr: 0.5, head_lr: 2.0, epochs: 10, batch: 4, decay: Step(0.5))")
             .unwrap();
         let got = probe.measure(&context).unwrap();

@@ -1,11 +1,11 @@
 //! Exact cosine k-nearest-neighbour classification.
 
 use crate::spectrum::mean;
-use crate::{Moment, Space, check, largest, same_width, when};
+use crate::{ProbeTime, Space, check, largest, same_width, when};
 use pauc_kernels::gemm::{Strides, gemm};
 pub use pauc_traits::probe::Neighbours;
-use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, Rows, When};
-use pauc_traits::{Count, Positive, Probe, Result, Span, component};
+use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, RowsView, When};
+use pauc_traits::{Count, Positive, Probe, Result, TrainingSpan, component};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -26,9 +26,9 @@ component! {
         /// The vectors compared: `Features` before the projector, or its outputs, `Embeddings`.
         pub space: Space = Space::Features,
         /// How often it runs besides the end of the run, such as `Epochs(1)`.
-        pub every: Option<Span> = None,
+        pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
-        pub at: Moment = Moment::End,
+        pub at: ProbeTime = ProbeTime::End,
     }
 }
 
@@ -60,9 +60,9 @@ impl Probe for Knn {
 /// # Errors
 /// If rows and labels do not belong together, there are none, or a value is not finite.
 pub fn knn_accuracy(
-    train: Rows<'_>,
+    train: RowsView<'_>,
     labels: &[u32],
-    test: Rows<'_>,
+    test: RowsView<'_>,
     test_labels: &[u32],
     k: usize,
     temperature: f64,
@@ -88,9 +88,9 @@ fn share_right(votes: &[f64], labels: &[u32], classes: usize) -> f64 {
 /// # Errors
 /// As for [`knn_accuracy`].
 pub fn knn_votes(
-    train: Rows<'_>,
+    train: RowsView<'_>,
     labels: &[u32],
-    test: Rows<'_>,
+    test: RowsView<'_>,
     k: usize,
     temperature: f64,
     classes: usize,
@@ -131,7 +131,12 @@ pub enum Distance {
 ///
 /// # Errors
 /// If rows have different widths, or a value is not finite.
-pub fn neighbours(train: Rows<'_>, test: Rows<'_>, k: usize, distance: Distance) -> Result<Vec<Neighbours>> {
+pub fn neighbours(
+    train: RowsView<'_>,
+    test: RowsView<'_>,
+    k: usize,
+    distance: Distance,
+) -> Result<Vec<Neighbours>> {
     neighbours_on(None, train, test, k, distance)
 }
 
@@ -141,8 +146,8 @@ pub fn neighbours(train: Rows<'_>, test: Rows<'_>, k: usize, distance: Distance)
 /// As [`neighbours`], or if the device fails.
 pub fn neighbours_on(
     device: Option<&dyn ProbesOnDevice>,
-    train: Rows<'_>,
-    test: Rows<'_>,
+    train: RowsView<'_>,
+    test: RowsView<'_>,
     k: usize,
     distance: Distance,
 ) -> Result<Vec<Neighbours>> {
@@ -162,7 +167,7 @@ pub fn neighbours_on(
     };
     let k = k.min(train.rows);
     if let Some(device) = device {
-        let (queries, bank) = (Rows::new(&queries, test.cols), Rows::new(&bank, train.cols));
+        let (queries, bank) = (RowsView::new(&queries, test.cols), RowsView::new(&bank, train.cols));
         if let Some(found) = device.highest(queries, bank, shift.as_deref(), k)? {
             return Ok(found);
         }
@@ -175,7 +180,7 @@ pub fn neighbours_on(
     Ok(nearest)
 }
 
-fn centred(rows: Rows<'_>, centre: &[f64]) -> Vec<f32> {
+fn centred(rows: RowsView<'_>, centre: &[f64]) -> Vec<f32> {
     let row = |row: &[f32]| row.iter().zip(centre).map(|(v, c)| (*v as f64 - c) as f32).collect::<Vec<_>>();
     rows.iter().flat_map(row).collect()
 }
@@ -251,7 +256,7 @@ fn offer(nearest: &mut Neighbours, k: usize, start: usize, scores: &[f32]) {
 }
 
 /// Rows divided by their length; rows of zeros stay zero, that is, at cosine 0 to everything.
-pub(crate) fn unit_rows(rows: Rows<'_>) -> Vec<f32> {
+pub(crate) fn unit_rows(rows: RowsView<'_>) -> Vec<f32> {
     let mut unit = rows.data.to_vec();
     unit.par_chunks_mut(rows.cols.max(1)).for_each(|row| {
         let norm = row.iter().map(|v| (*v as f64).powi(2)).sum::<f64>().sqrt();
@@ -287,7 +292,7 @@ mod tests {
             let predictions: Vec<usize> = serde_json::from_value(case["predictions"].clone()).unwrap();
             let (want, classes) = floats(&case["votes"]);
             let (k, t) = (case["k"].as_u64().unwrap() as usize, case["temperature"].as_f64().unwrap());
-            let (train, test) = (Rows::new(&train, dim), Rows::new(&test, dim));
+            let (train, test) = (RowsView::new(&train, dim), RowsView::new(&test, dim));
             let got = knn_votes(train, &labels, test, k, t, classes).unwrap();
             // A share of votes is a softmax of cos/T, and max-norm changes of its arguments reach it halved
             // at most. The reference reads features before they are rounded to f32; its votes are rounded
@@ -329,7 +334,8 @@ mod tests {
     fn the_search_across_tiles_equals_a_full_sort() {
         let (dim, k) = (7, 9);
         let (train, test) = (wavy(2 * BANK + 77, dim, 0.1), wavy(QUERIES + 5, dim, 2.0));
-        let got = neighbours(Rows::new(&train, dim), Rows::new(&test, dim), k, Distance::Cosine).unwrap();
+        let got =
+            neighbours(RowsView::new(&train, dim), RowsView::new(&test, dim), k, Distance::Cosine).unwrap();
         let mut exchanged = 0;
         for (q, (got, cosines)) in got.iter().zip(naive(&train, &test, dim)).enumerate() {
             let mut order: Vec<usize> = (0..cosines.len()).collect();
@@ -350,7 +356,8 @@ mod tests {
     #[test]
     fn ties_go_to_the_lower_index_and_class() {
         let train = [[1.0f32, 0.0]; 70].concat();
-        let found = neighbours(Rows::new(&train, 2), Rows::new(&[1.0, 0.0], 2), 3, Distance::Cosine).unwrap();
+        let found =
+            neighbours(RowsView::new(&train, 2), RowsView::new(&[1.0, 0.0], 2), 3, Distance::Cosine).unwrap();
         assert_eq!(found[0], [(1.0, 0), (1.0, 1), (1.0, 2)]);
         assert_eq!(largest(&[0.0, 2.0, 2.0]), 1);
         assert_eq!(largest(&[0.0, 0.0]), 0);
@@ -365,8 +372,8 @@ mod tests {
     impl ProbesOnDevice for Loops {
         fn highest(
             &self,
-            queries: Rows<'_>,
-            bank: Rows<'_>,
+            queries: RowsView<'_>,
+            bank: RowsView<'_>,
             shift: Option<&[f32]>,
             k: usize,
         ) -> Result<Option<Vec<Neighbours>>> {
@@ -389,7 +396,7 @@ mod tests {
 
         fn regression(
             &self,
-            _: Rows<'_>,
+            _: RowsView<'_>,
             _: &[u32],
             _: usize,
         ) -> Result<Option<Box<dyn pauc_traits::probe::RegressionOnDevice>>> {
@@ -400,7 +407,7 @@ mod tests {
     #[test]
     fn a_device_is_asked_and_the_host_takes_over_where_it_declines() {
         let (train, test) = (wavy(300, 7, 0.1), wavy(40, 7, 2.0));
-        let (train, test) = (Rows::new(&train, 7), Rows::new(&test, 7));
+        let (train, test) = (RowsView::new(&train, 7), RowsView::new(&test, 7));
         let labels: Vec<u32> = (0..40).map(|i| i % 3).collect();
         for most in [0, 1000] {
             let loops = Loops { most, asked: Default::default() };
@@ -432,9 +439,9 @@ mod tests {
     #[test]
     fn separated_classes_are_found_and_a_sharp_temperature_stays_finite() {
         let train = [1.0f32, 0.1, 0.9, 0.0, -0.1, 1.0, 0.0, 0.8];
-        let (train, labels) = (Rows::new(&train, 2), [0, 0, 1, 1]);
+        let (train, labels) = (RowsView::new(&train, 2), [0, 0, 1, 1]);
         let test = [5.0f32, 0.4, 0.2, 7.0, 0.0, 0.0];
-        let test = Rows::new(&test, 2);
+        let test = RowsView::new(&test, 2);
         for t in [0.07, 1e-4] {
             // The third test row is zero: all cosines are 0, the vote is a tie, and class 0 wins it.
             assert_eq!(knn_accuracy(train, &labels, test, &[0, 1, 0], 4, t, 2).unwrap(), 1.0);
@@ -450,7 +457,7 @@ mod tests {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                knn_votes(Rows::new(&train, 16), &labels, Rows::new(&test, 16), 20, 0.07, 7).unwrap()
+                knn_votes(RowsView::new(&train, 16), &labels, RowsView::new(&test, 16), 20, 0.07, 7).unwrap()
             })
         };
         assert_eq!(run(1), run(3));

@@ -1,9 +1,9 @@
 //! Nearest neighbours at many settings, for one search.
 
 use crate::knn::{Distance, Neighbours, neighbours_on, weight};
-use crate::{Moment, Space, largest, when};
+use crate::{ProbeTime, Space, largest, when};
 use pauc_traits::probe::{Metric, ProbeContext, When};
-use pauc_traits::{Count, Error, Positive, Probe, Result, Span, component};
+use pauc_traits::{Count, Error, Positive, Probe, Result, TrainingSpan, component};
 use rayon::prelude::*;
 
 component! {
@@ -26,9 +26,9 @@ component! {
         /// The vectors compared: `Features` before the projector, or its outputs, `Embeddings`.
         pub space: Space = Space::Features,
         /// How often it runs besides the end of the run, such as `Epochs(1)`.
-        pub every: Option<Span> = None,
+        pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
-        pub at: Moment = Moment::End,
+        pub at: ProbeTime = ProbeTime::End,
     }
 }
 
@@ -128,7 +128,7 @@ mod tests {
     use crate::knn::{knn_accuracy, neighbours};
     use crate::testing;
     use pauc_testing::{assert_within, tolerance};
-    use pauc_traits::probe::Rows;
+    use pauc_traits::probe::RowsView;
 
     fn wave(rows: usize, phase: f64) -> Vec<f32> {
         (0..rows * 3).map(|n| (phase + 1.3 * n as f64 + (0.37 * n as f64).cos()).sin() as f32 + 2.0).collect()
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn every_cell_is_the_single_probe_s() {
         let (train, labels, test, tests) = case();
-        let probe: KnnGrid = pauc_traits::open_set::options()
+        let probe: KnnGrid = pauc_traits::component_ron::options()
             .from_str("(k: [20, 1, 7, 100], temperature: [0.01, 0.5], distance: [Cosine])")
             .unwrap();
         let got = measure(&probe, &train, &labels, &test, &tests);
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(got[0].name, "knn_grid/cos/k1/t0.01");
         for k in [1, 7, 20, 100] {
             for t in [0.01, 0.5] {
-                let (train, test) = (Rows::new(&train, 3), Rows::new(&test, 3));
+                let (train, test) = (RowsView::new(&train, 3), RowsView::new(&test, 3));
                 let want = knn_accuracy(train, &labels, test, &tests, k, t, 4).unwrap();
                 assert_eq!(value(&got, &format!("knn_grid/cos/k{k}/t{t}")), want);
             }
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn euclidean_votes_are_those_of_scikit_learn() {
         let (train, labels, test, tests) = case();
-        let probe: KnnGrid = pauc_traits::open_set::options().from_str("(k: [1, 5, 10, 20])").unwrap();
+        let probe: KnnGrid = pauc_traits::component_ron::options().from_str("(k: [1, 5, 10, 20])").unwrap();
         let got = measure(&probe, &train, &labels, &test, &tests);
         for (k, want) in [(1, 0.2), (5, 0.25), (10, 0.275), (20, 0.4)] {
             assert_eq!(value(&got, &format!("knn_grid/l2/k{k}")), want, "k {k}");
@@ -187,7 +187,7 @@ mod tests {
         let (train, test) = (wave(2100, 0.1), wave(30, 0.7));
         let far = |v: &[f32]| v.iter().map(|x| x + 100.0).collect::<Vec<f32>>();
         let (train, test) = (far(&train), far(&test));
-        let (train, test) = (Rows::new(&train, 3), Rows::new(&test, 3));
+        let (train, test) = (RowsView::new(&train, 3), RowsView::new(&test, 3));
         let got = neighbours(train, test, 5, Distance::Euclidean).unwrap();
         // A score is x·y − ‖y‖²/2 of centred rows of three values of at most 1.2. Centring rounds each
         // factor, the product three times, and the shift once more. Distances² are two scores, and two rows
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn an_empty_grid_is_an_error() {
-        let probe: KnnGrid = pauc_traits::open_set::options().from_str("(k: [])").unwrap();
+        let probe: KnnGrid = pauc_traits::component_ron::options().from_str("(k: [])").unwrap();
         let (train, labels) = (wave(4, 0.1), [0, 1, 2, 3]);
         let got = testing::measure(&probe, (3, 4, 0), (&train, &labels), (&train, &labels));
         assert!(got.unwrap_err().to_string().contains("`k` or `distance` is empty"));

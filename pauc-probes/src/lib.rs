@@ -51,14 +51,14 @@ pub use rank::{Rank, rank_me};
 pub use retrieval::{Retrieval, retrieval};
 pub use tsne::{Tsne, TsneOptions, tsne};
 
-use pauc_traits::probe::{ProbeContext, Rows, SplitView, When};
-use pauc_traits::{Error, Result, Span};
+use pauc_traits::probe::{ProbeContext, RowsView, SplitView, When};
+use pauc_traits::{Error, Result, TrainingSpan};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// A single moment of a run at which a probe may run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Moment {
+pub enum ProbeTime {
     /// The end of the run.
     #[default]
     End,
@@ -76,7 +76,7 @@ pub enum Space {
 
 impl Space {
     /// The rows of a split in this space.
-    pub fn of<'a>(self, split: &SplitView<'a>) -> Rows<'a> {
+    pub fn of<'a>(self, split: &SplitView<'a>) -> RowsView<'a> {
         match self {
             Space::Features => split.features,
             Space::Embeddings => split.embeddings,
@@ -105,9 +105,9 @@ impl Space {
 
 /// The rows of both splits with their labels.
 struct Labelled<'a> {
-    train: Rows<'a>,
+    train: RowsView<'a>,
     labels: &'a [u32],
-    test: Rows<'a>,
+    test: RowsView<'a>,
     test_labels: &'a [u32],
 }
 
@@ -121,7 +121,7 @@ impl Labelled<'_> {
 }
 
 /// Checks that rows of both splits are equally long.
-fn same_width(what: &str, train: Rows<'_>, test: Rows<'_>) -> Result<()> {
+fn same_width(what: &str, train: RowsView<'_>, test: RowsView<'_>) -> Result<()> {
     if train.cols == test.cols {
         return Ok(());
     }
@@ -135,15 +135,15 @@ fn largest<T: PartialOrd>(values: &[T]) -> usize {
 }
 
 /// The schedule behind the fields `every` and `at`: every span also ends with the run, so `every` alone decides.
-fn when(every: Option<Span>, at: Moment) -> When {
+fn when(every: Option<TrainingSpan>, at: ProbeTime) -> When {
     match (every, at) {
-        (Some(span), Moment::End) => When::Every(span),
-        (None, Moment::End) => When::End,
+        (Some(span), ProbeTime::End) => When::Every(span),
+        (None, ProbeTime::End) => When::End,
     }
 }
 
 /// Checks that rows and labels belong together and hold usable values.
-fn check(what: &str, rows: Rows<'_>, labels: &[u32], classes: usize) -> Result<()> {
+fn check(what: &str, rows: RowsView<'_>, labels: &[u32], classes: usize) -> Result<()> {
     if rows.rows == 0 {
         return Err(Error::config(format!("{what}: there are no rows to probe")));
     }
@@ -159,7 +159,7 @@ fn check(what: &str, rows: Rows<'_>, labels: &[u32], classes: usize) -> Result<(
 }
 
 /// Checks that every value is finite.
-fn finite(what: &str, rows: Rows<'_>) -> Result<()> {
+fn finite(what: &str, rows: RowsView<'_>) -> Result<()> {
     let bad = |row: &[f32]| row.iter().any(|v| !v.is_finite());
     match rows.data.par_chunks(rows.cols).position_first(bad) {
         Some(i) => {
@@ -172,7 +172,7 @@ fn finite(what: &str, rows: Rows<'_>) -> Result<()> {
 #[cfg(test)]
 mod testing {
     use pauc_traits::Probe;
-    use pauc_traits::probe::{Metric, ProbeContext, Rows, SplitView};
+    use pauc_traits::probe::{Metric, ProbeContext, RowsView, SplitView};
 
     /// What a probe measures on labelled rows of a few values that are features and embeddings at once.
     pub fn measure(
@@ -182,7 +182,7 @@ mod testing {
         (test, test_labels): (&[f32], &[u32]),
     ) -> pauc_traits::Result<Vec<Metric>> {
         let split = |rows, labels| {
-            let rows = Rows::new(rows, dim);
+            let rows = RowsView::new(rows, dim);
             SplitView { features: rows, embeddings: rows, labels: Some(labels), images: None }
         };
         probe.measure(&ProbeContext {
@@ -207,15 +207,15 @@ mod tests {
     #[test]
     fn recipes_say_when_a_probe_runs() {
         for (text, want) in [
-            ("Knn(k: 20, every: Epochs(1))", When::Every(Span::epochs(1))),
+            ("Knn(k: 20, every: Epochs(1))", When::Every(TrainingSpan::epochs(1))),
             ("Linear(at: End)", When::End),
             ("Knn()", When::End),
-            ("Coagulation(every: Epochs(1))", When::Every(Span::epochs(1))),
-            ("Rank(every: Steps(500), at: End)", When::Every(Span::Steps(500))),
+            ("Coagulation(every: Epochs(1))", When::Every(TrainingSpan::epochs(1))),
+            ("Rank(every: Steps(500), at: End)", When::Every(TrainingSpan::Steps(500))),
         ] {
             let probe = Configured::<kind::Probe>::parse(text).unwrap();
             assert_eq!(probe.when(), want, "{text}");
-            let written = pauc_traits::open_set::options().to_string(&probe).unwrap();
+            let written = pauc_traits::component_ron::options().to_string(&probe).unwrap();
             assert_eq!(Configured::<kind::Probe>::parse(&written).unwrap().when(), want, "{written}");
         }
         let error = Configured::<kind::Probe>::parse("Knn(at: Start)").unwrap_err().to_string();
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn unusable_input_is_an_error_that_says_where() {
-        let rows = Rows::new(&[1.0, 0.0, f32::NAN, 1.0], 2);
+        let rows = RowsView::new(&[1.0, 0.0, f32::NAN, 1.0], 2);
         let text = |labels: &[u32], classes| check("bank", rows, labels, classes).unwrap_err().to_string();
         assert_eq!(text(&[0, 1], 2), "bank is not finite (the vector of sample 1)");
         assert_eq!(text(&[0, 7], 2), "bank: label 7 of sample 1, but only 2 classes");

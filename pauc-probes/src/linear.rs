@@ -2,13 +2,13 @@
 
 use crate::lbfgs::{Outcome, Stop, minimise};
 use crate::spectrum::{mean, scatter};
-use crate::{Labelled, Moment, Space, largest, when};
+use crate::{Labelled, ProbeTime, Space, largest, when};
 use faer::linalg::solvers::Llt;
 use faer::prelude::Solve;
 use faer::{Mat, MatMut, Side};
 use pauc_kernels::gemm::{Strides, gemm};
-use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, RegressionOnDevice, Rows, When};
-use pauc_traits::{Error, Positive, Probe, Result, Span, component};
+use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, RegressionOnDevice, RowsView, When};
+use pauc_traits::{Error, Positive, Probe, Result, TrainingSpan, component};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -30,9 +30,9 @@ component! {
         /// The vectors classified: `Features` before the projector, or its outputs, `Embeddings`.
         pub space: Space = Space::Features,
         /// How often it runs besides the end of the run, such as `Epochs(5)`.
-        pub every: Option<Span> = None,
+        pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
-        pub at: Moment = Moment::End,
+        pub at: ProbeTime = ProbeTime::End,
     }
 }
 
@@ -115,9 +115,9 @@ pub struct LinearProbe {
 /// # Errors
 /// If rows and labels do not belong together, there are none, a value is not finite, or the grid is empty.
 pub fn linear_probe(
-    train: Rows<'_>,
+    train: RowsView<'_>,
     labels: &[u32],
-    test: Rows<'_>,
+    test: RowsView<'_>,
     test_labels: &[u32],
     classes: usize,
     options: &LinearOptions,
@@ -143,7 +143,7 @@ fn fitted(
     let scale = Standardisation::of(train);
     let x = scale.apply(train, &order);
     let labels: Vec<u32> = order.iter().map(|i| labels[*i]).collect();
-    let rows = Rows::new(&x, train.cols);
+    let rows = RowsView::new(&x, train.cols);
     let on_device = device.map_or(Ok(None), |device| device.regression(rows, &labels, classes))?;
     let all = Part { on: on_device.as_deref(), ..Part::new(&x, &labels, train.cols, classes) };
     let (fit, held) = (all.range(0, fitted), all.range(fitted, train.rows));
@@ -206,7 +206,7 @@ pub(crate) struct Standardisation {
 }
 
 impl Standardisation {
-    pub(crate) fn of(rows: Rows<'_>) -> Self {
+    pub(crate) fn of(rows: RowsView<'_>) -> Self {
         let mean = mean(rows);
         let mut variance = vec![0.0; rows.cols];
         for row in rows.iter() {
@@ -220,7 +220,7 @@ impl Standardisation {
         Standardisation { inverse: variance.iter().zip(&mean).map(inverse).collect(), mean }
     }
 
-    pub(crate) fn apply(&self, rows: Rows<'_>, order: &[usize]) -> Vec<f32> {
+    pub(crate) fn apply(&self, rows: RowsView<'_>, order: &[usize]) -> Vec<f32> {
         let mut x = vec![0.0; order.len() * rows.cols];
         x.par_chunks_mut(rows.cols).zip(order).for_each(|(x, i)| {
             for ((x, v), (m, s)) in x.iter_mut().zip(rows.row(*i)).zip(self.mean.iter().zip(&self.inverse)) {
@@ -233,7 +233,7 @@ impl Standardisation {
 
 /// E[x̃x̃ᵀ] for the preconditioner; `None` where the matrix would be larger than what it saves.
 fn moments(part: Part<'_>) -> Result<Option<Mat<f64>>> {
-    let (rows, dim) = (Rows::new(part.x, part.dim), part.dim);
+    let (rows, dim) = (RowsView::new(part.x, part.dim), part.dim);
     if dim > 2048 {
         return Ok(None);
     }

@@ -2,9 +2,9 @@
 
 use crate::head::{Decay, Head, shuffled};
 use crate::linear::{Standardisation, hold_out};
-use crate::{Labelled, Moment, Space, largest, when};
-use pauc_traits::probe::{Metric, ProbeContext, Rows, Views, When};
-use pauc_traits::{Count, Error, Positive, Probe, Result, Span, component};
+use crate::{Labelled, ProbeTime, Space, largest, when};
+use pauc_traits::probe::{Metric, ProbeContext, RowsView, Views, When};
+use pauc_traits::{Count, Error, Positive, Probe, Result, TrainingSpan, component};
 use std::borrow::Cow;
 
 component! {
@@ -37,9 +37,9 @@ component! {
         /// The vectors classified: `Features` before the projector, or its outputs, `Embeddings`.
         pub space: Space = Space::Features,
         /// How often it runs besides the end of the run, such as `Epochs(5)`.
-        pub every: Option<Span> = None,
+        pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
-        pub at: Moment = Moment::End,
+        pub at: ProbeTime = ProbeTime::End,
     }
 }
 
@@ -135,7 +135,7 @@ impl Probe for LinearSgd {
 fn scaled<'a>(scale: Option<&Standardisation>, rows: Cow<'a, [f32]>, dim: usize) -> Cow<'a, [f32]> {
     let Some(scale) = scale else { return rows };
     let every: Vec<usize> = (0..rows.len() / dim).collect();
-    Cow::Owned(scale.apply(Rows::new(&rows, dim), &every))
+    Cow::Owned(scale.apply(RowsView::new(&rows, dim), &every))
 }
 
 /// An epoch's rows of all training samples.

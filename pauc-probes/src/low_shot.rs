@@ -2,9 +2,9 @@
 
 use pauc_data::datasets::subset::Picked;
 use pauc_traits::dataset::ImageSource;
-use pauc_traits::probe::{DETAILS, Metric, ProbeContext, Rows, SplitView, When};
+use pauc_traits::probe::{DETAILS, Metric, ProbeContext, RowsView, SplitView, When};
 use pauc_traits::registry::kind;
-use pauc_traits::{Configured, Error, Probe, Result, Share, component};
+use pauc_traits::{Configured, Error, LabelFraction, Probe, Result, component};
 use std::sync::Arc;
 
 component! {
@@ -22,12 +22,12 @@ component! {
         /// The probe, one that reads labels: `Knn(…)`, `Linear(…)`, `LinearSgd(…)` or `FineTune(…)`.
         pub probe: Configured<kind::Probe>,
         /// The share of the labels: `Percent1`, `Percent10` or `PerClass(n)`.
-        pub labels: Share = Share::Percent1,
+        pub labels: LabelFraction = LabelFraction::Percent1,
     }
 }
 
 /// The rows at `ids`.
-fn pick(rows: Rows<'_>, ids: &[u32]) -> Vec<f32> {
+fn pick(rows: RowsView<'_>, ids: &[u32]) -> Vec<f32> {
     ids.iter().flat_map(|i| rows.row(*i as usize)).copied().collect()
 }
 
@@ -67,8 +67,8 @@ impl Probe for LowShot {
         };
         let images = train.images.map(picked);
         let part = SplitView {
-            features: Rows::new(&features, train.features.cols),
-            embeddings: Rows::new(&embeddings, train.embeddings.cols),
+            features: RowsView::new(&features, train.features.cols),
+            embeddings: RowsView::new(&embeddings, train.embeddings.cols),
             labels: Some(&labels),
             images: images.as_ref(),
         };
@@ -98,8 +98,8 @@ mod tests {
         tests: &'a [u32],
     ) -> ProbeContext<'a> {
         let split = |rows, labels| SplitView {
-            features: Rows::new(rows, 2),
-            embeddings: Rows::new(rows, 2),
+            features: RowsView::new(rows, 2),
+            embeddings: RowsView::new(rows, 2),
             labels: Some(labels),
             images: None,
         };
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn nothing_but_the_chosen_samples_is_read() {
         let labels: Vec<u32> = (0..400).map(|i| i % 2).collect();
-        let chosen = Share::Percent1.choose(Some(&labels), 400);
+        let chosen = LabelFraction::Percent1.choose(Some(&labels), 400);
         assert_eq!(chosen.len(), 4);
         let row = |i: u32| {
             let right = chosen.contains(&i);

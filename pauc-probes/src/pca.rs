@@ -3,7 +3,7 @@
 use crate::finite;
 use crate::spectrum::{failed, mean, scatter};
 use faer::Side;
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use pauc_traits::{Error, Result};
 
 /// Rows seen along their two directions of largest variance.
@@ -24,7 +24,7 @@ pub struct Pca2 {
 ///
 /// # Errors
 /// If there are no rows, or a value is not finite.
-pub fn pca2(rows: Rows<'_>) -> Result<Pca2> {
+pub fn pca2(rows: RowsView<'_>) -> Result<Pca2> {
     if rows.rows == 0 {
         return Err(Error::config("principal components: there are no rows"));
     }
@@ -68,7 +68,7 @@ mod tests {
                 (0..3).map(move |d| (5.0 + a * u[d] + b * v[d]) as f32)
             })
             .collect();
-        let got = pca2(Rows::new(&data, 3)).unwrap();
+        let got = pca2(RowsView::new(&data, 3)).unwrap();
         // Values of at most 6.6 are rounded, and move a row by ε at most. Deviations along the axes, √2 and
         // √½, move by as much, their squares by 2ε times the deviation, and the square of all of them, 5/2,
         // by 2ε·√(5/2).
@@ -88,10 +88,10 @@ mod tests {
 
     #[test]
     fn rows_without_variance_and_single_columns_are_points() {
-        let same = pca2(Rows::new(&[1.0, 2.0, 1.0, 2.0], 2)).unwrap();
+        let same = pca2(RowsView::new(&[1.0, 2.0, 1.0, 2.0], 2)).unwrap();
         assert_eq!((same.points, same.explained), (vec![[0.0, 0.0]; 2], [0.0, 0.0]));
-        let line = pca2(Rows::new(&[1.0, 3.0], 1)).unwrap();
+        let line = pca2(RowsView::new(&[1.0, 3.0], 1)).unwrap();
         assert_eq!((line.points, line.explained), (vec![[-1.0, 0.0], [1.0, 0.0]], [1.0, 0.0]));
-        assert!(pca2(Rows::new(&[], 4)).is_err());
+        assert!(pca2(RowsView::new(&[], 4)).is_err());
     }
 }

@@ -1,9 +1,9 @@
 //! RankMe, and the spread of embeddings over their dimensions.
 
 use crate::spectrum::{mean, singular_values};
-use crate::{Moment, finite, when};
-use pauc_traits::probe::{Metric, ProbeContext, Rows, When};
-use pauc_traits::{Error, Probe, Result, Span, component};
+use crate::{ProbeTime, finite, when};
+use pauc_traits::probe::{Metric, ProbeContext, RowsView, When};
+use pauc_traits::{Error, Probe, Result, TrainingSpan, component};
 
 /// The most rows whose spectrum is taken, as in the RankMe paper.
 const ROWS: usize = 25_600;
@@ -20,9 +20,9 @@ component! {
     /// Source: Garrido et al. 2023 (RankMe), Chen & He 2021 (standard deviation as a sign of collapse).
     pub struct Rank: Probe {
         /// How often it runs besides the end of the run, such as `Epochs(1)`.
-        pub every: Option<Span> = None,
+        pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
-        pub at: Moment = Moment::End,
+        pub at: ProbeTime = ProbeTime::End,
     }
 }
 
@@ -53,14 +53,14 @@ impl Probe for Rank {
 ///
 /// # Errors
 /// If there are no rows, or a value is not finite.
-pub fn rank_me(rows: Rows<'_>) -> Result<f64> {
+pub fn rank_me(rows: RowsView<'_>) -> Result<f64> {
     if rows.rows == 0 {
         return Err(Error::config("RankMe: there are no rows"));
     }
     finite("RankMe", rows)?;
     let sigma = if rows.rows > ROWS {
         let data: Vec<f32> = (0..ROWS).flat_map(|i| rows.row(i * rows.rows / ROWS)).copied().collect();
-        singular_values(Rows::new(&data, rows.cols))?
+        singular_values(RowsView::new(&data, rows.cols))?
     } else {
         singular_values(rows)?
     };
@@ -85,7 +85,7 @@ fn rank_of(sigma: &[f64]) -> f64 {
 ///
 /// # Errors
 /// If there are no rows, or a value is not finite.
-pub fn spread(rows: Rows<'_>) -> Result<f64> {
+pub fn spread(rows: RowsView<'_>) -> Result<f64> {
     if rows.rows == 0 {
         return Err(Error::config("spread: there are no rows"));
     }
@@ -95,7 +95,7 @@ pub fn spread(rows: Rows<'_>) -> Result<f64> {
         let norm = row.iter().map(|v| (*v as f64).powi(2)).sum::<f64>().sqrt();
         row.iter_mut().for_each(|v| *v = if norm > 0.0 { (*v as f64 / norm) as f32 } else { 0.0 });
     }
-    let unit = Rows::new(&unit, rows.cols);
+    let unit = RowsView::new(&unit, rows.cols);
     let centre = mean(unit);
     let mut variance = vec![0.0; rows.cols];
     for row in unit.iter() {
@@ -136,7 +136,7 @@ mod tests {
         let size = features.len() * cols;
         assert_within!(exact, want, tolerance::f64(size, sensitivity));
         let single: Vec<f32> = features.iter().flatten().map(|v| *v as f32).collect();
-        let got = rank_me(Rows::new(&single, cols)).unwrap();
+        let got = rank_me(RowsView::new(&single, cols)).unwrap();
         // Features are rounded once, by u‖A‖ in the Frobenius norm; the rest is in double precision.
         assert_within!(got, want, tolerance::f32(1, sensitivity));
     }
@@ -144,14 +144,14 @@ mod tests {
     #[test]
     fn rank_and_spread_of_known_configurations() {
         let identity: Vec<f32> = (0..64).map(|i| if i % 9 == 0 { 3.0 } else { 0.0 }).collect();
-        let rows = Rows::new(&identity, 8);
+        let rows = RowsView::new(&identity, 8);
         // The matrix of products is diagonal and exact; what is left are a root, a sum and an exponential.
         assert_within!(rank_me(rows).unwrap(), of_equals(8), tolerance::f64(64, 8.0));
         // Each dimension is 1 in one row of eight: variance 1/8 − 1/64.
         let want = (8.0f64 * (1.0 / 8.0 - 1.0 / 64.0)).sqrt();
         assert_within!(spread(rows).unwrap(), want, tolerance::f64(8 + 8 + 4, 1.0));
         let same = [[0.3f32, -1.0, 2.0]; 50].concat();
-        let rows = Rows::new(&same, 3);
+        let rows = RowsView::new(&same, 3);
         // Eigenvalues that are zero are off by rounding, 50 products and a decomposition of size 9, and so
         // are the roots of that; such a share s adds −s·ln s to the entropy, and the first share is below 1
         // by both of them.
@@ -160,7 +160,7 @@ mod tests {
         assert_within!(rank_me(rows).unwrap(), 1.0, entropy.exp_m1());
         // Unit rows are alike; the mean of 50 is off by the rounding of their sum.
         assert_within!(spread(rows).unwrap(), 0.0, tolerance::f64(50 + 2, 3f64.sqrt()));
-        assert_eq!(rank_me(Rows::new(&[0.0; 6], 3)).unwrap(), 1.0);
+        assert_eq!(rank_me(RowsView::new(&[0.0; 6], 3)).unwrap(), 1.0);
     }
 
     #[test]
@@ -169,6 +169,6 @@ mod tests {
         let data: Vec<f32> =
             (0..ROWS * 3).flat_map(|i| if i % 2 == 0 { [1.0, 0.0] } else { [0.0, 1.0] }).collect();
         // The matrix of products is 12 800 times the identity, and exact.
-        assert_within!(rank_me(Rows::new(&data, 2)).unwrap(), of_equals(2), tolerance::f64(16, 2.0));
+        assert_within!(rank_me(RowsView::new(&data, 2)).unwrap(), of_equals(2), tolerance::f64(16, 2.0));
     }
 }

@@ -1,9 +1,9 @@
 //! Retrieval: are the nearest images of the same class?
 
 use crate::knn::{products, unit_rows};
-use crate::{Moment, Space, check, when};
-use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, Rows, When};
-use pauc_traits::{Error, Probe, Result, Span, component};
+use crate::{ProbeTime, Space, check, when};
+use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, RowsView, When};
+use pauc_traits::{Error, Probe, Result, TrainingSpan, component};
 use rayon::prelude::*;
 
 component! {
@@ -20,9 +20,9 @@ component! {
         /// The vectors compared: `Features` before the projector, or its outputs, `Embeddings`.
         pub space: Space = Space::Features,
         /// How often it runs besides the end of the run, such as `Epochs(1)`.
-        pub every: Option<Span> = None,
+        pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
-        pub at: Moment = Moment::End,
+        pub at: ProbeTime = ProbeTime::End,
     }
 }
 
@@ -69,7 +69,7 @@ pub struct Retrieved {
 ///
 /// # Errors
 /// If rows and labels do not belong together, a value is not finite, or no class has two rows.
-pub fn retrieval(rows: Rows<'_>, labels: &[u32], classes: usize) -> Result<Retrieved> {
+pub fn retrieval(rows: RowsView<'_>, labels: &[u32], classes: usize) -> Result<Retrieved> {
     retrieval_on(None, rows, labels, classes)
 }
 
@@ -79,7 +79,7 @@ pub fn retrieval(rows: Rows<'_>, labels: &[u32], classes: usize) -> Result<Retri
 /// As [`retrieval`], or if the device fails.
 pub fn retrieval_on(
     device: Option<&dyn ProbesOnDevice>,
-    rows: Rows<'_>,
+    rows: RowsView<'_>,
     labels: &[u32],
     classes: usize,
 ) -> Result<Retrieved> {
@@ -103,7 +103,7 @@ pub fn retrieval_on(
     };
     // One more than the largest R, for a query finds itself as well.
     let most = sizes.iter().copied().max().unwrap_or(0);
-    let all = Rows::new(&unit, dim);
+    let all = RowsView::new(&unit, dim);
     let found = device.map_or(Ok(None), |device| device.highest(all, all, None, most))?;
     let from_list = |(q, near): (usize, Vec<(f32, u32)>)| {
         let near: Vec<_> = near.into_iter().filter(|(_, i)| *i as usize != q).take(others(q)).collect();
@@ -158,7 +158,7 @@ mod tests {
     fn scores_are_those_counted_by_hand() {
         // Query 0 (class 0, R = 2) finds 1, 2, 0 of the classes 1, 0: P@1 0, R-precision 1/2, MAP@R (1/2)/2.
         let data = circle(&[0.0, 10.0, 25.0, 90.0]);
-        let got = retrieval(Rows::new(&data, 2), &[0, 1, 0, 0], 2).unwrap();
+        let got = retrieval(RowsView::new(&data, 2), &[0, 1, 0, 0], 2).unwrap();
         // Query 2 finds 1 (miss), 0 (hit): as query 0. Query 3 finds 2 (hit), 1 (miss): 1, 1/2, 1/2. Query 1 is alone.
         // Means of three, of sums of two quotients at most.
         assert_within!(got.first, 1.0 / 3.0, tolerance::f64(4, 1.0 / 3.0));
@@ -171,7 +171,7 @@ mod tests {
         let (n, dim) = (83, 5);
         let data: Vec<f32> = (0..n * dim).map(|i| (1.7 * i as f32 + (0.3 * i as f32).cos()).sin()).collect();
         let labels: Vec<u32> = (0..n as u32).map(|i| i * i % 5 % 4).collect();
-        let got = retrieval(Rows::new(&data, dim), &labels, 4).unwrap();
+        let got = retrieval(RowsView::new(&data, dim), &labels, 4).unwrap();
         let row = |i: usize| &data[i * dim..(i + 1) * dim];
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| *x as f64 * *y as f64).sum::<f64>();
         let (mut want, mut queries) = ([0.0; 3], 0.0);
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn classes_of_one_image_have_nothing_to_find() {
-        let error = retrieval(Rows::new(&[1.0, 0.0, 0.0, 1.0], 2), &[0, 1], 2).unwrap_err().to_string();
+        let error = retrieval(RowsView::new(&[1.0, 0.0, 0.0, 1.0], 2), &[0, 1], 2).unwrap_err().to_string();
         assert!(error.contains("no class has two images"), "{error}");
     }
 }

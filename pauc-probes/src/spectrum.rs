@@ -2,7 +2,7 @@
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par, Side};
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use pauc_traits::{Error, Result};
 use rayon::prelude::*;
 
@@ -11,7 +11,7 @@ const PARTS: usize = 8;
 const TILE: usize = 256;
 
 /// The mean of the rows. Shape D.
-pub fn mean(rows: Rows<'_>) -> Vec<f64> {
+pub fn mean(rows: RowsView<'_>) -> Vec<f64> {
     let mut mean = vec![0.0; rows.cols];
     for row in rows.iter() {
         mean.iter_mut().zip(row).for_each(|(m, v)| *m += *v as f64);
@@ -21,7 +21,7 @@ pub fn mean(rows: Rows<'_>) -> Vec<f64> {
 }
 
 /// Σ (x − c)(x − c)ᵀ over the rows. Shape (D, D).
-pub fn scatter(rows: Rows<'_>, centre: &[f64]) -> Mat<f64> {
+pub fn scatter(rows: RowsView<'_>, centre: &[f64]) -> Mat<f64> {
     let dim = rows.cols;
     let share = rows.rows.div_ceil(PARTS).max(1) * dim;
     let partial = |part: &[f32]| {
@@ -45,7 +45,7 @@ pub fn scatter(rows: Rows<'_>, centre: &[f64]) -> Mat<f64> {
 ///
 /// # Errors
 /// If the decomposition does not converge, which finite values do not cause.
-pub fn singular_values(rows: Rows<'_>) -> Result<Vec<f64>> {
+pub fn singular_values(rows: RowsView<'_>) -> Result<Vec<f64>> {
     let gram = if rows.rows >= rows.cols {
         scatter(rows, &vec![0.0; rows.cols])
     } else {
@@ -74,7 +74,7 @@ mod tests {
     fn scatter_equals_its_definition_across_tiles() {
         let (n, d) = (PARTS * TILE + 300, 5);
         let data = wavy(n, d);
-        let rows = Rows::new(&data, d);
+        let rows = RowsView::new(&data, d);
         let centre = mean(rows);
         let got = scatter(rows, &centre);
         for a in 0..d {
@@ -93,7 +93,7 @@ mod tests {
             let data = wavy(n, d);
             let want = Mat::from_fn(n, d, |i, j| data[i * d + j] as f64).singular_values().unwrap();
             let largest = want[0];
-            for (g, w) in singular_values(Rows::new(&data, d)).unwrap().iter().zip(want) {
+            for (g, w) in singular_values(RowsView::new(&data, d)).unwrap().iter().zip(want) {
                 // σ² is off by the rounding of the products and of the decomposition, relative to the
                 // largest.
                 assert_within!(*g, w, tolerance::f64(n * d, largest.powi(2)) / w);

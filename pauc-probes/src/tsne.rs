@@ -4,7 +4,7 @@ use crate::finite;
 use crate::pca::pca2;
 use pauc_kernels::distance::dot;
 use pauc_kernels::neighbour_forces::{Forces, forces};
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use pauc_traits::{Error, Result};
 use rayon::prelude::*;
 
@@ -50,7 +50,7 @@ const EXAGGERATION: f32 = 12.0;
 /// If there are no rows, or a value is not finite.
 ///
 /// Source: van der Maaten & Hinton 2008; the start, the learning rate max(N/48, 50) and the gains are scikit-learn's.
-pub fn tsne(rows: Rows<'_>, options: TsneOptions) -> Result<Tsne> {
+pub fn tsne(rows: RowsView<'_>, options: TsneOptions) -> Result<Tsne> {
     if rows.rows == 0 {
         return Err(Error::config("t-SNE: there are no rows"));
     }
@@ -90,7 +90,7 @@ fn centred(at: &[Vec<f32>; 2]) -> Vec<[f32; 2]> {
 }
 
 /// p_ij, row by row: the sum of all is 1, and p_ii = 0.
-fn affinities(rows: Rows<'_>, perplexity: f64) -> Vec<f32> {
+fn affinities(rows: RowsView<'_>, perplexity: f64) -> Vec<f32> {
     let n = rows.rows;
     let squares: Vec<f32> = rows.iter().map(|r| dot(r, r)).collect();
     let mut conditional = vec![0.0f32; n * n];
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn each_point_has_as_many_neighbours_as_it_should() {
         let (data, _) = groups(60);
-        let rows = Rows::new(&data, 8);
+        let rows = RowsView::new(&data, 8);
         for i in [0, 17, 59] {
             let d2 =
                 |j: usize| rows.row(i).iter().zip(rows.row(j)).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
@@ -223,7 +223,7 @@ mod tests {
     fn the_gradient_is_that_of_differences_of_the_divergence() {
         let n = 30;
         let (data, _) = groups(n);
-        let p = affinities(Rows::new(&data, 8), 5.0);
+        let p = affinities(RowsView::new(&data, 8), 5.0);
         let wave = |from: f64| (0..n).map(|i| (from + 1.3 * i as f64).sin() as f32).collect::<Vec<_>>();
         let at = [wave(0.1), wave(2.0)];
         let wide = at.each_ref().map(|v| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn groups_stay_together_and_the_divergence_is_as_small_as_that_of_scikit_learn() {
         let (data, group) = groups(200);
-        let got = tsne(Rows::new(&data, 8), TsneOptions::default()).unwrap();
+        let got = tsne(RowsView::new(&data, 8), TsneOptions::default()).unwrap();
         // Rounding leads to another picture after 750 steps, whose divergence differs by much less than 2 %.
         assert!(got.divergence < 1.02 * SKLEARN, "{} for {SKLEARN}", got.divergence);
         let nearest = |i: usize| {
@@ -298,15 +298,15 @@ mod tests {
         let quick = TsneOptions { perplexity: 30.0, iterations: [20, 20] };
         for (data, dim) in [(vec![1.0], 1), (vec![1.0, 2.0], 1), (vec![0.5; 40], 4), (vec![1.0, 1.0, 5.0], 1)]
         {
-            let got = tsne(Rows::new(&data, dim), quick).unwrap();
+            let got = tsne(RowsView::new(&data, dim), quick).unwrap();
             assert_eq!(got.points.len(), data.len() / dim);
             assert!(got.points.iter().flatten().all(|v| v.is_finite()), "{:?}", got.points);
         }
-        assert!(tsne(Rows::new(&[], 2), quick).is_err());
+        assert!(tsne(RowsView::new(&[], 2), quick).is_err());
         let (data, _) = groups(70);
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| tsne(Rows::new(&data, 8), quick).unwrap())
+            pool.install(|| tsne(RowsView::new(&data, 8), quick).unwrap())
         };
         assert_eq!(run(1), run(3));
     }

@@ -8,7 +8,7 @@ use pauc_data::{Loader, LoaderOptions};
 use pauc_models::device::NetworkDevice;
 use pauc_traits::dataset::Place;
 use pauc_traits::encoder::Layer;
-use pauc_traits::profile::{self, Stage};
+use pauc_traits::trace::{self, Stage};
 use pauc_traits::{Count, Error, Pass, Positive};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -134,7 +134,7 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
         if options.form == Form::Inference {
             let pixels = &batch.views[0];
             let images = device.images(&[pixels], 0..pixels.len(), shape)?;
-            let _stage = timed.then(|| profile::span("forward"));
+            let _stage = timed.then(|| trace::span("forward"));
             engine.network_mut().forward(images, Pass::Eval)?;
         } else {
             engine.step_on(&batch)?;
@@ -147,7 +147,7 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
     }
     let begun = Instant::now();
     let mut times = Vec::new();
-    let (taken, stages) = profile::record_by(device.clock(), || -> Result<(), Error> {
+    let (taken, stages) = trace::record_by(device.clock(), || -> Result<(), Error> {
         while times.len() < 5 || begun.elapsed().as_secs_f64() < options.seconds.get() {
             times.push(once(true)?);
         }

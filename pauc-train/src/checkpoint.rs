@@ -9,7 +9,7 @@
 //! | `queue.keys`, `queue.ids` | past keys and their samples (−1: unknown) |
 //! | `clusters.<m>.centroids`, `.assignments` (−1: noise), `.concentration` | level m |
 //!
-//! The counters and [`crate::marks`] are in the file's metadata, with a BLAKE3 hash of all the rest. Random numbers need no
+//! The counters and [`crate::progress`] are in the file's metadata, with a BLAKE3 hash of all the rest. Random numbers need no
 //! state: they are functions of the step.
 
 use crate::engine::{Engine, Observer};

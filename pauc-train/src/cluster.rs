@@ -1,12 +1,12 @@
 //! Clustering of features in a file.
 
-use pauc_cluster::arrays::{self, Matrix};
 use pauc_cluster::coagulation::Coagulation;
+use pauc_cluster::feature_files::{self, Matrix};
 use pauc_cluster::metrics::{Agreement, davies_bouldin, silhouette};
 use pauc_cluster::{concentration, unit_rows};
 use pauc_data::atomic;
 use pauc_traits::clusterer::FitContext;
-use pauc_traits::probe::{Metric, Rows};
+use pauc_traits::probe::{Metric, RowsView};
 use pauc_traits::registry::kind;
 use pauc_traits::{Clustering, Compute, Configured, Error, Features, Positive, Result};
 use safetensors::tensor::{Dtype, TensorView};
@@ -66,7 +66,7 @@ pub struct FittedLevel {
 pub fn fit<D: Compute>(device: &D, clusterer: &Configured<kind::Clusterer>, job: &Job<'_>) -> Result<Fitted> {
     let matrix = Matrix::open(job.path, job.tensor)?;
     let rows = matrix.rows();
-    let labels = job.labels.map(|path| arrays::labels(path, rows.rows)).transpose()?;
+    let labels = job.labels.map(|path| feature_files::labels(path, rows.rows)).transpose()?;
     let context = FitContext { seed: job.seed, epoch: 0, previous: &[], labels: labels.as_deref() };
     let began = Instant::now();
     let mut room = None;
@@ -92,7 +92,7 @@ pub fn fit<D: Compute>(device: &D, clusterer: &Configured<kind::Clusterer>, job:
 
 /// The metrics of one level.
 fn measure(
-    rows: Rows<'_>,
+    rows: RowsView<'_>,
     c: &mut Clustering,
     phi: &[f32],
     labels: Option<&[u32]>,
@@ -109,14 +109,14 @@ fn measure(
     // Those of all come back below: a copy of the centroids would be the largest thing here.
     let few = chosen.iter().map(|i| c.assignments[*i]).collect();
     let all = std::mem::replace(&mut c.assignments, few);
-    let of_some = Rows::new(&data, rows.cols);
+    let of_some = RowsView::new(&data, rows.cols);
     let geometry = [
         ("silhouette", silhouette(of_some, &c.assignments, MOST_IN_SILHOUETTE, seed)),
         ("davies_bouldin", davies_bouldin(of_some, &c.assignments)),
     ];
     metrics.extend(geometry.into_iter().filter_map(|(name, v)| Some(Metric::new(name, v?))));
     unit_rows(&mut data, rows.cols);
-    let state = Coagulation::of_clustering(Rows::new(&data, rows.cols), c, phi);
+    let state = Coagulation::of_clustering(RowsView::new(&data, rows.cols), c, phi);
     c.assignments = all;
     metrics.extend(state?.metrics("coagulation"));
     Ok(metrics)

@@ -104,7 +104,7 @@ mod tests {
         codes.sort_unstable();
         codes.dedup();
         assert_eq!(codes.len(), n);
-        for raised in pauc_traits::open_set::code::ALL {
+        for raised in pauc_traits::component_ron::code::ALL {
             assert!(super::find(raised).is_some(), "{raised} is not explained");
         }
     }

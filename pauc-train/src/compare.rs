@@ -1,7 +1,7 @@
 //! Runs beside each other: what differs between their recipes, and by how much their metrics differ.
 
+use crate::recipe_text::{self, Node, Parts};
 use crate::run_dir::RunDir;
-use crate::source::{self, Node, Parts};
 use crate::statistics::{Paired, Spread};
 use pauc_report::events::{Event, Log, Subject};
 use pauc_traits::{Error, Result};
@@ -194,7 +194,9 @@ fn beside(first: &Group, other: &Group) -> Beside {
 
 /// The values that two resolved recipes write differently, by path; seeds and names do not count.
 pub fn changes(first: &str, other: &str) -> Vec<Change> {
-    let (Some(a), Some(b)) = (source::parse(first), source::parse(other)) else { return Vec::new() };
+    let (Some(a), Some(b)) = (recipe_text::parse(first), recipe_text::parse(other)) else {
+        return Vec::new();
+    };
     let mut found = Vec::new();
     walk(String::new(), (first, Some(&a)), (other, Some(&b)), &mut found);
     found.retain(|c| !["name", "train.seed"].contains(&c.path.as_str()));
@@ -222,7 +224,7 @@ fn walk(path: String, a: (&str, Option<&Node>), b: (&str, Option<&Node>), found:
                 let more = ys.iter().map(|f| f.name.as_str()).filter(|n| xs.iter().all(|x| x.name != *n));
                 names.extend(more);
                 for name in names {
-                    let of = |fields: &[source::Field]| fields.iter().position(|f| f.name == name);
+                    let of = |fields: &[recipe_text::Field]| fields.iter().position(|f| f.name == name);
                     let (i, j) = (of(xs).map(|i| &xs[i].value), of(ys).map(|j| &ys[j].value));
                     let path = if path.is_empty() { name.to_string() } else { format!("{path}.{name}") };
                     walk(path, (at, i), (bt, j), found);

@@ -1,8 +1,8 @@
 //! What is wrong with a recipe, where, and what to write instead; drawn the way rustc draws its errors.
 
-use crate::source;
+use crate::recipe_text;
 use annotate_snippets::{AnnotationKind, Level, Patch, Renderer, Snippet};
-use pauc_traits::open_set::Problem;
+use pauc_traits::component_ron::Problem;
 use pauc_traits::term::Severity;
 use ron::error::{Error as Ron, SpannedError};
 use std::ops::Range;
@@ -36,7 +36,7 @@ impl Diagnostic {
         message: impl Into<String>,
         help: impl Into<String>,
     ) -> Self {
-        let span = source::parse(text).map(|root| source::nearest(&root, path));
+        let span = recipe_text::parse(text).map(|root| recipe_text::nearest(&root, path));
         let help = Some(help.into()).filter(|h: &String| !h.is_empty());
         let message = message.into();
         Diagnostic { severity, code, message, span, label: String::new(), help, replacement: None }
@@ -113,8 +113,8 @@ impl Diagnostic {
             | Ron::ExpectedUnit
             | Ron::ExpectedOption => {
                 let expected = plain.trim_start_matches("Expected ").to_string();
-                let found =
-                    source::parse(text).map(|root| text[value(text, &root, &d).span.clone()].to_string());
+                let found = recipe_text::parse(text)
+                    .map(|root| text[value(text, &root, &d).span.clone()].to_string());
                 let found = found.map(|f| format!(", found {f}")).unwrap_or_default();
                 (d.code, d.message) = ("E0106", format!("expected a value of type {expected}{found}"));
             }
@@ -134,7 +134,7 @@ impl Diagnostic {
             _ => d.message = plain,
         }
         if d.code == "E0106"
-            && let Some(root) = source::parse(text)
+            && let Some(root) = recipe_text::parse(text)
         {
             // The parser stopped somewhere in or behind the value: show all of it.
             d.span = Some(value(text, &root, &d).span.clone());
@@ -144,10 +144,10 @@ impl Diagnostic {
 }
 
 /// The value at which, or behind which, a parser's error stands.
-fn value<'a>(text: &str, root: &'a source::Node, d: &Diagnostic) -> &'a source::Node {
+fn value<'a>(text: &str, root: &'a recipe_text::Node, d: &Diagnostic) -> &'a recipe_text::Node {
     let at = d.span.as_ref().map_or(0, |s| s.start);
     let blank = text[at..].len() - text[at..].trim_start().len();
-    source::value_at(root, at + blank)
+    recipe_text::value_at(root, at + blank)
 }
 
 /// Makes serde's wording about values ours.

@@ -1,7 +1,7 @@
 //! Embedded splits as files, with what they came from.
 
 use crate::evaluate::Embedded;
-use crate::saved::{Part, Saved};
+use crate::saved_run::{Part, SavedRun};
 use pauc_data::atomic;
 use pauc_models::weights::{TensorFile, Values};
 use pauc_traits::{Error, Result};
@@ -39,7 +39,7 @@ pub struct Provenance {
 
 impl Provenance {
     /// Of a split of a run.
-    pub fn new(saved: &Saved, part: Part, momentum: bool, step: u64) -> Self {
+    pub fn new(saved: &SavedRun, part: Part, momentum: bool, step: u64) -> Self {
         let plan = &saved.plan;
         let mut all = Provenance {
             recipe: plan.hash.clone(),
@@ -153,7 +153,7 @@ pub fn write(
         }
         #[cfg(feature = "parquet")]
         Form::Parquet => {
-            use pauc_data::table::{self, Cells};
+            use pauc_data::parquet_writer::{self, Cells};
             let mut columns = vec![("ids", Cells::Integers(&ids))];
             columns.extend(labels.as_deref().map(|l| ("labels", Cells::Integers(l))));
             columns.push(("features", Cells::Lists { values: &e.features, width: f }));

@@ -1,29 +1,29 @@
 //! The training loop.
 
-use crate::ahead::Ahead;
-use crate::evaluate::{self, Embedded, Subject};
-use crate::marks::{Marks, Peak};
+use crate::evaluate::{self, Embedded, ProbeInputs};
 use crate::objective::{TermGradient, TermValue};
 use crate::plan::Plan;
 use crate::postmortem::Trace;
+use crate::prefetch::DevicePrefetch;
+use crate::probed_network::LentNetwork;
+use crate::progress::{Peak, RunProgress};
 use crate::prototypes::Prototypes;
 use crate::queue::KeyQueue;
 use crate::recipe::Baseline;
 use crate::run_dir::RunDir;
 use crate::step::Step;
-use crate::tuning::Lent;
 use pauc_data::{ImageBatch, Loader, LoaderOptions, Throughput};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
-use pauc_report::events::{self, Event, Status, Subject as Who};
+use pauc_report::events::{self, Event, Status, Subject};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::optimizer::State;
 use pauc_traits::param::Role;
 use pauc_traits::probe::{Metric, ProbedNetwork, When};
-use pauc_traits::profile::{self, Stage, span};
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::{After, Init};
+use pauc_traits::trace::{self, Stage, span};
 use pauc_traits::{Count, Error, Param, Result};
 use rand::Rng;
 use rand_distr::StandardNormal;
@@ -97,10 +97,10 @@ pub struct Engine<'p, D: NetworkDevice> {
     pub(crate) prototypes: Option<Prototypes<D>>,
     pub(crate) last_clustering: Option<u64>,
     pub(crate) step: u64,
-    pub(crate) marks: Marks,
+    pub(crate) marks: RunProgress,
     pub(crate) trace: Trace<D>,
     /// Images of the next step that are on the device already.
-    pub(crate) ahead: Option<Ahead<D>>,
+    pub(crate) ahead: Option<DevicePrefetch<D>>,
     pub(crate) stages: Vec<Stage>,
     /// The step of the last checkpoint of this process.
     pub(crate) saved: Option<u64>,
@@ -129,7 +129,7 @@ impl<D: NetworkDevice> TermMatrix<D> {
 
 /// How a loader works for a device.
 pub(crate) fn loading<D: NetworkDevice>(options: LoaderOptions) -> LoaderOptions {
-    if D::NORMALISES { options.for_accelerator() } else { options }
+    if D::NORMALIZES_IMAGES { options.for_accelerator() } else { options }
 }
 
 fn value_of(metrics: &[Metric], name: &str) -> Option<f64> {
@@ -181,7 +181,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             prototypes: None,
             last_clustering: None,
             step: 0,
-            marks: Marks::default(),
+            marks: RunProgress::default(),
             trace: Trace::default(),
             ahead: None,
             stages: Vec::new(),
@@ -269,7 +269,7 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
                 self.cluster(watch)?;
             }
             self.announce_phase(watch)?;
-            let (taken, stages) = profile::outer(|| self.stretch(total, &mut batches, dir, watch));
+            let (taken, stages) = trace::outer(|| self.stretch(total, &mut batches, dir, watch));
             self.add_stages(stages);
             taken?;
             if self.ends_epoch() && self.spent.1 > 0 {
@@ -546,11 +546,11 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         let began = Instant::now();
         let (train, test) = self.embed_splits()?;
         let metrics = evaluate::measure(probes, &train, test.as_ref(), self.subject(Some(&self.lent())))?;
-        watch.event(&self.measured(Who::Trained, began, metrics.clone()))?;
+        watch.event(&self.measured(Subject::Trained, began, metrics.clone()))?;
         Ok(metrics)
     }
 
-    fn measured(&self, subject: Who, began: Instant, metrics: Vec<Metric>) -> Event {
+    fn measured(&self, subject: Subject, began: Instant, metrics: Vec<Metric>) -> Event {
         Event::Probe(events::Probe {
             step: self.step,
             epoch: self.epoch(),
@@ -568,13 +568,13 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
             let (train, test, subject) = match baseline {
                 Baseline::RandomInit => {
                     let (train, test) = self.embed_splits()?;
-                    (train, test, Who::RandomInit)
+                    (train, test, Subject::RandomInit)
                 }
                 Baseline::RawPixels => {
                     let statistics = plan.evaluation.statistics(0);
                     let of = |source| evaluate::raw_pixels(&plan.evaluation, statistics, source);
                     let test = plan.splits.test.as_ref().map(of).transpose()?;
-                    (of(&plan.splits.train)?, test, Who::RawPixels)
+                    (of(&plan.splits.train)?, test, Subject::RawPixels)
                 }
             };
             let probes = plan.recipe.probes.iter().filter(|p| p.needs_labels());
@@ -587,12 +587,12 @@ impl<'p, D: NetworkDevice> Engine<'p, D> {
         Ok(())
     }
 
-    fn lent(&self) -> Lent<'_, D> {
-        Lent::new(&self.device, &self.network, self.plan)
+    fn lent(&self) -> LentNetwork<'_, D> {
+        LentNetwork::new(&self.device, &self.network, self.plan)
     }
 
-    fn subject<'a>(&'a self, network: Option<&'a dyn ProbedNetwork>) -> Subject<'a> {
-        Subject {
+    fn subject<'a>(&'a self, network: Option<&'a dyn ProbedNetwork>) -> ProbeInputs<'a> {
+        ProbeInputs {
             splits: &self.plan.splits,
             levels: self.prototypes.as_ref().map_or(&[], |p| &p.clusterings),
             concentrations: self.prototypes.as_ref().map_or(&[], |p| &p.concentrations),

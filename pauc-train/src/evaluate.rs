@@ -5,9 +5,9 @@ use pauc_data::{Loader, LoaderOptions, ViewPipeline};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
 use pauc_traits::Count;
+use pauc_traits::component_ron::Configured;
 use pauc_traits::dataset::{ImageSource, Splits};
-use pauc_traits::open_set::Configured;
-use pauc_traits::probe::{Metric, ProbeContext, ProbedNetwork, ProbesOnDevice, Rows, SplitView};
+use pauc_traits::probe::{Metric, ProbeContext, ProbedNetwork, ProbesOnDevice, RowsView, SplitView};
 use pauc_traits::{Clustering, Error, Pixels, Probe, Result};
 use std::sync::Arc;
 
@@ -43,8 +43,8 @@ impl Embedded {
 
     fn view<'a>(&'a self, images: &'a Arc<dyn ImageSource>) -> SplitView<'a> {
         SplitView {
-            features: Rows::new(&self.features, self.feature_dim.max(1)),
-            embeddings: Rows::new(&self.embeddings, self.dim.max(1)),
+            features: RowsView::new(&self.features, self.feature_dim.max(1)),
+            embeddings: RowsView::new(&self.embeddings, self.dim.max(1)),
             labels: images.labels(),
             images: Some(images),
         }
@@ -138,7 +138,7 @@ pub fn raw_pixels(
 
 /// What probes look at besides the embedded splits.
 #[derive(Clone, Copy)]
-pub struct Subject<'a> {
+pub struct ProbeInputs<'a> {
     /// The data, for labels and classes.
     pub splits: &'a Splits,
     /// The clusterings in force.
@@ -161,7 +161,7 @@ pub fn measure<'p>(
     probes: impl IntoIterator<Item = &'p Configured<dyn Probe>>,
     train: &Embedded,
     test: Option<&Embedded>,
-    subject: Subject<'_>,
+    subject: ProbeInputs<'_>,
 ) -> Result<Vec<Metric>> {
     let splits = subject.splits;
     let context = ProbeContext {

@@ -4,7 +4,7 @@ use crate::codes;
 use crate::plan::Plan;
 use pauc_models::device::NetworkDevice;
 use pauc_traits::Result;
-use pauc_traits::open_set::Term;
+use pauc_traits::component_ron::Term;
 use pauc_traits::registry::{self, Field, Listing};
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::{After, Contrast, Facts};

@@ -7,9 +7,9 @@ use pauc_models::device::NetworkDevice;
 use pauc_probes::rank::{rank_me, spread};
 use pauc_report::events::{self, Event};
 use pauc_report::verdict::{COLLAPSED, DEAD, EPOCHS_AT_CHANCE};
-use pauc_traits::open_set::Term;
-use pauc_traits::probe::Rows;
-use pauc_traits::profile::Stage;
+use pauc_traits::component_ron::Term;
+use pauc_traits::probe::RowsView;
+use pauc_traits::trace::Stage;
 use pauc_traits::{Result, ops};
 
 /// How far from its chance level a term's mean over an epoch may be and count as being there, relative to the level.
@@ -72,7 +72,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
         }
         let dim = self.network.embedding_dim();
         let first = self.trace.views.iter().flatten().next().map(ops::to_host).transpose()?;
-        let rows = first.as_ref().map(|v| Rows::new(v, dim));
+        let rows = first.as_ref().map(|v| RowsView::new(v, dim));
         let (spread, rank) = match rows {
             Some(rows) => (spread(rows)?, rank_me(rows)?),
             None => (f64::NAN, f64::NAN),

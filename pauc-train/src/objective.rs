@@ -4,7 +4,7 @@ use crate::recipe::WeightedTerm;
 use dfdx::prelude::{HasShape, NoneTape, Rank0, Tensor};
 use pauc_traits::backend::{Backend, Scalar, Value};
 use pauc_traits::batch::{BatchGradients, Inputs};
-use pauc_traits::open_set::Term;
+use pauc_traits::component_ron::Term;
 use pauc_traits::ops::Matrix;
 use pauc_traits::schedule::{Clock, Horizon};
 use pauc_traits::term::{Facts, Needs, TermInfo};
@@ -238,7 +238,7 @@ mod tests {
         let weighted = |(term, weight): &(&str, f64)| WeightedTerm {
             term: Term::parse(term).unwrap(),
             weight: NonNegative::try_from(*weight).unwrap().into(),
-            from: pauc_traits::Span::Steps(0),
+            from: pauc_traits::TrainingSpan::Steps(0),
         };
         let facts = Facts {
             batch: 3,

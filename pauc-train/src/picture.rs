@@ -6,7 +6,7 @@ use pauc_data::contact_sheet;
 use pauc_kernels::distance::dot;
 use pauc_models::device::NetworkDevice;
 use pauc_probes::TsneOptions;
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{Clustering, Error, Result};
 
@@ -23,7 +23,7 @@ pub fn embedding<D: NetworkDevice>(engine: &mut Engine<'_, D>, dir: &RunDir) -> 
     let source = plan.splits.test.as_ref().unwrap_or(&plan.splits.train);
     let embedded = crate::evaluate::embed(&mut engine.network, &plan.evaluation, source)?;
     let keep = source.len().min(POINTS);
-    let rows = Rows::new(&embedded.embeddings[..keep * embedded.dim], embedded.dim);
+    let rows = RowsView::new(&embedded.embeddings[..keep * embedded.dim], embedded.dim);
     let projection = pauc_probes::pca2(rows)?;
     let neighbours = pauc_probes::tsne(rows, TsneOptions::default())?;
     let coarsest = engine.prototypes.as_ref().and_then(|p| p.clusterings.iter().min_by_key(|c| c.k));
@@ -71,7 +71,7 @@ pub fn prototypes<D: NetworkDevice>(engine: &mut Engine<'_, D>, dir: &RunDir) ->
     let Some(prototypes) = &engine.prototypes else { return Ok(()) };
     let network = engine.momentum.as_mut().unwrap_or(&mut engine.network);
     let embedded = crate::evaluate::embed(network, &plan.evaluation, &plan.splits.train)?;
-    let rows = Rows::new(&embedded.embeddings, embedded.dim);
+    let rows = RowsView::new(&embedded.embeddings, embedded.dim);
     let levels: Vec<_> = prototypes
         .clusterings
         .iter()
@@ -126,7 +126,7 @@ fn unit(c: &Clustering) -> Vec<f32> {
 }
 
 /// How many samples have which cosine to their prototype.
-fn within(rows: Rows<'_>, c: &Clustering) -> Vec<u64> {
+fn within(rows: RowsView<'_>, c: &Clustering) -> Vec<u64> {
     let (centroids, mut bins) = (unit(c), vec![0; BINS]);
     for (row, a) in rows.iter().zip(&c.assignments) {
         if let Some(a) = a {
@@ -151,7 +151,7 @@ fn between(c: &Clustering) -> Vec<u64> {
 
 /// A few occupied prototypes, from the largest to the smallest, each with the samples of it that are nearest to it.
 /// Only prototypes that can fill a row are shown, unless there are none.
-fn nearest_images(rows: Rows<'_>, c: &Clustering) -> Vec<(usize, Vec<usize>)> {
+fn nearest_images(rows: RowsView<'_>, c: &Clustering) -> Vec<(usize, Vec<usize>)> {
     let (centroids, sizes) = (unit(c), sizes(c));
     let full = sizes.iter().copied().max().unwrap_or(0).min(SHEET.1).max(1);
     let mut by_size: Vec<usize> = (0..c.k).filter(|j| sizes[*j] >= full).collect();
@@ -186,7 +186,7 @@ mod tests {
     fn histograms_count_samples_and_pairs() {
         let data = [1.0, 0.0, 0.6, 0.8, 0.0, 1.0, 1.0, 0.0];
         let c = clustering(&[Some(0), Some(0), Some(1), None]);
-        let (got, rows) = (|v: Vec<u64>, at: f32| v[bin(at)], Rows::new(&data, 2));
+        let (got, rows) = (|v: Vec<u64>, at: f32| v[bin(at)], RowsView::new(&data, 2));
         assert_eq!((got(within(rows, &c), 1.0), got(within(rows, &c), 0.6)), (2, 1));
         assert_eq!(within(rows, &c).iter().sum::<u64>(), 3, "noise has no prototype");
         assert_eq!(
@@ -201,7 +201,7 @@ mod tests {
     fn rows_of_the_sheet_begin_with_the_nearest() {
         let data = [0.6, 0.8, 1.0, 0.0, 0.8, 0.6, 0.0, 1.0];
         let c = clustering(&[Some(0), Some(0), Some(0), Some(1)]);
-        assert_eq!(nearest_images(Rows::new(&data, 2), &c), [(0, vec![1, 2, 0])]);
-        assert_eq!(nearest_images(Rows::new(&data, 2), &clustering(&[None; 4])), []);
+        assert_eq!(nearest_images(RowsView::new(&data, 2), &c), [(0, vec![1, 2, 0])]);
+        assert_eq!(nearest_images(RowsView::new(&data, 2), &clustering(&[None; 4])), []);
     }
 }

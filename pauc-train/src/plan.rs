@@ -258,7 +258,7 @@ impl Plan {
         let (seed, cuda) = (self.recipe.train.seed, &self.recipe.train.cuda);
         device.configure(DeviceOptions { precision: cuda.precision, recompute: cuda.recompute })?;
         let network = Network::build(device, encoder, &self.recipe.projector, self.shape, seed)?;
-        if cuda.deterministic && !D::TERMS_REPEAT && !network.has_fixed_order() {
+        if cuda.deterministic && !D::DETERMINISTIC_REDUCTIONS && !network.has_fixed_order() {
             return Err(Error::config(format!(
                 "{} is made of dfdx's operations, whose sums have no fixed order on {}: leave out `cuda: (deterministic: true)`, or use another encoder or the CPU",
                 self.recipe.encoder.name(),

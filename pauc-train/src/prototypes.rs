@@ -4,7 +4,7 @@ use crate::recipe::Concentration;
 use pauc_cluster::match_prototypes;
 use pauc_traits::batch::{Constant, Level};
 use pauc_traits::clusterer::FitContext;
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use pauc_traits::schedule::Clock;
 use pauc_traits::{Clusterer, Clustering, Compute, Features, Result};
 
@@ -41,7 +41,7 @@ impl<D: Compute> Prototypes<D> {
         let features = Features { device, data: device.view(&buffer), rows, cols: dim };
         let clusterings = clusterer.fit(features, context)?;
         let (alpha, temperature) = (scale.alpha.get(), scale.now(clock));
-        let rows = Rows::new(embeddings, dim);
+        let rows = RowsView::new(embeddings, dim);
         let concentrations = scale.kind.of_levels(rows, &clusterings, alpha, temperature)?;
         Ok(Self::restore(device, clusterings, concentrations))
     }

@@ -1,8 +1,8 @@
 //! A recipe: everything that an experiment is, in one file.
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::marks::{Keep, StopEarly};
-use crate::source;
+use crate::progress::{Keep, StopEarly};
+use crate::recipe_text;
 use pauc_cluster::ConcentrationKind;
 use pauc_data::ViewSpec;
 use pauc_models::Precision;
@@ -10,10 +10,12 @@ use pauc_models::ema::MomentumConfig;
 use pauc_models::heads::HeadConfig;
 use pauc_models::schedule::LrSchedule;
 use pauc_traits::backend::{PortableClusterer, PortableEncoder, PortableOptimizer};
-use pauc_traits::open_set::{Term, options};
+use pauc_traits::component_ron::{Term, options};
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::Severity;
-use pauc_traits::{Configured, Count, Dataset, NonNegative, Positive, Probe, Scheduled, Span, component};
+use pauc_traits::{
+    Configured, Count, Dataset, NonNegative, Positive, Probe, Scheduled, TrainingSpan, component,
+};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -100,7 +102,7 @@ component! {
         /// Its factor in the sum.
         pub weight: Scheduled<NonNegative> = NonNegative::lit(1.0).into(),
         /// When it begins. Terms that read prototypes also wait for the first clustering.
-        pub from: Span = Span::Steps(0),
+        pub from: TrainingSpan = TrainingSpan::Steps(0),
     }
 }
 
@@ -168,7 +170,7 @@ component! {
         /// the other terms' gradients. Costs one more backward pass of each term, at logged steps only.
         pub term_gradients: bool = false,
         /// How often a checkpoint is written; also within epochs, as with `Steps(500)`.
-        pub checkpoint_every: Span = Span::epochs(5),
+        pub checkpoint_every: TrainingSpan = TrainingSpan::epochs(5),
         /// Which checkpoints stay.
         pub keep: Keep = Keep::default(),
         /// Ends the run before its time when a metric no longer improves; none: never.
@@ -314,11 +316,11 @@ impl Recipe {
         let read = |text: &str| {
             options().from_str::<Recipe>(text).map_err(|e| fail(text, Diagnostic::from_ron(text, &e)))
         };
-        if source::parse(&text).is_none() {
+        if recipe_text::parse(&text).is_none() {
             read(&text)?;
         }
         for assignment in set {
-            text = source::set(&text, assignment).map_err(|e| {
+            text = recipe_text::set(&text, assignment).map_err(|e| {
                 let help = "write it as path=value, such as --set train.epochs=5";
                 fail(&text, Diagnostic::at(Severity::Error, "E0107", &text, "", e.to_string(), help))
             })?;

@@ -2,7 +2,7 @@
 
 use crate::checkpoint;
 use crate::engine::{Ending, Engine, Observer, Progress};
-use crate::mirrors::Mirrors;
+use crate::log_sinks::LogSinks;
 use crate::plan::Plan;
 use crate::run_dir::{EventLog, RunDir, RunInfo};
 use pauc_models::device::NetworkDevice;
@@ -173,7 +173,7 @@ fn drive<D: NetworkDevice>(
     dir.set_info(&info)?;
     let mut recorder = Recorder {
         log: dir.events()?,
-        mirrors: Mirrors::open(dir.path())?,
+        mirrors: LogSinks::open(dir.path())?,
         watch,
         summary: summary_so_far(&dir),
     };
@@ -210,7 +210,7 @@ fn drive<D: NetworkDevice>(
 /// Writes every event to the log before it is shown, and remembers the metrics for the closing table.
 struct Recorder<'a> {
     log: EventLog,
-    mirrors: Mirrors,
+    mirrors: LogSinks,
     watch: &'a mut dyn Observer,
     summary: Vec<(Subject, Vec<Metric>)>,
 }

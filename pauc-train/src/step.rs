@@ -1,32 +1,30 @@
 //! One optimiser step: batches forward, terms, batches backward, optimiser, momentum encoder, queue.
 
-use crate::ahead::{self, Ahead};
 use crate::check::Reads;
 use crate::engine::Engine;
 use crate::objective::{Evaluated, Launched, Pending, TermGradient, TermValue};
+use crate::prefetch::{self, DevicePrefetch};
 use crate::queue::KeyQueue;
 use crate::recipe::Terms;
 use dfdx::prelude::{Cpu, HasShape};
 use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
-use pauc_models::network::backward_with_rows;
+use pauc_models::network::{TapedRows, backward_with_rows};
 use pauc_traits::batch::{BatchGradients, Constant, Inputs};
-use pauc_traits::optimizer::Moment;
+use pauc_traits::optimizer::StepContext;
 use pauc_traits::param::clear_gradients;
-use pauc_traits::profile::span;
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::After;
+use pauc_traits::trace::span;
 use pauc_traits::{Batch, Error, Pass, Result, ops};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// What the online network made of a part of a batch, with its tape.
 struct Branch<D: NetworkDevice> {
-    embeddings: Rows<D>,
-    predictions: Option<Rows<D>>,
+    embeddings: TapedRows<D>,
+    predictions: Option<TapedRows<D>>,
 }
-
-type Rows<D> = pauc_traits::Taped<(usize, usize), f32, D>;
 
 /// Rows of all samples of a batch, by view; views that are not read have none.
 #[derive(Default)]
@@ -135,7 +133,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
         let scale = recipe.schedule.factor_at(&clock);
         let optimizer = D::optimizer(&*recipe.optimizer.value);
         let lr = optimizer.learning_rate(recipe.train.images_per_step()) * scale;
-        optimizer.step(&self.device, &params, &mut self.optimizer, &Moment { lr, clock })?;
+        optimizer.step(&self.device, &params, &mut self.optimizer, &StepContext { lr, clock })?;
         self.terms.iter().try_for_each(|t| t.settle(&self.device))?;
         drop(stage);
         if let (Some(momentum), Some(config)) = (&self.momentum, &recipe.momentum_encoder) {
@@ -163,7 +161,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
         let mut ahead = self.ahead.take();
         let mut images = |views: &[usize], part: &Range<usize>| {
             let sent = ahead.as_mut().filter(|_| part.len() == b).and_then(|a| a.take(data, views));
-            sent.map_or_else(|| ahead::images(&device, &plan.views, data, views, part), Ok)
+            sent.map_or_else(|| prefetch::images(&device, &plan.views, data, views, part), Ok)
         };
         let parts = parts(b, recipe.train.micro_batch.map_or(b, |m| m.get()));
         let dim = self.network.embedding_dim();
@@ -175,7 +173,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
         // only the embeddings are kept, and each is run once more for its backward pass.
         let stage = span("forward");
         let mut whole = None;
-        let stays = D::KEEPS_ROWS && parts.len() == 1;
+        let stays = D::HAS_OWN_MEMORY && parts.len() == 1;
         let predict = reads.predictions && recipe.predictor.is_some();
         let by_view = |wanted: bool| match wanted && !stays {
             true => ByView::new(data, &reads.online, b * dim),
@@ -244,9 +242,9 @@ impl<D: NetworkDevice> Engine<'_, D> {
                 None => keys,
             }
         });
-        let on_host =
-            !D::TERMS_REPEAT && (recipe.train.cuda.deterministic || recipe.train.cuda.terms == Terms::Host);
-        if D::KEEPS_ROWS && !on_host {
+        let on_host = !D::DETERMINISTIC_REDUCTIONS
+            && (recipe.train.cuda.deterministic || recipe.train.cuda.terms == Terms::Host);
+        if D::HAS_OWN_MEMORY && !on_host {
             self.queued = keys_of_queue.as_ref().map(Constant::tensor);
         }
         let inputs = Inputs {
@@ -318,7 +316,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
         if stays {
             let _stage = span("data");
             let branches = [&reads.online, &reads.momentum].map(Vec::as_slice);
-            let send = |next| Ahead::send(&device, &plan.views, next, &branches);
+            let send = |next| DevicePrefetch::send(&device, &plan.views, next, &branches);
             self.ahead = upcoming().map(send).transpose()?;
         }
         let (loss, terms) = match values {
@@ -386,7 +384,7 @@ impl<D: NetworkDevice> Engine<'_, D> {
 /// The rows of each view that a branch read, in the device's memory: its outputs are view after view.
 fn rows_by_view<D: NetworkDevice>(
     device: &D,
-    rows: &Rows<D>,
+    rows: &TapedRows<D>,
     views: usize,
     read: &[usize],
 ) -> Result<Vec<Option<ops::Matrix<f32, D>>>> {

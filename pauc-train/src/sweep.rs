@@ -2,13 +2,13 @@
 
 use crate::compare;
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::marks::{Best, Goal};
+use crate::progress::{Best, Goal};
 use crate::recipe::{LoadError, Source, Version, belongs};
+use crate::recipe_text;
 use crate::run_dir::RunDir;
-use crate::source;
 use crate::statistics::Spread;
 use pauc_report::verdict::is_accuracy;
-use pauc_traits::open_set::{Spanned, options};
+use pauc_traits::component_ron::{Spanned, options};
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::term::Severity;
 use pauc_traits::{Count, Result, component};
@@ -302,14 +302,14 @@ impl Sweep {
 
     /// Where the values of a combination stand in the sweep's text, for errors: one line each.
     pub fn whence(&self, point: &Point, source: &Source) -> String {
-        let root = source::parse(&source.text);
+        let root = recipe_text::parse(&source.text);
         let mut lines = Vec::new();
         for (i, axis) in self.over.iter().enumerate() {
             let path = match point.places[i] {
                 Some(place) => format!("over[{i}].values[{place}]"),
                 None => format!("over[{i}].values"),
             };
-            let at = root.as_ref().map(|root| source::nearest(root, &path).start).unwrap_or(0);
+            let at = root.as_ref().map(|root| recipe_text::nearest(root, &path).start).unwrap_or(0);
             let before = &source.text[..at];
             let line = before.matches('\n').count() + 1;
             let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;

@@ -3,7 +3,7 @@
 use crate::recipe::Concentration;
 use pauc_traits::backend::{Backend, Scalar};
 use pauc_traits::batch::{BatchGradients, Constant, Inputs, Level};
-use pauc_traits::open_set::Term;
+use pauc_traits::component_ron::Term;
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::{Facts, Init};
 use pauc_traits::{Batch, Error, Result, ops};

@@ -308,7 +308,7 @@ fn views_of_two_sizes_train_together() {
 /// A network for images of another size is the same network: it makes of them what one built for them makes.
 #[test]
 fn resized_encoders_share_their_parameters() {
-    use pauc_traits::open_set::options;
+    use pauc_traits::component_ron::options;
     use pauc_traits::{ImageShape, Pass, ops, registry::kind};
     let device = Cpu::default();
     for text in [

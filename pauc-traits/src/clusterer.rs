@@ -1,7 +1,7 @@
 //! Clusterers: features in, prototypes out.
 
 use crate::registry::Component;
-use crate::{Compute, Result, Span};
+use crate::{Compute, Result, TrainingSpan};
 
 /// The features to cluster: N rows of D values in the device's memory, row-major.
 #[derive(Clone, Copy)]
@@ -115,10 +115,10 @@ pub trait Clusterer<D: Compute>: Component {
     }
 
     /// When the first clustering happens.
-    fn start(&self) -> Span;
+    fn start(&self) -> TrainingSpan;
 
     /// How long a clustering is kept.
-    fn every(&self) -> Span;
+    fn every(&self) -> TrainingSpan;
 }
 
 /// What is asked of a clusterer before it fits anything: the same on every device.
@@ -138,12 +138,12 @@ impl crate::Configured<crate::registry::kind::Clusterer> {
     }
 
     /// [`Clusterer::start`].
-    pub fn start(&self) -> Span {
+    pub fn start(&self) -> TrainingSpan {
         self.anywhere().start()
     }
 
     /// [`Clusterer::every`].
-    pub fn every(&self) -> Span {
+    pub fn every(&self) -> TrainingSpan {
         self.anywhere().every()
     }
 }

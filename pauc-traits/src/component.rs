@@ -49,7 +49,7 @@ macro_rules! component {
 
         impl<'de> $crate::private::serde::Deserialize<'de> for $name {
             fn deserialize<D: $crate::private::serde::Deserializer<'de>>(d: D) -> ::core::result::Result<Self, D::Error> {
-                use $crate::open_set::{OneOf, Problem};
+                use $crate::component_ron::{OneOf, Problem};
                 struct Fields;
                 impl<'de> $crate::private::serde::de::Visitor<'de> for Fields {
                     type Value = $name;
@@ -97,7 +97,7 @@ macro_rules! component {
     (@shown $ty:ty, $default:expr) => {
         Some(|| {
             let value: $ty = $default;
-            $crate::open_set::options().to_string(&value).unwrap_or_else(|e| format!("(cannot be shown: {e})"))
+            $crate::component_ron::options().to_string(&value).unwrap_or_else(|e| format!("(cannot be shown: {e})"))
         })
     };
     (@missing $field:ident, $owner:ident) => {

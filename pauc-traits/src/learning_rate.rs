@@ -1,6 +1,6 @@
 //! Learning rates that say for which batch they are.
 
-use crate::open_set::Spanned;
+use crate::component_ron::Spanned;
 use crate::{Count, Positive};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -72,7 +72,7 @@ impl<'de> Deserialize<'de> for LearningRate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::open_set::options;
+    use crate::component_ron::options;
 
     #[test]
     fn a_scaled_rate_grows_with_the_batch_and_a_plain_one_does_not() {

@@ -14,11 +14,11 @@
 //! | [`clusterer`] | [`Clusterer`] and the clusterings it returns |
 //! | [`dataset`], [`image`] | datasets, image sources, augmentations |
 //! | [`optimizer`], [`probe`] | optimisers with complete state, evaluation probes |
-//! | [`registry`], [`open_set`], [`mod@component`] | names to components, RON to components |
-//! | [`number`], [`schedule`], [`temperature`] | validated numbers; spans of training and values that change over it |
+//! | [`registry`], [`component_ron`], [`mod@component`] | names to components, RON to components |
+//! | [`bounded`], [`schedule`], [`temperature`] | validated numbers; spans of training and values that change over it |
 //! | [`rng`] | counter-based random streams |
-//! | [`share`] | fixed parts of labelled sets |
-//! | [`profile`] | where time goes |
+//! | [`label_fraction`] | fixed parts of labelled sets |
+//! | [`trace`] | where time goes |
 //! | [`ops`] | the few dfdx idioms that every term needs |
 
 // `component!` names this crate from outside and inside alike.
@@ -26,44 +26,44 @@ extern crate self as pauc_traits;
 
 pub mod backend;
 pub mod batch;
+pub mod bounded;
 pub mod clusterer;
 pub mod component;
+pub mod component_ron;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod dataset;
 pub mod encoder;
 pub mod error;
 pub mod image;
+pub mod label_fraction;
 pub mod learning_rate;
-pub mod number;
-pub mod open_set;
 pub mod ops;
 pub mod optimizer;
 pub mod param;
 pub mod probe;
-pub mod profile;
 pub mod registry;
 pub mod rng;
 pub mod schedule;
-pub mod share;
 pub mod temperature;
 pub mod term;
+pub mod trace;
 
 pub use backend::{Backend, Compute, Scalar, Tape, Taped, Value};
 pub use batch::Batch;
+pub use bounded::{Count, NonNegative, Positive, UnitInterval};
 pub use clusterer::{Clusterer, Clustering, Features};
+pub use component_ron::Configured;
 pub use dataset::{Augmentation, Dataset};
 pub use encoder::{Encoder, EncoderConfig, Pass};
 pub use error::{Error, Result};
 pub use image::{Image, ImageShape, Pixels};
+pub use label_fraction::LabelFraction;
 pub use learning_rate::LearningRate;
-pub use number::{Count, NonNegative, Positive, UnitInterval};
-pub use open_set::Configured;
 pub use optimizer::Optimizer;
 pub use param::Param;
 pub use probe::Probe;
-pub use schedule::{Clock, Horizon, Scheduled, Span};
-pub use share::Share;
+pub use schedule::{Clock, Horizon, Scheduled, TrainingSpan};
 pub use temperature::Temperature;
 pub use term::{ContrastiveLoss, Needs, Regularizer, TermInfo};
 

@@ -5,7 +5,7 @@ use crate::{Clock, Compute, Param, Result};
 
 /// What holds for one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Moment {
+pub struct StepContext {
     /// The learning rate, schedule included, before the factor of each parameter ([`Param::lr_scale`]).
     pub lr: f64,
     /// Where the run is, for values that follow a schedule of their own.
@@ -30,7 +30,7 @@ pub trait Optimizer<D: Compute>: Component {
     fn learning_rate(&self, batch: usize) -> f64;
 
     /// One update of all parameters that are not frozen.
-    fn step(&self, device: &D, params: &[Param<D>], state: &mut State<D>, now: &Moment) -> Result<()>;
+    fn step(&self, device: &D, params: &[Param<D>], state: &mut State<D>, now: &StepContext) -> Result<()>;
 
     /// The state before the first step.
     fn start(&self, device: &D, params: &[Param<D>]) -> Result<State<D>> {

@@ -2,7 +2,7 @@
 
 use crate::dataset::ImageSource;
 use crate::registry::Component;
-use crate::{Clustering, Count, Result, Span};
+use crate::{Clustering, Count, Result, TrainingSpan};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum When {
     /// After every so many epochs or steps, rounded up to the end of an epoch, and at the end.
-    Every(Span),
+    Every(TrainingSpan),
     /// Only at the end of the run.
     End,
 }
@@ -37,7 +37,7 @@ impl Metric {
 
 /// Row vectors on the host: `rows` rows of `cols` values.
 #[derive(Clone, Copy, Debug)]
-pub struct Rows<'a> {
+pub struct RowsView<'a> {
     /// The values, row-major.
     pub data: &'a [f32],
     /// The number of rows.
@@ -46,14 +46,14 @@ pub struct Rows<'a> {
     pub cols: usize,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> RowsView<'a> {
     /// Rows over given values.
     ///
     /// # Panics
     /// If the number of values is no multiple of `cols`: a bug of the caller.
     pub fn new(data: &'a [f32], cols: usize) -> Self {
         assert!(cols > 0 && data.len().is_multiple_of(cols), "{} values in rows of {cols}", data.len());
-        Rows { data, rows: data.len() / cols, cols }
+        RowsView { data, rows: data.len() / cols, cols }
     }
 
     /// Row `i`.
@@ -71,9 +71,9 @@ impl<'a> Rows<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct SplitView<'a> {
     /// Features before the projector, from the evaluation view.
-    pub features: Rows<'a>,
+    pub features: RowsView<'a>,
     /// Projector outputs of the same images, unit length.
-    pub embeddings: Rows<'a>,
+    pub embeddings: RowsView<'a>,
     /// Class labels, if there are any.
     pub labels: Option<&'a [u32]>,
     /// The images behind the rows, in their order, where they are at hand.
@@ -118,8 +118,8 @@ pub trait ProbesOnDevice {
     /// If the device fails.
     fn highest(
         &self,
-        queries: Rows<'_>,
-        bank: Rows<'_>,
+        queries: RowsView<'_>,
+        bank: RowsView<'_>,
         shift: Option<&[f32]>,
         k: usize,
     ) -> Result<Option<Vec<Neighbours>>>;
@@ -130,7 +130,7 @@ pub trait ProbesOnDevice {
     /// If the device fails.
     fn regression(
         &self,
-        rows: Rows<'_>,
+        rows: RowsView<'_>,
         labels: &[u32],
         classes: usize,
     ) -> Result<Option<Box<dyn RegressionOnDevice>>>;

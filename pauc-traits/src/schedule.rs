@@ -1,6 +1,6 @@
 //! Stretches of training, and values that change along it.
 
-use crate::open_set::Spanned;
+use crate::component_ron::Spanned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt::Debug;
 
@@ -36,7 +36,7 @@ impl Clock {
 
 /// A stretch of training, written `Steps(500)`, `Epochs(2)` or `Fraction(0.1)` (of the whole run).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Span {
+pub enum TrainingSpan {
     /// Optimiser steps.
     Steps(u64),
     /// Epochs; fractions of an epoch are allowed.
@@ -45,28 +45,28 @@ pub enum Span {
     Fraction(crate::UnitInterval),
 }
 
-impl Span {
+impl TrainingSpan {
     /// Whole epochs, for defaults in code.
     pub const fn epochs(n: u32) -> Self {
-        Span::Epochs(crate::NonNegative::lit(n as f64))
+        TrainingSpan::Epochs(crate::NonNegative::lit(n as f64))
     }
 
     /// The stretch in optimiser steps, rounded to the nearest.
     pub fn steps(&self, horizon: &Horizon) -> u64 {
         match *self {
-            Span::Steps(n) => n,
-            Span::Epochs(e) => (e.get() * horizon.steps_per_epoch as f64).round() as u64,
-            Span::Fraction(f) => (f.get() * horizon.total_steps as f64).round() as u64,
+            TrainingSpan::Steps(n) => n,
+            TrainingSpan::Epochs(e) => (e.get() * horizon.steps_per_epoch as f64).round() as u64,
+            TrainingSpan::Fraction(f) => (f.get() * horizon.total_steps as f64).round() as u64,
         }
     }
 }
 
-impl std::fmt::Display for Span {
+impl std::fmt::Display for TrainingSpan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Span::Steps(n) => write!(f, "step {n}"),
-            Span::Epochs(e) => write!(f, "epoch {e}"),
-            Span::Fraction(x) => write!(f, "{x} of the run"),
+            TrainingSpan::Steps(n) => write!(f, "step {n}"),
+            TrainingSpan::Epochs(e) => write!(f, "epoch {e}"),
+            TrainingSpan::Fraction(x) => write!(f, "{x} of the run"),
         }
     }
 }
@@ -82,7 +82,7 @@ pub enum Schedule<T> {
         /// Last value.
         to: T,
         /// How long it takes.
-        over: Span,
+        over: TrainingSpan,
     },
     /// Half a cosine from `from` to `to` over the stretch, then `to`.
     Cosine {
@@ -91,7 +91,7 @@ pub enum Schedule<T> {
         /// Last value.
         to: T,
         /// How long it takes.
-        over: Span,
+        over: TrainingSpan,
     },
     /// `from` until the stretch has passed, `to` afterwards.
     Step {
@@ -100,7 +100,7 @@ pub enum Schedule<T> {
         /// Value afterwards.
         to: T,
         /// When it changes.
-        at: Span,
+        at: TrainingSpan,
     },
     /// A straight line from zero to `to` over the stretch, then `to`: `to·(step+1)/steps`, so that the first step
     /// is not lost.
@@ -108,7 +108,7 @@ pub enum Schedule<T> {
         /// The value reached.
         to: T,
         /// How long it takes.
-        over: Span,
+        over: TrainingSpan,
     },
 }
 
@@ -124,7 +124,7 @@ pub enum Scheduled<T> {
 impl<T: Copy + Into<f64>> Scheduled<T> {
     /// The value at a step.
     pub fn at(&self, clock: &Clock) -> f64 {
-        let progress = |over: &Span| {
+        let progress = |over: &TrainingSpan| {
             let steps = over.steps(&clock.horizon);
             if steps == 0 { 1.0 } else { (clock.step as f64 / steps as f64).min(1.0) }
         };
@@ -217,7 +217,7 @@ mod tests {
     use pauc_testing::{assert_within, tolerance};
 
     fn at(text: &str, step: u64) -> f64 {
-        let s: Scheduled<NonNegative> = crate::open_set::options().from_str(text).unwrap();
+        let s: Scheduled<NonNegative> = crate::component_ron::options().from_str(text).unwrap();
         s.at(&Clock { step, horizon: Horizon { steps_per_epoch: 10, total_steps: 100 } })
     }
 
@@ -236,7 +236,7 @@ mod tests {
         let step = "Step(from: 1.0, to: 2.0, at: Steps(3))";
         assert_eq!((at(step, 2), at(step, 3)), (1.0, 2.0));
         let ends = |text: &str| {
-            let s: Scheduled<NonNegative> = crate::open_set::options().from_str(text).unwrap();
+            let s: Scheduled<NonNegative> = crate::component_ron::options().from_str(text).unwrap();
             (s.last(), s.largest())
         };
         assert_eq!((ends("3"), ends(linear), ends(cosine)), ((3.0, 3.0), (0.1, 0.1), (0.0, 1.0)));
@@ -247,8 +247,9 @@ mod tests {
 
     #[test]
     fn a_bad_end_or_name_is_refused() {
-        let parse =
-            |t: &str| crate::open_set::options().from_str::<Scheduled<Positive>>(t).unwrap_err().to_string();
+        let parse = |t: &str| {
+            crate::component_ron::options().from_str::<Scheduled<Positive>>(t).unwrap_err().to_string()
+        };
         assert!(parse("-1.0").contains("greater than 0, got -1"));
         assert!(parse("Linear(from: 0.0, to: 1.0, over: Steps(3))").contains("got 0"));
         assert!(parse("Linaer(from: 1.0, to: 1.0, over: Steps(3))").contains("Linaer"));
@@ -257,8 +258,8 @@ mod tests {
     #[test]
     fn schedules_round_trip() {
         for text in ["0.25", "Linear(from:0.0,to:0.1,over:Epochs(5.0))"] {
-            let s: Scheduled<NonNegative> = crate::open_set::options().from_str(text).unwrap();
-            assert_eq!(crate::open_set::options().to_string(&s).unwrap(), text);
+            let s: Scheduled<NonNegative> = crate::component_ron::options().from_str(text).unwrap();
+            assert_eq!(crate::component_ron::options().to_string(&s).unwrap(), text);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Temperatures: given, or learnt with the network.
 
 use crate::backend::{Backend, Scalar, Taped};
-use crate::open_set::Spanned;
+use crate::component_ron::Spanned;
 use crate::ops::{self, Matrix};
 use crate::schedule::{Clock, Scheduled};
 use crate::term::{After, Init, TermParameter};
@@ -147,7 +147,7 @@ impl<'de> Deserialize<'de> for Temperature {
 mod tests {
     use super::*;
     use crate::batch::Inputs;
-    use crate::open_set::options;
+    use crate::component_ron::options;
     use pauc_testing::{assert_within, tolerance};
 
     fn parse(text: &str) -> Result<Temperature, String> {

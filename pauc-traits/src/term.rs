@@ -85,7 +85,7 @@ pub struct TermParameter {
     /// What happens to it at every optimiser step.
     pub after: After,
     /// How long it stays as it started.
-    pub frozen: Option<crate::Span>,
+    pub frozen: Option<crate::TrainingSpan>,
 }
 
 /// What happens to a [`TermParameter`] at an optimiser step.
@@ -206,7 +206,7 @@ portable! {
     PortableRegularizer: Regularizer;
 }
 
-impl crate::open_set::Term {
+impl crate::component_ron::Term {
     /// The term's facts.
     pub fn info(&self) -> &dyn TermInfo {
         match self {

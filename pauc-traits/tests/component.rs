@@ -5,7 +5,7 @@ use dfdx::prelude::*;
 use pauc_testing::{assert_within, tolerance};
 use pauc_traits::backend::{Backend, Scalar, Value};
 use pauc_traits::batch::{Inputs, Level, PrototypeOptions};
-use pauc_traits::open_set::{Problem, Term, code};
+use pauc_traits::component_ron::{Problem, Term, code};
 use pauc_traits::registry::kind;
 use pauc_traits::term::Facts;
 use pauc_traits::{
@@ -49,11 +49,14 @@ fn problem(text: &str) -> (ron::error::SpannedError, Problem) {
 #[test]
 fn recipe_text_becomes_a_component_and_back() {
     let term = Term::parse("MeanSquare(times: 3)").unwrap();
-    let written = pauc_traits::open_set::options().to_string(&term).unwrap();
+    let written = pauc_traits::component_ron::options().to_string(&term).unwrap();
     assert_eq!(written, "MeanSquare(temperature:0.5,times:3)");
-    assert_eq!(pauc_traits::open_set::options().to_string(&Term::parse(&written).unwrap()).unwrap(), written);
+    assert_eq!(
+        pauc_traits::component_ron::options().to_string(&Term::parse(&written).unwrap()).unwrap(),
+        written
+    );
     let scheduled = "MeanSquare(temperature:Linear(from:1.0,to:0.5,over:Epochs(2.0)),times:3)";
-    let again = pauc_traits::open_set::options().to_string(&Term::parse(scheduled).unwrap()).unwrap();
+    let again = pauc_traits::component_ron::options().to_string(&Term::parse(scheduled).unwrap()).unwrap();
     assert_eq!(again, scheduled);
 }
 

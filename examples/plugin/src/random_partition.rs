@@ -2,7 +2,7 @@
 
 use pauc_traits::clusterer::{FitContext, FitReport};
 use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::{Clusterer, Clustering, Compute, Count, Error, Features, Result, Span, component};
+use pauc_traits::{Clusterer, Clustering, Compute, Count, Error, Features, Result, TrainingSpan, component};
 use rand::Rng;
 
 component! {
@@ -14,9 +14,9 @@ component! {
         /// The number of prototypes K.
         pub k: Count,
         /// When the first partition is drawn.
-        pub start: Span = Span::epochs(1),
+        pub start: TrainingSpan = TrainingSpan::epochs(1),
         /// How long a partition is kept.
-        pub every: Span = Span::epochs(1),
+        pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
 
@@ -51,10 +51,10 @@ impl<D: Compute> Clusterer<D> for RandomPartition {
     fn prototypes(&self) -> Vec<Option<usize>> {
         vec![Some(self.k.get())]
     }
-    fn start(&self) -> Span {
+    fn start(&self) -> TrainingSpan {
         self.start
     }
-    fn every(&self) -> Span {
+    fn every(&self) -> TrainingSpan {
         self.every
     }
 }
@@ -67,7 +67,11 @@ mod tests {
     #[test]
     fn every_prototype_is_the_mean_of_its_members() {
         let data: Vec<f32> = (0..40).map(|i| (i as f32 * 0.7).sin()).collect();
-        let clusterer = RandomPartition { k: Count::lit(3), start: Span::epochs(1), every: Span::epochs(1) };
+        let clusterer = RandomPartition {
+            k: Count::lit(3),
+            start: TrainingSpan::epochs(1),
+            every: TrainingSpan::epochs(1),
+        };
         let context = FitContext { seed: 1, epoch: 0, previous: &[], labels: None };
         let dev = Cpu::default();
         let features = Features { device: &dev, data: &data[..], rows: 20, cols: 2 };

@@ -6,7 +6,7 @@ use crate::args::{BenchArgs, BenchCommand, Form};
 use crate::{Failure, console};
 use pauc::models::NetworkDevice;
 use pauc::train::bench::{self, Bench, BenchError, BenchOptions};
-use pauc::traits::profile::Stage;
+use pauc::traits::trace::Stage;
 use std::process::ExitCode;
 use std::time::Duration;
 

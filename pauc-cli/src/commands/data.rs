@@ -3,9 +3,9 @@
 use super::here;
 use crate::args::{BenchDataArgs, DataArgs, DataCommand, IndexArgs, PreviewArgs, VerifyArgs};
 use crate::{Failure, console};
+use pauc::data::inspect::{self, Index, Stats};
 use pauc::data::preview::{PreviewOptions, preview};
-use pauc::data::survey::{self, Index, Stats};
-use pauc::data::{ViewPipeline, atomic, speed};
+use pauc::data::{ViewPipeline, atomic, throughput};
 use pauc::train::diagnostic::Diagnostics;
 use pauc::train::recipe::{LoadError, Recipe};
 use pauc::traits::dataset::Splits;
@@ -54,10 +54,10 @@ fn tolerant(data: &DataArgs) -> Result<Recipe, Failure> {
 
 fn verify(args: &VerifyArgs) -> Result<ExitCode, Failure> {
     let splits = open(&tolerant(&args.data)?)?;
-    let bad = survey::verify(&splits);
+    let bad = inspect::verify(&splits);
     let differences = match &args.index {
         // What cannot be read has no hash; it is listed already.
-        Some(path) => Index::read(path)?.differences(&survey::index(&splits)?),
+        Some(path) => Index::read(path)?.differences(&inspect::index(&splits)?),
         None => Vec::new(),
     };
     let images = splits.train.len() + splits.test.as_ref().map_or(0, |t| t.len());
@@ -83,14 +83,14 @@ fn verify(args: &VerifyArgs) -> Result<ExitCode, Failure> {
 }
 
 fn index(args: &IndexArgs) -> Result<ExitCode, Failure> {
-    let index = survey::index(&open(&load(&args.data, &[])?)?)?;
+    let index = inspect::index(&open(&load(&args.data, &[])?)?)?;
     index.write(&args.out)?;
     println!("{}: {} images, {}", args.out.display(), index.images.len(), &index.check[..16]);
     Ok(ExitCode::SUCCESS)
 }
 
 fn stats(args: &crate::args::StatsArgs) -> Result<ExitCode, Failure> {
-    let stats = survey::stats(&open(&load(&args.data, &[])?)?)?;
+    let stats = inspect::stats(&open(&load(&args.data, &[])?)?)?;
     if args.json {
         println!("{}", serde_json::json!(stats));
     } else {
@@ -156,12 +156,12 @@ pub fn bench(args: &BenchDataArgs) -> Result<ExitCode, Failure> {
     let batch = recipe.train.batch.min(splits.train.len().try_into().unwrap_or(recipe.train.batch));
     let mut all = Vec::new();
     for threads in &args.loader_threads {
-        all.push(speed::measure(&splits.train, &training, batch, *threads, time)?);
+        all.push(throughput::measure(&splits.train, &training, batch, *threads, time)?);
     }
     if args.json {
         println!(
             "{}",
-            serde_json::json!({ "data": splits.description, "views": training.len(), "speed": all })
+            serde_json::json!({ "data": splits.description, "views": training.len(), "throughput": all })
         );
         return Ok(ExitCode::SUCCESS);
     }

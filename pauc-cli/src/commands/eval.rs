@@ -9,8 +9,8 @@ use pauc::train::diagnostic::Diagnostic;
 use pauc::train::embed::{self, Form, Provenance};
 use pauc::train::plan::PlanError;
 use pauc::train::recipe::LoadError;
-use pauc::train::saved::{OpenError, Part, Saved};
-use pauc::traits::open_set::Configured;
+use pauc::train::saved_run::{OpenError, Part, SavedRun};
+use pauc::traits::component_ron::Configured;
 use pauc::traits::registry::kind;
 use std::process::ExitCode;
 
@@ -79,13 +79,13 @@ fn write<D: NetworkDevice>(args: EmbedArgs, device: &D) -> Result<ExitCode, Fail
     Ok(ExitCode::SUCCESS)
 }
 
-fn open<D: NetworkDevice>(device: &D, args: &SavedArgs) -> Result<Saved, Failure> {
+fn open<D: NetworkDevice>(device: &D, args: &SavedArgs) -> Result<SavedRun, Failure> {
     let parse = |text: &String| {
         Configured::<kind::Dataset>::parse(text)
             .map_err(|e| drawn("--data", text, Diagnostic::from_ron(text, &e)))
     };
     let data = args.data.as_ref().map(parse).transpose()?;
-    let opened = Saved::open(device, &args.run, &here()?, data.as_ref(), args.checkpoint.as_deref());
+    let opened = SavedRun::open(device, &args.run, &here()?, data.as_ref(), args.checkpoint.as_deref());
     opened.map_err(|e| match e {
         OpenError::Recipe(LoadError::Recipe(found)) | OpenError::Plan(PlanError::Recipe(found)) => {
             Failure::new(2, found.render(console::color()).trim_end())

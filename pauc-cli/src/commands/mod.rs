@@ -37,7 +37,7 @@ pub fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Run(_) | Command::Resume(_) | Command::Sweep(_) | Command::Reproduce(_) | Command::Bench(_)
     );
     if trains {
-        pauc::kernels::memory::keep_freed();
+        pauc::kernels::malloc::keep_freed();
     }
     match command {
         Command::Run(args) => run::run(args),

@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use crate::args::{New, NewTermArgs};
-use pauc::traits::open_set::{OpenSet, Term};
+use pauc::traits::component_ron::{OpenSet, Term};
 use std::io::Write;
 use std::process::ExitCode;
 

@@ -7,7 +7,7 @@ use pauc::dfdx::prelude::Cpu;
 use pauc::train::diagnostic::Diagnostic;
 use pauc::train::recipe::Concentration;
 use pauc::train::term;
-use pauc::traits::open_set::Term;
+use pauc::traits::component_ron::Term;
 use std::process::ExitCode;
 
 /// Evaluates one term.

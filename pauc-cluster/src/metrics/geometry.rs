@@ -2,7 +2,7 @@
 
 use crate::lloyd::{means, members};
 use pauc_kernels::distance::squared_distance;
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, stream};
 use rayon::prelude::*;
 
@@ -13,7 +13,7 @@ use rayon::prelude::*;
 /// left out. `None` with fewer than two clusters.
 ///
 /// Source: Rousseeuw 1987.
-pub fn silhouette(rows: Rows<'_>, assignments: &[Option<u32>], most: usize, seed: u64) -> Option<f64> {
+pub fn silhouette(rows: RowsView<'_>, assignments: &[Option<u32>], most: usize, seed: u64) -> Option<f64> {
     let mut used: Vec<(usize, u32)> =
         assignments.iter().take(rows.rows).enumerate().filter_map(|(i, a)| a.map(|a| (i, a))).collect();
     if used.len() > most {
@@ -54,7 +54,7 @@ pub fn silhouette(rows: Rows<'_>, assignments: &[Option<u32>], most: usize, seed
 /// of a cluster's samples to its mean μ. Lower is better; clusters with one mean are no competitors.
 ///
 /// Noise is left out. `None` with fewer than two clusters. Source: Davies & Bouldin 1979.
-pub fn davies_bouldin(rows: Rows<'_>, assignments: &[Option<u32>]) -> Option<f64> {
+pub fn davies_bouldin(rows: RowsView<'_>, assignments: &[Option<u32>]) -> Option<f64> {
     let (dim, k) = (rows.cols, assignments.iter().flatten().max().map_or(0, |m| *m as usize + 1));
     // Noise goes to one cluster more, which is then forgotten.
     let index: Vec<u32> = assignments.iter().map(|a| a.unwrap_or(k as u32)).collect();
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn silhouette_equals_the_value_by_hand() {
         let data = [0.0, 1.0, 10.0, 12.0, 50.0];
-        let rows = Rows::new(&data, 1);
+        let rows = RowsView::new(&data, 1);
         // a = 1, 1, 2, 2; b = mean distance to the other pair.
         let want = (10.0 / 11.0 + 9.0 / 10.0 + (9.5 - 2.0) / 9.5 + (11.5 - 2.0) / 11.5 + 0.0) / 5.0;
         let got = silhouette(rows, &some(&[0, 0, 1, 1, 2]), 100, 0).unwrap();
@@ -106,7 +106,7 @@ mod tests {
         assert_within!(got, want, tolerance::f64(11, 1.0));
         assert_eq!(silhouette(rows, &some(&[3; 5]), 100, 0), None);
         assert_eq!(silhouette(rows, &[None; 5], 100, 0), None);
-        assert_eq!(silhouette(Rows::new(&[1.0; 4], 1), &some(&[0, 0, 1, 1]), 100, 0), Some(0.0));
+        assert_eq!(silhouette(RowsView::new(&[1.0; 4], 1), &some(&[0, 0, 1, 1]), 100, 0), Some(0.0));
         let sampled = silhouette(rows, &some(&[0, 0, 1, 1, 2]), 4, 0).unwrap();
         assert!((-1.0..=1.0).contains(&sampled));
     }
@@ -117,10 +117,10 @@ mod tests {
         let mut assignments = some(&[0, 0, 1, 1, 0]);
         assignments[4] = None;
         // Spreads 1 and 2, means 1 and 12.
-        let got = davies_bouldin(Rows::new(&data, 1), &assignments).unwrap();
+        let got = davies_bouldin(RowsView::new(&data, 1), &assignments).unwrap();
         // Spreads and means are whole numbers, and exact.
         assert_within!(got, 3.0 / 11.0, tolerance::f64(3, 3.0 / 11.0));
-        assert_eq!(davies_bouldin(Rows::new(&data, 1), &some(&[0; 5])), None);
-        assert_eq!(davies_bouldin(Rows::new(&[1.0; 4], 1), &some(&[0, 0, 1, 1])), Some(0.0));
+        assert_eq!(davies_bouldin(RowsView::new(&data, 1), &some(&[0; 5])), None);
+        assert_eq!(davies_bouldin(RowsView::new(&[1.0; 4], 1), &some(&[0, 0, 1, 1])), Some(0.0));
     }
 }

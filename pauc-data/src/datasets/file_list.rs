@@ -212,8 +212,8 @@ impl FileList {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_traits::component_ron::options;
     use pauc_traits::dataset::ImageSource;
-    use pauc_traits::open_set::options;
 
     fn folder() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();

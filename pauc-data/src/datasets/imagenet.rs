@@ -94,7 +94,7 @@ impl Dataset for ImageNet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pauc_traits::open_set::options;
+    use pauc_traits::component_ron::options;
     use std::path::Path;
 
     fn picture(path: &Path, value: u8) {

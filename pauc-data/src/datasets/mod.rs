@@ -1,6 +1,6 @@
 //! Datasets, one file each, and the formats they share.
 
-pub mod arrays;
+pub mod array_datasets;
 pub mod cifar;
 pub mod cifar10;
 pub mod cifar100;
@@ -36,7 +36,7 @@ pub use pictures::OnError;
 pub use safetensors::Safetensors;
 pub use shapes::Shapes;
 pub use stl10::{Stl10, StlPart};
-pub use subset::{Share, Subset};
+pub use subset::{LabelFraction, Subset};
 pub use tar::Tar;
 
 use crate::MemoryImages;

@@ -1,6 +1,6 @@
 //! NumPy's array files.
 
-use super::arrays::{self, Array, Layout, Number};
+use super::array_datasets::{self, Array, Layout, Number};
 use pauc_traits::dataset::{Place, Splits};
 use pauc_traits::{Dataset, Error, Result, component};
 use std::path::{Path, PathBuf};
@@ -89,7 +89,7 @@ impl Dataset for Npy {
     fn open(&self, place: &Place) -> Result<Splits> {
         let read = |path: &PathBuf| {
             let path = place.resolve(path);
-            parse(arrays::bytes_of(&path)?, &path)
+            parse(array_datasets::bytes_of(&path)?, &path)
         };
         let train = (read(&self.images)?, self.labels.as_ref().map(read).transpose()?);
         if self.test_images.is_none() && self.test_labels.is_some() {
@@ -97,7 +97,7 @@ impl Dataset for Npy {
         }
         let labels = self.test_labels.as_ref().map(read).transpose()?;
         let test = self.test_images.as_ref().map(read).transpose()?.map(|images| (images, labels));
-        arrays::open(&self.images.display().to_string(), train, test, self.layout)
+        array_datasets::open(&self.images.display().to_string(), train, test, self.layout)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Images and labels in a safetensors file.
 
-use super::arrays::{self, Array, Layout, Number};
+use super::array_datasets::{self, Array, Layout, Number};
 use ::safetensors::{Dtype, SafeTensors};
 use pauc_traits::dataset::{Place, Splits};
 use pauc_traits::{Dataset, Error, Result, component};
@@ -44,7 +44,7 @@ fn tensor(file: &SafeTensors<'_>, name: &str, path: &Path) -> Result<Option<Arra
 impl Dataset for Safetensors {
     fn open(&self, place: &Place) -> Result<Splits> {
         let path = place.resolve(&self.file);
-        let bytes = arrays::bytes_of(&path)?;
+        let bytes = array_datasets::bytes_of(&path)?;
         let file = SafeTensors::deserialize(&bytes)
             .map_err(|e| Error::damaged(&path, format!("cannot be read as safetensors: {e}")))?;
         let pair = |images: &str, labels: &str| -> Result<_> {
@@ -56,7 +56,7 @@ impl Dataset for Safetensors {
             Error::damaged(&path, format!("has no tensor `images`, but {names:?}"))
         })?;
         let test = pair("test_images", "test_labels")?;
-        arrays::open(&self.file.display().to_string(), train, test, self.layout)
+        array_datasets::open(&self.file.display().to_string(), train, test, self.layout)
     }
 }
 

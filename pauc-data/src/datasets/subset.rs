@@ -5,7 +5,7 @@ use pauc_traits::registry::kind;
 use pauc_traits::{Configured, Dataset, Error, Image, ImageShape, Result, component};
 use std::sync::Arc;
 
-pub use pauc_traits::Share;
+pub use pauc_traits::LabelFraction;
 
 component! {
     /// A part of another dataset: some classes, or some images of each.
@@ -20,9 +20,9 @@ component! {
         /// The classes that are taken, by name; none: all. They keep their order and are numbered anew.
         pub classes: Vec<String> = Vec::new(),
         /// The share of the training images: `All`, `Percent1`, `Percent10` or `PerClass(n)`.
-        pub train: Share = Share::All,
+        pub train: LabelFraction = LabelFraction::All,
         /// The share of the test images.
-        pub test: Share = Share::All,
+        pub test: LabelFraction = LabelFraction::All,
     }
 }
 
@@ -75,7 +75,7 @@ impl Picked {
     }
 
     /// The share of the images whose class `renumber` keeps.
-    fn share(of: Arc<dyn ImageSource>, share: Share, renumber: Option<&[Option<u32>]>) -> Self {
+    fn share(of: Arc<dyn ImageSource>, share: LabelFraction, renumber: Option<&[Option<u32>]>) -> Self {
         let kept = |i: &usize| match (renumber, of.labels()) {
             (Some(new), Some(labels)) => new[labels[*i] as usize].is_some(),
             _ => true,
@@ -133,7 +133,7 @@ impl Dataset for Subset {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pauc_traits::open_set::options;
+    use pauc_traits::component_ron::options;
     use std::path::PathBuf;
 
     fn open(fields: &str) -> Result<Splits> {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::MemoryImages;
 use pauc_testing::{assert_within, tolerance};
-use pauc_traits::open_set::options;
+use pauc_traits::component_ron::options;
 use pauc_traits::{Image, ImageShape};
 
 const SHAPE: ImageShape = ImageShape { height: 6, width: 6, channels: 3 };

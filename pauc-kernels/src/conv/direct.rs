@@ -6,7 +6,7 @@
 use super::{Geometry, Packed, pack};
 use crate::buffer::Buffer;
 use crate::layout::{Layout, Portions, Then};
-use crate::micro::{Operands, Panel, Tap};
+use crate::microkernel::{Operands, Panel, Tap};
 use crate::simd::{Simd, dispatch};
 use crate::threads::{self, Shared};
 use std::ops::Range;

@@ -417,7 +417,7 @@ mod tests {
             let data = Data::toy(rows, dim);
             for text in FORMS {
                 let term: InfoNce =
-                    pauc_traits::open_set::options().from_str(&text.replace("InfoNce", "")).unwrap();
+                    pauc_traits::component_ron::options().from_str(&text.replace("InfoNce", "")).unwrap();
                 testing::fused_equals_plain(text, &data, &|b| term.loss(b), &|b| term.plain(b));
             }
         }

@@ -5,8 +5,8 @@ use dfdx::prelude::*;
 use pauc_traits::ops::{self, Matrix};
 use pauc_traits::term::{After, Facts, Init, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Count, Needs, Positive, Result, Scalar, Scheduled, Span, TermInfo,
-    UnitInterval, Value, component,
+    Backend, Batch, ContrastiveLoss, Count, Needs, Positive, Result, Scalar, Scheduled, TermInfo,
+    TrainingSpan, UnitInterval, Value, component,
 };
 
 component! {
@@ -52,7 +52,7 @@ component! {
         /// The momentum m of the running centre; None: the centre is the mean of the current keys of each view.
         pub centre_momentum: Option<UnitInterval> = Some(UnitInterval::lit(0.9)),
         /// How long the prototypes stay as drawn.
-        pub freeze: Span = Span::epochs(1),
+        pub freeze: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
 

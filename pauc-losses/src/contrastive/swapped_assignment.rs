@@ -5,8 +5,8 @@ use dfdx::prelude::*;
 use pauc_traits::ops::{self, Matrix};
 use pauc_traits::term::{After, Facts, Init, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Count, Needs, Positive, Result, Scalar, Scheduled, Span, TermInfo,
-    Value, component,
+    Backend, Batch, ContrastiveLoss, Count, Needs, Positive, Result, Scalar, Scheduled, TermInfo,
+    TrainingSpan, Value, component,
 };
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +55,7 @@ component! {
         /// Sinkhorn iterations.
         pub iterations: Count = Count::lit(3),
         /// How long the prototypes stay as drawn.
-        pub freeze: Span = Span::epochs(1),
+        pub freeze: TrainingSpan = TrainingSpan::epochs(1),
         /// The number of further views that codes are predicted from, at most 14; they have no codes themselves.
         pub local_views: LocalViews = LocalViews(0),
     }
@@ -266,7 +266,7 @@ mod tests {
         let term = testing::term("SwappedAssignment(prototypes: 10)");
         let [p] = &term.info().parameters(&facts)[..] else { panic!("one parameter") };
         assert_eq!((p.name, p.rows, p.cols, p.after), ("prototypes", 10, 16, After::UnitRows));
-        assert_eq!(p.frozen, Some(Span::epochs(1)));
+        assert_eq!(p.frozen, Some(TrainingSpan::epochs(1)));
         assert_eq!(term.info().chance_level(&facts), Some(10f64.ln()));
     }
 }

@@ -8,7 +8,7 @@ use pauc_kernels::layout::{Layout, copy_pixels};
 use pauc_kernels::norm::{self, Norm, Relu, Residual};
 use pauc_kernels::pool;
 use pauc_kernels::simd::{CHANNELS, Simd};
-use pauc_traits::profile::named;
+use pauc_traits::trace::named;
 use pauc_traits::{Error, Result};
 
 /// Added to a variance before its root.

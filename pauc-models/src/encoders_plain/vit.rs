@@ -203,7 +203,7 @@ impl<D: NetworkDevice> EncoderConfig<D> for VisionTransformer {
 }
 
 /// Token matrices: (B·T, width).
-type Rows<D, T> = Tensor<(usize, usize), f32, D, T>;
+type TokenRows<D, T> = Tensor<(usize, usize), f32, D, T>;
 
 impl<D: Compute> Block<D> {
     fn params(&self) -> impl Iterator<Item = &Param<D>> {
@@ -222,7 +222,7 @@ impl<D: Compute> Block<D> {
         })
     }
 
-    fn forward<T: Leaf<D>>(&self, plan: &Plan, batch: usize, x: Rows<D, T>) -> Result<Rows<D, T>> {
+    fn forward<T: Leaf<D>>(&self, plan: &Plan, batch: usize, x: TokenRows<D, T>) -> Result<TokenRows<D, T>> {
         let attended = self.attention(plan, batch, layer_norm(x.with_empty_tape(), &self.norm1)?)?;
         let x = x.try_add(attended).map_err(Error::device)?;
         let hidden = linear(layer_norm(x.with_empty_tape(), &self.norm2)?, &self.fc1)?;
@@ -231,7 +231,12 @@ impl<D: Compute> Block<D> {
     }
 
     /// softmax(q·kᵀ/√d)·v for each image and head, and the projection of the heads' outputs.
-    fn attention<T: Leaf<D>>(&self, plan: &Plan, batch: usize, x: Rows<D, T>) -> Result<Rows<D, T>> {
+    fn attention<T: Leaf<D>>(
+        &self,
+        plan: &Plan,
+        batch: usize,
+        x: TokenRows<D, T>,
+    ) -> Result<TokenRows<D, T>> {
         let (width, heads, tokens) = (plan.width, plan.heads, plan.tokens());
         let mixed = self.heads(linear(x, &self.qkv)?, (batch, tokens, heads, width / heads));
         linear(mixed.map_err(Error::device)?, &self.projection)
@@ -239,13 +244,14 @@ impl<D: Compute> Block<D> {
 
     fn heads<T: Leaf<D>>(
         &self,
-        qkv: Rows<D, T>,
+        qkv: TokenRows<D, T>,
         split: (usize, usize, usize, usize),
-    ) -> Result<Rows<D, T>, <D as HasErr>::Err> {
+    ) -> Result<TokenRows<D, T>, <D as HasErr>::Err> {
         let (batch, tokens, heads, dim) = split;
         let width = heads * dim;
-        let part =
-            |x: Rows<D, T>, n: usize| x.try_slice((.., n * width..(n + 1) * width))?.try_reshape_like(&split);
+        let part = |x: TokenRows<D, T>, n: usize| {
+            x.try_slice((.., n * width..(n + 1) * width))?.try_reshape_like(&split)
+        };
         let q = part(qkv.with_empty_tape(), 0)?.try_permute::<_, Axes4<0, 2, 1, 3>>()?;
         let k = part(qkv.with_empty_tape(), 1)?.try_permute::<_, Axes4<0, 2, 3, 1>>()?;
         let v = part(qkv, 2)?.try_permute::<_, Axes4<0, 2, 1, 3>>()?;
@@ -272,7 +278,7 @@ impl<D: Compute> Transformer<D> {
     }
 
     /// One row for each patch, its values in the order (C, patch row, patch column). Shape (B·patches, C·p²).
-    fn patches(&self, images: Images<D>) -> Result<Rows<D, NoneTape>, <D as HasErr>::Err> {
+    fn patches(&self, images: Images<D>) -> Result<TokenRows<D, NoneTape>, <D as HasErr>::Err> {
         let (batch, height, width, channels) = *images.shape();
         let p = self.plan.patch;
         let split = (batch, height / p, p, width / p, p, channels);
@@ -280,7 +286,7 @@ impl<D: Compute> Transformer<D> {
         images.try_reshape_like(&split)?.try_permute::<_, Axes6<0, 1, 3, 5, 2, 4>>()?.try_reshape_like(&rows)
     }
 
-    fn run<T: Leaf<D>>(&self, batch: usize, patches: Rows<D, T>) -> Result<Rows<D, T>> {
+    fn run<T: Leaf<D>>(&self, batch: usize, patches: TokenRows<D, T>) -> Result<TokenRows<D, T>> {
         let (tokens, width) = (self.plan.tokens(), self.plan.width);
         let embedded = linear(patches, &self.embedding)?;
         let mut x = self.with_positions(batch, embedded)?;
@@ -296,7 +302,7 @@ impl<D: Compute> Transformer<D> {
     }
 
     /// The tokens: the class token, if there is one, before the patches of each image, and positions added.
-    fn with_positions<T: Leaf<D>>(&self, batch: usize, patches: Rows<D, T>) -> Result<Rows<D, T>> {
+    fn with_positions<T: Leaf<D>>(&self, batch: usize, patches: TokenRows<D, T>) -> Result<TokenRows<D, T>> {
         let (tokens, width) = (self.plan.tokens(), self.plan.width);
         let grid = (batch, self.plan.patches(), width);
         let mut x = patches.try_reshape_like(&grid).map_err(Error::device)?;

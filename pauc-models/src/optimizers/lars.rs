@@ -3,7 +3,7 @@
 use super::{Mover, is_weight_like, movers};
 use crate::device::NetworkDevice;
 use pauc_kernels::optim as kernel;
-use pauc_traits::optimizer::{Moment, State};
+use pauc_traits::optimizer::{State, StepContext};
 use pauc_traits::{
     LearningRate, NonNegative, Optimizer, Param, Positive, Result, Scheduled, UnitInterval, component,
 };
@@ -39,7 +39,7 @@ impl<D: NetworkDevice> Optimizer<D> for Lars {
         self.lr.at(batch)
     }
 
-    fn step(&self, device: &D, params: &[Param<D>], state: &mut State<D>, now: &Moment) -> Result<()> {
+    fn step(&self, device: &D, params: &[Param<D>], state: &mut State<D>, now: &StepContext) -> Result<()> {
         let weight_decay = self.weight_decay.at(&now.clock);
         let mut all = movers(params, state, now)?;
         let buffers: Vec<_> = all.iter().flat_map(|m| [&*m.value, &*m.grad]).collect();

@@ -18,7 +18,7 @@ fn fit_all(
     l2: f64,
     tolerance: f64,
 ) -> (Vec<f64>, Outcome) {
-    let rows = Rows::new(x, dim);
+    let rows = RowsView::new(x, dim);
     let x = Standardisation::of(rows).apply(rows, &(0..rows.rows).collect::<Vec<_>>());
     let part = Part::new(&x, labels, dim, classes);
     let mut weights = vec![0.0; classes * (dim + 1)];
@@ -45,7 +45,7 @@ fn the_optimum_is_the_one_of_scikit_learn() {
     // The exact gradient at the end is what the search stops at and the rounding of the gradient. The
     // curvature is λ at least, but for a common shift of all biases, which the loss does not see: ‖Δ‖ ≤
     // ‖g‖/λ, and the loss is ‖g‖²/2λ above its smallest value at most.
-    let rows = Rows::new(&x, 4);
+    let rows = RowsView::new(&x, 4);
     let standard = Standardisation::of(rows).apply(rows, &(0..rows.rows).collect::<Vec<_>>());
     let [of_loss, of_gradient] = rounding(&standard, &labels, 4, 3, &weights, rows.rows);
     let gradient = (want.len() as f64).sqrt() * (stop + of_gradient);
@@ -149,7 +149,7 @@ fn separable_classes_are_learnt_and_noise_asks_for_strong_regularisation() {
     let ((x, y), (tx, ty)) = (make(200, 0), make(2000, 1 << 20));
     let run = |l2: Vec<f64>| {
         let options = LinearOptions { l2, ..Default::default() };
-        linear_probe(Rows::new(&x, 30), &y, Rows::new(&tx, 30), &ty, 2, &options).unwrap()
+        linear_probe(RowsView::new(&x, 30), &y, RowsView::new(&tx, 30), &ty, 2, &options).unwrap()
     };
     let (chosen, weak) = (run(LinearOptions::default().l2), run(vec![1e-5]));
     assert!(chosen.l2 >= 0.01 && chosen.converged, "{chosen:?}");
@@ -160,10 +160,10 @@ fn separable_classes_are_learnt_and_noise_asks_for_strong_regularisation() {
 #[test]
 fn constant_columns_and_single_samples_do_no_harm() {
     let x = [1.0f32, 7.0, -1.0, 7.0, 1.0, 7.0];
-    let rows = Rows::new(&x, 2);
+    let rows = RowsView::new(&x, 2);
     let probe = linear_probe(rows, &[0, 1, 0], rows, &[0, 1, 0], 2, &LinearOptions::default()).unwrap();
     assert_eq!((probe.accuracy, probe.grid.len(), probe.l2), (1.0, 0, 1.0), "too few to hold any out");
-    let one = Rows::new(&x[..2], 2);
+    let one = RowsView::new(&x[..2], 2);
     assert_eq!(linear_probe(one, &[1], one, &[1], 2, &LinearOptions::default()).unwrap().accuracy, 1.0);
     let options = LinearOptions { l2: vec![], ..Default::default() };
     assert!(linear_probe(rows, &[0, 1, 0], rows, &[0, 1, 0], 2, &options).is_err());
@@ -197,8 +197,8 @@ struct Lent {
 impl ProbesOnDevice for Lender {
     fn highest(
         &self,
-        _: Rows<'_>,
-        _: Rows<'_>,
+        _: RowsView<'_>,
+        _: RowsView<'_>,
         _: Option<&[f32]>,
         _: usize,
     ) -> Result<Option<Vec<Neighbours>>> {
@@ -207,7 +207,7 @@ impl ProbesOnDevice for Lender {
 
     fn regression(
         &self,
-        rows: Rows<'_>,
+        rows: RowsView<'_>,
         labels: &[u32],
         classes: usize,
     ) -> Result<Option<Box<dyn RegressionOnDevice>>> {
@@ -230,7 +230,7 @@ impl Lent {
 
 impl RegressionOnDevice for Lent {
     fn scatter(&self) -> Result<Vec<f64>> {
-        let sums = scatter(Rows::new(&self.x, self.dim), &vec![0.0; self.dim]);
+        let sums = scatter(RowsView::new(&self.x, self.dim), &vec![0.0; self.dim]);
         Ok((0..self.dim * self.dim).map(|i| sums[(i / self.dim, i % self.dim)]).collect())
     }
 
@@ -248,7 +248,7 @@ impl RegressionOnDevice for Lent {
 #[test]
 fn what_a_device_lends_is_used_and_its_lack_of_memory_is_no_error() {
     let (x, labels) = overlapping();
-    let (train, test) = (Rows::new(&x[..400], 4), Rows::new(&x[400..], 4));
+    let (train, test) = (RowsView::new(&x[..400], 4), RowsView::new(&x[400..], 4));
     let on = Labelled { train, labels: &labels[..100], test, test_labels: &labels[100..] };
     let fit = |device: Option<&dyn ProbesOnDevice>| fitted(device, &on, 3, &LinearOptions::default());
     let want = fit(None).unwrap();

@@ -2,7 +2,7 @@ use super::*;
 use pauc_traits::probe::SplitView;
 
 fn probe(text: &str) -> LinearSgd {
-    pauc_traits::open_set::options().from_str(text).unwrap()
+    pauc_traits::component_ron::options().from_str(text).unwrap()
 }
 
 /// Two noisy classes along two axes and a third one at the origin, in 3 values.
@@ -133,7 +133,7 @@ fn standardised_features_do_not_know_their_scale() {
 fn views_need_a_network_and_features() {
     let (x, y) = cloud(30, 0.2);
     assert_eq!(measure(&probe("(views: CropFlip)"), &x, &y, &x, &y), []);
-    let rows = Rows::new(&x, 3);
+    let rows = RowsView::new(&x, 3);
     let split = SplitView { features: rows, embeddings: rows, labels: Some(&y), images: None };
     let context = ProbeContext {
         train: split,

@@ -1,6 +1,6 @@
 use super::*;
+use pauc_traits::component_ron::options;
 use pauc_traits::dataset::ImageSource;
-use pauc_traits::open_set::options;
 use std::io::Write;
 
 fn picture(value: u8) -> Vec<u8> {

@@ -85,7 +85,7 @@ fn blur(p: UnitInterval, size: Count) -> Arc<dyn Augmentation> {
 #[cfg(test)]
 mod tests {
     use crate::{ViewPipeline, ViewSpec};
-    use pauc_traits::open_set::options;
+    use pauc_traits::component_ron::options;
     use pauc_traits::rng::{Purpose, stream};
     use pauc_traits::{Image, ImageShape};
 

@@ -22,7 +22,7 @@ use self::transforms::{
 use super::{Geometry, Packed, pack as weights};
 use crate::buffer::{Buffer, scratch};
 use crate::layout::{Layout, Portions, Then};
-use crate::micro::{Operands, Panel, Tap};
+use crate::microkernel::{Operands, Panel, Tap};
 use crate::norm;
 use crate::simd::{CHANNELS, Simd, dispatch};
 use crate::threads::{self, Shared};

@@ -9,7 +9,7 @@ use pauc_kernels::distance::{
     Packed, add_rows, biases, dot, mean_row, nearest, nearest_scored, squared_distance,
 };
 use pauc_kernels::gemm::{Strides, gemm};
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use rayon::prelude::*;
 
 /// Rows of one task; fixed, so that tasks are the same for every number of threads.
@@ -23,19 +23,19 @@ const SIDE: usize = 64;
 
 /// The cells nearest to each row.
 #[derive(Debug)]
-pub struct Probing<'a> {
-    rows: Rows<'a>,
+pub struct InvertedFile<'a> {
+    rows: RowsView<'a>,
     width: usize,
     /// `width` cells of each row, nearest first.
     cells: Vec<u32>,
 }
 
-impl<'a> Probing<'a> {
+impl<'a> InvertedFile<'a> {
     /// Finds each row's `width` nearest centres.
     ///
     /// # Shapes
     /// rows (N, D), centres G·D with G ≥ `width` ≥ 1
-    pub fn new(rows: Rows<'a>, centres: &[f32], width: usize) -> Self {
+    pub fn new(rows: RowsView<'a>, centres: &[f32], width: usize) -> Self {
         let (dim, count) = (rows.cols, centres.len() / rows.cols);
         // Around the centres' mean, so that features far from the origin keep their digits.
         let origin = mean_row(centres, dim);
@@ -56,7 +56,7 @@ impl<'a> Probing<'a> {
                 }
             },
         );
-        Probing { rows, width, cells }
+        InvertedFile { rows, width, cells }
     }
 
     /// The nearest cell of each row.
@@ -74,13 +74,13 @@ impl<'a> Probing<'a> {
         let dim = self.rows.cols;
         let origin = mean_row(centroids, dim);
         let listed: Vec<Vec<f32>> =
-            lists.par_iter().map(|list| gather(Rows::new(centroids, dim), list)).collect();
+            lists.par_iter().map(|list| gather(RowsView::new(centroids, dim), list)).collect();
         let packed: Vec<Packed<'_>> = listed.par_iter().map(|c| Packed::around(c, &origin)).collect();
         let tasks = index.par_chunks_mut(TASK).zip(self.cells.par_chunks(TASK * self.width));
         let found: Vec<(f64, usize)> = tasks
             .zip(self.rows.data.par_chunks(TASK * dim))
             .map(|((index, cells), data)| {
-                self.task(Rows::new(data, dim), cells, index, centroids, lists, &packed)
+                self.task(RowsView::new(data, dim), cells, index, centroids, lists, &packed)
             })
             .collect();
         found.into_iter().fold((0.0, 0), |(sum, moved), (s, m)| (sum + s, moved + m))
@@ -88,7 +88,7 @@ impl<'a> Probing<'a> {
 
     fn task(
         &self,
-        rows: Rows<'_>,
+        rows: RowsView<'_>,
         cells: &[u32],
         index: &mut [u32],
         centroids: &[f32],
@@ -171,7 +171,7 @@ impl Sums {
     ///
     /// # Shapes
     /// rows (N, D), index N in 0..k
-    pub fn new(rows: Rows<'_>, index: &[u32], k: usize) -> Self {
+    pub fn new(rows: RowsView<'_>, index: &[u32], k: usize) -> Self {
         let dim = rows.cols;
         let (mut sums, mut counts) = (vec![0.0f64; k * dim], vec![0usize; k]);
         let part = (PART / dim).max(1);
@@ -186,7 +186,7 @@ impl Sums {
     }
 
     /// Moves the rows whose cluster has changed.
-    pub fn follow(&mut self, rows: Rows<'_>, before: &[u32], after: &[u32]) {
+    pub fn follow(&mut self, rows: RowsView<'_>, before: &[u32], after: &[u32]) {
         let dim = rows.cols;
         for (i, (from, to)) in before.iter().zip(after).enumerate().filter(|(_, (from, to))| from != to) {
             for (cluster, sign) in [(*from as usize, -1.0), (*to as usize, 1.0)] {
@@ -262,21 +262,21 @@ fn nearest_of(scores: &[f32], width: usize, least: &mut Vec<f32>, near: &mut Vec
 ///
 /// # Shapes
 /// rows (N, D), centroids K·D, K lists, index N
-pub fn step(rows: Rows<'_>, centroids: &[f32], lists: &[Vec<u32>], index: &mut [u32]) -> (f64, usize) {
+pub fn step(rows: RowsView<'_>, centroids: &[f32], lists: &[Vec<u32>], index: &mut [u32]) -> (f64, usize) {
     let dim = rows.cols;
     let origin = mean_row(centroids, dim);
     let all = biases(centroids, &origin);
     let (mut sum, mut moved) = (0.0f64, 0);
     let part = (PART / dim).max(1);
     for (index, data) in index.chunks_mut(part).zip(rows.data.chunks(part * dim)) {
-        let part = Rows::new(data, dim);
+        let part = RowsView::new(data, dim);
         let (order, starts) = members(index, lists.len());
         let found: Vec<(Vec<u32>, f64)> = (0..lists.len())
             .into_par_iter()
             .filter(|c| starts[*c] < starts[c + 1])
             .map(|c| {
                 let own = &order[starts[c]..starts[c + 1]];
-                let chosen = gather(Rows::new(centroids, dim), &lists[c]);
+                let chosen = gather(RowsView::new(centroids, dim), &lists[c]);
                 let biases: Vec<f64> = lists[c].iter().map(|c| all[*c as usize]).collect();
                 let packed = Packed::with_biases(&chosen, &origin, &biases);
                 let (mut index, mut square) = (vec![0u32; own.len()], vec![0.0f32; own.len()]);
@@ -298,7 +298,7 @@ pub fn step(rows: Rows<'_>, centroids: &[f32], lists: &[Vec<u32>], index: &mut [
 }
 
 /// Σ‖x − c‖² of rows and their centroids.
-pub fn objective(rows: Rows<'_>, index: &[u32], centroids: &[f32]) -> f64 {
+pub fn objective(rows: RowsView<'_>, index: &[u32], centroids: &[f32]) -> f64 {
     let dim = rows.cols;
     let of = |(index, data): (&[u32], &[f32])| -> f64 {
         let squares = data
@@ -326,7 +326,7 @@ mod tests {
         // More rows than are looked at together, and far from the origin.
         let data: Vec<f32> = wave(600 * 3).iter().map(|v| v + 50.0).collect();
         let centres = data[900..900 + 11 * 3].to_vec();
-        let probing = Probing::new(Rows::new(&data, 3), &centres, 4);
+        let probing = InvertedFile::new(RowsView::new(&data, 3), &centres, 4);
         let centres = Centroids::exact(&centres, 3);
         for (x, cells) in data.chunks(3).zip(probing.cells.chunks(4)) {
             let far = |c: u32| oracle::square(x, centres.row(c as usize));
@@ -349,7 +349,7 @@ mod tests {
         let (data, centroids) = (wave(300 * 3), wave(900)[600..660].to_vec());
         let lists = [vec![0, 4, 9, 19], (0..12).collect(), vec![11], vec![7], vec![3, 5, 18]];
         let centres = wave(1500)[1200..1215].to_vec();
-        let probing = Probing::new(Rows::new(&data, 3), &centres, 2);
+        let probing = InvertedFile::new(RowsView::new(&data, 3), &centres, 2);
         let before: Vec<u32> =
             (0..300u32).map(|i| if i.is_multiple_of(3) { u32::MAX } else { i % 20 }).collect();
         let mut index = before.clone();
@@ -402,7 +402,7 @@ mod tests {
             }
             let before: Vec<u32> = (0..500).map(|i| i * 7 % 130).collect();
             let mut index = before.clone();
-            let (sum, moved) = step(Rows::new(&data, 3), &centroids, &lists, &mut index);
+            let (sum, moved) = step(RowsView::new(&data, 3), &centroids, &lists, &mut index);
             let mut total = Rounded::default();
             for (i, x) in data.chunks(3).enumerate() {
                 let list = lists[before[i] as usize].iter().map(|c| *c as usize);
@@ -413,14 +413,14 @@ mod tests {
             }
             assert_within!(sum, total.value, total.error);
             assert_eq!(moved, (0..500).filter(|i| index[*i] != before[*i]).count());
-            assert_within!(objective(Rows::new(&data, 3), &index, &centroids), total.value, total.error);
+            assert_within!(objective(RowsView::new(&data, 3), &index, &centroids), total.value, total.error);
         }
     }
 
     #[test]
     fn means_are_those_of_lloyd_also_after_rows_have_moved() {
         let data = wave(500 * 4);
-        let rows = Rows::new(&data, 4);
+        let rows = RowsView::new(&data, 4);
         let before: Vec<u32> = (0..500).map(|i| i * i % 11).collect();
         let after: Vec<u32> =
             (0..500u32).map(|i| if i.is_multiple_of(3) { 10 - i % 11 } else { i * i % 11 }).collect();

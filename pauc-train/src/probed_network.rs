@@ -5,10 +5,10 @@ use crate::evaluate;
 use crate::plan::Plan;
 use pauc_data::{Batches, Loader, LoaderOptions, ViewPipeline};
 use pauc_models::device::NetworkDevice;
-use pauc_models::network::{Network, Rows, backward_with};
+use pauc_models::network::{Network, TapedRows, backward_with};
 use pauc_models::optimizers::Sgd;
 use pauc_traits::dataset::ImageSource;
-use pauc_traits::optimizer::{Moment, State};
+use pauc_traits::optimizer::{State, StepContext};
 use pauc_traits::param::{Param, clear_gradients};
 use pauc_traits::probe::{ProbedNetwork, Tuning, Views};
 use pauc_traits::rng::{Purpose, stream};
@@ -18,7 +18,7 @@ use rand::RngCore;
 use std::sync::Arc;
 
 /// A network that is lent to probes, and the views that its images pass through.
-pub(crate) struct Lent<'a, D: NetworkDevice> {
+pub(crate) struct LentNetwork<'a, D: NetworkDevice> {
     device: &'a D,
     network: &'a Network<D>,
     evaluation: &'a ViewPipeline,
@@ -26,13 +26,13 @@ pub(crate) struct Lent<'a, D: NetworkDevice> {
     crops: Result<ViewPipeline>,
 }
 
-impl<'a, D: NetworkDevice> Lent<'a, D> {
+impl<'a, D: NetworkDevice> LentNetwork<'a, D> {
     /// A network, for images of the plan's data.
     pub fn new(device: &'a D, network: &'a Network<D>, plan: &'a Plan) -> Self {
         let evaluation = &plan.evaluation;
         let (input, statistics) = (plan.splits.train.shape(), evaluation.statistics(0));
         let crops = ViewPipeline::crops_and_flips(&plan.recipe.views, input, statistics);
-        Lent { device, network, evaluation, crops }
+        LentNetwork { device, network, evaluation, crops }
     }
 
     fn view(&self, views: Views) -> Result<&ViewPipeline> {
@@ -57,7 +57,7 @@ fn apart(seed: u64) -> u64 {
     stream(seed, Purpose::Probe, 0, 0, 3).next_u64()
 }
 
-impl<D: NetworkDevice> ProbedNetwork for Lent<'_, D> {
+impl<D: NetworkDevice> ProbedNetwork for LentNetwork<'_, D> {
     fn features(
         &self,
         images: &Arc<dyn ImageSource>,
@@ -88,7 +88,7 @@ impl<D: NetworkDevice> ProbedNetwork for Lent<'_, D> {
         let steps_per_epoch = loader.steps_per_epoch();
         let total_steps = epochs * steps_per_epoch;
         let state = D::optimizer(&sgd(0.0)).start(self.device, &params)?;
-        Ok(Box::new(Tuned {
+        Ok(Box::new(FineTuned {
             device: self.device.clone(),
             batches: loader.batches(0..total_steps),
             evaluation: self.evaluation.clone(),
@@ -112,7 +112,7 @@ fn sgd(weight_decay: f64) -> Sgd {
     }
 }
 
-struct Tuned<D: NetworkDevice> {
+struct FineTuned<D: NetworkDevice> {
     device: D,
     network: Network<D>,
     params: Vec<Param<D>>,
@@ -121,10 +121,10 @@ struct Tuned<D: NetworkDevice> {
     evaluation: ViewPipeline,
     clock: Clock,
     /// The features of the last batch, with their tape.
-    pending: Option<Rows<D>>,
+    pending: Option<TapedRows<D>>,
 }
 
-impl<D: NetworkDevice> Tuning for Tuned<D> {
+impl<D: NetworkDevice> Tuning for FineTuned<D> {
     fn steps_per_epoch(&self) -> u64 {
         self.clock.horizon.steps_per_epoch
     }
@@ -151,7 +151,7 @@ impl<D: NetworkDevice> Tuning for Tuned<D> {
             return Err(Error::config("fine-tuning: no batch is waiting for its gradient"));
         };
         backward_with(rows, gradient, None)?;
-        let now = Moment { lr, clock: self.clock };
+        let now = StepContext { lr, clock: self.clock };
         D::optimizer(&sgd(weight_decay)).step(&self.device, &self.params, &mut self.state, &now)?;
         self.clock.step += 1;
         Ok(())

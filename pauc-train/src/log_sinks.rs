@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 
 /// The open files. Both are appended to; what a continued run takes again stands in them twice.
 #[derive(Debug)]
-pub struct Mirrors {
+pub struct LogSinks {
     path: PathBuf,
     text: File,
     board: EventFile,
 }
 
-impl Mirrors {
+impl LogSinks {
     /// Opens `log.txt` in a run's folder, and begins an event file.
     ///
     /// # Errors
@@ -25,7 +25,7 @@ impl Mirrors {
         let path = run.join("log.txt");
         let text = OpenOptions::new().create(true).append(true).open(&path);
         let text = text.map_err(|e| Error::io(&path, e))?;
-        Ok(Mirrors { path, text, board: EventFile::create(run)? })
+        Ok(LogSinks { path, text, board: EventFile::create(run)? })
     }
 
     /// Appends an event to both.

@@ -1,11 +1,11 @@
 //! Where time goes: named spans, timed on their thread while a recording is on.
 //!
 //! ```
-//! use pauc_traits::profile;
-//! let (sum, stages) = profile::record(|| {
-//!     let _outer = profile::span("sums");
+//! use pauc_traits::trace;
+//! let (sum, stages) = trace::record(|| {
+//!     let _outer = trace::span("sums");
 //!     (0..3).map(|i| {
-//!         let _inner = profile::span("one");
+//!         let _inner = trace::span("one");
 //!         i
 //!     }).sum::<u32>()
 //! });
@@ -32,7 +32,7 @@ pub struct Stage {
 }
 
 /// A clock that tells times only afterwards: that of a device which works behind the thread that asks it to.
-pub trait Clock {
+pub trait TraceClock {
     /// Marks this moment of the device's work, and returns the mark's number.
     fn mark(&self) -> u64;
     /// The time between two marks; waits until the device has passed both.
@@ -53,11 +53,11 @@ thread_local! {
     static DEPTH: Cell<usize> = const { Cell::new(0) };
     static OPEN: Cell<usize> = const { Cell::new(0) };
     static RECORDING: RefCell<Recording> = RefCell::default();
-    static CLOCK: RefCell<Option<Rc<dyn Clock>>> = const { RefCell::new(None) };
+    static CLOCK: RefCell<Option<Rc<dyn TraceClock>>> = const { RefCell::new(None) };
 }
 
 /// As [`record`], with times by a device's clock, where there is one.
-pub fn record_by<T>(clock: Option<Rc<dyn Clock>>, work: impl FnOnce() -> T) -> (T, Vec<Stage>) {
+pub fn record_by<T>(clock: Option<Rc<dyn TraceClock>>, work: impl FnOnce() -> T) -> (T, Vec<Stage>) {
     CLOCK.replace(clock);
     record_to(usize::MAX, work)
 }
@@ -109,19 +109,19 @@ fn mark() -> Option<u64> {
 /// A span that ends when this is dropped.
 #[must_use = "the span ends when this is dropped"]
 #[derive(Debug)]
-pub struct Span {
+pub struct TraceSpan {
     begun: Option<(usize, Begin)>,
     // Spans belong to the thread that opened them.
     thread: PhantomData<*const ()>,
 }
 
 /// Opens a span; costs a few nanoseconds while nothing is recorded.
-pub fn span<'a>(name: impl Into<Cow<'a, str>>) -> Span {
+pub fn span<'a>(name: impl Into<Cow<'a, str>>) -> TraceSpan {
     named(|| name.into())
 }
 
 /// Opens a span whose name is only made while something is recorded.
-pub fn named<'a>(name: impl FnOnce() -> Cow<'a, str>) -> Span {
+pub fn named<'a>(name: impl FnOnce() -> Cow<'a, str>) -> TraceSpan {
     let begun = (OPEN.get() < DEPTH.get()).then(|| {
         let name = name();
         let index = RECORDING.with_borrow_mut(|r| {
@@ -140,10 +140,10 @@ pub fn named<'a>(name: impl FnOnce() -> Cow<'a, str>) -> Span {
         });
         (index, mark().map_or_else(|| Begin::Host(Instant::now()), Begin::Device))
     });
-    Span { begun, thread: PhantomData }
+    TraceSpan { begun, thread: PhantomData }
 }
 
-impl Drop for Span {
+impl Drop for TraceSpan {
     fn drop(&mut self) {
         let Some((index, begun)) = &self.begun else { return };
         if DEPTH.get() == 0 {
@@ -175,7 +175,7 @@ mod tests {
     #[derive(Default)]
     struct Ticks(Cell<u64>);
 
-    impl Clock for Ticks {
+    impl TraceClock for Ticks {
         fn mark(&self) -> u64 {
             self.0.replace(self.0.get() + 1)
         }

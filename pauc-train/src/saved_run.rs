@@ -2,17 +2,17 @@
 
 use crate::checkpoint;
 use crate::engine::Engine;
-use crate::evaluate::{self, Embedded, Subject};
+use crate::evaluate::{self, Embedded, ProbeInputs};
 use crate::plan::{Plan, PlanError};
+use crate::probed_network::LentNetwork;
 use crate::recipe::{LoadError, Recipe};
 use crate::run_dir::RunDir;
-use crate::tuning::Lent;
 use pauc_data::ViewPipeline;
 use pauc_data::datasets::subset::Picked;
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
+use pauc_traits::component_ron::Configured;
 use pauc_traits::dataset::{ImageSource, Place};
-use pauc_traits::open_set::Configured;
 use pauc_traits::probe::Metric;
 use pauc_traits::{Clustering, Dataset, Error, Probe, Result};
 use std::path::{Path, PathBuf};
@@ -58,7 +58,7 @@ pub enum OpenError {
 }
 
 /// A run's plan, on its own data or on another dataset.
-pub struct Saved {
+pub struct SavedRun {
     /// The plan; its splits are those to look at.
     pub plan: Plan,
     /// The checkpoint.
@@ -69,7 +69,7 @@ pub struct Saved {
     own_data: bool,
 }
 
-impl Saved {
+impl SavedRun {
     /// Opens the run in a folder. `data` takes the place of the recipe's dataset; its images pass through the run's
     /// evaluation view, normalised with the statistics of the data that the run was trained on. `checkpoint` takes the
     /// place of the last one.
@@ -82,7 +82,7 @@ impl Saved {
         place: &Place,
         data: Option<&Configured<dyn Dataset>>,
         checkpoint: Option<&Path>,
-    ) -> Result<Saved, OpenError> {
+    ) -> Result<SavedRun, OpenError> {
         let recipe = run.join("recipe.resolved.ron");
         if !recipe.is_file() {
             return Err(OpenError::NoRun(run.to_path_buf()));
@@ -111,7 +111,7 @@ impl Saved {
             _ => Error::io(&checkpoint, e),
         })?;
         let weights = blake3::hash(&bytes).to_hex().to_string();
-        Ok(Saved { plan, checkpoint, weights, own_data: data.is_none() })
+        Ok(SavedRun { plan, checkpoint, weights, own_data: data.is_none() })
     }
 
     /// The split's images.
@@ -154,7 +154,7 @@ impl Saved {
     /// split is scored, the others are learnt from, and the metrics' names end in `@train/5`.
     ///
     /// # Errors
-    /// What a probe reports, or as [`Saved::embed`].
+    /// What a probe reports, or as [`SavedRun::embed`].
     pub fn eval<D: NetworkDevice>(
         &self,
         device: &D,
@@ -198,8 +198,8 @@ impl Saved {
                 (learnt_rows, scored_rows, parts)
             }
         };
-        let lent = Lent::new(device, branch(&mut engine, momentum)?, &self.plan);
-        let subject = Subject {
+        let lent = LentNetwork::new(device, branch(&mut engine, momentum)?, &self.plan);
+        let subject = ProbeInputs {
             splits: &splits,
             levels: &levels,
             concentrations: &concentrations,

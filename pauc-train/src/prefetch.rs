@@ -7,14 +7,14 @@ use pauc_traits::encoder::Images;
 use std::ops::Range;
 
 /// Images on a device, each branch's as it reads them.
-pub(crate) struct Ahead<D: NetworkDevice> {
+pub(crate) struct DevicePrefetch<D: NetworkDevice> {
     /// The batch that they are of: its epoch, its step, its samples.
     of: (u64, u64, Vec<u64>),
     /// By the views that they are made of.
     images: Vec<(Vec<usize>, Vec<Images<D>>)>,
 }
 
-impl<D: NetworkDevice> Ahead<D> {
+impl<D: NetworkDevice> DevicePrefetch<D> {
     /// Sends all samples of a batch, in the views that each branch reads.
     ///
     /// # Errors
@@ -24,7 +24,7 @@ impl<D: NetworkDevice> Ahead<D> {
         for read in branches {
             sent.push((read.to_vec(), images(device, views, data, read, &(0..data.ids.len()))?));
         }
-        Ok(Ahead { of: (data.epoch, data.step, data.ids.clone()), images: sent })
+        Ok(DevicePrefetch { of: (data.epoch, data.step, data.ids.clone()), images: sent })
     }
 
     /// What was sent of a batch in some views, once.

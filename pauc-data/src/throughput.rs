@@ -81,7 +81,7 @@ mod tests {
         let source: Arc<dyn ImageSource> =
             Arc::new(MemoryImages::new(shape, vec![7; 192 * 20], None).unwrap());
         let specs: Vec<ViewSpec> =
-            pauc_traits::open_set::options().from_str("[(ops: [RandomResizedCrop(size: 8)])]").unwrap();
+            pauc_traits::component_ron::options().from_str("[(ops: [RandomResizedCrop(size: 8)])]").unwrap();
         let views = ViewPipeline::training(&specs, Some(shape), &[(0.5, 0.2); 3]).unwrap();
         for threads in [0, 2] {
             let speed = measure(&source, &views, Count::lit(5), threads, Duration::from_millis(1)).unwrap();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 /// Which of a class's images are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Share {
+pub enum LabelFraction {
     /// All.
     All,
     /// ⌈1 %⌉ of each class.
@@ -17,24 +17,24 @@ pub enum Share {
     PerClass(Count),
 }
 
-impl Share {
+impl LabelFraction {
     /// The name in descriptions.
     pub fn name(self) -> String {
         match self {
-            Share::All => "all".into(),
-            Share::Percent1 => "1 % of each class".into(),
-            Share::Percent10 => "10 % of each class".into(),
-            Share::PerClass(n) => format!("{n} of each class"),
+            LabelFraction::All => "all".into(),
+            LabelFraction::Percent1 => "1 % of each class".into(),
+            LabelFraction::Percent10 => "10 % of each class".into(),
+            LabelFraction::PerClass(n) => format!("{n} of each class"),
         }
     }
 
     /// The name in a metric: `labels100%`, `labels1%`, `labels10%` or `labels5perclass`.
     pub fn protocol(self) -> String {
         match self {
-            Share::All => "labels100%".into(),
-            Share::Percent1 => "labels1%".into(),
-            Share::Percent10 => "labels10%".into(),
-            Share::PerClass(n) => format!("labels{n}perclass"),
+            LabelFraction::All => "labels100%".into(),
+            LabelFraction::Percent1 => "labels1%".into(),
+            LabelFraction::Percent10 => "labels10%".into(),
+            LabelFraction::PerClass(n) => format!("labels{n}perclass"),
         }
     }
 
@@ -52,10 +52,10 @@ impl Share {
         let mut chosen = Vec::new();
         for mut all in classes.into_values() {
             let n = match self {
-                Share::All => all.len(),
-                Share::Percent1 => all.len().div_ceil(100),
-                Share::Percent10 => all.len().div_ceil(10),
-                Share::PerClass(n) => n.get().min(all.len()),
+                LabelFraction::All => all.len(),
+                LabelFraction::Percent1 => all.len().div_ceil(100),
+                LabelFraction::Percent10 => all.len().div_ceil(10),
+                LabelFraction::PerClass(n) => n.get().min(all.len()),
             };
             all.sort_unstable();
             chosen.extend(all[..n].iter().map(|a| a.1));
@@ -72,17 +72,17 @@ mod tests {
     #[test]
     fn shares_are_fixed_nested_and_balanced() {
         let labels: Vec<u32> = (0..1000).map(|i| i % 3).collect();
-        let choose = |s: Share| s.choose(Some(&labels), 1000);
-        let (one, ten) = (choose(Share::Percent1), choose(Share::Percent10));
-        assert_eq!((one.len(), ten.len(), choose(Share::All).len()), (4 * 3, 34 * 3, 1000));
+        let choose = |s: LabelFraction| s.choose(Some(&labels), 1000);
+        let (one, ten) = (choose(LabelFraction::Percent1), choose(LabelFraction::Percent10));
+        assert_eq!((one.len(), ten.len(), choose(LabelFraction::All).len()), (4 * 3, 34 * 3, 1000));
         assert!(one.iter().all(|i| ten.contains(i)) && one.is_sorted());
-        assert_eq!(choose(Share::PerClass(Count::lit(34))), ten);
+        assert_eq!(choose(LabelFraction::PerClass(Count::lit(34))), ten);
         for class in 0..3 {
             assert_eq!(one.iter().filter(|i| labels[**i as usize] == class).count(), 4);
         }
         // The list is part of the recipe language: it may never change.
-        assert_eq!(Share::Percent1.choose(None, 300), FIXED);
-        assert_eq!(Share::Percent1.choose(None, 0), [0u32; 0]);
+        assert_eq!(LabelFraction::Percent1.choose(None, 300), FIXED);
+        assert_eq!(LabelFraction::Percent1.choose(None, 0), [0u32; 0]);
     }
 
     const FIXED: [u32; 3] = [45, 48, 258];

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 /// The marks of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Marks {
+pub struct RunProgress {
     /// Events in `metrics.jsonl`.
     pub events: u64,
     /// Whether the baselines were measured.
@@ -29,7 +29,7 @@ pub struct Marks {
     pub terms: BTreeMap<String, Sum>,
 }
 
-impl Marks {
+impl RunProgress {
     /// Whether this is the first warning under `key`.
     pub fn first(&mut self, key: &str) -> bool {
         let first = !self.warned.iter().any(|k| k == key);
@@ -125,12 +125,13 @@ mod tests {
 
     #[test]
     fn marks_come_back_as_they_were() {
-        let mut marks = Marks { events: 7, probed: Some(3), phase: "warm-up".into(), ..Marks::default() };
+        let mut marks =
+            RunProgress { events: 7, probed: Some(3), phase: "warm-up".into(), ..RunProgress::default() };
         marks.best = Some(Peak { step: 1, value: 0.1 + 0.2 });
         marks.terms.insert("InfoNce".into(), Sum { sum: 1.0 / 3.0, count: 3, at_chance: 1 });
         assert!(marks.first("a") && !marks.first("a") && marks.first("b"));
         let text = serde_json::to_string(&marks).unwrap();
-        assert_eq!(serde_json::from_str::<Marks>(&text).unwrap(), marks);
+        assert_eq!(serde_json::from_str::<RunProgress>(&text).unwrap(), marks);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use pauc_kernels::distance::dot;
 use pauc_traits::clusterer::FitContext;
-use pauc_traits::probe::Rows;
+use pauc_traits::probe::RowsView;
 use pauc_traits::{Clustering, Error, Result};
 use rayon::prelude::*;
 
@@ -13,7 +13,7 @@ pub trait HostClusterer {
     ///
     /// # Errors
     /// As [`pauc_traits::Clusterer::fit`].
-    fn fit_rows(&self, rows: Rows<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>>;
+    fn fit_rows(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>>;
 }
 
 /// Implements `Clusterer<D>` for a [`HostClusterer`] with fields `start` and `every`; `$levels` is the body of
@@ -27,7 +27,7 @@ macro_rules! clusterer_on_host {
                 context: pauc_traits::clusterer::FitContext<'_>,
             ) -> pauc_traits::Result<Vec<pauc_traits::Clustering>> {
                 let data = features.device.host_view(features.data)?;
-                let rows = $crate::host::checked(&data, features.rows, features.cols)?;
+                let rows = $crate::host_clusterer::checked(&data, features.rows, features.cols)?;
                 $crate::HostClusterer::fit_rows(self, rows, context)
             }
             fn prototypes(&self) -> Vec<Option<usize>> {
@@ -37,10 +37,10 @@ macro_rules! clusterer_on_host {
             $(fn needs_labels(&self) -> bool {
                 $labels
             })?
-            fn start(&self) -> pauc_traits::Span {
+            fn start(&self) -> pauc_traits::TrainingSpan {
                 self.start
             }
-            fn every(&self) -> pauc_traits::Span {
+            fn every(&self) -> pauc_traits::TrainingSpan {
                 self.every
             }
         }
@@ -48,7 +48,7 @@ macro_rules! clusterer_on_host {
 }
 
 /// The features as rows, if they are there and can be squared in `f32`.
-pub(crate) fn checked(data: &[f32], rows: usize, cols: usize) -> Result<Rows<'_>> {
+pub(crate) fn checked(data: &[f32], rows: usize, cols: usize) -> Result<RowsView<'_>> {
     if rows == 0 || cols == 0 {
         return Err(Error::config(format!(
             "there is nothing to cluster: the features are {rows}×{cols}; give at least one sample of one dimension"
@@ -63,7 +63,7 @@ pub(crate) fn checked(data: &[f32], rows: usize, cols: usize) -> Result<Rows<'_>
             u32::MAX
         )));
     }
-    let rows = Rows::new(data, cols);
+    let rows = RowsView::new(data, cols);
     // Two rows are at most the sum of their lengths apart, so that no squared distance is over four times this.
     let fits = |row: &[f32]| dot(row, row) <= f32::MAX / 8.0;
     let first = data.par_chunks(cols).position_first(|row| !fits(row));
@@ -83,7 +83,7 @@ pub(crate) fn checked(data: &[f32], rows: usize, cols: usize) -> Result<Rows<'_>
 }
 
 /// Whether `k` prototypes can be fitted to the rows.
-pub(crate) fn enough(rows: Rows<'_>, k: usize) -> Result<()> {
+pub(crate) fn enough(rows: RowsView<'_>, k: usize) -> Result<()> {
     if k > rows.rows {
         return Err(Error::config(format!(
             "{k} prototypes need at least as many samples, but there are {}: lower k to {} or less, or use more data",

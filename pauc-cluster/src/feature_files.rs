@@ -2,8 +2,8 @@
 //!
 //! Row-major `f32` matrices in the first two are mapped, not read: a file may be larger than memory.
 
-use pauc_kernels::mapped::Mapped;
-use pauc_traits::probe::Rows;
+use pauc_kernels::mmap::Mapped;
+use pauc_traits::probe::RowsView;
 use pauc_traits::{Error, Result};
 use safetensors::tensor::{Dtype, SafeTensors};
 use std::path::Path;
@@ -76,13 +76,13 @@ impl Matrix {
     }
 
     /// The rows.
-    pub fn rows(&self) -> Rows<'_> {
+    pub fn rows(&self) -> RowsView<'_> {
         match &self.values {
             Values::Mapped { file, offset, count } => {
                 // It was there when the matrix was opened.
-                Rows::new(file.f32s(*offset, *count).unwrap_or(&[]), self.cols)
+                RowsView::new(file.f32s(*offset, *count).unwrap_or(&[]), self.cols)
             }
-            Values::Read(values) => Rows::new(values, self.cols),
+            Values::Read(values) => RowsView::new(values, self.cols),
         }
     }
 
