@@ -84,26 +84,68 @@ fn upper(blocks: usize) -> impl Iterator<Item = (usize, usize)> {
 /// [`in_batch`] against one ceiling. Logits, exponentials and weights are symmetric matrices: only the tiles on and above the
 /// diagonal exist.
 fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> Graded {
-    let half = n / 2;
     let blocks = n.div_ceil(BLOCK);
-    let size = |block: usize| BLOCK.min(n - block * BLOCK);
-    let rows_of = |block: usize| &z[block * BLOCK * dim..][..size(block) * dim];
-    let (row_major, transposed) = (Strides::row_major(dim), Strides::transposed(dim));
     let places: Vec<(usize, usize)> = upper(blocks).collect();
     let mut values = TILES.take();
     values.resize(places.len() * BLOCK * BLOCK, 0.0);
-    let tile = |((i, j), values): (&(usize, usize), _)| RwLock::new(Tile::new(size(*i), size(*j), values));
+    let batch = KeptBatch { z, n, dim, scale, ceiling };
+    let tile = |((i, j), values): (&(usize, usize), _)| {
+        RwLock::new(Tile::new(batch.size(*i), batch.size(*j), values))
+    };
     let tiles: Vec<RwLock<Tile<'_>>> =
         places.iter().zip(values.chunks_exact_mut(BLOCK * BLOCK)).map(tile).collect();
-    // exp(logit − ceiling) of the candidates, and their sums over rows and over columns.
-    let measure = |t: usize| {
-        let (i, j) = places[t];
-        let (rows, columns) = (size(i), size(j));
-        let mut tile = write(&tiles[t]);
-        let tile = &mut *tile;
-        let wide = Strides::row_major(columns);
-        let (of, others) = ((rows_of(i), row_major), (rows_of(j), transposed));
-        gemm((rows, columns, dim), scale, of, others, 0.0, (&mut *tile.values, wide));
+    // The losses and weights of all rows, once their sums are there.
+    let rows: OnceLock<(Vec<Row>, Vec<f32>)> = OnceLock::new();
+    let mut gradient = vec![0.0; n * dim];
+    let parts: Vec<Mutex<&mut [f32]>> = gradient.chunks_mut(BLOCK * dim).map(Mutex::new).collect();
+    awake(|| {
+        for_each(places.len(), |t| batch.measure(places[t], &mut write(&tiles[t])));
+        rows.set(batch.add_up(&places, &tiles)).ok();
+        for_each(places.len(), |t| {
+            let (rows, inverses) = rows.get().expect("added up before");
+            batch.weigh(places[t], rows, inverses, &mut write(&tiles[t]));
+        });
+        for_each(blocks, |j| {
+            batch.pull(j, &tiles, &mut parts[j].lock().unwrap_or_else(PoisonError::into_inner));
+        });
+    });
+    drop((parts, tiles));
+    TILES.set(values);
+    let (rows, _) = rows.into_inner().expect("added up above");
+    Graded { value: rows.iter().map(|r| r.loss).sum::<f64>() / n.max(1) as f64, gradient }
+}
+
+/// What the passes of [`in_batch_kept`] read.
+#[derive(Clone, Copy)]
+struct KeptBatch<'a> {
+    z: &'a [f32],
+    n: usize,
+    dim: usize,
+    scale: f32,
+    ceiling: f32,
+}
+
+impl KeptBatch<'_> {
+    /// The rows of a block.
+    fn size(&self, block: usize) -> usize {
+        BLOCK.min(self.n - block * BLOCK)
+    }
+
+    fn rows_of(&self, block: usize) -> &[f32] {
+        &self.z[block * BLOCK * self.dim..][..self.size(block) * self.dim]
+    }
+
+    fn partner(&self, row: usize) -> usize {
+        (row + self.n / 2) % self.n
+    }
+
+    /// exp(logit − ceiling) of the candidates of a tile, and their sums over rows and over columns.
+    fn measure(&self, (i, j): (usize, usize), tile: &mut Tile<'_>) {
+        let (half, rows, columns) = (self.n / 2, self.size(i), self.size(j));
+        let queries = (self.rows_of(i), Strides::row_major(self.dim));
+        let candidates = (self.rows_of(j), Strides::transposed(self.dim));
+        let logits = (&mut *tile.values, Strides::row_major(columns));
+        gemm((rows, columns, self.dim), self.scale, queries, candidates, 0.0, logits);
         for (r, row) in tile.values.chunks_exact_mut(columns).enumerate() {
             let a = i * BLOCK + r;
             let column = |b: usize| b.checked_sub(j * BLOCK).filter(|c| *c < columns);
@@ -123,14 +165,15 @@ fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> G
             {
                 row[c] = f32::NEG_INFINITY;
             }
-            tile.rows[r] = exp_add(row, ceiling, &mut tile.columns);
+            tile.rows[r] = exp_add(row, self.ceiling, &mut tile.columns);
         }
-    };
-    // The losses and weights of all rows, once their sums are there.
-    let rows: OnceLock<(Vec<Row>, Vec<f32>)> = OnceLock::new();
-    let add_up = || {
-        let (mut negatives, mut positives) = (vec![0.0f64; n], vec![0.0f64; half]);
-        for ((i, j), tile) in places.iter().zip(&tiles) {
+    }
+
+    /// Each row's loss and weights from the sums of its tiles, and 1/Σ exp(logit − ceiling) of all.
+    fn add_up(&self, places: &[(usize, usize)], tiles: &[RwLock<Tile<'_>>]) -> (Vec<Row>, Vec<f32>) {
+        let half = self.n / 2;
+        let (mut negatives, mut positives) = (vec![0.0f64; self.n], vec![0.0f64; half]);
+        for ((i, j), tile) in places.iter().zip(tiles) {
             let tile = read(tile);
             let mut add = |block: usize, part: &[f32]| {
                 negatives[block * BLOCK..].iter_mut().zip(part).for_each(|(s, p)| *s += f64::from(*p));
@@ -141,63 +184,45 @@ fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> G
             }
             tile.positives.iter().for_each(|(a, logit)| positives[*a] = f64::from(*logit));
         }
-        let row = |(a, sum): (usize, &f64)| Row::new(positives[a % half], (ceiling, *sum), true);
+        let row = |(a, sum): (usize, &f64)| Row::new(positives[a % half], (self.ceiling, *sum), true);
         let all: Vec<Row> = negatives.iter().enumerate().map(row).collect();
         let inverses = all.iter().map(|r| r.inverse).collect();
-        rows.set((all, inverses)).ok();
-    };
-    // W_ab = P_ab + P_ba, and −(negatives' probability) of both for partners; the gradient is W·z/(τ·n).
-    let weigh = |t: usize| {
-        let (i, j) = places[t];
-        let columns = size(j);
-        let (rows, inverses) = rows.get().expect("added up before");
+        (all, inverses)
+    }
+
+    /// W_ab = P_ab + P_ba, and −(negatives' probability) of both for partners; the gradient is W·z/(τ·n).
+    fn weigh(&self, (i, j): (usize, usize), rows: &[Row], inverses: &[f32], tile: &mut Tile<'_>) {
+        let columns = self.size(j);
         let others = &inverses[j * BLOCK..][..columns];
-        for (r, row) in write(&tiles[t]).values.chunks_exact_mut(columns).enumerate() {
+        for (r, row) in tile.values.chunks_exact_mut(columns).enumerate() {
             let a = i * BLOCK + r;
             times_both(row, inverses[a], others);
-            let partner = (a + half) % n;
+            let partner = self.partner(a);
             if let Some(c) = partner.checked_sub(j * BLOCK).filter(|c| *c < columns) {
                 row[c] = -(rows[a].negatives + rows[partner].negatives) as f32;
             }
         }
-    };
-    let tile_at = |i: usize, j: usize| {
+    }
+
+    /// The gradient of the rows of a block.
+    fn pull(&self, j: usize, tiles: &[RwLock<Tile<'_>>], gradient: &mut [f32]) {
+        let blocks = self.n.div_ceil(BLOCK);
+        let row_major = Strides::row_major(self.dim);
         // Tiles of the rows of blocks before i, and those before j in its own.
-        read(&tiles[i * blocks - i * i.saturating_sub(1) / 2 + (j - i)])
-    };
-    let mut gradient = vec![0.0; n * dim];
-    let parts: Vec<Mutex<&mut [f32]>> = gradient.chunks_mut(BLOCK * dim).map(Mutex::new).collect();
-    let pull = |j: usize| {
-        let mut gradient = parts[j].lock().unwrap_or_else(PoisonError::into_inner);
+        let tile_at = |i: usize, j: usize| read(&tiles[i * blocks - i * i.saturating_sub(1) / 2 + (j - i)]);
         for i in 0..blocks {
             // Below the diagonal stands the transpose of what is above it.
             let (tile, strides) = if i < j {
-                (tile_at(i, j), Strides::transposed(size(j)))
+                (tile_at(i, j), Strides::transposed(self.size(j)))
             } else {
-                (tile_at(j, i), Strides::row_major(size(i)))
+                (tile_at(j, i), Strides::row_major(self.size(i)))
             };
             let keep = if i == 0 { 0.0 } else { 1.0 };
-            let (weights, others) = ((&*tile.values, strides), (rows_of(i), row_major));
-            gemm(
-                (size(j), dim, size(i)),
-                scale / n as f32,
-                weights,
-                others,
-                keep,
-                (&mut gradient, row_major),
-            );
+            let (weights, others) = ((&*tile.values, strides), (self.rows_of(i), row_major));
+            let size = (self.size(j), self.dim, self.size(i));
+            gemm(size, self.scale / self.n as f32, weights, others, keep, (&mut *gradient, row_major));
         }
-    };
-    awake(|| {
-        for_each(places.len(), measure);
-        add_up();
-        for_each(places.len(), weigh);
-        for_each(blocks, pull);
-    });
-    drop((parts, tiles));
-    TILES.set(values);
-    let (rows, _) = rows.into_inner().expect("added up above");
-    Graded { value: rows.iter().map(|r| r.loss).sum::<f64>() / n.max(1) as f64, gradient }
+    }
 }
 
 fn read<'a, 'v>(tile: &'a RwLock<Tile<'v>>) -> RwLockReadGuard<'a, Tile<'v>> {
