@@ -8,10 +8,10 @@ use common::pauc;
 use std::path::Path;
 use std::process::Command;
 
-/// The names under `Commands:` of a help text.
+/// The verbs that a help text lists, under `Commands:` or in groups: lines with the name of one and what it does.
 fn verbs(help: &str) -> Vec<String> {
-    let list = help.lines().skip_while(|l| *l != "Commands:").skip(1).take_while(|l| !l.is_empty());
-    let names = list.filter(|l| l.starts_with("  ") && !l.starts_with("   "));
+    let names = help.lines().filter_map(|line| line.strip_prefix("  "));
+    let names = names.filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
     names.filter_map(|l| l.split_whitespace().next()).filter(|n| *n != "help").map(String::from).collect()
 }
 

@@ -342,19 +342,19 @@ fn what_it_refuses_it_names() {
 }
 
 #[test]
-fn a_new_term_is_written_once() {
+fn a_new_loss_is_written_once() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
-    let made = pauc(["new", "term", "WarmLoss", "--out", out]);
+    let made = pauc(["new", "loss", "WarmLoss", "--out", out]);
     assert_eq!(made.code, 0, "{}", made.stderr);
     assert!(made.stdout.contains("mod warm_loss;"), "{}", made.stdout);
     let text = std::fs::read_to_string(folder.path().join("warm_loss.rs")).unwrap();
-    let skeleton = std::fs::read_to_string(root().join("pauc-cli/templates/term.rs")).unwrap();
-    assert_eq!(text, skeleton.replace("TermSkeleton", "WarmLoss"));
-    let again = pauc(["new", "term", "WarmLoss", "--out", out]);
+    let template = std::fs::read_to_string(root().join("pauc-cli/templates/loss.rs")).unwrap();
+    assert_eq!(text, template.replace("LossTemplate", "WarmLoss"));
+    let again = pauc(["new", "loss", "WarmLoss", "--out", out]);
     assert!(again.code == 2 && again.stderr.contains("exists already"), "{}", again.stderr);
-    for (name, says) in [("InfoNce", "a term `InfoNce` already"), ("warm loss", "CamelCase")] {
-        let refused = pauc(["new", "term", name, "--out", out]);
+    for (name, says) in [("InfoNce", "contrastive loss `InfoNce` already"), ("warm loss", "CamelCase")] {
+        let refused = pauc(["new", "loss", name, "--out", out]);
         assert!(refused.code == 2 && refused.stderr.contains(says), "{}", refused.stderr);
     }
 }

@@ -1,10 +1,12 @@
 //! How long training steps of an encoder take, whole and by stage, on one batch that is used again and again.
 
 use crate::diagnostic::Diagnostics;
-use crate::engine::{Engine, loading};
 use crate::plan::{Plan, PlanError};
+use crate::prefetch::loader_options;
 use crate::recipe::Recipe;
-use pauc_data::{Loader, LoaderOptions};
+use crate::timings::peak_memory;
+use crate::trainer::Trainer;
+use pauc_data::{ImageBatch, Loader, LoaderOptions};
 use pauc_models::device::NetworkDevice;
 use pauc_traits::dataset::Place;
 use pauc_traits::encoder::Layer;
@@ -119,14 +121,10 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
         PlanError::Recipe(found) => BenchError::Recipe(found),
         PlanError::Data { error, .. } => BenchError::Failed(error),
     })?;
-    let memory_before = memory();
-    let mut engine = Engine::new(device, &plan)?;
+    let memory_before = peak_memory();
+    let mut trainer = Trainer::new(device, &plan)?;
     let product_rate = device.product_rate()?;
-    let loader = loading::<D>(LoaderOptions::training(plan.recipe.train.batch, 0));
-    let loader = Loader::new(plan.splits.train.clone(), plan.views.clone(), loader)?;
-    let Some(batch) = loader.batches(0..1).next().transpose()? else {
-        return Err(Error::config("the loader gave no batch").into());
-    };
+    let batch = first_batch::<D>(&plan)?;
     let image = plan.shape;
     let shape = (batch.ids.len(), image.height, image.width, image.channels);
     let mut once = |timed: bool| -> Result<Duration, Error> {
@@ -135,9 +133,9 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
             let pixels = &batch.views[0];
             let images = device.images(&[pixels], 0..pixels.len(), shape)?;
             let _stage = timed.then(|| trace::span("forward"));
-            engine.network_mut().forward(images, Pass::Eval)?;
+            trainer.network_mut().forward(images, Pass::Eval)?;
         } else {
-            engine.step_on(&batch)?;
+            trainer.step_on(&batch)?;
         }
         device.finish()?;
         Ok(start.elapsed())
@@ -155,7 +153,7 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
     });
     taken?;
     times.sort();
-    let layers = engine.network_mut().layers();
+    let layers = trainer.network_mut().layers();
     let forward: f64 = layers.iter().map(|l| 2.0 * l.multiply_adds as f64).sum();
     let rows = options.batch.get() as f64;
     let passes = match options.form {
@@ -168,20 +166,21 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
         median: times[times.len() / 2],
         least: times[0],
         stages,
-        parameters: engine.parameters().iter().map(|p| p.len()).sum(),
+        parameters: trainer.parameters().iter().map(|p| p.len()).sum(),
         layers,
         operations: passes * rows * forward,
         product_rate,
-        memory: memory(),
+        memory: peak_memory(),
         memory_before,
     })
 }
 
-/// The most memory that this process has held so far, in bytes; only Linux tells.
-pub(crate) fn memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+/// The batch on which every step is taken.
+fn first_batch<D: NetworkDevice>(plan: &Plan) -> Result<ImageBatch, Error> {
+    let options = loader_options::<D>(LoaderOptions::training(plan.recipe.train.batch, 0));
+    let loader = Loader::new(plan.splits.train.clone(), plan.views.clone(), options)?;
+    let batch = loader.batches(0..1).next().transpose()?;
+    batch.ok_or_else(|| Error::config("the loader gave no batch"))
 }
 
 #[cfg(test)]

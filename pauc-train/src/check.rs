@@ -1,13 +1,13 @@
 //! Rules across the fields of a recipe: what no single field can know.
 
 use crate::diagnostic::Diagnostic;
-use crate::objective::Objective;
-use crate::recipe::{Recipe, Source};
+use crate::objective::{Objective, PlannedTerm};
+use crate::recipe::{Recipe, Source, WeightedTerm};
 use pauc_models::device::NetworkDevice;
 use pauc_traits::ImageShape;
 use pauc_traits::dataset::Splits;
-use pauc_traits::schedule::{Clock, Horizon};
-use pauc_traits::term::{Facts, Needs, Severity};
+use pauc_traits::schedule::Horizon;
+use pauc_traits::term::{Facts, Severity};
 
 /// Gathers diagnostics about one recipe.
 pub struct Checker<'a> {
@@ -15,6 +15,15 @@ pub struct Checker<'a> {
     source: &'a Source,
     /// What was found so far.
     pub found: Vec<Diagnostic>,
+}
+
+/// The shapes at both ends of the network.
+#[derive(Clone, Copy, Debug)]
+pub struct Shapes {
+    /// The first view and the evaluation view.
+    pub image: ImageShape,
+    /// The width D of embeddings.
+    pub embedding: usize,
 }
 
 impl<'a> Checker<'a> {
@@ -46,86 +55,18 @@ impl<'a> Checker<'a> {
     pub fn structure(&mut self) {
         let r = self.recipe;
         if r.objective.is_empty() {
-            self.error(
-                "E0210",
-                "objective",
-                "the objective has no terms".into(),
-                "add one, such as (term: InfoNce())",
-            );
+            let help = "add one, such as (term: InfoNce())";
+            self.error("E0210", "objective", "the objective has no terms".into(), help);
         }
         for (i, t) in r.objective.iter().enumerate() {
-            let (path, name, needs) = (format!("objective[{i}].term"), t.term.name(), t.term.info().needs());
-            if needs.queue && r.queue.is_none() {
-                let help = match r.momentum_encoder {
-                    Some(_) => "add `queue: 4096` to the recipe",
-                    None => "add `queue: 4096` and `momentum_encoder: Ema(momentum: 0.99)` to the recipe",
-                };
-                self.error(
-                    "E0201",
-                    &path,
-                    format!("`{name}` reads the queue, and the recipe has none"),
-                    help,
-                );
-            }
-            if needs.momentum && r.momentum_encoder.is_none() {
-                let help = "add `momentum_encoder: Ema(momentum: 0.99)` to the recipe";
-                self.error(
-                    "E0202",
-                    &path,
-                    format!("`{name}` reads momentum keys, and the recipe has no momentum encoder"),
-                    help,
-                );
-            }
-            if needs.prototypes && r.clusterer.is_none() {
-                let help = "add `clusterer: KMeans(k: [100])` to the recipe";
-                self.error(
-                    "E0203",
-                    &path,
-                    format!("`{name}` reads prototypes, and the recipe has no clusterer"),
-                    help,
-                );
-            }
-            let last =
-                needs.queries.iter().chain(needs.predictions).chain(needs.keys).max().map_or(0, |v| v + 1);
-            if last > r.view_count() {
-                let message = format!(
-                    "`{name}` reads {last} views of each image, and the recipe makes {}",
-                    r.view_count()
-                );
-                self.error("E0209", &path, message, "write `views: [(count: 2, ops: […])]`");
-            }
+            self.term_needs(&format!("objective[{i}].term"), t);
         }
-        if r.queue.is_some() && r.momentum_encoder.is_none() {
-            let help = "add `momentum_encoder: Ema(momentum: 0.99)`, or remove the queue";
-            self.error(
-                "E0202",
-                "queue",
-                "a queue holds keys of a momentum encoder, and the recipe has none".into(),
-                help,
-            );
-        }
-        if let Some(queue) = r.queue.filter(|q| q.get() < r.train.batch.get()) {
-            let message = format!("a queue of {queue} keys is shorter than one batch of {}", r.train.batch);
-            self.error("E0206", "queue", message, format!("make it at least {}", r.train.batch));
-        }
+        self.queue();
         if r.predictor.is_some() && r.objective.iter().all(|t| t.term.info().needs().predictions.is_empty()) {
             let message = "no term reads the predictions of this predictor".to_string();
             self.warn("E0216", "predictor", message, "remove it, or add a term such as CosinePrediction()");
         }
-        if let Some(part) = r.train.micro_batch.filter(|m| *m > r.train.batch) {
-            let message = format!("parts of {part} images of a batch of {}", r.train.batch);
-            self.error("E0217", "train.micro_batch", message, format!("make it at most {}", r.train.batch));
-        }
-        if r.train.accumulate.get() > 1 {
-            let (k, batch) = (r.train.accumulate, r.train.batch);
-            let message =
-                format!("{k} accumulated batches of {batch} are no batch of {}", r.train.images_per_step());
-            let help = format!(
-                "terms see the negatives of {batch} images at a time; to see them all, write `batch: {}, micro_batch: {batch}`",
-                r.train.images_per_step()
-            );
-            self.warn("E0219", "train.accumulate", message, help);
-        }
+        self.batch_parts();
         let reads_prototypes = r.objective.iter().any(|t| t.term.info().needs().prototypes);
         let looks = r.probes.iter().any(|p| p.name() == "Coagulation");
         if r.clusterer.is_some() && !reads_prototypes && !looks {
@@ -134,10 +75,92 @@ impl<'a> Checker<'a> {
         }
     }
 
+    /// A term reads only what the recipe provides.
+    fn term_needs(&mut self, path: &str, t: &WeightedTerm) {
+        let (r, name, needs) = (self.recipe, t.term.name(), t.term.info().needs());
+        if needs.queue && r.queue.is_none() {
+            let help = match r.momentum_encoder {
+                Some(_) => "add `queue: 4096` to the recipe",
+                None => "add `queue: 4096` and `momentum_encoder: Ema(momentum: 0.99)` to the recipe",
+            };
+            self.error("E0201", path, format!("`{name}` reads the queue, and the recipe has none"), help);
+        }
+        if needs.momentum && r.momentum_encoder.is_none() {
+            let message = format!("`{name}` reads momentum keys, and the recipe has no momentum encoder");
+            self.error("E0202", path, message, "add `momentum_encoder: Ema(momentum: 0.99)` to the recipe");
+        }
+        if needs.prototypes && r.clusterer.is_none() {
+            let message = format!("`{name}` reads prototypes, and the recipe has no clusterer");
+            self.error("E0203", path, message, "add `clusterer: KMeans(k: [100])` to the recipe");
+        }
+        let views = needs.queries.iter().chain(needs.predictions).chain(needs.keys);
+        let views = views.max().map_or(0, |last| last + 1);
+        if views > r.view_count() {
+            let count = r.view_count();
+            let message = format!("`{name}` reads {views} views of each image, and the recipe makes {count}");
+            self.error("E0209", path, message, "write `views: [(count: 2, ops: […])]`");
+        }
+    }
+
+    /// A queue is filled by a momentum encoder, and holds at least a batch.
+    fn queue(&mut self) {
+        let r = self.recipe;
+        let Some(queue) = r.queue else { return };
+        if r.momentum_encoder.is_none() {
+            let message = "a queue holds keys of a momentum encoder, and the recipe has none".to_string();
+            let help = "add `momentum_encoder: Ema(momentum: 0.99)`, or remove the queue";
+            self.error("E0202", "queue", message, help);
+        }
+        if queue.get() < r.train.batch.get() {
+            let message = format!("a queue of {queue} keys is shorter than one batch of {}", r.train.batch);
+            self.error("E0206", "queue", message, format!("make it at least {}", r.train.batch));
+        }
+    }
+
+    /// Micro-batches are parts of a batch, and accumulated batches are no larger batch.
+    fn batch_parts(&mut self) {
+        let train = &self.recipe.train;
+        let (batch, images) = (train.batch, train.images_per_step());
+        if let Some(part) = train.micro_batch.filter(|m| *m > batch) {
+            let message = format!("parts of {part} images of a batch of {batch}");
+            self.error("E0217", "train.micro_batch", message, format!("make it at most {batch}"));
+        }
+        if train.accumulate.get() > 1 {
+            let message =
+                format!("{} accumulated batches of {batch} are no batch of {images}", train.accumulate);
+            let help = format!(
+                "terms see the negatives of {batch} images at a time; to see them all, write `batch: {images}, micro_batch: {batch}`"
+            );
+            self.warn("E0219", "train.accumulate", message, help);
+        }
+    }
+
     /// Rules that need the sizes of the opened data.
     pub fn sizes(&mut self, splits: &Splits, objective: &Objective, facts: &Facts, horizon: &Horizon) {
         let r = self.recipe;
-        let (n, batch) = (facts.samples, r.train.batch.get());
+        self.batch_and_queue(facts.samples);
+        self.clusterer(splits, facts.samples);
+        for (i, t) in objective.terms.iter().enumerate() {
+            self.term_sizes(i, t, splits, facts, horizon);
+        }
+        if !objective.terms.is_empty() && !objective.terms.iter().any(|t| t.from == 0) {
+            let help = "let a term such as InfoNce() start at once";
+            self.error("E0210", "objective", "no term is active at the first step".into(), help);
+        }
+        for (i, probe) in r.probes.iter().enumerate() {
+            if let Err(e) = probe.check() {
+                self.error("E0221", &format!("probes[{i}]"), e.to_string(), "");
+            }
+        }
+        for (i, probe) in r.probes.iter().enumerate().filter(|(_, p)| p.needs_labels()) {
+            self.probe_labels(&format!("probes[{i}]"), probe.name(), splits);
+        }
+    }
+
+    /// A batch fits into the training set of n images, and the queue is shorter than it.
+    fn batch_and_queue(&mut self, n: usize) {
+        let r = self.recipe;
+        let batch = r.train.batch.get();
         if batch > n {
             let message = format!("a batch of {batch} is larger than the training set of {n} images");
             self.error("E0207", "train.batch", message, format!("make it at most {n}"));
@@ -152,67 +175,87 @@ impl<'a> Checker<'a> {
             );
             self.warn("E0206", "queue", message, format!("make it well below {n}"));
         }
-        if let Some(clusterer) = &r.clusterer {
-            for k in clusterer.prototypes().into_iter().flatten().filter(|k| *k > n) {
-                let message = format!("{k} prototypes of only {n} training samples");
-                self.error("E0205", "clusterer.k", message, format!("make k at most {n}"));
-            }
-            if clusterer.needs_labels() && splits.train.labels().is_none() {
-                let message = format!("`{}` needs class labels, and the data has none", clusterer.name());
-                self.error("E0204", "clusterer", message, "use labelled data or another clusterer");
-            }
+    }
+
+    /// The clusterer finds enough of the n training samples, and labels if it reads them.
+    fn clusterer(&mut self, splits: &Splits, n: usize) {
+        let Some(clusterer) = &self.recipe.clusterer else { return };
+        for k in clusterer.prototypes().into_iter().flatten().filter(|k| *k > n) {
+            let message = format!("{k} prototypes of only {n} training samples");
+            self.error("E0205", "clusterer.k", message, format!("make k at most {n}"));
         }
-        for (i, t) in objective.terms.iter().enumerate() {
-            let path = format!("objective[{i}].term");
-            if t.needs.labels && splits.train.labels().is_none() {
-                let message = format!("`{}` needs class labels, and the data has none", t.term.name());
-                self.error("E0204", &path, message, "use labelled data or another term");
-            }
-            let from = r.objective[i].from.steps(horizon);
-            if t.needs.prototypes && from > 0 && from < t.from {
-                let message = format!(
-                    "`{}` is to start at step {from}, the first clustering is at step {}",
-                    t.name, t.from
-                );
-                self.warn(
-                    "E0212",
-                    &format!("objective[{i}].from"),
-                    message,
-                    "the term waits for the clustering",
-                );
-            }
-            for finding in t.term.info().check(facts) {
-                let path = finding.field.map_or(path.clone(), |f| format!("{path}.{f}"));
-                self.add(finding.severity, finding.code, &path, finding.message, finding.help);
-            }
+        if clusterer.needs_labels() && splits.train.labels().is_none() {
+            let message = format!("`{}` needs class labels, and the data has none", clusterer.name());
+            self.error("E0204", "clusterer", message, "use labelled data or another clusterer");
         }
-        if !objective.terms.is_empty() && !objective.terms.iter().any(|t| t.from == 0) {
-            let help = "let a term such as InfoNce() start at once";
-            self.error("E0210", "objective", "no term is active at the first step".into(), help);
+    }
+
+    /// The i-th term finds labels and prototypes if it reads them, and agrees with the sizes.
+    fn term_sizes(&mut self, i: usize, t: &PlannedTerm, splits: &Splits, facts: &Facts, horizon: &Horizon) {
+        let path = format!("objective[{i}].term");
+        if t.needs.labels && splits.train.labels().is_none() {
+            let message = format!("`{}` needs class labels, and the data has none", t.term.name());
+            self.error("E0204", &path, message, "use labelled data or another term");
         }
-        for (i, probe) in r.probes.iter().enumerate() {
-            if let Err(e) = probe.check() {
-                self.error("E0221", &format!("probes[{i}]"), e.to_string(), "");
-            }
+        let from = self.recipe.objective[i].from.steps(horizon);
+        if t.needs.prototypes && from > 0 && from < t.from {
+            let message = format!(
+                "`{}` is to start at step {from}, the first clustering is at step {}",
+                t.name, t.from
+            );
+            self.warn("E0212", &format!("objective[{i}].from"), message, "the term waits for the clustering");
         }
-        for (i, probe) in r.probes.iter().enumerate().filter(|(_, p)| p.needs_labels()) {
-            let path = format!("probes[{i}]");
-            if splits.train.labels().is_none() {
-                let message =
-                    format!("the probe `{}` needs class labels, and the data has none", probe.name());
-                self.error("E0204", &path, message, "remove it, or use labelled data");
-            } else if splits.test.as_ref().is_none_or(|t| t.labels().is_none()) {
-                let message = format!(
-                    "the probe `{}` needs a labelled test split, and the data has none",
-                    probe.name()
-                );
-                self.error("E0215", &path, message, "remove it, or use data with a test split");
+        for finding in t.term.info().check(facts) {
+            let path = finding.field.map_or(path.clone(), |f| format!("{path}.{f}"));
+            self.add(finding.severity, finding.code, &path, finding.message, finding.help);
+        }
+    }
+
+    /// A probe that reads labels finds them in both splits.
+    fn probe_labels(&mut self, path: &str, name: &str, splits: &Splits) {
+        if splits.train.labels().is_none() {
+            let message = format!("the probe `{name}` needs class labels, and the data has none");
+            self.error("E0204", path, message, "remove it, or use labelled data");
+        } else if splits.test.as_ref().is_none_or(|t| t.labels().is_none()) {
+            let message = format!("the probe `{name}` needs a labelled test split, and the data has none");
+            self.error("E0215", path, message, "remove it, or use data with a test split");
+        }
+    }
+
+    /// The shapes of images and embeddings, by building the network's parts; `None` if one cannot be built.
+    pub fn shapes<D: NetworkDevice>(&mut self, device: &D, splits: &Splits) -> Option<Shapes> {
+        let images = self.view_shapes(splits)?;
+        let features = self.encoder(device, &images)?;
+        let embedding = self.projector(device, features)?;
+        self.predictor(device, embedding);
+        Some(Shapes { image: images[0], embedding })
+    }
+
+    /// Whether the projector can be built on features of this width; the width of embeddings.
+    fn projector<D: NetworkDevice>(&mut self, device: &D, features: usize) -> Option<usize> {
+        match device.head(&self.recipe.projector, features, 0, 0) {
+            Ok(head) => Some(head.output_dim()),
+            Err(e) => {
+                self.error("E0208", "projector", e.to_string(), "");
+                None
             }
         }
     }
 
+    /// Whether the predictor's outputs are as wide as the embeddings.
+    fn predictor<D: NetworkDevice>(&mut self, device: &D, embedding: usize) {
+        let Some(config) = &self.recipe.predictor else { return };
+        let message = match device.head(config, embedding, 0, 0).map(|head| head.output_dim()) {
+            Ok(prediction) if prediction == embedding => return,
+            Ok(prediction) => format!("predictions are {prediction} wide, embeddings {embedding}"),
+            Err(e) => e.to_string(),
+        };
+        let help = format!("let its last width be {embedding}, such as Mlp(dims: [64, {embedding}])");
+        self.error("E0216", "predictor", message, help);
+    }
+
     /// The shapes that the recipe's views give, each once; the first is that of the first view and of evaluation.
-    pub fn view_shapes(&mut self, splits: &Splits) -> Option<Vec<ImageShape>> {
+    fn view_shapes(&mut self, splits: &Splits) -> Option<Vec<ImageShape>> {
         let mut shapes: Vec<ImageShape> = Vec::new();
         for (i, spec) in self.recipe.views.iter().enumerate() {
             let mut shape = splits.train.shape();
@@ -257,7 +300,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Whether the encoder can be built for views of these shapes, by building it; the width of its features.
-    pub fn encoder<D: NetworkDevice>(&mut self, device: &D, shapes: &[ImageShape]) -> Option<usize> {
+    fn encoder<D: NetworkDevice>(&mut self, device: &D, shapes: &[ImageShape]) -> Option<usize> {
         let (first, others) = shapes.split_first()?;
         let encoder = match D::encoder(&*self.recipe.encoder.value).build(device, *first, 0) {
             Ok(encoder) => encoder,
@@ -279,49 +322,5 @@ impl<'a> Checker<'a> {
             }
         }
         Some(encoder.feature_dim())
-    }
-}
-
-/// What all terms of an objective read together.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reads {
-    /// Views that pass through the online network.
-    pub online: Vec<usize>,
-    /// Whether predictions are read.
-    pub predictions: bool,
-    /// Views that pass through the momentum network.
-    pub momentum: Vec<usize>,
-    /// The last of them, whose keys go into the queue.
-    pub newest: Option<usize>,
-    /// Whether the queue is read.
-    pub queue: bool,
-    /// Whether labels are read.
-    pub labels: bool,
-}
-
-impl Reads {
-    /// The union of what the terms active at a step read.
-    pub fn at(objective: &Objective, clock: &Clock, has_momentum: bool, has_queue: bool) -> Self {
-        let mut reads = Reads { queue: has_queue, ..Reads::default() };
-        let add = |list: &mut Vec<usize>, views: &[usize]| {
-            list.extend(views);
-            list.sort_unstable();
-            list.dedup();
-        };
-        for Needs { queries, predictions, keys, momentum: _, queue: _, prototypes: _, labels } in
-            objective.active(clock).map(|t| t.needs.clone())
-        {
-            add(&mut reads.online, queries);
-            add(&mut reads.online, predictions);
-            reads.predictions |= !predictions.is_empty();
-            add(if has_momentum { &mut reads.momentum } else { &mut reads.online }, keys);
-            reads.labels |= labels;
-        }
-        // The queue is fed with the keys of the last view, whether or not a term reads them this step.
-        if has_queue && reads.momentum.is_empty() {
-            reads.momentum.push(1);
-        }
-        reads.newest = reads.momentum.last().copied();
-        reads
     }
 }

@@ -1,130 +1,146 @@
-//! A run on disk: one safetensors file that holds everything the next step depends on.
+//! A [`TrainState`] on disk: one safetensors file.
 //!
 //! | tensors | what |
 //! |---|---|
 //! | `encoder.*`, `projector.*` | the online network, torchvision's names behind the prefix |
 //! | `momentum.encoder.*`, `momentum.projector.*` | the momentum network |
 //! | `term.<term>.<matrix>` | matrices that terms learn |
-//! | `optimizer.<slot>.<parameter>` | the optimiser's buffers |
+//! | `optimizer.<slot>.<parameter>` | the optimizer's buffers |
 //! | `queue.keys`, `queue.ids` | past keys and their samples (−1: unknown) |
 //! | `clusters.<m>.centroids`, `.assignments` (−1: noise), `.concentration` | level m |
 //!
-//! The counters and [`crate::progress`] are in the file's metadata, with a BLAKE3 hash of all the rest. Random numbers need no
-//! state: they are functions of the step.
+//! The counters and [`crate::progress`] are in the file's metadata, with a BLAKE3 hash of all the rest. Random numbers
+//! need no state: they are functions of the step.
 
-use crate::engine::{Engine, Observer};
+use crate::plan::Plan;
 use crate::prototypes::Prototypes;
 use crate::queue::KeyQueue;
 use crate::retention::{checksum, set_aside};
 use crate::run_dir::RunDir;
+use crate::state::TrainState;
+use pauc_models::Network;
 use pauc_models::device::NetworkDevice;
 use pauc_models::weights::{TensorFile, Values};
 use pauc_traits::clusterer::FitReport;
 use pauc_traits::{Clustering, Error, Param, Result};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 const FORMAT: &str = "pauc-checkpoint-2";
 
-impl<D: NetworkDevice> Engine<'_, D> {
-    /// All parameters and statistics under their names in the file.
-    fn named(&self) -> Vec<Param<D>> {
-        let of = |network: &pauc_models::Network<D>| {
-            let mut all = network.parameters();
-            all.extend(network.statistics());
-            all
-        };
-        let mut all = of(&self.network);
-        all.extend(self.momentum.iter().flat_map(of).map(|p| p.prefixed("momentum.")));
-        all.extend(self.terms.iter().map(|t| t.param.prefixed("term.")));
+/// All parameters and statistics under their names in the file.
+fn named<D: NetworkDevice>(state: &TrainState<D>) -> Vec<Param<D>> {
+    let parameters_and_statistics = |network: &Network<D>| {
+        let mut all = network.parameters();
+        all.extend(network.statistics());
         all
-    }
-
-    fn slots(&self) -> &'static [&'static str] {
-        D::optimizer(&*self.plan.recipe.optimizer.value).slots()
-    }
-
-    /// Writes a checkpoint, which becomes `checkpoints/last.safetensors` and, if asked, `best.safetensors`; what was there
-    /// before stays until the new file is whole.
-    ///
-    /// # Errors
-    /// If the device or the disk fails.
-    pub(crate) fn save(&mut self, dir: &RunDir, watch: &mut dyn Observer, best: bool) -> Result<()> {
-        if dir.last_checkpoint().is_none() {
-            return Err(Error::config("the run has no folder to save a checkpoint in"));
-        }
-        self.marks.events = watch.recorded()?;
-        let mut file = self.snapshot()?;
-        let sum = checksum(&file);
-        file.metadata.insert("blake3".into(), sum);
-        dir.add_checkpoint(self.step, &file, self.plan.recipe.train.keep.last.get(), best)?;
-        self.saved = Some(self.step);
-        Ok(())
-    }
-
-    /// Everything that the next step depends on.
-    fn snapshot(&self) -> Result<TensorFile> {
-        let mut file = TensorFile::new();
-        file.insert_params(&self.device, "", &self.named())?;
-        for (p, buffers) in self.parameters().iter().zip(&self.optimizer.slots) {
-            for (slot, buffer) in self.slots().iter().zip(buffers) {
-                let name = format!("optimizer.{slot}.{}", p.name);
-                file.insert(name, &p.shape, Values::F32(self.device.download(buffer)?))?;
-            }
-        }
-        let mut note = |key: &str, value: String| drop(file.metadata.insert(key.to_string(), value));
-        note("format", FORMAT.into());
-        note("recipe", self.plan.hash.clone());
-        note("seed", self.plan.recipe.train.seed.to_string());
-        note("step", self.step.to_string());
-        note("optimizer_steps", self.optimizer.steps.to_string());
-        if let Some(q) = &self.queue {
-            note("queue_cursor", q.cursor().to_string());
-            let shape = [q.len(), q.keys().len() / q.len().max(1)];
-            file.insert("queue.keys", &shape, Values::F32(q.keys().to_vec()))?;
-            let ids = q.ids().iter().map(|id| id.map_or(-1, |id| id as i64)).collect();
-            file.insert("queue.ids", &[q.len()], Values::I64(ids))?;
-        }
-        if let (Some(p), Some(at)) = (&self.prototypes, self.last_clustering) {
-            file.metadata.insert("last_clustering".into(), at.to_string());
-            for (m, (c, phi)) in p.clusterings.iter().zip(&p.concentrations).enumerate() {
-                let name = |part| format!("clusters.{m}.{part}");
-                file.insert(name("centroids"), &[c.k, c.dim], Values::F32(c.centroids.clone()))?;
-                let of = c.assignments.iter().map(|s| s.map_or(-1, i64::from)).collect();
-                file.insert(name("assignments"), &[c.assignments.len()], Values::I64(of))?;
-                file.insert(name("concentration"), &[phi.len()], Values::F32(phi.clone()))?;
-                let report = serde_json::to_string(&c.report).map_err(|e| Error::Other(e.into()))?;
-                file.metadata.insert(name("report"), report);
-            }
-        }
-        let marks = serde_json::to_string(&self.marks).map_err(|e| Error::Other(e.into()))?;
-        file.metadata.insert("marks".into(), marks);
-        Ok(file)
-    }
+    };
+    let mut all = parameters_and_statistics(&state.network);
+    let momentum = state.momentum.iter().flat_map(parameters_and_statistics);
+    all.extend(momentum.map(|p| p.prefixed("momentum.")));
+    all.extend(state.term_matrices.iter().map(|m| m.param.prefixed("term.")));
+    all
 }
 
-/// Puts the newest usable checkpoint of a run into an engine that was built from the same recipe. Files that cannot be used
-/// get another name. Returns the file that was used, if there is any checkpoint, and what was wrong with others.
+/// The names of the optimizer's buffers, in their order.
+fn slots<D: NetworkDevice>(plan: &Plan) -> &'static [&'static str] {
+    D::optimizer(&*plan.recipe.optimizer.value).slots()
+}
+
+/// Writes a checkpoint, which becomes `checkpoints/last.safetensors` and, if asked, `best.safetensors`; what was there
+/// before stays until the new file is whole.
 ///
 /// # Errors
-/// What is wrong with the newest checkpoint, if none can be used; nothing is then changed.
+/// If the run has no folder, or the device or the disk fails.
+pub fn save<D: NetworkDevice>(
+    device: &D,
+    plan: &Plan,
+    state: &TrainState<D>,
+    dir: &RunDir,
+    best: bool,
+) -> Result<()> {
+    if dir.last_checkpoint().is_none() {
+        return Err(Error::config("the run has no folder to save a checkpoint in"));
+    }
+    let mut file = snapshot(device, plan, state)?;
+    let sum = checksum(&file);
+    file.metadata.insert("blake3".into(), sum);
+    dir.add_checkpoint(state.step, &file, plan.recipe.train.keep.last.get(), best)
+}
+
+/// The state as tensors and metadata.
+fn snapshot<D: NetworkDevice>(device: &D, plan: &Plan, state: &TrainState<D>) -> Result<TensorFile> {
+    let mut file = TensorFile::new();
+    file.insert_params(device, "", &named(state))?;
+    for (p, buffers) in state.parameters().iter().zip(&state.optimizer.slots) {
+        for (slot, buffer) in slots::<D>(plan).iter().zip(buffers) {
+            let name = format!("optimizer.{slot}.{}", p.name);
+            file.insert(name, &p.shape, Values::F32(device.download(buffer)?))?;
+        }
+    }
+    let mut note = |key: &str, value: String| drop(file.metadata.insert(key.to_string(), value));
+    note("format", FORMAT.into());
+    note("recipe", plan.hash.clone());
+    note("seed", plan.recipe.train.seed.to_string());
+    note("step", state.step.to_string());
+    note("optimizer_steps", state.optimizer.steps.to_string());
+    note("marks", serde_json::to_string(&state.progress).map_err(|e| Error::Other(e.into()))?);
+    if let Some(queue) = &state.queue {
+        insert_queue(&mut file, queue)?;
+    }
+    if let (Some(prototypes), Some(step)) = (&state.prototypes, state.last_clustering) {
+        file.metadata.insert("last_clustering".into(), step.to_string());
+        insert_prototypes(&mut file, prototypes)?;
+    }
+    Ok(file)
+}
+
+fn insert_queue(file: &mut TensorFile, queue: &KeyQueue) -> Result<()> {
+    file.metadata.insert("queue_cursor".into(), queue.cursor().to_string());
+    let shape = [queue.len(), queue.keys().len() / queue.len().max(1)];
+    file.insert("queue.keys", &shape, Values::F32(queue.keys().to_vec()))?;
+    let ids = queue.ids().iter().map(|id| id.map_or(-1, |id| id as i64)).collect();
+    file.insert("queue.ids", &[queue.len()], Values::I64(ids))
+}
+
+fn insert_prototypes<D: NetworkDevice>(file: &mut TensorFile, prototypes: &Prototypes<D>) -> Result<()> {
+    for (m, (c, phi)) in prototypes.clusterings.iter().zip(&prototypes.concentrations).enumerate() {
+        let name = |part| format!("clusters.{m}.{part}");
+        file.insert(name("centroids"), &[c.k, c.dim], Values::F32(c.centroids.clone()))?;
+        let assignments = c.assignments.iter().map(|s| s.map_or(-1, i64::from)).collect();
+        file.insert(name("assignments"), &[c.assignments.len()], Values::I64(assignments))?;
+        file.insert(name("concentration"), &[phi.len()], Values::F32(phi.clone()))?;
+        let report = serde_json::to_string(&c.report).map_err(|e| Error::Other(e.into()))?;
+        file.metadata.insert(name("report"), report);
+    }
+    Ok(())
+}
+
+/// Loads the newest usable checkpoint of a run into a state that was built from the same plan. Files that cannot be
+/// used get another name. Returns the file that was used, if there is any checkpoint, and what was wrong with others.
+///
+/// # Errors
+/// What is wrong with the newest checkpoint, if none can be used; the files then keep their names.
 pub fn load_newest<D: NetworkDevice>(
-    engine: &mut Engine<'_, D>,
+    device: &D,
+    plan: &Plan,
+    state: &mut TrainState<D>,
     dir: &RunDir,
 ) -> Result<(Option<PathBuf>, Vec<String>)> {
-    let mut wrong: Vec<(PathBuf, Error)> = Vec::new();
+    let mut unusable: Vec<(PathBuf, Error)> = Vec::new();
     for path in dir.checkpoints() {
-        match load(engine, &path) {
+        match load(device, plan, state, &path) {
             Ok(()) => {
-                let notes = wrong.into_iter().map(|(bad, error)| {
-                    let name = set_aside(&bad)?;
+                let notes = unusable.into_iter().map(|(path, error)| {
+                    let name = set_aside(&path)?;
                     Ok(format!("{error}; it is now {}", name.display()))
                 });
                 return Ok((Some(path), notes.collect::<Result<_>>()?));
             }
-            Err(error) => wrong.push((path, error)),
+            Err(error) => unusable.push((path, error)),
         }
     }
-    match wrong.into_iter().next() {
+    match unusable.into_iter().next() {
         Some((_, error)) => Err(error),
         None => Ok((None, Vec::new())),
     }
@@ -150,69 +166,100 @@ pub fn verify(file: &TensorFile, path: &Path) -> Result<()> {
     Err(Error::damaged(path, "its content is not what was written (BLAKE3): restore it from a copy"))
 }
 
-/// Puts a checkpoint into an engine that was built from the same recipe.
+/// Loads a checkpoint into a state that was built from the same plan.
 ///
 /// # Errors
-/// [`Error::Damaged`] if the file is no checkpoint, is of another recipe or seed, or lacks something.
-pub fn load<D: NetworkDevice>(engine: &mut Engine<'_, D>, path: &Path) -> Result<()> {
+/// [`Error::Damaged`] if the file is no checkpoint, is of another recipe or seed, or lacks something. What was read
+/// before the fault was found is in the state by then.
+pub fn load<D: NetworkDevice>(device: &D, plan: &Plan, state: &mut TrainState<D>, path: &Path) -> Result<()> {
     let file = TensorFile::load(path)?;
-    let wrong = |message: String| Error::damaged(path, message);
-    let text = |key: &str| file.metadata.get(key).ok_or_else(|| wrong(format!("the metadata lacks `{key}`")));
-    let number = |key: &str| {
-        let value = text(key)?;
-        value.parse::<u64>().map_err(|_| wrong(format!("metadata `{key}` is {value:?}, no number")))
-    };
     verify(&file, path)?;
-    let (hash, seed) = (&engine.plan.hash, engine.plan.recipe.train.seed.to_string());
-    if text("recipe")? != hash || *text("seed")? != seed {
-        let (r, s) = (text("recipe")?, text("seed")?);
-        return Err(wrong(format!("belongs to recipe {r} seed {s}, this run is {hash} seed {seed}")));
+    let checkpoint = Reader { file: &file, path };
+    checkpoint.belongs_to(plan)?;
+    for p in named(state) {
+        device.overwrite(&mut p.value_mut(), checkpoint.tensor(&p.name, &p.shape)?)?;
     }
-    let shaped = |name: &str, shape: &[usize]| {
-        let values = file.f32(name)?;
-        match file.get(name).map(|t| t.shape.as_slice()) {
-            Some(got) if got == shape => Ok(values),
-            got => Err(wrong(format!("tensor `{name}` is {got:?}, this run needs {shape:?}"))),
-        }
-    };
-    for p in engine.named() {
-        engine.device.overwrite(&mut p.value_mut(), shaped(&p.name, &p.shape)?)?;
-    }
-    let slots = engine.slots();
-    for (p, buffers) in engine.parameters().iter().zip(&mut engine.optimizer.slots) {
-        for (slot, buffer) in slots.iter().zip(buffers) {
-            engine.device.overwrite(buffer, shaped(&format!("optimizer.{slot}.{}", p.name), &p.shape)?)?;
+    for (p, buffers) in state.parameters().iter().zip(&mut state.optimizer.slots) {
+        for (slot, buffer) in slots::<D>(plan).iter().zip(buffers) {
+            let values = checkpoint.tensor(&format!("optimizer.{slot}.{}", p.name), &p.shape)?;
+            device.overwrite(buffer, values)?;
         }
     }
-    engine.optimizer.steps = number("optimizer_steps")?;
-    if let Some(queue) = &mut engine.queue {
-        let dim = queue.keys().len() / queue.len().max(1);
-        let keys = shaped("queue.keys", &[queue.len(), dim])?.to_vec();
-        let ids = file.i64("queue.ids")?.iter().map(|id| u64::try_from(*id).ok()).collect();
-        let cursor = number("queue_cursor")? as usize;
-        *queue = KeyQueue::restore(dim, keys, ids, cursor)
-            .ok_or_else(|| wrong("the queue does not fit".into()))?;
+    state.optimizer.steps = checkpoint.number("optimizer_steps")?;
+    if let Some(queue) = &mut state.queue {
+        *queue = checkpoint.queue(queue.len(), queue.keys().len() / queue.len().max(1))?;
     }
     if file.metadata.contains_key("last_clustering") {
-        engine.last_clustering = Some(number("last_clustering")?);
+        state.last_clustering = Some(checkpoint.number("last_clustering")?);
+        state.prototypes = Some(checkpoint.prototypes(device)?);
+    }
+    let marks = serde_json::from_str(checkpoint.text("marks")?);
+    state.progress = marks.map_err(|e| checkpoint.damaged(format!("metadata `marks`: {e}")))?;
+    state.step = checkpoint.number("step")?;
+    Ok(())
+}
+
+/// Reads parts of a checkpoint; whatever is missing or misshapen is an error that names the file.
+struct Reader<'a> {
+    file: &'a TensorFile,
+    path: &'a Path,
+}
+
+impl<'a> Reader<'a> {
+    fn damaged(&self, message: String) -> Error {
+        Error::damaged(self.path, message)
+    }
+
+    fn text(&self, key: &str) -> Result<&'a String> {
+        let missing = || self.damaged(format!("the metadata lacks `{key}`"));
+        self.file.metadata.get(key).ok_or_else(missing)
+    }
+
+    fn number(&self, key: &str) -> Result<u64> {
+        let value = self.text(key)?;
+        u64::from_str(value).map_err(|_| self.damaged(format!("metadata `{key}` is {value:?}, no number")))
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<&'a [f32]> {
+        let values = self.file.f32(name)?;
+        match self.file.get(name).map(|t| t.shape.as_slice()) {
+            Some(got) if got == shape => Ok(values),
+            got => Err(self.damaged(format!("tensor `{name}` is {got:?}, this run needs {shape:?}"))),
+        }
+    }
+
+    fn belongs_to(&self, plan: &Plan) -> Result<()> {
+        let (own_hash, own_seed) = (&plan.hash, plan.recipe.train.seed.to_string());
+        let (hash, seed) = (self.text("recipe")?, self.text("seed")?);
+        if (hash, seed) == (own_hash, &own_seed) {
+            return Ok(());
+        }
+        Err(self
+            .damaged(format!("belongs to recipe {hash} seed {seed}, this run is {own_hash} seed {own_seed}")))
+    }
+
+    fn queue(&self, len: usize, dim: usize) -> Result<KeyQueue> {
+        let keys = self.tensor("queue.keys", &[len, dim])?.to_vec();
+        let ids = self.file.i64("queue.ids")?.iter().map(|id| u64::try_from(*id).ok()).collect();
+        let cursor = self.number("queue_cursor")? as usize;
+        KeyQueue::restore(dim, keys, ids, cursor).ok_or_else(|| self.damaged("the queue does not fit".into()))
+    }
+
+    fn prototypes<D: NetworkDevice>(&self, device: &D) -> Result<Prototypes<D>> {
         let (mut clusterings, mut concentrations) = (Vec::new(), Vec::new());
-        while let Some(stored) = file.get(&format!("clusters.{}.centroids", clusterings.len())) {
+        while let Some(stored) = self.file.get(&format!("clusters.{}.centroids", clusterings.len())) {
             let name = |part| format!("clusters.{}.{part}", clusterings.len());
             let [k, dim] = stored.shape[..] else {
-                return Err(wrong(format!("{} is no matrix", name("centroids"))));
+                return Err(self.damaged(format!("{} is no matrix", name("centroids"))));
             };
-            let assignments =
-                file.i64(&name("assignments"))?.iter().map(|s| u32::try_from(*s).ok()).collect();
-            let report: FitReport = serde_json::from_str(text(&name("report"))?)
-                .map_err(|e| wrong(format!("{}: {e}", name("report"))))?;
-            concentrations.push(file.f32(&name("concentration"))?.to_vec());
-            let centroids = file.f32(&name("centroids"))?.to_vec();
+            let assignments = self.file.i64(&name("assignments"))?;
+            let assignments = assignments.iter().map(|s| u32::try_from(*s).ok()).collect();
+            let report: FitReport = serde_json::from_str(self.text(&name("report"))?)
+                .map_err(|e| self.damaged(format!("{}: {e}", name("report"))))?;
+            concentrations.push(self.file.f32(&name("concentration"))?.to_vec());
+            let centroids = self.file.f32(&name("centroids"))?.to_vec();
             clusterings.push(Clustering { k, dim, centroids, assignments, report });
         }
-        engine.prototypes = Some(Prototypes::restore(&engine.device, clusterings, concentrations));
+        Ok(Prototypes::restore(device, clusterings, concentrations))
     }
-    engine.marks =
-        serde_json::from_str(text("marks")?).map_err(|e| wrong(format!("metadata `marks`: {e}")))?;
-    engine.step = number("step")?;
-    Ok(())
 }

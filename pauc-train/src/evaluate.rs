@@ -1,6 +1,6 @@
 //! Embedding whole splits, and running probes on them.
 
-use crate::engine::loading;
+use crate::prefetch::loader_options;
 use pauc_data::{Loader, LoaderOptions, ViewPipeline};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
@@ -94,7 +94,7 @@ pub fn embed_epoch<D: NetworkDevice>(
 ) -> Result<Embedded> {
     let (feature_dim, dim) = (network.feature_dim(), network.embedding_dim());
     let mut out = Embedded { feature_dim, dim, ..Embedded::default() };
-    chunks(view, source, (seed, epoch), loading::<D>, |pixels, n| {
+    chunks(view, source, (seed, epoch), loader_options::<D>, |pixels, n| {
         let chunk = network.embed(pixels, n)?;
         out.features.extend(chunk.features);
         out.embeddings.extend(chunk.embeddings);

@@ -41,7 +41,7 @@ pub fn component(l: &Listing) -> String {
 
 /// Whether a component of this kind is a term of objectives, which has a page of its own in the book.
 pub fn is_term(kind: &str) -> bool {
-    ["contrastive loss", "regulariser"].contains(&kind)
+    ["contrastive loss", "regularizer"].contains(&kind)
 }
 
 /// The run whose numbers stand on the pages of terms.
@@ -101,9 +101,8 @@ fn term(l: &Listing) -> Option<Vec<String>> {
 
 /// The book's page of one kind of component, in Markdown: all of them, or of terms the table that leads to their pages.
 pub fn page(kind: &str, all: &[Listing]) -> String {
-    let mut title = format!("{kind}s");
+    let mut title = registry::plural(kind).to_string();
     title[..1].make_ascii_uppercase();
-    let title = title.replace("losss", "losses");
     let mut out = format!("# {title}\n\n| name | what it is |\n|---|---|\n");
     for l in all {
         let place = if is_term(kind) {

@@ -1,16 +1,18 @@
 //! Signs that a run learns nothing: terms at their chance level, embeddings that collapse, prototypes without samples.
 
-use crate::engine::{Engine, Observer};
-use crate::objective::TermValue;
-use pauc_data::Throughput;
+use crate::objective::{Objective, PlannedTerm, TermValue};
+use crate::observer::Observer;
+use crate::plan::Plan;
+use crate::progress::{RunProgress, Sum};
+use crate::state::TrainState;
 use pauc_models::device::NetworkDevice;
 use pauc_probes::rank::{rank_me, spread};
 use pauc_report::events::{self, Event};
 use pauc_report::verdict::{COLLAPSED, DEAD, EPOCHS_AT_CHANCE};
+use pauc_traits::Result;
 use pauc_traits::component_ron::Term;
+use pauc_traits::ops::{self, Matrix};
 use pauc_traits::probe::RowsView;
-use pauc_traits::trace::Stage;
-use pauc_traits::{Result, ops};
 
 /// How far from its chance level a term's mean over an epoch may be and count as being there, relative to the level.
 const AT_CHANCE: f64 = 0.01;
@@ -20,131 +22,103 @@ fn is_at_chance(mean: f64, chance: f64) -> bool {
     mean >= chance - AT_CHANCE * chance.abs().max(1.0)
 }
 
-impl<D: NetworkDevice> Engine<'_, D> {
-    fn warn(&mut self, key: String, text: String, watch: &mut dyn Observer) -> Result<()> {
-        if self.marks.first(&key) {
-            watch.event(&Event::Warning(events::Warning { step: self.step(), text }))?;
-        }
-        Ok(())
-    }
+/// Reports a warning the first time that `key` comes up in a run.
+fn warn_once<D: NetworkDevice>(
+    state: &mut TrainState<D>,
+    watch: &mut dyn Observer,
+    key: &str,
+    text: String,
+) -> Result<()> {
+    if state.progress.first(key) { watch.warn(state.step, text) } else { Ok(()) }
+}
 
-    /// Adds the terms of a step to the means of the epoch.
-    pub(crate) fn count_terms(&mut self, terms: &[TermValue]) {
-        for t in terms.iter().filter(|t| t.skipped.is_none() && t.value.is_finite()) {
-            let sum = self.marks.terms.entry(t.name.clone()).or_default();
-            sum.sum += t.value;
-            sum.count += 1;
-        }
+/// Adds the terms of a step to the means of the epoch.
+pub(crate) fn count_terms(progress: &mut RunProgress, terms: &[TermValue]) {
+    for t in terms.iter().filter(|t| t.skipped.is_none() && t.value.is_finite()) {
+        let sum = progress.terms.entry(t.name.clone()).or_default();
+        sum.sum += t.value;
+        sum.count += 1;
     }
+}
 
-    /// After the last step of an epoch: the state of terms and embeddings, with warnings where nothing is learnt.
-    pub(crate) fn health(&mut self, terms: &[TermValue], watch: &mut dyn Observer) -> Result<()> {
-        let mut means = Vec::new();
-        let mut stuck = Vec::new();
-        for t in terms {
-            let Some(sum) = self.marks.terms.get_mut(&t.name).filter(|s| s.count > 0) else { continue };
-            let mean = sum.sum / sum.count as f64;
-            let at_chance = t.weight > 0.0 && t.chance.is_some_and(|chance| is_at_chance(mean, chance));
-            sum.at_chance = if at_chance { sum.at_chance + 1 } else { 0 };
-            (sum.sum, sum.count) = (0.0, 0);
-            let epochs_at_chance = sum.at_chance;
-            // A regulariser may rightly stay where it is while the losses move.
-            let learns =
-                self.plan.objective.terms.iter().any(|p| p.name == t.name && matches!(p.term, Term::Loss(_)));
-            if let Some(chance) = t.chance.filter(|_| learns && epochs_at_chance >= EPOCHS_AT_CHANCE) {
-                let text = format!(
-                    "{} has been at its chance level for {epochs_at_chance} epochs (mean {mean:.3}, chance {chance:.3}): it has \
-                     taught the network nothing so far; try another learning rate or temperature, or a longer warm-up",
-                    t.name
-                );
-                stuck.push((format!("chance {}", t.name), text));
-            }
-            means.push(events::TermMean {
-                name: t.name.clone(),
-                mean,
-                chance: t.chance,
-                epochs_at_chance,
-                regulariser: !learns,
-            });
-        }
-        for (key, text) in stuck {
-            self.warn(key, text, watch)?;
-        }
-        let dim = self.network.embedding_dim();
-        let first = self.trace.views.iter().flatten().next().map(ops::to_host).transpose()?;
-        let rows = first.as_ref().map(|v| RowsView::new(v, dim));
-        let (spread, rank) = match rows {
-            Some(rows) => (spread(rows)?, rank_me(rows)?),
-            None => (f64::NAN, f64::NAN),
-        };
-        if spread < COLLAPSED {
-            let text = format!(
-                "the embeddings collapse: their spread is {spread:.3}, where 1 is uniform on the sphere and 0 one point; \
-                 lower the learning rate, or give uniformity or negatives more weight"
-            );
-            self.warn("collapse".into(), text, watch)?;
-        }
-        let (step, epoch) = (self.step(), self.epoch());
-        watch.event(&Event::Health(events::Health { step, epoch, terms: means, spread, rank }))
+/// Reports the state of terms and embeddings after the last step of an epoch, with warnings where nothing is learned.
+/// `embeddings` are those of one view of that step, (B, D).
+pub(crate) fn check_epoch<D: NetworkDevice>(
+    plan: &Plan,
+    state: &mut TrainState<D>,
+    terms: &[TermValue],
+    embeddings: Option<&Matrix<f32, D>>,
+    watch: &mut dyn Observer,
+) -> Result<()> {
+    let means = epoch_means(&plan.objective, &mut state.progress, terms);
+    for term in means.iter().filter(|m| !m.regularizer && m.epochs_at_chance >= EPOCHS_AT_CHANCE) {
+        let Some(chance) = term.chance else { continue };
+        let events::TermMean { name, mean, epochs_at_chance, .. } = term;
+        let text = format!(
+            "{name} has been at its chance level for {epochs_at_chance} epochs (mean {mean:.3}, chance {chance:.3}): it has \
+             taught the network nothing so far; try another learning rate or temperature, or a longer warm-up"
+        );
+        warn_once(state, watch, &format!("chance {name}"), text)?;
     }
+    let (spread, rank) = match embeddings.map(ops::to_host).transpose()? {
+        Some(values) => {
+            let rows = RowsView::new(&values, state.network.embedding_dim());
+            (spread(rows)?, rank_me(rows)?)
+        }
+        None => (f64::NAN, f64::NAN),
+    };
+    if spread < COLLAPSED {
+        let text = format!(
+            "the embeddings collapse: their spread is {spread:.3}, where 1 is uniform on the sphere and 0 one point; \
+             lower the learning rate, or give uniformity or negatives more weight"
+        );
+        warn_once(state, watch, "collapse", text)?;
+    }
+    let (step, epoch) = (state.step, state.epoch(&plan.horizon));
+    watch.event(&Event::Health(events::Health { step, epoch, terms: means, spread, rank }))
+}
 
-    /// After a clustering: prototypes that nothing belongs to.
-    pub(crate) fn dead_prototypes(
-        &mut self,
-        levels: &[events::ClusterLevel],
-        watch: &mut dyn Observer,
-    ) -> Result<()> {
-        for l in levels.iter().filter(|l| l.empty as f64 > DEAD * l.k as f64) {
-            let text = format!(
-                "{} of {} prototypes have no samples: fewer prototypes, or a clusterer that refills empty ones, such as \
-                 KMeans, would serve",
-                l.empty, l.k
-            );
-            self.warn(format!("dead {}", l.k), text, watch)?;
-        }
-        Ok(())
+/// The means of the terms over the epoch, which start anew.
+fn epoch_means(
+    objective: &Objective,
+    progress: &mut RunProgress,
+    terms: &[TermValue],
+) -> Vec<events::TermMean> {
+    let mut means = Vec::new();
+    for t in terms {
+        let Some(sum) = progress.terms.get_mut(&t.name).filter(|s| s.count > 0) else { continue };
+        let mean = sum.sum / sum.count as f64;
+        let at_chance = t.weight > 0.0 && t.chance.is_some_and(|chance| is_at_chance(mean, chance));
+        let epochs_at_chance = if at_chance { sum.at_chance + 1 } else { 0 };
+        *sum = Sum { at_chance: epochs_at_chance, ..Sum::default() };
+        // A regularizer may rightly stay where it is while the losses move.
+        let is_loss = |p: &PlannedTerm| p.name == t.name && matches!(p.term, Term::Loss(_));
+        means.push(events::TermMean {
+            name: t.name.clone(),
+            mean,
+            chance: t.chance,
+            epochs_at_chance,
+            regularizer: !objective.terms.iter().any(is_loss),
+        });
     }
+    means
+}
 
-    /// After the last step of an epoch: where its time went, and how much memory the process has needed.
-    /// `loaded` is what the loader did meanwhile.
-    pub(crate) fn stages(
-        &mut self,
-        (seconds, images): (f64, u64),
-        loaded: Throughput,
-        watch: &mut dyn Observer,
-    ) -> Result<()> {
-        let stages = std::mem::take(&mut self.stages);
-        let inside: f64 = stages.iter().map(|s| s.time.as_secs_f64()).sum();
-        let mut all: Vec<_> = stages
-            .into_iter()
-            .map(|s| events::StageTime { name: s.path, seconds: s.time.as_secs_f64() })
-            .collect();
-        all.push(events::StageTime { name: "other".into(), seconds: (seconds - inside).max(0.0) });
-        watch.event(&Event::Stages(events::Stages {
-            step: self.step(),
-            epoch: self.epoch(),
-            seconds,
-            images_per_second: images as f64 / seconds.max(1e-9),
-            stages: all,
-            peak_memory_bytes: crate::bench::memory(),
-            loader: Some(events::LoaderTime {
-                images: loaded.images,
-                read: loaded.read.as_secs_f64(),
-                augment: loaded.augment.as_secs_f64(),
-                normalise: loaded.normalise.as_secs_f64(),
-            }),
-        }))
+/// Warns after a clustering of prototypes without samples.
+pub(crate) fn check_prototypes<D: NetworkDevice>(
+    state: &mut TrainState<D>,
+    levels: &[events::ClusterLevel],
+    watch: &mut dyn Observer,
+) -> Result<()> {
+    for level in levels.iter().filter(|l| l.empty as f64 > DEAD * l.k as f64) {
+        let text = format!(
+            "{} of {} prototypes have no samples: fewer prototypes, or a clusterer that refills empty ones, such as \
+             KMeans, would serve",
+            level.empty, level.k
+        );
+        warn_once(state, watch, &format!("dead {}", level.k), text)?;
     }
-
-    /// Adds the stages of a stretch of steps to those of the epoch.
-    pub(crate) fn add_stages(&mut self, stages: Vec<Stage>) {
-        for new in stages {
-            match self.stages.iter_mut().find(|s| s.path == new.path) {
-                Some(s) => (s.calls, s.time) = (s.calls + new.calls, s.time + new.time),
-                None => self.stages.push(new),
-            }
-        }
-    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,12 +1,17 @@
 //! From a recipe to a trained encoder.
 //!
 //! [`recipe`] is the language, [`recipe_text`] and [`diagnostic`] point into its text, [`check`] holds the rules across
-//! fields. [`plan`] adds the opened data; [`engine`] is the training loop on a plan; [`run`] puts a folder, a log
-//! and a report around it; [`export`] takes the encoder out of it, [`mod@bench`] times its step. [`objective`],
-//! [`prototypes`], [`queue`] and [`evaluate`] are the loop's parts. [`term`] and [`mod@cluster`] run one component on
-//! tensors of a file. [`mod@compare`] puts runs beside each other, [`reproduce`]
-//! puts one beside what is stored of its recipe, [`sweep`] names many runs of one recipe. [`saved_run`] opens a run again, [`mod@embed`] writes what its network makes of images.
+//! fields. [`plan`] adds the opened data. [`state`] is what a run learns and a checkpoint holds; [`trainer`] is the
+//! training loop on a plan and a state; [`run`] puts a folder, a log and a report around it. [`export`] takes the
+//! encoder out of a run, [`mod@bench`] times its step. [`objective`], [`prototypes`], [`queue`] and [`evaluate`] are
+//! parts of the loop. [`term`] and [`mod@cluster`] run one component on tensors of a file. [`mod@compare`] puts runs
+//! beside each other, [`reproduce`] compares one with what is stored for its recipe, [`sweep`] makes many runs of one
+//! recipe. [`saved_run`] opens a run again, and [`mod@embed`] writes its network's embeddings of images.
+//!
+//! Inside, `step` is one optimizer step and `batch_pass` takes one batch through the networks, the terms and back:
+//! state ← batch_pass ← step ← trainer ← run.
 
+mod batch_pass;
 pub mod bench;
 pub mod check;
 pub mod checkpoint;
@@ -14,8 +19,8 @@ pub mod cluster;
 pub mod codes;
 pub mod compare;
 pub mod diagnostic;
+mod e_step;
 pub mod embed;
-pub mod engine;
 pub mod evaluate;
 pub mod explain;
 pub mod export;
@@ -23,11 +28,13 @@ mod health;
 mod lock;
 pub mod log_sinks;
 pub mod objective;
+pub mod observer;
 mod picture;
 pub mod plan;
 mod postmortem;
 mod prefetch;
 mod probed_network;
+mod probing;
 pub mod progress;
 pub mod prototypes;
 pub mod queue;
@@ -35,10 +42,18 @@ pub mod recipe;
 pub mod recipe_text;
 pub mod reproduce;
 mod retention;
+mod rows_by_view;
 pub mod run;
 pub mod run_dir;
 pub mod saved_run;
+mod selection;
+pub mod state;
 pub mod statistics;
 mod step;
+mod step_batch;
+mod step_log;
+mod step_trace;
 pub mod sweep;
 pub mod term;
+mod timings;
+pub mod trainer;

@@ -49,6 +49,57 @@ pub struct Objective {
     pub terms: Vec<PlannedTerm>,
 }
 
+/// What all terms of an objective read together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reads {
+    /// Views that pass through the online network.
+    pub online: Vec<usize>,
+    /// Whether predictions are read.
+    pub predictions: bool,
+    /// Views that pass through the momentum network.
+    pub momentum: Vec<usize>,
+    /// The last of them, whose keys go into the queue.
+    pub newest: Option<usize>,
+    /// Whether the queue is read.
+    pub queue: bool,
+    /// Whether labels are read.
+    pub labels: bool,
+}
+
+impl Reads {
+    /// The union of what the terms active at a step read.
+    pub fn at(objective: &Objective, clock: &Clock, has_momentum: bool, has_queue: bool) -> Self {
+        let mut reads = Reads { queue: has_queue, ..Reads::default() };
+        let add = |list: &mut Vec<usize>, views: &[usize]| {
+            list.extend(views);
+            list.sort_unstable();
+            list.dedup();
+        };
+        for Needs { queries, predictions, keys, momentum: _, queue: _, prototypes: _, labels } in
+            objective.active(clock).map(|t| t.needs.clone())
+        {
+            add(&mut reads.online, queries);
+            add(&mut reads.online, predictions);
+            reads.predictions |= !predictions.is_empty();
+            add(if has_momentum { &mut reads.momentum } else { &mut reads.online }, keys);
+            reads.labels |= labels;
+        }
+        // The queue is fed with the keys of the last view, whether or not a term reads them this step.
+        if has_queue && reads.momentum.is_empty() {
+            reads.momentum.push(1);
+        }
+        reads.newest = reads.momentum.last().copied();
+        reads
+    }
+
+    /// Puts views of one size beside each other, which lets them pass through a network together.
+    pub(crate) fn group_views_by<S: PartialEq>(&mut self, size: impl Fn(usize) -> S) {
+        let first_of_size = |view: &usize| (0..*view).find(|v| size(*v) == size(*view)).unwrap_or(*view);
+        self.online.sort_by_key(first_of_size);
+        self.momentum.sort_by_key(first_of_size);
+    }
+}
+
 /// What one term asks of the embeddings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TermGradient {
@@ -70,7 +121,7 @@ pub struct Evaluated<E> {
     pub gradients: BatchGradients<E>,
 }
 
-/// Values of terms that a device need not have come to yet.
+/// Values of terms whose kernels may still be running.
 pub struct Pending<E: Scalar, D: Backend<E>> {
     terms: Vec<TermValue>,
     values: Vec<Tensor<Rank0, E, D>>,
@@ -78,9 +129,9 @@ pub struct Pending<E: Scalar, D: Backend<E>> {
 
 /// What [`Objective::launch`] leaves on the device.
 pub struct Launched<E: Scalar, D: Backend<E>> {
-    /// Of the terms that are active.
+    /// The values of the active terms.
     pub values: Pending<E, D>,
-    /// Of the weighted sum.
+    /// The gradients of the weighted sum.
     pub gradients: BatchGradients<E, Matrix<E, D>>,
 }
 
@@ -91,7 +142,7 @@ impl<E: Scalar, D: Backend<E>> Pending<E, D> {
     /// [`Error::NonFinite`] naming the term whose value is not a number.
     pub fn read(mut self) -> Result<(f64, Vec<TermValue>)> {
         for (term, value) in self.terms.iter_mut().zip(&self.values) {
-            // On a GPU it is here that what went wrong before is told.
+            // The first synchronization: earlier errors of an asynchronous device surface here.
             term.value = ops::to_host(value)?[0].as_f64();
             if !term.value.is_finite() {
                 let place = Some(format!("its value is {}", term.value));

@@ -1,7 +1,8 @@
 //! Pictures of a run: the test embeddings in two dimensions, and the prototypes.
 
-use crate::engine::Engine;
+use crate::plan::Plan;
 use crate::run_dir::RunDir;
+use crate::state::TrainState;
 use pauc_data::contact_sheet;
 use pauc_kernels::distance::dot;
 use pauc_models::device::NetworkDevice;
@@ -18,15 +19,14 @@ const POINTS: usize = 2000;
 ///
 /// # Errors
 /// If the device or the disk fails.
-pub fn embedding<D: NetworkDevice>(engine: &mut Engine<'_, D>, dir: &RunDir) -> Result<()> {
-    let plan = engine.plan;
+pub fn embedding<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>, dir: &RunDir) -> Result<()> {
     let source = plan.splits.test.as_ref().unwrap_or(&plan.splits.train);
-    let embedded = crate::evaluate::embed(&mut engine.network, &plan.evaluation, source)?;
+    let embedded = crate::evaluate::embed(&mut state.network, &plan.evaluation, source)?;
     let keep = source.len().min(POINTS);
     let rows = RowsView::new(&embedded.embeddings[..keep * embedded.dim], embedded.dim);
     let projection = pauc_probes::pca2(rows)?;
     let neighbours = pauc_probes::tsne(rows, TsneOptions::default())?;
-    let coarsest = engine.prototypes.as_ref().and_then(|p| p.clusterings.iter().min_by_key(|c| c.k));
+    let coarsest = state.prototypes.as_ref().and_then(|p| p.clusterings.iter().min_by_key(|c| c.k));
     let prototypes: Option<Vec<usize>> = coarsest.map(|c| {
         let mut centroids = c.centroids.clone();
         pauc_cluster::unit_rows(&mut centroids, c.dim);
@@ -66,11 +66,12 @@ const MOST_IN_PAIRS: usize = 2048;
 ///
 /// # Errors
 /// If an image cannot be read, or the device or the disk fails.
-pub fn prototypes<D: NetworkDevice>(engine: &mut Engine<'_, D>, dir: &RunDir) -> Result<()> {
-    let plan = engine.plan;
-    let Some(prototypes) = &engine.prototypes else { return Ok(()) };
-    let network = engine.momentum.as_mut().unwrap_or(&mut engine.network);
-    let embedded = crate::evaluate::embed(network, &plan.evaluation, &plan.splits.train)?;
+pub fn prototypes<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>, dir: &RunDir) -> Result<()> {
+    if state.prototypes.is_none() {
+        return Ok(());
+    }
+    let embedded = crate::evaluate::embed(state.clustered_network(), &plan.evaluation, &plan.splits.train)?;
+    let Some(prototypes) = &state.prototypes else { return Ok(()) };
     let rows = RowsView::new(&embedded.embeddings, embedded.dim);
     let levels: Vec<_> = prototypes
         .clusterings

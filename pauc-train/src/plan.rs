@@ -1,6 +1,6 @@
 //! From a recipe to everything that is known before the first step.
 
-use crate::check::Checker;
+use crate::check::{Checker, Shapes};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::objective::Objective;
 use crate::recipe::{Recipe, Source, belongs};
@@ -101,102 +101,23 @@ impl Plan {
     ) -> Result<Plan, PlanError> {
         let mut checker = Checker::new(&recipe, &source);
         checker.structure();
-        let report = |all| Diagnostics { text: source.text.clone(), path: source.path.clone(), all };
         let splits = match open(&recipe) {
             Ok(splits) => splits,
-            Err(error) if error.is_about_data() => {
-                return Err(PlanError::Data { error, found: Box::new(report(checker.found)) });
-            }
-            Err(error) => {
-                let d = Diagnostic::at(Severity::Error, "E0214", &source.text, "data", error.to_string(), "");
-                checker.found.push(d);
-                return Err(PlanError::Recipe(report(checker.found)));
-            }
+            Err(error) => return Err(unopened(error, checker.found, &source)),
         };
-        let samples = splits.train.len();
-        let steps_per_epoch = (samples / recipe.train.images_per_step()) as u64;
-        let horizon =
-            Horizon { steps_per_epoch, total_steps: steps_per_epoch * recipe.train.epochs.get() as u64 };
-        let shapes = checker.view_shapes(&splits);
-        let network =
-            shapes.and_then(|shapes| checker.encoder(device, &shapes).map(|width| (shapes[0], width)));
-        let dim = network.and_then(|(_, width)| match device.head(&recipe.projector, width, 0, 0) {
-            Ok(head) => Some(head.output_dim()),
-            Err(e) => {
-                let d =
-                    Diagnostic::at(Severity::Error, "E0208", &source.text, "projector", e.to_string(), "");
-                checker.found.push(d);
-                None
-            }
-        });
-        if let (Some(config), Some(width)) = (&recipe.predictor, dim) {
-            let wrong = match device.head(config, width, 0, 0) {
-                Ok(head) if head.output_dim() == width => None,
-                Ok(head) => Some(format!("predictions are {} wide, embeddings {width}", head.output_dim())),
-                Err(e) => Some(e.to_string()),
-            };
-            if let Some(message) = wrong {
-                let help = format!("let its last width be {width}, such as Mlp(dims: [64, {width}])");
-                checker.found.push(Diagnostic::at(
-                    Severity::Error,
-                    "E0216",
-                    &source.text,
-                    "predictor",
-                    message,
-                    help,
-                ));
-            }
-        }
-        let facts = Facts {
-            batch: recipe.train.batch.get(),
-            dim: dim.unwrap_or(1),
-            samples,
-            momentum: recipe.momentum_encoder.is_some(),
-            predictor: recipe.predictor.is_some(),
-            queue: recipe.queue.map(|q| q.get()),
-            prototypes: recipe.clusterer.as_ref().map(|c| c.prototypes()).unwrap_or_default(),
-            classes: splits.train.labels().map(|_| splits.classes.len()),
-        };
-        let first_clustering = recipe.clusterer.as_ref().map_or(u64::MAX, |c| {
-            let start = c.start().steps(&horizon);
-            // Clusterings happen at starts of epochs.
-            start.div_ceil(steps_per_epoch.max(1)) * steps_per_epoch
-        });
+        let shapes = checker.shapes(device, &splits);
+        let horizon = horizon(&recipe, splits.train.len());
+        let facts = facts(&recipe, &splits, shapes.map_or(1, |s| s.embedding));
+        let first_clustering = first_clustering(&recipe, &horizon);
         let objective = Objective::plan(&recipe.objective, &horizon, first_clustering, &facts);
         checker.sizes(&splits, &objective, &facts, &horizon);
-        let found = report(checker.found);
-        let (Some((shape, _)), Some(_), false) = (network, dim, found.has_errors()) else {
-            return Err(PlanError::Recipe(found));
+        let warnings = source.diagnostics(checker.found);
+        let (Some(Shapes { image: shape, .. }), false) = (shapes, warnings.has_errors()) else {
+            return Err(PlanError::Recipe(warnings));
         };
-        let failed = |path: &str, message: String| {
-            let d = Diagnostic::at(Severity::Error, "E0213", &source.text, path, message, "");
-            PlanError::Recipe(Diagnostics {
-                text: source.text.clone(),
-                path: source.path.clone(),
-                all: vec![d],
-            })
-        };
-        let (input, statistics) = (splits.train.shape(), &splits.statistics);
-        let training = ViewPipeline::training(&recipe.views, input, statistics);
-        let evaluation = ViewPipeline::evaluation(&recipe.views, input, statistics);
-        let views = training.map_err(|e| failed("views", e.to_string()))?;
-        let evaluation = evaluation.map_err(|e| failed("views", format!("the evaluation view: {e}")))?;
-        if evaluation.shape(0) != shape {
-            let message =
-                format!("the evaluation view is {}, the random views are {shape}", evaluation.shape(0));
-            return Err(failed("views", message));
-        }
-        let nothing = report(Vec::new());
-        let data = |error: Error| PlanError::Data { error, found: Box::new(nothing.clone()) };
-        let start = recipe.encoder_weights.as_ref().map(|w| {
-            let mut file = TensorFile::load(place.resolve(&w.path))?;
-            file.retain(|name| {
-                name.strip_prefix(&w.prefix).is_some_and(|name| !w.except.iter().any(|e| name.starts_with(e)))
-            });
-            Ok(file)
-        });
-        let start = start.transpose().map_err(&data)?;
-        let written = |e: ron::Error| failed("", format!("the recipe cannot be written out: {e}"));
+        let Pipelines { views, evaluation } = pipelines(&recipe, &source, &splits, shape)?;
+        let start = start_weights(&recipe, place).map_err(|error| source.refuse_data(error))?;
+        let written = |e: ron::Error| source.refuse("", format!("the recipe cannot be written out: {e}"));
         let plan = Plan {
             resolved: recipe.resolved().map_err(written)?,
             hash: recipe.hash().map_err(written)?,
@@ -209,44 +130,46 @@ impl Plan {
             facts,
             objective,
             first_clustering,
-            warnings: found,
+            warnings,
             source,
             recipe,
         };
-        if plan.start.is_some() || !plan.recipe.frozen.is_empty() || !plan.recipe.lr_scale.is_empty() {
-            let network = plan.network(device).map_err(&data)?;
-            let names = |params: Vec<Param<D>>| params.into_iter().map(|p| p.name).collect::<Vec<_>>();
-            let encoder = names(network.encoder_parameters());
-            let mut all = names(network.parameters());
-            for t in &plan.objective.terms {
-                let own = t.term.info().parameters(&plan.facts);
-                all.extend(own.iter().map(|p| format!("{}.{}", t.name, p.name)));
-            }
-            let parts = |i: usize, part: &str, names: &[String], code, path: &str, owner| {
-                unknown_part(part, names, owner).map(|(message, help)| {
-                    let path = path.replace("{}", &i.to_string());
-                    Diagnostic::at(Severity::Error, code, &plan.source.text, &path, message, help)
-                })
-            };
-            let mut wrong = Vec::new();
-            for (i, part) in plan.recipe.frozen.iter().enumerate() {
-                wrong.extend(parts(i, part, &encoder, "E0218", "frozen[{}]", "the encoder has"));
-            }
-            for (i, scale) in plan.recipe.lr_scale.iter().enumerate() {
-                let path = "lr_scale[{}].part";
-                wrong.extend(parts(i, &scale.part, &all, "E0220", path, "the network and its terms have"));
-                if plan.recipe.lr_scale[..i].iter().any(|other| other.part == scale.part) {
-                    let (text, path) = (&plan.source.text, format!("lr_scale[{i}].part"));
-                    let message = format!("`{}` has two factors", scale.part);
-                    let help = "remove one of them";
-                    wrong.push(Diagnostic::at(Severity::Error, "E0220", text, &path, message, help));
-                }
-            }
-            if !wrong.is_empty() {
-                return Err(PlanError::Recipe(Diagnostics { all: wrong, ..plan.warnings }));
+        plan.check_parts(device)?;
+        Ok(plan)
+    }
+
+    /// Checks what names parts of the network or comes from a file of weights, which takes the network itself.
+    fn check_parts<D: NetworkDevice>(&self, device: &D) -> Result<(), PlanError> {
+        let Recipe { frozen, lr_scale, .. } = &self.recipe;
+        if self.start.is_none() && frozen.is_empty() && lr_scale.is_empty() {
+            return Ok(());
+        }
+        let network = self.network(device).map_err(|error| self.source.refuse_data(error))?;
+        let names = |params: Vec<Param<D>>| params.into_iter().map(|p| p.name).collect::<Vec<_>>();
+        let encoder = names(network.encoder_parameters());
+        let mut all = names(network.parameters());
+        for t in &self.objective.terms {
+            let own = t.term.info().parameters(&self.facts);
+            all.extend(own.iter().map(|p| format!("{}.{}", t.name, p.name)));
+        }
+        let error = |code, path: String, message: String, help: String| {
+            Diagnostic::at(Severity::Error, code, &self.source.text, &path, message, help)
+        };
+        let mut wrong = Vec::new();
+        for (i, part) in frozen.iter().enumerate() {
+            let unknown = unknown_part(part, &encoder, "the encoder has");
+            wrong.extend(unknown.map(|u| error("E0218", format!("frozen[{i}]"), u.message, u.help)));
+        }
+        for (i, scale) in lr_scale.iter().enumerate() {
+            let path = || format!("lr_scale[{i}].part");
+            let unknown = unknown_part(&scale.part, &all, "the network and its terms have");
+            wrong.extend(unknown.map(|u| error("E0220", path(), u.message, u.help)));
+            if lr_scale[..i].iter().any(|other| other.part == scale.part) {
+                let message = format!("`{}` has two factors", scale.part);
+                wrong.push(error("E0220", path(), message, "remove one of them".into()));
             }
         }
-        Ok(plan)
+        if wrong.is_empty() { Ok(()) } else { Err(PlanError::Recipe(self.source.diagnostics(wrong))) }
     }
 
     /// Builds the network with its initial weights, some of them frozen.
@@ -280,8 +203,102 @@ impl Plan {
     }
 }
 
-/// What is wrong with a part that no name belongs to, and what to write instead.
-fn unknown_part(part: &str, names: &[String], owner: &str) -> Option<(String, String)> {
+/// A run's length: whole batches of the training split, epoch after epoch.
+fn horizon(recipe: &Recipe, samples: usize) -> Horizon {
+    let steps_per_epoch = (samples / recipe.train.images_per_step()) as u64;
+    Horizon { steps_per_epoch, total_steps: steps_per_epoch * recipe.train.epochs.get() as u64 }
+}
+
+/// The sizes that terms ask about; `dim` is the width of embeddings.
+fn facts(recipe: &Recipe, splits: &Splits, dim: usize) -> Facts {
+    Facts {
+        batch: recipe.train.batch.get(),
+        dim,
+        samples: splits.train.len(),
+        momentum: recipe.momentum_encoder.is_some(),
+        predictor: recipe.predictor.is_some(),
+        queue: recipe.queue.map(|q| q.get()),
+        prototypes: recipe.clusterer.as_ref().map(|c| c.prototypes()).unwrap_or_default(),
+        classes: splits.train.labels().map(|_| splits.classes.len()),
+    }
+}
+
+/// The step of the first clustering, at the start of an epoch; `u64::MAX` without a clusterer.
+fn first_clustering(recipe: &Recipe, horizon: &Horizon) -> u64 {
+    let Some(clusterer) = &recipe.clusterer else { return u64::MAX };
+    let start = clusterer.start().steps(horizon);
+    start.div_ceil(horizon.steps_per_epoch.max(1)) * horizon.steps_per_epoch
+}
+
+/// The views of training and of evaluation.
+struct Pipelines {
+    views: ViewPipeline,
+    evaluation: ViewPipeline,
+}
+
+fn pipelines(
+    recipe: &Recipe,
+    source: &Source,
+    splits: &Splits,
+    shape: ImageShape,
+) -> Result<Pipelines, PlanError> {
+    let (input, statistics) = (splits.train.shape(), &splits.statistics);
+    let refuse = |message| source.refuse("views", message);
+    let views =
+        ViewPipeline::training(&recipe.views, input, statistics).map_err(|e| refuse(e.to_string()))?;
+    let evaluation = ViewPipeline::evaluation(&recipe.views, input, statistics)
+        .map_err(|e| refuse(format!("the evaluation view: {e}")))?;
+    let got = evaluation.shape(0);
+    if got != shape {
+        return Err(refuse(format!("the evaluation view is {got}, the random views are {shape}")));
+    }
+    Ok(Pipelines { views, evaluation })
+}
+
+/// The tensors that the encoder starts from, if the recipe names a file of weights.
+fn start_weights(recipe: &Recipe, place: &Place) -> Result<Option<TensorFile>, Error> {
+    let Some(weights) = &recipe.encoder_weights else { return Ok(None) };
+    let mut file = TensorFile::load(place.resolve(&weights.path))?;
+    let is_excepted = |name: &str| weights.except.iter().any(|e| name.starts_with(e));
+    file.retain(|name| name.strip_prefix(&weights.prefix).is_some_and(|name| !is_excepted(name)));
+    Ok(Some(file))
+}
+
+/// Data that cannot be opened: the data's fault, or that of the recipe's `data`.
+fn unopened(error: Error, mut found: Vec<Diagnostic>, source: &Source) -> PlanError {
+    if error.is_about_data() {
+        return PlanError::Data { error, found: Box::new(source.diagnostics(found)) };
+    }
+    found.push(Diagnostic::at(Severity::Error, "E0214", &source.text, "data", error.to_string(), ""));
+    PlanError::Recipe(source.diagnostics(found))
+}
+
+impl Source {
+    /// Diagnostics about this recipe.
+    fn diagnostics(&self, all: Vec<Diagnostic>) -> Diagnostics {
+        Diagnostics { text: self.text.clone(), path: self.path.clone(), all }
+    }
+
+    /// The one error that images at a path of the recipe do not fit.
+    fn refuse(&self, path: &str, message: String) -> PlanError {
+        let error = Diagnostic::at(Severity::Error, "E0213", &self.text, path, message, "");
+        PlanError::Recipe(self.diagnostics(vec![error]))
+    }
+
+    /// An error about data or weights, of a recipe that is right.
+    fn refuse_data(&self, error: Error) -> PlanError {
+        PlanError::Data { error, found: Box::new(self.diagnostics(Vec::new())) }
+    }
+}
+
+/// A part of the network that does not exist, and what to write instead.
+struct UnknownPart {
+    message: String,
+    help: String,
+}
+
+/// Checks that one of the names belongs to a part. `owner` begins the message, as in "the encoder has".
+fn unknown_part(part: &str, names: &[String], owner: &str) -> Option<UnknownPart> {
     if names.iter().any(|n| belongs(n, part)) {
         return None;
     }
@@ -298,5 +315,5 @@ fn unknown_part(part: &str, names: &[String], owner: &str) -> Option<(String, St
             format!("its parts: {}", known.join(", "))
         }
     };
-    Some((format!("{owner} no part `{part}`"), help))
+    Some(UnknownPart { message: format!("{owner} no part `{part}`"), help })
 }

@@ -1,76 +1,54 @@
-//! What is kept of a step that gave a number that is none.
+//! What a run saves when a step produces NaN or infinity.
 
-use crate::engine::Engine;
+use crate::plan::Plan;
 use crate::run_dir::RunDir;
+use crate::state::TrainState;
+use crate::step_trace::StepTrace;
 use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
 use pauc_models::weights::{TensorFile, Values};
-use pauc_traits::ops::Matrix;
 use pauc_traits::{Error, Result, ops};
-use std::collections::VecDeque;
 
-/// Steps whose gradient norms are remembered.
-const REMEMBERED: usize = 16;
-
-/// What is remembered of the step under way and those before it, in case it fails.
-pub(crate) struct Trace<D: NetworkDevice> {
-    /// The rows of the step's images that were under way: those of one of several accumulated batches.
-    pub rows: std::ops::Range<usize>,
-    /// Embeddings of the online network by view, as far as they were made; raw outputs of the projector.
-    pub views: Vec<Option<Matrix<f32, D>>>,
-    /// The norms of the last gradients, with the steps they belong to.
-    pub norms: VecDeque<(u64, f64)>,
+/// The step that failed: the state before it, and how far it came.
+pub(crate) struct FailedStep<'a, D: NetworkDevice> {
+    pub device: &'a D,
+    pub plan: &'a Plan,
+    pub state: &'a TrainState<D>,
+    pub trace: &'a StepTrace<D>,
+    pub data: &'a ImageBatch,
 }
 
-impl<D: NetworkDevice> Default for Trace<D> {
-    fn default() -> Self {
-        Trace { rows: 0..0, views: Vec::new(), norms: VecDeque::new() }
-    }
-}
-
-impl<D: NetworkDevice> Trace<D> {
-    /// Remembers the norm of a step's gradient.
-    pub fn norm(&mut self, step: u64, norm: f64) {
-        self.norms.push_back((step, norm));
-        if self.norms.len() > REMEMBERED {
-            self.norms.pop_front();
-        }
-    }
-}
-
-impl<D: NetworkDevice> Engine<'_, D> {
-    /// Completes an error about a number that is none: writes `postmortem.json` and `postmortem.safetensors`, and names
-    /// the step, these files and the last good checkpoint. Other errors are passed through.
-    pub(crate) fn postmortem(&self, error: Error, dir: &RunDir, batch: &ImageBatch) -> Error {
+impl<D: NetworkDevice> FailedStep<'_, D> {
+    /// Completes an error about NaN or infinity: writes `postmortem.json` and `postmortem.safetensors`, and names the
+    /// step, these files and the last good checkpoint. Other errors are passed through.
+    pub fn explain(&self, error: Error, dir: &RunDir) -> Error {
         let Error::NonFinite { what, place } = error else { return error };
-        let saved = dir.last_checkpoint().filter(|p| p.exists());
-        let saved = saved.map_or("no checkpoint had been written yet".to_string(), |p| {
-            format!("the last good checkpoint is {}", p.display())
-        });
-        let kept = match self.write_postmortem(&what, place.as_deref(), dir, batch) {
+        let checkpoint = match dir.last_checkpoint().filter(|path| path.exists()) {
+            Some(path) => format!("the last good checkpoint is {}", path.display()),
+            None => "no checkpoint had been written yet".to_string(),
+        };
+        let files = match self.write(&what, place.as_deref(), dir) {
             Ok(()) => format!("see {}", dir.path().join("postmortem.json").display()),
-            // The number is what matters; that its traces could not be written is said beside it.
+            // The number is what matters; a failure to write its postmortem is reported beside it.
             Err(e) => format!("its postmortem could not be written: {e}"),
         };
         let place = place.map(|p| format!("{p}; ")).unwrap_or_default();
         let advice = "lower the learning rate, raise the temperature or clip the gradient";
-        let place = format!("{place}step {}; {saved}; {kept}; {advice}", self.step() + 1);
+        let place = format!("{place}step {}; {checkpoint}; {files}; {advice}", self.step());
         Error::NonFinite { what, place: Some(place) }
     }
 
-    fn write_postmortem(
-        &self,
-        what: &str,
-        place: Option<&str>,
-        dir: &RunDir,
-        batch: &ImageBatch,
-    ) -> Result<()> {
-        let trace = &self.trace;
-        let batch = &batch.rows(&trace.rows);
-        let norms: Vec<_> =
-            trace.norms.iter().map(|(s, n)| serde_json::json!({"step": s, "norm": n})).collect();
+    /// The step under way, counted from 1.
+    fn step(&self) -> u64 {
+        self.state.step + 1
+    }
+
+    fn write(&self, what: &str, place: Option<&str>, dir: &RunDir) -> Result<()> {
+        let batch = self.data.rows(&self.trace.rows);
+        let norms = self.trace.gradient_norms.iter();
+        let norms: Vec<_> = norms.map(|n| serde_json::json!({"step": n.step, "norm": n.norm})).collect();
         let json = serde_json::json!({
-            "step": self.step() + 1,
+            "step": self.step(),
             "what": what,
             "place": place,
             "samples": batch.ids,
@@ -79,30 +57,32 @@ impl<D: NetworkDevice> Engine<'_, D> {
         });
         let text = serde_json::to_string_pretty(&json).map_err(|e| Error::Other(e.into()))?;
         dir.write("postmortem.json", text + "\n")?;
+        self.tensors(&batch)?.save(dir.path().join("postmortem.safetensors"))
+    }
+
+    /// The batch that failed, its embeddings as far as they were made, parameters and gradients.
+    fn tensors(&self, batch: &ImageBatch) -> Result<TensorFile> {
         let mut file = TensorFile::new();
-        let rows = batch.ids.len();
+        let samples = batch.ids.len();
         for (v, pixels) in batch.views.iter().enumerate() {
-            let shape = self.plan.views.shape(v);
-            let shape = [rows, shape.height, shape.width, shape.channels];
-            file.insert(
-                format!("view.{v}.pixels"),
-                &shape,
-                Values::F32(pixels.numbers(0..pixels.len()).into_owned()),
-            )?;
+            let view = self.plan.views.shape(v);
+            let shape = [samples, view.height, view.width, view.channels];
+            let values = pixels.numbers(0..pixels.len()).into_owned();
+            file.insert(format!("view.{v}.pixels"), &shape, Values::F32(values))?;
         }
-        for (v, embeddings) in trace.views.iter().enumerate() {
+        for (v, embeddings) in self.trace.embeddings.iter().enumerate() {
             let Some(values) = embeddings.as_ref().map(ops::to_host).transpose()? else { continue };
-            let shape = [rows, values.len() / rows.max(1)];
+            let shape = [samples, values.len() / samples.max(1)];
             file.insert(format!("view.{v}.embeddings"), &shape, Values::F32(values))?;
         }
-        file.insert("samples", &[rows], Values::U64(batch.ids.clone()))?;
-        let parameters = self.parameters();
-        file.insert_params(&self.device, "parameter.", &parameters)?;
+        file.insert("samples", &[samples], Values::U64(batch.ids.clone()))?;
+        let parameters = self.state.parameters();
+        file.insert_params(self.device, "parameter.", &parameters)?;
         for p in &parameters {
             let gradient = self.device.download(&p.grad())?;
             file.insert(format!("gradient.{}", p.name), &p.shape, Values::F32(gradient))?;
         }
-        file.metadata.insert("step".into(), (self.step() + 1).to_string());
-        file.save(dir.path().join("postmortem.safetensors"))
+        file.metadata.insert("step".into(), self.step().to_string());
+        Ok(file)
     }
 }

@@ -1,17 +1,28 @@
-//! Images of the next step, sent to a device that still works on this one.
+//! Images on their way from the loader to the device, those of the next step among them.
 
-use pauc_data::{ImageBatch, ViewPipeline};
+use pauc_data::{ImageBatch, LoaderOptions, ViewPipeline};
 use pauc_models::device::NetworkDevice;
 use pauc_traits::Result;
 use pauc_traits::encoder::Images;
 use std::ops::Range;
 
-/// Images on a device, each branch's as it reads them.
+/// Fits a loader's options to a device: one that normalizes images itself receives them in 8 bits.
+pub(crate) fn loader_options<D: NetworkDevice>(options: LoaderOptions) -> LoaderOptions {
+    if D::NORMALIZES_IMAGES { options.for_accelerator() } else { options }
+}
+
+/// A batch that is on the device before its step begins.
 pub(crate) struct DevicePrefetch<D: NetworkDevice> {
-    /// The batch that they are of: its epoch, its step, its samples.
-    of: (u64, u64, Vec<u64>),
-    /// By the views that they are made of.
-    images: Vec<(Vec<usize>, Vec<Images<D>>)>,
+    epoch: u64,
+    step: u64,
+    ids: Vec<u64>,
+    branches: Vec<BranchImages<D>>,
+}
+
+/// What one branch reads of a batch: some of its views, one tensor for each size.
+struct BranchImages<D: NetworkDevice> {
+    views: Vec<usize>,
+    images: Vec<Images<D>>,
 }
 
 impl<D: NetworkDevice> DevicePrefetch<D> {
@@ -20,24 +31,25 @@ impl<D: NetworkDevice> DevicePrefetch<D> {
     /// # Errors
     /// If the device fails.
     pub fn send(device: &D, views: &ViewPipeline, data: &ImageBatch, branches: &[&[usize]]) -> Result<Self> {
-        let mut sent = Vec::new();
-        for read in branches {
-            sent.push((read.to_vec(), images(device, views, data, read, &(0..data.ids.len()))?));
-        }
-        Ok(DevicePrefetch { of: (data.epoch, data.step, data.ids.clone()), images: sent })
+        let whole = 0..data.ids.len();
+        let send = |read: &&[usize]| {
+            Ok(BranchImages { views: read.to_vec(), images: images(device, views, data, read, &whole)? })
+        };
+        let branches = branches.iter().map(send).collect::<Result<_>>()?;
+        Ok(DevicePrefetch { epoch: data.epoch, step: data.step, ids: data.ids.clone(), branches })
     }
 
-    /// What was sent of a batch in some views, once.
-    pub fn take(&mut self, data: &ImageBatch, read: &[usize]) -> Option<Vec<Images<D>>> {
-        if (self.of.0, self.of.1, &self.of.2) != (data.epoch, data.step, &data.ids) {
+    /// Takes what was sent of this batch in these views; `None` if nothing was, or it was taken before.
+    pub fn take(&mut self, data: &ImageBatch, views: &[usize]) -> Option<Vec<Images<D>>> {
+        if (self.epoch, self.step, &self.ids) != (data.epoch, data.step, &data.ids) {
             return None;
         }
-        let found = self.images.iter().position(|(views, _)| views == read)?;
-        Some(self.images.swap_remove(found).1)
+        let branch = self.branches.iter().position(|b| b.views == views)?;
+        Some(self.branches.swap_remove(branch).images)
     }
 }
 
-/// The samples of a part, in all views that a branch reads, as one batch a size.
+/// Sends some samples in all views that a branch reads. Neighbouring views of one size become one tensor.
 ///
 /// # Errors
 /// If the device fails.
@@ -46,14 +58,14 @@ pub(crate) fn images<D: NetworkDevice>(
     views: &ViewPipeline,
     data: &ImageBatch,
     read: &[usize],
-    part: &Range<usize>,
+    samples: &Range<usize>,
 ) -> Result<Vec<Images<D>>> {
-    let batch = |same: &[usize]| {
-        let shape = views.shape(same[0]);
-        let span = part.start * shape.len()..part.end * shape.len();
-        let pixels: Vec<_> = same.iter().map(|v| &data.views[*v]).collect();
-        let count = same.len() * part.len();
-        device.images(&pixels, span, (count, shape.height, shape.width, shape.channels))
+    let send = |same_size: &[usize]| {
+        let shape = views.shape(same_size[0]);
+        let values = samples.start * shape.len()..samples.end * shape.len();
+        let pixels: Vec<_> = same_size.iter().map(|v| &data.views[*v]).collect();
+        let count = same_size.len() * samples.len();
+        device.images(&pixels, values, (count, shape.height, shape.width, shape.channels))
     };
-    read.chunk_by(|a, b| views.shape(*a) == views.shape(*b)).map(batch).collect()
+    read.chunk_by(|a, b| views.shape(*a) == views.shape(*b)).map(send).collect()
 }

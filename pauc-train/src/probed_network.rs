@@ -1,8 +1,8 @@
 //! What probes may do with a run's network: pass images through it, and train a copy.
 
-use crate::engine::loading;
 use crate::evaluate;
 use crate::plan::Plan;
+use crate::prefetch::loader_options;
 use pauc_data::{Batches, Loader, LoaderOptions, ViewPipeline};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::{Network, TapedRows, backward_with};
@@ -83,7 +83,7 @@ impl<D: NetworkDevice> ProbedNetwork for LentNetwork<'_, D> {
         params.iter().for_each(|p| p.set_frozen(false));
         let batch = Count::try_from(batch.get().min(images.len()))
             .map_err(|_| Error::config("fine-tuning: there are no images"))?;
-        let options = loading::<D>(LoaderOptions::training(batch, apart(seed)));
+        let options = loader_options::<D>(LoaderOptions::training(batch, apart(seed)));
         let loader = Loader::new(images.clone(), self.view(views)?.clone(), options)?;
         let steps_per_epoch = loader.steps_per_epoch();
         let total_steps = epochs * steps_per_epoch;

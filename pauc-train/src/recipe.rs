@@ -97,7 +97,7 @@ component! {
 component! {
     /// A term with its weight and the stretch of training in which it counts.
     pub struct WeightedTerm {
-        /// A contrastive loss or a regulariser.
+        /// A contrastive loss or a regularizer.
         pub term: Term,
         /// Its factor in the sum.
         pub weight: Scheduled<NonNegative> = NonNegative::lit(1.0).into(),

@@ -1,10 +1,11 @@
-//! A whole run: folder, engine, log, report, summary.
+//! A whole run: folder, trainer, log, report, summary.
 
-use crate::checkpoint;
-use crate::engine::{Ending, Engine, Observer, Progress};
 use crate::log_sinks::LogSinks;
+use crate::observer::{Observer, Progress};
+use crate::picture;
 use crate::plan::Plan;
 use crate::run_dir::{EventLog, RunDir, RunInfo};
+use crate::trainer::{Ending, Trainer};
 use pauc_models::device::NetworkDevice;
 use pauc_report::events::{self, Event, Log, Metric, Subject};
 use pauc_report::verdict::is_accuracy;
@@ -19,7 +20,7 @@ pub struct RunOptions {
     pub out: PathBuf,
     /// Whether a run that is already there is made again.
     pub force: bool,
-    /// Stop after so many steps.
+    /// Stop after this many steps.
     pub max_steps: Option<u64>,
     /// The number of threads in use, for the record.
     pub threads: usize,
@@ -83,7 +84,7 @@ pub fn run<D: NetworkDevice>(
         return Err(RunError::NoRun(dir.path().to_path_buf()));
     }
     // Everything that can be checked is, before anything that was there goes.
-    let engine = Engine::new(device, plan)?;
+    let trainer = Trainer::new(device, plan)?;
     dir.create()?;
     let lock = dir.lock()?;
     // Another process may have made the run since.
@@ -103,7 +104,7 @@ pub fn run<D: NetworkDevice>(
         let line = |s: &Skipped| format!("{}\n", serde_json::json!({ "path": s.path, "reason": s.reason }));
         dir.write("data_errors.jsonl", plan.splits.skipped.iter().map(line).collect::<String>())?;
     }
-    drive(engine, dir, plan, options, watch)
+    drive(trainer, dir, plan, options, watch)
 }
 
 /// Puts a finished run's folder in order: a process that was killed right after its last step may have left a temporary
@@ -131,60 +132,42 @@ pub fn resume<D: NetworkDevice>(
     watch: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
     let _lock = dir.lock()?;
-    let mut engine = Engine::new(device, plan)?;
-    let (from, wrong) = checkpoint::load_newest(&mut engine, &dir)?;
-    for text in wrong {
-        // Not recorded: the run goes on as if nothing had happened.
-        watch.event(&Event::Warning(events::Warning { step: engine.step(), text }))?;
+    let mut trainer = Trainer::new(device, plan)?;
+    let (from, unusable) = trainer.load_newest(&dir)?;
+    let step = trainer.step();
+    for text in unusable {
+        // Shown but not recorded: the log of a resumed run is that of a run without a stop.
+        watch.warn(step, text)?;
     }
     if let Some(from) = from.filter(|f| dir.last_checkpoint().is_none_or(|last| *f != last)) {
-        let text = format!("going on from {}, step {}", from.display(), engine.step());
-        watch.event(&Event::Warning(events::Warning { step: engine.step(), text }))?;
+        watch.warn(step, format!("going on from {}, step {step}", from.display()))?;
     }
-    let kept = dir.rewind_events(engine.marks.events)?;
-    if kept < engine.marks.events {
-        let (path, want) = (dir.path().join("metrics.jsonl"), engine.marks.events);
-        let text = format!("{} has {kept} events, the checkpoint saw {want}", path.display());
-        watch.event(&Event::Warning(events::Warning { step: engine.step(), text }))?;
+    let want = trainer.state().progress.events;
+    let kept = dir.rewind_events(want)?;
+    if kept < want {
+        let path = dir.path().join("metrics.jsonl");
+        watch.warn(step, format!("{} has {kept} events, the checkpoint saw {want}", path.display()))?;
     }
-    drive(engine, dir, plan, options, watch)
+    drive(trainer, dir, plan, options, watch)
 }
 
 fn drive<D: NetworkDevice>(
-    mut engine: Engine<'_, D>,
+    mut trainer: Trainer<'_, D>,
     dir: RunDir,
     plan: &Plan,
     options: &RunOptions,
     watch: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
-    let mut info = RunInfo {
-        name: plan.recipe.name.to_string(),
-        hash: plan.hash.clone(),
-        seed: plan.recipe.train.seed,
-        status: "running".into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        device: engine.device_name(),
-        threads: options.threads,
-        simd: pauc_kernels::simd::Simd::detect().map_or_else(|e| e.to_string(), |s| s.name().to_string()),
-        platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-        data: plan.splits.description.clone(),
-        recipe: plan.source.path.clone(),
-    };
+    let mut info = run_info(plan, trainer.device_name(), options.threads);
     dir.set_info(&info)?;
     let mut recorder = Recorder {
         log: dir.events()?,
-        mirrors: LogSinks::open(dir.path())?,
+        sinks: LogSinks::open(dir.path())?,
         watch,
         summary: summary_so_far(&dir),
     };
-    if recorder.log.synced()? == 0 {
-        for d in &plan.warnings.all {
-            let text = format!("{}: {}", d.code, d.message);
-            // Whoever started the run has seen them drawn over the recipe already.
-            recorder.log.append(&Event::Warning(events::Warning { step: 0, text }))?;
-        }
-    }
-    let trained = engine.train(&dir, options.max_steps, &mut recorder);
+    recorder.log_warnings(plan)?;
+    let trained = trainer.train(&dir, options.max_steps, &mut recorder);
     let summary = recorder.summary;
     info.status = match &trained {
         Ok(Ending::Finished) => "finished",
@@ -200,25 +183,57 @@ fn drive<D: NetworkDevice>(
             return Err(e.into());
         }
     };
-    crate::picture::embedding(&mut engine, &dir)?;
-    crate::picture::prototypes(&mut engine, &dir)?;
+    picture::embedding(plan, trainer.state_mut(), &dir)?;
+    picture::prototypes(plan, trainer.state_mut(), &dir)?;
     dir.set_info(&info)?;
     let report = Some(pauc_report::write_report(dir.path())?);
     Ok(Outcome { dir, ending, summary, report })
 }
 
+/// What `run.json` says of a run that is about to start or continue.
+fn run_info(plan: &Plan, device: String, threads: usize) -> RunInfo {
+    RunInfo {
+        name: plan.recipe.name.to_string(),
+        hash: plan.hash.clone(),
+        seed: plan.recipe.train.seed,
+        status: "running".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        device,
+        threads,
+        simd: pauc_kernels::simd::Simd::detect().map_or_else(|e| e.to_string(), |s| s.name().to_string()),
+        platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        data: plan.splits.description.clone(),
+        recipe: plan.source.path.clone(),
+    }
+}
+
 /// Writes every event to the log before it is shown, and remembers the metrics for the closing table.
 struct Recorder<'a> {
     log: EventLog,
-    mirrors: LogSinks,
+    sinks: LogSinks,
     watch: &'a mut dyn Observer,
     summary: Vec<(Subject, Vec<Metric>)>,
+}
+
+impl Recorder<'_> {
+    /// Logs the recipe's warnings at the start of a run. They are not shown: whoever started the run has seen them drawn
+    /// over the recipe already.
+    fn log_warnings(&mut self, plan: &Plan) -> Result<()> {
+        if self.log.synced()? > 0 {
+            return Ok(());
+        }
+        for d in &plan.warnings.all {
+            let text = format!("{}: {}", d.code, d.message);
+            self.log.append(&Event::Warning(events::Warning { step: 0, text }))?;
+        }
+        Ok(())
+    }
 }
 
 impl Observer for Recorder<'_> {
     fn event(&mut self, event: &Event) -> Result<()> {
         self.log.append(event)?;
-        self.mirrors.append(event)?;
+        self.sinks.append(event)?;
         if let Event::Probe(p) = event {
             note(&mut self.summary, p);
         }
@@ -252,7 +267,7 @@ fn summary_so_far(dir: &RunDir) -> Vec<(Subject, Vec<Metric>)> {
     summary
 }
 
-/// The closing table: one row an accuracy, whose names are long, one column a subject.
+/// The closing table: one row per accuracy, whose names are long, and one column per subject.
 pub fn table(summary: &[(Subject, Vec<Metric>)]) -> String {
     let mut rows: Vec<&str> = Vec::new();
     for metric in summary.iter().flat_map(|(_, metrics)| metrics) {

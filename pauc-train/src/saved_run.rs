@@ -1,12 +1,12 @@
 //! Finished and interrupted runs, opened again to be looked at: for `eval` and `embed`.
 
 use crate::checkpoint;
-use crate::engine::Engine;
 use crate::evaluate::{self, Embedded, ProbeInputs};
 use crate::plan::{Plan, PlanError};
 use crate::probed_network::LentNetwork;
 use crate::recipe::{LoadError, Recipe};
 use crate::run_dir::RunDir;
+use crate::state::TrainState;
 use pauc_data::ViewPipeline;
 use pauc_data::datasets::subset::Picked;
 use pauc_models::device::NetworkDevice;
@@ -130,10 +130,11 @@ impl SavedRun {
         }
     }
 
-    fn engine<D: NetworkDevice>(&self, device: &D) -> Result<Engine<'_, D>> {
-        let mut engine = Engine::new(device, &self.plan)?;
-        checkpoint::load(&mut engine, &self.checkpoint)?;
-        Ok(engine)
+    /// The state that the checkpoint holds.
+    fn state<D: NetworkDevice>(&self, device: &D) -> Result<TrainState<D>> {
+        let mut state = TrainState::new(device, &self.plan)?;
+        checkpoint::load(device, &self.plan, &mut state, &self.checkpoint)?;
+        Ok(state)
     }
 
     /// A split after the network, in the order of the split, and the step of the checkpoint.
@@ -141,12 +142,9 @@ impl SavedRun {
     /// # Errors
     /// If the checkpoint does not belong to the run, an image cannot be read, or the device fails.
     pub fn embed<D: NetworkDevice>(&self, device: &D, part: Part, momentum: bool) -> Result<(Embedded, u64)> {
-        let mut engine = self.engine(device)?;
-        let step = engine.step();
-        Ok((
-            evaluate::embed(branch(&mut engine, momentum)?, &self.plan.evaluation, self.source(part)?)?,
-            step,
-        ))
+        let mut state = self.state(device)?;
+        let step = state.step;
+        Ok((evaluate::embed(branch(&mut state, momentum)?, &self.plan.evaluation, self.source(part)?)?, step))
     }
 
     /// Runs probes. On [`Part::Test`] they learn from the training split and are scored on the test split, as in
@@ -163,7 +161,7 @@ impl SavedRun {
         momentum: bool,
     ) -> Result<Vec<Metric>> {
         let splits = &self.plan.splits;
-        let mut engine = self.engine(device)?;
+        let mut state = self.state(device)?;
         if let Some(probe) = probes.iter().find(|p| p.needs_labels() && splits.train.labels().is_none()) {
             let message = format!("the probe `{}` needs class labels, and the data has none", probe.name());
             return Err(Error::config(message));
@@ -172,14 +170,14 @@ impl SavedRun {
             Part::Test => Some(self.source(Part::Test)?.clone()),
             Part::Train => None,
         };
-        let train = evaluate::embed(branch(&mut engine, momentum)?, &self.plan.evaluation, &splits.train)?;
-        let prototypes = engine.prototypes.as_ref().filter(|_| self.own_data);
+        let train = evaluate::embed(branch(&mut state, momentum)?, &self.plan.evaluation, &splits.train)?;
+        let prototypes = state.prototypes.as_ref().filter(|_| self.own_data);
         let mut levels = prototypes.map_or(Vec::new(), |p| p.clusterings.clone());
         let concentrations = prototypes.map_or(&[][..], |p| &p.concentrations).to_vec();
         let seed = self.plan.recipe.train.seed;
         let (train, test, splits) = match test {
             Some(source) => {
-                let network = branch(&mut engine, momentum)?;
+                let network = branch(&mut state, momentum)?;
                 (train, evaluate::embed(network, &self.plan.evaluation, &source)?, splits.clone())
             }
             None => {
@@ -198,7 +196,7 @@ impl SavedRun {
                 (learnt_rows, scored_rows, parts)
             }
         };
-        let lent = LentNetwork::new(device, branch(&mut engine, momentum)?, &self.plan);
+        let lent = LentNetwork::new(device, branch(&mut state, momentum)?, &self.plan);
         let subject = ProbeInputs {
             splits: &splits,
             levels: &levels,
@@ -216,12 +214,12 @@ impl SavedRun {
 }
 
 /// The online network, or the momentum one.
-fn branch<'a, D: NetworkDevice>(engine: &'a mut Engine<'_, D>, momentum: bool) -> Result<&'a mut Network<D>> {
+fn branch<D: NetworkDevice>(state: &mut TrainState<D>, momentum: bool) -> Result<&mut Network<D>> {
     if !momentum {
-        return Ok(&mut engine.network);
+        return Ok(&mut state.network);
     }
     let missing = || Error::config("the run has no momentum encoder: leave `--momentum` out");
-    engine.momentum.as_mut().ok_or_else(missing)
+    state.momentum.as_mut().ok_or_else(missing)
 }
 
 /// The places that are learnt from, and those that are scored.

@@ -9,8 +9,9 @@ use dfdx::prelude::Cpu;
 use pauc_models::weights::TensorFile;
 use pauc_report::events::Event;
 use pauc_testing::{assert_within, tolerance};
-use pauc_train::engine::{Ending, Engine, Observer};
+use pauc_train::observer::Observer;
 use pauc_train::run_dir::RunDir;
+use pauc_train::trainer::{Ending, Trainer};
 
 const RECIPE: &str = r#"Recipe(
     name: "health",
@@ -56,9 +57,9 @@ fn train(set: &[&str]) -> Run {
     let folder = tempfile::tempdir().unwrap();
     let dir = RunDir::at(folder.path());
     dir.create().unwrap();
-    let (mut engine, mut log) = (Engine::new(&Cpu::default(), &plan).unwrap(), Log::default());
-    let outcome = engine.train(&dir, None, &mut log);
-    Run { folder, log, outcome, steps: engine.step() }
+    let (mut trainer, mut log) = (Trainer::new(&Cpu::default(), &plan).unwrap(), Log::default());
+    let outcome = trainer.train(&dir, None, &mut log);
+    Run { folder, log, outcome, steps: trainer.step() }
 }
 
 #[test]

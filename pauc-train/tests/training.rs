@@ -9,11 +9,11 @@ use dfdx::prelude::Cpu;
 use pauc_models::weights::TensorFile;
 use pauc_report::events::{Event, Gradients, Step};
 use pauc_testing::{assert_within, tolerance};
-use pauc_train::checkpoint;
-use pauc_train::engine::{Ending, Engine, Observer};
+use pauc_train::observer::Observer;
 use pauc_train::plan::Plan;
 use pauc_train::recipe::Recipe;
 use pauc_train::run_dir::RunDir;
+use pauc_train::trainer::{Ending, Trainer};
 use pauc_traits::Param;
 use pauc_traits::dataset::Place;
 use pauc_traits::rng::{Purpose, stream};
@@ -57,9 +57,9 @@ fn train(objective: &str, set: &[&str]) -> Trained {
     let folder = tempfile::tempdir().unwrap();
     let dir = RunDir::of(folder.path(), "small", "0", 0);
     dir.create().unwrap();
-    let mut engine = Engine::new(&Cpu::default(), &plan).unwrap();
+    let mut trainer = Trainer::new(&Cpu::default(), &plan).unwrap();
     let mut log = Log::default();
-    engine.train(&dir, None, &mut log).unwrap();
+    trainer.train(&dir, None, &mut log).unwrap();
     (log, saved(&dir))
 }
 
@@ -114,11 +114,11 @@ impl Noise {
             let folder = tempfile::tempdir().unwrap();
             let dir = RunDir::of(folder.path(), "small", "0", 0);
             dir.create().unwrap();
-            let mut engine = Engine::new(&Cpu::default(), &plan).unwrap();
+            let mut trainer = Trainer::new(&Cpu::default(), &plan).unwrap();
             let mut shaken = Log::default();
             for step in 1..=plan.horizon.total_steps {
-                shake(&engine.network_mut().parameters(), by, seed << 32 | step);
-                engine.train(&dir, Some(step), &mut shaken).unwrap();
+                shake(&trainer.network_mut().parameters(), by, seed << 32 | step);
+                trainer.train(&dir, Some(step), &mut shaken).unwrap();
             }
             assert_eq!(shaken.steps.len(), log.steps.len());
             for (a, b) in shaken.steps.iter().zip(&log.steps) {
@@ -280,9 +280,9 @@ fn views_of_two_sizes_train_together() {
         let folder = tempfile::tempdir().unwrap();
         let dir = RunDir::of(folder.path(), "small", "0", 0);
         dir.create().unwrap();
-        let mut engine = Engine::new(&Cpu::default(), plan).unwrap();
+        let mut trainer = Trainer::new(&Cpu::default(), plan).unwrap();
         let mut log = Log::default();
-        engine.train(&dir, None, &mut log).unwrap();
+        trainer.train(&dir, None, &mut log).unwrap();
         log.steps
     };
     let long = ["train.epochs=30", "optimizer=Sgd(lr: 0.5)", "train.log_every=1"];
@@ -384,13 +384,13 @@ fn what_terms_learn_and_remember_survives_an_interruption() {
         let folder = tempfile::tempdir().unwrap();
         let dir = RunDir::of(folder.path(), "small", "0", 0);
         dir.create().unwrap();
-        let mut first = Engine::new(&device, &plan).unwrap();
+        let mut first = Trainer::new(&device, &plan).unwrap();
         let ending = first.train(&dir, Some(steps), &mut Log::default()).unwrap();
         assert!(matches!(ending, Ending::Paused), "{steps}");
         drop(first);
         assert_ne!(saved(&dir), whole);
-        let mut second = Engine::new(&device, &plan).unwrap();
-        checkpoint::load(&mut second, &dir.last_checkpoint().unwrap()).unwrap();
+        let mut second = Trainer::new(&device, &plan).unwrap();
+        second.load(&dir.last_checkpoint().unwrap()).unwrap();
         assert_eq!(second.step(), steps);
         second.train(&dir, None, &mut Log::default()).unwrap();
         let found = saved(&dir);
@@ -473,9 +473,9 @@ fn batches_of_a_step_feed_the_queue_one_after_the_other() {
     let folder = tempfile::tempdir().unwrap();
     let dir = RunDir::of(folder.path(), "small", "0", 0);
     dir.create().unwrap();
-    let mut engine = Engine::new(&Cpu::default(), &plan).unwrap();
+    let mut trainer = Trainer::new(&Cpu::default(), &plan).unwrap();
     assert_eq!(plan.horizon.steps_per_epoch, 4);
-    engine.train(&dir, Some(1), &mut Log::default()).unwrap();
+    trainer.train(&dir, Some(1), &mut Log::default()).unwrap();
     let file = TensorFile::load(dir.last_checkpoint().unwrap()).unwrap();
     let mut ids = file.i64("queue.ids").unwrap().to_vec();
     ids.sort_unstable();
@@ -495,8 +495,8 @@ fn parts_of_a_network_move_at_their_own_rates() {
     let objective = "(term: InfoNce(temperature: Learnable(init: 0.2)))";
     let start: BTreeMap<String, Vec<f32>> = {
         let plan = plan(&PLAIN.replace("OBJECTIVE", objective), &plain);
-        let engine = plan.network(&Cpu::default()).unwrap();
-        engine.parameters().into_iter().map(|p| (p.name.clone(), p.value().clone())).collect()
+        let network = plan.network(&Cpu::default()).unwrap();
+        network.parameters().into_iter().map(|p| (p.name.clone(), p.value().clone())).collect()
     };
     let (_, usual) = train(objective, &plain);
     let mut set = plain.to_vec();

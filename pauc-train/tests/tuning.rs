@@ -7,11 +7,12 @@ use common::plan;
 
 use dfdx::prelude::Cpu;
 use pauc_report::events::{Event, Subject};
-use pauc_train::engine::{Engine, Observer};
 use pauc_train::evaluate::Embedded;
+use pauc_train::observer::Observer;
 use pauc_train::plan::{Plan, PlanError};
 use pauc_train::recipe::Recipe;
 use pauc_train::run_dir::RunDir;
+use pauc_train::trainer::Trainer;
 use pauc_traits::dataset::Place;
 use std::collections::BTreeMap;
 
@@ -48,9 +49,9 @@ fn train(set: &[&str]) -> (Log, Embedded) {
     let folder = tempfile::tempdir().unwrap();
     let dir = RunDir::at(folder.path());
     dir.create().unwrap();
-    let (mut engine, mut log) = (Engine::new(&Cpu::default(), &plan).unwrap(), Log::default());
-    engine.train(&dir, None, &mut log).unwrap();
-    (log, engine.embed_splits().unwrap().0)
+    let (mut trainer, mut log) = (Trainer::new(&Cpu::default(), &plan).unwrap(), Log::default());
+    trainer.train(&dir, None, &mut log).unwrap();
+    (log, trainer.embed_splits().unwrap().0)
 }
 
 #[test]

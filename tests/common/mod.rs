@@ -159,10 +159,8 @@ pub fn short_form(recipe: &Path) -> Vec<String> {
     if text.contains("clusterer:") {
         set.push("clusterer=KMeans(k: [4, 8], start: Epochs(1), every: Epochs(1))".into());
     }
-    for i in 0..text.matches("from: Epochs(").count().max(text.matches("(term:").count()) {
-        if text.matches("(term:").count() > i {
-            set.push(format!("objective[{i}].from=Steps(0)"));
-        }
+    for term in 0..text.matches("(term:").count() {
+        set.push(format!("objective[{term}].from=Steps(0)"));
     }
     set.into_iter().flat_map(|s| ["--set".to_string(), s]).collect()
 }

@@ -1,0 +1,65 @@
+//! What the verbs that train share.
+
+use crate::Failure;
+use pauc::train::run::{self, Outcome, RunError};
+use pauc::train::trainer::Ending;
+use pauc::traits::Error;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Prepares the process for training: memory that steps free stays with it.
+pub fn prepare() {
+    pauc::kernels::malloc::keep_freed();
+}
+
+/// The exit code of a run that a signal interrupted.
+pub fn interrupted() -> ExitCode {
+    ExitCode::from(130)
+}
+
+/// A folder that is no run's: it lacks a file that every run has.
+pub fn no_run(folder: &Path, lacks: &str) -> Failure {
+    Failure::new(2, format!("error: {}: no run lies there (it has no {lacks})", folder.display()))
+}
+
+/// What went wrong with a run in `folder`: a disk that refuses what is written there is no fault of the data.
+pub fn run_failure(e: RunError, folder: &Path) -> Failure {
+    match e {
+        RunError::Failed(Error::Io { ref path, .. }) if path.starts_with(folder) => {
+            let help = "runs are written there: make room, give the right to write, or take another folder";
+            Failure::new(1, format!("error: {e}\n{help}"))
+        }
+        RunError::Failed(e) => e.into(),
+        RunError::AlreadyDone(_) | RunError::Unfinished { .. } | RunError::NoRun(_) => {
+            Failure::new(1, format!("error: {e}"))
+        }
+    }
+}
+
+/// Prints what came of a run.
+pub fn print_outcome(outcome: &Outcome, json: bool) {
+    if json {
+        println!("{}", outcome_json(outcome));
+        return;
+    }
+    if outcome.ending != Ending::Finished {
+        println!("\nnot finished; `pauc-cli resume {}` continues", outcome.dir.path().display());
+    }
+    print!("\n{}", run::table(&outcome.summary));
+    if let Some(report) = &outcome.report {
+        println!("\nreport: {}", report.display());
+    }
+}
+
+fn outcome_json(outcome: &Outcome) -> serde_json::Value {
+    let mut metrics_by_subject = serde_json::Map::new();
+    for (subject, metrics) in &outcome.summary {
+        let name = serde_json::json!(subject).as_str().unwrap_or_default().to_string();
+        let values: serde_json::Map<_, _> =
+            metrics.iter().map(|m| (m.name.clone(), serde_json::json!(m.value))).collect();
+        metrics_by_subject.insert(name, values.into());
+    }
+    serde_json::json!({
+        "run": outcome.dir.path(), "metrics": metrics_by_subject, "report": outcome.report,
+    })
+}

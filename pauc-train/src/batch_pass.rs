@@ -1,0 +1,406 @@
+//! One batch through the networks, the terms, and back: [`BatchPass::accumulate_gradients`] is the order of work.
+
+use crate::objective::{Evaluated, Launched, Pending, TermGradient, TermValue};
+use crate::plan::Plan;
+use crate::prefetch::DevicePrefetch;
+use crate::queue::KeyQueue;
+use crate::rows_by_view::{HostRows, RowsByView, split_views};
+use crate::state::TrainState;
+use crate::step_batch::{BatchOutcome, Placement, StepBatch, StepCache};
+use dfdx::prelude::{Cpu, NoneTape};
+use pauc_data::ImageBatch;
+use pauc_models::device::NetworkDevice;
+use pauc_models::network::{TapedRows, backward_with_rows};
+use pauc_traits::batch::{BatchGradients, Constant, Inputs, Level};
+use pauc_traits::ops::{self, Matrix};
+use pauc_traits::schedule::Clock;
+use pauc_traits::trace::span;
+use pauc_traits::{Batch, Error, Param, Pass, Result};
+use std::ops::Range;
+
+/// The first pass over a batch in parts: batch statistics as in training, but no tape. It is the momentum branch's
+/// kind of pass, here of the online network.
+const TRAIN_NO_GRAD: Pass = Pass::Momentum;
+
+/// One batch on its way through the networks and back. Gradients are added to those of the state's parameters.
+pub(crate) struct BatchPass<'a, D: NetworkDevice> {
+    pub device: &'a D,
+    pub plan: &'a Plan,
+    pub state: &'a mut TrainState<D>,
+    pub cache: &'a mut StepCache<D>,
+    pub batch: &'a StepBatch<'a>,
+}
+
+/// The outputs of the online network for some samples, with their tape.
+struct Branch<D: NetworkDevice> {
+    embeddings: TapedRows<D>,
+    predictions: Option<TapedRows<D>>,
+}
+
+/// What the online network made of a batch.
+struct Online<D: NetworkDevice> {
+    rows: OnlineRows<D>,
+    tape: Tape<D>,
+}
+
+/// Raw outputs by view, (B, D) each; no predictions without a predictor.
+struct OnlineRows<D: NetworkDevice> {
+    embeddings: RowsByView<D>,
+    predictions: RowsByView<D>,
+}
+
+/// How the backward pass of the online network gets its tape.
+#[allow(clippy::large_enum_variant)] // one exists at a time, on the stack
+enum Tape<D: NetworkDevice> {
+    /// The batch was one part, whose tape was kept.
+    Kept(Branch<D>),
+    /// Each of several parts passes through the network again. `statistics`: the running statistics before the first
+    /// pass, so that the second one alone updates them.
+    Recompute { statistics: Vec<Vec<f32>> },
+}
+
+/// What the momentum network made of a batch; empty if nothing reads it.
+struct Keys<D: NetworkDevice> {
+    /// Raw outputs by view, (B, D) each.
+    rows: RowsByView<D>,
+    /// Those of the last view, row-major, which enter the queue.
+    newest: Vec<f32>,
+}
+
+/// What the terms gave.
+struct TermOutputs<D: NetworkDevice> {
+    values: TermValues<D>,
+    /// Of the batch's share in the step's mean.
+    gradients: TermGradients<D>,
+    gradients_by_term: Vec<TermGradient>,
+}
+
+/// The loss and the terms' values, which a device may still be computing.
+enum TermValues<D: NetworkDevice> {
+    Read { loss: f64, terms: Vec<TermValue> },
+    Pending(Pending<f32, D>),
+}
+
+impl<D: NetworkDevice> TermValues<D> {
+    /// Waits for the values. Earlier errors of an asynchronous device surface here.
+    fn read(self) -> Result<(f64, Vec<TermValue>)> {
+        match self {
+            TermValues::Read { loss, terms } => Ok((loss, terms)),
+            TermValues::Pending(pending) => pending.read(),
+        }
+    }
+}
+
+/// Gradients of the weighted sum with respect to what terms read.
+type TermGradients<D> = BatchGradients<f32, GradientRows<D>>;
+
+/// The gradient of a view's rows, (B, D), where the terms left it.
+enum GradientRows<D: NetworkDevice> {
+    Host(Vec<f32>),
+    Device(Matrix<f32, D>),
+}
+
+impl<D: NetworkDevice> GradientRows<D> {
+    fn on_host(&self) -> Option<&[f32]> {
+        if let GradientRows::Host(rows) = self { Some(rows) } else { None }
+    }
+
+    fn on_device(&self) -> Option<&Matrix<f32, D>> {
+        if let GradientRows::Device(rows) = self { Some(rows) } else { None }
+    }
+}
+
+impl<D: NetworkDevice> BatchPass<'_, D> {
+    /// Adds the batch's gradients, times its share, to those of the parameters, then updates what terms remember and
+    /// the queue. `upcoming` is the batch of the next step, asked for while the device is at work.
+    pub fn accumulate_gradients<'b>(
+        mut self,
+        upcoming: impl FnOnce() -> Option<&'b ImageBatch>,
+    ) -> Result<BatchOutcome> {
+        let online = self.forward_online()?;
+        let keys = self.forward_keys()?;
+        let TermOutputs { values, gradients, gradients_by_term } =
+            self.evaluate_terms(online.rows, keys.rows)?;
+        self.backward(online.tape, &gradients)?;
+        self.prefetch(upcoming)?;
+        let (loss, terms) = values.read()?;
+        self.commit_terms(&gradients)?;
+        self.commit_keys(&keys.newest)?;
+        Ok(BatchOutcome { loss, terms, gradients_by_term })
+    }
+
+    /// All views that a term reads with gradient, through the online network.
+    fn forward_online(&mut self) -> Result<Online<D>> {
+        let _stage = span("forward");
+        let online = match self.batch.parts.as_slice() {
+            [whole] => self.forward_whole(whole)?,
+            parts => self.forward_parts(parts)?,
+        };
+        self.cache.trace.embeddings.clone_from(&online.rows.embeddings);
+        Ok(online)
+    }
+
+    /// The batch at once, with its tape.
+    fn forward_whole(&mut self, whole: &Range<usize>) -> Result<Online<D>> {
+        let branch = self.forward_branch(whole, Pass::Train)?;
+        let (device, views, read) = (self.device, self.batch.data.views.len(), &self.batch.reads.online);
+        let by_view = |rows| split_views(device, rows, views, read);
+        let embeddings = by_view(&branch.embeddings)?;
+        let predictions = branch.predictions.as_ref().map(by_view).transpose()?.unwrap_or_default();
+        Ok(Online { rows: OnlineRows { embeddings, predictions }, tape: Tape::Kept(branch) })
+    }
+
+    /// Part after part; only the outputs are kept.
+    fn forward_parts(&mut self, parts: &[Range<usize>]) -> Result<Online<D>> {
+        let (batch, device) = (self.batch, self.device);
+        let read = &batch.reads.online;
+        let statistics = self.download_statistics()?;
+        let mut embeddings = HostRows::new(batch.data.views.len(), read, (batch.samples(), batch.dim));
+        let mut predictions = self.predicts().then(|| embeddings.clone());
+        for part in parts {
+            let branch = self.forward_branch(part, TRAIN_NO_GRAD)?;
+            embeddings.put(read, part, &ops::to_host(&branch.embeddings)?);
+            if let (Some(all), Some(rows)) = (&mut predictions, &branch.predictions) {
+                all.put(read, part, &ops::to_host(rows)?);
+            }
+        }
+        let predictions = predictions.map(|rows| rows.upload(device)).unwrap_or_default();
+        let rows = OnlineRows { embeddings: embeddings.upload(device), predictions };
+        Ok(Online { rows, tape: Tape::Recompute { statistics } })
+    }
+
+    /// Some samples through the online network and, if a term reads predictions, the predictor.
+    fn forward_branch(&mut self, part: &Range<usize>, pass: Pass) -> Result<Branch<D>> {
+        let source = (self.device, self.plan);
+        let images = self.cache.images(source, self.batch, &self.batch.reads.online, part)?;
+        let embeddings = self.state.network.forward_sizes(images, pass)?.embeddings;
+        let predictions = if self.predicts() {
+            self.state.network.predict(&embeddings.retaped::<NoneTape>(), pass)?
+        } else {
+            None
+        };
+        Ok(Branch { embeddings, predictions })
+    }
+
+    fn predicts(&self) -> bool {
+        self.batch.reads.predictions && self.plan.recipe.predictor.is_some()
+    }
+
+    /// The views that terms or the queue read as keys, through the momentum network.
+    fn forward_keys(&mut self) -> Result<Keys<D>> {
+        let batch = self.batch;
+        let (Some(momentum), Some(newest)) = (&mut self.state.momentum, batch.reads.newest) else {
+            return Ok(Keys { rows: Vec::new(), newest: Vec::new() });
+        };
+        let _stage = span("keys");
+        let read = &batch.reads.momentum;
+        let mut rows = HostRows::new(batch.data.views.len(), read, (batch.samples(), batch.dim));
+        for part in &batch.parts {
+            let images = self.cache.images((self.device, self.plan), batch, read, part)?;
+            let output = momentum.forward_sizes(images, Pass::Momentum)?;
+            rows.put(read, part, &ops::to_host(&output.embeddings)?);
+        }
+        let newest = rows.view(newest).to_vec();
+        Ok(Keys { rows: rows.upload(self.device), newest })
+    }
+
+    /// The terms on the whole batch: values, and gradients with respect to the online rows.
+    fn evaluate_terms(&mut self, online: OnlineRows<D>, keys: RowsByView<D>) -> Result<TermOutputs<D>> {
+        let _stage = span("terms");
+        let (device, plan, place) = (self.device, self.plan, self.batch.place);
+        let inputs = self.term_inputs(online, keys)?;
+        let gradients_by_term = if place.logged && plan.recipe.train.term_gradients {
+            plan.objective.gradients_by_term(device, &inputs)?
+        } else {
+            Vec::new()
+        };
+        let (values, mut gradients) = match self.batch.placement {
+            Placement::DeviceAsync => {
+                let Launched { values, gradients } = plan.objective.launch(Batch::new(device, inputs)?)?;
+                (TermValues::Pending(values), gradients.with_rows(GradientRows::Device))
+            }
+            Placement::DeviceSync => read_back(plan.objective.evaluate(Batch::new(device, inputs)?)?),
+            Placement::Host => {
+                let cpu = Cpu::default();
+                read_back(plan.objective.evaluate(Batch::new(&cpu, inputs.on(&cpu)?)?)?)
+            }
+        };
+        if place.share != 1.0 {
+            scale(&mut gradients, place.share);
+        }
+        Ok(TermOutputs { values, gradients, gradients_by_term })
+    }
+
+    /// All that terms may read.
+    fn term_inputs(&mut self, online: OnlineRows<D>, keys: RowsByView<D>) -> Result<Inputs<f32, D>> {
+        let batch = self.batch;
+        let matrix = |param: &Param<D>| {
+            let matrix = self.device.buffer_tensor(&param.value(), (param.shape[0], param.shape[1]))?;
+            Ok((param.name.clone(), matrix))
+        };
+        let parameters = self.state.term_matrices.iter().map(|m| matrix(&m.param)).collect::<Result<_>>()?;
+        let seed = self.plan.recipe.train.seed;
+        Ok(Inputs {
+            views: online.embeddings,
+            predictions: online.predictions,
+            keys,
+            queue: self.queue_keys(),
+            labels: batch.data.labels.clone().filter(|_| batch.reads.labels),
+            levels: self.prototype_levels(),
+            parameters,
+            clock: batch.clock,
+            // Each batch of a step draws numbers of its own.
+            seed: seed ^ batch.place.number.rotate_right(16),
+        })
+    }
+
+    fn queue(&self) -> Option<&KeyQueue> {
+        self.state.queue.as_ref().filter(|_| self.batch.reads.queue)
+    }
+
+    /// The queue's keys. A device with a memory of its own keeps them from step to step if it evaluates the terms.
+    fn queue_keys(&mut self) -> Option<Constant<f32, D>> {
+        let keys = self.queue().map(|queue| {
+            let keys = Constant::new(self.device, queue.shared(), (queue.len(), self.batch.dim));
+            match &self.cache.queue_keys {
+                Some(tensor) => keys.with_tensor(tensor.clone()),
+                None => keys,
+            }
+        });
+        if D::HAS_OWN_MEMORY && self.batch.placement != Placement::Host {
+            self.cache.queue_keys = keys.as_ref().map(Constant::tensor);
+        }
+        keys
+    }
+
+    /// The clusterings in force, restricted to the batch and the queue. Concentrations follow the temperature, which may
+    /// have changed since the clustering.
+    fn prototype_levels(&self) -> Vec<Level<f32, D>> {
+        let Some(prototypes) = &self.state.prototypes else { return Vec::new() };
+        let (now, concentration) = (self.batch.clock, &self.plan.recipe.concentration);
+        let then = Clock { step: self.state.last_clustering.unwrap_or(0), ..now };
+        let scale = concentration.now(&now) / concentration.now(&then);
+        prototypes.levels(&self.batch.data.ids, self.queue().map(KeyQueue::ids), scale)
+    }
+
+    /// Back through the online network, part by part.
+    fn backward(&mut self, tape: Tape<D>, gradients: &TermGradients<D>) -> Result<()> {
+        let _stage = span("backward");
+        match tape {
+            Tape::Kept(branch) => self.backward_branch(branch, gradients, &(0..self.batch.samples())),
+            Tape::Recompute { statistics } => {
+                self.restore_statistics(&statistics)?;
+                for part in &self.batch.parts {
+                    let branch = self.forward_branch(part, Pass::Train)?;
+                    self.backward_branch(branch, gradients, part)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn backward_branch(
+        &self,
+        branch: Branch<D>,
+        gradients: &TermGradients<D>,
+        part: &Range<usize>,
+    ) -> Result<()> {
+        let with_gradient = |rows| Ok::<_, Error>((rows, self.stack_gradient(&gradients.predictions, part)?));
+        let predictions = branch.predictions.map(with_gradient).transpose()?;
+        backward_with_rows(branch.embeddings, self.stack_gradient(&gradients.views, part)?, predictions)
+    }
+
+    /// The gradient of a branch's outputs, view after view; zeros for views without one.
+    fn stack_gradient(
+        &self,
+        by_view: &[Option<GradientRows<D>>],
+        part: &Range<usize>,
+    ) -> Result<Matrix<f32, D>> {
+        let dim = self.batch.dim;
+        let read = &self.batch.reads.online;
+        let views = read.iter().map(|v| by_view.get(*v).and_then(Option::as_ref));
+        if self.batch.placement == Placement::DeviceAsync {
+            let views: Vec<_> = views.map(|rows| rows.and_then(GradientRows::on_device)).collect();
+            return self.device.stacked(&views, (part.len(), dim));
+        }
+        let mut stacked = Vec::with_capacity(read.len() * part.len() * dim);
+        for rows in views {
+            match rows.and_then(GradientRows::on_host) {
+                Some(rows) => stacked.extend_from_slice(&rows[part.start * dim..part.end * dim]),
+                None => stacked.resize(stacked.len() + part.len() * dim, 0.0),
+            }
+        }
+        let shape = (read.len() * part.len(), dim);
+        self.device.try_tensor_from_vec(stacked, shape).map_err(Error::device)
+    }
+
+    /// Sends the next batch to a device that is still at work on the backward pass, before anything waits for it.
+    fn prefetch<'b>(&mut self, upcoming: impl FnOnce() -> Option<&'b ImageBatch>) -> Result<()> {
+        self.cache.prefetched = None;
+        if D::HAS_OWN_MEMORY && self.batch.parts.len() == 1 {
+            let _stage = span("data");
+            let branches = [&self.batch.reads.online, &self.batch.reads.momentum].map(Vec::as_slice);
+            let send = |next| DevicePrefetch::send(self.device, &self.plan.views, next, &branches);
+            self.cache.prefetched = upcoming().map(send).transpose()?;
+        }
+        Ok(())
+    }
+
+    /// Stores what terms remember, and adds the gradients of what they learn.
+    fn commit_terms(&self, gradients: &TermGradients<D>) -> Result<()> {
+        for matrix in &self.state.term_matrices {
+            let param = &matrix.param;
+            if let Some(values) = gradients.remembered.get(&param.name) {
+                self.device.overwrite(&mut param.value_mut(), values)?;
+            } else if let Some(gradient) =
+                gradients.parameters.get(&param.name).filter(|_| matrix.is_learned())
+            {
+                let mut sum = self.device.download(&param.grad())?;
+                sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
+                self.device.overwrite(&mut param.grad_mut(), &sum)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the newest keys into the queue, and into its copy on the device.
+    fn commit_keys(&mut self, newest: &[f32]) -> Result<()> {
+        let Some(queue) = self.state.queue.as_mut().filter(|_| !newest.is_empty()) else { return Ok(()) };
+        let ids = &self.batch.data.ids;
+        let (start, rows) = (queue.cursor(), ids.len().min(queue.len()));
+        queue.push(newest, ids);
+        let Some(on_device) = &self.cache.queue_keys else { return Ok(()) };
+        // The queue is a ring: rows beyond its end are at its start.
+        let (dim, end) = (self.batch.dim, (start + rows).min(queue.len()));
+        self.device.replace_rows(on_device, start, &queue.keys()[start * dim..end * dim])?;
+        self.device.replace_rows(on_device, 0, &queue.keys()[..(start + rows - end) * dim])
+    }
+
+    fn download_statistics(&self) -> Result<Vec<Vec<f32>>> {
+        let statistics = self.state.network.statistics();
+        statistics.iter().map(|p| self.device.download(&p.value())).collect()
+    }
+
+    fn restore_statistics(&self, saved: &[Vec<f32>]) -> Result<()> {
+        let statistics = self.state.network.statistics();
+        statistics.iter().zip(saved).try_for_each(|(p, v)| self.device.overwrite(&mut p.value_mut(), v))
+    }
+}
+
+/// Values and gradients that have been read.
+fn read_back<D: NetworkDevice>(evaluated: Evaluated<f32>) -> (TermValues<D>, TermGradients<D>) {
+    let Evaluated { loss, terms, gradients } = evaluated;
+    (TermValues::Read { loss, terms }, gradients.with_rows(GradientRows::Host))
+}
+
+/// Multiplies all gradients by the batch's share in the step's mean.
+fn scale<D: NetworkDevice>(gradients: &mut TermGradients<D>, share: f32) {
+    let BatchGradients { views, predictions, parameters, .. } = gradients;
+    for rows in views.iter_mut().chain(predictions).flatten() {
+        match rows {
+            GradientRows::Host(rows) => rows.iter_mut().for_each(|g| *g *= share),
+            GradientRows::Device(rows) => *rows = rows.clone() * share,
+        }
+    }
+    parameters.values_mut().flatten().for_each(|g| *g *= share);
+}

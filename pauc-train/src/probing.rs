@@ -1,0 +1,131 @@
+//! Probes of the run's network and of its baselines.
+
+use crate::evaluate::{self, Embedded, ProbeInputs};
+use crate::observer::Observer;
+use crate::plan::Plan;
+use crate::probed_network::LentNetwork;
+use crate::recipe::Baseline;
+use crate::state::TrainState;
+use pauc_models::device::NetworkDevice;
+use pauc_report::events::{self, Event, Subject};
+use pauc_traits::component_ron::Configured;
+use pauc_traits::probe::{Metric, ProbedNetwork, When};
+use pauc_traits::{Probe, Result};
+use std::time::Instant;
+
+/// The splits after a network, or as pixels.
+pub(crate) struct EmbeddedSplits {
+    pub train: Embedded,
+    pub test: Option<Embedded>,
+}
+
+impl EmbeddedSplits {
+    /// Both splits, embedded by `embed`, the training split first.
+    fn new(
+        plan: &Plan,
+        mut embed: impl FnMut(&std::sync::Arc<dyn pauc_traits::dataset::ImageSource>) -> Result<Embedded>,
+    ) -> Result<Self> {
+        let train = embed(&plan.splits.train)?;
+        Ok(EmbeddedSplits { train, test: plan.splits.test.as_ref().map(embed).transpose()? })
+    }
+
+    /// Both splits through the online network in evaluation mode.
+    pub fn online<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>) -> Result<Self> {
+        Self::new(plan, |source| evaluate::embed(&mut state.network, &plan.evaluation, source))
+    }
+
+    /// The evaluation views of both splits as they are.
+    fn pixels(plan: &Plan) -> Result<Self> {
+        let statistics = plan.evaluation.statistics(0);
+        Self::new(plan, |source| evaluate::raw_pixels(&plan.evaluation, statistics, source))
+    }
+}
+
+/// Runs the probes due at the end of this epoch, or all of them at the end of the run, and reports their metrics.
+pub(crate) fn probe<D: NetworkDevice>(
+    device: &D,
+    plan: &Plan,
+    state: &mut TrainState<D>,
+    at_end: bool,
+    watch: &mut dyn Observer,
+) -> Result<Vec<Metric>> {
+    let horizon = plan.horizon;
+    let epoch = state.step / horizon.steps_per_epoch.max(1);
+    let is_due = |when: When| match when {
+        When::End => at_end,
+        When::Every(span) => {
+            let epochs = span.steps(&horizon).div_ceil(horizon.steps_per_epoch.max(1)).max(1);
+            at_end || epoch.is_multiple_of(epochs)
+        }
+    };
+    let probes: Vec<_> = plan.recipe.probes.iter().filter(|p| is_due(p.when())).collect();
+    if probes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let began = Instant::now();
+    let splits = EmbeddedSplits::online(plan, state)?;
+    let network = LentNetwork::new(device, &state.network, plan);
+    let metrics = measure(device, plan, state, probes, &splits, Some(&network))?;
+    watch.event(&report(plan, state, Subject::Trained, began, &metrics))?;
+    Ok(metrics)
+}
+
+/// Runs the accuracy probes on what the trained encoder has to beat, and reports their metrics.
+pub(crate) fn baselines<D: NetworkDevice>(
+    device: &D,
+    plan: &Plan,
+    state: &mut TrainState<D>,
+    watch: &mut dyn Observer,
+) -> Result<()> {
+    for baseline in &plan.recipe.baselines {
+        let began = Instant::now();
+        let (splits, subject) = match baseline {
+            Baseline::RandomInit => (EmbeddedSplits::online(plan, state)?, Subject::RandomInit),
+            Baseline::RawPixels => (EmbeddedSplits::pixels(plan)?, Subject::RawPixels),
+        };
+        let probes = plan.recipe.probes.iter().filter(|p| p.needs_labels());
+        let lent = LentNetwork::new(device, &state.network, plan);
+        let network: Option<&dyn ProbedNetwork> = match baseline {
+            Baseline::RandomInit => Some(&lent),
+            Baseline::RawPixels => None,
+        };
+        let metrics = measure(device, plan, state, probes, &splits, network)?;
+        watch.event(&report(plan, state, subject, began, &metrics))?;
+    }
+    Ok(())
+}
+
+fn measure<'p, D: NetworkDevice>(
+    device: &D,
+    plan: &Plan,
+    state: &TrainState<D>,
+    probes: impl IntoIterator<Item = &'p Configured<dyn Probe>>,
+    splits: &EmbeddedSplits,
+    network: Option<&dyn ProbedNetwork>,
+) -> Result<Vec<Metric>> {
+    let inputs = ProbeInputs {
+        splits: &plan.splits,
+        levels: state.prototypes.as_ref().map_or(&[], |p| &p.clusterings),
+        concentrations: state.prototypes.as_ref().map_or(&[], |p| &p.concentrations),
+        seed: plan.recipe.train.seed,
+        network,
+        device: device.probes_on_device(),
+    };
+    evaluate::measure(probes, &splits.train, splits.test.as_ref(), inputs)
+}
+
+fn report<D: NetworkDevice>(
+    plan: &Plan,
+    state: &TrainState<D>,
+    subject: Subject,
+    began: Instant,
+    metrics: &[Metric],
+) -> Event {
+    Event::Probe(events::Probe {
+        step: state.step,
+        epoch: state.epoch(&plan.horizon),
+        seconds: began.elapsed().as_secs_f64(),
+        subject,
+        metrics: metrics.iter().cloned().map(events::Metric::from).collect(),
+    })
+}

@@ -1,0 +1,161 @@
+//! A batch of a step, how it passes through the networks, and what steps keep for each other.
+
+use crate::objective::{Reads, TermGradient, TermValue};
+use crate::plan::Plan;
+use crate::prefetch::{self, DevicePrefetch};
+use crate::recipe::Terms;
+use crate::state::TrainState;
+use crate::step_trace::StepTrace;
+use pauc_data::ImageBatch;
+use pauc_models::device::NetworkDevice;
+use pauc_traits::Result;
+use pauc_traits::encoder::Images;
+use pauc_traits::ops::Matrix;
+use pauc_traits::schedule::Clock;
+use std::ops::Range;
+
+/// Where the terms of a batch are evaluated, and whether the host waits for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Placement {
+    /// On the CPU, from a copy of the embeddings; gradients go back to the device.
+    Host,
+    /// On the device; values and gradients of rows are read before the backward pass.
+    DeviceSync,
+    /// On the device, without waiting: gradients stay there, and values are read after the backward pass.
+    DeviceAsync,
+}
+
+impl Placement {
+    /// The placement for batches that pass through the networks in `parts` parts.
+    fn choose<D: NetworkDevice>(plan: &Plan, parts: usize) -> Self {
+        let cuda = &plan.recipe.train.cuda;
+        let host_asked = cuda.deterministic || cuda.terms == Terms::Host;
+        if !D::DETERMINISTIC_REDUCTIONS && host_asked {
+            Placement::Host
+        } else if D::HAS_OWN_MEMORY && parts == 1 {
+            Placement::DeviceAsync
+        } else {
+            Placement::DeviceSync
+        }
+    }
+}
+
+/// The place of a batch among those that one step accumulates.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BatchPlace {
+    /// Counts the batches of a step.
+    pub number: u64,
+    /// The batch's weight in the step's mean.
+    pub share: f32,
+    /// Whether the step's outcome is logged.
+    pub logged: bool,
+}
+
+/// A batch, and how it passes through the networks.
+pub(crate) struct StepBatch<'a> {
+    pub data: &'a ImageBatch,
+    pub place: BatchPlace,
+    pub clock: Clock,
+    pub reads: Reads,
+    /// Samples that pass through the networks together: all of them, or those of each micro-batch.
+    pub parts: Vec<Range<usize>>,
+    pub placement: Placement,
+    /// The width D of embeddings.
+    pub dim: usize,
+}
+
+impl<'a> StepBatch<'a> {
+    /// Plans the pass of a batch at the state's step.
+    pub fn new<D: NetworkDevice>(
+        plan: &Plan,
+        state: &TrainState<D>,
+        data: &'a ImageBatch,
+        place: BatchPlace,
+    ) -> Self {
+        let samples = data.ids.len();
+        let parts = split(samples, plan.recipe.train.micro_batch.map_or(samples, |m| m.get()));
+        let clock = state.clock(plan.horizon);
+        let mut reads = Reads::at(&plan.objective, &clock, state.momentum.is_some(), state.queue.is_some());
+        reads.group_views_by(|view| plan.views.shape(view));
+        StepBatch {
+            data,
+            place,
+            clock,
+            reads,
+            placement: Placement::choose::<D>(plan, parts.len()),
+            parts,
+            dim: state.network.embedding_dim(),
+        }
+    }
+
+    /// The number of samples B.
+    pub fn samples(&self) -> usize {
+        self.data.ids.len()
+    }
+}
+
+/// 0..n in ranges of at most `size`.
+pub(crate) fn split(n: usize, size: usize) -> Vec<Range<usize>> {
+    (0..n).step_by(size.max(1)).map(|start| start..(start + size).min(n)).collect()
+}
+
+/// What a batch gave; [`BatchOutcome::add`] and [`BatchOutcome::mean`] accumulate several.
+pub(crate) struct BatchOutcome {
+    /// The weighted sum of the terms.
+    pub loss: f64,
+    /// Term by term.
+    pub terms: Vec<TermValue>,
+    /// Gradients by term, if they are logged.
+    pub gradients_by_term: Vec<TermGradient>,
+}
+
+impl BatchOutcome {
+    /// Adds the values of one more batch. Gradients by term stay those of the first one.
+    pub fn add(&mut self, other: BatchOutcome) {
+        self.loss += other.loss;
+        for (sum, term) in self.terms.iter_mut().zip(other.terms) {
+            sum.value += term.value;
+            sum.skipped = sum.skipped.take().or(term.skipped);
+        }
+    }
+
+    /// Divides the sums by the number of batches.
+    pub fn mean(mut self, batches: usize) -> Self {
+        self.loss /= batches as f64;
+        self.terms.iter_mut().for_each(|t| t.value /= batches as f64);
+        self
+    }
+}
+
+/// What steps keep on the device, or remember, besides the state. A resumed run starts with an empty one.
+pub(crate) struct StepCache<D: NetworkDevice> {
+    /// Traces of the last steps.
+    pub trace: StepTrace<D>,
+    /// The next batch, if it is on the device already.
+    pub prefetched: Option<DevicePrefetch<D>>,
+    /// The queue's keys on a device that replaces rows in place.
+    pub queue_keys: Option<Matrix<f32, D>>,
+}
+
+impl<D: NetworkDevice> Default for StepCache<D> {
+    fn default() -> Self {
+        StepCache { trace: StepTrace::default(), prefetched: None, queue_keys: None }
+    }
+}
+
+impl<D: NetworkDevice> StepCache<D> {
+    /// Images of some samples on the device. Only whole batches are prefetched.
+    pub fn images(
+        &mut self,
+        (device, plan): (&D, &Plan),
+        batch: &StepBatch<'_>,
+        views: &[usize],
+        part: &Range<usize>,
+    ) -> Result<Vec<Images<D>>> {
+        let prefetched = self.prefetched.as_mut().filter(|_| part.len() == batch.samples());
+        match prefetched.and_then(|sent| sent.take(batch.data, views)) {
+            Some(images) => Ok(images),
+            None => prefetch::images(device, &plan.views, batch.data, views, part),
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! What the log says of a step.
+
+use crate::objective::{TermGradient, TermValue};
+use crate::observer::Observer;
+use crate::plan::Plan;
+use crate::state::TrainState;
+use crate::step::StepOutcome;
+use pauc_models::device::NetworkDevice;
+use pauc_report::events::{self, Event};
+use pauc_traits::Result;
+
+/// Reports the step that was just taken. Warns once of each term that had no value.
+pub(crate) fn log_step<D: NetworkDevice>(
+    plan: &Plan,
+    state: &mut TrainState<D>,
+    outcome: &StepOutcome,
+    images_per_second: f64,
+    watch: &mut dyn Observer,
+) -> Result<()> {
+    let (step, epoch) = (state.step, state.epoch(&plan.horizon));
+    for term in &outcome.terms {
+        if let Some(why) = &term.skipped
+            && state.progress.first(&format!("skipped {}", term.name))
+        {
+            watch.warn(step, format!("{} has no value on some batches: {why}", term.name))?;
+        }
+    }
+    if !outcome.gradients_by_term.is_empty() {
+        let terms = outcome.gradients_by_term.iter().map(gradient_event).collect();
+        watch.event(&Event::Gradients(events::Gradients { step, epoch, terms }))?;
+    }
+    watch.event(&Event::Step(events::Step {
+        step,
+        epoch,
+        lr: outcome.update.learning_rate,
+        loss: outcome.loss,
+        terms: outcome.terms.iter().map(term_event).collect(),
+        grad_norm: outcome.update.gradient_norm,
+        images_per_second,
+    }))
+}
+
+fn term_event(term: &TermValue) -> events::Term {
+    events::Term {
+        name: term.name.clone(),
+        value: Some(term.value),
+        weight: term.weight,
+        chance: term.chance,
+        skipped: term.skipped.is_some(),
+    }
+}
+
+fn gradient_event(gradient: &TermGradient) -> events::TermGradient {
+    events::TermGradient {
+        name: gradient.name.clone(),
+        norm: gradient.norm,
+        cosines: gradient.cosines.clone(),
+    }
+}

@@ -1,0 +1,380 @@
+//! The training loop.
+
+use crate::evaluate::Embedded;
+use crate::observer::{Observer, Progress};
+use crate::plan::Plan;
+use crate::postmortem::FailedStep;
+use crate::prefetch::loader_options;
+use crate::probing::{self, EmbeddedSplits};
+use crate::run_dir::RunDir;
+use crate::selection::{record_best, record_patience, value_of};
+use crate::state::TrainState;
+use crate::step::{StepOutcome, StepRunner};
+use crate::step_batch::StepCache;
+use crate::timings::EpochTimings;
+use crate::{checkpoint, e_step, health, step_log};
+use pauc_data::{Batches, ImageBatch, Loader, LoaderOptions, Throughput};
+use pauc_models::device::NetworkDevice;
+use pauc_models::network::Network;
+use pauc_report::events::{self, Event, Status};
+use pauc_traits::probe::Metric;
+use pauc_traits::trace::{self, span};
+use pauc_traits::{Count, Error, Param, Result};
+use std::iter::Peekable;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// How training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All steps were taken.
+    Finished,
+    /// The observer asked to stop; a checkpoint was saved.
+    Interrupted,
+    /// The last step that was asked for was taken, and it is not the run's last; a checkpoint was saved.
+    Paused,
+}
+
+/// A run in memory: its plan and state, and the loop that takes its steps.
+pub struct Trainer<'p, D: NetworkDevice> {
+    device: D,
+    plan: &'p Plan,
+    state: TrainState<D>,
+    cache: StepCache<D>,
+    timings: EpochTimings,
+    /// The step of the last checkpoint that this process wrote.
+    saved_step: Option<u64>,
+}
+
+impl<'p, D: NetworkDevice> Trainer<'p, D> {
+    /// A run before its first step.
+    ///
+    /// # Errors
+    /// As [`TrainState::new`].
+    pub fn new(device: &D, plan: &'p Plan) -> Result<Self> {
+        Ok(Trainer {
+            device: device.clone(),
+            plan,
+            state: TrainState::new(device, plan)?,
+            cache: StepCache::default(),
+            timings: EpochTimings::default(),
+            saved_step: None,
+        })
+    }
+
+    /// Continues from a checkpoint.
+    ///
+    /// # Errors
+    /// As [`checkpoint::load`].
+    pub fn load(&mut self, path: &Path) -> Result<()> {
+        self.cache = StepCache::default();
+        checkpoint::load(&self.device, self.plan, &mut self.state, path)
+    }
+
+    /// Continues from the newest usable checkpoint of a run. Returns it, if there is any, and what was wrong with others.
+    ///
+    /// # Errors
+    /// As [`checkpoint::load_newest`].
+    pub fn load_newest(&mut self, dir: &RunDir) -> Result<(Option<PathBuf>, Vec<String>)> {
+        self.cache = StepCache::default();
+        checkpoint::load_newest(&self.device, self.plan, &mut self.state, dir)
+    }
+
+    /// Steps taken.
+    pub fn step(&self) -> u64 {
+        self.state.step
+    }
+
+    /// What a checkpoint holds.
+    pub fn state(&self) -> &TrainState<D> {
+        &self.state
+    }
+
+    /// What a checkpoint holds.
+    pub fn state_mut(&mut self) -> &mut TrainState<D> {
+        &mut self.state
+    }
+
+    /// The online network.
+    pub fn network_mut(&mut self) -> &mut Network<D> {
+        &mut self.state.network
+    }
+
+    /// Everything that is learned, in a fixed order.
+    pub fn parameters(&self) -> Vec<Param<D>> {
+        self.state.parameters()
+    }
+
+    pub(crate) fn device_name(&self) -> String {
+        self.device.name()
+    }
+
+    /// Both splits through the online network in evaluation mode.
+    ///
+    /// # Errors
+    /// As [`crate::evaluate::embed`].
+    pub fn embed_splits(&mut self) -> Result<(Embedded, Option<Embedded>)> {
+        let EmbeddedSplits { train, test } = EmbeddedSplits::online(self.plan, &mut self.state)?;
+        Ok((train, test))
+    }
+
+    /// Takes one step on a batch, outside any schedule of epochs, and returns the loss: for measuring.
+    ///
+    /// # Errors
+    /// As [`Trainer::train`].
+    pub fn step_on(&mut self, data: &ImageBatch) -> Result<f64> {
+        let outcome = self.steps().train_step(data, false, || Some(data))?;
+        self.state.step += 1;
+        Ok(outcome.loss)
+    }
+
+    fn steps(&mut self) -> StepRunner<'_, D> {
+        StepRunner { device: &self.device, plan: self.plan, state: &mut self.state, cache: &mut self.cache }
+    }
+
+    /// Trains to the end, or to `max_steps`, or until the observer asks to stop.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] naming step, term and last checkpoint when a value is NaN or infinite; whatever the data,
+    /// the terms, the clusterer or the disk report.
+    pub fn train(
+        &mut self,
+        dir: &RunDir,
+        max_steps: Option<u64>,
+        watch: &mut dyn Observer,
+    ) -> Result<Ending> {
+        let horizon = self.plan.horizon;
+        let last_step = max_steps.map_or(horizon.total_steps, |m| m.min(horizon.total_steps));
+        let began = Instant::now();
+        let loader = self.loader()?;
+        let mut batches = loader.batches(self.state.step..last_step).peekable();
+        let mut loaded = Throughput::default();
+        let ending = loop {
+            if let Some(ending) = self.between_steps(last_step, dir, watch)? {
+                break ending;
+            }
+            let (taken, stages) = trace::outer(|| self.take_steps(last_step, &mut batches, dir, watch));
+            self.timings.add_stages(stages);
+            taken?;
+            if self.state.ends_epoch(&horizon) && !self.timings.is_empty() {
+                let all = loader.throughput();
+                self.report_timings(all.since(&loaded), watch)?;
+                loaded = all;
+            }
+        };
+        if self.saved_step != Some(self.state.step) {
+            self.save(dir, watch, false)?;
+        }
+        let status = if ending == Ending::Finished { Status::Finished } else { Status::Interrupted };
+        let seconds = began.elapsed().as_secs_f64();
+        watch.event(&Event::End(events::End { step: self.state.step, seconds, status }))?;
+        Ok(ending)
+    }
+
+    /// The batches of the training split; a batch holds the images of a whole step.
+    fn loader(&self) -> Result<Loader> {
+        let train = &self.plan.recipe.train;
+        let images = Count::try_from(train.images_per_step()).map_err(Error::config)?;
+        let options = loader_options::<D>(LoaderOptions::training(images, train.seed));
+        Loader::new(self.plan.splits.train.clone(), self.plan.views.clone(), options)
+    }
+
+    /// Everything due before the next step: baselines, probes, a checkpoint, the clustering. Each is recorded in
+    /// [`crate::progress::RunProgress`], so that a resumed run continues exactly here. Returns how training ends, if it
+    /// does.
+    fn between_steps(
+        &mut self,
+        last_step: u64,
+        dir: &RunDir,
+        watch: &mut dyn Observer,
+    ) -> Result<Option<Ending>> {
+        if !self.state.progress.baselines {
+            probing::baselines(&self.device, self.plan, &mut self.state, watch)?;
+            self.state.progress.baselines = true;
+        }
+        if watch.should_stop() {
+            return Ok(Some(Ending::Interrupted));
+        }
+        let better = self.probe_and_select(watch)?;
+        let done = self.state.is_done(&self.plan.horizon);
+        if self.saved_step != Some(self.state.step) && (done || better || self.checkpoint_is_due()) {
+            self.save(dir, watch, better)?;
+        }
+        if done {
+            return Ok(Some(Ending::Finished));
+        }
+        if watch.should_stop() {
+            return Ok(Some(Ending::Interrupted));
+        }
+        if self.state.step >= last_step {
+            return Ok(Some(Ending::Paused));
+        }
+        if e_step::is_due(self.plan, &self.state) {
+            e_step::cluster(&self.device, self.plan, &mut self.state, watch)?;
+        }
+        self.announce_phase(watch)?;
+        Ok(None)
+    }
+
+    /// Takes steps up to the end of the epoch, the next checkpoint, `last_step`, or until the observer asks to stop.
+    fn take_steps(
+        &mut self,
+        last_step: u64,
+        batches: &mut Peekable<Batches>,
+        dir: &RunDir,
+        watch: &mut dyn Observer,
+    ) -> Result<()> {
+        let (plan, images_per_step) = (self.plan, self.plan.recipe.train.images_per_step());
+        let (began, first_step) = (Instant::now(), self.state.step);
+        // The steps since the last one that was logged.
+        let (mut logged_at, mut logged_step) = (began, first_step);
+        loop {
+            let logged = self.is_logged(self.state.step + 1);
+            let outcome = self.take_step(batches, logged, dir)?;
+            let seconds = logged_at.elapsed().as_secs_f64().max(1e-9);
+            let images = (self.state.step - logged_step) as f64 * images_per_step as f64;
+            let images_per_second = images / seconds;
+            watch.progress(&Progress {
+                step: self.state.step,
+                total: last_step,
+                epoch: self.state.epoch(&plan.horizon),
+                loss: outcome.loss,
+                terms: &outcome.terms,
+                images_per_second,
+            });
+            if logged {
+                step_log::log_step(plan, &mut self.state, &outcome, images_per_second, watch)?;
+                (logged_at, logged_step) = (Instant::now(), self.state.step);
+            }
+            let ends_epoch = self.state.ends_epoch(&plan.horizon);
+            if ends_epoch {
+                let embeddings = self.cache.trace.embeddings.iter().flatten().next();
+                health::check_epoch(plan, &mut self.state, &outcome.terms, embeddings, watch)?;
+            }
+            if ends_epoch || self.checkpoint_is_due() || self.state.step >= last_step || watch.should_stop() {
+                let images = (self.state.step - first_step) * images_per_step as u64;
+                self.timings.add_steps(began.elapsed().as_secs_f64(), images);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes one step on the next batch.
+    fn take_step(
+        &mut self,
+        batches: &mut Peekable<Batches>,
+        logged: bool,
+        dir: &RunDir,
+    ) -> Result<StepOutcome> {
+        let batch = {
+            let _stage = span("data");
+            batches.next().transpose()?
+        };
+        let Some(batch) = batch else {
+            return Err(Error::config(format!("the loader ended before step {}", self.state.step + 1)));
+        };
+        let outcome = match self.steps().train_step(&batch, logged, || batches.peek()?.as_ref().ok()) {
+            Ok(outcome) => outcome,
+            Err(error) => return Err(self.failed_step(&batch).explain(error, dir)),
+        };
+        self.state.step += 1;
+        self.cache.trace.add_norm(self.state.step, outcome.update.gradient_norm);
+        health::count_terms(&mut self.state.progress, &outcome.terms);
+        Ok(outcome)
+    }
+
+    fn failed_step<'a>(&'a self, data: &'a ImageBatch) -> FailedStep<'a, D> {
+        FailedStep {
+            device: &self.device,
+            plan: self.plan,
+            state: &self.state,
+            trace: &self.cache.trace,
+            data,
+        }
+    }
+
+    fn checkpoint_is_due(&self) -> bool {
+        let every = self.plan.recipe.train.checkpoint_every.steps(&self.plan.horizon).max(1);
+        self.state.step > 0 && self.state.step.is_multiple_of(every)
+    }
+
+    fn save(&mut self, dir: &RunDir, watch: &mut dyn Observer, best: bool) -> Result<()> {
+        self.state.progress.events = watch.recorded()?;
+        checkpoint::save(&self.device, self.plan, &self.state, dir, best)?;
+        self.saved_step = Some(self.state.step);
+        Ok(())
+    }
+
+    /// Runs the probes of the end of an epoch or of the run, unless that was done before, and ends the run if
+    /// `train.stop_early` says so. Returns whether the encoder is the best so far by the metric of `train.keep`.
+    fn probe_and_select(&mut self, watch: &mut dyn Observer) -> Result<bool> {
+        let (horizon, step) = (self.plan.horizon, self.state.step);
+        let done = self.state.is_done(&horizon);
+        if self.state.progress.probed == Some(step) || !(self.state.ends_epoch(&horizon) || done) {
+            return Ok(false);
+        }
+        let train = &self.plan.recipe.train;
+        let mut metrics = probing::probe(&self.device, self.plan, &mut self.state, done, watch)?;
+        let progress = &mut self.state.progress;
+        let better = match &train.keep.best {
+            Some(best) => record_best(progress, best, &metrics, step),
+            None => false,
+        };
+        let stop = train.stop_early.as_ref().and_then(|s| record_patience(progress, s, &metrics, step));
+        if let Some(reason) = stop.filter(|_| !done) {
+            progress.stopped = true;
+            watch.warn(step, reason)?;
+            // The probes of the end of the run; those due after this epoch are repeated.
+            metrics.extend(probing::probe(&self.device, self.plan, &mut self.state, true, watch)?);
+        }
+        self.warn_of_unmeasured(&metrics, watch)?;
+        self.state.progress.probed = Some(step);
+        Ok(better)
+    }
+
+    /// Warns once of each metric that `train` names and no probe of this epoch measures.
+    fn warn_of_unmeasured(&mut self, metrics: &[Metric], watch: &mut dyn Observer) -> Result<()> {
+        let train = &self.plan.recipe.train;
+        let best = train.keep.best.iter().map(|b| &b.metric);
+        let stop = train.stop_early.iter().map(|s| &s.metric);
+        for named in best.chain(stop).filter(|_| !metrics.is_empty()) {
+            if value_of(metrics, named).is_none() && self.state.progress.first(&format!("metric {named}")) {
+                let measured: Vec<_> = metrics.iter().map(|m| m.name.as_str()).collect();
+                let text = format!(
+                    "no probe at the end of this epoch measures {named}, which `train` names; they measure {}",
+                    measured.join(", ")
+                );
+                watch.warn(self.state.step, text)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_logged(&self, step: u64) -> bool {
+        let (every, last) = (self.plan.recipe.train.log_every.get() as u64, self.plan.horizon.total_steps);
+        step.is_multiple_of(every) || step == 1 || step == last
+    }
+
+    fn report_timings(&mut self, loaded: Throughput, watch: &mut dyn Observer) -> Result<()> {
+        let (step, epoch) = (self.state.step, self.state.epoch(&self.plan.horizon));
+        watch.event(&Event::Stages(std::mem::take(&mut self.timings).event(step, epoch, loaded)))
+    }
+
+    fn announce_phase(&mut self, watch: &mut dyn Observer) -> Result<()> {
+        let phase = if self.plan.recipe.clusterer.is_none() {
+            "training"
+        } else if self.state.prototypes.is_none() {
+            "warm-up"
+        } else {
+            "prototypes"
+        };
+        if phase != self.state.progress.phase {
+            self.state.progress.phase = phase.into();
+            let clock = self.state.clock(self.plan.horizon);
+            let names: Vec<_> = self.plan.objective.active(&clock).map(|t| t.name.as_str()).collect();
+            let text = format!("terms: {}", names.join(", "));
+            watch.event(&Event::Phase(events::Phase { step: clock.step, name: phase.into(), text }))?;
+        }
+        Ok(())
+    }
+}
