@@ -3,7 +3,7 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pauc::report::events::Event;
 use pauc::report::narrate::line;
-use pauc::train::engine::{Observer, Progress};
+use pauc::train::observer::{Observer, Progress};
 use pauc::traits::Result;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};

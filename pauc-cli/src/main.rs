@@ -1,4 +1,5 @@
 //! `pauc-cli`: recipes in, runs out.
+#![forbid(unsafe_code)]
 
 use pauc_cli::Failure;
 use std::process::ExitCode;

@@ -5,6 +5,12 @@ use crate::testing::{self, Condition, Data};
 use pauc_testing::{assert_within, tolerance};
 use pauc_traits::component_ron::{OpenSet, Term};
 
+// What `pauc-cli new` writes holds it too, as it is.
+#[path = "../../pauc-cli/templates/loss.rs"]
+mod loss_template;
+#[path = "../../pauc-cli/templates/regularizer.rs"]
+mod regularizer_template;
+
 /// Where a term's gradient is the derivative of its value.
 #[derive(Clone, Copy, PartialEq)]
 enum Flow {

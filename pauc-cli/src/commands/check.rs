@@ -1,65 +1,95 @@
 //! `check`.
 
-use super::here;
-use crate::args::CheckArgs;
+use crate::args::{JsonArg, RecipeArgs, heading};
+use crate::recipes::here;
 use crate::{Failure, console};
+use clap::Args;
 use pauc::dfdx::prelude::Cpu;
 use pauc::train::diagnostic::{Diagnostic, Diagnostics};
 use pauc::train::plan::{Plan, PlanError};
 use pauc::train::recipe::{LoadError, Recipe};
+use pauc::traits::Error;
 use pauc::traits::term::Severity;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Checks every recipe, and reports all that is wrong with all of them.
-pub fn check(args: CheckArgs) -> Result<ExitCode, Failure> {
-    let device = Cpu::default();
-    let mut failed = false;
-    let mut results = Vec::new();
-    for path in &args.recipes {
-        let found = match Recipe::load(path, &args.change.set) {
-            Err(LoadError::File { path, source }) => {
-                return Err(Failure::new(2, format!("error: cannot read the recipe {path}: {source}")));
-            }
-            Err(LoadError::Recipe(found)) => found,
-            Ok((recipe, source)) => {
-                let place = here()?;
-                let planned = if args.no_data {
-                    Plan::without_data(&device, recipe, source.clone(), &place)
-                } else {
-                    Plan::new(&device, recipe, source.clone(), &place)
-                };
-                match planned {
-                    Ok(plan) => plan.warnings,
-                    Err(PlanError::Recipe(found)) => found,
-                    Err(PlanError::Data { error, mut found }) => {
-                        let message = format!("sizes were not checked: {error}");
-                        let help = "get the data to have all rules checked; `run` stops here";
-                        let d =
-                            Diagnostic::at(Severity::Warning, "E0214", &source.text, "data", message, help);
-                        found.all.push(d);
-                        *found
-                    }
-                }
-            }
-        };
-        failed |= found.has_errors();
-        if args.json {
-            results.push(json(&found));
-        } else {
-            eprint!("{}", found.render(console::color()));
-            if !found.has_errors() {
-                println!("{}: ok", path.display());
-            }
-        }
-    }
-    if args.json {
-        println!("{}", serde_json::Value::Array(results));
-    }
-    Ok(ExitCode::from(if failed { 2 } else { 0 }))
+/// Check recipes without training.
+///
+/// Checks names, values, rules across fields and the sizes of the data, and reports all mistakes of all recipes.
+///
+/// Example: pauc-cli check recipes/*.ron
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The recipe files.
+    #[arg(required = true, value_name = "RECIPE")]
+    recipes: Vec<PathBuf>,
+    #[command(flatten)]
+    change: RecipeArgs,
+    /// Do not look for the data's files: check sizes by what the authors of the dataset published.
+    #[arg(long, help_heading = heading::RECIPE)]
+    no_data: bool,
+    #[command(flatten)]
+    output: JsonArg,
 }
 
-fn json(found: &Diagnostics) -> serde_json::Value {
-    let one = |d: &Diagnostic| {
+impl CheckArgs {
+    /// Checks every recipe, and reports all that is wrong with all of them.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        let device = Cpu::default();
+        let mut failed = false;
+        let mut results = Vec::new();
+        for path in &self.recipes {
+            let diagnostics = self.diagnose(&device, path)?;
+            failed |= diagnostics.has_errors();
+            if self.output.json {
+                results.push(json(&diagnostics));
+            } else {
+                eprint!("{}", diagnostics.render(console::color()));
+                if !diagnostics.has_errors() {
+                    println!("{}: ok", path.display());
+                }
+            }
+        }
+        if self.output.json {
+            println!("{}", serde_json::Value::Array(results));
+        }
+        Ok(ExitCode::from(if failed { 2 } else { 0 }))
+    }
+
+    /// All that is wrong with a recipe, warnings included.
+    fn diagnose(&self, device: &Cpu, path: &Path) -> Result<Diagnostics, Failure> {
+        let (recipe, source) = match Recipe::load(path, &self.change.set) {
+            Ok(loaded) => loaded,
+            Err(LoadError::Recipe(diagnostics)) => return Ok(diagnostics),
+            Err(e @ LoadError::File { .. }) => return Err(e.into()),
+        };
+        let place = here()?;
+        let text = source.text.clone();
+        let planned = if self.no_data {
+            Plan::without_data(device, recipe, source, &place)
+        } else {
+            Plan::new(device, recipe, source, &place)
+        };
+        Ok(match planned {
+            Ok(plan) => plan.warnings,
+            Err(PlanError::Recipe(diagnostics)) => diagnostics,
+            Err(PlanError::Data { error, mut found }) => {
+                found.all.push(data_missing(&text, &error));
+                *found
+            }
+        })
+    }
+}
+
+/// Warns that rules about sizes could not be checked.
+fn data_missing(text: &str, error: &Error) -> Diagnostic {
+    let message = format!("sizes were not checked: {error}");
+    let help = "get the data to have all rules checked; `run` stops here";
+    Diagnostic::at(Severity::Warning, "E0214", text, "data", message, help)
+}
+
+fn json(diagnostics: &Diagnostics) -> serde_json::Value {
+    let diagnostic = |d: &Diagnostic| {
         serde_json::json!({
             "code": d.code,
             "severity": if d.severity == Severity::Error { "error" } else { "warning" },
@@ -70,8 +100,8 @@ fn json(found: &Diagnostics) -> serde_json::Value {
         })
     };
     serde_json::json!({
-        "recipe": found.path,
-        "ok": !found.has_errors(),
-        "diagnostics": found.all.iter().map(one).collect::<Vec<_>>(),
+        "recipe": diagnostics.path,
+        "ok": !diagnostics.has_errors(),
+        "diagnostics": diagnostics.all.iter().map(diagnostic).collect::<Vec<_>>(),
     })
 }

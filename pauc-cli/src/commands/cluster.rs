@@ -1,83 +1,122 @@
 //! `cluster`.
 
-use super::{device, drawn};
 use crate::Failure;
-use crate::args::ClusterArgs;
+use crate::args::{DeviceArg, JsonArg, heading};
+use crate::device::{self, DeviceJob};
+use crate::recipes::parse_component;
+use clap::Args;
 use pauc::models::NetworkDevice;
 use pauc::train::cluster::{self, FittedLevel, Job};
-use pauc::train::diagnostic::Diagnostic;
+use pauc::traits::Positive;
 use pauc::traits::registry::kind;
-use pauc::traits::{Configured, Error};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Clusters the features of a file.
-pub fn cluster(args: ClusterArgs) -> Result<ExitCode, Failure> {
-    device::on(&args.device.clone(), args)
+/// Cluster the features of a file, and score the clusters.
+///
+/// Reads a matrix of samples × dimensions: float32 of a .npy or .safetensors file without loading all of it
+/// (MiniBatchKMeans and HierarchicalKMeans work on files larger than memory), float64, .csv and .parquet as a whole. In
+/// a Parquet file, each column of floats is a dimension, or one has a list of floats for each row. Features are used
+/// as they are; recipes cluster rows of unit length.
+///
+/// With --json, prints objective, seconds of the fit alone, iterations, splits and metrics of each level.
+///
+/// Example: pauc-cli cluster features.npy --with 'KMeans(k: [100])' --labels labels.npy --out clusters.safetensors
+#[derive(Debug, Args)]
+pub struct ClusterArgs {
+    /// The features: a .safetensors, .npy, .csv or (built with the feature `parquet`) .parquet file.
+    embeddings: PathBuf,
+    /// The tensor of a safetensors file, or the column of a Parquet file, that holds the features.
+    #[arg(long, value_name = "NAME", help_heading = heading::INPUT)]
+    tensor: Option<String>,
+    /// Class labels to score against, numbered from 0: a .npy file, a .csv file with one a line, or the tensor `labels` of
+    /// a .safetensors file.
+    #[arg(long, value_name = "FILE", help_heading = heading::INPUT)]
+    labels: Option<PathBuf>,
+    /// The clusterer, as a recipe writes it.
+    #[arg(long, value_name = "CLUSTERER", help_heading = heading::CLUSTERING)]
+    with: String,
+    /// The seed of everything random.
+    #[arg(long, default_value_t = 0, value_name = "SEED", help_heading = heading::CLUSTERING)]
+    seed: u64,
+    /// Smoothing α of the concentration of small clusters.
+    #[arg(long, default_value_t = 10.0, value_name = "ALPHA", help_heading = heading::CLUSTERING)]
+    alpha: f64,
+    /// The mean of the concentration over the prototypes of a level.
+    #[arg(long, default_value_t = 0.2, value_name = "TEMPERATURE", help_heading = heading::CLUSTERING)]
+    temperature: f64,
+    /// Where to write prototypes.M, assignments.M (−1: noise) and concentration.M of each level M, as safetensors.
+    #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    output: JsonArg,
+    #[command(flatten)]
+    device: DeviceArg,
 }
 
-impl device::Job for ClusterArgs {
-    fn on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
-        fit(self, device)
+impl ClusterArgs {
+    /// Clusters the features of a file.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        device::run_on(&self.device.name.clone(), self)
     }
 }
 
-fn fit<D: NetworkDevice>(args: ClusterArgs, device: &D) -> Result<ExitCode, Failure> {
-    let clusterer = Configured::<kind::Clusterer>::parse(&args.with)
-        .map_err(|e| drawn("the clusterer", &args.with, Diagnostic::from_ron(&args.with, &e)))?;
-    let job = Job {
-        path: &args.embeddings,
-        tensor: args.tensor.as_deref(),
-        labels: args.labels.as_deref(),
-        seed: args.seed,
-        alpha: positive("--alpha", args.alpha)?,
-        temperature: positive("--temperature", args.temperature)?,
-    };
-    let fitted = cluster::fit(device, &clusterer, &job).map_err(|e| match e {
+impl DeviceJob for ClusterArgs {
+    fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        let clusterer = parse_component::<kind::Clusterer>("the clusterer", &self.with)?;
+        let job = Job {
+            path: &self.embeddings,
+            tensor: self.tensor.as_deref(),
+            labels: self.labels.as_deref(),
+            seed: self.seed,
+            alpha: positive("--alpha", self.alpha)?,
+            temperature: positive("--temperature", self.temperature)?,
+        };
         // More prototypes than samples, labels that are not given: the words of the command do not fit the data.
-        Error::Config { message } => Failure::new(2, format!("error: {message}")),
-        e => e.into(),
-    })?;
-    if let Some(path) = &args.out {
-        cluster::write(&fitted, path)?;
-    }
-    if args.json {
-        let json = serde_json::json!({
-            "clusterer": clusterer.name(), "rows": fitted.rows, "cols": fitted.cols, "seconds": fitted.seconds,
-            "levels": fitted.levels.iter().map(of_level).collect::<Vec<_>>(),
-        });
-        println!("{json}");
-        return Ok(ExitCode::SUCCESS);
-    }
-    println!("{} on {}×{}: {:.3} s", clusterer.name(), fitted.rows, fitted.cols, fitted.seconds);
-    for level in &fitted.levels {
-        let (c, report) = (&level.clustering, &level.clustering.report);
-        let objective = report.objective.last().copied().unwrap_or(f64::NAN);
-        println!(
-            "k {}: objective {objective}, {} iterations, {} splits, imbalance {:.3}, {} empty, {} noise",
-            c.k,
-            report.objective.len().saturating_sub(1),
-            report.splits,
-            report.imbalance,
-            report.empty,
-            report.noise
-        );
-        for m in &level.metrics {
-            println!("  {:<36} {:.4}", m.name, m.value);
+        let fitted = cluster::fit(device, &clusterer, &job).map_err(Failure::of_request)?;
+        if let Some(path) = &self.out {
+            cluster::write(&fitted, path)?;
         }
+        if self.output.json {
+            let levels: Vec<_> = fitted.levels.iter().map(level_json).collect();
+            let json = serde_json::json!({
+                "clusterer": clusterer.name(), "rows": fitted.rows, "cols": fitted.cols,
+                "seconds": fitted.seconds, "levels": levels,
+            });
+            println!("{json}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        println!("{} on {}×{}: {:.3} s", clusterer.name(), fitted.rows, fitted.cols, fitted.seconds);
+        fitted.levels.iter().for_each(print_level);
+        Ok(ExitCode::SUCCESS)
     }
-    Ok(ExitCode::SUCCESS)
 }
 
-fn positive(name: &str, value: f64) -> Result<pauc::traits::Positive, Failure> {
+fn positive(name: &str, value: f64) -> Result<Positive, Failure> {
     value.try_into().map_err(|e| Failure::new(2, format!("error: {name}: {e}")))
 }
 
-fn of_level(level: &FittedLevel) -> serde_json::Value {
-    let (c, report) = (&level.clustering, &level.clustering.report);
+fn print_level(level: &FittedLevel) {
+    let report = &level.clustering.report;
+    println!(
+        "k {}: objective {}, {} iterations, {} splits, imbalance {:.3}, {} empty, {} noise",
+        level.clustering.k,
+        report.objective.last().copied().unwrap_or(f64::NAN),
+        report.objective.len().saturating_sub(1),
+        report.splits,
+        report.imbalance,
+        report.empty,
+        report.noise
+    );
+    level.metrics.iter().for_each(|m| println!("  {:<36} {:.4}", m.name, m.value));
+}
+
+fn level_json(level: &FittedLevel) -> serde_json::Value {
+    let report = &level.clustering.report;
     let metrics: serde_json::Map<_, _> =
         level.metrics.iter().map(|m| (m.name.clone(), serde_json::json!(m.value))).collect();
     serde_json::json!({
-        "k": c.k,
+        "k": level.clustering.k,
         "objective": report.objective.last(),
         "objectives": report.objective,
         "iterations": report.objective.len().saturating_sub(1),

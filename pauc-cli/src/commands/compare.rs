@@ -1,28 +1,49 @@
 //! `compare`.
 
 use crate::Failure;
-use crate::args::CompareArgs;
+use crate::args::{JsonArg, heading};
+use clap::Args;
 use pauc::train::compare::{self, Beside, Comparison, Group};
-use pauc::traits::Error;
+use pauc::traits::NonNegative;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Compares runs.
-pub fn compare(args: CompareArgs) -> Result<ExitCode, Failure> {
-    let compared = compare::compare(&args.runs).map_err(|e| match e {
-        Error::Config { message } => Failure::new(2, format!("error: {message}")),
-        e => e.into(),
-    })?;
-    if args.json {
-        println!("{}", serde_json::json!(compared));
-    } else {
-        print!("{}", text(&compared));
+/// Compare the recipes and the metrics of runs.
+///
+/// Prints what differs between their recipes, and by how much their metrics differ. Runs of one recipe that differ only in
+/// their seed are one group, with mean and standard deviation. Groups are compared with the first: the difference of means,
+/// and over seeds that both have a paired two-sided t-test. Exit code 3 only with `--within`.
+///
+/// Example: pauc-cli compare runs/simclr-0a1b2c3d runs/pcl-4e5f6a7b
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Folders of runs, or folders that hold the runs of several seeds. The first one's recipe is what the others are
+    /// compared with.
+    #[arg(required = true, num_args = 2.., value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    /// End with exit code 3 if the mean of any metric differs from the first recipe's by more than this.
+    #[arg(long, value_name = "DIFFERENCE", help_heading = heading::MEASUREMENT)]
+    within: Option<NonNegative>,
+    #[command(flatten)]
+    output: JsonArg,
+}
+
+impl CompareArgs {
+    /// Compares runs.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        let compared = compare::compare(&self.runs).map_err(Failure::of_request)?;
+        if self.output.json {
+            println!("{}", serde_json::json!(compared));
+        } else {
+            print!("{}", text(&compared));
+        }
+        let beyond = self.within.map(|w| compared.beyond(w.get())).unwrap_or_default();
+        if beyond.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let lines: Vec<String> = beyond.iter().map(|b| format!("\n  {b}")).collect();
+        Err(Failure::new(3, format!("error: these differ by more than --within allows:{}", lines.concat())))
     }
-    let beyond = args.within.map(|w| compared.beyond(w.get())).unwrap_or_default();
-    if beyond.is_empty() {
-        return Ok(ExitCode::SUCCESS);
-    }
-    let lines: Vec<String> = beyond.iter().map(|b| format!("\n  {b}")).collect();
-    Err(Failure::new(3, format!("error: these differ by more than --within allows:{}", lines.concat())))
 }
 
 fn text(c: &Comparison) -> String {
@@ -42,11 +63,11 @@ fn text(c: &Comparison) -> String {
 }
 
 fn title(g: &Group) -> String {
-    let of = |r: &compare::Run| match r.status.as_str() {
+    let seed_and_status = |r: &compare::Run| match r.status.as_str() {
         "finished" => r.seed.to_string(),
         other => format!("{} ({other})", r.seed),
     };
-    let seeds: Vec<String> = g.runs.iter().map(of).collect();
+    let seeds: Vec<String> = g.runs.iter().map(seed_and_status).collect();
     format!("{}-{}, seed {}", g.name, g.hash, seeds.join(", "))
 }
 

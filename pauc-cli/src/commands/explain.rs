@@ -1,43 +1,55 @@
 //! `explain`.
 
-use super::device::{self, Job};
-use super::plan;
 use crate::Failure;
-use crate::args::ExplainArgs;
+use crate::args::{DeviceArg, RecipeArgs};
+use crate::device::{self, DeviceJob};
+use crate::recipes::{Warnings, plan};
+use clap::Args;
 use pauc::models::NetworkDevice;
 use pauc::train::explain;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Explains a name, a code or a recipe.
-pub fn explain(args: ExplainArgs) -> Result<ExitCode, Failure> {
-    let path = Path::new(&args.what);
-    if args.what.ends_with(".ron") || path.is_file() {
-        return device::on(&args.device.clone(), args);
-    }
-    name(&args.what)
+/// Explain a component, an error code, or a recipe.
+///
+/// Of a recipe, prints everything that follows from it, with the memory that it needs on the device.
+///
+/// Examples: pauc-cli explain InfoNce; pauc-cli explain E0103; pauc-cli explain recipes/quickstart.ron
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// A component's name, a code such as E0103, `Recipe`, or a recipe file.
+    #[arg(value_name = "NAME|CODE|RECIPE")]
+    what: String,
+    #[command(flatten)]
+    change: RecipeArgs,
+    #[command(flatten)]
+    device: DeviceArg,
 }
 
-impl Job for ExplainArgs {
-    fn on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
-        let plan = plan(device, Path::new(&self.what), &self.change.set, false)?;
+impl ExplainArgs {
+    /// Explains a name, a code or a recipe.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        if self.what.ends_with(".ron") || Path::new(&self.what).is_file() {
+            return device::run_on(&self.device.name.clone(), self);
+        }
+        explain_name(&self.what)
+    }
+}
+
+impl DeviceJob for ExplainArgs {
+    fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        let plan = plan(device, Path::new(&self.what), &self.change.set, Warnings::Shown)?;
         print!("{}", explain::plan(device, &plan)?);
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn name(what: &str) -> Result<ExitCode, Failure> {
-    match explain::name(what) {
-        Some(text) => {
-            print!("{text}");
-            Ok(ExitCode::SUCCESS)
-        }
-        None => {
-            let hint =
-                explain::suggestion(what).map(|s| format!("; did you mean `{s}`?")).unwrap_or_default();
-            let message =
-                format!("error: nothing is called `{}`{hint}\n`pauc-cli list` prints all names", what);
-            Err(Failure::new(2, message))
-        }
+fn explain_name(name: &str) -> Result<ExitCode, Failure> {
+    if let Some(text) = explain::name(name) {
+        print!("{text}");
+        return Ok(ExitCode::SUCCESS);
     }
+    let hint = explain::suggestion(name).map(|s| format!("; did you mean `{s}`?")).unwrap_or_default();
+    let message = format!("error: nothing is called `{name}`{hint}\n`pauc-cli list` prints all names");
+    Err(Failure::new(2, message))
 }

@@ -1,48 +1,70 @@
 //! `list`.
 
 use crate::Failure;
-use crate::args::ListArgs;
+use crate::args::JsonArg;
+use clap::Args;
 use pauc::traits::registry::{KINDS, Listing, catalogue, did_you_mean};
 use std::process::ExitCode;
 
-/// Lists components by kind.
-pub fn list(args: ListArgs) -> Result<ExitCode, Failure> {
-    let wanted = args.kind.as_deref().map(str::to_lowercase);
-    if let Some(kind) = &wanted
-        && !KINDS.contains(&kind.as_str())
-    {
-        let hint = did_you_mean(kind, KINDS.iter().copied()).map(|k| format!("; did you mean `{k}`?"));
-        let message = format!(
-            "error: no kind is called `{kind}`{}\nkinds: {}",
-            hint.unwrap_or_default(),
-            KINDS.join(", ")
-        );
-        return Err(Failure::new(2, message));
-    }
-    let all: Vec<Listing> =
-        catalogue().into_iter().filter(|l| wanted.as_ref().is_none_or(|w| w == l.kind)).collect();
-    if args.json {
-        let rows: Vec<_> = all.iter().map(json).collect();
-        println!("{}", serde_json::Value::Array(rows));
-        return Ok(ExitCode::SUCCESS);
-    }
-    let width = all.iter().map(|l| l.name.len()).max().unwrap_or(0);
-    let mut kind = "";
-    for l in &all {
-        if l.kind != kind {
-            kind = l.kind;
-            println!("{}{kind}", if kind == all[0].kind { "" } else { "\n" });
+/// List the components that recipes can name.
+///
+/// With --json, prints names, kinds, fields and defaults.
+///
+/// Example: pauc-cli list "contrastive loss"
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only this kind, such as `encoder` or `"contrastive loss"`.
+    kind: Option<String>,
+    #[command(flatten)]
+    output: JsonArg,
+}
+
+impl ListArgs {
+    /// Lists components by kind.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        let wanted = self.kind.as_deref().map(str::to_lowercase);
+        if let Some(kind) = &wanted
+            && !KINDS.contains(&kind.as_str())
+        {
+            return Err(unknown_kind(kind));
         }
-        println!("  {:<width$}  {}", l.name, l.summary().trim());
+        let all: Vec<Listing> =
+            catalogue().into_iter().filter(|l| wanted.as_ref().is_none_or(|w| w == l.kind)).collect();
+        if self.output.json {
+            let rows: Vec<_> = all.iter().map(json).collect();
+            println!("{}", serde_json::Value::Array(rows));
+        } else {
+            print_by_kind(&all);
+        }
+        Ok(ExitCode::SUCCESS)
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+fn unknown_kind(kind: &str) -> Failure {
+    let hint = did_you_mean(kind, KINDS.iter().copied()).map(|k| format!("; did you mean `{k}`?"));
+    let (hint, kinds) = (hint.unwrap_or_default(), KINDS.join(", "));
+    Failure::new(2, format!("error: no kind is called `{kind}`{hint}\nkinds: {kinds}"))
+}
+
+fn print_by_kind(all: &[Listing]) {
+    let width = all.iter().map(|l| l.name.len()).max().unwrap_or(0);
+    for (i, same_kind) in all.chunk_by(|a, b| a.kind == b.kind).enumerate() {
+        println!("{}{}", if i == 0 { "" } else { "\n" }, same_kind[0].kind);
+        same_kind.iter().for_each(|l| println!("  {:<width$}  {}", l.name, l.summary().trim()));
+    }
 }
 
 fn json(l: &Listing) -> serde_json::Value {
     let fields: Vec<_> = l
         .fields
         .iter()
-        .map(|f| serde_json::json!({ "name": f.name, "type": f.type_name(), "doc": f.doc.trim(), "default": f.default.map(|d| d()) }))
+        .map(|f| {
+            serde_json::json!({
+                "name": f.name, "type": f.type_name(), "doc": f.doc.trim(), "default": f.default.map(|d| d()),
+            })
+        })
         .collect();
-    serde_json::json!({ "kind": l.kind, "name": l.name, "summary": l.summary().trim(), "crate": l.origin, "fields": fields })
+    serde_json::json!({
+        "kind": l.kind, "name": l.name, "summary": l.summary().trim(), "crate": l.origin, "fields": fields,
+    })
 }

@@ -1,17 +1,30 @@
 //! `report`.
 
-use super::no_run;
 use crate::Failure;
-use crate::args::ReportArgs;
+use crate::training::no_run;
+use clap::Args;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Writes the reports of runs again.
-pub fn report(args: ReportArgs) -> Result<ExitCode, Failure> {
-    for run in &args.runs {
-        if !run.join("metrics.jsonl").is_file() {
-            return Err(no_run(run, "metrics.jsonl"));
+/// Write a run's report again.
+///
+/// Example: pauc-cli report runs/quickstart-0a1b2c3d/seed0
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// The runs' folders.
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+}
+
+impl ReportArgs {
+    /// Writes the reports of runs again.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        for run in &self.runs {
+            if !run.join("metrics.jsonl").is_file() {
+                return Err(no_run(run, "metrics.jsonl"));
+            }
+            println!("{}", pauc::report::write_report(run)?.display());
         }
-        println!("{}", pauc::report::write_report(run)?.display());
+        Ok(ExitCode::SUCCESS)
     }
-    Ok(ExitCode::SUCCESS)
 }

@@ -1,89 +1,135 @@
 //! `reproduce`.
 
-use super::device::{self, Job};
-use super::plan;
 use crate::Failure;
-use crate::args::ReproduceArgs;
+use crate::args::{DeviceArg, JsonArg, RecipeArgs, RunsFolderArg, heading};
 use crate::console::{Console, catch_signals};
+use crate::device::{self, DeviceJob};
+use crate::recipes::{Warnings, plan};
+use crate::training::{self, interrupted, run_failure};
+use clap::Args;
 use pauc::models::NetworkDevice;
 use pauc::train::compare;
-use pauc::train::engine::Ending;
+use pauc::train::plan::Plan;
 use pauc::train::reproduce::{Expectation, path_beside};
 use pauc::train::run::{self, RunError, RunOptions};
 use pauc::train::run_dir::RunDir;
+use pauc::train::trainer::Ending;
+use pauc::traits::Error;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Trains a recipe, unless that has been done, and holds what it gives against what is stored of it.
-pub fn reproduce(args: ReproduceArgs) -> Result<ExitCode, Failure> {
-    device::on(&args.device.clone(), args)
+/// Train a recipe, and compare its metrics with stored ones.
+///
+/// What is stored lies in `expected/NAME.json` beside the recipe: a value and a tolerance for each metric. Exit code 3 if a
+/// metric is outside its tolerance, was not measured, or is not stored. A recipe that is trained already is not trained
+/// again. `--update` stores what the recipe gives, keeps tolerances that are there, and gives others the larger of 0.02 and
+/// 5 % of the value.
+///
+/// Example: pauc-cli reproduce recipes/quickstart.ron --update
+#[derive(Debug, Args)]
+pub struct ReproduceArgs {
+    /// The recipe file.
+    recipe: PathBuf,
+    #[command(flatten)]
+    change: RecipeArgs,
+    /// Another file of expectations than the recipe's own.
+    #[arg(long, value_name = "FILE", help_heading = heading::MEASUREMENT)]
+    expected: Option<PathBuf>,
+    /// Store what the recipe gives.
+    #[arg(long, help_heading = heading::MEASUREMENT)]
+    update: bool,
+    #[command(flatten)]
+    out: RunsFolderArg,
+    #[command(flatten)]
+    output: JsonArg,
+    #[command(flatten)]
+    device: DeviceArg,
 }
 
-impl Job for ReproduceArgs {
-    fn on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
-        compared(self, device)
+impl ReproduceArgs {
+    /// Trains a recipe, unless that has been done, and compares what it gives with what is stored of it.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        training::prepare();
+        device::run_on(&self.device.name.clone(), self)
     }
 }
 
-fn compared<D: NetworkDevice>(args: ReproduceArgs, device: &D) -> Result<ExitCode, Failure> {
-    let path = args.expected.unwrap_or_else(|| path_beside(&args.recipe));
-    let before = match Expectation::read(&path) {
-        Err(pauc::traits::Error::NotFound { .. }) if args.update => None,
-        read => Some(read?),
-    };
-    let plan = plan(device, &args.recipe, &args.change.set, false)?;
-    catch_signals();
-    let threads = rayon::current_num_threads();
-    let options = RunOptions { out: args.out, force: false, max_steps: None, threads };
-    let run = match run::run(device, &plan, &options, &mut Console::new()) {
-        Ok(outcome) if outcome.ending != Ending::Finished => return Ok(ExitCode::from(130)),
-        Ok(outcome) => outcome.dir.path().to_path_buf(),
-        Err(RunError::AlreadyDone(done)) => {
-            eprintln!("{} is already done: its metrics are taken", done.display());
-            done
+impl DeviceJob for ReproduceArgs {
+    fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        let path = self.expected.clone().unwrap_or_else(|| path_beside(&self.recipe));
+        let stored = match Expectation::read(&path) {
+            Err(Error::NotFound { .. }) if self.update => None,
+            read => Some(read?),
+        };
+        let plan = plan(device, &self.recipe, &self.change.set, Warnings::Shown)?;
+        let Some(run) = trained(device, &plan, self.out.path.clone())? else {
+            return Ok(interrupted());
+        };
+        let metrics = compare::metrics(&run)?;
+        let now = Expectation {
+            recipe: plan.hash.clone(),
+            seed: plan.recipe.train.seed,
+            version: env!("CARGO_PKG_VERSION").into(),
+            simd: RunDir::at(&run).info()?.map(|i| i.simd).unwrap_or_default(),
+            metrics: BTreeMap::new(),
+        };
+        if self.update {
+            now.of(&metrics, stored.as_ref()).write(&path)?;
+            println!("{}: stored", path.display());
+            return Ok(ExitCode::SUCCESS);
         }
-        Err(e) => return Err(super::run::failure(e, &options.out)),
-    };
-    let got = compare::metrics(&run)?;
-    let simd = RunDir::at(&run).info()?.map(|i| i.simd).unwrap_or_default();
-    let now = Expectation {
-        recipe: plan.hash.clone(),
-        seed: plan.recipe.train.seed,
-        version: env!("CARGO_PKG_VERSION").into(),
-        simd,
-        metrics: BTreeMap::new(),
-    };
-    if args.update {
-        now.of(&got, before.as_ref()).write(&path)?;
-        println!("{}: stored", path.display());
-        return Ok(ExitCode::SUCCESS);
-    }
-    let Some(stored) = before else { return Ok(ExitCode::SUCCESS) };
-    let found = stored.differences(&got);
-    if args.json {
-        let json = serde_json::json!({
-            "run": run, "expected": path, "reproduced": found.is_empty(), "differences": found,
-        });
-        println!("{json}");
-    }
-    if found.is_empty() {
-        if !args.json {
+        let Some(stored) = stored else { return Ok(ExitCode::SUCCESS) };
+        let differences = stored.differences(&metrics);
+        let reproduced = differences.is_empty();
+        if self.output.json {
+            let json = serde_json::json!({
+                "run": run, "expected": path, "reproduced": reproduced, "differences": differences,
+            });
+            println!("{json}");
+        } else if reproduced {
             println!("reproduced: {} metrics within their tolerances", stored.metrics.len());
         }
-        return Ok(ExitCode::SUCCESS);
+        if reproduced {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut message =
+            format!("error: {} does not give what {} says", self.recipe.display(), path.display());
+        differences.iter().for_each(|d| message.push_str(&format!("\n  {d}")));
+        message.push_str(&changes(&stored, &now));
+        Err(Failure::new(3, message))
     }
-    let mut message = format!("error: {} does not give what {} says", args.recipe.display(), path.display());
-    found.iter().for_each(|d| message.push_str(&format!("\n  {d}")));
-    let changes = [
-        ("recipe", &stored.recipe, &now.recipe),
-        ("version", &stored.version, &now.version),
-        ("instruction set", &stored.simd, &now.simd),
+}
+
+/// The folder of the recipe's run, trained now if it was not; `None` if training was interrupted.
+fn trained<D: NetworkDevice>(device: &D, plan: &Plan, out: PathBuf) -> Result<Option<PathBuf>, Failure> {
+    catch_signals();
+    let threads = rayon::current_num_threads();
+    let options = RunOptions { out, force: false, max_steps: None, threads };
+    match run::run(device, plan, &options, &mut Console::new()) {
+        Ok(outcome) if outcome.ending != Ending::Finished => Ok(None),
+        Ok(outcome) => Ok(Some(Path::to_path_buf(outcome.dir.path()))),
+        Err(RunError::AlreadyDone(done)) => {
+            eprintln!("{} is already done: its metrics are taken", done.display());
+            Ok(Some(done))
+        }
+        Err(e) => Err(run_failure(e, &options.out)),
+    }
+}
+
+/// What is different about the two runs besides their metrics, one line each.
+fn changes(then: &Expectation, now: &Expectation) -> String {
+    let mut lines = String::new();
+    let texts = [
+        ("recipe", &then.recipe, &now.recipe),
+        ("version", &then.version, &now.version),
+        ("instruction set", &then.simd, &now.simd),
     ];
-    for (what, then, now) in changes.into_iter().filter(|(_, then, now)| then != now) {
-        message.push_str(&format!("\n  the {what} differs: {then} then, {now} now"));
+    for (what, then, now) in texts.into_iter().filter(|(_, then, now)| then != now) {
+        lines.push_str(&format!("\n  the {what} differs: {then} then, {now} now"));
     }
-    if stored.seed != now.seed {
-        message.push_str(&format!("\n  the seed differs: {} then, {} now", stored.seed, now.seed));
+    if then.seed != now.seed {
+        lines.push_str(&format!("\n  the seed differs: {} then, {} now", then.seed, now.seed));
     }
-    Err(Failure::new(3, message))
+    lines
 }

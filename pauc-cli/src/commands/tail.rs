@@ -1,41 +1,58 @@
 //! `tail`.
 
-use super::no_run;
 use crate::Failure;
-use crate::args::TailArgs;
+use crate::args::heading;
+use crate::training::no_run;
+use clap::Args;
 use pauc::report::events::{Event, Log};
 use pauc::report::narrate::line;
 use pauc::traits::Error;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// How often a log is looked at again.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// Prints a run's log line by line.
-pub fn tail(args: TailArgs) -> Result<ExitCode, Failure> {
-    let path = args.run.join("metrics.jsonl");
-    if !path.is_file() {
-        return Err(no_run(&args.run, "metrics.jsonl"));
-    }
-    let mut reader = Reader::default();
-    loop {
-        // Whether it has ended is asked first: what was written until then is in what is read next.
-        let ended = !running(&args.run);
-        for event in reader.new_events(&path).map_err(|e| Failure::from(Error::io(&path, e)))? {
-            if let Some(line) = line(&event)
-                && writeln!(std::io::stdout(), "{line}").is_err()
-            {
-                // Whoever read this has closed the pipe.
+/// Print a run's log, and follow it until the run ends.
+///
+/// Prints the lines that `run` prints.
+///
+/// Example: pauc-cli tail runs/quickstart-0a1b2c3d/seed0
+#[derive(Debug, Args)]
+pub struct TailArgs {
+    /// The run's folder.
+    run: PathBuf,
+    /// Print what is there now, and do not wait for more.
+    #[arg(long, help_heading = heading::OUTPUT)]
+    no_follow: bool,
+}
+
+impl TailArgs {
+    /// Prints a run's log line by line.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        let path = self.run.join("metrics.jsonl");
+        if !path.is_file() {
+            return Err(no_run(&self.run, "metrics.jsonl"));
+        }
+        let mut reader = Reader::default();
+        loop {
+            // Whether it has ended is asked first: what was written until then is in what is read next.
+            let ended = !running(&self.run);
+            for event in reader.new_events(&path).map_err(|e| Failure::from(Error::io(&path, e)))? {
+                if let Some(line) = line(&event)
+                    && writeln!(std::io::stdout(), "{line}").is_err()
+                {
+                    // Whoever read this has closed the pipe.
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+            if self.no_follow || ended {
                 return Ok(ExitCode::SUCCESS);
             }
+            std::thread::sleep(PAUSE);
         }
-        if args.no_follow || ended {
-            return Ok(ExitCode::SUCCESS);
-        }
-        std::thread::sleep(PAUSE);
     }
 }
 
@@ -46,21 +63,21 @@ fn running(run: &Path) -> bool {
 /// Reads a growing log, whole lines only.
 #[derive(Default)]
 struct Reader {
-    at: u64,
+    position: u64,
 }
 
 impl Reader {
     fn new_events(&mut self, path: &Path) -> std::io::Result<Vec<Event>> {
         let mut file = std::fs::File::open(path)?;
-        if file.metadata()?.len() < self.at {
+        if file.metadata()?.len() < self.position {
             // A run that was continued has set its last lines aside.
-            self.at = 0;
+            self.position = 0;
         }
-        file.seek(SeekFrom::Start(self.at))?;
+        file.seek(SeekFrom::Start(self.position))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         bytes.truncate(bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1));
-        self.at += bytes.len() as u64;
+        self.position += bytes.len() as u64;
         Ok(Log::parse(&String::from_utf8_lossy(&bytes)).events)
     }
 }

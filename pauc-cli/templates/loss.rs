@@ -20,16 +20,27 @@ component! {
     /// Chance is ln B.
     ///
     /// # Gradient
-    /// Pulls each query to its own key and pushes it from the others.
+    /// Pulls each query to its own key and pushes it from the others, those of its own class too: it does not contract
+    /// clusters.
+    ///
+    /// # When to use
+    /// Write here for what it is the right term, and beside which others.
+    ///
+    /// ```text
+    /// (term: LossTemplate(temperature: 0.2), weight: 1.0)
+    /// ```
+    ///
+    /// # Degenerate batches
+    /// One sample has no negatives: the term is skipped.
     ///
     /// Source: write here whose idea it is.
-    pub struct TermSkeleton: ContrastiveLoss {
+    pub struct LossTemplate: ContrastiveLoss {
         /// The temperature τ: a number, a schedule, or Learnable(init: 0.07, min: 0.01).
         pub temperature: Temperature = Positive::lit(0.2).into(),
     }
 }
 
-impl TermInfo for TermSkeleton {
+impl TermInfo for LossTemplate {
     // What the engine has to compute: embeddings of view 0, keys of view 1.
     fn needs(&self) -> Needs {
         Needs { queries: &[0], keys: &[1], ..Needs::default() }
@@ -49,7 +60,7 @@ impl TermInfo for TermSkeleton {
     }
 }
 
-impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for TermSkeleton {
+impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for LossTemplate {
     fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
         if batch.size() < 2 {
             return Ok(batch.skip("one sample has no negatives"));
@@ -75,7 +86,7 @@ mod tests {
         let matrix = |v: &[f64]| Some(dev.tensor_from_vec(v.to_vec(), (v.len() / 3, 3)));
         let inputs = Inputs { views: vec![matrix(q)], keys: vec![None, matrix(k)], ..Inputs::default() };
         let batch = Batch::new(&dev, inputs).unwrap();
-        let term = TermSkeleton { temperature: Positive::lit(0.2).into() };
+        let term = LossTemplate { temperature: Positive::lit(0.2).into() };
         let loss = term.loss(&batch).unwrap();
         let value = ops::item(&loss);
         (value, batch.backward(loss).unwrap().views[0].clone().unwrap())
@@ -96,12 +107,12 @@ mod tests {
     fn the_gradient_agrees_with_finite_differences() {
         let (_, gradient) = run(&Q, &K);
         for i in 0..Q.len() {
-            let at = |by: f64| {
+            let shifted = |by: f64| {
                 let mut q = Q;
                 q[i] += by;
                 run(&q, &K).0
             };
-            let want = (at(1e-6) - at(-1e-6)) / 2e-6;
+            let want = (shifted(1e-6) - shifted(-1e-6)) / 2e-6;
             assert!(
                 (gradient[i] - want).abs() < 1e-6 * (1.0 + want.abs()),
                 "{i}: {} for {want}",

@@ -1,0 +1,61 @@
+//! `bench data`.
+
+use crate::Failure;
+use crate::args::{JsonArg, heading};
+use crate::commands::data::DataArgs;
+use clap::Args;
+use pauc::data::throughput;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// How many images a second are read, augmented and normalised.
+///
+/// Example: pauc-cli bench data recipes/fashion-mini/simclr.ron --loader-threads 1,2
+#[derive(Debug, Args)]
+pub struct BenchDataArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Numbers of loader threads to measure; 0 works on the thread that asks.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2")]
+    #[arg(help_heading = heading::MEASUREMENT)]
+    loader_threads: Vec<usize>,
+    /// How long to measure each.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3.0, help_heading = heading::MEASUREMENT)]
+    seconds: f64,
+    #[command(flatten)]
+    output: JsonArg,
+}
+
+impl BenchDataArgs {
+    /// Measures how fast views are made.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        let data = self.data.recipe()?;
+        let splits = data.open()?;
+        let views = data.training_views(&splits)?;
+        let time = Duration::from_secs_f64(self.seconds.clamp(0.0, 3600.0));
+        let batch = data.recipe.train.batch;
+        let batch = batch.min(splits.train.len().try_into().unwrap_or(batch));
+        let mut all = Vec::new();
+        for threads in &self.loader_threads {
+            all.push(throughput::measure(&splits.train, &views, batch, *threads, time)?);
+        }
+        if self.output.json {
+            let json = serde_json::json!({
+                "data": splits.description, "views": views.len(), "speed": all,
+            });
+            println!("{json}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        println!("{}, {} views", splits.description, views.len());
+        println!(
+            "images/s of     loader        read     augment   normalise   (the last three: one thread's share)"
+        );
+        for s in &all {
+            println!(
+                "{:>2} threads  {:>10.0}  {:>10.0}  {:>10.0}  {:>10.0}",
+                s.threads, s.images_per_second, s.read, s.augment, s.normalise
+            );
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

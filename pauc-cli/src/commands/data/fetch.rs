@@ -1,0 +1,74 @@
+//! `data fetch`: standard datasets from where their authors keep them.
+
+use crate::Failure;
+use crate::args::heading;
+use clap::Args;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Fetch a standard dataset from where its authors keep it. Needs a binary with the feature `download`.
+///
+/// What an interruption left behind is continued; files have their names only once their checksums are right.
+///
+/// Example: pauc-cli data fetch Cifar10 --root data/cifar10
+#[derive(Debug, Args)]
+pub struct FetchArgs {
+    /// The dataset: Mnist, FashionMnist, Cifar10, Cifar100 or Stl10.
+    name: String,
+    /// The folder on another server that has the same files.
+    #[arg(long, value_name = "URL", help_heading = heading::INPUT)]
+    from: Option<String>,
+    /// The folder to put it into.
+    #[arg(long, value_name = "DIR", help_heading = heading::OUTPUT)]
+    root: PathBuf,
+}
+
+impl FetchArgs {
+    /// Fetches a dataset.
+    #[cfg(feature = "download")]
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        use indicatif::{ProgressBar, ProgressStyle};
+        use pauc::data::fetch::{Fetched, Progress, fetch, official};
+
+        let sets = official();
+        let Some(set) = sets.iter().find(|s| s.name.eq_ignore_ascii_case(&self.name)) else {
+            let names = || sets.iter().map(|s| s.name.as_str());
+            let near = pauc::traits::registry::did_you_mean(&self.name, names());
+            let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+            let known = names().collect::<Vec<_>>().join(", ");
+            let message = format!("error: no dataset `{}` can be fetched{near}; known: {known}", self.name);
+            return Err(Failure::new(2, message));
+        };
+        let bar = ProgressBar::no_length(); // draws nothing where there is no terminal
+        let style = "{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        let outcome = fetch(set, &self.root, self.from.as_deref(), &mut |p: &Progress<'_>| {
+            bar.set_message(p.path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+            if let Some(total) = p.total {
+                bar.set_length(total);
+            }
+            bar.set_position(p.bytes);
+        });
+        bar.finish_and_clear();
+        let what = if outcome? == Fetched::Now { "fetched" } else { "is there already" };
+        println!(
+            "{} {what}; recipes read it with `data: {0}(root: {:?})`",
+            set.name,
+            self.root.display().to_string()
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Says how to get a binary that can.
+    #[cfg(not(feature = "download"))]
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        let FetchArgs { name, root: _, from: _ } = self;
+        let message = format!(
+            "error: this binary cannot fetch {name}: \
+             build it with `cargo build --release -p pauc-cli --features download`"
+        );
+        Err(Failure::new(2, message))
+    }
+}

@@ -1,0 +1,31 @@
+//! `data index`.
+
+use super::DataArgs;
+use crate::Failure;
+use crate::args::heading;
+use clap::Args;
+use pauc::data::inspect;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Write down what every image is, for `data verify` to compare with.
+///
+/// Example: pauc-cli data index recipe.ron --out photos.index.json
+#[derive(Debug, Args)]
+pub struct IndexArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Where to write the index.
+    #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
+    out: PathBuf,
+}
+
+impl IndexArgs {
+    /// Writes the index.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        let index = inspect::index(&self.data.recipe()?.open()?)?;
+        index.write(&self.out)?;
+        println!("{}: {} images, {}", self.out.display(), index.images.len(), &index.check[..16]);
+        Ok(ExitCode::SUCCESS)
+    }
+}

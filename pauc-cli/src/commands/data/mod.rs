@@ -1,0 +1,107 @@
+//! `data`: a look at what a recipe reads.
+
+pub mod fetch;
+pub mod index;
+pub mod preview;
+pub mod stats;
+pub mod verify;
+
+use crate::Failure;
+use crate::args::RecipeArgs;
+use crate::recipes::here;
+use clap::{Args, Subcommand};
+use pauc::data::ViewPipeline;
+use pauc::train::recipe::Recipe;
+use pauc::traits::Error;
+use pauc::traits::dataset::Splits;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Look at a recipe's data: fetch, verify, index, measure, preview.
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    Fetch(fetch::FetchArgs),
+    Verify(verify::VerifyArgs),
+    Index(index::IndexArgs),
+    Stats(stats::StatsArgs),
+    Preview(preview::PreviewArgs),
+}
+
+impl DataCommand {
+    /// Carries out a verb of `data`.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        match self {
+            DataCommand::Fetch(args) => args.execute(),
+            DataCommand::Verify(args) => args.execute(),
+            DataCommand::Index(args) => args.execute(),
+            DataCommand::Stats(args) => args.execute(),
+            DataCommand::Preview(args) => args.execute(),
+        }
+    }
+}
+
+/// Which data.
+#[derive(Debug, Args)]
+pub struct DataArgs {
+    /// A recipe file, or a dataset as recipes write it (which has the default views).
+    #[arg(value_name = "RECIPE|DATASET")]
+    what: String,
+    #[command(flatten)]
+    change: RecipeArgs,
+}
+
+impl DataArgs {
+    /// The recipe, or one around the dataset.
+    pub fn recipe(&self) -> Result<DataRecipe, Failure> {
+        self.recipe_with(None)
+    }
+
+    /// The recipe with every unreadable picture left out and listed, where its dataset can do that.
+    fn tolerant_recipe(&self) -> Result<DataRecipe, Failure> {
+        let strict = self.recipe()?;
+        let skip = ["data", "data.of"].map(|path| format!("{path}.on_error=Skip(max: {})", u32::MAX));
+        Ok(skip.into_iter().find_map(|set| self.recipe_with(Some(set)).ok()).unwrap_or(strict))
+    }
+
+    fn recipe_with(&self, change: Option<String>) -> Result<DataRecipe, Failure> {
+        let set: Vec<String> = self.change.set.iter().cloned().chain(change).collect();
+        let path = Path::new(&self.what);
+        let (recipe, _) = if self.what.contains('(') && !path.is_file() {
+            let text = format!("Recipe(name: \"data\", data: {}, objective: [])", self.what);
+            Recipe::parse("the dataset", &text, &set)?
+        } else {
+            Recipe::load(path, &set)?
+        };
+        Ok(DataRecipe { recipe })
+    }
+}
+
+/// A recipe of which only data and views are read.
+pub struct DataRecipe {
+    /// The recipe.
+    pub recipe: Recipe,
+}
+
+impl DataRecipe {
+    /// Opens the data.
+    pub fn open(&self) -> Result<Splits, Failure> {
+        Ok(self.recipe.data.open(&here()?)?)
+    }
+
+    /// The random views of training.
+    pub fn training_views(&self, splits: &Splits) -> Result<ViewPipeline, Failure> {
+        let (shape, statistics) = (splits.train.shape(), &splits.statistics);
+        ViewPipeline::training(&self.recipe.views, shape, statistics).map_err(view_failure)
+    }
+
+    /// The view of evaluation.
+    fn evaluation_view(&self, splits: &Splits) -> Result<ViewPipeline, Failure> {
+        let (shape, statistics) = (splits.train.shape(), &splits.statistics);
+        ViewPipeline::evaluation(&self.recipe.views, shape, statistics).map_err(view_failure)
+    }
+}
+
+/// Views that do not suit the images are a mistake in the recipe.
+fn view_failure(e: Error) -> Failure {
+    Failure::new(2, format!("error: {e}"))
+}

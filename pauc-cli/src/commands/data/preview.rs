@@ -1,0 +1,50 @@
+//! `data preview`.
+
+use super::DataArgs;
+use crate::Failure;
+use crate::args::heading;
+use clap::Args;
+use pauc::data::atomic;
+use pauc::data::preview::{PreviewOptions, preview};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Draw images with their views: evaluation first, then the random ones of an epoch.
+///
+/// Example: pauc-cli data preview recipes/fashion-mini/simclr.ron --out views.png
+#[derive(Debug, Args)]
+pub struct PreviewArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// How many images to show.
+    #[arg(long, value_name = "N", default_value = "8", help_heading = heading::OUTPUT)]
+    images: NonZeroUsize,
+    /// The epoch whose views are shown.
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = heading::OUTPUT)]
+    epoch: u64,
+    /// Where to write the picture.
+    #[arg(long, value_name = "FILE", default_value = "preview.png", help_heading = heading::OUTPUT)]
+    out: PathBuf,
+}
+
+impl PreviewArgs {
+    /// Draws the images.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        let data = self.data.recipe()?;
+        let splits = data.open()?;
+        let (training, evaluation) = (data.training_views(&splits)?, data.evaluation_view(&splits)?);
+        let seed = data.recipe.train.seed;
+        let options = PreviewOptions { images: self.images.get(), seed, epoch: self.epoch };
+        let png = preview(&*splits.train, &training, &evaluation, options)?;
+        atomic::write(&self.out, &png)?;
+        let count = self.images.get().min(splits.train.len());
+        println!(
+            "{}: {count} images, each with its evaluation view and its {} views of epoch {}",
+            self.out.display(),
+            training.len(),
+            self.epoch
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+}

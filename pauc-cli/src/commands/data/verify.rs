@@ -1,0 +1,57 @@
+//! `data verify`.
+
+use super::DataArgs;
+use crate::Failure;
+use crate::args::{JsonArg, heading};
+use clap::Args;
+use pauc::data::inspect::{self, Index};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Read every image; with an index, compare with it. Exit code 4 if one cannot be read or anything changed.
+///
+/// Example: pauc-cli data verify 'ImageFolder(root: "photos")'
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The index to compare with.
+    #[arg(long, value_name = "FILE", help_heading = heading::INPUT)]
+    index: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    output: JsonArg,
+}
+
+impl VerifyArgs {
+    /// Reads every image.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        let splits = self.data.tolerant_recipe()?.open()?;
+        let unreadable = inspect::verify(&splits);
+        let differences = match &self.index {
+            // What cannot be read has no hash; it is listed already.
+            Some(path) => Index::read(path)?.differences(&inspect::index(&splits)?),
+            None => Vec::new(),
+        };
+        let images = splits.train.len() + splits.test.as_ref().map_or(0, |t| t.len());
+        if self.output.json {
+            let unreadable: Vec<_> = unreadable
+                .iter()
+                .map(|image| serde_json::json!({ "path": image.path, "reason": image.reason }))
+                .collect();
+            let json = serde_json::json!({
+                "data": splits.description, "images": images, "unreadable": unreadable,
+                "differences": differences,
+            });
+            println!("{json}");
+        } else {
+            println!("{}", splits.description);
+            unreadable.iter().for_each(|image| println!("{}: {}", image.path, image.reason));
+            differences.iter().for_each(|d| println!("{d}"));
+            println!("{images} images can be read, {} cannot", unreadable.len());
+            if self.index.is_some() {
+                println!("{} differences from the index", differences.len());
+            }
+        }
+        Ok(ExitCode::from(if unreadable.is_empty() && differences.is_empty() { 0 } else { 4 }))
+    }
+}

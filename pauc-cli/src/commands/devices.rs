@@ -1,0 +1,40 @@
+//! `devices`.
+
+use crate::args::JsonArg;
+use crate::{Failure, device};
+use clap::Args;
+use std::process::ExitCode;
+
+/// List the devices that this program can use.
+///
+/// Example: pauc-cli devices
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    #[command(flatten)]
+    output: JsonArg,
+}
+
+impl DevicesArgs {
+    /// Lists the devices of this machine that this build can use.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        let cuda = device::cuda_devices();
+        let instructions =
+            pauc::kernels::simd::Simd::detect().map_or_else(|e| e.to_string(), |s| s.name().to_string());
+        let threads = rayon::current_num_threads();
+        // Whoever built it with CUDA and has none wants to know; to the default build nothing is missing.
+        let code = ExitCode::from(u8::from(cfg!(feature = "cuda") && cuda.unavailable.is_some()));
+        if self.output.json {
+            let cpu =
+                serde_json::json!({ "device": "cpu", "threads": threads, "instructions": instructions });
+            let all: Vec<_> = std::iter::once(cpu).chain(cuda.usable.into_iter().map(|d| d.json)).collect();
+            println!("{}", serde_json::json!({ "devices": all, "cuda": cuda.unavailable }));
+            return Ok(code);
+        }
+        println!("cpu     {threads} thread{}, {instructions}", if threads == 1 { "" } else { "s" });
+        cuda.usable.iter().for_each(|d| println!("{}", d.line));
+        if let Some(why) = cuda.unavailable {
+            println!("no CUDA: {why}");
+        }
+        Ok(code)
+    }
+}

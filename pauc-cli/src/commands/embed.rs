@@ -1,0 +1,75 @@
+//! `embed`.
+
+use crate::Failure;
+use crate::args::{DeviceArg, heading};
+use crate::device::{self, DeviceJob};
+use crate::saved::SavedArgs;
+use clap::{Args, ValueEnum};
+use pauc::models::NetworkDevice;
+use pauc::train::embed::{self, Form, Provenance, Vectors};
+use pauc::train::saved_run::Part;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Write a split's features and embeddings to a file.
+///
+/// A .safetensors file holds `features`, `embeddings`, `ids` and `labels`, and the provenance as metadata. Beside x.npy lie
+/// x.ids.npy, x.labels.npy and x.json. A .parquet file (built with the feature `parquet`) holds the same as columns, vectors
+/// as lists. Rows stand in the order of the split.
+///
+/// Example: pauc-cli embed runs/quickstart-0a1b2c3d/seed0 --split test --out test.safetensors
+#[derive(Debug, Args)]
+pub struct EmbedArgs {
+    #[command(flatten)]
+    saved: SavedArgs,
+    /// The file to write: .safetensors, .npy or (built with the feature `parquet`) .parquet.
+    #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
+    out: PathBuf,
+    /// The vectors of a .npy file.
+    #[arg(long, default_value = "features", help_heading = heading::OUTPUT)]
+    vectors: VectorsName,
+    #[command(flatten)]
+    device: DeviceArg,
+}
+
+/// Vectors of an image.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum VectorsName {
+    /// Before the projector.
+    Features,
+    /// Projector outputs as unit rows.
+    Embeddings,
+}
+
+impl From<VectorsName> for Vectors {
+    fn from(name: VectorsName) -> Self {
+        match name {
+            VectorsName::Features => Self::Features,
+            VectorsName::Embeddings => Self::Embeddings,
+        }
+    }
+}
+
+impl EmbedArgs {
+    /// Writes what a run's network makes of a split.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        device::run_on(&self.device.name.clone(), self)
+    }
+}
+
+impl DeviceJob for EmbedArgs {
+    fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        // A name with an unknown extension is refused before anything is computed.
+        Form::of(&self.out).map_err(Failure::of_request)?;
+        let saved = self.saved.open(device)?;
+        let part: Part = self.saved.split.into();
+        let momentum = self.saved.momentum;
+        let (embedded, step) = saved.embed(device, part, momentum).map_err(Failure::of_request)?;
+        let provenance = Provenance::new(&saved, part, momentum, step);
+        let labels = saved.source(part)?.labels();
+        for file in embed::write(&embedded, labels, &provenance, self.vectors.into(), &self.out)? {
+            println!("{}", file.display());
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,67 @@
+//! `resume`.
+
+use crate::Failure;
+use crate::args::{JsonArg, heading};
+use crate::console::{Console, catch_signals};
+use crate::device::{self, DeviceJob};
+use crate::recipes::{Warnings, plan};
+use crate::training::{self, interrupted, no_run, print_outcome, run_failure};
+use clap::Args;
+use pauc::models::NetworkDevice;
+use pauc::train::run::{self, RunOptions};
+use pauc::train::run_dir::RunDir;
+use pauc::train::trainer::Ending;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Continue an interrupted run from its last checkpoint.
+///
+/// Example: pauc-cli resume runs/quickstart-0a1b2c3d/seed0
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// The run's folder.
+    run: PathBuf,
+    /// Stop at this optimiser step of the whole run.
+    #[arg(long, value_name = "N", help_heading = heading::TRAINING)]
+    max_steps: Option<u64>,
+    #[command(flatten)]
+    output: JsonArg,
+    /// The device; the one that the run was on if left out.
+    #[arg(long, value_name = "DEVICE", help_heading = heading::GENERAL, display_order = 900)]
+    device: Option<String>,
+}
+
+impl ResumeArgs {
+    /// Continues a run.
+    pub fn execute(self) -> Result<ExitCode, Failure> {
+        training::prepare();
+        let Some(info) = RunDir::at(&self.run).info()? else {
+            return Err(no_run(&self.run, "run.json"));
+        };
+        // Another device rounds differently: a run goes on where it began unless told otherwise.
+        let device = self.device.clone().unwrap_or(info.device);
+        device::run_on(&device, self)
+    }
+}
+
+impl DeviceJob for ResumeArgs {
+    fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        catch_signals();
+        let dir = RunDir::at(&self.run);
+        let Some(info) = dir.info()? else {
+            return Err(no_run(&self.run, "run.json"));
+        };
+        if info.status == "finished" {
+            run::tidy(&dir)?;
+            eprintln!("{} is already done", self.run.display());
+            return Ok(ExitCode::SUCCESS);
+        }
+        let plan = plan(device, &self.run.join("recipe.resolved.ron"), &[], Warnings::Hidden)?;
+        let threads = rayon::current_num_threads();
+        let options = RunOptions { out: self.run.clone(), force: false, max_steps: self.max_steps, threads };
+        let outcome = run::resume(device, &plan, dir, &options, &mut Console::new())
+            .map_err(|e| run_failure(e, &self.run))?;
+        print_outcome(&outcome, self.output.json);
+        Ok(if outcome.ending == Ending::Interrupted { interrupted() } else { ExitCode::SUCCESS })
+    }
+}

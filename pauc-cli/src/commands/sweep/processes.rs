@@ -1,0 +1,144 @@
+//! The runs of a sweep, in processes of their own.
+
+use crate::Failure;
+use crate::console;
+use pauc::train::run_dir::RunDir;
+use pauc::train::sweep::Standing;
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// One run that is not finished.
+pub struct Job {
+    pub description: String,
+    pub seed: u64,
+    pub dir: RunDir,
+    /// What it sets in the recipe.
+    pub set: Vec<String>,
+}
+
+/// A run that failed, and what it said.
+pub struct FailedJob<'a> {
+    pub job: &'a Job,
+    pub reason: String,
+}
+
+/// What all processes are started with.
+pub struct Launcher<'a> {
+    pub recipe: &'a Path,
+    pub out: &'a Path,
+    pub device: &'a str,
+    pub force: bool,
+}
+
+impl Launcher<'_> {
+    /// Runs all jobs, at most `limit` at a time. Returns those that failed.
+    pub fn run_all<'a>(&self, jobs: &'a [Job], limit: NonZeroUsize) -> Result<Vec<FailedJob<'a>>, Failure> {
+        let program = std::env::current_exe()
+            .map_err(|e| Failure::new(1, format!("error: this program cannot find itself: {e}")))?;
+        let parallel = limit.get().min(jobs.len());
+        let threads = (rayon::current_num_threads() / parallel).max(1);
+        let next = AtomicUsize::new(0);
+        let failed = Mutex::new(Vec::new());
+        let worker = || {
+            loop {
+                let number = next.fetch_add(1, Ordering::SeqCst) + 1;
+                let Some(job) = jobs.get(number - 1).filter(|_| !console::stop_asked()) else { return };
+                let label = format!("[{number}/{}] {}", jobs.len(), job.description);
+                eprintln!("{label}");
+                let mut command = Command::new(&program);
+                command.args(self.arguments(job, threads)).stdin(Stdio::null()).stdout(Stdio::null());
+                // Several runs would talk at once; each has its own log.txt.
+                command.stderr(if parallel == 1 { Stdio::inherit() } else { Stdio::piped() });
+                let error = match start(&mut command) {
+                    Ok(child) => outcome(child),
+                    Err(e) => Some(format!("error: {} cannot be started: {e}", program.display())),
+                };
+                match error {
+                    None => eprintln!("{label}: {}", status(job)),
+                    Some(reason) => {
+                        eprintln!("{label}: failed");
+                        failed.lock().unwrap_or_else(|e| e.into_inner()).push(FailedJob { job, reason });
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| (0..parallel).for_each(|_| drop(scope.spawn(worker))));
+        Ok(failed.into_inner().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    /// The command line that makes or continues a run.
+    fn arguments(&self, job: &Job, threads: usize) -> Vec<OsString> {
+        let mut all: Vec<OsString> = vec!["--threads".into(), threads.to_string().into()];
+        if !self.force && job.dir.path().join("run.json").exists() {
+            all.extend(["resume".into(), job.dir.path().into()]);
+            return all;
+        }
+        all.extend(["run".into(), self.recipe.into(), "--seeds".into(), job.seed.to_string().into()]);
+        all.extend(["--out".into(), self.out.into(), "--device".into(), self.device.into()]);
+        all.extend(job.set.iter().flat_map(|s| ["--set".into(), OsString::from(s)]));
+        all.extend(self.force.then(|| "--force".into()));
+        all
+    }
+}
+
+/// What a run's folder says after its process has ended.
+fn status(job: &Job) -> String {
+    Standing::of(&job.dir, job.seed).map_or_else(|e| e.to_string(), |s| s.status)
+}
+
+/// Starts a process that a terminal's interrupt does not reach: it is passed on by [`outcome`], once.
+fn start(command: &mut Command) -> std::io::Result<Child> {
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(command, 0);
+    command.spawn()
+}
+
+/// Waits for a run, and asks it to save and stop when this process is asked to. `None`: it ended well, or was
+/// interrupted; otherwise what it said last.
+fn outcome(mut child: Child) -> Option<String> {
+    let talk = child.stderr.take().map(|mut pipe| {
+        std::thread::spawn(move || {
+            let mut text = Vec::new();
+            // What cannot be read is not shown.
+            let _ = std::io::Read::read_to_end(&mut pipe, &mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        })
+    });
+    let mut asked = false;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) => std::thread::sleep(Duration::from_millis(50)),
+            Err(e) => return Some(format!("error: it cannot be waited for: {e}")),
+        }
+        if console::stop_asked() && !asked {
+            asked = true;
+            ask_to_stop(&mut child);
+        }
+    };
+    let said = talk.and_then(|t| t.join().ok()).unwrap_or_default();
+    if status.success() || status.code() == Some(130) {
+        return None;
+    }
+    let error =
+        said.lines().skip_while(|l| !l.starts_with("error")).map(|l| format!("  {l}\n")).collect::<String>();
+    Some(if error.is_empty() { format!("  {status}") } else { error.trim_end().to_string() })
+}
+
+#[cfg(unix)]
+fn ask_to_stop(child: &mut Child) {
+    use nix::sys::signal::{Signal, kill};
+    let id = i32::try_from(child.id()).map(nix::unistd::Pid::from_raw);
+    // A process that has ended in the meantime needs no signal.
+    let _ = id.map(|id| kill(id, Signal::SIGTERM));
+}
+
+#[cfg(not(unix))]
+fn ask_to_stop(child: &mut Child) {
+    let _ = child.kill();
+}

@@ -1,0 +1,100 @@
+//! What ends a command early, and the exit code that each cause has.
+
+use crate::console;
+use pauc::train::bench::BenchError;
+use pauc::train::diagnostic::Diagnostics;
+use pauc::train::plan::PlanError;
+use pauc::train::recipe::LoadError;
+use pauc::train::saved_run::OpenError;
+use pauc::traits::Error;
+use std::fmt::Display;
+
+/// Why a command failed: what to print, and the exit code.
+#[derive(Debug)]
+pub struct Failure {
+    /// 1 the run failed, 2 usage or recipe, 3 a comparison failed, 4 data missing or damaged.
+    pub code: u8,
+    /// What to print.
+    pub message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(code: u8, message: impl Display) -> Self {
+        Failure { code, message: message.to_string() }
+    }
+
+    /// A failed request: one that does not fit the data or the run is an error of usage.
+    pub(crate) fn of_request(e: Error) -> Self {
+        match e {
+            Error::Config { .. } => Failure::new(2, format!("error: {e}")),
+            e => e.into(),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Self {
+        Failure::new(if e.is_about_data() { 4 } else { 1 }, format!("error: {e}"))
+    }
+}
+
+impl From<Diagnostics> for Failure {
+    fn from(diagnostics: Diagnostics) -> Self {
+        Failure::new(2, diagnostics.render(console::color()).trim_end())
+    }
+}
+
+impl From<LoadError> for Failure {
+    fn from(e: LoadError) -> Self {
+        match e {
+            LoadError::File { .. } => Failure::new(2, format!("error: {e}")),
+            LoadError::Recipe(diagnostics) => diagnostics.into(),
+        }
+    }
+}
+
+impl From<PlanError> for Failure {
+    fn from(e: PlanError) -> Self {
+        match e {
+            PlanError::Recipe(diagnostics) => diagnostics.into(),
+            PlanError::Data { error, .. } => Failure::new(4, format!("error: {error}")),
+        }
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(e: OpenError) -> Self {
+        match e {
+            OpenError::NoRun(_) => Failure::new(2, format!("error: {e}")),
+            OpenError::Recipe(e) => e.into(),
+            OpenError::Plan(e) => e.into(),
+            OpenError::Other(e) => Failure::of_request(e),
+        }
+    }
+}
+
+impl From<BenchError> for Failure {
+    fn from(e: BenchError) -> Self {
+        match e {
+            BenchError::Recipe(diagnostics) => diagnostics.into(),
+            BenchError::Failed(e) => e.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_have_their_exit_codes() {
+        let missing = || Error::NotFound { path: "data".into(), remedy: "fetch it".into() };
+        assert_eq!(Failure::from(missing()).code, 4);
+        assert_eq!(Failure::from(Error::config("k is too large")).code, 1);
+        assert_eq!(Failure::of_request(Error::config("k is too large")).code, 2);
+        assert_eq!(Failure::of_request(missing()).code, 4);
+        let unreadable = LoadError::File { path: "a.ron".into(), source: std::io::Error::other("gone") };
+        let failure = Failure::from(OpenError::Recipe(unreadable));
+        assert_eq!((failure.code, &*failure.message), (2, "error: cannot read the recipe a.ron: gone"));
+    }
+}

@@ -1,0 +1,57 @@
+//! What `eval` and `embed` share: a trained run, and which images it is shown.
+
+use crate::Failure;
+use crate::args::heading;
+use crate::recipes::{here, parse_component};
+use clap::{Args, ValueEnum};
+use pauc::models::NetworkDevice;
+use pauc::train::saved_run::{Part, SavedRun};
+use pauc::traits::registry::kind;
+use std::path::PathBuf;
+
+/// Which run, and which images.
+#[derive(Debug, Args)]
+pub struct SavedArgs {
+    /// The run's folder.
+    pub run: PathBuf,
+    /// The images to look at.
+    #[arg(long, default_value = "test", help_heading = heading::INPUT)]
+    pub split: SplitName,
+    /// Another dataset in place of the run's own, as a recipe writes it. Its images are normalised with the statistics of
+    /// the run's own data.
+    #[arg(long, value_name = "DATASET", help_heading = heading::INPUT)]
+    pub data: Option<String>,
+    /// Take the momentum encoder instead of the online one.
+    #[arg(long, help_heading = heading::INPUT)]
+    pub momentum: bool,
+    /// Another checkpoint of the run than its last.
+    #[arg(long, value_name = "FILE", help_heading = heading::INPUT)]
+    pub checkpoint: Option<PathBuf>,
+}
+
+/// A split.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SplitName {
+    /// The training split.
+    Train,
+    /// The test split.
+    Test,
+}
+
+impl From<SplitName> for Part {
+    fn from(name: SplitName) -> Self {
+        match name {
+            SplitName::Train => Self::Train,
+            SplitName::Test => Self::Test,
+        }
+    }
+}
+
+impl SavedArgs {
+    /// Opens the run on its own data or on what `--data` names.
+    pub fn open<D: NetworkDevice>(&self, device: &D) -> Result<SavedRun, Failure> {
+        let parse = |text: &String| parse_component::<kind::Dataset>("--data", text);
+        let data = self.data.as_ref().map(parse).transpose()?;
+        Ok(SavedRun::open(device, &self.run, &here()?, data.as_ref(), self.checkpoint.as_deref())?)
+    }
+}

@@ -1,0 +1,127 @@
+//! A clusterer.
+
+use pauc_traits::clusterer::{FitContext, FitReport};
+use pauc_traits::rng::{Purpose, stream};
+use pauc_traits::{Clusterer, Clustering, Compute, Count, Error, Features, Result, TrainingSpan, component};
+use rand::seq::index;
+
+component! {
+    /// K random samples as prototypes, and every sample to the nearest of them: k-means without its iterations.
+    ///
+    /// Distances are Euclidean, and equal ones go to the lower prototype.
+    ///
+    /// # Shapes
+    /// features (N, D) → one level of K prototypes (K, D)
+    ///
+    /// Source: write here whose idea it is.
+    pub struct ClustererTemplate: Clusterer {
+        /// The number of prototypes K.
+        pub k: Count,
+        /// When samples are clustered first.
+        pub start: TrainingSpan = TrainingSpan::epochs(1),
+        /// How often they are clustered again.
+        pub every: TrainingSpan = TrainingSpan::epochs(1),
+    }
+}
+
+impl<D: Compute> Clusterer<D> for ClustererTemplate {
+    fn fit(&self, features: Features<'_, D>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let (n, dim, k) = (features.rows, features.cols, self.k.get());
+        if k > n {
+            return Err(Error::config(format!("{k} prototypes of only {n} samples: make k at most {n}")));
+        }
+        let data = features.device.download_view(features.data)?;
+        let mut rng = stream(context.seed, Purpose::Cluster, context.epoch, 0, 0);
+        let chosen = index::sample(&mut rng, n, k);
+        let centroids: Vec<f32> = chosen.iter().flat_map(|i| data[i * dim..(i + 1) * dim].to_vec()).collect();
+        let (mut assignments, mut sizes, mut objective) = (Vec::with_capacity(n), vec![0usize; k], 0.0);
+        for row in data.chunks_exact(dim) {
+            let (nearest, distance) = nearest(row, &centroids);
+            assignments.push(Some(nearest as u32));
+            sizes[nearest] += 1;
+            objective += distance;
+        }
+        // 1 where all prototypes have as many members.
+        let imbalance =
+            k as f64 * sizes.iter().map(|s| (*s as f64).powi(2)).sum::<f64>() / (n as f64).powi(2);
+        let empty = sizes.iter().filter(|s| **s == 0).count();
+        let report = FitReport { objective: vec![objective], imbalance, empty, ..FitReport::default() };
+        Ok(vec![Clustering { k, dim, centroids, assignments, report }])
+    }
+
+    fn prototypes(&self) -> Vec<Option<usize>> {
+        vec![Some(self.k.get())]
+    }
+
+    fn start(&self) -> TrainingSpan {
+        self.start
+    }
+
+    fn every(&self) -> TrainingSpan {
+        self.every
+    }
+}
+
+/// The nearest centroid and its squared distance.
+fn nearest(row: &[f32], centroids: &[f32]) -> (usize, f64) {
+    let mut best = (0, f64::INFINITY);
+    for (j, centroid) in centroids.chunks_exact(row.len()).enumerate() {
+        let distance = row.iter().zip(centroid).map(|(v, c)| f64::from(v - c).powi(2)).sum();
+        if distance < best.1 {
+            best = (j, distance);
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dfdx::prelude::Cpu;
+
+    fn fit(data: &[f32], k: usize, seed: u64) -> Result<Clustering> {
+        let clusterer = ClustererTemplate {
+            k: Count::try_from(k).unwrap(),
+            start: TrainingSpan::epochs(1),
+            every: TrainingSpan::epochs(1),
+        };
+        let context = FitContext { seed, epoch: 0, previous: &[], labels: None };
+        let dev = Cpu::default();
+        let features = Features { device: &dev, data, rows: data.len() / 2, cols: 2 };
+        Ok(clusterer.fit(features, context)?.remove(0))
+    }
+
+    #[test]
+    fn every_sample_goes_to_the_nearest_prototype() {
+        let data: Vec<f32> = (0..40).map(|i| (i as f32 * 0.7).sin()).collect();
+        let fitted = fit(&data, 3, 1).unwrap();
+        let mut objective = 0.0;
+        for (row, own) in data.chunks_exact(2).zip(&fitted.assignments) {
+            let distances: Vec<f64> = fitted
+                .centroids
+                .chunks_exact(2)
+                .map(|c| f64::from(row[0] - c[0]).powi(2) + f64::from(row[1] - c[1]).powi(2))
+                .collect();
+            let distance = distances[own.unwrap() as usize];
+            assert!(distances.iter().all(|d| *d >= distance));
+            objective += distance;
+        }
+        // The same sum in the same order.
+        assert_eq!(fitted.report.objective, [objective]);
+        assert!(fitted.report.imbalance >= 1.0 && fitted.report.empty == 0);
+    }
+
+    #[test]
+    fn prototypes_depend_on_the_seed_alone() {
+        let data: Vec<f32> = (0..40).map(|i| (i as f32 * 0.7).sin()).collect();
+        let centroids = |seed| fit(&data, 3, seed).unwrap().centroids;
+        assert_eq!(centroids(1), centroids(1));
+        assert_ne!(centroids(1), centroids(2));
+    }
+
+    #[test]
+    fn more_prototypes_than_samples_are_refused() {
+        let message = fit(&[0.0; 4], 3, 1).unwrap_err().to_string();
+        assert!(message.contains("3 prototypes of only 2"), "{message}");
+    }
+}
