@@ -11,6 +11,7 @@
 //! assert_eq!(term.name(), "InfoNce");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+#![forbid(unsafe_code)]
 
 pub use pauc_cluster as cluster;
 #[cfg(feature = "cuda")]

@@ -16,6 +16,7 @@
 //! | [`coagulation`] | what tells a healthy prototype from a collapsed one |
 //!
 //! Everything gives the same bits for every number of threads.
+#![forbid(unsafe_code)]
 
 #[macro_use]
 mod host_clusterer;

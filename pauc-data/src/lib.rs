@@ -12,6 +12,7 @@
 //! | [`loader`] | batches of views, prepared in the background |
 //! | [`mod@preview`], [`inspect`], [`throughput`] | what training sees, what a dataset holds, how fast both are |
 //! | [`contact_sheet`](mod@contact_sheet) | many images on one picture |
+#![forbid(unsafe_code)]
 
 pub mod atomic;
 pub mod contact_sheet;

@@ -1,4 +1,4 @@
-//! CPU kernels over slices: the only home of `unsafe` in pauc, and ignorant of dfdx and of recipes.
+//! CPU kernels over slices. This crate and `pauc-cuda` hold all `unsafe` code of pauc; neither knows of recipes.
 //!
 //! Every kernel has a scalar reference in its tests, gives the same bits for every number of threads, and runs on
 //! any x86-64 or aarch64 machine; faster instructions are chosen at run time.

@@ -1,4 +1,4 @@
-//! Contrastive losses and regularisers, one file each.
+//! Contrastive losses and regularizers, one file each.
 //!
 //! | folder | terms |
 //! |---|---|
@@ -20,6 +20,7 @@
 //! [`Alignment`]: regularizers::Alignment
 //! [`Uniformity`]: regularizers::Uniformity
 //! [`Correlation`]: regularizers::Correlation
+#![forbid(unsafe_code)]
 
 pub mod contrastive;
 pub mod findings;

@@ -1,4 +1,5 @@
 //! Networks and what trains them: encoders, heads, optimisers with complete state, schedules, weight files.
+#![forbid(unsafe_code)]
 
 #[cfg(feature = "cuda")]
 mod cuda;

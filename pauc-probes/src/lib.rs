@@ -18,6 +18,7 @@
 //!
 //! Every probe says in a recipe when it runs: `Knn(k: 20, every: Epochs(1))` at the end of every epoch and of the
 //! run, `Linear(at: End)` at the end of the run only. Nothing here depends on the number of threads.
+#![forbid(unsafe_code)]
 
 pub mod align_uniform;
 pub mod clusters;

@@ -226,15 +226,16 @@ pub struct TermMean {
     pub chance: Option<f64>,
     /// How many epochs in a row the mean has been within a hundredth of chance, or worse than it.
     pub epochs_at_chance: u64,
-    /// Whether it is a regulariser, which may rightly stay there while the losses move.
+    /// Whether it is a regularizer, which may rightly stay there while the losses move.
     #[serde(default)]
-    pub regulariser: bool,
+    #[serde(alias = "regulariser")]
+    pub regularizer: bool,
 }
 
 impl TermMean {
     /// Whether it is a loss that has taught nothing for at least so many epochs.
     pub fn is_stuck(&self, epochs: u64) -> bool {
-        !self.regulariser && self.epochs_at_chance >= epochs
+        !self.regularizer && self.epochs_at_chance >= epochs
     }
 }
 

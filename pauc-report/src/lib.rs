@@ -14,6 +14,7 @@
 //!
 //! The page holds everything it shows: it loads nothing, works offline and on a phone, and follows the reader's
 //! choice of a light or dark page.
+#![forbid(unsafe_code)]
 
 pub mod axis;
 pub mod data;

@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(probe(vec![metric("rankme/features", 3.0)]), None);
         let terms = [("InfoNce", 0), ("ProtoNce", 2), ("Uniformity", 9)];
         let terms = terms.map(|(name, epochs_at_chance)| events::TermMean {
-            regulariser: name == "Uniformity",
+            regularizer: name == "Uniformity",
             name: name.into(),
             mean: 5.0,
             chance: Some(5.0),

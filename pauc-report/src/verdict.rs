@@ -101,7 +101,7 @@ pub fn conditions(data: &ReportData) -> Vec<Condition> {
         return wrong.into_iter().map(|sentence| Condition { sentence, well: false }).collect();
     }
     let mut parts = Vec::new();
-    if last.terms.iter().any(|t| t.chance.is_some() && !t.regulariser) {
+    if last.terms.iter().any(|t| t.chance.is_some() && !t.regularizer) {
         parts.push("no loss sits at its chance level".to_string());
     }
     if last.spread.is_finite() {
@@ -147,7 +147,7 @@ mod tests {
             mean: 5.01,
             chance: Some(5.0),
             epochs_at_chance,
-            regulariser: name == "R",
+            regularizer: name == "R",
         };
         let health = |spread, terms| Health { step: 1, epoch: 1.0, terms, spread, rank: 12.34 };
         let mut data = ReportData::default();

@@ -50,7 +50,7 @@ pub type Value<E, D> = Taped<Rank0, E, D>;
 pub trait Backend<E: Scalar>: Device<E> {
     /// The loss as this device sees it.
     fn loss(term: &dyn PortableLoss) -> &dyn ContrastiveLoss<E, Self>;
-    /// The regulariser as this device sees it.
+    /// The regularizer as this device sees it.
     fn regularizer(term: &dyn PortableRegularizer) -> &dyn Regularizer<E, Self>;
 }
 

@@ -261,12 +261,12 @@ impl<T: Kind + ?Sized> Serialize for Erased<'_, T> {
     }
 }
 
-/// A term of an objective: a contrastive loss or a regulariser, looked up in one namespace.
+/// A term of an objective: a contrastive loss or a regularizer, looked up in one namespace.
 #[derive(Clone, Debug)]
 pub enum Term {
     /// A contrastive loss.
     Loss(Configured<dyn PortableLoss>),
-    /// A regulariser.
+    /// A regularizer.
     Regularizer(Configured<dyn PortableRegularizer>),
 }
 

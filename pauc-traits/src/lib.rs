@@ -1,6 +1,6 @@
-//! The vocabulary of pauc: what a component is, and what it may see.
+//! The core of pauc: what a component is, and what it may see.
 //!
-//! A *component* is anything a recipe can name: an encoder, a clusterer, a contrastive loss, a regulariser, a
+//! A *component* is anything a recipe can name: an encoder, a clusterer, a contrastive loss, a regularizer, a
 //! dataset, an augmentation, an optimiser, a probe. Each is one struct, declared with [`component!`], whose
 //! fields are its recipe syntax, whose doc comment is its help text, and whose trait implementation is what it
 //! does. The registry collects them at link time from every crate, this workspace's or anybody else's.
@@ -14,12 +14,13 @@
 //! | [`clusterer`] | [`Clusterer`] and the clusterings it returns |
 //! | [`dataset`], [`image`] | datasets, image sources, augmentations |
 //! | [`optimizer`], [`probe`] | optimisers with complete state, evaluation probes |
-//! | [`registry`], [`component_ron`], [`mod@component`] | names to components, RON to components |
+//! | [`kinds`], [`registry`], [`component_ron`], [`mod@component`] | the kinds of components, names to components, RON to components |
 //! | [`bounded`], [`schedule`], [`temperature`] | validated numbers; spans of training and values that change over it |
 //! | [`rng`] | counter-based random streams |
 //! | [`label_fraction`] | fixed parts of labelled sets |
 //! | [`trace`] | where time goes |
 //! | [`ops`] | the few dfdx idioms that every term needs |
+#![forbid(unsafe_code)]
 
 // `component!` names this crate from outside and inside alike.
 extern crate self as pauc_traits;
@@ -36,6 +37,7 @@ pub mod dataset;
 pub mod encoder;
 pub mod error;
 pub mod image;
+pub mod kinds;
 pub mod label_fraction;
 pub mod learning_rate;
 pub mod ops;

@@ -5,7 +5,7 @@
 //! A binary that never names a plugin crate does not link it, so binaries name theirs (`use pauc as _;`) and call
 //! [`assert_linked`] once.
 
-use crate::{backend, dataset, probe, term};
+pub use crate::kinds::{KINDS, catalogue, kind, plural};
 use std::fmt::Debug;
 
 /// One field of a component, for help texts.
@@ -71,58 +71,10 @@ impl<T: Debug + erased_serde::Serialize + Send + Sync + 'static> Component for T
 pub trait Kind: Component {
     /// What users call the kind, in lower case: "clusterer".
     const NAME: &'static str;
+    /// The same for several: "clusterers".
+    const PLURAL: &'static str;
     /// All entries, sorted by name.
     fn entries() -> Vec<&'static Entry<Self>>;
-}
-
-macro_rules! kinds {
-    ($($(#[$doc:meta])* $alias:ident = $object:ty, $name:literal;)*) => {
-        /// The trait object behind each kind, under the name that [`component!`](crate::component!) uses.
-        pub mod kind {
-            use super::*;
-            $($(#[$doc])* pub type $alias = $object;)*
-        }
-        $(
-            inventory::collect!(Entry<$object>);
-            impl Kind for $object {
-                const NAME: &'static str = $name;
-                fn entries() -> Vec<&'static Entry<Self>> {
-                    let mut all: Vec<_> = inventory::iter::<Entry<$object>>.into_iter().collect();
-                    all.sort_by_key(|e| e.name);
-                    all
-                }
-            }
-        )*
-        /// Every registered component of every kind, sorted by kind and name.
-        pub fn catalogue() -> Vec<Listing> {
-            let mut all = Vec::new();
-            $(all.extend(<$object>::entries().into_iter().map(|e| Listing {
-                kind: $name, name: e.name, doc: e.doc, fields: e.fields, origin: e.origin,
-            }));)*
-            all
-        }
-        /// The names of the kinds, in the order of a recipe.
-        pub const KINDS: &[&str] = &[$($name),*];
-    };
-}
-
-kinds! {
-    /// A dataset.
-    Dataset = dyn dataset::Dataset, "dataset";
-    /// One step of a view.
-    Augmentation = dyn dataset::Augmentation, "augmentation";
-    /// An encoder's configuration.
-    Encoder = dyn backend::PortableEncoder, "encoder";
-    /// A clusterer.
-    Clusterer = dyn backend::PortableClusterer, "clusterer";
-    /// A contrastive loss.
-    ContrastiveLoss = dyn term::PortableLoss, "contrastive loss";
-    /// A regulariser.
-    Regularizer = dyn term::PortableRegularizer, "regulariser";
-    /// An optimiser.
-    Optimizer = dyn backend::PortableOptimizer, "optimizer";
-    /// An evaluation probe.
-    Probe = dyn probe::Probe, "probe";
 }
 
 /// A component of any kind, for `list` and `explain`.
@@ -179,7 +131,7 @@ fn check(all: &[Listing]) -> Result<(), RegistryError> {
     let mut sorted: Vec<&Listing> = all.iter().collect();
     sorted.sort_by_key(|l| l.name);
     // Kinds have namespaces of their own, except the two kinds of terms, which share one.
-    let space = |l: &Listing| if l.kind == "regulariser" { "contrastive loss" } else { l.kind };
+    let space = |l: &Listing| if l.kind == "regularizer" { "contrastive loss" } else { l.kind };
     for (i, a) in sorted.iter().enumerate() {
         for b in sorted[i + 1..].iter().take_while(|b| b.name == a.name) {
             if space(a) == space(b) {
@@ -231,7 +183,7 @@ mod tests {
         all.push(listing("contrastive loss", "X"));
         all.push(listing("dataset", "X"));
         assert_eq!(check(&all), Ok(()), "namespaces of different kinds are separate");
-        all.push(listing("regulariser", "X"));
+        all.push(listing("regularizer", "X"));
         assert!(matches!(check(&all), Err(RegistryError::Duplicate { name: "X", .. })));
     }
 

@@ -1,4 +1,4 @@
-//! Terms of an objective: contrastive losses and regularisers.
+//! Terms of an objective: contrastive losses and regularizers.
 
 use crate::backend::{Backend, Scalar, Value};
 use crate::registry::Component;
@@ -202,7 +202,7 @@ macro_rules! portable {
 portable! {
     /// A contrastive loss for every element type and device that this build knows.
     PortableLoss: ContrastiveLoss;
-    /// A regulariser for every element type and device that this build knows.
+    /// A regularizer for every element type and device that this build knows.
     PortableRegularizer: Regularizer;
 }
 

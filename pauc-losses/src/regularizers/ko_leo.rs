@@ -1,4 +1,4 @@
-//! The Kozachenko–Leonenko entropy estimator as a regulariser.
+//! The Kozachenko–Leonenko entropy estimator as a regularizer.
 
 use crate::{findings, rows};
 use dfdx::prelude::*;

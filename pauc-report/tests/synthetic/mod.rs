@@ -121,7 +121,7 @@ fn health(epoch: u64) -> [Event; 2] {
     let (progress, step) = (epoch as f64 / EPOCHS as f64, epoch * STEPS_PER_EPOCH);
     let mean = fall(7.1, 4.2, progress, 4.0);
     let name = "InfoNce".into();
-    let terms = vec![TermMean { name, mean, chance: Some(7.626), epochs_at_chance: 0, regulariser: false }];
+    let terms = vec![TermMean { name, mean, chance: Some(7.626), epochs_at_chance: 0, regularizer: false }];
     let (spread, rank) = (fall(0.4, 0.94, progress, 5.0), fall(6.0, 38.0, progress, 4.0));
     let health = Health { step, epoch: epoch as f64, terms, spread, rank };
     let shares = [("data", 0.02), ("forward", 0.34), ("terms", 0.12), ("backward", 0.48), ("other", 0.04)];
