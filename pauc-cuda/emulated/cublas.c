@@ -1,40 +1,57 @@
-// What this project calls of cuBLAS beside dfdx: products of f32, bf16 and f16, by columns, summed in double precision.
-#include <stdint.h>
-#include <string.h>
+// cuBLAS: matrix products, column-major, accumulated in double precision whatever the math mode.
+#include <stddef.h>
 
 enum { F16 = 2, BF16 = 14 };
+#include "half_precision.h"
 
-static double get(const void *from, long i, int type) {
-    if (type == F16) return ((const _Float16 *)from)[i];
-    if (type != BF16) return ((const float *)from)[i];
-    uint32_t bits = (uint32_t)((const uint16_t *)from)[i] << 16;
-    float v;
-    memcpy(&v, &bits, 4);
-    return v;
+int cublasCreate_v2(void **handle) {
+    *handle = (void *)0x44;
+    return 0;
 }
+int cublasDestroy_v2(void *handle) { return 0; }
+int cublasSetStream_v2(void *handle, void *stream) { return 0; }
+int cublasSetMathMode(void *handle, int mode) { return 0; }
 
-static void put(void *to, long i, int type, float v) {
-    if (type == F16) {
-        ((_Float16 *)to)[i] = (_Float16)v;
-        return;
+// c <- alpha op(a) op(b) + beta c, of one element type, and the same for `count` products in a row.
+#define GEMM(T, gemm, batched)                                                                                                \
+    int gemm(void *handle, int ta, int tb, int m, int n, int k, const T *alpha, const T *a, int lda, const T *b, int ldb,     \
+             const T *beta, T *c, int ldc) {                                                                                  \
+        for (int j = 0; j < n; j++) {                                                                                         \
+            for (int i = 0; i < m; i++) {                                                                                     \
+                double sum = 0;                                                                                               \
+                for (int l = 0; l < k; l++) {                                                                                 \
+                    T from_a = a[ta ? l + (size_t)i * lda : i + (size_t)l * lda];                                             \
+                    T from_b = b[tb ? j + (size_t)l * ldb : l + (size_t)j * ldb];                                             \
+                    sum += (double)from_a * from_b;                                                                           \
+                }                                                                                                             \
+                T *to = c + i + (size_t)j * ldc;                                                                              \
+                /* With beta 0, what is there is not read: it may be NaN. */                                                  \
+                *to = *alpha * (T)sum + (*beta == 0 ? 0 : *beta * *to);                                                       \
+            }                                                                                                                 \
+        }                                                                                                                     \
+        return 0;                                                                                                             \
+    }                                                                                                                         \
+    int batched(void *handle, int ta, int tb, int m, int n, int k, const T *alpha, const T *a, int lda, long long stride_a,   \
+                const T *b, int ldb, long long stride_b, const T *beta, T *c, int ldc, long long stride_c, int count) {       \
+        for (int i = 0; i < count; i++)                                                                                       \
+            gemm(handle, ta, tb, m, n, k, alpha, a + i * stride_a, lda, b + i * stride_b, ldb, beta, c + i * stride_c, ldc);  \
+        return 0;                                                                                                             \
     }
-    if (type != BF16) {
-        ((float *)to)[i] = v;
-        return;
-    }
-    uint32_t u;
-    memcpy(&u, &v, 4);
-    ((uint16_t *)to)[i] = v != v ? (u >> 16) | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
-}
+GEMM(float, cublasSgemm_v2, cublasSgemmStridedBatched)
+GEMM(double, cublasDgemm_v2, cublasDgemmStridedBatched)
 
-int cublasGemmEx(void *h, int ta, int tb, int m, int n, int k, const float *alpha, const void *a, int at, int lda, const void *b, int bt,
-                 int ldb, const float *beta, void *c, int ct, int ldc, int compute, int algorithm) {
+int cublasGemmEx(void *handle, int ta, int tb, int m, int n, int k, const float *alpha, const void *a, int type_a, int lda,
+                 const void *b, int type_b, int ldb, const float *beta, void *c, int type_c, int ldc, int compute, int algorithm) {
     for (int j = 0; j < n; j++) {
         for (int i = 0; i < m; i++) {
             double sum = 0;
-            for (int l = 0; l < k; l++) sum += get(a, ta ? (long)i * lda + l : (long)l * lda + i, at) * get(b, tb ? (long)l * ldb + j : (long)j * ldb + l, bt);
+            for (int l = 0; l < k; l++) {
+                double from_a = get(a, ta ? (long)i * lda + l : (long)l * lda + i, type_a);
+                double from_b = get(b, tb ? (long)l * ldb + j : (long)j * ldb + l, type_b);
+                sum += from_a * from_b;
+            }
             long to = (long)j * ldc + i;
-            put(c, to, ct, (float)(*alpha * sum + (*beta == 0 ? 0 : *beta * get(c, to, ct))));
+            put(c, to, type_c, (float)(*alpha * sum + (*beta == 0 ? 0 : *beta * get(c, to, type_c))));
         }
     }
     return 0;
@@ -42,11 +59,14 @@ int cublasGemmEx(void *h, int ta, int tb, int m, int n, int k, const float *alph
 
 static long bytes(int type) { return type == F16 || type == BF16 ? 2 : 4; }
 
-int cublasGemmStridedBatchedEx(void *h, int ta, int tb, int m, int n, int k, const float *alpha, const void *a, int at, int lda,
-                               long long sa, const void *b, int bt, int ldb, long long sb, const float *beta, void *c, int ct, int ldc,
-                               long long sc, int count, int compute, int algorithm) {
-    for (long i = 0; i < count; i++)
-        cublasGemmEx(h, ta, tb, m, n, k, alpha, (const char *)a + i * sa * bytes(at), at, lda, (const char *)b + i * sb * bytes(bt), bt, ldb,
-                     beta, (char *)c + i * sc * bytes(ct), ct, ldc, compute, algorithm);
+int cublasGemmStridedBatchedEx(void *handle, int ta, int tb, int m, int n, int k, const float *alpha, const void *a, int type_a,
+                               int lda, long long stride_a, const void *b, int type_b, int ldb, long long stride_b,
+                               const float *beta, void *c, int type_c, int ldc, long long stride_c, int count, int compute,
+                               int algorithm) {
+    for (long i = 0; i < count; i++) {
+        const char *a_i = (const char *)a + i * stride_a * bytes(type_a), *b_i = (const char *)b + i * stride_b * bytes(type_b);
+        char *c_i = (char *)c + i * stride_c * bytes(type_c);
+        cublasGemmEx(handle, ta, tb, m, n, k, alpha, a_i, type_a, lda, b_i, type_b, ldb, beta, c_i, type_c, ldc, compute, algorithm);
+    }
     return 0;
 }

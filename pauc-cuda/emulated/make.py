@@ -1,40 +1,147 @@
 #!/usr/bin/env python3
-"""make.py EMULATOR OUT: NVIDIA's libraries as programs of the CPU, for tests without a GPU.
+"""make.py OUT: builds the emulated GPU, four shared libraries under the names of NVIDIA's, in the folder OUT.
 
-EMULATOR is the folder of an emulator that executes dfdx's CUDA kernels on the host (its make.sh compiles them with g++). This
-adds the kernels of this crate and the few functions of the driver and of cuDNN that this crate calls beside dfdx. Point
-LD_LIBRARY_PATH to OUT, and run tests one at a time: the emulated device has one thread. Needs gcc, g++, python3 and bash.
+See README.md beside this file. Needs gcc, g++ and objcopy, and cargo, which knows where the sources of dfdx are.
 """
-import os, re, subprocess, sys
+import concurrent.futures
+import glob
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
 
-emulator, out = map(os.path.abspath, sys.argv[1:3])
-here = os.path.dirname(os.path.abspath(__file__))
-kernels = os.path.join(here, "..", "src", "kernels")
-os.makedirs(out, exist_ok=True)
+HERE = os.path.dirname(os.path.abspath(__file__))
+KERNELS = os.path.abspath(os.path.join(HERE, "..", "src", "kernels"))
+# Libraries by the source that each is made of. The driver also holds all kernels.
+LIBRARIES = {"libcublas.so.13": "cublas.c", "libcudnn.so.9": "cudnn.c", "libnvrtc.so.13": "nvrtc.c"}
+DRIVER = "libcuda.so.1"
+OWN_FLAGS = ["-O2", "-Wall", "-fPIC"]
+# Warnings are dfdx's; the language is CUDA's, not quite C++'s.
+KERNEL_FLAGS = ["-std=c++17", "-O2", "-w", "-fPIC"]
 
 
-def unit(path):
-    """A file of kernels as a translation unit. Kernels whose threads wait for each other get threads of their own."""
-    text = open(path).read()
-    parts = re.split(r'extern "C" __global__ void (\w+)', text)[1:]
-    lines = ['#include "emu.h"', "namespace {", f'#include "{kernels}/common.cuh"', f'#include "{path}"']
-    for name, body in zip(parts[::2], parts[1::2]):
-        waits = int("block_" in body or "__syncthreads" in body)
-        lines.append(f'static int emu_r_{name} = (emu_reg("{name}", &EmuInv<&{name}>::go, {waits}), 0);')
-    return "\n".join(lines + ["}", ""])
+def read(path):
+    with open(path) as file:
+        return file.read()
 
 
-units = []
-for file in sorted(os.listdir(kernels)):
-    if file.endswith(".cu"):
-        units.append(os.path.join(out, f"pauc_{file[:-3]}.cpp"))
-        open(units[-1], "w").write(unit(os.path.join(kernels, file)))
-run = lambda *command: subprocess.run(command, check=True)
-dfdx = subprocess.run("ls -d ${CARGO_HOME:-$HOME/.cargo}/registry/src/*/dfdx-0.13.0 | head -1", shell=True, capture_output=True, text=True).stdout.strip()
-run("bash", os.path.join(emulator, "make.sh"), out, dfdx, *units)
-objects = [os.path.join(out, "tu", f) for f in os.listdir(os.path.join(out, "tu")) if f.endswith(".o")]
-flags = ["-O2", "-w", "-fPIC", "-shared"]
-run("gcc", "-O2", "-w", "-fPIC", "-c", f"{here}/driver.c", "-o", f"{out}/driver.o")
-run("g++", "-shared", "-Wl,-soname,libcuda.so.1", "-o", f"{out}/libcuda.so.1", f"{out}/emucuda.o", f"{out}/driver.o", *objects)
-run("gcc", *flags, "-Wl,-soname,libcudnn.so.9", "-o", f"{out}/libcudnn.so.9", f"{here}/cudnn.c")
-run("gcc", *flags, "-Wl,-soname,libcublas.so.13", "-o", f"{out}/libcublas.so.13", os.path.join(emulator, "emublas.c"), f"{here}/cublas.c")
+def run(*command):
+    subprocess.run(command, check=True)
+
+
+def dfdx_sources():
+    """The folder of dfdx's sources, of the version that this workspace uses."""
+    command = ["cargo", "metadata", "--format-version", "1", "--locked"]
+    found = subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True).stdout
+    manifest = next(p["manifest_path"] for p in json.loads(found)["packages"] if p["name"] == "dfdx")
+    return os.path.join(os.path.dirname(manifest), "src", "tensor_ops")
+
+
+def unit(source, names, uses_fibers, defines=""):
+    """The text of a translation unit: some CUDA code, and the registration of its kernels, each with whether it uses fibers."""
+    registered = "".join(f"EMU_REGISTER({name}, {int(uses_fibers(name))})\n" for name in names)
+    return f'#include "cuda_on_host.h"\n{defines}namespace {{\n{source}\n{registered}}}\n'
+
+
+def own_units():
+    """This project's kernels: a unit for each file."""
+    for path in sorted(glob.glob(f"{KERNELS}/*.cu")):
+        # A kernel and everything up to the next one, by name.
+        parts = re.split(r'extern "C" __global__ void (\w+)', read(path))[1:]
+        bodies = dict(zip(parts[::2], parts[1::2]))
+        # By convention, functions whose threads wait for each other are called block_….
+        waits = lambda name: "block_" in bodies[name] or "__syncthreads" in bodies[name]
+        source = f'#include "{KERNELS}/common.cuh"\n#include "{path}"'
+        yield "pauc_" + os.path.basename(path)[:-3], unit(source, bodies, waits)
+
+
+def dfdx_kernel_names(path, include):
+    """The kernels of a file of dfdx's, most of which are made by macros."""
+    command = ["g++", *KERNEL_FLAGS, "-E", "-P", *include, "-include", "cuda_on_host.h", "-x", "c++", path]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    own = text[text.rfind("struct EmuCall"):]
+    names = dict.fromkeys(re.findall(r'extern "C"\s+void (\w+)\s*\(', own))
+    return [name for name in names if not name.startswith("emu_")]
+
+
+def dfdx_units(dfdx, include):
+    """dfdx's files of kernels, and the sources that it has NVRTC compile."""
+    for path in sorted(glob.glob(f"{dfdx}/*/*.cu")):
+        name, text = os.path.basename(path)[:-3], read(path)
+        waits = any(sign in text for sign in ("chunk_", "__syncthreads", "binary_op_macros"))
+        # A helper that several files have; one of them is enough.
+        names = [k for k in dfdx_kernel_names(path, include) if not k.startswith("fill_with") or name == "max_to"]
+        defines = ""
+        if name == "convtrans2d":
+            # Two of its kernels are called like two of conv2d's: driver.c tells them apart by this prefix.
+            defines = "".join(f"#define {k} ct_{k}\n" for k in names)
+            names = [f"ct_{k}" for k in names]
+        yield name, unit(f'#include "{path}"', names, lambda _: waits, defines)
+    for path in sorted(glob.glob(f"{dfdx}/*/cuda_kernel.rs")):
+        text, operation = read(path), os.path.basename(os.path.dirname(path))
+        if "compile_ptx_with_opts" not in text:
+            continue
+        for constant, code in re.findall(r'const (\w*KERNEL\w*): &str = "(.*?)";\r?\n', text, re.S):
+            code = code.replace('\\"', '"').replace("\\n", "\n")
+            code = re.sub(r"#if __WORDSIZE.*?#endif", "", code, flags=re.S)
+            if operation == "to_dtype":
+                # The one template whose kernel has no name of its own.
+                for source in ("float", "double"):
+                    for target in ("float", "double"):
+                        kernel = f"kernel_{source}_{target}"
+                        typed = code.replace("$Src", source).replace("$Dst", target).replace(" kernel(", f" {kernel}(")
+                        yield f"nvrtc_{kernel}", unit(typed, [kernel], lambda _: False)
+                continue
+            typed = code.replace("$Ty", "float").replace("$T", "float")
+            names = re.findall(r"__global__ void (\w+)\(", typed)
+            yield f"nvrtc_{operation}_{constant.lower()}", unit(typed, names, lambda _: False)
+
+
+def compile_unit(name, text, include, state, folder):
+    """The unit's object file, made again only if what it is made of has changed."""
+    digest = hashlib.sha256((text + state).encode()).hexdigest()[:16]
+    made = os.path.join(folder, f"{name}-{digest}.o")
+    if not os.path.exists(made):
+        source = os.path.join(folder, f"{name}.cpp")
+        with open(source, "w") as file:
+            file.write(text)
+        run("g++", *KERNEL_FLAGS, *include, "-c", source, "-o", made + ".part")
+        # Kernels register themselves: no name has to be seen outside, and files may use the same ones.
+        run("objcopy", "--keep-global-symbol=none", made + ".part")
+        os.rename(made + ".part", made)
+    return made
+
+
+def link_library(out, name, inputs):
+    """A shared library of this name, whose functions carry it as their version, as NVIDIA's do."""
+    versions = os.path.join(out, f"{name}.map")
+    with open(versions, "w") as file:
+        file.write(f"{name} {{ global: *; }};\n")
+    run("g++", "-shared", f"-Wl,-soname,{name}", f"-Wl,--version-script={versions}", "-o", os.path.join(out, name), *inputs)
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    out = os.path.abspath(sys.argv[1])
+    objects = os.path.join(out, "objects")
+    os.makedirs(objects, exist_ok=True)
+    dfdx = dfdx_sources()
+    include = [f"-I{HERE}", f"-I{dfdx}/utilities"]
+    units = [*own_units(), *dfdx_units(dfdx, include)]
+    # Any change of what units include makes all of them again; that is rare.
+    included = [*glob.glob(f"{HERE}/*.h"), *glob.glob(f"{KERNELS}/*"), *glob.glob(f"{dfdx}/**/*.cu*", recursive=True)]
+    state = " ".join(KERNEL_FLAGS) + "".join(read(path) for path in sorted(included))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = list(pool.map(lambda u: compile_unit(*u, include, state, objects), units))
+    for stem in ["driver", *(source[:-2] for source in LIBRARIES.values())]:
+        run("gcc", *OWN_FLAGS, "-c", f"{HERE}/{stem}.c", "-o", f"{objects}/{stem}.o")
+    run("g++", "-shared", f"-Wl,-soname,{DRIVER}", "-o", f"{out}/{DRIVER}", f"{objects}/driver.o", *compiled)
+    for library, source in LIBRARIES.items():
+        link_library(out, library, [f"{objects}/{source[:-2]}.o"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,50 +1,54 @@
 //! Nearest centroids: products through cuBLAS, tile by tile, with the arg-min fused behind them.
 
-use crate::rows::{Factor, column_sums, product};
-use crate::{Buffer, Context, Error, Result, args};
-use cudarc::driver::{CudaSlice, DevicePtr};
+use crate::kernel_args::{In, Out, args};
+use crate::matmul::{MatrixRef, product};
+use crate::rows::column_sums;
+use crate::{Buffer, Context, Error, Result};
+use cudarc::driver::CudaSlice;
 use std::rc::Rc;
 
 /// Elements of a tile of scores: 32 MiB, which stay in the cache of a large GPU until they are read.
 const TILE: usize = 1 << 23;
-/// Rows of a tile at least, so that products keep the device busy.
-const LEAST: usize = 256;
+/// The fewest rows of a tile, so that products keep the device busy.
+const LEAST_ROWS: usize = 256;
 
-/// Rows in the device's memory.
+/// Rows in the device's memory that are assigned to centroids.
 #[derive(Debug)]
-pub struct Rows {
+pub struct DeviceRows {
     on: Rc<Context>,
     rows: Buffer,
     count: usize,
     dim: usize,
-    index: CudaSlice<u32>,
-    square: CudaSlice<f32>,
+    labels: CudaSlice<u32>,
+    sq_dist: CudaSlice<f32>,
+    /// The last tile of scores, whose memory the next one reuses.
     scores: Option<Buffer>,
 }
 
-impl Rows {
+impl DeviceRows {
     /// A copy of rows of `dim` values.
     ///
     /// # Errors
-    /// If they are no whole number of rows, or the device has not enough memory.
+    /// If the values are not a multiple of `dim`, or the device is out of memory.
     pub fn new(on: &Rc<Context>, data: &[f32], dim: usize) -> Result<Self> {
         if dim == 0 || !data.len().is_multiple_of(dim) || data.len() / dim > u32::MAX as usize {
             let message = format!("{} values in rows of {dim}", data.len());
             return Err(Error::Length { operation: "rows", message });
         }
         let count = data.len() / dim;
-        Ok(Rows {
+        Ok(DeviceRows {
             on: on.clone(),
             rows: Buffer::from_host(on, data)?,
             count,
             dim,
-            index: on.device().alloc_zeros(count.max(1))?,
-            square: on.device().alloc_zeros(count.max(1))?,
+            labels: on.device().alloc_zeros(count.max(1))?,
+            sq_dist: on.device().alloc_zeros(count.max(1))?,
             scores: None,
         })
     }
 
-    fn centroids(&self, centroids: &[f32]) -> Result<usize> {
+    /// The number of centroids.
+    fn check_centroids(&self, centroids: &[f32]) -> Result<usize> {
         let k = centroids.len() / self.dim;
         if k == 0 || !centroids.len().is_multiple_of(self.dim) || k > u32::MAX as usize {
             let message = format!("{} values in centroids of {}", centroids.len(), self.dim);
@@ -53,19 +57,23 @@ impl Rows {
         Ok(k)
     }
 
-    /// Each row's nearest centroid, the lowest among equals, and its squared distance.
+    /// Each row's nearest centroid, the lowest among equals, and the squared distance to it.
+    ///
+    /// # Shapes
+    /// `centroids` (K, D) → N labels, N distances
     ///
     /// # Errors
     /// If the centroids have another width, or the device fails.
     pub fn nearest(&mut self, centroids: &[f32]) -> Result<(Vec<u32>, Vec<f32>)> {
-        self.compare(centroids, false)?;
+        self.assign(centroids, false)?;
         if self.count == 0 {
             return Ok(Default::default());
         }
-        Ok((self.on.download(&self.index)?, self.on.download(&self.square)?))
+        Ok((self.on.download(&self.labels)?, self.on.download(&self.sq_dist)?))
     }
 
-    /// Lowers each row's `square` to the squared distance to the nearest of these centroids, where that is lower.
+    /// Lowers each row's `square` to the squared distance to the nearest of these centroids, where that is
+    /// lower.
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
@@ -77,63 +85,65 @@ impl Rows {
         if square.is_empty() {
             return Ok(());
         }
-        self.on.device().htod_sync_copy_into(square, &mut self.square)?;
-        self.compare(centroids, true)?;
-        square.copy_from_slice(&self.on.download(&self.square)?);
+        self.on.device().htod_sync_copy_into(square, &mut self.sq_dist)?;
+        self.assign(centroids, true)?;
+        square.copy_from_slice(&self.on.download(&self.sq_dist)?);
         Ok(())
     }
 
-    /// Finds each row's nearest centroid and the squared distance to it; if `lower`, distances that are smaller already
-    /// stay.
-    fn compare(&mut self, centroids: &[f32], lower: bool) -> Result<()> {
-        self.on.clone().in_f32(|| self.compare_now(centroids, lower))
+    /// Finds each row's nearest centroid and the squared distance to it. With `lower`, a distance that is
+    /// already smaller stays.
+    fn assign(&mut self, centroids: &[f32], lower: bool) -> Result<()> {
+        self.on.clone().in_f32(|| self.assign_in_f32(centroids, lower))
     }
 
-    fn compare_now(&mut self, centroids: &[f32], lower: bool) -> Result<()> {
-        let k = self.centroids(centroids)?;
+    fn assign_in_f32(&mut self, centroids: &[f32], lower: bool) -> Result<()> {
+        let k = self.check_centroids(centroids)?;
         if self.count == 0 {
             return Ok(());
         }
         let (on, dim) = (self.on.clone(), self.dim);
-        // Around their mean, which keeps the digits of features that lie far from the origin.
-        let (exact, mut sums) = (Buffer::from_host(&on, centroids)?, Buffer::zeros(&on, dim)?);
-        column_sums(&on, exact.view(), &mut sums)?;
-        let (around, bias) = (Buffer::any(&on, k * dim)?, Buffer::any(&on, k)?);
-        let args = args![&exact, &sums, k as u32, dim as u32, &around, &bias];
-        // SAFETY: the centroids and what becomes of them are k rows of dim, the sums dim, the biases k.
+        // Centered on their mean, which keeps the low bits of features that are far from the origin.
+        let (centroids, mut sums) = (Buffer::from_host(&on, centroids)?, Buffer::zeros(&on, dim)?);
+        column_sums(&on, centroids.view(), &mut sums)?;
+        let (mut centered, mut bias) = (Buffer::uninit(&on, k * dim)?, Buffer::uninit(&on, k)?);
+        let (k32, dim32) = (k as u32, dim as u32);
+        let args = args![In(&centroids), In(&sums), k32, dim32, Out(&mut centered), Out(&mut bias)];
+        // SAFETY: `check_centroids` has established k centroids of dim, and the others were allocated above:
+        // k·dim, dim and k.
         unsafe { on.launch("pauc_around", k, args) }?;
-        let tile = (TILE / k).max(LEAST).min(self.count);
-        let scores = match self.scores.take() {
+        let tile = (TILE / k).max(LEAST_ROWS).min(self.count);
+        let mut scores = match self.scores.take() {
             Some(scores) if scores.len() >= tile * k => scores,
-            _ => Buffer::any(&on, tile * k)?,
+            _ => Buffer::uninit(&on, tile * k)?,
         };
-        let mut scores = scores;
         for start in (0..self.count).step_by(tile) {
-            let some = tile.min(self.count - start);
-            let x = self.rows.view().part(start * dim, some * dim);
-            product(
-                &on,
-                Factor::new(x, some, dim),
-                Factor::new(around.view(), k, dim).t(),
-                0.0,
-                scores.view_mut(),
-            )?;
-            let index = *self.index.device_ptr() + (start * size_of::<u32>()) as u64;
-            let square = *self.square.device_ptr() + (start * size_of::<f32>()) as u64;
-            let args = args![&scores, &bias, x, &exact, k as u32, dim as u32, lower, index, square];
-            // SAFETY: there are so many rows of scores of k, features of dim, indices and distances.
-            unsafe { on.launch("pauc_nearest", some, args) }?;
+            let count = tile.min(self.count - start);
+            let x = self.rows.view().part(start * dim, count * dim);
+            let (a, b) = (MatrixRef::new(x, count, dim), MatrixRef::new(centered.view(), k, dim).t());
+            product(&on, a, b, 0.0, scores.view_mut())?;
+            let labels = Out(self.labels.slice_mut(start..start + count));
+            let sq_dist = Out(self.sq_dist.slice_mut(start..start + count));
+            let args =
+                args![In(&scores), In(&bias), In(x), In(&centroids), k32, dim32, lower, labels, sq_dist];
+            // SAFETY: one block for each of `count` rows: x has as many, of dim values, the scores of k.
+            // Labels and distances were sliced to as many.
+            unsafe { on.launch("pauc_nearest", count, args) }?;
         }
         self.scores = Some(scores);
         Ok(())
     }
 
-    /// Replaces each centroid that has rows by their mean; the rows of centroid c are `order[starts[c]..starts[c + 1]]`.
+    /// Replaces each centroid that has rows by their mean. The rows of centroid c are
+    /// `order[starts[c]..starts[c + 1]]`.
+    ///
+    /// # Shapes
+    /// `order` up to N, `starts` K + 1, `centroids` (K, D)
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
     pub fn means(&mut self, order: &[u32], starts: &[usize], centroids: &mut [f32]) -> Result<()> {
-        let k = self.centroids(centroids)?;
+        let k = self.check_centroids(centroids)?;
         let rising = starts.windows(2).all(|w| w[0] <= w[1]) && starts.last() == Some(&order.len());
         if starts.len() != k + 1 || !rising || order.iter().any(|i| *i as usize >= self.count) {
             let message = format!("{} rows of {k} centroids in {} runs", order.len(), starts.len());
@@ -145,12 +155,12 @@ impl Rows {
         let device = self.on.device();
         let starts: Vec<u32> = starts.iter().map(|s| *s as u32).collect();
         let (order, starts) = (device.htod_sync_copy(order)?, device.htod_sync_copy(&starts)?);
-        let on_device = Buffer::from_host(&self.on, centroids)?;
-        let (order, starts) = (*order.device_ptr(), *starts.device_ptr());
-        let args = args![&self.rows, order, starts, self.dim as u32, &on_device];
-        // SAFETY: the order names rows that are there, and the runs cover it.
+        let mut means = Buffer::from_host(&self.on, centroids)?;
+        let args = args![In(&self.rows), In(&order), In(&starts), self.dim as u32, Out(&mut means)];
+        // SAFETY: the check above has established that `starts` has k + 1 ascending offsets into `order`, and
+        // that `order` has row numbers below `count`. There are k means of dim.
         unsafe { self.on.launch("pauc_means", k, args) }?;
-        centroids.copy_from_slice(&on_device.to_host()?);
+        centroids.copy_from_slice(&means.to_host()?);
         Ok(())
     }
 }

@@ -1,44 +1,27 @@
-//! Vectors in the device's memory: sums and copies.
+//! Vectors in the device's memory: sums and multiples.
 
-use crate::memory::ViewMut;
-use crate::{Buffer, Context, Error, Result, View, args};
-
-pub(crate) fn same(operation: &'static str, lengths: &[usize]) -> Result<usize> {
-    if lengths.iter().all(|l| *l == lengths[0]) {
-        return Ok(lengths[0]);
-    }
-    Err(Error::Length { operation, message: format!("lengths {lengths:?} differ") })
-}
+use crate::kernel_args::{In, Out, args};
+use crate::{Buffer, Context, Result, View, ViewMut, same_length};
 
 /// `y ← y + a·x`.
 ///
 /// # Errors
 /// If the lengths differ, or the device fails.
 pub fn add(on: &Context, y: ViewMut<'_>, a: f32, x: View<'_>) -> Result<()> {
-    let n = same("add", &[y.len(), x.len()])?;
-    // SAFETY: both have n elements.
-    unsafe { on.launch_over("pauc_add", n, args![n, a, x, y]) }
+    let n = same_length("add", &[y.len(), x.len()])?;
+    // SAFETY: `same_length` has checked that both have n elements.
+    unsafe { on.launch_over("pauc_add", n, args![n, a, In(x), Out(y)]) }
 }
 
 /// `y ← y + a[0]·b·x`.
 ///
 /// # Errors
-/// If the lengths differ, or the device fails.
+/// If the lengths differ, `a` is not one number, or the device fails.
 pub fn add_times(on: &Context, y: ViewMut<'_>, a: &Buffer, b: f32, x: View<'_>) -> Result<()> {
-    let n = same("add", &[y.len(), x.len()])?;
-    same("add a single factor", &[a.len(), 1])?;
-    // SAFETY: both have n elements, and the factor is one.
-    unsafe { on.launch_over("pauc_add_times", n, args![n, a, b, x, y]) }
-}
-
-/// `to ← from`.
-///
-/// # Errors
-/// If the lengths differ, or the device fails.
-pub fn copy(on: &Context, from: View<'_>, to: ViewMut<'_>) -> Result<()> {
-    let n = same("copy", &[from.len(), to.len()])?;
-    // SAFETY: both have n elements, and one is borrowed to be written.
-    unsafe { on.launch_over("pauc_copy", n, args![n, from, to]) }
+    let n = same_length("add", &[y.len(), x.len()])?;
+    same_length("add a single factor", &[a.len(), 1])?;
+    // SAFETY: `same_length` has checked that both have n elements, and `a` one.
+    unsafe { on.launch_over("pauc_add_times", n, args![n, In(a), b, In(x), Out(y)]) }
 }
 
 /// `x ← a·x`.
@@ -46,7 +29,7 @@ pub fn copy(on: &Context, from: View<'_>, to: ViewMut<'_>) -> Result<()> {
 /// # Errors
 /// If the device fails.
 pub fn scale(x: &mut Buffer, a: f32) -> Result<()> {
-    let n = x.len();
-    // SAFETY: it has n elements.
-    unsafe { x.context()?.launch_over("pauc_scale", n, args![n, a, x]) }
+    let (on, n) = (x.context()?, x.len());
+    // SAFETY: the buffer has n elements.
+    unsafe { on.launch_over("pauc_scale", n, args![n, a, Out(x)]) }
 }

@@ -1,32 +1,32 @@
-//! What can go wrong on the device.
+//! Errors of the device.
 
-/// The result of an operation of the device.
+/// The result of an operation on the device.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why the device could not do its work.
+/// Why an operation on the device failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The driver refused.
-    #[error("CUDA: {}", words(.0))]
+    /// The CUDA driver reported an error.
+    #[error("CUDA: {}", driver_message(.0))]
     Driver(cudarc::driver::DriverError),
-    /// cuBLAS refused.
+    /// cuBLAS reported an error.
     #[error("cuBLAS: {0:?}")]
     Blas(cudarc::cublas::result::CublasError),
-    /// cuDNN refused.
+    /// cuDNN reported an error.
     #[error("cuDNN: {0:?}")]
     Dnn(cudarc::cudnn::CudnnError),
-    /// dfdx's own operation failed.
+    /// An operation of dfdx failed.
     #[error("dfdx: {0}")]
     Tensor(dfdx::prelude::CudaError),
     /// A kernel could not be compiled.
     #[error("the kernels of `{file}` do not compile: {message}")]
     Compile {
-        /// The kernels' file.
+        /// The file of kernels.
         file: &'static str,
-        /// The compiler's words.
+        /// The compiler's message.
         message: String,
     },
-    /// A library is missing.
+    /// A library cannot be loaded.
     #[error("{name} is missing ({problem}): {remedy}")]
     Missing {
         /// The library.
@@ -36,7 +36,7 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
-    /// Lengths that have to agree do not.
+    /// Lengths or shapes that must agree do not.
     #[error("{operation}: {message}")]
     Length {
         /// The operation.
@@ -44,13 +44,28 @@ pub enum Error {
         /// The lengths.
         message: String,
     },
-    /// A tensor of dfdx does not show where it lies: another version of dfdx than this was written for.
+    /// An argument of a kernel launch is not what the kernel declares. Checked in builds with debug
+    /// assertions.
+    #[error("kernel `{kernel}`, parameter `{parameter}`: {message}")]
+    Argument {
+        /// The kernel.
+        kernel: &'static str,
+        /// The parameter, as the kernel's source calls it.
+        parameter: &'static str,
+        /// What was expected and what was given.
+        message: String,
+    },
+    /// A tensor's `Debug` output does not contain its address: another version of dfdx than this was written
+    /// for.
     #[error("this version of dfdx does not tell the address of a tensor")]
     Address,
+    /// A bug: something that this crate or its caller guarantees does not hold.
+    #[error("internal error: {0} (please report this)")]
+    Internal(&'static str),
 }
 
 impl Error {
-    /// Whether the device has not as much memory as was asked for.
+    /// Whether the device ran out of memory.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Error::Driver(e) if e.0 == cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)
     }
@@ -80,7 +95,8 @@ impl From<dfdx::prelude::CudaError> for Error {
     }
 }
 
-/// For operations on dfdx's tape, whose error is dfdx's own: what it has no word for is an unknown error of the driver.
+/// For operations on dfdx's tape, which return dfdx's error type. What that cannot express becomes an unknown
+/// driver error.
 impl From<Error> for dfdx::prelude::CudaError {
     fn from(e: Error) -> Self {
         match e {
@@ -92,7 +108,18 @@ impl From<Error> for dfdx::prelude::CudaError {
     }
 }
 
-fn words(e: &cudarc::driver::DriverError) -> String {
-    // `Debug` of cudarc asks the driver for its words.
+fn driver_message(e: &cudarc::driver::DriverError) -> String {
+    // cudarc's `Debug` asks the driver for the error's name and text.
     format!("{e:?}").trim_start_matches("DriverError").trim_matches(['(', ')']).to_string()
+}
+
+/// The length that all of `lengths` are.
+///
+/// # Errors
+/// If they differ.
+pub(crate) fn same_length(operation: &'static str, lengths: &[usize]) -> Result<usize> {
+    if lengths.iter().all(|l| *l == lengths[0]) {
+        return Ok(lengths[0]);
+    }
+    Err(Error::Length { operation, message: format!("lengths {lengths:?} differ") })
 }

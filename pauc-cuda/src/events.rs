@@ -1,12 +1,12 @@
-//! Times of the device's own work, by events on its stream.
+//! Timing of the device's own work, by events on its stream.
 
 use crate::{Context, Result};
-use cudarc::driver::{result::event, sys};
+use cudarc::driver::{result, sys};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Events, numbered in the order in which they were put on the stream.
+/// Events, numbered in the order in which they were recorded.
 #[derive(Debug)]
 pub struct Events {
     on: Rc<Context>,
@@ -19,20 +19,20 @@ impl Events {
         Events { on: on.clone(), all: RefCell::default() }
     }
 
-    /// Puts an event on the stream, behind all that was asked for so far, and returns its number.
+    /// Records an event behind all work launched so far, and returns its number.
     ///
     /// # Errors
-    /// If the driver gives none.
+    /// If the driver fails.
     pub fn mark(&self) -> Result<u64> {
-        let new = event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)?;
+        let new = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)?;
         let mut all = self.all.borrow_mut();
         all.push(new);
-        // SAFETY: the event is new, and the stream is the device's.
-        unsafe { event::record(new, *self.on.device().cu_stream()) }?;
+        // SAFETY: the event was just created, and the stream belongs to the same device.
+        unsafe { result::event::record(new, *self.on.device().cu_stream()) }?;
         Ok(all.len() as u64 - 1)
     }
 
-    /// The time between two events; waits for the device.
+    /// The time between two events. Waits for the device.
     ///
     /// # Errors
     /// If there are no such events, or the device fails.
@@ -43,17 +43,18 @@ impl Events {
             return Err(crate::Error::Length { operation: "time between events", message });
         };
         self.on.device().synchronize()?;
-        // SAFETY: both events were recorded, and the device has passed them.
-        let milliseconds = unsafe { event::elapsed(*from, *to) }?;
+        // SAFETY: `mark` recorded both events, and `synchronize` has waited until the device passed them.
+        let milliseconds = unsafe { result::event::elapsed(*from, *to) }?;
         Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
     }
 }
 
 impl Drop for Events {
     fn drop(&mut self) {
-        for one in self.all.take() {
-            // SAFETY: nobody else has the event. There is nobody to tell of a failure.
-            let _ = unsafe { event::destroy(one) };
+        for event in self.all.take() {
+            // SAFETY: `mark` created the event, and it belongs to `self` alone. A failure cannot be reported
+            // from here.
+            let _ = unsafe { result::event::destroy(event) };
         }
     }
 }

@@ -1,15 +1,15 @@
-//! NVIDIA's libraries, loaded when something of theirs is first asked for.
+//! NVIDIA's libraries, loaded when a function of theirs is first called.
 
 use std::sync::OnceLock;
 
-/// A library under the names that its versions have.
+/// A shared library and the file names to try.
 #[derive(Debug)]
 pub struct Library {
-    /// What people call it.
+    /// Its name in messages.
     pub name: &'static str,
-    /// File names, the best first.
+    /// File names, the preferred one first.
     files: &'static [&'static str],
-    /// What to install where it is missing.
+    /// What to install if it is missing.
     pub remedy: &'static str,
     loaded: OnceLock<Result<libloading::Library, String>>,
 }
@@ -23,9 +23,9 @@ impl Library {
         let load = || {
             let mut first = None;
             for file in self.files {
-                // SAFETY: these libraries' initialisers are NVIDIA's own and ask for nothing.
+                // SAFETY: the initializers of NVIDIA's libraries have no preconditions.
                 match unsafe { libloading::Library::new(file) } {
-                    Ok(found) => return Ok(found),
+                    Ok(library) => return Ok(library),
                     Err(e) => first = first.or(Some(e.to_string())),
                 }
             }
@@ -39,7 +39,7 @@ impl Library {
         self.loaded().is_ok()
     }
 
-    /// What the system said when it was looked for; `None` if it was found.
+    /// Why it cannot be loaded, in the system's words; `None` if it can.
     pub fn problem(&self) -> Option<&str> {
         self.loaded().err()
     }
@@ -47,9 +47,9 @@ impl Library {
     /// The address of a function, if the library has it.
     pub(crate) fn address(&self, function: &str) -> Option<usize> {
         let library = self.loaded().ok()?;
-        // SAFETY: only the address is taken; whoever calls it answers for its type.
-        let found = unsafe { library.get::<unsafe extern "C" fn()>(function.as_bytes()) };
-        found.ok().map(|f| *f as *const () as usize)
+        // SAFETY: only the address is taken. Whoever calls it has to cast it to the function's type.
+        let symbol = unsafe { library.get::<unsafe extern "C" fn()>(function.as_bytes()) };
+        symbol.ok().map(|f| *f as *const () as usize)
     }
 }
 
@@ -69,12 +69,12 @@ mod files {
     pub const CUDNN: &[&str] = &["cudnn64_9.dll", "cudnn64_8.dll"];
 }
 
-/// libcuda, which comes with the driver.
+/// libcuda, a part of NVIDIA's driver.
 pub static DRIVER: Library = Library::new("the CUDA driver", files::DRIVER, "install NVIDIA's driver");
-/// Products of matrices.
+/// Matrix products.
 pub static CUBLAS: Library =
     Library::new("cuBLAS", files::CUBLAS, "install the CUDA toolkit or the Python package nvidia-cublas");
-/// Compiles kernels at run time.
+/// The run-time compiler of kernels.
 pub static NVRTC: Library =
     Library::new("NVRTC", files::NVRTC, "install the CUDA toolkit or the Python package nvidia-cuda-nvrtc");
 /// Convolutions.

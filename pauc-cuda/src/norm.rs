@@ -1,21 +1,22 @@
-//! Batch normalisation of maps (N, H, W, C), fused with residual and ReLU.
+//! Batch normalization of feature maps (N, H, W, C), fused with residual and ReLU.
 
-use crate::field::{Element, Elements, ElementsMut, Maps};
-use crate::{Buffer, Context, Error, Result, args};
-use cudarc::driver::{CudaSlice, DevicePtr};
+use crate::feature_map::{MapShape, MapSlice, MapSliceMut};
+use crate::kernel_args::{Arg, In, Out, args};
+use crate::{Buffer, Context, Element, Error, Result};
+use cudarc::driver::{CudaSlice, DeviceSlice};
 
-/// What is added before ReLU: maps, and the normalisation that is still to be applied to them.
-pub type Residual<'a> = (Elements<'a>, Option<&'a Norm>);
+/// What is added before ReLU: maps, and the normalization that is still to be applied to them.
+pub type Residual<'a> = (MapSlice<'a>, Option<&'a BatchNorm>);
 
-/// The ReLU behind a normalisation, for a gradient that passes it.
+/// The ReLU behind a normalization, as its gradient needs it.
 #[derive(Clone, Copy, Debug)]
 pub enum Relu<'a> {
-    /// None.
+    /// There is none.
     No,
-    /// Of the normalised values alone, which tell where it was shut.
+    /// Of the normalized values alone: their sign tells where it was open.
     Own,
-    /// Of their sum with a residual: the output tells where it was shut.
-    Output(Elements<'a>),
+    /// Of their sum with a residual: the output, which is given, tells where it was open.
+    Output(MapSlice<'a>),
 }
 
 impl Relu<'_> {
@@ -28,105 +29,137 @@ impl Relu<'_> {
     }
 }
 
-/// γ, β and what is added to a variance before its root is taken.
+/// γ, β and ε, which is added to the variance.
 pub type Affine<'a> = (&'a Buffer, &'a Buffer, f32);
 
-/// One layer's coefficients.
+/// The batch normalization of one layer: the coefficients of the last batch.
 #[derive(Debug)]
-pub struct Norm {
+pub struct BatchNorm {
     channels: usize,
-    /// Mean, 1/deviation, scale, shift, mean of g, mean of g·x̂, size of g: each as many as channels.
-    parts: [Buffer; 7],
-    /// Partial sums in double precision, two a channel and run.
-    sums: Option<CudaSlice<f64>>,
-    /// The largest of each channel and run, where halves are asked for.
-    largest: Option<Buffer>,
-    /// What takes halves of a gradient back to its size.
-    unit: Buffer,
+    coefficients: Coefficients,
+    /// Memory of the partial sums over the rows of maps: two per channel and run.
+    partial_sums: Option<CudaSlice<f64>>,
+    /// Memory of the largest of each channel and run, if gradients in fp16 are asked for.
+    partial_largest: Option<Buffer>,
+    /// See [`ScaledF16::inverse_scale`].
+    inverse_scale: Buffer,
 }
 
-/// A gradient as halves, [`Element::F16`], times a power of two.
+/// One number per channel each.
+#[derive(Debug)]
+struct Coefficients {
+    mean: Buffer,
+    /// 1/√(variance + ε)
+    inverse: Buffer,
+    /// γ/√(variance + ε)
+    scale: Buffer,
+    /// β − mean·scale
+    shift: Buffer,
+    /// The mean of the gradient g of the normalized values.
+    mean_g: Buffer,
+    /// The mean of g·x̂.
+    mean_gx: Buffer,
+    /// The largest |g·scale|.
+    size_g: Buffer,
+}
+
+impl Coefficients {
+    fn zeros(on: &Context, channels: usize) -> Result<Self> {
+        let zeros = || Buffer::zeros(on, channels);
+        Ok(Coefficients {
+            mean: zeros()?,
+            inverse: zeros()?,
+            scale: zeros()?,
+            shift: zeros()?,
+            mean_g: zeros()?,
+            mean_gx: zeros()?,
+            size_g: zeros()?,
+        })
+    }
+}
+
+/// A gradient in fp16, scaled by a power of two.
 #[derive(Clone, Copy, Debug)]
-pub struct Halved<'a> {
-    /// The halves.
-    pub values: Elements<'a>,
-    /// One number, the power's inverse.
-    pub unit: &'a Buffer,
+pub struct ScaledF16<'a> {
+    /// The gradient times the power of two.
+    pub values: MapSlice<'a>,
+    /// One number, the inverse of the power of two.
+    pub inverse_scale: &'a Buffer,
 }
 
-const GRADIENT: &str = "gradient of a batch normalisation";
-const SCALE: usize = 2;
-const SHIFT: usize = 3;
+const OPERATION: &str = "batch normalization";
+const GRADIENT: &str = "gradient of a batch normalization";
 
-/// How many blocks go through maps, and in how many runs their rows are: `Lane` of the kernels.
-fn blocks(on: &Context, maps: Maps, element: Element) -> (usize, usize) {
-    let packs = maps.channels / element.pack(maps.channels);
+/// The blocks of a pass over maps, and the runs into which these divide the rows: `Lane` of the kernels.
+fn blocks_and_runs(on: &Context, shape: MapShape, element: Element) -> (usize, usize) {
+    let packs = shape.channels / element.pack(shape.channels);
     let tile = packs.next_power_of_two().min(on.threads());
     let (groups, rows) = (packs.div_ceil(tile), on.threads() / tile);
-    // Several rows a thread: each run's sums are added up once more.
-    let runs = (on.enough_blocks() / groups).min(maps.pixels().div_ceil(8 * rows)).max(1);
+    // Several rows per thread: the sums of runs have to be added up in a second pass.
+    let runs = (on.enough_blocks() / groups).min(shape.pixels().div_ceil(8 * rows)).max(1);
     (groups * runs, runs)
 }
 
-/// Where halves are to be written, or 0: they lie beside maps in `f32`.
-fn beside(
+/// Checks that fp16 copies, if they are asked for, hold the maps, which must be `f32`.
+fn check_f16(
     operation: &'static str,
-    maps: Maps,
+    shape: MapShape,
     element: Element,
-    halves: Option<ElementsMut<'_>>,
-) -> Result<u64> {
-    let Some(halves) = halves else { return Ok(0) };
-    let there = maps.check(operation, &[halves.read()])?;
-    if (there, element) != (Element::F16, Element::F32) {
-        return Err(Error::Length { operation, message: format!("{there:?} beside {element:?}") });
+    f16: Option<&MapSliceMut<'_>>,
+) -> Result<()> {
+    let Some(f16) = f16 else { return Ok(()) };
+    let copied = shape.check(operation, &[f16.as_slice()])?;
+    if (copied, element) == (Element::F16, Element::F32) {
+        return Ok(());
     }
-    Ok(halves.address())
+    Err(Error::Length { operation, message: format!("{copied:?} beside {element:?}") })
 }
 
-impl Norm {
-    /// For so many channels.
+/// The memory of `slot`, of at least `len` sums.
+fn sums_of<'a>(
+    slot: &'a mut Option<CudaSlice<f64>>,
+    on: &Context,
+    len: usize,
+) -> Result<&'a mut CudaSlice<f64>> {
+    let sums = match slot.take().filter(|sums| sums.len() >= len) {
+        Some(sums) => sums,
+        None => on.device().alloc_zeros(len)?,
+    };
+    Ok(slot.insert(sums))
+}
+
+/// The memory of `slot`, of at least `len` elements.
+fn buffer_of<'a>(slot: &'a mut Option<Buffer>, on: &Context, len: usize) -> Result<&'a mut Buffer> {
+    let buffer = slot.take().filter(|b| b.len() >= len).map_or_else(|| Buffer::uninit(on, len), Ok)?;
+    Ok(slot.insert(buffer))
+}
+
+impl BatchNorm {
+    /// For `channels` channels.
     ///
     /// # Errors
-    /// If the device has not enough memory.
+    /// If the device is out of memory.
     pub fn new(on: &Context, channels: usize) -> Result<Self> {
-        let mut parts = Vec::with_capacity(7);
-        for _ in 0..7 {
-            parts.push(Buffer::zeros(on, channels)?);
-        }
-        let parts = parts.try_into().map_err(|_| Error::Address)?;
-        Ok(Norm { channels, parts, sums: None, largest: None, unit: Buffer::zeros(on, 1)? })
+        Ok(BatchNorm {
+            channels,
+            coefficients: Coefficients::zeros(on, channels)?,
+            partial_sums: None,
+            partial_largest: None,
+            inverse_scale: Buffer::zeros(on, 1)?,
+        })
     }
 
-    /// Room for the largest of each channel and run.
-    fn largest(&mut self, on: &Context, runs: usize) -> Result<u64> {
-        let len = runs * self.channels;
-        let there = self.largest.take().filter(|b| b.len() >= len);
-        Ok(self.largest.insert(there.map_or_else(|| Buffer::any(on, len), Ok)?).address())
+    /// The gradient in fp16 that [`BatchNorm::input_gradient`] has written.
+    pub fn scaled_f16<'a>(&'a self, values: MapSlice<'a>) -> ScaledF16<'a> {
+        ScaledF16 { values, inverse_scale: &self.inverse_scale }
     }
 
-    /// Halves that [`Norm::input_gradient`] has written.
-    pub fn halved<'a>(&'a self, values: Elements<'a>) -> Halved<'a> {
-        Halved { values, unit: &self.unit }
-    }
-
-    /// Room for two sums a channel and run.
-    fn sums(&mut self, on: &Context, runs: usize) -> Result<u64> {
-        let (len, there) = (2 * runs * self.channels, self.sums.take());
-        let sums = match there {
-            Some(sums) if cudarc::driver::DeviceSlice::len(&sums) >= len => sums,
-            _ => on.device().alloc_zeros(len)?,
-        };
-        let address = *sums.device_ptr();
-        self.sums = Some(sums);
-        Ok(address)
-    }
-
-    fn check(&self, operation: &'static str, maps: Maps, runs: &[Elements<'_>]) -> Result<Element> {
-        if maps.channels != self.channels {
-            let message = format!("{maps:?} for a normalisation of {} channels", self.channels);
+    fn check(&self, operation: &'static str, shape: MapShape, slices: &[MapSlice<'_>]) -> Result<Element> {
+        if shape.channels != self.channels {
+            let message = format!("{shape:?} for a normalization of {} channels", self.channels);
             return Err(Error::Length { operation, message });
         }
-        maps.check(operation, runs)
+        shape.check(operation, slices)
     }
 
     fn check_channels(&self, lengths: &[usize]) -> Result<()> {
@@ -134,48 +167,54 @@ impl Norm {
             return Ok(());
         }
         let message = format!("lengths {lengths:?} for {} channels", self.channels);
-        Err(Error::Length { operation: "batch normalisation", message })
+        Err(Error::Length { operation: OPERATION, message })
     }
 
-    /// Coefficients from mean and variance of a batch, towards which the running statistics are moved.
+    /// Coefficients from mean and variance of a batch, towards which the running statistics move by
+    /// `momentum`.
+    ///
+    /// # Shapes
+    /// `y` (N, H, W, C), statistics, γ and β C
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
     pub fn measure(
         &mut self,
         on: &Context,
-        (y, maps): (Elements<'_>, Maps),
+        (y, shape): (MapSlice<'_>, MapShape),
         (mean, variance, momentum): (&mut Buffer, &mut Buffer, f32),
         (gamma, beta, epsilon): Affine<'_>,
     ) -> Result<()> {
-        let element = self.check("batch statistics", maps, &[y])?;
+        let element = self.check("batch statistics", shape, &[y])?;
         self.check_channels(&[mean.len(), variance.len(), gamma.len(), beta.len()])?;
-        let (blocks, runs) = blocks(on, maps, element);
-        let sums = self.sums(on, runs)?;
-        let (element, rows, c) = (element.code(maps.channels), maps.pixels(), maps.channels as u32);
-        let [own_mean, inverse, scale, shift, ..] = &self.parts;
-        // SAFETY: y holds the maps; there is room for the sums of so many runs; all else has one element a channel.
-        unsafe {
-            on.launch("pauc_norm_sums", blocks, args![element, y, sums, rows, c])?;
-            let args = args![
-                element,
-                y,
-                sums,
-                runs as u32,
-                rows,
-                mean,
-                variance,
-                momentum,
-                gamma,
-                beta,
-                epsilon,
-                own_mean,
-                inverse,
-                scale,
-                shift
-            ];
-            on.launch("pauc_norm_moments", maps.channels, args)
-        }
+        let (blocks, runs) = blocks_and_runs(on, shape, element);
+        let sums = sums_of(&mut self.partial_sums, on, 2 * runs * self.channels)?;
+        let (code, rows, c) = (element.code(shape.channels), shape.pixels(), shape.channels as u32);
+        // SAFETY: `check` has established that y holds the shape, of `self.channels`. `sums` has two elements
+        // per channel and run.
+        unsafe { on.launch("pauc_norm_sums", blocks, args![code, In(y), Out(&mut *sums), rows, c]) }?;
+        let own = &mut self.coefficients;
+        let args = args![
+            code,
+            In(y),
+            In(&*sums),
+            runs as u32,
+            rows,
+            Out(mean),
+            Out(variance),
+            momentum,
+            In(gamma),
+            In(beta),
+            epsilon,
+            Out(&mut own.mean),
+            Out(&mut own.inverse),
+            Out(&mut own.scale),
+            Out(&mut own.shift)
+        ];
+        // SAFETY: one block per channel. The kernel reads the first row of y and the sums, two per channel
+        // and run; all else has one element per channel: statistics, γ and β by `check_channels`,
+        // coefficients by `new`.
+        unsafe { on.launch("pauc_norm_moments", shape.channels, args) }
     }
 
     /// Coefficients from given mean and variance.
@@ -189,115 +228,171 @@ impl Norm {
         (gamma, beta, epsilon): Affine<'_>,
     ) -> Result<()> {
         self.check_channels(&[mean.len(), variance.len(), gamma.len(), beta.len()])?;
-        let [own_mean, inverse, scale, shift, ..] = &self.parts;
-        let c = self.channels as u32;
-        let args = args![c, mean, variance, gamma, beta, epsilon, own_mean, inverse, scale, shift];
-        // SAFETY: all have one element a channel.
-        unsafe { on.launch_over("pauc_norm_prepare", self.channels, args) }
+        let (n, own) = (self.channels, &mut self.coefficients);
+        let args = args![
+            n as u32,
+            In(mean),
+            In(variance),
+            In(gamma),
+            In(beta),
+            epsilon,
+            Out(&mut own.mean),
+            Out(&mut own.inverse),
+            Out(&mut own.scale),
+            Out(&mut own.shift)
+        ];
+        // SAFETY: all have one element per channel: inputs by `check_channels`, coefficients by `new`.
+        unsafe { on.launch_over("pauc_norm_prepare", n, args) }
     }
 
-    /// `out ← ReLU?(scale·y + shift + residual)`, and the same as halves if there is room for them.
+    /// `out ← ReLU?(scale·y + shift + residual)`, and the same in fp16 if `f16` is given.
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
     pub fn apply(
         &self,
         on: &Context,
-        (y, maps): (Elements<'_>, Maps),
+        (y, shape): (MapSlice<'_>, MapShape),
         residual: Option<Residual<'_>>,
         relu: bool,
-        out: ElementsMut<'_>,
-        halves: Option<ElementsMut<'_>>,
+        out: MapSliceMut<'_>,
+        f16: Option<MapSliceMut<'_>>,
     ) -> Result<()> {
-        const OPERATION: &str = "batch normalisation";
-        let element = self.check(OPERATION, maps, &[y, out.read(), residual.map_or(y, |r| r.0)])?;
-        let halves = beside(OPERATION, maps, element, halves)?;
-        let (added, own) = residual.map_or((0, None), |(r, norm)| (r.address(), norm));
-        let part = |i: usize| own.map_or(0, |n| n.parts[i].address());
-        let (scale, shift) = (&self.parts[SCALE], &self.parts[SHIFT]);
-        let (blocks, _) = blocks(on, maps, element);
-        let (element, c) = (element.code(maps.channels), maps.channels as u32);
-        let (own_scale, own_shift) = (part(SCALE), part(SHIFT));
+        let (added, its_norm) = residual.unzip();
+        let its_norm = its_norm.flatten();
+        let element = self.check(OPERATION, shape, &[y, out.as_slice(), added.unwrap_or(y)])?;
+        its_norm.map_or(Ok(()), |norm| norm.check_channels(&[self.channels]))?;
+        check_f16(OPERATION, shape, element, f16.as_ref())?;
+        let own = &self.coefficients;
+        let (blocks, _) = blocks_and_runs(on, shape, element);
         let args = args![
-            element,
-            maps.pixels(),
-            c,
-            y,
-            scale,
-            shift,
-            added,
-            own_scale,
-            own_shift,
+            element.code(shape.channels),
+            shape.pixels(),
+            shape.channels as u32,
+            In(y),
+            In(&own.scale),
+            In(&own.shift),
+            In(added),
+            In(its_norm.map(|n| &n.coefficients.scale)),
+            In(its_norm.map(|n| &n.coefficients.shift)),
             relu,
-            halves,
-            &out
+            Out(f16),
+            Out(out)
         ];
-        // SAFETY: all runs hold the maps; an absent residual is address 0, which the kernel leaves alone.
+        // SAFETY: the checks above have established that y, residual, fp16 copy and `out` hold the shape, and
+        // that both normalizations have its channels. The kernel does not access what is absent.
         unsafe { on.launch("pauc_norm_apply", blocks, args) }
     }
 
-    /// Adds to the gradients of γ and β, given that of the output, `g`, and leaves what [`Norm::input_gradient`] needs: with
-    /// `halves`, also for halves. `more` of the output's gradient, which lies apart, is first added to `g`. Then, and where ReLU
-    /// follows a residual, whose gradient it is too, `g` is set to zero wherever ReLU was shut.
+    /// Accumulates the gradients of γ and β from `g`, that of the output, and keeps the sums that
+    /// [`BatchNorm::input_gradient`] needs; with `f16` also those for a gradient in fp16.
+    ///
+    /// If `extra` is given, it is added to `g` first. Then, behind a residual, or with `extra`, `g` is set to
+    /// zero where ReLU was closed: the gradient of the residual.
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
-    pub fn own_gradient(
+    pub fn parameter_gradients(
         &mut self,
         on: &Context,
-        (g, more): (&mut ElementsMut<'_>, Option<Elements<'_>>),
+        (g, extra): (&mut MapSliceMut<'_>, Option<MapSlice<'_>>),
         relu: Relu<'_>,
-        (y, maps): (Elements<'_>, Maps),
+        (y, shape): (MapSlice<'_>, MapShape),
         (d_gamma, d_beta): (&mut Buffer, &mut Buffer),
-        halves: bool,
+        f16: bool,
     ) -> Result<()> {
         let out = if let Relu::Output(out) = relu { out } else { y };
-        let element = self.check(GRADIENT, maps, &[g.read(), y, out, more.unwrap_or(y)])?;
-        let more = more.map_or(0, |m| m.address());
+        let element = self.check(GRADIENT, shape, &[g.as_slice(), y, out, extra.unwrap_or(y)])?;
         self.check_channels(&[d_gamma.len(), d_beta.len()])?;
-        let (blocks, runs) = blocks(on, maps, element);
-        let (sums, largest) = (self.sums(on, runs)?, if halves { self.largest(on, runs)? } else { 0 });
-        let [mean, inverse, scale, shift, mean_g, mean_gx, size] = &self.parts;
-        let size = if halves { size.address() } else { 0 };
-        let (element, rows, c) = (element.code(maps.channels), maps.pixels(), maps.channels as u32);
-        // SAFETY: all runs hold the maps, there is room for the sums, and all else has one element a channel.
-        unsafe {
-            let relu = relu.code();
-            let args =
-                args![element, relu, &*g, more, out, y, mean, inverse, scale, shift, sums, largest, rows, c];
-            on.launch("pauc_norm_gradient_sums", blocks, args)?;
-            let runs = runs as u32;
-            let args = args![sums, largest, runs, rows, scale, d_gamma, d_beta, mean_g, mean_gx, size];
-            on.launch("pauc_norm_gradient_finish", maps.channels, args)
-        }
+        let (blocks, runs) = blocks_and_runs(on, shape, element);
+        let sums = sums_of(&mut self.partial_sums, on, 2 * runs * self.channels)?;
+        let mut largest = match f16 {
+            true => Some(buffer_of(&mut self.partial_largest, on, runs * self.channels)?),
+            false => None,
+        };
+        let own = &mut self.coefficients;
+        let (rows, c) = (shape.pixels(), shape.channels as u32);
+        let args = args![
+            element.code(shape.channels),
+            relu.code(),
+            Out(g.reborrow()),
+            In(extra),
+            In(out),
+            In(y),
+            In(&own.mean),
+            In(&own.inverse),
+            In(&own.scale),
+            In(&own.shift),
+            Out(&mut *sums),
+            Out(largest.as_deref_mut()),
+            rows,
+            c
+        ];
+        // SAFETY: `check` has established that all maps hold the shape, of `self.channels`, as many as there
+        // are coefficients of each kind. `sums` has two elements per channel and run, and `largest` one. The
+        // kernel does not access what is absent.
+        unsafe { on.launch("pauc_norm_gradient_sums", blocks, args) }?;
+        let args = args![
+            In(&*sums),
+            In(largest.as_deref()),
+            runs as u32,
+            rows,
+            In(&own.scale),
+            Out(d_gamma),
+            Out(d_beta),
+            Out(&mut own.mean_g),
+            Out(&mut own.mean_gx),
+            Out(f16.then_some(&mut own.size_g))
+        ];
+        // SAFETY: one block per channel. `sums` and `largest` are those of the kernel before; all else has one element per
+        // channel: gradients by `check_channels`, coefficients by `new`.
+        unsafe { on.launch("pauc_norm_gradient_finish", shape.channels, args) }
     }
 
-    /// The gradient of `y`, written to `dy`, or in place of `g` without one; after [`Norm::own_gradient`]. With room for
-    /// halves, of maps in `f32`, these are written beside it: [`Norm::halved`].
+    /// The gradient of `y`, after [`BatchNorm::parameter_gradients`]: written to `dy`, or in place of `g`
+    /// without one. If `f16` is given, it is also written there, scaled: [`BatchNorm::scaled_f16`].
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
     pub fn input_gradient(
-        &self,
+        &mut self,
         on: &Context,
-        g: &mut ElementsMut<'_>,
+        g: &mut MapSliceMut<'_>,
         relu: Relu<'_>,
-        (y, maps): (Elements<'_>, Maps),
-        dy: Option<ElementsMut<'_>>,
-        halves: Option<ElementsMut<'_>>,
+        (y, shape): (MapSlice<'_>, MapShape),
+        dy: Option<MapSliceMut<'_>>,
+        f16: Option<MapSliceMut<'_>>,
     ) -> Result<()> {
-        let to = dy.as_ref().unwrap_or(g);
-        let element = self.check(GRADIENT, maps, &[g.read(), y, to.read()])?;
-        let halves = beside(GRADIENT, maps, element, halves)?;
-        let (blocks, _) = blocks(on, maps, element);
-        let [mean, inverse, scale, shift, mean_g, mean_gx, size] = &self.parts;
-        let (element, rows, c) = (element.code(maps.channels), maps.pixels(), maps.channels as u32);
-        let (relu, unit) = (relu.code(), &self.unit);
+        let to = dy.as_ref().map_or_else(|| g.as_slice(), MapSliceMut::as_slice);
+        let element = self.check(GRADIENT, shape, &[g.as_slice(), y, to])?;
+        check_f16(GRADIENT, shape, element, f16.as_ref())?;
+        let (blocks, _) = blocks_and_runs(on, shape, element);
+        let [from, to] = match dy {
+            Some(dy) => [Arg::from(In(g.as_slice())), Arg::from(Out(dy))],
+            None => g.in_place(),
+        };
+        let own = &self.coefficients;
         let args = args![
-            element, relu, rows, c, &*g, y, mean, inverse, scale, shift, mean_g, mean_gx, size, unit, halves,
+            element.code(shape.channels),
+            relu.code(),
+            shape.pixels(),
+            shape.channels as u32,
+            from,
+            In(y),
+            In(&own.mean),
+            In(&own.inverse),
+            In(&own.scale),
+            In(&own.shift),
+            In(&own.mean_g),
+            In(&own.mean_gx),
+            In(&own.size_g),
+            Out(&mut self.inverse_scale),
+            Out(f16),
             to
         ];
-        // SAFETY: all runs hold the maps, and each thread reads an element before it writes there.
+        // SAFETY: the checks above have established that all maps hold the shape, of `self.channels`, as many
+        // as there are coefficients of each kind. In place, each thread reads its elements of g before it
+        // writes them, and no other thread's.
         unsafe { on.launch("pauc_norm_gradient", blocks, args) }
     }
 }

@@ -1,7 +1,7 @@
-//! What this machine has, asked for before anything depends on it: dfdx ends the process where there is no GPU.
+//! What this machine has. Asked for before anything else: dfdx ends the process if there is no GPU.
 
 use crate::library::{self, Library};
-use crate::{Error, link};
+use crate::{Error, shims};
 use cudarc::driver::result::device;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use dfdx::prelude::{Cache, Cuda};
@@ -19,7 +19,7 @@ pub struct Gpu {
     pub capability: (i32, i32),
 }
 
-/// Why there is no CUDA here.
+/// Why CUDA cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unavailable {
     /// A library is not installed.
@@ -50,13 +50,13 @@ pub enum Unavailable {
 }
 
 fn start() -> Result<usize, Unavailable> {
-    let missing = link::missing();
+    let missing = shims::missing();
     if !library::DRIVER.is_there() {
         return Err(Unavailable::Library(&library::DRIVER));
     }
-    // SAFETY: may be called at any time and any number of times.
-    let started = unsafe { sys::cuInit(0) };
-    match started {
+    // SAFETY: `cuInit` has no preconditions, and may be called any number of times.
+    let status = unsafe { sys::cuInit(0) };
+    match status {
         CUresult::CUDA_SUCCESS => {}
         CUresult::CUDA_ERROR_NO_DEVICE => return Err(Unavailable::NoGpu),
         other => return Err(Unavailable::Driver(format!("{other:?}"))),
@@ -83,12 +83,12 @@ pub fn gpus() -> Result<Vec<Gpu>, Unavailable> {
 fn describe(number: usize) -> Result<Gpu, Error> {
     let device = device::get(number as i32)?;
     let mut name = [0 as std::ffi::c_char; 128];
-    // SAFETY: the buffer has the length that is said, and the driver ends the name with a zero.
+    // SAFETY: the buffer has the length that is passed, and the driver ends the name with a NUL within it.
     let name = unsafe {
         sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32, device).result()?;
         std::ffi::CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
     };
-    // SAFETY: the device is one that the driver gave.
+    // SAFETY: `device::get` returned the device.
     let (memory, attribute) = unsafe { (device::total_mem(device)?, |a| device::get_attribute(device, a)) };
     let capability = (
         attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
@@ -97,7 +97,7 @@ fn describe(number: usize) -> Result<Gpu, Error> {
     Ok(Gpu { number, name, memory, capability })
 }
 
-/// dfdx's device of that number, with its cache of buffers on.
+/// dfdx's device of that number, with its cache of buffers enabled.
 ///
 /// # Errors
 /// What is missing.

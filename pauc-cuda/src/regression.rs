@@ -1,9 +1,11 @@
-//! Softmax regression on rows that stay in the device's memory: losses with their gradients, and hits. Products through cuBLAS,
-//! tile by tile; sums over tiles in `f64`.
+//! Softmax regression on rows that stay in the device's memory: losses with their gradients, and hits.
+//! Products through cuBLAS, tile by tile; sums over tiles in `f64`.
 
-use crate::rows::{Factor, column_sums, product};
-use crate::{Buffer, Context, Error, Result, View, args};
-use cudarc::driver::{CudaSlice, DevicePtr};
+use crate::kernel_args::{In, Out, args};
+use crate::matmul::{MatrixRef, product};
+use crate::rows::column_sums;
+use crate::{Buffer, Context, Error, Result, View};
+use cudarc::driver::{CudaSlice, CudaView};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -21,21 +23,23 @@ pub struct Regression {
     classes: usize,
 }
 
-/// Some rows that are looked at together, from number `start` on.
-#[derive(Clone, Copy)]
+/// Rows that are processed together.
 struct Tile<'a> {
-    start: usize,
-    rows: Factor<'a>,
-    count: usize,
-    /// The address of their labels.
-    labels: u64,
+    /// Their numbers.
+    range: Range<usize>,
+    /// (count, D)
+    rows: MatrixRef<'a>,
+    labels: CudaView<'a, u32>,
 }
 
 impl Regression {
     /// A copy of rows of `dim` values with a label below `classes` for each.
     ///
+    /// # Shapes
+    /// `rows` (N, D), `labels` N
+    ///
     /// # Errors
-    /// If lengths disagree, a label is too large, or the device has not enough memory.
+    /// If lengths disagree, a label is too large, or the device is out of memory.
     pub fn new(on: &Rc<Context>, rows: &[f32], dim: usize, labels: &[u32], classes: usize) -> Result<Self> {
         let count = labels.len();
         let large = labels.iter().any(|l| *l as usize >= classes);
@@ -49,7 +53,7 @@ impl Regression {
         Ok(Regression { on, rows, labels, count, dim, classes })
     }
 
-    /// What belongs to the rows' device.
+    /// The context of the rows' device.
     pub fn context(&self) -> &Context {
         &self.on
     }
@@ -57,23 +61,24 @@ impl Regression {
     /// Σ x·xᵀ over all rows.
     ///
     /// # Shapes
-    /// (D, D)
+    /// → (D, D)
     ///
     /// # Errors
     /// If the device fails.
     pub fn scatter(&self) -> Result<Vec<f64>> {
         let (on, size) = (&*self.on, self.dim * self.dim);
-        let (mut part, sums) = (Buffer::any(on, size)?, on.device().alloc_zeros::<f64>(size)?);
+        let (mut part, mut sums) = (Buffer::uninit(on, size)?, on.device().alloc_zeros::<f64>(size)?);
         for tile in self.tiles(0..self.count, TILE / self.dim) {
             product(on, tile.rows.t(), tile.rows, 0.0, part.view_mut())?;
-            let args = args![size, &part, *sums.device_ptr()];
-            // SAFETY: both have so many elements.
+            let args = args![size, In(&part), Out(&mut sums)];
+            // SAFETY: `part` and `sums` were allocated with `size` elements.
             unsafe { on.launch_over("pauc_accumulate", size, args) }?;
         }
         on.download(&sums)
     }
 
-    /// Σ −log softmax(W·x + b), at each label, over a range of rows; its gradient with respect to the weights is written.
+    /// Σ −log softmax(W·x + b), at each label, over a range of rows. Its gradient with respect to the weights
+    /// is written to `gradient`.
     ///
     /// # Shapes
     /// weights and gradient C·D + C
@@ -88,29 +93,31 @@ impl Regression {
             return Err(Error::Length { operation: "gradient of a regression", message });
         }
         let weights = Buffer::from_host(on, weights)?;
-        let most = self.most().min(rows.len());
-        let mut products = Buffer::any(on, most * classes)?;
-        let losses = on.device().alloc_zeros::<f64>(rows.len())?;
-        let (mut part, mut biases) = (Buffer::any(on, size)?, Buffer::any(on, classes)?);
-        let sums = on.device().alloc_zeros::<f64>(size + classes)?;
-        for tile in self.tiles(rows.clone(), most) {
-            let bias = self.multiply(tile, &weights, &mut products)?;
-            let place = (tile.start - rows.start) * size_of::<f64>();
-            let args =
-                args![&products, bias, tile.labels, classes as u32, *losses.device_ptr() + place as u64];
-            // SAFETY: there are so many rows of products with all classes, labels below their number, and losses.
-            unsafe { on.launch("pauc_residuals", tile.count, args) }?;
-            let residuals = products.view().first(tile.count * classes);
-            let factor = Factor::new(residuals, tile.count, classes);
-            product(on, factor.t(), tile.rows, 0.0, part.view_mut())?;
-            biases.clear()?;
-            column_sums(on, residuals, &mut biases)?;
-            let of_biases = *sums.device_ptr() + (size * size_of::<f64>()) as u64;
-            // SAFETY: the sums are of as many weights and, behind them, of as many biases.
-            unsafe {
-                on.launch_over("pauc_accumulate", size, args![size, &part, *sums.device_ptr()])?;
-                on.launch_over("pauc_accumulate", classes, args![classes, &biases, of_biases])?;
-            }
+        let tile_rows = self.tile_rows().min(rows.len());
+        let mut logits = Buffer::uninit(on, tile_rows * classes)?;
+        let mut losses = on.device().alloc_zeros::<f64>(rows.len())?;
+        let (mut part, mut part_of_biases) = (Buffer::uninit(on, size)?, Buffer::uninit(on, classes)?);
+        let mut sums = on.device().alloc_zeros::<f64>(size + classes)?;
+        for tile in self.tiles(rows.clone(), tile_rows) {
+            let bias = self.logits(&tile, &weights, &mut logits)?;
+            let count = tile.range.len();
+            let of_tile = losses.slice_mut(tile.range.start - rows.start..tile.range.end - rows.start);
+            let args = args![Out(&mut logits), In(bias), In(tile.labels), classes as u32, Out(of_tile)];
+            // SAFETY: one block for each of `count` rows: `logits` wrote as many rows of all classes, and
+            // labels and losses were sliced to as many. `new` has checked that labels are below `classes`.
+            unsafe { on.launch("pauc_residuals", count, args) }?;
+            let residuals = logits.view().first(count * classes);
+            let by_class = MatrixRef::new(residuals, count, classes).t();
+            product(on, by_class, tile.rows, 0.0, part.view_mut())?;
+            part_of_biases.clear()?;
+            column_sums(on, residuals, &mut part_of_biases)?;
+            let weight_args = args![size, In(&part), Out(sums.slice_mut(..size))];
+            // SAFETY: `part` was allocated with `size` elements, and the sums were sliced to as many.
+            unsafe { on.launch_over("pauc_accumulate", size, weight_args) }?;
+            let bias_args = args![classes, In(&part_of_biases), Out(sums.slice_mut(size..))];
+            // SAFETY: `part_of_biases` was allocated with `classes` elements, and the sums behind the
+            // weights' are as many.
+            unsafe { on.launch_over("pauc_accumulate", classes, bias_args) }?;
         }
         gradient.copy_from_slice(&on.download(&sums)?);
         Ok(on.download(&losses)?.iter().sum())
@@ -124,50 +131,50 @@ impl Regression {
         self.check(&rows, weights)?;
         let (on, classes) = (&*self.on, self.classes);
         let weights = Buffer::from_host(on, weights)?;
-        let most = self.most().min(rows.len());
-        let mut products = Buffer::any(on, most * classes)?;
-        let right = on.device().alloc_zeros::<u32>(rows.len())?;
-        for tile in self.tiles(rows.clone(), most) {
-            let bias = self.multiply(tile, &weights, &mut products)?;
-            let place = (tile.start - rows.start) * size_of::<u32>();
-            let args =
-                args![&products, bias, tile.labels, classes as u32, *right.device_ptr() + place as u64];
-            // SAFETY: as in `loss`.
-            unsafe { on.launch("pauc_right", tile.count, args) }?;
+        let tile_rows = self.tile_rows().min(rows.len());
+        let mut logits = Buffer::uninit(on, tile_rows * classes)?;
+        let mut right = on.device().alloc_zeros::<u32>(rows.len())?;
+        for tile in self.tiles(rows.clone(), tile_rows) {
+            let bias = self.logits(&tile, &weights, &mut logits)?;
+            let of_tile = right.slice_mut(tile.range.start - rows.start..tile.range.end - rows.start);
+            let args = args![In(&logits), In(bias), In(tile.labels), classes as u32, Out(of_tile)];
+            // SAFETY: one block for each row of the tile: `logits` wrote as many rows of all classes, and
+            // labels and hits were sliced to as many. `new` has checked that labels are below `classes`.
+            unsafe { on.launch("pauc_right", tile.range.len(), args) }?;
         }
         Ok(on.download(&right)?.iter().map(|r| *r as usize).sum())
     }
 
-    /// The most rows whose logits make a tile.
-    fn most(&self) -> usize {
+    /// The most rows whose logits fit into a tile.
+    fn tile_rows(&self) -> usize {
         (TILE / self.classes).max(1)
     }
 
     fn check(&self, rows: &Range<usize>, weights: &[f32]) -> Result<()> {
         if rows.is_empty() || rows.end > self.count || weights.len() != (self.dim + 1) * self.classes {
-            let (of, n) = (self.count, weights.len());
+            let (count, n) = (self.count, weights.len());
             let message =
-                format!("rows {rows:?} of {of}, {n} weights for {} classes of {}", self.classes, self.dim);
+                format!("rows {rows:?} of {count}, {n} weights for {} classes of {}", self.classes, self.dim);
             return Err(Error::Length { operation: "regression", message });
         }
         Ok(())
     }
 
-    /// A range of rows, `most` of them at a time.
-    fn tiles(&self, rows: Range<usize>, most: usize) -> impl Iterator<Item = Tile<'_>> {
-        let most = most.max(1);
-        rows.clone().step_by(most).map(move |start| {
-            let (count, dim) = (most.min(rows.end - start), self.dim);
+    /// A range of rows, at most `tile_rows` at a time.
+    fn tiles(&self, rows: Range<usize>, tile_rows: usize) -> impl Iterator<Item = Tile<'_>> {
+        let tile_rows = tile_rows.max(1);
+        rows.clone().step_by(tile_rows).map(move |start| {
+            let range = start..rows.end.min(start + tile_rows);
+            let (count, dim) = (range.len(), self.dim);
             let values = self.rows.view().part(start * dim, count * dim);
-            let labels = *self.labels.device_ptr() + (start * size_of::<u32>()) as u64;
-            Tile { start, rows: Factor::new(values, count, dim), count, labels }
+            Tile { rows: MatrixRef::new(values, count, dim), labels: self.labels.slice(range.clone()), range }
         })
     }
 
-    /// The products of some rows with the weights of all classes; returns the biases.
-    fn multiply<'a>(&self, tile: Tile<'_>, weights: &'a Buffer, to: &mut Buffer) -> Result<View<'a>> {
+    /// The logits of a tile's rows, but for the biases, which are returned.
+    fn logits<'w>(&self, tile: &Tile<'_>, weights: &'w Buffer, to: &mut Buffer) -> Result<View<'w>> {
         let (classes, size) = (self.classes, self.dim * self.classes);
-        let matrix = Factor::new(weights.view().first(size), classes, self.dim);
+        let matrix = MatrixRef::new(weights.view().first(size), classes, self.dim);
         product(&self.on, tile.rows, matrix.t(), 0.0, to.view_mut())?;
         Ok(weights.view().part(size, classes))
     }

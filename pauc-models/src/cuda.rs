@@ -1,17 +1,17 @@
-//! Networks on CUDA: each is one operation on dfdx's tape, with parameters, activations and workspace in memory of its
-//! own on dfdx's device and stream.
+//! Networks on CUDA: each is one operation on dfdx's tape, with parameters, activations and workspace in
+//! memory of its own on dfdx's device and stream.
 //!
-//! | module | what lives there |
+//! | module | contents |
 //! |---|---|
-//! | `convolutional` | a [`Blueprint`] at work |
-//! | `layout` | which of its maps and gradients are kept, and how much memory that takes |
-//! | `workspace` | its maps and gradients, and the passes over them |
+//! | `convolutional` | convolutional networks: a [`Blueprint`] as an encoder |
+//! | `schedule` | their passes as operations on slots of memory |
+//! | `workspace` | the memory, and the kernels of the operations |
 //! | `transformer` | the vision transformer |
-//! | `perceptron` | linear layers with batch normalisation and ReLU: heads, and the perceptron on pixels |
+//! | `perceptron` | linear layers with batch normalization and ReLU: heads, and the perceptron on pixels |
 
 mod convolutional;
-mod layout;
 mod perceptron;
+mod schedule;
 mod transformer;
 mod workspace;
 
@@ -21,24 +21,23 @@ use crate::encoders::blueprint::Blueprint;
 use crate::encoders_plain::Transformer;
 use crate::heads::{Head, HeadConfig, Identity, blocks};
 use dfdx::prelude::{Cuda, Synchronize};
-use pauc_cuda::conv::Math;
 use pauc_cuda::events::Events;
-use pauc_cuda::{Buffer, Context, elementwise, many, memory, rows, upload};
+use pauc_cuda::{Buffer, Context, elementwise, matmul, multi_tensor, tensor, upload};
 use pauc_kernels::optim::{AdamW, Sgd};
 use pauc_traits::cuda::OnDevice;
 use pauc_traits::encoder::Images;
 use pauc_traits::ops::Matrix;
-use pauc_traits::profile::Clock;
+use pauc_traits::trace::TraceClock;
 use pauc_traits::{Encoder, Error, ImageShape, Param, Pixels, Result};
 use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Events as a clock. A driver that gives no event gives no times: they are shown as zero.
+/// Events as a clock. If the driver fails to record one, times are zero.
 struct EventClock(Events);
 
-impl Clock for EventClock {
+impl TraceClock for EventClock {
     fn mark(&self) -> u64 {
         self.0.mark().unwrap_or(u64::MAX)
     }
@@ -54,9 +53,9 @@ thread_local! {
 }
 
 impl NetworkDevice for Cuda {
-    const TERMS_REPEAT: bool = false;
-    const KEEPS_ROWS: bool = true;
-    const NORMALISES: bool = true;
+    const DETERMINISTIC_REDUCTIONS: bool = false;
+    const HAS_OWN_MEMORY: bool = true;
+    const NORMALIZES_IMAGES: bool = true;
 
     fn images(
         &self,
@@ -76,29 +75,29 @@ impl NetworkDevice for Cuda {
 
     fn configure(&self, options: DeviceOptions) -> Result<()> {
         RECOMPUTE.set(options.recompute);
-        let math = match options.precision {
-            Precision::F32 => Math::F32,
-            Precision::Tf32 => Math::Tf32,
-            Precision::Bf16 => Math::Bf16,
+        let precision = match options.precision {
+            Precision::F32 => pauc_cuda::Precision::F32,
+            Precision::Tf32 => pauc_cuda::Precision::Tf32,
+            Precision::Bf16 => pauc_cuda::Precision::Bf16,
         };
-        Context::of(self).and_then(|c| c.set_math(math)).on_device()
+        Context::of(self).and_then(|c| c.set_precision(precision)).on_device()
     }
 
-    fn clock(&self) -> Option<Rc<dyn Clock>> {
+    fn clock(&self) -> Option<Rc<dyn TraceClock>> {
         let context = Context::of(self).ok()?;
         Some(Rc::new(EventClock(Events::new(&context))))
     }
 
     fn product_rate(&self) -> Result<f64> {
-        Context::of(self).and_then(|on| rows::product_rate(&on)).on_device()
+        Context::of(self).and_then(|on| matmul::product_rate(&on)).on_device()
     }
 
     fn replace_rows(&self, of: &Matrix<f32, Self>, from: usize, rows: &[f32]) -> Result<()> {
-        memory::replace_rows(self, of, from, rows).on_device()
+        tensor::replace_rows(self, of, from, rows).on_device()
     }
 
     fn rows(&self, of: &Matrix<f32, Self>, range: Range<usize>) -> Result<Matrix<f32, Self>> {
-        memory::rows(self, of, range).on_device()
+        tensor::rows(self, of, range).on_device()
     }
 
     fn stacked(
@@ -106,7 +105,7 @@ impl NetworkDevice for Cuda {
         parts: &[Option<&Matrix<f32, Self>>],
         shape: (usize, usize),
     ) -> Result<Matrix<f32, Self>> {
-        memory::stacked(self, parts, shape).on_device()
+        tensor::stacked(self, parts, shape).on_device()
     }
 
     fn finish(&self) -> Result<()> {
@@ -142,19 +141,20 @@ impl NetworkDevice for Cuda {
 
     fn moving_averages(&self, pairs: &mut [(&mut Buffer, &Buffer)], momentum: f64) -> Result<()> {
         // The rate is rounded from the difference in f64: 1 − 0.9999 in f32 is off by 6e-4 of itself.
-        many::averages(&*Context::of(self).on_device()?, pairs, (1.0 - momentum) as f32).on_device()
+        multi_tensor::moving_averages(&*Context::of(self).on_device()?, pairs, (1.0 - momentum) as f32)
+            .on_device()
     }
 
     fn squared_norms(&self, buffers: &[&Buffer]) -> Result<Vec<f64>> {
-        many::squared_norms(&*Context::of(self).on_device()?, buffers).on_device()
+        multi_tensor::squared_norms(&*Context::of(self).on_device()?, buffers).on_device()
     }
 
     fn sgd(&self, all: &mut [Moving<'_, Buffer, 1>], constants: &[Sgd]) -> Result<()> {
-        many::sgd(&*Context::of(self).on_device()?, all, constants).on_device()
+        multi_tensor::sgd(&*Context::of(self).on_device()?, all, constants).on_device()
     }
 
     fn adamw(&self, all: &mut [Moving<'_, Buffer, 2>], constants: &[AdamW]) -> Result<()> {
-        many::adamw(&*Context::of(self).on_device()?, all, constants).on_device()
+        multi_tensor::adamw(&*Context::of(self).on_device()?, all, constants).on_device()
     }
 
     fn scale(&self, buffer: &mut Buffer, factor: f64) -> Result<()> {

@@ -2,12 +2,12 @@
 
 use crate::backend::{Backend, Compute, PortableClusterer, PortableEncoder, PortableOptimizer};
 use crate::clusterer::RowsOnDevice;
-use crate::probe::{Neighbours, ProbesOnDevice, RegressionOnDevice, Rows};
+use crate::probe::{Neighbours, ProbesOnDevice, RegressionOnDevice, RowsView};
 use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
 use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
 use dfdx::prelude::{Cuda, Shape, Storage, Tensor};
 use pauc_cuda::regression::Regression;
-use pauc_cuda::{Buffer, Context, View, elementwise, many, memory};
+use pauc_cuda::{Buffer, Context, View, elementwise, multi_tensor, tensor};
 use std::ops::Range;
 
 /// What the device says, in this crate's words. No `From`: a second one into [`Error`] would leave types of closures open
@@ -63,7 +63,7 @@ impl Compute for Cuda {
         Buffer::zeros(&*context(self)?, len).on_device()
     }
     fn clear(&self, buffers: &mut [&mut Buffer]) -> Result<()> {
-        many::clear(&*context(self)?, buffers).on_device()
+        multi_tensor::clear(&*context(self)?, buffers).on_device()
     }
     fn buffer_len(&self, buffer: &Buffer) -> usize {
         buffer.len()
@@ -75,15 +75,15 @@ impl Compute for Cuda {
         view.to_host(&*context(self)?).on_device()
     }
     fn buffer_tensor<S: Shape>(&self, buffer: &Buffer, shape: S) -> Result<Tensor<S, f32, Self>> {
-        memory::to_tensor(self, buffer.view(), shape).on_device()
+        tensor::to_tensor(self, buffer.view(), shape).on_device()
     }
     fn add_gradient(&self, to: &mut Buffer, gradient: &<Self as Storage<f32>>::Vec) -> Result<()> {
         let on = to.context().on_device()?;
-        elementwise::add(&on, to.view_mut(), 1.0, memory::gradient(gradient)).on_device()
+        elementwise::add(&on, to.view_mut(), 1.0, tensor::gradient(gradient)).on_device()
     }
 
     fn rows_on_device(&self, data: &[f32], cols: usize) -> Result<Option<Box<dyn RowsOnDevice>>> {
-        let rows = pauc_cuda::distance::Rows::new(&context(self)?, data, cols).on_device()?;
+        let rows = pauc_cuda::distance::DeviceRows::new(&context(self)?, data, cols).on_device()?;
         Ok(Some(Box::new(rows)))
     }
 
@@ -102,17 +102,17 @@ impl Compute for Cuda {
     }
 }
 
-impl RowsOnDevice for pauc_cuda::distance::Rows {
+impl RowsOnDevice for pauc_cuda::distance::DeviceRows {
     fn nearest(&mut self, centroids: &[f32]) -> Result<(Vec<u32>, Vec<f32>)> {
-        pauc_cuda::distance::Rows::nearest(self, centroids).on_device()
+        pauc_cuda::distance::DeviceRows::nearest(self, centroids).on_device()
     }
 
     fn lower(&mut self, centroids: &[f32], square: &mut [f32]) -> Result<()> {
-        pauc_cuda::distance::Rows::lower(self, centroids, square).on_device()
+        pauc_cuda::distance::DeviceRows::lower(self, centroids, square).on_device()
     }
 
     fn means(&mut self, order: &[u32], starts: &[usize], centroids: &mut [f32]) -> Result<()> {
-        pauc_cuda::distance::Rows::means(self, order, starts, centroids).on_device()
+        pauc_cuda::distance::DeviceRows::means(self, order, starts, centroids).on_device()
     }
 }
 
@@ -120,22 +120,22 @@ impl RowsOnDevice for pauc_cuda::distance::Rows {
 impl ProbesOnDevice for Cuda {
     fn highest(
         &self,
-        queries: Rows<'_>,
-        bank: Rows<'_>,
+        queries: RowsView<'_>,
+        bank: RowsView<'_>,
         shift: Option<&[f32]>,
         k: usize,
     ) -> Result<Option<Vec<Neighbours>>> {
-        use pauc_cuda::neighbours::{MOST, highest};
-        if k > MOST {
+        use pauc_cuda::neighbors::{MAX_NEIGHBORS, top_k};
+        if k > MAX_NEIGHBORS {
             return Ok(None);
         }
         let on = context(self)?;
-        on.in_f32(|| highest(&on, queries.data, bank.data, bank.cols, shift, k)).on_device().map(Some)
+        on.in_f32(|| top_k(&on, queries.data, bank.data, bank.cols, shift, k)).on_device().map(Some)
     }
 
     fn regression(
         &self,
-        rows: Rows<'_>,
+        rows: RowsView<'_>,
         labels: &[u32],
         classes: usize,
     ) -> Result<Option<Box<dyn RegressionOnDevice>>> {

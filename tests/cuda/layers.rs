@@ -1,136 +1,200 @@
-//! Single layers beside plain loops in `f64`.
+//! Single layers beside plain loops.
 
 use crate::{device, pattern};
-use pauc::cuda::conv::{Convolution, Math, Work};
-use pauc::cuda::field::{Element, Field, Maps};
-use pauc::cuda::norm::{Halved, Norm, Relu};
-use pauc::cuda::{Buffer, Context, maps};
+use pauc::cuda::conv::{Convolution, Scratch};
+use pauc::cuda::feature_map::{self, FeatureMap, MapShape};
+use pauc::cuda::norm::{BatchNorm, Relu, ScaledF16};
+use pauc::cuda::{Buffer, Context, Element, Precision};
 use pauc::kernels::conv::Geometry;
+use pauc_testing::{Rounded, assert_within, tolerance};
 
-/// Maps on the device, and their values as they are there.
-fn maps_of(on: &Context, shape: Maps, element: Element, phase: f64) -> (Field, Vec<f64>) {
+/// MapShape on the device, and their values as they are there.
+fn maps_of(on: &Context, shape: MapShape, element: Element, phase: f64) -> (FeatureMap, Vec<Rounded>) {
     let values = pattern(shape.len(), phase);
     let images = Buffer::from_host(on, &values).unwrap();
-    let mut field = Field::any(on, shape.len(), element).unwrap();
-    maps::pixels(on, images.view().into(), shape.channels, (field.elements_mut(), shape)).unwrap();
-    let there = field.to_host().unwrap();
-    let off = |a: &f32, b: &f32| f64::from((a - b).abs()) > rounding(element) * f64::from(b.abs());
+    let mut field = FeatureMap::uninit(on, shape.len(), element).unwrap();
+    feature_map::convert(on, images.view().into(), shape.channels, (field.slice_mut(), shape)).unwrap();
+    let there: Vec<Rounded> = field.to_host().unwrap().into_iter().map(Rounded::exact).collect();
+    let off = |a: &Rounded, b: &f32| (a.value - f64::from(*b)).abs() > stored(element, f64::from(b.abs()));
     assert!(!there.iter().zip(&values).any(|(a, b)| off(a, b)), "{element:?}");
-    (field, there.iter().map(|v| f64::from(*v)).collect())
+    (field, there)
 }
 
-/// Of one element, relative.
-fn rounding(element: Element) -> f64 {
+/// How far a number of this size is off, once it is stored: half a unit in the last of 8 or 11 bits. Halves
+/// have no fewer than 2⁻²⁴ for it.
+fn stored(element: Element, size: f64) -> f64 {
     match element {
         Element::F32 => 0.0,
-        Element::Bf16 => 1.0 / 256.0,
-        Element::F16 => 1.0 / 2048.0,
+        Element::Bf16 => size / 256.0,
+        Element::F16 => size.max(2f64.powi(-14)) / 2048.0,
     }
 }
 
-/// That each value is a plain one's, within its own rounding and `more` of the largest.
-fn near(what: &str, got: &[f32], want: &[f64], (element, more): (Element, f64)) {
+/// Asserts that each value is a plain one's, within the error of that and its own rounding.
+fn near(what: &str, got: &[f32], want: &[Rounded], element: Element) {
     assert_eq!(got.len(), want.len(), "{what}");
-    let largest = want.iter().fold(0.0f64, |m, v| m.max(v.abs()));
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        let off = (f64::from(*g) - w).abs();
-        assert!(off <= rounding(element) * w.abs() + more * largest, "{what}, {element:?}, {i}: {g} for {w}");
+        let allowed = w.error + stored(element, w.value.abs() + w.error);
+        assert_within!(*g, w.value, allowed, "{what}, {element:?}, {i}");
     }
 }
 
+/// The plain loops are those of the kernels in `f32`, each with a bound on its rounding. Kernels add up some
+/// rows in `f32` and the rest in `f64`, which is within the bound for any order.
 #[test]
 fn normalisations_of_either_element_equal_plain_loops() {
     let dev = device();
     let on = Context::of(&dev).unwrap();
     let buffer = |n: usize, phase: f64| {
         let values = pattern(n, phase);
-        (Buffer::from_host(&on, &values).unwrap(), values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>())
+        let there = Buffer::from_host(&on, &values).unwrap();
+        (there, values.into_iter().map(Rounded::exact).collect::<Vec<_>>())
     };
+    let (zero, one) = (Rounded::default(), Rounded::exact(1.0));
     for (element, c) in [Element::F32, Element::Bf16].into_iter().flat_map(|e| [3, 8, 72].map(|c| (e, c))) {
-        let shape = Maps { batch: 5, height: 3, width: 7, channels: c };
-        let (n, close) = (shape.pixels(), (element, 2e-5));
+        let shape = MapShape { batch: 5, height: 3, width: 7, channels: c };
+        let (n, count) = (shape.pixels(), Rounded::exact(shape.pixels() as f32));
         let [(y, ys), (r, rs), (mut g, gs), (more, ms)] =
             [0.0, 1.0, 2.0, 3.0].map(|phase| maps_of(&on, shape, element, phase));
         let ((gamma, gammas), (beta, betas)) = (buffer(c, 4.0), buffer(c, 5.0));
         let (mut mean, mut variance) = (Buffer::zeros(&on, c).unwrap(), Buffer::zeros(&on, c).unwrap());
-        let mut norm = Norm::new(&on, c).unwrap();
+        let mut norm = BatchNorm::new(&on, c).unwrap();
         let running = (&mut mean, &mut variance, 1.0);
-        norm.measure(&on, (y.elements(), shape), running, (&gamma, &beta, 1e-5)).unwrap();
-        let column = |of: &dyn Fn(usize) -> f64, k: usize| (0..n).map(|i| of(i * c + k)).sum::<f64>();
-        let means: Vec<f64> = (0..c).map(|k| column(&|i| ys[i], k) / n as f64).collect();
-        let spread = |k: usize| column(&|i| (ys[i] - means[k]).powi(2), k);
-        near("mean", &mean.to_host().unwrap(), &means, (Element::F32, 1e-5));
-        let unbiased: Vec<f64> = (0..c).map(|k| spread(k) / (n - 1) as f64).collect();
-        near("variance", &variance.to_host().unwrap(), &unbiased, (Element::F32, 1e-5));
-        let inverse: Vec<f64> = (0..c).map(|k| 1.0 / (spread(k) / n as f64 + 1e-5).sqrt()).collect();
-        let hat = |i: usize| (ys[i] - means[i % c]) * inverse[i % c];
+        norm.measure(&on, (y.slice(), shape), running, (&gamma, &beta, 1e-5)).unwrap();
+        let channels = |of: &dyn Fn(usize) -> Rounded| (0..c).map(of).collect::<Vec<_>>();
+        let column = |of: &dyn Fn(usize) -> Rounded, k: usize| Rounded::sum((0..n).map(|i| of(i * c + k)));
+        // Differences from the first pixel keep the sum of squares from cancelling.
+        let offset = channels(&|k| column(&|i| ys[i] - ys[k], k) / count);
+        let means = channels(&|k| ys[k] + offset[k]);
+        let variances = channels(&|k| {
+            let squares = column(&|i| (ys[i] - ys[k]) * (ys[i] - ys[k]), k);
+            squares / count - offset[k] * offset[k]
+        });
+        near("mean", &mean.to_host().unwrap(), &means, Element::F32);
+        let unbiased = channels(&|k| variances[k] * count / Rounded::exact((n - 1) as f32));
+        near("variance", &variance.to_host().unwrap(), &unbiased, Element::F32);
+        let inverse = channels(&|k| one / (variances[k] + Rounded::exact(1e-5)).sqrt());
+        let scale = channels(&|k| gammas[k] * inverse[k]);
+        let shift = channels(&|k| betas[k] - means[k] * gammas[k] * inverse[k]);
+        let value = |x: &[Rounded], i: usize| x[i] * scale[i % c] + shift[i % c];
         // Behind a residual that its own normalisation is still to be applied to: here the same one.
-        let value =
-            |x: &[f64], i: usize| (x[i] - means[i % c]) * inverse[i % c] * gammas[i % c] + betas[i % c];
-        let outputs: Vec<f64> = (0..shape.len()).map(|i| (value(&ys, i) + value(&rs, i)).max(0.0)).collect();
-        let mut out = Field::any(&on, shape.len(), element).unwrap();
-        let residual = Some((r.elements(), Some(&norm)));
-        let as_halves = element == Element::F32;
-        let mut halves = Field::any(&on, shape.len(), Element::F16).unwrap();
-        let halved = as_halves.then(|| halves.elements_mut());
-        norm.apply(&on, (y.elements(), shape), residual, true, out.elements_mut(), halved).unwrap();
-        near("output", &out.to_host().unwrap(), &outputs, close);
-        if as_halves {
-            near("halves of the output", &halves.to_host().unwrap(), &outputs, (Element::F16, 1e-5));
+        let outputs: Vec<Rounded> =
+            (0..shape.len()).map(|i| (value(&ys, i) + value(&rs, i)).relu()).collect();
+        let mut out = FeatureMap::uninit(&on, shape.len(), element).unwrap();
+        let residual = Some((r.slice(), Some(&norm)));
+        let f16 = element == Element::F32;
+        let mut halves = FeatureMap::uninit(&on, shape.len(), Element::F16).unwrap();
+        let as_f16 = f16.then(|| halves.slice_mut());
+        norm.apply(&on, (y.slice(), shape), residual, true, out.slice_mut(), as_f16).unwrap();
+        near("output", &out.to_host().unwrap(), &outputs, element);
+        if f16 {
+            near("fp16 of the output", &halves.to_host().unwrap(), &outputs, Element::F16);
         }
         // Its gradient, of which a part lies apart.
-        let open: Vec<f64> = out.to_host().unwrap().iter().map(|o| f64::from(u8::from(*o > 0.0))).collect();
-        let masked: Vec<f64> = (0..shape.len()).map(|i| (gs[i] + ms[i]) * open[i]).collect();
-        let gradients = |masked: &[f64]| {
-            let b: Vec<f64> = (0..c).map(|k| column(&|i| masked[i], k)).collect();
-            let a: Vec<f64> = (0..c).map(|k| column(&|i| masked[i] * hat(i), k)).collect();
+        let given = |gs: &[Rounded], open: &dyn Fn(usize) -> bool| -> Vec<Rounded> {
+            (0..shape.len()).map(|i| if open(i) { gs[i] + ms[i] } else { zero }).collect()
+        };
+        let opened = out.to_host().unwrap();
+        let masked = given(&gs, &|i| opened[i] > 0.0);
+        // Those of gamma and beta, and, from what was masked as it is stored, that of y.
+        let gradients = |masked: &[Rounded], there: &[f32]| {
+            let b = channels(&|k| column(&|i| masked[i], k));
+            let a = channels(&|k| column(&|i| masked[i] * (ys[i] - means[k]), k) * inverse[k]);
             let of_y = |i: usize| {
                 let k = i % c;
-                gammas[k] * inverse[k] * (masked[i] - b[k] / n as f64 - hat(i) * a[k] / n as f64)
+                let from = Rounded::exact(there[i]) - b[k] / count;
+                scale[k] * (from - (ys[i] - means[k]) * (a[k] / count * inverse[k]))
             };
             ((0..shape.len()).map(of_y).collect::<Vec<_>>(), a, b)
         };
         let (mut d_gamma, mut d_beta) = (Buffer::zeros(&on, c).unwrap(), Buffer::zeros(&on, c).unwrap());
         let to = (&mut d_gamma, &mut d_beta);
-        let relu = Relu::Output(out.elements());
-        let g_and_more = (&mut g.elements_mut(), Some(more.elements()));
-        norm.own_gradient(&on, g_and_more, relu, (y.elements(), shape), to, as_halves).unwrap();
-        near("masked", &g.to_host().unwrap(), &masked, close);
-        let (_, a, b) = gradients(&masked);
-        near("gradient of gamma", &d_gamma.to_host().unwrap(), &a, (Element::F32, 1e-4));
-        near("gradient of beta", &d_beta.to_host().unwrap(), &b, (Element::F32, 1e-4));
-        // What was masked has been rounded once before it is read again.
-        let there: Vec<f64> = g.to_host().unwrap().iter().map(|v| f64::from(*v)).collect();
-        let mut dy = Field::any(&on, shape.len(), element).unwrap();
-        let to = Some(dy.elements_mut());
-        let halved = as_halves.then(|| halves.elements_mut());
-        norm.input_gradient(&on, &mut g.elements_mut(), relu, (y.elements(), shape), to, halved).unwrap();
-        let (mut of_y, ..) = gradients(&there);
-        if as_halves {
-            let unit = norm.halved(halves.elements()).unit.to_host().unwrap()[0];
-            let found = halves.to_host().unwrap();
-            assert!(found.iter().any(|v| v.abs() > 2.0) && found.iter().all(|v| v.abs() < 64.0), "{found:?}");
-            let times: Vec<f32> = found.iter().map(|v| v * unit).collect();
-            near("halves of the gradient", &times, &of_y, (Element::F16, 2e-5));
+        let relu = Relu::Output(out.slice());
+        let g_and_more = (&mut g.slice_mut(), Some(more.slice()));
+        norm.parameter_gradients(&on, g_and_more, relu, (y.slice(), shape), to, f16).unwrap();
+        let there = g.to_host().unwrap();
+        near("masked", &there, &masked, element);
+        let (of_y, a, b) = gradients(&masked, &there);
+        near("gradient of gamma", &d_gamma.to_host().unwrap(), &a, Element::F32);
+        near("gradient of beta", &d_beta.to_host().unwrap(), &b, Element::F32);
+        let mut dy = FeatureMap::uninit(&on, shape.len(), element).unwrap();
+        let to = Some(dy.slice_mut());
+        let as_f16 = f16.then(|| halves.slice_mut());
+        norm.input_gradient(&on, &mut g.slice_mut(), relu, (y.slice(), shape), to, as_f16).unwrap();
+        if f16 {
+            let unit = norm.scaled_f16(halves.slice()).inverse_scale.to_host().unwrap()[0];
+            let scaled = halves.to_host().unwrap();
+            // The largest gradient lies between 8 and 16 before two means are taken from it, each smaller
+            // than itself.
+            assert!(
+                scaled.iter().any(|v| v.abs() > 2.0) && scaled.iter().all(|v| v.abs() < 64.0),
+                "{scaled:?}"
+            );
+            let wanted: Vec<Rounded> = of_y.iter().map(|w| *w / Rounded::exact(unit)).collect();
+            near("fp16 of the gradient", &scaled, &wanted, Element::F16);
         }
-        let within = (element, 4e-3 * rounding(element) * 256.0 + 2e-5);
-        near("gradient", &dy.to_host().unwrap(), &of_y, within);
+        near("gradient", &dy.to_host().unwrap(), &of_y, element);
         // Without a residual: the values tell where ReLU was shut, and the gradient takes its own place.
         let (mut g, gs) = maps_of(&on, shape, element, 6.0);
-        let masked: Vec<f64> =
-            (0..shape.len()).map(|i| if value(&ys, i) > 0.0 { gs[i] + ms[i] } else { 0.0 }).collect();
         (d_gamma, d_beta) = (Buffer::zeros(&on, c).unwrap(), Buffer::zeros(&on, c).unwrap());
-        let (to, y) = ((&mut d_gamma, &mut d_beta), (y.elements(), shape));
-        let g_and_more = (&mut g.elements_mut(), Some(more.elements()));
-        norm.own_gradient(&on, g_and_more, Relu::Own, y, to, false).unwrap();
-        near("masked", &g.to_host().unwrap(), &masked, close);
-        let there: Vec<f64> = g.to_host().unwrap().iter().map(|v| f64::from(*v)).collect();
-        norm.input_gradient(&on, &mut g.elements_mut(), Relu::Own, y, None, None).unwrap();
-        (of_y, ..) = gradients(&there);
-        let (_, a, b) = gradients(&masked);
-        near("gradient of gamma", &d_gamma.to_host().unwrap(), &a, (Element::F32, 1e-4));
-        near("gradient of beta", &d_beta.to_host().unwrap(), &b, (Element::F32, 1e-4));
-        near("gradient in place", &g.to_host().unwrap(), &of_y, within);
+        let (to, y) = ((&mut d_gamma, &mut d_beta), (y.slice(), shape));
+        let g_and_more = (&mut g.slice_mut(), Some(more.slice()));
+        norm.parameter_gradients(&on, g_and_more, Relu::Own, y, to, false).unwrap();
+        let there = g.to_host().unwrap();
+        // Where rounding decides whether it was shut, it is as the device has it.
+        let masked = given(&gs, &|i| {
+            let value = value(&ys, i);
+            if value.admits(0.0) { there[i] != 0.0 } else { value.value > 0.0 }
+        });
+        near("masked", &there, &masked, element);
+        norm.input_gradient(&on, &mut g.slice_mut(), Relu::Own, y, None, None).unwrap();
+        let (of_y, a, b) = gradients(&masked, &there);
+        near("gradient of gamma", &d_gamma.to_host().unwrap(), &a, Element::F32);
+        near("gradient of beta", &d_beta.to_host().unwrap(), &b, Element::F32);
+        near("gradient in place", &g.to_host().unwrap(), &of_y, element);
+    }
+}
+
+/// A sum of products in `f64`, and what its error depends on.
+#[derive(Clone, Copy, Default)]
+struct Products {
+    sum: f64,
+    /// The sum of their absolute values.
+    size: f64,
+    count: usize,
+    /// The sum's error if each factor is rounded to a half.
+    f16_error: f64,
+}
+
+impl Products {
+    fn add(&mut self, a: f64, b: f64) {
+        self.sum += a * b;
+        self.size += (a * b).abs();
+        self.count += 1;
+        let [u, v] = [a, b].map(|f| stored(Element::F16, f.abs()));
+        self.f16_error += u * b.abs() + v * a.abs() + u * v;
+    }
+
+    /// As the device has it, where factors are off so much that their products are by `factors`, relative.
+    /// Sums have 24 bits. Tensor cores round them towards zero, but only once for four products or more,
+    /// which costs no more than γₙ. Where factors are sums of two, the three sums are added to what was
+    /// there.
+    fn within(&self, factors: f64) -> Rounded {
+        Rounded::within(self.sum, factors * self.size + tolerance::f32(self.count + 3, self.size))
+    }
+}
+
+/// By how much, relative, a product is off because factors have fewer bits.
+fn of_factors(on: &Context, precision: Precision) -> f64 {
+    match precision {
+        // The lower part of a factor is 2⁻¹¹ of it at most and cut off to 11 bits, which makes 2⁻²¹ for each
+        // of two factors; the product of both lower parts is left out.
+        Precision::F32 if Convolution::splits_operands(on, precision).unwrap() => 5.0 * 2f64.powi(-22),
+        Precision::F32 => 0.0,
+        // Tensor cores cut factors off to 11 bits.
+        Precision::Tf32 => 2.0 * 2f64.powi(-10) + 2f64.powi(-20),
+        // These tests take factors as they are stored.
+        Precision::Bf16 => 0.0,
     }
 }
 
@@ -139,26 +203,25 @@ fn convolutions_of_either_element_equal_plain_loops() {
     let dev = device();
     let on = Context::of(&dev).unwrap();
     // Kernel, stride, channels of images and outputs.
-    for (math, (k, s, c, outputs)) in [Math::F32, Math::Tf32, Math::Bf16]
+    for (precision, (k, s, c, outputs)) in [Precision::F32, Precision::Tf32, Precision::Bf16]
         .into_iter()
         .flat_map(|m| [(3, 2, 3, 8), (1, 1, 8, 5), (1, 2, 5, 8), (7, 2, 1, 4)].map(|g| (m, g)))
     {
         let (height, width, batch) = (5, 7, 2);
         let g = Geometry { height, width, inputs: c, outputs, kernel: k, stride: s, padding: k / 2 };
-        let input = Maps { batch, height, width, channels: math.channels(c) };
+        let input = MapShape { batch, height, width, channels: precision.padded_channels(c) };
         let (oh, ow) = g.output();
-        let output = Maps { batch, height: oh, width: ow, channels: outputs };
-        let (element, padded) = (math.element(), input.channels);
-        // Tensor cores round factors of f32 to 11 bits.
-        let close = (element, if math == Math::Tf32 { 1e-3 } else { 1e-5 });
+        let output = MapShape { batch, height: oh, width: ow, channels: outputs };
+        let (element, padded, factors) = (precision.element(), input.channels, of_factors(&on, precision));
+        let within = |all: &[Products]| all.iter().map(|p| p.within(factors)).collect::<Vec<_>>();
         let values = pattern(input.pixels() * c, 0.5);
         let images = Buffer::from_host(&on, &values).unwrap();
-        let mut x = Field::any(&on, input.len(), element).unwrap();
-        maps::pixels(&on, images.view().into(), c, (x.elements_mut(), input)).unwrap();
+        let mut x = FeatureMap::uninit(&on, input.len(), element).unwrap();
+        feature_map::convert(&on, images.view().into(), c, (x.slice_mut(), input)).unwrap();
         let xs = x.to_host().unwrap();
         let weights = pattern(g.weights(), 1.5);
         // Weights as the device rounds them.
-        let (_, ws) = maps_of(&on, Maps::rows(1, weights.len()), element, 1.5);
+        let (_, ws) = maps_of(&on, MapShape::matrix(1, weights.len()), element, 1.5);
         let w = Buffer::from_host(&on, &weights).unwrap();
         let each = |visit: &mut dyn FnMut(usize, usize, usize)| {
             for (b, y, x) in
@@ -178,39 +241,55 @@ fn convolutions_of_either_element_equal_plain_loops() {
                 }
             }
         };
-        let (mut conv, mut work) = (Convolution::new(&on, g, input, math).unwrap(), Work::default());
-        let mut y = Field::any(&on, output.len(), element).unwrap();
-        conv.forward(&on, &mut work, x.elements(), &w, y.elements_mut()).unwrap();
-        let mut want = vec![0.0; output.len()];
-        each(&mut |x, w, y| want[y] += f64::from(xs[x]) * ws[w]);
-        near("convolution", &y.to_host().unwrap(), &want, close);
+        let (mut conv, mut scratch) =
+            (Convolution::new(&on, g, input, precision).unwrap(), Scratch::default());
+        let mut y = FeatureMap::uninit(&on, output.len(), element).unwrap();
+        conv.forward(&on, &mut scratch, x.slice(), &w, y.slice_mut()).unwrap();
+        let mut want = vec![Products::default(); output.len()];
+        each(&mut |x, w, y| want[y].add(f64::from(xs[x]), ws[w].value));
+        near("convolution", &y.to_host().unwrap(), &within(&want), element);
         let (dy, dys) = maps_of(&on, output, element, 2.5);
         let mut dw = Buffer::zeros(&on, g.weights()).unwrap();
-        conv.weight_gradient(&on, &mut work, x.elements(), dy.elements(), &mut dw).unwrap();
-        let mut want = vec![0.0; g.weights()];
-        each(&mut |x, w, y| want[w] += f64::from(xs[x]) * dys[y]);
-        near("gradient of weights", &dw.to_host().unwrap(), &want, close);
-        assert_eq!(conv.halves().is_some(), math == Math::Tf32 && !Convolution::is_product(g));
-        if let Some(as_halves) = conv.halves() {
-            let mut x16 = Field::any(&on, as_halves.len(), Element::F16).unwrap();
-            maps::pixels(&on, x.elements(), padded, (x16.elements_mut(), as_halves)).unwrap();
+        conv.weight_gradient(&on, &mut scratch, x.slice(), dy.slice(), &mut dw).unwrap();
+        let mut want = vec![Products::default(); g.weights()];
+        each(&mut |x, w, y| want[w].add(f64::from(xs[x]), dys[y].value));
+        near("gradient of weights", &dw.to_host().unwrap(), &within(&want), element);
+        assert_eq!(conv.f16_input().is_some(), precision == Precision::Tf32 && !Convolution::is_matmul(g));
+        if let Some(f16_shape) = conv.f16_input() {
+            let mut x16 = FeatureMap::uninit(&on, f16_shape.len(), Element::F16).unwrap();
+            feature_map::convert(&on, x.slice(), padded, (x16.slice_mut(), f16_shape)).unwrap();
             let (dy16, _) = maps_of(&on, output, Element::F16, 2.5);
             // As if it had been multiplied with 4.
             let unit = Buffer::from_host(&on, &[0.25]).unwrap();
-            let halved = Halved { values: dy16.elements(), unit: &unit };
-            conv.weight_gradient_of_halves(&on, &mut work, x16.elements(), halved, &mut dw).unwrap();
-            want.iter_mut().for_each(|v| *v *= 1.25);
-            near("gradient of weights from halves", &dw.to_host().unwrap(), &want, (Element::F16, 1e-3));
+            let as_f16 = ScaledF16 { values: dy16.slice(), inverse_scale: &unit };
+            conv.weight_gradient_f16(&on, &mut scratch, x16.slice(), as_f16, &mut dw).unwrap();
+            // They are left as halves that the root of the number of pixels has divided, and that is rounded
+            // up to a power of 2.
+            let root = 2.0 * (output.pixels() as f64).sqrt();
+            let quarter = |p: &Products| {
+                let error = p.f16_error + tolerance::f32(p.count, p.size);
+                let error = error + stored(Element::F16, (p.sum.abs() + error) / root) * root;
+                Rounded::within(p.sum / 4.0, error / 4.0)
+            };
+            let all: Vec<Rounded> = want.iter().map(|p| p.within(factors) + quarter(p)).collect();
+            near("gradient of weights in fp16", &dw.to_host().unwrap(), &all, Element::F32);
         }
-        for beta in [0.0, 1.0] {
-            let (mut dx, mut want) = maps_of(&on, input, element, 3.5);
-            want.iter_mut().for_each(|v| *v *= beta);
-            let to = (dx.elements_mut(), beta as f32);
-            conv.input_gradient(&on, &mut work, dy.elements(), &w, to).unwrap();
-            each(&mut |x, w, y| want[x] += ws[w] * dys[y]);
-            // Added to what is there, it may have been rounded before.
-            let more = if beta > 0.0 { rounding(element) } else { 0.0 };
-            near("gradient of the input", &dx.to_host().unwrap(), &want, (element, close.1 + more));
+        for beta in [0.0f32, 1.0] {
+            let (mut dx, before) = maps_of(&on, input, element, 3.5);
+            let to = (dx.slice_mut(), beta);
+            conv.input_gradient(&on, &mut scratch, dy.slice(), &w, to).unwrap();
+            let mut want = vec![Products::default(); input.len()];
+            each(&mut |x, w, y| want[x].add(ws[w].value, dys[y].value));
+            let all = want.iter().zip(&before).map(|(p, before)| {
+                let new = p.within(factors);
+                // Added to what is there, it may have been rounded before, and three sums may be added one by
+                // one.
+                let rounded = stored(element, new.value.abs()) + tolerance::f32(3, before.value.abs());
+                let more = if beta > 0.0 { rounded } else { 0.0 };
+                Rounded::within(new.value + f64::from(beta) * before.value, new.error + more)
+            });
+            let all: Vec<Rounded> = all.collect();
+            near("gradient of the input", &dx.to_host().unwrap(), &all, element);
         }
     }
 }

@@ -12,6 +12,7 @@ mod runs;
 mod softmax;
 
 use pauc::dfdx::prelude::*;
+use pauc_testing::tolerance;
 
 fn device() -> Cuda {
     pauc::cuda::open(0).unwrap_or_else(|e| panic!("these tests need a GPU, or an emulated one: {e}"))
@@ -26,9 +27,36 @@ fn norm(v: impl Iterator<Item = f64>) -> f64 {
     v.map(|v| v * v).sum::<f64>().sqrt()
 }
 
-/// ‖a − b‖/‖b‖, with a floor for a b that vanishes but for rounding.
-fn distance_above(floor: f64, a: &[f32], b: &[f32]) -> f64 {
+/// ‖a − b‖.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
-    let off = norm(a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)));
-    off / norm(b.iter().map(|b| f64::from(*b))).max(floor)
+    norm(a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)))
+}
+
+/// Numbers that are all off by `size`, relative, each up or down by chance.
+fn shaken(mut values: Vec<f32>, size: f64, draw: u64) -> Vec<f32> {
+    let mut state = draw.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    for v in &mut values {
+        // Marsaglia's xorshift.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let by = if state >> 40 & 1 == 0 { size } else { -size };
+        *v = (f64::from(*v) * (1.0 + by)) as f32;
+    }
+    values
+}
+
+/// Six standard deviations of an error that lies evenly within ±1.
+const EVENLY: f64 = tolerance::SIGMAS / 1.732_050_8;
+
+/// How far a sum of `n` terms in `f32` may be off: six standard deviations, given the sum and that of the
+/// terms' squares.
+///
+/// Each addition is off by at most u times the sum so far, evenly. In any order, the sums so far have a mean
+/// square of about S²/3 + Q/6, so that all additions together deviate by u·√(n/3·(S²/3 + Q/6)). Tensor cores
+/// round towards zero, but eight products at once: that shift, n/8 times half a unit of half of S, is less
+/// than six deviations for a thousand terms.
+fn long_sum(n: usize, sum: f64, squares: f64) -> f64 {
+    EVENLY * tolerance::UNIT_F32 * (n as f64 * (sum * sum / 3.0 + squares / 6.0)).sqrt()
 }

@@ -1,8 +1,9 @@
 //! Cross-entropy against large banks, beside plain loops in `f64`.
 
-use crate::{device, distance_above, pattern};
-use pauc::cuda::softmax::{Bank, Positives, Room, Scale, cross_entropy_in};
+use crate::{EVENLY, device, long_sum, pattern};
+use pauc::cuda::softmax::{Bank, LogitBudget, Positives, Scale, cross_entropy_within};
 use pauc::cuda::{Buffer, Context};
+use pauc_testing::{Rounded, assert_within, tolerance};
 
 /// Rows of unit length, as `f32` has them.
 fn unit(rows: usize, dim: usize, phase: f64) -> Vec<f32> {
@@ -17,42 +18,97 @@ fn unit(rows: usize, dim: usize, phase: f64) -> Vec<f32> {
 /// Candidates on the host: rows, scales, own rows.
 type Candidates = (Vec<f32>, Vec<f32>, Option<Vec<usize>>);
 
-/// The definition: the value, and the gradient with respect to the queries.
+/// What two halves leave of a product, relative: each factor has 22 bits, and the product of both lower
+/// halves is left out.
+const HALVES: f64 = 3.0 / (1u64 << 22) as f64;
+/// Candidates whose weighted rows are added up on tensor cores before they are put aside.
+const AT_ONCE: usize = 1024;
+
+/// A logit with its row, its scale and its error.
+struct Logit<'a> {
+    value: f64,
+    row: &'a [f32],
+    scale: f64,
+    off: f64,
+}
+
+/// The definition: the value, and the gradient with respect to the queries, each with what rounding may do to
+/// it.
+///
+/// Errors of single products are as good as independent, so that it is their squares that add up: [`EVENLY`]
+/// of the largest is six standard deviations. A logit's error goes into the logarithm of the sum with its
+/// probability, and into its own weight in the gradient.
 fn plain(
     queries: &[f32],
     positives: &[f32],
     scales: &[f32],
     banks: &[Candidates],
     dim: usize,
-) -> (f64, Vec<f64>) {
+) -> (Rounded, Vec<Rounded>) {
     let n = scales.len();
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    let (mut value, mut gradient) = (0.0, vec![0.0; n * dim]);
+    let products = |a: &[f32], b: &[f32]| {
+        let each = || a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+        (each().sum::<f64>(), each().map(|p| p * p).sum::<f64>())
+    };
+    let (mut value, mut gradient) = (Rounded::default(), Vec::new());
     for i in 0..n {
         let (q, k) = (&queries[i * dim..][..dim], &positives[i * dim..][..dim]);
-        // Logits with the rows and scales that they are made of; the positive's first.
-        let mut logits = vec![(dot(q, k) * f64::from(scales[i]), k, f64::from(scales[i]))];
+        // The positive's is a sum in `f64` times a scale, which may be the inverse of another.
+        let (own, scale) = (products(q, k).0 * f64::from(scales[i]), f64::from(scales[i]));
+        let own = Logit { value: own, row: k, scale, off: tolerance::f32(3, own.abs()) };
+        let mut others = Vec::new();
         for (rows, scale, own) in banks {
             for (j, row) in rows.chunks_exact(dim).enumerate() {
                 if own.as_ref().is_none_or(|own| own[i] != j) {
-                    let s = f64::from(if scale.len() == 1 { scale[0] } else { scale[j] });
-                    logits.push((dot(q, row) * s, row, s));
+                    let scale = f64::from(if scale.len() == 1 { scale[0] } else { scale[j] });
+                    let (sum, squares) = products(q, row);
+                    let off = EVENLY * HALVES * squares.sqrt() + long_sum(dim, sum, squares);
+                    // Two roundings make the scale, one multiplies with it, and two make the exponential's
+                    // argument.
+                    let (value, off) = (sum * scale, off * scale + tolerance::f32(5, (sum * scale).abs()));
+                    others.push(Logit { value, row, scale, off });
                 }
             }
         }
-        let top = logits.iter().fold(f64::NEG_INFINITY, |top, l| top.max(l.0));
-        let sum: f64 = logits.iter().map(|l| (l.0 - top).exp()).sum();
-        value += (sum.ln() + top - logits[0].0) / n as f64;
-        for (j, (logit, row, s)) in logits.iter().enumerate() {
-            let p = (logit - top).exp() / sum - if j == 0 { 1.0 } else { 0.0 };
-            let to = &mut gradient[i * dim..][..dim];
-            to.iter_mut().zip(*row).for_each(|(to, v)| *to += p * s * f64::from(*v) / n as f64);
+        let top = others.iter().fold(own.value, |top, l| top.max(l.value));
+        let sum: f64 = others.iter().map(|l| (l.value - top).exp()).sum();
+        let all = sum + (own.value - top).exp();
+        let of_others = sum / all;
+        value.value += (all.ln() + top - own.value) / n as f64;
+        // Probabilities among the others, with their errors. Exponentials are exact to two units in the last
+        // place, as many of which are rounded away where eight are added in `f32`.
+        let p = |l: &Logit<'_>| (l.value - top).exp() / sum;
+        let squared: f64 = others.iter().map(|l| (p(l) * l.off).powi(2)).sum();
+        let of_sum = squared.sqrt() + tolerance::f32(8, 1.0);
+        value.error += of_others * (of_sum + own.off) / n as f64;
+        // The logarithm of the sum is rounded before it is taken from logits, and so is what is left.
+        let of_weights = of_sum + tolerance::f32(2, (sum.ln() + top).abs());
+        // A few factors follow. Sums are made of parts, which are added one by one.
+        let parts = others.len().div_ceil(AT_ONCE) + banks.len();
+        let of_factors = tolerance::f32(10 + 3 * parts, 1.0);
+        for d in 0..dim {
+            let (mut to, mut squares, mut inherited) = (0.0, 0.0, 0.0);
+            for l in &others {
+                let term = of_others * p(l) * l.scale * f64::from(l.row[d]);
+                to += term;
+                squares += term * term;
+                inherited += (term * (l.off + tolerance::f32(4, 1.0) + EVENLY * HALVES)).powi(2);
+            }
+            let of_positive = (of_others * own.scale * f64::from(own.row[d])).abs();
+            // By how much the share of the others is off, and both parts of the gradient with it.
+            let of_share = (1.0 - of_others) * (of_sum + own.off);
+            let off = inherited.sqrt()
+                + long_sum(others.len().min(AT_ONCE), to, squares)
+                + to.abs() * (of_weights + of_factors + of_share)
+                + of_positive * (of_factors + of_share);
+            let all = to - of_others * own.scale * f64::from(own.row[d]);
+            gradient.push(Rounded::within(all / n as f64, off / n as f64));
         }
     }
-    (value, gradient)
+    (value.round(), gradient)
 }
 
-fn compare(n: usize, dim: usize, sizes: &[usize], size: f32, room: Room) -> (f64, f64) {
+fn compare(n: usize, dim: usize, sizes: &[usize], size: f32, budget: LogitBudget) {
     let dev = device();
     let on = Context::of(&dev).unwrap();
     let sized = |rows: Vec<f32>| rows.into_iter().map(|v| v * size).collect::<Vec<f32>>();
@@ -75,7 +131,7 @@ fn compare(n: usize, dim: usize, sizes: &[usize], size: f32, room: Room) -> (f64
     let rows: Vec<Buffer> = banks.iter().map(|b| there(&b.0)).collect();
     let over: Vec<Vec<f32>> = banks.iter().map(|b| b.1.iter().map(|s| 1.0 / s).collect()).collect();
     let scale = |b: usize| if b == 0 { Scale::Over(&over[0]) } else { Scale::Same(banks[b].1[0]) };
-    let found: Vec<Bank<'_>> = (0..banks.len())
+    let device_banks: Vec<Bank<'_>> = (0..banks.len())
         .map(|b| Bank { rows: rows[b].view(), scale: scale(b), own: banks[b].2.as_deref() })
         .collect();
     // Positives of their own, or rows of the first bank.
@@ -89,32 +145,40 @@ fn compare(n: usize, dim: usize, sizes: &[usize], size: f32, room: Room) -> (f64
     };
     let k = there(&positives);
     let drawn_to = if of_bank { Positives::Own } else { Positives::Rows(k.view(), temper * 4.0) };
-    let graded = cross_entropy_in(&on, room, q.view(), drawn_to, &found, dim).unwrap();
+    let graded = cross_entropy_within(&on, budget, q.view(), drawn_to, &device_banks, dim).unwrap();
     let (value, gradient) = plain(&queries, &positives, &scales, &banks, dim);
-    let wanted: Vec<f32> = gradient.iter().map(|g| *g as f32).collect();
-    let found = f64::from(graded.value.to_host().unwrap()[0]);
-    ((found - value).abs() / value, distance_above(0.0, &graded.gradient.to_host().unwrap(), &wanted))
+    let what = format!("{n} queries of {dim} against {sizes:?}, of length {size}");
+    let (got, gradients) = (graded.value.to_host().unwrap()[0], graded.gradient.to_host().unwrap());
+    let off = |got: f32, want: &Rounded| (f64::from(got) - want.value).abs();
+    let norm = |of: &dyn Fn(usize) -> f64| crate::norm((0..n * dim).map(of));
+    let size = norm(&|i| gradient[i].value);
+    println!(
+        "{what}: the value is off by {:.1e} of {:.1e}, the gradient by {:.1e} of {:.1e}",
+        off(got, &value) / value.value,
+        value.error / value.value,
+        norm(&|i| off(gradients[i], &gradient[i])) / size,
+        norm(&|i| gradient[i].error) / size,
+    );
+    assert_within!(got, value.value, value.error, "{what}: value");
+    for (i, (got, want)) in gradients.iter().zip(&gradient).enumerate() {
+        assert_within!(*got, want.value, want.error, "{what}: gradient {i}");
+    }
 }
 
 /// Halves lose no more than `f32` does: rows of 128, of lengths from 10⁻⁶ to 10⁶, of odd sizes, kept and in tiles.
 #[test]
 fn products_of_halves_are_as_good_as_those_of_f32() {
-    let tiles = Room { kept: 0, tile: 400 };
-    for (n, dim, sizes, size, room) in [
-        (6, 128, vec![2500, 30], 1.0, Room::default()),
+    let tiles = LogitBudget { kept: 0, tile: 400 };
+    for (n, dim, sizes, size, budget) in [
+        (6, 128, vec![2500, 30], 1.0, LogitBudget::default()),
         (6, 128, vec![150, 64], 1e-6, tiles),
-        (5, 128, vec![96, 40], 1e6, Room::default()),
+        (5, 128, vec![96, 40], 1e6, LogitBudget::default()),
         (9, 7, vec![123, 45], 1.0, tiles),
         // The second bank's scores begin in the middle of a pack.
-        (3, 8, vec![35, 64], 1.0, Room::default()),
-        (4, 3, vec![2049], 1.0, Room::default()),
-        (1, 1, vec![5], 1.0, Room::default()),
+        (3, 8, vec![35, 64], 1.0, LogitBudget::default()),
+        (4, 3, vec![2049], 1.0, LogitBudget::default()),
+        (1, 1, vec![5], 1.0, LogitBudget::default()),
     ] {
-        let (value, gradient) = compare(n, dim, &sizes, size, room);
-        let what = format!("{n} queries of {dim} against {sizes:?}, of length {size}");
-        println!("{what}: the value is off by {value:.1e}, the gradient by {gradient:.1e}");
-        // A GPU's exponentials and logits are those of `f32`.
-        assert!(value < 2e-6, "{what}: the value is off by {value:e}");
-        assert!(gradient < 4e-6, "{what}: the gradient is off by {gradient:e}");
+        compare(n, dim, &sizes, size, budget);
     }
 }

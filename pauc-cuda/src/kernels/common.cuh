@@ -1,4 +1,5 @@
-// What every file of kernels begins with. Blocks have a power of two of threads, from 32 to MOST_THREADS, in one dimension.
+// What every file of kernels begins with. Blocks have a power of two of threads, from 32 to MOST_THREADS, in
+// one dimension.
 #define MOST_THREADS 256
 #define THREADS blockDim.x
 
@@ -6,7 +7,7 @@
 #define FOR_EACH(i, n) \
     for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < (n); i += (size_t)gridDim.x * blockDim.x)
 
-// i / d; numbers of 64 bits divide slowly.
+// i / d. Divisions of 64-bit numbers are slow.
 __device__ inline size_t quotient(size_t i, unsigned d) { return i >> 32 ? i / d : (unsigned)i / d; }
 
 // The sum over the threads of a block, for all of them, always in the same order.
@@ -23,7 +24,7 @@ __device__ inline double block_sum(double v) {
     return total;
 }
 
-// The same of two at once, and the largest of a third.
+// The same for two sums at once, and the maximum of a third value.
 __device__ inline void block_totals(double &a, double &b, float &top) {
     __shared__ double sums[2][MOST_THREADS];
     __shared__ float tops[MOST_THREADS];
@@ -60,12 +61,12 @@ __device__ inline float block_max(float v) {
     return top;
 }
 
-// A number of eight bits for its size and eight for its digits: the upper half of a float.
+// bfloat16: eight exponent bits and eight mantissa bits, the upper half of a float.
 struct bf16 {
     unsigned short bits;
 };
 
-// A number of five bits for its size and eleven for its digits.
+// fp16: five exponent bits and eleven mantissa bits.
 struct f16 {
     unsigned short bits;
 };
@@ -85,12 +86,12 @@ __device__ inline float number(f16 v) {
 }
 
 __device__ inline void set(float &to, float v) { to = v; }
-// The nearest, of two equally near the even one; a NaN stays one.
+// Rounds to the nearest, ties to even; a NaN stays a NaN.
 __device__ inline void set(bf16 &to, float v) {
     unsigned u = __float_as_uint(v);
     to.bits = (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
 }
-// The nearest, of two equally near the even one; beyond its range, the largest there is. A NaN stays one.
+// Rounds to the nearest, ties to even, and saturates instead of overflowing; a NaN stays a NaN.
 __device__ inline void set(f16 &to, float v) {
     const float most = 65504;
     v = v > most ? most : v < -most ? -most : v;
@@ -102,20 +103,20 @@ __device__ inline void set(f16 &to, float v) {
 #endif
 }
 
-// The power of two that takes `found` to between 2^(top - 1) and 2^top; of zero, 1.
-__device__ inline float lift(float found, int top) {
-    if (!(found > 0)) return 1;
-    int up = top - 1 - ((int)(__float_as_uint(found) >> 23) - 127);
+// The power of two that scales `largest` to between 2^(top - 1) and 2^top; 1 for zero.
+__device__ inline float lift(float largest, int top) {
+    if (!(largest > 0)) return 1;
+    int up = top - 1 - ((int)(__float_as_uint(largest) >> 23) - 127);
     up = up > 126 ? 126 : up < -126 ? -126 : up;
     return __uint_as_float((unsigned)(up + 127) << 23);
 }
 
-// V numbers that a thread reads or writes at once.
+// V numbers that a thread loads or stores at once.
 template <class T, unsigned V> struct alignas(sizeof(T) * V) Pack {
     T of[V];
 };
 
-// A GPU ends the program where a pack of 16 bytes or less does not lie at a multiple of its size; so does an emulated one.
+// A GPU ends the program if a pack of 16 bytes or less is not aligned to its size; so does an emulated one.
 #ifdef __CUDACC_RTC__
 #define ALIGNED(pack)
 #else
@@ -142,8 +143,9 @@ template <class T, unsigned V> __device__ inline void store(void *to, size_t i, 
     ((Pack<T, V> *)to)[i] = pack;
 }
 
-// Calls a template by what elements are and how many a thread takes at once: 0 and 1, four floats and one; 2 and 3, eight
-// bf16 and one; 4 and 5, eight f16 and one.
+// Instantiates a template for an element type and vector width: 0 and 1 are float, four at a time and one; 2
+// and 3 bf16, eight and one; 4 and 5 f16, eight and one. The number is that of Element::code. Few kernels
+// take f16: this macro does not.
 #define BY_ELEMENT(element, f, ...)                                                                                              \
     do {                                                                                                                         \
         if (element == 0) f<float, 4>(__VA_ARGS__);                                                                              \

@@ -1,7 +1,7 @@
 // Nearest centroids and means of rows.
 
-// One centroid c a block, around the mean m of all, sums / K: c - m, and (|c|^2 - |m|^2) / 2, which is half the squared distance
-// to a row, but for what all centroids have in common, when the row's product with c - m is taken away.
+// One centroid c per block, and the mean m of all, sums / K: c - m, and (|c|^2 - |m|^2) / 2. That, less the
+// row's product with c - m, is half the squared distance to a row, up to what all centroids have in common.
 extern "C" __global__ void pauc_around(const float *centroids, const float *sums, unsigned K, unsigned D, float *around, float *bias) {
     size_t c = blockIdx.x;
     double square = 0;
@@ -14,8 +14,8 @@ extern "C" __global__ void pauc_around(const float *centroids, const float *sums
     if (threadIdx.x == 0) bias[c] = (float)(square / 2);
 }
 
-// For each row of a tile, one a block: the centroid with the smallest bias - score, the lowest among equals, and the squared
-// distance to it from differences; if `lower`, a smaller distance from before stays.
+// For each row of a tile, one per block: the centroid with the smallest bias - score, the lowest among
+// equals, and the squared distance to it from differences; if `lower`, a distance that was smaller stays.
 extern "C" __global__ void pauc_nearest(const float *scores, const float *bias, const float *x, const float *centroids, unsigned K,
                                         unsigned D, unsigned lower, unsigned *index, float *square) {
     __shared__ float least[MOST_THREADS];
@@ -57,7 +57,8 @@ extern "C" __global__ void pauc_nearest(const float *scores, const float *bias, 
     }
 }
 
-// The mean of each centroid's rows, summed in their order; one centroid a block. A centroid without rows stays.
+// The mean of each centroid's rows, summed in their order; one centroid per block. A centroid without rows
+// stays.
 extern "C" __global__ void pauc_means(const float *x, const unsigned *order, const unsigned *starts, unsigned D, float *centroids) {
     unsigned c = blockIdx.x, begin = starts[c], end = starts[c + 1];
     if (begin == end) return;

@@ -1,4 +1,4 @@
-// Vectors: sums, moving averages, norms, steps of optimisers.
+// Vectors: sums, multiples, copies.
 
 extern "C" __global__ void pauc_add(size_t n, float a, const float *x, float *y) {
     FOR_EACH(i, n) y[i] += a * x[i];

@@ -1,8 +1,9 @@
-// Batch normalisation of rows (R, C): the pixels of maps whose channels come last, or the rows of a matrix. Per channel the
-// coefficients are mean, 1/deviation, scale, shift.
+// Batch normalization of rows (R, C): the pixels of maps whose channels come last, or the rows of a matrix.
+// Per channel the coefficients are mean, 1/deviation, scale, shift.
 
-// How blocks share rows. A group of channels, as wide as a block or all of them, has `runs` blocks, and each of its rows is
-// one block's; threads side by side take V channels each, those below them other rows.
+// How blocks divide rows. Each group of channels, as wide as a block or all of them, has `runs` blocks, which
+// divide the rows. Neighboring threads of a block take V channels each; the block's further threads take
+// other rows.
 template <unsigned V> struct Lane {
     unsigned packs, tile, group, run, runs, col;
     size_t row, step, rows;
@@ -20,16 +21,17 @@ template <unsigned V> struct Lane {
     // Threads beyond the last channel have nothing to do.
     __device__ bool idle() const { return col >= packs; }
     __device__ size_t at(size_t r) const { return r * packs + col; }
-    // The same from the last row on: what was written last is read while it is still in the cache.
+    // The same in reverse: what was written last is read while it is still in the cache.
     __device__ size_t from_end(size_t r) const { return (rows - 1 - r) * packs + col; }
-    // Its V channels of a vector, or what an absent vector stands for.
-    __device__ void channels(const float *of, float absent, float (&to)[V]) const {
+    // Its V channels of a vector, or the default of an absent one.
+    __device__ void channels(const float *vector, float absent, float (&to)[V]) const {
 #pragma unroll
-        for (unsigned v = 0; v < V; v++) to[v] = of ? of[col * V + v] : absent;
+        for (unsigned v = 0; v < V; v++) to[v] = vector ? vector[col * V + v] : absent;
     }
 };
 
-// Writes the sums over the rows of a block, two a channel, in one order. Those of all runs of a channel lie side by side.
+// Writes the sums over the rows of a block, two a channel, in one order. Those of all runs of a channel lie
+// side by side.
 template <unsigned V>
 __device__ void block_sums_of_rows(const Lane<V> &lane, const float (&a)[V], const float (&b)[V], unsigned C, double *sums) {
     __shared__ float part[2 * V * MOST_THREADS];
@@ -61,7 +63,8 @@ template <unsigned V> __device__ void block_largest_of_rows(const Lane<V> &lane,
     }
 }
 
-// The two sums of channel c over all runs, and the largest of all runs if they are given, for every thread of a block.
+// The two sums of channel c over all runs, and the largest of all runs if they are given, for every thread of
+// a block.
 __device__ inline void block_totals(const double *sums, const float *largest, unsigned runs, unsigned c, double &a, double &b,
                                     float &top) {
     a = b = 0;
@@ -94,7 +97,8 @@ template <class T, unsigned V> __device__ void block_norm_sums(const void *y, do
     block_sums_of_rows(lane, a, b, C, sums);
 }
 
-// Sums of the differences from the first row and of their squares. Differences keep the sum of squares from cancelling.
+// Sums of the differences from the first row and of their squares. Differences keep the sum of squares from
+// cancelling.
 extern "C" __global__ void pauc_norm_sums(unsigned element, const void *y, double *sums, size_t R, unsigned C) {
     BY_ELEMENT(element, block_norm_sums, y, sums, R, C);
 }
@@ -109,7 +113,8 @@ __device__ inline void coefficients(unsigned c, float m, float variance, const f
     shift[c] = beta[c] - m * gamma[c] * inv;
 }
 
-// A block a channel: mean and variance from the sums of all runs, the running statistics moved towards them, coefficients.
+// One block per channel: mean and variance from the sums of all runs, the running statistics moved towards
+// them, coefficients.
 extern "C" __global__ void pauc_norm_moments(unsigned element, const void *y, const double *sums, unsigned runs, size_t R,
                                              float *running_mean, float *running_variance, float momentum, const float *gamma,
                                              const float *beta, float epsilon, float *mean, float *inverse, float *scale,
@@ -134,12 +139,12 @@ extern "C" __global__ void pauc_norm_prepare(unsigned C, const float *given_mean
     FOR_EACH(c, C) coefficients(c, given_mean[c], variance[c], gamma, beta, epsilon, mean, inverse, scale, shift);
 }
 
-// Only maps and gradients in f32 have halves beside them.
-#define HALVES(T) (sizeof(T) == sizeof(float))
+// Only f32 maps and gradients have fp16 copies.
+#define HAS_F16_COPY(T) (sizeof(T) == sizeof(float))
 
 template <class T, unsigned V>
 __device__ void norm_apply(size_t R, unsigned C, const void *y, const float *scale, const float *shift, const void *residual,
-                           const float *residual_scale, const float *residual_shift, bool relu, void *halves, void *out) {
+                           const float *residual_scale, const float *residual_shift, bool relu, void *f16_copy, void *out) {
     Lane<V> lane(R, C);
     if (lane.idle()) return;
     float a[V], b[V], c[V], d[V];
@@ -158,23 +163,23 @@ __device__ void norm_apply(size_t R, unsigned C, const void *y, const float *sca
             if (relu && !(x[v] > 0) && x[v] == x[v]) x[v] = 0;
         }
         store<T, V>(out, lane.at(r), x);
-        if (HALVES(T) && halves) store<f16, V>(halves, lane.at(r), x);
+        if (HAS_F16_COPY(T) && f16_copy) store<f16, V>(f16_copy, lane.at(r), x);
     }
 }
 
-// out <- relu?(scale y + shift + residual), where the residual may have a scale and shift of its own; absent ones are 0. The same as
-// halves if there is a place for them.
+// out <- relu?(scale y + shift + residual), where the residual may have a scale and shift of its own. Absent
+// arguments are 0. The same in fp16 if there is memory for it.
 extern "C" __global__ void pauc_norm_apply(unsigned element, size_t R, unsigned C, const void *y, const float *scale,
                                            const float *shift, const void *residual, const float *residual_scale,
-                                           const float *residual_shift, unsigned relu, void *halves, void *out) {
-    BY_ELEMENT(element, norm_apply, R, C, y, scale, shift, residual, residual_scale, residual_shift, relu, halves, out);
+                                           const float *residual_shift, unsigned relu, void *f16_copy, void *out) {
+    BY_ELEMENT(element, norm_apply, R, C, y, scale, shift, residual, residual_scale, residual_shift, relu, f16_copy, out);
 }
 
-// What a gradient passes through before it comes to a normalisation.
+// The ReLU behind a normalization.
 #define NO_RELU 0
-// ReLU of the normalised value alone, which tells where it was shut.
+// Of the normalized value alone, whose sign tells where it was open.
 #define RELU 1
-// ReLU behind a residual: the output tells.
+// Of the sum with a residual: the output tells.
 #define RELU_OF_OUTPUT 2
 
 template <class T, unsigned V>
@@ -205,7 +210,7 @@ __device__ void block_norm_gradient_sums(unsigned relu, void *g, const void *mor
                 if (relu && !(o[v] > 0)) d[v] = 0;
                 a[v] += d[v];
                 b[v] = fmaf(d[v], x[v] - m[v], b[v]);
-                if (HALVES(T) && largest) top[v] = fmaxf(top[v], fabsf(d[v]));
+                if (HAS_F16_COPY(T) && largest) top[v] = fmaxf(top[v], fabsf(d[v]));
             }
             if (relu == RELU_OF_OUTPUT || more) store<T, V>(g, lane.from_end(r), d);
         }
@@ -215,19 +220,20 @@ __device__ void block_norm_gradient_sums(unsigned relu, void *g, const void *mor
         for (unsigned v = 0; v < V; v++) b[v] *= inv[v];
     }
     block_sums_of_rows(lane, a, b, C, sums);
-    if (HALVES(T) && largest) block_largest_of_rows(lane, top, C, largest);
+    if (HAS_F16_COPY(T) && largest) block_largest_of_rows(lane, top, C, largest);
 }
 
-// The sums of g and of g times the standardised y, where ReLU lets g through, and the largest |g| if there is a place for it.
-// If there is more, it is added to g; then, and behind a residual, g is cut in place.
+// The sums of g and of g times the standardized y, where ReLU was open, and the largest |g| if there is
+// memory for it. If `more` is given, it is added to g first. Then, and behind a residual, g is set to zero in
+// place where ReLU was closed.
 extern "C" __global__ void pauc_norm_gradient_sums(unsigned element, unsigned relu, void *g, const void *more, const void *out, const void *y,
                                                    const float *mean, const float *inverse, const float *scale, const float *shift,
                                                    double *sums, float *largest, size_t R, unsigned C) {
     BY_ELEMENT(element, block_norm_gradient_sums, relu, g, more, out, y, mean, inverse, scale, shift, sums, largest, R, C);
 }
 
-// A block a channel: gradients of gamma and beta, added to, the means that the gradient of y needs, and, if there is a place for
-// it, what the largest |g| would be as a gradient of y.
+// One block per channel: accumulates the gradients of gamma and beta, and writes the means that the gradient
+// of y needs, and, if there is memory for it, the largest |g scale|.
 extern "C" __global__ void pauc_norm_gradient_finish(const double *sums, const float *largest, unsigned runs, size_t R,
                                                      const float *scale, float *d_gamma, float *d_beta, float *mean_g, float *mean_gx,
                                                      float *size) {
@@ -243,20 +249,21 @@ extern "C" __global__ void pauc_norm_gradient_finish(const double *sums, const f
     mean_gx[c] = (float)(b / n);
 }
 
-// What halves of a gradient are at most, by the size of the gradient that it is made of: 2^4. The gradient of y exceeds that size by
-// less than the root of the number of rows, so that 2^16 is not reached by fewer than 2^24 rows.
-#define HALVES_TOP 4
+// The scale of a gradient in fp16: the largest |g scale| becomes at most 2^4. The gradient of y exceeds that
+// by a factor of less than the root of the number of rows, so that fewer than 2^24 rows do not reach 2^16,
+// fp16's range.
+#define F16_TOP 4
 
 template <class T, unsigned V>
 __device__ void block_norm_gradient(unsigned relu, size_t R, unsigned C, const void *g, const void *y, const float *mean,
                                     const float *inverse, const float *scale, const float *shift, const float *mean_g,
-                                    const float *mean_gx, const float *size, float *unit, void *halves, void *dy) {
+                                    const float *mean_gx, const float *size, float *unit, void *f16_copy, void *dy) {
     Lane<V> lane(R, C);
     float up = 1;
-    if (HALVES(T) && halves) {
+    if (HAS_F16_COPY(T) && f16_copy) {
         float top = 0;
         for (unsigned c = threadIdx.x; c < C; c += THREADS) top = fmaxf(top, size[c]);
-        up = lift(block_max(top), HALVES_TOP);
+        up = lift(block_max(top), F16_TOP);
         if (blockIdx.x == 0 && threadIdx.x == 0) *unit = 1 / up;
     }
     if (lane.idle()) return;
@@ -279,19 +286,19 @@ __device__ void block_norm_gradient(unsigned relu, size_t R, unsigned C, const v
             d[v] = s[v] * (d[v] - from[v] - (x[v] - m[v]) * k[v]);
         }
         store<T, V>(dy, lane.at(r), d);
-        if (HALVES(T) && halves) {
+        if (HAS_F16_COPY(T) && f16_copy) {
 #pragma unroll
             for (unsigned v = 0; v < V; v++) d[v] *= up;
-            store<f16, V>(halves, lane.at(r), d);
+            store<f16, V>(f16_copy, lane.at(r), d);
         }
     }
 }
 
-// The gradient of y, which may take the place of g; and, if there is a place for them, the same as halves, times a power of two whose
-// inverse is written.
+// The gradient of y, which may take the place of g; and, if there is memory for it, the same in fp16 times a
+// power of two, whose inverse is written.
 extern "C" __global__ void pauc_norm_gradient(unsigned element, unsigned relu, size_t R, unsigned C, const void *g, const void *y,
                                               const float *mean, const float *inverse, const float *scale, const float *shift,
-                                              const float *mean_g, const float *mean_gx, const float *size, float *unit, void *halves,
+                                              const float *mean_g, const float *mean_gx, const float *size, float *unit, void *f16_copy,
                                               void *dy) {
-    BY_ELEMENT(element, block_norm_gradient, relu, R, C, g, y, mean, inverse, scale, shift, mean_g, mean_gx, size, unit, halves, dy);
+    BY_ELEMENT(element, block_norm_gradient, relu, R, C, g, y, mean, inverse, scale, shift, mean_g, mean_gx, size, unit, f16_copy, dy);
 }

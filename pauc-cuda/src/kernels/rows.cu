@@ -12,7 +12,7 @@ extern "C" __global__ void pauc_relu_gradient(size_t n, const float *out, float 
     FOR_EACH(i, n) if (!(out[i] > 0)) g[i] = 0;
 }
 
-// Columns of a block: few, so that there are many blocks.
+// Columns per block: few, so that there are many blocks.
 #define COLUMNS 8
 
 // sums <- sums + the sum of each column, in one order.
@@ -31,7 +31,7 @@ extern "C" __global__ void pauc_column_sums(const float *x, unsigned N, unsigned
     if (run == 0 && c < C) sums[c] += (float)part[threadIdx.x];
 }
 
-// z <- x / sqrt(|x|^2 + epsilon), a row a block, and the factors.
+// z <- x / sqrt(|x|^2 + epsilon), one row per block, and the factors.
 extern "C" __global__ void pauc_unit(const float *x, unsigned D, float epsilon, float *z, float *inverse) {
     size_t i = blockIdx.x;
     double sum = 0;
@@ -46,6 +46,6 @@ extern "C" __global__ void pauc_unit_gradient(const float *z, const float *g, co
     size_t i = blockIdx.x;
     double sum = 0;
     for (unsigned d = threadIdx.x; d < D; d += THREADS) sum += (double)z[i * D + d] * (double)g[i * D + d];
-    float along = (float)block_sum(sum);
-    for (unsigned d = threadIdx.x; d < D; d += THREADS) dx[i * D + d] += inverse[i] * (g[i * D + d] - along * z[i * D + d]);
+    float dot = (float)block_sum(sum);
+    for (unsigned d = threadIdx.x; d < D; d += THREADS) dx[i * D + d] += inverse[i] * (g[i * D + d] - dot * z[i * D + d]);
 }

@@ -3,8 +3,8 @@
 // The row of b that belongs to row i: that of the same number, or the one that `at` names.
 __device__ inline size_t row_of(const unsigned *at, size_t i) { return at ? at[i] : i; }
 
-// out[i] <- scale a_i . b_j, one row a block, where j is i or at[i], and the scale is one for all if `uniform`, or b_j's. It is the
-// largest logit so far.
+// out[i] <- scale a_i . b_j, one row per block, where j is i or at[i], and the scale is one for all if
+// `uniform`, or that of b_j. It is the largest logit so far.
 extern "C" __global__ void pauc_row_dots(const float *a, const float *b, const unsigned *at, const float *scale, unsigned uniform,
                                          unsigned D, float *out, float *largest) {
     size_t i = blockIdx.x, j = row_of(at, i);
@@ -18,14 +18,14 @@ extern "C" __global__ void pauc_inverse(size_t n, float *x) {
     FOR_EACH(i, n) x[i] = 1 / x[i];
 }
 
-// The logit of what takes no part: minus infinity.
+// The logit of a candidate that is left out: minus infinity.
 #define NOTHING __uint_as_float(0xff800000u)
 
-// What scores are multiplied with to be inner products; absent factors are 1.
+// The factor that turns scores into inner products; absent ones are 1.
 __device__ inline float product_of(const float *a, const float *b) { return (a ? *a : 1) * (b ? *b : 1); }
 
-// Whether rows of T scores and as many scales from `start` on can be read in packs of eight. Scores of a second bank may begin
-// anywhere.
+// Whether rows of T scores and as many scales from `start` on can be read in packs of eight. Scores of a
+// second bank may begin anywhere.
 __device__ inline bool in_eights(const float *scores, unsigned T, unsigned start) {
     return T % 8 == 0 && start % 8 == 0 && (size_t)scores % sizeof(Pack<float, 8>) == 0;
 }
@@ -52,7 +52,8 @@ __device__ void block_softmax_sums(const float *scores, const float *scale, unsi
             sum *= expf(top - most);
             top = most;
         }
-        // A logit of minus infinity is nothing, also where all are; fmaxf passes NaNs over, and their sum is one.
+        // A logit of minus infinity adds nothing, also if all are so. fmaxf ignores NaN, but the sum becomes
+        // NaN.
 #pragma unroll
         for (unsigned v = 0; v < V; v++) part += logit[v] == NOTHING ? 0.f : expf(logit[v] - top);
         sum += part;
@@ -73,9 +74,10 @@ extern "C" __global__ void pauc_mean(const double *x, unsigned n, float *mean) {
     if (threadIdx.x == 0) *mean = (float)(sum / n);
 }
 
-// For each row, one a block: the largest logit so far, the positive's among them, and the sum of exp(logit - largest), over a
-// tile of T candidates that begins at candidate `start`; candidate own[i] takes no part. scale has one element if `uniform`,
-// otherwise one a candidate. Scores are inner products once they have been multiplied with the units.
+// For each row, one per block: the largest logit so far, including the positive's, and the sum of exp(logit -
+// largest), over a tile of T candidates from candidate `start` on; candidate own[i] is left out. `scale` has
+// one element if `uniform`, otherwise one per candidate. Scores are inner products once they have been
+// multiplied with the units.
 extern "C" __global__ void pauc_softmax_sums(const float *scores, const float *scale, unsigned uniform, const unsigned *own,
                                              unsigned start, unsigned T, const float *unit_a, const float *unit_b, float *largest,
                                              double *sums) {
@@ -83,7 +85,7 @@ extern "C" __global__ void pauc_softmax_sums(const float *scores, const float *s
     else block_softmax_sums<1>(scores, scale, uniform, own, start, T, unit_a, unit_b, largest, sums);
 }
 
-// What weights are multiplied with to use the range of halves: they are 1 at most.
+// The scale of weights, which are 1 at most, in fp16.
 #define WEIGHT_UNIT 16384.f
 
 template <unsigned V>
@@ -113,9 +115,9 @@ __device__ void softmax_weights(unsigned N, const float *scores, const float *sc
     }
 }
 
-// What each candidate of the tile contributes to the gradient of its query, scale times probability among the negatives, as
-// upper and lower halves: (N, 2 T), where the largest of all scales is `most`. A row has as many blocks as there are for each of
-// N rows.
+// The weight of each candidate of the tile in the gradient of each query: scale times probability among the
+// negatives, relative to `most`, the largest scale. As high and low parts in fp16, (N, 2 T). The blocks are
+// divided evenly among the N rows.
 extern "C" __global__ void pauc_softmax_weights(unsigned N, const float *scores, const float *scale, unsigned uniform, float most,
                                                 const unsigned *own, unsigned start, unsigned T, const float *unit_a,
                                                 const float *unit_b, const float *largest, const double *sums, void *weights) {
@@ -125,8 +127,8 @@ extern "C" __global__ void pauc_softmax_weights(unsigned N, const float *scores,
     } else softmax_weights<1>(N, scores, scale, uniform, most, own, start, T, unit_a, unit_b, largest, sums, weights);
 }
 
-// gradients <- gradients + share times what the weights' products with the bank's halves sum to: P parts of (N, 2 D), upper
-// halves of weights with both of rows, and Q of (N, D), lower halves with upper ones.
+// gradients <- gradients + share times the weighted sums of rows: P partial sums of (N, 2 D), high parts of
+// weights with both parts of rows, and Q of (N, D), low parts with high ones.
 extern "C" __global__ void pauc_softmax_gather(size_t n, unsigned D, unsigned P, unsigned Q, const float *upper, const float *lower,
                                                const float *unit, float most, const float *positive_logits, const float *largest,
                                                const double *sums, float share, float *gradients) {
@@ -144,8 +146,9 @@ extern "C" __global__ void pauc_softmax_gather(size_t n, unsigned D, unsigned P,
     }
 }
 
-// For N rows, each among all others: from inner products to what each row contributes to the gradient of each, and the losses.
-// The positive of a row is the one half of them further on; the sums have it among the rest, and no row itself.
+// For N rows, each compared with all others: inner products become the weight of each row in the gradient of
+// each, and the losses are written. The positive of row i is row i + N/2 (mod N). The sums include it, and
+// leave row i itself out.
 extern "C" __global__ void pauc_softmax_pairs(unsigned N, float *scores, float scale, const float *largest, const double *sums,
                                               double *losses) {
     size_t i = blockIdx.x;
@@ -160,8 +163,9 @@ extern "C" __global__ void pauc_softmax_pairs(unsigned N, float *scores, float s
     }
 }
 
-// Losses ln(sum) + largest - positive, written as ln(1 + sum over negatives of exp(negative - positive)) where the positive is
-// the largest, and gradients <- gradients - share * (1 - p_positive) * scale * positive.
+// Losses ln(sum) + largest - positive, written as ln(1 + sum over negatives of exp(negative - positive))
+// where the positive is the largest, and gradients <- gradients - share * (1 - p_positive) * scale *
+// positive.
 extern "C" __global__ void pauc_softmax_finish(const float *positive_logits, const float *positives, const unsigned *at,
                                                const float *scale, unsigned uniform, unsigned D, const float *largest,
                                                const double *sums, float share, double *losses, float *gradients) {

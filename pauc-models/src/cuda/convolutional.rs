@@ -1,13 +1,13 @@
-//! A [`Blueprint`] at work on CUDA.
+//! Convolutional networks on CUDA: a [`Blueprint`] as an encoder.
 
-use super::layout::{Keep, planned};
+use super::schedule::Keep;
 use super::workspace::Workspace;
 use crate::encoders::blueprint::{Blueprint, State};
 use crate::encoders::network::Outstanding;
 use crate::encoders::workspace::Statistics;
 use dfdx::prelude::{Cuda, HasShape, PutTape, Tape as _};
 use pauc_cuda::Context;
-use pauc_cuda::memory::{self, Dense};
+use pauc_cuda::tensor::{self, Contiguous};
 use pauc_traits::cuda::OnDevice;
 use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::{Encoder, ImageShape, Param, Pass, Result, Taped};
@@ -56,25 +56,25 @@ impl Encoder<Cuda> for Network {
 
     fn forward(&mut self, images: Images<Cuda>, pass: Pass) -> Result<Taped<(usize, usize), f32, Cuda>> {
         let batch = self.plan.batch_of(*images.shape())?;
-        let images = Dense::new(images).on_device()?;
+        let images = Contiguous::new(images).on_device()?;
         let (plan, state, source) = (&self.plan, &self.state, (images.view(), batch));
         let shape = (batch, plan.feature_dim());
         if pass != Pass::Train {
             let statistics = if pass == Pass::Eval { Statistics::Running } else { Statistics::Batch };
             let features = self.inference.forward(plan, state, source, statistics).on_device()?;
-            let features = memory::to_tensor(&self.device, features, shape).on_device()?;
+            let features = tensor::to_tensor(&self.device, features, shape).on_device()?;
             return Ok(features.put_tape(Default::default()));
         }
         let guard = Outstanding::begin(&self.outstanding)?;
         let mut training = self.training.borrow_mut();
         let features = training.forward(plan, state, source, Statistics::Batch).on_device()?;
-        let features = memory::to_tensor(&self.device, features, shape).on_device()?;
+        let features = tensor::to_tensor(&self.device, features, shape).on_device()?;
         let (ghost, workspace) = (features.clone(), self.training.clone());
         let (plan, state) = (self.plan.clone(), self.state.clone());
         let mut tape = pauc_traits::Tape::default();
         tape.add_backward_op(move |gradients| {
             let _guard = guard;
-            let gradient = memory::gradient(gradients.get_or_alloc_mut(&ghost)?);
+            let gradient = tensor::gradient(gradients.get_or_alloc_mut(&ghost)?);
             Ok(workspace.borrow_mut().backward(&plan, &state, (gradient, batch))?)
         });
         Ok(features.put_tape(tape))
@@ -103,9 +103,7 @@ impl Encoder<Cuda> for Network {
     }
 
     fn memory(&self, batch: usize) -> Option<usize> {
-        let keep = if self.recompute { Keep::Sources } else { Keep::All };
-        let training = self.training.borrow();
-        Some(planned(&self.plan, batch, keep, training.math(), training.takes_parts()))
+        Some(self.training.borrow().bytes(&self.plan, batch))
     }
 
     fn layers(&self) -> Vec<Layer> {

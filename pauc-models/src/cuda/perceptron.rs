@@ -1,83 +1,86 @@
-//! Linear layers with batch normalisation and ReLU on CUDA: a head as one operation on the tape.
+//! Linear layers with batch normalization and ReLU on CUDA: a head as one operation on the tape.
 
 use crate::heads::{Block, Head, check_width};
 use dfdx::prelude::{Cuda, HasShape, PutTape, ReshapeTo, SplitTape, Tape as _};
-use pauc_cuda::field::Maps;
-use pauc_cuda::memory::{self, Dense};
-use pauc_cuda::norm::{Norm, Relu};
-use pauc_cuda::rows::{self, Factor};
-use pauc_cuda::{Buffer, Context, View, elementwise};
+use pauc_cuda::feature_map::MapShape;
+use pauc_cuda::matmul::MatrixRef;
+use pauc_cuda::norm::{BatchNorm, Relu};
+use pauc_cuda::tensor::{self, Contiguous};
+use pauc_cuda::{Buffer, Context, View, elementwise, matmul, memory, rows};
 use pauc_traits::cuda::OnDevice;
 use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::{Encoder, Error, ImageShape, Param, Pass, Result, Taped};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// The constant under the root of batch normalisation, PyTorch's default.
+/// ε of batch normalization, PyTorch's default.
 const EPSILON: f32 = 1e-5;
-/// The weight of a new batch in the running statistics, PyTorch's default.
-const RUNNING: f32 = 0.1;
+/// The momentum of the running statistics, PyTorch's default.
+const MOMENTUM: f32 = 0.1;
 
-/// What a pass leaves behind for its backward pass.
+/// What a forward pass keeps for the backward pass.
 #[derive(Debug)]
 struct Workspace {
     on: Rc<Context>,
     rows: usize,
     /// The head's input and each block's output.
     outputs: Vec<Buffer>,
-    /// Each block's pre-activations and their normalisation, if it has one.
-    normalised: Vec<Option<(Buffer, Norm)>>,
+    /// Each block's linear outputs and their normalization, if it has one.
+    pre_norm: Vec<Option<(Buffer, BatchNorm)>>,
 }
 
 impl Workspace {
     fn new(on: &Rc<Context>, blocks: &[Block<Cuda>], rows: usize) -> pauc_cuda::Result<Self> {
-        let mut outputs = vec![Buffer::any(on, rows * blocks[0].inputs)?];
-        let mut normalised = Vec::new();
+        let mut outputs = vec![Buffer::uninit(on, rows * blocks[0].inputs)?];
+        let mut pre_norm = Vec::new();
         for block in blocks {
-            outputs.push(Buffer::any(on, rows * block.outputs)?);
-            normalised.push(match block.norm {
-                Some(_) => Some((Buffer::any(on, rows * block.outputs)?, Norm::new(on, block.outputs)?)),
+            outputs.push(Buffer::uninit(on, rows * block.outputs)?);
+            pre_norm.push(match block.norm {
+                Some(_) => {
+                    Some((Buffer::uninit(on, rows * block.outputs)?, BatchNorm::new(on, block.outputs)?))
+                }
                 None => None,
             });
         }
-        Ok(Workspace { on: on.clone(), rows, outputs, normalised })
+        Ok(Workspace { on: on.clone(), rows, outputs, pre_norm })
     }
 
-    /// The outputs of the last block.
+    /// The output of the last block.
     fn forward(&mut self, blocks: &[Block<Cuda>], x: View<'_>, pass: Pass) -> pauc_cuda::Result<View<'_>> {
         let (on, rows) = (self.on.clone(), self.rows);
-        elementwise::copy(&on, x, self.outputs[0].view_mut())?;
+        memory::copy(&on, x, self.outputs[0].view_mut())?;
         for (i, block) in blocks.iter().enumerate() {
             let (before, after) = self.outputs.split_at_mut(i + 1);
             let (x, to) = (&before[i], &mut after[0]);
             let (weight, bias) = (block.weight.value(), block.bias.as_ref().map(|b| b.value()));
-            let x = Factor::new(x.view(), rows, block.inputs);
-            let w = Factor::new(weight.view(), block.outputs, block.inputs).t();
-            match (&block.norm, &mut self.normalised[i]) {
-                (Some(of), Some((linear, norm))) => {
-                    rows::product(&on, x, w, 0.0, linear.view_mut())?;
+            let x = MatrixRef::new(x.view(), rows, block.inputs);
+            let w = MatrixRef::new(weight.view(), block.outputs, block.inputs).t();
+            match (&block.norm, &mut self.pre_norm[i]) {
+                (Some(params), Some((linear, norm))) => {
+                    matmul::product(&on, x, w, 0.0, linear.view_mut())?;
                     if bias.is_some() {
                         rows::bias(&on, linear.view_mut(), block.outputs, bias.as_deref(), false)?;
                     }
-                    let y = (linear.view().into(), Maps::rows(rows, block.outputs));
-                    let (gamma, beta) = (of.gamma.value(), of.beta.value());
+                    let y = (linear.view().into(), MapShape::matrix(rows, block.outputs));
+                    let (gamma, beta) = (params.gamma.value(), params.beta.value());
                     let affine = (&*gamma, &*beta, EPSILON);
                     if pass == Pass::Eval {
-                        norm.set(&on, (&of.mean.value(), &of.variance.value()), affine)?;
+                        norm.set(&on, (&params.mean.value(), &params.variance.value()), affine)?;
                     } else if rows < 2 {
                         let message = format!(
                             "{}: batch statistics need at least 2 samples: raise the batch size or leave out `batch_norm`",
-                            of.gamma.name
+                            params.gamma.name
                         );
                         return Err(pauc_cuda::Error::Length { operation: "mlp head", message });
                     } else {
-                        let running = (&mut *of.mean.value_mut(), &mut *of.variance.value_mut(), RUNNING);
+                        let running =
+                            (&mut *params.mean.value_mut(), &mut *params.variance.value_mut(), MOMENTUM);
                         norm.measure(&on, y, running, affine)?;
                     }
                     norm.apply(&on, y, None, block.relu, to.view_mut().into(), None)?;
                 }
                 _ => {
-                    rows::product(&on, x, w, 0.0, to.view_mut())?;
+                    matmul::product(&on, x, w, 0.0, to.view_mut())?;
                     if bias.is_some() || block.relu {
                         rows::bias(&on, to.view_mut(), block.outputs, bias.as_deref(), block.relu)?;
                     }
@@ -87,7 +90,8 @@ impl Workspace {
         Ok(self.outputs[blocks.len()].view())
     }
 
-    /// From the gradient of the outputs to that of the input, if asked for; adds to the parameters' gradients.
+    /// From the gradient of the outputs to that of the input, if asked for; adds to the parameters'
+    /// gradients.
     fn backward(
         &mut self,
         blocks: &[Block<Cuda>],
@@ -95,17 +99,16 @@ impl Workspace {
         to_input: bool,
     ) -> pauc_cuda::Result<Buffer> {
         let (on, rows) = (self.on.clone(), self.rows);
-        let mut g = Buffer::any(&on, dy.len())?;
-        elementwise::copy(&on, dy, g.view_mut())?;
+        let mut g = Buffer::copy_of(&on, dy)?;
         for (i, block) in blocks.iter().enumerate().rev() {
             let (inputs, outputs) = (block.inputs, block.outputs);
             let out = block.relu.then(|| self.outputs[i + 1].view());
-            match (&block.norm, &mut self.normalised[i]) {
-                (Some(of), Some((linear, norm))) => {
-                    let (mut gamma, mut beta) = (of.gamma.grad_mut(), of.beta.grad_mut());
-                    let y = (linear.view().into(), Maps::rows(rows, outputs));
+            match (&block.norm, &mut self.pre_norm[i]) {
+                (Some(params), Some((linear, norm))) => {
+                    let (mut gamma, mut beta) = (params.gamma.grad_mut(), params.beta.grad_mut());
+                    let y = (linear.view().into(), MapShape::matrix(rows, outputs));
                     let (relu, mut g) = (if block.relu { Relu::Own } else { Relu::No }, g.view_mut().into());
-                    norm.own_gradient(&on, (&mut g, None), relu, y, (&mut gamma, &mut beta), false)?;
+                    norm.parameter_gradients(&on, (&mut g, None), relu, y, (&mut gamma, &mut beta), false)?;
                     norm.input_gradient(&on, &mut g, relu, y, None, None)?;
                 }
                 _ => {
@@ -114,19 +117,19 @@ impl Workspace {
                     }
                 }
             }
-            let d = Factor::new(g.view(), rows, outputs);
-            let x = Factor::new(self.outputs[i].view(), rows, inputs);
-            rows::product(&on, d.t(), x, 1.0, block.weight.grad_mut().view_mut())?;
+            let d = MatrixRef::new(g.view(), rows, outputs);
+            let x = MatrixRef::new(self.outputs[i].view(), rows, inputs);
+            matmul::product(&on, d.t(), x, 1.0, block.weight.grad_mut().view_mut())?;
             if let Some(bias) = &block.bias {
                 rows::column_sums(&on, g.view(), &mut bias.grad_mut())?;
             }
             if i == 0 && !to_input {
                 break;
             }
-            let mut dx = Buffer::any(&on, rows * inputs)?;
+            let mut dx = Buffer::uninit(&on, rows * inputs)?;
             let weight = block.weight.value();
-            let w = Factor::new(weight.view(), outputs, inputs);
-            rows::product(&on, d, w, 0.0, dx.view_mut())?;
+            let w = MatrixRef::new(weight.view(), outputs, inputs);
+            matmul::product(&on, d, w, 0.0, dx.view_mut())?;
             g = dx;
         }
         Ok(g)
@@ -138,21 +141,21 @@ impl Workspace {
 struct Idle(Rc<RefCell<Vec<Workspace>>>);
 
 impl Idle {
-    /// One for so many rows.
+    /// One for a batch of `rows`.
     fn take(&self, on: &Rc<Context>, blocks: &[Block<Cuda>], rows: usize) -> pauc_cuda::Result<Workspace> {
         let mut idle = self.0.borrow_mut();
         match idle.iter().position(|w| w.rows == rows) {
-            Some(at) => Ok(idle.swap_remove(at)),
+            Some(i) => Ok(idle.swap_remove(i)),
             None => {
-                // Batches of another size leave their memory to those of this one.
+                // At most one workspace of another batch size is kept.
                 idle.truncate(1);
                 Workspace::new(on, blocks, rows)
             }
         }
     }
 
-    fn give(&self, work: Workspace) {
-        self.0.borrow_mut().push(work);
+    fn give(&self, workspace: Workspace) {
+        self.0.borrow_mut().push(workspace);
     }
 }
 
@@ -166,7 +169,7 @@ pub(super) struct Perceptron {
 }
 
 impl Perceptron {
-    /// Of weights and biases, at least one of each; every layer has ReLU behind it.
+    /// Of layers of weight and bias, at least one. Each is followed by ReLU.
     pub(super) fn new(device: &Cuda, input: ImageShape, layers: Vec<[Param<Cuda>; 2]>) -> Result<Self> {
         let block = |[weight, bias]: [Param<Cuda>; 2]| Block {
             inputs: weight.shape[1],
@@ -197,19 +200,19 @@ impl Encoder<Cuda> for Perceptron {
             let message = format!("was built for images of {}, got {batch} of {got}", self.input);
             return Err(Error::shape("mlp encoder", message));
         }
-        let pixels = Dense::new(images).on_device()?;
-        let mut work = self.idle.take(&self.on, &self.blocks, batch).on_device()?;
-        let output = work.forward(&self.blocks, pixels.view(), pass).on_device()?;
-        let y = memory::to_tensor(&self.device, output, (batch, self.feature_dim())).on_device()?;
+        let pixels = Contiguous::new(images).on_device()?;
+        let mut workspace = self.idle.take(&self.on, &self.blocks, batch).on_device()?;
+        let output = workspace.forward(&self.blocks, pixels.view(), pass).on_device()?;
+        let y = tensor::to_tensor(&self.device, output, (batch, self.feature_dim())).on_device()?;
         let mut tape = pauc_traits::Tape::default();
         if pass != Pass::Train {
-            self.idle.give(work);
+            self.idle.give(workspace);
             return Ok(y.put_tape(tape));
         }
         let (blocks, idle, from) = (self.blocks.clone(), self.idle.clone(), y.ghost());
         tape.add_backward_op(move |gradients| {
-            work.backward(&blocks, memory::gradient(gradients.get_or_alloc_mut(&from)?), false)?;
-            idle.give(work);
+            workspace.backward(&blocks, tensor::gradient(gradients.get_or_alloc_mut(&from)?), false)?;
+            idle.give(workspace);
             Ok(())
         });
         Ok(y.put_tape(tape))
@@ -267,21 +270,22 @@ impl Head<Cuda> for MlpHead {
         let (rows, width) = *x.shape();
         check_width("mlp head", width, self.blocks[0].inputs)?;
         let (x, mut tape) = x.try_contiguous().map_err(Error::device)?.split_tape();
-        let mut work = self.idle.take(&self.on, &self.blocks, rows).on_device()?;
-        let dense = Dense::new(x.clone()).on_device()?;
-        let output = work.forward(&self.blocks, dense.view(), pass).on_device()?;
-        let y = memory::to_tensor(&self.device, output, (rows, self.output_dim())).on_device()?;
+        let mut workspace = self.idle.take(&self.on, &self.blocks, rows).on_device()?;
+        let dense = Contiguous::new(x.clone()).on_device()?;
+        let output = workspace.forward(&self.blocks, dense.view(), pass).on_device()?;
+        let y = tensor::to_tensor(&self.device, output, (rows, self.output_dim())).on_device()?;
         if pass != Pass::Train {
-            self.idle.give(work);
+            self.idle.give(workspace);
             return Ok(y.put_tape(tape));
         }
         let (blocks, idle, on) = (self.blocks.clone(), self.idle.clone(), self.on.clone());
         let (from, to) = (y.ghost(), x.ghost());
         tape.add_backward_op(move |gradients| {
-            let dx = work.backward(&blocks, memory::gradient(gradients.get_or_alloc_mut(&from)?), true)?;
-            let sum = memory::gradient_mut(gradients.get_or_alloc_mut(&to)?);
+            let dx =
+                workspace.backward(&blocks, tensor::gradient(gradients.get_or_alloc_mut(&from)?), true)?;
+            let sum = tensor::gradient_mut(gradients.get_or_alloc_mut(&to)?);
             elementwise::add(&on, sum, 1.0, dx.view())?;
-            idle.give(work);
+            idle.give(workspace);
             Ok(())
         });
         Ok(y.put_tape(tape))

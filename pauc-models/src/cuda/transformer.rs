@@ -2,16 +2,16 @@
 
 use crate::encoders_plain::{Pool, Transformer, TransformerBlock};
 use dfdx::prelude::{Cuda, HasShape, PutTape, Tape as _};
-use pauc_cuda::memory::{self, Dense};
-use pauc_cuda::rows::{self, Factor};
-use pauc_cuda::tokens::{self, RowMoments, Tokens};
-use pauc_cuda::{Buffer, Context, Result as Device, View, elementwise};
+use pauc_cuda::matmul::MatrixRef;
+use pauc_cuda::tensor::{self, Contiguous};
+use pauc_cuda::transformer::{self, RowMoments, TokenShape};
+use pauc_cuda::{Buffer, Context, Result as Device, View, elementwise, matmul, rows};
 use pauc_traits::cuda::OnDevice;
 use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::{Encoder, Error, ImageShape, Param, Pass, Result, Taped};
 use std::rc::Rc;
 
-/// Added to a variance before its root.
+/// ε of layer normalization.
 const EPSILON: f32 = 1e-6;
 
 /// What a block keeps for its backward pass.
@@ -34,7 +34,7 @@ struct Kept {
 /// What a pass keeps for its backward pass.
 #[derive(Debug)]
 struct Activations {
-    shape: Tokens,
+    shape: TokenShape,
     patches: Buffer,
     blocks: Vec<Kept>,
     last: Buffer,
@@ -47,15 +47,15 @@ fn linear(on: &Context, x: View<'_>, [weight, bias]: &[Param<Cuda>; 2]) -> Devic
     let outputs = bias.len();
     let inputs = weight.len() / outputs;
     let count = x.len() / inputs;
-    let mut y = Buffer::any(on, count * outputs)?;
+    let mut y = Buffer::uninit(on, count * outputs)?;
     let weight = weight.value();
-    let w = Factor::new(weight.view(), outputs, inputs);
-    rows::product(on, Factor::new(x, count, inputs), w.t(), 0.0, y.view_mut())?;
+    let w = MatrixRef::new(weight.view(), outputs, inputs);
+    matmul::product(on, MatrixRef::new(x, count, inputs), w.t(), 0.0, y.view_mut())?;
     rows::bias(on, y.view_mut(), outputs, Some(&bias.value()), false)?;
     Ok(y)
 }
 
-/// The gradient of [`linear`]'s input; those of weight and bias are added to.
+/// The gradient of [`linear`]'s input. Those of weight and bias are accumulated.
 fn linear_gradient(
     on: &Context,
     dy: View<'_>,
@@ -66,22 +66,22 @@ fn linear_gradient(
     let outputs = bias.len();
     let inputs = weight.len() / outputs;
     let count = x.len() / inputs;
-    let d = Factor::new(dy, count, outputs);
-    rows::product(on, d.t(), Factor::new(x, count, inputs), 1.0, weight.grad_mut().view_mut())?;
+    let d = MatrixRef::new(dy, count, outputs);
+    matmul::product(on, d.t(), MatrixRef::new(x, count, inputs), 1.0, weight.grad_mut().view_mut())?;
     rows::column_sums(on, dy, &mut bias.grad_mut())?;
     if !to_input {
         return Ok(None);
     }
-    let mut dx = Buffer::any(on, count * inputs)?;
+    let mut dx = Buffer::uninit(on, count * inputs)?;
     let weight = weight.value();
-    rows::product(on, d, Factor::new(weight.view(), outputs, inputs), 0.0, dx.view_mut())?;
+    matmul::product(on, d, MatrixRef::new(weight.view(), outputs, inputs), 0.0, dx.view_mut())?;
     Ok(Some(dx))
 }
 
 fn layer_norm(on: &Context, x: View<'_>, [gamma, beta]: &[Param<Cuda>; 2]) -> Device<(Buffer, RowMoments)> {
     let mut moments = RowMoments::new(on, x.len() / gamma.len())?;
-    let mut y = Buffer::any(on, x.len())?;
-    tokens::layer_norm(on, x, [&gamma.value(), &beta.value()], EPSILON, y.view_mut(), &mut moments)?;
+    let mut y = Buffer::uninit(on, x.len())?;
+    transformer::layer_norm(on, x, [&gamma.value(), &beta.value()], EPSILON, y.view_mut(), &mut moments)?;
     Ok((y, moments))
 }
 
@@ -95,51 +95,61 @@ fn layer_norm_gradient(
     dx: &mut Buffer,
 ) -> Device<()> {
     let to = [&mut *gamma.grad_mut(), &mut *beta.grad_mut()];
-    tokens::layer_norm_gradient(on, dy, x, &gamma.value(), moments, to, dx.view_mut())
+    transformer::layer_norm_gradient(on, dy, x, &gamma.value(), moments, to, dx.view_mut())
 }
 
 /// `a + b`.
 fn sum(on: &Context, a: View<'_>, b: View<'_>) -> Device<Buffer> {
-    let mut sum = memory::copy_of(on, a)?;
+    let mut sum = Buffer::copy_of(on, a)?;
     elementwise::add(on, sum.view_mut(), 1.0, b)?;
     Ok(sum)
 }
 
-/// One head of one image; the others follow.
-fn by_head(m: &Buffer, shape: Tokens) -> Factor<'_> {
-    Factor::new(m.view(), shape.tokens, shape.width / shape.heads)
+/// The matrix (T, d) of the first head of the first image; those of the others follow.
+fn by_head(m: &Buffer, shape: TokenShape) -> MatrixRef<'_> {
+    MatrixRef::new(m.view(), shape.tokens, shape.width / shape.heads)
 }
 
 fn block_forward(
     on: &Context,
     block: &TransformerBlock<Cuda>,
-    shape: Tokens,
+    shape: TokenShape,
     x: Buffer,
 ) -> Device<(Buffer, Kept)> {
-    let Tokens { batch, tokens: count, width, heads } = shape;
-    let (d, many) = (width / heads, batch * heads);
+    let TokenShape { batch, tokens: count, width, heads } = shape;
+    let (d, head_count) = (width / heads, batch * heads);
     let (normed1, moments1) = layer_norm(on, x.view(), &block.norm1)?;
     let qkv = linear(on, normed1.view(), &block.qkv)?;
-    let mut parts =
-        [Buffer::any(on, shape.len())?, Buffer::any(on, shape.len())?, Buffer::any(on, shape.len())?];
+    let mut parts = [
+        Buffer::uninit(on, shape.len())?,
+        Buffer::uninit(on, shape.len())?,
+        Buffer::uninit(on, shape.len())?,
+    ];
     for (n, part) in parts.iter_mut().enumerate() {
-        tokens::split_heads(on, qkv.view(), (n, 3), shape, part.view_mut())?;
+        transformer::split_heads(on, qkv.view(), (n, 3), shape, part.view_mut())?;
     }
     let [q, k, v] = &parts;
-    let mut attention = Buffer::any(on, shape.attention())?;
-    rows::products(on, many, by_head(q, shape), by_head(k, shape).t(), 0.0, attention.view_mut())?;
-    tokens::softmax(on, attention.view_mut(), 1.0 / (d as f32).sqrt(), count)?;
-    let mut found = Buffer::any(on, shape.len())?;
-    let p = Factor::new(attention.view(), count, count);
-    rows::products(on, many, p, by_head(v, shape), 0.0, found.view_mut())?;
-    let mut mixed = Buffer::any(on, shape.len())?;
-    tokens::merge_heads(on, found.view(), (0, 1), shape, mixed.view_mut())?;
+    let mut attention = Buffer::uninit(on, shape.attention_len())?;
+    matmul::batched_product(
+        on,
+        head_count,
+        by_head(q, shape),
+        by_head(k, shape).t(),
+        0.0,
+        attention.view_mut(),
+    )?;
+    transformer::softmax(on, attention.view_mut(), 1.0 / (d as f32).sqrt(), count)?;
+    let mut by_heads = Buffer::uninit(on, shape.len())?;
+    let p = MatrixRef::new(attention.view(), count, count);
+    matmul::batched_product(on, head_count, p, by_head(v, shape), 0.0, by_heads.view_mut())?;
+    let mut mixed = Buffer::uninit(on, shape.len())?;
+    transformer::merge_heads(on, by_heads.view(), (0, 1), shape, mixed.view_mut())?;
     let attended = linear(on, mixed.view(), &block.projection)?;
     let middle = sum(on, x.view(), attended.view())?;
     let (normed2, moments2) = layer_norm(on, middle.view(), &block.norm2)?;
     let hidden = linear(on, normed2.view(), &block.fc1)?;
-    let mut activated = Buffer::any(on, hidden.len())?;
-    tokens::gelu(on, hidden.view(), activated.view_mut())?;
+    let mut activated = Buffer::uninit(on, hidden.len())?;
+    transformer::gelu(on, hidden.view(), activated.view_mut())?;
     let out = linear(on, activated.view(), &block.fc2)?;
     let y = sum(on, middle.view(), out.view())?;
     let kept = Kept {
@@ -162,18 +172,18 @@ fn block_forward(
 fn block_backward(
     on: &Context,
     block: &TransformerBlock<Cuda>,
-    shape: Tokens,
+    shape: TokenShape,
     kept: &Kept,
     g: Buffer,
 ) -> Device<Buffer> {
-    let Tokens { batch, tokens: count, width, heads } = shape;
-    let (d, many) = (width / heads, batch * heads);
+    let TokenShape { batch, tokens: count, width, heads } = shape;
+    let (d, head_count) = (width / heads, batch * heads);
     let missing =
         || pauc_cuda::Error::Length { operation: "gradient", message: "of an input is missing".into() };
     // y = middle + fc2(gelu(fc1(norm2(middle)))).
     let through = linear_gradient(on, g.view(), kept.activated.view(), &block.fc2, true)?;
     let mut through = through.ok_or_else(missing)?;
-    tokens::gelu_gradient(on, kept.hidden.view(), through.view_mut())?;
+    transformer::gelu_gradient(on, kept.hidden.view(), through.view_mut())?;
     let through =
         linear_gradient(on, through.view(), kept.normed2.view(), &block.fc1, true)?.ok_or_else(missing)?;
     let mut g = g;
@@ -181,23 +191,33 @@ fn block_backward(
     // middle = x + projection(heads(norm1(x))).
     let mixed =
         linear_gradient(on, g.view(), kept.mixed.view(), &block.projection, true)?.ok_or_else(missing)?;
-    let mut found = Buffer::any(on, shape.len())?;
-    tokens::split_heads(on, mixed.view(), (0, 1), shape, found.view_mut())?;
+    let mut d_heads = Buffer::uninit(on, shape.len())?;
+    transformer::split_heads(on, mixed.view(), (0, 1), shape, d_heads.view_mut())?;
     let [q, k, v] = &kept.heads;
-    let p = Factor::new(kept.attention.view(), count, count);
-    let mut d_attention = Buffer::any(on, shape.attention())?;
-    rows::products(on, many, by_head(&found, shape), by_head(v, shape).t(), 0.0, d_attention.view_mut())?;
-    let mut parts =
-        [Buffer::any(on, shape.len())?, Buffer::any(on, shape.len())?, Buffer::any(on, shape.len())?];
-    rows::products(on, many, p.t(), by_head(&found, shape), 0.0, parts[2].view_mut())?;
+    let p = MatrixRef::new(kept.attention.view(), count, count);
+    let mut d_attention = Buffer::uninit(on, shape.attention_len())?;
+    matmul::batched_product(
+        on,
+        head_count,
+        by_head(&d_heads, shape),
+        by_head(v, shape).t(),
+        0.0,
+        d_attention.view_mut(),
+    )?;
+    let mut parts = [
+        Buffer::uninit(on, shape.len())?,
+        Buffer::uninit(on, shape.len())?,
+        Buffer::uninit(on, shape.len())?,
+    ];
+    matmul::batched_product(on, head_count, p.t(), by_head(&d_heads, shape), 0.0, parts[2].view_mut())?;
     let scale = 1.0 / (d as f32).sqrt();
-    tokens::softmax_gradient(on, kept.attention.view(), scale, count, d_attention.view_mut())?;
-    let ds = Factor::new(d_attention.view(), count, count);
-    rows::products(on, many, ds, by_head(k, shape), 0.0, parts[0].view_mut())?;
-    rows::products(on, many, ds.t(), by_head(q, shape), 0.0, parts[1].view_mut())?;
-    let mut qkv = Buffer::any(on, 3 * shape.len())?;
+    transformer::softmax_gradient(on, kept.attention.view(), scale, count, d_attention.view_mut())?;
+    let ds = MatrixRef::new(d_attention.view(), count, count);
+    matmul::batched_product(on, head_count, ds, by_head(k, shape), 0.0, parts[0].view_mut())?;
+    matmul::batched_product(on, head_count, ds.t(), by_head(q, shape), 0.0, parts[1].view_mut())?;
+    let mut qkv = Buffer::uninit(on, 3 * shape.len())?;
     for (n, part) in parts.iter().enumerate() {
-        tokens::merge_heads(on, part.view(), (n, 3), shape, qkv.view_mut())?;
+        transformer::merge_heads(on, part.view(), (n, 3), shape, qkv.view_mut())?;
     }
     let through =
         linear_gradient(on, qkv.view(), kept.normed1.view(), &block.qkv, true)?.ok_or_else(missing)?;
@@ -213,22 +233,29 @@ fn forward(
 ) -> Device<(Buffer, Activations)> {
     let plan = &net.plan;
     let input = plan.input;
-    let shape = Tokens { batch, tokens: plan.tokens(), width: plan.width, heads: plan.heads };
-    let mut patches = Buffer::any(on, images.len())?;
+    let shape = TokenShape { batch, tokens: plan.tokens(), width: plan.width, heads: plan.heads };
+    let mut patches = Buffer::uninit(on, images.len())?;
     let size = (input.height, input.width, input.channels);
-    tokens::patches(on, images, size, plan.patch, patches.view_mut())?;
+    transformer::patches(on, images, size, plan.patch, patches.view_mut())?;
     let embedded = linear(on, patches.view(), &net.embedding)?;
-    let mut x = Buffer::any(on, shape.len())?;
+    let mut x = Buffer::uninit(on, shape.len())?;
     let token = net.class_token.as_ref().map(Param::value);
-    tokens::assemble(on, embedded.view(), token.as_deref(), &net.positions.value(), shape, x.view_mut())?;
+    transformer::assemble(
+        on,
+        embedded.view(),
+        token.as_deref(),
+        &net.positions.value(),
+        shape,
+        x.view_mut(),
+    )?;
     let mut blocks = Vec::new();
     for block in &net.blocks {
         let (y, kept) = block_forward(on, block, shape, x)?;
         blocks.push(kept);
         x = y;
     }
-    let mut pooled = Buffer::any(on, batch * plan.width)?;
-    tokens::pool(on, x.view(), shape, plan.pool == Pool::Mean, pooled.view_mut())?;
+    let mut pooled = Buffer::uninit(on, batch * plan.width)?;
+    transformer::pool(on, x.view(), shape, plan.pool == Pool::Mean, pooled.view_mut())?;
     let (features, moments) = layer_norm(on, pooled.view(), &net.norm)?;
     Ok((features, Activations { shape, patches, blocks, last: x, pooled, moments }))
 }
@@ -237,15 +264,15 @@ fn backward(on: &Context, net: &Transformer<Cuda>, pass: &Activations, dy: View<
     let shape = pass.shape;
     let mut pooled = Buffer::zeros(on, pass.pooled.len())?;
     layer_norm_gradient(on, dy, pass.pooled.view(), &net.norm, &pass.moments, &mut pooled)?;
-    let mut g = Buffer::any(on, pass.last.len())?;
-    tokens::pool_gradient(on, pooled.view(), shape, net.plan.pool == Pool::Mean, g.view_mut())?;
+    let mut g = Buffer::uninit(on, pass.last.len())?;
+    transformer::pool_gradient(on, pooled.view(), shape, net.plan.pool == Pool::Mean, g.view_mut())?;
     for (block, kept) in net.blocks.iter().zip(&pass.blocks).rev() {
         g = block_backward(on, block, shape, kept, g)?;
     }
-    let mut d_patches = Buffer::any(on, shape.batch * net.plan.patches() * shape.width)?;
+    let mut d_patches = Buffer::uninit(on, shape.batch * net.plan.patches() * shape.width)?;
     let mut token = net.class_token.as_ref().map(Param::grad_mut);
     let d_token = token.as_deref_mut();
-    tokens::assemble_gradient(
+    transformer::assemble_gradient(
         on,
         g.view(),
         shape,
@@ -283,15 +310,15 @@ impl Encoder<Cuda> for VisionTransformer {
             let message = format!("was built for images of {input}, got {batch} of {got}");
             return Err(Error::shape("vision transformer", message));
         }
-        let images = Dense::new(images).on_device()?;
+        let images = Contiguous::new(images).on_device()?;
         let (features, kept) = forward(&self.on, &self.net, images.view(), batch).on_device()?;
         let shape = (batch, self.net.plan.width);
-        let y = memory::to_tensor(&self.net.device, features.view(), shape).on_device()?;
+        let y = tensor::to_tensor(&self.net.device, features.view(), shape).on_device()?;
         let mut tape = pauc_traits::Tape::default();
         if pass == Pass::Train {
             let (on, net, from) = (self.on.clone(), self.net.clone(), y.ghost());
             tape.add_backward_op(move |gradients| {
-                let gradient = memory::gradient(gradients.get_or_alloc_mut(&from)?);
+                let gradient = tensor::gradient(gradients.get_or_alloc_mut(&from)?);
                 Ok(backward(&on, &net, &kept, gradient)?)
             });
         }

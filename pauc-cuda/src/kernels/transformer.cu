@@ -1,6 +1,7 @@
 // Transformers: tokens in rows (B T, W), heads in (B H, T, d).
 
-// y <- (x - mean)/sqrt(variance + epsilon) gamma + beta, one row a block; keeps mean and 1/deviation of each row.
+// y <- (x - mean)/sqrt(variance + epsilon) gamma + beta, one row per block; keeps mean and 1/deviation of
+// each row.
 extern "C" __global__ void pauc_layer_norm(const float *x, const float *gamma, const float *beta, float epsilon, unsigned W,
                                            float *y, float *mean, float *inverse) {
     size_t row = blockIdx.x;
@@ -20,7 +21,7 @@ extern "C" __global__ void pauc_layer_norm(const float *x, const float *gamma, c
     }
 }
 
-// dx <- dx + the gradient of the input, one row a block.
+// dx <- dx + the gradient of the input, one row per block.
 extern "C" __global__ void pauc_layer_norm_gradient(const float *dy, const float *x, const float *gamma, const float *mean,
                                                     const float *inverse, unsigned W, float *dx) {
     size_t row = blockIdx.x;
@@ -36,7 +37,8 @@ extern "C" __global__ void pauc_layer_norm_gradient(const float *dy, const float
         dx[row * W + c] += inv * (dy[row * W + c] * gamma[c] - mean_g - (x[row * W + c] - m) * inv * mean_gx);
 }
 
-// Gradients of gamma and beta, added to, in one order: 32 columns a block, eight runs of rows each.
+// Accumulates the gradients of gamma and beta, in one order: 32 columns per block, THREADS / 32 runs of rows
+// each.
 extern "C" __global__ void pauc_layer_norm_parameters(const float *dy, const float *x, const float *mean, const float *inverse,
                                                       unsigned N, unsigned W, float *d_gamma, float *d_beta) {
     __shared__ double first[MOST_THREADS], second[MOST_THREADS];
@@ -86,20 +88,27 @@ extern "C" __global__ void pauc_softmax_rows_gradient(const float *p, float scal
     size_t row = blockIdx.x;
     double sum = 0;
     for (unsigned c = threadIdx.x; c < T; c += THREADS) sum += (double)g[row * T + c] * p[row * T + c];
-    float along = (float)block_sum(sum);
+    float dot = (float)block_sum(sum);
     for (unsigned c = threadIdx.x; c < T; c += THREADS)
-        g[row * T + c] = scale * p[row * T + c] * (g[row * T + c] - along);
+        g[row * T + c] = scale * p[row * T + c] * (g[row * T + c] - dot);
 }
 
-// Columns [offset, offset + H d) of rows (B T, pitch) to heads (B H, T, d), or back if `back`.
-extern "C" __global__ void pauc_heads(size_t n, float *rows, unsigned pitch, unsigned offset, unsigned T, unsigned H, unsigned d,
-                                      float *heads, unsigned back) {
-    FOR_EACH(k, n) {
-        unsigned l = (unsigned)k % d, t = (unsigned)k / d % T, h = (unsigned)k / d / T % H;
-        size_t b = k / d / T / H, at = (b * T + t) * pitch + offset + h * d + l;
-        if (back) rows[at] = heads[k];
-        else heads[k] = rows[at];
-    }
+// Where element k of heads (B H, T, d) lies in rows (B T, pitch), from column `offset` on.
+__device__ inline size_t place_in_rows(size_t k, unsigned pitch, unsigned offset, unsigned T, unsigned H, unsigned d) {
+    unsigned l = (unsigned)k % d, t = (unsigned)k / d % T, h = (unsigned)k / d / T % H;
+    size_t b = k / d / T / H;
+    return (b * T + t) * pitch + offset + h * d + l;
+}
+
+// Columns [offset, offset + H d) of rows to heads, and back.
+extern "C" __global__ void pauc_split_heads(size_t n, const float *rows, unsigned pitch, unsigned offset, unsigned T, unsigned H,
+                                            unsigned d, float *heads) {
+    FOR_EACH(k, n) heads[k] = rows[place_in_rows(k, pitch, offset, T, H, d)];
+}
+
+extern "C" __global__ void pauc_merge_heads(size_t n, const float *heads, unsigned pitch, unsigned offset, unsigned T, unsigned H,
+                                            unsigned d, float *rows) {
+    FOR_EACH(k, n) rows[place_in_rows(k, pitch, offset, T, H, d)] = heads[k];
 }
 
 // Images (B, H, W, C) to rows of patches (B patches, C p p), values in the order (C, row, column).
@@ -124,7 +133,7 @@ extern "C" __global__ void pauc_tokens(size_t n, const float *patches, const flo
     }
 }
 
-// Gradients of positions and class token, added to, over images in their order; and of patches.
+// Gradients of positions and class token, accumulated over images in their order; and of patches.
 extern "C" __global__ void pauc_tokens_gradient(size_t n, const float *g, unsigned B, unsigned T, unsigned W, float *d_positions,
                                                 float *d_token, float *d_patches) {
     FOR_EACH(k, n) {
@@ -140,7 +149,8 @@ extern "C" __global__ void pauc_tokens_gradient(size_t n, const float *g, unsign
     }
 }
 
-// The class token of each image (mean = 0), or the mean of its tokens; and the gradient, which fills all of g.
+// The class token of each image (mean = 0), or the mean of its tokens; and the gradient, which fills all of
+// g.
 extern "C" __global__ void pauc_pool_tokens(size_t n, const float *x, unsigned T, unsigned W, unsigned mean, float *y) {
     FOR_EACH(k, n) {
         size_t b = k / W;

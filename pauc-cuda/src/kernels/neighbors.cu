@@ -1,14 +1,14 @@
 // The highest of many scores.
 
-// The longest list, and scores that wait to be sorted into it: no fewer than a block looks at in one go.
-#define LONGEST 1024
+// The longest list, and the scores that wait to be merged into it: at least as many as a block reads at once.
+#define MAX_NEIGHBORS 1024
 #define WAITING 1024
 #define AT_ONCE 4
 // Minus infinity.
 #define LOWEST __uint_as_float(0xff800000u)
 
-// Sorts the first n pairs of a block, n a power of two: the higher score first, and of equal ones the lower number. The network
-// is Batcher's bitonic one: pairs are compared in the same order whatever the values.
+// Sorts the first n pairs of a block, n a power of two: the higher score first, and of equal ones the lower
+// number. The network is Batcher's bitonic one: pairs are compared in the same order whatever the values.
 __device__ inline void block_sort(float *scores, unsigned *numbers, unsigned n) {
     for (unsigned run = 2; run <= n; run *= 2)
         for (unsigned step = run / 2; step > 0; step /= 2) {
@@ -47,7 +47,8 @@ __device__ inline unsigned block_before(unsigned v, unsigned *all) {
     return before;
 }
 
-// Sorts `waiting` pairs, which lie behind a sorted list of `count`, into it; returns how many of them it has now, k at most.
+// Sorts `waiting` pairs, which lie behind a sorted list of `count`, into it; returns how many of them it has
+// now, k at most.
 __device__ inline unsigned block_merge(float *scores, unsigned *numbers, unsigned count, unsigned waiting, unsigned k) {
     unsigned all = count + waiting, n = 1;
     while (n < all) n *= 2;
@@ -59,14 +60,15 @@ __device__ inline unsigned block_merge(float *scores, unsigned *numbers, unsigne
     return all < k ? all : k;
 }
 
-// For each query, one a block: takes a tile of T scores, those of the rows from number `start` on, into the list of the k highest,
-// of which there are counts[q]; shift, if any, has what is added to the scores with each row. Rows come by ascending number: one
-// whose score equals the last of a full list stays outside. So does what is no number, or minus infinity.
+// For each query, one per block: merges a tile of T scores, those of the rows from number `start` on, into
+// the list of the k highest, of which there are counts[q]; shift, if any, has what is added to the scores
+// with each row. Rows come by ascending number: one whose score equals the last of a full list stays outside.
+// So do NaN and minus infinity.
 extern "C" __global__ void pauc_highest(const float *scores, const float *shift, unsigned start, unsigned T, unsigned k, float *best,
                                         unsigned *numbers, unsigned *counts) {
     // The list, and behind it those that wait.
-    __shared__ float value[LONGEST + WAITING];
-    __shared__ unsigned number[LONGEST + WAITING];
+    __shared__ float value[MAX_NEIGHBORS + WAITING];
+    __shared__ unsigned number[MAX_NEIGHBORS + WAITING];
     __shared__ int any;
     size_t q = blockIdx.x;
     unsigned count = counts[q], waiting = 0;

@@ -1,5 +1,5 @@
-// Feature maps (N, H, W, C): from pixels, to features, and the maximum of windows. Filters (K, C, P) of P weights a channel,
-// which convolutions read as (K, P, C).
+// Feature maps (N, H, W, C): conversions, sums, the maximum of windows, the means of cells. Filters (K, C, P)
+// of P weights per channel, which convolutions read as (K, P, C).
 
 // The packs of elements that a kernel goes through, V elements each: `n` is the number of elements.
 #define FOR_PACKS(i, n) FOR_EACH(i, (n) / V)
@@ -34,7 +34,7 @@ extern "C" __global__ void pauc_pixels(unsigned element, size_t n, unsigned C, u
 }
 
 // 8-bit values times the factor of their channel, plus its shift; at most four channels.
-extern "C" __global__ void pauc_normalise(size_t n, unsigned C, const unsigned char *x, float f0, float s0, float f1, float s1, float f2,
+extern "C" __global__ void pauc_normalize(size_t n, unsigned C, const unsigned char *x, float f0, float s0, float f1, float s1, float f2,
                                           float s2, float f3, float s3, float *y) {
     FOR_EACH(i, n) {
         unsigned c = i % C;
@@ -63,7 +63,8 @@ extern "C" __global__ void pauc_filter(unsigned element, size_t n, unsigned C, u
 template <class T>
 __device__ void filter_gradient(size_t n, unsigned C, unsigned P, unsigned channels, const void *from, const float *unit, float share,
                                 float *dw) {
-    // Threads side by side have channels side by side, as `from` has them; dw has the P weights of a channel side by side.
+    // Neighboring threads take neighboring channels, as they lie in `from`; in dw the P weights of a channel
+    // are contiguous.
     FOR_EACH(i, n) {
         unsigned k = (unsigned)i / C, c = (unsigned)i - k * C;
         const T *row = (const T *)from + (size_t)k * P * channels + c;
@@ -72,7 +73,8 @@ __device__ void filter_gradient(size_t n, unsigned C, unsigned P, unsigned chann
     }
 }
 
-// Adds the gradient of a filter of n times P weights as convolutions leave it, times `unit` and `share`, if there is a unit.
+// Accumulates the gradient of a filter of n times P weights, given as (K, P, channels), times `unit` and
+// `share` if there is a unit.
 extern "C" __global__ void pauc_filter_gradient(unsigned element, size_t n, unsigned C, unsigned P, unsigned channels, const void *from,
                                                 const float *unit, float share, float *dw) {
     if (element < 2) filter_gradient<float>(n, C, P, channels, from, unit, share, dw);
@@ -158,7 +160,7 @@ __device__ void max_pool_gradient(size_t n, unsigned C, const void *dy, const un
     }
 }
 
-// Every pixel gathers from the windows that chose it, so that nothing is added twice at a time.
+// Every pixel gathers from the windows that chose it, so that no two threads add to one pixel.
 extern "C" __global__ void pauc_max_pool_gradient(unsigned element, size_t n, unsigned C, const void *dy, const unsigned char *from,
                                                   unsigned OH, unsigned OW, void *dx, unsigned H, unsigned W) {
     BY_ELEMENT(element, max_pool_gradient, n, C, dy, from, OH, OW, dx, H, W);
@@ -187,7 +189,8 @@ __device__ void cell_mean(size_t n, const void *x, unsigned C, unsigned H, unsig
     }
 }
 
-// Features (N, grid, grid, C): the means of grid x grid equal parts of a map; pixel (r, c) belongs to (r grid/H, c grid/W).
+// Features (N, grid, grid, C): the means of grid x grid equal parts of a map; pixel (r, c) belongs to (r
+// grid/H, c grid/W).
 extern "C" __global__ void pauc_cell_mean(unsigned element, size_t n, const void *x, unsigned C, unsigned H, unsigned W, unsigned grid,
                                           float *y) {
     BY_ELEMENT(element, cell_mean, n, x, C, H, W, grid, y);

@@ -1,8 +1,9 @@
-// Passes over many vectors at once: each has `first` as the number of its first block, and one block for every CHUNK elements.
+// Launches over many vectors: each has one block per CHUNK elements, and `first` is the number of its first
+// block.
 
 #define CHUNK 8192
 
-// The vector that this block belongs to: the last whose first block is not behind it.
+// The vector of this block: the last one whose first block is not after it.
 template <class P> __device__ inline P of_block(const P *all, unsigned count) {
     unsigned low = 0, high = count;
     while (high - low > 1) {
@@ -43,7 +44,7 @@ extern "C" __global__ void pauc_clear(const Pair *all, unsigned count) {
     FOR_CHUNK(i, part) part.to[i] = 0;
 }
 
-// A sum of squares a block.
+// A sum of squares per block.
 extern "C" __global__ void pauc_square_sums(const Pair *all, unsigned count, double *sums) {
     Pair part = of_block(all, count);
     double sum = 0;

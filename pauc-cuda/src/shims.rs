@@ -1,9 +1,11 @@
-//! The functions of NVIDIA's libraries that cudarc calls, found when they are first called.
+//! Shims for the functions of NVIDIA's libraries that cudarc calls: each loads its library when it is first
+//! called.
 //!
-//! cudarc would have the linker record the libraries in the program, which then would not even start on a machine without
-//! them. Its feature `ci-check`, which this crate sets, leaves that out; the functions are defined here instead, each under
-//! its own name, and look their library up. Without the library they return the error of a library that was not
-//! initialised. [`crate::open`] asks before anything is called, so that nobody sees that error.
+//! cudarc would have the linker record the libraries in the program, which then would not even start on a
+//! machine without them. Its feature `ci-check`, which this crate sets, leaves that out. The functions are
+//! defined here instead, each under its own name. Without the library they return the status of a library
+//! that was not initialized. [`crate::open`] checks for the libraries before anything is called, so that
+//! nobody sees that status.
 
 mod cublas;
 mod cudnn;
@@ -16,8 +18,9 @@ use cudarc::cudnn::sys::cudnnStatus_t;
 use cudarc::driver::sys::CUresult;
 use cudarc::nvrtc::sys::nvrtcResult;
 
-/// Defines functions that call those of the same name in a library; `if nothing => instead`: where there is nothing to do,
-/// which a driver may call an error and dfdx asks for with empty tensors, that is done instead.
+/// Defines functions that call those of the same name in a library. `if nothing => instead` is for calls with
+/// nothing to do, which dfdx makes for empty tensors and which a driver may refuse: then only `instead` is
+/// done.
 macro_rules! forward {
     ($library:ident: $status:ty, $done:expr, $absent:expr;
         $(fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(if $nothing:expr => $instead:expr)?;)*) => {
@@ -26,26 +29,28 @@ macro_rules! forward {
             #[allow(non_snake_case, clippy::missing_safety_doc)]
             unsafe extern "C" fn $name($($arg: $ty),*) -> $status {
                 $(if $nothing {
-                    // SAFETY: as the caller of the library's function answers for.
+                    // SAFETY: callers keep to the contract of the library's function, which includes valid
+                    // pointers.
                     #[allow(unused_unsafe)]
                     unsafe { $instead };
                     return $done;
                 })?
-                static FOUND: std::sync::OnceLock<Option<usize>> = std::sync::OnceLock::new();
-                let found = *FOUND.get_or_init(|| crate::library::$library.address(stringify!($name)));
-                match found {
-                    // SAFETY: the library's function of this name has this type, as cudarc declares it, but for its
-                    // status, which any version of the library may have more values of.
+                static ADDRESS: std::sync::OnceLock<Option<usize>> = std::sync::OnceLock::new();
+                let address = *ADDRESS.get_or_init(|| crate::library::$library.address(stringify!($name)));
+                match address {
+                    // SAFETY: the library's function of this name has this type: cudarc declares it so. Only
+                    // its status is read as a number, since other versions of the library have further
+                    // values.
                     Some(address) => unsafe {
                         let f: unsafe extern "C" fn($($ty),*) -> u32 = std::mem::transmute(address);
-                        crate::link::Status::of(f($($arg),*))
+                        crate::shims::Status::of(f($($arg),*))
                     },
                     None => $absent,
                 }
             }
         )*
 
-        /// A name of this file, so that whoever uses it links the file.
+        /// A use of all functions of this file, so that the linker keeps them.
         pub(super) fn anchor() -> usize {
             let all = [$($name as *const () as usize),*];
             all.iter().fold(0, |sum, a| sum ^ a)
@@ -54,19 +59,20 @@ macro_rules! forward {
 }
 use forward;
 
-/// A library's status, as cudarc's version of the library numbers it.
+/// A library's status, with the values that cudarc's version of the library has.
 trait Status: Copy {
-    /// What a number means: what newer versions of the library have added is the nearest that there was.
+    /// The status of a number. One that newer versions of the library have added becomes the nearest of
+    /// these.
     fn of(code: u32) -> Self;
 }
 
-/// The numbers of a status's values, and what all other numbers mean.
+/// The numbers of a status's values, and the value for all other numbers.
 macro_rules! statuses {
     ($name:ty: $known:pat, |$code:ident| $other:expr) => {
         impl Status for $name {
             fn of($code: u32) -> Self {
                 match $code {
-                    // SAFETY: the type is a `u32` in memory, and has these values.
+                    // SAFETY: the type is `repr(u32)`, and has a value for each number of the pattern.
                     $known => unsafe { std::mem::transmute::<u32, $name>($code) },
                     _ => $other,
                 }
@@ -86,7 +92,7 @@ statuses!(
 );
 statuses!(nvrtcResult: 0..=11, |_code| nvrtcResult::NVRTC_ERROR_INTERNAL_ERROR);
 statuses!(
-    // cuDNN 9 numbers by kind, a thousand each.
+    // cuDNN 9 numbers its errors by kind, in thousands.
     cudnnStatus_t: 0..=14,
     |code| match code / 1000 {
         1 => cudnnStatus_t::CUDNN_STATUS_NOT_INITIALIZED,
@@ -97,7 +103,7 @@ statuses!(
     }
 );
 
-/// Makes sure that the linker takes the definitions of this module along, and names the libraries that are missing.
+/// The libraries that are missing. A use of this function also makes the linker keep the shims.
 pub(crate) fn missing() -> Vec<&'static library::Library> {
     std::hint::black_box([driver::anchor(), cublas::anchor(), nvrtc::anchor(), cudnn::anchor()]);
     [&library::DRIVER, &library::CUBLAS, &library::NVRTC].into_iter().filter(|l| !l.is_there()).collect()
@@ -113,7 +119,7 @@ mod tests {
         assert_eq!(CUresult::of(2), CUresult::CUDA_ERROR_OUT_OF_MEMORY);
         assert_eq!(cublasStatus_t::of(15), cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED);
         assert_eq!(cudnnStatus_t::of(9), cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED);
-        // What cudarc's versions of the libraries do not have.
+        // Values that cudarc's versions of the libraries do not have.
         assert_eq!(CUresult::of(225), CUresult::CUDA_ERROR_UNKNOWN);
         assert_eq!(cublasStatus_t::of(2), cublasStatus_t::CUBLAS_STATUS_INTERNAL_ERROR);
         assert_eq!(nvrtcResult::of(12), nvrtcResult::NVRTC_ERROR_INTERNAL_ERROR);

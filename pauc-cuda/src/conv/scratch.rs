@@ -1,0 +1,76 @@
+//! Memory that convolutions use while they run.
+
+use super::program::Workspace;
+use crate::feature_map::{FeatureMap, MapSlice};
+use crate::kernel_args::{In, Out, args};
+use crate::{Buffer, Context, Element, Result};
+
+/// Memory that convolutions use while they run, one after the other. It grows to what the largest of them
+/// needs.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// cuDNN's workspace.
+    pub(super) workspace: CudnnSpace,
+    /// A gradient of weights in the order in which cuDNN writes it.
+    pub(super) gradient: FilterSpace,
+    /// The parts of both operands.
+    pub(super) split: [SplitSpace; 2],
+}
+
+/// Memory for cuDNN.
+#[derive(Debug, Default)]
+pub(super) struct CudnnSpace(Option<Buffer>);
+
+impl CudnnSpace {
+    /// At least `bytes` bytes.
+    pub fn at_least(&mut self, on: &Context, bytes: usize) -> Result<Workspace> {
+        if bytes == 0 {
+            return Ok((std::ptr::null_mut(), 0));
+        }
+        let words = bytes.div_ceil(size_of::<f32>());
+        // What is too small is freed before more is allocated.
+        let space = match self.0.take().filter(|b| b.len() >= words) {
+            Some(space) => space,
+            None => Buffer::uninit(on, words)?,
+        };
+        Ok((self.0.insert(space).address() as *mut _, bytes))
+    }
+}
+
+/// Memory for a gradient of weights.
+#[derive(Debug, Default)]
+pub(super) struct FilterSpace(Option<FeatureMap>);
+
+impl FilterSpace {
+    /// At least `len` elements.
+    pub fn at_least(&mut self, on: &Context, len: usize, element: Element) -> Result<&mut FeatureMap> {
+        let space = match self.0.take().filter(|f| f.len() >= len && f.element() == element) {
+            Some(space) => space,
+            None => FeatureMap::uninit(on, len, element)?,
+        };
+        Ok(self.0.insert(space))
+    }
+}
+
+/// Memory for the TF32 parts of an operand.
+#[derive(Debug, Default)]
+pub(super) struct SplitSpace(Option<[FeatureMap; 2]>);
+
+impl SplitSpace {
+    /// Splits each `f32` into the sum of two numbers that tensor cores read: a high part of 11 mantissa bits,
+    /// and a low part, the rest, of which they read as many.
+    pub fn split(&mut self, on: &Context, operand: MapSlice<'_>) -> Result<[MapSlice<'_>; 2]> {
+        let n = operand.len();
+        let [high, low] = match self.0.take().filter(|[high, _]| high.len() >= n) {
+            Some(parts) => self.0.insert(parts),
+            None => {
+                let uninit = || FeatureMap::uninit(on, n, Element::F32);
+                self.0.insert([uninit()?, uninit()?])
+            }
+        };
+        let args = args![n, In(operand), Out(high.slice_mut()), Out(low.slice_mut())];
+        // SAFETY: the operand has n elements, and both parts have at least as many.
+        unsafe { on.launch_over("pauc_split_tf32", if n.is_multiple_of(4) { n / 4 } else { n }, args) }?;
+        Ok([high.slice(), low.slice()])
+    }
+}

@@ -1,0 +1,178 @@
+//! dfdx's tensors as memory that kernels read and write.
+
+use crate::memory::copy;
+use crate::{Buffer, Context, Error, Result, View, ViewMut};
+use cudarc::driver::{DevicePtr, DeviceSlice};
+use dfdx::prelude::{Cuda, HasShape, ReshapeTo, Shape, Storage, Tensor, ZerosTensor};
+use std::fmt::Write;
+use std::ops::Range;
+
+/// A matrix on dfdx's device.
+pub type Matrix = Tensor<(usize, usize), f32, Cuda>;
+
+/// The gradient of a tensor, as dfdx stores it.
+type Gradient = <Cuda as Storage<f32>>::Vec;
+
+/// Where a tensor's elements lie. dfdx 0.13 does not tell, but for its `Debug` output, which is read up to
+/// the address and no further.
+///
+/// # Errors
+/// If the output does not have it.
+fn address<S: Shape, T>(tensor: &Tensor<S, f32, Cuda, T>) -> Result<u64>
+where
+    Tensor<S, f32, Cuda, T>: std::fmt::Debug,
+{
+    const BEFORE: &str = "cu_device_ptr: ";
+    struct Reader {
+        text: String,
+        address: Option<u64>,
+    }
+    impl Write for Reader {
+        fn write_str(&mut self, part: &str) -> std::fmt::Result {
+            self.text.push_str(part);
+            let Some(start) = self.text.find(BEFORE) else { return Ok(()) };
+            let digits = &self.text[start + BEFORE.len()..];
+            let Some(end) = digits.find(|c: char| !c.is_ascii_digit()) else { return Ok(()) };
+            self.address = digits[..end].parse().ok();
+            // An error ends the output, which goes on with all of the tensor's elements.
+            Err(std::fmt::Error)
+        }
+    }
+    let mut reader = Reader { text: String::new(), address: None };
+    let _ = write!(reader, "{tensor:?}");
+    reader.address.ok_or(Error::Address)
+}
+
+/// A tensor whose elements are contiguous and in row-major order, so that kernels can read them.
+#[derive(Debug)]
+pub struct Contiguous<S: Shape> {
+    tensor: Tensor<S, f32, Cuda>,
+    address: u64,
+}
+
+impl<S: Shape> Contiguous<S> {
+    /// The tensor itself, or a copy if it is permuted or broadcast.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn new(tensor: Tensor<S, f32, Cuda>) -> Result<Self> {
+        let tensor = tensor.try_contiguous()?;
+        let address = address(&tensor)?;
+        Ok(Contiguous { tensor, address })
+    }
+
+    /// The elements.
+    pub fn view(&self) -> View<'_> {
+        // SAFETY: `tensor` keeps its memory alive, and is contiguous, so that it has an element for each of
+        // its shape.
+        unsafe { View::from_raw_parts(self.address, self.tensor.shape().num_elements()) }
+    }
+}
+
+/// Whether a tensor's elements are contiguous, as those of its gradient then are too.
+pub fn is_contiguous<S: Shape>(tensor: &Tensor<S, f32, Cuda>) -> bool {
+    let contiguous = tensor.clone().try_contiguous().map(|t| address(&t).ok());
+    contiguous.is_ok_and(|copied| copied.is_some() && copied == address(tensor).ok())
+}
+
+/// The elements of a new tensor, which nobody shares yet.
+pub(crate) fn new_elements_mut<S: Shape>(tensor: &mut Tensor<S, f32, Cuda>) -> Result<ViewMut<'_>> {
+    // SAFETY: a tensor from `try_zeros_like` is contiguous. `tensor` keeps its memory alive, and is borrowed
+    // mutably.
+    Ok(unsafe { ViewMut::from_raw_parts(address(tensor)?, tensor.shape().num_elements()) })
+}
+
+/// A tensor with a copy of the elements.
+///
+/// # Errors
+/// If there are not as many as the shape has, or the device fails.
+pub fn to_tensor<S: Shape>(device: &Cuda, from: View<'_>, shape: S) -> Result<Tensor<S, f32, Cuda>> {
+    if shape.num_elements() != from.len() {
+        let message = format!("{} values for a tensor of {shape:?}", from.len());
+        return Err(Error::Length { operation: "tensor", message });
+    }
+    let mut new: Tensor<S, f32, Cuda> = device.try_zeros_like(&shape)?;
+    copy(&*Context::of(device)?, from, new_elements_mut(&mut new)?)?;
+    Ok(new)
+}
+
+/// Some rows of a matrix.
+///
+/// # Errors
+/// If there are not as many rows, or the device fails.
+pub fn rows(device: &Cuda, matrix: &Matrix, range: Range<usize>) -> Result<Matrix> {
+    let (all, cols) = *matrix.shape();
+    if range.start > range.end || range.end > all {
+        return Err(Error::Length { operation: "rows", message: format!("{range:?} of {all}") });
+    }
+    let contiguous = Contiguous::new(matrix.clone())?;
+    let some = contiguous.view().part(range.start * cols, range.len() * cols);
+    to_tensor(device, some, (range.len(), cols))
+}
+
+/// Matrices of one shape below each other, with zeros in the place of those that are absent.
+///
+/// # Errors
+/// If a shape differs, or the device fails.
+pub fn stacked(device: &Cuda, parts: &[Option<&Matrix>], (rows, cols): (usize, usize)) -> Result<Matrix> {
+    let mut new: Matrix = device.try_zeros_like(&(parts.len() * rows, cols))?;
+    for (i, part) in parts.iter().enumerate() {
+        let Some(part) = part else { continue };
+        let part = Contiguous::new((*part).clone())?;
+        let to = new_elements_mut(&mut new)?.part(i * rows * cols, rows * cols);
+        copy(&*Context::of(device)?, part.view(), to)?;
+    }
+    Ok(new)
+}
+
+/// Overwrites rows of a matrix in place, also for those who share it.
+///
+/// # Errors
+/// If the rows do not end within the matrix, it is permuted or broadcast, or the device fails.
+pub fn replace_rows(device: &Cuda, matrix: &Matrix, from: usize, rows: &[f32]) -> Result<()> {
+    const OPERATION: &str = "replace rows";
+    let (all, cols) = *matrix.shape();
+    if cols == 0 || !rows.len().is_multiple_of(cols) || from * cols + rows.len() > all * cols {
+        let message = format!("{} values from row {from} on in {all}×{cols}", rows.len());
+        return Err(Error::Length { operation: OPERATION, message });
+    }
+    if !is_contiguous(matrix) {
+        let message = "the matrix is permuted or broadcast".to_string();
+        return Err(Error::Length { operation: OPERATION, message });
+    }
+    let on = Context::of(device)?;
+    let new = Buffer::from_host(&on, rows)?;
+    let start = address(matrix)? + (from * cols * size_of::<f32>()) as u64;
+    // SAFETY: the matrix is contiguous and the rows end within it, as was checked. Those who share it read
+    // and write it in the order of the stream, as this does.
+    let to = unsafe { ViewMut::from_raw_parts(start, rows.len()) };
+    copy(&on, new.view(), to)
+}
+
+/// A tensor's elements in row-major order, in host memory.
+///
+/// # Errors
+/// If the device fails.
+pub fn to_host<S: Shape>(tensor: &Tensor<S, f32, Cuda>) -> Result<Vec<f32>> {
+    Contiguous::new(tensor.clone())?.view().to_host(&*Context::of(tensor.device())?)
+}
+
+/// A gradient's elements.
+pub fn gradient(gradient: &Gradient) -> View<'_> {
+    // SAFETY: `gradient` owns as many elements, and is borrowed.
+    unsafe { View::from_raw_parts(*gradient.device_ptr(), gradient.len()) }
+}
+
+/// A copy of a gradient's elements.
+///
+/// # Errors
+/// If the device fails.
+pub fn gradient_copy(from: &Gradient) -> Result<Buffer> {
+    Buffer::copy_of(&*Context::at(&from.device())?, gradient(from))
+}
+
+/// A gradient's elements, to add to.
+pub fn gradient_mut(gradient: &mut Gradient) -> ViewMut<'_> {
+    // SAFETY: `gradient` owns as many elements, and is borrowed mutably.
+    unsafe { ViewMut::from_raw_parts(*gradient.device_ptr(), gradient.len()) }
+}
