@@ -3,6 +3,7 @@
 use crate::codes;
 use crate::plan::Plan;
 use pauc_models::device::NetworkDevice;
+use pauc_models::network::Network;
 use pauc_traits::Result;
 use pauc_traits::component_ron::Term;
 use pauc_traits::registry::{self, Field, Listing};
@@ -166,9 +167,25 @@ fn fields(list: &[Field]) -> String {
 /// If the network cannot be built.
 pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
     let network = plan.network(device)?;
-    let r = &plan.recipe;
     let mut out = format!("{}\n", plan.resolved);
-    let h = &plan.horizon;
+    data_and_length(&mut out, plan);
+    let size = layers(&mut out, &network);
+    memory(&mut out, device, plan, &network, size);
+    prototypes(&mut out, plan);
+    terms(&mut out, plan);
+    learning_rates::<D>(&mut out, plan);
+    Ok(out)
+}
+
+/// What a network holds: its parameters, and the values of its outputs for one image.
+#[derive(Clone, Copy)]
+struct NetworkSize {
+    parameters: usize,
+    activations: usize,
+}
+
+fn data_and_length(out: &mut String, plan: &Plan) {
+    let (r, h) = (&plan.recipe, &plan.horizon);
     let _ = writeln!(out, "run        {}-{} seed {}", &*r.name, plan.hash, r.train.seed);
     let _ = writeln!(out, "data       {}", plan.splits.description);
     let shapes: Vec<_> = (0..plan.views.len()).map(|v| plan.views.shape(v)).collect();
@@ -183,6 +200,10 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
         "length     {} epochs of {} steps of {images} images = {} steps",
         r.train.epochs, h.steps_per_epoch, h.total_steps
     );
+}
+
+/// The table of layers.
+fn layers<D: NetworkDevice>(out: &mut String, network: &Network<D>) -> NetworkSize {
     let _ = writeln!(
         out,
         "\n{:<34} {:>16} {:>12} {:>14}  algorithm",
@@ -197,9 +218,20 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
         operations += m;
         activations += layer.output.iter().product::<usize>();
     }
+    let _ = writeln!(out, "{:<34} {:>16} {parameters:>12} {operations:>14}", "sum", "");
+    NetworkSize { parameters, activations }
+}
+
+fn memory<D: NetworkDevice>(
+    out: &mut String,
+    device: &D,
+    plan: &Plan,
+    network: &Network<D>,
+    NetworkSize { parameters, activations }: NetworkSize,
+) {
+    let r = &plan.recipe;
     let copies = 3 + usize::from(r.momentum_encoder.is_some());
     let megabytes = |values: usize| values as f64 * 4.0 / 1e6;
-    let _ = writeln!(out, "{:<34} {:>16} {parameters:>12} {operations:>14}", "sum", "");
     let _ = writeln!(
         out,
         "\nmemory     about {:.1} MB of parameters, gradients, momenta and copies; about {:.1} MB of activations",
@@ -214,7 +246,10 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
             planned as f64 / 1e6,
         );
     }
-    if let Some(c) = &r.clusterer {
+}
+
+fn prototypes(out: &mut String, plan: &Plan) {
+    if let Some(c) = &plan.recipe.clusterer {
         let k = c.prototypes().iter().map(|k| k.map_or("?".into(), |k| k.to_string())).collect::<Vec<_>>();
         let _ = writeln!(
             out,
@@ -224,6 +259,11 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
             c.every()
         );
     }
+}
+
+/// The table of terms: when each counts, how much, and against how many negatives.
+fn terms(out: &mut String, plan: &Plan) {
+    let h = &plan.horizon;
     let _ = writeln!(
         out,
         "\n{:<18} {:>10} {:>10} {:>8} {:>8} {:>10} {:>10}",
@@ -245,6 +285,11 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
             count(|c| c.negatives),
         );
     }
+}
+
+/// The learning rate at eleven steps, as bars.
+fn learning_rates<D: NetworkDevice>(out: &mut String, plan: &Plan) {
+    let (r, h) = (&plan.recipe, &plan.horizon);
     let optimizer = D::optimizer(&*r.optimizer.value);
     let _ = writeln!(out, "\nlearning rate");
     let base = optimizer.learning_rate(r.train.images_per_step());
@@ -257,5 +302,4 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
     for scale in &r.lr_scale {
         let _ = writeln!(out, "  of {} times {}", scale.part, scale.factor.get());
     }
-    Ok(out)
 }
