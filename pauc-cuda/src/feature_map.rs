@@ -64,7 +64,7 @@ pub struct FeatureMap {
 }
 
 impl FeatureMap {
-    /// Uninitialized memory: whoever asks for it writes it before it is read.
+    /// Uninitialized memory: the caller writes it before reading it.
     ///
     /// # Errors
     /// If the device is out of memory.

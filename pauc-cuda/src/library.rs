@@ -47,7 +47,7 @@ impl Library {
     /// The address of a function, if the library has it.
     pub(crate) fn address(&self, function: &str) -> Option<usize> {
         let library = self.loaded().ok()?;
-        // SAFETY: only the address is taken. Whoever calls it has to cast it to the function's type.
+        // SAFETY: only the address is taken. The caller casts it to the function's type.
         let symbol = unsafe { library.get::<unsafe extern "C" fn()>(function.as_bytes()) };
         symbol.ok().map(|f| *f as *const () as usize)
     }

@@ -31,7 +31,7 @@ pub struct ViewMut<'a> {
 }
 
 impl Buffer {
-    /// Uninitialized memory: whoever asks for it writes it before it is read.
+    /// Uninitialized memory: the caller writes it before reading it.
     ///
     /// # Errors
     /// If the device is out of memory.

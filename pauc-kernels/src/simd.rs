@@ -76,7 +76,7 @@ impl Simd {
     }
 
     /// What [`Simd::detect`] gives when it is first asked, and the fastest if the variable asks for something that this
-    /// machine does not have: for kernels that cannot fail. Programs call [`Simd::detect`] before they start.
+    /// machine does not have: for kernels that cannot fail. Building a network reports such a value.
     pub fn active() -> Simd {
         static ACTIVE: OnceLock<Simd> = OnceLock::new();
         *ACTIVE.get_or_init(|| Simd::detect().unwrap_or(Simd::all()[0]))

@@ -90,11 +90,6 @@ impl Rounded {
     pub fn admits(self, got: f32) -> bool {
         (f64::from(got) - self.value).abs() <= self.error
     }
-
-    /// Whether two computed values can come from the same computation in different orders: each may be off.
-    pub fn admits_both(self, one: f32, other: f32) -> bool {
-        self.admits(one) && self.admits(other)
-    }
 }
 
 impl From<f32> for Rounded {

@@ -44,7 +44,7 @@ impl TailArgs {
                 if let Some(line) = line(&event)
                     && writeln!(std::io::stdout(), "{line}").is_err()
                 {
-                    // Whoever read this has closed the pipe.
+                    // The reader has closed the pipe.
                     return Ok(ExitCode::SUCCESS);
                 }
             }
