@@ -8,42 +8,46 @@ use pauc::traits::Result;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Set by SIGINT, SIGTERM and SIGUSR1.
+/// Set by SIGINT, SIGTERM and SIGUSR1 (Ctrl-C on Windows).
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Makes the first SIGINT or SIGTERM ask the run to save and stop; a second one ends the process at once. SIGUSR1, by which
-/// batch systems announce the end of a job's time, asks too, however often it comes.
+/// Makes the first SIGINT or SIGTERM ask the run to save and stop; a second one ends the process at once. SIGUSR1,
+/// by which batch systems announce the end of a job's time, asks too, however often it comes.
 pub fn catch_signals() {
-    if let Err(e) = catch_announcement() {
-        eprintln!("warning: SIGUSR1 cannot be caught and will end the process: {e}");
-    }
-    let caught = ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-        eprintln!("\nstopping after this step; a checkpoint will be saved (interrupt again to stop at once)");
-    });
-    if let Err(e) = caught {
+    if let Err(e) = watch_signals() {
         eprintln!("warning: signals cannot be caught, an interrupt will not save a checkpoint: {e}");
     }
 }
 
 #[cfg(unix)]
-fn catch_announcement() -> std::io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGUSR1])?;
-    std::thread::spawn(move || {
-        for _ in signals.forever() {
-            if !STOP.swap(true, Ordering::SeqCst) {
-                eprintln!("\nSIGUSR1: stopping after this step; a checkpoint will be saved");
-            }
+fn watch_signals() -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGUSR1])?;
+    let watch = move || {
+        for signal in signals.forever() {
+            if signal == SIGUSR1 { announced() } else { interrupted() }
         }
-    });
-    Ok(())
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(watch).map(|_| ())
 }
 
-#[cfg(not(unix))]
-fn catch_announcement() -> std::io::Result<()> {
-    Ok(())
+#[cfg(windows)]
+fn watch_signals() -> Result<(), ctrlc::Error> {
+    ctrlc::set_handler(interrupted)
+}
+
+fn interrupted() {
+    if STOP.swap(true, Ordering::SeqCst) {
+        std::process::exit(130);
+    }
+    eprintln!("\nstopping after this step; a checkpoint will be saved (interrupt again to stop at once)");
+}
+
+#[cfg(unix)]
+fn announced() {
+    if !STOP.swap(true, Ordering::SeqCst) {
+        eprintln!("\nSIGUSR1: stopping after this step; a checkpoint will be saved");
+    }
 }
 
 /// Whether a signal has asked this process to stop.

@@ -74,68 +74,17 @@ pub fn two_sided(t: f64, df: f64) -> f64 {
     if t.is_infinite() {
         return 0.0;
     }
-    incomplete_beta(df / (df + t * t), df / 2.0, 0.5)
+    statrs::function::beta::beta_reg(df / 2.0, 0.5, df / (df + t * t))
 }
 
-/// The regularised incomplete beta function I_x(a, b), by Lentz's evaluation of its continued fraction (NIST's digital
-/// library of mathematical functions, 8.17.22).
-fn incomplete_beta(x: f64, a: f64, b: f64) -> f64 {
-    if x <= 0.0 || x >= 1.0 {
-        return x.clamp(0.0, 1.0);
-    }
-    // The fraction converges fast below the mean; above it, the other tail's does.
-    if x > (a + 1.0) / (a + b + 2.0) {
-        return 1.0 - incomplete_beta(1.0 - x, b, a);
-    }
-    let front = (ln_gamma(a + b) - ln_gamma(a) - ln_gamma(b) + a * x.ln() + b * (1.0 - x).ln()).exp() / a;
-    let lift = |v: f64| if v.abs() < 1e-300 { 1e-300 } else { v };
-    let (mut c, mut d) = (1.0, 1.0 / lift(1.0 - (a + b) * x / (a + 1.0)));
-    let mut value = d;
-    for m in 1..500 {
-        let m = f64::from(m);
-        let even = m * (b - m) * x / ((a + 2.0 * m - 1.0) * (a + 2.0 * m));
-        let odd = -(a + m) * (a + b + m) * x / ((a + 2.0 * m) * (a + 2.0 * m + 1.0));
-        let before = value;
-        for term in [even, odd] {
-            d = 1.0 / lift(1.0 + term * d);
-            c = lift(1.0 + term / c);
-            value *= c * d;
-        }
-        if (value - before).abs() < 1e-15 * value.abs() {
-            break;
-        }
-    }
-    front * value
-}
-
-/// ln Γ(x) for x > 0: Stirling's series, after x was raised above 10.
-fn ln_gamma(mut x: f64) -> f64 {
-    let mut below = 0.0;
-    while x < 10.0 {
-        below += x.ln();
-        x += 1.0;
-    }
-    let y = 1.0 / (x * x);
-    let series = (1.0 / 12.0 - y * (1.0 / 360.0 - y * (1.0 / 1260.0 - y * (1.0 / 1680.0 - y / 1188.0)))) / x;
-    (x - 0.5) * x.ln() - x + 0.5 * (2.0 * std::f64::consts::PI).ln() + series - below
-}
-
-/// How far [`ln_gamma`] may be off for numbers up to 16: ten logarithms of what is below 10, five terms with
-/// a sum of at most 60, and the first term of the series that is left out.
-#[cfg(test)]
-fn ln_gamma_off_by() -> f64 {
-    use pauc_testing::tolerance;
-    tolerance::f64(10, 15.0) + tolerance::f64(5, 60.0) + 691.0 / 360_360.0 / 10f64.powi(11)
-}
-
-/// How far [`two_sided`] may be off where it is `p`, for up to 30 degrees of freedom: the exponent has three
-/// values of [`ln_gamma`] and two logarithms of at most 30 with their factors. The fraction ends with a step
-/// of 1e-15 of itself, after fewer than 100 of four operations, which shrink.
+/// How far [`two_sided`] may be off where it is `p`. The library states 14 digits for the logarithm of Γ, of which
+/// three enter the exponent, none above 60 for up to 30 degrees of freedom; its fraction ends with a step of
+/// 2⁻⁵³ of itself, after fewer than 100 of four operations each.
 #[cfg(test)]
 pub(crate) fn off_by(p: f64) -> f64 {
     use pauc_testing::tolerance;
     // Above the mean it is 1 less the other tail.
-    p.max(1.0 - p) * (3.0 * ln_gamma_off_by() + tolerance::f64(8, 60.0) + tolerance::f64(400, 1.0) + 1e-14)
+    p.max(1.0 - p) * (3.0 * 60.0 * 1e-14 + tolerance::f64(8, 60.0) + tolerance::f64(400, 1.0))
 }
 
 #[cfg(test)]
@@ -169,6 +118,5 @@ mod tests {
         assert_eq!(Paired::of(&[0.0, 0.0]).map(|p| p.p), Some(1.0));
         assert_eq!(Paired::of(&[0.5, 0.5]).map(|p| p.p), Some(0.0));
         assert!(Spread::of(&[1.0]).sd.is_nan());
-        assert_within!(ln_gamma(0.5), std::f64::consts::PI.sqrt().ln(), ln_gamma_off_by());
     }
 }
