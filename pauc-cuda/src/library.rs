@@ -24,7 +24,7 @@ impl Library {
             let mut first = None;
             for file in self.files {
                 // SAFETY: the initializers of NVIDIA's libraries have no preconditions.
-                match unsafe { libloading::Library::new(file) } {
+                match unsafe { libloading::Library::new(*file) } {
                     Ok(library) => return Ok(library),
                     Err(e) => first = first.or(Some(e.to_string())),
                 }
