@@ -3,6 +3,7 @@
 //! Row-major `f32` matrices in the first two are mapped, not read: a file may be larger than memory.
 
 use pauc_kernels::mmap::Mapped;
+use pauc_traits::npy::Header;
 use pauc_traits::probe::RowsView;
 use pauc_traits::{Error, Result};
 use safetensors::tensor::{Dtype, SafeTensors};
@@ -50,7 +51,7 @@ impl Matrix {
         }
         let file = map(path)?;
         let array = match kind {
-            Kind::Npy => npy(path, file.bytes())?,
+            Kind::Npy => npy(path, file.bytes(), remedy(kind))?,
             _ => of_safetensors(path, file.bytes(), tensor)?,
         };
         let [rows, cols] = array.shape[..] else {
@@ -118,7 +119,7 @@ pub fn labels(path: &Path, n: usize) -> Result<Vec<u32>> {
     } else {
         let file = map(path)?;
         let array = match kind {
-            Kind::Npy => npy(path, file.bytes())?,
+            Kind::Npy => npy(path, file.bytes(), "numpy.save(path, labels.astype('int64'))")?,
             _ => of_safetensors(path, file.bytes(), Some("labels"))?,
         };
         if array.shape.len() != 1 {
@@ -227,54 +228,10 @@ impl Array {
     }
 }
 
-/// Reads the header of a `.npy` file and checks that its values are there.
-fn npy(path: &Path, bytes: &[u8]) -> Result<Array> {
-    let wrong = |why: String| Error::damaged(path, why);
-    let cut = || wrong(format!("is cut off within its header: {} bytes", bytes.len()));
-    if !bytes.starts_with(&b"\x93NUMPY"[..bytes.len().min(6)]) {
-        return Err(wrong("is no .npy file: it does not begin with \\x93NUMPY".into()));
-    }
-    let (length, begin): (Option<usize>, usize) = match bytes.get(6).ok_or_else(cut)? {
-        1 => (bytes.get(8..10).map(|b| u16::from_le_bytes([b[0], b[1]]) as usize), 10),
-        2 | 3 => (bytes.get(8..12).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize), 12),
-        other => return Err(wrong(format!("is of .npy version {other}; versions 1 to 3 are known"))),
-    };
-    let offset = length.and_then(|l| begin.checked_add(l)).ok_or_else(cut)?;
-    let header = String::from_utf8_lossy(bytes.get(begin..offset).ok_or_else(cut)?);
-    let field = |name: &str| {
-        let from = header.split_once(&format!("'{name}':"))?.1.trim_start();
-        let end = if from.starts_with('(') { from.find(')')? + 1 } else { from.find([',', '}'])? };
-        Some(from[..end].trim())
-    };
-    let (Some(descr), Some(order), Some(shape)) = (field("descr"), field("fortran_order"), field("shape"))
-    else {
-        return Err(wrong(format!("has a header that says no type, order and shape: {}", header.trim())));
-    };
-    let sizes = shape.trim_matches(['(', ')']).split(',').map(str::trim).filter(|s| !s.is_empty());
-    let shape: Vec<usize> = sizes
-        .map(|s| s.parse().map_err(|_| wrong(format!("has the shape {shape}"))))
-        .collect::<Result<_>>()?;
-    if order != "False" && shape.len() > 1 {
-        return Err(wrong("is column-major; save numpy.ascontiguousarray(x)".into()));
-    }
-    let descr = descr.trim_matches(['\'', '"']);
-    let dtype = descr.trim_start_matches(['<', '|', '=']).to_string();
-    let size = dtype.get(1..).and_then(|s| s.parse::<usize>().ok()).filter(|_| dtype.is_ascii());
-    let Some(size) = size.filter(|_| !descr.starts_with('>') && dtype.starts_with(['f', 'i', 'u', 'b', 'c']))
-    else {
-        let why =
-            format!("holds values of type `{descr}`; give little-endian numbers: {}", remedy(Kind::Npy));
-        return Err(wrong(why));
-    };
-    let array = Array { name: "the array".into(), dtype, shape, offset };
-    let needed = array.count().and_then(|n| n.checked_mul(size)).and_then(|n| n.checked_add(offset));
-    match needed {
-        Some(needed) if needed <= bytes.len() => Ok(array),
-        Some(needed) => {
-            Err(wrong(format!("is cut off: {} bytes of {needed}; copy or save it again", bytes.len())))
-        }
-        None => Err(wrong(format!("has a shape beyond all memory: {:?}", array.shape))),
-    }
+/// The array of a `.npy` file. `remedy` says how to save one of another type.
+fn npy(path: &Path, bytes: &[u8], remedy: &str) -> Result<Array> {
+    let Header { element, shape, data } = Header::read(bytes, path, remedy)?;
+    Ok(Array { name: "the array".into(), dtype: element.code(), shape, offset: data.start })
 }
 
 fn of_safetensors(path: &Path, bytes: &[u8], tensor: Option<&str>) -> Result<Array> {
@@ -355,6 +312,7 @@ fn csv(path: &Path, text: &str) -> Result<(Vec<f32>, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::npy::file as npy_file;
     use safetensors::tensor::TensorView;
     use std::path::PathBuf;
 
@@ -362,16 +320,6 @@ mod tests {
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
         path
-    }
-
-    fn npy_file(descr: &str, order: &str, shape: &str, data: &[u8]) -> Vec<u8> {
-        let mut header = format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}");
-        while !(10 + header.len() + 1).is_multiple_of(64) {
-            header.push(' ');
-        }
-        header.push('\n');
-        let length = (header.len() as u16).to_le_bytes();
-        [&b"\x93NUMPY\x01\x00"[..], &length, header.as_bytes(), data].concat()
     }
 
     fn floats(values: &[f32]) -> Vec<u8> {
@@ -391,8 +339,8 @@ mod tests {
         let view = TensorView::new(Dtype::F32, vec![3, 2], &bytes).unwrap();
         let file = safetensors::serialize([("anything", view)], None).unwrap();
         for (path, mapped) in [
-            (write(&f, "a.npy", npy_file("<f4", "False", "(3, 2)", &bytes)), true),
-            (write(&f, "b.npy", npy_file("<f8", "False", "(3, 2)", &wide)), false),
+            (write(&f, "a.npy", npy_file("<f4", false, "(3, 2)", &bytes)), true),
+            (write(&f, "b.npy", npy_file("<f8", false, "(3, 2)", &wide)), false),
             (write(&f, "c.safetensors", file), true),
             (write(&f, "d.csv", "x,y\n1,-2.5\n3, 4\n\n0.125,6e0\n"), false),
             (write(&f, "e.tsv", "1\t-2.5\n3\t4\n0.125\t6"), false),
@@ -406,24 +354,27 @@ mod tests {
     #[test]
     fn damaged_files_are_named() {
         let f = tempfile::tempdir().unwrap();
-        let good = npy_file("<f4", "False", "(3, 2)", &floats(&[1.0; 6]));
+        let good = npy_file("<f4", false, "(3, 2)", &floats(&[1.0; 6]));
         let cases = [
-            (write(&f, "cut.npy", &good[..good.len() - 5]), "is cut off: 147 bytes of 152"),
+            (
+                write(&f, "cut.npy", &good[..good.len() - 5]),
+                "is cut off: 24 bytes expected after the header, 19 found",
+            ),
             (write(&f, "head.npy", &good[..40]), "cut off within its header"),
             (write(&f, "four.npy", &good[..4]), "cut off within its header"),
             (write(&f, "text.npy", "hello, world"), "is no .npy file"),
             (
-                write(&f, "int.npy", npy_file("<i8", "False", "(1, 2)", &[0; 16])),
+                write(&f, "int.npy", npy_file("<i8", false, "(1, 2)", &[0; 16])),
                 "holds i8; give 32-bit floats",
             ),
-            (write(&f, "half.npy", npy_file("<f2", "False", "(1, 2)", &[0; 4])), "astype('float32')"),
-            (write(&f, "big.npy", npy_file(">f4", "False", "(1, 1)", &[0; 4])), "type `>f4`"),
-            (write(&f, "object.npy", npy_file("|O", "False", "(1, 1)", &[0; 4])), "type `|O`"),
-            (write(&f, "order.npy", npy_file("<f4", "True", "(3, 2)", &[0; 24])), "column-major"),
-            (write(&f, "line.npy", npy_file("<f4", "False", "(6,)", &[0; 24])), "[6]; give a matrix"),
-            (write(&f, "none.npy", npy_file("<f4", "False", "(0, 2)", &[])), "is empty"),
+            (write(&f, "half.npy", npy_file("<f2", false, "(1, 2)", &[0; 4])), "astype('float32')"),
+            (write(&f, "big.npy", npy_file(">f4", false, "(1, 1)", &[0; 4])), "type `>f4`"),
+            (write(&f, "object.npy", npy_file("|O", false, "(1, 1)", &[0; 4])), "type `|O`"),
+            (write(&f, "order.npy", npy_file("<f4", true, "(3, 2)", &[0; 24])), "column-major"),
+            (write(&f, "line.npy", npy_file("<f4", false, "(6,)", &[0; 24])), "[6]; give a matrix"),
+            (write(&f, "none.npy", npy_file("<f4", false, "(0, 2)", &[])), "is empty"),
             (
-                write(&f, "much.npy", npy_file("<f4", "False", "(99999999999999, 99999999)", &[])),
+                write(&f, "much.npy", npy_file("<f4", false, "(99999999999999, 99999999)", &[])),
                 "beyond all memory",
             ),
             (write(&f, "zero.npy", []), "the file is empty"),
@@ -463,9 +414,9 @@ mod tests {
         let bytes: Vec<u8> = [3i64, 0, 7].iter().flat_map(|v| v.to_le_bytes()).collect();
         let view = TensorView::new(Dtype::I64, vec![3], &bytes).unwrap();
         for path in [
-            write(&f, "l.npy", npy_file("<i8", "False", "(3,)", &bytes)),
-            write(&f, "l1.npy", npy_file("|u1", "False", "(3,)", &[3, 0, 7])),
-            write(&f, "l2.npy", npy_file("<i2", "False", "(3,)", &[3, 0, 0, 0, 7, 0])),
+            write(&f, "l.npy", npy_file("<i8", false, "(3,)", &bytes)),
+            write(&f, "l1.npy", npy_file("|u1", false, "(3,)", &[3, 0, 7])),
+            write(&f, "l2.npy", npy_file("<i2", false, "(3,)", &[3, 0, 0, 0, 7, 0])),
             write(&f, "l.csv", "class\n3\n0\n7\n"),
             write(&f, "l.safetensors", safetensors::serialize([("labels", view)], None).unwrap()),
         ] {
@@ -475,8 +426,6 @@ mod tests {
         let text = |path: PathBuf| labels(&path, 3).unwrap_err().to_string();
         assert!(text(write(&f, "m.csv", "1\n-1\n2\n")).contains("label 1 is -1"));
         assert!(text(write(&f, "w.csv", "1\ncat\n2\n")).contains("line 2: `cat`"));
-        assert!(
-            text(write(&f, "m.npy", npy_file("<f4", "False", "(3,)", &[0; 12]))).contains("whole numbers")
-        );
+        assert!(text(write(&f, "m.npy", npy_file("<f4", false, "(3,)", &[0; 12]))).contains("whole numbers"));
     }
 }

@@ -10,8 +10,7 @@
 //! | 16–23 | the start of the BLAKE3 hash of what follows |
 //! | then | RGB pixels, row by row |
 
-use crate::atomic;
-use pauc_traits::{Count, Error, Image, ImageShape, Result, component};
+use pauc_traits::{Count, Error, Image, ImageShape, Result, atomic, component};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -91,9 +90,9 @@ impl Store {
         bytes.extend(&blake3::hash(&image.pixels).as_bytes()[..8]);
         bytes.extend_from_slice(&image.pixels);
         let path = self.path(key);
-        let kept = path.parent().is_some_and(|p| std::fs::create_dir_all(p).is_ok())
+        let written = path.parent().is_some_and(|p| std::fs::create_dir_all(p).is_ok())
             && atomic::write(&path, &bytes).is_ok();
-        if !kept {
+        if !written {
             self.room.fetch_add(length, Ordering::Relaxed);
         }
     }
@@ -110,14 +109,14 @@ mod tests {
     #[test]
     fn pictures_come_back_until_the_room_is_taken() {
         let folder = tempfile::tempdir().unwrap();
-        let at = folder.path().join("cache");
-        let store = Store::open(&at, 120).unwrap();
+        let cache = folder.path().join("cache");
+        let store = Store::open(&cache, 120).unwrap();
         let keys = [1u8, 2, 3].map(|i| blake3::hash(&[i]));
         keys.iter().zip(1..).for_each(|(k, i)| store.put(k, &image(i)));
         assert_eq!(store.get(&keys[0]), Some(image(1)));
         assert_eq!(store.get(&keys[1]), Some(image(2)));
         assert_eq!(store.get(&keys[2]), None, "54 bytes each: two of 120");
-        let again = Store::open(&at, 120).unwrap();
+        let again = Store::open(&cache, 120).unwrap();
         assert_eq!(again.get(&keys[1]), Some(image(2)));
         again.put(&keys[2], &image(3));
         assert_eq!(again.get(&keys[2]), None, "what lay there counts");
@@ -129,14 +128,14 @@ mod tests {
         let store = Store::open(folder.path(), 1000).unwrap();
         let key = blake3::hash(b"a");
         store.put(&key, &image(7));
-        let whole = std::fs::read(store.path(&key)).unwrap();
-        for at in 0..whole.len() {
-            let mut bytes = whole.clone();
-            bytes[at] ^= 0x10;
+        let file = std::fs::read(store.path(&key)).unwrap();
+        for place in 0..file.len() {
+            let mut bytes = file.clone();
+            bytes[place] ^= 0x10;
             std::fs::write(store.path(&key), &bytes).unwrap();
-            assert_eq!(store.get(&key), None, "byte {at}");
-            std::fs::write(store.path(&key), &whole[..at]).unwrap();
-            assert_eq!(store.get(&key), None, "cut at {at}");
+            assert_eq!(store.get(&key), None, "byte {place}");
+            std::fs::write(store.path(&key), &file[..place]).unwrap();
+            assert_eq!(store.get(&key), None, "cut at {place}");
         }
     }
 }

@@ -1,9 +1,8 @@
 //! A look at whole datasets: what is in them, whether it can be read, whether it changed.
 
-use crate::atomic;
 use crate::memory::Moments;
 use pauc_traits::dataset::{ImageSource, Skipped, Splits};
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, atomic};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -39,9 +38,9 @@ const VERSION: u32 = 1;
 
 /// Both splits with their names.
 fn splits_of(splits: &Splits) -> Vec<(&'static str, &dyn ImageSource)> {
-    let mut all: Vec<(&'static str, &dyn ImageSource)> = vec![("train", &*splits.train)];
-    all.extend(splits.test.as_ref().map(|t| ("test", &**t)));
-    all
+    let mut named: Vec<(&'static str, &dyn ImageSource)> = vec![("train", &*splits.train)];
+    named.extend(splits.test.as_ref().map(|t| ("test", &**t)));
+    named
 }
 
 /// Reads every image; those that cannot be read, in order, after those that were left out on opening.
@@ -137,15 +136,15 @@ impl Index {
             index.images.iter().map(|r| ((r.split.clone(), r.name.clone()), r.clone())).collect()
         };
         let (before, after) = (by_name(self), by_name(now));
-        let mut found = Vec::new();
+        let mut differences = Vec::new();
         for (key, old) in &before {
             let named = format!("{} {}", key.0, key.1);
             match after.get(key) {
-                None => found.push(format!("{named}: is gone")),
-                Some(new) if new.hash != old.hash => found.push(format!("{named}: is another picture")),
+                None => differences.push(format!("{named}: is gone")),
+                Some(new) if new.hash != old.hash => differences.push(format!("{named}: is another picture")),
                 Some(new) if new.class != old.class => {
                     let name = |c: &Option<String>| c.clone().unwrap_or_else(|| "none".into());
-                    found.push(format!(
+                    differences.push(format!(
                         "{named}: was of class {}, is of {}",
                         name(&old.class),
                         name(&new.class)
@@ -154,10 +153,10 @@ impl Index {
                 Some(_) => {}
             }
         }
-        found.extend(
+        differences.extend(
             after.keys().filter(|k| !before.contains_key(*k)).map(|k| format!("{} {}: is new", k.0, k.1)),
         );
-        found
+        differences
     }
 }
 
@@ -206,17 +205,17 @@ pub fn stats(data: &Splits) -> Result<Stats> {
         };
         let measured: Vec<Result<_>> = (0..source.len()).into_par_iter().map(measure).collect();
         let (mut total, mut heights, mut widths) = (Moments::none(), Vec::new(), Vec::new());
-        for (i, one) in measured.into_iter().enumerate() {
-            let (moments, height, width, hash) = one?;
+        for (i, image) in measured.into_iter().enumerate() {
+            let (moments, height, width, hash) = image?;
             total = total.join(moments);
             heights.push(height);
             widths.push(width);
             groups.entry(*hash.as_bytes()).or_default().push((s, format!("{split} {}", source.name(i))));
         }
-        let three = |mut all: Vec<usize>| {
-            all.sort_unstable();
-            let at = |i: usize| all.get(i).copied().unwrap_or(0);
-            [at(0), at(all.len() / 2), at(all.len().saturating_sub(1))]
+        let range = |mut sides: Vec<usize>| {
+            sides.sort_unstable();
+            let side = |i: usize| sides.get(i).copied().unwrap_or(0);
+            [side(0), side(sides.len() / 2), side(sides.len().saturating_sub(1))]
         };
         let mut classes: BTreeMap<String, usize> = data.classes.iter().map(|c| (c.clone(), 0)).collect();
         for label in source.labels().unwrap_or_default() {
@@ -228,8 +227,8 @@ pub fn stats(data: &Splits) -> Result<Stats> {
             images: source.len(),
             channels: total.statistics(),
             classes,
-            heights: three(heights),
-            widths: three(widths),
+            heights: range(heights),
+            widths: range(widths),
         });
     }
     let mut groups: Vec<Vec<(usize, String)>> = groups.into_values().filter(|g| g.len() > 1).collect();
@@ -295,9 +294,9 @@ mod tests {
             before.differences(&after),
             ["train image 1: is another picture", "train image 2: is gone", "test image 1: is new"]
         );
-        let mut relabelled = before.clone();
-        relabelled.images[0].class = None;
-        assert_eq!(before.differences(&relabelled), ["train image 0: was of class odd, is of none"]);
+        let mut relabeled = before.clone();
+        relabeled.images[0].class = None;
+        assert_eq!(before.differences(&relabeled), ["train image 0: was of class odd, is of none"]);
     }
 
     #[test]
@@ -306,14 +305,14 @@ mod tests {
         let path = folder.path().join("index.json");
         assert!(Index::read(&path).unwrap_err().to_string().contains("data index"));
         index(&data(&[1, 4], &[4])).unwrap().write(&path).unwrap();
-        let whole = std::fs::read_to_string(&path).unwrap();
-        for cut in 0..whole.len() - 1 {
-            std::fs::write(&path, &whole[..cut]).unwrap();
-            if cut < whole.trim_end().len() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for cut in 0..text.len() - 1 {
+            std::fs::write(&path, &text[..cut]).unwrap();
+            if cut < text.trim_end().len() {
                 assert!(Index::read(&path).is_err(), "{cut}");
             }
         }
-        std::fs::write(&path, whole.replace("\"odd\"", "\"even\"")).unwrap();
+        std::fs::write(&path, text.replace("\"odd\"", "\"even\"")).unwrap();
         assert!(Index::read(&path).unwrap_err().to_string().contains("was changed"));
     }
 }

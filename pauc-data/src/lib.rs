@@ -4,17 +4,16 @@
 //! |---|---|
 //! | [`datasets`] | datasets, one file each |
 //! | [`memory`], [`decode`] | images in memory, picture files to pixels |
-//! | [`disk_cache`], [`atomic`] | decoded pictures on disk, files that are there whole or not at all |
+//! | [`disk_cache`] | decoded pictures on disk |
 //! | `fetch` | standard datasets from where their authors keep them (feature `download`) |
 //! | [`views`] | augmentations, one file each |
 //! | [`pixels`] | what they do to pixels |
-//! | [`pipeline`] | a recipe's views, from an image to normalised numbers |
+//! | [`pipeline`] | a recipe's views, from an image to normalized numbers |
 //! | [`loader`] | batches of views, prepared in the background |
 //! | [`mod@preview`], [`inspect`], [`throughput`] | what training sees, what a dataset holds, how fast both are |
 //! | [`contact_sheet`](mod@contact_sheet) | many images on one picture |
 #![forbid(unsafe_code)]
 
-pub mod atomic;
 pub mod contact_sheet;
 pub mod datasets;
 pub mod decode;

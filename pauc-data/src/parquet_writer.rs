@@ -1,13 +1,12 @@
 //! Tables of numbers as Parquet files.
 
-use crate::atomic;
 use parquet::data_type::{FloatType, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, atomic};
 use std::path::Path;
 use std::sync::Arc;
 

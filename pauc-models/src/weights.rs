@@ -2,11 +2,11 @@
 //!
 //! Equal content gives equal bytes: tensors are laid out by element size and name, metadata by key.
 
-use pauc_traits::{Compute, Error, Param, Result};
+use pauc_traits::{Compute, Error, Param, Result, atomic};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// The values of a tensor, row-major.
@@ -189,37 +189,22 @@ impl TensorFile {
         Error::damaged(&self.path, message)
     }
 
-    /// Writes the file under a temporary name beside `path`, syncs it and renames it, so that `path` holds the old
-    /// content or the new one, never a part.
+    /// Writes the file whole, as [`atomic::write_with`] does: `path` holds the old content or the new one.
     ///
     /// # Errors
     /// [`Error::Io`] if the folder does not exist or cannot be written; `path` is then as it was.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let name = path.file_name().ok_or_else(|| {
-            Error::io(path, io::Error::new(io::ErrorKind::InvalidInput, "a file name is needed"))
-        })?;
-        let temporary =
-            path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
-        let written = self.write(&temporary).and_then(|()| fs::rename(&temporary, path));
-        if written.is_err() {
-            // Whatever is left of it is of no use; the first error is the one to report.
-            let _ = fs::remove_file(&temporary);
-        }
-        written.map_err(|e| Error::io(path, e))?;
-        sync_folder(path).map_err(|e| Error::io(path, e))
+        atomic::write_with(path.as_ref(), |file| self.write(file))
     }
 
-    fn write(&self, path: &Path) -> io::Result<()> {
+    fn write(&self, file: &mut impl Write) -> io::Result<()> {
         let mut ordered: Vec<(&String, &FileTensor)> = self.tensors.iter().collect();
         // Stable: by name within a size, the larger elements first, so that all of them are aligned.
         ordered.sort_by_key(|(_, t)| std::cmp::Reverse(t.values.dtype().1));
-        let mut file = BufWriter::new(File::create(path)?);
         let header = self.header(&ordered)?;
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(header.as_bytes())?;
-        ordered.iter().try_for_each(|(_, t)| t.values.write(&mut file))?;
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+        ordered.iter().try_for_each(|(_, t)| t.values.write(file))
     }
 
     fn header(&self, ordered: &[(&String, &FileTensor)]) -> io::Result<String> {
@@ -277,18 +262,6 @@ impl TensorFile {
         }
         Ok(file)
     }
-}
-
-#[cfg(unix)]
-fn sync_folder(path: &Path) -> io::Result<()> {
-    // The rename itself survives a power failure only when the folder is synced too.
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
-}
-
-#[cfg(not(unix))]
-fn sync_folder(_: &Path) -> io::Result<()> {
-    Ok(())
 }
 
 /// Overwrites parameters and statistics with the tensors called `prefix` + name. Either all of them are overwritten

@@ -31,7 +31,7 @@ pub mod verdict;
 pub use data::ReportData;
 pub use html::render;
 
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, atomic};
 use std::path::{Path, PathBuf};
 
 /// Writes `report.html` into a run's folder and returns its path.
@@ -60,11 +60,8 @@ pub fn write_figures(run_dir: &Path) -> Result<Vec<PathBuf>> {
     figures.iter().map(write).collect()
 }
 
-/// Writes a file under a temporary name and renames it, so that nobody sees half of it.
+/// Writes a file whole and returns its path.
 fn write(path: &Path, text: &str) -> Result<PathBuf> {
-    let mut temporary = path.to_path_buf().into_os_string();
-    temporary.push(".tmp");
-    std::fs::write(&temporary, text).map_err(|e| Error::io(&temporary, e))?;
-    std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e))?;
+    atomic::write(path, text.as_bytes())?;
     Ok(path.to_path_buf())
 }

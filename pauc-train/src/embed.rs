@@ -2,9 +2,8 @@
 
 use crate::evaluate::Embedded;
 use crate::saved_run::{Part, SavedRun};
-use pauc_data::atomic;
 use pauc_models::weights::{TensorFile, Values};
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, atomic, npy};
 use std::path::{Path, PathBuf};
 
 /// Which vectors a `.npy` file holds; a `.safetensors` file holds both.
@@ -23,7 +22,7 @@ pub struct Provenance {
     pub recipe: String,
     /// The run's seed.
     pub seed: u64,
-    /// Optimiser steps of the checkpoint.
+    /// Optimizer steps of the checkpoint.
     pub step: u64,
     /// BLAKE3 of the checkpoint file.
     pub weights: String,
@@ -138,18 +137,7 @@ pub fn write(
                 Vectors::Features => (&e.features, f),
                 Vectors::Embeddings => (&e.embeddings, e.dim),
             };
-            let bytes = |v: &[i64]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-            let floats: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            let beside = |ending: &str| path.with_extension(ending);
-            let mut files = vec![(path.to_path_buf(), npy("<f4", &format!("{rows}, {cols}"), &floats))];
-            files.push((beside("ids.npy"), npy("<i8", &format!("{rows},"), &bytes(&ids))));
-            if let Some(labels) = labels {
-                files.push((beside("labels.npy"), npy("<i8", &format!("{rows},"), &bytes(&labels))));
-            }
-            let json = serde_json::to_string_pretty(from).map_err(|e| Error::Other(e.into()))?;
-            files.push((beside("json"), (json + "\n").into_bytes()));
-            files.iter().try_for_each(|(path, bytes)| atomic::write(path, bytes))?;
-            Ok(files.into_iter().map(|(path, _)| path).collect())
+            write_npy(values, cols, &ids, labels.as_deref(), from, path)
         }
         #[cfg(feature = "parquet")]
         Form::Parquet => {
@@ -158,36 +146,32 @@ pub fn write(
             columns.extend(labels.as_deref().map(|l| ("labels", Cells::Integers(l))));
             columns.push(("features", Cells::Lists { values: &e.features, width: f }));
             columns.push(("embeddings", Cells::Lists { values: &e.embeddings, width: e.dim }));
-            table::write(path, &columns, &from.fields())?;
+            parquet_writer::write(path, &columns, &from.fields())?;
             Ok(vec![path.to_path_buf()])
         }
     }
 }
 
-/// An array in NumPy's format, version 1.0: the header is padded so that data begins at a multiple of 64.
-fn npy(dtype: &str, shape: &str, data: &[u8]) -> Vec<u8> {
-    let mut header = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({shape}), }}");
-    let padded = (10 + header.len() + 1).next_multiple_of(64);
-    header.extend(std::iter::repeat_n(' ', padded - 11 - header.len()));
-    header.push('\n');
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.bytes());
-    bytes.extend(data);
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn arrays_are_numpy_s() {
-        let bytes = npy("<f4", "2, 3", &[0; 24]);
-        assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00");
-        let length = u16::from_le_bytes([bytes[8], bytes[9]]) as usize;
-        assert_eq!((10 + length) % 64, 0);
-        assert_eq!(bytes.len(), 10 + length + 24);
-        assert_eq!(bytes[9 + length], b'\n');
-    }
+/// Writes a matrix to `path`, and ids, labels and the provenance beside it. Returns the files.
+fn write_npy(
+    values: &[f32],
+    cols: usize,
+    ids: &[i64],
+    labels: Option<&[i64]>,
+    from: &Provenance,
+    path: &Path,
+) -> Result<Vec<PathBuf>> {
+    let integers = |numbers: &[i64]| {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|v| v.to_le_bytes()).collect();
+        npy::encode(npy::Element::Signed(8), &[numbers.len()], &bytes)
+    };
+    let floats: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let matrix = npy::encode(npy::Element::Float(4), &[ids.len(), cols], &floats);
+    let beside = |ending: &str| path.with_extension(ending);
+    let mut files = vec![(path.to_path_buf(), matrix), (beside("ids.npy"), integers(ids))];
+    files.extend(labels.map(|labels| (beside("labels.npy"), integers(labels))));
+    let json = serde_json::to_string_pretty(from).map_err(|e| Error::Other(e.into()))?;
+    files.push((beside("json"), (json + "\n").into_bytes()));
+    files.iter().try_for_each(|(path, bytes)| atomic::write(path, bytes))?;
+    Ok(files.into_iter().map(|(path, _)| path).collect())
 }

@@ -10,6 +10,7 @@
 //!
 //! Inside, `step` is one optimizer step and `batch_pass` takes one batch through the networks, the terms and back:
 //! state ← batch_pass ← step ← trainer ← run.
+#![forbid(unsafe_code)]
 
 mod batch_pass;
 pub mod bench;

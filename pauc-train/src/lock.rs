@@ -1,7 +1,7 @@
 //! One process at a time in a run's folder, and what processes that were killed left there.
 
 use crate::run_dir::RunDir;
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, atomic};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
@@ -91,17 +91,20 @@ fn remove_temporaries(folder: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
     for entry in entries.flatten() {
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-        if name.ends_with(".tmp") && path.is_file() && !is_of_another_living_process(&name) {
+        if path.extension().is_some_and(|e| e == atomic::EXTENSION)
+            && path.is_file()
+            && !is_of_another_living_process(&name)
+        {
             fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
         }
     }
     Ok(())
 }
 
-/// Whether the process that a `.name.<process>.tmp` names still runs, and is not this one: it may be writing a report.
+/// Whether the process that writes a temporary file still runs, and is not this one: it may be writing a report.
 fn is_of_another_living_process(name: &str) -> bool {
-    let id = name.strip_suffix(".tmp").and_then(|n| n.rsplit_once('.')).and_then(|(_, id)| id.parse().ok());
-    id.is_some_and(|id: u32| id != std::process::id() && Path::new(&format!("/proc/{id}")).exists())
+    atomic::writer_of(name)
+        .is_some_and(|id| id != std::process::id() && Path::new(&format!("/proc/{id}")).exists())
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! A recipe's outcome against what is stored of it.
 
-use pauc_data::atomic;
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, atomic};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

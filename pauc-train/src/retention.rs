@@ -3,7 +3,7 @@
 
 use crate::run_dir::RunDir;
 use pauc_models::weights::{TensorFile, Values};
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, atomic};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -104,19 +104,7 @@ impl RunDir {
 
     /// Lets a second name stand for a checkpoint, at once and without taking its space twice where the disk can do that.
     fn alias(&self, path: &Path, name: &str) -> Result<()> {
-        let to = self.checkpoint(name);
-        let temporary = to.with_file_name(format!(".{name}.safetensors.{}.tmp", std::process::id()));
-        let _ = fs::remove_file(&temporary);
-        let linked = fs::hard_link(path, &temporary).or_else(|_| {
-            fs::copy(path, &temporary)?;
-            fs::File::open(&temporary)?.sync_all()
-        });
-        let moved = linked.and_then(|()| fs::rename(&temporary, &to));
-        if moved.is_err() {
-            // The first error is the one to report.
-            let _ = fs::remove_file(&temporary);
-        }
-        moved.map_err(|e| Error::io(&to, e))
+        atomic::alias(path, &self.checkpoint(name))
     }
 }
 
@@ -128,7 +116,7 @@ pub fn set_aside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("checkpoint");
     let free = (1..).map(|n| path.with_file_name(format!("{name}.unusable{n}"))).find(|p| !p.exists());
     let to = free.unwrap_or_else(|| path.with_file_name(format!("{name}.unusable")));
-    fs::rename(path, &to).map_err(|e| Error::io(path, e))?;
+    atomic::rename(path, &to).map_err(|e| Error::io(path, e))?;
     Ok(to)
 }
 

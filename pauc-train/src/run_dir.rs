@@ -1,7 +1,7 @@
 //! A run's folder: what lies where, and how it is written so that a crash loses nothing.
 
 use pauc_report::events::Event;
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, atomic};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -68,28 +68,12 @@ impl RunDir {
         Ok(())
     }
 
-    /// Writes a file of the folder whole: under a temporary name, synced, then renamed.
+    /// Writes a file of the folder whole, as [`atomic::write`] does.
     ///
     /// # Errors
     /// If the disk refuses; the file that was there before is then untouched.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> Result<()> {
-        let path = self.path.join(name);
-        let temporary = path.with_file_name(format!(
-            ".{}.{}.tmp",
-            path.file_name().and_then(|n| n.to_str()).unwrap_or("file"),
-            std::process::id()
-        ));
-        let write = || {
-            let mut file = File::create(&temporary)?;
-            file.write_all(content.as_ref())?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)
-        };
-        write().map_err(|e| {
-            // The temporary file is of no use to anybody; a failure to remove it changes nothing.
-            let _ = fs::remove_file(&temporary);
-            Error::io(&path, e)
-        })
+        atomic::write(&self.path.join(name), content.as_ref())
     }
 
     /// The run's own description, if the folder has one.

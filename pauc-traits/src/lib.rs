@@ -1,7 +1,7 @@
 //! The core of pauc: what a component is, and what it may see.
 //!
 //! A *component* is anything a recipe can name: an encoder, a clusterer, a contrastive loss, a regularizer, a
-//! dataset, an augmentation, an optimiser, a probe. Each is one struct, declared with [`component!`], whose
+//! dataset, an augmentation, an optimizer, a probe. Each is one struct, declared with [`component!`], whose
 //! fields are its recipe syntax, whose doc comment is its help text, and whose trait implementation is what it
 //! does. The registry collects them at link time from every crate, this workspace's or anybody else's.
 //!
@@ -13,11 +13,12 @@
 //! | [`encoder`], [`param`] | [`Encoder`], its parameters and gradients |
 //! | [`clusterer`] | [`Clusterer`] and the clusterings it returns |
 //! | [`dataset`], [`image`] | datasets, image sources, augmentations |
-//! | [`optimizer`], [`probe`] | optimisers with complete state, evaluation probes |
+//! | [`optimizer`], [`probe`] | optimizers with complete state, evaluation probes |
 //! | [`kinds`], [`registry`], [`component_ron`], [`mod@component`] | the kinds of components, names to components, RON to components |
 //! | [`bounded`], [`schedule`], [`temperature`] | validated numbers; spans of training and values that change over it |
 //! | [`rng`] | counter-based random streams |
-//! | [`label_fraction`] | fixed parts of labelled sets |
+//! | [`label_fraction`] | fixed parts of labeled sets |
+//! | [`atomic`], [`npy`] | files that are there whole or not at all; NumPy's array files |
 //! | [`trace`] | where time goes |
 //! | [`ops`] | the few dfdx idioms that every term needs |
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@
 // `component!` names this crate from outside and inside alike.
 extern crate self as pauc_traits;
 
+pub mod atomic;
 pub mod backend;
 pub mod batch;
 pub mod bounded;
@@ -40,6 +42,7 @@ pub mod image;
 pub mod kinds;
 pub mod label_fraction;
 pub mod learning_rate;
+pub mod npy;
 pub mod ops;
 pub mod optimizer;
 pub mod param;

@@ -1,7 +1,7 @@
 //! One file over HTTP.
 
 use super::Fetched;
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, atomic};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -33,12 +33,12 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// way, or the disk refuses.
 pub fn download(url: &str, path: &Path, md5: &str, watch: &mut dyn FnMut(&Progress<'_>)) -> Result<Fetched> {
     if path.exists() {
-        let found = Growing::open(path)?.digest();
-        if found == md5 {
+        let digest = Growing::open(path)?.digest();
+        if digest == md5 {
             return Ok(Fetched::AlreadyThere);
         }
         let message =
-            format!("is there, but with MD5 {found} instead of {md5}; remove it, or fetch elsewhere");
+            format!("is there, but with MD5 {digest} instead of {md5}; remove it, or fetch elsewhere");
         return Err(Error::damaged(path, message));
     }
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -47,16 +47,16 @@ pub fn download(url: &str, path: &Path, md5: &str, watch: &mut dyn FnMut(&Progre
     loop {
         let mut file = Growing::open(&growing)?;
         complete(url, path, &mut file, watch)?;
-        let found = file.digest();
-        if found == md5 {
+        let digest = file.digest();
+        if digest == md5 {
             file.file.sync_all().map_err(|e| Error::io(&growing, e))?;
-            std::fs::rename(&growing, path).map_err(|e| Error::io(path, e))?;
+            atomic::rename(&growing, path).map_err(|e| Error::io(path, e))?;
             return Ok(Fetched::Now);
         }
         std::fs::remove_file(&growing).map_err(|e| Error::io(&growing, e))?;
         if !resumed {
             let message = format!(
-                "what {url} sent has MD5 {found} instead of {md5}, and was thrown away; try again, or another source \
+                "what {url} sent has MD5 {digest} instead of {md5}, and was thrown away; try again, or another source \
                  with --from"
             );
             return Err(Error::damaged(path, message));

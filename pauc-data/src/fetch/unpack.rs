@@ -1,7 +1,7 @@
 //! Unpacking a fetched archive.
 
 use super::Unpacked;
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, atomic};
 use std::fs::{self, File};
 use std::path::{Component, Path};
 
@@ -39,17 +39,17 @@ pub(super) fn unpack(archive: &Path, root: &Path, what: &Unpacked) -> Result<()>
         if folder != what.folder.as_str() || !entry.header().entry_type().is_file() {
             continue;
         }
-        let to = growing.join(name);
-        let mut out = File::create(&to).map_err(|e| Error::io(&to, e))?;
-        std::io::copy(&mut entry, &mut out).map_err(damaged)?;
-        out.sync_all().map_err(|e| Error::io(&to, e))?;
+        let path = growing.join(name);
+        let mut file = File::create(&path).map_err(|e| Error::io(&path, e))?;
+        std::io::copy(&mut entry, &mut file).map_err(damaged)?;
+        file.sync_all().map_err(|e| Error::io(&path, e))?;
     }
     for (name, len) in &what.members {
-        let found = fs::metadata(growing.join(name)).map(|m| m.len()).ok();
-        if found != Some(*len) {
-            let found = found.map_or("is not in it".into(), |n| format!("has {n} bytes in it"));
-            return Err(Error::damaged(archive, format!("{name} {found}, {len} expected")));
+        let unpacked = fs::metadata(growing.join(name)).map(|m| m.len()).ok();
+        if unpacked != Some(*len) {
+            let state = unpacked.map_or("is not in it".into(), |n| format!("has {n} bytes in it"));
+            return Err(Error::damaged(archive, format!("{name} {state}, {len} expected")));
         }
     }
-    fs::rename(&growing, &target).map_err(|e| Error::io(&target, e))
+    atomic::rename(&growing, &target).map_err(|e| Error::io(&target, e))
 }

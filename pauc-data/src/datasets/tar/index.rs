@@ -1,8 +1,7 @@
 //! Where the pictures of archives lie, written down.
 
 use super::scan::{Item, items};
-use crate::atomic;
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, atomic};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::BufReader;
@@ -51,16 +50,16 @@ impl Index {
         let meta = file.metadata().map_err(failed)?;
         let since = meta.modified().ok().and_then(|m| m.duration_since(UNIX_EPOCH).ok());
         let (size, modified) = (meta.len(), since.map_or(0, |d| d.as_nanos() as u64));
-        let known = self.content.shards.iter().position(|s| s.path == path);
-        if let Some(shard) = known.map(|i| &self.content.shards[i]) {
+        let indexed = self.content.shards.iter().position(|s| s.path == path);
+        if let Some(shard) = indexed.map(|i| &self.content.shards[i]) {
             let inside = |i: &Item| i.at.checked_add(i.len).is_some_and(|end| end <= size);
             if (shard.size, shard.modified) == (size, modified) && shard.items.iter().all(inside) {
                 return Ok((file, shard.items.clone()));
             }
         }
-        let found = items(BufReader::new(&file), size, None, path)?;
-        let shard = Shard { path: path.to_path_buf(), size, modified, items: found.clone() };
-        match known {
+        let items = items(BufReader::new(&file), size, None, path)?;
+        let shard = Shard { path: path.to_path_buf(), size, modified, items: items.clone() };
+        match indexed {
             Some(i) => {
                 self.changed.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
                 self.content.shards[i] = shard;
@@ -68,11 +67,12 @@ impl Index {
             None => self.content.shards.push(shard),
         }
         self.new += 1;
-        Ok((file, found))
+        Ok((file, items))
     }
 
-    /// Writes what is new; notes for the report. A folder that cannot be written is an error only if `wanted`.
-    pub fn finish(self, wanted: bool) -> Result<Vec<String>> {
+    /// Writes what is new; notes for the report. A folder that cannot be written is an error only if the index is
+    /// `required`.
+    pub fn finish(self, required: bool) -> Result<Vec<String>> {
         let mut notes = Vec::new();
         if !self.changed.is_empty() {
             notes.push(format!("indexed again since they changed: {}", self.changed.join(", ")));
@@ -80,7 +80,7 @@ impl Index {
         if self.new > 0 {
             let text = serde_json::to_vec(&self.content).map_err(|e| Error::Other(e.into()))?;
             match atomic::write(&self.path, &text) {
-                Err(e) if wanted => return Err(e),
+                Err(e) if required => return Err(e),
                 Err(e) => notes.push(format!("the index was not kept ({e})")),
                 Ok(()) => {}
             }

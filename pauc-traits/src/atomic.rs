@@ -1,0 +1,199 @@
+//! Files that are there whole or not at all.
+//!
+//! A file is written under a temporary name beside its target, synced, and renamed; then the folder is synced, so that
+//! the rename survives a power failure. Readers see the old content or the new one, never a part.
+
+use crate::{Error, Result};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What the name of a temporary file ends in.
+pub const EXTENSION: &str = "tmp";
+
+/// Writes a file whole.
+///
+/// # Errors
+/// [`Error::Io`] if the disk refuses; a file that was there before is then untouched.
+pub fn write(path: &Path, content: &[u8]) -> Result<()> {
+    replace(path, |temporary| {
+        let mut file = File::create(temporary)?;
+        file.write_all(content)?;
+        file.sync_all()
+    })
+}
+
+/// Writes a file whole, piece by piece: `fill` writes its content into a buffer.
+///
+/// # Errors
+/// As [`write()`], or with the error of `fill`.
+pub fn write_with(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<()> {
+    replace(path, |temporary| {
+        let mut file = BufWriter::new(File::create(temporary)?);
+        fill(&mut file)?;
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    })
+}
+
+/// Lets the file at `path`, which is synced, also have the name `name`, whatever that stood for before. It takes no
+/// more space where the disk has hard links, and is a copy elsewhere.
+///
+/// # Errors
+/// [`Error::Io`] if the disk refuses; `name` is then as it was.
+pub fn alias(path: &Path, name: &Path) -> Result<()> {
+    replace(name, |temporary| {
+        fs::hard_link(path, temporary).or_else(|_| {
+            fs::copy(path, temporary)?;
+            File::open(temporary)?.sync_all()
+        })
+    })
+}
+
+/// Renames a file or folder, whose content is synced already, and syncs the folder that it comes to lie in.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    sync_folder(to)
+}
+
+/// The process that writes the temporary file `name`; `None` for other names.
+pub fn writer_of(name: &str) -> Option<u32> {
+    let stem = name.strip_suffix(EXTENSION)?.strip_suffix('.')?;
+    stem.rsplit_once('.')?.1.parse().ok()
+}
+
+/// Lets `make` create a temporary file, and renames it to `path`. A failure leaves no temporary file behind.
+fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+    let temporary = temporary(path)?;
+    // A process that was killed and had the same number may have left it. It must not be written into: it may be a hard
+    // link to a file that is still needed.
+    let _ = fs::remove_file(&temporary);
+    let outcome = make(&temporary).and_then(|()| rename(&temporary, path));
+    outcome.map_err(|e| {
+        // It is of no use to anybody, and the first error is the one to report.
+        let _ = fs::remove_file(&temporary);
+        Error::io(path, e)
+    })
+}
+
+/// `.<name>.<count>.<process>.tmp` beside `path`: neither processes nor the threads of one get in each other's way.
+fn temporary(path: &Path) -> Result<PathBuf> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().ok_or_else(|| {
+        Error::io(path, io::Error::new(io::ErrorKind::InvalidInput, "a file name is needed"))
+    })?;
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".{count}.{}.{EXTENSION}", std::process::id()));
+    Ok(path.with_file_name(temporary))
+}
+
+#[cfg(unix)]
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
+/// Other systems cannot open a folder as a file.
+#[cfg(not(unix))]
+fn sync_folder(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder of its own for a test, removed when it is dropped.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(test: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("pauc-atomic-{test}-{}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Folder(path)
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = fs::read_dir(&self.0).unwrap();
+            let mut names: Vec<_> =
+                entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+            names.sort();
+            names
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_a_failure_leaves_nothing_behind() {
+        let folder = Folder::new("replaced");
+        let path = folder.0.join("a");
+        write(&path, b"one").unwrap();
+        write(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        fs::create_dir(folder.0.join("b")).unwrap();
+        assert!(write(&folder.0.join("b"), b"x").is_err(), "a folder is not replaced");
+        assert!(write(&folder.0.join("none/a"), b"x").unwrap_err().to_string().contains("none"));
+        assert!(write(Path::new("/"), b"x").unwrap_err().to_string().contains("file name"));
+        assert_eq!(folder.names(), ["a", "b"]);
+    }
+
+    #[test]
+    fn half_written_content_is_never_seen() {
+        let folder = Folder::new("half");
+        let path = folder.0.join("a");
+        write(&path, b"before").unwrap();
+        let error = write_with(&path, |file| {
+            // Past the buffer, so that it is on the disk when the writing fails.
+            file.write_all(&[7; 1 << 16])?;
+            assert_eq!(fs::read(&path)?, b"before");
+            Err(io::Error::other("no more"))
+        });
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains("no more") && text.contains(&path.display().to_string()), "{text}");
+        assert_eq!((fs::read(&path).unwrap(), folder.names()), (b"before".to_vec(), vec!["a".to_string()]));
+        write_with(&path, |file| file.write_all(b"after")).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), folder.names()), (b"after".to_vec(), vec!["a".to_string()]));
+    }
+
+    #[test]
+    fn an_alias_is_the_file_and_moves_to_another() {
+        let folder = Folder::new("alias");
+        let (first, second, last) = (folder.0.join("1"), folder.0.join("2"), folder.0.join("last"));
+        write(&first, b"first").unwrap();
+        write(&second, b"second").unwrap();
+        alias(&first, &last).unwrap();
+        alias(&second, &last).unwrap();
+        assert_eq!(
+            (fs::read(&last).unwrap(), fs::read(&first).unwrap()),
+            (b"second".into(), b"first".into())
+        );
+        assert!(alias(&folder.0.join("none"), &last).is_err());
+        assert_eq!(fs::read(&last).unwrap(), b"second");
+        rename(&last, &folder.0.join("3")).unwrap();
+        assert_eq!(folder.names(), ["1", "2", "3"]);
+    }
+
+    #[test]
+    fn a_temporary_name_tells_its_writer() {
+        let path = temporary(Path::new("run/run.json")).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with(".run.json.") && path.parent() == Some(Path::new("run")), "{name}");
+        assert_eq!(writer_of(name), Some(std::process::id()));
+        assert_ne!(path, temporary(Path::new("run/run.json")).unwrap());
+        assert_eq!(
+            (writer_of(".last.7.tmp"), writer_of("report.html.tmp"), writer_of("a.7")),
+            (Some(7), None, None)
+        );
+    }
+}
