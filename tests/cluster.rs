@@ -9,13 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// A `.npy` file of 32-bit floats.
 fn npy(path: &Path, rows: usize, cols: usize, values: &[f32]) -> PathBuf {
-    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {cols}), }}");
-    let header = format!("{header:<117}\n");
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.bytes());
-    bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-    std::fs::write(path, bytes).unwrap();
+    std::fs::write(path, pauc_testing::npy::floats(&format!("({rows}, {cols})"), values)).unwrap();
     path.to_path_buf()
 }
 

@@ -5,7 +5,7 @@ mod common;
 
 use common::{pauc, root};
 use pauc::train::{codes, explain};
-use pauc::traits::registry::{KINDS, catalogue};
+use pauc::traits::registry::{KINDS, catalog};
 
 /// `PAUC_UPDATE_DOCS=1 cargo test --test docs` writes the pages anew.
 #[test]
@@ -15,11 +15,11 @@ fn reference_pages_are_generated_from_the_registry() {
     let mut pages: Vec<(String, String)> = KINDS
         .iter()
         .map(|kind| {
-            let all: Vec<_> = catalogue().into_iter().filter(|l| l.kind == *kind).collect();
+            let all: Vec<_> = catalog().into_iter().filter(|l| l.kind == *kind).collect();
             (format!("components/{}.md", kind.replace(' ', "-")), explain::page(kind, &all))
         })
         .collect();
-    let terms: Vec<_> = catalogue().into_iter().filter(|l| explain::is_term(l.kind)).collect();
+    let terms: Vec<_> = catalog().into_iter().filter(|l| explain::is_term(l.kind)).collect();
     pages.extend(terms.iter().map(|l| (format!("terms/{}.md", l.name), explain::term_page(l))));
     let codes: Vec<_> = codes::all().map(|c| format!("## {}: {}\n\n{}\n", c.code, c.title, c.text)).collect();
     pages.push(("components/codes.md".into(), format!("# Error codes\n\n{}", codes.join("\n"))));
@@ -41,7 +41,7 @@ fn reference_pages_are_generated_from_the_registry() {
 #[test]
 fn the_contents_lead_to_every_term() {
     let contents = std::fs::read_to_string(root().join("docs/src/SUMMARY.md")).unwrap();
-    let terms: Vec<_> = catalogue().into_iter().filter(|l| explain::is_term(l.kind)).collect();
+    let terms: Vec<_> = catalog().into_iter().filter(|l| explain::is_term(l.kind)).collect();
     for l in &terms {
         assert_eq!(contents.matches(&format!("  - [{0}](terms/{0}.md)\n", l.name)).count(), 1, "{}", l.name);
     }
@@ -53,7 +53,7 @@ fn the_contents_lead_to_every_term() {
 fn snippets_of_terms_are_good_recipes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("recipe.ron");
-    for l in catalogue().into_iter().filter(|l| explain::is_term(l.kind)) {
+    for l in catalog().into_iter().filter(|l| explain::is_term(l.kind)) {
         let start = format!("(term: {}(", l.name);
         let line = l.doc.lines().find(|line| line.contains(&start)).unwrap();
         let from = line.find(&start).unwrap();
@@ -75,7 +75,7 @@ fn snippets_of_terms_are_good_recipes() {
 fn the_binary_itself_lists_every_component() {
     let listed = pauc(["list"]);
     assert_eq!(listed.code, 0, "{}", listed.stderr);
-    for l in catalogue() {
+    for l in catalog() {
         assert!(listed.stdout.contains(&format!("  {} ", l.name)), "{} is not listed", l.name);
     }
     for name in
@@ -87,7 +87,7 @@ fn the_binary_itself_lists_every_component() {
 
 #[test]
 fn defaults_can_be_shown_and_every_component_has_a_summary() {
-    for l in catalogue() {
+    for l in catalog() {
         assert!(l.summary().trim().len() > 10, "{} has no summary", l.name);
         for f in l.fields {
             let shown = f.default.map(|d| d()).unwrap_or_default();

@@ -208,7 +208,7 @@ fn labels_asked_of_data_without_any() {
     assert_eq!(good.code, 0, "{}", good.stderr);
     let out = check(&text.replace("ProtoNce()", "SupCon()"), "check");
     assert_eq!(out.code, 2, "{}", out.stderr);
-    for says in ["error[E0204]", "recipe.ron:12:", "`SupCon` needs class labels", "use labelled data"] {
+    for says in ["error[E0204]", "recipe.ron:12:", "`SupCon` needs class labels", "use labeled data"] {
         assert!(out.stderr.contains(says), "`{says}` is not in\n{}", out.stderr);
     }
 }

@@ -47,19 +47,6 @@ fn recipe(name: &str) -> String {
     )
 }
 
-fn npy(path: &Path, kind: &str, shape: &str, bytes: Vec<u8>) {
-    let mut header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}");
-    while !(header.len() + 11).is_multiple_of(64) {
-        header.push(' ');
-    }
-    header.push('\n');
-    let mut file = b"\x93NUMPY\x01\x00".to_vec();
-    file.extend(u16::try_from(header.len()).unwrap().to_le_bytes());
-    file.extend(header.into_bytes());
-    file.extend(bytes);
-    std::fs::write(path, file).unwrap();
-}
-
 /// Recipes, runs, photographs and tensors under the names that the examples use.
 fn prepare(at: &Path) {
     let write = |name: &str, content: &[u8]| {
@@ -108,8 +95,10 @@ fn prepare(at: &Path) {
         write(&format!("photos/{i}.bmp"), &image);
     }
     let value = |i: u32| (f64::from(i) * 1.7).sin() as f32;
-    npy(&at.join("features.npy"), "<f4", "(200, 4)", (0..800).flat_map(|i| value(i).to_le_bytes()).collect());
-    npy(&at.join("labels.npy"), "<i8", "(200,)", (0..200i64).flat_map(|i| (i % 5).to_le_bytes()).collect());
+    let features: Vec<f32> = (0..800).map(value).collect();
+    write("features.npy", &pauc_testing::npy::floats("(200, 4)", &features));
+    let labels: Vec<u8> = (0..200i64).flat_map(|i| (i % 5).to_le_bytes()).collect();
+    write("labels.npy", &pauc_testing::npy::file("<i8", false, "(200,)", &labels));
     let view = |from: u32| (from..from + 32).flat_map(|i| value(i).to_le_bytes()).collect::<Vec<u8>>();
     let (first, second) = (view(0), view(50));
     let tensor =

@@ -6,27 +6,13 @@ mod common;
 use common::{pauc, root};
 use pauc::traits::ops::NORM_EPSILON;
 use pauc_testing::assert_within;
+use pauc_testing::golden::TERMS;
 use pauc_testing::tolerance::{self, UNIT_F32, UNIT_F64, central_difference};
+use pauc_testing::vectors::{distance, norm};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// The terms behind the first words of the cases' names.
-const NAMES: &[(&str, &str)] = &[
-    ("info_nce", "InfoNce"),
-    ("proto_nce", "ProtoNce"),
-    ("dcl", "Dcl"),
-    ("sup_con", "SupCon"),
-    ("swapped_assignment", "SwappedAssignment"),
-    ("cosine_prediction", "CosinePrediction"),
-    ("proto_scatter", "ProtoScatter"),
-    ("vicreg", "VicReg"),
-    ("alignment", "Alignment"),
-    ("uniformity", "Uniformity"),
-    ("correlation", "Correlation"),
-    ("ko_leo", "KoLeo"),
-];
 
 fn numbers(v: &Value) -> Vec<f64> {
     match v {
@@ -70,7 +56,7 @@ fn write(path: &Path, tensors: &[Tensor]) {
 /// The term of a case as a recipe writes it, and its tensors.
 fn case(case: &Value, wide: bool) -> (String, Vec<Tensor>) {
     let name = case["case"].as_str().unwrap();
-    let term = NAMES.iter().find(|(prefix, _)| name.split('/').next() == Some(prefix)).unwrap().1;
+    let term = TERMS.iter().find(|(prefix, _)| name.split('/').next() == Some(prefix)).unwrap().1;
     let mut tensors = Vec::new();
     for (name, value) in case["inputs"].as_object().unwrap() {
         let whole = name.starts_with("assignments") || name == "labels";
@@ -119,15 +105,6 @@ fn shaken(v: &Value, share: f64, state: &mut u64) -> Value {
     }
 }
 
-fn norm(v: impl Iterator<Item = f64>) -> f64 {
-    v.map(|x| x * x).sum::<f64>().sqrt()
-}
-
-fn difference(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    norm(a.iter().zip(b).map(|(a, b)| a - b))
-}
-
 /// The value of a term and its gradients.
 type Outcome = (f64, BTreeMap<String, Vec<f64>>);
 
@@ -139,7 +116,7 @@ fn noise(exact: &Outcome, shaken: &[Outcome]) -> (f64, BTreeMap<String, f64>) {
     let largest = |off: &dyn Fn(&Outcome) -> f64| shaken.iter().map(off).fold(0.0, f64::max);
     let value = largest(&|other| (other.0 - exact.0).abs()) + share * exact.0.abs();
     let gradients = exact.1.iter().map(|(name, g)| {
-        let off = largest(&|other| difference(&other.1[name], g));
+        let off = largest(&|other| distance(&other.1[name], g));
         (name.clone(), off + share * norm(g.iter().copied()))
     });
     (value, gradients.collect())
@@ -196,7 +173,7 @@ fn every_golden_case_through_the_binary() {
             let got = evaluate(golden, wide);
             assert_within!(got.0, want.0, scale * value + golden_off, "{term}");
             for (name, want) in &want.1 {
-                let off = difference(&got.1[name], want);
+                let off = distance(&got.1[name], want);
                 let within = scale * by_gradient[name] + golden_off * (want.len() as f64).sqrt();
                 let size = norm(want.iter().copied());
                 assert!(off <= within, "{term}: {name} off by {off:e} of {size:e}, {within:e} is allowed");

@@ -114,7 +114,7 @@ fn embeddings_stand_in_order_and_say_where_they_came_from() {
     assert_eq!(metadata["weights"].len(), 64);
     let ids: Vec<i64> = file.tensor("ids").unwrap().data().chunks(8).map(long).collect();
     assert_eq!(ids, (0..20).collect::<Vec<_>>());
-    // The vectors are those that probes see: nearest neighbours by loops give the logged accuracy.
+    // The vectors are those that probes see: nearest neighbors by loops give the logged accuracy.
     let train = to("train.safetensors", &["--split", "train"]);
     let bank = safetensors::SafeTensors::deserialize(&train).unwrap();
     let (hits, open) = knn(&rows(&bank), &labels(&bank), &rows(&file), &labels(&file));
@@ -151,10 +151,10 @@ fn labels(file: &safetensors::SafeTensors<'_>) -> Vec<i64> {
     file.tensor("labels").unwrap().data().chunks(8).map(long).collect()
 }
 
-/// How many queries get the right label, and of how many it is open in `f32`, where two neighbours or two
+/// How many queries get the right label, and of how many it is open in `f32`, where two neighbors or two
 /// votes are as near to each other as rounding.
 fn knn(bank: &[Vec<f64>], of: &[i64], queries: &[Vec<f64>], right: &[i64]) -> (usize, usize) {
-    // Two lengths and an inner product, of two neighbours.
+    // Two lengths and an inner product, of two neighbors.
     let rounding = 2.0 * tolerance::f32(3 * bank[0].len(), 1.0);
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let cosine = |a: &[f64], b: &[f64]| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
@@ -256,8 +256,8 @@ fn mistakes_have_their_words_and_exit_codes() {
     refused(["eval", run, "--probe", "Kn(k: 5)"], 2, "did you mean `Knn`?");
     refused(["eval", run, "--probe", "Knn(k: 0)"], 2, "E0106");
     refused(["eval", "nowhere", "--probe", "Knn()"], 2, "no run lies there");
-    let grey = ["--data", "FashionMini()"];
-    refused(["eval", run, "--probe", "Knn()"].into_iter().chain(grey), 2, "have 1 channels");
+    let gray = ["--data", "FashionMini()"];
+    refused(["eval", run, "--probe", "Knn()"].into_iter().chain(gray), 2, "have 1 channels");
     refused(["eval", run, "--probe", "Knn()", "--checkpoint", "none"], 4, "not found");
     refused(["embed", run, "--out", "x.csv"], 2, "end the name in .safetensors");
     refused(["embed", run, "--out", "nowhere/x.npy"], 4, "nowhere");

@@ -318,7 +318,7 @@ mod tests {
     use pauc_testing::{Rounded, assert_within, tolerance};
 
     fn wave(n: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * i) as f32 * 0.37).sin() + 3.0 * (i % 5) as f32).collect()
+        pauc_testing::inputs::groups(n, 5, 3.0)
     }
 
     #[test]

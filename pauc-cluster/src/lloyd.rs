@@ -373,7 +373,7 @@ mod tests {
     }
 
     fn wave(n: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * i) as f32 * 0.37).sin() + ((i % 7) as f32)).collect()
+        pauc_testing::inputs::groups(n, 7, 1.0)
     }
 
     /// Where the plain loops end.

@@ -5,7 +5,9 @@ use crate::properties::{each, toy};
 use crate::testing::{self, Data, Outcome, run, run_on};
 use dfdx::prelude::*;
 use pauc_testing::assert_within;
+use pauc_testing::inputs::Perturbation;
 use pauc_testing::tolerance::{SIGMAS, UNIT_F32};
+use pauc_testing::vectors::{distance, norm};
 use pauc_traits::{Backend, Scalar, Value, ops};
 
 fn device() -> Cuda {
@@ -15,38 +17,13 @@ fn device() -> Cuda {
 /// How many draws say how far rounding may lead.
 const DRAWS: u64 = 8;
 
-fn norm(v: &[f64]) -> f64 {
-    v.iter().map(|v| v * v).sum::<f64>().sqrt()
-}
-
-fn distance(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    norm(&a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>())
-}
-
-/// Numbers that are all off by `size`, relative, each up or down by chance.
-fn shake(values: &mut [f64], size: f64, state: &mut u64) {
-    for v in values {
-        // Marsaglia's xorshift.
-        *state ^= *state << 13;
-        *state ^= *state >> 7;
-        *state ^= *state << 17;
-        *v *= if *state >> 40 & 1 == 0 { 1.0 + size } else { 1.0 - size };
-    }
-}
-
-/// A state for [`shake`].
-fn start(draw: u64) -> u64 {
-    (draw + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-/// All inputs of a batch, [shaken](shake).
+/// All inputs of a batch, each off by `size`, relative.
 fn shaken(data: &Data, size: f64, draw: u64) -> Data {
-    let (mut data, mut state) = (data.clone(), start(draw));
+    let (mut data, mut perturbation) = (data.clone(), Perturbation::new(size, draw));
     let Data { views, predictions, keys, queue, levels, parameters, .. } = &mut data;
     let rows = views.iter_mut().chain(predictions).chain(keys).flatten().chain(queue);
     let of_levels = levels.iter_mut().flat_map(|l| [&mut l.centroids, &mut l.concentration]);
-    rows.chain(of_levels).chain(parameters.values_mut()).for_each(|m| shake(m, size, &mut state));
+    rows.chain(of_levels).chain(parameters.values_mut()).for_each(|m| perturbation.apply_all(m));
     data
 }
 
@@ -175,7 +152,7 @@ fn helpers_take_permuted_tensors() {
     // As in `agree`.
     let draws = (0..DRAWS).map(|draw| {
         let mut values = values.clone();
-        shake(&mut values, SIGMAS * unit, &mut start(draw));
+        Perturbation::new(SIGMAS * unit, draw).apply_all(&mut values);
         gradients::<f64, Cpu>(&cpu, &values)
     });
     let draws: Vec<_> = draws.collect();

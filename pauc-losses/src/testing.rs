@@ -1,6 +1,9 @@
 //! What the tests of all terms share: toy batches, golden values, finite differences, invariances, extreme inputs.
 
 use dfdx::prelude::*;
+use pauc_testing::golden::TERMS;
+pub use pauc_testing::vectors::distance as gap;
+use pauc_testing::vectors::norm;
 use pauc_testing::{assert_within, tolerance};
 use pauc_traits::batch::{Constant, Inputs, Level};
 use pauc_traits::component_ron::Term;
@@ -408,31 +411,6 @@ pub fn value(text: &str, data: &Data) -> f64 {
     run::<f64>(text, data).value
 }
 
-fn norm(v: &[f64]) -> f64 {
-    dot(v, v).sqrt()
-}
-
-/// ‖a − b‖.
-pub fn gap(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    norm(&a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>())
-}
-
-const NAMES: &[(&str, &str)] = &[
-    ("info_nce", "InfoNce"),
-    ("proto_nce", "ProtoNce"),
-    ("dcl", "Dcl"),
-    ("sup_con", "SupCon"),
-    ("swapped_assignment", "SwappedAssignment"),
-    ("cosine_prediction", "CosinePrediction"),
-    ("proto_scatter", "ProtoScatter"),
-    ("vicreg", "VicReg"),
-    ("alignment", "Alignment"),
-    ("uniformity", "Uniformity"),
-    ("correlation", "Correlation"),
-    ("ko_leo", "KoLeo"),
-];
-
 fn numbers(v: &serde_json::Value) -> Vec<f64> {
     match v {
         serde_json::Value::Array(items) => items.iter().flat_map(numbers).collect(),
@@ -480,7 +458,7 @@ fn golden_data(case: &serde_json::Value) -> Data {
 
 fn golden_text(case: &serde_json::Value) -> Option<String> {
     let name = case["case"].as_str().unwrap();
-    let name = NAMES.iter().find(|(prefix, _)| name.split('/').next() == Some(prefix))?.1;
+    let name = TERMS.iter().find(|(prefix, _)| name.split('/').next() == Some(prefix))?.1;
     let negatives = case["config"].get("negative_ids").map_or(0, |ids| ids.as_array().unwrap().len());
     let fields: Vec<String> = case["config"]
         .as_object()

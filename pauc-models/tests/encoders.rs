@@ -1,12 +1,9 @@
 //! Encoders against PyTorch and torchvision in float64, with weights and images by formula.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-mod common;
-
-use common::random_walk;
 use dfdx::prelude::*;
 use pauc_testing::assert_within;
-use pauc_testing::tolerance::{self, SIGMAS};
+use pauc_testing::tolerance::{self, SIGMAS, random_walk};
 use pauc_traits::encoder::Layer;
 use pauc_traits::param::clear_gradients;
 use pauc_traits::registry::kind;

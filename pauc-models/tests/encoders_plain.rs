@@ -4,10 +4,11 @@
 
 mod common;
 
-use common::{Perceptron, assert_differences, close, exact, from_kinks, random_walk, zeros};
+use common::{Perceptron, assert_differences, close, exact, from_kinks, zeros};
 use dfdx::prelude::*;
 use pauc_models::network::backward_with;
-use pauc_testing::{Rounded, assert_within, tolerance};
+use pauc_testing::tolerance::{self, random_walk};
+use pauc_testing::{Rounded, assert_within};
 use pauc_traits::component_ron::options;
 use pauc_traits::registry::kind;
 use pauc_traits::{Configured, Encoder, ImageShape, Param, Pass};

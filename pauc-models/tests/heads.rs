@@ -8,14 +8,11 @@ use common::{Perceptron, assert_differences, close, exact, from_kinks, zeros};
 use dfdx::prelude::*;
 use pauc_models::device::NetworkDevice;
 use pauc_models::heads::HeadConfig;
+use pauc_testing::inputs::wave;
 use pauc_testing::{Rounded, tolerance};
 use pauc_traits::component_ron::{Problem, options};
 use pauc_traits::param::{Role, clear_gradients};
 use pauc_traits::{Param, Pass, ops};
-
-fn wave(n: usize, phase: f32) -> Vec<f32> {
-    (0..n).map(|i| (phase + 1.3 * i as f32).sin()).collect()
-}
 
 fn config(text: &str) -> HeadConfig {
     options().from_str(text).unwrap()
@@ -41,7 +38,7 @@ fn values_and_gradients_agree_with_the_definition() {
         let mut head = dev.head(&config(text), width, 3, 1).unwrap();
         let parameters = head.parameters();
         stir(&parameters);
-        let (x, g) = (wave(rows * width, 0.2), wave(rows * 5, 1.0));
+        let (x, g) = (wave(rows * width, 0.2, 1.3), wave(rows * 5, 1.0, 1.3));
         let all: Vec<Vec<Rounded>> = parameters.iter().map(|p| exact(&p.value())).collect();
         let net = Perceptron { width, dims: &dims, norms, bias, rectified: false };
         let objective = |x: &[Rounded], all: &[Vec<Rounded>]| {
@@ -80,7 +77,7 @@ fn the_fused_head_equals_plain_dfdx_operations() {
     let dev = Cpu::default();
     let (rows, width) = (70, 33);
     let mut head = dev.head(&config("Mlp(dims: [65, 9])"), width, 0, 1).unwrap();
-    let (x, g) = (wave(rows * width, 0.2), wave(rows * 9, 1.0));
+    let (x, g) = (wave(rows * width, 0.2, 1.3), wave(rows * 9, 1.0, 1.3));
     let parameters = head.parameters();
     // Both are as far from the exact values as rounding may bring them.
     let all: Vec<Vec<Rounded>> = parameters.iter().map(|p| exact(&p.value())).collect();
@@ -120,7 +117,7 @@ fn the_fused_head_equals_plain_dfdx_operations() {
 fn the_input_gradient_flows_through_a_permuted_input() {
     let dev = Cpu::default();
     let mut head = dev.head(&config("Mlp(dims: [3])"), 2, 0, 1).unwrap();
-    let leaf = dev.tensor_from_vec(wave(8, 0.0), (2usize, 4usize));
+    let leaf = dev.tensor_from_vec(wave(8, 0.0, 1.3), (2usize, 4usize));
     let x = leaf.retaped::<OwnedTape<f32, Cpu>>().permute::<_, Axes2<1, 0>>();
     let y = head.forward(x, Pass::Train).unwrap();
     let w = head.parameters()[0].value().clone();

@@ -64,7 +64,7 @@ fn rates_and_decay_follow_what_the_recipe_says_of_them() {
 #[test]
 fn optimisers_follow_the_reference_trajectories() {
     let dev = Cpu::default();
-    let all = golden("optimisers");
+    let all = golden("optimizers");
     for (name, text) in [
         ("sgd_momentum_wd", "Sgd(lr: 0.05, momentum: 0.9, weight_decay: 1e-2)"),
         ("sgd_nesterov", "Sgd(lr: 0.05, momentum: 0.9, weight_decay: 0.0, nesterov: true)"),
@@ -351,11 +351,11 @@ fn embedding_in_chunks_equals_embedding_at_once() {
     let mut net = network(&dev);
     net.forward(images(&dev, 7), Pass::Momentum).unwrap();
     let outstanding = net.forward(images(&dev, 7), Pass::Train).unwrap();
-    let whole = net.embed(&Pixels::Normalised(pixels(7)), 100).unwrap();
-    assert_eq!(whole, net.embed(&Pixels::Normalised(pixels(7)), 3).unwrap());
+    let whole = net.embed(&Pixels::Normalized(pixels(7)), 100).unwrap();
+    assert_eq!(whole, net.embed(&Pixels::Normalized(pixels(7)), 3).unwrap());
     assert_eq!((whole.features.len(), whole.embeddings.len()), (7 * 5, 7 * 4));
     assert!(
-        net.embed(&Pixels::Normalised(pixels(2)[1..].to_vec()), 3).unwrap_err().to_string().contains("2×3×1")
+        net.embed(&Pixels::Normalized(pixels(2)[1..].to_vec()), 3).unwrap_err().to_string().contains("2×3×1")
     );
     // An evaluation between forward and backward leaves the pending pass alone.
     let of = |net: &Network<Cpu>| net.parameters().iter().map(|p| p.grad().clone()).collect::<Vec<_>>();
@@ -403,7 +403,7 @@ fn training_gives_the_same_bits_for_every_number_of_threads() {
                 optimizer.step(&dev, &params, &mut state, &now(&optimizer, 1.0)).unwrap();
             }
             let all = params.iter().chain(&net.statistics()).map(|p| p.value().clone()).collect::<Vec<_>>();
-            (all, net.embed(&Pixels::Normalised(pixels(150)), 64).unwrap())
+            (all, net.embed(&Pixels::Normalized(pixels(150)), 64).unwrap())
         })
     };
     assert_eq!(run(1), run(3));

@@ -1,11 +1,23 @@
-//! What the tests of all crates share: tolerances that follow from the arithmetic, and seeds that repeat a failure.
+//! What the tests of all crates share.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`tolerance`], [`rounded`] | how far a result may be off, derived from the arithmetic; numbers that carry that along |
+//! | [`property`] | seeds and cases of property tests, and how a failure is repeated |
+//! | [`inputs`], [`npy`] | inputs that many tests read, as numbers and as files |
+//! | [`golden`] | what the golden files and their tests agree on |
+//! | [`vectors`] | lengths and distances |
 //!
 //! Only tests depend on this crate.
 #![forbid(unsafe_code)]
 
+pub mod golden;
+pub mod inputs;
+pub mod npy;
 pub mod property;
 pub mod rounded;
 pub mod tolerance;
+pub mod vectors;
 
 pub use rounded::Rounded;
 

@@ -27,6 +27,16 @@ pub fn f32(operations: usize, magnitude: f64) -> f64 {
     gamma(operations, UNIT_F32) * magnitude
 }
 
+/// How far `operations` successive operations in `f32` move a value, relative to its size, where [`f32()`] is too far from
+/// what happens to say anything: six standard deviations of a random walk.
+///
+/// Rounding errors of long sums of terms of both signs are as good as independent and spread over ±u, with a standard
+/// deviation of u/√3 at most (Higham and Mary, *A New Approach to Probabilistic Rounding Error Analysis*, 2019). Partial
+/// sums are no larger than the whole, so that the estimate is two or three times too large in the mean.
+pub fn random_walk(operations: usize) -> f64 {
+    SIGMAS * (operations as f64 / 3.0).sqrt() * UNIT_F32
+}
+
 /// As [`f32()`], for two computations in `f64` that are compared with each other: each may be off.
 pub fn f64(operations: usize, magnitude: f64) -> f64 {
     2.0 * gamma(operations, UNIT_F64) * magnitude
@@ -67,6 +77,16 @@ mod tests {
         let exact = 1.0 + n as f64 * f64::from(term);
         let off = (f64::from(sum) - exact).abs();
         assert!(off <= f32(n, exact) && off >= 0.4 * f32(n, exact), "{off:e} of {:e}", f32(n, exact));
+    }
+
+    #[test]
+    fn a_sum_of_both_signs_walks_at_random() {
+        let values = crate::inputs::noise(4000, 5);
+        let (sum, exact) = values.iter().fold((0f32, 0f64), |(s, e), v| (s + v, e + f64::from(*v)));
+        // A sum of terms of both signs is never larger than a few times √n.
+        let off = (f64::from(sum) - exact).abs();
+        assert!(off <= random_walk(4000) * 4000f64.sqrt() && off > 0.0, "{off:e}");
+        assert!(random_walk(4000) < 0.1 * f32(4000, 1.0));
     }
 
     #[test]

@@ -323,7 +323,7 @@ mod tests {
     use pauc_testing::{assert_within, tolerance};
 
     fn pattern(rows: usize, cols: usize) -> Vec<f64> {
-        (0..rows * cols).map(|n| (0.3 + 1.3 * n as f64).sin()).collect()
+        pauc_testing::inputs::wave_f64(rows * cols, 0.3, 1.3)
     }
 
     fn graded<E: Scalar>(

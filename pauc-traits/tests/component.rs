@@ -86,7 +86,7 @@ fn the_registry_tells_documentation_and_defaults() {
 }
 
 fn matrix(rows: usize, cols: usize, phase: f64) -> Vec<f64> {
-    (0..rows * cols).map(|n| (phase + 1.3 * n as f64).sin() + 0.1).collect()
+    pauc_testing::inputs::wave_f64(rows * cols, phase, 1.3).iter().map(|v| v + 0.1).collect()
 }
 
 fn toy(dev: &Cpu) -> Inputs<f64, Cpu> {

@@ -6,11 +6,11 @@ use pauc::traits::registry::kind;
 use pauc::traits::{Compute, Configured};
 use pauc_testing::{assert_within, tolerance};
 
-/// Rows around `k` far centres.
+/// Rows around `k` far centers.
 fn clustered(rows: usize, dim: usize, k: usize) -> Vec<f32> {
     let noise = pattern(rows * dim, 0.7);
-    let centre = |c: usize, d: usize| 8.0 * ((1 + c) as f32 * 1.3 + d as f32 * 2.1).sin();
-    (0..rows * dim).map(|i| centre(i / dim % k, i % dim) + 0.5 * noise[i]).collect()
+    let center = |c: usize, d: usize| 8.0 * ((1 + c) as f32 * 1.3 + d as f32 * 2.1).sin();
+    (0..rows * dim).map(|i| center(i / dim % k, i % dim) + 0.5 * noise[i]).collect()
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn near(what: &str, got: &[f32], want: &[Rounded], element: Element) {
 /// The plain loops are those of the kernels in `f32`, each with a bound on its rounding. Kernels add up some
 /// rows in `f32` and the rest in `f64`, which is within the bound for any order.
 #[test]
-fn normalisations_of_either_element_equal_plain_loops() {
+fn normalizations_of_either_element_equal_plain_loops() {
     let dev = device();
     let on = Context::of(&dev).unwrap();
     let buffer = |n: usize, phase: f64| {
@@ -63,7 +63,7 @@ fn normalisations_of_either_element_equal_plain_loops() {
         norm.measure(&on, (y.slice(), shape), running, (&gamma, &beta, 1e-5)).unwrap();
         let channels = |of: &dyn Fn(usize) -> Rounded| (0..c).map(of).collect::<Vec<_>>();
         let column = |of: &dyn Fn(usize) -> Rounded, k: usize| Rounded::sum((0..n).map(|i| of(i * c + k)));
-        // Differences from the first pixel keep the sum of squares from cancelling.
+        // Differences from the first pixel keep the sum of squares from canceling.
         let offset = channels(&|k| column(&|i| ys[i] - ys[k], k) / count);
         let means = channels(&|k| ys[k] + offset[k]);
         let variances = channels(&|k| {
@@ -77,7 +77,7 @@ fn normalisations_of_either_element_equal_plain_loops() {
         let scale = channels(&|k| gammas[k] * inverse[k]);
         let shift = channels(&|k| betas[k] - means[k] * gammas[k] * inverse[k]);
         let value = |x: &[Rounded], i: usize| x[i] * scale[i % c] + shift[i % c];
-        // Behind a residual that its own normalisation is still to be applied to: here the same one.
+        // Behind a residual that its own normalization is still to be applied to: here the same one.
         let outputs: Vec<Rounded> =
             (0..shape.len()).map(|i| (value(&ys, i) + value(&rs, i)).relu()).collect();
         let mut out = FeatureMap::uninit(&on, shape.len(), element).unwrap();

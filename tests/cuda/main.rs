@@ -12,6 +12,7 @@ mod runs;
 mod softmax;
 
 use pauc::dfdx::prelude::*;
+use pauc_testing::inputs::Perturbation;
 use pauc_testing::tolerance;
 
 fn device() -> Cuda {
@@ -23,28 +24,10 @@ fn pattern(n: usize, phase: f64) -> Vec<f32> {
     (0..n).map(|i| ((phase + 1.7 * i as f64).sin() + 0.3 * (0.37 * i as f64).cos()) as f32).collect()
 }
 
-fn norm(v: impl Iterator<Item = f64>) -> f64 {
-    v.map(|v| v * v).sum::<f64>().sqrt()
-}
-
-/// ‖a − b‖.
-fn distance(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    norm(a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)))
-}
-
 /// Numbers that are all off by `size`, relative, each up or down by chance.
-fn shaken(mut values: Vec<f32>, size: f64, draw: u64) -> Vec<f32> {
-    let mut state = draw.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    for v in &mut values {
-        // Marsaglia's xorshift.
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        let by = if state >> 40 & 1 == 0 { size } else { -size };
-        *v = (f64::from(*v) * (1.0 + by)) as f32;
-    }
-    values
+fn shaken(values: Vec<f32>, size: f64, draw: u64) -> Vec<f32> {
+    let mut perturbation = Perturbation::new(size, draw);
+    values.into_iter().map(|v| perturbation.apply(f64::from(v)) as f32).collect()
 }
 
 /// Six standard deviations of an error that lies evenly within ±1.

@@ -1,6 +1,6 @@
-//! Training steps of encoders, heads and optimisers.
+//! Training steps of encoders, heads and optimizers.
 
-use crate::{device, distance, norm, pattern, shaken};
+use crate::{device, pattern, shaken};
 use pauc::dfdx::prelude::*;
 use pauc::models::device::{DeviceOptions, Precision};
 use pauc::models::ema::MomentumConfig;
@@ -14,6 +14,7 @@ use pauc::traits::registry::kind;
 use pauc::traits::{Clock, Compute, Configured, ImageShape, Param, Pass};
 use pauc_testing::assert_within;
 use pauc_testing::tolerance::{SIGMAS, UNIT_F32};
+use pauc_testing::vectors::{distance, norm};
 
 type Named = Vec<(String, Vec<f32>)>;
 
@@ -60,11 +61,11 @@ fn of_layer(products: usize, pixels: usize) -> f64 {
 /// numbers, and `unit` is [`of_layer`].
 ///
 /// What a layer computes is what it would compute exactly from other weights and inputs, each off by its
-/// rounding (backward error). How far that leads depends on the network: normalisations divide by small
+/// rounding (backward error). How far that leads depends on the network: normalizations divide by small
 /// deviations, and ReLUs open and shut. The CPU itself shows it, from weights and images that are off by six
 /// deviations of such a rounding, each up or down by chance; of [`DRAWS`] draws the largest distance is
 /// allowed. On top comes the rounding of a sum whose terms cancel, such as the gradient of a bias before a
-/// normalisation, for which the largest gradient is the measure, or a mean, for which the deviation is.
+/// normalization, for which the largest gradient is the measure, or a mean, for which the deviation is.
 ///
 /// A ReLU that opens or shuts changes gradients much more than rounding does. The residual networks begin with
 /// seeds for which that hardly happens in any draw, so that little is allowed. Where it happens, more is.
@@ -273,7 +274,7 @@ fn a_step_of_a_vision_transformer_equals_that_of_the_cpu() {
         )
     };
     for pool in ["Class", "Mean"] {
-        // Features of images are alike before training, and a normalisation would divide by next to nothing.
+        // Features of images are alike before training, and a normalization would divide by next to nothing.
         compare((&of(pool), "Mlp(dims: [12, 8])", "Sgd(lr: 0.1)"), (image(8, 3), 4, 3), 2);
     }
 }

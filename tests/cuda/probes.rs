@@ -82,7 +82,7 @@ impl pauc::traits::probe::ProbesOnDevice for Counted<'_> {
         bank: pauc::traits::probe::RowsView<'_>,
         shift: Option<&[f32]>,
         k: usize,
-    ) -> pauc::traits::Result<Option<Vec<pauc::traits::probe::Neighbours>>> {
+    ) -> pauc::traits::Result<Option<Vec<pauc::traits::probe::Neighbors>>> {
         self.asked.set(self.asked.get() + 1);
         self.dev.highest(queries, bank, shift, k)
     }
@@ -114,7 +114,7 @@ fn same_metrics(probes: &[(&str, usize)]) {
 }
 
 #[test]
-fn neighbours_vote_as_on_the_cpu() {
+fn neighbors_vote_as_on_the_cpu() {
     same_metrics(&[
         ("Knn(k: 7)", 1),
         ("KnnGrid(k: [1, 30, 500])", 2),

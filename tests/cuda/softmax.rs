@@ -3,6 +3,7 @@
 use crate::{EVENLY, device, long_sum, pattern};
 use pauc::cuda::softmax::{Bank, LogitBudget, Positives, Scale, cross_entropy_within};
 use pauc::cuda::{Buffer, Context};
+use pauc_testing::vectors::norm;
 use pauc_testing::{Rounded, assert_within, tolerance};
 
 /// Rows of unit length, as `f32` has them.
@@ -150,7 +151,7 @@ fn compare(n: usize, dim: usize, sizes: &[usize], size: f32, budget: LogitBudget
     let what = format!("{n} queries of {dim} against {sizes:?}, of length {size}");
     let (got, gradients) = (graded.value.to_host().unwrap()[0], graded.gradient.to_host().unwrap());
     let off = |got: f32, want: &Rounded| (f64::from(got) - want.value).abs();
-    let norm = |of: &dyn Fn(usize) -> f64| crate::norm((0..n * dim).map(of));
+    let norm = |of: &dyn Fn(usize) -> f64| norm((0..n * dim).map(of));
     let size = norm(&|i| gradient[i].value);
     println!(
         "{what}: the value is off by {:.1e} of {:.1e}, the gradient by {:.1e} of {:.1e}",

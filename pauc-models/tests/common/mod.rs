@@ -1,20 +1,7 @@
-//! What tests of networks share: an oracle that knows its rounding, and how rounding adds up over many
-//! operations.
+//! What tests of networks share: an oracle that knows its rounding.
 #![allow(dead_code, clippy::unwrap_used)] // helpers of tests, of which each uses some
 
 use pauc_testing::Rounded;
-use pauc_testing::tolerance::{SIGMAS, UNIT_F32};
-
-/// How far so many successive operations in `f32` move a value, relative to its size, where γₙ is too far
-/// from what happens to say anything: six standard deviations of a random walk.
-///
-/// Rounding errors of long sums of terms of both signs are as good as independent and spread over ±u, with a
-/// standard deviation of u/√3 at most (Higham and Mary, *A New Approach to Probabilistic Rounding Error
-/// Analysis*, 2019). Partial sums are no larger than the whole, so that the estimate is two or three times
-/// too large in the mean.
-pub fn random_walk(operations: usize) -> f64 {
-    SIGMAS * (operations as f64 / 3.0).sqrt() * UNIT_F32
-}
 
 /// Numbers that `f32` has.
 pub fn exact(values: &[f32]) -> Vec<Rounded> {
