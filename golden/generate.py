@@ -3,18 +3,19 @@
 
 python3 golden/generate.py --check            compares every file; exits with 1 if one differs
 python3 golden/generate.py --check vit terms  compares some
+python3 golden/generate.py --check --available
+                                              compares those whose packages are installed, and names the others
 python3 golden/generate.py --write vit        writes one; without a name it writes all
 """
 
 import argparse
+import ast
 import importlib
 import json
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
 
 from common import plain, text
 
@@ -26,7 +27,7 @@ NAMES = [
     "concentration",
     "encoders",
     "halves",
-    "optimisers",
+    "optimizers",
     "probes",
     "resnets",
     "rotate_equalize",
@@ -113,9 +114,18 @@ def write(path, made):
         path.write_text(text(made))
 
 
+def path_of(name):
+    """The file that a generator makes, read from its text: its packages need not be there."""
+    for statement in ast.parse((HERE / f"{name}.py").read_text()).body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id="PATH")], value=ast.Constant(value=path)):
+                return ROOT / path
+    raise LookupError(f"{name}.py has no PATH")
+
+
 def strays():
     """Files that no generator makes."""
-    known = {ROOT / importlib.import_module(name).PATH for name in NAMES}
+    known = set(map(path_of, NAMES))
     return sorted(path for path in ROOT.glob("*/tests/golden/*") if path.is_file() and path not in known)
 
 
@@ -123,9 +133,56 @@ def other_versions():
     """Packages whose installed version is not the one that the files were made with."""
     for line in (HERE / "requirements.txt").read_text().split():
         package, wanted = line.split("==")
-        installed = version(package).split("+")[0]
+        try:
+            installed = version(package).split("+")[0]
+        except PackageNotFoundError:
+            continue
         if installed != wanted:
             yield f"{package} {installed} instead of {wanted}"
+
+
+def load(names, available):
+    """The generators' modules. With `available`, those whose packages are missing are named and left out.
+
+    NumPy is no such package: `common` needs it, and so the generators that need nothing else always run.
+    """
+    modules = []
+    for name in names:
+        try:
+            modules.append(importlib.import_module(name))
+        except ModuleNotFoundError as missing:
+            if not available or missing.name in ("numpy", *NAMES):
+                raise
+            print(f"SKIPPED {path_of(name).relative_to(ROOT)}: {name}.py needs {missing.name}", flush=True)
+    return modules
+
+
+def make_torch_repeatable():
+    """Sums in one order on every machine; and these networks are so small that threads would only wait."""
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(True)
+
+
+def run(module, writing):
+    """Compares a generator's file with what it makes now, and writes it if asked to. Whether they agree."""
+    start = time.perf_counter()
+    path, made = ROOT / module.PATH, plain(module.make())
+    differences, near = check(module, path, made)
+    seconds = f"({time.perf_counter() - start:.1f} s)"
+    if not differences:
+        print(f"ok      {module.PATH}: {near} {seconds}", flush=True)
+        return True
+    # A file that agrees stays as it is: other last digits are no reason to change it.
+    if writing:
+        write(path, made)
+        print(f"WRITTEN {module.PATH}: {len(differences)} differences {seconds}", flush=True)
+        return True
+    print(f"DIFFERS {module.PATH}: {len(differences)} differences {seconds}", flush=True)
+    for difference in differences[:SHOWN]:
+        print(f"        {difference}")
+    return False
 
 
 def main():
@@ -135,34 +192,23 @@ def main():
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true", help="compare with the stored files")
     action.add_argument("--write", action="store_true", help="write the files")
+    parser.add_argument(
+        "--available", action="store_true", help="leave out generators whose packages are not installed"
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="one of " + ", ".join(NAMES))
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(NAMES))
     if unknown:
         parser.error(f"no generator is called {', '.join(unknown)}: there are {', '.join(NAMES)}")
+    if options.available and not options.check:
+        parser.error("--available goes with --check")
 
-    # Sums in one order on every machine; and these networks are so small that threads would only wait.
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    failed = False
-    for name in options.names or NAMES:
-        start = time.perf_counter()
-        module = importlib.import_module(name)
-        path, made = ROOT / module.PATH, plain(module.make())
-        differences, near = check(module, path, made)
-        seconds = f"({time.perf_counter() - start:.1f} s)"
-        if not differences:
-            print(f"ok      {module.PATH}: {near} {seconds}", flush=True)
-            continue
-        # A file that agrees stays as it is: other last digits are no reason to change it.
-        if options.write:
-            write(path, made)
-            print(f"WRITTEN {module.PATH}: {len(differences)} differences {seconds}", flush=True)
-            continue
+    modules = load(options.names or NAMES, options.available)
+    make_torch_repeatable()
+    failed = not all([run(module, options.write) for module in modules])
+    if not modules:
         failed = True
-        print(f"DIFFERS {module.PATH}: {len(differences)} differences {seconds}", flush=True)
-        for difference in differences[:SHOWN]:
-            print(f"        {difference}")
+        print("NOTHING was compared: no generator's packages are installed")
     if options.check and not options.names:
         for path in strays():
             failed = True

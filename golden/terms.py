@@ -188,10 +188,10 @@ def correlation(x, level, kind, off_diagonal_weight=None):
     if kind == "Gram":
         return off_diagonal(a @ a.T).square().mean()
 
-    def standardised(v):
+    def standardized(v):
         return (v - v.mean(0)) / (v.var(0, correction=0) + 1e-5).sqrt()
 
-    r = standardised(a).T @ standardised(b) / len(a)
+    r = standardized(a).T @ standardized(b) / len(a)
     return ((1 - r.diagonal()).square().sum() + off_diagonal_weight * off_diagonal(r).square().sum()) / len(r)
 
 

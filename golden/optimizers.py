@@ -1,10 +1,10 @@
-"""Five steps of each optimiser on a loss that couples two parameters: PyTorch's, and LARS written out."""
+"""Five steps of each optimizer on a loss that couples two parameters: PyTorch's, and LARS written out."""
 
 import torch
 
 from common import U, wave
 
-PATH = "pauc-models/tests/golden/optimisers.json"
+PATH = "pauc-models/tests/golden/optimizers.json"
 
 # At most 40 operations a step and number, among them norms of 12; a step's error reaches the next four
 # through gradients, which lr times curvature magnifies by 2 at most: 31 times the first.
@@ -33,15 +33,15 @@ class Lars(torch.optim.Optimizer):
                 w -= group["lr"] * state["velocity"]
 
 
-def trajectory(source, optimiser):
-    """Gradients and parameters of five steps. `optimiser` makes one of a weight and a bias."""
+def trajectory(source, optimizer):
+    """Gradients and parameters of five steps. `optimizer` makes one of a weight and a bias."""
     w0, b0, target = wave(3, 4, 0.1), wave(1, 4, 0.4)[0], wave(3, 4, 1.2)
     w, b, goal = (
         torch.tensor(w0, requires_grad=True),
         torch.tensor(b0, requires_grad=True),
         torch.tensor(target),
     )
-    o = optimiser(w, b)
+    o = optimizer(w, b)
     steps = []
     for n in range(5):
         o.zero_grad()
@@ -60,7 +60,7 @@ def trajectory(source, optimiser):
 
 
 def make():
-    """Every optimiser."""
+    """Every optimizer."""
     sgd, adamw = torch.optim.SGD, torch.optim.AdamW
     return dict(
         sgd_momentum_wd=trajectory(
