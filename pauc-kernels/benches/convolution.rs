@@ -29,8 +29,8 @@ fn convolutions(c: &mut Criterion) {
         let g = Geometry { height: side, width: side, inputs, outputs, kernel: 3, stride, padding: 1 };
         let mut group = c.benchmark_group(format!("{inputs}→{outputs} at {side}², stride {stride}"));
         group.sample_size(10).throughput(Throughput::Elements(2 * BATCH as u64 * g.multiply_adds()));
-        let all = [Algorithm::Direct, Algorithm::winograd(g, inputs)];
-        for algorithm in all.into_iter().take(if all[0] == all[1] { 1 } else { 2 }) {
+        let algorithms = [Algorithm::Direct, Algorithm::winograd(g, inputs)];
+        for algorithm in algorithms.into_iter().take(if algorithms[0] == algorithms[1] { 1 } else { 2 }) {
             let (layer, mut work) = (Convolution::new(g, algorithm), Work::default());
             let (oh, ow) = g.output();
             let (xl, yl) =

@@ -45,7 +45,7 @@ impl std::fmt::Debug for Buffer {
 impl Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        // SAFETY: `lines` holds at least `len` consecutive, initialised `f32` (`Line` is `repr(C)` without padding).
+        // SAFETY: `lines` holds at least `len` consecutive, initialized `f32` (`Line` is `repr(C)` without padding).
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
 }
@@ -69,18 +69,18 @@ pub(crate) struct Scratch {
 
 /// At least `len` values of any content.
 pub(crate) fn scratch(len: usize) -> Scratch {
-    let kept = SCRATCH.with_borrow_mut(|all| {
-        let best = (0..all.len()).filter(|i| all[*i].len >= len).min_by_key(|i| all[*i].len);
+    let reused = SCRATCH.with_borrow_mut(|buffers| {
+        let best = (0..buffers.len()).filter(|i| buffers[*i].len >= len).min_by_key(|i| buffers[*i].len);
         // Without a large enough one, the smallest makes room for its successor.
-        let smallest = (0..all.len()).min_by_key(|i| all[*i].len).filter(|_| all.len() >= 4);
-        best.or(smallest).map(|i| all.swap_remove(i))
+        let smallest = (0..buffers.len()).min_by_key(|i| buffers[*i].len).filter(|_| buffers.len() >= 4);
+        best.or(smallest).map(|i| buffers.swap_remove(i))
     });
-    Scratch { buffer: kept.filter(|b| b.len >= len).unwrap_or_else(|| Buffer::zeros(len)), len }
+    Scratch { buffer: reused.filter(|b| b.len >= len).unwrap_or_else(|| Buffer::zeros(len)), len }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        SCRATCH.with_borrow_mut(|all| all.push(std::mem::take(&mut self.buffer)));
+        SCRATCH.with_borrow_mut(|buffers| buffers.push(std::mem::take(&mut self.buffer)));
     }
 }
 

@@ -6,7 +6,7 @@
 //! tile it falls into, so the result depends neither on the number of threads nor on how rows are grouped.
 
 #[cfg(target_arch = "x86_64")]
-use crate::int8_filter::Quantised;
+use crate::int8_filter::Quantized;
 use crate::simd::{Level, Simd};
 use rayon::prelude::*;
 use std::sync::OnceLock;
@@ -34,12 +34,12 @@ fn panel_width(simd: Simd) -> usize {
 pub struct Packed<'a> {
     simd: Simd,
     dim: usize,
-    pub(crate) centroids: &'a [f32],
+    centroids: &'a [f32],
     pub(crate) bias: Vec<f32>,
     origin: Vec<f32>,
     panels: OnceLock<Vec<f32>>,
     #[cfg(target_arch = "x86_64")]
-    quantised: Option<Quantised>,
+    quantized: Option<Quantized>,
 }
 
 impl<'a> Packed<'a> {
@@ -93,14 +93,19 @@ impl<'a> Packed<'a> {
             origin: mean.to_vec(),
             panels: OnceLock::new(),
             #[cfg(target_arch = "x86_64")]
-            quantised: (simd.level() == Level::Avx512 && Quantised::pays(count, dim))
-                .then(|| Quantised::new(centroids, mean, exact)),
+            quantized: (simd.level() == Level::Avx512 && Quantized::pays(count, dim))
+                .then(|| Quantized::new(centroids, mean, exact)),
         }
     }
 
     /// The length of a centroid.
     pub fn dim(&self) -> usize {
         self.dim
+    }
+
+    /// The centroid of that number.
+    pub(crate) fn centroid(&self, number: u32) -> &'a [f32] {
+        &self.centroids[number as usize * self.dim..][..self.dim]
     }
 
     /// The panels, written when they are first read: candidates from integers rarely need them.
@@ -184,9 +189,10 @@ pub fn nearest_scored(
     rows.par_chunks(TASK * dim).zip(results).for_each(|(rows, ((index, score), square))| {
         match packed.simd.level() {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the packing was made for AVX-512 because the processor has it, and quantised because it has VNNI.
+            // SAFETY: a `Simd` of this level exists only where the processor has AVX-512F, and with it AVX2 and FMA;
+            // `Quantized::pays` has asked for AVX-512BW and VNNI.
             Level::Avx512 => unsafe {
-                match &packed.quantised {
+                match &packed.quantized {
                     Some(q) => {
                         let plain =
                             |rows: &[f32], index: &mut [u32], score: &mut [f32], square: &mut [f32]| {
@@ -198,7 +204,7 @@ pub fn nearest_scored(
                 }
             },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the packing was made for AVX2 and FMA because the processor has them.
+            // SAFETY: a `Simd` of this level exists only where the processor has AVX2 and FMA.
             Level::Avx2 => unsafe { nearest_avx2(rows, packed, index, score, square) },
             _ => nearest_in_blocks::<4, 8, 4, { cfg!(target_arch = "aarch64") }>(
                 rows, packed, index, score, square,
@@ -270,7 +276,7 @@ fn nearest_in_blocks<const R: usize, const W: usize, const L: usize, const FMA: 
         let results = index.iter_mut().zip(score).zip(square);
         for ((x, best), ((index, score), square)) in rows.chunks_exact(dim).zip(&best).zip(results) {
             (*index, *score) = best.lowest();
-            let centroid = &packed.centroids[*index as usize * dim..][..dim];
+            let centroid = packed.centroid(*index);
             *square = squared_distance_as::<FMA>(x, centroid);
         }
     }
@@ -336,16 +342,16 @@ fn products<const R: usize, const W: usize, const FMA: bool>(tile: &[f32], panel
 pub(crate) fn squared_distance_as<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let (pa, pb) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let mut rest = 0.0;
+    let mut remainder = 0.0;
     for (x, y) in pa.remainder().iter().zip(pb.remainder()) {
-        rest = multiply_add::<FMA>(x - y, x - y, rest);
+        remainder = multiply_add::<FMA>(x - y, x - y, remainder);
     }
     for (x, y) in pa.zip(pb) {
         for i in 0..LANES {
             lanes[i] = multiply_add::<FMA>(x[i] - y[i], x[i] - y[i], lanes[i]);
         }
     }
-    rest + sum_of(&lanes)
+    remainder + sum_of(&lanes)
 }
 
 #[inline(always)]
@@ -385,10 +391,10 @@ pub fn lower_to(rows: &[f32], centroids: &[f32], dim: usize, square: &mut [f32])
     let parts = rows.par_chunks(TASK * dim).zip(square.par_chunks_mut(TASK));
     parts.for_each(|(rows, square)| match simd.level() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor has AVX-512.
+        // SAFETY: `Simd::active` has this level only where the processor has AVX-512F, and with it AVX2 and FMA.
         Level::Avx512 => unsafe { lower_avx512(rows, centroids, dim, square) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor has AVX2 and FMA.
+        // SAFETY: `Simd::active` has this level only where the processor has AVX2 and FMA.
         Level::Avx2 => unsafe { lower_avx2(rows, centroids, dim, square) },
         _ => lower_plain::<{ cfg!(target_arch = "aarch64") }>(rows, centroids, dim, square),
     });
@@ -427,16 +433,16 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len(), "vectors of different lengths");
     let mut lanes = [0.0f32; LANES];
     let (pa, pb) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let mut rest = 0.0;
+    let mut remainder = 0.0;
     for (x, y) in pa.remainder().iter().zip(pb.remainder()) {
-        rest += x * y;
+        remainder += x * y;
     }
     for (x, y) in pa.zip(pb) {
         for i in 0..LANES {
             lanes[i] += x[i] * y[i];
         }
     }
-    rest + sum_of(&lanes)
+    remainder + sum_of(&lanes)
 }
 
 /// Adds the rows numbered `members` to `sum`, one after the other, in `f64`.
@@ -447,10 +453,10 @@ pub fn add_rows(rows: &[f32], dim: usize, members: &[u32], sum: &mut [f64]) {
     assert_eq!(sum.len(), dim, "sum of rows");
     match Simd::active().level() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor has AVX-512.
+        // SAFETY: `Simd::active` has this level only where the processor has AVX-512F.
         Level::Avx512 => unsafe { add_rows_avx512(rows, dim, members, sum) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor has AVX2.
+        // SAFETY: `Simd::active` has this level only where the processor has AVX2.
         Level::Avx2 => unsafe { add_rows_avx2(rows, dim, members, sum) },
         _ => add_rows_plain(rows, dim, members, sum),
     }
@@ -481,18 +487,14 @@ fn add_rows_plain(rows: &[f32], dim: usize, members: &[u32], sum: &mut [f64]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::inputs::noise;
     use pauc_testing::property::{self, size};
     use pauc_testing::{Rounded, tolerance};
     use proptest::prelude::*;
 
+    /// Numbers spread evenly over 1 around `offset`.
     fn values(n: usize, seed: u64, offset: f32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2).wrapping_add(1);
-        (0..n)
-            .map(|_| {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5 + offset
-            })
-            .collect()
+        noise(n, seed).iter().map(|v| 0.5 * v + offset).collect()
     }
 
     fn exact(a: &[f32], b: &[f32]) -> f64 {
@@ -599,15 +601,15 @@ mod tests {
             let k = if many { k + 2100 } else { k };
             let (x, c) = (kind(what, n, d, seed), kind(what, k, d, seed ^ 77));
             let packed = Packed::new(&c, d);
-            prop_assert_eq!(packed.quantised.is_some(), Simd::active().level() == Level::Avx512 && Quantised::pays(k, d));
-            let plain = Packed { quantised: None, ..packed.clone() };
-            let found = |packed: &Packed<'_>| {
+            prop_assert_eq!(packed.quantized.is_some(), Simd::active().level() == Level::Avx512 && Quantized::pays(k, d));
+            let plain = Packed { quantized: None, ..packed.clone() };
+            let results = |packed: &Packed<'_>| {
                 let (mut index, mut score, mut square) = (vec![9; n], vec![0.0; n], vec![0.0; n]);
                 nearest_scored(&x, packed, &mut index, &mut score, &mut square);
                 let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect::<Vec<_>>();
                 (index, bits(score), bits(square))
             };
-            prop_assert_eq!(found(&packed), found(&plain));
+            prop_assert_eq!(results(&packed), results(&plain));
         }
     }
 
@@ -627,9 +629,10 @@ mod tests {
         lower_to(&x, &c, d, &mut square);
         for (i, square) in square.iter().enumerate() {
             let start = if i == 3 { 0.01f32 } else { f32::INFINITY };
-            let all = c.chunks_exact(d).map(|c| square_of_difference(&x[i * d..][..d], c));
+            let squares = c.chunks_exact(d).map(|c| square_of_difference(&x[i * d..][..d], c));
             // The least of the computed is no lower than the least of what they may be.
-            let want = all.chain([Rounded::exact(start)]).min_by(|a, b| a.value.total_cmp(&b.value)).unwrap();
+            let want =
+                squares.chain([Rounded::exact(start)]).min_by(|a, b| a.value.total_cmp(&b.value)).unwrap();
             assert!(want.admits(*square), "row {i}: {square} for {want}");
         }
     }

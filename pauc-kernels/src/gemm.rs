@@ -100,11 +100,11 @@ fn plain(
         row.fill(0.0);
         for l in 0..k {
             let factor = a[sa.start + i * sa.rows + l * sa.cols];
-            let from = &b[sb.start + l * sb.rows..];
+            let source = &b[sb.start + l * sb.rows..];
             if sb.cols == 1 {
-                row.iter_mut().zip(from).for_each(|(r, b)| *r += factor * b);
+                row.iter_mut().zip(source).for_each(|(r, b)| *r += factor * b);
             } else {
-                row.iter_mut().zip(from.iter().step_by(sb.cols)).for_each(|(r, b)| *r += factor * b);
+                row.iter_mut().zip(source.iter().step_by(sb.cols)).for_each(|(r, b)| *r += factor * b);
             }
         }
         for (j, r) in row.iter().enumerate() {
@@ -133,10 +133,10 @@ mod tests {
             let sb = if tb { Strides::transposed(k) } else { Strides::row_major(n) };
             let start = c.clone();
             let exact = Rounded::exact;
-            let want: Vec<Rounded> = (0..m * n).map(|at| {
-                let (i, j) = (at / n, at % n);
+            let want: Vec<Rounded> = (0..m * n).map(|element| {
+                let (i, j) = (element / n, element % n);
                 let pair = |l: usize| (exact(a[i * sa.rows + l * sa.cols]), exact(b[l * sb.rows + j * sb.cols]));
-                exact(0.5) * Rounded::dot((0..k).map(pair)) + exact(beta as f32) * exact(start[at])
+                exact(0.5) * Rounded::dot((0..k).map(pair)) + exact(beta as f32) * exact(start[element])
             }).collect();
             for product in [gemm, plain] {
                 c.copy_from_slice(&start);

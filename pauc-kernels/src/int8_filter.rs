@@ -25,7 +25,7 @@ const ROUNDING: f64 = 1.0 / (1u64 << 24) as f64;
 
 /// Centroids in 8 bits.
 #[derive(Clone, Debug)]
-pub(crate) struct Quantised {
+pub(crate) struct Quantized {
     origin: Vec<f32>,
     count: usize,
     /// Bytes q + 128 of a panel: four coordinates of 64 centroids, then the next four.
@@ -40,7 +40,7 @@ pub(crate) struct Quantised {
     largest_half: f64,
 }
 
-impl Quantised {
+impl Quantized {
     /// Whether the processor has the instructions, and there are enough centroids for the detour.
     pub fn pays(count: usize, dim: usize) -> bool {
         count >= WIDTH && (16..=8192).contains(&dim) && crate::simd::multiplies_bytes()
@@ -51,7 +51,7 @@ impl Quantised {
         let dim = origin.len();
         let (count, steps) = (centroids.len() / dim, dim.div_ceil(4));
         let padded = count.div_ceil(WIDTH) * WIDTH;
-        let mut q = Quantised {
+        let mut q = Quantized {
             origin: origin.to_vec(),
             count,
             panels: vec![128; padded * steps * 4],
@@ -62,14 +62,14 @@ impl Quantised {
             largest_bias: 0.0,
             largest_half: 0.0,
         };
-        let mut centred = vec![0.0f32; dim];
+        let mut centered = vec![0.0f32; dim];
         for (j, (c, bias)) in centroids.chunks_exact(dim).zip(bias).enumerate() {
-            less(c, origin, &mut centred);
-            let largest = centred.iter().fold(0.0f32, |a, v| a.max(v.abs()));
+            less(c, origin, &mut centered);
+            let largest = centered.iter().fold(0.0f32, |a, v| a.max(v.abs()));
             let (scale, inverse) = (largest / 127.0, if largest > 0.0 { 127.0 / largest } else { 0.0 });
             let panel = &mut q.panels[j / WIDTH * WIDTH * steps * 4..][..WIDTH * steps * 4];
             let (mut square, mut rounding, mut with_origin) = (0.0f64, 0.0f64, 0.0f64);
-            for (l, (v, m)) in centred.iter().zip(origin).enumerate() {
+            for (l, (v, m)) in centered.iter().zip(origin).enumerate() {
                 let byte = (v * inverse).round() as i8;
                 panel[(l / 4 * WIDTH + j % WIDTH) * 4 + l % 4] = (byte as i16 + 128) as u8;
                 square += *v as f64 * *v as f64;
@@ -125,7 +125,7 @@ struct Candidate {
 pub(crate) fn nearest(
     rows: &[f32],
     packed: &Packed<'_>,
-    q: &Quantised,
+    q: &Quantized,
     (index, score, square): (&mut [u32], &mut [f32], &mut [f32]),
     plain: impl Fn(&[f32], &mut [u32], &mut [f32], &mut [f32]),
 ) {
@@ -133,15 +133,16 @@ pub(crate) fn nearest(
     let count = q.count;
     let mut block = Block::new(dim.div_ceil(4), count.min(CHUNK).div_ceil(WIDTH) * WIDTH);
     let results = index.chunks_mut(BLOCK).zip(score.chunks_mut(BLOCK)).zip(square.chunks_mut(BLOCK));
-    let all = rows;
+    let all_rows = rows;
     for (b, (rows, ((index, score), square))) in rows.chunks(BLOCK * dim).zip(results).enumerate() {
-        let following = &all[((b + 1) * BLOCK * dim).min(all.len())..((b + 2) * BLOCK * dim).min(all.len())];
+        let following = &all_rows
+            [((b + 1) * BLOCK * dim).min(all_rows.len())..((b + 2) * BLOCK * dim).min(all_rows.len())];
         for line in following.chunks(16) {
             _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
         }
         if block.find(rows, q, count) && block.decide(rows, packed, q, index, score) {
             for ((x, index), square) in rows.chunks_exact(dim).zip(index).zip(square) {
-                let centroid = &packed.centroids[*index as usize * dim..][..dim];
+                let centroid = packed.centroid(*index);
                 *square = in_lanes::<true>(x, centroid);
             }
         } else {
@@ -176,7 +177,7 @@ impl Block {
 
     /// Fills `candidates`; false if there are too many for their detour to pay.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
-    fn find(&mut self, rows: &[f32], q: &Quantised, count: usize) -> bool {
+    fn find(&mut self, rows: &[f32], q: &Quantized, count: usize) -> bool {
         let dim = q.origin.len();
         let used = rows.len() / dim;
         for (i, row) in rows.chunks_exact(dim).enumerate() {
@@ -220,7 +221,7 @@ impl Block {
     fn round(&mut self, i: usize, row: &[f32], origin: &[f32]) -> RowFacts {
         let lanes = |values: &[f32]| {
             let mask = if values.len() >= 16 { u16::MAX } else { (1u16 << values.len()) - 1 };
-            // SAFETY: lanes beyond the values are not read.
+            // SAFETY: the mask has a bit for each value of the slice, up to 16, and masked lanes are not read.
             unsafe { _mm512_maskz_loadu_ps(mask, values.as_ptr()) }
         };
         let parts = || row.chunks(16).zip(origin.chunks(16)).map(|(x, m)| (lanes(x), lanes(m)));
@@ -239,12 +240,12 @@ impl Block {
             let x = _mm512_sub_ps(x, m);
             let integer = _mm512_cvtps_epi32(_mm512_mul_ps(x, by_inverse));
             total = _mm512_add_epi32(total, integer);
-            let back = _mm512_mul_ps(_mm512_cvtepi32_ps(integer), by_scale);
-            let rest = _mm512_sub_ps(x, back);
-            rounding = _mm512_fmadd_ps(rest, rest, rounding);
-            rounded = _mm512_fmadd_ps(back, back, rounded);
+            let rounded_x = _mm512_mul_ps(_mm512_cvtepi32_ps(integer), by_scale);
+            let error = _mm512_sub_ps(x, rounded_x);
+            rounding = _mm512_fmadd_ps(error, error, rounding);
+            rounded = _mm512_fmadd_ps(rounded_x, rounded_x, rounded);
             let mut bytes = [0i32; 4];
-            // SAFETY: sixteen bytes.
+            // SAFETY: `bytes` has four times four bytes, the sixteen that are written; the store needs no alignment.
             unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(integer)) };
             for (s, bytes) in bytes.iter().enumerate().take(self.steps - part * 4) {
                 tile[(part * 4 + s) * ROWS + i % ROWS] = *bytes;
@@ -259,13 +260,13 @@ impl Block {
 
     /// The scores of all rows with the centroids of some panels, and each row's lowest so far.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
-    fn score(&mut self, q: &Quantised, first: usize, panels: usize, used: usize, lowest: &mut [f32; BLOCK]) {
+    fn score(&mut self, q: &Quantized, first: usize, panels: usize, used: usize, lowest: &mut [f32; BLOCK]) {
         let bytes = WIDTH * self.steps * 4;
         let mut least = [_mm512_set1_ps(f32::INFINITY); BLOCK];
         for p in 0..panels {
-            let at = first + p * WIDTH;
-            let panel = &q.panels[at / WIDTH * bytes..][..bytes];
-            let (scale, half) = (&q.scale[at..][..WIDTH], &q.half[at..][..WIDTH]);
+            let centroid = first + p * WIDTH;
+            let panel = &q.panels[centroid / WIDTH * bytes..][..bytes];
+            let (scale, half) = (&q.scale[centroid..][..WIDTH], &q.half[centroid..][..WIDTH]);
             for t in 0..used.div_ceil(ROWS) {
                 let tile = &self.tiles[t * ROWS * self.steps..][..ROWS * self.steps];
                 let start: [i32; ROWS] = std::array::from_fn(|r| self.facts[t * ROWS + r].start);
@@ -273,15 +274,15 @@ impl Block {
                 for (r, sums) in sums.iter().enumerate() {
                     let i = t * ROWS + r;
                     let by_row = _mm512_set1_ps(self.facts[i].scale);
-                    let to = &mut self.scores[i * self.width + p * WIDTH..][..WIDTH];
+                    let scores = &mut self.scores[i * self.width + p * WIDTH..][..WIDTH];
                     for (j, sum) in sums.iter().enumerate() {
-                        // SAFETY: `scale`, `half` and `to` have 64 values.
+                        // SAFETY: `scale`, `half` and `scores` were sliced to WIDTH = 64 values above, and j is below 4.
                         unsafe {
                             let scale = _mm512_loadu_ps(scale.as_ptr().add(16 * j));
                             let half = _mm512_loadu_ps(half.as_ptr().add(16 * j));
                             let factor = _mm512_mul_ps(scale, by_row);
                             let score = _mm512_fnmadd_ps(factor, _mm512_cvtepi32_ps(*sum), half);
-                            _mm512_storeu_ps(to.as_mut_ptr().add(16 * j), score);
+                            _mm512_storeu_ps(scores.as_mut_ptr().add(16 * j), score);
                             least[i] = _mm512_min_ps(least[i], score);
                         }
                     }
@@ -293,45 +294,35 @@ impl Block {
         }
     }
 
-    /// Writes each row's nearest candidate and its score; false if a row has none, which takes numbers that overflow.
+    /// Leaves of each row's candidates those whose scores, summed in lanes, are within rounding of the lowest: one for
+    /// nearly every row, and quickly. False if a row has none, which takes numbers that overflow.
     #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
-    fn decide(
-        &mut self,
-        rows: &[f32],
-        packed: &Packed<'_>,
-        q: &Quantised,
-        index: &mut [u32],
-        score: &mut [f32],
-    ) -> bool {
+    fn sharpen(&mut self, rows: &[f32], packed: &Packed<'_>, q: &Quantized) -> bool {
         let dim = q.origin.len();
-        let row = |c: &Candidate| &rows[c.row as usize * dim..][..dim];
-        let centroid = |c: &Candidate| &packed.centroids[c.centroid as usize * dim..][..dim];
         // Centroids less their origin are not kept: they would take as much memory again.
-        let mut centred = vec![0.0f32; dim];
-        // Sums in lanes are quick, and sharp enough to leave one candidate of nearly every row.
+        let mut centered = vec![0.0f32; dim];
         let (mut kept, mut begin) = (0, 0);
-        for i in 0..index.len() {
+        for (i, row) in rows.chunks_exact(dim).enumerate() {
             let end = begin + self.candidates[begin..].iter().take_while(|c| c.row == i as u32).count();
             if end == begin {
                 return false;
             }
-            let few = kept;
+            let kept_before = kept;
             if end - begin > 1 {
                 let mut least = f32::INFINITY;
                 for c in &mut self.candidates[begin..end] {
-                    less(centroid(c), &q.origin, &mut centred);
-                    c.score = packed.bias[c.centroid as usize]
-                        - in_lanes::<false>(&rows[i * dim..][..dim], &centred);
+                    less(packed.centroid(c.centroid), &q.origin, &mut centered);
+                    c.score = packed.bias[c.centroid as usize] - in_lanes::<false>(row, &centered);
                     least = least.min(c.score);
                 }
                 let limit = upper(least as f64 + 4.0 * q.error_of_f32(self.facts[i].length));
-                for at in begin..end {
-                    if self.candidates[at].score <= limit {
-                        self.candidates[kept] = self.candidates[at];
+                for candidate in begin..end {
+                    if self.candidates[candidate].score <= limit {
+                        self.candidates[kept] = self.candidates[candidate];
                         kept += 1;
                     }
                 }
-                if kept == few {
+                if kept == kept_before {
                     return false;
                 }
             } else {
@@ -341,12 +332,29 @@ impl Block {
             begin = end;
         }
         self.candidates.truncate(kept);
+        true
+    }
+
+    /// Writes each row's nearest candidate and its score; false if a row has none, as [`Block::sharpen`] says.
+    #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+    fn decide(
+        &mut self,
+        rows: &[f32],
+        packed: &Packed<'_>,
+        q: &Quantized,
+        index: &mut [u32],
+        score: &mut [f32],
+    ) -> bool {
+        if !self.sharpen(rows, packed, q) {
+            return false;
+        }
+        let dim = q.origin.len();
         score.fill(f32::INFINITY);
         index.fill(0);
         for group in self.candidates.chunks(CHAINS) {
             let pair: [(&[f32], &[f32]); CHAINS] = std::array::from_fn(|g| {
                 let c = &group[g.min(group.len() - 1)];
-                (row(c), centroid(c))
+                (&rows[c.row as usize * dim..][..dim], packed.centroid(c.centroid))
             });
             for (c, sum) in group.iter().zip(in_order(&pair, &q.origin)) {
                 let (i, value) = (c.row as usize, packed.bias[c.centroid as usize] - sum);
@@ -371,7 +379,7 @@ fn upper(v: f64) -> f32 {
 fn at_most(scores: &[f32; WIDTH], limit: f32) -> u64 {
     let limit = _mm512_set1_ps(limit);
     let part = |j: usize| {
-        // SAFETY: four times sixteen values.
+        // SAFETY: the array has WIDTH = 64 values, and j is below 4.
         let values = unsafe { _mm512_loadu_ps(scores.as_ptr().add(16 * j)) };
         (_mm512_cmp_ps_mask::<_CMP_LE_OQ>(values, limit) as u64) << (16 * j)
     };
@@ -384,7 +392,7 @@ fn at_most(scores: &[f32; WIDTH], limit: f32) -> u64 {
 fn products(tile: &[i32], panel: &[u8], start: [i32; ROWS]) -> [[__m512i; 4]; ROWS] {
     let mut sums: [[__m512i; 4]; ROWS] = std::array::from_fn(|r| [_mm512_set1_epi32(start[r]); 4]);
     for (x, c) in tile.as_chunks::<ROWS>().0.iter().zip(panel.as_chunks::<{ WIDTH * 4 }>().0) {
-        // SAFETY: four times 64 bytes.
+        // SAFETY: the chunk has WIDTH·4 = 256 bytes, and j is below 4.
         let c: [__m512i; 4] =
             std::array::from_fn(|j| unsafe { _mm512_loadu_si512(c.as_ptr().add(64 * j).cast()) });
         for (sums, x) in sums.iter_mut().zip(x) {
@@ -404,18 +412,18 @@ pub(crate) fn in_lanes<const DIFFERENCE: bool>(a: &[f32], b: &[f32]) -> f32 {
     let ((a, rest_a), (b, rest_b)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
     let mut sum = _mm512_setzero_ps();
     for (a, b) in a.iter().zip(b) {
-        // SAFETY: sixteen values each.
+        // SAFETY: both are arrays of sixteen values, by `as_chunks`.
         let (a, b) = unsafe { (_mm512_loadu_ps(a.as_ptr()), _mm512_loadu_ps(b.as_ptr())) };
         let d = _mm512_sub_ps(a, b);
         sum = if DIFFERENCE { _mm512_fmadd_ps(d, d, sum) } else { _mm512_fmadd_ps(a, b, sum) };
     }
     let mut lanes = [0.0f32; 16];
-    // SAFETY: sixteen values.
+    // SAFETY: `lanes` has the sixteen values that are written.
     unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
-    let rest = rest_a.iter().zip(rest_b).fold(0.0f32, |sum, (a, b)| {
+    let remainder = rest_a.iter().zip(rest_b).fold(0.0f32, |sum, (a, b)| {
         if DIFFERENCE { (a - b).mul_add(a - b, sum) } else { a.mul_add(*b, sum) }
     });
-    rest + sum_of(&lanes)
+    remainder + sum_of(&lanes)
 }
 
 /// a − b.

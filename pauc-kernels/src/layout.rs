@@ -13,7 +13,7 @@ pub struct Layout {
     pub height: usize,
     /// Columns of an image, without halo.
     pub width: usize,
-    /// Values from one pixel to its right neighbour: the channels, rounded up where kernels need that.
+    /// Values from one pixel to its right neighbor: the channels, rounded up where kernels need that.
     pub pitch: usize,
     /// Rows above and columns left of the map.
     pub before: usize,
@@ -142,8 +142,8 @@ impl Portions {
 
     /// The rows of portion `i`, in [`Layout::rows`].
     pub fn rows(self, i: usize) -> Range<usize> {
-        let each = self.height.div_ceil(self.band);
-        let start = |band: usize| band / each * self.height + band % each * self.band;
+        let per_image = self.height.div_ceil(self.band);
+        let start = |band: usize| band / per_image * self.height + band % per_image * self.band;
         let bands = self.bands(i);
         start(bands.start)..start(bands.end)
     }
@@ -194,22 +194,22 @@ mod tests {
     #[test]
     fn clearing_leaves_pixels_and_nothing_else() {
         for l in [Layout::haloed(2, 3, 5, 16, 1), Layout::flat(2, 3, 5, 3), Layout::haloed(1, 4, 4, 16, 2)] {
-            let (mut there, mut want) = (vec![1.0; l.len() + 7], vec![0.0; l.len()]);
+            let (mut values, mut want) = (vec![1.0; l.len() + 7], vec![0.0; l.len()]);
             (0..l.rows()).for_each(|r| want[l.row_at(r)..][..l.width * l.pitch].fill(1.0));
-            l.clear_halo(&mut there);
-            assert_eq!(there, [want, vec![1.0; 7]].concat());
+            l.clear_halo(&mut values);
+            assert_eq!(values, [want, vec![1.0; 7]].concat());
         }
     }
 
     #[test]
     fn pixels_survive_a_round_trip() {
         let (flat, halo) = (Layout::flat(2, 3, 5, 3), Layout::haloed(2, 3, 5, 16, 1));
-        let from: Vec<f32> = (0..flat.len()).map(|i| i as f32).collect();
-        let mut there = vec![0.0; halo.len()];
-        copy_pixels((&from, flat), (&mut there, halo));
-        assert_eq!(there.iter().sum::<f32>(), from.iter().sum::<f32>());
-        let mut back = vec![0.0; flat.len()];
-        copy_pixels((&there, halo), (&mut back, flat));
-        assert_eq!(back, from);
+        let original: Vec<f32> = (0..flat.len()).map(|i| i as f32).collect();
+        let mut haloed = vec![0.0; halo.len()];
+        copy_pixels((&original, flat), (&mut haloed, halo));
+        assert_eq!(haloed.iter().sum::<f32>(), original.iter().sum::<f32>());
+        let mut returned = vec![0.0; flat.len()];
+        copy_pixels((&haloed, halo), (&mut returned, flat));
+        assert_eq!(returned, original);
     }
 }

@@ -1,4 +1,7 @@
-//! CPU kernels over slices. This crate and `pauc-cuda` hold all `unsafe` code of pauc; neither knows of recipes.
+//! CPU kernels over slices.
+//!
+//! This crate and `pauc-cuda` are the only homes of `unsafe` code: the libraries of all other crates forbid it. Neither knows
+//! of recipes.
 //!
 //! Every kernel has a scalar reference in its tests, gives the same bits for every number of threads, and runs on
 //! any x86-64 or aarch64 machine; faster instructions are chosen at run time.
@@ -8,19 +11,19 @@
 //! | [`simd`] | which instructions the machine has, and vectors of each kind |
 //! | [`buffer`], [`layout`] | aligned buffers; feature maps, channels last, with a halo of zeros |
 //! | [`threads`] | work in fixed portions, shared by any number of threads |
-//! | `micro` | the register-tiled product that convolutions are made of |
+//! | `microkernel` | the register-tiled product that convolutions are made of |
 //! | [`conv`] | convolutions, direct and Winograd's, with both gradients |
-//! | [`norm`] | batch normalisation fused with residual and ReLU |
+//! | [`norm`] | batch normalization fused with residual and ReLU |
 //! | [`pool`] | maximum and average pooling |
 //! | [`gemm`] | products of whole matrices |
 //! | [`linear`] | fully connected layers |
 //! | [`mmap`] | files as memory |
 //! | [`malloc`] | what becomes of freed memory |
 //! | [`distance`] | nearest centroids |
-//! | `candidates` | those that can be nearest, from 8-bit products |
-//! | [`neighbour_forces`] | what pulls and pushes the points of a t-SNE |
+//! | `int8_filter` | which of them can be nearest, from 8-bit products |
+//! | [`neighbor_forces`] | what pulls and pushes the points of a t-SNE |
 //! | [`softmax`] | softmax cross-entropy against large banks, streamed |
-//! | [`optim`] | moving averages, norms, optimiser passes |
+//! | [`optim`] | moving averages, norms, optimizer passes |
 
 // A lane number indexes several arrays at once; an iterator over one of them would hide that.
 #![allow(clippy::needless_range_loop)]
@@ -36,7 +39,7 @@ pub mod linear;
 pub mod malloc;
 mod microkernel;
 pub mod mmap;
-pub mod neighbour_forces;
+pub mod neighbor_forces;
 pub mod norm;
 pub mod optim;
 pub mod pool;

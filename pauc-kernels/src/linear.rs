@@ -1,4 +1,4 @@
-//! Fully connected layers, batch normalisation of feature columns and rectification, on row-major matrices.
+//! Fully connected layers, batch normalization of feature columns and rectification, on row-major matrices.
 //!
 //! Work is cut into blocks of rows or columns by the shapes alone, whatever the number of threads, and every sum runs
 //! through its block in order. Sums over the batch are taken in `f64`.
@@ -115,18 +115,18 @@ pub fn moments(x: &[f32], mean: &mut [f32], variance: &mut [f32]) {
     let rows = rows_of(x, width) as f64;
     mean.par_chunks_mut(BLOCK).zip(variance.par_chunks_mut(BLOCK)).enumerate().each(
         |(block, (mean, variance))| {
-            let mut centre = [0f64; BLOCK];
+            let mut center = [0f64; BLOCK];
             for row in column_block(x, width, block, mean.len()) {
-                centre.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
+                center.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
             }
-            centre.iter_mut().for_each(|s| *s /= rows);
+            center.iter_mut().for_each(|s| *s /= rows);
             let mut squares = [0f64; BLOCK];
             for row in column_block(x, width, block, mean.len()) {
-                for ((s, v), c) in squares.iter_mut().zip(row).zip(&centre) {
+                for ((s, v), c) in squares.iter_mut().zip(row).zip(&center) {
                     *s += (f64::from(*v) - c).powi(2);
                 }
             }
-            mean.iter_mut().zip(centre).for_each(|(m, c)| *m = c as f32);
+            mean.iter_mut().zip(center).for_each(|(m, c)| *m = c as f32);
             variance.iter_mut().zip(squares).for_each(|(v, s)| *v = (s / rows) as f32);
         },
     );
@@ -136,9 +136,9 @@ pub fn moments(x: &[f32], mean: &mut [f32], variance: &mut [f32]) {
 ///
 /// # Shapes
 /// x (rows, width), mean (width), variance (width)
-pub fn standardise(x: &mut [f32], mean: &[f32], variance: &[f32], epsilon: f32) {
+pub fn standardize(x: &mut [f32], mean: &[f32], variance: &[f32], epsilon: f32) {
     let width = mean.len();
-    assert_eq!(variance.len(), width, "standardise");
+    assert_eq!(variance.len(), width, "standardize");
     rows_of(x, width);
     let scale = inverse_deviation(variance, epsilon);
     x.par_chunks_mut(BLOCK * width).each(|rows| {
@@ -170,7 +170,7 @@ pub fn scale_and_shift(x_hat: &[f32], gamma: &[f32], beta: &[f32], rectify: bool
     });
 }
 
-/// The backward pass of batch normalisation with batch statistics: ∂γ and ∂β are added to, and ∂y becomes
+/// The backward pass of batch normalization with batch statistics: ∂γ and ∂β are added to, and ∂y becomes
 /// ∂x = γ/√(variance + ε)·(∂y − mean(∂y) − x̂·mean(∂y·x̂)).
 ///
 /// # Shapes
@@ -252,12 +252,9 @@ fn column_block(x: &[f32], width: usize, block: usize, columns: usize) -> impl I
 mod tests {
     use super::*;
     use crate::norm::oracle::{self, Channel};
+    use pauc_testing::inputs::wave;
     use pauc_testing::{Rounded, assert_within, tolerance};
     use proptest::prelude::*;
-
-    fn wave(n: usize, phase: f32) -> Vec<f32> {
-        (0..n).map(|i| (phase + 1.7 * i as f32).sin()).collect()
-    }
 
     fn admitted(got: &[f32], want: &[Rounded]) {
         assert_eq!(got.len(), want.len());
@@ -271,9 +268,9 @@ mod tests {
 
         #[test]
         fn linear_layers_equal_the_loops(rows in 0usize..140, inputs in 1usize..9, outputs in 1usize..70, biased: bool) {
-            let (x, w, b) = (wave(rows * inputs, 0.1), wave(outputs * inputs, 0.7), wave(outputs, 2.0));
-            let dy = wave(rows * outputs, 4.0);
-            let at = |m: &[f32], width: usize, i: usize, j: usize| Rounded::exact(m[i * width + j]);
+            let (x, w, b) = (wave(rows * inputs, 0.1, 1.7), wave(outputs * inputs, 0.7, 1.7), wave(outputs, 2.0, 1.7));
+            let dy = wave(rows * outputs, 4.0, 1.7);
+            let element = |m: &[f32], width: usize, i: usize, j: usize| Rounded::exact(m[i * width + j]);
             // The start of a sum is one of its terms.
             let sum = |start: f32, n: usize, f: &dyn Fn(usize) -> Rounded| {
                 Rounded::sum((0..n).map(f).chain([Rounded::exact(start)]))
@@ -284,19 +281,19 @@ mod tests {
             let mut y = vec![f32::NAN; rows * outputs];
             linear((inputs, outputs), &x, &w, biased.then_some(&b[..]), &mut y);
             admitted(&y, &table(rows, outputs, &|i, o| {
-                sum(if biased { b[o] } else { 0.0 }, inputs, &|k| at(&x, inputs, i, k) * at(&w, inputs, o, k))
+                sum(if biased { b[o] } else { 0.0 }, inputs, &|k| element(&x, inputs, i, k) * element(&w, inputs, o, k))
             }));
             let mut dx = vec![f32::NAN; rows * inputs];
             linear_input_gradient((inputs, outputs), &dy, &w, &mut dx);
-            admitted(&dx, &table(rows, inputs, &|i, k| sum(0.0, outputs, &|o| at(&dy, outputs, i, o) * at(&w, inputs, o, k))));
+            admitted(&dx, &table(rows, inputs, &|i, k| sum(0.0, outputs, &|o| element(&dy, outputs, i, o) * element(&w, inputs, o, k))));
             let mut dw = vec![1.0; outputs * inputs];
             linear_weight_gradient((inputs, outputs), &x, &dy, &mut dw);
             admitted(&dw, &table(outputs, inputs, &|o, k| {
-                sum(1.0, rows, &|i| at(&dy, outputs, i, o) * at(&x, inputs, i, k))
+                sum(1.0, rows, &|i| element(&dy, outputs, i, o) * element(&x, inputs, i, k))
             }));
             let mut db = vec![1.0; outputs];
             bias_gradient(&dy, &mut db);
-            admitted(&db, &table(1, outputs, &|_, o| sum(1.0, rows, &|i| at(&dy, outputs, i, o))));
+            admitted(&db, &table(1, outputs, &|_, o| sum(1.0, rows, &|i| element(&dy, outputs, i, o))));
         }
     }
 
@@ -317,14 +314,14 @@ mod tests {
     }
 
     #[test]
-    fn batch_normalisation_agrees_with_finite_differences() {
+    fn batch_normalization_agrees_with_finite_differences() {
         let (rows, width, epsilon) = (5, 67, 1e-5);
-        let (x, g) = (wave(rows * width, 0.3), wave(rows * width, 1.1));
-        let (gamma, beta) = (wave(width, 2.2), wave(width, 3.3));
+        let (x, g) = (wave(rows * width, 0.3, 1.7), wave(rows * width, 1.1, 1.7));
+        let (gamma, beta) = (wave(width, 2.2, 1.7), wave(width, 3.3, 1.7));
         let (mut mean, mut variance) = (vec![0.0; width], vec![0.0; width]);
         moments(&x, &mut mean, &mut variance);
         let (mut x_hat, mut y) = (x.clone(), vec![0.0; rows * width]);
-        standardise(&mut x_hat, &mean, &variance, epsilon);
+        standardize(&mut x_hat, &mean, &variance, epsilon);
         scale_and_shift(&x_hat, &gamma, &beta, false, &mut y);
         let wide = |v: &[f32]| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
         let (x, gamma64, beta64) = (wide(&x), wide(&gamma), wide(&beta));
@@ -332,7 +329,7 @@ mod tests {
             |x: &[f64], gamma: &[f64], beta: &[f64]| objective(x, width, gamma, beta, &g, f64::from(epsilon));
         let column = |m: &[f32], j: usize| m.iter().skip(j).step_by(width).copied().collect::<Vec<f32>>();
         let (x32, narrow) =
-            (wave(rows * width, 0.3), |v: &[f64]| v.iter().map(|v| *v as f32).collect::<Vec<_>>());
+            (wave(rows * width, 0.3, 1.7), |v: &[f64]| v.iter().map(|v| *v as f32).collect::<Vec<_>>());
         let (gamma32, beta32) = (narrow(&gamma64), narrow(&beta64));
         let channel = |j: usize| {
             let (mean, variance) = oracle::moments(&column(&x32, j));
@@ -345,13 +342,13 @@ mod tests {
         let (mut dx, mut dgamma, mut dbeta) = (g.clone(), vec![0.5; width], vec![0.5; width]);
         batch_norm_backward(&x_hat, &gamma, &variance, epsilon, &mut dx, &mut dgamma, &mut dbeta);
         const STEP: f64 = 1e-5;
-        let numeric = |at: &[f64], f: &dyn Fn(&[f64]) -> f64| -> Vec<f64> {
+        let numeric = |point: &[f64], f: &dyn Fn(&[f64]) -> f64| -> Vec<f64> {
             let shifted = |i: usize, by: f64| {
-                let mut at = at.to_vec();
-                at[i] += by;
-                f(&at)
+                let mut point = point.to_vec();
+                point[i] += by;
+                f(&point)
             };
-            (0..at.len()).map(|i| (shifted(i, STEP) - shifted(i, -STEP)) / (2.0 * STEP)).collect()
+            (0..point.len()).map(|i| (shifted(i, STEP) - shifted(i, -STEP)) / (2.0 * STEP)).collect()
         };
         // Each of the sum's rows·width terms is at most 1·(1·2 + 1) and the end of ten operations; with deviations
         // above 0.3, the third derivative stays below 1/0.3³ times the 15 ways to differentiate a quotient thrice.
@@ -362,17 +359,17 @@ mod tests {
                 assert_within!(*got, *want, off + error(i), "{i}");
             }
         };
-        let wanted: Vec<_> =
+        let expected: Vec<_> =
             (0..width).map(|j| channel(j).gradients(&column(&g, j), &column(&x32, j))).collect();
-        let half = |wanted: Rounded| (Rounded::exact(0.5) + wanted).error;
+        let half = |expected: Rounded| (Rounded::exact(0.5) + expected).error;
         let plus = |v: Vec<f64>| v.iter().map(|v| v + 0.5).collect::<Vec<_>>();
         near(&dx, &numeric(&x, &|x| value(x, &gamma64, &beta64)), &|i| {
-            wanted[i % width].input[i / width].error
+            expected[i % width].input[i / width].error
         });
         near(&dgamma, &plus(numeric(&gamma64, &|gamma| value(&x, gamma, &beta64))), &|j| {
-            half(wanted[j].gamma)
+            half(expected[j].gamma)
         });
-        near(&dbeta, &plus(numeric(&beta64, &|beta| value(&x, &gamma64, beta))), &|j| half(wanted[j].beta));
+        near(&dbeta, &plus(numeric(&beta64, &|beta| value(&x, &gamma64, beta))), &|j| half(expected[j].beta));
     }
 
     #[test]
@@ -391,7 +388,8 @@ mod tests {
     #[test]
     fn bits_do_not_depend_on_the_number_of_threads() {
         let (inputs, outputs, rows) = (70, 130, 200);
-        let (x, w, dy) = (wave(rows * inputs, 0.0), wave(inputs * outputs, 1.0), wave(rows * outputs, 2.0));
+        let (x, w, dy) =
+            (wave(rows * inputs, 0.0, 1.7), wave(inputs * outputs, 1.0, 1.7), wave(rows * outputs, 2.0, 1.7));
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {

@@ -81,10 +81,10 @@ macro_rules! rows {
         let mut i = 0;
         for block in 0..blocks {
             let height = ($m - i).div_ceil(blocks - block);
-            let at = Operands { a: $o.a.wrapping_add(i * $o.a_row), c: $o.c.wrapping_add(i * $o.c_row), ..$o };
+            let operands = Operands { a: $o.a.wrapping_add(i * $o.a_row), c: $o.c.wrapping_add(i * $o.c_row), ..$o };
             match height {
                 // SAFETY: the caller's contract for rows i..i + height.
-                $($height => unsafe { tile::<$v, $height, $vectors>($taps, $depth, at, $add) },)*
+                $($height => unsafe { tile::<$v, $height, $vectors>($taps, $depth, operands, $add) },)*
                 _ => unreachable!(),
             }
             i += height;

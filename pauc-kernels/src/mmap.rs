@@ -4,8 +4,11 @@ use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
 use std::path::Path;
 
-/// A file mapped into memory. Nobody may shorten the file while it is mapped: the system ends the process that then
-/// reads behind its end.
+/// A file mapped into memory.
+///
+/// The file must not change while it is mapped. Shorten it, and the system ends the process that then reads behind its
+/// end. Write into it, and the values behind a `&[u8]` or `&[f32]` change, which Rust's rules forbid whatever is made of
+/// them. No system offers a mapping that others cannot change, so this is accepted, as every user of memmap2 does.
 #[derive(Debug)]
 pub struct Mapped(memmap2::Mmap);
 
@@ -17,10 +20,10 @@ impl Mapped {
     pub fn open(path: &Path) -> Result<Mapped> {
         let file = File::open(path)?;
         if !file.metadata()?.is_file() {
-            return Err(Error::new(ErrorKind::InvalidInput, "is no file"));
+            return Err(Error::new(ErrorKind::InvalidInput, "is not a file"));
         }
-        // SAFETY: the mapping is private and read-only; a file that others change meanwhile gives other numbers, which
-        // are numbers still.
+        // SAFETY: nothing in this process writes into the mapping, which is read-only. That other processes leave the file
+        // alone is beyond our control: the type's documentation demands it of whoever names the file.
         unsafe { memmap2::Mmap::map(&file) }.map(Mapped)
     }
 
@@ -33,7 +36,7 @@ impl Mapped {
     /// multiple of four, or the processor is not little-endian.
     pub fn f32s(&self, offset: usize, count: usize) -> Option<&[f32]> {
         let bytes = self.0.get(offset..offset.checked_add(count.checked_mul(4)?)?)?;
-        // SAFETY: every pattern of bits is an f32, and `align_to` takes care of the place.
+        // SAFETY: every pattern of bits is a valid f32, and `align_to` returns only aligned values in the middle.
         let (before, values, after) = unsafe { bytes.align_to::<f32>() };
         (cfg!(target_endian = "little") && before.is_empty() && after.is_empty()).then_some(values)
     }

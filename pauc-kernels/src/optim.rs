@@ -1,4 +1,4 @@
-//! One pass over memory for each optimiser step: parameters, gradients and state together.
+//! One pass over memory for each optimizer step: parameters, gradients and state together.
 //!
 //! Elements are independent, so any partition gives the same bits; the one sum here runs over fixed blocks in `f64`.
 
@@ -122,7 +122,7 @@ pub fn scale(x: &mut [f32], factor: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pauc_testing::{Rounded, assert_within, tolerance};
+    use pauc_testing::{Rounded, assert_within, inputs, tolerance};
 
     fn exact(values: &[f32]) -> Vec<Rounded> {
         values.iter().map(|v| Rounded::exact(*v)).collect()
@@ -132,7 +132,7 @@ mod tests {
     const N: usize = 2 * BLOCK + 5;
 
     fn wave(phase: f32) -> Vec<f32> {
-        (0..N).map(|i| (phase + 0.37 * i as f32).sin()).collect()
+        inputs::wave(N, phase, 0.37)
     }
 
     fn admitted(got: &[f32], want: impl Fn(usize) -> Rounded) {

@@ -19,7 +19,7 @@ pub fn max_forward((x, xl): (&[f32], Layout), (y, yl): (&mut [f32], Layout), fro
     let width = yl.width * yl.pitch;
     threads::for_each(yl.rows(), |r| {
         let (image, oy) = (r / yl.height, r % yl.height);
-        // SAFETY: each portion is one row of the output.
+        // SAFETY: portions are different rows of the output, and rows of a layout are disjoint.
         let (y, from) =
             unsafe { (y.part(yl.row_at(r)..yl.row_at(r) + width), from.part(r * width..(r + 1) * width)) };
         y.fill(f32::NEG_INFINITY);
@@ -28,8 +28,8 @@ pub fn max_forward((x, xl): (&[f32], Layout), (y, yl): (&mut [f32], Layout), fro
             for ox in 0..yl.width {
                 for kx in (0..3).filter(|kx| (1..=xl.width).contains(&(2 * ox + kx))) {
                     let x = &x[row + (2 * ox + kx - 1) * xl.pitch..][..yl.pitch];
-                    let at = ox * yl.pitch..(ox + 1) * yl.pitch;
-                    for ((y, f), x) in y[at.clone()].iter_mut().zip(&mut from[at]).zip(x) {
+                    let pixel = ox * yl.pitch..(ox + 1) * yl.pitch;
+                    for ((y, f), x) in y[pixel.clone()].iter_mut().zip(&mut from[pixel]).zip(x) {
                         if *x > *y || (x.is_nan() && !y.is_nan()) {
                             (*y, *f) = (*x, (3 * k + kx) as u8);
                         }
@@ -49,11 +49,11 @@ pub fn max_backward((dy, dyl): (&[f32], Layout), from: &[u8], (dx, dxl): (&mut [
     let dx = Shared::new(dx);
     threads::for_each(dxl.batch, |image| {
         let start = image * dxl.image();
-        // SAFETY: each portion is one image.
+        // SAFETY: portions are different images, and images of a layout are disjoint.
         let dx = unsafe { dx.part(start..start + dxl.image()) };
         for y in 0..dxl.height {
-            let at = dxl.row_at(image * dxl.height + y) - start;
-            dx[at..at + dxl.width * dxl.pitch].fill(0.0);
+            let row = dxl.row_at(image * dxl.height + y) - start;
+            dx[row..row + dxl.width * dxl.pitch].fill(0.0);
         }
         for oy in 0..dyl.height {
             let r = image * dyl.height + oy;
@@ -117,7 +117,7 @@ impl CellMean {
         let (n, scales) = (self.outputs(), self.scales(xl));
         let y = Shared::new(y);
         threads::for_each(xl.batch, |image| {
-            // SAFETY: each portion is one image.
+            // SAFETY: portions are different images, whose values are disjoint.
             let y = unsafe { y.part(image * n..(image + 1) * n) };
             y.fill(0.0);
             for r in 0..xl.height {
@@ -143,16 +143,16 @@ impl CellMean {
         let dx = Shared::new(dx);
         threads::for_each(dxl.batch, |image| {
             let start = image * dxl.image();
-            // SAFETY: each portion is one image.
+            // SAFETY: portions are different images, whose values are disjoint.
             let dx = unsafe { dx.part(start..start + dxl.image()) };
             let dy = &dy[image * n..(image + 1) * n];
             for r in 0..dxl.height {
                 let row = &mut dx[dxl.row_at(image * dxl.height + r) - start..];
                 for (c, pixel) in row.chunks_mut(dxl.pitch).take(dxl.width).enumerate() {
-                    let at = self.start((r, c), dxl);
-                    let scale = scales[at / self.channels];
+                    let cell = self.start((r, c), dxl);
+                    let scale = scales[cell / self.channels];
                     pixel[self.channels..].fill(0.0);
-                    pixel.iter_mut().zip(&dy[at..at + self.channels]).for_each(|(d, g)| *d = g * scale);
+                    pixel.iter_mut().zip(&dy[cell..cell + self.channels]).for_each(|(d, g)| *d = g * scale);
                 }
             }
         });
@@ -182,8 +182,8 @@ mod tests {
                 let mut best = (f64::NEG_INFINITY, 0);
                 for y in (2 * oy).saturating_sub(1)..(2 * oy + 2).min(h) {
                     for z in (2 * ox).saturating_sub(1)..(2 * ox + 2).min(w) {
-                        let at = ((b * h + y) * w + z) * c + ch;
-                        if x[at] as f64 > best.0 { best = (x[at] as f64, at); }
+                        let i = ((b * h + y) * w + z) * c + ch;
+                        if x[i] as f64 > best.0 { best = (x[i] as f64, i); }
                     }
                 }
                 *want = Rounded::exact(best.0 as f32);

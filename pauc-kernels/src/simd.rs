@@ -47,20 +47,20 @@ impl Simd {
     pub fn all() -> &'static [Simd] {
         static ALL: OnceLock<Vec<Simd>> = OnceLock::new();
         ALL.get_or_init(|| {
-            let mut all = Vec::new();
+            let mut levels = Vec::new();
             #[cfg(target_arch = "x86_64")]
             {
                 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
-                    all.push(Simd(Level::Avx512));
+                    levels.push(Simd(Level::Avx512));
                 }
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    all.push(Simd(Level::Avx2));
+                    levels.push(Simd(Level::Avx2));
                 }
             }
-            all.push(Simd(Level::Portable));
+            levels.push(Simd(Level::Portable));
             #[cfg(test)]
-            all.push(Simd(Level::Wide));
-            all
+            levels.push(Simd(Level::Wide));
+            levels
         })
     }
 
@@ -269,12 +269,12 @@ impl<const N: usize> Vector for Plain<N> {
     const LANES: usize = N;
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: valid for N values by the trait's contract.
+        // SAFETY: valid for reads of N values by the trait's contract.
         Plain(unsafe { from.cast::<[f32; N]>().read_unaligned() })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: as for `load`.
+        // SAFETY: valid for writes of N values by the trait's contract.
         unsafe { to.cast::<[f32; N]>().write_unaligned(self.0) }
     }
     #[inline(always)]
@@ -283,7 +283,7 @@ impl<const N: usize> Vector for Plain<N> {
     }
     #[inline(always)]
     unsafe fn gather(from: *const f32, stride: usize) -> Self {
-        // SAFETY: valid by the method's contract.
+        // SAFETY: valid for reads of N values, `stride` apart, by the method's contract.
         Plain(std::array::from_fn(|i| unsafe { *from.add(i * stride) }))
     }
     #[inline(always)]
@@ -333,10 +333,10 @@ macro_rules! dispatch {
             unsafe { $body::<$crate::simd::V8>($($arg),*) }
         }
         match $simd.0 {
-            // SAFETY: a `Simd` exists only where the machine has its instructions; the rest is the caller's contract.
+            // SAFETY: a `Simd` of this level exists only where the machine has AVX-512; the rest is the caller's contract.
             #[cfg(target_arch = "x86_64")]
             $crate::simd::Level::Avx512 => unsafe { avx512($($arg),*) },
-            // SAFETY: as above.
+            // SAFETY: a `Simd` of this level exists only where the machine has AVX2 and FMA; the rest is the caller's contract.
             #[cfg(target_arch = "x86_64")]
             $crate::simd::Level::Avx2 => unsafe { avx2($($arg),*) },
             // SAFETY: the caller's contract.
@@ -365,12 +365,12 @@ mod tests {
                 }
             }
         }
-        let mut all = Vec::new();
-        sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut all);
+        let mut files = Vec::new();
+        sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
         let asks = |path: &std::path::PathBuf| {
             std::fs::read_to_string(path).unwrap().contains(concat!("is_x86_", "feature_detected!"))
         };
-        let asking: Vec<_> = all.into_iter().filter(asks).collect();
+        let asking: Vec<_> = files.into_iter().filter(asks).collect();
         assert!(
             asking.len() == 1 && asking[0].ends_with("simd.rs"),
             "PAUC_SIMD has to govern all: {asking:?}"

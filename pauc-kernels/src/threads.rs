@@ -24,7 +24,7 @@ pub fn start(threads: usize) -> Result<(), rayon::ThreadPoolBuildError> {
 /// Calls `work` for each portion 0..n, on as many threads as the current rayon pool has.
 pub fn for_each(n: usize, work: impl Fn(usize) + Sync + Send) {
     match TEAM.get() {
-        // SAFETY: set by `awake`, for as long as its team lives, on the thread whose team it is.
+        // SAFETY: `awake` set it on this thread, whose team it is, and resets it before the team is dropped (`Led`).
         Some(team) if n > 1 => unsafe { team.as_ref() }.share(n, &work),
         _ => (0..n).into_par_iter().with_max_len(1).each(work),
     }
@@ -61,24 +61,24 @@ impl<I: IndexedParallelIterator> Each for I {}
 /// Does work of several parallel steps on a thread of the current rayon pool: a thread from outside hands over and is
 /// woken once, not at each step. To a pool of one thread, handing over only costs time.
 pub(crate) fn inside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    let here = rayon::current_thread_index().is_some() || rayon::current_num_threads() == 1;
-    if here { work() } else { rayon::scope(|_| work()) }
+    let inside_already = rayon::current_thread_index().is_some() || rayon::current_num_threads() == 1;
+    if inside_already { work() } else { rayon::scope(|_| work()) }
 }
 
 /// Does `work` while the other threads of the current rayon pool stay awake and share each [`for_each`] that it calls: to
 /// wake a thread takes as long as a step of a few hundred microseconds. Outside a pool, or where a thread is already in
 /// such work, this is a call of `work`.
 pub fn awake<T>(work: impl FnOnce() -> T) -> T {
-    let Some(own) = rayon::current_thread_index() else { return work() };
+    let Some(leader) = rayon::current_thread_index() else { return work() };
     if rayon::current_num_threads() == 1 || TEAM.get().is_some() {
         return work();
     }
-    let team = Team::new(rayon::current_num_threads(), own);
+    let team = Team::new(rayon::current_num_threads(), leader);
     rayon::in_place_scope(|scope| {
         let team = &team;
         scope.spawn_broadcast(move |_, thread| {
             // The thread whose work it is takes this, too, while it waits for the end of the scope.
-            if thread.index() != own {
+            if thread.index() != leader {
                 team.help(thread.index());
             }
         });
@@ -154,9 +154,11 @@ impl Team {
 
     /// Calls `work` for each portion, together with those who help; for the one thread whose team it is.
     fn share(&self, portions: usize, work: &(dyn Fn(usize) + Sync)) {
-        // SAFETY: only the lifetime changes. Nobody calls `work` after this function: see `_closed`.
+        // SAFETY: only the lifetime changes. Nobody calls `work` after this function: `_closed` closes the step and waits
+        // until the last helper has left.
         let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
-        // SAFETY: when the step before ended, it was closed and nobody was inside.
+        // SAFETY: helpers read `step` only while it is open and they are counted; when the step before ended, `_closed` closed
+        // it and waited until none was counted.
         unsafe { *self.step.get() = Some(work) };
         for (i, left) in self.left.iter().enumerate() {
             left.set(portion(portions, self.left.len(), i));
@@ -202,7 +204,7 @@ impl Team {
             self.inside.fetch_add(1, Ordering::SeqCst);
             let _outside = OnDrop(|| _ = self.inside.fetch_sub(1, Ordering::SeqCst));
             if self.open.load(Ordering::SeqCst) {
-                // SAFETY: it is open and this thread is counted, so nobody writes it.
+                // SAFETY: this thread was counted before it saw the step open, so `share` waits for it before it writes the next.
                 if let Some(work) = unsafe { *self.step.get() } {
                     // SAFETY: `share` does not return while this thread is counted.
                     self.take(thread, unsafe { &*work });
@@ -265,9 +267,10 @@ pub(crate) struct Shared<'a, T> {
     _borrow: std::marker::PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a `Shared` only hands out pointers; whoever writes through them answers for disjointness.
+// SAFETY: the slice is borrowed mutably for as long as any copy lives, so nobody else uses it. Safe functions only hand out
+// pointers; `part`, and whoever dereferences these, promises that threads use different elements.
 unsafe impl<T: Send> Send for Shared<'_, T> {}
-// SAFETY: as above.
+// SAFETY: a reference gives no more than a copy, which may be sent.
 unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
 impl<'a, T> Shared<'a, T> {
@@ -284,8 +287,7 @@ impl<'a, T> Shared<'a, T> {
     #[inline(always)]
     pub(crate) fn at(self, i: usize) -> *mut T {
         debug_assert!(i <= self.len, "{i} of {}", self.len);
-        // SAFETY: `i` is within the slice or at its end.
-        unsafe { self.start.add(i) }
+        self.start.wrapping_add(i)
     }
 
     /// A part of the slice.
@@ -309,9 +311,9 @@ mod tests {
         for threads in [1, 2, 5] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let sum = AtomicUsize::new(0);
-            let seen = std::sync::Mutex::new(Vec::new());
+            let sums = std::sync::Mutex::new(Vec::new());
             let add = |i: usize| _ = sum.fetch_add(i + 1, Ordering::Relaxed);
-            let look = |_: usize| seen.lock().unwrap().push(sum.load(Ordering::Relaxed));
+            let look = |_: usize| sums.lock().unwrap().push(sum.load(Ordering::Relaxed));
             pool.install(|| {
                 awake(|| {
                     for_each(40, add);
@@ -321,7 +323,7 @@ mod tests {
                     for_each(2, look);
                 })
             });
-            assert_eq!(seen.into_inner().unwrap(), [820, 848, 848], "{threads} threads");
+            assert_eq!(sums.into_inner().unwrap(), [820, 848, 848], "{threads} threads");
         }
     }
 
@@ -356,8 +358,8 @@ mod tests {
     fn portions_cover_everything_once() {
         for total in 0..40 {
             for parts in 1..9 {
-                let all: Vec<usize> = (0..parts).flat_map(|i| portion(total, parts, i)).collect();
-                assert_eq!(all, (0..total).collect::<Vec<_>>());
+                let portions: Vec<usize> = (0..parts).flat_map(|i| portion(total, parts, i)).collect();
+                assert_eq!(portions, (0..total).collect::<Vec<_>>());
             }
         }
     }

@@ -26,6 +26,11 @@ pub(super) fn pack_input_gradient(simd: Simd, g: Geometry, pitch: usize, w: &[f3
     pack::input_gradient(simd, g, pitch, w, to.reserve(g.kernel * g.kernel * pitch * g.output_pitch()));
 }
 
+/// The products of some rows of the output.
+///
+/// # Safety
+/// [`Panel`]'s contract. `x` is valid for reads of its layout, whose halo is at least the padding, and `w` of the packed
+/// weights; `y` has its layout, and nobody else uses these rows of it meanwhile.
 #[inline(always)]
 unsafe fn forward_rows<V: Panel>(
     rows: Range<usize>,
@@ -42,9 +47,9 @@ unsafe fn forward_rows<V: Panel>(
     let start = (xl.before - g.padding) * (xl.row() + xl.pitch);
     for block in 0..yl.pitch / columns {
         for r in rows.clone() {
-            let from = r / yl.height * xl.image() + r % yl.height * g.stride * xl.row() + start;
+            let first_pixel = r / yl.height * xl.image() + r % yl.height * g.stride * xl.row() + start;
             let o = Operands {
-                a: x.wrapping_add(from),
+                a: x.wrapping_add(first_pixel),
                 a_row: g.stride * xl.pitch,
                 a_step: 1,
                 b: w.wrapping_add(block * g.kernel * depth * columns),
@@ -52,7 +57,8 @@ unsafe fn forward_rows<V: Panel>(
                 c: y.at(yl.row_at(r) + block * columns),
                 c_row: yl.pitch,
             };
-            // SAFETY: `check_input` and `check_output` keep every pixel inside its slice; rows of y are disjoint.
+            // SAFETY: this function's contract: `check_input` and `check_output` asserted that the taps of every output pixel
+            // lie inside x and its halo.
             unsafe { V::panel(columns, yl.width, &taps[..g.kernel], depth, o, false) };
         }
     }
@@ -127,6 +133,11 @@ impl Phase {
     }
 }
 
+/// The products of some rows of one phase of the input's gradient.
+///
+/// # Safety
+/// [`Panel`]'s contract. `dy` is valid for reads of its layout, whose halo holds what the phases' taps read, and `w` of the
+/// packed weights; `dx` has its layout, and nobody else uses the pixels of these rows and phases meanwhile.
 #[inline(always)]
 unsafe fn gradient_rows<V: Panel>(
     rows: Range<usize>,
@@ -164,8 +175,8 @@ unsafe fn gradient_rows<V: Panel>(
                 c: dx.at(row + px.first * dxl.pitch + block * columns),
                 c_row: g.stride * dxl.pitch,
             };
-            // SAFETY: the halo of dy holds what the phases' taps read (checked by `input_gradient`), and pixels of
-            // different rows and phases are disjoint.
+            // SAFETY: this function's contract: `input_gradient` asserted for every phase that its taps read neither before nor
+            // beyond dy and its halo.
             unsafe { V::panel(columns, px.count, &taps[..n], depth, o, add) };
         }
     }
@@ -190,8 +201,8 @@ pub(super) fn input_gradient(
     assert!((dxl.height, dxl.width, dxl.batch) == (g.height, g.width, dyl.batch) && dx.len() >= dxl.len());
     assert!(g.kernel <= LARGEST && w.values().len() == g.kernel * g.kernel * dxl.pitch * dyl.pitch);
     let phases = |side: usize, [map, after]: [usize; 2]| {
-        let all = (0..g.stride).map(move |first| Phase::new(g, side, first)).filter(|p| p.count > 0);
-        all.inspect(move |p| {
+        let phases = (0..g.stride).map(move |first| Phase::new(g, side, first)).filter(|p| p.count > 0);
+        phases.inspect(move |p| {
             for (_, offset) in &p.taps[..p.len] {
                 assert!(offset + dyl.before >= 1, "{g:?} reads before {dyl:?}");
                 assert!(offset + p.count - 1 <= map + after, "{g:?} reads beyond {dyl:?}");
@@ -206,13 +217,13 @@ pub(super) fn input_gradient(
                 let rows = i * size..total.min((i + 1) * size);
                 let shape = (g, simd.panel(dxl.pitch), add);
                 let (dy, dx, w, phases) = ((dy.as_ptr(), dyl), (dx, dxl), w.values().as_ptr(), (&py, &px));
-                let made = rows.clone();
+                let written = rows.clone();
                 dispatch!(simd => gradient_rows(
                     rows: Range<usize>, shape: (Geometry, usize, bool), phases: (&Phase, &Phase),
                     dy: (*const f32, Layout), w: *const f32, dx: (Shared<'_, f32>, Layout),
                 ));
                 if g.stride == 1 {
-                    then(i, made);
+                    then(i, written);
                 }
             });
         }
@@ -225,6 +236,11 @@ pub(super) fn input_gradient(
 /// Output rows whose products one call of the micro-kernel sums.
 const ROWS: usize = 32;
 
+/// Writes the sum of the products of some rows of dy to rows `ky` and columns `block` of a part.
+///
+/// # Safety
+/// [`Panel`]'s contract. `x` and `dy` are valid for reads of their layouts, and x's halo is at least the padding; `sum` is valid
+/// for writes of a whole part, and nobody else uses these rows and columns of it meanwhile.
 #[inline(always)]
 unsafe fn weight_rows<V: Panel>(
     rows: Range<usize>,
@@ -253,7 +269,7 @@ unsafe fn weight_rows<V: Panel>(
             c: sum.wrapping_add(ky * g.kernel * xl.pitch * dyl.pitch + block * columns),
             c_row: dyl.pitch,
         };
-        // SAFETY: checked by `weight_gradient`; `sum` is this portion's own.
+        // SAFETY: this function's contract: `check_input` and `check_output` asserted the halo and the lengths.
         unsafe { V::panel(columns, g.kernel * xl.pitch, &taps[..n], dyl.width, o, r > rows.start) };
         r += n;
     }

@@ -55,7 +55,7 @@ pub struct Work {
 }
 
 /// What is done to the rows of an output as soon as they are complete, while they are in a cache: a pass of
-/// normalisation that would otherwise read them from memory.
+/// normalization that would otherwise read them from memory.
 #[derive(Debug)]
 pub enum After<'a> {
     /// Nothing.
@@ -64,20 +64,20 @@ pub enum After<'a> {
     Measure(&'a mut Norm),
     /// [`norm::apply`], in place.
     Apply {
-        /// The normalisation.
+        /// The normalization.
         norm: &'a Norm,
         /// What is added.
         residual: Option<Residual<'a>>,
         /// Whether negative values become zero.
         relu: bool,
     },
-    /// [`Norm::mask`]; the output of this convolution is the gradient of a normalised map.
+    /// [`Norm::mask`]; the output of this convolution is the gradient of a normalized map.
     Mask {
-        /// That map's normalisation.
+        /// That map's normalization.
         norm: &'a mut Norm,
         /// What says where that map's ReLU let a value through.
         relu: Relu<'a>,
-        /// The map before it was normalised.
+        /// The map before it was normalized.
         y: &'a [f32],
     },
 }
@@ -227,7 +227,7 @@ mod tests {
 
     const EPSILON: f64 = 1e-5;
 
-    /// A normalisation whose statistics are not those of any map, and its channels.
+    /// A normalization whose statistics are not those of any map, and its channels.
     fn other_norm(pitch: usize) -> (Norm, Vec<Channel>) {
         let mut norm = Norm::new(pitch);
         let (gamma, beta) = (noise(pitch, 2), noise(pitch, 3));
@@ -248,7 +248,7 @@ mod tests {
     /// The values of one channel.
     fn column(map: &[f32], l: Layout, c: usize) -> Vec<f32> {
         let pixels = (0..l.rows()).flat_map(|r| (0..l.width).map(move |x| l.row_at(r) + x * l.pitch));
-        pixels.map(|at| map[at + c]).collect()
+        pixels.map(|pixel| map[pixel + c]).collect()
     }
 
     /// The moments of a map that a convolution measured on the way, and those that a pass of its own measures.
@@ -275,7 +275,7 @@ mod tests {
         Ok(())
     }
 
-    /// A map that a convolution normalised on the way, and one that was normalised afterwards, to the bit.
+    /// A map that a convolution normalized on the way, and one that was normalized afterwards, to the bit.
     fn applied_alike(
         simd: Simd,
         conv: &Convolution,
@@ -314,14 +314,14 @@ mod tests {
         conv.input_gradient(simd, &mut work, (&dy, dyl), &case.w, (&mut dx, dxl, add), after);
         alone.mask(simd, (&mut want, dxl), relu, &before);
         prop_assert_eq!(&dx, &want);
-        let wanted: Vec<_> = (0..dxl.pitch)
+        let expected: Vec<_> = (0..dxl.pitch)
             .map(|c| channels[c].gradients(&column(&dx, dxl, c), &column(&before, dxl, c)))
             .collect();
         for norm in [&mut masked, &mut alone] {
             let (mut to, mut gamma, mut beta) =
                 (vec![0.0; dxl.len()], vec![0.0; dxl.pitch], vec![0.0; dxl.pitch]);
             norm.input_gradient(simd, (&dx, dxl), &before, (&mut gamma, &mut beta), (&mut to, dxl));
-            for (c, want) in wanted.iter().enumerate() {
+            for (c, want) in expected.iter().enumerate() {
                 compare_all("input", &column(&to, dxl, c), &want.input)?;
                 compare_all("γ and β", &[gamma[c], beta[c]], &[want.gamma, want.beta])?;
             }

@@ -207,6 +207,7 @@ pub(crate) mod cases {
     //! One random convolution with everything that its kernels read, in both layouts.
     use super::*;
     use crate::layout::copy_pixels;
+    pub use pauc_testing::inputs::noise;
     use pauc_testing::{Rounded, property::size};
     use proptest::prelude::*;
 
@@ -217,18 +218,6 @@ pub(crate) mod cases {
         pub x: Vec<f32>,
         pub w: Vec<f32>,
         pub dy: Vec<f32>,
-    }
-
-    pub fn noise(len: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        (0..len)
-            .map(|_| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-            })
-            .collect()
     }
 
     impl Case {

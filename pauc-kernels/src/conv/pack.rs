@@ -20,24 +20,29 @@ struct Shape {
 }
 
 /// to\[tap\]\[row\]\[column\] ← from\[column·s.column + row·s.row + tap\], and zero beyond the channels.
+///
+/// # Safety
+/// [`Vector`]'s contract. `from` is valid for reads of the weights of all channels that exist, `to` for writes of these rows of
+/// a whole panel, which nobody else uses meanwhile.
 #[inline(always)]
 unsafe fn pack_rows<V: Vector>(rows: Range<usize>, from: *const f32, to: *mut f32, s: Shape) {
-    let ([columns, known], [all, known_rows]) = (s.columns, s.rows);
-    // SAFETY: `from` has the weights of all channels that exist, `to` a whole panel.
+    let ([columns, existing_columns], [all_rows, existing_rows]) = (s.columns, s.rows);
+    // SAFETY: this function's contract: only columns and rows of channels that exist are read.
     unsafe {
         for lane in (0..columns).step_by(V::LANES) {
-            let whole = lane + V::LANES <= known;
+            let all_exist = lane + V::LANES <= existing_columns;
             for row in rows.clone() {
                 let from = from.wrapping_add(lane * s.column + row * s.row);
                 for t in 0..s.taps {
-                    let to = to.add((t * all + row) * columns + lane);
-                    if whole && row < known_rows {
+                    let to = to.add((t * all_rows + row) * columns + lane);
+                    if all_exist && row < existing_rows {
                         V::gather(from.add(t), s.column).store(to);
                         continue;
                     }
-                    let known = if row < known_rows { known.saturating_sub(lane) } else { 0 };
+                    let existing =
+                        if row < existing_rows { existing_columns.saturating_sub(lane) } else { 0 };
                     for i in 0..V::LANES {
-                        *to.add(i) = if i < known { *from.add(i * s.column + t) } else { 0.0 };
+                        *to.add(i) = if i < existing { *from.add(i * s.column + t) } else { 0.0 };
                     }
                 }
             }
@@ -56,11 +61,11 @@ fn panels(simd: Simd, total: usize, s: Shape, w: &[f32], to: &mut [f32]) {
     threads::for_each(to.len() / (s.taps * rows * columns) * cuts, |i| {
         let (panel, first) = (i / cuts, i % cuts * size);
         let rows = first..rows.min(first + size);
-        let known = columns.min(total.saturating_sub(panel * columns));
-        let s = Shape { columns: [columns, known], ..s };
+        let existing = columns.min(total.saturating_sub(panel * columns));
+        let s = Shape { columns: [columns, existing], ..s };
         let from = w.as_ptr().wrapping_add(panel * columns * s.column);
         let to = to.at(panel * s.taps * s.rows[0] * columns);
-        // Each portion is a range of rows of one panel.
+        // `forward` and `input_gradient` checked the lengths of `w` and `to`; each portion is a range of rows of one panel.
         dispatch!(simd => pack_rows(rows: Range<usize>, from: *const f32, to: *mut f32, s: Shape));
     });
 }
@@ -87,6 +92,10 @@ pub(super) fn input_gradient(simd: Simd, g: Geometry, pitch: usize, w: &[f32], t
 const TURNED: usize = 144;
 
 /// Adds the sums of parts to the gradients of output channels `outputs`, no more than there are [`CHANNELS`].
+///
+/// # Safety
+/// [`Vector`]'s contract. `from` is valid for reads of all parts, whose channels are rounded up to [`CHANNELS`], and `dw` has the
+/// weights of all output channels; nobody else uses those of `outputs` meanwhile. A kernel has at most [`TURNED`] taps.
 #[inline(always)]
 unsafe fn add_rows<V: Vector>(
     outputs: Range<usize>,
@@ -99,26 +108,26 @@ unsafe fn add_rows<V: Vector>(
     let mut sums = [0f32; TURNED * CHANNELS];
     for first in (0..g.inputs).step_by(inputs) {
         let n = inputs.min(g.inputs - first) * taps;
-        // SAFETY: `from` has all parts, with rounded-up channels, and `dw` the weights of the output channels; `sums`
-        // has room for n ≤ TURNED rows.
+        // SAFETY: this function's contract for `from` and `dw`; `sums` has TURNED rows of CHANNELS values, and n is at most
+        // TURNED by the choice of `inputs`.
         unsafe {
             for k in 0..n {
-                let at = from.add((k % taps * pitch + first + k / taps) * output_pitch + outputs.start);
+                let sources = from.add((k % taps * pitch + first + k / taps) * output_pitch + outputs.start);
                 for lane in (0..CHANNELS).step_by(V::LANES) {
-                    let mut sum = V::load(at.add(lane));
+                    let mut sum = V::load(sources.add(lane));
                     for p in 1..parts {
-                        sum = sum.add(V::load(at.add(p * taps * pitch * output_pitch + lane)));
+                        sum = sum.add(V::load(sources.add(p * taps * pitch * output_pitch + lane)));
                     }
                     sum.store(sums.as_mut_ptr().add(k * CHANNELS + lane));
                 }
             }
             for o in outputs.clone() {
                 let (to, from) = (dw.at((o * g.inputs + first) * taps), sums.as_ptr().add(o - outputs.start));
-                let whole = n / V::LANES * V::LANES;
-                for k in (0..whole).step_by(V::LANES) {
+                let in_vectors = n / V::LANES * V::LANES;
+                for k in (0..in_vectors).step_by(V::LANES) {
                     V::load(to.add(k)).add(V::gather(from.add(k * CHANNELS), CHANNELS)).store(to.add(k));
                 }
-                for k in whole..n {
+                for k in in_vectors..n {
                     *to.add(k) += *from.add(k * CHANNELS);
                 }
             }
@@ -142,7 +151,7 @@ pub(super) fn add_weight_gradient(
     threads::for_each(g.outputs.div_ceil(CHANNELS), |block| {
         let outputs = block * CHANNELS..g.outputs.min(block * CHANNELS + CHANNELS);
         let (shape, sums) = ((g, pitch), (from.as_ptr(), parts));
-        // Each portion is a range of output channels.
+        // The lengths are checked above; each portion is a range of output channels.
         dispatch!(simd => add_rows(
             outputs: Range<usize>, shape: (Geometry, usize), sums: (*const f32, usize), dw: Shared<'_, f32>,
         ));

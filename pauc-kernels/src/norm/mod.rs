@@ -1,4 +1,4 @@
-//! Batch normalisation, fused with the addition of a residual and with ReLU.
+//! Batch normalization, fused with the addition of a residual and with ReLU.
 //!
 //! ```text
 //! out = max(0, scale·y + shift + residual),   scale = γ/√(var + ε),   shift = β − mean·scale
@@ -23,13 +23,13 @@ pub(crate) fn portions(l: Layout) -> Portions {
     Portions::of_pixels(l, PIXELS)
 }
 
-/// The start of maps that are read.
+/// The start of maps that are read. Whoever makes one keeps the maps borrowed while it is used.
 #[derive(Clone, Copy)]
 pub(crate) struct Source(pub *const f32);
 
-// SAFETY: only a pointer to what is read.
+// SAFETY: threads only read through the pointer, and `f32` may be read by several at once.
 unsafe impl Send for Source {}
-// SAFETY: as above.
+// SAFETY: a shared `Source` gives no more than a copy of the pointer, which may be sent.
 unsafe impl Sync for Source {}
 
 impl Source {
@@ -38,7 +38,7 @@ impl Source {
     }
 }
 
-/// A normalisation's state between forward and backward pass. Vectors have one value a channel, rounded up.
+/// A normalization's state between forward and backward pass. Vectors have one value a channel, rounded up.
 #[derive(Clone, Debug, Default)]
 pub struct Norm {
     /// The mean that was subtracted.
@@ -112,10 +112,10 @@ impl Norm {
             for c in 0..pitch {
                 let [about, sum, square] = [0, 1, 2].map(|k| portion[k * pitch + c] as f64);
                 // Two groups' moments into those of both (Chan, Golub and LeVeque).
-                let (own, apart) = (about + sum / count, about + sum / count - mean[c]);
+                let (portion_mean, distance) = (about + sum / count, about + sum / count - mean[c]);
                 let spread = (square - sum * sum / count).max(0.0);
-                squares[c] += spread + apart * apart * before * count / total;
-                mean[c] += (own - mean[c]) * count / total;
+                squares[c] += spread + distance * distance * before * count / total;
+                mean[c] += (portion_mean - mean[c]) * count / total;
             }
             before = total;
         }
@@ -169,10 +169,10 @@ impl Norm {
         let (mean, scale, shift) = (&self.mean, &self.scale, &self.shift);
         run(&|i, rows| {
             let (g, y, to) = ((g, l), (y.as_ptr(), mean.as_ptr()), portions.at(i * 2 * pitch));
-            let own = (scale.as_ptr(), shift.as_ptr());
+            let affine = (scale.as_ptr(), shift.as_ptr());
             // Each portion writes its own rows of sums and its own rows of g.
             dispatch!(simd => mask_rows(
-                rows: Range<usize>, g: (Shared<'_, f32>, Layout), relu: Relu<'_>, own: (*const f32, *const f32),
+                rows: Range<usize>, g: (Shared<'_, f32>, Layout), relu: Relu<'_>, affine: (*const f32, *const f32),
                 y: (*const f32, *const f32), to: *mut f32,
             ));
         });
@@ -188,7 +188,7 @@ impl Norm {
     }
 
     /// The second half of the backward pass, after [`Norm::mask`]: adds to the gradients of γ and β, and writes that of
-    /// the normalisation's input.
+    /// the normalization's input.
     ///
     /// # Panics
     /// If slices and layouts do not agree.
@@ -240,12 +240,12 @@ fn same_maps(a: Layout, b: Layout) -> bool {
     (a.batch, a.height, a.width, a.pitch) == (b.batch, b.height, b.width, b.pitch)
 }
 
-/// What says where ReLU let a value through.
+/// Where the mask of ReLU comes from.
 #[derive(Clone, Copy, Debug)]
 pub enum Relu<'a> {
     /// There was no ReLU.
     None,
-    /// The normalised value, computed again: nothing was added to it.
+    /// The normalized value, computed again: nothing was added to it.
     Own,
     /// The fused layer's output.
     Output(&'a [f32], Layout),
@@ -258,7 +258,7 @@ pub struct Residual<'a> {
     pub values: &'a [f32],
     /// Where they are.
     pub layout: Layout,
-    /// A normalisation that is still to be applied to them.
+    /// A normalization that is still to be applied to them.
     pub norm: Option<&'a Norm>,
 }
 
@@ -306,7 +306,7 @@ pub(crate) fn apply_during(
 
 #[cfg(test)]
 pub(crate) mod oracle {
-    //! Normalisation of one channel by its definition in `f64`, with a bound on what rounding does to it.
+    //! Normalization of one channel by its definition in `f64`, with a bound on what rounding does to it.
 
     use pauc_testing::Rounded;
     use pauc_testing::tolerance::{self, UNIT_F32};
@@ -336,11 +336,11 @@ pub(crate) mod oracle {
     pub fn moments(values: &[f32]) -> (Rounded, Rounded) {
         let n = values.len() as f64;
         let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
-        let apart = |v: &f32| (f64::from(*v) - mean).abs();
-        let variance = values.iter().map(|v| apart(v).powi(2)).sum::<f64>() / n;
-        let farthest = values.iter().map(apart).fold(0.0, f64::max);
-        let sum: f64 = values.iter().map(|v| apart(v) + farthest).sum();
-        let square: f64 = values.iter().map(|v| (apart(v) + farthest).powi(2)).sum();
+        let deviation = |v: &f32| (f64::from(*v) - mean).abs();
+        let variance = values.iter().map(|v| deviation(v).powi(2)).sum::<f64>() / n;
+        let farthest = values.iter().map(deviation).fold(0.0, f64::max);
+        let sum: f64 = values.iter().map(|v| deviation(v) + farthest).sum();
+        let square: f64 = values.iter().map(|v| (deviation(v) + farthest).powi(2)).sum();
         // Of each term, one rounding of d in the sum; two of d and one of its square in the sum of squares.
         let sum = tolerance::f32(values.len() + 1, sum);
         let square = tolerance::f32(values.len() + 3, square);
@@ -371,21 +371,21 @@ pub(crate) mod oracle {
             exact.loosen(Self::product(f64::from(y), scale.value, shift))
         }
 
-        /// The gradients, of `g`, the gradient of the normalised values of `y`:
+        /// The gradients, of `g`, the gradient of the normalized values of `y`:
         /// scale·(g − Σg/n) + slope·(y − mean) with slope = −scale·inverse²·Σg(y − mean)/n, computed as a·g + b·y + c.
         pub fn gradients(&self, g: &[f32], y: &[f32]) -> Gradients {
             let count = Rounded::exact(g.len() as f32);
             let (scale, inverse) = (self.scale(), self.inverse());
-            let apart: Vec<Rounded> = y.iter().map(|y| Rounded::exact(*y) - self.mean).collect();
+            let deviations: Vec<Rounded> = y.iter().map(|y| Rounded::exact(*y) - self.mean).collect();
             let beta = Rounded::sum(g.iter().map(|g| Rounded::exact(*g)));
-            let product = Rounded::dot(g.iter().map(|g| Rounded::exact(*g)).zip(apart.iter().copied()));
+            let product = Rounded::dot(g.iter().map(|g| Rounded::exact(*g)).zip(deviations.iter().copied()));
             let slope = -scale * inverse * inverse * product / count;
             let shift = scale * beta / count;
-            let input = g.iter().zip(y).zip(&apart).map(|((g, y), apart)| {
+            let input = g.iter().zip(y).zip(&deviations).map(|((g, y), deviation)| {
                 let (g, y) = (f64::from(*g), f64::from(*y));
                 let constant = shift.value.abs() + (slope.value * self.mean.value).abs();
                 let rounding = Self::product(y, slope.value, constant) + Self::product(g, scale.value, 0.0);
-                (scale * Rounded::within(g, 0.0) - shift + slope * *apart).loosen(rounding)
+                (scale * Rounded::within(g, 0.0) - shift + slope * *deviation).loosen(rounding)
             });
             Gradients { input: input.collect(), gamma: product * inverse, beta }
         }
@@ -422,7 +422,7 @@ mod tests {
             let res = noise(n, seed + 1);
             let (gamma, beta) = (noise(channels, seed + 2), noise(channels, seed + 3));
             let dout = noise(n, seed + 4);
-            let all: Vec<Channel> = (0..channels).map(|c| {
+            let exact: Vec<Channel> = (0..channels).map(|c| {
                 let (mean, variance) = oracle::moments(&column(&y, channels, c));
                 Channel { mean, variance, gamma: gamma[c], beta: beta[c], epsilon: EPSILON }
             }).collect();
@@ -434,14 +434,14 @@ mod tests {
                 _ => Rounded::exact(other.scale[i % channels]) * Rounded::exact(res[i]) + Rounded::exact(0.1),
             };
             let out: Vec<Rounded> = (0..n).map(|i| {
-                let sum = all[i % channels].apply(y[i]) + added(i);
+                let sum = exact[i % channels].apply(y[i]) + added(i);
                 if relu { sum.relu() } else { sum }
             }).collect();
             for simd in Simd::all().iter().copied() {
                 let (ys, rs) = (place(&y, channels, flat), place(&res, channels, halo));
                 let mut norm = Norm::new(pitch);
                 norm.measure(simd, (&ys, flat));
-                for (c, want) in all.iter().enumerate() {
+                for (c, want) in exact.iter().enumerate() {
                     prop_assert!(want.mean.admits(norm.mean[c]), "mean {c}: {} for {}", norm.mean[c], want.mean);
                     prop_assert!(want.variance.admits(norm.variance[c]), "variance {c}: {} for {}", norm.variance[c], want.variance);
                 }
@@ -449,25 +449,25 @@ mod tests {
                 let r = Residual { values: &rs, layout: halo, norm: (residual == 2).then_some(&other) };
                 let mut outs = vec![0.0; halo.len()];
                 apply(simd, &norm, (&ys, flat), (residual > 0).then_some(r), relu, (&mut outs, halo));
-                // A second normalisation shifts what lies beyond the channels, and nobody reads it.
+                // A second normalization shifts what lies beyond the channels, and nobody reads it.
                 if residual < 2 || channels == pitch { compare(&outs, halo, channels, &out)?; }
 
                 let masked: Vec<f32> = (0..n).map(|i| {
-                    let at = halo.row_at(i / channels / w) + i / channels % w * pitch + i % channels;
-                    if relu && outs[at] <= 0.0 { 0.0 } else { dout[i] }
+                    let place = halo.row_at(i / channels / w) + i / channels % w * pitch + i % channels;
+                    if relu && outs[place] <= 0.0 { 0.0 } else { dout[i] }
                 }).collect();
                 let gradients: Vec<_> = (0..channels)
-                    .map(|c| all[c].gradients(&column(&masked, channels, c), &column(&y, channels, c)))
+                    .map(|c| exact[c].gradients(&column(&masked, channels, c), &column(&y, channels, c)))
                     .collect();
                 let dy: Vec<Rounded> = (0..n).map(|i| gradients[i % channels].input[i / channels]).collect();
                 let (mut g, mut got) = (place(&dout, channels, flat), vec![0.0; halo.len()]);
                 let (mut dg, mut db) = (vec![1.0; channels], vec![2.0; channels]);
-                let from = match relu {
+                let mask = match relu {
                     false => Relu::None,
                     true if residual == 0 && seed % 2 == 0 => Relu::Own,
                     true => Relu::Output(&outs, halo),
                 };
-                norm.mask(simd, (&mut g, flat), from, &ys);
+                norm.mask(simd, (&mut g, flat), mask, &ys);
                 norm.input_gradient(simd, (&g, flat), &ys, (&mut dg, &mut db), (&mut got, halo));
                 compare(&got, halo, channels, &dy)?;
                 let masked: Vec<Rounded> = masked.into_iter().map(Rounded::exact).collect();

@@ -218,7 +218,7 @@ impl Block<Cpu> {
         x_hat.resize(y.len(), 0.0);
         kernel::linear(size, x, &self.weight.value(), bias, x_hat);
         if pass == Pass::Eval {
-            kernel::standardise(x_hat, &norm.mean.value(), &norm.variance.value(), EPSILON);
+            kernel::standardize(x_hat, &norm.mean.value(), &norm.variance.value(), EPSILON);
         } else {
             norm.standardise_batch(rows, x_hat, variance)?;
         }
@@ -264,7 +264,7 @@ impl BatchNorm<Cpu> {
         let mut mean = vec![0.0; self.gamma.len()];
         variance.resize(mean.len(), 0.0);
         kernel::moments(x, &mut mean, variance);
-        kernel::standardise(x, &mean, variance, EPSILON);
+        kernel::standardize(x, &mean, variance, EPSILON);
         let unbiased = rows as f32 / (rows - 1) as f32;
         let mut running = (self.mean.value_mut(), self.variance.value_mut());
         for (r, m) in running.0.iter_mut().zip(&mean) {

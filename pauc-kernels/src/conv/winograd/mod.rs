@@ -101,9 +101,9 @@ struct Weights {
     columns: usize,
 }
 
-// SAFETY: only a pointer to what is read.
+// SAFETY: threads only read through the pointer, and `f32` may be read by several at once.
 unsafe impl Send for Weights {}
-// SAFETY: as above.
+// SAFETY: a shared `Weights` gives no more than a copy of the pointer, which may be sent.
 unsafe impl Sync for Weights {}
 
 /// Columns that are transformed back together: several panels, but few enough to stay in the cache.
@@ -112,6 +112,10 @@ fn group(outputs: usize, columns: usize) -> usize {
 }
 
 /// The whole method for a portion of tiles.
+///
+/// # Safety
+/// [`Panel`]'s contract. `x` is valid for reads of its layout, whose halo holds the frame of every tile; `w` for reads of all
+/// frequencies of weights for these pitches; `y` has its layout, and nobody else uses the pixels of `tiles` meanwhile.
 #[inline(always)]
 unsafe fn forward_portion<V: Panel>(
     tiles: Range<usize>,
@@ -126,7 +130,8 @@ unsafe fn forward_portion<V: Panel>(
     let (v, m) = work.split_at_mut(FREQUENCIES * step);
     let v = Transformed { start: v.as_mut_ptr(), step, pitch: depth };
     let m = Transformed { start: m.as_mut_ptr(), step: m_step, pitch: width };
-    // SAFETY: the buffers have room for the tiles; the rest is checked by `forward`.
+    // SAFETY: this function's contract for `x`, `w` and `y`. `work` was taken for FREQUENCIES times `step` values of v, each
+    // n·depth and more, and as many times `m_step` of m, each n·width and more; both are this thread's own.
     unsafe {
         input_tiles::<V>(tiles.clone(), all, (x, xl), v);
         for first in (0..yl.pitch).step_by(width) {
@@ -150,9 +155,12 @@ unsafe fn forward_portion<V: Panel>(
 }
 
 /// One product of [`forward`] or [`weight_gradient`], for all tiles at once.
+///
+/// # Safety
+/// As for [`Panel::panel`] with one tap.
 #[inline(always)]
 unsafe fn product<V: Panel>(columns: usize, m: usize, depth: usize, o: Operands, add: bool) {
-    // SAFETY: the caller's contract.
+    // SAFETY: this function's contract.
     unsafe { V::panel(columns, m, &[Tap::default()], depth, o, add) }
 }
 
@@ -265,7 +273,11 @@ fn in_eights(n: usize, work: impl Fn(Range<usize>) + Sync + Send) {
     threads::for_each(n.div_ceil(8), |i| work(8 * i..n.min(8 * i + 8)));
 }
 
-/// Adds the products of a range of tiles to one part's sum, \[frequency\]\[in\]\[out\].
+/// Writes the sum of the products of a range of tiles to one part, \[frequency\]\[in\]\[out\].
+///
+/// # Safety
+/// [`Panel`]'s contract. `x` and `dy` are valid for reads of their layouts, whose halos hold the frame of every tile; `sum` is
+/// valid for writes of all frequencies, `step` apart, and nobody else uses it meanwhile.
 #[inline(always)]
 unsafe fn gradient_portion<V: Panel>(
     tiles: Range<usize>,
@@ -282,8 +294,8 @@ unsafe fn gradient_portion<V: Panel>(
     let d = Transformed { start: d.as_mut_ptr(), step: d_step, pitch: dyl.pitch };
     for start in tiles.clone().step_by(size.max(1)) {
         let block = start..tiles.end.min(start + size);
-        // SAFETY: the buffers have room for `size` tiles; `sum` is this portion's own; the rest is checked by
-        // `weight_gradient`.
+        // SAFETY: this function's contract for `x`, `dy` and `sum`. `work` was taken for FREQUENCIES times `v_step` and
+        // `d_step` values, each with room for `most` tiles, and a block has no more; it is this thread's own.
         unsafe {
             input_tiles::<V>(block.clone(), all, (x, xl), v);
             gradient_tiles::<V>(block.clone(), all, (dy, dyl), d);
@@ -302,6 +314,46 @@ unsafe fn gradient_portion<V: Panel>(
                 }
             }
         }
+    }
+}
+
+/// Writes the sums of the products of all tiles, \[frequency\]\[in\]\[out\] with frequencies `step` apart, whose matrix products
+/// are what is shared among threads.
+fn sum_by_frequency(
+    simd: Simd,
+    all: Tiles,
+    (x, xl): (&[f32], Layout),
+    (dy, dyl): (&[f32], Layout),
+    buffer: &mut Buffer,
+    (sums, step): (Shared<'_, f32>, usize),
+) {
+    let columns = simd.panel(dyl.pitch);
+    for start in (0..all.count).step_by(PHASE) {
+        let n = PHASE.min(all.count - start);
+        let [v, d] = transformed(buffer, n, [xl.pitch, dyl.pitch]);
+        in_eights(n, |tiles| {
+            let (v, d) = (v.from(tiles.start), d.from(tiles.start));
+            let tiles = start + tiles.start..start + tiles.end;
+            let (same_tiles, x, dy) = (tiles.clone(), (x.as_ptr(), xl), (dy.as_ptr(), dyl));
+            dispatch!(simd => input_tiles(tiles: Range<usize>, all: Tiles, x: (*const f32, Layout), v: Transformed));
+            dispatch!(simd => gradient_tiles(same_tiles: Range<usize>, all: Tiles, dy: (*const f32, Layout), d: Transformed));
+        });
+        let panels = dyl.pitch / columns;
+        threads::for_each(FREQUENCIES * panels, |i| {
+            let (v, d) = (v, d);
+            let (f, panel, m) = (i / panels, i % panels, xl.pitch);
+            let o = Operands {
+                a: v.start.wrapping_add(f * v.step),
+                a_row: 1,
+                a_step: v.pitch,
+                b: d.start.wrapping_add(f * d.step + panel * columns),
+                b_step: d.pitch,
+                c: sums.at(f * step + panel * columns),
+                c_row: dyl.pitch,
+            };
+            let add = start > 0;
+            dispatch!(simd => product(columns: usize, m: usize, n: usize, o: Operands, add: bool));
+        });
     }
 }
 
@@ -352,33 +404,7 @@ pub(super) fn weight_gradient(
             ));
         });
     } else {
-        for start in (0..all.count).step_by(PHASE) {
-            let n = PHASE.min(all.count - start);
-            let [v, d] = transformed(&mut work.tiles, n, [xl.pitch, dyl.pitch]);
-            in_eights(n, |tiles| {
-                let (v, d) = (v.from(tiles.start), d.from(tiles.start));
-                let tiles = start + tiles.start..start + tiles.end;
-                let (again, x, dy) = (tiles.clone(), (x.as_ptr(), xl), (dy.as_ptr(), dyl));
-                dispatch!(simd => input_tiles(tiles: Range<usize>, all: Tiles, x: (*const f32, Layout), v: Transformed));
-                dispatch!(simd => gradient_tiles(again: Range<usize>, all: Tiles, dy: (*const f32, Layout), d: Transformed));
-            });
-            let panels = dyl.pitch / columns;
-            threads::for_each(FREQUENCIES * panels, |i| {
-                let (v, d) = (v, d);
-                let (f, panel, m) = (i / panels, i % panels, xl.pitch);
-                let o = Operands {
-                    a: v.start.wrapping_add(f * v.step),
-                    a_row: 1,
-                    a_step: v.pitch,
-                    b: d.start.wrapping_add(f * d.step + panel * columns),
-                    b_step: d.pitch,
-                    c: sums.at(f * step + panel * columns),
-                    c_row: dyl.pitch,
-                };
-                let add = start > 0;
-                dispatch!(simd => product(columns: usize, m: usize, n: usize, o: Operands, add: bool));
-            });
-        }
+        sum_by_frequency(simd, all, (x, xl), (dy, dyl), &mut work.tiles, (sums, step));
     }
     let weights = Shared::new(&mut work.weights);
     threads::for_each(xl.pitch.div_ceil(16), |i| {
@@ -474,8 +500,8 @@ mod tests {
 
     /// The absolute values of the nine weights of each output and input channel.
     fn weight_square(w: &[f32], channels: usize, o: usize, i: usize) -> Transform<3, 3> {
-        let at = |k: usize| f64::from(w[(o * channels + i) * 9 + k].abs());
-        std::array::from_fn(|y| std::array::from_fn(|x| at(3 * y + x)))
+        let weight = |k: usize| f64::from(w[(o * channels + i) * 9 + k].abs());
+        std::array::from_fn(|y| std::array::from_fn(|x| weight(3 * y + x)))
     }
 
     /// The first row and column of each tile.
@@ -490,7 +516,7 @@ mod tests {
     /// The rounding of y = Aᵀ[Σ_c (G w Gᵀ) ⊙ (Bᵀ x B)]A, which follows from the same expression in absolute values
     /// times γ of the operations on the way, as for any chain of sums and products.
     fn forward_rounding(g: Geometry, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
-        let mut to = vec![0.0; batch * g.height * g.width * g.outputs];
+        let mut rounding = vec![0.0; batch * g.height * g.width * g.outputs];
         let weights: Vec<_> = (0..g.outputs * g.inputs)
             .map(|k| both_sides(&WEIGHTS, weight_square(w, g.inputs, k / g.inputs, k % g.inputs)))
             .collect();
@@ -508,19 +534,19 @@ mod tests {
                         let (y, x) = (row + i, column + j);
                         if y < g.height && x < g.width {
                             let pixel = (image * g.height + y) * g.width + x;
-                            to[pixel * g.outputs + o] = tolerance::f32(g.inputs + TRANSFORMS, *value);
+                            rounding[pixel * g.outputs + o] = tolerance::f32(g.inputs + TRANSFORMS, *value);
                         }
                     }
                 }
             }
         }
-        to
+        rounding
     }
 
     /// As [`forward_rounding`], of dw = Gᵀ[Σ_tiles (Bᵀ x B) ⊙ (A dy Aᵀ)]G.
     fn weight_rounding(g: Geometry, batch: usize, x: &[f32], dy: &[f32]) -> Vec<f64> {
         let mut sums = vec![[[0.0; 6]; 6]; g.outputs * g.inputs];
-        let (back, spread) = (transposed(WEIGHTS), transposed(OUTPUT));
+        let (to_weights, spread) = (transposed(WEIGHTS), transposed(OUTPUT));
         let mut count = 0;
         for (image, (row, column)) in (0..batch).flat_map(|b| tiles(g).map(move |tile| (b, tile))) {
             count += 1;
@@ -534,9 +560,11 @@ mod tests {
                 sums.for_each(|(sum, v)| add_products(sum, &gradient, v));
             }
         }
-        let rounding = |sum| both_sides(&back, sum).concat().into_iter();
-        let all = sums.into_iter().flat_map(rounding);
-        all.map(|magnitude| tolerance::f32(count + TRANSFORMS, magnitude)).collect()
+        let magnitudes = |sum| both_sides(&to_weights, sum).concat().into_iter();
+        sums.into_iter()
+            .flat_map(magnitudes)
+            .map(|magnitude| tolerance::f32(count + TRANSFORMS, magnitude))
+            .collect()
     }
 
     /// The exact values of `want`, with the rounding of this algorithm instead of that of the plain sums.
@@ -552,11 +580,11 @@ mod tests {
     /// The weights of the convolution that the input's gradient is of the output's: turned, inputs for outputs.
     fn turned(g: Geometry, w: &[f32]) -> (Geometry, Vec<f32>) {
         let turned = Geometry { inputs: g.outputs, outputs: g.inputs, ..g };
-        let at = |k: usize| {
+        let weight = |k: usize| {
             let (i, o, tap) = (k / 9 / g.outputs, k / 9 % g.outputs, k % 9);
             w[(o * g.inputs + i) * 9 + 8 - tap]
         };
-        (turned, (0..w.len()).map(at).collect())
+        (turned, (0..w.len()).map(weight).collect())
     }
 
     fn all_three(g: Geometry, batch: usize, seed: u64, add: bool) -> Result<(), TestCaseError> {
@@ -565,8 +593,8 @@ mod tests {
         let (flat_x, flat_y) = (case.flat_input(), case.flat_output());
         let rounding = forward_rounding(g, batch, &case.x, &case.w);
         let y = with_rounding(reference::forward(g, batch, &case.x, &case.w), rounding);
-        let (back, w) = turned(g, &case.w);
-        let rounding = forward_rounding(back, batch, &case.dy, &w);
+        let (turned, w) = turned(g, &case.w);
+        let rounding = forward_rounding(turned, batch, &case.dy, &w);
         let mut dx = with_rounding(reference::input_gradient(g, batch, &case.dy, &case.w, None), rounding);
         if add {
             dx = plus(dx, &case.x);

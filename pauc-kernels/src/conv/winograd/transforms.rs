@@ -42,9 +42,13 @@ impl Tiles {
     }
 }
 
+/// G of a column.
+///
+/// # Safety
+/// [`Vector`]'s contract.
 #[inline(always)]
 unsafe fn weight_row<V: Vector>(g: [V; 3]) -> [V; 6] {
-    // SAFETY: the vector's contract, from the caller.
+    // SAFETY: this function's contract.
     unsafe {
         let sixth = V::splat(-1.0 / 6.0);
         let outer = g[0].add(g[2]);
@@ -55,13 +59,18 @@ unsafe fn weight_row<V: Vector>(g: [V; 3]) -> [V; 6] {
     }
 }
 
+/// G g Gᵀ of rows of packed weights, \[block of columns\]\[tap\]\[in\]\[column\].
+///
+/// # Safety
+/// [`Vector`]'s contract. `from` is valid for reads of nine taps of all blocks, `to` has all frequencies of them, `step` apart;
+/// nobody else uses these rows of `to` meanwhile.
 #[inline(always)]
 pub(super) unsafe fn weight_rows<V: Vector>(
     rows: Range<usize>,
     (from, to): (*const f32, Shared<'_, f32>),
     (columns, depth, turned, step): (usize, usize, bool, usize),
 ) {
-    // SAFETY: `transform_weights` makes room for all blocks and frequencies; rows are disjoint.
+    // SAFETY: this function's contract, whose lengths `transform_weights` asserts.
     unsafe {
         for row in rows {
             let (block, i) = (row / depth, row % depth);
@@ -88,9 +97,12 @@ pub(super) unsafe fn weight_rows<V: Vector>(
 }
 
 /// Bᵀ of a column.
+///
+/// # Safety
+/// [`Vector`]'s contract.
 #[inline(always)]
 unsafe fn input_column<V: Vector>(d: [V; 6]) -> [V; 6] {
-    // SAFETY: the vector's contract, from the caller.
+    // SAFETY: this function's contract.
     unsafe {
         let (four, minus_four, minus_five) = (V::splat(4.0), V::splat(-4.0), V::splat(-5.0));
         let (even, odd) = (minus_four.mul_add(d[2], d[4]), minus_four.mul_add(d[1], d[3]));
@@ -107,9 +119,12 @@ unsafe fn input_column<V: Vector>(d: [V; 6]) -> [V; 6] {
 }
 
 /// Aᵀ of a column.
+///
+/// # Safety
+/// [`Vector`]'s contract.
 #[inline(always)]
 unsafe fn output_column<V: Vector>(m: [V; 6]) -> [V; 4] {
-    // SAFETY: the vector's contract, from the caller.
+    // SAFETY: this function's contract.
     unsafe {
         let (a, b, c, d) = (m[1].add(m[2]), m[1].sub(m[2]), m[3].add(m[4]), m[3].sub(m[4]));
         [
@@ -122,9 +137,12 @@ unsafe fn output_column<V: Vector>(m: [V; 6]) -> [V; 4] {
 }
 
 /// A of a column.
+///
+/// # Safety
+/// [`Vector`]'s contract.
 #[inline(always)]
 unsafe fn gradient_column<V: Vector>(y: [V; 4]) -> [V; 6] {
-    // SAFETY: the vector's contract, from the caller.
+    // SAFETY: this function's contract.
     unsafe {
         let (even, odd) = (y[0].add(y[2]), y[1].add(y[3]));
         let even4 = V::splat(4.0).mul_add(y[2], y[0]);
@@ -134,9 +152,12 @@ unsafe fn gradient_column<V: Vector>(y: [V; 4]) -> [V; 6] {
 }
 
 /// Gᵀ of a column.
+///
+/// # Safety
+/// [`Vector`]'s contract.
 #[inline(always)]
 unsafe fn weight_gradient_column<V: Vector>(u: [V; 6]) -> [V; 3] {
-    // SAFETY: the vector's contract, from the caller.
+    // SAFETY: this function's contract.
     unsafe {
         let (near, far) = (u[1].add(u[2]), u[3].add(u[4]));
         let (sixth, minus) = (V::splat(1.0 / 6.0), V::splat(-1.0 / 6.0));
@@ -155,9 +176,9 @@ pub(super) struct Transformed {
     pub pitch: usize,
 }
 
-// SAFETY: only a pointer; its users answer for disjointness.
+// SAFETY: only a pointer. The functions that write through it demand, in their contracts, tiles that nobody else uses.
 unsafe impl Send for Transformed {}
-// SAFETY: as above.
+// SAFETY: a shared `Transformed` gives no more than a copy of the pointer, which may be sent.
 unsafe impl Sync for Transformed {}
 
 impl Transformed {
@@ -168,6 +189,10 @@ impl Transformed {
 }
 
 /// Bᵀ d B of each tile of the input.
+///
+/// # Safety
+/// [`Vector`]'s contract. `x` is valid for reads of its layout, whose halo holds the frame of every tile, as `check` asserts;
+/// `to` is valid for writes of all frequencies of these tiles, and nobody else uses them meanwhile.
 #[inline(always)]
 pub(super) unsafe fn input_tiles<V: Vector>(
     tiles: Range<usize>,
@@ -175,7 +200,7 @@ pub(super) unsafe fn input_tiles<V: Vector>(
     (x, xl): (*const f32, Layout),
     to: Transformed,
 ) {
-    // SAFETY: the halo holds the frame of every tile (checked by `check`); `to` has room for the tiles.
+    // SAFETY: this function's contract: a tile's frame begins one pixel before it and has six rows and columns.
     unsafe {
         let corner = (xl.before - 1) * (xl.row() + xl.pitch);
         for (n, t) in tiles.enumerate() {
@@ -193,10 +218,10 @@ pub(super) unsafe fn input_tiles<V: Vector>(
                         half[i][j] = r[i];
                     }
                 }
-                let at = to.start.add(n * to.pitch + c);
+                let values = to.start.add(n * to.pitch + c);
                 for (i, h) in half.into_iter().enumerate() {
                     for (j, v) in input_column::<V>(h).into_iter().enumerate() {
-                        v.store(at.add((i * 6 + j) * to.step));
+                        v.store(values.add((i * 6 + j) * to.step));
                     }
                 }
             }
@@ -205,6 +230,9 @@ pub(super) unsafe fn input_tiles<V: Vector>(
 }
 
 /// A dY Aᵀ of each tile of the output's gradient.
+///
+/// # Safety
+/// As for [`input_tiles`]; only the 4×4 pixels of a tile are read.
 #[inline(always)]
 pub(super) unsafe fn gradient_tiles<V: Vector>(
     tiles: Range<usize>,
@@ -212,7 +240,7 @@ pub(super) unsafe fn gradient_tiles<V: Vector>(
     (dy, l): (*const f32, Layout),
     to: Transformed,
 ) {
-    // SAFETY: the halo fills every tile (checked by `check`); `to` has room for the tiles.
+    // SAFETY: this function's contract: the halo fills up the last tiles of rows and columns.
     unsafe {
         let corner = l.before * (l.row() + l.pitch);
         for (n, t) in tiles.enumerate() {
@@ -230,10 +258,10 @@ pub(super) unsafe fn gradient_tiles<V: Vector>(
                         half[i][j] = r[i];
                     }
                 }
-                let at = to.start.add(n * to.pitch + c);
+                let values = to.start.add(n * to.pitch + c);
                 for (i, h) in half.into_iter().enumerate() {
                     for (j, v) in gradient_column::<V>(h).into_iter().enumerate() {
-                        v.store(at.add((i * 6 + j) * to.step));
+                        v.store(values.add((i * 6 + j) * to.step));
                     }
                 }
             }
@@ -242,6 +270,10 @@ pub(super) unsafe fn gradient_tiles<V: Vector>(
 }
 
 /// Aᵀ M A of each tile into channels `first..first + channels` of the map, within its borders.
+///
+/// # Safety
+/// [`Vector`]'s contract. `m` is valid for reads of all frequencies of these tiles, y has the layout with at least
+/// first + channels channels, and nobody else uses these tiles of y meanwhile.
 #[inline(always)]
 pub(super) unsafe fn output_tiles<V: Vector>(
     tiles: Range<usize>,
@@ -250,7 +282,7 @@ pub(super) unsafe fn output_tiles<V: Vector>(
     (y, l): (Shared<'_, f32>, Layout),
     (first, channels, add): (usize, usize, bool),
 ) {
-    // SAFETY: `m` holds the tiles; rows and columns are inside the map; portions of tiles are disjoint.
+    // SAFETY: this function's contract; `height` and `width` keep what is written inside the map.
     unsafe {
         for (n, t) in tiles.enumerate() {
             let (image, top, left) = all.place(t);
@@ -271,9 +303,9 @@ pub(super) unsafe fn output_tiles<V: Vector>(
                 }
                 for (i, h) in half.into_iter().enumerate().take(height) {
                     for (j, v) in output_column::<V>(h).into_iter().enumerate().take(width) {
-                        let at = to.add(i * l.row() + j * l.pitch + c);
-                        let v = if add { v.add(V::load(at)) } else { v };
-                        v.store(at);
+                        let pixel = to.add(i * l.row() + j * l.pitch + c);
+                        let v = if add { v.add(V::load(pixel)) } else { v };
+                        v.store(pixel);
                     }
                 }
             }
@@ -282,22 +314,26 @@ pub(super) unsafe fn output_tiles<V: Vector>(
 }
 
 /// Gᵀ U G of the sum of parts, for rows of inputs: \[ky\]\[kx\]\[in\]\[out\].
+///
+/// # Safety
+/// [`Vector`]'s contract. `sums` is valid for reads of all frequencies of all parts, `to` has nine taps of all weights, and
+/// nobody else uses these rows of it meanwhile.
 #[inline(always)]
 pub(super) unsafe fn weight_gradient_rows<V: Vector>(
     rows: Range<usize>,
     (sums, parts, step): (*const f32, usize, usize),
     (to, inputs, outputs): (Shared<'_, f32>, usize, usize),
 ) {
-    // SAFETY: `weight_gradient` makes room for all parts and weights; rows are disjoint.
+    // SAFETY: this function's contract, for which `weight_gradient` grows both buffers.
     unsafe {
         for i in rows {
             for o in (0..outputs).step_by(V::LANES) {
-                let at = i * outputs + o;
+                let weight = i * outputs + o;
                 let mut half = [[V::splat(0.0); 6]; 3];
                 for b in 0..6 {
                     let mut column = [V::splat(0.0); 6];
                     for (a, sum) in column.iter_mut().enumerate() {
-                        let from = sums.add((a * 6 + b) * step + at);
+                        let from = sums.add((a * 6 + b) * step + weight);
                         *sum = V::load(from);
                         for p in 1..parts {
                             *sum = sum.add(V::load(from.add(p * FREQUENCIES * step)));
@@ -310,7 +346,7 @@ pub(super) unsafe fn weight_gradient_rows<V: Vector>(
                 }
                 for (a, h) in half.into_iter().enumerate() {
                     for (b, v) in weight_gradient_column::<V>(h).into_iter().enumerate() {
-                        v.store(to.at((a * 3 + b) * inputs * outputs + at));
+                        v.store(to.at((a * 3 + b) * inputs * outputs + weight));
                     }
                 }
             }

@@ -57,12 +57,12 @@ pub fn forces(y: [f32; 2], affinities: &[f32], xs: &[f32], ys: &[f32]) -> Forces
 mod tests {
     use super::*;
     use pauc_testing::Rounded;
+    use pauc_testing::inputs::wave;
 
     #[test]
     fn forces_are_those_of_loops_in_double_precision() {
         for n in [0, 1, 15, 16, 17, 50] {
-            let wave = |from: f64| (0..n).map(|i| ((from + i as f64) * 1.7).sin() as f32).collect::<Vec<_>>();
-            let (p, xs, ys) = (wave(0.1), wave(0.5), wave(0.9));
+            let (p, xs, ys) = (wave(n, 0.17, 1.7), wave(n, 0.85, 1.7), wave(n, 1.53, 1.7));
             let y = [0.3f32, -0.2];
             let exact = Rounded::exact;
             let mut terms: [Vec<Rounded>; 5] = Default::default();
