@@ -74,8 +74,8 @@ fn main() {
     ] {
         measure(&format!("  one view: {op}"), &small, &format!("[(count: 1, ops: [{op}])]"));
     }
-    let grey = "[(count: 2, ops: [RandomResizedCrop(size: 28), HorizontalFlip(), ColorJitter()])]";
-    measure("two views 28 px grey", &images(2048, 28, 28, 1), grey);
+    let gray = "[(count: 2, ops: [RandomResizedCrop(size: 28), HorizontalFlip(), ColorJitter()])]";
+    measure("two views 28 px gray", &images(2048, 28, 28, 1), gray);
     let large = images(32, 375, 500, 3);
     measure("two SimCLR views 224 px from 500×375", &large, &simclr(224, &exact(23)));
     for op in

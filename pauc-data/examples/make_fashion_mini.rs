@@ -21,8 +21,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut encoder = GzBuilder::new().write(std::fs::File::create(output)?, Compression::best());
     for (part, count) in ["train", "t10k"].into_iter().zip(PER_CLASS) {
         let path = |name: &str| Path::new(folder).join(format!("{part}-{name}.gz"));
-        let all = idx::read_files(&path("images-idx3-ubyte"), &path("labels-idx1-ubyte"))?;
-        for bytes in first_of_each_class(&all, count).to_bytes() {
+        let official = idx::read_files(&path("images-idx3-ubyte"), &path("labels-idx1-ubyte"))?;
+        for bytes in first_of_each_class(&official, count).to_bytes() {
             encoder.write_all(&bytes)?;
         }
     }

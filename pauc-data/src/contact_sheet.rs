@@ -6,7 +6,7 @@ use pauc_traits::{Error, Image, Result};
 const GAP: usize = 2;
 
 /// A PNG file with `images` in rows of `columns`, each in the upper left corner of a cell of the largest one's size,
-/// on white. Grey images become RGB.
+/// on white. Gray images become RGB.
 ///
 /// # Errors
 /// If there are no images or columns, an image has neither 1 nor 3 channels, or the sheet is larger than a PNG
@@ -17,7 +17,7 @@ pub fn contact_sheet(images: &[Image<'_>], columns: usize) -> Result<Vec<u8>> {
         return Err(Error::shape("contact sheet", message));
     }
     if let Some(image) = images.iter().find(|i| !matches!(i.shape.channels, 1 | 3)) {
-        return Err(Error::shape("contact sheet", format!("{} is neither grey nor RGB", image.shape)));
+        return Err(Error::shape("contact sheet", format!("{} is neither gray nor RGB", image.shape)));
     }
     let largest = |side: fn(&Image<'_>) -> usize| images.iter().map(side).max().unwrap_or(0) + GAP;
     let (cell_height, cell_width) = (largest(|i| i.shape.height), largest(|i| i.shape.width));
@@ -30,9 +30,9 @@ pub fn contact_sheet(images: &[Image<'_>], columns: usize) -> Result<Vec<u8>> {
         let c = image.shape.channels;
         for (y, row) in image.pixels.chunks_exact((image.shape.width * c).max(1)).enumerate() {
             let start = ((top + y) * width + left) * 3;
-            let to = sheet[start..start + image.shape.width * 3].as_chunks_mut::<3>().0;
-            for (to, from) in to.iter_mut().zip(row.chunks_exact(c)) {
-                *to = [from[0], from[c / 2], from[c - 1]];
+            let cells = sheet[start..start + image.shape.width * 3].as_chunks_mut::<3>().0;
+            for (cell, pixel) in cells.iter_mut().zip(row.chunks_exact(c)) {
+                *cell = [pixel[0], pixel[c / 2], pixel[c - 1]];
             }
         }
     }
@@ -59,18 +59,18 @@ mod tests {
 
     #[test]
     fn images_lie_in_rows() {
-        let grey = Image::new(ImageShape { height: 1, width: 2, channels: 1 }, vec![10, 20]);
+        let gray = Image::new(ImageShape { height: 1, width: 2, channels: 1 }, vec![10, 20]);
         let rgb = Image::new(ImageShape { height: 2, width: 1, channels: 3 }, vec![1, 2, 3, 4, 5, 6]);
-        let file = contact_sheet(&[grey, rgb.clone(), rgb], 2).unwrap();
+        let file = contact_sheet(&[gray, rgb.clone(), rgb], 2).unwrap();
         let sheet = decode(&file, Default::default(), Path::new("sheet")).unwrap();
         assert_eq!((sheet.shape.height, sheet.shape.width), (10, 10));
-        let at = |y: usize, x: usize| &sheet.pixels[(y * 10 + x) * 3..][..3];
+        let pixel = |y: usize, x: usize| &sheet.pixels[(y * 10 + x) * 3..][..3];
         assert_eq!(
-            [at(2, 2), at(2, 3), at(2, 6), at(3, 6)],
+            [pixel(2, 2), pixel(2, 3), pixel(2, 6), pixel(3, 6)],
             [&[10; 3], &[20; 3], &[1, 2, 3][..], &[4, 5, 6]]
         );
         assert_eq!(
-            [at(6, 2), at(7, 2), at(0, 0), at(3, 2)],
+            [pixel(6, 2), pixel(7, 2), pixel(0, 0), pixel(3, 2)],
             [&[1, 2, 3], &[4, 5, 6], &[255; 3][..], &[255; 3]]
         );
     }
@@ -79,6 +79,6 @@ mod tests {
     fn nothing_makes_no_sheet() {
         assert!(contact_sheet(&[], 3).is_err());
         let two = Image::new(ImageShape { height: 1, width: 1, channels: 2 }, vec![0, 0]);
-        assert!(contact_sheet(&[two], 1).unwrap_err().to_string().contains("neither grey nor RGB"));
+        assert!(contact_sheet(&[two], 1).unwrap_err().to_string().contains("neither gray nor RGB"));
     }
 }

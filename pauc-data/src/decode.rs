@@ -34,7 +34,7 @@ impl Default for Decoding {
 
 /// Decodes a JPEG, PNG, WebP, BMP or GIF file's `bytes` to RGB; the content decides on the format, not the name.
 ///
-/// The orientation that a camera noted is applied. Grey, CMYK and palette images become RGB, transparent ones
+/// The orientation that a camera noted is applied. Gray, CMYK and palette images become RGB, transparent ones
 /// are laid over the background, 16 bits become 8, and of an animation the first picture is taken.
 ///
 /// # Errors
@@ -54,7 +54,7 @@ pub fn decode(bytes: &[u8], how: Decoding, path: &Path) -> Result<Image<'static>
     })
 }
 
-/// A transparent picture over a background: ⌊(α·colour + (255 − α)·background)/255 + ½⌋.
+/// A transparent picture over a background: ⌊(α·color + (255 − α)·background)/255 + ½⌋.
 fn over(picture: DynamicImage, background: [u8; 3]) -> RgbImage {
     let rgba = picture.into_rgba8();
     let (width, height) = rgba.dimensions();
@@ -132,7 +132,7 @@ type Jpeg<'a> = JpegDecoder<ZCursor<&'a [u8]>>;
 
 fn jpeg_header(bytes: &[u8], limit: usize) -> Result<(Jpeg<'_>, (usize, usize), Orientation), String> {
     let options = DecoderOptions::default()
-        .set_strict_mode(true) // else what is missing or damaged comes out grey, without a word
+        .set_strict_mode(true) // else what is missing or damaged comes out gray, without a word
         .set_max_width(usize::MAX)
         .set_max_height(usize::MAX)
         .jpeg_set_out_colorspace(ColorSpace::RGB);
@@ -188,17 +188,17 @@ mod tests {
         bytes.into_inner()
     }
 
-    fn colours() -> RgbImage {
+    fn colors() -> RgbImage {
         RgbImage::from_fn(7, 5, |x, y| image::Rgb([x as u8 * 30, y as u8 * 50, 128]))
     }
 
     #[test]
     fn lossless_formats_come_back() {
-        let picture = DynamicImage::from(colours());
+        let picture = DynamicImage::from(colors());
         for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::WebP] {
             let bytes = encoded(&picture, format);
             let image = decode(&bytes, limit(35), Path::new("a")).unwrap();
-            assert_eq!(*image.pixels, *colours().as_raw(), "{format:?}");
+            assert_eq!(*image.pixels, *colors().as_raw(), "{format:?}");
             assert_eq!(dimensions(&bytes, 35, Path::new("a")).unwrap(), (5, 7));
             let text = decode(&bytes, limit(34), Path::new("a.png")).unwrap_err().to_string();
             assert!(
@@ -209,21 +209,21 @@ mod tests {
     }
 
     #[test]
-    fn grey_wide_and_transparent_pictures_become_rgb() {
-        let grey = DynamicImage::from(colours()).into_luma8();
+    fn gray_wide_and_transparent_pictures_become_rgb() {
+        let gray = DynamicImage::from(colors()).into_luma8();
         let image =
-            decode(&encoded(&grey.clone().into(), ImageFormat::Png), limit(99), Path::new("a")).unwrap();
-        assert!(image.pixels.as_chunks::<3>().0.iter().zip(grey.iter()).all(|(p, g)| *p == [*g; 3]));
-        let wide = DynamicImage::from(colours()).into_rgb16();
+            decode(&encoded(&gray.clone().into(), ImageFormat::Png), limit(99), Path::new("a")).unwrap();
+        assert!(image.pixels.as_chunks::<3>().0.iter().zip(gray.iter()).all(|(p, g)| *p == [*g; 3]));
+        let wide = DynamicImage::from(colors()).into_rgb16();
         let image = decode(&encoded(&wide.into(), ImageFormat::Png), limit(99), Path::new("a")).unwrap();
-        assert_eq!(*image.pixels, *colours().as_raw());
+        assert_eq!(*image.pixels, *colors().as_raw());
         // Transparency: nothing of the background, nothing but it, and half of each.
         for (alpha, part) in [(255, 0.0), (0, 1.0), (128, 127.0 / 255.0)] {
-            let mut picture = DynamicImage::from(colours()).into_rgba8();
+            let mut picture = DynamicImage::from(colors()).into_rgba8();
             picture.pixels_mut().for_each(|p| p.0[3] = alpha);
             let how = Decoding { background: [10, 20, 250], ..limit(99) };
             let image = decode(&encoded(&picture.into(), ImageFormat::Png), how, Path::new("a")).unwrap();
-            for (i, (v, c)) in image.pixels.iter().zip(colours().as_raw()).enumerate() {
+            for (i, (v, c)) in image.pixels.iter().zip(colors().as_raw()).enumerate() {
                 let want = f64::from(*c) * (1.0 - part) + f64::from([10u8, 20, 250][i % 3]) * part;
                 // The nearest whole number of a fraction of 255, and the rounding of `want`.
                 assert_within!(*v, want, 127.0 / 255.0 + tolerance::f64(5, 255.0), "{alpha} {i}");
@@ -253,8 +253,8 @@ mod tests {
             let size = (image.shape.height, image.shape.width);
             assert_eq!(dimensions(&bytes, 128, Path::new("a")).unwrap(), size);
             // Where the bright half is: right, left (turned by 180°), below (by 90°), above (by 270°).
-            let at = |y: usize, x: usize| image.pixels[(y * size.1 + x) * 3] > 128;
-            let corners = [at(0, 0), at(0, size.1 - 1), at(size.0 - 1, 0)];
+            let bright = |y: usize, x: usize| image.pixels[(y * size.1 + x) * 3] > 128;
+            let corners = [bright(0, 0), bright(0, size.1 - 1), bright(size.0 - 1, 0)];
             let (want, wanted_size) = match orientation {
                 Some(3) => ([true, false, true], (8, 16)),
                 Some(6) => ([false, false, true], (16, 8)),
@@ -268,16 +268,16 @@ mod tests {
     #[test]
     fn damage_is_an_error_wherever_it_is() {
         let photograph = photograph(None);
-        let png = encoded(&colours().into(), ImageFormat::Png);
-        for whole in [&photograph, &png] {
-            for end in 0..whole.len() - 12 {
-                let result = decode(&whole[..end], limit(1000), Path::new("cut.jpg"));
+        let png = encoded(&colors().into(), ImageFormat::Png);
+        for file in [&photograph, &png] {
+            for end in 0..file.len() - 12 {
+                let result = decode(&file[..end], limit(1000), Path::new("cut.jpg"));
                 assert!(result.unwrap_err().to_string().starts_with("cut.jpg: cannot be read"), "{end}");
             }
-            for at in 0..whole.len() {
+            for place in 0..file.len() {
                 // Any single damaged byte: a picture or an error, but no panic.
-                let mut bytes = whole.clone();
-                bytes[at] ^= 0x55;
+                let mut bytes = file.clone();
+                bytes[place] ^= 0x55;
                 drop(decode(&bytes, limit(1000), Path::new("a")));
                 drop(dimensions(&bytes, 1000, Path::new("a")));
             }

@@ -74,7 +74,7 @@ pub struct LoaderOptions {
     pub threads: usize,
     /// How many batches may be prepared ahead of the one that is asked for, at least 1.
     pub prefetch: usize,
-    /// Whether batches hold 8-bit values, which whoever reads them normalises.
+    /// Whether batches hold 8-bit values, which whoever reads them normalizes.
     pub bytes: bool,
 }
 
@@ -89,7 +89,7 @@ impl LoaderOptions {
         LoaderOptions { batch, seed: 0, order: Order::Sequential, threads: 1, prefetch: 2, bytes: false }
     }
 
-    /// For a device that normalises images itself and leaves the processor's cores to the loader: 8-bit values, prepared by
+    /// For a device that normalizes images itself and leaves the processor's cores to the loader: 8-bit values, prepared by
     /// all of the process's threads but one.
     pub fn for_accelerator(self) -> Self {
         let threads = rayon::current_num_threads().saturating_sub(1).max(1);
@@ -121,8 +121,8 @@ pub struct Throughput {
     pub read: Duration,
     /// Time for augmentations, all views.
     pub augment: Duration,
-    /// Time for normalisation, all views.
-    pub normalise: Duration,
+    /// Time for normalization, all views.
+    pub normalize: Duration,
     /// Time that whoever asked for batches had to wait for them.
     pub waited: Duration,
 }
@@ -134,7 +134,7 @@ impl Throughput {
             images: self.images - earlier.images,
             read: self.read - earlier.read,
             augment: self.augment - earlier.augment,
-            normalise: self.normalise - earlier.normalise,
+            normalize: self.normalize - earlier.normalize,
             waited: self.waited - earlier.waited,
         }
     }
@@ -145,7 +145,7 @@ struct Stages {
     images: AtomicU64,
     read: Timer,
     augment: Timer,
-    normalise: Timer,
+    normalize: Timer,
     waited: Timer,
 }
 
@@ -214,9 +214,9 @@ impl Loader {
     pub fn throughput(&self) -> Throughput {
         let s = &self.work.stages;
         let images = s.images.load(Ordering::Relaxed);
-        let [read, augment, normalise, waited] =
-            [&s.read, &s.augment, &s.normalise, &s.waited].map(Timer::total);
-        Throughput { images, read, augment, normalise, waited }
+        let [read, augment, normalize, waited] =
+            [&s.read, &s.augment, &s.normalize, &s.waited].map(Timer::total);
+        Throughput { images, read, augment, normalize, waited }
     }
 
     /// The source that the batches come from.
@@ -283,27 +283,29 @@ impl Work {
         let pipeline = &self.pipeline;
         let sizes: Vec<usize> = (0..pipeline.len()).map(|v| pipeline.shape(v).len()).collect();
         let start = |(v, n): (usize, &usize)| match self.options.bytes {
-            false => Pixels::Normalised(vec![0.0; n * ids.len()]),
+            false => Pixels::Normalized(vec![0.0; n * ids.len()]),
             true => Pixels::Bytes { values: vec![0; n * ids.len()], normal: pipeline.normal(v).clone() },
         };
         let mut views: Vec<Pixels> = sizes.iter().enumerate().map(start).collect();
         for (i, &id) in ids.iter().enumerate() {
             let began = Instant::now();
             let image = self.source.image(id as usize)?;
-            let mut at = self.stages.read.add(began);
+            let mut now = self.stages.read.add(began);
             for (v, (view, n)) in views.iter_mut().zip(&sizes).enumerate() {
                 let mut rng = stream(self.options.seed, Purpose::View, epoch, u64::from(id), v as u64);
                 let borrowed = pauc_traits::Image { shape: image.shape, pixels: (&*image.pixels).into() };
-                let made = pipeline.augment(borrowed, v, &mut rng);
-                at = self.stages.augment.add(at);
-                let made = match view {
-                    Pixels::Normalised(view) => pipeline.normalise(&made, v, &mut view[i * n..(i + 1) * n]),
+                let augmented = pipeline.augment(borrowed, v, &mut rng);
+                now = self.stages.augment.add(now);
+                let written = match view {
+                    Pixels::Normalized(view) => {
+                        pipeline.normalize(&augmented, v, &mut view[i * n..(i + 1) * n])
+                    }
                     Pixels::Bytes { values, .. } => pipeline
-                        .checked(&made, v, *n)
+                        .checked(&augmented, v, *n)
                         .map(|bytes| values[i * n..(i + 1) * n].copy_from_slice(bytes)),
                 };
-                at = self.stages.normalise.add(at);
-                made.map_err(|e| match e {
+                now = self.stages.normalize.add(now);
+                written.map_err(|e| match e {
                     Error::Shape { operation, message } => {
                         Error::shape(format!("image {id}, {operation}"), message)
                     }

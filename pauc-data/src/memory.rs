@@ -120,12 +120,12 @@ impl Moments {
     /// Mean and standard deviation of each channel, in 0..1.
     pub(crate) fn statistics(&self) -> Vec<(f32, f32)> {
         let n = self.count.max(1) as f64;
-        let of = |&(sum, squares): &(u64, u64)| {
+        let moments = |&(sum, squares): &(u64, u64)| {
             let mean = sum as f64 / n;
             let variance = (squares as f64 / n - mean * mean).max(0.0);
             ((mean / 255.0) as f32, (variance.sqrt() / 255.0) as f32)
         };
-        self.sums.iter().map(of).collect()
+        self.sums.iter().map(moments).collect()
     }
 }
 

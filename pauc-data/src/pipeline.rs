@@ -1,4 +1,4 @@
-//! From an image to the normalised numbers that an encoder reads.
+//! From an image to the normalized numbers that an encoder reads.
 
 use multiversion::multiversion;
 use pauc_traits::dataset::Augmentation;
@@ -17,7 +17,7 @@ component! {
     }
 }
 
-/// One view's steps, the shape that they end with, and its normalisation.
+/// One view's steps, the shape that they end with, and its normalization.
 #[derive(Clone, Debug)]
 struct View {
     ops: Vec<Arc<dyn Augmentation>>,
@@ -28,7 +28,7 @@ struct View {
     normal: Arc<[(f32, f32)]>,
 }
 
-/// Turns images into views: augmented, normalised, `f32`, channels last.
+/// Turns images into views: augmented, normalized, `f32`, channels last.
 ///
 /// A pixel v of channel c becomes (v/255 − mean_c)/deviation_c, with the dataset's statistics or those of a step
 /// `Normalize`.
@@ -86,8 +86,8 @@ impl ViewPipeline {
         statistics: &[(f32, f32)],
     ) -> Result<Self> {
         let steps = specs.iter().take(1).flat_map(|s| &s.ops).flat_map(|op| expand(op.value.clone()));
-        let kept = steps.filter(|op| op.is_crop_or_flip() || op.evaluation().is_some());
-        Self::new(vec![kept.collect()], input, statistics)
+        let geometric = steps.filter(|op| op.is_crop_or_flip() || op.evaluation().is_some());
+        Self::new(vec![geometric.collect()], input, statistics)
     }
 
     fn new(
@@ -122,7 +122,7 @@ impl ViewPipeline {
             if stated.next().is_some() {
                 return Err(Error::config("views: more than one Normalize in a view; keep one"));
             }
-            // A channel without any contrast is centred and left at its scale.
+            // A channel without any contrast is centered and left at its scale.
             let scale = |deviation: f32| if deviation > 0.0 { deviation } else { 1.0 };
             let chosen: Vec<(f32, f32)> = chosen.into_iter().map(|(mean, d)| (mean, scale(d))).collect();
             let normal = chosen.iter().map(|&(mean, d)| (1.0 / (255.0 * d), -mean / d)).collect();
@@ -146,7 +146,7 @@ impl ViewPipeline {
         self.views[view].shape
     }
 
-    /// Mean and deviation of each channel that view `view` is normalised with.
+    /// Mean and deviation of each channel that view `view` is normalized with.
     pub fn statistics(&self, view: usize) -> &[(f32, f32)] {
         &self.views[view].statistics
     }
@@ -157,19 +157,19 @@ impl ViewPipeline {
     /// If the image does not come out with the view's shape: it is not of the dataset's shape.
     pub fn apply(&self, image: Image<'_>, view: usize, rng: &mut Stream, out: &mut [f32]) -> Result<()> {
         let image = self.augment(image, view, rng);
-        self.normalise(&image, view, out)
+        self.normalize(&image, view, out)
     }
 
-    /// Factor and shift of each channel that 8-bit values of view `view` are normalised with.
+    /// Factor and shift of each channel that 8-bit values of view `view` are normalized with.
     pub fn normal(&self, view: usize) -> &Arc<[(f32, f32)]> {
         &self.views[view].normal
     }
 
-    /// Writes an augmented image of view `view` to `out`, normalised.
+    /// Writes an augmented image of view `view` to `out`, normalized.
     ///
     /// # Errors
     /// As [`ViewPipeline::apply`].
-    pub fn normalise(&self, image: &Image<'_>, view: usize, out: &mut [f32]) -> Result<()> {
+    pub fn normalize(&self, image: &Image<'_>, view: usize, out: &mut [f32]) -> Result<()> {
         scale(self.checked(image, view, out.len())?, self.normal(view), out);
         Ok(())
     }
@@ -193,7 +193,7 @@ impl ViewPipeline {
         ))
     }
 
-    /// The augmented image of view `view`, before normalisation: what previews show.
+    /// The augmented image of view `view`, before normalization: what previews show.
     pub fn augment<'a>(&self, image: Image<'a>, view: usize, rng: &mut Stream) -> Image<'a> {
         self.views[view].ops.iter().fold(image, |image, op| op.apply(image, rng))
     }
@@ -211,12 +211,12 @@ fn scale(pixels: &[u8], normal: &[(f32, f32)], out: &mut [f32]) {
             const LANES: usize = 48;
             let factors: [f32; LANES] = std::array::from_fn(|i| [r, g, b][i % 3].0);
             let shifts: [f32; LANES] = std::array::from_fn(|i| [r, g, b][i % 3].1);
-            let (whole, rest) = out.as_chunks_mut::<LANES>();
+            let (blocks, remainder) = out.as_chunks_mut::<LANES>();
             let (pixels, last) = pixels.as_chunks::<LANES>();
-            for (o, p) in whole.iter_mut().zip(pixels) {
+            for (o, p) in blocks.iter_mut().zip(pixels) {
                 (0..LANES).for_each(|i| o[i] = f32::from(p[i]) * factors[i] + shifts[i]);
             }
-            for (i, (o, p)) in rest.iter_mut().zip(last).enumerate() {
+            for (i, (o, p)) in remainder.iter_mut().zip(last).enumerate() {
                 *o = f32::from(*p) * factors[i] + shifts[i];
             }
         }
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn normalisation_is_its_formula() {
+    fn normalization_is_its_formula() {
         let views =
             ViewPipeline::training(&specs("[(count: 1, ops: [])]"), Some(SHAPE), &STATISTICS).unwrap();
         let pixels: Vec<u8> = (0..SHAPE.len()).map(|i| (i * 29 % 256) as u8).collect();
@@ -296,11 +296,11 @@ mod tests {
 
     #[test]
     fn stated_numbers_replace_the_datasets() {
-        let one = |ops: &str| specs(&format!("[(count: 1, ops: [{ops}])]"));
+        let view = |ops: &str| specs(&format!("[(count: 1, ops: [{ops}])]"));
         let stated = "HorizontalFlip(p: 0.0), Normalize(mean: [0.5, 0.4, 0.3], deviation: [0.2, 0.3, 0.4])";
         for views in [
-            ViewPipeline::training(&one(stated), Some(SHAPE), &STATISTICS).unwrap(),
-            ViewPipeline::evaluation(&one(stated), Some(SHAPE), &STATISTICS).unwrap(),
+            ViewPipeline::training(&view(stated), Some(SHAPE), &STATISTICS).unwrap(),
+            ViewPipeline::evaluation(&view(stated), Some(SHAPE), &STATISTICS).unwrap(),
         ] {
             let mut out = vec![0.0; SHAPE.len()];
             let image = Image::new(SHAPE, vec![51; SHAPE.len()]);
@@ -313,7 +313,7 @@ mod tests {
             }
             assert_eq!(views.statistics(0)[2], (0.3, 0.4));
         }
-        let twice = one(&format!("{stated}, {stated}"));
+        let twice = view(&format!("{stated}, {stated}"));
         assert!(ViewPipeline::training(&twice, Some(SHAPE), &STATISTICS).is_err());
     }
 
@@ -325,8 +325,8 @@ mod tests {
         assert!(error("[]", Some(SHAPE)).contains("there are none"));
         assert!(error("[(ops: [HorizontalFlip()])]", None).contains("add RandomResizedCrop"));
         assert!(error("[(ops: [RandomCrop(size: 90)])]", Some(SHAPE)).contains("size 90"));
-        let grey = ImageShape { channels: 1, ..SHAPE };
-        assert!(error("[(ops: [])]", Some(grey)).contains("statistics of 3"));
+        let gray = ImageShape { channels: 1, ..SHAPE };
+        assert!(error("[(ops: [])]", Some(gray)).contains("statistics of 3"));
     }
 
     #[test]

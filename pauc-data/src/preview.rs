@@ -60,7 +60,7 @@ mod tests {
         let specs: Vec<ViewSpec> = pauc_traits::component_ron::options()
             .from_str("[(ops: [RandomResizedCrop(size: 4), ColorJitter()])]")
             .unwrap();
-        // Normalised values are those of pixels, up to four roundings: 1/255, 255·1/255, its inverse, the
+        // Normalized values are those of pixels, up to four roundings: 1/255, 255·1/255, its inverse, the
         // product.
         let unit = [(0.0, 1.0 / 255.0); 3];
         let views = ViewPipeline::training(&specs, Some(shape), &unit).unwrap();

@@ -20,8 +20,9 @@ pub struct Speed {
     pub read: f64,
     /// Images a second of one thread that does nothing but augment, all views.
     pub augment: f64,
-    /// Images a second of one thread that does nothing but normalise, all views.
-    pub normalise: f64,
+    /// Images a second of one thread that does nothing but normalize, all views.
+    #[serde(rename = "normalise")]
+    pub normalize: f64,
 }
 
 /// Loads batches for about `time` after a first round that is not counted, in which caches fill.
@@ -57,15 +58,16 @@ pub fn measure(
     rates.sort_by(f64::total_cmp);
     let after = loader.throughput();
     let images = after.images - before.images;
-    let rate =
-        |of: fn(&Throughput) -> Duration| images as f64 / (of(&after) - of(&before)).as_secs_f64().max(1e-9);
+    let rate = |stage: fn(&Throughput) -> Duration| {
+        images as f64 / (stage(&after) - stage(&before)).as_secs_f64().max(1e-9)
+    };
     Ok(Speed {
         threads,
         images,
         images_per_second: rates[rates.len() / 2],
         read: rate(|t| t.read),
         augment: rate(|t| t.augment),
-        normalise: rate(|t| t.normalise),
+        normalize: rate(|t| t.normalize),
     })
 }
 
@@ -86,7 +88,7 @@ mod tests {
         for threads in [0, 2] {
             let speed = measure(&source, &views, Count::lit(5), threads, Duration::from_millis(1)).unwrap();
             assert!(speed.images >= 5 && speed.images.is_multiple_of(5));
-            for rate in [speed.images_per_second, speed.read, speed.augment, speed.normalise] {
+            for rate in [speed.images_per_second, speed.read, speed.augment, speed.normalize] {
                 assert!(rate.is_finite() && rate > 0.0, "{speed:?}");
             }
         }

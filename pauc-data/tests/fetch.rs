@@ -29,7 +29,7 @@ enum Manner {
 struct Server {
     url: String,
     /// The value of `Range` of each request; empty without one.
-    asked: Arc<Mutex<Vec<String>>>,
+    ranges: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
@@ -37,8 +37,8 @@ impl Server {
     fn new(content: Vec<u8>, manner: Manner) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/sets/", listener.local_addr().unwrap());
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let seen = asked.clone();
+        let ranges = Arc::new(Mutex::new(Vec::new()));
+        let recorded = ranges.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
@@ -52,17 +52,17 @@ impl Server {
                         range = r.to_string();
                     }
                 }
-                let before = seen.lock().unwrap().len();
-                seen.lock().unwrap().push(range.clone());
+                let before = recorded.lock().unwrap().len();
+                recorded.lock().unwrap().push(range.clone());
                 // A client that hung up is of no concern.
                 let _ = stream.write_all(&answer(&content, manner, &range, before));
             }
         });
-        Server { url, asked }
+        Server { url, ranges }
     }
 
     fn requests(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
+        self.ranges.lock().unwrap().clone()
     }
 }
 
@@ -74,16 +74,16 @@ fn answer(content: &[u8], manner: Manner, range: &str, before: usize) -> Vec<u8>
         return head(&format!("{status} No"), "", 0);
     }
     let parts = !matches!(manner, Manner::NoRanges | Manner::BreaksWithoutRanges(_));
-    let mut from = range.strip_prefix("bytes=").and_then(|r| r.strip_suffix('-')?.parse::<usize>().ok());
-    from = from.filter(|_| parts);
-    if from.is_some_and(|f| f >= content.len()) {
+    let mut start = range.strip_prefix("bytes=").and_then(|r| r.strip_suffix('-')?.parse::<usize>().ok());
+    start = start.filter(|_| parts);
+    if start.is_some_and(|f| f >= content.len()) {
         return head("416 Range", &format!("Content-Range: bytes */{}\r\n", content.len()), 0);
     }
     if manner == Manner::WrongPart {
-        from = from.map(|f| f - 1);
+        start = start.map(|f| f - 1);
     }
-    let body = &content[from.unwrap_or(0)..];
-    let mut out = match from {
+    let body = &content[start.unwrap_or(0)..];
+    let mut out = match start {
         Some(f) => {
             let range = format!("Content-Range: bytes {f}-{}/{}\r\n", content.len() - 1, content.len());
             head("206 Partial Content", &range, body.len())
@@ -270,27 +270,27 @@ fn archives_are_unpacked_whole_or_not_at_all() {
     };
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("in/it");
-    let whole = archive(&[("tiny/a.bin", b"12345"), ("tiny/notes", b"n"), ("tiny/../../escaped", b"x")]);
+    let complete = archive(&[("tiny/a.bin", b"12345"), ("tiny/notes", b"n"), ("tiny/../../escaped", b"x")]);
     // A half-unpacked folder of an interrupted try is no obstacle.
     std::fs::create_dir_all(root.join(".tiny.part")).unwrap();
-    let (done, requests) = go(&whole, &root);
+    let (done, requests) = go(&complete, &root);
     assert_eq!((done.unwrap(), requests), (Fetched::Now, 1));
     assert_eq!(
         (names(&root), names(&root.join("tiny"))),
         (vec!["tiny".into()], vec!["a.bin".into(), "notes".into()])
     );
     assert!(!folder.path().join("in/escaped").exists() && !folder.path().join("escaped").exists());
-    let (done, requests) = go(&whole, &root);
+    let (done, requests) = go(&complete, &root);
     assert_eq!((done.unwrap(), requests), (Fetched::AlreadyThere, 0));
     // A member that is too short: neither what is there nor what comes is taken for the set.
     std::fs::write(root.join("tiny/a.bin"), b"123").unwrap();
-    let text = go(&whole, &root).0.unwrap_err().to_string();
+    let text = go(&complete, &root).0.unwrap_err().to_string();
     assert!(text.contains("not complete"), "{text}");
     let short = archive(&[("tiny/a.bin", b"1234")]);
     let other = folder.path().join("other");
     let text = go(&short, &other).0.unwrap_err().to_string();
     assert!(text.contains("a.bin has 4 bytes in it, 5 expected") && !other.join("tiny").exists(), "{text}");
-    let cut = &whole[..whole.len() / 2];
+    let cut = &complete[..complete.len() / 2];
     let third = folder.path().join("third");
     assert!(go(cut, &third).0.is_err() && !third.join("tiny").exists());
 }

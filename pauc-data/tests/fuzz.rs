@@ -41,7 +41,7 @@ enum Damage {
 fn damage() -> impl Strategy<Value = Vec<(f64, Damage)>> {
     let words =
         prop_oneof![Just(0), Just(1), Just(0x7fff_ffff), Just(u32::MAX), Just(0xffff_0000), any::<u32>()];
-    let one = prop_oneof![
+    let act = prop_oneof![
         4 => any::<u8>().prop_map(Damage::Flip),
         3 => words.prop_map(Damage::Word),
         1 => Just(Damage::Cut),
@@ -51,26 +51,26 @@ fn damage() -> impl Strategy<Value = Vec<(f64, Damage)>> {
     ];
     // Headers are short, and most of what can go wrong is in them.
     let place = prop_oneof![0.0..1.0, (0.0..1.0f64).prop_map(|v| v * v * v * v)];
-    vec((place, one), 1..4)
+    vec((place, act), 1..4)
 }
 
 fn damaged(whole: &[u8], acts: &[(f64, Damage)]) -> Vec<u8> {
     let mut bytes = whole.to_vec();
     for (place, act) in acts {
-        let at = (place * bytes.len() as f64) as usize;
-        let end = |n: &u16| (at + usize::from(*n)).min(bytes.len());
+        let start = (place * bytes.len() as f64) as usize;
+        let end = |n: &u16| (start + usize::from(*n)).min(bytes.len());
         match act {
-            Damage::Flip(mask) => bytes.get_mut(at).into_iter().for_each(|b| *b ^= mask),
+            Damage::Flip(mask) => bytes.get_mut(start).into_iter().for_each(|b| *b ^= mask),
             Damage::Word(word) => {
-                bytes.iter_mut().skip(at).zip(word.to_be_bytes()).for_each(|(b, w)| *b = w);
+                bytes.iter_mut().skip(start).zip(word.to_be_bytes()).for_each(|(b, w)| *b = w);
             }
-            Damage::Cut => bytes.truncate(at),
-            Damage::Insert(more) => drop(bytes.splice(at..at, more.iter().copied())),
+            Damage::Cut => bytes.truncate(start),
+            Damage::Insert(more) => drop(bytes.splice(start..start, more.iter().copied())),
             Damage::Repeat(n) => {
-                let part = bytes[at..end(n)].to_vec();
-                drop(bytes.splice(at..at, part));
+                let part = bytes[start..end(n)].to_vec();
+                drop(bytes.splice(start..start, part));
             }
-            Damage::Drop(n) => drop(bytes.drain(at..end(n))),
+            Damage::Drop(n) => drop(bytes.drain(start..end(n))),
         }
     }
     bytes
@@ -117,8 +117,8 @@ fn pictures() {
         bytes.into_inner()
     };
     use image::ImageFormat::{Bmp, Gif, Png, WebP};
-    let made = [Png, Gif, WebP, Bmp].map(encoded);
-    let mut files: Vec<&[u8]> = made.iter().map(Vec::as_slice).collect();
+    let lossless = [Png, Gif, WebP, Bmp].map(encoded);
+    let mut files: Vec<&[u8]> = lossless.iter().map(Vec::as_slice).collect();
     files.push(include_bytes!("golden/halves.jpg"));
     files.push(include_bytes!("odd/progressive.jpg"));
     files.push(include_bytes!("odd/cmyk.jpg"));
@@ -138,8 +138,8 @@ fn pictures() {
 #[test]
 fn idx_files() {
     let _alone = alone();
-    let all = idx::Labelled { height: 5, width: 4, pixels: vec![7; 400], labels: vec![1; 20] };
-    let [images, labels] = all.to_bytes();
+    let labeled = idx::Labeled { height: 5, width: 4, pixels: vec![7; 400], labels: vec![1; 20] };
+    let [images, labels] = labeled.to_bytes();
     for (bytes, part) in [(images, idx::Part::Images), (labels, idx::Part::Labels)] {
         fuzz(&[&bytes], 2000, MIB, |b| idx::read_part(&mut &*b, part, Path::new("a")).is_ok());
     }
@@ -148,11 +148,8 @@ fn idx_files() {
 #[test]
 fn npy_files() {
     let _alone = alone();
-    let mut header = "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 3, 4), }".to_string();
-    header.push_str(&" ".repeat(117 - header.len()));
-    header.push('\n');
-    let mut file = b"\x93NUMPY\x01\x00v\x00".to_vec();
-    file.extend(header.bytes().chain(0..24));
+    let pixels: Vec<u8> = (0..24).collect();
+    let file = pauc_testing::npy::file("|u1", false, "(2, 3, 4)", &pixels);
     fuzz(&[&file], 3000, MIB, |b| npy::parse(b.to_vec(), Path::new("a")).is_ok());
 }
 

@@ -1,7 +1,7 @@
 //! Pixels against torchvision's functional operations on Pillow images, with fixed parameters.
 #![allow(clippy::unwrap_used)] // the whole file is a test
 
-use pauc_data::pixels::{Filter, Rect, blur, colour::Planes, geometry, resample};
+use pauc_data::pixels::{Filter, Rect, blur, color::Planes, geometry, resample};
 use pauc_traits::{Image, ImageShape};
 use serde_json::Value;
 
@@ -13,7 +13,7 @@ fn size(value: &Value) -> usize {
     usize::try_from(value.as_u64().unwrap()).unwrap()
 }
 
-fn coloured(image: &Image<'static>, change: impl Fn(&mut Planes)) -> Image<'static> {
+fn colored(image: &Image<'static>, change: impl Fn(&mut Planes)) -> Image<'static> {
     let mut planes = Planes::new(image);
     change(&mut planes);
     let mut out = image.clone();
@@ -36,7 +36,7 @@ fn run(name: &str, config: &Value, image: &Image<'static>) -> Image<'static> {
             let (short, crop) = (size(&config["resize_short"]), size(&config["crop"]));
             // The input is 37 rows of 45 columns: rows are the short side.
             let resized = resample::resize(image, whole, short, short * 45 / 37, filter);
-            let (top, left) = Rect::centre(resized.shape, crop, crop);
+            let (top, left) = Rect::center(resized.shape, crop, crop);
             geometry::crop(&resized, top, left, crop, crop)
         }
         "hflip" => {
@@ -44,12 +44,12 @@ fn run(name: &str, config: &Value, image: &Image<'static>) -> Image<'static> {
             geometry::flip_horizontally(&mut out);
             out
         }
-        "brightness" => coloured(image, |p| p.brightness(number("factor") as f32)),
-        "contrast" => coloured(image, |p| p.contrast(number("factor") as f32)),
-        "saturation" => coloured(image, |p| p.saturation(number("factor") as f32)),
-        "hue" | "hue_neg" => coloured(image, |p| p.hue(number("factor") as f32)),
-        "grayscale" => coloured(image, Planes::greyscale),
-        "solarize" => coloured(image, |p| p.solarize(number("threshold") as f32)),
+        "brightness" => colored(image, |p| p.brightness(number("factor") as f32)),
+        "contrast" => colored(image, |p| p.contrast(number("factor") as f32)),
+        "saturation" => colored(image, |p| p.saturation(number("factor") as f32)),
+        "hue" | "hue_neg" => colored(image, |p| p.hue(number("factor") as f32)),
+        "grayscale" => colored(image, Planes::grayscale),
+        "solarize" => colored(image, |p| p.solarize(number("threshold") as f32)),
         "gaussian_blur_pil" => {
             let mut out = image.clone();
             blur::pillow(&mut out, number("sigma"));
@@ -110,8 +110,8 @@ fn rotation_and_equalisation_agree_with_pillow() {
         let angle = case["config"]["angle"].as_f64();
         let mut out = match name {
             "equalize/grey" => {
-                let grey = coloured(&image, Planes::greyscale);
-                let plane: Vec<u8> = grey.pixels.iter().step_by(3).copied().collect();
+                let gray = colored(&image, Planes::grayscale);
+                let plane: Vec<u8> = gray.pixels.iter().step_by(3).copied().collect();
                 Image::new(ImageShape { channels: 1, ..shape }, plane)
             }
             "equalize/dark" => Image::new(shape, image.pixels.iter().map(|v| v / 16).collect::<Vec<_>>()),

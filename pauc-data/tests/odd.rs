@@ -1,6 +1,6 @@
 //! Pictures that other decoders stumbled over, and what another one made of them.
 //!
-//! The files are from the tests of the jpeg-decoder crate (MIT licence, `odd/LICENSE`); each `.png` beside a `.jpg`
+//! The files are from the tests of the jpeg-decoder crate (MIT license, `odd/LICENSE`); each `.png` beside a `.jpg`
 //! holds its pixels as a reference decoder sees them.
 #![allow(clippy::unwrap_used)] // the whole file is a test
 
@@ -13,7 +13,7 @@ fn read(name: &str) -> Vec<u8> {
 
 #[test]
 fn every_kind_of_jpeg_has_the_pixels_of_its_reference() {
-    for name in ["progressive", "cmyk", "grey", "restarts", "non-interleaved"] {
+    for name in ["progressive", "cmyk", "gray", "restarts", "non-interleaved"] {
         let how = Decoding::default();
         let image = decode(&read(&format!("{name}.jpg")), how, Path::new(name)).unwrap();
         let want = decode(&read(&format!("{name}.png")), how, Path::new(name)).unwrap();
@@ -21,8 +21,8 @@ fn every_kind_of_jpeg_has_the_pixels_of_its_reference() {
         let off = image.pixels.iter().zip(want.pixels.iter()).map(|(a, b)| f64::from(a.abs_diff(*b)));
         let (sum, most) = off.fold((0.0, 0.0f64), |(s, m), d| (s + d, m.max(d)));
         let mean = sum / image.pixels.len() as f64;
-        // A wrong colour space or order is far off. Each decoder's samples may be off by a level (IEEE 1180),
-        // and interpolated colour by half a level more. So two decoders differ by up to 2 in luma and 3 in
+        // A wrong color space or order is far off. Each decoder's samples may be off by a level (IEEE 1180),
+        // and interpolated color by half a level more. So two decoders differ by up to 2 in luma and 3 in
         // chroma; blue has 1.772 times its chroma, and both round it.
         let farthest = 2.0 + 1.772 * 3.0 + 1.0;
         // The mean is below the deviation of those roundings, each of variance 1/12: luma, chroma, its
@@ -63,7 +63,7 @@ fn wide_palettes_and_first_pictures() {
     let image = decode(&bytes, Decoding::default(), Path::new("a")).unwrap();
     assert_eq!((image.pixels.len(), image.pixels[0]), (36, 200), "the first of two");
 
-    // A palette whose second colour is half transparent, over a stated background.
+    // A palette whose second color is half transparent, over a stated background.
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, 2, 1);
     encoder.set_color(png::ColorType::Indexed);

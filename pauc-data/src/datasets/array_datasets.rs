@@ -47,12 +47,6 @@ pub struct Array {
 }
 
 impl Array {
-    /// The bytes that an array of `shape` has, if that is a possible number.
-    pub(super) fn size(shape: &[usize], number: Number) -> Option<usize> {
-        let all = shape.iter().try_fold(number.bytes(), |n, s| n.checked_mul(*s));
-        all.filter(|n| *n < 1 << 40)
-    }
-
     fn damaged(&self, message: String) -> Error {
         Error::damaged(&self.origin, message)
     }
@@ -63,7 +57,7 @@ impl Array {
             return Err(self.damaged(format!("has {:?} values; labels are one after the other", self.shape)));
         }
         let size = self.number.bytes();
-        let one = |(i, bytes): (usize, &[u8])| {
+        let label = |(i, bytes): (usize, &[u8])| {
             let signed = matches!(self.number, Number::Signed(_)) && bytes[size - 1] >= 0x80;
             let value = bytes.iter().rev().fold(0u64, |n, b| (n << 8) | u64::from(*b));
             match u32::try_from(value) {
@@ -71,7 +65,7 @@ impl Array {
                 _ => Err(self.damaged(format!("label {i} is not one of 0..{}", (1 << 20) - 1))),
             }
         };
-        self.bytes.chunks_exact(size).enumerate().map(one).collect()
+        self.bytes.chunks_exact(size).enumerate().map(label).collect()
     }
 
     /// The array as images.
@@ -169,15 +163,15 @@ mod tests {
     fn layouts_become_pixels() {
         use pauc_traits::dataset::ImageSource;
         let bytes: Vec<u8> = (0..24).collect();
-        let of =
+        let images =
             |shape: &[usize], layout| array(shape, Number::Unsigned(1), bytes.clone()).images(layout, None);
-        let first = of(&[2, 3, 2, 2], Layout::ChannelsFirst).unwrap();
+        let first = images(&[2, 3, 2, 2], Layout::ChannelsFirst).unwrap();
         assert_eq!(*first.image(1).unwrap().pixels, [12, 16, 20, 13, 17, 21, 14, 18, 22, 15, 19, 23]);
-        assert_eq!(of(&[2, 2, 2, 3], Layout::ChannelsLast).unwrap().pixels(), bytes);
-        assert_eq!(of(&[2, 3, 4], Layout::ChannelsFirst).unwrap().shape().unwrap().to_string(), "3×4×1");
-        assert!(of(&[2, 3, 2, 2], Layout::ChannelsLast).unwrap_err().to_string().contains("2 channels"));
-        assert!(of(&[24], Layout::ChannelsLast).unwrap_err().to_string().contains("N×H×W"));
-        assert!(of(&[0, 3, 4], Layout::ChannelsLast).is_err());
+        assert_eq!(images(&[2, 2, 2, 3], Layout::ChannelsLast).unwrap().pixels(), bytes);
+        assert_eq!(images(&[2, 3, 4], Layout::ChannelsFirst).unwrap().shape().unwrap().to_string(), "3×4×1");
+        assert!(images(&[2, 3, 2, 2], Layout::ChannelsLast).unwrap_err().to_string().contains("2 channels"));
+        assert!(images(&[24], Layout::ChannelsLast).unwrap_err().to_string().contains("N×H×W"));
+        assert!(images(&[0, 3, 4], Layout::ChannelsLast).is_err());
         assert!(array(&[1, 1, 3], Number::Signed(1), vec![0; 3]).images(Layout::ChannelsLast, None).is_err());
     }
 

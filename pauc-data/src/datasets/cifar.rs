@@ -24,7 +24,7 @@ pub struct Records<const N: usize> {
 /// Reads `files`, one after the other; label kind i has `classes[i]` classes.
 ///
 /// # Errors
-/// If a file cannot be opened, is no whole number of records, or has a label that is none.
+/// If a file cannot be opened, its length is not a multiple of a record's, or a label is out of range.
 pub fn read<const N: usize>(files: &[PathBuf], classes: [usize; N], remedy: &str) -> Result<Records<N>> {
     let mut records = Records { pixels: Vec::new(), labels: [(); N].map(|()| Vec::new()) };
     for path in files {
@@ -41,21 +41,21 @@ fn append<const N: usize>(
     path: &Path,
 ) -> Result<()> {
     let size = N + SHAPE.len();
-    let rest = bytes.len() % size;
-    if bytes.is_empty() || rest != 0 {
-        let whole = bytes.len() / size;
+    let remainder = bytes.len() % size;
+    if bytes.is_empty() || remainder != 0 {
+        let complete = bytes.len() / size;
         return Err(Error::damaged(
             path,
             format!(
-                "is truncated: records of {size} bytes expected, {} bytes found ({whole} records and {rest} bytes); \
+                "is truncated: records of {size} bytes expected, {} bytes found ({complete} records and {remainder} bytes); \
                  fetch it again",
                 bytes.len()
             ),
         ));
     }
-    let at = records.pixels.len();
-    records.pixels.resize(at + bytes.len() / size * SHAPE.len(), 0);
-    let pictures = records.pixels[at..].chunks_exact_mut(SHAPE.len());
+    let start = records.pixels.len();
+    records.pixels.resize(start + bytes.len() / size * SHAPE.len(), 0);
+    let pictures = records.pixels[start..].chunks_exact_mut(SHAPE.len());
     for (i, (record, picture)) in bytes.chunks_exact(size).zip(pictures).enumerate() {
         let (labels, planes) = record.split_at(N);
         for ((label, classes), list) in labels.iter().zip(classes).zip(&mut records.labels) {

@@ -1,7 +1,7 @@
 //! A small part of Fashion-MNIST, compiled in.
 
 use super::fashion_mnist;
-use super::idx::{self, Labelled, Part};
+use super::idx::{self, Labeled, Part};
 use crate::MemoryImages;
 use flate2::read::GzDecoder;
 use pauc_traits::dataset::{Place, Splits};
@@ -9,11 +9,11 @@ use pauc_traits::{Dataset, Result, component};
 use std::path::Path;
 
 component! {
-    /// 5 000 training and 1 000 test pictures of Fashion-MNIST, which need no files: 28×28 grey, 10 classes.
+    /// 5 000 training and 1 000 test pictures of Fashion-MNIST, which need no files: 28×28 gray, 10 classes.
     ///
     /// For every class the first 500 of the official training file and the first 100 of the official test file, in
     /// the order of those files. Accuracies are not comparable with those on the whole of Fashion-MNIST. Copyright
-    /// 2017 Zalando SE, MIT licence. Source: Xiao, Rasul & Vollgraf, *Fashion-MNIST*, 2017.
+    /// 2017 Zalando SE, MIT license. Source: Xiao, Rasul & Vollgraf, *Fashion-MNIST*, 2017.
     pub struct FashionMini: Dataset {}
 }
 
@@ -25,10 +25,10 @@ static BYTES: &[u8] = include_bytes!("../../data/fashion-mini.idx.gz");
 pub const PER_CLASS: [usize; 2] = [500, 100];
 
 /// The first `count` images of each class, in their order.
-pub fn first_of_each_class(all: &Labelled, count: usize) -> Labelled {
+pub fn first_of_each_class(all: &Labeled, count: usize) -> Labeled {
     let mut taken = [0; 256];
     let size = all.height * all.width;
-    let mut part = Labelled { pixels: Vec::new(), labels: Vec::new(), ..*all };
+    let mut part = Labeled { pixels: Vec::new(), labels: Vec::new(), ..*all };
     for (image, &label) in all.pixels.chunks_exact(size).zip(&all.labels) {
         if taken[usize::from(label)] < count {
             taken[usize::from(label)] += 1;
@@ -46,8 +46,8 @@ impl Dataset for FashionMini {
         let mut part = || -> Result<MemoryImages> {
             let images = idx::read_part(&mut stream, Part::Images, origin)?;
             let labels = idx::read_part(&mut stream, Part::Labels, origin)?;
-            let all = Labelled::join(images, labels, [origin, origin])?;
-            all.into_images(fashion_mnist::CLASSES.len(), origin)
+            let labeled = Labeled::join(images, labels, [origin, origin])?;
+            labeled.into_images(fashion_mnist::CLASSES.len(), origin)
         };
         let (train, test) = (part()?, part()?);
         idx::finish(train, test, &fashion_mnist::CLASSES, "Fashion-MNIST, first 500 + 100 of each class")
@@ -63,10 +63,10 @@ mod tests {
 
     #[test]
     fn the_content_is_the_official_one() {
-        let mut all = Vec::new();
-        GzDecoder::new(BYTES).read_to_end(&mut all).unwrap();
+        let mut content = Vec::new();
+        GzDecoder::new(BYTES).read_to_end(&mut content).unwrap();
         assert_eq!(
-            blake3::hash(&all).to_hex().as_str(),
+            blake3::hash(&content).to_hex().as_str(),
             "a633969021e4a497fcaa946959530659163b3dc73f15f39547ab6e1f686b4853"
         );
         assert!(BYTES.len() <= 3_000_000);
@@ -92,7 +92,7 @@ mod tests {
             let part = |f: fn(f64) -> f64, pixels: &[u8]| {
                 pixels.iter().map(|p| f(f64::from(*p) / 255.0)).sum::<f64>() / pixels.len() as f64
             };
-            let both: Vec<(f64, f64)> = members
+            let statistics: Vec<(f64, f64)> = members
                 .map(|i| {
                     let pixels = splits.train.image(i).unwrap().pixels;
                     let (m, q) = (part(|v| v, &pixels), part(|v| v * v, &pixels));
@@ -100,7 +100,7 @@ mod tests {
                 })
                 .collect();
             // Every class has its share of the sample, so that only deviations from its own mean count.
-            let (ms, ds): (Vec<f64>, Vec<f64>) = both.into_iter().unzip();
+            let (ms, ds): (Vec<f64>, Vec<f64>) = statistics.into_iter().unzip();
             let around = |all: Vec<f64>| all.iter().map(|v| v - mean(&all).0).collect::<Vec<_>>();
             means.extend(around(ms));
             deviations.extend(around(ds));
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn the_selection_takes_the_first_of_each_class() {
-        let all = Labelled { height: 1, width: 1, pixels: vec![9, 8, 7, 6, 5], labels: vec![1, 0, 1, 1, 0] };
+        let all = Labeled { height: 1, width: 1, pixels: vec![9, 8, 7, 6, 5], labels: vec![1, 0, 1, 1, 0] };
         let part = first_of_each_class(&all, 2);
         assert_eq!((part.pixels, part.labels), (vec![9, 8, 7, 5], vec![1, 0, 1, 0]));
     }

@@ -20,7 +20,7 @@ pub const CLASSES: [&str; 10] = [
 ];
 
 component! {
-    /// Fashion-MNIST: 60 000 training and 10 000 test pictures of clothes, 28×28 grey, 10 classes.
+    /// Fashion-MNIST: 60 000 training and 10 000 test pictures of clothes, 28×28 gray, 10 classes.
     ///
     /// Reads the four official IDX files, compressed or not. Source: Xiao, Rasul & Vollgraf, *Fashion-MNIST*, 2017;
     /// files at <https://github.com/zalandoresearch/fashion-mnist> or in Debian's package `dataset-fashion-mnist`.

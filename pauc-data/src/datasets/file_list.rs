@@ -1,7 +1,7 @@
 //! Pictures named in a table.
 
 use super::cannot_open;
-use super::pictures::{self, Files, Found, locator::Locator, number_labels, picture_set};
+use super::pictures::{self, Files, Pictures, locator::Locator, number_labels, picture_set};
 use pauc_traits::dataset::{Place, Splits};
 use pauc_traits::{Dataset, Error, Result, UnitInterval};
 use std::fs::File;
@@ -50,12 +50,13 @@ struct Columns {
 impl Columns {
     /// The columns that a first line names, if it does: its first known word has to be one for the path.
     fn named(line: &csv::StringRecord) -> Option<Self> {
-        let at = |names: &[&str]| line.iter().position(|c| names.contains(&c.trim().to_lowercase().as_str()));
+        let column =
+            |names: &[&str]| line.iter().position(|c| names.contains(&c.trim().to_lowercase().as_str()));
         Some(Columns {
-            path: at(&["path", "file", "filename", "file_name", "image"])?,
-            label: at(&["label", "class", "coarse"]),
-            fine: at(&["fine", "fine_label"]),
-            split: at(&["split"]),
+            path: column(&["path", "file", "filename", "file_name", "image"])?,
+            label: column(&["label", "class", "coarse"]),
+            fine: column(&["fine", "fine_label"]),
+            split: column(&["split"]),
         })
     }
 
@@ -65,16 +66,16 @@ impl Columns {
 }
 
 /// Reads a table; `origin` names it in errors.
-pub(super) fn read_table(from: impl Read, origin: &Path) -> Result<Table> {
-    let mut from = BufReader::new(from);
-    let start = from.fill_buf().map_err(|e| Error::io(origin, e))?;
+pub(super) fn read_table(text: impl Read, origin: &Path) -> Result<Table> {
+    let mut text = BufReader::new(text);
+    let start = text.fill_buf().map_err(|e| Error::io(origin, e))?;
     let first = start.split(|b| *b == b'\n').next().unwrap_or_default();
     let delimiter = if first.contains(&b'\t') { b'\t' } else { b',' };
     let mut lines = csv::ReaderBuilder::new()
         .has_headers(false)
         .delimiter(delimiter)
         .trim(csv::Trim::All)
-        .from_reader(from);
+        .from_reader(text);
     let mut table = Table::default();
     let mut columns: Option<Columns> = None;
     for record in lines.records() {
@@ -96,19 +97,19 @@ pub(super) fn read_table(from: impl Read, origin: &Path) -> Result<Table> {
                 chosen
             }
         };
-        let cell = |at: usize, what: &str| match record.get(at).map(str::trim) {
+        let cell = |column: usize, what: &str| match record.get(column).map(str::trim) {
             Some(text) if !text.is_empty() => Ok(text.to_string()),
             _ => Err(Error::damaged(origin, format!("line {line} has no {what}"))),
         };
         table.paths.push(cell(columns.path, "path")?);
-        if let (Some(at), Some(labels)) = (columns.label, &mut table.labels) {
-            labels.push(cell(at, "label")?);
+        if let (Some(label), Some(labels)) = (columns.label, &mut table.labels) {
+            labels.push(cell(label, "label")?);
         }
-        if let (Some(at), Some(fine)) = (columns.fine, &mut table.fine) {
-            fine.push(cell(at, "finer label")?);
+        if let (Some(fine), Some(fine_labels)) = (columns.fine, &mut table.fine) {
+            fine_labels.push(cell(fine, "finer label")?);
         }
-        if let (Some(at), Some(test)) = (columns.split, &mut table.test) {
-            test.push(match cell(at, "split")?.to_lowercase().as_str() {
+        if let (Some(split), Some(test)) = (columns.split, &mut table.test) {
+            test.push(match cell(split, "split")?.to_lowercase().as_str() {
                 "train" => false,
                 "test" | "val" | "validation" => true,
                 other => {
@@ -147,34 +148,34 @@ impl Table {
 impl Dataset for FileList {
     fn open(&self, place: &Place) -> Result<Splits> {
         let list = place.resolve(&self.list);
-        let whole = Table::open(&list)?;
-        let (train, test) = match (&self.test, &whole.test) {
+        let table = Table::open(&list)?;
+        let (train, test) = match (&self.test, &table.test) {
             (Some(_), Some(_)) => {
                 return Err(Error::damaged(&list, "has a column `split`, and `test` names another table"));
             }
-            (Some(path), None) => (whole, Some(Table::open(&place.resolve(path))?)),
-            (None, Some(_)) => (whole.part(false), Some(whole.part(true))),
-            (None, None) => (whole, None),
+            (Some(path), None) => (table, Some(Table::open(&place.resolve(path))?)),
+            (None, Some(_)) => (table.part(false), Some(table.part(true))),
+            (None, None) => (table, None),
         };
         let root = match (&self.root, list.parent()) {
             (Some(root), _) => place.resolve(root),
             (None, Some(folder)) => folder.to_path_buf(),
             (None, None) => place.base.clone(),
         };
-        let found = self.number(&list, &root, train, test)?;
-        pictures::open(&list.display().to_string(), &list, found, &self.reading(), place)
+        let pictures = self.number(&list, &root, train, test)?;
+        pictures::open(&list.display().to_string(), &list, pictures, &self.reading(), place)
     }
 }
 
 impl FileList {
-    fn number(&self, list: &Path, root: &Path, train: Table, test: Option<Table>) -> Result<Found> {
+    fn number(&self, list: &Path, root: &Path, train: Table, test: Option<Table>) -> Result<Pictures> {
         let empty = Vec::new();
-        let columns = |of: fn(&Table) -> &Option<Vec<String>>| -> Option<[&Vec<String>; 2]> {
-            let tests = test.as_ref().map_or(Some(&empty), |t| of(t).as_ref());
-            Some([of(&train).as_ref()?, tests?])
+        let columns = |column: fn(&Table) -> &Option<Vec<String>>| -> Option<[&Vec<String>; 2]> {
+            let tests = test.as_ref().map_or(Some(&empty), |t| column(t).as_ref());
+            Some([column(&train).as_ref()?, tests?])
         };
-        let numbered = |of| {
-            columns(of).map(|[a, b]| {
+        let numbered = |column| {
+            columns(column).map(|[a, b]| {
                 let (names, mut labels) = number_labels(&[a, b]);
                 (names, labels.pop().unwrap_or_default(), labels.pop().unwrap_or_default())
             })
@@ -196,16 +197,16 @@ impl FileList {
         }
         let (test_fine, train_fine) = numbered(|t| &t.fine).map_or((None, None), |n| (Some(n.1), Some(n.2)));
         let files = |table: &Table, labels, other_labels| Files {
-            at: table.paths.iter().map(|p| Locator::file(root.join(p), root)).collect(),
+            locators: table.paths.iter().map(|p| Locator::file(root.join(p), root)).collect(),
             labels,
             other_labels,
         };
-        let all = files(&train, train_labels, train_fine);
+        let train = files(&train, train_labels, train_fine);
         let (train, test) = match &test {
-            Some(table) => (all, Some(files(table, test_labels, test_fine))),
-            None => all.split(self.test_fraction.get()),
+            Some(table) => (train, Some(files(table, test_labels, test_fine))),
+            None => train.split(self.test_fraction.get()),
         };
-        Ok(Found { train, test, classes, notes: Vec::new() })
+        Ok(Pictures { train, test, classes, notes: Vec::new() })
     }
 }
 
@@ -254,8 +255,8 @@ mod tests {
         );
         write("4.png\n7.png\n");
         assert_eq!(open(folder.path(), "test_fraction: 0").unwrap().train.labels(), None);
-        let all: String = (0..10).map(|i| format!("{i}.png,{}\n", i % 2)).collect();
-        write(&all);
+        let table: String = (0..10).map(|i| format!("{i}.png,{}\n", i % 2)).collect();
+        write(&table);
         let splits = open(folder.path(), "test_fraction: 0.2").unwrap();
         let mut labels = splits.test.unwrap().labels().unwrap().to_vec();
         labels.sort_unstable();

@@ -30,9 +30,9 @@ pub enum Part {
 /// The sizes that a header states, and the bytes that follow it.
 pub type Content = (Vec<usize>, Vec<u8>);
 
-/// Grey images of one size and their labels.
+/// Gray images of one size and their labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Labelled {
+pub struct Labeled {
     /// Rows of an image.
     pub height: usize,
     /// Columns of an image.
@@ -43,7 +43,7 @@ pub struct Labelled {
     pub labels: Vec<u8>,
 }
 
-impl Labelled {
+impl Labeled {
     /// Images and labels together; `origins` name them in errors.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ impl Labelled {
         if height == 0 || width == 0 {
             return Err(Error::damaged(origins[0], format!("has images of {height}×{width} pixels")));
         }
-        Ok(Labelled { height, width, pixels, labels })
+        Ok(Labeled { height, width, pixels, labels })
     }
 
     /// The two files' bytes, images first.
@@ -79,11 +79,11 @@ impl Labelled {
 
     /// The images as a source, after a check that every label names one of `classes`.
     pub(super) fn into_images(self, classes: usize, origin: &Path) -> Result<MemoryImages> {
-        if let Some(at) = self.labels.iter().position(|l| usize::from(*l) >= classes) {
-            let label = self.labels[at];
+        if let Some(image) = self.labels.iter().position(|l| usize::from(*l) >= classes) {
+            let label = self.labels[image];
             return Err(Error::damaged(
                 origin,
-                format!("label {label} of image {at} is not one of 0..{}", classes - 1),
+                format!("label {label} of image {image} is not one of 0..{}", classes - 1),
             ));
         }
         let shape = ImageShape { height: self.height, width: self.width, channels: 1 };
@@ -95,7 +95,7 @@ impl Labelled {
 ///
 /// # Errors
 /// If the header is not the part's, or the stream ends early.
-pub fn read_part(from: &mut dyn Read, part: Part, origin: &Path) -> Result<Content> {
+pub fn read_part(stream: &mut dyn Read, part: Part, origin: &Path) -> Result<Content> {
     let magic = part as u32;
     let failed = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::UnexpectedEof
@@ -107,15 +107,15 @@ pub fn read_part(from: &mut dyn Read, part: Part, origin: &Path) -> Result<Conte
     };
     let mut word = || -> Result<u32> {
         let mut bytes = [0; 4];
-        from.read_exact(&mut bytes).map_err(failed)?;
+        stream.read_exact(&mut bytes).map_err(failed)?;
         Ok(u32::from_be_bytes(bytes))
     };
-    let found = word()?;
-    if found != magic {
+    let start = word()?;
+    if start != magic {
         return Err(Error::damaged(
             origin,
             format!(
-                "is not the IDX file it should be: magic number {magic:#010x} expected, {found:#010x} found"
+                "is not the IDX file it should be: magic number {magic:#010x} expected, {start:#010x} found"
             ),
         ));
     }
@@ -126,7 +126,7 @@ pub fn read_part(from: &mut dyn Read, part: Part, origin: &Path) -> Result<Conte
         size.ok_or_else(|| Error::damaged(origin, format!("has an impossible header: sizes {sizes:?}")))?;
     // Memory grows with what is there, not with what the header claims.
     let mut content = Vec::new();
-    let outcome = from.take(size as u64).read_to_end(&mut content);
+    let outcome = stream.take(size as u64).read_to_end(&mut content);
     if content.len() < size {
         let why = outcome.err().map(|e| format!(" ({e})")).unwrap_or_default();
         return Err(Error::damaged(
@@ -152,7 +152,7 @@ fn open(path: &Path) -> Result<Box<dyn Read>> {
 ///
 /// # Errors
 /// If a file cannot be opened or is damaged.
-pub fn read_files(images: &Path, labels: &Path) -> Result<Labelled> {
+pub fn read_files(images: &Path, labels: &Path) -> Result<Labeled> {
     let file = |path: &Path, part| -> Result<Content> {
         let mut stream = open(path)?;
         let content = read_part(&mut *stream, part, path)?;
@@ -166,7 +166,7 @@ pub fn read_files(images: &Path, labels: &Path) -> Result<Labelled> {
             Err(e) => Err(Error::damaged(path, format!("is damaged at its end ({e}); fetch it again"))),
         }
     };
-    Labelled::join(file(images, Part::Images)?, file(labels, Part::Labels)?, [images, labels])
+    Labeled::join(file(images, Part::Images)?, file(labels, Part::Labels)?, [images, labels])
 }
 
 /// The path of an official file: compressed or not, with the official name or with the dot that some copies have.
@@ -223,12 +223,12 @@ pub(super) mod tests {
     use pauc_traits::dataset::{Dataset, Place};
     use std::io::Write;
 
-    pub fn tiny(count: usize) -> Labelled {
+    pub fn tiny(count: usize) -> Labeled {
         let pixels = (0..count * 6).map(|i| (i * 11 % 256) as u8).collect();
-        Labelled { height: 2, width: 3, pixels, labels: (0..count).map(|i| (i % 10) as u8).collect() }
+        Labeled { height: 2, width: 3, pixels, labels: (0..count).map(|i| (i % 10) as u8).collect() }
     }
 
-    fn gzip(bytes: &[u8]) -> Vec<u8> {
+    pub fn gzip(bytes: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(bytes).unwrap();
         encoder.finish().unwrap()
@@ -236,8 +236,8 @@ pub(super) mod tests {
 
     /// Writes the four files, the training images compressed and the rest plain.
     pub fn write(folder: &Path) {
-        for (part, all) in [("train", tiny(20)), ("t10k", tiny(10))] {
-            let [images, labels] = all.to_bytes();
+        for (part, labeled) in [("train", tiny(20)), ("t10k", tiny(10))] {
+            let [images, labels] = labeled.to_bytes();
             std::fs::write(folder.join(format!("{part}-images-idx3-ubyte.gz")), gzip(&images)).unwrap();
             std::fs::write(folder.join(format!("{part}-labels-idx1-ubyte")), labels).unwrap();
         }
@@ -271,8 +271,8 @@ pub(super) mod tests {
         );
         let text = error(|f| {
             let path = f.join("train-images-idx3-ubyte.gz");
-            let whole = std::fs::read(&path).unwrap();
-            std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+            let complete = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &complete[..complete.len() / 2]).unwrap();
         });
         assert!(text.contains("train-images"), "{text}");
         let text =
@@ -288,9 +288,9 @@ pub(super) mod tests {
         });
         assert!(text.contains("goes on after the 10 bytes"), "{text}");
         let text = error(|f| {
-            let mut all = tiny(10);
-            all.labels[4] = 10;
-            std::fs::write(f.join("t10k-labels-idx1-ubyte"), &all.to_bytes()[1]).unwrap();
+            let mut labeled = tiny(10);
+            labeled.labels[4] = 10;
+            std::fs::write(f.join("t10k-labels-idx1-ubyte"), &labeled.to_bytes()[1]).unwrap();
         });
         assert!(text.contains("label 10 of image 4"), "{text}");
         let text = error(|f| {

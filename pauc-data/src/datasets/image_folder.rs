@@ -14,7 +14,7 @@ picture_set! {
     /// `root` has a folder `train`, that one is read, and `val`, `validation` or `test` beside it holds the test
     /// images; otherwise a share of each class, the same in every run, is kept for testing. Hidden files and files
     /// with other endings are passed over. All images become RGB, upright as the camera noted. The statistics for
-    /// normalisation are those of up to 512 evenly spaced training images.
+    /// normalization are those of up to 512 evenly spaced training images.
     pub struct ImageFolder {
         /// The folder.
         pub root: PathBuf,
@@ -26,8 +26,8 @@ picture_set! {
 impl Dataset for ImageFolder {
     fn open(&self, place: &Place) -> Result<Splits> {
         let root = place.resolve(&self.root);
-        let found = scan::scan(&root, self.test_fraction.get(), None)?;
-        pictures::open(&root.display().to_string(), &root, found, &self.reading(), place)
+        let pictures = scan::scan(&root, self.test_fraction.get(), None)?;
+        pictures::open(&root.display().to_string(), &root, pictures, &self.reading(), place)
     }
 }
 

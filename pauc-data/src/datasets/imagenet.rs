@@ -32,7 +32,7 @@ picture_set! {
     }
 }
 
-/// The list, one id a line, as its authors order it. Copyright 2020 Yonglong Tian, BSD 2-clause licence.
+/// The list, one id a line, as its authors order it. Copyright 2020 Yonglong Tian, BSD 2-clause license.
 static IMAGENET100: &str = include_str!("../../data/imagenet100.txt");
 
 /// The ids of ImageNet100 in sorted order.
@@ -68,18 +68,18 @@ impl Dataset for ImageNet {
                 (Some(&*list), "ImageNet100 (classes of contrastive multiview coding")
             }
         };
-        let found = scan::scan(&root, 0.0, only)?;
-        if let Some(other) = found.classes.iter().find(|c| !is_id(c)) {
+        let pictures = scan::scan(&root, 0.0, only)?;
+        if let Some(other) = pictures.classes.iter().find(|c| !is_id(c)) {
             let message = "is no class of ImageNet, whose folders are called as n01440764 is; read other folders with ImageFolder";
             return Err(Error::damaged(root.join("train").join(other), message));
         }
-        if found.classes.is_empty() {
+        if pictures.classes.is_empty() {
             let message = "has pictures but no class folders; ImageNet's validation pictures have to be moved into folders of their classes";
             return Err(Error::damaged(&root, message));
         }
         let close = if only.is_some() { ", list " } else { " (classes " };
-        let title = format!("{name}{close}{})", digest(&found.classes));
-        pictures::open(&title, &root, found, &self.reading(), place)
+        let title = format!("{name}{close}{})", digest(&pictures.classes));
+        pictures::open(&title, &root, pictures, &self.reading(), place)
     }
 
     fn published(&self) -> Option<Published> {
@@ -87,7 +87,7 @@ impl Dataset for ImageNet {
             ImageNetSubset::All => (1_281_167, 50_000, 1000),
             ImageNetSubset::ImageNet100 => (126_689, 5_000, 100),
         };
-        Some(Published { train, test, shape: None, channels: 3, classes, labelled: true })
+        Some(Published { train, test, shape: None, channels: 3, classes, labeled: true })
     }
 }
 
@@ -122,8 +122,8 @@ mod tests {
             picture(&folder.path().join(format!("train/{id}/a.JPEG")), i as u8);
             picture(&folder.path().join(format!("val/{id}/b.JPEG")), i as u8);
         }
-        let all = open(folder.path(), "").unwrap();
-        assert_eq!((all.classes.len(), &*all.classes[0]), (102, "n00000001"));
+        let imagenet = open(folder.path(), "").unwrap();
+        assert_eq!((imagenet.classes.len(), &*imagenet.classes[0]), (102, "n00000001"));
         let part = open(folder.path(), "subset: ImageNet100").unwrap();
         assert_eq!((part.train.len(), part.train.labels().unwrap()[99]), (100, 99));
         let test = part.test.as_ref().unwrap();

@@ -6,7 +6,7 @@ use pauc_traits::{Dataset, ImageShape, Result, component};
 use std::path::PathBuf;
 
 component! {
-    /// MNIST: 60 000 training and 10 000 test pictures of handwritten digits, 28×28 grey, 10 classes.
+    /// MNIST: 60 000 training and 10 000 test pictures of handwritten digits, 28×28 gray, 10 classes.
     ///
     /// Reads the four official IDX files, compressed or not. Source: LeCun, Cortes & Burges, *The MNIST database of
     /// handwritten digits*, 1998.

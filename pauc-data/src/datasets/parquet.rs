@@ -3,7 +3,7 @@
 mod read;
 
 use super::pictures::locator::{Archive, Content, Locator};
-use super::pictures::{self, Files, Found, number_labels, picture_set};
+use super::pictures::{self, Files, Pictures, number_labels, picture_set};
 use pauc_traits::dataset::{Place, Splits};
 use pauc_traits::{Count, Dataset, Error, Result, UnitInterval};
 use read::{Columns, Table};
@@ -39,19 +39,19 @@ fn files(root: &Path) -> Result<Vec<PathBuf>> {
     }
     let entries = std::fs::read_dir(root)
         .map_err(|_| Error::NotFound { path: root.to_path_buf(), remedy: remedy.into() })?;
-    let mut found = Vec::new();
+    let mut paths = Vec::new();
     for entry in entries {
         let path = entry.map_err(|e| Error::io(root, e))?.path();
         let hidden = path.file_name().is_none_or(|n| n.to_string_lossy().starts_with('.'));
         if !hidden && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet")) && path.is_file() {
-            found.push(path);
+            paths.push(path);
         }
     }
-    found.sort();
-    if found.is_empty() {
+    paths.sort();
+    if paths.is_empty() {
         return Err(Error::damaged(root, format!("has no Parquet files; {remedy}")));
     }
-    Ok(found)
+    Ok(paths)
 }
 
 /// Whether a file holds test images, by its name.
@@ -63,7 +63,7 @@ fn is_test(path: &Path) -> bool {
 /// Pictures and the texts of their labels.
 #[derive(Default)]
 struct Rows {
-    at: Vec<Locator>,
+    locators: Vec<Locator>,
     labels: Vec<String>,
 }
 
@@ -71,12 +71,12 @@ impl Rows {
     fn add(&mut self, path: &Path, table: Table) {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let archive = Arc::new(Archive { path: path.to_path_buf(), content: Content::Unpacked(table.bytes) });
-        let mut at = 0;
+        let mut offset = 0;
         for (row, len) in table.lengths.iter().enumerate() {
             // With the file's name: what a picture is called decides whether it is kept for testing.
             let name = format!("{name} row {row}");
-            self.at.push(Locator::Part { archive: archive.clone(), name, at, len: *len });
-            at += len;
+            self.locators.push(Locator::Part { archive: archive.clone(), name, offset, len: *len });
+            offset += len;
         }
         self.labels.extend(table.labels.unwrap_or_default());
     }
@@ -86,24 +86,24 @@ impl Dataset for Parquet {
     fn open(&self, place: &Place) -> Result<Splits> {
         let root = place.resolve(&self.root);
         let columns = Columns { image: self.image.as_deref(), label: self.label.as_deref() };
-        let (mut train, mut test, mut names, mut labelled) = (Rows::default(), Rows::default(), None, None);
+        let (mut train, mut test, mut names, mut labeled) = (Rows::default(), Rows::default(), None, None);
         let mut left = (self.encoded_limit.get() as u64) << 20;
         for path in files(&root)? {
             let table = read::read(&path, &columns, &mut left)?;
-            if labelled.is_some_and(|l| l != table.labels.is_some()) {
+            if labeled.is_some_and(|l| l != table.labels.is_some()) {
                 return Err(Error::damaged(&path, "has labels and another file has none, or the reverse"));
             }
-            labelled = Some(table.labels.is_some());
+            labeled = Some(table.labels.is_some());
             names = names.or_else(|| table.names.clone());
             if is_test(&path) { &mut test } else { &mut train }.add(&path, table);
         }
-        if train.at.is_empty() {
+        if train.locators.is_empty() {
             std::mem::swap(&mut train, &mut test); // nothing but a file of test images
         }
         let (mut classes, mut labels) = (Vec::new(), [None, None]);
-        if labelled == Some(true) {
-            let (found, numbers) = number_labels(&[&train.labels, &test.labels]);
-            classes = found;
+        if labeled == Some(true) {
+            let (names_of_classes, numbers) = number_labels(&[&train.labels, &test.labels]);
+            classes = names_of_classes;
             let mut numbers = numbers.into_iter().map(Some);
             labels = [numbers.next().flatten(), numbers.next().flatten()];
             if let Some(names) = names {
@@ -111,15 +111,15 @@ impl Dataset for Parquet {
             }
         }
         let [train_labels, test_labels] = labels;
-        let files = |rows: Rows, labels| Files { at: rows.at, labels, other_labels: None };
-        let tests = (!test.at.is_empty()).then(|| files(test, test_labels));
+        let files = |rows: Rows, labels| Files { locators: rows.locators, labels, other_labels: None };
+        let tests = (!test.locators.is_empty()).then(|| files(test, test_labels));
         let train = files(train, train_labels);
         let (train, test) = match tests {
             Some(tests) => (train, Some(tests)),
             None => train.split(self.test_fraction.get()),
         };
-        let found = Found { train, test, classes, notes: Vec::new() };
-        pictures::open(&root.display().to_string(), &root, found, &self.reading(), place)
+        let pictures = Pictures { train, test, classes, notes: Vec::new() };
+        pictures::open(&root.display().to_string(), &root, pictures, &self.reading(), place)
     }
 }
 

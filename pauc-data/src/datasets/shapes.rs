@@ -12,9 +12,9 @@ use std::f32::consts::{PI, TAU};
 component! {
     /// Procedural RGB pictures of shapes, for tests and quick trials without files.
     ///
-    /// Each picture shows one shape at a random place, angle, size and colour on a background of another random
-    /// colour with a gradient, and noise. The label is the shape; the finer label is the shape with its texture
-    /// (plain, stripes, checks). Colour and place say nothing about either, so pixels alone tell little, while a
+    /// Each picture shows one shape at a random place, angle, size and color on a background of another random
+    /// color with a gradient, and noise. The label is the shape; the finer label is the shape with its texture
+    /// (plain, stripes, checks). Color and place say nothing about either, so pixels alone tell little, while a
     /// network that learns contours tells shapes apart. Test images, a fifth as many, come from streams of their
     /// own.
     pub struct Shapes: Dataset {
@@ -76,7 +76,7 @@ fn inside(shape: u32, u: f32, v: f32) -> bool {
     match shape {
         0 => r < 0.8,
         1 => u.abs().max(v.abs()) < 0.7,
-        // The three edges of a regular triangle have distance ½ from the centre.
+        // The three edges of a regular triangle have distance ½ from the center.
         2 => (0..3).all(|i| {
             let a = TAU * i as f32 / 3.0;
             u * a.cos() + v * a.sin() < 0.5
@@ -98,16 +98,16 @@ fn draw(shape: u32, texture: u32, size: usize, pixels: &mut [u8], rng: &mut Stre
     let room = size as f32 / 2.0 - radius * 0.9;
     let (x0, y0) = (size as f32 / 2.0 + between(-room, room), size as f32 / 2.0 + between(-room, room));
     let (sin, cos) = between(0.0, TAU).sin_cos();
-    let mut colour = || [(); 3].map(|()| between(30.0, 225.0));
-    let ground = colour();
-    // Another colour until it stands out; the ninth is taken anyhow, pushed away from the ground.
+    let mut color = || [(); 3].map(|()| between(30.0, 225.0));
+    let ground = color();
+    // Another color until it stands out; the ninth is taken anyhow, pushed away from the ground.
     let distance = |a: &[f32; 3]| a.iter().zip(&ground).map(|(a, b)| (a - b).abs()).sum::<f32>();
-    let mut figure = colour();
+    let mut figure = color();
     for _ in 0..8 {
         if distance(&figure) > 150.0 {
             break;
         }
-        figure = colour();
+        figure = color();
     }
     if distance(&figure) <= 150.0 {
         figure = ground.map(|g| if g < 128.0 { g + 90.0 } else { g - 90.0 });
@@ -172,13 +172,13 @@ mod tests {
         assert!(shapes(Count::lit(8), Count::lit(7)).open(&Place { base: ".".into() }).is_err());
     }
 
-    /// The share of test images whose nearest class mean, by features `of`, is their own.
-    fn nearest_mean(splits: &Splits, classes: usize, of: impl Fn(&[u8]) -> Vec<f64>) -> f64 {
-        let all = |s: &dyn pauc_traits::dataset::ImageSource| -> Vec<(usize, Vec<f64>)> {
+    /// The share of test images whose nearest class mean, by `features`, is their own.
+    fn nearest_mean(splits: &Splits, classes: usize, features: impl Fn(&[u8]) -> Vec<f64>) -> f64 {
+        let labeled = |s: &dyn pauc_traits::dataset::ImageSource| -> Vec<(usize, Vec<f64>)> {
             let label = |i: usize| s.labels().unwrap()[i] as usize;
-            (0..s.len()).map(|i| (label(i), of(&s.image(i).unwrap().pixels))).collect()
+            (0..s.len()).map(|i| (label(i), features(&s.image(i).unwrap().pixels))).collect()
         };
-        let (train, test) = (all(&*splits.train), all(&**splits.test.as_ref().unwrap()));
+        let (train, test) = (labeled(&*splits.train), labeled(&**splits.test.as_ref().unwrap()));
         let width = train[0].1.len();
         let mut means = vec![vec![0.0; width]; classes];
         train.iter().for_each(|(l, f)| means[*l].iter_mut().zip(f).for_each(|(m, f)| *m += f));
@@ -192,15 +192,15 @@ mod tests {
         test.iter().filter(hit).count() as f64 / test.len() as f64
     }
 
-    /// How much of the figure lies at which distance from its centre of gravity, in units of its spread; blind to
-    /// colour, place, angle and size.
+    /// How much of the figure lies at which distance from its center of gravity, in units of its spread; blind to
+    /// color, place, angle and size.
     fn rings(pixels: &[u8]) -> Vec<f64> {
-        let at = |x: usize, y: usize| [0, 1, 2].map(|c| f64::from(pixels[(y * 32 + x) * 3 + c]));
+        let color = |x: usize, y: usize| [0, 1, 2].map(|c| f64::from(pixels[(y * 32 + x) * 3 + c]));
         let mut corner = [0.0; 3];
         let border = (0..32).flat_map(|i| [(i, 0), (i, 31), (0, i), (31, i)]);
-        border.for_each(|(x, y)| corner.iter_mut().zip(at(x, y)).for_each(|(s, v)| *s += v / 128.0));
+        border.for_each(|(x, y)| corner.iter_mut().zip(color(x, y)).for_each(|(s, v)| *s += v / 128.0));
         let weight = |x, y| {
-            let d: f64 = at(x, y).iter().zip(&corner).map(|(a, b)| (a - b).abs()).sum();
+            let d: f64 = color(x, y).iter().zip(&corner).map(|(a, b)| (a - b).abs()).sum();
             (d > 75.0).then_some((x as f64, y as f64))
         };
         let points: Vec<(f64, f64)> = (0..1024).filter_map(|i| weight(i % 32, i / 32)).collect();

@@ -16,21 +16,21 @@ pub enum StlPart {
     Labelled,
     /// The 100 000 without.
     Unlabelled,
-    /// Both, the labelled first; no labels.
+    /// Both, the labeled first; no labels.
     Both,
 }
 
 component! {
-    /// STL-10: 5 000 labelled and 100 000 unlabelled training photographs and 8 000 test photographs, 96×96 RGB, 10
+    /// STL-10: 5 000 labeled and 100 000 unlabeled training photographs and 8 000 test photographs, 96×96 RGB, 10
     /// classes.
     ///
-    /// Reads the binary version. The unlabelled images take 2.6 GiB of memory. Source: Coates, Lee & Ng, *An analysis
+    /// Reads the binary version. The unlabeled images take 2.6 GiB of memory. Source: Coates, Lee & Ng, *An analysis
     /// of single-layer networks in unsupervised feature learning*, 2011; files at
     /// <http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz>.
     pub struct Stl10: Dataset {
         /// The folder `stl10_binary` or the one above it.
         pub root: PathBuf,
-        /// `Labelled`, `Unlabelled` or `Both`. Only labelled images have labels for probes and terms.
+        /// `Labelled`, `Unlabelled` or `Both`. Only labeled images have labels for probes and terms.
         pub train: StlPart = StlPart::Labelled,
     }
 }
@@ -55,9 +55,9 @@ pub fn unpack(bytes: &[u8], pixels: &mut Vec<u8>, path: &Path) -> Result<()> {
         return Err(Error::damaged(path, message));
     }
     const PLANE: usize = SHAPE.height * SHAPE.width;
-    let at = pixels.len();
-    pixels.resize(at + bytes.len(), 0);
-    let pictures = pixels[at..].chunks_exact_mut(SHAPE.len()).zip(bytes.chunks_exact(SHAPE.len()));
+    let start = pixels.len();
+    pixels.resize(start + bytes.len(), 0);
+    let pictures = pixels[start..].chunks_exact_mut(SHAPE.len()).zip(bytes.chunks_exact(SHAPE.len()));
     for (picture, planes) in pictures {
         for (p, pixel) in picture.as_chunks_mut::<3>().0.iter_mut().enumerate() {
             let place = p % SHAPE.width * SHAPE.height + p / SHAPE.width;
@@ -75,11 +75,11 @@ pub fn labels(bytes: &[u8], count: usize, path: &Path) -> Result<Vec<u32>> {
     if bytes.len() != count {
         return Err(Error::damaged(path, format!("has {} labels for {count} pictures", bytes.len())));
     }
-    let one = |(i, b): (usize, &u8)| match b {
+    let label = |(i, b): (usize, &u8)| match b {
         1..=10 => Ok(u32::from(b - 1)),
         _ => Err(Error::damaged(path, format!("label {b} of picture {i} is not one of 1..10"))),
     };
-    bytes.iter().enumerate().map(one).collect()
+    bytes.iter().enumerate().map(label).collect()
 }
 
 /// Appends the pictures of a file, a part at a time, so that they are in memory once.
@@ -102,7 +102,7 @@ impl Dataset for Stl10 {
     fn open(&self, place: &Place) -> Result<Splits> {
         let has = |f: &Path| f.join("test_X.bin").is_file();
         let folder = find_folder(&place.resolve(&self.root), &["stl10_binary"], has, REMEDY)?;
-        let labelled = |part: &str| -> Result<(Vec<u8>, Vec<u32>)> {
+        let labeled = |part: &str| -> Result<(Vec<u8>, Vec<u32>)> {
             let mut pixels = Vec::new();
             append(&folder.join(format!("{part}_X.bin")), &mut pixels)?;
             let path = folder.join(format!("{part}_y.bin"));
@@ -110,18 +110,18 @@ impl Dataset for Stl10 {
             let labels = labels(&bytes, pixels.len() / SHAPE.len(), &path)?;
             Ok((pixels, labels))
         };
-        let (mut pixels, mut known) = (Vec::new(), None);
+        let (mut pixels, mut train_labels) = (Vec::new(), None);
         if self.train != StlPart::Unlabelled {
-            let (read, labels) = labelled("train")?;
-            (pixels, known) = (read, Some(labels));
+            let (read, labels) = labeled("train")?;
+            (pixels, train_labels) = (read, Some(labels));
         }
         if self.train != StlPart::Labelled {
             append(&folder.join("unlabeled_X.bin"), &mut pixels)?;
-            known = None;
+            train_labels = None;
         }
-        let train = MemoryImages::new(SHAPE, pixels, known)?;
-        let (pixels, known) = labelled("test")?;
-        let test = MemoryImages::new(SHAPE, pixels, Some(known))?;
+        let train = MemoryImages::new(SHAPE, pixels, train_labels)?;
+        let (pixels, test_labels) = labeled("test")?;
+        let test = MemoryImages::new(SHAPE, pixels, Some(test_labels))?;
         let count = |m: &MemoryImages| m.pixels().len() / SHAPE.len();
         let kind = match self.train {
             StlPart::Labelled => "labelled",
@@ -134,12 +134,12 @@ impl Dataset for Stl10 {
     }
 
     fn published(&self) -> Option<Published> {
-        let (train, labelled) = match self.train {
+        let (train, labeled) = match self.train {
             StlPart::Labelled => (5_000, true),
             StlPart::Unlabelled => (100_000, false),
             StlPart::Both => (105_000, false),
         };
-        Some(Published { labelled, ..Published::new(train, 8_000, SHAPE, 10) })
+        Some(Published { labeled, ..Published::new(train, 8_000, SHAPE, 10) })
     }
 }
 

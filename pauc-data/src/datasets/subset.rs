@@ -13,7 +13,7 @@ component! {
     /// Which images those are is fixed: they are the ones whose place in the set has the smallest hash within their
     /// class, so that a larger share contains the smaller ones, and the same set gives the same part in every run.
     /// Its name and the hash of the chosen places stand in the description of a run's data. Without labels all images
-    /// are one class. The statistics for normalisation remain those of the whole.
+    /// are one class. The statistics for normalization remain those of the whole.
     pub struct Subset: Dataset {
         /// The whole.
         pub of: Configured<kind::Dataset>,
@@ -28,7 +28,7 @@ component! {
 
 /// Some images of another source.
 pub struct Picked {
-    of: Arc<dyn ImageSource>,
+    source: Arc<dyn ImageSource>,
     ids: Vec<usize>,
     labels: Option<Vec<u32>>,
     other_labels: Option<Vec<u32>>,
@@ -40,18 +40,18 @@ impl ImageSource for Picked {
     }
 
     fn shape(&self) -> Option<ImageShape> {
-        self.of.shape()
+        self.source.shape()
     }
 
     fn image(&self, index: usize) -> Result<Image<'_>> {
         match self.ids.get(index) {
-            Some(id) => self.of.image(*id),
+            Some(id) => self.source.image(*id),
             None => Err(Error::config(format!("image {index} of a set of {}", self.len()))),
         }
     }
 
     fn name(&self, index: usize) -> String {
-        self.ids.get(index).map_or_else(String::new, |id| self.of.name(*id))
+        self.ids.get(index).map_or_else(String::new, |id| self.source.name(*id))
     }
 
     fn labels(&self) -> Option<&[u32]> {
@@ -67,21 +67,21 @@ impl Picked {
     /// The images at the places `ids`, in this order.
     ///
     /// # Panics
-    /// If `of` has labels, and fewer images than a place asks for.
-    pub fn new(of: Arc<dyn ImageSource>, ids: Vec<usize>) -> Self {
+    /// If `source` has labels, and fewer images than a place asks for.
+    pub fn new(source: Arc<dyn ImageSource>, ids: Vec<usize>) -> Self {
         let pick = |labels: Option<&[u32]>| labels.map(|l| ids.iter().map(|i| l[*i]).collect::<Vec<_>>());
-        let (labels, other_labels) = (pick(of.labels()), pick(of.fine_labels()));
-        Picked { of, ids, labels, other_labels }
+        let (labels, other_labels) = (pick(source.labels()), pick(source.fine_labels()));
+        Picked { source, ids, labels, other_labels }
     }
 
     /// The share of the images whose class `renumber` keeps.
-    fn share(of: Arc<dyn ImageSource>, share: LabelFraction, renumber: Option<&[Option<u32>]>) -> Self {
-        let kept = |i: &usize| match (renumber, of.labels()) {
+    fn share(source: Arc<dyn ImageSource>, share: LabelFraction, renumber: Option<&[Option<u32>]>) -> Self {
+        let class_is_kept = |i: &usize| match (renumber, source.labels()) {
             (Some(new), Some(labels)) => new[labels[*i] as usize].is_some(),
             _ => true,
         };
-        let all = share.choose(of.labels(), of.len()).into_iter().map(|i| i as usize);
-        let mut picked = Picked::new(of.clone(), all.filter(kept).collect());
+        let ids = share.choose(source.labels(), source.len()).into_iter().map(|i| i as usize);
+        let mut picked = Picked::new(source.clone(), ids.filter(class_is_kept).collect());
         if let (Some(new), Some(labels)) = (renumber, &mut picked.labels) {
             labels.iter_mut().for_each(|l| *l = new[*l as usize].unwrap_or(0));
         }
@@ -153,8 +153,8 @@ mod tests {
         for (i, label) in labels.iter().enumerate() {
             let image = part.train.image(i).unwrap();
             let same = |j: &usize| whole.train.image(*j).unwrap() == image;
-            let at = (0..400).find(same).unwrap();
-            assert_eq!(whole.train.labels().unwrap()[at], label + 1);
+            let original = (0..400).find(same).unwrap();
+            assert_eq!(whole.train.labels().unwrap()[original], label + 1);
         }
         assert!(
             part.description.starts_with("5 of each class of the training images in 2 classes (10, places ")

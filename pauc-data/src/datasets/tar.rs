@@ -4,7 +4,7 @@ mod index;
 mod scan;
 
 use super::pictures::locator::{Archive, Content, Locator, Shared};
-use super::pictures::{self, Files, Found, number_labels, picture_set};
+use super::pictures::{self, Files, Pictures, number_labels, picture_set};
 use index::Index;
 use pauc_traits::dataset::{Place, Splits};
 use pauc_traits::{Count, Dataset, Error, Result, UnitInterval};
@@ -59,21 +59,21 @@ fn archives(root: &Path) -> Result<Vec<PathBuf>> {
     let Ok(entries) = std::fs::read_dir(root) else {
         return Err(Error::NotFound { path: root.to_path_buf(), remedy });
     };
-    let mut found = Vec::new();
+    let mut paths = Vec::new();
     for entry in entries {
-        found.push(entry.map_err(|e| Error::io(root, e))?.path());
+        paths.push(entry.map_err(|e| Error::io(root, e))?.path());
     }
-    found.retain(|p| compressed(p).is_some() && p.is_file());
-    found.sort();
-    if found.is_empty() {
+    paths.retain(|p| compressed(p).is_some() && p.is_file());
+    paths.sort();
+    if paths.is_empty() {
         return Err(Error::damaged(root, format!("has no archives; {remedy}")));
     }
-    Ok(found)
+    Ok(paths)
 }
 
 /// A picture, its label, and whether its name puts it into the test split.
 struct Picture {
-    at: Locator,
+    locator: Locator,
     label: Option<String>,
     test: bool,
 }
@@ -81,7 +81,7 @@ struct Picture {
 impl Tar {
     /// The pictures of all archives of `root`.
     fn pictures(&self, root: &Path, index: &mut Index) -> Result<Vec<Picture>> {
-        let mut all = Vec::new();
+        let mut pictures = Vec::new();
         for path in archives(root)? {
             let (content, items) = if compressed(&path) == Some(true) {
                 let (bytes, items) = scan::unpack(&path, (self.unpacked_limit.get() as u64) << 20)?;
@@ -91,7 +91,7 @@ impl Tar {
                 (Content::Plain(Shared::new(file)), items)
             };
             let archive = Arc::new(Archive { path, content });
-            all.extend(items.into_iter().map(|Item { name, at, len, label }| {
+            pictures.extend(items.into_iter().map(|Item { name, at, len, label }| {
                 let mut folders: Vec<&str> = name.split('/').filter(|p| !matches!(*p, "" | ".")).collect();
                 folders.pop();
                 let split =
@@ -99,23 +99,25 @@ impl Tar {
                 let test = split.is_some_and(|i| folders[i] != "train");
                 let class = folders.last().filter(|_| split != Some(folders.len() - 1));
                 let label = label.or(class.map(|c| c.to_string()));
-                Picture { at: Locator::Part { archive: archive.clone(), name, at, len }, label, test }
+                let locator = Locator::Part { archive: archive.clone(), name, offset: at, len };
+                Picture { locator, label, test }
             }));
         }
-        if all.is_empty() {
+        if pictures.is_empty() {
             return Err(Error::damaged(root, "has no pictures in its archives"));
         }
-        let labelled = all.iter().filter(|p| p.label.is_some()).count();
-        if labelled != 0 && labelled != all.len() {
-            let without = all.iter().find(|p| p.label.is_none()).map(|p| p.at.path().display().to_string());
+        let labeled = pictures.iter().filter(|p| p.label.is_some()).count();
+        if labeled != 0 && labeled != pictures.len() {
+            let without = pictures.iter().find(|p| p.label.is_none());
+            let without = without.map(|p| p.locator.path().display().to_string());
             let message = format!(
-                "has {} pictures without a label beside {labelled} with one, such as {}",
-                all.len() - labelled,
+                "has {} pictures without a label beside {labeled} with one, such as {}",
+                pictures.len() - labeled,
                 without.unwrap_or_default()
             );
             return Err(Error::damaged(root, message));
         }
-        Ok(all)
+        Ok(pictures)
     }
 }
 
@@ -131,8 +133,8 @@ impl Dataset for Tar {
         let mut test = match &self.test {
             Some(path) => self.pictures(&place.resolve(path), &mut index)?,
             None => {
-                let (test, rest) = train.into_iter().partition::<Vec<_>, _>(|p| p.test);
-                train = rest;
+                let (test, others) = train.into_iter().partition::<Vec<_>, _>(|p| p.test);
+                train = others;
                 test
             }
         };
@@ -140,8 +142,9 @@ impl Dataset for Tar {
             std::mem::swap(&mut train, &mut test); // an archive of nothing but a folder `test`
         }
         let mut notes = index.finish(self.index.is_some())?;
-        let texts =
-            |all: &[Picture]| -> Option<Vec<String>> { all.iter().map(|p| p.label.clone()).collect() };
+        let texts = |pictures: &[Picture]| -> Option<Vec<String>> {
+            pictures.iter().map(|p| p.label.clone()).collect()
+        };
         let (train_texts, test_texts) = (texts(&train), texts(&test));
         let (mut classes, mut train_labels, mut test_labels) = (Vec::new(), None, None);
         if let (Some(a), Some(b)) = (&train_texts, &test_texts) {
@@ -150,8 +153,8 @@ impl Dataset for Tar {
         } else if train_texts.is_some() || test_texts.is_some() {
             notes.push("labels left out, since only one of the splits has them".into());
         }
-        let files = |all: Vec<Picture>, labels| Files {
-            at: all.into_iter().map(|p| p.at).collect(),
+        let files = |pictures: Vec<Picture>, labels| Files {
+            locators: pictures.into_iter().map(|p| p.locator).collect(),
             labels,
             other_labels: None,
         };
@@ -161,8 +164,8 @@ impl Dataset for Tar {
             Some(tests) => (train, Some(tests)),
             None => train.split(self.test_fraction.get()),
         };
-        let found = Found { train, test, classes, notes };
-        pictures::open(&root.display().to_string(), &root, found, &self.reading(), place)
+        let pictures = Pictures { train, test, classes, notes };
+        pictures::open(&root.display().to_string(), &root, pictures, &self.reading(), place)
     }
 }
 

@@ -51,8 +51,8 @@ fn the_number_of_threads_does_not_show() {
 #[test]
 fn an_epoch_can_go_on_anywhere() {
     let loader = loader(23, 4, Order::Shuffled, 2, 2);
-    let whole = all(loader.epoch(1, 0));
-    assert_eq!(all(loader.epoch(1, 3)), whole[3..]);
+    let epoch = all(loader.epoch(1, 0));
+    assert_eq!(all(loader.epoch(1, 3)), epoch[3..]);
     assert_eq!(loader.epoch(1, 5).count(), 0);
     assert_eq!(loader.epoch(1, 2).len(), 3);
 }
@@ -67,8 +67,8 @@ fn training_epochs_are_permutations_that_differ() {
         sorted.sort_unstable();
         assert!(sorted.iter().copied().eq(0..23));
     }
-    let seen: Vec<u64> = all(loader.epoch(0, 0)).into_iter().flat_map(|b| b.ids).collect();
-    assert!(seen.iter().copied().eq(first.iter().take(20).map(|i| u64::from(*i))));
+    let ids: Vec<u64> = all(loader.epoch(0, 0)).into_iter().flat_map(|b| b.ids).collect();
+    assert!(ids.iter().copied().eq(first.iter().take(20).map(|i| u64::from(*i))));
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn views_depend_on_sample_epoch_and_view_only() {
 }
 
 #[test]
-fn bytes_normalise_to_the_same_numbers() {
+fn bytes_normalize_to_the_same_numbers() {
     let plain = loader(9, 4, Order::Shuffled, 0, 1);
     let options = LoaderOptions { seed: 3, ..LoaderOptions::training(Count::lit(4), 3) }.for_accelerator();
     let bytes = Loader::new(Arc::new(images(9)), pipeline(VIEWS), options).unwrap();

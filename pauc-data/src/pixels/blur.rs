@@ -13,18 +13,18 @@ pub fn pillow(image: &mut Image<'_>, sigma: f64) {
     let variance = sigma * sigma / 3.0;
     let l = (((12.0 * variance + 1.0).sqrt() - 1.0) / 2.0).floor();
     let a = (2.0 * l + 1.0) * (l * (l + 1.0) - 3.0 * variance) / (6.0 * (variance - (l + 1.0) * (l + 1.0)));
-    let whole = 1.0 / (2.0 * (l + a) + 1.0);
+    let inner = 1.0 / (2.0 * (l + a) + 1.0);
     // Pillow's 24-bit fixed point: both weights truncated, the rest given to the outermost pixels.
     let unit = f64::from(1 << 24);
-    let whole = (whole * unit).floor() / unit;
-    let part = (1.0 - (2.0 * l + 1.0) * whole) / 2.0;
-    let mut taps = vec![whole as f32; l as usize + 1];
-    taps.push(part as f32);
+    let inner = (inner * unit).floor() / unit;
+    let outermost = (1.0 - (2.0 * l + 1.0) * inner) / 2.0;
+    let mut taps = vec![inner as f32; l as usize + 1];
+    taps.push(outermost as f32);
     convolve(image, &taps, 3, true, |i, n| i.clamp(0, n - 1));
 }
 
 /// The convolution with a Gaussian of standard deviation `sigma` cut at `radius` pixels (torchvision's kernel size
-/// is 2·radius + 1) and normalised; the image is mirrored at its border's pixels.
+/// is 2·radius + 1) and normalized; the image is mirrored at its border's pixels.
 ///
 /// A radius that reaches beyond the mirror image, that is, of at least the height or width, is shortened.
 pub fn exact(image: &mut Image<'_>, sigma: f64, radius: usize) {
@@ -59,9 +59,9 @@ fn convolve(
     let pixels = image.pixels.to_mut();
     // Rows lie in a wide one with `radius` more pixels at each end, so that no pixel is special.
     let mut wide = vec![0f32; row + 2 * radius * channels];
-    let mut from = vec![0f32; height * row];
-    from.iter_mut().zip(pixels.iter()).for_each(|(f, p)| *f = f32::from(*p));
-    for line in from.chunks_exact_mut(row) {
+    let mut source = vec![0f32; height * row];
+    source.iter_mut().zip(pixels.iter()).for_each(|(f, p)| *f = f32::from(*p));
+    for line in source.chunks_exact_mut(row) {
         for _ in 0..passes {
             wide[radius * channels..][..row].copy_from_slice(line);
             for x in (1..=radius as isize).flat_map(|x| [-x, width as isize - 1 + x]) {
@@ -69,26 +69,28 @@ fn convolve(
                 let outside = (x + radius as isize) as usize * channels;
                 wide[outside..][..channels].copy_from_slice(&line[inside..][..channels]);
             }
-            let centre = radius * channels;
-            weigh(line, taps, rounded, |i| (&wide[centre - i * channels..], &wide[centre + i * channels..]));
+            let center = radius * channels;
+            weigh(line, taps, rounded, |i| (&wide[center - i * channels..], &wide[center + i * channels..]));
         }
     }
-    let mut to = vec![0f32; height * row];
+    let mut target = vec![0f32; height * row];
     for _ in 0..passes {
-        for (y, line) in to.chunks_exact_mut(row).enumerate() {
-            let at = |y: isize| &from[border(y, height as isize) as usize * row..][..row];
-            weigh(line, taps, rounded, |i| (at(y as isize - i as isize), at(y as isize + i as isize)));
+        for (y, line) in target.chunks_exact_mut(row).enumerate() {
+            let row_at = |y: isize| &source[border(y, height as isize) as usize * row..][..row];
+            weigh(line, taps, rounded, |i| {
+                (row_at(y as isize - i as isize), row_at(y as isize + i as isize))
+            });
         }
-        std::mem::swap(&mut from, &mut to);
+        std::mem::swap(&mut source, &mut target);
     }
-    pixels.iter_mut().zip(&from).for_each(|(p, v)| *p = byte(limit(*v)));
+    pixels.iter_mut().zip(&source).for_each(|(p, v)| *p = byte(limit(*v)));
 }
 
-/// out = taps[0] · centre + Σ taps[i] · (left + right), `sides(i)` giving the two lines at distance i.
+/// out = taps[0] · center + Σ taps[i] · (left + right), `sides(i)` giving the two lines at distance i.
 #[inline(always)]
 fn weigh<'a>(out: &mut [f32], taps: &[f32], rounded: bool, sides: impl Fn(usize) -> (&'a [f32], &'a [f32])) {
-    let centre = sides(0).0;
-    out.iter_mut().zip(centre).for_each(|(o, c)| *o = taps[0] * c);
+    let center = sides(0).0;
+    out.iter_mut().zip(center).for_each(|(o, c)| *o = taps[0] * c);
     for (i, &w) in taps.iter().enumerate().skip(1) {
         let (left, right) = sides(i);
         out.iter_mut().zip(left).zip(right).for_each(|((o, l), r)| *o += w * (l + r));

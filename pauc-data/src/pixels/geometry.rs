@@ -23,7 +23,7 @@ impl Rect {
 
     /// The rectangle of `height`×`width` in the middle, with offsets rounded as Python does (ties to even);
     /// negative offsets mean that the image is smaller.
-    pub fn centre(shape: ImageShape, height: usize, width: usize) -> (isize, isize) {
+    pub fn center(shape: ImageShape, height: usize, width: usize) -> (isize, isize) {
         let offset = |outer: usize, inner: usize| {
             let free = outer as isize - inner as isize;
             // torchvision pads a small image by ⌊missing/2⌋ in front.
@@ -35,19 +35,19 @@ impl Rect {
 
 /// The `height`×`width` pixels from row `top` and column `left` on; what lies outside the image is black.
 pub fn crop(image: &Image<'_>, top: isize, left: isize, height: usize, width: usize) -> Image<'static> {
-    let from = image.shape;
-    let shape = ImageShape { height, width, channels: from.channels };
+    let outer = image.shape;
+    let shape = ImageShape { height, width, channels: outer.channels };
     let mut pixels = vec![0u8; shape.len()];
     // The columns that both rectangles share, counted in the result.
     let begin = (-left).clamp(0, width as isize) as usize;
-    let end = (from.width as isize - left).clamp(begin as isize, width as isize) as usize;
+    let end = (outer.width as isize - left).clamp(begin as isize, width as isize) as usize;
     if begin < end {
-        let c = from.channels;
+        let c = outer.channels;
         let source_x = (begin as isize + left) as usize;
         for (y, row) in pixels.chunks_exact_mut(width * c).enumerate() {
             let source_y = y as isize + top;
-            if (0..from.height as isize).contains(&source_y) {
-                let start = (source_y as usize * from.width + source_x) * c;
+            if (0..outer.height as isize).contains(&source_y) {
+                let start = (source_y as usize * outer.width + source_x) * c;
                 let bytes = (end - begin) * c;
                 row[begin * c..end * c].copy_from_slice(&image.pixels[start..start + bytes]);
             }
@@ -110,10 +110,10 @@ mod tests {
     }
 
     #[test]
-    fn the_centre_rounds_to_even() {
+    fn the_center_rounds_to_even() {
         let shape = ImageShape { height: 7, width: 5, channels: 1 };
-        assert_eq!(Rect::centre(shape, 4, 4), (2, 0), "1.5 to 2 and 0.5 to 0");
-        assert_eq!(Rect::centre(shape, 10, 8), (-1, -1));
+        assert_eq!(Rect::center(shape, 4, 4), (2, 0), "1.5 to 2 and 0.5 to 0");
+        assert_eq!(Rect::center(shape, 10, 8), (-1, -1));
     }
 
     #[test]

@@ -6,13 +6,13 @@
 //! |---|---|
 //! | [`geometry`] | crops with padding, flips |
 //! | [`resample`] | resizing of a rectangle, bilinear and bicubic with antialiasing |
-//! | [`colour`] | brightness, contrast, saturation, hue, greyscale, solarisation |
+//! | [`color`] | brightness, contrast, saturation, hue, grayscale, solarization |
 //! | [`blur`] | Gaussian blur, Pillow's approximation and the exact one |
-//! | [`mod@rotate`] | rotation about the centre |
-//! | [`rounding`] | the roundings that vectorise |
+//! | [`mod@rotate`] | rotation about the center |
+//! | [`rounding`] | the roundings that vectorize |
 
 pub mod blur;
-pub mod colour;
+pub mod color;
 pub mod geometry;
 pub mod resample;
 pub mod rotate;

@@ -1,7 +1,7 @@
 //! Resizing by a separable filter, with Pillow's coefficients.
 //!
 //! With scale s = input / output and stretch f = max(s, 1), output pixel i is the weighted mean of the input
-//! pixels j with |j + ½ − c| < f·support around its centre c = (i + ½)s, weights w((j + ½ − c) / f), normalised to
+//! pixels j with |j + ½ − c| < f·support around its center c = (i + ½)s, weights w((j + ½ − c) / f), normalized to
 //! sum 1. Columns come first and their result is rounded to 8 bits, then rows. Pillow sums in 22-bit fixed point
 //! and this module in `f32`; the results agree but for rare roundings of one level.
 
@@ -60,12 +60,12 @@ impl Taps {
         let mut weights = vec![0.0; output * stride];
         let mut exact = Vec::with_capacity(stride);
         for (i, weights) in weights.chunks_exact_mut(stride).enumerate() {
-            let centre = (i as f64 + 0.5) * scale;
+            let center = (i as f64 + 0.5) * scale;
             // The casts truncate, and a negative number becomes 0, as in Pillow.
-            let first = (centre - support + 0.5) as usize;
-            let end = ((centre + support + 0.5) as usize).min(input);
+            let first = (center - support + 0.5) as usize;
+            let end = ((center + support + 0.5) as usize).min(input);
             exact.clear();
-            exact.extend((first..end).map(|j| filter.weight((j as f64 - centre + 0.5) * shrink)));
+            exact.extend((first..end).map(|j| filter.weight((j as f64 - center + 0.5) * shrink)));
             let total = 1.0 / exact.iter().sum::<f64>();
             weights.iter_mut().zip(&exact).for_each(|(w, e)| *w = (e * total) as f32);
             ranges.push((first, end - first));
@@ -74,7 +74,10 @@ impl Taps {
     }
 
     fn iter(&self) -> impl Iterator<Item = (usize, &[f32])> {
-        self.ranges.iter().zip(self.weights.chunks_exact(self.stride)).map(|(&(at, n), w)| (at, &w[..n]))
+        self.ranges
+            .iter()
+            .zip(self.weights.chunks_exact(self.stride))
+            .map(|(&(first, n), w)| (first, &w[..n]))
     }
 }
 
@@ -111,7 +114,7 @@ fn separable<const C: usize, const L: usize, const W: usize>(
     // Rows whose columns are done, the last few only: row y is at y % keep. Those of one group may be ahead of their use.
     let keep = rows.ranges.iter().map(|r| r.1).max().unwrap_or(1).max(1) + W / L - 1;
     let mut ring = vec![[0f32; L]; keep * width];
-    let mut made = vec![[0f32; W]; width];
+    let mut columns_done = vec![[0f32; W]; width];
     let mut sum = vec![[0f32; L]; width];
     let mut next = 0;
     for ((first, weights), out) in rows.iter().zip(out.chunks_exact_mut(width * C)) {
@@ -125,16 +128,16 @@ fn separable<const C: usize, const L: usize, const W: usize>(
                     lanes.as_chunks_mut().0[row] = pixel_of::<C, L>(*pixel);
                 }
             }
-            for ((at, weights), made) in columns.iter().zip(&mut made) {
+            for ((first, weights), done) in columns.iter().zip(&mut columns_done) {
                 let mut lanes = [0f32; W];
-                for (pixel, w) in source[at..at + weights.len()].iter().zip(weights) {
+                for (pixel, w) in source[first..first + weights.len()].iter().zip(weights) {
                     (0..W).for_each(|l| lanes[l] += w * pixel[l]);
                 }
-                *made = lanes.map(|v| nearest(limit(v) + HALF_UP));
+                *done = lanes.map(|v| nearest(limit(v) + HALF_UP));
             }
             for row in 0..group {
-                let done = &mut ring[(next + row) % keep * width..][..width];
-                done.iter_mut().zip(&made).for_each(|(done, made)| *done = made.as_chunks().0[row]);
+                let kept = &mut ring[(next + row) % keep * width..][..width];
+                kept.iter_mut().zip(&columns_done).for_each(|(kept, done)| *kept = done.as_chunks().0[row]);
             }
             next += group;
         }
@@ -188,9 +191,9 @@ mod tests {
 
     #[test]
     fn a_constant_stays_constant_and_equal_sizes_are_the_crop() {
-        let grey = Image::new(ImageShape { height: 9, width: 11, channels: 3 }, vec![200; 297]);
-        let whole = Rect::whole(grey.shape);
-        assert!(resize(&grey, whole, 4, 23, Filter::Bicubic).pixels.iter().all(|p| *p == 200));
+        let gray = Image::new(ImageShape { height: 9, width: 11, channels: 3 }, vec![200; 297]);
+        let whole = Rect::whole(gray.shape);
+        assert!(resize(&gray, whole, 4, 23, Filter::Bicubic).pixels.iter().all(|p| *p == 200));
         let image = wave(9, 11, 3);
         assert_eq!(resize(&image, whole, 9, 11, Filter::Bilinear), image);
         // One axis alone changes: the other's filter is the identity.
@@ -203,7 +206,7 @@ mod tests {
         let image =
             Image::new(ImageShape { height: 1, width: 8, channels: 1 }, vec![0, 80, 160, 240, 0, 0, 0, 8]);
         let half = resize(&image, Rect::whole(image.shape), 1, 4, Filter::Bilinear);
-        // Weights 1, 3, 3, 1 over 8, cut at the border and normalised again; ⌊v + ½⌋.
+        // Weights 1, 3, 3, 1 over 8, cut at the border and normalized again; ⌊v + ½⌋.
         assert_eq!(*half.pixels, [57, 160, 30, 3]);
     }
 
@@ -211,13 +214,13 @@ mod tests {
     fn three_channels_are_three_images() {
         let image = wave(13, 17, 3);
         let rect = Rect { top: 1, left: 2, height: 11, width: 12 };
-        let all = resize(&image, rect, 7, 19, Filter::Bicubic);
+        let together = resize(&image, rect, 7, 19, Filter::Bicubic);
         for c in 0..3 {
             let shape = ImageShape { channels: 1, ..image.shape };
             let plane =
                 Image::new(shape, image.pixels.iter().skip(c).step_by(3).copied().collect::<Vec<_>>());
-            let one = resize(&plane, rect, 7, 19, Filter::Bicubic);
-            assert!(all.pixels.iter().skip(c).step_by(3).eq(one.pixels.iter()));
+            let alone = resize(&plane, rect, 7, 19, Filter::Bicubic);
+            assert!(together.pixels.iter().skip(c).step_by(3).eq(alone.pixels.iter()));
         }
     }
 }

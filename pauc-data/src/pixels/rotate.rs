@@ -1,4 +1,4 @@
-//! Rotation about the centre, with Pillow's arithmetic.
+//! Rotation about the center, with Pillow's arithmetic.
 
 use pauc_traits::{Image, ImageShape};
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ pub enum RotationFilter {
 
 /// The image turned by `degrees` against the clock; what comes from outside is `fill`.
 ///
-/// Output pixel centre p comes from c + R(p − c), with the centre c of the image.
+/// Output pixel center p comes from c + R(p − c), with the center c of the image.
 pub fn rotate(image: &Image<'_>, degrees: f64, filter: RotationFilter, fill: u8) -> Image<'static> {
     let ImageShape { height, width, channels } = image.shape;
     // Pillow rounds the matrix to 15 digits, so that right angles are exact.

@@ -1,7 +1,7 @@
-//! Roundings of `f32` by addition of 1.5·2²³, which the compiler vectorises on every processor, unlike
+//! Roundings of `f32` by addition of 1.5·2²³, which the compiler vectorizes on every processor, unlike
 //! `f32::round` and saturating casts. Valid for magnitudes below 2²²; pixel arithmetic stays far below.
 
-/// At this magnitude neighbouring `f32` are 1 apart, so that adding it rounds to a whole number.
+/// At this magnitude neighboring `f32` are 1 apart, so that adding it rounds to a whole number.
 const SHIFT: f32 = 12_582_912.0;
 
 /// The nearest whole number, ties to even.

@@ -26,7 +26,7 @@ impl Augmentation for CenterCrop {
         if (image.shape.height, image.shape.width) == (size, size) {
             return image;
         }
-        let (top, left) = Rect::centre(image.shape, size, size);
+        let (top, left) = Rect::center(image.shape, size, size);
         geometry::crop(&image, top, left, size, size)
     }
 

@@ -1,7 +1,7 @@
 //! Random brightness, contrast, saturation and hue.
 
 use super::happens;
-use crate::pixels::colour::Planes;
+use crate::pixels::color::Planes;
 use pauc_traits::rng::Stream;
 use pauc_traits::{Augmentation, Error, Image, ImageShape, NonNegative, Result, UnitInterval, component};
 use rand::Rng;
@@ -12,7 +12,7 @@ component! {
     ///
     /// The factors of the first three are uniform in max(0, 1 − s)..1 + s for a strength s, the turn of the hue
     /// uniform in −`hue`..`hue` of a full circle. A strength of 0 leaves its operation out. The defaults are those
-    /// of MoCo v2. Grey images have no saturation and no hue.
+    /// of MoCo v2. Gray images have no saturation and no hue.
     ///
     /// # Shapes
     /// any → the same.
@@ -60,7 +60,7 @@ impl Augmentation for ColorJitter {
     fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
         if self.hue.get() > 0.5 {
             return Err(Error::config(format!(
-                "ColorJitter: hue is a share of the colour circle and at most 0.5, got {}",
+                "ColorJitter: hue is a share of the color circle and at most 0.5, got {}",
                 self.hue
             )));
         }
@@ -81,10 +81,10 @@ mod tests {
 
     #[test]
     fn brightness_alone_has_the_factors_of_its_strength() {
-        let grey = Image::new(ImageShape { height: 1, width: 1, channels: 3 }, vec![100; 3]);
+        let gray = Image::new(ImageShape { height: 1, width: 1, channels: 3 }, vec![100; 3]);
         let draws = 10_000;
         let values: Vec<u8> = (0..draws)
-            .map(|i| step([0.4, 0.0, 0.0, 0.0]).apply(grey.clone(), &mut rng(i)).pixels[0])
+            .map(|i| step([0.4, 0.0, 0.0, 0.0]).apply(gray.clone(), &mut rng(i)).pixels[0])
             .collect();
         assert_eq!((values.iter().min(), values.iter().max()), (Some(&60), Some(&139)));
         let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / draws as f64;
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn grey_images_keep_one_channel_and_too_much_hue_is_refused() {
+    fn gray_images_keep_one_channel_and_too_much_hue_is_refused() {
         assert_eq!(frequency(&step([0.0, 0.0, 0.5, 0.5]), &image(4, 4, 1)), 0.0);
         // Only factors within a 240th of 1 leave every value as it is.
         assert!(frequency(&step([0.5, 0.5, 0.5, 0.5]), &image(4, 4, 1)) > 0.9);

@@ -21,7 +21,7 @@ component! {
     ///
     /// The rectangle's area is uniform in `scale` (a share of the image's area), the logarithm of its
     /// height / width uniform in `ratio`. Ten draws are tried until one fits; then nothing is covered. Values are
-    /// those of pixels, before normalisation.
+    /// those of pixels, before normalization.
     ///
     /// # Shapes
     /// any → the same.
@@ -130,8 +130,8 @@ mod tests {
     #[test]
     fn noise_is_noise_and_what_does_not_fit_covers_nothing() {
         let shape = ImageShape { height: 40, width: 40, channels: 1 };
-        let grey = Image::new(shape, vec![0; 1600]);
-        let noisy = (0..200).map(|i| step(Cover::Noise, (0.3, 0.3)).apply(grey.clone(), &mut rng(i)));
+        let gray = Image::new(shape, vec![0; 1600]);
+        let noisy = (0..200).map(|i| step(Cover::Noise, (0.3, 0.3)).apply(gray.clone(), &mut rng(i)));
         let changed: Vec<u8> = noisy.flat_map(|n| n.pixels.into_owned()).filter(|v| *v > 0).collect();
         let mean = changed.iter().map(|v| f64::from(*v)).sum::<f64>() / changed.len() as f64;
         // Of the 256 values, 0 is not told from what is not covered; 255 are left.

@@ -1,14 +1,14 @@
-//! Colour taken away.
+//! Color taken away.
 
 use super::happens;
-use crate::pixels::colour::Planes;
+use crate::pixels::color::Planes;
 use pauc_traits::rng::Stream;
 use pauc_traits::{Augmentation, Image, ImageShape, Result, UnitInterval, component};
 
 component! {
     /// Replaces every channel by the luma 0.299 R + 0.587 G + 0.114 B, with probability `p`.
     ///
-    /// Grey images stay as they are.
+    /// Gray images stay as they are.
     ///
     /// # Shapes
     /// any → the same; an RGB image keeps three, now equal, channels.
@@ -24,7 +24,7 @@ impl Augmentation for Grayscale {
     fn apply<'a>(&self, mut image: Image<'a>, rng: &mut Stream) -> Image<'a> {
         if happens(self.p, rng) && image.shape.channels == 3 {
             let mut planes = Planes::new(&image);
-            planes.greyscale();
+            planes.grayscale();
             planes.store(&mut image);
         }
         image
@@ -45,7 +45,7 @@ mod tests {
         let step = |p| Grayscale { p: UnitInterval::lit(p) };
         assert_frequency(&step(0.2), &image(4, 4, 3), 0.2);
         assert_eq!(frequency(&step(1.0), &image(4, 4, 1)), 0.0);
-        let grey = step(1.0).apply(image(4, 4, 3), &mut rng(0));
-        assert!(grey.pixels.as_chunks::<3>().0.iter().all(|p| p[0] == p[1] && p[1] == p[2]));
+        let gray = step(1.0).apply(image(4, 4, 3), &mut rng(0));
+        assert!(gray.pixels.as_chunks::<3>().0.iter().all(|p| p[0] == p[1] && p[1] == p[2]));
     }
 }

@@ -1,7 +1,7 @@
 //! Augmentations: the steps of a view, one file each.
 //!
 //! Their parameters are drawn as torchvision draws them, and their pixels come out as torchvision's do on Pillow
-//! images (see [`crate::pixels`]). Images have one channel (grey) or three (RGB).
+//! images (see [`crate::pixels`]). Images have one channel (gray) or three (RGB).
 
 pub mod center_crop;
 pub mod color_jitter;

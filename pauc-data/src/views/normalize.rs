@@ -1,10 +1,10 @@
-//! Normalisation with stated numbers.
+//! Normalization with stated numbers.
 
 use pauc_traits::rng::Stream;
 use pauc_traits::{Augmentation, Error, Image, ImageShape, Positive, Result, UnitInterval, component};
 
 component! {
-    /// Normalises with these numbers instead of the dataset's own.
+    /// Normalizes with these numbers instead of the dataset's own.
     ///
     /// A pixel v of channel c becomes (v/255 − mean_c)/deviation_c. Without this step, mean and deviation are those of
     /// the training images. It may stand anywhere in the list, since it is done last; it holds for the evaluation view

@@ -26,7 +26,7 @@ component! {
 impl Augmentation for RandomCrop {
     fn apply<'a>(&self, image: Image<'a>, rng: &mut Stream) -> Image<'a> {
         let size = self.size.get();
-        let (middle_top, middle_left) = Rect::centre(image.shape, size, size);
+        let (middle_top, middle_left) = Rect::center(image.shape, size, size);
         let mut offset = |outer: usize, middle: isize| match (outer + 2 * self.padding).checked_sub(size) {
             Some(free) => rng.gen_range(0..=free) as isize - self.padding as isize,
             None => middle, // too small an image of a set of many sizes: more border
@@ -65,17 +65,17 @@ mod tests {
     fn every_place_comes_up_and_nothing_else() {
         let step = RandomCrop { size: Count::lit(4), padding: 1 };
         let source = image(4, 5, 1);
-        let mut seen = std::collections::BTreeSet::new();
+        let mut places_seen = std::collections::BTreeSet::new();
         // One of the 12 places is missing after 500 draws with probability 12·(11/12)⁵⁰⁰ = 2·10⁻¹⁸.
         for i in 0..500 {
             let out = step.apply(source.clone(), &mut rng(i));
-            let place = (-1..=1).flat_map(|t| (-1..=2).map(move |l| (t, l)));
-            let found =
-                place.filter(|&(t, l)| geometry::crop(&source, t, l, 4, 4) == out).collect::<Vec<_>>();
-            assert_eq!(found.len(), 1);
-            seen.insert(found[0]);
+            let places = (-1..=1).flat_map(|t| (-1..=2).map(move |l| (t, l)));
+            let places: Vec<_> =
+                places.filter(|&(t, l)| geometry::crop(&source, t, l, 4, 4) == out).collect();
+            assert_eq!(places.len(), 1);
+            places_seen.insert(places[0]);
         }
-        assert_eq!(seen.len(), 12);
+        assert_eq!(places_seen.len(), 12);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use pauc_traits::rng::Stream;
 use pauc_traits::{Augmentation, Count, Image, ImageShape, Result, component};
 
 component! {
-    /// Resizes the shorter side to `size` and cuts the longer one to it, in the centre.
+    /// Resizes the shorter side to `size` and cuts the longer one to it, in the center.
     ///
     /// An image that has the size already stays as it is. The same in the evaluation view.
     ///
@@ -49,7 +49,7 @@ impl Augmentation for Resize {
         if !self.crop || height == width {
             return resized;
         }
-        let (top, left) = Rect::centre(resized.shape, size, size);
+        let (top, left) = Rect::center(resized.shape, size, size);
         geometry::crop(&resized, top, left, size, size)
     }
 

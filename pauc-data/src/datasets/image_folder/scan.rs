@@ -1,6 +1,6 @@
 //! Which files belong to which class and split.
 
-use super::super::pictures::{Files, Found, kept_for_testing, locator::Locator};
+use super::super::pictures::{Files, Pictures, kept_for_testing, locator::Locator};
 use crate::decode::EXTENSIONS;
 use pauc_traits::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ type Class = (String, Vec<PathBuf>);
 const DEPTH: usize = 32;
 
 /// Finds the pictures of a folder; with `only`, those of these classes, all of which have to be there.
-pub(in super::super) fn scan(root: &Path, test_fraction: f64, only: Option<&[&str]>) -> Result<Found> {
+pub(in super::super) fn scan(root: &Path, test_fraction: f64, only: Option<&[&str]>) -> Result<Pictures> {
     if !root.is_dir() {
         let remedy = "give a folder of pictures, or of folders of pictures, as root".to_string();
         return Err(Error::NotFound { path: root.to_path_buf(), remedy });
@@ -21,23 +21,23 @@ pub(in super::super) fn scan(root: &Path, test_fraction: f64, only: Option<&[&st
     let train = root.join("train");
     let has_train = train.is_dir();
     let folder = if has_train { &train } else { root };
-    let (labelled, mut classes) = classes(folder, &mut ignored)?;
+    let (labeled, mut classes) = classes(folder, &mut ignored)?;
     select(folder, &mut classes, only)?;
-    let names: Vec<String> = classes.iter().filter(|_| labelled).map(|c| c.0.clone()).collect();
+    let names: Vec<String> = classes.iter().filter(|_| labeled).map(|c| c.0.clone()).collect();
     let test_folder = ["val", "validation", "test"].map(|n| root.join(n)).into_iter().find(|p| p.is_dir());
     let (train, test) = match test_folder.filter(|_| has_train) {
         Some(folder) => {
-            let (test_labelled, mut test) = self::classes(&folder, &mut ignored)?;
-            if test_labelled {
+            let (test_labeled, mut test) = self::classes(&folder, &mut ignored)?;
+            if test_labeled {
                 select(&folder, &mut test, only)?;
             }
-            if test_labelled != labelled {
+            if test_labeled != labeled {
                 let message =
                     "one of the folders of training and test images has classes, the other has none";
                 return Err(Error::damaged(&folder, message));
             }
-            let known = |c: &Class| !labelled || names.contains(&c.0);
-            if let Some((name, _)) = test.iter().find(|c| !known(c)) {
+            let is_trained_on = |c: &Class| !labeled || names.contains(&c.0);
+            if let Some((name, _)) = test.iter().find(|c| !is_trained_on(c)) {
                 return Err(Error::damaged(
                     folder.join(name),
                     "this class has no training images; add some or remove it from the test images",
@@ -56,13 +56,13 @@ pub(in super::super) fn scan(root: &Path, test_fraction: f64, only: Option<&[&st
     let files = |classes: Vec<Class>| {
         let label = |name: &String| names.iter().position(|n| n == name).unwrap_or(0) as u32;
         let labels = classes.iter().flat_map(|(name, files)| std::iter::repeat_n(label(name), files.len()));
-        let labels = labelled.then(|| labels.collect());
+        let labels = labeled.then(|| labels.collect());
         let paths = classes.into_iter().flat_map(|(_, files)| files);
-        Files { labels, at: paths.map(|p| Locator::file(p, root)).collect(), other_labels: None }
+        Files { labels, locators: paths.map(|p| Locator::file(p, root)).collect(), other_labels: None }
     };
     let (train, test) = (files(train), files(test));
     let notes = if ignored > 0 { vec![format!("{ignored} other files passed over")] } else { Vec::new() };
-    Ok(Found { train, test: (!test.at.is_empty()).then_some(test), classes: names, notes })
+    Ok(Pictures { train, test: (!test.locators.is_empty()).then_some(test), classes: names, notes })
 }
 
 /// The classes of a folder, sorted by name, and whether they are any: files without folders are one class.

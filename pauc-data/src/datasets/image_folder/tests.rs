@@ -5,7 +5,7 @@ use pauc_traits::Count;
 use pauc_traits::dataset::ImageSource;
 use std::path::Path;
 
-/// A PNG of one colour.
+/// A PNG of one color.
 fn picture(path: &Path, height: u32, width: u32, value: u8) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let picture = image::RgbImage::from_pixel(width, height, image::Rgb([value, 0, 255 - value]));
@@ -41,13 +41,13 @@ fn first_values(source: &dyn ImageSource) -> Vec<u8> {
 #[test]
 fn train_and_val_folders_are_the_splits() {
     let folder = tempfile::tempdir().unwrap();
-    let at = |p: &str| folder.path().join(p);
-    picture(&at("train/cat/b.PNG"), 4, 6, 2);
-    picture(&at("train/cat/a.jpeg"), 4, 6, 1); // the content decides, not the name
-    picture(&at("train/ant/deep/er/c.png"), 4, 6, 3);
-    picture(&at("val/cat/d.png"), 4, 6, 4);
-    std::fs::write(at("train/ant/notes.txt"), "no picture").unwrap();
-    std::fs::write(at("train/cat/.hidden.png"), "no picture").unwrap();
+    let path = |name: &str| folder.path().join(name);
+    picture(&path("train/cat/b.PNG"), 4, 6, 2);
+    picture(&path("train/cat/a.jpeg"), 4, 6, 1); // the content decides, not the name
+    picture(&path("train/ant/deep/er/c.png"), 4, 6, 3);
+    picture(&path("val/cat/d.png"), 4, 6, 4);
+    std::fs::write(path("train/ant/notes.txt"), "no picture").unwrap();
+    std::fs::write(path("train/cat/.hidden.png"), "no picture").unwrap();
     let splits = open(folder.path(), dataset()).unwrap();
     assert_eq!(splits.classes, ["ant", "cat"]);
     assert_eq!(first_values(&*splits.train), [3, 1, 2]);
@@ -60,7 +60,7 @@ fn train_and_val_folders_are_the_splits() {
     let mean = (1.0 + 2.0 + 3.0) / 3.0 / 255.0;
     assert_within!(splits.statistics[0].0, mean, tolerance::f32(1, mean));
     assert_within!(splits.statistics[2].0, 1.0 - mean, tolerance::f32(1, 1.0 - mean));
-    picture(&at("val/dog/e.png"), 4, 6, 4);
+    picture(&path("val/dog/e.png"), 4, 6, 4);
     let text = open(folder.path(), dataset()).err().unwrap().to_string();
     assert!(text.contains("dog") && text.contains("no training images"), "{text}");
 }
@@ -77,10 +77,10 @@ fn without_such_folders_a_share_of_each_class_is_kept() {
     assert_eq!((train.len(), test.len()), (18, 6));
     assert_eq!(test.labels().unwrap(), [0, 0, 0, 1, 1, 1]);
     assert_eq!(train.shape(), None, "one is wider");
-    let mut all = first_values(&**train);
-    all.extend(first_values(&**test));
-    all.sort_unstable();
-    assert!(all.iter().copied().eq((0..24).map(|i| i / 2)));
+    let mut values = first_values(&**train);
+    values.extend(first_values(&**test));
+    values.sort_unstable();
+    assert!(values.iter().copied().eq((0..24).map(|i| i / 2)));
     // A new file moves at most one old one.
     let before = first_values(&**test);
     picture(&folder.path().join("a/new.png"), 3, 3, 99);

@@ -27,6 +27,37 @@ pub(super) struct Table {
     pub names: Option<Vec<String>>,
 }
 
+/// The usual names of the column of pictures, and how its path ends.
+const IMAGE: Usual = Usual { what: "image", names: &["image", "img"], endings: &["", ".bytes"] };
+/// The usual names of the column of labels.
+const LABEL: Usual = Usual { what: "label", names: &["label", "labels", "fine_label"], endings: &[""] };
+
+/// How a column is looked for.
+struct Usual {
+    /// The field of the recipe that names it.
+    what: &'static str,
+    names: &'static [&'static str],
+    endings: &'static [&'static str],
+}
+
+impl Usual {
+    /// The column that is asked for, or else the first of the usual ones.
+    fn find(&self, schema: &SchemaDescriptor, asked: Option<&str>) -> Option<usize> {
+        match asked {
+            Some(name) => find(schema, name, self.endings),
+            None => self.names.iter().find_map(|name| find(schema, name, self.endings)),
+        }
+    }
+
+    fn missing(&self, schema: &SchemaDescriptor, asked: Option<&str>, path: &Path) -> Error {
+        let columns: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
+        let (what, asked) = (self.what, asked.map_or(String::new(), |a| format!(" `{a}`")));
+        let message =
+            format!("has no {what} column{asked}; it has {}; name it with `{what}: …`", columns.join(", "));
+        Error::damaged(path, message)
+    }
+}
+
 /// Reads a file; takes the bytes of its pictures off `left`.
 ///
 /// # Errors
@@ -37,80 +68,95 @@ pub(super) fn read(path: &Path, columns: &Columns<'_>, left: &mut u64) -> Result
     let reader = SerializedFileReader::new(file).map_err(damaged)?;
     let metadata = reader.metadata().file_metadata();
     let schema = metadata.schema_descr();
-    let missing = |what: &str, asked: Option<&str>| {
-        let known: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
-        let asked = asked.map_or(String::new(), |a| format!(" `{a}`"));
-        let message =
-            format!("has no {what} column{asked}; it has {}; name it with `{what}: …`", known.join(", "));
-        Error::damaged(path, message)
-    };
-    let usual = |asked: Option<&str>, usual: &[&str], within: &[&str]| match asked {
-        Some(name) => find(schema, name, within),
-        None => usual.iter().find_map(|name| find(schema, name, within)),
-    };
-    let image = usual(columns.image, &["image", "img"], &["", ".bytes"]);
-    let image = image.ok_or_else(|| missing("image", columns.image))?;
-    let label = usual(columns.label, &["label", "labels", "fine_label"], &[""]);
-    if let (None, Some(asked)) = (label, columns.label) {
-        return Err(missing("label", Some(asked)));
+    let image = IMAGE.find(schema, columns.image);
+    let image = image.ok_or_else(|| IMAGE.missing(schema, columns.image, path))?;
+    let label = LABEL.find(schema, columns.label);
+    if label.is_none() && columns.label.is_some() {
+        return Err(LABEL.missing(schema, columns.label, path));
     }
     let names = label.and_then(|l| {
         let entries = metadata.key_value_metadata()?;
         let text = entries.iter().find(|e| e.key == "huggingface")?.value.as_deref()?;
         class_names(text, &schema.column(l).path().string())
     });
-    let mut table =
-        Table { bytes: Vec::new(), lengths: Vec::new(), labels: label.map(|_| Vec::new()), names };
+    let labels = label.map(|_| Vec::new());
+    let mut table = Table { bytes: Vec::new(), lengths: Vec::new(), labels, names };
     for group in 0..reader.num_row_groups() {
         let group = reader.get_row_group(group).map_err(damaged)?;
         let rows = usize::try_from(group.metadata().num_rows()).unwrap_or(0);
-        let column = |at: usize| group.get_column_reader(at).map_err(damaged);
-        let of = |at: usize| schema.column(at).path().string();
         let first = table.lengths.len();
-        let ColumnReader::ByteArrayColumnReader(pictures) = column(image)? else {
-            return Err(Error::damaged(path, format!("its column {} has no binary values", of(image))));
+        let column = |number: usize| -> Result<Column<'_>> {
+            let name = schema.column(number).path().string();
+            let reader = group.get_column_reader(number).map_err(damaged)?;
+            Ok(Column { path, name, reader, rows, first })
         };
-        // A part at a time, so that a file that lies about its size cannot take more than the limit.
-        each(path, &of(image), pictures, rows, first, |picture: &ByteArray| {
-            let len = picture.len() as u64;
-            *left = left.checked_sub(len).ok_or_else(|| {
-                Error::damaged(
-                    path,
-                    "has more bytes of pictures than encoded_limit; raise it, or unpack the files",
-                )
-            })?;
-            table.lengths.push(len);
-            table.bytes.extend_from_slice(picture.data());
-            Ok(())
-        })?;
-        let (Some(label), Some(texts)) = (label, &mut table.labels) else { continue };
-        let mut push = |text: String| {
-            texts.push(text);
-            Ok(())
-        };
-        match column(label)? {
-            ColumnReader::Int32ColumnReader(r) => {
-                each(path, &of(label), r, rows, first, |v: &i32| push(v.to_string()))?;
-            }
-            ColumnReader::Int64ColumnReader(r) => {
-                each(path, &of(label), r, rows, first, |v: &i64| push(v.to_string()))?;
-            }
-            ColumnReader::ByteArrayColumnReader(r) => {
-                let text = |v: &ByteArray| String::from_utf8_lossy(v.data()).into_owned();
-                each(path, &of(label), r, rows, first, |v| push(text(v)))?;
-            }
-            _ => {
-                let message = format!("its column {} has neither whole numbers nor texts", of(label));
-                return Err(Error::damaged(path, message));
-            }
+        column(image)?.pictures(&mut table, left)?;
+        if let (Some(label), Some(texts)) = (label, &mut table.labels) {
+            column(label)?.labels(texts)?;
         }
     }
     Ok(table)
 }
 
+/// A column of a group of rows.
+struct Column<'a> {
+    path: &'a Path,
+    name: String,
+    reader: ColumnReader,
+    /// The rows of the group, and how many came before.
+    rows: usize,
+    first: usize,
+}
+
+impl Column<'_> {
+    /// Appends encoded pictures to the table. They come a part at a time, so that a file that lies about its size cannot
+    /// take more than the limit.
+    fn pictures(self, table: &mut Table, left: &mut u64) -> Result<()> {
+        let Column { path, name, reader, rows, first } = self;
+        let ColumnReader::ByteArrayColumnReader(reader) = reader else {
+            return Err(Error::damaged(path, format!("its column {name} has no binary values")));
+        };
+        each(path, &name, reader, rows, first, |picture: &ByteArray| {
+            let len = picture.len() as u64;
+            *left = left.checked_sub(len).ok_or_else(|| {
+                let message = "has more bytes of pictures than encoded_limit; raise it, or unpack the files";
+                Error::damaged(path, message)
+            })?;
+            table.lengths.push(len);
+            table.bytes.extend_from_slice(picture.data());
+            Ok(())
+        })
+    }
+
+    /// Appends labels as texts.
+    fn labels(self, texts: &mut Vec<String>) -> Result<()> {
+        let Column { path, name, reader, rows, first } = self;
+        let mut push = |text: String| {
+            texts.push(text);
+            Ok(())
+        };
+        match reader {
+            ColumnReader::Int32ColumnReader(reader) => {
+                each(path, &name, reader, rows, first, |v: &i32| push(v.to_string()))
+            }
+            ColumnReader::Int64ColumnReader(reader) => {
+                each(path, &name, reader, rows, first, |v: &i64| push(v.to_string()))
+            }
+            ColumnReader::ByteArrayColumnReader(reader) => {
+                let text = |v: &ByteArray| String::from_utf8_lossy(v.data()).into_owned();
+                each(path, &name, reader, rows, first, |v| push(text(v)))
+            }
+            _ => {
+                let message = format!("its column {name} has neither whole numbers nor texts");
+                Err(Error::damaged(path, message))
+            }
+        }
+    }
+}
+
 /// The column of that name, or within a struct of that name; one that repeats is none.
-fn find(schema: &SchemaDescriptor, name: &str, within: &[&str]) -> Option<usize> {
-    let fits = |path: &str| within.iter().any(|w| path.strip_prefix(name) == Some(w));
+fn find(schema: &SchemaDescriptor, name: &str, endings: &[&str]) -> Option<usize> {
+    let fits = |path: &str| endings.iter().any(|e| path.strip_prefix(name) == Some(e));
     schema.columns().iter().position(|c| fits(&c.path().string()) && c.max_rep_level() == 0)
 }
 
@@ -129,14 +175,14 @@ fn each<T: DataType>(
         values.clear();
         levels.clear();
         let want = AT_ONCE.min(rows - done);
-        let (records, found, _) = column
+        let (records, present, _) = column
             .read_records(want, Some(&mut levels), None, &mut values)
             .map_err(|e| Error::damaged(path, format!("its column {name} cannot be read: {e}")))?;
         if records == 0 {
             let message = format!("its column {name} ends after {} rows", first + done);
             return Err(Error::damaged(path, message));
         }
-        if found != records {
+        if present != records {
             let most = levels.iter().max().copied().unwrap_or(0);
             let row = first + done + levels.iter().position(|l| *l < most).unwrap_or(0);
             return Err(Error::damaged(path, format!("row {row} has nothing in its column {name}")));

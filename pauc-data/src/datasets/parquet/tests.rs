@@ -43,7 +43,7 @@ fn write(path: &Path, rows: &[(Option<Vec<u8>>, Option<i64>)], names: Option<&st
     file.close().unwrap();
 }
 
-/// A picture of one colour as PNG.
+/// A picture of one color as PNG.
 fn picture(shade: u8) -> Vec<u8> {
     let mut out = std::io::Cursor::new(Vec::new());
     image::RgbImage::from_pixel(5, 4, image::Rgb([shade, 1, 2]))
@@ -125,9 +125,9 @@ fn what_is_wrong_is_named() {
     assert!(error(", encoded_limit: 1").contains("encoded_limit"), "{}", error(", encoded_limit: 1"));
     // Cut anywhere, a file is an error and no panic.
     write(&path, &rows(0..6), None, 4);
-    let whole = std::fs::read(&path).unwrap();
-    for cut in (0..whole.len()).step_by(7) {
-        std::fs::write(&path, &whole[..cut]).unwrap();
+    let complete = std::fs::read(&path).unwrap();
+    for cut in (0..complete.len()).step_by(7) {
+        std::fs::write(&path, &complete[..cut]).unwrap();
         assert!(open("root: \".\"", folder.path()).is_err(), "{cut}");
     }
 }

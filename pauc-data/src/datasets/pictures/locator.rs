@@ -12,7 +12,7 @@ pub(in super::super) enum Locator {
     /// In a file of its own; `key` names it independently of where the set lies.
     File { path: PathBuf, key: String },
     /// In an archive.
-    Part { archive: Arc<Archive>, name: String, at: u64, len: u64 },
+    Part { archive: Arc<Archive>, name: String, offset: u64, len: u64 },
 }
 
 /// An archive that pictures are read from in place.
@@ -77,10 +77,12 @@ impl Locator {
                 Ok(bytes)
             }
             Locator::Part { len, .. } if *len > limit => Err(too_large(*len)),
-            Locator::Part { archive, at, len, .. } => match &archive.content {
-                Content::Plain(file) => file.read(*at, *len as usize).map_err(|e| Error::io(self.path(), e)),
+            Locator::Part { archive, offset, len, .. } => match &archive.content {
+                Content::Plain(file) => {
+                    file.read(*offset, *len as usize).map_err(|e| Error::io(self.path(), e))
+                }
                 Content::Unpacked(bytes) => {
-                    let part = bytes.get(*at as usize..(*at + *len) as usize);
+                    let part = bytes.get(*offset as usize..(*offset + *len) as usize);
                     part.map(<[u8]>::to_vec)
                         .ok_or_else(|| Error::damaged(self.path(), "lies outside its archive"))
                 }
@@ -100,9 +102,9 @@ impl Shared {
         Shared(file)
     }
 
-    fn read(&self, at: u64, len: usize) -> std::io::Result<Vec<u8>> {
+    fn read(&self, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
         let mut bytes = vec![0; len];
-        std::os::unix::fs::FileExt::read_exact_at(&self.0, &mut bytes, at)?;
+        std::os::unix::fs::FileExt::read_exact_at(&self.0, &mut bytes, offset)?;
         Ok(bytes)
     }
 }
@@ -118,10 +120,10 @@ impl Shared {
         Shared(std::sync::Mutex::new(file))
     }
 
-    fn read(&self, at: u64, len: usize) -> std::io::Result<Vec<u8>> {
+    fn read(&self, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
         use std::io::{Seek, SeekFrom};
         let mut file = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        file.seek(SeekFrom::Start(at))?;
+        file.seek(SeekFrom::Start(offset))?;
         let mut bytes = vec![0; len];
         file.read_exact(&mut bytes)?;
         Ok(bytes)

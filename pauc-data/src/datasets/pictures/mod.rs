@@ -88,14 +88,14 @@ pub(super) struct Reading<'a> {
 /// Pictures, in order, with their labels.
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    pub at: Vec<Locator>,
+    pub locators: Vec<Locator>,
     pub labels: Option<Vec<u32>>,
     pub other_labels: Option<Vec<u32>>,
 }
 
-/// What was found, before any picture is read.
+/// The pictures of a set, before any of them is read.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct Pictures {
     pub train: Files,
     pub test: Option<Files>,
     pub classes: Vec<String>,
@@ -106,11 +106,11 @@ pub(super) struct Found {
 /// How many training images the statistics are taken of.
 const SAMPLED: usize = 512;
 
-/// Reads what has to be known beforehand and makes splits of what was found in `origin`.
+/// Reads what has to be known beforehand and makes splits of the pictures of `origin`.
 pub(super) fn open(
     title: &str,
     origin: &Path,
-    mut found: Found,
+    mut pictures: Pictures,
     reading: &Reading<'_>,
     place: &Place,
 ) -> Result<Splits> {
@@ -118,8 +118,8 @@ pub(super) fn open(
         .disk_cache
         .map(|c| Store::open(&place.resolve(&c.folder), (c.budget.get() as u64).saturating_mul(1 << 20)));
     let reader = Arc::new(Reader::new(reading, disk.transpose()?));
-    let mut train = Source::new(found.train, reader.clone());
-    let mut test = found.test.map(|files| Source::new(files, reader));
+    let mut train = Source::new(pictures.train, reader.clone());
+    let mut test = pictures.test.map(|files| Source::new(files, reader));
     let mut skipped = Vec::new();
     if let OnError::Skip { max } = reading.on_error {
         skipped = train.drop_unreadable();
@@ -136,7 +136,7 @@ pub(super) fn open(
             ));
         }
         if !skipped.is_empty() {
-            found.notes.push(format!("{} unreadable pictures left out", skipped.len()));
+            pictures.notes.push(format!("{} unreadable pictures left out", skipped.len()));
         }
     }
     if train.is_empty() {
@@ -146,14 +146,14 @@ pub(super) fn open(
     test.iter_mut().try_for_each(Source::find_shape)?;
     let statistics = statistics(&train)?;
     let tests = test.as_ref().map_or(0, Source::len);
-    let notes: String = found.notes.iter().map(|n| format!(", {n}")).collect();
+    let notes: String = pictures.notes.iter().map(|n| format!(", {n}")).collect();
     let description = format!(
         "{title}: {} training and {tests} test images in {} classes{notes}",
         train.len(),
-        found.classes.len()
+        pictures.classes.len()
     );
     let test = test.filter(|t| !t.is_empty()).map(|t| Arc::new(t) as Arc<_>);
-    Ok(Splits { train: Arc::new(train), test, classes: found.classes, statistics, description, skipped })
+    Ok(Splits { train: Arc::new(train), test, classes: pictures.classes, statistics, description, skipped })
 }
 
 /// Mean and deviation of evenly spaced images.
@@ -172,12 +172,12 @@ fn statistics(train: &Source) -> Result<Vec<(f32, f32)>> {
 /// Which of the pictures called `names`, all of one class, are kept for testing: ⌊fraction·n + ½⌋, those whose names
 /// have the smallest hashes, so that new pictures move few of the old ones from one part to the other.
 pub(super) fn kept_for_testing(names: &[String], fraction: f64) -> Vec<bool> {
-    let own: Vec<[u8; 32]> = names.iter().map(|n| *blake3::hash(n.as_bytes()).as_bytes()).collect();
-    let mut hashes = own.clone();
-    hashes.sort_unstable();
+    let hashes: Vec<[u8; 32]> = names.iter().map(|n| *blake3::hash(n.as_bytes()).as_bytes()).collect();
+    let mut sorted = hashes.clone();
+    sorted.sort_unstable();
     let tests = (fraction * names.len() as f64 + 0.5) as usize;
-    let limit = hashes.get(tests); // the first hash that stays; none if all go
-    own.iter().map(|h| limit.is_none_or(|l| h < l)).collect()
+    let limit = sorted.get(tests); // the first hash that stays; none if all go
+    hashes.iter().map(|h| limit.is_none_or(|l| h < l)).collect()
 }
 
 impl Files {
@@ -186,7 +186,7 @@ impl Files {
             all.into_iter().enumerate().filter(|p| keep(p.0)).map(|p| p.1).collect()
         }
         Files {
-            at: filtered(self.at, &keep),
+            locators: filtered(self.locators, &keep),
             labels: self.labels.map(|l| filtered(l, &keep)),
             other_labels: self.other_labels.map(|l| filtered(l, &keep)),
         }
@@ -195,21 +195,21 @@ impl Files {
     /// Parts into training and test pictures, class by class if there are labels.
     pub fn split(self, fraction: f64) -> (Files, Option<Files>) {
         let mut groups = std::collections::BTreeMap::<u32, Vec<usize>>::new();
-        for i in 0..self.at.len() {
+        for i in 0..self.locators.len() {
             groups.entry(self.labels.as_ref().map_or(0, |l| l[i])).or_default().push(i);
         }
-        let mut test = vec![false; self.at.len()];
+        let mut test = vec![false; self.locators.len()];
         for group in groups.values() {
-            let names: Vec<String> = group.iter().map(|i| self.at[*i].key()).collect();
+            let names: Vec<String> = group.iter().map(|i| self.locators[*i].key()).collect();
             kept_for_testing(&names, fraction).into_iter().zip(group).for_each(|(t, i)| test[*i] = t);
         }
         let copy = Files {
-            at: self.at.clone(),
+            locators: self.locators.clone(),
             labels: self.labels.clone(),
             other_labels: self.other_labels.clone(),
         };
         let tests = copy.pick(|i| test[i]);
-        (self.pick(|i| !test[i]), (!tests.at.is_empty()).then_some(tests))
+        (self.pick(|i| !test[i]), (!tests.locators.is_empty()).then_some(tests))
     }
 }
 

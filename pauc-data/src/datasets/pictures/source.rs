@@ -33,19 +33,19 @@ impl Reader {
         }
     }
 
-    fn bytes(&self, at: &Locator) -> Result<Vec<u8>> {
+    fn bytes(&self, locator: &Locator) -> Result<Vec<u8>> {
         // No format takes more than 16-bit RGBA for a pixel, and a mebibyte for what a camera writes besides.
-        at.read((self.decoding.pixel_limit as u64).saturating_mul(8).saturating_add(1 << 20))
+        locator.read((self.decoding.pixel_limit as u64).saturating_mul(8).saturating_add(1 << 20))
     }
 
-    fn read(&self, at: &Locator) -> Result<Image<'static>> {
-        let bytes = self.bytes(at)?;
-        let Some(disk) = &self.disk else { return self.decode(&bytes, at) };
+    fn read(&self, locator: &Locator) -> Result<Image<'static>> {
+        let bytes = self.bytes(locator)?;
+        let Some(disk) = &self.disk else { return self.decode(&bytes, locator) };
         let key = self.key(&bytes);
         if let Some(image) = disk.get(&key) {
             return Ok(image);
         }
-        let image = self.decode(&bytes, at)?;
+        let image = self.decode(&bytes, locator)?;
         disk.put(&key, &image);
         Ok(image)
     }
@@ -59,8 +59,8 @@ impl Reader {
         hasher.update(bytes).finalize()
     }
 
-    fn decode(&self, bytes: &[u8], at: &Locator) -> Result<Image<'static>> {
-        let image = decode::decode(bytes, self.decoding, &at.path())?;
+    fn decode(&self, bytes: &[u8], locator: &Locator) -> Result<Image<'static>> {
+        let image = decode::decode(bytes, self.decoding, &locator.path())?;
         let (height, width) = self.size(image.shape.height, image.shape.width);
         if (height, width) == (image.shape.height, image.shape.width) {
             return Ok(image);
@@ -77,8 +77,9 @@ impl Reader {
         }
     }
 
-    fn shape(&self, at: &Locator) -> Result<ImageShape> {
-        let (height, width) = decode::dimensions(&self.bytes(at)?, self.decoding.pixel_limit, &at.path())?;
+    fn shape(&self, locator: &Locator) -> Result<ImageShape> {
+        let bytes = self.bytes(locator)?;
+        let (height, width) = decode::dimensions(&bytes, self.decoding.pixel_limit, &locator.path())?;
         let (height, width) = self.size(height, width);
         Ok(ImageShape { height, width, channels: 3 })
     }
@@ -100,7 +101,7 @@ pub(super) struct Source {
 
 impl Source {
     pub fn new(files: Files, reader: Arc<Reader>) -> Self {
-        let cache = files.at.iter().map(|_| OnceLock::new()).collect();
+        let cache = files.locators.iter().map(|_| OnceLock::new()).collect();
         Source { files, shape: None, reader, cache }
     }
 
@@ -121,7 +122,7 @@ impl Source {
     pub fn find_shape(&mut self) -> Result<()> {
         const AT_ONCE: usize = 256;
         let mut common = None;
-        for files in self.files.at.chunks(AT_ONCE) {
+        for files in self.files.locators.chunks(AT_ONCE) {
             // Collected before the errors are looked at, so that it is always the first one that is reported.
             let shapes: Vec<Result<ImageShape>> = files.par_iter().map(|p| self.reader.shape(p)).collect();
             let shapes = shapes.into_iter().collect::<Result<Vec<_>>>()?;
@@ -137,7 +138,7 @@ impl Source {
 
 impl ImageSource for Source {
     fn len(&self) -> usize {
-        self.files.at.len()
+        self.files.locators.len()
     }
 
     fn shape(&self) -> Option<ImageShape> {
@@ -145,23 +146,23 @@ impl ImageSource for Source {
     }
 
     fn image(&self, index: usize) -> Result<Image<'_>> {
-        let (Some(at), Some(place)) = (self.files.at.get(index), self.cache.get(index)) else {
+        let (Some(locator), Some(cached)) = (self.files.locators.get(index), self.cache.get(index)) else {
             return Err(Error::config(format!("image {index} of a set of {}", self.len())));
         };
-        if let Some(image) = place.get() {
+        if let Some(image) = cached.get() {
             return Ok(Image { shape: image.shape, pixels: Cow::Borrowed(&image.pixels) });
         }
-        let image = self.reader.read(at)?;
+        let image = self.reader.read(locator)?;
         if !self.reader.reserve(image.pixels.len()) {
             return Ok(image);
         }
         // Two threads that read the same image at once both pay for it; that happens once at most.
-        let image = place.get_or_init(|| image);
+        let image = cached.get_or_init(|| image);
         Ok(Image { shape: image.shape, pixels: Cow::Borrowed(&image.pixels) })
     }
 
     fn name(&self, index: usize) -> String {
-        self.files.at.get(index).map_or_else(String::new, |at| at.path().display().to_string())
+        self.files.locators.get(index).map_or_else(String::new, |l| l.path().display().to_string())
     }
 
     fn labels(&self) -> Option<&[u32]> {

@@ -41,7 +41,7 @@ fn extension(name: &str) -> String {
 /// # Errors
 /// If the archive is damaged, or lies about a length.
 pub fn items(
-    from: impl Read,
+    stream: impl Read,
     size: u64,
     mut unpacked: Option<&mut Vec<u8>>,
     origin: &Path,
@@ -49,7 +49,7 @@ pub fn items(
     let damaged = |e: std::io::Error| {
         Error::damaged(origin, format!("cannot be read as a tar archive ({e}); fetch or make it again"))
     };
-    let mut archive = ::tar::Archive::new(from);
+    let mut archive = ::tar::Archive::new(stream);
     let (mut items, mut labels) = (Vec::new(), HashMap::new());
     for entry in archive.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
@@ -60,9 +60,10 @@ pub fn items(
         if name.rsplit('/').next().is_some_and(|n| n.starts_with('.')) {
             continue;
         }
-        let (at, len) = (entry.raw_file_position(), entry.size());
-        if at.checked_add(len).is_none_or(|end| end > size) {
-            let message = format!("is truncated: {name} of {len} bytes at {at} ends after its {size} bytes");
+        let (offset, len) = (entry.raw_file_position(), entry.size());
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            let message =
+                format!("is truncated: {name} of {len} bytes at {offset} ends after its {size} bytes");
             return Err(Error::damaged(origin, message));
         }
         let extension = extension(&name);
@@ -77,8 +78,8 @@ pub fn items(
             }
             labels.insert(stem(&name).to_string(), text.trim().to_string());
         } else if EXTENSIONS.contains(&&*extension) {
-            let at = match &mut unpacked {
-                None => at,
+            let offset = match &mut unpacked {
+                None => offset,
                 Some(bytes) => {
                     let before = bytes.len() as u64;
                     entry.read_to_end(bytes).map_err(damaged)?;
@@ -88,7 +89,7 @@ pub fn items(
                     before
                 }
             };
-            items.push(Item { name, at, len, label: None });
+            items.push(Item { name, at: offset, len, label: None });
         }
     }
     items.iter_mut().for_each(|i| i.label = labels.get(stem(&i.name)).cloned());
@@ -100,7 +101,7 @@ pub(super) fn unpack(path: &Path, limit: u64) -> Result<(Vec<u8>, Vec<Item>)> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut stream = MultiGzDecoder::new(std::io::BufReader::new(file)).take(limit);
     let mut bytes = Vec::new();
-    let found = items(&mut stream, u64::MAX, Some(&mut bytes), path);
+    let items = items(&mut stream, u64::MAX, Some(&mut bytes), path);
     if stream.limit() == 0 {
         let message = format!(
             "unpacks to more than unpacked_limit: {} MiB; raise it, or unpack the archive with gunzip to have it read \
@@ -109,9 +110,9 @@ pub(super) fn unpack(path: &Path, limit: u64) -> Result<(Vec<u8>, Vec<Item>)> {
         );
         return Err(Error::damaged(path, message));
     }
-    let found = found?;
+    let items = items?;
     // Reading on checks gzip's checksum, which lies behind the archive.
     std::io::copy(&mut stream, &mut std::io::sink())
         .map_err(|e| Error::damaged(path, format!("is damaged at its end ({e}); fetch it again")))?;
-    Ok((bytes, found))
+    Ok((bytes, items))
 }

@@ -1,7 +1,7 @@
 use super::*;
+use crate::datasets::idx::tests::gzip;
 use pauc_traits::component_ron::options;
 use pauc_traits::dataset::ImageSource;
-use std::io::Write;
 
 fn picture(value: u8) -> Vec<u8> {
     let mut bytes = std::io::Cursor::new(Vec::new());
@@ -19,12 +19,6 @@ pub fn archive(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
         builder.append_data(&mut header, name, &bytes[..]).unwrap();
     }
     builder.into_inner().unwrap()
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
 }
 
 fn open(folder: &Path, fields: &str) -> Result<Splits> {
@@ -103,11 +97,11 @@ fn an_archive_that_changed_is_indexed_again() {
     assert_eq!(reds(&*splits.train), [9]);
     assert!(splits.description.contains("indexed again since they changed: a.tar"), "{}", splits.description);
     // An index cut short at any place is made anew.
-    let whole = std::fs::read(folder.path().join("my.index")).unwrap();
-    for cut in [0, 1, whole.len() / 2, whole.len() - 1] {
-        std::fs::write(folder.path().join("my.index"), &whole[..cut]).unwrap();
+    let complete = std::fs::read(folder.path().join("my.index")).unwrap();
+    for cut in [0, 1, complete.len() / 2, complete.len() - 1] {
+        std::fs::write(folder.path().join("my.index"), &complete[..cut]).unwrap();
         assert_eq!(reds(&*open(folder.path(), root).unwrap().train), [9]);
-        assert_eq!(std::fs::read(folder.path().join("my.index")).unwrap(), whole);
+        assert_eq!(std::fs::read(folder.path().join("my.index")).unwrap(), complete);
     }
     let text = open(folder.path(), "root: \"a.tar\", index: \"none/x\"").err().unwrap().to_string();
     assert!(text.contains("index") || text.contains("none"), "{text}");
@@ -117,11 +111,11 @@ fn an_archive_that_changed_is_indexed_again() {
 fn damage_and_bombs_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.tar");
-    let whole = web(1, ["0", "1"]);
-    std::fs::write(&path, &whole[..700]).unwrap();
+    let archived = web(1, ["0", "1"]);
+    std::fs::write(&path, &archived[..700]).unwrap();
     let text = open(folder.path(), "root: \"a.tar\"").err().unwrap().to_string();
     assert!(text.contains("a.tar") && (text.contains("truncated") || text.contains("tar archive")), "{text}");
-    std::fs::write(folder.path().join("b.tgz"), &gzip(&whole)[..300]).unwrap();
+    std::fs::write(folder.path().join("b.tgz"), &gzip(&archived)[..300]).unwrap();
     assert!(open(folder.path(), "root: \"b.tgz\"").is_err());
     let zeros = archive(&[("a/big.png", vec![0; 3 << 20])]);
     std::fs::write(folder.path().join("c.tgz"), gzip(&zeros)).unwrap();

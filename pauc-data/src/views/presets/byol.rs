@@ -1,6 +1,6 @@
 //! BYOL's two lists.
 
-use super::{Steps, blur, crop, flip, grey, jitter, preset};
+use super::{Steps, blur, crop, flip, gray, jitter, preset};
 use crate::Interval;
 use crate::pixels::Filter;
 use crate::views::Solarize;
@@ -11,9 +11,9 @@ use std::sync::Arc;
 /// Which of BYOL's two views.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ByolView {
-    /// Always blurred, never solarised.
+    /// Always blurred, never solarized.
     First,
-    /// Blurred with probability 0.1, solarised with probability 0.2.
+    /// Blurred with probability 0.1, solarized with probability 0.2.
     Second,
 }
 
@@ -21,8 +21,8 @@ component! {
     /// BYOL's views, which differ: `views: [(count: 1, ops: [Byol(size: 32, view: First)]), (count: 1, ops:
     /// [Byol(size: 32, view: Second)])]`.
     ///
-    /// Crop with the bicubic filter, flip, colour jitter, greyscale; then the first is always blurred, and the second
-    /// blurred with probability 0.1 and solarised with probability 0.2.
+    /// Crop with the bicubic filter, flip, color jitter, grayscale; then the first is always blurred, and the second
+    /// blurred with probability 0.1 and solarized with probability 0.2.
     ///
     /// # Shapes
     /// any → `size`×`size`.
@@ -40,14 +40,14 @@ component! {
 
 impl Byol {
     fn list(&self) -> Steps {
-        let (blurred, solarised) = match self.view {
+        let (blurred, solarized) = match self.view {
             ByolView::First => (1.0, 0.0),
             ByolView::Second => (0.1, 0.2),
         };
-        let solarize = Arc::new(Solarize { p: UnitInterval::lit(solarised), threshold: 128 });
+        let solarize = Arc::new(Solarize { p: UnitInterval::lit(solarized), threshold: 128 });
         let crop = crop(self.size, self.scale, Filter::Bicubic);
         let jitter = jitter(1.0, [0.4, 0.4, 0.2, 0.1]);
-        vec![crop, flip(), jitter, grey(), blur(UnitInterval::lit(blurred), self.size), solarize]
+        vec![crop, flip(), jitter, gray(), blur(UnitInterval::lit(blurred), self.size), solarize]
     }
 }
 

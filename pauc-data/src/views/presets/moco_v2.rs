@@ -1,6 +1,6 @@
 //! MoCo v2's list.
 
-use super::{Steps, crop, flip, grey, jitter, preset};
+use super::{Steps, crop, flip, gray, jitter, preset};
 use crate::Interval;
 use crate::pixels::Filter;
 use crate::views::{BlurModel, GaussianBlur};
@@ -8,7 +8,7 @@ use pauc_traits::{Count, UnitInterval, component};
 use std::sync::Arc;
 
 component! {
-    /// MoCo v2's views: crop, flip, colour jitter, greyscale, Pillow's blur.
+    /// MoCo v2's views: crop, flip, color jitter, grayscale, Pillow's blur.
     ///
     /// # Shapes
     /// any → `size`×`size`.
@@ -29,7 +29,7 @@ impl MocoV2 {
         let (sigma, model, kernel) = (Interval::lit(0.1, 2.0), BlurModel::Pil, None);
         let blur = Arc::new(GaussianBlur { p: self.blur, sigma, model, kernel });
         let crop = crop(self.size, self.scale, Filter::Bilinear);
-        vec![crop, flip(), jitter(1.0, [0.4, 0.4, 0.4, 0.1]), grey(), blur]
+        vec![crop, flip(), jitter(1.0, [0.4, 0.4, 0.4, 0.1]), gray(), blur]
     }
 }
 

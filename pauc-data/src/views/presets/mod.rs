@@ -67,12 +67,13 @@ fn flip() -> Arc<dyn Augmentation> {
 /// Jitter with probability 0.8, by `strength` times brightness, contrast, saturation and hue.
 fn jitter(strength: f64, by: [f64; 4]) -> Arc<dyn Augmentation> {
     // The circle of hues is whole at a half.
-    let of = |i: usize| NonNegative::lit((strength * by[i]).min(if i == 3 { 0.5 } else { f64::MAX }));
-    let (brightness, contrast, saturation, hue) = (of(0), of(1), of(2), of(3));
+    let most = [f64::MAX, f64::MAX, f64::MAX, 0.5];
+    let [brightness, contrast, saturation, hue] =
+        std::array::from_fn(|i| NonNegative::lit((strength * by[i]).min(most[i])));
     Arc::new(ColorJitter { p: UnitInterval::lit(0.8), brightness, contrast, saturation, hue })
 }
 
-fn grey() -> Arc<dyn Augmentation> {
+fn gray() -> Arc<dyn Augmentation> {
     Arc::new(Grayscale { p: UnitInterval::lit(0.2) })
 }
 
@@ -137,10 +138,10 @@ mod tests {
             let image = Image::new(shape, (0..shape.len()).map(|i| (i * i % 253) as u8).collect::<Vec<_>>());
             for i in 0..20 {
                 let rng = || stream(0, Purpose::View, 0, i, 0);
-                let made = |v: &ViewPipeline| v.augment(image.clone(), 0, &mut rng());
-                assert_eq!(made(&short), made(&long), "{preset}");
+                let augmented = |v: &ViewPipeline| v.augment(image.clone(), 0, &mut rng());
+                assert_eq!(augmented(&short), augmented(&long), "{preset}");
                 let alone = pauc_traits::Configured::<dyn pauc_traits::Augmentation>::parse(preset).unwrap();
-                assert_eq!(alone.apply(image.clone(), &mut rng()), made(&long), "{preset}");
+                assert_eq!(alone.apply(image.clone(), &mut rng()), augmented(&long), "{preset}");
             }
         }
     }
@@ -153,10 +154,11 @@ mod tests {
         let resize = ViewPipeline::training(&resize, None, &[(0.5, 0.25); 3]).unwrap();
         let shape = ImageShape { height: 31, width: 40, channels: 3 };
         let image = Image::new(shape, (0..shape.len()).map(|i| (i * 7 % 253) as u8).collect::<Vec<_>>());
-        let made = |v: &ViewPipeline| v.augment(image.clone(), 0, &mut stream(0, Purpose::View, 0, 0, 0));
-        assert_eq!(made(&evaluation), made(&resize));
+        let augmented =
+            |v: &ViewPipeline| v.augment(image.clone(), 0, &mut stream(0, Purpose::View, 0, 0, 0));
+        assert_eq!(augmented(&evaluation), augmented(&resize));
         let op = pauc_traits::Configured::<dyn pauc_traits::Augmentation>::parse("MocoV2(size: 24)").unwrap();
         let alone = op.evaluation().unwrap();
-        assert_eq!(alone.apply(image.clone(), &mut stream(0, Purpose::View, 0, 0, 0)), made(&resize));
+        assert_eq!(alone.apply(image.clone(), &mut stream(0, Purpose::View, 0, 0, 0)), augmented(&resize));
     }
 }

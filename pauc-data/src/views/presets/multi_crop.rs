@@ -1,6 +1,6 @@
 //! SwAV's crops of two scales.
 
-use super::{Steps, crop, flip, grey, jitter, preset};
+use super::{Steps, crop, flip, gray, jitter, preset};
 use crate::Interval;
 use crate::pixels::Filter;
 use crate::views::{BlurModel, GaussianBlur};
@@ -21,7 +21,7 @@ component! {
     /// SwAV's crops of two scales: `views: [(count: 2, ops: [MultiCrop(size: 32, crop: Global)]), (count: 4, ops:
     /// [MultiCrop(size: 32, crop: Local)])]`.
     ///
-    /// Crop, flip, colour jitter as in SimCLR, greyscale, Pillow's blur. The small crops may have a smaller `size` than the
+    /// Crop, flip, color jitter as in SimCLR, grayscale, Pillow's blur. The small crops may have a smaller `size` than the
     /// large ones, if the encoder is a convolutional one; evaluation has the size of the first views. Of the terms,
     /// `SwappedAssignment(local_views: …)` learns from more than two views.
     ///
@@ -46,7 +46,7 @@ impl MultiCrop {
         let (sigma, model, kernel) = (Interval::lit(0.1, 2.0), BlurModel::Pil, None);
         let blur = Arc::new(GaussianBlur { p: UnitInterval::lit(0.5), sigma, model, kernel });
         let crop = crop(self.size, scale, Filter::Bilinear);
-        vec![crop, flip(), jitter(1.0, [0.8, 0.8, 0.8, 0.2]), grey(), blur]
+        vec![crop, flip(), jitter(1.0, [0.8, 0.8, 0.8, 0.2]), gray(), blur]
     }
 }
 

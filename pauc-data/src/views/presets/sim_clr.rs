@@ -1,12 +1,12 @@
 //! SimCLR's list.
 
-use super::{Steps, blur, crop, flip, grey, jitter, preset};
+use super::{Steps, blur, crop, flip, gray, jitter, preset};
 use crate::Interval;
 use crate::pixels::Filter;
 use pauc_traits::{Count, NonNegative, UnitInterval, component};
 
 component! {
-    /// SimCLR's views: crop, flip, strong colour jitter, greyscale, blur.
+    /// SimCLR's views: crop, flip, strong color jitter, grayscale, blur.
     ///
     /// As published for ImageNet. For CIFAR its authors use `strength: 0.5` and `blur: 0.0`.
     ///
@@ -30,7 +30,7 @@ impl SimClr {
     fn list(&self) -> Steps {
         let jitter = jitter(self.strength.get(), [0.8, 0.8, 0.8, 0.2]);
         let crop = crop(self.size, self.scale, Filter::Bilinear);
-        vec![crop, flip(), jitter, grey(), blur(self.blur, self.size)]
+        vec![crop, flip(), jitter, gray(), blur(self.blur, self.size)]
     }
 }
 

@@ -1,12 +1,12 @@
-//! Brightness, contrast, saturation, hue, greyscale and solarisation, with Pillow's arithmetic.
+//! Brightness, contrast, saturation, hue, grayscale and solarization, with Pillow's arithmetic.
 
 use super::rounding::{byte, floor, limit, nearest};
 use multiversion::multiversion;
 use pauc_traits::{Image, ImageShape};
 
-/// An image as planes of whole numbers in 0..255, on which colour operations vectorise.
+/// An image as planes of whole numbers in 0..255, on which color operations vectorize.
 ///
-/// Grey images have one plane, and saturation, hue and greyscale leave them as they are.
+/// Gray images have one plane, and saturation, hue and grayscale leave them as they are.
 #[derive(Clone, Debug)]
 pub struct Planes {
     shape: ImageShape,
@@ -21,7 +21,7 @@ impl Planes {
             let n = values.len() / 3;
             let (r, gb) = values.split_at_mut(n);
             let (g, b) = gb.split_at_mut(n);
-            apart(image.pixels.as_chunks::<3>().0, [r, g, b]);
+            to_planes(image.pixels.as_chunks::<3>().0, [r, g, b]);
         } else {
             values.iter_mut().zip(image.pixels.iter()).for_each(|(v, p)| *v = f32::from(*p));
         }
@@ -33,7 +33,7 @@ impl Planes {
         debug_assert_eq!(image.shape, self.shape);
         let pixels = image.pixels.to_mut();
         match self.rgb() {
-            Some(planes) => together(planes, pixels.as_chunks_mut::<3>().0),
+            Some(planes) => from_planes(planes, pixels.as_chunks_mut::<3>().0),
             None => pixels.iter_mut().zip(&self.values).for_each(|(p, v)| *p = byte(*v)),
         }
     }
@@ -49,21 +49,21 @@ impl Planes {
 
     /// factor · image: 0 is black, 1 the image.
     pub fn brightness(&mut self, factor: f32) {
-        between(0.0, factor, &mut self.values);
+        blend(0.0, factor, &mut self.values);
     }
 
-    /// mean + factor · (image − mean), with the mean of the greyscale image.
+    /// mean + factor · (image − mean), with the mean of the grayscale image.
     pub fn contrast(&mut self, factor: f32) {
         let n = self.shape.height * self.shape.width;
         let total = match self.rgb() {
-            Some(planes) => total_grey(planes),
+            Some(planes) => total_gray(planes),
             None => total(&self.values),
         };
         let mean = (total / n.max(1) as f64 + 0.5).floor() as f32;
-        between(mean, factor, &mut self.values);
+        blend(mean, factor, &mut self.values);
     }
 
-    /// grey + factor · (image − grey): 0 is greyscale, 1 the image.
+    /// gray + factor · (image − gray): 0 is grayscale, 1 the image.
     pub fn saturation(&mut self, factor: f32) {
         if let Some(planes) = self.rgb() {
             saturate(planes, factor);
@@ -79,9 +79,9 @@ impl Planes {
     }
 
     /// The luma 0.299 R + 0.587 G + 0.114 B in every channel.
-    pub fn greyscale(&mut self) {
+    pub fn grayscale(&mut self) {
         if let Some(planes) = self.rgb() {
-            turn_grey(planes);
+            turn_gray(planes);
         }
     }
 
@@ -95,14 +95,14 @@ impl Planes {
 // same bytes.
 
 #[multiversion(targets = "simd")]
-fn apart(pixels: &[[u8; 3]], [r, g, b]: [&mut [f32]; 3]) {
+fn to_planes(pixels: &[[u8; 3]], [r, g, b]: [&mut [f32]; 3]) {
     for (((pixel, r), g), b) in pixels.iter().zip(r).zip(g).zip(b) {
         (*r, *g, *b) = (f32::from(pixel[0]), f32::from(pixel[1]), f32::from(pixel[2]));
     }
 }
 
 #[multiversion(targets = "simd")]
-fn together([r, g, b]: [&mut [f32]; 3], pixels: &mut [[u8; 3]]) {
+fn from_planes([r, g, b]: [&mut [f32]; 3], pixels: &mut [[u8; 3]]) {
     for (((pixel, r), g), b) in pixels.iter_mut().zip(r).zip(g).zip(b) {
         *pixel = [byte(*r), byte(*g), byte(*b)];
     }
@@ -110,7 +110,7 @@ fn together([r, g, b]: [&mut [f32]; 3], pixels: &mut [[u8; 3]]) {
 
 /// from + factor · (value − from).
 #[multiversion(targets = "simd")]
-fn between(from: f32, factor: f32, values: &mut [f32]) {
+fn blend(from: f32, factor: f32, values: &mut [f32]) {
     values.iter_mut().for_each(|v| *v = floor(limit(from + factor * (*v - from))));
 }
 
@@ -120,15 +120,15 @@ fn total(values: &[f32]) -> f64 {
 }
 
 #[multiversion(targets = "simd")]
-fn total_grey([r, g, b]: [&mut [f32]; 3]) -> f64 {
+fn total_gray([r, g, b]: [&mut [f32]; 3]) -> f64 {
     let (g, b) = (&g[..r.len()], &b[..r.len()]);
-    sum(r.len(), |i| grey(r[i], g[i], b[i]))
+    sum(r.len(), |i| gray(r[i], g[i], b[i]))
 }
 
 #[multiversion(targets = "simd")]
 fn saturate([r, g, b]: [&mut [f32]; 3], factor: f32) {
     for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
-        let l = grey(*r, *g, *b);
+        let l = gray(*r, *g, *b);
         for v in [r, g, b] {
             *v = floor(limit(l + factor * (*v - l)));
         }
@@ -143,16 +143,16 @@ fn turn_hues([r, g, b]: [&mut [f32]; 3], shift: f32) {
 }
 
 #[multiversion(targets = "simd")]
-fn turn_grey([r, g, b]: [&mut [f32]; 3]) {
+fn turn_gray([r, g, b]: [&mut [f32]; 3]) {
     for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
-        let l = grey(*r, *g, *b);
+        let l = gray(*r, *g, *b);
         (*r, *g, *b) = (l, l, l);
     }
 }
 
 /// Luma in Pillow's 16-bit weights. All products and their sum are below 2²⁴, where `f32` is exact.
 #[inline(always)]
-fn grey(r: f32, g: f32, b: f32) -> f32 {
+fn gray(r: f32, g: f32, b: f32) -> f32 {
     nearest((r * 19595.0 + g * 38470.0 + b * 7471.0) * (1.0 / 65536.0))
 }
 
@@ -164,11 +164,11 @@ fn sum(n: usize, value: impl Fn(usize) -> f32) -> f64 {
     for start in (0..n).step_by(8192) {
         let end = (start + 8192).min(n);
         let mut lanes = [0f32; LANES];
-        let whole = start + (end - start) / LANES * LANES;
-        for i in (start..whole).step_by(LANES) {
+        let last_block = start + (end - start) / LANES * LANES;
+        for i in (start..last_block).step_by(LANES) {
             lanes.iter_mut().enumerate().for_each(|(l, sum)| *sum += value(i + l));
         }
-        total += f64::from(lanes.iter().sum::<f32>() + (whole..end).map(&value).sum::<f32>());
+        total += f64::from(lanes.iter().sum::<f32>() + (last_block..end).map(&value).sum::<f32>());
     }
     total
 }
@@ -193,7 +193,7 @@ fn turn_hue(r: f32, g: f32, b: f32, shift: f32) -> [f32; 3] {
     let sixth = if r == high { bc - gc } else { sector } / 6.0;
     let hue = scale_down(if sixth < 0.0 { sixth + 1.0 } else { sixth }) + shift;
     let hue = if hue >= 256.0 { hue - 256.0 } else { hue };
-    // Grey pixels have chroma 0, so saturation 0 and no use for the hue.
+    // Gray pixels have chroma 0, so saturation 0 and no use for the hue.
     let saturation = scale_down(chroma / max(high, 1.0)) / 255.0;
     let hue = hue * 6.0 / 255.0;
     let channel = |n: f32| {
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
     use pauc_testing::{assert_within, tolerance};
 
-    /// The colour cube in steps of 15, and a few neighbours.
+    /// The color cube in steps of 15, and a few neighbors.
     fn cube() -> Image<'static> {
         let mut pixels = Vec::new();
         for i in 0..18 * 18 * 18u32 {
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn hue_follows_pillow_over_the_colour_cube() {
+    fn hue_follows_pillow_over_the_color_cube() {
         // Hue and saturation of 8 bits are Pillow's. What is rounded after them: in sixths of the circle, the
         // hue, its sums up to 11 and 6 and the distance up to 4; then three numbers up to 1, and the level
         // itself.
@@ -293,13 +293,13 @@ mod tests {
         assert_eq!(changed(|p| p.brightness(1.0)), image);
         assert_eq!(changed(|p| p.contrast(1.0)), image);
         assert_eq!(changed(|p| p.saturation(1.0)), image);
-        assert_eq!(changed(|p| p.saturation(0.0)), changed(Planes::greyscale));
+        assert_eq!(changed(|p| p.saturation(0.0)), changed(Planes::grayscale));
         assert!(changed(|p| p.brightness(0.0)).pixels.iter().all(|v| *v == 0));
         let luma = |p: &[u8; 3]| {
             (u32::from(p[0]) * 19595 + u32::from(p[1]) * 38470 + u32::from(p[2]) * 7471 + 32768) >> 16
         };
-        let grey = changed(Planes::greyscale);
-        let pairs = image.pixels.as_chunks::<3>().0.iter().zip(grey.pixels.as_chunks::<3>().0);
+        let gray = changed(Planes::grayscale);
+        let pairs = image.pixels.as_chunks::<3>().0.iter().zip(gray.pixels.as_chunks::<3>().0);
         pairs.for_each(|(from, to)| assert_eq!(luma(from), u32::from(to[1]), "{from:?}"));
         let flat = changed(|p| p.contrast(0.0));
         let mean = image.pixels.as_chunks::<3>().0.iter().map(luma).sum::<u32>() as f64 / 5832.0;
@@ -307,12 +307,12 @@ mod tests {
     }
 
     #[test]
-    fn grey_images_keep_their_grey() {
+    fn gray_images_keep_their_gray() {
         let image = Image::new(ImageShape { height: 1, width: 4, channels: 1 }, vec![0, 100, 128, 255]);
         let mut planes = Planes::new(&image);
         planes.hue(0.2);
         planes.saturation(0.3);
-        planes.greyscale();
+        planes.grayscale();
         let mut out = image.clone();
         planes.store(&mut out);
         assert_eq!(out, image);
