@@ -43,10 +43,10 @@ impl Probe for AlignUniform {
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
         let split = context.test.as_ref().unwrap_or(&context.train);
         let (alpha, t) = (self.alpha.get(), self.t.get());
-        let found = align_uniform(split.embeddings, split.labels, alpha, t)?;
+        let measures = align_uniform(split.embeddings, split.labels, alpha, t)?;
         let alignment =
-            found.alignment.map(|v| Metric::new(format!("alignment/class/a{alpha}/embeddings"), v));
-        let uniformity = Metric::new(format!("uniformity/t{t}/embeddings"), found.uniformity);
+            measures.alignment.map(|v| Metric::new(format!("alignment/class/a{alpha}/embeddings"), v));
+        let uniformity = Metric::new(format!("uniformity/t{t}/embeddings"), measures.uniformity);
         Ok(alignment.into_iter().chain([uniformity]).collect())
     }
 }
@@ -81,10 +81,10 @@ pub fn align_uniform(
         return Err(Error::shape("alignment and uniformity", message));
     }
     finite("alignment and uniformity", rows)?;
-    let some = rows.rows.min(MOST);
-    let chosen: Vec<usize> = (0..some).map(|i| i * rows.rows / some).collect();
+    let count = rows.rows.min(MOST);
+    let chosen: Vec<usize> = (0..count).map(|i| i * rows.rows / count).collect();
     // Σ d^α and their number within classes, Σ exp(−t d²) over all, row by row, so that the sum's order is fixed.
-    let of_row = |a: usize| {
+    let sums_of_row = |a: usize| {
         let (mut near, mut pairs, mut potential) = (0.0, 0u64, 0.0);
         for b in 0..a {
             let square = f64::from(squared_distance(rows.row(chosen[a]), rows.row(chosen[b])));
@@ -96,12 +96,12 @@ pub fn align_uniform(
         }
         (near, pairs, potential)
     };
-    let sums: Vec<(f64, u64, f64)> = (0..some).into_par_iter().map(of_row).collect();
+    let sums: Vec<(f64, u64, f64)> = (0..count).into_par_iter().map(sums_of_row).collect();
     let (mut near, mut pairs, mut potential) = (0.0, 0, 0.0);
     sums.iter().for_each(|s| (near, pairs, potential) = (near + s.0, pairs + s.1, potential + s.2));
-    let all = (some * (some - 1) / 2) as f64;
+    let all_pairs = (count * (count - 1) / 2) as f64;
     let alignment = (pairs > 0).then(|| near / pairs as f64);
-    Ok(AlignedUniform { alignment, uniformity: (potential / all).ln() })
+    Ok(AlignedUniform { alignment, uniformity: (potential / all_pairs).ln() })
 }
 
 #[cfg(test)]

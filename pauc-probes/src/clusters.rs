@@ -44,15 +44,15 @@ impl Probe for Clusters {
         let split = context.test.as_ref().unwrap_or(&context.train);
         let Some(labels) = split.labels else { return Ok(Vec::new()) };
         let k = self.k.map_or(context.classes, Count::get);
-        let rows = self.space.of(split);
+        let rows = self.space.rows(split);
         check("clusters", rows, labels, context.classes)?;
-        let found = agreement(rows, labels, k, self.redos, context.seed)?;
+        let agreement = agreement(rows, labels, k, self.redos, context.seed)?;
         let name = |what: &str| format!("kmeans/k{k}/cos/{what}{}", self.space.suffix());
         Ok(vec![
-            Metric::new(name("nmi"), found.nmi),
-            Metric::new(name("ami"), found.ami),
-            Metric::new(name("ari"), found.ari),
-            Metric::new(name("accuracy"), found.hungarian_accuracy),
+            Metric::new(name("nmi"), agreement.nmi),
+            Metric::new(name("ami"), agreement.ami),
+            Metric::new(name("ari"), agreement.ari),
+            Metric::new(name("accuracy"), agreement.hungarian_accuracy),
         ])
     }
 }
@@ -65,9 +65,10 @@ pub fn agreement(rows: RowsView<'_>, labels: &[u32], k: usize, redos: Count, see
     let k = Count::try_from(k).map_err(|e| Error::config(format!("clusters: k {e}")))?;
     let unit = unit_rows(rows);
     let context = FitContext { seed, epoch: 0, previous: &[], labels: None };
-    let found =
+    let clusterings =
         KMeans { redos, ..KMeans::with(vec![k]) }.fit_rows(RowsView::new(&unit, rows.cols), context)?;
-    let clustering = found.first().ok_or_else(|| Error::config("clusters: k-means gave no clustering"))?;
+    let clustering =
+        clusterings.first().ok_or_else(|| Error::config("clusters: k-means gave no clustering"))?;
     Agreement::new(labels, &clustering.assignments)
 }
 

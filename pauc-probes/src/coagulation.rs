@@ -37,7 +37,7 @@ impl Probe for Coagulation {
     }
 
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
-        let samples = self.space.of(&context.train);
+        let samples = self.space.rows(&context.train);
         if samples.rows == 0 {
             return Ok(Vec::new());
         }

@@ -1,7 +1,7 @@
 //! Fine-tuning: the whole encoder trained with labels.
 
 use crate::head::{Decay, Head};
-use crate::{Labelled, ProbeTime, Space, check, when};
+use crate::{Labeled, ProbeTime, Space, check, when};
 use pauc_traits::probe::{Metric, ProbeContext, RowsView, Views, When};
 use pauc_traits::{Count, NonNegative, Positive, Probe, Result, TrainingSpan, component};
 
@@ -9,7 +9,7 @@ component! {
     /// Accuracy on the test split once a copy of the encoder has been trained with labels, from the weights it has.
     ///
     /// A linear classifier is put on the features, and both are trained on the mean cross-entropy by stochastic gradient
-    /// descent with momentum 0.9; none of the encoder's parameters is frozen, its batch normalisation follows the batches,
+    /// descent with momentum 0.9; none of the encoder's parameters is frozen, its batch normalization follows the batches,
     /// and the run's own network stays as it is. The defaults are those of PCL: 20 epochs, batches of 256, learning rates of
     /// 0.01 for the encoder and 0.1 for the classifier, both times 0.2 after 60 % and after 80 % of the epochs, weight decay
     /// 5e-4; with 1 % of the labels, 1 for the classifier. With few labels: `LowShot(labels: Percent1, probe: FineTune(head_lr:
@@ -52,15 +52,15 @@ impl Probe for FineTune {
     }
 
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
-        let Some(on) = Space::Features.labelled(context) else { return Ok(Vec::new()) };
+        let Some(splits) = Space::Features.labeled(context) else { return Ok(Vec::new()) };
         let test_images = context.test.as_ref().and_then(|t| t.images);
         let (Some(network), Some(images), Some(test_images)) =
             (context.network, context.train.images, test_images)
         else {
             return Ok(Vec::new());
         };
-        on.check("FineTune", context.classes)?;
-        let Labelled { train, labels, test_labels, .. } = on;
+        splits.check("FineTune", context.classes)?;
+        let Labeled { train, labels, test_labels, .. } = splits;
         let epochs = self.epochs.get() as u64;
         let mut tuning = network.tune(images, self.views, self.batch, epochs, context.seed)?;
         let mut head = Head::new(train.cols, context.classes, context.seed);
@@ -137,8 +137,9 @@ mod tests {
     }
 
     fn pixels(images: &Arc<dyn ImageSource>) -> Vec<f32> {
-        let of = |i| images.image(i).unwrap().pixels.iter().map(|p| *p as f32 / 255.0).collect::<Vec<_>>();
-        (0..images.len()).flat_map(of).collect()
+        let pixels =
+            |i| images.image(i).unwrap().pixels.iter().map(|p| *p as f32 / 255.0).collect::<Vec<_>>();
+        (0..images.len()).flat_map(pixels).collect()
     }
 
     thread_local! {

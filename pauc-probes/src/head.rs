@@ -72,8 +72,8 @@ impl Head {
         let rows = x.len() / self.dim;
         let mut logits: Vec<f32> = std::iter::repeat_n(b, rows).flatten().copied().collect();
         let (left, right) = ((x, Strides::row_major(self.dim)), (w, Strides::transposed(self.dim)));
-        let to = (&mut logits[..], Strides::row_major(self.classes));
-        gemm((rows, self.classes, self.dim), 1.0, left, right, 1.0, to);
+        let product = (&mut logits[..], Strides::row_major(self.classes));
+        gemm((rows, self.classes, self.dim), 1.0, left, right, 1.0, product);
         logits
     }
 
@@ -113,8 +113,8 @@ impl Head {
         let mut gradient = vec![0.0; x.len()];
         let left = (&residuals[..], Strides::row_major(self.classes));
         let right = (&self.weights[..self.dim * self.classes], Strides::row_major(self.dim));
-        let to = (&mut gradient[..], Strides::row_major(self.dim));
-        gemm((labels.len(), self.dim, self.classes), 1.0, left, right, 0.0, to);
+        let product = (&mut gradient[..], Strides::row_major(self.dim));
+        gemm((labels.len(), self.dim, self.classes), 1.0, left, right, 0.0, product);
         self.descend(x, &residuals, lr, weight_decay);
         (loss, gradient)
     }
@@ -124,8 +124,8 @@ impl Head {
         let rows = x.len() / dim;
         let mut gradient = vec![0.0f32; self.weights.len()];
         let left = (residuals, Strides::transposed(classes));
-        let to = (&mut gradient[..], Strides::row_major(dim));
-        gemm((classes, dim, rows), 1.0, left, (x, Strides::row_major(dim)), 0.0, to);
+        let product = (&mut gradient[..], Strides::row_major(dim));
+        gemm((classes, dim, rows), 1.0, left, (x, Strides::row_major(dim)), 0.0, product);
         for row in residuals.chunks_exact(classes) {
             gradient[dim * classes..].iter_mut().zip(row).for_each(|(g, r)| *g += r);
         }
@@ -170,10 +170,10 @@ mod tests {
         let logit = |row: &[f64], c: usize| {
             (0..dim).map(|d| w[c * dim + d] * row[d]).sum::<f64>() + w[classes * dim + c]
         };
-        let of = |(row, label): (&[f64], &u32)| {
+        let cross_entropy = |(row, label): (&[f64], &u32)| {
             (0..classes).map(|c| logit(row, c).exp()).sum::<f64>().ln() - logit(row, *label as usize)
         };
-        x.chunks(dim).zip(labels).map(of).sum::<f64>() / labels.len() as f64
+        x.chunks(dim).zip(labels).map(cross_entropy).sum::<f64>() / labels.len() as f64
     }
 
     fn wide(v: &[f32]) -> Vec<f64> {
@@ -191,7 +191,7 @@ mod tests {
         classes: usize,
     ) -> (Vec<Rounded>, f64) {
         let share = 1.0 / labels.len() as f64;
-        let (mut all, mut error) = (Vec::new(), 0.0);
+        let (mut residuals, mut error) = (Vec::new(), 0.0);
         for (row, label) in x.chunks(dim).zip(labels) {
             let product =
                 |c: usize| w[c * dim..(c + 1) * dim].iter().zip(row).map(|(w, x)| (*w, (*x).into()));
@@ -203,11 +203,11 @@ mod tests {
             for (c, z) in logits.iter().enumerate() {
                 let residual = p(z) - f64::from(u8::from(c == *label as usize));
                 let inherited = p(z) * (z.error * (1.0 - 2.0 * p(z)).max(0.0) + mean);
-                all.push(Rounded::within(share * residual, share * inherited).round());
+                residuals.push(Rounded::within(share * residual, share * inherited).round());
                 error += share * residual.abs() * z.error;
             }
         }
-        (all, error)
+        (residuals, error)
     }
 
     /// How far central differences of the loss are off, with respect to a factor whose partners are below
@@ -232,12 +232,12 @@ mod tests {
             let values: Vec<f64> = w.iter().map(|w| w.value).collect();
             let before = loss(&values, &wide(&x), &labels, dim, classes);
             let slope = |i: usize| {
-                let at = |h: f64| {
+                let shifted = |h: f64| {
                     let mut w = values.clone();
                     w[i] += h;
                     loss(&w, &wide(&x), &labels, dim, classes)
                 };
-                (at(1e-5) - at(-1e-5)) / 2e-5
+                (shifted(1e-5) - shifted(-1e-5)) / 2e-5
             };
             let (residuals, error) = residuals(&w, &x, &labels, dim, classes);
             let gradient = |i: usize| {
@@ -273,12 +273,12 @@ mod tests {
         let (_, gradient) = head.step_with_gradient(&x, &labels, 1.0, 0.0);
         let (residuals, _) = residuals(&w, &x, &labels, dim, classes);
         for (i, got) in gradient.iter().enumerate() {
-            let at = |h: f64| {
+            let shifted = |h: f64| {
                 let mut x = wide(&x);
                 x[i] += h;
                 loss(&w.iter().map(|w| w.value).collect::<Vec<_>>(), &x, &labels, dim, classes)
             };
-            let want = (at(1e-4) - at(-1e-4)) / 2e-4;
+            let want = (shifted(1e-4) - shifted(-1e-4)) / 2e-4;
             let terms = (0..classes).map(|c| (residuals[i / dim * classes + c], w[c * dim + i % dim]));
             let rounding = Rounded::dot(terms).error;
             assert_within!(*got, want, rounding + differences(1e-4, largest.into()), "{i}");
@@ -288,19 +288,19 @@ mod tests {
     #[test]
     fn rates_fall_as_their_sources_have_it() {
         // MoCo's linear classifier: 100 epochs, a tenth at 60 and at 80; PCL's fine-tuning: 20 epochs, a fifth at 12 and 16.
-        let at = |decay: Decay, epochs, epoch| decay.factor(epoch, epochs);
+        let factor = |decay: Decay, epochs, epoch| decay.factor(epoch, epochs);
         let step = Decay::Step(Positive::lit(0.1));
         for (epoch, want) in [(0, 1.0), (59, 1.0), (60, 0.1), (79, 0.1), (80, 0.01), (99, 0.01)] {
-            assert_within!(at(step, 100, epoch), want, tolerance::f64(3, want), "{epoch}");
+            assert_within!(factor(step, 100, epoch), want, tolerance::f64(3, want), "{epoch}");
         }
         assert_eq!(
-            [11, 12, 15, 16].map(|e| at(Decay::Step(Positive::lit(0.5)), 20, e)),
+            [11, 12, 15, 16].map(|e| factor(Decay::Step(Positive::lit(0.5)), 20, e)),
             [1.0, 0.5, 0.5, 0.25]
         );
         // The angle, π/2, is rounded, and so is the cosine's sum with 1.
-        assert_within!(at(Decay::Cosine, 100, 50), 0.5, tolerance::f64(4, 1.0));
-        assert_eq!(at(Decay::Cosine, 100, 0), 1.0);
-        assert_eq!(at(Decay::Constant, 10, 9), 1.0);
+        assert_within!(factor(Decay::Cosine, 100, 50), 0.5, tolerance::f64(4, 1.0));
+        assert_eq!(factor(Decay::Cosine, 100, 0), 1.0);
+        assert_eq!(factor(Decay::Constant, 10, 9), 1.0);
     }
 
     #[test]

@@ -1,16 +1,16 @@
-//! Exact cosine k-nearest-neighbour classification.
+//! Exact cosine k-nearest-neighbor classification.
 
 use crate::spectrum::mean;
 use crate::{ProbeTime, Space, check, largest, same_width, when};
 use pauc_kernels::gemm::{Strides, gemm};
-pub use pauc_traits::probe::Neighbours;
+pub use pauc_traits::probe::Neighbors;
 use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, RowsView, When};
 use pauc_traits::{Count, Positive, Probe, Result, TrainingSpan, component};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 component! {
-    /// Accuracy of a weighted k-nearest-neighbour vote on the test split, with the training split as the bank.
+    /// Accuracy of a weighted k-nearest-neighbor vote on the test split, with the training split as the bank.
     ///
     /// Each of the k training samples with the highest cosine votes for its class with weight exp(cos/T). Exact
     /// search. Equal cosines go to the lower sample index, equal votes to the lower class. A bank of fewer than
@@ -19,7 +19,7 @@ component! {
     /// Metric: `knn/cos/k20/t0.07`, a fraction; chance is the share of the most frequent class.
     /// Source: Wu et al. 2018 (instance discrimination).
     pub struct Knn: Probe {
-        /// The number of neighbours.
+        /// The number of neighbors.
         pub k: Count = Count::lit(20),
         /// The temperature T of the weights.
         pub temperature: Positive = Positive::lit(0.07),
@@ -42,12 +42,12 @@ impl Probe for Knn {
     }
 
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
-        let Some(on) = self.space.labelled(context) else { return Ok(Vec::new()) };
+        let Some(splits) = self.space.labeled(context) else { return Ok(Vec::new()) };
         let (k, t) = (self.k.get(), self.temperature.get());
-        on.check("k-nearest neighbours", context.classes)?;
-        let nearest = neighbours_on(context.device, on.train, on.test, k, Distance::Cosine)?;
-        let votes = votes(&nearest, on.labels, t, context.classes);
-        let value = share_right(&votes, on.test_labels, context.classes);
+        splits.check("k-nearest neighbors", context.classes)?;
+        let nearest = neighbors_on(context.device, splits.train, splits.test, k, Distance::Cosine)?;
+        let votes = votes(&nearest, splits.labels, t, context.classes);
+        let value = share_right(&votes, splits.test_labels, context.classes);
         Ok(vec![Metric::new(format!("knn/cos/k{k}/t{t}{}", self.space.suffix()), value)])
     }
 }
@@ -68,7 +68,7 @@ pub fn knn_accuracy(
     temperature: f64,
     classes: usize,
 ) -> Result<f64> {
-    check("k-nearest neighbours, test split", test, test_labels, classes)?;
+    check("k-nearest neighbors, test split", test, test_labels, classes)?;
     let votes = knn_votes(train, labels, test, k, temperature, classes)?;
     Ok(share_right(&votes, test_labels, classes))
 }
@@ -79,7 +79,7 @@ fn share_right(votes: &[f64], labels: &[u32], classes: usize) -> f64 {
     right as f64 / labels.len() as f64
 }
 
-/// Each test row's votes for every class: Σ exp((cos − cos₁)/T) over its neighbours, where cos₁ is the cosine of
+/// Each test row's votes for every class: Σ exp((cos − cos₁)/T) over its neighbors, where cos₁ is the cosine of
 /// the nearest one.
 ///
 /// # Shapes
@@ -95,11 +95,11 @@ pub fn knn_votes(
     temperature: f64,
     classes: usize,
 ) -> Result<Vec<f64>> {
-    check("k-nearest neighbours, training split", train, labels, classes)?;
-    Ok(votes(&neighbours(train, test, k, Distance::Cosine)?, labels, temperature, classes))
+    check("k-nearest neighbors, training split", train, labels, classes)?;
+    Ok(votes(&neighbors(train, test, k, Distance::Cosine)?, labels, temperature, classes))
 }
 
-fn votes(nearest: &[Neighbours], labels: &[u32], temperature: f64, classes: usize) -> Vec<f64> {
+fn votes(nearest: &[Neighbors], labels: &[u32], temperature: f64, classes: usize) -> Vec<f64> {
     let mut votes = vec![0.0; nearest.len() * classes];
     votes.par_chunks_mut(classes).zip(nearest).for_each(|(votes, nearest)| {
         for (cosine, index) in nearest {
@@ -109,7 +109,7 @@ fn votes(nearest: &[Neighbours], labels: &[u32], temperature: f64, classes: usiz
     votes
 }
 
-/// A neighbour's vote: exp((cos − cos₁)/T).
+/// A neighbor's vote: exp((cos − cos₁)/T).
 pub(crate) fn weight(cosine: f32, best: f32, temperature: f64) -> f64 {
     ((cosine as f64 - best as f64) / temperature).exp()
 }
@@ -131,57 +131,57 @@ pub enum Distance {
 ///
 /// # Errors
 /// If rows have different widths, or a value is not finite.
-pub fn neighbours(
+pub fn neighbors(
     train: RowsView<'_>,
     test: RowsView<'_>,
     k: usize,
     distance: Distance,
-) -> Result<Vec<Neighbours>> {
-    neighbours_on(None, train, test, k, distance)
+) -> Result<Vec<Neighbors>> {
+    neighbors_on(None, train, test, k, distance)
 }
 
-/// [`neighbours`] with a device, if there is one, that compares and selects.
+/// [`neighbors`] with a device, if there is one, that compares and selects.
 ///
 /// # Errors
-/// As [`neighbours`], or if the device fails.
-pub fn neighbours_on(
+/// As [`neighbors`], or if the device fails.
+pub fn neighbors_on(
     device: Option<&dyn ProbesOnDevice>,
     train: RowsView<'_>,
     test: RowsView<'_>,
     k: usize,
     distance: Distance,
-) -> Result<Vec<Neighbours>> {
-    crate::finite("k-nearest neighbours, training split", train)?;
-    crate::finite("k-nearest neighbours, test split", test)?;
-    same_width("k-nearest neighbours", train, test)?;
+) -> Result<Vec<Neighbors>> {
+    crate::finite("k-nearest neighbors, training split", train)?;
+    crate::finite("k-nearest neighbors, test split", test)?;
+    same_width("k-nearest neighbors", train, test)?;
     let (bank, queries, shift): (_, _, Option<Vec<f32>>) = match distance {
         Distance::Cosine => (unit_rows(train), unit_rows(test), None),
         Distance::Euclidean => {
             // −‖x − y‖²/2 = x·y − ‖y‖²/2 − ‖x‖²/2. Without their common mean, little cancels in the difference.
-            let centre = mean(train);
-            let bank = centred(train, &centre);
+            let center = mean(train);
+            let bank = centered(train, &center);
             let half = |row: &[f32]| (-0.5 * row.iter().map(|v| (*v as f64).powi(2)).sum::<f64>()) as f32;
             let shift = bank.chunks_exact(train.cols).map(half).collect();
-            (bank, centred(test, &centre), Some(shift))
+            (bank, centered(test, &center), Some(shift))
         }
     };
     let k = k.min(train.rows);
     if let Some(device) = device {
         let (queries, bank) = (RowsView::new(&queries, test.cols), RowsView::new(&bank, train.cols));
-        if let Some(found) = device.highest(queries, bank, shift.as_deref(), k)? {
-            return Ok(found);
+        if let Some(nearest) = device.highest(queries, bank, shift.as_deref(), k)? {
+            return Ok(nearest);
         }
     }
     let bank = Bank { rows: &bank, shift, dim: train.cols };
     let mut nearest = vec![Vec::new(); test.rows];
     nearest.par_chunks_mut(QUERIES).zip(queries.par_chunks(QUERIES * train.cols)).for_each(
-        |(nearest, queries)| bank.search(queries, k).into_iter().zip(nearest).for_each(|(n, to)| *to = n),
+        |(nearest, queries)| nearest.iter_mut().zip(bank.search(queries, k)).for_each(|(n, list)| *n = list),
     );
     Ok(nearest)
 }
 
-fn centred(rows: RowsView<'_>, centre: &[f64]) -> Vec<f32> {
-    let row = |row: &[f32]| row.iter().zip(centre).map(|(v, c)| (*v as f64 - c) as f32).collect::<Vec<_>>();
+fn centered(rows: RowsView<'_>, center: &[f64]) -> Vec<f32> {
+    let row = |row: &[f32]| row.iter().zip(center).map(|(v, c)| (*v as f64 - c) as f32).collect::<Vec<_>>();
     rows.iter().flat_map(row).collect()
 }
 
@@ -194,9 +194,9 @@ pub(crate) fn products(queries: &[f32], bank: &[f32], dim: usize) -> Vec<f32> {
     let (rows, width) = (queries.len() / dim, bank.len() / dim);
     let mut out = vec![0.0; rows * width];
     for (t, part) in bank.chunks(BANK * dim).enumerate() {
-        let to = (&mut out[..], Strides::row_major(width).from(t * BANK));
+        let columns = (&mut out[..], Strides::row_major(width).from(t * BANK));
         let (left, right) = ((queries, Strides::row_major(dim)), (part, Strides::transposed(dim)));
-        gemm((rows, part.len() / dim, dim), 1.0, left, right, 0.0, to);
+        gemm((rows, part.len() / dim, dim), 1.0, left, right, 0.0, columns);
     }
     out
 }
@@ -211,7 +211,7 @@ struct Bank<'a> {
 
 impl Bank<'_> {
     /// The `k` bank rows of the highest score for each query, best first.
-    fn search(&self, queries: &[f32], k: usize) -> Vec<Neighbours> {
+    fn search(&self, queries: &[f32], k: usize) -> Vec<Neighbors> {
         let dim = self.dim;
         let rows = queries.len() / dim;
         let mut nearest = vec![Vec::with_capacity(k); rows];
@@ -237,10 +237,10 @@ impl Bank<'_> {
 
 /// Lets the scores of the bank rows from `start` on into the list of the `k` best. Rows come in ascending order,
 /// so a later row of equal score stays behind.
-fn offer(nearest: &mut Neighbours, k: usize, start: usize, scores: &[f32]) {
+fn offer(nearest: &mut Neighbors, k: usize, start: usize, scores: &[f32]) {
     let bar = |nearest: &[(f32, u32)]| if nearest.len() < k { f32::NEG_INFINITY } else { nearest[k - 1].0 };
     for (b, block) in scores.chunks(32).enumerate() {
-        // Almost every block holds nothing better; this form of the question is vectorised.
+        // Almost every block holds nothing better; this form of the question is vectorized.
         let low = bar(nearest);
         if !block.iter().fold(false, |any, c| any | (*c > low)) {
             continue;
@@ -270,6 +270,7 @@ pub(crate) fn unit_rows(rows: RowsView<'_>) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::inputs::irregular;
     use pauc_testing::{assert_within, tolerance};
     use serde_json::Value;
 
@@ -300,7 +301,7 @@ mod tests {
             let rounding = 0.5 * (of_cosine(dim) + tolerance::f32(2, 1.0)) / t + tolerance::f32(2, 1.0);
             for (i, (got, want)) in got.chunks(classes).zip(want.chunks(classes)).enumerate() {
                 assert_eq!(largest(got), predictions[i], "{} row {i}", case["case"]);
-                // The reference does not divide by the nearest neighbour's weight: compare shares.
+                // The reference does not divide by the nearest neighbor's weight: compare shares.
                 let share = |v: f64, all: f64| v / all;
                 let (all, total) = (got.iter().sum::<f64>(), want.iter().map(|v| *v as f64).sum::<f64>());
                 for (g, w) in got.iter().zip(want) {
@@ -326,16 +327,12 @@ mod tests {
         test.chunks(dim).map(cosines).collect()
     }
 
-    fn wavy(rows: usize, dim: usize, phase: f32) -> Vec<f32> {
-        (0..rows * dim).map(|n| (phase + 1.3 * n as f32 + (n as f32 * 0.37).cos()).sin()).collect()
-    }
-
     #[test]
     fn the_search_across_tiles_equals_a_full_sort() {
         let (dim, k) = (7, 9);
-        let (train, test) = (wavy(2 * BANK + 77, dim, 0.1), wavy(QUERIES + 5, dim, 2.0));
+        let (train, test) = (irregular((2 * BANK + 77) * dim, 0.1), irregular((QUERIES + 5) * dim, 2.0));
         let got =
-            neighbours(RowsView::new(&train, dim), RowsView::new(&test, dim), k, Distance::Cosine).unwrap();
+            neighbors(RowsView::new(&train, dim), RowsView::new(&test, dim), k, Distance::Cosine).unwrap();
         let mut exchanged = 0;
         for (q, (got, cosines)) in got.iter().zip(naive(&train, &test, dim)).enumerate() {
             let mut order: Vec<usize> = (0..cosines.len()).collect();
@@ -356,14 +353,14 @@ mod tests {
     #[test]
     fn ties_go_to_the_lower_index_and_class() {
         let train = [[1.0f32, 0.0]; 70].concat();
-        let found =
-            neighbours(RowsView::new(&train, 2), RowsView::new(&[1.0, 0.0], 2), 3, Distance::Cosine).unwrap();
-        assert_eq!(found[0], [(1.0, 0), (1.0, 1), (1.0, 2)]);
+        let nearest =
+            neighbors(RowsView::new(&train, 2), RowsView::new(&[1.0, 0.0], 2), 3, Distance::Cosine).unwrap();
+        assert_eq!(nearest[0], [(1.0, 0), (1.0, 1), (1.0, 2)]);
         assert_eq!(largest(&[0.0, 2.0, 2.0]), 1);
         assert_eq!(largest(&[0.0, 0.0]), 0);
     }
 
-    /// A device that finds the neighbours of loops, up to a number of them.
+    /// A device that finds the neighbors of loops, up to a number of them.
     struct Loops {
         most: usize,
         asked: std::cell::Cell<usize>,
@@ -376,7 +373,7 @@ mod tests {
             bank: RowsView<'_>,
             shift: Option<&[f32]>,
             k: usize,
-        ) -> Result<Option<Vec<Neighbours>>> {
+        ) -> Result<Option<Vec<Neighbors>>> {
             self.asked.set(self.asked.get() + 1);
             if k > self.most {
                 return Ok(None);
@@ -386,10 +383,10 @@ mod tests {
                 let score = |(i, r): (usize, &[f32])| {
                     ((dot(r) + shift.map_or(0.0, |s| s[i] as f64)) as f32, i as u32)
                 };
-                let mut all: Neighbours = bank.iter().enumerate().map(score).collect();
-                all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-                all.truncate(k);
-                all
+                let mut scored: Neighbors = bank.iter().enumerate().map(score).collect();
+                scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+                scored.truncate(k);
+                scored
             };
             Ok(Some(queries.iter().map(list).collect()))
         }
@@ -406,18 +403,18 @@ mod tests {
 
     #[test]
     fn a_device_is_asked_and_the_host_takes_over_where_it_declines() {
-        let (train, test) = (wavy(300, 7, 0.1), wavy(40, 7, 2.0));
+        let (train, test) = (irregular(300 * 7, 0.1), irregular(40 * 7, 2.0));
         let (train, test) = (RowsView::new(&train, 7), RowsView::new(&test, 7));
         let labels: Vec<u32> = (0..40).map(|i| i % 3).collect();
         for most in [0, 1000] {
             let loops = Loops { most, asked: Default::default() };
             // Both read the same rows: a product of seven terms and a shift, against loops that round once.
-            // Centred rows have norms below √7: their products and halves of squares sum to less than 7 +
+            // Centered rows have norms below √7: their products and halves of squares sum to less than 7 +
             // 7/2.
             for (distance, magnitude) in [(Distance::Cosine, 1.0), (Distance::Euclidean, 10.5)] {
                 let rounding = tolerance::f32(9, magnitude);
-                let got = neighbours_on(Some(&loops), train, test, 12, distance).unwrap();
-                for (got, want) in got.iter().zip(neighbours(train, test, 13, distance).unwrap()) {
+                let got = neighbors_on(Some(&loops), train, test, 12, distance).unwrap();
+                for (got, want) in got.iter().zip(neighbors(train, test, 13, distance).unwrap()) {
                     let gap = want.windows(2).map(|w| f64::from(w[0].0 - w[1].0)).fold(f64::MAX, f64::min);
                     assert!(gap > 2.0 * rounding, "rounding decides about the order: {gap}");
                     for (g, w) in got.iter().zip(&want) {
@@ -452,7 +449,7 @@ mod tests {
 
     #[test]
     fn the_number_of_threads_changes_nothing() {
-        let (train, test) = (wavy(1500, 16, 0.1), wavy(300, 16, 2.0));
+        let (train, test) = (irregular(1500 * 16, 0.1), irregular(300 * 16, 2.0));
         let labels: Vec<u32> = (0..1500).map(|i| i % 7).collect();
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -1,13 +1,13 @@
-//! Nearest neighbours at many settings, for one search.
+//! Nearest neighbors at many settings, for one search.
 
-use crate::knn::{Distance, Neighbours, neighbours_on, weight};
+use crate::knn::{Distance, Neighbors, neighbors_on, weight};
 use crate::{ProbeTime, Space, largest, when};
 use pauc_traits::probe::{Metric, ProbeContext, When};
 use pauc_traits::{Count, Error, Positive, Probe, Result, TrainingSpan, component};
 use rayon::prelude::*;
 
 component! {
-    /// Accuracies of nearest-neighbour votes on the test split at every k, temperature and distance, for one search each.
+    /// Accuracies of nearest-neighbor votes on the test split at every k, temperature and distance, for one search each.
     ///
     /// With `Cosine`, the vote is that of `Knn`, at each k and temperature. With `Euclidean`, the k training samples at
     /// the smallest ‖x − y‖ have one vote each, so that temperatures do not count. Equal distances go to the lower sample
@@ -17,7 +17,7 @@ component! {
     /// Metrics: `knn_grid/cos/k20/t0.07` and `knn_grid/l2/k20`, fractions; chance is the share of the most frequent class.
     /// Source: Wu et al. 2018 (instance discrimination) for the weighted vote.
     pub struct KnnGrid: Probe {
-        /// The numbers of neighbours.
+        /// The numbers of neighbors.
         pub k: Vec<Count> = [1, 5, 10, 20, 50, 100, 200].map(Count::lit).to_vec(),
         /// The temperatures T of the weights.
         pub temperature: Vec<Positive> = [0.02, 0.07, 0.2, 1.0].map(Positive::lit).to_vec(),
@@ -55,8 +55,8 @@ impl Probe for KnnGrid {
 
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
         self.check()?;
-        let Some(on) = self.space.labelled(context) else { return Ok(Vec::new()) };
-        on.check("KnnGrid", context.classes)?;
+        let Some(splits) = self.space.labeled(context) else { return Ok(Vec::new()) };
+        splits.check("KnnGrid", context.classes)?;
         let mut k: Vec<usize> = self.k.iter().map(|k| k.get()).collect();
         k.sort_unstable();
         k.dedup();
@@ -64,13 +64,14 @@ impl Probe for KnnGrid {
         let suffix = self.space.suffix();
         let mut metrics = Vec::new();
         for &distance in &self.distance {
-            let nearest = neighbours_on(context.device, on.train, on.test, most, distance)?;
+            let nearest = neighbors_on(context.device, splits.train, splits.test, most, distance)?;
             let votes: Vec<Vote> = match distance {
                 Distance::Cosine => self.temperature.iter().map(|t| Vote::Weighted(t.get())).collect(),
                 Distance::Euclidean => vec![Vote::Equal],
             };
-            let right = |vote| accuracies(&nearest, on.labels, on.test_labels, &k, vote, context.classes);
-            let columns: Vec<Vec<f64>> = votes.iter().map(|vote| right(*vote)).collect();
+            let accuracies =
+                |vote| accuracies(&nearest, splits.labels, splits.test_labels, &k, vote, context.classes);
+            let columns: Vec<Vec<f64>> = votes.iter().map(|vote| accuracies(*vote)).collect();
             for (i, k) in k.iter().enumerate() {
                 for (vote, column) in votes.iter().zip(&columns) {
                     let name = match vote {
@@ -85,7 +86,7 @@ impl Probe for KnnGrid {
     }
 }
 
-/// What a neighbour's vote counts.
+/// What a neighbor's vote counts.
 #[derive(Clone, Copy, Debug)]
 enum Vote {
     /// exp(cos/T).
@@ -94,29 +95,29 @@ enum Vote {
     Equal,
 }
 
-/// The accuracy at each of the ascending numbers `k`: one walk through each list of neighbours gives them all.
+/// The accuracy at each of the ascending numbers `k`: one walk through each list of neighbors gives them all.
 fn accuracies(
-    nearest: &[Neighbours],
+    nearest: &[Neighbors],
     labels: &[u32],
     test_labels: &[u32],
     k: &[usize],
     vote: Vote,
     classes: usize,
 ) -> Vec<f64> {
-    let right = |(nearest, label): (&Neighbours, &u32)| -> Vec<bool> {
+    let right = |(nearest, label): (&Neighbors, &u32)| -> Vec<bool> {
         let mut votes = vec![0.0; classes];
-        let mut from = 0;
-        let mut at = |&k: &usize| {
-            for (cosine, index) in &nearest[from..k.min(nearest.len())] {
+        let mut counted = 0;
+        let mut is_right_with = |&k: &usize| {
+            for (cosine, index) in &nearest[counted..k.min(nearest.len())] {
                 votes[labels[*index as usize] as usize] += match vote {
                     Vote::Weighted(t) => weight(*cosine, nearest[0].0, t),
                     Vote::Equal => 1.0,
                 };
             }
-            from = k.min(nearest.len());
+            counted = k.min(nearest.len());
             largest(&votes) == *label as usize
         };
-        k.iter().map(&mut at).collect()
+        k.iter().map(&mut is_right_with).collect()
     };
     let rows: Vec<Vec<bool>> = nearest.par_iter().zip(test_labels).map(right).collect();
     (0..k.len()).map(|i| rows.iter().filter(|r| r[i]).count() as f64 / rows.len() as f64).collect()
@@ -125,13 +126,14 @@ fn accuracies(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::knn::{knn_accuracy, neighbours};
+    use crate::knn::{knn_accuracy, neighbors};
     use crate::testing;
+    use pauc_testing::inputs::irregular_f64;
     use pauc_testing::{assert_within, tolerance};
     use pauc_traits::probe::RowsView;
 
     fn wave(rows: usize, phase: f64) -> Vec<f32> {
-        (0..rows * 3).map(|n| (phase + 1.3 * n as f64 + (0.37 * n as f64).cos()).sin() as f32 + 2.0).collect()
+        irregular_f64(rows * 3, phase).iter().map(|v| *v as f32 + 2.0).collect()
     }
 
     fn measure(probe: &KnnGrid, train: &[f32], labels: &[u32], test: &[f32], tests: &[u32]) -> Vec<Metric> {
@@ -182,14 +184,14 @@ mod tests {
     }
 
     #[test]
-    fn euclidean_neighbours_are_those_of_loops_far_from_the_origin() {
-        // A mean of 100 against distances of 1: without centring, single precision would lose them.
+    fn euclidean_neighbors_are_those_of_loops_far_from_the_origin() {
+        // A mean of 100 against distances of 1: without centering, single precision would lose them.
         let (train, test) = (wave(2100, 0.1), wave(30, 0.7));
         let far = |v: &[f32]| v.iter().map(|x| x + 100.0).collect::<Vec<f32>>();
         let (train, test) = (far(&train), far(&test));
         let (train, test) = (RowsView::new(&train, 3), RowsView::new(&test, 3));
-        let got = neighbours(train, test, 5, Distance::Euclidean).unwrap();
-        // A score is x·y − ‖y‖²/2 of centred rows of three values of at most 1.2. Centring rounds each
+        let got = neighbors(train, test, 5, Distance::Euclidean).unwrap();
+        // A score is x·y − ‖y‖²/2 of centered rows of three values of at most 1.2. Centering rounds each
         // factor, the product three times, and the shift once more. Distances² are two scores, and two rows
         // may change places.
         let rounding = 4.0 * tolerance::f32(2 + 3 + 2, 1.5 * 3.0 * 1.2f64.powi(2));

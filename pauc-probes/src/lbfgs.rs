@@ -43,7 +43,7 @@ fn add(into: &mut [f64], scale: f64, v: &[f64]) {
     into.iter_mut().zip(v).for_each(|(x, y)| *x += scale * y);
 }
 
-/// Minimises a function from `x` on, in place.
+/// Minimizes a function from `x` on, in place.
 ///
 /// `evaluate(x, gradient)` returns the value and fills in the gradient; `precondition(v)` replaces v by an estimate
 /// of H⁻¹v, for a positive definite estimate that stays the same throughout (the identity: do nothing). Steps
@@ -53,7 +53,7 @@ fn add(into: &mut [f64], scale: f64, v: &[f64]) {
 ///
 /// # Errors
 /// Those of `evaluate`.
-pub fn minimise<E>(
+pub fn minimize<E>(
     x: &mut [f64],
     mut evaluate: impl FnMut(&[f64], &mut [f64]) -> Result<f64, E>,
     precondition: impl Fn(&mut [f64]),
@@ -159,13 +159,13 @@ mod tests {
     use pauc_testing::{assert_within, tolerance};
     use std::convert::Infallible;
 
-    fn minimise(
+    fn minimize(
         x: &mut [f64],
         mut evaluate: impl FnMut(&[f64], &mut [f64]) -> f64,
         precondition: impl Fn(&mut [f64]),
         stop: Stop,
     ) -> Outcome {
-        let Ok(outcome) = super::minimise::<Infallible>(x, |x, g| Ok(evaluate(x, g)), precondition, stop);
+        let Ok(outcome) = super::minimize::<Infallible>(x, |x, g| Ok(evaluate(x, g)), precondition, stop);
         outcome
     }
 
@@ -178,7 +178,7 @@ mod tests {
             if left == 0 { Err("broken") } else { Ok(x[0] * x[0] - x[0].cos()) }
         };
         let stop = Stop { tolerance: 0.0, iterations: 50 };
-        assert_eq!(super::minimise(&mut [3.0], evaluate, |_| (), stop), Err("broken"));
+        assert_eq!(super::minimize(&mut [3.0], evaluate, |_| (), stop), Err("broken"));
         assert_eq!(left, 0);
     }
 
@@ -192,7 +192,7 @@ mod tests {
         };
         let stop = Stop { tolerance: 1e-6, iterations: 500 };
         let mut x = vec![0.0; 21];
-        let plain = minimise(&mut x, evaluate, |_| (), stop);
+        let plain = minimize(&mut x, evaluate, |_| (), stop);
         // No entry g_i = a_i·(x_i − i) of the gradient is larger than where the search stops; the value is Σ
         // g_i²/2a_i.
         let largest = stop.tolerance + tolerance::f64(2, stop.tolerance);
@@ -201,7 +201,7 @@ mod tests {
         x.iter().enumerate().for_each(|(i, x)| assert_within!(*x, i as f64, largest / a(i)));
         let mut x = vec![0.0; 21];
         let exact = |v: &mut [f64]| v.iter_mut().enumerate().for_each(|(i, v)| *v /= a(i));
-        let newton = minimise(&mut x, evaluate, exact, stop);
+        let newton = minimize(&mut x, evaluate, exact, stop);
         assert!(newton.converged && newton.iterations <= 2, "{newton:?}");
         assert!(plain.iterations > 10 * newton.iterations);
     }
@@ -213,11 +213,11 @@ mod tests {
             g[0] = -1.0;
             -x[0]
         };
-        assert!(!minimise(&mut [0.0], linear, |_| (), stop).converged);
+        assert!(!minimize(&mut [0.0], linear, |_| (), stop).converged);
         let broken = |_: &[f64], g: &mut [f64]| {
             g[0] = f64::NAN;
             f64::NAN
         };
-        assert!(!minimise(&mut [0.0], broken, |_| (), stop).converged);
+        assert!(!minimize(&mut [0.0], broken, |_| (), stop).converged);
     }
 }

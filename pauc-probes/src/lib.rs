@@ -2,7 +2,7 @@
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | [`knn`] | [`Knn`]: exact cosine k-nearest-neighbour classification |
+//! | [`knn`] | [`Knn`]: exact cosine k-nearest-neighbor classification |
 //! | [`knn_grid`] | [`KnnGrid`]: the same at many settings for one search |
 //! | [`linear`] | [`Linear`]: multinomial logistic regression on frozen features |
 //! | [`linear_sgd`] | [`LinearSgd`]: a linear classifier by stochastic gradient descent, as MoCo has it |
@@ -14,7 +14,7 @@
 //! | [`clusters`] | [`Clusters`]: agreement of k-means with the classes |
 //! | [`align_uniform`](mod@align_uniform) | [`AlignUniform`]: alignment within classes and uniformity of the embeddings |
 //! | [`pca`], [`mod@tsne`] | [`pca2`], [`tsne()`]: pictures of the embeddings in two dimensions |
-//! | [`head`], [`lbfgs`], [`spectrum`] | classifiers, optimiser and matrices behind them |
+//! | [`head`], [`lbfgs`], [`spectrum`] | classifiers, optimizer and matrices behind them |
 //!
 //! Every probe says in a recipe when it runs: `Knn(k: 20, every: Epochs(1))` at the end of every epoch and of the
 //! run, `Linear(at: End)` at the end of the run only. Nothing here depends on the number of threads.
@@ -77,7 +77,7 @@ pub enum Space {
 
 impl Space {
     /// The rows of a split in this space.
-    pub fn of<'a>(self, split: &SplitView<'a>) -> RowsView<'a> {
+    pub fn rows<'a>(self, split: &SplitView<'a>) -> RowsView<'a> {
         match self {
             Space::Features => split.features,
             Space::Embeddings => split.embeddings,
@@ -85,12 +85,12 @@ impl Space {
     }
 
     /// What a probe that learns from labels reads; none without a test split, or where a split has no labels.
-    fn labelled<'a>(self, context: &ProbeContext<'a>) -> Option<Labelled<'a>> {
+    fn labeled<'a>(self, context: &ProbeContext<'a>) -> Option<Labeled<'a>> {
         let test = context.test.as_ref()?;
-        Some(Labelled {
-            train: self.of(&context.train),
+        Some(Labeled {
+            train: self.rows(&context.train),
             labels: context.train.labels?,
-            test: self.of(test),
+            test: self.rows(test),
             test_labels: test.labels?,
         })
     }
@@ -105,14 +105,14 @@ impl Space {
 }
 
 /// The rows of both splits with their labels.
-struct Labelled<'a> {
+struct Labeled<'a> {
     train: RowsView<'a>,
     labels: &'a [u32],
     test: RowsView<'a>,
     test_labels: &'a [u32],
 }
 
-impl Labelled<'_> {
+impl Labeled<'_> {
     /// Checks both splits.
     fn check(&self, what: &str, classes: usize) -> Result<()> {
         check(&format!("{what}, training split"), self.train, self.labels, classes)?;
@@ -175,7 +175,7 @@ mod testing {
     use pauc_traits::Probe;
     use pauc_traits::probe::{Metric, ProbeContext, RowsView, SplitView};
 
-    /// What a probe measures on labelled rows of a few values that are features and embeddings at once.
+    /// What a probe measures on labeled rows of a few values that are features and embeddings at once.
     pub fn measure(
         probe: &impl Probe,
         (dim, classes, seed): (usize, usize, u64),

@@ -1,8 +1,8 @@
 //! The linear probe: multinomial logistic regression on frozen features.
 
-use crate::lbfgs::{Outcome, Stop, minimise};
+use crate::lbfgs::{Outcome, Stop, minimize};
 use crate::spectrum::{mean, scatter};
-use crate::{Labelled, ProbeTime, Space, largest, when};
+use crate::{Labeled, ProbeTime, Space, largest, when};
 use faer::linalg::solvers::Llt;
 use faer::prelude::Solve;
 use faer::{Mat, MatMut, Side};
@@ -15,7 +15,7 @@ use std::ops::Range;
 component! {
     /// Accuracy on the test split of a multinomial logistic regression fitted to the training split.
     ///
-    /// Minimises mean_i −log softmax(W x̃_i + b)[y_i] + ½·λ·‖W‖² by L-BFGS until no entry of the gradient exceeds
+    /// Minimizes mean_i −log softmax(W x̃_i + b)[y_i] + ½·λ·‖W‖² by L-BFGS until no entry of the gradient exceeds
     /// 1e-5, with x̃ = (x − mean)/std by the training split's statistics. λ comes from a grid: every fifth sample of
     /// each class is held out, λ is the value with the highest accuracy there (the larger of equals), and the final
     /// fit uses the whole training split. The grid is walked from large to small λ, each fit starting from the one
@@ -62,9 +62,9 @@ impl Probe for Linear {
     }
 
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
-        let Some(on) = self.space.labelled(context) else { return Ok(Vec::new()) };
+        let Some(splits) = self.space.labeled(context) else { return Ok(Vec::new()) };
         let options = LinearOptions { l2: self.l2.iter().map(|l| l.get()).collect(), ..Default::default() };
-        let probe = fitted(context.device, &on, context.classes, &options)?;
+        let probe = fitted(context.device, &splits, context.classes, &options)?;
         let name = format!("linear/lbfgs/standardised{}", self.space.suffix());
         Ok(vec![
             Metric::new(format!("{name}/l2"), probe.l2),
@@ -122,43 +122,43 @@ pub fn linear_probe(
     classes: usize,
     options: &LinearOptions,
 ) -> Result<LinearProbe> {
-    fitted(None, &Labelled { train, labels, test, test_labels }, classes, options)
+    fitted(None, &Labeled { train, labels, test, test_labels }, classes, options)
 }
 
 /// [`linear_probe`] with a device, if there is one that has the memory, that computes losses and gradients.
 fn fitted(
     device: Option<&dyn ProbesOnDevice>,
-    on: &Labelled<'_>,
+    splits: &Labeled<'_>,
     classes: usize,
     options: &LinearOptions,
 ) -> Result<LinearProbe> {
-    on.check("linear probe", classes)?;
-    let Labelled { train, labels, test, test_labels } = *on;
+    splits.check("linear probe", classes)?;
+    let Labeled { train, labels, test, test_labels } = *splits;
     let mut grid = options.l2.clone();
     grid.sort_by(|a, b| b.total_cmp(a));
     let Some(&strongest) = grid.first() else {
         return Err(Error::config("linear probe: `l2` is empty; give at least one value"));
     };
     let (order, fitted) = hold_out(labels, classes);
-    let scale = Standardisation::of(train);
+    let scale = Standardization::of(train);
     let x = scale.apply(train, &order);
     let labels: Vec<u32> = order.iter().map(|i| labels[*i]).collect();
     let rows = RowsView::new(&x, train.cols);
     let on_device = device.map_or(Ok(None), |device| device.regression(rows, &labels, classes))?;
-    let all = Part { on: on_device.as_deref(), ..Part::new(&x, &labels, train.cols, classes) };
-    let (fit, held) = (all.range(0, fitted), all.range(fitted, train.rows));
-    let moments = moments(all)?;
+    let samples = Part { device: on_device.as_deref(), ..Part::new(&x, &labels, train.cols, classes) };
+    let (fit, held_out) = (samples.range(0, fitted), samples.range(fitted, train.rows));
+    let moments = moments(samples)?;
     let stop = Stop { tolerance: options.tolerance, iterations: options.iterations };
 
     let mut weights = vec![0.0; classes * (train.cols + 1)];
     let mut best = (strongest, f64::NEG_INFINITY, weights.clone());
     let mut tried = Vec::new();
     let mut worse = 0;
-    if grid.len() > 1 && !held.labels.is_empty() && fitted > 0 {
+    if grid.len() > 1 && !held_out.labels.is_empty() && fitted > 0 {
         for &l2 in &grid {
             let rough = Stop { tolerance: 10.0 * stop.tolerance, ..stop };
             fit.fit(&mut weights, l2, moments.as_ref(), rough)?;
-            let accuracy = held.accuracy(&weights)?;
+            let accuracy = held_out.accuracy(&weights)?;
             tried.push((l2, accuracy));
             if accuracy > best.1 {
                 best = (l2, accuracy, weights.clone());
@@ -172,7 +172,7 @@ fn fitted(
         }
     }
     let (l2, _, mut weights) = best;
-    let outcome = all.fit(&mut weights, l2, moments.as_ref(), stop)?;
+    let outcome = samples.fit(&mut weights, l2, moments.as_ref(), stop)?;
     let every: Vec<usize> = (0..test.rows).collect();
     let test = scale.apply(test, &every);
     Ok(LinearProbe {
@@ -186,26 +186,26 @@ fn fitted(
 
 /// The training samples in a new order, every fifth of each class at the end, and how many come before those.
 pub(crate) fn hold_out(labels: &[u32], classes: usize) -> (Vec<usize>, usize) {
-    let mut seen = vec![0usize; classes];
-    let held = |label: &u32| {
-        let count = &mut seen[*label as usize];
+    let mut counts = vec![0usize; classes];
+    let is_held_out = |label: &u32| {
+        let count = &mut counts[*label as usize];
         *count += 1;
         count.is_multiple_of(5)
     };
-    let held: Vec<bool> = labels.iter().map(held).collect();
-    let (held, mut order): (Vec<usize>, Vec<usize>) = (0..labels.len()).partition(|i| held[*i]);
+    let is_held_out: Vec<bool> = labels.iter().map(is_held_out).collect();
+    let (held_out, mut order): (Vec<usize>, Vec<usize>) = (0..labels.len()).partition(|i| is_held_out[*i]);
     let fitted = order.len();
-    order.extend(held);
+    order.extend(held_out);
     (order, fitted)
 }
 
 /// Each column's mean and the inverse of its standard deviation; constant columns become 0.
-pub(crate) struct Standardisation {
+pub(crate) struct Standardization {
     mean: Vec<f64>,
     inverse: Vec<f64>,
 }
 
-impl Standardisation {
+impl Standardization {
     pub(crate) fn of(rows: RowsView<'_>) -> Self {
         let mean = mean(rows);
         let mut variance = vec![0.0; rows.cols];
@@ -217,7 +217,7 @@ impl Standardisation {
             // Below the resolution of f32, what varies is rounding.
             if deviation > 1e-7 * m.abs() { 1.0 / deviation } else { 0.0 }
         };
-        Standardisation { inverse: variance.iter().zip(&mean).map(inverse).collect(), mean }
+        Standardization { inverse: variance.iter().zip(&mean).map(inverse).collect(), mean }
     }
 
     pub(crate) fn apply(&self, rows: RowsView<'_>, order: &[usize]) -> Vec<f32> {
@@ -237,7 +237,7 @@ fn moments(part: Part<'_>) -> Result<Option<Mat<f64>>> {
     if dim > 2048 {
         return Ok(None);
     }
-    let sums = match part.on {
+    let sums = match part.device {
         Some(device) => {
             let sums = device.scatter()?;
             Mat::from_fn(dim, dim, |i, j| sums[i * dim + j])
@@ -247,7 +247,7 @@ fn moments(part: Part<'_>) -> Result<Option<Mat<f64>>> {
     Ok(Some(sums * (1.0 / rows.rows as f64)))
 }
 
-/// Standardised rows with labels.
+/// Standardized rows with labels.
 #[derive(Clone, Copy)]
 struct Part<'a> {
     x: &'a [f32],
@@ -255,7 +255,7 @@ struct Part<'a> {
     dim: usize,
     classes: usize,
     /// A device that has these rows among others, those from number `start` on.
-    on: Option<&'a dyn RegressionOnDevice>,
+    device: Option<&'a dyn RegressionOnDevice>,
     start: usize,
 }
 
@@ -266,7 +266,7 @@ const TILE: usize = 128;
 impl<'a> Part<'a> {
     /// Rows that lie on the host only.
     fn new(x: &'a [f32], labels: &'a [u32], dim: usize, classes: usize) -> Part<'a> {
-        Part { x, labels, dim, classes, on: None, start: 0 }
+        Part { x, labels, dim, classes, device: None, start: 0 }
     }
 
     fn range(self, from: usize, to: usize) -> Part<'a> {
@@ -279,7 +279,7 @@ impl<'a> Part<'a> {
         self.start..self.start + self.labels.len()
     }
 
-    /// Minimises the penalised loss from `weights` on: C rows of D, then C biases.
+    /// Minimizes the penalized loss from `weights` on: C rows of D, then C biases.
     fn fit(self, weights: &mut [f64], l2: f64, moments: Option<&Mat<f64>>, stop: Stop) -> Result<Outcome> {
         // At uniform predictions, the Hessian is E[x̃x̃ᵀ]/C + λ for every class: a preconditioner that removes the
         // correlation of the features.
@@ -298,14 +298,14 @@ impl<'a> Part<'a> {
                 None => w.iter_mut().for_each(|w| *w /= share + l2),
             }
         };
-        minimise(weights, |w, g| self.loss(w, l2, g), precondition, stop)
+        minimize(weights, |w, g| self.loss(w, l2, g), precondition, stop)
     }
 
-    /// The penalised loss and its gradient.
+    /// The penalized loss and its gradient.
     fn loss(self, weights: &[f64], l2: f64, gradient: &mut [f64]) -> Result<f64> {
         let split = self.dim * self.classes;
         let single: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
-        let loss = match self.on {
+        let loss = match self.device {
             Some(device) => device.loss(self.numbers(), &single, gradient)?,
             None => self.sum(&single, gradient),
         };
@@ -335,7 +335,7 @@ impl<'a> Part<'a> {
     /// The share of rows whose largest logit is their label's; the lowest class of equals.
     fn accuracy(self, weights: &[f64]) -> Result<f64> {
         let single: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
-        if let Some(device) = self.on {
+        if let Some(device) = self.device {
             return Ok(device.right(self.numbers(), &single)? as f64 / self.labels.len() as f64);
         }
         let mut logits = vec![0.0f32; TILE * self.classes];

@@ -1,8 +1,8 @@
 //! The linear probe by stochastic gradient descent, as the literature of the field reports it.
 
 use crate::head::{Decay, Head, shuffled};
-use crate::linear::{Standardisation, hold_out};
-use crate::{Labelled, ProbeTime, Space, largest, when};
+use crate::linear::{Standardization, hold_out};
+use crate::{Labeled, ProbeTime, Space, largest, when};
 use pauc_traits::probe::{Metric, ProbeContext, RowsView, Views, When};
 use pauc_traits::{Count, Error, Positive, Probe, Result, TrainingSpan, component};
 use std::borrow::Cow;
@@ -78,10 +78,10 @@ impl Probe for LinearSgd {
 
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
         self.check()?;
-        let Some(on) = self.space.labelled(context) else { return Ok(Vec::new()) };
-        on.check("LinearSgd", context.classes)?;
-        let Labelled { train, labels, test, test_labels } = on;
-        let scale = self.standardise.then(|| Standardisation::of(train));
+        let Some(splits) = self.space.labeled(context) else { return Ok(Vec::new()) };
+        splits.check("LinearSgd", context.classes)?;
+        let Labeled { train, labels, test, test_labels } = splits;
+        let scale = self.standardise.then(|| Standardization::of(train));
         let still = scaled(scale.as_ref(), Cow::Borrowed(train.data), train.cols);
         let mut epoch_rows: Box<RowsOf<'_>> = match self.views {
             Views::Evaluation => Box::new(|_| Ok(Cow::Borrowed(&still[..]))),
@@ -107,10 +107,13 @@ impl Probe for LinearSgd {
             [smallest, ..] if fitted == 0 || fitted == order.len() => smallest,
             _ => {
                 let heads = fit.heads(&order[..fitted], &rates, &mut epoch_rows)?;
-                let held = &order[fitted..];
-                let x: Vec<f32> =
-                    held.iter().flat_map(|i| &still[i * train.cols..(i + 1) * train.cols]).copied().collect();
-                let held_labels: Vec<u32> = held.iter().map(|i| labels[*i]).collect();
+                let held_out = &order[fitted..];
+                let x: Vec<f32> = held_out
+                    .iter()
+                    .flat_map(|i| &still[i * train.cols..(i + 1) * train.cols])
+                    .copied()
+                    .collect();
+                let held_labels: Vec<u32> = held_out.iter().map(|i| labels[*i]).collect();
                 let score = |head: &Head| {
                     if head.is_finite() { head.accuracy(&x, &held_labels) } else { f64::NEG_INFINITY }
                 };
@@ -118,8 +121,8 @@ impl Probe for LinearSgd {
                 rates[largest(&scores)]
             }
         };
-        let all: Vec<usize> = (0..labels.len()).collect();
-        let head = &fit.heads(&all, &[lr], &mut epoch_rows)?[0];
+        let samples: Vec<usize> = (0..labels.len()).collect();
+        let head = &fit.heads(&samples, &[lr], &mut epoch_rows)?[0];
         let accuracy =
             head.accuracy(&scaled(scale.as_ref(), Cow::Borrowed(test.data), test.cols), test_labels);
         let name = self.name();
@@ -132,7 +135,7 @@ impl Probe for LinearSgd {
 }
 
 /// Rows as the classifier sees them; without a scale they stay where they are.
-fn scaled<'a>(scale: Option<&Standardisation>, rows: Cow<'a, [f32]>, dim: usize) -> Cow<'a, [f32]> {
+fn scaled<'a>(scale: Option<&Standardization>, rows: Cow<'a, [f32]>, dim: usize) -> Cow<'a, [f32]> {
     let Some(scale) = scale else { return rows };
     let every: Vec<usize> = (0..rows.len() / dim).collect();
     Cow::Owned(scale.apply(RowsView::new(&rows, dim), &every))

@@ -62,8 +62,8 @@ impl Probe for LowShot {
         let ids = self.labels.choose(Some(labels), labels.len());
         let (features, embeddings) = (pick(train.features, &ids), pick(train.embeddings, &ids));
         let labels: Vec<u32> = ids.iter().map(|i| labels[*i as usize]).collect();
-        let picked = |of: &Arc<dyn ImageSource>| -> Arc<dyn ImageSource> {
-            Arc::new(Picked::new(of.clone(), ids.iter().map(|i| *i as usize).collect()))
+        let picked = |source: &Arc<dyn ImageSource>| -> Arc<dyn ImageSource> {
+            Arc::new(Picked::new(source.clone(), ids.iter().map(|i| *i as usize).collect()))
         };
         let images = train.images.map(picked);
         let part = SplitView {
@@ -138,11 +138,13 @@ mod tests {
         let (test, tests) = ([1.0, 0.1, 0.1, 1.0], [0, 1]);
         let context = context(&train, &labels, &test, &tests);
         for probe in ["Knn(k: 1)", "Linear()"] {
-            let all = measure(probe, &context).unwrap();
-            let few = measure(&format!("LowShot(probe: {probe})"), &context).unwrap();
-            let all =
-                all.iter().find(|m| !m.name.ends_with("/l2") && !m.name.ends_with("/converged")).unwrap();
-            let few = few.iter().find(|m| m.name.ends_with("labels1%")).unwrap();
+            let with_all = measure(probe, &context).unwrap();
+            let with_few = measure(&format!("LowShot(probe: {probe})"), &context).unwrap();
+            let all = with_all
+                .iter()
+                .find(|m| !m.name.ends_with("/l2") && !m.name.ends_with("/converged"))
+                .unwrap();
+            let few = with_few.iter().find(|m| m.name.ends_with("labels1%")).unwrap();
             assert_eq!((all.value, few.value), (0.0, 1.0), "{probe}");
             assert_eq!(few.name, format!("{}/labels1%", all.name));
         }

@@ -9,7 +9,7 @@ use pauc_traits::{Error, Result};
 /// Rows seen along their two directions of largest variance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pca2 {
-    /// Each row's coordinates along the first and the second direction, centred.
+    /// Each row's coordinates along the first and the second direction, centered.
     pub points: Vec<[f32; 2]>,
     /// The share of the whole variance along each direction; zero where there is no variance.
     pub explained: [f64; 2],
@@ -29,8 +29,8 @@ pub fn pca2(rows: RowsView<'_>) -> Result<Pca2> {
         return Err(Error::config("principal components: there are no rows"));
     }
     finite("principal components", rows)?;
-    let centre = mean(rows);
-    let eigen = scatter(rows, &centre).self_adjoint_eigen(Side::Lower).map_err(|e| failed(&e))?;
+    let center = mean(rows);
+    let eigen = scatter(rows, &center).self_adjoint_eigen(Side::Lower).map_err(|e| failed(&e))?;
     let (values, vectors) = (eigen.S().column_vector(), eigen.U());
     let total: f64 = (0..rows.cols).map(|d| values[d].max(0.0)).sum();
     let mut directions = [vec![0.0; rows.cols], vec![0.0; rows.cols]];
@@ -45,10 +45,11 @@ pub fn pca2(rows: RowsView<'_>) -> Result<Pca2> {
         let sign = vectors[(largest, column)].signum();
         direction.iter_mut().enumerate().for_each(|(d, v)| *v = sign * vectors[(d, column)]);
     }
-    let along = |row: &[f32], direction: &[f64]| {
-        row.iter().zip(&centre).zip(direction).map(|((x, c), v)| (*x as f64 - c) * v).sum::<f64>() as f32
+    let coordinate = |row: &[f32], direction: &[f64]| {
+        row.iter().zip(&center).zip(direction).map(|((x, c), v)| (*x as f64 - c) * v).sum::<f64>() as f32
     };
-    let points = rows.iter().map(|row| [along(row, &directions[0]), along(row, &directions[1])]).collect();
+    let points =
+        rows.iter().map(|row| [coordinate(row, &directions[0]), coordinate(row, &directions[1])]).collect();
     Ok(Pca2 { points, explained })
 }
 

@@ -11,7 +11,7 @@ const ROWS: usize = 25_600;
 component! {
     /// Effective rank and spread of the training split's representation: signs of dimensional collapse.
     ///
-    /// RankMe = exp(−Σ p log p) with p = σ/Σσ + 1e-7 over the singular values σ of the vectors, not centred: between 1
+    /// RankMe = exp(−Σ p log p) with p = σ/Σσ + 1e-7 over the singular values σ of the vectors, not centered: between 1
     /// and D. Spread = √D · mean over dimensions of the standard deviation of x/‖x‖: 1 when the unit vectors
     /// fill all directions evenly, 0 when they are all the same. Of more than 25 600 samples, 25 600 evenly
     /// spaced ones are read.
@@ -96,10 +96,10 @@ pub fn spread(rows: RowsView<'_>) -> Result<f64> {
         row.iter_mut().for_each(|v| *v = if norm > 0.0 { (*v as f64 / norm) as f32 } else { 0.0 });
     }
     let unit = RowsView::new(&unit, rows.cols);
-    let centre = mean(unit);
+    let center = mean(unit);
     let mut variance = vec![0.0; rows.cols];
     for row in unit.iter() {
-        variance.iter_mut().zip(row).zip(&centre).for_each(|((s, v), m)| *s += (*v as f64 - m).powi(2));
+        variance.iter_mut().zip(row).zip(&center).for_each(|((s, v), m)| *s += (*v as f64 - m).powi(2));
     }
     let deviation: f64 = variance.iter().map(|v| (v / rows.rows as f64).sqrt()).sum();
     Ok(deviation / (rows.cols as f64).sqrt())

@@ -38,12 +38,12 @@ impl Probe for Retrieval {
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
         let Some(test) = &context.test else { return Ok(Vec::new()) };
         let Some(labels) = test.labels else { return Ok(Vec::new()) };
-        let found = retrieval_on(context.device, self.space.of(test), labels, context.classes)?;
+        let scores = retrieval_on(context.device, self.space.rows(test), labels, context.classes)?;
         let name = |what: &str| format!("retrieval/cos/{what}{}", self.space.suffix());
         Ok(vec![
-            Metric::new(name("p@1"), found.first),
-            Metric::new(name("r_precision"), found.r_precision),
-            Metric::new(name("map@r"), found.map_at_r),
+            Metric::new(name("p@1"), scores.first),
+            Metric::new(name("r_precision"), scores.r_precision),
+            Metric::new(name("map@r"), scores.map_at_r),
         ])
     }
 }
@@ -87,52 +87,22 @@ pub fn retrieval_on(
     let mut sizes = vec![0usize; classes];
     labels.iter().for_each(|l| sizes[*l as usize] += 1);
     let (unit, dim) = (unit_rows(rows), rows.cols);
-    let others = |q: usize| sizes[labels[q] as usize] - 1;
-    // The scores of a query by its R nearest.
-    let score = |q: usize, near: &[(f32, u32)]| {
-        let r = others(q);
-        let (mut hits, mut precisions) = (0.0, 0.0);
-        for (place, (_, i)) in near.iter().enumerate() {
-            if labels[*i as usize] == labels[q] {
-                hits += 1.0;
-                precisions += hits / (place + 1) as f64;
-            }
-        }
-        let first = near.first().is_some_and(|(_, i)| labels[*i as usize] == labels[q]);
-        [f64::from(u8::from(first)), hits / r as f64, precisions / r as f64]
-    };
     // One more than the largest R, for a query finds itself as well.
     let most = sizes.iter().copied().max().unwrap_or(0);
-    let all = RowsView::new(&unit, dim);
-    let found = device.map_or(Ok(None), |device| device.highest(all, all, None, most))?;
-    let from_list = |(q, near): (usize, Vec<(f32, u32)>)| {
-        let near: Vec<_> = near.into_iter().filter(|(_, i)| *i as usize != q).take(others(q)).collect();
-        (others(q) > 0).then(|| score(q, &near))
-    };
-    let from_cosines = |q: usize, cosines: &[f32], near: &mut Vec<(f32, u32)>| {
-        let r = others(q);
-        if r == 0 {
-            return None;
-        }
-        near.clear();
-        near.extend(cosines.iter().copied().zip(0..).filter(|(_, i)| *i as usize != q));
-        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        if near.len() > r {
-            near.select_nth_unstable_by(r - 1, order);
-            near.truncate(r);
-        }
-        near.sort_unstable_by(order);
-        Some(score(q, near))
-    };
+    let queries = Queries { labels, sizes };
+    let unit_view = RowsView::new(&unit, dim);
+    let lists = device.map_or(Ok(None), |device| device.highest(unit_view, unit_view, None, most))?;
     // A block of queries against all rows is one product.
-    let block = |(b, queries): (usize, &[f32])| -> Vec<[f64; 3]> {
-        let (count, mut near) = (queries.len() / dim, Vec::with_capacity(rows.rows));
-        let cosines = products(queries, &unit, dim);
+    let block = |(b, block): (usize, &[f32])| -> Vec<[f64; 3]> {
+        let (count, mut near) = (block.len() / dim, Vec::with_capacity(rows.rows));
+        let cosines = products(block, &unit, dim);
         let row = |i: usize| &cosines[i * rows.rows..(i + 1) * rows.rows];
-        (0..count).filter_map(|i| from_cosines(b * QUERIES + i, row(i), &mut near)).collect()
+        (0..count).filter_map(|i| queries.from_cosines(b * QUERIES + i, row(i), &mut near)).collect()
     };
-    let scores: Vec<[f64; 3]> = match found {
-        Some(lists) => lists.into_par_iter().enumerate().filter_map(from_list).collect(),
+    let scores: Vec<[f64; 3]> = match lists {
+        Some(lists) => {
+            lists.into_par_iter().enumerate().filter_map(|(q, near)| queries.from_list(q, near)).collect()
+        }
         None => unit.par_chunks(QUERIES * dim).enumerate().flat_map_iter(block).collect(),
     };
     if scores.is_empty() {
@@ -142,6 +112,60 @@ pub fn retrieval_on(
     }
     let mean = |m: usize| scores.iter().map(|s| s[m]).sum::<f64>() / scores.len() as f64;
     Ok(Retrieved { first: mean(0), r_precision: mean(1), map_at_r: mean(2) })
+}
+
+/// Samples as queries to all others.
+struct Queries<'a> {
+    labels: &'a [u32],
+    /// The samples of each class.
+    sizes: Vec<usize>,
+}
+
+impl Queries<'_> {
+    /// R of a query: the other samples of its class.
+    fn others(&self, query: usize) -> usize {
+        self.sizes[self.labels[query] as usize] - 1
+    }
+
+    /// The scores of a query by its R nearest, best first: P@1, R-precision and average precision.
+    fn score(&self, query: usize, nearest: &[(f32, u32)]) -> [f64; 3] {
+        let r = self.others(query) as f64;
+        let is_hit = |sample: &u32| self.labels[*sample as usize] == self.labels[query];
+        let (mut hits, mut precisions) = (0.0, 0.0);
+        for (place, (_, sample)) in nearest.iter().enumerate() {
+            if is_hit(sample) {
+                hits += 1.0;
+                precisions += hits / (place + 1) as f64;
+            }
+        }
+        let first = nearest.first().is_some_and(|(_, sample)| is_hit(sample));
+        [f64::from(u8::from(first)), hits / r, precisions / r]
+    }
+
+    /// The scores of a query from a list of more than R nearest, best first, with the query itself among them; `None` for
+    /// one that is alone in its class.
+    fn from_list(&self, query: usize, list: Vec<(f32, u32)>) -> Option<[f64; 3]> {
+        let r = self.others(query);
+        let nearest: Vec<_> = list.into_iter().filter(|(_, i)| *i as usize != query).take(r).collect();
+        (r > 0).then(|| self.score(query, &nearest))
+    }
+
+    /// As [`Queries::from_list`], from the cosines with all samples; `nearest` is scratch.
+    fn from_cosines(&self, query: usize, cosines: &[f32], nearest: &mut Vec<(f32, u32)>) -> Option<[f64; 3]> {
+        let r = self.others(query);
+        if r == 0 {
+            return None;
+        }
+        nearest.clear();
+        nearest.extend(cosines.iter().copied().zip(0..).filter(|(_, i)| *i as usize != query));
+        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        if nearest.len() > r {
+            nearest.select_nth_unstable_by(r - 1, order);
+            nearest.truncate(r);
+        }
+        nearest.sort_unstable_by(order);
+        Some(self.score(query, nearest))
+    }
 }
 
 #[cfg(test)]

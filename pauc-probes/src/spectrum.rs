@@ -21,18 +21,18 @@ pub fn mean(rows: RowsView<'_>) -> Vec<f64> {
 }
 
 /// Σ (x − c)(x − c)ᵀ over the rows. Shape (D, D).
-pub fn scatter(rows: RowsView<'_>, centre: &[f64]) -> Mat<f64> {
+pub fn scatter(rows: RowsView<'_>, center: &[f64]) -> Mat<f64> {
     let dim = rows.cols;
     let share = rows.rows.div_ceil(PARTS).max(1) * dim;
     let partial = |part: &[f32]| {
         let mut sum = Mat::<f64>::zeros(dim, dim);
         let mut tile = Vec::with_capacity(TILE * dim);
-        for some in part.chunks(TILE * dim) {
+        for rows in part.chunks(TILE * dim) {
             tile.clear();
             tile.extend(
-                some.chunks_exact(dim).flat_map(|r| r.iter().zip(centre).map(|(v, c)| *v as f64 - c)),
+                rows.chunks_exact(dim).flat_map(|r| r.iter().zip(center).map(|(v, c)| *v as f64 - c)),
             );
-            let x = MatRef::from_row_major_slice(&tile, some.len() / dim, dim);
+            let x = MatRef::from_row_major_slice(&tile, rows.len() / dim, dim);
             matmul(&mut sum, Accum::Add, x.transpose(), x, 1.0, Par::Seq);
         }
         sum
@@ -64,10 +64,11 @@ pub(crate) fn failed(error: &impl std::fmt::Debug) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::inputs::irregular;
     use pauc_testing::{assert_within, tolerance};
 
     fn wavy(rows: usize, dim: usize) -> Vec<f32> {
-        (0..rows * dim).map(|n| (0.1 + 1.3 * n as f32 + (n as f32 * 0.37).cos()).sin() + 0.3).collect()
+        irregular(rows * dim, 0.1).iter().map(|v| v + 0.3).collect()
     }
 
     #[test]
@@ -75,11 +76,11 @@ mod tests {
         let (n, d) = (PARTS * TILE + 300, 5);
         let data = wavy(n, d);
         let rows = RowsView::new(&data, d);
-        let centre = mean(rows);
-        let got = scatter(rows, &centre);
+        let center = mean(rows);
+        let got = scatter(rows, &center);
         for a in 0..d {
             for b in 0..d {
-                let term = |r: &[f32]| (r[a] as f64 - centre[a]) * (r[b] as f64 - centre[b]);
+                let term = |r: &[f32]| (r[a] as f64 - center[a]) * (r[b] as f64 - center[b]);
                 let want: f64 = rows.iter().map(term).sum();
                 let magnitude: f64 = rows.iter().map(|r| term(r).abs()).sum();
                 assert_within!(got[(a, b)], want, tolerance::f64(n + 2, magnitude), "{a} {b}");

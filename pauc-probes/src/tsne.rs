@@ -1,9 +1,9 @@
-//! t-SNE: a picture in two dimensions in which neighbours stay neighbours.
+//! t-SNE: a picture in two dimensions in which neighbors stay neighbors.
 
 use crate::finite;
 use crate::pca::pca2;
 use pauc_kernels::distance::dot;
-use pauc_kernels::neighbour_forces::{Forces, forces};
+use pauc_kernels::neighbor_forces::{Forces, forces};
 use pauc_traits::probe::RowsView;
 use pauc_traits::{Error, Result};
 use rayon::prelude::*;
@@ -11,7 +11,7 @@ use rayon::prelude::*;
 /// How a picture is made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TsneOptions {
-    /// About how many neighbours each point has; at most a third of the other points are taken.
+    /// About how many neighbors each point has; at most a third of the other points are taken.
     pub perplexity: f64,
     /// Steps with affinities twelve times as large, in which groups form, and steps after those.
     pub iterations: [usize; 2],
@@ -23,10 +23,10 @@ impl Default for TsneOptions {
     }
 }
 
-/// Rows seen with their neighbourhoods.
+/// Rows seen with their neighborhoods.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tsne {
-    /// Each row's place, centred; the unit means nothing.
+    /// Each row's place, centered; the unit means nothing.
     pub points: Vec<[f32; 2]>,
     /// The perplexity that was used.
     pub perplexity: f64,
@@ -36,11 +36,11 @@ pub struct Tsne {
 
 const EXAGGERATION: f32 = 12.0;
 
-/// Places rows so that KL(P‖Q) is small, where p_ij are the symmetrised Gaussian affinities of the rows, each with the width
+/// Places rows so that KL(P‖Q) is small, where p_ij are the symmetrized Gaussian affinities of the rows, each with the width
 /// that gives it the perplexity, and q_ij ∝ 1/(1 + ‖y_i − y_j‖²).
 ///
 /// Exact, with all pairs: for a few thousand rows. It starts from the two principal components, and nothing in it is random
-/// or depends on the number of threads. Of the picture, neighbourhoods can be believed; distances between groups, their
+/// or depends on the number of threads. Of the picture, neighborhoods can be believed; distances between groups, their
 /// sizes and densities cannot.
 ///
 /// # Shapes
@@ -62,31 +62,32 @@ pub fn tsne(rows: RowsView<'_>, options: TsneOptions) -> Result<Tsne> {
     let deviation = (start.iter().map(|p| (p[0] as f64).powi(2)).sum::<f64>() / n as f64).sqrt();
     let scale = if deviation > 0.0 { (1e-4 / deviation) as f32 } else { 0.0 };
     let axis = |d: usize| start.iter().map(|p| p[d] * scale).collect::<Vec<f32>>();
-    let mut at = [axis(0), axis(1)];
+    let mut points = [axis(0), axis(1)];
     let mut velocity = [vec![0.0f32; n], vec![0.0; n]];
     let mut gains = [vec![1.0f32; n], vec![1.0; n]];
     let rate = (n as f32 / (4.0 * EXAGGERATION)).max(50.0);
     let [early, late] = options.iterations;
     for step in 0..early + late {
         let (exaggeration, momentum) = if step < early { (EXAGGERATION, 0.5) } else { (1.0, 0.8) };
-        let gradient = gradient(&affinities, &at, exaggeration);
-        for (d, ((at, velocity), gains)) in at.iter_mut().zip(&mut velocity).zip(&mut gains).enumerate() {
-            let all = at.iter_mut().zip(velocity).zip(gains).zip(&gradient);
-            for (((y, v), gain), g) in all.map(|(state, g)| (state, g[d])) {
+        let gradient = gradient(&affinities, &points, exaggeration);
+        for (d, ((axis, velocity), gains)) in points.iter_mut().zip(&mut velocity).zip(&mut gains).enumerate()
+        {
+            let states = axis.iter_mut().zip(velocity).zip(gains).zip(&gradient);
+            for (((y, v), gain), g) in states.map(|(state, g)| (state, g[d])) {
                 *gain = if (g > 0.0) == (*v > 0.0) { (*gain * 0.8).max(0.01) } else { *gain + 0.2 };
                 *v = momentum * *v - rate * *gain * g;
                 *y += *v;
             }
         }
     }
-    let points = centred(&at);
-    Ok(Tsne { divergence: divergence(&affinities, &at), points, perplexity })
+    let divergence = divergence(&affinities, &points);
+    Ok(Tsne { divergence, points: centered(&points), perplexity })
 }
 
-fn centred(at: &[Vec<f32>; 2]) -> Vec<[f32; 2]> {
+fn centered(points: &[Vec<f32>; 2]) -> Vec<[f32; 2]> {
     let mean = |v: &[f32]| (v.iter().map(|x| *x as f64).sum::<f64>() / v.len() as f64) as f32;
-    let [x, y] = [mean(&at[0]), mean(&at[1])];
-    at[0].iter().zip(&at[1]).map(|(a, b)| [a - x, b - y]).collect()
+    let [x, y] = [mean(&points[0]), mean(&points[1])];
+    points[0].iter().zip(&points[1]).map(|(a, b)| [a - x, b - y]).collect()
 }
 
 /// p_ij, row by row: the sum of all is 1, and p_ii = 0.
@@ -149,40 +150,40 @@ fn gaussian(row: &mut [f32], perplexity: f64) {
 }
 
 /// ∂KL/∂y_i = 4·Σ_j (c·p_ij − q_ij)·(y_i − y_j)/(1 + ‖y_i − y_j‖²), for affinities c times as large.
-fn gradient(affinities: &[f32], at: &[Vec<f32>; 2], exaggeration: f32) -> Vec<[f32; 2]> {
-    let all = all_forces(affinities, at);
-    let total: f64 = all.iter().map(|f| f.total as f64 - 1.0).sum();
+fn gradient(affinities: &[f32], points: &[Vec<f32>; 2], exaggeration: f32) -> Vec<[f32; 2]> {
+    let forces = all_forces(affinities, points);
+    let total: f64 = forces.iter().map(|f| f.total as f64 - 1.0).sum();
     // A single point has nothing to be pushed by.
     let push = if total > 0.0 { (1.0 / total) as f32 } else { 0.0 };
-    let of = |f: &Forces, d: usize| 4.0 * (exaggeration * f.pull[d] - push * f.push[d]);
-    all.iter().map(|f| [of(f, 0), of(f, 1)]).collect()
+    let slope = |f: &Forces, d: usize| 4.0 * (exaggeration * f.pull[d] - push * f.push[d]);
+    forces.iter().map(|f| [slope(f, 0), slope(f, 1)]).collect()
 }
 
-fn all_forces(affinities: &[f32], at: &[Vec<f32>; 2]) -> Vec<Forces> {
-    let n = at[0].len();
-    let of = |(i, row): (usize, &[f32])| forces([at[0][i], at[1][i]], row, &at[0], &at[1]);
-    affinities.par_chunks(n).enumerate().map(of).collect()
+fn all_forces(affinities: &[f32], [xs, ys]: &[Vec<f32>; 2]) -> Vec<Forces> {
+    let on_point = |(i, row): (usize, &[f32])| forces([xs[i], ys[i]], row, xs, ys);
+    affinities.par_chunks(xs.len()).enumerate().map(on_point).collect()
 }
 
 /// Σ p·ln(p/q).
-fn divergence(affinities: &[f32], at: &[Vec<f32>; 2]) -> f64 {
-    let n = at[0].len();
-    let total: f64 = all_forces(affinities, at).iter().map(|f| f.total as f64 - 1.0).sum();
+fn divergence(affinities: &[f32], points: &[Vec<f32>; 2]) -> f64 {
+    let [xs, ys] = points;
+    let total: f64 = all_forces(affinities, points).iter().map(|f| f.total as f64 - 1.0).sum();
     let row = |(i, row): (usize, &[f32])| -> f64 {
         let term = |(j, p): (usize, &f32)| {
-            let (dx, dy) = ((at[0][i] - at[0][j]) as f64, (at[1][i] - at[1][j]) as f64);
+            let (dx, dy) = ((xs[i] - xs[j]) as f64, (ys[i] - ys[j]) as f64);
             let q = 1.0 / (1.0 + dx * dx + dy * dy) / total;
             if *p > 0.0 { *p as f64 * (*p as f64 / q).ln() } else { 0.0 }
         };
         row.iter().enumerate().map(term).sum()
     };
-    let rows: Vec<f64> = affinities.par_chunks(n).enumerate().map(row).collect();
+    let rows: Vec<f64> = affinities.par_chunks(xs.len()).enumerate().map(row).collect();
     rows.iter().sum()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_testing::inputs::wave;
     use pauc_testing::{assert_within, tolerance};
 
     /// Four groups of points in eight dimensions.
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn each_point_has_as_many_neighbours_as_it_should() {
+    fn each_point_has_as_many_neighbors_as_it_should() {
         let (data, _) = groups(60);
         let rows = RowsView::new(&data, 8);
         for i in [0, 17, 59] {
@@ -224,21 +225,20 @@ mod tests {
         let n = 30;
         let (data, _) = groups(n);
         let p = affinities(RowsView::new(&data, 8), 5.0);
-        let wave = |from: f64| (0..n).map(|i| (from + 1.3 * i as f64).sin() as f32).collect::<Vec<_>>();
-        let at = [wave(0.1), wave(2.0)];
-        let wide = at.each_ref().map(|v| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
+        let points = [0.1, 2.0].map(|phase| wave(n, phase, 1.3));
+        let wide = points.each_ref().map(|v| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
         // All in double precision: q before it is divided by the sum, the sum, and Σ p·ln(p/q).
-        let q = |at: &[Vec<f64>; 2], i: usize, j: usize| {
-            1.0 / (1.0 + (at[0][i] - at[0][j]).powi(2) + (at[1][i] - at[1][j]).powi(2))
+        let q = |[xs, ys]: &[Vec<f64>; 2], i: usize, j: usize| {
+            1.0 / (1.0 + (xs[i] - xs[j]).powi(2) + (ys[i] - ys[j]).powi(2))
         };
-        let total = |at: &[Vec<f64>; 2]| -> f64 {
-            (0..n * n).filter(|k| k / n != k % n).map(|k| q(at, k / n, k % n)).sum()
+        let total = |points: &[Vec<f64>; 2]| -> f64 {
+            (0..n * n).filter(|k| k / n != k % n).map(|k| q(points, k / n, k % n)).sum()
         };
-        let exact = |at: &[Vec<f64>; 2]| -> f64 {
-            let total = total(at);
+        let exact = |points: &[Vec<f64>; 2]| -> f64 {
+            let total = total(points);
             let term = |(k, p): (usize, &f32)| match f64::from(*p) {
                 0.0 => 0.0,
-                p => p * (p * total / q(at, k / n, k % n)).ln(),
+                p => p * (p * total / q(points, k / n, k % n)).ln(),
             };
             p.iter().enumerate().map(term).sum()
         };
@@ -246,14 +246,14 @@ mod tests {
         // that of all points in f64; its relative error is an absolute one of its logarithm.
         let sum = total(&wide);
         let of_sum = |operations| tolerance::f32(operations, (sum + n as f64) / sum);
-        assert_within!(divergence(&p, &at), exact(&wide), of_sum(n + 6));
-        let (step, got) = (1e-4, gradient(&p, &at, 1.0));
+        assert_within!(divergence(&p, &points), exact(&wide), of_sum(n + 6));
+        let (step, got) = (1e-4, gradient(&p, &points, 1.0));
         for i in [0, 7, 29] {
             for d in [0, 1] {
                 let shifted = |h: f64| {
-                    let mut at = wide.clone();
-                    at[d][i] += h;
-                    exact(&at)
+                    let mut points = wide.clone();
+                    points[d][i] += h;
+                    exact(&points)
                 };
                 let want = (shifted(step) - shifted(-step)) / (2.0 * step);
                 // With points in a square of side 2, the third derivatives of Σ p·ln(1 + d²) and of the sum's
@@ -288,8 +288,8 @@ mod tests {
             let d = |j: usize| (0..2).map(|d| (got.points[i][d] - got.points[j][d]).powi(2)).sum::<f32>();
             (0..200).filter(|j| *j != i).min_by(|a, b| d(*a).total_cmp(&d(*b))).unwrap()
         };
-        let kept = (0..200).filter(|i| group[nearest(*i)] == group[*i]).count();
-        assert!(kept > 190, "{kept} of 200 points beside one of their group");
+        let together = (0..200).filter(|i| group[nearest(*i)] == group[*i]).count();
+        assert!(together > 190, "{together} of 200 points beside one of their group");
     }
     const SKLEARN: f64 = 0.150_384;
 

@@ -1,13 +1,14 @@
 use super::*;
+use pauc_testing::inputs::{irregular, irregular_f64};
 use pauc_testing::{assert_within, tolerance};
-use pauc_traits::probe::Neighbours;
+use pauc_traits::probe::Neighbors;
 
 /// 120 rows of 4 values in 3 classes that overlap.
 fn overlapping() -> (Vec<f32>, Vec<u32>) {
     let labels: Vec<u32> = (0..120).map(|i| i % 3).collect();
-    let wave = |n: usize| (0.1 + 1.3 * n as f64 + (0.37 * n as f64).cos()).sin();
-    let value = |n: usize| wave(n) + if n % 4 == (n / 4) % 3 { 0.8 } else { 0.0 };
-    ((0..480).map(|n| value(n) as f32).collect(), labels)
+    let raised = |(n, v): (usize, f64)| v + if n % 4 == (n / 4) % 3 { 0.8 } else { 0.0 };
+    let values = irregular_f64(480, 0.1).into_iter().enumerate();
+    (values.map(|value| raised(value) as f32).collect(), labels)
 }
 
 fn fit_all(
@@ -19,7 +20,7 @@ fn fit_all(
     tolerance: f64,
 ) -> (Vec<f64>, Outcome) {
     let rows = RowsView::new(x, dim);
-    let x = Standardisation::of(rows).apply(rows, &(0..rows.rows).collect::<Vec<_>>());
+    let x = Standardization::of(rows).apply(rows, &(0..rows.rows).collect::<Vec<_>>());
     let part = Part::new(&x, labels, dim, classes);
     let mut weights = vec![0.0; classes * (dim + 1)];
     let stop = Stop { tolerance, iterations: 500 };
@@ -27,7 +28,7 @@ fn fit_all(
     (weights, outcome)
 }
 
-// scikit-learn 1.9.1 on the same data, standardised:
+// scikit-learn 1.9.1 on the same data, standardized:
 //   fit = LogisticRegression(C=1 / (120 * 0.01), tol=1e-10, max_iter=10000).fit(x, y)
 //   p = fit.predict_proba(x)
 //   loss = -np.log(p[np.arange(120), y]).mean() + 0.5 * 0.01 * (fit.coef_ ** 2).sum()
@@ -46,7 +47,7 @@ fn the_optimum_is_the_one_of_scikit_learn() {
     // curvature is λ at least, but for a common shift of all biases, which the loss does not see: ‖Δ‖ ≤
     // ‖g‖/λ, and the loss is ‖g‖²/2λ above its smallest value at most.
     let rows = RowsView::new(&x, 4);
-    let standard = Standardisation::of(rows).apply(rows, &(0..rows.rows).collect::<Vec<_>>());
+    let standard = Standardization::of(rows).apply(rows, &(0..rows.rows).collect::<Vec<_>>());
     let [of_loss, of_gradient] = rounding(&standard, &labels, 4, 3, &weights, rows.rows);
     let gradient = (want.len() as f64).sqrt() * (stop + of_gradient);
     assert_within!(outcome.value, 0.4966977598911481, of_loss + gradient.powi(2) / (2.0 * l2));
@@ -87,7 +88,7 @@ fn rounding(x: &[f32], labels: &[u32], dim: usize, classes: usize, w: &[f64], su
     [loss, (0..magnitude.len()).map(entry).fold(0.0, f64::max)]
 }
 
-/// The penalised loss in f64 with loops.
+/// The penalized loss in f64 with loops.
 fn naive(x: &[f32], labels: &[u32], dim: usize, classes: usize, l2: f64, w: &[f64]) -> f64 {
     let mut loss = 0.0;
     for (row, label) in x.chunks(dim).zip(labels) {
@@ -101,23 +102,23 @@ fn naive(x: &[f32], labels: &[u32], dim: usize, classes: usize, l2: f64, w: &[f6
 #[test]
 fn loss_and_gradient_equal_a_loop_and_its_finite_differences_across_tiles() {
     let (dim, classes, rows) = (3, 4, 2 * PARTS * TILE + 41);
-    let x: Vec<f32> = (0..rows * dim).map(|n| (1.3 * n as f32 + (n as f32 * 0.37).cos()).sin()).collect();
+    let x = irregular(rows * dim, 0.0);
     let labels: Vec<u32> = (0..rows).map(|i| (i * i % 7 % classes) as u32).collect();
     let weights: Vec<f64> = (0..classes * (dim + 1)).map(|n| (n as f64 * 0.7).sin()).collect();
     let part = Part::new(&x, &labels, dim, classes);
     let mut gradient = vec![0.0; weights.len()];
     let loss = part.loss(&weights, 0.1, &mut gradient).unwrap();
-    let at = |w: &[f64]| naive(&x, &labels, dim, classes, 0.1, w);
+    let loss_at = |w: &[f64]| naive(&x, &labels, dim, classes, 0.1, w);
     let tiles = rows.div_ceil(TILE).div_ceil(PARTS);
     let [of_loss, of_gradient] = rounding(&x, &labels, dim, classes, &weights, tiles * TILE);
-    assert_within!(loss, at(&weights), of_loss);
+    assert_within!(loss, loss_at(&weights), of_loss);
     // The third derivative of log Σ exp along a weight is p·(1 − p)·(1 − 2p)·x³ < 0.1; losses are below 10.
     let differences = tolerance::central_difference(1e-5, 0.1, rows + 30, 10.0);
     for i in 0..weights.len() {
         let shifted = |by: f64| {
             let mut w = weights.clone();
             w[i] += by;
-            at(&w)
+            loss_at(&w)
         };
         let numeric = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
         assert_within!(gradient[i], numeric, of_gradient + differences, "{i}");
@@ -129,13 +130,13 @@ fn every_fifth_sample_of_each_class_is_held_out() {
     let labels = [[0u32, 1].repeat(6), vec![1, 1, 1, 1]].concat();
     let (order, fitted) = hold_out(&labels, 2);
     assert_eq!(order[fitted..], [8, 9, 15], "the fifth of class 0, the fifth and the tenth of class 1");
-    let mut all = order.clone();
-    all.sort_unstable();
-    assert_eq!(all, (0..labels.len()).collect::<Vec<_>>());
+    let mut sorted = order.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, (0..labels.len()).collect::<Vec<_>>());
 }
 
 #[test]
-fn separable_classes_are_learnt_and_noise_asks_for_strong_regularisation() {
+fn separable_classes_are_learnt_and_noise_asks_for_strong_regularization() {
     // The class is the sign of one of 30 noisy columns, with 200 samples: weak penalties overfit.
     let draw = |n: u64| pauc_traits::rng::stream(1, pauc_traits::rng::Purpose::Probe, 0, n, 0);
     let normal = |n: u64| rand_distr::Distribution::<f32>::sample(&rand_distr::StandardNormal, &mut draw(n));
@@ -201,7 +202,7 @@ impl ProbesOnDevice for Lender {
         _: RowsView<'_>,
         _: Option<&[f32]>,
         _: usize,
-    ) -> Result<Option<Vec<Neighbours>>> {
+    ) -> Result<Option<Vec<Neighbors>>> {
         Ok(None)
     }
 
@@ -249,8 +250,8 @@ impl RegressionOnDevice for Lent {
 fn what_a_device_lends_is_used_and_its_lack_of_memory_is_no_error() {
     let (x, labels) = overlapping();
     let (train, test) = (RowsView::new(&x[..400], 4), RowsView::new(&x[400..], 4));
-    let on = Labelled { train, labels: &labels[..100], test, test_labels: &labels[100..] };
-    let fit = |device: Option<&dyn ProbesOnDevice>| fitted(device, &on, 3, &LinearOptions::default());
+    let splits = Labeled { train, labels: &labels[..100], test, test_labels: &labels[100..] };
+    let fit = |device: Option<&dyn ProbesOnDevice>| fitted(device, &splits, 3, &LinearOptions::default());
     let want = fit(None).unwrap();
     assert!(want.converged && want.grid.len() > 2, "{want:?}");
     for memory in [true, false] {

@@ -118,7 +118,7 @@ fn the_rate_is_chosen_on_held_out_training_samples() {
 }
 
 #[test]
-fn standardised_features_do_not_know_their_scale() {
+fn standardized_features_do_not_know_their_scale() {
     let ((x, y), (test, tests)) = (cloud(60, 0.2), cloud(90, 2.0));
     let far = |v: &[f32]| v.iter().map(|v| 64.0 * v).collect::<Vec<f32>>();
     let probe = probe("(epochs: 3, lr: [0.3], standardise: true)");
