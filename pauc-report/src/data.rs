@@ -15,7 +15,7 @@ pub struct ReportData {
     pub run: Run,
     /// The text of `recipe.resolved.ron`.
     pub recipe: String,
-    /// Optimiser steps, ascending, each once.
+    /// Optimizer steps, ascending, each once.
     pub steps: Vec<Step>,
     /// The gradients of single terms, ascending, each step once.
     pub gradients: Vec<Gradients>,
@@ -172,14 +172,14 @@ impl ReportData {
 
     /// The last value of a metric for a subject.
     pub fn latest(&self, subject: Subject, metric: &str) -> Option<f64> {
-        let of = |p: &Probe| p.metrics.iter().find(|m| m.name == metric).map(|m| m.value);
-        self.probes_of(subject).filter_map(of).last()
+        let value = |p: &Probe| p.metrics.iter().find(|m| m.name == metric).map(|m| m.value);
+        self.probes_of(subject).filter_map(value).last()
     }
 
     /// A metric of the trained representation over epochs.
     pub fn curve(&self, metric: &str) -> Vec<(f64, f64)> {
-        let of = |p: &Probe| p.metrics.iter().find(|m| m.name == metric).map(|m| (p.epoch, m.value));
-        self.probes_of(Subject::Trained).filter_map(of).collect()
+        let point = |p: &Probe| p.metrics.iter().find(|m| m.name == metric).map(|m| (p.epoch, m.value));
+        self.probes_of(Subject::Trained).filter_map(point).collect()
     }
 
     /// The names of all metrics, in the order in which they first appear.
@@ -204,14 +204,14 @@ impl ReportData {
 fn merge(into: &mut Probe, later: Probe) {
     for metric in later.metrics {
         match into.metrics.iter_mut().find(|m| m.name == metric.name) {
-            Some(known) => *known = metric,
+            Some(earlier) => *earlier = metric,
             None => into.metrics.push(metric),
         }
     }
 }
 
 /// A file's content; `None` if there is no such file.
-fn found<T>(path: &Path, read: std::io::Result<T>) -> Result<Option<T>> {
+fn if_present<T>(path: &Path, read: std::io::Result<T>) -> Result<Option<T>> {
     match read {
         Ok(content) => Ok(Some(content)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -220,11 +220,11 @@ fn found<T>(path: &Path, read: std::io::Result<T>) -> Result<Option<T>> {
 }
 
 fn text(path: &Path) -> Result<Option<String>> {
-    found(path, std::fs::read_to_string(path))
+    if_present(path, std::fs::read_to_string(path))
 }
 
 fn bytes(path: &Path) -> Result<Option<Vec<u8>>> {
-    found(path, std::fs::read(path))
+    if_present(path, std::fs::read(path))
 }
 
 fn json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {

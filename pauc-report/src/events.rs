@@ -24,7 +24,7 @@ mod nullable {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// Optimiser steps, every one or every few.
+    /// Optimizer steps, every one or every few.
     Step(Step),
     /// The gradients of single terms at the embeddings.
     Gradients(Gradients),
@@ -47,10 +47,10 @@ pub enum Event {
     Unknown,
 }
 
-/// The state of training after an optimiser step.
+/// The state of training after an optimizer step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub step: u64,
     /// Epochs done, with fraction.
     pub epoch: f64,
@@ -89,7 +89,7 @@ pub struct Term {
 /// Which terms pull the embeddings where.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Gradients {
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub step: u64,
     /// Epochs done, with fraction.
     pub epoch: f64,
@@ -112,7 +112,7 @@ pub struct TermGradient {
 /// A clustering of the training split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Clustering {
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub step: u64,
     /// Epochs done.
     pub epoch: f64,
@@ -167,7 +167,7 @@ pub enum Subject {
 /// The results of probes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub step: u64,
     /// Epochs done.
     pub epoch: f64,
@@ -199,7 +199,7 @@ impl From<pauc_traits::probe::Metric> for Metric {
 /// Whether anything is learnt: the terms over an epoch, and the embeddings of its last batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Health {
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub step: u64,
     /// Epochs done.
     pub epoch: f64,
@@ -242,7 +242,7 @@ impl TermMean {
 /// Where the time of an epoch's steps went; of an epoch that was interrupted, those since it was continued.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stages {
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub step: u64,
     /// Epochs done.
     pub epoch: f64,
@@ -272,20 +272,20 @@ pub struct LoaderTime {
     /// Seconds of augmentations.
     #[serde(with = "nullable")]
     pub augment: f64,
-    /// Seconds of normalisation.
-    #[serde(with = "nullable")]
-    pub normalise: f64,
+    /// Seconds of normalization.
+    #[serde(rename = "normalise", with = "nullable")]
+    pub normalize: f64,
 }
 
 impl LoaderTime {
     /// The parts of the work with their seconds.
     pub fn parts(&self) -> [(&'static str, f64); 3] {
-        [("read", self.read), ("augment", self.augment), ("normalise", self.normalise)]
+        [("read", self.read), ("augment", self.augment), ("normalise", self.normalize)]
     }
 
     /// Images a second of one thread that does nothing else.
     pub fn images_per_second(&self) -> f64 {
-        self.images as f64 / (self.read + self.augment + self.normalise).max(1e-9)
+        self.images as f64 / (self.read + self.augment + self.normalize).max(1e-9)
     }
 }
 
@@ -302,7 +302,7 @@ pub struct StageTime {
 /// A stretch of training begins.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub step: u64,
     /// Its name, such as `warm-up` or `prototypes`.
     pub name: String,
@@ -313,7 +313,7 @@ pub struct Phase {
 /// Something the user should know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Warning {
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub step: u64,
     /// What, and what to do about it.
     pub text: String,
@@ -334,7 +334,7 @@ pub enum Status {
 /// The process ends. A resumed run has several.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct End {
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub step: u64,
     /// Wall time of this process.
     #[serde(with = "nullable")]

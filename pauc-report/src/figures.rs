@@ -72,7 +72,7 @@ fn marks(data: &ReportData) -> Vec<(String, f64)> {
 }
 
 fn training(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
-    let along = |value: &dyn Fn(&crate::events::Step) -> f64| -> Vec<(f64, f64)> {
+    let over_epochs = |value: &dyn Fn(&crate::events::Step) -> f64| -> Vec<(f64, f64)> {
         data.steps.iter().map(|s| (s.epoch, value(s))).collect()
     };
     let single = |title: &str, y: &str, points| Chart {
@@ -83,7 +83,11 @@ fn training(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
         marks: marks(data),
         ..Chart::default()
     };
-    add("objective", Section::Training, single("Objective", "weighted sum of the terms", along(&|s| s.loss)));
+    add(
+        "objective",
+        Section::Training,
+        single("Objective", "weighted sum of the terms", over_epochs(&|s| s.loss)),
+    );
 
     let mut names: Vec<&str> = Vec::new();
     for term in data.steps.iter().flat_map(|s| &s.terms) {
@@ -91,40 +95,46 @@ fn training(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
             names.push(&term.name);
         }
     }
-    let of = |name: &str, value: &dyn Fn(&Term) -> f64| {
-        along(&|s| s.terms.iter().find(|t| t.name == name).map_or(f64::NAN, value))
+    let term_over_epochs = |name: &str, value: &dyn Fn(&Term) -> f64| {
+        over_epochs(&|s| s.terms.iter().find(|t| t.name == name).map_or(f64::NAN, value))
     };
     for name in &names {
-        let values = of(name, &|t| if t.skipped { f64::NAN } else { t.value.unwrap_or(f64::NAN) });
+        let values =
+            term_over_epochs(name, &|t| if t.skipped { f64::NAN } else { t.value.unwrap_or(f64::NAN) });
         let chance = data.steps.iter().rev().flat_map(|s| &s.terms).find(|t| t.name == *name);
         let mut chart = single(name, "value before weighting", values);
         chart.references =
             chance.and_then(|t| t.chance).map(|c| ("chance".to_string(), c)).into_iter().collect();
         add(&format!("term-{}", file_name(name)), Section::Training, chart);
     }
-    let series = names.iter().map(|n| Series { name: n.to_string(), points: of(n, &|t| t.weight) }).collect();
+    let weights = |n: &&str| Series { name: n.to_string(), points: term_over_epochs(n, &|t| t.weight) };
+    let series = names.iter().map(weights).collect();
     add("weights", Section::Training, Chart { series, ..single("Weights of the terms", "weight", vec![]) });
-    add("learning-rate", Section::Training, single("Learning rate", "as scheduled", along(&|s| s.lr)));
+    add("learning-rate", Section::Training, single("Learning rate", "as scheduled", over_epochs(&|s| s.lr)));
     let norm = "before clipping, all parameters";
-    add("gradient-norm", Section::Training, single("Gradient norm", norm, along(&|s| s.grad_norm)));
+    add("gradient-norm", Section::Training, single("Gradient norm", norm, over_epochs(&|s| s.grad_norm)));
     gradients(data, add);
-    let speed = along(&|s| s.images_per_second);
+    let speed = over_epochs(&|s| s.images_per_second);
     add("throughput", Section::Training, single("Throughput", "training images / s", speed));
+}
+
+/// Appends a point to the series of that name, which begins with it if there is none.
+fn put(series: &mut Vec<Series>, name: &str, point: (f64, f64)) {
+    match series.iter_mut().find(|s| s.name == name) {
+        Some(series) => series.points.push(point),
+        None => series.push(Series { name: name.into(), points: vec![point] }),
+    }
 }
 
 /// How strongly each term pulls the embeddings, and how far each two agree.
 fn gradients(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     let mut terms: Vec<Series> = Vec::new();
     let mut pairs: Vec<Series> = Vec::new();
-    let put = |all: &mut Vec<Series>, name: String, point| match all.iter_mut().find(|s| s.name == name) {
-        Some(series) => series.points.push(point),
-        None => all.push(Series { name, points: vec![point] }),
-    };
-    for at in &data.gradients {
-        for term in &at.terms {
-            put(&mut terms, term.name.clone(), (at.epoch, term.norm));
-            for (other, cosine) in at.terms.iter().zip(&term.cosines) {
-                put(&mut pairs, format!("{} · {}", other.name, term.name), (at.epoch, *cosine));
+    for gradients in &data.gradients {
+        for term in &gradients.terms {
+            put(&mut terms, &term.name, (gradients.epoch, term.norm));
+            for (other, cosine) in gradients.terms.iter().zip(&term.cosines) {
+                put(&mut pairs, &format!("{} · {}", other.name, term.name), (gradients.epoch, *cosine));
             }
         }
     }
@@ -157,23 +167,19 @@ fn health(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
         scale,
         ..Chart::default()
     };
-    let along = |name: &str, value: &dyn Fn(&crate::events::Health) -> f64| {
+    let over_epochs = |name: &str, value: &dyn Fn(&crate::events::Health) -> f64| {
         vec![Series { name: name.into(), points: data.health.iter().map(|h| (h.epoch, value(h))).collect() }]
     };
-    let spread = along("spread", &|h| h.spread);
+    let spread = over_epochs("spread", &|h| h.spread);
     let note = "1: uniform on the sphere, 0: one point; last batch";
     add("batch-spread", Section::Health, chart("Spread of embeddings", note, spread, Scale::Plain));
-    let rank = along("effective rank", &|h| h.rank);
+    let rank = over_epochs("effective rank", &|h| h.rank);
     let note = "RankMe of the epoch's last batch";
     add("batch-rank", Section::Health, chart("Effective rank of embeddings", note, rank, Scale::Plain));
     let mut shares: Vec<Series> = Vec::new();
-    for at in &data.stages {
-        for stage in &at.stages {
-            let point = (at.epoch, stage.seconds / at.seconds);
-            match shares.iter_mut().find(|s| s.name == stage.name) {
-                Some(series) => series.points.push(point),
-                None => shares.push(Series { name: stage.name.clone(), points: vec![point] }),
-            }
+    for epoch in &data.stages {
+        for stage in &epoch.stages {
+            put(&mut shares, &stage.name, (epoch.epoch, stage.seconds / epoch.seconds));
         }
     }
     let note = "share of the time of steps; data: waiting for images";
@@ -225,12 +231,13 @@ fn probes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
         ("spread/", "Spread of unit vectors", "1: all directions, 0: collapsed"),
     ];
     for (prefix, title, y) in grouped {
-        let of = |n: &&str| n.strip_prefix(prefix).map(|s| Series { name: s.into(), points: data.curve(n) });
+        let series =
+            |n: &&str| n.strip_prefix(prefix).map(|s| Series { name: s.into(), points: data.curve(n) });
         let chart = Chart {
             title: title.into(),
             x: EPOCH.into(),
             y: y.into(),
-            series: names.iter().filter_map(of).collect(),
+            series: names.iter().filter_map(series).collect(),
             marks: marks(data),
             ..Chart::default()
         };
@@ -247,11 +254,11 @@ fn coagulation(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     ];
     let names = data.metrics();
     for (quantity, title, y) in quantities {
-        let of = |n: &&str| {
+        let level = |n: &&str| {
             let level = n.strip_prefix("coagulation/")?.strip_suffix(quantity)?.strip_suffix('/')?;
             Some(Series { name: level.into(), points: data.curve(n) })
         };
-        let mut series: Vec<Series> = names.iter().filter_map(of).collect();
+        let mut series: Vec<Series> = names.iter().filter_map(level).collect();
         // Levels by their k, as in the figures of the clusterings; classes, which are there first, behind them.
         let k = |s: &Series| s.name.strip_prefix('k').and_then(|k| k.split('#').next()?.parse().ok());
         series.sort_by_key(|s| k(s).unwrap_or(u64::MAX));
@@ -273,10 +280,11 @@ fn clustering(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     let series = |value: &dyn Fn(&ClusterLevel) -> f64| -> Vec<Series> {
         (0..levels)
             .map(|l| {
-                let of = |c: &crate::events::Clustering| c.levels.get(l).map(|level| (c.epoch, value(level)));
+                let point =
+                    |c: &crate::events::Clustering| c.levels.get(l).map(|level| (c.epoch, value(level)));
                 let k =
                     data.clusterings.iter().rev().find_map(|c| c.levels.get(l)).map_or(0, |level| level.k);
-                Series { name: format!("k{k}"), points: data.clusterings.iter().filter_map(of).collect() }
+                Series { name: format!("k{k}"), points: data.clusterings.iter().filter_map(point).collect() }
             })
             .collect()
     };
@@ -342,7 +350,7 @@ fn pictures(embedding: &Embedding) -> Vec<Figure> {
         Some(explained) => format!("component {} ({:.0} % of variance)", i + 1, 100.0 * explained[i]),
         None => format!("component {}", i + 1),
     };
-    let neighbours = match embedding.perplexity {
+    let neighbors = match embedding.perplexity {
         Some(p) => format!("perplexity {p:.0}; distances between groups mean nothing"),
         None => "distances between groups mean nothing".into(),
     };
@@ -354,7 +362,7 @@ fn pictures(embedding: &Embedding) -> Vec<Figure> {
             Scatter { title: format!("PCA, {title}"), axes, points: embedding.points.clone(), groups, names };
         let tsne = embedding.tsne.clone().map(|points| Scatter {
             title: format!("t-SNE, {title}"),
-            axes: neighbours.clone(),
+            axes: neighbors.clone(),
             points,
             ..pca.clone()
         });
@@ -373,7 +381,7 @@ fn pictures(embedding: &Embedding) -> Vec<Figure> {
     }
     if let Some(prototypes) = &embedding.prototypes {
         let count = prototypes.iter().collect::<std::collections::BTreeSet<_>>().len();
-        let title = format!("by prototype ({count} of them; colours repeat)");
+        let title = format!("by prototype ({count} of them; colors repeat)");
         add("-prototypes", &title, prototypes, &[]);
     }
     if embedding.labels.is_none() && embedding.prototypes.is_none() {

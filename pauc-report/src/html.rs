@@ -4,7 +4,7 @@ use crate::axis::significant;
 use crate::data::ReportData;
 use crate::events::{Status, Subject};
 use crate::figures::{self, Section};
-use crate::plot::{STYLE, colours, escape};
+use crate::plot::{STYLE, colors, escape};
 use crate::verdict::{self, Verdict, is_accuracy};
 use minijinja::{AutoEscape, Environment, context};
 use pauc_traits::{Error, Result};
@@ -26,7 +26,7 @@ struct Table {
     rows: Vec<Vec<String>>,
 }
 
-/// The cells of a probe of neighbours at many settings, one block a distance and space.
+/// The cells of a probe of neighbors at many settings, one block a distance and space.
 #[derive(Serialize)]
 struct Grid {
     title: String,
@@ -58,8 +58,8 @@ pub fn render(data: &ReportData) -> Result<String> {
         include_str!("html/report.html"),
         context! {
             name,
-            light => colours(false),
-            dark => colours(true),
+            light => colors(false),
+            dark => colors(true),
             plot_style => STYLE,
             facts => facts(data),
             conditions => verdict::conditions(data).iter().map(|c| (&c.sentence, c.well)).collect::<Vec<_>>(),
@@ -92,12 +92,12 @@ fn plain(value: &serde_json::Value) -> String {
 
 /// A time span as a reader says it.
 fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match whole {
+    let rounded = seconds.round() as u64;
+    match rounded {
         _ if seconds < 10.0 => format!("{seconds:.1} s"),
-        0..120 => format!("{whole} s"),
-        120..7200 => format!("{} min {} s", whole / 60, whole % 60),
-        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+        0..120 => format!("{rounded} s"),
+        120..7200 => format!("{} min {} s", rounded / 60, rounded % 60),
+        _ => format!("{} h {} min", rounded / 3600, rounded % 3600 / 60),
     }
 }
 
@@ -147,48 +147,39 @@ fn verdict_row(v: &Verdict) -> VerdictRow {
 }
 
 fn warnings(data: &ReportData) -> Vec<String> {
-    let at = |step: u64| if step == 0 { String::new() } else { format!("step {step}: ") };
-    let mut all: Vec<String> = data.warnings.iter().map(|w| format!("{}{}", at(w.step), w.text)).collect();
+    let place = |step: u64| if step == 0 { String::new() } else { format!("step {step}: ") };
+    let mut warnings: Vec<String> =
+        data.warnings.iter().map(|w| format!("{}{}", place(w.step), w.text)).collect();
     for probe in data.probes.iter() {
         let failed = |m: &&crate::events::Metric| m.name.ends_with("/converged") && m.value == 0.0;
         for metric in probe.metrics.iter().filter(failed) {
             let name = metric.name.trim_end_matches("/converged");
-            all.push(format!("{}{name} stopped before its fit converged", at(probe.step)));
+            warnings.push(format!("{}{name} stopped before its fit converged", place(probe.step)));
         }
     }
     if !data.damaged.is_empty() {
         let lines: Vec<String> = data.damaged.iter().take(5).map(usize::to_string).collect();
-        let more = if data.damaged.len() > 5 { ", …" } else { "" };
-        all.push(format!("metrics.jsonl: unreadable lines left out: {}{more}", lines.join(", ")));
+        let ellipsis = if data.damaged.len() > 5 { ", …" } else { "" };
+        warnings.push(format!("metrics.jsonl: unreadable lines left out: {}{ellipsis}", lines.join(", ")));
     }
-    all
+    warnings
 }
 
 fn sections(data: &ReportData) -> Vec<SectionView> {
     let figures = figures::all(data);
-    let of = |section: Section| -> Vec<String> {
-        figures.iter().filter(|f| f.section == section).map(|f| f.svg.clone()).collect()
-    };
     let view = |section, title, note: &str| SectionView {
         title,
         note: (!note.is_empty()).then(|| note.to_string()),
         wide: false,
         table: None,
-        figures: of(section),
+        figures: figures.iter().filter(|f| f.section == section).map(|f| f.svg.clone()).collect(),
     };
-    let split = match data.embedding.as_ref().and_then(|e| e.test) {
-        Some(false) => "Embeddings of the training split",
-        _ => "Embeddings of the test split",
-    };
-    let shown = data.embedding.as_ref().and_then(|e| Some((e.points.len(), e.of?)));
-    let shown =
-        shown.filter(|(n, of)| (*n as u64) < *of).map(|(n, of)| format!("The first {n} of {of} images. "));
-    let mut all = vec![
+    let mut sections = vec![
         view(
             Section::Training,
             "Training",
             "A term that stays at its chance level (dashed) has not learnt. Of long runs, lines are means over \
-             neighbouring steps, with the lowest and highest value as a band.",
+             neighboring steps, with the lowest and highest value as a band.",
         ),
         view(
             Section::Health,
@@ -207,32 +198,46 @@ fn sections(data: &ReportData) -> Vec<SectionView> {
             "Prototypes coagulate when the cosine within them and their rank go to 1 while prototypes stay apart and \
              accuracy no longer rises.",
         ),
-        SectionView { table: clustering_table(data), ..view(Section::Clustering, "Clustering", "") },
         SectionView {
-            wide: true,
-            ..view(
-                Section::Embedding,
-                split,
-                &format!(
-                    "{}PCA: the two directions of largest variance, both at one scale; what is mixed there may still be \
-                     apart in the other dimensions. t-SNE: neighbours stay neighbours; sizes of groups and distances \
-                     between them mean nothing.",
-                    shown.unwrap_or_default()
-                ),
-            )
+            table: clustering_table(data),
+            ..view(Section::Clustering, "Clustering", &clustering_note(data))
         },
     ];
-    if let Some(clustering) = data.clusterings.last() {
-        let seconds: f64 = data.clusterings.iter().map(|c| c.seconds).filter(|s| s.is_finite()).sum();
-        all[4].note = Some(format!(
-            "{} clusterings in {}; the table shows the last one, at epoch {}.",
-            data.clusterings.len(),
-            duration(seconds),
-            significant(clustering.epoch)
-        ));
-    }
-    all.retain(|s| !s.figures.is_empty() || s.table.is_some());
-    all
+    let (title, note) = embedding_title(data);
+    sections.push(SectionView { wide: true, ..view(Section::Embedding, title, &note) });
+    sections.retain(|s| !s.figures.is_empty() || s.table.is_some());
+    sections
+}
+
+/// How often and how long a run clustered; empty for one that did not.
+fn clustering_note(data: &ReportData) -> String {
+    let Some(last) = data.clusterings.last() else { return String::new() };
+    let seconds: f64 = data.clusterings.iter().map(|c| c.seconds).filter(|s| s.is_finite()).sum();
+    format!(
+        "{} clusterings in {}; the table shows the last one, at epoch {}.",
+        data.clusterings.len(),
+        duration(seconds),
+        significant(last.epoch)
+    )
+}
+
+/// The title of the section of embeddings, and how to read it.
+fn embedding_title(data: &ReportData) -> (&'static str, String) {
+    let embedding = data.embedding.as_ref();
+    let title = match embedding.and_then(|e| e.test) {
+        Some(false) => "Embeddings of the training split",
+        _ => "Embeddings of the test split",
+    };
+    let counts = embedding.and_then(|e| Some((e.points.len(), e.of?)));
+    let shown = counts.filter(|(n, images)| (*n as u64) < *images);
+    let shown = shown.map(|(n, images)| format!("The first {n} of {images} images. "));
+    let note = format!(
+        "{}PCA: the two directions of largest variance, both at one scale; what is mixed there may still be \
+         apart in the other dimensions. t-SNE: neighbors stay neighbors; sizes of groups and distances \
+         between them mean nothing.",
+        shown.unwrap_or_default()
+    );
+    (title, note)
 }
 
 fn clustering_table(data: &ReportData) -> Option<Table> {
@@ -249,7 +254,7 @@ fn clustering_table(data: &ReportData) -> Option<Table> {
     Some(Table { head: head.map(str::to_string).to_vec(), rows: last.levels.iter().map(row).collect() })
 }
 
-/// The last values of `knn_grid/…/k…` and `knn_grid/…/k…/t…`: numbers of neighbours down, temperatures across.
+/// The last values of `knn_grid/…/k…` and `knn_grid/…/k…/t…`: numbers of neighbors down, temperatures across.
 fn grids(data: &ReportData) -> Vec<Grid> {
     let mut cells: Vec<(String, u64, String, f64)> = Vec::new();
     for name in data.metrics() {
@@ -270,9 +275,9 @@ fn grids(data: &ReportData) -> Vec<Grid> {
         }
     });
     let grid = |title: String| {
-        let of: Vec<_> = cells.iter().filter(|c| c.0 == title).collect();
+        let cells: Vec<_> = cells.iter().filter(|c| c.0 == title).collect();
         let (mut ks, mut temperatures) = (Vec::new(), Vec::new());
-        for c in &of {
+        for c in &cells {
             if !ks.contains(&c.1) {
                 ks.push(c.1);
             }
@@ -282,7 +287,7 @@ fn grids(data: &ReportData) -> Vec<Grid> {
         }
         let head = |t: &String| if t.is_empty() { "accuracy".into() } else { format!("T {t}") };
         let row = |k: &u64| {
-            let cell = |t: &String| percent(of.iter().find(|c| c.1 == *k && c.2 == *t).map(|c| c.3));
+            let cell = |t: &String| percent(cells.iter().find(|c| c.1 == *k && c.2 == *t).map(|c| c.3));
             [k.to_string()].into_iter().chain(temperatures.iter().map(cell)).collect()
         };
         let head = ["k".to_string()].into_iter().chain(temperatures.iter().map(head)).collect();
@@ -291,7 +296,7 @@ fn grids(data: &ReportData) -> Vec<Grid> {
     titles.into_iter().map(grid).collect()
 }
 
-/// How the metrics of a grid of neighbours begin.
+/// How the metrics of a grid of neighbors begin.
 const GRID: &str = "knn_grid/";
 
 /// Every metric's last value for the three subjects.
@@ -302,8 +307,8 @@ fn metrics(data: &ReportData) -> Vec<(String, String, String, String)> {
         None => NONE.into(),
     };
     let row = |name: &str| {
-        let of = |subject| cell(subject, name);
-        (breakable(name), of(Subject::RandomInit), of(Subject::RawPixels), of(Subject::Trained))
+        let value = |subject| cell(subject, name);
+        (breakable(name), value(Subject::RandomInit), value(Subject::RawPixels), value(Subject::Trained))
     };
     data.metrics().into_iter().map(row).collect()
 }
@@ -328,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grid_of_neighbours_is_a_table_for_each_distance() {
+    fn a_grid_of_neighbors_is_a_table_for_each_distance() {
         let cell = |name: &str, value| format!(r#"{{"name":"{name}","value":{value}}}"#);
         let cells = [
             cell("knn_grid/cos/k1/t0.07", 0.5),
@@ -346,7 +351,7 @@ mod tests {
         assert_eq!(grids[0].table.head, ["k", "T 0.07", "T 1"]);
         assert_eq!(grids[0].table.rows, [["1", "50.00 %", "25.00 %"], ["20", "75.00 %", NONE]]);
         assert_eq!(grids[1].table.rows, [["1", "12.50 %"]]);
-        assert!(render(&data).unwrap().contains("Neighbours at many settings"));
+        assert!(render(&data).unwrap().contains("Neighbors at many settings"));
     }
 
     #[test]

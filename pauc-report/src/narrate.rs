@@ -120,7 +120,7 @@ mod tests {
             images_per_second: 512.4,
             stages: vec![stage("data", 0.004), stage("forward", 0.6), stage("backward", 1.396)],
             peak_memory_bytes: Some(300 << 20),
-            loader: Some(events::LoaderTime { images: 1000, read: 0.05, augment: 0.1, normalise: 0.05 }),
+            loader: Some(events::LoaderTime { images: 1000, read: 0.05, augment: 0.1, normalize: 0.05 }),
         };
         assert_eq!(
             line(&Event::Stages(stages)).unwrap(),

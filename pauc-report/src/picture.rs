@@ -33,8 +33,8 @@ pub fn contact_sheet(png: &[u8], prototypes: &Prototypes) -> Option<Figure> {
 
 /// Width and height of a PNG file, which stand behind its signature.
 fn size(png: &[u8]) -> Option<(u32, u32)> {
-    let rest = png.strip_prefix(b"\x89PNG\r\n\x1a\n")?;
-    let number = |at: usize| Some(u32::from_be_bytes(*rest.get(at..)?.first_chunk()?));
+    let chunks = png.strip_prefix(b"\x89PNG\r\n\x1a\n")?;
+    let number = |offset: usize| Some(u32::from_be_bytes(*chunks.get(offset..)?.first_chunk()?));
     Some((number(8)?, number(12)?))
 }
 

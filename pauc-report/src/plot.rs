@@ -1,13 +1,13 @@
 //! Charts as SVG text.
 //!
-//! Colours are CSS variables (`--ink`, `--muted`, `--grid`, `--paper`, `--c0` to `--c9`), so that one drawing serves
+//! Colors are CSS variables (`--ink`, `--muted`, `--grid`, `--paper`, `--c0` to `--c9`), so that one drawing serves
 //! light and dark pages; [`standalone`] adds the values that a file of its own needs. The drawing is as narrow as a
 //! phone and grows with the page, so that its text never becomes smaller than written.
 
 use crate::axis::{number, significant, ticks};
 use std::fmt::Write;
 
-/// The colours of series, distinguishable with the usual colour blindnesses, after Okabe and Ito; light page, dark page.
+/// The colors of series, distinguishable with the usual color blindnesses, after Okabe and Ito; light page, dark page.
 pub const PALETTE: [(&str, &str); 10] = [
     ("#0072b2", "#58b0ea"),
     ("#d55e00", "#ff9557"),
@@ -52,7 +52,7 @@ pub struct Chart {
     pub x: String,
     /// The quantity and unit along the vertical axis.
     pub y: String,
-    /// The lines; series i has colour i.
+    /// The lines; series i has color i.
     pub series: Vec<Series>,
     /// Horizontal dashed lines with a name, such as chance levels.
     pub references: Vec<(String, f64)>,
@@ -210,7 +210,7 @@ impl Chart {
 
     fn lines(&self, out: &mut String, frame: &Frame, thinned: &[Vec<(f64, f64, f64, f64)>]) {
         for (i, (points, series)) in thinned.iter().zip(&self.series).enumerate() {
-            let colour = i % PALETTE.len();
+            let color = i % PALETTE.len();
             if points.len() < series.points.len() {
                 let bound = |out: &mut String, p: &(f64, f64, f64, f64), y: f64| {
                     let _ = write!(out, "{:.1},{:.1} ", frame.x(p.0), frame.y(y));
@@ -219,7 +219,7 @@ impl Chart {
                 let finite = || points.iter().filter(|p| p.1.is_finite());
                 finite().for_each(|p| bound(out, p, p.3));
                 finite().rev().for_each(|p| bound(out, p, p.2));
-                let _ = write!(out, "\" style=\"fill:var(--c{colour})\"/>");
+                let _ = write!(out, "\" style=\"fill:var(--c{color})\"/>");
             }
             out.push_str("<path class=\"line\" d=\"");
             let mut pen = 'M';
@@ -229,7 +229,7 @@ impl Chart {
                 }
                 pen = if p.1.is_finite() { 'L' } else { 'M' };
             }
-            let _ = write!(out, "\" style=\"stroke:var(--c{colour})\"/>");
+            let _ = write!(out, "\" style=\"stroke:var(--c{color})\"/>");
             if series.points.len() <= 60 {
                 for p in series.points.iter().filter(|p| p.1.is_finite()) {
                     let value = match self.scale {
@@ -238,7 +238,7 @@ impl Chart {
                     };
                     let _ = write!(
                         out,
-                        "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.4\" style=\"fill:var(--c{colour})\">\
+                        "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.4\" style=\"fill:var(--c{color})\">\
                          <title>{}: {value} at {}</title></circle>",
                         frame.x(p.0),
                         frame.y(p.1),
@@ -272,11 +272,12 @@ impl Chart {
                 WIDTH - RIGHT
             );
             // Above its line, or below where another name or the frame is in the way.
-            let free = |at: f64| at > frame.top + 16.0 && taken.iter().all(|t| (t - at).abs() > 11.0);
-            let at = [y - 4.0, y + 11.0].into_iter().find(|at| free(*at)).unwrap_or(y - 4.0);
-            taken.push(at);
+            let is_free =
+                |height: &f64| *height > frame.top + 16.0 && taken.iter().all(|t| (t - height).abs() > 11.0);
+            let height = [y - 4.0, y + 11.0].into_iter().find(is_free).unwrap_or(y - 4.0);
+            taken.push(height);
             let label = format!("{name} {}", self.reference_value(*value));
-            text(out, (WIDTH - RIGHT - 2.0, at), "note end", &label);
+            text(out, (WIDTH - RIGHT - 2.0, height), "note end", &label);
         }
     }
 
@@ -288,7 +289,7 @@ impl Chart {
     }
 }
 
-/// The rows of a legend, as (colour, name), that fit the width of a drawing.
+/// The rows of a legend, as (color, name), that fit the width of a drawing.
 pub(crate) fn legend_rows<'a>(names: impl Iterator<Item = &'a str>) -> Vec<Vec<(usize, &'a str)>> {
     let mut rows: Vec<Vec<(usize, &str)>> = Vec::new();
     let mut used = f64::INFINITY;
@@ -351,7 +352,7 @@ pub const STYLE: &str = "\
 .plot .place{font-size:11px;font-weight:600;text-anchor:middle;paint-order:stroke;stroke:var(--paper);stroke-width:3.5px;stroke-linejoin:round}";
 
 /// The values of the CSS variables; `dark` for dark pages.
-pub fn colours(dark: bool) -> String {
+pub fn colors(dark: bool) -> String {
     let (ink, muted, grid, paper) = if dark {
         ("#e6e8ec", "#9aa3b2", "#2c323c", "#14171c")
     } else {
@@ -364,9 +365,9 @@ pub fn colours(dark: bool) -> String {
     css
 }
 
-/// A drawing made complete as a file of its own, in light colours on white.
+/// A drawing made complete as a file of its own, in light colors on white.
 pub fn standalone(svg: &str) -> String {
-    let style = format!("<style>svg{{{};background:#fff}}{STYLE}</style>", colours(false));
+    let style = format!("<style>svg{{{};background:#fff}}{STYLE}</style>", colors(false));
     match svg.find('>') {
         Some(end) => format!("{}{style}{}\n", &svg[..=end], &svg[end + 1..]),
         None => svg.to_string(),
@@ -410,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_its_own_holds_its_colours() {
+    fn a_file_of_its_own_holds_its_colors() {
         let svg = standalone(&chart(vec![(0.0, 1.0)]).svg());
         assert!(svg.starts_with("<svg") && svg.contains("--c0:#0072b2") && svg.contains(".plot .line"));
     }

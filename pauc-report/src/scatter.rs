@@ -1,7 +1,8 @@
-//! Clouds of points in two dimensions, coloured by group.
+//! Clouds of points in two dimensions, colored by group.
 
 use crate::plot::{PALETTE, draw_legend, escape, legend_rows, text};
 use std::fmt::Write;
+use std::ops::Range;
 
 /// A cloud of points. Both directions have the same scale, for distances are what the eye reads.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -12,9 +13,9 @@ pub struct Scatter {
     pub axes: String,
     /// The points.
     pub points: Vec<[f32; 2]>,
-    /// Each point's group; groups take the colours in turn, so beyond ten, colours repeat.
+    /// Each point's group; groups take the colors in turn, so beyond ten, colors repeat.
     pub groups: Vec<u32>,
-    /// The names of the groups, written at their middle and, where colours do not repeat, in a legend; may be empty.
+    /// The names of the groups, written at their middle and, where colors do not repeat, in a legend; may be empty.
     pub names: Vec<String>,
 }
 
@@ -56,16 +57,33 @@ impl Scatter {
             "<rect x=\"1\" y=\"{top}\" width=\"{}\" height=\"{tall:.1}\" fill=\"none\" style=\"stroke:var(--grid)\"/>",
             WIDTH - 2.0
         );
-        for colour in 0..PALETTE.len() {
+        for color in 0..PALETTE.len() {
             let mut path = String::new();
-            for i in chosen.iter().filter(|i| self.groups[**i] as usize % PALETTE.len() == colour) {
+            for i in chosen.iter().filter(|i| self.groups[**i] as usize % PALETTE.len() == color) {
                 let [px, py] = self.points[*i];
                 let _ = write!(path, "M{:.1} {:.1}h0", x(px), y(py));
             }
             if !path.is_empty() {
-                let _ = write!(out, "<path class=\"dots\" style=\"stroke:var(--c{colour})\" d=\"{path}\"/>");
+                let _ = write!(out, "<path class=\"dots\" style=\"stroke:var(--c{color})\" d=\"{path}\"/>");
             }
         }
+        let middle = |members: &[usize]| {
+            [x(median(members, |i| self.points[i][0])), y(median(members, |i| self.points[i][1]))]
+        };
+        self.write_names(&mut out, &chosen, middle, top..top + tall);
+        text(&mut out, (WIDTH / 2.0, top + tall + 15.0), "unit middle", &self.axes);
+        out.push_str("</svg>");
+        out
+    }
+
+    /// Writes the names of the groups at the middle of their chosen points, within the `inside` of the frame.
+    fn write_names(
+        &self,
+        out: &mut String,
+        chosen: &[usize],
+        middle: impl Fn(&[usize]) -> [f64; 2],
+        inside: Range<f64>,
+    ) {
         let mut taken: Vec<(f64, f64)> = Vec::new();
         for (group, name) in self.names.iter().enumerate() {
             let members: Vec<usize> =
@@ -74,22 +92,19 @@ impl Scatter {
                 continue;
             }
             let half = crate::plot::text_width(name, 11.0) / 2.0 + 2.0;
-            let px =
-                x(median(&members, |i| self.points[i][0])).clamp(half + 2.0, (WIDTH - half - 2.0).max(half));
-            let middle = y(median(&members, |i| self.points[i][1])) + 4.0;
+            let [x, y] = middle(&members);
+            let (x, y) = (x.clamp(half + 2.0, (WIDTH - half - 2.0).max(half)), y + 4.0);
             // The nearest free height, so that names of overlapping groups stay readable.
-            let free = |at: f64| {
-                let inside = at > top + 12.0 && at < top + tall - 4.0;
-                inside && taken.iter().all(|(tx, ty)| (ty - at).abs() > 12.0 || (tx - px).abs() > 2.0 * half)
+            let is_free = |height: &f64| {
+                let overlaps =
+                    |(tx, ty): &(f64, f64)| (ty - height).abs() <= 12.0 && (tx - x).abs() <= 2.0 * half;
+                *height > inside.start + 12.0 && *height < inside.end - 4.0 && !taken.iter().any(overlaps)
             };
             let moves = (0..20).flat_map(|n| [n as f64 * 6.0, n as f64 * -6.0]);
-            let py = moves.map(|by| middle + by).find(|at| free(*at)).unwrap_or(middle);
-            taken.push((px, py));
-            text(&mut out, (px, py), "place", name);
+            let height = moves.map(|by| y + by).find(is_free).unwrap_or(y);
+            taken.push((x, height));
+            text(out, (x, height), "place", name);
         }
-        text(&mut out, (WIDTH / 2.0, top + tall + 15.0), "unit middle", &self.axes);
-        out.push_str("</svg>");
-        out
     }
 }
 
@@ -104,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_point_is_drawn_once_in_its_colour_and_distances_keep_their_ratio() {
+    fn every_point_is_drawn_once_in_its_color_and_distances_keep_their_ratio() {
         let points = vec![[0.0, 0.0], [10.0, 0.0], [0.0, 5.0], [f32::NAN, 1.0]];
         let names = vec!["zero".into(), "<one>".into()];
         let svg = Scatter { points, groups: vec![0, 1, 11, 0], names, ..Scatter::default() }.svg();
@@ -116,8 +131,8 @@ mod tests {
         let y = 39.0 + (5.0 / 10.4 * EDGE + 16.0) / 2.0;
         let (floor, ceiling) = (y + reach / 4.0, y - reach / 4.0);
         assert!(svg.contains(&format!("--c0)\" d=\"M{left:.1} {floor:.1}h0\"")), "{svg}");
-        let one = format!("--c1)\" d=\"M{right:.1} {floor:.1}h0M{left:.1} {ceiling:.1}h0\"");
-        assert!(svg.contains(&one), "group 11 has the colour of group 1: {svg}");
+        let path = format!("--c1)\" d=\"M{right:.1} {floor:.1}h0M{left:.1} {ceiling:.1}h0\"");
+        assert!(svg.contains(&path), "group 11 has the color of group 1: {svg}");
         assert!(svg.contains("&lt;one&gt;"));
     }
 

@@ -4,7 +4,7 @@
 //! endian. An `Event` holds `wall_time` (1, double), `step` (2, int64), `file_version` (3, string) or `summary` (5), a summary
 //! values (1) of `tag` (1, string) and `simple_value` (2, float).
 
-use crate::events::{Event, Subject};
+use crate::events::{Event, Stages, Subject};
 use pauc_traits::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -110,18 +110,7 @@ pub fn scalars(event: &Event) -> Option<(u64, Vec<(String, f64)>)> {
             e.step
         }
         Event::Stages(e) => {
-            put("stages/images_per_second".into(), e.images_per_second);
-            for s in &e.stages {
-                put(format!("stages/{}_share", s.name.replace(' ', "_")), s.seconds / e.seconds);
-            }
-            if let Some(bytes) = e.peak_memory_bytes {
-                put("stages/peak_memory_mib".into(), bytes as f64 / f64::from(1 << 20));
-            }
-            for l in e.loader.iter().filter(|l| l.images > 0) {
-                for (what, seconds) in l.parts() {
-                    put(format!("loader/{what}_images_per_second"), l.images as f64 / seconds);
-                }
-            }
+            put_stages(e, put);
             e.step
         }
         _ => return None,
@@ -130,18 +119,34 @@ pub fn scalars(event: &Event) -> Option<(u64, Vec<(String, f64)>)> {
     Some((step, values))
 }
 
+/// Where the time of an epoch went.
+fn put_stages(e: &Stages, mut put: impl FnMut(String, f64)) {
+    put("stages/images_per_second".into(), e.images_per_second);
+    for s in &e.stages {
+        put(format!("stages/{}_share", s.name.replace(' ', "_")), s.seconds / e.seconds);
+    }
+    if let Some(bytes) = e.peak_memory_bytes {
+        put("stages/peak_memory_mib".into(), bytes as f64 / f64::from(1 << 20));
+    }
+    for l in e.loader.iter().filter(|l| l.images > 0) {
+        for (what, seconds) in l.parts() {
+            put(format!("loader/{what}_images_per_second"), l.images as f64 / seconds);
+        }
+    }
+}
+
 fn summary(time: f64, step: u64, values: &[(String, f64)]) -> Vec<u8> {
-    let mut all = Vec::new();
-    for (tag, value) in values {
-        let mut one = bytes(1, tag.as_bytes());
-        one.push(2 << 3 | 5);
-        one.extend((*value as f32).to_le_bytes());
-        all.extend(bytes(1, &one));
+    let mut summary = Vec::new();
+    for (tag, number) in values {
+        let mut value = bytes(1, tag.as_bytes());
+        value.push(2 << 3 | 5);
+        value.extend((*number as f32).to_le_bytes());
+        summary.extend(bytes(1, &value));
     }
     let mut event = number(1, time);
     event.push(2 << 3);
     event.extend(varint(step));
-    event.extend(bytes(5, &all));
+    event.extend(bytes(5, &summary));
     record(&event)
 }
 

@@ -44,8 +44,8 @@ impl Verdict {
     }
 }
 
-/// Whether a metric is an accuracy of its own: the probes by neighbours, linear classifiers and fine-tuning, without the
-/// details that they report under it. The cells of a grid of neighbours are none: they are read together.
+/// Whether a metric is an accuracy of its own: the probes by neighbors, linear classifiers and fine-tuning, without the
+/// details that they report under it. The cells of a grid of neighbors are none: they are read together.
 pub fn is_accuracy(name: &str) -> bool {
     let probes = ["knn/", "linear/", "finetune/"];
     probes.iter().any(|p| name.starts_with(p)) && !DETAILS.iter().any(|d| name.ends_with(d))
@@ -53,13 +53,13 @@ pub fn is_accuracy(name: &str) -> bool {
 
 /// The verdicts by every accuracy of the run.
 pub fn verdicts(data: &ReportData) -> Vec<Verdict> {
-    let of = |metric: &str| Verdict {
+    let verdict = |metric: &str| Verdict {
         metric: metric.to_string(),
         random_init: data.latest(Subject::RandomInit, metric),
         raw_pixels: data.latest(Subject::RawPixels, metric),
         trained: data.latest(Subject::Trained, metric),
     };
-    data.metrics().into_iter().filter(|m| is_accuracy(m)).map(of).collect()
+    data.metrics().into_iter().filter(|m| is_accuracy(m)).map(verdict).collect()
 }
 
 /// Epochs in a row after which a loss at its chance level is worth a word: the first has the warm-up of the rate.
@@ -129,13 +129,13 @@ mod tests {
             raw_pixels,
             trained: Some(0.861),
         };
-        let both = verdict(Some(0.7), Some(0.8615));
+        let between = verdict(Some(0.7), Some(0.8615));
         assert_eq!(
-            both.sentence().unwrap(),
+            between.sentence().unwrap(),
             "86.1 % by knn/cos/k20/t0.07: 0.1 points below raw pixels, 16.1 points above random weights."
         );
         // Three numbers are rounded, and a difference.
-        assert_within!(both.gain().unwrap(), -0.0005, tolerance::f64(2, 0.861 + 0.8615));
+        assert_within!(between.gain().unwrap(), -0.0005, tolerance::f64(2, 0.861 + 0.8615));
         assert_eq!(verdict(None, None).sentence().unwrap(), "86.1 % by knn/cos/k20/t0.07.");
         assert_eq!(verdict(None, None).gain(), None);
     }
@@ -153,18 +153,18 @@ mod tests {
         let mut data = ReportData::default();
         assert_eq!(conditions(&data), []);
         data.health.push(health(0.02, vec![term("A", 3), term("B", 0), term("R", 8)]));
-        let all = conditions(&data);
-        assert_eq!(all.len(), 2);
+        let wrong = conditions(&data);
+        assert_eq!(wrong.len(), 2);
         assert_eq!(
-            all[0].sentence,
+            wrong[0].sentence,
             "A ended no better than chance, for 3 epochs in a row: 5.010 against 5.000."
         );
-        assert!(all[1].sentence.contains("collapsed: their spread is 0.02000") && !all[1].well);
+        assert!(wrong[1].sentence.contains("collapsed: their spread is 0.02000") && !wrong[1].well);
         // The last epoch counts.
         data.health.push(health(0.8, vec![term("A", 0)]));
-        let all = conditions(&data);
+        let healthy = conditions(&data);
         let want = "Healthy: no loss sits at its chance level, embeddings are spread (0.80 of 1, effective rank 12.34).";
-        assert_eq!(all, [Condition { sentence: want.into(), well: true }]);
+        assert_eq!(healthy, [Condition { sentence: want.into(), well: true }]);
     }
 
     #[test]

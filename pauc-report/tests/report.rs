@@ -19,8 +19,8 @@ fn page() -> (tempfile::TempDir, String) {
 fn the_page_loads_nothing_and_holds_every_part() {
     let (_dir, page) = page();
     for outside in ["http:", "https:", "src=", "href=", "url(", "@import", "<script"] {
-        let found = page.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
-        assert!(!found.contains(outside), "{outside}");
+        let without_xmlns = page.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
+        assert!(!without_xmlns.contains(outside), "{outside}");
     }
     for part in [
         "<h1>pauc-fashion</h1>",
@@ -32,7 +32,7 @@ fn the_page_loads_nothing_and_holds_every_part() {
         "Embeddings of the test split",
         "The first 2000 of 10000 images",
         "t-SNE, by class",
-        "Neighbours at many settings",
+        "Neighbors at many settings",
         "Where the time goes",
         "Healthy: no loss sits at its chance level",
         "Resolved recipe",

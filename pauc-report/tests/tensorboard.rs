@@ -64,12 +64,12 @@ fn fields(mut data: &[u8]) -> Vec<(u64, Vec<u8>)> {
             }
         }
     }
-    let mut all = Vec::new();
+    let mut fields = Vec::new();
     while !data.is_empty() {
         let key = varint(&mut data);
         let length = match key & 7 {
             0 => {
-                all.push((key >> 3, varint(&mut data).to_le_bytes().to_vec()));
+                fields.push((key >> 3, varint(&mut data).to_le_bytes().to_vec()));
                 continue;
             }
             1 => 8,
@@ -77,10 +77,10 @@ fn fields(mut data: &[u8]) -> Vec<(u64, Vec<u8>)> {
             5 => 4,
             kind => panic!("wire type {kind}"),
         };
-        all.push((key >> 3, data[..length].to_vec()));
+        fields.push((key >> 3, data[..length].to_vec()));
         data = &data[length..];
     }
-    all
+    fields
 }
 
 #[test]
@@ -88,14 +88,14 @@ fn every_record_is_framed_and_holds_what_was_written() {
     let folder = tempfile::tempdir().unwrap();
     let (path, want) = written(folder.path());
     let bytes = std::fs::read(path).unwrap();
-    let (mut at, mut got, mut records) = (0, Scalars::new(), 0);
-    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-    while at < bytes.len() {
-        let length = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
-        assert_eq!(word(at + 8), masked(&bytes[at..at + 8]));
-        let data = &bytes[at + 12..at + 12 + length];
-        assert_eq!(word(at + 12 + length), masked(data));
-        at += 16 + length;
+    let (mut offset, mut got, mut records) = (0, Scalars::new(), 0);
+    let word = |offset: usize| u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap());
+    while offset < bytes.len() {
+        let length = u64::from_le_bytes(bytes[offset..offset + 8].try_into().unwrap()) as usize;
+        assert_eq!(word(offset + 8), masked(&bytes[offset..offset + 8]));
+        let data = &bytes[offset + 12..offset + 12 + length];
+        assert_eq!(word(offset + 12 + length), masked(data));
+        offset += 16 + length;
         let event: BTreeMap<u64, Vec<u8>> = fields(data).into_iter().collect();
         assert!(f64::from_le_bytes(event[&1][..].try_into().unwrap()) > 1e9, "a time");
         if records == 0 {
@@ -126,8 +126,8 @@ print(json.dumps({tag: {e.step: e.value for e in events.Scalars(tag)} for tag in
 /// A Python that has TensorBoard: `PAUC_PYTHON`, or `python3`.
 fn python() -> Option<String> {
     let python = std::env::var("PAUC_PYTHON").unwrap_or_else(|_| "python3".into());
-    let found = Command::new(&python).args(["-c", "import tensorboard"]).output();
-    found.is_ok_and(|o| o.status.success()).then_some(python)
+    let output = Command::new(&python).args(["-c", "import tensorboard"]).output();
+    output.is_ok_and(|o| o.status.success()).then_some(python)
 }
 
 #[test]

@@ -91,11 +91,11 @@ fn probe(epoch: u64, subject: Subject, knn: f64) -> Event {
             metrics.push(metric(name, fall(from, to, progress, 3.0)));
         }
         for k in [50.0, 100.0, 200.0].into_iter().filter(|_| epoch >= WARM_UP) {
-            let at = |quantity: &str| format!("coagulation/k{k}/{quantity}");
-            metrics.push(metric(at("intra_cosine"), fall(0.62, 0.86, progress, 2.0) + 0.0003 * k));
-            metrics.push(metric(at("inter_cosine_mean"), fall(0.4, 0.06, progress, 3.0)));
-            metrics.push(metric(at("within_rank"), fall(30.0, 14.0, progress, 2.0) - 0.02 * k));
-            metrics.push(metric(at("copies"), 0.0004 * k * (1.0 - progress)));
+            let name = |quantity: &str| format!("coagulation/k{k}/{quantity}");
+            metrics.push(metric(name("intra_cosine"), fall(0.62, 0.86, progress, 2.0) + 0.0003 * k));
+            metrics.push(metric(name("inter_cosine_mean"), fall(0.4, 0.06, progress, 3.0)));
+            metrics.push(metric(name("within_rank"), fall(30.0, 14.0, progress, 2.0) - 0.02 * k));
+            metrics.push(metric(name("copies"), 0.0004 * k * (1.0 - progress)));
         }
     }
     if epoch == EPOCHS {
@@ -139,7 +139,7 @@ fn health(epoch: u64) -> [Event; 2] {
             images: 9984,
             read: 0.01,
             augment: 0.8 + 0.03 * noise(epoch),
-            normalise: 0.2,
+            normalize: 0.2,
         }),
     };
     [Event::Health(health), Event::Stages(stages)]
@@ -219,8 +219,8 @@ fn embedding() -> serde_json::Value {
     // Ten blobs on a ring in place of a real t-SNE.
     let blob = |i: u64| {
         let angle = TAU * (i % 10) as f64 / 10.0;
-        let at = |turn: f64, n: u64| 30.0 * turn + 7.0 * (noise(i * 5 + n) + noise(i * 5 + n + 1));
-        [at(angle.cos(), 0), at(angle.sin(), 2)]
+        let coordinate = |turn: f64, n: u64| 30.0 * turn + 7.0 * (noise(i * 5 + n) + noise(i * 5 + n + 1));
+        [coordinate(angle.cos(), 0), coordinate(angle.sin(), 2)]
     };
     let tsne: Vec<_> = (0..2000).map(blob).collect();
     serde_json::json!({
