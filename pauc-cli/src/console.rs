@@ -55,7 +55,7 @@ pub fn stop_asked() -> bool {
     STOP.load(Ordering::SeqCst)
 }
 
-/// Whether messages on stderr may be coloured.
+/// Whether messages on stderr may be colored.
 pub fn color() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }

@@ -17,7 +17,7 @@ pub struct SavedArgs {
     /// The images to look at.
     #[arg(long, default_value = "test", help_heading = heading::INPUT)]
     pub split: SplitName,
-    /// Another dataset in place of the run's own, as a recipe writes it. Its images are normalised with the statistics of
+    /// Another dataset in place of the run's own, as a recipe writes it. Its images are normalized with the statistics of
     /// the run's own data.
     #[arg(long, value_name = "DATASET", help_heading = heading::INPUT)]
     pub data: Option<String>,

@@ -209,8 +209,8 @@ fn noise_has_no_part_in_prototype_terms() {
 
 #[test]
 fn a_page_says_what_the_term_does() {
-    use pauc_traits::registry::catalogue;
-    for l in catalogue().into_iter().filter(|l| Term::names().contains(&l.name)) {
+    use pauc_traits::registry::catalog;
+    for l in catalog().into_iter().filter(|l| Term::names().contains(&l.name)) {
         let snippet = format!("(term: {}(", l.name);
         for part in ["```text\n", "# Shapes", "# Reading", "# Gradient", "# When to use", &snippet, "ource"] {
             assert!(l.doc.contains(part), "the page of {} lacks `{part}`", l.name);

@@ -111,7 +111,7 @@ pub fn recipe(options: &BenchOptions) -> String {
     )
 }
 
-/// Times a training step: loss, gradients, optimiser, momentum encoder and queue, without the data's views.
+/// Times a training step: loss, gradients, optimizer, momentum encoder and queue, without the data's views.
 ///
 /// # Errors
 /// If the encoder is not known, does not suit the images, or a step fails.
@@ -210,7 +210,7 @@ mod tests {
             assert_eq!((stage("forward"), stage("backward"), stage("terms")), (Some(5), Some(5), Some(5)));
             assert_eq!((stage("forward/conv1"), stage("backward/conv2 weight")), (Some(5), Some(5)));
             assert_eq!(stage("keys"), (form == Form::Moco).then_some(5), "{:?}", done.stages);
-            // 16² · 9·3·8 + 8² · 9·8·16 multiply-adds in convolutions, and two a value of each normalisation.
+            // 16² · 9·3·8 + 8² · 9·8·16 multiply-adds in convolutions, and two a value of each normalization.
             let convolutions = 256.0 * 27.0 * 8.0 + 64.0 * 72.0 * 16.0;
             let passes = if form == Form::Moco { 4.0 } else { 3.0 };
             let counted = done.operations / (2.0 * passes * 8.0);

@@ -186,7 +186,7 @@ impl<'a> Checker<'a> {
         }
         if clusterer.needs_labels() && splits.train.labels().is_none() {
             let message = format!("`{}` needs class labels, and the data has none", clusterer.name());
-            self.error("E0204", "clusterer", message, "use labelled data or another clusterer");
+            self.error("E0204", "clusterer", message, "use labeled data or another clusterer");
         }
     }
 
@@ -195,7 +195,7 @@ impl<'a> Checker<'a> {
         let path = format!("objective[{i}].term");
         if t.needs.labels && splits.train.labels().is_none() {
             let message = format!("`{}` needs class labels, and the data has none", t.term.name());
-            self.error("E0204", &path, message, "use labelled data or another term");
+            self.error("E0204", &path, message, "use labeled data or another term");
         }
         let from = self.recipe.objective[i].from.steps(horizon);
         if t.needs.prototypes && from > 0 && from < t.from {
@@ -215,9 +215,9 @@ impl<'a> Checker<'a> {
     fn probe_labels(&mut self, path: &str, name: &str, splits: &Splits) {
         if splits.train.labels().is_none() {
             let message = format!("the probe `{name}` needs class labels, and the data has none");
-            self.error("E0204", path, message, "remove it, or use labelled data");
+            self.error("E0204", path, message, "remove it, or use labeled data");
         } else if splits.test.as_ref().is_none_or(|t| t.labels().is_none()) {
-            let message = format!("the probe `{name}` needs a labelled test split, and the data has none");
+            let message = format!("the probe `{name}` needs a labeled test split, and the data has none");
             self.error("E0215", path, message, "remove it, or use data with a test split");
         }
     }

@@ -124,7 +124,7 @@ pub fn raw_pixels(
         (0, 0),
         |options| options,
         |pixels, _| {
-            // Undo the normalisation: pixels as they are, between 0 and 1.
+            // Undo the normalization: pixels as they are, between 0 and 1.
             let channels = statistics.iter().cycle();
             let pixels = pixels.numbers(0..pixels.len());
             out.features.extend(pixels.iter().zip(channels).map(|(v, (mean, std))| v * std + mean));

@@ -20,13 +20,13 @@ pub fn name(what: &str) -> Option<String> {
         return Some(section("Recipe", "A whole experiment.", crate::recipe::Recipe::FIELDS));
     }
     let found: Vec<Listing> =
-        registry::catalogue().into_iter().filter(|l| l.name.eq_ignore_ascii_case(what)).collect();
+        registry::catalog().into_iter().filter(|l| l.name.eq_ignore_ascii_case(what)).collect();
     (!found.is_empty()).then(|| found.iter().map(component).collect::<Vec<_>>().join("\n"))
 }
 
 /// Names that are close to one that [`name`] does not know.
 pub fn suggestion(what: &str) -> Option<&'static str> {
-    registry::did_you_mean(what, registry::catalogue().iter().map(|l| l.name))
+    registry::did_you_mean(what, registry::catalog().iter().map(|l| l.name))
 }
 
 /// A component's page.

@@ -25,7 +25,7 @@ pub fn embedding<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>, dir: 
     let keep = source.len().min(POINTS);
     let rows = RowsView::new(&embedded.embeddings[..keep * embedded.dim], embedded.dim);
     let projection = pauc_probes::pca2(rows)?;
-    let neighbours = pauc_probes::tsne(rows, TsneOptions::default())?;
+    let neighbors = pauc_probes::tsne(rows, TsneOptions::default())?;
     let coarsest = state.prototypes.as_ref().and_then(|p| p.clusterings.iter().min_by_key(|c| c.k));
     let prototypes: Option<Vec<usize>> = coarsest.map(|c| {
         let mut centroids = c.centroids.clone();
@@ -40,8 +40,8 @@ pub fn embedding<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>, dir: 
     let json = serde_json::json!({
         "points": projection.points,
         "explained": projection.explained,
-        "tsne": neighbours.points,
-        "perplexity": neighbours.perplexity,
+        "tsne": neighbors.points,
+        "perplexity": neighbors.perplexity,
         "test": plan.splits.test.is_some(),
         "of": source.len(),
         "labels": source.labels().map(|l| &l[..keep]),

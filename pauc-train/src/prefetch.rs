@@ -49,7 +49,7 @@ impl<D: NetworkDevice> DevicePrefetch<D> {
     }
 }
 
-/// Sends some samples in all views that a branch reads. Neighbouring views of one size become one tensor.
+/// Sends some samples in all views that a branch reads. Neighboring views of one size become one tensor.
 ///
 /// # Errors
 /// If the device fails.

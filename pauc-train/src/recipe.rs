@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 component! {
-    /// A whole experiment: data, views, networks, objective, clustering, optimisation and evaluation.
+    /// A whole experiment: data, views, networks, objective, clustering, optimization and evaluation.
     ///
     /// Every field that is left out has the default shown here; nothing is inherited or merged, and
     /// `pauc-cli explain recipe.ron` prints all of them resolved.
@@ -52,11 +52,11 @@ component! {
         pub clusterer: Option<Configured<dyn PortableClusterer>> = None,
         /// How concentrated prototypes are taken to be.
         pub concentration: Concentration = Concentration::default(),
-        /// The terms whose weighted sum is minimised.
+        /// The terms whose weighted sum is minimized.
         pub objective: Vec<WeightedTerm>,
         /// What moves the parameters.
         pub optimizer: Configured<dyn PortableOptimizer> = default("Sgd(lr: 0.06, momentum: 0.9, weight_decay: 5e-4)"),
-        /// Parts whose learning rate is the optimiser's times a factor. Where several names fit a parameter, the longest counts.
+        /// Parts whose learning rate is the optimizer's times a factor. Where several names fit a parameter, the longest counts.
         pub lr_scale: Vec<LrScale> = Vec::new(),
         /// How the learning rate changes over the run.
         pub schedule: LrSchedule = default("WarmupCosine(warmup: Epochs(1))"),
@@ -138,7 +138,7 @@ component! {
         pub precision: Precision = Precision::Tf32,
         /// Where terms are evaluated: Gpu, or Host. Small batches are often faster on the host.
         pub terms: Terms = Terms::Gpu,
-        /// Makes activations that a normalisation and a ReLU make of a convolution's output again for the backward pass,
+        /// Makes activations that a normalization and a ReLU make of a convolution's output again for the backward pass,
         /// instead of keeping them: less memory, more time.
         pub recompute: bool = false,
         /// Gives the same bits in every run on the same GPU: terms are evaluated on the CPU, since dfdx's sums on a GPU have no
@@ -157,14 +157,14 @@ component! {
         /// Images whose activations are in memory at once; none: the whole batch. Terms always see the whole batch: the
         /// network runs once to embed it, part by part, and once more to differentiate each part.
         pub micro_batch: Option<Count> = None,
-        /// Batches whose gradients are averaged for one step of the optimiser. Each of them is a batch of its own: terms see no
+        /// Batches whose gradients are averaged for one step of the optimizer. Each of them is a batch of its own: terms see no
         /// more negatives than without, which is what `micro_batch` is for.
         pub accumulate: Count = Count::lit(1),
         /// The seed of everything random.
         pub seed: u64 = 0,
         /// The largest norm of the whole gradient; none: no clipping.
         pub clip_gradient: Option<Positive> = None,
-        /// Optimiser steps between two lines of the log.
+        /// Optimizer steps between two lines of the log.
         pub log_every: Count = Count::lit(10),
         /// Whether each line of the log comes with every term's gradient at the embeddings: its norm, and its cosine with
         /// the other terms' gradients. Costs one more backward pass of each term, at logged steps only.
@@ -190,7 +190,7 @@ macro_rules! all_defaults {
 all_defaults!(Concentration TrainConfig CudaConfig);
 
 impl TrainConfig {
-    /// The images that one step of the optimiser sees.
+    /// The images that one step of the optimizer sees.
     pub fn images_per_step(&self) -> usize {
         self.batch.get().saturating_mul(self.accumulate.get())
     }

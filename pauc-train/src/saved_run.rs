@@ -71,7 +71,7 @@ pub struct SavedRun {
 
 impl SavedRun {
     /// Opens the run in a folder. `data` takes the place of the recipe's dataset; its images pass through the run's
-    /// evaluation view, normalised with the statistics of the data that the run was trained on. `checkpoint` takes the
+    /// evaluation view, normalized with the statistics of the data that the run was trained on. `checkpoint` takes the
     /// place of the last one.
     ///
     /// # Errors

@@ -54,7 +54,7 @@ impl EpochTimings {
                 images: loaded.images,
                 read: loaded.read.as_secs_f64(),
                 augment: loaded.augment.as_secs_f64(),
-                normalise: loaded.normalise.as_secs_f64(),
+                normalize: loaded.normalize.as_secs_f64(),
             }),
         }
     }

@@ -20,7 +20,7 @@ use pauc_traits::rng::{Purpose, stream};
 use rand::Rng;
 use std::collections::BTreeMap;
 
-/// A run without batch normalisation, so that a part of a batch does not know the others.
+/// A run without batch normalization, so that a part of a batch does not know the others.
 const PLAIN: &str = r#"Recipe(
     name: "small",
     data: Shapes(count: 96, size: 12, classes: 4, seed: 1),
@@ -235,12 +235,12 @@ fn a_temperature_is_learnt_and_bounded() {
 }
 
 #[test]
-fn a_running_centre_is_remembered_and_saved() {
+fn a_running_center_is_remembered_and_saved() {
     let set = ["momentum_encoder=Ema(momentum: 0.9)"];
     let (_, weights) = train("(term: SelfDistillation(prototypes: 6))", &set);
-    let centre = &weights["term.SelfDistillation.centre"];
-    assert!(centre.len() == 6 && centre.iter().all(|c| *c != 0.0 && c.abs() < 1.0), "{centre:?}");
-    assert!(!weights.contains_key("optimizer.momentum.SelfDistillation.centre"), "nothing optimises it");
+    let center = &weights["term.SelfDistillation.centre"];
+    assert!(center.len() == 6 && center.iter().all(|c| *c != 0.0 && c.abs() < 1.0), "{center:?}");
+    assert!(!weights.contains_key("optimizer.momentum.SelfDistillation.centre"), "nothing optimizes it");
 }
 
 #[test]
@@ -327,7 +327,7 @@ fn resized_encoders_share_their_parameters() {
         let mut resized = large.resized(shape(24)).unwrap();
         let mut built = config.build(&device, shape(24), 3).unwrap();
         // Layers may be computed by other algorithms than in one that was built for the size, and rounded
-        // otherwise: see `Noise`. The longest sums are the normalisation's, over all pixels.
+        // otherwise: see `Noise`. The longest sums are the normalization's, over all pixels.
         let mut shaken = config.build(&device, shape(24), 3).unwrap();
         let by = rounding(8 * 24 * 24);
         shake(&shaken.parameters(), by, 1);
@@ -352,7 +352,7 @@ fn resized_encoders_share_their_parameters() {
     }
 }
 
-/// A learnable temperature, a running centre, learnable prototypes, clusters and their concentration's schedule.
+/// A learnable temperature, a running center, learnable prototypes, clusters and their concentration's schedule.
 const STATEFUL: &str = "(term: InfoNce(temperature: Learnable(init: 0.3))), (term: SelfDistillation(prototypes: 6)), \
                         (term: SwappedAssignment(prototypes: 5, freeze: Steps(2)), weight: 0.5), \
                         (term: ProtoNce(), weight: 0.5, from: Epochs(1))";

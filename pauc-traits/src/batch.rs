@@ -212,7 +212,7 @@ type Cached<E, D> = Vec<(usize, Rc<BatchPrototypes<E, D>>)>;
 /// One batch as terms see it: embeddings, keys, queue, labels, cluster levels, batch prototypes.
 ///
 /// Tensors that carry gradient come with an empty tape of their own; what was recorded to make them (the
-/// normalisation, the prototype sums) is kept here, once, and joins in [`Batch::backward`].
+/// normalization, the prototype sums) is kept here, once, and joins in [`Batch::backward`].
 pub struct Batch<E: Scalar, D: Backend<E>> {
     device: D,
     inputs: Inputs<E, D>,

@@ -160,7 +160,7 @@ pub trait OpenSet: Sized + 'static {
     fn build<'de, D: Deserializer<'de>>(name: &str, fields: D) -> Result<Self, D::Error>;
 }
 
-/// Deserialises a member of an [`OpenSet`] from `Name(field: value, …)`.
+/// Deserializes a member of an [`OpenSet`] from `Name(field: value, …)`.
 pub fn deserialize<'de, S: OpenSet, D: Deserializer<'de>>(d: D) -> Result<S, D::Error> {
     struct Member<S>(PhantomData<S>);
     impl<'de, S: OpenSet> Visitor<'de> for Member<S> {

@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Compute, PortableClusterer, PortableEncoder, PortableOptimizer};
 use crate::clusterer::RowsOnDevice;
-use crate::probe::{Neighbours, ProbesOnDevice, RegressionOnDevice, RowsView};
+use crate::probe::{Neighbors, ProbesOnDevice, RegressionOnDevice, RowsView};
 use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
 use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
 use dfdx::prelude::{Cuda, Shape, Storage, Tensor};
@@ -124,7 +124,7 @@ impl ProbesOnDevice for Cuda {
         bank: RowsView<'_>,
         shift: Option<&[f32]>,
         k: usize,
-    ) -> Result<Option<Vec<Neighbours>>> {
+    ) -> Result<Option<Vec<Neighbors>>> {
         use pauc_cuda::neighbors::{MAX_NEIGHBORS, top_k};
         if k > MAX_NEIGHBORS {
             return Ok(None);

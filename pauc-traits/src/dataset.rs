@@ -34,23 +34,23 @@ pub struct Published {
     /// The number of classes.
     pub classes: usize,
     /// Whether the training images have labels.
-    pub labelled: bool,
+    pub labeled: bool,
 }
 
 impl Published {
-    /// `train` and `test` labelled images of one shape.
+    /// `train` and `test` labeled images of one shape.
     pub fn new(train: usize, test: usize, shape: ImageShape, classes: usize) -> Self {
-        Published { train, test, shape: Some(shape), channels: shape.channels, classes, labelled: true }
+        Published { train, test, shape: Some(shape), channels: shape.channels, classes, labeled: true }
     }
 
     /// Splits of these sizes whose images cannot be read.
     pub fn splits(self, name: &str) -> Splits {
-        let images = |len, labelled: bool| {
-            let labels = labelled.then(|| (0..len).map(|i| (i % self.classes.max(1)) as u32).collect());
+        let images = |len, labeled: bool| {
+            let labels = labeled.then(|| (0..len).map(|i| (i % self.classes.max(1)) as u32).collect());
             Arc::new(Absent { len, shape: self.shape, labels }) as Arc<dyn ImageSource>
         };
         Splits {
-            train: images(self.train, self.labelled),
+            train: images(self.train, self.labeled),
             test: Some(images(self.test, true)),
             classes: (0..self.classes).map(|c| c.to_string()).collect(),
             statistics: vec![(0.5, 0.25); self.channels],
@@ -105,7 +105,7 @@ pub struct Splits {
     pub test: Option<Arc<dyn ImageSource>>,
     /// The names of the classes, index = label; empty when there are no labels.
     pub classes: Vec<String>,
-    /// Each channel's mean and standard deviation over the training pixels, in 0..1, for normalisation.
+    /// Each channel's mean and standard deviation over the training pixels, in 0..1, for normalization.
     pub statistics: Vec<(f32, f32)>,
     /// One line on what the data is, for reports.
     pub description: String,
@@ -189,7 +189,7 @@ pub trait Augmentation: Component {
         None
     }
 
-    /// Each channel's mean and deviation, in 0..1, that views are normalised with instead of the dataset's.
+    /// Each channel's mean and deviation, in 0..1, that views are normalized with instead of the dataset's.
     fn normalization(&self) -> Option<Vec<(f32, f32)>> {
         None
     }

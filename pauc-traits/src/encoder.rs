@@ -4,7 +4,7 @@ use crate::registry::Component;
 use crate::{Compute, ImageShape, Param, Result, Taped};
 use dfdx::prelude::Tensor;
 
-/// A batch of images, normalised, channels last: (B, H, W, C).
+/// A batch of images, normalized, channels last: (B, H, W, C).
 pub type Images<D> = Tensor<(usize, usize, usize, usize), f32, D>;
 
 /// How a network is run.

@@ -11,7 +11,7 @@ pub struct ImageShape {
     pub height: usize,
     /// Columns.
     pub width: usize,
-    /// 1 for grey, 3 for RGB.
+    /// 1 for gray, 3 for RGB.
     pub channels: usize,
 }
 
@@ -36,9 +36,9 @@ impl std::fmt::Display for ImageShape {
 /// Images of one shape, one after the other, channels last.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Pixels {
-    /// Normalised.
-    Normalised(Vec<f32>),
-    /// In 8 bits, to be normalised by the device that reads them.
+    /// Normalized.
+    Normalized(Vec<f32>),
+    /// In 8 bits, to be normalized by the device that reads them.
     Bytes {
         /// The values.
         values: Vec<u8>,
@@ -51,7 +51,7 @@ impl Pixels {
     /// The number of values.
     pub fn len(&self) -> usize {
         match self {
-            Pixels::Normalised(values) => values.len(),
+            Pixels::Normalized(values) => values.len(),
             Pixels::Bytes { values, .. } => values.len(),
         }
     }
@@ -64,17 +64,17 @@ impl Pixels {
     /// Some values, which begin and end with an image.
     pub fn part(&self, range: Range<usize>) -> Pixels {
         match self {
-            Pixels::Normalised(values) => Pixels::Normalised(values[range].to_vec()),
+            Pixels::Normalized(values) => Pixels::Normalized(values[range].to_vec()),
             Pixels::Bytes { values, normal } => {
                 Pixels::Bytes { values: values[range].to_vec(), normal: normal.clone() }
             }
         }
     }
 
-    /// Some values, which begin and end with an image, normalised.
+    /// Some values, which begin and end with an image, normalized.
     pub fn numbers(&self, range: Range<usize>) -> Cow<'_, [f32]> {
         match self {
-            Pixels::Normalised(values) => Cow::Borrowed(&values[range]),
+            Pixels::Normalized(values) => Cow::Borrowed(&values[range]),
             Pixels::Bytes { values, normal } => {
                 let factors = normal.iter().cycle();
                 let numbers =

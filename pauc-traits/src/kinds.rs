@@ -24,7 +24,7 @@ macro_rules! kinds {
             }
         )*
         /// Every registered component of every kind, sorted by kind and name.
-        pub fn catalogue() -> Vec<Listing> {
+        pub fn catalog() -> Vec<Listing> {
             let mut all = Vec::new();
             $(all.extend(<$object>::entries().into_iter().map(|e| Listing {
                 kind: $name, name: e.name, doc: e.doc, fields: e.fields, origin: e.origin,

@@ -1,4 +1,4 @@
-//! Fixed parts of labelled sets.
+//! Fixed parts of labeled sets.
 
 use crate::Count;
 use serde::{Deserialize, Serialize};

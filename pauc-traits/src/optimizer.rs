@@ -1,4 +1,4 @@
-//! Optimisers, with their whole state in the open.
+//! Optimizers, with their whole state in the open.
 
 use crate::registry::Component;
 use crate::{Clock, Compute, Param, Result};
@@ -12,7 +12,7 @@ pub struct StepContext {
     pub clock: Clock,
 }
 
-/// What an optimiser carries from step to step.
+/// What an optimizer carries from step to step.
 #[derive(Debug)]
 pub struct State<D: Compute> {
     /// Steps taken.
@@ -21,7 +21,7 @@ pub struct State<D: Compute> {
     pub slots: Vec<Vec<D::Buffer>>,
 }
 
-/// A registered optimiser.
+/// A registered optimizer.
 pub trait Optimizer<D: Compute>: Component {
     /// The names of the buffers kept for each parameter, such as `["momentum"]`.
     fn slots(&self) -> &'static [&'static str];
@@ -39,7 +39,7 @@ pub trait Optimizer<D: Compute>: Component {
     }
 }
 
-/// What is asked of an optimiser before it is on any device: the same on all of them.
+/// What is asked of an optimizer before it is on any device: the same on all of them.
 impl crate::Configured<crate::registry::kind::Optimizer> {
     fn anywhere(&self) -> &dyn Optimizer<dfdx::prelude::Cpu> {
         dfdx::prelude::Cpu::optimizer(&*self.value)

@@ -12,7 +12,7 @@ pub enum Role {
     Weight,
     /// Biases.
     Bias,
-    /// Scale and shift of normalisation layers.
+    /// Scale and shift of normalization layers.
     Norm,
     /// Single numbers with a meaning of their own, such as a temperature: they never decay.
     Scalar,
@@ -30,7 +30,7 @@ struct Cell<B> {
 
 /// One named parameter and its gradient, in the device's memory. Cloning shares it.
 ///
-/// Backward passes *add* to the gradient; the optimiser reads it, and whoever starts a step clears it.
+/// Backward passes *add* to the gradient; the optimizer reads it, and whoever starts a step clears it.
 #[derive(Debug)]
 pub struct Param<D: Compute> {
     /// The name, as torchvision has it for networks that torchvision has.
@@ -114,7 +114,7 @@ impl<D: Compute> Param<D> {
         self.cell.grad.borrow_mut()
     }
 
-    /// A frozen parameter keeps its value: optimisers skip it.
+    /// A frozen parameter keeps its value: optimizers skip it.
     pub fn is_frozen(&self) -> bool {
         self.cell.frozen.get()
     }
@@ -124,7 +124,7 @@ impl<D: Compute> Param<D> {
         self.cell.frozen.set(frozen);
     }
 
-    /// The factor on the learning rate of this parameter; optimisers multiply by it.
+    /// The factor on the learning rate of this parameter; optimizers multiply by it.
     pub fn lr_scale(&self) -> f64 {
         self.cell.lr_scale.get()
     }

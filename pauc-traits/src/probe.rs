@@ -102,7 +102,7 @@ pub struct ProbeContext<'a> {
 }
 
 /// The rows nearest to a query, nearest first: how near each is, and its number.
-pub type Neighbours = Vec<(f32, u32)>;
+pub type Neighbors = Vec<(f32, u32)>;
 
 /// What a device does for probes: the two computations that take longest. The rows come from the host, and results go back to it,
 /// so that a probe is written for the host, and asks here first. Where the answer is `None`, it goes on as without a device.
@@ -122,7 +122,7 @@ pub trait ProbesOnDevice {
         bank: RowsView<'_>,
         shift: Option<&[f32]>,
         k: usize,
-    ) -> Result<Option<Vec<Neighbours>>>;
+    ) -> Result<Option<Vec<Neighbors>>>;
 
     /// Takes a copy of labelled rows for softmax regression. `None` if the device has not the memory.
     ///

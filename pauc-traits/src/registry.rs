@@ -5,7 +5,7 @@
 //! A binary that never names a plugin crate does not link it, so binaries name theirs (`use pauc as _;`) and call
 //! [`assert_linked`] once.
 
-pub use crate::kinds::{KINDS, catalogue, kind, plural};
+pub use crate::kinds::{KINDS, catalog, kind, plural};
 use std::fmt::Debug;
 
 /// One field of a component, for help texts.
@@ -121,7 +121,7 @@ pub enum RegistryError {
 
 /// Checks that every kind has entries and that all names are unique, terms of both kinds and all others alike.
 pub fn assert_linked() -> Result<(), RegistryError> {
-    check(&catalogue())
+    check(&catalog())
 }
 
 fn check(all: &[Listing]) -> Result<(), RegistryError> {

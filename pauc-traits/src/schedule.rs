@@ -7,9 +7,9 @@ use std::fmt::Debug;
 /// How long a run is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Horizon {
-    /// Optimiser steps in one epoch.
+    /// Optimizer steps in one epoch.
     pub steps_per_epoch: u64,
-    /// Optimiser steps in the whole run.
+    /// Optimizer steps in the whole run.
     pub total_steps: u64,
 }
 
@@ -37,7 +37,7 @@ impl Clock {
 /// A stretch of training, written `Steps(500)`, `Epochs(2)` or `Fraction(0.1)` (of the whole run).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum TrainingSpan {
-    /// Optimiser steps.
+    /// Optimizer steps.
     Steps(u64),
     /// Epochs; fractions of an epoch are allowed.
     Epochs(crate::NonNegative),
@@ -51,7 +51,7 @@ impl TrainingSpan {
         TrainingSpan::Epochs(crate::NonNegative::lit(n as f64))
     }
 
-    /// The stretch in optimiser steps, rounded to the nearest.
+    /// The stretch in optimizer steps, rounded to the nearest.
     pub fn steps(&self, horizon: &Horizon) -> u64 {
         match *self {
             TrainingSpan::Steps(n) => n,

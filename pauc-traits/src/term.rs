@@ -71,7 +71,7 @@ pub struct Finding {
     pub help: String,
 }
 
-/// A matrix that belongs to a term: learnable, such as SwAV's prototypes, or remembered, such as DINO's centre.
+/// A matrix that belongs to a term: learnable, such as SwAV's prototypes, or remembered, such as DINO's center.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TermParameter {
     /// Its name within the term.
@@ -82,20 +82,20 @@ pub struct TermParameter {
     pub cols: usize,
     /// How it starts.
     pub init: Init,
-    /// What happens to it at every optimiser step.
+    /// What happens to it at every optimizer step.
     pub after: After,
     /// How long it stays as it started.
     pub frozen: Option<crate::TrainingSpan>,
 }
 
-/// What happens to a [`TermParameter`] at an optimiser step.
+/// What happens to a [`TermParameter`] at an optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum After {
-    /// The optimiser moves it.
+    /// The optimizer moves it.
     Free,
-    /// The optimiser moves it; then its rows are rescaled to unit length.
+    /// The optimizer moves it; then its rows are rescaled to unit length.
     UnitRows,
-    /// The optimiser moves it without decaying it; then values below the bound are set to the bound.
+    /// The optimizer moves it without decaying it; then values below the bound are set to the bound.
     AtLeast(f64),
     /// No gradient reaches it: the term replaces it with [`Batch::remember`].
     Remembered,

@@ -1,7 +1,7 @@
 //! What `pauc-cli new` writes compiles in a crate of one's own as it is, and its tests pass.
 //! It writes these files with another name in them.
 
-use pauc_traits::registry::catalogue;
+use pauc_traits::registry::catalog;
 use std::collections::BTreeMap;
 
 #[path = "../../../pauc-cli/templates/augmentation.rs"]
@@ -23,7 +23,7 @@ mod regularizer;
 
 #[test]
 fn every_template_registers_a_documented_component_of_its_kind() {
-    let found: BTreeMap<_, _> = catalogue()
+    let found: BTreeMap<_, _> = catalog()
         .into_iter()
         .filter(|l| l.name.ends_with("Template"))
         .inspect(|l| {

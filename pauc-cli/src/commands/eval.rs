@@ -10,7 +10,7 @@ use pauc::models::NetworkDevice;
 use pauc::traits::registry::kind;
 use std::process::ExitCode;
 
-/// Probe a run again, on any labelled split or another dataset.
+/// Probe a run again, on any labeled split or another dataset.
 ///
 /// On `test`, probes learn from the training split and are scored on the test split. `train` leaves the test split
 /// alone: every fifth image of the training split is scored, the others are learnt from, and names of metrics end in

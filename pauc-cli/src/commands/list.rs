@@ -3,7 +3,7 @@
 use crate::Failure;
 use crate::args::JsonArg;
 use clap::Args;
-use pauc::traits::registry::{KINDS, Listing, catalogue, did_you_mean};
+use pauc::traits::registry::{KINDS, Listing, catalog, did_you_mean};
 use std::process::ExitCode;
 
 /// List the components that recipes can name.
@@ -29,7 +29,7 @@ impl ListArgs {
             return Err(unknown_kind(kind));
         }
         let all: Vec<Listing> =
-            catalogue().into_iter().filter(|l| wanted.as_ref().is_none_or(|w| w == l.kind)).collect();
+            catalog().into_iter().filter(|l| wanted.as_ref().is_none_or(|w| w == l.kind)).collect();
         if self.output.json {
             let rows: Vec<_> = all.iter().map(json).collect();
             println!("{}", serde_json::Value::Array(rows));

@@ -3,7 +3,7 @@
 use crate::Failure;
 use crate::args::heading;
 use clap::{Args, ValueEnum};
-use pauc::traits::registry::catalogue;
+use pauc::traits::registry::catalog;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -100,7 +100,7 @@ fn check_name(name: &str) -> Result<(), Failure> {
             format!("error: {name:?} is no name of a component: write it in CamelCase, as in `InfoNce`");
         return Err(Failure::new(2, message));
     }
-    if let Some(known) = catalogue().into_iter().find(|l| l.name == name) {
+    if let Some(known) = catalog().into_iter().find(|l| l.name == name) {
         let kind = known.kind;
         let message = format!("error: there is the {kind} `{name}` already: choose another name");
         return Err(Failure::new(2, message));

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 pub struct ResumeArgs {
     /// The run's folder.
     run: PathBuf,
-    /// Stop at this optimiser step of the whole run.
+    /// Stop at this optimizer step of the whole run.
     #[arg(long, value_name = "N", help_heading = heading::TRAINING)]
     max_steps: Option<u64>,
     #[command(flatten)]

@@ -29,7 +29,7 @@ pub struct RunArgs {
     change: RecipeArgs,
     #[command(flatten)]
     repetition: RepetitionArgs,
-    /// Stop after so many optimiser steps.
+    /// Stop after so many optimizer steps.
     #[arg(long, value_name = "N", help_heading = heading::TRAINING)]
     max_steps: Option<u64>,
     #[command(flatten)]

@@ -8,7 +8,7 @@ use pauc::data::throughput;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How many images a second are read, augmented and normalised.
+/// How many images a second are read, augmented and normalized.
 ///
 /// Example: pauc-cli bench data recipes/fashion-mini/simclr.ron --loader-threads 1,2
 #[derive(Debug, Args)]
@@ -48,12 +48,12 @@ impl BenchDataArgs {
         }
         println!("{}, {} views", splits.description, views.len());
         println!(
-            "images/s of     loader        read     augment   normalise   (the last three: one thread's share)"
+            "images/s of     loader        read     augment   normalize   (the last three: one thread's share)"
         );
         for s in &all {
             println!(
                 "{:>2} threads  {:>10.0}  {:>10.0}  {:>10.0}  {:>10.0}",
-                s.threads, s.images_per_second, s.read, s.augment, s.normalise
+                s.threads, s.images_per_second, s.read, s.augment, s.normalize
             );
         }
         Ok(ExitCode::SUCCESS)
