@@ -26,7 +26,7 @@ impl Library {
                 // SAFETY: the initializers of NVIDIA's libraries have no preconditions.
                 match unsafe { libloading::Library::new(*file) } {
                     Ok(library) => return Ok(library),
-                    Err(e) => first = first.or(Some(e.to_string())),
+                    Err(e) => first = first.or(Some(system_message(&e))),
                 }
             }
             Err(first.unwrap_or_default())
@@ -51,6 +51,11 @@ impl Library {
         let symbol = unsafe { library.get::<unsafe extern "C" fn()>(function.as_bytes()) };
         symbol.ok().map(|f| *f as *const () as usize)
     }
+}
+
+/// What the system says about a library that cannot be loaded, which libloading has as the error's source.
+fn system_message(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 #[cfg(not(windows))]
