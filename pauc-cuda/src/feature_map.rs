@@ -2,6 +2,7 @@
 
 use crate::element::{from_bf16, from_f16};
 use crate::kernel_args::{Arg, In, Out, Pointee, Readable, Writable, args};
+use crate::memory::run_accessors;
 use crate::{Buffer, Context, Element, Error, Result, View, ViewMut};
 use std::marker::PhantomData;
 
@@ -133,6 +134,33 @@ pub struct MapSliceMut<'a> {
     owner: PhantomData<&'a mut FeatureMap>,
 }
 
+run_accessors!(MapSlice, MapSliceMut);
+
+/// The element type of borrowed runs, and what they are as arguments of kernels.
+macro_rules! map_slice {
+    ($($slice:ident: $side:ident),*) => { $(
+        impl $slice<'_> {
+            /// The type of the elements.
+            pub fn element(&self) -> Element {
+                self.element
+            }
+        }
+
+        impl $side for $slice<'_> {
+            fn address(&self) -> u64 {
+                self.address
+            }
+            fn pointee(&self) -> Pointee {
+                match self.element {
+                    Element::F32 => Pointee::F32,
+                    Element::Bf16 | Element::F16 => Pointee::Half,
+                }
+            }
+        }
+    )* };
+}
+map_slice!(MapSlice: Readable, MapSliceMut: Writable);
+
 impl<'a> From<View<'a>> for MapSlice<'a> {
     fn from(v: View<'a>) -> Self {
         MapSlice { address: v.address(), len: v.len(), element: Element::F32, owner: PhantomData }
@@ -154,49 +182,7 @@ impl<'a> MapSlice<'a> {
     }
 }
 
-impl MapSlice<'_> {
-    /// The address on the device.
-    pub(crate) fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// The number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The type of the elements.
-    pub fn element(&self) -> Element {
-        self.element
-    }
-}
-
 impl MapSliceMut<'_> {
-    /// The address on the device.
-    pub(crate) fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// The number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The type of the elements.
-    pub fn element(&self) -> Element {
-        self.element
-    }
-
     /// The same elements, borrowed from this slice: for one of several writes.
     pub fn reborrow(&mut self) -> MapSliceMut<'_> {
         MapSliceMut { address: self.address, len: self.len, element: self.element, owner: PhantomData }
@@ -213,31 +199,6 @@ impl MapSliceMut<'_> {
         let output =
             MapSliceMut { address: self.address, len: self.len, element: self.element, owner: PhantomData };
         [Arg::from(In(self.as_slice())), Arg::from(Out(output))]
-    }
-}
-
-fn pointee(element: Element) -> Pointee {
-    match element {
-        Element::F32 => Pointee::F32,
-        Element::Bf16 | Element::F16 => Pointee::Half,
-    }
-}
-
-impl Readable for MapSlice<'_> {
-    fn address(&self) -> u64 {
-        self.address
-    }
-    fn pointee(&self) -> Pointee {
-        pointee(self.element)
-    }
-}
-
-impl Writable for MapSliceMut<'_> {
-    fn address(&self) -> u64 {
-        self.address
-    }
-    fn pointee(&self) -> Pointee {
-        pointee(self.element)
     }
 }
 

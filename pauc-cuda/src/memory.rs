@@ -30,6 +30,31 @@ pub struct ViewMut<'a> {
     owner: PhantomData<&'a mut Buffer>,
 }
 
+/// What borrowed runs of elements have in common, whether they are read or written.
+macro_rules! run_accessors {
+    ($($run:ident),*) => { $(
+        impl $run<'_> {
+            /// The address on the device.
+            pub(crate) fn address(&self) -> u64 {
+                self.address
+            }
+
+            /// The number of elements.
+            pub fn len(&self) -> usize {
+                self.len
+            }
+
+            /// Whether there are no elements.
+            pub fn is_empty(&self) -> bool {
+                self.len == 0
+            }
+        }
+    )* };
+}
+pub(crate) use run_accessors;
+
+run_accessors!(View, ViewMut);
+
 impl Buffer {
     /// Uninitialized memory: the caller writes it before reading it.
     ///
@@ -167,27 +192,12 @@ impl<'a> View<'a> {
 }
 
 impl View<'_> {
-    /// The address on the device.
-    pub(crate) fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// The number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// A copy in host memory. Waits for the device.
     ///
     /// # Errors
     /// If the device fails.
     pub fn to_host(&self, on: &Context) -> Result<Vec<f32>> {
-        // SAFETY: a view borrows memory of `len` elements.
+        // SAFETY: a view borrows `len` elements of live memory, as `from_raw_parts` asks for.
         unsafe { on.copy_out(self.address, self.len) }
     }
 }
@@ -210,21 +220,6 @@ impl<'a> ViewMut<'a> {
 }
 
 impl ViewMut<'_> {
-    /// The address on the device.
-    pub(crate) fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// The number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// The same elements, to be read.
     pub(crate) fn as_view(&self) -> View<'_> {
         View { address: self.address, len: self.len, owner: PhantomData }
@@ -241,38 +236,22 @@ pub fn copy(on: &Context, from: View<'_>, to: ViewMut<'_>) -> Result<()> {
     unsafe { on.launch_over("pauc_copy", n, args![n, In(from), Out(to)]) }
 }
 
-impl Readable for &Buffer {
-    fn address(&self) -> u64 {
-        Buffer::address(self)
-    }
-    fn pointee(&self) -> Pointee {
-        Pointee::F32
-    }
+/// Memory of `f32` as an argument of kernels.
+macro_rules! kernel_memory {
+    ($($side:ident for $memory:ty => $address:expr;)*) => { $(
+        impl $side for $memory {
+            fn address(&self) -> u64 {
+                $address(self)
+            }
+            fn pointee(&self) -> Pointee {
+                Pointee::F32
+            }
+        }
+    )* };
 }
-
-impl Readable for View<'_> {
-    fn address(&self) -> u64 {
-        self.address
-    }
-    fn pointee(&self) -> Pointee {
-        Pointee::F32
-    }
-}
-
-impl Writable for &mut Buffer {
-    fn address(&self) -> u64 {
-        Buffer::address(self)
-    }
-    fn pointee(&self) -> Pointee {
-        Pointee::F32
-    }
-}
-
-impl Writable for ViewMut<'_> {
-    fn address(&self) -> u64 {
-        self.address
-    }
-    fn pointee(&self) -> Pointee {
-        Pointee::F32
-    }
+kernel_memory! {
+    Readable for &Buffer => Buffer::address;
+    Readable for View<'_> => View::address;
+    Writable for &mut Buffer => Buffer::address;
+    Writable for ViewMut<'_> => ViewMut::address;
 }
