@@ -3,11 +3,11 @@
 use crate::kernel_args::Arg;
 use crate::kernels::{self, FILES};
 use crate::staging::{MAX_STAGED, StagingRing};
-use crate::{Error, Precision, Result, cudnn};
+use crate::{Error, Precision, Result, cudnn, dfdx_compat};
 use cudarc::cublas::CudaBlas;
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::{CudaDevice, CudaSlice, DevicePtr, DeviceRepr, DeviceSlice, result, sys};
-use dfdx::prelude::{Cuda, Storage};
+use dfdx::prelude::Cuda;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -51,41 +51,56 @@ impl Context {
     /// The context of dfdx's device.
     ///
     /// # Errors
-    /// If the device fails.
+    /// If the device fails, or dfdx is not the version that this crate was written for.
     pub fn of(device: &Cuda) -> Result<Rc<Self>> {
-        // dfdx keeps its device private, but for that of the buffers that it allocates.
-        Self::at(&<Cuda as Storage<f32>>::try_alloc_len(device, 1)?.device())
+        let raw = dfdx_compat::device(device)?;
+        if let Some(context) = Self::existing(&raw) {
+            return Ok(context);
+        }
+        let new = Self::new(&raw)?;
+        dfdx_compat::check(device, &new)?;
+        Ok(new.remembered())
     }
 
     /// The context of cudarc's device.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn at(device: &Arc<CudaDevice>) -> Result<Rc<Self>> {
-        let known = |all: &RefCell<Vec<Rc<Context>>>| {
-            all.borrow().iter().find(|c| Arc::ptr_eq(&c.device, device)).cloned()
-        };
-        if let Some(context) = ALL.with(known) {
-            return Ok(context);
+    pub(crate) fn at(device: &Arc<CudaDevice>) -> Result<Rc<Self>> {
+        match Self::existing(device) {
+            Some(context) => Ok(context),
+            None => Ok(Self::new(device)?.remembered()),
         }
+    }
+
+    /// This thread's context of a device, if there is one yet.
+    fn existing(device: &Arc<CudaDevice>) -> Option<Rc<Self>> {
+        ALL.with_borrow(|all| all.iter().find(|context| Arc::ptr_eq(&context.device, device)).cloned())
+    }
+
+    fn new(device: &Arc<CudaDevice>) -> Result<Self> {
         device.bind_to_thread()?;
         let max_threads = device.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?;
         let threads = if max_threads < THREADS as i32 { EMULATED_THREADS } else { THREADS };
         let processors = device.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
-        let (device, functions) = (device.clone(), RefCell::default());
-        let new = Rc::new(Context {
-            device,
+        Ok(Context {
+            device: device.clone(),
             threads,
             enough_blocks: 8 * processors.max(1) as usize,
-            functions,
+            functions: RefCell::default(),
             blas: OnceCell::new(),
             dnn: OnceCell::new(),
             precision: Cell::default(),
             uploads: RefCell::default(),
             downloads: RefCell::default(),
-        });
-        ALL.with(|all| all.borrow_mut().push(new.clone()));
-        Ok(new)
+        })
+    }
+
+    /// This context as the one of its device on this thread.
+    fn remembered(self) -> Rc<Self> {
+        let context = Rc::new(self);
+        ALL.with_borrow_mut(|all| all.push(context.clone()));
+        context
     }
 
     /// cudarc's device.

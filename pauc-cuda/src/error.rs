@@ -1,5 +1,7 @@
 //! Errors of the device.
 
+use crate::dfdx_compat::VERSION;
+
 /// The result of an operation on the device.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -55,10 +57,12 @@ pub enum Error {
         /// What was expected and what was given.
         message: String,
     },
-    /// A tensor's `Debug` output does not contain its address: another version of dfdx than this was written
-    /// for.
-    #[error("this version of dfdx does not tell the address of a tensor")]
-    Address,
+    /// dfdx does not work as the version does for which this crate was written.
+    #[error(
+        "dfdx does not work as version {VERSION} does, for which pauc was written ({0}): build with \
+         `dfdx = \"={VERSION}\"`, or adapt pauc-cuda/src/dfdx_compat.rs"
+    )]
+    Dfdx(&'static str),
     /// A bug: something that this crate or its caller guarantees does not hold.
     #[error("internal error: {0} (please report this)")]
     Internal(&'static str),

@@ -8,6 +8,7 @@
 //! | `kernels`, `kernel_args` | CUDA C++, compiled at run time; the arguments of launches, checked against it |
 //! | `precision`, `element` | how products are rounded; element types of feature maps |
 //! | `memory`, `tensor` | buffers of the device; dfdx's tensors as such |
+//! | `dfdx_compat` | what takes more than dfdx's public interface, and a check that it works |
 //! | `staging`, `upload` | pinned host memory for copies; images, uploaded in 8 bits |
 //! | `elementwise`, `multi_tensor` | vectors; all vectors of a network in one launch: moving averages, norms, optimizer steps |
 //! | `matmul`, `rows` | matrix products; operations on the rows of a matrix |
@@ -27,6 +28,7 @@
 pub mod context;
 pub mod conv;
 mod cudnn;
+mod dfdx_compat;
 pub mod distance;
 mod element;
 pub mod elementwise;

@@ -1,10 +1,10 @@
 //! dfdx's tensors as memory that kernels read and write.
 
+use crate::dfdx_compat::address;
 use crate::memory::copy;
 use crate::{Buffer, Context, Error, Result, View, ViewMut};
 use cudarc::driver::{DevicePtr, DeviceSlice};
 use dfdx::prelude::{Cuda, HasShape, ReshapeTo, Shape, Storage, Tensor, ZerosTensor};
-use std::fmt::Write;
 use std::ops::Range;
 
 /// A matrix on dfdx's device.
@@ -12,36 +12,6 @@ pub type Matrix = Tensor<(usize, usize), f32, Cuda>;
 
 /// The gradient of a tensor, as dfdx stores it.
 type Gradient = <Cuda as Storage<f32>>::Vec;
-
-/// Where a tensor's elements lie. dfdx 0.13 does not tell, but for its `Debug` output, which is read up to
-/// the address and no further.
-///
-/// # Errors
-/// If the output does not have it.
-fn address<S: Shape, T>(tensor: &Tensor<S, f32, Cuda, T>) -> Result<u64>
-where
-    Tensor<S, f32, Cuda, T>: std::fmt::Debug,
-{
-    const BEFORE: &str = "cu_device_ptr: ";
-    struct Reader {
-        text: String,
-        address: Option<u64>,
-    }
-    impl Write for Reader {
-        fn write_str(&mut self, part: &str) -> std::fmt::Result {
-            self.text.push_str(part);
-            let Some(start) = self.text.find(BEFORE) else { return Ok(()) };
-            let digits = &self.text[start + BEFORE.len()..];
-            let Some(end) = digits.find(|c: char| !c.is_ascii_digit()) else { return Ok(()) };
-            self.address = digits[..end].parse().ok();
-            // An error ends the output, which goes on with all of the tensor's elements.
-            Err(std::fmt::Error)
-        }
-    }
-    let mut reader = Reader { text: String::new(), address: None };
-    let _ = write!(reader, "{tensor:?}");
-    reader.address.ok_or(Error::Address)
-}
 
 /// A tensor whose elements are contiguous and in row-major order, so that kernels can read them.
 #[derive(Debug)]
@@ -77,8 +47,8 @@ pub fn is_contiguous<S: Shape>(tensor: &Tensor<S, f32, Cuda>) -> bool {
 
 /// The elements of a new tensor, which nobody shares yet.
 pub(crate) fn new_elements_mut<S: Shape>(tensor: &mut Tensor<S, f32, Cuda>) -> Result<ViewMut<'_>> {
-    // SAFETY: a tensor from `try_zeros_like` is contiguous. `tensor` keeps its memory alive, and is borrowed
-    // mutably.
+    // SAFETY: the callers pass tensors from `try_zeros_like`, which are contiguous, so that there is an element
+    // for each of the shape. `tensor` keeps its memory alive, and is borrowed mutably.
     Ok(unsafe { ViewMut::from_raw_parts(address(tensor)?, tensor.shape().num_elements()) })
 }
 
@@ -159,7 +129,7 @@ pub fn to_host<S: Shape>(tensor: &Tensor<S, f32, Cuda>) -> Result<Vec<f32>> {
 
 /// A gradient's elements.
 pub fn gradient(gradient: &Gradient) -> View<'_> {
-    // SAFETY: `gradient` owns as many elements, and is borrowed.
+    // SAFETY: `gradient` owns `gradient.len()` elements, and is borrowed as long as the view lives.
     unsafe { View::from_raw_parts(*gradient.device_ptr(), gradient.len()) }
 }
 
@@ -173,6 +143,6 @@ pub fn gradient_copy(from: &Gradient) -> Result<Buffer> {
 
 /// A gradient's elements, to add to.
 pub fn gradient_mut(gradient: &mut Gradient) -> ViewMut<'_> {
-    // SAFETY: `gradient` owns as many elements, and is borrowed mutably.
+    // SAFETY: `gradient` owns `gradient.len()` elements, and is mutably borrowed as long as the view lives.
     unsafe { ViewMut::from_raw_parts(*gradient.device_ptr(), gradient.len()) }
 }
