@@ -1,6 +1,7 @@
 //! Networks and what trains them: encoders, heads, optimisers with complete state, schedules, weight files.
 #![forbid(unsafe_code)]
 
+mod batch_moments;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod device;

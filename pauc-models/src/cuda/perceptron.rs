@@ -13,11 +13,6 @@ use pauc_traits::{Encoder, Error, ImageShape, Param, Pass, Result, Taped};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// ε of batch normalization, PyTorch's default.
-const EPSILON: f32 = 1e-5;
-/// The momentum of the running statistics, PyTorch's default.
-const MOMENTUM: f32 = 0.1;
-
 /// What a forward pass keeps for the backward pass.
 #[derive(Debug)]
 struct Workspace {
@@ -62,10 +57,9 @@ impl Workspace {
                         rows::bias(&on, linear.view_mut(), block.outputs, bias.as_deref(), false)?;
                     }
                     let y = (linear.view().into(), MapShape::matrix(rows, block.outputs));
-                    let (gamma, beta) = (params.gamma.value(), params.beta.value());
-                    let affine = (&*gamma, &*beta, EPSILON);
+                    let (running, affine) = (params.running(), [&params.gamma, &params.beta]);
                     if pass == Pass::Eval {
-                        norm.set(&on, (&params.mean.value(), &params.variance.value()), affine)?;
+                        running.set(&on, norm, affine)?;
                     } else if rows < 2 {
                         let message = format!(
                             "{}: batch statistics need at least 2 samples: raise the batch size or leave out `batch_norm`",
@@ -73,9 +67,7 @@ impl Workspace {
                         );
                         return Err(pauc_cuda::Error::Length { operation: "mlp head", message });
                     } else {
-                        let running =
-                            (&mut *params.mean.value_mut(), &mut *params.variance.value_mut(), MOMENTUM);
-                        norm.measure(&on, y, running, affine)?;
+                        running.measure(&on, norm, y, affine)?;
                     }
                     norm.apply(&on, y, None, block.relu, to.view_mut().into(), None)?;
                 }

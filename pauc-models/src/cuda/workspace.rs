@@ -4,8 +4,9 @@ use super::schedule::{
     Backward, Conv, F16_GRADIENT, F16_INPUT, F16Slot, Forward, Keep, Operands, ReluSlot, Schedule, Slot,
     shape, split_elements,
 };
+use crate::batch_moments::RunningStatistics;
 use crate::encoders::blueprint::{Blueprint, Map, State, Step};
-use crate::encoders::workspace::{EPSILON, MOMENTUM, Statistics};
+use crate::encoders::workspace::Statistics;
 use dfdx::prelude::Cuda;
 use pauc_cuda::conv::{Convolution, Scratch};
 use pauc_cuda::feature_map::{self, FeatureMap, MapShape, MapSlice};
@@ -208,21 +209,18 @@ impl Workspace {
             conv.forward(&on, &mut self.scratch, self.memory.read(x)?, &weight, out.slice_mut())?;
         }
         let _span = named(|| plan.layers[layer].norm.as_str().into());
-        let (mean, variance) = (&state.statistics[2 * layer], &state.statistics[2 * layer + 1]);
-        let [gamma, beta] = [1, 2].map(|i| state.parameters[3 * layer + i].value());
-        let affine = (&*gamma, &*beta, EPSILON as f32);
+        let [mean, variance] = [0, 1].map(|i| &state.statistics[2 * layer + i]);
+        let running = RunningStatistics { mean, variance };
+        let affine = [1, 2].map(|i| &state.parameters[3 * layer + i]);
         match statistics {
-            Statistics::Batch => {
-                if shape.pixels() < 2 {
-                    let norm = &plan.layers[layer].norm;
-                    let message =
-                        format!("{norm}: a single value has no variance: use a batch of at least 2 images");
-                    return Err(Error::Length { operation: "batch normalization", message });
-                }
-                let running = (&mut *mean.value_mut(), &mut *variance.value_mut(), MOMENTUM);
-                l.norm.measure(&on, (out.slice(), shape), running, affine)?;
+            Statistics::Batch if shape.pixels() < 2 => {
+                let norm = &plan.layers[layer].norm;
+                let message =
+                    format!("{norm}: a single value has no variance: use a batch of at least 2 images");
+                return Err(Error::Length { operation: "batch normalization", message });
             }
-            Statistics::Running => l.norm.set(&on, (&mean.value(), &variance.value()), affine)?,
+            Statistics::Batch => running.measure(&on, &mut l.norm, (out.slice(), shape), affine)?,
+            Statistics::Running => running.set(&on, &mut l.norm, affine)?,
         }
         self.memory.put(y, out);
         Ok(())

@@ -1,6 +1,12 @@
 //! A network's maps and gradients on the CPU, and the passes over them.
+//!
+//! On CUDA the passes are lists of operations on numbered slots, made once per network, and nothing is left
+//! to decide while they run. Here a step chooses its memory as it runs and fuses what follows a convolution
+//! into it, such as statistics, ReLU, or the mask of the gradient before it, so that the two have no step
+//! and no buffer in common that a trait could name.
 
 use super::blueprint::{Blueprint, Map, State, Step};
+use crate::batch_moments::{BatchMoments, EPSILON, RunningStatistics};
 use dfdx::prelude::Cpu;
 use pauc_kernels::buffer::Buffer;
 use pauc_kernels::conv::{After, Algorithm, Convolution, Work};
@@ -10,11 +16,6 @@ use pauc_kernels::pool;
 use pauc_kernels::simd::{CHANNELS, Simd};
 use pauc_traits::trace::named;
 use pauc_traits::{Error, Result};
-
-/// Added to a variance before its root.
-pub(crate) const EPSILON: f64 = 1e-5;
-/// The share of a batch in the running statistics.
-pub(crate) const MOMENTUM: f32 = 0.1;
 
 /// Whether statistics come from the batch or from training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,37 +127,17 @@ impl Workspace {
         statistics: Statistics,
     ) -> Result<Vec<f32>> {
         self.grow(plan, batch);
-        let (simd, at) = (self.simd, Layouts { plan, batch });
+        let at = Layouts { plan, batch };
         self.open(plan, 0);
         copy_pixels((images, at.flat(0)), (&mut self.maps[0], at.haloed(0)));
         for (i, step) in plan.steps.iter().enumerate() {
             match *step {
                 Step::Conv { layer, input, output, residual } => {
-                    self.open(plan, output);
-                    let mut out = std::mem::take(&mut self.maps[output]);
-                    let to = (&mut out[..], at.haloed(output));
+                    let conv = (layer, input, output);
                     match statistics {
-                        Statistics::Batch => {
-                            self.convolve(plan, state, &at, (layer, input, output), statistics)?;
-                            let _span = named(|| plan.layers[layer].norm.as_str().into());
-                            let l = &self.layers[layer];
-                            let y = (&l.y[..], at.flat(output));
-                            norm::apply(simd, &l.norm, y, self.residual(plan, &at, residual), true, to);
-                        }
-                        Statistics::Running => {
-                            self.take_running(plan, state, layer);
-                            let _span = named(|| plan.layers[layer].name.as_str().into());
-                            let mut work = std::mem::take(&mut self.work);
-                            let residual = self.residual(plan, &at, residual);
-                            let l = &self.layers[layer];
-                            let x = (&self.maps[input][..], at.haloed(input));
-                            let weight = state.parameters[3 * layer].value();
-                            let after = After::Apply { norm: &l.norm, residual, relu: true };
-                            l.conv.forward(simd, &mut work, x, &weight, to, after);
-                            self.work = work;
-                        }
+                        Statistics::Batch => self.convolve_and_apply(plan, state, &at, conv, residual)?,
+                        Statistics::Running => self.convolve_applying(plan, state, &at, conv, residual),
                     }
-                    self.maps[output] = out;
                 }
                 Step::Shortcut { layer, input, output } => {
                     self.convolve(plan, state, &at, (layer, input, output), statistics)?;
@@ -241,6 +222,49 @@ impl Workspace {
         })
     }
 
+    /// A convolution, and after it its normalization by the batch, with residual and ReLU.
+    fn convolve_and_apply(
+        &mut self,
+        plan: &Blueprint,
+        state: &State<Cpu>,
+        at: &Layouts<'_>,
+        (layer, input, output): (usize, Map, Map),
+        residual: Option<Map>,
+    ) -> Result<()> {
+        self.open(plan, output);
+        self.convolve(plan, state, at, (layer, input, output), Statistics::Batch)?;
+        let _span = named(|| plan.layers[layer].norm.as_str().into());
+        let mut out = std::mem::take(&mut self.maps[output]);
+        let l = &self.layers[layer];
+        let (y, to) = ((&l.y[..], at.flat(output)), (&mut out[..], at.haloed(output)));
+        norm::apply(self.simd, &l.norm, y, self.residual(plan, at, residual), true, to);
+        self.maps[output] = out;
+        Ok(())
+    }
+
+    /// A convolution that normalizes its output by running statistics as it goes, with residual and ReLU.
+    fn convolve_applying(
+        &mut self,
+        plan: &Blueprint,
+        state: &State<Cpu>,
+        at: &Layouts<'_>,
+        (layer, input, output): (usize, Map, Map),
+        residual: Option<Map>,
+    ) {
+        self.open(plan, output);
+        self.take_running(plan, state, layer);
+        let _span = named(|| plan.layers[layer].name.as_str().into());
+        let (mut out, mut work) = (std::mem::take(&mut self.maps[output]), std::mem::take(&mut self.work));
+        let l = &self.layers[layer];
+        let x = (&self.maps[input][..], at.haloed(input));
+        let weight = state.parameters[3 * layer].value();
+        let residual = self.residual(plan, at, residual);
+        let after = After::Apply { norm: &l.norm, residual, relu: true };
+        l.conv.forward(self.simd, &mut work, x, &weight, (&mut out[..], at.haloed(output)), after);
+        self.maps[output] = out;
+        self.work = work;
+    }
+
     /// The convolution of a layer, and its normalisation's scale and shift.
     fn convolve(
         &mut self,
@@ -275,22 +299,15 @@ impl Workspace {
             return Ok(());
         }
         let _span = named(|| plan.layers[layer].norm.as_str().into());
-        let (mean, variance) = (&state.statistics[2 * layer], &state.statistics[2 * layer + 1]);
         let norm = &mut self.layers[layer].norm;
-        let unbiased = n as f32 / (n - 1) as f32;
-        for (r, m) in mean.value_mut().iter_mut().zip(&norm.mean) {
-            *r += MOMENTUM * (m - *r);
-        }
-        for (r, v) in variance.value_mut().iter_mut().zip(&norm.variance) {
-            *r += MOMENTUM * (v * unbiased - *r);
-        }
+        running(state, layer).update(BatchMoments { count: n, mean: &norm.mean, variance: &norm.variance });
         prepare(norm, state, layer);
         Ok(())
     }
 
     /// Scale and shift of a layer's normalisation from the running statistics.
     fn take_running(&mut self, plan: &Blueprint, state: &State<Cpu>, layer: usize) {
-        let (mean, variance) = (&state.statistics[2 * layer], &state.statistics[2 * layer + 1]);
+        let RunningStatistics { mean, variance } = running(state, layer);
         let channels = plan.layers[layer].geometry.outputs;
         let norm = &mut self.layers[layer].norm;
         norm.mean[..channels].copy_from_slice(&mean.value());
@@ -302,7 +319,7 @@ impl Workspace {
     /// from the batch.
     pub(super) fn backward(&mut self, plan: &Blueprint, state: &State<Cpu>, d_features: &[f32]) {
         let batch = d_features.len() / plan.feature_dim();
-        let (simd, at) = (self.simd, Layouts { plan, batch });
+        let at = Layouts { plan, batch };
         let last = plan.maps.len() - 1;
         let mut d_last = self.buffer(plan, last);
         plan.features().backward(d_features, (&mut d_last, at.flat(last)));
@@ -332,7 +349,7 @@ impl Workspace {
                 }
             }
         }
-        debug_assert!(simd == self.simd && self.gradients.iter().all(Option::is_none));
+        debug_assert!(self.gradients.iter().all(Option::is_none));
     }
 
     /// From the gradient of a layer's output to those of its parameters and its input; masks `g` by ReLU. `i` is the
@@ -350,36 +367,59 @@ impl Workspace {
         else {
             return;
         };
-        let (simd, halo) = (self.simd, at.haloed(output));
-        let (of, dy) = &mut self.dy;
-        if *of != Some(halo) {
+        self.norm_backward(plan, state, at, i, (layer, output), g);
+        {
+            let _span = named(|| format!("{} weight", plan.layers[layer].name).into());
+            let x = (&self.maps[input][..], at.haloed(input));
+            let dy = (&self.dy.1[..], at.haloed(output));
+            let mut weight = state.parameters[3 * layer].grad_mut();
+            self.layers[layer].conv.weight_gradient(self.simd, &mut self.work, x, dy, &mut weight);
+        }
+        if input != 0 {
+            self.conv_input_backward(plan, state, at, i, (layer, input, output));
+        }
+    }
+
+    /// From the gradient `g` of a layer's output to those of γ and β, and to that of the convolution's output in
+    /// `self.dy`; masks `g` by ReLU.
+    fn norm_backward(
+        &mut self,
+        plan: &Blueprint,
+        state: &State<Cpu>,
+        at: &Layouts<'_>,
+        i: usize,
+        (layer, output): (usize, Map),
+        g: &mut [f32],
+    ) {
+        let (simd, flat, halo) = (self.simd, at.flat(output), at.haloed(output));
+        let (dy_layout, dy) = &mut self.dy;
+        if *dy_layout != Some(halo) {
             let largest = Layouts { plan, batch: self.capacity };
             dy.grow((1..plan.maps.len()).map(|map| largest.haloed(map).len()).max().unwrap_or(0));
             halo.clear_halo(dy);
-            *of = Some(halo);
+            *dy_layout = Some(halo);
         }
+        let _span = named(|| plan.layers[layer].norm.as_str().into());
         let l = &mut self.layers[layer];
-        {
-            let _span = named(|| plan.layers[layer].norm.as_str().into());
-            if !std::mem::take(&mut l.masked) {
-                let relu = relu(&plan.steps[i], &self.maps, at);
-                l.norm.mask(simd, (g, at.flat(output)), relu, &l.y);
-            }
-            let mut gamma = state.parameters[3 * layer + 1].grad_mut();
-            let mut beta = state.parameters[3 * layer + 2].grad_mut();
-            let sums = (&mut gamma[..], &mut beta[..]);
-            l.norm.input_gradient(simd, (g, at.flat(output)), &l.y, sums, (dy, halo));
+        if !std::mem::take(&mut l.masked) {
+            let relu = relu(&plan.steps[i], &self.maps, at);
+            l.norm.mask(simd, (g, flat), relu, &l.y);
         }
-        let weight = &state.parameters[3 * layer];
-        let x = (&self.maps[input][..], at.haloed(input));
-        {
-            let _span = named(|| format!("{} weight", plan.layers[layer].name).into());
-            l.conv.weight_gradient(simd, &mut self.work, x, (dy, halo), &mut weight.grad_mut());
-        }
-        if input == 0 {
-            return;
-        }
+        let [mut gamma, mut beta] = [1, 2].map(|i| state.parameters[3 * layer + i].grad_mut());
+        l.norm.input_gradient(simd, (g, flat), &l.y, (&mut gamma[..], &mut beta[..]), (dy, halo));
+    }
+
+    /// Adds the gradient of a convolution's input, from that of its output in `self.dy`.
+    fn conv_input_backward(
+        &mut self,
+        plan: &Blueprint,
+        state: &State<Cpu>,
+        at: &Layouts<'_>,
+        i: usize,
+        (layer, input, output): (usize, Map, Map),
+    ) {
         let _span = named(|| format!("{} input", plan.layers[layer].name).into());
+        let weight = state.parameters[3 * layer].value();
         let dx = self.gradients[input].take();
         let add = dx.is_some();
         let mut dx = dx.unwrap_or_else(|| self.buffer(plan, input));
@@ -395,7 +435,8 @@ impl Workspace {
             }
             _ => After::Nothing,
         };
-        conv.input_gradient(simd, &mut self.work, (&self.dy.1, halo), &weight.value(), to, after);
+        let dy = (&self.dy.1[..], at.haloed(output));
+        conv.input_gradient(self.simd, &mut self.work, dy, &weight, to, after);
         if let (Some(norm), Some((layer, _))) = (norm, source) {
             (self.layers[layer].norm, self.layers[layer].masked) = (norm, true);
         }
@@ -419,6 +460,12 @@ impl Workspace {
         let found = self.spare.iter().position(|b| b.len() == len);
         found.map_or_else(|| Buffer::zeros(len), |i| self.spare.swap_remove(i))
     }
+}
+
+/// The running statistics of a layer.
+fn running(state: &State<Cpu>, layer: usize) -> RunningStatistics<'_, Cpu> {
+    let [mean, variance] = [0, 1].map(|i| &state.statistics[2 * layer + i]);
+    RunningStatistics { mean, variance }
 }
 
 /// Scale and shift from mean, variance, γ and β.

@@ -1,6 +1,7 @@
 //! The multi-layer perceptron.
 
 use super::{Head, check_width};
+use crate::batch_moments::{BatchMoments, EPSILON, RunningStatistics};
 use crate::init::uniform;
 use dfdx::prelude::*;
 use pauc_kernels::linear as kernel;
@@ -33,11 +34,6 @@ component! {
     }
 }
 
-/// The constant under the root of batch normalisation, PyTorch's default.
-const EPSILON: f32 = 1e-5;
-/// The weight of a new batch in the running statistics, PyTorch's default.
-const RUNNING: f32 = 0.1;
-
 /// Batch normalisation's parameters and running statistics.
 #[derive(Debug)]
 pub(crate) struct BatchNorm<D: Compute> {
@@ -45,6 +41,12 @@ pub(crate) struct BatchNorm<D: Compute> {
     pub beta: Param<D>,
     pub mean: Param<D>,
     pub variance: Param<D>,
+}
+
+impl<D: Compute> BatchNorm<D> {
+    pub fn running(&self) -> RunningStatistics<'_, D> {
+        RunningStatistics { mean: &self.mean, variance: &self.variance }
+    }
 }
 
 /// One linear layer with what follows it.
@@ -218,7 +220,7 @@ impl Block<Cpu> {
         x_hat.resize(y.len(), 0.0);
         kernel::linear(size, x, &self.weight.value(), bias, x_hat);
         if pass == Pass::Eval {
-            kernel::standardize(x_hat, &norm.mean.value(), &norm.variance.value(), EPSILON);
+            kernel::standardize(x_hat, &norm.mean.value(), &norm.variance.value(), EPSILON as f32);
         } else {
             norm.standardise_batch(rows, x_hat, variance)?;
         }
@@ -242,7 +244,15 @@ impl Block<Cpu> {
         if let Some(norm) = &self.norm {
             let (gamma, mut dgamma, mut dbeta) =
                 (norm.gamma.value(), norm.gamma.grad_mut(), norm.beta.grad_mut());
-            kernel::batch_norm_backward(&kept.0, &gamma, &kept.1, EPSILON, dy, &mut dgamma, &mut dbeta);
+            kernel::batch_norm_backward(
+                &kept.0,
+                &gamma,
+                &kept.1,
+                EPSILON as f32,
+                dy,
+                &mut dgamma,
+                &mut dbeta,
+            );
         }
         let size = (self.inputs, self.outputs);
         kernel::linear_weight_gradient(size, x, dy, &mut self.weight.grad_mut());
@@ -264,15 +274,8 @@ impl BatchNorm<Cpu> {
         let mut mean = vec![0.0; self.gamma.len()];
         variance.resize(mean.len(), 0.0);
         kernel::moments(x, &mut mean, variance);
-        kernel::standardize(x, &mean, variance, EPSILON);
-        let unbiased = rows as f32 / (rows - 1) as f32;
-        let mut running = (self.mean.value_mut(), self.variance.value_mut());
-        for (r, m) in running.0.iter_mut().zip(&mean) {
-            *r += RUNNING * (m - *r);
-        }
-        for (r, v) in running.1.iter_mut().zip(variance.iter()) {
-            *r += RUNNING * (v * unbiased - *r);
-        }
+        kernel::standardize(x, &mean, variance, EPSILON as f32);
+        self.running().update(BatchMoments { count: rows, mean: &mean, variance });
         Ok(())
     }
 }
