@@ -5,7 +5,8 @@ use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::param::Role;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{
-    Compute, Count, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped, component,
+    BuildOptions, Compute, Count, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped,
+    component,
 };
 use rand::Rng;
 
@@ -23,11 +24,11 @@ component! {
 }
 
 impl<D: Compute> EncoderConfig<D> for EncoderTemplate {
-    fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>> {
+    fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
         let (inputs, width) = (input.len(), self.width.get());
         // Uniform in ±√(6/inputs), which keeps the variance of activations behind a ReLU (He et al. 2015).
         let bound = (6.0 / inputs as f32).sqrt();
-        let mut rng = stream(seed, Purpose::Init, 0, 0, 0);
+        let mut rng = stream(options.seed, Purpose::Init, 0, 0, 0);
         let values: Vec<f32> = (0..inputs * width).map(|_| rng.gen_range(-bound..bound)).collect();
         let weight = Param::new(device, "weight", &[inputs, width], Role::Weight, &values)?;
         let bias = Param::new(device, "bias", &[width], Role::Bias, &vec![0.0; width])?;
@@ -98,7 +99,7 @@ mod tests {
     const SHAPE: ImageShape = ImageShape { height: 2, width: 2, channels: 1 };
 
     fn build(dev: &Cpu) -> Box<dyn Encoder<Cpu>> {
-        EncoderTemplate { width: Count::lit(3) }.build(dev, SHAPE, 3).unwrap()
+        EncoderTemplate { width: Count::lit(3) }.build(dev, SHAPE, BuildOptions::seed(3)).unwrap()
     }
 
     /// Two images.

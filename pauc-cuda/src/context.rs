@@ -5,6 +5,7 @@ use crate::kernels::{self, FILES};
 use crate::staging::{MAX_STAGED, StagingRing};
 use crate::{Error, Precision, Result, cudnn, dfdx_compat};
 use cudarc::cublas::CudaBlas;
+use cudarc::cublas::sys::{cublasHandle_t, cublasMath_t, cublasSetMathMode};
 use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
 use cudarc::driver::{CudaDevice, CudaSlice, DevicePtr, DeviceRepr, DeviceSlice, result, sys};
 use dfdx::prelude::Cuda;
@@ -27,14 +28,42 @@ pub struct Context {
     /// Blocks that keep every multiprocessor busy.
     enough_blocks: usize,
     functions: RefCell<HashMap<&'static str, sys::CUfunction>>,
-    blas: OnceCell<CudaBlas>,
+    blas: OnceCell<Blas>,
     dnn: OnceCell<Rc<cudnn::Handle>>,
-    precision: Cell<Precision>,
     uploads: RefCell<StagingRing>,
     downloads: RefCell<StagingRing>,
 }
 
+/// cuBLAS, and the mode that its handle was last set to.
+#[derive(Debug)]
+struct Blas {
+    library: CudaBlas,
+    mode: Cell<Option<cublasMath_t>>,
+}
+
+impl Blas {
+    fn new(device: &Arc<CudaDevice>) -> Result<Self> {
+        Ok(Blas { library: CudaBlas::new(device.clone())?, mode: Cell::new(None) })
+    }
+
+    /// Tells cuBLAS whether it may use TF32.
+    fn set_mode(&self, precision: Precision) -> Result<()> {
+        let mode = match precision {
+            Precision::F32 => cublasMath_t::CUBLAS_DEFAULT_MATH,
+            Precision::Tf32 | Precision::Bf16 => cublasMath_t::CUBLAS_TF32_TENSOR_OP_MATH,
+        };
+        if self.mode.get() != Some(mode) {
+            // SAFETY: `library` keeps its handle alive.
+            unsafe { cublasSetMathMode(*self.library.handle(), mode) }.result()?;
+            self.mode.set(Some(mode));
+        }
+        Ok(())
+    }
+}
+
 thread_local! {
+    /// A cache: compiled kernels and libraries' handles are made once per device and thread. No context holds
+    /// anything that changes what is computed.
     static ALL: RefCell<Vec<Rc<Context>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -90,7 +119,6 @@ impl Context {
             functions: RefCell::default(),
             blas: OnceCell::new(),
             dnn: OnceCell::new(),
-            precision: Cell::default(),
             uploads: RefCell::default(),
             downloads: RefCell::default(),
         })
@@ -194,52 +222,17 @@ impl Context {
         Ok(values)
     }
 
-    /// cuBLAS on the device's stream.
+    /// cuBLAS on the device's stream, for products that are rounded to `precision`.
+    ///
+    /// The library keeps this as a mode of its handle, so the handle is for calls before the next one of this
+    /// function. dfdx has its own handle, which computes in `f32`.
     ///
     /// # Errors
     /// If the library does not start.
-    pub fn blas(&self) -> Result<&CudaBlas> {
-        get_or_try_init(&self.blas, || {
-            let blas = CudaBlas::new(self.device.clone())?;
-            set_math_mode(&blas, self.precision.get())?;
-            Ok(blas)
-        })
-    }
-
-    /// How convolutions that are set up from now on, and all products, are rounded. dfdx has its own cuBLAS
-    /// handle, which stays.
-    pub fn precision(&self) -> Precision {
-        self.precision.get()
-    }
-
-    /// Sets how convolutions that are set up from now on, and all products, are rounded.
-    ///
-    /// # Errors
-    /// If cuBLAS does not take it.
-    pub fn set_precision(&self, precision: Precision) -> Result<()> {
-        self.precision.set(precision);
-        self.blas.get().map_or(Ok(()), |blas| set_math_mode(blas, precision))
-    }
-
-    /// Runs `work` with products in `f32`, whatever [`Context::precision`] says.
-    ///
-    /// # Errors
-    /// If cuBLAS does not take it, and those of `work`.
-    pub fn in_f32<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.with_precision(Precision::F32, work)
-    }
-
-    /// Runs `work` with products rounded to `precision`, whatever [`Context::precision`] says.
-    pub(crate) fn with_precision<T>(
-        &self,
-        precision: Precision,
-        work: impl FnOnce() -> Result<T>,
-    ) -> Result<T> {
-        let before = self.precision();
-        self.set_precision(precision)?;
-        let result = work();
-        self.set_precision(before)?;
-        result
+    pub(crate) fn blas(&self, precision: Precision) -> Result<cublasHandle_t> {
+        let blas = get_or_try_init(&self.blas, || Blas::new(&self.device))?;
+        blas.set_mode(precision)?;
+        Ok(*blas.library.handle())
     }
 
     /// cuDNN on the device's stream.
@@ -346,15 +339,4 @@ impl Context {
             .copied()
             .ok_or(Error::Internal("a file's names include the kernel it was found by"))
     }
-}
-
-/// Tells cuBLAS whether it may use TF32.
-fn set_math_mode(blas: &CudaBlas, precision: Precision) -> Result<()> {
-    use cudarc::cublas::sys::{cublasMath_t, cublasSetMathMode};
-    let mode = match precision {
-        Precision::F32 => cublasMath_t::CUBLAS_DEFAULT_MATH,
-        Precision::Tf32 | Precision::Bf16 => cublasMath_t::CUBLAS_TF32_TENSOR_OP_MATH,
-    };
-    // SAFETY: `blas` keeps its handle alive.
-    Ok(unsafe { cublasSetMathMode(*blas.handle(), mode) }.result()?)
 }

@@ -94,10 +94,6 @@ impl DeviceRows {
     /// Finds each row's nearest centroid and the squared distance to it. With `lower`, a distance that is
     /// already smaller stays.
     fn assign(&mut self, centroids: &[f32], lower: bool) -> Result<()> {
-        self.on.clone().in_f32(|| self.assign_in_f32(centroids, lower))
-    }
-
-    fn assign_in_f32(&mut self, centroids: &[f32], lower: bool) -> Result<()> {
         let k = self.check_centroids(centroids)?;
         if self.count == 0 {
             return Ok(());

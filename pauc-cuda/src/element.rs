@@ -1,5 +1,7 @@
 //! Element types of feature maps.
 
+use crate::Precision;
+
 /// The type of a feature map's elements.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Element {
@@ -13,6 +15,20 @@ pub enum Element {
 }
 
 impl Element {
+    /// What networks keep their feature maps in.
+    pub fn of(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 | Precision::Tf32 => Element::F32,
+            Precision::Bf16 => Element::Bf16,
+        }
+    }
+
+    /// Channels of the feature map that holds a batch of images: tensor cores read pixels of a multiple of 16
+    /// bytes.
+    pub fn padded_channels(self, image_channels: usize) -> usize {
+        image_channels.next_multiple_of(16 / self.bytes())
+    }
+
     /// Bytes per element.
     pub fn bytes(self) -> usize {
         match self {

@@ -6,7 +6,7 @@
 //! | `probe` | what this machine has: GPUs, driver, libraries; opens a device by number |
 //! | `context` | what belongs to one device: compiled kernels, handles of libraries |
 //! | `kernels`, `kernel_args` | CUDA C++, compiled at run time; the arguments of launches, checked against it |
-//! | `precision`, `element` | how products are rounded; element types of feature maps |
+//! | `element` | element types of feature maps |
 //! | `memory`, `tensor` | buffers of the device; dfdx's tensors as such |
 //! | `dfdx_compat` | what takes more than dfdx's public interface, and a check that it works |
 //! | `staging`, `upload` | pinned host memory for copies; images, uploaded in 8 bits |
@@ -44,7 +44,6 @@ pub mod multi_tensor;
 pub mod neighbors;
 pub mod norm;
 pub mod pooling;
-mod precision;
 pub mod probe;
 pub mod regression;
 pub mod rows;
@@ -61,5 +60,5 @@ pub use element::Element;
 pub(crate) use error::same_length;
 pub use error::{Error, Result};
 pub use memory::{Buffer, View, ViewMut};
-pub use precision::Precision;
+pub use pauc_kernels::precision::Precision;
 pub use probe::{Gpu, Unavailable, gpus, open};

@@ -1,7 +1,7 @@
 //! Matrix products, through cuBLAS.
 
 use crate::feature_map::{FeatureMap, MapShape, MapSlice, MapSliceMut, convert};
-use crate::{Buffer, Context, Element, Error, Result, ViewMut};
+use crate::{Buffer, Context, Element, Error, Precision, Result, ViewMut};
 use cudarc::cublas::result::{gemm_ex, sgemm, sgemm_strided_batched};
 use cudarc::cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
 use cudarc::cublas::sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType};
@@ -67,7 +67,8 @@ pub(crate) fn data_type(element: Element) -> cudaDataType {
     }
 }
 
-/// `c ← a·b + beta·c`, all row-major and of any element types, accumulated in 24 bits.
+/// `c ← a·b + beta·c`, all row-major and of any element types, accumulated in 24 bits. Operands of `f32` are
+/// not rounded.
 ///
 /// # Shapes
 /// `a` (m, k), `b` (k, n), `c` (m, n)
@@ -81,12 +82,27 @@ pub fn product<'c>(
     beta: f32,
     c: impl Into<MapSliceMut<'c>>,
 ) -> Result<()> {
+    rounded_product(on, Precision::F32, a, b, beta, c)
+}
+
+/// [`product`] with operands of `f32` rounded as `precision` says.
+///
+/// # Errors
+/// As [`product`].
+pub fn rounded_product<'c>(
+    on: &Context,
+    precision: Precision,
+    a: MatrixRef<'_>,
+    b: MatrixRef<'_>,
+    beta: f32,
+    c: impl Into<MapSliceMut<'c>>,
+) -> Result<()> {
     let c = c.into();
     let [m, k, n] = check("product", 1, (a, b), c.len())?;
     if m * n == 0 {
         return Ok(());
     }
-    let handle = *on.blas()?.handle();
+    let handle = on.blas(precision)?;
     let (rows, cols, inner) = (n as i32, m as i32, k as i32);
     let (op_b, op_a) = (b.operation(), a.operation());
     let (left, right, to) = (b.values.address(), a.values.address(), c.address());
@@ -132,8 +148,8 @@ pub fn product<'c>(
     Ok(())
 }
 
-/// [`product`] of `count` pairs of `f32` matrices. The matrices of each operand are contiguous, as are the
-/// results.
+/// [`rounded_product`] of `count` pairs of `f32` matrices. The matrices of each operand are contiguous, as are
+/// the results.
 ///
 /// # Shapes
 /// `a` (`count`, m, k), `b` (`count`, k, n), `c` (`count`, m, n)
@@ -142,9 +158,9 @@ pub fn product<'c>(
 /// As [`product`].
 pub fn batched_product(
     on: &Context,
+    precision: Precision,
     count: usize,
-    a: MatrixRef<'_>,
-    b: MatrixRef<'_>,
+    (a, b): (MatrixRef<'_>, MatrixRef<'_>),
     beta: f32,
     c: ViewMut<'_>,
 ) -> Result<()> {
@@ -157,7 +173,7 @@ pub fn batched_product(
     if count * m * n == 0 {
         return Ok(());
     }
-    let handle = *on.blas()?.handle();
+    let handle = on.blas(precision)?;
     // Column-major, as in `product`.
     // SAFETY: `check` has established that the three slices hold `count` contiguous matrices of these sizes,
     // one after the other. Host pointers are read before the call returns.
@@ -186,13 +202,13 @@ pub fn batched_product(
     Ok(())
 }
 
-/// Floating-point operations per second in a product of large square matrices, rounded as
-/// [`Context::precision`] says: the best of several.
+/// Floating-point operations per second in a product of large square matrices, of the elements that feature
+/// maps of this precision have: the best of several.
 ///
 /// # Errors
 /// If the device fails.
-pub fn product_rate(on: &Context) -> Result<f64> {
-    let element = on.precision().element();
+pub fn product_rate(on: &Context, precision: Precision) -> Result<f64> {
+    let element = Element::of(precision);
     // Shorter products measure the time of a launch; larger ones take much memory.
     const LONG_ENOUGH: f64 = 1e-3;
     const LARGEST: usize = 8192;
@@ -205,13 +221,14 @@ pub fn product_rate(on: &Context) -> Result<f64> {
         let (mut vector, mut a, mut c) = (uninit(n)?, uninit(n * n)?, uninit(n * n)?);
         convert(on, line.view().into(), n, (vector.slice_mut(), MapShape::matrix(1, n)))?;
         let vector = vector.slice();
-        product(on, MatrixRef::new(vector, n, 1), MatrixRef::new(vector, 1, n), 0.0, a.slice_mut())?;
+        let (column, row) = (MatrixRef::new(vector, n, 1), MatrixRef::new(vector, 1, n));
+        rounded_product(on, precision, column, row, 0.0, a.slice_mut())?;
         let a = MatrixRef::new(a.slice(), n, n);
         let mut least = f64::INFINITY;
         for _ in 0..5 {
             on.device().synchronize()?;
             let start = Instant::now();
-            product(on, a, a.t(), 0.0, c.slice_mut())?;
+            rounded_product(on, precision, a, a.t(), 0.0, c.slice_mut())?;
             on.device().synchronize()?;
             least = least.min(start.elapsed().as_secs_f64());
         }

@@ -53,11 +53,6 @@ impl Regression {
         Ok(Regression { on, rows, labels, count, dim, classes })
     }
 
-    /// The context of the rows' device.
-    pub fn context(&self) -> &Context {
-        &self.on
-    }
-
     /// Σ x·xᵀ over all rows.
     ///
     /// # Shapes

@@ -5,7 +5,7 @@
 use crate::feature_map::FeatureMap;
 use crate::kernel_args::{In, Out, args};
 use crate::matmul::{self, MatrixRef};
-use crate::{Buffer, Context, Element, Error, Result, View, ViewMut};
+use crate::{Buffer, Context, Element, Error, Precision, Result, View, ViewMut};
 use cudarc::cublas::result::gemm_strided_batched_ex;
 use cudarc::cublas::sys::cublasOperation_t::CUBLAS_OP_N;
 use cudarc::cublas::sys::{cublasComputeType_t, cublasGemmAlgo_t, cudaDataType};
@@ -180,7 +180,7 @@ impl Sums {
         // SAFETY: the caller guarantees the device's memory. Host pointers are read before the call returns.
         unsafe {
             gemm_strided_batched_ex(
-                *on.blas()?.handle(),
+                on.blas(Precision::F32)?,
                 CUBLAS_OP_N,
                 CUBLAS_OP_N,
                 self.width as i32,

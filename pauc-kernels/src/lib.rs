@@ -24,6 +24,7 @@
 //! | [`neighbor_forces`] | what pulls and pushes the points of a t-SNE |
 //! | [`softmax`] | softmax cross-entropy against large banks, streamed |
 //! | [`optim`] | moving averages, norms, optimizer passes |
+//! | [`precision`] | how a GPU rounds products |
 
 // A lane number indexes several arrays at once; an iterator over one of them would hide that.
 #![allow(clippy::needless_range_loop)]
@@ -43,6 +44,7 @@ pub mod neighbor_forces;
 pub mod norm;
 pub mod optim;
 pub mod pool;
+pub mod precision;
 pub mod simd;
 pub mod softmax;
 pub mod threads;

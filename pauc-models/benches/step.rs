@@ -10,7 +10,7 @@ use dfdx::prelude::*;
 use pauc_models as _;
 use pauc_traits::param::clear_gradients;
 use pauc_traits::registry::kind;
-use pauc_traits::{Compute, Configured, ImageShape, Pass};
+use pauc_traits::{BuildOptions, Compute, Configured, ImageShape, Pass};
 use std::time::Instant;
 
 fn option<T: std::str::FromStr>(name: &str, default: T) -> T {
@@ -37,7 +37,7 @@ fn main() {
     let device = Cpu::default();
     let config = Configured::<kind::Encoder>::parse(&recipe).unwrap();
     let input = ImageShape { height: side, width: side, channels };
-    let mut encoder = Cpu::encoder(&*config.value).build(&device, input, 0).unwrap();
+    let mut encoder = Cpu::encoder(&*config.value).build(&device, input, BuildOptions::seed(0)).unwrap();
     let parameters = encoder.parameters();
     let mut momenta: Vec<Vec<f32>> = parameters.iter().map(|p| vec![0.0; p.len()]).collect();
     let pixels: Vec<f32> =

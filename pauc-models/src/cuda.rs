@@ -15,21 +15,21 @@ mod schedule;
 mod transformer;
 mod workspace;
 
-use crate::device::{DeviceOptions, Moving, NetworkDevice, Precision, normalised};
+use crate::device::{Moving, NetworkDevice, normalised};
 use crate::encoders::Convolutions;
 use crate::encoders::blueprint::Blueprint;
 use crate::encoders_plain::Transformer;
 use crate::heads::{Head, HeadConfig, Identity, blocks};
 use dfdx::prelude::{Cuda, Synchronize};
 use pauc_cuda::events::Events;
-use pauc_cuda::{Buffer, Context, elementwise, matmul, multi_tensor, tensor, upload};
+use pauc_cuda::matmul::MatrixRef;
+use pauc_cuda::{Buffer, Context, Precision, ViewMut, elementwise, matmul, multi_tensor, tensor, upload};
 use pauc_kernels::optim::{AdamW, Sgd};
 use pauc_traits::cuda::OnDevice;
-use pauc_traits::encoder::Images;
+use pauc_traits::encoder::{BuildOptions, DeviceOptions, Images};
 use pauc_traits::ops::Matrix;
 use pauc_traits::trace::TraceClock;
 use pauc_traits::{Encoder, Error, ImageShape, Param, Pixels, Result};
-use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -47,9 +47,40 @@ impl TraceClock for EventClock {
     }
 }
 
-thread_local! {
-    /// What [`NetworkDevice::configure`] said last.
-    static RECOMPUTE: Cell<bool> = const { Cell::new(false) };
+/// The context of a network's device, and how the network's products are rounded.
+#[derive(Clone, Debug)]
+struct NetworkContext {
+    on: Rc<Context>,
+    precision: Precision,
+}
+
+impl NetworkContext {
+    fn new(device: &Cuda, precision: Precision) -> Result<Self> {
+        Ok(NetworkContext { on: Context::of(device).on_device()?, precision })
+    }
+
+    /// [`matmul::rounded_product`].
+    fn product(
+        &self,
+        a: MatrixRef<'_>,
+        b: MatrixRef<'_>,
+        beta: f32,
+        c: ViewMut<'_>,
+    ) -> pauc_cuda::Result<()> {
+        matmul::rounded_product(&self.on, self.precision, a, b, beta, c)
+    }
+
+    /// [`matmul::batched_product`].
+    fn batched_product(
+        &self,
+        count: usize,
+        a: MatrixRef<'_>,
+        b: MatrixRef<'_>,
+        beta: f32,
+        c: ViewMut<'_>,
+    ) -> pauc_cuda::Result<()> {
+        matmul::batched_product(&self.on, self.precision, count, (a, b), beta, c)
+    }
 }
 
 impl NetworkDevice for Cuda {
@@ -73,23 +104,13 @@ impl NetworkDevice for Cuda {
         upload::images(self, &bytes, shape).on_device()
     }
 
-    fn configure(&self, options: DeviceOptions) -> Result<()> {
-        RECOMPUTE.set(options.recompute);
-        let precision = match options.precision {
-            Precision::F32 => pauc_cuda::Precision::F32,
-            Precision::Tf32 => pauc_cuda::Precision::Tf32,
-            Precision::Bf16 => pauc_cuda::Precision::Bf16,
-        };
-        Context::of(self).and_then(|c| c.set_precision(precision)).on_device()
-    }
-
     fn clock(&self) -> Option<Rc<dyn TraceClock>> {
         let context = Context::of(self).ok()?;
         Some(Rc::new(EventClock(Events::new(&context))))
     }
 
-    fn product_rate(&self) -> Result<f64> {
-        Context::of(self).and_then(|on| matmul::product_rate(&on)).on_device()
+    fn product_rate(&self, precision: Precision) -> Result<f64> {
+        Context::of(self).and_then(|on| matmul::product_rate(&on, precision)).on_device()
     }
 
     fn replace_rows(&self, of: &Matrix<f32, Self>, from: usize, rows: &[f32]) -> Result<()> {
@@ -116,27 +137,42 @@ impl NetworkDevice for Cuda {
         &self,
         config: &HeadConfig,
         input: usize,
-        seed: u64,
         network: u64,
+        options: BuildOptions,
     ) -> Result<Box<dyn Head<Self>>> {
         Ok(match config {
             HeadConfig::Identity => Box::new(Identity::new(input)),
             HeadConfig::Mlp(mlp) => {
-                Box::new(perceptron::MlpHead::new(self, blocks(self, mlp, input, seed, network)?)?)
+                let blocks = blocks(self, mlp, input, options.seed, network)?;
+                Box::new(perceptron::MlpHead::new(self, blocks, options.device.precision)?)
             }
         })
     }
 
-    fn convolutional(&self, plan: Blueprint, _: Convolutions, seed: u64) -> Result<Box<dyn Encoder<Self>>> {
-        Ok(Box::new(convolutional::Network::new(self, plan, RECOMPUTE.get(), seed)?))
+    fn convolutional(
+        &self,
+        plan: Blueprint,
+        _: Convolutions,
+        options: BuildOptions,
+    ) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(convolutional::Network::new(self, plan, options)?))
     }
 
-    fn perceptron(&self, input: ImageShape, layers: Vec<[Param<Self>; 2]>) -> Result<Box<dyn Encoder<Self>>> {
-        Ok(Box::new(perceptron::Perceptron::new(self, input, layers)?))
+    fn perceptron(
+        &self,
+        input: ImageShape,
+        layers: Vec<[Param<Self>; 2]>,
+        options: DeviceOptions,
+    ) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(perceptron::Perceptron::new(self, input, layers, options.precision)?))
     }
 
-    fn transformer(&self, network: Transformer<Self>) -> Result<Box<dyn Encoder<Self>>> {
-        Ok(Box::new(transformer::VisionTransformer::new(network)?))
+    fn transformer(
+        &self,
+        network: Transformer<Self>,
+        options: DeviceOptions,
+    ) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(transformer::VisionTransformer::new(network, options.precision)?))
     }
 
     fn moving_averages(&self, pairs: &mut [(&mut Buffer, &Buffer)], momentum: f64) -> Result<()> {

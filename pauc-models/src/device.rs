@@ -7,37 +7,14 @@ use crate::heads::{Head, HeadConfig, MlpHead};
 use dfdx::prelude::Cpu;
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_kernels::optim;
-use pauc_traits::encoder::Images;
+use pauc_kernels::precision::Precision;
+use pauc_traits::encoder::{BuildOptions, DeviceOptions, Images};
 use pauc_traits::ops::Matrix;
 use pauc_traits::trace::TraceClock;
 use pauc_traits::{Compute, Encoder, Error, ImageShape, Param, Pixels, Result, ops};
-use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Instant;
-
-/// How products are rounded on a GPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Precision {
-    /// As in `f32`: factors of convolutions have 22 bits, others 24, sums as many.
-    #[default]
-    F32,
-    /// Tensor cores: factors have 11 bits, sums 24. Gradients of the weights of convolutions, but for 1×1, are products of halves
-    /// and are rounded to 11 bits before they are added up.
-    Tf32,
-    /// As `Tf32`, and convolutional networks keep their maps and multiply in bf16, with 8 bits: half the memory. Parameters,
-    /// their gradients' sums, statistics and features stay in `f32`.
-    Bf16,
-}
-
-/// What can be chosen of a GPU's work.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeviceOptions {
-    /// How products are rounded.
-    pub precision: Precision,
-    /// Whether activations that a normalisation and a ReLU make again are not kept for the backward pass.
-    pub recompute: bool,
-}
 
 /// A parameter in a step: its values, its gradient, and what the optimiser keeps of it.
 pub type Moving<'a, B, const N: usize> = (&'a mut B, &'a B, [&'a mut B; N]);
@@ -58,14 +35,6 @@ pub(crate) fn normalised<D: Compute>(
 pub trait NetworkDevice: Compute {
     /// Whether dfdx's own operations add in one order on this device, so that terms give the same bits every time.
     const DETERMINISTIC_REDUCTIONS: bool;
-
-    /// Says how networks that are built from now on work. The CPU has nothing to choose.
-    ///
-    /// # Errors
-    /// If the device fails.
-    fn configure(&self, _options: DeviceOptions) -> Result<()> {
-        Ok(())
-    }
 
     /// A clock of the device's own work, where it works behind the thread that asks it to.
     fn clock(&self) -> Option<Rc<dyn TraceClock>> {
@@ -126,12 +95,12 @@ pub trait NetworkDevice: Compute {
         Ok(normalised(self, views, range, shape))
     }
 
-    /// Floating-point operations a second that this device reaches in a large matrix product, the best of several, of factors as its
-    /// encoders have them; on the CPU, one thread's.
+    /// Floating-point operations per second that this device reaches in a large matrix product, the best of
+    /// several, with operands as encoders of this precision have them. On the CPU, those of one thread.
     ///
     /// # Errors
     /// If the device fails.
-    fn product_rate(&self) -> Result<f64>;
+    fn product_rate(&self, precision: Precision) -> Result<f64>;
 
     /// Waits until all work that was asked for is done: before the time is taken.
     ///
@@ -141,16 +110,21 @@ pub trait NetworkDevice: Compute {
         Ok(())
     }
 
-    /// Builds a head for features of width `input`. Initial weights come from the streams of `seed`; heads that are
-    /// to differ have different `network` numbers.
+    /// Builds a head for features of width `input`. Initial weights come from the streams of `options.seed`
+    /// for the network's number, in which a projector and a predictor differ.
     ///
     /// # Errors
     /// If the configuration makes no sense, or the device fails.
-    fn head(&self, config: &HeadConfig, input: usize, seed: u64, network: u64)
-    -> Result<Box<dyn Head<Self>>>;
+    fn head(
+        &self,
+        config: &HeadConfig,
+        input: usize,
+        network: u64,
+        options: BuildOptions,
+    ) -> Result<Box<dyn Head<Self>>>;
 
-    /// Builds a convolutional network with initial weights from the streams of `seed`; `choice` says how convolutions are
-    /// computed on the CPU.
+    /// Builds a convolutional network with initial weights from the streams of `options.seed`. `choice` says
+    /// how convolutions are computed on the CPU.
     ///
     /// # Errors
     /// If the device fails.
@@ -158,14 +132,19 @@ pub trait NetworkDevice: Compute {
         &self,
         plan: Blueprint,
         choice: Convolutions,
-        seed: u64,
+        options: BuildOptions,
     ) -> Result<Box<dyn Encoder<Self>>>;
 
-    /// Builds a perceptron on pixels from weights and biases of its layers, each with ReLU behind it.
+    /// Builds a perceptron on pixels from weights and biases of its layers. A ReLU follows each.
     ///
     /// # Errors
     /// If the device fails.
-    fn perceptron(&self, input: ImageShape, layers: Vec<[Param<Self>; 2]>) -> Result<Box<dyn Encoder<Self>>> {
+    fn perceptron(
+        &self,
+        input: ImageShape,
+        layers: Vec<[Param<Self>; 2]>,
+        _options: DeviceOptions,
+    ) -> Result<Box<dyn Encoder<Self>>> {
         Ok(Box::new(crate::encoders_plain::Perceptron::new(self, input, layers)))
     }
 
@@ -173,7 +152,11 @@ pub trait NetworkDevice: Compute {
     ///
     /// # Errors
     /// If the device fails.
-    fn transformer(&self, network: Transformer<Self>) -> Result<Box<dyn Encoder<Self>>> {
+    fn transformer(
+        &self,
+        network: Transformer<Self>,
+        _options: DeviceOptions,
+    ) -> Result<Box<dyn Encoder<Self>>> {
         Ok(Box::new(network))
     }
 
@@ -210,7 +193,7 @@ impl NetworkDevice for Cpu {
     const HAS_OWN_MEMORY: bool = false;
     const NORMALIZES_IMAGES: bool = false;
 
-    fn product_rate(&self) -> Result<f64> {
+    fn product_rate(&self, _: Precision) -> Result<f64> {
         let n = 1024;
         let (a, b) = (vec![1.0f32; n * n], vec![0.5f32; n * n]);
         let mut c = vec![0.0f32; n * n];
@@ -229,12 +212,12 @@ impl NetworkDevice for Cpu {
         &self,
         config: &HeadConfig,
         input: usize,
-        seed: u64,
         network: u64,
+        options: BuildOptions,
     ) -> Result<Box<dyn Head<Self>>> {
         Ok(match config {
             HeadConfig::Identity => Box::new(crate::heads::Identity::new(input)),
-            HeadConfig::Mlp(mlp) => Box::new(MlpHead::new(self, mlp, input, seed, network)?),
+            HeadConfig::Mlp(mlp) => Box::new(MlpHead::new(self, mlp, input, options.seed, network)?),
         })
     }
 
@@ -242,9 +225,9 @@ impl NetworkDevice for Cpu {
         &self,
         plan: Blueprint,
         choice: Convolutions,
-        seed: u64,
+        options: BuildOptions,
     ) -> Result<Box<dyn Encoder<Self>>> {
-        Ok(Box::new(encoders::network::Network::new(self, plan, choice, seed)?))
+        Ok(Box::new(encoders::network::Network::new(self, plan, choice, options.seed)?))
     }
 
     fn moving_averages(&self, pairs: &mut [(&mut Vec<f32>, &Vec<f32>)], momentum: f64) -> Result<()> {

@@ -15,8 +15,10 @@ pub mod optimizers;
 pub mod schedule;
 pub mod weights;
 
-pub use device::{DeviceOptions, NetworkDevice, Precision};
+pub use device::NetworkDevice;
 pub use ema::MomentumConfig;
 pub use heads::{Head, HeadConfig};
 pub use network::Network;
+pub use pauc_kernels::precision::Precision;
+pub use pauc_traits::encoder::{BuildOptions, DeviceOptions};
 pub use schedule::LrSchedule;

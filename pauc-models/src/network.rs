@@ -5,7 +5,7 @@ use crate::heads::{Head, HeadConfig};
 use dfdx::prelude::{Axis, HasShape, NoneTape, Tensor, TryConcatAlong, TryMul};
 use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::{
-    Compute, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Pixels, Result, Taped, ops,
+    BuildOptions, Compute, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Pixels, Result, Taped, ops,
 };
 
 /// The number of the projector among a network's parts, for its initial weights; the encoder's is 0.
@@ -16,6 +16,7 @@ const PREDICTOR: u64 = 2;
 /// An encoder, a projector, and maybe a predictor.
 pub struct Network<D: NetworkDevice> {
     device: D,
+    options: BuildOptions,
     input: ImageShape,
     encoder: Box<dyn Encoder<D>>,
     /// The encoder for images of other sizes, made when the first of them come.
@@ -46,7 +47,7 @@ pub struct Embedded {
 }
 
 impl<D: NetworkDevice> Network<D> {
-    /// Builds a network for images of `input`, with initial weights from the streams of `seed`.
+    /// Builds a network for images of `input`.
     ///
     /// # Errors
     /// If the configurations do not fit the images, or the device fails.
@@ -55,32 +56,40 @@ impl<D: NetworkDevice> Network<D> {
         encoder: &dyn EncoderConfig<D>,
         projector: &HeadConfig,
         input: ImageShape,
-        seed: u64,
+        options: BuildOptions,
     ) -> Result<Self> {
-        let encoder = encoder.build(device, input, seed)?;
-        let projector = device.head(projector, encoder.feature_dim(), seed, PROJECTOR)?;
-        Ok(Network {
-            device: device.clone(),
-            input,
-            encoder,
-            resized: Vec::new(),
-            projector,
-            predictor: None,
-        })
+        Self::from_encoder(device, encoder.build(device, input, options)?, projector, input, options)
     }
 
-    /// The same network with a predictor behind the projector, as BYOL and SimSiam have it.
+    /// A network of an encoder that was built for images of `input` with the same options, and of a new projector.
     ///
     /// # Errors
-    /// If the predictor's outputs are no embeddings of the same width, or the device fails.
-    pub fn with_predictor(self, predictor: &HeadConfig, seed: u64) -> Result<Self> {
-        let width = self.embedding_dim();
-        let predictor = self.device.head(predictor, width, seed, PREDICTOR)?;
-        if predictor.output_dim() != width {
-            let message = format!("its outputs are {} wide, embeddings {width}", predictor.output_dim());
-            return Err(Error::shape("predictor", message));
+    /// If the configuration makes no sense, or the device fails.
+    pub fn from_encoder(
+        device: &D,
+        encoder: Box<dyn Encoder<D>>,
+        projector: &HeadConfig,
+        input: ImageShape,
+        options: BuildOptions,
+    ) -> Result<Self> {
+        let projector = device.head(projector, encoder.feature_dim(), PROJECTOR, options)?;
+        let device = device.clone();
+        Ok(Network { device, options, input, encoder, resized: Vec::new(), projector, predictor: None })
+    }
+
+    /// Builds a predictor behind the projector, as BYOL and SimSiam have it.
+    ///
+    /// # Errors
+    /// If predictions are not as wide as embeddings, or the device fails.
+    pub fn add_predictor(&mut self, predictor: &HeadConfig) -> Result<()> {
+        let embedding = self.embedding_dim();
+        let predictor = self.device.head(predictor, embedding, PREDICTOR, self.options)?;
+        let prediction = predictor.output_dim();
+        if prediction != embedding {
+            return Err(Error::config(format!("predictions are {prediction} wide, embeddings {embedding}")));
         }
-        Ok(Network { predictor: Some(predictor), ..self })
+        self.predictor = Some(predictor);
+        Ok(())
     }
 
     /// What the predictor makes of embeddings, on a tape of its own that begins at them; `None` without a predictor.
@@ -236,6 +245,7 @@ impl<D: NetworkDevice> Network<D> {
     pub fn duplicate(&self) -> Result<Self> {
         Ok(Network {
             device: self.device.clone(),
+            options: self.options,
             input: self.input,
             encoder: self.encoder.duplicate()?,
             resized: Vec::new(),

@@ -7,7 +7,7 @@ use pauc_testing::tolerance::{self, SIGMAS, random_walk};
 use pauc_traits::encoder::Layer;
 use pauc_traits::param::clear_gradients;
 use pauc_traits::registry::kind;
-use pauc_traits::{Compute, Configured, Encoder, ImageShape, Param, Pass};
+use pauc_traits::{BuildOptions, Compute, Configured, Encoder, ImageShape, Param, Pass};
 use serde_json::Value;
 // Linked for its registrations.
 use pauc_models as _;
@@ -16,7 +16,7 @@ type Images = Tensor<(usize, usize, usize, usize), f32, Cpu>;
 
 fn build(recipe: &str, input: ImageShape) -> Box<dyn Encoder<Cpu>> {
     let config = Configured::<kind::Encoder>::parse(recipe).unwrap_or_else(|e| panic!("{recipe}: {e}"));
-    Cpu::encoder(&*config.value).build(&Cpu::default(), input, 0).unwrap()
+    Cpu::encoder(&*config.value).build(&Cpu::default(), input, BuildOptions::seed(0)).unwrap()
 }
 
 /// Channels-last images from a formula over (batch, channels, height, width) in row-major order.

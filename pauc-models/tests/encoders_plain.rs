@@ -11,11 +11,11 @@ use pauc_testing::tolerance::{self, random_walk};
 use pauc_testing::{Rounded, assert_within};
 use pauc_traits::component_ron::options;
 use pauc_traits::registry::kind;
-use pauc_traits::{Configured, Encoder, ImageShape, Param, Pass};
+use pauc_traits::{BuildOptions, Configured, Encoder, ImageShape, Param, Pass};
 use serde_json::Value;
 
 fn build(text: &str, input: ImageShape) -> pauc_traits::Result<Box<dyn Encoder<Cpu>>> {
-    Configured::<kind::Encoder>::parse(text).unwrap().build(&Cpu::default(), input, 4)
+    Configured::<kind::Encoder>::parse(text).unwrap().build(&Cpu::default(), input, BuildOptions::seed(4))
 }
 
 const IMAGE: ImageShape = ImageShape { height: 8, width: 12, channels: 3 };

@@ -12,7 +12,7 @@ use pauc_testing::inputs::wave;
 use pauc_testing::{Rounded, tolerance};
 use pauc_traits::component_ron::{Problem, options};
 use pauc_traits::param::{Role, clear_gradients};
-use pauc_traits::{Param, Pass, ops};
+use pauc_traits::{BuildOptions, Param, Pass, ops};
 
 fn config(text: &str) -> HeadConfig {
     options().from_str(text).unwrap()
@@ -35,7 +35,7 @@ fn values_and_gradients_agree_with_the_definition() {
         ("Mlp(dims: [7, 5], batch_norm: true, last_batch_norm: true)", vec![7, 5], [true, true], true),
     ] {
         let (rows, width) = (6, 4);
-        let mut head = dev.head(&config(text), width, 3, 1).unwrap();
+        let mut head = dev.head(&config(text), width, 1, BuildOptions::seed(3)).unwrap();
         let parameters = head.parameters();
         stir(&parameters);
         let (x, g) = (wave(rows * width, 0.2, 1.3), wave(rows * 5, 1.0, 1.3));
@@ -76,7 +76,7 @@ fn values_and_gradients_agree_with_the_definition() {
 fn the_fused_head_equals_plain_dfdx_operations() {
     let dev = Cpu::default();
     let (rows, width) = (70, 33);
-    let mut head = dev.head(&config("Mlp(dims: [65, 9])"), width, 0, 1).unwrap();
+    let mut head = dev.head(&config("Mlp(dims: [65, 9])"), width, 1, BuildOptions::seed(0)).unwrap();
     let (x, g) = (wave(rows * width, 0.2, 1.3), wave(rows * 9, 1.0, 1.3));
     let parameters = head.parameters();
     // Both are as far from the exact values as rounding may bring them.
@@ -116,7 +116,7 @@ fn the_fused_head_equals_plain_dfdx_operations() {
 #[test]
 fn the_input_gradient_flows_through_a_permuted_input() {
     let dev = Cpu::default();
-    let mut head = dev.head(&config("Mlp(dims: [3])"), 2, 0, 1).unwrap();
+    let mut head = dev.head(&config("Mlp(dims: [3])"), 2, 1, BuildOptions::seed(0)).unwrap();
     let leaf = dev.tensor_from_vec(wave(8, 0.0, 1.3), (2usize, 4usize));
     let x = leaf.retaped::<OwnedTape<f32, Cpu>>().permute::<_, Axes2<1, 0>>();
     let y = head.forward(x, Pass::Train).unwrap();
@@ -129,7 +129,9 @@ fn the_input_gradient_flows_through_a_permuted_input() {
 #[test]
 fn running_statistics_follow_the_batches_and_evaluation_uses_them() {
     let dev = Cpu::default();
-    let mut head = dev.head(&config("Mlp(dims: [2], last_batch_norm: true, bias: false)"), 1, 0, 1).unwrap();
+    let mut head = dev
+        .head(&config("Mlp(dims: [2], last_batch_norm: true, bias: false)"), 1, 1, BuildOptions::seed(0))
+        .unwrap();
     head.parameters()[0].value_mut().copy_from_slice(&[1.0, 2.0]);
     let x = [1.0f32, 2.0, 6.0];
     let input = || dev.tensor_from_vec(x.to_vec(), (3usize, 1usize)).retaped();
@@ -156,11 +158,11 @@ fn running_statistics_follow_the_batches_and_evaluation_uses_them() {
 #[test]
 fn names_follow_sequential_and_duplicates_are_apart() {
     let dev = Cpu::default();
-    let head = dev.head(&config("Mlp(dims: [4, 3], batch_norm: true)"), 2, 7, 1).unwrap();
+    let head = dev.head(&config("Mlp(dims: [4, 3], batch_norm: true)"), 2, 1, BuildOptions::seed(7)).unwrap();
     let names = |all: Vec<Param<Cpu>>| all.into_iter().map(|p| p.name).collect::<Vec<_>>();
     assert_eq!(names(head.parameters()), ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"]);
     assert_eq!(names(head.statistics()), ["1.running_mean", "1.running_var"]);
-    let plain = dev.head(&config("Mlp(dims: [4, 3])"), 2, 7, 1).unwrap();
+    let plain = dev.head(&config("Mlp(dims: [4, 3])"), 2, 1, BuildOptions::seed(7)).unwrap();
     assert_eq!(names(plain.parameters()), ["0.weight", "0.bias", "2.weight", "2.bias"]);
     assert_eq!(plain.layers().iter().map(|l| l.parameters).sum::<usize>(), 4 * 2 + 4 + 3 * 4 + 3);
 
@@ -171,7 +173,9 @@ fn names_follow_sequential_and_duplicates_are_apart() {
     copy.parameters()[0].value_mut()[0] += 1.0;
     assert_ne!(*head.parameters()[0].value(), *copy.parameters()[0].value());
     let values = |seed, network| {
-        dev.head(&config("Mlp(dims: [4])"), 2, seed, network).unwrap().parameters()[0].value().clone()
+        dev.head(&config("Mlp(dims: [4])"), 2, network, BuildOptions::seed(seed)).unwrap().parameters()[0]
+            .value()
+            .clone()
     };
     assert_eq!(values(7, 1), values(7, 1));
     assert_ne!(values(7, 1), values(7, 2));
@@ -186,8 +190,14 @@ fn recipe_text_becomes_a_head_and_back() {
     let error = options().from_str::<HeadConfig>("Mlp(dim: [3])").unwrap_err().code.to_string();
     assert_eq!(Problem::parse(&error).unwrap().suggestion.as_deref(), Some("dims"));
     let dev = Cpu::default();
-    assert!(dev.head(&config("Mlp(dims: [])"), 2, 0, 1).err().unwrap().to_string().contains("`dims`"));
-    let mut head = dev.head(&config("Mlp(dims: [3])"), 2, 0, 1).unwrap();
+    assert!(
+        dev.head(&config("Mlp(dims: [])"), 2, 1, BuildOptions::seed(0))
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("`dims`")
+    );
+    let mut head = dev.head(&config("Mlp(dims: [3])"), 2, 1, BuildOptions::seed(0)).unwrap();
     let wrong = head.forward(dev.tensor_from_vec(vec![0.0; 6], (2usize, 3usize)).retaped(), Pass::Eval);
     assert!(wrong.err().unwrap().to_string().contains("width 2, got 3"));
 }

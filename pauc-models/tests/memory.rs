@@ -5,7 +5,7 @@ use dfdx::prelude::*;
 use pauc_models as _;
 use pauc_traits::param::clear_gradients;
 use pauc_traits::registry::kind;
-use pauc_traits::{Compute, Configured, ImageShape, Pass};
+use pauc_traits::{BuildOptions, Compute, Configured, ImageShape, Pass};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -36,7 +36,7 @@ fn a_warm_step_allocates_no_more_than_its_inputs_and_outputs() {
     for recipe in ["ResNet18(stem: Small, width: 16)", "ConvNet(channels: [16, 32], grid: 2)"] {
         let input = ImageShape { height: 32, width: 32, channels: 3 };
         let config = Configured::<kind::Encoder>::parse(recipe).unwrap();
-        let mut encoder = Cpu::encoder(&*config.value).build(&device, input, 0).unwrap();
+        let mut encoder = Cpu::encoder(&*config.value).build(&device, input, BuildOptions::seed(0)).unwrap();
         let parameters = encoder.parameters();
         let batch = 32;
         let pixels = (0..batch * input.len()).map(|i| (i as f32).sin()).collect();

@@ -15,7 +15,9 @@ use pauc_traits::component_ron::options;
 use pauc_traits::optimizer::StepContext;
 use pauc_traits::param::{Role, clear_gradients};
 use pauc_traits::registry::kind;
-use pauc_traits::{Clock, Configured, Horizon, ImageShape, Param, Pass, Pixels, Scheduled, UnitInterval};
+use pauc_traits::{
+    BuildOptions, Clock, Configured, Horizon, ImageShape, Param, Pass, Pixels, Scheduled, UnitInterval,
+};
 use serde_json::Value;
 
 fn golden(name: &str) -> Value {
@@ -221,7 +223,7 @@ fn network(dev: &Cpu) -> Network<Cpu> {
 fn with_head(dev: &Cpu, head: &str) -> Network<Cpu> {
     let encoder = Configured::<kind::Encoder>::parse("MlpEncoder(dims: [8, 5])").unwrap();
     let head: HeadConfig = options().from_str(head).unwrap();
-    Network::build(dev, &*encoder.value, &head, IMAGE, 1).unwrap()
+    Network::build(dev, &*encoder.value, &head, IMAGE, BuildOptions::seed(1)).unwrap()
 }
 
 fn pixels(n: usize) -> Vec<f32> {
@@ -289,9 +291,9 @@ fn the_gradient_of_a_network_agrees_with_finite_differences() {
 #[test]
 fn the_gradient_through_a_predictor_joins_that_of_the_embeddings() {
     let dev = Cpu::default();
-    let net = with_head(&dev, "Mlp(dims: [4], last_batch_norm: true)");
+    let mut net = with_head(&dev, "Mlp(dims: [4], last_batch_norm: true)");
     let head: HeadConfig = options().from_str("Mlp(dims: [4])").unwrap();
-    let mut net = net.with_predictor(&head, 3).unwrap();
+    net.add_predictor(&head).unwrap();
     let weights = |phase: f32| (0..5 * 4).map(|i| (phase + 0.9 * i as f32).cos()).collect::<Vec<f32>>();
     let (g, h) = (weights(1.0), weights(2.0));
     let embeddings = net.forward(images(&dev, 5), Pass::Train).unwrap().embeddings;
@@ -305,9 +307,9 @@ fn the_gradient_through_a_predictor_joins_that_of_the_embeddings() {
     let momentum: MomentumConfig = options().from_str("Ema(momentum: 0.5)").unwrap();
     momentum.update(&dev, &net, &branch, &Clock::still()).unwrap();
     let wide: HeadConfig = options().from_str("Mlp(dims: [5])").unwrap();
-    let error = with_head(&dev, "Identity").with_predictor(&wide, 0).err();
-    assert!(error.is_none(), "features of this encoder are 5 wide");
-    let error = net.with_predictor(&wide, 0).err().unwrap().to_string();
+    let result = with_head(&dev, "Identity").add_predictor(&wide);
+    assert!(result.is_ok(), "features of this encoder are 5 wide");
+    let error = net.add_predictor(&wide).unwrap_err().to_string();
     assert!(error.contains("5 wide, embeddings 4"), "{error}");
 }
 

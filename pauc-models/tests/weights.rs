@@ -9,12 +9,12 @@ use dfdx::prelude::*;
 use pauc_models::weights::{TensorFile, Values, load_into};
 use pauc_models::{Head, HeadConfig, NetworkDevice};
 use pauc_traits::component_ron::options;
-use pauc_traits::{Param, Pass};
+use pauc_traits::{BuildOptions, Param, Pass};
 use std::process::Command;
 
 fn head(seed: u64) -> Box<dyn Head<Cpu>> {
     let config: HeadConfig = options().from_str("Mlp(dims: [5, 3], batch_norm: true)").unwrap();
-    Cpu::default().head(&config, 4, seed, 1).unwrap()
+    Cpu::default().head(&config, 4, 1, BuildOptions::seed(seed)).unwrap()
 }
 
 fn all(head: &dyn Head<Cpu>) -> Vec<Param<Cpu>> {

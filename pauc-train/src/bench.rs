@@ -123,7 +123,7 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
     })?;
     let memory_before = peak_memory();
     let mut trainer = Trainer::new(device, &plan)?;
-    let product_rate = device.product_rate()?;
+    let product_rate = device.product_rate(plan.recipe.train.cuda.precision)?;
     let batch = first_batch::<D>(&plan)?;
     let image = plan.shape;
     let shape = (batch.ids.len(), image.height, image.width, image.channels);

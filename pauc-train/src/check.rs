@@ -233,7 +233,7 @@ impl<'a> Checker<'a> {
 
     /// Whether the projector can be built on features of this width; the width of embeddings.
     fn projector<D: NetworkDevice>(&mut self, device: &D, features: usize) -> Option<usize> {
-        match device.head(&self.recipe.projector, features, 0, 0) {
+        match device.head(&self.recipe.projector, features, 0, self.recipe.train.build_options()) {
             Ok(head) => Some(head.output_dim()),
             Err(e) => {
                 self.error("E0208", "projector", e.to_string(), "");
@@ -245,7 +245,7 @@ impl<'a> Checker<'a> {
     /// Whether the predictor's outputs are as wide as the embeddings.
     fn predictor<D: NetworkDevice>(&mut self, device: &D, embedding: usize) {
         let Some(config) = &self.recipe.predictor else { return };
-        let message = match device.head(config, embedding, 0, 0).map(|head| head.output_dim()) {
+        let message = match device.head(config, embedding, 0, self.recipe.train.build_options()).map(|head| head.output_dim()) {
             Ok(prediction) if prediction == embedding => return,
             Ok(prediction) => format!("predictions are {prediction} wide, embeddings {embedding}"),
             Err(e) => e.to_string(),
@@ -302,7 +302,8 @@ impl<'a> Checker<'a> {
     /// Whether the encoder can be built for views of these shapes, by building it; the width of its features.
     fn encoder<D: NetworkDevice>(&mut self, device: &D, shapes: &[ImageShape]) -> Option<usize> {
         let (first, others) = shapes.split_first()?;
-        let encoder = match D::encoder(&*self.recipe.encoder.value).build(device, *first, 0) {
+        let config = D::encoder(&*self.recipe.encoder.value);
+        let encoder = match config.build(device, *first, self.recipe.train.build_options()) {
             Ok(encoder) => encoder,
             Err(e) => {
                 self.error("E0208", "encoder", format!("views of {first}: {e}"), "");

@@ -6,7 +6,7 @@ use crate::objective::Objective;
 use crate::recipe::{Recipe, Source, belongs};
 use pauc_data::ViewPipeline;
 use pauc_models::weights::{TensorFile, load_into};
-use pauc_models::{DeviceOptions, Network, NetworkDevice};
+use pauc_models::{Network, NetworkDevice};
 use pauc_traits::dataset::{Place, Splits};
 use pauc_traits::param::Param;
 use pauc_traits::schedule::Horizon;
@@ -178,10 +178,9 @@ impl Plan {
     /// If the device fails, or a file of weights does not fit; shapes were checked by [`Plan::new`].
     pub fn network<D: NetworkDevice>(&self, device: &D) -> Result<Network<D>, Error> {
         let encoder = D::encoder(&*self.recipe.encoder.value);
-        let (seed, cuda) = (self.recipe.train.seed, &self.recipe.train.cuda);
-        device.configure(DeviceOptions { precision: cuda.precision, recompute: cuda.recompute })?;
-        let network = Network::build(device, encoder, &self.recipe.projector, self.shape, seed)?;
-        if cuda.deterministic && !D::DETERMINISTIC_REDUCTIONS && !network.has_fixed_order() {
+        let options = self.recipe.train.build_options();
+        let mut network = Network::build(device, encoder, &self.recipe.projector, self.shape, options)?;
+        if self.recipe.train.cuda.deterministic && !D::DETERMINISTIC_REDUCTIONS && !network.has_fixed_order() {
             return Err(Error::config(format!(
                 "{} is made of dfdx's operations, whose sums have no fixed order on {}: leave out `cuda: (deterministic: true)`, or use another encoder or the CPU",
                 self.recipe.encoder.name(),
@@ -194,10 +193,9 @@ impl Plan {
         }
         let frozen = |p: &&Param<D>| self.recipe.frozen.iter().any(|part| belongs(&p.name, part));
         params.iter().filter(frozen).for_each(|p| p.set_frozen(true));
-        let network = match &self.recipe.predictor {
-            Some(predictor) => network.with_predictor(predictor, seed)?,
-            None => network,
-        };
+        if let Some(predictor) = &self.recipe.predictor {
+            network.add_predictor(predictor)?;
+        }
         network.parameters().iter().for_each(|p| p.set_lr_scale(self.recipe.lr_scale_of(&p.name)));
         Ok(network)
     }

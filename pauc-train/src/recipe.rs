@@ -5,10 +5,10 @@ use crate::progress::{Keep, StopEarly};
 use crate::recipe_text;
 use pauc_cluster::ConcentrationKind;
 use pauc_data::ViewSpec;
-use pauc_models::Precision;
 use pauc_models::ema::MomentumConfig;
 use pauc_models::heads::HeadConfig;
 use pauc_models::schedule::LrSchedule;
+use pauc_models::{BuildOptions, DeviceOptions, Precision};
 use pauc_traits::backend::{PortableClusterer, PortableEncoder, PortableOptimizer};
 use pauc_traits::component_ron::{Term, options};
 use pauc_traits::schedule::Clock;
@@ -190,6 +190,12 @@ macro_rules! all_defaults {
 all_defaults!(Concentration TrainConfig CudaConfig);
 
 impl TrainConfig {
+    /// What networks are built with.
+    pub fn build_options(&self) -> BuildOptions {
+        let CudaConfig { precision, recompute, .. } = self.cuda;
+        BuildOptions { seed: self.seed, device: DeviceOptions { precision, recompute } }
+    }
+
     /// The images that one step of the optimizer sees.
     pub fn images_per_step(&self) -> usize {
         self.batch.get().saturating_mul(self.accumulate.get())

@@ -14,9 +14,9 @@ use pauc_train::plan::Plan;
 use pauc_train::recipe::Recipe;
 use pauc_train::run_dir::RunDir;
 use pauc_train::trainer::{Ending, Trainer};
-use pauc_traits::Param;
 use pauc_traits::dataset::Place;
 use pauc_traits::rng::{Purpose, stream};
+use pauc_traits::{BuildOptions, Param};
 use rand::Rng;
 use std::collections::BTreeMap;
 
@@ -323,12 +323,12 @@ fn resized_encoders_share_their_parameters() {
             let pixels: Vec<f32> = (0..8 * 24 * 24 * 3).map(|i| (i as f32 * 0.37).sin()).collect();
             ops::constant(&device, pixels, (8, 24, 24, 3))
         };
-        let large = config.build(&device, shape(40), 3).unwrap();
+        let large = config.build(&device, shape(40), BuildOptions::seed(3)).unwrap();
         let mut resized = large.resized(shape(24)).unwrap();
-        let mut built = config.build(&device, shape(24), 3).unwrap();
+        let mut built = config.build(&device, shape(24), BuildOptions::seed(3)).unwrap();
         // Layers may be computed by other algorithms than in one that was built for the size, and rounded
         // otherwise: see `Noise`. The longest sums are the normalization's, over all pixels.
-        let mut shaken = config.build(&device, shape(24), 3).unwrap();
+        let mut shaken = config.build(&device, shape(24), BuildOptions::seed(3)).unwrap();
         let by = rounding(8 * 24 * 24);
         shake(&shaken.parameters(), by, 1);
         for pass in [Pass::Train, Pass::Eval] {
@@ -348,7 +348,7 @@ fn resized_encoders_share_their_parameters() {
             assert!(off <= within, "{text}: statistics are off by {off:e} where {within:e} is allowed");
         }
         assert!(large.resized(ImageShape { channels: 1, ..shape(24) }).is_err());
-        assert!(config.build(&device, shape(40), 3).unwrap().resized(shape(0)).is_err());
+        assert!(config.build(&device, shape(40), BuildOptions::seed(3)).unwrap().resized(shape(0)).is_err());
     }
 }
 

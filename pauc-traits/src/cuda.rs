@@ -116,7 +116,6 @@ impl RowsOnDevice for pauc_cuda::distance::DeviceRows {
     }
 }
 
-// What probes find does not hang on the precision of the training: their products are in `f32`.
 impl ProbesOnDevice for Cuda {
     fn highest(
         &self,
@@ -130,7 +129,7 @@ impl ProbesOnDevice for Cuda {
             return Ok(None);
         }
         let on = context(self)?;
-        on.in_f32(|| top_k(&on, queries.data, bank.data, bank.cols, shift, k)).on_device().map(Some)
+        top_k(&on, queries.data, bank.data, bank.cols, shift, k).on_device().map(Some)
     }
 
     fn regression(
@@ -150,14 +149,14 @@ impl ProbesOnDevice for Cuda {
 
 impl RegressionOnDevice for Regression {
     fn scatter(&self) -> Result<Vec<f64>> {
-        self.context().in_f32(|| Regression::scatter(self)).on_device()
+        Regression::scatter(self).on_device()
     }
 
     fn loss(&self, rows: Range<usize>, weights: &[f32], gradient: &mut [f64]) -> Result<f64> {
-        self.context().in_f32(|| Regression::loss(self, rows, weights, gradient)).on_device()
+        Regression::loss(self, rows, weights, gradient).on_device()
     }
 
     fn right(&self, rows: Range<usize>, weights: &[f32]) -> Result<usize> {
-        self.context().in_f32(|| Regression::right(self, rows, weights)).on_device()
+        Regression::right(self, rows, weights).on_device()
     }
 }

@@ -3,6 +3,7 @@
 use crate::registry::Component;
 use crate::{Compute, ImageShape, Param, Result, Taped};
 use dfdx::prelude::Tensor;
+use pauc_kernels::precision::Precision;
 
 /// A batch of images, normalized, channels last: (B, H, W, C).
 pub type Images<D> = Tensor<(usize, usize, usize, usize), f32, D>;
@@ -86,11 +87,37 @@ pub trait Encoder<D: Compute> {
     fn layers(&self) -> Vec<Layer>;
 }
 
+/// How a network works on a GPU. It is chosen when the network is built, and stays with it and its duplicates.
+/// The CPU has nothing to choose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// How products are rounded.
+    pub precision: Precision,
+    /// Whether activations that a normalization and a ReLU can recompute are not kept for the backward pass.
+    pub recompute: bool,
+}
+
+/// What a network is built with, besides its configuration and the shape of the images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BuildOptions {
+    /// Selects the random streams of the initial weights.
+    pub seed: u64,
+    /// For networks that have CUDA code of their own. Plain dfdx operations have nothing to choose.
+    pub device: DeviceOptions,
+}
+
+impl BuildOptions {
+    /// A seed, and the default of everything else.
+    pub fn seed(seed: u64) -> Self {
+        BuildOptions { seed, device: DeviceOptions::default() }
+    }
+}
+
 /// A registered encoder: its configuration, from which networks are built.
 pub trait EncoderConfig<D: Compute>: Component {
-    /// Builds the network for images of `input`, with initial weights from the streams of `seed`.
+    /// Builds the network for images of `input`, with initial weights from the streams of `options.seed`.
     ///
     /// # Errors
     /// If the input is too small for the strides, has the wrong number of channels, or the device fails.
-    fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>>;
+    fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>>;
 }

@@ -209,10 +209,10 @@ fn convolutions_of_either_element_equal_plain_loops() {
     {
         let (height, width, batch) = (5, 7, 2);
         let g = Geometry { height, width, inputs: c, outputs, kernel: k, stride: s, padding: k / 2 };
-        let input = MapShape { batch, height, width, channels: precision.padded_channels(c) };
+        let input = MapShape { batch, height, width, channels: Element::of(precision).padded_channels(c) };
         let (oh, ow) = g.output();
         let output = MapShape { batch, height: oh, width: ow, channels: outputs };
-        let (element, padded, factors) = (precision.element(), input.channels, of_factors(&on, precision));
+        let (element, padded, factors) = (Element::of(precision), input.channels, of_factors(&on, precision));
         let within = |all: &[Products]| all.iter().map(|p| p.within(factors)).collect::<Vec<_>>();
         let values = pattern(input.pixels() * c, 0.5);
         let images = Buffer::from_host(&on, &values).unwrap();

@@ -2,12 +2,11 @@
 
 use crate::{device, pattern, shaken};
 use pauc::dfdx::prelude::*;
-use pauc::models::device::{DeviceOptions, Precision};
 use pauc::models::ema::MomentumConfig;
 use pauc::models::network::{Network, backward_with};
 use pauc::models::optimizers::clip_gradients;
-use pauc::models::{HeadConfig, NetworkDevice};
-use pauc::traits::component_ron::options;
+use pauc::models::{BuildOptions, DeviceOptions, HeadConfig, NetworkDevice, Precision};
+use pauc::traits::component_ron::options as ron_options;
 use pauc::traits::optimizer::StepContext;
 use pauc::traits::param::clear_gradients;
 use pauc::traits::registry::kind;
@@ -104,11 +103,12 @@ fn agree(what: &str, cuda: &Named, cpu: &Named, unit: f64, shaken: impl Fn(Shake
 fn network<D: NetworkDevice>(
     dev: &D,
     (encoder, head): (&str, &str),
-    (input, seed): (ImageShape, u64),
+    input: ImageShape,
+    options: BuildOptions,
 ) -> Network<D> {
     let config = Configured::<kind::Encoder>::parse(encoder).unwrap();
-    let head: HeadConfig = options().from_str(head).unwrap();
-    Network::build(dev, D::encoder(&*config.value), &head, input, seed).unwrap()
+    let head: HeadConfig = ron_options().from_str(head).unwrap();
+    Network::build(dev, D::encoder(&*config.value), &head, input, options).unwrap()
 }
 
 /// The longest inner product of a pass through weights (out, in, …), forwards or backwards.
@@ -121,18 +121,18 @@ fn longest<D: NetworkDevice>(network: &Network<D>) -> usize {
 fn step<D: NetworkDevice>(
     dev: &D,
     (encoder, head, optimizer): (&str, &str, &str),
-    (input, batch, seed): (ImageShape, usize, u64),
+    (input, batch, options): (ImageShape, usize, BuildOptions),
     rounds: usize,
     shake: Shake,
 ) -> Named {
-    let mut network = network(dev, (encoder, head), (input, seed));
+    let mut network = network(dev, (encoder, head), input, options);
     shake.parameters(dev, &network);
     let mut branch = network.duplicate().unwrap();
     let optimizer = Configured::<kind::Optimizer>::parse(optimizer).unwrap();
     let optimizer = D::optimizer(&*optimizer.value);
     let params = network.parameters();
     let mut state = optimizer.start(dev, &params).unwrap();
-    let ema: MomentumConfig = options().from_str("Ema(momentum: 0.9)").unwrap();
+    let ema: MomentumConfig = ron_options().from_str("Ema(momentum: 0.9)").unwrap();
     let mut found = Named::new();
     for round in 0..rounds {
         let shape = (batch, input.height, input.width, input.channels);
@@ -173,12 +173,13 @@ fn step<D: NetworkDevice>(
 }
 
 /// Of steps from the same start: outputs, gradients, parameters and statistics agree.
-fn compare(what: (&str, &str, &str), size: (ImageShape, usize, u64), rounds: usize) {
+fn compare(what: (&str, &str, &str), (input, batch, seed): (ImageShape, usize, u64), rounds: usize) {
     let (cpu, still) = (Cpu::default(), Shake::default());
+    let options = BuildOptions::seed(seed);
+    let size = (input, batch, options);
     let on_gpu = step(&device(), what, size, rounds, still);
     let on_cpu = step(&cpu, what, size, rounds, still);
-    let (input, batch, seed) = size;
-    let products = longest(&network(&cpu, (what.0, what.1), (input, seed)));
+    let products = longest(&network(&cpu, (what.0, what.1), input, options));
     let unit = of_layer(products, batch * input.height * input.width);
     agree(what.0, &on_gpu, &on_cpu, unit, |shake| step(&cpu, what, size, rounds, shake));
 }
@@ -235,14 +236,14 @@ fn a_step_in_fewer_bits_is_that_of_the_cpu_but_for_its_rounding() {
         ("ResNet18(width: 8, convolution: Direct)", 40, "layer4.1.conv2"),
     ] {
         let what = (encoder, "Mlp(dims: [8])", sgd);
-        let on_cpu = |shake: Shake| step(&Cpu::default(), what, (image(side, 3), 6, 3), 1, shake);
+        let size = |device| (image(side, 3), 6, BuildOptions { seed: 3, device });
+        let on_cpu = |shake: Shake| step(&Cpu::default(), what, size(DeviceOptions::default()), 1, shake);
         let cpu = on_cpu(Shake::default());
-        for (precision, size, least) in [bf16, tf32] {
-            let dev = device();
-            dev.configure(DeviceOptions { precision, ..DeviceOptions::default() }).unwrap();
-            let cuda = step(&dev, what, (image(side, 3), 6, 3), 1, Shake::default());
-            dev.configure(DeviceOptions::default()).unwrap();
-            let draws: Vec<Named> = (0..DRAWS).map(|draw| on_cpu(Shake { size, draw })).collect();
+        for (precision, rounding, least) in [bf16, tf32] {
+            let options = DeviceOptions { precision, ..DeviceOptions::default() };
+            let cuda = step(&device(), what, size(options), 1, Shake::default());
+            let draw = |draw| on_cpu(Shake { size: rounding, draw });
+            let draws: Vec<Named> = (0..DRAWS).map(draw).collect();
             let off = |name: &str| {
                 let of = |all: &Named| all.iter().find(|(n, _)| n == name).unwrap().1.clone();
                 let size = norm(of(&cpu).iter().map(|v| f64::from(*v)));
@@ -283,7 +284,7 @@ fn a_step_of_a_vision_transformer_equals_that_of_the_cpu() {
 fn images_of_other_sizes_share_parameters() {
     const NETWORK: (&str, &str) = ("ResNet18(stem: Small, width: 2, convolution: Direct)", "Mlp(dims: [6])");
     fn sizes<D: NetworkDevice>(dev: &D, seed: u64, shake: Shake) -> Named {
-        let mut network = network(dev, NETWORK, (image(16, 3), seed));
+        let mut network = network(dev, NETWORK, image(16, 3), BuildOptions::seed(seed));
         shake.parameters(dev, &network);
         let batch = |side: usize, n: usize| {
             let images = shake.images(pattern(n * side * side * 3, side as f64), side);
@@ -298,7 +299,8 @@ fn images_of_other_sizes_share_parameters() {
     }
     let (cpu, still) = (Cpu::default(), Shake::default());
     let seed = 54;
-    let unit = of_layer(longest(&network(&cpu, NETWORK, (image(16, 3), seed))), 3 * 16 * 16);
+    let unit =
+        of_layer(longest(&network(&cpu, NETWORK, image(16, 3), BuildOptions::seed(seed))), 3 * 16 * 16);
     let (on_gpu, on_cpu) = (sizes(&device(), seed, still), sizes(&cpu, seed, still));
     agree("two sizes", &on_gpu, &on_cpu, unit, |shake| sizes(&cpu, seed, shake));
 }
@@ -307,7 +309,7 @@ fn images_of_other_sizes_share_parameters() {
 fn a_second_outstanding_pass_is_refused_and_a_batch_of_one_has_no_statistics() {
     let dev = device();
     let config = Configured::<kind::Encoder>::parse("ConvNet(channels: [4])").unwrap();
-    let mut encoder = Cuda::encoder(&*config.value).build(&dev, image(4, 1), 0).unwrap();
+    let mut encoder = Cuda::encoder(&*config.value).build(&dev, image(4, 1), BuildOptions::seed(0)).unwrap();
     let images = |n: usize| dev.tensor_from_vec(pattern(n * 16, 0.0), (n, 4, 4, 1));
     let first = encoder.forward(images(2), Pass::Train).unwrap();
     let e = encoder.forward(images(2), Pass::Train).unwrap_err();
@@ -316,8 +318,8 @@ fn a_second_outstanding_pass_is_refused_and_a_batch_of_one_has_no_statistics() {
     encoder.forward(images(2), Pass::Train).unwrap();
     let e = encoder.forward(dev.tensor_from_vec(pattern(25, 0.0), (1, 5, 5, 1)), Pass::Eval).unwrap_err();
     assert!(e.to_string().contains("5×5×1"), "{e}");
-    let head: HeadConfig = options().from_str("Mlp(dims: [4], last_batch_norm: true)").unwrap();
-    let mut head = dev.head(&head, 3, 0, 1).unwrap();
+    let head: HeadConfig = ron_options().from_str("Mlp(dims: [4], last_batch_norm: true)").unwrap();
+    let mut head = dev.head(&head, 3, 1, BuildOptions::seed(0)).unwrap();
     let x = dev.tensor_from_vec(pattern(3, 0.0), (1usize, 3usize));
     let e = head.forward(x.leaky_trace(), Pass::Train).unwrap_err();
     assert!(e.to_string().contains("at least 2 samples"), "{e}");
@@ -326,21 +328,43 @@ fn a_second_outstanding_pass_is_refused_and_a_batch_of_one_has_no_statistics() {
 /// What is made again is what was kept, and a step gives the same bits every time.
 #[test]
 fn steps_repeat_bit_by_bit_and_with_less_memory() {
-    use pauc::models::DeviceOptions;
     let what = ("ResNet18(width: 4)", HEAD, "Sgd(lr: 0.1)");
     let dev = device();
     let bits = |found: Named| -> Vec<Vec<u32>> {
         found.into_iter().map(|(_, v)| v.into_iter().map(f32::to_bits).collect()).collect()
     };
-    let memory = |dev: &Cuda| {
+    let run = |options: DeviceOptions| {
+        let options = BuildOptions { seed: 3, device: options };
         let config = Configured::<kind::Encoder>::parse(what.0).unwrap();
-        Cuda::encoder(&*config.value).build(dev, image(40, 3), 0).unwrap().memory(5).unwrap()
+        let encoder = Cuda::encoder(&*config.value).build(&dev, image(40, 3), options).unwrap();
+        let left = step(&dev, what, (image(40, 3), 5, options), 2, Shake::default());
+        (bits(left), encoder.memory(5).unwrap())
     };
-    let kept = (bits(step(&dev, what, (image(40, 3), 5, 3), 2, Shake::default())), memory(&dev));
-    assert!(bits(step(&dev, what, (image(40, 3), 5, 3), 2, Shake::default())) == kept.0);
-    dev.configure(DeviceOptions { recompute: true, ..DeviceOptions::default() }).unwrap();
-    let again = (bits(step(&dev, what, (image(40, 3), 5, 3), 2, Shake::default())), memory(&dev));
-    dev.configure(DeviceOptions::default()).unwrap();
+    let kept = run(DeviceOptions::default());
+    assert!(run(DeviceOptions::default()).0 == kept.0);
+    let again = run(DeviceOptions { recompute: true, ..DeviceOptions::default() });
     assert!(again.0 == kept.0);
     assert!(again.1 < kept.1, "{} for {} bytes", again.1, kept.1);
+}
+
+/// What a network is built with stays with it, whatever is built after it, and goes over to its duplicates.
+#[test]
+fn networks_of_different_precision_do_not_change_each_other() {
+    let dev = device();
+    let build = |precision| {
+        let device = DeviceOptions { precision, ..DeviceOptions::default() };
+        network(&dev, ("ResNet18(width: 4)", HEAD), image(40, 3), BuildOptions { seed: 3, device })
+    };
+    let embed = |network: &mut Network<Cuda>| {
+        let images = dev.tensor_from_vec(pattern(5 * 40 * 40 * 3, 0.0), (5, 40, 40, 3));
+        network.forward(images, Pass::Momentum).unwrap().embeddings.as_vec()
+    };
+    let alone = embed(&mut build(Precision::F32));
+    let mut exact = build(Precision::F32);
+    let mut rounded = build(Precision::Bf16);
+    let mut copy = exact.duplicate().unwrap();
+    let of_rounded = embed(&mut rounded);
+    assert!(embed(&mut exact) == alone);
+    assert!(embed(&mut copy) == alone);
+    assert!(of_rounded != alone);
 }

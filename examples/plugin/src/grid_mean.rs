@@ -5,7 +5,8 @@ use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::param::Role;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{
-    Compute, Count, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped, component, ops,
+    BuildOptions, Compute, Count, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped,
+    component, ops,
 };
 use rand::Rng;
 
@@ -23,14 +24,14 @@ component! {
 }
 
 impl<D: Compute> EncoderConfig<D> for GridMean {
-    fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>> {
+    fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
         let (cells, width) = (self.cells.get(), self.width.get());
         if cells > input.height || cells > input.width {
             let message = format!("{cells} cells do not fit into images of {input}: make `cells` smaller");
             return Err(Error::shape("grid", message));
         }
         let inputs = cells * cells * input.channels;
-        let mut rng = stream(seed, Purpose::Init, 0, 0, 0);
+        let mut rng = stream(options.seed, Purpose::Init, 0, 0, 0);
         let bound = (6.0 / inputs as f32).sqrt();
         let values: Vec<f32> = (0..inputs * width).map(|_| rng.gen_range(-bound..bound)).collect();
         let weight = Param::new(device, "weight", &[inputs, width], Role::Weight, &values)?;
@@ -124,7 +125,7 @@ mod tests {
         let dev = Cpu::default();
         let shape = ImageShape { height: 5, width: 4, channels: 1 };
         let config = GridMean { cells: Count::lit(2), width: Count::lit(3) };
-        let mut net = EncoderConfig::<Cpu>::build(&config, &dev, shape, 3).unwrap();
+        let mut net = EncoderConfig::<Cpu>::build(&config, &dev, shape, BuildOptions::seed(3)).unwrap();
         let pixels: Vec<f32> = (0..40).map(|i| (i as f32 * 1.3).sin()).collect();
         let images = || dev.tensor_from_vec(pixels.clone(), (2, 5, 4, 1));
         net.forward(images(), Pass::Train).unwrap().square().sum::<Rank0, _>().backward();

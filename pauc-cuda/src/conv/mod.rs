@@ -11,7 +11,7 @@ mod scratch;
 
 use crate::feature_map::{FeatureMap, MapShape, MapSlice, MapSliceMut};
 use crate::kernel_args::{In, Out, args};
-use crate::matmul::{MatrixRef, product};
+use crate::matmul::{MatrixRef, rounded_product};
 use crate::norm::ScaledF16;
 use crate::{Buffer, Context, Element, Error, Precision, Result};
 use pauc_kernels::conv::Geometry;
@@ -30,6 +30,7 @@ pub struct Convolution {
     input: MapShape,
     output: MapShape,
     geometry: Geometry,
+    precision: Precision,
     element: Element,
     /// The weights as cuDNN reads them, (out, height, width, channels), unless they are given so.
     filter: Option<FeatureMap>,
@@ -73,7 +74,7 @@ impl Convolution {
             let message = format!("{input:?} for a convolution of {}×{}×{}", g.height, g.width, g.inputs);
             return Err(Error::Length { operation: "convolution", message });
         }
-        let element = precision.element();
+        let element = Element::of(precision);
         let splits = Self::splits_operands(on, precision)?;
         let program = |input, kind, passes| Program::new(on.dnn()?, g, (input, output), kind, passes);
         let on_tensor_cores = precision != Precision::F32 || splits;
@@ -100,6 +101,7 @@ impl Convolution {
             input,
             output,
             geometry: g,
+            precision,
             element,
             filter,
             splits,
@@ -165,17 +167,10 @@ impl Convolution {
         Err(Error::Length { operation: "convolution", message })
     }
 
-    /// [`accumulate`] for a convolution that is a matrix product: cuBLAS is told if it may use tensor cores.
-    fn accumulate_matmul(
-        &self,
-        on: &Context,
-        scratch: &mut Scratch,
-        operands: [MapSlice<'_>; 2],
-        beta: f32,
-        product: Product<'_>,
-    ) -> Result<()> {
-        let mut sum = || accumulate(on, &mut scratch.split, self.splits, operands, beta, product);
-        if self.splits { on.with_precision(Precision::Tf32, sum) } else { sum() }
+    /// How cuBLAS rounds the products of a convolution that is a matrix product. Split operands are TF32
+    /// numbers already.
+    fn matmul_precision(&self) -> Precision {
+        if self.splits { Precision::Tf32 } else { self.precision }
     }
 
     /// `y ← w ∗ x`.
@@ -194,8 +189,10 @@ impl Convolution {
         self.convert_weights(on, w)?;
         let operands = [x.part(0, self.input.len()), self.weights(w)];
         let Some(program) = &self.program else {
-            return self.accumulate_matmul(on, scratch, operands, 0.0, &mut |[x, w], beta| {
-                product(on, self.input_matrix(x), self.weight_matrix(w).t(), beta, y.reborrow())
+            let precision = self.matmul_precision();
+            return accumulate(on, &mut scratch.split, self.splits, operands, 0.0, &mut |[x, w], beta| {
+                let (x, w) = (self.input_matrix(x), self.weight_matrix(w).t());
+                rounded_product(on, precision, x, w, beta, y.reborrow())
             });
         };
         let workspace = scratch.workspace.at_least(on, program.workspace())?;
@@ -237,13 +234,16 @@ impl Convolution {
         self.check(dx.as_slice(), w.len(), dy)?;
         let operands = [dy.part(0, self.output.len()), self.weights(w)];
         let Some(program) = &self.program else {
-            return self.accumulate_matmul(on, scratch, operands, beta, &mut |[dy, w], beta| {
-                product(on, self.output_matrix(dy), self.weight_matrix(w), beta, dx.reborrow())
+            let precision = self.matmul_precision();
+            return accumulate(on, &mut scratch.split, self.splits, operands, beta, &mut |[dy, w], beta| {
+                let (dy, w) = (self.output_matrix(dy), self.weight_matrix(w));
+                rounded_product(on, precision, dy, w, beta, dx.reborrow())
             });
         };
         let workspace = scratch.workspace.at_least(on, program.workspace())?;
         accumulate(on, &mut scratch.split, self.splits, operands, beta, &mut |operands, beta| {
-            // SAFETY: as in `forward`.
+            // SAFETY: `check` has established the maps. The weights are the `filter` that `new` made for the
+            // program, or were checked to be as many. The workspace has the program's size.
             unsafe { program.input_gradient(workspace, operands, (dx.reborrow(), beta)) }
         })
     }
@@ -263,8 +263,10 @@ impl Convolution {
         self.check(x, dw.len(), dy)?;
         let operands = [x.part(0, self.input.len()), dy.part(0, self.output.len())];
         let Some(program) = &self.program else {
-            return self.accumulate_matmul(on, scratch, operands, 1.0, &mut |[x, dy], beta| {
-                product(on, self.output_matrix(dy).t(), self.input_matrix(x), beta, dw.view_mut())
+            let precision = self.matmul_precision();
+            return accumulate(on, &mut scratch.split, self.splits, operands, 1.0, &mut |[x, dy], beta| {
+                let (dy, x) = (self.output_matrix(dy).t(), self.input_matrix(x));
+                rounded_product(on, precision, dy, x, beta, dw.view_mut())
             });
         };
         let Scratch { workspace, gradient, split } = scratch;

@@ -95,22 +95,20 @@ pub fn cross_entropy_within(
     dim: usize,
 ) -> Result<Graded> {
     let (n, counts) = check(queries, positives, banks, dim)?;
-    on.in_f32(|| {
-        let mut logits = Logits::new(on, budget, (queries, n, dim), banks, &counts)?;
-        let positives = Positive::new(on, positives, banks)?;
-        let mut state = State::new(on, queries, dim, &positives, &logits)?;
-        // First the sums, then the gradient: logits that are not kept are computed in both passes.
-        for tile in logits.tiles() {
-            logits.compute(on, &tile)?;
-            state.add_to_sums(on, &logits, &tile)?;
-        }
-        let mut gradient = Gradient::new(on, n, dim, logits.tile_rows)?;
-        for tile in logits.tiles() {
-            logits.compute(on, &tile)?;
-            gradient.add(on, &state, &logits, &tile)?;
-        }
-        gradient.finish(on, &state, &positives, &logits)
-    })
+    let mut logits = Logits::new(on, budget, (queries, n, dim), banks, &counts)?;
+    let positives = Positive::new(on, positives, banks)?;
+    let mut state = State::new(on, queries, dim, &positives, &logits)?;
+    // First the sums, then the gradient: logits that are not kept are computed in both passes.
+    for tile in logits.tiles() {
+        logits.compute(on, &tile)?;
+        state.add_to_sums(on, &logits, &tile)?;
+    }
+    let mut gradient = Gradient::new(on, n, dim, logits.tile_rows)?;
+    for tile in logits.tiles() {
+        logits.compute(on, &tile)?;
+        gradient.add(on, &state, &logits, &tile)?;
+    }
+    gradient.finish(on, &state, &positives, &logits)
 }
 
 /// The number of queries, and that of the rows of each bank.
@@ -175,38 +173,36 @@ pub fn in_batch(on: &Context, rows: View<'_>, dim: usize, scale: f32) -> Result<
         let message = format!("{} values in pairs of rows of {dim}", rows.len());
         return Err(Error::Length { operation: "cross-entropy of pairs", message });
     }
-    on.in_f32(|| {
-        let device = on.device();
-        let mut scores = Buffer::uninit(on, n * n)?;
-        let z = MatrixRef::new(rows, n, dim);
-        product(on, z, z.t(), 0.0, scores.view_mut())?;
-        let mut largest = Buffer::from_host(on, &vec![f32::NEG_INFINITY; n])?;
-        let (mut sums, mut losses) = (device.alloc_zeros::<f64>(n)?, device.alloc_zeros::<f64>(n)?);
-        let own = on.upload(&(0..n as u32).collect::<Vec<_>>())?;
-        let one_scale = Buffer::from_host(on, &[scale])?;
-        let (n32, first, absent) = (n as u32, 0u32, None::<&Buffer>);
-        let args = args![
-            In(&scores),
-            In(&one_scale),
-            true,
-            In(&own),
-            first,
-            n32,
-            In(absent),
-            In(absent),
-            Out(&mut largest),
-            Out(&mut sums)
-        ];
-        // SAFETY: one block for each of n rows of n scores; `own`, `largest` and `sums` have n elements, and
-        // there is one scale for all.
-        unsafe { on.launch("pauc_softmax_sums", n, args) }?;
-        let args = args![n32, Out(&mut scores), scale, In(&largest), In(&sums), Out(&mut losses)];
-        // SAFETY: one block for each of n rows of n scores; `largest`, `sums` and `losses` have n elements.
-        unsafe { on.launch("pauc_softmax_pairs", n, args) }?;
-        let mut gradient = Buffer::uninit(on, n * dim)?;
-        let weights = MatrixRef::new(scores.view(), n, n);
-        product(on, weights, z, 0.0, gradient.view_mut())?;
-        product(on, weights.t(), z, 1.0, gradient.view_mut())?;
-        Ok(Graded { value: mean(on, &losses, n)?, gradient })
-    })
+    let device = on.device();
+    let mut scores = Buffer::uninit(on, n * n)?;
+    let z = MatrixRef::new(rows, n, dim);
+    product(on, z, z.t(), 0.0, scores.view_mut())?;
+    let mut largest = Buffer::from_host(on, &vec![f32::NEG_INFINITY; n])?;
+    let (mut sums, mut losses) = (device.alloc_zeros::<f64>(n)?, device.alloc_zeros::<f64>(n)?);
+    let own = on.upload(&(0..n as u32).collect::<Vec<_>>())?;
+    let one_scale = Buffer::from_host(on, &[scale])?;
+    let (n32, first, absent) = (n as u32, 0u32, None::<&Buffer>);
+    let args = args![
+        In(&scores),
+        In(&one_scale),
+        true,
+        In(&own),
+        first,
+        n32,
+        In(absent),
+        In(absent),
+        Out(&mut largest),
+        Out(&mut sums)
+    ];
+    // SAFETY: one block for each of n rows of n scores; `own`, `largest` and `sums` have n elements, and
+    // there is one scale for all.
+    unsafe { on.launch("pauc_softmax_sums", n, args) }?;
+    let args = args![n32, Out(&mut scores), scale, In(&largest), In(&sums), Out(&mut losses)];
+    // SAFETY: one block for each of n rows of n scores; `largest`, `sums` and `losses` have n elements.
+    unsafe { on.launch("pauc_softmax_pairs", n, args) }?;
+    let mut gradient = Buffer::uninit(on, n * dim)?;
+    let weights = MatrixRef::new(scores.view(), n, n);
+    product(on, weights, z, 0.0, gradient.view_mut())?;
+    product(on, weights.t(), z, 1.0, gradient.view_mut())?;
+    Ok(Graded { value: mean(on, &losses, n)?, gradient })
 }

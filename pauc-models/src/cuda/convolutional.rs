@@ -9,7 +9,7 @@ use dfdx::prelude::{Cuda, HasShape, PutTape, Tape as _};
 use pauc_cuda::Context;
 use pauc_cuda::tensor::{self, Contiguous};
 use pauc_traits::cuda::OnDevice;
-use pauc_traits::encoder::{Images, Layer};
+use pauc_traits::encoder::{BuildOptions, DeviceOptions, Images, Layer};
 use pauc_traits::{Encoder, ImageShape, Param, Pass, Result, Taped};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -18,7 +18,7 @@ use std::rc::Rc;
 pub(super) struct Network {
     device: Cuda,
     plan: Rc<Blueprint>,
-    recompute: bool,
+    options: DeviceOptions,
     state: State<Cuda>,
     /// For passes that will run backwards, shared with their tape.
     training: Rc<RefCell<Workspace>>,
@@ -28,21 +28,27 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// A network with initial weights from the streams of `seed`.
-    pub(super) fn new(device: &Cuda, plan: Blueprint, recompute: bool, seed: u64) -> Result<Self> {
-        let state = State::new(device, &plan, seed)?;
-        Self::with_state(device, Rc::new(plan), recompute, state)
+    /// A network with initial weights from the streams of the seed.
+    pub(super) fn new(device: &Cuda, plan: Blueprint, options: BuildOptions) -> Result<Self> {
+        let state = State::new(device, &plan, options.seed)?;
+        Self::with_state(device, Rc::new(plan), options.device, state)
     }
 
-    fn with_state(device: &Cuda, plan: Rc<Blueprint>, recompute: bool, state: State<Cuda>) -> Result<Self> {
+    fn with_state(
+        device: &Cuda,
+        plan: Rc<Blueprint>,
+        options: DeviceOptions,
+        state: State<Cuda>,
+    ) -> Result<Self> {
         let on = Context::of(device).on_device()?;
-        let keep = if recompute { Keep::Sources } else { Keep::All };
+        let workspace = |keep| Workspace::new(&on, &plan, keep, options.precision).on_device();
+        let training = workspace(if options.recompute { Keep::Sources } else { Keep::All })?;
         Ok(Network {
             device: device.clone(),
-            training: Rc::new(RefCell::new(Workspace::new(&on, &plan, keep).on_device()?)),
-            inference: Workspace::new(&on, &plan, Keep::Nothing).on_device()?,
+            training: Rc::new(RefCell::new(training)),
+            inference: workspace(Keep::Nothing)?,
             plan,
-            recompute,
+            options,
             state,
             outstanding: Rc::default(),
         })
@@ -90,12 +96,12 @@ impl Encoder<Cuda> for Network {
 
     fn duplicate(&self) -> Result<Box<dyn Encoder<Cuda>>> {
         let state = self.state.duplicate(&self.device)?;
-        Ok(Box::new(Self::with_state(&self.device, self.plan.clone(), self.recompute, state)?))
+        Ok(Box::new(Self::with_state(&self.device, self.plan.clone(), self.options, state)?))
     }
 
     fn resized(&self, input: ImageShape) -> Result<Box<dyn Encoder<Cuda>>> {
         let plan = Rc::new(self.plan.resized(input)?);
-        Ok(Box::new(Self::with_state(&self.device, plan, self.recompute, self.state.clone())?))
+        Ok(Box::new(Self::with_state(&self.device, plan, self.options, self.state.clone())?))
     }
 
     fn has_fixed_order(&self) -> bool {

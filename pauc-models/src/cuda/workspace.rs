@@ -109,15 +109,14 @@ pub(super) struct Workspace {
 }
 
 impl Workspace {
-    pub(super) fn new(on: &Rc<Context>, plan: &Blueprint, keep: Keep) -> Result<Self> {
+    pub(super) fn new(on: &Rc<Context>, plan: &Blueprint, keep: Keep, precision: Precision) -> Result<Self> {
         let mut layers = Vec::new();
         for l in &plan.layers {
             layers.push(LayerState { conv: None, norm: BatchNorm::new(on, l.geometry.outputs)? });
         }
-        let precision = on.precision();
         let schedule = Rc::new(Schedule::new(plan, keep, precision)?);
         Ok(Workspace {
-            memory: Memory::new(on, &schedule, 0, precision.element()),
+            memory: Memory::new(on, &schedule, 0, Element::of(precision)),
             on: on.clone(),
             precision,
             schedule,
@@ -133,14 +132,14 @@ impl Workspace {
     pub(super) fn bytes(&self, plan: &Blueprint, batch: usize) -> usize {
         let splits = Convolution::splits_operands(&self.on, self.precision).unwrap_or_default();
         let split = if splits { split_elements(plan, batch, self.precision) } else { 0 };
-        self.schedule.bytes(batch, self.precision.element())
+        self.schedule.bytes(batch, Element::of(self.precision))
             + (split + batch * plan.feature_dim()) * size_of::<f32>()
     }
 
     /// Makes room for a batch, and sets convolutions up for its size.
     fn grow(&mut self, plan: &Blueprint, batch: usize) -> Result<()> {
         if batch > self.memory.batch {
-            self.memory = Memory::new(&self.on, &self.schedule, batch, self.precision.element());
+            self.memory = Memory::new(&self.on, &self.schedule, batch, Element::of(self.precision));
             self.arg_max = plan.maps.iter().map(|_| None).collect();
             self.features = Buffer::uninit(&self.on, batch * plan.feature_dim())?;
         }

@@ -3,7 +3,7 @@
 use super::Convolutions;
 use super::blueprint::Blueprint;
 use crate::device::NetworkDevice;
-use pauc_traits::{Count, Encoder, EncoderConfig, Error, ImageShape, Result, component};
+use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, Error, ImageShape, Result, component};
 
 component! {
     /// Plain 3×3 convolutions with batch normalisation and ReLU, halving the map from layer to layer.
@@ -44,7 +44,7 @@ impl ConvNet {
 }
 
 impl<D: NetworkDevice> EncoderConfig<D> for ConvNet {
-    fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>> {
-        device.convolutional(self.blueprint(input)?, self.convolution, seed)
+    fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
+        device.convolutional(self.blueprint(input)?, self.convolution, options)
     }
 }

@@ -3,7 +3,7 @@
 use super::Convolutions;
 use super::resnet::{Block, Stem, blueprint};
 use crate::device::NetworkDevice;
-use pauc_traits::{Count, Encoder, EncoderConfig, ImageShape, Result, component};
+use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, Result, component};
 
 component! {
     /// ResNet-101: four stages of 3, 4, 23 and 3 bottlenecks, features of 32 · width.
@@ -25,8 +25,8 @@ component! {
 }
 
 impl<D: NetworkDevice> EncoderConfig<D> for ResNet101 {
-    fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>> {
+    fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
         let plan = blueprint(input, self.stem, self.width.get(), Block::Bottleneck, &[3, 4, 23, 3])?;
-        device.convolutional(plan, self.convolution, seed)
+        device.convolutional(plan, self.convolution, options)
     }
 }

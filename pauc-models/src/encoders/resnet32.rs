@@ -3,7 +3,7 @@
 use super::Convolutions;
 use super::resnet::{Block, Stem, blueprint};
 use crate::device::NetworkDevice;
-use pauc_traits::{Count, Encoder, EncoderConfig, ImageShape, Result, component};
+use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, Result, component};
 
 component! {
     /// ResNet-32: three stages of 5 basic blocks, features of 4 · width.
@@ -22,8 +22,8 @@ component! {
 }
 
 impl<D: NetworkDevice> EncoderConfig<D> for ResNet32 {
-    fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>> {
+    fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
         let plan = blueprint(input, Stem::Small, self.width.get(), Block::Basic, &[5; 3])?;
-        device.convolutional(plan, self.convolution, seed)
+        device.convolutional(plan, self.convolution, options)
     }
 }

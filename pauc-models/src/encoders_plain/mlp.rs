@@ -8,7 +8,8 @@ use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::param::Role;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{
-    Compute, Count, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped, component,
+    BuildOptions, Compute, Count, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped,
+    component,
 };
 
 component! {
@@ -27,7 +28,7 @@ component! {
 }
 
 impl<D: NetworkDevice> EncoderConfig<D> for MlpEncoder {
-    fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>> {
+    fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
         if self.dims.is_empty() {
             return Err(Error::config(
                 "`dims` of `MlpEncoder` is empty: give at least the width of the features",
@@ -37,7 +38,7 @@ impl<D: NetworkDevice> EncoderConfig<D> for MlpEncoder {
         for (i, outputs) in self.dims.iter().map(|d| d.get()).enumerate() {
             let bound = 1.0 / (inputs as f32).sqrt();
             let drawn = |n: usize, shape: &[usize]| {
-                uniform(&mut stream(seed, Purpose::Init, 0, (2 * i + n) as u64, 0), bound, shape)
+                uniform(&mut stream(options.seed, Purpose::Init, 0, (2 * i + n) as u64, 0), bound, shape)
             };
             let (w, b) = ([outputs, inputs], [outputs]);
             layers.push([
@@ -46,7 +47,7 @@ impl<D: NetworkDevice> EncoderConfig<D> for MlpEncoder {
             ]);
             inputs = outputs;
         }
-        device.perceptron(input, layers)
+        device.perceptron(input, layers, options.device)
     }
 }
 

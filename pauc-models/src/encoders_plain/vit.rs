@@ -8,7 +8,8 @@ use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::param::Role;
 use pauc_traits::rng::{Purpose, Stream, stream};
 use pauc_traits::{
-    Compute, Count, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped, component,
+    BuildOptions, Compute, Count, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped,
+    component,
 };
 use serde::{Deserialize, Serialize};
 
@@ -178,9 +179,9 @@ impl<D: Compute> Maker<'_, D> {
 }
 
 impl<D: NetworkDevice> EncoderConfig<D> for VisionTransformer {
-    fn build(&self, device: &D, input: ImageShape, seed: u64) -> Result<Box<dyn Encoder<D>>> {
+    fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
         let plan = Plan::new(self, input)?;
-        let mut make = Maker { device, seed, made: 0 };
+        let mut make = Maker { device, seed: options.seed, made: 0 };
         let class_token = match plan.pool {
             Pool::Class => Some(make.normal("cls_token", &[1, 1, plan.width])?),
             Pool::Mean => None,
@@ -198,7 +199,7 @@ impl<D: NetworkDevice> EncoderConfig<D> for VisionTransformer {
         let norm = make.norm(if plan.pool == Pool::Class { "norm" } else { "fc_norm" }, plan.width)?;
         let network =
             Transformer { device: device.clone(), plan, class_token, positions, embedding, blocks, norm };
-        device.transformer(network)
+        device.transformer(network, options.device)
     }
 }
 

@@ -158,7 +158,7 @@ impl Schedule {
 /// The shape of a map for a batch.
 pub(super) fn shape(plan: &Blueprint, map: Map, batch: usize, precision: Precision) -> MapShape {
     let m = plan.maps[map];
-    let channels = if map == 0 { precision.padded_channels(m.channels) } else { m.channels };
+    let channels = if map == 0 { Element::of(precision).padded_channels(m.channels) } else { m.channels };
     MapShape { batch, height: m.height, width: m.width, channels }
 }
 

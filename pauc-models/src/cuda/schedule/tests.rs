@@ -213,7 +213,7 @@ fn memory_is_that_of_slots_that_are_used_again() {
         (Precision::Bf16, [905_760, 842_400]),
     ];
     for (precision, bytes) in known {
-        let planned = |keep| Schedule::new(&plan, keep, precision).unwrap().bytes(5, precision.element());
+        let planned = |keep| Schedule::new(&plan, keep, precision).unwrap().bytes(5, Element::of(precision));
         assert_eq!([Keep::All, Keep::Sources].map(planned), bytes, "{precision:?}");
         assert!(planned(Keep::Nothing) < bytes[1], "{precision:?}");
     }
