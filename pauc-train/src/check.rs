@@ -3,11 +3,11 @@
 use crate::diagnostic::Diagnostic;
 use crate::objective::{Objective, PlannedTerm};
 use crate::recipe::{Recipe, Source, WeightedTerm};
-use pauc_models::device::NetworkDevice;
-use pauc_traits::ImageShape;
+use pauc_models::{Network, NetworkDevice};
 use pauc_traits::dataset::Splits;
 use pauc_traits::schedule::Horizon;
 use pauc_traits::term::{Facts, Severity};
+use pauc_traits::{Encoder, ImageShape};
 
 /// Gathers diagnostics about one recipe.
 pub struct Checker<'a> {
@@ -15,15 +15,6 @@ pub struct Checker<'a> {
     source: &'a Source,
     /// What was found so far.
     pub found: Vec<Diagnostic>,
-}
-
-/// The shapes at both ends of the network.
-#[derive(Clone, Copy, Debug)]
-pub struct Shapes {
-    /// The first view and the evaluation view.
-    pub image: ImageShape,
-    /// The width D of embeddings.
-    pub embedding: usize,
 }
 
 impl<'a> Checker<'a> {
@@ -222,36 +213,26 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// The shapes of images and embeddings, by building the network's parts; `None` if one cannot be built.
-    pub fn shapes<D: NetworkDevice>(&mut self, device: &D, splits: &Splits) -> Option<Shapes> {
-        let images = self.view_shapes(splits)?;
-        let features = self.encoder(device, &images)?;
-        let embedding = self.projector(device, features)?;
-        self.predictor(device, embedding);
-        Some(Shapes { image: images[0], embedding })
-    }
-
-    /// Whether the projector can be built on features of this width; the width of embeddings.
-    fn projector<D: NetworkDevice>(&mut self, device: &D, features: usize) -> Option<usize> {
-        match device.head(&self.recipe.projector, features, 0, self.recipe.train.build_options()) {
-            Ok(head) => Some(head.output_dim()),
+    /// Builds the network part by part, so that what is wrong is reported at the part that has it; `None` if
+    /// the encoder or the projector cannot be built. Its initial weights are those of the run.
+    pub fn network<D: NetworkDevice>(&mut self, device: &D, splits: &Splits) -> Option<Network<D>> {
+        let shapes = self.view_shapes(splits)?;
+        let encoder = self.encoder(device, &shapes)?;
+        let (recipe, input) = (self.recipe, shapes[0]);
+        let options = recipe.train.build_options();
+        let mut network = match Network::from_encoder(device, encoder, &recipe.projector, input, options) {
+            Ok(network) => network,
             Err(e) => {
                 self.error("E0208", "projector", e.to_string(), "");
-                None
+                return None;
             }
-        }
-    }
-
-    /// Whether the predictor's outputs are as wide as the embeddings.
-    fn predictor<D: NetworkDevice>(&mut self, device: &D, embedding: usize) {
-        let Some(config) = &self.recipe.predictor else { return };
-        let message = match device.head(config, embedding, 0, self.recipe.train.build_options()).map(|head| head.output_dim()) {
-            Ok(prediction) if prediction == embedding => return,
-            Ok(prediction) => format!("predictions are {prediction} wide, embeddings {embedding}"),
-            Err(e) => e.to_string(),
         };
-        let help = format!("let its last width be {embedding}, such as Mlp(dims: [64, {embedding}])");
-        self.error("E0216", "predictor", message, help);
+        if let Some(Err(e)) = recipe.predictor.as_ref().map(|predictor| network.add_predictor(predictor)) {
+            let width = network.embedding_dim();
+            let help = format!("let its last width be {width}, such as Mlp(dims: [64, {width}])");
+            self.error("E0216", "predictor", e.to_string(), help);
+        }
+        Some(network)
     }
 
     /// The shapes that the recipe's views give, each once; the first is that of the first view and of evaluation.
@@ -299,8 +280,12 @@ impl<'a> Checker<'a> {
         Some(shapes)
     }
 
-    /// Whether the encoder can be built for views of these shapes, by building it; the width of its features.
-    fn encoder<D: NetworkDevice>(&mut self, device: &D, shapes: &[ImageShape]) -> Option<usize> {
+    /// The encoder, built for the first of these shapes, if it can be resized for the others.
+    fn encoder<D: NetworkDevice>(
+        &mut self,
+        device: &D,
+        shapes: &[ImageShape],
+    ) -> Option<Box<dyn Encoder<D>>> {
         let (first, others) = shapes.split_first()?;
         let config = D::encoder(&*self.recipe.encoder.value);
         let encoder = match config.build(device, *first, self.recipe.train.build_options()) {
@@ -313,15 +298,11 @@ impl<'a> Checker<'a> {
         for shape in others {
             if let Err(e) = encoder.resized(*shape) {
                 let message = format!("views of {first} and of {shape}: {e}");
-                self.error(
-                    "E0208",
-                    "encoder",
-                    message,
-                    "give all views one size, or use a convolutional encoder",
-                );
+                let help = "give all views one size, or use a convolutional encoder";
+                self.error("E0208", "encoder", message, help);
                 return None;
             }
         }
-        Some(encoder.feature_dim())
+        Some(encoder)
     }
 }

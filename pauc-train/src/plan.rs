@@ -1,6 +1,6 @@
 //! From a recipe to everything that is known before the first step.
 
-use crate::check::{Checker, Shapes};
+use crate::check::Checker;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::objective::Objective;
 use crate::recipe::{Recipe, Source, belongs};
@@ -92,6 +92,7 @@ impl Plan {
         })
     }
 
+    /// Parsed recipe → opened data → network and sizes → rules → plan.
     fn of<D: NetworkDevice>(
         device: &D,
         recipe: Recipe,
@@ -105,22 +106,39 @@ impl Plan {
             Ok(splits) => splits,
             Err(error) => return Err(unopened(error, checker.found, &source)),
         };
-        let shapes = checker.shapes(device, &splits);
-        let horizon = horizon(&recipe, splits.train.len());
-        let facts = facts(&recipe, &splits, shapes.map_or(1, |s| s.embedding));
-        let first_clustering = first_clustering(&recipe, &horizon);
-        let objective = Objective::plan(&recipe.objective, &horizon, first_clustering, &facts);
-        checker.sizes(&splits, &objective, &facts, &horizon);
+        let network = checker.network(device, &splits);
+        let sizes = Sizes::new(&recipe, &splits, network.as_ref().map_or(1, Network::embedding_dim));
+        checker.sizes(&splits, &sizes.objective, &sizes.facts, &sizes.horizon);
         let warnings = source.diagnostics(checker.found);
-        let (Some(Shapes { image: shape, .. }), false) = (shapes, warnings.has_errors()) else {
+        let (Some(network), false) = (network, warnings.has_errors()) else {
             return Err(PlanError::Recipe(warnings));
         };
+        let plan = Self::finish(recipe, source, place, splits, sizes, network.input(), warnings)?;
+        plan.check_parts(device, &network)?;
+        Ok(plan)
+    }
+
+    /// The plan of a recipe that no rule refuses; `shape` is that of the network's images.
+    fn finish(
+        recipe: Recipe,
+        source: Source,
+        place: &Place,
+        splits: Splits,
+        sizes: Sizes,
+        shape: ImageShape,
+        warnings: Diagnostics,
+    ) -> Result<Plan, PlanError> {
         let Pipelines { views, evaluation } = pipelines(&recipe, &source, &splits, shape)?;
         let start = start_weights(&recipe, place).map_err(|error| source.refuse_data(error))?;
-        let written = |e: ron::Error| source.refuse("", format!("the recipe cannot be written out: {e}"));
-        let plan = Plan {
-            resolved: recipe.resolved().map_err(written)?,
-            hash: recipe.hash().map_err(written)?,
+        let refuse = |e: ron::Error| source.refuse("", format!("the recipe cannot be written out: {e}"));
+        let resolved = recipe.resolved().map_err(refuse)?;
+        let hash = recipe.hash().map_err(refuse)?;
+        let Sizes { horizon, facts, first_clustering, objective } = sizes;
+        Ok(Plan {
+            recipe,
+            source,
+            resolved,
+            hash,
             splits,
             shape,
             views,
@@ -131,20 +149,23 @@ impl Plan {
             objective,
             first_clustering,
             warnings,
-            source,
-            recipe,
-        };
-        plan.check_parts(device)?;
-        Ok(plan)
+        })
     }
 
-    /// Checks what names parts of the network or comes from a file of weights, which takes the network itself.
-    fn check_parts<D: NetworkDevice>(&self, device: &D) -> Result<(), PlanError> {
+    /// Checks what names parts of the network or comes from a file of weights, on the network that was built
+    /// to learn its sizes.
+    fn check_parts<D: NetworkDevice>(&self, device: &D, network: &Network<D>) -> Result<(), PlanError> {
         let Recipe { frozen, lr_scale, .. } = &self.recipe;
         if self.start.is_none() && frozen.is_empty() && lr_scale.is_empty() {
             return Ok(());
         }
-        let network = self.network(device).map_err(|error| self.source.refuse_data(error))?;
+        self.prepare(device, network).map_err(|error| self.source.refuse_data(error))?;
+        let wrong = self.unknown_parts(network);
+        if wrong.is_empty() { Ok(()) } else { Err(PlanError::Recipe(self.source.diagnostics(wrong))) }
+    }
+
+    /// What `frozen` and `lr_scale` name and the network does not have, or name twice.
+    fn unknown_parts<D: NetworkDevice>(&self, network: &Network<D>) -> Vec<Diagnostic> {
         let names = |params: Vec<Param<D>>| params.into_iter().map(|p| p.name).collect::<Vec<_>>();
         let encoder = names(network.encoder_parameters());
         let mut all = names(network.parameters());
@@ -156,10 +177,11 @@ impl Plan {
             Diagnostic::at(Severity::Error, code, &self.source.text, &path, message, help)
         };
         let mut wrong = Vec::new();
-        for (i, part) in frozen.iter().enumerate() {
+        for (i, part) in self.recipe.frozen.iter().enumerate() {
             let unknown = unknown_part(part, &encoder, "the encoder has");
             wrong.extend(unknown.map(|u| error("E0218", format!("frozen[{i}]"), u.message, u.help)));
         }
+        let lr_scale = &self.recipe.lr_scale;
         for (i, scale) in lr_scale.iter().enumerate() {
             let path = || format!("lr_scale[{i}].part");
             let unknown = unknown_part(&scale.part, &all, "the network and its terms have");
@@ -169,35 +191,63 @@ impl Plan {
                 wrong.push(error("E0220", path(), message, "remove one of them".into()));
             }
         }
-        if wrong.is_empty() { Ok(()) } else { Err(PlanError::Recipe(self.source.diagnostics(wrong))) }
+        wrong
     }
 
     /// Builds the network with its initial weights, some of them frozen.
     ///
     /// # Errors
-    /// If the device fails, or a file of weights does not fit; shapes were checked by [`Plan::new`].
+    /// If the device fails, or a file of weights does not fit. Shapes were checked by [`Plan::new`].
     pub fn network<D: NetworkDevice>(&self, device: &D) -> Result<Network<D>, Error> {
-        let encoder = D::encoder(&*self.recipe.encoder.value);
-        let options = self.recipe.train.build_options();
-        let mut network = Network::build(device, encoder, &self.recipe.projector, self.shape, options)?;
-        if self.recipe.train.cuda.deterministic && !D::DETERMINISTIC_REDUCTIONS && !network.has_fixed_order() {
+        let recipe = &self.recipe;
+        let (encoder, options) = (D::encoder(&*recipe.encoder.value), recipe.train.build_options());
+        let mut network = Network::build(device, encoder, &recipe.projector, self.shape, options)?;
+        if let Some(predictor) = &recipe.predictor {
+            network.add_predictor(predictor)?;
+        }
+        self.prepare(device, &network)?;
+        Ok(network)
+    }
+
+    /// Loads the weights that the encoder starts from, freezes parts, and scales learning rates.
+    ///
+    /// # Errors
+    /// If a file of weights does not fit, or the encoder is not deterministic on this device and has to be.
+    fn prepare<D: NetworkDevice>(&self, device: &D, network: &Network<D>) -> Result<(), Error> {
+        let recipe = &self.recipe;
+        if recipe.train.cuda.deterministic && !D::DETERMINISTIC_REDUCTIONS && !network.has_fixed_order() {
             return Err(Error::config(format!(
                 "{} is made of dfdx's operations, whose sums have no fixed order on {}: leave out `cuda: (deterministic: true)`, or use another encoder or the CPU",
-                self.recipe.encoder.name(),
+                recipe.encoder.name(),
                 device.name()
             )));
         }
         let params = network.encoder_parameters();
-        if let (Some(file), Some(weights)) = (&self.start, &self.recipe.encoder_weights) {
+        if let (Some(file), Some(weights)) = (&self.start, &recipe.encoder_weights) {
             load_into(device, &params, &network.encoder_statistics(), file, &weights.prefix)?;
         }
-        let frozen = |p: &&Param<D>| self.recipe.frozen.iter().any(|part| belongs(&p.name, part));
+        let frozen = |p: &&Param<D>| recipe.frozen.iter().any(|part| belongs(&p.name, part));
         params.iter().filter(frozen).for_each(|p| p.set_frozen(true));
-        if let Some(predictor) = &self.recipe.predictor {
-            network.add_predictor(predictor)?;
-        }
-        network.parameters().iter().for_each(|p| p.set_lr_scale(self.recipe.lr_scale_of(&p.name)));
-        Ok(network)
+        network.parameters().iter().for_each(|p| p.set_lr_scale(recipe.lr_scale_of(&p.name)));
+        Ok(())
+    }
+}
+
+/// What follows from the sizes of the data and of embeddings.
+struct Sizes {
+    horizon: Horizon,
+    facts: Facts,
+    first_clustering: u64,
+    objective: Objective,
+}
+
+impl Sizes {
+    /// For embeddings of width `dim`.
+    fn new(recipe: &Recipe, splits: &Splits, dim: usize) -> Self {
+        let (horizon, facts) = (horizon(recipe, splits.train.len()), facts(recipe, splits, dim));
+        let first_clustering = first_clustering(recipe, &horizon);
+        let objective = Objective::plan(&recipe.objective, &horizon, first_clustering, &facts);
+        Sizes { horizon, facts, first_clustering, objective }
     }
 }
 
