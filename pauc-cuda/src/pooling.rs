@@ -73,7 +73,8 @@ pub fn max_pool_gradient(
     let (code, n, c) = (element.code(to.channels), from.len(), from.channels as u32);
     let ([h, w], [out_h, out_w]) = (sides(from), sides(to));
     let args = args![code, n, c, In(dy), In(&indices.0), out_h, out_w, Out(dx), h, w];
-    // SAFETY: as in `max_pool`, of which these are the same shapes and indices.
+    // SAFETY: both calls of `MapShape::check` have established that dy and dx hold their shapes, and `indices.check`
+    // that there is an index for each element of dy, and that the shapes are those of a pooling.
     unsafe { on.launch_over("pauc_max_pool_gradient", n / element.pack(from.channels), args) }
 }
 

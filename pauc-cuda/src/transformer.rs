@@ -113,7 +113,8 @@ pub fn layer_norm_gradient(
     // an element per row.
     unsafe { on.launch("pauc_layer_norm_gradient", rows, args) }?;
     let args = args![In(dy), In(x), In(mean), In(inverse), rows as u32, w, Out(d_gamma), Out(d_beta)];
-    // SAFETY: rows and moments as for the kernel before. The gradients of γ and β have `width` elements.
+    // SAFETY: `check` has established that dy and x have `rows` rows of `width`, and that the gradients of γ and
+    // β have `width` elements. Moments have an element per row.
     unsafe { on.launch("pauc_layer_norm_parameters", width.div_ceil(32), args) }
 }
 

@@ -69,7 +69,8 @@ impl SplitSpace {
             }
         };
         let args = args![n, In(operand), Out(high.slice_mut()), Out(low.slice_mut())];
-        // SAFETY: the operand has n elements, and both parts have at least as many.
+        // SAFETY: n is the operand's length. Both parts were allocated above, or for an operand that was no
+        // shorter.
         unsafe { on.launch_over("pauc_split_tf32", if n.is_multiple_of(4) { n / 4 } else { n }, args) }?;
         Ok([high.slice(), low.slice()])
     }
