@@ -88,19 +88,7 @@ const SUBSET: u64 = 2;
 impl KMeans {
     /// k-means for these k with the defaults of a recipe.
     pub fn with(k: Vec<Count>) -> Self {
-        KMeans {
-            k,
-            iterations: Count::lit(20),
-            redos: Count::lit(1),
-            init: Init::KMeansPlusPlus,
-            spherical: false,
-            tolerance: NonNegative::lit(0.0),
-            warm_start: false,
-            min_points_per_centroid: None,
-            max_points_per_centroid: None,
-            start: TrainingSpan::epochs(2),
-            every: TrainingSpan::epochs(1),
-        }
+        KMeans::new(k)
     }
 
     fn levels(&self, rows: RowsView<'_>, context: FitContext<'_>, lend: Lend<'_>) -> Result<Vec<Clustering>> {

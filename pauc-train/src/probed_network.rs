@@ -104,11 +104,9 @@ impl<D: NetworkDevice> ProbedNetwork for LentNetwork<'_, D> {
 /// PyTorch's SGD with a momentum of 0.9; the learning rate comes with each step.
 fn sgd(weight_decay: f64) -> Sgd {
     Sgd {
-        lr: LearningRate::Plain(Positive::lit(1.0)),
         momentum: UnitInterval::lit(0.9),
         weight_decay: NonNegative::try_from(weight_decay).unwrap_or(NonNegative::lit(0.0)).into(),
-        nesterov: false,
-        decay_norm_and_bias: true,
+        ..Sgd::new(LearningRate::Plain(Positive::lit(1.0)))
     }
 }
 

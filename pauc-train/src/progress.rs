@@ -71,12 +71,6 @@ component! {
     }
 }
 
-impl Default for Keep {
-    fn default() -> Self {
-        Keep { last: pauc_traits::Count::lit(2), best: None }
-    }
-}
-
 component! {
     /// A metric of the probes, and which way is better.
     pub struct Best {

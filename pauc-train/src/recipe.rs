@@ -180,15 +180,6 @@ component! {
     }
 }
 
-macro_rules! all_defaults {
-    ($($name:ty)*) => { $(impl Default for $name {
-        fn default() -> Self {
-            default("()")
-        }
-    })* };
-}
-all_defaults!(Concentration TrainConfig CudaConfig);
-
 impl TrainConfig {
     /// What networks are built with.
     pub fn build_options(&self) -> BuildOptions {

@@ -17,7 +17,8 @@
 /// ```
 ///
 /// The struct gets `Clone`, `Debug`, `Serialize` and a `Deserialize` that refuses unknown and duplicate fields and
-/// fills in defaults. The word after the colon is the kind under which the struct is registered, one of
+/// fills in defaults. Rust code gets the same defaults: `Default` if every field has one, else `new`, which takes the
+/// required fields in their order. The word after the colon is the kind under which the struct is registered, one of
 /// `Dataset`, `Augmentation`, `Encoder`, `Clusterer`, `ContrastiveLoss`, `Regularizer`, `Optimizer`, `Probe`; the
 /// struct then has to implement that kind's trait. Without the colon it is a plain section of a recipe.
 #[macro_export]
@@ -46,6 +47,8 @@ macro_rules! component {
                 }, )*
             ];
         }
+
+        $crate::component!(@construct $name [] [] $($field: $ty $(= $default)?,)*);
 
         impl<'de> $crate::private::serde::Deserialize<'de> for $name {
             fn deserialize<D: $crate::private::serde::Deserializer<'de>>(d: D) -> ::core::result::Result<Self, D::Error> {
@@ -91,6 +94,31 @@ macro_rules! component {
         }
 
         $crate::component!(@submit $name ($($doc)*) $($kind)?);
+    };
+
+    // Sorts the fields into required ones and ones with a default, one by one.
+    (@construct $name:ident [$($required:tt)*] [$($set:tt)*] $field:ident : $ty:ty = $default:expr, $($rest:tt)*) => {
+        $crate::component!(@construct $name [$($required)*] [$($set)* $field = $default,] $($rest)*);
+    };
+    (@construct $name:ident [$($required:tt)*] [$($set:tt)*] $field:ident : $ty:ty, $($rest:tt)*) => {
+        $crate::component!(@construct $name [$($required)* $field: $ty,] [$($set)*] $($rest)*);
+    };
+    (@construct $name:ident [] [$($field:ident = $default:expr,)*]) => {
+        impl ::core::default::Default for $name {
+            fn default() -> Self {
+                $name { $($field: $default,)* }
+            }
+        }
+    };
+    (@construct $name:ident [$($required:ident : $ty:ty,)+] [$($field:ident = $default:expr,)*]) => {
+        impl $name {
+            /// With the required fields, in their order; every other field has its default.
+            // Recipes do not need it, so a crate may not use it.
+            #[allow(dead_code)]
+            pub fn new($($required: $ty),+) -> Self {
+                $name { $($required,)+ $($field: $default,)* }
+            }
+        }
     };
 
     (@shown $ty:ty) => { None };

@@ -40,6 +40,49 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for MeanSquare {
     }
 }
 
+component! {
+    /// A section whose fields all have defaults.
+    pub struct Optional {
+        /// A number.
+        pub rho: Scheduled<Positive> = Positive::lit(0.25).into(),
+        /// A section in a section.
+        pub inner: Option<Count> = None,
+    }
+}
+
+component! {
+    /// A section with required fields on both sides of one that has a default.
+    pub struct Mixed {
+        /// Required.
+        pub first: Count,
+        /// Has a default.
+        pub middle: Optional = Optional::default(),
+        /// Required.
+        pub last: String,
+    }
+}
+
+component! {
+    /// A section without fields.
+    pub struct Empty {}
+}
+
+#[test]
+fn rust_has_the_defaults_of_recipes() {
+    fn parsed<T: serde::de::DeserializeOwned + serde::Serialize>(text: &str) -> String {
+        written(&pauc_traits::component_ron::options().from_str::<T>(text).unwrap())
+    }
+    fn written(value: &impl serde::Serialize) -> String {
+        pauc_traits::component_ron::options().to_string(value).unwrap()
+    }
+    assert_eq!(written(&Optional::default()), "(rho:0.25,inner:None)");
+    assert_eq!(written(&Optional::default()), parsed::<Optional>("()"));
+    assert_eq!(written(&Empty::default()), parsed::<Empty>("()"));
+    let mixed = Mixed::new(Count::lit(3), "end".into());
+    assert_eq!(written(&mixed), parsed::<Mixed>("(last: \"end\", first: 3)"));
+    assert_eq!(written(&MeanSquare::new(Count::lit(3))), parsed::<MeanSquare>("(times: 3)"));
+}
+
 fn problem(text: &str) -> (ron::error::SpannedError, Problem) {
     let error = Term::parse(text).unwrap_err();
     let problem = Problem::parse(&error.code.to_string()).unwrap_or_else(|| panic!("no problem in {error}"));
