@@ -33,7 +33,7 @@ impl Probe for ProbeTemplate {
             return Ok(Vec::new());
         };
         let means = class_means(context.train.features, train_labels, context.classes);
-        Ok(vec![Metric::new("ProbeTemplate/accuracy", accuracy(test, test_labels, &means))])
+        Ok(vec![Metric::accuracy("ProbeTemplate/accuracy", accuracy(test, test_labels, &means))])
     }
 }
 
@@ -98,7 +98,7 @@ mod tests {
         // The means are (1, 0) and (10, 9): the third row is nearer to the other class's.
         let test = [1.0, 1.0, 10.0, 8.0, 2.0, 1.0, 9.0, 9.0];
         let found = measure(Some(split(&test, Some(&[0, 1, 1, 1]))));
-        assert_eq!(found, [Metric::new("ProbeTemplate/accuracy", 0.75)]);
+        assert_eq!(found, [Metric::accuracy("ProbeTemplate/accuracy", 0.75)]);
     }
 
     #[test]

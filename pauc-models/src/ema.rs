@@ -50,17 +50,13 @@ impl MomentumConfig {
     ) -> Result<()> {
         let MomentumConfig::Ema(ema) = self;
         let momentum = ema.momentum.at(clock);
-        // The predictor is the online network's alone.
-        let followed = |all: Vec<Param<D>>| -> Vec<Param<D>> {
-            all.into_iter().filter(|p| !p.name.starts_with("predictor.")).collect()
+        update(device, &online.followed_parameters(), &branch.parameters(), momentum)?;
+        let statistics_momentum = match ema.statistics {
+            Statistics::Average => momentum,
+            Statistics::Copy => 0.0,
+            Statistics::Own => return Ok(()),
         };
-        let statistics = || followed(online.statistics());
-        update(device, &followed(online.parameters()), &branch.parameters(), momentum)?;
-        match ema.statistics {
-            Statistics::Average => update(device, &statistics(), &branch.statistics(), momentum),
-            Statistics::Copy => update(device, &statistics(), &branch.statistics(), 0.0),
-            Statistics::Own => Ok(()),
-        }
+        update(device, &online.followed_statistics(), &branch.statistics(), statistics_momentum)
     }
 }
 

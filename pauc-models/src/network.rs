@@ -221,20 +221,26 @@ impl<D: NetworkDevice> Network<D> {
 
     /// The learnable parameters in a fixed order, named `encoder.…`, `projector.…` and `predictor.…`.
     pub fn parameters(&self) -> Vec<Param<D>> {
-        let predictor = self.predictor.iter().map(|p| ("predictor.", p.parameters()));
-        named(
-            [("encoder.", self.encoder.parameters()), ("projector.", self.projector.parameters())],
-            predictor,
-        )
+        let predictor = self.predictor.iter().flat_map(|p| prefixed("predictor.", p.parameters()));
+        self.followed_parameters().into_iter().chain(predictor).collect()
     }
 
     /// State that is saved but not learnt, in a fixed order, named like the parameters.
     pub fn statistics(&self) -> Vec<Param<D>> {
-        let predictor = self.predictor.iter().map(|p| ("predictor.", p.statistics()));
-        named(
-            [("encoder.", self.encoder.statistics()), ("projector.", self.projector.statistics())],
-            predictor,
-        )
+        let predictor = self.predictor.iter().flat_map(|p| prefixed("predictor.", p.statistics()));
+        self.followed_statistics().into_iter().chain(predictor).collect()
+    }
+
+    /// The parameters that a momentum branch has too and that it follows: all but the predictor's.
+    pub fn followed_parameters(&self) -> Vec<Param<D>> {
+        let projector = prefixed("projector.", self.projector.parameters());
+        prefixed("encoder.", self.encoder.parameters()).chain(projector).collect()
+    }
+
+    /// The statistics that a momentum branch has too: all but the predictor's.
+    pub fn followed_statistics(&self) -> Vec<Param<D>> {
+        let projector = prefixed("projector.", self.projector.statistics());
+        prefixed("encoder.", self.encoder.statistics()).chain(projector).collect()
     }
 
     /// A network of its own with the same parameters and statistics but without predictor: the start of a momentum
@@ -275,12 +281,9 @@ impl<D: NetworkDevice> Network<D> {
     }
 }
 
-fn named<D: Compute>(
-    parts: [(&'static str, Vec<Param<D>>); 2],
-    predictor: impl Iterator<Item = (&'static str, Vec<Param<D>>)>,
-) -> Vec<Param<D>> {
-    let parts = parts.into_iter().chain(predictor);
-    parts.flat_map(|(prefix, all)| all.into_iter().map(move |p| p.prefixed(prefix))).collect()
+/// Parameters under names that begin with the part of the network that they belong to.
+fn prefixed<D: Compute>(part: &'static str, params: Vec<Param<D>>) -> impl Iterator<Item = Param<D>> {
+    params.into_iter().map(move |p| p.prefixed(part))
 }
 
 /// Runs a network's backward pass from given gradients ∂L/∂x at its embeddings or features, row-major, and at its predictions if

@@ -36,6 +36,10 @@ impl Probe for Coagulation {
         false
     }
 
+    fn reads_prototypes(&self) -> bool {
+        true
+    }
+
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
         let samples = self.space.rows(&context.train);
         if samples.rows == 0 {

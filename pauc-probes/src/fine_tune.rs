@@ -82,7 +82,7 @@ impl Probe for FineTune {
             test_labels,
             context.classes,
         )?;
-        Ok(vec![Metric::new(self.name(), head.accuracy(&features, test_labels))])
+        Ok(vec![Metric::accuracy(self.name(), head.accuracy(&features, test_labels))])
     }
 }
 
@@ -208,7 +208,7 @@ mod tests {
             .unwrap();
         let got = probe.measure(&context).unwrap();
         let name = "finetune/e10/b4/step0.5/crop-flip/lr0.5/head2/wd0.0005";
-        assert_eq!(got, [Metric::new(name, 1.0)]);
+        assert_eq!(got, [Metric::accuracy(name, 1.0)]);
         let rates = RATES.with(|r| r.borrow().clone());
         assert_eq!(rates.len(), 20);
         assert_eq!((rates[0], rates[11], rates[12], rates[16]), (0.5, 0.5, 0.25, 0.125));

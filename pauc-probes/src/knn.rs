@@ -48,7 +48,7 @@ impl Probe for Knn {
         let nearest = neighbors_on(context.device, splits.train, splits.test, k, Distance::Cosine)?;
         let votes = votes(&nearest, splits.labels, t, context.classes);
         let value = share_right(&votes, splits.test_labels, context.classes);
-        Ok(vec![Metric::new(format!("knn/cos/k{k}/t{t}{}", self.space.suffix()), value)])
+        Ok(vec![Metric::accuracy(format!("knn/cos/k{k}/t{t}{}", self.space.suffix()), value)])
     }
 }
 

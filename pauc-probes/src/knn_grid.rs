@@ -78,7 +78,7 @@ impl Probe for KnnGrid {
                         Vote::Weighted(t) => format!("knn_grid/cos/k{k}/t{t}{suffix}"),
                         Vote::Equal => format!("knn_grid/l2/k{k}{suffix}"),
                     };
-                    metrics.push(Metric::new(name, column[i]));
+                    metrics.push(Metric::grid_accuracy(name, column[i]));
                 }
             }
         }

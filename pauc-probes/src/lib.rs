@@ -1,20 +1,11 @@
 //! Evaluation probes: what a frozen representation is worth, beside the loss that made it.
 //!
+//! Each probe has a file of its own; `pauc-cli list probe` tells what they measure. The other modules are:
+//!
 //! | module | what lives there |
 //! |---|---|
-//! | [`knn`] | [`Knn`]: exact cosine k-nearest-neighbor classification |
-//! | [`knn_grid`] | [`KnnGrid`]: the same at many settings for one search |
-//! | [`linear`] | [`Linear`]: multinomial logistic regression on frozen features |
-//! | [`linear_sgd`] | [`LinearSgd`]: a linear classifier by stochastic gradient descent, as MoCo has it |
-//! | [`fine_tune`] | [`FineTune`]: the whole encoder trained with labels |
-//! | [`low_shot`] | [`LowShot`]: each of them with few labels |
-//! | [`coagulation`] | [`Coagulation`]: the state of the prototypes, for each level of the clustering |
-//! | [`rank`] | [`Rank`]: RankMe and the spread of the embeddings, which show dimensional collapse |
-//! | [`mod@retrieval`] | [`Retrieval`]: P@1, R-precision and MAP@R among the test images |
-//! | [`clusters`] | [`Clusters`]: agreement of k-means with the classes |
-//! | [`align_uniform`](mod@align_uniform) | [`AlignUniform`]: alignment within classes and uniformity of the embeddings |
 //! | [`pca`], [`mod@tsne`] | [`pca2`], [`tsne()`]: pictures of the embeddings in two dimensions |
-//! | [`head`], [`lbfgs`], [`spectrum`] | classifiers, optimizer and matrices behind them |
+//! | [`head`], [`lbfgs`], [`spectrum`] | classifiers, optimizer and matrices behind the probes |
 //!
 //! Every probe says in a recipe when it runs: `Knn(k: 20, every: Epochs(1))` at the end of every epoch and of the
 //! run, `Linear(at: End)` at the end of the run only. Nothing here depends on the number of threads.

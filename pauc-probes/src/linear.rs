@@ -67,9 +67,9 @@ impl Probe for Linear {
         let probe = fitted(context.device, &splits, context.classes, &options)?;
         let name = format!("linear/lbfgs/standardised{}", self.space.suffix());
         Ok(vec![
-            Metric::new(format!("{name}/l2"), probe.l2),
-            Metric::new(format!("{name}/converged"), f64::from(u8::from(probe.converged))),
-            Metric::new(name, probe.accuracy),
+            Metric::detail(&name, "l2", probe.l2),
+            Metric::converged(&name, probe.converged),
+            Metric::accuracy(name, probe.accuracy),
         ])
     }
 }

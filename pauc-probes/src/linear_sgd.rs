@@ -126,9 +126,9 @@ impl Probe for LinearSgd {
         let accuracy =
             head.accuracy(&scaled(scale.as_ref(), Cow::Borrowed(test.data), test.cols), test_labels);
         let name = self.name();
-        let mut metrics = vec![Metric::new(name.clone(), accuracy)];
+        let mut metrics = vec![Metric::accuracy(&name, accuracy)];
         if rates.len() > 1 {
-            metrics.push(Metric::new(format!("{name}/lr"), lr));
+            metrics.push(Metric::detail(&name, "lr", lr));
         }
         Ok(metrics)
     }

@@ -2,7 +2,7 @@
 
 use pauc_data::datasets::subset::Picked;
 use pauc_traits::dataset::ImageSource;
-use pauc_traits::probe::{DETAILS, Metric, ProbeContext, RowsView, SplitView, When};
+use pauc_traits::probe::{Metric, ProbeContext, RowsView, SplitView, When};
 use pauc_traits::registry::kind;
 use pauc_traits::{Configured, Error, LabelFraction, Probe, Result, component};
 use std::sync::Arc;
@@ -74,22 +74,15 @@ impl Probe for LowShot {
         };
         // Clusterings are of the whole split.
         let part = ProbeContext { train: part, levels: &[], concentrations: &[], ..*context };
-        let mut metrics = self.probe.measure(&part)?;
         let protocol = self.labels.protocol();
-        metrics.iter_mut().for_each(|m| m.name = renamed(&m.name, &protocol));
-        Ok(metrics)
+        Ok(self.probe.measure(&part)?.into_iter().map(|m| m.with_protocol(&protocol)).collect())
     }
-}
-
-/// The protocol after the probe's own, before a detail such as `/l2`.
-fn renamed(name: &str, protocol: &str) -> String {
-    let detail = DETAILS.into_iter().find(|d| name.ends_with(d)).unwrap_or_default();
-    format!("{}/{protocol}{detail}", &name[..name.len() - detail.len()])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_traits::probe::MetricKind;
 
     fn context<'a>(
         train: &'a [f32],
@@ -138,13 +131,11 @@ mod tests {
         let (test, tests) = ([1.0, 0.1, 0.1, 1.0], [0, 1]);
         let context = context(&train, &labels, &test, &tests);
         for probe in ["Knn(k: 1)", "Linear()"] {
-            let with_all = measure(probe, &context).unwrap();
-            let with_few = measure(&format!("LowShot(probe: {probe})"), &context).unwrap();
-            let all = with_all
-                .iter()
-                .find(|m| !m.name.ends_with("/l2") && !m.name.ends_with("/converged"))
-                .unwrap();
-            let few = with_few.iter().find(|m| m.name.ends_with("labels1%")).unwrap();
+            let all = measure(probe, &context).unwrap();
+            let few = measure(&format!("LowShot(probe: {probe})"), &context).unwrap();
+            let accuracy =
+                |metrics: Vec<Metric>| metrics.into_iter().find(|m| m.kind == MetricKind::Accuracy).unwrap();
+            let (all, few) = (accuracy(all), accuracy(few));
             assert_eq!((all.value, few.value), (0.0, 1.0), "{probe}");
             assert_eq!(few.name, format!("{}/labels1%", all.name));
         }
@@ -152,11 +143,15 @@ mod tests {
 
     #[test]
     fn details_stay_details() {
-        assert_eq!(
-            renamed("linear/lbfgs/standardised/l2", "labels1%"),
-            "linear/lbfgs/standardised/labels1%/l2"
-        );
-        assert_eq!(renamed("knn/cos/k20/t0.07", "labels10%"), "knn/cos/k20/t0.07/labels10%");
+        let context = context(&[1.0, 0.0, 0.0, 1.0], &[0, 1], &[1.0, 0.0, 0.0, 1.0], &[0, 1]);
+        let metrics = measure("LowShot(probe: Linear(), labels: PerClass(1))", &context).unwrap();
+        let found: Vec<_> = metrics.iter().map(|m| (&*m.name, m.kind)).collect();
+        let want = [
+            ("linear/lbfgs/standardised/labels1perclass/l2", MetricKind::Detail),
+            ("linear/lbfgs/standardised/labels1perclass/converged", MetricKind::Converged),
+            ("linear/lbfgs/standardised/labels1perclass", MetricKind::Accuracy),
+        ];
+        assert_eq!(found, want);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A run's folder, read.
 
 use crate::events::{
-    Clustering, End, Event, Gradients, Health, Log, Phase, Probe, Stages, Step, Subject, Warning,
+    Clustering, End, Event, Gradients, Health, Log, Metric, Phase, Probe, Stages, Step, Subject, Warning,
 };
 use pauc_traits::{Error, Result};
 use serde::Deserialize;
@@ -182,15 +182,15 @@ impl ReportData {
         self.probes_of(Subject::Trained).filter_map(point).collect()
     }
 
-    /// The names of all metrics, in the order in which they first appear.
-    pub fn metrics(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = Vec::new();
+    /// One record of each metric, in the order in which they first appear.
+    pub fn metrics(&self) -> Vec<&Metric> {
+        let mut first: Vec<&Metric> = Vec::new();
         for metric in self.probes.iter().flat_map(|p| &p.metrics) {
-            if !names.contains(&metric.name.as_str()) {
-                names.push(&metric.name);
+            if !first.iter().any(|f| f.name == metric.name) {
+                first.push(metric);
             }
         }
-        names
+        first
     }
 
     /// The epoch of a step, as far as the recorded steps tell.
@@ -270,7 +270,7 @@ mod tests {
             (data.latest(Subject::Trained, "rank"), data.latest(Subject::RawPixels, "rank")),
             (Some(7.0), None)
         );
-        assert_eq!(data.metrics(), ["knn", "rank"]);
+        assert_eq!(data.metrics().iter().map(|m| &*m.name).collect::<Vec<_>>(), ["knn", "rank"]);
     }
 
     #[test]

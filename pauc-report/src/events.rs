@@ -3,6 +3,7 @@
 //! The writer and every reader share these types. Numbers that are not finite are written as `null`. Readers
 //! survive a last line that a crash cut off, lines of kinds that they do not know, and fields that they do not know.
 
+use pauc_traits::probe::MetricKind;
 use pauc_traits::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -182,17 +183,36 @@ pub struct Probe {
 
 /// A number with the protocol in its name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "StoredMetric")]
 pub struct Metric {
     /// What was measured and how, such as `knn/cos/k20/t0.07`.
     pub name: String,
     /// The value; accuracies are fractions.
     #[serde(with = "nullable")]
     pub value: f64,
+    /// What readers do with it. Where a file does not say, its name tells: [`MetricKind::of_stored_name`].
+    pub kind: MetricKind,
+}
+
+/// A metric as a file may hold it.
+#[derive(Deserialize)]
+struct StoredMetric {
+    name: String,
+    #[serde(with = "nullable")]
+    value: f64,
+    kind: Option<MetricKind>,
+}
+
+impl From<StoredMetric> for Metric {
+    fn from(m: StoredMetric) -> Self {
+        let kind = m.kind.unwrap_or_else(|| MetricKind::of_stored_name(&m.name));
+        Metric { name: m.name, value: m.value, kind }
+    }
 }
 
 impl From<pauc_traits::probe::Metric> for Metric {
     fn from(m: pauc_traits::probe::Metric) -> Self {
-        Metric { name: m.name, value: m.value }
+        Metric { name: m.name, value: m.value, kind: m.kind }
     }
 }
 
@@ -409,18 +429,28 @@ mod tests {
                 .to_string()
                 + r#""weight":1.0,"chance":null,"skipped":false}],"grad_norm":3.25,"images_per_second":null}"#
         );
-        let metrics = vec![Metric { name: "knn/cos/k20/t0.07".into(), value: 0.8 }];
+        let metrics = vec![pauc_traits::probe::Metric::accuracy("knn/cos/k20/t0.07", 0.8).into()];
         let probe = Probe { step: 3, epoch: 1.0, seconds: 0.5, subject: Subject::RawPixels, metrics };
         assert_eq!(
             serde_json::to_string(&Event::Probe(probe)).unwrap(),
             r#"{"event":"probe","step":3,"epoch":1.0,"seconds":0.5,"subject":"raw_pixels","#.to_string()
-                + r#""metrics":[{"name":"knn/cos/k20/t0.07","value":0.8}]}"#
+                + r#""metrics":[{"name":"knn/cos/k20/t0.07","value":0.8,"kind":"accuracy"}]}"#
         );
         let end = Event::End(End { step: 9, seconds: 1.5, status: Status::Interrupted });
         assert_eq!(
             serde_json::to_string(&end).unwrap(),
             r#"{"event":"end","step":9,"seconds":1.5,"status":"interrupted"}"#
         );
+    }
+
+    #[test]
+    fn metrics_of_files_without_kinds_have_those_of_their_names() {
+        let read = |text: &str| serde_json::from_str::<Metric>(text).unwrap();
+        let written = read(r#"{"name":"mine","value":0.8,"kind":"accuracy"}"#);
+        assert_eq!((written.value, written.kind), (0.8, MetricKind::Accuracy));
+        let named = read(r#"{"name":"knn/cos/k20/t0.07","value":null}"#);
+        assert!(named.value.is_nan() && named.kind == MetricKind::Accuracy);
+        assert_eq!(read(r#"{"name":"mine","value":0.8}"#).kind, MetricKind::Quantity);
     }
 
     #[test]

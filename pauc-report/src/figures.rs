@@ -1,11 +1,11 @@
 //! Which figures a run has, and what is in them.
 
 use crate::data::{Embedding, PrototypeLevel, ReportData};
-use crate::events::{ClusterLevel, Subject, Term};
+use crate::events::{ClusterLevel, Metric, Subject, Term};
 use crate::picture;
 use crate::plot::{Chart, Scale, Series};
 use crate::scatter::Scatter;
-use crate::verdict::is_accuracy;
+use pauc_traits::probe::MetricKind;
 
 /// A part of the report, in its order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,8 +206,8 @@ fn health(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
 }
 
 fn probes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
-    let names = data.metrics();
-    for name in names.iter().filter(|n| is_accuracy(n)) {
+    let metrics = data.metrics();
+    for Metric { name, .. } in metrics.iter().filter(|m| m.kind == MetricKind::Accuracy) {
         let points = data.curve(name);
         // A single value is in the table of verdicts already.
         if points.len() < 2 {
@@ -231,13 +231,15 @@ fn probes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
         ("spread/", "Spread of unit vectors", "1: all directions, 0: collapsed"),
     ];
     for (prefix, title, y) in grouped {
-        let series =
-            |n: &&str| n.strip_prefix(prefix).map(|s| Series { name: s.into(), points: data.curve(n) });
+        let series_of = |m: &&Metric| {
+            let space = m.name.strip_prefix(prefix)?;
+            Some(Series { name: space.into(), points: data.curve(&m.name) })
+        };
         let chart = Chart {
             title: title.into(),
             x: EPOCH.into(),
             y: y.into(),
-            series: names.iter().filter_map(series).collect(),
+            series: metrics.iter().filter_map(series_of).collect(),
             marks: marks(data),
             ..Chart::default()
         };
@@ -252,13 +254,13 @@ fn coagulation(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
         ("within_rank", "Rank within prototypes", "effective rank of a prototype's members"),
         ("copies", "Prototypes that are copies", "share within cosine 0.95 of another"),
     ];
-    let names = data.metrics();
+    let metrics = data.metrics();
     for (quantity, title, y) in quantities {
-        let level = |n: &&str| {
-            let level = n.strip_prefix("coagulation/")?.strip_suffix(quantity)?.strip_suffix('/')?;
-            Some(Series { name: level.into(), points: data.curve(n) })
+        let series_of = |m: &&Metric| {
+            let level = m.name.strip_prefix("coagulation/")?.strip_suffix(quantity)?.strip_suffix('/')?;
+            Some(Series { name: level.into(), points: data.curve(&m.name) })
         };
-        let mut series: Vec<Series> = names.iter().filter_map(level).collect();
+        let mut series: Vec<Series> = metrics.iter().filter_map(series_of).collect();
         // Levels by their k, as in the figures of the clusterings; classes, which are there first, behind them.
         let k = |s: &Series| s.name.strip_prefix('k').and_then(|k| k.split('#').next()?.parse().ok());
         series.sort_by_key(|s| k(s).unwrap_or(u64::MAX));

@@ -2,11 +2,12 @@
 
 use crate::axis::significant;
 use crate::data::ReportData;
-use crate::events::{Status, Subject};
+use crate::events::{Metric, Status, Subject};
 use crate::figures::{self, Section};
 use crate::plot::{STYLE, colors, escape};
-use crate::verdict::{self, Verdict, is_accuracy};
+use crate::verdict::{self, Verdict};
 use minijinja::{AutoEscape, Environment, context};
+use pauc_traits::probe::MetricKind;
 use pauc_traits::{Error, Result};
 use serde::Serialize;
 
@@ -151,9 +152,9 @@ fn warnings(data: &ReportData) -> Vec<String> {
     let mut warnings: Vec<String> =
         data.warnings.iter().map(|w| format!("{}{}", place(w.step), w.text)).collect();
     for probe in data.probes.iter() {
-        let failed = |m: &&crate::events::Metric| m.name.ends_with("/converged") && m.value == 0.0;
+        let failed = |m: &&Metric| m.kind == MetricKind::Converged && m.value == 0.0;
         for metric in probe.metrics.iter().filter(failed) {
-            let name = metric.name.trim_end_matches("/converged");
+            let name = metric.name.rsplit_once('/').map_or(&*metric.name, |(name, _)| name);
             warnings.push(format!("{}{name} stopped before its fit converged", place(probe.step)));
         }
     }
@@ -257,7 +258,7 @@ fn clustering_table(data: &ReportData) -> Option<Table> {
 /// The last values of `knn_grid/…/k…` and `knn_grid/…/k…/t…`: numbers of neighbors down, temperatures across.
 fn grids(data: &ReportData) -> Vec<Grid> {
     let mut cells: Vec<(String, u64, String, f64)> = Vec::new();
-    for name in data.metrics() {
+    for Metric { name, .. } in data.metrics() {
         let Some(rest) = name.strip_prefix(GRID) else { continue };
         let Some((distance, rest)) = rest.split_once("/k") else { continue };
         let (k, rest) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()));
@@ -301,14 +302,15 @@ const GRID: &str = "knn_grid/";
 
 /// Every metric's last value for the three subjects.
 fn metrics(data: &ReportData) -> Vec<(String, String, String, String)> {
-    let cell = |subject, name: &str| match data.latest(subject, name) {
-        Some(v) if is_accuracy(name) || name.starts_with(GRID) => percent(Some(v)),
-        Some(v) => significant(v),
-        None => NONE.into(),
+    let cell = |subject, metric: &Metric| match (data.latest(subject, &metric.name), metric.kind) {
+        (Some(v), MetricKind::Accuracy | MetricKind::GridAccuracy) => percent(Some(v)),
+        (Some(v), _) => significant(v),
+        (None, _) => NONE.into(),
     };
-    let row = |name: &str| {
-        let value = |subject| cell(subject, name);
-        (breakable(name), value(Subject::RandomInit), value(Subject::RawPixels), value(Subject::Trained))
+    let row = |metric: &Metric| {
+        let [random_init, raw_pixels, trained] =
+            [Subject::RandomInit, Subject::RawPixels, Subject::Trained].map(|subject| cell(subject, metric));
+        (breakable(&metric.name), random_init, raw_pixels, trained)
     };
     data.metrics().into_iter().map(row).collect()
 }

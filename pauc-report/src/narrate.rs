@@ -1,7 +1,7 @@
 //! Events as lines for people: on the console, in `log.txt`, and where a run is followed.
 
 use crate::events::{self, Event, Subject};
-use crate::verdict::is_accuracy;
+use pauc_traits::probe::MetricKind;
 
 /// The line that an event is to a person, if it is one.
 pub fn line(event: &Event) -> Option<String> {
@@ -32,10 +32,8 @@ pub fn line(event: &Event) -> Option<String> {
                 Subject::RawPixels => "raw pixels: ",
             };
             // The many numbers of coagulation are for the report; here stand the accuracies.
-            let accuracy = |m: &&events::Metric| is_accuracy(&m.name);
-            let shown =
-                e.metrics.iter().filter(accuracy).map(|m| format!("{} {:.1} %", m.name, m.value * 100.0));
-            let shown: Vec<_> = shown.collect();
+            let accuracies = e.metrics.iter().filter(|m| m.kind == MetricKind::Accuracy);
+            let shown: Vec<_> = accuracies.map(|m| format!("{} {:.1} %", m.name, m.value * 100.0)).collect();
             (!shown.is_empty()).then(|| format!("epoch {:.0}: {who}{}", e.epoch, shown.join("  ")))
         }
         Event::Health(e) => Some(health(e)),
@@ -84,17 +82,19 @@ fn stages(e: &events::Stages) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pauc_traits::probe::Metric;
 
     #[test]
     fn lines_say_what_happened() {
-        let metric = |name: &str, value| events::Metric { name: name.into(), value };
+        let accuracy = || Metric::accuracy("knn/cos/k20/t0.07", 0.791).into();
+        let rank = || Metric::new("rankme/features", 3.0).into();
         let probe = |metrics| {
             let subject = Subject::RawPixels;
             line(&Event::Probe(events::Probe { step: 9, epoch: 2.0, seconds: 1.0, subject, metrics }))
         };
-        let shown = probe(vec![metric("knn/cos/k20/t0.07", 0.791), metric("rankme/features", 3.0)]);
+        let shown = probe(vec![accuracy(), rank()]);
         assert_eq!(shown.as_deref(), Some("epoch 2: raw pixels: knn/cos/k20/t0.07 79.1 %"));
-        assert_eq!(probe(vec![metric("rankme/features", 3.0)]), None);
+        assert_eq!(probe(vec![rank()]), None);
         let terms = [("InfoNce", 0), ("ProtoNce", 2), ("Uniformity", 9)];
         let terms = terms.map(|(name, epochs_at_chance)| events::TermMean {
             regularizer: name == "Uniformity",

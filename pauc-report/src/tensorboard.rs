@@ -229,7 +229,7 @@ mod tests {
         let begun = length(&file);
         file.append(&Event::Warning(events::Warning { step: 1, text: "w".into() })).unwrap();
         assert_eq!(length(&file), begun);
-        let metric = |name: &str, value| events::Metric { name: name.into(), value };
+        let metric = |name: &str, value| pauc_traits::probe::Metric::new(name, value).into();
         let metrics = vec![metric("knn", 0.5), metric("none", f64::NAN)];
         let probe = events::Probe { step: 7, epoch: 1.0, seconds: 1.0, subject: Subject::RawPixels, metrics };
         let event = Event::Probe(probe);

@@ -2,8 +2,8 @@
 
 use crate::axis::significant;
 use crate::data::ReportData;
-use crate::events::Subject;
-use pauc_traits::probe::DETAILS;
+use crate::events::{Metric, Subject};
+use pauc_traits::probe::MetricKind;
 
 /// One accuracy of the three representations, as fractions.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,22 +44,15 @@ impl Verdict {
     }
 }
 
-/// Whether a metric is an accuracy of its own: the probes by neighbors, linear classifiers and fine-tuning, without the
-/// details that they report under it. The cells of a grid of neighbors are none: they are read together.
-pub fn is_accuracy(name: &str) -> bool {
-    let probes = ["knn/", "linear/", "finetune/"];
-    probes.iter().any(|p| name.starts_with(p)) && !DETAILS.iter().any(|d| name.ends_with(d))
-}
-
 /// The verdicts by every accuracy of the run.
 pub fn verdicts(data: &ReportData) -> Vec<Verdict> {
-    let verdict = |metric: &str| Verdict {
-        metric: metric.to_string(),
-        random_init: data.latest(Subject::RandomInit, metric),
-        raw_pixels: data.latest(Subject::RawPixels, metric),
-        trained: data.latest(Subject::Trained, metric),
+    let verdict = |metric: &Metric| Verdict {
+        metric: metric.name.clone(),
+        random_init: data.latest(Subject::RandomInit, &metric.name),
+        raw_pixels: data.latest(Subject::RawPixels, &metric.name),
+        trained: data.latest(Subject::Trained, &metric.name),
     };
-    data.metrics().into_iter().filter(|m| is_accuracy(m)).map(verdict).collect()
+    data.metrics().into_iter().filter(|m| m.kind == MetricKind::Accuracy).map(verdict).collect()
 }
 
 /// Epochs in a row after which a loss at its chance level is worth a word: the first has the warm-up of the rate.
@@ -168,16 +161,19 @@ mod tests {
     }
 
     #[test]
-    fn details_of_a_probe_are_no_accuracies() {
-        let is = [
-            "knn/cos/k20/t0.07",
-            "linear/lbfgs/standardised",
-            "linear/lbfgs/standardised/l2",
-            "rankme/features",
-            "linear/sgd/e100/b256/step0.1/lr",
-            "finetune/e20/b256/step0.2/crop-flip/lr0.01/head0.1/wd0.0005/labels1%",
-            "knn_grid/cos/k20/t0.07",
+    fn an_accuracy_of_any_name_has_a_verdict_and_a_detail_has_none() {
+        use pauc_traits::probe::Metric;
+        let metrics = [
+            Metric::accuracy("mine", 0.5),
+            Metric::detail("mine", "l2", 0.1),
+            Metric::grid_accuracy("grid/k1", 0.4),
+            Metric::new("rank", 9.0),
         ];
-        assert_eq!(is.map(is_accuracy), [true, true, false, false, false, true, false]);
+        let metrics = metrics.map(Into::into).to_vec();
+        let probe =
+            crate::events::Probe { step: 1, epoch: 1.0, seconds: 0.1, subject: Subject::Trained, metrics };
+        let verdicts = verdicts(&ReportData { probes: vec![probe], ..ReportData::default() });
+        let found: Vec<_> = verdicts.iter().map(|v| (&*v.metric, v.trained)).collect();
+        assert_eq!(found, [("mine", Some(0.5))]);
     }
 }

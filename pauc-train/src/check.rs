@@ -59,8 +59,8 @@ impl<'a> Checker<'a> {
         }
         self.batch_parts();
         let reads_prototypes = r.objective.iter().any(|t| t.term.info().needs().prototypes);
-        let looks = r.probes.iter().any(|p| p.name() == "Coagulation");
-        if r.clusterer.is_some() && !reads_prototypes && !looks {
+        let is_probed = r.probes.iter().any(|p| p.reads_prototypes());
+        if r.clusterer.is_some() && !reads_prototypes && !is_probed {
             let message = "nothing reads the prototypes of this clusterer".to_string();
             self.warn("E0211", "clusterer", message, "remove it, or add a prototype term such as ProtoNce()");
         }

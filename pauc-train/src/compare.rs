@@ -3,7 +3,7 @@
 use crate::recipe_text::{self, Node, Parts};
 use crate::run_dir::RunDir;
 use crate::statistics::{Paired, Spread};
-use pauc_report::events::{Event, Log, Subject};
+use pauc_report::events::{Event, Log, Metric, Subject};
 use pauc_traits::{Error, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -151,20 +151,28 @@ fn runs_in(folder: &Path) -> Result<Vec<PathBuf>> {
     if found.is_empty() { Err(no_run(folder)) } else { Ok(found) }
 }
 
+/// The newest record of each metric of the trained encoder, by name.
+///
+/// # Errors
+/// If the log cannot be read.
+pub fn newest_metrics(run: &Path) -> Result<BTreeMap<String, Metric>> {
+    let mut newest = BTreeMap::new();
+    for event in Log::read(&run.join("metrics.jsonl"))?.events {
+        if let Event::Probe(p) = event
+            && p.subject == Subject::Trained
+        {
+            newest.extend(p.metrics.into_iter().map(|m| (m.name.clone(), m)));
+        }
+    }
+    Ok(newest)
+}
+
 /// The newest value of each metric of the trained encoder.
 ///
 /// # Errors
 /// If the log cannot be read.
 pub fn metrics(run: &Path) -> Result<BTreeMap<String, f64>> {
-    let mut all = BTreeMap::new();
-    for event in Log::read(&run.join("metrics.jsonl"))?.events {
-        if let Event::Probe(p) = event
-            && p.subject == Subject::Trained
-        {
-            all.extend(p.metrics.into_iter().map(|m| (m.name, m.value)));
-        }
-    }
-    Ok(all)
+    Ok(newest_metrics(run)?.into_iter().map(|(name, metric)| (name, metric.value)).collect())
 }
 
 fn beside(first: &Group, other: &Group) -> Beside {

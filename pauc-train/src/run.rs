@@ -8,8 +8,8 @@ use crate::run_dir::{EventLog, RunDir, RunInfo};
 use crate::trainer::{Ending, Trainer};
 use pauc_models::device::NetworkDevice;
 use pauc_report::events::{self, Event, Log, Metric, Subject};
-use pauc_report::verdict::is_accuracy;
 use pauc_traits::dataset::Skipped;
+use pauc_traits::probe::MetricKind;
 use pauc_traits::{Error, Result};
 use std::path::PathBuf;
 
@@ -271,7 +271,7 @@ fn summary_so_far(dir: &RunDir) -> Vec<(Subject, Vec<Metric>)> {
 pub fn table(summary: &[(Subject, Vec<Metric>)]) -> String {
     let mut rows: Vec<&str> = Vec::new();
     for metric in summary.iter().flat_map(|(_, metrics)| metrics) {
-        if is_accuracy(&metric.name) && !rows.contains(&metric.name.as_str()) {
+        if metric.kind == MetricKind::Accuracy && !rows.contains(&metric.name.as_str()) {
             rows.push(&metric.name);
         }
     }
@@ -310,12 +310,18 @@ mod tests {
 
     #[test]
     fn the_closing_table_has_a_row_for_each_accuracy_and_no_details() {
-        let metric = |name: &str, value| Metric { name: name.into(), value };
-        let linear = [metric("linear/lbfgs/standardised/l2", 0.1), metric("linear/lbfgs/standardised", 0.5)];
-        let trained = [metric("knn/cos/k20/t0.07", 0.842), metric("rankme/features", 9.0)];
+        use pauc_traits::probe::Metric;
+        let logged =
+            |metrics: &[Metric]| metrics.iter().cloned().map(events::Metric::from).collect::<Vec<_>>();
+        let trained = [
+            Metric::accuracy("knn/cos/k20/t0.07", 0.842),
+            Metric::new("rankme/features", 9.0),
+            Metric::detail("linear/lbfgs/standardised", "l2", 0.1),
+            Metric::accuracy("linear/lbfgs/standardised", 0.5),
+        ];
         let summary = vec![
-            (Subject::Trained, [trained.to_vec(), linear.to_vec()].concat()),
-            (Subject::RawPixels, vec![metric("knn/cos/k20/t0.07", 0.791)]),
+            (Subject::Trained, logged(&trained)),
+            (Subject::RawPixels, logged(&[Metric::accuracy("knn/cos/k20/t0.07", 0.791)])),
         ];
         let want = "\
 accuracy, test split        raw pixels      trained
@@ -323,6 +329,6 @@ knn/cos/k20/t0.07               79.1 %       84.2 %
 linear/lbfgs/standardised            –       50.0 %
 ";
         assert_eq!(table(&summary), want);
-        assert_eq!(table(&[(Subject::Trained, vec![metric("rankme/features", 9.0)])]), "");
+        assert_eq!(table(&[(Subject::Trained, logged(&trained[1..3]))]), "");
     }
 }

@@ -48,7 +48,7 @@ mod tests {
     use pauc_traits::Count;
 
     fn measured(value: f64) -> [Metric; 1] {
-        [Metric { name: "knn".into(), value }]
+        [Metric::accuracy("knn", value)]
     }
 
     #[test]

@@ -7,14 +7,14 @@ use crate::recipe::{LoadError, Source, Version, belongs};
 use crate::recipe_text;
 use crate::run_dir::RunDir;
 use crate::statistics::Spread;
-use pauc_report::verdict::is_accuracy;
 use pauc_traits::component_ron::{Spanned, options};
+use pauc_traits::probe::MetricKind;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::term::Severity;
 use pauc_traits::{Count, Result, component};
 use rand::Rng;
 use serde::{Deserialize, Deserializer, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 component! {
@@ -283,7 +283,7 @@ impl Sweep {
                 (0..draws.runs.get()).map(draw).collect()
             }
         };
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         all.retain(|p| seen.insert(p.values.clone()));
         all
     }
@@ -348,6 +348,9 @@ pub struct Standing {
     pub status: String,
     /// The newest value of each metric of the trained encoder.
     pub metrics: BTreeMap<String, f64>,
+    /// Which of the metrics are accuracies.
+    #[serde(skip)]
+    pub accuracies: BTreeSet<String>,
 }
 
 impl Standing {
@@ -358,11 +361,15 @@ impl Standing {
     pub fn of(dir: &RunDir, seed: u64) -> Result<Self> {
         let run = dir.path().to_path_buf();
         let Some(info) = dir.info()? else {
-            return Ok(Standing { seed, run, status: "missing".into(), metrics: BTreeMap::new() });
+            let (metrics, accuracies) = (BTreeMap::new(), BTreeSet::new());
+            return Ok(Standing { seed, run, status: "missing".into(), metrics, accuracies });
         };
         let logged = run.join("metrics.jsonl").exists();
-        let metrics = if logged { compare::metrics(&run)? } else { BTreeMap::new() };
-        Ok(Standing { seed, run, status: info.status, metrics })
+        let newest = if logged { compare::newest_metrics(&run)? } else { BTreeMap::new() };
+        let accuracies = newest.values().filter(|m| m.kind == MetricKind::Accuracy);
+        let accuracies = accuracies.map(|m| m.name.clone()).collect();
+        let metrics = newest.into_iter().map(|(name, metric)| (name, metric.value)).collect();
+        Ok(Standing { seed, run, status: info.status, metrics, accuracies })
     }
 
     /// Whether nothing is left to do.
@@ -411,8 +418,10 @@ pub fn table(sweep: &Sweep, rows: &[Row]) -> String {
     names.sort_unstable();
     names.dedup();
     let best = sweep.best.as_ref().map(|b| b.metric.as_str());
-    if names.iter().any(|n| is_accuracy(n)) {
-        names.retain(|n| is_accuracy(n) || Some(*n) == best);
+    let accuracies: BTreeSet<&str> =
+        rows.iter().flat_map(|r| &r.runs).flat_map(|s| s.accuracies.iter().map(String::as_str)).collect();
+    if names.iter().any(|n| accuracies.contains(n)) {
+        names.retain(|n| accuracies.contains(n) || Some(*n) == best);
     }
     let paths: Vec<&str> = sweep.over.iter().map(|a| a.path.trim()).collect();
     let mut cells = vec![
@@ -563,6 +572,7 @@ mod tests {
             run: PathBuf::new(),
             status: status.into(),
             metrics: BTreeMap::from([("knn/x".to_string(), knn), ("rankme/features".to_string(), 9.0)]),
+            accuracies: BTreeSet::from(["knn/x".to_string()]),
         };
         let runs = [
             vec![run(0, "finished", 0.5), run(1, "finished", 0.7)],

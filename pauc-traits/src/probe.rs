@@ -23,15 +23,81 @@ pub struct Metric {
     pub name: String,
     /// The value; accuracies are fractions between 0 and 1.
     pub value: f64,
+    /// What readers do with it.
+    pub kind: MetricKind,
 }
 
-/// Metrics that say more about another one: their names end in these.
-pub const DETAILS: [&str; 3] = ["/l2", "/lr", "/converged"];
+/// What a metric is to those who read it: tables, plots and warnings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MetricKind {
+    /// The share of the test split that is classified correctly. Closing tables, sweeps and reports show it, beside
+    /// that of untrained representations.
+    Accuracy,
+    /// An accuracy at one of many settings. Only a table of all of them says something.
+    GridAccuracy,
+    /// Says more about the metric whose name its own name extends by `/` and one word, such as `/l2`.
+    Detail,
+    /// A detail: 1 if the fit behind a metric converged, 0 if it stopped before, which reports warn about.
+    Converged,
+    /// Any other number.
+    Quantity,
+}
+
+impl MetricKind {
+    /// The kind of a metric in a log that was written without kinds. Those logs hold the metrics of the probes of their
+    /// time, whose names tell the kind.
+    pub fn of_stored_name(name: &str) -> Self {
+        let begins = |prefixes: &[&str]| prefixes.iter().any(|p| name.starts_with(p));
+        if name.ends_with("/converged") {
+            MetricKind::Converged
+        } else if begins(&["knn_grid/"]) {
+            MetricKind::GridAccuracy
+        } else if !begins(&["knn/", "linear/", "finetune/"]) {
+            MetricKind::Quantity
+        } else if name.ends_with("/l2") || name.ends_with("/lr") {
+            MetricKind::Detail
+        } else {
+            MetricKind::Accuracy
+        }
+    }
+}
 
 impl Metric {
-    /// A metric of that name.
+    /// A [`MetricKind::Quantity`].
     pub fn new(name: impl Into<String>, value: f64) -> Self {
-        Metric { name: name.into(), value }
+        Metric { name: name.into(), value, kind: MetricKind::Quantity }
+    }
+
+    /// A [`MetricKind::Accuracy`], a fraction.
+    pub fn accuracy(name: impl Into<String>, value: f64) -> Self {
+        Metric { name: name.into(), value, kind: MetricKind::Accuracy }
+    }
+
+    /// A [`MetricKind::GridAccuracy`], a fraction.
+    pub fn grid_accuracy(name: impl Into<String>, value: f64) -> Self {
+        Metric { name: name.into(), value, kind: MetricKind::GridAccuracy }
+    }
+
+    /// A [`MetricKind::Detail`] `word` of the metric called `name`.
+    pub fn detail(name: &str, word: &str, value: f64) -> Self {
+        Metric { name: format!("{name}/{word}"), value, kind: MetricKind::Detail }
+    }
+
+    /// Whether the fit behind the metric called `name` converged: a [`MetricKind::Converged`].
+    pub fn converged(name: &str, converged: bool) -> Self {
+        let value = f64::from(u8::from(converged));
+        Metric { name: format!("{name}/converged"), value, kind: MetricKind::Converged }
+    }
+
+    /// The name with `protocol` added to it. A detail's word stays last: `linear/l2` becomes `linear/protocol/l2`.
+    pub fn with_protocol(mut self, protocol: &str) -> Self {
+        let is_detail = matches!(self.kind, MetricKind::Detail | MetricKind::Converged);
+        self.name = match self.name.rsplit_once('/').filter(|_| is_detail) {
+            Some((metric, word)) => format!("{metric}/{protocol}/{word}"),
+            None => format!("{}/{protocol}", self.name),
+        };
+        self
     }
 }
 
@@ -266,6 +332,11 @@ pub trait Probe: Component {
     /// Whether it needs class labels; a run without labels refuses such a probe before it starts.
     fn needs_labels(&self) -> bool;
 
+    /// Whether it reads the clusterings of the training split, [`ProbeContext::levels`].
+    fn reads_prototypes(&self) -> bool {
+        false
+    }
+
     /// Whether its settings go together: asked before a run starts, that it does not fail at its end.
     ///
     /// # Errors
@@ -276,4 +347,37 @@ pub trait Probe: Component {
 
     /// Measures. A probe with nothing to measure yet (no clustering, say) returns nothing.
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_of_stored_metrics_follow_from_their_names() {
+        let names = [
+            "knn/cos/k20/t0.07",
+            "linear/lbfgs/standardised",
+            "linear/lbfgs/standardised/l2",
+            "linear/lbfgs/standardised/labels1%/converged",
+            "rankme/features",
+            "linear/sgd/e100/b256/step0.1/lr",
+            "finetune/e20/b256/step0.2/crop-flip/lr0.01/head0.1/wd0.0005/labels1%",
+            "knn_grid/l2/k20/t0.07",
+            "clusters/k10/accuracy",
+        ];
+        use MetricKind::{Accuracy, Converged, Detail, GridAccuracy, Quantity};
+        let want =
+            [Accuracy, Accuracy, Detail, Converged, Quantity, Detail, Accuracy, GridAccuracy, Quantity];
+        assert_eq!(names.map(MetricKind::of_stored_name), want);
+    }
+
+    #[test]
+    fn a_protocol_stands_before_the_word_of_a_detail() {
+        let named = |metric: Metric| metric.with_protocol("labels1%").name;
+        assert_eq!(named(Metric::accuracy("linear", 0.5)), "linear/labels1%");
+        assert_eq!(named(Metric::detail("linear", "l2", 0.1)), "linear/labels1%/l2");
+        assert_eq!(named(Metric::converged("linear", true)), "linear/labels1%/converged");
+        assert_eq!(named(Metric::grid_accuracy("knn_grid/l2", 0.5)), "knn_grid/l2/labels1%");
+    }
 }

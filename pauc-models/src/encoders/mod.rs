@@ -1,10 +1,9 @@
 //! Encoders: convolutional networks from images to features.
 //!
-//! | file | what lives there |
+//! Each encoder has a file of its own. The other modules are:
+//!
+//! | module | what lives there |
 //! |---|---|
-//! | `conv_net` | [`ConvNet`], a small plain network |
-//! | `resnet18`, `resnet34`, `resnet50`, `resnet101` | [`ResNet18`], [`ResNet34`], [`ResNet50`], [`ResNet101`] |
-//! | `resnet20`, `resnet32`, `resnet56` | [`ResNet20`], [`ResNet32`], [`ResNet56`], for small images |
 //! | [`resnet`] | what all residual networks share |
 //! | [`blueprint`] | layers, steps, shapes and names of a network, for any device |
 //! | `network`, `workspace` | a blueprint at work on the CPU |

@@ -109,7 +109,7 @@ fn the_rate_is_chosen_on_held_out_training_samples() {
     let grid = probe("(epochs: 4, batch: 30, lr: [1e30, 1.0, 1e-9])");
     let got = measure(&grid, &x, &y, &test, &tests);
     // 1e30 overflows, 1e-9 stays where it began.
-    assert_eq!(got[1], Metric::new("linear/sgd/e4/b30/step0.1/lr", 1.0));
+    assert_eq!(got[1], Metric::detail("linear/sgd/e4/b30/step0.1", "lr", 1.0));
     let single = measure(&probe("(epochs: 4, batch: 30, lr: [1.0])"), &x, &y, &test, &tests);
     assert_eq!(got[0].value, single[0].value);
     // Whatever the test split says, the choice stays.

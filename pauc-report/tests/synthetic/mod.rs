@@ -1,6 +1,7 @@
 //! The folder of a run that never was, with everything in it that a report shows.
 
 use pauc_report::events::*;
+use pauc_traits::probe::MetricKind;
 use std::f64::consts::TAU;
 use std::path::Path;
 
@@ -73,7 +74,8 @@ fn clustering(epoch: u64) -> Event {
 }
 
 fn metric(name: impl Into<String>, value: f64) -> Metric {
-    Metric { name: name.into(), value }
+    let name = name.into();
+    Metric { kind: MetricKind::of_stored_name(&name), name, value }
 }
 
 fn probe(epoch: u64, subject: Subject, knn: f64) -> Event {
