@@ -1,6 +1,7 @@
 //! One term on given tensors: how a port from another framework is checked.
 
 use crate::recipe::Concentration;
+use dfdx::prelude::{Cpu, HasShape};
 use pauc_traits::backend::{Backend, Scalar};
 use pauc_traits::batch::{BatchGradients, Constant, Inputs, Level};
 use pauc_traits::component_ron::Term;
@@ -54,7 +55,7 @@ pub fn evaluate_file<D: Backend<f32> + Backend<f64>>(
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|e| Error::damaged(path, format!("no safetensors file: {e}")))?;
     let tensors = Tensors { path, file };
-    tensors.check_names()?;
+    tensors.check_names(term)?;
     if tensors.file.iter().any(|(_, t)| t.dtype() == Dtype::F64) {
         evaluate::<f64, D>(device, term, &tensors, concentration, "f64")
     } else {
@@ -66,110 +67,65 @@ fn evaluate<E: Scalar, D: Backend<E>>(
     device: &D,
     term: &Term,
     tensors: &Tensors<'_>,
-    scale: &Concentration,
+    concentration: &Concentration,
     dtype: &'static str,
 ) -> Result<TermResult> {
-    let bank = |name: &str| -> Result<Option<Constant<E, D>>> {
-        let Some((values, shape)) = tensors.floats::<E>(name)? else { return Ok(None) };
-        match shape[..] {
-            [rows, cols] => Ok(Some(Constant::new(device, values, (rows, cols)))),
-            _ => Err(tensors.wrong(name, format!("has shape {shape:?}; give a matrix"))),
-        }
-    };
-    let matrix = |name: &str| -> Result<Option<ops::Matrix<E, D>>> { Ok(bank(name)?.map(|b| b.tensor())) };
-    let by_view = |prefix: &str| -> Result<Vec<Option<ops::Matrix<E, D>>>> {
-        let mut list = vec![matrix(&format!("{prefix}0"))?, matrix(&format!("{prefix}1"))?];
-        while list.last().is_some_and(Option::is_none) {
-            list.pop();
-        }
-        Ok(list)
-    };
-    let id = |v: i64| u32::try_from(v).ok();
-    let (mut levels, mut parameters): (Vec<Level<E, D>>, _) = (Vec::new(), BTreeMap::new());
-    let (features, mut spreads) = (bank("features")?, Vec::new());
-    for m in 0.. {
-        let name = format!("prototypes.{m}");
-        let Some(centroids) = bank(&name)? else { break };
-        let k = centroids.shape().0;
-        // Without assignments the prototypes are a term's own, learnable ones.
-        let Some(assignments) = tensors.integers(&format!("assignments.{m}"))? else {
-            parameters.insert(if m == 0 { "prototypes".into() } else { name }, centroids.tensor());
-            continue;
-        };
-        let negatives = tensors.integers(&format!("negatives.{m}"))?;
-        let concentration = tensors.floats::<E>(&format!("concentration.{m}"))?.map(|(v, _)| v);
-        if let Some(features) = features.as_ref().filter(|_| concentration.is_none()) {
-            spreads.push(tensors.distances(m, features, &centroids)?);
-        }
-        levels.push(Level {
-            centroids,
-            concentration: concentration.unwrap_or_else(|| vec![E::one(); k]),
-            assignments: assignments.into_iter().map(id).collect(),
-            queue_assignments: Vec::new(),
-            negatives: negatives.map(|n| n.into_iter().filter_map(|v| usize::try_from(v).ok()).collect()),
-        });
-    }
-    if !spreads.is_empty() {
-        if spreads.len() != levels.len() {
-            let message =
-                "stands beside a `concentration.M`: give it for every level, or `clusters.M` for every level";
-            return Err(tensors.wrong("features", message.into()));
-        }
-        let (alpha, temperature) = (E::of(scale.alpha.get()), E::of(scale.now(&Clock::still())));
-        let phi = scale.kind.of_spreads(&spreads, alpha, temperature);
-        levels.iter_mut().zip(phi).for_each(|(level, phi)| level.concentration = phi);
-    }
+    let Prototypes { levels, learnable } = tensors.prototypes(device, concentration)?;
     let concentration = levels.iter().map(|l| l.concentration.iter().map(|v| v.as_f64()).collect()).collect();
-    let labels = tensors.integers("labels")?;
-    let labels = labels.map(|l| l.into_iter().map(|v| id(v).unwrap_or(u32::MAX)).collect::<Vec<_>>());
-    let (views, keys, queue) = (by_view("view")?, by_view("key")?, bank("queue")?);
-    let predictions = by_view("prediction")?;
-    let rows = |m: &Option<ops::Matrix<E, D>>| m.as_ref().map(|m| *dfdx::prelude::HasShape::shape(m));
-    let (batch, dim) = views.iter().chain(&keys).find_map(rows).unwrap_or((0, 0));
-    let facts = Facts {
+    let mut inputs = Inputs { levels, parameters: learnable, ..tensors.rows_and_labels(device)? };
+    let facts = facts_of(&inputs);
+    tensors.add_term_parameters(device, term, &facts, &mut inputs.parameters)?;
+    let shapes = inputs.parameters.iter().map(|(name, p)| (name.clone(), *p.shape())).collect();
+    let batch = Batch::new(device, inputs)?;
+    let value = term.evaluate(&batch)?;
+    let skipped = Some(batch.take_skipped().join("; ")).filter(|s| !s.is_empty());
+    Ok(TermResult {
+        value: ops::item(&value),
+        chance: term.info().chance_level(&facts),
+        concentration,
+        skipped,
+        dtype,
+        gradients: named_gradients(batch.backward(value)?, &facts, &shapes),
+    })
+}
+
+/// The sizes of a file's inputs, as a term is told them.
+fn facts_of<E: Scalar, D: Backend<E>>(inputs: &Inputs<E, D>) -> Facts {
+    let shape = |m: &Option<ops::Matrix<E, D>>| m.as_ref().map(|m| *m.shape());
+    let (batch, dim) = inputs.views.iter().chain(&inputs.keys).find_map(shape).unwrap_or((0, 0));
+    let classes = |labels: &Vec<u32>| labels.iter().collect::<BTreeSet<_>>().len();
+    Facts {
         batch,
         dim,
         samples: batch,
-        momentum: !keys.is_empty(),
-        predictor: !predictions.is_empty(),
-        queue: queue.as_ref().map(|q| q.shape().0),
-        prototypes: levels.iter().map(|l: &Level<E, D>| Some(l.k())).collect(),
-        classes: labels.as_ref().map(|l| l.iter().collect::<BTreeSet<_>>().len()),
-    };
-    // A term's own matrices that start at a constant may be left out.
-    for p in term.info().parameters(&facts) {
-        let given = if p.name == "prototypes" { None } else { matrix(p.name)? };
-        match (given, p.init) {
-            (Some(m), _) => drop(parameters.insert(p.name.into(), m)),
-            (None, Init::Constant(v)) => {
-                let values = vec![E::of(v); p.rows * p.cols];
-                parameters.insert(p.name.into(), ops::constant(device, values, (p.rows, p.cols)));
-            }
-            _ => {}
+        momentum: !inputs.keys.is_empty(),
+        predictor: !inputs.predictions.is_empty(),
+        queue: inputs.queue.as_ref().map(|q| q.shape().0),
+        prototypes: inputs.levels.iter().map(|l| Some(l.k())).collect(),
+        classes: inputs.labels.as_ref().map(classes),
+    }
+}
+
+/// Gradients under the names that their inputs have in a file. What a term remembers has none.
+fn named_gradients<E: Scalar>(
+    gradients: BatchGradients<E>,
+    facts: &Facts,
+    shapes: &BTreeMap<String, (usize, usize)>,
+) -> Vec<(String, [usize; 2], Vec<f64>)> {
+    let BatchGradients { views, predictions, parameters, remembered, .. } = gradients;
+    let wide = |g: Vec<E>| g.into_iter().map(|v| v.as_f64()).collect::<Vec<f64>>();
+    let mut named: Vec<_> = Vec::new();
+    for (what, by_view) in [("view", views), ("prediction", predictions)] {
+        for (view, gradient) in by_view.into_iter().enumerate() {
+            named.extend(gradient.map(|g| (format!("{what}{view}"), [facts.batch, facts.dim], wide(g))));
         }
     }
-    let shapes: BTreeMap<String, (usize, usize)> =
-        parameters.iter().map(|(n, p)| (n.clone(), *dfdx::prelude::HasShape::shape(p))).collect();
-    let inputs = Inputs { views, predictions, keys, queue, labels, levels, parameters, ..Inputs::default() };
-    let batch_view = Batch::new(device, inputs)?;
-    let value = term.evaluate(&batch_view)?;
-    let skipped = Some(batch_view.take_skipped().join("; ")).filter(|s| !s.is_empty());
-    let number = ops::item(&value);
-    let BatchGradients { views, predictions, parameters, remembered, .. } = batch_view.backward(value)?;
-    let wide = |g: Vec<E>| g.into_iter().map(|v| v.as_f64()).collect::<Vec<f64>>();
-    let mut gradients: Vec<_> = Vec::new();
-    for (what, all) in [("view", views), ("prediction", predictions)] {
-        let named =
-            |(v, g): (usize, Option<Vec<E>>)| g.map(|g| (format!("{what}{v}"), [batch, dim], wide(g)));
-        gradients.extend(all.into_iter().enumerate().filter_map(named));
-    }
-    for (name, g) in parameters.into_iter().filter(|(name, _)| !remembered.contains_key(name)) {
+    for (name, gradient) in parameters.into_iter().filter(|(name, _)| !remembered.contains_key(name)) {
         let (rows, cols) = shapes.get(&name).copied().unwrap_or((0, 0));
         let name = if name == "prototypes" { "prototypes.0".to_string() } else { name };
-        gradients.push((name, [rows, cols], wide(g)));
+        named.push((name, [rows, cols], wide(gradient)));
     }
-    let chance = term.info().chance_level(&facts);
-    Ok(TermResult { value: number, chance, concentration, skipped, dtype, gradients })
+    named
 }
 
 /// Writes gradients in the type that they were computed in.
@@ -192,6 +148,20 @@ pub fn write_gradients(result: &TermResult, path: &Path) -> Result<()> {
     std::fs::write(path, file).map_err(|e| Error::io(path, e))
 }
 
+/// The prototypes of a file: a clusterer's, level by level, and those that a term learns.
+struct Prototypes<E: Scalar, D: Backend<E>> {
+    levels: Vec<Level<E, D>>,
+    learnable: BTreeMap<String, ops::Matrix<E, D>>,
+}
+
+/// The distances of a level's samples to their prototypes.
+struct PrototypeSpread<E> {
+    /// Their sum for each prototype.
+    sums: Vec<E>,
+    /// The number of each prototype's samples.
+    sizes: Vec<usize>,
+}
+
 struct Tensors<'a> {
     path: &'a Path,
     file: SafeTensors<'a>,
@@ -202,8 +172,9 @@ impl Tensors<'_> {
         Error::damaged(self.path, format!("tensor `{name}` {message}"))
     }
 
-    fn check_names(&self) -> Result<()> {
-        let single = [
+    /// Refuses a file with a tensor that neither terms in general read nor this one.
+    fn check_names(&self, term: &Term) -> Result<()> {
+        let mut single = vec![
             "view0",
             "view1",
             "key0",
@@ -217,6 +188,14 @@ impl Tensors<'_> {
             "centre",
         ];
         let levelled = ["prototypes", "assignments", "clusters", "concentration", "negatives"];
+        // Names do not depend on sizes.
+        let own =
+            term.info().parameters(&facts_of::<f32, Cpu>(&Inputs::default())).into_iter().map(|p| p.name);
+        for name in own {
+            if !levelled.contains(&name) && !single.contains(&name) {
+                single.push(name);
+            }
+        }
         for name in self.file.names() {
             let of_level = name
                 .split_once('.')
@@ -230,13 +209,128 @@ impl Tensors<'_> {
         Ok(())
     }
 
-    /// Of each prototype of level `m`, the sum of its samples' distances to it, and their number.
-    fn distances<E: Scalar, D: Backend<E>>(
+    /// The rows of the views, their keys and predictions, the queue, and the labels.
+    fn rows_and_labels<E: Scalar, D: Backend<E>>(&self, device: &D) -> Result<Inputs<E, D>> {
+        let label = |v: i64| u32::try_from(v).unwrap_or(u32::MAX);
+        let labels = self.integers("labels")?.map(|labels| labels.into_iter().map(label).collect());
+        let (views, keys) = (self.by_view(device, "view")?, self.by_view(device, "key")?);
+        let queue = self.bank(device, "queue")?;
+        let predictions = self.by_view(device, "prediction")?;
+        Ok(Inputs { views, predictions, keys, queue, labels, ..Inputs::default() })
+    }
+
+    /// The matrices called `prefix` and the number of a view, up to the last that is there.
+    fn by_view<E: Scalar, D: Backend<E>>(
+        &self,
+        device: &D,
+        prefix: &str,
+    ) -> Result<Vec<Option<ops::Matrix<E, D>>>> {
+        let mut list =
+            vec![self.matrix(device, &format!("{prefix}0"))?, self.matrix(device, &format!("{prefix}1"))?];
+        while list.last().is_some_and(Option::is_none) {
+            list.pop();
+        }
+        Ok(list)
+    }
+
+    fn matrix<E: Scalar, D: Backend<E>>(&self, device: &D, name: &str) -> Result<Option<ops::Matrix<E, D>>> {
+        Ok(self.bank(device, name)?.map(|rows| rows.tensor()))
+    }
+
+    /// Rows that are used as they are.
+    fn bank<E: Scalar, D: Backend<E>>(&self, device: &D, name: &str) -> Result<Option<Constant<E, D>>> {
+        let Some((values, shape)) = self.floats::<E>(name)? else { return Ok(None) };
+        match shape[..] {
+            [rows, cols] => Ok(Some(Constant::new(device, values, (rows, cols)))),
+            _ => Err(self.wrong(name, format!("has shape {shape:?}; give a matrix"))),
+        }
+    }
+
+    /// Every level of prototypes, with the concentrations of the file, or those that follow from its features.
+    fn prototypes<E: Scalar, D: Backend<E>>(
+        &self,
+        device: &D,
+        scale: &Concentration,
+    ) -> Result<Prototypes<E, D>> {
+        let features: Option<Constant<E, D>> = self.bank(device, "features")?;
+        let (mut levels, mut spreads) = (Vec::new(), Vec::new());
+        let mut learnable = BTreeMap::new();
+        for m in 0.. {
+            let name = format!("prototypes.{m}");
+            let Some(centroids) = self.bank::<E, D>(device, &name)? else { break };
+            // Without assignments the prototypes are a term's own, learnable ones.
+            let Some(assignments) = self.integers(&format!("assignments.{m}"))? else {
+                learnable.insert(if m == 0 { "prototypes".into() } else { name }, centroids.tensor());
+                continue;
+            };
+            let negatives = self.integers(&format!("negatives.{m}"))?;
+            let concentration = self.floats::<E>(&format!("concentration.{m}"))?.map(|(v, _)| v);
+            if let Some(features) = features.as_ref().filter(|_| concentration.is_none()) {
+                spreads.push(self.spread(m, features, &centroids)?);
+            }
+            let k = centroids.shape().0;
+            levels.push(Level {
+                centroids,
+                concentration: concentration.unwrap_or_else(|| vec![E::one(); k]),
+                assignments: assignments.into_iter().map(|v| u32::try_from(v).ok()).collect(),
+                queue_assignments: Vec::new(),
+                negatives: negatives.map(|n| n.into_iter().filter_map(|v| usize::try_from(v).ok()).collect()),
+            });
+        }
+        self.set_concentrations(&mut levels, spreads, scale)?;
+        Ok(Prototypes { levels, learnable })
+    }
+
+    /// Sets the concentrations that follow from the spreads of all levels, if there are any.
+    fn set_concentrations<E: Scalar, D: Backend<E>>(
+        &self,
+        levels: &mut [Level<E, D>],
+        spreads: Vec<PrototypeSpread<E>>,
+        scale: &Concentration,
+    ) -> Result<()> {
+        if spreads.is_empty() {
+            return Ok(());
+        }
+        if spreads.len() != levels.len() {
+            let message =
+                "stands beside a `concentration.M`: give it for every level, or `clusters.M` for every level";
+            return Err(self.wrong("features", message.into()));
+        }
+        let (alpha, temperature) = (E::of(scale.alpha.get()), E::of(scale.now(&Clock::still())));
+        let spreads: Vec<_> = spreads.into_iter().map(|s| (s.sums, s.sizes)).collect();
+        let phi = scale.kind.of_spreads(&spreads, alpha, temperature);
+        levels.iter_mut().zip(phi).for_each(|(level, phi)| level.concentration = phi);
+        Ok(())
+    }
+
+    /// Adds a term's own matrices. Those that start at a constant may be left out of the file.
+    fn add_term_parameters<E: Scalar, D: Backend<E>>(
+        &self,
+        device: &D,
+        term: &Term,
+        facts: &Facts,
+        parameters: &mut BTreeMap<String, ops::Matrix<E, D>>,
+    ) -> Result<()> {
+        for p in term.info().parameters(facts) {
+            let given = if p.name == "prototypes" { None } else { self.matrix(device, p.name)? };
+            let constant = |v| ops::constant(device, vec![E::of(v); p.rows * p.cols], (p.rows, p.cols));
+            let matrix = match (given, p.init) {
+                (Some(given), _) => Some(given),
+                (None, Init::Constant(v)) => Some(constant(v)),
+                _ => None,
+            };
+            parameters.extend(matrix.map(|m| (p.name.to_string(), m)));
+        }
+        Ok(())
+    }
+
+    /// How far the features of level `m` lie from the prototypes that `clusters.m` puts them into.
+    fn spread<E: Scalar, D: Backend<E>>(
         &self,
         m: usize,
         features: &Constant<E, D>,
         centroids: &Constant<E, D>,
-    ) -> Result<(Vec<E>, Vec<usize>)> {
+    ) -> Result<PrototypeSpread<E>> {
         let name = format!("clusters.{m}");
         let Some(clusters) = self.integers(&name)? else {
             return Err(self.wrong("features", format!("needs `{name}`, the prototype of each row")));
@@ -260,7 +354,7 @@ impl Tensors<'_> {
             sums[c] += square.sqrt();
             sizes[c] += 1;
         }
-        Ok((sums, sizes))
+        Ok(PrototypeSpread { sums, sizes })
     }
 
     fn floats<E: Scalar>(&self, name: &str) -> Result<Option<(Vec<E>, Vec<usize>)>> {
