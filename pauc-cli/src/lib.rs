@@ -30,6 +30,11 @@ fn start_threads(asked: Option<usize>) -> Result<(), Failure> {
         .map_err(|e| Failure::new(1, format!("error: cannot start {threads} threads: {e}")))
 }
 
+/// Refuses a `PAUC_SIMD` that this machine lacks, which kernels could not report.
+fn check_instructions() -> Result<(), Failure> {
+    pauc::kernels::simd::Simd::detect().map(drop).map_err(|e| Failure::new(2, format!("error: {e}")))
+}
+
 /// Runs the command line of this process.
 ///
 /// # Errors
@@ -40,6 +45,7 @@ pub fn main() -> Result<ExitCode, Failure> {
         Err(e) => e.exit(),
     };
     pauc::traits::registry::assert_linked().map_err(|e| Failure::new(1, format!("error: {e}")))?;
+    check_instructions()?;
     start_threads(cli.threads.map(|t| t.get()))?;
     commands::execute(cli.command)
 }
