@@ -17,6 +17,7 @@ pub use in_batch::in_batch;
 use crate::gemm::{Strides, gemm};
 use rayon::prelude::*;
 use rows::fold;
+use std::borrow::Cow;
 
 /// Candidates in one tile of logits.
 const TILE: usize = 512;
@@ -26,52 +27,61 @@ const ROWS: usize = 256;
 /// threads, so neither do the results.
 const PARTS: usize = 16;
 
-/// What the inner products with candidates are multiplied with.
+/// What inner products with candidates are multiplied with to be logits: inverse temperatures.
 #[derive(Clone, Copy, Debug)]
-pub enum Scale<'a> {
-    /// The same for all: 1/τ.
-    Uniform(f32),
+pub enum Scale<'a, E = f32> {
+    /// The same for all candidates: 1/τ.
+    Uniform(E),
     /// One for each candidate: 1/φ.
-    Each(&'a [f32]),
+    Each(&'a [E]),
 }
 
-/// Candidates that every query is compared with.
+/// Candidates that every query is compared with. `Rows` is how a device holds them.
 #[derive(Clone, Copy, Debug)]
-pub struct Bank<'a> {
+pub struct Bank<'a, Rows = &'a [f32], E = f32> {
     /// M rows of D.
-    pub rows: &'a [f32],
+    pub rows: Rows,
     /// The scale of their logits.
-    pub scale: Scale<'a>,
-    /// For each query the row that is not one of its negatives because it is its positive.
+    pub scale: Scale<'a, E>,
+    /// For each query the row that is its positive, and therefore not one of its negatives.
     pub own: Option<&'a [usize]>,
+}
+
+/// The positive of each query. `Rows` is how a device holds them.
+#[derive(Clone, Copy, Debug)]
+pub enum Positives<Rows, E = f32> {
+    /// B rows of D, and the scale of their logits.
+    Rows(Rows, E),
+    /// The query's own row of the first bank, with the scale that it has there.
+    Own,
 }
 
 /// A value and the gradient of that value.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Graded {
+pub struct Graded<Value = f64, Gradient = Vec<f32>> {
     /// The mean over queries.
-    pub value: f64,
+    pub value: Value,
     /// The gradient with respect to the queries, row-major.
-    pub gradient: Vec<f32>,
+    pub gradient: Gradient,
 }
 
-/// mean_i −log [ e^{s_i q_i·k_i} / (e^{s_i q_i·k_i} + Σ_c e^{s_c q_i·c}) ] over the rows c of all banks, and its gradient with
-/// respect to q. `positives` are the keys k with their scales s.
+/// mean_i −log [ e^{s_i q_i·k_i} / (e^{s_i q_i·k_i} + Σ_c e^{s_c q_i·c}) ] over the rows c of all banks, and
+/// its gradient with respect to q. `positives` are the keys k with their scales s.
 ///
 /// # Shapes
-/// `queries` and `positives` (B, D), `scales` (B,), each bank (M, D). The gradient is (B, D).
+/// `queries` and `positives` (B, D), each bank (M, D). The gradient is (B, D).
 ///
 /// # Panics
-/// If sizes do not agree, or `own` names a row that is not there.
+/// If sizes do not agree, `own` names a row that is not there, or positives are to be rows of a first bank
+/// that is not there or does not say which.
 pub fn cross_entropy(
     queries: &[f32],
-    positives: &[f32],
-    scales: &[f32],
+    positives: Positives<&[f32]>,
     banks: &[Bank<'_>],
     dim: usize,
 ) -> Graded {
-    let n = scales.len();
-    assert!(dim > 0 && queries.len() == n * dim && positives.len() == n * dim, "{n} queries of {dim}");
+    assert!(dim > 0 && queries.len().is_multiple_of(dim), "{} values in rows of {dim}", queries.len());
+    let n = queries.len() / dim;
     for bank in banks {
         let m = bank.rows.len() / dim;
         assert_eq!(bank.rows.len(), m * dim, "a bank of whole rows of {dim}");
@@ -82,17 +92,22 @@ pub fn cross_entropy(
         let own = |own: &[usize]| own.len() == n && own.iter().all(|j| *j < m);
         assert!(bank.own.is_none_or(own), "one row below {m} for each of {n} queries");
     }
-    crate::threads::inside(|| cross_entropy_inside(queries, positives, scales, banks, dim))
+    let keys = match positives {
+        Positives::Rows(rows, scale) => Keys { rows: Cow::Borrowed(rows), scales: vec![scale; n] },
+        Positives::Own => banks.first().and_then(|bank| bank.own_keys(dim)).expect("a bank with own rows"),
+    };
+    assert_eq!(keys.rows.len(), n * dim, "a positive for each of {n} queries of {dim}");
+    crate::threads::inside(|| cross_entropy_inside(queries, &keys, banks, dim))
 }
 
-fn cross_entropy_inside(
-    queries: &[f32],
-    positives: &[f32],
-    scales: &[f32],
-    banks: &[Bank<'_>],
-    dim: usize,
-) -> Graded {
-    let n = scales.len();
+/// The positive of each query (B, D), and the scale of its logit.
+struct Keys<'a> {
+    rows: Cow<'a, [f32]>,
+    scales: Vec<f32>,
+}
+
+fn cross_entropy_inside(queries: &[f32], keys: &Keys<'_>, banks: &[Bank<'_>], dim: usize) -> Graded {
+    let n = keys.scales.len();
     let mut gradient = vec![0.0; n * dim];
     let losses: Vec<f64> = gradient
         .chunks_mut(ROWS * dim)
@@ -103,7 +118,7 @@ fn cross_entropy_inside(
             let span = rows.start * dim..rows.end * dim;
             let parts: Vec<Part> =
                 banks.iter().flat_map(|bank| bank.parts(dim, &queries[span.clone()], rows.clone())).collect();
-            finish(&queries[span.clone()], &positives[span], &scales[rows], &parts, gradient, n)
+            finish(&queries[span.clone()], &keys.rows[span], &keys.scales[rows], &parts, gradient, n)
         })
         .collect();
     Graded { value: losses.iter().sum::<f64>() / n.max(1) as f64, gradient }
@@ -120,6 +135,17 @@ struct Part {
 }
 
 impl Bank<'_> {
+    /// The own rows of all queries; `None` if the bank does not say which they are.
+    fn own_keys(&self, dim: usize) -> Option<Keys<'static>> {
+        let own = self.own?;
+        let rows = own.iter().flat_map(|j| &self.rows[j * dim..(j + 1) * dim]).copied().collect();
+        let scale = |j: &usize| match self.scale {
+            Scale::Uniform(s) => s,
+            Scale::Each(s) => s[*j],
+        };
+        Some(Keys { rows, scales: own.iter().map(scale).collect() })
+    }
+
     fn parts(&self, dim: usize, queries: &[f32], rows: std::ops::Range<usize>) -> Vec<Part> {
         let m = self.rows.len() / dim;
         let tiles = m.div_ceil(TILE);

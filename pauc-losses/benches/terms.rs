@@ -27,7 +27,7 @@ fn matrix<D: Backend<f32>>(dev: &D, rows: usize, cols: usize, phase: f32) -> ops
 
 /// Unit rows that no gradient flows into.
 fn bank<D: Backend<f32>>(dev: &D, rows: usize, phase: f32) -> Constant<f32, D> {
-    let unit = ops::values(&ops::l2_normalize(matrix(&Cpu::default(), rows, 128, phase)));
+    let unit = ops::to_host(&ops::l2_normalize(matrix(&Cpu::default(), rows, 128, phase))).unwrap();
     Constant::new(dev, unit, (rows, 128))
 }
 

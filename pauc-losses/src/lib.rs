@@ -8,8 +8,10 @@
 //! | [`sphere`] | expectations over random unit vectors: where a term starts |
 //! | [`findings`] | what a term's rules can find wrong with a recipe, by code |
 //!
-//! Every term is written once, in plain dfdx operations, for every element type and device. A plugin crate writes
-//! its terms in the same way.
+//! Every term is written in dfdx operations, for every element type and device. A plugin crate writes its terms in
+//! the same way. [`InfoNce`] and [`ProtoNce`] have a second function, `fused`, which computes the same through
+//! [`pauc_traits::softmax::SoftmaxKernels`] where the device has them: it is generic over devices too, and tests
+//! compare it with the first.
 //!
 //! # What the prototype terms are
 //! *Rethinking Prototypical Contrastive Learning through Alignment, Uniformity and Correlation* (Mo, Sun and Li,
@@ -17,6 +19,8 @@
 //! and [`Correlation`] at `level: Prototypes` are this project's reading of that abstract, built from Wang and
 //! Isola, Barlow Twins, PCL and ProPos; where several readings are possible, each is one setting away.
 //!
+//! [`InfoNce`]: contrastive::InfoNce
+//! [`ProtoNce`]: contrastive::ProtoNce
 //! [`Alignment`]: regularizers::Alignment
 //! [`Uniformity`]: regularizers::Uniformity
 //! [`Correlation`]: regularizers::Correlation
@@ -24,9 +28,6 @@
 
 pub mod contrastive;
 pub mod findings;
-mod fused;
-#[cfg(feature = "cuda")]
-mod fused_cuda;
 #[cfg(all(test, feature = "cuda"))]
 mod on_cuda;
 pub mod regularizers;

@@ -1,14 +1,15 @@
 //! Every term on CUDA beside the CPU: values and gradients. The plain composition of dfdx operations runs on CUDA, where dfdx
 //! differentiates some operations on repeated (broadcast) tensors wrongly, so a term that used one would fail here.
 
-use crate::properties::{each, toy};
-use crate::testing::{self, Data, Outcome, run, run_on};
+use crate::contrastive::{InfoNce, ProtoNce};
+use crate::properties::{each, each_finite, toy};
+use crate::testing::{self, Data, Outcome, run, run_by, run_on};
 use dfdx::prelude::*;
 use pauc_testing::assert_within;
 use pauc_testing::inputs::Perturbation;
 use pauc_testing::tolerance::{SIGMAS, UNIT_F32};
 use pauc_testing::vectors::{distance, norm};
-use pauc_traits::{Backend, Scalar, Value, ops};
+use pauc_traits::{Backend, Batch, Scalar, Value, ops};
 
 fn device() -> Cuda {
     pauc_cuda::open(0).unwrap_or_else(|e| panic!("these tests need a GPU, or an emulated one: {e}"))
@@ -60,47 +61,65 @@ fn agree(text: &str, got: &Outcome, data: &Data) {
     }
 }
 
+/// The batches on which a form is compared: with and, unless it needs one, without a momentum encoder.
+fn batches(text: &str) -> Vec<Data> {
+    let mut batches = vec![toy(text)];
+    if !testing::term(text).info().needs().momentum {
+        batches.push(toy(text).without_momentum());
+    }
+    batches
+}
+
 #[test]
 fn terms_equal_those_of_the_cpu() {
     let dev = device();
     let mut checked = 0;
-    each(
-        |row| row.forms,
-        |_, _, text| {
-            let mut batches = vec![toy(text)];
-            if !testing::term(text).info().needs().momentum {
-                batches.push(toy(text).without_momentum());
-            }
-            for data in batches {
-                // The plain composition, and what takes its place against large banks.
-                for plain in [true, false] {
-                    crate::fused_cuda::PLAIN.set(plain);
-                    agree(text, &run_on::<f32, Cuda>(&dev, text, &data).unwrap(), &data);
-                }
+    each(|_, _, text| {
+        for data in batches(text) {
+            agree(text, &run_on::<f32, Cuda>(&dev, text, &data).unwrap(), &data);
+            checked += 1;
+        }
+    });
+    assert!(checked > 50, "{checked}");
+}
+
+/// Of the terms that the device has kernels for, the definitions agree too.
+#[test]
+fn definitions_of_fused_terms_equal_those_of_the_cpu() {
+    let dev = device();
+    let mut checked = 0;
+    each(|forms, _, text| {
+        let plain = |batch: &Batch<f32, Cuda>| match forms.term {
+            "InfoNce" => Some(testing::parse::<InfoNce>(text).plain(batch)),
+            "ProtoNce" => Some(testing::parse::<ProtoNce>(text).plain(batch)),
+            _ => None,
+        };
+        for data in batches(text) {
+            let batch = Batch::new(&dev, data.inputs(&dev)).unwrap();
+            if plain(&batch).is_some() {
+                let outcome = run_by(&dev, &data, |batch| plain(batch).expect("as above"));
+                agree(text, &outcome.unwrap(), &data);
                 checked += 1;
             }
-        },
-    );
-    assert!(checked > 50, "{checked}");
+        }
+    });
+    assert!(checked > 20, "{checked}");
 }
 
 #[test]
 fn degenerate_batches_stay_finite() {
     let dev = device();
-    each(
-        |row| row.finite,
-        |_, _, text| {
-            for (what, data) in testing::degenerate() {
-                if testing::term(text).info().needs().momentum && data.keys.is_empty() {
-                    continue;
-                }
-                let found = run_on::<f32, Cuda>(&dev, text, &data).unwrap();
-                let finite =
-                    found.value.is_finite() && found.gradients.values().flatten().all(|g| g.is_finite());
-                assert!(finite, "{text} on {what}: {found:?}");
+    each_finite(|text| {
+        for (what, data) in testing::degenerate() {
+            if testing::term(text).info().needs().momentum && data.keys.is_empty() {
+                continue;
             }
-        },
-    );
+            let outcome = run_on::<f32, Cuda>(&dev, text, &data).unwrap();
+            let gradients = outcome.gradients.values().flatten();
+            let finite = outcome.value.is_finite() && gradients.into_iter().all(|g| g.is_finite());
+            assert!(finite, "{text} on {what}: {outcome:?}");
+        }
+    });
 }
 
 /// What a term must not do, and why: on CUDA, dfdx 0.13's derivative of a sum that leaves a repeated axis is wrong. Should a

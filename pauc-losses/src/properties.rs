@@ -1,7 +1,7 @@
-//! What every registered term has to hold. A term that the table does not name is checked in its default form, so that a
-//! new one cannot be forgotten; it needs a row only for more forms, or where less holds.
+//! What every registered term has to hold. A term that registers no [`Forms`] is checked in its default form, so that a
+//! new one cannot be forgotten; it registers some only for more forms, or where less holds.
 
-use crate::testing::{self, Condition, Data};
+use crate::testing::{self, Condition, Data, Flow, Forms};
 use pauc_testing::{assert_within, tolerance};
 use pauc_traits::component_ron::{OpenSet, Term};
 
@@ -11,80 +11,30 @@ mod loss_template;
 #[path = "../../pauc-cli/templates/regularizer.rs"]
 mod regularizer_template;
 
-/// Where a term's gradient is the derivative of its value.
-#[derive(Clone, Copy, PartialEq)]
-enum Flow {
-    /// Everywhere.
-    Full,
-    /// Where keys come from a momentum encoder: online keys are taken for constants.
-    WithMomentum,
-    /// Nowhere, since the term's targets depend on the embeddings and are taken for constants. The term's own file
-    /// compares its gradient with differences at fixed targets.
-    Targets,
+/// The forms of every registered term.
+fn all_forms() -> Vec<Forms> {
+    let registered: Vec<&Forms> = testing::inventory::iter::<Forms>.into_iter().collect();
+    let forms = |name: &'static str| {
+        registered.iter().find(|forms| forms.term == name).map_or(Forms::of(name), |forms| **forms)
+    };
+    Term::names().into_iter().map(forms).collect()
 }
 
-/// A term, its forms, and what holds for them.
-#[derive(Clone, Copy)]
-pub struct Row {
-    name: &'static str,
-    flow: Flow,
-    /// Forms on which gradients and invariances are checked, by their fields.
-    pub forms: &'static [&'static str],
-    /// The forms among them that change when the space is rotated: they look at single coordinates.
-    axes: &'static [&'static str],
-    /// Forms that stay finite on every degenerate batch, extreme settings among them.
-    pub finite: &'static [&'static str],
+/// Checks each form, given by its fields and as a recipe has it.
+pub fn each(mut check: impl FnMut(&Forms, &str, &str)) {
+    for forms in all_forms() {
+        forms.forms.iter().for_each(|fields| check(&forms, fields, &forms.text(fields)));
+    }
 }
 
-#[rustfmt::skip]
-const TABLE: &[Row] = &[
-    Row { name: "Alignment", flow: Flow::Full, axes: &[],
-        forms: &["", "level: Instances", "level: Instances, alpha: 1", "level: Centroid, alpha: 1.5", "level: Members"],
-        finite: &["", "level: Instances, alpha: 0.5", "level: Centroid", "level: Members, alpha: 1", "queue: true, rho: 9"] },
-    Row { name: "Correlation", flow: Flow::Full,
-        axes: &["", "level: Instances", "kind: Covariance", "level: Instances, kind: Covariance"],
-        forms: &["", "level: Instances", "kind: Covariance", "level: Instances, kind: Covariance", "kind: Gram"],
-        finite: &["", "level: Instances", "kind: Covariance", "kind: Gram", "queue: true, n_min: 3"] },
-    Row { name: "CosinePrediction", flow: Flow::WithMomentum, axes: &[],
-        forms: &["", "two_sided: true"], finite: &["", "two_sided: true"] },
-    Row { name: "Dcl", flow: Flow::Full, axes: &[],
-        forms: &["", "temperature: Learnable()"], finite: &["", "temperature: 0.01", "temperature: Learnable()"] },
-    Row { name: "EntropyOfAssignments", flow: Flow::Full, axes: &[],
-        forms: &["", "sharpness: 0.5"], finite: &["", "temperature: 0.01, sharpness: 1"] },
-    Row { name: "InfoNce", flow: Flow::Full, axes: &[],
-        forms: &["", "two_sided: false", "negatives: Keys", "negatives: Queue", "negatives: QueueAndBatch, two_sided: true",
-            "temperature: Learnable()", "negatives: Keys, temperature: Learnable(init: 0.2)"],
-        finite: &["temperature: 0.01", "negatives: Keys, temperature: 0.01", "negatives: Queue, temperature: 0.01",
-            "negatives: QueueAndBatch, temperature: 0.01, two_sided: true", "temperature: Learnable()"] },
-    // `Sample` may ask for more negatives than a degenerate batch leaves, which is an error with the numbers.
-    Row { name: "ProtoNce", flow: Flow::Full, axes: &[], forms: &["", "negatives: Sample(1)"], finite: &[""] },
-    Row { name: "ProtoScatter", flow: Flow::Full, axes: &[],
-        forms: &["", "rho: 0.5, queue: true, n_min: 2", "temperature: Learnable(init: 0.5)"],
-        finite: &["", "temperature: 0.01", "temperature: Learnable()"] },
-    Row { name: "SelfDistillation", flow: Flow::Targets, axes: &[], forms: &["", "centre_momentum: None"],
-        finite: &["", "student_temperature: 0.01, teacher_temperature: 0.01", "centre_momentum: None"] },
-    Row { name: "SupCon", flow: Flow::Full, axes: &[],
-        forms: &["", "temperature: Learnable()"], finite: &["", "temperature: 0.01"] },
-    Row { name: "SwappedAssignment", flow: Flow::Targets, axes: &[],
-        forms: &[""], finite: &["", "temperature: 0.01, epsilon: 0.001"] },
-    Row { name: "Uniformity", flow: Flow::Full, axes: &[],
-        forms: &["", "level: Instances", "level: Instances, queue: true", "rho: 0.5, n_min: 2, queue: true", "level: OtherCentroids"],
-        finite: &["", "level: Instances, t: 1000", "level: Instances, t: Linear(from: 1, to: 3, over: Epochs(2))", "level: Instances, queue: true", "level: OtherCentroids"] },
-    Row { name: "Variance", flow: Flow::Full, axes: &["gamma: 1.5"], forms: &["gamma: 1.5"], finite: &[""] },
-    Row { name: "VicReg", flow: Flow::Full, axes: &[""], forms: &["", "variance: 0, covariance: 0"], finite: &[""] },
-];
-
-/// One row for every registered term.
-fn rows() -> Vec<Row> {
-    let default = |name| Row { name, flow: Flow::Full, forms: &[""], axes: &[], finite: &[""] };
-    let row = |name: &'static str| TABLE.iter().find(|r| r.name == name).copied().unwrap_or(default(name));
-    Term::names().into_iter().map(row).collect()
-}
-
-pub fn each(of: impl Fn(&Row) -> &'static [&'static str], mut check: impl FnMut(&Row, &str, &str)) {
-    for row in rows() {
-        for fields in of(&row) {
-            check(&row, fields, &format!("{}({fields})", row.name));
+/// Checks each form that has to stay finite on degenerate batches.
+pub fn each_finite(mut check: impl FnMut(&str)) {
+    for forms in all_forms() {
+        for fields in forms.forms.iter().chain(forms.extremes) {
+            // `Sample` may ask for more negatives than a degenerate batch leaves, which is an error with the numbers.
+            if !fields.contains("Sample") {
+                check(&forms.text(fields));
+            }
         }
     }
 }
@@ -104,107 +54,110 @@ pub fn toy(text: &str) -> Data {
 
 #[test]
 fn every_registered_term_is_checked() {
-    let checked: Vec<_> = rows().iter().map(|r| r.name).collect();
-    assert_eq!(checked, Term::names());
-    assert!(TABLE.iter().all(|r| checked.contains(&r.name)), "a row names no term");
-    assert!(rows().iter().all(|r| !r.forms.is_empty() && !r.finite.is_empty()));
+    let mut checked = all_forms();
+    assert!(checked.iter().map(|forms| forms.term).eq(Term::names()));
+    assert!(checked.iter().all(|forms| !forms.forms.is_empty()));
+    checked.retain(|forms| testing::inventory::iter::<Forms>.into_iter().any(|f| f.term == forms.term));
+    let registered = testing::inventory::iter::<Forms>.into_iter().count();
+    assert_eq!(registered, checked.len(), "forms name no term, or one twice");
 }
 
 #[test]
 fn gradients_are_the_derivatives_of_values() {
-    each(
-        |row| row.forms,
-        |row, _, text| {
-            if row.flow != Flow::Targets {
-                testing::finite_differences(text, &toy(text));
-            }
-            if row.flow == Flow::Full && !testing::term(text).info().needs().momentum {
-                testing::finite_differences(text, &toy(text).without_momentum());
-            }
-        },
-    );
+    each(|forms, _, text| {
+        if forms.flow != Flow::Targets {
+            testing::finite_differences(text, &toy(text));
+        }
+        if forms.flow == Flow::Full && !testing::term(text).info().needs().momentum {
+            testing::finite_differences(text, &toy(text).without_momentum());
+        }
+    });
 }
 
 #[test]
 fn the_order_of_samples_does_not_matter() {
-    each(|row| row.forms, |_, _, text| testing::permutation_invariant(text, &toy(text)));
+    each(|_, _, text| testing::permutation_invariant(text, &toy(text)));
 }
 
 #[test]
 fn the_axes_of_the_space_matter_only_where_said() {
-    each(
-        |row| row.forms,
-        |row, fields, text| {
-            if !row.axes.contains(&fields) {
-                testing::rotation_invariant(text, &toy(text));
-            }
-        },
-    );
+    each(|forms, fields, text| {
+        if !forms.axes.contains(&fields) {
+            testing::rotation_invariant(text, &toy(text));
+        }
+    });
 }
 
 #[test]
 fn degenerate_batches_and_extreme_settings_stay_finite() {
-    each(|row| row.finite, |_, _, text| testing::finite(text));
+    each_finite(testing::finite);
 }
 
 /// A sample that a clusterer left out as noise has no part in a prototype term, and neither has one in the queue:
 /// wherever it lies, value and gradients are the same, and its own gradient is zero.
 #[test]
 fn noise_has_no_part_in_prototype_terms() {
-    const NOISE: usize = 4;
-    let found = std::cell::RefCell::new(std::collections::BTreeSet::new());
-    each(
-        |row| row.forms,
-        |row, _, text| {
-            let mut data = Data::toy(7, 4);
-            for level in &mut data.levels {
-                if text.contains("Sample") {
-                    level.assignments = [0, 1, 1, 0, 0, 1, 0].map(Some).to_vec();
-                }
-                level.assignments[NOISE] = None;
+    let mut checked = std::collections::BTreeSet::new();
+    each(|forms, _, text| {
+        let mut data = Data::toy(7, 4);
+        for level in &mut data.levels {
+            if text.contains("Sample") {
+                level.assignments = [0, 1, 1, 0, 0, 1, 0].map(Some).to_vec();
             }
-            let mut unassigned = data.clone();
-            for level in &mut unassigned.levels {
-                level.assignments.fill(None);
-                level.queue_assignments.fill(None);
-            }
-            if testing::run::<f64>(text, &unassigned).skipped.is_empty() {
-                return; // a term of instances
-            }
-            found.borrow_mut().insert(row.name);
-            let mut elsewhere = data.clone();
-            let of_samples = elsewhere.views.iter_mut().chain(&mut elsewhere.predictions);
-            for matrix in of_samples.chain(&mut elsewhere.keys).flatten() {
-                matrix[NOISE * 4..][..4].copy_from_slice(&[0.7, -3.0, 0.2, 0.5]);
-            }
-            let queued = &data.levels[0].queue_assignments;
-            for (row, _) in queued.iter().enumerate().filter(|(_, a)| a.is_none()) {
-                let queue = elsewhere.queue.as_mut().unwrap();
-                queue[row * 4..][..4].copy_from_slice(&[0.6, 0.0, -0.8, 0.0]);
-            }
-            let (a, b) = (testing::run::<f64>(text, &data), testing::run::<f64>(text, &elsewhere));
-            let condition = Condition::of(text, &data);
-            assert_within!(b.value, a.value, condition.of_value(tolerance::f64), "{text}");
-            for (name, gradient) in &a.gradients {
-                let off = testing::gap(gradient, &b.gradients[name]);
-                let allowed = condition.of_gradient(name, tolerance::f64);
-                assert_within!(off, 0.0, allowed, "{text}: the gradient of {name} changes");
-                if name.starts_with("view") {
-                    let own = &gradient[NOISE * 4..][..4];
-                    assert!(
-                        own.iter().all(|g| *g == 0.0),
-                        "{text}: {name} of noise has the gradient {own:?}"
-                    );
-                    assert!(
-                        gradient.iter().any(|g| *g != 0.0) || name != "view0",
-                        "{text}: no gradient at all"
-                    );
-                }
-            }
-        },
-    );
-    let found: Vec<_> = found.into_inner().into_iter().collect();
-    assert_eq!(found, ["Alignment", "Correlation", "ProtoNce", "ProtoScatter", "Uniformity"]);
+            level.assignments[NOISE] = None;
+        }
+        if reads_assignments(text, &data) {
+            checked.insert(forms.term);
+            noise_has_no_part(text, &data);
+        }
+    });
+    for term in ["Alignment", "Correlation", "ProtoNce", "ProtoScatter", "Uniformity"] {
+        assert!(checked.contains(term), "{term} does not read assignments");
+    }
+}
+
+/// The sample without a prototype.
+const NOISE: usize = 4;
+
+/// Whether a term reads which samples belong to which prototype. If it does, it has nothing to say where none does.
+fn reads_assignments(text: &str, data: &Data) -> bool {
+    let mut unassigned = data.clone();
+    for level in &mut unassigned.levels {
+        level.assignments.fill(None);
+        level.queue_assignments.fill(None);
+    }
+    let without = testing::run::<f64>(text, &unassigned);
+    if without.value == testing::value(text, data) {
+        return false;
+    }
+    assert!(!without.skipped.is_empty(), "{text} is not skipped where no sample has a prototype");
+    true
+}
+
+fn noise_has_no_part(text: &str, data: &Data) {
+    let mut elsewhere = data.clone();
+    let of_samples = elsewhere.views.iter_mut().chain(&mut elsewhere.predictions);
+    for matrix in of_samples.chain(&mut elsewhere.keys).flatten() {
+        matrix[NOISE * 4..][..4].copy_from_slice(&[0.7, -3.0, 0.2, 0.5]);
+    }
+    let queued = &data.levels[0].queue_assignments;
+    for (row, _) in queued.iter().enumerate().filter(|(_, a)| a.is_none()) {
+        let queue = elsewhere.queue.as_mut().unwrap();
+        queue[row * 4..][..4].copy_from_slice(&[0.6, 0.0, -0.8, 0.0]);
+    }
+    let (a, b) = (testing::run::<f64>(text, data), testing::run::<f64>(text, &elsewhere));
+    let condition = Condition::of(text, data);
+    assert_within!(b.value, a.value, condition.of_value(tolerance::f64), "{text}");
+    for (name, gradient) in &a.gradients {
+        let off = testing::gap(gradient, &b.gradients[name]);
+        let allowed = condition.of_gradient(name, tolerance::f64);
+        assert_within!(off, 0.0, allowed, "{text}: the gradient of {name} changes");
+        if name.starts_with("view") {
+            let own = &gradient[NOISE * 4..][..4];
+            assert!(own.iter().all(|g| *g == 0.0), "{text}: {name} of noise has the gradient {own:?}");
+            assert!(gradient.iter().any(|g| *g != 0.0) || name != "view0", "{text}: no gradient at all");
+        }
+    }
 }
 
 #[test]

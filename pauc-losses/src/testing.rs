@@ -7,6 +7,7 @@ use pauc_testing::vectors::norm;
 use pauc_testing::{assert_within, tolerance};
 use pauc_traits::batch::{Constant, Inputs, Level};
 use pauc_traits::component_ron::Term;
+pub use pauc_traits::private::inventory;
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::Facts;
 use pauc_traits::{Backend, Batch, Scalar, Value, ops};
@@ -21,6 +22,48 @@ pub struct Clusters {
     pub assignments: Vec<Option<u32>>,
     pub queue_assignments: Vec<Option<u32>>,
     pub negatives: Option<Vec<usize>>,
+}
+
+/// Where a term's gradient is the derivative of its value.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Flow {
+    /// Everywhere.
+    Full,
+    /// Where keys come from a momentum encoder: online keys are taken for constants.
+    WithMomentum,
+    /// Nowhere, since the term's targets depend on the embeddings and are taken for constants. The term's own file
+    /// compares its gradient with differences at fixed targets.
+    Targets,
+}
+
+/// The forms of a term that tests look at, and what holds for them. A term's file registers them with
+/// [`inventory::submit`]; `properties` reads all, and takes the default form of a term that registers none.
+#[derive(Clone, Copy)]
+pub struct Forms {
+    /// The name of the term.
+    pub term: &'static str,
+    /// Where its gradient is the derivative of its value.
+    pub flow: Flow,
+    /// Forms on which everything is checked, by their fields.
+    pub forms: &'static [&'static str],
+    /// The forms among them that change when the space is rotated: they look at single coordinates.
+    pub axes: &'static [&'static str],
+    /// More forms that stay finite on every degenerate batch: extreme settings.
+    pub extremes: &'static [&'static str],
+}
+
+inventory::collect!(Forms);
+
+impl Forms {
+    /// The default form of a term.
+    pub const fn of(term: &'static str) -> Self {
+        Forms { term, flow: Flow::Full, forms: &[""], axes: &[], extremes: &[] }
+    }
+
+    /// The form with these fields, as a recipe has it.
+    pub fn text(&self, fields: &str) -> String {
+        format!("{}({fields})", self.term)
+    }
 }
 
 /// A batch's inputs in plain numbers, row-major.
@@ -166,6 +209,12 @@ pub fn term(text: &str) -> Term {
     Term::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"))
 }
 
+/// A term's configuration, from a form like `InfoNce(temperature: 0.1)`.
+pub fn parse<T: serde::de::DeserializeOwned>(text: &str) -> T {
+    let fields = text.find('(').map_or(text, |start| &text[start..]);
+    pauc_traits::component_ron::options().from_str(fields).unwrap_or_else(|e| panic!("{text}: {e}"))
+}
+
 pub fn run<E: Scalar>(text: &str, data: &Data) -> Outcome
 where
     Cpu: Backend<E>,
@@ -182,8 +231,17 @@ where
 
 /// The same on a given device.
 pub fn run_on<E: Scalar, D: Backend<E>>(dev: &D, text: &str, data: &Data) -> pauc_traits::Result<Outcome> {
+    run_by(dev, data, |batch| term(text).evaluate(batch))
+}
+
+/// What one way to compute a term gives.
+pub fn run_by<E: Scalar, D: Backend<E>>(
+    dev: &D,
+    data: &Data,
+    loss: impl Fn(&Batch<E, D>) -> pauc_traits::Result<Value<E, D>>,
+) -> pauc_traits::Result<Outcome> {
     let batch = Batch::<E, D>::new(dev, data.inputs(dev))?;
-    let value = term(text).evaluate(&batch)?;
+    let value = loss(&batch)?;
     let number = ops::item(&value);
     let skipped = batch.take_skipped();
     let found = batch.backward(value)?;
@@ -383,26 +441,17 @@ type Way<'a> = &'a dyn Fn(&Batch<f32, Cpu>) -> pauc_traits::Result<Value<f32, Cp
 pub fn fused_equals_plain(text: &str, data: &Data, fused: Way<'_>, plain: Way<'_>) {
     // A factor shows whether the gradient is scaled by what comes after the term.
     const FACTOR: f64 = 3.0;
-    let dev = Cpu::default();
-    let run = |term: Way<'_>| {
-        let batch = Batch::new(&dev, data.inputs(&dev)).unwrap();
-        let value = term(&batch).unwrap() * FACTOR as f32;
-        let number = ops::item(&value);
-        let found = batch.backward(value).unwrap();
-        let wide = |v: Vec<f32>| v.into_iter().map(f64::from).collect::<Vec<_>>();
-        let views = found.views.into_iter().enumerate();
-        let views = views.filter_map(|(i, g)| Some((format!("view{i}"), wide(g?))));
-        let parameters = found.parameters.into_iter().map(|(name, g)| (name, wide(g)));
-        (number, views.chain(parameters).collect::<BTreeMap<_, _>>())
-    };
-    let ((a, of_fused), (b, of_plain)) = (run(fused), run(plain));
+    let run =
+        |term: Way<'_>| run_by(&Cpu::default(), data, |batch| Ok(term(batch)? * FACTOR as f32)).unwrap();
+    let (fused, plain) = (run(fused), run(plain));
     let conditions = [Condition::streaming(text, data), Condition::of(text, data)];
     let both = |allowed: &dyn Fn(&Condition) -> f64| FACTOR * conditions.iter().map(allowed).sum::<f64>();
-    assert_within!(a, b, both(&|c| c.of_value(tolerance::f32)), "{text}");
-    assert_eq!(of_fused.len(), of_plain.len());
-    for (name, gradient) in &of_plain {
+    assert_within!(fused.value, plain.value, both(&|c| c.of_value(tolerance::f32)), "{text}");
+    assert_eq!(fused.skipped, plain.skipped, "{text}");
+    assert!(fused.gradients.keys().eq(plain.gradients.keys()), "{text}");
+    for (name, gradient) in &plain.gradients {
         let allowed = both(&|c| c.of_gradient(name, tolerance::f32));
-        assert_within!(gap(&of_fused[name], gradient), 0.0, allowed, "{text}: gradient of {name}");
+        assert_within!(gap(&fused.gradients[name], gradient), 0.0, allowed, "{text}: gradient of {name}");
     }
 }
 

@@ -108,6 +108,7 @@ impl FailurePersistence for Repeatable {
         Box::new(self.clone())
     }
 
+    // proptest's trait prescribes how two of its trait objects are compared: by downcast.
     fn eq(&self, other: &dyn FailurePersistence) -> bool {
         other.as_any().downcast_ref::<Self>() == Some(self)
     }

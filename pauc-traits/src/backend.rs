@@ -2,10 +2,12 @@
 //!
 //! Terms run on dfdx tensors through [`Backend`], in `f32` or `f64`. Encoders, clusterers and optimisers work on
 //! raw buffers of the device through [`Compute`]. Both are implemented for dfdx's `Cpu` and, with the feature `cuda`,
-//! for its `Cuda`; nothing outside this file and `cuda.rs` asks which one it is.
+//! for its `Cuda`; nothing outside this file, `cpu.rs` and `cuda.rs` asks which one it is.
 
 use crate::clusterer::RowsOnDevice;
+use crate::ops::{self, Matrix};
 use crate::probe::ProbesOnDevice;
+use crate::softmax::SoftmaxKernels;
 use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
 use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
 use dfdx::prelude::{Cpu, Device, Dtype, OwnedTape, Rank0, Shape, Storage, Tensor};
@@ -47,28 +49,36 @@ pub type Taped<S, E, D> = Tensor<S, E, D, OwnedTape<E, D>>;
 pub type Value<E, D> = Taped<Rank0, E, D>;
 
 /// A dfdx device that terms can run on.
+///
+/// What a term calls is in [`ops`]; the functions here that have a default are the device's own ways to do it. They
+/// change how fast a term is and how it rounds, not what it is.
 pub trait Backend<E: Scalar>: Device<E> {
+    /// The device's kernels for a softmax; [`NoKernels`](crate::softmax::NoKernels) where it has none.
+    type Softmax: SoftmaxKernels<E, Self>;
+
+    /// The device's kernels for a softmax, if it has any.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn softmax_kernels(&self) -> Result<Option<Self::Softmax>> {
+        Ok(None)
+    }
     /// The loss as this device sees it.
     fn loss(term: &dyn PortableLoss) -> &dyn ContrastiveLoss<E, Self>;
     /// The regularizer as this device sees it.
     fn regularizer(term: &dyn PortableRegularizer) -> &dyn Regularizer<E, Self>;
-}
 
-impl Backend<f32> for Cpu {
-    fn loss(term: &dyn PortableLoss) -> &dyn ContrastiveLoss<f32, Self> {
-        term
+    /// [`ops::l2_normalize`] of at least one row, by default in dfdx operations.
+    fn l2_normalize<T: dfdx::prelude::Tape<E, Self>>(x: Matrix<E, Self, T>) -> Matrix<E, Self, T> {
+        ops::l2_normalize_plain(x)
     }
-    fn regularizer(term: &dyn PortableRegularizer) -> &dyn Regularizer<f32, Self> {
-        term
-    }
-}
 
-impl Backend<f64> for Cpu {
-    fn loss(term: &dyn PortableLoss) -> &dyn ContrastiveLoss<f64, Self> {
-        term
-    }
-    fn regularizer(term: &dyn PortableRegularizer) -> &dyn Regularizer<f64, Self> {
-        term
+    /// [`ops::to_host`], by default as dfdx does it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn to_host<S: Shape>(tensor: &Tensor<S, E, Self>) -> Result<Vec<E>> {
+        Ok(tensor.as_vec())
     }
 }
 

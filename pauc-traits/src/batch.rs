@@ -127,6 +127,11 @@ impl<E: Scalar, D: Backend<E>> Constant<E, D> {
         &self.values
     }
 
+    /// The values in row-major order, shared.
+    pub fn shared(&self) -> Arc<Vec<E>> {
+        self.values.clone()
+    }
+
     /// The matrix on the device.
     pub fn tensor(&self) -> Matrix<E, D> {
         let make = || ops::constant(&self.device, self.values.to_vec(), self.shape);

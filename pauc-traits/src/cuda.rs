@@ -1,9 +1,12 @@
 //! dfdx's `Cuda` as a device of this project.
 
-use crate::backend::{Backend, Compute, PortableClusterer, PortableEncoder, PortableOptimizer};
+mod backend;
+
+pub use backend::CudaSoftmax;
+
+use crate::backend::{Compute, PortableClusterer, PortableEncoder, PortableOptimizer};
 use crate::clusterer::RowsOnDevice;
 use crate::probe::{Neighbors, ProbesOnDevice, RegressionOnDevice, RowsView};
-use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
 use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
 use dfdx::prelude::{Cuda, Shape, Storage, Tensor};
 use pauc_cuda::regression::Regression;
@@ -29,15 +32,6 @@ impl<T> OnDevice<T> for pauc_cuda::Result<T> {
 /// What belongs to dfdx's device.
 fn context(device: &Cuda) -> Result<std::rc::Rc<Context>> {
     Context::of(device).on_device()
-}
-
-impl Backend<f32> for Cuda {
-    fn loss(term: &dyn PortableLoss) -> &dyn ContrastiveLoss<f32, Self> {
-        term
-    }
-    fn regularizer(term: &dyn PortableRegularizer) -> &dyn Regularizer<f32, Self> {
-        term
-    }
 }
 
 impl Compute for Cuda {

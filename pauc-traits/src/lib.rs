@@ -8,6 +8,8 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`backend`] | the device behind everything: [`Backend`], [`Compute`], [`Scalar`] |
+//! | `cpu`, `cuda` | dfdx's devices as such, and what they do faster than in dfdx operations |
+//! | [`softmax`] | kernels that terms with a softmax use where the device has them |
 //! | [`batch`] | what a term reads: [`Batch`], its views, keys, queue, cluster levels and batch prototypes |
 //! | [`term`] | [`ContrastiveLoss`], [`Regularizer`], what they need and where they start |
 //! | [`encoder`], [`param`] | [`Encoder`], its parameters and gradients |
@@ -33,6 +35,7 @@ pub mod bounded;
 pub mod clusterer;
 pub mod component;
 pub mod component_ron;
+pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod dataset;
@@ -50,6 +53,7 @@ pub mod probe;
 pub mod registry;
 pub mod rng;
 pub mod schedule;
+pub mod softmax;
 pub mod temperature;
 pub mod term;
 pub mod trace;

@@ -54,9 +54,9 @@ fn plain(
     let (mut value, mut gradient) = (Rounded::default(), Vec::new());
     for i in 0..n {
         let (q, k) = (&queries[i * dim..][..dim], &positives[i * dim..][..dim]);
-        // The positive's is a sum in `f64` times a scale, which may be the inverse of another.
+        // The positive's is a sum in `f64` times a scale.
         let (own, scale) = (products(q, k).0 * f64::from(scales[i]), f64::from(scales[i]));
-        let own = Logit { value: own, row: k, scale, off: tolerance::f32(3, own.abs()) };
+        let own = Logit { value: own, row: k, scale, off: tolerance::f32(1, own.abs()) };
         let mut others = Vec::new();
         for (rows, scale, own) in banks {
             for (j, row) in rows.chunks_exact(dim).enumerate() {
@@ -64,9 +64,8 @@ fn plain(
                     let scale = f64::from(if scale.len() == 1 { scale[0] } else { scale[j] });
                     let (sum, squares) = products(q, row);
                     let off = EVENLY * HALVES * squares.sqrt() + long_sum(dim, sum, squares);
-                    // Two roundings make the scale, one multiplies with it, and two make the exponential's
-                    // argument.
-                    let (value, off) = (sum * scale, off * scale + tolerance::f32(5, (sum * scale).abs()));
+                    // One rounding multiplies with the scale, and two make the exponential's argument.
+                    let (value, off) = (sum * scale, off * scale + tolerance::f32(3, (sum * scale).abs()));
                     others.push(Logit { value, row, scale, off });
                 }
             }
@@ -130,8 +129,7 @@ fn compare(n: usize, dim: usize, sizes: &[usize], size: f32, budget: LogitBudget
     let there = |v: &[f32]| Buffer::from_host(&on, v).unwrap();
     let q = there(&queries);
     let rows: Vec<Buffer> = banks.iter().map(|b| there(&b.0)).collect();
-    let over: Vec<Vec<f32>> = banks.iter().map(|b| b.1.iter().map(|s| 1.0 / s).collect()).collect();
-    let scale = |b: usize| if b == 0 { Scale::Over(&over[0]) } else { Scale::Same(banks[b].1[0]) };
+    let scale = |b: usize| if b == 0 { Scale::Each(&banks[0].1) } else { Scale::Uniform(banks[b].1[0]) };
     let device_banks: Vec<Bank<'_>> = (0..banks.len())
         .map(|b| Bank { rows: rows[b].view(), scale: scale(b), own: banks[b].2.as_deref() })
         .collect();

@@ -14,10 +14,6 @@ extern "C" __global__ void pauc_row_dots(const float *a, const float *b, const u
     if (threadIdx.x == 0) out[i] = largest[i] = (float)(sum * scale[uniform ? 0 : j]);
 }
 
-extern "C" __global__ void pauc_inverse(size_t n, float *x) {
-    FOR_EACH(i, n) x[i] = 1 / x[i];
-}
-
 // The logit of a candidate that is left out: minus infinity.
 #define NOTHING __uint_as_float(0xff800000u)
 

@@ -6,9 +6,18 @@ mod passes;
 
 use crate::kernel_args::{In, Out, args};
 use crate::matmul::{MatrixRef, product};
-use crate::{Buffer, Context, Error, Result, View};
+use crate::{Buffer, Context, Error, Result, View, same_length};
 use cudarc::driver::CudaSlice;
 use passes::{Gradient, Logits, Positive, State};
+
+pub use pauc_kernels::softmax::Scale;
+
+/// Candidates that every query is compared with, in the device's memory.
+pub type Bank<'a> = pauc_kernels::softmax::Bank<'a, View<'a>>;
+/// The positive of each query, in the device's memory.
+pub type Positives<'a> = pauc_kernels::softmax::Positives<View<'a>>;
+/// A value, which may not be computed yet, and its gradient with respect to the queries.
+pub type Graded = pauc_kernels::softmax::Graded<Buffer, Buffer>;
 
 /// How many logits may lie in memory at once. Each takes four bytes, and its weight in the gradient as many.
 #[derive(Clone, Copy, Debug)]
@@ -24,44 +33,6 @@ impl Default for LogitBudget {
     fn default() -> Self {
         LogitBudget { kept: 1 << 26, tile: 1 << 24 }
     }
-}
-
-/// What inner products are multiplied with.
-#[derive(Clone, Copy, Debug)]
-pub enum Scale<'a> {
-    /// One number for all candidates.
-    Same(f32),
-    /// For each candidate the inverse of its number.
-    Over(&'a [f32]),
-}
-
-/// Candidates that every query is compared with.
-#[derive(Clone, Copy, Debug)]
-pub struct Bank<'a> {
-    /// (M, D)
-    pub rows: View<'a>,
-    /// The scale of inner products with them.
-    pub scale: Scale<'a>,
-    /// For each query the row that is its positive, and therefore not one of its negatives.
-    pub own: Option<&'a [usize]>,
-}
-
-/// The positive of each query.
-#[derive(Clone, Copy, Debug)]
-pub enum Positives<'a> {
-    /// Rows (B, D), and the scale of inner products with them.
-    Rows(View<'a>, f32),
-    /// The query's own row of the first bank, with the scale that it has there.
-    Own,
-}
-
-/// A value and its gradient with respect to the queries.
-#[derive(Debug)]
-pub struct Graded {
-    /// The mean over queries: one number, which may not be computed yet.
-    pub value: Buffer,
-    /// (B, D)
-    pub gradient: Buffer,
 }
 
 /// mean_i −log [ e^{s_i q_i·k_i} / (e^{s_i q_i·k_i} + Σ_c e^{s_c q_i·c}) ] over the rows c of all banks, and
@@ -139,7 +110,7 @@ fn check(
     for bank in banks {
         let m = bank.rows.len() / dim;
         let own_fits = bank.own.is_none_or(|own| own.len() == n && own.iter().all(|j| *j < m));
-        let scale_fits = if let Scale::Over(numbers) = bank.scale { numbers.len() == m } else { true };
+        let scale_fits = if let Scale::Each(scales) = bank.scale { scales.len() == m } else { true };
         if bank.rows.len() != m * dim || m > i32::MAX as usize || !own_fits || !scale_fits {
             let message =
                 format!("a bank of {} values in rows of {dim} with {:?}", bank.rows.len(), bank.scale);
@@ -148,6 +119,24 @@ fn check(
         counts.push(m);
     }
     Ok((n, counts))
+}
+
+/// Σ a·b over all elements, in `f64` until the end: one number.
+///
+/// # Errors
+/// If lengths differ, there are 2³² elements or more, or the device fails.
+pub fn dot(on: &Context, a: View<'_>, b: View<'_>) -> Result<Buffer> {
+    const OPERATION: &str = "inner product";
+    let len = same_length(OPERATION, &[a.len(), b.len()])?;
+    let too_long = |_| Error::Length { operation: OPERATION, message: format!("of {len} elements") };
+    let len = u32::try_from(len).map_err(too_long)?;
+    let (mut dot, mut largest) = (Buffer::uninit(on, 1)?, Buffer::uninit(on, 1)?);
+    let (scale, own) = (Buffer::from_host(on, &[1.0])?, None::<&CudaSlice<u32>>);
+    let args = args![In(a), In(b), In(own), In(&scale), true, len, Out(&mut dot), Out(&mut largest)];
+    // SAFETY: one block for one row of `len` elements, as many as a and b have, with one scale. The results
+    // have one element.
+    unsafe { on.launch("pauc_row_dots", 1, args) }?;
+    Ok(dot)
 }
 
 /// The mean of the first n numbers.

@@ -22,14 +22,8 @@ struct Candidates {
 impl Candidates {
     fn new(on: &Context, rows: SplitMatrix, bank: &Bank<'_>, count: usize) -> Result<Self> {
         let (scale, largest) = match bank.scale {
-            Scale::Same(s) => (Buffer::from_host(on, &[s])?, s.abs()),
-            Scale::Over(numbers) => {
-                let mut scale = Buffer::from_host(on, numbers)?;
-                let args = args![numbers.len(), Out(&mut scale)];
-                // SAFETY: the buffer was made from as many numbers.
-                unsafe { on.launch_over("pauc_inverse", numbers.len(), args) }?;
-                (scale, 1.0 / least_magnitude(numbers))
-            }
+            Scale::Uniform(s) => (Buffer::from_host(on, &[s])?, s.abs()),
+            Scale::Each(scales) => (Buffer::from_host(on, scales)?, largest_magnitude(scales)),
         };
         let largest_scale = if largest > 0.0 && largest.is_finite() { largest } else { 1.0 };
         let own = match bank.own {
@@ -44,15 +38,14 @@ impl Candidates {
     }
 }
 
-/// The least magnitude of all numbers.
-fn least_magnitude(numbers: &[f32]) -> f32 {
+/// The largest magnitude of all numbers, or 0 if there are none.
+fn largest_magnitude(numbers: &[f32]) -> f32 {
     // Eight at a time, which compilers turn into one instruction.
-    let smaller = |a: f32, b: f32| if b < a { b } else { a };
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
     let (eights, rest) = numbers.as_chunks::<8>();
-    let of_eights = eights
-        .iter()
-        .fold([f32::INFINITY; 8], |least, v| std::array::from_fn(|i| smaller(least[i], v[i].abs())));
-    of_eights.into_iter().chain(rest.iter().map(|v| v.abs())).fold(f32::INFINITY, smaller)
+    let of_eights =
+        eights.iter().fold([0.0; 8], |largest, v| std::array::from_fn(|i| larger(largest[i], v[i].abs())));
+    of_eights.into_iter().chain(rest.iter().map(|v| v.abs())).fold(0.0, larger)
 }
 
 /// Inner products of queries with candidates, before their scale: all of them, or a tile at a time.
@@ -324,14 +317,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_least_magnitude_is_found_in_any_place() {
+    fn the_largest_magnitude_is_found_in_any_place() {
         for n in [1, 7, 8, 9, 31] {
             for place in 0..n {
-                let mut numbers: Vec<f32> = (0..n).map(|i| 3.0 + i as f32).collect();
-                numbers[place] = -0.5;
-                assert_eq!(least_magnitude(&numbers), 0.5, "{place} of {n}");
+                let mut numbers: Vec<f32> = (0..n).map(|i| 3.0 - 0.1 * i as f32).collect();
+                numbers[place] = -3.5;
+                assert_eq!(largest_magnitude(&numbers), 3.5, "{place} of {n}");
             }
         }
-        assert_eq!(least_magnitude(&[]), f32::INFINITY);
+        assert_eq!(largest_magnitude(&[]), 0.0);
     }
 }

@@ -50,20 +50,20 @@ impl Row {
 }
 
 /// In-batch InfoNCE over the 2B rows of z = [z⁰; z¹] and its gradient with respect to z: the positive of row a is row
-/// a ± B, its candidates are all rows but itself.
+/// a ± B, its candidates are all rows but itself. Logits are inner products times `scale`, 1/τ.
 ///
 /// Where no two logits are so far apart that the exponential of one vanishes beside the other's, all are taken against
-/// one ceiling, max ‖z‖²/τ. Then exp(logit) is the same seen from its row and from its column, and computed once.
+/// one ceiling, max ‖z‖²·scale. Then exp(logit) is the same seen from its row and from its column, and computed once.
 ///
 /// # Shapes
 /// (2B, D), an even number of rows → gradient (2B, D).
 ///
 /// # Panics
 /// If the length of `z` is not an even multiple of `dim`.
-pub fn in_batch(z: &[f32], dim: usize, temperature: f32) -> Graded {
+pub fn in_batch(z: &[f32], dim: usize, scale: f32) -> Graded {
     let n = z.len() / dim.max(1);
     assert!(dim > 0 && z.len() == n * dim && n.is_multiple_of(2), "an even number of rows of {dim}");
-    crate::threads::inside(|| in_batch_inside(z, n, dim, 1.0 / temperature))
+    crate::threads::inside(|| in_batch_inside(z, n, dim, scale))
 }
 
 fn in_batch_inside(z: &[f32], n: usize, dim: usize, scale: f32) -> Graded {

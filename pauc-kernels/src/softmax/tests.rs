@@ -135,7 +135,7 @@ proptest! {
         let mut z = rows(n, dim, 0.3);
         // Views of one sample resemble each other.
         for i in 0..half * dim { z[half * dim + i] = 0.8 * z[i] + 0.2 * z[half * dim + i]; }
-        let got = in_batch(&z, dim, tau);
+        let got = in_batch(&z, dim, 1.0 / tau);
         in_batch_reference(&z, dim, tau).admits(&got)?;
     }
 }
@@ -160,15 +160,23 @@ fn check_banks(
     let owners: Vec<usize> = (0..n).map(|i| i * 7 % m).collect();
     let banks = [
         Bank {
-            rows: &bank,
+            rows: &bank[..],
             scale: if each { Scale::Each(&phi) } else { Scale::Uniform(1.0 / tau) },
             own: own.then_some(&owners[..]),
         },
-        Bank { rows: &more, scale: Scale::Uniform(1.0 / tau), own: None },
+        Bank { rows: &more[..], scale: Scale::Uniform(1.0 / tau), own: None },
     ];
     let scales = vec![1.0 / tau; n];
-    let got = cross_entropy(&q, &k, &scales, &banks, dim);
-    reference(&q, &k, &scales, &banks, dim).admits(&got)
+    let got = cross_entropy(&q, Positives::Rows(&k, 1.0 / tau), &banks, dim);
+    reference(&q, &k, &scales, &banks, dim).admits(&got)?;
+    if own {
+        // The same rows as positives too, with the scales that they have as candidates.
+        let keys: Vec<f32> = owners.iter().flat_map(|j| &bank[j * dim..(j + 1) * dim]).copied().collect();
+        let scales: Vec<f32> = owners.iter().map(|j| if each { phi[*j] } else { 1.0 / tau }).collect();
+        let got = cross_entropy(&q, Positives::Own, &banks, dim);
+        reference(&q, &keys, &scales, &banks, dim).admits(&got)?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -232,7 +240,7 @@ fn one_ceiling_for_all_and_one_for_each_row_agree_at_the_border() {
     let z = rows(n, dim, 0.7);
     // Unit rows spread by 2/τ: τ on both sides of 2/SPREAD.
     for tau in [1.999 / SPREAD, 2.001 / SPREAD] {
-        in_batch_reference(&z, dim, tau).admits(&in_batch(&z, dim, tau)).unwrap();
+        in_batch_reference(&z, dim, tau).admits(&in_batch(&z, dim, 1.0 / tau)).unwrap();
     }
     // Opposite rows are as far apart as rows can be, and still have their share in the gradient.
     let mut opposite = vec![0.0f32; 4 * 2];
@@ -240,7 +248,7 @@ fn one_ceiling_for_all_and_one_for_each_row_agree_at_the_border() {
         opposite[2 * i] = x;
     }
     for tau in [0.026, 0.02, 1.0] {
-        in_batch_reference(&opposite, 2, tau).admits(&in_batch(&opposite, 2, tau)).unwrap();
+        in_batch_reference(&opposite, 2, tau).admits(&in_batch(&opposite, 2, 1.0 / tau)).unwrap();
     }
 }
 
@@ -249,7 +257,7 @@ fn large_batches_compute_logits_twice_and_agree() {
     let (n, dim) = (1100, 8);
     assert!(n * n > KEPT);
     let z = rows(n, dim, 0.3);
-    in_batch_reference(&z, dim, 0.2).admits(&in_batch(&z, dim, 0.2)).unwrap();
+    in_batch_reference(&z, dim, 0.2).admits(&in_batch(&z, dim, 1.0 / 0.2)).unwrap();
 }
 
 #[test]
@@ -274,8 +282,8 @@ fn the_number_of_threads_does_not_matter() {
     let (q, k, bank, z) = (rows(n, dim, 0.1), rows(n, dim, 0.2), rows(m, dim, 1.0), rows(200, dim, 2.0));
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let banks = [Bank { rows: &bank, scale: Scale::Uniform(5.0), own: None }];
-        pool.install(|| (cross_entropy(&q, &k, &vec![5.0; n], &banks, dim), in_batch(&z, dim, 0.1)))
+        let banks = [Bank { rows: &bank[..], scale: Scale::Uniform(5.0), own: None }];
+        pool.install(|| (cross_entropy(&q, Positives::Rows(&k, 5.0), &banks, dim), in_batch(&z, dim, 10.0)))
     };
     assert_eq!(run(1), run(3));
 }
@@ -286,22 +294,24 @@ fn not_a_number_anywhere_is_seen() {
     for poisoned in 0..3 {
         let (mut q, mut k, mut bank) = (q.clone(), q.clone(), bank.clone());
         [&mut q, &mut k, &mut bank][poisoned][6] = f32::NAN;
-        let banks = [Bank { rows: &bank, scale: Scale::Uniform(5.0), own: None }];
-        assert!(cross_entropy(&q, &k, &[5.0; 3], &banks, 4).value.is_nan(), "{poisoned}");
+        let banks = [Bank { rows: &bank[..], scale: Scale::Uniform(5.0), own: None }];
+        assert!(cross_entropy(&q, Positives::Rows(&k, 5.0), &banks, 4).value.is_nan(), "{poisoned}");
     }
     let mut z = rows(80, 4, 0.5);
     z[5] = f32::NAN;
-    assert!(in_batch(&z, 4, 0.2).value.is_nan());
+    assert!(in_batch(&z, 4, 5.0).value.is_nan());
 }
 
 #[test]
 fn nothing_to_compare_with_is_zero() {
     let q = rows(3, 4, 0.0);
-    let lonely = cross_entropy(&q, &q, &[5.0; 3], &[], 4);
+    let lonely = cross_entropy(&q, Positives::Rows(&q, 5.0), &[], 4);
     assert_eq!((lonely.value, lonely.gradient), (0.0, vec![0.0; 12]));
     let own: Vec<usize> = vec![0];
     let bank = Bank { rows: &q[..4], scale: Scale::Uniform(5.0), own: Some(&own) };
-    assert_eq!(cross_entropy(&q[..4], &q[..4], &[5.0], &[bank], 4).value, 0.0);
-    let pair = in_batch(&q[..8], 4, 0.2);
+    for positives in [Positives::Rows(&q[..4], 5.0), Positives::Own] {
+        assert_eq!(cross_entropy(&q[..4], positives, &[bank], 4).value, 0.0);
+    }
+    let pair = in_batch(&q[..8], 4, 5.0);
     assert_eq!((pair.value, pair.gradient), (0.0, vec![0.0; 8]));
 }

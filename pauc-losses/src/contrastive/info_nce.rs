@@ -1,13 +1,9 @@
 //! InfoNCE in its in-batch, keys and queue forms.
 
 use crate::findings::{self, warning};
-use crate::fused::{self, Bank, CpuBatch, Scale};
-#[cfg(feature = "cuda")]
-use crate::fused_cuda;
-use crate::rows::{self, Rows};
+use crate::rows;
 use dfdx::prelude::*;
-#[cfg(feature = "cuda")]
-use pauc_traits::Compute;
+use pauc_traits::softmax::{Bank, FusedLoss, Graded, Positives, Scale, SoftmaxKernels};
 use pauc_traits::term::{Contrast, Facts, Finding, TermParameter};
 use pauc_traits::{
     Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Temperature, TermInfo, Value,
@@ -99,152 +95,150 @@ impl InfoNce {
         }
     }
 
-    /// The same through the streaming kernel. It takes keys for constants, so without a momentum encoder the keys forms
-    /// stay with the plain composition.
-    fn fused(&self, batch: &CpuBatch) -> Result<Option<Value<f32, Cpu>>> {
-        let tau = self.temperature.of(batch)?;
-        let leaf = self.temperature.leaf(batch)?;
+    /// Which views are compared with the keys of which, where keys are candidates.
+    fn directions(&self) -> &'static [Direction] {
+        const BOTH: &[Direction] = &[Direction { query: 0, key: 1 }, Direction { query: 1, key: 0 }];
+        if self.is_two_sided() { BOTH } else { &BOTH[..1] }
+    }
+}
+
+/// A view that queries, and the view whose keys are its positives.
+#[derive(Clone, Copy, Debug)]
+struct Direction {
+    query: usize,
+    key: usize,
+}
+
+/// The definition, in dfdx operations.
+impl InfoNce {
+    pub(crate) fn plain<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
         if self.negatives == Negatives::InBatch {
-            if !self.is_two_sided() {
-                return Ok(None);
-            }
-            let (Some((z0, first)), Some((z1, second))) =
-                (fused::embeddings(batch, 0)?, fused::embeddings(batch, 1)?)
-            else {
-                return Ok(None);
-            };
-            let all = [first, second].concat();
-            let mut graded = fused::in_batch(&all, batch.dim(), tau as f32);
-            // The loss depends on Z·Zᵀ/τ alone, so −½ Σ Z·∂L/∂Z is its derivative by ln τ.
-            let along = leaf.as_ref().map_or(0.0, |_| -0.5 * fused::dot(&all, &graded.gradient));
-            let second = graded.gradient.split_off(batch.size() * batch.dim());
-            let mut gradients = vec![(z0, graded.gradient), (z1, second)];
-            gradients.extend(leaf.map(|leaf| (leaf, vec![along as f32])));
-            return Ok(Some(fused::scalar_with_gradients(batch.device(), graded.value, gradients)));
+            return self.plain_in_batch(batch);
         }
-        let directions: &[(usize, usize)] = if self.is_two_sided() { &[(0, 1), (1, 0)] } else { &[(0, 1)] };
-        let queue = if self.reads_queue() { Some(batch.queue()?.values()) } else { None };
-        let own: Vec<usize> = (0..batch.size()).collect();
-        let (mut value, mut along, mut gradients) = (0.0, 0.0, Vec::new());
-        for (query, key) in directions {
-            let (Some((q, queries)), Ok(k)) = (fused::embeddings(batch, *query)?, batch.momentum_key(*key))
-            else {
-                return Ok(None);
-            };
-            let k = fused::values(&k);
-            let scale = Scale::Uniform(1.0 / tau as f32);
-            let mut banks = Vec::new();
-            if self.negatives != Negatives::Queue {
-                banks.push(Bank { rows: &k, scale, own: Some(&own) });
+        match self.directions() {
+            [forth, back] => {
+                let sum = self.plain_direction(batch, *forth)? + self.plain_direction(batch, *back)?;
+                Ok(sum * E::of(0.5)) // scalar
             }
-            banks.extend(queue.map(|rows| Bank { rows, scale, own: None }));
-            let scales = vec![1.0 / tau as f32; batch.size()];
-            let graded = fused::cross_entropy(&queries, &k, &scales, &banks, batch.dim());
-            let share = 1.0 / directions.len() as f64;
-            value += graded.value * share;
-            // It depends on q/τ alone, so −Σ q·∂L/∂q is its derivative by ln τ.
-            along -= leaf.as_ref().map_or(0.0, |_| fused::dot(&queries, &graded.gradient) * share);
-            gradients.push((q, graded.gradient.into_iter().map(|g| g * share as f32).collect()));
+            directions => self.plain_direction(batch, directions[0]),
         }
-        gradients.extend(leaf.map(|leaf| (leaf, vec![along as f32])));
-        Ok(Some(fused::scalar_with_gradients(batch.device(), value, gradients)))
     }
 
-    /// The same on CUDA.
-    #[cfg(feature = "cuda")]
-    fn on_cuda(&self, batch: &fused_cuda::CudaBatch) -> Result<Option<Value<f32, Cuda>>> {
-        let (on, tau) = (fused_cuda::context(batch)?, self.temperature.of(batch)? as f32);
-        if self.negatives == Negatives::InBatch {
-            if !self.is_two_sided() {
-                return Ok(None);
-            }
-            let (views, leaf) = ([batch.z(0)?, batch.z(1)?], self.temperature.leaf(batch)?);
-            let all = views.each_ref().map(|z| fused_cuda::dense(z.retaped()));
-            let [first, second] = all;
-            let graded = fused_cuda::in_batch(&on, [&first?, &second?], batch.dim(), tau)?;
-            let [first, second] = views;
-            // As on the CPU: −½ Σ Z·∂L/∂Z is the derivative by ln τ.
-            let along = match &leaf {
-                None => 0.0,
-                Some(_) => {
-                    let rows = [ops::to_host(&first)?, ops::to_host(&second)?].concat();
-                    let gradient = graded.gradients.iter().map(|g| batch.device().download(g));
-                    -0.5 * fused::dot(&rows, &gradient.collect::<Result<Vec<_>>>()?.concat())
-                }
-            };
-            let [of_first, of_second] = graded.gradients;
-            let mut gradients = vec![(first, of_first, 1.0), (second, of_second, 1.0)];
-            if let Some(leaf) = leaf {
-                gradients.push((leaf.retaped(), batch.device().upload(&[along as f32])?, 1.0));
-            }
-            let value = [graded.value];
-            return fused_cuda::scalar_with_gradients(&on, batch.device(), &value, gradients).map(Some);
-        }
-        let directions: &[(usize, usize)] = if self.is_two_sided() { &[(0, 1), (1, 0)] } else { &[(0, 1)] };
-        let queue = if self.reads_queue() { Some(fused_cuda::dense(batch.queue()?.tensor())?) } else { None };
-        let own: Vec<usize> = (0..batch.size()).collect();
-        let scale = fused_cuda::Scale::Same(1.0 / tau);
-        let (mut values, mut along, mut gradients) = (Vec::new(), 0.0, Vec::new());
-        let leaf = self.temperature.leaf(batch)?;
-        for (query, key) in directions {
-            let Ok(k) = batch.momentum_key(*key) else { return Ok(None) };
-            let (z, k) = (batch.z(*query)?, fused_cuda::dense(k)?);
-            let q = fused_cuda::dense(z.retaped())?;
-            let mut banks = Vec::new();
-            if self.negatives != Negatives::Queue {
-                banks.push(fused_cuda::Bank { rows: k.view(), scale, own: Some(&own) });
-            }
-            banks.extend(queue.iter().map(|q| fused_cuda::Bank { rows: q.view(), scale, own: None }));
-            let positives = fused_cuda::Positives::Rows(k.view(), 1.0 / tau);
-            let graded = fused_cuda::cross_entropy(&on, &q, positives, &banks, batch.dim())?;
-            let share = 1.0 / directions.len() as f64;
-            values.push(graded.value);
-            if leaf.is_some() {
-                let gradient = batch.device().download(&graded.gradient)?;
-                // It depends on q/τ alone, so −Σ q·∂L/∂q is its derivative by ln τ.
-                along -= fused::dot(&ops::to_host(&z)?, &gradient) * share;
-            }
-            gradients.push((z, graded.gradient, share as f32));
-        }
-        if let Some(leaf) = leaf {
-            gradients.push((leaf.retaped(), batch.device().upload(&[along as f32])?, 1.0));
-        }
-        fused_cuda::scalar_with_gradients(&on, batch.device(), &values, gradients).map(Some)
-    }
-
-    fn in_batch<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
+    fn plain_in_batch<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
         let b = batch.size();
-        let all = rows::stack(batch.z(0)?, batch.z(1)?);
-        let (queries, targets): (Rows<E, D>, Vec<usize>) = if self.is_two_sided() {
-            (all.with_empty_tape(), (0..2 * b).map(|a| (a + b) % (2 * b)).collect())
+        let candidates = rows::stack(batch.z(0)?, batch.z(1)?); // (2B, D)
+        let (queries, positives): (rows::Rows<E, D>, Vec<usize>) = if self.is_two_sided() {
+            (candidates.with_empty_tape(), (0..2 * b).map(|row| (row + b) % (2 * b)).collect()) // (2B, D)
         } else {
-            (batch.z(0)?, (b..2 * b).collect())
+            (batch.z(0)?, (b..2 * b).collect()) // (B, D)
         };
-        let logits = self.temperature.divide(batch, ops::dot_rows(queries, all))?;
-        let logits = rows::mask(logits, |a, c| a == c);
-        Ok(ops::mean(ops::cross_entropy_rows(logits, &targets)))
+        let cosines = ops::dot_rows(queries, candidates); // (B or 2B, 2B)
+        let logits = self.temperature.divide(batch, cosines)?; // (B or 2B, 2B)
+        let logits = rows::mask(logits, |query, candidate| query == candidate); // (B or 2B, 2B)
+        let losses = ops::cross_entropy_rows(logits, &positives); // (B or 2B,)
+        Ok(ops::mean(losses)) // scalar
     }
 
-    fn direction<E: Scalar, D: Backend<E>>(
+    fn plain_direction<E: Scalar, D: Backend<E>>(
         &self,
         batch: &Batch<E, D>,
-        (query, key): (usize, usize),
+        direction: Direction,
     ) -> Result<Value<E, D>> {
-        let (q, k) = (batch.z(query)?, batch.key(key)?);
         let b = batch.size();
-        let (logits, targets) = match self.negatives {
+        let queries = batch.z(direction.query)?; // (B, D)
+        let keys = batch.key(direction.key)?; // (B, D)
+        let (cosines, positives) = match self.negatives {
+            Negatives::InBatch | Negatives::Keys => (ops::dot_rows(queries, keys), (0..b).collect()), // (B, B)
             Negatives::Queue => {
-                let positives = ops::row_dots(q.with_empty_tape(), k).reshape_like(&(b, 1));
-                (rows::beside(positives, ops::dot_rows(q, batch.queue()?.tensor())), vec![0; b])
+                let own = ops::row_dots(queries.with_empty_tape(), keys).reshape_like(&(b, 1)); // (B, 1)
+                let queued = ops::dot_rows(queries, batch.queue()?.tensor()); // (B, M)
+                (rows::beside(own, queued), vec![0; b]) // (B, 1 + M)
             }
             Negatives::QueueAndBatch => {
-                let keys = ops::dot_rows(q.with_empty_tape(), k);
-                (rows::beside(keys, ops::dot_rows(q, batch.queue()?.tensor())), (0..b).collect())
+                let of_batch = ops::dot_rows(queries.with_empty_tape(), keys); // (B, B)
+                let queued = ops::dot_rows(queries, batch.queue()?.tensor()); // (B, M)
+                (rows::beside(of_batch, queued), (0..b).collect()) // (B, B + M)
             }
-            Negatives::InBatch | Negatives::Keys => (ops::dot_rows(q, k), (0..b).collect()),
         };
-        Ok(ops::mean(ops::cross_entropy_rows(self.temperature.divide(batch, logits)?, &targets)))
+        let logits = self.temperature.divide(batch, cosines)?; // (B, candidates)
+        let losses = ops::cross_entropy_rows(logits, &positives); // (B,)
+        Ok(ops::mean(losses)) // scalar
     }
+}
+
+/// The same through the device's kernels.
+impl InfoNce {
+    /// Whether the kernels can compute this form. In the batch they compare every row of both views. Keys have to
+    /// be constants, which they are if they come from a momentum encoder.
+    pub(crate) fn has_fused<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> bool {
+        match self.negatives {
+            Negatives::InBatch => self.is_two_sided(),
+            _ => self.directions().iter().all(|direction| batch.momentum_key(direction.key).is_ok()),
+        }
+    }
+
+    pub(crate) fn fused<E: Scalar, D: Backend<E>>(
+        &self,
+        batch: &Batch<E, D>,
+        kernels: &D::Softmax,
+    ) -> Result<Value<E, D>> {
+        let scale = E::one() / E::of(self.temperature.of(batch)?); // 1/τ
+        let mut loss = FusedLoss::new(self.temperature.leaf(batch)?);
+        if self.negatives == Negatives::InBatch {
+            fused_in_batch(batch, kernels, scale, &mut loss)?;
+        } else {
+            self.fused_keys(batch, kernels, scale, &mut loss)?;
+        }
+        kernels.record(loss) // scalar
+    }
+
+    fn fused_keys<E: Scalar, D: Backend<E>>(
+        &self,
+        batch: &Batch<E, D>,
+        kernels: &D::Softmax,
+        scale: E,
+        loss: &mut FusedLoss<E, D, D::Softmax>,
+    ) -> Result<()> {
+        let queue = if self.reads_queue() { Some(kernels.constant_rows(batch.queue()?)?) } else { None }; // (M, D)
+        let own_keys: Vec<usize> = (0..batch.size()).collect(); // B
+        let share = 1.0 / self.directions().len() as f64;
+        for direction in self.directions() {
+            let z = batch.z(direction.query)?; // (B, D)
+            let queries = kernels.rows(&z)?; // (B, D)
+            let keys = kernels.rows(&batch.momentum_key(direction.key)?)?; // (B, D)
+            let mut banks = Vec::new();
+            if self.negatives != Negatives::Queue {
+                banks.push(Bank { rows: &keys, scale: Scale::Uniform(scale), own: Some(&own_keys) });
+            }
+            banks.extend(queue.iter().map(|rows| Bank { rows, scale: Scale::Uniform(scale), own: None }));
+            let positives = Positives::Rows(&keys, scale);
+            let Graded { value, gradient } =
+                kernels.cross_entropy(&queries, positives, &banks, batch.dim())?; // scalar, (B, D)
+            // The loss depends on q/τ alone, so that its derivative by ln τ is −Σ q·∂L/∂q.
+            loss.add_by_log_temperature(-share, || kernels.dot(&[&queries], &[&gradient]))?;
+            loss.add_value(share, value);
+            loss.add_gradient(z, share, gradient)?;
+        }
+        Ok(())
+    }
+}
+
+fn fused_in_batch<E: Scalar, D: Backend<E>>(
+    batch: &Batch<E, D>,
+    kernels: &D::Softmax,
+    scale: E,
+    loss: &mut FusedLoss<E, D, D::Softmax>,
+) -> Result<()> {
+    let (first, second) = (batch.z(0)?, batch.z(1)?); // (B, D) each
+    let rows = [kernels.rows(&first)?, kernels.rows(&second)?]; // (B, D) each
+    let views = rows.each_ref();
+    let Graded { value, gradient } = kernels.in_batch(views, scale, batch.dim())?; // scalar, (B, D) each
+    // The loss depends on Z·Zᵀ/τ alone, so that its derivative by ln τ is −½ Σ Z·∂L/∂Z.
+    loss.add_by_log_temperature(-0.5, || kernels.dot(&views, &gradient.each_ref()))?;
+    loss.add_value(1.0, value);
+    let [of_first, of_second] = gradient;
+    loss.add_gradient(first, 1.0, of_first)?;
+    loss.add_gradient(second, 1.0, of_second)
 }
 
 impl TermInfo for InfoNce {
@@ -298,28 +292,9 @@ impl TermInfo for InfoNce {
 
 impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for InfoNce {
     fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
-        if let Some(value) = fused::on_cpu(batch, |batch| self.fused(batch))? {
-            return Ok(value);
-        }
-        #[cfg(feature = "cuda")]
-        if let Some(value) = fused_cuda::on_cuda(batch, |batch| self.on_cuda(batch))? {
-            return Ok(value);
-        }
-        self.plain(batch)
-    }
-}
-
-impl InfoNce {
-    /// The definition, in plain operations.
-    fn plain<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
-        if self.negatives == Negatives::InBatch {
-            return self.in_batch(batch);
-        }
-        let forth = self.direction(batch, (0, 1))?;
-        if self.is_two_sided() {
-            Ok((forth + self.direction(batch, (1, 0))?) * E::of(0.5))
-        } else {
-            Ok(forth)
+        match batch.softmax_kernels()? {
+            Some(kernels) if self.has_fused(batch) => self.fused(batch, &kernels),
+            _ => self.plain(batch),
         }
     }
 }
@@ -327,45 +302,37 @@ impl InfoNce {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{self, Condition, Data, dot, unit};
+    use crate::testing::{self, Condition, Data, Forms, dot, unit};
     use pauc_testing::{assert_within, tolerance};
 
-    const FORMS: &[&str] = &[
-        "InfoNce()",
-        "InfoNce(two_sided: false)",
-        "InfoNce(negatives: Keys)",
-        "InfoNce(negatives: Keys, two_sided: true)",
-        "InfoNce(negatives: Queue)",
-        "InfoNce(negatives: Queue, two_sided: true)",
-        "InfoNce(negatives: QueueAndBatch, temperature: 0.1)",
-        "InfoNce(temperature: Learnable())",
-        "InfoNce(negatives: QueueAndBatch, two_sided: true, temperature: Learnable())",
-    ];
+    const FORMS: Forms = Forms {
+        forms: &[
+            "",
+            "two_sided: false",
+            "negatives: Keys",
+            "negatives: Keys, two_sided: true",
+            "negatives: Queue",
+            "negatives: Queue, two_sided: true",
+            "negatives: QueueAndBatch, temperature: 0.1",
+            "negatives: QueueAndBatch, two_sided: true",
+            "temperature: Learnable()",
+            "negatives: Keys, temperature: Learnable(init: 0.2)",
+            "negatives: QueueAndBatch, two_sided: true, temperature: Learnable()",
+        ],
+        extremes: &[
+            "temperature: 0.01",
+            "negatives: Keys, temperature: 0.01",
+            "negatives: Queue, temperature: 0.01",
+            "negatives: QueueAndBatch, temperature: 0.01",
+            "negatives: QueueAndBatch, temperature: 0.01, two_sided: true",
+        ],
+        ..Forms::of("InfoNce")
+    };
+    testing::inventory::submit! { FORMS }
 
     #[test]
     fn agrees_with_reference_values() {
         testing::golden("info_nce", 6);
-    }
-
-    #[test]
-    fn gradients_and_invariances() {
-        for text in FORMS {
-            let toy = Data::toy(5, 4);
-            testing::finite_differences(text, &toy);
-            testing::finite_differences(text, &toy.clone().without_momentum());
-            testing::permutation_invariant(text, &toy);
-            testing::rotation_invariant(text, &toy);
-        }
-    }
-
-    #[test]
-    fn stays_finite_on_degenerate_batches() {
-        for text in FORMS {
-            testing::finite(text);
-        }
-        testing::finite("InfoNce(temperature: 0.01)");
-        testing::finite("InfoNce(temperature: 0.01, negatives: QueueAndBatch)");
-        assert_eq!(testing::value("InfoNce()", &Data::toy(1, 4)), 0.0);
     }
 
     #[test]
@@ -412,15 +379,39 @@ mod tests {
     }
 
     #[test]
-    fn the_fused_kernel_equals_the_plain_composition() {
-        for (rows, dim) in [(1, 3), (2, 1), (7, 5), (33, 16), (70, 31)] {
-            let data = Data::toy(rows, dim);
-            for text in FORMS {
-                let term: InfoNce =
-                    pauc_traits::component_ron::options().from_str(&text.replace("InfoNce", "")).unwrap();
-                testing::fused_equals_plain(text, &data, &|b| term.loss(b), &|b| term.plain(b));
+    fn fused_and_plain_agree() {
+        for fields in FORMS.forms.iter().filter(|fields| **fields != "two_sided: false") {
+            let text = FORMS.text(fields);
+            let term: InfoNce = testing::parse(&text);
+            let fused = |batch: &Batch<f32, Cpu>| {
+                assert!(term.has_fused(batch), "{text}");
+                term.fused(batch, &batch.softmax_kernels()?.unwrap())
+            };
+            for (rows, dim) in [(1, 3), (2, 1), (7, 5), (33, 16), (70, 31)] {
+                testing::fused_equals_plain(&text, &Data::toy(rows, dim), &fused, &|b| term.plain(b));
             }
         }
+    }
+
+    #[test]
+    fn forms_without_kernels_are_computed_plainly() {
+        let dev = Cpu::default();
+        let online = Data::toy(7, 4).without_momentum();
+        let same = |text: &str, data: &Data| {
+            let term: InfoNce = testing::parse(text);
+            let batch = Batch::<f32, Cpu>::new(&dev, data.inputs(&dev)).unwrap();
+            assert!(!term.has_fused(&batch), "{text}");
+            let (loss, plain) = (term.loss(&batch).unwrap(), term.plain(&batch).unwrap());
+            assert_eq!(ops::item(&loss), ops::item(&plain), "{text}");
+        };
+        same("InfoNce(two_sided: false)", &Data::toy(7, 4));
+        same("InfoNce(negatives: Keys)", &online);
+        same("InfoNce(negatives: Queue, two_sided: true)", &online);
+    }
+
+    #[test]
+    fn one_sample_alone_costs_nothing() {
+        assert_eq!(testing::value("InfoNce()", &Data::toy(1, 4)), 0.0);
     }
 
     #[test]

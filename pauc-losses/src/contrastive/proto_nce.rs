@@ -1,14 +1,12 @@
 //! ProtoNCE, the prototypical loss of PCL.
 
 use crate::findings::{self, error, mean_ln};
-use crate::fused::{self, Bank, CpuBatch, Scale};
-#[cfg(feature = "cuda")]
-use crate::fused_cuda;
 use crate::rows;
 use dfdx::prelude::*;
 use pauc_traits::batch::Level;
 use pauc_traits::ops::{self, Matrix};
 use pauc_traits::rng::{self, Purpose};
+use pauc_traits::softmax::{Bank, FusedLoss, Graded, Positives, Scale, SoftmaxKernels};
 use pauc_traits::term::{Contrast, Facts, Finding};
 use pauc_traits::{
     Backend, Batch, ContrastiveLoss, Count, Error, Needs, Result, Scalar, TermInfo, Value, component,
@@ -71,134 +69,165 @@ pub enum Denominator {
     Sample(Count),
 }
 
-impl ProtoNce {
-    /// The prototypes in the denominator, and the position of each member's own prototype among them.
-    fn candidates<E: Scalar, D: Backend<E>>(
-        &self,
-        batch: &Batch<E, D>,
-        (index, level): (usize, &Level<E, D>),
-        prototypes: &[usize],
-    ) -> Result<Option<(Vec<usize>, Vec<usize>)>> {
-        let Denominator::Sample(r) = self.negatives else {
-            return Ok(None);
-        };
-        let mut unique = prototypes.to_vec();
-        unique.sort_unstable();
-        unique.dedup();
-        let negatives = match &level.negatives {
-            Some(given) => {
-                if let Some(bad) = given.iter().find(|j| **j >= level.k()) {
-                    return Err(Error::shape(
-                        format!("negatives of level {index}"),
-                        format!("prototype {bad} of only {}", level.k()),
-                    ));
-                }
-                given.clone()
-            }
-            None => {
-                let rest: Vec<usize> = (0..level.k()).filter(|j| unique.binary_search(j).is_err()).collect();
-                if r.get() > rest.len() {
-                    return Err(Error::config(format!(
-                        "ProtoNce: Sample({}) of level {index}, but of its {} prototypes the batch occupies {} and \
-                         leaves {}: use a smaller number or `negatives: All`",
-                        r,
-                        level.k(),
-                        unique.len(),
-                        rest.len()
-                    )));
-                }
-                let step = batch.clock().step;
-                let mut rng = rng::stream(batch.seed(), Purpose::Negatives, step, index as u64, 0);
-                rand::seq::index::sample(&mut rng, rest.len(), r.get()).iter().map(|i| rest[i]).collect()
-            }
-        };
-        let (mut candidates, targets) = if self.duplicates {
-            (prototypes.to_vec(), (0..prototypes.len()).collect())
-        } else {
-            let targets = prototypes.iter().filter_map(|s| unique.binary_search(s).ok()).collect();
-            (unique, targets)
-        };
-        candidates.extend(negatives);
-        Ok(Some((candidates, targets)))
-    }
+/// The samples of a batch that have a prototype in a level.
+struct Members<'a, E: Scalar, D: Backend<E>> {
+    /// Which of the levels.
+    index: usize,
+    level: &'a Level<E, D>,
+    /// Their rows in the batch, N of B.
+    samples: Vec<usize>,
+    /// Their prototypes, N.
+    prototypes: Vec<usize>,
+}
 
-    /// A level with `All` through the streaming kernel.
-    fn fused(&self, batch: &CpuBatch, index: usize) -> Result<Option<Value<f32, Cpu>>> {
-        let level = &batch.levels()?[index];
-        let (members, prototypes) = level.members();
-        if self.negatives != Denominator::All || members.is_empty() {
-            return Ok(None);
-        }
-        let dim = batch.dim();
-        let Some((z, all)) = fused::embeddings(batch, 0)? else { return Ok(None) };
-        let centroids = level.centroids.values();
-        let pick = |from: &[f32], rows: &[usize]| -> Vec<f32> {
-            rows.iter().flat_map(|i| from[i * dim..(i + 1) * dim].iter().copied()).collect()
-        };
-        let (queries, positives) = (pick(&all, &members), pick(centroids, &prototypes));
-        let scale: Vec<f32> = level.concentration.iter().map(|phi| 1.0 / phi).collect();
-        let own: Vec<f32> = prototypes.iter().map(|s| scale[*s]).collect();
-        let bank = Bank { rows: centroids, scale: Scale::Each(&scale), own: Some(&prototypes) };
-        let graded = fused::cross_entropy(&queries, &positives, &own, &[bank], dim);
-        let mut gradient = vec![0.0; all.len()];
-        for (i, row) in members.iter().zip(graded.gradient.chunks_exact(dim)) {
-            gradient[i * dim..(i + 1) * dim].copy_from_slice(row);
-        }
-        Ok(Some(fused::scalar_with_gradients(batch.device(), graded.value, vec![(z, gradient)])))
-    }
-
-    /// A level with `All` on CUDA.
-    #[cfg(feature = "cuda")]
-    fn on_cuda(&self, batch: &fused_cuda::CudaBatch, index: usize) -> Result<Option<Value<f32, Cuda>>> {
-        let level = &batch.levels()?[index];
-        let (members, prototypes) = level.members();
-        if self.negatives != Denominator::All || members.is_empty() {
-            return Ok(None);
-        }
-        let (on, centroids) = (fused_cuda::context(batch)?, level.centroids.tensor());
-        let mut queries = batch.z(0)?;
-        if members.len() < batch.size() {
-            queries = rows::gather(queries, &members);
-        }
-        let (q, bank) = (fused_cuda::dense(queries.retaped())?, fused_cuda::dense(centroids)?);
-        let scale = fused_cuda::Scale::Over(&level.concentration);
-        let bank = fused_cuda::Bank { rows: bank.view(), scale, own: Some(&prototypes) };
-        let graded = fused_cuda::cross_entropy(&on, &q, fused_cuda::Positives::Own, &[bank], batch.dim())?;
-        let gradients = vec![(queries, graded.gradient, 1.0)];
-        fused_cuda::scalar_with_gradients(&on, batch.device(), &[graded.value], gradients).map(Some)
-    }
-
-    /// The definition, in plain operations.
-    fn level<E: Scalar, D: Backend<E>>(
-        &self,
-        batch: &Batch<E, D>,
-        index: usize,
-        level: &Level<E, D>,
-    ) -> Result<Value<E, D>> {
-        let (members, prototypes) = level.members();
-        if members.is_empty() {
-            return Ok(batch.skip(format!("no sample of the batch has a prototype in level {index}")));
-        }
-        let mut queries = batch.z(0)?;
-        if members.len() < batch.size() {
-            queries = rows::gather(queries, &members);
-        }
-        let (centroids, targets) = match self.candidates(batch, (index, level), &prototypes)? {
-            None => (scaled(level, batch.device()), prototypes),
-            Some((candidates, targets)) => {
-                (rows::gather(scaled(level, batch.device()), &candidates), targets)
-            }
-        };
-        Ok(ops::mean(ops::cross_entropy_rows(ops::dot_rows(queries, centroids), &targets)))
+impl<E: Scalar, D: Backend<E>> Members<'_, E, D> {
+    /// Their embeddings, with gradient: (N, D).
+    fn queries(&self, batch: &Batch<E, D>) -> Result<rows::Rows<E, D>> {
+        let z = batch.z(0)?; // (B, D)
+        Ok(if self.samples.len() < batch.size() { rows::gather(z, &self.samples) } else { z })
     }
 }
 
-/// c_j/φ_j: the product with a query is the logit.
-fn scaled<E: Scalar, D: Backend<E>>(level: &Level<E, D>, device: &D) -> Matrix<E, D> {
-    let inverse: Vec<E> = level.concentration.iter().map(|phi| E::one() / *phi).collect();
+/// The mean over levels of `loss`. A level without members in the batch is skipped.
+fn mean_over_levels<E: Scalar, D: Backend<E>>(
+    batch: &Batch<E, D>,
+    loss: impl Fn(&Members<'_, E, D>) -> Result<Value<E, D>>,
+) -> Result<Value<E, D>> {
+    rows::mean_over_levels(batch, |index, level| {
+        let (samples, prototypes) = level.members();
+        if samples.is_empty() {
+            return Ok(batch.skip(format!("no sample of the batch has a prototype in level {index}")));
+        }
+        loss(&Members { index, level, samples, prototypes })
+    })
+}
+
+/// The prototypes in a denominator.
+struct Candidates {
+    /// By number; some may stand there twice.
+    prototypes: Vec<usize>,
+    /// The place of each member's own prototype among them.
+    positives: Vec<usize>,
+}
+
+/// The definition, in dfdx operations.
+impl ProtoNce {
+    pub(crate) fn plain<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
+        mean_over_levels(batch, |members| {
+            let queries = members.queries(batch)?; // (N, D)
+            let scaled = scaled_centroids(members.level, batch.device()); // (K, D)
+            let (candidates, positives) = match self.negatives {
+                Denominator::All => (scaled, members.prototypes.clone()), // (K, D), N
+                Denominator::Sample(r) => {
+                    let Candidates { prototypes, positives } = self.sample(batch, members, r)?;
+                    (rows::gather(scaled, &prototypes), positives) // (C, D), N
+                }
+            };
+            let logits = ops::dot_rows(queries, candidates); // (N, C)
+            let losses = ops::cross_entropy_rows(logits, &positives); // (N,)
+            Ok(ops::mean(losses)) // scalar
+        })
+    }
+
+    /// The prototypes of the members, and `r` others.
+    fn sample<E: Scalar, D: Backend<E>>(
+        &self,
+        batch: &Batch<E, D>,
+        members: &Members<'_, E, D>,
+        r: Count,
+    ) -> Result<Candidates> {
+        let mut occupied = members.prototypes.clone();
+        occupied.sort_unstable();
+        occupied.dedup();
+        let negatives = match &members.level.negatives {
+            Some(given) => given_negatives(members, given)?,
+            None => draw_negatives(batch, members, &occupied, r)?,
+        };
+        let (mut prototypes, positives) = if self.duplicates {
+            (members.prototypes.clone(), (0..members.prototypes.len()).collect())
+        } else {
+            let place = |prototype: &usize| occupied.binary_search(prototype).ok();
+            let positives = members.prototypes.iter().filter_map(place).collect();
+            (occupied, positives)
+        };
+        prototypes.extend(negatives);
+        Ok(Candidates { prototypes, positives })
+    }
+}
+
+/// c_j/φ_j: the product with a query is the logit. (K, D)
+fn scaled_centroids<E: Scalar, D: Backend<E>>(level: &Level<E, D>, device: &D) -> Matrix<E, D> {
     let shape = level.centroids.shape();
-    let inverse = ops::constant(device, inverse, (shape.0,));
-    level.centroids.tensor() * inverse.broadcast_like::<_, Axis<1>>(&shape)
+    let scales = ops::constant(device, scales(level), (shape.0,)); // (K,)
+    level.centroids.tensor() * scales.broadcast_like::<_, Axis<1>>(&shape) // (K, D)
+}
+
+/// 1/φ_j of each prototype.
+fn scales<E: Scalar, D: Backend<E>>(level: &Level<E, D>) -> Vec<E> {
+    level.concentration.iter().map(|phi| E::one() / *phi).collect()
+}
+
+/// The negatives that came with the level.
+fn given_negatives<E: Scalar, D: Backend<E>>(
+    members: &Members<'_, E, D>,
+    given: &[usize],
+) -> Result<Vec<usize>> {
+    if let Some(bad) = given.iter().find(|prototype| **prototype >= members.level.k()) {
+        return Err(Error::shape(
+            format!("negatives of level {}", members.index),
+            format!("prototype {bad} of only {}", members.level.k()),
+        ));
+    }
+    Ok(given.to_vec())
+}
+
+/// `r` of the prototypes that are not `occupied`, without replacement.
+fn draw_negatives<E: Scalar, D: Backend<E>>(
+    batch: &Batch<E, D>,
+    members: &Members<'_, E, D>,
+    occupied: &[usize],
+    r: Count,
+) -> Result<Vec<usize>> {
+    let (index, k) = (members.index, members.level.k());
+    let rest: Vec<usize> = (0..k).filter(|prototype| occupied.binary_search(prototype).is_err()).collect();
+    if r.get() > rest.len() {
+        return Err(Error::config(format!(
+            "ProtoNce: Sample({r}) of level {index}, but of its {k} prototypes the batch occupies {} and leaves {}: \
+             use a smaller number or `negatives: All`",
+            occupied.len(),
+            rest.len()
+        )));
+    }
+    let mut rng = rng::stream(batch.seed(), Purpose::Negatives, batch.clock().step, index as u64, 0);
+    Ok(rand::seq::index::sample(&mut rng, rest.len(), r.get()).iter().map(|i| rest[i]).collect())
+}
+
+/// The same through the device's kernels.
+impl ProtoNce {
+    /// Whether the kernels know this form.
+    pub(crate) fn has_fused(&self) -> bool {
+        self.negatives == Denominator::All
+    }
+
+    pub(crate) fn fused<E: Scalar, D: Backend<E>>(
+        &self,
+        batch: &Batch<E, D>,
+        kernels: &D::Softmax,
+    ) -> Result<Value<E, D>> {
+        mean_over_levels(batch, |members| {
+            let z = members.queries(batch)?; // (N, D)
+            let queries = kernels.rows(&z)?; // (N, D)
+            let centroids = kernels.constant_rows(&members.level.centroids)?; // (K, D)
+            let scales = scales(members.level); // K
+            let bank = Bank { rows: &centroids, scale: Scale::Each(&scales), own: Some(&members.prototypes) };
+            let Graded { value, gradient } =
+                kernels.cross_entropy(&queries, Positives::Own, &[bank], batch.dim())?; // scalar, (N, D)
+            let mut loss = FusedLoss::new(None);
+            loss.add_value(1.0, value);
+            loss.add_gradient(z, 1.0, gradient)?;
+            kernels.record(loss) // scalar
+        })
+    }
 }
 
 impl TermInfo for ProtoNce {
@@ -274,26 +303,21 @@ impl TermInfo for ProtoNce {
 
 impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for ProtoNce {
     fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
-        rows::mean_over_levels(batch, |m, level| {
-            if let Some(value) = fused::on_cpu(batch, |batch| self.fused(batch, m))? {
-                return Ok(value);
-            }
-            #[cfg(feature = "cuda")]
-            if let Some(value) = fused_cuda::on_cuda(batch, |batch| self.on_cuda(batch, m))? {
-                return Ok(value);
-            }
-            self.level(batch, m, level)
-        })
+        match batch.softmax_kernels()? {
+            Some(kernels) if self.has_fused() => self.fused(batch, &kernels),
+            _ => self.plain(batch),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{self, Clusters, Condition, Data};
+    use crate::testing::{self, Clusters, Condition, Data, Forms};
     use pauc_testing::{assert_within, tolerance};
 
-    const FORMS: &[&str] = &["ProtoNce()", "ProtoNce(negatives: Sample(1))"];
+    const FORMS: Forms = Forms { forms: &["", "negatives: Sample(1)"], ..Forms::of("ProtoNce") };
+    testing::inventory::submit! { FORMS }
 
     fn many() -> Data {
         testing::degenerate().into_iter().find(|(n, _)| *n == "many prototypes").unwrap().1
@@ -305,20 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_and_invariances() {
-        let mut toy = Data::toy(5, 4);
-        toy.levels.iter_mut().for_each(|l| l.assignments = [0, 1, 1, 0, 1].map(Some).to_vec());
-        toy.levels[1].assignments[3] = None;
-        for text in FORMS {
-            testing::finite_differences(text, &toy);
-            testing::permutation_invariant(text, &toy);
-            testing::rotation_invariant(text, &toy);
-        }
-    }
-
-    #[test]
-    fn stays_finite_on_degenerate_batches() {
-        testing::finite("ProtoNce()");
+    fn cold_prototypes_are_finite_and_noise_alone_is_skipped() {
         let mut cold = Data::toy(7, 4);
         cold.levels.iter_mut().for_each(|l| l.concentration.fill(0.01));
         assert!(testing::run::<f32>("ProtoNce()", &cold).value.is_finite());
@@ -330,11 +341,15 @@ mod tests {
     }
 
     #[test]
-    fn the_fused_kernel_equals_the_plain_composition() {
-        let term = ProtoNce { negatives: Denominator::All, duplicates: false };
+    fn fused_and_plain_agree() {
+        let term: ProtoNce = testing::parse("ProtoNce()");
+        assert!(
+            term.has_fused() && !testing::parse::<ProtoNce>("ProtoNce(negatives: Sample(1))").has_fused()
+        );
         for (rows, dim) in [(1, 3), (2, 1), (7, 5), (33, 16), (70, 31)] {
-            let plain = |b: &Batch<f32, Cpu>| rows::mean_over_levels(b, |m, level| term.level(b, m, level));
-            testing::fused_equals_plain("ProtoNce()", &Data::toy(rows, dim), &|b| term.loss(b), &plain);
+            let fused = |batch: &Batch<f32, Cpu>| term.fused(batch, &batch.softmax_kernels()?.unwrap());
+            let plain = |batch: &Batch<f32, Cpu>| term.plain(batch);
+            testing::fused_equals_plain("ProtoNce()", &Data::toy(rows, dim), &fused, &plain);
         }
     }
 
