@@ -87,22 +87,15 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for CosinePrediction {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{self, Data};
+    use crate::testing::{self, Data, Flow, Forms};
+
+    const FORMS: Forms =
+        Forms { flow: Flow::WithMomentum, forms: &["", "two_sided: true"], ..Forms::of("CosinePrediction") };
+    testing::inventory::submit! { FORMS }
 
     #[test]
     fn agrees_with_reference_values() {
         testing::golden("cosine_prediction", 1);
-    }
-
-    #[test]
-    fn gradients_and_invariances() {
-        for text in ["CosinePrediction()", "CosinePrediction(two_sided: true)"] {
-            let toy = Data::toy(5, 4);
-            testing::finite_differences(text, &toy);
-            testing::permutation_invariant(text, &toy);
-            testing::rotation_invariant(text, &toy);
-            testing::finite(text);
-        }
     }
 
     #[test]

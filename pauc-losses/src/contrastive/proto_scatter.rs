@@ -97,25 +97,17 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for ProtoScatter {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{self, Data};
+    use crate::testing::{self, Forms};
 
-    const FORMS: &[&str] = &["ProtoScatter()", "ProtoScatter(rho: 0.5, queue: true, n_min: 2)"];
+    const FORMS: Forms = Forms {
+        forms: &["", "rho: 0.5, queue: true, n_min: 2", "temperature: Learnable(init: 0.5)"],
+        extremes: &["temperature: 0.01", "temperature: Learnable()"],
+        ..Forms::of("ProtoScatter")
+    };
+    testing::inventory::submit! { FORMS }
 
     #[test]
     fn agrees_with_reference_values() {
         testing::golden("proto_scatter", 1);
-    }
-
-    #[test]
-    fn gradients_and_invariances() {
-        for text in FORMS {
-            let toy = Data::toy(7, 4);
-            testing::finite_differences(text, &toy);
-            testing::finite_differences(text, &toy.clone().without_momentum());
-            testing::permutation_invariant(text, &toy);
-            testing::rotation_invariant(text, &toy);
-            testing::finite(text);
-        }
-        testing::finite("ProtoScatter(temperature: 0.01)");
     }
 }

@@ -124,8 +124,19 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SelfDistillation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{self, Condition, Data, dot, unit};
+    use crate::testing::{self, Condition, Data, Flow, Forms, dot, unit};
     use pauc_testing::{assert_within, tolerance};
+
+    const FORMS: Forms = Forms {
+        flow: Flow::Targets,
+        forms: &["", "centre_momentum: None"],
+        extremes: &[
+            "student_temperature: 0.01, teacher_temperature: 0.01",
+            "student_temperature: 0.01, teacher_temperature: 0.001",
+        ],
+        ..Forms::of("SelfDistillation")
+    };
+    testing::inventory::submit! { FORMS }
 
     /// The loss in plain loops; the targets come from `fixed`, the student from `data`.
     fn naive(data: &Data, fixed: &Data, running: bool) -> f64 {
@@ -170,15 +181,6 @@ mod tests {
         let condition = Condition::of(text, &toy);
         assert_within!(outcome.value, naive(&toy, &toy, running), condition.of_value(tolerance::f64));
         testing::differences(&outcome, &toy, &condition, |moved| naive(moved, &toy, running));
-    }
-
-    #[test]
-    fn invariances_and_degenerate_batches() {
-        let toy = Data::toy(7, 4);
-        testing::permutation_invariant("SelfDistillation()", &toy);
-        testing::rotation_invariant("SelfDistillation()", &toy);
-        testing::finite("SelfDistillation()");
-        testing::finite("SelfDistillation(student_temperature: 0.01, teacher_temperature: 0.001)");
     }
 
     #[test]

@@ -88,26 +88,19 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SupCon {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{self, Condition, Data};
+    use crate::testing::{self, Condition, Data, Forms};
     use pauc_testing::{assert_within, tolerance};
+
+    const FORMS: Forms = Forms {
+        forms: &["", "temperature: Learnable()"],
+        extremes: &["temperature: 0.01"],
+        ..Forms::of("SupCon")
+    };
+    testing::inventory::submit! { FORMS }
 
     #[test]
     fn agrees_with_reference_values() {
         testing::golden("sup_con", 1);
-    }
-
-    #[test]
-    fn gradients_and_invariances() {
-        let toy = Data::toy(5, 4);
-        testing::finite_differences("SupCon()", &toy);
-        testing::permutation_invariant("SupCon()", &toy);
-        testing::rotation_invariant("SupCon()", &toy);
-    }
-
-    #[test]
-    fn stays_finite_on_degenerate_batches() {
-        testing::finite("SupCon()");
-        testing::finite("SupCon(temperature: 0.01)");
     }
 
     #[test]

@@ -173,8 +173,15 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SwappedAssignment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{self, Condition, Data};
+    use crate::testing::{self, Condition, Data, Flow, Forms};
     use pauc_testing::{assert_within, tolerance};
+
+    const FORMS: Forms = Forms {
+        flow: Flow::Targets,
+        extremes: &["temperature: 0.01, epsilon: 0.001"],
+        ..Forms::of("SwappedAssignment")
+    };
+    testing::inventory::submit! { FORMS }
 
     #[test]
     fn agrees_with_reference_values() {
@@ -245,19 +252,6 @@ mod tests {
         let term = testing::term("SwappedAssignment(local_views: 2)");
         assert_eq!(term.info().needs().queries, [0, 1, 2, 3]);
         assert_eq!(LocalViews::try_from(15).unwrap_err(), "must be a whole number of at most 14, got 15");
-    }
-
-    #[test]
-    fn invariances() {
-        let toy = Data::toy(7, 4);
-        testing::permutation_invariant("SwappedAssignment()", &toy);
-        testing::rotation_invariant("SwappedAssignment()", &toy);
-    }
-
-    #[test]
-    fn stays_finite_on_degenerate_batches() {
-        testing::finite("SwappedAssignment()");
-        testing::finite("SwappedAssignment(temperature: 0.01, epsilon: 0.001)");
     }
 
     #[test]

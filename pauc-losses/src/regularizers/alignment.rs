@@ -167,39 +167,28 @@ impl<E: Scalar, D: Backend<E>> Regularizer<E, D> for Alignment {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{self, Condition, Data, dot, unit};
+    use crate::testing::{self, Condition, Data, Forms, dot, unit};
     use pauc_testing::{assert_within, tolerance};
     use pauc_traits::ops::NORM_EPSILON;
 
-    const FORMS: &[&str] = &[
-        "Alignment(level: Instances)",
-        "Alignment(level: Instances, alpha: 1)",
-        "Alignment()",
-        "Alignment(rho: 0.5, queue: true, n_min: 2, alpha: 3)",
-        "Alignment(level: Centroid, alpha: 1.5)",
-        "Alignment(level: Members)",
-        "Alignment(level: Members, alpha: 1)",
-    ];
+    const FORMS: Forms = Forms {
+        forms: &[
+            "",
+            "rho: 0.5, queue: true, n_min: 2, alpha: 3",
+            "level: Instances",
+            "level: Instances, alpha: 1",
+            "level: Centroid, alpha: 1.5",
+            "level: Members",
+            "level: Members, alpha: 1",
+        ],
+        extremes: &["queue: true, rho: 9", "level: Instances, alpha: 0.5", "level: Centroid"],
+        ..Forms::of("Alignment")
+    };
+    testing::inventory::submit! { FORMS }
 
     #[test]
     fn agrees_with_reference_values() {
         testing::golden("alignment", 5);
-    }
-
-    #[test]
-    fn gradients_and_invariances() {
-        for text in FORMS {
-            let toy = Data::toy(7, 4);
-            testing::finite_differences(text, &toy);
-            testing::finite_differences(text, &toy.clone().without_momentum());
-            testing::permutation_invariant(text, &toy);
-            testing::rotation_invariant(text, &toy);
-        }
-    }
-
-    #[test]
-    fn stays_finite_on_degenerate_batches() {
-        FORMS.iter().for_each(|text| testing::finite(text));
     }
 
     #[test]

@@ -207,37 +207,28 @@ impl<E: Scalar, D: Backend<E>> Regularizer<E, D> for Correlation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{self, Data};
+    use crate::testing::{self, Data, Forms};
     use pauc_testing::tolerance;
 
-    const FORMS: &[&str] = &[
-        "Correlation()",
-        "Correlation(kind: Covariance, rho: 0.5)",
-        "Correlation(kind: Gram, queue: true, n_min: 2)",
-        "Correlation(level: Instances)",
-        "Correlation(level: Instances, kind: Covariance)",
-        "Correlation(level: Instances, kind: Gram)",
-    ];
+    const FORMS: Forms = Forms {
+        forms: &[
+            "",
+            "kind: Covariance, rho: 0.5",
+            "kind: Gram",
+            "kind: Gram, queue: true, n_min: 2",
+            "level: Instances",
+            "level: Instances, kind: Covariance",
+            "level: Instances, kind: Gram",
+        ],
+        axes: &["", "kind: Covariance, rho: 0.5", "level: Instances", "level: Instances, kind: Covariance"],
+        extremes: &["kind: Covariance", "queue: true, n_min: 3"],
+        ..Forms::of("Correlation")
+    };
+    testing::inventory::submit! { FORMS }
 
     #[test]
     fn agrees_with_reference_values() {
         testing::golden("correlation", 4);
-    }
-
-    #[test]
-    fn gradients_and_invariances() {
-        for text in FORMS {
-            let toy = Data::toy(7, 4);
-            testing::finite_differences(text, &toy);
-            testing::finite_differences(text, &toy.clone().without_momentum());
-            testing::permutation_invariant(text, &toy);
-        }
-        testing::rotation_invariant("Correlation(kind: Gram)", &Data::toy(7, 4));
-    }
-
-    #[test]
-    fn stays_finite_on_degenerate_batches() {
-        FORMS.iter().for_each(|text| testing::finite(text));
     }
 
     #[test]

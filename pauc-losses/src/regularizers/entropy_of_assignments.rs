@@ -91,8 +91,15 @@ impl<E: Scalar, D: Backend<E>> Regularizer<E, D> for EntropyOfAssignments {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{self, Condition, Data, dot, unit};
+    use crate::testing::{self, Condition, Data, Forms, dot, unit};
     use pauc_testing::{assert_within, tolerance};
+
+    const FORMS: Forms = Forms {
+        forms: &["", "sharpness: 0.5"],
+        extremes: &["temperature: 0.01, sharpness: 1"],
+        ..Forms::of("EntropyOfAssignments")
+    };
+    testing::inventory::submit! { FORMS }
 
     #[test]
     fn equals_plain_loops() {
@@ -116,18 +123,6 @@ mod tests {
         let text = "EntropyOfAssignments(temperature: 0.3, sharpness: 0.5)";
         let allowed = Condition::of(text, &toy).of_value(tolerance::f64);
         assert_within!(testing::value(text, &toy), want, allowed);
-    }
-
-    #[test]
-    fn gradients_and_invariances() {
-        for text in ["EntropyOfAssignments()", "EntropyOfAssignments(sharpness: 0.5)"] {
-            let toy = Data::toy(6, 4);
-            testing::finite_differences(text, &toy);
-            testing::permutation_invariant(text, &Data::toy(7, 4));
-            testing::rotation_invariant(text, &toy);
-            testing::finite(text);
-        }
-        testing::finite("EntropyOfAssignments(temperature: 0.01, sharpness: 1)");
     }
 
     #[test]

@@ -192,37 +192,29 @@ impl<E: Scalar, D: Backend<E>> Regularizer<E, D> for Uniformity {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{self, Data};
+    use crate::testing::{self, Data, Forms};
     use pauc_testing::{assert_within, tolerance};
     use pauc_traits::ops::NORM_EPSILON;
 
-    const FORMS: &[&str] = &[
-        "Uniformity(level: Instances)",
-        "Uniformity(level: Instances, queue: true, t: 3)",
-        "Uniformity()",
-        "Uniformity(rho: 0.5, n_min: 2, queue: true)",
-        "Uniformity(level: OtherCentroids)",
-    ];
+    const FORMS: Forms = Forms {
+        forms: &[
+            "",
+            "rho: 0.5, n_min: 2, queue: true",
+            "level: Instances",
+            "level: Instances, queue: true, t: 3",
+            "level: OtherCentroids",
+        ],
+        extremes: &[
+            "level: Instances, t: 1000",
+            "level: Instances, t: Linear(from: 1, to: 3, over: Epochs(2))",
+        ],
+        ..Forms::of("Uniformity")
+    };
+    testing::inventory::submit! { FORMS }
 
     #[test]
     fn agrees_with_reference_values() {
         testing::golden("uniformity", 7);
-    }
-
-    #[test]
-    fn gradients_and_invariances() {
-        for text in FORMS {
-            let toy = Data::toy(7, 4);
-            testing::finite_differences(text, &toy);
-            testing::permutation_invariant(text, &toy);
-            testing::rotation_invariant(text, &toy);
-        }
-    }
-
-    #[test]
-    fn stays_finite_on_degenerate_batches() {
-        FORMS.iter().for_each(|text| testing::finite(text));
-        testing::finite("Uniformity(level: Instances, t: 1000)");
     }
 
     #[test]
