@@ -47,10 +47,10 @@ def sphere():
 
 def directions():
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(20_000, DIM)).astype("float32")
+    centers = rng.normal(size=(20_000, DIM)).astype("float32")
     while True:
         noise = rng.normal(size=(50_000, DIM)).astype("float32")
-        yield centres[rng.integers(len(centres), size=len(noise))] + 0.7 * noise
+        yield centers[rng.integers(len(centers), size=len(noise))] + 0.7 * noise
 
 
 def fashion():

@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn empty_and_single_clouds_are_drawings_without_nan() {
         assert!(!Scatter::default().svg().contains("NaN"));
-        let one = Scatter { points: vec![[1.0, 1.0]], groups: vec![0], ..Scatter::default() };
-        assert!(!one.svg().contains("NaN") && one.svg().contains("h0"));
+        let point = Scatter { points: vec![[1.0, 1.0]], groups: vec![0], ..Scatter::default() };
+        assert!(!point.svg().contains("NaN") && point.svg().contains("h0"));
     }
 }

@@ -164,8 +164,8 @@ fn constant_columns_and_single_samples_do_no_harm() {
     let rows = RowsView::new(&x, 2);
     let probe = linear_probe(rows, &[0, 1, 0], rows, &[0, 1, 0], 2, &LinearOptions::default()).unwrap();
     assert_eq!((probe.accuracy, probe.grid.len(), probe.l2), (1.0, 0, 1.0), "too few to hold any out");
-    let one = RowsView::new(&x[..2], 2);
-    assert_eq!(linear_probe(one, &[1], one, &[1], 2, &LinearOptions::default()).unwrap().accuracy, 1.0);
+    let sample = RowsView::new(&x[..2], 2);
+    assert_eq!(linear_probe(sample, &[1], sample, &[1], 2, &LinearOptions::default()).unwrap().accuracy, 1.0);
     let options = LinearOptions { l2: vec![], ..Default::default() };
     assert!(linear_probe(rows, &[0, 1, 0], rows, &[0, 1, 0], 2, &options).is_err());
 }
