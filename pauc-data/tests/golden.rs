@@ -96,7 +96,7 @@ fn pixels_agree_with_torchvision() {
 }
 
 #[test]
-fn rotation_and_equalisation_agree_with_pillow() {
+fn rotation_and_equalization_agree_with_pillow() {
     use pauc_data::pixels::rotate::{RotationFilter, rotate};
     let golden: Value = serde_json::from_str(include_str!("golden/augmentations.json")).unwrap();
     let input = &golden["input"];

@@ -187,22 +187,22 @@ impl Tensors<'_> {
             "ln_temperature",
             "centre",
         ];
-        let levelled = ["prototypes", "assignments", "clusters", "concentration", "negatives"];
+        let leveled = ["prototypes", "assignments", "clusters", "concentration", "negatives"];
         // Names do not depend on sizes.
         let own =
             term.info().parameters(&facts_of::<f32, Cpu>(&Inputs::default())).into_iter().map(|p| p.name);
         for name in own {
-            if !levelled.contains(&name) && !single.contains(&name) {
+            if !leveled.contains(&name) && !single.contains(&name) {
                 single.push(name);
             }
         }
         for name in self.file.names() {
             let of_level = name
                 .split_once('.')
-                .is_some_and(|(p, m)| levelled.contains(&p) && m.parse::<usize>().is_ok());
+                .is_some_and(|(p, m)| leveled.contains(&p) && m.parse::<usize>().is_ok());
             if !single.contains(&name) && !of_level {
                 let known =
-                    format!("{}, {}", single.join(", "), levelled.map(|l| format!("{l}.M")).join(", "));
+                    format!("{}, {}", single.join(", "), leveled.map(|l| format!("{l}.M")).join(", "));
                 return Err(self.wrong(name, format!("is not one that terms read; known: {known}")));
             }
         }

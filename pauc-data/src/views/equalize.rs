@@ -20,7 +20,7 @@ component! {
     }
 }
 
-/// Equalises every channel.
+/// Equalizes every channel.
 pub fn equalize(image: &mut Image<'_>) {
     let channels = image.shape.channels;
     let pixels = image.pixels.to_mut();

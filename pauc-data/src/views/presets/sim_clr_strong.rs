@@ -7,7 +7,7 @@ use pauc_traits::{Augmentation, Count, NonNegative, UnitInterval, component};
 use std::sync::Arc;
 
 component! {
-    /// SimCLR's views, then solarization and equalisation, each with probability 0.2.
+    /// SimCLR's views, then solarization and equalization, each with probability 0.2.
     ///
     /// # Shapes
     /// any → `size`×`size`.
