@@ -6,6 +6,8 @@ mod common;
 use common::plan;
 
 use dfdx::prelude::Cpu;
+use pauc_models::NetworkDevice;
+use pauc_models::encoders_plain::MlpEncoder;
 use pauc_models::weights::TensorFile;
 use pauc_report::events::{Event, Gradients, Step};
 use pauc_testing::{assert_within, tolerance};
@@ -16,8 +18,9 @@ use pauc_train::run_dir::RunDir;
 use pauc_train::trainer::{Ending, Trainer};
 use pauc_traits::dataset::Place;
 use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::{BuildOptions, Param};
+use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, Param, Result, component};
 use rand::Rng;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 /// A run without batch normalization, so that a part of a batch does not know the others.
@@ -530,4 +533,36 @@ fn assert_moved_more([before, usual, scaled]: [f64; 3], factor: f64, name: &str)
     let want = factor * (usual - before);
     let within = tolerance::f32(1, scaled.abs() + factor * usual.abs()) + tolerance::f32(4, want.abs());
     assert_within!(scaled - before, want, within, "{name}, times {factor}");
+}
+
+thread_local! {
+    /// Encoders that [`Counted`] has built.
+    static BUILT: Cell<usize> = const { Cell::new(0) };
+}
+
+component! {
+    /// A perceptron that counts how often it is built.
+    ///
+    /// # Shapes
+    /// (B, H, W, C) → (B, 16)
+    pub struct Counted: Encoder {}
+}
+
+impl<D: NetworkDevice> EncoderConfig<D> for Counted {
+    fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
+        BUILT.set(BUILT.get() + 1);
+        MlpEncoder { dims: vec![Count::lit(16)] }.build(device, input, options)
+    }
+}
+
+/// The network is built to check the recipe, and to be trained, and not once more for the names of its parts.
+#[test]
+fn a_recipe_is_checked_on_one_network_and_trained_on_another() {
+    let parts = r#"frozen: ["0"], lr_scale: [(part: "projector", factor: 2.0)], objective"#;
+    let text = PLAIN.replace("MlpEncoder(dims: [24, 16])", "Counted()").replace("objective", parts);
+    let plan = plan(&text.replace("OBJECTIVE", "(term: InfoNce())"), &[]);
+    assert_eq!(BUILT.get(), 1);
+    let network = plan.network(&Cpu::default()).unwrap();
+    assert_eq!(BUILT.get(), 2);
+    assert!(network.encoder_parameters().iter().all(Param::is_frozen));
 }
