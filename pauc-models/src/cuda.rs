@@ -113,12 +113,12 @@ impl NetworkDevice for Cuda {
         Context::of(self).and_then(|on| matmul::product_rate(&on, precision)).on_device()
     }
 
-    fn replace_rows(&self, of: &Matrix<f32, Self>, from: usize, rows: &[f32]) -> Result<()> {
-        tensor::replace_rows(self, of, from, rows).on_device()
+    fn replace_rows(&self, matrix: &Matrix<f32, Self>, from: usize, rows: &[f32]) -> Result<()> {
+        tensor::replace_rows(self, matrix, from, rows).on_device()
     }
 
-    fn rows(&self, of: &Matrix<f32, Self>, range: Range<usize>) -> Result<Matrix<f32, Self>> {
-        tensor::rows(self, of, range).on_device()
+    fn rows(&self, matrix: &Matrix<f32, Self>, range: Range<usize>) -> Result<Matrix<f32, Self>> {
+        tensor::rows(self, matrix, range).on_device()
     }
 
     fn stacked(

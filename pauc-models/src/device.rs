@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Instant;
 
-/// A parameter in a step: its values, its gradient, and what the optimiser keeps of it.
+/// A parameter in an optimizer step: its values, its gradient, and the optimizer's buffers.
 pub type Moving<'a, B, const N: usize> = (&'a mut B, &'a B, [&'a mut B; N]);
 
 /// [`NetworkDevice::images`], normalised by the host.
@@ -36,35 +36,36 @@ pub trait NetworkDevice: Compute {
     /// Whether dfdx's own operations add in one order on this device, so that terms give the same bits every time.
     const DETERMINISTIC_REDUCTIONS: bool;
 
-    /// A clock of the device's own work, where it works behind the thread that asks it to.
+    /// A clock of the device's own work, if the device is asynchronous.
     fn clock(&self) -> Option<Rc<dyn TraceClock>> {
         None
     }
 
-    /// Whether matrices that change little from step to step stay in the device's memory.
+    /// Whether the device has memory of its own, in which matrices that change little from step to step stay.
     const HAS_OWN_MEMORY: bool;
 
-    /// Replaces rows of a matrix that no gradient flows into, in place, where [`NetworkDevice::HAS_OWN_MEMORY`]. Whoever shares the
-    /// matrix sees the new rows.
+    /// Replaces rows of a matrix that no gradient flows into, in place, if the device
+    /// [has its own memory](NetworkDevice::HAS_OWN_MEMORY). Whoever shares the matrix sees the new rows.
     ///
     /// # Shapes
-    /// of (M, D), rows: any number of rows of D that end within M
+    /// matrix (M, D), rows: any number of rows of D that end within M
     ///
     /// # Errors
     /// If there are too many rows, the device keeps none, or it fails.
-    fn replace_rows(&self, _of: &Matrix<f32, Self>, _from: usize, _rows: &[f32]) -> Result<()> {
+    fn replace_rows(&self, _matrix: &Matrix<f32, Self>, _from: usize, _rows: &[f32]) -> Result<()> {
         Err(Error::Device(format!("{} replaces no rows in place", self.name())))
     }
 
-    /// Some rows of a matrix, in the device's memory, where [`NetworkDevice::HAS_OWN_MEMORY`].
+    /// Some rows of a matrix, in the device's memory, if it [has its own](NetworkDevice::HAS_OWN_MEMORY).
     ///
     /// # Errors
-    /// If there are not so many rows, the device keeps none, or it fails.
-    fn rows(&self, _of: &Matrix<f32, Self>, _range: Range<usize>) -> Result<Matrix<f32, Self>> {
+    /// If there are not as many rows, or the device keeps none or fails.
+    fn rows(&self, _matrix: &Matrix<f32, Self>, _range: Range<usize>) -> Result<Matrix<f32, Self>> {
         Err(Error::Device(format!("{} keeps no rows", self.name())))
     }
 
-    /// Matrices of one shape below each other, zeros in the place of those that are absent, where [`NetworkDevice::HAS_OWN_MEMORY`].
+    /// Matrices of one shape below each other, with zeros in the place of those that are absent, if the device
+    /// [has its own memory](NetworkDevice::HAS_OWN_MEMORY).
     ///
     /// # Errors
     /// If a shape differs, the device keeps no rows, or it fails.
@@ -76,10 +77,10 @@ pub trait NetworkDevice: Compute {
         Err(Error::Device(format!("{} keeps no rows", self.name())))
     }
 
-    /// Whether it normalises images itself, so that they come to it in 8 bits, and leaves the processor to whoever makes them.
+    /// Whether the device normalizes images itself. They are then uploaded in 8 bits, which also spares the CPU.
     const NORMALIZES_IMAGES: bool;
 
-    /// The images that lie in the same place of several runs of pixels, as an encoder reads them.
+    /// The images in the same range of several views, as an encoder reads them.
     ///
     /// # Shapes
     /// each of V views N·H·W·C values from `range` on → `shape` (V·N, H, W, C)
@@ -102,7 +103,7 @@ pub trait NetworkDevice: Compute {
     /// If the device fails.
     fn product_rate(&self, precision: Precision) -> Result<f64>;
 
-    /// Waits until all work that was asked for is done: before the time is taken.
+    /// Waits for all work that was launched, before a time is taken.
     ///
     /// # Errors
     /// If that work failed.
@@ -178,7 +179,7 @@ pub trait NetworkDevice: Compute {
     /// If lengths differ, or the device fails.
     fn sgd(&self, all: &mut [Moving<'_, Self::Buffer, 1>], constants: &[optim::Sgd]) -> Result<()>;
 
-    /// A step of [`crate::optimizers::AdamW`] on each parameter, with the averages of its gradient and of that's square.
+    /// A step of [`crate::optimizers::AdamW`] on each parameter, with its first and second moment estimates.
     ///
     /// # Errors
     /// If lengths differ, or the device fails.
