@@ -172,14 +172,14 @@ impl<D: NetworkDevice> Network<D> {
         if shape == self.input {
             return Ok(&mut *self.encoder);
         }
-        let at = match self.resized.iter().position(|r| r.0 == shape) {
-            Some(at) => at,
+        let index = match self.resized.iter().position(|r| r.0 == shape) {
+            Some(index) => index,
             None => {
                 self.resized.push((shape, self.encoder.resized(shape)?));
                 self.resized.len() - 1
             }
         };
-        Ok(&mut *self.resized[at].1)
+        Ok(&mut *self.resized[index].1)
     }
 
     /// The features and embeddings of any number of images in evaluation mode, `chunk` of them at a time.
@@ -296,14 +296,14 @@ pub fn backward_with<D: Compute>(
     gradient: Vec<f32>,
     predictions: Option<(TapedRows<D>, Vec<f32>)>,
 ) -> Result<()> {
-    let rows = |of: TapedRows<D>, gradient: Vec<f32>| {
-        let shape = *of.shape();
+    let rows = |outputs: TapedRows<D>, gradient: Vec<f32>| {
+        let shape = *outputs.shape();
         if gradient.len() != shape.0 * shape.1 {
             let message = format!("{} values for embeddings of {}×{}", gradient.len(), shape.0, shape.1);
             return Err(Error::shape("gradient of the embeddings", message));
         }
-        let gradient = of.device().try_tensor_from_vec(gradient, shape).map_err(Error::device)?;
-        Ok((of, gradient))
+        let gradient = outputs.device().try_tensor_from_vec(gradient, shape).map_err(Error::device)?;
+        Ok((outputs, gradient))
     };
     let (embeddings, gradient) = rows(embeddings, gradient)?;
     backward_with_rows(embeddings, gradient, predictions.map(|(p, g)| rows(p, g)).transpose()?)

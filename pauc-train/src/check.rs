@@ -13,14 +13,14 @@ use pauc_traits::{Encoder, ImageShape};
 pub struct Checker<'a> {
     recipe: &'a Recipe,
     source: &'a Source,
-    /// What was found so far.
-    pub found: Vec<Diagnostic>,
+    /// What is wrong, so far.
+    pub diagnostics: Vec<Diagnostic>,
 }
 
 impl<'a> Checker<'a> {
     /// A checker that has found nothing yet.
     pub fn new(recipe: &'a Recipe, source: &'a Source) -> Self {
-        Checker { recipe, source, found: Vec::new() }
+        Checker { recipe, source, diagnostics: Vec::new() }
     }
 
     fn add(
@@ -31,7 +31,7 @@ impl<'a> Checker<'a> {
         message: String,
         help: impl Into<String>,
     ) {
-        self.found.push(Diagnostic::at(severity, code, &self.source.text, path, message, help));
+        self.diagnostics.push(Diagnostic::at(severity, code, &self.source.text, path, message, help));
     }
 
     fn error(&mut self, code: &'static str, path: &str, message: String, help: impl Into<String>) {

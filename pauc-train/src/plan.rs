@@ -104,12 +104,12 @@ impl Plan {
         checker.structure();
         let splits = match open(&recipe) {
             Ok(splits) => splits,
-            Err(error) => return Err(unopened(error, checker.found, &source)),
+            Err(error) => return Err(unopened(error, checker.diagnostics, &source)),
         };
         let network = checker.network(device, &splits);
         let sizes = Sizes::new(&recipe, &splits, network.as_ref().map_or(1, Network::embedding_dim));
         checker.sizes(&splits, &sizes.objective, &sizes.facts, &sizes.horizon);
-        let warnings = source.diagnostics(checker.found);
+        let warnings = source.diagnostics(checker.diagnostics);
         let (Some(network), false) = (network, warnings.has_errors()) else {
             return Err(PlanError::Recipe(warnings));
         };
@@ -313,12 +313,12 @@ fn start_weights(recipe: &Recipe, place: &Place) -> Result<Option<TensorFile>, E
 }
 
 /// Data that cannot be opened: the data's fault, or that of the recipe's `data`.
-fn unopened(error: Error, mut found: Vec<Diagnostic>, source: &Source) -> PlanError {
+fn unopened(error: Error, mut diagnostics: Vec<Diagnostic>, source: &Source) -> PlanError {
     if error.is_about_data() {
-        return PlanError::Data { error, found: Box::new(source.diagnostics(found)) };
+        return PlanError::Data { error, found: Box::new(source.diagnostics(diagnostics)) };
     }
-    found.push(Diagnostic::at(Severity::Error, "E0214", &source.text, "data", error.to_string(), ""));
-    PlanError::Recipe(source.diagnostics(found))
+    diagnostics.push(Diagnostic::at(Severity::Error, "E0214", &source.text, "data", error.to_string(), ""));
+    PlanError::Recipe(source.diagnostics(diagnostics))
 }
 
 impl Source {

@@ -127,27 +127,29 @@ impl Workspace {
         statistics: Statistics,
     ) -> Result<Vec<f32>> {
         self.grow(plan, batch);
-        let at = Layouts { plan, batch };
+        let layouts = Layouts { plan, batch };
         self.open(plan, 0);
-        copy_pixels((images, at.flat(0)), (&mut self.maps[0], at.haloed(0)));
+        copy_pixels((images, layouts.flat(0)), (&mut self.maps[0], layouts.haloed(0)));
         for (i, step) in plan.steps.iter().enumerate() {
             match *step {
                 Step::Conv { layer, input, output, residual } => {
                     let conv = (layer, input, output);
                     match statistics {
-                        Statistics::Batch => self.convolve_and_apply(plan, state, &at, conv, residual)?,
-                        Statistics::Running => self.convolve_applying(plan, state, &at, conv, residual),
+                        Statistics::Batch => {
+                            self.convolve_and_apply(plan, state, &layouts, conv, residual)?
+                        }
+                        Statistics::Running => self.convolve_applying(plan, state, &layouts, conv, residual),
                     }
                 }
                 Step::Shortcut { layer, input, output } => {
-                    self.convolve(plan, state, &at, (layer, input, output), statistics)?;
+                    self.convolve(plan, state, &layouts, (layer, input, output), statistics)?;
                 }
                 Step::MaxPool { input, output } => {
                     self.open(plan, output);
-                    self.chosen[output].resize(at.flat(output).len(), 0);
+                    self.chosen[output].resize(layouts.flat(output).len(), 0);
                     let mut out = std::mem::take(&mut self.maps[output]);
-                    let from = (&self.maps[input][..], at.haloed(input));
-                    pool::max_forward(from, (&mut out, at.haloed(output)), &mut self.chosen[output]);
+                    let from = (&self.maps[input][..], layouts.haloed(input));
+                    pool::max_forward(from, (&mut out, layouts.haloed(output)), &mut self.chosen[output]);
                     self.maps[output] = out;
                 }
             }
@@ -157,7 +159,7 @@ impl Workspace {
         }
         let last = plan.maps.len() - 1;
         let mut features = vec![0.0; batch * plan.feature_dim()];
-        plan.features().forward((&self.maps[last], at.haloed(last)), &mut features);
+        plan.features().forward((&self.maps[last], layouts.haloed(last)), &mut features);
         if !self.keep {
             self.close(plan, last);
         }
@@ -212,12 +214,17 @@ impl Workspace {
     }
 
     /// What a step adds before ReLU.
-    fn residual<'a>(&'a self, plan: &Blueprint, at: &Layouts<'_>, map: Option<Map>) -> Option<Residual<'a>> {
+    fn residual<'a>(
+        &'a self,
+        plan: &Blueprint,
+        layouts: &Layouts<'_>,
+        map: Option<Map>,
+    ) -> Option<Residual<'a>> {
         map.map(|r| match plan.maps[r].pending {
-            None => Residual { values: &self.maps[r], layout: at.haloed(r), norm: None },
+            None => Residual { values: &self.maps[r], layout: layouts.haloed(r), norm: None },
             Some(l) => {
                 let l = &self.layers[l];
-                Residual { values: &l.y, layout: at.flat(r), norm: Some(&l.norm) }
+                Residual { values: &l.y, layout: layouts.flat(r), norm: Some(&l.norm) }
             }
         })
     }
@@ -227,17 +234,17 @@ impl Workspace {
         &mut self,
         plan: &Blueprint,
         state: &State<Cpu>,
-        at: &Layouts<'_>,
+        layouts: &Layouts<'_>,
         (layer, input, output): (usize, Map, Map),
         residual: Option<Map>,
     ) -> Result<()> {
         self.open(plan, output);
-        self.convolve(plan, state, at, (layer, input, output), Statistics::Batch)?;
+        self.convolve(plan, state, layouts, (layer, input, output), Statistics::Batch)?;
         let _span = named(|| plan.layers[layer].norm.as_str().into());
         let mut out = std::mem::take(&mut self.maps[output]);
         let l = &self.layers[layer];
-        let (y, to) = ((&l.y[..], at.flat(output)), (&mut out[..], at.haloed(output)));
-        norm::apply(self.simd, &l.norm, y, self.residual(plan, at, residual), true, to);
+        let (y, to) = ((&l.y[..], layouts.flat(output)), (&mut out[..], layouts.haloed(output)));
+        norm::apply(self.simd, &l.norm, y, self.residual(plan, layouts, residual), true, to);
         self.maps[output] = out;
         Ok(())
     }
@@ -247,7 +254,7 @@ impl Workspace {
         &mut self,
         plan: &Blueprint,
         state: &State<Cpu>,
-        at: &Layouts<'_>,
+        layouts: &Layouts<'_>,
         (layer, input, output): (usize, Map, Map),
         residual: Option<Map>,
     ) {
@@ -256,11 +263,11 @@ impl Workspace {
         let _span = named(|| plan.layers[layer].name.as_str().into());
         let (mut out, mut work) = (std::mem::take(&mut self.maps[output]), std::mem::take(&mut self.work));
         let l = &self.layers[layer];
-        let x = (&self.maps[input][..], at.haloed(input));
+        let x = (&self.maps[input][..], layouts.haloed(input));
         let weight = state.parameters[3 * layer].value();
-        let residual = self.residual(plan, at, residual);
+        let residual = self.residual(plan, layouts, residual);
         let after = After::Apply { norm: &l.norm, residual, relu: true };
-        l.conv.forward(self.simd, &mut work, x, &weight, (&mut out[..], at.haloed(output)), after);
+        l.conv.forward(self.simd, &mut work, x, &weight, (&mut out[..], layouts.haloed(output)), after);
         self.maps[output] = out;
         self.work = work;
     }
@@ -270,14 +277,14 @@ impl Workspace {
         &mut self,
         plan: &Blueprint,
         state: &State<Cpu>,
-        at: &Layouts<'_>,
+        layouts: &Layouts<'_>,
         (layer, input, output): (usize, Map, Map),
         statistics: Statistics,
     ) -> Result<()> {
         if self.layers[layer].y.is_empty() {
             self.layers[layer].y = self.buffer(plan, output);
         }
-        let yl = at.flat(output);
+        let yl = layouts.flat(output);
         let n = yl.pixels();
         if statistics == Statistics::Batch && n < 2 {
             let message = "a single value has no variance: use a batch of at least 2 images";
@@ -291,7 +298,7 @@ impl Workspace {
                 Statistics::Running => After::Nothing,
             };
             let (x, weight) =
-                ((&self.maps[input][..], at.haloed(input)), state.parameters[3 * layer].value());
+                ((&self.maps[input][..], layouts.haloed(input)), state.parameters[3 * layer].value());
             l.conv.forward(self.simd, &mut self.work, x, &weight, (&mut l.y, yl), after);
         }
         if statistics == Statistics::Running {
@@ -319,16 +326,16 @@ impl Workspace {
     /// from the batch.
     pub(super) fn backward(&mut self, plan: &Blueprint, state: &State<Cpu>, d_features: &[f32]) {
         let batch = d_features.len() / plan.feature_dim();
-        let at = Layouts { plan, batch };
+        let layouts = Layouts { plan, batch };
         let last = plan.maps.len() - 1;
         let mut d_last = self.buffer(plan, last);
-        plan.features().backward(d_features, (&mut d_last, at.flat(last)));
+        plan.features().backward(d_features, (&mut d_last, layouts.flat(last)));
         self.gradients[last] = Some(d_last);
         for (i, step) in plan.steps.iter().enumerate().rev() {
             match *step {
                 Step::Conv { output, residual, .. } => {
                     let Some(mut g) = self.gradients[output].take() else { continue };
-                    self.layer_backward(plan, state, &at, i, &mut g);
+                    self.layer_backward(plan, state, &layouts, i, &mut g);
                     match residual {
                         Some(r) => self.give(r, g),
                         None => self.spare.push(g),
@@ -336,14 +343,14 @@ impl Workspace {
                 }
                 Step::Shortcut { output, .. } => {
                     let Some(mut g) = self.gradients[output].take() else { continue };
-                    self.layer_backward(plan, state, &at, i, &mut g);
+                    self.layer_backward(plan, state, &layouts, i, &mut g);
                     self.spare.push(g);
                 }
                 Step::MaxPool { input, output } => {
                     let Some(g) = self.gradients[output].take() else { continue };
                     let mut dx = self.buffer(plan, input);
-                    let source = (&g[..], at.flat(output));
-                    pool::max_backward(source, &self.chosen[output], (&mut dx, at.flat(input)));
+                    let source = (&g[..], layouts.flat(output));
+                    pool::max_backward(source, &self.chosen[output], (&mut dx, layouts.flat(input)));
                     self.give(input, dx);
                     self.spare.push(g);
                 }
@@ -358,7 +365,7 @@ impl Workspace {
         &mut self,
         plan: &Blueprint,
         state: &State<Cpu>,
-        at: &Layouts<'_>,
+        layouts: &Layouts<'_>,
         i: usize,
         g: &mut [f32],
     ) {
@@ -367,16 +374,16 @@ impl Workspace {
         else {
             return;
         };
-        self.norm_backward(plan, state, at, i, (layer, output), g);
+        self.norm_backward(plan, state, layouts, i, (layer, output), g);
         {
             let _span = named(|| format!("{} weight", plan.layers[layer].name).into());
-            let x = (&self.maps[input][..], at.haloed(input));
-            let dy = (&self.dy.1[..], at.haloed(output));
+            let x = (&self.maps[input][..], layouts.haloed(input));
+            let dy = (&self.dy.1[..], layouts.haloed(output));
             let mut weight = state.parameters[3 * layer].grad_mut();
             self.layers[layer].conv.weight_gradient(self.simd, &mut self.work, x, dy, &mut weight);
         }
         if input != 0 {
-            self.conv_input_backward(plan, state, at, i, (layer, input, output));
+            self.conv_input_backward(plan, state, layouts, i, (layer, input, output));
         }
     }
 
@@ -386,12 +393,12 @@ impl Workspace {
         &mut self,
         plan: &Blueprint,
         state: &State<Cpu>,
-        at: &Layouts<'_>,
+        layouts: &Layouts<'_>,
         i: usize,
         (layer, output): (usize, Map),
         g: &mut [f32],
     ) {
-        let (simd, flat, halo) = (self.simd, at.flat(output), at.haloed(output));
+        let (simd, flat, halo) = (self.simd, layouts.flat(output), layouts.haloed(output));
         let (dy_layout, dy) = &mut self.dy;
         if *dy_layout != Some(halo) {
             let largest = Layouts { plan, batch: self.capacity };
@@ -402,7 +409,7 @@ impl Workspace {
         let _span = named(|| plan.layers[layer].norm.as_str().into());
         let l = &mut self.layers[layer];
         if !std::mem::take(&mut l.masked) {
-            let relu = relu(&plan.steps[i], &self.maps, at);
+            let relu = relu(&plan.steps[i], &self.maps, layouts);
             l.norm.mask(simd, (g, flat), relu, &l.y);
         }
         let [mut gamma, mut beta] = [1, 2].map(|i| state.parameters[3 * layer + i].grad_mut());
@@ -414,7 +421,7 @@ impl Workspace {
         &mut self,
         plan: &Blueprint,
         state: &State<Cpu>,
-        at: &Layouts<'_>,
+        layouts: &Layouts<'_>,
         i: usize,
         (layer, input, output): (usize, Map, Map),
     ) {
@@ -424,18 +431,18 @@ impl Workspace {
         let add = dx.is_some();
         let mut dx = dx.unwrap_or_else(|| self.buffer(plan, input));
         let conv = self.layers[layer].conv;
-        let to = (&mut dx[..], at.flat(input), add);
+        let to = (&mut dx[..], layouts.flat(input), add);
         // The last summand of a map's gradient is masked by the map's ReLU as it is added.
         let source = plan.last_summand(i);
         let mut norm = source.map(|(layer, _)| std::mem::take(&mut self.layers[layer].norm));
         let after = match (&mut norm, source) {
             (Some(norm), Some((layer, step))) => {
-                let relu = relu(&plan.steps[step], &self.maps, at);
+                let relu = relu(&plan.steps[step], &self.maps, layouts);
                 After::Mask { norm, relu, y: &self.layers[layer].y }
             }
             _ => After::Nothing,
         };
-        let dy = (&self.dy.1[..], at.haloed(output));
+        let dy = (&self.dy.1[..], layouts.haloed(output));
         conv.input_gradient(self.simd, &mut self.work, dy, &weight, to, after);
         if let (Some(norm), Some((layer, _))) = (norm, source) {
             (self.layers[layer].norm, self.layers[layer].masked) = (norm, true);
@@ -457,8 +464,8 @@ impl Workspace {
     /// A flat buffer of any content for a map or its gradient.
     fn buffer(&mut self, plan: &Blueprint, map: Map) -> Buffer {
         let len = Layouts { plan, batch: self.capacity }.flat(map).len();
-        let found = self.spare.iter().position(|b| b.len() == len);
-        found.map_or_else(|| Buffer::zeros(len), |i| self.spare.swap_remove(i))
+        let spare = self.spare.iter().position(|b| b.len() == len);
+        spare.map_or_else(|| Buffer::zeros(len), |i| self.spare.swap_remove(i))
     }
 }
 
@@ -475,10 +482,10 @@ fn prepare(norm: &mut Norm, state: &State<Cpu>, layer: usize) {
 }
 
 /// What says where the ReLU of a step let a value through.
-fn relu<'a>(step: &Step, maps: &'a [Buffer], at: &Layouts<'_>) -> Relu<'a> {
+fn relu<'a>(step: &Step, maps: &'a [Buffer], layouts: &Layouts<'_>) -> Relu<'a> {
     match *step {
         Step::Conv { residual: None, .. } => Relu::Own,
-        Step::Conv { output, .. } => Relu::Output(&maps[output], at.haloed(output)),
+        Step::Conv { output, .. } => Relu::Output(&maps[output], layouts.haloed(output)),
         Step::Shortcut { .. } | Step::MaxPool { .. } => Relu::None,
     }
 }

@@ -138,13 +138,14 @@ pub struct Transformer<D: Compute> {
 struct Maker<'a, D: Compute> {
     device: &'a D,
     seed: u64,
-    made: u64,
+    /// Streams used so far.
+    streams: u64,
 }
 
 impl<D: Compute> Maker<'_, D> {
     fn stream(&mut self) -> Stream {
-        self.made += 1;
-        stream(self.seed, Purpose::Init, 0, self.made - 1, 0)
+        self.streams += 1;
+        stream(self.seed, Purpose::Init, 0, self.streams - 1, 0)
     }
 
     fn normal(&mut self, name: &str, shape: &[usize]) -> Result<Param<D>> {
@@ -181,7 +182,7 @@ impl<D: Compute> Maker<'_, D> {
 impl<D: NetworkDevice> EncoderConfig<D> for VisionTransformer {
     fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
         let plan = Plan::new(self, input)?;
-        let mut make = Maker { device, seed: options.seed, made: 0 };
+        let mut make = Maker { device, seed: options.seed, streams: 0 };
         let class_token = match plan.pool {
             Pool::Class => Some(make.normal("cls_token", &[1, 1, plan.width])?),
             Pool::Mean => None,
