@@ -42,7 +42,7 @@ struct Log {
 }
 
 impl Observer for Log {
-    fn event(&mut self, event: &Event) -> pauc_traits::Result<()> {
+    fn event(&mut self, event: &Event) -> Result<()> {
         match event {
             Event::Step(e) => self.steps.push(e.clone()),
             Event::Gradients(e) => self.gradients.push(e.clone()),
