@@ -100,11 +100,16 @@ fn term(l: &Listing) -> Option<Vec<String>> {
     Some(lines)
 }
 
-/// The book's page of one kind of component, in Markdown: all of them, or of terms the table that leads to their pages.
-pub fn page(kind: &str, all: &[Listing]) -> String {
+/// The title of a kind's page in the book.
+pub fn title(kind: &str) -> String {
     let mut title = registry::plural(kind).to_string();
     title[..1].make_ascii_uppercase();
-    let mut out = format!("# {title}\n\n| name | what it is |\n|---|---|\n");
+    title
+}
+
+/// The book's page of one kind of component, in Markdown: all of them, or of terms the table that leads to their pages.
+pub fn page(kind: &str, all: &[Listing]) -> String {
+    let mut out = format!("# {}\n\n| name | what it is |\n|---|---|\n", title(kind));
     for l in all {
         let place = if is_term(kind) {
             format!("../terms/{}.md", l.name)

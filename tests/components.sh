@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Adds a component of every kind to a copy of the workspace, each by one file and one `mod` line, and tests the copy.
+# Whatever else a new component would have to touch fails here. The copy shares the target folder, so that its
+# dependencies are built already.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export CARGO_TERM_COLOR=never CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
+cargo test --workspace --locked --quiet --no-run --test cli
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+git ls-files -z --cached --others --exclude-standard | tar -c --null -T - | tar -x -C "$copy"
+cp "$CARGO_TARGET_DIR/debug/pauc-cli" "$copy/pauc-cli-before"
+cd "$copy"
+
+# add KIND NAME FOLDER MODULES: writes the component's file into a folder, and its line into the folder's list of modules.
+modules=()
+add() {
+    local written module
+    written=$(./pauc-cli-before new "$1" "$2" --out "$3" | sed -n 's/^wrote //p')
+    module=$(basename "$written" .rs)
+    echo "mod $module;" >>"$4"
+    modules+=("$module")
+}
+add loss TrialLoss pauc-losses/src/contrastive pauc-losses/src/contrastive/mod.rs
+add regularizer TrialRegularizer pauc-losses/src/regularizers pauc-losses/src/regularizers/mod.rs
+add encoder TrialEncoder pauc-models/src/encoders_plain pauc-models/src/encoders_plain.rs
+add clusterer TrialClusterer pauc-cluster/src pauc-cluster/src/lib.rs
+add dataset TrialDataset pauc-data/src/datasets pauc-data/src/datasets/mod.rs
+add augmentation TrialAugmentation pauc-data/src/views pauc-data/src/views/mod.rs
+add probe TrialProbe pauc-probes/src pauc-probes/src/lib.rs
+add optimizer TrialOptimizer pauc-models/src/optimizers pauc-models/src/optimizers.rs
+
+# The documented command that writes the book's generated pages. New files bring no warnings.
+PAUC_UPDATE_DOCS=1 cargo test --workspace --locked --test docs 2>&1 | tee build.log
+if grep -A 8 '^warning' build.log; then
+    echo "new components bring warnings" >&2
+    exit 1
+fi
+
+# The tests that each file brings, those of everything that is registered, and what is printed and recorded.
+cargo test --workspace --locked --lib -- trial_ properties:: registry:: 2>&1 | tee tests.log
+for module in "${modules[@]}"; do
+    grep -q "^test \(.*::\)\?$module::tests::.* ok$" tests.log || { echo "no test of $module ran" >&2; exit 1; }
+done
+cargo test --workspace --locked --test docs --test cli --test errors --test recipes
+
+cat >trial.ron <<'RECIPE'
+Recipe(
+    name: "trial",
+    data: TrialDataset(count: 500),
+    views: [(count: 2, ops: [TrialAugmentation()])],
+    encoder: TrialEncoder(width: 16),
+    projector: Mlp(dims: [16, 8]),
+    clusterer: TrialClusterer(k: 20),
+    objective: [(term: TrialLoss()), (term: TrialRegularizer()), (term: ProtoNce())],
+    optimizer: TrialOptimizer(lr: 0.001),
+    train: (epochs: 2, batch: 100),
+    probes: [TrialProbe()],
+)
+RECIPE
+pauc="$CARGO_TARGET_DIR/debug/pauc-cli"
+"$pauc" check trial.ron
+"$pauc" run trial.ron --out runs >outcome.txt
+cat outcome.txt
+# The closing table has the accuracy of a probe that it never heard of.
+grep -q '^TrialProbe/accuracy .* %$' outcome.txt
