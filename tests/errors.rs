@@ -357,3 +357,13 @@ fn instructions_that_the_machine_lacks_are_refused_by_every_verb() {
     }
     assert_eq!(pauc_with(&[("PAUC_SIMD", "portable")], ["list"]).code, 0);
 }
+
+#[test]
+fn a_probe_may_be_what_reads_the_prototypes() {
+    let alone = GOOD.replace("(term: ProtoNce(), weight: 0.5),", "");
+    let unread = check(&alone, "check");
+    assert!(unread.code == 0 && unread.stderr.contains("warning[E0211]"), "{}", unread.stderr);
+    let probed = alone.replace("train: (", "probes: [Coagulation()], train: (");
+    let read = check(&probed, "check");
+    assert!(read.code == 0 && !read.stderr.contains("E0211"), "{}", read.stderr);
+}

@@ -85,8 +85,7 @@ mod tests {
             network: None,
             device: None,
         };
-        let probe = Coagulation { space: Space::Embeddings, every: None, at: ProbeTime::End };
-        probe.measure(&context)
+        Coagulation::default().measure(&context)
     }
 
     fn level() -> Clustering {
