@@ -1,8 +1,9 @@
 //! A clusterer.
 
 use pauc_traits::clusterer::{FitContext, FitReport};
+use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::{Clusterer, Clustering, Compute, Count, Error, Features, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Clustering, Count, Result, TrainingSpan, component};
 use rand::seq::index;
 
 component! {
@@ -24,18 +25,15 @@ component! {
     }
 }
 
-impl<D: Compute> Clusterer<D> for ClustererTemplate {
-    fn fit(&self, features: Features<'_, D>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
-        let (n, dim, k) = (features.rows, features.cols, self.k.get());
-        if k > n {
-            return Err(Error::config(format!("{k} prototypes of only {n} samples: make k at most {n}")));
-        }
-        let data = features.device.download_view(features.data)?;
+impl Clusterer for ClustererTemplate {
+    // There are K samples or more, and their distances are finite: `fit`, which calls this, has checked it.
+    fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let (n, dim, k) = (rows.rows, rows.cols, self.k.get());
         let mut rng = stream(context.seed, Purpose::Cluster, context.epoch, 0, 0);
         let chosen = index::sample(&mut rng, n, k);
-        let centroids: Vec<f32> = chosen.iter().flat_map(|i| data[i * dim..(i + 1) * dim].to_vec()).collect();
+        let centroids: Vec<f32> = chosen.iter().flat_map(|i| rows.row(i)).copied().collect();
         let (mut assignments, mut sizes, mut objective) = (Vec::with_capacity(n), vec![0usize; k], 0.0);
-        for row in data.chunks_exact(dim) {
+        for row in rows.iter() {
             let (nearest, distance) = nearest(row, &centroids);
             assignments.push(Some(nearest as u32));
             sizes[nearest] += 1;
@@ -77,7 +75,6 @@ fn nearest(row: &[f32], centroids: &[f32]) -> (usize, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dfdx::prelude::Cpu;
 
     fn fit(data: &[f32], k: usize, seed: u64) -> Result<Clustering> {
         let clusterer = ClustererTemplate {
@@ -85,10 +82,7 @@ mod tests {
             start: TrainingSpan::epochs(1),
             every: TrainingSpan::epochs(1),
         };
-        let context = FitContext { seed, epoch: 0, previous: &[], labels: None };
-        let dev = Cpu::default();
-        let features = Features { device: &dev, data, rows: data.len() / 2, cols: 2 };
-        Ok(clusterer.fit(features, context)?.remove(0))
+        Ok(clusterer.fit(RowsView::new(data, 2), FitContext::new(seed))?.remove(0))
     }
 
     #[test]
@@ -122,6 +116,6 @@ mod tests {
     #[test]
     fn more_prototypes_than_samples_are_refused() {
         let message = fit(&[0.0; 4], 3, 1).unwrap_err().to_string();
-        assert!(message.contains("3 prototypes of only 2"), "{message}");
+        assert!(message.contains("3 prototypes need at least as many samples"), "{message}");
     }
 }

@@ -5,14 +5,13 @@
 //! file as `pauc-cli cluster` reads them. Without it, 50 000 Gaussian rows of 128 are scaled to unit length; with
 //! `PAUC_ROWS`, only so many of the first are used.
 
-use dfdx::prelude::Cpu;
 use pauc_cluster::coagulation::Coagulation;
 use pauc_cluster::feature_files::Matrix;
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
 use pauc_traits::registry::kind;
 use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::{Compute, Configured, Features};
+use pauc_traits::{Clusterer, Configured};
 use rand_distr::{Distribution, StandardNormal};
 use std::error::Error;
 use std::time::Instant;
@@ -42,14 +41,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let rows = number("PAUC_ROWS", usize::MAX)?.min(data.len() / cols);
     let data = &data[..rows * cols];
-    let device = Cpu::default();
-    let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
     for text in &texts {
         let clusterer = Configured::<kind::Clusterer>::parse(text)?;
         for seed in 0..number("PAUC_ROUNDS", 3)? as u64 {
             let start = Instant::now();
-            let features = Features { device: &device, data, rows, cols };
-            let levels = Cpu::clusterer(&*clusterer.value).fit(features, FitContext { seed, ..context })?;
+            let levels = clusterer.fit(RowsView::new(data, cols), FitContext::new(seed))?;
             let seconds = start.elapsed().as_secs_f64();
             for level in &levels {
                 println!(
@@ -66,11 +62,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let few = 5000.min(rows);
-    let features = Features { device: &device, data: &data[..few * cols], rows: few, cols };
+    let some = RowsView::new(&data[..few * cols], cols);
     let clusterer = Configured::<kind::Clusterer>::parse("KMeans(k: [250])")?;
-    let levels = Cpu::clusterer(&*clusterer.value).fit(features, context)?;
+    let levels = clusterer.fit(some, FitContext::new(0))?;
     let start = Instant::now();
-    let state = Coagulation::of_clustering(RowsView::new(&data[..few * cols], cols), &levels[0], &[])?;
+    let state = Coagulation::of_clustering(some, &levels[0], &[])?;
     println!(
         "coagulation of {few}×{cols} in 250: {:.3} s, within rank {:.2}",
         start.elapsed().as_secs_f64(),

@@ -1,11 +1,11 @@
 //! Ward's method on the centroids of a fine k-means.
 
+use crate::KMeans;
 use crate::lloyd::clustering_of;
-use crate::{HostClusterer, KMeans};
 use pauc_kernels::distance::squared_distance;
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Clustering, Count, Error, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, component};
 use serde::{Deserialize, Serialize};
 
 component! {
@@ -33,10 +33,8 @@ component! {
     }
 }
 
-clusterer_on_host!(Agglomerative, |this| this.k.iter().map(|k| Some(k.get())).collect());
-
-impl HostClusterer for Agglomerative {
-    fn fit_rows(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+impl Clusterer for Agglomerative {
+    fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let leaves = self.leaves.get().min(rows.rows);
         if let Some(k) = self.k.iter().find(|k| k.get() > leaves) {
             return Err(Error::config(format!(
@@ -48,18 +46,27 @@ impl HostClusterer for Agglomerative {
             iterations: self.iterations,
             ..KMeans::with(vec![Count::try_from(leaves).map_err(Error::config)?])
         };
-        let fine = fine.fit_rows(rows, context)?.swap_remove(0);
+        let fine = fine.fit_checked(rows, context)?.swap_remove(0);
         let assigned: Vec<u32> = fine.assignments.iter().flatten().copied().collect();
         let means = clustering_of(rows, fine.assignments, leaves, Vec::new());
         let mut sizes = vec![0usize; leaves];
         assigned.iter().for_each(|a| sizes[*a as usize] += 1);
         let merges = ward(RowsView::new(&means.centroids, rows.cols), &sizes);
         let level = |k: &Count| {
-            let of_leaf = cut(leaves, &merges, k.get());
-            let assignments = assigned.iter().map(|a| Some(of_leaf[*a as usize])).collect();
+            let cluster_of_leaf = cut(leaves, &merges, k.get());
+            let assignments = assigned.iter().map(|leaf| Some(cluster_of_leaf[*leaf as usize])).collect();
             clustering_of(rows, assignments, k.get(), Vec::new())
         };
         Ok(self.k.iter().map(level).collect())
+    }
+    fn prototypes(&self) -> Vec<Option<usize>> {
+        self.k.iter().map(|k| Some(k.get())).collect()
+    }
+    fn start(&self) -> TrainingSpan {
+        self.start
+    }
+    fn every(&self) -> TrainingSpan {
+        self.every
     }
 }
 
@@ -75,24 +82,27 @@ pub struct Merge {
 }
 
 /// All merges of Ward's method, cheapest first, until one cluster is left. Leaves without samples cost nothing.
+///
+/// # Shapes
+/// centroids (M, D), sizes M → M − 1 merges
 pub fn ward(centroids: RowsView<'_>, sizes: &[usize]) -> Vec<Merge> {
     let (m, dim) = (centroids.rows, centroids.cols);
-    let mut centres: Vec<f32> = centroids.data.to_vec();
+    let mut centers: Vec<f32> = centroids.data.to_vec();
     let mut weights: Vec<f64> = sizes.iter().map(|s| *s as f64).collect();
     let mut alive: Vec<usize> = (0..m).collect();
-    let cost = |centres: &[f32], weights: &[f64], a: usize, b: usize| -> f64 {
+    let cost = |centers: &[f32], weights: &[f64], a: usize, b: usize| -> f64 {
         let both = weights[a] + weights[b];
         if both == 0.0 {
             return 0.0;
         }
-        let square = squared_distance(&centres[a * dim..(a + 1) * dim], &centres[b * dim..(b + 1) * dim]);
-        weights[a] * weights[b] / both * square as f64
+        let sq_dist = squared_distance(&centers[a * dim..(a + 1) * dim], &centers[b * dim..(b + 1) * dim]);
+        weights[a] * weights[b] / both * sq_dist as f64
     };
-    let closest = |centres: &[f32], weights: &[f64], alive: &[usize], a: usize| -> (f64, usize) {
-        let others = alive.iter().filter(|b| **b != a).map(|b| (cost(centres, weights, a, *b), *b));
+    let closest = |centers: &[f32], weights: &[f64], alive: &[usize], a: usize| -> (f64, usize) {
+        let others = alive.iter().filter(|b| **b != a).map(|b| (cost(centers, weights, a, *b), *b));
         others.min_by(|x, y| x.0.total_cmp(&y.0).then(x.1.cmp(&y.1))).unwrap_or((f64::INFINITY, a))
     };
-    let mut nearest: Vec<(f64, usize)> = (0..m).map(|a| closest(&centres, &weights, &alive, a)).collect();
+    let mut nearest: Vec<(f64, usize)> = (0..m).map(|a| closest(&centers, &weights, &alive, a)).collect();
     let mut merges = Vec::with_capacity(m.saturating_sub(1));
     while alive.len() > 1 {
         let best = alive.iter().min_by(|x, y| nearest[**x].0.total_cmp(&nearest[**y].0).then(x.cmp(y)));
@@ -103,8 +113,8 @@ pub fn ward(centroids: RowsView<'_>, sizes: &[usize]) -> Vec<Merge> {
         let both = weights[a] + weights[b];
         if both > 0.0 {
             for l in 0..dim {
-                let sum = weights[a] * centres[a * dim + l] as f64 + weights[b] * centres[b * dim + l] as f64;
-                centres[a * dim + l] = (sum / both) as f32;
+                let sum = weights[a] * centers[a * dim + l] as f64 + weights[b] * centers[b * dim + l] as f64;
+                centers[a * dim + l] = (sum / both) as f32;
             }
         }
         weights[a] = both;
@@ -113,7 +123,7 @@ pub fn ward(centroids: RowsView<'_>, sizes: &[usize]) -> Vec<Merge> {
         // a part has to look again.
         for &c in &alive {
             if c == a || nearest[c].1 == a || nearest[c].1 == b {
-                nearest[c] = closest(&centres, &weights, &alive, c);
+                nearest[c] = closest(&centers, &weights, &alive, c);
             }
         }
     }
@@ -121,6 +131,9 @@ pub fn ward(centroids: RowsView<'_>, sizes: &[usize]) -> Vec<Merge> {
 }
 
 /// Each leaf's cluster when the merges have left `k`, numbered in the order of the lowest leaves.
+///
+/// # Shapes
+/// merges as [`ward`] returns them for the leaves → one number in 0..k for each leaf
 pub fn cut(leaves: usize, merges: &[Merge], k: usize) -> Vec<u32> {
     let mut parent: Vec<usize> = (0..leaves).collect();
     merges.iter().take(leaves - k.min(leaves)).for_each(|m| parent[m.b] = m.a);
@@ -153,21 +166,21 @@ mod tests {
         (0..dim).map(of_column).sum()
     }
 
-    /// How far a computed cost may be from the rise of the sum of squares that it stands for, where centres are off by
-    /// `off` in each coordinate: a square of differences, and the centres in it.
+    /// How far a computed cost may be from the rise of the sum of squares that it stands for, where centers are off by
+    /// `off` in each coordinate: a square of differences, and the centers in it.
     fn error_of_cost(points: &[f32], dim: usize, pair: [&[usize]; 2], off: f64) -> f64 {
         let mean = |group: &[usize], l: usize| {
             group.iter().map(|i| f64::from(points[i * dim + l])).sum::<f64>() / group.len() as f64
         };
-        let (mut square, mut moved) = (0.0, 0.0);
+        let (mut sq_dist, mut moved) = (0.0, 0.0);
         for l in 0..dim {
             let apart = (mean(pair[0], l) - mean(pair[1], l)).abs();
-            square += apart.powi(2);
+            sq_dist += apart.powi(2);
             moved += 2.0 * apart * 2.0 * off + (2.0 * off).powi(2);
         }
         let [a, b] = pair.map(|group| group.len() as f64);
         // The squares have three roundings each, and are summed; the weight is f64.
-        a * b / (a + b) * (moved + tolerance::f32(dim + 3, square + moved))
+        a * b / (a + b) * (moved + tolerance::f32(dim + 3, sq_dist + moved))
     }
 
     proptest! {
@@ -189,7 +202,7 @@ mod tests {
                         prop_assert!(group.iter().all(|i| got[*i] == got[group[0]]), "{group:?} {got:?}");
                     }
                 }
-                // The weighted mean of two centres is off by no more than they are, and is rounded.
+                // The weighted mean of two centers is off by no more than they are, and is rounded.
                 let off = tolerance::f32(done, largest);
                 let left = alive(&groups);
                 prop_assert!(merge.a < merge.b && left.contains(&merge.a) && left.contains(&merge.b), "{merge:?}");
@@ -199,8 +212,8 @@ mod tests {
                     scatter(&points, dim, &both) - parts
                 };
                 let (mut least, own) = (f64::INFINITY, rise(merge.a, merge.b));
-                for (at, a) in left.iter().enumerate() {
-                    for b in &left[at + 1..] {
+                for (place, a) in left.iter().enumerate() {
+                    for b in &left[place + 1..] {
                         least = least.min(rise(*a, *b));
                         worst = worst.max(error_of_cost(&points, dim, [&groups[*a], &groups[*b]], off));
                     }
@@ -217,8 +230,7 @@ mod tests {
                 let gone = std::mem::take(&mut groups[merge.b]);
                 groups[merge.a].extend(gone);
             }
-            let one = cut(n, &merges, 1);
-            prop_assert_eq!(one, vec![0; n]);
+            prop_assert_eq!(cut(n, &merges, 1), vec![0; n]);
         }
     }
 
@@ -226,7 +238,7 @@ mod tests {
     fn levels_are_nested() {
         let data: Vec<f32> = (0..600).map(|i| 10.0 * (i / 2 % 5) as f32 + (i as f32 * 1.3).sin()).collect();
         let rows = RowsView::new(&data, 2);
-        let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
+        let context = FitContext::new(0);
         let configured = |k: &[usize], leaves| Agglomerative {
             k: k.iter().map(|k| Count::try_from(*k).unwrap()).collect(),
             leaves: Count::try_from(leaves).unwrap(),
@@ -235,7 +247,7 @@ mod tests {
             every: TrainingSpan::epochs(1),
         };
         for leaves in [40, 1000] {
-            let levels = configured(&[20, 5, 1], leaves).fit_rows(rows, context).unwrap();
+            let levels = configured(&[20, 5, 1], leaves).fit(rows, context).unwrap();
             let truth: Vec<u32> = (0..300).map(|i| i % 5).collect();
             let agreement = crate::metrics::Agreement::new(&truth, &levels[1].assignments).unwrap();
             assert_eq!(agreement.ari, 1.0);
@@ -245,7 +257,7 @@ mod tests {
             }
             assert!(levels.iter().all(|l| l.report.empty == 0 && l.centroids.len() == 2 * l.k));
         }
-        let text = configured(&[50], 40).fit_rows(rows, context).unwrap_err().to_string();
+        let text = configured(&[50], 40).fit(rows, context).unwrap_err().to_string();
         assert!(text.contains("50 prototypes cannot be merged from 40 leaves"), "{text}");
     }
 }

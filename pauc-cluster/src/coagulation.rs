@@ -4,9 +4,9 @@
 //! no longer rises. Nothing here has a gradient.
 
 use crate::concentration::{quantile, unit_rows};
-use crate::lloyd::{means, members};
+use crate::lloyd::{self, Members, labels_with_noise};
 use crate::metrics::agreement::entropy;
-use crate::spectrum::centred_rank;
+use crate::spectrum::centered_rank;
 use pauc_kernels::distance::{dot, squared_distance};
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::probe::{Metric, RowsView};
@@ -23,7 +23,7 @@ pub const COPY: f32 = 0.95;
 /// The state of one level of prototypes, or of classes in their place.
 ///
 /// v are the samples at unit length, c the prototypes as fitted, ĉ at unit length, μ the mean of a prototype's v.
-/// Quantities that do not exist (one prototype has no neighbour) are NaN.
+/// Quantities that do not exist (one prototype has no neighbor) are NaN.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Coagulation {
     /// Mean v·ĉ over samples and their prototypes.
@@ -36,7 +36,7 @@ pub struct Coagulation {
     pub inter_cosine_max: f64,
     /// tr Σ_W / tr Σ_B: Σ‖v − μ‖² over Σ size·‖μ − mean v‖².
     pub within_over_between: f64,
-    /// exp(H(σ/Σσ)) of the centred members of a prototype (of [`MOST_IN_RANK`]), averaged over prototypes with two
+    /// exp(H(σ/Σσ)) of the centered members of a prototype (of [`MOST_IN_RANK`]), averaged over prototypes with two
     /// members or more, weighted by size; 1 when members are one point or lie on a line.
     pub within_rank: f64,
     /// 10th percentile of the concentrations φ.
@@ -118,14 +118,6 @@ impl Coagulation {
     }
 }
 
-/// Per prototype: Σ v·ĉ, Σ‖v − c‖, Σ‖v − μ‖², the effective rank.
-struct Own {
-    cosine: f64,
-    distance: f64,
-    scatter: f64,
-    rank: Option<f64>,
-}
-
 fn measure(
     samples: RowsView<'_>,
     assignments: &[Option<u32>],
@@ -133,94 +125,147 @@ fn measure(
     k: usize,
     concentration: &[f32],
 ) -> Result<Coagulation> {
-    let dim = samples.cols;
-    if assignments.len() != samples.rows {
-        return Err(Error::shape(
-            "coagulation",
-            format!("{} assignments for {} samples", assignments.len(), samples.rows),
-        ));
-    }
-    if let Some(wrong) = assignments.iter().flatten().find(|a| **a as usize >= k) {
-        return Err(Error::shape("coagulation", format!("an assignment to prototype {wrong} of only {k}")));
-    }
+    check_assignments(assignments, samples.rows, k)?;
     let mut units = samples.data.to_vec();
-    unit_rows(&mut units, dim);
+    unit_rows(&mut units, samples.cols);
     let units = RowsView { data: &units, ..samples };
-    // Noise goes to one cluster more, which is then left out.
-    let index: Vec<u32> = assignments.iter().map(|a| a.unwrap_or(k as u32)).collect();
-    let mut centres = vec![0.0f32; (k + 1) * dim];
-    means(units, &index, &mut centres);
-    let (order, starts) = members(&index, k + 1);
-    let own = |c: usize| &order[starts[c]..starts[c + 1]];
-    let at = |all: &[f32], c: usize| all[c * dim..(c + 1) * dim].to_vec();
-    let fitted = |c: usize| at(centroids.unwrap_or(&centres), c);
-    let occupied: Vec<usize> = (0..k).filter(|c| !own(*c).is_empty()).collect();
-    let parts: Vec<Own> = occupied
-        .par_iter()
-        .map(|&c| {
-            let (centroid, centre) = (fitted(c), at(&centres, c));
-            let mut direction = centroid.clone();
-            unit_rows(&mut direction, dim);
-            let mut part = Own { cosine: 0.0, distance: 0.0, scatter: 0.0, rank: None };
-            for i in own(c) {
-                let v = units.row(*i as usize);
-                part.cosine += dot(v, &direction) as f64;
-                part.distance += (squared_distance(v, &centroid) as f64).sqrt();
-                part.scatter += squared_distance(v, &centre) as f64;
-            }
-            if own(c).len() > 1 {
-                let rows: Vec<&[f32]> =
-                    evenly(own(c).len(), MOST_IN_RANK).map(|p| units.row(own(c)[p] as usize)).collect();
-                part.rank = Some(centred_rank(&rows, dim)?);
-            }
-            Ok(part)
-        })
-        .collect::<Result<_>>()?;
-    let sizes: Vec<usize> = (0..k).map(|c| own(c).len()).collect();
-    let counted: usize = sizes.iter().sum();
-    let n = counted as f64;
-    let total = |f: &dyn Fn(&Own) -> f64| parts.iter().map(f).sum::<f64>();
-    let mut overall = vec![0.0f64; dim];
-    for &c in &occupied {
-        for (m, v) in overall.iter_mut().zip(&centres[c * dim..]) {
-            *m += *v as f64 * sizes[c] as f64 / n;
-        }
-    }
-    let from_overall = |c: usize| -> f64 {
-        overall.iter().zip(&centres[c * dim..]).map(|(m, v)| (*v as f64 - m).powi(2)).sum()
-    };
-    let between: f64 = occupied.iter().map(|c| sizes[*c] as f64 * from_overall(*c)).sum();
-    let weight = |c: usize, part: &Own| part.rank.map_or(0.0, |_| sizes[c] as f64);
-    let ranked: f64 = occupied.iter().zip(&parts).map(|(c, p)| weight(*c, p)).sum();
-    let rank: f64 = occupied.iter().zip(&parts).map(|(c, p)| weight(*c, p) * p.rank.unwrap_or(0.0)).sum();
-    // Σ‖v − v'‖² over the unordered pairs within a prototype is size·Σ‖v − μ‖².
-    let pair_squares: f64 = occupied.iter().zip(&parts).map(|(c, p)| sizes[*c] as f64 * p.scatter).sum();
-    let pair_count: f64 = sizes.iter().map(|s| *s as f64 * (*s as f64 - 1.0) / 2.0).sum();
+    let groups = Groups::new(units, assignments, k);
+    let centroids = RowsView { data: centroids.unwrap_or(&groups.means), rows: k, cols: units.cols };
+    let inside = groups.inside(centroids)?;
+    let total = |quantity: fn(&Inside) -> f64| inside.iter().map(quantity).sum::<f64>();
+    let n = groups.sizes.iter().sum::<usize>() as f64;
 
-    let mut prototypes: Vec<f32> = occupied.iter().flat_map(|c| fitted(*c)).collect();
-    unit_rows(&mut prototypes, dim);
-    let prototypes = RowsView { data: &prototypes, rows: occupied.len(), cols: dim };
+    let mut prototypes: Vec<f32> = groups.occupied.iter().flat_map(|c| centroids.row(*c)).copied().collect();
+    unit_rows(&mut prototypes, units.cols);
+    let prototypes = RowsView { data: &prototypes, rows: groups.occupied.len(), cols: units.cols };
     let among_prototypes = Pairs::of(prototypes);
-    let mut phi = concentration.to_vec();
-    phi.sort_by(f32::total_cmp);
-    let phi: Vec<f64> = phi.into_iter().map(f64::from).collect();
+    let mut phi: Vec<f64> = concentration.iter().copied().map(f64::from).collect();
+    phi.sort_by(f64::total_cmp);
     Ok(Coagulation {
-        intra_cosine: total(&|p| p.cosine) / n,
-        distance: total(&|p| p.distance) / n,
+        intra_cosine: total(|p| p.cosine) / n,
+        distance: total(|p| p.distance) / n,
         inter_cosine_mean: mean_cosine(prototypes),
         inter_cosine_max: among_prototypes.largest,
-        within_over_between: total(&|p| p.scatter) / between,
-        within_rank: rank / ranked,
+        within_over_between: total(|p| p.scatter) / groups.scatter_between(n),
+        within_rank: mean_rank(&inside),
         concentration_p10: quantile(&phi, 0.1),
         concentration_p50: quantile(&phi, 0.5),
         concentration_p90: quantile(&phi, 0.9),
-        occupied: occupied.len() as f64,
-        size_entropy: if counted == 0 { f64::NAN } else { entropy(&sizes) },
+        occupied: groups.occupied.len() as f64,
+        size_entropy: if n == 0.0 { f64::NAN } else { entropy(&groups.sizes) },
         copies: among_prototypes.copies,
-        instance_alignment: pair_squares / pair_count,
+        instance_alignment: mean_square_within(&inside),
         instance_uniformity: Pairs::of(units).uniformity,
         prototype_uniformity: among_prototypes.uniformity,
     })
+}
+
+fn check_assignments(assignments: &[Option<u32>], n: usize, k: usize) -> Result<()> {
+    if assignments.len() != n {
+        let message = format!("{} assignments for {n} samples", assignments.len());
+        return Err(Error::shape("coagulation", message));
+    }
+    match assignments.iter().flatten().find(|a| **a as usize >= k) {
+        Some(wrong) => {
+            Err(Error::shape("coagulation", format!("an assignment to prototype {wrong} of only {k}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Samples by prototype.
+struct Groups<'a> {
+    /// v, the samples at unit length.
+    units: RowsView<'a>,
+    members: Members,
+    /// Samples of each of the K prototypes.
+    sizes: Vec<usize>,
+    /// μ of each prototype; noise has a mean too, after the others.
+    means: Vec<f32>,
+    /// The prototypes with samples.
+    occupied: Vec<usize>,
+}
+
+impl<'a> Groups<'a> {
+    fn new(units: RowsView<'a>, assignments: &[Option<u32>], k: usize) -> Self {
+        let labels = labels_with_noise(assignments, k);
+        let mut means = vec![0.0f32; (k + 1) * units.cols];
+        lloyd::means(units, &labels, &mut means);
+        let members = Members::new(&labels, k + 1);
+        let sizes: Vec<usize> = (0..k).map(|c| members.of(c).len()).collect();
+        let occupied = (0..k).filter(|c| sizes[*c] > 0).collect();
+        Groups { units, members, sizes, means, occupied }
+    }
+
+    fn mean(&self, c: usize) -> &[f32] {
+        &self.means[c * self.units.cols..][..self.units.cols]
+    }
+
+    /// What is inside each occupied prototype.
+    fn inside(&self, centroids: RowsView<'_>) -> Result<Vec<Inside>> {
+        self.occupied.par_iter().map(|c| self.inside_of(*c, centroids.row(*c))).collect()
+    }
+
+    fn inside_of(&self, c: usize, centroid: &[f32]) -> Result<Inside> {
+        let own = self.members.of(c);
+        let mut direction = centroid.to_vec();
+        unit_rows(&mut direction, centroid.len());
+        let mut inside =
+            Inside { size: own.len() as f64, cosine: 0.0, distance: 0.0, scatter: 0.0, rank: None };
+        for i in own {
+            let v = self.units.row(*i as usize);
+            inside.cosine += dot(v, &direction) as f64;
+            inside.distance += (squared_distance(v, centroid) as f64).sqrt();
+            inside.scatter += squared_distance(v, self.mean(c)) as f64;
+        }
+        if own.len() > 1 {
+            let some = evenly(own.len(), MOST_IN_RANK).map(|place| self.units.row(own[place] as usize));
+            inside.rank = Some(centered_rank(&some.collect::<Vec<_>>(), self.units.cols)?);
+        }
+        Ok(inside)
+    }
+
+    /// Σ size·‖μ − mean v‖² over prototypes, where `n` samples have one.
+    fn scatter_between(&self, n: f64) -> f64 {
+        let mut overall = vec![0.0f64; self.units.cols];
+        for &c in &self.occupied {
+            for (m, v) in overall.iter_mut().zip(self.mean(c)) {
+                *m += *v as f64 * self.sizes[c] as f64 / n;
+            }
+        }
+        let scatter = |c: &usize| {
+            let squares = overall.iter().zip(self.mean(*c)).map(|(m, v)| (*v as f64 - m).powi(2));
+            self.sizes[*c] as f64 * squares.sum::<f64>()
+        };
+        self.occupied.iter().map(scatter).sum()
+    }
+}
+
+/// Sums over the members of one prototype.
+struct Inside {
+    /// The number of members.
+    size: f64,
+    /// Σ v·ĉ.
+    cosine: f64,
+    /// Σ‖v − c‖.
+    distance: f64,
+    /// Σ‖v − μ‖².
+    scatter: f64,
+    /// The effective rank; `None` with fewer than two members.
+    rank: Option<f64>,
+}
+
+/// The mean effective rank, weighted by size; NaN if no prototype has one.
+fn mean_rank(inside: &[Inside]) -> f64 {
+    let ranked = || inside.iter().filter_map(|p| Some((p.size, p.rank?)));
+    ranked().map(|(size, rank)| size * rank).sum::<f64>() / ranked().map(|(size, _)| size).sum::<f64>()
+}
+
+/// The mean of ‖v − v'‖² over the unordered pairs within prototypes: for each, their sum is size·Σ‖v − μ‖².
+fn mean_square_within(inside: &[Inside]) -> f64 {
+    let squares: f64 = inside.iter().map(|p| p.size * p.scatter).sum();
+    let pairs: f64 = inside.iter().map(|p| p.size * (p.size - 1.0) / 2.0).sum();
+    squares / pairs
 }
 
 /// At most `most` of `n` positions, at even distances.
@@ -249,46 +294,59 @@ struct Pairs {
     uniformity: f64,
 }
 
+/// Rows that are compared with all others at a time.
+const BLOCK: usize = 64;
+
 impl Pairs {
     fn of(units: RowsView<'_>) -> Self {
-        const BLOCK: usize = 64;
-        let dim = units.cols;
-        let data: Vec<f32> = evenly(units.rows, MOST_IN_PAIRS).flat_map(|i| units.row(i)).copied().collect();
         let n = units.rows.min(MOST_IN_PAIRS);
         if n < 2 {
             return Pairs { largest: f64::NAN, copies: f64::NAN, uniformity: f64::NAN };
         }
-        // For each block of rows against all rows: each row's largest cosine to another, and Σ exp(−2‖u − u'‖²).
-        let blocks: Vec<(Vec<f32>, f64)> = (0..n.div_ceil(BLOCK))
-            .into_par_iter()
-            .map(|b| {
-                let rows = BLOCK.min(n - b * BLOCK);
-                let mut cosines = vec![0.0f32; rows * n];
-                gemm(
-                    (rows, n, dim),
-                    1.0,
-                    (&data, Strides::row_major(dim).from(b * BLOCK * dim)),
-                    (&data, Strides::transposed(dim)),
-                    0.0,
-                    (&mut cosines, Strides::row_major(n)),
-                );
-                let (mut largest, mut kernel) = (Vec::with_capacity(rows), 0.0f64);
-                for (r, cosines) in cosines.chunks_exact_mut(n).enumerate() {
-                    // The row itself is no pair.
-                    cosines[b * BLOCK + r] = f32::NEG_INFINITY;
-                    largest.push(cosines.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-                    // ‖u − u'‖² = 2 − 2·u·u' for unit rows.
-                    kernel += cosines.iter().map(|c| (4.0 * (c - 1.0)).exp() as f64).sum::<f64>();
-                }
-                (largest, kernel)
-            })
-            .collect();
-        let nearest = || blocks.iter().flat_map(|b| &b.0);
+        let some: Vec<f32> = evenly(units.rows, MOST_IN_PAIRS).flat_map(|i| units.row(i)).copied().collect();
+        let some = RowsView::new(&some, units.cols);
+        let blocks: Vec<PairBlock> =
+            (0..n.div_ceil(BLOCK)).into_par_iter().map(|b| PairBlock::of(some, b * BLOCK)).collect();
+        let nearest = || blocks.iter().flat_map(|b| &b.largest);
         Pairs {
             largest: nearest().copied().fold(f32::NEG_INFINITY, f32::max) as f64,
             copies: nearest().filter(|c| **c >= COPY).count() as f64 / n as f64,
-            uniformity: (blocks.iter().map(|b| b.1).sum::<f64>() / (n * (n - 1)) as f64).ln(),
+            uniformity: (blocks.iter().map(|b| b.kernel).sum::<f64>() / (n * (n - 1)) as f64).ln(),
         }
+    }
+}
+
+/// A block of rows against all rows.
+struct PairBlock {
+    /// Each row's largest cosine to another.
+    largest: Vec<f32>,
+    /// Σ exp(−2‖u − u'‖²).
+    kernel: f64,
+}
+
+impl PairBlock {
+    /// The [`BLOCK`] rows from number `first` on.
+    fn of(units: RowsView<'_>, first: usize) -> Self {
+        let RowsView { data, rows: n, cols: dim } = units;
+        let rows = BLOCK.min(n - first);
+        let mut cosines = vec![0.0f32; rows * n];
+        gemm(
+            (rows, n, dim),
+            1.0,
+            (data, Strides::row_major(dim).from(first * dim)),
+            (data, Strides::transposed(dim)),
+            0.0,
+            (&mut cosines, Strides::row_major(n)),
+        );
+        let mut block = PairBlock { largest: Vec::with_capacity(rows), kernel: 0.0 };
+        for (r, cosines) in cosines.chunks_exact_mut(n).enumerate() {
+            // The row itself is no pair.
+            cosines[first + r] = f32::NEG_INFINITY;
+            block.largest.push(cosines.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            // ‖u − u'‖² = 2 − 2·u·u' for unit rows.
+            block.kernel += cosines.iter().map(|c| (4.0 * (c - 1.0)).exp() as f64).sum::<f64>();
+        }
+        block
     }
 }
 
@@ -419,7 +477,7 @@ mod tests {
         // Five terms p·ln p with four roundings each.
         assert_within!(got.size_entropy, entropy, tolerance::f64(5 + 4, entropy));
         assert_eq!((got.concentration_p10, got.concentration_p50, got.concentration_p90), (0.5, 2.5, 4.5));
-        // The singular values by another way: of the centred matrix itself.
+        // The singular values by another way: of the centered matrix itself.
         let (mut rank, mut of_rank) = (0.0, 0.0);
         for j in &occupied {
             let own: Vec<usize> = used.iter().filter(|u| u.1 == *j).map(|u| u.0).collect();

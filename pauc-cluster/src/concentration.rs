@@ -1,6 +1,7 @@
 //! How tightly a prototype's samples lie around it.
 
 use num_traits::Float;
+use pauc_kernels::distance::squared_distance;
 use pauc_traits::probe::RowsView;
 use pauc_traits::{Clustering, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -35,35 +36,32 @@ impl ConcentrationKind {
         alpha: f64,
         temperature: f64,
     ) -> Result<Vec<Vec<f32>>> {
-        let spreads = levels.iter().map(|c| distances(features, c)).collect::<Result<Vec<_>>>()?;
+        let spreads = levels.iter().map(|c| Spread::new(features, c)).collect::<Result<Vec<_>>>()?;
         let phi = self.of_spreads(&spreads, alpha, temperature);
         Ok(phi.into_iter().map(|level| level.into_iter().map(|v| v as f32).collect()).collect())
     }
 
-    /// [`of_levels`](Self::of_levels) from each level's sums of distances of its prototypes' samples, and their numbers.
-    pub fn of_spreads<F: Float>(
-        self,
-        levels: &[(Vec<F>, Vec<usize>)],
-        alpha: F,
-        temperature: F,
-    ) -> Vec<Vec<F>> {
+    /// [`of_levels`](Self::of_levels) from the spread of each level.
+    ///
+    /// # Shapes
+    /// spreads of K_m prototypes → K_m each
+    pub fn of_spreads<F: Float>(self, levels: &[Spread<F>], alpha: F, temperature: F) -> Vec<Vec<F>> {
         let mean = |phi: &[F]| {
             let total = phi.iter().fold(F::zero(), |a, b| a + *b);
             total / F::from(phi.len().max(1)).unwrap_or_else(F::infinity)
         };
         match self {
             ConcentrationKind::PerPrototype => {
-                levels.iter().map(|(sums, sizes)| concentration_of(sums, sizes, alpha, temperature)).collect()
+                levels.iter().map(|level| concentration_of(level, alpha, temperature)).collect()
             }
             ConcentrationKind::Constant => {
-                levels.iter().map(|(_, sizes)| vec![temperature; sizes.len()]).collect()
+                levels.iter().map(|level| vec![temperature; level.sizes.len()]).collect()
             }
             ConcentrationKind::PerLevel => {
-                let means: Vec<F> =
-                    levels.iter().map(|(sums, sizes)| mean(&clipped_spreads(sums, sizes, alpha))).collect();
+                let means: Vec<F> = levels.iter().map(|level| mean(&clipped_spreads(level, alpha))).collect();
                 let all = mean(&means);
                 let scaled = |m: F| if all > F::zero() { m / all * temperature } else { temperature };
-                levels.iter().zip(means).map(|((_, sizes), m)| vec![scaled(m); sizes.len()]).collect()
+                levels.iter().zip(means).map(|(level, m)| vec![scaled(m); level.sizes.len()]).collect()
             }
         }
     }
@@ -86,44 +84,82 @@ impl ConcentrationKind {
 /// If the numbers of samples or dimensions disagree.
 ///
 /// Source: Li et al. 2021 (PCL), and the authors' code.
+///
+/// # Examples
+///
+/// ```
+/// use pauc_cluster::{KMeans, concentration};
+/// use pauc_traits::clusterer::{Clusterer, FitContext};
+/// use pauc_traits::{Count, probe::RowsView};
+///
+/// // A wide group around 0, and a narrow one around 10.
+/// let rows = RowsView::new(&[-1.0, 0.0, 1.0, 9.9, 10.0, 10.1], 1);
+/// let clustering = &KMeans::with(vec![Count::lit(2)]).fit(rows, FitContext::new(0))?[0];
+///
+/// let phi = concentration(rows, clustering, 10.0, 0.2)?;
+/// let of_sample = |i: usize| phi[clustering.assignments[i].unwrap() as usize];
+/// assert!(of_sample(0) > of_sample(3));
+/// assert!(((phi[0] + phi[1]) / 2.0 - 0.2).abs() < 1e-6);
+/// # Ok::<(), pauc_traits::Error>(())
+/// ```
 pub fn concentration(
     features: RowsView<'_>,
     clustering: &Clustering,
     alpha: f64,
     temperature: f64,
 ) -> Result<Vec<f32>> {
-    let (sums, sizes) = distances(features, clustering)?;
-    Ok(concentration_of(&sums, &sizes, alpha, temperature).into_iter().map(|v| v as f32).collect())
+    let spread = Spread::new(features, clustering)?;
+    Ok(concentration_of(&spread, alpha, temperature).into_iter().map(|v| v as f32).collect())
 }
 
-/// Each prototype's sum of distances of its samples, and their number.
-fn distances(features: RowsView<'_>, clustering: &Clustering) -> Result<(Vec<f64>, Vec<usize>)> {
-    if features.rows != clustering.assignments.len() || features.cols != clustering.dim {
-        return Err(Error::shape(
-            "concentration",
-            format!(
-                "features of {}×{}, but the clustering is of {}×{}",
-                features.rows,
-                features.cols,
-                clustering.assignments.len(),
-                clustering.dim
-            ),
-        ));
-    }
-    let (mut sums, mut sizes) = (vec![0.0f64; clustering.k], vec![0usize; clustering.k]);
-    for (x, c) in features.iter().zip(&clustering.assignments) {
-        if let Some(c) = c.map(|c| c as usize) {
-            let centroid = &clustering.centroids[c * clustering.dim..][..clustering.dim];
-            sums[c] += (pauc_kernels::distance::squared_distance(x, centroid) as f64).sqrt();
-            sizes[c] += 1;
+/// How far the samples of the K prototypes of a level lie from their centroids.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spread<F> {
+    /// Σ‖x − c‖ over the samples of each prototype.
+    pub distances: Vec<F>,
+    /// The number of samples of each prototype.
+    pub sizes: Vec<usize>,
+}
+
+impl Spread<f64> {
+    /// Measures a clustering.
+    ///
+    /// # Shapes
+    /// features (N, D), clustering of N samples into K
+    ///
+    /// # Errors
+    /// If the numbers of samples or dimensions disagree.
+    pub fn new(features: RowsView<'_>, clustering: &Clustering) -> Result<Self> {
+        if features.rows != clustering.assignments.len() || features.cols != clustering.dim {
+            return Err(Error::shape(
+                "concentration",
+                format!(
+                    "features of {}×{}, but the clustering is of {}×{}",
+                    features.rows,
+                    features.cols,
+                    clustering.assignments.len(),
+                    clustering.dim
+                ),
+            ));
         }
+        let (mut distances, mut sizes) = (vec![0.0f64; clustering.k], vec![0usize; clustering.k]);
+        for (x, c) in features.iter().zip(&clustering.assignments) {
+            if let Some(c) = c.map(|c| c as usize) {
+                let centroid = &clustering.centroids[c * clustering.dim..][..clustering.dim];
+                distances[c] += (squared_distance(x, centroid) as f64).sqrt();
+                sizes[c] += 1;
+            }
+        }
+        Ok(Spread { distances, sizes })
     }
-    Ok((sums, sizes))
 }
 
-/// [`concentration`] from each prototype's sum of distances and its size.
-pub fn concentration_of<F: Float>(distances: &[F], sizes: &[usize], alpha: F, temperature: F) -> Vec<F> {
-    let mut phi = clipped_spreads(distances, sizes, alpha);
+/// [`concentration`] from the spread of K prototypes.
+///
+/// # Shapes
+/// → K
+pub fn concentration_of<F: Float>(spread: &Spread<F>, alpha: F, temperature: F) -> Vec<F> {
+    let mut phi = clipped_spreads(spread, alpha);
     let total = phi.iter().fold(F::zero(), |a, b| a + *b);
     let mean = total / F::from(phi.len()).unwrap_or_else(F::infinity);
     for v in &mut phi {
@@ -133,17 +169,14 @@ pub fn concentration_of<F: Float>(distances: &[F], sizes: &[usize], alpha: F, te
 }
 
 /// mean distance / ln(size + α) of each prototype, clipped to the 10th and 90th percentile.
-fn clipped_spreads<F: Float>(distances: &[F], sizes: &[usize], alpha: F) -> Vec<F> {
+fn clipped_spreads<F: Float>(spread: &Spread<F>, alpha: F) -> Vec<F> {
     let count = |n: usize| F::from(n).unwrap_or_else(F::infinity);
-    let spread = |sum: &F, size: &usize| *sum / count(*size) / (count(*size) + alpha).ln();
-    let of_crowded =
-        distances.iter().zip(sizes).filter(|(_, size)| **size > 1).map(|(sum, size)| spread(sum, size));
-    let largest = of_crowded.fold(F::zero(), F::max);
-    let mut phi: Vec<F> = distances
-        .iter()
-        .zip(sizes)
-        .map(|(sum, size)| if *size > 1 { spread(sum, size) } else { largest })
-        .collect();
+    // `None` for a prototype with at most one sample.
+    let own =
+        |(sum, size): (&F, &usize)| (*size > 1).then(|| *sum / count(*size) / (count(*size) + alpha).ln());
+    let all: Vec<Option<F>> = spread.distances.iter().zip(&spread.sizes).map(own).collect();
+    let largest = all.iter().flatten().copied().fold(F::zero(), F::max);
+    let mut phi: Vec<F> = all.into_iter().map(|own| own.unwrap_or(largest)).collect();
     let mut sorted = phi.clone();
     sorted.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
     let tenth = F::one() / count(10);
@@ -152,7 +185,7 @@ fn clipped_spreads<F: Float>(distances: &[F], sizes: &[usize], alpha: F) -> Vec<
     phi
 }
 
-/// The quantile `q` of ascending values, linearly interpolated between neighbours; NaN without values.
+/// The quantile `q`, from 0 to 1, of ascending values, linearly interpolated between neighbors; NaN without values.
 pub fn quantile<F: Float>(sorted: &[F], q: F) -> F {
     let Some(last) = sorted.len().checked_sub(1) else { return F::nan() };
     let position = q * F::from(last).unwrap_or_else(F::nan);
@@ -162,7 +195,10 @@ pub fn quantile<F: Float>(sorted: &[F], q: F) -> F {
     a + (b - a) * fraction
 }
 
-/// Scales each row to unit length; a row of zeros stays as it is.
+/// Scales each row of `dim` values to unit length; a row of zeros stays as it is.
+///
+/// # Shapes
+/// data (N, D), row-major
 pub fn unit_rows(data: &mut [f32], dim: usize) {
     for row in data.chunks_exact_mut(dim.max(1)) {
         let length = row.iter().map(|v| *v as f64 * *v as f64).sum::<f64>().sqrt();
@@ -175,7 +211,7 @@ pub fn unit_rows(data: &mut [f32], dim: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oracle::{square, widened};
+    use crate::oracle::{sq_dist, widened};
     use pauc_testing::{assert_within, tolerance};
     use serde_json::Value;
 
@@ -200,17 +236,18 @@ mod tests {
             let k = c.len() / dim;
             let (mut sums, mut sizes) = (vec![0.0; k], vec![0; k]);
             for (i, a) in assignments.iter().enumerate() {
-                let square: f64 = (0..dim).map(|l| (x[i * dim + l] - c[a * dim + l]).powi(2)).sum();
-                sums[*a] += square.sqrt();
+                let sq_dist: f64 = (0..dim).map(|l| (x[i * dim + l] - c[a * dim + l]).powi(2)).sum();
+                sums[*a] += sq_dist.sqrt();
                 sizes[*a] += 1;
             }
+            let spread = Spread { distances: sums.clone(), sizes: sizes.clone() };
             let (alpha, t) =
                 (case["config"]["alpha"].as_f64().unwrap(), case["config"]["temperature"].as_f64().unwrap());
             let want = numbers(&case["outputs"]["concentration"]);
             // All terms are positive: a distance has dim + 4 roundings, their mean, the logarithm, the quantile, and
             // the scaling by the mean the rest.
             let operations = dim + assignments.len() + k + 20;
-            for (got, want) in concentration_of(&sums, &sizes, alpha, t).iter().zip(&want) {
+            for (got, want) in concentration_of(&spread, alpha, t).iter().zip(&want) {
                 assert_within!(*got, *want, tolerance::f64(operations, *want));
             }
             let clustering = Clustering {
@@ -230,8 +267,8 @@ mod tests {
             let mut off = vec![0.0; k];
             for (x, a) in x.chunks(dim).zip(&assignments) {
                 let centroid = widened(&clustering.centroids[a * dim..][..dim]);
-                let norms = square(x, &vec![0.0; dim]).sqrt() + square(&vec![0.0; dim], &centroid).sqrt();
-                off[*a] += tolerance::f32(1, norms) + tolerance::f32(dim + 2, square(x, &centroid).sqrt());
+                let norms = sq_dist(x, &vec![0.0; dim]).sqrt() + sq_dist(&vec![0.0; dim], &centroid).sqrt();
+                off[*a] += tolerance::f32(1, norms) + tolerance::f32(dim + 2, sq_dist(x, &centroid).sqrt());
             }
             let crowded = (0..k).filter(|c| sizes[*c] > 1);
             let relative = crowded.map(|c| off[c] / sums[c]).fold(0.0, f64::max);
@@ -254,12 +291,12 @@ mod tests {
             report: Default::default(),
         };
         let levels = [level(&[1.0, 11.0], &[0, 0, 1, 1]), level(&[6.0], &[0; 4])];
-        let of = |kind: ConcentrationKind| kind.of_levels(RowsView::new(&x, 1), &levels, 10.0, 0.2).unwrap();
-        assert_eq!(of(ConcentrationKind::Constant), [vec![0.2; 2], vec![0.2]]);
-        assert_eq!(of(ConcentrationKind::PerPrototype), [vec![0.2; 2], vec![0.2]]);
+        let phi = |kind: ConcentrationKind| kind.of_levels(RowsView::new(&x, 1), &levels, 10.0, 0.2).unwrap();
+        assert_eq!(phi(ConcentrationKind::Constant), [vec![0.2; 2], vec![0.2]]);
+        assert_eq!(phi(ConcentrationKind::PerPrototype), [vec![0.2; 2], vec![0.2]]);
         let (a, b) = (1.0 / 12f64.ln(), 5.0 / 14f64.ln());
         let want = [a, b].map(|v| (v / ((a + b) / 2.0) * 0.2) as f32);
-        assert_eq!(of(ConcentrationKind::PerLevel), [vec![want[0]; 2], vec![want[1]]]);
+        assert_eq!(phi(ConcentrationKind::PerLevel), [vec![want[0]; 2], vec![want[1]]]);
         let same = [level(&[1.0], &[0; 3])];
         let none =
             ConcentrationKind::PerLevel.of_levels(RowsView::new(&[1.0; 3], 1), &same, 10.0, 0.2).unwrap();
@@ -268,9 +305,12 @@ mod tests {
 
     #[test]
     fn without_spread_all_are_the_temperature() {
-        assert_eq!(concentration_of(&[0.0, 0.0, 0.0], &[5, 1, 0], 10.0, 0.2), [0.2; 3]);
-        assert_eq!(concentration_of(&[0.3f64, 0.1], &[1, 1], 10.0, 0.2), [0.2; 2]);
-        assert!(concentration_of::<f64>(&[], &[], 10.0, 0.2).is_empty());
+        let phi = |distances: &[f64], sizes: &[usize]| {
+            concentration_of(&Spread { distances: distances.to_vec(), sizes: sizes.to_vec() }, 10.0, 0.2)
+        };
+        assert_eq!(phi(&[0.0, 0.0, 0.0], &[5, 1, 0]), [0.2; 3]);
+        assert_eq!(phi(&[0.3, 0.1], &[1, 1]), [0.2; 2]);
+        assert!(phi(&[], &[]).is_empty());
     }
 
     #[test]

@@ -1,12 +1,11 @@
 //! Clusters as dense regions, and noise.
 
-use crate::HostClusterer;
 use crate::lloyd::clustering_of;
 use pauc_kernels::distance::{dot, squared_distance};
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Clustering, Count, Error, Positive, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Clustering, Count, Error, Positive, Result, TrainingSpan, component};
 use rayon::prelude::*;
 
 component! {
@@ -33,10 +32,8 @@ component! {
     }
 }
 
-clusterer_on_host!(Dbscan, |_this| vec![None]);
-
-impl HostClusterer for Dbscan {
-    fn fit_rows(&self, rows: RowsView<'_>, _: FitContext<'_>) -> Result<Vec<Clustering>> {
+impl Clusterer for Dbscan {
+    fn fit_checked(&self, rows: RowsView<'_>, _: FitContext<'_>) -> Result<Vec<Clustering>> {
         let (assignments, k) = dense_regions(rows, self.radius.get(), self.min_points.get());
         if k == 0 {
             return Err(Error::config(format!(
@@ -46,20 +43,29 @@ impl HostClusterer for Dbscan {
         }
         Ok(vec![clustering_of(rows, assignments, k, Vec::new())])
     }
+    fn prototypes(&self) -> Vec<Option<usize>> {
+        vec![None]
+    }
+    fn start(&self) -> TrainingSpan {
+        self.start
+    }
+    fn every(&self) -> TrainingSpan {
+        self.every
+    }
 }
 
-/// Rows of one task, and tasks whose neighbours are held at once.
+/// Rows of one task, and tasks whose neighbors are held at once.
 const TASK: usize = 32;
 const WAVE: usize = 16;
 
 fn dense_regions(rows: RowsView<'_>, radius: f64, min_points: usize) -> (Vec<Option<u32>>, usize) {
     let n = rows.rows;
-    let near = Neighbours::new(rows, radius);
+    let near = Neighbors::new(rows, radius);
     let mut dense = Vec::with_capacity(n);
     near.visit(|_, own| own.len() >= min_points, |_, is_dense| dense.push(is_dense));
     let mut parent: Vec<u32> = (0..n as u32).collect();
-    let mut host: Vec<Option<u32>> = vec![None; n];
-    // For a dense sample its earlier dense neighbours; for another the nearest dense one.
+    let mut nearest_dense: Vec<Option<u32>> = vec![None; n];
+    // For a dense sample its earlier dense neighbors; for another the nearest dense one.
     let look = |i: usize, own: &[u32]| -> Vec<u32> {
         let dense_near = own.iter().copied().filter(|j| dense[*j as usize]);
         if dense[i] {
@@ -70,12 +76,12 @@ fn dense_regions(rows: RowsView<'_>, radius: f64, min_points: usize) -> (Vec<Opt
             dense_near.map(|j| (distance(j), j)).min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         nearest.map(|(_, j)| j).into_iter().collect()
     };
-    near.visit(look, |i, found| {
+    near.visit(look, |i, dense_near| {
         if !dense[i] {
-            host[i] = found.first().copied();
+            nearest_dense[i] = dense_near.first().copied();
             return;
         }
-        for j in found {
+        for j in dense_near {
             let (a, b) = (root(&mut parent, i as u32), root(&mut parent, j));
             // The lower number is the root, so a cluster is named by its first dense sample.
             parent[a.max(b) as usize] = a.min(b);
@@ -94,8 +100,8 @@ fn dense_regions(rows: RowsView<'_>, radius: f64, min_points: usize) -> (Vec<Opt
         }
     }
     for i in 0..n {
-        if let Some(host) = host[i] {
-            assignments[i] = assignments[host as usize];
+        if let Some(dense) = nearest_dense[i] {
+            assignments[i] = assignments[dense as usize];
         }
     }
     (assignments, k as usize)
@@ -110,23 +116,24 @@ fn root(parent: &mut [u32], mut i: u32) -> u32 {
 }
 
 /// Finds the samples within a radius of each sample by matrix products, block by block.
-struct Neighbours<'a> {
+struct Neighbors<'a> {
     rows: RowsView<'a>,
+    /// ‖x‖² of each row.
     squares: Vec<f32>,
     /// radius², and the largest error of a squared distance that comes from a product.
     limit: f64,
     error: f64,
 }
 
-impl<'a> Neighbours<'a> {
+impl<'a> Neighbors<'a> {
     fn new(rows: RowsView<'a>, radius: f64) -> Self {
         let squares: Vec<f32> = rows.iter().map(|x| dot(x, x)).collect();
         let largest = squares.iter().copied().fold(0.0, f32::max) as f64;
         let error = 4.0 * (rows.cols + 8) as f64 * f32::EPSILON as f64 * largest;
-        Neighbours { rows, squares, limit: radius * radius, error }
+        Neighbors { rows, squares, limit: radius * radius, error }
     }
 
-    /// Gives every sample with its neighbours (itself included, ascending) to `find`, on any thread, and then what
+    /// Gives every sample with its neighbors (itself included, ascending) to `find`, on any thread, and then what
     /// it found to `take`, in the order of the samples.
     fn visit<T: Send>(&self, find: impl Fn(usize, &[u32]) -> T + Sync, mut take: impl FnMut(usize, T)) {
         let (n, dim) = (self.rows.rows, self.rows.cols);
@@ -142,16 +149,16 @@ impl<'a> Neighbours<'a> {
                 (&mut products, Strides::row_major(n)),
             );
             let mut own = Vec::new();
-            let of_row = |(r, products): (usize, &[f32])| {
+            let neighbors_of_row = |(r, products): (usize, &[f32])| {
                 let i = first + r;
                 own.clear();
                 for (j, product) in products.iter().enumerate() {
-                    let square = self.squares[i] as f64 + self.squares[j] as f64 + *product as f64;
+                    let sq_dist = self.squares[i] as f64 + self.squares[j] as f64 + *product as f64;
                     // What rounding could decide is computed from differences.
-                    let inside = if (square - self.limit).abs() <= self.error {
+                    let inside = if (sq_dist - self.limit).abs() <= self.error {
                         squared_distance(self.rows.row(i), self.rows.row(j)) as f64 <= self.limit
                     } else {
-                        square <= self.limit
+                        sq_dist <= self.limit
                     };
                     if inside {
                         own.push(j as u32);
@@ -159,14 +166,14 @@ impl<'a> Neighbours<'a> {
                 }
                 find(i, &own)
             };
-            products.chunks_exact(n).enumerate().map(of_row).collect()
+            products.chunks_exact(n).enumerate().map(neighbors_of_row).collect()
         };
         for wave in (0..n).step_by(WAVE * TASK) {
             let last = (wave + WAVE * TASK).min(n);
             let starts: Vec<usize> = (wave..last).step_by(TASK).collect();
-            let found: Vec<Vec<T>> = starts.into_par_iter().map(task).collect();
-            for (at, found) in found.into_iter().flatten().enumerate() {
-                take(wave + at, found);
+            let results: Vec<Vec<T>> = starts.into_par_iter().map(task).collect();
+            for (i, result) in (wave..).zip(results.into_iter().flatten()) {
+                take(i, result);
             }
         }
     }
@@ -180,10 +187,10 @@ mod tests {
     /// The definition with plain loops: grow each cluster from its first dense sample.
     fn naive(x: &[f32], dim: usize, radius: f64, min_points: usize) -> Vec<Option<u32>> {
         let n = x.len() / dim;
-        let square = |i: usize, j: usize| -> f64 {
+        let sq_dist = |i: usize, j: usize| -> f64 {
             (0..dim).map(|l| (x[i * dim + l] as f64 - x[j * dim + l] as f64).powi(2)).sum()
         };
-        let near = |i: usize| (0..n).filter(move |j| square(i, *j) <= radius * radius);
+        let near = |i: usize| (0..n).filter(move |j| sq_dist(i, *j) <= radius * radius);
         let dense: Vec<bool> = (0..n).map(|i| near(i).count() >= min_points).collect();
         let (mut assigned, mut next) = (vec![None; n], 0);
         for seed in 0..n {
@@ -199,7 +206,7 @@ mod tests {
         }
         for i in (0..n).filter(|i| !dense[*i]) {
             let hosts = near(i).filter(|j| dense[*j]);
-            let nearest = hosts.min_by(|a, b| square(i, *a).total_cmp(&square(i, *b)));
+            let nearest = hosts.min_by(|a, b| sq_dist(i, *a).total_cmp(&sq_dist(i, *b)));
             assigned[i] = nearest.and_then(|j| assigned[j]);
         }
         assigned
@@ -233,7 +240,7 @@ mod tests {
 
     #[test]
     fn rounding_does_not_decide() {
-        // On a grid far from the origin, neighbours are exactly one radius away.
+        // On a grid far from the origin, neighbors are exactly one radius away.
         let x: Vec<f32> = (0..25).flat_map(|i| [1000.0 + (i % 5) as f32, 2000.0 + (i / 5) as f32]).collect();
         let (got, k) = dense_regions(RowsView::new(&x, 2), 1.0, 5);
         assert_eq!(k, 1);
@@ -248,13 +255,13 @@ mod tests {
             start: TrainingSpan::epochs(0),
             every: TrainingSpan::epochs(1),
         };
-        let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
+        let context = FitContext::new(0);
         let x: Vec<f32> =
             (0..41).map(|i| if i == 7 { 99.0 } else { 10.0 * (i % 2) as f32 + 0.01 * i as f32 }).collect();
-        let c = &dbscan.fit_rows(RowsView::new(&x, 1), context).unwrap()[0];
+        let c = &dbscan.fit(RowsView::new(&x, 1), context).unwrap()[0];
         assert_eq!((c.k, c.report.noise, c.report.empty, c.assignments[7]), (2, 1, 0, None));
         let apart: Vec<f32> = (0..10).map(|i| 5.0 * i as f32).collect();
-        let text = dbscan.fit_rows(RowsView::new(&apart, 1), context).unwrap_err().to_string();
+        let text = dbscan.fit(RowsView::new(&apart, 1), context).unwrap_err().to_string();
         assert!(text.contains("all 10 samples are noise") && text.contains("raise radius"), "{text}");
     }
 }

@@ -1,11 +1,10 @@
 //! HDBSCAN.
 
-use crate::HostClusterer;
 use crate::lloyd::clustering_of;
 use ::hdbscan::{HdbscanHyperParams, NnAlgorithm};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Clustering, Count, Error, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, component};
 
 component! {
     /// Clusters that persist while the density at which samples hang together grows; what belongs to none is noise, and
@@ -30,10 +29,8 @@ component! {
     }
 }
 
-clusterer_on_host!(Hdbscan, |_this| vec![None]);
-
-impl HostClusterer for Hdbscan {
-    fn fit_rows(&self, rows: RowsView<'_>, _: FitContext<'_>) -> Result<Vec<Clustering>> {
+impl Clusterer for Hdbscan {
+    fn fit_checked(&self, rows: RowsView<'_>, _: FitContext<'_>) -> Result<Vec<Clustering>> {
         let (n, size, points) = (rows.rows, self.min_size.get(), self.min_points.get());
         if size < 2 || size.max(points) > n {
             return Err(Error::config(format!(
@@ -70,13 +67,22 @@ impl HostClusterer for Hdbscan {
         }
         Ok(vec![clustering_of(rows, assignments, k as usize, Vec::new())])
     }
+    fn prototypes(&self) -> Vec<Option<usize>> {
+        vec![None]
+    }
+    fn start(&self) -> TrainingSpan {
+        self.start
+    }
+    fn every(&self) -> TrainingSpan {
+        self.every
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const CONTEXT: FitContext<'static> = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
+    const CONTEXT: FitContext<'static> = FitContext::new(0);
 
     fn configured(min_size: usize, min_points: usize) -> Hdbscan {
         Hdbscan {
@@ -99,12 +105,12 @@ mod tests {
             (0..60).flat_map(|i| spiral(i, 5.0)).enumerate().map(|(j, v)| v + 20.0 * (1 - j % 2) as f32),
         );
         data.extend([200.0, 200.0]);
-        let c = &configured(10, 5).fit_rows(RowsView::new(&data, 2), CONTEXT).unwrap()[0];
+        let c = &configured(10, 5).fit(RowsView::new(&data, 2), CONTEXT).unwrap()[0];
         assert_eq!((c.k, c.assignments[120]), (2, None));
         for group in [0..60, 60..120] {
-            let found =
+            let together =
                 c.assignments[group.clone()].iter().filter(|a| **a == c.assignments[group.start + 20]);
-            assert!(found.count() >= 55, "{:?}", &c.assignments[group]);
+            assert!(together.count() >= 55, "{:?}", &c.assignments[group]);
         }
         assert_ne!(c.assignments[20], c.assignments[80]);
         // The mean of the narrow group is 0.001 away, and up to five samples less move it by 0.01.
@@ -114,7 +120,7 @@ mod tests {
     #[test]
     fn what_cannot_work_says_why() {
         let text = |size, points, data: &[f32]| {
-            configured(size, points).fit_rows(RowsView::new(data, 1), CONTEXT).map_err(|e| e.to_string())
+            configured(size, points).fit(RowsView::new(data, 1), CONTEXT).map_err(|e| e.to_string())
         };
         assert!(text(1, 1, &[0.0; 9]).unwrap_err().contains("min_size is 1"));
         assert!(text(3, 10, &[0.0; 9]).unwrap_err().contains("min_points 10 for 9 samples"));

@@ -1,22 +1,20 @@
 //! k-means within k-means.
 
-use crate::HostClusterer;
-use crate::host_clusterer::enough;
 use crate::inverted_file::{InvertedFile, PART, Sums, graph, objective, step};
-use crate::lloyd::{Lloyd, members, refill_from, report};
+use crate::lloyd::{Lloyd, Members, refill_from, report};
 use crate::seeding::{Init, gather, some_of};
 use pauc_kernels::distance::squared_distance;
 use pauc_traits::clusterer::{FitContext, FitReport};
 use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, Stream, stream};
-use pauc_traits::{Clustering, Count, Error, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, component};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
 /// With more prototypes than these, the first level is divided from a coarser one that is not kept.
 const FLAT: usize = 512;
-/// Updates after which the neighbours of prototypes are found anew.
-const SAME_NEIGHBOURS: usize = 4;
+/// Updates after which the neighbors of prototypes are found anew.
+const SAME_NEIGHBORS: usize = 4;
 
 component! {
     /// Nested levels, from coarse to fine: each prototype of a level is divided by k-means among its own samples.
@@ -57,10 +55,8 @@ component! {
     }
 }
 
-clusterer_on_host!(HierarchicalKMeans, |this| this.k.iter().map(|k| Some(k.get())).collect());
-
-impl HostClusterer for HierarchicalKMeans {
-    fn fit_rows(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+impl Clusterer for HierarchicalKMeans {
+    fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let Some(first) = self.k.first() else {
             return Err(Error::config(
                 "k is an empty list: name the numbers of prototypes from coarse to fine, such as k: [100, 10000]",
@@ -72,18 +68,27 @@ impl HostClusterer for HierarchicalKMeans {
                 pair[0], pair[1]
             )));
         }
-        self.k.iter().try_for_each(|k| enough(rows, k.get()))?;
         let hidden = (first.get() > FLAT).then(|| (first.get() as f64).sqrt().ceil() as usize);
         let sizes: Vec<usize> = hidden.into_iter().chain(self.k.iter().map(|k| k.get())).collect();
         let mut levels: Vec<Level<'_>> = Vec::new();
         for (number, k) in sizes.iter().enumerate() {
-            let fit = LevelFit { options: self, rows, k: *k, context, number: number as u64 };
+            let FitContext { seed, epoch, .. } = context;
+            let fit = LevelFit { options: self, rows, k: *k, seed, epoch, number: number as u64 };
             let level = fit.run(levels.last_mut(), sizes.len() - number - 1);
             levels.push(level);
         }
         nest(rows, &mut levels[hidden.is_some() as usize..]);
         let kept = levels.into_iter().skip(hidden.is_some() as usize);
         Ok(kept.map(|level| level.clustering(rows.cols)).collect())
+    }
+    fn prototypes(&self) -> Vec<Option<usize>> {
+        self.k.iter().map(|k| Some(k.get())).collect()
+    }
+    fn start(&self) -> TrainingSpan {
+        self.start
+    }
+    fn every(&self) -> TrainingSpan {
+        self.every
     }
 }
 
@@ -93,10 +98,10 @@ struct Level<'a> {
     /// Of which prototype of the level above each is a child.
     parent: Vec<u32>,
     /// Each sample's prototype.
-    index: Vec<u32>,
+    labels: Vec<u32>,
     objective: Vec<f64>,
-    moved: Vec<usize>,
-    splits_at: Vec<usize>,
+    reassigned: Vec<usize>,
+    empty_splits: Vec<usize>,
     /// With those in the divisions.
     splits: usize,
     /// Each sample's nearest of these prototypes, if they have been looked for.
@@ -106,14 +111,13 @@ struct Level<'a> {
 impl Level<'_> {
     /// Prototypes to which nothing is assigned yet.
     fn new(centroids: Vec<f32>, parent: Vec<u32>, splits: usize, rows: usize) -> Self {
-        let (index, objective) = (vec![u32::MAX; rows], Vec::new());
         Level {
             centroids,
             parent,
-            index,
-            objective,
-            moved: Vec::new(),
-            splits_at: Vec::new(),
+            labels: vec![u32::MAX; rows],
+            objective: Vec::new(),
+            reassigned: Vec::new(),
+            empty_splits: Vec::new(),
             splits,
             parents_below: None,
         }
@@ -121,9 +125,9 @@ impl Level<'_> {
 
     fn clustering(self, dim: usize) -> Clustering {
         let k = self.centroids.len() / dim;
-        let assignments: Vec<Option<u32>> = self.index.into_iter().map(Some).collect();
+        let assignments: Vec<Option<u32>> = self.labels.into_iter().map(Some).collect();
         let report = report(self.objective, self.splits, assignments.iter().copied(), k);
-        let report = FitReport { moved: self.moved, splits_at: self.splits_at, ..report };
+        let report = FitReport { reassigned: self.reassigned, empty_splits: self.empty_splits, ..report };
         Clustering { k, dim, centroids: self.centroids, assignments, report }
     }
 }
@@ -133,7 +137,8 @@ struct LevelFit<'a> {
     options: &'a HierarchicalKMeans,
     rows: RowsView<'a>,
     k: usize,
-    context: FitContext<'a>,
+    seed: u64,
+    epoch: u64,
     number: u64,
 }
 
@@ -147,13 +152,13 @@ enum Draw {
 }
 
 impl<'a> LevelFit<'a> {
-    /// The random numbers of one purpose, for parent or update number `of`.
-    fn random(&self, what: Draw, of: usize) -> Stream {
-        let view = ((what as u64) << 40) + of as u64;
-        stream(self.context.seed, Purpose::Cluster, self.context.epoch, self.number, view)
+    /// The random numbers of one purpose, for one parent or update.
+    fn random(&self, what: Draw, number: usize) -> Stream {
+        let view = ((what as u64) << 40) + number as u64;
+        stream(self.seed, Purpose::Cluster, self.epoch, self.number, view)
     }
 
-    /// Fits the level; so many others come below.
+    /// Fits the level; `below` others come below it.
     fn run(&self, above: Option<&mut Level<'a>>, below: usize) -> Level<'a> {
         let mut level = match above {
             Some(above) => self.below(above, below == 0),
@@ -179,16 +184,17 @@ impl<'a> LevelFit<'a> {
         let data = self
             .subset(self.rows.rows, 0, self.k)
             .map_or(Cow::Borrowed(self.rows.data), |some| Cow::Owned(gather(self.rows, &some)));
-        let (centroids, splits) = self.divide(&data, 0, self.k);
-        let mut level = Level::new(centroids, vec![0; self.k], splits, self.rows.rows);
+        let children = self.divide(&data, 0, self.k);
+        let mut level = Level::new(children.centroids, vec![0; self.k], children.splits, self.rows.rows);
         if below == 0 {
-            let (one, all) =
-                (InvertedFile::new(self.rows, &vec![0.0; dim], 1), [(0..self.k as u32).collect()]);
-            level.objective.push(one.assign(&level.centroids, &all, &mut level.index).0);
+            // One cell, which lists all prototypes.
+            let file = InvertedFile::new(self.rows, &vec![0.0; dim], 1);
+            let lists = [(0..self.k as u32).collect()];
+            level.objective.push(file.assign(&level.centroids, &lists, &mut level.labels).objective);
         } else {
             // The objective follows when the level has its descendants' samples.
             let parents = self.parents(&level.centroids, below == 1);
-            level.index = parents.nearest();
+            level.labels = parents.nearest();
             level.parents_below = Some(parents);
         }
         level
@@ -198,62 +204,53 @@ impl<'a> LevelFit<'a> {
     fn below(&self, above: &mut Level<'a>, finest: bool) -> Level<'a> {
         let dim = self.rows.cols;
         let count = above.centroids.len() / dim;
-        let (order, starts) = members(&above.index, count);
-        let sizes: Vec<usize> = starts.windows(2).map(|w| w[1] - w[0]).collect();
-        let shares = shares(&sizes, self.k);
+        let members = Members::new(&above.labels, count);
+        let shares = shares(&members.sizes(), self.k);
         let own: Vec<Vec<u32>> = (0..count)
             .map(|p| {
-                let own = &order[starts[p]..starts[p + 1]];
+                let own = members.of(p);
                 let some = self.subset(own.len(), p, shares[p]);
                 some.map_or_else(|| own.to_vec(), |some| some.iter().map(|i| own[*i as usize]).collect())
             })
             .collect();
-        drop(order);
+        drop(members);
         let divided = self.divide_all(&own, &shares);
         drop(own);
         let parent: Vec<u32> =
             shares.iter().enumerate().flat_map(|(parent, share)| vec![parent as u32; *share]).collect();
-        let splits = divided.iter().map(|d| d.1).sum();
+        let splits = divided.iter().map(|children| children.splits).sum();
         let mut centroids = Vec::with_capacity(self.k * dim);
-        divided.into_iter().for_each(|(own, _)| centroids.extend(own));
-        let mut lists: Vec<Vec<u32>> = vec![Vec::new(); count];
-        parent.iter().enumerate().for_each(|(child, parent)| lists[*parent as usize].push(child as u32));
-        // A parent without samples has no children and lends the nearest of others.
-        let parents = above.centroids.chunks_exact(dim);
-        for (list, parent) in lists.iter_mut().zip(parents).filter(|(list, _)| list.is_empty()) {
-            let distances = centroids.chunks_exact(dim).map(|c| squared_distance(parent, c)).enumerate();
-            list.extend(distances.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(child, _)| child as u32));
-        }
+        divided.into_iter().for_each(|children| centroids.extend(children.centroids));
+        let lists = children_of(&parent, &centroids, &above.centroids, dim);
         let mut level = Level::new(centroids, parent, splits, self.rows.rows);
-        let found = above.parents_below.take();
-        let probing = found.unwrap_or_else(|| self.parents(&above.centroids, finest));
-        level.objective.push(probing.assign(&level.centroids, &lists, &mut level.index).0);
+        let parents = above.parents_below.take().unwrap_or_else(|| self.parents(&above.centroids, finest));
+        level.objective.push(parents.assign(&level.centroids, &lists, &mut level.labels).objective);
         level
     }
 
     /// Updates a level whose samples may leave their parents.
     fn refine(&self, level: &mut Level<'_>) {
         let dim = self.rows.cols;
-        let (mut moved, mut neighbours) = (self.rows.rows, Vec::new());
-        let mut sums = Sums::new(self.rows, &level.index, self.k);
-        for pass in 0..self.options.refinements {
-            level.moved.push(moved);
+        let (mut reassigned, mut neighbors) = (self.rows.rows, Vec::new());
+        let mut sums = Sums::new(self.rows, &level.labels, self.k);
+        for update in 0..self.options.refinements {
+            level.reassigned.push(reassigned);
             let mut sizes = sums.means(&mut level.centroids);
-            let rng = &mut self.random(Draw::Refinement, pass);
+            let rng = &mut self.random(Draw::Refinement, update);
             let filled = refill_from(&mut level.centroids, dim, &mut sizes, rng);
-            filled.iter().for_each(|(empty, donor)| level.parent[*empty] = level.parent[*donor]);
-            level.splits_at.push(filled.len());
+            filled.iter().for_each(|split| level.parent[split.empty] = level.parent[split.donor]);
+            level.empty_splits.push(filled.len());
             level.splits += filled.len();
-            // Prototypes move little after the first updates, and their neighbours stay nearly the same.
-            if pass.is_multiple_of(SAME_NEIGHBOURS) || !filled.is_empty() {
-                neighbours = graph(&level.centroids, dim, self.options.neighbours.get());
+            // Prototypes move little after the first updates, and their neighbors stay nearly the same.
+            if update.is_multiple_of(SAME_NEIGHBORS) || !filled.is_empty() {
+                neighbors = graph(&level.centroids, dim, self.options.neighbours.get());
             }
-            let (before, now) = (level.index.clone(), &mut level.index);
-            let objective;
-            (objective, moved) = step(self.rows, &level.centroids, &neighbours, now);
-            level.objective.push(objective);
-            if pass + 1 < self.options.refinements {
-                sums.follow(self.rows, &before, now);
+            let before = level.labels.clone();
+            let pass = step(self.rows, &level.centroids, &neighbors, &mut level.labels);
+            reassigned = pass.reassigned;
+            level.objective.push(pass.objective);
+            if update + 1 < self.options.refinements {
+                sums.follow(self.rows, &before, &level.labels);
             }
         }
     }
@@ -264,10 +261,10 @@ impl<'a> LevelFit<'a> {
         (most < count).then(|| some_of(count, most, &mut self.random(Draw::Subset, parent)))
     }
 
-    /// The children of prototypes of the level above, by k-means among samples `own` of each, and the splits it took.
+    /// The children of prototypes of the level above, by k-means among samples `own` of each.
     ///
     /// The samples of as many prototypes as [`PART`] holds are read together, from front to end.
-    fn divide_all(&self, own: &[Vec<u32>], shares: &[usize]) -> Vec<(Vec<f32>, usize)> {
+    fn divide_all(&self, own: &[Vec<u32>], shares: &[usize]) -> Vec<Children> {
         let dim = self.rows.cols;
         let mut divided = Vec::with_capacity(own.len());
         while divided.len() < own.len() {
@@ -284,34 +281,55 @@ impl<'a> LevelFit<'a> {
             let mut rest = &data[..];
             let parts: Vec<&[f32]> =
                 own.iter().map(|own| rest.split_off(..own.len() * dim).unwrap_or_default()).collect();
-            let of = |(at, data): (usize, &&[f32])| self.divide(data, first + at, shares[first + at]);
-            divided.par_extend(parts.par_iter().enumerate().map(of));
+            let divide = |(i, data): (usize, &&[f32])| self.divide(data, first + i, shares[first + i]);
+            divided.par_extend(parts.par_iter().enumerate().map(divide));
         }
         divided
     }
 
     /// The children of one prototype, by k-means among the given of its samples.
-    fn divide(&self, data: &[f32], parent: usize, share: usize) -> (Vec<f32>, usize) {
+    fn divide(&self, data: &[f32], parent: usize, share: usize) -> Children {
         if share == 0 {
-            return (Vec::new(), 0);
+            return Children::default();
         }
         let inside = RowsView::new(data, self.rows.cols);
         let lloyd = Lloyd { iterations: self.options.iterations.get(), spherical: false, tolerance: 0.0 };
         let chosen = self.options.init.choose(inside, share, &mut self.random(Draw::Seeding, parent));
         let fit = lloyd.run(inside, gather(inside, &chosen), &mut self.random(Draw::Splits, parent));
-        (fit.centroids, fit.splits.iter().sum())
+        Children { centroids: fit.centroids, splits: fit.empty_splits.iter().sum() }
     }
+}
+
+/// What a prototype is divided into.
+#[derive(Default)]
+struct Children {
+    /// One centroid for each child, row-major.
+    centroids: Vec<f32>,
+    /// Empty clusters that were refilled on the way.
+    splits: usize,
+}
+
+/// The children of each parent. One without samples has none, and lends the nearest of others.
+fn children_of(parent: &[u32], children: &[f32], parents: &[f32], dim: usize) -> Vec<Vec<u32>> {
+    let mut lists: Vec<Vec<u32>> = vec![Vec::new(); parents.len() / dim];
+    parent.iter().enumerate().for_each(|(child, parent)| lists[*parent as usize].push(child as u32));
+    let parents = parents.chunks_exact(dim);
+    for (list, parent) in lists.iter_mut().zip(parents).filter(|(list, _)| list.is_empty()) {
+        let distances = children.chunks_exact(dim).map(|c| squared_distance(parent, c)).enumerate();
+        list.extend(distances.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(child, _)| child as u32));
+    }
+    lists
 }
 
 /// Gives each coarse prototype the samples of its children, and their mean; finer levels first.
 fn nest(rows: RowsView<'_>, levels: &mut [Level<'_>]) {
-    for at in (1..levels.len()).rev() {
-        let (coarse, fine) = levels.split_at_mut(at);
-        let (coarse, fine) = (&mut coarse[at - 1], &fine[0]);
-        coarse.index.iter_mut().zip(&fine.index).for_each(|(c, f)| *c = fine.parent[*f as usize]);
+    for finer in (1..levels.len()).rev() {
+        let (coarse, fine) = levels.split_at_mut(finer);
+        let (coarse, fine) = (&mut coarse[finer - 1], &fine[0]);
+        coarse.labels.iter_mut().zip(&fine.labels).for_each(|(c, f)| *c = fine.parent[*f as usize]);
         let k = coarse.parent.len();
-        Sums::new(rows, &coarse.index, k).means(&mut coarse.centroids);
-        coarse.objective = vec![objective(rows, &coarse.index, &coarse.centroids)];
+        Sums::new(rows, &coarse.labels, k).means(&mut coarse.centroids);
+        coarse.objective = vec![objective(rows, &coarse.labels, &coarse.centroids)];
     }
 }
 
@@ -356,22 +374,22 @@ mod tests {
         }
     }
 
-    const CONTEXT: FitContext<'static> = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
+    const CONTEXT: FitContext<'static> = FitContext::new(0);
 
     /// Three far groups of four near groups.
     fn nested() -> Vec<f32> {
         let angle = |i: usize| 1.7 * i as f32;
-        let at = |group: usize, part: usize, i: usize| {
+        let sample = |group: usize, part: usize, i: usize| {
             let (x, y) = (100.0 * group as f32, 5.0 * (part % 2) as f32);
             [x + 0.1 * angle(i).sin() + 5.0 * (part / 2) as f32, y + 0.1 * angle(i * i).cos()]
         };
-        (0..240).flat_map(|i| at(i % 3, i / 3 % 4, i)).collect()
+        (0..240).flat_map(|i| sample(i % 3, i / 3 % 4, i)).collect()
     }
 
     #[test]
     fn levels_are_nested_and_find_nested_groups() {
         let data = nested();
-        let levels = configured(&[3, 12, 40]).fit_rows(RowsView::new(&data, 2), CONTEXT).unwrap();
+        let levels = configured(&[3, 12, 40]).fit(RowsView::new(&data, 2), CONTEXT).unwrap();
         let truth: Vec<u32> = (0..240).map(|i| i % 3).collect();
         let agreement = crate::metrics::Agreement::new(&truth, &levels[0].assignments).unwrap();
         assert_eq!(agreement.ari, 1.0);
@@ -389,8 +407,8 @@ mod tests {
             let centroids = Centroids::exact(&level.centroids, 2);
             let (mut total, mut error) = (0.0, 0.0);
             for (x, a) in data.chunks(2).zip(&level.assignments) {
-                let square = centroids.square(x, a.unwrap() as usize);
-                (total, error) = (total + square.value, error + square.error);
+                let sq_dist = centroids.sq_dist(x, a.unwrap() as usize);
+                (total, error) = (total + sq_dist.value, error + sq_dist.error);
             }
             assert_within!(level.report.objective[0], total, error);
         }
@@ -404,9 +422,9 @@ mod tests {
         let data: Vec<f32> = (0..3000 * 16).map(|_| StandardNormal.sample(rng)).collect();
         let rows = RowsView::new(&data, 16);
         let last = |levels: &[Clustering]| *levels[levels.len() - 1].report.objective.last().unwrap();
-        let plain = configured(&[10, 100]).fit_rows(rows, CONTEXT).unwrap();
+        let plain = configured(&[10, 100]).fit(rows, CONTEXT).unwrap();
         let refined = HierarchicalKMeans { refinements: 8, ..configured(&[10, 100]) };
-        let levels = refined.fit_rows(rows, CONTEXT).unwrap();
+        let levels = refined.fit(rows, CONTEXT).unwrap();
         let rng = &mut stream(0, Purpose::Cluster, 0, 0, 0);
         let start = gather(rows, &Init::KMeansPlusPlus.choose(rows, 100, rng));
         let flat = Lloyd { iterations: 10, spherical: false, tolerance: 0.0 }.run(rows, start, rng);
@@ -415,7 +433,7 @@ mod tests {
         assert!(last(&levels) < 1.02 * flat, "{} for {flat}", last(&levels));
         assert!(last(&levels) < 0.98 * last(&plain), "for {}", last(&plain));
         let report = &levels[1].report;
-        assert_eq!((report.objective.len(), report.moved.len(), report.splits_at.len()), (9, 8, 8));
+        assert_eq!((report.objective.len(), report.reassigned.len(), report.empty_splits.len()), (9, 8, 8));
         // Each pass lowers it by 1/1200 at least, which rounding cannot undo.
         assert!(report.objective.windows(2).all(|w| w[1] < w[0]), "{:?}", report.objective);
         let mut parent = vec![None; 100];
@@ -437,20 +455,20 @@ mod tests {
         let rng = &mut stream(3, Purpose::Data, 0, 0, 0);
         let data: Vec<f32> = (0..4000 * 4).map(|_| StandardNormal.sample(rng)).collect();
         let rows = RowsView::new(&data, 4);
-        let one = configured(&[FLAT + 1]).fit_rows(rows, CONTEXT).unwrap();
-        assert_eq!((one.len(), one[0].k), (1, FLAT + 1));
-        let two = configured(&[23, FLAT + 1]).fit_rows(rows, CONTEXT).unwrap();
-        assert_eq!(one[0], two[1], "⌈√513⌉ is 23");
+        let single = configured(&[FLAT + 1]).fit(rows, CONTEXT).unwrap();
+        assert_eq!((single.len(), single[0].k), (1, FLAT + 1));
+        let double = configured(&[23, FLAT + 1]).fit(rows, CONTEXT).unwrap();
+        assert_eq!(single[0], double[1], "⌈√513⌉ is 23");
     }
 
     #[test]
     fn a_fit_on_a_part_comes_close_and_assigns_all_to_the_nearest_child() {
         let data = nested();
         let rows = RowsView::new(&data, 2);
-        let whole = configured(&[3, 12]).fit_rows(rows, CONTEXT).unwrap();
+        let whole = configured(&[3, 12]).fit(rows, CONTEXT).unwrap();
         let most = Some(Count::lit(8));
         let part = HierarchicalKMeans { max_points_per_centroid: most, ..configured(&[3, 12]) };
-        let part = part.fit_rows(rows, CONTEXT).unwrap();
+        let part = part.fit(rows, CONTEXT).unwrap();
         let objective = |levels: &[Clustering]| levels[1].report.objective[0];
         // It comes to 1.17 of the whole fit.
         assert!(objective(&part) < 1.5 * objective(&whole), "{} for {}", objective(&part), objective(&whole));
@@ -468,14 +486,13 @@ mod tests {
 
     #[test]
     fn levels_that_do_not_grow_are_refused() {
-        let text =
-            configured(&[10, 10]).fit_rows(RowsView::new(&[0.0; 40], 1), CONTEXT).unwrap_err().to_string();
+        let text = configured(&[10, 10]).fit(RowsView::new(&[0.0; 40], 1), CONTEXT).unwrap_err().to_string();
         assert!(text.contains("10 before 10"), "{text}");
-        let all_same = configured(&[2, 8]).fit_rows(RowsView::new(&[1.0; 40], 1), CONTEXT).unwrap();
+        let all_same = configured(&[2, 8]).fit(RowsView::new(&[1.0; 40], 1), CONTEXT).unwrap();
         assert_eq!(all_same[1].centroids.len(), 8);
         let refined = HierarchicalKMeans { refinements: 2, ..configured(&[2, 8]) };
-        assert_eq!(refined.fit_rows(RowsView::new(&[1.0; 40], 1), CONTEXT).unwrap()[1].centroids.len(), 8);
-        let text = configured(&[]).fit_rows(RowsView::new(&[0.0; 40], 1), CONTEXT).unwrap_err().to_string();
+        assert_eq!(refined.fit(RowsView::new(&[1.0; 40], 1), CONTEXT).unwrap()[1].centroids.len(), 8);
+        let text = configured(&[]).fit(RowsView::new(&[0.0; 40], 1), CONTEXT).unwrap_err().to_string();
         assert!(text.contains("empty list"), "{text}");
     }
 }

@@ -1,9 +1,9 @@
 //! Assignments among the prototypes that lie near a row: those listed with the few cells nearest to it (an inverted file),
-//! or those near the prototype that it has (a graph), as in the search of nearest neighbours.
+//! or those near the prototype that it has (a graph), as in the search of nearest neighbors.
 //!
 //! Rows are read from front to end, so that they may be a mapped file larger than memory.
 
-use crate::lloyd::members;
+use crate::lloyd::Members;
 use crate::seeding::gather;
 use pauc_kernels::distance::{
     Packed, add_rows, biases, dot, mean_row, nearest, nearest_scored, squared_distance,
@@ -31,23 +31,23 @@ pub struct InvertedFile<'a> {
 }
 
 impl<'a> InvertedFile<'a> {
-    /// Finds each row's `width` nearest centres.
+    /// Finds each row's `width` nearest centers.
     ///
     /// # Shapes
-    /// rows (N, D), centres G·D with G ≥ `width` ≥ 1
-    pub fn new(rows: RowsView<'a>, centres: &[f32], width: usize) -> Self {
-        let (dim, count) = (rows.cols, centres.len() / rows.cols);
-        // Around the centres' mean, so that features far from the origin keep their digits.
-        let origin = mean_row(centres, dim);
-        let centred = centred(centres, &origin);
-        let half: Vec<f32> = biases(centres, &origin).into_iter().map(|b| b as f32).collect();
+    /// rows (N, D), centers G·D with G ≥ `width` ≥ 1
+    pub fn new(rows: RowsView<'a>, centers: &[f32], width: usize) -> Self {
+        let (dim, count) = (rows.cols, centers.len() / rows.cols);
+        // Around the centers' mean, so that features far from the origin keep their digits.
+        let origin = mean_row(centers, dim);
+        let centered = centered(centers, &origin);
+        let half: Vec<f32> = biases(centers, &origin).into_iter().map(|b| b as f32).collect();
         let mut cells = vec![0u32; rows.rows * width];
         let tasks = cells.par_chunks_mut(TILE * width).zip(rows.data.par_chunks(TILE * dim));
         tasks.for_each_init(
             || (vec![0.0f32; TILE * count], Vec::with_capacity(width)),
             |(scores, best), (cells, data)| {
                 let n = data.len() / dim;
-                let (a, b) = ((data, Strides::row_major(dim)), (&centred[..], Strides::transposed(dim)));
+                let (a, b) = ((data, Strides::row_major(dim)), (&centered[..], Strides::transposed(dim)));
                 gemm((n, count, dim), -1.0, a, b, 0.0, (scores, Strides::row_major(count)));
                 for (cells, scores) in cells.chunks_exact_mut(width).zip(scores.chunks_exact_mut(count)) {
                     scores.iter_mut().zip(&half).for_each(|(s, h)| *s += h);
@@ -64,81 +64,119 @@ impl<'a> InvertedFile<'a> {
         self.cells.iter().step_by(self.width).copied().collect()
     }
 
-    /// Finds each row's nearest of the centroids listed with its cells, and of the one that `index` has for it (a
-    /// number beyond the centroids is none). Every list is in ascending order and has a centroid. Returns Σ‖x − c‖²
-    /// and how many rows went to another centroid.
+    /// Finds each row's nearest of the centroids listed with its cells, and of the one that `labels` has for it (a
+    /// number beyond the centroids is none). Every list is in ascending order and has a centroid.
     ///
     /// # Shapes
-    /// centroids K·D, lists: one for each cell, index N
-    pub fn assign(&self, centroids: &[f32], lists: &[Vec<u32>], index: &mut [u32]) -> (f64, usize) {
+    /// centroids (K, D), row-major; lists: one for each cell, of numbers in 0..K; labels N
+    pub fn assign(&self, centroids: &[f32], lists: &[Vec<u32>], labels: &mut [u32]) -> Pass {
         let dim = self.rows.cols;
         let origin = mean_row(centroids, dim);
         let listed: Vec<Vec<f32>> =
             lists.par_iter().map(|list| gather(RowsView::new(centroids, dim), list)).collect();
         let packed: Vec<Packed<'_>> = listed.par_iter().map(|c| Packed::around(c, &origin)).collect();
-        let tasks = index.par_chunks_mut(TASK).zip(self.cells.par_chunks(TASK * self.width));
-        let found: Vec<(f64, usize)> = tasks
+        let tasks = labels.par_chunks_mut(TASK).zip(self.cells.par_chunks(TASK * self.width));
+        let passes: Vec<Pass> = tasks
             .zip(self.rows.data.par_chunks(TASK * dim))
-            .map(|((index, cells), data)| {
-                self.task(RowsView::new(data, dim), cells, index, centroids, lists, &packed)
+            .map(|((labels, cells), data)| {
+                let rows = RowsView::new(data, dim);
+                let best = self.nearest_listed(rows, cells, lists, &packed);
+                keep_nearer(rows, centroids, &best, labels)
             })
             .collect();
-        found.into_iter().fold((0.0, 0), |(sum, moved), (s, m)| (sum + s, moved + m))
+        passes.into_iter().fold(Pass::default(), Pass::and)
     }
 
-    fn task(
+    /// Each row's nearest of the centroids that are listed with its cells.
+    fn nearest_listed(
         &self,
         rows: RowsView<'_>,
         cells: &[u32],
-        index: &mut [u32],
-        centroids: &[f32],
         lists: &[Vec<u32>],
         packed: &[Packed<'_>],
-    ) -> (f64, usize) {
-        let dim = rows.cols;
-        let (order, starts) = members(cells, lists.len());
-        let mut best = vec![(f32::INFINITY, u32::MAX, f32::INFINITY); rows.rows];
-        let mut found = (Vec::new(), Vec::new(), Vec::new());
+    ) -> Vec<Candidate> {
+        let members = Members::new(cells, lists.len());
+        let mut best =
+            vec![Candidate { label: u32::MAX, score: f32::INFINITY, sq_dist: f32::INFINITY }; rows.rows];
+        let (mut labels, mut scores, mut sq_dist) = (Vec::new(), Vec::new(), Vec::new());
         for (cell, list) in lists.iter().enumerate() {
-            let own: Vec<u32> =
-                order[starts[cell]..starts[cell + 1]].iter().map(|at| at / self.width as u32).collect();
+            let own: Vec<u32> = members.of(cell).iter().map(|place| place / self.width as u32).collect();
             if own.is_empty() {
                 continue;
             }
-            found.0.resize(own.len(), 0u32);
-            found.1.resize(own.len(), 0.0f32);
-            found.2.resize(own.len(), 0.0f32);
-            nearest_scored(&gather(rows, &own), &packed[cell], &mut found.0, &mut found.1, &mut found.2);
-            for (at, i) in own.iter().enumerate() {
-                let (score, number) = (found.1[at], list[found.0[at] as usize]);
+            labels.resize(own.len(), 0u32);
+            scores.resize(own.len(), 0.0f32);
+            sq_dist.resize(own.len(), 0.0f32);
+            nearest_scored(&gather(rows, &own), &packed[cell], &mut labels, &mut scores, &mut sq_dist);
+            for (place, i) in own.iter().enumerate() {
+                let label = list[labels[place] as usize];
+                let candidate = Candidate { label, score: scores[place], sq_dist: sq_dist[place] };
                 let best = &mut best[*i as usize];
-                if score < best.0 || (score == best.0 && number < best.1) || best.1 == u32::MAX {
-                    *best = (score, number, found.2[at]);
+                if best.label == u32::MAX || candidate.is_before(best) {
+                    *best = candidate;
                 }
             }
         }
-        let (mut sum, mut moved) = (0.0f64, 0);
-        for ((x, index), (_, number, square)) in rows.iter().zip(index).zip(best) {
-            if number == *index {
-                sum += square as f64;
-                continue;
-            }
-            // The centroid from before need not be listed with the row's cells any more.
-            let before = centroids.get(*index as usize * dim..).and_then(|c| c.get(..dim));
-            match before.map(|c| squared_distance(x, c)) {
-                Some(before) if before <= square => sum += before as f64,
-                _ => {
-                    (*index, moved) = (number, moved + 1);
-                    sum += square as f64;
-                }
-            }
-        }
-        (sum, moved)
+        best
     }
 }
 
+/// What a pass over all rows has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pass {
+    /// Σ‖x − c‖² after it.
+    pub objective: f64,
+    /// How many rows went to another centroid.
+    pub reassigned: usize,
+}
+
+impl Pass {
+    /// The pass over the rows of both.
+    fn and(self, other: Pass) -> Pass {
+        Pass { objective: self.objective + other.objective, reassigned: self.reassigned + other.reassigned }
+    }
+}
+
+/// A centroid that a row may go to.
+#[derive(Clone, Copy)]
+struct Candidate {
+    label: u32,
+    score: f32,
+    sq_dist: f32,
+}
+
+impl Candidate {
+    /// Whether it has the lower score, or the lower number among equals.
+    fn is_before(&self, other: &Candidate) -> bool {
+        self.score < other.score || (self.score == other.score && self.label < other.label)
+    }
+}
+
+/// Gives each row to its candidate, unless the row's centroid from before is as near: that one need not be listed with
+/// the row's cells any more.
+fn keep_nearer(rows: RowsView<'_>, centroids: &[f32], best: &[Candidate], labels: &mut [u32]) -> Pass {
+    let dim = rows.cols;
+    let mut pass = Pass::default();
+    for ((x, label), best) in rows.iter().zip(labels).zip(best) {
+        if best.label == *label {
+            pass.objective += best.sq_dist as f64;
+            continue;
+        }
+        let before = centroids.get(*label as usize * dim..).and_then(|c| c.get(..dim));
+        match before.map(|c| squared_distance(x, c)) {
+            Some(before) if before <= best.sq_dist => pass.objective += before as f64,
+            _ => {
+                *label = best.label;
+                pass.reassigned += 1;
+                pass.objective += best.sq_dist as f64;
+            }
+        }
+    }
+    pass
+}
+
 /// Each centroid less an origin.
-fn centred(centroids: &[f32], origin: &[f32]) -> Vec<f32> {
+fn centered(centroids: &[f32], origin: &[f32]) -> Vec<f32> {
     let less = |c: &[f32]| c.iter().zip(origin).map(|(v, m)| v - m).collect::<Vec<_>>();
     centroids.chunks_exact(origin.len()).flat_map(less).collect()
 }
@@ -150,8 +188,8 @@ fn lowest(scores: &[f32], width: usize, best: &mut Vec<(f32, u32)>) {
     for (number, score) in (0u32..).zip(scores) {
         if *score < limit || best.len() < width {
             best.truncate(width - 1);
-            let at = best.iter().rposition(|b| b.0 <= *score).map_or(0, |at| at + 1);
-            best.insert(at, (*score, number));
+            let place = best.iter().rposition(|b| b.0 <= *score).map_or(0, |lower| lower + 1);
+            best.insert(place, (*score, number));
             if best.len() == width {
                 limit = best[width - 1].0;
             }
@@ -170,22 +208,25 @@ impl Sums {
     /// Adds up rows in their order. Unlike [`crate::lloyd::means`], it reads them from front to end.
     ///
     /// # Shapes
-    /// rows (N, D), index N in 0..k
-    pub fn new(rows: RowsView<'_>, index: &[u32], k: usize) -> Self {
+    /// rows (N, D), labels N, each in 0..k
+    pub fn new(rows: RowsView<'_>, labels: &[u32], k: usize) -> Self {
         let dim = rows.cols;
         let (mut sums, mut counts) = (vec![0.0f64; k * dim], vec![0usize; k]);
         let part = (PART / dim).max(1);
-        for (index, data) in index.chunks(part).zip(rows.data.chunks(part * dim)) {
-            let (order, starts) = members(index, k);
+        for (labels, data) in labels.chunks(part).zip(rows.data.chunks(part * dim)) {
+            let members = Members::new(labels, k);
             sums.par_chunks_mut(dim).enumerate().for_each(|(c, sum)| {
-                add_rows(data, dim, &order[starts[c]..starts[c + 1]], sum);
+                add_rows(data, dim, members.of(c), sum);
             });
-            counts.iter_mut().zip(starts.windows(2)).for_each(|(n, w)| *n += w[1] - w[0]);
+            counts.iter_mut().zip(members.sizes()).for_each(|(n, size)| *n += size);
         }
         Sums { sums, counts }
     }
 
     /// Moves the rows whose cluster has changed.
+    ///
+    /// # Shapes
+    /// rows (N, D) as in [`Sums::new`]; before and after N labels
     pub fn follow(&mut self, rows: RowsView<'_>, before: &[u32], after: &[u32]) {
         let dim = rows.cols;
         for (i, (from, to)) in before.iter().zip(after).enumerate().filter(|(_, (from, to))| from != to) {
@@ -199,6 +240,9 @@ impl Sums {
     }
 
     /// Replaces each centroid that has rows by their mean, and returns how many each has.
+    ///
+    /// # Shapes
+    /// centroids (K, D), row-major → K
     pub fn means(&self, centroids: &mut [f32]) -> Vec<usize> {
         let dim = self.sums.len() / self.counts.len();
         let means = centroids.chunks_exact_mut(dim).zip(self.sums.chunks_exact(dim)).zip(&self.counts);
@@ -216,15 +260,15 @@ impl Sums {
 /// centroids K·D → K lists
 pub fn graph(centroids: &[f32], dim: usize, width: usize) -> Vec<Vec<u32>> {
     let count = centroids.len() / dim;
-    let centred = centred(centroids, &mean_row(centroids, dim));
-    let half: Vec<f32> = centred.chunks_exact(dim).map(|c| dot(c, c) / 2.0).collect();
+    let centered = centered(centroids, &mean_row(centroids, dim));
+    let half: Vec<f32> = centered.chunks_exact(dim).map(|c| dot(c, c) / 2.0).collect();
     let mut lists = vec![Vec::new(); count];
-    let tiles = lists.par_chunks_mut(SIDE).zip(centred.par_chunks(SIDE * dim)).enumerate();
+    let tiles = lists.par_chunks_mut(SIDE).zip(centered.par_chunks(SIDE * dim)).enumerate();
     tiles.for_each_init(
         || (vec![0.0f32; SIDE * count], Vec::new(), Vec::new()),
         |(scores, least, near), (tile, (lists, data))| {
             let n = data.len() / dim;
-            let (a, b) = ((data, Strides::row_major(dim)), (&centred[..], Strides::transposed(dim)));
+            let (a, b) = ((data, Strides::row_major(dim)), (&centered[..], Strides::transposed(dim)));
             gemm((n, count, dim), -1.0, a, b, 0.0, (scores, Strides::row_major(count)));
             for (i, (list, scores)) in lists.iter_mut().zip(scores.chunks_exact_mut(count)).enumerate() {
                 scores.iter_mut().zip(&half).for_each(|(s, h)| *s += h);
@@ -257,58 +301,61 @@ fn nearest_of(scores: &[f32], width: usize, least: &mut Vec<f32>, near: &mut Vec
     }
 }
 
-/// Finds each row's nearest among the neighbours of its centroid: `lists` has those of each centroid, in ascending
-/// order. Returns Σ‖x − c‖² and how many rows went to another centroid.
+/// Finds each row's nearest among the neighbors of its centroid: `lists` has those of each centroid, in ascending
+/// order.
 ///
 /// # Shapes
-/// rows (N, D), centroids K·D, K lists, index N
-pub fn step(rows: RowsView<'_>, centroids: &[f32], lists: &[Vec<u32>], index: &mut [u32]) -> (f64, usize) {
+/// rows (N, D), centroids (K, D), row-major, K lists, labels N, each in 0..K
+pub fn step(rows: RowsView<'_>, centroids: &[f32], lists: &[Vec<u32>], labels: &mut [u32]) -> Pass {
     let dim = rows.cols;
     let origin = mean_row(centroids, dim);
-    let all = biases(centroids, &origin);
-    let (mut sum, mut moved) = (0.0f64, 0);
+    let biases = biases(centroids, &origin);
+    let mut pass = Pass::default();
     let part = (PART / dim).max(1);
-    for (index, data) in index.chunks_mut(part).zip(rows.data.chunks(part * dim)) {
+    for (labels, data) in labels.chunks_mut(part).zip(rows.data.chunks(part * dim)) {
         let part = RowsView::new(data, dim);
-        let (order, starts) = members(index, lists.len());
-        let found: Vec<(Vec<u32>, f64)> = (0..lists.len())
+        let members = Members::new(labels, lists.len());
+        let clusters: Vec<(Vec<u32>, f64)> = (0..lists.len())
             .into_par_iter()
-            .filter(|c| starts[*c] < starts[c + 1])
+            .filter(|c| !members.of(*c).is_empty())
             .map(|c| {
-                let own = &order[starts[c]..starts[c + 1]];
+                let own = members.of(c);
                 let chosen = gather(RowsView::new(centroids, dim), &lists[c]);
-                let biases: Vec<f64> = lists[c].iter().map(|c| all[*c as usize]).collect();
+                let biases: Vec<f64> = lists[c].iter().map(|c| biases[*c as usize]).collect();
                 let packed = Packed::with_biases(&chosen, &origin, &biases);
-                let (mut index, mut square) = (vec![0u32; own.len()], vec![0.0f32; own.len()]);
-                nearest(&gather(part, own), &packed, &mut index, &mut square);
-                index.iter_mut().for_each(|i| *i = lists[c][*i as usize]);
-                (index, square.iter().map(|s| *s as f64).sum())
+                let (mut labels, mut sq_dist) = (vec![0u32; own.len()], vec![0.0f32; own.len()]);
+                nearest(&gather(part, own), &packed, &mut labels, &mut sq_dist);
+                labels.iter_mut().for_each(|label| *label = lists[c][*label as usize]);
+                (labels, sq_dist.iter().map(|d| *d as f64).sum())
             })
             .collect();
-        let mut order = order.iter();
-        for (nearest, square) in found {
-            sum += square;
+        let mut order = members.order.iter();
+        for (nearest, inertia) in clusters {
+            pass.objective += inertia;
             for (c, i) in nearest.iter().zip(&mut order) {
-                moved += (index[*i as usize] != *c) as usize;
-                index[*i as usize] = *c;
+                pass.reassigned += (labels[*i as usize] != *c) as usize;
+                labels[*i as usize] = *c;
             }
         }
     }
-    (sum, moved)
+    pass
 }
 
 /// Σ‖x − c‖² of rows and their centroids.
-pub fn objective(rows: RowsView<'_>, index: &[u32], centroids: &[f32]) -> f64 {
+///
+/// # Shapes
+/// rows (N, D), labels N, each in 0..K, centroids (K, D), row-major
+pub fn objective(rows: RowsView<'_>, labels: &[u32], centroids: &[f32]) -> f64 {
     let dim = rows.cols;
-    let of = |(index, data): (&[u32], &[f32])| -> f64 {
+    let inertia = |(labels, data): (&[u32], &[f32])| -> f64 {
         let squares = data
             .chunks_exact(dim)
-            .zip(index)
+            .zip(labels)
             .map(|(x, c)| squared_distance(x, &centroids[*c as usize * dim..][..dim]) as f64);
         squares.sum()
     };
-    let tasks = index.par_chunks(TASK).zip(rows.data.par_chunks(TASK * dim));
-    tasks.map(of).collect::<Vec<f64>>().iter().sum()
+    let tasks = labels.par_chunks(TASK).zip(rows.data.par_chunks(TASK * dim));
+    tasks.map(inertia).collect::<Vec<f64>>().iter().sum()
 }
 
 #[cfg(test)]
@@ -329,11 +376,11 @@ mod tests {
         let probing = InvertedFile::new(RowsView::new(&data, 3), &centres, 4);
         let centres = Centroids::exact(&centres, 3);
         for (x, cells) in data.chunks(3).zip(probing.cells.chunks(4)) {
-            let far = |c: u32| oracle::square(x, centres.row(c as usize));
+            let far = |c: u32| oracle::sq_dist(x, centres.row(c as usize));
             let mut sorted: Vec<f64> = (0..11).map(far).collect();
             sorted.sort_by(f64::total_cmp);
             // A score is half a square up to what depends on the row alone. Where each is off by at most e, so is the
-            // r-th lowest of them, and the one of the centre that has it.
+            // r-th lowest of them, and the one of the center that has it.
             let error = (0..11).map(|c| centres.error_of_score(x, c)).fold(0.0, f64::max);
             for (got, want) in cells.iter().zip(&sorted) {
                 assert_within!(far(*got), *want, 2.0 * 2.0 * error, "{cells:?}");
@@ -352,8 +399,8 @@ mod tests {
         let probing = InvertedFile::new(RowsView::new(&data, 3), &centres, 2);
         let before: Vec<u32> =
             (0..300u32).map(|i| if i.is_multiple_of(3) { u32::MAX } else { i % 20 }).collect();
-        let mut index = before.clone();
-        let (sum, moved) = probing.assign(&centroids, &lists, &mut index);
+        let mut labels = before.clone();
+        let pass = probing.assign(&centroids, &lists, &mut labels);
         let (mut total, mut other) = (Rounded::default(), 0);
         let centroids = Centroids::exact(&centroids, 3);
         for (i, x) in data.chunks(3).enumerate() {
@@ -362,17 +409,17 @@ mod tests {
                 let c = *c as u32;
                 c == before[i] || cells.iter().any(|cell| lists[*cell as usize].contains(&c))
             };
-            let (best, square) = centroids.nearest_among(x, (0..20).filter(met));
-            assert_eq!(index[i] as usize, best, "row {i}");
-            total.value += square.value;
-            total.error += square.error;
+            let (best, sq_dist) = centroids.nearest_among(x, (0..20).filter(met));
+            assert_eq!(labels[i] as usize, best, "row {i}");
+            total.value += sq_dist.value;
+            total.error += sq_dist.error;
             other += (best as u32 != before[i]) as usize;
         }
-        assert_within!(sum, total.value, total.error);
-        assert_eq!(moved, other);
+        assert_within!(pass.objective, total.value, total.error);
+        assert_eq!(pass.reassigned, other);
     }
 
-    /// How far the score of centroid `c` among the neighbours of `x` may be off: unlike those of rows, both are taken
+    /// How far the score of centroid `c` among the neighbors of `x` may be off: unlike those of rows, both are taken
     /// around the mean, and ‖c − m‖²/2 is a sum in f32.
     fn error_in_graph(x: &[f32], centroids: &Centroids, c: usize) -> f64 {
         let mut magnitude = 0.0;
@@ -391,29 +438,30 @@ mod tests {
             let lists = graph(&centroids, 3, width);
             for (c, list) in lists.iter().enumerate() {
                 let x = &centroids[3 * c..3 * c + 3];
-                let of = |n: u32| oracle::square(x, exact.row(n as usize));
+                let sq_dist = |n: u32| oracle::sq_dist(x, exact.row(n as usize));
                 assert!(list.len() == width.min(130) && list.contains(&(c as u32)) && list.is_sorted());
-                let far = list.iter().map(|n| of(*n)).fold(0.0, f64::max);
-                let left_out = (0..130).filter(|n| !list.contains(n)).map(of).fold(f64::INFINITY, f64::min);
+                let far = list.iter().map(|n| sq_dist(*n)).fold(0.0, f64::max);
+                let left_out =
+                    (0..130).filter(|n| !list.contains(n)).map(sq_dist).fold(f64::INFINITY, f64::min);
                 let error = (0..130).map(|n| error_in_graph(x, &exact, n)).fold(0.0, f64::max);
                 // Two scores are compared, each of them half a square.
                 let room = 2.0 * 2.0 * error;
                 assert!(far <= left_out + room, "prototype {c}: {far} is there, {left_out} is not");
             }
             let before: Vec<u32> = (0..500).map(|i| i * 7 % 130).collect();
-            let mut index = before.clone();
-            let (sum, moved) = step(RowsView::new(&data, 3), &centroids, &lists, &mut index);
+            let mut labels = before.clone();
+            let pass = step(RowsView::new(&data, 3), &centroids, &lists, &mut labels);
             let mut total = Rounded::default();
             for (i, x) in data.chunks(3).enumerate() {
                 let list = lists[before[i] as usize].iter().map(|c| *c as usize);
-                let (best, square) = exact.nearest_among(x, list);
-                assert_eq!(index[i] as usize, best, "row {i}");
-                total.value += square.value;
-                total.error += square.error;
+                let (best, sq_dist) = exact.nearest_among(x, list);
+                assert_eq!(labels[i] as usize, best, "row {i}");
+                total.value += sq_dist.value;
+                total.error += sq_dist.error;
             }
-            assert_within!(sum, total.value, total.error);
-            assert_eq!(moved, (0..500).filter(|i| index[*i] != before[*i]).count());
-            assert_within!(objective(RowsView::new(&data, 3), &index, &centroids), total.value, total.error);
+            assert_within!(pass.objective, total.value, total.error);
+            assert_eq!(pass.reassigned, (0..500).filter(|i| labels[*i] != before[*i]).count());
+            assert_within!(objective(RowsView::new(&data, 3), &labels, &centroids), total.value, total.error);
         }
     }
 

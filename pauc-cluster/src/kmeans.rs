@@ -1,16 +1,13 @@
 //! k-means.
 
-use crate::host_clusterer::{checked, enough};
 use crate::lloyd::{Fit, Lloyd, report};
 use crate::seeding::{Init, gather, some_of};
-use crate::{HostClusterer, unit_rows};
-use pauc_kernels::distance::{Packed, nearest};
-use pauc_traits::clusterer::{FitContext, FitReport, RowsOnDevice};
+use crate::unit_rows;
+use pauc_kernels::distance::{Packed, nearest, squared_distance};
+use pauc_traits::clusterer::{ClustersOnDevice, FitContext, FitReport, RowsOnDevice};
 use pauc_traits::probe::RowsView;
-use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::{
-    Clusterer, Clustering, Compute, Count, Error, Features, NonNegative, Result, TrainingSpan, component,
-};
+use pauc_traits::rng::{Purpose, Stream, stream};
+use pauc_traits::{Clusterer, Clustering, Count, Error, NonNegative, Result, TrainingSpan, component};
 
 component! {
     /// k-means: prototypes that minimise Σ‖x − c‖² over the samples, one clustering for each k.
@@ -32,7 +29,7 @@ component! {
         pub k: Vec<Count>,
         /// Updates at most; ends earlier where an update changes nothing.
         pub iterations: Count = Count::lit(20),
-        /// Fits from different starts; the one with the lowest objective is kept.
+        /// Fits from different starts (scikit-learn's `n_init`); the one with the lowest objective is kept.
         pub redos: Count = Count::lit(1),
         /// How the first centroids are chosen: KMeansPlusPlus or Random.
         pub init: Init = Init::KMeansPlusPlus,
@@ -42,9 +39,9 @@ component! {
         pub tolerance: NonNegative = NonNegative::lit(0.0),
         /// Whether the first fit of each level starts from the last clustering of the same size.
         pub warm_start: bool = false,
-        /// Refuses to fit with fewer samples a prototype.
+        /// Refuses to fit with fewer samples per prototype.
         pub min_points_per_centroid: Option<Count> = None,
-        /// Fits on a random subset of so many samples a prototype (the objectives reported are the subset's), then
+        /// Fits on a random subset of this many samples per prototype (the objectives reported are the subset's), then
         /// assigns all.
         pub max_points_per_centroid: Option<Count> = None,
         /// When the first clustering happens.
@@ -54,11 +51,48 @@ component! {
     }
 }
 
-impl<D: Compute> Clusterer<D> for KMeans {
-    fn fit(&self, features: Features<'_, D>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
-        let data = features.device.host_view(features.data)?;
-        let rows = checked(&data, features.rows, features.cols)?;
-        self.levels(rows, context, &|rows| features.device.rows_on_device(rows.data, rows.cols))
+impl KMeans {
+    /// k-means for these k with the defaults of a recipe.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pauc_cluster::KMeans;
+    /// use pauc_traits::clusterer::{Clusterer, FitContext};
+    /// use pauc_traits::{Count, probe::RowsView};
+    ///
+    /// // Five samples of one dimension, in two groups.
+    /// let rows = RowsView::new(&[0.0, 0.2, 9.0, 0.1, 9.3], 1);
+    /// let levels = KMeans::with(vec![Count::lit(2)]).fit(rows, FitContext::new(0))?;
+    ///
+    /// let assignments: Vec<u32> = levels[0].assignments.iter().flatten().copied().collect();
+    /// println!("{assignments:?}");
+    /// assert!(assignments == [0, 0, 1, 0, 1] || assignments == [1, 1, 0, 1, 0]);
+    /// # Ok::<(), pauc_traits::Error>(())
+    /// ```
+    pub fn with(k: Vec<Count>) -> Self {
+        KMeans::new(k)
+    }
+}
+
+impl Clusterer for KMeans {
+    fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        if self.k.is_empty() {
+            return Err(Error::config(
+                "k is an empty list: name at least one number of prototypes, such as k: [100]",
+            ));
+        }
+        // Without subsets, all levels share one copy of the rows on the device.
+        let mut shared = match self.max_points_per_centroid {
+            None => Some(PlacedRows::new(rows, context.device)?),
+            Some(_) => None,
+        };
+        let mut levels = Vec::with_capacity(self.k.len());
+        for (level, k) in (0..).zip(&self.k) {
+            let fit = LevelFit { options: self, rows, context, level, k: k.get() };
+            levels.push(fit.run(shared.as_mut())?);
+        }
+        Ok(levels)
     }
     fn prototypes(&self) -> Vec<Option<usize>> {
         self.k.iter().map(|k| Some(k.get())).collect()
@@ -71,129 +105,164 @@ impl<D: Compute> Clusterer<D> for KMeans {
     }
 }
 
-impl HostClusterer for KMeans {
-    fn fit_rows(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
-        self.levels(rows, context, &|_| Ok(None))
+/// Rows, and where they are searched: by the host, or by a device that has a copy of them.
+struct PlacedRows<'a> {
+    rows: RowsView<'a>,
+    device: Option<Box<dyn RowsOnDevice>>,
+}
+
+impl<'a> PlacedRows<'a> {
+    /// Places rows on the device, if there is one that takes them.
+    fn new(rows: RowsView<'a>, device: Option<&dyn ClustersOnDevice>) -> Result<Self> {
+        let device = device.map(|device| device.rows(rows)).transpose()?.flatten();
+        Ok(PlacedRows { rows, device })
+    }
+
+    /// The first k centroids.
+    fn choose(&mut self, init: Init, k: usize, rng: &mut Stream) -> Result<Vec<f32>> {
+        let chosen = match &mut self.device {
+            Some(device) => init.choose_on(&mut **device, self.rows, k, rng)?,
+            None => init.choose(self.rows, k, rng),
+        };
+        Ok(gather(self.rows, &chosen))
+    }
+
+    /// Lloyd's iteration from given centroids.
+    fn iterate(&mut self, lloyd: Lloyd, centroids: Vec<f32>, rng: &mut Stream) -> Result<Fit> {
+        match &mut self.device {
+            Some(device) => lloyd.run_on(&mut **device, self.rows.cols, centroids, rng),
+            None => Ok(lloyd.run(self.rows, centroids, rng)),
+        }
+    }
+
+    /// Each row's nearest centroid.
+    fn assign(&mut self, centroids: &[f32]) -> Result<Vec<u32>> {
+        if let Some(device) = &mut self.device {
+            return Ok(device.nearest(centroids)?.0);
+        }
+        let RowsView { data, rows: n, cols } = self.rows;
+        let mut labels = vec![0; n];
+        nearest(data, &Packed::new(centroids, cols), &mut labels, &mut vec![0.0; n]);
+        Ok(labels)
     }
 }
 
-/// Takes rows into a device's memory; none where the host does the work.
-type Lend<'a> = &'a dyn Fn(RowsView<'_>) -> Result<Option<Box<dyn RowsOnDevice>>>;
+/// One level of a fit.
+struct LevelFit<'a> {
+    options: &'a KMeans,
+    rows: RowsView<'a>,
+    context: FitContext<'a>,
+    level: u64,
+    k: usize,
+}
 
-/// What the random numbers of one fit are for.
-const SEEDING: u64 = 0;
-const SPLITS: u64 = 1;
-const SUBSET: u64 = 2;
+/// What the random numbers of a level are for.
+#[derive(Clone, Copy)]
+enum Draw {
+    Seeding,
+    Splits,
+    Subset,
+}
 
-impl KMeans {
-    /// k-means for these k with the defaults of a recipe.
-    pub fn with(k: Vec<Count>) -> Self {
-        KMeans::new(k)
-    }
-
-    fn levels(&self, rows: RowsView<'_>, context: FitContext<'_>, lend: Lend<'_>) -> Result<Vec<Clustering>> {
-        if self.k.is_empty() {
-            return Err(Error::config(
-                "k is an empty list: name at least one number of prototypes, such as k: [100]",
-            ));
+impl LevelFit<'_> {
+    /// Fits the level to the `shared` rows, or to rows of its own.
+    fn run(&self, shared: Option<&mut PlacedRows<'_>>) -> Result<Clustering> {
+        self.check_size()?;
+        if self.k == self.rows.rows {
+            return Ok(self.copies());
         }
-        // Without a subset all levels work on the same rows.
-        let mut whole = if self.max_points_per_centroid.is_none() { lend(rows)? } else { None };
-        let level =
-            |(level, k): (usize, &Count)| self.level(rows, context, (level, k.get()), (lend, whole.as_mut()));
-        self.k.iter().enumerate().map(level).collect()
+        if let Some(rows) = shared {
+            return Ok(self.clustering(self.best_of(rows)?));
+        }
+        let device = self.context.device;
+        match self.subset() {
+            None => Ok(self.clustering(self.best_of(&mut PlacedRows::new(self.rows, device)?)?)),
+            Some(subset) => {
+                let subset = RowsView::new(&subset, self.rows.cols);
+                // The subset leaves the device before all rows come.
+                let fit = self.best_of(&mut PlacedRows::new(subset, device)?)?;
+                let labels = PlacedRows::new(self.rows, device)?.assign(&fit.centroids)?;
+                Ok(self.clustering(Fit { labels, ..fit }))
+            }
+        }
     }
 
-    fn level(
-        &self,
-        rows: RowsView<'_>,
-        context: FitContext<'_>,
-        (level, k): (usize, usize),
-        (lend, whole): (Lend<'_>, Option<&mut Box<dyn RowsOnDevice>>),
-    ) -> Result<Clustering> {
-        enough(rows, k)?;
-        let (n, dim) = (rows.rows, rows.cols);
-        if let Some(least) = self.min_points_per_centroid.map(Count::get)
-            && n < least.saturating_mul(k)
-        {
+    /// Whether there are as many samples per prototype as the options want.
+    fn check_size(&self) -> Result<()> {
+        let Some(least) = self.options.min_points_per_centroid.map(Count::get) else { return Ok(()) };
+        let (k, n, needed) = (self.k, self.rows.rows, least.saturating_mul(self.k));
+        if n < needed {
             return Err(Error::config(format!(
-                "{k} prototypes of at least {least} samples need {}, but there are {n}: lower k or min_points_per_centroid",
-                least.saturating_mul(k)
+                "{k} prototypes of at least {least} samples need {needed}, but there are {n}: lower k or                  min_points_per_centroid"
             )));
         }
-        let random = |redo: usize, what: u64| {
-            stream(context.seed, Purpose::Cluster, context.epoch, level as u64, redo as u64 * 3 + what)
-        };
-        if k == n {
-            let mut centroids = rows.data.to_vec();
-            if self.spherical {
-                unit_rows(&mut centroids, dim);
-            }
-            let own = |i: usize| &centroids[i * dim..(i + 1) * dim];
-            let objective = rows
-                .iter()
-                .enumerate()
-                .map(|(i, x)| pauc_kernels::distance::squared_distance(x, own(i)) as f64);
-            let objective = vec![objective.sum()];
-            let assignments: Vec<Option<u32>> = (0..n as u32).map(Some).collect();
-            let report = report(objective, 0, assignments.iter().copied(), k);
-            return Ok(Clustering { k, dim, centroids, assignments, report });
+        Ok(())
+    }
+
+    fn random(&self, restart: usize, draw: Draw) -> Stream {
+        let view = restart as u64 * 3 + draw as u64;
+        stream(self.context.seed, Purpose::Cluster, self.context.epoch, self.level, view)
+    }
+
+    /// As many prototypes as samples: each sample is one.
+    fn copies(&self) -> Clustering {
+        let (k, dim) = (self.k, self.rows.cols);
+        let mut centroids = self.rows.data.to_vec();
+        if self.options.spherical {
+            unit_rows(&mut centroids, dim);
         }
-        let subset = self.max_points_per_centroid.map(|most| most.get().saturating_mul(k)).filter(|m| *m < n);
-        let sampled = subset.map(|size| gather(rows, &some_of(n, size, &mut random(0, SUBSET))));
-        let fitted = sampled.as_deref().map_or(rows, |data| RowsView::new(data, dim));
-        let lloyd = Lloyd {
-            iterations: self.iterations.get(),
-            spherical: self.spherical,
-            tolerance: self.tolerance.get(),
-        };
-        let warm = context.previous.iter().find(|c| self.warm_start && c.k == k && c.dim == dim);
-        let mut own = if whole.is_none() { lend(fitted)? } else { None };
-        let mut on = match whole {
-            Some(whole) => Some(whole),
-            None => own.as_mut(),
-        };
-        let mut run = |redo: usize| -> Result<Fit> {
-            let start = match warm {
-                Some(last) if redo == 0 => last.centroids.clone(),
-                _ => {
-                    let mut rng = random(redo, SEEDING);
-                    let chosen = match &mut on {
-                        Some(on) => self.init.choose_on(&mut ***on, fitted, k, &mut rng)?,
-                        None => self.init.choose(fitted, k, &mut rng),
-                    };
-                    gather(fitted, &chosen)
-                }
-            };
-            let mut rng = random(redo, SPLITS);
-            match &mut on {
-                Some(on) => lloyd.run_on(&mut ***on, dim, start, &mut rng),
-                None => Ok(lloyd.run(fitted, start, &mut rng)),
-            }
-        };
-        let mut best = run(0)?;
-        for redo in 1..self.redos.get() {
-            let fit = run(redo)?;
+        let pairs = self.rows.iter().zip(centroids.chunks_exact(dim));
+        let objective = vec![pairs.map(|(x, c)| squared_distance(x, c) as f64).sum()];
+        let assignments: Vec<Option<u32>> = (0..k as u32).map(Some).collect();
+        let report = report(objective, 0, assignments.iter().copied(), k);
+        Clustering { k, dim, centroids, assignments, report }
+    }
+
+    /// The samples to fit to, row-major; `None`: all of them.
+    fn subset(&self) -> Option<Vec<f32>> {
+        let size = self.options.max_points_per_centroid?.get().saturating_mul(self.k);
+        let n = self.rows.rows;
+        (size < n).then(|| gather(self.rows, &some_of(n, size, &mut self.random(0, Draw::Subset))))
+    }
+
+    /// The fit with the lowest objective among those from different starts.
+    fn best_of(&self, rows: &mut PlacedRows<'_>) -> Result<Fit> {
+        let mut best = self.fit_from(rows, 0)?;
+        for restart in 1..self.options.redos.get() {
+            let fit = self.fit_from(rows, restart)?;
             if fit.objective.last() < best.objective.last() {
                 best = fit;
             }
         }
-        let Fit { centroids, mut index, objective, moved, splits, .. } = best;
-        if sampled.is_some() {
-            // The subset makes room for all.
-            drop(own);
-            index = match lend(rows)? {
-                Some(mut all) => all.nearest(&centroids)?.0,
-                None => {
-                    let mut index = vec![0; n];
-                    nearest(rows.data, &Packed::new(&centroids, dim), &mut index, &mut vec![0.0; n]);
-                    index
-                }
-            };
-        }
-        let assignments: Vec<Option<u32>> = index.into_iter().map(Some).collect();
-        let report = report(objective, splits.iter().sum(), assignments.iter().copied(), k);
-        let report = FitReport { moved, splits_at: splits, ..report };
-        Ok(Clustering { k, dim, centroids, assignments, report })
+        Ok(best)
+    }
+
+    /// One fit, from its own start.
+    fn fit_from(&self, rows: &mut PlacedRows<'_>, restart: usize) -> Result<Fit> {
+        let options = self.options;
+        let lloyd = Lloyd {
+            iterations: options.iterations.get(),
+            spherical: options.spherical,
+            tolerance: options.tolerance.get(),
+        };
+        let centroids = match self.warm_start().filter(|_| restart == 0) {
+            Some(previous) => previous.centroids.clone(),
+            None => rows.choose(options.init, self.k, &mut self.random(restart, Draw::Seeding))?,
+        };
+        rows.iterate(lloyd, centroids, &mut self.random(restart, Draw::Splits))
+    }
+
+    /// The clustering of the previous fit to start from.
+    fn warm_start(&self) -> Option<&Clustering> {
+        let fits = |c: &&Clustering| c.k == self.k && c.dim == self.rows.cols;
+        self.context.previous.iter().find(fits).filter(|_| self.options.warm_start)
+    }
+
+    fn clustering(&self, fit: Fit) -> Clustering {
+        let Fit { centroids, labels, objective, reassigned, empty_splits, .. } = fit;
+        let assignments: Vec<Option<u32>> = labels.into_iter().map(Some).collect();
+        let report = report(objective, empty_splits.iter().sum(), assignments.iter().copied(), self.k);
+        let report = FitReport { reassigned, empty_splits, ..report };
+        Clustering { k: self.k, dim: self.rows.cols, centroids, assignments, report }
     }
 }

@@ -1,12 +1,10 @@
 //! Clusterers, the concentration of prototypes, clustering metrics and the diagnostics of coagulation.
 //!
+//! Each clusterer is a module of its own: [`kmeans`], [`dbscan`] and so on; `pauc-cli list clusterer` says what each of
+//! them does. The others hold what they share, and what is done with their results:
+//!
 //! | module | what lives there |
 //! |---|---|
-//! | [`kmeans`] | [`KMeans`]: Lloyd's algorithm, one clustering for each k |
-//! | [`minibatch`], [`hierarchical`] | [`MiniBatchKMeans`]; [`HierarchicalKMeans`], nested from coarse to fine |
-//! | [`agglomerative`] | [`Agglomerative`]: Ward's method on a fine k-means, nested from fine to coarse |
-//! | [`mixture`], [`sinkhorn`] | [`GaussianMixture`], diagonal; [`Sinkhorn`], prototypes of equal size |
-//! | [`dbscan`], [`mod@hdbscan`], [`labels`] | [`Dbscan`] and [`Hdbscan`], with noise; [`Labels`], the oracle |
 //! | [`lloyd`], [`seeding`], [`nearest`] | the iteration behind k-means, where it starts, and its assignments |
 //! | [`inverted_file`] | assignments among the prototypes that lie near a row |
 //! | [`feature_files`] | features and labels from files |
@@ -18,30 +16,31 @@
 //! Everything gives the same bits for every number of threads.
 #![forbid(unsafe_code)]
 
-#[macro_use]
-mod host_clusterer;
+// The clusterers.
 pub mod agglomerative;
-pub mod coagulation;
-pub mod concentration;
 pub mod dbscan;
-pub mod feature_files;
 pub mod hdbscan;
 pub mod hierarchical;
-pub mod inverted_file;
 pub mod kmeans;
 pub mod labels;
+pub mod minibatch;
+pub mod mixture;
+pub mod sinkhorn;
+
+// What they share, and what is done with their results.
+pub mod coagulation;
+pub mod concentration;
+pub mod feature_files;
+pub mod inverted_file;
 pub mod lloyd;
 pub mod matching;
 pub mod metrics;
-pub mod minibatch;
-pub mod mixture;
 pub mod nearest;
 #[cfg(test)]
 mod oracle;
 #[cfg(feature = "parquet")]
 mod parquet;
 pub mod seeding;
-pub mod sinkhorn;
 mod spectrum;
 
 pub use agglomerative::Agglomerative;
@@ -49,7 +48,6 @@ pub use concentration::{ConcentrationKind, concentration, unit_rows};
 pub use dbscan::Dbscan;
 pub use hdbscan::Hdbscan;
 pub use hierarchical::HierarchicalKMeans;
-pub use host_clusterer::HostClusterer;
 pub use kmeans::KMeans;
 pub use labels::Labels;
 pub use matching::match_prototypes;

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 /// How far a split moves the two halves apart, relative to their coordinates.
 const SPLIT: f32 = 1.0 / 1024.0;
 
-/// When the iteration ends, and on what it runs.
+/// Lloyd's algorithm: when it ends, and what its centroids are.
 #[derive(Clone, Copy, Debug)]
 pub struct Lloyd {
     /// Updates at most.
@@ -30,237 +30,323 @@ pub struct Fit {
     /// K·D centroids.
     pub centroids: Vec<f32>,
     /// Each row's nearest of these centroids.
-    pub index: Vec<u32>,
+    pub labels: Vec<u32>,
     /// Each row's squared distance to it.
-    pub square: Vec<f32>,
+    pub sq_dist: Vec<f32>,
     /// Σ‖x − c‖² before each update and at the end.
     pub objective: Vec<f64>,
     /// Rows whose centroid is not the one from before, at each update; all at the first.
-    pub moved: Vec<usize>,
+    pub reassigned: Vec<usize>,
     /// Empty clusters refilled at each update.
-    pub splits: Vec<usize>,
+    pub empty_splits: Vec<usize>,
 }
 
 impl Lloyd {
-    /// Runs from given centroids; `rng` chooses which clusters are split.
+    /// Runs on the host from given centroids; `rng` chooses which clusters are split.
     ///
-    /// Stops early where an update changes nothing: further ones would not either.
+    /// Stops early if an update changes nothing: further ones would not either.
     ///
     /// # Shapes
-    /// rows (N, D), centroids K·D with K ≤ N
+    /// rows (N, D), centroids (K, D), row-major, with K ≤ N
     pub fn run(&self, rows: RowsView<'_>, centroids: Vec<f32>, rng: &mut Stream) -> Fit {
-        let Ok(fit) = self.iterate(OnHost { rows, found: None }, rows.cols, centroids, rng);
+        let Ok(fit) = self.run_steps(HostSteps { rows, nearest: None }, rows.cols, centroids, rng);
         fit
     }
 
-    /// [`Lloyd::run`] on rows that lie in a device's memory.
+    /// [`Lloyd::run`] on rows of `dim` values in a device's memory.
     ///
     /// # Errors
     /// If the device fails.
     pub fn run_on(
         &self,
         rows: &mut dyn RowsOnDevice,
-        cols: usize,
+        dim: usize,
         centroids: Vec<f32>,
         rng: &mut Stream,
     ) -> Result<Fit> {
-        let steps = OnDevice { rows, index: Vec::new(), square: Vec::new() };
-        self.iterate(steps, cols, centroids, rng)
+        let steps = DeviceSteps { rows, assignment: Assignment::default() };
+        self.run_steps(steps, dim, centroids, rng)
     }
 
-    fn iterate<W: Steps>(
+    /// [`Lloyd::run`] on rows of `dim` values wherever `steps` has them.
+    ///
+    /// # Shapes
+    /// centroids (K, D), row-major, with K ≤ N
+    ///
+    /// # Errors
+    /// Those of the steps.
+    pub fn run_steps<S: Steps>(
         &self,
-        mut work: W,
+        mut steps: S,
         dim: usize,
         mut centroids: Vec<f32>,
         rng: &mut Stream,
-    ) -> Result<Fit, W::Error> {
+    ) -> Result<Fit, S::Error> {
         if self.spherical {
             unit_rows(&mut centroids, dim);
         }
         let k = centroids.len() / dim;
-        work.nearest(&centroids)?;
+        steps.assign(&centroids)?;
         let (mut previous, mut objective) = (Vec::<u32>::new(), Vec::<f64>::new());
-        let (mut moved, mut splits, mut split_now) = (Vec::new(), Vec::new(), 0);
+        let (mut reassigned, mut empty_splits, mut last_splits) = (Vec::new(), Vec::new(), 0);
         loop {
-            let (index, square) = work.found();
-            let now: f64 = square.iter().map(|s| *s as f64).sum();
-            let small = objective.last().is_some_and(|last| last - now <= self.tolerance * last);
-            objective.push(now);
-            let settled = split_now == 0 && (previous == index || (self.tolerance > 0.0 && small));
+            let labels = steps.labels();
+            let inertia: f64 = steps.sq_dist().iter().map(|d| *d as f64).sum();
+            let small = objective.last().is_some_and(|last| last - inertia <= self.tolerance * last);
+            objective.push(inertia);
+            let settled = last_splits == 0 && (previous == labels || (self.tolerance > 0.0 && small));
             if objective.len() > self.iterations || settled {
-                let (index, square) = work.into_found();
-                return Ok(Fit { centroids, index, square, objective, moved, splits });
+                let Assignment { labels, sq_dist } = steps.into_assignment();
+                return Ok(Fit { centroids, labels, sq_dist, objective, reassigned, empty_splits });
             }
             // The mean of the same rows is the same, unless a split or a scaling has changed the centroid since.
-            let stale = (self.spherical || split_now > 0 || previous.is_empty()).then(|| vec![true; k]);
-            let stale = stale.unwrap_or_else(|| touched(&previous, index, k));
-            let stayed = previous.iter().zip(index).filter(|(a, b)| a == b).count();
-            moved.push(index.len() - stayed);
+            let all_stale = self.spherical || last_splits > 0 || previous.is_empty();
+            let stale = if all_stale { vec![true; k] } else { changed_clusters(&previous, labels, k) };
+            let kept = previous.iter().zip(labels).filter(|(before, now)| before == now).count();
+            reassigned.push(labels.len() - kept);
             previous.clear();
-            previous.extend_from_slice(index);
-            let mut sizes = work.means(&mut centroids, &stale)?;
-            split_now = refill(&mut centroids, dim, &mut sizes, rng);
-            splits.push(split_now);
+            previous.extend_from_slice(labels);
+            let mut sizes = steps.means(&mut centroids, &stale)?;
+            last_splits = refill(&mut centroids, dim, &mut sizes, rng);
+            empty_splits.push(last_splits);
             if self.spherical {
                 unit_rows(&mut centroids, dim);
             }
-            work.nearest(&centroids)?;
+            steps.assign(&centroids)?;
         }
     }
 }
 
-/// What an iteration is made of.
-trait Steps {
+/// Each row's nearest centroid, and the squared distance to it.
+#[derive(Clone, Debug, Default)]
+pub struct Assignment {
+    /// N numbers of centroids.
+    pub labels: Vec<u32>,
+    /// N squared distances.
+    pub sq_dist: Vec<f32>,
+}
+
+/// What an iteration asks of its N rows, wherever they lie. [`Lloyd::run_steps`] does everything else.
+///
+/// There are two implementers: rows in the host's memory, and rows in a device's. Rows that are spread over several
+/// processes would be a third: each process assigns its own rows and gathers the labels, then computes the means of
+/// its own share of the clusters and gathers those. A mean is one sum over all rows of a cluster in their order, so
+/// the result has the same bits for any number of processes.
+pub trait Steps {
+    /// Why a step can fail.
     type Error;
-    /// Finds each row's nearest centroid.
-    fn nearest(&mut self, centroids: &[f32]) -> Result<(), Self::Error>;
-    /// The nearest centroids and the squared distances to them.
-    fn found(&self) -> (&[u32], &[f32]);
-    /// The same, kept.
-    fn into_found(self) -> (Vec<u32>, Vec<f32>);
-    /// Replaces the centroids that are `stale` by the means of the rows that are nearest to them, and returns the sizes.
+
+    /// Finds each row's nearest centroid, the lowest among equals.
+    ///
+    /// # Shapes
+    /// centroids (K, D), row-major
+    ///
+    /// # Errors
+    /// If whatever holds the rows fails.
+    fn assign(&mut self, centroids: &[f32]) -> Result<(), Self::Error>;
+
+    /// The N nearest centroids of the last [`assign`](Steps::assign).
+    fn labels(&self) -> &[u32];
+
+    /// The N squared distances to them.
+    fn sq_dist(&self) -> &[f32];
+
+    /// Both, kept.
+    fn into_assignment(self) -> Assignment;
+
+    /// Replaces the centroids that are `stale` and have rows by the means of these rows, and returns the K sizes.
+    ///
+    /// # Shapes
+    /// centroids (K, D), row-major; stale K
+    ///
+    /// # Errors
+    /// If whatever holds the rows fails.
     fn means(&mut self, centroids: &mut [f32], stale: &[bool]) -> Result<Vec<usize>, Self::Error>;
 }
 
-struct OnHost<'a> {
+/// Rows in the host's memory.
+struct HostSteps<'a> {
     rows: RowsView<'a>,
-    found: Option<Nearest>,
+    nearest: Option<Nearest>,
 }
 
-impl Steps for OnHost<'_> {
+impl Steps for HostSteps<'_> {
     type Error = std::convert::Infallible;
 
-    fn nearest(&mut self, centroids: &[f32]) -> Result<(), Self::Error> {
-        match &mut self.found {
-            Some(found) => found.follow(self.rows, centroids),
-            None => self.found = Some(Nearest::find(self.rows, centroids)),
+    fn assign(&mut self, centroids: &[f32]) -> Result<(), Self::Error> {
+        match &mut self.nearest {
+            Some(nearest) => nearest.follow(self.rows, centroids),
+            None => self.nearest = Some(Nearest::find(self.rows, centroids)),
         }
         Ok(())
     }
 
-    fn found(&self) -> (&[u32], &[f32]) {
-        self.found.as_ref().map_or((&[], &[]), |f| (&f.index, &f.square))
+    fn labels(&self) -> &[u32] {
+        self.nearest.as_ref().map_or(&[], |nearest| &nearest.labels)
     }
 
-    fn into_found(self) -> (Vec<u32>, Vec<f32>) {
-        self.found.map_or_else(Default::default, |f| (f.index, f.square))
+    fn sq_dist(&self) -> &[f32] {
+        self.nearest.as_ref().map_or(&[], |nearest| &nearest.sq_dist)
+    }
+
+    fn into_assignment(self) -> Assignment {
+        self.nearest.map_or_else(Assignment::default, |nearest| Assignment {
+            labels: nearest.labels,
+            sq_dist: nearest.sq_dist,
+        })
     }
 
     fn means(&mut self, centroids: &mut [f32], stale: &[bool]) -> Result<Vec<usize>, Self::Error> {
-        let index = self.found.as_ref().map_or(&[][..], |f| &f.index);
-        Ok(means_of(self.rows, index, centroids, stale))
+        Ok(means_of(self.rows, self.labels(), centroids, stale))
     }
 }
 
-struct OnDevice<'a> {
+/// Rows in a device's memory.
+struct DeviceSteps<'a> {
     rows: &'a mut dyn RowsOnDevice,
-    index: Vec<u32>,
-    square: Vec<f32>,
+    assignment: Assignment,
 }
 
-impl Steps for OnDevice<'_> {
+impl Steps for DeviceSteps<'_> {
     type Error = pauc_traits::Error;
 
-    fn nearest(&mut self, centroids: &[f32]) -> Result<()> {
-        (self.index, self.square) = self.rows.nearest(centroids)?;
+    fn assign(&mut self, centroids: &[f32]) -> Result<()> {
+        let (labels, sq_dist) = self.rows.nearest(centroids)?;
+        self.assignment = Assignment { labels, sq_dist };
         Ok(())
     }
 
-    fn found(&self) -> (&[u32], &[f32]) {
-        (&self.index, &self.square)
+    fn labels(&self) -> &[u32] {
+        &self.assignment.labels
     }
 
-    fn into_found(self) -> (Vec<u32>, Vec<f32>) {
-        (self.index, self.square)
+    fn sq_dist(&self) -> &[f32] {
+        &self.assignment.sq_dist
+    }
+
+    fn into_assignment(self) -> Assignment {
+        self.assignment
     }
 
     fn means(&mut self, centroids: &mut [f32], stale: &[bool]) -> Result<Vec<usize>> {
-        let (order, starts) = members(&self.index, stale.len());
-        self.rows.means(&order, &starts, centroids)?;
-        Ok(starts.windows(2).map(|w| w[1] - w[0]).collect())
+        let members = Members::new(self.labels(), stale.len());
+        self.rows.means(&members.order, &members.starts, centroids)?;
+        Ok(members.sizes())
     }
 }
 
 /// Rows that are sorted by their clusters in one piece.
 const PIECE: usize = 1 << 16;
 
-/// The rows of each cluster in ascending order, one cluster after the other, and where each begins.
-pub fn members(index: &[u32], k: usize) -> (Vec<u32>, Vec<usize>) {
-    if index.len() <= PIECE {
-        return members_from(0, index, k);
-    }
-    // Each piece by itself, and then each cluster's rows of all pieces one after the other.
-    let threads = rayon::current_num_threads();
-    let size = index.len().div_ceil(threads).max(PIECE);
-    let pieces: Vec<_> =
-        index.par_chunks(size).enumerate().map(|(i, piece)| members_from(i * size, piece, k)).collect();
-    let mut starts = vec![0; k + 1];
-    for c in 0..k {
-        starts[c + 1] = starts[c] + pieces.iter().map(|(_, starts)| starts[c + 1] - starts[c]).sum::<usize>();
-    }
-    let mut order = vec![0; index.len()];
-    let (mut runs, mut rest) = (Vec::new(), &mut order[..]);
-    let share = k.div_ceil(4 * threads).max(1);
-    for first in (0..k).step_by(share) {
-        let end = k.min(first + share);
-        let (run, after) = rest.split_at_mut(starts[end] - starts[first]);
-        runs.push((first..end, run));
-        rest = after;
-    }
-    runs.into_par_iter().for_each(|(clusters, mut run)| {
-        for c in clusters {
-            for (order, starts) in &pieces {
-                let own = &order[starts[c]..starts[c + 1]];
-                let (to, after) = run.split_at_mut(own.len());
-                to.copy_from_slice(own);
-                run = after;
-            }
-        }
-    });
-    (order, starts)
+/// The rows of each of K clusters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Members {
+    /// N row numbers: those of cluster 0 in ascending order, then those of cluster 1, and so on.
+    pub order: Vec<u32>,
+    /// K + 1 places in `order`: where each cluster begins, and N.
+    pub starts: Vec<usize>,
 }
 
-/// [`members`] of the rows from number `from` on.
-fn members_from(from: usize, index: &[u32], k: usize) -> (Vec<u32>, Vec<usize>) {
-    let mut starts = vec![0usize; k + 1];
-    index.iter().for_each(|c| starts[*c as usize + 1] += 1);
-    for c in 0..k {
-        starts[c + 1] += starts[c];
+impl Members {
+    /// Sorts rows by their clusters.
+    ///
+    /// # Shapes
+    /// labels N, each in 0..k
+    ///
+    /// # Panics
+    /// If a label is not below `k`.
+    pub fn new(labels: &[u32], k: usize) -> Self {
+        if labels.len() <= PIECE {
+            return Self::of_piece(0, labels, k);
+        }
+        // Each piece by itself, and then each cluster's rows of all pieces one after the other.
+        let threads = rayon::current_num_threads();
+        let size = labels.len().div_ceil(threads).max(PIECE);
+        let pieces: Vec<Members> = labels
+            .par_chunks(size)
+            .enumerate()
+            .map(|(i, piece)| Self::of_piece(i * size, piece, k))
+            .collect();
+        let mut starts = vec![0; k + 1];
+        for c in 0..k {
+            starts[c + 1] = starts[c] + pieces.iter().map(|piece| piece.of(c).len()).sum::<usize>();
+        }
+        let mut order = vec![0; labels.len()];
+        let (mut runs, mut rest) = (Vec::new(), &mut order[..]);
+        let clusters_per_run = k.div_ceil(4 * threads).max(1);
+        for first in (0..k).step_by(clusters_per_run) {
+            let end = k.min(first + clusters_per_run);
+            let (run, after) = rest.split_at_mut(starts[end] - starts[first]);
+            runs.push((first..end, run));
+            rest = after;
+        }
+        runs.into_par_iter().for_each(|(clusters, mut run)| {
+            for rows in clusters.flat_map(|c| pieces.iter().map(move |piece| piece.of(c))) {
+                let (to, after) = run.split_at_mut(rows.len());
+                to.copy_from_slice(rows);
+                run = after;
+            }
+        });
+        Members { order, starts }
     }
-    let (mut next, mut order) = (starts.clone(), vec![0u32; index.len()]);
-    for (i, c) in index.iter().enumerate() {
-        order[next[*c as usize]] = (from + i) as u32;
-        next[*c as usize] += 1;
+
+    /// Sorts the rows from number `first` on.
+    fn of_piece(first: usize, labels: &[u32], k: usize) -> Self {
+        let mut starts = vec![0usize; k + 1];
+        labels.iter().for_each(|c| starts[*c as usize + 1] += 1);
+        for c in 0..k {
+            starts[c + 1] += starts[c];
+        }
+        let (mut next, mut order) = (starts.clone(), vec![0u32; labels.len()]);
+        for (i, c) in labels.iter().enumerate() {
+            order[next[*c as usize]] = (first + i) as u32;
+            next[*c as usize] += 1;
+        }
+        Members { order, starts }
     }
-    (order, starts)
+
+    /// The rows of cluster `c`, ascending.
+    pub fn of(&self, c: usize) -> &[u32] {
+        &self.order[self.starts[c]..self.starts[c + 1]]
+    }
+
+    /// The number of rows of each of the K clusters.
+    pub fn sizes(&self) -> Vec<usize> {
+        self.starts.windows(2).map(|pair| pair[1] - pair[0]).collect()
+    }
 }
 
 /// The clusters that rows have joined or left.
-fn touched(before: &[u32], after: &[u32], k: usize) -> Vec<bool> {
-    let mut touched = vec![false; k];
-    for (a, b) in before.iter().zip(after).filter(|(a, b)| a != b) {
-        touched[*a as usize] = true;
-        touched[*b as usize] = true;
+fn changed_clusters(before: &[u32], after: &[u32], k: usize) -> Vec<bool> {
+    let mut changed = vec![false; k];
+    for (left, joined) in before.iter().zip(after).filter(|(before, after)| before != after) {
+        changed[*left as usize] = true;
+        changed[*joined as usize] = true;
     }
-    touched
+    changed
 }
 
-/// Replaces each centroid by the mean of its rows, summed in `f64` in their order, and returns the sizes. A centroid
+/// Replaces each centroid by the mean of its rows, summed in `f64` in their order, and returns the K sizes. A centroid
 /// without rows stays.
-pub fn means(rows: RowsView<'_>, index: &[u32], centroids: &mut [f32]) -> Vec<usize> {
+///
+/// # Shapes
+/// rows (N, D), labels N, each in 0..K, centroids (K, D), row-major → K
+///
+/// # Panics
+/// If a label is not below K.
+pub fn means(rows: RowsView<'_>, labels: &[u32], centroids: &mut [f32]) -> Vec<usize> {
     let k = centroids.len() / rows.cols;
-    means_of(rows, index, centroids, &vec![true; k])
+    means_of(rows, labels, centroids, &vec![true; k])
 }
 
 /// [`means`] of the clusters that are `stale`.
-fn means_of(rows: RowsView<'_>, index: &[u32], centroids: &mut [f32], stale: &[bool]) -> Vec<usize> {
-    let (dim, k) = (rows.cols, stale.len());
-    let (order, starts) = members(index, k);
+fn means_of(rows: RowsView<'_>, labels: &[u32], centroids: &mut [f32], stale: &[bool]) -> Vec<usize> {
+    let dim = rows.cols;
+    let members = Members::new(labels, stale.len());
     centroids.par_chunks_mut(dim).enumerate().for_each_init(
         || vec![0.0f64; dim],
         |sum, (c, centroid)| {
-            let own = &order[starts[c]..starts[c + 1]];
+            let own = members.of(c);
             if own.is_empty() || !stale[c] {
                 return;
             }
@@ -271,13 +357,23 @@ fn means_of(rows: RowsView<'_>, index: &[u32], centroids: &mut [f32], stale: &[b
             }
         },
     );
-    starts.windows(2).map(|w| w[1] - w[0]).collect()
+    members.sizes()
 }
 
 /// Fills each empty cluster by splitting another, drawn with probability ∝ its size − 1: both get its centroid,
 /// coordinates times 1 ± 1/1024 alternately. Returns how many were filled.
+///
+/// # Shapes
+/// centroids (K, D), row-major; sizes K
 pub(crate) fn refill(centroids: &mut [f32], dim: usize, sizes: &mut [usize], rng: &mut Stream) -> usize {
     refill_from(centroids, dim, sizes, rng).len()
+}
+
+/// A cluster that was empty, and the one whose samples it shares since.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Split {
+    pub(crate) empty: usize,
+    pub(crate) donor: usize,
 }
 
 /// [`refill`]; returns each cluster that was filled, and the one it was split off.
@@ -286,7 +382,7 @@ pub(crate) fn refill_from(
     dim: usize,
     sizes: &mut [usize],
     rng: &mut Stream,
-) -> Vec<(usize, usize)> {
+) -> Vec<Split> {
     let mut filled = Vec::new();
     for empty in 0..sizes.len() {
         if sizes[empty] > 0 {
@@ -309,13 +405,24 @@ pub(crate) fn refill_from(
         }
         sizes[empty] = sizes[donor] / 2;
         sizes[donor] -= sizes[empty];
-        filled.push((empty, donor));
+        filled.push(Split { empty, donor });
     }
     filled
 }
 
+/// Each sample's prototype as a label in 0..=k: noise goes to one cluster more, which is then left out.
+pub(crate) fn labels_with_noise(assignments: &[Option<u32>], k: usize) -> Vec<u32> {
+    assignments.iter().map(|a| a.unwrap_or(k as u32)).collect()
+}
+
 /// The clustering with given assignments and their samples' means as centroids (zero where there are none). The
-/// objective of the means is added to those given.
+/// objective of the means, Σ‖x − c‖², is added to those given.
+///
+/// # Shapes
+/// rows (N, D), assignments N, each below `k` → centroids (k, D)
+///
+/// # Panics
+/// If an assignment is not below `k`.
 pub fn clustering_of(
     rows: RowsView<'_>,
     assignments: Vec<Option<u32>>,
@@ -323,20 +430,25 @@ pub fn clustering_of(
     mut objective: Vec<f64>,
 ) -> Clustering {
     let dim = rows.cols;
-    // Noise goes to one cluster more, which is then left out.
-    let index: Vec<u32> = assignments.iter().map(|a| a.unwrap_or(k as u32)).collect();
     let mut centroids = vec![0.0f32; (k + 1) * dim];
-    means(rows, &index, &mut centroids);
+    means(rows, &labels_with_noise(&assignments, k), &mut centroids);
     centroids.truncate(k * dim);
-    let square = |(x, a): (&[f32], &Option<u32>)| {
+    let sq_dist = |(x, a): (&[f32], &Option<u32>)| {
         a.map_or(0.0, |a| squared_distance(x, &centroids[a as usize * dim..][..dim]) as f64)
     };
-    objective.push(rows.iter().zip(&assignments).map(square).sum());
+    objective.push(rows.iter().zip(&assignments).map(sq_dist).sum());
     let report = report(objective, 0, assignments.iter().copied(), k);
     Clustering { k, dim, centroids, assignments, report }
 }
 
-/// The report of a clustering with these assignments.
+/// The report of a clustering into `k` prototypes with these assignments: `objective` and `splits` as given, sizes
+/// counted, and nothing of the single updates.
+///
+/// # Shapes
+/// objective: any number of values, in the order of the updates; assignments N, each below `k`
+///
+/// # Panics
+/// If an assignment is not below `k`.
 pub fn report(
     objective: Vec<f64>,
     splits: usize,
@@ -352,8 +464,8 @@ pub fn report(
     }
     FitReport {
         objective,
-        moved: Vec::new(),
-        splits_at: Vec::new(),
+        reassigned: Vec::new(),
+        empty_splits: Vec::new(),
         splits,
         imbalance: crate::metrics::imbalance(&sizes),
         empty: sizes.iter().filter(|s| **s == 0).count(),
@@ -379,7 +491,7 @@ mod tests {
     /// Where the plain loops end.
     struct Exact {
         centroids: Centroids,
-        index: Vec<u32>,
+        labels: Vec<u32>,
         objective: Vec<Rounded>,
     }
 
@@ -392,19 +504,19 @@ mod tests {
         let (n, k) = (data.len() / dim, start.len() / dim);
         let mut objective = Vec::new();
         loop {
-            let (mut index, mut total) = (Vec::new(), Rounded::default());
+            let (mut labels, mut total) = (Vec::new(), Rounded::default());
             for x in data.chunks(dim) {
-                let (nearest, square) = centroids.nearest(x);
-                total.value += square.value;
-                total.error += square.error;
-                index.push(nearest as u32);
+                let (nearest, sq_dist) = centroids.nearest(x);
+                total.value += sq_dist.value;
+                total.error += sq_dist.error;
+                labels.push(nearest as u32);
             }
             objective.push(total);
             if objective.len() > updates {
-                return Exact { centroids, index, objective };
+                return Exact { centroids, labels, objective };
             }
             for c in 0..k {
-                let own: Vec<usize> = (0..index.len()).filter(|i| index[*i] == c as u32).collect();
+                let own: Vec<usize> = (0..labels.len()).filter(|i| labels[*i] == c as u32).collect();
                 assert!(!own.is_empty());
                 for l in 0..dim {
                     centroids.values[c * dim + l] =
@@ -418,7 +530,7 @@ mod tests {
     }
 
     fn assert_equal(fit: &Fit, exact: &Exact) {
-        assert_eq!(fit.index, exact.index);
+        assert_eq!(fit.labels, exact.labels);
         for (got, want) in fit.centroids.iter().zip(&exact.centroids.values) {
             assert_within!(*got, *want, exact.centroids.off);
         }
@@ -452,16 +564,20 @@ mod tests {
         let start = data[..k * dim].to_vec();
         let options = Lloyd { iterations: 12, spherical: false, tolerance: 0.0 };
         let plain = options.run(RowsView::new(&data, dim), start.clone(), &mut rng());
-        assert!(plain.splits.iter().all(|s| *s == 0) && plain.moved.len() == 12, "{:?}", plain.moved);
+        assert!(
+            plain.empty_splits.iter().all(|s| *s == 0) && plain.reassigned.len() == 12,
+            "{:?}",
+            plain.reassigned
+        );
         let exact = naive(&data, dim, &start, 12);
         assert_equal(&plain, &exact);
         // Row i of the shuffled rows is row 769·i mod n; 769 and 2000 have no divisor in common.
         let from = |i: usize| i * 769 % n;
         let shuffled: Vec<f32> = (0..n).flat_map(|i| data[from(i) * dim..][..dim].to_vec()).collect();
         let mut other = options.run(RowsView::new(&shuffled, dim), start.clone(), &mut rng());
-        let mut index = vec![0; n];
-        (0..n).for_each(|i| index[from(i)] = other.index[i]);
-        other.index = index;
+        let mut labels = vec![0; n];
+        (0..n).for_each(|i| labels[from(i)] = other.labels[i]);
+        other.labels = labels;
         assert_equal(&other, &exact);
         let turned = |m: &[f32]| -> Vec<f32> {
             m.chunks(dim).flat_map(|r| r.iter().rev().copied().collect::<Vec<_>>()).collect()
@@ -477,14 +593,14 @@ mod tests {
         let n = 2 * PIECE + 77;
         for k in [1, 3, 1000] {
             // Squares leave half of the thousand clusters without rows.
-            let index: Vec<u32> = (0..n).map(|i| (i * i % 997 % k) as u32).collect();
+            let labels: Vec<u32> = (0..n).map(|i| (i * i % 997 % k) as u32).collect();
             let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-            let (order, starts) = pool.install(|| members(&index, k));
-            assert_eq!((&order, &starts), (&members_from(0, &index, k).0, &members_from(0, &index, k).1));
-            assert_eq!((starts[k], starts.len()), (n, k + 1));
+            let members = pool.install(|| Members::new(&labels, k));
+            assert_eq!(members, Members::of_piece(0, &labels, k));
+            assert_eq!((members.starts[k], members.starts.len()), (n, k + 1));
             assert!((0..k).all(|c| {
-                let own = &order[starts[c]..starts[c + 1]];
-                own.is_sorted() && own.iter().all(|i| index[*i as usize] as usize == c)
+                let own = members.of(c);
+                own.is_sorted() && own.iter().all(|i| labels[*i as usize] as usize == c)
             }));
         }
     }
@@ -500,7 +616,7 @@ mod tests {
         let mut kept = vec![0.0; 11 * 3];
         means(rows, &before, &mut kept);
         let mut fresh = kept.clone();
-        let stale = touched(&before, &after, 11);
+        let stale = changed_clusters(&before, &after, 11);
         assert!(stale.iter().any(|s| *s) && !stale.iter().all(|s| *s));
         assert_eq!(means_of(rows, &after, &mut kept, &stale), means(rows, &after, &mut fresh));
         assert_eq!(kept, fresh);
@@ -512,8 +628,8 @@ mod tests {
         let options = Lloyd { iterations: 50, spherical: false, tolerance: 0.0 };
         let fit = options.run(RowsView::new(&data, 1), vec![0.0, 0.1], &mut rng());
         assert!(fit.objective.len() < 6, "{:?}", fit.objective);
-        assert_eq!(fit.index, [0, 0, 1, 1]);
-        assert_eq!(fit.moved, [4, 1, 0][..fit.objective.len() - 1]);
+        assert_eq!(fit.labels, [0, 0, 1, 1]);
+        assert_eq!(fit.reassigned, [4, 1, 0][..fit.objective.len() - 1]);
         let data = wave(2000);
         let slow = options.run(RowsView::new(&data, 2), data[..40].to_vec(), &mut rng());
         let fast = Lloyd { tolerance: 0.05, ..options }.run(
@@ -559,8 +675,8 @@ mod tests {
         let data: Vec<f32> = (0..400).map(|i| (i % 20) as f32 + 1.0).collect();
         let options = Lloyd { iterations: 30, spherical: false, tolerance: 0.0 };
         let fit = options.run(RowsView::new(&data, 1), vec![5.0, 1e4, 2e4], &mut rng());
-        assert!(fit.splits.iter().sum::<usize>() >= 2, "{:?}", fit.splits);
-        assert_eq!(fit.splits.len(), fit.objective.len() - 1);
-        assert_eq!(report(vec![], 0, fit.index.iter().map(|i| Some(*i)), 3).empty, 0);
+        assert!(fit.empty_splits.iter().sum::<usize>() >= 2, "{:?}", fit.empty_splits);
+        assert_eq!(fit.empty_splits.len(), fit.objective.len() - 1);
+        assert_eq!(report(vec![], 0, fit.labels.iter().map(|i| Some(*i)), 3).empty, 0);
     }
 }

@@ -1,14 +1,12 @@
 //! k-means on mini-batches.
 
-use crate::HostClusterer;
-use crate::host_clusterer::enough;
-use crate::lloyd::{members, refill, report};
+use crate::lloyd::{Members, refill, report};
 use crate::seeding::{Init, gather, some_of};
 use pauc_kernels::distance::{Packed, add_rows, nearest};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, Stream, stream};
-use pauc_traits::{Clustering, Count, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Clustering, Count, Result, TrainingSpan, component};
 use rand::seq::SliceRandom;
 
 /// Values of a run of rows that are read one after the other: 1 MiB.
@@ -48,23 +46,29 @@ component! {
     }
 }
 
-clusterer_on_host!(MiniBatchKMeans, |this| this.k.iter().map(|k| Some(k.get())).collect());
-
-impl HostClusterer for MiniBatchKMeans {
-    fn fit_rows(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+impl Clusterer for MiniBatchKMeans {
+    fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let level = |(level, k): (usize, &Count)| {
-            enough(rows, k.get())?;
             let random = |view| stream(context.seed, Purpose::Cluster, context.epoch, level as u64, view);
-            let start = self.start(rows, k.get(), &mut random(0));
-            Ok(self.level(rows, start, &mut random(1)))
+            let start = self.first_centroids(rows, k.get(), &mut random(0));
+            self.level(rows, start, &mut random(1))
         };
-        self.k.iter().enumerate().map(level).collect()
+        Ok(self.k.iter().enumerate().map(level).collect())
+    }
+    fn prototypes(&self) -> Vec<Option<usize>> {
+        self.k.iter().map(|k| Some(k.get())).collect()
+    }
+    fn start(&self) -> TrainingSpan {
+        self.start
+    }
+    fn every(&self) -> TrainingSpan {
+        self.every
     }
 }
 
 impl MiniBatchKMeans {
     /// The first centroids, chosen among some of the samples.
-    fn start(&self, rows: RowsView<'_>, k: usize, rng: &mut Stream) -> Vec<f32> {
+    fn first_centroids(&self, rows: RowsView<'_>, k: usize, rng: &mut Stream) -> Vec<f32> {
         let most = k.saturating_mul(SAMPLES).max(self.batch.get().saturating_mul(4));
         if most >= rows.rows {
             return gather(rows, &self.init.choose(rows, k, rng));
@@ -96,10 +100,10 @@ impl MiniBatchKMeans {
             objective.push(met);
             splits += refill(&mut centroids, dim, &mut counts, rng);
         }
-        let (mut index, mut square) = (vec![0u32; n], vec![0.0f32; n]);
-        nearest(rows.data, &Packed::new(&centroids, dim), &mut index, &mut square);
-        objective.push(square.iter().map(|s| *s as f64).sum());
-        let assignments: Vec<Option<u32>> = index.into_iter().map(Some).collect();
+        let (mut labels, mut sq_dist) = (vec![0u32; n], vec![0.0f32; n]);
+        nearest(rows.data, &Packed::new(&centroids, dim), &mut labels, &mut sq_dist);
+        objective.push(sq_dist.iter().map(|d| *d as f64).sum());
+        let assignments: Vec<Option<u32>> = labels.into_iter().map(Some).collect();
         let report = report(objective, splits, assignments.iter().copied(), k);
         Clustering { k, dim, centroids, assignments, report }
     }
@@ -108,12 +112,12 @@ impl MiniBatchKMeans {
 /// Moves each centroid to the running mean of its samples, those of a batch included. Returns the batch's Σ‖x − c‖² before.
 fn take_in(batch: RowsView<'_>, centroids: &mut [f32], counts: &mut [usize]) -> f64 {
     let dim = batch.cols;
-    let (mut index, mut square) = (vec![0u32; batch.rows], vec![0.0f32; batch.rows]);
-    nearest(batch.data, &Packed::new(centroids, dim), &mut index, &mut square);
-    let (order, starts) = members(&index, counts.len());
+    let (mut labels, mut sq_dist) = (vec![0u32; batch.rows], vec![0.0f32; batch.rows]);
+    nearest(batch.data, &Packed::new(centroids, dim), &mut labels, &mut sq_dist);
+    let members = Members::new(&labels, counts.len());
     let mut sum = vec![0.0f64; dim];
     for ((c, centroid), count) in centroids.chunks_exact_mut(dim).enumerate().zip(counts) {
-        let own = &order[starts[c]..starts[c + 1]];
+        let own = members.of(c);
         if own.is_empty() {
             continue;
         }
@@ -125,7 +129,7 @@ fn take_in(batch: RowsView<'_>, centroids: &mut [f32], counts: &mut [usize]) -> 
             *v = (*v as f64 + rest / *count as f64) as f32;
         }
     }
-    square.iter().map(|s| *s as f64).sum()
+    sq_dist.iter().map(|d| *d as f64).sum()
 }
 
 /// 0..n in parts: the numbers of `together` random runs of `run`, in ascending order, then those of the next.
@@ -184,9 +188,9 @@ mod tests {
             let mut met = Rounded::default();
             for batch in order.chunks(20) {
                 let assigned: Vec<_> = batch.iter().map(|i| centroids.nearest(row(*i as usize))).collect();
-                for (i, (c, square)) in batch.iter().zip(assigned) {
-                    met.value += square.value;
-                    met.error += square.error;
+                for (i, (c, sq_dist)) in batch.iter().zip(assigned) {
+                    met.value += sq_dist.value;
+                    met.error += sq_dist.error;
                     counts[c] += 1.0;
                     for l in 0..dim {
                         let value = &mut centroids.values[c * dim + l];
@@ -237,8 +241,8 @@ mod tests {
             (0..n * dim).map(|i| if i % dim == 0 { (i / dim % 5) as f32 } else { 0.0 }).collect();
         let configured =
             MiniBatchKMeans { k: vec![Count::lit(5)], init: Init::KMeansPlusPlus, ..configured(16, 2) };
-        let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
-        let fit = &configured.fit_rows(RowsView::new(&data, dim), context).unwrap()[0];
+        let context = FitContext::new(0);
+        let fit = &configured.fit(RowsView::new(&data, dim), context).unwrap()[0];
         // Running means of equal whole numbers are exact.
         assert!(fit.report.objective.iter().all(|o| *o == 0.0), "five places: {:?}", fit.report.objective);
         let same = |a: usize, b: usize| fit.assignments[a] == fit.assignments[b];
@@ -250,7 +254,7 @@ mod tests {
         let data = wave(2000 * 2);
         let rows = RowsView::new(&data, 2);
         for init in [Init::Random, Init::KMeansPlusPlus] {
-            let start = MiniBatchKMeans { init, ..configured(10, 1) }.start(rows, 6, &mut rng());
+            let start = MiniBatchKMeans { init, ..configured(10, 1) }.first_centroids(rows, 6, &mut rng());
             let own = |c: &[f32]| data.chunks(2).any(|x| x == c);
             assert!(start.len() == 12 && start.chunks(2).all(own), "{start:?}");
         }
@@ -260,13 +264,13 @@ mod tests {
     fn comes_close_to_lloyd_and_refuses_too_many() {
         let data = wave(2000 * 2);
         let rows = RowsView::new(&data, 2);
-        let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
-        let fit = &configured(100, 8).fit_rows(rows, context).unwrap()[0];
+        let context = FitContext::new(0);
+        let fit = &configured(100, 8).fit(rows, context).unwrap()[0];
         let lloyd = crate::lloyd::Lloyd { iterations: 50, spherical: false, tolerance: 0.0 };
         let best = lloyd.run(rows, fit.centroids.clone(), &mut rng());
         let (got, best) = (fit.report.objective.last().unwrap(), best.objective.last().unwrap());
         // It comes to 1.0003 of the best.
         assert!(*got < 1.1 * best, "{got} for {best}");
-        assert!(configured(4, 1).fit_rows(RowsView::new(&data[..10], 2), context).is_err());
+        assert!(configured(4, 1).fit(RowsView::new(&data[..10], 2), context).is_err());
     }
 }

@@ -1,11 +1,11 @@
 //! A mixture of Gaussians.
 
+use crate::KMeans;
 use crate::lloyd::{clustering_of, report};
-use crate::{HostClusterer, KMeans};
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Clustering, Count, NonNegative, Positive, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Clustering, Count, NonNegative, Positive, Result, TrainingSpan, component};
 use rayon::prelude::*;
 
 component! {
@@ -36,26 +36,33 @@ component! {
     }
 }
 
-clusterer_on_host!(GaussianMixture, |this| this.k.iter().map(|k| Some(k.get())).collect());
-
-impl HostClusterer for GaussianMixture {
-    fn fit_rows(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
-        let starts = KMeans::with(self.k.clone()).fit_rows(rows, context)?;
+impl Clusterer for GaussianMixture {
+    fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let starts = KMeans::with(self.k.clone()).fit_checked(rows, context)?;
         // Around the data's mean, so that x² and μ² do not drown their difference.
         let whole = clustering_of(rows, vec![Some(0); rows.rows], 1, Vec::new());
-        let centre = whole.centroids;
+        let center = whole.centroids;
         let mut data = rows.data.to_vec();
-        data.par_chunks_mut(rows.cols).for_each(|row| row.iter_mut().zip(&centre).for_each(|(v, m)| *v -= m));
+        data.par_chunks_mut(rows.cols).for_each(|row| row.iter_mut().zip(&center).for_each(|(v, m)| *v -= m));
         let spread = whole.report.objective[0] / (rows.rows * rows.cols) as f64;
         // Without any spread, the floor only has to be a positive number.
         let floor = self.floor.get() * if spread > 0.0 { spread } else { 1.0 };
-        let centred = RowsView { data: &data, ..rows };
-        Ok(starts.into_iter().map(|start| self.level(centred, &centre, floor, start)).collect())
+        let centered = RowsView { data: &data, ..rows };
+        Ok(starts.into_iter().map(|start| self.level(centered, &center, floor, start)).collect())
+    }
+    fn prototypes(&self) -> Vec<Option<usize>> {
+        self.k.iter().map(|k| Some(k.get())).collect()
+    }
+    fn start(&self) -> TrainingSpan {
+        self.start
+    }
+    fn every(&self) -> TrainingSpan {
+        self.every
     }
 }
 
 impl GaussianMixture {
-    fn level(&self, rows: RowsView<'_>, centre: &[f32], floor: f64, start: Clustering) -> Clustering {
+    fn level(&self, rows: RowsView<'_>, center: &[f32], floor: f64, start: Clustering) -> Clustering {
         let (k, dim) = (start.k, rows.cols);
         let mut hard = Moments::zero(k, dim);
         for (x, a) in rows.iter().zip(start.assignments.iter().flatten()) {
@@ -66,13 +73,13 @@ impl GaussianMixture {
         let mut objective: Vec<f64> = Vec::new();
         loop {
             let step = mixture.expect(rows);
-            let now = -step.log_likelihood / rows.rows as f64;
-            let settled = objective.last().is_some_and(|last| last - now <= self.tolerance.get());
-            objective.push(now);
+            let nll = -step.log_likelihood / rows.rows as f64;
+            let settled = objective.last().is_some_and(|last| last - nll <= self.tolerance.get());
+            objective.push(nll);
             if settled || objective.len() > self.iterations.get() {
-                let means = mixture.means.chunks_exact(dim).flat_map(|m| m.iter().zip(centre));
+                let means = mixture.means.chunks_exact(dim).flat_map(|m| m.iter().zip(center));
                 let centroids = means.map(|(m, c)| (m + *c as f64) as f32).collect();
-                let assignments: Vec<Option<u32>> = step.index.into_iter().map(Some).collect();
+                let assignments: Vec<Option<u32>> = step.labels.into_iter().map(Some).collect();
                 let report = report(objective, start.report.splits, assignments.iter().copied(), k);
                 return Clustering { k, dim, centroids, assignments, report };
             }
@@ -95,10 +102,10 @@ impl Moments {
 
     fn add(&mut self, x: &[f32], c: usize) {
         self.weight[c] += 1.0;
-        let at = c * x.len();
+        let first = c * x.len();
         for (l, v) in x.iter().enumerate() {
-            self.first[at + l] += *v as f64;
-            self.second[at + l] += *v as f64 * *v as f64;
+            self.first[first + l] += *v as f64;
+            self.second[first + l] += *v as f64 * *v as f64;
         }
     }
 
@@ -116,7 +123,7 @@ impl Moments {
 /// What one pass over the samples finds.
 struct Step {
     log_likelihood: f64,
-    index: Vec<u32>,
+    labels: Vec<u32>,
     moments: Moments,
 }
 
@@ -154,62 +161,79 @@ impl Mixture {
     /// Responsibilities by two matrix products: ln N = x²·(−½/σ²) + x·(μ/σ²) + constant.
     fn expect(&self, rows: RowsView<'_>) -> Step {
         let (k, dim) = (self.ln_weights.len(), rows.cols);
-        let square: Vec<f32> = self.variances.iter().map(|v| (-0.5 / v) as f32).collect();
-        let linear: Vec<f32> = self.means.iter().zip(&self.variances).map(|(m, v)| (m / v) as f32).collect();
-        let constants: Vec<f32> = (0..k)
-            .map(|c| {
-                let own = c * dim..(c + 1) * dim;
-                let terms = self.means[own.clone()].iter().zip(&self.variances[own]);
-                let sum: f64 = terms.map(|(m, v)| m * m / v + (2.0 * std::f64::consts::PI * v).ln()).sum();
-                (self.ln_weights[c] - 0.5 * sum) as f32
-            })
-            .collect();
-        let task = |x: &[f32]| -> Step {
-            let m = x.len() / dim;
-            let squares: Vec<f32> = x.iter().map(|v| v * v).collect();
-            let mut logits: Vec<f32> = constants.iter().copied().cycle().take(m * k).collect();
-            for (data, factors) in [(squares.as_slice(), &square), (x, &linear)] {
-                let (rows, columns) = (Strides::row_major(dim), Strides::transposed(dim));
-                let out = (logits.as_mut_slice(), Strides::row_major(k));
-                gemm((m, k, dim), 1.0, (data, rows), (factors, columns), 1.0, out);
-            }
-            let mut step =
-                Step { log_likelihood: 0.0, index: Vec::with_capacity(m), moments: Moments::zero(k, dim) };
-            for row in logits.chunks_exact_mut(k) {
-                let best = (0..k).fold(0, |best, j| if row[j] > row[best] { j } else { best });
-                let largest = row[best];
-                row.iter_mut().for_each(|l| *l = (*l - largest).exp());
-                let total: f64 = row.iter().map(|p| *p as f64).sum();
-                row.iter_mut().for_each(|p| *p = (*p as f64 / total) as f32);
-                step.moments.weight.iter_mut().zip(&*row).for_each(|(w, p)| *w += *p as f64);
-                step.log_likelihood += largest as f64 + total.ln();
-                step.index.push(best as u32);
-            }
-            let mut sums = vec![0.0f32; k * dim];
-            for (data, to) in [(x, &mut step.moments.first), (&squares, &mut step.moments.second)] {
-                let (weights, rows) = (Strides::transposed(k), Strides::row_major(dim));
-                gemm(
-                    (k, dim, m),
-                    1.0,
-                    (&logits, weights),
-                    (data, rows),
-                    0.0,
-                    (&mut sums, Strides::row_major(dim)),
-                );
-                to.iter_mut().zip(&sums).for_each(|(t, s)| *t = *s as f64);
-            }
-            step
-        };
-        let mut all = Step { log_likelihood: 0.0, index: Vec::new(), moments: Moments::zero(k, dim) };
+        let factors = LogitFactors::new(self, dim);
+        let mut all = Step { log_likelihood: 0.0, labels: Vec::new(), moments: Moments::zero(k, dim) };
         for wave in rows.data.chunks(WAVE * TASK * dim) {
-            let steps: Vec<Step> = wave.par_chunks(TASK * dim).map(task).collect();
+            let steps: Vec<Step> = wave.par_chunks(TASK * dim).map(|x| factors.expect(x)).collect();
             for step in steps {
                 all.log_likelihood += step.log_likelihood;
-                all.index.extend(step.index);
+                all.labels.extend(step.labels);
                 all.moments.take(&step.moments);
             }
         }
         all
+    }
+}
+
+/// ln π_c N(x; μ_c, diag σ_c²) = x²·square + x·linear + constant.
+struct LogitFactors {
+    /// −½/σ², (K, D).
+    square: Vec<f32>,
+    /// μ/σ², (K, D).
+    linear: Vec<f32>,
+    /// K.
+    constants: Vec<f32>,
+}
+
+impl LogitFactors {
+    fn new(mixture: &Mixture, dim: usize) -> Self {
+        let Mixture { ln_weights, means, variances } = mixture;
+        let constant = |(c, ln_weight): (usize, &f64)| {
+            let own = c * dim..(c + 1) * dim;
+            let terms = means[own.clone()].iter().zip(&variances[own]);
+            let sum: f64 = terms.map(|(m, v)| m * m / v + (2.0 * std::f64::consts::PI * v).ln()).sum();
+            (ln_weight - 0.5 * sum) as f32
+        };
+        LogitFactors {
+            square: variances.iter().map(|v| (-0.5 / v) as f32).collect(),
+            linear: means.iter().zip(variances).map(|(m, v)| (m / v) as f32).collect(),
+            constants: ln_weights.iter().enumerate().map(constant).collect(),
+        }
+    }
+
+    /// The step of some rows.
+    fn expect(&self, x: &[f32]) -> Step {
+        let k = self.constants.len();
+        let dim = self.linear.len() / k;
+        let n = x.len() / dim;
+        let squares: Vec<f32> = x.iter().map(|v| v * v).collect();
+        // (n, K): logits, and then responsibilities.
+        let mut logits: Vec<f32> = self.constants.iter().copied().cycle().take(n * k).collect();
+        for (data, factors) in [(squares.as_slice(), &self.square), (x, &self.linear)] {
+            let (rows, columns) = (Strides::row_major(dim), Strides::transposed(dim));
+            let out = (logits.as_mut_slice(), Strides::row_major(k));
+            gemm((n, k, dim), 1.0, (data, rows), (factors, columns), 1.0, out);
+        }
+        let mut step =
+            Step { log_likelihood: 0.0, labels: Vec::with_capacity(n), moments: Moments::zero(k, dim) };
+        for row in logits.chunks_exact_mut(k) {
+            let best = (0..k).fold(0, |best, j| if row[j] > row[best] { j } else { best });
+            let largest = row[best];
+            row.iter_mut().for_each(|l| *l = (*l - largest).exp());
+            let total: f64 = row.iter().map(|p| *p as f64).sum();
+            row.iter_mut().for_each(|p| *p = (*p as f64 / total) as f32);
+            step.moments.weight.iter_mut().zip(&*row).for_each(|(w, p)| *w += *p as f64);
+            step.log_likelihood += largest as f64 + total.ln();
+            step.labels.push(best as u32);
+        }
+        let mut sums = vec![0.0f32; k * dim];
+        for (data, to) in [(x, &mut step.moments.first), (&squares, &mut step.moments.second)] {
+            let (weights, rows) = (Strides::transposed(k), Strides::row_major(dim));
+            let out = (sums.as_mut_slice(), Strides::row_major(dim));
+            gemm((k, dim, n), 1.0, (&logits, weights), (data, rows), 0.0, out);
+            to.iter_mut().zip(&sums).for_each(|(t, s)| *t = *s as f64);
+        }
+        step
     }
 }
 
@@ -240,7 +264,7 @@ mod tests {
         }
     }
 
-    const CONTEXT: FitContext<'static> = FitContext { seed: 2, epoch: 0, previous: &[], labels: None };
+    const CONTEXT: FitContext<'static> = FitContext::new(2);
 
     /// ln π_c N(x; μ_c, diag σ_c²) by the definition, with the error of the code's two products and a constant.
     fn logit(mixture: &Mixture, c: usize, x: &[Rounded]) -> Rounded {
@@ -274,14 +298,14 @@ mod tests {
     /// Σ r·x and Σ r·x².
     fn assert_fitted(mixture: &Mixture, x: &[Vec<Rounded>], r: &[Vec<Rounded>], floor: f64) {
         let dim = x[0].len();
-        for (at, (mean, variance)) in mixture.means.iter().zip(&mixture.variances).enumerate() {
-            let own = || r.iter().map(|r| r[at / dim]).zip(x.iter().map(|x| x[at % dim]));
+        for (i, (mean, variance)) in mixture.means.iter().zip(&mixture.variances).enumerate() {
+            let own = || r.iter().map(|r| r[i / dim]).zip(x.iter().map(|x| x[i % dim]));
             let weight = Rounded::sum(own().map(|(r, _)| r));
             let want = Rounded::dot(own()) / weight;
-            assert_within!(*mean, want.value, want.error, "mean {at}");
+            assert_within!(*mean, want.value, want.error, "mean {i}");
             let from_mean = own().map(|(r, x)| r.value * (x.value - want.value).powi(2)).sum::<f64>();
             let error = (Rounded::dot(own().map(|(r, x)| (r, x * x))) / weight - want * want).error;
-            assert_within!(*variance, from_mean / weight.value + floor, error, "variance {at}");
+            assert_within!(*variance, from_mean / weight.value + floor, error, "variance {i}");
         }
     }
 
@@ -290,32 +314,32 @@ mod tests {
     fn equals_the_definition_step_by_step() {
         let x = data();
         let (rows, n, k) = (RowsView::new(&x, 2), 360, 3);
-        let start = &KMeans::with(vec![Count::lit(3)]).fit_rows(rows, CONTEXT).unwrap()[0];
-        let got = &configured(3, 6).fit_rows(rows, CONTEXT).unwrap()[0];
+        let start = &KMeans::with(vec![Count::lit(3)]).fit(rows, CONTEXT).unwrap()[0];
+        let got = &configured(3, 6).fit(rows, CONTEXT).unwrap()[0];
         let whole = clustering_of(rows, vec![Some(0); n], 1, vec![]);
         let floor = 1e-4 * whole.report.objective[0] / (2 * n) as f64;
         // Around the mean, which rounds each sample once.
-        let centre = whole.centroids;
-        let centred: Vec<f32> = x.iter().enumerate().map(|(i, v)| v - centre[i % 2]).collect();
+        let center = whole.centroids;
+        let centered: Vec<f32> = x.iter().enumerate().map(|(i, v)| v - center[i % 2]).collect();
         let exact: Vec<Vec<Rounded>> = x
             .chunks(2)
-            .map(|x| x.iter().zip(&centre).map(|(v, m)| Rounded::exact(*v) - Rounded::exact(*m)).collect())
+            .map(|x| x.iter().zip(&center).map(|(v, m)| Rounded::exact(*v) - Rounded::exact(*m)).collect())
             .collect();
         let mut hard = Moments::zero(k, 2);
         let mut r = Vec::new();
-        for (x, a) in centred.chunks(2).zip(&start.assignments) {
+        for (x, a) in centered.chunks(2).zip(&start.assignments) {
             hard.add(x, a.unwrap() as usize);
             r.push((0..3).map(|c| Rounded::exact(if *a == Some(c) { 1.0 } else { 0.0 })).collect());
         }
         let mut mixture = Mixture::default();
         mixture.update(&hard, floor, n);
         let last = got.report.objective.len() - 1;
-        for (at, objective) in got.report.objective.iter().enumerate() {
+        for (update, objective) in got.report.objective.iter().enumerate() {
             assert_fitted(&mixture, &exact, &r, floor);
-            let step = mixture.expect(RowsView::new(&centred, 2));
+            let step = mixture.expect(RowsView::new(&centered, 2));
             let mut total = Rounded::default();
             r.clear();
-            for (x, best) in exact.iter().zip(&step.index) {
+            for (x, best) in exact.iter().zip(&step.labels) {
                 let logits: Vec<Rounded> = (0..k).map(|c| logit(&mixture, c, x)).collect();
                 let best = *best as usize;
                 for other in &logits {
@@ -330,11 +354,11 @@ mod tests {
                 total.error += ln_p.error;
             }
             assert_within!(*objective, total.value / n as f64, total.error / n as f64);
-            if at == last {
+            if update == last {
                 let means = mixture.means.iter().enumerate();
-                let means: Vec<f32> = means.map(|(i, m)| (m + f64::from(centre[i % 2])) as f32).collect();
+                let means: Vec<f32> = means.map(|(i, m)| (m + f64::from(center[i % 2])) as f32).collect();
                 assert_eq!(got.centroids, means);
-                assert_eq!(got.assignments, step.index.into_iter().map(Some).collect::<Vec<_>>());
+                assert_eq!(got.assignments, step.labels.into_iter().map(Some).collect::<Vec<_>>());
                 return;
             }
             mixture.update(&step.moments, floor, n);
@@ -346,13 +370,13 @@ mod tests {
         let x = data();
         let fit = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| configured(3, 20).fit_rows(RowsView::new(&x, 2), CONTEXT)).unwrap().swap_remove(0)
+            pool.install(|| configured(3, 20).fit(RowsView::new(&x, 2), CONTEXT)).unwrap().swap_remove(0)
         };
-        let one = fit(1);
-        assert_eq!(one, fit(2));
-        assert_eq!(one, fit(4));
+        let alone = fit(1);
+        assert_eq!(alone, fit(2));
+        assert_eq!(alone, fit(4));
         let truth: Vec<u32> = (0..360).map(|i| i % 3).collect();
-        let agreement = crate::metrics::Agreement::new(&truth, &one.assignments).unwrap();
+        let agreement = crate::metrics::Agreement::new(&truth, &alone.assignments).unwrap();
         // It is 1; a sample in the wrong group would leave 0.992.
         assert!(agreement.ari > 0.99, "{}", agreement.ari);
     }
@@ -360,10 +384,10 @@ mod tests {
     #[test]
     fn degenerate_samples_stay_finite() {
         for (x, k) in [(vec![1.5; 40], 3), (vec![0.0; 40], 20), ((0..40).map(|i| i as f32).collect(), 20)] {
-            let fit = &configured(k, 10).fit_rows(RowsView::new(&x, 2), CONTEXT).unwrap()[0];
+            let fit = &configured(k, 10).fit(RowsView::new(&x, 2), CONTEXT).unwrap()[0];
             assert!(fit.centroids.iter().all(|v| v.is_finite()));
             assert!(fit.report.objective.iter().all(|v| v.is_finite()));
         }
-        assert!(configured(21, 5).fit_rows(RowsView::new(&[0.0; 40], 2), CONTEXT).is_err());
+        assert!(configured(21, 5).fit(RowsView::new(&[0.0; 40], 2), CONTEXT).is_err());
     }
 }

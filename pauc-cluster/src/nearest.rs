@@ -8,10 +8,10 @@ use pauc_traits::probe::RowsView;
 /// computed of those is used again.
 #[derive(Clone, Debug)]
 pub struct Nearest {
-    /// The nearest centroid, the lowest among equals.
-    pub index: Vec<u32>,
-    /// ‖x − c‖².
-    pub square: Vec<f32>,
+    /// The N nearest centroids, the lowest among equals.
+    pub labels: Vec<u32>,
+    /// N squared distances to them, ‖x − c‖².
+    pub sq_dist: Vec<f32>,
     score: Vec<f32>,
     origin: Vec<f32>,
     centroids: Vec<f32>,
@@ -19,22 +19,25 @@ pub struct Nearest {
 
 impl Nearest {
     /// Compares all rows with all centroids.
+    ///
+    /// # Shapes
+    /// rows (N, D), centroids (K, D), row-major
     pub fn find(rows: RowsView<'_>, centroids: &[f32]) -> Self {
         let n = rows.rows;
-        let mut found = Nearest {
-            index: vec![0; n],
-            square: vec![0.0; n],
+        let mut nearest = Nearest {
+            labels: vec![0; n],
+            sq_dist: vec![0.0; n],
             score: vec![0.0; n],
             origin: mean_row(centroids, rows.cols),
             centroids: centroids.to_vec(),
         };
-        found.everything(rows);
-        found
+        nearest.compare_all(rows);
+        nearest
     }
 
-    fn everything(&mut self, rows: RowsView<'_>) {
+    fn compare_all(&mut self, rows: RowsView<'_>) {
         let packed = Packed::around(&self.centroids, &self.origin);
-        nearest_scored(rows.data, &packed, &mut self.index, &mut self.score, &mut self.square);
+        nearest_scored(rows.data, &packed, &mut self.labels, &mut self.score, &mut self.sq_dist);
     }
 
     /// Brings the result up to date with centroids that have moved. The bits are those of comparing everything
@@ -42,50 +45,64 @@ impl Nearest {
     ///
     /// All rows are compared with the centroids that have moved. A row whose own centroid stands has in it the
     /// nearest of those that stand; a row whose own has moved is compared with those that stand as well.
+    ///
+    /// # Shapes
+    /// rows (N, D) and centroids (K, D), row-major, as many as in [`Nearest::find`]
     pub fn follow(&mut self, rows: RowsView<'_>, centroids: &[f32]) {
         let dim = rows.cols;
         let pairs = self.centroids.chunks_exact(dim).zip(centroids.chunks_exact(dim));
-        let moves: Vec<bool> =
+        let has_moved: Vec<bool> =
             pairs.map(|(a, b)| a.iter().zip(b).any(|(a, b)| a.to_bits() != b.to_bits())).collect();
         self.centroids.copy_from_slice(centroids);
         let (moved, standing): (Vec<u32>, Vec<u32>) =
-            (0..moves.len() as u32).partition(|c| moves[*c as usize]);
+            (0..has_moved.len() as u32).partition(|c| has_moved[*c as usize]);
         if moved.is_empty() {
             return;
         }
-        if moved.len() * 8 > moves.len() * 7 {
-            return self.everything(rows);
+        if moved.len() * 8 > has_moved.len() * 7 {
+            return self.compare_all(rows);
         }
-        let chosen = gather(RowsView::new(centroids, dim), &standing);
+        self.compare_with_standing(rows, &standing, &has_moved);
+        self.compare_with_moved(rows, &moved);
+    }
+
+    /// Finds the nearest standing centroid of the rows whose own has moved.
+    fn compare_with_standing(&mut self, rows: RowsView<'_>, standing: &[u32], has_moved: &[bool]) {
+        let chosen = gather(RowsView::new(&self.centroids, rows.cols), standing);
         let packed = Packed::around(&chosen, &self.origin);
-        let mut found = Found::default();
+        let mut block = Block::default();
         let (mut ids, mut next) = (Vec::with_capacity(COPIED), 0..rows.rows as u32);
         loop {
             ids.clear();
-            ids.extend(next.by_ref().filter(|i| moves[self.index[*i as usize] as usize]).take(COPIED));
+            ids.extend(next.by_ref().filter(|i| has_moved[self.labels[*i as usize] as usize]).take(COPIED));
             if ids.is_empty() {
-                break;
+                return;
             }
-            found.among(&gather(rows, &ids), &packed, &standing);
-            ids.iter().enumerate().for_each(|(at, i)| self.put(*i as usize, &found, at));
+            block.compare(&gather(rows, &ids), &packed, standing);
+            ids.iter().enumerate().for_each(|(place, i)| self.put(*i as usize, &block, place));
         }
-        drop(packed);
-        drop(chosen);
-        let chosen = gather(RowsView::new(centroids, dim), &moved);
+    }
+
+    /// Gives each row to a centroid that has moved, if that is nearer than the row's own.
+    fn compare_with_moved(&mut self, rows: RowsView<'_>, moved: &[u32]) {
+        let chosen = gather(RowsView::new(&self.centroids, rows.cols), moved);
         let packed = Packed::around(&chosen, &self.origin);
-        for (part, some) in rows.data.chunks(AT_ONCE * dim).enumerate() {
-            found.among(some, &packed, &moved);
-            for at in 0..found.index.len() {
-                let (i, score, index) = (part * AT_ONCE + at, found.score[at], found.index[at]);
-                if score < self.score[i] || (score == self.score[i] && index < self.index[i]) {
-                    self.put(i, &found, at);
+        let mut block = Block::default();
+        for (part, some) in rows.data.chunks(AT_ONCE * rows.cols).enumerate() {
+            block.compare(some, &packed, moved);
+            for place in 0..block.labels.len() {
+                let (i, score, label) = (part * AT_ONCE + place, block.score[place], block.labels[place]);
+                if score < self.score[i] || (score == self.score[i] && label < self.labels[i]) {
+                    self.put(i, &block, place);
                 }
             }
         }
     }
 
-    fn put(&mut self, i: usize, from: &Found, at: usize) {
-        (self.index[i], self.score[i], self.square[i]) = (from.index[at], from.score[at], from.square[at]);
+    fn put(&mut self, i: usize, from: &Block, place: usize) {
+        self.labels[i] = from.labels[place];
+        self.score[i] = from.score[place];
+        self.sq_dist[i] = from.sq_dist[place];
     }
 }
 
@@ -94,22 +111,23 @@ impl Nearest {
 const AT_ONCE: usize = 1 << 14;
 const COPIED: usize = 1 << 12;
 
+/// What a block of rows has among some of the centroids.
 #[derive(Default)]
-struct Found {
-    index: Vec<u32>,
+struct Block {
+    labels: Vec<u32>,
     score: Vec<f32>,
-    square: Vec<f32>,
+    sq_dist: Vec<f32>,
 }
 
-impl Found {
-    /// The nearest of some packed centroids, under their own numbers.
-    fn among(&mut self, rows: &[f32], packed: &Packed<'_>, numbers: &[u32]) {
+impl Block {
+    /// Finds the nearest of some packed centroids, under their own numbers.
+    fn compare(&mut self, rows: &[f32], packed: &Packed<'_>, numbers: &[u32]) {
         let n = rows.len() / packed.dim();
-        self.index.resize(n, 0);
+        self.labels.resize(n, 0);
         self.score.resize(n, 0.0);
-        self.square.resize(n, 0.0);
-        nearest_scored(rows, packed, &mut self.index, &mut self.score, &mut self.square);
-        self.index.iter_mut().for_each(|i| *i = numbers[*i as usize]);
+        self.sq_dist.resize(n, 0.0);
+        nearest_scored(rows, packed, &mut self.labels, &mut self.score, &mut self.sq_dist);
+        self.labels.iter_mut().for_each(|label| *label = numbers[*label as usize]);
     }
 }
 
@@ -118,17 +136,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn afresh(found: &Nearest, rows: RowsView<'_>) -> Nearest {
-        let mut all = found.clone();
-        all.everything(rows);
+    fn afresh(nearest: &Nearest, rows: RowsView<'_>) -> Nearest {
+        let mut all = nearest.clone();
+        all.compare_all(rows);
         all
     }
 
     fn assert_same(a: &Nearest, b: &Nearest) {
         let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        assert_eq!(a.index, b.index);
+        assert_eq!(a.labels, b.labels);
         assert_eq!(bits(&a.score), bits(&b.score));
-        assert_eq!(bits(&a.square), bits(&b.square));
+        assert_eq!(bits(&a.sq_dist), bits(&b.sq_dist));
     }
 
     proptest! {
@@ -147,13 +165,13 @@ mod tests {
             let data: Vec<f32> = (0..250 * 3).map(value).collect();
             let rows = RowsView::new(&data, 3);
             let mut centroids: Vec<f32> = (0..40 * 3).map(|i| value(i + 7777)).collect();
-            let mut found = Nearest::find(rows, &centroids);
+            let mut nearest = Nearest::find(rows, &centroids);
             for (step, moved) in steps.iter().enumerate() {
                 for c in moved {
                     (0..3).for_each(|l| centroids[c * 3 + l] = value((step * 1000 + c * 3 + l) as u32 + 31));
                 }
-                found.follow(rows, &centroids);
-                assert_same(&found, &afresh(&found, rows));
+                nearest.follow(rows, &centroids);
+                assert_same(&nearest, &afresh(&nearest, rows));
             }
         }
     }

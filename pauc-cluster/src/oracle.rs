@@ -3,7 +3,7 @@
 use pauc_testing::{Rounded, tolerance};
 
 /// ‖x − c‖².
-pub fn square(x: &[f32], c: &[f64]) -> f64 {
+pub fn sq_dist(x: &[f32], c: &[f64]) -> f64 {
     x.iter().zip(c).map(|(x, c)| (f64::from(*x) - c).powi(2)).sum()
 }
 
@@ -52,8 +52,8 @@ impl Centroids {
 
     /// ‖x − c‖² as the code sums it from differences. Their squares have three roundings each, and a sum of `dim`
     /// terms follows; a coordinate that is off by e changes (x − c)² by at most 2·|x − c|·e + e².
-    pub fn square(&self, x: &[f32], c: usize) -> Rounded {
-        let exact = square(x, self.row(c));
+    pub fn sq_dist(&self, x: &[f32], c: usize) -> Rounded {
+        let exact = sq_dist(x, self.row(c));
         let moved = 2.0 * self.shift(x, c);
         Rounded::within(exact, moved + tolerance::f32(x.len() + 3, exact + moved))
     }
@@ -88,9 +88,9 @@ impl Centroids {
     /// # Panics
     /// As [`Centroids::nearest`].
     pub fn nearest_among(&self, x: &[f32], among: impl IntoIterator<Item = usize>) -> (usize, Rounded) {
-        let half = |c: usize| square(x, self.row(c)) / 2.0;
+        let half = |c: usize| sq_dist(x, self.row(c)) / 2.0;
         // The code compares scores or sums of differences.
-        let error = |c: usize| self.error_of_score(x, c).max(self.square(x, c).error / 2.0);
+        let error = |c: usize| self.error_of_score(x, c).max(self.sq_dist(x, c).error / 2.0);
         let some: Vec<usize> = among.into_iter().collect();
         let best = some.iter().copied().min_by(|a, b| half(*a).total_cmp(&half(*b)));
         let best = best.unwrap_or_else(|| panic!("there are no centroids"));
@@ -103,6 +103,6 @@ impl Centroids {
                 half(other)
             );
         }
-        (best, self.square(x, best))
+        (best, self.sq_dist(x, best))
     }
 }

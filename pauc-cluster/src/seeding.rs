@@ -25,7 +25,10 @@ const BATCH: usize = 256;
 const FEW: usize = 16;
 
 impl Init {
-    /// k distinct rows. `k` must not exceed the number of rows.
+    /// k distinct rows.
+    ///
+    /// # Shapes
+    /// rows (N, D) with k ≤ N → k row numbers
     pub fn choose(self, rows: RowsView<'_>, k: usize, rng: &mut Stream) -> Vec<u32> {
         let Ok(chosen) = self.choose_by(rows, k, rng, lower_on_host(rows));
         chosen
@@ -43,7 +46,7 @@ impl Init {
         k: usize,
         rng: &mut Stream,
     ) -> Result<Vec<u32>> {
-        self.choose_by(rows, k, rng, |centroids, square| device.lower(centroids, square))
+        self.choose_by(rows, k, rng, |centroids, sq_dist| device.lower(centroids, sq_dist))
     }
 
     fn choose_by<E>(
@@ -70,6 +73,9 @@ fn distinct(n: usize, k: usize, rng: &mut Stream) -> Vec<u32> {
 }
 
 /// `most` of the numbers 0..n, drawn at random, in ascending order: rows of a file are then read from front to end.
+///
+/// # Panics
+/// If `most` exceeds `n`.
 pub fn some_of(n: usize, most: usize, rng: &mut Stream) -> Vec<u32> {
     let mut chosen = distinct(n, most, rng);
     chosen.sort_unstable();
@@ -78,6 +84,12 @@ pub fn some_of(n: usize, most: usize, rng: &mut Stream) -> Vec<u32> {
 
 /// The rows with these numbers, one after the other. They are read in ascending order, whatever order they are given in:
 /// they may be a mapped file larger than memory.
+///
+/// # Shapes
+/// rows (N, D), M numbers below N → (M, D), row-major
+///
+/// # Panics
+/// If a number is not below N.
 pub fn gather(rows: RowsView<'_>, chosen: &[u32]) -> Vec<f32> {
     if chosen.is_sorted() {
         let mut data = Vec::with_capacity(chosen.len() * rows.cols);
@@ -87,24 +99,24 @@ pub fn gather(rows: RowsView<'_>, chosen: &[u32]) -> Vec<f32> {
     let mut places: Vec<(u32, usize)> = chosen.iter().copied().zip(0..).collect();
     places.sort_unstable();
     let mut data = vec![0.0; chosen.len() * rows.cols];
-    for (i, at) in places {
-        data[at * rows.cols..][..rows.cols].copy_from_slice(rows.row(i as usize));
+    for (i, place) in places {
+        data[place * rows.cols..][..rows.cols].copy_from_slice(rows.row(i as usize));
     }
     data
 }
 
 /// Lowers weights on the host, for [`plus_plus`].
 fn lower_on_host(rows: RowsView<'_>) -> impl FnMut(&[f32], &mut [f32]) -> Result<(), Infallible> {
-    let (mut index, mut square) = (Vec::new(), Vec::new());
+    let (mut labels, mut sq_dist) = (Vec::new(), Vec::new());
     move |centroids, weight| {
         if centroids.len() <= FEW * rows.cols {
             lower_to(rows.data, centroids, rows.cols, weight);
             return Ok(());
         }
-        index.resize(rows.rows, 0);
-        square.resize(rows.rows, 0.0);
-        nearest(rows.data, &Packed::new(centroids, rows.cols), &mut index, &mut square);
-        weight.iter_mut().zip(&square).for_each(|(weight, square)| *weight = weight.min(*square));
+        labels.resize(rows.rows, 0);
+        sq_dist.resize(rows.rows, 0.0);
+        nearest(rows.data, &Packed::new(centroids, rows.cols), &mut labels, &mut sq_dist);
+        weight.iter_mut().zip(&sq_dist).for_each(|(weight, sq_dist)| *weight = weight.min(*sq_dist));
         Ok(())
     }
 }

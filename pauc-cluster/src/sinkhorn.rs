@@ -1,11 +1,11 @@
 //! Prototypes of equal size by entropic optimal transport.
 
+use crate::KMeans;
 use crate::lloyd::clustering_of;
-use crate::{HostClusterer, KMeans};
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Clustering, Count, Positive, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Clustering, Count, Positive, Result, TrainingSpan, component};
 use rayon::prelude::*;
 
 component! {
@@ -37,25 +37,32 @@ component! {
     }
 }
 
-clusterer_on_host!(Sinkhorn, |this| this.k.iter().map(|k| Some(k.get())).collect());
-
-impl HostClusterer for Sinkhorn {
-    fn fit_rows(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
-        let fitted =
-            KMeans { iterations: self.iterations, ..KMeans::with(self.k.clone()) }.fit_rows(rows, context)?;
+impl Clusterer for Sinkhorn {
+    fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let k_means = KMeans { iterations: self.iterations, ..KMeans::with(self.k.clone()) };
+        let fitted = k_means.fit_checked(rows, context)?;
         let balance = |level: Clustering| {
             let centroids = RowsView::new(&level.centroids, rows.cols);
-            let index = balanced(rows, centroids, self.epsilon.get(), self.rounds.get());
-            clustering_of(rows, index.into_iter().map(Some).collect(), level.k, level.report.objective)
+            let labels = balanced(rows, centroids, self.epsilon.get(), self.rounds.get());
+            clustering_of(rows, labels.into_iter().map(Some).collect(), level.k, level.report.objective)
         };
         Ok(fitted.into_iter().map(balance).collect())
+    }
+    fn prototypes(&self) -> Vec<Option<usize>> {
+        self.k.iter().map(|k| Some(k.get())).collect()
+    }
+    fn start(&self) -> TrainingSpan {
+        self.start
+    }
+    fn every(&self) -> TrainingSpan {
+        self.every
     }
 }
 
 /// Rows of one task; fixed, so that sums are the same for every number of threads.
 const TASK: usize = 256;
 
-/// Each row's prototype after so many rounds.
+/// Each row's prototype after this many rounds.
 fn balanced(rows: RowsView<'_>, centroids: RowsView<'_>, epsilon: f64, rounds: usize) -> Vec<u32> {
     let (n, k) = (rows.rows, centroids.rows);
     // Only the scaling of columns is kept, as ln v; a round recomputes the rest block by block.
@@ -100,8 +107,8 @@ fn logits(block: &[f32], centroids: RowsView<'_>, epsilon: f64, ln_v: &[f64]) ->
         .iter()
         .zip(ln_v)
         .map(|(c, ln_v)| {
-            let square: f64 = c.iter().map(|v| *v as f64 * *v as f64).sum();
-            (ln_v - square / 2.0 / epsilon) as f32
+            let sq_norm: f64 = c.iter().map(|v| *v as f64 * *v as f64).sum();
+            (ln_v - sq_norm / 2.0 / epsilon) as f32
         })
         .collect();
     let mut logits: Vec<f32> = bias.iter().copied().cycle().take(m * k).collect();
@@ -206,9 +213,9 @@ mod tests {
     #[test]
     fn sizes_are_more_equal_than_those_of_k_means() {
         let x = lopsided(1000);
-        let context = FitContext { seed: 0, epoch: 0, previous: &[], labels: None };
+        let context = FitContext::new(0);
         let k = vec![Count::lit(5)];
-        let plain = KMeans::with(k.clone()).fit_rows(RowsView::new(&x, 2), context).unwrap();
+        let plain = KMeans::with(k.clone()).fit(RowsView::new(&x, 2), context).unwrap();
         let sinkhorn = Sinkhorn {
             k,
             epsilon: Positive::lit(0.05),
@@ -219,13 +226,13 @@ mod tests {
         };
         let with = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| sinkhorn.fit_rows(RowsView::new(&x, 2), context)).unwrap()
+            pool.install(|| sinkhorn.fit(RowsView::new(&x, 2), FitContext::new(0))).unwrap()
         };
         let fit = with(1);
         assert_eq!(fit, with(3));
         // It comes to 1.002 where k-means has 1.14: a row more or less here and there has room.
         assert!(fit[0].report.imbalance < plain[0].report.imbalance && fit[0].report.imbalance < 1.02);
-        let same = sinkhorn.fit_rows(RowsView::new(&[1.0; 40], 2), context).unwrap();
+        let same = sinkhorn.fit(RowsView::new(&[1.0; 40], 2), context).unwrap();
         assert_eq!(same[0].assignments.len(), 20, "identical samples");
     }
 }

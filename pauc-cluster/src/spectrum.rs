@@ -9,14 +9,14 @@ use pauc_traits::{Error, Result};
 ///
 /// # Errors
 /// If the eigenvalues cannot be computed.
-pub(crate) fn centred_rank(rows: &[&[f32]], dim: usize) -> Result<f64> {
+pub(crate) fn centered_rank(rows: &[&[f32]], dim: usize) -> Result<f64> {
     let n = rows.len();
     let mut mean = vec![0.0f64; dim];
     for row in rows {
         mean.iter_mut().zip(*row).for_each(|(m, v)| *m += *v as f64 / n as f64);
     }
-    let centred = Mat::from_fn(dim, n, |l, i| rows[i][l] as f64 - mean[l]);
-    let gram = if n <= dim { centred.transpose() * &centred } else { &centred * centred.transpose() };
+    let centered = Mat::from_fn(dim, n, |l, i| rows[i][l] as f64 - mean[l]);
+    let gram = if n <= dim { centered.transpose() * &centered } else { &centered * centered.transpose() };
     let squares =
         gram.self_adjoint_eigenvalues(Side::Lower).map_err(|e| Error::device(("eigenvalues", e)))?;
     let largest = squares.iter().cloned().fold(0.0, f64::max);
@@ -34,7 +34,7 @@ mod tests {
 
     #[test]
     fn ranks_of_simple_shapes() {
-        let rank = |rows: &[&[f32]]| centred_rank(rows, rows[0].len()).unwrap();
+        let rank = |rows: &[&[f32]]| centered_rank(rows, rows[0].len()).unwrap();
         assert_eq!(rank(&[&[1.0, 2.0], &[1.0, 2.0]]), 1.0, "one point");
         // Rounding in f64 is far below the limit under which squares are taken as zero.
         assert_eq!(rank(&[&[0.0, 0.0, 1.0], &[1.0, 2.0, 1.0], &[3.0, 6.0, 1.0]]), 1.0, "a line");

@@ -1,25 +1,25 @@
-//! k-means as a recipe uses it: named in RON, on the device, at the edges.
+//! k-means as a recipe uses it: named in RON, on the host and with a device, at the edges.
 
 #![allow(clippy::unwrap_used)]
 
-use dfdx::prelude::Cpu;
 use pauc_cluster::KMeans;
+use pauc_cluster::nearest::Nearest;
 use pauc_testing::{assert_within, tolerance};
-use pauc_traits::clusterer::FitContext;
+use pauc_traits::clusterer::{ClustersOnDevice, FitContext, RowsOnDevice};
+use pauc_traits::probe::RowsView;
 use pauc_traits::registry::kind;
-use pauc_traits::{Clustering, Compute, Configured, Count, Features, Result, TrainingSpan};
+use pauc_traits::{Clusterer, Clustering, Configured, Count, Result, TrainingSpan};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 type Registered = Configured<kind::Clusterer>;
 
 fn fit_with(text: &str, data: &[f32], cols: usize, context: FitContext<'_>) -> Result<Vec<Clustering>> {
-    let clusterer = Registered::parse(text).unwrap();
-    let device = Cpu::default();
-    let rows = data.len().checked_div(cols).unwrap_or(0);
-    Cpu::clusterer(&*clusterer.value).fit(Features { device: &device, data, rows, cols }, context)
+    Registered::parse(text).unwrap().fit(RowsView::new(data, cols), context)
 }
 
 fn context() -> FitContext<'static> {
-    FitContext { seed: 5, epoch: 3, previous: &[], labels: None }
+    FitContext { epoch: 3, ..FitContext::new(5) }
 }
 
 fn fit(text: &str, data: &[f32], cols: usize) -> Result<Vec<Clustering>> {
@@ -32,12 +32,14 @@ fn noise(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|_| StandardNormal.sample(rng)).collect()
 }
 
-fn blobs(per: usize, centres: usize, dim: usize) -> Vec<f32> {
-    let (at, around) = (noise(centres * dim, 1), noise(per * centres * dim, 2));
-    (0..per * centres * dim).map(|i| 10.0 * at[i / dim % centres * dim + i % dim] + 0.1 * around[i]).collect()
+fn blobs(per: usize, count: usize, dim: usize) -> Vec<f32> {
+    let (centers, around) = (noise(count * dim, 1), noise(per * count * dim, 2));
+    (0..per * count * dim)
+        .map(|i| 10.0 * centers[i / dim % count * dim + i % dim] + 0.1 * around[i])
+        .collect()
 }
 
-fn square(a: &[f32], b: &[f32]) -> f64 {
+fn sq_dist(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(x, y)| (*x as f64 - *y as f64).powi(2)).sum()
 }
 
@@ -72,14 +74,14 @@ fn check(c: &Clustering, data: &[f32]) -> (f64, bool) {
     let (mut lower, mut decides) = (0.0, false);
     for (x, a) in data.chunks(c.dim).zip(&c.assignments) {
         let a = a.unwrap() as usize;
-        let all = c.centroids.chunks(c.dim).map(|c| (square(x, c), undecided(x, c, &ranges)));
+        let all = c.centroids.chunks(c.dim).map(|c| (sq_dist(x, c), undecided(x, c, &ranges)));
         let all: Vec<(f64, f64)> = all.collect();
         let (own, error) = all[a];
         let mut room = 0.0f64;
-        for (other, (square, of_other)) in all.iter().enumerate() {
-            assert!(own <= square + error + of_other, "{own} for {square}");
-            room = room.max(own - square);
-            decides |= other != a && own + error >= square - of_other;
+        for (other, (sq_dist, of_other)) in all.iter().enumerate() {
+            assert!(own <= sq_dist + error + of_other, "{own} for {sq_dist}");
+            room = room.max(own - sq_dist);
+            decides |= other != a && own + error >= sq_dist - of_other;
         }
         lower += room;
         sizes[a] += 1;
@@ -119,12 +121,12 @@ fn the_number_of_threads_changes_no_bit() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| fit(text, &data, 17)).unwrap()
     };
-    let one = with(1);
-    assert_eq!(one, with(2));
-    assert_eq!(one, with(4));
-    check(&one[0], &data);
-    assert_ne!(one, fit_with(text, &data, 17, FitContext { seed: 6, ..context() }).unwrap());
-    assert_ne!(one, fit_with(text, &data, 17, FitContext { epoch: 4, ..context() }).unwrap());
+    let alone = with(1);
+    assert_eq!(alone, with(2));
+    assert_eq!(alone, with(4));
+    check(&alone[0], &data);
+    assert_ne!(alone, fit_with(text, &data, 17, FitContext { seed: 6, ..context() }).unwrap());
+    assert_ne!(alone, fit_with(text, &data, 17, FitContext { epoch: 4, ..context() }).unwrap());
 }
 
 #[test]
@@ -154,8 +156,85 @@ fn more_prototypes_than_samples_are_refused() {
 fn a_feature_that_is_not_finite_is_named() {
     let mut data = noise(36, 1);
     data[17] = f32::NAN;
-    let text = fit("KMeans(k: [2])", &data, 3).unwrap_err().to_string();
-    assert!(text.contains("row 5, column 2: NaN"), "{text}");
+    for clusterer in ["KMeans(k: [2])", "Dbscan(radius: 1.0)", "GaussianMixture(k: [2])", "Hdbscan()"] {
+        let text = fit(clusterer, &data, 3).unwrap_err().to_string();
+        assert!(text.contains("row 5, column 2: NaN"), "{clusterer}: {text}");
+    }
+    let rust = KMeans::with(vec![Count::lit(2)]).fit(RowsView::new(&data, 3), context());
+    assert!(rust.unwrap_err().to_string().contains("row 5, column 2: NaN"));
+}
+
+/// A device that computes as the host does, and counts how often it takes rows.
+#[derive(Default)]
+struct Device {
+    copies: RefCell<Vec<usize>>,
+    held: Rc<Cell<bool>>,
+}
+
+struct Copied {
+    data: Vec<f32>,
+    cols: usize,
+    held: Rc<Cell<bool>>,
+}
+
+impl ClustersOnDevice for Device {
+    fn rows(&self, rows: RowsView<'_>) -> Result<Option<Box<dyn RowsOnDevice>>> {
+        self.copies.borrow_mut().push(rows.rows);
+        assert!(!self.held.replace(true), "two copies at a time");
+        Ok(Some(Box::new(Copied { data: rows.data.to_vec(), cols: rows.cols, held: self.held.clone() })))
+    }
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        self.held.set(false);
+    }
+}
+
+impl RowsOnDevice for Copied {
+    fn nearest(&mut self, centroids: &[f32]) -> Result<(Vec<u32>, Vec<f32>)> {
+        let nearest = Nearest::find(RowsView::new(&self.data, self.cols), centroids);
+        Ok((nearest.labels, nearest.sq_dist))
+    }
+    fn lower(&mut self, centroids: &[f32], sq_dist: &mut [f32]) -> Result<()> {
+        let (_, all) = self.nearest(centroids)?;
+        sq_dist.iter_mut().zip(all).for_each(|(least, d)| *least = least.min(d));
+        Ok(())
+    }
+    fn means(&mut self, order: &[u32], starts: &[usize], centroids: &mut [f32]) -> Result<()> {
+        let mut labels = vec![0; order.len()];
+        for (c, bounds) in (0..).zip(starts.windows(2)) {
+            order[bounds[0]..bounds[1]].iter().for_each(|i| labels[*i as usize] = c);
+        }
+        pauc_cluster::lloyd::means(RowsView::new(&self.data, self.cols), &labels, centroids);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_device_gets_the_rows_once_and_gives_what_the_host_gives() {
+    // No row of this noise is so near to a border that rounding could decide.
+    let data = noise(240 * 4, 7);
+    for (text, copies) in [
+        ("KMeans(k: [6, 3, 9], redos: 2)", &[240][..]),
+        ("KMeans(k: [5], spherical: true, init: Random)", &[240]),
+        // A subset of 40 is fitted, and then all are assigned. The second level would need 300.
+        ("KMeans(k: [4, 30], max_points_per_centroid: 10)", &[40, 240, 240]),
+        ("Agglomerative(k: [6], leaves: 20)", &[240]),
+        ("Sinkhorn(k: [6, 3])", &[240]),
+        ("GaussianMixture(k: [6])", &[240]),
+        ("MiniBatchKMeans(k: [6], batch: 50)", &[]),
+        ("HierarchicalKMeans(k: [3, 6])", &[]),
+    ] {
+        let device = Device::default();
+        let on_device = fit_with(text, &data, 4, FitContext { device: Some(&device), ..context() }).unwrap();
+        assert_eq!(*device.copies.borrow(), copies, "{text}");
+        assert!(!device.held.get(), "{text}");
+        for (got, want) in on_device.iter().zip(&fit(text, &data, 4).unwrap()) {
+            assert_eq!(got.assignments, want.assignments, "{text}");
+            assert_eq!(got.centroids, want.centroids, "{text}");
+        }
+    }
 }
 
 #[test]
@@ -172,8 +251,8 @@ fn degenerate_samples_neither_hang_nor_fail() {
         let line: Vec<f32> = (0..50).map(|i| (i % 5) as f32).collect();
         let c = &fit(&format!("KMeans(k: [5], init: {init}, iterations: 60)"), &line, 1).unwrap()[0];
         check(c, &line);
-        let one = &fit(&format!("KMeans(k: [1], init: {init})"), &line, 1).unwrap()[0];
-        assert_eq!((one.centroids.as_slice(), one.report.objective.last()), (&[2.0][..], Some(&100.0)));
+        let single = &fit(&format!("KMeans(k: [1], init: {init})"), &line, 1).unwrap()[0];
+        assert_eq!((single.centroids.as_slice(), single.report.objective.last()), (&[2.0][..], Some(&100.0)));
     }
 }
 
@@ -242,10 +321,10 @@ fn redos_keep_the_best_and_subsets_assign_everyone() {
 #[test]
 fn defaults_are_documented() {
     let clusterer = Registered::parse("KMeans(k: [100, 250])").unwrap();
-    assert_eq!(Cpu::clusterer(&*clusterer.value).prototypes(), [Some(100), Some(250)]);
-    assert_eq!(Cpu::clusterer(&*clusterer.value).start(), TrainingSpan::epochs(2));
-    assert_eq!(Cpu::clusterer(&*clusterer.value).every(), TrainingSpan::epochs(1));
-    assert!(!Cpu::clusterer(&*clusterer.value).needs_labels());
+    assert_eq!(clusterer.prototypes(), [Some(100), Some(250)]);
+    assert_eq!(clusterer.start(), TrainingSpan::epochs(2));
+    assert_eq!(clusterer.every(), TrainingSpan::epochs(1));
+    assert!(!clusterer.needs_labels());
     let options = pauc_traits::component_ron::options();
     let in_code = KMeans::with(vec![Count::lit(100), Count::lit(250)]);
     assert_eq!(

@@ -2,11 +2,11 @@
 
 use crate::knn::unit_rows;
 use crate::{ProbeTime, Space, check, when};
+use pauc_cluster::KMeans;
 use pauc_cluster::metrics::Agreement;
-use pauc_cluster::{HostClusterer, KMeans};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::{Metric, ProbeContext, RowsView, When};
-use pauc_traits::{Count, Error, Probe, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Count, Error, Probe, Result, TrainingSpan, component};
 
 component! {
     /// Agreement of the classes with a k-means clustering of the test split's unit vectors: NMI, AMI, ARI and accuracy.
@@ -46,13 +46,13 @@ impl Probe for Clusters {
         let k = self.k.map_or(context.classes, Count::get);
         let rows = self.space.rows(split);
         check("clusters", rows, labels, context.classes)?;
-        let agreement = agreement(rows, labels, k, self.redos, context.seed)?;
+        let scores = agreement(rows, labels, k, self.redos, context.seed)?;
         let name = |what: &str| format!("kmeans/k{k}/cos/{what}{}", self.space.suffix());
         Ok(vec![
-            Metric::new(name("nmi"), agreement.nmi),
-            Metric::new(name("ami"), agreement.ami),
-            Metric::new(name("ari"), agreement.ari),
-            Metric::new(name("accuracy"), agreement.hungarian_accuracy),
+            Metric::new(name("nmi"), scores.nmi),
+            Metric::new(name("ami"), scores.ami),
+            Metric::new(name("ari"), scores.ari),
+            Metric::new(name("accuracy"), scores.hungarian_accuracy),
         ])
     }
 }
@@ -60,15 +60,13 @@ impl Probe for Clusters {
 /// Labels against k-means of the rows, scaled to unit length.
 ///
 /// # Errors
-/// If there are fewer rows than clusters, or not as many labels as rows.
+/// If there are fewer rows than clusters, not as many labels as rows, or a value is not finite.
 pub fn agreement(rows: RowsView<'_>, labels: &[u32], k: usize, redos: Count, seed: u64) -> Result<Agreement> {
     let k = Count::try_from(k).map_err(|e| Error::config(format!("clusters: k {e}")))?;
     let unit = unit_rows(rows);
-    let context = FitContext { seed, epoch: 0, previous: &[], labels: None };
-    let clusterings =
-        KMeans { redos, ..KMeans::with(vec![k]) }.fit_rows(RowsView::new(&unit, rows.cols), context)?;
-    let clustering =
-        clusterings.first().ok_or_else(|| Error::config("clusters: k-means gave no clustering"))?;
+    let k_means = KMeans { redos, ..KMeans::with(vec![k]) };
+    let levels = k_means.fit(RowsView::new(&unit, rows.cols), FitContext::new(seed))?;
+    let clustering = levels.first().ok_or_else(|| Error::config("clusters: k-means gave no clustering"))?;
     Agreement::new(labels, &clustering.assignments)
 }
 

@@ -7,7 +7,7 @@ use pauc_cluster::{concentration, unit_rows};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::{Metric, RowsView};
 use pauc_traits::registry::kind;
-use pauc_traits::{Clustering, Compute, Configured, Error, Features, Positive, Result, atomic};
+use pauc_traits::{Clusterer, Clustering, Compute, Configured, Error, Positive, Result, atomic};
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
 use std::time::Instant;
@@ -58,7 +58,7 @@ pub struct FittedLevel {
     pub metrics: Vec<Metric>,
 }
 
-/// Clusters the features of a file on a device and measures the result.
+/// Clusters the features of a file with the help of a device, and measures the result.
 ///
 /// # Errors
 /// If a file is missing or damaged, a feature is not finite, or the clusterer cannot work on so many samples.
@@ -66,12 +66,13 @@ pub fn fit<D: Compute>(device: &D, clusterer: &Configured<kind::Clusterer>, job:
     let matrix = Matrix::open(job.path, job.tensor)?;
     let rows = matrix.rows();
     let labels = job.labels.map(|path| feature_files::labels(path, rows.rows)).transpose()?;
-    let context = FitContext { seed: job.seed, epoch: 0, previous: &[], labels: labels.as_deref() };
+    let context = FitContext {
+        labels: labels.as_deref(),
+        device: device.clusters_on_device(),
+        ..FitContext::new(job.seed)
+    };
     let began = Instant::now();
-    let mut room = None;
-    let features =
-        Features { device, data: device.lend(rows.data, &mut room)?, rows: rows.rows, cols: rows.cols };
-    let fitted = D::clusterer(&*clusterer.value).fit(features, context);
+    let fitted = clusterer.fit(rows, context);
     let seconds = began.elapsed().as_secs_f64();
     // Numbers that are none are the file's fault here, not a diverged encoder's.
     let fitted = fitted.map_err(|e| match e {

@@ -9,6 +9,7 @@ use crate::state::TrainState;
 use pauc_models::device::NetworkDevice;
 use pauc_report::events::{self, ClusterLevel, Event};
 use pauc_traits::clusterer::FitContext;
+use pauc_traits::probe::RowsView;
 use pauc_traits::{Clustering, Result};
 use std::time::Instant;
 
@@ -41,12 +42,12 @@ pub(crate) fn cluster<D: NetworkDevice>(
         epoch: state.step / plan.horizon.steps_per_epoch.max(1),
         previous: state.prototypes.as_ref().map_or(&[], |p| &p.clusterings),
         labels: train.labels(),
+        device: device.clusters_on_device(),
     };
     let prototypes = Prototypes::fit(
         device,
-        D::clusterer(&*clusterer.value),
-        &embedded.embeddings,
-        embedded.dim,
+        &*clusterer.value,
+        RowsView::new(&embedded.embeddings, embedded.dim),
         (&plan.recipe.concentration, &state.clock(plan.horizon)),
         context,
     )?;

@@ -6,14 +6,14 @@ use pauc_traits::batch::{Constant, Level};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
 use pauc_traits::schedule::Clock;
-use pauc_traits::{Clusterer, Clustering, Compute, Features, Result};
+use pauc_traits::{Clusterer, Clustering, Compute, Result};
 
 /// Prototypes of a level that are matched with those before: the time is cubic in their number.
 const MOST_MATCHED: usize = 2000;
 
 /// The clusterings in force, with what terms need of them at hand.
 pub struct Prototypes<D: Compute> {
-    /// One clustering a level, centroids as the clusterer left them.
+    /// One clustering per level, centroids as the clusterer left them.
     pub clusterings: Vec<Clustering>,
     /// φ of each prototype, level by level.
     pub concentrations: Vec<Vec<f32>>,
@@ -24,25 +24,20 @@ impl<D: Compute> Prototypes<D> {
     /// Clusters unit embeddings and computes concentrations with the temperature of a step.
     ///
     /// # Shapes
-    /// embeddings (N, D), unit rows
+    /// embeddings (N, D), unit rows, in the host's memory
     ///
     /// # Errors
     /// As [`Clusterer::fit`].
     pub fn fit(
         device: &D,
-        clusterer: &dyn Clusterer<D>,
-        embeddings: &[f32],
-        dim: usize,
+        clusterer: &dyn Clusterer,
+        embeddings: RowsView<'_>,
         (scale, clock): (&Concentration, &Clock),
         context: FitContext<'_>,
     ) -> Result<Self> {
-        let buffer = device.upload(embeddings)?;
-        let rows = embeddings.len() / dim;
-        let features = Features { device, data: device.view(&buffer), rows, cols: dim };
-        let clusterings = clusterer.fit(features, context)?;
+        let clusterings = clusterer.fit(embeddings, context)?;
         let (alpha, temperature) = (scale.alpha.get(), scale.now(clock));
-        let rows = RowsView::new(embeddings, dim);
-        let concentrations = scale.kind.of_levels(rows, &clusterings, alpha, temperature)?;
+        let concentrations = scale.kind.of_levels(embeddings, &clusterings, alpha, temperature)?;
         Ok(Self::restore(device, clusterings, concentrations))
     }
 
@@ -60,23 +55,23 @@ impl<D: Compute> Prototypes<D> {
     /// The share of samples whose prototype does not continue the one that they had in the clusterings before, level by
     /// level. `None` where there is no such level before, or matching would take too long.
     pub fn churn(&self, before: &[Clustering]) -> Vec<Option<f64>> {
-        let of = |(m, now): (usize, &Clustering)| {
+        let churn = |(m, now): (usize, &Clustering)| {
             let before = before.get(m).filter(|b| b.k.max(now.k) <= MOST_MATCHED)?;
             match_prototypes(before, now).ok().map(|m| m.churn)
         };
-        self.clusterings.iter().enumerate().map(of).collect()
+        self.clusterings.iter().enumerate().map(churn).collect()
     }
 
     /// The levels as one batch sees them, with `scale` times the concentrations of the fit: what the temperature has
     /// become since.
     pub fn levels(&self, ids: &[u64], queued: Option<&[Option<u64>]>, scale: f64) -> Vec<Level<f32, D>> {
         let level = |((c, phi), centroids): ((&Clustering, &Vec<f32>), &Constant<f32, D>)| {
-            let of = |id: u64| c.assignments.get(id as usize).copied().flatten();
+            let prototype = |id: u64| c.assignments.get(id as usize).copied().flatten();
             Level {
                 centroids: centroids.clone(),
                 concentration: phi.iter().map(|v| (f64::from(*v) * scale) as f32).collect(),
-                assignments: ids.iter().map(|id| of(*id)).collect(),
-                queue_assignments: queued.unwrap_or(&[]).iter().map(|id| id.and_then(of)).collect(),
+                assignments: ids.iter().map(|id| prototype(*id)).collect(),
+                queue_assignments: queued.unwrap_or(&[]).iter().map(|id| id.and_then(prototype)).collect(),
                 negatives: None,
             }
         };

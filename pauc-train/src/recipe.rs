@@ -9,12 +9,12 @@ use pauc_models::ema::MomentumConfig;
 use pauc_models::heads::HeadConfig;
 use pauc_models::schedule::LrSchedule;
 use pauc_models::{BuildOptions, DeviceOptions, Precision};
-use pauc_traits::backend::{PortableClusterer, PortableEncoder, PortableOptimizer};
+use pauc_traits::backend::{PortableEncoder, PortableOptimizer};
 use pauc_traits::component_ron::{Term, options};
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::Severity;
 use pauc_traits::{
-    Configured, Count, Dataset, NonNegative, Positive, Probe, Scheduled, TrainingSpan, component,
+    Clusterer, Configured, Count, Dataset, NonNegative, Positive, Probe, Scheduled, TrainingSpan, component,
 };
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -49,7 +49,7 @@ component! {
         /// How many past keys are kept as negatives; needs a momentum encoder.
         pub queue: Option<Count> = None,
         /// What makes prototypes of the training set's embeddings.
-        pub clusterer: Option<Configured<dyn PortableClusterer>> = None,
+        pub clusterer: Option<Configured<dyn Clusterer>> = None,
         /// How concentrated prototypes are taken to be.
         pub concentration: Concentration = Concentration::default(),
         /// The terms whose weighted sum is minimized.

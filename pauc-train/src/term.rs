@@ -2,6 +2,7 @@
 
 use crate::recipe::Concentration;
 use dfdx::prelude::{Cpu, HasShape};
+use pauc_cluster::concentration::Spread;
 use pauc_traits::backend::{Backend, Scalar};
 use pauc_traits::batch::{BatchGradients, Constant, Inputs, Level};
 use pauc_traits::component_ron::Term;
@@ -330,7 +331,7 @@ impl Tensors<'_> {
         m: usize,
         features: &Constant<E, D>,
         centroids: &Constant<E, D>,
-    ) -> Result<PrototypeSpread<E>> {
+    ) -> Result<Spread<E>> {
         let name = format!("clusters.{m}");
         let Some(clusters) = self.integers(&name)? else {
             return Err(self.wrong("features", format!("needs `{name}`, the prototype of each row")));
@@ -343,7 +344,7 @@ impl Tensors<'_> {
             );
             return Err(self.wrong(&name, message));
         }
-        let (mut sums, mut sizes) = (vec![E::zero(); k], vec![0; k]);
+        let (mut distances, mut sizes) = (vec![E::zero(); k], vec![0; k]);
         for (x, c) in features.values().chunks_exact(dim.max(1)).zip(&clusters) {
             let Ok(c) = usize::try_from(*c) else { continue };
             if c >= k {
@@ -351,10 +352,10 @@ impl Tensors<'_> {
             }
             let centroid = &centroids.values()[c * dim..][..dim];
             let square = x.iter().zip(centroid).fold(E::zero(), |s, (a, b)| s + (*a - *b) * (*a - *b));
-            sums[c] += square.sqrt();
+            distances[c] += square.sqrt();
             sizes[c] += 1;
         }
-        Ok(PrototypeSpread { sums, sizes })
+        Ok(Spread { distances, sizes })
     }
 
     fn floats<E: Scalar>(&self, name: &str) -> Result<Option<(Vec<E>, Vec<usize>)>> {

@@ -1,17 +1,17 @@
 //! The device behind everything.
 //!
-//! Terms run on dfdx tensors through [`Backend`], in `f32` or `f64`. Encoders, clusterers and optimisers work on
-//! raw buffers of the device through [`Compute`]. Both are implemented for dfdx's `Cpu` and, with the feature `cuda`,
-//! for its `Cuda`; nothing outside this file, `cpu.rs` and `cuda.rs` asks which one it is.
+//! Terms run on dfdx tensors through [`Backend`], in `f32` or `f64`. Encoders and optimizers work on raw buffers of
+//! the device through [`Compute`]. Clusterers and probes work on the host, and may ask it for their longest
+//! computations. Both are implemented for dfdx's `Cpu` and, with the feature `cuda`, for its `Cuda`. Nothing outside
+//! this file, `cpu.rs` and `cuda.rs` asks which one it is.
 
-use crate::clusterer::RowsOnDevice;
+use crate::clusterer::ClustersOnDevice;
 use crate::ops::{self, Matrix};
 use crate::probe::ProbesOnDevice;
 use crate::softmax::SoftmaxKernels;
 use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
-use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
+use crate::{EncoderConfig, Error, Optimizer, Result};
 use dfdx::prelude::{Cpu, Device, Dtype, OwnedTape, Rank0, Shape, Storage, Tensor};
-use std::borrow::Cow;
 
 /// The element types that terms are computed in: `f32` in training, `f64` in checks.
 pub trait Scalar:
@@ -82,12 +82,10 @@ pub trait Backend<E: Scalar>: Device<E> {
     }
 }
 
-/// A device that whole networks, clusterers and optimisers can run on: buffers of `f32` besides tensors.
+/// A device that whole networks and optimisers can run on: buffers of `f32` besides tensors.
 pub trait Compute: Backend<f32> {
     /// An owned buffer in the device's memory.
     type Buffer: std::fmt::Debug + 'static;
-    /// A borrowed run of `f32` in the device's memory.
-    type View<'a>: Copy;
 
     /// The name that `--device` takes, such as `cpu`.
     fn name(&self) -> String;
@@ -103,32 +101,14 @@ pub trait Compute: Backend<f32> {
     fn clear(&self, buffers: &mut [&mut Self::Buffer]) -> Result<()>;
     /// The number of elements.
     fn buffer_len(&self, buffer: &Self::Buffer) -> usize;
-    /// The whole buffer, borrowed.
-    fn view<'a>(&self, buffer: &'a Self::Buffer) -> Self::View<'a>;
-    /// A copy of a borrowed run.
-    fn download_view(&self, view: Self::View<'_>) -> Result<Vec<f32>>;
-    /// A borrowed run as host memory: without a copy where the device's memory is the host's.
-    fn host_view<'a>(&self, view: Self::View<'a>) -> Result<Cow<'a, [f32]>> {
-        self.download_view(view).map(Cow::Owned)
-    }
-    /// Host memory as the device sees it: itself where the device's memory is the host's, else a copy in `room`.
-    ///
-    /// # Errors
-    /// If the device fails.
-    fn lend<'a>(&self, values: &'a [f32], room: &'a mut Option<Self::Buffer>) -> Result<Self::View<'a>> {
-        Ok(self.view(room.insert(self.upload(values)?)))
-    }
     /// A tensor with a copy of the buffer's content.
     fn buffer_tensor<S: Shape>(&self, buffer: &Self::Buffer, shape: S) -> Result<Tensor<S, f32, Self>>;
     /// Adds a gradient, as dfdx stores it, to a buffer.
     fn add_gradient(&self, to: &mut Self::Buffer, gradient: &<Self as Storage<f32>>::Vec) -> Result<()>;
 
-    /// Rows of `cols` values in the device's memory, for clusterers; `None` where the host does as well.
-    ///
-    /// # Errors
-    /// If the device fails.
-    fn rows_on_device(&self, _data: &[f32], _cols: usize) -> Result<Option<Box<dyn RowsOnDevice>>> {
-        Ok(None)
+    /// What the device does for clusterers; `None` where the host does as well.
+    fn clusters_on_device(&self) -> Option<&dyn ClustersOnDevice> {
+        None
     }
 
     /// What the device does for probes; `None` where the host does as well.
@@ -138,15 +118,12 @@ pub trait Compute: Backend<f32> {
 
     /// The encoder configuration as this device sees it.
     fn encoder(config: &dyn PortableEncoder) -> &dyn EncoderConfig<Self>;
-    /// The clusterer as this device sees it.
-    fn clusterer(config: &dyn PortableClusterer) -> &dyn Clusterer<Self>;
     /// The optimiser as this device sees it.
     fn optimizer(config: &dyn PortableOptimizer) -> &dyn Optimizer<Self>;
 }
 
 impl Compute for Cpu {
     type Buffer = Vec<f32>;
-    type View<'a> = &'a [f32];
 
     fn name(&self) -> String {
         "cpu".into()
@@ -177,15 +154,6 @@ impl Compute for Cpu {
     fn buffer_len(&self, buffer: &Vec<f32>) -> usize {
         buffer.len()
     }
-    fn view<'a>(&self, buffer: &'a Vec<f32>) -> &'a [f32] {
-        buffer
-    }
-    fn download_view(&self, view: &[f32]) -> Result<Vec<f32>> {
-        Ok(view.to_vec())
-    }
-    fn host_view<'a>(&self, view: Self::View<'a>) -> Result<Cow<'a, [f32]>> {
-        Ok(Cow::Borrowed(view))
-    }
     fn buffer_tensor<S: Shape>(&self, buffer: &Vec<f32>, shape: S) -> Result<Tensor<S, f32, Self>> {
         use dfdx::prelude::TensorFromVec;
         self.try_tensor_from_vec(buffer.clone(), shape).map_err(Error::device)
@@ -196,14 +164,8 @@ impl Compute for Cpu {
         }
         Ok(())
     }
-    fn lend<'a>(&self, values: &'a [f32], _: &'a mut Option<Vec<f32>>) -> Result<&'a [f32]> {
-        Ok(values)
-    }
 
     fn encoder(config: &dyn PortableEncoder) -> &dyn EncoderConfig<Self> {
-        config
-    }
-    fn clusterer(config: &dyn PortableClusterer) -> &dyn Clusterer<Self> {
         config
     }
     fn optimizer(config: &dyn PortableOptimizer) -> &dyn Optimizer<Self> {
@@ -230,8 +192,6 @@ macro_rules! portable {
 portable! {
     /// An encoder configuration for every device that this build knows.
     PortableEncoder: EncoderConfig;
-    /// A clusterer for every device that this build knows.
-    PortableClusterer: Clusterer;
     /// An optimiser for every device that this build knows.
     PortableOptimizer: Optimizer;
 }

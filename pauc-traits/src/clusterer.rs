@@ -1,20 +1,8 @@
 //! Clusterers: features in, prototypes out.
 
+use crate::probe::RowsView;
 use crate::registry::Component;
-use crate::{Compute, Result, TrainingSpan};
-
-/// The features to cluster: N rows of D values in the device's memory, row-major.
-#[derive(Clone, Copy)]
-pub struct Features<'a, D: Compute> {
-    /// The device that holds them.
-    pub device: &'a D,
-    /// The N·D values.
-    pub data: D::View<'a>,
-    /// N.
-    pub rows: usize,
-    /// D.
-    pub cols: usize,
-}
+use crate::{Error, Result, TrainingSpan};
 
 /// One clustering of N samples into K prototypes.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,16 +20,20 @@ pub struct Clustering {
 }
 
 /// How a fit went.
+///
+/// Checkpoints and logs hold it as JSON, under older names of two fields.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub struct FitReport {
-    /// The objective Σ‖x − c‖² before each update, and at the end.
+    /// The objective Σ‖x − c‖² (the inertia) before each update, and at the end.
     pub objective: Vec<f64>,
-    /// Samples whose prototype changed since the update before, at each update (all at the first). Empty where the
-    /// method does not follow it.
-    pub moved: Vec<usize>,
-    /// Empty clusters refilled at each update. Empty where the method does not follow it.
-    pub splits_at: Vec<usize>,
+    /// Samples whose prototype changed since the update before, at each update (all at the first). Empty if the
+    /// method does not count them.
+    #[serde(rename = "moved")]
+    pub reassigned: Vec<usize>,
+    /// Empty clusters refilled at each update. Empty if the method does not count them.
+    #[serde(rename = "splits_at")]
+    pub empty_splits: Vec<usize>,
     /// Empty clusters refilled by splitting a large one, over all iterations.
     pub splits: usize,
     /// K·Σ size² / n²: 1 when all prototypes have the same size.
@@ -52,28 +44,52 @@ pub struct FitReport {
     pub noise: usize,
 }
 
-/// Rows in a device's memory, and what is done with them there for a clusterer that otherwise works on the host.
+/// What a device does for clusterers: it keeps a copy of the rows and searches them.
+///
+/// A clusterer is written for the host. It may ask the device for the work that grows with the number of samples,
+/// and continues on the host if the answer is `None`.
+pub trait ClustersOnDevice {
+    /// Copies rows into the device's memory. `None` if they do not fit there.
+    ///
+    /// # Shapes
+    /// rows (N, D)
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn rows(&self, rows: RowsView<'_>) -> Result<Option<Box<dyn RowsOnDevice>>>;
+}
+
+impl std::fmt::Debug for dyn ClustersOnDevice + '_ {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("device")
+    }
+}
+
+/// N rows of D values in a device's memory.
 pub trait RowsOnDevice {
     /// Each row's nearest centroid, the lowest among equals, and its squared distance.
     ///
     /// # Shapes
-    /// centroids (K, D), row-major → N numbers, N distances
+    /// centroids (K, D), row-major → N labels in 0..K, N squared distances
     ///
     /// # Errors
     /// If the device fails.
     fn nearest(&mut self, centroids: &[f32]) -> Result<(Vec<u32>, Vec<f32>)>;
 
-    /// Lowers each row's `square` to the squared distance to the nearest of these centroids, where that is lower.
+    /// Lowers each row's `sq_dist` to the squared distance to the nearest of these centroids, if that is lower.
     ///
     /// # Shapes
-    /// centroids (K, D), row-major; square N
+    /// centroids (K, D), row-major; sq_dist N
     ///
     /// # Errors
     /// If the device fails.
-    fn lower(&mut self, centroids: &[f32], square: &mut [f32]) -> Result<()>;
+    fn lower(&mut self, centroids: &[f32], sq_dist: &mut [f32]) -> Result<()>;
 
-    /// Replaces each centroid that has rows by their mean. The rows of centroid c are `order[starts[c]..starts[c + 1]]`, and
-    /// are summed in that order.
+    /// Replaces each centroid that has rows by their mean. The rows of centroid c are
+    /// `order[starts[c]..starts[c + 1]]`, and are summed in that order.
+    ///
+    /// # Shapes
+    /// order N row numbers, starts K + 1, centroids (K, D), row-major
     ///
     /// # Errors
     /// If the device fails.
@@ -87,26 +103,50 @@ pub struct FitContext<'a> {
     pub seed: u64,
     /// The epoch, so that every fit has random numbers of its own.
     pub epoch: u64,
-    /// The clusterings of the fit before, for a warm start; empty the first time.
+    /// The clusterings of the previous fit, for a warm start; empty the first time.
     pub previous: &'a [Clustering],
-    /// Class labels, where the data has them and the clusterer asks for them.
+    /// Class labels, if the data has them and the clusterer asks for them.
     pub labels: Option<&'a [u32]>,
+    /// The device that takes over the long computations; `None` if the host does them.
+    pub device: Option<&'a dyn ClustersOnDevice>,
 }
 
-/// A registered clusterer.
-pub trait Clusterer<D: Compute>: Component {
-    /// Clusters the features, once for each level.
+impl FitContext<'_> {
+    /// The first fit of a run: epoch 0, nothing before it, no labels, on the host.
+    pub const fn new(seed: u64) -> Self {
+        FitContext { seed, epoch: 0, previous: &[], labels: None, device: None }
+    }
+}
+
+/// A registered clusterer. Call [`fit`](Clusterer::fit); implement [`fit_checked`](Clusterer::fit_checked).
+pub trait Clusterer: Component {
+    /// Checks the rows, and clusters them once for each level.
     ///
     /// The result does not depend on the number of threads.
     ///
     /// # Shapes
-    /// features (N, D) → one [`Clustering`] for each level
+    /// rows (N, D) → one [`Clustering`] for each level
     ///
     /// # Errors
-    /// If there are fewer samples than prototypes, a feature is not finite, or the device fails.
-    fn fit(&self, features: Features<'_, D>, context: FitContext<'_>) -> Result<Vec<Clustering>>;
+    /// If there are no rows or fewer rows than prototypes, a feature is not finite, a row is too long for distances
+    /// in `f32`, or [`fit_checked`](Clusterer::fit_checked) fails.
+    fn fit(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        check_rows(rows)?;
+        self.prototypes().into_iter().flatten().try_for_each(|k| check_count(k, rows.rows))?;
+        self.fit_checked(rows, context)
+    }
 
-    /// The number of prototypes of each level, as far as known before a fit.
+    /// Clusters rows that [`fit`](Clusterer::fit) has checked: there are at least as many as
+    /// [`prototypes`](Clusterer::prototypes), and all distances between them are finite in `f32`.
+    ///
+    /// # Shapes
+    /// rows (N, D) → one [`Clustering`] for each level
+    ///
+    /// # Errors
+    /// If the settings do not fit the data, or the device fails.
+    fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>>;
+
+    /// The number of prototypes of each level; `None` if it follows from the data.
     fn prototypes(&self) -> Vec<Option<usize>>;
 
     /// Whether [`FitContext::labels`] are needed.
@@ -121,29 +161,125 @@ pub trait Clusterer<D: Compute>: Component {
     fn every(&self) -> TrainingSpan;
 }
 
-/// What is asked of a clusterer before it fits anything: the same on every device.
-impl crate::Configured<crate::registry::kind::Clusterer> {
-    fn anywhere(&self) -> &dyn Clusterer<dfdx::prelude::Cpu> {
-        dfdx::prelude::Cpu::clusterer(&*self.value)
+/// Whether there are rows whose distances are finite in `f32`.
+fn check_rows(rows: RowsView<'_>) -> Result<()> {
+    let RowsView { data, rows: n, cols } = rows;
+    if n == 0 || cols == 0 {
+        return Err(Error::config(format!(
+            "there is nothing to cluster: the features are {n}×{cols}; give at least one sample of one dimension"
+        )));
+    }
+    if n.checked_mul(cols) != Some(data.len()) {
+        return Err(Error::shape("cluster", format!("{} values for features of {n}×{cols}", data.len())));
+    }
+    if n > u32::MAX as usize {
+        return Err(Error::config(format!(
+            "{n} samples are more than the {} that can be numbered",
+            u32::MAX
+        )));
+    }
+    // Two rows are at most the sum of their lengths apart, so no squared distance exceeds four times this.
+    let limit = f64::from(f32::MAX) / 8.0;
+    // A NaN does not fit either.
+    let fits = |row: &[f32]| squared_length(row) <= limit;
+    let bad = rows.iter().position(|row| !fits(row));
+    let Some(bad) = bad else { return Ok(()) };
+    match rows.row(bad).iter().position(|v| !v.is_finite()) {
+        Some(column) => Err(Error::NonFinite {
+            what: "a feature to cluster".into(),
+            place: Some(format!(
+                "row {bad}, column {column}: {}; look for a diverged encoder or damaged input",
+                rows.row(bad)[column]
+            )),
+        }),
+        None => Err(Error::config(format!(
+            "row {bad} of the features is too long for 32-bit distances (their squares overflow): normalise the features"
+        ))),
+    }
+}
+
+/// ‖x‖², in eight sums that do not wait for each other.
+fn squared_length(row: &[f32]) -> f64 {
+    let (chunks, rest) = row.as_chunks::<8>();
+    let mut sums = [0.0f64; 8];
+    for chunk in chunks {
+        sums.iter_mut().zip(chunk).for_each(|(sum, v)| *sum += f64::from(*v) * f64::from(*v));
+    }
+    sums.iter().sum::<f64>() + rest.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>()
+}
+
+/// Whether `k` prototypes can be fitted to `n` samples.
+fn check_count(k: usize, n: usize) -> Result<()> {
+    if k > n {
+        return Err(Error::config(format!(
+            "{k} prototypes need at least as many samples, but there are {n}: lower k to {n} or less, or use more data"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A clusterer from outside that knows nothing of checks.
+    #[derive(Debug, serde::Serialize)]
+    struct First(usize);
+
+    impl Clusterer for First {
+        fn fit_checked(&self, rows: RowsView<'_>, _: FitContext<'_>) -> Result<Vec<Clustering>> {
+            Ok(vec![Clustering {
+                k: 1,
+                dim: rows.cols,
+                centroids: rows.row(0).to_vec(),
+                assignments: vec![Some(0); rows.rows],
+                report: FitReport::default(),
+            }])
+        }
+        fn prototypes(&self) -> Vec<Option<usize>> {
+            vec![None, Some(self.0)]
+        }
+        fn start(&self) -> TrainingSpan {
+            TrainingSpan::epochs(0)
+        }
+        fn every(&self) -> TrainingSpan {
+            TrainingSpan::epochs(1)
+        }
     }
 
-    /// [`Clusterer::prototypes`].
-    pub fn prototypes(&self) -> Vec<Option<usize>> {
-        self.anywhere().prototypes()
+    fn error(data: &[f32], rows: usize, cols: usize) -> String {
+        let context = FitContext::new(0);
+        First(1).fit(RowsView { data, rows, cols }, context).unwrap_err().to_string()
     }
 
-    /// [`Clusterer::needs_labels`].
-    pub fn needs_labels(&self) -> bool {
-        self.anywhere().needs_labels()
+    #[test]
+    fn bad_features_are_named_whatever_the_clusterer() {
+        assert!(error(&[], 0, 3).contains("nothing to cluster"));
+        assert!(error(&[], 3, 0).contains("3×0"));
+        assert!(error(&[0.0; 5], 2, 3).contains("5 values for features of 2×3"));
+        assert!(error(&[0.0, 1.0, 2.0, f32::NAN], 2, 2).contains("row 1, column 1: NaN"));
+        assert!(error(&[0.0, 1.0, f32::INFINITY, 0.0], 2, 2).contains("row 1, column 0: inf"));
+        // Beyond the part that is summed in eights, and within it.
+        for column in [3, 8] {
+            let mut data = [0.0; 9];
+            data[column] = f32::NAN;
+            assert!(error(&data, 1, 9).contains(&format!("row 0, column {column}: NaN")));
+        }
+        assert!(error(&[1e30, 1.0], 1, 2).contains("normalise"));
+        assert!(error(&[1.5e19, -1.5e19], 2, 1).contains("normalise"), "their squares are finite");
+        let rows = RowsView { data: &[1.0; 6], rows: 2, cols: 3 };
+        assert_eq!(First(2).fit(rows, FitContext::new(0)).unwrap()[0].centroids, [1.0; 3]);
+        let text = First(3).fit(rows, FitContext::new(0)).unwrap_err().to_string();
+        assert!(text.contains("3 prototypes need at least as many samples, but there are 2"), "{text}");
     }
 
-    /// [`Clusterer::start`].
-    pub fn start(&self) -> TrainingSpan {
-        self.anywhere().start()
-    }
-
-    /// [`Clusterer::every`].
-    pub fn every(&self) -> TrainingSpan {
-        self.anywhere().every()
+    #[test]
+    fn a_report_keeps_the_names_that_it_is_stored_under() {
+        let stored = r#"{"objective":[2.0],"moved":[3],"splits_at":[1],"splits":1,"imbalance":1.0,"empty":0,"noise":0}"#;
+        let report: FitReport = serde_json::from_str(stored).unwrap();
+        assert_eq!((&report.reassigned[..], &report.empty_splits[..]), (&[3][..], &[1][..]));
+        assert_eq!(serde_json::to_string(&report).unwrap(), stored);
+        let older: FitReport = serde_json::from_str("{}").unwrap();
+        assert_eq!(older, FitReport::default());
     }
 }

@@ -4,13 +4,14 @@ mod backend;
 
 pub use backend::CudaSoftmax;
 
-use crate::backend::{Compute, PortableClusterer, PortableEncoder, PortableOptimizer};
-use crate::clusterer::RowsOnDevice;
+use crate::backend::{Compute, PortableEncoder, PortableOptimizer};
+use crate::clusterer::{ClustersOnDevice, RowsOnDevice};
 use crate::probe::{Neighbors, ProbesOnDevice, RegressionOnDevice, RowsView};
-use crate::{Clusterer, EncoderConfig, Error, Optimizer, Result};
+use crate::{EncoderConfig, Error, Optimizer, Result};
 use dfdx::prelude::{Cuda, Shape, Storage, Tensor};
+use pauc_cuda::distance::DeviceRows;
 use pauc_cuda::regression::Regression;
-use pauc_cuda::{Buffer, Context, View, elementwise, multi_tensor, tensor};
+use pauc_cuda::{Buffer, Context, elementwise, multi_tensor, tensor};
 use std::ops::Range;
 
 /// What the device says, in this crate's words. No `From`: a second one into [`Error`] would leave types of closures open
@@ -36,7 +37,6 @@ fn context(device: &Cuda) -> Result<std::rc::Rc<Context>> {
 
 impl Compute for Cuda {
     type Buffer = Buffer;
-    type View<'a> = View<'a>;
 
     fn name(&self) -> String {
         match Context::of(self) {
@@ -62,12 +62,6 @@ impl Compute for Cuda {
     fn buffer_len(&self, buffer: &Buffer) -> usize {
         buffer.len()
     }
-    fn view<'a>(&self, buffer: &'a Buffer) -> View<'a> {
-        buffer.view()
-    }
-    fn download_view(&self, view: View<'_>) -> Result<Vec<f32>> {
-        view.to_host(&*context(self)?).on_device()
-    }
     fn buffer_tensor<S: Shape>(&self, buffer: &Buffer, shape: S) -> Result<Tensor<S, f32, Self>> {
         tensor::to_tensor(self, buffer.view(), shape).on_device()
     }
@@ -76,9 +70,8 @@ impl Compute for Cuda {
         elementwise::add(&on, to.view_mut(), 1.0, tensor::gradient(gradient)).on_device()
     }
 
-    fn rows_on_device(&self, data: &[f32], cols: usize) -> Result<Option<Box<dyn RowsOnDevice>>> {
-        let rows = pauc_cuda::distance::DeviceRows::new(&context(self)?, data, cols).on_device()?;
-        Ok(Some(Box::new(rows)))
+    fn clusters_on_device(&self) -> Option<&dyn ClustersOnDevice> {
+        Some(self)
     }
 
     fn probes_on_device(&self) -> Option<&dyn ProbesOnDevice> {
@@ -88,25 +81,32 @@ impl Compute for Cuda {
     fn encoder(config: &dyn PortableEncoder) -> &dyn EncoderConfig<Self> {
         config
     }
-    fn clusterer(config: &dyn PortableClusterer) -> &dyn Clusterer<Self> {
-        config
-    }
     fn optimizer(config: &dyn PortableOptimizer) -> &dyn Optimizer<Self> {
         config
     }
 }
 
-impl RowsOnDevice for pauc_cuda::distance::DeviceRows {
+impl ClustersOnDevice for Cuda {
+    fn rows(&self, rows: RowsView<'_>) -> Result<Option<Box<dyn RowsOnDevice>>> {
+        match DeviceRows::new(&context(self)?, rows.data, rows.cols) {
+            Ok(rows) => Ok(Some(Box::new(rows))),
+            Err(e) if e.is_out_of_memory() => Ok(None),
+            e => e.on_device().map(|_| None),
+        }
+    }
+}
+
+impl RowsOnDevice for DeviceRows {
     fn nearest(&mut self, centroids: &[f32]) -> Result<(Vec<u32>, Vec<f32>)> {
-        pauc_cuda::distance::DeviceRows::nearest(self, centroids).on_device()
+        DeviceRows::nearest(self, centroids).on_device()
     }
 
-    fn lower(&mut self, centroids: &[f32], square: &mut [f32]) -> Result<()> {
-        pauc_cuda::distance::DeviceRows::lower(self, centroids, square).on_device()
+    fn lower(&mut self, centroids: &[f32], sq_dist: &mut [f32]) -> Result<()> {
+        DeviceRows::lower(self, centroids, sq_dist).on_device()
     }
 
     fn means(&mut self, order: &[u32], starts: &[usize], centroids: &mut [f32]) -> Result<()> {
-        pauc_cuda::distance::DeviceRows::means(self, order, starts, centroids).on_device()
+        DeviceRows::means(self, order, starts, centroids).on_device()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The kinds of components. A new kind is one line here and a trait of its own.
 
 use crate::registry::{Entry, Kind, Listing};
-use crate::{backend, dataset, probe, term};
+use crate::{backend, clusterer, dataset, probe, term};
 use pauc_traits::private::inventory;
 
 macro_rules! kinds {
@@ -52,7 +52,7 @@ kinds! {
     /// An encoder's configuration.
     Encoder = dyn backend::PortableEncoder, "encoder", "encoders";
     /// A clusterer.
-    Clusterer = dyn backend::PortableClusterer, "clusterer", "clusterers";
+    Clusterer = dyn clusterer::Clusterer, "clusterer", "clusterers";
     /// A contrastive loss.
     ContrastiveLoss = dyn term::PortableLoss, "contrastive loss", "contrastive losses";
     /// A regularizer.

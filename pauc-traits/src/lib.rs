@@ -61,7 +61,7 @@ pub mod trace;
 pub use backend::{Backend, Compute, Scalar, Tape, Taped, Value};
 pub use batch::Batch;
 pub use bounded::{Count, NonNegative, Positive, UnitInterval};
-pub use clusterer::{Clusterer, Clustering, Features};
+pub use clusterer::{Clusterer, Clustering};
 pub use component_ron::Configured;
 pub use dataset::{Augmentation, Dataset};
 pub use encoder::{BuildOptions, Encoder, EncoderConfig, Pass};

@@ -2,8 +2,10 @@
 
 use crate::{device, pattern};
 use pauc::dfdx::prelude::*;
+use pauc::traits::clusterer::{ClustersOnDevice, FitContext};
+use pauc::traits::probe::RowsView;
 use pauc::traits::registry::kind;
-use pauc::traits::{Compute, Configured};
+use pauc::traits::{Clusterer, Clustering, Compute, Configured};
 use pauc_testing::{assert_within, tolerance};
 
 /// Rows around `k` far centers.
@@ -15,24 +17,25 @@ fn clustered(rows: usize, dim: usize, k: usize) -> Vec<f32> {
 
 #[test]
 fn k_means_equals_that_of_the_cpu() {
-    use pauc::traits::clusterer::{Clustering, Features, FitContext};
-    fn fit<D: Compute>(dev: &D, text: &str, data: &[f32], cols: usize) -> Vec<Clustering> {
-        let config = Configured::<kind::Clusterer>::parse(text).unwrap();
-        let buffer = dev.upload(data).unwrap();
-        let rows = data.len() / cols;
-        let features = Features { device: dev, data: dev.view(&buffer), rows, cols };
-        let context = FitContext { seed: 4, epoch: 1, previous: &[], labels: None };
-        D::clusterer(&*config.value).fit(features, context).unwrap()
+    fn fit<D: Compute>(dev: &D, text: &str, rows: RowsView<'_>) -> Vec<Clustering> {
+        let clusterer = Configured::<kind::Clusterer>::parse(text).unwrap();
+        let context = FitContext { epoch: 1, device: dev.clusters_on_device(), ..FitContext::new(4) };
+        clusterer.fit(rows, context).unwrap()
     }
     let (dim, data) = (17, clustered(180, 17, 9));
+    let rows = RowsView::new(&data, dim);
     for text in [
         "KMeans(k: [9, 20], iterations: 6)",
         "KMeans(k: [12], spherical: true, init: Random, redos: 2, iterations: 4)",
         "KMeans(k: [5], max_points_per_centroid: 20, iterations: 4)",
         "KMeans(k: [180])",
+        // These start from k-means.
+        "Agglomerative(k: [9, 4], leaves: 30)",
+        "Sinkhorn(k: [9])",
+        "GaussianMixture(k: [9])",
         "MiniBatchKMeans(k: [6])",
     ] {
-        let (cuda, cpu) = (fit(&device(), text, &data, dim), fit(&Cpu::default(), text, &data, dim));
+        let (cuda, cpu) = (fit(&device(), text, rows), fit(&Cpu::default(), text, rows));
         assert_eq!(cuda.len(), cpu.len());
         for (got, want) in cuda.iter().zip(&cpu) {
             // No row is as near to two centroids as rounding would have to have it.
@@ -52,16 +55,15 @@ fn k_means_equals_that_of_the_cpu() {
 #[test]
 fn k_means_starts_from_the_rows_that_it_starts_from_on_the_cpu() {
     use pauc::cluster::seeding::Init;
-    use pauc::traits::probe::RowsView;
     use pauc::traits::rng::{Purpose, stream};
     let (dim, data) = (11, clustered(100, 11, 20));
     let rows = RowsView::new(&data, dim);
-    let mut on = device().rows_on_device(&data, dim).unwrap().unwrap();
-    let mut square = vec![f32::INFINITY; 100];
-    square[20] = 0.25;
-    on.lower(&data[..5 * dim], &mut square).unwrap();
-    on.lower(&data[40 * dim..70 * dim], &mut square).unwrap();
-    for (i, (x, got)) in rows.iter().zip(&square).enumerate() {
+    let mut on = ClustersOnDevice::rows(&device(), rows).unwrap().unwrap();
+    let mut sq_dist = vec![f32::INFINITY; 100];
+    sq_dist[20] = 0.25;
+    on.lower(&data[..5 * dim], &mut sq_dist).unwrap();
+    on.lower(&data[40 * dim..70 * dim], &mut sq_dist).unwrap();
+    for (i, (x, got)) in rows.iter().zip(&sq_dist).enumerate() {
         let to = |c: usize| -> f64 {
             x.iter().zip(rows.row(c)).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
         };
@@ -71,7 +73,9 @@ fn k_means_starts_from_the_rows_that_it_starts_from_on_the_cpu() {
         // rounded once, its square counts that twice, and the sum in `f64` is rounded once more.
         assert_within!(*got, want, tolerance::f32(3, want), "row {i}");
     }
-    assert!(on.lower(&data[..dim], &mut square[..9]).unwrap_err().to_string().contains("9 distances of 100"));
+    assert!(
+        on.lower(&data[..dim], &mut sq_dist[..9]).unwrap_err().to_string().contains("9 distances of 100")
+    );
     for seed in 0..2 {
         let rng = || stream(seed, Purpose::Cluster, 0, 0, 0);
         // A draw falls between two rows' shares as seldom as these differ: less than once in 10⁵ draws.

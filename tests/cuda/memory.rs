@@ -23,14 +23,15 @@ fn rows_are_replaced_in_place() {
 #[test]
 fn what_goes_up_comes_down_in_pieces_of_any_size() {
     let dev = device();
+    let on = pauc::cuda::Context::of(&dev).unwrap();
     // A piece is of 2¹⁸ numbers; six of them take all places once more than there are.
     for n in [0, 1, 7, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, 6 * (1 << 18) + 5] {
         let values: Vec<f32> = (0..n).map(|i| i as f32).collect();
         let buffer = dev.upload(&values).unwrap();
         assert!(dev.download(&buffer).unwrap() == values, "{n}");
         let from = n / 3;
-        let part = dev.view(&buffer).part(from, n);
-        assert!(dev.download_view(part).unwrap() == values[from..], "{n} from {from} on");
+        let part = buffer.view().part(from, n);
+        assert!(part.to_host(&on).unwrap() == values[from..], "{n} from {from} on");
     }
 }
 

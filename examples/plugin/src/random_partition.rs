@@ -1,8 +1,9 @@
 //! A clusterer.
 
 use pauc_traits::clusterer::{FitContext, FitReport};
+use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::{Clusterer, Clustering, Compute, Count, Error, Features, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Clustering, Count, Result, TrainingSpan, component};
 use rand::Rng;
 
 component! {
@@ -20,18 +21,14 @@ component! {
     }
 }
 
-impl<D: Compute> Clusterer<D> for RandomPartition {
-    fn fit(&self, features: Features<'_, D>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
-        let (n, dim, k) = (features.rows, features.cols, self.k.get());
-        if k > n {
-            return Err(Error::config(format!("{k} prototypes of only {n} samples: make k at most {n}")));
-        }
-        let data = features.device.download_view(features.data)?;
+impl Clusterer for RandomPartition {
+    fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let (n, dim, k) = (rows.rows, rows.cols, self.k.get());
         let mut rng = stream(context.seed, Purpose::Cluster, context.epoch, 0, 0);
         // The first k samples take one prototype each, so that none is empty.
-        let of: Vec<usize> = (0..n).map(|i| if i < k { i } else { rng.gen_range(0..k) }).collect();
+        let labels: Vec<usize> = (0..n).map(|i| if i < k { i } else { rng.gen_range(0..k) }).collect();
         let (mut sums, mut sizes) = (vec![0f64; k * dim], vec![0usize; k]);
-        for (row, j) in data.chunks_exact(dim).zip(&of) {
+        for (row, j) in rows.iter().zip(&labels) {
             sizes[*j] += 1;
             sums[j * dim..(j + 1) * dim].iter_mut().zip(row).for_each(|(s, v)| *s += *v as f64);
         }
@@ -40,10 +37,10 @@ impl<D: Compute> Clusterer<D> for RandomPartition {
         let distance = |(row, j): (&[f32], &usize)| {
             row.iter().zip(&centroids[j * dim..]).map(|(v, c)| ((v - c) as f64).powi(2)).sum::<f64>()
         };
-        let objective = data.chunks_exact(dim).zip(&of).map(distance).sum();
+        let objective = rows.iter().zip(&labels).map(distance).sum();
         let squares: f64 = sizes.iter().map(|s| (*s as f64).powi(2)).sum();
         let imbalance = k as f64 * squares / (n as f64).powi(2);
-        let assignments = of.iter().map(|j| Some(*j as u32)).collect();
+        let assignments = labels.iter().map(|j| Some(*j as u32)).collect();
         let report = FitReport { objective: vec![objective], imbalance, ..FitReport::default() };
         Ok(vec![Clustering { k, dim, centroids, assignments, report }])
     }
@@ -62,7 +59,6 @@ impl<D: Compute> Clusterer<D> for RandomPartition {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dfdx::prelude::Cpu;
 
     #[test]
     fn every_prototype_is_the_mean_of_its_members() {
@@ -72,10 +68,8 @@ mod tests {
             start: TrainingSpan::epochs(1),
             every: TrainingSpan::epochs(1),
         };
-        let context = FitContext { seed: 1, epoch: 0, previous: &[], labels: None };
-        let dev = Cpu::default();
-        let features = Features { device: &dev, data: &data[..], rows: 20, cols: 2 };
-        let fit = &clusterer.fit(features, context).unwrap()[0];
+        let context = FitContext::new(1);
+        let fit = &clusterer.fit(RowsView::new(&data, 2), context).unwrap()[0];
         for j in 0..3 {
             let members: Vec<_> = (0..20).filter(|i| fit.assignments[*i] == Some(j as u32)).collect();
             let mean = members.iter().map(|i| data[i * 2] as f64).sum::<f64>() / members.len() as f64;
@@ -83,7 +77,7 @@ mod tests {
             let rounding = f32::EPSILON as f64 / 2.0 * mean.abs() + 40.0 * f64::EPSILON;
             assert!((fit.centroids[j * 2] as f64 - mean).abs() <= rounding);
         }
-        let few = Features { device: &dev, data: &data[..4], rows: 2, cols: 2 };
-        assert!(clusterer.fit(few, context).unwrap_err().to_string().contains("3 prototypes of only 2"));
+        let text = clusterer.fit(RowsView::new(&data[..4], 2), context).unwrap_err().to_string();
+        assert!(text.contains("3 prototypes need at least as many samples, but there are 2"), "{text}");
     }
 }

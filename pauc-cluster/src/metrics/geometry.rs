@@ -1,6 +1,6 @@
 //! Scores of a clustering that need no labels.
 
-use crate::lloyd::{means, members};
+use crate::lloyd::{Members, labels_with_noise, means};
 use pauc_kernels::distance::squared_distance;
 use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, stream};
@@ -11,6 +11,9 @@ use rayon::prelude::*;
 ///
 /// Of more than `most` samples, a random subset of that size is scored as if it were all (O(most²·D)). Noise is
 /// left out. `None` with fewer than two clusters.
+///
+/// # Shapes
+/// rows (N, D), assignments N
 ///
 /// Source: Rousseeuw 1987.
 pub fn silhouette(rows: RowsView<'_>, assignments: &[Option<u32>], most: usize, seed: u64) -> Option<f64> {
@@ -53,20 +56,24 @@ pub fn silhouette(rows: RowsView<'_>, assignments: &[Option<u32>], most: usize, 
 /// The Davies–Bouldin index: the mean over clusters of max_j (s_i + s_j)/‖μ_i − μ_j‖, where s is the mean distance
 /// of a cluster's samples to its mean μ. Lower is better; clusters with one mean are no competitors.
 ///
-/// Noise is left out. `None` with fewer than two clusters. Source: Davies & Bouldin 1979.
+/// Noise is left out. `None` with fewer than two clusters.
+///
+/// # Shapes
+/// rows (N, D), assignments N
+///
+/// Source: Davies & Bouldin 1979.
 pub fn davies_bouldin(rows: RowsView<'_>, assignments: &[Option<u32>]) -> Option<f64> {
     let (dim, k) = (rows.cols, assignments.iter().flatten().max().map_or(0, |m| *m as usize + 1));
-    // Noise goes to one cluster more, which is then forgotten.
-    let index: Vec<u32> = assignments.iter().map(|a| a.unwrap_or(k as u32)).collect();
+    let labels = labels_with_noise(assignments, k);
     let mut centroids = vec![0.0; (k + 1) * dim];
-    means(rows, &index, &mut centroids);
-    let (order, starts) = members(&index, k + 1);
+    means(rows, &labels, &mut centroids);
+    let members = Members::new(&labels, k + 1);
     let mean = |c: usize| &centroids[c * dim..(c + 1) * dim];
     let distance = |a: &[f32], b: &[f32]| (squared_distance(a, b) as f64).sqrt();
     let occupied: Vec<(usize, f64)> = (0..k)
-        .filter(|c| starts[c + 1] > starts[*c])
+        .filter(|c| !members.of(*c).is_empty())
         .map(|c| {
-            let own = &order[starts[c]..starts[c + 1]];
+            let own = members.of(c);
             let sum: f64 = own.iter().map(|i| distance(rows.row(*i as usize), mean(c))).sum();
             (c, sum / own.len() as f64)
         })
