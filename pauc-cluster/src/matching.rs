@@ -1,44 +1,47 @@
 //! Which prototype of one clustering is which of another.
 
-use crate::metrics::Contingency;
+use crate::metrics::{Cell, Contingency};
 use pauc_traits::{Clustering, Result};
 
-/// The one-to-one pairs (row, column, count) that share the most samples: the Hungarian method with potentials,
+/// The one-to-one pairs of rows and columns that share the most samples, sorted: the Hungarian method with potentials,
 /// O(min²·max) at worst and near min·max when most rows already have a column of their own. Pairs without a common
 /// sample are left out.
-pub fn best_pairs(c: &Contingency) -> Vec<(usize, usize, usize)> {
+pub fn best_pairs(c: &Contingency) -> Vec<Cell> {
     let transposed = c.rows.len() > c.cols.len();
     let (short, long) = if transposed { (c.cols.len(), c.rows.len()) } else { (c.rows.len(), c.cols.len()) };
-    let mut count = vec![0i64; short * long];
-    for &(a, b, n) in &c.cells {
-        count[if transposed { b * long + a } else { a * long + b }] = n as i64;
+    let mut counts = vec![0i64; short * long];
+    for cell in &c.cells {
+        let (s, l) = if transposed { (cell.column, cell.row) } else { (cell.row, cell.column) };
+        counts[s * long + l] = cell.count as i64;
     }
-    let mut pairs: Vec<(usize, usize, usize)> = assign(&count, short, long)
-        .into_iter()
-        .enumerate()
-        .map(|(s, l)| (s, l, count[s * long + l] as usize))
-        .filter(|pair| pair.2 > 0)
-        .map(|(s, l, n)| if transposed { (l, s, n) } else { (s, l, n) })
-        .collect();
+    let pair = |(s, l): (usize, usize)| {
+        let (row, column) = if transposed { (l, s) } else { (s, l) };
+        Cell { row, column, count: counts[s * long + l] as usize }
+    };
+    let assigned = assign(&counts, short, long).into_iter().enumerate();
+    let mut pairs: Vec<Cell> = assigned.map(pair).filter(|pair| pair.count > 0).collect();
     pairs.sort_unstable();
     pairs
 }
 
-/// A column for each row so that the sum of `gain` is largest; rows ≤ cols.
+/// A column for each row so that the sum of `gain` is largest.
+///
+/// # Shapes
+/// gain (rows, cols), row-major, with rows ≤ cols → rows
 fn assign(gain: &[i64], rows: usize, cols: usize) -> Vec<usize> {
     const FREE: usize = usize::MAX;
     // Costs are −gain; the potentials keep cost − row − col ≥ 0, with equality on matched pairs.
     let (mut row_potential, mut col_potential) = (vec![0i64; rows], vec![0i64; cols]);
-    let (mut of_row, mut of_col) = (vec![FREE; rows], vec![FREE; cols]);
+    let (mut column_of, mut row_of) = (vec![FREE; rows], vec![FREE; cols]);
     for r in 0..rows {
         let best = (0..cols).max_by_key(|c| (gain[r * cols + c], std::cmp::Reverse(*c))).unwrap_or(0);
         row_potential[r] = -gain[r * cols + best];
-        if of_col[best] == FREE {
-            (of_row[r], of_col[best]) = (best, r);
+        if row_of[best] == FREE {
+            (column_of[r], row_of[best]) = (best, r);
         }
     }
     for start in 0..rows {
-        if of_row[start] != FREE {
+        if column_of[start] != FREE {
             continue;
         }
         // Dijkstra over columns along alternating paths.
@@ -56,10 +59,10 @@ fn assign(gain: &[i64], rows: usize, cols: usize) -> Vec<usize> {
             let Some(next) = next else { break FREE };
             done[next] = true;
             base = distance[next];
-            if of_col[next] == FREE {
+            if row_of[next] == FREE {
                 break next;
             }
-            row = of_col[next];
+            row = row_of[next];
         };
         if end == FREE {
             // More rows than columns: cannot happen for the callers above.
@@ -68,21 +71,21 @@ fn assign(gain: &[i64], rows: usize, cols: usize) -> Vec<usize> {
         row_potential[start] += base;
         for c in (0..cols).filter(|c| done[*c] && *c != end) {
             let lead = base - distance[c];
-            row_potential[of_col[c]] += lead;
+            row_potential[row_of[c]] += lead;
             col_potential[c] -= lead;
         }
         let mut column = end;
         loop {
             let row = from[column];
-            let freed = std::mem::replace(&mut of_row[row], column);
-            of_col[column] = row;
+            let freed = std::mem::replace(&mut column_of[row], column);
+            row_of[column] = row;
             if row == start {
                 break;
             }
             column = freed;
         }
     }
-    of_row
+    column_of
 }
 
 /// How the prototypes of one clustering continue in the next.
@@ -105,16 +108,16 @@ pub fn match_prototypes(before: &Clustering, after: &Clustering) -> Result<Match
     // Noise is no prototype: it only ever continues noise.
     let counts = Contingency::between(&before.assignments, &after.assignments)?;
     let mut prototypes = counts.clone();
-    prototypes.cells.retain(|(a, b, n)| {
-        total += n;
-        let noise = (counts.labels[*a].is_none(), counts.columns[*b].is_none());
-        kept += if noise == (true, true) { *n } else { 0 };
+    prototypes.cells.retain(|cell| {
+        total += cell.count;
+        let noise = (counts.labels[cell.row].is_none(), counts.columns[cell.column].is_none());
+        kept += if noise == (true, true) { cell.count } else { 0 };
         noise == (false, false)
     });
-    for (a, b, n) in best_pairs(&prototypes) {
-        if let (Some(a), Some(b)) = (counts.labels[a], counts.columns[b]) {
+    for pair in best_pairs(&prototypes) {
+        if let (Some(a), Some(b)) = (counts.labels[pair.row], counts.columns[pair.column]) {
             previous[b as usize] = Some(a);
-            kept += n;
+            kept += pair.count;
         }
     }
     let churn = if total == 0 { 0.0 } else { 1.0 - kept as f64 / total as f64 };

@@ -1,6 +1,6 @@
 //! Scores of agreement between labels and clusters.
 
-use super::Contingency;
+use super::{Cell, Contingency};
 use crate::matching::best_pairs;
 use pauc_traits::Result;
 use pauc_traits::probe::Metric;
@@ -76,8 +76,8 @@ impl Agreement {
             (mutual - expected) / room
         };
         let mut majority = vec![0; c.cols.len()];
-        c.cells.iter().for_each(|&(_, b, n)| majority[b] = majority[b].max(n));
-        let matched: usize = best_pairs(c).iter().map(|(_, _, n)| n).sum();
+        c.cells.iter().for_each(|cell| majority[cell.column] = majority[cell.column].max(cell.count));
+        let matched: usize = best_pairs(c).iter().map(|cell| cell.count).sum();
         let n = c.total as f64;
         Agreement {
             nmi,
@@ -118,9 +118,9 @@ pub fn entropy(counts: &[usize]) -> f64 {
 /// Σ n_ab/n · ln(n·n_ab / (n_a·n_b)), in nats.
 fn mutual_information(c: &Contingency) -> f64 {
     let n = c.total as f64;
-    let term = |&(a, b, count): &(usize, usize, usize)| {
-        let p = count as f64 / n;
-        p * (p.ln() - (c.rows[a] as f64 / n).ln() - (c.cols[b] as f64 / n).ln())
+    let term = |cell: &Cell| {
+        let p = cell.count as f64 / n;
+        p * (p.ln() - (c.rows[cell.row] as f64 / n).ln() - (c.cols[cell.column] as f64 / n).ln())
     };
     let sum: f64 = c.cells.iter().map(term).sum();
     // Independent partitions have none; rounding would leave a trace.
@@ -170,7 +170,7 @@ fn expected_mutual_information(c: &Contingency) -> f64 {
 fn adjusted_rand(c: &Contingency) -> f64 {
     let squares = |counts: &mut dyn Iterator<Item = usize>| counts.map(|x| (x as f64).powi(2)).sum::<f64>();
     let n = c.total as f64;
-    let both = squares(&mut c.cells.iter().map(|x| x.2));
+    let both = squares(&mut c.cells.iter().map(|cell| cell.count));
     let (rows, cols) = (squares(&mut c.rows.iter().copied()), squares(&mut c.cols.iter().copied()));
     let together = both - n;
     let (only_cluster, only_label) = (cols - both, rows - both);

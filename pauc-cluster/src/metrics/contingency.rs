@@ -2,11 +2,22 @@
 
 use pauc_traits::{Error, Result};
 
+/// The samples that a row and a column have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cell {
+    /// The row's number.
+    pub row: usize,
+    /// The column's number.
+    pub column: usize,
+    /// How many samples they share.
+    pub count: usize,
+}
+
 /// Which samples two partitions have in common.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Contingency {
-    /// (row, column, count) of the cells that are not empty, sorted; rows and columns are numbered without gaps.
-    pub cells: Vec<(usize, usize, usize)>,
+    /// The cells that are not empty, sorted; rows and columns are numbered without gaps.
+    pub cells: Vec<Cell>,
     /// Samples in each row (label).
     pub rows: Vec<usize>,
     /// Samples in each column (cluster).
@@ -40,28 +51,28 @@ impl Contingency {
                 format!("{} labels for {} clustered samples", labels.len(), clusters.len()),
             ));
         }
-        let known = |values: &[Option<u32>]| {
-            let mut known = values.to_vec();
-            known.sort_unstable();
-            known.dedup();
-            known
+        let distinct = |values: &[Option<u32>]| {
+            let mut distinct = values.to_vec();
+            distinct.sort_unstable();
+            distinct.dedup();
+            distinct
         };
-        let (labels_known, columns) = (known(labels), known(clusters));
-        let place = |known: &[Option<u32>], v: &Option<u32>| known.partition_point(|k| k < v);
+        let (row_labels, columns) = (distinct(labels), distinct(clusters));
+        let place = |distinct: &[Option<u32>], v: &Option<u32>| distinct.partition_point(|d| d < v);
         let mut pairs: Vec<(usize, usize)> =
-            labels.iter().zip(clusters).map(|(a, b)| (place(&labels_known, a), place(&columns, b))).collect();
+            labels.iter().zip(clusters).map(|(a, b)| (place(&row_labels, a), place(&columns, b))).collect();
         pairs.sort_unstable();
-        let (mut rows, mut cols) = (vec![0; labels_known.len()], vec![0; columns.len()]);
-        let mut cells: Vec<(usize, usize, usize)> = Vec::new();
-        for (a, b) in pairs {
-            rows[a] += 1;
-            cols[b] += 1;
+        let (mut rows, mut cols) = (vec![0; row_labels.len()], vec![0; columns.len()]);
+        let mut cells: Vec<Cell> = Vec::new();
+        for (row, column) in pairs {
+            rows[row] += 1;
+            cols[column] += 1;
             match cells.last_mut() {
-                Some(last) if (last.0, last.1) == (a, b) => last.2 += 1,
-                _ => cells.push((a, b, 1)),
+                Some(last) if (last.row, last.column) == (row, column) => last.count += 1,
+                _ => cells.push(Cell { row, column, count: 1 }),
             }
         }
-        Ok(Contingency { cells, rows, cols, total: labels.len(), columns, labels: labels_known })
+        Ok(Contingency { cells, rows, cols, total: labels.len(), columns, labels: row_labels })
     }
 }
 
@@ -72,7 +83,8 @@ mod tests {
     #[test]
     fn counts_and_keeps_noise() {
         let c = Contingency::new(&[7, 7, 2, 2], &[Some(4), None, Some(4), Some(4)]).unwrap();
-        assert_eq!(c.cells, [(0, 1, 2), (1, 0, 1), (1, 1, 1)]);
+        let cells: Vec<_> = c.cells.iter().map(|cell| (cell.row, cell.column, cell.count)).collect();
+        assert_eq!(cells, [(0, 1, 2), (1, 0, 1), (1, 1, 1)]);
         assert_eq!((c.rows, c.cols, c.total), (vec![2, 2], vec![1, 3], 4));
         assert_eq!((c.labels, c.columns), (vec![Some(2), Some(7)], vec![None, Some(4)]));
         let text = Contingency::new(&[1], &[]).unwrap_err().to_string();

@@ -11,7 +11,7 @@ pub mod contingency;
 pub mod geometry;
 
 pub use agreement::Agreement;
-pub use contingency::Contingency;
+pub use contingency::{Cell, Contingency};
 pub use geometry::{davies_bouldin, silhouette};
 
 /// The imbalance K·Σ size² / (Σ size)²: 1 when all clusters have the same size (also when all are empty), K when
