@@ -2,6 +2,7 @@
 //!
 //! Row-major `f32` matrices in the first two are mapped, not read: a file may be larger than memory.
 
+use crate::csv_file;
 use pauc_kernels::mmap::Mapped;
 use pauc_traits::npy::Header;
 use pauc_traits::probe::RowsView;
@@ -46,7 +47,7 @@ impl Matrix {
             return Ok(Matrix { values: Values::Read(values), cols });
         }
         if kind == Kind::Csv {
-            let (values, cols) = csv(path, &text(path)?)?;
+            let (values, cols) = csv_file::matrix(path, &text(path)?)?;
             return Ok(Matrix { values: Values::Read(values), cols });
         }
         let file = map(path)?;
@@ -93,7 +94,7 @@ impl Matrix {
     }
 }
 
-/// Class labels, one for each of `n` samples: whole numbers ≥ 0 in a `.npy` or one a line in a `.csv`, or the tensor
+/// Class labels, one for each of `n` samples: whole numbers ≥ 0 in a `.npy` or one per line in a `.csv`, or the tensor
 /// `labels` of a safetensors file.
 ///
 /// # Errors
@@ -107,15 +108,7 @@ pub fn labels(path: &Path, n: usize) -> Result<Vec<u32>> {
         ));
     }
     let values: Vec<i64> = if kind == Kind::Csv {
-        let text = text(path)?;
-        let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
-        let parsed = lines.map(|(i, l)| (i, l, l.trim().parse::<i64>()));
-        // A first line that is no number is a heading.
-        let parsed = parsed.filter(|(i, _, v)| *i > 0 || v.is_ok());
-        let number = |(i, l, v): (usize, &str, Result<i64, _>)| {
-            v.map_err(|_| wrong(format!("line {}: `{}` is no whole number", i + 1, l.trim())))
-        };
-        parsed.map(number).collect::<Result<_>>()?
+        csv_file::labels(path, &text(path)?)?
     } else {
         let file = map(path)?;
         let array = match kind {
@@ -243,18 +236,18 @@ fn of_safetensors(path: &Path, bytes: &[u8], tensor: Option<&str>) -> Result<Arr
     let is_matrix = |n: &&&str| {
         file.tensor(n).is_ok_and(|t| t.shape().len() == 2 && matches!(t.dtype(), Dtype::F32 | Dtype::F64))
     };
-    let found = match tensor {
+    let chosen = match tensor {
         Some(name) => names.iter().find(|n| **n == name).copied(),
         None => NAMES.iter().find(|n| names.contains(n)).copied().or_else(|| {
             let mut matrices = names.iter().filter(is_matrix);
             matrices.next().filter(|_| matrices.next().is_none()).copied()
         }),
     };
-    let known = names.join(", ");
-    let Some(name) = found else {
+    let Some(name) = chosen else {
+        let names = names.join(", ");
         return Err(wrong(match tensor {
-            Some(name) => format!("has no tensor `{name}`; it holds: {known}"),
-            None => format!("say with --tensor which tensor to cluster; it holds: {known}"),
+            Some(name) => format!("has no tensor `{name}`; it holds: {names}"),
+            None => format!("say with --tensor which tensor to cluster; it holds: {names}"),
         }));
     };
     let view = file.tensor(name).map_err(|e| wrong(e.to_string()))?;
@@ -275,38 +268,6 @@ fn of_safetensors(path: &Path, bytes: &[u8], tensor: Option<&str>) -> Result<Arr
     // The view borrows the mapped bytes, so its distance from their begin is where it lies.
     let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
     Ok(Array { name: format!("tensor `{name}`"), dtype, shape: view.shape().to_vec(), offset })
-}
-
-/// Numbers between commas, semicolons or tabs; a first line with something else is a heading.
-fn csv(path: &Path, text: &str) -> Result<(Vec<f32>, usize)> {
-    let wrong = |why: String| Error::damaged(path, why);
-    let (mut values, mut cols) = (Vec::new(), 0);
-    for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-        let before = values.len();
-        let mut bad = None;
-        for (j, cell) in line.split([',', ';', '\t']).enumerate() {
-            match cell.trim().parse::<f32>() {
-                Ok(v) => values.push(v),
-                Err(_) => bad = bad.or(Some((j, cell.trim()))),
-            }
-        }
-        match bad {
-            Some(_) if i == 0 => values.truncate(0),
-            Some((j, cell)) => {
-                return Err(wrong(format!("line {}, column {}: `{cell}` is no number", i + 1, j + 1)));
-            }
-            None if cols == 0 => cols = values.len(),
-            None if values.len() - before != cols => {
-                let got = values.len() - before;
-                return Err(wrong(format!("line {} has {got} values, the first row has {cols}", i + 1)));
-            }
-            None => {}
-        }
-    }
-    if values.is_empty() {
-        return Err(wrong("holds no rows of numbers".into()));
-    }
-    Ok((values, cols))
 }
 
 #[cfg(test)]

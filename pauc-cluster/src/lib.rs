@@ -30,6 +30,7 @@ pub mod sinkhorn;
 // What they share, and what is done with their results.
 pub mod coagulation;
 pub mod concentration;
+mod csv_file;
 pub mod feature_files;
 pub mod inverted_file;
 pub mod lloyd;

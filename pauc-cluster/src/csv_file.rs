@@ -1,0 +1,191 @@
+//! Numbers from CSV files.
+
+use csv::{ReaderBuilder, StringRecord, Trim};
+use pauc_traits::{Error, Result};
+use std::path::Path;
+
+/// Characters of a bad cell that an error shows: a quote that is never closed makes a cell of the rest of the file.
+const SHOWN: usize = 40;
+
+/// A matrix of numbers between commas, semicolons or tabs. A first line with anything else is a heading.
+///
+/// # Shapes
+/// N lines of D cells → (N, D), row-major, and D
+///
+/// # Errors
+/// If a cell is not a number, lines differ in length, or there are none. The error names the file, line and column.
+pub(crate) fn matrix(path: &Path, text: &str) -> Result<(Vec<f32>, usize)> {
+    let wrong = |why: String| Error::damaged(path, why);
+    let mut records = Records::new(text, separator(text));
+    let (mut values, mut cols) = (Vec::new(), 0);
+    while let Some(record) = records.next_record().map_err(|e| wrong(e.to_string()))? {
+        let (line, cells) = (record.line, &record.cells);
+        let numbers: Vec<Option<f32>> = cells.iter().map(|cell| cell.parse().ok()).collect();
+        if let Some(column) = numbers.iter().position(Option::is_none) {
+            if record.is_first {
+                continue;
+            }
+            let cell = shown(&cells[column]);
+            return Err(wrong(format!("line {line}, column {}: `{cell}` is no number", column + 1)));
+        }
+        if cols == 0 {
+            cols = numbers.len();
+        }
+        if numbers.len() != cols {
+            let got = numbers.len();
+            return Err(wrong(format!("line {line} has {got} values, the first row has {cols}")));
+        }
+        values.extend(numbers.into_iter().flatten());
+    }
+    if values.is_empty() {
+        return Err(wrong("holds no rows of numbers".into()));
+    }
+    Ok((values, cols))
+}
+
+/// Whole numbers, one per line. A first line with anything else is a heading.
+///
+/// # Errors
+/// If a line is not a whole number. The error names the file and line.
+pub(crate) fn labels(path: &Path, text: &str) -> Result<Vec<i64>> {
+    let wrong = |why: String| Error::damaged(path, why);
+    let mut records = Records::new(text, b',');
+    let mut labels = Vec::new();
+    while let Some(record) = records.next_record().map_err(|e| wrong(e.to_string()))? {
+        let cell = record.cells.get(0).filter(|_| record.cells.len() == 1);
+        match cell.and_then(|cell| cell.parse().ok()) {
+            Some(label) => labels.push(label),
+            None if record.is_first => {}
+            None => {
+                let (line, text) = (record.line, shown(record.text));
+                return Err(wrong(format!("line {line}: `{text}` is no whole number")));
+            }
+        }
+    }
+    Ok(labels)
+}
+
+/// What separates the cells of a file: a tab or a semicolon if its first line has one outside quotes, else a comma.
+fn separator(text: &str) -> u8 {
+    let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
+    let outside_quotes: String = first.split('"').step_by(2).collect();
+    [b'\t', b';'].into_iter().find(|c| outside_quotes.contains(char::from(*c))).unwrap_or(b',')
+}
+
+/// A cell as an error shows it.
+fn shown(cell: &str) -> String {
+    match cell.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &cell[..end]),
+        None => cell.into(),
+    }
+}
+
+/// A line that is not blank.
+struct Record<'a> {
+    /// Its number in the file, from 1. Quoted cells may go over several lines; this is the first of them.
+    line: usize,
+    is_first: bool,
+    text: &'a str,
+    cells: StringRecord,
+}
+
+/// The lines of a file that are not blank.
+struct Records<'a> {
+    text: &'a str,
+    reader: csv::Reader<&'a [u8]>,
+    /// The number of the line in which the last record began, and the byte where it did.
+    line: usize,
+    begin: usize,
+    is_first: bool,
+}
+
+impl<'a> Records<'a> {
+    fn new(text: &'a str, separator: u8) -> Self {
+        // Spreadsheets put a byte order mark before the text.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let mut options = ReaderBuilder::new();
+        options.has_headers(false).flexible(true).trim(Trim::All).delimiter(separator);
+        Records { text, reader: options.from_reader(text.as_bytes()), line: 1, begin: 0, is_first: true }
+    }
+
+    fn next_record(&mut self) -> csv::Result<Option<Record<'a>>> {
+        let mut cells = StringRecord::new();
+        loop {
+            let start = self.byte();
+            if !self.reader.read_record(&mut cells)? {
+                return Ok(None);
+            }
+            let text = &self.text[start..self.byte()];
+            if text.trim().is_empty() {
+                continue;
+            }
+            // The reader's own count of lines is behind after blank lines and where lines end in CRLF.
+            let begin = start + text.len() - text.trim_start().len();
+            self.line += self.text[self.begin..begin].matches('\n').count();
+            self.begin = begin;
+            let is_first = std::mem::take(&mut self.is_first);
+            return Ok(Some(Record { line: self.line, is_first, text: text.trim(), cells }));
+        }
+    }
+
+    /// How far the file has been read.
+    fn byte(&self) -> usize {
+        self.reader.position().byte() as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> std::result::Result<(Vec<f32>, usize), String> {
+        matrix(Path::new("x.csv"), text).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn separators_quotes_and_marks_of_spreadsheets() {
+        let want = Ok((vec![1.0, -2.5, 3.0, 4.0], 2));
+        for text in [
+            "1,-2.5\n3,4\n",
+            "1;-2.5\n3;4",
+            "1\t-2.5\n3\t4\n",
+            "\u{feff}1,-2.5\r\n3,4\r\n",
+            "\u{feff}x,y\n1,-2.5\n\n  \n3 , 4\n",
+            "\"1\",\"-2.5\"\n\"3\",4\n",
+            "\"a;b\",\"a\nb\"\n1,-2.5\n3,4\n",
+            "\n\nx,y\n1,-2.5\n3,4",
+        ] {
+            assert_eq!(read(text), want, "{text:?}");
+        }
+        let text = "\u{feff}class\r\n\"3\"\r\n 0\t\n";
+        assert_eq!(labels(Path::new("l.csv"), text).unwrap(), [3, 0]);
+    }
+
+    #[test]
+    fn errors_name_the_line_and_the_value() {
+        for (text, says) in [
+            ("1,2\n3,abc\n", "line 2, column 2: `abc` is no number"),
+            ("1,2\r\n\r\n3,abc\r\n", "line 3, column 2: `abc` is no number"),
+            ("x,y\n1,2\n\n  \n3,\n", "line 5, column 2: `` is no number"),
+            ("\"a\nb\",y\n1,2\nz,4\n", "line 4, column 1: `z` is no number"),
+            ("1,2\n\"\",4\n", "line 2, column 1: `` is no number"),
+            ("1,2\n3\n", "line 2 has 1 values, the first row has 2"),
+            ("1;2\n3,4;5\n", "line 2, column 1: `3,4` is no number"),
+            ("a,b\n", "holds no rows of numbers"),
+            ("", "holds no rows of numbers"),
+        ] {
+            let text = read(text).unwrap_err();
+            assert!(text.contains(says) && text.contains("x.csv"), "{says}: {text}");
+        }
+        let open = format!("1,2\n\"{}", "9,9\n".repeat(100));
+        let text = read(&open).unwrap_err();
+        assert!(text.contains("line 2, column 1: `9,9\n9,9") && text.contains("…`"), "{text}");
+        assert!(text.chars().count() < 100, "{text}");
+        for (text, says) in
+            [("1\ncat\n", "line 2: `cat`"), ("1\n\n2,3\n", "line 3: `2,3`"), ("1\n\"\"\n", "line 2: `\"\"`")]
+        {
+            let text = labels(Path::new("l.csv"), text).unwrap_err().to_string();
+            assert!(text.contains(says) && text.contains("is no whole number"), "{says}: {text}");
+        }
+    }
+}
