@@ -1,5 +1,7 @@
 //! Clusterers, the concentration of prototypes, clustering metrics and the diagnostics of coagulation.
 //!
+//! Internal to pauc: any release may change it. Programs depend on `pauc`, components on `pauc-traits`.
+//!
 //! Each clusterer is a module of its own: [`kmeans`], [`dbscan`] and so on; `pauc-cli list clusterer` says what each of
 //! them does. The others hold what they share, and what is done with their results:
 //!

@@ -1,5 +1,7 @@
 //! The CUDA side of pauc. Empty unless the feature `cuda` is on.
 //!
+//! Internal to pauc: any release may change it. Programs depend on `pauc`, components on `pauc-traits`.
+//!
 //! | module | contents |
 //! |---|---|
 //! | `library`, `shims` | NVIDIA's libraries, loaded when they are first needed, and the functions through which cudarc calls them |

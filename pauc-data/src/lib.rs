@@ -1,5 +1,7 @@
 //! Datasets, views and the loader of pauc.
 //!
+//! Internal to pauc: any release may change it. Programs depend on `pauc`, components on `pauc-traits`.
+//!
 //! | module | what lives there |
 //! |---|---|
 //! | [`datasets`] | datasets, one file each |

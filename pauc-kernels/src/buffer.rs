@@ -29,6 +29,9 @@ impl Buffer {
     }
 
     /// A copy of `values`.
+    ///
+    /// # Shapes
+    /// n values → n values
     pub fn from_slice(values: &[f32]) -> Self {
         let mut buffer = Buffer::zeros(values.len());
         buffer.copy_from_slice(values);

@@ -45,6 +45,9 @@ pub struct Packed<'a> {
 impl<'a> Packed<'a> {
     /// Packs centroids of length `dim`, row-major, around their mean.
     ///
+    /// # Shapes
+    /// centroids (K, dim)
+    ///
     /// # Panics
     /// If there are none, or their values are no multiple of `dim`.
     pub fn new(centroids: &'a [f32], dim: usize) -> Self {
@@ -54,6 +57,9 @@ impl<'a> Packed<'a> {
     /// Packs centroids, row-major, around an `origin` as long as a centroid. The same centroid around the same
     /// origin gives a row the same score in any company.
     ///
+    /// # Shapes
+    /// centroids (K, D), origin D
+    ///
     /// # Panics
     /// If there are no centroids, or their values are no multiple of the origin's.
     pub fn around(centroids: &'a [f32], origin: &[f32]) -> Self {
@@ -62,6 +68,9 @@ impl<'a> Packed<'a> {
 
     /// [`Packed::around`] with the centroids' [`biases`] around the same origin, for who packs some of them again and
     /// again.
+    ///
+    /// # Shapes
+    /// centroids (K, D), origin D, biases K
     ///
     /// # Panics
     /// As [`Packed::around`], or if there are not as many biases as centroids.
@@ -127,6 +136,9 @@ impl<'a> Packed<'a> {
 /// The part of each centroid's score that no row enters, around an origin m as long as a centroid:
 /// (‖c‖² − ‖m‖²)/2. With it, (‖c‖² − ‖m‖²)/2 − x·(c − m) differs from ‖c‖²/2 − x·c by what depends on x alone.
 ///
+/// # Shapes
+/// centroids (K, D), origin D → K
+///
 /// # Panics
 /// If the centroids' values are no multiple of the origin's.
 pub fn biases(centroids: &[f32], origin: &[f32]) -> Vec<f64> {
@@ -142,6 +154,9 @@ pub fn biases(centroids: &[f32], origin: &[f32]) -> Vec<f64> {
 }
 
 /// The mean of rows of length `dim`, summed in `f64`.
+///
+/// # Shapes
+/// rows (N, dim) → dim
 ///
 /// # Panics
 /// If `dim` is 0.
@@ -369,6 +384,9 @@ pub(crate) fn sum_of(lanes: &[f32; LANES]) -> f32 {
 
 /// ‖a − b‖², summed in sixteen lanes.
 ///
+/// # Shapes
+/// a D, b D
+///
 /// # Panics
 /// If the lengths differ.
 pub fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
@@ -427,6 +445,9 @@ fn lower_plain<const FMA: bool>(rows: &[f32], centroids: &[f32], dim: usize, squ
 
 /// a·b, summed in sixteen lanes.
 ///
+/// # Shapes
+/// a D, b D
+///
 /// # Panics
 /// If the lengths differ.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -446,6 +467,9 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Adds the rows numbered `members` to `sum`, one after the other, in `f64`.
+///
+/// # Shapes
+/// rows (N, dim), members any number below N, sum dim
 ///
 /// # Panics
 /// If a row is not there, or `sum` is not as long as a row.

@@ -37,6 +37,9 @@ impl Strides {
 
 /// C ← alpha·A·B + beta·C on one thread, with A of m×k, B of k×n, C of m×n. With `beta` 0, C is not read.
 ///
+/// # Shapes
+/// A (m, k), B (k, n), C (m, n), each in its slice as its strides say
+///
 /// # Panics
 /// If a matrix reaches beyond its slice, or C's elements overlap.
 pub fn gemm(

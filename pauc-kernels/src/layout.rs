@@ -79,6 +79,9 @@ impl Layout {
 
     /// Writes zeros around the maps, and leaves their pixels alone.
     ///
+    /// # Shapes
+    /// at least [`Layout::len`] values
+    ///
     /// # Panics
     /// If the slice is shorter than the layout.
     pub fn clear_halo(&self, values: &mut [f32]) {
@@ -150,6 +153,9 @@ impl Portions {
 }
 
 /// Copies pixels between layouts of the same maps; channels beyond the narrower pitch are left alone.
+///
+/// # Shapes
+/// each slice at least its [`Layout::len`]
 ///
 /// # Panics
 /// If the maps differ or a slice is shorter than its layout.

@@ -3,6 +3,8 @@
 //! This crate and `pauc-cuda` are the only homes of `unsafe` code: the libraries of all other crates forbid it. Neither knows
 //! of recipes.
 //!
+//! Internal to pauc: any release may change it. Programs depend on `pauc`, components on `pauc-traits`.
+//!
 //! Every kernel has a scalar reference in its tests, gives the same bits for every number of threads, and runs on
 //! any x86-64 or aarch64 machine; faster instructions are chosen at run time.
 //!

@@ -228,6 +228,9 @@ pub fn relu(y: &mut [f32]) {
 }
 
 /// ∂y ← 0 where the rectified output y is zero.
+///
+/// # Shapes
+/// y n, ∂y n
 pub fn relu_backward(y: &[f32], dy: &mut [f32]) {
     dy.iter_mut().zip(y).for_each(|(d, v)| *d = if *v <= 0.0 { 0.0 } else { *d });
 }

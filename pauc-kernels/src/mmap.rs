@@ -34,6 +34,9 @@ impl Mapped {
 
     /// `count` little-endian values from byte `offset` on; `None` if the file ends before, they do not lie at a
     /// multiple of four, or the processor is not little-endian.
+    ///
+    /// # Shapes
+    /// → count
     pub fn f32s(&self, offset: usize, count: usize) -> Option<&[f32]> {
         let bytes = self.0.get(offset..offset.checked_add(count.checked_mul(4)?)?)?;
         // SAFETY: every pattern of bits is a valid f32, and `align_to` returns only aligned values in the middle.

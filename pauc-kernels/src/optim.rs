@@ -25,6 +25,9 @@ pub struct Sgd {
 
 /// d = a·(g + λw); v ← μv + d; w ← w − η·(v, or d + μv with Nesterov).
 ///
+/// # Shapes
+/// w n, g n, v n
+///
 /// # Panics
 /// If the lengths differ.
 pub fn sgd(w: &mut [f32], g: &[f32], v: &mut [f32], step: Sgd) {
@@ -58,6 +61,9 @@ pub struct AdamW {
 /// w ← (1 − ηλ)w; m ← β₁m + (1 − β₁)g; s ← β₂s + (1 − β₂)g²; w ← w − η·m̂/(√ŝ + ε), with m̂ = m/(1 − β₁ᵗ) and
 /// ŝ = s/(1 − β₂ᵗ).
 ///
+/// # Shapes
+/// w n, g n, m n, s n
+///
 /// # Panics
 /// If the lengths differ.
 pub fn adamw(w: &mut [f32], g: &[f32], m: &mut [f32], s: &mut [f32], step: AdamW) {
@@ -81,6 +87,9 @@ pub fn adamw(w: &mut [f32], g: &[f32], m: &mut [f32], s: &mut [f32], step: AdamW
 
 /// `to ← momentum·to + (1 − momentum)·from`, the exponential moving average. With a momentum of 0 it is a copy.
 ///
+/// # Shapes
+/// to n, from n
+///
 /// # Panics
 /// If the lengths differ.
 pub fn average(to: &mut [f32], from: &[f32], momentum: f64) {
@@ -96,6 +105,9 @@ pub fn average(to: &mut [f32], from: &[f32], momentum: f64) {
 }
 
 /// Σ x².
+///
+/// # Shapes
+/// x n
 pub fn squared_norm(x: &[f32]) -> f64 {
     const LANES: usize = 16;
     let block = |x: &[f32]| {
@@ -115,6 +127,9 @@ pub fn squared_norm(x: &[f32]) -> f64 {
 }
 
 /// x ← factor·x.
+///
+/// # Shapes
+/// x n
 pub fn scale(x: &mut [f32], factor: f64) {
     x.par_chunks_mut(BLOCK).each(|x| x.iter_mut().for_each(|v| *v *= factor as f32));
 }

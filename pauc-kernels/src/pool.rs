@@ -11,6 +11,9 @@ pub fn max_side(n: usize) -> usize {
 /// y ← the maximum of each 3×3 window at stride 2 with padding 1, and `from`, which of the window's nine it was: the
 /// first of equals, as in PyTorch.
 ///
+/// # Shapes
+/// x: at least `xl.len()` values; y: at least `yl.len()`; from: as many as y
+///
 /// # Panics
 /// If slices and layouts do not agree.
 pub fn max_forward((x, xl): (&[f32], Layout), (y, yl): (&mut [f32], Layout), from: &mut [u8]) {
@@ -41,6 +44,9 @@ pub fn max_forward((x, xl): (&[f32], Layout), (y, yl): (&mut [f32], Layout), fro
 }
 
 /// dx ← the gradient of [`max_forward`].
+///
+/// # Shapes
+/// dy: at least `dyl.len()` values; from: as many as dy; dx: at least `dxl.len()`
 ///
 /// # Panics
 /// If slices and layouts do not agree.
@@ -110,6 +116,9 @@ impl CellMean {
 
     /// y\[image\]\[cell\]\[channel\] ← the mean of the cell.
     ///
+    /// # Shapes
+    /// x: at least `xl.len()` values; y (images, cells, channels)
+    ///
     /// # Panics
     /// If slices and layout do not agree.
     pub fn forward(self, (x, xl): (&[f32], Layout), y: &mut [f32]) {
@@ -134,6 +143,9 @@ impl CellMean {
     }
 
     /// dx ← the gradient of [`CellMean::forward`]; channels beyond are zero.
+    ///
+    /// # Shapes
+    /// dy (images, cells, channels); dx: at least `dxl.len()` values
     ///
     /// # Panics
     /// If slices and layout do not agree.

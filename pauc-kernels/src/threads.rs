@@ -31,6 +31,9 @@ pub fn for_each(n: usize, work: impl Fn(usize) + Sync + Send) {
 }
 
 /// Copies as many values as `to` has room for, `piece` of them at a time.
+///
+/// # Shapes
+/// from at least as long as `to`
 pub fn copy<T: Copy + Send + Sync>(from: &[T], to: &mut [T], piece: usize) {
     let pieces = from.par_chunks(piece).zip(to.par_chunks_mut(piece));
     pieces.each(|(from, to)| to.copy_from_slice(&from[..to.len()]));

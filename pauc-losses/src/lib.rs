@@ -1,5 +1,7 @@
 //! Contrastive losses and regularizers, one file each.
 //!
+//! Internal to pauc: any release may change it. Programs depend on `pauc`, components on `pauc-traits`.
+//!
 //! | folder | terms |
 //! |---|---|
 //! | [`contrastive`] | losses that compare queries with candidates, or predict targets |

@@ -57,6 +57,9 @@ pub fn mask<E: Scalar, D: Backend<E>>(logits: Rows<E, D>, hide: impl Fn(usize, u
 }
 
 /// A constant with the value of a tensor: nothing flows back through it.
+///
+/// # Shapes
+/// (N, D) → (N, D)
 pub fn stop_gradient<E: Scalar, D: Backend<E>>(m: Rows<E, D>) -> Matrix<E, D> {
     // The product by one is a tensor of its own, so that no gradient is booked on the original.
     m.split_tape().0 * E::one()
@@ -83,6 +86,9 @@ pub fn distances_to_the<E: Scalar, D: Backend<E>>(
 }
 
 /// (d²)^(α/2), smoothed at zero below α = 2.
+///
+/// # Shapes
+/// any shape → the same
 pub fn power<E: Scalar, D: Backend<E>, S: Shape>(squared: Taped<S, E, D>, alpha: f64) -> Taped<S, E, D> {
     if alpha == 2.0 {
         squared
@@ -150,6 +156,9 @@ pub fn cross_correlation<E: Scalar, D: Backend<E>>(a: Rows<E, D>, b: Rows<E, D>,
 }
 
 /// A constant square matrix from its elements.
+///
+/// # Shapes
+/// (n, n)
 pub fn weights<E: Scalar, D: Backend<E>>(
     device: &D,
     n: usize,

@@ -1,4 +1,6 @@
 //! Networks and what trains them: encoders, heads, optimisers with complete state, schedules, weight files.
+//!
+//! Internal to pauc: any release may change it. Programs depend on `pauc`, components on `pauc-traits`.
 #![forbid(unsafe_code)]
 
 mod batch_moments;

@@ -50,6 +50,19 @@ pub enum Per {
 }
 
 /// A learning-rate schedule as a recipe names it: `WarmupCosine(warmup: Epochs(5))`.
+///
+/// ```
+/// use pauc_models::schedule::LrSchedule;
+/// use pauc_traits::component_ron::options;
+/// use pauc_traits::{Clock, Horizon};
+///
+/// let schedule: LrSchedule = options().from_str("WarmupCosine(warmup: Steps(4))")?;
+/// let horizon = Horizon { steps_per_epoch: 10, total_steps: 100 };
+/// let at = |step| schedule.factor_at(&Clock { step, horizon });
+/// assert_eq!((at(0), at(1), at(3), at(4)), (0.25, 0.5, 1.0, 1.0));
+/// assert!(at(50) < 0.6 && at(99) < 1e-15);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub enum LrSchedule {
     /// The base learning rate throughout.

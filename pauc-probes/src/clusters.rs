@@ -59,6 +59,9 @@ impl Probe for Clusters {
 
 /// Labels against k-means of the rows, scaled to unit length.
 ///
+/// # Shapes
+/// rows (N, D), labels N
+///
 /// # Errors
 /// If there are fewer rows than clusters, not as many labels as rows, or a value is not finite.
 pub fn agreement(rows: RowsView<'_>, labels: &[u32], k: usize, redos: Count, seed: u64) -> Result<Agreement> {

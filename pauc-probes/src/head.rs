@@ -95,6 +95,9 @@ impl Head {
     }
 
     /// The mean cross-entropy of a batch, and one step down its gradient.
+    ///
+    /// # Shapes
+    /// x (N, dim), labels N
     pub fn step(&mut self, x: &[f32], labels: &[u32], lr: f64, weight_decay: f64) -> f64 {
         let (residuals, loss) = self.residuals(x, labels);
         self.descend(x, &residuals, lr, weight_decay);
@@ -137,6 +140,9 @@ impl Head {
     }
 
     /// The share of rows whose largest logit is their label's, the lowest class of equals.
+    ///
+    /// # Shapes
+    /// x (N, dim), labels N
     pub fn accuracy(&self, x: &[f32], labels: &[u32]) -> f64 {
         const ROWS: usize = 1024;
         let mut right = 0;

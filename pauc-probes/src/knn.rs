@@ -142,6 +142,9 @@ pub fn neighbors(
 
 /// [`neighbors`] with a device, if there is one, that compares and selects.
 ///
+/// # Shapes
+/// train (N, D), test (M, D) → M lists
+///
 /// # Errors
 /// As [`neighbors`], or if the device fails.
 pub fn neighbors_on(

@@ -1,5 +1,7 @@
 //! Evaluation probes: what a frozen representation is worth, beside the loss that made it.
 //!
+//! Internal to pauc: any release may change it. Programs depend on `pauc`, components on `pauc-traits`.
+//!
 //! Each probe has a file of its own; `pauc-cli list probe` tells what they measure. The other modules are:
 //!
 //! | module | what lives there |
@@ -68,6 +70,9 @@ pub enum Space {
 
 impl Space {
     /// The rows of a split in this space.
+    ///
+    /// # Shapes
+    /// (N, D)
     pub fn rows<'a>(self, split: &SplitView<'a>) -> RowsView<'a> {
         match self {
             Space::Features => split.features,

@@ -114,6 +114,31 @@ pub struct LinearProbe {
 ///
 /// # Errors
 /// If rows and labels do not belong together, there are none, a value is not finite, or the grid is empty.
+///
+/// # Examples
+///
+/// ```
+/// use pauc_probes::{LinearOptions, linear_probe};
+/// use pauc_traits::probe::RowsView;
+///
+/// // Two classes that a line separates: class 1 lies to the right of class 0.
+/// let labels: Vec<u32> = (0..40).map(|i| i % 2).collect();
+/// let row = |i: u32| [labels[i as usize] as f32 * 4.0 + (i as f32).sin(), (i as f32).cos()];
+/// let train: Vec<f32> = (0..40).flat_map(row).collect();
+/// let test = [-0.5, 0.0, 4.5, 0.0, 0.3, 0.9];
+/// let probe = linear_probe(
+///     RowsView::new(&train, 2),
+///     &labels,
+///     RowsView::new(&test, 2),
+///     &[0, 1, 1],
+///     2,
+///     &LinearOptions::default(),
+/// )?;
+/// // The third row lies with class 0, whatever its label says.
+/// assert_eq!(probe.accuracy, 2.0 / 3.0);
+/// assert!(probe.converged);
+/// # Ok::<(), pauc_traits::Error>(())
+/// ```
 pub fn linear_probe(
     train: RowsView<'_>,
     labels: &[u32],

@@ -75,6 +75,9 @@ pub fn retrieval(rows: RowsView<'_>, labels: &[u32], classes: usize) -> Result<R
 
 /// [`retrieval`] with a device, if there is one, that compares and selects.
 ///
+/// # Shapes
+/// rows (N, D), labels N
+///
 /// # Errors
 /// As [`retrieval`], or if the device fails.
 pub fn retrieval_on(

@@ -10,7 +10,10 @@ use rayon::prelude::*;
 const PARTS: usize = 8;
 const TILE: usize = 256;
 
-/// The mean of the rows. Shape D.
+/// The mean of the rows.
+///
+/// # Shapes
+/// rows (N, D) → D
 pub fn mean(rows: RowsView<'_>) -> Vec<f64> {
     let mut mean = vec![0.0; rows.cols];
     for row in rows.iter() {

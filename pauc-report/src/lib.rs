@@ -1,5 +1,7 @@
 //! The report of a run: one HTML file that says what a run was, how it went, and what it is worth.
 //!
+//! Internal to pauc: any release may change it. Programs depend on `pauc`, components on `pauc-traits`.
+//!
 //! | module | what lives there |
 //! |---|---|
 //! | [`events`] | the types of `metrics.jsonl`, shared with its writer |

@@ -90,20 +90,53 @@ pub trait Compute: Backend<f32> {
     /// The name that `--device` takes, such as `cpu`.
     fn name(&self) -> String;
     /// A buffer with the given content.
+    ///
+    /// # Shapes
+    /// values n → a buffer of n
+    ///
+    /// # Errors
+    /// If the device fails.
     fn upload(&self, values: &[f32]) -> Result<Self::Buffer>;
     /// A copy of a buffer's content.
+    ///
+    /// # Shapes
+    /// a buffer of n → n values
+    ///
+    /// # Errors
+    /// If the device fails.
     fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>>;
     /// Overwrites a buffer; the lengths have to agree.
+    ///
+    /// # Shapes
+    /// a buffer of n, values n
+    ///
+    /// # Errors
+    /// If the lengths differ, or the device fails.
     fn overwrite(&self, buffer: &mut Self::Buffer, values: &[f32]) -> Result<()>;
     /// A buffer of zeros.
+    ///
+    /// # Errors
+    /// If the device fails.
     fn zero_buffer(&self, len: usize) -> Result<Self::Buffer>;
     /// Sets buffers to zero.
+    ///
+    /// # Errors
+    /// If the device fails.
     fn clear(&self, buffers: &mut [&mut Self::Buffer]) -> Result<()>;
     /// The number of elements.
     fn buffer_len(&self, buffer: &Self::Buffer) -> usize;
     /// A tensor with a copy of the buffer's content.
+    ///
+    /// # Shapes
+    /// a buffer of as many values as the shape has elements, row-major
+    ///
+    /// # Errors
+    /// If the number of values is not the shape's, or the device fails.
     fn buffer_tensor<S: Shape>(&self, buffer: &Self::Buffer, shape: S) -> Result<Tensor<S, f32, Self>>;
     /// Adds a gradient, as dfdx stores it, to a buffer.
+    ///
+    /// # Errors
+    /// If the lengths differ, or the device fails.
     fn add_gradient(&self, to: &mut Self::Buffer, gradient: &<Self as Storage<f32>>::Vec) -> Result<()>;
 
     /// What the device does for clusterers; `None` where the host does as well.

@@ -99,6 +99,9 @@ pub struct Constant<E: Scalar, D: Backend<E>> {
 impl<E: Scalar, D: Backend<E>> Constant<E, D> {
     /// A matrix from values in row-major order.
     ///
+    /// # Shapes
+    /// `shape` (rows, cols), rows·cols values
+    ///
     /// # Panics
     /// If there are not as many values as the shape has elements.
     pub fn new(device: &D, values: impl Into<Arc<Vec<E>>>, shape: (usize, usize)) -> Self {
@@ -108,6 +111,9 @@ impl<E: Scalar, D: Backend<E>> Constant<E, D> {
     }
 
     /// The same matrix with a tensor that is on the device already, and holds the same values.
+    ///
+    /// # Shapes
+    /// the tensor has the shape of the matrix
     pub fn with_tensor(self, tensor: Matrix<E, D>) -> Self {
         Constant { tensor: Rc::new(OnceCell::from(tensor)), ..self }
     }
@@ -123,6 +129,9 @@ impl<E: Scalar, D: Backend<E>> Constant<E, D> {
     }
 
     /// The values in row-major order.
+    ///
+    /// # Shapes
+    /// rows·cols values
     pub fn values(&self) -> &[E] {
         &self.values
     }
@@ -133,6 +142,9 @@ impl<E: Scalar, D: Backend<E>> Constant<E, D> {
     }
 
     /// The matrix on the device.
+    ///
+    /// # Shapes
+    /// (rows, cols)
     pub fn tensor(&self) -> Matrix<E, D> {
         let make = || ops::constant(&self.device, self.values.to_vec(), self.shape);
         self.tensor.get_or_init(make).clone()
@@ -218,6 +230,33 @@ type Cached<E, D> = Vec<(usize, Rc<BatchPrototypes<E, D>>)>;
 ///
 /// Tensors that carry gradient come with an empty tape of their own; what was recorded to make them (the
 /// normalization, the prototype sums) is kept here, once, and joins in [`Batch::backward`].
+///
+/// ```
+/// use dfdx::prelude::*;
+/// use pauc_traits::batch::Inputs;
+/// use pauc_traits::{Batch, ops};
+///
+/// // Two views of two samples, as a projector left them: no unit rows yet.
+/// let device = Cpu::default();
+/// let view = |rows: [f64; 4]| Some(ops::constant(&device, rows.to_vec(), (2, 2)));
+/// let views = vec![view([3.0, 4.0, 0.0, 2.0]), view([4.0, 3.0, 0.0, 1.0])];
+/// let batch = Batch::new(&device, Inputs { views, ..Inputs::default() })?;
+/// assert_eq!((batch.size(), batch.dim()), (2, 2));
+///
+/// // The loss 1 − mean_i q_i·k_i. Without a momentum encoder, keys are embeddings of the other view.
+/// let cosines = ops::row_dots(batch.z(0)?, batch.key(1)?);
+/// let loss = -ops::mean(cosines) + 1.0;
+/// // Cosines of 0.96 and 1, less what keeps the length of a zero row above 0.
+/// let rounding = 2e-12;
+/// assert!((ops::item(&loss) - 0.02).abs() < rounding);
+///
+/// // Gradients arrive at the raw outputs, (B, D) each.
+/// let gradients = batch.backward(loss)?;
+/// let first_view = gradients.views[0].as_ref().ok_or("view 0 was given")?;
+/// assert_eq!(first_view.len(), 4);
+/// assert!(first_view[2..].iter().all(|g| g.abs() < rounding)); // the second pair agrees already
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Batch<E: Scalar, D: Backend<E>> {
     device: D,
     inputs: Inputs<E, D>,
@@ -354,6 +393,9 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     }
 
     /// The raw projector outputs x of an online view, with gradient. Shape (B, D).
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if the batch has no such view.
     pub fn x(&self, view: usize) -> Result<Taped<(usize, usize), E, D>> {
         Ok(self.raw(view)?.retaped())
     }
@@ -366,6 +408,9 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     }
 
     /// The unit embeddings z (= q) of an online view, with gradient. Shape (B, D).
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if the batch has no such view.
     pub fn z(&self, view: usize) -> Result<Taped<(usize, usize), E, D>> {
         let x = self.raw(view)?;
         Ok(self.z[view].get_or_init(|| self.share(ops::l2_normalize(x.retaped()))).retaped())
@@ -373,6 +418,10 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
 
     /// The unit predictions of an online view, with gradient: the predictor's outputs, or z where there is no predictor.
     /// Shape (B, D).
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if there is a predictor and the view has no predictions, or the batch has no such
+    /// view.
     pub fn prediction(&self, view: usize) -> Result<Taped<(usize, usize), E, D>> {
         if self.inputs.predictions.is_empty() {
             return self.z(view);
@@ -386,6 +435,10 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
 
     /// The unit keys of a view: constants from the momentum branch, or z with gradient where there is none.
     /// Shape (B, D).
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if there is a momentum encoder and the view has no keys, or the batch has no such
+    /// view.
     pub fn key(&self, view: usize) -> Result<Taped<(usize, usize), E, D>> {
         match self.momentum_key(view) {
             Ok(k) => Ok(k.retaped()),
@@ -395,6 +448,9 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     }
 
     /// The unit keys of a view from the momentum branch, a constant. Shape (B, D).
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if there is no momentum encoder, or the view has no keys.
     pub fn momentum_key(&self, view: usize) -> Result<Matrix<E, D>> {
         let raw = self.inputs.keys.get(view).and_then(Option::as_ref).ok_or(Error::Missing {
             what: "momentum keys",
@@ -404,6 +460,9 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     }
 
     /// Past keys, unit rows, a constant. Shape (M, D).
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if there is no queue.
     pub fn queue(&self) -> Result<&Constant<E, D>> {
         self.inputs
             .queue
@@ -412,6 +471,12 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     }
 
     /// The class labels of the B samples.
+    ///
+    /// # Shapes
+    /// B
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if the data has no labels.
     pub fn labels(&self) -> Result<&[u32]> {
         self.inputs.labels.as_deref().ok_or(Error::Missing {
             what: "class labels",
@@ -420,6 +485,9 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     }
 
     /// The cluster levels; at least one.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if nothing has been clustered.
     pub fn levels(&self) -> Result<&[Level<E, D>]> {
         match self.inputs.levels.as_slice() {
             [] => Err(Error::Missing {
@@ -437,16 +505,31 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     }
 
     /// A learnable matrix of this term, with gradient.
+    ///
+    /// # Shapes
+    /// (rows, cols) as the term declares in [`TermInfo::parameters`](crate::TermInfo::parameters)
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if the term has no matrix of this name.
     pub fn parameter(&self, name: &str) -> Result<Taped<(usize, usize), E, D>> {
         Ok(self.named(name)?.1.retaped())
     }
 
     /// A matrix that this term remembers from the step before, a constant.
+    ///
+    /// # Shapes
+    /// (rows, cols) as the term declares in [`TermInfo::parameters`](crate::TermInfo::parameters)
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if the term has no matrix of this name.
     pub fn remembered(&self, name: &str) -> Result<Matrix<E, D>> {
         Ok(self.named(name)?.1.clone())
     }
 
     /// Lets the term find these values, row-major, under [`Batch::remembered`] at the next step.
+    ///
+    /// # Shapes
+    /// rows·cols values
     ///
     /// # Errors
     /// If the term has no such matrix, or it has another number of elements.
@@ -502,6 +585,9 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
 
     /// p' of batch prototypes: the same sums over the keys of view 1; a constant with a momentum encoder, with
     /// gradient otherwise. Shape (|P|, D).
+    ///
+    /// # Errors
+    /// If the level does not exist, or keys of view 1 or the queue are missing.
     pub fn key_prototypes(
         &self,
         level: usize,
@@ -583,6 +669,9 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
 
     /// Runs the backward pass of an objective over this batch's terms. The batch cannot be used for another one.
     ///
+    /// # Shapes
+    /// B·D values for each view and its predictions, rows·cols for each learnable matrix
+    ///
     /// # Errors
     /// If the device fails.
     pub fn backward(self, objective: Value<E, D>) -> Result<BatchGradients<E>> {
@@ -590,6 +679,9 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     }
 
     /// The same, but gradients of rows stay in the device's memory, which need not have come to them.
+    ///
+    /// # Shapes
+    /// (B, D) for each view and its predictions
     ///
     /// # Errors
     /// If the device fails.

@@ -157,10 +157,16 @@ pub trait OpenSet: Sized + 'static {
     /// All names, sorted.
     fn names() -> Vec<&'static str>;
     /// Reads the fields of the component called `name`, which is one of [`OpenSet::names`].
+    ///
+    /// # Errors
+    /// If a field is unknown, missing, given twice, or has a value that it cannot have.
     fn build<'de, D: Deserializer<'de>>(name: &str, fields: D) -> Result<Self, D::Error>;
 }
 
 /// Deserializes a member of an [`OpenSet`] from `Name(field: value, …)`.
+///
+/// # Errors
+/// If the name is unknown, or as [`OpenSet::build`].
 pub fn deserialize<'de, S: OpenSet, D: Deserializer<'de>>(d: D) -> Result<S, D::Error> {
     struct Member<S>(PhantomData<S>);
     impl<'de, S: OpenSet> Visitor<'de> for Member<S> {
@@ -199,6 +205,9 @@ pub struct Configured<T: Kind + ?Sized> {
 
 impl<T: Kind + ?Sized> Configured<T> {
     /// Reads a component from text, such as `KMeans(k: [100])`.
+    ///
+    /// # Errors
+    /// If the text names no component of the kind, or a field is unknown, missing or wrong; with its place in the text.
     pub fn parse(text: &str) -> Result<Self, ron::error::SpannedError> {
         options().from_str(text)
     }
@@ -272,6 +281,9 @@ pub enum Term {
 
 impl Term {
     /// Reads a term from text, such as `InfoNce(temperature: 0.2)`.
+    ///
+    /// # Errors
+    /// If the text names no term, or a field is unknown, missing or wrong; with its place in the text.
     pub fn parse(text: &str) -> Result<Self, ron::error::SpannedError> {
         options().from_str(text)
     }
@@ -345,6 +357,9 @@ impl Spanned {
     }
 
     /// Parses the text; the error keeps its cause, its position becomes the whole value's.
+    ///
+    /// # Errors
+    /// If the text is not a `T`.
     pub fn parse<T, E: de::Error>(&self) -> Result<T, E>
     where
         T: for<'a> Deserialize<'a>,

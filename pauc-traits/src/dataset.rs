@@ -147,9 +147,15 @@ pub trait ImageSource: Send + Sync {
     }
 
     /// The class labels in index order, if there are any.
+    ///
+    /// # Shapes
+    /// as many as images
     fn labels(&self) -> Option<&[u32]>;
 
     /// Labels of another granularity, if there are any: finer or coarser than [`ImageSource::labels`].
+    ///
+    /// # Shapes
+    /// as many as images
     fn fine_labels(&self) -> Option<&[u32]> {
         None
     }

@@ -58,6 +58,9 @@ pub trait Encoder<D: Compute> {
     fn statistics(&self) -> Vec<Param<D>>;
 
     /// An encoder of its own with the same parameters and statistics: the start of a momentum branch.
+    ///
+    /// # Errors
+    /// If the device fails.
     fn duplicate(&self) -> Result<Box<dyn Encoder<D>>>;
 
     /// The same network for images of another size: it has the very parameters and statistics of this one, and a

@@ -72,6 +72,9 @@ impl Pixels {
     }
 
     /// Some values, which begin and end with an image, normalized.
+    ///
+    /// # Shapes
+    /// pixel values, image after image, each row by row with its channels together
     pub fn numbers(&self, range: Range<usize>) -> Cow<'_, [f32]> {
         match self {
             Pixels::Normalized(values) => Cow::Borrowed(&values[range]),
@@ -96,6 +99,9 @@ pub struct Image<'a> {
 
 impl<'a> Image<'a> {
     /// An image over given pixels.
+    ///
+    /// # Shapes
+    /// pixels (height, width, channels)
     ///
     /// # Panics
     /// If the number of pixels is not the shape's: that is a bug of the caller, not a property of any file.

@@ -41,6 +41,9 @@ impl LabelFraction {
     /// The places that are taken of images with these `labels` (`None`: of one class) of which there are `count`, in
     /// order: within each class those whose place, as eight bytes with the lowest first, has the smallest BLAKE3 hash.
     ///
+    /// # Shapes
+    /// labels at least `count` → the places taken, ascending
+    ///
     /// # Panics
     /// If there are fewer labels than `count`.
     pub fn choose(self, labels: Option<&[u32]>, count: usize) -> Vec<u32> {

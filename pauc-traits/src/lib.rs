@@ -25,7 +25,7 @@
 //! | [`ops`] | the few dfdx idioms that every term needs |
 #![forbid(unsafe_code)]
 
-// `component!` names this crate from outside and inside alike.
+// Modules of this crate may name it as other crates do.
 extern crate self as pauc_traits;
 
 pub mod atomic;

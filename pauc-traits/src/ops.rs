@@ -18,6 +18,9 @@ pub const NORM_EPSILON: f64 = 1e-12;
 
 /// A constant tensor from values in row-major order.
 ///
+/// # Shapes
+/// as many values as `shape` has elements
+///
 /// # Panics
 /// If there are not as many values as the shape has elements.
 pub fn constant<E: Scalar, D: Backend<E>, S: Shape>(device: &D, values: Vec<E>, shape: S) -> Tensor<S, E, D> {
@@ -25,6 +28,9 @@ pub fn constant<E: Scalar, D: Backend<E>, S: Shape>(device: &D, values: Vec<E>, 
 }
 
 /// A scalar constant.
+///
+/// # Shapes
+/// → scalar
 pub fn scalar<E: Scalar, D: Backend<E>>(device: &D, value: f64) -> Tensor<Rank0, E, D> {
     device.tensor_from_vec(vec![E::of(value)], ())
 }
@@ -96,22 +102,34 @@ pub fn cross_entropy_rows<E: Scalar, D: Backend<E>, T: Tape<E, D>>(
 }
 
 /// The mean of a vector, as a scalar.
+///
+/// # Shapes
+/// (N,) → scalar; 0 for N = 0
 pub fn mean<E: Scalar, D: Backend<E>, T: Tape<E, D>>(v: Vector<E, D, T>) -> Tensor<Rank0, E, D, T> {
     let n = v.shape().0.max(1);
     v.sum::<Rank0, Axis<0>>() / E::of(n as f64)
 }
 
 /// The sum of all elements of a matrix.
+///
+/// # Shapes
+/// (N, D) → scalar
 pub fn total<E: Scalar, D: Backend<E>, T: Tape<E, D>>(m: Matrix<E, D, T>) -> Tensor<Rank0, E, D, T> {
     m.sum::<Rank0, Axes2<0, 1>>()
 }
 
 /// The single value of a scalar tensor.
+///
+/// # Shapes
+/// scalar → number
 pub fn item<E: Scalar, D: Backend<E>, T>(value: &Tensor<Rank0, E, D, T>) -> f64 {
     value.as_vec()[0].as_f64()
 }
 
 /// A tensor's elements as plain values in row-major order, in host memory.
+///
+/// # Shapes
+/// any shape → as many values as it has elements
 ///
 /// # Errors
 /// If the device fails.
@@ -120,6 +138,9 @@ pub fn to_host<E: Scalar, D: Backend<E>, S: Shape, T>(tensor: &Tensor<S, E, D, T
 }
 
 /// A gradient as plain values in row-major order, zeros if the backward pass did not reach the tensor.
+///
+/// # Shapes
+/// any shape → as many values as it has elements
 ///
 /// # Errors
 /// If the device fails.

@@ -30,9 +30,15 @@ pub trait Optimizer<D: Compute>: Component {
     fn learning_rate(&self, batch: usize) -> f64;
 
     /// One update of all parameters that are not frozen.
+    ///
+    /// # Errors
+    /// If the device fails.
     fn step(&self, device: &D, params: &[Param<D>], state: &mut State<D>, now: &StepContext) -> Result<()>;
 
     /// The state before the first step.
+    ///
+    /// # Errors
+    /// If the device fails.
     fn start(&self, device: &D, params: &[Param<D>]) -> Result<State<D>> {
         let zeros = |p: &Param<D>| self.slots().iter().map(|_| device.zero_buffer(p.len())).collect();
         Ok(State { steps: 0, slots: params.iter().map(zeros).collect::<Result<_>>()? })

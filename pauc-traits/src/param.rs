@@ -51,6 +51,9 @@ impl<D: Compute> Clone for Param<D> {
 impl<D: Compute> Param<D> {
     /// A parameter with the given values.
     ///
+    /// # Shapes
+    /// as many values as `shape` has elements, row-major
+    ///
     /// # Errors
     /// If the number of values is not the shape's, or the device fails.
     pub fn new(
@@ -75,6 +78,9 @@ impl<D: Compute> Param<D> {
     }
 
     /// A parameter of its own with the same values.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn deep_clone(&self, device: &D) -> Result<Self> {
         Param::new(device, self.name.clone(), &self.shape, self.role, &device.download(&self.value())?)
     }
@@ -137,6 +143,9 @@ impl<D: Compute> Param<D> {
     /// The parameter as a leaf tensor on a tape: when the tape runs backwards, the tensor's gradient is added to
     /// this parameter's. For layers written with plain dfdx operations.
     ///
+    /// # Shapes
+    /// `shape` has as many elements as the parameter
+    ///
     /// # Errors
     /// If the shape has another number of elements, or the device fails.
     pub fn traced<S: Shape>(&self, device: &D, shape: S) -> Result<Taped<S, f32, D>> {
@@ -160,6 +169,9 @@ impl<D: Compute> Param<D> {
 }
 
 /// Sets all gradients to zero.
+///
+/// # Errors
+/// If the device fails.
 pub fn clear_gradients<D: Compute>(device: &D, params: &[Param<D>]) -> Result<()> {
     let mut gradients: Vec<_> = params.iter().map(Param::grad_mut).collect();
     device.clear(&mut gradients.iter_mut().map(|g| &mut **g).collect::<Vec<_>>())

@@ -115,6 +115,9 @@ pub struct RowsView<'a> {
 impl<'a> RowsView<'a> {
     /// Rows over given values.
     ///
+    /// # Shapes
+    /// data rows·cols, row-major
+    ///
     /// # Panics
     /// If the number of values is no multiple of `cols`: a bug of the caller.
     pub fn new(data: &'a [f32], cols: usize) -> Self {
@@ -123,11 +126,17 @@ impl<'a> RowsView<'a> {
     }
 
     /// Row `i`.
+    ///
+    /// # Shapes
+    /// cols
     pub fn row(&self, i: usize) -> &'a [f32] {
         &self.data[i * self.cols..(i + 1) * self.cols]
     }
 
     /// All rows.
+    ///
+    /// # Shapes
+    /// rows slices of cols
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [f32]> + use<'a> {
         self.data.chunks_exact(self.cols)
     }
@@ -192,6 +201,9 @@ pub trait ProbesOnDevice {
 
     /// Takes a copy of labelled rows for softmax regression. `None` if the device has not the memory.
     ///
+    /// # Shapes
+    /// rows (N, D), labels N
+    ///
     /// # Errors
     /// If the device fails.
     fn regression(
@@ -230,6 +242,9 @@ pub trait RegressionOnDevice {
     fn loss(&self, rows: Range<usize>, weights: &[f32], gradient: &mut [f64]) -> Result<f64>;
 
     /// How many rows of a range have their largest logit, the first of equals, at their label.
+    ///
+    /// # Shapes
+    /// weights C·D + C
     ///
     /// # Errors
     /// If the device fails.
@@ -346,6 +361,10 @@ pub trait Probe: Component {
     }
 
     /// Measures. A probe with nothing to measure yet (no clustering, say) returns nothing.
+    ///
+    /// # Errors
+    /// If the settings cannot be used, rows and labels do not fit, a value is not finite, or the network or
+    /// the device fails.
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>>;
 }
 

@@ -120,6 +120,10 @@ pub enum RegistryError {
 }
 
 /// Checks that every kind has entries and that all names are unique, terms of both kinds and all others alike.
+///
+/// # Errors
+/// [`RegistryError::Empty`] for a kind without components, [`RegistryError::Duplicate`] for a name that two
+/// of them have.
 pub fn assert_linked() -> Result<(), RegistryError> {
     check(&catalog())
 }

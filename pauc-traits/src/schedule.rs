@@ -35,6 +35,14 @@ impl Clock {
 }
 
 /// A stretch of training, written `Steps(500)`, `Epochs(2)` or `Fraction(0.1)` (of the whole run).
+///
+/// ```
+/// use pauc_traits::{Horizon, TrainingSpan, UnitInterval};
+///
+/// let horizon = Horizon { steps_per_epoch: 20, total_steps: 200 };
+/// assert_eq!(TrainingSpan::epochs(2).steps(&horizon), 40);
+/// assert_eq!(TrainingSpan::Fraction(UnitInterval::lit(0.1)).steps(&horizon), 20);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum TrainingSpan {
     /// Optimizer steps.
@@ -113,6 +121,22 @@ pub enum Schedule<T> {
 }
 
 /// A constant, written as a plain number, or a [`Schedule`].
+///
+/// ```
+/// use pauc_traits::component_ron::options;
+/// use pauc_traits::{Clock, Horizon, NonNegative, Scheduled};
+///
+/// // From 0 to 0.1 over the first five of ten epochs, then 0.1.
+/// let text = "Linear(from: 0.0, to: 0.1, over: Epochs(5))";
+/// let weight: Scheduled<NonNegative> = options().from_str(text)?;
+/// let horizon = Horizon { steps_per_epoch: 20, total_steps: 200 };
+/// let at = |step| weight.at(&Clock { step, horizon });
+/// assert_eq!((at(0), at(50), at(100), at(199)), (0.0, 0.05, 0.1, 0.1));
+///
+/// let constant: Scheduled<NonNegative> = NonNegative::lit(0.5).into();
+/// assert_eq!(constant.at(&Clock { step: 123, horizon }), 0.5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scheduled<T> {
     /// The same value throughout.

@@ -86,6 +86,9 @@ impl Temperature {
 
     /// The leaf ℓ = ln τ of a learnable temperature, for terms that bring their own gradient.
     ///
+    /// # Shapes
+    /// (1, 1)
+    ///
     /// # Errors
     /// If the batch lacks it.
     pub fn leaf<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Option<Matrix<E, D>>> {
@@ -96,6 +99,9 @@ impl Temperature {
     }
 
     /// cosines/τ, with the gradient of a learnable τ.
+    ///
+    /// # Shapes
+    /// (N, M) → (N, M)
     ///
     /// # Errors
     /// If the batch lacks the parameter of a learnable temperature.

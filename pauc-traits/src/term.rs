@@ -103,6 +103,9 @@ pub enum After {
 
 impl After {
     /// Carries it out on values in row-major order.
+    ///
+    /// # Shapes
+    /// values (rows, cols)
     pub fn apply(self, values: &mut [f32], cols: usize) {
         match self {
             After::Free | After::Remembered => {}

@@ -78,6 +78,9 @@ impl Norm {
 
     /// Takes mean and variance from a batch.
     ///
+    /// # Shapes
+    /// y: at least `l.len()` values; a statistic for each of `l.pitch` channels
+    ///
     /// # Panics
     /// If the slice is shorter than its layout, or the layout has another pitch.
     pub fn measure(&mut self, simd: Simd, (y, l): (&[f32], Layout)) {
@@ -127,6 +130,9 @@ impl Norm {
 
     /// Sets scale and shift from mean, variance, γ and β.
     ///
+    /// # Shapes
+    /// γ and β: as many as channels, at most the pitch
+    ///
     /// # Panics
     /// If γ or β is longer than the pitch.
     pub fn prepare(&mut self, gamma: &[f32], beta: &[f32], epsilon: f64) {
@@ -142,6 +148,9 @@ impl Norm {
 
     /// The first half of the backward pass: masks `g`, the gradient of the fused layer's output, in place by ReLU, and
     /// sums it up. What is left in `g` is also the residual's gradient.
+    ///
+    /// # Shapes
+    /// g and y: at least `l.len()` values
     ///
     /// # Panics
     /// If slices and layouts do not agree.
@@ -189,6 +198,9 @@ impl Norm {
 
     /// The second half of the backward pass, after [`Norm::mask`]: adds to the gradients of γ and β, and writes that of
     /// the normalization's input.
+    ///
+    /// # Shapes
+    /// g and y: at least `l.len()` values; dy: at least `dyl.len()`; the gradients of γ and β: one for each channel
     ///
     /// # Panics
     /// If slices and layouts do not agree.
@@ -263,6 +275,9 @@ pub struct Residual<'a> {
 }
 
 /// out ← ReLU?(scale·y + shift + residual?).
+///
+/// # Shapes
+/// y: at least `yl.len()` values; out: at least `ol.len()`
 ///
 /// # Panics
 /// If slices and layouts do not agree.
