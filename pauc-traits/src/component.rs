@@ -30,10 +30,24 @@ macro_rules! component {
         }
     ) => {
         $(#[doc = $doc])*
-        #[derive(Clone, Debug, $crate::private::serde::Serialize)]
-        #[serde(crate = "pauc_traits::private::serde")]
+        #[derive(Clone, Debug)]
         pub struct $name {
             $( $(#[doc = $fdoc])* pub $field: $ty, )*
+        }
+
+        // Not derived: a derived one would look for the crate `pauc_traits` under that name, and a crate that depends
+        // on `pauc` alone has it under another.
+        impl $crate::private::serde::Serialize for $name {
+            fn serialize<S: $crate::private::serde::Serializer>(
+                &self,
+                serializer: S,
+            ) -> ::core::result::Result<S::Ok, S::Error> {
+                use $crate::private::serde::ser::SerializeStruct;
+                #[allow(unused_mut)]
+                let mut fields = serializer.serialize_struct(stringify!($name), Self::FIELDS.len())?;
+                $( fields.serialize_field(stringify!($field), &self.$field)?; )*
+                fields.end()
+            }
         }
 
         impl $name {
