@@ -28,6 +28,16 @@ pub struct Embedded {
 }
 
 impl Embedded {
+    /// The features as rows, (N, feature_dim).
+    pub fn feature_rows(&self) -> RowsView<'_> {
+        RowsView::new(&self.features, self.feature_dim.max(1))
+    }
+
+    /// The embeddings as unit rows, (N, dim).
+    pub fn embedding_rows(&self) -> RowsView<'_> {
+        RowsView::new(&self.embeddings, self.dim.max(1))
+    }
+
     /// Some of the rows, in this order.
     pub fn rows(&self, chosen: &[usize]) -> Embedded {
         let of = |data: &[f32], cols: usize| -> Vec<f32> {
@@ -43,8 +53,8 @@ impl Embedded {
 
     fn view<'a>(&'a self, images: &'a Arc<dyn ImageSource>) -> SplitView<'a> {
         SplitView {
-            features: RowsView::new(&self.features, self.feature_dim.max(1)),
-            embeddings: RowsView::new(&self.embeddings, self.dim.max(1)),
+            features: self.feature_rows(),
+            embeddings: self.embedding_rows(),
             labels: images.labels(),
             images: Some(images),
         }

@@ -1,5 +1,8 @@
 //! From a recipe to a trained encoder.
 //!
+//! Internal to pauc, except what this page lists under *Re-exports*, which `pauc::train` hands on: any release may
+//! change the rest. Programs depend on `pauc`.
+//!
 //! [`recipe`] is the language, [`recipe_text`] and [`diagnostic`] point into its text, [`check`] holds the rules across
 //! fields. [`plan`] adds the opened data. [`state`] is what a run learns and a checkpoint holds; [`trainer`] is the
 //! training loop on a plan and a state; [`run`] puts a folder, a log and a report around it. [`export`] takes the
@@ -58,3 +61,13 @@ pub mod sweep;
 pub mod term;
 mod timings;
 pub mod trainer;
+
+// What a program that trains names first; everything else is under the module that makes it.
+pub use evaluate::Embedded;
+pub use observer::{Observer, Progress};
+pub use pauc_report::events::Event;
+pub use plan::{Plan, PlanError};
+pub use recipe::Recipe;
+pub use run::{Outcome, RunError, RunOptions};
+pub use run_dir::RunDir;
+pub use trainer::{Ending, Trainer};

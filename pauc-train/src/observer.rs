@@ -5,6 +5,51 @@ use pauc_report::events::{self, Event};
 use pauc_traits::Result;
 
 /// Who watches a run: writes its log, draws its progress, and may ask it to stop.
+///
+/// ```
+/// use dfdx::prelude::Cpu;
+/// use pauc_train::{Ending, Event, Observer, Plan, Progress, RunDir, Trainer};
+///
+/// /// Stops a run whose loss is low enough.
+/// struct LowEnough {
+///     limit: f64,
+///     loss: f64,
+///     ended: bool,
+/// }
+///
+/// impl Observer for LowEnough {
+///     fn event(&mut self, event: &Event) -> pauc_traits::Result<()> {
+///         self.ended |= matches!(event, Event::End(_));
+///         Ok(())
+///     }
+///     fn progress(&mut self, progress: &Progress<'_>) {
+///         self.loss = progress.loss;
+///     }
+///     fn should_stop(&self) -> bool {
+///         self.loss < self.limit
+///     }
+/// }
+///
+/// let device = Cpu::default();
+/// let plan = Plan::parse(
+///     &device,
+///     r#"Recipe(
+///         name: "small",
+///         data: Shapes(count: 64, size: 16, classes: 4),
+///         views: [(count: 2, ops: [RandomResizedCrop(size: 16)])],
+///         encoder: ConvNet(channels: [8]),
+///         projector: Mlp(dims: [8]),
+///         objective: [(term: InfoNce())],
+///         train: (epochs: 10, batch: 16),
+///     )"#,
+/// )?;
+/// // Sixteen candidates each: unrelated embeddings have a loss near ln 16, which is below the limit at once.
+/// let mut watch = LowEnough { limit: 10.0, loss: f64::INFINITY, ended: false };
+/// let mut trainer = Trainer::new(&device, &plan)?;
+/// assert_eq!(trainer.train(&RunDir::in_memory(), None, &mut watch)?, Ending::Interrupted);
+/// assert!(trainer.step() == 1 && watch.ended);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Observer {
     /// Something happened.
     ///

@@ -62,6 +62,39 @@ pub enum PlanError {
 }
 
 impl Plan {
+    /// Reads a recipe from text, opens its data and checks every rule. Relative paths start in the working directory.
+    /// For a file, or for another folder: [`Recipe::load`], then [`Plan::new`].
+    ///
+    /// ```
+    /// use dfdx::prelude::Cpu;
+    /// use pauc_train::Plan;
+    ///
+    /// let recipe = r#"Recipe(
+    ///     name: "small",
+    ///     data: Shapes(count: 128, size: 16, classes: 4),
+    ///     views: [(count: 2, ops: [RandomResizedCrop(size: 16)])],
+    ///     encoder: ConvNet(channels: [8]),
+    ///     projector: Mlp(dims: [8]),
+    ///     objective: [(term: InfoNce(temperature: 0.2))],
+    ///     train: (epochs: 3, batch: 32),
+    /// )"#;
+    /// let plan = Plan::parse(&Cpu::default(), recipe)?;
+    /// assert_eq!(plan.horizon.total_steps, 3 * 128 / 32);
+    /// assert_eq!(plan.objective.terms[0].name, "InfoNce");
+    ///
+    /// let typo = recipe.replace("temperature", "temperatur");
+    /// let error = Plan::parse(&Cpu::default(), &typo).err().ok_or("no error")?.to_string();
+    /// assert!(error.contains("did you mean `temperature`?"), "{error}");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// All that is wrong with the recipe, drawn over its text, or what is wrong with the data.
+    pub fn parse<D: NetworkDevice>(device: &D, recipe: &str) -> Result<Plan, PlanError> {
+        let (recipe, source) = Recipe::parse("recipe", recipe, &[]).map_err(PlanError::Recipe)?;
+        Self::new(device, recipe, source, &Place { base: ".".into() })
+    }
+
     /// Opens the data and checks every rule.
     ///
     /// # Errors

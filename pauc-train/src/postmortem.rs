@@ -28,6 +28,7 @@ impl<D: NetworkDevice> FailedStep<'_, D> {
             None => "no checkpoint had been written yet".to_string(),
         };
         let files = match self.write(&what, place.as_deref(), dir) {
+            Ok(()) if dir.is_in_memory() => "a run in a folder also keeps the batch that failed".to_string(),
             Ok(()) => format!("see {}", dir.path().join("postmortem.json").display()),
             // The number is what matters; a failure to write its postmortem is reported beside it.
             Err(e) => format!("its postmortem could not be written: {e}"),
@@ -43,7 +44,11 @@ impl<D: NetworkDevice> FailedStep<'_, D> {
         self.state.step + 1
     }
 
+    /// Writes the two files; nothing for a run in memory.
     fn write(&self, what: &str, place: Option<&str>, dir: &RunDir) -> Result<()> {
+        if dir.is_in_memory() {
+            return Ok(());
+        }
         let batch = self.data.rows(&self.trace.rows);
         let norms = self.trace.gradient_norms.iter();
         let norms: Vec<_> = norms.map(|n| serde_json::json!({"step": n.step, "norm": n.norm})).collect();

@@ -51,7 +51,21 @@ impl RunDir {
         Self::at(out.join(format!("{name}-{hash}")).join(format!("seed{seed}")))
     }
 
-    /// The folder's path.
+    /// No folder: a run that is given it leaves nothing on the disk, and cannot be resumed.
+    ///
+    /// ```
+    /// assert!(pauc_train::RunDir::in_memory().is_in_memory());
+    /// ```
+    pub fn in_memory() -> Self {
+        Self::at("")
+    }
+
+    /// Whether there is no folder.
+    pub fn is_in_memory(&self) -> bool {
+        self.path.as_os_str().is_empty()
+    }
+
+    /// The folder's path; empty for a run in memory.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -100,9 +114,9 @@ impl RunDir {
         self.write("run.json", text + "\n")
     }
 
-    /// Where the newest checkpoint is, or will be; `None` for a run without a folder.
+    /// Where the newest checkpoint is, or will be; `None` for a run in memory.
     pub fn last_checkpoint(&self) -> Option<PathBuf> {
-        (!self.path.as_os_str().is_empty()).then(|| self.path.join("checkpoints/last.safetensors"))
+        (!self.is_in_memory()).then(|| self.path.join("checkpoints/last.safetensors"))
     }
 
     /// Opens the event log for appending.

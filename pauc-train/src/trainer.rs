@@ -132,7 +132,8 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         StepRunner { device: &self.device, plan: self.plan, state: &mut self.state, cache: &mut self.cache }
     }
 
-    /// Trains to the end, or to `max_steps`, or until the observer asks to stop.
+    /// Trains to the end, or to `max_steps`, or until the observer asks to stop. Checkpoints go into `dir`;
+    /// [`RunDir::in_memory`] trains without writing anything.
     ///
     /// # Errors
     /// [`Error::NonFinite`] naming step, term and last checkpoint when a value is NaN or infinite; whatever the data,
@@ -300,7 +301,9 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
 
     fn save(&mut self, dir: &RunDir, watch: &mut dyn Observer, best: bool) -> Result<()> {
         self.state.progress.events = watch.recorded()?;
-        checkpoint::save(&self.device, self.plan, &self.state, dir, best)?;
+        if !dir.is_in_memory() {
+            checkpoint::save(&self.device, self.plan, &self.state, dir, best)?;
+        }
         self.saved_step = Some(self.state.step);
         Ok(())
     }
