@@ -1,0 +1,60 @@
+# The commands of CONTRIBUTING.md. Each is a plain command that works without just.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+cuda_packages := "-p pauc-cuda -p pauc-models -p pauc-losses -p pauc-cli"
+
+# Lists the commands.
+default:
+    @just --list --unsorted
+
+# Formatting and lints, as in CI.
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# All tests, or those whose name contains a word: `just test resume`.
+test *filter:
+    cargo test --workspace --locked {{ filter }}
+
+# Writes the book's pages of components anew, and checks rustdoc.
+docs:
+    PAUC_UPDATE_DOCS=1 cargo test -p pauc-cli --locked --test docs
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+# Writes the losses and metrics of short runs anew; read the difference.
+snapshots:
+    INSTA_UPDATE=always INSTA_FORCE_PASS=1 cargo test -p pauc-cli --locked --test reproduction
+    git diff --stat tests/snapshots
+
+# Compares reference values with what their generators make; `just golden --write terms` writes them.
+golden *arguments="--check":
+    test -e target/golden/bin/python || python3 -m venv target/golden
+    target/golden/bin/pip install --quiet -r golden/requirements.txt
+    target/golden/bin/python golden/generate.py {{ arguments }}
+
+# A bench of a crate: `just bench kernels convolution`. benches/README.md has their arguments.
+bench crate name *arguments:
+    cargo bench -p pauc-{{ crate }} --bench {{ name }} -- {{ arguments }}
+
+# CUDA's tests on an emulated device.
+emulated *filter:
+    python3 pauc-cuda/emulated/make.py target/emulator
+    LD_LIBRARY_PATH="$PWD/target/emulator" RUST_TEST_THREADS=1 \
+        cargo test {{ cuda_packages }} --features pauc-cli/cuda-check --locked --lib --test cuda {{ filter }}
+
+# The same tests on a GPU, with a CUDA toolkit.
+gpu *filter:
+    cargo test --release {{ cuda_packages }} --features pauc-cli/cuda --locked --lib --test cuda {{ filter }}
+
+# Licenses, sources and advisories of dependencies; needs `cargo install cargo-deny`.
+deny:
+    cargo deny --all-features check
+
+# Packs every crate as a release would.
+package:
+    cargo package --workspace --no-verify --allow-dirty --locked
+
+# Everything that has to pass before a merge.
+ci:
+    .ci/run
