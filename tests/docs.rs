@@ -1,4 +1,4 @@
-//! The book's reference pages say what the registry says, and every recipe in the book is one.
+//! The book: its reference pages match the registry, its recipes pass the check, and its links resolve.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
@@ -6,6 +6,7 @@ mod common;
 use common::{pauc, root};
 use pauc::train::{codes, explain};
 use pauc::traits::registry::{KINDS, Listing, catalog};
+use std::path::{Path, PathBuf};
 
 /// What the registry says in the book.
 fn generated_pages() -> Vec<(String, String)> {
@@ -148,4 +149,175 @@ fn rules_about_sizes_are_checked_without_the_data() {
     assert!(found.stderr.contains("50001 prototypes of only 50000"), "{}", found.stderr);
     let found = with("data=Stl10(root: \"nowhere\", train: Unlabelled)");
     assert!(found.stderr.contains("needs class labels"), "{}", found.stderr);
+}
+
+/// A page in Markdown.
+struct Page {
+    path: PathBuf,
+    /// Its lines outside of code blocks.
+    prose: Vec<String>,
+    text: String,
+}
+
+impl Page {
+    fn read(path: PathBuf) -> Self {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (mut prose, mut in_code) = (Vec::new(), false);
+        for line in text.lines() {
+            if line.trim_start().starts_with("```") {
+                in_code = !in_code;
+            } else if !in_code {
+                prose.push(line.to_string());
+            }
+        }
+        assert!(!in_code, "{}: a code block is not closed", path.display());
+        Page { path, prose, text }
+    }
+
+    /// The targets of its links. Text between backticks is code and holds none.
+    fn links(&self) -> Vec<String> {
+        let without_code = self.prose.iter().map(|line| line.split('`').step_by(2).collect::<String>());
+        let links = without_code.flat_map(|line| {
+            line.split("](")
+                .skip(1)
+                .filter_map(|rest| rest.split(')').next().map(String::from))
+                .collect::<Vec<_>>()
+        });
+        links.collect()
+    }
+
+    /// The anchors of its headings, as GitHub and mdBook name them.
+    fn anchors(&self) -> Vec<String> {
+        let mut anchors: Vec<String> = Vec::new();
+        for line in self.prose.iter().filter(|line| line.starts_with('#')) {
+            let heading = line.trim_start_matches('#').trim();
+            let kept = heading.chars().filter(|c| c.is_alphanumeric() || " _-".contains(*c));
+            let anchor = kept.collect::<String>().to_lowercase().replace(' ', "-");
+            let repeated = anchors.iter().filter(|a| **a == anchor).count();
+            anchors.push(if repeated == 0 { anchor } else { format!("{anchor}-{repeated}") });
+        }
+        anchors
+    }
+
+    /// The blocks of code in a language.
+    fn blocks(&self, language: &str) -> Vec<&str> {
+        let start = format!("```{language}\n");
+        self.text.split(&start).skip(1).filter_map(|rest| rest.split("```").next()).collect()
+    }
+
+    /// The files that mdBook copies into it.
+    fn includes(&self) -> Vec<&str> {
+        self.text.split("{{#include ").skip(1).filter_map(|rest| rest.split("}}").next()).collect()
+    }
+
+    /// A file that it names by a path from its own folder.
+    fn target(&self, path: &str) -> PathBuf {
+        let target = self.path.parent().unwrap().join(path);
+        target.canonicalize().unwrap_or_else(|e| panic!("{} leads to {path}: {e}", self.path.display()))
+    }
+}
+
+/// The pages in a folder and, if asked for, in those below it.
+fn pages_in(folder: &Path, below: bool) -> Vec<Page> {
+    let mut pages = Vec::new();
+    for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() && below {
+            pages.extend(pages_in(&path, below));
+        } else if path.extension().is_some_and(|e| e == "md") {
+            pages.push(Page::read(path));
+        }
+    }
+    pages
+}
+
+/// The pages of the book.
+fn book() -> Vec<Page> {
+    pages_in(&root().join("docs/src"), true)
+}
+
+#[test]
+fn links_and_anchors_resolve() {
+    let mut pages = book();
+    for folder in [".", "benches", "golden", "pauc-cuda/emulated"] {
+        pages.extend(pages_in(&root().join(folder), false));
+    }
+    let (mut links, mut anchors) = (0, 0);
+    for page in &pages {
+        page.includes().into_iter().for_each(|path| drop(page.target(path)));
+        for link in page.links().into_iter().filter(|link| !link.contains("://")) {
+            let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let target = if path.is_empty() { page.path.clone() } else { page.target(path) };
+            links += 1;
+            if !anchor.is_empty() {
+                let known = Page::read(target).anchors();
+                assert!(
+                    known.iter().any(|a| a == anchor),
+                    "{}: no heading {link}: {known:?}",
+                    page.path.display()
+                );
+                anchors += 1;
+            }
+        }
+    }
+    assert!(links > 100 && anchors > 20, "only {links} links and {anchors} anchors were recognized");
+}
+
+#[test]
+fn every_page_is_in_the_contents() {
+    let folder = root().join("docs/src");
+    let contents = Page::read(folder.join("SUMMARY.md")).links();
+    for page in book() {
+        let path = page.path.strip_prefix(&folder).unwrap().display().to_string();
+        let count = contents.iter().filter(|link| **link == path).count();
+        let expected = usize::from(path != "SUMMARY.md");
+        assert_eq!(count, expected, "SUMMARY.md has {path} {count} times");
+    }
+}
+
+/// The field that a line of a recipe's outermost level begins.
+fn field(line: &str) -> Option<&str> {
+    let (name, _) = line.split_once(": ")?;
+    name.chars().all(|c| c.is_ascii_lowercase() || c == '_').then_some(name)
+}
+
+/// A small recipe with these fields in place of its own.
+fn recipe_with(fields: &str) -> String {
+    const SMALL: &[&str] = &[
+        "name: \"book\"",
+        "data: Shapes(count: 5000, size: 16, classes: 4)",
+        "views: [(count: 2, ops: [RandomResizedCrop(size: 16)])]",
+        "encoder: ResNet18(stem: Small, width: 4)",
+        "projector: Mlp(dims: [8])",
+        "predictor: Mlp(dims: [4, 8])",
+        "objective: [(term: InfoNce()), (term: CosinePrediction())]",
+        "probes: [Knn(k: 20)]",
+    ];
+    let given: Vec<&str> = fields.lines().filter_map(field).collect();
+    let small = SMALL.iter().filter(|line| !field(line).is_some_and(|name| given.contains(&name)));
+    let small: Vec<String> = small.map(|line| format!("{line},\n")).collect();
+    // Those in the book end with a comma, or not.
+    let fields = fields.trim_end();
+    let comma = if fields.ends_with(')') || fields.ends_with(']') { "," } else { "" };
+    format!("Recipe(\n{}{fields}{comma}\n)", small.concat())
+}
+
+#[test]
+fn parts_of_recipes_in_the_book_pass_the_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("recipe.ron");
+    let mut count = 0;
+    for page in book().into_iter().chain([Page::read(root().join("README.md"))]) {
+        for block in page.blocks("ron").into_iter().filter(|block| !block.contains("#include")) {
+            let is_dataset = |line: &str| line.starts_with("data: ");
+            // Alternatives are checked one by one.
+            let parts = if block.lines().all(is_dataset) { block.lines().collect() } else { vec![block] };
+            for part in parts {
+                std::fs::write(&path, recipe_with(part)).unwrap();
+                let checked = pauc(["check", "--no-data", path.to_str().unwrap()]);
+                assert_eq!(checked.code, 0, "{}: {part}\n{}", page.path.display(), checked.stderr);
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 10, "only {count} parts of recipes were recognized");
 }

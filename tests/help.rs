@@ -1,10 +1,11 @@
-//! Every verb's help has an example, and the examples do what they say, on small data.
+//! Every verb's help has an example; the examples of the help and the commands of the book do what they say, on small
+//! data.
 #![cfg(unix)] // the examples are a shell's lines
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
 
-use common::pauc;
+use common::{pauc, root};
 use std::path::Path;
 use std::process::Command;
 
@@ -137,4 +138,145 @@ fn examples_of_the_help_run() {
         run += 1;
     }
     assert!(run >= 20, "only {run} examples");
+}
+
+/// The words of a line of a shell, without their quotes; `;` is a word of its own.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for c in line.chars() {
+        match quote {
+            Some(q) if c == q => quote = None,
+            Some(_) => word.get_or_insert_default().push(c),
+            None if "'\"".contains(c) => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            None if c.is_whitespace() => words.extend(word.take()),
+            None if c == ';' => words.extend(word.take().into_iter().chain([";".to_string()])),
+            None => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+/// `pauc-cli` and the arguments that a line gives it, by itself or through `cargo run`; `None` if the line runs other
+/// programs only.
+fn pauc_cli_of(line: &str) -> Option<Vec<String>> {
+    let words = words(line);
+    let program = if line.starts_with("cargo run") && line.contains("-p pauc-cli") {
+        words.iter().position(|word| word == "--")?
+    } else {
+        // In `cargo build -p pauc-cli` it is the package.
+        (0..words.len()).find(|&i| words[i] == "pauc-cli" && (i == 0 || words[i - 1] != "-p"))?
+    };
+    let ends = |word: &&String| ![";", "&&", "|"].contains(&word.as_str());
+    let arguments = words[program + 1..].iter().take_while(ends).cloned();
+    Some(["pauc-cli".to_string()].into_iter().chain(arguments).collect())
+}
+
+/// The commands in the console blocks of a page, each on one line.
+fn commands(text: &str) -> Vec<String> {
+    let blocks = text.split("```console\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let lines = blocks.flat_map(|block| {
+        let joined = block.replace("\\\n", " ");
+        joined.lines().map(String::from).collect::<Vec<_>>()
+    });
+    let prompt = |line: String| line.strip_prefix("$ ").or(line.strip_prefix("# ")).map(String::from);
+    lines.filter_map(prompt).collect()
+}
+
+/// The spans of code in the prose of a page.
+fn spans(text: &str) -> Vec<String> {
+    let outside_of_blocks = text.split("```").step_by(2);
+    outside_of_blocks.flat_map(|prose| prose.split('`').skip(1).step_by(2).map(String::from)).collect()
+}
+
+/// The README and the book's pages, by their names without the ending.
+fn pages() -> Vec<(String, String)> {
+    let book = std::fs::read_dir(root().join("docs/src")).unwrap().map(|entry| entry.unwrap().path());
+    let pages =
+        book.filter(|path| path.extension().is_some_and(|e| e == "md")).chain([root().join("README.md")]);
+    let read = |path: std::path::PathBuf| {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        (name, std::fs::read_to_string(&path).unwrap())
+    };
+    pages.map(read).collect()
+}
+
+#[test]
+fn words_of_a_line_are_those_of_a_shell() {
+    assert_eq!(words("a 'b c' d=\"e f\"; g ''"), ["a", "b c", "d=e f", ";", "g", ""]);
+    let line = "for r in *.ron; do time pauc-cli reproduce $r; done";
+    assert_eq!(pauc_cli_of(line).unwrap(), ["pauc-cli", "reproduce", "$r"]);
+    assert_eq!(pauc_cli_of("cargo run -p pauc-cli -- list").unwrap(), ["pauc-cli", "list"]);
+    assert_eq!(pauc_cli_of("cargo build -p pauc-cli"), None);
+}
+
+#[test]
+fn commands_of_the_book_can_be_parsed() {
+    use clap::error::ErrorKind::{DisplayHelpOnMissingArgumentOrSubcommand, MissingRequiredArgument};
+    let parse = |words: &[String]| pauc_cli::definition().try_get_matches_from(words);
+    let mut parsed = 0;
+    for (page, text) in pages() {
+        for line in commands(&text) {
+            let Some(words) = pauc_cli_of(&line) else { continue };
+            parse(&words).unwrap_or_else(|e| panic!("{page}: {line}\n{e}"));
+            parsed += 1;
+        }
+        // A command that the prose mentions may leave out arguments, but has none that do not exist.
+        for span in spans(&text).into_iter().filter(|span| span.starts_with("pauc-cli ")) {
+            let words: Vec<String> = words(&span);
+            if span.contains(['…', '$']) || words.iter().any(|word| word == "VERB") {
+                continue;
+            }
+            let incomplete = [DisplayHelpOnMissingArgumentOrSubcommand, MissingRequiredArgument];
+            if let Err(e) = parse(&words) {
+                assert!(incomplete.contains(&e.kind()), "{page}: {span}\n{e}");
+            }
+            parsed += 1;
+        }
+    }
+    assert!(parsed > 50, "only {parsed} commands were recognized");
+}
+
+#[test]
+fn commands_of_the_book_run() {
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path());
+    let imagenet = folder.path().join("recipes/imagenet");
+    std::fs::create_dir(&imagenet).unwrap();
+    for recipe in std::fs::read_dir(root().join("recipes/imagenet")).unwrap().map(|entry| entry.unwrap()) {
+        std::fs::copy(recipe.path(), imagenet.join(recipe.file_name())).unwrap();
+    }
+    let program = Path::new(env!("CARGO_BIN_EXE_pauc-cli"));
+    let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let run = |line: &str| {
+        let done = Command::new("sh")
+            .args(["-c", line])
+            .current_dir(folder.path())
+            .env("PATH", &path)
+            .output()
+            .unwrap();
+        assert!(
+            done.status.success(),
+            "`{line}`: {}\n{}",
+            done.status,
+            String::from_utf8_lossy(&done.stderr)
+        );
+    };
+    // The book compares with these metrics.
+    run("pauc-cli reproduce recipes/quickstart.ron --update");
+    let mut count = 0;
+    // Those pages measure, or need a GPU.
+    let measures = |page: &str| page == "cuda" || page.starts_with("performance");
+    for (_, text) in pages().into_iter().filter(|(page, _)| !measures(page)) {
+        for line in
+            commands(&text).iter().filter(|line| line.starts_with("pauc-cli ") && !line.contains("cuda:"))
+        {
+            run(line);
+            count += 1;
+        }
+    }
+    assert!(count >= 15, "only {count} commands");
 }

@@ -17,6 +17,7 @@ mod training;
 // Links every component of the workspace into the binary.
 use pauc as _;
 
+pub use args::definition;
 pub use failure::Failure;
 use std::process::ExitCode;
 
