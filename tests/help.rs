@@ -204,6 +204,30 @@ fn pages() -> Vec<(String, String)> {
     pages.map(read).collect()
 }
 
+/// The long options of a verb and of the verbs below it.
+fn options(verb: &clap::Command) -> Vec<String> {
+    let own = verb.get_arguments().filter_map(|argument| argument.get_long()).map(String::from);
+    own.chain(verb.get_subcommands().flat_map(options)).collect()
+}
+
+#[test]
+fn options_that_the_book_mentions_exist() {
+    // Those of cargo.
+    let cargo = ["features", "test"].map(String::from);
+    let known = [options(&pauc_cli::definition()), cargo.to_vec()].concat();
+    let mut count = 0;
+    for (page, text) in pages() {
+        for span in spans(&text) {
+            let Some(name) = span.strip_prefix("--").and_then(|rest| rest.split_whitespace().next()) else {
+                continue;
+            };
+            assert!(known.iter().any(|option| option == name), "{page}: no verb has the option `{span}`");
+            count += 1;
+        }
+    }
+    assert!(count > 10, "only {count} options were recognized");
+}
+
 #[test]
 fn words_of_a_line_are_those_of_a_shell() {
     assert_eq!(words("a 'b c' d=\"e f\"; g ''"), ["a", "b c", "d=e f", ";", "g", ""]);
