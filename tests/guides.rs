@@ -1,4 +1,5 @@
 //! What ARCHITECTURE.md, CONTRIBUTING.md and RELEASING.md say of this repository is so.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The program on the page "From Rust" is `examples/library.rs`, and it learns.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
 

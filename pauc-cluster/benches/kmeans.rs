@@ -11,7 +11,7 @@ use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
 use pauc_traits::registry::kind;
 use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::{Clusterer, Configured};
+use pauc_traits::Configured;
 use rand_distr::{Distribution, StandardNormal};
 use std::error::Error;
 use std::time::Instant;

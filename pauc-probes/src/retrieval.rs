@@ -100,11 +100,11 @@ pub fn retrieval_on(
         let (count, mut near) = (block.len() / dim, Vec::with_capacity(rows.rows));
         let cosines = products(block, &unit, dim);
         let row = |i: usize| &cosines[i * rows.rows..(i + 1) * rows.rows];
-        (0..count).filter_map(|i| queries.from_cosines(b * QUERIES + i, row(i), &mut near)).collect()
+        (0..count).filter_map(|i| queries.score_cosines(b * QUERIES + i, row(i), &mut near)).collect()
     };
     let scores: Vec<[f64; 3]> = match lists {
         Some(lists) => {
-            lists.into_par_iter().enumerate().filter_map(|(q, near)| queries.from_list(q, near)).collect()
+            lists.into_par_iter().enumerate().filter_map(|(q, near)| queries.score_list(q, near)).collect()
         }
         None => unit.par_chunks(QUERIES * dim).enumerate().flat_map_iter(block).collect(),
     };
@@ -147,14 +147,19 @@ impl Queries<'_> {
 
     /// The scores of a query from a list of more than R nearest, best first, with the query itself among them; `None` for
     /// one that is alone in its class.
-    fn from_list(&self, query: usize, list: Vec<(f32, u32)>) -> Option<[f64; 3]> {
+    fn score_list(&self, query: usize, list: Vec<(f32, u32)>) -> Option<[f64; 3]> {
         let r = self.others(query);
         let nearest: Vec<_> = list.into_iter().filter(|(_, i)| *i as usize != query).take(r).collect();
         (r > 0).then(|| self.score(query, &nearest))
     }
 
-    /// As [`Queries::from_list`], from the cosines with all samples; `nearest` is scratch.
-    fn from_cosines(&self, query: usize, cosines: &[f32], nearest: &mut Vec<(f32, u32)>) -> Option<[f64; 3]> {
+    /// As [`Queries::score_list`], from the cosines with all samples; `nearest` is scratch.
+    fn score_cosines(
+        &self,
+        query: usize,
+        cosines: &[f32],
+        nearest: &mut Vec<(f32, u32)>,
+    ) -> Option<[f64; 3]> {
         let r = self.others(query);
         if r == 0 {
             return None;

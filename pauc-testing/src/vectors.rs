@@ -22,7 +22,7 @@ mod tests {
 
     #[test]
     fn a_right_triangle() {
-        assert_eq!(norm(&[3.0, 4.0]), 5.0);
+        assert_eq!(norm([3.0, 4.0]), 5.0);
         assert_eq!(norm([3.0, 4.0].into_iter()), 5.0);
         assert_eq!(distance(&[1f32, 1.0], &[4.0, 5.0]), 5.0);
     }

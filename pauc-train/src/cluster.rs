@@ -7,7 +7,7 @@ use pauc_cluster::{concentration, unit_rows};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::{Metric, RowsView};
 use pauc_traits::registry::kind;
-use pauc_traits::{Clusterer, Clustering, Compute, Configured, Error, Positive, Result, atomic};
+use pauc_traits::{Clustering, Compute, Configured, Error, Positive, Result, atomic};
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
 use std::time::Instant;

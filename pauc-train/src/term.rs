@@ -155,14 +155,6 @@ struct Prototypes<E: Scalar, D: Backend<E>> {
     learnable: BTreeMap<String, ops::Matrix<E, D>>,
 }
 
-/// The distances of a level's samples to their prototypes.
-struct PrototypeSpread<E> {
-    /// Their sum for each prototype.
-    sums: Vec<E>,
-    /// The number of each prototype's samples.
-    sizes: Vec<usize>,
-}
-
 struct Tensors<'a> {
     path: &'a Path,
     file: SafeTensors<'a>,
@@ -198,9 +190,8 @@ impl Tensors<'_> {
             }
         }
         for name in self.file.names() {
-            let of_level = name
-                .split_once('.')
-                .is_some_and(|(p, m)| leveled.contains(&p) && m.parse::<usize>().is_ok());
+            let of_level =
+                name.split_once('.').is_some_and(|(p, m)| leveled.contains(&p) && m.parse::<usize>().is_ok());
             if !single.contains(&name) && !of_level {
                 let known =
                     format!("{}, {}", single.join(", "), leveled.map(|l| format!("{l}.M")).join(", "));
@@ -286,7 +277,7 @@ impl Tensors<'_> {
     fn set_concentrations<E: Scalar, D: Backend<E>>(
         &self,
         levels: &mut [Level<E, D>],
-        spreads: Vec<PrototypeSpread<E>>,
+        spreads: Vec<Spread<E>>,
         scale: &Concentration,
     ) -> Result<()> {
         if spreads.is_empty() {
@@ -298,7 +289,6 @@ impl Tensors<'_> {
             return Err(self.wrong("features", message.into()));
         }
         let (alpha, temperature) = (E::of(scale.alpha.get()), E::of(scale.now(&Clock::still())));
-        let spreads: Vec<_> = spreads.into_iter().map(|s| (s.sums, s.sizes)).collect();
         let phi = scale.kind.of_spreads(&spreads, alpha, temperature);
         levels.iter_mut().zip(phi).for_each(|(level, phi)| level.concentration = phi);
         Ok(())
