@@ -6,7 +6,7 @@ use crate::batch::Constant;
 use crate::ops::{self, Matrix, NORM_EPSILON};
 use crate::softmax::{Bank, FusedLoss, Graded, Positives, RowGradient, SoftmaxKernels, Weighted};
 use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
-use crate::{Error, Result};
+use crate::Result;
 use dfdx::prelude::*;
 use pauc_cuda::tensor::{self, Contiguous};
 use pauc_cuda::{Buffer, Context, elementwise, memory, rows, softmax};
@@ -35,9 +35,9 @@ impl Backend<f32> for Cuda {
 /// [`ops::l2_normalize`] in one kernel each way.
 fn l2_normalize<T: Tape<f32, Cuda>>(x: Matrix<f32, Cuda, T>) -> Matrix<f32, Cuda, T> {
     let (x, mut tape) = x.contiguous().split_tape(); // (N, D)
-    let unit_rows = || {
+    let unit_rows = || -> pauc_cuda::Result<_> {
         let (z, inverses) = rows::unit(&x, NORM_EPSILON as f32)?; // (N, D), N
-        pauc_cuda::Result::Ok((z.clone(), Contiguous::new(z)?, inverses))
+        Ok((z.clone(), Contiguous::new(z)?, inverses))
     };
     // Whatever fails here fails again in dfdx's operations, which report it.
     let Ok((z, elements, inverses)) = unit_rows() else { return ops::l2_normalize_plain(x.put_tape(tape)) };
