@@ -5,7 +5,7 @@ use pauc::dfdx::prelude::*;
 use pauc::traits::clusterer::{ClustersOnDevice, FitContext};
 use pauc::traits::probe::RowsView;
 use pauc::traits::registry::kind;
-use pauc::traits::{Clusterer, Clustering, Compute, Configured};
+use pauc::traits::{Clustering, Compute, Configured};
 use pauc_testing::{assert_within, tolerance};
 
 /// Rows around `k` far centers.
