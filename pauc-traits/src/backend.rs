@@ -69,11 +69,17 @@ pub trait Backend<E: Scalar>: Device<E> {
     fn regularizer(term: &dyn PortableRegularizer) -> &dyn Regularizer<E, Self>;
 
     /// [`ops::l2_normalize`] of at least one row, by default in dfdx operations.
+    ///
+    /// # Shapes
+    /// (N, D) → (N, D)
     fn l2_normalize<T: dfdx::prelude::Tape<E, Self>>(x: Matrix<E, Self, T>) -> Matrix<E, Self, T> {
         ops::l2_normalize_plain(x)
     }
 
     /// [`ops::to_host`], by default as dfdx does it.
+    ///
+    /// # Shapes
+    /// any shape → as many values as it has elements
     ///
     /// # Errors
     /// If the device fails.

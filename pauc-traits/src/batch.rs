@@ -137,6 +137,9 @@ impl<E: Scalar, D: Backend<E>> Constant<E, D> {
     }
 
     /// The values in row-major order, shared.
+    ///
+    /// # Shapes
+    /// rows·cols values
     pub fn shared(&self) -> Arc<Vec<E>> {
         self.values.clone()
     }

@@ -91,9 +91,6 @@ pub trait RowsOnDevice {
     /// # Shapes
     /// order N row numbers, starts K + 1, centroids (K, D), row-major
     ///
-    /// # Shapes
-    /// order N row numbers, starts K + 1, centroids (K, D)
-    ///
     /// # Errors
     /// If the device fails.
     fn means(&mut self, order: &[u32], starts: &[usize], centroids: &mut [f32]) -> Result<()>;

@@ -138,6 +138,9 @@ fn shape(tuple: &str) -> Option<Vec<usize>> {
 
 /// A file of version 1 with the values `data`: row-major, little-endian, as `numpy.save` writes it.
 ///
+/// # Shapes
+/// data: the bytes of as many values as `shape` has elements
+///
 /// # Panics
 /// If `data` has not as many bytes as the values of `shape`.
 pub fn encode(element: Element, shape: &[usize], data: &[u8]) -> Vec<u8> {

@@ -26,11 +26,17 @@ pub trait SoftmaxKernels<E: Scalar, D: Backend<E>>: Sized {
 
     /// A matrix as the kernels read it.
     ///
+    /// # Shapes
+    /// (N, D)
+    ///
     /// # Errors
     /// If the device fails.
     fn rows<T: Tape<E, D>>(&self, matrix: &Matrix<E, D, T>) -> Result<Self::Rows>;
 
     /// A constant matrix as the kernels read it.
+    ///
+    /// # Shapes
+    /// (N, D)
     ///
     /// # Errors
     /// If the device fails.
@@ -68,6 +74,9 @@ pub trait SoftmaxKernels<E: Scalar, D: Backend<E>>: Sized {
     ) -> Result<Graded<Self::Number, [Self::Gradient; 2]>>;
 
     /// Σ a·b over the elements of some matrices a and the gradients b with respect to them.
+    ///
+    /// # Shapes
+    /// as many gradients as matrices, of the same shapes → scalar
     ///
     /// # Errors
     /// If the device fails.
@@ -117,6 +126,9 @@ pub struct FusedLoss<E: Scalar, D: Backend<E>, K: SoftmaxKernels<E, D>> {
 
 impl<E: Scalar, D: Backend<E>, K: SoftmaxKernels<E, D>> FusedLoss<E, D, K> {
     /// Zero. `log_temperature` is the leaf of a learnable temperature.
+    ///
+    /// # Shapes
+    /// log_temperature (1, 1)
     pub fn new(log_temperature: Option<Matrix<E, D>>) -> Self {
         let temperature = log_temperature.map(|leaf| TemperatureGradient { leaf, derivative: Vec::new() });
         FusedLoss { value: Vec::new(), gradients: Vec::new(), temperature }
@@ -128,6 +140,9 @@ impl<E: Scalar, D: Backend<E>, K: SoftmaxKernels<E, D>> FusedLoss<E, D, K> {
     }
 
     /// Adds `weight` times a gradient to that of `rows`.
+    ///
+    /// # Shapes
+    /// (N, D) both
     ///
     /// # Errors
     /// If the device fails.
