@@ -2,6 +2,8 @@
 # Adds a component of every kind to a copy of the workspace, each by one file and one `mod` line, and tests the copy.
 # Whatever else a new component would have to touch fails here. The copy shares the target folder, so that its
 # dependencies are built already.
+#
+# Arguments are passed on to `cargo test`, such as features, packages, and tests to run besides those of components.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
@@ -11,6 +13,8 @@ trap 'rm -rf "$copy"' EXIT
 git ls-files -z --cached --others --exclude-standard | tar -c --null -T - | tar -x -C "$copy"
 cp "$CARGO_TARGET_DIR/debug/pauc-cli" "$copy/pauc-cli-before"
 cd "$copy"
+selection=(--workspace --locked)
+[ $# -eq 0 ] || selection=("$@")
 
 # add KIND NAME FOLDER MODULES: writes the component's file into a folder, and its line into the folder's list of modules.
 modules=()
@@ -31,18 +35,17 @@ add probe TrialProbe pauc-probes/src pauc-probes/src/lib.rs
 add optimizer TrialOptimizer pauc-models/src/optimizers pauc-models/src/optimizers.rs
 
 # The documented command that writes the book's generated pages. New files bring no warnings.
-PAUC_UPDATE_DOCS=1 cargo test --workspace --locked --test docs 2>&1 | tee build.log
+PAUC_UPDATE_DOCS=1 cargo test "${selection[@]}" --lib --test docs reference_pages 2>&1 | tee build.log
 if grep -A 8 '^warning' build.log; then
     echo "new components bring warnings" >&2
     exit 1
 fi
 
 # The tests that each file brings, those of everything that is registered, and what is printed and recorded.
-cargo test --workspace --locked --lib -- trial_ properties:: registry:: 2>&1 | tee tests.log
+cargo test "${selection[@]}" --lib --test docs --test cli --test errors --test recipes 2>&1 | tee tests.log
 for module in "${modules[@]}"; do
     grep -q "^test \(.*::\)\?$module::tests::.* ok$" tests.log || { echo "no test of $module ran" >&2; exit 1; }
 done
-cargo test --workspace --locked --test docs --test cli --test errors --test recipes
 
 cat >trial.ron <<'RECIPE'
 Recipe(
