@@ -7,11 +7,11 @@
 
 use pauc_cluster::coagulation::Coagulation;
 use pauc_cluster::feature_files::Matrix;
+use pauc_traits::Configured;
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
 use pauc_traits::registry::kind;
 use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::Configured;
 use rand_distr::{Distribution, StandardNormal};
 use std::error::Error;
 use std::time::Instant;

@@ -6,8 +6,10 @@
 //! tile it falls into, so the result depends neither on the number of threads nor on how rows are grouped.
 
 #[cfg(target_arch = "x86_64")]
-use crate::int8_filter::Quantized;
+mod int8_filter;
+
 use crate::simd::{Level, Simd};
+use int8_filter::Quantized;
 use rayon::prelude::*;
 use std::sync::OnceLock;
 
@@ -213,7 +215,7 @@ pub fn nearest_scored(
                             |rows: &[f32], index: &mut [u32], score: &mut [f32], square: &mut [f32]| {
                                 nearest_avx512(rows, packed, index, score, square)
                             };
-                        crate::int8_filter::nearest(rows, packed, q, (index, score, square), plain)
+                        int8_filter::nearest(rows, packed, q, (index, score, square), plain)
                     }
                     None => nearest_avx512(rows, packed, index, score, square),
                 }
@@ -423,7 +425,7 @@ pub fn lower_to(rows: &[f32], centroids: &[f32], dim: usize, square: &mut [f32])
 fn lower_avx512(rows: &[f32], centroids: &[f32], dim: usize, square: &mut [f32]) {
     for (x, square) in rows.chunks_exact(dim).zip(square) {
         for c in centroids.chunks_exact(dim) {
-            *square = square.min(crate::int8_filter::in_lanes::<true>(x, c));
+            *square = square.min(int8_filter::in_lanes::<true>(x, c));
         }
     }
 }

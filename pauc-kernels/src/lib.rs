@@ -22,7 +22,6 @@
 //! | [`mmap`] | files as memory |
 //! | [`malloc`] | what becomes of freed memory |
 //! | [`distance`] | nearest centroids |
-//! | `int8_filter` | which of them can be nearest, from 8-bit products |
 //! | [`neighbor_forces`] | what pulls and pushes the points of a t-SNE |
 //! | [`softmax`] | softmax cross-entropy against large banks, streamed |
 //! | [`optim`] | moving averages, norms, optimizer passes |
@@ -36,7 +35,6 @@ pub mod conv;
 pub mod distance;
 pub mod gemm;
 #[cfg(target_arch = "x86_64")]
-mod int8_filter;
 pub mod layout;
 pub mod linear;
 pub mod malloc;

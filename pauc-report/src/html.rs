@@ -3,7 +3,8 @@
 use crate::axis::significant;
 use crate::data::ReportData;
 use crate::events::{Metric, Status, Subject};
-use crate::figures::{self, Section};
+use crate::figure::Section;
+use crate::figures;
 use crate::plot::{STYLE, colors, escape};
 use crate::verdict::{self, Verdict};
 use minijinja::{AutoEscape, Environment, context};

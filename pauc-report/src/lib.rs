@@ -21,6 +21,7 @@
 pub mod axis;
 pub mod data;
 pub mod events;
+pub mod figure;
 pub mod figures;
 pub mod html;
 pub mod narrate;
@@ -58,7 +59,7 @@ pub fn write_figures(run_dir: &Path) -> Result<Vec<PathBuf>> {
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
     let figures = figures::all(&data);
     let write =
-        |f: &figures::Figure| write(&folder.join(format!("{}.svg", f.name)), &plot::standalone(&f.svg));
+        |f: &figure::Figure| write(&folder.join(format!("{}.svg", f.name)), &plot::standalone(&f.svg));
     figures.iter().map(write).collect()
 }
 

@@ -1,7 +1,7 @@
 //! A picture file inside a drawing.
 
 use crate::data::Prototypes;
-use crate::figures::{Figure, Section};
+use crate::figure::{Figure, Section};
 use crate::plot::text;
 
 /// The contact sheet of prototypes; `None` if the file is no PNG.

@@ -1,6 +1,6 @@
 //! Learning rates that say for which batch they are.
 
-use crate::component_ron::Spanned;
+use crate::ron_text::Spanned;
 use crate::{Count, Positive};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

@@ -52,6 +52,7 @@ pub mod param;
 pub mod probe;
 pub mod registry;
 pub mod rng;
+pub mod ron_text;
 pub mod schedule;
 pub mod softmax;
 pub mod temperature;

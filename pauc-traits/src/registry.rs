@@ -6,6 +6,7 @@
 //! [`assert_linked`] once.
 
 pub use crate::kinds::{KINDS, catalog, kind, plural};
+pub use crate::ron_text::did_you_mean;
 use std::fmt::Debug;
 
 /// One field of a component, for help texts.
@@ -147,17 +148,6 @@ fn check(all: &[Listing]) -> Result<(), RegistryError> {
     Ok(())
 }
 
-/// The name among `known` that a misspelt `name` most probably meant.
-pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let lower = name.to_lowercase();
-    known
-        .into_iter()
-        .map(|k| (strsim::jaro_winkler(&lower, &k.to_lowercase()), k))
-        .filter(|(score, _)| *score > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1)))
-        .map(|(_, k)| k)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,13 +179,5 @@ mod tests {
         assert_eq!(check(&all), Ok(()), "namespaces of different kinds are separate");
         all.push(listing("regularizer", "X"));
         assert!(matches!(check(&all), Err(RegistryError::Duplicate { name: "X", .. })));
-    }
-
-    #[test]
-    fn near_names_are_found_and_far_ones_are_not() {
-        let known = ["temperature", "negatives", "two_sided"];
-        assert_eq!(did_you_mean("temperture", known), Some("temperature"));
-        assert_eq!(did_you_mean("Negative", known), Some("negatives"));
-        assert_eq!(did_you_mean("momentum", known), None);
     }
 }

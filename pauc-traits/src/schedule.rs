@@ -1,6 +1,6 @@
 //! Stretches of training, and values that change along it.
 
-use crate::component_ron::Spanned;
+use crate::ron_text::Spanned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt::Debug;
 

@@ -1,8 +1,8 @@
 //! Temperatures: given, or learnt with the network.
 
 use crate::backend::{Backend, Scalar, Taped};
-use crate::component_ron::Spanned;
 use crate::ops::{self, Matrix};
+use crate::ron_text::Spanned;
 use crate::schedule::{Clock, Scheduled};
 use crate::term::{After, Init, TermParameter};
 use crate::{Batch, Positive, Result};

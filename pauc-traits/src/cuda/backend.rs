@@ -1,12 +1,12 @@
 //! `Cuda` as a device that terms run on: dfdx's operations, and one kernel where it has a dozen.
 
 use super::{OnDevice, context};
+use crate::Result;
 use crate::backend::{Backend, Value};
 use crate::batch::Constant;
 use crate::ops::{self, Matrix, NORM_EPSILON};
 use crate::softmax::{Bank, FusedLoss, Graded, Positives, RowGradient, SoftmaxKernels, Weighted};
 use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularizer};
-use crate::Result;
 use dfdx::prelude::*;
 use pauc_cuda::tensor::{self, Contiguous};
 use pauc_cuda::{Buffer, Context, elementwise, memory, rows, softmax};

@@ -7,7 +7,7 @@
 //! the result is that of the plain path; blocks in which too many are candidates (features with far outliers, or
 //! centroids that are copies) go to it.
 
-use crate::distance::{Packed, sum_of};
+use super::{Packed, sum_of};
 use std::arch::x86_64::*;
 
 /// Rows side by side in a tile.
