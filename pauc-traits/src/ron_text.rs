@@ -78,7 +78,13 @@ impl Problem {
         }
     }
 
-    pub(crate) fn unknown(code: &'static str, what: &str, name: &str, owner: &str, known: &[&str]) -> Problem {
+    pub(crate) fn unknown(
+        code: &'static str,
+        what: &str,
+        name: &str,
+        owner: &str,
+        known: &[&str],
+    ) -> Problem {
         Problem {
             code,
             message: format!("{what} `{name}`{owner}"),
