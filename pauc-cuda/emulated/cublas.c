@@ -1,4 +1,4 @@
-// cuBLAS: matrix products, column-major, accumulated in double precision whatever the math mode.
+// cuBLAS: matrix products, column-major, accumulated in double precision regardless of the math mode.
 #include <stddef.h>
 
 enum { F16 = 2, BF16 = 14 };
@@ -12,7 +12,7 @@ int cublasDestroy_v2(void *handle) { return 0; }
 int cublasSetStream_v2(void *handle, void *stream) { return 0; }
 int cublasSetMathMode(void *handle, int mode) { return 0; }
 
-// c <- alpha op(a) op(b) + beta c, of one element type, and the same for `count` products in a row.
+// c <- alpha op(a) op(b) + beta c, of one element type; and the same for `count` consecutive products.
 #define GEMM(T, gemm, batched)                                                                                                \
     int gemm(void *handle, int ta, int tb, int m, int n, int k, const T *alpha, const T *a, int lda, const T *b, int ldb,     \
              const T *beta, T *c, int ldc) {                                                                                  \
@@ -25,7 +25,7 @@ int cublasSetMathMode(void *handle, int mode) { return 0; }
                     sum += (double)from_a * from_b;                                                                           \
                 }                                                                                                             \
                 T *to = c + i + (size_t)j * ldc;                                                                              \
-                /* With beta 0, what is there is not read: it may be NaN. */                                                  \
+                /* With beta 0, c is not read: it may be NaN. */                                                              \
                 *to = *alpha * (T)sum + (*beta == 0 ? 0 : *beta * *to);                                                       \
             }                                                                                                                 \
         }                                                                                                                     \

@@ -1,2 +1,2 @@
-// Everything is in cuda_on_host.h; dfdx's sources include this name.
+// All contents are in cuda_on_host.h; dfdx's sources include this name.
 #pragma once

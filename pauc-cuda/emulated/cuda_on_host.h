@@ -1,7 +1,9 @@
-// CUDA C++ for g++: what the .cu files of dfdx and of this project use of the language and of its library.
+// CUDA C++ for g++: the parts of the language and its library that the .cu files of dfdx and of this project
+// use.
 //
-// The driver (driver.c) runs a block's threads one after another, or, where they wait for each other, on fibers. It sets the four
-// indices before it calls a kernel. Nothing runs at the same time, so that shared memory is static, and atomics are plain updates.
+// The driver (driver.c) runs a block's threads one after another, or on fibers if they wait for each other.
+// It sets the four indices before it calls a kernel. Nothing runs concurrently, so shared memory is static
+// and atomics are plain updates.
 #pragma once
 #include <cassert>
 #include <cmath>
@@ -71,7 +73,7 @@ template <class T, class U, class V> static inline T atomicCAS(T *to, U expected
     return before;
 }
 
-// ---- __half: only so that dfdx's kernels for it compile. It is an f32; this project's own f16 is in common.cuh. ----
+// ---- __half: an f32, only so that dfdx's kernels for it compile. This project's own f16 is in common.cuh. ----
 
 struct __half {
     float v;
@@ -117,7 +119,7 @@ static inline __half hexp(__half a) { return expf(a.v); }
 static inline unsigned short __half_as_ushort(__half) { return 0; }
 static inline __half __ushort_as_half(unsigned short) { return __half(0.f); }
 
-// ---- Registration: a kernel as a function of the list of pointers to arguments that cuLaunchKernel is given ----
+// ---- Registration: wraps a kernel as a function of cuLaunchKernel's list of argument pointers ----
 
 template <auto Kernel> struct EmuCall;
 template <class... Parameters, void (*Kernel)(Parameters...)> struct EmuCall<Kernel> {

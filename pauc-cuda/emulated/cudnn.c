@@ -1,4 +1,5 @@
-// cuDNN: convolutions of any strides, of f32, bf16 or f16, accumulated in double precision whatever the math type.
+// cuDNN: convolutions with any strides, of f32, bf16 or f16, accumulated in double precision regardless of
+// the math type.
 #include <stdlib.h>
 
 typedef struct { int type, n, c, h, w, sn, sc, sh, sw; } Tensor;
@@ -35,7 +36,7 @@ int cudnnSetConvolution2dDescriptor(Conv *v, int ph, int pw, int sh, int sw, int
 int cudnnSetConvolutionGroupCount(Conv *v, int groups) { v->groups = groups; return 0; }
 int cudnnSetConvolutionMathType(Conv *v, int type) { return 0; }
 
-// There is one algorithm for each pass, and it needs no workspace.
+// Each pass has one algorithm, which needs no workspace.
 typedef struct { int algorithm, status; float time; size_t memory; int deterministic, math, reserved[3]; } Performance;
 #define ONE_ALGORITHM(name) \
     int cudnnGetConvolution##name##Algorithm_v7(void *h, void *a, void *b, void *v, void *c, int most, int *n, Performance *performance) { \
@@ -55,14 +56,14 @@ static long offset(const Tensor *t, int n, int c, int h, int w) { return (long)n
 static long filter_offset(const Filter *f, int k, int c, int r, int s) {
     return f->last ? (((long)k * f->h + r) * f->w + s) * f->c + c : (((long)k * f->c + c) * f->h + r) * f->w + s;
 }
-// beta times what is there; with beta 0 that is not read, since it may be NaN.
+// Loads beta times the old values. With beta 0 they are not read, since they may be NaN.
 static void load_scaled(double *sums, const void *there, long n, int type, float beta) {
     for (long i = 0; i < n; i++) sums[i] = beta == 0 ? 0 : beta * get(there, i, type);
 }
 static long elements(const Tensor *t) { return (long)t->n * t->c * t->h * t->w; }
 
-// A loop over the products of a convolution: of the input at offset X and the weight at offset W, for the output at offset Y. Its body
-// closes the brace.
+// A loop over the products of a convolution: of the input at offset X and the weight at offset W, for the
+// output at offset Y. The body of the loop closes the brace.
 #define EACH_PRODUCT \
     for (int n = 0; n < x->n; n++) \
     for (int k = 0; k < w->k; k++) \

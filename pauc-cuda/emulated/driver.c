@@ -1,7 +1,7 @@
-// The CUDA driver. Device memory is host memory, the one stream does everything at once, and a launch runs the blocks of a grid one
-// after another on the calling thread.
+// The CUDA driver. Device memory is host memory, the single stream executes everything at once, and a launch
+// runs the blocks of a grid one after another on the calling thread.
 //
-// The units that make.py writes register their kernels here when the library is loaded.
+// The units written by make.py register their kernels here when the library is loaded.
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,7 +45,7 @@ void emu_register(const char *name, Kernel run, int uses_fibers) {
 static Kernel running;
 static void **running_arguments;
 
-// ---- Blocks whose threads wait for each other: a fiber for each thread ----
+// ---- Blocks whose threads wait for each other: one fiber per thread ----
 
 static ucontext_t scheduler, fibers[MAX_THREADS];
 static char *stacks[MAX_THREADS];
@@ -57,7 +57,7 @@ static void run_fiber(void) {
     done[current] = 1;
 }
 
-// __syncthreads(): the scheduler resumes the other threads before it comes back to this one.
+// __syncthreads(): the scheduler resumes the other threads before it returns to this one.
 void emu_sync(void) { swapcontext(&fibers[current], &scheduler); }
 
 static Result run_block_on_fibers(unsigned threads) {
@@ -93,7 +93,7 @@ static Result run_block(int on_fibers) {
     return SUCCESS;
 }
 
-// ---- Modules: the text that nvrtc.c or dfdx's build made, and the functions in it ----
+// ---- Modules: the text from nvrtc.c or dfdx's build, and its functions ----
 
 typedef struct {
     char *text;
@@ -121,7 +121,7 @@ Result cuModuleGetFunction(void **function, void *module, const char *name) {
     Module *m = module;
     char entry[NAME_BYTES + 16];
     snprintf(entry, sizeof entry, ".entry %s(", name);
-    // Without a toolkit dfdx's build leaves its modules empty: their kernels are found by name alone.
+    // Without a toolkit, dfdx's build leaves its modules empty. Their kernels are found by name alone.
     if (m->text[0] && !strstr(m->text, entry)) {
         fprintf(stderr, "[emulated GPU] the module has no kernel %s\n", name);
         return NOT_FOUND;
@@ -137,7 +137,7 @@ Result cuModuleGetFunction(void **function, void *module, const char *name) {
 
 static int mentions(const char *text, const char *word) { return strstr(text, word) != NULL; }
 
-// The type that a conversion reads or writes, from what nvrtc.c wrote about it.
+// The type that a conversion reads or writes, as recorded by nvrtc.c.
 static const char *element_type(const char *text, const char *operation) {
     char f64[32], f32[32];
     snprintf(f64, sizeof f64, "%s.f64", operation);
@@ -169,7 +169,7 @@ Result cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned
     if (!f->is_resolved) resolve(f);
     if (!f->run) return NO_BINARY_FOR_GPU;
     if (!grid_x || !block_x || block_x > MAX_THREADS) return INVALID_VALUE;
-    // Kernels of dfdx and of this project use one dimension only.
+    // Kernels of dfdx and of this project are one-dimensional.
     if (grid_y != 1 || grid_z != 1 || block_y != 1 || block_z != 1) return INVALID_VALUE;
     running = f->run;
     running_arguments = arguments;
@@ -186,7 +186,7 @@ Result cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned
 
 // ---- Memory ----
 
-// New memory is filled with NaN (as f32 and f64), so that what is read before it is written shows in results.
+// New memory is filled with NaN (as f32 and f64), so that reads of uninitialized memory show in results.
 static Result allocate(Address *address, size_t bytes) {
     void *memory = NULL;
     if (bytes && posix_memalign(&memory, 256, bytes)) return OUT_OF_MEMORY;
@@ -248,7 +248,8 @@ Result cuDeviceGet(int *device, int ordinal) {
     *device = ordinal;
     return SUCCESS;
 }
-// Everything is 1: threads per block (by which pauc-cuda knows an emulated device), multiprocessors, compute capability 1.1.
+// Every attribute is 1: threads per block (by which pauc-cuda recognizes the emulated device),
+// multiprocessors, compute capability 1.1.
 Result cuDeviceGetAttribute(int *value, int attribute, int device) {
     *value = 1;
     return SUCCESS;
@@ -276,7 +277,7 @@ Result cuGetErrorString(int error, const char **text) {
     return SUCCESS;
 }
 
-// ---- Streams and events: all work is done by the time that it is asked about ----
+// ---- Streams and events: all work has completed when it is queried ----
 
 Result cuStreamCreate(void **stream, unsigned flags) {
     *stream = (void *)0x33;

@@ -1,5 +1,5 @@
-// Elements of f32, bf16 and f16 as cuBLAS and cuDNN read and write them. Each library numbers the types in its own way: include this
-// after the constants F16 and BF16.
+// Reads and writes elements of f32, bf16 and f16 for cuBLAS and cuDNN. The two libraries number the types
+// differently: define the constants F16 and BF16 before including this.
 #include <stdint.h>
 #include <string.h>
 
@@ -12,7 +12,7 @@ static double get(const void *from, long i, int type) {
     return value;
 }
 
-// Rounds to the nearest, ties to even; a NaN stays a NaN.
+// Rounds to the nearest, ties to even. NaN stays NaN.
 static void put(void *to, long i, int type, float value) {
     if (type == F16) {
         ((_Float16 *)to)[i] = (_Float16)value;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""make.py OUT: builds the emulated GPU, four shared libraries under the names of NVIDIA's, in the folder OUT.
+"""make.py OUT: builds the emulated GPU in the folder OUT: four shared libraries with the names of NVIDIA's.
 
-See README.md beside this file. Needs gcc, g++ and objcopy, and cargo, which knows where the sources of dfdx are.
+See README.md beside this file. Needs gcc, g++ and objcopy, and cargo to find the sources of dfdx.
 """
 import concurrent.futures
 import glob
@@ -14,11 +14,11 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 KERNELS = os.path.abspath(os.path.join(HERE, "..", "src", "kernels"))
-# Libraries by the source that each is made of. The driver also holds all kernels.
+# Libraries and their sources. The driver also contains all kernels.
 LIBRARIES = {"libcublas.so.13": "cublas.c", "libcudnn.so.9": "cudnn.c", "libnvrtc.so.13": "nvrtc.c"}
 DRIVER = "libcuda.so.1"
 OWN_FLAGS = ["-O2", "-Wall", "-fPIC"]
-# Warnings are dfdx's; the language is CUDA's, not quite C++'s.
+# -w: the warnings are in dfdx's code, and CUDA is not quite C++.
 KERNEL_FLAGS = ["-std=c++17", "-O2", "-w", "-fPIC"]
 
 
@@ -32,7 +32,7 @@ def run(*command):
 
 
 def dfdx_sources():
-    """The folder of dfdx's sources, of the version that this workspace uses."""
+    """Returns the folder with the sources of this workspace's version of dfdx."""
     command = ["cargo", "metadata", "--format-version", "1", "--locked"]
     found = subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True).stdout
     manifest = next(p["manifest_path"] for p in json.loads(found)["packages"] if p["name"] == "dfdx")
@@ -40,25 +40,25 @@ def dfdx_sources():
 
 
 def unit(source, names, uses_fibers, defines=""):
-    """The text of a translation unit: some CUDA code, and the registration of its kernels, each with whether it uses fibers."""
+    """Returns a translation unit: CUDA code, and the registration of its kernels with whether each uses fibers."""
     registered = "".join(f"EMU_REGISTER({name}, {int(uses_fibers(name))})\n" for name in names)
     return f'#include "cuda_on_host.h"\n{defines}namespace {{\n{source}\n{registered}}}\n'
 
 
 def own_units():
-    """This project's kernels: a unit for each file."""
+    """Yields one unit per file of this project's kernels."""
     for path in sorted(glob.glob(f"{KERNELS}/*.cu")):
-        # A kernel and everything up to the next one, by name.
+        # Each kernel with everything up to the next one, by name.
         parts = re.split(r'extern "C" __global__ void (\w+)', read(path))[1:]
         bodies = dict(zip(parts[::2], parts[1::2]))
-        # By convention, functions whose threads wait for each other are called block_….
+        # By convention, functions with barriers are called block_….
         waits = lambda name: "block_" in bodies[name] or "__syncthreads" in bodies[name]
         source = f'#include "{KERNELS}/common.cuh"\n#include "{path}"'
         yield "pauc_" + os.path.basename(path)[:-3], unit(source, bodies, waits)
 
 
 def dfdx_kernel_names(path, include):
-    """The kernels of a file of dfdx's, most of which are made by macros."""
+    """Returns the kernels of a file of dfdx, most of which macros define."""
     command = ["g++", *KERNEL_FLAGS, "-E", "-P", *include, "-include", "cuda_on_host.h", "-x", "c++", path]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     own = text[text.rfind("struct EmuCall"):]
@@ -67,15 +67,15 @@ def dfdx_kernel_names(path, include):
 
 
 def dfdx_units(dfdx, include):
-    """dfdx's files of kernels, and the sources that it has NVRTC compile."""
+    """Yields units for dfdx's files of kernels and for the sources that it passes to NVRTC."""
     for path in sorted(glob.glob(f"{dfdx}/*/*.cu")):
         name, text = os.path.basename(path)[:-3], read(path)
         waits = any(sign in text for sign in ("chunk_", "__syncthreads", "binary_op_macros"))
-        # A helper that several files have; one of them is enough.
+        # fill_with is a helper in several files; keep one copy.
         names = [k for k in dfdx_kernel_names(path, include) if not k.startswith("fill_with") or name == "max_to"]
         defines = ""
         if name == "convtrans2d":
-            # Two of its kernels are called like two of conv2d's: driver.c tells them apart by this prefix.
+            # Two kernels share names with conv2d's; driver.c distinguishes them by this prefix.
             defines = "".join(f"#define {k} ct_{k}\n" for k in names)
             names = [f"ct_{k}" for k in names]
         yield name, unit(f'#include "{path}"', names, lambda _: waits, defines)
@@ -87,7 +87,7 @@ def dfdx_units(dfdx, include):
             code = code.replace('\\"', '"').replace("\\n", "\n")
             code = re.sub(r"#if __WORDSIZE.*?#endif", "", code, flags=re.S)
             if operation == "to_dtype":
-                # The one template whose kernel has no name of its own.
+                # The only template whose kernel has no name of its own.
                 for source in ("float", "double"):
                     for target in ("float", "double"):
                         kernel = f"kernel_{source}_{target}"
@@ -100,7 +100,7 @@ def dfdx_units(dfdx, include):
 
 
 def compile_unit(name, text, include, state, folder):
-    """The unit's object file, made again only if what it is made of has changed."""
+    """Returns the unit's object file, rebuilt only if its inputs have changed."""
     digest = hashlib.sha256((text + state).encode()).hexdigest()[:16]
     made = os.path.join(folder, f"{name}-{digest}.o")
     if not os.path.exists(made):
@@ -108,14 +108,14 @@ def compile_unit(name, text, include, state, folder):
         with open(source, "w") as file:
             file.write(text)
         run("g++", *KERNEL_FLAGS, *include, "-c", source, "-o", made + ".part")
-        # Kernels register themselves: no name has to be seen outside, and files may use the same ones.
+        # Kernels register themselves, so no symbol has to be visible, and files may use the same names.
         run("objcopy", "--keep-global-symbol=none", made + ".part")
         os.rename(made + ".part", made)
     return made
 
 
 def link_library(out, name, inputs):
-    """A shared library of this name, whose functions carry it as their version, as NVIDIA's do."""
+    """Links a shared library whose functions have its name as their symbol version, like NVIDIA's."""
     versions = os.path.join(out, f"{name}.map")
     with open(versions, "w") as file:
         file.write(f"{name} {{ global: *; }};\n")
@@ -131,7 +131,7 @@ def main():
     dfdx = dfdx_sources()
     include = [f"-I{HERE}", f"-I{dfdx}/utilities"]
     units = [*own_units(), *dfdx_units(dfdx, include)]
-    # Any change of what units include makes all of them again; that is rare.
+    # Any change of an included file rebuilds all units; that is rare.
     included = [*glob.glob(f"{HERE}/*.h"), *glob.glob(f"{KERNELS}/*"), *glob.glob(f"{dfdx}/**/*.cu*", recursive=True)]
     state = " ".join(KERNEL_FLAGS) + "".join(read(path) for path in sorted(included))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

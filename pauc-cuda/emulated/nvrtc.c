@@ -1,8 +1,8 @@
-// NVRTC. Kernels are compiled ahead, by make.py: "compiling" a source only lists the kernels in it, a line `.entry NAME(` for each,
-// by which driver.c finds them.
+// NVRTC. make.py has compiled the kernels ahead of time: "compiling" a source only lists its kernels, one
+// line `.entry NAME(` each, by which driver.c finds them.
 //
-// dfdx makes its conversions between element types from a template whose kernel is always called `kernel`. For that one, the two
-// types are listed too, as the PTX instructions that load and store them.
+// dfdx generates its conversions between element types from a template whose kernel is always called
+// `kernel`. For that one, the two types are listed as well, as the PTX instructions that load and store them.
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +29,7 @@ int nvrtcDestroyProgram(Program **program) {
     return SUCCESS;
 }
 
-// The types of `const Src *inp` and `Dst *out` in a kernel's parameters.
+// Lists the types of `const Src *inp` and `Dst *out` in a kernel's parameters.
 static void list_conversion(FILE *ptx, const char *parameters) {
     const char *input = strstr(parameters, "*inp"), *output = strstr(parameters, "*out");
     if (!input || !output) return;

@@ -1,4 +1,4 @@
-//! What belongs to one device: its compiled kernels, and the handles of libraries.
+//! The kernels and library handles of one device.
 
 use crate::kernel_args::Arg;
 use crate::kernels::{self, FILES};
@@ -15,17 +15,17 @@ use std::ffi::{CString, c_void};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Threads per block, on every GPU.
+/// Threads per block on a GPU.
 pub const THREADS: u32 = 256;
-/// Threads per block on a device that reports fewer: an emulated one, where each costs time.
+/// Threads per block on a device that supports fewer: the emulated one, where every thread costs time.
 const EMULATED_THREADS: u32 = 64;
 
-/// A device's kernels and handles. There is one for each device and host thread.
+/// A device's kernels and library handles. There is one context per device and host thread.
 #[derive(Debug)]
 pub struct Context {
     device: Arc<CudaDevice>,
     threads: u32,
-    /// Blocks that keep every multiprocessor busy.
+    /// Enough blocks to keep every multiprocessor busy.
     enough_blocks: usize,
     functions: RefCell<HashMap<&'static str, sys::CUfunction>>,
     blas: OnceCell<Blas>,
@@ -34,7 +34,7 @@ pub struct Context {
     downloads: RefCell<StagingRing>,
 }
 
-/// cuBLAS, and the mode that its handle was last set to.
+/// cuBLAS, and the math mode last set on its handle.
 #[derive(Debug)]
 struct Blas {
     library: CudaBlas,
@@ -46,7 +46,7 @@ impl Blas {
         Ok(Blas { library: CudaBlas::new(device.clone())?, mode: Cell::new(None) })
     }
 
-    /// Tells cuBLAS whether it may use TF32.
+    /// Sets whether cuBLAS may use TF32.
     fn set_mode(&self, precision: Precision) -> Result<()> {
         let mode = match precision {
             Precision::F32 => cublasMath_t::CUBLAS_DEFAULT_MATH,
@@ -62,12 +62,12 @@ impl Blas {
 }
 
 thread_local! {
-    /// A cache: compiled kernels and libraries' handles are made once per device and thread. No context holds
-    /// anything that changes what is computed.
+    /// A cache: kernels are compiled and library handles created once per device and thread. A context holds
+    /// no state that affects results.
     static ALL: RefCell<Vec<Rc<Context>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The value of a cell, which is made if there is none yet.
+/// Returns the value of a cell; initializes it first if needed.
 fn get_or_try_init<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
     if let Some(value) = cell.get() {
         return Ok(value);
@@ -77,10 +77,10 @@ fn get_or_try_init<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> R
 }
 
 impl Context {
-    /// The context of dfdx's device.
+    /// Returns the context of dfdx's device.
     ///
     /// # Errors
-    /// If the device fails, or dfdx is not the version that this crate was written for.
+    /// If the device fails, or dfdx is not the version this crate was written for.
     pub fn of(device: &Cuda) -> Result<Rc<Self>> {
         let raw = dfdx_compat::device(device)?;
         if let Some(context) = Self::existing(&raw) {
@@ -91,7 +91,7 @@ impl Context {
         Ok(new.remembered())
     }
 
-    /// The context of cudarc's device.
+    /// Returns the context of cudarc's device.
     ///
     /// # Errors
     /// If the device fails.
@@ -102,7 +102,7 @@ impl Context {
         }
     }
 
-    /// This thread's context of a device, if there is one yet.
+    /// Returns this thread's context of a device, if it exists.
     fn existing(device: &Arc<CudaDevice>) -> Option<Rc<Self>> {
         ALL.with_borrow(|all| all.iter().find(|context| Arc::ptr_eq(&context.device, device)).cloned())
     }
@@ -124,43 +124,43 @@ impl Context {
         })
     }
 
-    /// This context as the one of its device on this thread.
+    /// Caches this context for its device on this thread.
     fn remembered(self) -> Rc<Self> {
         let context = Rc::new(self);
         ALL.with_borrow_mut(|all| all.push(context.clone()));
         context
     }
 
-    /// cudarc's device.
+    /// Returns cudarc's device.
     pub fn device(&self) -> &Arc<CudaDevice> {
         &self.device
     }
 
-    /// Threads per block, a power of two.
+    /// Returns the number of threads per block, a power of two.
     pub(crate) fn threads(&self) -> usize {
         self.threads as usize
     }
 
-    /// Blocks that keep every multiprocessor busy, for kernels whose blocks loop over many elements each.
+    /// Returns a number of blocks that keeps every multiprocessor busy, for kernels whose blocks loop over
+    /// many elements.
     pub(crate) fn enough_blocks(&self) -> usize {
         self.enough_blocks
     }
 
-    /// A copy of host values in memory of its own.
+    /// Copies host values into new device memory.
     ///
     /// # Errors
     /// If the device fails.
     pub(crate) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
-        // SAFETY: `copy_in` below writes all elements; if there are none, the one that is allocated is never
-        // read.
+        // SAFETY: `copy_in` below writes all elements. Without values, the one allocated element is never read.
         let new = unsafe { self.device.alloc::<T>(values.len().max(1)) }?;
-        // SAFETY: `new` was allocated with at least as many elements as there are values.
+        // SAFETY: `new` was allocated with at least `values.len()` elements.
         unsafe { self.copy_in(&[values], *new.device_ptr()) }?;
         Ok(new)
     }
 
-    /// Copies the runs, one after the other, to `to` on the device. They are read before this returns. It
-    /// waits for the device only if they are too large for pinned memory.
+    /// Copies the runs, one after the other, to `to` on the device. All host memory has been read when this
+    /// returns. Waits for the device only if the runs are too large for pinned memory.
     ///
     /// # Errors
     /// If the device fails.
@@ -171,8 +171,8 @@ impl Context {
         self.device.bind_to_thread()?;
         let stream = *self.device.cu_stream();
         if runs.iter().map(|v| size_of_val(*v)).sum::<usize>() <= MAX_STAGED {
-            // SAFETY: the bytes are those of a live slice. Types that are `DeviceRepr` are plain numbers,
-            // without padding.
+            // SAFETY: the bytes are those of a live slice. `DeviceRepr` types are plain numbers without
+            // padding.
             let bytes =
                 |v: &&[T]| unsafe { std::slice::from_raw_parts(v.as_ptr().cast::<u8>(), size_of_val(*v)) };
             let runs: Vec<&[u8]> = runs.iter().map(bytes).collect();
@@ -181,24 +181,24 @@ impl Context {
         }
         let mut target = to;
         for values in runs {
-            // SAFETY: the caller guarantees the target. The device has read the values when `synchronize`
-            // below returns.
+            // SAFETY: the caller guarantees the target. `synchronize` below returns only after the device has
+            // read the values.
             unsafe { result::memcpy_htod_async(target, values, stream) }?;
             target += size_of_val(*values) as u64;
         }
         Ok(self.device.synchronize()?)
     }
 
-    /// A copy in host memory. Waits for the device.
+    /// Copies values to host memory. Waits for the device.
     ///
     /// # Errors
     /// If the device fails.
     pub(crate) fn download<T: DeviceRepr + Copy>(&self, values: &CudaSlice<T>) -> Result<Vec<T>> {
-        // SAFETY: address and length are those of live memory, which all writers of this crate initialize.
+        // SAFETY: address and length describe live memory, which every writer in this crate initializes.
         unsafe { self.copy_out(*values.device_ptr(), values.len()) }
     }
 
-    /// Like [`Context::download`], of `len` values at an address.
+    /// Like [`Context::download`], for `len` values at an address.
     ///
     /// # Errors
     /// If the device fails.
@@ -209,9 +209,9 @@ impl Context {
         self.device.bind_to_thread()?;
         let mut values: Vec<T> = Vec::with_capacity(len);
         let take = |piece: &[u8]| {
-            // SAFETY: the bytes are values of type T, by the caller's guarantee. `StagingRing` hands over
-            // pieces of a power of two of bytes, which no value straddles, in pinned memory, which is aligned
-            // to pages.
+            // SAFETY: by the caller's guarantee, the bytes are values of type T. `StagingRing` passes pieces
+            // whose size is a power of two, so no value straddles two pieces. They are in pinned memory,
+            // which is page-aligned.
             values.extend_from_slice(unsafe {
                 std::slice::from_raw_parts(piece.as_ptr().cast::<T>(), piece.len() / size_of::<T>())
             });
@@ -222,10 +222,10 @@ impl Context {
         Ok(values)
     }
 
-    /// cuBLAS on the device's stream, for products that are rounded to `precision`.
+    /// Returns cuBLAS on the device's stream, for products rounded to `precision`.
     ///
-    /// The library keeps this as a mode of its handle, so the handle is for calls before the next one of this
-    /// function. dfdx has its own handle, which computes in `f32`.
+    /// The precision is a mode of the library's handle, so the returned handle is valid only until the next
+    /// call of this function. dfdx has its own handle, which computes in `f32`.
     ///
     /// # Errors
     /// If the library does not start.
@@ -235,7 +235,7 @@ impl Context {
         Ok(*blas.library.handle())
     }
 
-    /// cuDNN on the device's stream.
+    /// Returns cuDNN on the device's stream.
     ///
     /// # Errors
     /// If the library is missing or does not start.
@@ -243,8 +243,8 @@ impl Context {
         get_or_try_init(&self.dnn, || Ok(Rc::new(cudnn::Handle::new(&self.device)?))).cloned()
     }
 
-    /// Whether tensor cores take `f32`, of which they read 11 mantissa bits (TF32). An emulated device is
-    /// treated as if they did.
+    /// Returns whether tensor cores accept `f32`, of which they read 11 mantissa bits (TF32). The emulated
+    /// device counts as if they did.
     ///
     /// # Errors
     /// If the device fails.
@@ -253,8 +253,8 @@ impl Context {
         Ok(major >= 8 || self.threads < THREADS)
     }
 
-    /// Lets the driver keep freed memory for later allocations, instead of returning it to the system at
-    /// every synchronization.
+    /// Lets the driver keep freed memory for later allocations instead of returning it to the system at every
+    /// synchronization.
     pub(crate) fn keep_memory(&self) -> Result<()> {
         if self.device.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
             return Ok(());
@@ -273,11 +273,11 @@ impl Context {
     /// Launches a kernel with `blocks` blocks.
     ///
     /// # Errors
-    /// If it does not compile or start. In builds with debug assertions also if the kernel does not take the
-    /// arguments.
+    /// If the kernel does not compile or start. With debug assertions, also if the arguments do not match the
+    /// kernel's parameters.
     ///
     /// # Safety
-    /// The arguments are those that the kernel declares, in number, kind and order, and with them it stays
+    /// The arguments match the kernel's parameters in number, kind and order, and with them the kernel stays
     /// within their memory.
     pub(crate) unsafe fn launch(&self, kernel: &'static str, blocks: usize, args: &[Arg<'_>]) -> Result<()> {
         if cfg!(debug_assertions) {
@@ -289,20 +289,20 @@ impl Context {
         let function = self.function(kernel)?;
         let grid = u32::try_from(blocks).map_err(|_| Error::Length {
             operation: kernel,
-            message: format!("{blocks} blocks are more than a grid can have"),
+            message: format!("too many blocks for one grid: {blocks}"),
         })?;
         let mut pointers: Vec<*mut c_void> = args.iter().map(Arg::pointer).collect();
         let (grid, block) = ((grid, 1, 1), (self.threads, 1, 1));
-        // SAFETY: `function` belongs to a module that is never unloaded, and the stream to this device. The
-        // driver copies the arguments before it returns. What the kernel does with them is the caller's
-        // guarantee.
+        // SAFETY: `function` belongs to a module that is never unloaded, and the stream belongs to this
+        // device. The driver copies the arguments before the call returns. The caller guarantees what the
+        // kernel does with them.
         Ok(unsafe {
             result::launch_kernel(function, grid, block, 0, *self.device.cu_stream(), &mut pointers)
         }?)
     }
 
-    /// Like [`Context::launch`], with one thread per element, or a loop over several elements per thread if
-    /// there are more than a grid of moderate size has threads.
+    /// Like [`Context::launch`], with one thread per element. Above 2¹⁶ blocks, each thread loops over
+    /// several elements.
     ///
     /// # Errors
     /// As [`Context::launch`].
@@ -310,7 +310,7 @@ impl Context {
     /// # Safety
     /// As [`Context::launch`].
     pub(crate) unsafe fn launch_over(&self, kernel: &'static str, n: usize, args: &[Arg<'_>]) -> Result<()> {
-        // SAFETY: the caller guarantees what `launch` asks for.
+        // SAFETY: the caller upholds the contract of `launch`.
         unsafe { self.launch(kernel, n.div_ceil(self.threads as usize).min(1 << 16), args) }
     }
 
@@ -326,12 +326,12 @@ impl Context {
         let ptx = CString::new(file.compiled((major, minor))?);
         let ptx = ptx.map_err(|_| failure(file.name, "the compiled text contains a NUL"))?;
         self.device.bind_to_thread()?;
-        // SAFETY: the text ends with a NUL, and outlives the call.
+        // SAFETY: the text ends with a NUL and outlives the call.
         let module = unsafe { result::module::load_data(ptx.as_ptr().cast()) }?;
         let mut functions = self.functions.borrow_mut();
         for name in file.names() {
             let text = CString::new(name).map_err(|_| failure(file.name, "a name contains a NUL"))?;
-            // SAFETY: the module was just loaded, and is never unloaded.
+            // SAFETY: the module was just loaded and is never unloaded.
             functions.insert(name, unsafe { result::module::get_function(module, text) }?);
         }
         functions

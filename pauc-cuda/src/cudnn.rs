@@ -19,8 +19,7 @@ impl Handle {
         }
         device.bind_to_thread()?;
         let handle = Handle { raw: dnn::create_handle()? };
-        // SAFETY: the handle was just created, and the stream is the device's, which outlives all of its
-        // handles.
+        // SAFETY: the handle was just created. The stream is the device's and outlives all of its handles.
         unsafe { dnn::set_stream(handle.raw, *device.cu_stream() as sys::cudaStream_t) }?;
         Ok(handle)
     }
@@ -32,8 +31,8 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: the handle was created in `new` and belongs to `self` alone. A failure cannot be reported
-        // from here.
+        // SAFETY: the handle was created in `new` and belongs to `self` alone. `drop` cannot report a
+        // failure.
         let _ = unsafe { dnn::destroy_handle(self.raw) };
     }
 }

@@ -1,7 +1,7 @@
 //! Everything that this crate does with dfdx beyond dfdx's public interface.
 //!
-//! dfdx 0.13 tells neither which device a [`Cuda`] is nor where the elements of a tensor lie. Both are found
-//! out here, in ways that another version may break. So [`check`] tries them when a context is created.
+//! dfdx 0.13 exposes neither the device of a [`Cuda`] nor the address of a tensor's elements. This module
+//! finds both by means that another version may break. So [`check`] tests them when a context is created.
 
 use crate::{Context, Error, Result};
 use cudarc::driver::{CudaDevice, DevicePtr};
@@ -9,13 +9,13 @@ use dfdx::prelude::{Cuda, Shape, Storage, Tensor, TensorFromVec};
 use std::fmt::{self, Debug, Write};
 use std::sync::Arc;
 
-/// The version of dfdx that this was written for. The workspace pins it.
+/// The version of dfdx that this module was written for. The workspace pins it.
 pub(crate) const VERSION: &str = "0.13.0";
 
-/// The device of dfdx's device, as cudarc has it.
+/// Returns the cudarc device of dfdx's device.
 ///
-/// dfdx keeps it private, except that of the memory that it allocates. So one element is allocated at each
-/// call: clones of a [`Cuda`] share nothing else by which a device that was seen before could be known.
+/// dfdx keeps the device private, but memory that it allocates names it. So each call allocates one element:
+/// clones of a [`Cuda`] share nothing else that would identify a known device.
 ///
 /// # Errors
 /// If the device is out of memory.
@@ -23,10 +23,10 @@ pub(crate) fn device(device: &Cuda) -> Result<Arc<CudaDevice>> {
     Ok(<Cuda as Storage<f32>>::try_alloc_len(device, 1)?.device())
 }
 
-/// Where a tensor's elements lie.
+/// Returns the address of a tensor's elements.
 ///
 /// # Errors
-/// If dfdx does not tell.
+/// If dfdx does not print it.
 pub(crate) fn address<S: Shape, T>(tensor: &Tensor<S, f32, Cuda, T>) -> Result<u64>
 where
     Tensor<S, f32, Cuda, T>: Debug,
@@ -52,8 +52,8 @@ pub(crate) fn check(device: &Cuda, on: &Context) -> Result<()> {
             "the first address in a tensor's `Debug` output is not that of its elements",
         ));
     }
-    // SAFETY: the address is that of memory which dfdx has printed, since the first check has passed, and of
-    // the tensor's own, since another tensor has printed another one. `first` keeps it alive.
+    // SAFETY: the first check has passed, so dfdx prints addresses of its memory. Two tensors print different
+    // addresses, so each prints its own. `first` keeps the memory alive.
     let read = unsafe { on.copy_out::<f32>(first_address, values.len()) }?;
     if read != values {
         return Err(Error::Dfdx("a tensor's elements are not at the address in its `Debug` output"));
@@ -61,8 +61,8 @@ pub(crate) fn check(device: &Cuda, on: &Context) -> Result<()> {
     Ok(())
 }
 
-/// The first address of device memory in the `Debug` output of a value. The output is cut off behind it: it
-/// would go on with all elements, read from the device.
+/// Returns the first device address in the `Debug` output of a value. The output is cut off there, since it
+/// would continue with all elements, read from the device.
 fn printed_address(value: &impl Debug) -> Option<u64> {
     let mut reader = AddressReader { text: String::new(), address: None };
     // Fails as soon as the address has been read.
@@ -70,7 +70,7 @@ fn printed_address(value: &impl Debug) -> Option<u64> {
     reader.address
 }
 
-/// Output that ends as soon as it contains an address.
+/// A writer that fails as soon as its text contains an address.
 struct AddressReader {
     text: String,
     address: Option<u64>,
@@ -92,7 +92,7 @@ impl Write for AddressReader {
 mod tests {
     use super::*;
 
-    /// Prints an address as a field, in several parts, and panics if more is printed.
+    /// Prints an address as a field, in several parts, and panics if printing continues.
     struct Printed {
         field: &'static str,
     }
@@ -102,19 +102,19 @@ mod tests {
             for part in ["Memory { ", self.field, ": 47", "11", ", len: 3"] {
                 f.write_str(part)?;
             }
-            assert!(self.field != "cu_device_ptr", "the output goes on behind the address");
+            assert!(self.field != "cu_device_ptr", "the output continues after the address");
             Ok(())
         }
     }
 
     #[test]
-    fn an_address_is_read_from_debug_output_and_no_more() {
+    fn debug_output_is_read_up_to_the_address_only() {
         assert_eq!(printed_address(&Printed { field: "cu_device_ptr" }), Some(4711));
         assert_eq!(printed_address(&Printed { field: "pointer" }), None);
     }
 
     #[test]
-    fn the_version_is_the_one_that_the_workspace_pins() {
+    fn the_version_matches_the_workspace() {
         let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
         let manifest = std::fs::read_to_string(manifest).unwrap();
         assert!(manifest.contains(&format!("dfdx = \"={VERSION}\"")), "{VERSION}");

@@ -1,4 +1,4 @@
-//! Nearest centroids: products through cuBLAS, tile by tile, with the arg-min fused behind them.
+//! Nearest centroids: products through cuBLAS, one tile at a time, each followed by a fused arg-min.
 
 use crate::kernel_args::{In, Out, args};
 use crate::matmul::{MatrixRef, product};
@@ -7,12 +7,12 @@ use crate::{Buffer, Context, Error, Result};
 use cudarc::driver::CudaSlice;
 use std::rc::Rc;
 
-/// Elements of a tile of scores: 32 MiB, which stay in the cache of a large GPU until they are read.
+/// Elements per tile of scores: 32 MiB, which stay in the cache of a large GPU until they are read.
 const TILE: usize = 1 << 23;
-/// The fewest rows of a tile, so that products keep the device busy.
+/// The minimum number of rows per tile, to keep the device busy.
 const LEAST_ROWS: usize = 256;
 
-/// Rows in the device's memory that are assigned to centroids.
+/// Rows in device memory, to be assigned to centroids.
 #[derive(Debug)]
 pub struct DeviceRows {
     on: Rc<Context>,
@@ -21,18 +21,18 @@ pub struct DeviceRows {
     dim: usize,
     labels: CudaSlice<u32>,
     sq_dist: CudaSlice<f32>,
-    /// The last tile of scores, whose memory the next one reuses.
+    /// The last tile of scores; the next assignment reuses its memory.
     scores: Option<Buffer>,
 }
 
 impl DeviceRows {
-    /// A copy of rows of `dim` values.
+    /// Copies rows of `dim` values to the device.
     ///
     /// # Errors
-    /// If the values are not a multiple of `dim`, or the device is out of memory.
+    /// If the number of values is not a multiple of `dim`, or the device is out of memory.
     pub fn new(on: &Rc<Context>, data: &[f32], dim: usize) -> Result<Self> {
         if dim == 0 || !data.len().is_multiple_of(dim) || data.len() / dim > u32::MAX as usize {
-            let message = format!("{} values in rows of {dim}", data.len());
+            let message = format!("{} values do not form rows of {dim}", data.len());
             return Err(Error::Length { operation: "rows", message });
         }
         let count = data.len() / dim;
@@ -47,17 +47,17 @@ impl DeviceRows {
         })
     }
 
-    /// The number of centroids.
+    /// Returns the number of centroids.
     fn check_centroids(&self, centroids: &[f32]) -> Result<usize> {
         let k = centroids.len() / self.dim;
         if k == 0 || !centroids.len().is_multiple_of(self.dim) || k > u32::MAX as usize {
-            let message = format!("{} values in centroids of {}", centroids.len(), self.dim);
+            let message = format!("{} values do not form centroids of {} values", centroids.len(), self.dim);
             return Err(Error::Length { operation: "centroids", message });
         }
         Ok(k)
     }
 
-    /// Each row's nearest centroid, the lowest among equals, and the squared distance to it.
+    /// Returns each row's nearest centroid, the lowest index among equals, and the squared distance to it.
     ///
     /// # Shapes
     /// `centroids` (K, D) → N labels, N distances
@@ -72,14 +72,14 @@ impl DeviceRows {
         Ok((self.on.download(&self.labels)?, self.on.download(&self.sq_dist)?))
     }
 
-    /// Lowers each row's `square` to the squared distance to the nearest of these centroids, where that is
-    /// lower.
+    /// Lowers each row's `square` to the squared distance to the nearest of these centroids, if that is
+    /// smaller.
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
     pub fn lower(&mut self, centroids: &[f32], square: &mut [f32]) -> Result<()> {
         if square.len() != self.count {
-            let message = format!("{} distances of {} rows", square.len(), self.count);
+            let message = format!("{} distances for {} rows", square.len(), self.count);
             return Err(Error::Length { operation: "lower", message });
         }
         if square.is_empty() {
@@ -91,22 +91,22 @@ impl DeviceRows {
         Ok(())
     }
 
-    /// Finds each row's nearest centroid and the squared distance to it. With `lower`, a distance that is
-    /// already smaller stays.
+    /// Finds each row's nearest centroid and the squared distance to it. With `lower`, keeps a smaller
+    /// existing distance.
     fn assign(&mut self, centroids: &[f32], lower: bool) -> Result<()> {
         let k = self.check_centroids(centroids)?;
         if self.count == 0 {
             return Ok(());
         }
         let (on, dim) = (self.on.clone(), self.dim);
-        // Centered on their mean, which keeps the low bits of features that are far from the origin.
+        // Subtracting their mean keeps the low bits of features that are far from the origin.
         let (centroids, mut sums) = (Buffer::from_host(&on, centroids)?, Buffer::zeros(&on, dim)?);
         column_sums(&on, centroids.view(), &mut sums)?;
         let (mut centered, mut bias) = (Buffer::uninit(&on, k * dim)?, Buffer::uninit(&on, k)?);
         let (k32, dim32) = (k as u32, dim as u32);
         let args = args![In(&centroids), In(&sums), k32, dim32, Out(&mut centered), Out(&mut bias)];
-        // SAFETY: `check_centroids` has established k centroids of dim, and the others were allocated above:
-        // k·dim, dim and k.
+        // SAFETY: `check_centroids` has established k centroids of dim values. The other buffers were
+        // allocated above: k·dim, dim and k.
         unsafe { on.launch("pauc_around", k, args) }?;
         let tile = (TILE / k).max(LEAST_ROWS).min(self.count);
         let mut scores = match self.scores.take() {
@@ -122,8 +122,8 @@ impl DeviceRows {
             let sq_dist = Out(self.sq_dist.slice_mut(start..start + count));
             let args =
                 args![In(&scores), In(&bias), In(x), In(&centroids), k32, dim32, lower, labels, sq_dist];
-            // SAFETY: one block for each of `count` rows: x has as many, of dim values, the scores of k.
-            // Labels and distances were sliced to as many.
+            // SAFETY: one block per row. x has `count` rows of dim values, and the scores have `count` rows
+            // of k. Labels and distances were sliced to `count`.
             unsafe { on.launch("pauc_nearest", count, args) }?;
         }
         self.scores = Some(scores);
@@ -142,7 +142,11 @@ impl DeviceRows {
         let k = self.check_centroids(centroids)?;
         let rising = starts.windows(2).all(|w| w[0] <= w[1]) && starts.last() == Some(&order.len());
         if starts.len() != k + 1 || !rising || order.iter().any(|i| *i as usize >= self.count) {
-            let message = format!("{} rows of {k} centroids in {} runs", order.len(), starts.len());
+            let message = format!(
+                "{} row numbers in {} ascending offsets for {k} centroids",
+                order.len(),
+                starts.len()
+            );
             return Err(Error::Length { operation: "means", message });
         }
         if order.is_empty() {
@@ -154,7 +158,7 @@ impl DeviceRows {
         let mut means = Buffer::from_host(&self.on, centroids)?;
         let args = args![In(&self.rows), In(&order), In(&starts), self.dim as u32, Out(&mut means)];
         // SAFETY: the check above has established that `starts` has k + 1 ascending offsets into `order`, and
-        // that `order` has row numbers below `count`. There are k means of dim.
+        // that `order` has row numbers below `count`. There are k means of dim values.
         unsafe { self.on.launch("pauc_means", k, args) }?;
         centroids.copy_from_slice(&means.to_host()?);
         Ok(())

@@ -8,14 +8,14 @@ pub enum Element {
     /// Single precision, 24 mantissa bits.
     #[default]
     F32,
-    /// bfloat16, the upper half of an `f32`: 8 mantissa bits and its range.
+    /// bfloat16, the upper half of an `f32`: 8 mantissa bits and the range of `f32`.
     Bf16,
-    /// fp16: 11 mantissa bits, and at most 65504.
+    /// fp16: 11 mantissa bits, at most 65504.
     F16,
 }
 
 impl Element {
-    /// What networks keep their feature maps in.
+    /// Returns the element type of feature maps at this precision.
     pub fn of(precision: Precision) -> Self {
         match precision {
             Precision::F32 | Precision::Tf32 => Element::F32,
@@ -23,13 +23,13 @@ impl Element {
         }
     }
 
-    /// Channels of the feature map that holds a batch of images: tensor cores read pixels of a multiple of 16
-    /// bytes.
+    /// Returns the channels of the feature map that holds a batch of images. Tensor cores need pixels of a
+    /// multiple of 16 bytes.
     pub fn padded_channels(self, image_channels: usize) -> usize {
         image_channels.next_multiple_of(16 / self.bytes())
     }
 
-    /// Bytes per element.
+    /// Returns the bytes per element.
     pub fn bytes(self) -> usize {
         match self {
             Element::F32 => 4,
@@ -37,13 +37,14 @@ impl Element {
         }
     }
 
-    /// Elements that a thread loads at once (the vector width), given the length of a row.
+    /// Returns the number of elements that a thread loads at once (the vector width), given the length of a
+    /// row.
     pub(crate) fn pack(self, channels: usize) -> usize {
         let widest = 16 / self.bytes();
         if channels.is_multiple_of(widest) { widest } else { 1 }
     }
 
-    /// The number by which kernels know the element and its vector width: `BY_ELEMENT` in `common.cuh`.
+    /// Returns the kernels' number for the element and its vector width: `BY_ELEMENT` in `common.cuh`.
     pub(crate) fn code(self, channels: usize) -> u32 {
         let single = u32::from(self.pack(channels) == 1);
         match self {
@@ -54,15 +55,15 @@ impl Element {
     }
 }
 
-/// The value of a bf16.
+/// Converts bf16 to `f32`.
 pub(crate) fn from_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-/// The value of an fp16.
+/// Converts fp16 to `f32`.
 pub(crate) fn from_f16(bits: u16) -> f32 {
     let (sign, magnitude) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
-    // An f32 has 13 more mantissa bits, and its exponent has a bias that is larger by 112.
+    // An f32 has 13 more mantissa bits, and its exponent bias is larger by 112.
     let value = match magnitude {
         ..0x7c00 => f32::from_bits(magnitude << 13) * 2f32.powi(112),
         0x7c00 => f32::INFINITY,

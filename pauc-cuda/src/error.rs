@@ -23,7 +23,7 @@ pub enum Error {
     /// A kernel could not be compiled.
     #[error("the kernels of `{file}` do not compile: {message}")]
     Compile {
-        /// The file of kernels.
+        /// The file with the kernels.
         file: &'static str,
         /// The compiler's message.
         message: String,
@@ -33,43 +33,42 @@ pub enum Error {
     Missing {
         /// The library.
         name: &'static str,
-        /// What the system said.
+        /// The system's error message.
         problem: String,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
-    /// Lengths or shapes that must agree do not.
+    /// Lengths or shapes disagree.
     #[error("{operation}: {message}")]
     Length {
         /// The operation.
         operation: &'static str,
-        /// The lengths.
+        /// What was expected and what was given.
         message: String,
     },
-    /// An argument of a kernel launch is not what the kernel declares. Checked in builds with debug
-    /// assertions.
+    /// An argument of a kernel launch does not match the kernel's parameter. Checked with debug assertions.
     #[error("kernel `{kernel}`, parameter `{parameter}`: {message}")]
     Argument {
         /// The kernel.
         kernel: &'static str,
-        /// The parameter, as the kernel's source calls it.
+        /// The parameter's name in the kernel's source.
         parameter: &'static str,
         /// What was expected and what was given.
         message: String,
     },
-    /// dfdx does not work as the version does for which this crate was written.
+    /// dfdx behaves differently from the version that this crate was written for.
     #[error(
-        "dfdx does not work as version {VERSION} does, for which pauc was written ({0}): build with \
+        "this dfdx behaves differently from version {VERSION}, which pauc was written for ({0}): build with \
          `dfdx = \"={VERSION}\"`, or adapt pauc-cuda/src/dfdx_compat.rs"
     )]
     Dfdx(&'static str),
-    /// A bug: something that this crate or its caller guarantees does not hold.
+    /// A bug: an invariant of this crate or its caller does not hold.
     #[error("internal error: {0} (please report this)")]
     Internal(&'static str),
 }
 
 impl Error {
-    /// Whether the device ran out of memory.
+    /// Returns whether the device ran out of memory.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Error::Driver(e) if e.0 == cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)
     }
@@ -99,8 +98,8 @@ impl From<dfdx::prelude::CudaError> for Error {
     }
 }
 
-/// For operations on dfdx's tape, which return dfdx's error type. What that cannot express becomes an unknown
-/// driver error.
+/// For operations on dfdx's tape, which return dfdx's error type. An error that it cannot express becomes an
+/// unknown driver error.
 impl From<Error> for dfdx::prelude::CudaError {
     fn from(e: Error) -> Self {
         match e {
@@ -117,7 +116,7 @@ fn driver_message(e: &cudarc::driver::DriverError) -> String {
     format!("{e:?}").trim_start_matches("DriverError").trim_matches(['(', ')']).to_string()
 }
 
-/// The length that all of `lengths` are.
+/// Returns the common length.
 ///
 /// # Errors
 /// If they differ.

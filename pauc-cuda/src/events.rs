@@ -1,4 +1,4 @@
-//! Timing of the device's own work, by events on its stream.
+//! Timing of the device's work, with CUDA events.
 
 use crate::{Context, Result};
 use cudarc::driver::{result, sys};
@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Events, numbered in the order in which they were recorded.
+/// CUDA events, numbered in the order in which they were recorded.
 #[derive(Debug)]
 pub struct Events {
     on: Rc<Context>,
@@ -14,12 +14,12 @@ pub struct Events {
 }
 
 impl Events {
-    /// None so far.
+    /// Creates an empty list of events.
     pub fn new(on: &Rc<Context>) -> Self {
         Events { on: on.clone(), all: RefCell::default() }
     }
 
-    /// Records an event behind all work launched so far, and returns its number.
+    /// Records an event after all work launched so far, and returns its number.
     ///
     /// # Errors
     /// If the driver fails.
@@ -32,18 +32,19 @@ impl Events {
         Ok(all.len() as u64 - 1)
     }
 
-    /// The time between two events. Waits for the device.
+    /// Returns the time between two events. Waits for the device.
     ///
     /// # Errors
     /// If there are no such events, or the device fails.
     pub fn between(&self, from: u64, to: u64) -> Result<Duration> {
         let all = self.all.borrow();
         let (Some(from), Some(to)) = (all.get(from as usize), all.get(to as usize)) else {
-            let message = format!("{from} to {to} of {} events", all.len());
+            let message = format!("no such events: {from} to {to}, of {} recorded", all.len());
             return Err(crate::Error::Length { operation: "time between events", message });
         };
         self.on.device().synchronize()?;
-        // SAFETY: `mark` recorded both events, and `synchronize` has waited until the device passed them.
+        // SAFETY: `mark` recorded both events, and `synchronize` has waited until the device has reached
+        // them.
         let milliseconds = unsafe { result::event::elapsed(*from, *to) }?;
         Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
     }
@@ -52,8 +53,8 @@ impl Events {
 impl Drop for Events {
     fn drop(&mut self) {
         for event in self.all.take() {
-            // SAFETY: `mark` created the event, and it belongs to `self` alone. A failure cannot be reported
-            // from here.
+            // SAFETY: `mark` created the event, and it belongs to `self` alone. `drop` cannot report a
+            // failure.
             let _ = unsafe { result::event::destroy(event) };
         }
     }

@@ -1,4 +1,4 @@
-//! Feature maps in the device's memory: their shape, memory and elements.
+//! Feature maps in device memory: shape, memory, elements.
 
 use crate::element::{from_bf16, from_f16};
 use crate::kernel_args::{Arg, In, Out, Pointee, Readable, Writable, args};
@@ -21,28 +21,28 @@ pub struct MapShape {
 }
 
 impl MapShape {
-    /// The rows of a matrix.
+    /// Returns the shape of a matrix: one map of one pixel per row.
     pub fn matrix(rows: usize, cols: usize) -> Self {
         MapShape { batch: rows, height: 1, width: 1, channels: cols }
     }
 
-    /// The number of pixels of all images.
+    /// Returns the number of pixels of all images.
     pub fn pixels(&self) -> usize {
         self.batch * self.height * self.width
     }
 
-    /// The number of elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.pixels() * self.channels
     }
 
-    /// Whether there are no elements.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Checks that all slices hold maps of this shape, of one element type, which is returned. Kernels count
-    /// elements in 32 bits.
+    /// Checks that all slices hold maps of this shape and of one element type, and returns that type. Kernels
+    /// count elements in 32 bits.
     pub(crate) fn check(&self, operation: &'static str, slices: &[MapSlice<'_>]) -> Result<Element> {
         let n = self.len();
         let element = slices.first().map_or(Element::F32, |s| s.element);
@@ -51,12 +51,12 @@ impl MapShape {
         }
         let slices: Vec<String> = slices.iter().map(|s| format!("{} of {:?}", s.len, s.element)).collect();
         let message =
-            format!("{self:?} in {}: at most 2³² − 1 elements, and at least one", slices.join(", "));
+            format!("expected {self:?}, 1 to 2³² − 1 elements of one type, got {}", slices.join(", "));
         Err(Error::Length { operation, message })
     }
 }
 
-/// Memory of feature maps.
+/// Owned memory of feature maps.
 #[derive(Debug)]
 pub struct FeatureMap {
     words: Buffer,
@@ -65,7 +65,7 @@ pub struct FeatureMap {
 }
 
 impl FeatureMap {
-    /// Uninitialized memory: the caller writes it before reading it.
+    /// Allocates uninitialized memory. The caller writes it before reading it.
     ///
     /// # Errors
     /// If the device is out of memory.
@@ -74,22 +74,22 @@ impl FeatureMap {
         Ok(FeatureMap { words, len, element })
     }
 
-    /// The number of elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no elements.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The type of its elements.
+    /// Returns the element type.
     pub fn element(&self) -> Element {
         self.element
     }
 
-    /// A copy in host memory. Waits for the device.
+    /// Copies the elements to host memory. Waits for the device.
     ///
     /// # Errors
     /// If the device fails.
@@ -104,12 +104,12 @@ impl FeatureMap {
         Ok(halves.map(decode).take(self.len).collect())
     }
 
-    /// All elements, borrowed.
+    /// Borrows all elements.
     pub fn slice(&self) -> MapSlice<'_> {
         MapSlice { address: self.words.address(), len: self.len, element: self.element, owner: PhantomData }
     }
 
-    /// All elements, mutably borrowed.
+    /// Borrows all elements mutably.
     pub fn slice_mut(&mut self) -> MapSliceMut<'_> {
         let (address, len, element) = (self.words.address(), self.len, self.element);
         MapSliceMut { address, len, element, owner: PhantomData }
@@ -136,11 +136,11 @@ pub struct MapSliceMut<'a> {
 
 run_accessors!(MapSlice, MapSliceMut);
 
-/// The element type of borrowed runs, and what they are as arguments of kernels.
+/// The element type of borrowed slices, and their use as kernel arguments.
 macro_rules! map_slice {
     ($($slice:ident: $side:ident),*) => { $(
         impl $slice<'_> {
-            /// The type of the elements.
+            /// Returns the element type.
             pub fn element(&self) -> Element {
                 self.element
             }
@@ -174,7 +174,7 @@ impl<'a> From<ViewMut<'a>> for MapSliceMut<'a> {
 }
 
 impl<'a> MapSlice<'a> {
-    /// At most `len` elements from element `from` on: fewer if there are not as many.
+    /// Returns up to `len` elements starting at `from`; fewer if the slice ends before.
     pub(crate) fn part(self, from: usize, len: usize) -> MapSlice<'a> {
         let from = from.min(self.len);
         let address = self.address + (from * self.element.bytes()) as u64;
@@ -183,18 +183,18 @@ impl<'a> MapSlice<'a> {
 }
 
 impl MapSliceMut<'_> {
-    /// The same elements, borrowed from this slice: for one of several writes.
+    /// Borrows the same elements again, for one of several writes.
     pub fn reborrow(&mut self) -> MapSliceMut<'_> {
         MapSliceMut { address: self.address, len: self.len, element: self.element, owner: PhantomData }
     }
 
-    /// The same elements, to be read.
+    /// Borrows the same elements for reading.
     pub fn as_slice(&self) -> MapSlice<'_> {
         MapSlice { address: self.address, len: self.len, element: self.element, owner: PhantomData }
     }
 
-    /// The elements as an input and an output at once, for kernels in which each thread reads an element
-    /// before it writes there, and no thread reads what another one writes.
+    /// Returns the elements as an input and an output at once. Only for kernels in which each thread reads an
+    /// element before writing it, and reads no element that another thread writes.
     pub(crate) fn in_place(&mut self) -> [Arg<'_>; 2] {
         let output =
             MapSliceMut { address: self.address, len: self.len, element: self.element, owner: PhantomData };
@@ -202,8 +202,8 @@ impl MapSliceMut<'_> {
     }
 }
 
-/// Maps of any element type from maps or images of `f32` with `channels` channels. Further channels of `to`
-/// become zero.
+/// Converts maps or images of `f32` with `channels` channels to maps of any element type. Additional channels
+/// of `to` are set to zero.
 ///
 /// # Shapes
 /// `from` (N, H, W, `channels`), `to` (N, H, W, C) with C ≥ `channels`
@@ -220,13 +220,13 @@ pub fn convert(
     let element = shape.check(OPERATION, &[to.as_slice()])?;
     let source = MapShape { channels, ..shape }.check(OPERATION, &[from])?;
     if source != Element::F32 || channels > shape.channels {
-        let message = format!("{} of {source:?} in {channels} channels for {shape:?}", from.len());
+        let message = format!("{} of {source:?} with {channels} channels do not fit {shape:?}", from.len());
         return Err(Error::Length { operation: OPERATION, message });
     }
     let (code, n) = (element.code(shape.channels), shape.len());
     let args = args![code, n, channels as u32, shape.channels as u32, In(from), Out(to)];
-    // SAFETY: `check` has established that `to` holds the shape, and `from` the same pixels with `channels`
-    // channels.
+    // SAFETY: `check` has established that `to` holds the shape, and that `from` holds the same pixels with
+    // `channels` channels.
     unsafe { on.launch_over("pauc_pixels", n / element.pack(shape.channels), args) }
 }
 

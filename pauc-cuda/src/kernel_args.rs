@@ -1,18 +1,17 @@
 //! Arguments of kernels: numbers, and memory that a kernel reads ([`In`]) or writes ([`Out`]).
 //!
-//! An argument keeps its memory borrowed until the launch, mutably if the kernel writes it. What kind of
-//! argument it is stays with it, so that a launch can compare it with what the kernel declares:
-//! [`crate::kernels::check`].
+//! An argument keeps its memory borrowed until the launch, mutably if the kernel writes it. It also stores
+//! its kind, which a launch compares with the kernel's declaration: [`crate::kernels::check`].
 
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr};
 use std::ffi::c_void;
 use std::fmt;
 use std::marker::PhantomData;
 
-/// What a pointer points to.
+/// The type behind a pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pointee {
-    /// `void`: any of the others. Also that of a null pointer.
+    /// `void`: any of the others. Also the type of a null pointer.
     Any,
     /// `float`
     F32,
@@ -22,18 +21,18 @@ pub(crate) enum Pointee {
     U32,
     /// `unsigned char`
     U8,
-    /// bf16 or fp16. Kernels declare `void` for these, since they take several element types.
+    /// bf16 or fp16. Kernels declare `void` for these, since they accept several element types.
     Half,
-    /// A table of structs, built from words of 64 bits.
+    /// A table of structs made of 64-bit words.
     Table,
 }
 
-/// What an argument is, or what a parameter takes.
+/// The kind of an argument or of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A pointer to memory that is read.
+    /// A pointer to memory that the kernel reads.
     In(Pointee),
-    /// A pointer to memory that is written, and perhaps read.
+    /// A pointer to memory that the kernel writes, and may read.
     Out(Pointee),
     /// `size_t`
     Count,
@@ -44,7 +43,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Whether a parameter of this kind takes such an argument.
+    /// Returns whether a parameter of this kind accepts such an argument.
     pub fn accepts(self, argument: Kind) -> bool {
         let points_alike = |a, b| a == b || a == Pointee::Any || b == Pointee::Any;
         match (self, argument) {
@@ -99,7 +98,7 @@ impl Arg<'_> {
         self.kind
     }
 
-    /// Where the value lies. The driver takes a mutable pointer, but only reads it.
+    /// Returns a pointer to the value. The driver takes a mutable pointer but only reads it.
     pub fn pointer(&self) -> *mut c_void {
         match &self.value {
             Value::Word(v) => std::ptr::from_ref(v).cast_mut().cast(),
@@ -113,17 +112,17 @@ impl Arg<'_> {
 #[derive(Debug)]
 pub(crate) struct In<T>(pub T);
 
-/// Memory that a kernel writes, and perhaps reads.
+/// Memory that a kernel writes, and may read.
 #[derive(Debug)]
 pub(crate) struct Out<T>(pub T);
 
-/// What can be behind [`In`]. An absent one is a null pointer.
+/// Memory for [`In`]. `None` is a null pointer.
 pub(crate) trait Readable {
     fn address(&self) -> u64;
     fn pointee(&self) -> Pointee;
 }
 
-/// What can be behind [`Out`]: exclusive borrows. An absent one is a null pointer.
+/// Memory for [`Out`]: an exclusive borrow. `None` is a null pointer.
 pub(crate) trait Writable {
     fn address(&self) -> u64;
     fn pointee(&self) -> Pointee;
@@ -183,7 +182,7 @@ impl<T: Writable> Writable for Option<T> {
     }
 }
 
-/// Numbers in cudarc's memory, by the name that kernels have for them.
+/// Number types in cudarc's memory, with the kernels' name for each.
 pub(crate) trait Number {
     const POINTEE: Pointee;
 }
@@ -216,7 +215,7 @@ memory_of_cudarc!(
     Writable for CudaViewMut<'_, T>
 );
 
-/// The arguments of a kernel, from whatever they are made of.
+/// Builds the arguments of a kernel, converting each value to an [`Arg`].
 macro_rules! args {
     ($($arg:expr),* $(,)?) => { &[$($crate::kernel_args::Arg::from($arg)),*] };
 }

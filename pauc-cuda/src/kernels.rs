@@ -1,11 +1,11 @@
 //! CUDA C++ sources, compiled by NVRTC when their first kernel is launched.
 //!
-//! A kernel is `extern "C" __global__ void pauc_…(…)`. Blocks have [`crate::context::THREADS`] threads or
-//! fewer in one dimension, and grids have one dimension. There is no shuffle, no atomic addition and no
-//! dynamic shared memory: every sum has one order, and the same source runs on the emulated device.
+//! A kernel is `extern "C" __global__ void pauc_…(…)`. Blocks have at most [`crate::context::THREADS`]
+//! threads in one dimension; grids have one dimension. Kernels use no shuffle, no atomic addition and no
+//! dynamic shared memory: every sum has a fixed order, and the same source runs on the emulated device.
 //!
-//! A parameter is `const T *` if the kernel only reads what it points to, and `T *` otherwise. Launches hold
-//! arguments to that.
+//! A parameter is `const T *` if the kernel only reads the memory, and `T *` otherwise. Launches check their
+//! arguments against this.
 
 use crate::kernel_args::{Arg, Kind, Pointee};
 use crate::{Error, Result};
@@ -20,7 +20,7 @@ pub(crate) struct File {
     source: &'static str,
 }
 
-/// What every file begins with.
+/// The beginning of every file.
 const COMMON: &str = include_str!("kernels/common.cuh");
 
 macro_rules! files {
@@ -48,12 +48,12 @@ pub(crate) const FILES: &[File] = files![
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Parameter {
     pub name: &'static str,
-    /// `None` for a type that no argument has.
+    /// `None` for a type that arguments cannot have.
     pub kind: Option<Kind>,
 }
 
 impl Parameter {
-    /// From its declaration, such as `const float *x`.
+    /// Parses a declaration such as `const float *x`.
     fn parse(declaration: &'static str) -> Self {
         let declaration = declaration.trim();
         let is_separator = |c: char| !c.is_ascii_alphanumeric() && c != '_';
@@ -88,7 +88,7 @@ impl Parameter {
 }
 
 impl File {
-    /// The kernels' names, each with the text of its parameters.
+    /// Returns the kernels' names, each with the text of its parameters.
     fn declarations(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let after = self.source.split("__global__ void ").skip(1);
         after.filter_map(|text| {
@@ -97,12 +97,12 @@ impl File {
         })
     }
 
-    /// The kernels' names.
+    /// Returns the kernels' names.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         self.declarations().map(|(name, _)| name)
     }
 
-    /// The PTX for a compute capability. Each file is compiled once per process.
+    /// Returns the PTX for a compute capability. Each file is compiled once per process and capability.
     pub fn compiled(&self, capability: (i32, i32)) -> Result<String> {
         type Compiled = HashMap<(&'static str, (i32, i32)), String>;
         static CACHE: Mutex<Option<Compiled>> = Mutex::new(None);
@@ -114,9 +114,9 @@ impl File {
         let source = format!("{COMMON}\n{}", self.source);
         let (major, minor) = capability;
         let options = |arch: Option<&'static str>| CompileOptions { arch, ..CompileOptions::default() };
-        // A compiler that is older than the GPU does not know its architecture. What it generates by default
-        // is translated by the driver. cudarc wants a `&'static str`; few are leaked, one per file and
-        // capability.
+        // A compiler older than the GPU does not know its architecture. The driver then translates the
+        // compiler's default output. cudarc needs a `&'static str`, so one string per file and capability is
+        // leaked.
         let exact = options(Some(String::leak(format!("compute_{major}{minor}"))));
         let ptx = compile_ptx_with_opts(&source, exact)
             .or_else(|_| compile_ptx_with_opts(&source, options(None)))
@@ -136,10 +136,10 @@ fn signatures() -> &'static HashMap<&'static str, Vec<Parameter>> {
     })
 }
 
-/// Checks that a kernel takes these arguments: their number, and the kind of each.
+/// Checks that the arguments match the kernel's parameters in number and kind.
 ///
 /// # Errors
-/// Which argument is missing, is one too many, or is of another kind.
+/// If an argument is missing, is one too many, or has another kind. The error names it.
 pub(crate) fn check(kernel: &'static str, arguments: &[Arg<'_>]) -> Result<()> {
     let refuse = |parameter, message| Err(Error::Argument { kernel, parameter, message });
     let Some(parameters) = signatures().get(kernel) else {
@@ -157,7 +157,10 @@ pub(crate) fn check(kernel: &'static str, arguments: &[Arg<'_>]) -> Result<()> {
     }
     if arguments.len() > parameters.len() {
         let last = parameters.last().map_or("", |p| p.name);
-        return refuse(last, format!("is the last of {}, got {}", parameters.len(), arguments.len()));
+        return refuse(
+            last,
+            format!("the last of {} parameters, but got {} arguments", parameters.len(), arguments.len()),
+        );
     }
     Ok(())
 }
@@ -167,7 +170,7 @@ mod tests {
     use super::*;
     use crate::kernel_args::{In, Out, Readable, Writable, args};
 
-    /// Memory that nobody reads or writes.
+    /// Memory that is never accessed.
     struct Nowhere(Pointee);
 
     impl Readable for Nowhere {
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kernel_has_one_home_and_the_projects_prefix() {
+    fn every_kernel_is_in_one_file_and_has_the_projects_prefix() {
         let mut names: Vec<_> = FILES.iter().flat_map(File::names).collect();
         assert!(names.iter().all(|n| n.starts_with("pauc_")), "{names:?}");
         let all = names.len();
@@ -199,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn every_parameter_has_a_name_and_a_kind_that_arguments_have() {
+    fn every_parameter_has_a_name_and_a_supported_kind() {
         assert_eq!(signatures().len(), FILES.iter().map(|f| f.source.matches("__global__").count()).sum());
         for (kernel, parameters) in signatures() {
             for p in parameters {
@@ -243,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_of_any_type_takes_every_element() {
+    fn a_parameter_of_any_type_accepts_every_element() {
         for pointee in [Pointee::F32, Pointee::Half] {
             let arguments = args![0u32, 8usize, In(Nowhere(pointee)), Out(Nowhere(pointee))];
             check("pauc_add_maps", arguments).unwrap();

@@ -4,26 +4,26 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | `library`, `shims` | NVIDIA's libraries, loaded when they are first needed, and the functions through which cudarc calls them |
-//! | `probe` | what this machine has: GPUs, driver, libraries; opens a device by number |
-//! | `context` | what belongs to one device: compiled kernels, handles of libraries |
-//! | `kernels`, `kernel_args` | CUDA C++, compiled at run time; the arguments of launches, checked against it |
+//! | `library`, `shims` | NVIDIA's libraries, loaded on first use, and the functions through which cudarc calls them |
+//! | `probe` | the GPUs, driver and libraries of this machine; opens a device by number |
+//! | `context` | the compiled kernels and library handles of one device |
+//! | `kernels`, `kernel_args` | CUDA C++, compiled at run time; launch arguments, checked against it |
 //! | `element` | element types of feature maps |
-//! | `memory`, `tensor` | buffers of the device; dfdx's tensors as such |
-//! | `dfdx_compat` | what takes more than dfdx's public interface, and a check that it works |
-//! | `staging`, `upload` | pinned host memory for copies; images, uploaded in 8 bits |
+//! | `memory`, `tensor` | device buffers; dfdx's tensors as buffers |
+//! | `dfdx_compat` | access to dfdx beyond its public interface, and a check that it works |
+//! | `staging`, `upload` | pinned host memory for copies; 8-bit uploads of images |
 //! | `elementwise`, `multi_tensor` | vectors; all vectors of a network in one launch: moving averages, norms, optimizer steps |
 //! | `matmul`, `rows` | matrix products; operations on the rows of a matrix |
 //! | `feature_map` | feature maps: shape, memory, conversions |
 //! | `cudnn`, `conv`, `norm`, `pooling` | convolutions, batch normalization with residual and ReLU, pooling |
 //! | `transformer` | layer normalization, attention heads and their softmax, GELU, tokens |
-//! | `softmax`, `split_f16` | cross-entropy against large banks, tile by tile; its products on tensor cores |
+//! | `softmax`, `split_f16` | cross-entropy against large banks, one tile at a time; its products on tensor cores |
 //! | `distance`, `neighbors`, `regression` | nearest centroids; nearest neighbors and softmax regression for probes |
-//! | `events` | timing of the device's own work |
+//! | `events` | timing of the device's work |
 //!
 //! Like `pauc-kernels` for the CPU, this crate knows neither recipes nor components, and keeps `unsafe` to
-//! itself. Everything runs on the one stream of dfdx's device, in the order in which it is launched. That a
-//! buffer is freed on the host does not end its use: the driver frees it in the order of the stream.
+//! itself. Everything runs on the single stream of dfdx's device, in launch order. The host may drop a buffer
+//! that is still in use: the driver frees it in stream order.
 
 #![cfg(feature = "cuda")]
 

@@ -1,4 +1,4 @@
-//! NVIDIA's libraries, loaded when a function of theirs is first called.
+//! NVIDIA's libraries, loaded at the first call of one of their functions.
 
 use std::sync::OnceLock;
 
@@ -34,26 +34,26 @@ impl Library {
         self.loaded.get_or_init(load).as_ref().map_err(String::as_str)
     }
 
-    /// Whether it can be loaded.
+    /// Returns whether the library can be loaded.
     pub fn is_there(&self) -> bool {
         self.loaded().is_ok()
     }
 
-    /// Why it cannot be loaded, in the system's words; `None` if it can.
+    /// Returns the system's reason why the library cannot be loaded; `None` if it can.
     pub fn problem(&self) -> Option<&str> {
         self.loaded().err()
     }
 
-    /// The address of a function, if the library has it.
+    /// Returns the address of a function, if the library has it.
     pub(crate) fn address(&self, function: &str) -> Option<usize> {
         let library = self.loaded().ok()?;
-        // SAFETY: only the address is taken. The caller casts it to the function's type.
+        // SAFETY: only the address is used. The caller casts it to the function's type.
         let symbol = unsafe { library.get::<unsafe extern "C" fn()>(function.as_bytes()) };
         symbol.ok().map(|f| *f as *const () as usize)
     }
 }
 
-/// What the system says about a library that cannot be loaded, which libloading has as the error's source.
+/// Returns the system's message, which libloading stores as the error's source.
 fn system_message(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
@@ -79,7 +79,7 @@ pub static DRIVER: Library = Library::new("the CUDA driver", files::DRIVER, "ins
 /// Matrix products.
 pub static CUBLAS: Library =
     Library::new("cuBLAS", files::CUBLAS, "install the CUDA toolkit or the Python package nvidia-cublas");
-/// The run-time compiler of kernels.
+/// The run-time compiler for kernels.
 pub static NVRTC: Library =
     Library::new("NVRTC", files::NVRTC, "install the CUDA toolkit or the Python package nvidia-cuda-nvrtc");
 /// Convolutions.
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_there_says_so_and_has_no_functions() {
+    fn a_missing_library_is_reported_and_has_no_functions() {
         let none = Library::new("nothing", &["libpauc-has-no-such-library.so.0"], "invent it");
         assert!(!none.is_there() && none.address("cuInit").is_none());
         let problem = none.problem().unwrap_or_default();

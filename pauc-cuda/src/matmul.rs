@@ -7,7 +7,7 @@ use cudarc::cublas::sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
 use cudarc::cublas::sys::{cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType};
 use std::time::Instant;
 
-/// A borrowed row-major matrix as an operand of a product, transposed or not.
+/// A borrowed row-major matrix as an operand of a product, optionally transposed.
 #[derive(Clone, Copy, Debug)]
 pub struct MatrixRef<'a> {
     values: MapSlice<'a>,
@@ -17,12 +17,12 @@ pub struct MatrixRef<'a> {
 }
 
 impl<'a> MatrixRef<'a> {
-    /// A matrix (`rows`, `cols`). Products check that there are as many values.
+    /// Creates a matrix (`rows`, `cols`). Products check the number of values.
     pub fn new(values: impl Into<MapSlice<'a>>, rows: usize, cols: usize) -> Self {
         MatrixRef { values: values.into(), rows, cols, transposed: false }
     }
 
-    /// The transpose.
+    /// Returns the transpose.
     pub fn t(self) -> Self {
         MatrixRef { transposed: !self.transposed, ..self }
     }
@@ -35,13 +35,13 @@ impl<'a> MatrixRef<'a> {
         if self.transposed { CUBLAS_OP_T } else { CUBLAS_OP_N }
     }
 
-    /// The leading dimension.
+    /// Returns the leading dimension.
     fn pitch(&self) -> i32 {
         self.cols as i32
     }
 }
 
-/// Checks the operands of `count` products with results of `c` elements in all; returns (m, k, n) of each
+/// Checks the operands of `count` products with `c` result elements in total. Returns (m, k, n) of each
 /// product.
 fn check(
     operation: &'static str,
@@ -54,11 +54,11 @@ fn check(
     if k == inner && fits && [m, n, k, count].into_iter().all(|size| size <= i32::MAX as usize) {
         return Ok([m, k, n]);
     }
-    let message = format!("{count} times {m}×{k} and {inner}×{n} into {c} elements");
+    let message = format!("cannot multiply {count} times {m}×{k} by {inner}×{n} into {c} elements");
     Err(Error::Length { operation, message })
 }
 
-/// cuBLAS's name for an element type.
+/// Returns cuBLAS's name of an element type.
 pub(crate) fn data_type(element: Element) -> cudaDataType {
     match element {
         Element::F32 => cudaDataType::CUDA_R_32F,
@@ -67,8 +67,8 @@ pub(crate) fn data_type(element: Element) -> cudaDataType {
     }
 }
 
-/// `c ← a·b + beta·c`, all row-major and of any element types, accumulated in 24 bits. Operands of `f32` are
-/// not rounded.
+/// `c ← a·b + beta·c`, row-major, with any element types, accumulated in `f32`. Operands of `f32` are not
+/// rounded.
 ///
 /// # Shapes
 /// `a` (m, k), `b` (k, n), `c` (m, n)
@@ -85,7 +85,7 @@ pub fn product<'c>(
     rounded_product(on, Precision::F32, a, b, beta, c)
 }
 
-/// [`product`] with operands of `f32` rounded as `precision` says.
+/// Like [`product`], with operands of `f32` rounded to `precision`.
 ///
 /// # Errors
 /// As [`product`].
@@ -110,8 +110,8 @@ pub fn rounded_product<'c>(
     // cuBLAS is column-major: it sees the transposes, and computes cᵀ = bᵀ·aᵀ.
     if elements == [Element::F32; 3] {
         let (left, right, to) = (left as *const f32, right as *const f32, to as *mut f32);
-        // SAFETY: `check` has established that the three slices hold matrices of these sizes, which are
-        // contiguous. Host pointers are read before the call returns.
+        // SAFETY: `check` has established that the three slices hold contiguous matrices of these sizes. Host
+        // pointers are read before the call returns.
         unsafe {
             let (ldb, lda) = (b.pitch(), a.pitch());
             sgemm(handle, op_b, op_a, rows, cols, inner, &1.0, left, ldb, right, lda, &beta, to, rows)?;
@@ -120,8 +120,8 @@ pub fn rounded_product<'c>(
     }
     let [type_b, type_a, type_c] = elements.map(data_type);
     let alpha = 1f32;
-    // SAFETY: `check` has established that the three slices hold matrices of these sizes, which are
-    // contiguous and have the element types that are passed. Host pointers are read before the call returns.
+    // SAFETY: `check` has established that the three slices hold contiguous matrices of these sizes, with the
+    // element types passed here. Host pointers are read before the call returns.
     unsafe {
         gemm_ex(
             handle,
@@ -148,8 +148,8 @@ pub fn rounded_product<'c>(
     Ok(())
 }
 
-/// [`rounded_product`] of `count` pairs of `f32` matrices. The matrices of each operand are contiguous, as are
-/// the results.
+/// [`rounded_product`] of `count` pairs of `f32` matrices. The matrices of an operand are contiguous, and so
+/// are the results.
 ///
 /// # Shapes
 /// `a` (`count`, m, k), `b` (`count`, k, n), `c` (`count`, m, n)
@@ -167,7 +167,7 @@ pub fn batched_product(
     const OPERATION: &str = "batched product";
     let [m, k, n] = check(OPERATION, count, (a, b), c.len())?;
     if [a, b].iter().any(|operand| operand.values.element() != Element::F32) {
-        let message = "operands are not of f32".into();
+        let message = "expected operands of f32".into();
         return Err(Error::Length { operation: OPERATION, message });
     }
     if count * m * n == 0 {
@@ -202,19 +202,19 @@ pub fn batched_product(
     Ok(())
 }
 
-/// Floating-point operations per second in a product of large square matrices, of the elements that feature
-/// maps of this precision have: the best of several.
+/// Measures the floating-point operations per second of a product of large square matrices, with the element
+/// type of feature maps at this precision. Returns the best of several runs.
 ///
 /// # Errors
 /// If the device fails.
 pub fn product_rate(on: &Context, precision: Precision) -> Result<f64> {
     let element = Element::of(precision);
-    // Shorter products measure the time of a launch; larger ones take much memory.
+    // Shorter products measure the launch; larger ones need too much memory.
     const LONG_ENOUGH: f64 = 1e-3;
     const LARGEST: usize = 8192;
     let mut n = 128;
     loop {
-        // Numbers with all mantissa bits: a device is faster with zeros.
+        // Numbers that use all mantissa bits: a device is faster with zeros.
         let line: Vec<f32> = (0..n).map(|i| (1.7 * i as f32).sin()).collect();
         let line = Buffer::from_host(on, &line)?;
         let uninit = |len| FeatureMap::uninit(on, len, element);

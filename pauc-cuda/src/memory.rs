@@ -1,4 +1,4 @@
-//! Buffers in the device's memory.
+//! Buffers in device memory.
 
 use crate::kernel_args::{In, Out, Pointee, Readable, Writable, args};
 use crate::{Context, Error, Result, same_length};
@@ -6,7 +6,7 @@ use cudarc::driver::{CudaSlice, DevicePtr};
 use std::marker::PhantomData;
 use std::rc::Rc;
 
-/// Owned memory of the device.
+/// Owned device memory.
 #[derive(Debug)]
 pub struct Buffer {
     /// At least one element: the driver does not allocate empty memory.
@@ -14,7 +14,7 @@ pub struct Buffer {
     len: usize,
 }
 
-/// A borrowed run of `f32` in the device's memory.
+/// A borrowed slice of `f32` in device memory.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     address: u64,
@@ -22,7 +22,7 @@ pub struct View<'a> {
     owner: PhantomData<&'a Buffer>,
 }
 
-/// A mutably borrowed run of `f32` in the device's memory.
+/// A mutably borrowed slice of `f32` in device memory.
 #[derive(Debug)]
 pub struct ViewMut<'a> {
     address: u64,
@@ -30,21 +30,21 @@ pub struct ViewMut<'a> {
     owner: PhantomData<&'a mut Buffer>,
 }
 
-/// What borrowed runs of elements have in common, whether they are read or written.
+/// The accessors that borrowed slices share, whether they are read or written.
 macro_rules! run_accessors {
     ($($run:ident),*) => { $(
         impl $run<'_> {
-            /// The address on the device.
+            /// Returns the address on the device.
             pub(crate) fn address(&self) -> u64 {
                 self.address
             }
 
-            /// The number of elements.
+            /// Returns the number of elements.
             pub fn len(&self) -> usize {
                 self.len
             }
 
-            /// Whether there are no elements.
+            /// Returns whether there are no elements.
             pub fn is_empty(&self) -> bool {
                 self.len == 0
             }
@@ -56,7 +56,7 @@ pub(crate) use run_accessors;
 run_accessors!(View, ViewMut);
 
 impl Buffer {
-    /// Uninitialized memory: the caller writes it before reading it.
+    /// Allocates uninitialized memory. The caller writes it before reading it.
     ///
     /// # Errors
     /// If the device is out of memory.
@@ -66,7 +66,7 @@ impl Buffer {
         Ok(Buffer { slice, len })
     }
 
-    /// Zeros.
+    /// Allocates zeros.
     ///
     /// # Errors
     /// If the device is out of memory.
@@ -74,7 +74,7 @@ impl Buffer {
         Ok(Buffer { slice: on.device().alloc_zeros(len.max(1))?, len })
     }
 
-    /// A copy of host memory.
+    /// Copies host memory.
     ///
     /// # Errors
     /// If the device is out of memory.
@@ -84,7 +84,7 @@ impl Buffer {
         Ok(new)
     }
 
-    /// A copy of memory of the device.
+    /// Copies device memory.
     ///
     /// # Errors
     /// If the device fails.
@@ -94,22 +94,22 @@ impl Buffer {
         Ok(new)
     }
 
-    /// The number of elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no elements.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The address on the device.
+    /// Returns the address on the device.
     pub(crate) fn address(&self) -> u64 {
         *self.slice.device_ptr()
     }
 
-    /// The context of the buffer's device.
+    /// Returns the context of the buffer's device.
     ///
     /// # Errors
     /// If the device fails.
@@ -117,16 +117,16 @@ impl Buffer {
         Context::at(&self.slice.device())
     }
 
-    /// Replaces the content.
+    /// Replaces the contents.
     ///
     /// # Errors
-    /// If there are not as many values, or the device fails.
+    /// If the number of values differs, or the device fails.
     pub fn overwrite(&mut self, values: &[f32]) -> Result<()> {
         if values.len() != self.len {
-            let message = format!("{} values for a buffer of {}", values.len(), self.len);
+            let message = format!("got {} values for a buffer of {}", values.len(), self.len);
             return Err(Error::Length { operation: "overwrite", message });
         }
-        // SAFETY: the buffer was allocated with at least `self.len` elements, as many as there are values.
+        // SAFETY: the buffer has at least `self.len` elements, and there are as many values.
         unsafe { self.context()?.copy_in(&[values], self.address()) }
     }
 
@@ -138,7 +138,7 @@ impl Buffer {
         Ok(self.slice.device().memset_zeros(&mut self.slice)?)
     }
 
-    /// A copy in host memory. Waits for the device.
+    /// Copies the elements to host memory. Waits for the device.
     ///
     /// # Errors
     /// If the device fails.
@@ -146,17 +146,17 @@ impl Buffer {
         self.view().to_host(&*self.context()?)
     }
 
-    /// The whole buffer, borrowed.
+    /// Borrows the whole buffer.
     pub fn view(&self) -> View<'_> {
         View { address: self.address(), len: self.len, owner: PhantomData }
     }
 
-    /// The whole buffer, mutably borrowed.
+    /// Borrows the whole buffer mutably.
     pub fn view_mut(&mut self) -> ViewMut<'_> {
         ViewMut { address: self.address(), len: self.len, owner: PhantomData }
     }
 
-    /// The first half and the rest, mutably borrowed.
+    /// Borrows the first half and the rest mutably.
     pub fn split_in_half_mut(&mut self) -> (ViewMut<'_>, ViewMut<'_>) {
         let ViewMut { address, len, owner } = self.view_mut();
         let half = len / 2;
@@ -166,16 +166,16 @@ impl Buffer {
 }
 
 impl<'a> View<'a> {
-    /// `len` elements at an address.
+    /// Creates a view of `len` elements at an address.
     ///
     /// # Safety
-    /// For the lifetime `'a`, device memory at `address` is valid for reads of `len` elements in the order of
-    /// the stream.
+    /// For the lifetime `'a`, device memory at `address` is valid for reads of `len` elements, in stream
+    /// order.
     pub(crate) unsafe fn from_raw_parts(address: u64, len: usize) -> Self {
         View { address, len, owner: PhantomData }
     }
 
-    /// At most `len` elements from element `from` on: fewer if there are not as many.
+    /// Returns up to `len` elements starting at `from`; fewer if the view ends before.
     pub fn part(self, from: usize, len: usize) -> View<'a> {
         let from = from.min(self.len);
         View {
@@ -185,34 +185,34 @@ impl<'a> View<'a> {
         }
     }
 
-    /// At most the first `len` elements: fewer if there are not as many.
+    /// Returns up to the first `len` elements; fewer if the view is shorter.
     pub fn first(self, len: usize) -> View<'a> {
         View { len: len.min(self.len), ..self }
     }
 }
 
 impl View<'_> {
-    /// A copy in host memory. Waits for the device.
+    /// Copies the elements to host memory. Waits for the device.
     ///
     /// # Errors
     /// If the device fails.
     pub fn to_host(&self, on: &Context) -> Result<Vec<f32>> {
-        // SAFETY: a view borrows `len` elements of live memory, as `from_raw_parts` asks for.
+        // SAFETY: a view borrows `len` elements of live memory, as `from_raw_parts` requires.
         unsafe { on.copy_out(self.address, self.len) }
     }
 }
 
 impl<'a> ViewMut<'a> {
-    /// `len` elements at an address.
+    /// Creates a mutable view of `len` elements at an address.
     ///
     /// # Safety
-    /// For the lifetime `'a`, device memory at `address` is valid for writes of `len` elements in the order
-    /// of the stream.
+    /// For the lifetime `'a`, device memory at `address` is valid for writes of `len` elements, in stream
+    /// order.
     pub(crate) unsafe fn from_raw_parts(address: u64, len: usize) -> Self {
         ViewMut { address, len, owner: PhantomData }
     }
 
-    /// At most `len` elements from element `from` on: fewer if there are not as many.
+    /// Returns up to `len` elements starting at `from`; fewer if the view ends before.
     pub(crate) fn part(self, from: usize, len: usize) -> ViewMut<'a> {
         let View { address, len, .. } = self.as_view().part(from, len);
         ViewMut { address, len, owner: PhantomData }
@@ -220,7 +220,7 @@ impl<'a> ViewMut<'a> {
 }
 
 impl ViewMut<'_> {
-    /// The same elements, to be read.
+    /// Borrows the same elements for reading.
     pub(crate) fn as_view(&self) -> View<'_> {
         View { address: self.address, len: self.len, owner: PhantomData }
     }
@@ -236,7 +236,7 @@ pub fn copy(on: &Context, from: View<'_>, to: ViewMut<'_>) -> Result<()> {
     unsafe { on.launch_over("pauc_copy", n, args![n, In(from), Out(to)]) }
 }
 
-/// Memory of `f32` as an argument of kernels.
+/// Memory of `f32` as a kernel argument.
 macro_rules! kernel_memory {
     ($($side:ident for $memory:ty => $address:expr;)*) => { $(
         impl $side for $memory {

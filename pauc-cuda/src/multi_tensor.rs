@@ -5,10 +5,10 @@ use crate::{Buffer, Context, Error, Result, same_length};
 use cudarc::driver::CudaSlice;
 use pauc_kernels::optim;
 
-/// Elements per block: `CHUNK` of the kernels.
+/// Elements per block: `CHUNK` in the kernels.
 const CHUNK: usize = 8192;
 
-/// The vectors of a launch, as its kernel reads them: a struct for each, built from words of 64 bits.
+/// The vectors of a launch, as the kernel reads them: one struct per vector, made of 64-bit words.
 struct Table {
     words: CudaSlice<u64>,
     vectors: u32,
@@ -16,8 +16,8 @@ struct Table {
 }
 
 impl Table {
-    /// Of vectors of these lengths. `words` builds the struct of a vector from its index and the number of
-    /// its first block.
+    /// Builds the table for vectors of these lengths. `words` returns the struct of a vector, given its index
+    /// and the number of its first block.
     fn new(
         on: &Context,
         lengths: impl Iterator<Item = usize>,
@@ -27,7 +27,7 @@ impl Table {
         for (i, n) in lengths.enumerate() {
             let first_block = u32::try_from(blocks).map_err(|_| Error::Length {
                 operation: "a launch over many vectors",
-                message: format!("{blocks} blocks are more than a grid can have"),
+                message: format!("too many blocks for one grid: {blocks}"),
             })?;
             all.extend(words(i, first_block));
             vectors += 1;
@@ -37,12 +37,13 @@ impl Table {
     }
 }
 
-/// The blocks of a vector of `n` elements: at least one, so that each vector has a first block.
+/// Returns the number of blocks for a vector of `n` elements: at least one, so that each vector has a first
+/// block.
 fn blocks_of(n: usize) -> usize {
     n.div_ceil(CHUNK).max(1)
 }
 
-/// Two numbers of 32 bits as they lie in memory.
+/// Packs two 32-bit numbers as a struct stores them.
 fn two_words(first: u32, second: u32) -> u64 {
     u64::from(first) | u64::from(second) << 32
 }
@@ -55,7 +56,7 @@ fn all_same_length(operation: &'static str, mut pairs: impl Iterator<Item = (usi
     pairs.try_for_each(|(a, b)| same_length(operation, &[a, b]).map(drop))
 }
 
-/// `to ← to + rate·(from − to)` of each pair `(to, from)`. With rate 1 it is a copy.
+/// `to ← to + rate·(from − to)` for each pair `(to, from)`. With rate 1 it copies.
 ///
 /// # Errors
 /// If lengths differ, or the device fails.
@@ -91,7 +92,7 @@ pub fn clear(on: &Context, buffers: &mut [&mut Buffer]) -> Result<()> {
     unsafe { on.launch("pauc_clear", table.blocks, args![In(&table.words), table.vectors]) }
 }
 
-/// Σ x² of each buffer, each in one fixed order.
+/// Returns Σ x² of each buffer, summed in a fixed order.
 ///
 /// # Errors
 /// If the device fails.
@@ -103,7 +104,7 @@ pub fn squared_norms(on: &Context, buffers: &[&Buffer]) -> Result<Vec<f64>> {
     let mut sums = on.device().alloc_zeros::<f64>(table.blocks.max(1))?;
     let args = args![In(&table.words), table.vectors, Out(&mut sums)];
     // SAFETY: each `Pair` of the table names a live buffer and its length; the kernel does not write to `to`.
-    // There is a sum for each block, which writes no other.
+    // There is one sum per block, and a block writes only its own.
     unsafe { on.launch("pauc_square_sums", table.blocks, args) }?;
     let sums = on.download(&sums)?;
     let mut rest = &sums[..];
@@ -115,8 +116,7 @@ pub fn squared_norms(on: &Context, buffers: &[&Buffer]) -> Result<Vec<f64>> {
     Ok(norms.collect())
 }
 
-/// A parameter in an optimizer step: its values, its gradient, and the N vectors that the optimizer keeps for
-/// it.
+/// A parameter in an optimizer step: its values, its gradient, and the optimizer's N state vectors.
 pub type ParameterStep<'a, const N: usize> = (&'a mut Buffer, &'a Buffer, [&'a mut Buffer; N]);
 
 fn check<const N: usize>(
@@ -130,8 +130,7 @@ fn check<const N: usize>(
     all_same_length(operation, lengths.chain([(parameters.len(), constants)]))
 }
 
-/// d = a·(g + λw); v ← μv + d; w ← w − η·(v, or d + μv with Nesterov): for each parameter, with its
-/// constants.
+/// d = a·(g + λw); v ← μv + d; w ← w − η·(v, or d + μv with Nesterov), for each parameter with its constants.
 ///
 /// # Errors
 /// If lengths differ, or the device fails.
@@ -149,13 +148,13 @@ pub fn sgd(on: &Context, parameters: &mut [ParameterStep<'_, 1>], constants: &[o
         [&memory[..], &numbers].concat()
     };
     let table = Table::new(on, parameters.iter().map(|(w, ..)| w.len()), words)?;
-    // SAFETY: each `Sgd` of the table names three live buffers, those that are written borrowed mutably, and
-    // their length, which `check` has compared.
+    // SAFETY: each `Sgd` of the table names three live buffers and their length, which `check` has compared.
+    // Buffers that are written are borrowed mutably.
     unsafe { on.launch("pauc_sgd", table.blocks, args![In(&table.words), table.vectors]) }
 }
 
 /// w ← (1 − ηλ)w; m ← β₁m + (1 − β₁)g; s ← β₂s + (1 − β₂)g²; w ← w − η·m̂/(√ŝ + ε), with m̂ = m/(1 − β₁ᵗ) and
-/// ŝ = s/(1 − β₂ᵗ): for each parameter, with its constants.
+/// ŝ = s/(1 − β₂ᵗ), for each parameter with its constants.
 ///
 /// # Errors
 /// If lengths differ, or the device fails.
@@ -183,7 +182,7 @@ pub fn adamw(
         [&memory[..], &numbers].concat()
     };
     let table = Table::new(on, parameters.iter().map(|(w, ..)| w.len()), words)?;
-    // SAFETY: each `AdamW` of the table names four live buffers, those that are written borrowed mutably, and
-    // their length, which `check` has compared.
+    // SAFETY: each `AdamW` of the table names four live buffers and their length, which `check` has compared.
+    // Buffers that are written are borrowed mutably.
     unsafe { on.launch("pauc_adamw", table.blocks, args![In(&table.words), table.vectors]) }
 }

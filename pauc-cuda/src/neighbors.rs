@@ -1,23 +1,23 @@
-//! Nearest neighbors: products through cuBLAS, tile by tile, with the selection of the highest scores behind
-//! them. The order is that of the search on the host: by descending score, and equal scores by ascending row
-//! number.
+//! Nearest neighbors: products through cuBLAS, one tile at a time, each followed by a selection of the
+//! highest scores. The order is that of the search on the host: by descending score, equal scores by
+//! ascending row number.
 
 use crate::kernel_args::{In, Out, args};
 use crate::matmul::{MatrixRef, product};
 use crate::{Buffer, Context, Error, Result};
 
-/// The most neighbors per query.
+/// The maximum number of neighbors per query.
 pub const MAX_NEIGHBORS: usize = 1024;
-/// Elements of a tile of scores: 256 MiB.
+/// Elements per tile of scores: 256 MiB.
 const TILE: usize = 1 << 26;
-/// Rows of the bank per tile.
+/// Bank rows per tile.
 const BANK_ROWS: usize = 1 << 15;
 
-/// The `k` rows of the bank with the highest score for each query, best first: their scores q·r, plus the
-/// row's `shift` if there is one, and their numbers. All rows if the bank has fewer than `k`. Rows with a
-/// score of minus infinity or NaN are left out.
+/// Returns the `k` bank rows with the highest score for each query, best first, as (score, row number). The
+/// score is q·r, plus the row's `shift` if given. If the bank has fewer than `k` rows, all are returned. Rows
+/// whose score is −∞ or NaN are left out.
 ///
-/// The bank passes through the device's memory in parts, and may be larger than that.
+/// The bank passes through device memory in parts, so it may be larger than that memory.
 ///
 /// # Shapes
 /// queries (M, D), bank (N, D), shift N → M lists
@@ -36,7 +36,7 @@ pub fn top_k(
     let fits = is_matrix(queries) && is_matrix(bank) && shift.is_none_or(|s| s.len() * dim == bank.len());
     if !fits || k > MAX_NEIGHBORS {
         let (q, n) = (queries.len(), bank.len());
-        let message = format!("{k} of {n} values for {q} values in rows of {dim}");
+        let message = format!("cannot find {k} neighbors of {q} values in {n} values, in rows of {dim}");
         return Err(Error::Length { operation: "nearest neighbors", message });
     }
     let (m, n) = (queries.len() / dim, bank.len() / dim);
@@ -47,7 +47,7 @@ pub fn top_k(
     let device = on.device();
     let queries = Buffer::from_host(on, queries)?;
     let shift = shift.map(|s| Buffer::from_host(on, s)).transpose()?;
-    // For each query a sorted list of up to k scores, their row numbers, and the length of the list.
+    // Per query: a sorted list of up to k scores, their row numbers, and the length of the list.
     let (mut best, mut numbers) = (Buffer::zeros(on, m * k)?, device.alloc_zeros::<u32>(m * k)?);
     let mut counts = device.alloc_zeros::<u32>(m)?;
     let tile_rows = BANK_ROWS.min(n);
@@ -72,9 +72,9 @@ pub fn top_k(
                 Out(numbers.slice_mut(lists)),
                 Out(counts.slice_mut(from..from + count)),
             ];
-            // SAFETY: one block for each of `count` queries: the product wrote as many rows of scores, and
-            // lists and counts were sliced to as many. The shift has an element for each row of the bank, as
-            // was checked. k is at most MAX_NEIGHBORS, the kernel's LONGEST.
+            // SAFETY: one block for each of `count` queries. The product wrote `count` rows of scores; lists
+            // and counts were sliced to `count`. The shift has one element per bank row, as checked. k is at
+            // most MAX_NEIGHBORS, the kernel's LONGEST.
             unsafe { on.launch("pauc_highest", count, args) }?;
         }
     }

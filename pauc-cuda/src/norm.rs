@@ -5,17 +5,17 @@ use crate::kernel_args::{Arg, In, Out, args};
 use crate::{Buffer, Context, Element, Error, Result};
 use cudarc::driver::{CudaSlice, DeviceSlice};
 
-/// What is added before ReLU: maps, and the normalization that is still to be applied to them.
+/// The maps added before ReLU, and a normalization still to be applied to them.
 pub type Residual<'a> = (MapSlice<'a>, Option<&'a BatchNorm>);
 
-/// The ReLU behind a normalization, as its gradient needs it.
+/// The ReLU after a normalization, as its gradient needs it.
 #[derive(Clone, Copy, Debug)]
 pub enum Relu<'a> {
-    /// There is none.
+    /// No ReLU.
     No,
-    /// Of the normalized values alone: their sign tells where it was open.
+    /// ReLU of the normalized values alone: their sign is the ReLU mask.
     Own,
-    /// Of their sum with a residual: the output, which is given, tells where it was open.
+    /// ReLU of the sum with a residual: the given output is the ReLU mask.
     Output(MapSlice<'a>),
 }
 
@@ -29,23 +29,23 @@ impl Relu<'_> {
     }
 }
 
-/// γ, β and ε, which is added to the variance.
+/// γ, β, and the ε that is added to the variance.
 pub type Affine<'a> = (&'a Buffer, &'a Buffer, f32);
 
-/// The batch normalization of one layer: the coefficients of the last batch.
+/// The batch normalization of one layer, with the coefficients of the last batch.
 #[derive(Debug)]
 pub struct BatchNorm {
     channels: usize,
     coefficients: Coefficients,
-    /// Memory of the partial sums over the rows of maps: two per channel and run.
+    /// Partial sums over the rows of maps: two per channel and run.
     partial_sums: Option<CudaSlice<f64>>,
-    /// Memory of the largest of each channel and run, if gradients in fp16 are asked for.
+    /// The partial maximum of each channel and run, used for gradients in fp16.
     partial_largest: Option<Buffer>,
     /// See [`ScaledF16::inverse_scale`].
     inverse_scale: Buffer,
 }
 
-/// One number per channel each.
+/// Per-channel coefficients.
 #[derive(Debug)]
 struct Coefficients {
     mean: Buffer,
@@ -81,26 +81,27 @@ impl Coefficients {
 /// A gradient in fp16, scaled by a power of two.
 #[derive(Clone, Copy, Debug)]
 pub struct ScaledF16<'a> {
-    /// The gradient times the power of two.
+    /// The gradient times that power of two.
     pub values: MapSlice<'a>,
-    /// One number, the inverse of the power of two.
+    /// The inverse of the power of two, a single number.
     pub inverse_scale: &'a Buffer,
 }
 
 const OPERATION: &str = "batch normalization";
 const GRADIENT: &str = "gradient of a batch normalization";
 
-/// The blocks of a pass over maps, and the runs into which these divide the rows: `Lane` of the kernels.
+/// Returns the number of blocks of a pass over maps, and of the runs of rows that they process: `Lane` in the
+/// kernels.
 fn blocks_and_runs(on: &Context, shape: MapShape, element: Element) -> (usize, usize) {
     let packs = shape.channels / element.pack(shape.channels);
     let tile = packs.next_power_of_two().min(on.threads());
     let (groups, rows) = (packs.div_ceil(tile), on.threads() / tile);
-    // Several rows per thread: the sums of runs have to be added up in a second pass.
+    // Each thread takes several rows, since the sums of the runs are added up in a second pass.
     let runs = (on.enough_blocks() / groups).min(shape.pixels().div_ceil(8 * rows)).max(1);
     (groups * runs, runs)
 }
 
-/// Checks that fp16 copies, if they are asked for, hold the maps, which must be `f32`.
+/// Checks that an fp16 copy, if requested, holds the maps, and that the maps are `f32`.
 fn check_f16(
     operation: &'static str,
     shape: MapShape,
@@ -112,10 +113,13 @@ fn check_f16(
     if (copied, element) == (Element::F16, Element::F32) {
         return Ok(());
     }
-    Err(Error::Length { operation, message: format!("{copied:?} beside {element:?}") })
+    Err(Error::Length {
+        operation,
+        message: format!("expected an F16 copy of F32 maps, got {copied:?} of {element:?}"),
+    })
 }
 
-/// The memory of `slot`, of at least `len` sums.
+/// Returns the memory of `slot`, enlarged to at least `len` sums.
 fn sums_of<'a>(
     slot: &'a mut Option<CudaSlice<f64>>,
     on: &Context,
@@ -128,14 +132,14 @@ fn sums_of<'a>(
     Ok(slot.insert(sums))
 }
 
-/// The memory of `slot`, of at least `len` elements.
+/// Returns the memory of `slot`, enlarged to at least `len` elements.
 fn buffer_of<'a>(slot: &'a mut Option<Buffer>, on: &Context, len: usize) -> Result<&'a mut Buffer> {
     let buffer = slot.take().filter(|b| b.len() >= len).map_or_else(|| Buffer::uninit(on, len), Ok)?;
     Ok(slot.insert(buffer))
 }
 
 impl BatchNorm {
-    /// For `channels` channels.
+    /// Creates a normalization of `channels` channels.
     ///
     /// # Errors
     /// If the device is out of memory.
@@ -149,14 +153,14 @@ impl BatchNorm {
         })
     }
 
-    /// The gradient in fp16 that [`BatchNorm::input_gradient`] has written.
+    /// Returns the fp16 gradient written by [`BatchNorm::input_gradient`].
     pub fn scaled_f16<'a>(&'a self, values: MapSlice<'a>) -> ScaledF16<'a> {
         ScaledF16 { values, inverse_scale: &self.inverse_scale }
     }
 
     fn check(&self, operation: &'static str, shape: MapShape, slices: &[MapSlice<'_>]) -> Result<Element> {
         if shape.channels != self.channels {
-            let message = format!("{shape:?} for a normalization of {} channels", self.channels);
+            let message = format!("{shape:?} does not have the normalization's {} channels", self.channels);
             return Err(Error::Length { operation, message });
         }
         shape.check(operation, slices)
@@ -166,12 +170,13 @@ impl BatchNorm {
         if lengths.iter().all(|l| *l == self.channels) {
             return Ok(());
         }
-        let message = format!("lengths {lengths:?} for {} channels", self.channels);
+        let message =
+            format!("expected one element for each of {} channels, got lengths {lengths:?}", self.channels);
         Err(Error::Length { operation: OPERATION, message })
     }
 
-    /// Coefficients from mean and variance of a batch, towards which the running statistics move by
-    /// `momentum`.
+    /// Computes the coefficients from the mean and variance of a batch, and moves the running statistics
+    /// toward these by `momentum`.
     ///
     /// # Shapes
     /// `y` (N, H, W, C), statistics, γ and β C
@@ -190,8 +195,8 @@ impl BatchNorm {
         let (blocks, runs) = blocks_and_runs(on, shape, element);
         let sums = sums_of(&mut self.partial_sums, on, 2 * runs * self.channels)?;
         let (code, rows, c) = (element.code(shape.channels), shape.pixels(), shape.channels as u32);
-        // SAFETY: `check` has established that y holds the shape, of `self.channels`. `sums` has two elements
-        // per channel and run.
+        // SAFETY: `check` has established that y holds the shape, with `self.channels`. `sums` has two
+        // elements per channel and run.
         unsafe { on.launch("pauc_norm_sums", blocks, args![code, In(y), Out(&mut *sums), rows, c]) }?;
         let own = &mut self.coefficients;
         let args = args![
@@ -211,13 +216,13 @@ impl BatchNorm {
             Out(&mut own.scale),
             Out(&mut own.shift)
         ];
-        // SAFETY: one block per channel. The kernel reads the first row of y and the sums, two per channel
-        // and run; all else has one element per channel: statistics, γ and β by `check_channels`,
+        // SAFETY: one block per channel. The kernel reads the first row of y, and the sums, two per channel
+        // and run. Everything else has one element per channel: statistics, γ and β by `check_channels`,
         // coefficients by `new`.
         unsafe { on.launch("pauc_norm_moments", shape.channels, args) }
     }
 
-    /// Coefficients from given mean and variance.
+    /// Computes the coefficients from a given mean and variance.
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
@@ -245,7 +250,7 @@ impl BatchNorm {
         unsafe { on.launch_over("pauc_norm_prepare", n, args) }
     }
 
-    /// `out ← ReLU?(scale·y + shift + residual)`, and the same in fp16 if `f16` is given.
+    /// `out ← ReLU?(scale·y + shift + residual)`; also written in fp16 if `f16` is given.
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
@@ -280,15 +285,15 @@ impl BatchNorm {
             Out(out)
         ];
         // SAFETY: the checks above have established that y, residual, fp16 copy and `out` hold the shape, and
-        // that both normalizations have its channels. The kernel does not access what is absent.
+        // that both normalizations have its channels. The kernel does not access null pointers.
         unsafe { on.launch("pauc_norm_apply", blocks, args) }
     }
 
-    /// Accumulates the gradients of γ and β from `g`, that of the output, and keeps the sums that
-    /// [`BatchNorm::input_gradient`] needs; with `f16` also those for a gradient in fp16.
+    /// Accumulates the gradients of γ and β from `g`, the gradient of the output, and saves the sums that
+    /// [`BatchNorm::input_gradient`] needs. With `f16`, it also saves the maxima for a gradient in fp16.
     ///
-    /// If `extra` is given, it is added to `g` first. Then, behind a residual, or with `extra`, `g` is set to
-    /// zero where ReLU was closed: the gradient of the residual.
+    /// If `extra` is given, it is added to `g` first. With a residual or `extra`, `g` is then set to zero
+    /// where ReLU was closed, which makes it the gradient of the residual.
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
@@ -328,9 +333,9 @@ impl BatchNorm {
             rows,
             c
         ];
-        // SAFETY: `check` has established that all maps hold the shape, of `self.channels`, as many as there
-        // are coefficients of each kind. `sums` has two elements per channel and run, and `largest` one. The
-        // kernel does not access what is absent.
+        // SAFETY: `check` has established that all maps hold the shape, with `self.channels`, the length of
+        // each coefficient vector. `sums` has two elements per channel and run, and `largest` has one. The
+        // kernel does not access null pointers.
         unsafe { on.launch("pauc_norm_gradient_sums", blocks, args) }?;
         let args = args![
             In(&*sums),
@@ -344,13 +349,13 @@ impl BatchNorm {
             Out(&mut own.mean_gx),
             Out(f16.then_some(&mut own.size_g))
         ];
-        // SAFETY: one block per channel. `sums` and `largest` are those of the kernel before; all else has one element per
-        // channel: gradients by `check_channels`, coefficients by `new`.
+        // SAFETY: one block per channel. `sums` and `largest` are those of the previous kernel. Everything
+        // else has one element per channel: gradients by `check_channels`, coefficients by `new`.
         unsafe { on.launch("pauc_norm_gradient_finish", shape.channels, args) }
     }
 
-    /// The gradient of `y`, after [`BatchNorm::parameter_gradients`]: written to `dy`, or in place of `g`
-    /// without one. If `f16` is given, it is also written there, scaled: [`BatchNorm::scaled_f16`].
+    /// Computes the gradient of `y`, after [`BatchNorm::parameter_gradients`], and writes it to `dy`, or over
+    /// `g` without `dy`. If `f16` is given, it is also written there, scaled: [`BatchNorm::scaled_f16`].
     ///
     /// # Errors
     /// If lengths disagree, or the device fails.
@@ -390,9 +395,9 @@ impl BatchNorm {
             Out(f16),
             to
         ];
-        // SAFETY: the checks above have established that all maps hold the shape, of `self.channels`, as many
-        // as there are coefficients of each kind. In place, each thread reads its elements of g before it
-        // writes them, and no other thread's.
+        // SAFETY: the checks above have established that all maps hold the shape, with `self.channels`, the
+        // length of each coefficient vector. In place, each thread reads its elements of g before it writes
+        // them, and reads no other thread's.
         unsafe { on.launch("pauc_norm_gradient", blocks, args) }
     }
 }

@@ -1,16 +1,16 @@
-//! Pooling of feature maps (N, H, W, C): the maximum of windows, and the means of a grid of cells.
+//! Pooling of feature maps (N, H, W, C): maxima of windows, and means of a grid of cells.
 
 use crate::feature_map::{MapShape, MapSlice, MapSliceMut};
 use crate::kernel_args::{In, Out, args};
 use crate::{Buffer, Context, Error, Result, View};
 use cudarc::driver::{CudaSlice, DeviceSlice};
 
-/// Which pixel of its window each maximum came from.
+/// The pixel of its window that each maximum came from.
 #[derive(Debug)]
 pub struct ArgMax(CudaSlice<u8>);
 
 impl ArgMax {
-    /// For `len` maxima.
+    /// Allocates indices for `len` maxima.
     ///
     /// # Errors
     /// If the device is out of memory.
@@ -24,12 +24,12 @@ impl ArgMax {
         if to == pooled && self.0.len() >= to.len() {
             return Ok(());
         }
-        let message = format!("{from:?} to {to:?} with room for {} indices", self.0.len());
+        let message = format!("cannot pool {from:?} to {to:?} with {} indices", self.0.len());
         Err(Error::Length { operation: "max pool", message })
     }
 }
 
-/// The maximum of 3×3 windows with stride 2 and padding 1.
+/// Computes the maximum of 3×3 windows with stride 2 and padding 1.
 ///
 /// # Shapes
 /// `x` (N, H, W, C), `y` (N, ⌈H/2⌉, ⌈W/2⌉, C)
@@ -50,8 +50,8 @@ pub fn max_pool(
     let (code, n, c) = (element.code(to.channels), to.len(), from.channels as u32);
     let ([h, w], [out_h, out_w]) = (sides(from), sides(to));
     let args = args![code, n, c, In(x), h, w, Out(y), Out(&mut indices.0), out_h, out_w];
-    // SAFETY: the checks above have established that x and y hold their shapes, that `to` is what pooling
-    // makes of `from`, and that there is an index for each of its n elements.
+    // SAFETY: the checks above have established that x and y hold their shapes, that `to` is the pooled shape
+    // of `from`, and that there is an index for each of its n elements.
     unsafe { on.launch_over("pauc_max_pool", n / element.pack(to.channels), args) }
 }
 
@@ -73,8 +73,9 @@ pub fn max_pool_gradient(
     let (code, n, c) = (element.code(to.channels), from.len(), from.channels as u32);
     let ([h, w], [out_h, out_w]) = (sides(from), sides(to));
     let args = args![code, n, c, In(dy), In(&indices.0), out_h, out_w, Out(dx), h, w];
-    // SAFETY: both calls of `MapShape::check` have established that dy and dx hold their shapes, and `indices.check`
-    // that there is an index for each element of dy, and that the shapes are those of a pooling.
+    // SAFETY: both calls of `MapShape::check` have established that dy and dx hold their shapes.
+    // `indices.check` has established that there is an index for each element of dy, and that `to` is the
+    // pooled shape of `from`.
     unsafe { on.launch_over("pauc_max_pool_gradient", n / element.pack(from.channels), args) }
 }
 
@@ -86,7 +87,7 @@ fn element_mismatch(operation: &'static str) -> Error {
     Error::Length { operation, message: "maps of different element types".into() }
 }
 
-/// The means of grid × grid equal cells of each map.
+/// Computes the means of grid × grid equal cells of each map.
 ///
 /// # Shapes
 /// `x` (N, H, W, C), `features` (N, grid², C)
@@ -123,17 +124,17 @@ pub fn cell_mean_gradient(
     let (c, [h, w]) = (shape.channels as u32, sides(shape));
     let args = args![code, n, In(features), c, h, w, grid as u32, Out(dx)];
     // SAFETY: `check` has established that dx holds the shape, and `check_cells` that there is a feature for
-    // each of its cells.
+    // each cell.
     unsafe { on.launch_over("pauc_cell_mean_gradient", n / element.pack(shape.channels), args) }
 }
 
-/// The number of cells of all maps and channels, after a check that the grid fits and that there is a feature
-/// for each.
+/// Checks that the grid fits and that there is a feature for each cell. Returns the number of cells of all
+/// maps and channels.
 fn check_cells(shape: MapShape, grid: usize, features: usize) -> Result<usize> {
     let cells = shape.batch * grid * grid * shape.channels;
     if (1..=shape.height.min(shape.width)).contains(&grid) && features >= cells {
         return Ok(cells);
     }
-    let message = format!("{features} features of {shape:?} in {grid}×{grid} cells");
+    let message = format!("{features} features do not fit {grid}×{grid} cells of {shape:?}");
     Err(Error::Length { operation: "cell mean", message })
 }

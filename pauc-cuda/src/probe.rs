@@ -1,4 +1,5 @@
-//! What this machine has. Asked for before anything else: dfdx ends the process if there is no GPU.
+//! The GPUs, driver and libraries of this machine. Queried before anything else, since dfdx ends the process
+//! if there is no GPU.
 
 use crate::library::{self, Library};
 use crate::{Error, shims};
@@ -6,14 +7,14 @@ use cudarc::driver::result::device;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use dfdx::prelude::{Cache, Cuda};
 
-/// A GPU that the driver knows.
+/// A GPU known to the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gpu {
     /// Its number: `--device cuda:NUMBER`.
     pub number: usize,
     /// Its name.
     pub name: String,
-    /// Bytes of its memory.
+    /// The size of its memory in bytes.
     pub memory: usize,
     /// Its compute capability, such as 9.0.
     pub capability: (i32, i32),
@@ -28,15 +29,15 @@ pub enum Unavailable {
     /// The driver does not start.
     #[error("the CUDA driver does not start: {0}")]
     Driver(String),
-    /// The driver knows no GPU.
-    #[error("the CUDA driver is installed, but knows no GPU")]
+    /// The driver finds no GPU.
+    #[error("the CUDA driver is installed, but finds no GPU")]
     NoGpu,
-    /// There are fewer GPUs.
+    /// The number is too large for this machine.
     #[error("there is no GPU {number}: this machine has cuda:0 to cuda:{}", .count - 1)]
     Number {
-        /// The number that was asked for.
+        /// The requested number.
         number: usize,
-        /// How many there are.
+        /// The number of GPUs.
         count: usize,
     },
     /// The GPU cannot be used.
@@ -44,7 +45,7 @@ pub enum Unavailable {
     Device {
         /// The GPU.
         number: usize,
-        /// Why.
+        /// The cause.
         error: Error,
     },
 }
@@ -54,7 +55,7 @@ fn start() -> Result<usize, Unavailable> {
     if !library::DRIVER.is_there() {
         return Err(Unavailable::Library(&library::DRIVER));
     }
-    // SAFETY: `cuInit` has no preconditions, and may be called any number of times.
+    // SAFETY: `cuInit` has no preconditions and may be called any number of times.
     let status = unsafe { sys::cuInit(0) };
     match status {
         CUresult::CUDA_SUCCESS => {}
@@ -72,10 +73,10 @@ fn start() -> Result<usize, Unavailable> {
     }
 }
 
-/// The GPUs of this machine; at least one.
+/// Returns the GPUs of this machine, at least one.
 ///
 /// # Errors
-/// What is missing.
+/// If the driver, a library or a GPU is missing. The error names it.
 pub fn gpus() -> Result<Vec<Gpu>, Unavailable> {
     (0..start()?).map(|n| describe(n).map_err(|error| Unavailable::Device { number: n, error })).collect()
 }
@@ -83,7 +84,7 @@ pub fn gpus() -> Result<Vec<Gpu>, Unavailable> {
 fn describe(number: usize) -> Result<Gpu, Error> {
     let device = device::get(number as i32)?;
     let mut name = [0 as std::ffi::c_char; 128];
-    // SAFETY: the buffer has the length that is passed, and the driver ends the name with a NUL within it.
+    // SAFETY: the buffer has the length passed, and the driver ends the name with a NUL within it.
     let name = unsafe {
         sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32, device).result()?;
         std::ffi::CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
@@ -97,10 +98,10 @@ fn describe(number: usize) -> Result<Gpu, Error> {
     Ok(Gpu { number, name, memory, capability })
 }
 
-/// dfdx's device of that number, with its cache of buffers enabled.
+/// Opens dfdx's device of that number, with its cache of buffers enabled.
 ///
 /// # Errors
-/// What is missing.
+/// If the driver, a library or this GPU is missing. The error names it.
 pub fn open(number: usize) -> Result<Cuda, Unavailable> {
     let count = start()?;
     if number >= count {

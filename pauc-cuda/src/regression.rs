@@ -1,5 +1,5 @@
-//! Softmax regression on rows that stay in the device's memory: losses with their gradients, and hits.
-//! Products through cuBLAS, tile by tile; sums over tiles in `f64`.
+//! Softmax regression on rows that stay in device memory: losses with their gradients, and hits. Products go
+//! through cuBLAS, one tile at a time; sums over tiles are in `f64`.
 
 use crate::kernel_args::{In, Out, args};
 use crate::matmul::{MatrixRef, product};
@@ -9,10 +9,10 @@ use cudarc::driver::{CudaSlice, CudaView};
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Elements of a tile of logits: 64 MiB.
+/// Elements per tile of logits: 64 MiB.
 const TILE: usize = 1 << 24;
 
-/// Rows with their labels. The weights of a model are C rows of D, then C biases.
+/// Labeled rows. The weights of a model are C rows of D, then C biases.
 #[derive(Debug)]
 pub struct Regression {
     on: Rc<Context>,
@@ -25,7 +25,7 @@ pub struct Regression {
 
 /// Rows that are processed together.
 struct Tile<'a> {
-    /// Their numbers.
+    /// The row numbers.
     range: Range<usize>,
     /// (count, D)
     rows: MatrixRef<'a>,
@@ -33,7 +33,7 @@ struct Tile<'a> {
 }
 
 impl Regression {
-    /// A copy of rows of `dim` values with a label below `classes` for each.
+    /// Copies rows of `dim` values to the device, each with a label below `classes`.
     ///
     /// # Shapes
     /// `rows` (N, D), `labels` N
@@ -44,8 +44,10 @@ impl Regression {
         let count = labels.len();
         let large = labels.iter().any(|l| *l as usize >= classes);
         if dim == 0 || count == 0 || rows.len() != count * dim || classes > u32::MAX as usize || large {
-            let message =
-                format!("{} values in rows of {dim} with {count} labels below {classes}", rows.len());
+            let message = format!(
+                "{} values and {count} labels are not rows of {dim} with labels below {classes}",
+                rows.len()
+            );
             return Err(Error::Length { operation: "regression", message });
         }
         let (on, rows) = (on.clone(), Buffer::from_host(on, rows)?);
@@ -53,7 +55,7 @@ impl Regression {
         Ok(Regression { on, rows, labels, count, dim, classes })
     }
 
-    /// Σ x·xᵀ over all rows.
+    /// Returns Σ x·xᵀ over all rows.
     ///
     /// # Shapes
     /// → (D, D)
@@ -72,19 +74,19 @@ impl Regression {
         on.download(&sums)
     }
 
-    /// Σ −log softmax(W·x + b), at each label, over a range of rows. Its gradient with respect to the weights
-    /// is written to `gradient`.
+    /// Returns Σ −log softmax(W·x + b), at each row's label, over a range of rows. Writes its gradient with
+    /// respect to the weights to `gradient`.
     ///
     /// # Shapes
     /// weights and gradient C·D + C
     ///
     /// # Errors
-    /// If there are no such rows, lengths disagree, or the device fails.
+    /// If the range is empty or ends after the last row, lengths disagree, or the device fails.
     pub fn loss(&self, rows: Range<usize>, weights: &[f32], gradient: &mut [f64]) -> Result<f64> {
         self.check(&rows, weights)?;
         let (on, classes, size) = (&*self.on, self.classes, self.dim * self.classes);
         if gradient.len() != weights.len() {
-            let message = format!("{} values for {} weights", gradient.len(), weights.len());
+            let message = format!("{} gradient values for {} weights", gradient.len(), weights.len());
             return Err(Error::Length { operation: "gradient of a regression", message });
         }
         let weights = Buffer::from_host(on, weights)?;
@@ -98,8 +100,8 @@ impl Regression {
             let count = tile.range.len();
             let of_tile = losses.slice_mut(tile.range.start - rows.start..tile.range.end - rows.start);
             let args = args![Out(&mut logits), In(bias), In(tile.labels), classes as u32, Out(of_tile)];
-            // SAFETY: one block for each of `count` rows: `logits` wrote as many rows of all classes, and
-            // labels and losses were sliced to as many. `new` has checked that labels are below `classes`.
+            // SAFETY: one block for each of `count` rows. `logits` wrote as many rows of all classes; labels
+            // and losses were sliced to as many. `new` has checked that labels are below `classes`.
             unsafe { on.launch("pauc_residuals", count, args) }?;
             let residuals = logits.view().first(count * classes);
             let by_class = MatrixRef::new(residuals, count, classes).t();
@@ -107,18 +109,18 @@ impl Regression {
             part_of_biases.clear()?;
             column_sums(on, residuals, &mut part_of_biases)?;
             let weight_args = args![size, In(&part), Out(sums.slice_mut(..size))];
-            // SAFETY: `part` was allocated with `size` elements, and the sums were sliced to as many.
+            // SAFETY: `part` was allocated with `size` elements, and the sums were sliced to `size`.
             unsafe { on.launch_over("pauc_accumulate", size, weight_args) }?;
             let bias_args = args![classes, In(&part_of_biases), Out(sums.slice_mut(size..))];
-            // SAFETY: `part_of_biases` was allocated with `classes` elements, and the sums behind the
-            // weights' are as many.
+            // SAFETY: `part_of_biases` was allocated with `classes` elements, and as many sums follow those
+            // of the weights.
             unsafe { on.launch_over("pauc_accumulate", classes, bias_args) }?;
         }
         gradient.copy_from_slice(&on.download(&sums)?);
         Ok(on.download(&losses)?.iter().sum())
     }
 
-    /// How many rows of a range have their largest logit, the first of equals, at their label.
+    /// Returns the number of rows in a range whose label has the largest logit, the first among equals.
     ///
     /// # Errors
     /// As [`Regression::loss`].
@@ -133,14 +135,14 @@ impl Regression {
             let bias = self.logits(&tile, &weights, &mut logits)?;
             let of_tile = right.slice_mut(tile.range.start - rows.start..tile.range.end - rows.start);
             let args = args![In(&logits), In(bias), In(tile.labels), classes as u32, Out(of_tile)];
-            // SAFETY: one block for each row of the tile: `logits` wrote as many rows of all classes, and
-            // labels and hits were sliced to as many. `new` has checked that labels are below `classes`.
+            // SAFETY: one block for each row of the tile. `logits` wrote as many rows of all classes; labels
+            // and hits were sliced to as many. `new` has checked that labels are below `classes`.
             unsafe { on.launch("pauc_right", tile.range.len(), args) }?;
         }
         Ok(on.download(&right)?.iter().map(|r| *r as usize).sum())
     }
 
-    /// The most rows whose logits fit into a tile.
+    /// Returns the maximum number of rows whose logits fit into a tile.
     fn tile_rows(&self) -> usize {
         (TILE / self.classes).max(1)
     }
@@ -148,14 +150,16 @@ impl Regression {
     fn check(&self, rows: &Range<usize>, weights: &[f32]) -> Result<()> {
         if rows.is_empty() || rows.end > self.count || weights.len() != (self.dim + 1) * self.classes {
             let (count, n) = (self.count, weights.len());
-            let message =
-                format!("rows {rows:?} of {count}, {n} weights for {} classes of {}", self.classes, self.dim);
+            let message = format!(
+                "rows {rows:?} of {count} with {n} weights, for {} classes of {}",
+                self.classes, self.dim
+            );
             return Err(Error::Length { operation: "regression", message });
         }
         Ok(())
     }
 
-    /// A range of rows, at most `tile_rows` at a time.
+    /// Splits a range of rows into tiles of at most `tile_rows` rows.
     fn tiles(&self, rows: Range<usize>, tile_rows: usize) -> impl Iterator<Item = Tile<'_>> {
         let tile_rows = tile_rows.max(1);
         rows.clone().step_by(tile_rows).map(move |start| {
@@ -166,7 +170,7 @@ impl Regression {
         })
     }
 
-    /// The logits of a tile's rows, but for the biases, which are returned.
+    /// Writes the logits of a tile without their biases, and returns the biases.
     fn logits<'w>(&self, tile: &Tile<'_>, weights: &'w Buffer, to: &mut Buffer) -> Result<View<'w>> {
         let (classes, size) = (self.classes, self.dim * self.classes);
         let matrix = MatrixRef::new(weights.view().first(size), classes, self.dim);

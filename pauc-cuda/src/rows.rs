@@ -5,10 +5,10 @@ use crate::tensor::{self, Contiguous, Matrix};
 use crate::{Buffer, Context, Error, Result, View, ViewMut};
 use dfdx::prelude::{HasShape, ZerosTensor};
 
-/// Columns that a block of `pauc_column_sums` adds up.
+/// Columns that a block of `pauc_column_sums` sums.
 const COLUMNS_PER_BLOCK: usize = 8;
 
-/// Rows of unit length, z = x / √(‖x‖² + ε), and the factors 1 / √(‖x‖² + ε).
+/// Scales rows to unit length, z = x / √(‖x‖² + ε), and returns z with the factors 1 / √(‖x‖² + ε).
 ///
 /// # Shapes
 /// `x` (N, D) → z (N, D), factors N
@@ -22,7 +22,8 @@ pub fn unit(x: &Matrix, epsilon: f32) -> Result<(Matrix, Buffer)> {
     let mut inverse = Buffer::uninit(&on, n)?;
     let to = tensor::new_elements_mut(&mut z)?;
     let args = args![In(x.view()), dim as u32, epsilon, Out(to), Out(&mut inverse)];
-    // SAFETY: x and z are contiguous (n, dim), and `inverse` was allocated with n elements: one per block.
+    // SAFETY: x and z are contiguous (n, dim), and `inverse` was allocated with n elements. One block per
+    // row.
     unsafe { on.launch("pauc_unit", n, args) }?;
     Ok((z, inverse))
 }
@@ -42,12 +43,13 @@ pub fn unit_gradient(
 ) -> Result<()> {
     let (n, z) = (inverse.len(), z.view());
     if n == 0 || z.len() != g.len() || z.len() != dx.len() || !z.len().is_multiple_of(n) {
-        let message = format!("{}, {} and {} values in {n} rows", z.len(), g.len(), dx.len());
+        let message =
+            format!("{}, {} and {} values do not form {n} rows of one length", z.len(), g.len(), dx.len());
         return Err(Error::Length { operation: "gradient of unit rows", message });
     }
     let args = args![In(z), In(g), In(inverse), (z.len() / n) as u32, Out(dx)];
-    // SAFETY: the check above has established that all matrices have n rows of one length, and there is a
-    // factor for each row.
+    // SAFETY: the check above has established that all matrices have n rows of one length, and a factor for
+    // each row.
     unsafe { inverse.context()?.launch("pauc_unit_gradient", n, args) }
 }
 
@@ -57,12 +59,12 @@ pub fn unit_gradient(
 /// If lengths disagree, or the device fails.
 pub fn bias(on: &Context, y: ViewMut<'_>, cols: usize, bias: Option<&Buffer>, relu: bool) -> Result<()> {
     if bias.is_some_and(|b| b.len() != cols) || cols == 0 || !y.len().is_multiple_of(cols) {
-        let message = format!("{} values in rows of {cols}", y.len());
+        let message = format!("{} values do not form rows of {cols}, the length of a bias", y.len());
         return Err(Error::Length { operation: "bias", message });
     }
     let n = y.len();
-    // SAFETY: y has n elements, and the bias one per column, as was checked. The kernel does not read an
-    // absent bias.
+    // SAFETY: y has n elements and the bias has one per column, as checked. The kernel does not read a null
+    // bias.
     unsafe { on.launch_over("pauc_bias", n, args![n, cols as u32, In(bias), relu, Out(y)]) }
 }
 
@@ -86,10 +88,10 @@ pub fn relu_gradient(on: &Context, out: View<'_>, g: ViewMut<'_>) -> Result<()> 
 pub fn column_sums(on: &Context, x: View<'_>, sums: &mut Buffer) -> Result<()> {
     let cols = sums.len();
     if cols == 0 || !x.len().is_multiple_of(cols) {
-        let message = format!("{} values in rows of {cols}", x.len());
+        let message = format!("{} values do not form rows of {cols}", x.len());
         return Err(Error::Length { operation: "sums of columns", message });
     }
     let args = args![In(x), (x.len() / cols) as u32, cols as u32, Out(sums)];
-    // SAFETY: the check above has established that x has whole rows of `cols`, the number of sums.
+    // SAFETY: the check above has established that x has whole rows of `cols` values, the number of sums.
     unsafe { on.launch("pauc_column_sums", cols.div_ceil(COLUMNS_PER_BLOCK), args) }
 }

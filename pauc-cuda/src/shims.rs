@@ -1,11 +1,9 @@
-//! Shims for the functions of NVIDIA's libraries that cudarc calls: each loads its library when it is first
-//! called.
+//! Shims for the functions of NVIDIA's libraries that cudarc calls. Each loads its library at its first call.
 //!
-//! cudarc would have the linker record the libraries in the program, which then would not even start on a
-//! machine without them. Its feature `ci-check`, which this crate sets, leaves that out. The functions are
-//! defined here instead, each under its own name. Without the library they return the status of a library
-//! that was not initialized. [`crate::open`] checks for the libraries before anything is called, so that
-//! nobody sees that status.
+//! cudarc would make the linker record the libraries in the program, which then would not start on a machine
+//! without them. Its feature `ci-check`, which this crate sets, avoids that. Instead, the functions are
+//! defined here under their own names. If a library is missing, they return its status for "not initialized".
+//! [`crate::open`] checks for the libraries before calling anything, so users never see that status.
 
 mod cublas;
 mod cudnn;
@@ -18,9 +16,9 @@ use cudarc::cudnn::sys::cudnnStatus_t;
 use cudarc::driver::sys::CUresult;
 use cudarc::nvrtc::sys::nvrtcResult;
 
-/// Defines functions that call those of the same name in a library. `if nothing => instead` is for calls with
-/// nothing to do, which dfdx makes for empty tensors and which a driver may refuse: then only `instead` is
-/// done.
+/// Defines functions that call the library's functions of the same name. `if nothing => instead` is for calls
+/// with nothing to do, which dfdx makes for empty tensors and a driver may reject: only `instead` is
+/// executed.
 macro_rules! forward {
     ($library:ident: $status:ty, $done:expr, $absent:expr;
         $(fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(if $nothing:expr => $instead:expr)?;)*) => {
@@ -29,7 +27,7 @@ macro_rules! forward {
             #[allow(non_snake_case, clippy::missing_safety_doc)]
             unsafe extern "C" fn $name($($arg: $ty),*) -> $status {
                 $(if $nothing {
-                    // SAFETY: callers keep to the contract of the library's function, which includes valid
+                    // SAFETY: callers uphold the contract of the library's function, including valid
                     // pointers.
                     #[allow(unused_unsafe)]
                     unsafe { $instead };
@@ -38,9 +36,8 @@ macro_rules! forward {
                 static ADDRESS: std::sync::OnceLock<Option<usize>> = std::sync::OnceLock::new();
                 let address = *ADDRESS.get_or_init(|| crate::library::$library.address(stringify!($name)));
                 match address {
-                    // SAFETY: the library's function of this name has this type: cudarc declares it so. Only
-                    // its status is read as a number, since other versions of the library have further
-                    // values.
+                    // SAFETY: cudarc declares the library's function of this name with this type. Only its
+                    // status is read as a number, since other versions of the library have additional values.
                     Some(address) => unsafe {
                         let f: unsafe extern "C" fn($($ty),*) -> u32 = std::mem::transmute(address);
                         crate::shims::Status::of(f($($arg),*))
@@ -50,7 +47,7 @@ macro_rules! forward {
             }
         )*
 
-        /// A use of all functions of this file, so that the linker keeps them.
+        /// Uses all functions of this file, so that the linker keeps them.
         pub(super) fn anchor() -> usize {
             let all = [$($name as *const () as usize),*];
             all.iter().fold(0, |sum, a| sum ^ a)
@@ -59,20 +56,19 @@ macro_rules! forward {
 }
 use forward;
 
-/// A library's status, with the values that cudarc's version of the library has.
+/// A library's status, with the values of cudarc's version of the library.
 trait Status: Copy {
-    /// The status of a number. One that newer versions of the library have added becomes the nearest of
-    /// these.
+    /// Converts a number to a status. Values that newer versions have added become the nearest known one.
     fn of(code: u32) -> Self;
 }
 
-/// The numbers of a status's values, and the value for all other numbers.
+/// The known numbers of a status, and the value for all others.
 macro_rules! statuses {
     ($name:ty: $known:pat, |$code:ident| $other:expr) => {
         impl Status for $name {
             fn of($code: u32) -> Self {
                 match $code {
-                    // SAFETY: the type is `repr(u32)`, and has a value for each number of the pattern.
+                    // SAFETY: the type is `repr(u32)` and has a value for each number of the pattern.
                     $known => unsafe { std::mem::transmute::<u32, $name>($code) },
                     _ => $other,
                 }
@@ -103,7 +99,7 @@ statuses!(
     }
 );
 
-/// The libraries that are missing. A use of this function also makes the linker keep the shims.
+/// Returns the libraries that are missing. Calling it also makes the linker keep the shims.
 pub(crate) fn missing() -> Vec<&'static library::Library> {
     std::hint::black_box([driver::anchor(), cublas::anchor(), nvrtc::anchor(), cudnn::anchor()]);
     [&library::DRIVER, &library::CUBLAS, &library::NVRTC].into_iter().filter(|l| !l.is_there()).collect()
@@ -119,7 +115,7 @@ mod tests {
         assert_eq!(CUresult::of(2), CUresult::CUDA_ERROR_OUT_OF_MEMORY);
         assert_eq!(cublasStatus_t::of(15), cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED);
         assert_eq!(cudnnStatus_t::of(9), cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED);
-        // Values that cudarc's versions of the libraries do not have.
+        // Values unknown to cudarc's versions of the libraries.
         assert_eq!(CUresult::of(225), CUresult::CUDA_ERROR_UNKNOWN);
         assert_eq!(cublasStatus_t::of(2), cublasStatus_t::CUBLAS_STATUS_INTERNAL_ERROR);
         assert_eq!(nvrtcResult::of(12), nvrtcResult::NVRTC_ERROR_INTERNAL_ERROR);

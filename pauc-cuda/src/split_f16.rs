@@ -1,6 +1,6 @@
 //! Products of `f32` matrices on fp16 tensor cores. Each number is split into the sum of two fp16 numbers, a
-//! high and a low part, and of the four products of parts that of the low ones is dropped. The error is about
-//! 2⁻²² of the largest element, as much as `f32` rounds away. Products accumulate in 24 bits.
+//! high and a low part. Of the four products of parts, low times low is dropped. The error is about 2⁻²² of
+//! the largest element, comparable to `f32` rounding. Products accumulate in `f32`.
 
 use crate::feature_map::FeatureMap;
 use crate::kernel_args::{In, Out, args};
@@ -11,28 +11,27 @@ use cudarc::cublas::sys::cublasOperation_t::CUBLAS_OP_N;
 use cudarc::cublas::sys::{cublasComputeType_t, cublasGemmAlgo_t, cudaDataType};
 use std::ops::Range;
 
-/// The operand of a product that a matrix is: rows of the left one are multiplied with rows of the right one.
+/// The side of a matrix in a product: rows of the left operand are multiplied with rows of the right one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Left,
     Right,
 }
 
-/// A matrix of split numbers, scaled by a power of two that brings its largest number to the upper end of
-/// fp16's range.
+/// A split matrix, scaled by a power of two that brings its largest number to the upper end of fp16's range.
 #[derive(Debug)]
 pub(crate) struct SplitMatrix {
-    /// (`rows`, 3·`dim`): low, high and high parts of a left operand, high, low and high ones of a right
-    /// operand. The inner product of two such rows is that of three pairs of parts.
+    /// (`rows`, 3·`dim`): low, high and high parts of a left operand; high, low and high parts of a right
+    /// operand. The inner product of two such rows sums the three products of parts.
     parts: FeatureMap,
     rows: usize,
     dim: usize,
-    /// One number, the inverse of the power of two.
+    /// The inverse of the power of two, a single number.
     inverse_scale: Buffer,
 }
 
 impl SplitMatrix {
-    /// Of rows of `dim` numbers.
+    /// Splits rows of `dim` numbers.
     pub fn new(on: &Context, x: View<'_>, dim: usize, side: Side) -> Result<Self> {
         let (n, rows) = (x.len(), x.len() / dim.max(1));
         let blocks = n.div_ceil(on.threads()).clamp(1, on.enough_blocks());
@@ -45,18 +44,18 @@ impl SplitMatrix {
         let (to, scale) = (Out(parts.slice_mut()), Out(&mut inverse_scale));
         let args = args![n, In(x), d, is_right, In(&largest), blocks as u32, to, scale];
         let threads = if dim.is_multiple_of(4) { n / 4 } else { n };
-        // SAFETY: x has n elements, `parts` was allocated with three times as many, `largest` with `blocks`
-        // and the scale with one.
+        // SAFETY: x has n elements. `parts` was allocated with 3·n elements, `largest` with `blocks`, and the
+        // scale with one.
         unsafe { on.launch_over("pauc_split_f16", threads.max(1), args) }?;
         Ok(SplitMatrix { parts, rows, dim, inverse_scale })
     }
 
-    /// The number that products with the parts are to be multiplied with.
+    /// Returns the factor for products with the parts.
     pub fn inverse_scale(&self) -> &Buffer {
         &self.inverse_scale
     }
 
-    /// Some rows as an operand of a product.
+    /// Returns a range of rows as an operand of a product.
     fn rows(&self, range: Range<usize>) -> Result<MatrixRef<'_>> {
         if range.end > self.rows {
             let message = format!("rows {range:?} of {}", self.rows);
@@ -68,7 +67,8 @@ impl SplitMatrix {
     }
 }
 
-/// Inner products of all rows of `a` with some of `b`, still to be multiplied with both inverse scales.
+/// Computes inner products of all rows of `a` with some of `b`. They still have to be multiplied by both
+/// inverse scales.
 ///
 /// # Shapes
 /// `a` (N, D), `range` of the rows of `b` (M, D), `to` (N, `range`)
@@ -82,17 +82,17 @@ pub(crate) fn product(
     matmul::product(on, a.rows(0..a.rows)?, b.rows(range)?.t(), 0.0, to)
 }
 
-/// Rows that one sum of products goes over, of high parts of weights and of low ones. Tensor cores round
-/// every addition towards zero, so that the error grows with the length of a sum; low parts are smaller by
-/// 2¹¹ and may be summed over more rows.
+/// The number of rows per partial sum, for high and for low parts of weights. Tensor cores round every
+/// addition toward zero, so the error grows with the length of a sum. Low parts are smaller by 2¹¹, so their
+/// sums may be longer.
 const SUM_LENGTH: [usize; 2] = [1024, 8192];
 
-/// For each of n queries the weights of rows, as split numbers, and what the sums of the weighted rows are.
+/// Weights of rows for each of n queries, as split numbers, and the sums of the weighted rows.
 #[derive(Debug)]
 pub(crate) struct WeightedSums {
     n: usize,
     dim: usize,
-    /// For each query the high parts of its weights, then the low ones. Kernels write them.
+    /// Per query: the high parts of its weights, then the low parts. Kernels write them.
     pub weights: FeatureMap,
     /// Partial sums: of high parts of weights with high and low parts of rows, (n, 2·dim) each; and of low
     /// parts of weights with high parts of rows, (n, dim) each.
@@ -100,7 +100,7 @@ pub(crate) struct WeightedSums {
 }
 
 impl WeightedSums {
-    /// For up to `max_rows` weights for each of `n` queries.
+    /// Allocates up to `max_rows` weights for each of `n` queries.
     pub fn new(on: &Context, n: usize, max_rows: usize, dim: usize) -> Result<Self> {
         let [high, low] = SUM_LENGTH.map(|length| max_rows.div_ceil(length) * n * dim);
         Ok(WeightedSums {
@@ -111,7 +111,7 @@ impl WeightedSums {
         })
     }
 
-    /// Multiplies the weights with a range of rows, as many as each query has weights. Returns the number of
+    /// Multiplies the weights by a range of rows, one row per weight of a query. Returns the number of
     /// partial sums of each kind.
     pub fn multiply(&mut self, on: &Context, rows: &SplitMatrix, range: Range<usize>) -> Result<[usize; 2]> {
         let (t, (n, dim)) = (range.len(), (self.n, self.dim));
@@ -121,14 +121,15 @@ impl WeightedSums {
             && counts[1] * n * dim <= self.sums[1].len();
         let countable = [n, dim, 2 * t, 3 * dim].iter().all(|s| *s <= i32::MAX as usize);
         if rows.dim != dim || range.end > rows.rows || !fits || !countable {
-            let message = format!("{n} times {range:?} weights for {} rows of {}", rows.rows, rows.dim);
+            let message =
+                format!("cannot sum {n} times {range:?} weights over {} rows of {}", rows.rows, rows.dim);
             return Err(Error::Length { operation: "weighted rows", message });
         }
         let bank = rows.parts.slice().part(range.start * 3 * dim, t * 3 * dim).address();
         let weights = self.weights.slice().address();
         for (part, width) in [(0, 2 * dim), (1, dim)] {
             let length = SUM_LENGTH[part];
-            // All whole sums in one call, and in another the rest.
+            // One call for all sums of full length, and another for the remainder.
             for (first, count, summed) in [(0, t / length, length), (t / length, 1, t % length)] {
                 if count * summed == 0 {
                     continue;
@@ -138,7 +139,7 @@ impl WeightedSums {
                 let from_weights = weights + ((part * t + first * length) * Element::F16.bytes()) as u64;
                 let to = self.sums[part].address() + (first * n * width * size_of::<f32>()) as u64;
                 // SAFETY: `fits` and the check of the range have established the memory of all sums: `first`
-                // of them come before, and `count` times `summed` more rows are within t.
+                // sums precede these, and their `count · summed` rows are within t.
                 unsafe {
                     sums.compute(
                         on,
@@ -162,8 +163,8 @@ struct Sums {
 }
 
 impl Sums {
-    /// Products of fp16 matrices with `f32` results. Of each operand: its address, the distance between its
-    /// rows, and that between the matrices of successive sums.
+    /// Multiplies fp16 matrices into `f32` results. An operand is given by its address, the distance between
+    /// its rows, and the distance between the matrices of successive sums.
     ///
     /// # Safety
     /// At the operands' addresses there are `count` times `summed` rows of `width` values, and n rows of as
@@ -177,7 +178,7 @@ impl Sums {
     ) -> Result<()> {
         let (alpha, beta) = (1f32, 0f32);
         // cuBLAS is column-major: it sees the transposes.
-        // SAFETY: the caller guarantees the device's memory. Host pointers are read before the call returns.
+        // SAFETY: the caller guarantees the device memory. Host pointers are read before the call returns.
         unsafe {
             gemm_strided_batched_ex(
                 on.blas(Precision::F32)?,

@@ -1,4 +1,4 @@
-//! dfdx's tensors as memory that kernels read and write.
+//! dfdx's tensors as memory for kernels.
 
 use crate::dfdx_compat::address;
 use crate::memory::copy;
@@ -21,7 +21,7 @@ pub struct Contiguous<S: Shape> {
 }
 
 impl<S: Shape> Contiguous<S> {
-    /// The tensor itself, or a copy if it is permuted or broadcast.
+    /// Keeps the tensor, or copies it if it is permuted or broadcast.
     ///
     /// # Errors
     /// If the device fails.
@@ -31,31 +31,31 @@ impl<S: Shape> Contiguous<S> {
         Ok(Contiguous { tensor, address })
     }
 
-    /// The elements.
+    /// Borrows the elements.
     pub fn view(&self) -> View<'_> {
-        // SAFETY: `tensor` keeps its memory alive, and is contiguous, so that it has an element for each of
+        // SAFETY: `tensor` keeps its memory alive. It is contiguous, so it has an element for each index of
         // its shape.
         unsafe { View::from_raw_parts(self.address, self.tensor.shape().num_elements()) }
     }
 }
 
-/// Whether a tensor's elements are contiguous, as those of its gradient then are too.
+/// Returns whether a tensor's elements are contiguous. Those of its gradient then are, too.
 pub fn is_contiguous<S: Shape>(tensor: &Tensor<S, f32, Cuda>) -> bool {
     let contiguous = tensor.clone().try_contiguous().map(|t| address(&t).ok());
     contiguous.is_ok_and(|copied| copied.is_some() && copied == address(tensor).ok())
 }
 
-/// The elements of a new tensor, which nobody shares yet.
+/// Borrows the elements of a new, unshared tensor.
 pub(crate) fn new_elements_mut<S: Shape>(tensor: &mut Tensor<S, f32, Cuda>) -> Result<ViewMut<'_>> {
-    // SAFETY: the callers pass tensors from `try_zeros_like`, which are contiguous, so that there is an element
-    // for each of the shape. `tensor` keeps its memory alive, and is borrowed mutably.
+    // SAFETY: callers pass tensors from `try_zeros_like`. These are contiguous, so there is an element for
+    // each index of the shape. `tensor` keeps its memory alive and is borrowed mutably.
     Ok(unsafe { ViewMut::from_raw_parts(address(tensor)?, tensor.shape().num_elements()) })
 }
 
-/// A tensor with a copy of the elements.
+/// Copies the elements into a new tensor.
 ///
 /// # Errors
-/// If there are not as many as the shape has, or the device fails.
+/// If their number is not that of the shape, or the device fails.
 pub fn to_tensor<S: Shape>(device: &Cuda, from: View<'_>, shape: S) -> Result<Tensor<S, f32, Cuda>> {
     if shape.num_elements() != from.len() {
         let message = format!("{} values for a tensor of {shape:?}", from.len());
@@ -66,10 +66,10 @@ pub fn to_tensor<S: Shape>(device: &Cuda, from: View<'_>, shape: S) -> Result<Te
     Ok(new)
 }
 
-/// Some rows of a matrix.
+/// Copies a range of rows of a matrix.
 ///
 /// # Errors
-/// If there are not as many rows, or the device fails.
+/// If the range ends after the last row, or the device fails.
 pub fn rows(device: &Cuda, matrix: &Matrix, range: Range<usize>) -> Result<Matrix> {
     let (all, cols) = *matrix.shape();
     if range.start > range.end || range.end > all {
@@ -80,7 +80,7 @@ pub fn rows(device: &Cuda, matrix: &Matrix, range: Range<usize>) -> Result<Matri
     to_tensor(device, some, (range.len(), cols))
 }
 
-/// Matrices of one shape below each other, with zeros in the place of those that are absent.
+/// Stacks matrices of one shape, with zeros in place of absent ones.
 ///
 /// # Errors
 /// If a shape differs, or the device fails.
@@ -95,15 +95,15 @@ pub fn stacked(device: &Cuda, parts: &[Option<&Matrix>], (rows, cols): (usize, u
     Ok(new)
 }
 
-/// Overwrites rows of a matrix in place, also for those who share it.
+/// Overwrites rows of a matrix in place. Tensors that share its memory change, too.
 ///
 /// # Errors
-/// If the rows do not end within the matrix, it is permuted or broadcast, or the device fails.
+/// If the rows do not fit into the matrix, it is permuted or broadcast, or the device fails.
 pub fn replace_rows(device: &Cuda, matrix: &Matrix, from: usize, rows: &[f32]) -> Result<()> {
     const OPERATION: &str = "replace rows";
     let (all, cols) = *matrix.shape();
     if cols == 0 || !rows.len().is_multiple_of(cols) || from * cols + rows.len() > all * cols {
-        let message = format!("{} values from row {from} on in {all}×{cols}", rows.len());
+        let message = format!("{} values do not fit at row {from} of {all}×{cols}", rows.len());
         return Err(Error::Length { operation: OPERATION, message });
     }
     if !is_contiguous(matrix) {
@@ -113,13 +113,13 @@ pub fn replace_rows(device: &Cuda, matrix: &Matrix, from: usize, rows: &[f32]) -
     let on = Context::of(device)?;
     let new = Buffer::from_host(&on, rows)?;
     let start = address(matrix)? + (from * cols * size_of::<f32>()) as u64;
-    // SAFETY: the matrix is contiguous and the rows end within it, as was checked. Those who share it read
-    // and write it in the order of the stream, as this does.
+    // SAFETY: the matrix is contiguous and the rows end within it, as checked. Tensors that share it are read
+    // and written in stream order, like here.
     let to = unsafe { ViewMut::from_raw_parts(start, rows.len()) };
     copy(&on, new.view(), to)
 }
 
-/// A tensor's elements in row-major order, in host memory.
+/// Copies a tensor's elements to host memory, in row-major order.
 ///
 /// # Errors
 /// If the device fails.
@@ -127,13 +127,13 @@ pub fn to_host<S: Shape>(tensor: &Tensor<S, f32, Cuda>) -> Result<Vec<f32>> {
     Contiguous::new(tensor.clone())?.view().to_host(&*Context::of(tensor.device())?)
 }
 
-/// A gradient's elements.
+/// Borrows a gradient's elements.
 pub fn gradient(gradient: &Gradient) -> View<'_> {
-    // SAFETY: `gradient` owns `gradient.len()` elements, and is borrowed as long as the view lives.
+    // SAFETY: `gradient` owns `gradient.len()` elements and is borrowed as long as the view lives.
     unsafe { View::from_raw_parts(*gradient.device_ptr(), gradient.len()) }
 }
 
-/// A copy of a gradient's elements.
+/// Copies a gradient's elements.
 ///
 /// # Errors
 /// If the device fails.
@@ -141,8 +141,8 @@ pub fn gradient_copy(from: &Gradient) -> Result<Buffer> {
     Buffer::copy_of(&*Context::at(&from.device())?, gradient(from))
 }
 
-/// A gradient's elements, to add to.
+/// Borrows a gradient's elements mutably, to accumulate into them.
 pub fn gradient_mut(gradient: &mut Gradient) -> ViewMut<'_> {
-    // SAFETY: `gradient` owns `gradient.len()` elements, and is mutably borrowed as long as the view lives.
+    // SAFETY: `gradient` owns `gradient.len()` elements and is mutably borrowed as long as the view lives.
     unsafe { ViewMut::from_raw_parts(*gradient.device_ptr(), gradient.len()) }
 }

@@ -17,33 +17,36 @@ pub struct TokenShape {
 }
 
 impl TokenShape {
-    /// Tokens of all images.
+    /// Returns the number of tokens of all images.
     pub fn rows(&self) -> usize {
         self.batch * self.tokens
     }
 
-    /// Elements of a matrix of tokens.
+    /// Returns the number of elements of a matrix of tokens.
     pub fn len(&self) -> usize {
         self.rows() * self.width
     }
 
-    /// Whether there are no elements.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Elements of the attention matrices of all heads, (B·H, T, T).
+    /// Returns the number of elements of all heads' attention matrices, (B·H, T, T).
     pub fn attention_len(&self) -> usize {
         self.batch * self.heads * self.tokens * self.tokens
     }
 }
 
-/// Checks pairs of a length and what it has to be, which kernels count in 32 bits.
+/// Checks pairs of actual and expected lengths. Kernels count them in 32 bits.
 fn check(operation: &'static str, pairs: &[(usize, usize)]) -> Result<()> {
     if pairs.iter().all(|(got, expected)| got == expected && (1..=u32::MAX as usize).contains(expected)) {
         return Ok(());
     }
-    Err(Error::Length { operation, message: format!("lengths and what they have to be: {pairs:?}") })
+    Err(Error::Length {
+        operation,
+        message: format!("expected equal lengths from 1 to 2³² − 1, got {pairs:?}"),
+    })
 }
 
 /// Mean and 1/√(variance + ε) of each row.
@@ -54,7 +57,7 @@ pub struct RowMoments {
 }
 
 impl RowMoments {
-    /// For `rows` rows.
+    /// Allocates moments for `rows` rows.
     ///
     /// # Errors
     /// If the device is out of memory.
@@ -83,12 +86,12 @@ pub fn layer_norm(
     let RowMoments { mean, inverse } = moments;
     let (gamma, beta, w) = (In(gamma), In(beta), width as u32);
     let args = args![In(x), gamma, beta, epsilon, w, Out(y), Out(mean), Out(inverse)];
-    // SAFETY: `check` has established that x and y have `rows` rows of `width`, as γ and β have. Moments have
-    // an element per row.
+    // SAFETY: `check` has established that x and y have `rows` rows of `width` values, and that γ and β have
+    // `width`. Moments have one element per row.
     unsafe { on.launch("pauc_layer_norm", rows, args) }
 }
 
-/// `dx ← dx +` the gradient of [`layer_norm`]'s input. Those of γ and β are accumulated as well.
+/// `dx ← dx +` the gradient of [`layer_norm`]'s input. Also accumulates the gradients of γ and β.
 ///
 /// # Errors
 /// If lengths disagree, or the device fails.
@@ -109,12 +112,12 @@ pub fn layer_norm_gradient(
     )?;
     let (mean, inverse, w) = (&moments.mean, &moments.inverse, width as u32);
     let args = args![In(dy), In(x), In(gamma), In(mean), In(inverse), w, Out(dx)];
-    // SAFETY: `check` has established that dy, x and dx have `rows` rows of `width`, as γ has. Moments have
-    // an element per row.
+    // SAFETY: `check` has established that dy, x and dx have `rows` rows of `width` values, and that γ has
+    // `width`. Moments have one element per row.
     unsafe { on.launch("pauc_layer_norm_gradient", rows, args) }?;
     let args = args![In(dy), In(x), In(mean), In(inverse), rows as u32, w, Out(d_gamma), Out(d_beta)];
-    // SAFETY: `check` has established that dy and x have `rows` rows of `width`, and that the gradients of γ and
-    // β have `width` elements. Moments have an element per row.
+    // SAFETY: `check` has established that dy and x have `rows` rows of `width` values, and that the
+    // gradients of γ and β have `width`. Moments have one element per row.
     unsafe { on.launch("pauc_layer_norm_parameters", width.div_ceil(32), args) }
 }
 
@@ -143,27 +146,27 @@ pub fn gelu_gradient(on: &Context, x: View<'_>, g: ViewMut<'_>) -> Result<()> {
 /// `x ← softmax(scale·x)` over each row of `width`.
 ///
 /// # Errors
-/// If the elements are not a multiple of `width`, or the device fails.
+/// If the number of elements is not a multiple of `width`, or the device fails.
 pub fn softmax(on: &Context, x: ViewMut<'_>, scale: f32, width: usize) -> Result<()> {
     let rows = x.len() / width.max(1);
     check("softmax", &[(x.len(), rows * width)])?;
-    // SAFETY: `check` has established that x is `rows` rows of `width`.
+    // SAFETY: `check` has established that x has `rows` rows of `width` values.
     unsafe { on.launch("pauc_softmax_rows", rows, args![Out(x), scale, width as u32]) }
 }
 
-/// `g ← scale·p·(g − Σ g·p)`: the gradient of [`softmax`], whose outputs are p.
+/// `g ← scale·p·(g − Σ g·p)`: the gradient of [`softmax`] with outputs p.
 ///
 /// # Errors
 /// If lengths disagree, or the device fails.
 pub fn softmax_gradient(on: &Context, p: View<'_>, scale: f32, width: usize, g: ViewMut<'_>) -> Result<()> {
     let rows = p.len() / width.max(1);
     check("gradient of softmax", &[(p.len(), rows * width), (g.len(), rows * width)])?;
-    // SAFETY: `check` has established that p and g are `rows` rows of `width`.
+    // SAFETY: `check` has established that p and g have `rows` rows of `width` values.
     unsafe { on.launch("pauc_softmax_rows_gradient", rows, args![In(p), scale, width as u32, Out(g)]) }
 }
 
-/// The heads (B·H, T, d) of part `part` of rows (B·T, `parts`·W), such as queries, keys and values side by
-/// side.
+/// Copies part `part` of rows (B·T, `parts`·W) to heads (B·H, T, d). Parts are, for example, queries, keys
+/// and values side by side.
 ///
 /// # Errors
 /// If lengths disagree, or the device fails.
@@ -176,11 +179,12 @@ pub fn split_heads(
 ) -> Result<()> {
     let [pitch, offset, t, h, d] = check_heads(shape, (part, parts), rows.len(), heads.len())?;
     let args = args![shape.len(), In(rows), pitch, offset, t, h, d, Out(heads)];
-    // SAFETY: `check_heads` has established that there are `parts` widths per row, and heads of one width.
+    // SAFETY: `check_heads` has established that rows have `parts` widths, and that heads have one width in
+    // all.
     unsafe { on.launch_over("pauc_split_heads", shape.len(), args) }
 }
 
-/// The inverse of [`split_heads`]: the other parts of the rows stay.
+/// The inverse of [`split_heads`]. Does not change the other parts of the rows.
 ///
 /// # Errors
 /// If lengths disagree, or the device fails.
@@ -193,12 +197,13 @@ pub fn merge_heads(
 ) -> Result<()> {
     let [pitch, offset, t, h, d] = check_heads(shape, (part, parts), rows.len(), heads.len())?;
     let args = args![shape.len(), In(heads), pitch, offset, t, h, d, Out(rows)];
-    // SAFETY: `check_heads` has established that there are `parts` widths per row, and heads of one width.
+    // SAFETY: `check_heads` has established that rows have `parts` widths, and that heads have one width in
+    // all.
     unsafe { on.launch_over("pauc_merge_heads", shape.len(), args) }
 }
 
-/// The length of a row, the offset of a part in it, tokens, heads and the width of a head, after a check of
-/// all lengths.
+/// Checks all lengths. Returns the length of a row, the offset of the part in it, and the numbers of tokens,
+/// heads and values per head.
 fn check_heads(
     shape: TokenShape,
     (part, parts): (usize, usize),
@@ -211,7 +216,7 @@ fn check_heads(
     Ok([parts * width, part * width, tokens, count, width / count].map(|v| v as u32))
 }
 
-/// Rows of patches (B·patches, C·p²), values in the order (C, row, column), of images (B, H, W, C).
+/// Copies images (B, H, W, C) to rows of patches (B·patches, C·p²) with values in the order (C, row, column).
 ///
 /// # Errors
 /// If lengths disagree, patches do not tile the images, or the device fails.
@@ -231,8 +236,7 @@ pub fn patches(
     unsafe { on.launch_over("pauc_patches", n, args![n, In(images), h, w, c, patch as u32, Out(rows)]) }
 }
 
-/// Tokens with position embeddings added. The class token, if there is one, comes before the patches of each
-/// image.
+/// Assembles tokens and adds position embeddings. A class token precedes the patches of each image.
 ///
 /// # Shapes
 /// `patches` (B, T or T − 1, W), `token` W, `positions` (T, W), `x` (B, T, W)
@@ -261,12 +265,12 @@ pub fn assemble(
     )?;
     let (t, w) = (tokens as u32, width as u32);
     let args = args![shape.len(), In(patches), In(token), In(positions), t, w, Out(x)];
-    // SAFETY: `check` has established all lengths. The kernel does not read an absent token.
+    // SAFETY: `check` has established all lengths. The kernel does not read a null token.
     unsafe { on.launch_over("pauc_tokens", shape.len(), args) }
 }
 
-/// The gradients of [`assemble`]: those of positions and class token are accumulated, those of patches are
-/// written.
+/// Computes the gradients of [`assemble`]: accumulates those of positions and class token, and writes those
+/// of patches.
 ///
 /// # Errors
 /// If lengths disagree, or the device fails.
@@ -292,11 +296,11 @@ pub fn assemble_gradient(
     )?;
     let (n, b, t, w) = (tokens * width, batch as u32, tokens as u32, width as u32);
     let args = args![n, In(g), b, t, w, Out(d_positions), Out(d_token), Out(d_patches)];
-    // SAFETY: `check` has established all lengths. The kernel does not write an absent token.
+    // SAFETY: `check` has established all lengths. The kernel does not write a null token.
     unsafe { on.launch_over("pauc_tokens_gradient", n, args) }
 }
 
-/// The first token of each image, or the mean of its tokens.
+/// Writes the first token of each image, or the mean of its tokens, to `y`.
 ///
 /// # Errors
 /// If lengths disagree, or the device fails.

@@ -1,11 +1,11 @@
-//! Convolutions of a ResNet's stages, by algorithm. Elements a second are floating-point operations a second as the
-//! definition counts them, so that Winograd's can exceed what the processor does.
+//! Convolutions of the stages of a ResNet, by algorithm. Elements per second are floating-point operations
+//! per second of the direct method, so Winograd's can exceed the processor's peak.
 //!
 //! ```text
 //! RAYON_NUM_THREADS=1 cargo bench -p pauc-kernels --bench convolution
 //! ```
 
-#![allow(missing_docs)] // what criterion's macros make has none
+#![allow(missing_docs)] // criterion's macros generate undocumented items
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pauc_kernels::buffer::Buffer;

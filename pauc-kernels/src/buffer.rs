@@ -1,14 +1,14 @@
-//! Buffers of `f32` that start at a cache line, and scratch space that outlives the task that used it.
+//! Buffers of `f32` aligned to cache lines, and scratch memory that is kept for later tasks.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
-/// One cache line; its alignment is what aligns a [`Buffer`].
+/// One cache line. Its alignment is that of a [`Buffer`].
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-/// A fixed number of `f32`, aligned to 64 bytes, zero at first.
+/// A fixed number of `f32`, aligned to 64 bytes, initially zero.
 #[derive(Clone, Default)]
 pub struct Buffer {
     lines: Vec<Line>,
@@ -16,19 +16,19 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// `len` zeros.
+    /// Allocates `len` zeros.
     pub fn zeros(len: usize) -> Self {
         Buffer { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
     }
 
-    /// Makes room for at least `len` values; where that takes new memory, they are zeros.
+    /// Makes room for at least `len` values. If that needs new memory, all values are zero.
     pub fn grow(&mut self, len: usize) {
         if self.len < len {
             *self = Buffer::zeros(len);
         }
     }
 
-    /// A copy of `values`.
+    /// Copies `values`.
     ///
     /// # Shapes
     /// n values → n values
@@ -55,7 +55,7 @@ impl Deref for Buffer {
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as for `deref`, and `self` is borrowed mutably.
+        // SAFETY: as for `deref`; `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
     }
 }
@@ -64,17 +64,17 @@ thread_local! {
     static SCRATCH: RefCell<Vec<Buffer>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A buffer that its thread keeps for the next task when this one is done with it.
+/// A buffer that its thread keeps for the next task once this one drops it.
 pub(crate) struct Scratch {
     buffer: Buffer,
     len: usize,
 }
 
-/// At least `len` values of any content.
+/// Returns a buffer of `len` values with unspecified contents.
 pub(crate) fn scratch(len: usize) -> Scratch {
     let reused = SCRATCH.with_borrow_mut(|buffers| {
         let best = (0..buffers.len()).filter(|i| buffers[*i].len >= len).min_by_key(|i| buffers[*i].len);
-        // Without a large enough one, the smallest makes room for its successor.
+        // If none is large enough, drop the smallest to make room.
         let smallest = (0..buffers.len()).min_by_key(|i| buffers[*i].len).filter(|_| buffers.len() >= 4);
         best.or(smallest).map(|i| buffers.swap_remove(i))
     });

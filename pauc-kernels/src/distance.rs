@@ -1,26 +1,28 @@
-//! Nearest centroids: x·cᵀ in register tiles with the arg-min fused behind it, so that no N×K matrix is written.
+//! Nearest centroids: x·cᵀ in register tiles with a fused arg-min, so that no N×K matrix is written.
 //!
-//! ‖x − c‖² = ‖x‖² + 2·(‖c‖²/2 − x·c), so the nearest centroid has the smallest score ‖c‖²/2 − x·c. The centroids'
-//! mean m is taken off first (x·c = x·(c − m) + x·m, and x·m is the same for all of them): that keeps the digits of
-//! features that lie far from the origin. Every dot product is summed in the order of its coordinates whatever
-//! tile it falls into, so the result depends neither on the number of threads nor on how rows are grouped.
+//! ‖x − c‖² = ‖x‖² + 2·(‖c‖²/2 − x·c), so the nearest centroid has the smallest score ‖c‖²/2 − x·c. The
+//! centroids' mean m is subtracted first (x·c = x·(c − m) + x·m, and x·m is the same for all centroids). This
+//! keeps the digits of features far from the origin. Every dot product is summed in the order of its
+//! coordinates, in whichever tile. So the result depends neither on the number of threads nor on the grouping
+//! of rows.
 
 #[cfg(target_arch = "x86_64")]
 mod int8_filter;
 
 use crate::simd::{Level, Simd};
+#[cfg(target_arch = "x86_64")]
 use int8_filter::Quantized;
 use rayon::prelude::*;
 use std::sync::OnceLock;
 
 /// Lanes in which a distance is summed.
 const LANES: usize = 16;
-/// Rows that pass over a panel of centroids while it is in the first-level cache.
+/// Rows that pass over a panel of centroids while it is in the L1 cache.
 const BLOCK: usize = 96;
-/// Rows of one parallel task; fixed, so that tasks are the same for every number of threads.
+/// Rows per parallel task; fixed, so that tasks are the same for every number of threads.
 const TASK: usize = 4 * BLOCK;
 
-/// Centroids in a panel.
+/// Returns the number of centroids per panel.
 fn panel_width(simd: Simd) -> usize {
     match simd.level() {
         #[cfg(target_arch = "x86_64")]
@@ -31,7 +33,7 @@ fn panel_width(simd: Simd) -> usize {
     }
 }
 
-/// Centroids laid out for [`nearest`]: in panels of a few dozen, coordinate by coordinate.
+/// Centroids in the layout of [`nearest`]: panels of a few dozen, coordinate by coordinate.
 #[derive(Clone, Debug)]
 pub struct Packed<'a> {
     simd: Simd,
@@ -51,31 +53,31 @@ impl<'a> Packed<'a> {
     /// centroids (K, dim)
     ///
     /// # Panics
-    /// If there are none, or their values are no multiple of `dim`.
+    /// If there are no centroids, or the number of values is not a multiple of `dim`.
     pub fn new(centroids: &'a [f32], dim: usize) -> Self {
         Self::around(centroids, &mean_row(centroids, dim))
     }
 
-    /// Packs centroids, row-major, around an `origin` as long as a centroid. The same centroid around the same
-    /// origin gives a row the same score in any company.
+    /// Packs centroids, row-major, around an `origin` as long as a centroid. With the same origin, a row's
+    /// score for a centroid does not depend on the other centroids.
     ///
     /// # Shapes
     /// centroids (K, D), origin D
     ///
     /// # Panics
-    /// If there are no centroids, or their values are no multiple of the origin's.
+    /// If there are no centroids, or the number of values is not a multiple of the origin's length.
     pub fn around(centroids: &'a [f32], origin: &[f32]) -> Self {
         Self::for_simd(centroids, origin, Simd::active())
     }
 
-    /// [`Packed::around`] with the centroids' [`biases`] around the same origin, for who packs some of them again and
-    /// again.
+    /// [`Packed::around`] with given [`biases`] of the centroids around the same origin, for callers that
+    /// pack some of them repeatedly.
     ///
     /// # Shapes
     /// centroids (K, D), origin D, biases K
     ///
     /// # Panics
-    /// As [`Packed::around`], or if there are not as many biases as centroids.
+    /// As [`Packed::around`], or if the number of biases is not that of centroids.
     pub fn with_biases(centroids: &'a [f32], origin: &[f32], biases: &[f64]) -> Self {
         Self::of(centroids, origin, biases, Simd::active())
     }
@@ -88,13 +90,13 @@ impl<'a> Packed<'a> {
         let dim = mean.len();
         assert!(
             dim > 0 && !centroids.is_empty() && centroids.len() == exact.len() * dim,
-            "{} values in {} centroids of {dim}",
+            "{} values do not form {} centroids of {dim}",
             centroids.len(),
             exact.len()
         );
         let (count, width) = (exact.len(), panel_width(simd));
         let mut bias: Vec<f32> = exact.iter().map(|b| *b as f32).collect();
-        // What fills up the last panel is infinitely far away.
+        // Padding in the last panel is infinitely far away.
         bias.resize(count.div_ceil(width) * width, f32::INFINITY);
         Packed {
             simd,
@@ -109,17 +111,17 @@ impl<'a> Packed<'a> {
         }
     }
 
-    /// The length of a centroid.
+    /// Returns the length of a centroid.
     pub fn dim(&self) -> usize {
         self.dim
     }
 
-    /// The centroid of that number.
+    /// Returns the centroid with that number.
     pub(crate) fn centroid(&self, number: u32) -> &'a [f32] {
         &self.centroids[number as usize * self.dim..][..self.dim]
     }
 
-    /// The panels, written when they are first read: candidates from integers rarely need them.
+    /// Returns the panels, written at the first call: the filter by 8-bit products rarely needs them.
     fn panels(&self) -> &[f32] {
         let (dim, width) = (self.dim, panel_width(self.simd));
         self.panels.get_or_init(|| {
@@ -135,19 +137,20 @@ impl<'a> Packed<'a> {
     }
 }
 
-/// The part of each centroid's score that no row enters, around an origin m as long as a centroid:
-/// (‖c‖² − ‖m‖²)/2. With it, (‖c‖² − ‖m‖²)/2 − x·(c − m) differs from ‖c‖²/2 − x·c by what depends on x alone.
+/// Returns the part of each centroid's score that does not depend on rows, around an origin m as long as a
+/// centroid: (‖c‖² − ‖m‖²)/2. The score (‖c‖² − ‖m‖²)/2 − x·(c − m) differs from ‖c‖²/2 − x·c only by terms
+/// in x.
 ///
 /// # Shapes
 /// centroids (K, D), origin D → K
 ///
 /// # Panics
-/// If the centroids' values are no multiple of the origin's.
+/// If the number of values is not a multiple of the origin's length.
 pub fn biases(centroids: &[f32], origin: &[f32]) -> Vec<f64> {
     let dim = origin.len();
     assert!(
         dim > 0 && centroids.len().is_multiple_of(dim),
-        "{} values in centroids of {dim}",
+        "{} values do not form centroids of {dim}",
         centroids.len()
     );
     let square = |v: &[f32]| v.iter().map(|x| *x as f64 * *x as f64).sum::<f64>();
@@ -155,7 +158,7 @@ pub fn biases(centroids: &[f32], origin: &[f32]) -> Vec<f64> {
     centroids.chunks_exact(dim).map(|c| (square(c) - of_origin) / 2.0).collect()
 }
 
-/// The mean of rows of length `dim`, summed in `f64`.
+/// Returns the mean of rows of length `dim`, summed in `f64`.
 ///
 /// # Shapes
 /// rows (N, dim) → dim
@@ -170,8 +173,8 @@ pub fn mean_row(rows: &[f32], dim: usize) -> Vec<f32> {
     sums.iter().map(|s| (s / (rows.len() / dim).max(1) as f64) as f32).collect()
 }
 
-/// Writes for each row the number of the nearest centroid (the lowest among equals) and ‖x − c‖², the latter summed
-/// from differences and so exact to rounding.
+/// Writes the number of each row's nearest centroid (the lowest among equals) and ‖x − c‖². The latter is
+/// summed from differences and so is exact up to rounding.
 ///
 /// Runs on the current rayon pool.
 ///
@@ -184,8 +187,8 @@ pub fn nearest(rows: &[f32], packed: &Packed<'_>, index: &mut [u32], square: &mu
     nearest_scored(rows, packed, index, &mut vec![0.0; index.len()], square);
 }
 
-/// [`nearest`], and the score (‖c‖² − ‖m‖²)/2 − x·(c − m) around the packing's origin m by which the nearest was
-/// found. Scores of packings around one origin can be compared.
+/// [`nearest`], and the score (‖c‖² − ‖m‖²)/2 − x·(c − m) of the nearest centroid around the packing's origin
+/// m. Scores of packings around the same origin can be compared.
 ///
 /// # Shapes
 /// rows N×D, index N, score N, square N
@@ -200,14 +203,22 @@ pub fn nearest_scored(
     square: &mut [f32],
 ) {
     let dim = packed.dim;
-    assert!(rows.len() == index.len() * dim, "{} values in {} rows of {dim}", rows.len(), index.len());
-    assert!(index.len() == square.len() && index.len() == score.len(), "indices, scores and distances");
+    assert!(
+        rows.len() == index.len() * dim,
+        "{} values do not form {} rows of {dim}",
+        rows.len(),
+        index.len()
+    );
+    assert!(
+        index.len() == square.len() && index.len() == score.len(),
+        "indices, scores and distances must have one length"
+    );
     let results = index.par_chunks_mut(TASK).zip(score.par_chunks_mut(TASK)).zip(square.par_chunks_mut(TASK));
     rows.par_chunks(TASK * dim).zip(results).for_each(|(rows, ((index, score), square))| {
         match packed.simd.level() {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: a `Simd` of this level exists only where the processor has AVX-512F, and with it AVX2 and FMA;
-            // `Quantized::pays` has asked for AVX-512BW and VNNI.
+            // SAFETY: a `Simd` of this level exists only if the processor has AVX-512F, and with it AVX2 and
+            // FMA. `Quantized::pays` has checked for AVX-512BW and VNNI.
             Level::Avx512 => unsafe {
                 match &packed.quantized {
                     Some(q) => {
@@ -221,7 +232,7 @@ pub fn nearest_scored(
                 }
             },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: a `Simd` of this level exists only where the processor has AVX2 and FMA.
+            // SAFETY: a `Simd` of this level exists only if the processor has AVX2 and FMA.
             Level::Avx2 => unsafe { nearest_avx2(rows, packed, index, score, square) },
             _ => nearest_in_blocks::<4, 8, 4, { cfg!(target_arch = "aarch64") }>(
                 rows, packed, index, score, square,
@@ -248,15 +259,15 @@ fn nearest_avx2(rows: &[f32], packed: &Packed<'_>, index: &mut [u32], score: &mu
     nearest_in_blocks::<6, 16, 8, true>(rows, packed, index, score, square);
 }
 
-/// The smallest score of a row so far in each of L lanes, one vector register wide, and the number of the L
-/// centroids that it came from.
+/// The smallest score of a row so far in each of L lanes, one vector register wide, and the number of its
+/// group of L centroids.
 #[derive(Clone, Copy)]
 struct Best<const L: usize> {
     score: [f32; L],
     group: [u32; L],
 }
 
-/// R rows by W centroids at a time, minima in L lanes.
+/// Compares R rows with W centroids at a time, with minima in L lanes.
 #[inline(always)]
 fn nearest_in_blocks<const R: usize, const W: usize, const L: usize, const FMA: bool>(
     rows: &[f32],
@@ -271,7 +282,7 @@ fn nearest_in_blocks<const R: usize, const W: usize, const L: usize, const FMA: 
     let results = index.chunks_mut(BLOCK).zip(score.chunks_mut(BLOCK)).zip(square.chunks_mut(BLOCK));
     for (rows, ((index, score), square)) in rows.chunks(BLOCK * dim).zip(results) {
         best.fill(Best::NONE);
-        // R rows side by side, coordinate by coordinate; what fills up the last tile is computed and not looked at.
+        // R rows side by side, coordinate by coordinate. Padding in the last tile is computed and ignored.
         let used = index.len().div_ceil(R) * R;
         for (i, row) in rows.chunks_exact(dim).enumerate() {
             let tile = &mut tiles[i / R * R * dim..][..R * dim];
@@ -302,7 +313,7 @@ fn nearest_in_blocks<const R: usize, const W: usize, const L: usize, const FMA: 
 impl<const L: usize> Best<L> {
     const NONE: Self = Best { score: [f32::INFINITY; L], group: [0; L] };
 
-    /// Takes in the scores bias − sum of a panel whose first L centroids are number `group`.
+    /// Merges the scores bias − sum of a panel whose first L centroids are group `group`.
     #[inline(always)]
     fn update<const W: usize>(&mut self, sums: &[f32; W], bias: &[f32; W], group: u32) {
         let (mut least, mut from) = (self.score, self.group);
@@ -319,7 +330,7 @@ impl<const L: usize> Best<L> {
         (self.score, self.group) = (least, from);
     }
 
-    /// The centroid with the lowest score (the lowest among equals), and the score.
+    /// Returns the centroid with the lowest score (the lowest index among equals), and the score.
     #[inline(always)]
     fn lowest(&self) -> (u32, f32) {
         let (mut score, mut index) = (f32::INFINITY, u32::MAX);
@@ -329,7 +340,7 @@ impl<const L: usize> Best<L> {
                 (score, index) = (self.score[lane], candidate);
             }
         }
-        // No score is below infinity when they overflow: any centroid is as good as another.
+        // If scores overflow, none is below infinity, and any centroid is as good as another.
         if score == f32::INFINITY { (0, score) } else { (index, score) }
     }
 }
@@ -340,8 +351,8 @@ fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// The dot products of R rows with the W centroids of a panel; they stay in registers until the end, which needs a
-/// loop that cannot panic.
+/// Computes the dot products of R rows with the W centroids of a panel. They stay in registers until the end,
+/// which requires a loop that cannot panic.
 #[inline(always)]
 fn products<const R: usize, const W: usize, const FMA: bool>(tile: &[f32], panel: &[f32]) -> [[f32; W]; R] {
     let mut sums = [[0.0f32; W]; R];
@@ -384,7 +395,7 @@ pub(crate) fn sum_of(lanes: &[f32; LANES]) -> f32 {
     halves[0]
 }
 
-/// ‖a − b‖², summed in sixteen lanes.
+/// Returns ‖a − b‖², summed in sixteen lanes.
 ///
 /// # Shapes
 /// a D, b D
@@ -392,13 +403,13 @@ pub(crate) fn sum_of(lanes: &[f32; LANES]) -> f32 {
 /// # Panics
 /// If the lengths differ.
 pub fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len(), "vectors of different lengths");
+    assert_eq!(a.len(), b.len(), "vectors differ in length");
     squared_distance_as::<{ cfg!(target_arch = "aarch64") }>(a, b)
 }
 
-/// Lowers each row's `square` to the squared distance to the nearest of a few centroids, where that is lower.
+/// Lowers each row's `square` to the squared distance to the nearest of a few centroids, if that is smaller.
 ///
-/// Runs on the current rayon pool; quicker than [`nearest`] for up to sixteen centroids or so.
+/// Runs on the current rayon pool. Faster than [`nearest`] for up to about sixteen centroids.
 ///
 /// # Shapes
 /// rows N×D, centroids K×D, square N
@@ -406,15 +417,18 @@ pub fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
 /// # Panics
 /// If the lengths disagree.
 pub fn lower_to(rows: &[f32], centroids: &[f32], dim: usize, square: &mut [f32]) {
-    assert!(rows.len() == square.len() * dim && centroids.len().is_multiple_of(dim), "rows of {dim}");
+    assert!(
+        rows.len() == square.len() * dim && centroids.len().is_multiple_of(dim),
+        "rows and centroids must have length {dim}"
+    );
     let simd = Simd::active();
     let parts = rows.par_chunks(TASK * dim).zip(square.par_chunks_mut(TASK));
     parts.for_each(|(rows, square)| match simd.level() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Simd::active` has this level only where the processor has AVX-512F, and with it AVX2 and FMA.
+        // SAFETY: `Simd::active` has this level only if the processor has AVX-512F, and with it AVX2 and FMA.
         Level::Avx512 => unsafe { lower_avx512(rows, centroids, dim, square) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Simd::active` has this level only where the processor has AVX2 and FMA.
+        // SAFETY: `Simd::active` has this level only if the processor has AVX2 and FMA.
         Level::Avx2 => unsafe { lower_avx2(rows, centroids, dim, square) },
         _ => lower_plain::<{ cfg!(target_arch = "aarch64") }>(rows, centroids, dim, square),
     });
@@ -445,7 +459,7 @@ fn lower_plain<const FMA: bool>(rows: &[f32], centroids: &[f32], dim: usize, squ
     }
 }
 
-/// a·b, summed in sixteen lanes.
+/// Returns a·b, summed in sixteen lanes.
 ///
 /// # Shapes
 /// a D, b D
@@ -453,7 +467,7 @@ fn lower_plain<const FMA: bool>(rows: &[f32], centroids: &[f32], dim: usize, squ
 /// # Panics
 /// If the lengths differ.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len(), "vectors of different lengths");
+    assert_eq!(a.len(), b.len(), "vectors differ in length");
     let mut lanes = [0.0f32; LANES];
     let (pa, pb) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let mut remainder = 0.0;
@@ -468,21 +482,21 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     remainder + sum_of(&lanes)
 }
 
-/// Adds the rows numbered `members` to `sum`, one after the other, in `f64`.
+/// Adds the rows numbered `members` to `sum`, in order, in `f64`.
 ///
 /// # Shapes
 /// rows (N, dim), members any number below N, sum dim
 ///
 /// # Panics
-/// If a row is not there, or `sum` is not as long as a row.
+/// If a row does not exist, or `sum` is not as long as a row.
 pub fn add_rows(rows: &[f32], dim: usize, members: &[u32], sum: &mut [f64]) {
-    assert_eq!(sum.len(), dim, "sum of rows");
+    assert_eq!(sum.len(), dim, "`sum` must be as long as a row");
     match Simd::active().level() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Simd::active` has this level only where the processor has AVX-512F.
+        // SAFETY: `Simd::active` has this level only if the processor has AVX-512F.
         Level::Avx512 => unsafe { add_rows_avx512(rows, dim, members, sum) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Simd::active` has this level only where the processor has AVX2.
+        // SAFETY: `Simd::active` has this level only if the processor has AVX2.
         Level::Avx2 => unsafe { add_rows_avx2(rows, dim, members, sum) },
         _ => add_rows_plain(rows, dim, members, sum),
     }
@@ -518,7 +532,7 @@ mod tests {
     use pauc_testing::{Rounded, tolerance};
     use proptest::prelude::*;
 
-    /// Numbers spread evenly over 1 around `offset`.
+    /// Numbers uniform within ½ of `offset`.
     fn values(n: usize, seed: u64, offset: f32) -> Vec<f32> {
         noise(n, seed).iter().map(|v| 0.5 * v + offset).collect()
     }
@@ -527,14 +541,14 @@ mod tests {
         a.iter().zip(b).map(|(x, y)| (*x as f64 - *y as f64).powi(2)).sum()
     }
 
-    /// ‖a − b‖² as it is computed, from differences.
+    /// Returns ‖a − b‖² as the kernels compute it, from differences.
     fn square_of_difference(a: &[f32], b: &[f32]) -> Rounded {
         let difference = |(a, b): (&f32, &f32)| Rounded::exact(*a) - Rounded::exact(*b);
         Rounded::sum(a.iter().zip(b).map(difference).map(|d| d * d))
     }
 
-    /// How far the score (‖c‖² − ‖m‖²)/2 − x·(c − m) of a row may be off: its first part is rounded once, c − m is, and
-    /// a chain of D products and a difference follow.
+    /// Bounds the error of a row's score (‖c‖² − ‖m‖²)/2 − x·(c − m). Its first part is rounded once, c − m
+    /// is rounded, and a chain of D products and a difference follow.
     fn error_of_score(x: &[f32], c: &[f32], m: &[f32]) -> f64 {
         let square = |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
         let products =
@@ -546,7 +560,7 @@ mod tests {
     proptest! {
         #![proptest_config(property::cases(120))]
         #[test]
-        fn finds_what_the_double_loop_finds(n in size(1..210), k in size(1..140), d in size(1..40), seed: u64, far: bool) {
+        fn nearest_equals_the_double_loop(n in size(1..210), k in size(1..140), d in size(1..40), seed: u64, far: bool) {
             let offset = if far { 30.0 } else { 0.0 };
             let (x, c) = (values(n * d, seed, offset), values(k * d, seed ^ 77, offset));
             let origin = mean_row(&c, d);
@@ -559,9 +573,10 @@ mod tests {
                     let least = (0..k).min_by(|a, b| exact(row, centroid(*a)).total_cmp(&exact(row, centroid(*b)))).unwrap();
                     let (found, wanted) = (centroid(index[i] as usize), centroid(least));
                     let (got, want) = (exact(row, found), exact(row, wanted));
-                    // The lower score won, and a squared distance is twice a score and what all have in common.
+                    // The lower score won. A squared distance is twice a score, plus a term common to all
+                    // centroids.
                     let slack = 2.0 * (error_of_score(row, found, &origin) + error_of_score(row, wanted, &origin));
-                    prop_assert!(got <= want + slack, "{} row {i}: {got} for {want} and {slack:e}", simd.name());
+                    prop_assert!(got <= want + slack, "{} row {i}: got {got}, expected at most {want} + {slack:e}", simd.name());
                     let bound = square_of_difference(row, found);
                     prop_assert!(bound.admits(square[i]), "{} row {i}: {} for {bound}", simd.name(), square[i]);
                 }
@@ -581,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_scores_the_same_in_any_company() {
+    fn a_rows_result_does_not_depend_on_other_rows() {
         let (x, c) = (values(400 * 33, 1, 0.0), values(70 * 33, 2, 0.0));
         let packed = Packed::new(&c, 33);
         let (mut index, mut square) = (vec![0; 400], vec![0.0; 400]);
@@ -600,7 +615,8 @@ mod tests {
         }
     }
 
-    /// Rows and centroids of several kinds: noise, far from the origin, copies and ties, one loud coordinate, zeros.
+    /// Rows and centroids of several kinds: noise, far from the origin, copies and ties, one dominant
+    /// coordinate, zeros.
     #[cfg(target_arch = "x86_64")]
     fn kind(kind: usize, n: usize, d: usize, seed: u64) -> Vec<f32> {
         let mut x = values(n * d, seed, if kind == 1 { 30.0 } else { 0.0 });
@@ -656,7 +672,7 @@ mod tests {
         for (i, square) in square.iter().enumerate() {
             let start = if i == 3 { 0.01f32 } else { f32::INFINITY };
             let squares = c.chunks_exact(d).map(|c| square_of_difference(&x[i * d..][..d], c));
-            // The least of the computed is no lower than the least of what they may be.
+            // The minimum of the computed values is no lower than the minimum of their bounds.
             let want =
                 squares.chain([Rounded::exact(start)]).min_by(|a, b| a.value.total_cmp(&b.value)).unwrap();
             assert!(want.admits(*square), "row {i}: {square} for {want}");

@@ -1,21 +1,21 @@
-//! Matrix products of strided slices, on the `gemm` crate (AVX-512, AVX2 or NEON, chosen at run time), or in plain
-//! loops where [`crate::simd::VARIABLE`] asks for `portable`: those give the same bits on every machine.
+//! Matrix products of strided slices, by the `gemm` crate (AVX-512, AVX2 or NEON, chosen at run time). If
+//! [`crate::simd::VARIABLE`] is `portable`, plain loops instead, which give the same bits on every machine.
 
 use crate::simd::{Level, Simd};
 
 /// A matrix inside a slice: element (i, j) is at `start + i·rows + j·cols`.
 #[derive(Clone, Copy, Debug)]
 pub struct Strides {
-    /// Where element (0, 0) is.
+    /// The index of element (0, 0).
     pub start: usize,
-    /// Distance from one row to the next.
+    /// The distance between adjacent rows.
     pub rows: usize,
-    /// Distance from one column to the next.
+    /// The distance between adjacent columns.
     pub cols: usize,
 }
 
 impl Strides {
-    /// Row-major with `width` columns.
+    /// A row-major matrix with `width` columns.
     pub const fn row_major(width: usize) -> Self {
         Strides { start: 0, rows: width, cols: 1 }
     }
@@ -25,7 +25,7 @@ impl Strides {
         Strides { start: 0, rows: 1, cols: width }
     }
 
-    /// The same layout starting elsewhere.
+    /// The same strides from another start.
     pub const fn from(self, start: usize) -> Self {
         Strides { start, ..self }
     }
@@ -35,10 +35,11 @@ impl Strides {
     }
 }
 
-/// C ← alpha·A·B + beta·C on one thread, with A of m×k, B of k×n, C of m×n. With `beta` 0, C is not read.
+/// Computes C ← alpha·A·B + beta·C on one thread, with A of m×k, B of k×n, C of m×n. With `beta` 0, C is not
+/// read.
 ///
 /// # Shapes
-/// A (m, k), B (k, n), C (m, n), each in its slice as its strides say
+/// A (m, k), B (k, n), C (m, n), each in its slice according to its strides
 ///
 /// # Panics
 /// If a matrix reaches beyond its slice, or C's elements overlap.
@@ -50,9 +51,9 @@ pub fn gemm(
     beta: f32,
     (c, sc): (&mut [f32], Strides),
 ) {
-    assert!(sa.fits(m, k, a.len()), "A of {m}×{k} {sa:?} in {} values", a.len());
-    assert!(sb.fits(k, n, b.len()), "B of {k}×{n} {sb:?} in {} values", b.len());
-    assert!(sc.fits(m, n, c.len()), "C of {m}×{n} {sc:?} in {} values", c.len());
+    assert!(sa.fits(m, k, a.len()), "A, {m}×{k} with {sa:?}, exceeds its {} values", a.len());
+    assert!(sb.fits(k, n, b.len()), "B, {k}×{n} with {sb:?}, exceeds its {} values", b.len());
+    assert!(sc.fits(m, n, c.len()), "C, {m}×{n} with {sc:?}, exceeds its {} values", c.len());
     let overlap = (sc.cols == 0 && n > 1) || (sc.rows == 0 && m > 1);
     let disjoint = sc.rows >= n * sc.cols || sc.cols >= m * sc.rows || m <= 1 || n <= 1;
     assert!(!overlap && disjoint, "C overlaps itself: {sc:?}");
@@ -62,8 +63,8 @@ pub fn gemm(
     if Simd::active().level() == Level::Portable {
         return plain((m, n, k), alpha, (a, sa), (b, sb), beta, (c, sc));
     }
-    // SAFETY: the assertions above keep every element that gemm reads or writes inside the slices, C is borrowed
-    // mutably and does not overlap itself, and A and B are borrowed for the duration of the call.
+    // SAFETY: the assertions above keep every element that gemm reads or writes inside the slices. C is
+    // borrowed mutably and does not overlap itself. A and B are borrowed for the duration of the call.
     unsafe {
         gemm::gemm(
             m,
@@ -89,7 +90,7 @@ pub fn gemm(
     }
 }
 
-/// [`gemm`] in the order of its definition.
+/// [`gemm`] by definition, in a fixed order.
 fn plain(
     (m, n, k): (usize, usize, usize),
     alpha: f32,
@@ -144,7 +145,7 @@ mod tests {
             for product in [gemm, plain] {
                 c.copy_from_slice(&start);
                 product((m, n, k), 0.5, (&a, sa), (&b, sb), beta as f32, (&mut c, Strides::row_major(n)));
-                for (got, want) in c.iter().zip(&want) { prop_assert!(want.admits(*got), "{got} for {want}"); }
+                for (got, want) in c.iter().zip(&want) { prop_assert!(want.admits(*got), "got {got}, expected {want}"); }
             }
         }
     }

@@ -1,10 +1,10 @@
-//! Where the pixels of a batch of feature maps are.
+//! Memory layouts of batches of feature maps.
 
 use crate::threads;
 use std::ops::Range;
 
-/// A batch of feature maps, channels last, in one slice; optionally each map lies in a frame of zeros, its halo,
-/// that convolutions read instead of asking whether a pixel exists.
+/// A batch of feature maps, channels last, in one slice. Each map may have a border of zeros, its halo, which
+/// convolutions read instead of checking bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Images.
@@ -13,7 +13,7 @@ pub struct Layout {
     pub height: usize,
     /// Columns of an image, without halo.
     pub width: usize,
-    /// Values from one pixel to its right neighbor: the channels, rounded up where kernels need that.
+    /// Values from one pixel to its right neighbor: the channels, rounded up if kernels need that.
     pub pitch: usize,
     /// Rows above and columns left of the map.
     pub before: usize,
@@ -24,12 +24,13 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Without halo.
+    /// A layout without halo.
     pub fn flat(batch: usize, height: usize, width: usize, pitch: usize) -> Self {
         Layout { batch, height, width, pitch, before: 0, below: 0, right: 0 }
     }
 
-    /// With `halo` zeros on all sides, and more below and right so that the map in 4×4 tiles, with halo, fits.
+    /// A layout with `halo` zeros on all sides, and more below and right, so that the map in 4×4 tiles fits
+    /// with its halo.
     pub fn haloed(batch: usize, height: usize, width: usize, pitch: usize, halo: usize) -> Self {
         let fill = |n: usize| halo + n.next_multiple_of(4) - n;
         Layout {
@@ -40,44 +41,44 @@ impl Layout {
         }
     }
 
-    /// Values from one row to the next.
+    /// Returns the number of values from one row to the next.
     pub fn row(&self) -> usize {
         (self.before + self.width + self.right) * self.pitch
     }
 
-    /// Values from one image to the next.
+    /// Returns the number of values from one image to the next.
     pub fn image(&self) -> usize {
         (self.before + self.height + self.below) * self.row()
     }
 
-    /// Values of the whole batch.
+    /// Returns the number of values of the whole batch.
     pub fn len(&self) -> usize {
         self.batch * self.image()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Rows of all images together.
+    /// Returns the number of rows of all images.
     pub fn rows(&self) -> usize {
         self.batch * self.height
     }
 
-    /// Pixels of all images together.
+    /// Returns the number of pixels of all images.
     pub fn pixels(&self) -> usize {
         self.rows() * self.width
     }
 
-    /// Where the first pixel of row `r` of [`Layout::rows`] is.
+    /// Returns the index of the first pixel of row `r` of [`Layout::rows`].
     pub fn row_at(&self, r: usize) -> usize {
         (r / self.height) * self.image()
             + (self.before + r % self.height) * self.row()
             + self.before * self.pitch
     }
 
-    /// Writes zeros around the maps, and leaves their pixels alone.
+    /// Writes zeros around the maps, without changing their pixels.
     ///
     /// # Shapes
     /// at least [`Layout::len`] values
@@ -94,7 +95,7 @@ impl Layout {
         values[end..self.len()].fill(0.0);
     }
 
-    /// The same with another number of images.
+    /// The same layout with another number of images.
     pub fn with_batch(self, batch: usize) -> Self {
         Layout { batch, ..self }
     }
@@ -103,8 +104,8 @@ impl Layout {
 /// A pass over rows, called with the number of a portion and its rows.
 pub(crate) type Then<'a> = &'a (dyn Fn(usize, Range<usize>) + Sync);
 
-/// The rows of a batch of maps in portions of whole bands. A band is a number of rows of one image; the last of an
-/// image may have fewer.
+/// The rows of a batch of maps, in portions of whole bands. A band is a number of rows of one image; the last
+/// band of an image may have fewer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Portions {
     rows: usize,
@@ -114,12 +115,12 @@ pub(crate) struct Portions {
 }
 
 impl Portions {
-    /// Portions of `size` bands of `band` rows.
+    /// Creates portions of `size` bands of `band` rows.
     pub fn new(l: Layout, band: usize, size: usize) -> Self {
         Portions { rows: l.rows(), height: l.height, band, size }
     }
 
-    /// Portions of about `pixels`.
+    /// Creates portions of about `pixels` pixels.
     pub fn of_pixels(l: Layout, pixels: usize) -> Self {
         Portions::new(l, 1, pixels.div_ceil(l.width))
     }
@@ -128,22 +129,22 @@ impl Portions {
         self.rows / self.height * self.height.div_ceil(self.band)
     }
 
-    /// How many.
+    /// Returns the number of portions.
     pub fn count(self) -> usize {
         self.all_bands().div_ceil(self.size)
     }
 
-    /// Hands all portions over.
+    /// Calls `then` for all portions.
     pub fn for_each(self, then: Then<'_>) {
         threads::for_each(self.count(), |i| then(i, self.rows(i)));
     }
 
-    /// The bands of portion `i`.
+    /// Returns the bands of portion `i`.
     pub fn bands(self, i: usize) -> Range<usize> {
         i * self.size..self.all_bands().min((i + 1) * self.size)
     }
 
-    /// The rows of portion `i`, in [`Layout::rows`].
+    /// Returns the rows of portion `i`, in [`Layout::rows`].
     pub fn rows(self, i: usize) -> Range<usize> {
         let per_image = self.height.div_ceil(self.band);
         let start = |band: usize| band / per_image * self.height + band % per_image * self.band;
@@ -152,10 +153,10 @@ impl Portions {
     }
 }
 
-/// Copies pixels between layouts of the same maps; channels beyond the narrower pitch are left alone.
+/// Copies pixels between layouts of the same maps. Channels beyond the narrower pitch do not change.
 ///
 /// # Shapes
-/// each slice at least its [`Layout::len`]
+/// each slice has at least [`Layout::len`] values
 ///
 /// # Panics
 /// If the maps differ or a slice is shorter than its layout.
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn clearing_leaves_pixels_and_nothing_else() {
+    fn clearing_the_halo_keeps_the_pixels_only() {
         for l in [Layout::haloed(2, 3, 5, 16, 1), Layout::flat(2, 3, 5, 3), Layout::haloed(1, 4, 4, 16, 2)] {
             let (mut values, mut want) = (vec![1.0; l.len() + 7], vec![0.0; l.len()]);
             (0..l.rows()).for_each(|r| want[l.row_at(r)..][..l.width * l.pitch].fill(1.0));

@@ -1,17 +1,17 @@
-//! Fully connected layers, batch normalization of feature columns and rectification, on row-major matrices.
+//! Fully connected layers, batch normalization of feature columns and ReLU, on row-major matrices.
 //!
-//! Work is cut into blocks of rows or columns by the shapes alone, whatever the number of threads, and every sum runs
-//! through its block in order. Sums over the batch are taken in `f64`.
+//! Work is divided into blocks of rows or columns by shape alone, independent of the number of threads. Every
+//! sum runs through its block in order. Sums over the batch are in `f64`.
 
 use crate::gemm::{Strides, gemm};
 use crate::threads::Each;
 use rayon::prelude::*;
 
-/// Columns, or rows of an element-wise pass, of one unit of work.
+/// Columns per unit of work, or rows of an element-wise pass.
 const BLOCK: usize = 64;
 
-/// Rows of a product of `rows` that are one unit of work: each packs the other matrix anew, so that few large units
-/// do less work, and many small ones keep more threads busy.
+/// Returns the rows per unit of work in a product of `rows` rows. Each unit packs the other matrix again, so
+/// few large units do less work, while many small ones keep more threads busy.
 fn product_block(rows: usize) -> usize {
     (rows / 4).next_multiple_of(16).clamp(64, 256)
 }
@@ -105,7 +105,7 @@ pub fn bias_gradient(dy: &[f32], dbias: &mut [f32]) {
     });
 }
 
-/// The mean and the biased variance of each column.
+/// Computes the mean and the biased variance of each column.
 ///
 /// # Shapes
 /// x (rows, width), mean (width), variance (width)
@@ -150,7 +150,7 @@ pub fn standardize(x: &mut [f32], mean: &[f32], variance: &[f32], epsilon: f32) 
     });
 }
 
-/// y ← γ·x̂ + β, column by column, then rectified if asked.
+/// y ← γ·x̂ + β, column by column, then ReLU if `rectify`.
 ///
 /// # Shapes
 /// x̂ (rows, width), γ (width), β (width), y (rows, width)
@@ -170,7 +170,7 @@ pub fn scale_and_shift(x_hat: &[f32], gamma: &[f32], beta: &[f32], rectify: bool
     });
 }
 
-/// The backward pass of batch normalization with batch statistics: ∂γ and ∂β are added to, and ∂y becomes
+/// The backward pass of batch normalization with batch statistics: accumulates ∂γ and ∂β, and replaces ∂y by
 /// ∂x = γ/√(variance + ε)·(∂y − mean(∂y) − x̂·mean(∂y·x̂)).
 ///
 /// # Shapes
@@ -222,7 +222,7 @@ pub fn batch_norm_backward(
     });
 }
 
-/// y ← max(y, 0); a NaN stays one.
+/// y ← max(y, 0); NaN stays NaN.
 pub fn relu(y: &mut [f32]) {
     y.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v });
 }
@@ -241,11 +241,11 @@ fn inverse_deviation(variance: &[f32], epsilon: f32) -> Vec<f32> {
 
 fn rows_of(x: &[f32], width: usize) -> usize {
     let rows = x.len().checked_div(width).unwrap_or(0);
-    assert_eq!(x.len(), rows * width, "a matrix of {} values does not have rows of {width}", x.len());
+    assert_eq!(x.len(), rows * width, "{} values do not form rows of {width}", x.len());
     rows
 }
 
-/// The rows of a block of columns.
+/// Returns the rows of a block of columns.
 fn column_block(x: &[f32], width: usize, block: usize, columns: usize) -> impl Iterator<Item = &[f32]> {
     let start = block * BLOCK;
     x.chunks_exact(width).map(move |row| &row[start..start + columns])
@@ -262,7 +262,7 @@ mod tests {
     fn admitted(got: &[f32], want: &[Rounded]) {
         assert_eq!(got.len(), want.len());
         for (i, (got, want)) in got.iter().zip(want).enumerate() {
-            assert!(want.admits(*got), "{i}: {got} for {want}");
+            assert!(want.admits(*got), "{i}: got {got}, expected {want}");
         }
     }
 
@@ -274,7 +274,7 @@ mod tests {
             let (x, w, b) = (wave(rows * inputs, 0.1, 1.7), wave(outputs * inputs, 0.7, 1.7), wave(outputs, 2.0, 1.7));
             let dy = wave(rows * outputs, 4.0, 1.7);
             let element = |m: &[f32], width: usize, i: usize, j: usize| Rounded::exact(m[i * width + j]);
-            // The start of a sum is one of its terms.
+            // The start value is one of the terms of the sum.
             let sum = |start: f32, n: usize, f: &dyn Fn(usize) -> Rounded| {
                 Rounded::sum((0..n).map(f).chain([Rounded::exact(start)]))
             };
@@ -353,8 +353,9 @@ mod tests {
             };
             (0..point.len()).map(|i| (shifted(i, STEP) - shifted(i, -STEP)) / (2.0 * STEP)).collect()
         };
-        // Each of the sum's rows·width terms is at most 1·(1·2 + 1) and the end of ten operations; with deviations
-        // above 0.3, the third derivative stays below 1/0.3³ times the 15 ways to differentiate a quotient thrice.
+        // Each of the sum's rows·width terms is at most 1·(1·2 + 1) and the result of ten operations. With
+        // deviations above 0.3, the third derivative stays below 1/0.3³ times the 15 ways to differentiate a
+        // quotient three times.
         let terms = rows * width;
         let off = tolerance::central_difference(STEP, 600.0, terms + 10, 3.0 * terms as f64);
         let near = |got: &[f32], numeric: &[f64], error: &dyn Fn(usize) -> f64| {

@@ -1,23 +1,23 @@
-//! The register-tiled product that every convolution is made of.
+//! The register-tiled product underlying every convolution.
 
 use crate::simd::{V4, Vector};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{V8, V16};
 
-/// One term of the outer sum: where A's and B's rows of this tap start.
+/// One term of the outer sum: the start of A's and B's rows of this tap.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tap {
     pub a: usize,
     pub b: usize,
 }
 
-/// A, B and C of a [`panel`]; strides count values.
+/// A, B and C of a [`panel`]. Strides are numbers of values.
 #[derive(Clone, Copy)]
 pub(crate) struct Operands {
     pub a: *const f32,
-    /// From one row of A to the next.
+    /// The distance between rows of A.
     pub a_row: usize,
-    /// From one step of the sum to the next.
+    /// The distance between steps of the sum.
     pub a_step: usize,
     pub b: *const f32,
     pub b_step: usize,
@@ -25,10 +25,11 @@ pub(crate) struct Operands {
     pub c_row: usize,
 }
 
-/// C\[i\]\[j\] (+)= Σ_tap Σ_k A\[tap.a + i·a_row + k·a_step\] · B\[tap.b + k·b_step + j\] for i < ROWS, j < VECTORS·LANES.
+/// C\[i\]\[j\] (+)= Σ_tap Σ_k A\[tap.a + i·a_row + k·a_step\] · B\[tap.b + k·b_step + j\] for
+/// i < ROWS, j < VECTORS·LANES.
 ///
 /// # Safety
-/// [`Vector`]'s contract; every element named above is valid, and C overlaps neither A nor B.
+/// [`Vector`]'s contract. Every element named above is valid, and C overlaps neither A nor B.
 #[inline(always)]
 unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
     taps: &[Tap],
@@ -71,12 +72,12 @@ unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
     }
 }
 
-/// Tiles of `$v` with `$vectors` columns of vectors, of the given heights, until `m` rows are done. The heights leave room
-/// for a row of B and a factor among the registers.
+/// Computes `m` rows in tiles of `$v` with `$vectors` columns of vectors and one of the given heights. The
+/// heights leave registers for a row of B and a factor.
 macro_rules! rows {
     ($v:ty, $vectors:literal, [$($height:literal)*], $m:ident, $taps:ident, $depth:ident, $o:ident, $add:ident) => {{
         const HEIGHTS: &[usize] = &[$($height),*];
-        // Blocks of nearly equal height: a last block of one row would run at a fraction of the speed.
+        // Blocks of nearly equal height: a last block of one row would be several times slower.
         let blocks = $m.div_ceil(HEIGHTS.len());
         let mut i = 0;
         for block in 0..blocks {
@@ -92,17 +93,17 @@ macro_rules! rows {
     }};
 }
 
-/// Vectors for which there is a product of any height.
+/// Vectors with a product of any height.
 pub(crate) trait Panel: Vector {
-    /// The product of `tile` for `m` rows and as many columns as [`crate::simd::Simd::panel`] says. Not inlined: the
-    /// tiles of all heights are much code.
+    /// Computes the product of `tile` for `m` rows and [`crate::simd::Simd::panel`] columns. Not inlined,
+    /// since the tiles of all heights are a lot of code.
     ///
     /// # Safety
     /// As for `tile`, with `m` rows and `columns` columns.
     unsafe fn panel(columns: usize, m: usize, taps: &[Tap], depth: usize, o: Operands, add: bool);
 }
 
-/// The tiles of vectors of 16.
+/// Computes rows with the tiles of 16-lane vectors.
 macro_rules! wide {
     ($v:ty, $columns:ident, $m:ident, $taps:ident, $depth:ident, $o:ident, $add:ident) => {
         match $columns {
@@ -196,7 +197,7 @@ mod tests {
                     let start = (Rounded::exact(if add { before[i * channels + j] } else { 0.0 }), Rounded::exact(1.0));
                     let pairs = pairs.map(|(a, b)| (Rounded::exact(a), Rounded::exact(b)));
                     let (got, want) = (c[i * channels + j], Rounded::dot(pairs.chain([start])));
-                    prop_assert!(want.admits(got), "{} {i} {j}: {got} for {want}", simd.name());
+                    prop_assert!(want.admits(got), "{} {i} {j}: got {got}, expected {want}", simd.name());
                 } }
             }
         }

@@ -1,4 +1,4 @@
-//! Files as memory: what is read of them is loaded when it is looked at, and dropped when memory is short.
+//! Memory-mapped files: the system loads what is read, and drops it when memory is short.
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
@@ -6,9 +6,10 @@ use std::path::Path;
 
 /// A file mapped into memory.
 ///
-/// The file must not change while it is mapped. Shorten it, and the system ends the process that then reads behind its
-/// end. Write into it, and the values behind a `&[u8]` or `&[f32]` change, which Rust's rules forbid whatever is made of
-/// them. No system offers a mapping that others cannot change, so this is accepted, as every user of memmap2 does.
+/// The file must not change while it is mapped. If it is truncated, the system ends a process that reads
+/// beyond the new end. If it is written to, the values of a `&[u8]` or `&[f32]` change, which Rust forbids.
+/// No system offers a mapping that other processes cannot change, so this is accepted, as by every user of
+/// memmap2.
 #[derive(Debug)]
 pub struct Mapped(memmap2::Mmap);
 
@@ -22,24 +23,24 @@ impl Mapped {
         if !file.metadata()?.is_file() {
             return Err(Error::new(ErrorKind::InvalidInput, "is not a file"));
         }
-        // SAFETY: nothing in this process writes into the mapping, which is read-only. That other processes leave the file
-        // alone is beyond our control: the type's documentation demands it of whoever names the file.
+        // SAFETY: nothing in this process writes to the mapping, which is read-only. That other processes do
+        // not change the file is beyond our control: the type's documentation requires it of the user.
         unsafe { memmap2::Mmap::map(&file) }.map(Mapped)
     }
 
-    /// The file's bytes.
+    /// Returns the file's bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// `count` little-endian values from byte `offset` on; `None` if the file ends before, they do not lie at a
-    /// multiple of four, or the processor is not little-endian.
+    /// Returns `count` little-endian values starting at byte `offset`; `None` if the file ends before, they
+    /// are not aligned to four bytes, or the processor is not little-endian.
     ///
     /// # Shapes
     /// → count
     pub fn f32s(&self, offset: usize, count: usize) -> Option<&[f32]> {
         let bytes = self.0.get(offset..offset.checked_add(count.checked_mul(4)?)?)?;
-        // SAFETY: every pattern of bits is a valid f32, and `align_to` returns only aligned values in the middle.
+        // SAFETY: every bit pattern is a valid f32, and `align_to` returns only aligned values in the middle.
         let (before, values, after) = unsafe { bytes.align_to::<f32>() };
         (cfg!(target_endian = "little") && before.is_empty() && after.is_empty()).then_some(values)
     }

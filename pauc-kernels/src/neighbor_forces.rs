@@ -1,8 +1,8 @@
-//! The forces between points of a picture in two dimensions (t-SNE).
+//! The forces between points in two dimensions (t-SNE).
 
 const LANES: usize = 16;
 
-/// What pulls a point and what pushes it.
+/// The attraction and repulsion of a point.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Forces {
     /// Σ_j p_j·q_j·(y − y_j).
@@ -13,15 +13,18 @@ pub struct Forces {
     pub total: f32,
 }
 
-/// The forces on a point at `y` with affinities p_j to the points (xs_j, ys_j), where q_j = 1/(1 + ‖y − y_j‖²). A point at
-/// the same place adds 1 to `total` and nothing to the forces.
+/// Computes the forces on a point at `y` with affinities p_j to the points (xs_j, ys_j), where q_j = 1/(1 +
+/// ‖y − y_j‖²). A point at the same position adds 1 to `total` and nothing to the forces.
 ///
 /// The order of the sums is fixed, and the same for every instruction set.
 ///
 /// # Panics
 /// If the slices differ in length.
 pub fn forces(y: [f32; 2], affinities: &[f32], xs: &[f32], ys: &[f32]) -> Forces {
-    assert!(affinities.len() == xs.len() && xs.len() == ys.len(), "points of several numbers");
+    assert!(
+        affinities.len() == xs.len() && xs.len() == ys.len(),
+        "affinities and coordinates must have one length"
+    );
     let mut sums = [[0.0f32; LANES]; 5];
     let mut add = |p: &[f32; LANES], x: &[f32; LANES], z: &[f32; LANES]| {
         for l in 0..LANES {
@@ -78,7 +81,7 @@ mod tests {
             for (got, terms) in got.iter().zip(terms) {
                 // Lanes beyond the end are 10¹⁸ away and add 10⁻¹⁸ each.
                 let want = Rounded::sum(terms).loosen(16e-18);
-                assert!(want.admits(*got), "{got} for {want} of {n}");
+                assert!(want.admits(*got), "{n} points: got {got}, expected {want}");
             }
         }
     }

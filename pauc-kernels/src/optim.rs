@@ -1,11 +1,12 @@
-//! One pass over memory for each optimizer step: parameters, gradients and state together.
+//! Optimizer steps in one pass over memory: parameters, gradients and state together.
 //!
-//! Elements are independent, so any partition gives the same bits; the one sum here runs over fixed blocks in `f64`.
+//! Elements are independent, so any partition gives the same bits. The only sum runs over fixed blocks in
+//! `f64`.
 
 use crate::threads::Each;
 use rayon::prelude::*;
 
-/// Elements of one unit of work.
+/// Elements per unit of work.
 const BLOCK: usize = 1 << 14;
 
 /// The constants of [`sgd`].
@@ -17,9 +18,9 @@ pub struct Sgd {
     pub momentum: f32,
     /// λ.
     pub weight_decay: f32,
-    /// Factor on the decayed gradient, 1 but for LARS.
+    /// A factor on the decayed gradient, 1 except for LARS.
     pub adaptation: f32,
-    /// Whether the step looks ahead along the momentum.
+    /// Whether to use Nesterov momentum.
     pub nesterov: bool,
 }
 
@@ -85,7 +86,7 @@ pub fn adamw(w: &mut [f32], g: &[f32], m: &mut [f32], s: &mut [f32], step: AdamW
     });
 }
 
-/// `to ← momentum·to + (1 − momentum)·from`, the exponential moving average. With a momentum of 0 it is a copy.
+/// `to ← momentum·to + (1 − momentum)·from`, the exponential moving average. With momentum 0 it copies.
 ///
 /// # Shapes
 /// to n, from n
@@ -97,21 +98,21 @@ pub fn average(to: &mut [f32], from: &[f32], momentum: f64) {
     if momentum == 0.0 {
         return to.copy_from_slice(from);
     }
-    // The rate is rounded from the difference in f64: 1 − 0.9999 in f32 is off by 6e-4 of itself.
+    // Computed in f64, since 1 − 0.9999 in f32 has a relative error of 6e-4.
     let rate = (1.0 - momentum) as f32;
     to.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).each(|(to, from)| {
         to.iter_mut().zip(from).for_each(|(t, f)| *t += (f - *t) * rate);
     });
 }
 
-/// Σ x².
+/// Returns Σ x².
 ///
 /// # Shapes
 /// x n
 pub fn squared_norm(x: &[f32]) -> f64 {
     const LANES: usize = 16;
     let block = |x: &[f32]| {
-        // Independent sums: one alone would wait for each addition before it starts the next.
+        // Independent sums: a single one would wait for each addition before it starts the next.
         let mut sums = [0f64; LANES];
         let (lanes, rest) = x.as_chunks::<LANES>();
         for lane in lanes {
@@ -120,7 +121,7 @@ pub fn squared_norm(x: &[f32]) -> f64 {
         sums.iter_mut().zip(rest).for_each(|(s, v)| *s += f64::from(*v) * f64::from(*v));
         sums.iter().sum::<f64>()
     };
-    // Collected first: a parallel sum would add in an order that depends on the threads.
+    // Collected first, since a parallel sum would add in an order that depends on the threads.
     let mut sums = vec![0.0; x.len().div_ceil(BLOCK)];
     sums.par_iter_mut().zip(x.par_chunks(BLOCK)).each(|(sum, x)| *sum = block(x));
     sums.iter().sum()
@@ -156,7 +157,7 @@ mod tests {
         }
     }
 
-    /// A factor that is rounded to `f32` before it is used.
+    /// A factor rounded to `f32` before use.
     fn factor(value: f64) -> Rounded {
         Rounded::within(value, 0.0).round()
     }
@@ -200,10 +201,10 @@ mod tests {
         average(&mut to, &from, 0.9999);
         let (t0, f0) = (exact(&wave(0.0)), exact(&from));
         admitted(&to, |i| t0[i] + factor(1e-4) * (f0[i] - t0[i]));
-        // The step itself is 10⁻⁴ of the difference: were it left out, the values would not be admitted.
+        // The step is 10⁻⁴ of the difference: without it, the values would not be admitted.
         assert!((0..N).any(|i| !(t0[i] + factor(1e-4) * (f0[i] - t0[i])).admits(t0[i].value as f32)));
         average(&mut to, &from, 0.0);
-        assert_eq!(to, from, "no momentum is a copy");
+        assert_eq!(to, from, "without momentum, it copies");
         let want: f64 = from.iter().map(|v| f64::from(*v).powi(2)).sum();
         assert_within!(squared_norm(&from), want, tolerance::f64(N, want));
         scale(&mut to, 0.5);

@@ -1,15 +1,15 @@
-//! Pooling: the maximum of 3×3 windows at stride 2, and the mean of whole maps.
+//! Pooling: maxima of 3×3 windows at stride 2, and means of cells.
 
 use crate::layout::Layout;
 use crate::threads::{self, Shared};
 
-/// Rows or columns after pooling windows of 3 at stride 2 with one row or column of padding.
+/// Returns the rows or columns after pooling windows of 3 at stride 2 with padding 1.
 pub fn max_side(n: usize) -> usize {
     (n - 1) / 2 + 1
 }
 
-/// y ← the maximum of each 3×3 window at stride 2 with padding 1, and `from`, which of the window's nine it was: the
-/// first of equals, as in PyTorch.
+/// y ← the maximum of each 3×3 window at stride 2 with padding 1. `from` ← its index among the window's nine,
+/// the first among equals, as in PyTorch.
 ///
 /// # Shapes
 /// x: at least `xl.len()` values; y: at least `yl.len()`; from: as many as y
@@ -77,32 +77,33 @@ pub fn max_backward((dy, dyl): (&[f32], Layout), from: &[u8], (dx, dxl): (&mut [
 
 fn check_max(x: &[f32], xl: Layout, y: &[f32], yl: Layout, from: &[u8]) {
     let maps = (max_side(xl.height), max_side(xl.width), xl.pitch, xl.batch);
-    assert_eq!((yl.height, yl.width, yl.pitch, yl.batch), maps, "{xl:?} into {yl:?}");
+    assert_eq!((yl.height, yl.width, yl.pitch, yl.batch), maps, "cannot pool {xl:?} into {yl:?}");
     assert!(x.len() >= xl.len() && y.len() >= yl.len() && from.len() >= yl.pixels() * yl.pitch);
 }
 
-/// The mean over the cells of a grid: `grid` × `grid` equal parts of a map, cell by cell in reading order. Pixel (r, c)
-/// of a map of H × W belongs to the cell in row ⌊r·grid/H⌋ and column ⌊c·grid/W⌋; one cell is the whole map.
+/// The means of the cells of a grid: `grid` × `grid` equal parts of a map, in row-major order. Pixel (r, c)
+/// of a map of H × W belongs to the cell in row ⌊r·grid/H⌋ and column ⌊c·grid/W⌋. A single cell is the whole
+/// map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CellMean {
-    /// The channels averaged; a layout may hold more.
+    /// The channels to average; a layout may hold more.
     pub channels: usize,
-    /// Cells a side; at most the shorter side of the map.
+    /// Cells per side, at most the shorter side of the map.
     pub grid: usize,
 }
 
 impl CellMean {
-    /// Values an image.
+    /// Returns the number of values per image.
     pub fn outputs(self) -> usize {
         self.grid * self.grid * self.channels
     }
 
-    /// Where the cell of pixel (r, c) starts in an image's outputs.
+    /// Returns the index in an image's outputs of the cell of pixel (r, c).
     fn start(self, (r, c): (usize, usize), l: Layout) -> usize {
         (r * self.grid / l.height * self.grid + c * self.grid / l.width) * self.channels
     }
 
-    /// One over the pixels of each cell.
+    /// Returns the inverse of each cell's number of pixels.
     fn scales(self, l: Layout) -> Vec<f32> {
         let pixels = |side: usize, i: usize| (0..side).filter(|r| r * self.grid / side == i).count();
         let cells = (0..self.grid).flat_map(|i| (0..self.grid).map(move |j| (i, j)));
@@ -110,7 +111,7 @@ impl CellMean {
     }
 
     fn check(self, map: usize, l: Layout, y: usize) {
-        assert!((1..=l.height.min(l.width)).contains(&self.grid), "{self:?} of {l:?}");
+        assert!((1..=l.height.min(l.width)).contains(&self.grid), "{self:?} does not fit {l:?}");
         assert!(map >= l.len() && self.channels <= l.pitch && y == l.batch * self.outputs());
     }
 
@@ -142,7 +143,7 @@ impl CellMean {
         });
     }
 
-    /// dx ← the gradient of [`CellMean::forward`]; channels beyond are zero.
+    /// dx ← the gradient of [`CellMean::forward`]. Additional channels are zero.
     ///
     /// # Shapes
     /// dy (images, cells, channels); dx: at least `dxl.len()` values
@@ -199,7 +200,7 @@ mod tests {
                     }
                 }
                 *want = Rounded::exact(best.0 as f32);
-                // A value can be the maximum of four windows: their gradients are added.
+                // A value can be the maximum of four windows. Their gradients are added.
                 grad[best.1] = grad[best.1] + Rounded::exact(*dy);
             }
             let (xl, yl) = (Layout::haloed(batch, h, w, pitch, 1), Layout::haloed(batch, oh, ow, pitch, 1));
@@ -228,10 +229,10 @@ mod tests {
                     .filter(|p| (p / w) * mean.grid / h == row && (p % w) * mean.grid / w == column)
                     .map(|p| (b * h * w + p) * c + ch)
                     .collect();
-                // The inverse of the count is rounded before it is multiplied.
+                // The inverse of the count is rounded before the multiplication.
                 let share = Rounded::exact(1.0) / Rounded::exact(pixels.len() as f32);
                 let want = Rounded::sum(pixels.iter().map(|p| Rounded::exact(x[*p]))) * share;
-                prop_assert!(want.admits(*got), "{got} for {want}");
+                prop_assert!(want.admits(*got), "got {got}, expected {want}");
                 // Cells do not overlap.
                 pixels.iter().for_each(|p| grad[*p] = Rounded::exact(*dy) * share);
             }

@@ -1,11 +1,11 @@
-//! Which vector instructions to use, decided at run time.
+//! Selection of vector instructions at run time.
 //!
-//! A kernel is written once, over vectors of any length, and compiled three times. A [`Simd`] value says which of the
-//! three to call; that it exists proves that the machine can.
+//! A kernel is written once, over vectors of any length, and compiled three times. A [`Simd`] value selects
+//! one of the three; its existence proves that the machine supports it.
 
 use std::sync::OnceLock;
 
-/// The environment variable that forces a choice: `avx512`, `avx2` or `portable`.
+/// The environment variable that selects instructions: `avx512`, `avx2` or `portable`.
 pub const VARIABLE: &str = "PAUC_SIMD";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,16 +15,16 @@ pub(crate) enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     Portable,
-    /// AVX-512's shapes in plain Rust, so that its paths are tested on every machine.
+    /// AVX-512's shapes in plain Rust, to test its paths on every machine.
     #[cfg(test)]
     Wide,
 }
 
-/// Instructions that this machine has.
+/// Instructions that this machine supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Simd(pub(crate) Level);
 
-/// [`VARIABLE`] asks for something that this machine does not have.
+/// The value of [`VARIABLE`] is not supported on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unsupported(String);
 
@@ -33,7 +33,7 @@ impl std::fmt::Display for Unsupported {
         let names: Vec<&str> = Simd::all().iter().map(|s| s.name()).collect();
         write!(
             f,
-            "{VARIABLE}={:?}: this machine has {}; choose one of them or unset it",
+            "{VARIABLE}={:?} is not supported on this machine; set it to one of {}, or unset it",
             self.0,
             names.join(", ")
         )
@@ -43,7 +43,7 @@ impl std::fmt::Display for Unsupported {
 impl std::error::Error for Unsupported {}
 
 impl Simd {
-    /// Everything this machine has, the fastest first.
+    /// Returns all instructions that this machine supports, the fastest first.
     pub fn all() -> &'static [Simd] {
         static ALL: OnceLock<Vec<Simd>> = OnceLock::new();
         ALL.get_or_init(|| {
@@ -64,10 +64,10 @@ impl Simd {
         })
     }
 
-    /// The fastest, or what [`VARIABLE`] asks for.
+    /// Returns the fastest instructions, or those that [`VARIABLE`] selects.
     ///
     /// # Errors
-    /// If the variable names something that this machine does not have.
+    /// If the variable's value is not supported on this machine.
     pub fn detect() -> Result<Simd, Unsupported> {
         match std::env::var(VARIABLE) {
             Ok(name) => Simd::named(&name),
@@ -75,14 +75,14 @@ impl Simd {
         }
     }
 
-    /// What [`Simd::detect`] gives when it is first asked, and the fastest if the variable asks for something that this
-    /// machine does not have: for kernels that cannot fail. Building a network reports such a value.
+    /// Returns the result of the first [`Simd::detect`], or the fastest instructions if the variable's value
+    /// is not supported: for kernels that cannot fail. Building a network reports such a value.
     pub fn active() -> Simd {
         static ACTIVE: OnceLock<Simd> = OnceLock::new();
         *ACTIVE.get_or_init(|| Simd::detect().unwrap_or(Simd::all()[0]))
     }
 
-    /// The instructions, for kernels that are not written over [`Vector`].
+    /// Returns the instructions, for kernels that are not written over [`Vector`].
     pub(crate) fn level(self) -> Level {
         self.0
     }
@@ -91,7 +91,7 @@ impl Simd {
         Simd::all().iter().copied().find(|s| s.name() == name).ok_or_else(|| Unsupported(name.into()))
     }
 
-    /// The name that [`VARIABLE`] takes.
+    /// Returns the name for [`VARIABLE`].
     pub fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -104,21 +104,22 @@ impl Simd {
         }
     }
 
-    /// The columns of a register tile, for an output of `channels`, a multiple of [`CHANNELS`].
+    /// Returns the columns of a register tile for an output of `channels` channels, a multiple of
+    /// [`CHANNELS`].
     pub(crate) fn panel(self, channels: usize) -> usize {
         debug_assert!(channels.is_multiple_of(CHANNELS), "{channels} channels");
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => 16,
             Level::Portable => 8,
-            // AVX-512, and its likeness in tests.
+            // AVX-512, and its emulation in tests.
             #[allow(unreachable_patterns)] // neither exists in a build for another processor
             _ => [64, 32].into_iter().find(|c| channels.is_multiple_of(*c)).unwrap_or(16),
         }
     }
 }
 
-/// Whether the processor has AVX-512's products of 8-bit integers (VNNI) and its operations on bytes.
+/// Returns whether the processor has AVX-512's 8-bit integer products (VNNI) and byte operations.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn multiplies_bytes() -> bool {
     is_x86_feature_detected!("avx512f")
@@ -132,23 +133,23 @@ pub const CHANNELS: usize = 16;
 /// A vector of `f32` in a register.
 ///
 /// # Safety
-/// The methods may be called only where the machine has the vector's instructions, and pointers have to be valid
-/// for [`Vector::LANES`] values, of any alignment.
+/// The machine supports the vector's instructions. Pointers are valid for [`Vector::LANES`] values, with any
+/// alignment.
 pub(crate) trait Vector: Copy {
-    /// How many values.
+    /// The number of values.
     const LANES: usize;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn splat(v: f32) -> Self;
-    /// The values at `from`, `from + stride`, … `from + (LANES − 1)·stride`, each valid.
+    /// Loads the values at `from`, `from + stride`, … `from + (LANES − 1)·stride`, each valid.
     unsafe fn gather(from: *const f32, stride: usize) -> Self;
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
-    /// self · a + b, rounded once where the machine can.
+    /// self · a + b, with a single rounding if the machine supports it.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
     unsafe fn max(self, other: Self) -> Self;
-    /// Self where `by` is greater than zero, else zero.
+    /// Self where `by` is greater than zero, zero elsewhere.
     unsafe fn where_positive(self, by: Self) -> Self;
 }
 
@@ -251,7 +252,7 @@ x86_vector!(
     }
 );
 
-/// Values in plain Rust; four of them are one register of SSE2 or NEON.
+/// Values in plain Rust. Four of them are one register of SSE2 or NEON.
 #[derive(Clone, Copy)]
 pub(crate) struct Plain<const N: usize>([f32; N]);
 
@@ -316,8 +317,9 @@ impl<const N: usize> Vector for Plain<N> {
     }
 }
 
-/// `dispatch!(simd => body(arguments))` calls `body::<V>(arguments)`, compiled for the instructions of `simd`.
-/// `body` has to be `#[inline(always)]`; the types of the arguments are given because each becomes a parameter.
+/// `dispatch!(simd => body(arguments))` calls `body::<V>(arguments)`, compiled for the instructions of
+/// `simd`. `body` must be `#[inline(always)]`. The types of the arguments are needed because each becomes a
+/// parameter.
 macro_rules! dispatch {
     ($simd:expr => $body:ident($($arg:ident: $ty:ty),* $(,)?)) => {{
         #[cfg(target_arch = "x86_64")]
@@ -333,10 +335,12 @@ macro_rules! dispatch {
             unsafe { $body::<$crate::simd::V8>($($arg),*) }
         }
         match $simd.0 {
-            // SAFETY: a `Simd` of this level exists only where the machine has AVX-512; the rest is the caller's contract.
+            // SAFETY: a `Simd` of this level exists only if the machine has AVX-512. The rest is the caller's
+            // contract.
             #[cfg(target_arch = "x86_64")]
             $crate::simd::Level::Avx512 => unsafe { avx512($($arg),*) },
-            // SAFETY: a `Simd` of this level exists only where the machine has AVX2 and FMA; the rest is the caller's contract.
+            // SAFETY: a `Simd` of this level exists only if the machine has AVX2 and FMA. The rest is the
+            // caller's contract.
             #[cfg(target_arch = "x86_64")]
             $crate::simd::Level::Avx2 => unsafe { avx2($($arg),*) },
             // SAFETY: the caller's contract.
@@ -354,7 +358,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_file_asks_the_processor() {
+    fn only_one_file_detects_processor_features() {
         fn sources(folder: &std::path::Path, to: &mut Vec<std::path::PathBuf>) {
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
@@ -373,7 +377,7 @@ mod tests {
         let asking: Vec<_> = files.into_iter().filter(asks).collect();
         assert!(
             asking.len() == 1 && asking[0].ends_with("simd.rs"),
-            "PAUC_SIMD has to govern all: {asking:?}"
+            "PAUC_SIMD must apply to all kernels; features are detected in {asking:?}"
         );
     }
 
@@ -430,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn every_vector_computes_what_it_says() {
+    fn every_vector_computes_its_operations() {
         let a: [f32; 16] = std::array::from_fn(|i| i as f32 - 7.25);
         let b: [f32; 16] = std::array::from_fn(|i| ((i * 5) % 16) as f32 - 8.0);
         for simd in Simd::all() {

@@ -1,11 +1,12 @@
-//! Cross-entropy of a softmax over inner products, with its gradient, streaming over tiles of the candidates.
+//! Cross-entropy of a softmax over inner products, with its gradient, streamed over tiles of candidates.
 //!
-//! Value and gradient come out of one call, and neither the logits nor the probabilities of all candidates ever exist
-//! at once: a tile of logits is computed, exponentiated against a running maximum and folded into the gradient.
+//! One call computes value and gradient. Neither the logits nor the probabilities of all candidates are in
+//! memory at the same time: a tile of logits is computed, exponentiated relative to a running maximum and
+//! accumulated into the gradient.
 //!
-//! The positive of a query is handled apart from its negatives. So a saturated softmax keeps its precision: the
-//! value is ln(1 + Σ exp(negative − positive)), not a difference of large numbers, and the positive's share of the
-//! gradient is the negatives' probability, not one minus its own.
+//! The positive of a query is kept separate from its negatives. So a saturated softmax keeps its precision:
+//! the value is ln(1 + Σ exp(negative − positive)), not a difference of large numbers, and the positive's
+//! share of the gradient is the negatives' probability, not one minus its own.
 
 mod in_batch;
 mod rows;
@@ -19,44 +20,44 @@ use rayon::prelude::*;
 use rows::fold;
 use std::borrow::Cow;
 
-/// Candidates in one tile of logits.
+/// Candidates per tile of logits.
 const TILE: usize = 512;
-/// Queries in one tile of logits.
+/// Queries per tile of logits.
 const ROWS: usize = 256;
-/// The bank is cut into at most this many parts that may run at the same time. It does not depend on the number of
+/// The maximum number of parts of a bank, which may run concurrently. It does not depend on the number of
 /// threads, so neither do the results.
 const PARTS: usize = 16;
 
-/// What inner products with candidates are multiplied with to be logits: inverse temperatures.
+/// The factors from inner products with candidates to logits: inverse temperatures.
 #[derive(Clone, Copy, Debug)]
 pub enum Scale<'a, E = f32> {
     /// The same for all candidates: 1/τ.
     Uniform(E),
-    /// One for each candidate: 1/φ.
+    /// One per candidate: 1/φ.
     Each(&'a [E]),
 }
 
-/// Candidates that every query is compared with. `Rows` is how a device holds them.
+/// Candidates that every query is compared with. `Rows` is the type of matrices on a device.
 #[derive(Clone, Copy, Debug)]
 pub struct Bank<'a, Rows = &'a [f32], E = f32> {
     /// M rows of D.
     pub rows: Rows,
     /// The scale of their logits.
     pub scale: Scale<'a, E>,
-    /// For each query the row that is its positive, and therefore not one of its negatives.
+    /// For each query, the row that is its positive and so not one of its negatives.
     pub own: Option<&'a [usize]>,
 }
 
-/// The positive of each query. `Rows` is how a device holds them.
+/// The positive of each query. `Rows` is the type of matrices on a device.
 #[derive(Clone, Copy, Debug)]
 pub enum Positives<Rows, E = f32> {
     /// B rows of D, and the scale of their logits.
     Rows(Rows, E),
-    /// The query's own row of the first bank, with the scale that it has there.
+    /// The query's own row of the first bank, with its scale there.
     Own,
 }
 
-/// A value and the gradient of that value.
+/// A value and its gradient.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Graded<Value = f64, Gradient = Vec<f32>> {
     /// The mean over queries.
@@ -65,38 +66,45 @@ pub struct Graded<Value = f64, Gradient = Vec<f32>> {
     pub gradient: Gradient,
 }
 
-/// mean_i −log [ e^{s_i q_i·k_i} / (e^{s_i q_i·k_i} + Σ_c e^{s_c q_i·c}) ] over the rows c of all banks, and
-/// its gradient with respect to q. `positives` are the keys k with their scales s.
+/// Computes mean_i −log [ e^{s_i q_i·k_i} / (e^{s_i q_i·k_i} + Σ_c e^{s_c q_i·c}) ] over the rows c of all
+/// banks, and its gradient with respect to q. `positives` are the keys k with their scales s.
 ///
 /// # Shapes
 /// `queries` and `positives` (B, D), each bank (M, D). The gradient is (B, D).
 ///
 /// # Panics
-/// If sizes do not agree, `own` names a row that is not there, or positives are to be rows of a first bank
-/// that is not there or does not say which.
+/// If sizes disagree, `own` names a row that does not exist, or positives are own rows but there is no first
+/// bank that names them.
 pub fn cross_entropy(
     queries: &[f32],
     positives: Positives<&[f32]>,
     banks: &[Bank<'_>],
     dim: usize,
 ) -> Graded {
-    assert!(dim > 0 && queries.len().is_multiple_of(dim), "{} values in rows of {dim}", queries.len());
+    assert!(
+        dim > 0 && queries.len().is_multiple_of(dim),
+        "{} values do not form rows of {dim}",
+        queries.len()
+    );
     let n = queries.len() / dim;
     for bank in banks {
         let m = bank.rows.len() / dim;
-        assert_eq!(bank.rows.len(), m * dim, "a bank of whole rows of {dim}");
+        assert_eq!(bank.rows.len(), m * dim, "a bank must have whole rows of {dim}");
         assert!(
             !matches!(bank.scale, Scale::Each(s) if s.len() != m),
-            "one scale for each of {m} candidates"
+            "expected one scale for each of {m} candidates"
         );
         let own = |own: &[usize]| own.len() == n && own.iter().all(|j| *j < m);
-        assert!(bank.own.is_none_or(own), "one row below {m} for each of {n} queries");
+        assert!(bank.own.is_none_or(own), "expected one row below {m} for each of {n} queries");
     }
     let keys = match positives {
         Positives::Rows(rows, scale) => Keys { rows: Cow::Borrowed(rows), scales: vec![scale; n] },
-        Positives::Own => banks.first().and_then(|bank| bank.own_keys(dim)).expect("a bank with own rows"),
+        Positives::Own => banks
+            .first()
+            .and_then(|bank| bank.own_keys(dim))
+            .expect("own positives need a first bank that names them"),
     };
-    assert_eq!(keys.rows.len(), n * dim, "a positive for each of {n} queries of {dim}");
+    assert_eq!(keys.rows.len(), n * dim, "expected a positive for each of {n} queries of {dim}");
     crate::threads::inside(|| cross_entropy_inside(queries, &keys, banks, dim))
 }
 
@@ -124,7 +132,7 @@ fn cross_entropy_inside(queries: &[f32], keys: &Keys<'_>, banks: &[Bank<'_>], di
     Graded { value: losses.iter().sum::<f64>() / n.max(1) as f64, gradient }
 }
 
-/// What a part of a bank contributes to a block of queries.
+/// The contribution of a part of a bank to a block of queries.
 struct Part {
     /// The largest logit of each query.
     top: Vec<f32>,
@@ -135,7 +143,7 @@ struct Part {
 }
 
 impl Bank<'_> {
-    /// The own rows of all queries; `None` if the bank does not say which they are.
+    /// Returns the own rows of all queries; `None` if the bank does not name them.
     fn own_keys(&self, dim: usize) -> Option<Keys<'static>> {
         let own = self.own?;
         let rows = own.iter().flat_map(|j| &self.rows[j * dim..(j + 1) * dim]).copied().collect();
@@ -205,7 +213,8 @@ impl Bank<'_> {
     }
 }
 
-/// Adds the parts of a block of queries and their positives up: the losses, and the gradient of their mean over `n`.
+/// Combines the parts of a block of queries with their positives: returns the losses, and writes the gradient
+/// of their mean over `n`.
 fn finish(
     queries: &[f32],
     positives: &[f32],

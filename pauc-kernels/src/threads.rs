@@ -1,7 +1,8 @@
 //! Work in fixed portions.
 //!
-//! How work is cut never depends on the number of threads, and sums over portions are taken in the order of the
-//! portions. So the bits of a result do not depend on how many threads there are; rayon decides only who does what.
+//! The portions of work never depend on the number of threads, and sums over portions are taken in order. So
+//! the bits of a result do not depend on the number of threads; rayon only decides which thread computes
+//! which portion.
 
 use rayon::iter::plumbing::{Producer, ProducerCallback};
 use rayon::prelude::*;
@@ -9,31 +10,32 @@ use std::cell::{Cell, UnsafeCell};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// Starts the threads of this process, of which the calling one is one: it works on its own steps instead of waking
-/// another. 0 takes what rayon's own variable or the machine says.
+/// Starts the threads of this process. The calling thread is one of them: it works on its own steps instead
+/// of waking another. With 0, the number comes from rayon's environment variable or the machine.
 ///
 /// # Errors
-/// If the threads of this process were started before, or the system has none to give.
+/// If the threads of this process are already running, or the system cannot create them.
 pub fn start(threads: usize) -> Result<(), rayon::ThreadPoolBuildError> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-    // Alone it would leave nobody to work for the loader's threads while it waits for them.
+    // A single thread would not work for the loader's threads while it waits for them.
     let pool = if threads > 1 { pool.use_current_thread() } else { pool };
     pool.build_global()
 }
 
-/// Calls `work` for each portion 0..n, on as many threads as the current rayon pool has.
+/// Calls `work` for each portion 0..n, on all threads of the current rayon pool.
 pub fn for_each(n: usize, work: impl Fn(usize) + Sync + Send) {
     match TEAM.get() {
-        // SAFETY: `awake` set it on this thread, whose team it is, and resets it before the team is dropped (`Led`).
+        // SAFETY: `awake` set the team on this thread, its leader, and resets it before the team is dropped
+        // (`Led`).
         Some(team) if n > 1 => unsafe { team.as_ref() }.share(n, &work),
         _ => (0..n).into_par_iter().with_max_len(1).each(work),
     }
 }
 
-/// Copies as many values as `to` has room for, `piece` of them at a time.
+/// Fills `to` from the start of `from`, in pieces of `piece` values.
 ///
 /// # Shapes
-/// from at least as long as `to`
+/// `from` is at least as long as `to`
 pub fn copy<T: Copy + Send + Sync>(from: &[T], to: &mut [T], piece: usize) {
     let pieces = from.par_chunks(piece).zip(to.par_chunks_mut(piece));
     pieces.each(|(from, to)| to.copy_from_slice(&from[..to.len()]));
@@ -41,8 +43,8 @@ pub fn copy<T: Copy + Send + Sync>(from: &[T], to: &mut [T], piece: usize) {
 
 /// Parallel iterators over blocks of slices.
 pub(crate) trait Each: IndexedParallelIterator {
-    /// Calls `work` for each block: here, if there is only one or only one thread, since handing over takes longer
-    /// than a small block; else on the current rayon pool.
+    /// Calls `work` for each block on the current rayon pool. With one block or one thread, calls it here,
+    /// since a handover takes longer than a small block.
     fn each(self, work: impl Fn(Self::Item) + Sync + Send) {
         struct Here<F>(F);
         impl<T, F: Fn(T)> ProducerCallback<T> for Here<F> {
@@ -61,16 +63,16 @@ pub(crate) trait Each: IndexedParallelIterator {
 
 impl<I: IndexedParallelIterator> Each for I {}
 
-/// Does work of several parallel steps on a thread of the current rayon pool: a thread from outside hands over and is
-/// woken once, not at each step. To a pool of one thread, handing over only costs time.
+/// Runs work of several parallel steps on a thread of the current rayon pool. A thread from outside hands
+/// over and is woken once, not at each step. With a pool of one thread, a handover only costs time.
 pub(crate) fn inside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let inside_already = rayon::current_thread_index().is_some() || rayon::current_num_threads() == 1;
     if inside_already { work() } else { rayon::scope(|_| work()) }
 }
 
-/// Does `work` while the other threads of the current rayon pool stay awake and share each [`for_each`] that it calls: to
-/// wake a thread takes as long as a step of a few hundred microseconds. Outside a pool, or where a thread is already in
-/// such work, this is a call of `work`.
+/// Runs `work` while the other threads of the current rayon pool stay awake and share each [`for_each`] that
+/// it calls. Waking a thread takes as long as a step of a few hundred microseconds. Outside a pool, or on a
+/// thread that is already in such work, this only calls `work`.
 pub fn awake<T>(work: impl FnOnce() -> T) -> T {
     let Some(leader) = rayon::current_thread_index() else { return work() };
     if rayon::current_num_threads() == 1 || TEAM.get().is_some() {
@@ -80,12 +82,12 @@ pub fn awake<T>(work: impl FnOnce() -> T) -> T {
     rayon::in_place_scope(|scope| {
         let team = &team;
         scope.spawn_broadcast(move |_, thread| {
-            // The thread whose work it is takes this, too, while it waits for the end of the scope.
+            // The leader gets this call too, while it waits for the end of the scope.
             if thread.index() != leader {
                 team.help(thread.index());
             }
         });
-        // Also when it unwinds: the others must not stay.
+        // Also on unwinding: the helpers must leave.
         let _dismissed = OnDrop(|| team.over.store(true, Ordering::SeqCst));
         let _led = Led::by(Some(team));
         work()
@@ -93,11 +95,11 @@ pub fn awake<T>(work: impl FnOnce() -> T) -> T {
 }
 
 thread_local! {
-    /// The team that shares what this thread calls [`for_each`] for.
+    /// The team that shares this thread's calls of [`for_each`].
     static TEAM: Cell<Option<NonNull<Team>>> = const { Cell::new(None) };
 }
 
-/// Sets this thread's [`TEAM`] for as long as it lives.
+/// Sets this thread's [`TEAM`] during its own lifetime.
 struct Led(Option<NonNull<Team>>);
 
 impl Led {
@@ -120,27 +122,27 @@ impl<F: FnMut()> Drop for OnDrop<F> {
     }
 }
 
-/// Threads that share the steps of one of them. Nobody waits for a thread that has taken nothing: whoever comes late, or
-/// not at all, finds fewer portions or none.
+/// Threads that share the steps of one of them. Nobody waits for a thread that has taken no portion: a thread
+/// that comes late finds fewer portions or none.
 struct Team {
-    /// The thread whose steps they are.
+    /// The thread whose steps are shared.
     leader: usize,
-    /// The step at hand: written while it is closed and nobody is inside.
+    /// The current step; written while it is closed and no helper is inside.
     step: UnsafeCell<Option<*const (dyn Fn(usize) + Sync)>>,
-    /// Whether helpers may go into the step.
+    /// Whether helpers may enter the step.
     open: AtomicBool,
-    /// Helpers who are inside, or about to find out that it is closed.
+    /// Helpers that are inside, or about to find that the step is closed.
     inside: AtomicUsize,
-    /// The portions that each thread is to take and that nobody has taken. A thread takes its own from the front, always
-    /// the same share of a step, since what it read and wrote in the step before is in its cache; then others' from the
-    /// back.
+    /// The remaining portions of each thread. A thread first takes its own from the front, always the same
+    /// share of a step, since the data of its share in the previous step is in its cache. Then it takes
+    /// others' from the back.
     left: Vec<Left>,
-    /// Whether no further step comes.
+    /// Whether there are no more steps.
     over: AtomicBool,
 }
 
-// SAFETY: `step` is written by one thread only, while nobody is inside (see `Team::share`), and what it points to may be
-// called by several threads.
+// SAFETY: only one thread writes `step`, while no helper is inside (see `Team::share`). Several threads may
+// call the function that it points to.
 unsafe impl Sync for Team {}
 
 impl Team {
@@ -155,25 +157,25 @@ impl Team {
         }
     }
 
-    /// Calls `work` for each portion, together with those who help; for the one thread whose team it is.
+    /// Calls `work` for each portion, together with the helpers. Only the leader may call this.
     fn share(&self, portions: usize, work: &(dyn Fn(usize) + Sync)) {
-        // SAFETY: only the lifetime changes. Nobody calls `work` after this function: `_closed` closes the step and waits
-        // until the last helper has left.
+        // SAFETY: only the lifetime changes. Nobody calls `work` after this function: `_closed` closes the
+        // step and waits until the last helper has left.
         let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
-        // SAFETY: helpers read `step` only while it is open and they are counted; when the step before ended, `_closed` closed
-        // it and waited until none was counted.
+        // SAFETY: helpers read `step` only while it is open and they are counted. At the end of the previous
+        // step, `_closed` closed it and waited until no helper was counted.
         unsafe { *self.step.get() = Some(work) };
         for (i, left) in self.left.iter().enumerate() {
             left.set(portion(portions, self.left.len(), i));
         }
         self.open.store(true, Ordering::SeqCst);
-        // Also when it unwinds. Whoever counts himself in after this store finds the step closed; whoever did so before
-        // is waited for.
+        // Also on unwinding. A helper that is counted after this store finds the step closed; one that was
+        // counted before is waited for.
         let _closed = OnDrop(|| {
             self.open.store(false, Ordering::SeqCst);
             wait_until(|| self.inside.load(Ordering::SeqCst) == 0);
         });
-        // What a portion calls in turn is its own.
+        // Nested calls from a portion are not shared.
         let _led = Led::by(None);
         self.take(self.leader, work);
     }
@@ -190,14 +192,14 @@ impl Team {
         }
     }
 
-    /// Takes portions of steps until no further comes.
+    /// Takes portions of steps until there are no more steps.
     fn help(&self, thread: usize) {
         let mut idle = 0u32;
         while !self.over.load(Ordering::SeqCst) {
             if !self.open.load(Ordering::Relaxed) {
                 idle += 1;
                 std::hint::spin_loop();
-                // In a long pause there may be other work, or other processes.
+                // A long pause leaves time for other work or other processes.
                 if idle > 1 << 12 && rayon::yield_now() != Some(rayon::Yield::Executed) {
                     std::thread::yield_now();
                 }
@@ -207,7 +209,8 @@ impl Team {
             self.inside.fetch_add(1, Ordering::SeqCst);
             let _outside = OnDrop(|| _ = self.inside.fetch_sub(1, Ordering::SeqCst));
             if self.open.load(Ordering::SeqCst) {
-                // SAFETY: this thread was counted before it saw the step open, so `share` waits for it before it writes the next.
+                // SAFETY: this thread was counted before it saw the step open, so `share` waits for it before
+                // writing the next step.
                 if let Some(work) = unsafe { *self.step.get() } {
                     // SAFETY: `share` does not return while this thread is counted.
                     self.take(thread, unsafe { &*work });
@@ -217,7 +220,7 @@ impl Team {
     }
 }
 
-/// A range of portions, from which one thread takes the first and others the last; alone in its cache line.
+/// A range of portions, alone in its cache line. Its owner takes the first one, other threads the last.
 #[derive(Default)]
 #[repr(align(64))]
 struct Left(AtomicU64);
@@ -235,7 +238,7 @@ impl Left {
         self.shrink(|start, end| [start, end - 1]).map(|(_, end)| end as usize - 1)
     }
 
-    /// What the range was, if it was not empty, before `take` left less of it.
+    /// Applies `take` to the range if it is not empty, and returns the previous range.
     fn shrink(&self, take: impl Fn(u64, u64) -> [u64; 2]) -> Option<(u64, u64)> {
         let bounds = |range: u64| (range >> 32, range & u64::from(u32::MAX));
         let less = |range| {
@@ -255,7 +258,7 @@ fn wait_until(done: impl Fn() -> bool) {
     }
 }
 
-/// The range of portion `i` when `total` is cut into `parts` of nearly equal size.
+/// Returns the range of portion `i` when `total` is divided into `parts` portions of nearly equal size.
 pub fn portion(total: usize, parts: usize, i: usize) -> std::ops::Range<usize> {
     let (size, more) = (total / parts, total % parts);
     let start = i * size + i.min(more);
@@ -270,10 +273,11 @@ pub(crate) struct Shared<'a, T> {
     _borrow: std::marker::PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: the slice is borrowed mutably for as long as any copy lives, so nobody else uses it. Safe functions only hand out
-// pointers; `part`, and whoever dereferences these, promises that threads use different elements.
+// SAFETY: the slice is borrowed mutably as long as any copy lives, so nothing else accesses it. Safe
+// functions only return pointers. Callers of `part`, and code that dereferences the pointers, promise that
+// threads access different elements.
 unsafe impl<T: Send> Send for Shared<'_, T> {}
-// SAFETY: a reference gives no more than a copy, which may be sent.
+// SAFETY: a reference only gives a copy, which is `Send`.
 unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
 impl<'a, T> Shared<'a, T> {
@@ -281,22 +285,22 @@ impl<'a, T> Shared<'a, T> {
         Shared { start: slice.as_mut_ptr(), len: slice.len(), _borrow: std::marker::PhantomData }
     }
 
-    /// How many elements.
+    /// Returns the number of elements.
     pub(crate) fn len(self) -> usize {
         self.len
     }
 
-    /// A pointer to element `i`, which may be the end.
+    /// Returns a pointer to element `i`, which may be the end.
     #[inline(always)]
     pub(crate) fn at(self, i: usize) -> *mut T {
         debug_assert!(i <= self.len, "{i} of {}", self.len);
         self.start.wrapping_add(i)
     }
 
-    /// A part of the slice.
+    /// Returns a part of the slice.
     ///
     /// # Safety
-    /// No other thread may use the part meanwhile.
+    /// No other thread may access the part while it is borrowed.
     #[inline(always)]
     pub(crate) unsafe fn part(self, range: std::ops::Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len);
@@ -310,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_begins_when_the_one_before_is_done() {
+    fn a_step_begins_after_the_previous_one() {
         for threads in [1, 2, 5] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let sum = AtomicUsize::new(0);
@@ -331,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_a_step_ends_all() {
+    fn a_panic_in_a_step_ends_all_steps() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         let fail = |i: usize| assert!(i != 3, "portion three");
         let steps = || {
@@ -350,7 +354,7 @@ mod tests {
         for threads in [1, 2, 5] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             assert_eq!(pool.install(|| awake(work)), 50);
-            // Several at once, each with the others' threads; and from a thread of no pool.
+            // Several at once, each with the others' threads; and from a thread outside the pool.
             pool.scope(|s| (0..3).for_each(|_| s.spawn(|_| assert_eq!(awake(work), 50))));
         }
         assert_eq!(awake(work), 50);

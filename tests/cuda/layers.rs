@@ -1,4 +1,4 @@
-//! Single layers beside plain loops.
+//! Single layers against plain loops.
 
 use crate::{device, pattern};
 use pauc::cuda::conv::{Convolution, Scratch};
@@ -8,7 +8,7 @@ use pauc::cuda::{Buffer, Context, Element, Precision};
 use pauc::kernels::conv::Geometry;
 use pauc_testing::{Rounded, assert_within, tolerance};
 
-/// MapShape on the device, and their values as they are there.
+/// Feature maps on the device, and their values as stored there.
 fn maps_of(on: &Context, shape: MapShape, element: Element, phase: f64) -> (FeatureMap, Vec<Rounded>) {
     let values = pattern(shape.len(), phase);
     let images = Buffer::from_host(on, &values).unwrap();
@@ -20,8 +20,8 @@ fn maps_of(on: &Context, shape: MapShape, element: Element, phase: f64) -> (Feat
     (field, there)
 }
 
-/// How far a number of this size is off, once it is stored: half a unit in the last of 8 or 11 bits. Halves
-/// have no fewer than 2⁻²⁴ for it.
+/// The error of a stored number of this size: half a unit in the last of 8 or 11 bits. For fp16 it is at
+/// least that of 2⁻¹⁴, the smallest normal number.
 fn stored(element: Element, size: f64) -> f64 {
     match element {
         Element::F32 => 0.0,
@@ -30,7 +30,7 @@ fn stored(element: Element, size: f64) -> f64 {
     }
 }
 
-/// Asserts that each value is a plain one's, within the error of that and its own rounding.
+/// Asserts that each value equals the plain loop's, within that value's error and the rounding of the result.
 fn near(what: &str, got: &[f32], want: &[Rounded], element: Element) {
     assert_eq!(got.len(), want.len(), "{what}");
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
@@ -39,10 +39,10 @@ fn near(what: &str, got: &[f32], want: &[Rounded], element: Element) {
     }
 }
 
-/// The plain loops are those of the kernels in `f32`, each with a bound on its rounding. Kernels add up some
-/// rows in `f32` and the rest in `f64`, which is within the bound for any order.
+/// The plain loops mirror the `f32` kernels, each with a bound on its rounding. Kernels add some rows in
+/// `f32` and the rest in `f64`; the bound holds for any order.
 #[test]
-fn normalizations_of_either_element_equal_plain_loops() {
+fn normalizations_equal_plain_loops_for_both_elements() {
     let dev = device();
     let on = Context::of(&dev).unwrap();
     let buffer = |n: usize, phase: f64| {
@@ -63,7 +63,7 @@ fn normalizations_of_either_element_equal_plain_loops() {
         norm.measure(&on, (y.slice(), shape), running, (&gamma, &beta, 1e-5)).unwrap();
         let channels = |of: &dyn Fn(usize) -> Rounded| (0..c).map(of).collect::<Vec<_>>();
         let column = |of: &dyn Fn(usize) -> Rounded, k: usize| Rounded::sum((0..n).map(|i| of(i * c + k)));
-        // Differences from the first pixel keep the sum of squares from canceling.
+        // Differences from the first pixel avoid cancellation in the sum of squares.
         let offset = channels(&|k| column(&|i| ys[i] - ys[k], k) / count);
         let means = channels(&|k| ys[k] + offset[k]);
         let variances = channels(&|k| {
@@ -77,7 +77,7 @@ fn normalizations_of_either_element_equal_plain_loops() {
         let scale = channels(&|k| gammas[k] * inverse[k]);
         let shift = channels(&|k| betas[k] - means[k] * gammas[k] * inverse[k]);
         let value = |x: &[Rounded], i: usize| x[i] * scale[i % c] + shift[i % c];
-        // Behind a residual that its own normalization is still to be applied to: here the same one.
+        // With a residual whose own normalization is still to be applied: here the same one.
         let outputs: Vec<Rounded> =
             (0..shape.len()).map(|i| (value(&ys, i) + value(&rs, i)).relu()).collect();
         let mut out = FeatureMap::uninit(&on, shape.len(), element).unwrap();
@@ -90,13 +90,13 @@ fn normalizations_of_either_element_equal_plain_loops() {
         if f16 {
             near("fp16 of the output", &halves.to_host().unwrap(), &outputs, Element::F16);
         }
-        // Its gradient, of which a part lies apart.
+        // The gradient, in two parts to be added.
         let given = |gs: &[Rounded], open: &dyn Fn(usize) -> bool| -> Vec<Rounded> {
             (0..shape.len()).map(|i| if open(i) { gs[i] + ms[i] } else { zero }).collect()
         };
         let opened = out.to_host().unwrap();
         let masked = given(&gs, &|i| opened[i] > 0.0);
-        // Those of gamma and beta, and, from what was masked as it is stored, that of y.
+        // The gradients of gamma and beta, and that of y, from the masked gradient as stored.
         let gradients = |masked: &[Rounded], there: &[f32]| {
             let b = channels(&|k| column(&|i| masked[i], k));
             let a = channels(&|k| column(&|i| masked[i] * (ys[i] - means[k]), k) * inverse[k]);
@@ -124,8 +124,7 @@ fn normalizations_of_either_element_equal_plain_loops() {
         if f16 {
             let unit = norm.scaled_f16(halves.slice()).inverse_scale.to_host().unwrap()[0];
             let scaled = halves.to_host().unwrap();
-            // The largest gradient lies between 8 and 16 before two means are taken from it, each smaller
-            // than itself.
+            // The largest gradient is between 8 and 16 before two means are subtracted, each smaller than it.
             assert!(
                 scaled.iter().any(|v| v.abs() > 2.0) && scaled.iter().all(|v| v.abs() < 64.0),
                 "{scaled:?}"
@@ -134,14 +133,14 @@ fn normalizations_of_either_element_equal_plain_loops() {
             near("fp16 of the gradient", &scaled, &wanted, Element::F16);
         }
         near("gradient", &dy.to_host().unwrap(), &of_y, element);
-        // Without a residual: the values tell where ReLU was shut, and the gradient takes its own place.
+        // Without a residual: the values give the ReLU mask, and the gradient is computed in place.
         let (mut g, gs) = maps_of(&on, shape, element, 6.0);
         (d_gamma, d_beta) = (Buffer::zeros(&on, c).unwrap(), Buffer::zeros(&on, c).unwrap());
         let (to, y) = ((&mut d_gamma, &mut d_beta), (y.slice(), shape));
         let g_and_more = (&mut g.slice_mut(), Some(more.slice()));
         norm.parameter_gradients(&on, g_and_more, Relu::Own, y, to, false).unwrap();
         let there = g.to_host().unwrap();
-        // Where rounding decides whether it was shut, it is as the device has it.
+        // Where rounding decides whether ReLU was closed, follow the device.
         let masked = given(&gs, &|i| {
             let value = value(&ys, i);
             if value.admits(0.0) { there[i] != 0.0 } else { value.value > 0.0 }
@@ -155,14 +154,14 @@ fn normalizations_of_either_element_equal_plain_loops() {
     }
 }
 
-/// A sum of products in `f64`, and what its error depends on.
+/// A sum of products in `f64`, and the terms of its error bound.
 #[derive(Clone, Copy, Default)]
 struct Products {
     sum: f64,
     /// The sum of their absolute values.
     size: f64,
     count: usize,
-    /// The sum's error if each factor is rounded to a half.
+    /// The error of the sum if each factor is rounded to fp16.
     f16_error: f64,
 }
 
@@ -175,34 +174,33 @@ impl Products {
         self.f16_error += u * b.abs() + v * a.abs() + u * v;
     }
 
-    /// As the device has it, where factors are off so much that their products are by `factors`, relative.
-    /// Sums have 24 bits. Tensor cores round them towards zero, but only once for four products or more,
-    /// which costs no more than γₙ. Where factors are sums of two, the three sums are added to what was
-    /// there.
+    /// The result on the device, whose products have the relative error `factors`. Sums have 24 bits. Tensor
+    /// cores round them toward zero, but only once per four products or more, which stays below γₙ. Split
+    /// factors add three sums to the old value.
     fn within(&self, factors: f64) -> Rounded {
         Rounded::within(self.sum, factors * self.size + tolerance::f32(self.count + 3, self.size))
     }
 }
 
-/// By how much, relative, a product is off because factors have fewer bits.
+/// The relative error of a product due to factors with fewer bits.
 fn of_factors(on: &Context, precision: Precision) -> f64 {
     match precision {
-        // The lower part of a factor is 2⁻¹¹ of it at most and cut off to 11 bits, which makes 2⁻²¹ for each
-        // of two factors; the product of both lower parts is left out.
+        // The low part of a factor is at most 2⁻¹¹ of it and truncated to 11 bits: 2⁻²¹ for each of two
+        // factors. The product of both low parts is left out.
         Precision::F32 if Convolution::splits_operands(on, precision).unwrap() => 5.0 * 2f64.powi(-22),
         Precision::F32 => 0.0,
-        // Tensor cores cut factors off to 11 bits.
+        // Tensor cores truncate factors to 11 bits.
         Precision::Tf32 => 2.0 * 2f64.powi(-10) + 2f64.powi(-20),
-        // These tests take factors as they are stored.
+        // These tests use the factors as stored.
         Precision::Bf16 => 0.0,
     }
 }
 
 #[test]
-fn convolutions_of_either_element_equal_plain_loops() {
+fn convolutions_equal_plain_loops_for_every_precision() {
     let dev = device();
     let on = Context::of(&dev).unwrap();
-    // Kernel, stride, channels of images and outputs.
+    // Kernel, stride, channels of the images, channels of the output.
     for (precision, (k, s, c, outputs)) in [Precision::F32, Precision::Tf32, Precision::Bf16]
         .into_iter()
         .flat_map(|m| [(3, 2, 3, 8), (1, 1, 8, 5), (1, 2, 5, 8), (7, 2, 1, 4)].map(|g| (m, g)))
@@ -259,12 +257,12 @@ fn convolutions_of_either_element_equal_plain_loops() {
             let mut x16 = FeatureMap::uninit(&on, f16_shape.len(), Element::F16).unwrap();
             feature_map::convert(&on, x.slice(), padded, (x16.slice_mut(), f16_shape)).unwrap();
             let (dy16, _) = maps_of(&on, output, Element::F16, 2.5);
-            // As if it had been multiplied with 4.
+            // As if the gradient had been multiplied by 4.
             let unit = Buffer::from_host(&on, &[0.25]).unwrap();
             let as_f16 = ScaledF16 { values: dy16.slice(), inverse_scale: &unit };
             conv.weight_gradient_f16(&on, &mut scratch, x16.slice(), as_f16, &mut dw).unwrap();
-            // They are left as halves that the root of the number of pixels has divided, and that is rounded
-            // up to a power of 2.
+            // The sums are stored in fp16, divided by the square root of the number of pixels rounded up to a
+            // power of 2.
             let root = 2.0 * (output.pixels() as f64).sqrt();
             let quarter = |p: &Products| {
                 let error = p.f16_error + tolerance::f32(p.count, p.size);
@@ -282,8 +280,8 @@ fn convolutions_of_either_element_equal_plain_loops() {
             each(&mut |x, w, y| want[x].add(ws[w].value, dys[y].value));
             let all = want.iter().zip(&before).map(|(p, before)| {
                 let new = p.within(factors);
-                // Added to what is there, it may have been rounded before, and three sums may be added one by
-                // one.
+                // The result may have been rounded before the old value is added, and three sums may be added
+                // one by one.
                 let rounded = stored(element, new.value.abs()) + tolerance::f32(3, before.value.abs());
                 let more = if beta > 0.0 { rounded } else { 0.0 };
                 Rounded::within(new.value + f64::from(beta) * before.value, new.error + more)

@@ -1,4 +1,4 @@
-//! The way into the device's memory and out of it.
+//! Uploads, downloads and device memory.
 
 use crate::{device, pattern};
 use pauc::dfdx::prelude::*;
@@ -15,16 +15,16 @@ fn rows_are_replaced_in_place() {
     want[3..9].copy_from_slice(&[1., 2., 3., 4., 5., 6.]);
     assert_eq!(shared.as_vec(), want);
     assert!(dev.replace_rows(&matrix, 3, &[0.0; 6]).is_err(), "beyond the end");
-    assert!(dev.replace_rows(&matrix, 0, &[0.0; 4]).is_err(), "no whole rows");
+    assert!(dev.replace_rows(&matrix, 0, &[0.0; 4]).is_err(), "not whole rows");
     let turned = matrix.permute::<(usize, usize), Axes2<1, 0>>();
     assert!(dev.replace_rows(&turned, 0, &[0.0; 4]).is_err(), "permuted");
 }
 
 #[test]
-fn what_goes_up_comes_down_in_pieces_of_any_size() {
+fn uploads_and_downloads_of_any_size_round_trip() {
     let dev = device();
     let on = pauc::cuda::Context::of(&dev).unwrap();
-    // A piece is of 2¹⁸ numbers; six of them take all places once more than there are.
+    // A piece has 2¹⁸ numbers; six pieces use all four buffers and reuse two.
     for n in [0, 1, 7, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, 6 * (1 << 18) + 5] {
         let values: Vec<f32> = (0..n).map(|i| i as f32).collect();
         let buffer = dev.upload(&values).unwrap();
@@ -35,9 +35,9 @@ fn what_goes_up_comes_down_in_pieces_of_any_size() {
     }
 }
 
-/// Whether permuted, repeated or neither, a tensor comes down in row-major order, and so does its gradient.
+/// Permuted, broadcast or neither: a tensor is downloaded in row-major order, and so is its gradient.
 #[test]
-fn tensors_and_their_gradients_come_down_in_order() {
+fn tensors_and_gradients_are_downloaded_in_row_major_order() {
     let dev = device();
     let matrix: Tensor<(usize, usize), f32, Cuda> = dev.tensor_from_vec(pattern(12, 0.0), (4, 3));
     let turned = matrix.clone().permute::<(usize, usize), Axes2<1, 0>>();

@@ -17,7 +17,8 @@ use pauc_testing::vectors::{distance, norm};
 
 type Named = Vec<(String, Vec<f32>)>;
 
-/// How inputs and parameters are [`shaken`]: by how much, and by which draw. Not at all by size 0.
+/// How inputs and parameters are [`shaken`]: the relative size, and the number of the draw. Size 0 does not
+/// change them.
 #[derive(Clone, Copy, Debug, Default)]
 struct Shake {
     size: f64,
@@ -25,7 +26,7 @@ struct Shake {
 }
 
 impl Shake {
-    /// Something else for each number.
+    /// Shakes values, with different errors for each `number`.
     fn apply(self, values: Vec<f32>, number: usize) -> Vec<f32> {
         shaken(values, self.size, self.draw * 10_000 + number as u64)
     }
@@ -42,32 +43,31 @@ impl Shake {
     }
 }
 
-/// How many draws say how far rounding may lead.
+/// Draws for estimating the effect of rounding.
 const DRAWS: u64 = 8;
 
-/// The relative deviation that rounding gives a layer.
+/// The relative standard deviation that rounding causes in a layer.
 ///
-/// Each addition of an inner product is off by at most u times the sum so far, evenly, and the sums so far of
-/// terms of either sign are as large as the root of their number: together that deviates by √(n/6)·u of the
-/// whole. Variances are sums of squares, which deviate by √n/3·u; they count by half, as much as inner
-/// products of a sixth of their length. Where factors are sums of two with 11 bits each, these make some 2⁻²³
-/// more.
+/// Each addition of an inner product has a uniform error of at most u times the partial sum. Partial sums of
+/// terms of either sign grow like the square root of their number, so the total deviates by √(n/6)·u of the
+/// result. Variances are sums of squares, which deviate by √n/3·u; they enter with a factor of one half, like
+/// inner products of a sixth of their length. Split factors with 11 bits each add about 2⁻²³.
 fn of_layer(products: usize, pixels: usize) -> f64 {
     (products.max(pixels / 6) as f64 / 6.0).sqrt() * UNIT_F32 + 2f64.powi(-23)
 }
 
-/// Asserts that what the GPU computed is what the CPU did, but for rounding; `shaken` is the CPU's from other
-/// numbers, and `unit` is [`of_layer`].
+/// Asserts that the GPU's results equal the CPU's up to rounding. `shaken` computes the CPU's results from
+/// perturbed numbers, and `unit` is [`of_layer`].
 ///
-/// What a layer computes is what it would compute exactly from other weights and inputs, each off by its
-/// rounding (backward error). How far that leads depends on the network: normalizations divide by small
-/// deviations, and ReLUs open and shut. The CPU itself shows it, from weights and images that are off by six
-/// deviations of such a rounding, each up or down by chance; of [`DRAWS`] draws the largest distance is
-/// allowed. On top comes the rounding of a sum whose terms cancel, such as the gradient of a bias before a
-/// normalization, for which the largest gradient is the measure, or a mean, for which the deviation is.
+/// The rounded output of a layer is the exact output for slightly different weights and inputs (backward
+/// error). How far such an error propagates depends on the network: normalizations divide by small
+/// deviations, and ReLUs open and close. The test measures it on the CPU, with weights and images perturbed
+/// by six deviations of such a rounding, up or down at random. It allows the largest distance of [`DRAWS`]
+/// draws. It also allows the rounding of a sum whose terms cancel. For gradients, such as that of a bias
+/// before a normalization, this is relative to the largest gradient; for means, to the deviation.
 ///
-/// A ReLU that opens or shuts changes gradients much more than rounding does. The residual networks begin with
-/// seeds for which that hardly happens in any draw, so that little is allowed. Where it happens, more is.
+/// A ReLU that opens or closes changes gradients much more than rounding does. The residual networks use
+/// seeds for which this hardly happens in any draw, so little is allowed. Where it happens, more is allowed.
 fn agree(what: &str, cuda: &Named, cpu: &Named, unit: f64, shaken: impl Fn(Shake) -> Named) {
     let draws: Vec<Named> = (0..DRAWS).map(|draw| shaken(Shake { size: SIGMAS * unit, draw })).collect();
     let size = |v: &[f32]| norm(v.iter().map(|v| f64::from(*v)));
@@ -92,10 +92,10 @@ fn agree(what: &str, cuda: &Named, cpu: &Named, unit: f64, shaken: impl Fn(Shake
         full = full.max(off / allowed);
         widest = widest.max(allowed / size(want).max(0.01 * least));
         if off.is_nan() || off > allowed {
-            wrong.push(format!("{name} is off by {off:.1e} where {allowed:.1e} is allowed"));
+            wrong.push(format!("{name} is off by {off:.1e}, allowed {allowed:.1e}"));
         }
     }
-    println!("{what}: {full:.2} of what is allowed, which is {widest:.1e} at most");
+    println!("{what}: {full:.2} of the allowed error, which is at most {widest:.1e}");
     let shown = wrong[..wrong.len().min(8)].join(", ");
     assert!(wrong.is_empty(), "{what}: {} are off; {shown}", wrong.len());
 }
@@ -111,13 +111,14 @@ fn network<D: NetworkDevice>(
     Network::build(dev, D::encoder(&*config.value), &head, input, options).unwrap()
 }
 
-/// The longest inner product of a pass through weights (out, in, …), forwards or backwards.
+/// Returns the longest inner product of a pass through weights (out, in, …), forward or backward.
 fn longest<D: NetworkDevice>(network: &Network<D>) -> usize {
     let of = |p: &Param<D>| p.len() / p.shape.iter().take(2).min().map_or(1, |least| *least);
     network.parameters().iter().filter(|p| p.shape.len() > 1).map(of).max().unwrap_or(1)
 }
 
-/// What a step leaves: features and embeddings, then gradients, then parameters and statistics of both networks.
+/// Returns the results of training steps: features and embeddings, gradients, then parameters and statistics
+/// of both networks.
 fn step<D: NetworkDevice>(
     dev: &D,
     (encoder, head, optimizer): (&str, &str, &str),
@@ -172,7 +173,7 @@ fn step<D: NetworkDevice>(
     found
 }
 
-/// Of steps from the same start: outputs, gradients, parameters and statistics agree.
+/// Asserts that outputs, gradients, parameters and statistics agree after steps from the same start.
 fn compare(what: (&str, &str, &str), (input, batch, seed): (ImageShape, usize, u64), rounds: usize) {
     let (cpu, still) = (Cpu::default(), Shake::default());
     let options = BuildOptions::seed(seed);
@@ -215,19 +216,19 @@ fn a_step_of_a_residual_network_equals_that_of_the_cpu() {
 fn the_stem_and_bottlenecks_of_large_networks_equal_those_of_the_cpu() {
     let (head, sgd) = ("Mlp(dims: [8, 8], bias: false)", "Sgd(lr: 0.01)");
     compare(("ResNet18(width: 4, convolution: Direct)", head, sgd), (image(40, 3), 5, 3883), 2);
-    // In the small one hardly a ReLU is near to opening or shutting; in the large one some always are.
+    // In the small network, hardly any ReLU is about to open or close; in the large one, some always are.
     compare(("ResNet50(stem: Small, width: 2, convolution: Direct)", head, sgd), (image(8, 3), 16, 494), 1);
     compare(("ResNet50(stem: Small, width: 4, convolution: Direct)", head, sgd), (image(16, 3), 8, 2621), 1);
 }
 
-/// Factors have fewer bits: each is off by at most h, evenly, of a number that begins with 1, which is a
-/// deviation of 0.42·h on average. Weights and images that are off by six deviations of a layer's roundings,
-/// each up or down by chance, show how far that leads, as in [`agree`].
+/// Factors have fewer bits. The error of each is uniform, up to h of a number that begins with 1, which
+/// deviates by 0.42·h on average. As in [`agree`], weights and images that are perturbed by six deviations of
+/// a layer's roundings, up or down at random, show how far this propagates.
 #[test]
-fn a_step_in_fewer_bits_is_that_of_the_cpu_but_for_its_rounding() {
+fn a_low_precision_step_equals_that_of_the_cpu_up_to_rounding() {
     let sgd = "Sgd(lr: 0.1)";
-    // With bf16, both factors, the product and its gradient are rounded; TF32's factors are cut off, evenly
-    // around 2⁻¹¹ less.
+    // With bf16, both factors, the product and its gradient are rounded. TF32's factors are truncated, with
+    // errors that are uniform around 2⁻¹¹ less.
     let roundings = |bits: i32, count: f64| SIGMAS * count.sqrt() * 0.42 * 2f64.powi(-bits);
     let bf16 = (Precision::Bf16, roundings(8, 4.0), 1e-4);
     let tf32 = (Precision::Tf32, roundings(11, 2.0), 0.0);
@@ -251,13 +252,13 @@ fn a_step_in_fewer_bits_is_that_of_the_cpu_but_for_its_rounding() {
                 (distance(&of(&cuda), &of(&cpu)) / size, allowed / size)
             };
             let (features, allowed) = off("features 0");
-            // Features are means over pixels, whose roundings of up to 2⁻⁸ cancel in part.
+            // Features are means over pixels, whose roundings of up to 2⁻⁸ partly cancel.
             assert!(features >= least, "{encoder}: {features} is not the rounding of {precision:?}");
             assert_within!(features, 0.0, allowed, "{encoder}, {precision:?}: features");
             let (gradient, allowed) = off(&format!("gradient of encoder.{last}.weight"));
             assert_within!(gradient, 0.0, allowed, "{encoder}, {precision:?}: the gradient of {last}");
-            // More than `f32` leaves, and less than a tenth of what 11 bits do.
-            assert!(gradient > 1e-5, "{encoder}, {precision:?}: {gradient} is no rounding");
+            // More than the error of `f32`, and less than a tenth of that of 11 bits.
+            assert!(gradient > 1e-5, "{encoder}, {precision:?}: {gradient} is not rounded to this precision");
         }
     }
 }
@@ -275,7 +276,7 @@ fn a_step_of_a_vision_transformer_equals_that_of_the_cpu() {
         )
     };
     for pool in ["Class", "Mean"] {
-        // Features of images are alike before training, and a normalization would divide by next to nothing.
+        // Features of all images are similar before training, so a normalization would divide by almost zero.
         compare((&of(pool), "Mlp(dims: [12, 8])", "Sgd(lr: 0.1)"), (image(8, 3), 4, 3), 2);
     }
 }
@@ -325,7 +326,7 @@ fn a_second_outstanding_pass_is_refused_and_a_batch_of_one_has_no_statistics() {
     assert!(e.to_string().contains("at least 2 samples"), "{e}");
 }
 
-/// What is made again is what was kept, and a step gives the same bits every time.
+/// Recomputed activations equal kept ones, and a step gives the same bits every time.
 #[test]
 fn steps_repeat_bit_by_bit_and_with_less_memory() {
     let what = ("ResNet18(width: 4)", HEAD, "Sgd(lr: 0.1)");
@@ -344,10 +345,10 @@ fn steps_repeat_bit_by_bit_and_with_less_memory() {
     assert!(run(DeviceOptions::default()).0 == kept.0);
     let again = run(DeviceOptions { recompute: true, ..DeviceOptions::default() });
     assert!(again.0 == kept.0);
-    assert!(again.1 < kept.1, "{} for {} bytes", again.1, kept.1);
+    assert!(again.1 < kept.1, "{} bytes, expected fewer than {}", again.1, kept.1);
 }
 
-/// What a network is built with stays with it, whatever is built after it, and goes over to its duplicates.
+/// A network keeps its precision regardless of networks built later, and passes it to its duplicates.
 #[test]
 fn networks_of_different_precision_do_not_change_each_other() {
     let dev = device();

@@ -1,18 +1,19 @@
-//! Probes, and what they are made of.
+//! Probes and their building blocks.
 
 use crate::{device, pattern};
 use pauc::traits::registry::kind;
 use pauc::traits::{Compute, Configured};
 use pauc_testing::{assert_within, tolerance};
 
-/// The rows of a bank by descending score, equal ones by number, from a full sort. Small whole numbers make products exact.
+/// The bank's rows by descending score, equal scores by number, from a full sort. Small integers make
+/// products exact.
 #[test]
 fn the_highest_scores_are_those_of_a_full_sort() {
     use pauc::traits::probe::RowsView;
     let whole = |n: usize, step: usize| (0..n).map(move |i| (i * i * step / 7 % 5) as f32 - 2.0);
     let (n, dim) = (33_000, 3);
     let mut bank: Vec<f32> = whole(n * dim, 13).collect();
-    // Along the last axis each row is better than all before.
+    // Along the last axis, each row scores higher than all rows before it.
     bank.iter_mut().skip(2).step_by(dim).enumerate().for_each(|(i, v)| *v = i as f32 / 16.0);
     let queries = [1.0, 0.0, 0.0, 2.0, -1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0, 2.0, -0.5];
     let mut shift: Vec<f32> = whole(n, 5).map(|v| v / 2.0).collect();
@@ -39,7 +40,7 @@ fn the_highest_scores_are_those_of_a_full_sort() {
     assert!(on.highest(queries, bank, None, 1025).unwrap().is_none());
 }
 
-/// What probes measure of overlapping classes, with the device and without.
+/// Returns a probe's metrics on overlapping classes, with or without the device.
 fn measured(probe: &str, device: Option<&dyn pauc::traits::probe::ProbesOnDevice>) -> Vec<(String, f64)> {
     use pauc::traits::probe::{ProbeContext, RowsView, SplitView};
     let (dim, classes) = (9, 4);
@@ -69,7 +70,7 @@ fn measured(probe: &str, device: Option<&dyn pauc::traits::probe::ProbesOnDevice
     metrics.into_iter().map(|m| (m.name, m.value)).collect()
 }
 
-/// A device that counts what it is asked for.
+/// A device that counts its calls.
 struct Counted<'a> {
     dev: &'a dyn pauc::traits::probe::ProbesOnDevice,
     asked: std::cell::Cell<usize>,
@@ -97,7 +98,7 @@ impl pauc::traits::probe::ProbesOnDevice for Counted<'_> {
     }
 }
 
-/// Metrics agree but for one sample in sixty, whose vote may hang on a rounding.
+/// Asserts that metrics agree, except for one sample in sixty whose vote may depend on rounding.
 fn same_metrics(probes: &[(&str, usize)]) {
     let dev = device();
     for (probe, asked) in probes {
@@ -123,7 +124,7 @@ fn neighbors_vote_as_on_the_cpu() {
     ]);
 }
 
-/// Across a border between tiles, which many classes bring near.
+/// Also across a tile boundary, which is reached early with many classes.
 #[test]
 fn losses_of_a_regression_and_their_gradients_equal_plain_sums() {
     use pauc::traits::probe::RowsView;
@@ -136,7 +137,7 @@ fn losses_of_a_regression_and_their_gradients_equal_plain_sums() {
         let mut got = vec![1.0; weights.len()];
         let loss = on.loss(from..n, &weights, &mut got).unwrap();
         let (mut total, mut loss_off, mut sure, mut possible) = (0.0, 0.0, 0, 0);
-        // Gradients, what each may be off because residuals are, and the sums of their terms' absolute
+        // Gradients, the error that each inherits from the residuals, and the sums of the terms' absolute
         // values.
         let [mut want, mut inherited, mut size] = [0; 3].map(|_| vec![0.0; weights.len()]);
         for (x, label) in x.chunks(dim).zip(&labels).skip(from) {
@@ -145,22 +146,22 @@ fn losses_of_a_regression_and_their_gradients_equal_plain_sums() {
                 |c: usize| x.iter().zip(&weights[c * dim..]).map(|(x, w)| f64::from(*x) * f64::from(*w));
             let logits: Vec<f64> = (0..classes).map(|c| products(c).sum::<f64>() + bias(c)).collect();
             let sizes = (0..classes).map(|c| products(c).map(f64::abs).sum::<f64>() + bias(c).abs());
-            // A logit is an inner product in `f32` and a bias; everything up to the residual is in `f64`.
+            // A logit is an inner product in `f32` plus a bias; everything up to the residual is in `f64`.
             let off = sizes.map(|s| tolerance::f32(dim + 1, s)).fold(0.0, f64::max);
             let own = logits[*label as usize];
             let sum: f64 = logits.iter().map(|l| l.exp()).sum();
             total += sum.ln() - own;
-            // Both the logarithm and the own logit are off by that of a logit.
+            // Both the logarithm and the label's logit have the error of a logit.
             loss_off += 2.0 * off;
             let best = |by: f64| usize::from(logits.iter().all(|l| *l <= own + by));
-            // Beside itself: its own logit is off as well.
+            // The other classes only: the label's own logit has an error, too.
             let rivals = logits.iter().enumerate().filter(|(c, _)| *c != *label as usize);
             sure += usize::from(rivals.map(|(_, l)| *l).fold(f64::NEG_INFINITY, f64::max) < own - 2.0 * off);
             possible += best(2.0 * off);
             for (c, logit) in logits.iter().enumerate() {
                 let p = logit.exp() / sum;
                 let residual = p - f64::from(u8::from(c == *label as usize));
-                // Its logit and the sum below it; then the residual is rounded.
+                // The errors of its logit and of the sum in the denominator; then the residual is rounded.
                 let residual_off = p * (2.0 * off).exp_m1() + tolerance::f32(1, residual.abs());
                 for (at, x) in
                     (0..dim).map(|d| (c * dim + d, f64::from(x[d]))).chain([(classes * dim + c, 1.0)])
@@ -171,16 +172,16 @@ fn losses_of_a_regression_and_their_gradients_equal_plain_sums() {
                 }
             }
         }
-        // The oracle's own sums have as many terms as classes and rows.
+        // The oracle's own sums have as many terms as there are classes and rows.
         let oracle = tolerance::f64(classes + n, total);
         assert_within!(loss, total, loss_off + oracle, "{n}, {dim}, {classes}: loss");
         for (at, got) in got.iter().enumerate() {
             let allowed = inherited[at] + tolerance::f32(n, size[at]) + tolerance::f64(classes + n, size[at]);
             assert_within!(*got, want[at], allowed, "{n}, {dim}, {classes}: gradient {at}");
         }
-        // Where rounding decides, it may be right or wrong.
+        // Where rounding decides, the prediction may be right or wrong.
         let right = on.right(from..n, &weights).unwrap();
-        assert!((sure..=possible).contains(&right), "{right} of {sure} to {possible}");
+        assert!((sure..=possible).contains(&right), "{right}, expected {sure} to {possible}");
         let got = on.scatter().unwrap();
         for (at, got) in got.iter().enumerate() {
             let products = || x.chunks(dim).map(|x| f64::from(x[at / dim]) * f64::from(x[at % dim]));
@@ -192,6 +193,6 @@ fn losses_of_a_regression_and_their_gradients_equal_plain_sums() {
 }
 
 #[test]
-fn a_linear_probe_measures_what_it_measures_on_the_cpu() {
+fn a_linear_probe_measures_the_same_as_on_the_cpu() {
     same_metrics(&[("Linear(l2: [0.1, 1e-3])", 1)]);
 }

@@ -1,9 +1,9 @@
-//! The binary.
+//! Runs of the binary.
 
 use crate::common;
 use pauc_testing::assert_within;
 
-/// Runs the binary on a short form of a recipe, shorter still; returns the run's folder and the losses of its steps.
+/// Runs the binary on a shortened recipe; returns the run's folder and the losses of its steps.
 fn run(recipe: &std::path::Path, device: &str, more: &[&str]) -> (tempfile::TempDir, Vec<f64>) {
     let out = tempfile::tempdir().unwrap();
     let mut args = vec!["run".to_string(), recipe.display().to_string()];
@@ -32,9 +32,9 @@ fn recipe(name: &str) -> std::path::PathBuf {
     common::recipes().into_iter().find(|r| r.file_stem().is_some_and(|s| s == name)).unwrap()
 }
 
-/// How far rounding moves the first losses. Six deviations of it move the embeddings of such a network by
-/// 4·10⁻⁵ of their length, as the steps of a `ConvNet` in `networks` show, and so queries and keys, whose
-/// product is divided by the temperature of 0.2; a loss is the mean over 16 samples, which are as good as
+/// The effect of rounding on the first losses. Six deviations move the embeddings of such a network by 4·10⁻⁵
+/// of their length, as the steps of a `ConvNet` in `networks` show, and likewise queries and keys, whose
+/// product is divided by the temperature of 0.2. A loss is the mean over 16 samples, which are nearly
 /// independent.
 const FIRST: f64 = 2.0 * 4e-5 / 0.2 / 4.0;
 
@@ -47,8 +47,8 @@ fn shipped_recipes_run_as_on_the_cpu() {
         let info = std::fs::read_to_string(common::only_run(dir.path()).join("run.json")).unwrap();
         assert!(info.contains("cuda:0"), "{info}");
         assert!(cuda.len() == cpu.len() && cuda.len() == 6, "{cuda:?} {cpu:?}");
-        // Rounding grows from step to step: the first ones are alike to its size, and the later ones have
-        // room to differ from each other, but not to lose their way.
+        // Rounding errors grow from step to step. The first losses agree to rounding; later ones may differ,
+        // but must stay close.
         for (n, (got, want)) in cuda.iter().zip(&cpu).enumerate() {
             let limit = if n < 2 { FIRST } else { 0.05 * want.abs() };
             assert_within!(*got, *want, limit, "{name}, step {n}");
@@ -57,7 +57,7 @@ fn shipped_recipes_run_as_on_the_cpu() {
 }
 
 #[test]
-fn a_deterministic_run_repeats_and_goes_on_bit_by_bit() {
+fn a_deterministic_run_repeats_and_resumes_bit_by_bit() {
     let set = ["--set", "train.cuda=(deterministic: true)"];
     let (whole, losses_of_whole) = run(&recipe("pauc"), "cuda:0", &set);
     let (parts, first) = run(&recipe("pauc"), "cuda:0", &[&set[..], &["--max-steps", "4"]].concat());
@@ -84,7 +84,7 @@ fn stages_are_timed_by_the_device() {
 }
 
 #[test]
-fn a_number_without_a_device_is_one_line_and_exit_code_1() {
+fn a_missing_device_is_reported_in_one_line_with_exit_code_1() {
     let output = common::pauc(["run", "recipes/quickstart.ron", "--device", "cuda:63"]);
     assert_eq!(output.code, 1);
     assert!(

@@ -1,4 +1,4 @@
-//! Cross-entropy against large banks, beside plain loops in `f64`.
+//! Cross-entropy against large banks, compared with plain loops in `f64`.
 
 use crate::{EVENLY, device, long_sum, pattern};
 use pauc::cuda::softmax::{Bank, LogitBudget, Positives, Scale, cross_entropy_within};
@@ -6,7 +6,7 @@ use pauc::cuda::{Buffer, Context};
 use pauc_testing::vectors::norm;
 use pauc_testing::{Rounded, assert_within, tolerance};
 
-/// Rows of unit length, as `f32` has them.
+/// Rows scaled to unit length in `f32`.
 fn unit(rows: usize, dim: usize, phase: f64) -> Vec<f32> {
     let mut all = pattern(rows * dim, phase);
     for row in all.chunks_exact_mut(dim) {
@@ -19,10 +19,10 @@ fn unit(rows: usize, dim: usize, phase: f64) -> Vec<f32> {
 /// Candidates on the host: rows, scales, own rows.
 type Candidates = (Vec<f32>, Vec<f32>, Option<Vec<usize>>);
 
-/// What two halves leave of a product, relative: each factor has 22 bits, and the product of both lower
-/// halves is left out.
+/// The relative error of a product of split fp16 numbers: each factor has 22 bits, and the product of both
+/// low parts is left out.
 const HALVES: f64 = 3.0 / (1u64 << 22) as f64;
-/// Candidates whose weighted rows are added up on tensor cores before they are put aside.
+/// Candidates whose weighted rows are summed on tensor cores into one partial sum.
 const AT_ONCE: usize = 1024;
 
 /// A logit with its row, its scale and its error.
@@ -33,12 +33,11 @@ struct Logit<'a> {
     off: f64,
 }
 
-/// The definition: the value, and the gradient with respect to the queries, each with what rounding may do to
-/// it.
+/// The definition: the value, and the gradient with respect to the queries, each with its rounding error.
 ///
-/// Errors of single products are as good as independent, so that it is their squares that add up: [`EVENLY`]
-/// of the largest is six standard deviations. A logit's error goes into the logarithm of the sum with its
-/// probability, and into its own weight in the gradient.
+/// Errors of single products are nearly independent, so their squares add up: [`EVENLY`] times the largest is
+/// six standard deviations. A logit's error enters the logarithm of the sum with the logit's probability, and
+/// it enters its own weight in the gradient.
 fn plain(
     queries: &[f32],
     positives: &[f32],
@@ -54,7 +53,7 @@ fn plain(
     let (mut value, mut gradient) = (Rounded::default(), Vec::new());
     for i in 0..n {
         let (q, k) = (&queries[i * dim..][..dim], &positives[i * dim..][..dim]);
-        // The positive's is a sum in `f64` times a scale.
+        // The positive's logit is a sum in `f64` times a scale.
         let (own, scale) = (products(q, k).0 * f64::from(scales[i]), f64::from(scales[i]));
         let own = Logit { value: own, row: k, scale, off: tolerance::f32(1, own.abs()) };
         let mut others = Vec::new();
@@ -64,7 +63,8 @@ fn plain(
                     let scale = f64::from(if scale.len() == 1 { scale[0] } else { scale[j] });
                     let (sum, squares) = products(q, row);
                     let off = EVENLY * HALVES * squares.sqrt() + long_sum(dim, sum, squares);
-                    // One rounding multiplies with the scale, and two make the exponential's argument.
+                    // One rounding for the multiplication by the scale, and two for the argument of the
+                    // exponential.
                     let (value, off) = (sum * scale, off * scale + tolerance::f32(3, (sum * scale).abs()));
                     others.push(Logit { value, row, scale, off });
                 }
@@ -75,15 +75,16 @@ fn plain(
         let all = sum + (own.value - top).exp();
         let of_others = sum / all;
         value.value += (all.ln() + top - own.value) / n as f64;
-        // Probabilities among the others, with their errors. Exponentials are exact to two units in the last
-        // place, as many of which are rounded away where eight are added in `f32`.
+        // Probabilities among the negatives, with their errors. Exponentials are exact to two units in the
+        // last place. Adding eight of them in `f32` has an error of the same size.
         let p = |l: &Logit<'_>| (l.value - top).exp() / sum;
         let squared: f64 = others.iter().map(|l| (p(l) * l.off).powi(2)).sum();
         let of_sum = squared.sqrt() + tolerance::f32(8, 1.0);
         value.error += of_others * (of_sum + own.off) / n as f64;
-        // The logarithm of the sum is rounded before it is taken from logits, and so is what is left.
+        // The logarithm of the sum is rounded before it is subtracted from logits, and the difference is
+        // rounded again.
         let of_weights = of_sum + tolerance::f32(2, (sum.ln() + top).abs());
-        // A few factors follow. Sums are made of parts, which are added one by one.
+        // A few factors follow. Sums consist of partial sums, which are added one by one.
         let parts = others.len().div_ceil(AT_ONCE) + banks.len();
         let of_factors = tolerance::f32(10 + 3 * parts, 1.0);
         for d in 0..dim {
@@ -95,7 +96,7 @@ fn plain(
                 inherited += (term * (l.off + tolerance::f32(4, 1.0) + EVENLY * HALVES)).powi(2);
             }
             let of_positive = (of_others * own.scale * f64::from(own.row[d])).abs();
-            // By how much the share of the others is off, and both parts of the gradient with it.
+            // The relative error of the negatives' share, and so of both parts of the gradient.
             let of_share = (1.0 - of_others) * (of_sum + own.off);
             let off = inherited.sqrt()
                 + long_sum(others.len().min(AT_ONCE), to, squares)
@@ -133,7 +134,7 @@ fn compare(n: usize, dim: usize, sizes: &[usize], size: f32, budget: LogitBudget
     let device_banks: Vec<Bank<'_>> = (0..banks.len())
         .map(|b| Bank { rows: rows[b].view(), scale: scale(b), own: banks[b].2.as_deref() })
         .collect();
-    // Positives of their own, or rows of the first bank.
+    // The positives are separate rows, or rows of the first bank.
     let own = banks[0].2.clone().unwrap();
     let of_bank = !n.is_multiple_of(2);
     let (positives, scales): (Vec<f32>, Vec<f32>) = if of_bank {
@@ -152,7 +153,7 @@ fn compare(n: usize, dim: usize, sizes: &[usize], size: f32, budget: LogitBudget
     let norm = |of: &dyn Fn(usize) -> f64| norm((0..n * dim).map(of));
     let size = norm(&|i| gradient[i].value);
     println!(
-        "{what}: the value is off by {:.1e} of {:.1e}, the gradient by {:.1e} of {:.1e}",
+        "{what}: relative error of the value {:.1e}, allowed {:.1e}; of the gradient {:.1e}, allowed {:.1e}",
         off(got, &value) / value.value,
         value.error / value.value,
         norm(&|i| off(gradients[i], &gradient[i])) / size,
@@ -164,9 +165,10 @@ fn compare(n: usize, dim: usize, sizes: &[usize], size: f32, budget: LogitBudget
     }
 }
 
-/// Halves lose no more than `f32` does: rows of 128, of lengths from 10⁻⁶ to 10⁶, of odd sizes, kept and in tiles.
+/// Split fp16 numbers are as accurate as `f32`: rows of 128, of lengths from 10⁻⁶ to 10⁶, of odd sizes, kept
+/// and in tiles.
 #[test]
-fn products_of_halves_are_as_good_as_those_of_f32() {
+fn split_fp16_products_are_as_accurate_as_f32() {
     let tiles = LogitBudget { kept: 0, tile: 400 };
     for (n, dim, sizes, size, budget) in [
         (6, 128, vec![2500, 30], 1.0, LogitBudget::default()),

@@ -3,8 +3,8 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | `program` | a convolution as cuDNN computes it |
-//! | `scratch` | memory that convolutions use while they run |
+//! | `program` | a convolution set up in cuDNN |
+//! | `scratch` | temporary memory of convolutions |
 
 mod program;
 mod scratch;
@@ -20,30 +20,29 @@ use scratch::SplitSpace;
 
 pub use scratch::Scratch;
 
-/// A convolution of batches of one size. Weights are given in the order (out, in, height, width).
+/// A convolution of batches of one size. Weights are in the order (out, in, height, width).
 #[derive(Debug)]
 pub struct Convolution {
-    /// `None` if it is a matrix product.
+    /// `None` if the convolution is a matrix product.
     program: Option<Program>,
-    /// For the gradient of the weights, if that is a product of fp16.
+    /// The fp16 program for the gradient of the weights, if there is one.
     f16_program: Option<Program>,
     input: MapShape,
     output: MapShape,
     geometry: Geometry,
     precision: Precision,
     element: Element,
-    /// The weights as cuDNN reads them, (out, height, width, channels), unless they are given so.
+    /// The weights in cuDNN's order, (out, height, width, channels); `None` if they are given in it.
     filter: Option<FeatureMap>,
     /// Whether operands are split into TF32 parts.
     splits: bool,
 }
 
-/// A function that computes a product of two operands and adds it to beta times what is there.
+/// Computes a product of two operands and adds it to beta times the output.
 type Product<'a> = &'a mut dyn FnMut([MapSlice<'_>; 2], f32) -> Result<()>;
 
-/// Adds up the products of which a product of split operands is the sum, the smallest first. The product of
-/// both low parts is less than `f32` rounds away, and is left out. `beta` is for the first product: what is
-/// there counts once.
+/// Sums the partial products of split operands, the smallest first. The product of both low parts is below
+/// `f32` rounding and is left out. Only the first product uses `beta`, so the output's old values count once.
 fn accumulate(
     on: &Context,
     space: &mut [SplitSpace; 2],
@@ -63,15 +62,15 @@ fn accumulate(
 }
 
 impl Convolution {
-    /// For maps of the geometry's size, with at least its channels.
+    /// Creates the convolution for maps of the geometry's size, with at least its channels.
     ///
     /// # Errors
-    /// If cuDNN is missing or does not take the shape.
+    /// If cuDNN is missing or does not support the shape.
     pub fn new(on: &Context, g: Geometry, input: MapShape, precision: Precision) -> Result<Self> {
         let (height, width) = g.output();
         let output = MapShape { batch: input.batch, channels: g.outputs, height, width };
         if (input.height, input.width) != (g.height, g.width) || input.channels < g.inputs {
-            let message = format!("{input:?} for a convolution of {}×{}×{}", g.height, g.width, g.inputs);
+            let message = format!("expected a {}×{}×{} map, got {input:?}", g.height, g.width, g.inputs);
             return Err(Error::Length { operation: "convolution", message });
         }
         let element = Element::of(precision);
@@ -86,7 +85,7 @@ impl Convolution {
             true => Some(program(Self::f16_shape(input), (Element::F16, true), Passes::Weight)?),
             false => None,
         };
-        // A filter of one weight per channel is the same in both orders.
+        // A filter with one weight per channel is the same in both orders.
         let is_in_order = g.kernel == 1 && input.channels == g.inputs && element == Element::F32;
         let filter = match is_in_order {
             true => None,
@@ -108,18 +107,18 @@ impl Convolution {
         })
     }
 
-    /// Whether it is a matrix product: of single pixels, all of them.
+    /// Returns whether the convolution is a matrix product: a 1×1 kernel on every pixel.
     pub fn is_matmul(g: Geometry) -> bool {
         (g.kernel, g.stride, g.padding) == (1, 1, 0)
     }
 
-    /// Whether the gradient of its weights is a product of fp16: [`Convolution::weight_gradient_f16`].
+    /// Returns whether [`Convolution::weight_gradient_f16`] computes the gradient of the weights.
     pub fn has_f16_weight_gradient(g: Geometry, precision: Precision) -> bool {
         precision == Precision::Tf32 && !Self::is_matmul(g)
     }
 
-    /// Whether operands are split into TF32 parts, two as large as the operand: if `f32` is asked for and
-    /// tensor cores take it.
+    /// Returns whether operands are split into two TF32 parts, each as large as the operand: if `f32` is
+    /// asked for and tensor cores accept it.
     ///
     /// # Errors
     /// If the device fails.
@@ -127,33 +126,32 @@ impl Convolution {
         Ok(precision == Precision::F32 && on.has_tf32()?)
     }
 
-    /// The shape of an input in fp16: tensor cores read eight channels of it at a time.
+    /// Returns the shape of an input in fp16: tensor cores read eight channels at a time.
     pub fn f16_shape(input: MapShape) -> MapShape {
         MapShape { channels: input.channels.next_multiple_of(8), ..input }
     }
 
-    /// The shape of its input.
+    /// Returns the shape of the input.
     pub fn input(&self) -> MapShape {
         self.input
     }
 
-    /// The shape of the input that [`Convolution::weight_gradient_f16`] reads, if the gradient is computed
-    /// so.
+    /// Returns the shape of the input of [`Convolution::weight_gradient_f16`], if that computes the gradient.
     pub fn f16_input(&self) -> Option<MapShape> {
         self.f16_program.as_ref().map(|_| Self::f16_shape(self.input))
     }
 
-    /// An input, or its gradient, as a matrix (pixels, channels).
+    /// Returns an input or its gradient as a matrix (pixels, channels).
     fn input_matrix<'a>(&self, x: MapSlice<'a>) -> MatrixRef<'a> {
         MatrixRef::new(x, self.input.pixels(), self.input.channels)
     }
 
-    /// An output, or its gradient, as a matrix (pixels, channels).
+    /// Returns an output or its gradient as a matrix (pixels, channels).
     fn output_matrix<'a>(&self, y: MapSlice<'a>) -> MatrixRef<'a> {
         MatrixRef::new(y, self.output.pixels(), self.output.channels)
     }
 
-    /// The weights as a matrix (out, in).
+    /// Returns the weights as a matrix (out, in).
     fn weight_matrix<'a>(&self, w: MapSlice<'a>) -> MatrixRef<'a> {
         MatrixRef::new(w, self.output.channels, self.input.channels)
     }
@@ -163,11 +161,12 @@ impl Convolution {
         if weights == self.geometry.weights() && elements == (self.element, self.element) {
             return Ok(());
         }
-        let message = format!("{weights} weights of {:?} for {elements:?}", self.geometry);
+        let message =
+            format!("expected {:?}, got {weights} weights and elements {elements:?}", self.geometry);
         Err(Error::Length { operation: "convolution", message })
     }
 
-    /// How cuBLAS rounds the products of a convolution that is a matrix product. Split operands are TF32
+    /// Returns the cuBLAS precision of a convolution that is a matrix product. Split operands are TF32
     /// numbers already.
     fn matmul_precision(&self) -> Precision {
         if self.splits { Precision::Tf32 } else { self.precision }
@@ -197,25 +196,25 @@ impl Convolution {
         };
         let workspace = scratch.workspace.at_least(on, program.workspace())?;
         accumulate(on, &mut scratch.split, self.splits, operands, 0.0, &mut |operands, beta| {
-            // SAFETY: `check` has established the maps. The weights are the `filter` that `new` made for the
-            // program, or were checked to be as many. The workspace has the program's size.
+            // SAFETY: `check` has validated the maps. The weights are the `filter` that `new` made for the
+            // program, or `check` has validated their number. The workspace has the program's size.
             unsafe { program.forward(workspace, operands, (y.reborrow(), beta)) }
         })
     }
 
-    /// The weights as cuDNN reads them, since the last [`Convolution::forward`].
+    /// Returns the weights in cuDNN's order, as of the last [`Convolution::forward`].
     fn weights<'a>(&'a self, w: &'a Buffer) -> MapSlice<'a> {
         self.filter.as_ref().map_or_else(|| w.view().into(), FeatureMap::slice)
     }
 
-    /// Writes the weights as cuDNN reads them, if they are given in another order.
+    /// Writes the weights in cuDNN's order, unless they are given in it.
     fn convert_weights(&mut self, on: &Context, w: &Buffer) -> Result<()> {
         let Some(filter) = &mut self.filter else { return Ok(()) };
         let (g, channels, n) = (self.geometry, self.input.channels, filter.len());
         let (code, p) = (self.element.code(channels), (g.kernel * g.kernel) as u32);
         let args = args![code, n, g.inputs as u32, p, channels as u32, In(w), Out(filter.slice_mut())];
         // SAFETY: `check` has established that there are as many weights as the geometry has. `new` has
-        // allocated the filter with `channels` for each output and place.
+        // allocated the filter with `channels` elements for each output and kernel position.
         unsafe { on.launch_over("pauc_filter", n / self.element.pack(channels), args) }
     }
 
@@ -242,8 +241,8 @@ impl Convolution {
         };
         let workspace = scratch.workspace.at_least(on, program.workspace())?;
         accumulate(on, &mut scratch.split, self.splits, operands, beta, &mut |operands, beta| {
-            // SAFETY: `check` has established the maps. The weights are the `filter` that `new` made for the
-            // program, or were checked to be as many. The workspace has the program's size.
+            // SAFETY: `check` has validated the maps. The weights are the `filter` that `new` made for the
+            // program, or `check` has validated their number. The workspace has the program's size.
             unsafe { program.input_gradient(workspace, operands, (dx.reborrow(), beta)) }
         })
     }
@@ -273,25 +272,25 @@ impl Convolution {
         let workspace = workspace.at_least(on, program.workspace())?;
         let Some(filter) = &self.filter else {
             return accumulate(on, split, self.splits, operands, 1.0, &mut |operands, beta| {
-                // SAFETY: `check` has established the maps and that dw has the geometry's weights, in the
-                // same order as the filter's.
+                // SAFETY: `check` has validated the maps, and that dw has the geometry's weights, in the
+                // filter's order.
                 unsafe { program.weight_gradient(workspace, operands, (dw.view_mut().into(), [1.0, beta])) }
             });
         };
         let gradient = gradient.at_least(on, filter.len(), self.element)?;
         accumulate(on, split, self.splits, operands, 0.0, &mut |operands, beta| {
-            // SAFETY: `check` has established the maps. The gradient has at least as many elements as the
+            // SAFETY: `check` has validated the maps. The gradient has at least as many elements as the
             // filter. The workspace has the program's size.
             unsafe { program.weight_gradient(workspace, operands, (gradient.slice_mut(), [1.0, beta])) }
         })?;
         self.add_filter_gradient(on, (gradient.slice(), self.input.channels), None, dw)
     }
 
-    /// As [`Convolution::weight_gradient`], from operands in fp16. The input has the shape that
-    /// [`Convolution::f16_input`] says.
+    /// Like [`Convolution::weight_gradient`], from operands in fp16. The input has the shape
+    /// [`Convolution::f16_input`].
     ///
     /// # Errors
-    /// If lengths disagree, the gradient of this convolution is not computed so, or the device fails.
+    /// If lengths disagree, this convolution has no fp16 gradient, or the device fails.
     pub fn weight_gradient_f16(
         &self,
         on: &Context,
@@ -306,17 +305,17 @@ impl Convolution {
         let fits = elements == (Element::F16, Element::F16)
             && (dw.len(), dy.inverse_scale.len()) == (g.weights(), 1);
         let Some(program) = self.f16_program.as_ref().filter(|_| fits) else {
-            let message = format!("{} weights of {g:?} for {elements:?}", dw.len());
+            let message = format!("expected {g:?}, got {} weights and elements {elements:?}", dw.len());
             return Err(Error::Length { operation: OPERATION, message });
         };
         let len = g.outputs * g.kernel * g.kernel * input.channels;
         let gradient = scratch.gradient.at_least(on, len, Element::F16)?;
         let workspace = scratch.workspace.at_least(on, program.workspace())?;
-        // A sum over n pixels is at most n times its largest term, and in practice about √n times: scaled by
-        // 1/√n it stays in range.
+        // A sum over n pixels is at most n times its largest term, and in practice about √n times. Scaling by
+        // 1/√n keeps it in range.
         let scale = 2f32.powi(-((self.output.pixels() as f64).log2() / 2.0).ceil() as i32);
-        // SAFETY: the checks above have established both maps. The gradient has an element for each output,
-        // place and channel of the program's filter. The workspace has the program's size.
+        // SAFETY: the checks above have validated both maps. The gradient has an element for each output,
+        // kernel position and channel of the program's filter. The workspace has the program's size.
         unsafe {
             program.weight_gradient(workspace, [x, dy.values], (gradient.slice_mut(), [scale, 0.0]))?;
         }
@@ -324,8 +323,8 @@ impl Convolution {
         self.add_filter_gradient(on, (gradient.slice(), input.channels), unscale, dw)
     }
 
-    /// `dw ← dw +` a gradient as cuDNN writes it, (out, height, width, `channels`), times both factors if
-    /// they are given.
+    /// `dw ← dw +` a gradient in cuDNN's order, (out, height, width, `channels`), times both factors if
+    /// given.
     fn add_filter_gradient(
         &self,
         on: &Context,
@@ -347,8 +346,9 @@ impl Convolution {
             factor.unwrap_or(1.0),
             Out(dw)
         ];
-        // SAFETY: callers pass a gradient of all outputs, places and `channels`, at least the geometry's
-        // inputs, and have checked that dw has the geometry's weights and that a scale is one number.
+        // SAFETY: callers pass a gradient for all outputs, kernel positions and `channels`, at least the
+        // geometry's inputs. They have checked that dw has the geometry's weights and that a scale is one
+        // number.
         unsafe { on.launch_over("pauc_filter_gradient", n, args) }
     }
 }

@@ -1,4 +1,4 @@
-//! A convolution as cuDNN computes it.
+//! A convolution set up in cuDNN.
 
 use crate::feature_map::{MapShape, MapSlice, MapSliceMut};
 use crate::{Element, Error, Result, cudnn};
@@ -7,7 +7,7 @@ use pauc_kernels::conv::Geometry;
 use std::ffi::c_void;
 use std::rc::Rc;
 
-/// Memory that cuDNN uses during a call, and its size in bytes.
+/// cuDNN's temporary memory, and its size in bytes.
 pub(super) type Workspace = (*mut c_void, usize);
 
 /// The descriptors of a convolution's operands.
@@ -20,7 +20,7 @@ struct Descriptors {
 }
 
 impl Descriptors {
-    /// Of maps of `element`, on tensor cores or not.
+    /// Creates the descriptors for maps of `element`, with or without tensor cores.
     fn new(
         g: Geometry,
         (input, output): (MapShape, MapShape),
@@ -74,8 +74,7 @@ impl Descriptors {
 
 impl Drop for Descriptors {
     fn drop(&mut self) {
-        // SAFETY: all were created in `new` and belong to `self` alone. Failures cannot be reported from
-        // here.
+        // SAFETY: all were created in `new` and belong to `self` alone. `drop` cannot report failures.
         unsafe {
             let _ = dnn::destroy_tensor_descriptor(self.x);
             let _ = dnn::destroy_tensor_descriptor(self.y);
@@ -85,7 +84,7 @@ impl Drop for Descriptors {
     }
 }
 
-/// The algorithms of the three passes. All are deterministic: none adds with atomics.
+/// The algorithms of the three passes. All are deterministic: none uses atomics.
 const FORWARD: sys::cudnnConvolutionFwdAlgo_t =
     sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM;
 const INPUT: sys::cudnnConvolutionBwdDataAlgo_t =
@@ -93,7 +92,7 @@ const INPUT: sys::cudnnConvolutionBwdDataAlgo_t =
 const WEIGHT: sys::cudnnConvolutionBwdFilterAlgo_t =
     sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
 
-/// The passes that a program is for.
+/// The passes of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Passes {
     All,
@@ -106,12 +105,12 @@ pub(super) enum Passes {
 pub(super) struct Program {
     dnn: Rc<cudnn::Handle>,
     descriptors: Descriptors,
-    /// Bytes of workspace that the passes need.
+    /// Bytes of workspace that every pass fits in.
     workspace: usize,
 }
 
 impl Program {
-    /// For maps of `element`, on tensor cores or not.
+    /// Sets up a convolution of maps of `element`, with or without tensor cores.
     pub fn new(
         dnn: Rc<cudnn::Handle>,
         g: Geometry,
@@ -121,12 +120,12 @@ impl Program {
     ) -> Result<Self> {
         if input.len().max(output.len()) > i32::MAX as usize {
             let message =
-                format!("{input:?} to {output:?}: cuDNN counts elements in 31 bits; use smaller batches");
+                format!("more than cuDNN's 2³¹ − 1 elements: {input:?} to {output:?}; use smaller batches");
             return Err(Error::Length { operation: "convolution", message });
         }
         let descriptors = Descriptors::new(g, (input, output), (element, on_tensor_cores))?;
         let (h, Descriptors { x, y, w, conv }) = (dnn.raw(), &descriptors);
-        // SAFETY: handle and descriptors are alive, and `Descriptors::new` has set them up.
+        // SAFETY: handle and descriptors are alive; `Descriptors::new` has set them up.
         let workspace = unsafe {
             let weight = dnn::get_convolution_backward_filter_workspace_size(h, *x, *y, *conv, *w, WEIGHT)?;
             if passes == Passes::Weight {
@@ -140,7 +139,7 @@ impl Program {
         Ok(Program { dnn, descriptors, workspace })
     }
 
-    /// Bytes of workspace that each pass needs.
+    /// Returns the bytes of workspace that every pass fits in.
     pub fn workspace(&self) -> usize {
         self.workspace
     }
@@ -148,8 +147,8 @@ impl Program {
     /// `y ← w ∗ x + beta·y`.
     ///
     /// # Safety
-    /// The maps and `w` have the shapes and the element type that [`Program::new`] was given, and the
-    /// workspace the size that [`Program::workspace`] says.
+    /// The maps and `w` have the shapes and element type given to [`Program::new`], and the workspace has the
+    /// size [`Program::workspace`].
     pub unsafe fn forward(
         &self,
         (workspace, bytes): Workspace,
@@ -157,7 +156,7 @@ impl Program {
         (y, beta): (MapSliceMut<'_>, f32),
     ) -> Result<()> {
         let alpha = 1f32;
-        // SAFETY: the caller guarantees the device's memory. Host pointers are read before the call returns.
+        // SAFETY: the caller guarantees the device memory. Host pointers are read before the call returns.
         unsafe {
             dnn::convolution_forward(
                 self.dnn.raw(),
@@ -189,7 +188,7 @@ impl Program {
         (dx, beta): (MapSliceMut<'_>, f32),
     ) -> Result<()> {
         let alpha = 1f32;
-        // SAFETY: the caller guarantees the device's memory. Host pointers are read before the call returns.
+        // SAFETY: the caller guarantees the device memory. Host pointers are read before the call returns.
         unsafe {
             dnn::convolution_backward_data(
                 self.dnn.raw(),
@@ -220,7 +219,7 @@ impl Program {
         [x, dy]: [MapSlice<'_>; 2],
         (dw, [alpha, beta]): (MapSliceMut<'_>, [f32; 2]),
     ) -> Result<()> {
-        // SAFETY: the caller guarantees the device's memory. Host pointers are read before the call returns.
+        // SAFETY: the caller guarantees the device memory. Host pointers are read before the call returns.
         unsafe {
             dnn::convolution_backward_filter(
                 self.dnn.raw(),

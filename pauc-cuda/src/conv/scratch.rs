@@ -1,19 +1,18 @@
-//! Memory that convolutions use while they run.
+//! Temporary memory of convolutions.
 
 use super::program::Workspace;
 use crate::feature_map::{FeatureMap, MapSlice};
 use crate::kernel_args::{In, Out, args};
 use crate::{Buffer, Context, Element, Result};
 
-/// Memory that convolutions use while they run, one after the other. It grows to what the largest of them
-/// needs.
+/// Temporary memory shared by convolutions that run one after the other. It grows to the largest need.
 #[derive(Debug, Default)]
 pub struct Scratch {
     /// cuDNN's workspace.
     pub(super) workspace: CudnnSpace,
-    /// A gradient of weights in the order in which cuDNN writes it.
+    /// A gradient of weights in cuDNN's order.
     pub(super) gradient: FilterSpace,
-    /// The parts of both operands.
+    /// The TF32 parts of both operands.
     pub(super) split: [SplitSpace; 2],
 }
 
@@ -22,13 +21,13 @@ pub struct Scratch {
 pub(super) struct CudnnSpace(Option<Buffer>);
 
 impl CudnnSpace {
-    /// At least `bytes` bytes.
+    /// Returns a workspace of `bytes` bytes.
     pub fn at_least(&mut self, on: &Context, bytes: usize) -> Result<Workspace> {
         if bytes == 0 {
             return Ok((std::ptr::null_mut(), 0));
         }
         let words = bytes.div_ceil(size_of::<f32>());
-        // What is too small is freed before more is allocated.
+        // Free a buffer that is too small before allocating a larger one.
         let space = match self.0.take().filter(|b| b.len() >= words) {
             Some(space) => space,
             None => Buffer::uninit(on, words)?,
@@ -42,7 +41,7 @@ impl CudnnSpace {
 pub(super) struct FilterSpace(Option<FeatureMap>);
 
 impl FilterSpace {
-    /// At least `len` elements.
+    /// Returns a map of at least `len` elements.
     pub fn at_least(&mut self, on: &Context, len: usize, element: Element) -> Result<&mut FeatureMap> {
         let space = match self.0.take().filter(|f| f.len() >= len && f.element() == element) {
             Some(space) => space,
@@ -57,8 +56,8 @@ impl FilterSpace {
 pub(super) struct SplitSpace(Option<[FeatureMap; 2]>);
 
 impl SplitSpace {
-    /// Splits each `f32` into the sum of two numbers that tensor cores read: a high part of 11 mantissa bits,
-    /// and a low part, the rest, of which they read as many.
+    /// Splits each `f32` into the sum of two TF32 numbers: a high part of 11 mantissa bits, and the
+    /// remainder, of which tensor cores read 11 bits as well.
     pub fn split(&mut self, on: &Context, operand: MapSlice<'_>) -> Result<[MapSlice<'_>; 2]> {
         let n = operand.len();
         let [high, low] = match self.0.take().filter(|[high, _]| high.len() >= n) {
@@ -69,8 +68,8 @@ impl SplitSpace {
             }
         };
         let args = args![n, In(operand), Out(high.slice_mut()), Out(low.slice_mut())];
-        // SAFETY: n is the operand's length. Both parts were allocated above, or for an operand that was no
-        // shorter.
+        // SAFETY: n is the operand's length. Both parts were allocated above, or earlier for an operand at
+        // least as long.
         unsafe { on.launch_over("pauc_split_tf32", if n.is_multiple_of(4) { n / 4 } else { n }, args) }?;
         Ok([high.slice(), low.slice()])
     }

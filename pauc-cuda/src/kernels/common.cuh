@@ -1,5 +1,5 @@
-// What every file of kernels begins with. Blocks have a power of two of threads, from 32 to MOST_THREADS, in
-// one dimension.
+// The beginning of every file of kernels. Blocks are one-dimensional, with a power of two of threads, from 32
+// to MOST_THREADS.
 #define MOST_THREADS 256
 #define THREADS blockDim.x
 
@@ -10,7 +10,7 @@
 // i / d. Divisions of 64-bit numbers are slow.
 __device__ inline size_t quotient(size_t i, unsigned d) { return i >> 32 ? i / d : (unsigned)i / d; }
 
-// The sum over the threads of a block, for all of them, always in the same order.
+// The sum over the threads of a block, returned to all of them, always in the same order.
 __device__ inline double block_sum(double v) {
     __shared__ double sums[MOST_THREADS];
     sums[threadIdx.x] = v;
@@ -24,7 +24,7 @@ __device__ inline double block_sum(double v) {
     return total;
 }
 
-// The same for two sums at once, and the maximum of a third value.
+// The same for two sums and a maximum at once.
 __device__ inline void block_totals(double &a, double &b, float &top) {
     __shared__ double sums[2][MOST_THREADS];
     __shared__ float tops[MOST_THREADS];
@@ -47,7 +47,7 @@ __device__ inline void block_totals(double &a, double &b, float &top) {
     __syncthreads();
 }
 
-// The largest value of a block's threads, for all of them.
+// The maximum over the threads of a block, returned to all of them.
 __device__ inline float block_max(float v) {
     __shared__ float values[MOST_THREADS];
     values[threadIdx.x] = v;
@@ -86,12 +86,12 @@ __device__ inline float number(f16 v) {
 }
 
 __device__ inline void set(float &to, float v) { to = v; }
-// Rounds to the nearest, ties to even; a NaN stays a NaN.
+// Rounds to the nearest, ties to even. NaN stays NaN.
 __device__ inline void set(bf16 &to, float v) {
     unsigned u = __float_as_uint(v);
     to.bits = (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
 }
-// Rounds to the nearest, ties to even, and saturates instead of overflowing; a NaN stays a NaN.
+// Rounds to the nearest, ties to even, and saturates instead of overflowing. NaN stays NaN.
 __device__ inline void set(f16 &to, float v) {
     const float most = 65504;
     v = v > most ? most : v < -most ? -most : v;
@@ -103,7 +103,7 @@ __device__ inline void set(f16 &to, float v) {
 #endif
 }
 
-// The power of two that scales `largest` to between 2^(top - 1) and 2^top; 1 for zero.
+// The power of two that scales `largest` to between 2^(top - 1) and 2^top; 1 if `largest` is zero.
 __device__ inline float lift(float largest, int top) {
     if (!(largest > 0)) return 1;
     int up = top - 1 - ((int)(__float_as_uint(largest) >> 23) - 127);
@@ -116,7 +116,7 @@ template <class T, unsigned V> struct alignas(sizeof(T) * V) Pack {
     T of[V];
 };
 
-// A GPU ends the program if a pack of 16 bytes or less is not aligned to its size; so does an emulated one.
+// A GPU ends the program if a pack of 16 bytes or less is not aligned to its size. So does the emulated one.
 #ifdef __CUDACC_RTC__
 #define ALIGNED(pack)
 #else
@@ -127,7 +127,7 @@ template <class T, unsigned V> struct alignas(sizeof(T) * V) Pack {
     } while (0)
 #endif
 
-// Number `i` of the packs at `from`.
+// Loads pack number `i` at `from`.
 template <class T, unsigned V> __device__ inline void load(const void *from, size_t i, float (&to)[V]) {
     ALIGNED((const Pack<T, V> *)from);
     Pack<T, V> pack = ((const Pack<T, V> *)from)[i];
@@ -144,8 +144,8 @@ template <class T, unsigned V> __device__ inline void store(void *to, size_t i, 
 }
 
 // Instantiates a template for an element type and vector width: 0 and 1 are float, four at a time and one; 2
-// and 3 bf16, eight and one; 4 and 5 f16, eight and one. The number is that of Element::code. Few kernels
-// take f16: this macro does not.
+// and 3 bf16, eight and one; 4 and 5 f16, eight and one. The number comes from Element::code. Few kernels
+// accept f16: this macro does not.
 #define BY_ELEMENT(element, f, ...)                                                                                              \
     do {                                                                                                                         \
         if (element == 0) f<float, 4>(__VA_ARGS__);                                                                              \

@@ -1,7 +1,8 @@
 // Nearest centroids and means of rows.
 
-// One centroid c per block, and the mean m of all, sums / K: c - m, and (|c|^2 - |m|^2) / 2. That, less the
-// row's product with c - m, is half the squared distance to a row, up to what all centroids have in common.
+// One centroid c per block, with the mean m = sums / K of all: writes c - m and (|c|^2 - |m|^2) / 2. The
+// latter minus the product of a row with c - m is half their squared distance, up to a term common to all
+// centroids.
 extern "C" __global__ void pauc_around(const float *centroids, const float *sums, unsigned K, unsigned D, float *around, float *bias) {
     size_t c = blockIdx.x;
     double square = 0;
@@ -14,8 +15,9 @@ extern "C" __global__ void pauc_around(const float *centroids, const float *sums
     if (threadIdx.x == 0) bias[c] = (float)(square / 2);
 }
 
-// For each row of a tile, one per block: the centroid with the smallest bias - score, the lowest among
-// equals, and the squared distance to it from differences; if `lower`, a distance that was smaller stays.
+// For each row of a tile, one per block: the centroid with the smallest bias - score, the lowest index among
+// equals, and the squared distance to it, computed from differences. With `lower`, a smaller distance is
+// kept.
 extern "C" __global__ void pauc_nearest(const float *scores, const float *bias, const float *x, const float *centroids, unsigned K,
                                         unsigned D, unsigned lower, unsigned *index, float *square) {
     __shared__ float least[MOST_THREADS];
@@ -58,7 +60,7 @@ extern "C" __global__ void pauc_nearest(const float *scores, const float *bias, 
 }
 
 // The mean of each centroid's rows, summed in their order; one centroid per block. A centroid without rows
-// stays.
+// does not change.
 extern "C" __global__ void pauc_means(const float *x, const unsigned *order, const unsigned *starts, unsigned D, float *centroids) {
     unsigned c = blockIdx.x, begin = starts[c], end = starts[c + 1];
     if (begin == end) return;

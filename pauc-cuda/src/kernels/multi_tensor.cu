@@ -1,4 +1,4 @@
-// Launches over many vectors: each has one block per CHUNK elements, and `first` is the number of its first
+// Launches over many vectors. A vector has one block per CHUNK elements; `first` is the number of its first
 // block.
 
 #define CHUNK 8192

@@ -1,14 +1,15 @@
 // The highest of many scores.
 
-// The longest list, and the scores that wait to be merged into it: at least as many as a block reads at once.
+// The maximum length of a list, and of the queue of scores to merge into it: at least as many as a block
+// reads at once.
 #define MAX_NEIGHBORS 1024
 #define WAITING 1024
 #define AT_ONCE 4
 // Minus infinity.
 #define LOWEST __uint_as_float(0xff800000u)
 
-// Sorts the first n pairs of a block, n a power of two: the higher score first, and of equal ones the lower
-// number. The network is Batcher's bitonic one: pairs are compared in the same order whatever the values.
+// Sorts the first n pairs of a block, n a power of two: by descending score, equal scores by ascending
+// number. Uses Batcher's bitonic network, so the order of comparisons does not depend on the values.
 __device__ inline void block_sort(float *scores, unsigned *numbers, unsigned n) {
     for (unsigned run = 2; run <= n; run *= 2)
         for (unsigned step = run / 2; step > 0; step /= 2) {
@@ -30,7 +31,7 @@ __device__ inline void block_sort(float *scores, unsigned *numbers, unsigned n) 
     __syncthreads();
 }
 
-// The sum over the threads before this one, and over all.
+// The sum over the threads before this one, and over all threads.
 __device__ inline unsigned block_before(unsigned v, unsigned *all) {
     __shared__ unsigned sums[MOST_THREADS];
     sums[threadIdx.x] = v;
@@ -47,8 +48,8 @@ __device__ inline unsigned block_before(unsigned v, unsigned *all) {
     return before;
 }
 
-// Sorts `waiting` pairs, which lie behind a sorted list of `count`, into it; returns how many of them it has
-// now, k at most.
+// Sorts `waiting` pairs, which follow a sorted list of `count` pairs, into the list. Returns its new length,
+// at most k.
 __device__ inline unsigned block_merge(float *scores, unsigned *numbers, unsigned count, unsigned waiting, unsigned k) {
     unsigned all = count + waiting, n = 1;
     while (n < all) n *= 2;
@@ -60,13 +61,13 @@ __device__ inline unsigned block_merge(float *scores, unsigned *numbers, unsigne
     return all < k ? all : k;
 }
 
-// For each query, one per block: merges a tile of T scores, those of the rows from number `start` on, into
-// the list of the k highest, of which there are counts[q]; shift, if any, has what is added to the scores
-// with each row. Rows come by ascending number: one whose score equals the last of a full list stays outside.
-// So do NaN and minus infinity.
+// For each query, one per block: merges a tile of T scores, of the rows from `start` on, into the list of the
+// k highest, whose length is counts[q]. `shift`, if any, is added to the score of each row. Rows come by
+// ascending number, so a score equal to the last of a full list is not inserted. Neither are NaN and minus
+// infinity.
 extern "C" __global__ void pauc_highest(const float *scores, const float *shift, unsigned start, unsigned T, unsigned k, float *best,
                                         unsigned *numbers, unsigned *counts) {
-    // The list, and behind it those that wait.
+    // The list, followed by the pairs waiting to be merged.
     __shared__ float value[MAX_NEIGHBORS + WAITING];
     __shared__ unsigned number[MAX_NEIGHBORS + WAITING];
     __shared__ int any;
@@ -86,7 +87,7 @@ extern "C" __global__ void pauc_highest(const float *scores, const float *shift,
             some[i] = c < T ? scores[q * T + c] + (shift ? shift[start + c] : 0.f) : LOWEST;
             own += some[i] > bar;
         }
-        // Almost always none is better. All who write here write the same.
+        // Almost always no score is better. All writing threads write the same value.
         if (own) any = 1;
         __syncthreads();
         int better = any;

@@ -1,8 +1,8 @@
-// Batch normalization of rows (R, C): the pixels of maps whose channels come last, or the rows of a matrix.
-// Per channel the coefficients are mean, 1/deviation, scale, shift.
+// Batch normalization of rows (R, C): the pixels of maps with channels last, or the rows of a matrix. The
+// per-channel coefficients are mean, 1/deviation, scale, shift.
 
-// How blocks divide rows. Each group of channels, as wide as a block or all of them, has `runs` blocks, which
-// divide the rows. Neighboring threads of a block take V channels each; the block's further threads take
+// How blocks divide rows. Each group of channels, as wide as a block or all channels, has `runs` blocks,
+// which share the rows. Neighboring threads of a block process V channels each; its remaining threads process
 // other rows.
 template <unsigned V> struct Lane {
     unsigned packs, tile, group, run, runs, col;
@@ -18,20 +18,20 @@ template <unsigned V> struct Lane {
         row = (size_t)run * height + threadIdx.x / tile;
         step = (size_t)runs * height;
     }
-    // Threads beyond the last channel have nothing to do.
+    // Threads beyond the last channel are idle.
     __device__ bool idle() const { return col >= packs; }
     __device__ size_t at(size_t r) const { return r * packs + col; }
-    // The same in reverse: what was written last is read while it is still in the cache.
+    // The same in reverse order, to read the most recently written rows while they are in the cache.
     __device__ size_t from_end(size_t r) const { return (rows - 1 - r) * packs + col; }
-    // Its V channels of a vector, or the default of an absent one.
+    // Loads this thread's V channels of a vector; `absent` if the vector is null.
     __device__ void channels(const float *vector, float absent, float (&to)[V]) const {
 #pragma unroll
         for (unsigned v = 0; v < V; v++) to[v] = vector ? vector[col * V + v] : absent;
     }
 };
 
-// Writes the sums over the rows of a block, two a channel, in one order. Those of all runs of a channel lie
-// side by side.
+// Writes the sums over the rows of a block, two per channel, in a fixed order. The sums of all runs of a
+// channel are adjacent.
 template <unsigned V>
 __device__ void block_sums_of_rows(const Lane<V> &lane, const float (&a)[V], const float (&b)[V], unsigned C, double *sums) {
     __shared__ float part[2 * V * MOST_THREADS];
@@ -49,7 +49,7 @@ __device__ void block_sums_of_rows(const Lane<V> &lane, const float (&a)[V], con
     }
 }
 
-// Writes the largest of the rows of a block, one a channel.
+// Writes the maxima over the rows of a block, one per channel.
 template <unsigned V> __device__ void block_largest_of_rows(const Lane<V> &lane, const float (&top)[V], unsigned C, float *largest) {
     __shared__ float part[V * MOST_THREADS];
 #pragma unroll
@@ -63,8 +63,7 @@ template <unsigned V> __device__ void block_largest_of_rows(const Lane<V> &lane,
     }
 }
 
-// The two sums of channel c over all runs, and the largest of all runs if they are given, for every thread of
-// a block.
+// The two sums of channel c over all runs, and the maximum if maxima are given, for every thread of a block.
 __device__ inline void block_totals(const double *sums, const float *largest, unsigned runs, unsigned c, double &a, double &b,
                                     float &top) {
     a = b = 0;
@@ -97,13 +96,13 @@ template <class T, unsigned V> __device__ void block_norm_sums(const void *y, do
     block_sums_of_rows(lane, a, b, C, sums);
 }
 
-// Sums of the differences from the first row and of their squares. Differences keep the sum of squares from
-// cancelling.
+// Sums of the differences from the first row and of their squares. Using differences avoids cancellation in
+// the sum of squares.
 extern "C" __global__ void pauc_norm_sums(unsigned element, const void *y, double *sums, size_t R, unsigned C) {
     BY_ELEMENT(element, block_norm_sums, y, sums, R, C);
 }
 
-// From mean and variance to the coefficients.
+// Computes the coefficients from mean and variance.
 __device__ inline void coefficients(unsigned c, float m, float variance, const float *gamma, const float *beta, float epsilon,
                                     float *mean, float *inverse, float *scale, float *shift) {
     float inv = (float)(1.0 / sqrt((double)variance + (double)epsilon));
@@ -113,8 +112,8 @@ __device__ inline void coefficients(unsigned c, float m, float variance, const f
     shift[c] = beta[c] - m * gamma[c] * inv;
 }
 
-// One block per channel: mean and variance from the sums of all runs, the running statistics moved towards
-// them, coefficients.
+// One block per channel: computes mean and variance from the sums of all runs, updates the running
+// statistics, and computes the coefficients.
 extern "C" __global__ void pauc_norm_moments(unsigned element, const void *y, const double *sums, unsigned runs, size_t R,
                                              float *running_mean, float *running_variance, float momentum, const float *gamma,
                                              const float *beta, float epsilon, float *mean, float *inverse, float *scale,
@@ -132,7 +131,7 @@ extern "C" __global__ void pauc_norm_moments(unsigned element, const void *y, co
     coefficients(c, m, variance, gamma, beta, epsilon, mean, inverse, scale, shift);
 }
 
-// Coefficients from given mean and variance.
+// Computes the coefficients from given mean and variance.
 extern "C" __global__ void pauc_norm_prepare(unsigned C, const float *given_mean, const float *variance, const float *gamma,
                                              const float *beta, float epsilon, float *mean, float *inverse, float *scale,
                                              float *shift) {
@@ -167,19 +166,19 @@ __device__ void norm_apply(size_t R, unsigned C, const void *y, const float *sca
     }
 }
 
-// out <- relu?(scale y + shift + residual), where the residual may have a scale and shift of its own. Absent
-// arguments are 0. The same in fp16 if there is memory for it.
+// out <- relu?(scale y + shift + residual), where the residual may have its own scale and shift. Absent
+// arguments are null. Also writes an fp16 copy if there is memory for it.
 extern "C" __global__ void pauc_norm_apply(unsigned element, size_t R, unsigned C, const void *y, const float *scale,
                                            const float *shift, const void *residual, const float *residual_scale,
                                            const float *residual_shift, unsigned relu, void *f16_copy, void *out) {
     BY_ELEMENT(element, norm_apply, R, C, y, scale, shift, residual, residual_scale, residual_shift, relu, f16_copy, out);
 }
 
-// The ReLU behind a normalization.
+// The ReLU after a normalization.
 #define NO_RELU 0
-// Of the normalized value alone, whose sign tells where it was open.
+// ReLU of the normalized value alone, whose sign is the mask.
 #define RELU 1
-// Of the sum with a residual: the output tells.
+// ReLU of the sum with a residual: the output is the mask.
 #define RELU_OF_OUTPUT 2
 
 template <class T, unsigned V>
@@ -223,9 +222,9 @@ __device__ void block_norm_gradient_sums(unsigned relu, void *g, const void *mor
     if (HAS_F16_COPY(T) && largest) block_largest_of_rows(lane, top, C, largest);
 }
 
-// The sums of g and of g times the standardized y, where ReLU was open, and the largest |g| if there is
-// memory for it. If `more` is given, it is added to g first. Then, and behind a residual, g is set to zero in
-// place where ReLU was closed.
+// The sums of g and of g times the standardized y, where ReLU was open, and the maximum of |g| if there is
+// memory for it. If `more` is given, it is added to g first. With a residual or `more`, g is then set to zero
+// in place where ReLU was closed.
 extern "C" __global__ void pauc_norm_gradient_sums(unsigned element, unsigned relu, void *g, const void *more, const void *out, const void *y,
                                                    const float *mean, const float *inverse, const float *scale, const float *shift,
                                                    double *sums, float *largest, size_t R, unsigned C) {
@@ -233,7 +232,7 @@ extern "C" __global__ void pauc_norm_gradient_sums(unsigned element, unsigned re
 }
 
 // One block per channel: accumulates the gradients of gamma and beta, and writes the means that the gradient
-// of y needs, and, if there is memory for it, the largest |g scale|.
+// of y needs. If there is memory for it, also writes the maximum of |g scale|.
 extern "C" __global__ void pauc_norm_gradient_finish(const double *sums, const float *largest, unsigned runs, size_t R,
                                                      const float *scale, float *d_gamma, float *d_beta, float *mean_g, float *mean_gx,
                                                      float *size) {
@@ -249,9 +248,9 @@ extern "C" __global__ void pauc_norm_gradient_finish(const double *sums, const f
     mean_gx[c] = (float)(b / n);
 }
 
-// The scale of a gradient in fp16: the largest |g scale| becomes at most 2^4. The gradient of y exceeds that
-// by a factor of less than the root of the number of rows, so that fewer than 2^24 rows do not reach 2^16,
-// fp16's range.
+// The scale of a gradient in fp16: the maximum of |g scale| becomes at most 2^4. The gradient of y exceeds it
+// by less than a factor of the square root of the number of rows. So fewer than 2^24 rows do not reach 2^16,
+// the range of fp16.
 #define F16_TOP 4
 
 template <class T, unsigned V>
@@ -294,8 +293,8 @@ __device__ void block_norm_gradient(unsigned relu, size_t R, unsigned C, const v
     }
 }
 
-// The gradient of y, which may take the place of g; and, if there is memory for it, the same in fp16 times a
-// power of two, whose inverse is written.
+// The gradient of y, which may overwrite g. If there is memory for it, also an fp16 copy times a power of
+// two, whose inverse is written to `unit`.
 extern "C" __global__ void pauc_norm_gradient(unsigned element, unsigned relu, size_t R, unsigned C, const void *g, const void *y,
                                               const float *mean, const float *inverse, const float *scale, const float *shift,
                                               const float *mean_g, const float *mean_gx, const float *size, float *unit, void *f16_copy,

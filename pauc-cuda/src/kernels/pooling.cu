@@ -1,7 +1,7 @@
-// Feature maps (N, H, W, C): conversions, sums, the maximum of windows, the means of cells. Filters (K, C, P)
-// of P weights per channel, which convolutions read as (K, P, C).
+// Feature maps (N, H, W, C): conversions, sums, maxima of windows, means of cells. Filters (K, C, P) of P
+// weights per channel, which convolutions read as (K, P, C).
 
-// The packs of elements that a kernel goes through, V elements each: `n` is the number of elements.
+// A loop over packs of V elements, where `n` is the number of elements.
 #define FOR_PACKS(i, n) FOR_EACH(i, (n) / V)
 
 template <class T, unsigned V> __device__ void pixels(size_t n, unsigned C, unsigned channels, const float *x, void *y) {
@@ -16,7 +16,7 @@ template <class T, unsigned V> __device__ void pixels(size_t n, unsigned C, unsi
                 for (unsigned l = 0; l < 4; l++) v[j + l] = four[l];
             }
         } else {
-            // V is a divisor of the channels.
+            // V divides the number of channels.
             size_t pixel = quotient(i, channels / V);
             unsigned first = (unsigned)(i - pixel * (channels / V)) * V;
 #pragma unroll
@@ -26,7 +26,7 @@ template <class T, unsigned V> __device__ void pixels(size_t n, unsigned C, unsi
     }
 }
 
-// Maps from maps or images of C channels in f32; channels that those do not have are 0.
+// Converts maps or images of C channels in f32. Additional channels are 0.
 extern "C" __global__ void pauc_pixels(unsigned element, size_t n, unsigned C, unsigned channels, const float *x, void *y) {
     if (element == 4) pixels<f16, 8>(n, C, channels, x, y);
     else if (element == 5) pixels<f16, 1>(n, C, channels, x, y);
@@ -55,7 +55,7 @@ template <class T, unsigned V> __device__ void filter(size_t n, unsigned C, unsi
     }
 }
 
-// A filter as convolutions read it, (K, P, channels); channels that it does not have are 0.
+// Converts a filter to the layout of convolutions, (K, P, channels). Additional channels are 0.
 extern "C" __global__ void pauc_filter(unsigned element, size_t n, unsigned C, unsigned P, unsigned channels, const float *w, void *to) {
     BY_ELEMENT(element, filter, n, C, P, channels, w, to);
 }
@@ -63,8 +63,8 @@ extern "C" __global__ void pauc_filter(unsigned element, size_t n, unsigned C, u
 template <class T>
 __device__ void filter_gradient(size_t n, unsigned C, unsigned P, unsigned channels, const void *from, const float *unit, float share,
                                 float *dw) {
-    // Neighboring threads take neighboring channels, as they lie in `from`; in dw the P weights of a channel
-    // are contiguous.
+    // Neighboring threads read neighboring channels of `from`. In dw, the P weights of a channel are
+    // contiguous.
     FOR_EACH(i, n) {
         unsigned k = (unsigned)i / C, c = (unsigned)i - k * C;
         const T *row = (const T *)from + (size_t)k * P * channels + c;
@@ -73,8 +73,8 @@ __device__ void filter_gradient(size_t n, unsigned C, unsigned P, unsigned chann
     }
 }
 
-// Accumulates the gradient of a filter of n times P weights, given as (K, P, channels), times `unit` and
-// `share` if there is a unit.
+// Accumulates the gradient of a filter with n times P weights, given as (K, P, channels). It is multiplied by
+// `unit` and `share` if there is a unit.
 extern "C" __global__ void pauc_filter_gradient(unsigned element, size_t n, unsigned C, unsigned P, unsigned channels, const void *from,
                                                 const float *unit, float share, float *dw) {
     if (element < 2) filter_gradient<float>(n, C, P, channels, from, unit, share, dw);
@@ -129,7 +129,7 @@ __device__ void max_pool(size_t n, unsigned C, const void *x, unsigned H, unsign
     }
 }
 
-// The maximum of 3x3 windows at stride 2 with padding 1; the first of equals, and a NaN wins.
+// The maximum of 3x3 windows with stride 2 and padding 1. The first of equals wins; NaN wins over all.
 extern "C" __global__ void pauc_max_pool(unsigned element, size_t n, unsigned C, const void *x, unsigned H, unsigned W, void *y,
                                          unsigned char *from, unsigned OH, unsigned OW) {
     BY_ELEMENT(element, max_pool, n, C, x, H, W, y, from, OH, OW);
@@ -160,7 +160,7 @@ __device__ void max_pool_gradient(size_t n, unsigned C, const void *dy, const un
     }
 }
 
-// Every pixel gathers from the windows that chose it, so that no two threads add to one pixel.
+// Each pixel gathers from the windows that chose it, so no two threads add to one pixel.
 extern "C" __global__ void pauc_max_pool_gradient(unsigned element, size_t n, unsigned C, const void *dy, const unsigned char *from,
                                                   unsigned OH, unsigned OW, void *dx, unsigned H, unsigned W) {
     BY_ELEMENT(element, max_pool_gradient, n, C, dy, from, OH, OW, dx, H, W);
@@ -189,7 +189,7 @@ __device__ void cell_mean(size_t n, const void *x, unsigned C, unsigned H, unsig
     }
 }
 
-// Features (N, grid, grid, C): the means of grid x grid equal parts of a map; pixel (r, c) belongs to (r
+// Features (N, grid, grid, C): the means of grid x grid equal cells of a map. Pixel (r, c) belongs to cell (r
 // grid/H, c grid/W).
 extern "C" __global__ void pauc_cell_mean(unsigned element, size_t n, const void *x, unsigned C, unsigned H, unsigned W, unsigned grid,
                                           float *y) {

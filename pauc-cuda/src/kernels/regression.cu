@@ -1,7 +1,7 @@
 // Softmax regression.
 
-// For each row, one per block: its C products with the classes' weights become softmax(product + bias) -
-// onehot(label), the gradient of the logits, and losses[i] is -log softmax(product + bias)[label].
+// For each row, one per block: replaces its C products with the classes' weights by softmax(product + bias) -
+// onehot(label), the gradient of the logits. losses[i] is -log softmax(product + bias)[label].
 extern "C" __global__ void pauc_residuals(float *products, const float *bias, const unsigned *labels, unsigned C, double *losses) {
     float *row = products + blockIdx.x * (size_t)C;
     unsigned label = labels[blockIdx.x];
@@ -17,8 +17,8 @@ extern "C" __global__ void pauc_residuals(float *products, const float *bias, co
         row[c] = (float)(exp((double)(row[c] + bias[c]) - top) / sum - (c == label));
 }
 
-// right[i] <- whether the largest of a row's products + bias, the first of equals, is that of its label; one
-// row per block.
+// right[i] <- whether the label has the largest product + bias of the row, the first among equals; one row
+// per block.
 extern "C" __global__ void pauc_right(const float *products, const float *bias, const unsigned *labels, unsigned C, unsigned *right) {
     const float *row = products + blockIdx.x * (size_t)C;
     unsigned label = labels[blockIdx.x];

@@ -15,7 +15,7 @@ extern "C" __global__ void pauc_relu_gradient(size_t n, const float *out, float 
 // Columns per block: few, so that there are many blocks.
 #define COLUMNS 8
 
-// sums <- sums + the sum of each column, in one order.
+// sums <- sums + the sum of each column, in a fixed order.
 extern "C" __global__ void pauc_column_sums(const float *x, unsigned N, unsigned C, float *sums) {
     __shared__ double part[MOST_THREADS];
     unsigned c = blockIdx.x * COLUMNS + threadIdx.x % COLUMNS, run = threadIdx.x / COLUMNS, runs = THREADS / COLUMNS;

@@ -1,10 +1,10 @@
-// Cross-entropy of a softmax over inner products with large banks, a tile of logits at a time.
+// Cross-entropy of a softmax over inner products with large banks, one tile of logits at a time.
 
-// The row of b that belongs to row i: that of the same number, or the one that `at` names.
+// The row of b that belongs to row i: row at[i], or row i without `at`.
 __device__ inline size_t row_of(const unsigned *at, size_t i) { return at ? at[i] : i; }
 
-// out[i] <- scale a_i . b_j, one row per block, where j is i or at[i], and the scale is one for all if
-// `uniform`, or that of b_j. It is the largest logit so far.
+// out[i] <- scale a_i . b_j, one row per block, where j is i or at[i]. The scale is the same for all if
+// `uniform`, otherwise that of b_j. Also initializes the largest logit.
 extern "C" __global__ void pauc_row_dots(const float *a, const float *b, const unsigned *at, const float *scale, unsigned uniform,
                                          unsigned D, float *out, float *largest) {
     size_t i = blockIdx.x, j = row_of(at, i);
@@ -14,14 +14,14 @@ extern "C" __global__ void pauc_row_dots(const float *a, const float *b, const u
     if (threadIdx.x == 0) out[i] = largest[i] = (float)(sum * scale[uniform ? 0 : j]);
 }
 
-// The logit of a candidate that is left out: minus infinity.
+// The logit of an excluded candidate: minus infinity.
 #define NOTHING __uint_as_float(0xff800000u)
 
-// The factor that turns scores into inner products; absent ones are 1.
+// The factor that turns scores into inner products. Null factors are 1.
 __device__ inline float product_of(const float *a, const float *b) { return (a ? *a : 1) * (b ? *b : 1); }
 
-// Whether rows of T scores and as many scales from `start` on can be read in packs of eight. Scores of a
-// second bank may begin anywhere.
+// Whether rows of T scores, and T scales from `start` on, can be read in packs of eight. The scores of a
+// second bank may begin at any address.
 __device__ inline bool in_eights(const float *scores, unsigned T, unsigned start) {
     return T % 8 == 0 && start % 8 == 0 && (size_t)scores % sizeof(Pack<float, 8>) == 0;
 }
@@ -48,8 +48,8 @@ __device__ void block_softmax_sums(const float *scores, const float *scale, unsi
             sum *= expf(top - most);
             top = most;
         }
-        // A logit of minus infinity adds nothing, also if all are so. fmaxf ignores NaN, but the sum becomes
-        // NaN.
+        // A logit of minus infinity adds nothing, even if all logits are. fmaxf ignores NaN, but the sum
+        // becomes NaN.
 #pragma unroll
         for (unsigned v = 0; v < V; v++) part += logit[v] == NOTHING ? 0.f : expf(logit[v] - top);
         sum += part;
@@ -71,9 +71,8 @@ extern "C" __global__ void pauc_mean(const double *x, unsigned n, float *mean) {
 }
 
 // For each row, one per block: the largest logit so far, including the positive's, and the sum of exp(logit -
-// largest), over a tile of T candidates from candidate `start` on; candidate own[i] is left out. `scale` has
-// one element if `uniform`, otherwise one per candidate. Scores are inner products once they have been
-// multiplied with the units.
+// largest), over a tile of T candidates from `start` on. Candidate own[i] is excluded. `scale` has one
+// element if `uniform`, otherwise one per candidate. Scores times the units are inner products.
 extern "C" __global__ void pauc_softmax_sums(const float *scores, const float *scale, unsigned uniform, const unsigned *own,
                                              unsigned start, unsigned T, const float *unit_a, const float *unit_b, float *largest,
                                              double *sums) {
@@ -81,7 +80,7 @@ extern "C" __global__ void pauc_softmax_sums(const float *scores, const float *s
     else block_softmax_sums<1>(scores, scale, uniform, own, start, T, unit_a, unit_b, largest, sums);
 }
 
-// The scale of weights, which are 1 at most, in fp16.
+// The scale of fp16 weights. Weights are at most 1.
 #define WEIGHT_UNIT 16384.f
 
 template <unsigned V>
@@ -91,7 +90,7 @@ __device__ void softmax_weights(unsigned N, const float *scores, const float *sc
     size_t i = blockIdx.x % N;
     unsigned part = blockIdx.x / N, parts = gridDim.x / N, skip = own ? own[i] : 0xffffffffu;
     float unit = product_of(unit_a, unit_b), factor = WEIGHT_UNIT / most;
-    // The logarithm of the negatives' sum; without one, no weight is anything.
+    // The logarithm of the negatives' sum. Without negatives, every weight is 0.
     float from = sums[i] == 0 ? -NOTHING : (float)(largest[i] + log(sums[i]));
     f16 *upper = (f16 *)weights + i * 2 * T, *lower = upper + T;
     for (unsigned p = part * THREADS + threadIdx.x; p < T / V; p += parts * THREADS) {
@@ -112,19 +111,19 @@ __device__ void softmax_weights(unsigned N, const float *scores, const float *sc
 }
 
 // The weight of each candidate of the tile in the gradient of each query: scale times probability among the
-// negatives, relative to `most`, the largest scale. As high and low parts in fp16, (N, 2 T). The blocks are
-// divided evenly among the N rows.
+// negatives, divided by `most`, the largest scale. Written as high and low parts in fp16, (N, 2 T). The
+// blocks are divided evenly among the N rows.
 extern "C" __global__ void pauc_softmax_weights(unsigned N, const float *scores, const float *scale, unsigned uniform, float most,
                                                 const unsigned *own, unsigned start, unsigned T, const float *unit_a,
                                                 const float *unit_b, const float *largest, const double *sums, void *weights) {
     if (in_eights(scores, T, start)) {
-        // Four at a time take less than eight here.
+        // Four at a time are faster than eight here.
         softmax_weights<4>(N, scores, scale, uniform, most, own, start, T, unit_a, unit_b, largest, sums, weights);
     } else softmax_weights<1>(N, scores, scale, uniform, most, own, start, T, unit_a, unit_b, largest, sums, weights);
 }
 
-// gradients <- gradients + share times the weighted sums of rows: P partial sums of (N, 2 D), high parts of
-// weights with both parts of rows, and Q of (N, D), low parts with high ones.
+// gradients <- gradients + share times the weighted sums of rows. These are P partial sums of (N, 2 D), high
+// parts of weights with both parts of rows, and Q of (N, D), low parts with high parts.
 extern "C" __global__ void pauc_softmax_gather(size_t n, unsigned D, unsigned P, unsigned Q, const float *upper, const float *lower,
                                                const float *unit, float most, const float *positive_logits, const float *largest,
                                                const double *sums, float share, float *gradients) {
@@ -142,9 +141,9 @@ extern "C" __global__ void pauc_softmax_gather(size_t n, unsigned D, unsigned P,
     }
 }
 
-// For N rows, each compared with all others: inner products become the weight of each row in the gradient of
-// each, and the losses are written. The positive of row i is row i + N/2 (mod N). The sums include it, and
-// leave row i itself out.
+// For N rows, each compared with all others: replaces inner products by the weight of each row in each row's
+// gradient, and writes the losses. The positive of row i is row i + N/2 (mod N). The sums include it and
+// exclude row i itself.
 extern "C" __global__ void pauc_softmax_pairs(unsigned N, float *scores, float scale, const float *largest, const double *sums,
                                               double *losses) {
     size_t i = blockIdx.x;
@@ -167,7 +166,7 @@ extern "C" __global__ void pauc_softmax_finish(const float *positive_logits, con
                                                const double *sums, float share, double *losses, float *gradients) {
     size_t i = blockIdx.x, j = row_of(at, i);
     double logit = positive_logits[i], top = largest[i];
-    // The sums leave the positive out.
+    // The sums exclude the positive.
     double ratio = sums[i] * exp(top - logit);
     double others = sums[i] / (sums[i] + exp(logit - top));
     for (unsigned d = threadIdx.x; d < D; d += THREADS)

@@ -1,12 +1,12 @@
-// Numbers split into sums of two with eleven mantissa bits each, which tensor cores multiply: of two fp16, or
-// of two TF32.
+// Numbers split into sums of two with eleven mantissa bits each, for tensor cores: two fp16 or two TF32
+// numbers.
 
 // The largest |x| of each block.
 extern "C" __global__ void pauc_largest(size_t n, const float *x, float *largest) {
     float top = 0;
     FOR_EACH(i, n) {
         float size = fabsf(x[i]);
-        // NaN and infinity do not count: they stay what they are at any scale.
+        // NaN and infinity do not count: they are the same at any scale.
         if (size > top && size < 3e38f) top = size;
     }
     top = block_max(top);
@@ -32,9 +32,9 @@ template <unsigned V> __device__ void split_f16(size_t n, const float *x, unsign
     }
 }
 
-// Rows of D numbers as rows of 3 D fp16: low parts and twice the high parts, or, for the right operand, high,
-// low, high. The inner product of a left row with a right one is low.HIGH + high.LOW + high.HIGH. Parts are
-// those of the numbers times a power of two, whose inverse is written.
+// Converts rows of D numbers to rows of 3 D fp16: low, high, high parts, or high, low, high for the right
+// operand. The inner product of a left row with a right one is low.HIGH + high.LOW + high.HIGH. Numbers are
+// multiplied by a power of two first, whose inverse is written.
 extern "C" __global__ void pauc_split_f16(size_t n, const float *x, unsigned D, unsigned is_right, const float *largest,
                                           unsigned blocks, void *parts, float *inverse) {
     float top = 0;
@@ -53,7 +53,7 @@ template <unsigned V> __device__ void split_tf32(size_t n, const float *x, float
 #pragma unroll
         for (unsigned j = 0; j < V; j++) {
             unsigned bits = __float_as_uint(v[j]), nearest = (bits + 0x1000u) & 0xffffe000u;
-            // NaN and infinity stay whole, as does what would be rounded to infinity.
+            // NaN and infinity are not split, nor is a number that would round to infinity.
             bool whole = (nearest & 0x7f800000u) == 0x7f800000u;
             high[j] = whole ? v[j] : __uint_as_float(nearest);
             low[j] = whole ? 0.f : v[j] - high[j];
@@ -63,7 +63,7 @@ template <unsigned V> __device__ void split_tf32(size_t n, const float *x, float
     }
 }
 
-// Floats as sums of two: one rounded to eleven mantissa bits, and the rest.
+// Splits floats into sums of two: one rounded to eleven mantissa bits, and the remainder.
 extern "C" __global__ void pauc_split_tf32(size_t n, const float *x, float *upper, float *lower) {
     if (n % 4 == 0 && (size_t)x % sizeof(Pack<float, 4>) == 0) split_tf32<4>(n, x, upper, lower);
     else split_tf32<1>(n, x, upper, lower);

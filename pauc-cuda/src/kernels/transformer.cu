@@ -1,6 +1,6 @@
 // Transformers: tokens in rows (B T, W), heads in (B H, T, d).
 
-// y <- (x - mean)/sqrt(variance + epsilon) gamma + beta, one row per block; keeps mean and 1/deviation of
+// y <- (x - mean)/sqrt(variance + epsilon) gamma + beta, one row per block. Saves mean and 1/deviation of
 // each row.
 extern "C" __global__ void pauc_layer_norm(const float *x, const float *gamma, const float *beta, float epsilon, unsigned W,
                                            float *y, float *mean, float *inverse) {
@@ -37,8 +37,8 @@ extern "C" __global__ void pauc_layer_norm_gradient(const float *dy, const float
         dx[row * W + c] += inv * (dy[row * W + c] * gamma[c] - mean_g - (x[row * W + c] - m) * inv * mean_gx);
 }
 
-// Accumulates the gradients of gamma and beta, in one order: 32 columns per block, THREADS / 32 runs of rows
-// each.
+// Accumulates the gradients of gamma and beta in a fixed order: 32 columns per block, and THREADS / 32 runs
+// of rows each.
 extern "C" __global__ void pauc_layer_norm_parameters(const float *dy, const float *x, const float *mean, const float *inverse,
                                                       unsigned N, unsigned W, float *d_gamma, float *d_beta) {
     __shared__ double first[MOST_THREADS], second[MOST_THREADS];
@@ -93,14 +93,14 @@ extern "C" __global__ void pauc_softmax_rows_gradient(const float *p, float scal
         g[row * T + c] = scale * p[row * T + c] * (g[row * T + c] - dot);
 }
 
-// Where element k of heads (B H, T, d) lies in rows (B T, pitch), from column `offset` on.
+// The position in rows (B T, pitch), from column `offset` on, of element k of heads (B H, T, d).
 __device__ inline size_t place_in_rows(size_t k, unsigned pitch, unsigned offset, unsigned T, unsigned H, unsigned d) {
     unsigned l = (unsigned)k % d, t = (unsigned)k / d % T, h = (unsigned)k / d / T % H;
     size_t b = k / d / T / H;
     return (b * T + t) * pitch + offset + h * d + l;
 }
 
-// Columns [offset, offset + H d) of rows to heads, and back.
+// Copies columns [offset, offset + H d) of rows to heads, and back.
 extern "C" __global__ void pauc_split_heads(size_t n, const float *rows, unsigned pitch, unsigned offset, unsigned T, unsigned H,
                                             unsigned d, float *heads) {
     FOR_EACH(k, n) heads[k] = rows[place_in_rows(k, pitch, offset, T, H, d)];
@@ -111,7 +111,7 @@ extern "C" __global__ void pauc_merge_heads(size_t n, const float *heads, unsign
     FOR_EACH(k, n) rows[place_in_rows(k, pitch, offset, T, H, d)] = heads[k];
 }
 
-// Images (B, H, W, C) to rows of patches (B patches, C p p), values in the order (C, row, column).
+// Copies images (B, H, W, C) to rows of patches (B patches, C p p), values in the order (C, row, column).
 extern "C" __global__ void pauc_patches(size_t n, const float *x, unsigned H, unsigned W, unsigned C, unsigned p, float *y) {
     FOR_EACH(k, n) {
         unsigned c = (unsigned)k % p, r = (unsigned)k / p % p, channel = (unsigned)k / p / p % C;
@@ -122,7 +122,7 @@ extern "C" __global__ void pauc_patches(size_t n, const float *x, unsigned H, un
     }
 }
 
-// Tokens (B, T, W): the class token, if there is one, before the patches of each image, and positions added.
+// Tokens (B, T, W): the class token, if any, before the patches of each image, with positions added.
 extern "C" __global__ void pauc_tokens(size_t n, const float *patches, const float *token, const float *positions, unsigned T,
                                        unsigned W, float *y) {
     FOR_EACH(k, n) {
@@ -133,7 +133,7 @@ extern "C" __global__ void pauc_tokens(size_t n, const float *patches, const flo
     }
 }
 
-// Gradients of positions and class token, accumulated over images in their order; and of patches.
+// Gradients of positions and class token, accumulated over images in order; and of patches.
 extern "C" __global__ void pauc_tokens_gradient(size_t n, const float *g, unsigned B, unsigned T, unsigned W, float *d_positions,
                                                 float *d_token, float *d_patches) {
     FOR_EACH(k, n) {
@@ -149,8 +149,8 @@ extern "C" __global__ void pauc_tokens_gradient(size_t n, const float *g, unsign
     }
 }
 
-// The class token of each image (mean = 0), or the mean of its tokens; and the gradient, which fills all of
-// g.
+// The class token of each image (mean = 0), or the mean of its tokens; and the gradient, which overwrites all
+// of g.
 extern "C" __global__ void pauc_pool_tokens(size_t n, const float *x, unsigned T, unsigned W, unsigned mean, float *y) {
     FOR_EACH(k, n) {
         size_t b = k / W;

@@ -1,4 +1,4 @@
-//! NVRTC, the compiler of kernels at run time.
+//! NVRTC, the run-time compiler for kernels.
 
 use super::forward;
 use cudarc::nvrtc::sys::*;

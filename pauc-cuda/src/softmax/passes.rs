@@ -1,5 +1,4 @@
-//! The two passes over the logits of [`super::cross_entropy`]: first the sums of the softmax, then the
-//! gradient.
+//! The two passes over the logits of [`super::cross_entropy`]: first the softmax sums, then the gradient.
 
 use super::{Bank, Graded, LogitBudget, Positives, Scale, mean};
 use crate::kernel_args::{In, Out, args};
@@ -12,9 +11,9 @@ use std::ops::Range;
 struct Candidates {
     rows: SplitMatrix,
     count: usize,
-    /// One number for all candidates, or one for each.
+    /// One scale for all candidates, or one per candidate.
     scale: Buffer,
-    /// The largest of them.
+    /// The largest magnitude of a scale.
     largest_scale: f32,
     own: Option<CudaSlice<u32>>,
 }
@@ -38,9 +37,9 @@ impl Candidates {
     }
 }
 
-/// The largest magnitude of all numbers, or 0 if there are none.
+/// Returns the largest magnitude, or 0 without numbers.
 fn largest_magnitude(numbers: &[f32]) -> f32 {
-    // Eight at a time, which compilers turn into one instruction.
+    // Eight at a time, which compiles to vector instructions.
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let (eights, rest) = numbers.as_chunks::<8>();
     let of_eights =
@@ -48,15 +47,15 @@ fn largest_magnitude(numbers: &[f32]) -> f32 {
     of_eights.into_iter().chain(rest.iter().map(|v| v.abs())).fold(0.0, larger)
 }
 
-/// Inner products of queries with candidates, before their scale: all of them, or a tile at a time.
+/// Inner products of queries with candidates, before scaling: all of them, or one tile.
 pub(super) struct Logits {
     n: usize,
     queries: SplitMatrix,
     banks: Vec<Candidates>,
     scores: Buffer,
-    /// Whether `scores` holds all of them.
+    /// Whether `scores` holds all logits.
     are_kept: bool,
-    /// The most candidates of a tile.
+    /// The maximum number of candidates per tile.
     pub tile_rows: usize,
 }
 
@@ -64,12 +63,12 @@ pub(super) struct Logits {
 pub(super) struct Tile {
     bank: usize,
     rows: Range<usize>,
-    /// Where its scores lie, (B, rows).
+    /// The position of its scores, (B, rows).
     scores: Range<usize>,
 }
 
 impl Logits {
-    /// Of queries (n, dim). If the budget allows to keep all logits, they are computed here.
+    /// Prepares the logits of queries (n, dim). Computes all of them here if the budget allows to keep them.
     pub fn new(
         on: &Context,
         budget: LogitBudget,
@@ -83,7 +82,7 @@ impl Logits {
         let tile_rows = if are_kept { widest } else { (budget.tile / n).clamp(1, widest) };
         let mut scores = Buffer::uninit(on, n * if are_kept { total } else { tile_rows })?;
         let queries = SplitMatrix::new(on, queries, dim, Side::Left)?;
-        // What is kept is computed first, so that the device works while the rest is prepared.
+        // Kept logits are computed first, so that the device works while the rest is prepared.
         let (mut candidates, mut from) = (Vec::new(), 0);
         for (bank, &m) in banks.iter().zip(counts) {
             let rows = SplitMatrix::new(on, bank.rows, dim, Side::Right)?;
@@ -122,13 +121,13 @@ impl Logits {
         self.scores.view().part(tile.scores.start, tile.scores.len())
     }
 
-    /// Scores are inner products once they have been multiplied with both.
+    /// Returns both inverse scales. A score times both is an inner product.
     fn inverse_scales(&self, tile: &Tile) -> [&Buffer; 2] {
         [self.queries.inverse_scale(), self.banks[tile.bank].rows.inverse_scale()]
     }
 }
 
-/// The rows of positives, and their scale unless it is that of the first bank.
+/// The rows of the positives, and their scale; `None` if it is that of the first bank.
 pub(super) struct Positive<'a> {
     rows: View<'a>,
     scale: Option<Buffer>,
@@ -145,7 +144,7 @@ impl<'a> Positive<'a> {
         }
     }
 
-    /// The scale, and the row of each query if that is not the one with its number.
+    /// Returns the scale, and each query's row unless it has the query's number.
     fn scale_and_own<'s>(&'s self, logits: &'s Logits) -> (&'s Buffer, Option<&'s CudaSlice<u32>>) {
         match &self.scale {
             Some(scale) => (scale, None),
@@ -155,7 +154,7 @@ impl<'a> Positive<'a> {
     }
 }
 
-/// For each query its positive's logit, the largest logit so far, and the sum over negatives of exp(logit −
+/// Per query: the logit of the positive, the largest logit so far, and the sum over negatives of exp(logit −
 /// largest).
 pub(super) struct State {
     positive_logits: Buffer,
@@ -164,7 +163,7 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Before any candidates.
+    /// Computes the positives' logits. No candidates are included yet.
     pub fn new(
         on: &Context,
         queries: View<'_>,
@@ -185,9 +184,9 @@ impl State {
             Out(&mut positive_logits),
             Out(&mut largest)
         ];
-        // SAFETY: one block for each of n queries. `check` has established that positives are as many rows,
-        // or that `own` names rows of the first bank, for each of which there is a scale unless there is one
-        // for all. The results have n elements.
+        // SAFETY: one block for each of n queries. `check` has established that there are n rows of
+        // positives, or that `own` names rows of the first bank. The scale is a single one, or one for each
+        // row. The results have n elements.
         unsafe { on.launch("pauc_row_dots", n, args) }?;
         Ok(State { positive_logits, largest, sums: on.device().alloc_zeros::<f64>(n)? })
     }
@@ -208,14 +207,14 @@ impl State {
             Out(&mut self.largest),
             Out(&mut self.sums)
         ];
-        // SAFETY: one block for each of n queries, which have a row of scores each, of the tile's candidates.
-        // These are rows of the bank, for each of which there is a scale unless there is one for all. `own`,
-        // `largest` and `sums` have n elements.
+        // SAFETY: one block for each of n queries, with a row of scores of the tile's candidates. The
+        // candidates are rows of the bank. The scale is a single one, or one for each row. `own`, `largest`
+        // and `sums` have n elements.
         unsafe { on.launch("pauc_softmax_sums", logits.n, args) }
     }
 }
 
-/// The gradient with respect to the queries, while tiles are added.
+/// The gradient with respect to the queries, accumulated over tiles.
 pub(super) struct Gradient {
     n: usize,
     dim: usize,
@@ -230,7 +229,7 @@ impl Gradient {
         Ok(Gradient { n, dim, weighted, sum: Buffer::zeros(on, n * dim)? })
     }
 
-    /// The weight of a query in the mean.
+    /// Returns the weight of a query in the mean.
     fn share(&self) -> f32 {
         1.0 / self.n as f32
     }
@@ -277,11 +276,11 @@ impl Gradient {
             Out(&mut self.sum)
         ];
         // SAFETY: `multiply` has written `of_high` partial sums of (n, 2·dim) and `of_low` of (n, dim). The
-        // result is (n, dim), and the state has n elements of each kind.
+        // result is (n, dim), and each buffer of the state has n elements.
         unsafe { on.launch_over("pauc_softmax_gather", len, args) }
     }
 
-    /// Adds the positives, and computes the value.
+    /// Adds the positives and computes the value.
     pub fn finish(
         mut self,
         on: &Context,
@@ -305,8 +304,8 @@ impl Gradient {
             Out(&mut losses),
             Out(&mut self.sum)
         ];
-        // SAFETY: one block for each of n queries, with positives and their scale as in `State::new`. State
-        // and losses have n elements of each kind, and the gradient n rows of `dim`.
+        // SAFETY: one block for each of n queries, with positives and their scale as in `State::new`. Each
+        // buffer of the state and the losses have n elements, and the gradient has n rows of `dim`.
         unsafe { on.launch("pauc_softmax_finish", n, args) }?;
         Ok(Graded { value: mean(on, &losses, n)?, gradient: self.sum })
     }
@@ -317,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_magnitude_is_found_in_any_place() {
+    fn the_largest_magnitude_is_found_at_any_index() {
         for n in [1, 7, 8, 9, 31] {
             for place in 0..n {
                 let mut numbers: Vec<f32> = (0..n).map(|i| 3.0 - 0.1 * i as f32).collect();

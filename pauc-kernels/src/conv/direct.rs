@@ -1,7 +1,7 @@
-//! Convolution by its definition, with sums over taps and channels kept in registers.
+//! Direct convolution, with sums over taps and channels kept in registers.
 //!
-//! A row of the kernel times all channels is contiguous in a channels-last map, so the sum of one output pixel has
-//! only as many pieces as the kernel has rows. No patches are copied.
+//! In a channels-last map, a row of the kernel times all channels is contiguous. So the sum of one output
+//! pixel has only as many contiguous pieces as the kernel has rows. No patches are copied.
 
 use super::{Geometry, Packed, pack};
 use crate::buffer::Buffer;
@@ -11,9 +11,10 @@ use crate::simd::{Simd, dispatch};
 use crate::threads::{self, Shared};
 use std::ops::Range;
 
-/// Kernels have at most this many rows.
+/// The maximum kernel size.
 const LARGEST: usize = 11;
-/// Output pixels that one portion of work computes, about: its maps and a panel of weights stay in the L2 cache.
+/// The approximate number of output pixels per portion of work, so that its maps and a panel of weights stay
+/// in the L2 cache.
 const PIXELS: usize = 256;
 
 /// Packs weights, (out, in, height, width), for [`forward`] on maps of `pitch` channels.
@@ -26,11 +27,11 @@ pub(super) fn pack_input_gradient(simd: Simd, g: Geometry, pitch: usize, w: &[f3
     pack::input_gradient(simd, g, pitch, w, to.reserve(g.kernel * g.kernel * pitch * g.output_pitch()));
 }
 
-/// The products of some rows of the output.
+/// Computes some rows of the output.
 ///
 /// # Safety
-/// [`Panel`]'s contract. `x` is valid for reads of its layout, whose halo is at least the padding, and `w` of the packed
-/// weights; `y` has its layout, and nobody else uses these rows of it meanwhile.
+/// [`Panel`]'s contract. `x` is valid for reads of its layout, whose halo is at least the padding, and `w`
+/// for reads of the packed weights. `y` has its layout, and no other thread accesses these rows of it.
 #[inline(always)]
 unsafe fn forward_rows<V: Panel>(
     rows: Range<usize>,
@@ -57,14 +58,14 @@ unsafe fn forward_rows<V: Panel>(
                 c: y.at(yl.row_at(r) + block * columns),
                 c_row: yl.pitch,
             };
-            // SAFETY: this function's contract: `check_input` and `check_output` asserted that the taps of every output pixel
-            // lie inside x and its halo.
+            // SAFETY: this function's contract. `check_input` and `check_output` asserted that the taps of
+            // every output pixel are inside x and its halo.
             unsafe { V::panel(columns, yl.width, &taps[..g.kernel], depth, o, false) };
         }
     }
 }
 
-/// The portions of an output's rows in which [`forward`] and [`input_gradient`] make them.
+/// Returns the portions of an output's rows in which [`forward`] and [`input_gradient`] compute them.
 pub(super) fn portions(l: Layout) -> Portions {
     Portions::of_pixels(l, PIXELS)
 }
@@ -90,7 +91,7 @@ pub(super) fn forward(
     assert_eq!(
         w.values().len(),
         g.kernel * g.kernel * xl.pitch * yl.pitch,
-        "weights packed for another layer"
+        "the weights are packed for another layer"
     );
     let cut = portions(yl);
     threads::for_each(cut.count(), |i| {
@@ -104,14 +105,14 @@ pub(super) fn forward(
     });
 }
 
-/// Input pixels with the same remainder modulo the stride: they meet the same taps of the kernel.
+/// Input pixels with the same remainder modulo the stride. They use the same taps of the kernel.
 #[derive(Clone, Copy)]
 struct Phase {
     /// The first row or column of the phase.
     first: usize,
-    /// How many there are.
+    /// The number of rows or columns.
     count: usize,
-    /// (tap, offset of the output pixel from the count's index) pairs.
+    /// Pairs of a tap and the offset of the output pixel from the index within the phase.
     taps: [(usize, usize); LARGEST],
     len: usize,
 }
@@ -121,8 +122,8 @@ impl Phase {
         let count = side.saturating_sub(first).div_ceil(g.stride);
         let mut p = Phase { first, count, taps: [(0, 0); LARGEST], len: 0 };
         for k in 0..g.kernel {
-            // Input row y meets output row (y + padding − k) / stride where that is whole. Offsets are from one
-            // output pixel before the map, where the halo is.
+            // Input row y contributes to output row (y + padding − k) / stride if that is an integer. Offsets
+            // are relative to one output pixel before the map, inside the halo.
             let shift = (first + g.padding + g.stride) as isize - k as isize;
             if shift >= 0 && (shift as usize).is_multiple_of(g.stride) {
                 p.taps[p.len] = (k, shift as usize / g.stride);
@@ -133,11 +134,12 @@ impl Phase {
     }
 }
 
-/// The products of some rows of one phase of the input's gradient.
+/// Computes some rows of one phase of the input's gradient.
 ///
 /// # Safety
-/// [`Panel`]'s contract. `dy` is valid for reads of its layout, whose halo holds what the phases' taps read, and `w` of the
-/// packed weights; `dx` has its layout, and nobody else uses the pixels of these rows and phases meanwhile.
+/// [`Panel`]'s contract. `dy` is valid for reads of its layout, whose halo covers the reads of the phases'
+/// taps, and `w` for reads of the packed weights. `dx` has its layout, and no other thread accesses the
+/// pixels of these rows and phases.
 #[inline(always)]
 unsafe fn gradient_rows<V: Panel>(
     rows: Range<usize>,
@@ -160,7 +162,7 @@ unsafe fn gradient_rows<V: Panel>(
     if n == 0 && add {
         return;
     }
-    // One pixel before the map, see `Phase`; outside the slice only when no tap reads there.
+    // One pixel before the map, see `Phase`. It is outside the slice only if no tap reads there.
     let start = dyl.row_at(0) as isize - (dyl.row() + dyl.pitch) as isize;
     for block in 0..dxl.pitch / columns {
         for r in rows.clone() {
@@ -175,8 +177,8 @@ unsafe fn gradient_rows<V: Panel>(
                 c: dx.at(row + px.first * dxl.pitch + block * columns),
                 c_row: g.stride * dxl.pitch,
             };
-            // SAFETY: this function's contract: `input_gradient` asserted for every phase that its taps read neither before nor
-            // beyond dy and its halo.
+            // SAFETY: this function's contract. `input_gradient` asserted for every phase that its taps read
+            // neither before nor beyond dy and its halo.
             unsafe { V::panel(columns, px.count, &taps[..n], depth, o, add) };
         }
     }
@@ -185,7 +187,7 @@ unsafe fn gradient_rows<V: Panel>(
 /// dx ← dy ∗ wᵀ, or dx ← dx + dy ∗ wᵀ if `add`.
 ///
 /// # Shapes
-/// dy: the geometry's output with a halo that its padding asks for; dx: its input, channels rounded up.
+/// dy: the geometry's output with the halo that its padding requires; dx: its input, channels rounded up.
 ///
 /// # Panics
 /// If slices, layouts and geometry do not agree.
@@ -233,14 +235,15 @@ pub(super) fn input_gradient(
     }
 }
 
-/// Output rows whose products one call of the micro-kernel sums.
+/// The number of output rows whose products one call of the micro-kernel sums.
 const ROWS: usize = 32;
 
 /// Writes the sum of the products of some rows of dy to rows `ky` and columns `block` of a part.
 ///
 /// # Safety
-/// [`Panel`]'s contract. `x` and `dy` are valid for reads of their layouts, and x's halo is at least the padding; `sum` is valid
-/// for writes of a whole part, and nobody else uses these rows and columns of it meanwhile.
+/// [`Panel`]'s contract. `x` and `dy` are valid for reads of their layouts, and x's halo is at least the
+/// padding. `sum` is valid for writes of a whole part, and no other thread accesses these rows and columns of
+/// it.
 #[inline(always)]
 unsafe fn weight_rows<V: Panel>(
     rows: Range<usize>,
@@ -250,7 +253,7 @@ unsafe fn weight_rows<V: Panel>(
     sum: *mut f32,
 ) {
     let start = (xl.before - g.padding) * (xl.row() + xl.pitch) + ky * xl.row();
-    // As many rows as leave a panel of dy in the L1 cache.
+    // Few enough rows to keep a panel of dy in the L1 cache.
     let size = (8192 / (dyl.width * columns)).clamp(1, ROWS);
     let mut taps = [Tap::default(); ROWS];
     let mut r = rows.start;
@@ -269,7 +272,8 @@ unsafe fn weight_rows<V: Panel>(
             c: sum.wrapping_add(ky * g.kernel * xl.pitch * dyl.pitch + block * columns),
             c_row: dyl.pitch,
         };
-        // SAFETY: this function's contract: `check_input` and `check_output` asserted the halo and the lengths.
+        // SAFETY: this function's contract. `check_input` and `check_output` asserted the halo and the
+        // lengths.
         unsafe { V::panel(columns, g.kernel * xl.pitch, &taps[..n], dyl.width, o, r > rows.start) };
         r += n;
     }
@@ -277,7 +281,7 @@ unsafe fn weight_rows<V: Panel>(
 
 /// dw ← dw + the gradient with respect to the weights, (out, in, height, width).
 ///
-/// The sum over pixels is taken in a number of parts that depends on the shape alone; `work` keeps them.
+/// The sum over pixels is split into parts, whose number depends on the shape alone. `work` holds the parts.
 ///
 /// # Shapes
 /// x: the geometry's input with a halo of at least its padding; dy: its output, channels rounded up.

@@ -1,4 +1,4 @@
-//! One convolution of a network: its shape and how it is computed.
+//! One convolution of a network: its shape and its algorithm.
 
 use super::{Geometry, Packed, direct, winograd};
 use crate::buffer::Buffer;
@@ -7,20 +7,20 @@ use crate::norm::{self, Norm, Relu, Residual, Source};
 use crate::simd::Simd;
 use crate::threads::Shared;
 
-/// How a convolution is computed.
+/// The algorithm of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
-    /// By its definition.
+    /// The direct method.
     Direct,
     /// With fewer multiplications: Winograd's F(4×4, 3×3).
     Winograd,
 }
 
 impl Algorithm {
-    /// The fastest for a layer that reads maps of `pitch` channels.
+    /// Returns the fastest algorithm for a layer that reads maps of `pitch` channels.
     ///
-    /// The rule compares multiply-adds: nine a pixel, and for each tile, whole or not, 36 products of all channels and
-    /// as much for a channel's transform as for products with five others.
+    /// The rule compares multiply-adds: nine per pixel, against 36 products of all channels per tile, whole
+    /// or not. Transforming a channel costs as much as its products with five others.
     pub fn fastest(g: Geometry, pitch: usize) -> Self {
         let (inputs, outputs) = (pitch, g.output_pitch());
         let tiles = g.height.div_ceil(4) * g.width.div_ceil(4);
@@ -29,7 +29,7 @@ impl Algorithm {
         if winograd::applies(g, pitch) && winograd < direct { Algorithm::Winograd } else { Algorithm::Direct }
     }
 
-    /// Winograd's wherever it applies.
+    /// Returns Winograd's algorithm if it applies, otherwise the direct one.
     pub fn winograd(g: Geometry, pitch: usize) -> Self {
         if winograd::applies(g, pitch) { Algorithm::Winograd } else { Algorithm::Direct }
     }
@@ -44,8 +44,8 @@ impl std::fmt::Display for Algorithm {
     }
 }
 
-/// Memory that convolutions use while they run: packed weights, transformed tiles, partial sums. Layers that run one
-/// after the other share one, which grows to the needs of the largest.
+/// Temporary memory of convolutions: packed weights, transformed tiles, partial sums. Layers that run one
+/// after the other share it; it grows to the largest need.
 #[derive(Clone, Debug, Default)]
 pub struct Work {
     packed: Packed,
@@ -54,11 +54,11 @@ pub struct Work {
     winograd: winograd::Work,
 }
 
-/// What is done to the rows of an output as soon as they are complete, while they are in a cache: a pass of
-/// normalization that would otherwise read them from memory.
+/// A pass of normalization over rows of an output, applied as soon as they are complete and still in a cache.
+/// Otherwise it would have to read them from memory.
 #[derive(Debug)]
 pub enum After<'a> {
-    /// Nothing.
+    /// No pass.
     Nothing,
     /// [`Norm::measure`].
     Measure(&'a mut Norm),
@@ -66,16 +66,16 @@ pub enum After<'a> {
     Apply {
         /// The normalization.
         norm: &'a Norm,
-        /// What is added.
+        /// The residual to add.
         residual: Option<Residual<'a>>,
-        /// Whether negative values become zero.
+        /// Whether to apply ReLU.
         relu: bool,
     },
-    /// [`Norm::mask`]; the output of this convolution is the gradient of a normalized map.
+    /// [`Norm::mask`]. The output of this convolution is the gradient of a normalized map.
     Mask {
         /// That map's normalization.
         norm: &'a mut Norm,
-        /// What says where that map's ReLU let a value through.
+        /// The source of that map's ReLU mask.
         relu: Relu<'a>,
         /// The map before it was normalized.
         y: &'a [f32],
@@ -83,7 +83,7 @@ pub enum After<'a> {
 }
 
 impl After<'_> {
-    /// Lets `run` make `y` in the portions of `cut`, with this pass after each.
+    /// Runs `run`, which computes `y` in the portions of `cut`, and applies this pass to each portion.
     fn follow(
         self,
         simd: Simd,
@@ -104,7 +104,7 @@ impl After<'_> {
     }
 }
 
-/// A convolution. The weights belong to the caller and are packed anew at each call.
+/// A convolution. The caller owns the weights, which every call packs again.
 #[derive(Clone, Copy, Debug)]
 pub struct Convolution {
     geometry: Geometry,
@@ -112,17 +112,17 @@ pub struct Convolution {
 }
 
 impl Convolution {
-    /// Of a shape, by an algorithm.
+    /// Creates a convolution of this shape with this algorithm.
     pub fn new(geometry: Geometry, algorithm: Algorithm) -> Self {
         Convolution { geometry, algorithm }
     }
 
-    /// Its shape.
+    /// Returns the shape.
     pub fn geometry(&self) -> Geometry {
         self.geometry
     }
 
-    /// The portions in which rows of `l` are made from maps of `pitch` channels.
+    /// Returns the portions in which rows of `l` are computed from maps of `pitch` channels.
     fn portions(&self, simd: Simd, pitch: usize, l: Layout) -> Portions {
         match self.algorithm {
             Algorithm::Direct => direct::portions(l),
@@ -164,7 +164,7 @@ impl Convolution {
     /// dx ← dy ∗ wᵀ, or dx ← dx + dy ∗ wᵀ if `add`.
     ///
     /// # Shapes
-    /// dy: the geometry's output with a halo that its padding asks for; dx: its input, channels rounded up.
+    /// dy: the geometry's output with the halo that its padding requires; dx: its input, channels rounded up.
     ///
     /// # Panics
     /// If slices, layouts and geometry do not agree.
@@ -227,7 +227,7 @@ mod tests {
 
     const EPSILON: f64 = 1e-5;
 
-    /// A normalization whose statistics are not those of any map, and its channels.
+    /// Returns a normalization whose statistics are those of no map, and its channels.
     fn other_norm(pitch: usize) -> (Norm, Vec<Channel>) {
         let mut norm = Norm::new(pitch);
         let (gamma, beta) = (noise(pitch, 2), noise(pitch, 3));
@@ -245,13 +245,13 @@ mod tests {
         (norm, (0..pitch).map(channel).collect())
     }
 
-    /// The values of one channel.
+    /// Returns the values of one channel.
     fn column(map: &[f32], l: Layout, c: usize) -> Vec<f32> {
         let pixels = (0..l.rows()).flat_map(|r| (0..l.width).map(move |x| l.row_at(r) + x * l.pitch));
         pixels.map(|pixel| map[pixel + c]).collect()
     }
 
-    /// The moments of a map that a convolution measured on the way, and those that a pass of its own measures.
+    /// Moments measured by a fused pass agree with those of a separate pass.
     fn measured_alike(simd: Simd, conv: &Convolution, case: &Case) -> Result<(), TestCaseError> {
         let ((x, xl), yl, pitch) = (case.input(), case.flat_output(), case.g.output_pitch());
         let (mut y, mut work) = (vec![0.0; yl.len()], Work::default());
@@ -275,7 +275,7 @@ mod tests {
         Ok(())
     }
 
-    /// A map that a convolution normalized on the way, and one that was normalized afterwards, to the bit.
+    /// A map normalized by a fused pass equals one normalized afterward, bit by bit.
     fn applied_alike(
         simd: Simd,
         conv: &Convolution,
@@ -296,7 +296,7 @@ mod tests {
         Ok(())
     }
 
-    /// A gradient that a convolution masked and summed on the way, and one that was masked afterwards.
+    /// A gradient masked and summed by a fused pass equals one masked afterward.
     fn masked_alike(
         simd: Simd,
         conv: &Convolution,
@@ -346,7 +346,7 @@ mod tests {
         #![proptest_config(property::cases(96))]
 
         #[test]
-        fn what_follows_equals_its_pass_on_its_own((g, batch) in geometry(), seed in 0u64..1000, add: bool, own: bool) {
+        fn a_fused_pass_equals_the_separate_pass((g, batch) in geometry(), seed in 0u64..1000, add: bool, own: bool) {
             prop_assume!(g.kernel <= 3 && g.inputs >= 4);
             what_follows(g, batch, seed, add, own)?;
         }
@@ -354,8 +354,9 @@ mod tests {
 
     #[test]
     fn moments_about_an_outlying_value_are_within_their_rounding() {
-        // The first pixel of channel 16 lies far from the mean, and squares are summed about it: measured on the way and
-        // alone, the variance 2.27 differs by 2.5e-5. Either is within what rounding of the larger sums explains.
+        // The first pixel of channel 16 is far from the mean, and squares are summed around it. The variance
+        // 2.27 differs by 2.5e-5 between the fused and the separate pass. Both are within the rounding of the
+        // larger sums.
         let g = Geometry { height: 12, width: 11, inputs: 16, outputs: 17, kernel: 1, stride: 1, padding: 0 };
         what_follows(g, 3, 399, false, false).unwrap();
     }

@@ -1,14 +1,15 @@
 //! Convolutions of channels-last maps: forward, and the gradients with respect to input and weight.
 //!
-//! Weights come and gradients go in interchange order, (out, in, height, width); [`Packed`] holds them as a kernel
-//! reads them and is filled once a step. Channels of maps are rounded up to [`CHANNELS`]; the values beyond are zero.
+//! Weights and their gradients are in interchange order, (out, in, height, width). [`Packed`] holds weights
+//! in the order of a kernel and is filled once per step. Channels of maps are rounded up to [`CHANNELS`]; the
+//! additional values are zero.
 //!
-//! | module | what lives there |
+//! | module | contents |
 //! |---|---|
 //! | `direct` | any size, any stride: taps × channels summed in registers |
 //! | `winograd` | 3×3 at stride 1 with a quarter of the multiplications |
 //! | [`Convolution`] | one layer; chooses between them |
-//! | [`Work`] | the memory that layers use in turn |
+//! | [`Work`] | the memory that layers share |
 //! | `pack` | weights from interchange order and back |
 
 mod direct;
@@ -42,24 +43,24 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Rows and columns of the output.
+    /// Returns the rows and columns of the output.
     pub fn output(&self) -> (usize, usize) {
         let side = |n: usize| (n + 2 * self.padding - self.kernel) / self.stride + 1;
         (side(self.height), side(self.width))
     }
 
-    /// Multiply-adds of one image's forward pass.
+    /// Returns the multiply-adds of one image's forward pass.
     pub fn multiply_adds(&self) -> u64 {
         let (h, w) = self.output();
         (h * w * self.outputs * self.inputs * self.kernel * self.kernel) as u64
     }
 
-    /// The number of weights.
+    /// Returns the number of weights.
     pub fn weights(&self) -> usize {
         self.outputs * self.inputs * self.kernel * self.kernel
     }
 
-    /// The pitch of the output: its channels, rounded up.
+    /// Returns the pitch of the output: its channels, rounded up.
     pub fn output_pitch(&self) -> usize {
         self.outputs.next_multiple_of(CHANNELS)
     }
@@ -69,24 +70,28 @@ impl Geometry {
         let reach = |o: usize| (o - 1) * self.stride + self.kernel;
         assert!(
             (l.height, l.width) == (self.height, self.width) && l.pitch >= self.inputs,
-            "{self:?} on {l:?}"
+            "{self:?} does not fit the input {l:?}"
         );
-        assert!(l.before >= self.padding && x.len() >= l.len(), "{self:?} on {l:?} of {} values", x.len());
+        assert!(
+            l.before >= self.padding && x.len() >= l.len(),
+            "{self:?} does not fit the input {l:?} of {} values",
+            x.len()
+        );
         let start = l.before - self.padding;
         assert!(start + reach(oh) <= l.before + l.height + l.below, "{self:?} reads below {l:?}");
         assert!(start + reach(ow) <= l.before + l.width + l.right, "{self:?} reads right of {l:?}");
     }
 
     fn check_output(&self, values: usize, l: Layout) {
-        assert!((l.height, l.width) == self.output(), "{self:?} into {l:?}");
+        assert!((l.height, l.width) == self.output(), "{self:?} does not fit the output {l:?}");
         assert!(
             l.pitch == self.output_pitch() && values >= l.len(),
-            "{self:?} into {l:?} of {values} values"
+            "{self:?} does not fit the output {l:?} of {values} values"
         );
     }
 }
 
-/// Weights in the order in which a kernel reads them. Its memory serves one layer after the other.
+/// Weights in the order of a kernel. Layers that run one after the other share the memory.
 #[derive(Clone, Debug, Default)]
 pub struct Packed {
     values: Buffer,
@@ -94,21 +99,22 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// `len` values of any content, in memory that only grows.
+    /// Returns `len` values with unspecified contents, in memory that only grows.
     fn reserve(&mut self, len: usize) -> &mut [f32] {
         self.values.grow(len);
         self.len = len;
         &mut self.values[..len]
     }
 
-    /// What was packed last.
+    /// Returns the values packed last.
     fn values(&self) -> &[f32] {
         &self.values[..self.len]
     }
 }
 
-/// In how many parts a sum over `rows` is taken that needs `size` values a part and is computed in `tasks` a part: as
-/// many as stay in a cache near the processor together; more, up to a larger cache, where tasks would be few.
+/// Returns the number of parts of a sum over `rows`, where a part needs `size` values and is computed in
+/// `tasks` tasks: as many parts as fit together into a cache near the processor. If that gives few tasks,
+/// more parts, up to a larger cache.
 fn parts(size: usize, rows: usize, tasks: usize) -> usize {
     let [near, far] = [18, 20].map(|bits| (1 << bits) / size.max(1));
     near.max(far.min(16usize.div_ceil(tasks))).clamp(1, 16).min(rows.max(1))
@@ -116,17 +122,17 @@ fn parts(size: usize, rows: usize, tasks: usize) -> usize {
 
 #[cfg(test)]
 pub(crate) mod reference {
-    //! Convolutions as their definition has them, in `f64`, over images without halo, with a bound on what rounding
-    //! in `f32` does to each value.
+    //! Convolutions by definition, in `f64`, over images without halo, with a bound on the rounding error of
+    //! each value in `f32`.
     use super::*;
     use pauc_testing::{Rounded, tolerance};
 
-    /// Sums of products. Whatever the order, and with fused multiply-add or without, `f32` is off by at most
+    /// Sums of products. In any order, with or without fused multiply-add, the error of `f32` is at most
     /// γₙ·Σ|products| for n products.
     struct Sums(Vec<(f64, f64, usize)>);
 
     impl Sums {
-        /// Empty sums, or sums that begin with a value each.
+        /// Creates sums that start at zero, or at given values.
         fn new(len: usize, start: Option<&[f32]>) -> Self {
             let begun = |v: &f32| (f64::from(*v), f64::from(v.abs()), 1);
             Sums(start.map_or_else(|| vec![(0.0, 0.0, 0); len], |start| start.iter().map(begun).collect()))
@@ -181,7 +187,7 @@ pub(crate) mod reference {
         y.finish()
     }
 
-    /// Added to `start` where there is one.
+    /// Returns the gradient, added to `start` if given.
     pub fn input_gradient(
         g: Geometry,
         batch: usize,
@@ -194,7 +200,7 @@ pub(crate) mod reference {
         dx.finish()
     }
 
-    /// Added to `start`.
+    /// Returns the gradient, added to `start`.
     pub fn weight_gradient(g: Geometry, batch: usize, x: &[f32], dy: &[f32], start: &[f32]) -> Vec<Rounded> {
         let mut dw = Sums::new(g.weights(), Some(start));
         products(g, batch, |i, k, o| dw.add(k, dy[o], x[i]));
@@ -204,7 +210,7 @@ pub(crate) mod reference {
 
 #[cfg(test)]
 pub(crate) mod cases {
-    //! One random convolution with everything that its kernels read, in both layouts.
+    //! A random convolution with all operands of its kernels, in both layouts.
     use super::*;
     use crate::layout::copy_pixels;
     pub use pauc_testing::inputs::noise;
@@ -232,7 +238,7 @@ pub(crate) mod cases {
             }
         }
 
-        /// Images keep their channels, feature maps are rounded up.
+        /// Images keep their channels; feature maps are rounded up.
         pub fn input_pitch(&self) -> usize {
             if self.g.inputs < 4 { self.g.inputs } else { self.g.inputs.next_multiple_of(CHANNELS) }
         }
@@ -270,7 +276,7 @@ pub(crate) mod cases {
         buffer
     }
 
-    /// The map in `l` is `want` up to rounding, and what lies beyond the channels is zero.
+    /// Asserts that the map in `l` equals `want` up to rounding, and that additional channels are zero.
     pub fn compare(got: &[f32], l: Layout, channels: usize, want: &[Rounded]) -> Result<(), TestCaseError> {
         for r in 0..l.rows() {
             for x in 0..l.width {
@@ -278,7 +284,10 @@ pub(crate) mod cases {
                     let got = got[l.row_at(r) + x * l.pitch + c];
                     let padding = Rounded::exact(0.0);
                     let want = if c < channels { want[(r * l.width + x) * channels + c] } else { padding };
-                    prop_assert!(want.admits(got), "row {r} column {x} channel {c}: {got} for {want}");
+                    prop_assert!(
+                        want.admits(got),
+                        "row {r} column {x} channel {c}: got {got}, expected {want}"
+                    );
                 }
             }
         }
@@ -288,7 +297,7 @@ pub(crate) mod cases {
     pub fn compare_all(name: &str, got: &[f32], want: &[Rounded]) -> Result<(), TestCaseError> {
         prop_assert_eq!(got.len(), want.len());
         for (i, (got, want)) in got.iter().zip(want).enumerate() {
-            prop_assert!(want.admits(*got), "{name} {i}: {got} for {want}");
+            prop_assert!(want.admits(*got), "{name} {i}: got {got}, expected {want}");
         }
         Ok(())
     }

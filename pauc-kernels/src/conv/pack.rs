@@ -1,33 +1,34 @@
-//! Weights between interchange order, (out, in, height, width), and the order of the kernels.
+//! Conversion of weights between interchange order, (out, in, height, width), and the order of the kernels.
 
 use super::Geometry;
 use crate::simd::{CHANNELS, Simd, Vector, dispatch};
 use crate::threads::{self, Shared};
 use std::ops::Range;
 
-/// One panel: a group of channels, and for each tap the weights between them and all channels of the other side.
+/// One panel: a group of channels, with the weights of each tap between them and all channels of the other
+/// side.
 #[derive(Clone, Copy)]
 struct Shape {
     taps: usize,
-    /// The columns of the panel, and how many of them are channels that exist.
+    /// The columns of the panel, and how many of them are existing channels.
     columns: [usize; 2],
-    /// The rows of a tap, and how many of them are channels that exist.
+    /// The rows of a tap, and how many of them are existing channels.
     rows: [usize; 2],
-    /// From the weights of a column's channel to those of the next.
+    /// The distance between the weights of adjacent columns' channels.
     column: usize,
-    /// From the weights of a row's channel to those of the next.
+    /// The distance between the weights of adjacent rows' channels.
     row: usize,
 }
 
 /// to\[tap\]\[row\]\[column\] ← from\[column·s.column + row·s.row + tap\], and zero beyond the channels.
 ///
 /// # Safety
-/// [`Vector`]'s contract. `from` is valid for reads of the weights of all channels that exist, `to` for writes of these rows of
-/// a whole panel, which nobody else uses meanwhile.
+/// [`Vector`]'s contract. `from` is valid for reads of the weights of all existing channels. `to` is valid
+/// for writes of these rows of a whole panel, and no other thread accesses them.
 #[inline(always)]
 unsafe fn pack_rows<V: Vector>(rows: Range<usize>, from: *const f32, to: *mut f32, s: Shape) {
     let ([columns, existing_columns], [all_rows, existing_rows]) = (s.columns, s.rows);
-    // SAFETY: this function's contract: only columns and rows of channels that exist are read.
+    // SAFETY: this function's contract. Only columns and rows of existing channels are read.
     unsafe {
         for lane in (0..columns).step_by(V::LANES) {
             let all_exist = lane + V::LANES <= existing_columns;
@@ -50,7 +51,7 @@ unsafe fn pack_rows<V: Vector>(rows: Range<usize>, from: *const f32, to: *mut f3
     }
 }
 
-/// Values of one portion of packing, about.
+/// The approximate number of values per portion of packing.
 const PORTION: usize = 8 << 10;
 
 /// Packs `total` channels into panels of `s.columns[0]`.
@@ -65,12 +66,14 @@ fn panels(simd: Simd, total: usize, s: Shape, w: &[f32], to: &mut [f32]) {
         let s = Shape { columns: [columns, existing], ..s };
         let from = w.as_ptr().wrapping_add(panel * columns * s.column);
         let to = to.at(panel * s.taps * s.rows[0] * columns);
-        // `forward` and `input_gradient` checked the lengths of `w` and `to`; each portion is a range of rows of one panel.
+        // `forward` and `input_gradient` checked the lengths of `w` and `to`. Each portion is a range of rows
+        // of one panel.
         dispatch!(simd => pack_rows(rows: Range<usize>, from: *const f32, to: *mut f32, s: Shape));
     });
 }
 
-/// For the forward pass: \[out / panel\]\[ky\]\[kx\]\[in\]\[panel\], with `pitch` input channels.
+/// Packs weights for the forward pass: \[out / panel\]\[ky\]\[kx\]\[in\]\[panel\], with `pitch` input
+/// channels.
 pub(super) fn forward(simd: Simd, g: Geometry, pitch: usize, w: &[f32], to: &mut [f32]) {
     let (taps, outputs) = (g.kernel * g.kernel, g.output_pitch());
     let columns = [simd.panel(outputs); 2];
@@ -79,7 +82,7 @@ pub(super) fn forward(simd: Simd, g: Geometry, pitch: usize, w: &[f32], to: &mut
     panels(simd, g.outputs, s, w, to);
 }
 
-/// For the input gradient: \[in / panel\]\[ky\]\[kx\]\[out\]\[panel\].
+/// Packs weights for the input gradient: \[in / panel\]\[ky\]\[kx\]\[out\]\[panel\].
 pub(super) fn input_gradient(simd: Simd, g: Geometry, pitch: usize, w: &[f32], to: &mut [f32]) {
     let (taps, outputs) = (g.kernel * g.kernel, g.output_pitch());
     let columns = [simd.panel(pitch); 2];
@@ -88,14 +91,15 @@ pub(super) fn input_gradient(simd: Simd, g: Geometry, pitch: usize, w: &[f32], t
     panels(simd, g.inputs, s, w, to);
 }
 
-/// Values of an output channel that are turned together.
+/// Values of an output channel that are transposed together.
 const TURNED: usize = 144;
 
-/// Adds the sums of parts to the gradients of output channels `outputs`, no more than there are [`CHANNELS`].
+/// Adds the sums of parts to the gradients of output channels `outputs`, at most [`CHANNELS`] of them.
 ///
 /// # Safety
-/// [`Vector`]'s contract. `from` is valid for reads of all parts, whose channels are rounded up to [`CHANNELS`], and `dw` has the
-/// weights of all output channels; nobody else uses those of `outputs` meanwhile. A kernel has at most [`TURNED`] taps.
+/// [`Vector`]'s contract. `from` is valid for reads of all parts, whose channels are rounded up to
+/// [`CHANNELS`]. `dw` has the weights of all output channels, and no other thread accesses those of
+/// `outputs`. A kernel has at most [`TURNED`] taps.
 #[inline(always)]
 unsafe fn add_rows<V: Vector>(
     outputs: Range<usize>,
@@ -108,8 +112,8 @@ unsafe fn add_rows<V: Vector>(
     let mut sums = [0f32; TURNED * CHANNELS];
     for first in (0..g.inputs).step_by(inputs) {
         let n = inputs.min(g.inputs - first) * taps;
-        // SAFETY: this function's contract for `from` and `dw`; `sums` has TURNED rows of CHANNELS values, and n is at most
-        // TURNED by the choice of `inputs`.
+        // SAFETY: this function's contract for `from` and `dw`. `sums` has TURNED rows of CHANNELS values,
+        // and n is at most TURNED by the choice of `inputs`.
         unsafe {
             for k in 0..n {
                 let sources = from.add((k % taps * pitch + first + k / taps) * output_pitch + outputs.start);
@@ -135,7 +139,8 @@ unsafe fn add_rows<V: Vector>(
     }
 }
 
-/// Adds the sum of `parts` weight gradients, each \[ky\]\[kx\]\[in\]\[out\] with rounded-up channels, to `dw`.
+/// Adds the sum of `parts` weight gradients, each \[ky\]\[kx\]\[in\]\[out\] with rounded-up channels, to
+/// `dw`.
 pub(super) fn add_weight_gradient(
     simd: Simd,
     g: Geometry,
@@ -151,7 +156,7 @@ pub(super) fn add_weight_gradient(
     threads::for_each(g.outputs.div_ceil(CHANNELS), |block| {
         let outputs = block * CHANNELS..g.outputs.min(block * CHANNELS + CHANNELS);
         let (shape, sums) = ((g, pitch), (from.as_ptr(), parts));
-        // The lengths are checked above; each portion is a range of output channels.
+        // The lengths are checked above. Each portion is a range of output channels.
         dispatch!(simd => add_rows(
             outputs: Range<usize>, shape: (Geometry, usize), sums: (*const f32, usize), dw: Shared<'_, f32>,
         ));

@@ -1,22 +1,23 @@
-//! Which centroids can be nearest, from products of 8-bit integers: four times as many in an instruction as of `f32`.
+//! A filter for the nearest centroid by 8-bit integer products, of which an instruction computes four times
+//! as many as of `f32`.
 //!
-//! Rows and centroids are taken around the centroids' origin m and rounded to 8 bits, x − m ≈ s·q. The rounding is
-//! known, so that the score from integers lies within a bound E of the score of [`crate::distance`]: by
-//! Cauchy–Schwarz, |x·c − x̂·ĉ| ≤ ‖x − x̂‖·‖c‖ + ‖x̂‖·‖c − ĉ‖, and the rounding of `f32` on top. Whatever is within
-//! 2·E of a row's lowest is a candidate, and candidates get the score that the plain path computes, bit by bit. So
-//! the result is that of the plain path; blocks in which too many are candidates (features with far outliers, or
-//! centroids that are copies) go to it.
+//! Rows and centroids are taken relative to the centroids' origin m and rounded to 8 bits, x − m ≈ s·q. The
+//! rounding error is known, so the score from integers is within a bound E of the score of
+//! [`crate::distance`]: by Cauchy–Schwarz, |x·c − x̂·ĉ| ≤ ‖x − x̂‖·‖c‖ + ‖x̂‖·‖c − ĉ‖, plus the rounding of
+//! `f32`. Every centroid within 2·E of a row's lowest score is a candidate. Candidates get the score that the
+//! plain path computes, bit by bit, so the result is that of the plain path. A block with too many candidates
+//! (features with far outliers, or centroids that are copies) uses the plain path.
 
 use super::{Packed, sum_of};
 use std::arch::x86_64::*;
 
-/// Rows side by side in a tile.
+/// Rows per tile, side by side.
 const ROWS: usize = 6;
-/// Centroids in a panel.
+/// Centroids per panel.
 const WIDTH: usize = 64;
-/// Rows that meet all centroids before the next ones do.
+/// Rows that are compared with all centroids before the next rows.
 const BLOCK: usize = 8 * ROWS;
-/// Centroids whose scores are kept until they are looked through: they stay in the second-level cache.
+/// Centroids whose scores are kept until they are scanned; they stay in the L2 cache.
 const CHUNK: usize = 32 * WIDTH;
 /// Pairs whose final scores are summed side by side.
 const CHAINS: usize = 8;
@@ -30,9 +31,9 @@ pub(crate) struct Quantized {
     count: usize,
     /// Bytes q + 128 of a panel: four coordinates of 64 centroids, then the next four.
     panels: Vec<u8>,
-    /// s of each centroid.
+    /// The scale s of each centroid.
     scale: Vec<f32>,
-    /// What the score is without the product: ‖c − m‖²/2 up to rounding; infinite behind the last centroid.
+    /// The score without the product: ‖c − m‖²/2 up to rounding; infinite after the last centroid.
     half: Vec<f32>,
     longest: f64,
     largest_rounding: f64,
@@ -41,12 +42,13 @@ pub(crate) struct Quantized {
 }
 
 impl Quantized {
-    /// Whether the processor has the instructions, and there are enough centroids for the detour.
+    /// Returns whether the processor has the instructions, and whether there are enough centroids for the
+    /// filter to pay off.
     pub fn pays(count: usize, dim: usize) -> bool {
         count >= WIDTH && (16..=8192).contains(&dim) && crate::simd::multiplies_bytes()
     }
 
-    /// Rounds centroids; `bias` has the score's part of each that no row enters.
+    /// Rounds centroids. `bias` has the part of each centroid's score that does not depend on rows.
     pub fn new(centroids: &[f32], origin: &[f32], bias: &[f64]) -> Self {
         let dim = origin.len();
         let (count, steps) = (centroids.len() / dim, dim.div_ceil(4));
@@ -86,13 +88,14 @@ impl Quantized {
         q
     }
 
-    /// How far the score in `f32`, summed in whatever order, can be from the exact one, for a row of this length.
+    /// Bounds the difference between a score in `f32`, summed in any order, and the exact one, for a row of
+    /// this length.
     fn error_of_f32(&self, length: f64) -> f64 {
         let terms = (self.origin.len() + 4) as f64;
         1.01 * ROUNDING * (terms * length * self.longest + 2.0 * self.largest_bias) + 1e-37
     }
 
-    /// How far the score from integers can be from that in `f32`.
+    /// Bounds the difference between a score from integers and one in `f32`.
     fn error(&self, row: &RowFacts) -> f64 {
         let of_bytes = row.rounding * self.longest + row.rounded_length * self.largest_rounding;
         let product = (row.rounded_length + row.rounding) * (self.longest + self.largest_rounding);
@@ -101,11 +104,11 @@ impl Quantized {
     }
 }
 
-/// What is known of a row in 8 bits.
+/// Properties of a row in 8 bits.
 #[derive(Clone, Copy, Debug, Default)]
 struct RowFacts {
     scale: f32,
-    /// −128·Σq, what the centroids' 128 adds too much.
+    /// −128·Σq, which compensates for the 128 added to centroids.
     start: i32,
     length: f64,
     rounded_length: f64,
@@ -120,7 +123,8 @@ struct Candidate {
     score: f32,
 }
 
-/// [`crate::distance::nearest_scored`] for the rows of a task, with the bits of the plain path; `plain` is that path.
+/// Like [`crate::distance::nearest_scored`], for the rows of a task, with the bits of the plain path, which
+/// is `plain`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
 pub(crate) fn nearest(
     rows: &[f32],
@@ -175,7 +179,7 @@ impl Block {
         }
     }
 
-    /// Fills `candidates`; false if there are too many for their detour to pay.
+    /// Fills `candidates`. Returns false if there are too many for the filter to pay off.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
     fn find(&mut self, rows: &[f32], q: &Quantized, count: usize) -> bool {
         let dim = q.origin.len();
@@ -185,7 +189,7 @@ impl Block {
         }
         let mut lowest = [f32::INFINITY; BLOCK];
         self.candidates.clear();
-        // A candidate takes a few dozen times what a plain score takes.
+        // A candidate costs a few dozen times as much as a plain score.
         let most = used * (count / 24).max(2);
         let window: [f64; BLOCK] = std::array::from_fn(|i| 2.0 * q.error(&self.facts[i]));
         for first in (0..count).step_by(CHUNK) {
@@ -221,7 +225,7 @@ impl Block {
     fn round(&mut self, i: usize, row: &[f32], origin: &[f32]) -> RowFacts {
         let lanes = |values: &[f32]| {
             let mask = if values.len() >= 16 { u16::MAX } else { (1u16 << values.len()) - 1 };
-            // SAFETY: the mask has a bit for each value of the slice, up to 16, and masked lanes are not read.
+            // SAFETY: the mask has one bit per value of the slice, up to 16, and masked lanes are not read.
             unsafe { _mm512_maskz_loadu_ps(mask, values.as_ptr()) }
         };
         let parts = || row.chunks(16).zip(origin.chunks(16)).map(|(x, m)| (lanes(x), lanes(m)));
@@ -245,20 +249,20 @@ impl Block {
             rounding = _mm512_fmadd_ps(error, error, rounding);
             rounded = _mm512_fmadd_ps(rounded_x, rounded_x, rounded);
             let mut bytes = [0i32; 4];
-            // SAFETY: `bytes` has four times four bytes, the sixteen that are written; the store needs no alignment.
+            // SAFETY: `bytes` has the four times four bytes that are written; the store needs no alignment.
             unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(integer)) };
             for (s, bytes) in bytes.iter().enumerate().take(self.steps - part * 4) {
                 tile[(part * 4 + s) * ROWS + i % ROWS] = *bytes;
             }
         }
-        // Sums of squares in f32 are off by far less than the 1 % that the bounds have to spare.
+        // The error of sums of squares in f32 is far below the 1 % margin of the bounds.
         let root = |v| (_mm512_reduce_add_ps(v) as f64).sqrt();
         let start = _mm512_reduce_add_epi32(total).wrapping_mul(-128);
         let (length, rounding, rounded_length) = (root(square), root(rounding), root(rounded));
         RowFacts { scale, start, length, rounded_length, rounding }
     }
 
-    /// The scores of all rows with the centroids of some panels, and each row's lowest so far.
+    /// Computes the scores of all rows for the centroids of some panels, and updates each row's lowest score.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
     fn score(&mut self, q: &Quantized, first: usize, panels: usize, used: usize, lowest: &mut [f32; BLOCK]) {
         let bytes = WIDTH * self.steps * 4;
@@ -276,7 +280,8 @@ impl Block {
                     let by_row = _mm512_set1_ps(self.facts[i].scale);
                     let scores = &mut self.scores[i * self.width + p * WIDTH..][..WIDTH];
                     for (j, sum) in sums.iter().enumerate() {
-                        // SAFETY: `scale`, `half` and `scores` were sliced to WIDTH = 64 values above, and j is below 4.
+                        // SAFETY: `scale`, `half` and `scores` were sliced to WIDTH = 64 values above, and j
+                        // is below 4.
                         unsafe {
                             let scale = _mm512_loadu_ps(scale.as_ptr().add(16 * j));
                             let half = _mm512_loadu_ps(half.as_ptr().add(16 * j));
@@ -294,12 +299,13 @@ impl Block {
         }
     }
 
-    /// Leaves of each row's candidates those whose scores, summed in lanes, are within rounding of the lowest: one for
-    /// nearly every row, and quickly. False if a row has none, which takes numbers that overflow.
+    /// Keeps those of each row's candidates whose scores, summed in lanes, are within rounding of the lowest:
+    /// one for nearly every row, and fast. Returns false if a row has none, which requires numbers that
+    /// overflow.
     #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
     fn sharpen(&mut self, rows: &[f32], packed: &Packed<'_>, q: &Quantized) -> bool {
         let dim = q.origin.len();
-        // Centroids less their origin are not kept: they would take as much memory again.
+        // Centroids minus their origin are not kept, since they would need as much memory again.
         let mut centered = vec![0.0f32; dim];
         let (mut kept, mut begin) = (0, 0);
         for (i, row) in rows.chunks_exact(dim).enumerate() {
@@ -335,7 +341,8 @@ impl Block {
         true
     }
 
-    /// Writes each row's nearest candidate and its score; false if a row has none, as [`Block::sharpen`] says.
+    /// Writes each row's nearest candidate and its score. Returns false if a row has none, as
+    /// [`Block::sharpen`].
     #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
     fn decide(
         &mut self,
@@ -358,7 +365,7 @@ impl Block {
             });
             for (c, sum) in group.iter().zip(in_order(&pair, &q.origin)) {
                 let (i, value) = (c.row as usize, packed.bias[c.centroid as usize] - sum);
-                // Candidates of a row come in ascending order, so the lowest among equals stays.
+                // Candidates of a row come in ascending order, so the lowest index among equals is kept.
                 if value < score[i] {
                     (index[i], score[i]) = (c.centroid, value);
                 }
@@ -368,12 +375,12 @@ impl Block {
     }
 }
 
-/// The next `f32` above.
+/// Returns the next larger `f32`.
 fn upper(v: f64) -> f32 {
     (v as f32).next_up()
 }
 
-/// Which of the scores are no larger than the limit.
+/// Returns a mask of the scores that are at most the limit.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn at_most(scores: &[f32; WIDTH], limit: f32) -> u64 {
@@ -386,7 +393,7 @@ fn at_most(scores: &[f32; WIDTH], limit: f32) -> u64 {
     part(0) | part(1) | part(2) | part(3)
 }
 
-/// Products of [`ROWS`] rows with the centroids of a panel, in registers until the end.
+/// Computes the products of [`ROWS`] rows with the centroids of a panel, in registers until the end.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
 fn products(tile: &[i32], panel: &[u8], start: [i32; ROWS]) -> [[__m512i; 4]; ROWS] {
@@ -405,7 +412,7 @@ fn products(tile: &[i32], panel: &[u8], start: [i32; ROWS]) -> [[__m512i; 4]; RO
     sums
 }
 
-/// a·b, or ‖a − b‖², in sixteen lanes as [`crate::distance`] sums them.
+/// Returns a·b, or ‖a − b‖², summed in sixteen lanes like [`crate::distance`].
 #[inline]
 #[target_feature(enable = "avx512f,avx2,fma")]
 pub(crate) fn in_lanes<const DIFFERENCE: bool>(a: &[f32], b: &[f32]) -> f32 {
@@ -432,7 +439,7 @@ fn less(a: &[f32], b: &[f32], to: &mut [f32]) {
     to.iter_mut().zip(a.iter().zip(b)).for_each(|(to, (a, b))| *to = a - b);
 }
 
-/// x·(c − m) in the order of the coordinates, as the plain path sums them, several at a time.
+/// Computes x·(c − m) in the order of the coordinates, like the plain path, for several pairs at a time.
 #[inline]
 #[target_feature(enable = "avx512f,avx2,fma")]
 fn in_order(pairs: &[(&[f32], &[f32]); CHAINS], origin: &[f32]) -> [f32; CHAINS] {

@@ -3,9 +3,9 @@
 //! ```text
 //! out = max(0, scale·y + shift + residual),   scale = γ/√(var + ε),   shift = β − mean·scale
 //! ```
-//! Each pass goes over the maps once, on its own or, by the functions named `_during`, as rows come out of a convolution.
-//! Sums are taken in `f32` within a portion of rows, about a value of that portion, and in `f64` across portions, in
-//! their order.
+//! Each pass reads the maps once. It is a separate pass or, in the functions named `_during`, runs on rows as
+//! a convolution completes them. Sums are in `f32` within a portion of rows, around a value of that portion,
+//! and in `f64` across portions, in order.
 
 mod rows;
 
@@ -15,21 +15,21 @@ use crate::simd::{CHANNELS, Simd, dispatch};
 use crate::threads::{self, Shared};
 use std::ops::Range;
 
-/// Pixels of one portion of a sum.
+/// Pixels per portion of a sum.
 const PIXELS: usize = 512;
 
-/// The portions of rows that passes of their own go over.
+/// Returns the portions of rows of a separate pass.
 pub(crate) fn portions(l: Layout) -> Portions {
     Portions::of_pixels(l, PIXELS)
 }
 
-/// The start of maps that are read. Whoever makes one keeps the maps borrowed while it is used.
+/// The start of maps that are read. The creator keeps the maps borrowed while it is used.
 #[derive(Clone, Copy)]
 pub(crate) struct Source(pub *const f32);
 
-// SAFETY: threads only read through the pointer, and `f32` may be read by several at once.
+// SAFETY: threads only read through the pointer, and several may read `f32` concurrently.
 unsafe impl Send for Source {}
-// SAFETY: a shared `Source` gives no more than a copy of the pointer, which may be sent.
+// SAFETY: a shared `Source` only gives a copy of the pointer, which is `Send`.
 unsafe impl Sync for Source {}
 
 impl Source {
@@ -38,10 +38,10 @@ impl Source {
     }
 }
 
-/// A normalization's state between forward and backward pass. Vectors have one value a channel, rounded up.
+/// A normalization's state between forward and backward pass. Vectors have one value per channel, rounded up.
 #[derive(Clone, Debug, Default)]
 pub struct Norm {
-    /// The mean that was subtracted.
+    /// The mean to subtract.
     pub mean: Vec<f32>,
     /// The biased variance of a batch, or the running variance.
     pub variance: Vec<f32>,
@@ -57,7 +57,7 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// For maps of `pitch` channels.
+    /// Creates a normalization for maps of `pitch` channels.
     ///
     /// # Panics
     /// If `pitch` is not a multiple of [`CHANNELS`].
@@ -76,10 +76,10 @@ impl Norm {
         }
     }
 
-    /// Takes mean and variance from a batch.
+    /// Computes mean and variance of a batch.
     ///
     /// # Shapes
-    /// y: at least `l.len()` values; a statistic for each of `l.pitch` channels
+    /// y: at least `l.len()` values; one statistic for each of `l.pitch` channels
     ///
     /// # Panics
     /// If the slice is shorter than its layout, or the layout has another pitch.
@@ -89,7 +89,7 @@ impl Norm {
         self.measure_during(simd, cut, (Source(y.as_ptr()), l), |then| cut.for_each(then));
     }
 
-    /// [`Norm::measure`] of rows that `run` hands over, portion by portion. `y` is checked by the caller.
+    /// [`Norm::measure`] of rows that `run` completes portion by portion. The caller has checked `y`.
     pub(crate) fn measure_during(
         &mut self,
         simd: Simd,
@@ -114,7 +114,7 @@ impl Norm {
             let total = before + count;
             for c in 0..pitch {
                 let [about, sum, square] = [0, 1, 2].map(|k| portion[k * pitch + c] as f64);
-                // Two groups' moments into those of both (Chan, Golub and LeVeque).
+                // Combines the moments of two groups (Chan, Golub and LeVeque).
                 let (portion_mean, distance) = (about + sum / count, about + sum / count - mean[c]);
                 let spread = (square - sum * sum / count).max(0.0);
                 squares[c] += spread + distance * distance * before * count / total;
@@ -128,10 +128,10 @@ impl Norm {
         }
     }
 
-    /// Sets scale and shift from mean, variance, γ and β.
+    /// Computes scale and shift from mean, variance, γ and β.
     ///
     /// # Shapes
-    /// γ and β: as many as channels, at most the pitch
+    /// γ and β: one value per channel, at most the pitch
     ///
     /// # Panics
     /// If γ or β is longer than the pitch.
@@ -146,8 +146,8 @@ impl Norm {
         }
     }
 
-    /// The first half of the backward pass: masks `g`, the gradient of the fused layer's output, in place by ReLU, and
-    /// sums it up. What is left in `g` is also the residual's gradient.
+    /// The first half of the backward pass: masks `g`, the gradient of the fused layer's output, in place by
+    /// ReLU, and sums it. Afterward, `g` is also the residual's gradient.
     ///
     /// # Shapes
     /// g and y: at least `l.len()` values
@@ -160,7 +160,7 @@ impl Norm {
         self.mask_during(simd, cut, (g, l), (relu, y), |then| cut.for_each(then));
     }
 
-    /// [`Norm::mask`] of rows that `run` hands over, portion by portion.
+    /// [`Norm::mask`] of rows that `run` completes portion by portion.
     pub(crate) fn mask_during(
         &mut self,
         simd: Simd,
@@ -196,11 +196,12 @@ impl Norm {
         }
     }
 
-    /// The second half of the backward pass, after [`Norm::mask`]: adds to the gradients of γ and β, and writes that of
-    /// the normalization's input.
+    /// The second half of the backward pass, after [`Norm::mask`]: accumulates the gradients of γ and β, and
+    /// writes that of the normalization's input.
     ///
     /// # Shapes
-    /// g and y: at least `l.len()` values; dy: at least `dyl.len()`; the gradients of γ and β: one for each channel
+    /// g and y: at least `l.len()` values; dy: at least `dyl.len()`; the gradients of γ and β: one value per
+    /// channel
     ///
     /// # Panics
     /// If slices and layouts do not agree.
@@ -243,7 +244,7 @@ impl Norm {
     }
 
     fn check(&self, values: usize, l: Layout) -> usize {
-        assert!(values >= l.len() && l.pitch == self.mean.len(), "{values} values, {l:?}");
+        assert!(values >= l.len() && l.pitch == self.mean.len(), "{values} values do not fit {l:?}");
         l.pitch
     }
 }
@@ -252,25 +253,25 @@ fn same_maps(a: Layout, b: Layout) -> bool {
     (a.batch, a.height, a.width, a.pitch) == (b.batch, b.height, b.width, b.pitch)
 }
 
-/// Where the mask of ReLU comes from.
+/// The source of the ReLU mask.
 #[derive(Clone, Copy, Debug)]
 pub enum Relu<'a> {
-    /// There was no ReLU.
+    /// No ReLU.
     None,
-    /// The normalized value, computed again: nothing was added to it.
+    /// The normalized value, computed again. There is no residual.
     Own,
     /// The fused layer's output.
     Output(&'a [f32], Layout),
 }
 
-/// What is added before ReLU.
+/// The residual added before ReLU.
 #[derive(Clone, Copy, Debug)]
 pub struct Residual<'a> {
     /// The maps.
     pub values: &'a [f32],
-    /// Where they are.
+    /// The layout of the maps.
     pub layout: Layout,
-    /// A normalization that is still to be applied to them.
+    /// A normalization still to be applied to the maps.
     pub norm: Option<&'a Norm>,
 }
 
@@ -295,7 +296,8 @@ pub fn apply(
     apply_during(simd, norm, y, (residual, relu), out, |then| cut.for_each(then));
 }
 
-/// [`apply`] to rows that `run` hands over, portion by portion. `out` may be `y` itself; the caller has checked both.
+/// [`apply`] to rows that `run` completes portion by portion. `out` may be `y` itself. The caller has checked
+/// both.
 pub(crate) fn apply_during(
     simd: Simd,
     norm: &Norm,
@@ -321,7 +323,7 @@ pub(crate) fn apply_during(
 
 #[cfg(test)]
 pub(crate) mod oracle {
-    //! Normalization of one channel by its definition in `f64`, with a bound on what rounding does to it.
+    //! Normalization of one channel by definition, in `f64`, with a bound on rounding errors.
 
     use pauc_testing::Rounded;
     use pauc_testing::tolerance::{self, UNIT_F32};
@@ -343,11 +345,12 @@ pub(crate) mod oracle {
         pub beta: Rounded,
     }
 
-    /// Mean and variance as [`super::Norm::measure`] takes them: each portion sums d = y − a and d² about a value `a` of its own.
+    /// Returns mean and variance as [`super::Norm::measure`] computes them: each portion sums d = y − a and
+    /// d² around a value `a` of its own.
     ///
-    /// With m the mean and r the largest |y − m|, both |a − m| ≤ r and |d| ≤ |y − m| + r. With s a portion's Σd, q its Σd²
-    /// and c its count, n times the variance is Σ over portions of q − 2(m − a)·s + c·(m − a)². Its derivative by m is
-    /// zero, so that it is off by δq + 2r·δs, and by (Σδs)²/n of second order.
+    /// With m the mean and r the largest |y − m|, both |a − m| ≤ r and |d| ≤ |y − m| + r. With s a portion's
+    /// Σd, q its Σd² and c its count, n times the variance is Σ over portions of q − 2(m − a)·s + c·(m − a)².
+    /// Its derivative with respect to m is zero, so its error is δq + 2r·δs, plus (Σδs)²/n of second order.
     pub fn moments(values: &[f32]) -> (Rounded, Rounded) {
         let n = values.len() as f64;
         let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
@@ -356,7 +359,7 @@ pub(crate) mod oracle {
         let farthest = values.iter().map(deviation).fold(0.0, f64::max);
         let sum: f64 = values.iter().map(|v| deviation(v) + farthest).sum();
         let square: f64 = values.iter().map(|v| (deviation(v) + farthest).powi(2)).sum();
-        // Of each term, one rounding of d in the sum; two of d and one of its square in the sum of squares.
+        // Per term: one rounding of d in the sum; two of d and one of its square in the sum of squares.
         let sum = tolerance::f32(values.len() + 1, sum);
         let square = tolerance::f32(values.len() + 3, square);
         let off = (square + 2.0 * farthest * sum + sum * sum / n) / n;
@@ -373,12 +376,12 @@ pub(crate) mod oracle {
             Rounded::exact(self.gamma) * self.inverse()
         }
 
-        /// What rounding does to y·a + b where `a` and `b` are rounded first.
+        /// Bounds the rounding error of y·a + b where `a` and `b` are rounded first.
         fn product(y: f64, a: f64, b: f64) -> f64 {
             UNIT_F32 * (2.0 * (y * a).abs() + b.abs())
         }
 
-        /// γ·(y − mean)/√(variance + ε) + β, computed as y·scale + shift.
+        /// Returns γ·(y − mean)/√(variance + ε) + β, computed as y·scale + shift.
         pub fn apply(&self, y: f32) -> Rounded {
             let scale = self.scale();
             let shift = f64::from(self.beta).abs() + (self.mean.value * scale.value).abs();
@@ -386,8 +389,8 @@ pub(crate) mod oracle {
             exact.loosen(Self::product(f64::from(y), scale.value, shift))
         }
 
-        /// The gradients, of `g`, the gradient of the normalized values of `y`:
-        /// scale·(g − Σg/n) + slope·(y − mean) with slope = −scale·inverse²·Σg(y − mean)/n, computed as a·g + b·y + c.
+        /// Returns the gradients for `g`, the gradient of the normalized values of `y`: scale·(g − Σg/n) +
+        /// slope·(y − mean) with slope = −scale·inverse²·Σg(y − mean)/n, computed as a·g + b·y + c.
         pub fn gradients(&self, g: &[f32], y: &[f32]) -> Gradients {
             let count = Rounded::exact(g.len() as f32);
             let (scale, inverse) = (self.scale(), self.inverse());
@@ -464,7 +467,7 @@ mod tests {
                 let r = Residual { values: &rs, layout: halo, norm: (residual == 2).then_some(&other) };
                 let mut outs = vec![0.0; halo.len()];
                 apply(simd, &norm, (&ys, flat), (residual > 0).then_some(r), relu, (&mut outs, halo));
-                // A second normalization shifts what lies beyond the channels, and nobody reads it.
+                // A residual's own normalization shifts the additional channels, which are never read.
                 if residual < 2 || channels == pitch { compare(&outs, halo, channels, &out)?; }
 
                 let masked: Vec<f32> = (0..n).map(|i| {

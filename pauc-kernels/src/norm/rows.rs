@@ -1,8 +1,8 @@
-//! The passes over rows of pixels that normalization is made of.
+//! The passes of normalization over rows of pixels.
 //!
-//! Each pass is a function of rows, called for one portion of a batch, and a function of some channels of these rows. The
-//! callers in `norm` check slices against layouts, give every portion rows and sums of its own, and round vectors up to
-//! the pitch, which is a multiple of all vectors' lanes.
+//! Each pass is a function of rows, called for one portion of a batch, and a function of some channels of
+//! these rows. The callers in `norm` check slices against layouts, give every portion its own rows and sums,
+//! and round vectors up to the pitch, a multiple of the lanes of every vector.
 
 use super::{Norm, Relu, Residual};
 use crate::layout::Layout;
@@ -10,7 +10,8 @@ use crate::simd::Vector;
 use crate::threads::Shared;
 use std::ops::Range;
 
-/// Calls `$body` with `$n` vectors from channel `$c` on, until all channels are done: four at a time, then one.
+/// Calls `$body` with `$n` vectors from channel `$c` on, until all channels are done: four at a time, then
+/// one.
 macro_rules! by_channels {
     ($v:ident, $pitch:expr, |$c:ident| $body:ident::<$n:ident>($($arg:expr),*)) => {{
         let mut $c = 0;
@@ -26,14 +27,14 @@ macro_rules! by_channels {
     }};
 }
 
-/// Three rows of sums: the value about which they are taken, Σ(y − about), Σ(y − about)².
+/// Writes three rows of sums: the value around which they are taken, Σ(y − about), Σ(y − about)².
 ///
 /// # Safety
-/// [`Vector`]'s contract. `y` is valid for reads of the rows of the layout; `to` is valid for writes of 3·pitch values, which
-/// nobody else uses meanwhile.
+/// [`Vector`]'s contract. `y` is valid for reads of the rows of the layout. `to` is valid for writes of
+/// 3·pitch values, and no other thread accesses them.
 #[inline(always)]
 pub(super) unsafe fn measure_rows<V: Vector>(rows: Range<usize>, (y, l): (*const f32, Layout), to: *mut f32) {
-    // SAFETY: this function's contract; `by_channels` stays below the pitch.
+    // SAFETY: this function's contract. `by_channels` stays below the pitch.
     unsafe { by_channels!(V, l.pitch, |c| measure_channels::<N>(rows.clone(), (y, l), to, c)) }
 }
 
@@ -46,7 +47,7 @@ unsafe fn measure_channels<V: Vector, const N: usize>(
     to: *mut f32,
     c: usize,
 ) {
-    // SAFETY: this function's contract; all offsets are those of pixels of `rows`, or of `to`'s three rows.
+    // SAFETY: this function's contract. All offsets are those of pixels of `rows`, or of `to`'s three rows.
     unsafe {
         let first = y.add(l.row_at(rows.start) + c);
         let mut about = [V::splat(0.0); N];
@@ -74,10 +75,10 @@ unsafe fn measure_channels<V: Vector, const N: usize>(
     }
 }
 
-/// N vectors of one value a channel, from channel `c` on.
+/// Loads N vectors with one value per channel, from channel `c` on.
 ///
 /// # Safety
-/// [`Vector`]'s contract; `from` is valid for reads of c + N·LANES values.
+/// [`Vector`]'s contract. `from` is valid for reads of c + N·LANES values.
 #[inline(always)]
 unsafe fn vectors<V: Vector, const N: usize>(from: *const f32, c: usize) -> [V; N] {
     // SAFETY: this function's contract.
@@ -90,7 +91,7 @@ unsafe fn vectors<V: Vector, const N: usize>(from: *const f32, c: usize) -> [V; 
     }
 }
 
-/// A row's start in the maps that [`apply_rows`] reads and writes, their pitch and width.
+/// The start of a row in the maps that [`apply_rows`] reads and writes, with their pitch and width.
 #[derive(Clone, Copy)]
 struct Row {
     y: *const f32,
@@ -105,8 +106,9 @@ type Affine = (*const f32, *const f32);
 /// out ← ReLU?(scale·y + shift + residual?), row by row.
 ///
 /// # Safety
-/// [`Vector`]'s contract. `y` is valid for reads of the rows of its layout, and so is the residual; `out`'s layout has the
-/// same maps, and nobody else uses these rows of it meanwhile. `y` and `out` may be the same map.
+/// [`Vector`]'s contract. `y` is valid for reads of the rows of its layout, and so is the residual. `out`'s
+/// layout has the same maps, and no other thread accesses these rows of it. `y` and `out` may be the same
+/// map.
 #[inline(always)]
 pub(super) unsafe fn apply_rows<V: Vector>(
     rows: Range<usize>,
@@ -124,8 +126,8 @@ pub(super) unsafe fn apply_rows<V: Vector>(
             let values = map.values.as_ptr().wrapping_add(map.layout.row_at(r));
             (values, map.norm.map(|n| (n.scale.as_ptr(), n.shift.as_ptr())))
         });
-        // SAFETY: this function's contract; the vectors of a `Norm` have as many values as its pitch, which
-        // `apply_during` compares with those of the layouts.
+        // SAFETY: this function's contract. The vectors of a `Norm` have its pitch as their length, which
+        // `apply_during` compares with the pitch of the layouts.
         unsafe { by_channels!(V, yl.pitch, |c| apply_channels::<N>(row, affine, residual, relu, c)) }
     }
 }
@@ -140,7 +142,7 @@ unsafe fn apply_channels<V: Vector, const N: usize>(
     relu: bool,
     c: usize,
 ) {
-    // SAFETY: this function's contract; all offsets are those of pixels of the row.
+    // SAFETY: this function's contract. All offsets are those of pixels of the row.
     unsafe {
         let (scale, shift, zero) = (vectors::<V, N>(scale, c), vectors::<V, N>(shift, c), V::splat(0.0));
         let pixel =
@@ -177,11 +179,12 @@ unsafe fn apply_channels<V: Vector, const N: usize>(
     }
 }
 
-/// Two rows of sums, Σg and Σg·(y − mean), of g masked by ReLU.
+/// Writes two rows of sums, Σg and Σg·(y − mean), of g masked by ReLU.
 ///
 /// # Safety
-/// [`Vector`]'s contract. `g` and `y` have the layout, and the output in `relu` has its own of the same maps; nobody else
-/// uses these rows of `g` meanwhile. `affine` and `mean` are valid for reads of pitch values, `to` for writes of 2·pitch.
+/// [`Vector`]'s contract. `g` and `y` have the layout, and the output in `relu` has its own layout of the
+/// same maps. No other thread accesses these rows of `g`. `affine` and `mean` are valid for reads of pitch
+/// values, `to` for writes of 2·pitch.
 #[inline(always)]
 pub(super) unsafe fn mask_rows<V: Vector>(
     rows: Range<usize>,
@@ -192,7 +195,7 @@ pub(super) unsafe fn mask_rows<V: Vector>(
     to: *mut f32,
 ) {
     let (maps, y) = ((g, l), (y, mean));
-    // SAFETY: this function's contract; `by_channels` stays below the pitch.
+    // SAFETY: this function's contract. `by_channels` stays below the pitch.
     unsafe {
         match relu {
             Relu::None => by_channels!(V, l.pitch, |c| mask_channels::<N>(
@@ -226,7 +229,8 @@ pub(super) unsafe fn mask_rows<V: Vector>(
     }
 }
 
-/// `mask` gives what is left of a vector of g, from it, that of y, its row, its place within the row, and its number.
+/// Masks some channels and sums them. `mask` returns the masked vector of g, given that of g, that of y, the
+/// row, the offset within the row, and the number of the vector.
 ///
 /// # Safety
 /// As for [`mask_rows`], with N·LANES channels from channel `c` on.
@@ -238,7 +242,7 @@ unsafe fn mask_channels<V: Vector, const N: usize>(
     (to, c): (*mut f32, usize),
     mask: impl Fn(V, V, usize, usize, usize) -> V,
 ) {
-    // SAFETY: this function's contract; all offsets are those of pixels of `rows`, or of `to`'s two rows.
+    // SAFETY: this function's contract. All offsets are those of pixels of `rows`, or of `to`'s two rows.
     unsafe {
         let mean = vectors::<V, N>(mean, c);
         let (mut sum, mut product) = ([V::splat(0.0); N], [V::splat(0.0); N]);
@@ -266,8 +270,8 @@ unsafe fn mask_channels<V: Vector, const N: usize>(
 /// dy ← a·g + b·y + k.
 ///
 /// # Safety
-/// [`Vector`]'s contract. `g` and `y` are valid for reads of the rows of the layout, `factors` of pitch values; `dy` has the
-/// same maps in its own layout, and nobody else uses these rows of it meanwhile.
+/// [`Vector`]'s contract. `g` and `y` are valid for reads of the rows of the layout, `factors` of pitch
+/// values. `dy` has the same maps in its own layout, and no other thread accesses these rows of it.
 #[inline(always)]
 pub(super) unsafe fn combine_rows<V: Vector>(
     rows: Range<usize>,
@@ -279,7 +283,7 @@ pub(super) unsafe fn combine_rows<V: Vector>(
     for r in rows {
         let start = l.row_at(r);
         let maps = (g.wrapping_add(start), y.wrapping_add(start), dy.at(dyl.row_at(r)));
-        // SAFETY: this function's contract; `by_channels` stays below the pitch.
+        // SAFETY: this function's contract. `by_channels` stays below the pitch.
         unsafe { by_channels!(V, l.pitch, |c| combine_channels::<N>(maps, (l.pitch, l.width), factors, c)) }
     }
 }
@@ -293,7 +297,7 @@ unsafe fn combine_channels<V: Vector, const N: usize>(
     [a, b, k]: [*const f32; 3],
     c: usize,
 ) {
-    // SAFETY: this function's contract; all offsets are those of pixels of the row.
+    // SAFETY: this function's contract. All offsets are those of pixels of the row.
     unsafe {
         let (a, b, k) = (vectors::<V, N>(a, c), vectors::<V, N>(b, c), vectors::<V, N>(k, c));
         for x in 0..width {

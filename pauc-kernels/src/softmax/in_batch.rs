@@ -8,11 +8,12 @@ use rayon::prelude::*;
 use std::cell::Cell;
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Rows of one task of [`in_batch`].
+/// Rows per task of [`in_batch`].
 const BLOCK: usize = 128;
-/// [`in_batch`] keeps the logits between its two passes up to this many, and computes them again beyond.
+/// Up to this many logits, [`in_batch`] keeps them between its two passes. Above, it computes them again.
 pub(super) const KEPT: usize = 1 << 20;
-/// Logits that differ by less have exponentials that single precision holds side by side.
+/// If logits differ by less than this, single precision holds all of their exponentials relative to one
+/// shift.
 pub(super) const SPREAD: f32 = 80.0;
 
 thread_local! {
@@ -20,7 +21,7 @@ thread_local! {
     static TILES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// What [`in_batch`] keeps of a row between its passes.
+/// The state of a row between the passes of [`in_batch`].
 struct Row {
     /// Its loss.
     loss: f64,
@@ -28,13 +29,13 @@ struct Row {
     lse: f32,
     /// The probability of its negatives.
     negatives: f64,
-    /// 1/Σ exp(logit − ceiling), where there is a ceiling.
+    /// 1/Σ exp(logit − ceiling), if there is a ceiling.
     inverse: f32,
 }
 
 impl Row {
-    /// From the positive's logit, and Σ exp(logit − top) of the negatives; `near` if no logit exceeds `top` or is so far
-    /// below it that its exponential vanishes.
+    /// Computes the state from the positive's logit, and Σ exp(logit − top) of the negatives. `near` means
+    /// that no logit exceeds `top` or is so far below it that its exponential vanishes.
     fn new(positive: f64, (top, sum): (f32, f64), near: bool) -> Row {
         let top = f64::from(top);
         let shift = if near { top } else { top.max(positive) };
@@ -49,11 +50,13 @@ impl Row {
     }
 }
 
-/// In-batch InfoNCE over the 2B rows of z = [z⁰; z¹] and its gradient with respect to z: the positive of row a is row
-/// a ± B, its candidates are all rows but itself. Logits are inner products times `scale`, 1/τ.
+/// Computes in-batch InfoNCE over the 2B rows of z = [z⁰; z¹] and its gradient with respect to z. The
+/// positive of row a is row a ± B; its candidates are all rows except itself. Logits are inner products times
+/// `scale`, 1/τ.
 ///
-/// Where no two logits are so far apart that the exponential of one vanishes beside the other's, all are taken against
-/// one ceiling, max ‖z‖²·scale. Then exp(logit) is the same seen from its row and from its column, and computed once.
+/// If no two logits are so far apart that one exponential vanishes beside the other, all are taken relative
+/// to one ceiling, max ‖z‖²·scale. Then exp(logit) is the same for its row and its column, and is computed
+/// once.
 ///
 /// # Shapes
 /// (2B, D), an even number of rows → gradient (2B, D).
@@ -62,7 +65,7 @@ impl Row {
 /// If the length of `z` is not an even multiple of `dim`.
 pub fn in_batch(z: &[f32], dim: usize, scale: f32) -> Graded {
     let n = z.len() / dim.max(1);
-    assert!(dim > 0 && z.len() == n * dim && n.is_multiple_of(2), "an even number of rows of {dim}");
+    assert!(dim > 0 && z.len() == n * dim && n.is_multiple_of(2), "expected an even number of rows of {dim}");
     crate::threads::inside(|| in_batch_inside(z, n, dim, scale))
 }
 
@@ -76,13 +79,13 @@ fn in_batch_inside(z: &[f32], n: usize, dim: usize, scale: f32) -> Graded {
     }
 }
 
-/// The tiles on and above the diagonal of a square of `blocks` blocks, row by row.
+/// Returns the tiles on and above the diagonal of a square of `blocks` blocks, row by row.
 fn upper(blocks: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..blocks).flat_map(move |i| (i..blocks).map(move |j| (i, j)))
 }
 
-/// [`in_batch`] against one ceiling. Logits, exponentials and weights are symmetric matrices: only the tiles on and above the
-/// diagonal exist.
+/// [`in_batch`] relative to one ceiling. Logits, exponentials and weights are symmetric matrices: only tiles
+/// on and above the diagonal are stored.
 fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> Graded {
     let blocks = n.div_ceil(BLOCK);
     let places: Vec<(usize, usize)> = upper(blocks).collect();
@@ -94,7 +97,7 @@ fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> G
     };
     let tiles: Vec<RwLock<Tile<'_>>> =
         places.iter().zip(values.chunks_exact_mut(BLOCK * BLOCK)).map(tile).collect();
-    // The losses and weights of all rows, once their sums are there.
+    // The losses and weights of all rows, once their sums are known.
     let rows: OnceLock<(Vec<Row>, Vec<f32>)> = OnceLock::new();
     let mut gradient = vec![0.0; n * dim];
     let parts: Vec<Mutex<&mut [f32]>> = gradient.chunks_mut(BLOCK * dim).map(Mutex::new).collect();
@@ -102,7 +105,7 @@ fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> G
         for_each(places.len(), |t| batch.measure(places[t], &mut write(&tiles[t])));
         rows.set(batch.add_up(&places, &tiles)).ok();
         for_each(places.len(), |t| {
-            let (rows, inverses) = rows.get().expect("added up before");
+            let (rows, inverses) = rows.get().expect("`add_up` ran before");
             batch.weigh(places[t], rows, inverses, &mut write(&tiles[t]));
         });
         for_each(blocks, |j| {
@@ -111,11 +114,11 @@ fn in_batch_kept(z: &[f32], n: usize, dim: usize, scale: f32, ceiling: f32) -> G
     });
     drop((parts, tiles));
     TILES.set(values);
-    let (rows, _) = rows.into_inner().expect("added up above");
+    let (rows, _) = rows.into_inner().expect("`add_up` ran above");
     Graded { value: rows.iter().map(|r| r.loss).sum::<f64>() / n.max(1) as f64, gradient }
 }
 
-/// What the passes of [`in_batch_kept`] read.
+/// The inputs of the passes of [`in_batch_kept`].
 #[derive(Clone, Copy)]
 struct KeptBatch<'a> {
     z: &'a [f32],
@@ -126,7 +129,7 @@ struct KeptBatch<'a> {
 }
 
 impl KeptBatch<'_> {
-    /// The rows of a block.
+    /// Returns the number of rows of a block.
     fn size(&self, block: usize) -> usize {
         BLOCK.min(self.n - block * BLOCK)
     }
@@ -139,7 +142,7 @@ impl KeptBatch<'_> {
         (row + self.n / 2) % self.n
     }
 
-    /// exp(logit − ceiling) of the candidates of a tile, and their sums over rows and over columns.
+    /// Computes exp(logit − ceiling) of the candidates of a tile, and their sums over rows and over columns.
     fn measure(&self, (i, j): (usize, usize), tile: &mut Tile<'_>) {
         let (half, rows, columns) = (self.n / 2, self.size(i), self.size(j));
         let queries = (self.rows_of(i), Strides::row_major(self.dim));
@@ -152,7 +155,7 @@ impl KeptBatch<'_> {
             if let Some(c) = column(a) {
                 row[c] = f32::NEG_INFINITY;
             }
-            // The partner of the first half of the rows lies above the diagonal, that of the second half below.
+            // Partners of the first half of the rows are above the diagonal, those of the second half below.
             if a < half
                 && let Some(c) = column(a + half)
             {
@@ -169,7 +172,8 @@ impl KeptBatch<'_> {
         }
     }
 
-    /// Each row's loss and weights from the sums of its tiles, and 1/Σ exp(logit − ceiling) of all.
+    /// Computes each row's loss and weights from the sums of its tiles, and 1/Σ exp(logit − ceiling) of all
+    /// rows.
     fn add_up(&self, places: &[(usize, usize)], tiles: &[RwLock<Tile<'_>>]) -> (Vec<Row>, Vec<f32>) {
         let half = self.n / 2;
         let (mut negatives, mut positives) = (vec![0.0f64; self.n], vec![0.0f64; half]);
@@ -190,7 +194,8 @@ impl KeptBatch<'_> {
         (all, inverses)
     }
 
-    /// W_ab = P_ab + P_ba, and −(negatives' probability) of both for partners; the gradient is W·z/(τ·n).
+    /// Computes W_ab = P_ab + P_ba; for partners, −(negatives' probability) of both. The gradient is
+    /// W·z/(τ·n).
     fn weigh(&self, (i, j): (usize, usize), rows: &[Row], inverses: &[f32], tile: &mut Tile<'_>) {
         let columns = self.size(j);
         let others = &inverses[j * BLOCK..][..columns];
@@ -204,14 +209,14 @@ impl KeptBatch<'_> {
         }
     }
 
-    /// The gradient of the rows of a block.
+    /// Computes the gradient of the rows of a block.
     fn pull(&self, j: usize, tiles: &[RwLock<Tile<'_>>], gradient: &mut [f32]) {
         let blocks = self.n.div_ceil(BLOCK);
         let row_major = Strides::row_major(self.dim);
-        // Tiles of the rows of blocks before i, and those before j in its own.
+        // The index counts the tiles in rows of blocks before i, and those before j in row i.
         let tile_at = |i: usize, j: usize| read(&tiles[i * blocks - i * i.saturating_sub(1) / 2 + (j - i)]);
         for i in 0..blocks {
-            // Below the diagonal stands the transpose of what is above it.
+            // Tiles below the diagonal are transposes of those above.
             let (tile, strides) = if i < j {
                 (tile_at(i, j), Strides::transposed(self.size(j)))
             } else {
@@ -233,7 +238,7 @@ fn write<'a, 'v>(tile: &'a RwLock<Tile<'v>>) -> RwLockWriteGuard<'a, Tile<'v>> {
     tile.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A tile of [`in_batch_kept`], and what it adds to the sums of its rows and, mirrored, to those of its columns.
+/// A tile of [`in_batch_kept`], and its contributions to the sums of its rows and, mirrored, of its columns.
 struct Tile<'a> {
     /// Logits, then exponentials, then weights.
     values: &'a mut [f32],
@@ -254,7 +259,7 @@ impl<'a> Tile<'a> {
     }
 }
 
-/// [`in_batch`] in memory of O(n·[`BLOCK`]): logits are computed once more for the gradient.
+/// [`in_batch`] in O(n·[`BLOCK`]) memory: logits are computed again for the gradient.
 fn in_batch_streamed(z: &[f32], n: usize, dim: usize, scale: f32) -> Graded {
     let partner = |a: usize| (a + n / 2) % n;
     let (row_major, transposed) = (Strides::row_major(dim), Strides::transposed(dim));

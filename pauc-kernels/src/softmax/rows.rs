@@ -3,15 +3,17 @@
 use super::Part;
 use crate::simd::{Level, Simd};
 
-/// Elements that the row loops handle at once: two AVX-512 registers.
+/// Elements that the row loops process at once: two AVX-512 registers.
 const LANES: usize = 32;
 
-/// exp(x) for x ≤ 0, within 2 units in the last place; 0 below −87. Multiply-add is always fused, so that all instruction
-/// sets give the same bits; where the processor cannot, it is a slow call.
+/// Returns exp(x) for x ≤ 0, within 2 units in the last place; 0 below −87. Multiply-add is always fused, so
+/// that all instruction sets give the same bits. Where the processor has no such instruction, it is a slow
+/// call.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     let fma = |a: f32, b: f32, c: f32| a.mul_add(b, c);
-    // x = n·ln 2 + r with |r| ≤ ln 2/2. Adding 1.5·2²³ rounds to the nearest whole number and leaves it in the low bits.
+    // x = n·ln 2 + r with |r| ≤ ln 2/2. Adding 1.5·2²³ rounds to the nearest integer and leaves it in the low
+    // bits.
     const ROUND: f32 = 12_582_912.0;
     // Not `max`, which would turn NaN into a number.
     let y = if x < -87.0 { -87.0 } else { x };
@@ -30,13 +32,13 @@ pub(super) fn exp(x: f32) -> f32 {
 }
 
 /// The loops over rows, written once and compiled for every instruction set.
-// Indices over fixed lanes are what the compiler turns into vector registers.
+// Compilers turn indices over fixed lanes into vector registers.
 #[allow(clippy::needless_range_loop)]
 pub(super) mod body {
     use super::{LANES, exp};
     use crate::softmax::Part;
 
-    /// The largest `at(a_j, b_j)`.
+    /// Returns the largest `at(a_j, b_j)`.
     #[inline(always)]
     fn largest(a: &[f32], b: &[f32], at: impl Fn(f32, f32) -> f32) -> f32 {
         let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -71,7 +73,7 @@ pub(super) mod body {
                 pull.iter_mut().for_each(|p| *p *= shrink);
                 *top = highest;
             } else if *top == f32::NEG_INFINITY {
-                // Only the query's own positive was here.
+                // The row has only the query's own positive.
                 row.fill(0.0);
                 continue;
             }
@@ -149,7 +151,7 @@ pub(super) mod body {
     }
 }
 
-/// Declares a function that runs its `body` compiled for the instruction set in use.
+/// Declares a function that runs its `body`, compiled for the active instruction set.
 macro_rules! dispatched {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)?) => {
         $(#[$doc])*
@@ -165,9 +167,9 @@ macro_rules! dispatched {
                     body::$name($($arg),*)
                 }
                 match Simd::active().level() {
-                    // SAFETY: the machine has AVX-512F, as the value proves; the body is safe code.
+                    // SAFETY: the value proves that the machine has AVX-512F. The body is safe code.
                     Level::Avx512 => return unsafe { avx512($($arg),*) },
-                    // SAFETY: the machine has AVX2 and FMA, as the value proves; the body is safe code.
+                    // SAFETY: the value proves that the machine has AVX2 and FMA. The body is safe code.
                     Level::Avx2 => return unsafe { avx2($($arg),*) },
                     _ => {}
                 }
@@ -178,22 +180,26 @@ macro_rules! dispatched {
 }
 
 dispatched! {
-    /// Replaces a tile of inner products by exp(scale·product − top)·scale, and folds maxima and sums into the part.
+    /// Replaces a tile of inner products by exp(scale·product − top)·scale, and merges maxima and sums into
+    /// the part.
     fn fold(logits: &mut [f32], size: (usize, usize), scale: &[f32], dim: usize, part: &mut Part)
 }
 dispatched! {
-    /// The largest element and Σ exp(element − largest).
+    /// Returns the largest element and Σ exp(element − largest).
     fn sum_exp(row: &[f32]) -> (f32, f32)
 }
 dispatched! {
-    /// Replaces each element by exp(element − shift), adds it to its column's sum, and gives the sum of the row.
+    /// Replaces each element by exp(element − shift), adds it to its column's sum, and returns the sum of the
+    /// row.
     fn exp_add(row: &mut [f32], shift: f32, columns: &mut [f32]) -> f32
 }
 dispatched! {
-    /// Replaces each exponential by its probability in its row and in its column: v·(own + other), the inverses of sums.
+    /// Replaces each exponential by the sum of its probabilities in its row and in its column: v·(own +
+    /// other), with inverses of sums.
     fn times_both(row: &mut [f32], own: f32, others: &[f32])
 }
 dispatched! {
-    /// Replaces each logit by its probability in its row and in its column: exp(v − own) + exp(v − other).
+    /// Replaces each logit by the sum of its probabilities in its row and in its column: exp(v − own) + exp(v
+    /// − other).
     fn both_probabilities(row: &mut [f32], own: f32, others: &[f32])
 }

@@ -16,8 +16,8 @@ fn rows(n: usize, dim: usize, phase: f64) -> Vec<f32> {
     raw.chunks(dim).flat_map(unit).collect()
 }
 
-/// The largest argument of an exponential that is not 0, and with it the rounding of the argument, plus 2 units in the
-/// last place of the exponential itself.
+/// The relative error of an exponential: the rounding of its argument, which is at most 88 if the exponential
+/// is not 0, plus 2 units in the last place of the exponential itself.
 const EXPONENTIAL: f64 = (88.0 + 4.0) * UNIT_F32;
 
 /// A logit: a product of length D, times a scale.
@@ -26,14 +26,15 @@ fn logit(scale: f32, a: &[f32], b: &[f32]) -> Rounded {
     Rounded::exact(scale) * Rounded::dot(a.iter().zip(b).map(exact))
 }
 
-/// exp(x − shift), where x and other roundings of its argument leave the relative error exp(`off`) − 1.
+/// exp(x − shift), where the error of x and other roundings `off` of the argument give the relative error
+/// exp(x.error + off) − 1.
 fn exponential(x: Rounded, shift: f64, off: f64) -> Rounded {
     let value = (x.value - shift).exp();
-    // What is below the smallest exponential becomes 0.
+    // Values below the smallest exponential become 0.
     Rounded::within(value, value * (x.error + off).exp_m1() + f64::from(f32::MIN_POSITIVE))
 }
 
-/// A loss or a gradient, and how far it may be off.
+/// A loss with its gradient, and their error bounds.
 struct Expected {
     value: f64,
     error: f64,
@@ -45,7 +46,7 @@ impl Expected {
         Expected { value: 0.0, error: 0.0, gradient: vec![Rounded::default(); rows * dim] }
     }
 
-    /// Adds ln(1 + ratio)/n. What follows the ratio is computed in `f64`.
+    /// Adds ln(1 + ratio)/n. Everything after the ratio is computed in `f64`.
     fn add_loss(&mut self, ratio: Rounded, n: usize) {
         self.value += ratio.value.ln_1p() / n as f64;
         self.error += ratio.error / (1.0 + (ratio.value - ratio.error).max(0.0)) / n as f64;
@@ -56,22 +57,23 @@ impl Expected {
         let off = (got.value - self.value).abs();
         prop_assert!(
             off <= self.error,
-            "{} for {}, off by {off:e} of {:e}",
+            "{} for {}, off by {off:e}, allowed {:e}",
             got.value,
             self.value,
             self.error
         );
         for (i, (got, want)) in got.gradient.iter().zip(&self.gradient).enumerate() {
-            prop_assert!(want.admits(*got), "gradient {i}: {got} for {want}");
+            prop_assert!(want.admits(*got), "gradient {i}: got {got}, expected {want}");
         }
         Ok(())
     }
 }
 
-/// One query at a time.
+/// The definition, one query at a time.
 ///
-/// Each exponential is taken against the largest of its part so far, which is the same for all and cancels but for the
-/// rounding of the differences: once when it is taken, and once for each later tile that has a larger one.
+/// Each exponential is taken relative to the largest logit of its part so far. This maximum is the same for
+/// all and cancels, except for the rounding of the differences: once when an exponential is computed, and
+/// once per later tile with a larger logit.
 fn reference(q: &[f32], k: &[f32], scales: &[f32], banks: &[Bank<'_>], dim: usize) -> Expected {
     let n = scales.len();
     let mut expected = Expected::new(n, dim);
@@ -90,7 +92,7 @@ fn reference(q: &[f32], k: &[f32], scales: &[f32], banks: &[Bank<'_>], dim: usiz
                     Scale::Each(s) => s[j],
                 };
                 if bank.own.is_none_or(|own| own[i] != j) {
-                    // Against the positive, whose logit is rounded too.
+                    // Relative to the positive, whose logit is rounded too.
                     let ratio = exponential(logit(scale, query, row), positive.value, positive.error + off);
                     all.push((scale, row, ratio));
                 }
@@ -109,7 +111,7 @@ fn reference(q: &[f32], k: &[f32], scales: &[f32], banks: &[Bank<'_>], dim: usiz
             let sum = Rounded::sum(terms.chain([-(push * Rounded::exact(key[d]))]));
             let magnitude =
                 pulls.iter().map(|(pull, row)| (pull.value * f64::from(row[d])).abs()).sum::<f64>();
-            // Each part is multiplied with its weight and added.
+            // Each part is multiplied by its weight and added.
             let parts = PARTS * banks.len() + 2;
             let push = (push.value * f64::from(key[d])).abs();
             expected.gradient[i * dim + d] = sum.loosen(tolerance::f32(parts, magnitude + push));
@@ -133,7 +135,7 @@ proptest! {
     fn in_batch_equals_the_loop(half in size(1..150), dim in size(1..40), tau in 0.01f32..1.0) {
         let n = 2 * half;
         let mut z = rows(n, dim, 0.3);
-        // Views of one sample resemble each other.
+        // Views of one sample are similar.
         for i in 0..half * dim { z[half * dim + i] = 0.8 * z[i] + 0.2 * z[half * dim + i]; }
         let got = in_batch(&z, dim, 1.0 / tau);
         in_batch_reference(&z, dim, tau).admits(&got)?;
@@ -170,7 +172,7 @@ fn check_banks(
     let got = cross_entropy(&q, Positives::Rows(&k, 1.0 / tau), &banks, dim);
     reference(&q, &k, &scales, &banks, dim).admits(&got)?;
     if own {
-        // The same rows as positives too, with the scales that they have as candidates.
+        // The same rows also as positives, with the scales that they have as candidates.
         let keys: Vec<f32> = owners.iter().flat_map(|j| &bank[j * dim..(j + 1) * dim]).copied().collect();
         let scales: Vec<f32> = owners.iter().map(|j| if each { phi[*j] } else { 1.0 / tau }).collect();
         let got = cross_entropy(&q, Positives::Own, &banks, dim);
@@ -180,8 +182,9 @@ fn check_banks(
 }
 
 #[test]
-fn signs_of_one_dimension_whose_pulls_cancel_are_within_their_rounding() {
-    // Rows of one coordinate are 1 or −1: hundreds of equal pulls cancel to a gradient far below each of their sums.
+fn canceling_pulls_in_one_dimension_are_within_their_rounding() {
+    // Rows of one coordinate are 1 or −1: hundreds of equal pulls cancel to a gradient far below each of
+    // their sums.
     for (own, each) in [(false, false), (false, true), (true, false), (true, true)] {
         for extra in [0, 1, 17] {
             check_banks(Sizes { n: 1, m: 213, extra, dim: 1 }, 0.119, own, each).unwrap();
@@ -189,8 +192,9 @@ fn signs_of_one_dimension_whose_pulls_cancel_are_within_their_rounding() {
     }
 }
 
-/// Every row against all others. Logits are taken against one ceiling, or against the largest of a row and then against the
-/// logarithm of the row's sum, which is as large as a logit and rounded to `f32`.
+/// The definition, every row against all others. Logits are taken relative to one ceiling, or relative to the
+/// largest of a row and then to the logarithm of the row's sum, which is as large as a logit and rounded to
+/// `f32`.
 fn in_batch_reference(z: &[f32], dim: usize, tau: f32) -> Expected {
     let n = z.len() / dim;
     let mut expected = Expected::new(n, dim);
@@ -212,7 +216,7 @@ fn in_batch_reference(z: &[f32], dim: usize, tau: f32) -> Expected {
         let total = Rounded::within(1.0 + ratio.value, ratio.error + positive.error.exp_m1());
         let lse = total.value.ln() + positive.value;
         negatives.push(ratio / total);
-        // Of the logarithm of the sum, where probabilities are taken against it.
+        // The error of the logarithm of the sum, if probabilities are relative to it.
         offs.push(off + 2.0 * UNIT_F32 * lse.abs() + positive.error);
         sums.push((positive.value, total));
     }
@@ -235,14 +239,14 @@ fn in_batch_reference(z: &[f32], dim: usize, tau: f32) -> Expected {
 }
 
 #[test]
-fn one_ceiling_for_all_and_one_for_each_row_agree_at_the_border() {
+fn a_common_ceiling_and_one_per_row_agree_at_the_limit() {
     let (n, dim) = (96, 16);
     let z = rows(n, dim, 0.7);
     // Unit rows spread by 2/τ: τ on both sides of 2/SPREAD.
     for tau in [1.999 / SPREAD, 2.001 / SPREAD] {
         in_batch_reference(&z, dim, tau).admits(&in_batch(&z, dim, 1.0 / tau)).unwrap();
     }
-    // Opposite rows are as far apart as rows can be, and still have their share in the gradient.
+    // Opposite rows are as far apart as possible and still contribute to the gradient.
     let mut opposite = vec![0.0f32; 4 * 2];
     for (i, x) in [1.0, -1.0, -1.0, 1.0].into_iter().enumerate() {
         opposite[2 * i] = x;
@@ -273,11 +277,11 @@ fn the_exponential_is_exact_to_two_units() {
     assert_eq!(exp(0.0), 1.0);
     let row: Vec<f32> = (0..77).map(|i| (i as f32 * 0.7).sin() * 5.0).collect();
     let ((top, fast), (plain_top, plain)) = (sum_exp(&row), body::sum_exp(&row));
-    assert_eq!((top, fast.to_bits()), (plain_top, plain.to_bits()), "compiled for one set or another");
+    assert_eq!((top, fast.to_bits()), (plain_top, plain.to_bits()), "bits depend on the instruction set");
 }
 
 #[test]
-fn the_number_of_threads_does_not_matter() {
+fn results_do_not_depend_on_the_number_of_threads() {
     let (n, m, dim) = (40, 3000, 16);
     let (q, k, bank, z) = (rows(n, dim, 0.1), rows(n, dim, 0.2), rows(m, dim, 1.0), rows(200, dim, 2.0));
     let run = |threads| {
@@ -289,7 +293,7 @@ fn the_number_of_threads_does_not_matter() {
 }
 
 #[test]
-fn not_a_number_anywhere_is_seen() {
+fn nan_in_any_input_reaches_the_value() {
     let (q, bank) = (rows(3, 4, 0.0), rows(70, 4, 1.0));
     for poisoned in 0..3 {
         let (mut q, mut k, mut bank) = (q.clone(), q.clone(), bank.clone());
@@ -303,7 +307,7 @@ fn not_a_number_anywhere_is_seen() {
 }
 
 #[test]
-fn nothing_to_compare_with_is_zero() {
+fn without_candidates_the_loss_is_zero() {
     let q = rows(3, 4, 0.0);
     let lonely = cross_entropy(&q, Positives::Rows(&q, 5.0), &[], 4);
     assert_eq!((lonely.value, lonely.gradient), (0.0, vec![0.0; 12]));

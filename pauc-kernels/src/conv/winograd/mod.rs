@@ -1,17 +1,17 @@
-//! 3×3 convolution at stride 1 by Winograd's F(4×4, 3×3): 2.25 multiply-adds for an output pixel instead of 9.
+//! 3×3 convolution at stride 1 by Winograd's F(4×4, 3×3): 2.25 multiply-adds per output pixel instead of 9.
 //!
 //! ```text
 //! forward           Y  = Aᵀ[ (G g Gᵀ) ⊙ (Bᵀ d B) ]A       d: 6×6 of the input, Y: 4×4 of the output
 //! weight gradient   dg = Gᵀ[ (A dY Aᵀ) ⊙ (Bᵀ d B) ]G      summed over tiles
 //! ```
-//! at the points 0, ±1, ±2, ∞. The products ⊙ are, for each of the 36 frequencies, a matrix product over channels.
-//! The input gradient is the forward pass of dY with turned weights. Maps whose sides are not multiples of four are
-//! read with the zeros of their halo and written without what lies beyond.
+//! at the points 0, ±1, ±2, ∞. For each of the 36 frequencies, the products ⊙ are a matrix product over
+//! channels. The input gradient is the forward pass of dY with rotated weights. Maps whose sides are not
+//! multiples of four are read with the zeros of their halo and written without the pixels beyond.
 //!
-//! The transforms are in `transforms`, the products and their order here.
+//! This module has the products and their order, `transforms` the transforms.
 //!
-//! Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (CVPR 2016). Rounding errors are about ten times
-//! those of the direct method.
+//! Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (CVPR 2016). Rounding errors are about
+//! ten times those of the direct method.
 
 mod transforms;
 
@@ -28,25 +28,26 @@ use crate::simd::{CHANNELS, Simd, dispatch};
 use crate::threads::{self, Shared};
 use std::ops::Range;
 
-/// Added to the distance between frequencies, which would otherwise often be a power of two: such addresses share few
-/// sets of the cache.
+/// Added to the distance between frequencies, which would otherwise often be a power of two: such addresses
+/// compete for few sets of the cache.
 const STAGGER: usize = 16;
 /// Values of transformed tiles that one portion of work keeps in the L2 cache.
 const CACHED: usize = 100 << 10;
-/// Transformed weights beyond this many values are not read again for each portion of tiles: all tiles are transformed
-/// first, and the matrix products are what is shared among threads.
+/// Above this number of values, transformed weights are not read again for each portion of tiles. Instead,
+/// all tiles are transformed first, and threads share the matrix products.
 const LARGE: usize = 1 << 19;
 /// Weights of each tap that one portion of work transforms.
 const WEIGHTS: usize = 512;
-/// Tiles that are transformed together for large weights.
+/// Tiles that are transformed together if weights are large.
 const PHASE: usize = 256;
 
-/// Whether the method applies.
+/// Returns whether the method applies.
 pub(super) fn applies(g: Geometry, pitch: usize) -> bool {
     (g.kernel, g.stride, g.padding) == (3, 1, 1) && pitch.is_multiple_of(CHANNELS)
 }
 
-/// Transformed weights: \[frequency\]\[columns of out\]\[in\]\[column\], frequencies `stride` apart.
+/// Returns the distance between frequencies of transformed weights, \[frequency\]\[columns of
+/// out\]\[in\]\[column\].
 fn stride(inputs: usize, outputs: usize) -> usize {
     inputs * outputs + 5 * STAGGER
 }
@@ -71,8 +72,8 @@ fn transform_weights(
     });
 }
 
-/// Packs and transforms weights, (out, in, 3, 3), for [`forward`] on maps of `pitch` channels, or, `turned`, for the input
-/// gradient into such maps; `work` is scratch.
+/// Packs and transforms weights, (out, in, 3, 3), for [`forward`] on maps of `pitch` channels; if `turned`,
+/// for the input gradient into such maps. `work` is scratch memory.
 pub(super) fn pack(
     simd: Simd,
     g: Geometry,
@@ -93,7 +94,7 @@ pub(super) fn pack(
     transform_weights(simd, sides, turned, direct, to);
 }
 
-/// Transformed weights as the products read them.
+/// Transformed weights in the order of the products.
 #[derive(Clone, Copy)]
 struct Weights {
     start: *const f32,
@@ -101,21 +102,23 @@ struct Weights {
     columns: usize,
 }
 
-// SAFETY: threads only read through the pointer, and `f32` may be read by several at once.
+// SAFETY: threads only read through the pointer, and several may read `f32` concurrently.
 unsafe impl Send for Weights {}
-// SAFETY: a shared `Weights` gives no more than a copy of the pointer, which may be sent.
+// SAFETY: a shared `Weights` only gives a copy of the pointer, which is `Send`.
 unsafe impl Sync for Weights {}
 
-/// Columns that are transformed back together: several panels, but few enough to stay in the cache.
+/// Returns the number of columns that are transformed back together: several panels, but few enough to stay
+/// in the cache.
 fn group(outputs: usize, columns: usize) -> usize {
     [64, 32, 16].into_iter().find(|g| outputs.is_multiple_of(*g)).unwrap_or(columns).max(columns)
 }
 
-/// The whole method for a portion of tiles.
+/// Computes a portion of tiles: transforms, products and the transform back.
 ///
 /// # Safety
-/// [`Panel`]'s contract. `x` is valid for reads of its layout, whose halo holds the frame of every tile; `w` for reads of all
-/// frequencies of weights for these pitches; `y` has its layout, and nobody else uses the pixels of `tiles` meanwhile.
+/// [`Panel`]'s contract. `x` is valid for reads of its layout, whose halo contains the border of every tile,
+/// and `w` for reads of all frequencies of weights for these pitches. `y` has its layout, and no other thread
+/// accesses the pixels of `tiles`.
 #[inline(always)]
 unsafe fn forward_portion<V: Panel>(
     tiles: Range<usize>,
@@ -130,8 +133,9 @@ unsafe fn forward_portion<V: Panel>(
     let (v, m) = work.split_at_mut(FREQUENCIES * step);
     let v = Transformed { start: v.as_mut_ptr(), step, pitch: depth };
     let m = Transformed { start: m.as_mut_ptr(), step: m_step, pitch: width };
-    // SAFETY: this function's contract for `x`, `w` and `y`. `work` was taken for FREQUENCIES times `step` values of v, each
-    // n·depth and more, and as many times `m_step` of m, each n·width and more; both are this thread's own.
+    // SAFETY: this function's contract for `x`, `w` and `y`. `work` has FREQUENCIES times `step` values for
+    // v, where a step is at least n·depth, and FREQUENCIES times `m_step` for m, where a step is at least
+    // n·width. Both belong to this thread.
     unsafe {
         input_tiles::<V>(tiles.clone(), all, (x, xl), v);
         for first in (0..yl.pitch).step_by(width) {
@@ -154,7 +158,7 @@ unsafe fn forward_portion<V: Panel>(
     }
 }
 
-/// One product of [`forward`] or [`weight_gradient`], for all tiles at once.
+/// Computes one product of [`forward`] or [`weight_gradient`], for all tiles at once.
 ///
 /// # Safety
 /// As for [`Panel::panel`] with one tap.
@@ -173,12 +177,14 @@ fn check(xl: Layout, x: &[f32], sides: (usize, usize)) {
     );
 }
 
-/// Whether all tiles pass a step before the next step begins, because portions would read too many weights.
+/// Returns whether all tiles complete a step before the next step begins, because portions would read too
+/// many weights.
 fn together(inputs: usize, outputs: usize) -> bool {
     FREQUENCIES * inputs * outputs > LARGE
 }
 
-/// The portions of an output's rows in which [`forward`] makes them, from maps of `pitch` channels.
+/// Returns the portions of an output's rows in which [`forward`] computes them, from maps of `pitch`
+/// channels.
 pub(super) fn portions(simd: Simd, pitch: usize, l: Layout) -> Portions {
     if together(pitch, l.pitch) {
         return norm::portions(l);
@@ -255,7 +261,7 @@ pub(super) fn forward(
     cut.for_each(then);
 }
 
-/// Room in `work` for `n` transformed tiles of each pitch.
+/// Returns memory in `work` for `n` transformed tiles of each pitch.
 fn transformed<const N: usize>(work: &mut Buffer, n: usize, pitches: [usize; N]) -> [Transformed; N] {
     let sizes = pitches.map(|p| FREQUENCIES * (n * p + STAGGER));
     let total = sizes.iter().sum();
@@ -276,8 +282,8 @@ fn in_eights(n: usize, work: impl Fn(Range<usize>) + Sync + Send) {
 /// Writes the sum of the products of a range of tiles to one part, \[frequency\]\[in\]\[out\].
 ///
 /// # Safety
-/// [`Panel`]'s contract. `x` and `dy` are valid for reads of their layouts, whose halos hold the frame of every tile; `sum` is
-/// valid for writes of all frequencies, `step` apart, and nobody else uses it meanwhile.
+/// [`Panel`]'s contract. `x` and `dy` are valid for reads of their layouts, whose halos contain the border of
+/// every tile. `sum` is valid for writes of all frequencies, `step` apart, and no other thread accesses it.
 #[inline(always)]
 unsafe fn gradient_portion<V: Panel>(
     tiles: Range<usize>,
@@ -294,8 +300,9 @@ unsafe fn gradient_portion<V: Panel>(
     let d = Transformed { start: d.as_mut_ptr(), step: d_step, pitch: dyl.pitch };
     for start in tiles.clone().step_by(size.max(1)) {
         let block = start..tiles.end.min(start + size);
-        // SAFETY: this function's contract for `x`, `dy` and `sum`. `work` was taken for FREQUENCIES times `v_step` and
-        // `d_step` values, each with room for `most` tiles, and a block has no more; it is this thread's own.
+        // SAFETY: this function's contract for `x`, `dy` and `sum`. `work` has FREQUENCIES times `v_step` and
+        // `d_step` values. Each step has room for `most` tiles, the maximum of a block. `work` belongs to
+        // this thread.
         unsafe {
             input_tiles::<V>(block.clone(), all, (x, xl), v);
             gradient_tiles::<V>(block.clone(), all, (dy, dyl), d);
@@ -317,8 +324,8 @@ unsafe fn gradient_portion<V: Panel>(
     }
 }
 
-/// Writes the sums of the products of all tiles, \[frequency\]\[in\]\[out\] with frequencies `step` apart, whose matrix products
-/// are what is shared among threads.
+/// Writes the sums of the products of all tiles, \[frequency\]\[in\]\[out\] with frequencies `step` apart.
+/// Threads share the matrix products.
 fn sum_by_frequency(
     simd: Simd,
     all: Tiles,
@@ -385,7 +392,7 @@ pub(super) fn weight_gradient(
     assert!(applies(g, xl.pitch) && dyl.pitch == g.output_pitch() && xl.batch == dyl.batch);
     let (all, columns) = (Tiles::new(dyl), simd.panel(dyl.pitch));
     let step = xl.pitch * dyl.pitch + 5 * STAGGER;
-    // Few parts would keep few threads busy; then frequencies are shared among them instead.
+    // Few parts would keep few threads busy. In that case, threads share the frequencies instead.
     let parts = super::parts(FREQUENCIES * step, all.count, 4);
     let local = parts >= 4 || parts == all.count;
     let parts = if local { parts } else { 1 };
@@ -433,7 +440,7 @@ mod tests {
         )
     }
 
-    /// A matrix of a transform, of absolute values.
+    /// The matrix of a transform, in absolute values.
     type Transform<const R: usize, const C: usize> = [[f64; C]; R];
 
     const OUTPUT: Transform<4, 6> = [
@@ -479,7 +486,7 @@ mod tests {
         }
     }
 
-    /// |M|·|square|·|M|ᵀ of the square of side S that begins at a row and column of a channel of an image.
+    /// Returns |M|·|square|·|M|ᵀ of the square of side S at a row and column of a channel of an image.
     fn square<const R: usize, const S: usize>(
         m: &Transform<R, S>,
         map: &[f32],
@@ -498,23 +505,23 @@ mod tests {
         )
     }
 
-    /// The absolute values of the nine weights of each output and input channel.
+    /// Returns the absolute values of the nine weights of an output and an input channel.
     fn weight_square(w: &[f32], channels: usize, o: usize, i: usize) -> Transform<3, 3> {
         let weight = |k: usize| f64::from(w[(o * channels + i) * 9 + k].abs());
         std::array::from_fn(|y| std::array::from_fn(|x| weight(3 * y + x)))
     }
 
-    /// The first row and column of each tile.
+    /// Returns the first row and column of each tile.
     fn tiles(g: Geometry) -> impl Iterator<Item = (usize, usize)> {
         (0..g.height).step_by(4).flat_map(move |y| (0..g.width).step_by(4).map(move |x| (y, x)))
     }
 
-    /// Roundings on a way from an input to a frequency or back: two passes of at most five operations each, through
-    /// three transforms.
+    /// Roundings on the path from an input to a frequency and back: two passes of at most five operations
+    /// each, through three transforms.
     const TRANSFORMS: usize = 30;
 
-    /// The rounding of y = Aᵀ[Σ_c (G w Gᵀ) ⊙ (Bᵀ x B)]A, which follows from the same expression in absolute values
-    /// times γ of the operations on the way, as for any chain of sums and products.
+    /// The rounding error of y = Aᵀ[Σ_c (G w Gᵀ) ⊙ (Bᵀ x B)]A. As for any chain of sums and products, it is
+    /// the same expression in absolute values, times γ of the number of operations on the path.
     fn forward_rounding(g: Geometry, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
         let mut rounding = vec![0.0; batch * g.height * g.width * g.outputs];
         let weights: Vec<_> = (0..g.outputs * g.inputs)
@@ -543,7 +550,7 @@ mod tests {
         rounding
     }
 
-    /// As [`forward_rounding`], of dw = Gᵀ[Σ_tiles (Bᵀ x B) ⊙ (A dy Aᵀ)]G.
+    /// Like [`forward_rounding`], for dw = Gᵀ[Σ_tiles (Bᵀ x B) ⊙ (A dy Aᵀ)]G.
     fn weight_rounding(g: Geometry, batch: usize, x: &[f32], dy: &[f32]) -> Vec<f64> {
         let mut sums = vec![[[0.0; 6]; 6]; g.outputs * g.inputs];
         let (to_weights, spread) = (transposed(WEIGHTS), transposed(OUTPUT));
@@ -567,17 +574,19 @@ mod tests {
             .collect()
     }
 
-    /// The exact values of `want`, with the rounding of this algorithm instead of that of the plain sums.
+    /// Returns the exact values of `want` with the rounding error of this algorithm instead of that of plain
+    /// sums.
     fn with_rounding(want: Vec<Rounded>, rounding: Vec<f64>) -> Vec<Rounded> {
         want.into_iter().zip(rounding).map(|(want, error)| Rounded::within(want.value, error)).collect()
     }
 
-    /// `values` are added at the end, after the transform back.
+    /// Adds `values`, as the algorithm does after the transform back.
     fn plus(sums: Vec<Rounded>, values: &[f32]) -> Vec<Rounded> {
         sums.into_iter().zip(values).map(|(sum, v)| sum + Rounded::exact(*v)).collect()
     }
 
-    /// The weights of the convolution that the input's gradient is of the output's: turned, inputs for outputs.
+    /// Returns the convolution from the output's gradient to the input's: rotated weights, with inputs and
+    /// outputs swapped.
     fn turned(g: Geometry, w: &[f32]) -> (Geometry, Vec<f32>) {
         let turned = Geometry { inputs: g.outputs, outputs: g.inputs, ..g };
         let weight = |k: usize| {
@@ -632,7 +641,7 @@ mod tests {
 
     #[test]
     fn many_channels_and_tiles_equal_the_definition() {
-        // Beyond `LARGE`, and more tiles than one `PHASE`.
+        // Above `LARGE`, and more tiles than one `PHASE`.
         let g = Geometry { height: 5, width: 3, inputs: 192, outputs: 160, kernel: 3, stride: 1, padding: 1 };
         all_three(g, 130, 7, true).unwrap();
     }

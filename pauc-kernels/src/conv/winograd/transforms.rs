@@ -1,13 +1,13 @@
 //! The transforms of F(4×4, 3×3): tiles and weights to 36 frequencies and back.
 
-#![allow(clippy::needless_range_loop)] // a matrix is transposed between its two sides: indices say it best
+#![allow(clippy::needless_range_loop)] // indices are clearest where a matrix is transposed between passes
 
 use crate::layout::{Layout, Portions};
 use crate::simd::Vector;
 use crate::threads::Shared;
 use std::ops::Range;
 
-/// Products for one tile.
+/// Products per tile.
 pub(super) const FREQUENCIES: usize = 36;
 
 /// The tiles of a batch of maps, numbered by image, row and column.
@@ -24,25 +24,25 @@ impl Tiles {
         Tiles { down, across, count: l.batch * down * across }
     }
 
-    /// Image, first row, first column.
+    /// Returns the image, first row and first column of a tile.
     #[inline(always)]
     fn place(self, t: usize) -> (usize, usize, usize) {
         (t / (self.down * self.across), t / self.across % self.down * 4, t % self.across * 4)
     }
 
-    /// As many rows of tiles as have about `values` values at `each` a tile.
+    /// Returns the number of rows of tiles with about `values` values, at `each` values per tile.
     pub fn portion(self, values: usize, each: usize) -> usize {
         (values / each / self.across).max(1)
     }
 
-    /// The tiles of a portion whose bands are rows of tiles.
+    /// Returns the tiles of a portion whose bands are rows of tiles.
     pub fn of(self, cut: Portions, i: usize) -> Range<usize> {
         let bands = cut.bands(i);
         bands.start * self.across..bands.end * self.across
     }
 }
 
-/// G of a column.
+/// Multiplies a column by G.
 ///
 /// # Safety
 /// [`Vector`]'s contract.
@@ -59,18 +59,18 @@ unsafe fn weight_row<V: Vector>(g: [V; 3]) -> [V; 6] {
     }
 }
 
-/// G g Gᵀ of rows of packed weights, \[block of columns\]\[tap\]\[in\]\[column\].
+/// Computes G g Gᵀ of rows of packed weights, \[block of columns\]\[tap\]\[in\]\[column\].
 ///
 /// # Safety
-/// [`Vector`]'s contract. `from` is valid for reads of nine taps of all blocks, `to` has all frequencies of them, `step` apart;
-/// nobody else uses these rows of `to` meanwhile.
+/// [`Vector`]'s contract. `from` is valid for reads of nine taps of all blocks. `to` has all their
+/// frequencies, `step` apart, and no other thread accesses these rows of it.
 #[inline(always)]
 pub(super) unsafe fn weight_rows<V: Vector>(
     rows: Range<usize>,
     (from, to): (*const f32, Shared<'_, f32>),
     (columns, depth, turned, step): (usize, usize, bool, usize),
 ) {
-    // SAFETY: this function's contract, whose lengths `transform_weights` asserts.
+    // SAFETY: this function's contract; `transform_weights` asserts the lengths.
     unsafe {
         for row in rows {
             let (block, i) = (row / depth, row % depth);
@@ -96,7 +96,7 @@ pub(super) unsafe fn weight_rows<V: Vector>(
     }
 }
 
-/// Bᵀ of a column.
+/// Multiplies a column by Bᵀ.
 ///
 /// # Safety
 /// [`Vector`]'s contract.
@@ -118,7 +118,7 @@ unsafe fn input_column<V: Vector>(d: [V; 6]) -> [V; 6] {
     }
 }
 
-/// Aᵀ of a column.
+/// Multiplies a column by Aᵀ.
 ///
 /// # Safety
 /// [`Vector`]'s contract.
@@ -136,7 +136,7 @@ unsafe fn output_column<V: Vector>(m: [V; 6]) -> [V; 4] {
     }
 }
 
-/// A of a column.
+/// Multiplies a column by A.
 ///
 /// # Safety
 /// [`Vector`]'s contract.
@@ -151,7 +151,7 @@ unsafe fn gradient_column<V: Vector>(y: [V; 4]) -> [V; 6] {
     }
 }
 
-/// Gᵀ of a column.
+/// Multiplies a column by Gᵀ.
 ///
 /// # Safety
 /// [`Vector`]'s contract.
@@ -168,7 +168,8 @@ unsafe fn weight_gradient_column<V: Vector>(u: [V; 6]) -> [V; 3] {
     }
 }
 
-/// Transformed tiles: tile `t` of `tiles`, channel c and frequency f at f·step + (t − tiles.start)·pitch + c.
+/// Transformed tiles: tile `t` of `tiles`, channel c and frequency f are at f·step + (t − tiles.start)·pitch
+/// + c.
 #[derive(Clone, Copy)]
 pub(super) struct Transformed {
     pub start: *mut f32,
@@ -176,23 +177,25 @@ pub(super) struct Transformed {
     pub pitch: usize,
 }
 
-// SAFETY: only a pointer. The functions that write through it demand, in their contracts, tiles that nobody else uses.
+// SAFETY: only a pointer. Functions that write through it require, in their contracts, that no other thread
+// accesses the tiles.
 unsafe impl Send for Transformed {}
-// SAFETY: a shared `Transformed` gives no more than a copy of the pointer, which may be sent.
+// SAFETY: a shared `Transformed` only gives a copy of the pointer, which is `Send`.
 unsafe impl Sync for Transformed {}
 
 impl Transformed {
-    /// The part from tile `t` on.
+    /// Returns the part starting at tile `t`.
     pub fn from(self, t: usize) -> Self {
         Transformed { start: self.start.wrapping_add(t * self.pitch), ..self }
     }
 }
 
-/// Bᵀ d B of each tile of the input.
+/// Computes Bᵀ d B of each tile of the input.
 ///
 /// # Safety
-/// [`Vector`]'s contract. `x` is valid for reads of its layout, whose halo holds the frame of every tile, as `check` asserts;
-/// `to` is valid for writes of all frequencies of these tiles, and nobody else uses them meanwhile.
+/// [`Vector`]'s contract. `x` is valid for reads of its layout, whose halo contains the border of every tile,
+/// as `check` asserts. `to` is valid for writes of all frequencies of these tiles, and no other thread
+/// accesses them.
 #[inline(always)]
 pub(super) unsafe fn input_tiles<V: Vector>(
     tiles: Range<usize>,
@@ -200,7 +203,8 @@ pub(super) unsafe fn input_tiles<V: Vector>(
     (x, xl): (*const f32, Layout),
     to: Transformed,
 ) {
-    // SAFETY: this function's contract: a tile's frame begins one pixel before it and has six rows and columns.
+    // SAFETY: this function's contract. A tile with its border begins one pixel before it and has six rows
+    // and columns.
     unsafe {
         let corner = (xl.before - 1) * (xl.row() + xl.pitch);
         for (n, t) in tiles.enumerate() {
@@ -229,10 +233,10 @@ pub(super) unsafe fn input_tiles<V: Vector>(
     }
 }
 
-/// A dY Aᵀ of each tile of the output's gradient.
+/// Computes A dY Aᵀ of each tile of the output's gradient.
 ///
 /// # Safety
-/// As for [`input_tiles`]; only the 4×4 pixels of a tile are read.
+/// As for [`input_tiles`], but only the 4×4 pixels of a tile are read.
 #[inline(always)]
 pub(super) unsafe fn gradient_tiles<V: Vector>(
     tiles: Range<usize>,
@@ -240,7 +244,7 @@ pub(super) unsafe fn gradient_tiles<V: Vector>(
     (dy, l): (*const f32, Layout),
     to: Transformed,
 ) {
-    // SAFETY: this function's contract: the halo fills up the last tiles of rows and columns.
+    // SAFETY: this function's contract. The halo completes the last tiles of rows and columns.
     unsafe {
         let corner = l.before * (l.row() + l.pitch);
         for (n, t) in tiles.enumerate() {
@@ -269,11 +273,11 @@ pub(super) unsafe fn gradient_tiles<V: Vector>(
     }
 }
 
-/// Aᵀ M A of each tile into channels `first..first + channels` of the map, within its borders.
+/// Computes Aᵀ M A of each tile into channels `first..first + channels` of the map, within its borders.
 ///
 /// # Safety
-/// [`Vector`]'s contract. `m` is valid for reads of all frequencies of these tiles, y has the layout with at least
-/// first + channels channels, and nobody else uses these tiles of y meanwhile.
+/// [`Vector`]'s contract. `m` is valid for reads of all frequencies of these tiles. y has the layout with at
+/// least first + channels channels, and no other thread accesses these tiles of it.
 #[inline(always)]
 pub(super) unsafe fn output_tiles<V: Vector>(
     tiles: Range<usize>,
@@ -282,7 +286,7 @@ pub(super) unsafe fn output_tiles<V: Vector>(
     (y, l): (Shared<'_, f32>, Layout),
     (first, channels, add): (usize, usize, bool),
 ) {
-    // SAFETY: this function's contract; `height` and `width` keep what is written inside the map.
+    // SAFETY: this function's contract. `height` and `width` keep the writes inside the map.
     unsafe {
         for (n, t) in tiles.enumerate() {
             let (image, top, left) = all.place(t);
@@ -313,18 +317,18 @@ pub(super) unsafe fn output_tiles<V: Vector>(
     }
 }
 
-/// Gᵀ U G of the sum of parts, for rows of inputs: \[ky\]\[kx\]\[in\]\[out\].
+/// Computes Gᵀ U G of the sum of parts, for rows of inputs: \[ky\]\[kx\]\[in\]\[out\].
 ///
 /// # Safety
-/// [`Vector`]'s contract. `sums` is valid for reads of all frequencies of all parts, `to` has nine taps of all weights, and
-/// nobody else uses these rows of it meanwhile.
+/// [`Vector`]'s contract. `sums` is valid for reads of all frequencies of all parts. `to` has nine taps of
+/// all weights, and no other thread accesses these rows of it.
 #[inline(always)]
 pub(super) unsafe fn weight_gradient_rows<V: Vector>(
     rows: Range<usize>,
     (sums, parts, step): (*const f32, usize, usize),
     (to, inputs, outputs): (Shared<'_, f32>, usize, usize),
 ) {
-    // SAFETY: this function's contract, for which `weight_gradient` grows both buffers.
+    // SAFETY: this function's contract. `weight_gradient` grows both buffers to these sizes.
     unsafe {
         for i in rows {
             for o in (0..outputs).step_by(V::LANES) {
