@@ -1,4 +1,4 @@
-//! Trains a small encoder from Rust: no recipe file and no folder, a term of its own, and its embeddings at the end.
+//! Trains a small encoder from Rust, without a recipe file or a run folder, and with a term defined here.
 //!
 //! `cargo run --release --example library`
 
@@ -17,7 +17,7 @@ component! {
     /// # Shapes
     /// z: (B, D) unit rows → scalar
     ///
-    /// It is 1/B for unrelated embeddings, and 1 where all of them are the same.
+    /// The value is 1/B for unrelated embeddings, and 1 if all embeddings are equal.
     pub struct Centering: Regularizer {}
 }
 
@@ -49,7 +49,7 @@ const RECIPE: &str = r#"Recipe(
     train: (epochs: 1, batch: 100, log_every: 10),
 )"#;
 
-/// Keeps the loss of every step, and prints what is logged.
+/// Keeps the loss of every step, and prints logged events.
 #[derive(Default)]
 struct Watch {
     losses: Vec<f64>,
@@ -70,17 +70,17 @@ impl Observer for Watch {
     }
 }
 
-/// What came of it.
+/// The result of [`train`].
 pub struct Trained {
     /// The loss of every step.
     pub losses: Vec<f64>,
-    /// The share of test images that a linear classifier on the features gets right.
+    /// The fraction of test images that a linear classifier on the features classifies correctly.
     pub accuracy: f64,
-    /// The term of our own on the embeddings of all test images.
+    /// The value of `Centering` on the embeddings of all test images.
     pub centering: f64,
 }
 
-/// Trains, and measures what was learned.
+/// Trains a network, and measures its features.
 pub fn train() -> Result<Trained, Box<dyn Error>> {
     let device = Cpu::default();
     let plan = Plan::parse(&device, RECIPE)?;
@@ -99,7 +99,7 @@ pub fn train() -> Result<Trained, Box<dyn Error>> {
     Ok(Trained { losses: watch.losses, accuracy: probe.accuracy, centering: centering(&device, &test)? })
 }
 
-/// A term outside of a run: a batch of given embeddings, and the value on it.
+/// Evaluates a term outside of a run, on a batch of given embeddings.
 fn centering(device: &Cpu, embedded: &Embedded) -> Result<f64, Box<dyn Error>> {
     let rows = embedded.embedding_rows();
     let z = ops::constant(device, rows.data.to_vec(), (rows.rows, rows.cols));

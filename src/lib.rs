@@ -1,10 +1,10 @@
 //! pauc: contrastive and prototypical self-supervised learning as components.
 //!
-//! This crate is the front door: it re-exports the workspace's crates and links all of their components, so that
-//! a program with `use pauc as _;` can run any recipe. The traits to implement are in [`traits`]; a recipe becomes
-//! a run through [`train`]: [`Plan::parse`](train::Plan::parse), [`Trainer::new`](train::Trainer::new) and
-//! [`Trainer::train`](train::Trainer::train), watched by an [`Observer`](train::Observer). `examples/library.rs` is
-//! a whole program.
+//! This crate re-exports the crates of the workspace and links all of their components: a program with `use
+//! pauc as _;` can run any recipe. The traits for new components are in [`traits`]. A recipe becomes a run
+//! through [`train`]: [`Plan::parse`](train::Plan::parse), [`Trainer::new`](train::Trainer::new) and
+//! [`Trainer::train`](train::Trainer::train), with an [`Observer`](train::Observer) that receives the events.
+//! `examples/library.rs` is a complete program.
 //!
 //! ```
 //! use pauc::traits::component_ron::Term;
@@ -14,12 +14,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # What is stable
+//! # Stability
 //!
-//! Releases follow semantic versioning for [`traits`], for what [`train`] re-exports at its root
-//! ([`Plan`](train::Plan), [`Trainer`](train::Trainer), [`Observer`](train::Observer), …) and for the names of
-//! components with their fields in recipes. Other modules are public because the command line is built on them, and
-//! may change in any release.
+//! Releases follow semantic versioning for [`traits`], for the items that [`train`] re-exports at its root
+//! ([`Plan`](train::Plan), [`Trainer`](train::Trainer), [`Observer`](train::Observer), …), and for the names
+//! of components and their fields in recipes. Other modules are public because the command line uses them.
+//! They may change in any release.
 #![forbid(unsafe_code)]
 
 pub use pauc_cluster as cluster;

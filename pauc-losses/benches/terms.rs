@@ -1,7 +1,7 @@
 //! Forward and backward time of the softmax terms, from raw outputs to the gradient with respect to them.
 //!
-//! `cargo bench -p pauc-losses --bench terms -- [threads] [part of a name]` prints one JSON line a measurement; with
-//! `--features cuda` and `cuda:0` among the arguments, of a GPU.
+//! `cargo bench -p pauc-losses --bench terms -- [threads] [part of a name]` prints one JSON line per
+//! measurement. With `--features cuda` and `cuda:0` among the arguments, it measures a GPU.
 
 #![allow(clippy::unwrap_used)] // a bench that cannot run should stop
 
@@ -25,13 +25,14 @@ fn matrix<D: Backend<f32>>(dev: &D, rows: usize, cols: usize, phase: f32) -> ops
     ops::constant(dev, (0..rows * cols).map(|_| next()).collect(), (rows, cols))
 }
 
-/// Unit rows that no gradient flows into.
+/// Returns unit rows without a gradient.
 fn bank<D: Backend<f32>>(dev: &D, rows: usize, phase: f32) -> Constant<f32, D> {
     let unit = ops::to_host(&ops::l2_normalize(matrix(&Cpu::default(), rows, 128, phase))).unwrap();
     Constant::new(dev, unit, (rows, 128))
 }
 
-/// A line of the process's memory in MiB, where the system tells: `VmRSS:` resident now, `VmHWM:` at its highest.
+/// Returns a memory size of the process in MiB, where the system reports it: `VmRSS:` is the current,
+/// `VmHWM:` the highest resident size.
 fn memory(what: &str) -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with(what))?;
@@ -64,7 +65,8 @@ fn measure<D: Compute>(
         let value = term.evaluate(&batch).unwrap();
         std::hint::black_box(batch.backward(value).unwrap().views.len());
     };
-    // The inputs are made; what memory rises by from here on is the term's own. Writing 5 forgets the highest so far.
+    // The inputs are ready; any rise in memory from here on belongs to the term. Writing 5 resets the highest
+    // size.
     let forgotten = std::fs::write("/proc/self/clear_refs", "5").is_ok();
     let before = memory("VmRSS:").filter(|_| forgotten);
     (0..3).for_each(|_| step(inputs()));
@@ -89,7 +91,7 @@ fn measure<D: Compute>(
 
 fn main() {
     let threads = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(1);
-    // As the command line does.
+    // The command line does the same.
     pauc_kernels::malloc::keep_freed();
     pauc_kernels::threads::start(threads).unwrap();
     if let Some(device) = std::env::args().find(|a| a.starts_with("cuda")) {
@@ -110,7 +112,7 @@ fn on_gpu(device: &str, _: usize) {
     panic!("{device}: this bench was built without the feature `cuda`");
 }
 
-/// All measurements, against banks with `b` queries.
+/// All measurements, with `b` queries against banks.
 fn cases<D: Compute>(dev: &D, threads: usize, b: usize) {
     measure(dev, ("InfoNCE two-sided 512x128", threads), "InfoNce(temperature: 0.2)", |dev| Inputs {
         views: vec![Some(matrix(dev, 256, 128, 1.0)), Some(matrix(dev, 256, 128, 2.0))],

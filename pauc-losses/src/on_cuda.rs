@@ -1,5 +1,6 @@
-//! Every term on CUDA beside the CPU: values and gradients. The plain composition of dfdx operations runs on CUDA, where dfdx
-//! differentiates some operations on repeated (broadcast) tensors wrongly, so a term that used one would fail here.
+//! Compares every term on CUDA with the CPU: values and gradients. The plain composition of dfdx operations
+//! also runs on CUDA, where dfdx differentiates some operations on broadcast tensors wrongly. A term that
+//! used one would fail here.
 
 use crate::contrastive::{InfoNce, ProtoNce};
 use crate::properties::{each, each_finite, toy};
@@ -15,10 +16,10 @@ fn device() -> Cuda {
     pauc_cuda::open(0).unwrap_or_else(|e| panic!("these tests need a GPU, or an emulated one: {e}"))
 }
 
-/// How many draws say how far rounding may lead.
+/// The number of random draws that measure the effect of rounding.
 const DRAWS: u64 = 8;
 
-/// All inputs of a batch, each off by `size`, relative.
+/// All inputs of a batch, each changed by the relative amount `size`.
 fn shaken(data: &Data, size: f64, draw: u64) -> Data {
     let (mut data, mut perturbation) = (data.clone(), Perturbation::new(size, draw));
     let Data { views, predictions, keys, queue, levels, parameters, .. } = &mut data;
@@ -33,16 +34,16 @@ fn of_sums(n: usize) -> f64 {
     (n as f64).sqrt() * UNIT_F32
 }
 
-/// A term in `f32` gave what it gives in `f64`, but for rounding.
+/// Asserts that a term in `f32` equals the term in `f64` up to rounding.
 ///
-/// A computation in `f32` is as good as the exact one of other inputs, each off by its rounding (backward
-/// error). How far that leads depends on the term, such as on its temperature; the term itself shows it in
-/// `f64`, from inputs that are off by six deviations of such a rounding, each up or down by chance. Of
-/// [`DRAWS`] draws the largest distance is allowed. On top comes the rounding of what cancels, for which
-/// products of unit rows and the largest gradient are the measures.
+/// A computation in `f32` is as accurate as an exact one on slightly different inputs, each off by its
+/// rounding (backward error). The effect depends on the term, for example on its temperature. It is measured
+/// in `f64`, on inputs changed by six standard deviations of such a rounding, each up or down at random. The
+/// largest distance over [`DRAWS`] draws is allowed. The rounding of quantities that cancel is added; its
+/// scales are the products of unit rows and the largest gradient.
 fn agree(text: &str, got: &Outcome, data: &Data) {
     let want = run::<f64>(text, data);
-    // The longest sums are over pairs of rows, or over pairs of dimensions.
+    // The longest sums run over pairs of rows, or over pairs of dimensions.
     let unit = of_sums(data.rows.max(data.dim).pow(2));
     let draws: Vec<Outcome> =
         (0..DRAWS).map(|draw| run::<f64>(text, &shaken(data, SIGMAS * unit, draw))).collect();
@@ -53,7 +54,7 @@ fn agree(text: &str, got: &Outcome, data: &Data) {
     let largest = want.gradients.values().map(|g| norm(g)).fold(0.0, f64::max);
     for (name, gradient) in &want.gradients {
         let response = draws.iter().map(|d| distance(&d.gradients[name], gradient)).fold(0.0, f64::max);
-        // A term that does not read an input leaves it without a gradient.
+        // A term has no gradient for an input that it does not read.
         let unread = norm(gradient) == 0.0 && response == 0.0;
         let allowed = if unread { 0.0 } else { response + unit * largest };
         let off = distance(&got.gradients[name], gradient);
@@ -61,7 +62,7 @@ fn agree(text: &str, got: &Outcome, data: &Data) {
     }
 }
 
-/// The batches on which a form is compared: with and, unless it needs one, without a momentum encoder.
+/// The batches on which a form is compared: with a momentum encoder and, unless the form needs one, without.
 fn batches(text: &str) -> Vec<Data> {
     let mut batches = vec![toy(text)];
     if !testing::term(text).info().needs().momentum {
@@ -83,7 +84,7 @@ fn terms_equal_those_of_the_cpu() {
     assert!(checked > 50, "{checked}");
 }
 
-/// Of the terms that the device has kernels for, the definitions agree too.
+/// For terms with device kernels, the definitions agree too.
 #[test]
 fn definitions_of_fused_terms_equal_those_of_the_cpu() {
     let dev = device();
@@ -97,7 +98,7 @@ fn definitions_of_fused_terms_equal_those_of_the_cpu() {
         for data in batches(text) {
             let batch = Batch::new(&dev, data.inputs(&dev)).unwrap();
             if plain(&batch).is_some() {
-                let outcome = run_by(&dev, &data, |batch| plain(batch).expect("as above"));
+                let outcome = run_by(&dev, &data, |batch| plain(batch).expect("checked above"));
                 agree(text, &outcome.unwrap(), &data);
                 checked += 1;
             }
@@ -122,8 +123,8 @@ fn degenerate_batches_stay_finite() {
     });
 }
 
-/// What a term must not do, and why: on CUDA, dfdx 0.13's derivative of a sum that leaves a repeated axis is wrong. Should a
-/// later dfdx be right, this fails, and the rule can go.
+/// Documents the reason for a rule of terms: on CUDA, dfdx 0.13 computes a wrong derivative for a sum that
+/// keeps a broadcast axis. If a later dfdx is right, this test fails and the rule can be dropped.
 #[test]
 fn dfdx_differentiates_sums_of_repeated_tensors_wrongly() {
     fn gradient<D: Backend<f32>>(dev: &D) -> Vec<f32> {
@@ -139,8 +140,8 @@ fn dfdx_differentiates_sums_of_repeated_tensors_wrongly() {
     assert_ne!(gradient(&device()), cpu);
 }
 
-/// The helpers that terms are made of, on matrices whose rows repeat or are permuted: in `f32`, beside `f64`
-/// on the CPU.
+/// Compares the helpers of terms in `f32` with `f64` on the CPU, on matrices whose rows are broadcast or
+/// permuted.
 #[test]
 fn helpers_take_permuted_tensors() {
     fn gradients<E: Scalar, D: Backend<E>>(dev: &D, values: &[f64]) -> Vec<Vec<f64>> {
@@ -168,7 +169,7 @@ fn helpers_take_permuted_tensors() {
     }
     let (cpu, unit, values) = (Cpu::default(), of_sums(12), testing::pattern(4, 3, 0.3));
     let wanted = gradients::<f64, Cpu>(&cpu, &values);
-    // As in `agree`.
+    // The same measure as in `agree`.
     let draws = (0..DRAWS).map(|draw| {
         let mut values = values.clone();
         Perturbation::new(SIGMAS * unit, draw).apply_all(&mut values);
@@ -182,7 +183,7 @@ fn helpers_take_permuted_tensors() {
     }
 }
 
-/// A batch of the size that recipes have.
+/// A batch of the size that recipes use.
 #[test]
 fn a_batch_of_usual_size_agrees() {
     let dev = device();

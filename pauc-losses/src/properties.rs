@@ -1,17 +1,18 @@
-//! What every registered term has to hold. A term that registers no [`Forms`] is checked in its default form, so that a
-//! new one cannot be forgotten; it registers some only for more forms, or where less holds.
+//! Properties that every registered term must have. A term that registers no [`Forms`] is checked in its
+//! default form, so that a new term cannot be forgotten. Register forms only for further settings, or where
+//! fewer properties hold.
 
 use crate::testing::{self, Condition, Data, Flow, Forms};
 use pauc_testing::{assert_within, tolerance};
 use pauc_traits::component_ron::{OpenSet, Term};
 
-// What `pauc-cli new` writes holds it too, as it is.
+// The output of `pauc-cli new` must pass the same tests unchanged.
 #[path = "../../pauc-cli/templates/loss.rs"]
 mod loss_template;
 #[path = "../../pauc-cli/templates/regularizer.rs"]
 mod regularizer_template;
 
-/// The forms of every registered term.
+/// Returns the forms of every registered term.
 fn all_forms() -> Vec<Forms> {
     let registered: Vec<&Forms> = testing::inventory::iter::<Forms>.into_iter().collect();
     let forms = |name: &'static str| {
@@ -20,18 +21,18 @@ fn all_forms() -> Vec<Forms> {
     Term::names().into_iter().map(forms).collect()
 }
 
-/// Checks each form, given by its fields and as a recipe has it.
+/// Checks each form. The closure gets its fields, and its text as in a recipe.
 pub fn each(mut check: impl FnMut(&Forms, &str, &str)) {
     for forms in all_forms() {
         forms.forms.iter().for_each(|fields| check(&forms, fields, &forms.text(fields)));
     }
 }
 
-/// Checks each form that has to stay finite on degenerate batches.
+/// Checks each form that must stay finite on degenerate batches.
 pub fn each_finite(mut check: impl FnMut(&str)) {
     for forms in all_forms() {
         for fields in forms.forms.iter().chain(forms.extremes) {
-            // `Sample` may ask for more negatives than a degenerate batch leaves, which is an error with the numbers.
+            // `Sample` may ask for more negatives than a degenerate batch leaves, which is an error.
             if !fields.contains("Sample") {
                 check(&forms.text(fields));
             }
@@ -46,7 +47,7 @@ fn toys() -> [Data; 2] {
     [Data::toy(7, 4), even]
 }
 
-/// The batch on which a form can be evaluated: `Sample` needs prototypes without members.
+/// Returns a batch on which a form can be evaluated: `Sample` needs prototypes without members.
 pub fn toy(text: &str) -> Data {
     let [all, few] = toys();
     if text.contains("Sample") { few } else { all }
@@ -59,7 +60,7 @@ fn every_registered_term_is_checked() {
     assert!(checked.iter().all(|forms| !forms.forms.is_empty()));
     checked.retain(|forms| testing::inventory::iter::<Forms>.into_iter().any(|f| f.term == forms.term));
     let registered = testing::inventory::iter::<Forms>.into_iter().count();
-    assert_eq!(registered, checked.len(), "forms name no term, or one twice");
+    assert_eq!(registered, checked.len(), "forms name an unknown term, or a term twice");
 }
 
 #[test]
@@ -80,7 +81,7 @@ fn the_order_of_samples_does_not_matter() {
 }
 
 #[test]
-fn the_axes_of_the_space_matter_only_where_said() {
+fn only_declared_forms_depend_on_the_axes() {
     each(|forms, fields, text| {
         if !forms.axes.contains(&fields) {
             testing::rotation_invariant(text, &toy(text));
@@ -93,10 +94,10 @@ fn degenerate_batches_and_extreme_settings_stay_finite() {
     each_finite(testing::finite);
 }
 
-/// A sample that a clusterer left out as noise has no part in a prototype term, and neither has one in the queue:
-/// wherever it lies, value and gradients are the same, and its own gradient is zero.
+/// A sample that a clusterer marked as noise does not influence a prototype term, and neither does noise in
+/// the queue. Wherever it is, value and gradients are the same, and its own gradient is zero.
 #[test]
-fn noise_has_no_part_in_prototype_terms() {
+fn noise_does_not_affect_prototype_terms() {
     let mut checked = std::collections::BTreeSet::new();
     each(|forms, _, text| {
         let mut data = Data::toy(7, 4);
@@ -119,7 +120,7 @@ fn noise_has_no_part_in_prototype_terms() {
 /// The sample without a prototype.
 const NOISE: usize = 4;
 
-/// Whether a term reads which samples belong to which prototype. If it does, it has nothing to say where none does.
+/// Returns whether a term reads assignments. If it does, it must be skipped when no sample has a prototype.
 fn reads_assignments(text: &str, data: &Data) -> bool {
     let mut unassigned = data.clone();
     for level in &mut unassigned.levels {
@@ -130,7 +131,7 @@ fn reads_assignments(text: &str, data: &Data) -> bool {
     if without.value == testing::value(text, data) {
         return false;
     }
-    assert!(!without.skipped.is_empty(), "{text} is not skipped where no sample has a prototype");
+    assert!(!without.skipped.is_empty(), "{text} is not skipped when no sample has a prototype");
     true
 }
 
@@ -161,7 +162,7 @@ fn noise_has_no_part(text: &str, data: &Data) {
 }
 
 #[test]
-fn a_page_says_what_the_term_does() {
+fn a_page_has_every_section() {
     use pauc_traits::registry::catalog;
     for l in catalog().into_iter().filter(|l| Term::names().contains(&l.name)) {
         let snippet = format!("(term: {}(", l.name);
@@ -178,10 +179,10 @@ fn a_page_says_what_the_term_does() {
     }
 }
 
-/// Every field that is a weight, a temperature or a sharpness takes a schedule, and a schedule that stands still is
-/// the number.
+/// Every field that is a weight, a temperature or a sharpness takes a schedule, and a constant schedule
+/// equals the number.
 #[test]
-fn schedules_stand_for_numbers() {
+fn constant_schedules_equal_numbers() {
     let fields: &[(&str, &str, f64)] = &[
         ("Alignment", "rho", 0.5),
         ("Correlation", "off_diagonal", 0.1),
@@ -210,14 +211,15 @@ fn schedules_stand_for_numbers() {
             testing::value(&text, &Data { step, ..Data::toy(7, 4) })
         };
         let (low, high) = (at(0, &format!("{}", number / 2.0)), at(0, &number.to_string()));
-        // A field that is not read would leave every bit as it is.
+        // A field that is not read would not change a single bit.
         assert!((low - high).abs() > 1e-6, "{term}: {field} changes nothing");
-        // The toy's run has a single step: from step 1 on every schedule is at its end.
+        // The toy run has a single step, so from step 1 on every schedule has its last value.
         let step = format!("Step(from: {}, to: {number}, at: Steps(1))", number / 2.0);
         let linear = format!("Linear(from: {}, to: {number}, over: Epochs(1))", number / 2.0);
         let cosine = format!("Cosine(from: {}, to: {number}, over: Fraction(1))", number / 2.0);
         let warmup = format!("Warmup(to: {number}, over: Steps(2))");
-        // A schedule computes its number in at most four operations; what a relative change of it does is measured.
+        // A schedule computes its number in at most four operations. The effect of a relative change of the
+        // number is measured.
         let response =
             |number: f64, value: f64| (at(0, &format!("{}", number * (1.0 + 1e-6))) - value) / 1e-6;
         let response = response(number / 2.0, low).abs().max(response(*number, high).abs());

@@ -9,10 +9,10 @@ use pauc_traits::{Batch, Result};
 /// A matrix with gradient.
 pub type Rows<E, D> = Taped<(usize, usize), E, D>;
 
-/// What stands in for −∞ in a logit that takes no part: its exponential is zero, and no arithmetic on it gives NaN.
+/// Stands in for −∞ in a masked logit: its exponential is zero, and arithmetic on it does not produce NaN.
 pub const MASKED: f64 = -1e30;
 
-/// The rows of a, then the rows of b.
+/// Returns the rows of a, followed by the rows of b.
 ///
 /// # Shapes
 /// (N, D), (M, D) → (N+M, D)
@@ -20,7 +20,7 @@ pub fn stack<E: Scalar, D: Backend<E>>(a: Rows<E, D>, b: Rows<E, D>) -> Rows<E, 
     (a, b).concat_along(Axis::<0>)
 }
 
-/// The columns of a, then the columns of b.
+/// Returns the columns of a, followed by the columns of b.
 ///
 /// # Shapes
 /// (N, A), (N, B) → (N, A+B)
@@ -28,7 +28,7 @@ pub fn beside<E: Scalar, D: Backend<E>>(a: Rows<E, D>, b: Rows<E, D>) -> Rows<E,
     (a, b).concat_along(Axis::<1>)
 }
 
-/// The given rows, in the given order; a row may appear several times.
+/// Returns the given rows, in the given order. A row may appear several times.
 ///
 /// # Shapes
 /// (N, D), R indices → (R, D)
@@ -56,16 +56,16 @@ pub fn mask<E: Scalar, D: Backend<E>>(logits: Rows<E, D>, hide: impl Fn(usize, u
     logits + values
 }
 
-/// A constant with the value of a tensor: nothing flows back through it.
+/// Returns a constant with the value of a tensor: no gradient flows through it.
 ///
 /// # Shapes
 /// (N, D) → (N, D)
 pub fn stop_gradient<E: Scalar, D: Backend<E>>(m: Rows<E, D>) -> Matrix<E, D> {
-    // The product by one is a tensor of its own, so that no gradient is booked on the original.
+    // The product with one is a separate tensor, so that no gradient is recorded for the original.
     m.split_tape().0 * E::one()
 }
 
-/// ‖a_i − b_j‖² between unit rows, as 2 − 2·a_i·b_j, not below zero.
+/// ‖a_i − b_j‖² between unit rows, computed as 2 − 2·a_i·b_j and clamped at zero.
 ///
 /// # Shapes
 /// (N, D), (M, D) → (N, M)
@@ -99,12 +99,12 @@ pub fn power<E: Scalar, D: Backend<E>, S: Shape>(squared: Taped<S, E, D>, alpha:
     }
 }
 
-/// log(Σ exp(m) / count) over all elements, through a shifted log-sum-exp.
+/// log(Σ exp(m) / count) over all elements, as a shifted log-sum-exp.
 pub fn log_mean_exp<E: Scalar, D: Backend<E>>(m: Rows<E, D>, count: usize) -> Value<E, D> {
     m.logsumexp::<Rank0, Axes2<0, 1>>() - E::of((count as f64).ln())
 }
 
-/// Σ exp(m) over each row, in logarithm.
+/// ln Σ exp(m) over each row.
 ///
 /// # Shapes
 /// (N, M) → (N,)
@@ -112,7 +112,7 @@ pub fn log_sum_exp<E: Scalar, D: Backend<E>>(m: Rows<E, D>) -> Taped<(usize,), E
     m.logsumexp::<(usize,), Axis<1>>()
 }
 
-/// x minus the mean of its column.
+/// Subtracts from x the mean of its column.
 pub fn centre<E: Scalar, D: Backend<E>>(x: Rows<E, D>) -> Rows<E, D> {
     let shape = *x.shape();
     let mean = x.with_empty_tape().sum::<(usize,), Axis<0>>() / E::of(shape.0.max(1) as f64);
@@ -146,7 +146,7 @@ pub fn covariance_energy<E: Scalar, D: Backend<E>>(x: Rows<E, D>) -> Value<E, D>
     ops::total(covariance.square() * off_diagonal) / E::of(d as f64)
 }
 
-/// (1/D)·[Σ_d (1 − R_dd)² + λ·Σ_{d≠e} R_de²] with R the cross-correlation of standardised columns.
+/// (1/D)·[Σ_d (1 − R_dd)² + λ·Σ_{d≠e} R_de²], where R is the cross-correlation of standardized columns.
 pub fn cross_correlation<E: Scalar, D: Backend<E>>(a: Rows<E, D>, b: Rows<E, D>, lambda: f64) -> Value<E, D> {
     let (n, d) = *a.shape();
     let r = standardise(a).permute::<_, Axes2<1, 0>>().matmul(standardise(b)) / E::of(n.max(1) as f64);
@@ -155,7 +155,7 @@ pub fn cross_correlation<E: Scalar, D: Backend<E>>(a: Rows<E, D>, b: Rows<E, D>,
     ops::total((r - identity).square() * scale) / E::of(d as f64)
 }
 
-/// A constant square matrix from its elements.
+/// Returns a constant square matrix from its elements.
 ///
 /// # Shapes
 /// (n, n)
@@ -167,10 +167,10 @@ pub fn weights<E: Scalar, D: Backend<E>>(
     ops::constant(device, (0..n * n).map(|i| E::of(at(i / n, i % n))).collect(), (n, n))
 }
 
-/// The mean of a term over the cluster levels of a batch. A level that was skipped counts as its value 0.
+/// Returns the mean of a term over the cluster levels of a batch. A skipped level counts as 0.
 ///
 /// # Errors
-/// If there is no level, or the term's own error.
+/// If there is no level, or the error of the term.
 pub fn mean_over_levels<E: Scalar, D: Backend<E>>(
     batch: &Batch<E, D>,
     term: impl Fn(usize, &Level<E, D>) -> Result<Value<E, D>>,
@@ -180,14 +180,14 @@ pub fn mean_over_levels<E: Scalar, D: Backend<E>>(
     for (m, level) in levels.iter().enumerate().skip(1) {
         sum = sum + term(m, level)?;
     }
-    // On a GPU a division by one is two kernels.
+    // On a GPU, a division by one launches two kernels.
     Ok(if levels.len() == 1 { sum } else { sum / E::of(levels.len() as f64) })
 }
 
-/// The mean of a term over the two online views.
+/// Returns the mean of a term over the two online views.
 ///
 /// # Errors
-/// The term's own error.
+/// The error of the term.
 pub fn mean_over_views<E: Scalar, D: Backend<E>>(
     term: impl Fn(usize) -> Result<Value<E, D>>,
 ) -> Result<Value<E, D>> {

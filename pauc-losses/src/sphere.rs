@@ -1,11 +1,11 @@
-//! Expectations over independent random unit vectors: the values at which terms start.
+//! Expectations over independent random unit vectors, for the chance levels of terms.
 
 /// E f(u·v) for independent uniform unit vectors u, v in `dim` dimensions.
 ///
-/// The cosine's density is proportional to (1 − s²)^((D−3)/2); with s = cos θ the expectation is
-/// ∫ f(cos θ) sin^(D−2) θ dθ / ∫ sin^(D−2) θ dθ over \[0, π\], summed by the midpoint rule at 8192 points.
+/// The cosine's density is proportional to (1 − s²)^((D−3)/2). With s = cos θ the expectation is ∫ f(cos θ)
+/// sin^(D−2) θ dθ / ∫ sin^(D−2) θ dθ over \[0, π\], computed by the midpoint rule at 8192 points.
 ///
-/// `dim` 1 gives the mean over the two cosines ±1; 0 is read as 1.
+/// For `dim` 1, returns the mean over the two cosines ±1; 0 is treated as 1.
 pub fn expectation(dim: usize, f: impl Fn(f64) -> f64) -> f64 {
     if dim <= 1 {
         return 0.5 * (f(1.0) + f(-1.0));
@@ -22,7 +22,7 @@ pub fn expectation(dim: usize, f: impl Fn(f64) -> f64) -> f64 {
     sum / mass
 }
 
-/// log E exp(−t·‖u − v‖²) for random unit vectors: where [`crate::regularizers::Uniformity`] starts.
+/// log E exp(−t·‖u − v‖²) for random unit vectors: the chance level of [`crate::regularizers::Uniformity`].
 pub fn uniformity(dim: usize, t: f64) -> f64 {
     // Shifted by the value at u·v = 0, so that a large t does not underflow.
     -2.0 * t + expectation(dim, |s| (2.0 * t * s).exp()).ln()
@@ -39,12 +39,13 @@ mod tests {
     use pauc_testing::{assert_within, tolerance};
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
-    /// How far [`expectation`] is from the truth, for an f between `size` and its negative.
+    /// The error of [`expectation`] for an f between `size` and −`size`.
     ///
-    /// The midpoint rule is exact for trigonometric polynomials, as sin^(D−2) is one in even dimensions. In odd ones its
-    /// first error is h²/24 times the difference of the integrand's slopes at 0 and π, of sin θ·f alone: f(1) + f(−1).
-    /// Both integrals have it, and ∫ sin θ = 2. Twice that covers the powers of h above. In more than three dimensions
-    /// the slopes are zero. Rounding: a weight is sin^(D−2), off by D − 2 roundings, and 8192 of them are summed.
+    /// The midpoint rule is exact for trigonometric polynomials, and sin^(D−2) is one in even dimensions. In
+    /// odd dimensions its first error term is h²/24 times the difference of the integrand's slopes at 0 and
+    /// π. For sin θ·f this difference is f(1) + f(−1). Both integrals have this error, and ∫ sin θ = 2. Twice
+    /// that covers the higher powers of h. In more than three dimensions the slopes are zero. Rounding: a
+    /// weight sin^(D−2) is off by D − 2 roundings, and 8192 of them are summed.
     fn error(dim: usize, size: f64) -> f64 {
         let h = std::f64::consts::PI / 8192.0;
         let truncation = if dim == 3 { 2.0 * h * h / 24.0 * (2.0 * size / 2.0 + size) } else { 0.0 };
@@ -64,7 +65,7 @@ mod tests {
             assert_within!(uniformity(3, t), -2.0 * t + mean.ln(), off, "{t}");
         }
         assert_within!(distance(3, 1.0), 4.0 / 3.0, error(3, 2.0));
-        // In very many dimensions all vectors are orthogonal: E exp(λs) lies between 1 and exp(λ²/2D).
+        // In very many dimensions all vectors are nearly orthogonal: E exp(λs) is between 1 and exp(λ²/2D).
         let most = (2.0f64 * 2.0).powi(2) / (2.0 * 100_000.0);
         assert_within!(uniformity(100_000, 2.0), -4.0, most + error(100_000, 4f64.exp()));
     }
@@ -73,7 +74,7 @@ mod tests {
     fn uniformity_agrees_with_a_simulation() {
         let mut rng = StdRng::seed_from_u64(3);
         let (dim, t, draws) = (6, 2.0, 200_000);
-        // Normal numbers by Box and Muller: every direction is equally likely.
+        // Normal numbers by Box and Muller make every direction equally likely.
         let mut normal = || {
             let (u, v) = (1.0 - rng.r#gen::<f64>(), rng.r#gen::<f64>());
             (-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()
@@ -90,7 +91,7 @@ mod tests {
             })
             .sum::<f64>()
             / draws as f64;
-        // The square of exp(−t·d²) is the same with 2t.
+        // The square of exp(−t·d²) is the same expression with 2t.
         let want = uniformity(dim, t).exp();
         let deviation = (uniformity(dim, 2.0 * t).exp() - want * want).sqrt();
         assert_within!(mean, want, tolerance::mean(deviation, draws));

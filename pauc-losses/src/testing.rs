@@ -1,4 +1,5 @@
-//! What the tests of all terms share: toy batches, golden values, finite differences, invariances, extreme inputs.
+//! Shared parts of the tests of all terms: toy batches, golden values, finite differences, invariances,
+//! extreme inputs.
 
 use dfdx::prelude::*;
 use pauc_testing::golden::TERMS;
@@ -24,43 +25,44 @@ pub struct Clusters {
     pub negatives: Option<Vec<usize>>,
 }
 
-/// Where a term's gradient is the derivative of its value.
+/// Says where the gradient of a term is the derivative of its value.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Flow {
     /// Everywhere.
     Full,
-    /// Where keys come from a momentum encoder: online keys are taken for constants.
+    /// Only if keys come from a momentum encoder: online keys are treated as constants.
     WithMomentum,
-    /// Nowhere, since the term's targets depend on the embeddings and are taken for constants. The term's own file
-    /// compares its gradient with differences at fixed targets.
+    /// Nowhere, because the term's targets depend on the embeddings and are treated as constants. The term's
+    /// own file compares its gradient with differences at fixed targets.
     Targets,
 }
 
-/// The forms of a term that tests look at, and what holds for them. A term's file registers them with
-/// [`inventory::submit`]; `properties` reads all, and takes the default form of a term that registers none.
+/// The forms of a term that tests evaluate, and the properties they have. A term's file registers them with
+/// [`inventory::submit`]. `properties` reads all of them, and uses the default form of a term that registers
+/// none.
 #[derive(Clone, Copy)]
 pub struct Forms {
     /// The name of the term.
     pub term: &'static str,
-    /// Where its gradient is the derivative of its value.
+    /// Where the gradient is the derivative of the value.
     pub flow: Flow,
-    /// Forms on which everything is checked, by their fields.
+    /// Forms on which everything is checked, given by their fields.
     pub forms: &'static [&'static str],
-    /// The forms among them that change when the space is rotated: they look at single coordinates.
+    /// The forms among them that change under a rotation of the space, because they read single coordinates.
     pub axes: &'static [&'static str],
-    /// More forms that stay finite on every degenerate batch: extreme settings.
+    /// Further forms that stay finite on every degenerate batch: extreme settings.
     pub extremes: &'static [&'static str],
 }
 
 inventory::collect!(Forms);
 
 impl Forms {
-    /// The default form of a term.
+    /// Returns the default form of a term.
     pub const fn of(term: &'static str) -> Self {
         Forms { term, flow: Flow::Full, forms: &[""], axes: &[], extremes: &[] }
     }
 
-    /// The form with these fields, as a recipe has it.
+    /// Returns the form with these fields, as in a recipe.
     pub fn text(&self, fields: &str) -> String {
         format!("{}({fields})", self.term)
     }
@@ -82,7 +84,7 @@ pub struct Data {
     pub step: u64,
 }
 
-/// A smooth pattern without symmetries.
+/// Returns a smooth pattern without symmetries.
 pub fn pattern(rows: usize, cols: usize, phase: f64) -> Vec<f64> {
     let at = |n: usize| (phase + 1.7 * (n / cols) as f64 + 0.9 * (n % cols) as f64 + 0.3 * n as f64).sin();
     (0..rows * cols).map(|n| at(n) * (1.0 + 0.1 * (n / cols) as f64)).collect()
@@ -100,7 +102,7 @@ pub fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// The unit row i of a matrix, as terms see it: [`ops::l2_normalize`] in plain numbers.
+/// Returns the unit row i of a matrix as terms see it: [`ops::l2_normalize`] in plain numbers.
 pub fn unit(m: &[f64], cols: usize, i: usize) -> Vec<f64> {
     let row = &m[i * cols..(i + 1) * cols];
     let n = (dot(row, row) + ops::NORM_EPSILON).sqrt();
@@ -108,7 +110,8 @@ pub fn unit(m: &[f64], cols: usize, i: usize) -> Vec<f64> {
 }
 
 impl Data {
-    /// Two views, momentum keys of both, a queue, labels, two levels of clusters and a matrix of prototypes.
+    /// Returns two views, momentum keys of both, a queue, labels, two levels of clusters and a matrix of
+    /// prototypes.
     pub fn toy(rows: usize, dim: usize) -> Self {
         let level = |k: usize, shift: usize| Clusters {
             centroids: unit_rows(pattern(k, dim, 2.3 + shift as f64), dim),
@@ -137,7 +140,7 @@ impl Data {
         }
     }
 
-    /// The same without a momentum encoder.
+    /// Removes the momentum encoder.
     pub fn without_momentum(mut self) -> Self {
         self.keys.clear();
         self
@@ -182,7 +185,7 @@ impl Data {
     }
 }
 
-/// A run with momentum encoder and without queue and labels, of the given sizes.
+/// Facts of a run of the given sizes, with a momentum encoder and without queue and labels.
 pub fn facts(batch: usize, dim: usize, prototypes: &[usize]) -> Facts {
     Facts {
         batch,
@@ -196,7 +199,7 @@ pub fn facts(batch: usize, dim: usize, prototypes: &[usize]) -> Facts {
     }
 }
 
-/// What a term gave on a batch.
+/// The result of a term on a batch.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub value: f64,
@@ -209,7 +212,7 @@ pub fn term(text: &str) -> Term {
     Term::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"))
 }
 
-/// A term's configuration, from a form like `InfoNce(temperature: 0.1)`.
+/// Parses the configuration of a term, such as `InfoNce(temperature: 0.1)`.
 pub fn parse<T: serde::de::DeserializeOwned>(text: &str) -> T {
     let fields = text.find('(').map_or(text, |start| &text[start..]);
     pauc_traits::component_ron::options().from_str(fields).unwrap_or_else(|e| panic!("{text}: {e}"))
@@ -229,12 +232,12 @@ where
     run_on::<E, Cpu>(&Cpu::default(), text, data)
 }
 
-/// The same on a given device.
+/// Runs a term on the given device.
 pub fn run_on<E: Scalar, D: Backend<E>>(dev: &D, text: &str, data: &Data) -> pauc_traits::Result<Outcome> {
     run_by(dev, data, |batch| term(text).evaluate(batch))
 }
 
-/// What one way to compute a term gives.
+/// Runs one implementation of a term.
 pub fn run_by<E: Scalar, D: Backend<E>>(
     dev: &D,
     data: &Data,
@@ -261,38 +264,40 @@ pub fn run_by<E: Scalar, D: Backend<E>>(
 /// [`tolerance::f32`] or [`tolerance::f64`].
 pub type Rounding = fn(usize, f64) -> f64;
 
-/// How far rounding moves the value and the gradients of a term on a batch.
+/// How much rounding changes the value and the gradients of a term on a batch.
 ///
-/// A rounded computation is the exact one of inputs that are slightly off (Higham, *Accuracy and Stability of Numerical
-/// Algorithms*, section 1.5): each by γₙ of itself, where n stands for the longest chain of operations. The
-/// result is off by γₙ times the condition of the term, which is measured: the largest response to relative changes of
-/// all inputs with random signs. Real rounding errors are far smaller than γₙ, and so leave room for signs that were not
-/// drawn.
+/// A rounded computation equals the exact one on inputs that are slightly off (Higham, *Accuracy and
+/// Stability of Numerical Algorithms*, section 1.5): each by a relative γₙ, where n is the longest chain of
+/// operations. The result is off by γₙ times the condition of the term. The condition is measured as the
+/// largest response to relative changes of all inputs with random signs. Real rounding errors are far smaller
+/// than γₙ, which leaves room for signs that were not drawn.
 ///
-/// One error is not that of any input. A softmax shifts logits by the largest, and its loss is the difference of two
-/// logits. Each of [`SHIFTS`] such steps rounds a number as large as the largest logit S, which moves a logarithm by
-/// u·S, and a probability p by u·S of itself. A gradient is Σ (p − y)·row/(τ·N) for each of N rows, divided by ‖x‖.
+/// One error does not correspond to any input. A softmax shifts logits by the largest, and its loss is the
+/// difference of two logits. Each of [`SHIFTS`] such steps rounds a number as large as the largest logit S,
+/// which changes a logarithm by u·S, and a probability p by p·u·S. A gradient is Σ (p − y)·row/(τ·N) for each
+/// of N rows, divided by ‖x‖.
 #[derive(Clone, Debug)]
 pub struct Condition {
-    /// How many roundings of one sign the longest chain of operations from an input to the value amounts to, n.
+    /// The longest chain of operations from an input to the value, as an equivalent number n of roundings of
+    /// equal sign.
     pub operations: usize,
     /// |L| and its response to relative changes.
     pub value: f64,
     /// ‖g‖ and its response to relative changes, by the names of [`Outcome::gradients`].
     pub gradients: BTreeMap<String, f64>,
-    /// What the shifts round: in the value, in gradients of rows, and in gradients of parameters.
+    /// The effect of rounding the shifts: in the value, in gradients of rows, and in gradients of parameters.
     pub shifts: [f64; 3],
-    /// How far the term is from the same with rows of exactly the length one: in the value, and in gradients.
+    /// The difference from the same term on rows of exact unit length: in the value, and in gradients.
     pub shortened: [f64; 2],
 }
 
 /// Shift, difference, logarithm and the addition of the shift.
 const SHIFTS: usize = 4;
-/// Patterns of signs that a condition is measured with.
+/// The number of sign patterns that a condition is measured with.
 const PATTERNS: usize = 8;
 
 impl Condition {
-    /// The condition of a term in its plain composition.
+    /// Measures the condition of a term in its plain composition.
     pub fn of(text: &str, data: &Data) -> Self {
         const CHANGE: f64 = 1e-6;
         let still = run::<f64>(text, data);
@@ -321,10 +326,10 @@ impl Condition {
         let prototypes = data.levels.iter().map(|l| l.concentration.len()).max().unwrap_or(0);
         // Two unit rows, their inner product, the sum over candidates, and the mean over rows.
         let operations = 2 * (data.dim + 3) + data.dim + 8 + (2 * data.rows + queue + prototypes) + data.rows;
-        // Roundings in both directions take 6·√n·u of the n·u that they could (Higham and Mary 2019).
+        // Roundings in both directions amount to 6·√n·u of the possible n·u (Higham and Mary 2019).
         let operations = operations.min((tolerance::SIGMAS * (operations as f64).sqrt()).ceil() as usize);
         let (logit, steep) = sharpness(text, data);
-        // A row of one number is divided by itself, and no gradient is left of it but what rounds there.
+        // A row of one number is divided by itself, so its gradient consists of rounding only.
         let of_rows =
             steep * if data.dim == 1 { 1.0 } else { logit } * inverse_lengths(data) / data.rows as f64;
         let shifts = [logit, of_rows, logit * steep];
@@ -332,11 +337,11 @@ impl Condition {
         Condition { operations, value: value + still.value.abs(), gradients, shifts, shortened }
     }
 
-    /// The same beside a reference that divides rows by ‖x‖ instead of √(‖x‖² + ε).
+    /// Adds the difference from a reference that divides rows by ‖x‖ instead of √(‖x‖² + ε).
     ///
-    /// Rows that are 1024 times as long lose a millionth of what ε costs, and show it. Batch prototypes are made of sums,
-    /// which are here no shorter than a half: they lose up to 2ε of themselves, and a cosine of two 4ε. A distance d that
-    /// is smoothed by ε grows by ε/2d, and is above 0.1 here.
+    /// Rows that are 1024 times as long lose a millionth of the effect of ε, which measures it. Batch
+    /// prototypes are normalized sums, here no shorter than a half: they lose a fraction of up to 2ε, and a
+    /// cosine of two loses 4ε. A distance d that is smoothed by ε grows by ε/2d, and is above 0.1 here.
     pub fn beside_exact_rows(self, text: &str, data: &Data) -> Self {
         const LONGER: f64 = 1024.0;
         let name = text.split('(').next().unwrap();
@@ -362,28 +367,29 @@ impl Condition {
         Condition { shortened, ..self }
     }
 
-    /// The same for a loss ℓ = ln(1 + Σ exp(negative − positive)), computed as it stands here. Its derivative by a
-    /// logit is at most min(1, ℓ), so that what shifts round is as small as the loss, and in the mean over N rows too.
+    /// The condition for a loss ℓ = ln(1 + Σ exp(negative − positive)) that is computed in this form. Its
+    /// derivative with respect to a logit is at most min(1, ℓ), so the effect of shifts is as small as the
+    /// loss, also in the mean over N rows.
     pub fn streaming(text: &str, data: &Data) -> Self {
         let (of, loss) = (Condition::of(text, data), value(text, data));
         let [value, of_rows, of_parameters] = of.shifts;
-        // The loss of all rows may be that of one.
+        // The loss of all rows may come from a single one.
         let small = (loss * (data.rows as f64).sqrt()).min(1.0);
         Condition { shifts: [value * loss.min(1.0), of_rows * small, of_parameters * loss.min(1.0)], ..of }
     }
 
-    /// The same after more operations on each input.
+    /// Adds further operations on each input.
     pub fn after(self, more: usize) -> Self {
         Condition { operations: self.operations + more, ..self }
     }
 
-    /// How far the value may be off.
+    /// Returns the tolerance of the value.
     pub fn of_value(&self, rounding: Rounding) -> f64 {
         rounding(self.operations, self.value) + rounding(SHIFTS, self.shifts[0]) + self.shortened[0]
     }
 
-    /// How far a gradient may be off, in its norm. The way back is as long as the way there. Nothing flows into an input
-    /// whose gradient is zero and stays zero.
+    /// Returns the tolerance of a gradient, in its norm. The backward pass is as long as the forward pass. An
+    /// input whose gradient is zero and stays zero gets none.
     pub fn of_gradient(&self, name: &str, rounding: Rounding) -> f64 {
         if self.gradients[name] == 0.0 {
             return 0.0;
@@ -393,14 +399,14 @@ impl Condition {
     }
 }
 
-/// Whether a gradient is one of rows that are divided by their length.
+/// Returns whether a gradient belongs to rows that are divided by their length.
 fn of_rows(name: &str) -> bool {
     name.starts_with("view") || name.starts_with("prediction")
 }
 
-/// The largest number that a softmax of the term sees, a difference of cosines over the smallest temperature; and the
-/// largest factor of a cosine that a gradient flows through. Terms of distances see differences of cosines, and terms of
-/// moments nothing of the kind.
+/// Returns the largest number that a softmax of the term sees, a difference of cosines over the smallest
+/// temperature, and the largest factor of a cosine that a gradient flows through. Terms of distances see
+/// differences of cosines; terms of moments do not.
 fn sharpness(text: &str, data: &Data) -> (f64, f64) {
     let written = pauc_traits::component_ron::options().to_string(&term(text)).unwrap();
     let name = written.split('(').next().unwrap();
@@ -428,18 +434,19 @@ fn sharpness(text: &str, data: &Data) -> (f64, f64) {
     (logit, steep)
 }
 
-/// √(Σ 1/‖x‖²) over the rows of the view where it is largest.
+/// Returns √(Σ 1/‖x‖²) over the rows of the view where it is largest.
 fn inverse_lengths(data: &Data) -> f64 {
     let of = |m: &Vec<f64>| m.chunks(data.dim).map(|x| 1.0 / dot(x, x)).sum::<f64>().sqrt();
     data.views.iter().chain(&data.predictions).flatten().map(of).fold(0.0, f64::max)
 }
 
-/// A way to compute a term in single precision.
+/// An implementation of a term in single precision.
 type Way<'a> = &'a dyn Fn(&Batch<f32, Cpu>) -> pauc_traits::Result<Value<f32, Cpu>>;
 
-/// Two ways to compute a term in single precision agree, in value and gradient: each is as exact as it can be.
+/// Asserts that two implementations of a term in single precision agree in value and gradient, up to
+/// rounding.
 pub fn fused_equals_plain(text: &str, data: &Data, fused: Way<'_>, plain: Way<'_>) {
-    // A factor shows whether the gradient is scaled by what comes after the term.
+    // A factor shows whether the gradient is scaled by the operations after the term.
     const FACTOR: f64 = 3.0;
     let run =
         |term: Way<'_>| run_by(&Cpu::default(), data, |batch| Ok(term(batch)? * FACTOR as f32)).unwrap();
@@ -455,7 +462,7 @@ pub fn fused_equals_plain(text: &str, data: &Data, fused: Way<'_>, plain: Way<'_
     }
 }
 
-/// The value in double precision.
+/// Returns the value in double precision.
 pub fn value(text: &str, data: &Data) -> f64 {
     run::<f64>(text, data).value
 }
@@ -467,7 +474,7 @@ fn numbers(v: &serde_json::Value) -> Vec<f64> {
     }
 }
 
-/// The golden file, parsed.
+/// Parses the golden file.
 pub fn golden_file() -> Vec<serde_json::Value> {
     serde_json::from_str(include_str!("../tests/golden/terms.json")).unwrap()
 }
@@ -487,7 +494,7 @@ fn golden_data(case: &serde_json::Value) -> Data {
     for m in 0.. {
         let Some(centroids) = matrix(&format!("prototypes.{m}")) else { break };
         let Some(assignments) = matrix(&format!("assignments.{m}")) else {
-            // Prototypes without assignments are learnable ones.
+            // Prototypes without assignments are learnable.
             data.parameters.insert("prototypes".into(), centroids);
             break;
         };
@@ -523,7 +530,7 @@ fn golden_text(case: &serde_json::Value) -> Option<String> {
     Some(format!("{name}({})", fields.join(", ")))
 }
 
-/// The reference is in double precision, and stored with all its digits.
+/// Compares with a reference in double precision, stored with all its digits.
 fn compare(outcome: &Outcome, case: &serde_json::Value, condition: &Condition, rounding: Rounding) {
     let (name, want) = (&case["case"], case["value"].as_f64().unwrap());
     assert_within!(outcome.value, want, condition.of_value(rounding), "{name}");
@@ -542,7 +549,7 @@ pub fn golden(prefix: &str, cases: usize) {
         let (text, data) = (golden_text(case).unwrap(), golden_data(case));
         let condition = Condition::of(&text, &data).beside_exact_rows(&text, &data);
         compare(&run::<f64>(&text, &data), case, &condition, tolerance::f64);
-        // In single precision these take the streaming kernel, which keeps small losses exact.
+        // In single precision these use the streaming kernel, which keeps small losses exact.
         let streaming = prefix == "info_nce" || prefix == "proto_nce" && !text.contains("Sample");
         let condition = if streaming { Condition::streaming(&text, &data) } else { condition };
         compare(&run::<f32>(&text, &data), case, &condition, tolerance::f32);
@@ -567,8 +574,8 @@ pub fn finite_differences(text: &str, data: &Data) {
 
 /// Compares gradients with central differences of a value.
 ///
-/// The truncation is that of the third derivative, whose size is measured by differences over a wider step; twice the
-/// largest one over the numbers of an input covers what these leave out themselves.
+/// The truncation error is that of the third derivative, whose size is measured by differences over a wider
+/// step. Twice the largest one over the elements of an input covers the error of this measurement.
 pub fn differences(of: &Outcome, data: &Data, condition: &Condition, value: impl Fn(&Data) -> f64) {
     let (step, wide) = (1e-5, 1e-2);
     let rounded = condition.value + condition.shifts[0];
@@ -613,7 +620,7 @@ fn permuted(data: &Data, order: &[usize]) -> Data {
     new
 }
 
-/// The order of the samples changes nothing but the order of the gradients.
+/// Asserts that the order of the samples changes only the order of the gradients.
 pub fn permutation_invariant(text: &str, data: &Data) {
     let order: Vec<usize> = (0..data.rows).map(|i| (2 * data.rows - i + 1) % data.rows).collect();
     let (a, b) = (run::<f64>(text, data), run::<f64>(text, &permuted(data, &order)));
@@ -626,7 +633,7 @@ pub fn permutation_invariant(text: &str, data: &Data) {
     assert_within!(off, 0.0, allowed, "{text}: gradients do not follow the order");
 }
 
-/// Rotating the space, with everything in it, changes nothing.
+/// Asserts that rotating the space, with all inputs, changes nothing.
 pub fn rotation_invariant(text: &str, data: &Data) {
     // A product of plane rotations that mixes all axes.
     let rotate = |m: &Vec<f64>| {
@@ -656,7 +663,7 @@ pub fn rotation_invariant(text: &str, data: &Data) {
     assert_within!(off, 0.0, allowed, "{text}: gradients do not rotate along");
 }
 
-/// Degenerate batches: identical rows, zero rows, one sample, nothing assigned, one prototype, many prototypes.
+/// Degenerate batches: identical rows, zero rows, one sample, no assignments, one prototype, many prototypes.
 pub fn degenerate() -> Vec<(&'static str, Data)> {
     let toy = || Data::toy(7, 4);
     let same = |data: &mut Data, row: &[f64]| {
@@ -701,7 +708,7 @@ pub fn degenerate() -> Vec<(&'static str, Data)> {
     ]
 }
 
-/// Values and gradients are finite on every degenerate batch, in both precisions.
+/// Asserts that values and gradients are finite on every degenerate batch, in both precisions.
 pub fn finite(text: &str) {
     for (what, data) in degenerate() {
         if term(text).info().needs().momentum && data.keys.is_empty() {
@@ -709,7 +716,7 @@ pub fn finite(text: &str) {
         }
         for outcome in [run::<f64>(text, &data), run::<f32>(text, &data)] {
             let ok = outcome.value.is_finite()
-                // What `MASKED` hides does not show in a value.
+                // Logits hidden by `MASKED` do not show in a value.
                 && outcome.value.abs() < 1e20
                 && outcome.gradients.values().flatten().all(|g| g.is_finite());
             assert!(ok, "{text} on {what}: {outcome:?}");

@@ -1,6 +1,6 @@
-//! What the golden files and the tests that read them agree on.
+//! Names shared by the golden files and the tests that read them.
 
-/// The terms behind the first words of the names of the cases in `terms.json`.
+/// The terms for the first words of the case names in `terms.json`.
 pub const TERMS: [(&str, &str); 12] = [
     ("info_nce", "InfoNce"),
     ("proto_nce", "ProtoNce"),

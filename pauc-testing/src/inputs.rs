@@ -1,31 +1,31 @@
-//! Inputs that tests share. All are functions of their arguments, so that every run sees the same numbers.
+//! Inputs that tests share. All are functions of their arguments, so every run sees the same numbers.
 
 /// sin(phase + step·i), in `f32`.
 pub fn wave(n: usize, phase: f32, step: f32) -> Vec<f32> {
     (0..n).map(|i| (phase + step * i as f32).sin()).collect()
 }
 
-/// As [`wave`], in `f64`.
+/// Like [`wave`], in `f64`.
 pub fn wave_f64(n: usize, phase: f64, step: f64) -> Vec<f64> {
     (0..n).map(|i| (phase + step * i as f64).sin()).collect()
 }
 
-/// sin(phase + 1.3·i + cos(0.37·i)), in `f32`: smooth, and without a period.
+/// sin(phase + 1.3·i + cos(0.37·i)), in `f32`: smooth and without a period.
 pub fn irregular(n: usize, phase: f32) -> Vec<f32> {
     (0..n).map(|i| (phase + 1.3 * i as f32 + (0.37 * i as f32).cos()).sin()).collect()
 }
 
-/// As [`irregular`], in `f64`.
+/// Like [`irregular`], in `f64`.
 pub fn irregular_f64(n: usize, phase: f64) -> Vec<f64> {
     (0..n).map(|i| (phase + 1.3 * i as f64 + (0.37 * i as f64).cos()).sin()).collect()
 }
 
-/// Values within 1 of the centers 0, gap, 2·gap, …, of which there are `groups`; the groups take turns.
+/// Returns values within 1 of the `groups` centers 0, gap, 2·gap, …; the groups take turns.
 pub fn groups(n: usize, groups: usize, gap: f32) -> Vec<f32> {
     (0..n).map(|i| ((i * i) as f32 * 0.37).sin() + gap * (i % groups) as f32).collect()
 }
 
-/// Numbers spread evenly over [−1, 1), as if independent.
+/// Returns numbers spread evenly over [−1, 1), like independent draws.
 pub fn noise(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(GOLDEN) | 1;
     (0..n).map(|_| (next(&mut state) >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
@@ -42,8 +42,8 @@ fn next(state: &mut u64) -> u64 {
     *state
 }
 
-/// Changes numbers by a share of themselves, each up or down by chance: what rounding may do to the inputs of a
-/// computation.
+/// Changes numbers by a relative amount, each up or down at random. It imitates the effect of rounding on the
+/// inputs of a computation.
 #[derive(Clone, Debug)]
 pub struct Perturbation {
     size: f64,
@@ -51,12 +51,12 @@ pub struct Perturbation {
 }
 
 impl Perturbation {
-    /// Changes by the factors 1 + `size` and 1 − `size`; another `draw` has other signs.
+    /// Multiplies by the factors 1 + `size` and 1 − `size`. Another `draw` has other signs.
     pub fn new(size: f64, draw: u64) -> Self {
         Perturbation { size, state: draw.wrapping_add(1).wrapping_mul(GOLDEN) }
     }
 
-    /// The next number, changed.
+    /// Returns the next number, changed.
     pub fn apply(&mut self, value: f64) -> f64 {
         let up = next(&mut self.state) >> 40 & 1 == 0;
         value * if up { 1.0 + self.size } else { 1.0 - self.size }

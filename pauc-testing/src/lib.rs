@@ -1,11 +1,11 @@
-//! What the tests of all crates share.
+//! Shared parts of the tests of all crates.
 //!
-//! | module | what lives there |
+//! | module | contents |
 //! |---|---|
-//! | [`tolerance`], [`rounded`] | how far a result may be off, derived from the arithmetic; numbers that carry that along |
-//! | [`property`] | seeds and cases of property tests, and how a failure is repeated |
+//! | [`tolerance`], [`rounded`] | allowed errors, derived from the arithmetic; numbers that carry an error bound |
+//! | [`property`] | seeds and cases of property tests, and commands that reproduce a failure |
 //! | [`inputs`], [`npy`] | inputs that many tests read, as numbers and as files |
-//! | [`golden`] | what the golden files and their tests agree on |
+//! | [`golden`] | names shared by the golden files and their tests |
 //! | [`vectors`] | lengths and distances |
 //!
 //! Only tests depend on this crate.
@@ -21,9 +21,10 @@ pub mod vectors;
 
 pub use rounded::Rounded;
 
-/// Asserts that a value lies within a tolerance of the one that is expected.
+/// Asserts that a value is within a tolerance of the expected one.
 ///
-/// The tolerance is the largest difference that passes; take it from [`tolerance`], so that it has a derivation.
+/// The tolerance is the largest difference that passes. Take it from [`tolerance`], so that it has a
+/// derivation.
 ///
 /// ```
 /// use pauc_testing::{assert_within, tolerance};
@@ -41,7 +42,7 @@ macro_rules! assert_within {
         let off = (got - want).abs();
         assert!(
             off <= tolerance,
-            "{}: {got} for {want}, off by {off:e} where {tolerance:e} is allowed",
+            "{}: expected {want}, got {got}; they differ by {off:e}, allowed is {tolerance:e}",
             format_args!($($context)+)
         );
     }};

@@ -1,17 +1,17 @@
-//! Files in NumPy's format, right and wrong ones, for tests of what reads them.
+//! Valid and invalid files in NumPy's format, for tests of readers.
 
-/// A file of version 1 as `numpy.save` writes it: values of the type `descr`, such as `<f4`, the Python tuple `shape`, and
-/// the bytes of the values. Nothing is checked: the parts need not fit each other.
+/// Returns a file of version 1 as `numpy.save` writes it: values of the type `descr`, such as `<f4`, the
+/// Python tuple `shape`, and the bytes of the values. Nothing is checked: the parts may be inconsistent.
 pub fn file(descr: &str, fortran_order: bool, shape: &str, data: &[u8]) -> Vec<u8> {
     let order = if fortran_order { "True" } else { "False" };
     let mut header = format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}");
-    // Magic, version, length and line break have 11 bytes; the values begin at a multiple of 64.
+    // Magic, version, length and line break take 11 bytes; the values begin at a multiple of 64.
     header.push_str(&" ".repeat((11 + header.len()).next_multiple_of(64) - 11 - header.len()));
     header.push('\n');
     [&b"\x93NUMPY\x01\x00"[..], &(header.len() as u16).to_le_bytes(), header.as_bytes(), data].concat()
 }
 
-/// A file of 32-bit floats.
+/// Returns a file of 32-bit floats.
 pub fn floats(shape: &str, values: &[f32]) -> Vec<u8> {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     file("<f4", false, shape, &bytes)

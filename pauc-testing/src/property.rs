@@ -1,9 +1,9 @@
-//! Settings of property tests: how many cases, from which seed, and how a failure is repeated.
+//! Settings of property tests: the number of cases, the seed, and how to reproduce a failure.
 //!
-//! A property test draws its cases from a fixed seed, so that every run of the suite sees the same ones.
-//! `PAUC_TEST_SEED` varies them: a number, or `random`. `PAUC_TEST_CASES` replaces the number of cases. A failure
-//! prints the command that repeats it, and its input is stored in `proptest-regressions`, from where it is tried first
-//! in every later run.
+//! A property test draws its cases from a fixed seed, so that every run of the suite sees the same cases.
+//! `PAUC_TEST_SEED` changes the seed: a number, or `random`. `PAUC_TEST_CASES` replaces the number of cases.
+//! A failure prints the command that reproduces it. Its input is stored in `proptest-regressions`, and later
+//! runs try it first.
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, FailurePersistence, FileFailurePersistence, PersistedSeed, RngSeed};
@@ -14,10 +14,10 @@ use std::sync::OnceLock;
 pub const SEED: &str = "PAUC_TEST_SEED";
 /// The environment variable that replaces the number of cases of each property test.
 pub const CASES: &str = "PAUC_TEST_CASES";
-/// The seed where [`SEED`] is not set.
+/// The seed if [`SEED`] is not set.
 const FIXED: u64 = 20221121;
 
-/// The seed of this process.
+/// Returns the seed of this process.
 ///
 /// # Panics
 /// If [`SEED`] is neither a number nor `random`.
@@ -35,18 +35,20 @@ pub fn seed() -> u64 {
     })
 }
 
-/// The number of cases to try where a test asks for `usual`.
+/// Returns the number of cases for a test that asks for `usual`.
 ///
 /// # Panics
 /// If [`CASES`] is not a number.
 pub fn count(usual: u32) -> u32 {
     match std::env::var(CASES) {
         Err(_) => usual,
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{CASES}={text:?} is not a number of cases")),
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{CASES}={text:?} is not a number of cases; expected a whole number")),
     }
 }
 
-/// The settings of a property test that usually tries so many cases.
+/// Returns the settings of a property test with this usual number of cases.
 ///
 /// ```
 /// use proptest::prelude::*;
@@ -65,19 +67,23 @@ pub fn cases(usual: u32) -> Config {
     Config {
         cases: count(usual),
         rng_seed: RngSeed::Fixed(seed()),
-        // `prop_assume!` rejects in proportion to the cases.
+        // The limit on rejections by `prop_assume!` grows with the number of cases.
         max_global_rejects: count(usual).saturating_mul(16).max(1024),
         failure_persistence: Some(Box::new(Repeatable(FileFailurePersistence::default()))),
         ..Config::default()
     }
 }
 
-/// Sizes from `range`, evenly over orders of magnitude: small ones are as frequent as large ones, and cost little.
+/// Sizes from `range`, uniform over orders of magnitude: small sizes, which are cheap, are as frequent as
+/// large ones.
 ///
 /// # Panics
 /// If the range is empty or begins with 0.
 pub fn size(range: std::ops::Range<usize>) -> impl Strategy<Value = usize> + Clone {
-    assert!(range.start > 0 && range.start < range.end, "sizes of {range:?}");
+    assert!(
+        range.start > 0 && range.start < range.end,
+        "the range of sizes must be nonempty and above 0, got {range:?}"
+    );
     let (low, high) = ((range.start as f64).ln(), (range.end as f64).ln());
     // Rounding may reach the end of the range.
     (0.0..1.0f64).prop_map(move |share| {
@@ -85,7 +91,7 @@ pub fn size(range: std::ops::Range<usize>) -> impl Strategy<Value = usize> + Clo
     })
 }
 
-/// Stores failing inputs in a file, and prints how to repeat the failure.
+/// Stores failing inputs in a file, and prints how to reproduce the failure.
 #[derive(Clone, Debug, PartialEq)]
 struct Repeatable(FileFailurePersistence);
 
@@ -108,7 +114,7 @@ impl FailurePersistence for Repeatable {
         Box::new(self.clone())
     }
 
-    // proptest's trait prescribes how two of its trait objects are compared: by downcast.
+    // proptest's trait requires that two of its trait objects are compared by downcasting.
     fn eq(&self, other: &dyn FailurePersistence) -> bool {
         other.as_any().downcast_ref::<Self>() == Some(self)
     }
@@ -118,10 +124,10 @@ impl FailurePersistence for Repeatable {
     }
 }
 
-/// The command that repeats the test of this thread with this seed.
+/// Returns the command that repeats the test of this thread with this seed.
 pub fn command() -> String {
     let package = std::env::var("CARGO_PKG_NAME").map_or(String::new(), |name| format!(" -p {name}"));
-    // The harness names a thread after its test, unless there is but one thread.
+    // The harness names a thread after its test, unless there is only one thread.
     let test = std::thread::current().name().filter(|name| *name != "main").unwrap_or_default().to_string();
     let kept = [CASES, "PAUC_SIMD", "RAYON_NUM_THREADS"]
         .map(|name| std::env::var(name).map_or(String::new(), |value| format!("{name}={value} ")));
@@ -165,16 +171,16 @@ mod tests {
         let counts = counts.into_inner();
         assert!(counts[0] == 0 && counts[1..].iter().all(|c| *c > 0), "{counts:?}");
         let share = |from: usize, to: usize| counts[from..to].iter().sum::<u32>() as f64 / 5000.0;
-        // Between powers of two lie equal shares.
+        // Sizes between consecutive powers of two have equal shares.
         assert!((share(8, 16) - 1.0 / 6.0).abs() < crate::tolerance::frequency(1.0 / 6.0, 5000));
     }
 
     #[test]
-    fn a_failure_says_how_it_is_repeated() {
+    fn a_failure_prints_how_to_reproduce_it() {
         let text = command();
         assert!(text.contains(&format!("{SEED}={} cargo test -p pauc-testing", seed())), "{text}");
         let shown = std::thread::current().name() == Some("main");
-        assert!(shown || text.ends_with("property::tests::a_failure_says_how_it_is_repeated"), "{text}");
+        assert!(shown || text.ends_with("property::tests::a_failure_prints_how_to_reproduce_it"), "{text}");
     }
 
     #[test]

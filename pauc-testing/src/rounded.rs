@@ -1,4 +1,4 @@
-//! Numbers that know how far a computation in `f32` may be from them.
+//! Numbers with a bound on the error of a computation in `f32`.
 
 use crate::tolerance::{self, UNIT_F32};
 use std::ops::{Add, Div, Mul, Neg, Sub};
@@ -8,20 +8,20 @@ const UNDERFLOW: f64 = f32::MIN_POSITIVE as f64 * UNIT_F32;
 
 /// An exact value, computed in `f64`, and a bound on the error of the same computation in `f32`.
 ///
-/// An oracle that is written with it yields the tolerance of its result along with the result: every operation passes
-/// on the errors of its operands and adds its own rounding (running error analysis; Higham, *Accuracy and Stability of
-/// Numerical Algorithms*, section 3.3). The bound holds for sums in any order and for fused multiply-add, so that it is
-/// the same for all instruction sets and all numbers of threads.
+/// An oracle written with this type computes the tolerance of its result along with the result. Every
+/// operation propagates the errors of its operands and adds its own rounding (running error analysis; Higham,
+/// *Accuracy and Stability of Numerical Algorithms*, section 3.3). The bound holds for sums in any order and
+/// for fused multiply-add, so it is the same for all instruction sets and all numbers of threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rounded {
     /// The exact value.
     pub value: f64,
-    /// How far the computed value may be from it.
+    /// The largest difference of the computed value from it.
     pub error: f64,
 }
 
 impl Rounded {
-    /// A number that `f32` has.
+    /// A number that is exact in `f32`.
     pub const fn exact(value: f32) -> Self {
         Rounded { value: value as f64, error: 0.0 }
     }
@@ -31,12 +31,12 @@ impl Rounded {
         Rounded { value, error }
     }
 
-    /// The result of one more operation: its value is rounded to `f32`.
+    /// Adds the rounding of the value to `f32`, as after one more operation.
     pub fn round(self) -> Self {
         Rounded { error: self.error + UNIT_F32 * (self.value.abs() + self.error) + UNDERFLOW, ..self }
     }
 
-    /// The same value, known less exactly by `error`.
+    /// Increases the error bound by `error`.
     pub fn loosen(self, error: f64) -> Self {
         Rounded { error: self.error + error, ..self }
     }
@@ -58,12 +58,12 @@ impl Rounded {
         Rounded::sum(pairs.into_iter().map(|(a, b)| a * b))
     }
 
-    /// max(x, 0): rounding does not grow by it.
+    /// max(x, 0), which does not increase the error.
     pub fn relu(self) -> Self {
         Rounded { value: self.value.max(0.0), ..self }
     }
 
-    /// √x, rounded once; negative values that rounding allows count as zero.
+    /// √x, rounded once. Values that are negative because of rounding count as zero.
     pub fn sqrt(self) -> Self {
         let root = self.value.max(0.0).sqrt();
         let below = root - (self.value - self.error).max(0.0).sqrt();
@@ -71,7 +71,7 @@ impl Rounded {
         Rounded { value: root, error: below.max(above) }.round()
     }
 
-    /// exp(x) by a function that is itself exact to `ulps` units in the last place.
+    /// exp(x), computed by a function that is accurate to `ulps` units in the last place.
     pub fn exp(self, ulps: f64) -> Self {
         let value = self.value.exp();
         let inherited = value * self.error.exp_m1();
@@ -86,7 +86,7 @@ impl Rounded {
         Rounded { value, error: inherited }.round()
     }
 
-    /// Whether a computed value lies within the error.
+    /// Returns whether a computed value is within the error bound.
     pub fn admits(self, got: f32) -> bool {
         (f64::from(got) - self.value).abs() <= self.error
     }
@@ -163,7 +163,7 @@ mod tests {
 
         #[test]
         fn arithmetic_in_f32_stays_within_the_bound(a in number(), b in number(), c in 0.1f32..9.0, d in number()) {
-            // Both the value and the bound are for these very expressions.
+            // The value and the bound are computed by exactly these expressions.
             let (ra, rb, rc, rd) = (Rounded::from(a), Rounded::from(b), Rounded::from(c), Rounded::from(d));
             for (got, bound) in [
                 ((a + b) * d - a, (ra + rb) * rd - ra),
@@ -180,11 +180,11 @@ mod tests {
     }
 
     #[test]
-    fn the_bound_is_not_idle() {
-        // 1 + 2⁻²⁵ rounds to 1: the error is 2⁻²⁵, and half the bound.
+    fn the_bound_is_not_vacuous() {
+        // 1 + 2⁻²⁵ rounds to 1: the error is 2⁻²⁵, half of the bound.
         let sum = Rounded::exact(1.0) + Rounded::exact(2f32.powi(-25));
         assert!(sum.admits(1.0) && !sum.admits(1.0 - 2f32.powi(-23)) && !sum.admits(1.0 + 2f32.powi(-22)));
-        // What cancels keeps its absolute error.
+        // After cancellation the absolute error remains.
         let left = sum - Rounded::exact(1.0);
         assert!(left.admits(0.0) && !left.admits(1e-6));
         assert!((Rounded::exact(1.0) / Rounded::within(0.0, 1e-9)).error.is_infinite());

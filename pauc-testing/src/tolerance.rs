@@ -1,19 +1,19 @@
-//! How far a computed value may lie from the exact one, derived from what was computed.
+//! Tolerances of computed values, derived from the computation.
 //!
-//! Rounding: the relative error of one operation is at most u = ε/2. A chain of `n` operations (a sum of `n` terms in
-//! any order, an inner product of length `n` with or without fused multiply-add) is off by at most γₙ·Σ|terms| with
-//! γₙ = n·u/(1 − n·u); see Higham, *Accuracy and Stability of Numerical Algorithms*, chapter 3. Where values cancel,
-//! Σ|terms| is larger than the result, and so is the error relative to it.
+//! Rounding: the relative error of one operation is at most u = ε/2. A chain of `n` operations (a sum of `n`
+//! terms in any order, an inner product of length `n` with or without fused multiply-add) has an error of at
+//! most γₙ·Σ|terms| with γₙ = n·u/(1 − n·u); see Higham, *Accuracy and Stability of Numerical Algorithms*,
+//! chapter 3. If values cancel, Σ|terms| is larger than the result, and so is the relative error.
 //!
-//! Samples: a frequency or a mean of `n` independent draws has a standard deviation; six of them are exceeded once in
-//! 500 million times.
+//! Samples: a frequency or a mean of `n` independent draws has a standard deviation. An error of six of them
+//! occurs about once in 500 million cases.
 
-/// Unit roundoff of `f32`, half the distance from 1 to the next number. The factor covers the oracle's own rounding
-/// in `f64`.
+/// Unit roundoff of `f32`, half the distance from 1 to the next number. The factor covers the rounding of the
+/// oracle itself in `f64`.
 pub const UNIT_F32: f64 = (1.0 + 1.0 / (1u64 << 20) as f64) / (1u64 << 24) as f64;
 /// Unit roundoff of `f64`.
 pub const UNIT_F64: f64 = f64::EPSILON / 2.0;
-/// How many standard deviations a mean of independent draws may be off.
+/// The number of standard deviations that a mean of independent draws may be off.
 pub const SIGMAS: f64 = 6.0;
 
 fn gamma(operations: usize, unit: f64) -> f64 {
@@ -21,45 +21,48 @@ fn gamma(operations: usize, unit: f64) -> f64 {
     if nu < 1.0 { nu / (1.0 - nu) } else { f64::INFINITY }
 }
 
-/// The largest rounding error of `operations` successive operations in `f32` on terms whose absolute values sum to
-/// `magnitude`.
+/// Returns the largest rounding error of `operations` successive operations in `f32` on terms whose absolute
+/// values sum to `magnitude`.
 pub fn f32(operations: usize, magnitude: f64) -> f64 {
     gamma(operations, UNIT_F32) * magnitude
 }
 
-/// How far `operations` successive operations in `f32` move a value, relative to its size, where [`f32()`] is too far from
-/// what happens to say anything: six standard deviations of a random walk.
+/// Returns six standard deviations of a random walk of `operations` roundings in `f32`, relative to the
+/// value. Use it where the bound of [`f32()`] is far too large to be useful.
 ///
-/// Rounding errors of long sums of terms of both signs are as good as independent and spread over ±u, with a standard
-/// deviation of u/√3 at most (Higham and Mary, *A New Approach to Probabilistic Rounding Error Analysis*, 2019). Partial
-/// sums are no larger than the whole, so that the estimate is two or three times too large in the mean.
+/// Rounding errors of long sums with terms of both signs behave like independent ones, spread over ±u with a
+/// standard deviation of at most u/√3 (Higham and Mary, *A New Approach to Probabilistic Rounding Error
+/// Analysis*, 2019). Partial sums are no larger than the whole, so the estimate is on average two or three
+/// times too large.
 pub fn random_walk(operations: usize) -> f64 {
     SIGMAS * (operations as f64 / 3.0).sqrt() * UNIT_F32
 }
 
-/// As [`f32()`], for two computations in `f64` that are compared with each other: each may be off.
+/// Like [`f32()`], for two computations in `f64` that are compared with each other; each may be off.
 pub fn f64(operations: usize, magnitude: f64) -> f64 {
     2.0 * gamma(operations, UNIT_F64) * magnitude
 }
 
-/// The error of a central difference (f(x + h) − f(x − h))/2h of a function computed in `f64` by `operations`
-/// successive operations: h²/6·|f‴| of truncation, and the rounding of two values of size `value`, divided by 2h.
+/// Returns the error of a central difference (f(x + h) − f(x − h))/2h of a function computed in `f64` by
+/// `operations` successive operations: h²/6·|f‴| of truncation, and the rounding of two values of size
+/// `value`, divided by 2h.
 pub fn central_difference(step: f64, third_derivative: f64, operations: usize, value: f64) -> f64 {
     step * step / 6.0 * third_derivative + gamma(operations, UNIT_F64) * value / step
 }
 
-/// How far the share of `draws` independent draws with probability `p` may be from `p`: [`SIGMAS`] standard deviations.
+/// Returns the allowed error of the frequency of an event of probability `p` in `draws` draws: [`SIGMAS`]
+/// deviations.
 pub fn frequency(p: f64, draws: usize) -> f64 {
     mean((p * (1.0 - p)).sqrt(), draws)
 }
 
-/// How far the mean of `draws` independent draws may be from its expectation: [`SIGMAS`] times σ/√n.
+/// Returns the allowed error of the mean of `draws` independent draws: [`SIGMAS`] times σ/√n.
 pub fn mean(deviation: f64, draws: usize) -> f64 {
     SIGMAS * deviation / (draws as f64).sqrt()
 }
 
-/// How far the variance of `draws` independent draws may be from `variance`: [`SIGMAS`] times σ²·√((κ − 1)/n), where
-/// κ is the kurtosis (3 of a normal, 9/5 of a uniform distribution).
+/// Returns the allowed error of the variance of `draws` independent draws: [`SIGMAS`] times σ²·√((κ − 1)/n),
+/// where κ is the kurtosis (3 for a normal, 9/5 for a uniform distribution).
 pub fn variance(variance: f64, kurtosis: f64, draws: usize) -> f64 {
     mean(variance * (kurtosis - 1.0).sqrt(), draws)
 }

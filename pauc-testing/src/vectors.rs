@@ -10,9 +10,9 @@ pub fn norm(v: impl IntoIterator<Item = impl Borrow<f64>>) -> f64 {
 /// ‖a − b‖.
 ///
 /// # Panics
-/// If one is longer than the other.
+/// If the lengths differ.
 pub fn distance<T: Copy + Into<f64>>(a: &[T], b: &[T]) -> f64 {
-    assert_eq!(a.len(), b.len(), "a distance of vectors of one length");
+    assert_eq!(a.len(), b.len(), "vectors of different lengths");
     norm(a.iter().zip(b).map(|(a, b)| (*a).into() - (*b).into()))
 }
 

@@ -1,7 +1,7 @@
-//! Files that are there whole or not at all.
+//! Atomic writing of files: a file is written completely or not at all.
 //!
-//! A file is written under a temporary name beside its target, synced, and renamed; then the folder is synced, so that
-//! the rename survives a power failure. Readers see the old content or the new one, never a part.
+//! A file is written under a temporary name beside its target, synced, and renamed. Then the folder is
+//! synced, so that the rename survives a power failure. Readers see the old or the new content, never a part.
 
 use crate::{Error, Result};
 use std::ffi::OsString;
@@ -10,13 +10,13 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What the name of a temporary file ends in.
+/// The extension of temporary files.
 pub const EXTENSION: &str = "tmp";
 
-/// Writes a file whole.
+/// Writes a file atomically.
 ///
 /// # Errors
-/// [`Error::Io`] if the disk refuses; a file that was there before is then untouched.
+/// [`Error::Io`] if the write fails; an existing file is then unchanged.
 pub fn write(path: &Path, content: &[u8]) -> Result<()> {
     replace(path, |temporary| {
         let mut file = File::create(temporary)?;
@@ -25,10 +25,10 @@ pub fn write(path: &Path, content: &[u8]) -> Result<()> {
     })
 }
 
-/// Writes a file whole, piece by piece: `fill` writes its content into a buffer.
+/// Writes a file atomically, piece by piece: `fill` writes the content into a buffer.
 ///
 /// # Errors
-/// As [`write()`], or with the error of `fill`.
+/// The errors of [`write()`], or the error of `fill`.
 pub fn write_with(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<()> {
     replace(path, |temporary| {
         let mut file = BufWriter::new(File::create(temporary)?);
@@ -37,11 +37,11 @@ pub fn write_with(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Re
     })
 }
 
-/// Lets the file at `path`, which is synced, also have the name `name`, whatever that stood for before. It takes no
-/// more space where the disk has hard links, and is a copy elsewhere.
+/// Gives the file at `path`, which is synced, the additional name `name`, and replaces a file of that name.
+/// Uses a hard link, which takes no space, or a copy if the file system has no hard links.
 ///
 /// # Errors
-/// [`Error::Io`] if the disk refuses; `name` is then as it was.
+/// [`Error::Io`] if it fails; `name` is then unchanged.
 pub fn alias(path: &Path, name: &Path) -> Result<()> {
     replace(name, |temporary| {
         fs::hard_link(path, temporary).or_else(|_| {
@@ -51,16 +51,16 @@ pub fn alias(path: &Path, name: &Path) -> Result<()> {
     })
 }
 
-/// Renames a file or folder, whose content is synced already, and syncs the folder that it comes to lie in.
+/// Renames a file or folder whose content is already synced, and syncs the target folder.
 ///
 /// # Errors
-/// If the disk refuses.
+/// If the operating system reports an error.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     sync_folder(to)
 }
 
-/// The process that writes the temporary file `name`; `None` for other names.
+/// Returns the process that writes the temporary file `name`; `None` for other names.
 pub fn writer_of(name: &str) -> Option<u32> {
     let stem = name.strip_suffix(EXTENSION)?.strip_suffix('.')?;
     stem.rsplit_once('.')?.1.parse().ok()
@@ -69,22 +69,22 @@ pub fn writer_of(name: &str) -> Option<u32> {
 /// Lets `make` create a temporary file, and renames it to `path`. A failure leaves no temporary file behind.
 fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
     let temporary = temporary(path)?;
-    // A process that was killed and had the same number may have left it. It must not be written into: it may be a hard
+    // A killed process with the same number may have left it. It must not be overwritten: it may be a hard
     // link to a file that is still needed.
     let _ = fs::remove_file(&temporary);
     let outcome = make(&temporary).and_then(|()| rename(&temporary, path));
     outcome.map_err(|e| {
-        // It is of no use to anybody, and the first error is the one to report.
+        // The file is useless now, and the first error is the one to report.
         let _ = fs::remove_file(&temporary);
         Error::io(path, e)
     })
 }
 
-/// `.<name>.<count>.<process>.tmp` beside `path`: neither processes nor the threads of one get in each other's way.
+/// Returns `.<name>.<count>.<process>.tmp` beside `path`, a name that no other process or thread uses.
 fn temporary(path: &Path) -> Result<PathBuf> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().ok_or_else(|| {
-        Error::io(path, io::Error::new(io::ErrorKind::InvalidInput, "a file name is needed"))
+        Error::io(path, io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))
     })?;
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let mut temporary = OsString::from(".");
@@ -109,7 +109,7 @@ fn sync_folder(_: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// A folder of its own for a test, removed when it is dropped.
+    /// A folder for one test, removed when it is dropped.
     struct Folder(PathBuf);
 
     impl Folder {
@@ -154,7 +154,7 @@ mod tests {
         let path = folder.0.join("a");
         write(&path, b"before").unwrap();
         let error = write_with(&path, |file| {
-            // Past the buffer, so that it is on the disk when the writing fails.
+            // More than the buffer, so that it is on the disk when writing fails.
             file.write_all(&[7; 1 << 16])?;
             assert_eq!(fs::read(&path)?, b"before");
             Err(io::Error::other("no more"))
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_temporary_name_tells_its_writer() {
+    fn a_temporary_name_identifies_its_writer() {
         let path = temporary(Path::new("run/run.json")).unwrap();
         let name = path.file_name().unwrap().to_str().unwrap();
         assert!(name.starts_with(".run.json.") && path.parent() == Some(Path::new("run")), "{name}");

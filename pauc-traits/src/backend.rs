@@ -1,9 +1,9 @@
-//! The device behind everything.
+//! Devices.
 //!
-//! Terms run on dfdx tensors through [`Backend`], in `f32` or `f64`. Encoders and optimizers work on raw buffers of
-//! the device through [`Compute`]. Clusterers and probes work on the host, and may ask it for their longest
-//! computations. Both are implemented for dfdx's `Cpu` and, with the feature `cuda`, for its `Cuda`. Nothing outside
-//! this file, `cpu.rs` and `cuda.rs` asks which one it is.
+//! Terms run on dfdx tensors through [`Backend`], in `f32` or `f64`. Encoders and optimizers work on raw
+//! buffers of the device through [`Compute`]. Clusterers and probes work on the host, and may ask the device
+//! for their longest computations. Both traits are implemented for dfdx's `Cpu` and, with the feature `cuda`,
+//! for its `Cuda`. Only this file, `cpu.rs` and `cuda.rs` distinguish between devices.
 
 use crate::clusterer::ClustersOnDevice;
 use crate::ops::{self, Matrix};
@@ -13,13 +13,13 @@ use crate::term::{ContrastiveLoss, PortableLoss, PortableRegularizer, Regularize
 use crate::{EncoderConfig, Error, Optimizer, Result};
 use dfdx::prelude::{Cpu, Device, Dtype, OwnedTape, Rank0, Shape, Storage, Tensor};
 
-/// The element types that terms are computed in: `f32` in training, `f64` in checks.
+/// The element types of terms: `f32` in training, `f64` in checks.
 pub trait Scalar:
     Dtype + num_traits::Float + num_traits::FromPrimitive + rand_distr::uniform::SampleUniform
 {
-    /// From a literal or a recipe's value; every finite `f64` has a nearest `f32`.
+    /// Converts a literal or a recipe's value; every finite `f64` has a nearest `f32`.
     fn of(v: f64) -> Self;
-    /// To `f64`, exactly.
+    /// Converts to `f64`, exactly.
     fn as_f64(self) -> f64;
 }
 
@@ -50,22 +50,22 @@ pub type Value<E, D> = Taped<Rank0, E, D>;
 
 /// A dfdx device that terms can run on.
 ///
-/// What a term calls is in [`ops`]; the functions here that have a default are the device's own ways to do it. They
-/// change how fast a term is and how it rounds, not what it is.
+/// Terms call the functions in [`ops`]. The functions here with a default are replaced by devices that have a
+/// faster way. They change the speed and the rounding of a term, not its definition.
 pub trait Backend<E: Scalar>: Device<E> {
-    /// The device's kernels for a softmax; [`NoKernels`](crate::softmax::NoKernels) where it has none.
+    /// The device's kernels for a softmax; [`NoKernels`](crate::softmax::NoKernels) if it has none.
     type Softmax: SoftmaxKernels<E, Self>;
 
-    /// The device's kernels for a softmax, if it has any.
+    /// Returns the device's kernels for a softmax, if it has any.
     ///
     /// # Errors
     /// If the device fails.
     fn softmax_kernels(&self) -> Result<Option<Self::Softmax>> {
         Ok(None)
     }
-    /// The loss as this device sees it.
+    /// Returns the loss for this device.
     fn loss(term: &dyn PortableLoss) -> &dyn ContrastiveLoss<E, Self>;
-    /// The regularizer as this device sees it.
+    /// Returns the regularizer for this device.
     fn regularizer(term: &dyn PortableRegularizer) -> &dyn Regularizer<E, Self>;
 
     /// [`ops::l2_normalize`] of at least one row, by default in dfdx operations.
@@ -76,7 +76,7 @@ pub trait Backend<E: Scalar>: Device<E> {
         ops::l2_normalize_plain(x)
     }
 
-    /// [`ops::to_host`], by default as dfdx does it.
+    /// [`ops::to_host`], by default with dfdx's own copy.
     ///
     /// # Shapes
     /// any shape → as many values as it has elements
@@ -88,14 +88,14 @@ pub trait Backend<E: Scalar>: Device<E> {
     }
 }
 
-/// A device that whole networks and optimisers can run on: buffers of `f32` besides tensors.
+/// A device that can run whole networks and optimizers: it has buffers of `f32` in addition to tensors.
 pub trait Compute: Backend<f32> {
     /// An owned buffer in the device's memory.
     type Buffer: std::fmt::Debug + 'static;
 
-    /// The name that `--device` takes, such as `cpu`.
+    /// Returns the name for `--device`, such as `cpu`.
     fn name(&self) -> String;
-    /// A buffer with the given content.
+    /// Allocates a buffer with the given content.
     ///
     /// # Shapes
     /// values n → a buffer of n
@@ -103,7 +103,7 @@ pub trait Compute: Backend<f32> {
     /// # Errors
     /// If the device fails.
     fn upload(&self, values: &[f32]) -> Result<Self::Buffer>;
-    /// A copy of a buffer's content.
+    /// Copies the content of a buffer to the host.
     ///
     /// # Shapes
     /// a buffer of n → n values
@@ -111,7 +111,7 @@ pub trait Compute: Backend<f32> {
     /// # Errors
     /// If the device fails.
     fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>>;
-    /// Overwrites a buffer; the lengths have to agree.
+    /// Overwrites a buffer with values of the same length.
     ///
     /// # Shapes
     /// a buffer of n, values n
@@ -119,7 +119,7 @@ pub trait Compute: Backend<f32> {
     /// # Errors
     /// If the lengths differ, or the device fails.
     fn overwrite(&self, buffer: &mut Self::Buffer, values: &[f32]) -> Result<()>;
-    /// A buffer of zeros.
+    /// Allocates a buffer of zeros.
     ///
     /// # Errors
     /// If the device fails.
@@ -129,35 +129,35 @@ pub trait Compute: Backend<f32> {
     /// # Errors
     /// If the device fails.
     fn clear(&self, buffers: &mut [&mut Self::Buffer]) -> Result<()>;
-    /// The number of elements.
+    /// Returns the number of elements.
     fn buffer_len(&self, buffer: &Self::Buffer) -> usize;
-    /// A tensor with a copy of the buffer's content.
+    /// Returns a tensor with a copy of the buffer's content.
     ///
     /// # Shapes
-    /// a buffer of as many values as the shape has elements, row-major
+    /// a buffer with one value per element of the shape, row-major
     ///
     /// # Errors
-    /// If the number of values is not the shape's, or the device fails.
+    /// If the number of values does not match the shape, or the device fails.
     fn buffer_tensor<S: Shape>(&self, buffer: &Self::Buffer, shape: S) -> Result<Tensor<S, f32, Self>>;
-    /// Adds a gradient, as dfdx stores it, to a buffer.
+    /// Adds a gradient in dfdx's format to a buffer.
     ///
     /// # Errors
     /// If the lengths differ, or the device fails.
     fn add_gradient(&self, to: &mut Self::Buffer, gradient: &<Self as Storage<f32>>::Vec) -> Result<()>;
 
-    /// What the device does for clusterers; `None` where the host does as well.
+    /// Returns the device's operations for clusterers, or `None` if the host does the work.
     fn clusters_on_device(&self) -> Option<&dyn ClustersOnDevice> {
         None
     }
 
-    /// What the device does for probes; `None` where the host does as well.
+    /// Returns the device's operations for probes, or `None` if the host does the work.
     fn probes_on_device(&self) -> Option<&dyn ProbesOnDevice> {
         None
     }
 
-    /// The encoder configuration as this device sees it.
+    /// Returns the encoder configuration for this device.
     fn encoder(config: &dyn PortableEncoder) -> &dyn EncoderConfig<Self>;
-    /// The optimiser as this device sees it.
+    /// Returns the optimizer for this device.
     fn optimizer(config: &dyn PortableOptimizer) -> &dyn Optimizer<Self>;
 }
 
@@ -212,7 +212,7 @@ impl Compute for Cpu {
     }
 }
 
-/// Traits that hold for a component on every device that this build knows.
+/// Declares traits of components that work on every device of this build.
 macro_rules! portable {
     ($($(#[$doc:meta])* $name:ident: $on:ident;)*) => { $(
         #[cfg(not(feature = "cuda"))]
@@ -229,8 +229,8 @@ macro_rules! portable {
 }
 
 portable! {
-    /// An encoder configuration for every device that this build knows.
+    /// An encoder configuration for every device of this build.
     PortableEncoder: EncoderConfig;
-    /// An optimiser for every device that this build knows.
+    /// An optimizer for every device of this build.
     PortableOptimizer: Optimizer;
 }

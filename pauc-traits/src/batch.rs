@@ -1,4 +1,4 @@
-//! What a term reads: one batch of embeddings and everything around it.
+//! The inputs of a term: one batch of embeddings with keys, queue, labels and clusterings.
 
 use crate::backend::{Backend, Scalar, Taped, Value};
 use crate::ops::{self, Matrix};
@@ -10,15 +10,15 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// The raw material of a [`Batch`]. Tensors share their storage, so a clone is cheap.
+/// The inputs of a [`Batch`]. Tensors share their storage, so a clone is cheap.
 #[derive(Clone)]
 pub struct Inputs<E: Scalar, D: Backend<E>> {
-    /// Raw projector outputs x of each online view, (B, D) each; index = view. Views that are not computed are
-    /// `None`.
+    /// The raw projector outputs x of each online view, (B, D) each; the index is the view. Views that are
+    /// not computed are `None`.
     pub views: Vec<Option<Matrix<E, D>>>,
-    /// Raw predictor outputs of each online view, (B, D) each; empty without a predictor.
+    /// The raw predictor outputs of each online view, (B, D) each; empty without a predictor.
     pub predictions: Vec<Option<Matrix<E, D>>>,
-    /// Raw projector outputs of the momentum branch, by view; empty without a momentum encoder.
+    /// The raw projector outputs of the momentum branch, by view; empty without a momentum encoder.
     pub keys: Vec<Option<Matrix<E, D>>>,
     /// Past keys, unit rows, (M, D).
     pub queue: Option<Constant<E, D>>,
@@ -28,9 +28,9 @@ pub struct Inputs<E: Scalar, D: Backend<E>> {
     pub levels: Vec<Level<E, D>>,
     /// The matrices that terms learn or remember, by name.
     pub parameters: BTreeMap<String, Matrix<E, D>>,
-    /// Where the run is, for schedules.
+    /// The position in the run, for schedules.
     pub clock: Clock,
-    /// The run's seed, for terms that draw.
+    /// The seed of the run, for terms that draw random numbers.
     pub seed: u64,
 }
 
@@ -51,10 +51,10 @@ impl<E: Scalar, D: Backend<E>> Default for Inputs<E, D> {
 }
 
 impl<E: Scalar, D: Backend<E>> Inputs<E, D> {
-    /// The same values on another device.
+    /// Copies the values to another device.
     ///
     /// # Errors
-    /// If this one fails.
+    /// If the device that holds them fails.
     pub fn on<T: Backend<E>>(&self, device: &T) -> Result<Inputs<E, T>> {
         let matrix = |m: &Matrix<E, D>| Ok(ops::constant(device, ops::to_host(m)?, *m.shape()));
         let by_view = |all: &[Option<Matrix<E, D>>]| -> Result<_> {
@@ -85,9 +85,9 @@ impl<E: Scalar, D: Backend<E>> Inputs<E, D> {
     }
 }
 
-/// A matrix that no gradient flows into and that many batches share, such as centroids or a queue: values on the host,
-/// and a tensor on the device that is made when it is first asked for. Clones share both, so a kernel that reads the
-/// values needs no second copy of a large bank.
+/// A matrix without a gradient that many batches share, such as centroids or a queue. Its values are on the
+/// host. The tensor on the device is made on first use. Clones share both, so a kernel that reads the values
+/// needs no second copy of a large bank.
 #[derive(Clone, Debug)]
 pub struct Constant<E: Scalar, D: Backend<E>> {
     device: D,
@@ -97,20 +97,20 @@ pub struct Constant<E: Scalar, D: Backend<E>> {
 }
 
 impl<E: Scalar, D: Backend<E>> Constant<E, D> {
-    /// A matrix from values in row-major order.
+    /// Builds a matrix from values in row-major order.
     ///
     /// # Shapes
     /// `shape` (rows, cols), rows·cols values
     ///
     /// # Panics
-    /// If there are not as many values as the shape has elements.
+    /// If the number of values differs from the number of elements of the shape.
     pub fn new(device: &D, values: impl Into<Arc<Vec<E>>>, shape: (usize, usize)) -> Self {
         let values = values.into();
-        assert_eq!(values.len(), shape.0 * shape.1, "a matrix of {}×{}", shape.0, shape.1);
+        assert_eq!(values.len(), shape.0 * shape.1, "values of a matrix of {}×{}", shape.0, shape.1);
         Constant { device: device.clone(), values, shape, tensor: Rc::default() }
     }
 
-    /// The same matrix with a tensor that is on the device already, and holds the same values.
+    /// Attaches a tensor that is already on the device and holds the same values.
     ///
     /// # Shapes
     /// the tensor has the shape of the matrix
@@ -118,17 +118,17 @@ impl<E: Scalar, D: Backend<E>> Constant<E, D> {
         Constant { tensor: Rc::new(OnceCell::from(tensor)), ..self }
     }
 
-    /// The same matrix for another device; the values are shared.
+    /// Returns the same matrix for another device; the values are shared.
     pub fn on<T: Backend<E>>(&self, device: &T) -> Constant<E, T> {
         Constant::new(device, self.values.clone(), self.shape)
     }
 
-    /// Rows and columns.
+    /// Returns the numbers of rows and columns.
     pub fn shape(&self) -> (usize, usize) {
         self.shape
     }
 
-    /// The values in row-major order.
+    /// Returns the values in row-major order.
     ///
     /// # Shapes
     /// rows·cols values
@@ -136,7 +136,7 @@ impl<E: Scalar, D: Backend<E>> Constant<E, D> {
         &self.values
     }
 
-    /// The values in row-major order, shared.
+    /// Returns the values in row-major order, shared.
     ///
     /// # Shapes
     /// rows·cols values
@@ -144,7 +144,7 @@ impl<E: Scalar, D: Backend<E>> Constant<E, D> {
         self.values.clone()
     }
 
-    /// The matrix on the device.
+    /// Returns the matrix on the device.
     ///
     /// # Shapes
     /// (rows, cols)
@@ -154,29 +154,29 @@ impl<E: Scalar, D: Backend<E>> Constant<E, D> {
     }
 }
 
-/// One clustering as a batch sees it. Constants between two clusterings.
+/// One level of a clustering, restricted to a batch. It is constant between two clusterings.
 #[derive(Clone, Debug)]
 pub struct Level<E: Scalar, D: Backend<E>> {
-    /// Centroids as unit rows, (K, D).
+    /// The centroids as unit rows, (K, D).
     pub centroids: Constant<E, D>,
     /// The concentration φ of each prototype, K values.
     pub concentration: Vec<E>,
     /// The prototype of each sample of the batch, `None` for noise.
     pub assignments: Vec<Option<u32>>,
-    /// The prototype of each key of the queue, `None` for noise and for keys of unknown samples; empty when the
+    /// The prototype of each key of the queue, `None` for noise and for keys of unknown samples; empty if the
     /// queue has no sample ids.
     pub queue_assignments: Vec<Option<u32>>,
-    /// Negatives to use instead of drawn ones, for checks against other implementations.
+    /// Negatives to use instead of random ones, for comparison with other implementations.
     pub negatives: Option<Vec<usize>>,
 }
 
 impl<E: Scalar, D: Backend<E>> Level<E, D> {
-    /// K.
+    /// Returns K.
     pub fn k(&self) -> usize {
         self.centroids.shape.0
     }
 
-    /// The samples that belong to a prototype: their rows in the batch and their prototypes.
+    /// Returns the samples that belong to a prototype: their rows in the batch, and their prototypes.
     pub fn members(&self) -> (Vec<usize>, Vec<usize>) {
         let pairs = self.assignments.iter().enumerate().filter_map(|(i, s)| s.map(|s| (i, s as usize)));
         pairs.unzip()
@@ -186,9 +186,9 @@ impl<E: Scalar, D: Backend<E>> Level<E, D> {
 /// How batch prototypes are formed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PrototypeOptions {
-    /// Weight ρ of the centroid in the sum.
+    /// The weight ρ of the centroid in the sum.
     pub rho: f64,
-    /// Prototypes with fewer members in the batch (and queue) are left out.
+    /// The minimum number of members in the batch (and queue); prototypes with fewer are left out.
     pub n_min: usize,
     /// Whether queued keys of known samples join the sums.
     pub queue: bool,
@@ -200,10 +200,10 @@ impl Default for PrototypeOptions {
     }
 }
 
-/// The prototypes of one level that are occupied in this batch: p_j = norm(Σ_{s(i)=j} q_i + ρ·c_j) from the online
-/// branch and p'_j, the same from the keys.
+/// The prototypes of one level that are occupied in this batch: p_j = norm(Σ_{s(i)=j} q_i + ρ·c_j) from the
+/// online branch, and p'_j, the same from the keys.
 pub struct BatchPrototypes<E: Scalar, D: Backend<E>> {
-    /// The occupied prototypes, ascending: row r of p is prototype `occupied[r]`.
+    /// The indices of the occupied prototypes, ascending: row r of p is prototype `occupied[r]`.
     pub occupied: Vec<usize>,
     online: Matrix<E, D>,
     keys: OnceCell<Matrix<E, D>>,
@@ -211,17 +211,17 @@ pub struct BatchPrototypes<E: Scalar, D: Backend<E>> {
 }
 
 impl<E: Scalar, D: Backend<E>> BatchPrototypes<E, D> {
-    /// The number of occupied prototypes, |P|.
+    /// Returns the number of occupied prototypes, |P|.
     pub fn len(&self) -> usize {
         self.occupied.len()
     }
 
-    /// Whether no prototype is occupied.
+    /// Returns whether no prototype is occupied.
     pub fn is_empty(&self) -> bool {
         self.occupied.is_empty()
     }
 
-    /// p, unit rows, with gradient. Shape (|P|, D).
+    /// Returns p, unit rows, with gradient. Shape (|P|, D).
     pub fn online(&self) -> Taped<(usize, usize), E, D> {
         self.online.retaped()
     }
@@ -231,15 +231,15 @@ type Cached<E, D> = Vec<(usize, Rc<BatchPrototypes<E, D>>)>;
 
 /// One batch as terms see it: embeddings, keys, queue, labels, cluster levels, batch prototypes.
 ///
-/// Tensors that carry gradient come with an empty tape of their own; what was recorded to make them (the
-/// normalization, the prototype sums) is kept here, once, and joins in [`Batch::backward`].
+/// Tensors with a gradient are returned with an empty tape. The batch keeps the recorded operations that made
+/// them (the normalization, the prototype sums) once, and [`Batch::backward`] runs them.
 ///
 /// ```
 /// use dfdx::prelude::*;
 /// use pauc_traits::batch::Inputs;
 /// use pauc_traits::{Batch, ops};
 ///
-/// // Two views of two samples, as a projector left them: no unit rows yet.
+/// // Two views of two samples, as raw projector outputs.
 /// let device = Cpu::default();
 /// let view = |rows: [f64; 4]| Some(ops::constant(&device, rows.to_vec(), (2, 2)));
 /// let views = vec![view([3.0, 4.0, 0.0, 2.0]), view([4.0, 3.0, 0.0, 1.0])];
@@ -249,7 +249,7 @@ type Cached<E, D> = Vec<(usize, Rc<BatchPrototypes<E, D>>)>;
 /// // The loss 1 − mean_i q_i·k_i. Without a momentum encoder, keys are embeddings of the other view.
 /// let cosines = ops::row_dots(batch.z(0)?, batch.key(1)?);
 /// let loss = -ops::mean(cosines) + 1.0;
-/// // Cosines of 0.96 and 1, less what keeps the length of a zero row above 0.
+/// // Cosines of 0.96 and 1, minus the effect of the epsilon in the norm.
 /// let rounding = 2e-12;
 /// assert!((ops::item(&loss) - 0.02).abs() < rounding);
 ///
@@ -275,21 +275,21 @@ pub struct Batch<E: Scalar, D: Backend<E>> {
     scope: RefCell<String>,
 }
 
-/// The gradients of an objective with respect to a batch's inputs. A view's rows are plain values in row-major order, or a matrix in
-/// the device's memory.
+/// The gradients of an objective with respect to the inputs of a batch. The rows of a view are plain values
+/// in row-major order, or a matrix in the memory of the device.
 pub struct BatchGradients<E, Rows = Vec<E>> {
-    /// With respect to each view's raw projector outputs; `None` where the view is absent.
+    /// With respect to the raw projector outputs of each view; `None` if the view is absent.
     pub views: Vec<Option<Rows>>,
-    /// With respect to each view's raw predictor outputs; empty without a predictor.
+    /// With respect to the raw predictor outputs of each view; empty without a predictor.
     pub predictions: Vec<Option<Rows>>,
     /// With respect to the learnable matrices.
     pub parameters: BTreeMap<String, Vec<E>>,
-    /// No gradients: what terms gave to [`Batch::remember`].
+    /// Not gradients: the values that terms passed to [`Batch::remember`].
     pub remembered: BTreeMap<String, Vec<E>>,
 }
 
 impl<E, Rows> BatchGradients<E, Rows> {
-    /// The same with other rows.
+    /// Converts the rows.
     pub fn with_rows<Other>(self, mut of: impl FnMut(Rows) -> Other) -> BatchGradients<E, Other> {
         let BatchGradients { views, predictions, parameters, remembered } = self;
         let mut all = |rows: Vec<Option<Rows>>| rows.into_iter().map(|r| r.map(&mut of)).collect();
@@ -298,7 +298,7 @@ impl<E, Rows> BatchGradients<E, Rows> {
 }
 
 impl<E: Scalar, D: Backend<E>> Batch<E, D> {
-    /// Checks that all shapes agree.
+    /// Builds a batch, and checks that all shapes agree.
     ///
     /// # Errors
     /// [`Error::Shape`] naming the input that disagrees with the first view.
@@ -313,7 +313,7 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         matrices.extend(named("prediction", &inputs.predictions));
         matrices.extend(named("key", &inputs.keys));
         let Some((first, (size, dim))) = matrices.first().cloned() else {
-            return Err(Error::shape("batch", "there is no view: give at least one"));
+            return Err(Error::shape("batch", "there are no views; expected at least one"));
         };
         let differs = |name: &str, got: String| {
             Err(Error::shape(format!("batch: {name}"), format!("{got}, but {first} is {size}×{dim}")))
@@ -350,7 +350,7 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
             if let Some(bad) = level.assignments.iter().flatten().chain(queued).find(|s| **s as usize >= k) {
                 return Err(Error::shape(
                     format!("batch: assignments.{m}"),
-                    format!("prototype {bad} of only {k}"),
+                    format!("prototype {bad}, but there are only {k}"),
                 ));
             }
         }
@@ -370,32 +370,32 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         })
     }
 
-    /// The device that the tensors live on.
+    /// Returns the device of the tensors.
     pub fn device(&self) -> &D {
         &self.device
     }
 
-    /// B.
+    /// Returns B.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// D.
+    /// Returns D.
     pub fn dim(&self) -> usize {
         self.dim
     }
 
-    /// Where the run is.
+    /// Returns the position in the run.
     pub fn clock(&self) -> &Clock {
         &self.inputs.clock
     }
 
-    /// The run's seed.
+    /// Returns the seed of the run.
     pub fn seed(&self) -> u64 {
         self.inputs.seed
     }
 
-    /// The raw projector outputs x of an online view, with gradient. Shape (B, D).
+    /// Returns the raw projector outputs x of an online view, with gradient. Shape (B, D).
     ///
     /// # Errors
     /// [`Error::Missing`] if the batch has no such view.
@@ -406,11 +406,11 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     fn raw(&self, view: usize) -> Result<&Matrix<E, D>> {
         self.inputs.views.get(view).and_then(Option::as_ref).ok_or(Error::Missing {
             what: "an online view",
-            remedy: "let the recipe make two views of each image",
+            remedy: "make two views of each image in the recipe",
         })
     }
 
-    /// The unit embeddings z (= q) of an online view, with gradient. Shape (B, D).
+    /// Returns the unit embeddings z (= q) of an online view, with gradient. Shape (B, D).
     ///
     /// # Errors
     /// [`Error::Missing`] if the batch has no such view.
@@ -419,8 +419,8 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         Ok(self.z[view].get_or_init(|| self.share(ops::l2_normalize(x.retaped()))).retaped())
     }
 
-    /// The unit predictions of an online view, with gradient: the predictor's outputs, or z where there is no predictor.
-    /// Shape (B, D).
+    /// Returns the unit predictions of an online view, with gradient: the outputs of the predictor, or z if
+    /// there is no predictor. Shape (B, D).
     ///
     /// # Errors
     /// [`Error::Missing`] if there is a predictor and the view has no predictions, or the batch has no such
@@ -431,13 +431,13 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         }
         let x = self.inputs.predictions.get(view).and_then(Option::as_ref).ok_or(Error::Missing {
             what: "the predictions of a view",
-            remedy: "let the term name the view in `Needs::predictions`",
+            remedy: "name the view in the term's `Needs::predictions`",
         })?;
         Ok(self.p[view].get_or_init(|| self.share(ops::l2_normalize(x.retaped()))).retaped())
     }
 
-    /// The unit keys of a view: constants from the momentum branch, or z with gradient where there is none.
-    /// Shape (B, D).
+    /// Returns the unit keys of a view: constants from the momentum branch, or z with gradient if there is
+    /// none. Shape (B, D).
     ///
     /// # Errors
     /// [`Error::Missing`] if there is a momentum encoder and the view has no keys, or the batch has no such
@@ -450,7 +450,7 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         }
     }
 
-    /// The unit keys of a view from the momentum branch, a constant. Shape (B, D).
+    /// Returns the unit keys of a view from the momentum branch, a constant. Shape (B, D).
     ///
     /// # Errors
     /// [`Error::Missing`] if there is no momentum encoder, or the view has no keys.
@@ -462,7 +462,7 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         Ok(self.k[view].get_or_init(|| ops::l2_normalize(raw.clone())).clone())
     }
 
-    /// Past keys, unit rows, a constant. Shape (M, D).
+    /// Returns past keys, unit rows, a constant. Shape (M, D).
     ///
     /// # Errors
     /// [`Error::Missing`] if there is no queue.
@@ -473,7 +473,7 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
             .ok_or(Error::Missing { what: "the queue", remedy: "add `queue: 4096` to the recipe" })
     }
 
-    /// The class labels of the B samples.
+    /// Returns the class labels of the B samples.
     ///
     /// # Shapes
     /// B
@@ -483,31 +483,31 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     pub fn labels(&self) -> Result<&[u32]> {
         self.inputs.labels.as_deref().ok_or(Error::Missing {
             what: "class labels",
-            remedy: "use a dataset with labels or another term",
+            remedy: "use a dataset with labels, or another term",
         })
     }
 
-    /// The cluster levels; at least one.
+    /// Returns the cluster levels; there is at least one.
     ///
     /// # Errors
-    /// [`Error::Missing`] if nothing has been clustered.
+    /// [`Error::Missing`] if there is no clustering yet.
     pub fn levels(&self) -> Result<&[Level<E, D>]> {
         match self.inputs.levels.as_slice() {
             [] => Err(Error::Missing {
                 what: "prototypes",
-                remedy: "add a clusterer to the recipe, and let the term start when it has run",
+                remedy: "add a clusterer to the recipe, and start the term after its first fit",
             }),
             levels => Ok(levels),
         }
     }
 
-    /// Says which term is evaluated next, so that two terms may each have learnable matrices of the same name: the
-    /// matrix `name` is looked up as `scope.name` first.
+    /// Sets the term that is evaluated next, so that two terms may have learnable matrices of the same name:
+    /// the matrix `name` is looked up as `scope.name` first.
     pub fn enter(&self, scope: &str) {
         self.scope.replace(scope.to_string());
     }
 
-    /// A learnable matrix of this term, with gradient.
+    /// Returns a learnable matrix of this term, with gradient.
     ///
     /// # Shapes
     /// (rows, cols) as the term declares in [`TermInfo::parameters`](crate::TermInfo::parameters)
@@ -518,7 +518,7 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         Ok(self.named(name)?.1.retaped())
     }
 
-    /// A matrix that this term remembers from the step before, a constant.
+    /// Returns a matrix that this term remembers from the step before, a constant.
     ///
     /// # Shapes
     /// (rows, cols) as the term declares in [`TermInfo::parameters`](crate::TermInfo::parameters)
@@ -529,18 +529,18 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         Ok(self.named(name)?.1.clone())
     }
 
-    /// Lets the term find these values, row-major, under [`Batch::remembered`] at the next step.
+    /// Stores these values, row-major, for [`Batch::remembered`] at the next step.
     ///
     /// # Shapes
     /// rows·cols values
     ///
     /// # Errors
-    /// If the term has no such matrix, or it has another number of elements.
+    /// If the term has no such matrix, or its number of elements differs.
     pub fn remember(&self, name: &str, values: Vec<E>) -> Result<()> {
         let (key, matrix) = self.named(name)?;
         let (rows, cols) = *matrix.shape();
         if values.len() != rows * cols {
-            return Err(Error::shape(name, format!("{} values for {rows}×{cols}", values.len())));
+            return Err(Error::shape(name, format!("expected {rows}×{cols} values, got {}", values.len())));
         }
         self.remembered.borrow_mut().insert(key, values);
         Ok(())
@@ -551,25 +551,25 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         let scoped = format!("{}.{name}", self.scope.borrow());
         let key = if all.contains_key(&scoped) { scoped } else { name.to_string() };
         let found = all.get(&key).ok_or(Error::Missing {
-            what: "a matrix of the term's own",
-            remedy: "give it with the inputs; the engine creates what the term declares",
+            what: "a matrix of its own",
+            remedy: "pass it in the inputs; the engine creates those that `TermInfo::parameters` declares",
         })?;
         Ok((key, found))
     }
 
-    /// Marks the term as skipped for a reason, and gives it the value zero: for batches on which it is undefined,
-    /// such as a uniformity over fewer than two prototypes.
+    /// Marks the term as skipped for a reason, and returns the value zero. For batches on which the term is
+    /// undefined, such as a uniformity over fewer than two prototypes.
     pub fn skip(&self, why: impl Into<String>) -> Value<E, D> {
         self.skipped.borrow_mut().push(why.into());
         ops::scalar(&self.device, 0.0).retaped()
     }
 
-    /// The reasons given to [`Batch::skip`] since the last call.
+    /// Returns the reasons given to [`Batch::skip`] since the last call.
     pub fn take_skipped(&self) -> Vec<String> {
         std::mem::take(&mut self.skipped.borrow_mut())
     }
 
-    /// The batch prototypes of a level, computed once for equal options.
+    /// Returns the batch prototypes of a level, computed once for equal options.
     ///
     /// # Errors
     /// If the level does not exist, or `options.queue` is set and the queue or its sample ids are missing.
@@ -586,8 +586,8 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         Ok(made)
     }
 
-    /// p' of batch prototypes: the same sums over the keys of view 1; a constant with a momentum encoder, with
-    /// gradient otherwise. Shape (|P|, D).
+    /// Returns p' of batch prototypes: the same sums over the keys of view 1. They are constant with a
+    /// momentum encoder, and have a gradient otherwise. Shape (|P|, D).
     ///
     /// # Errors
     /// If the level does not exist, or keys of view 1 or the queue are missing.
@@ -598,7 +598,7 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
     ) -> Result<Taped<(usize, usize), E, D>> {
         if of.keys.get().is_none() {
             let sums = self.prototype_sums(level, &of.occupied, of.options, self.key(1)?)?;
-            // Only this call sets the cell, so it cannot be full already.
+            // Only this call sets the cell, so it is still empty.
             let _ = of.keys.set(self.share(sums));
         }
         of.keys.get().map(Tensor::retaped).ok_or_else(|| Error::config("key prototypes were not set"))
@@ -615,7 +615,7 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         for s in level.assignments.iter().chain(queued).flatten() {
             counts[*s as usize] += 1;
         }
-        // A prototype without a member in the batch would be a constant: it has no gradient to give.
+        // A prototype without a member in the batch would be a constant, without a gradient.
         let mut present = vec![false; level.k()];
         level.assignments.iter().flatten().for_each(|s| present[*s as usize] = true);
         Ok((0..level.k()).filter(|j| present[*j] && counts[*j] >= options.n_min.max(1)).collect())
@@ -662,7 +662,7 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         Ok(ops::l2_normalize(sums))
     }
 
-    /// Keeps what was recorded for a tensor that several terms read, and returns the tensor.
+    /// Keeps the recorded operations of a tensor that several terms read, and returns the tensor.
     fn share(&self, tensor: Taped<(usize, usize), E, D>) -> Matrix<E, D> {
         let (tensor, tape) = tensor.split_tape();
         let merged = self.shared.take().merge(tape);
@@ -670,7 +670,8 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         tensor
     }
 
-    /// Runs the backward pass of an objective over this batch's terms. The batch cannot be used for another one.
+    /// Runs the backward pass of an objective over the terms of this batch. The batch cannot be used for
+    /// another one.
     ///
     /// # Shapes
     /// B·D values for each view and its predictions, rows·cols for each learnable matrix
@@ -681,7 +682,7 @@ impl<E: Scalar, D: Backend<E>> Batch<E, D> {
         self.backward_by(objective, |gradients, of| ops::gradient(gradients, of))
     }
 
-    /// The same, but gradients of rows stay in the device's memory, which need not have come to them.
+    /// Like [`Batch::backward`], but gradients of rows stay on the device and may not be computed yet.
     ///
     /// # Shapes
     /// (B, D) for each view and its predictions

@@ -1,4 +1,4 @@
-//! Numbers that can only hold what makes sense, so that a bad value is refused where it is written.
+//! Numbers with a restricted range, so that a bad value is rejected where it is written.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ macro_rules! bounded {
         pub struct $name(f64);
 
         impl $name {
-            /// For literals in code.
+            /// Builds the number from a literal in code.
             ///
             /// # Panics
             /// If the value is out of range; in a constant, that is a compile-time error.
@@ -20,7 +20,7 @@ macro_rules! bounded {
                 $name($v)
             }
 
-            /// The value.
+            /// Returns the value.
             pub const fn get(self) -> f64 {
                 self.0
             }
@@ -79,7 +79,7 @@ bounded!(
 pub struct Count(usize);
 
 impl Count {
-    /// For literals in code.
+    /// Builds the number from a literal in code.
     ///
     /// # Panics
     /// If the value is zero; in a constant, that is a compile-time error.
@@ -88,7 +88,7 @@ impl Count {
         Count(v)
     }
 
-    /// The value.
+    /// Returns the value.
     pub const fn get(self) -> usize {
         self.0
     }

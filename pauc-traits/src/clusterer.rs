@@ -11,45 +11,45 @@ pub struct Clustering {
     pub k: usize,
     /// D.
     pub dim: usize,
-    /// The K·D centroids as the clusterer left them (not unit length unless it says so).
+    /// The K·D values of the centroids, as computed by the clusterer (not unit length unless it says so).
     pub centroids: Vec<f32>,
-    /// Each sample's prototype; `None` for noise, which prototype terms leave out.
+    /// The prototype of each sample; `None` for noise, which prototype terms leave out.
     pub assignments: Vec<Option<u32>>,
-    /// How the fit went.
+    /// The report of the fit.
     pub report: FitReport,
 }
 
-/// How a fit went.
+/// A report on a fit.
 ///
-/// Checkpoints and logs hold it as JSON, under older names of two fields.
+/// Checkpoints and logs store it as JSON, with older names for two fields.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub struct FitReport {
-    /// The objective Σ‖x − c‖² (the inertia) before each update, and at the end.
+    /// The inertia Σ‖x − c‖² before each update, and at the end.
     pub objective: Vec<f64>,
-    /// Samples whose prototype changed since the update before, at each update (all at the first). Empty if the
-    /// method does not count them.
+    /// The number of samples whose prototype changed since the previous update, per update (all at the
+    /// first). Empty if the method does not count them.
     #[serde(rename = "moved")]
     pub reassigned: Vec<usize>,
-    /// Empty clusters refilled at each update. Empty if the method does not count them.
+    /// The number of empty clusters refilled, per update. Empty if the method does not count them.
     #[serde(rename = "splits_at")]
     pub empty_splits: Vec<usize>,
-    /// Empty clusters refilled by splitting a large one, over all iterations.
+    /// The number of empty clusters refilled by splitting a large one, over all iterations.
     pub splits: usize,
     /// K·Σ size² / n²: 1 when all prototypes have the same size.
     pub imbalance: f64,
-    /// Prototypes without samples at the end.
+    /// The number of prototypes without samples at the end.
     pub empty: usize,
-    /// Samples that belong to no prototype.
+    /// The number of samples without a prototype.
     pub noise: usize,
 }
 
-/// What a device does for clusterers: it keeps a copy of the rows and searches them.
+/// The operations of a device for clusterers: it keeps a copy of the rows and searches them.
 ///
-/// A clusterer is written for the host. It may ask the device for the work that grows with the number of samples,
-/// and continues on the host if the answer is `None`.
+/// A clusterer is written for the host. It may ask the device for the work that grows with the number of
+/// samples, and continues on the host if the answer is `None`.
 pub trait ClustersOnDevice {
-    /// Copies rows into the device's memory. `None` if they do not fit there.
+    /// Copies rows to the device. Returns `None` if they do not fit into its memory.
     ///
     /// # Shapes
     /// rows (N, D)
@@ -65,9 +65,9 @@ impl std::fmt::Debug for dyn ClustersOnDevice + '_ {
     }
 }
 
-/// N rows of D values in a device's memory.
+/// N rows of D values on a device.
 pub trait RowsOnDevice {
-    /// Each row's nearest centroid, the lowest among equals, and its squared distance.
+    /// Returns the nearest centroid of each row (ties go to the lowest index) and its squared distance.
     ///
     /// # Shapes
     /// centroids (K, D), row-major → N labels in 0..K, N squared distances
@@ -76,7 +76,7 @@ pub trait RowsOnDevice {
     /// If the device fails.
     fn nearest(&mut self, centroids: &[f32]) -> Result<(Vec<u32>, Vec<f32>)>;
 
-    /// Lowers each row's `sq_dist` to the squared distance to the nearest of these centroids, if that is lower.
+    /// Lowers the `sq_dist` of each row to its squared distance to the nearest centroid, if that is lower.
     ///
     /// # Shapes
     /// centroids (K, D), row-major; sq_dist N
@@ -89,30 +89,30 @@ pub trait RowsOnDevice {
     /// `order[starts[c]..starts[c + 1]]`, and are summed in that order.
     ///
     /// # Shapes
-    /// order N row numbers, starts K + 1, centroids (K, D), row-major
+    /// order N row indices, starts K + 1, centroids (K, D), row-major
     ///
     /// # Errors
     /// If the device fails.
     fn means(&mut self, order: &[u32], starts: &[usize], centroids: &mut [f32]) -> Result<()>;
 }
 
-/// What a fit starts from.
+/// The context of a fit.
 #[derive(Clone, Copy, Debug)]
 pub struct FitContext<'a> {
-    /// The run's seed.
+    /// The seed of the run.
     pub seed: u64,
-    /// The epoch, so that every fit has random numbers of its own.
+    /// The epoch, so that every fit has its own random numbers.
     pub epoch: u64,
-    /// The clusterings of the previous fit, for a warm start; empty the first time.
+    /// The clusterings of the previous fit, for a warm start; empty for the first fit.
     pub previous: &'a [Clustering],
-    /// Class labels, if the data has them and the clusterer asks for them.
+    /// Class labels, if the data has them and the clusterer needs them.
     pub labels: Option<&'a [u32]>,
-    /// The device that takes over the long computations; `None` if the host does them.
+    /// The device for the long computations; `None` to use the host.
     pub device: Option<&'a dyn ClustersOnDevice>,
 }
 
 impl FitContext<'_> {
-    /// The first fit of a run: epoch 0, nothing before it, no labels, on the host.
+    /// Returns the context of the first fit of a run: epoch 0, no previous fit, no labels, on the host.
     pub const fn new(seed: u64) -> Self {
         FitContext { seed, epoch: 0, previous: &[], labels: None, device: None }
     }
@@ -120,16 +120,16 @@ impl FitContext<'_> {
 
 /// A registered clusterer. Call [`fit`](Clusterer::fit); implement [`fit_checked`](Clusterer::fit_checked).
 pub trait Clusterer: Component {
-    /// Checks the rows, and clusters them once for each level.
+    /// Checks the rows, and clusters them once per level.
     ///
     /// The result does not depend on the number of threads.
     ///
     /// # Shapes
-    /// rows (N, D) → one [`Clustering`] for each level
+    /// rows (N, D) → one [`Clustering`] per level
     ///
     /// # Errors
-    /// If there are no rows or fewer rows than prototypes, a feature is not finite, a row is too long for distances
-    /// in `f32`, or [`fit_checked`](Clusterer::fit_checked) fails.
+    /// If there are no rows or fewer rows than prototypes, a feature is NaN or infinite, a row is too long
+    /// for distances in `f32`, or [`fit_checked`](Clusterer::fit_checked) fails.
     fn fit(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         check_rows(rows)?;
         self.prototypes().into_iter().flatten().try_for_each(|k| check_count(k, rows.rows))?;
@@ -140,47 +140,45 @@ pub trait Clusterer: Component {
     /// [`prototypes`](Clusterer::prototypes), and all distances between them are finite in `f32`.
     ///
     /// # Shapes
-    /// rows (N, D) → one [`Clustering`] for each level
+    /// rows (N, D) → one [`Clustering`] per level
     ///
     /// # Errors
     /// If the settings do not fit the data, or the device fails.
     fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>>;
 
-    /// The number of prototypes of each level; `None` if it follows from the data.
+    /// Returns the number of prototypes of each level; `None` if it depends on the data.
     fn prototypes(&self) -> Vec<Option<usize>>;
 
-    /// Whether [`FitContext::labels`] are needed.
+    /// Returns whether [`FitContext::labels`] are needed.
     fn needs_labels(&self) -> bool {
         false
     }
 
-    /// When the first clustering happens.
+    /// Returns the time of the first clustering.
     fn start(&self) -> TrainingSpan;
 
-    /// How long a clustering is kept.
+    /// Returns the interval between clusterings.
     fn every(&self) -> TrainingSpan;
 }
 
-/// Whether there are rows whose distances are finite in `f32`.
+/// Checks that there are rows, and that their distances are finite in `f32`.
 fn check_rows(rows: RowsView<'_>) -> Result<()> {
     let RowsView { data, rows: n, cols } = rows;
     if n == 0 || cols == 0 {
         return Err(Error::config(format!(
-            "there is nothing to cluster: the features are {n}×{cols}; give at least one sample of one dimension"
+            "there is nothing to cluster: the features are {n}×{cols}; provide at least one sample and one column"
         )));
     }
     if n.checked_mul(cols) != Some(data.len()) {
         return Err(Error::shape("cluster", format!("{} values for features of {n}×{cols}", data.len())));
     }
     if n > u32::MAX as usize {
-        return Err(Error::config(format!(
-            "{n} samples are more than the {} that can be numbered",
-            u32::MAX
-        )));
+        return Err(Error::config(format!("{n} samples are too many; expected at most {}", u32::MAX)));
     }
-    // Two rows are at most the sum of their lengths apart, so no squared distance exceeds four times this.
+    // The distance between two rows is at most the sum of their lengths, so no squared distance exceeds four
+    // times this.
     let limit = f64::from(f32::MAX) / 8.0;
-    // A NaN does not fit either.
+    // NaN fails this test, too.
     let fits = |row: &[f32]| squared_length(row) <= limit;
     let bad = rows.iter().position(|row| !fits(row));
     let Some(bad) = bad else { return Ok(()) };
@@ -193,12 +191,13 @@ fn check_rows(rows: RowsView<'_>) -> Result<()> {
             )),
         }),
         None => Err(Error::config(format!(
-            "row {bad} of the features is too long for 32-bit distances (their squares overflow): normalise the features"
+            "row {bad} of the features is too long for distances in f32 (their squares overflow); normalize the \
+             features"
         ))),
     }
 }
 
-/// ‖x‖², in eight sums that do not wait for each other.
+/// Returns ‖x‖², in eight independent sums.
 fn squared_length(row: &[f32]) -> f64 {
     let (chunks, rest) = row.as_chunks::<8>();
     let mut sums = [0.0f64; 8];
@@ -208,7 +207,7 @@ fn squared_length(row: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + rest.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>()
 }
 
-/// Whether `k` prototypes can be fitted to `n` samples.
+/// Checks that `k` prototypes can be fitted to `n` samples.
 fn check_count(k: usize, n: usize) -> Result<()> {
     if k > n {
         return Err(Error::config(format!(
@@ -222,7 +221,7 @@ fn check_count(k: usize, n: usize) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// A clusterer from outside that knows nothing of checks.
+    /// A clusterer without checks of its own.
     #[derive(Debug, serde::Serialize)]
     struct First(usize);
 
@@ -253,20 +252,20 @@ mod tests {
     }
 
     #[test]
-    fn bad_features_are_named_whatever_the_clusterer() {
+    fn bad_features_are_named_for_any_clusterer() {
         assert!(error(&[], 0, 3).contains("nothing to cluster"));
         assert!(error(&[], 3, 0).contains("3×0"));
         assert!(error(&[0.0; 5], 2, 3).contains("5 values for features of 2×3"));
         assert!(error(&[0.0, 1.0, 2.0, f32::NAN], 2, 2).contains("row 1, column 1: NaN"));
         assert!(error(&[0.0, 1.0, f32::INFINITY, 0.0], 2, 2).contains("row 1, column 0: inf"));
-        // Beyond the part that is summed in eights, and within it.
+        // In the remainder after the groups of eight, and within a group.
         for column in [3, 8] {
             let mut data = [0.0; 9];
             data[column] = f32::NAN;
             assert!(error(&data, 1, 9).contains(&format!("row 0, column {column}: NaN")));
         }
-        assert!(error(&[1e30, 1.0], 1, 2).contains("normalise"));
-        assert!(error(&[1.5e19, -1.5e19], 2, 1).contains("normalise"), "their squares are finite");
+        assert!(error(&[1e30, 1.0], 1, 2).contains("normalize"));
+        assert!(error(&[1.5e19, -1.5e19], 2, 1).contains("normalize"), "their squares are finite");
         let rows = RowsView { data: &[1.0; 6], rows: 2, cols: 3 };
         assert_eq!(First(2).fit(rows, FitContext::new(0)).unwrap()[0].centroids, [1.0; 3]);
         let text = First(3).fit(rows, FitContext::new(0)).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! The one macro that declares a component.
+//! The macro that declares a component.
 
 /// Declares a component: its struct, its recipe syntax, its help text and its registration.
 ///
@@ -16,11 +16,12 @@
 /// }
 /// ```
 ///
-/// The struct gets `Clone`, `Debug`, `Serialize` and a `Deserialize` that refuses unknown and duplicate fields and
-/// fills in defaults. Rust code gets the same defaults: `Default` if every field has one, else `new`, which takes the
-/// required fields in their order. The word after the colon is the kind under which the struct is registered, one of
-/// `Dataset`, `Augmentation`, `Encoder`, `Clusterer`, `ContrastiveLoss`, `Regularizer`, `Optimizer`, `Probe`; the
-/// struct then has to implement that kind's trait. Without the colon it is a plain section of a recipe.
+/// The struct gets `Clone`, `Debug`, `Serialize` and a `Deserialize` that rejects unknown and duplicate
+/// fields and fills in defaults. Rust code gets the same defaults: `Default` if every field has one,
+/// otherwise `new`, which takes the required fields in order. The word after the colon is the kind under
+/// which the struct is registered: `Dataset`, `Augmentation`, `Encoder`, `Clusterer`, `ContrastiveLoss`,
+/// `Regularizer`, `Optimizer` or `Probe`. The struct then has to implement the trait of that kind. Without
+/// the colon it is a plain section of a recipe.
 #[macro_export]
 macro_rules! component {
     (
@@ -35,8 +36,8 @@ macro_rules! component {
             $( $(#[doc = $fdoc])* pub $field: $ty, )*
         }
 
-        // Not derived: a derived one would look for the crate `pauc_traits` under that name, and a crate that depends
-        // on `pauc` alone has it under another.
+        // Not derived: derived code would refer to the crate as `pauc_traits`, a name that a crate which
+        // depends only on `pauc` does not have.
         impl $crate::private::serde::Serialize for $name {
             fn serialize<S: $crate::private::serde::Serializer>(
                 &self,
@@ -51,7 +52,7 @@ macro_rules! component {
         }
 
         impl $name {
-            /// The documentation of the fields, in the order of their declaration.
+            /// The documentation of the fields, in declaration order.
             pub const FIELDS: &'static [$crate::registry::Field] = &[
                 $( $crate::registry::Field {
                     name: stringify!($field),
@@ -110,7 +111,7 @@ macro_rules! component {
         $crate::component!(@submit $name ($($doc)*) $($kind)?);
     };
 
-    // Sorts the fields into required ones and ones with a default, one by one.
+    // Sorts the fields into required fields and fields with a default, one by one.
     (@construct $name:ident [$($required:tt)*] [$($set:tt)*] $field:ident : $ty:ty = $default:expr, $($rest:tt)*) => {
         $crate::component!(@construct $name [$($required)*] [$($set)* $field = $default,] $($rest)*);
     };
@@ -126,8 +127,8 @@ macro_rules! component {
     };
     (@construct $name:ident [$($required:ident : $ty:ty,)+] [$($field:ident = $default:expr,)*]) => {
         impl $name {
-            /// With the required fields, in their order; every other field has its default.
-            // Recipes do not need it, so a crate may not use it.
+            /// Takes the required fields in order; every other field has its default.
+            // Recipes do not use it, so it may be unused in a crate.
             #[allow(dead_code)]
             pub fn new($($required: $ty),+) -> Self {
                 $name { $($required,)+ $($field: $default,)* }

@@ -1,4 +1,5 @@
-//! RON for open sets: `InfoNce(temperature: 0.2)` where `InfoNce` is looked up in the registry.
+//! Reads RON with an open set of names: in `InfoNce(temperature: 0.2)`, `InfoNce` is looked up in the
+//! registry.
 
 use crate::registry::{Entry, Kind};
 pub use crate::ron_text::{OneOf, Problem, Spanned, code, options};
@@ -8,23 +9,23 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use std::{fmt, marker::PhantomData, ops::Deref, sync::Arc};
 
-/// A set of components that one name is looked up in: the entries of a kind, or those of both kinds of terms.
+/// A set of components in which a name is looked up: the entries of a kind, or those of both kinds of terms.
 pub trait OpenSet: Sized + 'static {
-    /// What users call a member.
+    /// The word that users see for a member.
     const NAME: &'static str;
     /// All names, sorted.
     fn names() -> Vec<&'static str>;
     /// Reads the fields of the component called `name`, which is one of [`OpenSet::names`].
     ///
     /// # Errors
-    /// If a field is unknown, missing, given twice, or has a value that it cannot have.
+    /// If a field is unknown, missing, given twice, or has an invalid value.
     fn build<'de, D: Deserializer<'de>>(name: &str, fields: D) -> Result<Self, D::Error>;
 }
 
 /// Deserializes a member of an [`OpenSet`] from `Name(field: value, …)`.
 ///
 /// # Errors
-/// If the name is unknown, or as [`OpenSet::build`].
+/// If the name is unknown, or the errors of [`OpenSet::build`].
 pub fn deserialize<'de, S: OpenSet, D: Deserializer<'de>>(d: D) -> Result<S, D::Error> {
     struct Member<S>(PhantomData<S>);
     impl<'de, S: OpenSet> Visitor<'de> for Member<S> {
@@ -53,7 +54,7 @@ pub fn deserialize<'de, S: OpenSet, D: Deserializer<'de>>(d: D) -> Result<S, D::
     d.deserialize_enum(S::NAME, &[], Member::<S>(PhantomData))
 }
 
-/// A component as a recipe holds it: the registered entry and the value built from the recipe's fields.
+/// A component in a recipe: its registry entry, and the value built from the recipe's fields.
 pub struct Configured<T: Kind + ?Sized> {
     /// The registry's entry.
     pub entry: &'static Entry<T>,
@@ -65,12 +66,13 @@ impl<T: Kind + ?Sized> Configured<T> {
     /// Reads a component from text, such as `KMeans(k: [100])`.
     ///
     /// # Errors
-    /// If the text names no component of the kind, or a field is unknown, missing or wrong; with its place in the text.
+    /// If the text does not name a component of the kind, or a field is unknown, missing or wrong; with the
+    /// position in the text.
     pub fn parse(text: &str) -> Result<Self, ron::error::SpannedError> {
         options().from_str(text)
     }
 
-    /// The name the recipe uses.
+    /// Returns the name used in recipes.
     pub fn name(&self) -> &'static str {
         self.entry.name
     }
@@ -102,7 +104,7 @@ impl<T: Kind + ?Sized> OpenSet for Configured<T> {
     }
     fn build<'de, D: Deserializer<'de>>(name: &str, fields: D) -> Result<Self, D::Error> {
         let entry = T::entries().into_iter().find(|e| e.name == name);
-        let entry = entry.ok_or_else(|| de::Error::custom(format!("`{name}` left the registry")))?;
+        let entry = entry.ok_or_else(|| de::Error::custom(format!("`{name}` is not registered")))?;
         let value =
             (entry.build)(&mut <dyn erased_serde::Deserializer>::erase(fields)).map_err(de::Error::custom)?;
         Ok(Configured { entry, value: value.into() })
@@ -141,12 +143,13 @@ impl Term {
     /// Reads a term from text, such as `InfoNce(temperature: 0.2)`.
     ///
     /// # Errors
-    /// If the text names no term, or a field is unknown, missing or wrong; with its place in the text.
+    /// If the text does not name a term, or a field is unknown, missing or wrong; with the position in the
+    /// text.
     pub fn parse(text: &str) -> Result<Self, ron::error::SpannedError> {
         options().from_str(text)
     }
 
-    /// The name the recipe uses.
+    /// Returns the name used in recipes.
     pub fn name(&self) -> &'static str {
         match self {
             Term::Loss(l) => l.name(),

@@ -1,4 +1,4 @@
-//! dfdx's `Cpu` as a device that terms run on: dfdx's operations, and faster ways where it has slow ones.
+//! dfdx's `Cpu` as a device for terms: dfdx's operations, with replacements for the slow ones.
 
 use crate::backend::{Backend, Scalar, Value};
 use crate::batch::Constant;
@@ -46,7 +46,7 @@ impl Backend<f64> for Cpu {
     }
 }
 
-/// The elements of a tensor in row-major order. dfdx's `as_vec` goes over them one by one.
+/// Returns the elements of a tensor in row-major order. dfdx's `as_vec` copies them one by one.
 fn values<E: Scalar, S: Shape, T: Tape<E, Cpu>>(tensor: &Tensor<S, E, Cpu, T>) -> Vec<E> {
     // `copy_into` copies the storage, which is in order only if the tensor is contiguous.
     let tensor: Tensor<S, E, Cpu> = tensor.retaped().contiguous();
@@ -55,8 +55,8 @@ fn values<E: Scalar, S: Shape, T: Tape<E, Cpu>>(tensor: &Tensor<S, E, Cpu, T>) -
     values
 }
 
-/// [`crate::ops::l2_normalize`] in two passes over the rows. dfdx's operations take some ten times as long, and
-/// every term needs this one.
+/// [`crate::ops::l2_normalize`] in two passes over the rows. dfdx's operations take about ten times as long,
+/// and every term needs this one.
 fn l2_normalize<E: Scalar, T: Tape<E, Cpu>>(x: Matrix<E, Cpu, T>) -> Matrix<E, Cpu, T> {
     let (x, mut tape) = x.contiguous().split_tape(); // (N, D)
     let dim = x.shape().1.max(1);
@@ -86,7 +86,7 @@ fn l2_normalize<E: Scalar, T: Tape<E, Cpu>>(x: Matrix<E, Cpu, T>) -> Matrix<E, C
     z.put_tape(tape)
 }
 
-/// Σ a·b in eight running sums, which the compiler can put side by side.
+/// Σ a·b in eight running sums, which the compiler can vectorize.
 fn inner<E: Scalar>(a: &[E], b: &[E]) -> E {
     let mut sums = [E::zero(); 8];
     let (a, b) = (a.chunks_exact(8), b.chunks_exact(8));
@@ -188,7 +188,7 @@ mod tests {
         pauc_testing::inputs::wave_f64(rows * cols, 0.3, 1.3)
     }
 
-    /// Values and gradients of 2·Σ exp(z), with z the rows of x as `normalize` has them.
+    /// Returns values and gradients of 2·Σ exp(z), where z are the rows of x after `normalize`.
     fn graded<E: Scalar>(
         x: &Matrix<E, Cpu>,
         normalize: impl Fn(Matrix<E, Cpu, OwnedTape<E, Cpu>>) -> Matrix<E, Cpu, OwnedTape<E, Cpu>>,
@@ -203,8 +203,8 @@ mod tests {
         (values, wide(gradients.get(x).as_vec()))
     }
 
-    /// An element of a unit row takes at most D + 3 operations, and its gradient (g − (g·z)·z)/‖x‖ as many again, with
-    /// |g| = 2·e^z ≤ 2e and so |g·z| ≤ 2e·√D. Both computations may be off.
+    /// An element of a unit row takes at most D + 3 operations. Its gradient (g − (g·z)·z)/‖x‖ takes the same
+    /// number again, with |g| = 2·e^z ≤ 2e and thus |g·z| ≤ 2e·√D. Both computations may be off.
     fn agree<E: Scalar>(x: &Matrix<E, Cpu>, rounding: fn(usize, f64) -> f64)
     where
         Cpu: Backend<E>,
@@ -251,7 +251,7 @@ mod tests {
         let mut gradients = t.leaky_trace().square().sum::<Rank0, Axes2<0, 1>>().backward();
         let doubled: Vec<f64> = t.as_vec().iter().map(|v| 2.0 * v).collect();
         assert_eq!(ops::gradient(&mut gradients, &t).unwrap(), doubled);
-        // What the backward pass did not reach has a gradient of zeros.
+        // A tensor that the backward pass did not reach has a gradient of zeros.
         let unread: Matrix<f64, Cpu> = dev.zeros_like(&m);
         assert_eq!(ops::gradient(&mut gradients, &unread).unwrap(), [0.0; 12]);
     }

@@ -14,13 +14,13 @@ use pauc_cuda::regression::Regression;
 use pauc_cuda::{Buffer, Context, elementwise, multi_tensor, tensor};
 use std::ops::Range;
 
-/// What the device says, in this crate's words. No `From`: a second one into [`Error`] would leave types of closures open
-/// that are known without CUDA.
+/// Converts errors of the device to [`Error`]. This is not a `From`, because a second conversion into
+/// [`Error`] would make types of closures ambiguous that are clear without CUDA.
 pub trait OnDevice<T> {
-    /// The value, or [`Error::Device`].
+    /// Returns the value, or [`Error::Device`].
     ///
     /// # Errors
-    /// The device's.
+    /// The error of the device.
     fn on_device(self) -> Result<T>;
 }
 
@@ -30,7 +30,7 @@ impl<T> OnDevice<T> for pauc_cuda::Result<T> {
     }
 }
 
-/// What belongs to dfdx's device.
+/// Returns the context that belongs to dfdx's device.
 fn context(device: &Cuda) -> Result<std::rc::Rc<Context>> {
     Context::of(device).on_device()
 }

@@ -6,28 +6,29 @@ use crate::{Image, ImageShape, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A registered dataset: where images come from.
+/// A registered dataset: a source of images.
 pub trait Dataset: Component {
-    /// Opens the dataset: reads or indexes what has to be in memory and checks that it is whole.
+    /// Opens the dataset: reads or indexes the data that must be in memory, and checks that it is complete.
     ///
     /// # Errors
-    /// If a file or folder is missing, damaged or of another format; the error names it and the remedy.
+    /// If a file or folder is missing, damaged or in another format. The error names it and the remedy.
     fn open(&self, place: &Place) -> Result<Splits>;
 
-    /// What is known of the data without its files, for checking a recipe where they are not; by default nothing.
+    /// Returns the published sizes of the dataset, for checking a recipe without its files; by default
+    /// nothing.
     fn published(&self) -> Option<Published> {
         None
     }
 }
 
-/// The sizes of a dataset as its authors published it.
+/// The sizes of a dataset as its authors published them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Published {
-    /// Training images.
+    /// The number of training images.
     pub train: usize,
-    /// Test images.
+    /// The number of test images.
     pub test: usize,
-    /// The shape of all images; `None` when they differ.
+    /// The shape of all images; `None` if they differ.
     pub shape: Option<ImageShape>,
     /// The number of channels.
     pub channels: usize,
@@ -38,12 +39,12 @@ pub struct Published {
 }
 
 impl Published {
-    /// `train` and `test` labeled images of one shape.
+    /// Returns the sizes of `train` and `test` labeled images of one shape.
     pub fn new(train: usize, test: usize, shape: ImageShape, classes: usize) -> Self {
         Published { train, test, shape: Some(shape), channels: shape.channels, classes, labeled: true }
     }
 
-    /// Splits of these sizes whose images cannot be read.
+    /// Returns splits of these sizes whose images cannot be read.
     pub fn splits(self, name: &str) -> Splits {
         let images = |len, labeled: bool| {
             let labels = labeled.then(|| (0..len).map(|i| (i % self.classes.max(1)) as u32).collect());
@@ -54,13 +55,13 @@ impl Published {
             test: Some(images(self.test, true)),
             classes: (0..self.classes).map(|c| c.to_string()).collect(),
             statistics: vec![(0.5, 0.25); self.channels],
-            description: format!("{name}, by its published sizes"),
+            description: format!("{name}, with its published sizes"),
             skipped: Vec::new(),
         }
     }
 }
 
-/// Images of which nothing but number, shape and labels is there.
+/// Images of which only number, shape and labels are known.
 struct Absent {
     len: usize,
     shape: Option<ImageShape>,
@@ -75,22 +76,24 @@ impl ImageSource for Absent {
         self.shape
     }
     fn image(&self, _: usize) -> Result<Image<'_>> {
-        Err(crate::Error::config("the images themselves are not there"))
+        Err(crate::Error::config(
+            "the images are not available: only the published sizes of the dataset are known",
+        ))
     }
     fn labels(&self) -> Option<&[u32]> {
         self.labels.as_deref()
     }
 }
 
-/// Where relative paths of a recipe start.
+/// The folder where relative paths of a recipe start.
 #[derive(Clone, Debug)]
 pub struct Place {
-    /// The folder that relative paths are relative to: the working directory.
+    /// The base of relative paths: the working directory.
     pub base: PathBuf,
 }
 
 impl Place {
-    /// A recipe's path made absolute.
+    /// Makes a path of a recipe absolute.
     pub fn resolve(&self, path: impl AsRef<Path>) -> PathBuf {
         self.base.join(path)
     }
@@ -99,63 +102,64 @@ impl Place {
 /// An opened dataset.
 #[derive(Clone)]
 pub struct Splits {
-    /// The images to train on.
+    /// The training images.
     pub train: Arc<dyn ImageSource>,
-    /// The images to evaluate on, if the dataset has them.
+    /// The test images, if the dataset has them.
     pub test: Option<Arc<dyn ImageSource>>,
-    /// The names of the classes, index = label; empty when there are no labels.
+    /// The names of the classes; the index is the label. Empty without labels.
     pub classes: Vec<String>,
-    /// Each channel's mean and standard deviation over the training pixels, in 0..1, for normalization.
+    /// The mean and standard deviation of each channel over the training pixels, in 0..1, for normalization.
     pub statistics: Vec<(f32, f32)>,
-    /// One line on what the data is, for reports.
+    /// A description of the data in one line, for reports.
     pub description: String,
-    /// What was left out because it could not be read.
+    /// Images that were left out because they could not be read.
     pub skipped: Vec<Skipped>,
 }
 
-/// A picture that a dataset left out.
+/// An image that a dataset left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
-    /// Where it lies.
+    /// Its path.
     pub path: String,
     /// Why it cannot be read.
     pub reason: String,
 }
 
-/// Images by index. Reading is shared between threads.
+/// Images by index. Threads may read them concurrently.
 pub trait ImageSource: Send + Sync {
-    /// The number of images.
+    /// Returns the number of images.
     fn len(&self) -> usize;
 
-    /// Whether there are none.
+    /// Returns whether there are no images.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The shape of all images, or `None` when they differ.
+    /// Returns the shape of all images, or `None` if they differ.
     fn shape(&self) -> Option<ImageShape>;
 
-    /// Image `index`.
+    /// Returns image `index`.
     ///
     /// # Errors
     /// If the image cannot be read or decoded.
     fn image(&self, index: usize) -> Result<Image<'_>>;
 
-    /// What image `index` is called in messages: its path, where it has one.
+    /// Returns the name of image `index` for messages: its path, if it has one.
     fn name(&self, index: usize) -> String {
         format!("image {index}")
     }
 
-    /// The class labels in index order, if there are any.
+    /// Returns the class labels in index order, if there are any.
     ///
     /// # Shapes
-    /// as many as images
+    /// one label per image
     fn labels(&self) -> Option<&[u32]>;
 
-    /// Labels of another granularity, if there are any: finer or coarser than [`ImageSource::labels`].
+    /// Returns labels of another granularity, finer or coarser than [`ImageSource::labels`], if there are
+    /// any.
     ///
     /// # Shapes
-    /// as many as images
+    /// one label per image
     fn fine_labels(&self) -> Option<&[u32]> {
         None
     }
@@ -170,32 +174,33 @@ impl std::fmt::Debug for dyn ImageSource + '_ {
 /// A registered augmentation: one step of a view.
 pub trait Augmentation: Component {
     /// Changes the image, with random numbers from the view's own stream. The pixels may be borrowed from the
-    /// dataset, so that a step that makes new ones, such as a crop, copies nothing first.
+    /// dataset, so that a step that produces new ones, such as a crop, copies nothing first.
     fn apply<'a>(&self, image: Image<'a>, rng: &mut Stream) -> Image<'a>;
 
-    /// The shape of the result for an input of shape `input`; `None` for an input of unknown shape whose size the
-    /// step keeps.
+    /// Returns the shape of the result for an input of shape `input`; `None` if the shape of the input is
+    /// unknown and the step keeps its size.
     ///
     /// # Errors
     /// If the step cannot work on such images.
     fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>>;
 
-    /// What the step becomes in the evaluation view, which has to be deterministic: by default nothing.
+    /// Returns the deterministic step that replaces this one in the evaluation view; by default there is
+    /// none.
     fn evaluation(&self) -> Option<Box<dyn Augmentation>> {
         None
     }
 
-    /// Whether the step only chooses a part of the image or turns it round: what classifiers are usually trained with.
+    /// Returns whether the step only crops or flips the image, as is usual for training classifiers.
     fn is_crop_or_flip(&self) -> bool {
         false
     }
 
-    /// The steps that this one stands for, if it is a list of them under one name.
+    /// Returns the steps of a preset, which is a list of steps under one name.
     fn steps(&self) -> Option<Vec<Arc<dyn Augmentation>>> {
         None
     }
 
-    /// Each channel's mean and deviation, in 0..1, that views are normalized with instead of the dataset's.
+    /// Returns the mean and deviation of each channel, in 0..1, that replace the dataset's for normalization.
     fn normalization(&self) -> Option<Vec<(f32, f32)>> {
         None
     }

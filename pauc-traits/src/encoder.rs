@@ -1,4 +1,4 @@
-//! Encoders: images in, features out, with a tape between.
+//! Encoders: networks from images to features, recorded on a tape.
 
 use crate::registry::Component;
 use crate::{Compute, ImageShape, Param, Result, Taped};
@@ -8,7 +8,7 @@ use pauc_kernels::precision::Precision;
 /// A batch of images, normalized, channels last: (B, H, W, C).
 pub type Images<D> = Tensor<(usize, usize, usize, usize), f32, D>;
 
-/// How a network is run.
+/// The mode in which a network runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
     /// Training: batch statistics, running statistics updated, operations recorded on the tape.
@@ -28,95 +28,96 @@ pub struct Layer {
     pub output: Vec<usize>,
     /// The number of learnable parameters.
     pub parameters: usize,
-    /// Multiply-adds of one image's forward pass.
+    /// The multiply-adds of one image's forward pass.
     pub multiply_adds: u64,
-    /// How the layer is computed, where there is a choice; empty otherwise.
+    /// The algorithm of the layer, if there is a choice; empty otherwise.
     pub algorithm: String,
 }
 
 /// A network that maps images to feature vectors. It owns its parameters, activations and workspace.
 pub trait Encoder<D: Compute> {
-    /// The width F of the features.
+    /// Returns the width F of the features.
     fn feature_dim(&self) -> usize;
 
-    /// The features of a batch.
+    /// Computes the features of a batch.
     ///
     /// With [`Pass::Train`] the result carries a tape whose backward pass adds to the gradients of
-    /// [`Encoder::parameters`]; at most one such pass may be outstanding. Otherwise the tape is empty.
+    /// [`Encoder::parameters`]. At most one such pass may be outstanding. Otherwise the tape is empty.
     ///
     /// # Shapes
     /// images (B, H, W, C) → features (B, F)
     ///
     /// # Errors
-    /// If the images have another shape than the encoder was built for, or the device fails.
+    /// If the shape of the images differs from the one that the encoder was built for, or the device fails.
     fn forward(&mut self, images: Images<D>, pass: Pass) -> Result<Taped<(usize, usize), f32, D>>;
 
-    /// The learnable parameters in a fixed order.
+    /// Returns the learnable parameters in a fixed order.
     fn parameters(&self) -> Vec<Param<D>>;
 
-    /// State that is saved but not learnt, such as running statistics, in a fixed order.
+    /// Returns the state that is saved but not learned, such as running statistics, in a fixed order.
     fn statistics(&self) -> Vec<Param<D>>;
 
-    /// An encoder of its own with the same parameters and statistics: the start of a momentum branch.
+    /// Returns an independent encoder with the same parameters and statistics, for a momentum branch.
     ///
     /// # Errors
     /// If the device fails.
     fn duplicate(&self) -> Result<Box<dyn Encoder<D>>>;
 
-    /// The same network for images of another size: it has the very parameters and statistics of this one, and a
-    /// workspace and an outstanding pass of its own.
+    /// Returns the same network for images of another size. It shares the parameters and statistics of this
+    /// one, and has its own workspace and its own outstanding pass.
     ///
     /// # Errors
-    /// If the images are too small, or parameters depend on their size, which is what encoders say that do not
-    /// implement this.
+    /// If the images are too small, or parameters depend on the image size (the default implementation).
     fn resized(&self, input: ImageShape) -> Result<Box<dyn Encoder<D>>> {
-        let message = format!("this encoder takes images of one size only, and not also {input}");
+        let message = format!("this encoder takes images of a single size; it cannot also take {input}");
         Err(crate::Error::shape("encoder", message))
     }
 
-    /// Whether its sums have a fixed order on every device, so that it gives the same bits every time. Networks made of dfdx's
-    /// operations have not: on CUDA they add as it comes.
+    /// Returns whether its sums have a fixed order on every device, so that results are identical bit by bit.
+    /// That does not hold for networks of dfdx's operations: dfdx's CUDA reductions use atomics and are not
+    /// deterministic.
     fn has_fixed_order(&self) -> bool {
         false
     }
 
-    /// Bytes of the device's memory that a training pass of so many images takes beside parameters, where that is planned
-    /// ahead.
+    /// Returns the bytes of device memory that a training pass with this number of images needs in addition
+    /// to parameters, if they are planned ahead.
     fn memory(&self, _batch: usize) -> Option<usize> {
         None
     }
 
-    /// The layers in forward order.
+    /// Returns the layers in forward order.
     fn layers(&self) -> Vec<Layer>;
 }
 
-/// How a network works on a GPU. It is chosen when the network is built, and stays with it and its duplicates.
-/// The CPU has nothing to choose.
+/// The GPU settings of a network. They are chosen when the network is built, and also apply to its
+/// duplicates. The CPU ignores them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceOptions {
-    /// How products are rounded.
+    /// The precision of matrix products.
     pub precision: Precision,
-    /// Whether activations that a normalization and a ReLU can recompute are not kept for the backward pass.
+    /// Whether to recompute the outputs of normalization and ReLU in the backward pass instead of keeping
+    /// them.
     pub recompute: bool,
 }
 
-/// What a network is built with, besides its configuration and the shape of the images.
+/// The options for building a network, in addition to its configuration and the shape of the images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BuildOptions {
     /// Selects the random streams of the initial weights.
     pub seed: u64,
-    /// For networks that have CUDA code of their own. Plain dfdx operations have nothing to choose.
+    /// For networks with CUDA code of their own. Plain dfdx operations ignore it.
     pub device: DeviceOptions,
 }
 
 impl BuildOptions {
-    /// A seed, and the default of everything else.
+    /// Returns options with a seed and defaults.
     pub fn seed(seed: u64) -> Self {
         BuildOptions { seed, device: DeviceOptions::default() }
     }
 }
 
-/// A registered encoder: its configuration, from which networks are built.
+/// A registered encoder: a configuration from which networks are built.
 pub trait EncoderConfig<D: Compute>: Component {
     /// Builds the network for images of `input`, with initial weights from the streams of `options.seed`.
     ///

@@ -1,10 +1,10 @@
-//! Images as they travel from a dataset to an encoder.
+//! Images on their way from a dataset to an encoder.
 
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Height, width and channels of the images that an encoder sees.
+/// The height, width and channels of the images that an encoder sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageShape {
     /// Rows.
@@ -16,12 +16,12 @@ pub struct ImageShape {
 }
 
 impl ImageShape {
-    /// The number of values of one image.
+    /// Returns the number of values of one image.
     pub fn len(&self) -> usize {
         self.height * self.width * self.channels
     }
 
-    /// Whether there are none.
+    /// Returns whether an image has no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -33,22 +33,22 @@ impl std::fmt::Display for ImageShape {
     }
 }
 
-/// Images of one shape, one after the other, channels last.
+/// Images of one shape, stored one after the other, channels last.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Pixels {
     /// Normalized.
     Normalized(Vec<f32>),
-    /// In 8 bits, to be normalized by the device that reads them.
+    /// In 8 bits; the device that reads them normalizes them.
     Bytes {
         /// The values.
         values: Vec<u8>,
-        /// Factor and shift of each channel: value v becomes v·factor + shift.
+        /// The factor and shift of each channel: value v becomes v·factor + shift.
         normal: Arc<[(f32, f32)]>,
     },
 }
 
 impl Pixels {
-    /// The number of values.
+    /// Returns the number of values.
     pub fn len(&self) -> usize {
         match self {
             Pixels::Normalized(values) => values.len(),
@@ -56,12 +56,12 @@ impl Pixels {
         }
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Some values, which begin and end with an image.
+    /// Returns a range of values that begins and ends at image boundaries.
     pub fn part(&self, range: Range<usize>) -> Pixels {
         match self {
             Pixels::Normalized(values) => Pixels::Normalized(values[range].to_vec()),
@@ -71,10 +71,10 @@ impl Pixels {
         }
     }
 
-    /// Some values, which begin and end with an image, normalized.
+    /// Returns a range of values that begins and ends at image boundaries, normalized.
     ///
     /// # Shapes
-    /// pixel values, image after image, each row by row with its channels together
+    /// pixel values, image by image, row by row, channels last
     pub fn numbers(&self, range: Range<usize>) -> Cow<'_, [f32]> {
         match self {
             Pixels::Normalized(values) => Cow::Borrowed(&values[range]),
@@ -91,27 +91,28 @@ impl Pixels {
 /// An 8-bit image, rows top to bottom, channels last: pixel (y, x, c) is at `(y·width + x)·channels + c`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image<'a> {
-    /// Height, width, channels.
+    /// The height, width and channels.
     pub shape: ImageShape,
-    /// The pixels; borrowed where the dataset has them in memory.
+    /// The pixels; borrowed if the dataset has them in memory.
     pub pixels: Cow<'a, [u8]>,
 }
 
 impl<'a> Image<'a> {
-    /// An image over given pixels.
+    /// Builds an image from pixels.
     ///
     /// # Shapes
     /// pixels (height, width, channels)
     ///
     /// # Panics
-    /// If the number of pixels is not the shape's: that is a bug of the caller, not a property of any file.
+    /// If the number of pixels does not match the shape. That is a bug of the caller, not a property of a
+    /// file.
     pub fn new(shape: ImageShape, pixels: impl Into<Cow<'a, [u8]>>) -> Self {
         let pixels = pixels.into();
         assert_eq!(pixels.len(), shape.len(), "pixels of a {shape} image");
         Image { shape, pixels }
     }
 
-    /// The image with pixels of its own.
+    /// Returns an image that owns its pixels.
     pub fn into_owned(self) -> Image<'static> {
         Image { shape: self.shape, pixels: Cow::Owned(self.pixels.into_owned()) }
     }

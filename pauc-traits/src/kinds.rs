@@ -1,4 +1,4 @@
-//! The kinds of components. A new kind is one line here and a trait of its own.
+//! The kinds of components. A new kind needs one line here and a trait.
 
 use crate::registry::{Entry, Kind, Listing};
 use crate::{backend, clusterer, dataset, probe, term};
@@ -6,7 +6,7 @@ use pauc_traits::private::inventory;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $alias:ident = $object:ty, $name:literal, $plural:literal;)*) => {
-        /// The trait object behind each kind, under the name that [`component!`](crate::component!) uses.
+        /// The trait object of each kind, under the name that [`component!`](crate::component!) uses.
         pub mod kind {
             use super::*;
             $($(#[$doc])* pub type $alias = $object;)*
@@ -23,7 +23,7 @@ macro_rules! kinds {
                 }
             }
         )*
-        /// Every registered component of every kind, sorted by kind and name.
+        /// Returns every registered component, sorted by kind and name.
         pub fn catalog() -> Vec<Listing> {
             let mut all = Vec::new();
             $(all.extend(<$object>::entries().into_iter().map(|e| Listing {
@@ -34,7 +34,7 @@ macro_rules! kinds {
         /// The names of the kinds, in the order of a recipe.
         pub const KINDS: &[&str] = &[$($name),*];
 
-        /// What several components of a kind are called; the kind itself if there is no such kind.
+        /// Returns the plural of a kind, or the word itself if it is not a kind.
         pub fn plural(kind: &str) -> &str {
             match kind {
                 $($name => $plural,)*

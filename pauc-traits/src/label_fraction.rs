@@ -1,24 +1,24 @@
-//! Fixed parts of labeled sets.
+//! Fixed subsets of labeled data.
 
 use crate::Count;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Which of a class's images are taken.
+/// The fraction of each class's images that is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LabelFraction {
-    /// All.
+    /// All images.
     All,
     /// ⌈1 %⌉ of each class.
     Percent1,
     /// ⌈10 %⌉ of each class.
     Percent10,
-    /// At most so many of each class.
+    /// At most this number of each class.
     PerClass(Count),
 }
 
 impl LabelFraction {
-    /// The name in descriptions.
+    /// Returns the name for descriptions.
     pub fn name(self) -> String {
         match self {
             LabelFraction::All => "all".into(),
@@ -28,7 +28,7 @@ impl LabelFraction {
         }
     }
 
-    /// The name in a metric: `labels100%`, `labels1%`, `labels10%` or `labels5perclass`.
+    /// Returns the name in a metric: `labels100%`, `labels1%`, `labels10%` or `labels5perclass`.
     pub fn protocol(self) -> String {
         match self {
             LabelFraction::All => "labels100%".into(),
@@ -38,11 +38,12 @@ impl LabelFraction {
         }
     }
 
-    /// The places that are taken of images with these `labels` (`None`: of one class) of which there are `count`, in
-    /// order: within each class those whose place, as eight bytes with the lowest first, has the smallest BLAKE3 hash.
+    /// Returns the indices of the chosen images, out of `count` images with these `labels` (`None`: of one
+    /// class), in order. Within each class, the images are those whose index, as eight little-endian bytes,
+    /// has the smallest BLAKE3 hash.
     ///
     /// # Shapes
-    /// labels at least `count` → the places taken, ascending
+    /// labels at least `count` → the chosen indices, ascending
     ///
     /// # Panics
     /// If there are fewer labels than `count`.
@@ -83,7 +84,7 @@ mod tests {
         for class in 0..3 {
             assert_eq!(one.iter().filter(|i| labels[**i as usize] == class).count(), 4);
         }
-        // The list is part of the recipe language: it may never change.
+        // The list is part of the recipe language: it must never change.
         assert_eq!(LabelFraction::Percent1.choose(None, 300), FIXED);
         assert_eq!(LabelFraction::Percent1.choose(None, 0), [0u32; 0]);
     }

@@ -1,4 +1,4 @@
-//! Learning rates that say for which batch they are.
+//! Learning rates with an optional reference batch size.
 
 use crate::ron_text::Spanned;
 use crate::{Count, Positive};
@@ -6,27 +6,27 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A base learning rate: a plain number, or `Scaled(base: 0.3, per: 256)`, which is base·batch/per.
 ///
-/// Nothing scales a learning rate unless the recipe says so. Source: Goyal et al. 2017; SimCLR and BYOL state their
-/// rates per 256 images.
+/// A learning rate is scaled only if the recipe says so. Source: Goyal et al. 2017; SimCLR and BYOL give
+/// their rates per 256 images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum LearningRate {
-    /// The same for every batch.
+    /// The same for every batch size.
     Plain(Positive),
-    /// Proportional to the batch.
+    /// Proportional to the batch size.
     Scaled(Scaled),
 }
 
-/// A learning rate in proportion to the batch.
+/// A learning rate in proportion to the batch size.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scaled {
     /// The rate for a batch of `per` images.
     pub base: Positive,
-    /// The images that `base` is for.
+    /// The batch size that `base` refers to.
     pub per: Count,
 }
 
-/// What stands in a recipe in place of a number.
+/// The form in recipes that replaces a number.
 #[derive(Serialize, Deserialize)]
 #[serde(rename = "LearningRate")]
 enum Written {
@@ -34,7 +34,7 @@ enum Written {
 }
 
 impl LearningRate {
-    /// The rate for a batch of so many images.
+    /// Returns the rate for a batch of this number of images.
     pub fn at(&self, batch: usize) -> f64 {
         match self {
             LearningRate::Plain(rate) => rate.get(),

@@ -1,31 +1,32 @@
-//! The core of pauc: what a component is, and what it may see.
+//! The core of pauc: the definition of components, and the data that they may read.
 //!
-//! A *component* is anything a recipe can name: an encoder, a clusterer, a contrastive loss, a regularizer, a
-//! dataset, an augmentation, an optimizer, a probe. Each is one struct, declared with [`component!`], whose
-//! fields are its recipe syntax, whose doc comment is its help text, and whose trait implementation is what it
-//! does. The registry collects them at link time from every crate, this workspace's or anybody else's.
+//! A *component* is anything that a recipe can name: an encoder, a clusterer, a contrastive loss, a
+//! regularizer, a dataset, an augmentation, an optimizer, a probe. Each is one struct, declared with
+//! [`component!`]. Its fields are its recipe syntax, its doc comment is its help text, and its trait
+//! implementation is its behavior. The registry collects components at link time from every crate, in this
+//! workspace or outside.
 //!
-//! | module | what lives there |
+//! | module | contents |
 //! |---|---|
-//! | [`backend`] | the device behind everything: [`Backend`], [`Compute`], [`Scalar`] |
-//! | `cpu`, `cuda` | dfdx's devices as such, and what they do faster than in dfdx operations |
-//! | [`softmax`] | kernels that terms with a softmax use where the device has them |
-//! | [`batch`] | what a term reads: [`Batch`], its views, keys, queue, cluster levels and batch prototypes |
-//! | [`term`] | [`ContrastiveLoss`], [`Regularizer`], what they need and where they start |
+//! | [`backend`] | devices: [`Backend`], [`Compute`], [`Scalar`] |
+//! | `cpu`, `cuda` | dfdx's devices, and the operations that are faster than in dfdx |
+//! | [`softmax`] | kernels for terms with a softmax, on devices that have them |
+//! | [`batch`] | the inputs of a term: [`Batch`], its views, keys, queue, cluster levels and batch prototypes |
+//! | [`term`] | [`ContrastiveLoss`], [`Regularizer`], their needs and chance levels |
 //! | [`encoder`], [`param`] | [`Encoder`], its parameters and gradients |
 //! | [`clusterer`] | [`Clusterer`] and the clusterings it returns |
 //! | [`dataset`], [`image`] | datasets, image sources, augmentations |
 //! | [`optimizer`], [`probe`] | optimizers with complete state, evaluation probes |
 //! | [`kinds`], [`registry`], [`component_ron`], [`mod@component`] | the kinds of components, names to components, RON to components |
-//! | [`bounded`], [`schedule`], [`temperature`] | validated numbers; spans of training and values that change over it |
+//! | [`bounded`], [`schedule`], [`temperature`] | validated numbers; durations and values that change during training |
 //! | [`rng`] | counter-based random streams |
-//! | [`label_fraction`] | fixed parts of labeled sets |
-//! | [`atomic`], [`npy`] | files that are there whole or not at all; NumPy's array files |
-//! | [`trace`] | where time goes |
+//! | [`label_fraction`] | fixed subsets of labeled data |
+//! | [`atomic`], [`npy`] | files that are written completely or not at all; NumPy's array files |
+//! | [`trace`] | timing of the stages of a step |
 //! | [`ops`] | the few dfdx idioms that every term needs |
 #![forbid(unsafe_code)]
 
-// Modules of this crate may name it as other crates do.
+// Lets modules of this crate refer to it by name, as other crates do.
 extern crate self as pauc_traits;
 
 pub mod atomic;
@@ -77,7 +78,7 @@ pub use schedule::{Clock, Horizon, Scheduled, TrainingSpan};
 pub use temperature::Temperature;
 pub use term::{ContrastiveLoss, Needs, Regularizer, TermInfo};
 
-/// What the [`component!`] macro expands to; not part of the public interface.
+/// Items that the [`component!`] macro expands to; not part of the public interface.
 #[doc(hidden)]
 pub mod private {
     pub use erased_serde;

@@ -1,8 +1,8 @@
 //! NumPy's array files, `.npy`.
 //!
-//! A file is the magic `\x93NUMPY`, a version, the length of the header (2 bytes in version 1, 4 in versions 2 and 3), the
-//! header, which is a Python dictionary of type, order and shape padded with spaces, and then the values. Source:
-//! <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
+//! A file consists of the magic `\x93NUMPY`, a version, the length of the header (2 bytes in version 1, 4 in
+//! versions 2 and 3), the header, and the values. The header is a Python dictionary of type, order and shape,
+//! padded with spaces. Source: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
 
 use crate::{Error, Result};
 use std::borrow::Cow;
@@ -10,10 +10,10 @@ use std::ops::Range;
 use std::path::Path;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
-/// Values begin at a multiple of this many bytes, so that they can be mapped.
+/// Values begin at a multiple of this many bytes, so that they can be memory-mapped.
 const ALIGNMENT: usize = 64;
 
-/// The type of an array's values: little-endian numbers of so many bytes.
+/// The type of an array's values: little-endian numbers of the given number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
     /// Floating-point numbers of 2, 4 or 8 bytes.
@@ -25,7 +25,7 @@ pub enum Element {
 }
 
 impl Element {
-    /// The type that NumPy calls `descr`, such as `<f4`.
+    /// Parses NumPy's `descr`, such as `<f4`.
     fn parse(descr: &str) -> Option<Self> {
         let code = descr.trim_start_matches(['<', '>', '|', '=']);
         let kind = code.chars().next()?;
@@ -36,18 +36,18 @@ impl Element {
             ('u', 1 | 2 | 4 | 8) => Element::Unsigned(size),
             _ => return None,
         };
-        // The order of a single byte is of no importance.
+        // For single bytes, the byte order does not matter.
         (size == 1 || !descr.starts_with('>')).then_some(element)
     }
 
-    /// The bytes of a value.
+    /// Returns the number of bytes of a value.
     pub fn size(self) -> usize {
         match self {
             Element::Float(size) | Element::Signed(size) | Element::Unsigned(size) => size,
         }
     }
 
-    /// The kind's letter and the bytes of a value, such as `f4`.
+    /// Returns the letter of the kind and the bytes of a value, such as `f4`.
     pub fn code(self) -> String {
         let kind = match self {
             Element::Float(_) => 'f',
@@ -58,24 +58,24 @@ impl Element {
     }
 }
 
-/// What a file's header says.
+/// The content of a file's header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The type of the values.
     pub element: Element,
     /// The lengths of the axes; the last one varies fastest.
     pub shape: Vec<usize>,
-    /// Where the values lie in the file.
+    /// The byte range of the values in the file.
     pub data: Range<usize>,
 }
 
 impl Header {
-    /// Reads the header of a file's `bytes`, and checks that as many values follow as it says. `origin` names the file in
-    /// errors; `remedy` says how to save an array whose values are of another type.
+    /// Reads the header from a file's `bytes`, and checks that the values are complete. `origin` names the
+    /// file in errors; `remedy` says how to save an array of another type.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if the file is of another format, cut off, column-major, or its values are no little-endian
-    /// numbers.
+    /// [`Error::Damaged`] if the file has another format, is truncated or column-major, or its values are not
+    /// little-endian numbers.
     pub fn read(bytes: &[u8], origin: &Path, remedy: &str) -> Result<Self> {
         let damaged = |message: String| Error::damaged(origin, message);
         let (text, start) = header_text(bytes, damaged)?;
@@ -83,66 +83,66 @@ impl Header {
         let (Some(descr), Some(order), Some(axes)) = (field("descr"), field("fortran_order"), field("shape"))
         else {
             let shown: String = text.trim().chars().take(120).collect();
-            return Err(damaged(format!("has a header that says no type, order and shape: {shown}")));
+            return Err(damaged(format!("has a header without type, order and shape: {shown}")));
         };
-        let shape = shape(axes).ok_or_else(|| damaged(format!("has the shape {axes}")))?;
+        let shape = shape(axes).ok_or_else(|| damaged(format!("has the invalid shape {axes}")))?;
         if order != "False" && shape.len() > 1 {
             let message = "is column-major (Fortran order); save numpy.ascontiguousarray of it";
             return Err(damaged(message.into()));
         }
         let descr = descr.trim_matches(['\'', '"']);
         let element = Element::parse(descr).ok_or_else(|| {
-            damaged(format!("holds values of type `{descr}`; give little-endian numbers: {remedy}"))
+            damaged(format!("has values of type `{descr}`, expected little-endian numbers; {remedy}"))
         })?;
         let size = shape.iter().try_fold(element.size(), |n, axis| n.checked_mul(*axis));
-        let size =
-            size.ok_or_else(|| damaged(format!("has an impossible shape, beyond all memory: {shape:?}")))?;
+        let size = size
+            .ok_or_else(|| damaged(format!("has an impossible shape, larger than any memory: {shape:?}")))?;
         let following = bytes.len() - start;
         if following < size {
             return Err(damaged(format!(
-                "is cut off: {size} bytes expected after the header, {following} found; copy or save it again"
+                "is truncated: expected {size} bytes after the header, got {following}; copy or save it again"
             )));
         }
         Ok(Header { element, shape, data: start..start + size })
     }
 }
 
-/// A file's header as text, and where it ends.
+/// Returns a file's header as text, and its end.
 fn header_text(bytes: &[u8], damaged: impl Fn(String) -> Error) -> Result<(Cow<'_, str>, usize)> {
     let cut =
-        || damaged(format!("is cut off within its header: {} bytes; copy or save it again", bytes.len()));
+        || damaged(format!("is truncated within its header: {} bytes; copy or save it again", bytes.len()));
     if !bytes.starts_with(&MAGIC[..bytes.len().min(MAGIC.len())]) {
-        return Err(damaged("is no .npy file: it does not begin with \\x93NUMPY".into()));
+        return Err(damaged("is not a .npy file: it does not begin with \\x93NUMPY".into()));
     }
     let (start, length) = match bytes.get(MAGIC.len()).ok_or_else(cut)? {
         1 => (10, bytes.get(8..10).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]])))),
         2 | 3 => (12, bytes.get(8..12).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize)),
-        other => return Err(damaged(format!("is of .npy version {other}; versions 1 to 3 are known"))),
+        other => return Err(damaged(format!("has .npy version {other}; expected versions 1 to 3"))),
     };
     let end = length.and_then(|l| l.checked_add(start)).ok_or_else(cut)?;
     Ok((String::from_utf8_lossy(bytes.get(start..end).ok_or_else(cut)?), end))
 }
 
-/// The value of a key of the header's dictionary, as it is written there.
+/// Returns the text of a key's value in the header's dictionary.
 fn field<'a>(header: &'a str, name: &str) -> Option<&'a str> {
     let value = header.split_once(&format!("'{name}':"))?.1.trim_start();
     let end = if value.starts_with('(') { value.find(')')? + 1 } else { value.find([',', '}'])? };
     Some(value[..end].trim())
 }
 
-/// The lengths in a tuple such as `(2, 3)` or `(2,)`.
+/// Parses the lengths in a tuple such as `(2, 3)` or `(2,)`.
 fn shape(tuple: &str) -> Option<Vec<usize>> {
     let axes = tuple.strip_prefix('(')?.strip_suffix(')')?.split(',').map(str::trim);
     axes.filter(|axis| !axis.is_empty()).map(|axis| axis.parse().ok()).collect()
 }
 
-/// A file of version 1 with the values `data`: row-major, little-endian, as `numpy.save` writes it.
+/// Returns a file of version 1 with the values `data`: row-major, little-endian, as `numpy.save` writes it.
 ///
 /// # Shapes
 /// data: the bytes of as many values as `shape` has elements
 ///
 /// # Panics
-/// If `data` has not as many bytes as the values of `shape`.
+/// If the number of bytes in `data` does not match `shape`.
 pub fn encode(element: Element, shape: &[usize], data: &[u8]) -> Vec<u8> {
     assert_eq!(data.len(), shape.iter().product::<usize>() * element.size(), "bytes of an array {shape:?}");
     let order = if element.size() == 1 { '|' } else { '<' };
@@ -215,29 +215,29 @@ mod tests {
         let mut future = good.clone();
         future[6] = 9;
         for (bytes, reason) in [
-            (&good[..good.len() - 5], "is cut off: 24 bytes expected after the header, 19 found; copy"),
-            (&good[..40], "is cut off within its header: 40 bytes"),
-            (&good[..4], "is cut off within its header"),
-            (b"\x93NUMPY\x01\x00\xff\xff{'descr'", "is cut off within its header"),
-            (b"\x93NUMPY\x02\x00\xff\xff\xff\xff{'descr'", "is cut off within its header"),
+            (&good[..good.len() - 5], "is truncated: expected 24 bytes after the header, got 19; copy"),
+            (&good[..40], "is truncated within its header: 40 bytes"),
+            (&good[..4], "is truncated within its header"),
+            (b"\x93NUMPY\x01\x00\xff\xff{'descr'", "is truncated within its header"),
+            (b"\x93NUMPY\x02\x00\xff\xff\xff\xff{'descr'", "is truncated within its header"),
             (b"PK", "does not begin with"),
-            (&future, "version 9; versions 1 to 3"),
+            (&future, "version 9; expected versions 1 to 3"),
             (
                 &file(">f4", false, "(1, 1)", &[0; 4]),
-                "type `>f4`; give little-endian numbers: save it as float32",
+                "type `>f4`, expected little-endian numbers; save it as float32",
             ),
             (&file("|O", false, "(1, 1)", &[0; 8]), "type `|O`"),
             (&file("|b1", false, "(1, 1)", &[0; 8]), "type `|b1`"),
             (&file("<é4", false, "(1, 1)", &[0; 8]), "type `<é4`"),
             (&file("<f4", true, "(3, 2)", &[0; 24]), "column-major (Fortran order)"),
-            (&file("<f4", false, "(3, x)", &[0; 24]), "has the shape (3, x)"),
+            (&file("<f4", false, "(3, x)", &[0; 24]), "has the invalid shape (3, x)"),
             (&file("<f4", false, "(99999999999, 99999999999)", &[]), "an impossible shape"),
-            (&file("<f4", false, "(99999999999", &[]), "no type, order and shape"),
+            (&file("<f4", false, "(99999999999", &[]), "without type, order and shape"),
         ] {
             let text = error(bytes);
             assert!(text.starts_with("a.npy: ") && text.contains(reason), "{reason}: {text}");
         }
-        // The order of one axis is every order.
+        // With one axis, row-major and column-major order are the same.
         assert!(read(&file("<f4", true, "(6,)", &[0; 24])).is_ok());
         assert_eq!(read(&file(">u1", false, "(2,)", &[0; 2])).unwrap().element, Element::Unsigned(1));
     }

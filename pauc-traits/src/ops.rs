@@ -1,33 +1,33 @@
-//! The few dfdx idioms that terms share, with dfdx's traps taken out of the way.
+//! The few dfdx idioms that terms share, with workarounds for dfdx's pitfalls.
 //!
-//! dfdx panics in a backward pass when one tensor stands on both sides of a product, and its `normalize` is
-//! standardisation, not the L2 norm; the helpers here do the right thing. On CUDA it differentiates reductions of
-//! broadcast tensors wrongly, so no helper reduces a tensor that was only broadcast.
+//! dfdx panics in a backward pass when the same tensor is on both sides of a product, and its `normalize`
+//! standardizes instead of dividing by the L2 norm. The helpers here avoid both. On CUDA, dfdx differentiates
+//! reductions of broadcast tensors wrongly, so no helper reduces a tensor that was only broadcast.
 
 use crate::backend::{Backend, Scalar};
 use crate::{Error, Result};
 use dfdx::prelude::*;
 
-/// A matrix whose sizes are known at run time.
+/// A matrix with sizes that are known at run time.
 pub type Matrix<E, D, T = NoneTape> = Tensor<(usize, usize), E, D, T>;
-/// A vector whose size is known at run time.
+/// A vector with a size that is known at run time.
 pub type Vector<E, D, T = NoneTape> = Tensor<(usize,), E, D, T>;
 
-/// Added to a squared norm before its root, so that a zero row has a finite gradient.
+/// Added to a squared norm before the square root, so that a zero row has a finite gradient.
 pub const NORM_EPSILON: f64 = 1e-12;
 
-/// A constant tensor from values in row-major order.
+/// Returns a constant tensor from values in row-major order.
 ///
 /// # Shapes
-/// as many values as `shape` has elements
+/// one value per element of `shape`
 ///
 /// # Panics
-/// If there are not as many values as the shape has elements.
+/// If the number of values differs from the number of elements of the shape.
 pub fn constant<E: Scalar, D: Backend<E>, S: Shape>(device: &D, values: Vec<E>, shape: S) -> Tensor<S, E, D> {
     device.tensor_from_vec(values, shape)
 }
 
-/// A scalar constant.
+/// Returns a scalar constant.
 ///
 /// # Shapes
 /// → scalar
@@ -41,7 +41,7 @@ pub fn scalar<E: Scalar, D: Backend<E>>(device: &D, value: f64) -> Tensor<Rank0,
 /// (N, D) → (N, D)
 pub fn l2_normalize<E: Scalar, D: Backend<E>, T: Tape<E, D>>(x: Matrix<E, D, T>) -> Matrix<E, D, T> {
     if x.shape().0 == 0 {
-        // Nothing to divide, and dfdx on CUDA ends the program over sums of nothing.
+        // There is nothing to divide, and dfdx on CUDA ends the program for a sum over no elements.
         return x;
     }
     D::l2_normalize(x)
@@ -56,7 +56,7 @@ pub(crate) fn l2_normalize_plain<E: Scalar, D: Backend<E>, T: Tape<E, D>>(
     x / norm.broadcast_like::<_, Axis<1>>(&shape)
 }
 
-/// a·bᵀ, also when a and b are the same tensor.
+/// a·bᵀ, also if a and b are the same tensor.
 ///
 /// # Shapes
 /// (N, D), (M, D) → (N, M)
@@ -64,7 +64,7 @@ pub fn dot_rows<E: Scalar, D: Backend<E>, T: Tape<E, D> + Merge<R>, R: Tape<E, D
     a: Matrix<E, D, T>,
     b: Matrix<E, D, R>,
 ) -> Matrix<E, D, T> {
-    // A product by one gives the left side an identity of its own.
+    // A product with one gives the left side an identity of its own.
     (a * E::one()).matmul(b.permute::<_, Axes2<1, 0>>())
 }
 
@@ -79,13 +79,13 @@ pub fn row_dots<E: Scalar, D: Backend<E>, T: Tape<E, D> + Merge<R>, R: Tape<E, D
     ((a * E::one()) * b).sum::<_, Axis<1>>()
 }
 
-/// −log softmax(logits)\[i, targets\[i\]\], row by row, through a max-shifted log-sum-exp.
+/// −log softmax(logits)\[i, targets\[i\]\], row by row, as a max-shifted log-sum-exp.
 ///
 /// # Shapes
 /// (N, M), N targets → (N,)
 ///
 /// # Panics
-/// If there are not N targets or one is not below M.
+/// If the number of targets is not N, or a target is not below M.
 pub fn cross_entropy_rows<E: Scalar, D: Backend<E>, T: Tape<E, D>>(
     logits: Matrix<E, D, T>,
     targets: &[usize],
@@ -101,7 +101,7 @@ pub fn cross_entropy_rows<E: Scalar, D: Backend<E>, T: Tape<E, D>>(
     lse - logits.select(index)
 }
 
-/// The mean of a vector, as a scalar.
+/// Returns the mean of a vector, as a scalar.
 ///
 /// # Shapes
 /// (N,) → scalar; 0 for N = 0
@@ -110,7 +110,7 @@ pub fn mean<E: Scalar, D: Backend<E>, T: Tape<E, D>>(v: Vector<E, D, T>) -> Tens
     v.sum::<Rank0, Axis<0>>() / E::of(n as f64)
 }
 
-/// The sum of all elements of a matrix.
+/// Returns the sum of all elements of a matrix.
 ///
 /// # Shapes
 /// (N, D) → scalar
@@ -118,7 +118,7 @@ pub fn total<E: Scalar, D: Backend<E>, T: Tape<E, D>>(m: Matrix<E, D, T>) -> Ten
     m.sum::<Rank0, Axes2<0, 1>>()
 }
 
-/// The single value of a scalar tensor.
+/// Returns the value of a scalar tensor.
 ///
 /// # Shapes
 /// scalar → number
@@ -126,10 +126,10 @@ pub fn item<E: Scalar, D: Backend<E>, T>(value: &Tensor<Rank0, E, D, T>) -> f64 
     value.as_vec()[0].as_f64()
 }
 
-/// A tensor's elements as plain values in row-major order, in host memory.
+/// Copies a tensor's elements to the host, as plain values in row-major order.
 ///
 /// # Shapes
-/// any shape → as many values as it has elements
+/// any shape → one value per element
 ///
 /// # Errors
 /// If the device fails.
@@ -137,10 +137,11 @@ pub fn to_host<E: Scalar, D: Backend<E>, S: Shape, T>(tensor: &Tensor<S, E, D, T
     D::to_host(&tensor.retaped())
 }
 
-/// A gradient as plain values in row-major order, zeros if the backward pass did not reach the tensor.
+/// Copies a gradient to the host, as plain values in row-major order; zeros if the backward pass did not
+/// reach the tensor.
 ///
 /// # Shapes
-/// any shape → as many values as it has elements
+/// any shape → one value per element
 ///
 /// # Errors
 /// If the device fails.

@@ -1,11 +1,11 @@
-//! Parameters: named buffers with gradients that live outside the tape.
+//! Parameters: named buffers with gradients outside of the tape.
 
 use crate::{Compute, Error, Result, Taped};
 use dfdx::prelude::{PutTape, Shape, Tape as _};
 use std::cell::{Ref, RefCell, RefMut};
 use std::rc::Rc;
 
-/// What a parameter is, which decides whether weight decay and layer-wise scaling apply to it.
+/// The role of a parameter. It decides whether weight decay and layer-wise scaling apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Weights of convolutions and linear layers.
@@ -14,9 +14,9 @@ pub enum Role {
     Bias,
     /// Scale and shift of normalization layers.
     Norm,
-    /// Single numbers with a meaning of their own, such as a temperature: they never decay.
+    /// Single numbers with a specific meaning, such as a temperature: they have no weight decay.
     Scalar,
-    /// Running statistics and other state that no gradient reaches.
+    /// Running statistics and other state without a gradient.
     Statistic,
 }
 
@@ -28,16 +28,17 @@ struct Cell<B> {
     lr_scale: std::cell::Cell<f64>,
 }
 
-/// One named parameter and its gradient, in the device's memory. Cloning shares it.
+/// A named parameter and its gradient, in the memory of the device. Clones share it.
 ///
-/// Backward passes *add* to the gradient; the optimizer reads it, and whoever starts a step clears it.
+/// Backward passes *add* to the gradient, and the optimizer reads it. The training step clears it before the
+/// first backward pass.
 #[derive(Debug)]
 pub struct Param<D: Compute> {
-    /// The name, as torchvision has it for networks that torchvision has.
+    /// The name; for networks that torchvision has, torchvision's name.
     pub name: String,
     /// The shape in interchange order, such as (out, in, height, width) for a convolution.
     pub shape: Vec<usize>,
-    /// What it is.
+    /// Its role.
     pub role: Role,
     cell: Rc<Cell<D::Buffer>>,
 }
@@ -49,13 +50,13 @@ impl<D: Compute> Clone for Param<D> {
 }
 
 impl<D: Compute> Param<D> {
-    /// A parameter with the given values.
+    /// Builds a parameter with the given values.
     ///
     /// # Shapes
-    /// as many values as `shape` has elements, row-major
+    /// one value per element of `shape`, row-major
     ///
     /// # Errors
-    /// If the number of values is not the shape's, or the device fails.
+    /// If the number of values does not match the shape, or the device fails.
     pub fn new(
         device: &D,
         name: impl Into<String>,
@@ -77,7 +78,7 @@ impl<D: Compute> Param<D> {
         Ok(Param { name, shape: shape.to_vec(), role, cell: Rc::new(cell) })
     }
 
-    /// A parameter of its own with the same values.
+    /// Returns an independent parameter with the same values.
     ///
     /// # Errors
     /// If the device fails.
@@ -85,52 +86,52 @@ impl<D: Compute> Param<D> {
         Param::new(device, self.name.clone(), &self.shape, self.role, &device.download(&self.value())?)
     }
 
-    /// The same parameter under a name with a prefix, such as `projector.`.
+    /// Returns the same parameter under a name with a prefix, such as `projector.`.
     pub fn prefixed(&self, prefix: &str) -> Self {
         Param { name: format!("{prefix}{}", self.name), ..self.clone() }
     }
 
-    /// The number of elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Whether it has no elements.
+    /// Returns whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The values.
+    /// Returns the values.
     pub fn value(&self) -> Ref<'_, D::Buffer> {
         self.cell.value.borrow()
     }
 
-    /// The values, to change.
+    /// Returns the values for modification.
     pub fn value_mut(&self) -> RefMut<'_, D::Buffer> {
         self.cell.value.borrow_mut()
     }
 
-    /// The gradient gathered since it was last cleared; empty for a statistic.
+    /// Returns the gradient accumulated since it was last cleared; empty for a statistic.
     pub fn grad(&self) -> Ref<'_, D::Buffer> {
         self.cell.grad.borrow()
     }
 
-    /// The gradient, to add to.
+    /// Returns the gradient, for adding to it.
     pub fn grad_mut(&self) -> RefMut<'_, D::Buffer> {
         self.cell.grad.borrow_mut()
     }
 
-    /// A frozen parameter keeps its value: optimizers skip it.
+    /// Returns whether the parameter is frozen: optimizers skip it.
     pub fn is_frozen(&self) -> bool {
         self.cell.frozen.get()
     }
 
-    /// Freezes or thaws the parameter.
+    /// Freezes or unfreezes the parameter.
     pub fn set_frozen(&self, frozen: bool) {
         self.cell.frozen.set(frozen);
     }
 
-    /// The factor on the learning rate of this parameter; optimizers multiply by it.
+    /// Returns the factor on the learning rate of this parameter.
     pub fn lr_scale(&self) -> f64 {
         self.cell.lr_scale.get()
     }
@@ -140,19 +141,19 @@ impl<D: Compute> Param<D> {
         self.cell.lr_scale.set(scale);
     }
 
-    /// The parameter as a leaf tensor on a tape: when the tape runs backwards, the tensor's gradient is added to
-    /// this parameter's. For layers written with plain dfdx operations.
+    /// Returns the parameter as a leaf tensor on a tape. The backward pass adds the tensor's gradient to that
+    /// of this parameter. For layers of plain dfdx operations.
     ///
     /// # Shapes
     /// `shape` has as many elements as the parameter
     ///
     /// # Errors
-    /// If the shape has another number of elements, or the device fails.
+    /// If the shape has a different number of elements, or the device fails.
     pub fn traced<S: Shape>(&self, device: &D, shape: S) -> Result<Taped<S, f32, D>> {
         if shape.num_elements() != self.len() {
             return Err(Error::shape(
                 self.name.as_str(),
-                format!("a parameter of shape {:?} cannot be seen as {shape:?}", self.shape),
+                format!("a parameter of shape {:?} cannot be viewed as {shape:?}", self.shape),
             ));
         }
         let leaf = device.buffer_tensor(&self.value(), shape)?;

@@ -1,4 +1,4 @@
-//! Probes: what is measured of a representation, beside the loss.
+//! Probes: measurements of a representation, in addition to the loss.
 
 use crate::dataset::ImageSource;
 use crate::registry::Component;
@@ -7,46 +7,47 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// When a probe runs.
+/// The times at which a probe runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum When {
-    /// After every so many epochs or steps, rounded up to the end of an epoch, and at the end.
+    /// At this interval, rounded up to the end of an epoch, and at the end.
     Every(TrainingSpan),
     /// Only at the end of the run.
     End,
 }
 
-/// A number with the protocol in its name, such as `knn/cos/k20/t0.07`.
+/// A number whose name includes the protocol, such as `knn/cos/k20/t0.07`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metric {
-    /// What was measured and how.
+    /// What was measured, and how.
     pub name: String,
     /// The value; accuracies are fractions between 0 and 1.
     pub value: f64,
-    /// What readers do with it.
+    /// How readers treat it.
     pub kind: MetricKind,
 }
 
-/// What a metric is to those who read it: tables, plots and warnings.
+/// How tables, plots and warnings treat a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MetricKind {
-    /// The share of the test split that is classified correctly. Closing tables, sweeps and reports show it, beside
-    /// that of untrained representations.
+    /// The fraction of the test split that is classified correctly. Closing tables, sweeps and reports show
+    /// it, beside that of untrained representations.
     Accuracy,
-    /// An accuracy at one of many settings. Only a table of all of them says something.
+    /// An accuracy at one of many settings. Only the table of all settings is meaningful.
     GridAccuracy,
-    /// Says more about the metric whose name its own name extends by `/` and one word, such as `/l2`.
+    /// A detail of another metric. Its name is that metric's name, `/` and one word, such as `/l2`.
     Detail,
-    /// A detail: 1 if the fit behind a metric converged, 0 if it stopped before, which reports warn about.
+    /// A detail: 1 if the fit behind a metric converged, 0 if it stopped earlier. Reports warn about the
+    /// latter.
     Converged,
     /// Any other number.
     Quantity,
 }
 
 impl MetricKind {
-    /// The kind of a metric in a log that was written without kinds. Those logs hold the metrics of the probes of their
-    /// time, whose names tell the kind.
+    /// Returns the kind of a metric in a log that was written without kinds. Such logs contain metrics of the
+    /// probes of their time, whose names determine the kind.
     pub fn of_stored_name(name: &str) -> Self {
         let begins = |prefixes: &[&str]| prefixes.iter().any(|p| name.starts_with(p));
         if name.ends_with("/converged") {
@@ -64,33 +65,34 @@ impl MetricKind {
 }
 
 impl Metric {
-    /// A [`MetricKind::Quantity`].
+    /// Returns a [`MetricKind::Quantity`].
     pub fn new(name: impl Into<String>, value: f64) -> Self {
         Metric { name: name.into(), value, kind: MetricKind::Quantity }
     }
 
-    /// A [`MetricKind::Accuracy`], a fraction.
+    /// Returns a [`MetricKind::Accuracy`], a fraction.
     pub fn accuracy(name: impl Into<String>, value: f64) -> Self {
         Metric { name: name.into(), value, kind: MetricKind::Accuracy }
     }
 
-    /// A [`MetricKind::GridAccuracy`], a fraction.
+    /// Returns a [`MetricKind::GridAccuracy`], a fraction.
     pub fn grid_accuracy(name: impl Into<String>, value: f64) -> Self {
         Metric { name: name.into(), value, kind: MetricKind::GridAccuracy }
     }
 
-    /// A [`MetricKind::Detail`] `word` of the metric called `name`.
+    /// Returns the [`MetricKind::Detail`] `word` of the metric `name`.
     pub fn detail(name: &str, word: &str, value: f64) -> Self {
         Metric { name: format!("{name}/{word}"), value, kind: MetricKind::Detail }
     }
 
-    /// Whether the fit behind the metric called `name` converged: a [`MetricKind::Converged`].
+    /// Returns whether the fit behind the metric `name` converged, as a [`MetricKind::Converged`].
     pub fn converged(name: &str, converged: bool) -> Self {
         let value = f64::from(u8::from(converged));
         Metric { name: format!("{name}/converged"), value, kind: MetricKind::Converged }
     }
 
-    /// The name with `protocol` added to it. A detail's word stays last: `linear/l2` becomes `linear/protocol/l2`.
+    /// Adds `protocol` to the name. The word of a detail stays last: `linear/l2` becomes
+    /// `linear/protocol/l2`.
     pub fn with_protocol(mut self, protocol: &str) -> Self {
         let is_detail = matches!(self.kind, MetricKind::Detail | MetricKind::Converged);
         self.name = match self.name.rsplit_once('/').filter(|_| is_detail) {
@@ -113,36 +115,36 @@ pub struct RowsView<'a> {
 }
 
 impl<'a> RowsView<'a> {
-    /// Rows over given values.
+    /// Builds rows from values.
     ///
     /// # Shapes
-    /// data rows·cols, row-major
+    /// data rows·cols values, row-major
     ///
     /// # Panics
-    /// If the number of values is no multiple of `cols`: a bug of the caller.
+    /// If the number of values is not a multiple of `cols`, which is a bug of the caller.
     pub fn new(data: &'a [f32], cols: usize) -> Self {
         assert!(cols > 0 && data.len().is_multiple_of(cols), "{} values in rows of {cols}", data.len());
         RowsView { data, rows: data.len() / cols, cols }
     }
 
-    /// Row `i`.
+    /// Returns row `i`.
     ///
     /// # Shapes
-    /// cols
+    /// cols values
     pub fn row(&self, i: usize) -> &'a [f32] {
         &self.data[i * self.cols..(i + 1) * self.cols]
     }
 
-    /// All rows.
+    /// Iterates over all rows.
     ///
     /// # Shapes
-    /// rows slices of cols
+    /// rows slices of cols values
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [f32]> + use<'a> {
         self.data.chunks_exact(self.cols)
     }
 }
 
-/// One split as a probe sees it.
+/// One split of a dataset, as a probe sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct SplitView<'a> {
     /// Features before the projector, from the evaluation view.
@@ -151,11 +153,11 @@ pub struct SplitView<'a> {
     pub embeddings: RowsView<'a>,
     /// Class labels, if there are any.
     pub labels: Option<&'a [u32]>,
-    /// The images behind the rows, in their order, where they are at hand.
+    /// The images of the rows, in the same order, if they are available.
     pub images: Option<&'a Arc<dyn ImageSource>>,
 }
 
-/// What a probe may read.
+/// The inputs of a probe.
 #[derive(Clone, Copy, Debug)]
 pub struct ProbeContext<'a> {
     /// The training split.
@@ -168,26 +170,27 @@ pub struct ProbeContext<'a> {
     pub levels: &'a [Clustering],
     /// Their concentrations φ, level by level.
     pub concentrations: &'a [Vec<f32>],
-    /// The run's seed.
+    /// The seed of the run.
     pub seed: u64,
-    /// The network that made the rows; none where they are no network's, such as pixels.
+    /// The network that computed the rows; `None` if there is none, as for pixels.
     pub network: Option<&'a dyn ProbedNetwork>,
-    /// The device that takes the long computations over; none where the host does them.
+    /// The device for the long computations; `None` to use the host.
     pub device: Option<&'a dyn ProbesOnDevice>,
 }
 
-/// The rows nearest to a query, nearest first: how near each is, and its number.
+/// The nearest rows of a query, nearest first: the score and the index of each.
 pub type Neighbors = Vec<(f32, u32)>;
 
-/// What a device does for probes: the two computations that take longest. The rows come from the host, and results go back to it,
-/// so that a probe is written for the host, and asks here first. Where the answer is `None`, it goes on as without a device.
+/// The operations of a device for probes: the two computations that take longest. Rows come from the host,
+/// and results return to it. A probe is written for the host and asks the device first; if the answer is
+/// `None`, it continues on the host.
 pub trait ProbesOnDevice {
-    /// The `k` rows of the bank with the highest score for each query: q·r, plus the row's `shift` where there is one. The
-    /// highest comes first, and of equal ones the one with the lower number. All rows of a bank of fewer. `None` if the device
-    /// does not take such a `k`.
+    /// Returns the `k` rows of the bank with the highest score for each query: q·r, plus the `shift` of the
+    /// row if there is one. The highest score comes first; ties go to the lower index. A bank with fewer rows
+    /// returns all of them. Returns `None` if the device does not support this `k`.
     ///
     /// # Shapes
-    /// queries (M, D), bank (N, D), shift N → M lists of scores and numbers
+    /// queries (M, D), bank (N, D), shift N → M lists of scores and indices
     ///
     /// # Errors
     /// If the device fails.
@@ -199,7 +202,7 @@ pub trait ProbesOnDevice {
         k: usize,
     ) -> Result<Option<Vec<Neighbors>>>;
 
-    /// Takes a copy of labelled rows for softmax regression. `None` if the device has not the memory.
+    /// Copies labeled rows to the device for softmax regression. Returns `None` if its memory is too small.
     ///
     /// # Shapes
     /// rows (N, D), labels N
@@ -220,10 +223,10 @@ impl std::fmt::Debug for dyn ProbesOnDevice + '_ {
     }
 }
 
-/// N labelled rows of D values in a device's memory, and softmax regression on them: the logits of C classes are W·x + b. Weights
-/// are the C rows of W, then b.
+/// N labeled rows of D values on a device, and softmax regression on them: the logits of C classes are W·x +
+/// b. Weights are the C rows of W, then b.
 pub trait RegressionOnDevice {
-    /// Σ x·xᵀ over all rows.
+    /// Returns Σ x·xᵀ over all rows.
     ///
     /// # Shapes
     /// (D, D)
@@ -232,36 +235,37 @@ pub trait RegressionOnDevice {
     /// If the device fails.
     fn scatter(&self) -> Result<Vec<f64>>;
 
-    /// Σ −log softmax(W·x + b), at each label, over a range of rows; its gradient is written.
+    /// Returns Σ −log softmax(W·x + b), at each label, over a range of rows, and writes its gradient.
     ///
     /// # Shapes
-    /// weights and gradient C·D + C
+    /// weights and gradient C·D + C values
     ///
     /// # Errors
     /// If the device fails.
     fn loss(&self, rows: Range<usize>, weights: &[f32], gradient: &mut [f64]) -> Result<f64>;
 
-    /// How many rows of a range have their largest logit, the first of equals, at their label.
+    /// Returns the number of rows in a range whose largest logit, the first if tied, is at their label.
     ///
     /// # Shapes
-    /// weights C·D + C
+    /// weights C·D + C values
     ///
     /// # Errors
     /// If the device fails.
     fn right(&self, rows: Range<usize>, weights: &[f32]) -> Result<usize>;
 }
 
-/// The views that a probe passes images through the network in.
+/// The views in which a probe passes images through the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Views {
-    /// The one deterministic view of evaluation.
+    /// The deterministic evaluation view.
     Evaluation,
-    /// Random crops and flips as in the recipe's first view, without its other steps; another draw in every epoch.
+    /// Random crops and flips as in the recipe's first view, without its other steps; drawn anew in every
+    /// epoch.
     CropFlip,
 }
 
 impl Views {
-    /// What the views add to a metric's name: nothing for the evaluation view, the usual case.
+    /// Returns the suffix for a metric's name: nothing for the evaluation view, the usual case.
     pub fn suffix(self) -> &'static str {
         match self {
             Views::Evaluation => "",
@@ -270,9 +274,9 @@ impl Views {
     }
 }
 
-/// The network that is probed, for probes that pass images through it themselves. It stays as it is.
+/// The probed network, for probes that pass images through it themselves. It is not changed.
 pub trait ProbedNetwork {
-    /// The features of one epoch's views of all images, in their order.
+    /// Returns the features of all images in the views of one epoch, in order.
     ///
     /// # Shapes
     /// N images → (N, F), row-major
@@ -287,11 +291,12 @@ pub trait ProbedNetwork {
         epoch: u64,
     ) -> Result<Vec<f32>>;
 
-    /// A copy of the encoder to be trained on shuffled batches of these images, none of its parameters frozen. Where
-    /// there are fewer images than `batch`, a batch has all of them; an incomplete last batch of an epoch is left out.
+    /// Returns a copy of the encoder for training on shuffled batches of these images, with no parameter
+    /// frozen. If there are fewer images than `batch`, a batch contains all of them. An incomplete last batch
+    /// of an epoch is left out.
     ///
     /// # Errors
-    /// As [`ProbedNetwork::features`].
+    /// The errors of [`ProbedNetwork::features`].
     fn tune(
         &self,
         images: &Arc<dyn ImageSource>,
@@ -308,19 +313,20 @@ impl std::fmt::Debug for dyn ProbedNetwork + '_ {
     }
 }
 
-/// A copy of an encoder while it is trained: [`Tuning::forward`], [`Tuning::backward`], and so on.
+/// A copy of an encoder during training: alternate [`Tuning::forward`] and [`Tuning::backward`].
 pub trait Tuning {
-    /// Batches of an epoch.
+    /// Returns the number of batches per epoch.
     fn steps_per_epoch(&self) -> u64;
 
-    /// The next batch through the encoder in training mode: the places of its images, and their features (B, F).
+    /// Passes the next batch through the encoder in training mode. Returns the indices of its images, and
+    /// their features (B, F).
     ///
     /// # Errors
-    /// If the batches are used up, an image cannot be read, or the device fails.
+    /// If no batches are left, an image cannot be read, or the device fails.
     fn forward(&mut self) -> Result<(Vec<u64>, Vec<f32>)>;
 
-    /// Carries the gradient at the features of the last batch back through the encoder, and takes a step of stochastic
-    /// gradient descent: v ← 0.9·v + g + `weight_decay`·w, w ← w − `lr`·v.
+    /// Propagates the gradient at the features of the last batch back through the encoder, and takes a step
+    /// of stochastic gradient descent: v ← 0.9·v + g + `weight_decay`·w, w ← w − `lr`·v.
     ///
     /// # Shapes
     /// (B, F)
@@ -329,7 +335,7 @@ pub trait Tuning {
     /// If there was no batch, or the device fails.
     fn backward(&mut self, gradient: Vec<f32>, lr: f64, weight_decay: f64) -> Result<()>;
 
-    /// The features of evaluation views, as they are by now.
+    /// Returns the features of evaluation views, with the current weights.
     ///
     /// # Shapes
     /// N images → (N, F), row-major
@@ -341,30 +347,30 @@ pub trait Tuning {
 
 /// A registered probe.
 pub trait Probe: Component {
-    /// When it runs.
+    /// Returns the times at which it runs.
     fn when(&self) -> When;
 
-    /// Whether it needs class labels; a run without labels refuses such a probe before it starts.
+    /// Returns whether it needs class labels. A run without labels rejects such a probe before it starts.
     fn needs_labels(&self) -> bool;
 
-    /// Whether it reads the clusterings of the training split, [`ProbeContext::levels`].
+    /// Returns whether it reads the clusterings of the training split, [`ProbeContext::levels`].
     fn reads_prototypes(&self) -> bool {
         false
     }
 
-    /// Whether its settings go together: asked before a run starts, that it does not fail at its end.
+    /// Checks the settings before the run, so that bad settings fail early.
     ///
     /// # Errors
-    /// What does not, and what to do.
+    /// If settings conflict; the error names them and the remedy.
     fn check(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Measures. A probe with nothing to measure yet (no clustering, say) returns nothing.
+    /// Measures. A probe with nothing to measure yet (for example, no clustering) returns nothing.
     ///
     /// # Errors
-    /// If the settings cannot be used, rows and labels do not fit, a value is not finite, or the network or
-    /// the device fails.
+    /// If the settings cannot be used, rows and labels do not fit, a value is NaN or infinite, or the network
+    /// or the device fails.
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>>;
 }
 
@@ -392,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_protocol_stands_before_the_word_of_a_detail() {
+    fn a_protocol_precedes_the_word_of_a_detail() {
         let named = |metric: Metric| metric.with_protocol("labels1%").name;
         assert_eq!(named(Metric::accuracy("linear", 0.5)), "linear/labels1%");
         assert_eq!(named(Metric::detail("linear", "l2", 0.1)), "linear/labels1%/l2");

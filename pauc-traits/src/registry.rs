@@ -1,8 +1,8 @@
-//! Names to components.
+//! Looks up components by name.
 //!
-//! Every [`component!`](crate::component!) submits one [`Entry`] at link time; this module finds them again,
-//! sorted by name. The order in which the linker lays entries out differs between builds and must not be seen.
-//! A binary that never names a plugin crate does not link it, so binaries name theirs (`use pauc as _;`) and call
+//! Every [`component!`](crate::component!) submits one [`Entry`] at link time. This module collects them,
+//! sorted by name. The linker's order of entries differs between builds and must not be visible. A plugin
+//! crate that the binary never names is not linked, so binaries name theirs (`use pauc as _;`) and call
 //! [`assert_linked`] once.
 
 pub use crate::kinds::{KINDS, catalog, kind, plural};
@@ -23,10 +23,10 @@ pub struct Field {
 }
 
 impl Field {
-    /// Its type without the paths of names, as a person writes it: `Option<Count>`.
+    /// Returns its type without module paths, such as `Option<Count>`.
     pub fn type_name(&self) -> String {
         let mut out = String::new();
-        // What stands between two characters that cannot be part of a path, and the character after it.
+        // The text between two characters that cannot be part of a path, and the character after it.
         for part in self.ty.replace(' ', "").split_inclusive(['<', '>', ',', '(', ')', '[', ']', ';']) {
             let name = part.rsplit("::").next().unwrap_or(part);
             out.push_str(name);
@@ -41,11 +41,11 @@ impl Field {
 /// One registered component.
 #[derive(Debug)]
 pub struct Entry<T: ?Sized + 'static> {
-    /// The name a recipe uses.
+    /// The name used in recipes.
     pub name: &'static str,
-    /// The whole documentation; the first line is the summary.
+    /// The complete documentation; the first line is the summary.
     pub doc: &'static str,
-    /// The fields in the order of their declaration.
+    /// The fields in declaration order.
     pub fields: &'static [Field],
     /// The crate that registered it.
     pub origin: &'static str,
@@ -53,28 +53,28 @@ pub struct Entry<T: ?Sized + 'static> {
     pub build: BuildFn<T>,
 }
 
-/// How an entry builds its component from the fields of a recipe.
+/// The function with which an entry builds its component from the fields of a recipe.
 pub type BuildFn<T> =
     for<'de> fn(&mut dyn erased_serde::Deserializer<'de>) -> Result<Box<T>, erased_serde::Error>;
 
 impl<T: ?Sized> Entry<T> {
-    /// The first line of the documentation.
+    /// Returns the first line of the documentation.
     pub fn summary(&self) -> &'static str {
         self.doc.trim().lines().next().unwrap_or("")
     }
 }
 
-/// What every component can do besides its job: print itself and be written back into a recipe.
+/// Abilities of every component in addition to its job: it can be printed, and written back into a recipe.
 pub trait Component: Debug + erased_serde::Serialize + Send + Sync + 'static {}
 impl<T: Debug + erased_serde::Serialize + Send + Sync + 'static> Component for T {}
 
-/// A kind of component, that is, a trait object with a registry of its own.
+/// A kind of component: a trait object with its own registry.
 pub trait Kind: Component {
-    /// What users call the kind, in lower case: "clusterer".
+    /// The name that users see, in lower case: "clusterer".
     const NAME: &'static str;
-    /// The same for several: "clusterers".
+    /// The plural of the name: "clusterers".
     const PLURAL: &'static str;
-    /// All entries, sorted by name.
+    /// Returns all entries, sorted by name.
     fn entries() -> Vec<&'static Entry<Self>>;
 }
 
@@ -94,37 +94,37 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// The first line of the documentation.
+    /// Returns the first line of the documentation.
     pub fn summary(&self) -> &'static str {
         self.doc.trim().lines().next().unwrap_or("")
     }
 }
 
-/// What is wrong with a registry.
+/// An error of the registry.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum RegistryError {
     /// No component of a kind was linked.
     #[error(
-        "no {0} is registered: the binary does not link the crates that define them (write `use pauc as _;`)"
+        "no {0} is registered: the binary does not link the crates that define them; add `use pauc as _;`"
     )]
     Empty(&'static str),
     /// Two components share a name.
-    #[error("two components are called `{name}` ({first} and {second}): rename one of them")]
+    #[error("two components are named `{name}` ({first} and {second}); rename one of them")]
     Duplicate {
         /// The name.
         name: &'static str,
-        /// Kind and crate of one.
+        /// Kind and crate of the first.
         first: String,
-        /// Kind and crate of the other.
+        /// Kind and crate of the second.
         second: String,
     },
 }
 
-/// Checks that every kind has entries and that all names are unique, terms of both kinds and all others alike.
+/// Checks that every kind has entries and that all names are unique within their namespace.
 ///
 /// # Errors
 /// [`RegistryError::Empty`] for a kind without components, [`RegistryError::Duplicate`] for a name that two
-/// of them have.
+/// components share.
 pub fn assert_linked() -> Result<(), RegistryError> {
     check(&catalog())
 }
@@ -135,7 +135,7 @@ fn check(all: &[Listing]) -> Result<(), RegistryError> {
     }
     let mut sorted: Vec<&Listing> = all.iter().collect();
     sorted.sort_by_key(|l| l.name);
-    // Kinds have namespaces of their own, except the two kinds of terms, which share one.
+    // Each kind is a namespace, except that the two kinds of terms share one.
     let space = |l: &Listing| if l.kind == "regularizer" { "contrastive loss" } else { l.kind };
     for (i, a) in sorted.iter().enumerate() {
         for b in sorted[i + 1..].iter().take_while(|b| b.name == a.name) {

@@ -1,8 +1,8 @@
 //! Counter-based random streams.
 //!
-//! A random number is a function of what it is for (seed, purpose, epoch, sample, view), never of how many were
-//! drawn before it. So any thread may draw for any sample in any order, and a run that was interrupted continues
-//! with the numbers it would have had.
+//! A random number is a function of its purpose (seed, purpose, epoch, sample, view), never of the number of
+//! draws before it. Therefore any thread may draw for any sample in any order, and a resumed run continues
+//! with the same numbers.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 /// The generator behind every stream: ChaCha with 8 rounds, seekable and the same on every platform.
 pub type Stream = ChaCha8Rng;
 
-/// What random numbers are for. Two purposes never share a stream.
+/// The purpose of random numbers. Two purposes never share a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u64)]
 pub enum Purpose {
@@ -18,23 +18,23 @@ pub enum Purpose {
     Init = 1,
     /// The order of samples within an epoch.
     Shuffle = 2,
-    /// A view's augmentations.
+    /// The augmentations of a view.
     View = 3,
     /// Clustering: initial centroids, splits of empty clusters.
     Cluster = 4,
-    /// Negatives drawn by a term.
+    /// The negatives drawn by a term.
     Negatives = 5,
     /// Procedural data.
     Data = 6,
     /// Probes: subsets, initial weights of online classifiers.
     Probe = 7,
-    /// Whatever a plugin needs.
+    /// Any use in a plugin.
     Plugin = 8,
-    /// Values of random sweeps.
+    /// The values of random sweeps.
     Sweep = 9,
 }
 
-/// The stream of `(seed, purpose, epoch, sample, view)`.
+/// Returns the stream of `(seed, purpose, epoch, sample, view)`.
 pub fn stream(seed: u64, purpose: Purpose, epoch: u64, sample: u64, view: u64) -> Stream {
     let mut key = [0u8; 32];
     for (chunk, word) in key.chunks_exact_mut(8).zip([seed, purpose as u64, epoch, sample]) {

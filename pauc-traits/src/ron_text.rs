@@ -1,31 +1,31 @@
-//! The text of recipes: how RON is read, what is wrong with it, and values whose type depends on how they are written.
+//! The text of recipes: RON options, errors with codes, and values whose type depends on their form.
 //!
-//! An error raised here carries a code and, where one is known, a remedy. It travels through serde as text in the form
-//! that [`Problem`] defines, and is taken apart again where it is printed.
+//! Errors raised here carry a code and, if one is known, a remedy. They pass through serde as text in the format
+//! of [`Problem`], which parses them again for display.
 
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, Visitor};
 use std::fmt;
 
-/// RON as recipes are written: `Name(field: value)` for components, no `Some(…)` around optional values.
+/// Returns RON options for recipes: `Name(field: value)` for components, no `Some(…)` around optional values.
 pub fn options() -> ron::Options {
     use ron::extensions::Extensions;
     ron::Options::default()
         .with_default_extension(Extensions::UNWRAP_VARIANT_NEWTYPES | Extensions::IMPLICIT_SOME)
 }
 
-/// A recipe error with its code, as it travels through serde.
+/// A recipe error with its code, in a form that passes through serde.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The code that `explain` describes, such as `E0103`.
     pub code: &'static str,
     /// What is wrong.
     pub message: String,
-    /// The offending word, if it is one.
+    /// The offending word, if the error is about one.
     pub word: Option<String>,
     /// A replacement for the offending word.
     pub suggestion: Option<String>,
-    /// Further help, such as the list of what is allowed.
+    /// Further help, such as a list of the allowed names.
     pub help: Option<String>,
 }
 
@@ -46,7 +46,7 @@ pub mod code {
 }
 
 impl Problem {
-    /// The problem as a serde error.
+    /// Encodes the problem as a serde error.
     pub fn raise<E: de::Error>(self) -> E {
         let part = |p: Option<String>| p.unwrap_or_default();
         let s = SEPARATOR;
@@ -55,7 +55,7 @@ impl Problem {
         E::custom(format!("{s}{code}{s}{message}{s}{optional}{s}"))
     }
 
-    /// Takes a serde error's text apart, if a [`Problem`] raised it.
+    /// Decodes the text of a serde error, if a [`Problem`] raised it.
     pub fn parse(text: &str) -> Option<Problem> {
         let mut parts = text.split(SEPARATOR).skip(1);
         let code = parts.next()?;
@@ -65,7 +65,7 @@ impl Problem {
         Some(Problem { code, message, word: optional(), suggestion: optional(), help: optional() })
     }
 
-    /// The problem behind an error of RON's own, if a name or a field is not one of those that are known.
+    /// Converts RON's own error for an unknown name or field.
     pub fn of_ron(error: &ron::Error) -> Option<Problem> {
         match error {
             ron::Error::NoSuchEnumVariant { expected, found, .. } => {
@@ -91,7 +91,7 @@ impl Problem {
             word: Some(name.into()),
             suggestion: did_you_mean(name, known.iter().copied()).map(str::to_string),
             help: Some(if known.is_empty() {
-                "there are none".into()
+                "known: none".into()
             } else {
                 format!("known: {}", known.join(", "))
             }),
@@ -126,11 +126,11 @@ impl Problem {
     }
 }
 
-/// An identifier that has to be one of a set: a field or a component.
+/// An identifier that must be one of a set: a field or a component.
 pub struct OneOf<'a> {
-    /// What it is, for the error of a value that is no identifier at all.
+    /// A description, for the error of a value that is not an identifier.
     pub expecting: &'a str,
-    /// Builds the error for a name that `known` does not hold.
+    /// Returns the error for an unknown name, or `None`.
     pub unknown: &'a dyn Fn(&str) -> Option<Problem>,
 }
 
@@ -154,7 +154,7 @@ impl<'de> Visitor<'de> for OneOf<'_> {
     }
 }
 
-/// A value's own text, for values whose type depends on how they are written (a number or a schedule).
+/// The source text of a value, for values whose type depends on their form (a number or a schedule).
 #[derive(Debug)]
 pub struct Spanned(Box<ron::value::RawValue>);
 
@@ -165,23 +165,23 @@ impl<'de> Deserialize<'de> for Spanned {
 }
 
 impl Spanned {
-    /// Whether the value is `Name` or `Name(…)` rather than a number.
+    /// Returns whether the value is `Name` or `Name(…)` rather than a number.
     pub fn starts_with_identifier(&self) -> bool {
         self.0.get_ron().trim_start().starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
     }
 
-    /// The text as it stands, without the space around it.
+    /// Returns the text without surrounding whitespace.
     pub fn text(&self) -> &str {
         self.0.get_ron().trim()
     }
 
-    /// Whether the value begins with this name.
+    /// Returns whether the value begins with this name.
     pub fn starts_with(&self, name: &str) -> bool {
         let rest = self.0.get_ron().trim_start().strip_prefix(name);
         rest.is_some_and(|r| !r.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_'))
     }
 
-    /// Parses the text; the error keeps its cause, its position becomes the whole value's.
+    /// Parses the text. An error keeps its cause, and its position is that of the whole value.
     ///
     /// # Errors
     /// If the text is not a `T`.
@@ -197,7 +197,7 @@ impl Spanned {
     }
 }
 
-/// The name among `known` that a misspelt `name` most probably meant.
+/// Returns the name among `known` that a misspelled `name` probably means.
 pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = name.to_lowercase();
     known

@@ -1,10 +1,10 @@
-//! Stretches of training, and values that change along it.
+//! Durations in training, and values that change over time.
 
 use crate::ron_text::Spanned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt::Debug;
 
-/// How long a run is.
+/// The length of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Horizon {
     /// Optimizer steps in one epoch.
@@ -13,28 +13,28 @@ pub struct Horizon {
     pub total_steps: u64,
 }
 
-/// Where a run is: the step about to be taken, counted from 0, and the run's length.
+/// A point in a run: the next step, counted from 0, and the length of the run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Clock {
-    /// The step about to be taken.
+    /// The next step.
     pub step: u64,
-    /// The run's length.
+    /// The length of the run.
     pub horizon: Horizon,
 }
 
 impl Clock {
-    /// A clock that stands at the only step of a run of one step: for evaluating a term outside a run.
+    /// Returns the clock of a run of a single step, for evaluating a term outside a run.
     pub fn still() -> Self {
         Clock { step: 0, horizon: Horizon { steps_per_epoch: 1, total_steps: 1 } }
     }
 
-    /// The epoch of the current step.
+    /// Returns the epoch of the current step.
     pub fn epoch(&self) -> u64 {
         self.step / self.horizon.steps_per_epoch.max(1)
     }
 }
 
-/// A stretch of training, written `Steps(500)`, `Epochs(2)` or `Fraction(0.1)` (of the whole run).
+/// A duration in training, written `Steps(500)`, `Epochs(2)` or `Fraction(0.1)` (of the whole run).
 ///
 /// ```
 /// use pauc_traits::{Horizon, TrainingSpan, UnitInterval};
@@ -54,12 +54,12 @@ pub enum TrainingSpan {
 }
 
 impl TrainingSpan {
-    /// Whole epochs, for defaults in code.
+    /// Returns whole epochs, for defaults in code.
     pub const fn epochs(n: u32) -> Self {
         TrainingSpan::Epochs(crate::NonNegative::lit(n as f64))
     }
 
-    /// The stretch in optimizer steps, rounded to the nearest.
+    /// Returns the duration in optimizer steps, rounded to the nearest.
     pub fn steps(&self, horizon: &Horizon) -> u64 {
         match *self {
             TrainingSpan::Steps(n) => n,
@@ -79,43 +79,43 @@ impl std::fmt::Display for TrainingSpan {
     }
 }
 
-/// A value along training. `T` is the validated number type of the ends.
+/// A value that changes during training. `T` is the validated number type of its ends.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Schedule<T> {
-    /// A straight line from `from` to `to` over the stretch, then `to`.
+    /// A straight line from `from` to `to` over the duration, then `to`.
     Linear {
         /// First value.
         from: T,
         /// Last value.
         to: T,
-        /// How long it takes.
+        /// The duration.
         over: TrainingSpan,
     },
-    /// Half a cosine from `from` to `to` over the stretch, then `to`.
+    /// Half a cosine from `from` to `to` over the duration, then `to`.
     Cosine {
         /// First value.
         from: T,
         /// Last value.
         to: T,
-        /// How long it takes.
+        /// The duration.
         over: TrainingSpan,
     },
-    /// `from` until the stretch has passed, `to` afterwards.
+    /// `from` before the given time, `to` afterwards.
     Step {
-        /// Value before.
+        /// The value before.
         from: T,
-        /// Value afterwards.
+        /// The value afterwards.
         to: T,
         /// When it changes.
         at: TrainingSpan,
     },
-    /// A straight line from zero to `to` over the stretch, then `to`: `to·(step+1)/steps`, so that the first step
-    /// is not lost.
+    /// A straight line from zero to `to` over the duration, then `to`. The value is `to·(step+1)/steps`, so
+    /// that the first step is not lost.
     Warmup {
-        /// The value reached.
+        /// The last value.
         to: T,
-        /// How long it takes.
+        /// The duration.
         over: TrainingSpan,
     },
 }
@@ -146,7 +146,7 @@ pub enum Scheduled<T> {
 }
 
 impl<T: Copy + Into<f64>> Scheduled<T> {
-    /// The value at a step.
+    /// Returns the value at a step.
     pub fn at(&self, clock: &Clock) -> f64 {
         let progress = |over: &TrainingSpan| {
             let steps = over.steps(&clock.horizon);
@@ -176,7 +176,7 @@ impl<T: Copy + Into<f64>> Scheduled<T> {
         }
     }
 
-    /// The value that it ends with, in a run that is long enough.
+    /// Returns the last value in a run that is long enough.
     pub fn last(&self) -> f64 {
         match self {
             Scheduled::Constant(v) => (*v).into(),
@@ -189,7 +189,7 @@ impl<T: Copy + Into<f64>> Scheduled<T> {
         }
     }
 
-    /// The largest value that it takes.
+    /// Returns the largest value.
     pub fn largest(&self) -> f64 {
         match self {
             Scheduled::Along(
@@ -199,7 +199,7 @@ impl<T: Copy + Into<f64>> Scheduled<T> {
         }
     }
 
-    /// The value at the end of the run, and whether it is the same throughout.
+    /// Returns the value at the end of the run.
     pub fn settled(&self, horizon: &Horizon) -> f64 {
         self.at(&Clock { step: horizon.total_steps, horizon: *horizon })
     }

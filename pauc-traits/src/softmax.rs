@@ -1,11 +1,11 @@
-//! What a device can do for a term with a softmax over inner products, beyond dfdx's operations.
+//! Device kernels for terms with a softmax over inner products.
 //!
-//! A [`SoftmaxKernels`] computes a loss together with its gradients, without a matrix of all logits. A term that
-//! uses it has two functions: its definition in dfdx operations, and a second one, generic over devices, in terms
-//! of this trait. [`Batch::softmax_kernels`] says whether there is anything to use.
+//! A [`SoftmaxKernels`] computes a loss together with its gradients, without a matrix of all logits. A term
+//! that uses it has two implementations: its definition in dfdx operations, and one in terms of this trait,
+//! generic over devices. [`Batch::softmax_kernels`] returns the kernels, if the device has any.
 //!
-//! [`Scale`], [`Bank`], [`Positives`] and [`Graded`] are those of `pauc-kernels`, with the rows, numbers and
-//! gradients of the device.
+//! [`Scale`], [`Bank`], [`Positives`] and [`Graded`] are those of `pauc-kernels`, with the row, number and
+//! gradient types of the device.
 
 use crate::backend::{Backend, Scalar, Taped, Value};
 use crate::batch::{Batch, Constant};
@@ -17,14 +17,14 @@ pub use pauc_kernels::softmax::{Bank, Graded, Positives, Scale};
 
 /// Cross-entropies of a softmax over inner products, with their gradients, on one device.
 pub trait SoftmaxKernels<E: Scalar, D: Backend<E>>: Sized {
-    /// Rows as the kernels read them.
+    /// The type of rows that the kernels read.
     type Rows;
-    /// A number, which the device may not have computed yet.
+    /// A number, which the device may still be computing.
     type Number;
-    /// A gradient in row-major order, in whatever memory the kernels leave it.
+    /// A gradient in row-major order, in the memory in which the kernels leave it.
     type Gradient;
 
-    /// A matrix as the kernels read it.
+    /// Converts a matrix to rows for the kernels.
     ///
     /// # Shapes
     /// (N, D)
@@ -33,7 +33,7 @@ pub trait SoftmaxKernels<E: Scalar, D: Backend<E>>: Sized {
     /// If the device fails.
     fn rows<T: Tape<E, D>>(&self, matrix: &Matrix<E, D, T>) -> Result<Self::Rows>;
 
-    /// A constant matrix as the kernels read it.
+    /// Converts a constant matrix to rows for the kernels.
     ///
     /// # Shapes
     /// (N, D)
@@ -42,8 +42,9 @@ pub trait SoftmaxKernels<E: Scalar, D: Backend<E>>: Sized {
     /// If the device fails.
     fn constant_rows(&self, constant: &Constant<E, D>) -> Result<Self::Rows>;
 
-    /// mean_i −log [ e^{s_i q_i·k_i} / (e^{s_i q_i·k_i} + Σ_c e^{s_c q_i·c}) ] over the rows c of all banks, and its
-    /// gradient with respect to the queries q. `positives` are the keys k with their scales s.
+    /// Computes mean_i −log [ e^{s_i q_i·k_i} / (e^{s_i q_i·k_i} + Σ_c e^{s_c q_i·c}) ] over the rows c of
+    /// all banks, and its gradient with respect to the queries q. `positives` are the keys k with their
+    /// scales s.
     ///
     /// # Shapes
     /// `queries` and `positives` (B, D), each bank (M, D) → scalar, (B, D). D is `dim`.
@@ -58,8 +59,8 @@ pub trait SoftmaxKernels<E: Scalar, D: Backend<E>>: Sized {
         dim: usize,
     ) -> Result<Graded<Self::Number, Self::Gradient>>;
 
-    /// The same of the rows of two views, each compared with all others. Its positive is the other view. The
-    /// gradients are those of the views, as queries and as candidates.
+    /// Computes the same loss for the rows of two views, each compared with all others. The positive of a row
+    /// is its other view. The gradients with respect to the views include both roles, query and candidate.
     ///
     /// # Shapes
     /// `views` (B, D) each → scalar, (B, D) each. D is `dim`.
@@ -73,7 +74,7 @@ pub trait SoftmaxKernels<E: Scalar, D: Backend<E>>: Sized {
         dim: usize,
     ) -> Result<Graded<Self::Number, [Self::Gradient; 2]>>;
 
-    /// Σ a·b over the elements of some matrices a and the gradients b with respect to them.
+    /// Returns Σ a·b over the elements of some matrices a and the gradients b with respect to them.
     ///
     /// # Shapes
     /// as many gradients as matrices, of the same shapes → scalar
@@ -82,7 +83,7 @@ pub trait SoftmaxKernels<E: Scalar, D: Backend<E>>: Sized {
     /// If the device fails.
     fn dot(&self, rows: &[&Self::Rows], gradients: &[&Self::Gradient]) -> Result<Self::Number>;
 
-    /// Puts a loss with its gradients on the tape: the backward pass only scales them.
+    /// Records a loss with its gradients on the tape: the backward pass only scales them.
     ///
     /// # Errors
     /// If the device fails.
@@ -92,7 +93,7 @@ pub trait SoftmaxKernels<E: Scalar, D: Backend<E>>: Sized {
 /// A summand with its weight.
 #[derive(Clone, Copy, Debug)]
 pub struct Weighted<T> {
-    /// What the summand is multiplied with.
+    /// The factor of the summand.
     pub weight: f64,
     /// The summand.
     pub summand: T,
@@ -114,7 +115,7 @@ pub struct TemperatureGradient<E: Scalar, D: Backend<E>, N> {
     pub derivative: Vec<Weighted<N>>,
 }
 
-/// A loss whose gradients [`SoftmaxKernels`] computed along with it. It is a sum of what they return.
+/// A loss whose gradients [`SoftmaxKernels`] computed along with it. It is a sum of results of the kernels.
 pub struct FusedLoss<E: Scalar, D: Backend<E>, K: SoftmaxKernels<E, D>> {
     /// The loss, a sum.
     pub value: Vec<Weighted<K::Number>>,
@@ -125,7 +126,7 @@ pub struct FusedLoss<E: Scalar, D: Backend<E>, K: SoftmaxKernels<E, D>> {
 }
 
 impl<E: Scalar, D: Backend<E>, K: SoftmaxKernels<E, D>> FusedLoss<E, D, K> {
-    /// Zero. `log_temperature` is the leaf of a learnable temperature.
+    /// Starts with zero. `log_temperature` is the leaf of a learnable temperature.
     ///
     /// # Shapes
     /// log_temperature (1, 1)
@@ -152,16 +153,17 @@ impl<E: Scalar, D: Backend<E>, K: SoftmaxKernels<E, D>> FusedLoss<E, D, K> {
         weight: f64,
         summand: K::Gradient,
     ) -> Result<()> {
-        // dfdx lays a gradient out like its tensor. Contiguous rows are not copied.
+        // dfdx stores a gradient in the layout of its tensor. Contiguous rows are not copied.
         let rows = rows.try_contiguous().map_err(Error::device)?;
         self.gradients.push(RowGradient { rows, gradient: Weighted { weight, summand } });
         Ok(())
     }
 
-    /// Adds `weight` times a number to the derivative by ln τ. The number is computed only if τ is learnt.
+    /// Adds `weight` times a number to the derivative with respect to ln τ. The number is computed only if τ
+    /// is learned.
     ///
     /// # Errors
-    /// As `number`.
+    /// The errors of `number`.
     pub fn add_by_log_temperature(
         &mut self,
         weight: f64,
@@ -174,7 +176,7 @@ impl<E: Scalar, D: Backend<E>, K: SoftmaxKernels<E, D>> FusedLoss<E, D, K> {
     }
 }
 
-/// The kernels of a device that has none. There is no value of this type.
+/// The kernels of a device without kernels. There is no value of this type.
 #[derive(Clone, Copy, Debug)]
 pub enum NoKernels {}
 
@@ -210,7 +212,8 @@ impl<E: Scalar, D: Backend<E>> SoftmaxKernels<E, D> for NoKernels {
 }
 
 impl<E: Scalar, D: Backend<E>> Batch<E, D> {
-    /// The kernels of the batch's device for a softmax: `None` if it has none, or the batch is empty.
+    /// Returns the kernels of the batch's device for a softmax, or `None` if it has none or the batch is
+    /// empty.
     ///
     /// # Errors
     /// If the device fails.

@@ -1,4 +1,4 @@
-//! Temperatures: given, or learnt with the network.
+//! Temperatures: given, or learned with the network.
 
 use crate::backend::{Backend, Scalar, Taped};
 use crate::ops::{self, Matrix};
@@ -11,14 +11,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A temperature τ: a number, a [`crate::schedule::Schedule`], or `Learnable(init: 0.07, min: 0.01)`.
 ///
-/// A learnable τ is e^ℓ with a parameter ℓ of the term, so that it stays positive and its steps are relative; after
-/// every step it is raised to `min` where it fell below. ℓ does not decay. Source: CLIP (Radford et al. 2021), whose
-/// limit of 100 on 1/τ is `min: 0.01`.
+/// A learnable τ is e^ℓ, where ℓ is a parameter of the term. It stays positive, and its steps are relative.
+/// After every step, a τ below `min` is raised to `min`. ℓ has no weight decay. Source: CLIP (Radford et al.
+/// 2021), whose limit of 100 on 1/τ is `min: 0.01`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Temperature {
     /// A constant or a schedule.
     Given(Scheduled<Positive>),
-    /// Learnt with the network.
+    /// Learned with the network.
     Learnable(Learnable),
 }
 
@@ -42,7 +42,7 @@ fn smallest() -> Positive {
     Positive::lit(0.01)
 }
 
-/// The one form that [`Scheduled`] does not know.
+/// The form that [`Scheduled`] does not have.
 #[derive(Serialize, Deserialize)]
 enum Form {
     Learnable(Learnable),
@@ -52,7 +52,7 @@ enum Form {
 const NAME: &str = "ln_temperature";
 
 impl Temperature {
-    /// The parameter of a learnable temperature, for [`crate::TermInfo::parameters`].
+    /// Returns the parameter of a learnable temperature, for [`crate::TermInfo::parameters`].
     pub fn parameters(&self) -> Vec<TermParameter> {
         let Temperature::Learnable(Learnable { init, min }) = self else { return Vec::new() };
         vec![TermParameter {
@@ -65,7 +65,7 @@ impl Temperature {
         }]
     }
 
-    /// τ of a given temperature at a step, and of a learnable one at its start.
+    /// Returns τ of a given temperature at a step, and the initial τ of a learnable one.
     pub fn planned(&self, clock: &Clock) -> f64 {
         match self {
             Temperature::Given(t) => t.at(clock),
@@ -73,7 +73,7 @@ impl Temperature {
         }
     }
 
-    /// τ of a batch.
+    /// Returns τ for a batch.
     ///
     /// # Errors
     /// If the batch lacks the parameter of a learnable temperature.
@@ -84,13 +84,13 @@ impl Temperature {
         }
     }
 
-    /// The leaf ℓ = ln τ of a learnable temperature, for terms that bring their own gradient.
+    /// Returns the leaf ℓ = ln τ of a learnable temperature, for terms that compute their own gradient.
     ///
     /// # Shapes
     /// (1, 1)
     ///
     /// # Errors
-    /// If the batch lacks it.
+    /// If the batch lacks the parameter.
     pub fn leaf<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Option<Matrix<E, D>>> {
         match self {
             Temperature::Given(_) => Ok(None),
@@ -98,7 +98,7 @@ impl Temperature {
         }
     }
 
-    /// cosines/τ, with the gradient of a learnable τ.
+    /// Returns cosines/τ, with the gradient of a learnable τ.
     ///
     /// # Shapes
     /// (N, M) → (N, M)
@@ -114,7 +114,8 @@ impl Temperature {
             Temperature::Given(t) => Ok(cosines / E::of(t.at(batch.clock()))),
             Temperature::Learnable(_) => {
                 let shape = *cosines.shape();
-                // 1/τ for each row as a product, then along the rows: no single step spreads one number over a matrix.
+                // 1/τ for each row as a product, then broadcast along the rows: no single step broadcasts one
+                // number to a matrix.
                 let inverse = (batch.parameter(NAME)? * E::of(-1.0)).exp();
                 let ones = ops::constant(batch.device(), vec![E::one(); shape.0], (shape.0, 1));
                 let column = ones.retaped::<OwnedTape<E, D>>().matmul(inverse).reshape_like(&(shape.0,));
@@ -179,7 +180,7 @@ mod tests {
         assert_eq!(p.init, Init::Constant(0.01f64.ln()));
         let mut low = [-9.0f32];
         p.after.apply(&mut low, 1);
-        // ln 0.01 is rounded once, which the exponential makes relative, and rounded again.
+        // ln 0.01 is rounded once; the exponential turns this into a relative error, and is rounded again.
         assert_within!(low[0].exp(), 0.01, tolerance::f32(1, 0.01 * (-0.01f64.ln() + 2.0)));
         let mut rows = [3.0f32, 4.0, 0.0, 0.0];
         After::UnitRows.apply(&mut rows, 2);
@@ -205,8 +206,9 @@ mod tests {
         };
         let (_, found) = at(-0.7);
         let want = (at(-0.7 + 1e-5).0 - at(-0.7 - 1e-5).0) / 2e-5;
-        // Six exponentials e^a with a = c/τ, |a| ≤ e^0.7 = s. By ln τ their third derivative is −e^a(a + 3a² + a³). A unit
-        // row of three, a quotient, an exponential and a sum of six are 16 operations, of which s raises the error.
+        // Six exponentials e^a with a = c/τ, |a| ≤ e^0.7 = s. Their third derivative with respect to ln τ is
+        // −e^a(a + 3a² + a³). A unit row of three, a quotient, an exponential and a sum of six are 16
+        // operations, whose error is multiplied by s.
         let s = 0.7f64.exp();
         let (largest, third) = (6.0 * s.exp(), 6.0 * s.exp() * (s + 3.0 * s * s + s * s * s));
         assert_within!(found, want, tolerance::central_difference(1e-5, third, 16, s * largest));

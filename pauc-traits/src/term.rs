@@ -5,18 +5,18 @@ use crate::registry::Component;
 use crate::{Batch, Result};
 use dfdx::prelude::Cpu;
 
-/// What a term reads of a [`Batch`]. The engine computes only what some term of the objective asks for.
+/// The inputs that a term reads from a [`Batch`]. The engine computes only those that some term needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Views whose online embeddings q are read; gradients flow into them.
     pub queries: &'static [usize],
-    /// Views whose keys k are read: momentum embeddings where there is a momentum encoder, otherwise the online
-    /// embeddings of that view, with gradient.
+    /// Views whose keys k are read. Keys are momentum embeddings if there is a momentum encoder. Otherwise
+    /// they are the online embeddings of that view, with gradient.
     pub keys: &'static [usize],
-    /// Views whose predictions are read; gradients flow into them. Where the run has no predictor, the embeddings of
-    /// the view stand in for them, so the view counts as a query too.
+    /// Views whose predictions are read; gradients flow into them. In a run without a predictor, the
+    /// embeddings of the view replace them, so the view also counts as a query.
     pub predictions: &'static [usize],
-    /// Whether the keys have to come from a momentum encoder.
+    /// Whether the keys must come from a momentum encoder.
     pub momentum: bool,
     /// Whether the queue of past keys is read.
     pub queue: bool,
@@ -26,44 +26,45 @@ pub struct Needs {
     pub labels: bool,
 }
 
-/// The sizes of a run, as far as a term's chance level and rules depend on them.
+/// The sizes of a run that a term's chance level and rules depend on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
-    /// Samples in a batch, B.
+    /// The number of samples per batch, B.
     pub batch: usize,
-    /// Width of the embeddings, D.
+    /// The width of the embeddings, D.
     pub dim: usize,
-    /// Training samples, N.
+    /// The number of training samples, N.
     pub samples: usize,
     /// Whether there is a momentum encoder.
     pub momentum: bool,
-    /// Whether there is a predictor behind the projector.
+    /// Whether there is a predictor after the projector.
     pub predictor: bool,
-    /// The queue's length M, if there is one.
+    /// The length M of the queue, if there is one.
     pub queue: Option<usize>,
-    /// The prototypes of each level, `None` where only the fit will tell; no clusterer: empty.
+    /// The number of prototypes of each level, `None` if only the fit determines it; empty without a
+    /// clusterer.
     pub prototypes: Vec<Option<usize>>,
     /// The number of classes, if there are labels.
     pub classes: Option<usize>,
 }
 
-/// How grave a [`Finding`] is.
+/// The severity of a [`Finding`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// The run would do what was asked, but probably not what was meant.
+    /// The run would do as written, but probably not as intended.
     Warning,
-    /// The run could not be carried out.
+    /// The run would fail.
     Error,
 }
 
-/// Something that a rule across several fields of a recipe found.
+/// A problem found by a rule that involves several fields of a recipe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// How grave it is.
+    /// Its severity.
     pub severity: Severity,
     /// The code that `explain` describes, such as `E0203`.
     pub code: &'static str,
-    /// The field of the component at fault, or `None` for the whole component.
+    /// The field at fault, or `None` for the whole component.
     pub field: Option<&'static str>,
     /// What is wrong, with the numbers.
     pub message: String,
@@ -71,38 +72,39 @@ pub struct Finding {
     pub help: String,
 }
 
-/// A matrix that belongs to a term: learnable, such as SwAV's prototypes, or remembered, such as DINO's center.
+/// A matrix that belongs to a term: learnable, such as SwAV's prototypes, or remembered, such as DINO's
+/// center.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TermParameter {
     /// Its name within the term.
     pub name: &'static str,
-    /// Rows.
+    /// The number of rows.
     pub rows: usize,
-    /// Columns.
+    /// The number of columns.
     pub cols: usize,
-    /// How it starts.
+    /// Its initial values.
     pub init: Init,
-    /// What happens to it at every optimizer step.
+    /// How it changes at an optimizer step.
     pub after: After,
-    /// How long it stays as it started.
+    /// How long it keeps its initial values.
     pub frozen: Option<crate::TrainingSpan>,
 }
 
-/// What happens to a [`TermParameter`] at an optimizer step.
+/// How a [`TermParameter`] changes at an optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum After {
-    /// The optimizer moves it.
+    /// The optimizer updates it.
     Free,
-    /// The optimizer moves it; then its rows are rescaled to unit length.
+    /// The optimizer updates it; then its rows are rescaled to unit length.
     UnitRows,
-    /// The optimizer moves it without decaying it; then values below the bound are set to the bound.
+    /// The optimizer updates it without weight decay; then values below the bound are set to the bound.
     AtLeast(f64),
-    /// No gradient reaches it: the term replaces it with [`Batch::remember`].
+    /// It has no gradient: the term replaces it with [`Batch::remember`].
     Remembered,
 }
 
 impl After {
-    /// Carries it out on values in row-major order.
+    /// Applies the change that follows the optimizer's update to values in row-major order.
     ///
     /// # Shapes
     /// values (rows, cols)
@@ -120,7 +122,7 @@ impl After {
     }
 }
 
-/// How a [`TermParameter`] starts.
+/// The initial values of a [`TermParameter`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// Independent normal values of the given standard deviation.
@@ -129,64 +131,66 @@ pub enum Init {
     Constant(f64),
 }
 
-/// How many candidates a term's softmax compares.
+/// The numbers of candidates in a term's softmax.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contrast {
-    /// Positives for each query.
+    /// The number of positives per query.
     pub positives: usize,
-    /// Negatives for each query.
+    /// The number of negatives per query.
     pub negatives: usize,
 }
 
-/// What is known of a term without any tensor.
+/// Properties of a term that do not depend on tensors.
 pub trait TermInfo {
-    /// What the term reads.
+    /// Returns the inputs that the term reads.
     fn needs(&self) -> Needs;
 
-    /// The value when the embeddings carry no information about the task: a term that stays there has not learnt.
-    /// `None` where there is no such value.
+    /// Returns the value of the term when the embeddings carry no information about the task, or `None` if
+    /// there is no such value. A term that stays there has not learned.
     fn chance_level(&self, facts: &Facts) -> Option<f64>;
 
-    /// What the term's own rules say of a run of these sizes. Missing inputs are found by the engine from
-    /// [`TermInfo::needs`] and need no rule here.
+    /// Applies the term's own rules to a run of these sizes. The engine reports missing inputs from
+    /// [`TermInfo::needs`]; they need no rule here.
     fn check(&self, _facts: &Facts) -> Vec<Finding> {
         Vec::new()
     }
 
-    /// The positives and negatives of each query, for terms that have such.
+    /// Returns the number of positives and negatives per query, for terms that have them.
     fn contrast(&self, _facts: &Facts) -> Option<Contrast> {
         None
     }
 
-    /// The matrices that the term learns or remembers.
+    /// Returns the matrices that the term learns or remembers.
     fn parameters(&self, _facts: &Facts) -> Vec<TermParameter> {
         Vec::new()
     }
 }
 
-/// A loss that pulls embeddings towards positives and away from other candidates, or towards targets.
+/// A loss that pulls embeddings toward positives and away from other candidates, or toward targets.
 ///
-/// Implement it for every `E` and `D` with plain dfdx operations, and it runs in `f32` and `f64` on every device.
+/// Implement it for every `E` and `D` with plain dfdx operations; it then runs in `f32` and `f64` on every
+/// device.
 pub trait ContrastiveLoss<E: Scalar, D: Backend<E>>: TermInfo {
-    /// The loss of a batch, a scalar on the tape.
+    /// Computes the loss of a batch, a scalar on the tape.
     ///
     /// # Errors
-    /// [`crate::Error::Missing`] if the batch lacks something that [`TermInfo::needs`] names.
+    /// [`crate::Error::Missing`] if the batch lacks an input that [`TermInfo::needs`] names.
     fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>>;
 }
 
 /// A penalty on how embeddings or prototypes are distributed.
 ///
-/// Implement it for every `E` and `D` with plain dfdx operations, and it runs in `f32` and `f64` on every device.
+/// Implement it for every `E` and `D` with plain dfdx operations; it then runs in `f32` and `f64` on every
+/// device.
 pub trait Regularizer<E: Scalar, D: Backend<E>>: TermInfo {
-    /// The penalty of a batch, a scalar on the tape.
+    /// Computes the penalty of a batch, a scalar on the tape.
     ///
     /// # Errors
-    /// [`crate::Error::Missing`] if the batch lacks something that [`TermInfo::needs`] names.
+    /// [`crate::Error::Missing`] if the batch lacks an input that [`TermInfo::needs`] names.
     fn penalty(&self, batch: &Batch<E, D>) -> Result<Value<E, D>>;
 }
 
-/// Traits that hold for a term in every element type and on every device that this build knows.
+/// Declares traits of terms that work for every element type and device of this build.
 macro_rules! portable {
     ($($(#[$doc:meta])* $name:ident: $on:ident;)*) => { $(
         #[cfg(not(feature = "cuda"))]
@@ -203,14 +207,14 @@ macro_rules! portable {
 }
 
 portable! {
-    /// A contrastive loss for every element type and device that this build knows.
+    /// A contrastive loss for every element type and device of this build.
     PortableLoss: ContrastiveLoss;
-    /// A regularizer for every element type and device that this build knows.
+    /// A regularizer for every element type and device of this build.
     PortableRegularizer: Regularizer;
 }
 
 impl crate::component_ron::Term {
-    /// The term's facts.
+    /// Returns the properties of the term.
     pub fn info(&self) -> &dyn TermInfo {
         match self {
             Self::Loss(l) => &*l.value,
@@ -218,10 +222,10 @@ impl crate::component_ron::Term {
         }
     }
 
-    /// The term's value on a batch.
+    /// Computes the value of the term on a batch.
     ///
     /// # Errors
-    /// As [`ContrastiveLoss::loss`].
+    /// The errors of [`ContrastiveLoss::loss`].
     pub fn evaluate<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
         match self {
             Self::Loss(l) => D::loss(&*l.value).loss(batch),

@@ -1,4 +1,4 @@
-//! Where time goes: named spans, timed on their thread while a recording is on.
+//! Timing: named spans, measured on their thread during a recording.
 //!
 //! ```
 //! use pauc_traits::trace;
@@ -20,61 +20,61 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// A span's total over a recording.
+/// The total of a span over a recording.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stage {
     /// The names of the span and those around it, outermost first, joined by `/`.
     pub path: String,
-    /// How often it was entered.
+    /// The number of times it was entered.
     pub calls: u64,
-    /// The time inside, inner spans included.
+    /// The time inside, including inner spans.
     pub time: Duration,
 }
 
-/// A clock that tells times only afterwards: that of a device which works behind the thread that asks it to.
+/// A clock for an asynchronous device; durations are known only after synchronization.
 pub trait TraceClock {
-    /// Marks this moment of the device's work, and returns the mark's number.
+    /// Marks the current position in the device's work, and returns the number of the mark.
     fn mark(&self) -> u64;
-    /// The time between two marks; waits until the device has passed both.
+    /// Returns the time between two marks; waits until the device has passed both.
     fn between(&self, from: u64, to: u64) -> Duration;
 }
 
 #[derive(Default)]
 struct Recording {
     stages: Vec<Stage>,
-    /// Spans by a device's clock that are still to be told: stage, begin and end.
+    /// Spans measured by the device's clock whose durations are not known yet: stage, begin and end.
     marks: Vec<(usize, u64, u64)>,
-    /// The numbers of the spans that are open.
+    /// The indices of the open spans.
     open: Vec<usize>,
 }
 
 thread_local! {
-    /// How many spans may be open inside each other; 0 while nothing is recorded.
+    /// The maximum nesting depth of spans; 0 if nothing is recorded.
     static DEPTH: Cell<usize> = const { Cell::new(0) };
     static OPEN: Cell<usize> = const { Cell::new(0) };
     static RECORDING: RefCell<Recording> = RefCell::default();
     static CLOCK: RefCell<Option<Rc<dyn TraceClock>>> = const { RefCell::new(None) };
 }
 
-/// As [`record`], with times by a device's clock, where there is one.
+/// Like [`record`], with times by a device's clock, if there is one.
 pub fn record_by<T>(clock: Option<Rc<dyn TraceClock>>, work: impl FnOnce() -> T) -> (T, Vec<Stage>) {
     CLOCK.replace(clock);
     record_to(usize::MAX, work)
 }
 
-/// Runs `work` and returns the spans that it entered, in order of their first entry. A recording inside another one
-/// replaces it.
+/// Runs `work` and returns the spans that it entered, in order of their first entry. A recording inside
+/// another one replaces it.
 pub fn record<T>(work: impl FnOnce() -> T) -> (T, Vec<Stage>) {
     record_to(usize::MAX, work)
 }
 
-/// As [`record`], for outermost spans only: those inside them cost next to nothing.
+/// Like [`record`], for outermost spans only: inner spans cost almost nothing.
 pub fn outer<T>(work: impl FnOnce() -> T) -> (T, Vec<Stage>) {
     record_to(1, work)
 }
 
 fn record_to<T>(depth: usize, work: impl FnOnce() -> T) -> (T, Vec<Stage>) {
-    /// Ends the recording, also when `work` panics.
+    /// Ends the recording, also if `work` panics.
     struct Off;
     impl Drop for Off {
         fn drop(&mut self) {
@@ -115,12 +115,12 @@ pub struct TraceSpan {
     thread: PhantomData<*const ()>,
 }
 
-/// Opens a span; costs a few nanoseconds while nothing is recorded.
+/// Opens a span; costs a few nanoseconds if nothing is recorded.
 pub fn span<'a>(name: impl Into<Cow<'a, str>>) -> TraceSpan {
     named(|| name.into())
 }
 
-/// Opens a span whose name is only made while something is recorded.
+/// Opens a span whose name is computed only during a recording.
 pub fn named<'a>(name: impl FnOnce() -> Cow<'a, str>) -> TraceSpan {
     let begun = (OPEN.get() < DEPTH.get()).then(|| {
         let name = name();
@@ -155,7 +155,7 @@ impl Drop for TraceSpan {
             Begin::Device(from) => (Duration::ZERO, mark().map(|to| (index, *from, to))),
         };
         RECORDING.with_borrow_mut(|r| {
-            // Spans that outlive the one around them, or their recording, are left out.
+            // Spans that outlive the enclosing span, or their recording, are left out.
             if r.open.last() == Some(&index) {
                 r.open.pop();
                 OPEN.set(r.open.len());
@@ -171,7 +171,7 @@ impl Drop for TraceSpan {
 mod tests {
     use super::*;
 
-    /// Every mark is ten milliseconds after the one before.
+    /// Every mark is ten milliseconds after the previous one.
     #[derive(Default)]
     struct Ticks(Cell<u64>);
 
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_tells_the_times_afterwards() {
+    fn device_times_are_known_afterwards() {
         let ticks = Rc::new(Ticks::default());
         let (_, stages) = record_by(Some(ticks.clone()), || {
             for _ in 0..2 {

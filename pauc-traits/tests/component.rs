@@ -1,4 +1,4 @@
-//! A component declared outside the crate: its syntax, its errors and its place in the registry.
+//! A component declared outside the crate: its syntax, its errors and its registration.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 use dfdx::prelude::*;
@@ -119,7 +119,7 @@ fn errors_carry_code_span_and_remedy() {
 }
 
 #[test]
-fn the_registry_tells_documentation_and_defaults() {
+fn the_registry_has_documentation_and_defaults() {
     let entry = Configured::<kind::ContrastiveLoss>::parse("MeanSquare(times: 1)").unwrap().entry;
     assert_eq!(entry.summary(), "The mean squared length of the raw outputs, divided by a temperature.");
     assert_eq!(entry.origin, "pauc-traits");
@@ -187,8 +187,9 @@ fn batch_prototypes_equal_their_definition() {
         let refs: Vec<&[f64]> = members.iter().map(Vec::as_slice).collect();
         let want = naive_prototype(&refs, &c[8..12], 0.5);
         for (g, w) in got.as_vec()[4..8].iter().zip(&want) {
-            // Unit rows of four elements, a sum of four members and half a centroid, and a unit row again. Rounding in
-            // a sum counts by its length, here above a half, and the members' by their sum of at most 4.5.
+            // Unit rows of four elements, a sum of four members and half a centroid, and a unit row again.
+            // Rounding in a sum is divided by its length, here above a half; the magnitudes of the members
+            // sum to at most 4.5.
             assert_within!(*g, *w, tolerance::f64((4 + 3) + 5 + (4 + 3), 4.5 / 0.5), "{branch}");
         }
     }
@@ -223,8 +224,8 @@ fn gradients_through_prototypes_agree_with_finite_differences() {
         ((outer - 2.0 * inner) / (2.0 * h.powi(3))).abs()
     };
     let third = (0..x.len()).map(third).fold(0.0, f64::max);
-    // The largest third difference over a wider step is the third derivative, but for a share that the factor 2 covers.
-    // The value is a sum of 8 products and of 24 sines, after 20 operations on rows.
+    // The largest third difference over a wider step equals the third derivative up to an error that the
+    // factor 2 covers. The value is a sum of 8 products and of 24 sines, after 20 operations on rows.
     let allowed = tolerance::central_difference(1e-5, 2.0 * third, 20 + 32, 8.0 + 24.0);
     for (i, found) in gradient.iter().enumerate() {
         let numeric = (moved(i, 1e-5) - moved(i, -1e-5)) / 2e-5;
@@ -255,5 +256,7 @@ fn missing_inputs_and_wrong_shapes_are_errors_with_a_remedy() {
     assert_eq!(text, "batch: key1: is 5×4, but view0 is 6×4");
     let mut inputs = toy(&dev);
     inputs.levels[0].assignments[0] = Some(3);
-    assert!(Batch::new(&dev, inputs).err().unwrap().to_string().contains("prototype 3 of only 3"));
+    assert!(
+        Batch::new(&dev, inputs).err().unwrap().to_string().contains("prototype 3, but there are only 3")
+    );
 }

@@ -11,14 +11,14 @@ use pauc_traits::{
 use rand::Rng;
 
 component! {
-    /// The image averaged over a coarse grid, then one linear layer with ReLU: the smallest useful encoder.
+    /// Averages the image over a coarse grid and applies one linear layer with ReLU: a minimal encoder.
     ///
     /// # Shapes
     /// images (B, H, W, C) → grid means (B, cells²·C) → features (B, width)
     pub struct GridMean: Encoder {
-        /// Cells along each side of the grid.
+        /// The number of cells along each side of the grid.
         pub cells: Count = Count::lit(7),
-        /// Width of the features.
+        /// The width of the features.
         pub width: Count = Count::lit(64),
     }
 }
@@ -27,7 +27,8 @@ impl<D: Compute> EncoderConfig<D> for GridMean {
     fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
         let (cells, width) = (self.cells.get(), self.width.get());
         if cells > input.height || cells > input.width {
-            let message = format!("{cells} cells do not fit into images of {input}: make `cells` smaller");
+            let message =
+                format!("{cells} cells per side do not fit into images of {input}: use a smaller `cells`");
             return Err(Error::shape("grid", message));
         }
         let inputs = cells * cells * input.channels;
@@ -49,7 +50,7 @@ struct Network<D: Compute> {
 }
 
 impl<D: Compute> Network<D> {
-    /// The linear map from pixels to grid means, (H·W·C, cells²·C).
+    /// Returns the linear map from pixels to grid means, (H·W·C, cells²·C).
     fn averaging(&self) -> Tensor<(usize, usize), f32, D> {
         let ImageShape { height, width, channels } = self.input;
         let (n, columns) = (self.input.len(), self.cells * self.cells * channels);
@@ -75,7 +76,7 @@ impl<D: Compute> Encoder<D> for Network<D> {
         let (b, h, w, c) = *images.shape();
         let ImageShape { height, width, channels } = self.input;
         if (h, w, c) != (height, width, channels) {
-            return Err(Error::shape("grid", format!("images of {h}×{w}×{c}, built for {}", self.input)));
+            return Err(Error::shape("grid", format!("got images of {h}×{w}×{c}, expected {}", self.input)));
         }
         let means = images.reshape_like(&(b, self.input.len())).matmul(self.averaging());
         let (inputs, features) = (self.weight.shape[0], self.feature_dim());
@@ -83,7 +84,7 @@ impl<D: Compute> Encoder<D> for Network<D> {
         let bias = self.bias.traced(&self.device, (features,))?;
         let out = means.retaped::<OwnedTape<f32, D>>().matmul(weight);
         let out = (out + bias.broadcast_like::<_, Axis<0>>(&(b, features))).relu();
-        // Only training passes keep their tape.
+        // Only training passes keep the tape.
         Ok(if pass == Pass::Train { out } else { out.split_tape().0.retaped() })
     }
 
@@ -138,17 +139,18 @@ mod tests {
                 weight.value_mut()[i] = still;
                 out
             };
-            // Where ReLU does not switch, the loss is quadratic in a weight: differences have no truncation, and a wide step
-            // keeps their rounding small.
+            // As long as no ReLU switches, the loss is quadratic in a weight: differences have no truncation
+            // error, and a wide step keeps their rounding small.
             let step = 1.0f32 / 16.0;
             let (above, below) = (shifted(step), shifted(-step));
             assert!(above.iter().zip(&below).all(|(a, b)| (*a > 0.0) == (*b > 0.0)), "{i}: a unit switches");
             let squares = |out: &[f32]| out.iter().map(|v| (*v as f64).powi(2)).sum::<f64>();
             let numeric = (squares(&above) - squares(&below)) / (2.0 * step as f64);
             let gradient = weight.grad()[i] as f64;
-            // An output is a sum over four means of twenty pixels, with weights up to √(6/4): it is off by at most the
-            // rounding of 26 operations on numbers that sum to 4·√(6/4). Its square is off by twice the output times that.
-            // Two outputs read a weight, above and below; in the gradient they count by their means, which are rounded too.
+            // An output is a sum over four means of twenty pixels, with weights up to √(6/4). It is off by at
+            // most the rounding of 26 operations on numbers that sum to 4·√(6/4). Its square is off by twice
+            // the output times that. Two outputs read a weight, above and below. The gradient contains their
+            // means, which are rounded too.
             let off = 26.0 * f32::EPSILON as f64 / 2.0 * 4.0 * 1.5f64.sqrt();
             let largest = above.iter().chain(&below).fold(0.0f32, |m, v| m.max(*v)) as f64;
             let allowed = 2.0 * 2.0 * largest * off * (1.0 / step as f64 + 2.0);

@@ -7,7 +7,7 @@ use pauc_traits::{Clusterer, Clustering, Count, Result, TrainingSpan, component}
 use rand::Rng;
 
 component! {
-    /// Puts every sample into a random prototype: the control that shows what clustering itself contributes.
+    /// Assigns every sample to a random prototype: a control that shows the effect of clustering itself.
     ///
     /// # Shapes
     /// features (N, D) → one level of K prototypes, each the mean of its members
@@ -16,7 +16,7 @@ component! {
         pub k: Count,
         /// When the first partition is drawn.
         pub start: TrainingSpan = TrainingSpan::epochs(1),
-        /// How long a partition is kept.
+        /// The interval between partitions.
         pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
@@ -25,7 +25,7 @@ impl Clusterer for RandomPartition {
     fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let (n, dim, k) = (rows.rows, rows.cols, self.k.get());
         let mut rng = stream(context.seed, Purpose::Cluster, context.epoch, 0, 0);
-        // The first k samples take one prototype each, so that none is empty.
+        // The first k samples go to different prototypes, so that none is empty.
         let labels: Vec<usize> = (0..n).map(|i| if i < k { i } else { rng.gen_range(0..k) }).collect();
         let (mut sums, mut sizes) = (vec![0f64; k * dim], vec![0usize; k]);
         for (row, j) in rows.iter().zip(&labels) {

@@ -11,10 +11,10 @@ component! {
     /// # Shapes
     /// q, k: (B, D) unit rows → scalar
     ///
-    /// With margin 0.2 and unrelated embeddings the loss is 0.2; when every pair is closer than the others by the
-    /// margin, it is 0.
+    /// With margin 0.2 and unrelated embeddings the loss is 0.2. It is 0 when every pair is closer than the
+    /// mean of the others by the margin.
     pub struct Triplet: ContrastiveLoss {
-        /// By how much a pair has to be closer than the mean of the others, in cosine.
+        /// The margin, in cosine, by which a pair has to be closer than the mean of the others.
         pub margin: NonNegative = NonNegative::lit(0.2),
     }
 }
@@ -32,7 +32,7 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for Triplet {
     fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
         let b = batch.size();
         if b < 2 {
-            return Ok(batch.skip("a triplet needs two samples"));
+            return Ok(batch.skip("a triplet needs 2 samples"));
         }
         let (q, k) = (batch.z(0)?, batch.key(1)?);
         let positive = ops::row_dots(q.with_empty_tape(), k.with_empty_tape());
@@ -65,7 +65,7 @@ mod tests {
         let axes = [1., 0., 0., 0., 1., 0., 0., 0., 1.];
         assert_eq!(value(&axes, &axes, false).0, 0.0);
         let same = [1., 2., 3., 1., 2., 3.];
-        // Cosines of 1 in a handful of operations, which cancel.
+        // Cosines of 1 from a few operations, which cancel.
         assert!((value(&same, &same, false).0 - 0.2).abs() <= 32.0 * f64::EPSILON);
         assert_eq!(value(&[1., 2., 3.], &[1., 2., 3.], false).0, 0.0, "one sample: skipped");
     }
@@ -83,9 +83,10 @@ mod tests {
             };
             let step = 1e-5;
             let numeric = (shifted(step) - shifted(-step)) / (2.0 * step);
-            // The truncation is step²/6 times the third derivative. A cosine's is at most 12/‖x‖³; a row's loss is the
-            // difference of one and a mean of others, and the shortest row is 0.8 long. Rounding is that of some 32
-            // operations on numbers up to 2, divided by the step.
+            // The truncation error is step²/6 times the third derivative. That of a cosine is at most
+            // 12/‖x‖³. A row's loss is the difference of a cosine and a mean of others, and the shortest row
+            // is 0.8 long. The rounding error is that of about 32 operations on numbers up to 2, divided by
+            // the step.
             let truncation = step * step / 6.0 * 2.0 * 12.0 / 0.8f64.powi(3);
             let rounding = 32.0 * f64::EPSILON * 2.0 / step;
             let off = (numeric - gradient[i]).abs();

@@ -1,4 +1,4 @@
-//! The binary lists, explains and trains with this crate's components.
+//! The binary lists, explains and trains with the components of this crate.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 use std::process::Command;

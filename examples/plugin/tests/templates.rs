@@ -1,5 +1,5 @@
-//! What `pauc-cli new` writes compiles in a crate of one's own as it is, and its tests pass.
-//! It writes these files with another name in them.
+//! The files that `pauc-cli new` writes compile unchanged in another crate, and their tests pass. The command
+//! writes these files with another name.
 
 use pauc_traits::registry::catalog;
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ fn every_template_registers_a_documented_component_of_its_kind() {
         .into_iter()
         .filter(|l| l.name.ends_with("Template"))
         .inspect(|l| {
-            assert!(l.doc.contains("Source: "), "{} does not say where it comes from", l.name);
+            assert!(l.doc.contains("Source: "), "{} does not name its source", l.name);
             assert!(
                 !l.summary().is_empty() && l.fields.iter().all(|f| !f.doc.trim().is_empty()),
                 "{}",

@@ -11,23 +11,26 @@ component! {
     /// L = mean_i (2 − 2·p_i·k_i)
     /// ```
     ///
-    /// p is the unit output of the recipe's `predictor`, a head behind the projector of the online network alone. Nothing
-    /// flows back through the keys: with a momentum encoder they are its embeddings (BYOL), without one the embeddings of
-    /// the other online view (SimSiam). In a recipe without a predictor p is the unit embedding itself.
+    /// p is the unit output of the recipe's `predictor`, a head after the projector of the online network
+    /// only. No gradient flows through the keys. With a momentum encoder they are its embeddings (BYOL);
+    /// without one they are the embeddings of the other online view (SimSiam). In a recipe without a
+    /// predictor, p is the unit embedding itself.
     ///
     /// # Shapes
     /// (B, D) views and keys → scalar.
     ///
     /// # Reading
-    /// 0 is perfect, 2 is chance, 4 opposite. A value near 0 from the start is collapse.
+    /// 0 is perfect, 2 is the chance level, and 4 means opposite vectors. A value near 0 from the start means
+    /// collapse.
     ///
     /// # Gradient
-    /// A pull alone, of each image to itself: it contracts no clusters on purpose, but nothing in it resists that either. The predictor and the constant keys are what keeps embeddings from becoming one; without a
-    /// predictor nothing does, and `check` warns: combine it then with a term that spreads, such as Uniformity.
+    /// Only pulls each image to itself: it does not contract clusters on purpose, but nothing in it prevents
+    /// that either. The predictor and the constant keys prevent collapse. Without a predictor nothing does,
+    /// and `check` warns: combine the term with one that spreads embeddings, such as Uniformity.
     ///
     /// # When to use
-    /// Without negatives, and so with small batches: `two_sided: true` with a momentum encoder as BYOL does it, or without one
-    /// as SimSiam does. The predictor has a narrow middle, and batch normalisation helps.
+    /// Without negatives, and thus with small batches: `two_sided: true` with a momentum encoder as in BYOL,
+    /// or without one as in SimSiam. Use a predictor with a narrow hidden layer; batch normalization helps.
     ///
     /// ```text
     /// predictor: Mlp(dims: [64, 128], batch_norm: true),
@@ -39,7 +42,7 @@ component! {
     ///
     /// Sources: Grill et al. 2020 (BYOL); Chen and He 2021 (SimSiam).
     pub struct CosinePrediction: ContrastiveLoss {
-        /// Whether both views predict, and the mean is taken.
+        /// Whether both views predict, with the mean of both losses.
         pub two_sided: bool = false,
     }
 }
@@ -72,8 +75,9 @@ impl TermInfo for CosinePrediction {
         if facts.predictor {
             return Vec::new();
         }
-        let message = "without a predictor nothing in this term keeps all embeddings from becoming one";
-        let help = "add `predictor: Mlp(dims: [64, D])` to the recipe, D the projector's width, or a term that spreads";
+        let message = "without a predictor, nothing in this term prevents collapse";
+        let help = "add `predictor: Mlp(dims: [64, D])`, where D is the width of the projector, or a term that spreads \
+                    embeddings";
         vec![Finding { field: None, ..findings::warning(findings::NO_PREDICTOR, "", message, help) }]
     }
 }
@@ -110,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn predictions_stand_before_embeddings() {
+    fn predictions_take_precedence_over_embeddings() {
         let plain = Data::toy(5, 4);
         let mut toy = plain.clone().without_momentum();
         toy.predictions = plain.keys.clone();

@@ -9,7 +9,7 @@ use pauc_traits::{
 };
 
 component! {
-    /// In-batch InfoNCE with the positive left out of the denominator.
+    /// In-batch InfoNCE without the positive in the denominator.
     ///
     /// ```text
     /// L = mean_a [ −Z_a·Z_partner(a)/τ + log Σ_{c ≠ a, partner(a)} exp(Z_a·Z_c/τ) ],   Z = [z⁰; z¹]
@@ -19,11 +19,12 @@ component! {
     /// Two views (B, D) → scalar.
     ///
     /// # Reading
-    /// Can be negative. Chance, where all cosines are equal, is ln(2B − 2).
+    /// Can be negative. The chance level, where all cosines are equal, is ln(2B − 2).
     ///
     /// # Gradient
-    /// The pull towards the positive does not fade as the positive wins, so small batches learn faster than with
-    /// InfoNCE. It knows no clusters and does not contract them: members of one are pushed apart like any others.
+    /// The pull toward the positive does not fade once the positive wins, so small batches learn faster than
+    /// with InfoNCE. It ignores clusters and does not contract them: members of a cluster are pushed apart
+    /// like any others.
     ///
     /// # When to use
     /// Batches below 256 without a queue.
@@ -33,7 +34,7 @@ component! {
     /// ```
     ///
     /// # Degenerate batches
-    /// One sample has no negative: the term is skipped.
+    /// With one sample there are no negatives: the term is skipped.
     ///
     /// Source: Yeh et al. 2022.
     pub struct Dcl: ContrastiveLoss {
@@ -97,9 +98,9 @@ mod tests {
     }
 
     #[test]
-    fn stands_at_chance_when_collapsed() {
+    fn is_at_chance_when_collapsed() {
         let data = testing::degenerate().into_iter().find(|(n, _)| *n == "identical rows").unwrap().1;
-        // Fourteen rows of unit length and cosines over 0.1; what they differ by is rounding.
+        // Fourteen unit rows and cosines divided by 0.1; they differ only by rounding.
         assert_within!(testing::value("Dcl()", &data), 12f64.ln(), tolerance::f64(64, 10.0));
     }
 }

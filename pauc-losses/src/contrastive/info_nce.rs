@@ -12,7 +12,7 @@ use pauc_traits::{
 use serde::{Deserialize, Serialize};
 
 component! {
-    /// Tells each sample's other view from other samples by a softmax over cosines.
+    /// Picks out each sample's other view among other samples, by a softmax over cosines.
     ///
     /// ```text
     /// L = mean_i −log [ exp(q_i·k_i/τ) / Σ_c exp(q_i·c/τ) ]
@@ -31,33 +31,36 @@ component! {
     /// (B, D) views and keys, (M, D) queue → scalar.
     ///
     /// # Reading
-    /// Chance is ln(number of candidates). Values below it mean that views of one image are told from others. The
-    /// value is not comparable between numbers of candidates or temperatures.
+    /// The chance level is ln(number of candidates). Values below it mean that views of one image are told
+    /// apart from other images. Values are not comparable between different numbers of candidates or
+    /// temperatures.
     ///
-    /// A learnable τ is moved by every query's own balance: it falls while positives stand out, and then weights the
-    /// hardest negatives alone; `min` bounds it.
+    /// A learnable τ follows the gradient of all queries. It falls while positives stand out, and the loss
+    /// then weights only the hardest negatives; `min` bounds it.
     ///
     /// # Gradient
-    /// Pulls each query to its own positive and pushes it from near candidates, the harder the smaller τ is. It
-    /// knows no clusters and does not contract them: samples of one class are pushed apart like any others.
+    /// Pulls each query to its positive and pushes it from nearby candidates, more strongly for smaller τ. It
+    /// ignores clusters and does not contract them: samples of one class are pushed apart like any others.
     ///
     /// # When to use
-    /// `InBatch` from 256 samples a batch; `Queue` with a momentum encoder for small batches.
+    /// `InBatch` from 256 samples per batch; `Queue` with a momentum encoder for small batches.
     ///
     /// ```text
     /// (term: InfoNce(temperature: 0.2, negatives: Queue))
     /// ```
     ///
     /// # Degenerate batches
-    /// One sample and no queue leave a single candidate: the value is 0. Zero rows have cosine 0 to everything.
+    /// With one sample and no queue there is a single candidate: the value is 0. Zero rows have cosine 0 to
+    /// everything.
     ///
-    /// Sources: van den Oord et al. 2018; Chen et al. 2020 (SimCLR); He et al. 2020 (MoCo); Chen et al. 2021 (MoCo v3).
+    /// Sources: van den Oord et al. 2018; Chen et al. 2020 (SimCLR); He et al. 2020 (MoCo); Chen et al. 2021
+    /// (MoCo v3).
     pub struct InfoNce: ContrastiveLoss {
         /// The temperature τ: a number, a schedule, or Learnable(init: 0.07, min: 0.01).
         pub temperature: Temperature = Positive::lit(0.2).into(),
         /// Where the negatives come from: InBatch, Keys, Queue or QueueAndBatch.
         pub negatives: Negatives = Negatives::InBatch,
-        /// Whether both views serve as queries, and the mean is taken. Left out: yes for InBatch, no otherwise.
+        /// Whether both views serve as queries, with the mean of both losses. By default only for InBatch.
         pub two_sided: Option<bool> = None,
     }
 }
@@ -76,7 +79,7 @@ pub enum Negatives {
 }
 
 impl InfoNce {
-    /// Whether both views serve as queries.
+    /// Returns whether both views serve as queries.
     pub fn is_two_sided(&self) -> bool {
         self.two_sided.unwrap_or(self.negatives == Negatives::InBatch)
     }
@@ -85,7 +88,7 @@ impl InfoNce {
         matches!(self.negatives, Negatives::Queue | Negatives::QueueAndBatch)
     }
 
-    /// Candidates of each query, the positive among them.
+    /// The number of candidates per query, including the positive.
     fn candidates(&self, batch: usize, queue: usize) -> usize {
         match self.negatives {
             Negatives::InBatch => 2 * batch - 1,
@@ -95,14 +98,14 @@ impl InfoNce {
         }
     }
 
-    /// Which views are compared with the keys of which, where keys are candidates.
+    /// Pairs of a query view and a key view, where keys are candidates.
     fn directions(&self) -> &'static [Direction] {
         const BOTH: &[Direction] = &[Direction { query: 0, key: 1 }, Direction { query: 1, key: 0 }];
         if self.is_two_sided() { BOTH } else { &BOTH[..1] }
     }
 }
 
-/// A view that queries, and the view whose keys are its positives.
+/// A query view, and the view whose keys are its positives.
 #[derive(Clone, Copy, Debug)]
 struct Direction {
     query: usize,
@@ -166,10 +169,10 @@ impl InfoNce {
     }
 }
 
-/// The same through the device's kernels.
+/// The fused form, through the device's kernels.
 impl InfoNce {
-    /// Whether the kernels can compute this form. In the batch they compare every row of both views. Keys have to
-    /// be constants, which they are if they come from a momentum encoder.
+    /// Returns whether the kernels can compute this form. `InBatch` always compares every row of both views.
+    /// Keys have to be constants, which they are if they come from a momentum encoder.
     pub(crate) fn has_fused<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> bool {
         match self.negatives {
             Negatives::InBatch => self.is_two_sided(),
@@ -415,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_collapsed_batch_stands_at_chance() {
+    fn a_collapsed_batch_is_at_chance() {
         let data = testing::degenerate().into_iter().find(|(n, _)| *n == "identical rows").unwrap().1;
         let facts = Facts { queue: Some(9), ..testing::facts(7, 4, &[]) };
         for text in ["InfoNce()", "InfoNce(negatives: Keys)"] {

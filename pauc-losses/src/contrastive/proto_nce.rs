@@ -14,48 +14,50 @@ use pauc_traits::{
 use serde::{Deserialize, Serialize};
 
 component! {
-    /// Tells each sample's prototype from the other prototypes by a softmax with a temperature for each prototype.
+    /// Picks out each sample's prototype by a softmax over prototypes, with one temperature per prototype.
     ///
     /// ```text
     /// L = mean_m mean_i −log [ exp(q_i·c_s/φ_s) / Σ_j exp(q_i·c_j/φ_j) ],   s = the prototype of sample i in level m
     /// ```
     ///
-    /// Every logit is divided by the concentration φ_j of its own prototype. Samples without a prototype (noise)
-    /// are left out of the mean. The sum runs, by `negatives`, over
+    /// Each logit is divided by the concentration φ_j of its prototype. Samples without a prototype (noise)
+    /// are left out of the mean. By `negatives`, the sum runs over
     ///
     /// * `All`: every prototype of the level;
-    /// * `Sample(r)`: the distinct prototypes of the batch's samples and r others, drawn without replacement.
+    /// * `Sample(r)`: the distinct prototypes of the batch's samples, and r others, drawn without
+    ///   replacement.
     ///
-    /// With `duplicates: true` a prototype that several samples of the batch share stands in the sum once for each of
-    /// them, also as a negative of its own samples. That is what the authors' code computes; it punishes samples for
-    /// sharing a prototype.
+    /// With `duplicates: true`, a prototype that several samples of the batch share appears in the sum once
+    /// per sample, also as a negative of its own samples. The authors' code computes this form; it penalizes
+    /// samples for sharing a prototype.
     ///
     /// # Shapes
     /// (B, D) queries of view 0, (K, D) centroids → scalar.
     ///
     /// # Reading
-    /// Chance is the mean over levels of ln(number of candidates). Its scale moves with φ.
+    /// The chance level is the mean over levels of ln(number of candidates). The scale of the loss changes
+    /// with φ.
     ///
     /// # Gradient
-    /// Pulls every member towards the one centroid of its prototype: it contracts clusters, and on its own can let
+    /// Pulls all members toward the centroid of their prototype: it contracts clusters. On its own it can let
     /// the diversity within a prototype collapse while prototypes stay apart ("coagulation").
     ///
     /// # When to use
-    /// From the first clustering on, beside InfoNCE, with levels of different size. `All` up to about 16 000
-    /// prototypes, `Sample(16384)` beyond, as PCL does on ImageNet.
+    /// From the first clustering on, beside InfoNCE, with levels of different sizes. `All` up to about 16 000
+    /// prototypes; beyond that `Sample(16384)`, as PCL does on ImageNet.
     ///
     /// ```text
     /// (term: ProtoNce(), weight: 0.25, from: Epochs(2))
     /// ```
     ///
     /// # Degenerate batches
-    /// A level in which no sample of the batch has a prototype is skipped and counts as 0.
+    /// If no sample of the batch has a prototype in a level, the level is skipped and counts as 0.
     ///
     /// Source: Li et al. 2021 (PCL), with the authors' code.
     pub struct ProtoNce: ContrastiveLoss {
         /// The prototypes in the denominator: All or Sample(r).
         pub negatives: Denominator = Denominator::All,
-        /// Whether shared prototypes count once for each of their samples, as in the authors' code.
+        /// Whether a shared prototype counts once per sample, as in the authors' code.
         pub duplicates: bool = false,
     }
 }
@@ -65,30 +67,30 @@ component! {
 pub enum Denominator {
     /// Every prototype of the level.
     All,
-    /// The prototypes of the batch and this many others.
+    /// The prototypes of the batch and this number of others.
     Sample(Count),
 }
 
 /// The samples of a batch that have a prototype in a level.
 struct Members<'a, E: Scalar, D: Backend<E>> {
-    /// Which of the levels.
+    /// The index of the level.
     index: usize,
     level: &'a Level<E, D>,
-    /// Their rows in the batch, N of B.
+    /// The indices of their rows in the batch, N of B.
     samples: Vec<usize>,
-    /// Their prototypes, N.
+    /// The indices of their prototypes, N.
     prototypes: Vec<usize>,
 }
 
 impl<E: Scalar, D: Backend<E>> Members<'_, E, D> {
-    /// Their embeddings, with gradient: (N, D).
+    /// Returns their embeddings, with gradient: (N, D).
     fn queries(&self, batch: &Batch<E, D>) -> Result<rows::Rows<E, D>> {
         let z = batch.z(0)?; // (B, D)
         Ok(if self.samples.len() < batch.size() { rows::gather(z, &self.samples) } else { z })
     }
 }
 
-/// The mean over levels of `loss`. A level without members in the batch is skipped.
+/// Returns the mean over levels of `loss`. A level without members in the batch is skipped.
 fn mean_over_levels<E: Scalar, D: Backend<E>>(
     batch: &Batch<E, D>,
     loss: impl Fn(&Members<'_, E, D>) -> Result<Value<E, D>>,
@@ -104,9 +106,9 @@ fn mean_over_levels<E: Scalar, D: Backend<E>>(
 
 /// The prototypes in a denominator.
 struct Candidates {
-    /// By number; some may stand there twice.
+    /// By index; an index may occur twice.
     prototypes: Vec<usize>,
-    /// The place of each member's own prototype among them.
+    /// The position of each member's own prototype in `prototypes`.
     positives: Vec<usize>,
 }
 
@@ -129,7 +131,7 @@ impl ProtoNce {
         })
     }
 
-    /// The prototypes of the members, and `r` others.
+    /// Returns the prototypes of the members and `r` others.
     fn sample<E: Scalar, D: Backend<E>>(
         &self,
         batch: &Batch<E, D>,
@@ -155,19 +157,19 @@ impl ProtoNce {
     }
 }
 
-/// c_j/φ_j: the product with a query is the logit. (K, D)
+/// Returns c_j/φ_j, whose inner product with a query is the logit: (K, D).
 fn scaled_centroids<E: Scalar, D: Backend<E>>(level: &Level<E, D>, device: &D) -> Matrix<E, D> {
     let shape = level.centroids.shape();
     let scales = ops::constant(device, scales(level), (shape.0,)); // (K,)
     level.centroids.tensor() * scales.broadcast_like::<_, Axis<1>>(&shape) // (K, D)
 }
 
-/// 1/φ_j of each prototype.
+/// Returns 1/φ_j of each prototype.
 fn scales<E: Scalar, D: Backend<E>>(level: &Level<E, D>) -> Vec<E> {
     level.concentration.iter().map(|phi| E::one() / *phi).collect()
 }
 
-/// The negatives that came with the level.
+/// Returns the negatives that were supplied with the level.
 fn given_negatives<E: Scalar, D: Backend<E>>(
     members: &Members<'_, E, D>,
     given: &[usize],
@@ -175,13 +177,13 @@ fn given_negatives<E: Scalar, D: Backend<E>>(
     if let Some(bad) = given.iter().find(|prototype| **prototype >= members.level.k()) {
         return Err(Error::shape(
             format!("negatives of level {}", members.index),
-            format!("prototype {bad} of only {}", members.level.k()),
+            format!("prototype {bad}, but there are only {}", members.level.k()),
         ));
     }
     Ok(given.to_vec())
 }
 
-/// `r` of the prototypes that are not `occupied`, without replacement.
+/// Draws `r` of the prototypes that are not `occupied`, without replacement.
 fn draw_negatives<E: Scalar, D: Backend<E>>(
     batch: &Batch<E, D>,
     members: &Members<'_, E, D>,
@@ -192,8 +194,8 @@ fn draw_negatives<E: Scalar, D: Backend<E>>(
     let rest: Vec<usize> = (0..k).filter(|prototype| occupied.binary_search(prototype).is_err()).collect();
     if r.get() > rest.len() {
         return Err(Error::config(format!(
-            "ProtoNce: Sample({r}) of level {index}, but of its {k} prototypes the batch occupies {} and leaves {}: \
-             use a smaller number or `negatives: All`",
+            "ProtoNce: Sample({r}) of level {index}, but of its {k} prototypes the batch occupies {} and leaves \
+             {}; use a smaller number, or `negatives: All`",
             occupied.len(),
             rest.len()
         )));
@@ -202,9 +204,9 @@ fn draw_negatives<E: Scalar, D: Backend<E>>(
     Ok(rand::seq::index::sample(&mut rng, rest.len(), r.get()).iter().map(|i| rest[i]).collect())
 }
 
-/// The same through the device's kernels.
+/// The fused form, through the device's kernels.
 impl ProtoNce {
-    /// Whether the kernels know this form.
+    /// Returns whether the kernels can compute this form.
     pub(crate) fn has_fused(&self) -> bool {
         self.negatives == Denominator::All
     }
@@ -235,7 +237,7 @@ impl TermInfo for ProtoNce {
         Needs { queries: &[0], prototypes: true, ..Needs::default() }
     }
 
-    /// With `Sample(r)`, for the number of distinct prototypes that a batch is expected to occupy.
+    /// With `Sample(r)`, uses the expected number of distinct prototypes in a batch.
     fn chance_level(&self, facts: &Facts) -> Option<f64> {
         mean_ln(facts, |k| match self.negatives {
             Denominator::All => k as f64,
@@ -244,7 +246,7 @@ impl TermInfo for ProtoNce {
         })
     }
 
-    /// Of the smallest level.
+    /// The contrast of the smallest level.
     fn contrast(&self, facts: &Facts) -> Option<Contrast> {
         let k = facts.prototypes.iter().copied().collect::<Option<Vec<_>>>()?.into_iter().min()?;
         let negatives = match self.negatives {
@@ -268,8 +270,8 @@ impl TermInfo for ProtoNce {
                         findings::TOO_MANY_NEGATIVES,
                         "negatives",
                         format!(
-                            "Sample({r}): a batch of {} can occupy {} of the {k} prototypes of level {m}, which \
-                             leaves {left}",
+                            "Sample({r}): a batch of {} can occupy {} of the {k} prototypes of level {m}, \
+                             which leaves {left}",
                             facts.batch,
                             facts.batch.min(k)
                         ),
@@ -283,8 +285,8 @@ impl TermInfo for ProtoNce {
                 _ if k < 2 => found.push(error(
                     findings::TOO_FEW_PROTOTYPES,
                     "negatives",
-                    format!("level {m} has {k} prototype: there is nothing to tell it from"),
-                    "use k of at least 2",
+                    format!("level {m} needs at least 2 prototypes, got {k}"),
+                    "set `k` to at least 2",
                 )),
                 _ => {}
             }
@@ -293,8 +295,8 @@ impl TermInfo for ProtoNce {
             found.push(error(
                 findings::INCOMPATIBLE,
                 "duplicates",
-                "duplicates: true has no meaning with `negatives: All`, where every prototype stands once",
-                "use `negatives: Sample(r)`, or leave `duplicates` out",
+                "`duplicates: true` has no meaning with `negatives: All`, which counts every prototype once",
+                "use `negatives: Sample(r)`, or remove `duplicates`",
             ));
         }
         found
@@ -362,7 +364,7 @@ mod tests {
         assert_eq!(at(1, 5), at(1, 5));
         assert_ne!(at(1, 5), at(1, 6));
         assert_ne!(at(1, 5), at(2, 5));
-        // All other prototypes drawn is the whole denominator.
+        // Drawing all other prototypes gives the complete denominator.
         let (drawn, all) = ("ProtoNce(negatives: Sample(93))", "ProtoNce()");
         let allowed = Condition::of(all, &data).of_value(tolerance::f64);
         assert_within!(testing::value(drawn, &data), testing::value(all, &data), allowed);
@@ -383,8 +385,8 @@ mod tests {
     }
 
     #[test]
-    fn a_collapsed_batch_stands_near_chance() {
-        // Equal centroids tell nothing apart.
+    fn a_collapsed_batch_is_near_chance() {
+        // Equal centroids make all prototypes indistinguishable.
         let mut data = Data::toy(7, 4);
         data.levels = [3, 50]
             .map(|k| Clusters {
@@ -396,7 +398,7 @@ mod tests {
             .to_vec();
         let chance =
             testing::term("ProtoNce()").info().chance_level(&testing::facts(7, 4, &[3, 50])).unwrap();
-        // Logits of at most 1/φ = 5, the sum over 50 candidates, and the means.
+        // Logits of at most 1/φ = 5, a sum over 50 candidates, and the means.
         assert_within!(testing::value("ProtoNce()", &data), chance, tolerance::f64(80, 5.0));
         let unknown = Facts { prototypes: vec![Some(3), None], ..testing::facts(7, 4, &[]) };
         assert_eq!(testing::term("ProtoNce()").info().chance_level(&unknown), None);

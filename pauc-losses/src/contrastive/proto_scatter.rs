@@ -10,44 +10,45 @@ use pauc_traits::{
 };
 
 component! {
-    /// InfoNCE between batch prototypes: each is pulled to itself in the keys and pushed from the others.
+    /// InfoNCE between batch prototypes: pulls each to its copy from the keys, pushes it from the others.
     ///
     /// ```text
     /// L = mean_j −log [ e^{p_j·p'_j/T} / (e^{p_j·p'_j/T} + Σ_{l≠j} e^{p_j·p_l/T}) ]
     /// ```
     ///
-    /// p_j = norm(Σ_{s(i)=j} q_i + ρ c_j) over the batch, p'_j the same from the keys; the mean over the clusterings.
+    /// p_j = norm(Σ_{s(i)=j} q_i + ρ c_j) over the batch, and p'_j is the same computed from the keys. The
+    /// loss is the mean over levels.
     ///
     /// # Shapes
     /// (B, D) views and keys → scalar.
     ///
     /// # Reading
-    /// Chance is ln|P|, for the number of prototypes that a batch is expected to occupy.
+    /// The chance level is ln|P|, where |P| is the expected number of prototypes that occur in a batch.
     ///
     /// # Gradient
-    /// One for all members of a prototype: clusters move as wholes, and are not contracted. Compare Alignment and
-    /// Uniformity at level Prototypes, which do the same in two terms.
+    /// All members of a prototype get the same gradient: clusters move as a whole and are not contracted.
+    /// Alignment and Uniformity at level Prototypes do the same in two terms.
     ///
     /// # When to use
-    /// From the first clustering on, beside a term on instances, where prototypes should stay apart and prototypes of the
-    /// two branches together; with fewer prototypes than samples in a batch.
+    /// From the first clustering on, beside a term on instances. It keeps prototypes apart and the prototypes
+    /// of the two branches together. Use fewer prototypes than samples per batch.
     ///
     /// ```text
     /// (term: ProtoScatter(temperature: 0.5), weight: 0.1, from: Epochs(2))
     /// ```
     ///
     /// # Degenerate batches
-    /// Fewer than two occupied prototypes: the level is skipped and counts as 0.
+    /// With fewer than two occupied prototypes, the level is skipped and counts as 0.
     ///
     /// Source: Huang et al. 2022 (ProPos).
     pub struct ProtoScatter: ContrastiveLoss {
         /// The temperature T: a number, a schedule, or Learnable(init: 0.5, min: 0.01).
         pub temperature: Temperature = Positive::lit(0.5).into(),
-        /// Weight ρ of the constant centroid in a batch prototype.
+        /// The weight ρ of the constant centroid in a batch prototype.
         pub rho: Scheduled<NonNegative> = NonNegative::lit(0.0).into(),
         /// Whether queued keys join the batch prototypes.
         pub queue: bool = false,
-        /// Members that a batch prototype needs at least.
+        /// The minimum number of members of a batch prototype.
         pub n_min: Count = Count::lit(1),
     }
 }
@@ -61,7 +62,7 @@ impl ProtoScatter {
         let p = batch.prototypes(m, self.options(self.rho.at(batch.clock())))?;
         let n = p.len();
         if n < 2 {
-            return Ok(batch.skip(format!("{n} of the two occupied prototypes that level {m} needs")));
+            return Ok(batch.skip(format!("level {m} needs 2 occupied prototypes, got {n}")));
         }
         let (online, keys) = (p.online(), batch.key_prototypes(m, &p)?);
         let positives = ops::row_dots(online.with_empty_tape(), keys).reshape_like(&(n, 1));

@@ -1,4 +1,4 @@
-//! Self-distillation with centring and sharpening (DINO).
+//! Self-distillation with centering and sharpening (DINO).
 
 use crate::rows;
 use dfdx::prelude::*;
@@ -10,36 +10,38 @@ use pauc_traits::{
 };
 
 component! {
-    /// Predicts the momentum branch's distribution over learnt prototypes from the other view.
+    /// Predicts the momentum branch's distribution over learned prototypes from the other view.
     ///
     /// ```text
     /// L = mean over both directions, mean_i −Σ_j P_ij log softmax(q_i·Cᵀ/τ_s)_j
     /// P = softmax((k·Cᵀ − c)/τ_t),   c ← m·c + (1 − m)·mean over the batch and both views of k·Cᵀ
     /// ```
     ///
-    /// The learnable matrix C with unit rows is DINO's weight-normalised last layer. The centre c is kept in
-    /// checkpoints, starts at zero, and is renewed after it was used. One thing differs from the source: the momentum branch
-    /// reads the same C instead of an average of it. Nothing flows back through P.
+    /// The learnable matrix C with unit rows corresponds to DINO's weight-normalized last layer. The center c
+    /// starts at zero, is updated after use, and is kept in checkpoints. One thing differs from the source:
+    /// the momentum branch reads the same C instead of a moving average of it. No gradient flows through P.
     ///
     /// # Shapes
     /// (B, D) views and keys, prototypes (K, D) → scalar.
     ///
     /// # Reading
-    /// Chance is ln K, and the value cannot fall below the mean entropy of P: near it, the student has caught up.
+    /// The chance level is ln K. The value cannot fall below the mean entropy of P; near it, the student has
+    /// caught up with the teacher.
     ///
     /// # Gradient
-    /// No negatives. Contracts samples towards the learnt prototypes. The low τ_t sharpens, the centre keeps one prototype from taking everything; both are needed.
+    /// Uses no negatives. Contracts samples toward the learned prototypes. The low τ_t sharpens P, and the
+    /// center keeps one prototype from attracting all samples; both are needed.
     ///
     /// # When to use
-    /// With a momentum encoder, where there is no clusterer or batches are too small for equal shares. Raise
-    /// `teacher_temperature` from 0.04 in the first epochs; a value that falls to 0 at once is collapse.
+    /// With a momentum encoder, if there is no clusterer or batches are too small for equal shares. Raise
+    /// `teacher_temperature` from 0.04 over the first epochs. A value that falls to 0 at once means collapse.
     ///
     /// ```text
     /// (term: SelfDistillation(prototypes: 1024, teacher_temperature: Linear(from: 0.04, to: 0.07, over: Epochs(30))))
     /// ```
     ///
     /// # Degenerate batches
-    /// With `centre_momentum: None`, one sample is its own centre: P is uniform.
+    /// With `centre_momentum: None`, a single sample is its own center: P is uniform.
     ///
     /// Source: Caron et al. 2021 (DINO).
     pub struct SelfDistillation: ContrastiveLoss {
@@ -49,15 +51,16 @@ component! {
         pub student_temperature: Scheduled<Positive> = Positive::lit(0.1).into(),
         /// The temperature τ_t of the momentum branch.
         pub teacher_temperature: Scheduled<Positive> = Positive::lit(0.04).into(),
-        /// The momentum m of the running centre; None: the centre is the mean of the current keys of each view.
+        /// The momentum m of the running center; None: the center is the mean of the current keys of each
+        /// view.
         pub centre_momentum: Option<UnitInterval> = Some(UnitInterval::lit(0.9)),
-        /// How long the prototypes stay as drawn.
+        /// How long the prototypes keep their initial values.
         pub freeze: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
 
 impl SelfDistillation {
-    /// The loss of one direction, and the mean scores of its keys.
+    /// Returns the loss of one direction, and the mean scores of its keys.
     fn direction<E: Scalar, D: Backend<E>>(
         &self,
         batch: &Batch<E, D>,
@@ -138,7 +141,7 @@ mod tests {
     };
     testing::inventory::submit! { FORMS }
 
-    /// The loss in plain loops; the targets come from `fixed`, the student from `data`.
+    /// The loss in plain loops. Targets come from `fixed`, the student from `data`.
     fn naive(data: &Data, fixed: &Data, running: bool) -> f64 {
         let k = data.parameters["prototypes"].len() / data.dim;
         let softmax = |logits: Vec<f64>| {
@@ -195,7 +198,8 @@ mod tests {
             let score = |key: usize, i| dot(&unit(toy.keys[key].as_ref().unwrap(), 4, i), c);
             let mean = (0..5).map(|i| score(0, i) + score(1, i)).sum::<f64>() / 10.0;
             let want = 0.75 * toy.parameters["centre"][j] + 0.25 * mean;
-            // Inner products of four elements of unit rows, their mean over ten, and the average with the old centre.
+            // Inner products of four elements of unit rows, their mean over ten, and the average with the old
+            // center.
             assert_within!(new, want, tolerance::f64(2 * 4 + 3 + 10 + 3, 1.0), "{j}");
         }
     }

@@ -9,33 +9,35 @@ use pauc_traits::{
 };
 
 component! {
-    /// InfoNCE whose positives are all samples of the same class.
+    /// InfoNCE in which all samples of the same class are positives.
     ///
     /// ```text
     /// L = mean_a −1/|P(a)| Σ_{p ∈ P(a)} log softmax_{c ≠ a}(Z_a·Z_c/τ)[p],   Z = [z⁰; z¹]
     /// ```
     ///
-    /// P(a) holds the other rows with the label of a; the sample's own other view always belongs to it. This is the
-    /// L_out of the paper, without its factor of base temperatures.
+    /// P(a) holds the other rows with the label of a. It always includes the sample's own other view. This is
+    /// L_out of the paper, without its ratio of base temperatures.
     ///
     /// # Shapes
     /// Two views (B, D), B labels → scalar.
     ///
     /// # Reading
-    /// Chance is ln(2B − 1). With more than one positive the optimum is ln|P|, not 0.
+    /// The chance level is ln(2B − 1). With more than one positive, the optimum is ln|P|, not 0.
     ///
     /// # Gradient
-    /// Contracts classes, as a prototype term contracts clusters. An upper bound for what self-supervised terms can reach with the same network.
+    /// Contracts classes, as a prototype term contracts clusters. It is an upper bound for what
+    /// self-supervised terms reach with the same network.
     ///
     /// # When to use
-    /// On labelled data, as an oracle that other objectives are compared with; never in a run that claims to see no labels.
+    /// On labeled data, as an oracle for comparison with other objectives. Never use it in a run that claims
+    /// to see no labels.
     ///
     /// ```text
     /// (term: SupCon(temperature: 0.1))
     /// ```
     ///
     /// # Degenerate batches
-    /// One sample has a single candidate, its other view: the value is 0.
+    /// With one sample there is a single candidate, its other view: the value is 0.
     ///
     /// Source: Khosla et al. 2020.
     pub struct SupCon: ContrastiveLoss {
@@ -53,7 +55,7 @@ impl TermInfo for SupCon {
         (facts.batch > 0).then(|| (2.0 * facts.batch as f64 - 1.0).ln())
     }
 
-    /// For classes of equal size.
+    /// The contrast for classes of equal size.
     fn contrast(&self, facts: &Facts) -> Option<Contrast> {
         let others = 2 * facts.batch.checked_sub(1)?;
         let positives = 1 + others / facts.classes?.max(1);

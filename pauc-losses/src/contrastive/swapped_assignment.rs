@@ -1,4 +1,4 @@
-//! Swapped prediction of online cluster codes (SwAV), and the Sinkhorn iteration behind the codes.
+//! Swapped prediction of online cluster codes (SwAV), and the Sinkhorn iteration that computes the codes.
 
 use crate::rows::{self, Rows};
 use dfdx::prelude::*;
@@ -18,31 +18,33 @@ component! {
     /// Q = Sinkhorn(z Cᵀ, ε)
     /// ```
     ///
-    /// The codes Q are constants: each row sums to one, and over the batch all prototypes get the same share. The
-    /// prototypes C are learnt with the network, rescaled to unit length after each step, and stay as drawn at first.
+    /// The codes Q are constants. Each row sums to one, and over the batch all prototypes get the same share.
+    /// The prototypes C are learned with the network, rescaled to unit length after each step, and frozen at
+    /// first.
     ///
-    /// With `local_views: n`, views 2 to n+1 are predictions too: each code is predicted from all other views, and the
-    /// mean is taken over those. They may be smaller than the first two, as SwAV's `MultiCrop` makes them.
+    /// With `local_views: n`, views 2 to n+1 also predict: each code is predicted from all other views, and
+    /// the loss is the mean over those. These views may be smaller than the first two, as in SwAV's
+    /// `MultiCrop`.
     ///
     /// # Shapes
     /// 2 + `local_views` views (B, D), prototypes (K, D) → scalar.
     ///
     /// # Reading
-    /// Chance is ln K. The value cannot fall below the mean entropy of the codes.
+    /// The chance level is ln K. The value cannot fall below the mean entropy of the codes.
     ///
     /// # Gradient
-    /// Contracts samples towards learnt prototypes; equal shares prevent collapse.
+    /// Contracts samples toward learned prototypes; equal shares prevent collapse.
     ///
     /// # When to use
-    /// Where an epoch-wise clusterer is too slow, or there are no epochs. Use fewer prototypes than samples in a batch,
-    /// or the codes have no equal shares to give.
+    /// If an epoch-wise clusterer is too slow, or there are no epochs. Use fewer prototypes than samples per
+    /// batch; otherwise equal shares are impossible.
     ///
     /// ```text
     /// (term: SwappedAssignment(prototypes: 512))
     /// ```
     ///
     /// # Degenerate batches
-    /// One sample gets the uniform code.
+    /// A single sample gets the uniform code.
     ///
     /// Source: Caron et al. 2020 (SwAV).
     pub struct SwappedAssignment: ContrastiveLoss {
@@ -52,16 +54,16 @@ component! {
         pub temperature: Scheduled<Positive> = Positive::lit(0.1).into(),
         /// The entropy weight ε of the codes.
         pub epsilon: Scheduled<Positive> = Positive::lit(0.05).into(),
-        /// Sinkhorn iterations.
+        /// The number of Sinkhorn iterations.
         pub iterations: Count = Count::lit(3),
-        /// How long the prototypes stay as drawn.
+        /// How long the prototypes keep their initial values.
         pub freeze: TrainingSpan = TrainingSpan::epochs(1),
-        /// The number of further views that codes are predicted from, at most 14; they have no codes themselves.
+        /// The number of further views that predict codes, at most 14; they have no codes themselves.
         pub local_views: LocalViews = LocalViews(0),
     }
 }
 
-/// A number of views besides two.
+/// A number of views in addition to the first two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "usize", into = "usize")]
 pub struct LocalViews(usize);
@@ -87,17 +89,17 @@ impl From<LocalViews> for usize {
     }
 }
 
-/// Codes of equal shares: alternates between giving every column (prototype) of exp(scores/ε) the same sum and every
-/// row (sample) the sum one.
+/// Computes codes with equal shares: alternately scales every column (prototype) of exp(scores/ε) to the same
+/// sum and every row (sample) to sum one.
 ///
-/// Computed in double precision with the largest score shifted to zero. Entries whose score is more than about 700·ε
-/// below the largest vanish.
+/// Computes in double precision, with the largest score shifted to zero. Entries whose score is more than
+/// about 700·ε below the largest become zero.
 ///
 /// # Shapes
 /// (B, K) scores, row-major → (B, K) codes; each row sums to one.
 ///
 /// # Panics
-/// If `cols` is zero while there are scores.
+/// If `cols` is zero and `scores` is not empty.
 pub fn sinkhorn(scores: &[f64], cols: usize, epsilon: f64, iterations: usize) -> Vec<f64> {
     let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mut q: Vec<f64> = scores.iter().map(|s| ((s - top) / epsilon).exp()).collect();
@@ -110,7 +112,7 @@ pub fn sinkhorn(scores: &[f64], cols: usize, epsilon: f64, iterations: usize) ->
             if sum > 0.0 {
                 row.iter_mut().for_each(|v| *v /= sum);
             } else {
-                // Everything in the row underflowed: nothing is known of the sample.
+                // The whole row underflowed, so nothing is known about the sample.
                 row.fill(1.0 / cols as f64);
             }
         }
@@ -119,7 +121,7 @@ pub fn sinkhorn(scores: &[f64], cols: usize, epsilon: f64, iterations: usize) ->
 }
 
 impl SwappedAssignment {
-    /// The codes of a view as constants, and its scores.
+    /// Returns the codes of a view as constants, and its scores.
     fn codes<E: Scalar, D: Backend<E>>(&self, scores: &Rows<E, D>, epsilon: f64) -> Result<Matrix<E, D>> {
         let shape = *scores.shape();
         let plain: Vec<f64> = ops::to_host(scores)?.into_iter().map(E::as_f64).collect();
@@ -162,7 +164,7 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SwappedAssignment {
         let locals = self.local_views.0;
         let mut sum = sum;
         for v in 2..2 + locals {
-            // The loss is linear in the codes: both at once.
+            // The loss is linear in the codes, so both are predicted at once.
             let both = codes_a.clone() + codes_b.clone();
             sum = sum + rows::soft_cross_entropy(scores(v)? / E::of(tau), both);
         }
@@ -197,8 +199,9 @@ mod tests {
         };
         let codes = sinkhorn(&flat(&case["inputs"]["scores"]), 4, 0.05, 3);
         let want = flat(&case["outputs"]["codes"]);
-        // A score over ε, at most 1/ε, is off by some roundings, and so is the weight relative to itself. Each of three
-        // rounds divides by a sum over eight rows and by one over four columns: a quotient is off by twice as much.
+        // A score over ε, at most 1/ε, is off by some roundings, and so is the weight relative to itself.
+        // Each of three rounds divides by a sum over eight rows and by one over four columns: a quotient is
+        // off by twice as much.
         let allowed = tolerance::f64(2 * 3 + 3 * (8 + 4 + 2), 2.0 / 0.05);
         codes.iter().zip(&want).for_each(|(a, b)| assert_within!(*a, *b, allowed, "{codes:?}"));
     }
@@ -212,8 +215,8 @@ mod tests {
         }
         for j in 0..4 {
             let share: f64 = codes.iter().skip(j).step_by(4).sum();
-            // What 200 rounds leave is rounding: the last one divides columns by their sums of twelve, then rows, and each
-            // row's sum is off by that of its four columns.
+            // After 200 rounds only rounding is left: the last round divides columns by their sums of twelve,
+            // then rows, and each row's sum is off by that of its four columns.
             assert_within!(share, 3.0, tolerance::f64(2 * (12 + 4 + 2), 3.0), "column {j}");
         }
         // Scores far apart neither overflow nor divide by zero.

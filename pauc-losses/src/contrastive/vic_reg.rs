@@ -8,13 +8,14 @@ use pauc_traits::{
 };
 
 component! {
-    /// Pulls views together while every dimension keeps its variance and dimensions stay uncorrelated.
+    /// Pulls views together, keeps the variance of every dimension, and decorrelates dimensions.
     ///
     /// ```text
     /// L = w_i·mean (x⁰ − x¹)² + w_v·½ Σ_v mean_d ReLU(1 − √(var(x^v)_d + 1e-4)) + w_c·Σ_v Σ_{d≠e} cov(x^v)_de²/D
     /// ```
     ///
-    /// On the raw projector outputs, with unbiased variance and covariance, as in the authors' code.
+    /// It reads the raw projector outputs and uses unbiased variance and covariance, as the authors' code
+    /// does.
     ///
     /// # Shapes
     /// Two views (B, D) → scalar.
@@ -23,19 +24,19 @@ component! {
     /// 0 is perfect. There is no chance level: the value depends on the scale of the outputs.
     ///
     /// # Gradient
-    /// No negatives. It knows no clusters and does not contract them: embeddings of one image draw together, the batch as a
-    /// whole spreads.
+    /// Uses no negatives. It ignores clusters and does not contract them: the embeddings of one image are
+    /// pulled together, and the batch as a whole is spread.
     ///
     /// # When to use
-    /// Without momentum encoder, queue and large batches, behind a wide projector (the authors' has 8192 outputs, with 256 to
-    /// 2048 samples a batch). The three weights may follow schedules.
+    /// Without a momentum encoder, a queue or large batches, with a wide projector (the authors' has 8192
+    /// outputs, with 256 to 2048 samples per batch). The three weights may follow schedules.
     ///
     /// ```text
     /// (term: VicReg())
     /// ```
     ///
     /// # Degenerate batches
-    /// One sample has no variance: the term is skipped.
+    /// With one sample there is no variance: the term is skipped.
     ///
     /// Source: Bardes et al. 2022.
     pub struct VicReg: ContrastiveLoss {

@@ -1,4 +1,4 @@
-//! Alignment of instances, of prototypes, and of members within prototypes.
+//! Alignment of views, of prototypes, and of the members of a prototype.
 
 use crate::{findings, rows, sphere};
 use dfdx::prelude::*;
@@ -11,7 +11,7 @@ use pauc_traits::{
 use serde::{Deserialize, Serialize};
 
 component! {
-    /// Pulls together what belongs together: views, prototypes of two branches, or members of one prototype.
+    /// Pulls together views, the prototypes of two branches, or the members of one prototype.
     ///
     /// ```text
     /// Instances    L = mean_i ‖z⁰_i − z¹_i‖^α
@@ -20,43 +20,45 @@ component! {
     /// Members      L = mean ‖q_i − q_l‖^α over the pairs i < l of one prototype
     /// ```
     ///
-    /// The levels other than `Instances` are means over the clusterings.
+    /// All levels except `Instances` are means over the levels of the clustering.
     ///
     /// # What the source says
-    /// `Instances` is Wang and Isola (2020). The other three are this project's readings of the abstract of Mo, Sun and
-    /// Li (BMVC 2022), which names prototype-level alignment without a formula; `Prototypes` is the default reading.
+    /// `Instances` is Wang and Isola (2020). The other three are this project's readings of the abstract of
+    /// Mo, Sun and Li (BMVC 2022), which names prototype-level alignment without a formula; `Prototypes` is
+    /// the default reading.
     ///
     /// # Shapes
     /// (B, D) views and keys, (K, D) centroids → scalar.
     ///
     /// # Reading
-    /// 0 is perfect. Random unit vectors stand at 2 for α = 2, in any dimension, and this is the chance level shown.
+    /// 0 is perfect. Random unit vectors give 2 for α = 2, in any dimension; this is the chance level shown.
     ///
     /// # Gradient
-    /// `Prototypes` gives all members of a prototype the same gradient: it moves clusters and does not contract them.
-    /// `Centroid` and `Members` contract clusters and can cause the coagulation that the paper is about.
-    /// Below α = 2 the distance is smoothed by 1e-6 at zero.
+    /// `Prototypes` gives all members of a prototype the same gradient: it moves clusters and does not
+    /// contract them. `Centroid` and `Members` contract clusters and can cause the coagulation that the paper
+    /// describes. Below α = 2 the distance is smoothed by 1e-6 at zero.
     ///
     /// # When to use
-    /// `Instances` with `Uniformity(level: Instances)` instead of a softmax. `Prototypes` from the first clustering on, beside
-    /// InfoNCE and `Uniformity`; `Centroid` and `Members` to compare with, or where tight clusters are wanted.
+    /// `Instances` with `Uniformity(level: Instances)` replaces a softmax. `Prototypes` from the first
+    /// clustering on, beside InfoNCE and `Uniformity`. `Centroid` and `Members` for comparison, or if you
+    /// want tight clusters.
     ///
     /// ```text
     /// (term: Alignment(level: Prototypes), weight: 0.1, from: Epochs(2))
     /// ```
     ///
     /// # Degenerate batches
-    /// A clustering without a member, or at `Members` without a pair, in the batch is skipped and counts as 0.
+    /// A level without a member (for `Members`: without a pair) in the batch is skipped and counts as 0.
     pub struct Alignment: Regularizer {
         /// What is aligned: Instances, Prototypes, Centroid or Members.
         pub level: AlignmentLevel = AlignmentLevel::Prototypes,
         /// The exponent α of the distance.
         pub alpha: Positive = Positive::lit(2.0),
-        /// Weight ρ of the constant centroid in a batch prototype; read at level Prototypes.
+        /// The weight ρ of the constant centroid in a batch prototype; read at level Prototypes.
         pub rho: Scheduled<NonNegative> = NonNegative::lit(0.0).into(),
         /// Whether queued keys join the batch prototypes; read at level Prototypes.
         pub queue: bool = false,
-        /// Members that a batch prototype needs at least; read at level Prototypes.
+        /// The minimum number of members of a batch prototype; read at level Prototypes.
         pub n_min: Count = Count::lit(1),
     }
 }
@@ -66,9 +68,9 @@ component! {
 pub enum AlignmentLevel {
     /// The two views of a sample.
     Instances,
-    /// The batch prototypes of the online branch with those of the keys.
+    /// The batch prototypes of the online branch and those of the keys.
     Prototypes,
-    /// Each sample with the centroid of its prototype.
+    /// Each sample and the centroid of its prototype.
     Centroid,
     /// All pairs of samples of one prototype.
     Members,
@@ -143,7 +145,7 @@ impl TermInfo for Alignment {
         match self.level {
             AlignmentLevel::Prototypes => {
                 let mut found = findings::prototypes(facts, &self.options(self.rho.largest()));
-                // One prototype can be aligned with itself.
+                // A single prototype can be aligned with its key prototype.
                 found.retain(|f| f.code != findings::TOO_FEW_PROTOTYPES);
                 found
             }
@@ -217,7 +219,8 @@ mod tests {
     fn equal_branches_are_aligned_and_nothing_assigned_is_skipped() {
         let mut data = Data::toy(6, 4);
         data.keys[1] = data.views[0].clone();
-        // Both branches are computed alike: their four coordinates differ by the rounding of at most 30 operations.
+        // Both branches use the same computation: their four coordinates differ by the rounding of at most 30
+        // operations.
         assert_within!(testing::value("Alignment()", &data), 0.0, 4.0 * tolerance::f64(30, 1.0).powi(2));
         data.levels.iter_mut().for_each(|l| l.assignments.fill(None));
         for text in ["Alignment()", "Alignment(level: Centroid)", "Alignment(level: Members)"] {

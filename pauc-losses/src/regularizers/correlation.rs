@@ -19,55 +19,58 @@ component! {
     /// Gram         L = mean_{j≠l} (a_j·a_l)²
     /// ```
     ///
-    /// At level `Prototypes` the rows are the n = |P| batch prototypes, A = p from the online branch and B = p' from the
-    /// keys, and the value is a mean over clusterings. At level `Instances` A and B are the raw projector outputs of
-    /// the two views (`Gram`: their unit embeddings), n = B; `Covariance` and `Gram` are means of both views. The tilde
-    /// standardises columns with the biased variance + 1e-5; cov is unbiased.
+    /// At level `Prototypes` the rows are the n = |P| batch prototypes: A = p from the online branch and B =
+    /// p' from the keys. The value is a mean over the levels of the clustering. At level `Instances`, A and B
+    /// are the raw projector outputs of the two views (`Gram`: their unit embeddings) and n = B; `Covariance`
+    /// and `Gram` are means of both views. The tilde standardizes columns with the biased variance + 1e-5;
+    /// cov is unbiased.
     ///
     /// # What the source says
-    /// `Cross` on instances is Barlow Twins (Zbontar et al. 2021) with a factor 1/D of ours, `Covariance` a part of
-    /// VICReg (Bardes et al. 2022). On prototypes all three are this project's readings of the abstract of Mo, Sun and
-    /// Li (BMVC 2022), which names prototype-level correlation without a formula; `Cross` is the default reading.
+    /// `Cross` on instances is Barlow Twins (Zbontar et al. 2021) with an additional factor 1/D. `Covariance`
+    /// on instances is a part of VICReg (Bardes et al. 2022). On prototypes all three are this project's
+    /// readings of the abstract of Mo, Sun and Li (BMVC 2022), which names prototype-level correlation
+    /// without a formula; `Cross` is the default reading.
     ///
     /// # Shapes
     /// (B, D) views and keys → scalar.
     ///
     /// # Reading
-    /// 0 is best. `Cross` starts at 1, where the branches are uncorrelated. n rows give R a rank of at most n − 1:
-    /// with D columns Σ_{d≠e}R_de² has a floor of D²/(n − 1) − D, and checking a recipe warns of it. `Gram` of random
-    /// unit vectors is 1/D.
+    /// 0 is best. `Cross` starts at 1, where the branches are uncorrelated. With n rows, R has at most rank n
+    /// − 1. With D columns, Σ_{d≠e}R_de² has a floor of D²/(n − 1) − D, and checking a recipe warns about it.
+    /// `Gram` of random unit vectors is 1/D.
     ///
     /// # Gradient
-    /// On prototypes all members of a prototype get the same gradient: clusters are not contracted. On instances it knows no
-    /// clusters.
+    /// On prototypes, all members of a prototype get the same gradient: clusters are not contracted. On
+    /// instances it ignores clusters.
     ///
     /// # When to use
-    /// `Prototypes` where embeddings fill few dimensions (the probe Rank tells), with more occupied prototypes than columns;
-    /// `Gram` where there are fewer. `Instances` is an objective of its own, as in Barlow Twins, with a wide projector.
+    /// `Prototypes` if embeddings use few dimensions (measured by the probe Rank), with more occupied
+    /// prototypes than columns; `Gram` if there are fewer. `Instances` is an objective of its own, as in
+    /// Barlow Twins, with a wide projector.
     ///
     /// ```text
     /// (term: Correlation(kind: Cross), weight: 0.1, from: Epochs(2))
     /// ```
     ///
     /// # Degenerate batches
-    /// Fewer than two rows or prototypes: the level is skipped and counts as 0.
+    /// With fewer than two rows or prototypes, the level is skipped and counts as 0.
     pub struct Correlation: Regularizer {
-        /// Whose dimensions: Instances or Prototypes.
+        /// What is decorrelated: Instances or Prototypes.
         pub level: CorrelationLevel = CorrelationLevel::Prototypes,
         /// Which matrix: Cross, Covariance or Gram.
         pub kind: CorrelationKind = CorrelationKind::Cross,
         /// The weight λ of the off-diagonal elements; read by Cross.
         pub off_diagonal: Scheduled<NonNegative> = NonNegative::lit(0.005).into(),
-        /// Weight ρ of the constant centroid in a batch prototype; read at level Prototypes.
+        /// The weight ρ of the constant centroid in a batch prototype; read at level Prototypes.
         pub rho: Scheduled<NonNegative> = NonNegative::lit(0.0).into(),
         /// Whether queued keys join the batch prototypes; read at level Prototypes.
         pub queue: bool = false,
-        /// Members that a batch prototype needs at least; read at level Prototypes.
+        /// The minimum number of members of a batch prototype; read at level Prototypes.
         pub n_min: Count = Count::lit(1),
     }
 }
 
-/// Whose dimensions [`Correlation`] looks at.
+/// What [`Correlation`] decorrelates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CorrelationLevel {
     /// The samples of both views.
@@ -76,7 +79,7 @@ pub enum CorrelationLevel {
     Prototypes,
 }
 
-/// The matrix that [`Correlation`] penalises.
+/// The matrix that [`Correlation`] penalizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CorrelationKind {
     /// The cross-correlation of two branches, pulled to the identity.
@@ -95,7 +98,7 @@ impl Correlation {
     fn prototypes<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>, m: usize) -> Result<Value<E, D>> {
         let p = batch.prototypes(m, self.options(self.rho.at(batch.clock())))?;
         if p.len() < 2 {
-            return Ok(batch.skip(format!("{} of the two occupied prototypes that level {m} needs", p.len())));
+            return Ok(batch.skip(format!("level {m} needs 2 occupied prototypes, got {}", p.len())));
         }
         Ok(match self.kind {
             CorrelationKind::Cross => rows::cross_correlation(
@@ -110,7 +113,7 @@ impl Correlation {
 
     fn instances<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
         if batch.size() < 2 {
-            return Ok(batch.skip("correlation of instances needs two samples"));
+            return Ok(batch.skip("correlation of instances needs 2 samples"));
         }
         match self.kind {
             CorrelationKind::Cross => {
@@ -143,7 +146,7 @@ impl TermInfo for Correlation {
         }
     }
 
-    /// Cross: 1, at zero correlation. Gram: 1/D, the mean squared cosine of random unit vectors.
+    /// Cross: 1, the value at zero correlation. Gram: 1/D, the mean squared cosine of random unit vectors.
     fn chance_level(&self, facts: &Facts) -> Option<f64> {
         match self.kind {
             CorrelationKind::Cross => Some(1.0),
@@ -161,7 +164,7 @@ impl TermInfo for Correlation {
                     findings::RANK_DEFICIENT,
                     "kind",
                     format!(
-                        "{} dimensions are correlated over {what}: the off-diagonal energy cannot fall below \
+                        "correlation of {} dimensions over {what}: the off-diagonal energy cannot fall below \
                          D²/(n − 1) − D = {:.1}",
                         facts.dim,
                         d * d / (rows - 1.0) - d
@@ -177,8 +180,8 @@ impl TermInfo for Correlation {
                     found.push(findings::error(
                         findings::TOO_FEW_ROWS,
                         "level",
-                        format!("a batch of {} has no correlation", facts.batch),
-                        "use a batch of at least 2",
+                        format!("the correlation needs at least 2 samples, got a batch of {}", facts.batch),
+                        "use a larger batch",
                     ));
                 }
             }
@@ -186,7 +189,7 @@ impl TermInfo for Correlation {
                 for (m, k) in facts.prototypes.iter().enumerate() {
                     let Some(k) = *k else { continue };
                     let occupied = findings::expected_occupied(k, facts.batch);
-                    rank(format!("the about {occupied:.0} occupied prototypes of level {m}"), occupied);
+                    rank(format!("about {occupied:.0} occupied prototypes of level {m}"), occupied);
                 }
                 found.extend(findings::prototypes(facts, &self.options(self.rho.largest())));
             }
@@ -233,7 +236,7 @@ mod tests {
 
     #[test]
     fn the_stated_floor_is_a_floor() {
-        // R of one matrix with itself: whatever the rows, the off-diagonal energy stays above D²/(n − 1) − D.
+        // R of a matrix with itself: for any rows, the off-diagonal energy stays above D²/(n − 1) − D.
         let (n, d) = (4, 6);
         for phase in 0..20 {
             let mut data = Data::toy(n, d);
@@ -242,7 +245,7 @@ mod tests {
             let on = testing::value("Correlation(level: Instances, off_diagonal: 1)", &data);
             let off = testing::value("Correlation(level: Instances, off_diagonal: 0)", &data);
             let energy = (on - off) * d as f64;
-            // Standardising adds 1e-5 to the variance v, so that R_dd is v/(v + 1e-5) and not quite 1.
+            // Standardizing adds 1e-5 to the variance v, so that R_dd is v/(v + 1e-5), slightly less than 1.
             let diagonal = (0..d).map(|j| {
                 let column = || rows.iter().skip(j).step_by(d);
                 let mean = column().sum::<f64>() / n as f64;
@@ -251,7 +254,7 @@ mod tests {
             });
             let (trace, squares) = diagonal.fold((0.0, 0.0), |(t, s), r| (t + r, s + r * r));
             let floor = trace * trace / (n as f64 - 1.0) - squares;
-            // Elements of R from sums over n rows, squared and summed over D² of them.
+            // Elements of R are sums over n rows; they are squared and summed over D² elements.
             assert!(energy >= floor - tolerance::f64(4 * n + d * d + 8, (d * d) as f64), "{energy}, {floor}");
         }
     }

@@ -1,4 +1,4 @@
-//! Even use of prototypes over a batch.
+//! Even use of prototypes within a batch.
 
 use crate::{findings, rows};
 use dfdx::prelude::*;
@@ -10,34 +10,36 @@ use pauc_traits::{
 };
 
 component! {
-    /// Makes a batch use all prototypes evenly: the entropy of the mean soft assignment, as a distance from its maximum.
+    /// Makes a batch use all prototypes evenly, by the entropy of the mean soft assignment.
     ///
     /// ```text
     /// L = mean_m [ ln K − H(mean_i a_i) + w·mean_i H(a_i) ],   a_i = softmax(q_i·Cᵀ/τ)
     /// ```
     ///
-    /// H is the Shannon entropy in nats. With the weight w = `sharpness` each sample is also asked to decide.
+    /// H is the Shannon entropy in nats. The first difference is the distance of the entropy from its
+    /// maximum. With a weight w = `sharpness` above 0, each single assignment is also made confident.
     ///
     /// # Shapes
     /// (B, D) queries of view 0, (K, D) centroids → scalar.
     ///
     /// # Reading
-    /// 0 is even use (and, with w > 0, certain samples); ln K is one prototype for all. Embeddings that say nothing
-    /// have uniform assignments: the value is w·ln K, and this is the chance level shown (with the last w of a schedule).
+    /// 0 means even use (and, with w > 0, confident assignments); ln K means one prototype for all.
+    /// Uninformative embeddings have uniform assignments: the value is w·ln K. This is the chance level
+    /// shown, with the last w of a schedule.
     ///
     /// # Gradient
-    /// Centroids are constants: embeddings move from crowded prototypes to rare ones. With w > 0 it contracts clusters, since
-    /// samples that have decided lie near their centroid.
+    /// Centroids are constants: embeddings move from crowded prototypes to rare ones. With w > 0 it contracts
+    /// clusters, since confident samples are close to their centroid.
     ///
     /// # When to use
-    /// Beside ProtoNCE where clusters become uneven. A batch of B samples can cover only B prototypes: with K > B the
-    /// optimum is out of reach unless assignments are soft.
+    /// Beside ProtoNCE, if cluster sizes become uneven. A batch of B samples can cover only B prototypes:
+    /// with K > B the optimum cannot be reached unless assignments are soft.
     ///
     /// ```text
     /// (term: EntropyOfAssignments(temperature: 0.1), weight: 0.1, from: Epochs(2))
     /// ```
     ///
-    /// Source: the mean-entropy maximisation of Assran et al. 2022 (MSN).
+    /// Source: the mean-entropy maximization of Assran et al. 2022 (MSN).
     pub struct EntropyOfAssignments: Regularizer {
         /// The temperature τ of the soft assignments.
         pub temperature: Scheduled<Positive> = Positive::lit(0.1).into(),
@@ -58,7 +60,7 @@ impl EntropyOfAssignments {
         let log = logits.log_softmax::<Axis<1>>();
         let each = log.with_empty_tape().exp();
         let mean = each.with_empty_tape().sum::<(usize,), Axis<0>>() / E::of(n);
-        // p·ln p tends to 0 with p; the floor keeps its logarithm finite.
+        // p·ln p tends to 0 as p does; the floor keeps the logarithm finite.
         let logs = (mean.with_empty_tape() + E::of(1e-30)).ln();
         let uneven = (mean * logs).sum::<Rank0, Axis<0>>() + E::of(k.ln());
         let uncertain = ops::total(each * log) * E::of(-self.sharpness.at(batch.clock()) / n);
@@ -139,7 +141,8 @@ mod tests {
         one.levels.truncate(1);
         one.views[0] = Some(one.levels[0].centroids[..4].repeat(6));
         let worst = testing::value("EntropyOfAssignments(temperature: 0.01)", &one);
-        // The others keep a share of Σ exp((cosine − 1)/0.01) in all; its entropy is what is left of ln 3.
+        // The other two prototypes together keep a share of Σ exp((cosine − 1)/0.01); its entropy is
+        // subtracted from ln 3.
         let own = &one.levels[0].centroids[..4];
         let shares = one.levels[0].centroids[4..].chunks(4).map(|c| ((dot(own, c) - 1.0) / 0.01).exp());
         let left: f64 = shares.map(|p| p * (1.0 - p.ln())).sum();

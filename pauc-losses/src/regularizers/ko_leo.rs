@@ -6,40 +6,42 @@ use pauc_traits::term::{Facts, Finding};
 use pauc_traits::{Backend, Batch, Needs, Regularizer, Result, Scalar, TermInfo, Value, component, ops};
 
 component! {
-    /// Pushes each embedding away from its nearest neighbour in the batch.
+    /// Pushes each embedding away from its nearest neighbor in the batch.
     ///
     /// ```text
     /// L = −mean_i log(min_{j≠i} ‖z_i − z_j‖ + 1e-8)
     /// ```
     ///
-    /// On the unit embeddings of view 0.
+    /// It reads the unit embeddings of view 0.
     ///
     /// # Shapes
     /// (B, D) → scalar.
     ///
     /// # Reading
-    /// Lower is more even. It estimates the negative entropy of the embeddings up to constants that depend on B and D,
-    /// so it has no chance level. Equal rows give 18.4 = −ln 1e-8.
+    /// Lower is more even. It estimates the negative entropy of the embeddings up to constants that depend on
+    /// B and D, so it has no chance level. Equal rows give 18.4 = −ln 1e-8.
     ///
     /// # Gradient
-    /// On the nearest pairs alone, of size 1/distance: the opposite of contracting clusters. Two equal rows push nothing: the direction is undefined there.
+    /// Acts on the nearest pairs only, with size 1/distance; it does the opposite of contracting clusters.
+    /// Two equal rows get no gradient, since its direction is undefined.
     ///
     /// # When to use
-    /// With a small weight, beside a term that pulls, to keep embeddings evenly spread, as DINOv2 does.
+    /// With a small weight, beside a term that pulls embeddings together, to keep them evenly spread, as in
+    /// DINOv2.
     ///
     /// ```text
     /// (term: KoLeo(), weight: 0.1)
     /// ```
     ///
     /// # Degenerate batches
-    /// One sample has no neighbour: the term is skipped.
+    /// With one sample there is no neighbor: the term is skipped.
     ///
     /// Source: Sablayrolles et al. 2019.
     pub struct KoLeo: Regularizer {}
 }
 
-/// The nearest other row of each row by inner product, which for unit rows is the nearest by distance; the first of
-/// equals. Zero rows are as far from everything as right angles are.
+/// Returns the nearest other row of each row by inner product, which for unit rows is the nearest by
+/// distance. Ties go to the first. Zero rows are as far from every row as an orthogonal unit row.
 fn nearest(similarities: &[f64], n: usize) -> Vec<usize> {
     let best = |i: usize| {
         let others = (0..n).filter(|j| *j != i);
@@ -69,7 +71,7 @@ impl<E: Scalar, D: Backend<E>> Regularizer<E, D> for KoLeo {
     fn penalty(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
         let n = batch.size();
         if n < 2 {
-            return Ok(batch.skip("one sample has no neighbour"));
+            return Ok(batch.skip("one sample has no neighbor"));
         }
         let z = batch.z(0)?;
         let plain = rows::stop_gradient(z.with_empty_tape());

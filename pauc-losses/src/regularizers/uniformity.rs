@@ -1,4 +1,4 @@
-//! Uniformity of instances, of prototypes, and of instances against foreign centroids.
+//! Uniformity of instances, of prototypes, and of instances against other prototypes' centroids.
 
 use crate::{findings, rows, sphere};
 use dfdx::prelude::*;
@@ -19,48 +19,49 @@ component! {
     /// OtherCentroids   L = log mean_{i, j≠s(i)} exp(−t ‖q_i − c_j‖²)
     /// ```
     ///
-    /// The last two are means over the clusterings. With `queue: true`, `Instances` takes the pairs of view 0 with one
-    /// another and with every queued key into one mean, and `Prototypes` lets queued keys of known samples join the
-    /// sums of their prototypes.
+    /// The last two are means over the levels of the clustering. With `queue: true`, `Instances` takes one
+    /// mean over the pairs within view 0 and the pairs of view 0 with queued keys, and `Prototypes` adds
+    /// queued keys of known samples to the sums of their prototypes.
     ///
     /// # What the source says
-    /// `Instances` is Wang and Isola (2020), the queue form their MoCo code. The other two are this project's readings
-    /// of the abstract of Mo, Sun and Li (BMVC 2022), which names prototype-level uniformity without a formula;
-    /// `Prototypes` is the default reading.
+    /// `Instances` is Wang and Isola (2020); its queue form is their MoCo code. The other two are this
+    /// project's readings of the abstract of Mo, Sun and Li (BMVC 2022), which names prototype-level
+    /// uniformity without a formula; `Prototypes` is the default reading.
     ///
     /// # Shapes
     /// (B, D) views, (M, D) queue, (K, D) centroids → scalar.
     ///
     /// # Reading
-    /// Lower is more uniform, 0 is collapse. Chance is the expectation for random unit vectors in D dimensions,
-    /// log E exp(−t‖u − v‖²), integrated numerically; it tends to −2t for large D. n points cannot fall below
-    /// −2tn/(n − 1), which a simplex reaches.
+    /// Lower is more uniform; 0 means collapse. The chance level is the expectation for random unit vectors
+    /// in D dimensions, log E exp(−t‖u − v‖²), integrated numerically. It tends to −2t for large D. For n
+    /// points, the minimum is −2tn/(n − 1), which a simplex reaches.
     ///
     /// # Gradient
-    /// `Prototypes` gives all members of a prototype the same gradient: clusters are pushed apart as wholes and not
-    /// contracted. `Instances` spreads members of one cluster like any others. Centroids are constants: only
-    /// embeddings move.
+    /// `Prototypes` gives all members of a prototype the same gradient: clusters are pushed apart as a whole
+    /// and not contracted. `Instances` spreads members of one cluster like any others. Centroids are
+    /// constants: only embeddings move.
     ///
     /// # When to use
-    /// `Instances` against collapse, beside a term that only pulls. `Prototypes` from the first clustering on, best faded in,
-    /// with fewer prototypes than samples in a batch. `OtherCentroids` where batches occupy few prototypes.
+    /// `Instances` against collapse, beside a term that only pulls. `Prototypes` from the first clustering
+    /// on, best with a rising weight, and with fewer prototypes than samples per batch. `OtherCentroids` if
+    /// batches occupy few prototypes.
     ///
     /// ```text
     /// (term: Uniformity(level: Prototypes, t: 2.0), weight: Linear(from: 0.0, to: 0.1, over: Epochs(5)), from: Epochs(2))
     /// ```
     ///
     /// # Degenerate batches
-    /// Fewer than two rows or prototypes have no pair: the level is skipped and counts as 0.
+    /// With fewer than two rows or prototypes there is no pair: the level is skipped and counts as 0.
     pub struct Uniformity: Regularizer {
         /// What is spread: Instances, Prototypes or OtherCentroids.
         pub level: UniformityLevel = UniformityLevel::Prototypes,
         /// The sharpness t of the potential.
         pub t: Scheduled<Positive> = Positive::lit(2.0).into(),
-        /// Weight ρ of the constant centroid in a batch prototype; read at level Prototypes.
+        /// The weight ρ of the constant centroid in a batch prototype; read at level Prototypes.
         pub rho: Scheduled<NonNegative> = NonNegative::lit(0.0).into(),
-        /// Whether the queue takes part; read at levels Instances and Prototypes.
+        /// Whether queued keys take part; read at levels Instances and Prototypes.
         pub queue: bool = false,
-        /// Members that a batch prototype needs at least; read at level Prototypes.
+        /// The minimum number of members of a batch prototype; read at level Prototypes.
         pub n_min: Count = Count::lit(1),
     }
 }
@@ -72,7 +73,7 @@ pub enum UniformityLevel {
     Instances,
     /// The batch prototypes.
     Prototypes,
-    /// Each sample from the centroids of the prototypes it does not belong to.
+    /// Each sample against the centroids of the prototypes that it does not belong to.
     OtherCentroids,
 }
 
@@ -91,7 +92,7 @@ impl Uniformity {
         rows::squared_distances(a, b) * E::of(-self.t.at(batch.clock()))
     }
 
-    /// log mean_{i<j} exp(−t‖r_i − r_j‖²), over both orders of each pair.
+    /// log mean_{i<j} exp(−t‖r_i − r_j‖²), computed over both orders of each pair.
     fn among<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>, r: rows::Rows<E, D>) -> Value<E, D> {
         let n = r.shape().0;
         let pairs = rows::mask(self.exponents(batch, r.with_empty_tape(), r), |i, j| i == j);
@@ -103,14 +104,14 @@ impl Uniformity {
         if self.queue {
             let (z, queue) = (batch.z(0)?, batch.queue()?.tensor());
             let m = queue.shape().0;
-            // Each unordered pair of the batch counts once, as each pair with the queue does.
+            // Each unordered pair within the batch counts once, as does each pair with the queue.
             let pairs =
                 rows::mask(self.exponents(batch, z.with_empty_tape(), z.with_empty_tape()), |i, j| i >= j);
             let queued = self.exponents(batch, z, queue.retaped());
             return Ok(rows::log_mean_exp(rows::beside(pairs, queued), n * (n - 1) / 2 + n * m));
         }
         if n < 2 {
-            return Ok(batch.skip("uniformity of instances needs two samples"));
+            return Ok(batch.skip("uniformity of instances needs 2 samples"));
         }
         rows::mean_over_views(|v| Ok(self.among(batch, batch.z(v)?)))
     }
@@ -118,7 +119,7 @@ impl Uniformity {
     fn prototypes<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>, m: usize) -> Result<Value<E, D>> {
         let p = batch.prototypes(m, self.options(self.rho.at(batch.clock())))?;
         if p.len() < 2 {
-            return Ok(batch.skip(format!("{} of the two occupied prototypes that level {m} needs", p.len())));
+            return Ok(batch.skip(format!("level {m} needs 2 occupied prototypes, got {}", p.len())));
         }
         Ok(self.among(batch, p.online()))
     }
@@ -132,7 +133,7 @@ impl Uniformity {
         let (members, prototypes) = level.members();
         let pairs = members.len() * (level.k() - 1);
         if pairs == 0 {
-            return Ok(batch.skip(format!("no sample of the batch has a foreign centroid in level {m}")));
+            return Ok(batch.skip(format!("no sample can be compared with another centroid in level {m}")));
         }
         let exponents =
             self.exponents(batch, rows::gather(batch.z(0)?, &members), level.centroids.tensor().retaped());
@@ -163,8 +164,8 @@ impl TermInfo for Uniformity {
             UniformityLevel::Instances if facts.batch < 2 && !self.queue => vec![findings::error(
                 findings::TOO_FEW_ROWS,
                 "level",
-                format!("a batch of {} has no pair of instances", facts.batch),
-                "use a batch of at least 2",
+                format!("the term needs at least 2 samples, got a batch of {}", facts.batch),
+                "use a larger batch",
             )],
             UniformityLevel::Instances => Vec::new(),
             UniformityLevel::Prototypes => findings::prototypes(facts, &self.options(self.rho.largest())),
@@ -227,8 +228,9 @@ mod tests {
         data.levels[0].assignments = vec![Some(0), Some(1), Some(2)];
         for level in ["Instances", "Prototypes"] {
             let got = testing::value(&format!("Uniformity(level: {level}, t: 2)"), &data);
-            // −t·d² of −6 for each pair; h is rounded too. Rows are not quite of length one: d² = 2 − 2·cosine, and a
-            // cosine of −1/2 is short of ε of itself, twice where prototypes are made of rows.
+            // The exponent −t·d² is −6 for each pair; h is rounded too. Rows are slightly shorter than one:
+            // d² = 2 − 2·cosine, and a cosine of −1/2 loses a fraction ε of itself, twice if prototypes are
+            // sums of rows.
             let short = 2.0 * 2.0 * NORM_EPSILON;
             assert_within!(got, -6.0, tolerance::f64(32, 6.0) + short, "{level}");
         }
@@ -240,7 +242,7 @@ mod tests {
         data.levels.iter_mut().for_each(|l| l.assignments.fill(Some(2)));
         let outcome = testing::run::<f64>("Uniformity()", &data);
         assert_eq!((outcome.value, outcome.skipped.len()), (0.0, 2));
-        assert!(outcome.skipped[0].contains("1 of the two"), "{:?}", outcome.skipped);
+        assert!(outcome.skipped[0].contains("needs 2 occupied prototypes, got 1"), "{:?}", outcome.skipped);
         let facts = testing::facts(256, 128, &[25_000, 1, 100]);
         let codes =
             |text| testing::term(text).info().check(&facts).iter().map(|f| f.code).collect::<Vec<_>>();

@@ -7,33 +7,34 @@ use pauc_traits::{
 };
 
 component! {
-    /// Keeps every dimension of the raw outputs spread out over the batch.
+    /// Keeps every dimension of the raw outputs spread over the batch.
     ///
     /// ```text
     /// L = mean of both views, mean_d ReLU(γ − √(var(x)_d + 1e-4))
     /// ```
     ///
-    /// With the unbiased variance. This is the variance part of VICReg.
+    /// It uses the unbiased variance. This is the variance part of VICReg.
     ///
     /// # Shapes
     /// Two views (B, D) → scalar.
     ///
     /// # Reading
-    /// 0 is satisfied; γ − 0.01 is complete collapse. There is no chance level.
+    /// 0 means satisfied; γ − 0.01 means complete collapse. There is no chance level.
     ///
     /// # Gradient
-    /// Scales dimensions up until their deviation reaches γ, and then none. It knows no clusters and does not contract them.
+    /// Scales a dimension up until its deviation reaches γ; there the gradient vanishes. It ignores clusters
+    /// and does not contract them.
     ///
     /// # When to use
-    /// Against collapse to a point or a line, beside a term that pulls and reads raw outputs. It does not decorrelate: add
-    /// `Correlation(level: Instances, kind: Covariance)` for that.
+    /// Against collapse to a point or a line, beside a term that pulls and reads raw outputs. It does not
+    /// decorrelate dimensions: add `Correlation(level: Instances, kind: Covariance)` for that.
     ///
     /// ```text
     /// (term: Variance(gamma: 1.0), weight: 1.0)
     /// ```
     ///
     /// # Degenerate batches
-    /// One sample has no variance: the term is skipped.
+    /// With one sample there is no variance: the term is skipped.
     ///
     /// Source: Bardes et al. 2022 (VICReg).
     pub struct Variance: Regularizer {
@@ -91,7 +92,7 @@ mod tests {
             let allowed = Condition::of(&text, &toy).of_value(tolerance::f64);
             assert_within!(testing::value(&text, &toy), want, allowed, "{text}");
         }
-        // And it is VICReg's variance part.
+        // It is also the variance part of VICReg.
         let text = "VicReg(invariance: 0, covariance: 0)";
         let allowed = Condition::of(text, &toy).of_value(tolerance::f64);
         assert_within!(testing::value(text, &toy), 25.0 * testing::value("Variance()", &toy), allowed);
@@ -100,7 +101,7 @@ mod tests {
     #[test]
     fn equal_rows_are_complete_collapse() {
         let data = testing::degenerate().into_iter().find(|(n, _)| *n == "identical rows").unwrap().1;
-        // 1 − √1e-4: the rounding of a mean of seven shows only in its square.
+        // 1 − √1e-4: the rounding of a mean of seven appears only in its square.
         assert_within!(testing::value("Variance()", &data), 0.99, tolerance::f64(12, 1.0));
     }
 }

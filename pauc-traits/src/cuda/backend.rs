@@ -1,4 +1,4 @@
-//! `Cuda` as a device that terms run on: dfdx's operations, and one kernel where it has a dozen.
+//! `Cuda` as a device for terms: dfdx's operations, with single kernels in place of long sequences.
 
 use super::{OnDevice, context};
 use crate::Result;
@@ -32,14 +32,14 @@ impl Backend<f32> for Cuda {
     }
 }
 
-/// [`ops::l2_normalize`] in one kernel each way.
+/// [`ops::l2_normalize`] with one kernel per direction.
 fn l2_normalize<T: Tape<f32, Cuda>>(x: Matrix<f32, Cuda, T>) -> Matrix<f32, Cuda, T> {
     let (x, mut tape) = x.contiguous().split_tape(); // (N, D)
     let unit_rows = || -> pauc_cuda::Result<_> {
         let (z, inverses) = rows::unit(&x, NORM_EPSILON as f32)?; // (N, D), N
         Ok((z.clone(), Contiguous::new(z)?, inverses))
     };
-    // Whatever fails here fails again in dfdx's operations, which report it.
+    // An operation that fails here fails again in dfdx's operations, which report the error.
     let Ok((z, elements, inverses)) = unit_rows() else { return ops::l2_normalize_plain(x.put_tape(tape)) };
     if T::OWNS_TAPE {
         let (x, of_z) = (x.ghost(), z.ghost());
@@ -52,7 +52,8 @@ fn l2_normalize<T: Tape<f32, Cuda>>(x: Matrix<f32, Cuda, T>) -> Matrix<f32, Cuda
     z.put_tape(tape)
 }
 
-/// The kernels of [`pauc_cuda::softmax`]. Numbers are buffers of one element, so that the host does not wait.
+/// The kernels of [`pauc_cuda::softmax`]. Numbers are buffers of one element, so that the host does not wait
+/// for them.
 pub struct CudaSoftmax {
     device: Cuda,
     on: Rc<Context>,
