@@ -1,9 +1,11 @@
-//! Times clusterers and the diagnostics of coagulation on given or generated rows.
+//! Times clusterers and the diagnostics of coagulation on features from a file or generated ones.
 //!
 //! `PAUC_FEATURES=rows.npy RAYON_NUM_THREADS=1 cargo bench -p pauc-cluster --bench kmeans -- 'KMeans(k: [1000])'`
-//! The arguments are clusterers, as in a recipe, each fitted `PAUC_ROUNDS` times (3) with seeds 0, 1, …; `PAUC_FEATURES` is a
-//! file as `pauc-cli cluster` reads them. Without it, 50 000 Gaussian rows of 128 are scaled to unit length; with
-//! `PAUC_ROWS`, only so many of the first are used.
+//!
+//! The arguments are clusterers as in a recipe. Each is fitted `PAUC_ROUNDS` times (default 3) with seeds 0,
+//! 1, … `PAUC_FEATURES` is a file that `pauc-cli cluster` can read. Without it, the features are 50 000
+//! Gaussian rows of width 128, scaled to unit length. `PAUC_ROWS` limits the number of rows: only the first
+//! are used.
 
 use pauc_cluster::coagulation::Coagulation;
 use pauc_cluster::feature_files::Matrix;

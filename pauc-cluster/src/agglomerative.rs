@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 component! {
     /// Nested levels, from fine to coarse: Ward's method merges the clusters of a fine k-means two by two.
     ///
-    /// Each merge is the one that raises Σ‖x − c‖² least, by n_a·n_b/(n_a + n_b)·‖c_a − c_b‖². The fine k-means has
-    /// `leaves` clusters (every sample is one where there are no more of them); centroids are the means of the
-    /// samples. Takes O(leaves²·D) besides the k-means.
+    /// Each merge is the one that raises Σ‖x − c‖² least, by n_a·n_b/(n_a + n_b)·‖c_a − c_b‖². The fine
+    /// k-means has `leaves` clusters; with fewer samples than that, every sample is a leaf. Centroids are the
+    /// means of the samples. The cost is O(leaves²·D) in addition to the k-means.
     ///
     /// # Shapes
     /// features (N, D) → for each k: centroids (k, D), N assignments
@@ -22,13 +22,13 @@ component! {
     pub struct Agglomerative: Clusterer {
         /// The number of prototypes of each level.
         pub k: Vec<Count>,
-        /// Clusters of the fine k-means.
+        /// The number of clusters of the fine k-means.
         pub leaves: Count = Count::lit(1000),
-        /// Updates at most of the fine k-means.
+        /// The maximum number of iterations of the fine k-means.
         pub iterations: Count = Count::lit(20),
         /// When the first clustering happens.
         pub start: TrainingSpan = TrainingSpan::epochs(2),
-        /// How long a clustering is kept.
+        /// The interval between clusterings.
         pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
@@ -38,7 +38,7 @@ impl Clusterer for Agglomerative {
         let leaves = self.leaves.get().min(rows.rows);
         if let Some(k) = self.k.iter().find(|k| k.get() > leaves) {
             return Err(Error::config(format!(
-                "{k} prototypes cannot be merged from {leaves} leaves: lower k, or raise leaves (to at most the {} samples)",
+                "{k} prototypes cannot be merged from {leaves} leaves: lower k or raise leaves to at most {}",
                 rows.rows
             )));
         }
@@ -70,18 +70,19 @@ impl Clusterer for Agglomerative {
     }
 }
 
-/// One merge: `b` goes into `a` (a < b), each named by its lowest leaf, and raises Σ‖x − c‖² by `cost`.
+/// One merge. `b` goes into `a` (a < b); each is named by its lowest leaf. It raises Σ‖x − c‖² by `cost`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Merge {
-    /// The lowest leaf of what remains.
+    /// The lowest leaf of the cluster that remains.
     pub a: usize,
-    /// The lowest leaf of what is gone.
+    /// The lowest leaf of the cluster that disappears.
     pub b: usize,
-    /// The rise of Σ‖x − c‖².
+    /// The increase of Σ‖x − c‖².
     pub cost: f64,
 }
 
-/// All merges of Ward's method, cheapest first, until one cluster is left. Leaves without samples cost nothing.
+/// Computes all merges of Ward's method, cheapest first, until one cluster is left. Leaves without samples
+/// cost nothing.
 ///
 /// # Shapes
 /// centroids (M, D), sizes M → M − 1 merges
@@ -119,8 +120,8 @@ pub fn ward(centroids: RowsView<'_>, sizes: &[usize]) -> Vec<Merge> {
         }
         weights[a] = both;
         alive.retain(|c| *c != b);
-        // A merged cluster is never nearer to a third than the nearer of its parts was, so only what was nearest to
-        // a part has to look again.
+        // A merged cluster is never nearer to a third than the nearer of its parts was. So only clusters
+        // whose nearest neighbor was one of the parts have to search again.
         for &c in &alive {
             if c == a || nearest[c].1 == a || nearest[c].1 == b {
                 nearest[c] = closest(&centers, &weights, &alive, c);
@@ -130,16 +131,16 @@ pub fn ward(centroids: RowsView<'_>, sizes: &[usize]) -> Vec<Merge> {
     merges
 }
 
-/// Each leaf's cluster when the merges have left `k`, numbered in the order of the lowest leaves.
+/// Returns the cluster of each leaf once `k` clusters are left, numbered in the order of their lowest leaves.
 ///
 /// # Shapes
-/// merges as [`ward`] returns them for the leaves → one number in 0..k for each leaf
+/// merges as returned by [`ward`] for the leaves → one number in 0..k per leaf
 pub fn cut(leaves: usize, merges: &[Merge], k: usize) -> Vec<u32> {
     let mut parent: Vec<usize> = (0..leaves).collect();
     merges.iter().take(leaves - k.min(leaves)).for_each(|m| parent[m.b] = m.a);
     let (mut number, mut next) = (vec![0u32; leaves], 0);
     for leaf in 0..leaves {
-        // A parent is lower than its child, so it has its number already.
+        // The parent is lower than the child, so it already has its number.
         if parent[leaf] == leaf {
             number[leaf] = next;
             next += 1;
@@ -156,7 +157,7 @@ mod tests {
     use pauc_testing::tolerance;
     use proptest::prelude::*;
 
-    /// Σ‖x − mean‖² of some of the points.
+    /// Σ‖x − mean‖² of a group of points.
     fn scatter(points: &[f32], dim: usize, group: &[usize]) -> f64 {
         let of_column = |l: usize| {
             let values = group.iter().map(|i| f64::from(points[i * dim + l]));
@@ -166,7 +167,7 @@ mod tests {
         (0..dim).map(of_column).sum()
     }
 
-    /// How far a computed cost may be from the rise of the sum of squares that it stands for, where centers are off by
+    /// The error bound of a computed cost against the increase of the sum of squares, if centers are off by
     /// `off` in each coordinate: a square of differences, and the centers in it.
     fn error_of_cost(points: &[f32], dim: usize, pair: [&[usize]; 2], off: f64) -> f64 {
         let mean = |group: &[usize], l: usize| {
@@ -179,7 +180,7 @@ mod tests {
             moved += 2.0 * apart * 2.0 * off + (2.0 * off).powi(2);
         }
         let [a, b] = pair.map(|group| group.len() as f64);
-        // The squares have three roundings each, and are summed; the weight is f64.
+        // Each square has three roundings, and the squares are summed. The weight is f64.
         a * b / (a + b) * (moved + tolerance::f32(dim + 3, sq_dist + moved))
     }
 
@@ -202,7 +203,8 @@ mod tests {
                         prop_assert!(group.iter().all(|i| got[*i] == got[group[0]]), "{group:?} {got:?}");
                     }
                 }
-                // The weighted mean of two centers is off by no more than they are, and is rounded.
+                // The weighted mean of two centers is off by at most the error of the centers, and is
+                // rounded.
                 let off = tolerance::f32(done, largest);
                 let left = alive(&groups);
                 prop_assert!(merge.a < merge.b && left.contains(&merge.a) && left.contains(&merge.b), "{merge:?}");
@@ -220,12 +222,12 @@ mod tests {
                 }
                 let of_rise = tolerance::f64(4 * n, scatter(&points, dim, &(0..n).collect::<Vec<_>>()));
                 let of_cost = error_of_cost(&points, dim, [&groups[merge.a], &groups[merge.b]], off);
-                prop_assert!((merge.cost - own).abs() <= of_cost + of_rise, "{merge:?} for a rise of {own}");
-                // What is compared is off by `worst` on either side. Each earlier merge that was not quite the cheapest
-                // may have brought a cluster that much nearer to a third than its parts were.
+                prop_assert!((merge.cost - own).abs() <= of_cost + of_rise, "{merge:?} should cost {own}");
+                // Both sides of the comparison are off by `worst`. Each earlier merge that was not quite the
+                // cheapest may have brought a cluster that much nearer to a third than its parts were.
                 let room = 2.0 * (done + 1) as f64 * (worst + of_rise);
-                prop_assert!(own <= least + room, "{merge:?} rises by {own}, another by {least}");
-                prop_assert!(before <= own + room, "{merge:?} rises by {own}, the one before by {before}");
+                prop_assert!(own <= least + room, "{merge:?} costs {own}, another merge {least}");
+                prop_assert!(before <= own + room, "{merge:?} costs {own}, the merge before it {before}");
                 before = own;
                 let gone = std::mem::take(&mut groups[merge.b]);
                 groups[merge.a].extend(gone);

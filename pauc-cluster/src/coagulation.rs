@@ -1,7 +1,8 @@
-//! Diagnostics of coagulation: diversity inside a prototype collapses while prototypes stay well apart.
+//! Diagnostics of coagulation: the diversity inside prototypes collapses while the prototypes stay well
+//! apart.
 //!
-//! The signature is `intra_cosine` → 1 and `within_rank` → 1 while `inter_cosine_mean` stays low and kNN accuracy
-//! no longer rises. Nothing here has a gradient.
+//! The signature is `intra_cosine` → 1 and `within_rank` → 1 while `inter_cosine_mean` stays low and kNN
+//! accuracy no longer rises. None of these quantities has a gradient.
 
 use crate::concentration::{quantile, unit_rows};
 use crate::lloyd::{self, Members, labels_with_noise};
@@ -13,17 +14,19 @@ use pauc_traits::probe::{Metric, RowsView};
 use pauc_traits::{Clustering, Error, Result};
 use rayon::prelude::*;
 
-/// Rows (or prototypes) that enter a quantity over all pairs; of more, as many at even distances are taken.
+/// The maximum number of rows (or prototypes) in a quantity over all pairs; above it, an evenly spaced subset
+/// is used.
 pub const MOST_IN_PAIRS: usize = 2048;
-/// Members of one prototype that enter its effective rank; of more, as many at even distances are taken.
+/// The maximum number of members in the effective rank of a prototype; above it, an evenly spaced subset is
+/// used.
 pub const MOST_IN_RANK: usize = 512;
-/// Prototypes at least this similar count as copies of each other.
+/// The cosine from which on two prototypes count as copies of each other.
 pub const COPY: f32 = 0.95;
 
-/// The state of one level of prototypes, or of classes in their place.
+/// The state of one level of prototypes, or of the classes.
 ///
-/// v are the samples at unit length, c the prototypes as fitted, ĉ at unit length, μ the mean of a prototype's v.
-/// Quantities that do not exist (one prototype has no neighbor) are NaN.
+/// v are the samples scaled to unit length, c the prototypes as fitted, ĉ the same at unit length, and μ the
+/// mean of a prototype's v. Undefined quantities (a single prototype has no neighbor) are NaN.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Coagulation {
     /// Mean v·ĉ over samples and their prototypes.
@@ -32,12 +35,13 @@ pub struct Coagulation {
     pub distance: f64,
     /// Mean ĉ·ĉ' over pairs of occupied prototypes.
     pub inter_cosine_mean: f64,
-    /// Largest ĉ·ĉ' over pairs of occupied prototypes (of [`MOST_IN_PAIRS`]).
+    /// Largest ĉ·ĉ' over pairs of occupied prototypes (at most [`MOST_IN_PAIRS`] prototypes).
     pub inter_cosine_max: f64,
     /// tr Σ_W / tr Σ_B: Σ‖v − μ‖² over Σ size·‖μ − mean v‖².
     pub within_over_between: f64,
-    /// exp(H(σ/Σσ)) of the centered members of a prototype (of [`MOST_IN_RANK`]), averaged over prototypes with two
-    /// members or more, weighted by size; 1 when members are one point or lie on a line.
+    /// exp(H(σ/Σσ)) of the centered members of a prototype (at most [`MOST_IN_RANK`]), averaged over
+    /// prototypes with two or more members, weighted by size. It is 1 if the members are one point or lie on
+    /// a line.
     pub within_rank: f64,
     /// 10th percentile of the concentrations φ.
     pub concentration_p10: f64,
@@ -47,15 +51,15 @@ pub struct Coagulation {
     pub concentration_p90: f64,
     /// Prototypes with at least one sample.
     pub occupied: f64,
-    /// Entropy of the sizes, in nats; ln K when all are equal.
+    /// Entropy of the sizes, in nats; ln K if all sizes are equal.
     pub size_entropy: f64,
-    /// Share of occupied prototypes (of [`MOST_IN_PAIRS`]) within cosine [`COPY`] of another.
+    /// Fraction of occupied prototypes (at most [`MOST_IN_PAIRS`]) with cosine [`COPY`] or more to another.
     pub copies: f64,
     /// Mean ‖v − v'‖² over pairs of samples that share a prototype.
     pub instance_alignment: f64,
-    /// ln mean exp(−2‖v − v'‖²) over pairs of samples (of [`MOST_IN_PAIRS`]).
+    /// ln mean exp(−2‖v − v'‖²) over pairs of samples (at most [`MOST_IN_PAIRS`] samples).
     pub instance_uniformity: f64,
-    /// ln mean exp(−2‖ĉ − ĉ'‖²) over pairs of occupied prototypes (of [`MOST_IN_PAIRS`]).
+    /// ln mean exp(−2‖ĉ − ĉ'‖²) over pairs of occupied prototypes (at most [`MOST_IN_PAIRS`] prototypes).
     pub prototype_uniformity: f64,
 }
 
@@ -72,7 +76,10 @@ impl Coagulation {
         if clustering.dim != samples.cols || clustering.centroids.len() != clustering.k * clustering.dim {
             return Err(Error::shape(
                 "coagulation",
-                format!("{} centroids of {} for samples of {}", clustering.k, clustering.dim, samples.cols),
+                format!(
+                    "{} centroids of width {}, but samples of width {}",
+                    clustering.k, clustering.dim, samples.cols
+                ),
             ));
         }
         if !concentration.is_empty() && concentration.len() != clustering.k {
@@ -84,17 +91,17 @@ impl Coagulation {
         measure(samples, &clustering.assignments, Some(&clustering.centroids), clustering.k, concentration)
     }
 
-    /// Measures classes as if they were prototypes; their centroids are the means of their samples.
+    /// Measures classes as prototypes; their centroids are the means of their samples.
     ///
     /// # Errors
-    /// If there are not as many labels as samples.
+    /// If the number of labels is not the number of samples.
     pub fn of_labels(samples: RowsView<'_>, labels: &[u32]) -> Result<Self> {
         let k = labels.iter().max().map_or(0, |m| *m as usize + 1);
         let assignments: Vec<Option<u32>> = labels.iter().copied().map(Some).collect();
         measure(samples, &assignments, None, k, &[])
     }
 
-    /// The quantities that exist, as metrics called `prefix/intra_cosine` and so on.
+    /// Returns the defined quantities as metrics named `prefix/intra_cosine` and so on.
     pub fn metrics(&self, prefix: &str) -> Vec<Metric> {
         let all = [
             ("intra_cosine", self.intra_cosine),
@@ -167,20 +174,20 @@ fn check_assignments(assignments: &[Option<u32>], n: usize, k: usize) -> Result<
     }
     match assignments.iter().flatten().find(|a| **a as usize >= k) {
         Some(wrong) => {
-            Err(Error::shape("coagulation", format!("an assignment to prototype {wrong} of only {k}")))
+            Err(Error::shape("coagulation", format!("an assignment to prototype {wrong}, but there are {k}")))
         }
         None => Ok(()),
     }
 }
 
-/// Samples by prototype.
+/// Samples grouped by prototype.
 struct Groups<'a> {
-    /// v, the samples at unit length.
+    /// v, the samples scaled to unit length.
     units: RowsView<'a>,
     members: Members,
-    /// Samples of each of the K prototypes.
+    /// The size of each of the K prototypes.
     sizes: Vec<usize>,
-    /// μ of each prototype; noise has a mean too, after the others.
+    /// μ of each prototype. Noise also has a mean, after the others.
     means: Vec<f32>,
     /// The prototypes with samples.
     occupied: Vec<usize>,
@@ -201,7 +208,7 @@ impl<'a> Groups<'a> {
         &self.means[c * self.units.cols..][..self.units.cols]
     }
 
-    /// What is inside each occupied prototype.
+    /// Computes the sums over the members of each occupied prototype.
     fn inside(&self, centroids: RowsView<'_>) -> Result<Vec<Inside>> {
         self.occupied.par_iter().map(|c| self.inside_of(*c, centroids.row(*c))).collect()
     }
@@ -225,7 +232,7 @@ impl<'a> Groups<'a> {
         Ok(inside)
     }
 
-    /// Σ size·‖μ − mean v‖² over prototypes, where `n` samples have one.
+    /// Σ size·‖μ − mean v‖² over prototypes; `n` is the number of samples that have a prototype.
     fn scatter_between(&self, n: f64) -> f64 {
         let mut overall = vec![0.0f64; self.units.cols];
         for &c in &self.occupied {
@@ -255,26 +262,27 @@ struct Inside {
     rank: Option<f64>,
 }
 
-/// The mean effective rank, weighted by size; NaN if no prototype has one.
+/// Returns the mean effective rank, weighted by size; NaN if no prototype has a rank.
 fn mean_rank(inside: &[Inside]) -> f64 {
     let ranked = || inside.iter().filter_map(|p| Some((p.size, p.rank?)));
     ranked().map(|(size, rank)| size * rank).sum::<f64>() / ranked().map(|(size, _)| size).sum::<f64>()
 }
 
-/// The mean of ‖v − v'‖² over the unordered pairs within prototypes: for each, their sum is size·Σ‖v − μ‖².
+/// Returns the mean of ‖v − v'‖² over the unordered pairs within prototypes. The sum over one prototype is
+/// size·Σ‖v − μ‖².
 fn mean_square_within(inside: &[Inside]) -> f64 {
     let squares: f64 = inside.iter().map(|p| p.size * p.scatter).sum();
     let pairs: f64 = inside.iter().map(|p| p.size * (p.size - 1.0) / 2.0).sum();
     squares / pairs
 }
 
-/// At most `most` of `n` positions, at even distances.
+/// Returns at most `most` evenly spaced positions in 0..n.
 fn evenly(n: usize, most: usize) -> impl Iterator<Item = usize> {
     let taken = n.min(most);
     (0..taken).map(move |i| i * n / taken)
 }
 
-/// The mean of u·u' over all pairs, from ‖Σu‖² = Σ‖u‖² + 2·Σ u·u'.
+/// Returns the mean of u·u' over all pairs, from ‖Σu‖² = Σ‖u‖² + 2·Σ u·u'.
 fn mean_cosine(units: RowsView<'_>) -> f64 {
     let (mut sum, mut squares) = (vec![0.0f64; units.cols], 0.0);
     for u in units.iter() {
@@ -287,14 +295,14 @@ fn mean_cosine(units: RowsView<'_>) -> f64 {
     (sum.iter().map(|s| s * s).sum::<f64>() - squares) / (m * (m - 1.0))
 }
 
-/// What depends on every pair of unit rows; NaN with fewer than two.
+/// Quantities over all pairs of unit rows; NaN with fewer than two rows.
 struct Pairs {
     largest: f64,
     copies: f64,
     uniformity: f64,
 }
 
-/// Rows that are compared with all others at a time.
+/// The number of rows compared with all others in one task.
 const BLOCK: usize = 64;
 
 impl Pairs {
@@ -316,16 +324,16 @@ impl Pairs {
     }
 }
 
-/// A block of rows against all rows.
+/// One block of rows compared with all rows.
 struct PairBlock {
-    /// Each row's largest cosine to another.
+    /// The largest cosine of each row to another row.
     largest: Vec<f32>,
     /// Σ exp(−2‖u − u'‖²).
     kernel: f64,
 }
 
 impl PairBlock {
-    /// The [`BLOCK`] rows from number `first` on.
+    /// Compares the [`BLOCK`] rows from row `first` on.
     fn of(units: RowsView<'_>, first: usize) -> Self {
         let RowsView { data, rows: n, cols: dim } = units;
         let rows = BLOCK.min(n - first);
@@ -340,7 +348,7 @@ impl PairBlock {
         );
         let mut block = PairBlock { largest: Vec::with_capacity(rows), kernel: 0.0 };
         for (r, cosines) in cosines.chunks_exact_mut(n).enumerate() {
-            // The row itself is no pair.
+            // A row does not form a pair with itself.
             cosines[first + r] = f32::NEG_INFINITY;
             block.largest.push(cosines.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             // ‖u − u'‖² = 2 − 2·u·u' for unit rows.
@@ -402,12 +410,12 @@ mod tests {
             .collect();
         let occupied: Vec<usize> = (0..k).filter(|c| used.iter().any(|u| u.1 == *c)).collect();
         let directions: Vec<Vec<f64>> = centroids.chunks(dim).map(unit).collect();
-        // The code has v and ĉ rounded to f32, which moves a vector by u and a cosine by 2u. Products of length dim
-        // follow.
+        // In the code, v and ĉ are rounded to f32. This moves a vector by u and a cosine by 2u. Products of
+        // length dim follow.
         let of_cosine = tolerance::f32(dim + 2, 1.0);
         let intra = mean_of(used.iter().map(|(i, j)| product(&v[*i], &directions[*j])));
         assert_within!(got.intra_cosine, intra, of_cosine);
-        // A distance is off by as much as v is moved, and half as much relative to it as its square, which has dim + 3
+        // A distance is off by as much as v is, plus half the relative error of its square, which has dim + 3
         // roundings.
         let distance = mean_of(used.iter().map(|(i, j)| apart(&v[*i], &c[*j]).sqrt()));
         assert_within!(
@@ -429,18 +437,18 @@ mod tests {
         };
         assert!(
             cosines.iter().all(|c| (c - COPY as f64).abs() > of_cosine),
-            "rounding decides what is a copy"
+            "rounding decides which prototypes are copies"
         );
         assert_eq!(got.copies, occupied.iter().filter(|a| near(a)).count() as f64 / occupied.len() as f64);
         let uniformity =
             |squares: &mut dyn Iterator<Item = f64>| mean_of(squares.map(|s| (-2.0 * s).exp())).ln();
         let of_prototypes =
             uniformity(&mut pairs.iter().map(|(a, b)| apart(&directions[*a], &directions[*b])));
-        // exp(4·(cos − 1)): the exponent is off by four times a cosine, and the difference, which is at most 2, is
-        // rounded; exp is good to one unit in the last place. A mean of positive terms is off by no more, relative to
-        // it, and so is its logarithm.
+        // exp(4·(cos − 1)): the exponent is off by four times the error of a cosine, and the difference, at
+        // most 2, is rounded. exp is accurate to one unit in the last place. A mean of positive terms has at
+        // most the same relative error, and its logarithm has that as its absolute error.
         let of_uniformity = 4.0 * (of_cosine + tolerance::f32(1, 2.0)) + tolerance::f32(2, 1.0);
-        // The bound is of first order in errors below 1e-5.
+        // The bound is first order, for errors below 1e-5.
         let of_uniformity = of_uniformity * (1.0 + of_uniformity);
         assert_within!(got.prototype_uniformity, of_prototypes, of_uniformity);
         let all_pairs: Vec<(usize, usize)> = (0..n).flat_map(|a| (a + 1..n).map(move |b| (a, b))).collect();
@@ -449,9 +457,9 @@ mod tests {
         let together = used
             .iter()
             .flat_map(|a| used.iter().filter(move |b| b.0 > a.0 && a.1 == b.1).map(move |b| (a.0, b.0)));
-        // A prototype's Σ‖v − v'‖² is size·Σ‖v − μ‖². Both v and μ are moved by u, which moves the square by
-        // 4u·‖v − μ‖, and its sum has dim + 2 roundings. A mean of ‖v − μ‖² is at most 1; over the pairs it counts
-        // 2·size/(size − 1) times, which is at most 4.
+        // The sum of ‖v − v'‖² of a prototype is size·Σ‖v − μ‖². Both v and μ are moved by u, which moves the
+        // square by 4u·‖v − μ‖, and its sum has dim + 2 roundings. A mean of ‖v − μ‖² is at most 1. Over the
+        // pairs, it counts 2·size/(size − 1) times, which is at most 4.
         let alignment = mean_of(together.map(|(a, b)| apart(&v[a], &v[b])));
         assert_within!(got.instance_alignment, alignment, tolerance::f32(4 + dim + 2, 4.0));
 
@@ -462,7 +470,7 @@ mod tests {
         let (overall, size) = (centre(&|_| true), |c: usize| used.iter().filter(|u| u.1 == c).count() as f64);
         let within: f64 = used.iter().map(|(i, j)| apart(&v[*i], &centre(&|c| c == *j))).sum();
         let between: f64 = occupied.iter().map(|j| size(*j) * apart(&centre(&|c| c == *j), &overall)).sum();
-        // As before, with Σ‖v − μ‖ ≤ √(n·within), and the same for the means around theirs.
+        // As above, with Σ‖v − μ‖ ≤ √(n·within), and the same for the means around their mean.
         let counted = used.len() as f64;
         let of_within = tolerance::f32(4, (counted * within).sqrt()) + tolerance::f32(dim + 2, within);
         let of_between = tolerance::f32(4, (counted * between).sqrt());
@@ -477,7 +485,7 @@ mod tests {
         // Five terms p·ln p with four roundings each.
         assert_within!(got.size_entropy, entropy, tolerance::f64(5 + 4, entropy));
         assert_eq!((got.concentration_p10, got.concentration_p50, got.concentration_p90), (0.5, 2.5, 4.5));
-        // The singular values by another way: of the centered matrix itself.
+        // The singular values computed in another way: from the centered matrix itself.
         let (mut rank, mut of_rank) = (0.0, 0.0);
         for j in &occupied {
             let own: Vec<usize> = used.iter().filter(|u| u.1 == *j).map(|u| u.0).collect();
@@ -487,12 +495,13 @@ mod tests {
             let total: f64 = singular.iter().sum();
             let h: f64 = singular.iter().map(|s| s / total).filter(|p| *p > 1e-12).map(|p| -p * p.ln()).sum();
             rank += size(*j) / 59.0 * h.exp();
-            // Rounding the samples moves the matrix by u·√size at most, and each singular value by no more. A share
-            // σ/Σσ moves by (1 + share·dim) times that over Σσ, and all by 2·dim times that; h by as much times |ln| of
-            // the least share; and exp(h) by that relative to it.
+            // Rounding the samples moves the matrix by at most u·√size, and each singular value by no more. A
+            // share σ/Σσ moves by (1 + share·dim) times that over Σσ, and all shares together by 2·dim times
+            // that. The entropy h moves by as much times
+            // |ln| of the smallest share, and exp(h) by the same relative amount.
             let moved = 2.0 * dim as f64 * tolerance::f32(1, size(*j).sqrt()) / total;
             let least = singular.iter().cloned().fold(total, f64::min) / total;
-            assert!(moved < 0.01 * least, "of first order");
+            assert!(moved < 0.01 * least, "the bound is first order");
             of_rank += size(*j) / 59.0 * h.exp() * moved * 1.01 * (1.0 + least.ln().abs());
         }
         assert_within!(got.within_rank, rank, of_rank);
@@ -500,7 +509,7 @@ mod tests {
 
     #[test]
     fn collapse_has_its_signature() {
-        // Four tight clusters on the axes, against the same with spread.
+        // Four tight clusters on the axes, compared with the same clusters with spread.
         let cluster = |spread: f32| -> Vec<f32> {
             let mut data = Vec::new();
             for i in 0..80 {
@@ -517,7 +526,7 @@ mod tests {
         let (tight, loose) = (cluster(0.0), cluster(0.2));
         let tight = Coagulation::of_labels(RowsView::new(&tight, 8), &labels).unwrap();
         let loose = Coagulation::of_labels(RowsView::new(&loose, 8), &labels).unwrap();
-        // Rows on the axes, their means and what follows from them are exact.
+        // Rows on the axes, their means and the quantities derived from them are exact.
         assert_eq!((tight.intra_cosine, tight.within_rank), (1.0, 1.0));
         assert_eq!((tight.inter_cosine_mean, tight.within_over_between), (0.0, 0.0));
         assert!(loose.intra_cosine < 0.99 && loose.within_rank > 3.0, "{loose:?}");
@@ -526,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_exist_is_left_out() {
+    fn undefined_quantities_are_left_out() {
         let one = Coagulation::of_labels(RowsView::new(&[1.0, 0.0, 0.0, 1.0], 2), &[0, 0]).unwrap();
         assert!(one.inter_cosine_max.is_nan() && one.copies.is_nan() && one.concentration_p50.is_nan());
         let names: Vec<String> = one.metrics("level0").into_iter().map(|m| m.name).collect();

@@ -1,4 +1,4 @@
-//! How tightly a prototype's samples lie around it.
+//! The concentration of prototypes: how tightly the samples of a prototype lie around it.
 
 use num_traits::Float;
 use pauc_kernels::distance::squared_distance;
@@ -6,26 +6,26 @@ use pauc_traits::probe::RowsView;
 use pauc_traits::{Clustering, Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// What distinguishes the concentrations of prototypes.
+/// Which prototypes share a concentration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConcentrationKind {
     /// Each prototype has its own, as in PCL; the mean over a level is the temperature.
     #[default]
     PerPrototype,
-    /// The prototypes of a level share its mean; levels differ, and their mean is the temperature.
+    /// The prototypes of a level share the level's mean. Levels differ, and their mean is the temperature.
     PerLevel,
-    /// All are the temperature.
+    /// Every concentration is the temperature.
     Constant,
 }
 
 impl ConcentrationKind {
-    /// φ of the prototypes of all levels, as [`concentration`] defines it for one of them.
+    /// Computes φ of the prototypes of all levels, as [`concentration`] defines it for one level.
     ///
-    /// `PerLevel` gives a level the mean of what [`concentration`] has before it is scaled: levels with more
-    /// prototypes lie tighter and get smaller φ.
+    /// `PerLevel` gives each level the mean of the unscaled values of [`concentration`]: levels with more
+    /// prototypes are tighter and get a smaller φ.
     ///
     /// # Shapes
-    /// features (N, D), clusterings of N samples into K_m → K_m each
+    /// features (N, D), clusterings of N samples into K_m → K_m per level
     ///
     /// # Errors
     /// If the numbers of samples or dimensions disagree.
@@ -41,10 +41,10 @@ impl ConcentrationKind {
         Ok(phi.into_iter().map(|level| level.into_iter().map(|v| v as f32).collect()).collect())
     }
 
-    /// [`of_levels`](Self::of_levels) from the spread of each level.
+    /// [`of_levels`](Self::of_levels), from the spread of each level.
     ///
     /// # Shapes
-    /// spreads of K_m prototypes → K_m each
+    /// spreads of K_m prototypes → K_m per level
     pub fn of_spreads<F: Float>(self, levels: &[Spread<F>], alpha: F, temperature: F) -> Vec<Vec<F>> {
         let mean = |phi: &[F]| {
             let total = phi.iter().fold(F::zero(), |a, b| a + *b);
@@ -67,15 +67,15 @@ impl ConcentrationKind {
     }
 }
 
-/// The concentration φ of each prototype:
+/// Computes the concentration φ of each prototype:
 /// φ_c = mean_z‖x_z − c‖₂ / ln(Z + α) over its Z samples, distances to the centroid as fitted.
 ///
 /// Prototypes with at most one sample get the largest φ of the others. Then φ is clipped to its 10th and 90th
-/// percentile (linear interpolation) and scaled so that its mean is `temperature`. Where no prototype has two
+/// percentile (linear interpolation) and scaled so that its mean is `temperature`. If no prototype has two
 /// samples, or none has any spread, all are equal to `temperature`.
 ///
-/// The features are those that were clustered (unit length in a recipe); the centroids must not have been
-/// normalised since.
+/// The features are those that were clustered (unit length in a recipe). The centroids must be as fitted,
+/// without a later normalization.
 ///
 /// # Shapes
 /// features (N, D), clustering of N samples into K → K
@@ -112,7 +112,7 @@ pub fn concentration(
     Ok(concentration_of(&spread, alpha, temperature).into_iter().map(|v| v as f32).collect())
 }
 
-/// How far the samples of the K prototypes of a level lie from their centroids.
+/// The distances of samples to their centroids, for the K prototypes of a level.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spread<F> {
     /// Σ‖x − c‖ over the samples of each prototype.
@@ -134,7 +134,7 @@ impl Spread<f64> {
             return Err(Error::shape(
                 "concentration",
                 format!(
-                    "features of {}×{}, but the clustering is of {}×{}",
+                    "features are {}×{}, but the clustering is of {}×{}",
                     features.rows,
                     features.cols,
                     clustering.assignments.len(),
@@ -154,7 +154,7 @@ impl Spread<f64> {
     }
 }
 
-/// [`concentration`] from the spread of K prototypes.
+/// Computes [`concentration`] from the spread of K prototypes.
 ///
 /// # Shapes
 /// → K
@@ -168,7 +168,7 @@ pub fn concentration_of<F: Float>(spread: &Spread<F>, alpha: F, temperature: F) 
     phi
 }
 
-/// mean distance / ln(size + α) of each prototype, clipped to the 10th and 90th percentile.
+/// Returns mean distance / ln(size + α) of each prototype, clipped to the 10th and 90th percentile.
 fn clipped_spreads<F: Float>(spread: &Spread<F>, alpha: F) -> Vec<F> {
     let count = |n: usize| F::from(n).unwrap_or_else(F::infinity);
     // `None` for a prototype with at most one sample.
@@ -185,7 +185,7 @@ fn clipped_spreads<F: Float>(spread: &Spread<F>, alpha: F) -> Vec<F> {
     phi
 }
 
-/// The quantile `q`, from 0 to 1, of ascending values, linearly interpolated between neighbors; NaN without values.
+/// Returns the quantile `q`, from 0 to 1, of ascending values, with linear interpolation; NaN without values.
 pub fn quantile<F: Float>(sorted: &[F], q: F) -> F {
     let Some(last) = sorted.len().checked_sub(1) else { return F::nan() };
     let position = q * F::from(last).unwrap_or_else(F::nan);
@@ -195,7 +195,7 @@ pub fn quantile<F: Float>(sorted: &[F], q: F) -> F {
     a + (b - a) * fraction
 }
 
-/// Scales each row of `dim` values to unit length; a row of zeros stays as it is.
+/// Scales each row of `dim` values to unit length. A row of zeros is unchanged.
 ///
 /// # Shapes
 /// data (N, D), row-major
@@ -244,8 +244,8 @@ mod tests {
             let (alpha, t) =
                 (case["config"]["alpha"].as_f64().unwrap(), case["config"]["temperature"].as_f64().unwrap());
             let want = numbers(&case["outputs"]["concentration"]);
-            // All terms are positive: a distance has dim + 4 roundings, their mean, the logarithm, the quantile, and
-            // the scaling by the mean the rest.
+            // All terms are positive. A distance has dim + 4 roundings; their mean, the logarithm, the
+            // quantile and the scaling by the mean have the rest.
             let operations = dim + assignments.len() + k + 20;
             for (got, want) in concentration_of(&spread, alpha, t).iter().zip(&want) {
                 assert_within!(*got, *want, tolerance::f64(operations, *want));
@@ -260,10 +260,10 @@ mod tests {
             let x: Vec<f32> = x.iter().map(|v| *v as f32).collect();
             let single = concentration(RowsView::new(&x, dim), &clustering, alpha, t).unwrap();
             assert_eq!(single.len(), want.len());
-            // A sample and its centroid are rounded to f32, which moves their distance by u·(‖x‖ + ‖c‖), and its
-            // square has dim + 2 roundings. A prototype's mean distance is off by the mean of that; quantiles are
-            // monotone, so that φ before and after they clip is off by no more than the most, relative to it. Divided
-            // by the mean of all it is off by twice as much, and then rounded.
+            // A sample and its centroid are rounded to f32, which moves their distance by u·(‖x‖ + ‖c‖), and
+            // its square has dim + 2 roundings. The mean distance of a prototype is off by the mean of these
+            // errors. Quantiles are monotone, so clipping does not increase the largest relative error of φ.
+            // Dividing by the mean of all φ doubles it, and the quotient is rounded.
             let mut off = vec![0.0; k];
             for (x, a) in x.chunks(dim).zip(&assignments) {
                 let centroid = widened(&clustering.centroids[a * dim..][..dim]);
@@ -281,7 +281,8 @@ mod tests {
 
     #[test]
     fn kinds_of_concentration() {
-        // Distances 1 within both prototypes of the first level, 2 within the only one of the second.
+        // Distance 1 within both prototypes of the first level, and 2 within the only prototype of the
+        // second.
         let x = [0.0f32, 2.0, 10.0, 12.0];
         let level = |centroids: &[f32], assignments: &[u32]| Clustering {
             k: centroids.len(),

@@ -4,16 +4,19 @@ use csv::{ReaderBuilder, StringRecord, Trim};
 use pauc_traits::{Error, Result};
 use std::path::Path;
 
-/// Characters of a bad cell that an error shows: a quote that is never closed makes a cell of the rest of the file.
+/// The number of characters of a bad cell in an error. A quote that is never closed makes the rest of the
+/// file one cell.
 const SHOWN: usize = 40;
 
-/// A matrix of numbers between commas, semicolons or tabs. A first line with anything else is a heading.
+/// Reads a matrix of numbers separated by commas, semicolons or tabs. A first line with anything else is a
+/// header.
 ///
 /// # Shapes
 /// N lines of D cells → (N, D), row-major, and D
 ///
 /// # Errors
-/// If a cell is not a number, lines differ in length, or there are none. The error names the file, line and column.
+/// If a cell is not a number, lines differ in length, or there are no rows. The error names the file, line
+/// and column.
 pub(crate) fn matrix(path: &Path, text: &str) -> Result<(Vec<f32>, usize)> {
     let wrong = |why: String| Error::damaged(path, why);
     let mut records = Records::new(text, separator(text));
@@ -26,27 +29,27 @@ pub(crate) fn matrix(path: &Path, text: &str) -> Result<(Vec<f32>, usize)> {
                 continue;
             }
             let cell = shown(&cells[column]);
-            return Err(wrong(format!("line {line}, column {}: `{cell}` is no number", column + 1)));
+            return Err(wrong(format!("line {line}, column {}: `{cell}` is not a number", column + 1)));
         }
         if cols == 0 {
             cols = numbers.len();
         }
         if numbers.len() != cols {
             let got = numbers.len();
-            return Err(wrong(format!("line {line} has {got} values, the first row has {cols}")));
+            return Err(wrong(format!("line {line} has {got} values; expected {cols}, as in the first row")));
         }
         values.extend(numbers.into_iter().flatten());
     }
     if values.is_empty() {
-        return Err(wrong("holds no rows of numbers".into()));
+        return Err(wrong("has no rows of numbers".into()));
     }
     Ok((values, cols))
 }
 
-/// Whole numbers, one per line. A first line with anything else is a heading.
+/// Reads integers, one per line. A first line with anything else is a header.
 ///
 /// # Errors
-/// If a line is not a whole number. The error names the file and line.
+/// If a line is not an integer. The error names the file and line.
 pub(crate) fn labels(path: &Path, text: &str) -> Result<Vec<i64>> {
     let wrong = |why: String| Error::damaged(path, why);
     let mut records = Records::new(text, b',');
@@ -58,21 +61,22 @@ pub(crate) fn labels(path: &Path, text: &str) -> Result<Vec<i64>> {
             None if record.is_first => {}
             None => {
                 let (line, text) = (record.line, shown(record.text));
-                return Err(wrong(format!("line {line}: `{text}` is no whole number")));
+                return Err(wrong(format!("line {line}: `{text}` is not an integer")));
             }
         }
     }
     Ok(labels)
 }
 
-/// What separates the cells of a file: a tab or a semicolon if its first line has one outside quotes, else a comma.
+/// Returns the separator of a file: a tab or a semicolon if its first line has one outside quotes, otherwise
+/// a comma.
 fn separator(text: &str) -> u8 {
     let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
     let outside_quotes: String = first.split('"').step_by(2).collect();
     [b'\t', b';'].into_iter().find(|c| outside_quotes.contains(char::from(*c))).unwrap_or(b',')
 }
 
-/// A cell as an error shows it.
+/// Shortens a cell for an error message.
 fn shown(cell: &str) -> String {
     match cell.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", &cell[..end]),
@@ -82,18 +86,18 @@ fn shown(cell: &str) -> String {
 
 /// A line that is not blank.
 struct Record<'a> {
-    /// Its number in the file, from 1. Quoted cells may go over several lines; this is the first of them.
+    /// The line number in the file, from 1. A quoted cell may span several lines; this is the first of them.
     line: usize,
     is_first: bool,
     text: &'a str,
     cells: StringRecord,
 }
 
-/// The lines of a file that are not blank.
+/// The nonblank lines of a file.
 struct Records<'a> {
     text: &'a str,
     reader: csv::Reader<&'a [u8]>,
-    /// The number of the line in which the last record began, and the byte where it did.
+    /// The line number and the byte offset where the last record began.
     line: usize,
     begin: usize,
     is_first: bool,
@@ -101,7 +105,7 @@ struct Records<'a> {
 
 impl<'a> Records<'a> {
     fn new(text: &'a str, separator: u8) -> Self {
-        // Spreadsheets put a byte order mark before the text.
+        // Spreadsheets write a byte order mark before the text.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut options = ReaderBuilder::new();
         options.has_headers(false).flexible(true).trim(Trim::All).delimiter(separator);
@@ -119,7 +123,7 @@ impl<'a> Records<'a> {
             if text.trim().is_empty() {
                 continue;
             }
-            // The reader's own count of lines is behind after blank lines and where lines end in CRLF.
+            // The CSV reader's own line count is too low after blank lines and with CRLF line ends.
             let begin = start + text.len() - text.trim_start().len();
             self.line += self.text[self.begin..begin].matches('\n').count();
             self.begin = begin;
@@ -128,7 +132,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// How far the file has been read.
+    /// Returns the number of bytes read so far.
     fn byte(&self) -> usize {
         self.reader.position().byte() as usize
     }
@@ -164,15 +168,15 @@ mod tests {
     #[test]
     fn errors_name_the_line_and_the_value() {
         for (text, says) in [
-            ("1,2\n3,abc\n", "line 2, column 2: `abc` is no number"),
-            ("1,2\r\n\r\n3,abc\r\n", "line 3, column 2: `abc` is no number"),
-            ("x,y\n1,2\n\n  \n3,\n", "line 5, column 2: `` is no number"),
-            ("\"a\nb\",y\n1,2\nz,4\n", "line 4, column 1: `z` is no number"),
-            ("1,2\n\"\",4\n", "line 2, column 1: `` is no number"),
-            ("1,2\n3\n", "line 2 has 1 values, the first row has 2"),
-            ("1;2\n3,4;5\n", "line 2, column 1: `3,4` is no number"),
-            ("a,b\n", "holds no rows of numbers"),
-            ("", "holds no rows of numbers"),
+            ("1,2\n3,abc\n", "line 2, column 2: `abc` is not a number"),
+            ("1,2\r\n\r\n3,abc\r\n", "line 3, column 2: `abc` is not a number"),
+            ("x,y\n1,2\n\n  \n3,\n", "line 5, column 2: `` is not a number"),
+            ("\"a\nb\",y\n1,2\nz,4\n", "line 4, column 1: `z` is not a number"),
+            ("1,2\n\"\",4\n", "line 2, column 1: `` is not a number"),
+            ("1,2\n3\n", "line 2 has 1 values; expected 2, as in the first row"),
+            ("1;2\n3,4;5\n", "line 2, column 1: `3,4` is not a number"),
+            ("a,b\n", "has no rows of numbers"),
+            ("", "has no rows of numbers"),
         ] {
             let text = read(text).unwrap_err();
             assert!(text.contains(says) && text.contains("x.csv"), "{says}: {text}");
@@ -185,7 +189,7 @@ mod tests {
             [("1\ncat\n", "line 2: `cat`"), ("1\n\n2,3\n", "line 3: `2,3`"), ("1\n\"\"\n", "line 2: `\"\"`")]
         {
             let text = labels(Path::new("l.csv"), text).unwrap_err().to_string();
-            assert!(text.contains(says) && text.contains("is no whole number"), "{says}: {text}");
+            assert!(text.contains(says) && text.contains("is not an integer"), "{says}: {text}");
         }
     }
 }

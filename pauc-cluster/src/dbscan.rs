@@ -9,25 +9,26 @@ use pauc_traits::{Clusterer, Clustering, Count, Error, Positive, Result, Trainin
 use rayon::prelude::*;
 
 component! {
-    /// DBSCAN: clusters are the connected regions of dense samples; what lies outside is noise and has no prototype.
+    /// DBSCAN: clusters are the connected regions of dense samples. Other samples are noise.
     ///
-    /// A sample with at least `min_points` samples (itself included) within distance `radius` is dense. Dense samples
-    /// within `radius` of each other share a cluster; any other sample within `radius` of a dense one goes to the
-    /// nearest of these. Clusters are numbered by their first dense sample, and centroids are means. Exact, in
-    /// O(N²·D). If everything is noise, that is an error.
+    /// A sample is dense if at least `min_points` samples (itself included) are within distance `radius`.
+    /// Dense samples within `radius` of each other share a cluster. Any other sample within `radius` of a
+    /// dense one goes to the nearest dense sample's cluster. Clusters are numbered by their first dense
+    /// sample, and centroids are means. Noise has no prototype; it is an error if all samples are noise. The
+    /// result is exact, in O(N²·D).
     ///
     /// # Shapes
     /// features (N, D) → centroids (K, D), N assignments; K follows from the data
     ///
     /// Source: Ester et al. 1996.
     pub struct Dbscan: Clusterer {
-        /// The radius of a neighbourhood, a Euclidean distance; unit vectors are at most 2 apart.
+        /// The radius of a neighborhood, a Euclidean distance. Unit vectors are at most 2 apart.
         pub radius: Positive,
-        /// Samples that make a neighbourhood dense.
+        /// The minimum number of samples in a dense neighborhood.
         pub min_points: Count = Count::lit(5),
         /// When the first clustering happens.
         pub start: TrainingSpan = TrainingSpan::epochs(2),
-        /// How long a clustering is kept.
+        /// The interval between clusterings.
         pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
@@ -54,7 +55,7 @@ impl Clusterer for Dbscan {
     }
 }
 
-/// Rows of one task, and tasks whose neighbors are held at once.
+/// Rows per task, and the number of tasks whose neighbors are in memory at once.
 const TASK: usize = 32;
 const WAVE: usize = 16;
 
@@ -65,7 +66,7 @@ fn dense_regions(rows: RowsView<'_>, radius: f64, min_points: usize) -> (Vec<Opt
     near.visit(|_, own| own.len() >= min_points, |_, is_dense| dense.push(is_dense));
     let mut parent: Vec<u32> = (0..n as u32).collect();
     let mut nearest_dense: Vec<Option<u32>> = vec![None; n];
-    // For a dense sample its earlier dense neighbors; for another the nearest dense one.
+    // Dense samples keep their earlier dense neighbors; other samples keep their nearest dense one.
     let look = |i: usize, own: &[u32]| -> Vec<u32> {
         let dense_near = own.iter().copied().filter(|j| dense[*j as usize]);
         if dense[i] {
@@ -120,7 +121,7 @@ struct Neighbors<'a> {
     rows: RowsView<'a>,
     /// ‖x‖² of each row.
     squares: Vec<f32>,
-    /// radius², and the largest error of a squared distance that comes from a product.
+    /// radius², and the largest error of a squared distance computed by a matrix product.
     limit: f64,
     error: f64,
 }
@@ -133,8 +134,8 @@ impl<'a> Neighbors<'a> {
         Neighbors { rows, squares, limit: radius * radius, error }
     }
 
-    /// Gives every sample with its neighbors (itself included, ascending) to `find`, on any thread, and then what
-    /// it found to `take`, in the order of the samples.
+    /// Calls `find` on any thread with every sample and its neighbors (itself included, ascending), and then
+    /// `take` with the results, in the order of the samples.
     fn visit<T: Send>(&self, find: impl Fn(usize, &[u32]) -> T + Sync, mut take: impl FnMut(usize, T)) {
         let (n, dim) = (self.rows.rows, self.rows.cols);
         let task = |first: usize| -> Vec<T> {
@@ -154,7 +155,7 @@ impl<'a> Neighbors<'a> {
                 own.clear();
                 for (j, product) in products.iter().enumerate() {
                     let sq_dist = self.squares[i] as f64 + self.squares[j] as f64 + *product as f64;
-                    // What rounding could decide is computed from differences.
+                    // Distances so near the radius that rounding could decide are computed from differences.
                     let inside = if (sq_dist - self.limit).abs() <= self.error {
                         squared_distance(self.rows.row(i), self.rows.row(j)) as f64 <= self.limit
                     } else {
@@ -212,10 +213,10 @@ mod tests {
         assigned
     }
 
-    /// Samples on a grid, so that distances are exact in f32 and the code has to find what the plain loops find, ties
-    /// and distances of one radius included. Away from the origin, products are not exact.
+    /// Samples on a grid, so that distances are exact in f32 and the code must agree with the plain loops,
+    /// including ties and distances of exactly one radius. Away from the origin, products are not exact.
     fn on_a_grid() -> impl Strategy<Value = Vec<f32>> {
-        // In sixty-fourths, coordinates and squares of distances are whole numbers below 2²⁴.
+        // In units of 1/64, coordinates and squared distances are integers below 2²⁴.
         let origin = prop_oneof![Just(0i32), 0..500, 0..100_000];
         let steps = prop::sample::select(vec![1i32, 4, 16]);
         (origin, steps, prop::collection::vec(-192i32..192, 160)).prop_map(|(origin, step, places)| {
@@ -240,7 +241,7 @@ mod tests {
 
     #[test]
     fn rounding_does_not_decide() {
-        // On a grid far from the origin, neighbors are exactly one radius away.
+        // On a grid far from the origin, neighbors are exactly one radius apart.
         let x: Vec<f32> = (0..25).flat_map(|i| [1000.0 + (i % 5) as f32, 2000.0 + (i / 5) as f32]).collect();
         let (got, k) = dense_regions(RowsView::new(&x, 2), 1.0, 5);
         assert_eq!(k, 1);
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_has_no_prototype_and_nothing_but_noise_is_refused() {
+    fn noise_has_no_prototype_and_only_noise_is_refused() {
         let dbscan = Dbscan {
             radius: Positive::lit(0.5),
             min_points: Count::lit(3),

@@ -1,6 +1,8 @@
-//! Features and labels from files: safetensors, NumPy's `.npy`, CSV, and Parquet with the cargo feature `parquet`.
+//! Reads features and labels from safetensors, NumPy `.npy` and CSV files, and from Parquet with the cargo
+//! feature `parquet`.
 //!
-//! Row-major `f32` matrices in the first two are mapped, not read: a file may be larger than memory.
+//! Row-major `f32` matrices in safetensors and `.npy` files are memory-mapped, so a file may be larger than
+//! memory.
 
 use crate::csv_file;
 use pauc_kernels::mmap::Mapped;
@@ -10,9 +12,9 @@ use pauc_traits::{Error, Result};
 use safetensors::tensor::{Dtype, SafeTensors};
 use std::path::Path;
 
-/// Tensors of features that a safetensors file may hold under these names, looked for in this order.
+/// Names under which a safetensors file may hold features, in the order of the search.
 const NAMES: [&str; 3] = ["embeddings", "features", "view0"];
-/// The kinds of files that are known.
+/// The supported kinds of files, for error messages.
 const KINDS: &str = "give a .safetensors, .npy, .csv or .parquet file";
 
 /// A matrix of features in a file.
@@ -29,17 +31,19 @@ enum Values {
 }
 
 impl Matrix {
-    /// Opens a matrix by its file's ending. `tensor` chooses one of a safetensors file; without it, the file holds one
-    /// matrix of floats only, or one called `embeddings`, `features` or `view0`. In a Parquet file, every column of floats is
-    /// a dimension, or one column has a list of floats for each row; there `tensor` names a column.
+    /// Opens a matrix; the file's extension decides its kind. `tensor` names a tensor of a safetensors file.
+    /// Without it, the file must hold a single matrix of floats, or one called `embeddings`, `features` or
+    /// `view0`. In a Parquet file, every column of floats is a dimension, or one column holds a list of
+    /// floats per row; there `tensor` names a column.
     ///
     /// # Errors
-    /// If the file is missing, of an unknown kind, empty, cut off, or not a matrix of `f32` or `f64` (row-major).
+    /// If the file is missing, of an unknown kind, empty, truncated, or not a matrix of `f32` or `f64`
+    /// (row-major).
     pub fn open(path: &Path, tensor: Option<&str>) -> Result<Matrix> {
         let kind = kind(path)?;
         if tensor.is_some() && !matches!(kind, Kind::Safetensors | Kind::Parquet) {
             return Err(Error::config(
-                "--tensor names a tensor of a safetensors file, or a column of a Parquet file; others hold one array",
+                "--tensor is for safetensors and Parquet files; other files hold one array: leave it out",
             ));
         }
         if kind == Kind::Parquet {
@@ -56,8 +60,10 @@ impl Matrix {
             _ => of_safetensors(path, file.bytes(), tensor)?,
         };
         let [rows, cols] = array.shape[..] else {
-            let why =
-                format!("{} has shape {:?}; give a matrix of samples × dimensions", array.name, array.shape);
+            let why = format!(
+                "{} has shape {:?}; expected a matrix of samples × dimensions",
+                array.name, array.shape
+            );
             return Err(Error::damaged(path, why));
         };
         if rows == 0 || cols == 0 {
@@ -70,41 +76,41 @@ impl Matrix {
             },
             "f8" => Values::Read(array.chunks(file.bytes(), |b| f64::from_le_bytes(b) as f32)),
             other => {
-                let why = format!("{} holds {other}; give 32-bit floats: {}", array.name, remedy(kind));
+                let why = format!("{} holds {other}; expected 32-bit floats: {}", array.name, remedy(kind));
                 return Err(Error::damaged(path, why));
             }
         };
         Ok(Matrix { values, cols })
     }
 
-    /// The rows.
+    /// Returns the rows.
     pub fn rows(&self) -> RowsView<'_> {
         match &self.values {
             Values::Mapped { file, offset, count } => {
-                // It was there when the matrix was opened.
+                // The constructor has checked that the values are there.
                 RowsView::new(file.f32s(*offset, *count).unwrap_or(&[]), self.cols)
             }
             Values::Read(values) => RowsView::new(values, self.cols),
         }
     }
 
-    /// Whether the values are mapped rather than read.
+    /// Returns whether the values are memory-mapped.
     pub fn is_mapped(&self) -> bool {
         matches!(self.values, Values::Mapped { .. })
     }
 }
 
-/// Class labels, one for each of `n` samples: whole numbers ≥ 0 in a `.npy` or one per line in a `.csv`, or the tensor
-/// `labels` of a safetensors file.
+/// Reads class labels, one for each of `n` samples: integers ≥ 0 in a `.npy` file, one per line in a `.csv`
+/// file, or the tensor `labels` of a safetensors file.
 ///
 /// # Errors
-/// If the file cannot be read as such, or there are not `n`.
+/// If the file cannot be read as labels, or their number is not `n`.
 pub fn labels(path: &Path, n: usize) -> Result<Vec<u32>> {
     let wrong = |why: String| Error::damaged(path, why);
     let kind = kind(path)?;
     if kind == Kind::Parquet {
         return Err(Error::config(
-            "labels are read from .npy, .csv and .safetensors files: save them as one of these",
+            "labels cannot be read from Parquet: save them as .npy, .csv or .safetensors",
         ));
     }
     let values: Vec<i64> = if kind == Kind::Csv {
@@ -117,7 +123,7 @@ pub fn labels(path: &Path, n: usize) -> Result<Vec<u32>> {
         };
         if array.shape.len() != 1 {
             return Err(wrong(format!(
-                "{} has shape {:?}; give one label for each sample",
+                "{} has shape {:?}; expected one label per sample",
                 array.name, array.shape
             )));
         }
@@ -131,14 +137,14 @@ pub fn labels(path: &Path, n: usize) -> Result<Vec<u32>> {
             "u2" => array.chunks(bytes, |b| u16::from_le_bytes(b).into()),
             "i1" => array.chunks(bytes, |b| i8::from_le_bytes(b).into()),
             "u1" => array.chunks(bytes, |b| u8::from_le_bytes(b).into()),
-            other => return Err(wrong(format!("{} holds {other}; labels are whole numbers", array.name))),
+            other => return Err(wrong(format!("{} holds {other}; expected integers", array.name))),
         }
     };
     if values.len() != n {
-        return Err(wrong(format!("{} labels for {n} samples; give one for each", values.len())));
+        return Err(wrong(format!("{} labels for {n} samples; expected one per sample", values.len())));
     }
     let number = |(i, v): (usize, i64)| {
-        u32::try_from(v).map_err(|_| wrong(format!("label {i} is {v}; labels are numbered from 0")))
+        u32::try_from(v).map_err(|_| wrong(format!("label {i} is {v}; expected an integer ≥ 0")))
     };
     values.into_iter().enumerate().map(number).collect()
 }
@@ -158,7 +164,7 @@ fn kind(path: &Path) -> Result<Kind> {
         Some("npy") => Ok(Kind::Npy),
         Some("csv" | "tsv") => Ok(Kind::Csv),
         Some("parquet") => Ok(Kind::Parquet),
-        _ => Err(Error::config(format!("{}: not a kind of file that is known: {KINDS}", path.display()))),
+        _ => Err(Error::config(format!("{}: unknown kind of file: {KINDS}", path.display()))),
     }
 }
 
@@ -184,7 +190,7 @@ fn parquet(path: &Path, column: Option<&str>) -> Result<(Vec<f32>, usize)> {
 #[cfg(not(feature = "parquet"))]
 fn parquet(path: &Path, _: Option<&str>) -> Result<(Vec<f32>, usize)> {
     Err(Error::config(format!(
-        "{}: this program was built without Parquet: build it with `--features parquet`, or save the features as .npy",
+        "{}: built without Parquet support: build with `--features parquet`, or save the features as .npy",
         path.display()
     )))
 }
@@ -201,7 +207,7 @@ fn map(path: &Path) -> Result<Mapped> {
     Ok(file)
 }
 
-/// Where an array lies in its file. The type is a letter (i, u, f) and the bytes of a value, as in NumPy.
+/// The position of an array in its file. The type is a letter (i, u, f) and the bytes per value, as in NumPy.
 struct Array {
     name: String,
     dtype: String,
@@ -214,14 +220,14 @@ impl Array {
         self.shape.iter().try_fold(1usize, |n, s| n.checked_mul(*s))
     }
 
-    /// The values, converted; the array is known to lie within the bytes.
+    /// Converts the values. The array must be within `bytes`.
     fn chunks<const N: usize, T>(&self, bytes: &[u8], value: impl Fn([u8; N]) -> T) -> Vec<T> {
         let count = self.count().unwrap_or(0);
         bytes[self.offset..].as_chunks::<N>().0.iter().take(count).map(|b| value(*b)).collect()
     }
 }
 
-/// The array of a `.npy` file. `remedy` says how to save one of another type.
+/// Finds the array of a `.npy` file. `remedy` is the advice in the error about an unsupported type.
 fn npy(path: &Path, bytes: &[u8], remedy: &str) -> Result<Array> {
     let Header { element, shape, data } = Header::read(bytes, path, remedy)?;
     Ok(Array { name: "the array".into(), dtype: element.code(), shape, offset: data.start })
@@ -230,7 +236,7 @@ fn npy(path: &Path, bytes: &[u8], remedy: &str) -> Result<Array> {
 fn of_safetensors(path: &Path, bytes: &[u8], tensor: Option<&str>) -> Result<Array> {
     let wrong = |why: String| Error::damaged(path, why);
     let file = SafeTensors::deserialize(bytes)
-        .map_err(|e| wrong(format!("no safetensors file, or one that is cut off: {e}")))?;
+        .map_err(|e| wrong(format!("truncated or corrupt safetensors file ({e}); copy it again")))?;
     let mut names = file.names();
     names.sort_unstable();
     let is_matrix = |n: &&&str| {
@@ -247,7 +253,7 @@ fn of_safetensors(path: &Path, bytes: &[u8], tensor: Option<&str>) -> Result<Arr
         let names = names.join(", ");
         return Err(wrong(match tensor {
             Some(name) => format!("has no tensor `{name}`; it holds: {names}"),
-            None => format!("say with --tensor which tensor to cluster; it holds: {names}"),
+            None => format!("choose a tensor with --tensor; it holds: {names}"),
         }));
     };
     let view = file.tensor(name).map_err(|e| wrong(e.to_string()))?;
@@ -265,7 +271,7 @@ fn of_safetensors(path: &Path, bytes: &[u8], tensor: Option<&str>) -> Result<Arr
         _ => "",
     };
     let dtype = if dtype.is_empty() { format!("{:?}", view.dtype()) } else { dtype.to_string() };
-    // The view borrows the mapped bytes, so its distance from their begin is where it lies.
+    // The view borrows the mapped bytes, so its distance from their start is its offset.
     let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
     Ok(Array { name: format!("tensor `{name}`"), dtype, shape: view.shape().to_vec(), offset })
 }
@@ -319,14 +325,14 @@ mod tests {
         let cases = [
             (
                 write(&f, "cut.npy", &good[..good.len() - 5]),
-                "is cut off: 24 bytes expected after the header, 19 found",
+                "is truncated: expected 24 bytes after the header, got 19",
             ),
-            (write(&f, "head.npy", &good[..40]), "cut off within its header"),
-            (write(&f, "four.npy", &good[..4]), "cut off within its header"),
-            (write(&f, "text.npy", "hello, world"), "is no .npy file"),
+            (write(&f, "head.npy", &good[..40]), "truncated within its header"),
+            (write(&f, "four.npy", &good[..4]), "truncated within its header"),
+            (write(&f, "text.npy", "hello, world"), "is not a .npy file"),
             (
                 write(&f, "int.npy", npy_file("<i8", false, "(1, 2)", &[0; 16])),
-                "holds i8; give 32-bit floats",
+                "holds i8; expected 32-bit floats",
             ),
             (write(&f, "half.npy", npy_file("<f2", false, "(1, 2)", &[0; 4])), "astype('float32')"),
             (write(&f, "big.npy", npy_file(">f4", false, "(1, 1)", &[0; 4])), "type `>f4`"),
@@ -340,11 +346,11 @@ mod tests {
             ),
             (write(&f, "zero.npy", []), "the file is empty"),
             (write(&f, "x.safetensors", "12345678abc"), "cut off"),
-            (write(&f, "y.csv", "1,2\n3,abc\n"), "line 2, column 2: `abc` is no number"),
-            (write(&f, "z.csv", "1,2\n3\n"), "line 2 has 1 values, the first row has 2"),
+            (write(&f, "y.csv", "1,2\n3,abc\n"), "line 2, column 2: `abc` is not a number"),
+            (write(&f, "z.csv", "1,2\n3\n"), "line 2 has 1 values; expected 2, as in the first row"),
             (write(&f, "empty.csv", "a,b\n"), "no rows of numbers"),
             (f.path().join("nowhere.npy"), "not found; give a .safetensors"),
-            (write(&f, "x.hdf5", "PAR1"), "not a kind of file"),
+            (write(&f, "x.hdf5", "PAR1"), "unknown kind of file"),
         ];
         for (path, says) in cases {
             let text = error(&path);
@@ -362,7 +368,7 @@ mod tests {
             "two.safetensors",
             safetensors::serialize([("a", view(3)), ("b", view(2))], None).unwrap(),
         );
-        assert!(error(&path).contains("--tensor which tensor to cluster; it holds: a, b"));
+        assert!(error(&path).contains("choose a tensor with --tensor; it holds: a, b"));
         assert_eq!(Matrix::open(&path, Some("b")).unwrap().rows().rows, 2);
         assert!(Matrix::open(&path, Some("c")).unwrap_err().to_string().contains("no tensor `c`"));
         let file = safetensors::serialize([("features", view(1)), ("b", view(2))], None).unwrap();

@@ -7,24 +7,25 @@ use pauc_traits::probe::RowsView;
 use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, component};
 
 component! {
-    /// Clusters that persist while the density at which samples hang together grows; what belongs to none is noise, and
-    /// has no prototype.
+    /// HDBSCAN: clusters that persist over a range of densities. Other samples are noise.
     ///
-    /// Unlike Dbscan it needs no radius, and finds clusters of different densities. Takes O(N²·D) on one thread: for
-    /// some ten thousand samples at most. The work is done by the crate `hdbscan`.
+    /// Noise has no prototype. Unlike Dbscan, it needs no radius and finds clusters of different densities.
+    /// It takes O(N²·D) on one thread, so use it for at most some ten thousand samples. The crate `hdbscan`
+    /// computes the clusters.
     ///
     /// # Shapes
     /// features (N, D) → centroids (k, D), N assignments
     ///
     /// Source: Campello, Moulavi & Sander 2013; McInnes & Healy 2017.
     pub struct Hdbscan: Clusterer {
-        /// Samples of the smallest cluster, 2 or more.
+        /// The minimum number of samples in a cluster, 2 or more.
         pub min_size: Count = Count::lit(10),
-        /// Samples, itself included, within a sample's core distance; more means more noise.
+        /// The number of samples, itself included, within a sample's core distance. A larger value gives more
+        /// noise.
         pub min_points: Count = Count::lit(5),
         /// When the first clustering happens.
         pub start: TrainingSpan = TrainingSpan::epochs(2),
-        /// How long a clustering is kept.
+        /// The interval between clusterings.
         pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
@@ -34,8 +35,8 @@ impl Clusterer for Hdbscan {
         let (n, size, points) = (rows.rows, self.min_size.get(), self.min_points.get());
         if size < 2 || size.max(points) > n {
             return Err(Error::config(format!(
-                "Hdbscan needs min_size from 2 to the number of samples and no more min_points than samples, but \
-                 min_size is {size} and min_points {points} for {n} samples"
+                "Hdbscan: expected min_size from 2 to the number of samples, and min_points up to it; \
+                 got min_size {size} and min_points {points} for {n} samples"
             )));
         }
         let data: Vec<Vec<f32>> = rows.iter().map(<[f32]>::to_vec).collect();
@@ -47,7 +48,7 @@ impl Clusterer for Hdbscan {
         let labels = ::hdbscan::Hdbscan::new(&data, parameters)
             .cluster()
             .map_err(|e| Error::config(format!("Hdbscan: {e:?}")))?;
-        // Numbered by first appearance: the numbers of the crate have no meaning.
+        // Renumber by first appearance, because the numbers of the crate have no meaning.
         let (mut number, mut k) = (std::collections::BTreeMap::new(), 0u32);
         let assignments: Vec<Option<u32>> = labels
             .into_iter()
@@ -95,7 +96,8 @@ mod tests {
 
     #[test]
     fn groups_of_different_densities_and_noise() {
-        // A narrow and a wide group, which no one radius separates from noise, and one sample far from both.
+        // A narrow and a wide group, which no single radius separates from noise, and one sample far from
+        // both.
         let spiral = |i: usize, size: f32| {
             let (r, a) = (size * (i as f32 / 60.0).sqrt(), 2.4 * i as f32);
             [r * a.cos(), r * a.sin()]
@@ -113,21 +115,22 @@ mod tests {
             assert!(together.count() >= 55, "{:?}", &c.assignments[group]);
         }
         assert_ne!(c.assignments[20], c.assignments[80]);
-        // The mean of the narrow group is 0.001 away, and up to five samples less move it by 0.01.
+        // The mean of the narrow group is 0.001 away. If it lacks up to five samples, that moves it by at
+        // most 0.01.
         assert!(c.centroids[0].abs() < 0.05, "{:?}", c.centroids);
     }
 
     #[test]
-    fn what_cannot_work_says_why() {
+    fn impossible_settings_are_errors() {
         let text = |size, points, data: &[f32]| {
             configured(size, points).fit(RowsView::new(data, 1), CONTEXT).map_err(|e| e.to_string())
         };
-        assert!(text(1, 1, &[0.0; 9]).unwrap_err().contains("min_size is 1"));
+        assert!(text(1, 1, &[0.0; 9]).unwrap_err().contains("min_size 1"));
         assert!(text(3, 10, &[0.0; 9]).unwrap_err().contains("min_points 10 for 9 samples"));
         assert!(
             text(5, 2, &[0.0, 1.0, 5.0, 5.5, 50.0, 90.0]).unwrap_err().contains("all 6 samples are noise")
         );
-        // Identical samples are one cluster or none, but no panic.
+        // Identical samples may be one cluster or none, but must not panic.
         assert!(text(3, 2, &[1.0; 30]).is_ok_and(|c| c[0].k == 1) || text(3, 2, &[1.0; 30]).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! k-means within k-means.
+//! Hierarchical k-means: k-means within the clusters of k-means.
 
 use crate::inverted_file::{InvertedFile, PART, Sums, graph, objective, step};
 use crate::lloyd::{Lloyd, Members, refill_from, report};
@@ -11,46 +11,49 @@ use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, com
 use rayon::prelude::*;
 use std::borrow::Cow;
 
-/// With more prototypes than these, the first level is divided from a coarser one that is not kept.
+/// Above this number of prototypes, the first level is split from a coarser one that is not kept.
 const FLAT: usize = 512;
-/// Updates after which the neighbors of prototypes are found anew.
+/// The number of updates between two searches for the neighbors of prototypes.
 const SAME_NEIGHBORS: usize = 4;
 
 component! {
-    /// Nested levels, from coarse to fine: each prototype of a level is divided by k-means among its own samples.
+    /// Nested levels: each prototype of a level is split by k-means among its own samples.
     ///
-    /// A prototype gets a share of the next level's k in proportion to its size: at least one, at most its number
-    /// of samples. A sample of the finest level goes to the nearest child of its `probes` nearest parents. Then come
-    /// `refinements`, in which it may leave them: prototypes become the means of their samples (one without samples is
-    /// refilled by splitting another, as in KMeans), and a sample is compared with the `neighbours` of its prototype,
-    /// the prototypes nearest to it and itself. A coarse prototype is the mean of its descendants' samples, and two
-    /// samples that share a prototype share its parents.
+    /// A prototype gets a share of the next level's k in proportion to its size: at least one, at most its
+    /// number of samples. A sample of the finest level goes to the nearest child of its `probes` nearest
+    /// parents. Then the finest level is refined `refinements` times, and samples may leave their parents. In
+    /// each refinement, prototypes become the means of their samples (one without samples is refilled by
+    /// splitting another, as in KMeans), and each sample is compared with the `neighbours` of its prototype:
+    /// the prototype itself and the prototypes nearest to it. A coarse prototype is the mean of its
+    /// descendants' samples, and two samples that share a prototype share its parents.
     ///
-    /// A sample takes parents + `probes`·children + `refinements`·`neighbours` distances in all, instead of k in each
-    /// iteration; finding neighbours takes k² in every fourth refinement. That is least where levels are √k apart, such
-    /// as [100, 10000]. A first level of more than 512 is divided from ⌈√k⌉ prototypes that are not kept. The objectives
-    /// reported for the finest level are those before each update and at the end. Files are read from front to end.
+    /// Per sample, this takes parents + `probes`·children + `refinements`·`neighbours` distances in all,
+    /// instead of k in each iteration. Finding the neighbors takes k² distances in every fourth refinement.
+    /// The cost is lowest if consecutive levels are a factor of √k apart, such as [100, 10000]. A first level
+    /// of more than 512 is split from ⌈√k⌉ prototypes that are not kept. The objectives reported for the
+    /// finest level are those before each update and at the end. Files are read sequentially.
     ///
     /// # Shapes
     /// features (N, D) → for each k: centroids (k, D), N assignments
     pub struct HierarchicalKMeans: Clusterer {
         /// The number of prototypes of each level, increasing.
         pub k: Vec<Count>,
-        /// Updates at most in each k-means that divides a prototype.
+        /// The maximum number of iterations of each k-means that splits a prototype.
         pub iterations: Count = Count::lit(5),
-        /// How centroids are first chosen: KMeansPlusPlus or Random.
+        /// How the first centroids are chosen: KMeansPlusPlus or Random.
         pub init: Init = Init::KMeansPlusPlus,
-        /// Divides a prototype by k-means on so many of its samples a child, drawn at random. Refinements use all.
+        /// The maximum number of samples per child centroid when a prototype is split (random subset).
+        /// Refinements use all samples.
         pub max_points_per_centroid: Option<Count> = Some(Count::lit(16)),
-        /// How many of its nearest parents' children a sample of the finest level is first compared with.
+        /// The number of nearest parents whose children a sample of the finest level is first compared with.
         pub probes: Count = Count::lit(2),
-        /// Updates of the finest level, after which samples may leave their parents.
+        /// The number of updates of the finest level in which samples may leave their parents.
         pub refinements: usize = 3,
-        /// With how many prototypes a sample is compared in a refinement.
+        /// The number of prototypes that a sample is compared with in a refinement.
         pub neighbours: Count = Count::lit(60),
         /// When the first clustering happens.
         pub start: TrainingSpan = TrainingSpan::epochs(2),
-        /// How long a clustering is kept.
+        /// The interval between clusterings.
         pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
@@ -59,12 +62,12 @@ impl Clusterer for HierarchicalKMeans {
     fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let Some(first) = self.k.first() else {
             return Err(Error::config(
-                "k is an empty list: name the numbers of prototypes from coarse to fine, such as k: [100, 10000]",
+                "k is an empty list: give numbers of prototypes from coarse to fine, such as k: [100, 10000]",
             ));
         };
         if let Some(pair) = self.k.windows(2).find(|w| w[0] >= w[1]) {
             return Err(Error::config(format!(
-                "the levels of a hierarchy grow from coarse to fine, but k has {} before {}: order k upwards",
+                "levels are not in increasing order: k has {} before {}; sort k from coarse to fine",
                 pair[0], pair[1]
             )));
         }
@@ -95,21 +98,21 @@ impl Clusterer for HierarchicalKMeans {
 /// One level of a fit.
 struct Level<'a> {
     centroids: Vec<f32>,
-    /// Of which prototype of the level above each is a child.
+    /// The parent of each prototype, in the level above.
     parent: Vec<u32>,
-    /// Each sample's prototype.
+    /// The prototype of each sample.
     labels: Vec<u32>,
     objective: Vec<f64>,
     reassigned: Vec<usize>,
     empty_splits: Vec<usize>,
-    /// With those in the divisions.
+    /// Empty clusters that were refilled, including those in the splits of parents.
     splits: usize,
-    /// Each sample's nearest of these prototypes, if they have been looked for.
+    /// The nearest of these prototypes to each sample, if they have been computed.
     parents_below: Option<InvertedFile<'a>>,
 }
 
 impl Level<'_> {
-    /// Prototypes to which nothing is assigned yet.
+    /// Creates a level of prototypes without samples.
     fn new(centroids: Vec<f32>, parent: Vec<u32>, splits: usize, rows: usize) -> Self {
         Level {
             centroids,
@@ -132,7 +135,7 @@ impl Level<'_> {
     }
 }
 
-/// What a level is fitted to.
+/// The data and settings of the fit of one level.
 struct LevelFit<'a> {
     options: &'a HierarchicalKMeans,
     rows: RowsView<'a>,
@@ -142,7 +145,7 @@ struct LevelFit<'a> {
     number: u64,
 }
 
-/// What the random numbers of a level are for.
+/// The purposes of a level's random numbers.
 #[derive(Clone, Copy)]
 enum Draw {
     Seeding,
@@ -152,13 +155,13 @@ enum Draw {
 }
 
 impl<'a> LevelFit<'a> {
-    /// The random numbers of one purpose, for one parent or update.
+    /// Returns the random stream for one purpose and one parent or update.
     fn random(&self, what: Draw, number: usize) -> Stream {
         let view = ((what as u64) << 40) + number as u64;
         stream(self.seed, Purpose::Cluster, self.epoch, self.number, view)
     }
 
-    /// Fits the level; `below` others come below it.
+    /// Fits the level. `below` is the number of levels below it.
     fn run(&self, above: Option<&mut Level<'a>>, below: usize) -> Level<'a> {
         let mut level = match above {
             Some(above) => self.below(above, below == 0),
@@ -170,29 +173,29 @@ impl<'a> LevelFit<'a> {
         level
     }
 
-    /// Finds each sample's parents of the next level.
+    /// Finds the parents of each sample for the next level.
     fn parents(&self, centroids: &[f32], finest: bool) -> InvertedFile<'a> {
         let count = centroids.len() / self.rows.cols;
         let width = if finest { self.options.probes.get().min(count) } else { 1 };
         InvertedFile::new(self.rows, centroids, width)
     }
 
-    /// The level that no other is above.
+    /// Fits the coarsest level.
     fn first(&self, below: usize) -> Level<'a> {
         let dim = self.rows.cols;
-        // All rows may be a mapped file larger than memory: no copy.
+        // The rows may be a mapped file larger than memory, so do not copy them.
         let data = self
             .subset(self.rows.rows, 0, self.k)
             .map_or(Cow::Borrowed(self.rows.data), |some| Cow::Owned(gather(self.rows, &some)));
         let children = self.divide(&data, 0, self.k);
         let mut level = Level::new(children.centroids, vec![0; self.k], children.splits, self.rows.rows);
         if below == 0 {
-            // One cell, which lists all prototypes.
+            // A single cell that lists all prototypes.
             let file = InvertedFile::new(self.rows, &vec![0.0; dim], 1);
             let lists = [(0..self.k as u32).collect()];
             level.objective.push(file.assign(&level.centroids, &lists, &mut level.labels).objective);
         } else {
-            // The objective follows when the level has its descendants' samples.
+            // The objective is computed later, when the level has its descendants' samples.
             let parents = self.parents(&level.centroids, below == 1);
             level.labels = parents.nearest();
             level.parents_below = Some(parents);
@@ -200,7 +203,7 @@ impl<'a> LevelFit<'a> {
         level
     }
 
-    /// The children of the prototypes of the level above.
+    /// Fits the children of the prototypes of the level above.
     fn below(&self, above: &mut Level<'a>, finest: bool) -> Level<'a> {
         let dim = self.rows.cols;
         let count = above.centroids.len() / dim;
@@ -228,7 +231,7 @@ impl<'a> LevelFit<'a> {
         level
     }
 
-    /// Updates a level whose samples may leave their parents.
+    /// Updates a level, with samples free to leave their parents.
     fn refine(&self, level: &mut Level<'_>) {
         let dim = self.rows.cols;
         let (mut reassigned, mut neighbors) = (self.rows.rows, Vec::new());
@@ -241,7 +244,7 @@ impl<'a> LevelFit<'a> {
             filled.iter().for_each(|split| level.parent[split.empty] = level.parent[split.donor]);
             level.empty_splits.push(filled.len());
             level.splits += filled.len();
-            // Prototypes move little after the first updates, and their neighbors stay nearly the same.
+            // Prototypes move little after the first updates, so their neighbors stay nearly the same.
             if update.is_multiple_of(SAME_NEIGHBORS) || !filled.is_empty() {
                 neighbors = graph(&level.centroids, dim, self.options.neighbours.get());
             }
@@ -255,15 +258,16 @@ impl<'a> LevelFit<'a> {
         }
     }
 
-    /// Which of the `count` samples of one prototype of the level above divide it, in ascending order; `None`: all.
+    /// Returns which of the `count` samples of a parent are used to split it, in ascending order; `None`
+    /// means all.
     fn subset(&self, count: usize, parent: usize, share: usize) -> Option<Vec<u32>> {
         let most = self.options.max_points_per_centroid?.get().saturating_mul(share);
         (most < count).then(|| some_of(count, most, &mut self.random(Draw::Subset, parent)))
     }
 
-    /// The children of prototypes of the level above, by k-means among samples `own` of each.
+    /// Splits the prototypes of the level above by k-means among the samples `own` of each.
     ///
-    /// The samples of as many prototypes as [`PART`] holds are read together, from front to end.
+    /// The samples of as many prototypes as fit into [`PART`] are read together, sequentially.
     fn divide_all(&self, own: &[Vec<u32>], shares: &[usize]) -> Vec<Children> {
         let dim = self.rows.cols;
         let mut divided = Vec::with_capacity(own.len());
@@ -287,7 +291,7 @@ impl<'a> LevelFit<'a> {
         divided
     }
 
-    /// The children of one prototype, by k-means among the given of its samples.
+    /// Splits one prototype by k-means among the given samples.
     fn divide(&self, data: &[f32], parent: usize, share: usize) -> Children {
         if share == 0 {
             return Children::default();
@@ -300,16 +304,16 @@ impl<'a> LevelFit<'a> {
     }
 }
 
-/// What a prototype is divided into.
+/// The children of a prototype.
 #[derive(Default)]
 struct Children {
-    /// One centroid for each child, row-major.
+    /// One centroid per child, row-major.
     centroids: Vec<f32>,
-    /// Empty clusters that were refilled on the way.
+    /// The number of empty clusters refilled by the k-means.
     splits: usize,
 }
 
-/// The children of each parent. One without samples has none, and lends the nearest of others.
+/// Lists the children of each parent. A parent without children gets the nearest child of another.
 fn children_of(parent: &[u32], children: &[f32], parents: &[f32], dim: usize) -> Vec<Vec<u32>> {
     let mut lists: Vec<Vec<u32>> = vec![Vec::new(); parents.len() / dim];
     parent.iter().enumerate().for_each(|(child, parent)| lists[*parent as usize].push(child as u32));
@@ -321,7 +325,7 @@ fn children_of(parent: &[u32], children: &[f32], parents: &[f32], dim: usize) ->
     lists
 }
 
-/// Gives each coarse prototype the samples of its children, and their mean; finer levels first.
+/// Gives each coarse prototype the samples of its children and their mean, from fine to coarse.
 fn nest(rows: RowsView<'_>, levels: &mut [Level<'_>]) {
     for finer in (1..levels.len()).rev() {
         let (coarse, fine) = levels.split_at_mut(finer);
@@ -333,8 +337,9 @@ fn nest(rows: RowsView<'_>, levels: &mut [Level<'_>]) {
     }
 }
 
-/// Divides k among parents in proportion to their sizes: at least one to each that has samples, at most its size,
-/// by the largest remaining claim (size per child so far). k lies between the number of such parents and the samples.
+/// Divides k among parents in proportion to their sizes: at least one for each parent with samples, at most
+/// its size. The next child goes to the parent with the largest claim (size per child so far). k must be at
+/// least the number of parents with samples and at most the number of samples.
 fn shares(sizes: &[usize], k: usize) -> Vec<usize> {
     let mut shares: Vec<usize> = sizes.iter().map(|s| (*s > 0) as usize).collect();
     let mut claims: std::collections::BinaryHeap<_> =
@@ -349,7 +354,7 @@ fn shares(sizes: &[usize], k: usize) -> Vec<usize> {
     shares
 }
 
-/// Size per child in fixed point, larger first; among equals the lower number.
+/// Returns the size per child in fixed point. A larger claim comes first; ties go to the lower parent.
 fn claim(size: usize, share: usize, parent: usize) -> (u128, std::cmp::Reverse<usize>) {
     (((size as u128) << 64) / share as u128, std::cmp::Reverse(parent))
 }
@@ -376,7 +381,7 @@ mod tests {
 
     const CONTEXT: FitContext<'static> = FitContext::new(0);
 
-    /// Three far groups of four near groups.
+    /// Three distant groups, each of four nearby groups.
     fn nested() -> Vec<f32> {
         let angle = |i: usize| 1.7 * i as f32;
         let sample = |group: usize, part: usize, i: usize| {
@@ -414,7 +419,7 @@ mod tests {
         }
     }
 
-    /// Samples without coarse structure: a border between parents is near to nearly all of them.
+    /// Samples without coarse structure: nearly all of them are close to a border between parents.
     #[test]
     fn refinements_come_close_to_flat_and_keep_levels_nested() {
         use rand_distr::{Distribution, StandardNormal};
@@ -429,12 +434,13 @@ mod tests {
         let start = gather(rows, &Init::KMeansPlusPlus.choose(rows, 100, rng));
         let flat = Lloyd { iterations: 10, spherical: false, tolerance: 0.0 }.run(rows, start, rng);
         let flat = flat.objective[flat.objective.len() - 1];
-        // It comes to 1.001 of the flat fit, and to 0.96 of the plain one: rounding is far smaller.
+        // Measured: 1.001 times the flat fit, and 0.96 times the fit without refinement. Rounding is far
+        // smaller.
         assert!(last(&levels) < 1.02 * flat, "{} for {flat}", last(&levels));
         assert!(last(&levels) < 0.98 * last(&plain), "for {}", last(&plain));
         let report = &levels[1].report;
         assert_eq!((report.objective.len(), report.reassigned.len(), report.empty_splits.len()), (9, 8, 8));
-        // Each pass lowers it by 1/1200 at least, which rounding cannot undo.
+        // Each pass lowers the objective by at least 1/1200, far more than rounding.
         assert!(report.objective.windows(2).all(|w| w[1] < w[0]), "{:?}", report.objective);
         let mut parent = vec![None; 100];
         for (coarse, fine) in levels[0].assignments.iter().zip(&levels[1].assignments) {
@@ -445,7 +451,7 @@ mod tests {
         let again = crate::lloyd::clustering_of(rows, levels[0].assignments.clone(), 10, Vec::new());
         assert_eq!(again.centroids, levels[0].centroids, "a coarse prototype is the mean of its samples");
         let (got, want) = (levels[0].report.objective[0], again.report.objective[0]);
-        // The same squares in f64, in another order.
+        // The same squares in f64, in a different order.
         assert_within!(got, want, tolerance::f64(rows.rows, want));
     }
 
@@ -470,7 +476,7 @@ mod tests {
         let part = HierarchicalKMeans { max_points_per_centroid: most, ..configured(&[3, 12]) };
         let part = part.fit(rows, CONTEXT).unwrap();
         let objective = |levels: &[Clustering]| levels[1].report.objective[0];
-        // It comes to 1.17 of the whole fit.
+        // Measured: 1.17 times the objective of the whole fit.
         assert!(objective(&part) < 1.5 * objective(&whole), "{} for {}", objective(&part), objective(&whole));
         assert_ne!(part[1].centroids, whole[1].centroids);
         assert!(part[1].assignments.len() == 240 && part[1].report.empty == 0);

@@ -1,7 +1,8 @@
-//! Assignments among the prototypes that lie near a row: those listed with the few cells nearest to it (an inverted file),
-//! or those near the prototype that it has (a graph), as in the search of nearest neighbors.
+//! Assignments that compare a row with nearby prototypes only: those listed with its few nearest cells (an
+//! inverted file), or the neighbors of its current prototype (a graph), as in approximate nearest-neighbor
+//! search.
 //!
-//! Rows are read from front to end, so that they may be a mapped file larger than memory.
+//! Rows are read sequentially, so they may be a mapped file larger than memory.
 
 use crate::lloyd::Members;
 use crate::seeding::gather;
@@ -12,32 +13,32 @@ use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::probe::RowsView;
 use rayon::prelude::*;
 
-/// Rows of one task; fixed, so that tasks are the same for every number of threads.
+/// Rows per task. Fixed, so that the tasks do not depend on the number of threads.
 const TASK: usize = 1 << 14;
-/// Values of the rows that are looked at out of their order before the next are read: 64 MiB.
+/// The number of values of rows that are read at once for random access: 64 MiB.
 pub const PART: usize = 1 << 24;
-/// Rows whose scores of all cells are looked at together.
+/// The number of rows whose scores of all cells are computed together.
 const TILE: usize = 256;
-/// Centroids whose scores of all others are looked at together.
+/// The number of centroids whose scores of all others are computed together.
 const SIDE: usize = 64;
 
-/// The cells nearest to each row.
+/// The nearest cells of each row.
 #[derive(Debug)]
 pub struct InvertedFile<'a> {
     rows: RowsView<'a>,
     width: usize,
-    /// `width` cells of each row, nearest first.
+    /// `width` cells per row, nearest first.
     cells: Vec<u32>,
 }
 
 impl<'a> InvertedFile<'a> {
-    /// Finds each row's `width` nearest centers.
+    /// Finds the `width` nearest centers of each row.
     ///
     /// # Shapes
     /// rows (N, D), centers G·D with G ≥ `width` ≥ 1
     pub fn new(rows: RowsView<'a>, centers: &[f32], width: usize) -> Self {
         let (dim, count) = (rows.cols, centers.len() / rows.cols);
-        // Around the centers' mean, so that features far from the origin keep their digits.
+        // Centered on the mean of the centers, so that features far from the origin keep their precision.
         let origin = mean_row(centers, dim);
         let centered = centered(centers, &origin);
         let half: Vec<f32> = biases(centers, &origin).into_iter().map(|b| b as f32).collect();
@@ -59,16 +60,17 @@ impl<'a> InvertedFile<'a> {
         InvertedFile { rows, width, cells }
     }
 
-    /// The nearest cell of each row.
+    /// Returns the nearest cell of each row.
     pub fn nearest(&self) -> Vec<u32> {
         self.cells.iter().step_by(self.width).copied().collect()
     }
 
-    /// Finds each row's nearest of the centroids listed with its cells, and of the one that `labels` has for it (a
-    /// number beyond the centroids is none). Every list is in ascending order and has a centroid.
+    /// Finds the nearest centroid of each row among those listed with its cells and its current one in
+    /// `labels` (a number beyond the centroids means none). Every list must be in ascending order and not
+    /// empty.
     ///
     /// # Shapes
-    /// centroids (K, D), row-major; lists: one for each cell, of numbers in 0..K; labels N
+    /// centroids (K, D), row-major; lists: one per cell, of numbers in 0..K; labels N
     pub fn assign(&self, centroids: &[f32], lists: &[Vec<u32>], labels: &mut [u32]) -> Pass {
         let dim = self.rows.cols;
         let origin = mean_row(centroids, dim);
@@ -87,7 +89,7 @@ impl<'a> InvertedFile<'a> {
         passes.into_iter().fold(Pass::default(), Pass::and)
     }
 
-    /// Each row's nearest of the centroids that are listed with its cells.
+    /// Finds the nearest centroid of each row among those listed with its cells.
     fn nearest_listed(
         &self,
         rows: RowsView<'_>,
@@ -121,23 +123,23 @@ impl<'a> InvertedFile<'a> {
     }
 }
 
-/// What a pass over all rows has done.
+/// The result of a pass over all rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Pass {
-    /// Σ‖x − c‖² after it.
+    /// Σ‖x − c‖² after the pass.
     pub objective: f64,
-    /// How many rows went to another centroid.
+    /// The number of rows that changed their centroid.
     pub reassigned: usize,
 }
 
 impl Pass {
-    /// The pass over the rows of both.
+    /// Combines the passes over two sets of rows.
     fn and(self, other: Pass) -> Pass {
         Pass { objective: self.objective + other.objective, reassigned: self.reassigned + other.reassigned }
     }
 }
 
-/// A centroid that a row may go to.
+/// A centroid that a row may be assigned to.
 #[derive(Clone, Copy)]
 struct Candidate {
     label: u32,
@@ -146,14 +148,14 @@ struct Candidate {
 }
 
 impl Candidate {
-    /// Whether it has the lower score, or the lower number among equals.
+    /// Returns whether this candidate has the lower score, or the lower number in a tie.
     fn is_before(&self, other: &Candidate) -> bool {
         self.score < other.score || (self.score == other.score && self.label < other.label)
     }
 }
 
-/// Gives each row to its candidate, unless the row's centroid from before is as near: that one need not be listed with
-/// the row's cells any more.
+/// Assigns each row to its candidate, unless its current centroid is at least as near. The current centroid
+/// need not be listed with the row's cells any more.
 fn keep_nearer(rows: RowsView<'_>, centroids: &[f32], best: &[Candidate], labels: &mut [u32]) -> Pass {
     let dim = rows.cols;
     let mut pass = Pass::default();
@@ -175,13 +177,13 @@ fn keep_nearer(rows: RowsView<'_>, centroids: &[f32], best: &[Candidate], labels
     pass
 }
 
-/// Each centroid less an origin.
+/// Subtracts an origin from each centroid.
 fn centered(centroids: &[f32], origin: &[f32]) -> Vec<f32> {
     let less = |c: &[f32]| c.iter().zip(origin).map(|(v, m)| v - m).collect::<Vec<_>>();
     centroids.chunks_exact(origin.len()).flat_map(less).collect()
 }
 
-/// The `width` lowest scores and their numbers, lowest first; the lower number among equals.
+/// Finds the `width` lowest scores and their numbers, lowest first. Ties go to the lower number.
 fn lowest(scores: &[f32], width: usize, best: &mut Vec<(f32, u32)>) {
     best.clear();
     let mut limit = f32::INFINITY;
@@ -197,7 +199,7 @@ fn lowest(scores: &[f32], width: usize, best: &mut Vec<(f32, u32)>) {
     }
 }
 
-/// The sums of the rows of each cluster in `f64`, which follow rows that go from one to another.
+/// The sums of the rows of each cluster in `f64`, kept up to date as rows change clusters.
 #[derive(Debug)]
 pub struct Sums {
     sums: Vec<f64>,
@@ -205,7 +207,7 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Adds up rows in their order. Unlike [`crate::lloyd::means`], it reads them from front to end.
+    /// Sums rows in their order. Unlike [`crate::lloyd::means`], it reads them sequentially.
     ///
     /// # Shapes
     /// rows (N, D), labels N, each in 0..k
@@ -226,7 +228,7 @@ impl Sums {
     /// Moves the rows whose cluster has changed.
     ///
     /// # Shapes
-    /// rows (N, D) as in [`Sums::new`]; before and after N labels
+    /// rows (N, D) as in [`Sums::new`]; before and after N labels each
     pub fn follow(&mut self, rows: RowsView<'_>, before: &[u32], after: &[u32]) {
         let dim = rows.cols;
         for (i, (from, to)) in before.iter().zip(after).enumerate().filter(|(_, (from, to))| from != to) {
@@ -239,7 +241,7 @@ impl Sums {
         }
     }
 
-    /// Replaces each centroid that has rows by their mean, and returns how many each has.
+    /// Replaces each centroid that has rows by their mean, and returns the sizes.
     ///
     /// # Shapes
     /// centroids (K, D), row-major → K
@@ -253,8 +255,8 @@ impl Sums {
     }
 }
 
-/// The `width` centroids nearest to each centroid, itself among them, in ascending order of their numbers. All pairs
-/// are compared: K²·D products.
+/// Returns the `width` nearest centroids of each centroid, itself included, in ascending order of their
+/// numbers. Compares all pairs: K²·D products.
 ///
 /// # Shapes
 /// centroids K·D → K lists
@@ -272,7 +274,7 @@ pub fn graph(centroids: &[f32], dim: usize, width: usize) -> Vec<Vec<u32>> {
             gemm((n, count, dim), -1.0, a, b, 0.0, (scores, Strides::row_major(count)));
             for (i, (list, scores)) in lists.iter_mut().zip(scores.chunks_exact_mut(count)).enumerate() {
                 scores.iter_mut().zip(&half).for_each(|(s, h)| *s += h);
-                // A copy of the centroid must not take its place.
+                // The centroid is already included, and a copy of it must not take its place.
                 scores[tile * SIDE + i] = f32::NEG_INFINITY;
                 nearest_of(scores, width, least, near);
                 *list = near.iter().map(|(_, c)| *c).collect();
@@ -283,9 +285,9 @@ pub fn graph(centroids: &[f32], dim: usize, width: usize) -> Vec<Vec<u32>> {
     lists
 }
 
-/// The `width` lowest scores and their numbers, the lower number among equals, in any order.
+/// Finds the `width` lowest scores and their numbers, in any order. Ties go to the lower number.
 fn nearest_of(scores: &[f32], width: usize, least: &mut Vec<f32>, near: &mut Vec<(f32, u32)>) {
-    // No fewer than `width` scores are as low as the width-th of the blocks' lowest; few more are.
+    // At least `width` scores are no larger than the width-th lowest block minimum, and few more are.
     least.clear();
     least.extend(scores.chunks(16).map(|b| b.iter().copied().fold(f32::INFINITY, f32::min)));
     let limit = if least.len() > width {
@@ -301,8 +303,8 @@ fn nearest_of(scores: &[f32], width: usize, least: &mut Vec<f32>, near: &mut Vec
     }
 }
 
-/// Finds each row's nearest among the neighbors of its centroid: `lists` has those of each centroid, in ascending
-/// order.
+/// Finds the nearest centroid of each row among the neighbors of its current one. `lists` has the neighbors
+/// of each centroid, in ascending order.
 ///
 /// # Shapes
 /// rows (N, D), centroids (K, D), row-major, K lists, labels N, each in 0..K
@@ -341,7 +343,7 @@ pub fn step(rows: RowsView<'_>, centroids: &[f32], lists: &[Vec<u32>], labels: &
     pass
 }
 
-/// Σ‖x − c‖² of rows and their centroids.
+/// Returns Σ‖x − c‖² of rows and their centroids.
 ///
 /// # Shapes
 /// rows (N, D), labels N, each in 0..K, centroids (K, D), row-major
@@ -370,7 +372,7 @@ mod tests {
 
     #[test]
     fn cells_are_the_nearest_in_order() {
-        // More rows than are looked at together, and far from the origin.
+        // More rows than one tile, far from the origin.
         let data: Vec<f32> = wave(600 * 3).iter().map(|v| v + 50.0).collect();
         let centres = data[900..900 + 11 * 3].to_vec();
         let probing = InvertedFile::new(RowsView::new(&data, 3), &centres, 4);
@@ -379,8 +381,8 @@ mod tests {
             let far = |c: u32| oracle::sq_dist(x, centres.row(c as usize));
             let mut sorted: Vec<f64> = (0..11).map(far).collect();
             sorted.sort_by(f64::total_cmp);
-            // A score is half a square up to what depends on the row alone. Where each is off by at most e, so is the
-            // r-th lowest of them, and the one of the center that has it.
+            // A score is half a squared distance, up to a constant of the row. If each is off by at most e,
+            // so is the r-th lowest score, and the score of the center in that place.
             let error = (0..11).map(|c| centres.error_of_score(x, c)).fold(0.0, f64::max);
             for (got, want) in cells.iter().zip(&sorted) {
                 assert_within!(far(*got), *want, 2.0 * 2.0 * error, "{cells:?}");
@@ -419,8 +421,8 @@ mod tests {
         assert_eq!(pass.reassigned, other);
     }
 
-    /// How far the score of centroid `c` among the neighbors of `x` may be off: unlike those of rows, both are taken
-    /// around the mean, and ‖c − m‖²/2 is a sum in f32.
+    /// The error bound of the score of centroid `c` among the neighbors of `x`. Unlike in the scores of rows,
+    /// both are centered on the mean, and ‖c − m‖²/2 is a sum in f32.
     fn error_in_graph(x: &[f32], centroids: &Centroids, c: usize) -> f64 {
         let mut magnitude = 0.0;
         for ((x, c), m) in x.iter().zip(centroids.row(c)).zip(&centroids.origin) {
@@ -444,9 +446,9 @@ mod tests {
                 let left_out =
                     (0..130).filter(|n| !list.contains(n)).map(sq_dist).fold(f64::INFINITY, f64::min);
                 let error = (0..130).map(|n| error_in_graph(x, &exact, n)).fold(0.0, f64::max);
-                // Two scores are compared, each of them half a square.
+                // Two scores are compared, each half a squared distance.
                 let room = 2.0 * 2.0 * error;
-                assert!(far <= left_out + room, "prototype {c}: {far} is there, {left_out} is not");
+                assert!(far <= left_out + room, "prototype {c}: {far} is included, {left_out} is not");
             }
             let before: Vec<u32> = (0..500).map(|i| i * 7 % 130).collect();
             let mut labels = before.clone();
@@ -479,7 +481,7 @@ mod tests {
         assert_eq!(got[44..], [7.5; 4], "a centroid without rows stays");
         sums.follow(rows, &before, &after);
         assert_eq!(sums.means(&mut got), crate::lloyd::means(rows, &after, &mut plain));
-        // Sums in f64 of 500 numbers, less some of them, and both means rounded.
+        // Sums in f64 of 500 numbers, some of them subtracted again, and both means rounded.
         let of_sums = tolerance::f64(2 * 500, largest(&widened(&data)));
         for (got, want) in got.iter().zip(&plain) {
             assert_within!(*got, *want, tolerance::f32(2, f64::from(want.abs())) + of_sums);

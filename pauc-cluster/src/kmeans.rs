@@ -10,15 +10,15 @@ use pauc_traits::rng::{Purpose, Stream, stream};
 use pauc_traits::{Clusterer, Clustering, Count, Error, NonNegative, Result, TrainingSpan, component};
 
 component! {
-    /// k-means: prototypes that minimise Σ‖x − c‖² over the samples, one clustering for each k.
+    /// k-means: prototypes that minimize the inertia Σ‖x − c‖² over the samples, one clustering per k.
     ///
-    /// Lloyd's algorithm. A cluster that runs empty is refilled by splitting another (drawn with probability ∝ its
-    /// size − 1; coordinates times 1 ± 1/1024 alternately), as in faiss. Every sample ends with its nearest final
-    /// centroid. k equal to the number of samples gives copies of them; a larger k is an error. All samples are
-    /// used unless `max_points_per_centroid` says otherwise.
+    /// Lloyd's algorithm. An empty cluster is refilled by splitting another (drawn with probability ∝ its
+    /// size − 1; coordinates times 1 ± 1/1024 alternately), as in faiss. Every sample ends with its nearest
+    /// final centroid. If k is the number of samples, the centroids are copies of them; a larger k is an
+    /// error. All samples are used unless `max_points_per_centroid` is set.
     ///
-    /// With `spherical`, centroids are scaled to unit length after each update; a centroid that is zero stays zero,
-    /// and a zero sample goes to the lowest-numbered of its equally near centroids.
+    /// With `spherical`, centroids are scaled to unit length after each update. A centroid that is zero stays
+    /// zero, and a zero sample goes to the lowest-numbered of its equally near centroids.
     ///
     /// # Shapes
     /// features (N, D) → for each k: centroids (k, D), N assignments
@@ -27,32 +27,32 @@ component! {
     pub struct KMeans: Clusterer {
         /// The number of prototypes of each level.
         pub k: Vec<Count>,
-        /// Updates at most; ends earlier where an update changes nothing.
+        /// The maximum number of iterations. The fit stops early at convergence.
         pub iterations: Count = Count::lit(20),
-        /// Fits from different starts (scikit-learn's `n_init`); the one with the lowest objective is kept.
+        /// The number of restarts (scikit-learn's `n_init`). The fit with the lowest inertia is kept.
         pub redos: Count = Count::lit(1),
         /// How the first centroids are chosen: KMeansPlusPlus or Random.
         pub init: Init = Init::KMeansPlusPlus,
-        /// Whether centroids have unit length.
+        /// Whether centroids are scaled to unit length.
         pub spherical: bool = false,
-        /// Ends when an update lowers the objective by no more than this share of it.
+        /// Stops when an iteration lowers the inertia by no more than this fraction.
         pub tolerance: NonNegative = NonNegative::lit(0.0),
         /// Whether the first fit of each level starts from the last clustering of the same size.
         pub warm_start: bool = false,
-        /// Refuses to fit with fewer samples per prototype.
+        /// The minimum number of samples per prototype; with fewer, the fit is an error.
         pub min_points_per_centroid: Option<Count> = None,
-        /// Fits on a random subset of this many samples per prototype (the objectives reported are the subset's), then
-        /// assigns all.
+        /// The maximum number of samples per prototype. With more, the fit uses a random subset (the reported
+        /// objectives are those of the subset) and then assigns all samples.
         pub max_points_per_centroid: Option<Count> = None,
         /// When the first clustering happens.
         pub start: TrainingSpan = TrainingSpan::epochs(2),
-        /// How long a clustering is kept.
+        /// The interval between clusterings.
         pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
 
 impl KMeans {
-    /// k-means for these k with the defaults of a recipe.
+    /// Creates a k-means for these k, with the defaults of a recipe.
     ///
     /// # Examples
     ///
@@ -79,7 +79,7 @@ impl Clusterer for KMeans {
     fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         if self.k.is_empty() {
             return Err(Error::config(
-                "k is an empty list: name at least one number of prototypes, such as k: [100]",
+                "k is an empty list: give at least one number of prototypes, such as k: [100]",
             ));
         }
         // Without subsets, all levels share one copy of the rows on the device.
@@ -105,20 +105,20 @@ impl Clusterer for KMeans {
     }
 }
 
-/// Rows, and where they are searched: by the host, or by a device that has a copy of them.
+/// Rows, and the host or device memory that they are searched in.
 struct PlacedRows<'a> {
     rows: RowsView<'a>,
     device: Option<Box<dyn RowsOnDevice>>,
 }
 
 impl<'a> PlacedRows<'a> {
-    /// Places rows on the device, if there is one that takes them.
+    /// Copies rows to the device if there is one and it accepts them.
     fn new(rows: RowsView<'a>, device: Option<&dyn ClustersOnDevice>) -> Result<Self> {
         let device = device.map(|device| device.rows(rows)).transpose()?.flatten();
         Ok(PlacedRows { rows, device })
     }
 
-    /// The first k centroids.
+    /// Chooses the first k centroids.
     fn choose(&mut self, init: Init, k: usize, rng: &mut Stream) -> Result<Vec<f32>> {
         let chosen = match &mut self.device {
             Some(device) => init.choose_on(&mut **device, self.rows, k, rng)?,
@@ -127,7 +127,7 @@ impl<'a> PlacedRows<'a> {
         Ok(gather(self.rows, &chosen))
     }
 
-    /// Lloyd's iteration from given centroids.
+    /// Runs Lloyd's iteration from given centroids.
     fn iterate(&mut self, lloyd: Lloyd, centroids: Vec<f32>, rng: &mut Stream) -> Result<Fit> {
         match &mut self.device {
             Some(device) => lloyd.run_on(&mut **device, self.rows.cols, centroids, rng),
@@ -135,7 +135,7 @@ impl<'a> PlacedRows<'a> {
         }
     }
 
-    /// Each row's nearest centroid.
+    /// Returns the nearest centroid of each row.
     fn assign(&mut self, centroids: &[f32]) -> Result<Vec<u32>> {
         if let Some(device) = &mut self.device {
             return Ok(device.nearest(centroids)?.0);
@@ -156,7 +156,7 @@ struct LevelFit<'a> {
     k: usize,
 }
 
-/// What the random numbers of a level are for.
+/// The purposes of a level's random numbers.
 #[derive(Clone, Copy)]
 enum Draw {
     Seeding,
@@ -165,7 +165,7 @@ enum Draw {
 }
 
 impl LevelFit<'_> {
-    /// Fits the level to the `shared` rows, or to rows of its own.
+    /// Fits the level to the `shared` rows, or to its own subset.
     fn run(&self, shared: Option<&mut PlacedRows<'_>>) -> Result<Clustering> {
         self.check_size()?;
         if self.k == self.rows.rows {
@@ -179,7 +179,7 @@ impl LevelFit<'_> {
             None => Ok(self.clustering(self.best_of(&mut PlacedRows::new(self.rows, device)?)?)),
             Some(subset) => {
                 let subset = RowsView::new(&subset, self.rows.cols);
-                // The subset leaves the device before all rows come.
+                // The subset must leave the device before all rows are copied there.
                 let fit = self.best_of(&mut PlacedRows::new(subset, device)?)?;
                 let labels = PlacedRows::new(self.rows, device)?.assign(&fit.centroids)?;
                 Ok(self.clustering(Fit { labels, ..fit }))
@@ -187,13 +187,14 @@ impl LevelFit<'_> {
         }
     }
 
-    /// Whether there are as many samples per prototype as the options want.
+    /// Checks that there are enough samples per prototype.
     fn check_size(&self) -> Result<()> {
         let Some(least) = self.options.min_points_per_centroid.map(Count::get) else { return Ok(()) };
         let (k, n, needed) = (self.k, self.rows.rows, least.saturating_mul(self.k));
         if n < needed {
             return Err(Error::config(format!(
-                "{k} prototypes of at least {least} samples need {needed}, but there are {n}: lower k or                  min_points_per_centroid"
+                "{k} prototypes of at least {least} samples need {needed}, but there are {n}: lower k or \
+                 min_points_per_centroid"
             )));
         }
         Ok(())
@@ -204,7 +205,7 @@ impl LevelFit<'_> {
         stream(self.context.seed, Purpose::Cluster, self.context.epoch, self.level, view)
     }
 
-    /// As many prototypes as samples: each sample is one.
+    /// Returns each sample as a prototype of its own.
     fn copies(&self) -> Clustering {
         let (k, dim) = (self.k, self.rows.cols);
         let mut centroids = self.rows.data.to_vec();
@@ -218,14 +219,14 @@ impl LevelFit<'_> {
         Clustering { k, dim, centroids, assignments, report }
     }
 
-    /// The samples to fit to, row-major; `None`: all of them.
+    /// Returns the samples to fit to, row-major; `None` means all.
     fn subset(&self) -> Option<Vec<f32>> {
         let size = self.options.max_points_per_centroid?.get().saturating_mul(self.k);
         let n = self.rows.rows;
         (size < n).then(|| gather(self.rows, &some_of(n, size, &mut self.random(0, Draw::Subset))))
     }
 
-    /// The fit with the lowest objective among those from different starts.
+    /// Returns the fit with the lowest inertia among the restarts.
     fn best_of(&self, rows: &mut PlacedRows<'_>) -> Result<Fit> {
         let mut best = self.fit_from(rows, 0)?;
         for restart in 1..self.options.redos.get() {
@@ -237,7 +238,7 @@ impl LevelFit<'_> {
         Ok(best)
     }
 
-    /// One fit, from its own start.
+    /// Runs one fit from its own start.
     fn fit_from(&self, rows: &mut PlacedRows<'_>, restart: usize) -> Result<Fit> {
         let options = self.options;
         let lloyd = Lloyd {
@@ -252,7 +253,7 @@ impl LevelFit<'_> {
         rows.iterate(lloyd, centroids, &mut self.random(restart, Draw::Splits))
     }
 
-    /// The clustering of the previous fit to start from.
+    /// Returns the previous clustering to start from, if any.
     fn warm_start(&self) -> Option<&Clustering> {
         let fits = |c: &&Clustering| c.k == self.k && c.dim == self.rows.cols;
         self.context.previous.iter().find(fits).filter(|_| self.options.warm_start)

@@ -6,17 +6,17 @@ use pauc_traits::probe::RowsView;
 use pauc_traits::{Clusterer, Clustering, Error, Result, TrainingSpan, component};
 
 component! {
-    /// An oracle: the class labels are the assignments, and the centroids are the classes' means.
+    /// An oracle: assignments are the class labels, and centroids are the class means.
     ///
-    /// It shows what prototype terms can reach when clusters are perfect. It reads labels, so a run that uses it is
-    /// supervised.
+    /// It shows what prototype terms can reach with perfect clusters. A run that uses it reads labels and so
+    /// is supervised.
     ///
     /// # Shapes
     /// features (N, D), N labels → centroids (classes, D), N assignments
     pub struct Labels: Clusterer {
         /// When the first clustering happens.
         pub start: TrainingSpan = TrainingSpan::epochs(2),
-        /// How long a clustering is kept.
+        /// The interval between clusterings.
         pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
@@ -25,7 +25,7 @@ impl Clusterer for Labels {
     fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let Some(labels) = context.labels else {
             return Err(Error::config(
-                "the clusterer Labels needs class labels, which this data does not have: use KMeans(k: [100])",
+                "the clusterer Labels needs class labels, but this data has none: use KMeans(k: [100])",
             ));
         };
         if labels.len() != rows.rows {

@@ -2,20 +2,20 @@
 //!
 //! Internal to pauc: any release may change it. Programs depend on `pauc`, components on `pauc-traits`.
 //!
-//! Each clusterer is a module of its own: [`kmeans`], [`dbscan`] and so on; `pauc-cli list clusterer` says what each of
-//! them does. The others hold what they share, and what is done with their results:
+//! Each clusterer is a module of its own: [`kmeans`], [`dbscan`] and so on. `pauc-cli list clusterer`
+//! describes them. The other modules are shared by clusterers or work on their results:
 //!
-//! | module | what lives there |
+//! | module | contents |
 //! |---|---|
-//! | [`lloyd`], [`seeding`], [`nearest`] | the iteration behind k-means, where it starts, and its assignments |
-//! | [`inverted_file`] | assignments among the prototypes that lie near a row |
+//! | [`lloyd`], [`seeding`], [`nearest`] | k-means: iteration, first centroids, assignments |
+//! | [`inverted_file`] | assignments among the prototypes near a row |
 //! | [`feature_files`] | features and labels from files |
 //! | [`mod@concentration`] | φ of each prototype, and unit rows |
-//! | [`matching`] | which prototype of one clustering is which of the next, and churn |
+//! | [`matching`] | the matching between the prototypes of two clusterings, and churn |
 //! | [`metrics`] | NMI, AMI, ARI, purity, matched accuracy, silhouette, Davies–Bouldin, imbalance |
-//! | [`coagulation`] | what tells a healthy prototype from a collapsed one |
+//! | [`coagulation`] | diagnostics that tell healthy prototypes from collapsed ones |
 //!
-//! Everything gives the same bits for every number of threads.
+//! All results are bitwise identical for every number of threads.
 #![forbid(unsafe_code)]
 
 // The clusterers.
@@ -29,7 +29,7 @@ pub mod minibatch;
 pub mod mixture;
 pub mod sinkhorn;
 
-// What they share, and what is done with their results.
+// Shared by the clusterers, or working on their results.
 pub mod coagulation;
 pub mod concentration;
 mod csv_file;

@@ -1,4 +1,4 @@
-//! Lloyd's algorithm with faiss's treatment of empty clusters.
+//! Lloyd's algorithm, with faiss's treatment of empty clusters.
 
 use crate::concentration::unit_rows;
 use crate::nearest::Nearest;
@@ -10,41 +10,42 @@ use pauc_traits::{Clustering, Result};
 use rand::Rng;
 use rayon::prelude::*;
 
-/// How far a split moves the two halves apart, relative to their coordinates.
+/// The relative difference between the coordinates of a split and those of its donor.
 const SPLIT: f32 = 1.0 / 1024.0;
 
-/// Lloyd's algorithm: when it ends, and what its centroids are.
+/// Lloyd's algorithm with its stopping rule and the constraint on its centroids.
 #[derive(Clone, Copy, Debug)]
 pub struct Lloyd {
-    /// Updates at most.
+    /// The maximum number of iterations.
     pub iterations: usize,
-    /// Whether centroids have unit length.
+    /// Whether centroids are scaled to unit length.
     pub spherical: bool,
-    /// Ends when an update lowers the objective by no more than this share; 0 ends only where nothing changes.
+    /// Stops when an iteration lowers the inertia by no more than this fraction; with 0, only when nothing
+    /// changes.
     pub tolerance: f64,
 }
 
-/// Where an iteration ended.
+/// The result of the iteration.
 #[derive(Clone, Debug)]
 pub struct Fit {
-    /// K·D centroids.
+    /// K·D values of centroids.
     pub centroids: Vec<f32>,
-    /// Each row's nearest of these centroids.
+    /// The nearest of these centroids for each row.
     pub labels: Vec<u32>,
-    /// Each row's squared distance to it.
+    /// The squared distance of each row to its centroid.
     pub sq_dist: Vec<f32>,
-    /// Σ‖x − c‖² before each update and at the end.
+    /// The inertia Σ‖x − c‖² before each update and at the end.
     pub objective: Vec<f64>,
-    /// Rows whose centroid is not the one from before, at each update; all at the first.
+    /// The number of rows that changed their centroid, at each update; all rows at the first.
     pub reassigned: Vec<usize>,
-    /// Empty clusters refilled at each update.
+    /// The number of empty clusters refilled at each update.
     pub empty_splits: Vec<usize>,
 }
 
 impl Lloyd {
-    /// Runs on the host from given centroids; `rng` chooses which clusters are split.
+    /// Runs on the host from given centroids. `rng` chooses which clusters are split.
     ///
-    /// Stops early if an update changes nothing: further ones would not either.
+    /// Stops early if an update changes nothing, since later updates would not either.
     ///
     /// # Shapes
     /// rows (N, D), centroids (K, D), row-major, with K ≤ N
@@ -53,7 +54,7 @@ impl Lloyd {
         fit
     }
 
-    /// [`Lloyd::run`] on rows of `dim` values in a device's memory.
+    /// Runs on rows of `dim` values in the memory of a device; see [`Lloyd::run`].
     ///
     /// # Errors
     /// If the device fails.
@@ -68,13 +69,13 @@ impl Lloyd {
         self.run_steps(steps, dim, centroids, rng)
     }
 
-    /// [`Lloyd::run`] on rows of `dim` values wherever `steps` has them.
+    /// Runs on rows of `dim` values that `steps` gives access to; see [`Lloyd::run`].
     ///
     /// # Shapes
     /// centroids (K, D), row-major, with K ≤ N
     ///
     /// # Errors
-    /// Those of the steps.
+    /// Any error of the steps.
     pub fn run_steps<S: Steps>(
         &self,
         mut steps: S,
@@ -99,7 +100,8 @@ impl Lloyd {
                 let Assignment { labels, sq_dist } = steps.into_assignment();
                 return Ok(Fit { centroids, labels, sq_dist, objective, reassigned, empty_splits });
             }
-            // The mean of the same rows is the same, unless a split or a scaling has changed the centroid since.
+            // The mean of the same rows is the same, unless a split or a scaling has changed the centroid
+            // since.
             let all_stale = self.spherical || last_splits > 0 || previous.is_empty();
             let stale = if all_stale { vec![true; k] } else { changed_clusters(&previous, labels, k) };
             let kept = previous.iter().zip(labels).filter(|(before, now)| before == now).count();
@@ -117,54 +119,54 @@ impl Lloyd {
     }
 }
 
-/// Each row's nearest centroid, and the squared distance to it.
+/// The nearest centroid of each row, and its squared distance.
 #[derive(Clone, Debug, Default)]
 pub struct Assignment {
-    /// N numbers of centroids.
+    /// N centroid numbers.
     pub labels: Vec<u32>,
     /// N squared distances.
     pub sq_dist: Vec<f32>,
 }
 
-/// What an iteration asks of its N rows, wherever they lie. [`Lloyd::run_steps`] does everything else.
+/// The operations of an iteration on its N rows. [`Lloyd::run_steps`] does everything else.
 ///
-/// There are two implementers: rows in the host's memory, and rows in a device's. Rows that are spread over several
-/// processes would be a third: each process assigns its own rows and gathers the labels, then computes the means of
-/// its own share of the clusters and gathers those. A mean is one sum over all rows of a cluster in their order, so
-/// the result has the same bits for any number of processes.
+/// There are two implementers: rows in host memory and rows in device memory. Rows distributed over several
+/// processes would be a third. Each process would assign its own rows and gather the labels, then compute the
+/// means of its share of the clusters and gather those. A mean is one sum over all rows of a cluster in their
+/// order, so the result would be bitwise identical for any number of processes.
 pub trait Steps {
-    /// Why a step can fail.
+    /// The error of a step.
     type Error;
 
-    /// Finds each row's nearest centroid, the lowest among equals.
+    /// Finds the nearest centroid of each row. Ties go to the lowest number.
     ///
     /// # Shapes
     /// centroids (K, D), row-major
     ///
     /// # Errors
-    /// If whatever holds the rows fails.
+    /// If the memory or device that holds the rows fails.
     fn assign(&mut self, centroids: &[f32]) -> Result<(), Self::Error>;
 
-    /// The N nearest centroids of the last [`assign`](Steps::assign).
+    /// Returns the N nearest centroids of the last [`assign`](Steps::assign).
     fn labels(&self) -> &[u32];
 
-    /// The N squared distances to them.
+    /// Returns the N squared distances to them.
     fn sq_dist(&self) -> &[f32];
 
-    /// Both, kept.
+    /// Returns both, by value.
     fn into_assignment(self) -> Assignment;
 
-    /// Replaces the centroids that are `stale` and have rows by the means of these rows, and returns the K sizes.
+    /// Replaces the `stale` centroids that have rows by the means of their rows, and returns the K sizes.
     ///
     /// # Shapes
     /// centroids (K, D), row-major; stale K
     ///
     /// # Errors
-    /// If whatever holds the rows fails.
+    /// If the memory or device that holds the rows fails.
     fn means(&mut self, centroids: &mut [f32], stale: &[bool]) -> Result<Vec<usize>, Self::Error>;
 }
 
-/// Rows in the host's memory.
+/// Rows in host memory.
 struct HostSteps<'a> {
     rows: RowsView<'a>,
     nearest: Option<Nearest>,
@@ -201,7 +203,7 @@ impl Steps for HostSteps<'_> {
     }
 }
 
-/// Rows in a device's memory.
+/// Rows in device memory.
 struct DeviceSteps<'a> {
     rows: &'a mut dyn RowsOnDevice,
     assignment: Assignment,
@@ -235,7 +237,7 @@ impl Steps for DeviceSteps<'_> {
     }
 }
 
-/// Rows that are sorted by their clusters in one piece.
+/// The number of rows sorted by cluster in one piece.
 const PIECE: usize = 1 << 16;
 
 /// The rows of each of K clusters.
@@ -243,12 +245,12 @@ const PIECE: usize = 1 << 16;
 pub struct Members {
     /// N row numbers: those of cluster 0 in ascending order, then those of cluster 1, and so on.
     pub order: Vec<u32>,
-    /// K + 1 places in `order`: where each cluster begins, and N.
+    /// K + 1 positions in `order`: the start of each cluster, and N.
     pub starts: Vec<usize>,
 }
 
 impl Members {
-    /// Sorts rows by their clusters.
+    /// Sorts rows by cluster.
     ///
     /// # Shapes
     /// labels N, each in 0..k
@@ -259,7 +261,7 @@ impl Members {
         if labels.len() <= PIECE {
             return Self::of_piece(0, labels, k);
         }
-        // Each piece by itself, and then each cluster's rows of all pieces one after the other.
+        // Pieces are sorted independently. Then the rows of each cluster are concatenated over all pieces.
         let threads = rayon::current_num_threads();
         let size = labels.len().div_ceil(threads).max(PIECE);
         let pieces: Vec<Members> = labels
@@ -290,7 +292,7 @@ impl Members {
         Members { order, starts }
     }
 
-    /// Sorts the rows from number `first` on.
+    /// Sorts the rows from row `first` on.
     fn of_piece(first: usize, labels: &[u32], k: usize) -> Self {
         let mut starts = vec![0usize; k + 1];
         labels.iter().for_each(|c| starts[*c as usize + 1] += 1);
@@ -305,18 +307,18 @@ impl Members {
         Members { order, starts }
     }
 
-    /// The rows of cluster `c`, ascending.
+    /// Returns the rows of cluster `c`, ascending.
     pub fn of(&self, c: usize) -> &[u32] {
         &self.order[self.starts[c]..self.starts[c + 1]]
     }
 
-    /// The number of rows of each of the K clusters.
+    /// Returns the number of rows of each of the K clusters.
     pub fn sizes(&self) -> Vec<usize> {
         self.starts.windows(2).map(|pair| pair[1] - pair[0]).collect()
     }
 }
 
-/// The clusters that rows have joined or left.
+/// Returns which clusters rows have joined or left.
 fn changed_clusters(before: &[u32], after: &[u32], k: usize) -> Vec<bool> {
     let mut changed = vec![false; k];
     for (left, joined) in before.iter().zip(after).filter(|(before, after)| before != after) {
@@ -326,8 +328,8 @@ fn changed_clusters(before: &[u32], after: &[u32], k: usize) -> Vec<bool> {
     changed
 }
 
-/// Replaces each centroid by the mean of its rows, summed in `f64` in their order, and returns the K sizes. A centroid
-/// without rows stays.
+/// Replaces each centroid by the mean of its rows, summed in `f64` in their order, and returns the K sizes. A
+/// centroid without rows is unchanged.
 ///
 /// # Shapes
 /// rows (N, D), labels N, each in 0..K, centroids (K, D), row-major → K
@@ -339,7 +341,7 @@ pub fn means(rows: RowsView<'_>, labels: &[u32], centroids: &mut [f32]) -> Vec<u
     means_of(rows, labels, centroids, &vec![true; k])
 }
 
-/// [`means`] of the clusters that are `stale`.
+/// Computes the [`means`] of the `stale` clusters.
 fn means_of(rows: RowsView<'_>, labels: &[u32], centroids: &mut [f32], stale: &[bool]) -> Vec<usize> {
     let dim = rows.cols;
     let members = Members::new(labels, stale.len());
@@ -360,8 +362,8 @@ fn means_of(rows: RowsView<'_>, labels: &[u32], centroids: &mut [f32], stale: &[
     members.sizes()
 }
 
-/// Fills each empty cluster by splitting another, drawn with probability ∝ its size − 1: both get its centroid,
-/// coordinates times 1 ± 1/1024 alternately. Returns how many were filled.
+/// Refills each empty cluster by splitting another, drawn with probability ∝ its size − 1: both get its
+/// centroid, with coordinates times 1 ± 1/1024 alternately. Returns the number of refilled clusters.
 ///
 /// # Shapes
 /// centroids (K, D), row-major; sizes K
@@ -369,14 +371,14 @@ pub(crate) fn refill(centroids: &mut [f32], dim: usize, sizes: &mut [usize], rng
     refill_from(centroids, dim, sizes, rng).len()
 }
 
-/// A cluster that was empty, and the one whose samples it shares since.
+/// An empty cluster that was refilled, and the cluster that was split for it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Split {
     pub(crate) empty: usize,
     pub(crate) donor: usize,
 }
 
-/// [`refill`]; returns each cluster that was filled, and the one it was split off.
+/// As [`refill`], but returns each split.
 pub(crate) fn refill_from(
     centroids: &mut [f32],
     dim: usize,
@@ -410,13 +412,13 @@ pub(crate) fn refill_from(
     filled
 }
 
-/// Each sample's prototype as a label in 0..=k: noise goes to one cluster more, which is then left out.
+/// Converts assignments to labels in 0..=k. Noise gets the extra label `k`, which the caller then drops.
 pub(crate) fn labels_with_noise(assignments: &[Option<u32>], k: usize) -> Vec<u32> {
     assignments.iter().map(|a| a.unwrap_or(k as u32)).collect()
 }
 
-/// The clustering with given assignments and their samples' means as centroids (zero where there are none). The
-/// objective of the means, Σ‖x − c‖², is added to those given.
+/// Creates a clustering from assignments, with the means of the samples as centroids (zero if there are
+/// none). The inertia of the means, Σ‖x − c‖², is appended to the given objectives.
 ///
 /// # Shapes
 /// rows (N, D), assignments N, each below `k` → centroids (k, D)
@@ -441,8 +443,8 @@ pub fn clustering_of(
     Clustering { k, dim, centroids, assignments, report }
 }
 
-/// The report of a clustering into `k` prototypes with these assignments: `objective` and `splits` as given, sizes
-/// counted, and nothing of the single updates.
+/// Creates the report of a clustering into `k` prototypes from its assignments. `objective` and `splits` are
+/// as given, sizes are counted, and the fields of single updates are empty.
 ///
 /// # Shapes
 /// objective: any number of values, in the order of the updates; assignments N, each below `k`
@@ -488,17 +490,17 @@ mod tests {
         pauc_testing::inputs::groups(n, 7, 1.0)
     }
 
-    /// Where the plain loops end.
+    /// The result of the plain loops.
     struct Exact {
         centroids: Centroids,
         labels: Vec<u32>,
         objective: Vec<Rounded>,
     }
 
-    /// Lloyd with plain loops in f64, for starts from which no cluster runs empty.
+    /// Lloyd's algorithm with plain loops in f64, for starts from which no cluster becomes empty.
     ///
     /// # Panics
-    /// If it is for rounding to decide which centroid is nearest to a row.
+    /// If rounding could decide which centroid is nearest to a row.
     fn naive(data: &[f32], dim: usize, start: &[f32], updates: usize) -> Exact {
         let mut centroids = Centroids::exact(start, dim);
         let (n, k) = (data.len() / dim, start.len() / dim);
@@ -548,13 +550,13 @@ mod tests {
         let fit = options.run(RowsView::new(&data, 4), start.clone(), &mut rng());
         let exact = naive(&data, 4, &start, fit.objective.len() - 1);
         assert_equal(&fit, &exact);
-        // Exact objectives never rise.
+        // Exact objectives never increase.
         let errors = exact.objective.windows(2).map(|w| w[0].error + w[1].error);
         assert!(fit.objective.windows(2).zip(errors).all(|(w, error)| w[1] <= w[0] + error));
     }
 
-    /// No row of this noise is so near to a border that rounding could decide: its cluster does not depend on where
-    /// the row stands, nor on the order of coordinates.
+    /// No row of this noise is so near a border that rounding could decide. So its cluster depends neither on
+    /// the position of the row nor on the order of coordinates.
     #[test]
     fn the_order_of_rows_and_of_coordinates_changes_nothing_but_rounding() {
         use rand_distr::{Distribution, StandardNormal};
@@ -571,7 +573,7 @@ mod tests {
         );
         let exact = naive(&data, dim, &start, 12);
         assert_equal(&plain, &exact);
-        // Row i of the shuffled rows is row 769·i mod n; 769 and 2000 have no divisor in common.
+        // Row i of the shuffled rows is row 769·i mod n; 769 and 2000 are coprime.
         let from = |i: usize| i * 769 % n;
         let shuffled: Vec<f32> = (0..n).flat_map(|i| data[from(i) * dim..][..dim].to_vec()).collect();
         let mut other = options.run(RowsView::new(&shuffled, dim), start.clone(), &mut rng());
@@ -648,7 +650,7 @@ mod tests {
         let e = SPLIT;
         assert_eq!(centroids, [1.0 - e, 2.0 * (1.0 + e), 1.0 + e, 2.0 * (1.0 - e)]);
         assert_eq!(sizes, [3, 2]);
-        assert_eq!(refill(&mut [1.0, 2.0, 3.0], 1, &mut [1, 0, 1], &mut rng()), 0, "nobody can give");
+        assert_eq!(refill(&mut [1.0, 2.0, 3.0], 1, &mut [1, 0, 1], &mut rng()), 0, "no cluster can be split");
     }
 
     #[test]

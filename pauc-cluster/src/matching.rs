@@ -1,11 +1,11 @@
-//! Which prototype of one clustering is which of another.
+//! The matching between the prototypes of two clusterings.
 
 use crate::metrics::{Cell, Contingency};
 use pauc_traits::{Clustering, Result};
 
-/// The one-to-one pairs of rows and columns that share the most samples, sorted: the Hungarian method with potentials,
-/// O(min²·max) at worst and near min·max when most rows already have a column of their own. Pairs without a common
-/// sample are left out.
+/// Returns the one-to-one pairs of rows and columns that share the most samples, sorted. Uses the Hungarian
+/// method with potentials: O(min²·max) in the worst case, and near min·max if most rows already have their
+/// own column. Pairs without a common sample are left out.
 pub fn best_pairs(c: &Contingency) -> Vec<Cell> {
     let transposed = c.rows.len() > c.cols.len();
     let (short, long) = if transposed { (c.cols.len(), c.rows.len()) } else { (c.rows.len(), c.cols.len()) };
@@ -24,7 +24,7 @@ pub fn best_pairs(c: &Contingency) -> Vec<Cell> {
     pairs
 }
 
-/// A column for each row so that the sum of `gain` is largest.
+/// Assigns a column to each row such that the sum of `gain` is largest.
 ///
 /// # Shapes
 /// gain (rows, cols), row-major, with rows ≤ cols → rows
@@ -65,7 +65,7 @@ fn assign(gain: &[i64], rows: usize, cols: usize) -> Vec<usize> {
             row = row_of[next];
         };
         if end == FREE {
-            // More rows than columns: cannot happen for the callers above.
+            // More rows than columns: the callers above rule this out.
             continue;
         }
         row_potential[start] += base;
@@ -91,21 +91,21 @@ fn assign(gain: &[i64], rows: usize, cols: usize) -> Vec<usize> {
 /// How the prototypes of one clustering continue in the next.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matching {
-    /// For each prototype of the later clustering, the earlier one it continues: the one-to-one matching that keeps
-    /// the most samples. `None` where no sample is shared or an earlier prototype has gone to another.
+    /// The earlier prototype that each later prototype continues, by the one-to-one matching that keeps the
+    /// most samples. `None` if they share no sample or the earlier prototype is matched to another.
     pub previous: Vec<Option<u32>>,
-    /// The share of samples whose prototype does not continue their earlier one; noise continues noise.
+    /// The fraction of samples whose prototype does not continue their earlier one. Noise continues noise.
     pub churn: f64,
 }
 
 /// Matches the prototypes of two clusterings of the same samples.
 ///
 /// # Errors
-/// If they are not of the same number of samples.
+/// If they have different numbers of samples.
 pub fn match_prototypes(before: &Clustering, after: &Clustering) -> Result<Matching> {
     let mut previous = vec![None; after.k];
     let (mut kept, mut total) = (0usize, 0usize);
-    // Noise is no prototype: it only ever continues noise.
+    // Noise has no prototype, so it only continues noise.
     let counts = Contingency::between(&before.assignments, &after.assignments)?;
     let mut prototypes = counts.clone();
     prototypes.cells.retain(|cell| {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn renamed_prototypes_are_recognised() {
+    fn renamed_prototypes_are_recognized() {
         let before = clustering(4, &[0, 0, 1, 1, 1, 2, 3, -1, -1]);
         let after = clustering(3, &[2, 2, 0, 0, 0, 1, 1, -1, 0]);
         let m = match_prototypes(&before, &after).unwrap();

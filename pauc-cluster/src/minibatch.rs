@@ -9,22 +9,22 @@ use pauc_traits::rng::{Purpose, Stream, stream};
 use pauc_traits::{Clusterer, Clustering, Count, Result, TrainingSpan, component};
 use rand::seq::SliceRandom;
 
-/// Values of a run of rows that are read one after the other: 1 MiB.
+/// The number of values in a run of rows that is read sequentially: 1 MiB.
 const RUN: usize = 1 << 18;
-/// Runs whose rows are shuffled together.
+/// The number of runs whose rows are shuffled together.
 const SHUFFLED: usize = 64;
-/// Samples for each prototype among which the first centroids are chosen.
+/// The number of samples per prototype from which the first centroids are chosen.
 const SAMPLES: usize = 16;
 
 component! {
-    /// k-means in passes of mini-batches: each prototype is the running mean of all samples assigned to it so far.
+    /// Mini-batch k-means: each prototype is the running mean of all samples assigned to it so far.
     ///
-    /// c ← c + (x − c)/count for the batch's samples x of c, count over all batches. A pass visits every sample once
-    /// in random order: of features above 64 MiB, 64 random runs of 1 MiB at a time, so that a mapped file larger than
-    /// memory is read in long runs. The first centroids come from a random part of the samples: 16 for each, at least
-    /// four batches. A prototype that got nothing in the first pass is refilled by splitting another, as in
-    /// KMeans. Every sample ends with its nearest final centroid. The objectives reported are those met on the way
-    /// in each pass, and the final one.
+    /// c ← c + (x − c)/count for the samples x of c in the batch; count is over all batches. A pass visits
+    /// every sample once, in random order. Features above 64 MiB are visited in groups of 64 random runs of 1
+    /// MiB, so that a mapped file larger than memory is read in long runs. The first centroids come from a
+    /// random subset of the samples: 16 per prototype, at least four batches. A prototype without samples
+    /// after the first pass is refilled by splitting another, as in KMeans. Every sample ends with its
+    /// nearest final centroid. The reported objectives are those seen during each pass, and the final one.
     ///
     /// # Shapes
     /// features (N, D) → for each k: centroids (k, D), N assignments
@@ -33,15 +33,15 @@ component! {
     pub struct MiniBatchKMeans: Clusterer {
         /// The number of prototypes of each level.
         pub k: Vec<Count>,
-        /// Samples in a batch.
+        /// The number of samples in a batch.
         pub batch: Count = Count::lit(1024),
-        /// Passes over the samples.
+        /// The number of passes over the samples.
         pub iterations: Count = Count::lit(5),
         /// How the first centroids are chosen: KMeansPlusPlus or Random.
         pub init: Init = Init::KMeansPlusPlus,
         /// When the first clustering happens.
         pub start: TrainingSpan = TrainingSpan::epochs(2),
-        /// How long a clustering is kept.
+        /// The interval between clusterings.
         pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
@@ -67,7 +67,7 @@ impl Clusterer for MiniBatchKMeans {
 }
 
 impl MiniBatchKMeans {
-    /// The first centroids, chosen among some of the samples.
+    /// Chooses the first centroids from a subset of the samples.
     fn first_centroids(&self, rows: RowsView<'_>, k: usize, rng: &mut Stream) -> Vec<f32> {
         let most = k.saturating_mul(SAMPLES).max(self.batch.get().saturating_mul(4));
         if most >= rows.rows {
@@ -87,8 +87,8 @@ impl MiniBatchKMeans {
         for _ in 0..self.iterations.get() {
             let mut met = 0.0f64;
             for part in runs(n, run, SHUFFLED, rng) {
-                // What the rows of random runs hold is read once, from front to end; a row at a time would read a
-                // mapped file larger than memory over and over.
+                // Read the random runs once, sequentially. Reading single rows would read a mapped file
+                // larger than memory many times over.
                 let held = if part.len() == n { None } else { Some(gather(rows, &part)) };
                 let held = held.as_ref().map_or(rows, |data| RowsView::new(data, dim));
                 let mut order: Vec<u32> = (0..part.len() as u32).collect();
@@ -109,7 +109,8 @@ impl MiniBatchKMeans {
     }
 }
 
-/// Moves each centroid to the running mean of its samples, those of a batch included. Returns the batch's Σ‖x − c‖² before.
+/// Moves each centroid to the running mean of its samples, including those of the batch. Returns the batch's
+/// Σ‖x − c‖² before the update.
 fn take_in(batch: RowsView<'_>, centroids: &mut [f32], counts: &mut [usize]) -> f64 {
     let dim = batch.cols;
     let (mut labels, mut sq_dist) = (vec![0u32; batch.rows], vec![0.0f32; batch.rows]);
@@ -132,7 +133,8 @@ fn take_in(batch: RowsView<'_>, centroids: &mut [f32], counts: &mut [usize]) -> 
     sq_dist.iter().map(|d| *d as f64).sum()
 }
 
-/// 0..n in parts: the numbers of `together` random runs of `run`, in ascending order, then those of the next.
+/// Splits 0..n into parts: the numbers of `together` random runs of length `run`, in ascending order, then
+/// those of the next.
 fn runs(n: usize, run: usize, together: usize, rng: &mut Stream) -> Vec<Vec<u32>> {
     let mut runs: Vec<usize> = (0..n.div_ceil(run)).collect();
     if runs.len() > together {
@@ -197,7 +199,7 @@ mod tests {
                         *value += (f64::from(row(*i as usize)[l]) - *value) / counts[c];
                     }
                 }
-                // Each batch rounds a centroid once; what was off before loses weight with every sample.
+                // Each batch rounds a centroid once. Earlier errors lose weight with every sample.
                 batches += 1;
                 centroids.off = tolerance::f32(batches, largest);
                 centroids.origin = mean_of_rows(&centroids.values, dim);
@@ -233,7 +235,8 @@ mod tests {
         assert_eq!(runs(70, 10, 7, &mut rng()), [(0..70).collect::<Vec<_>>()]);
     }
 
-    /// More rows than are shuffled together: still close to Lloyd, and every row counts once a pass.
+    /// More rows than are shuffled together: the result is still close to Lloyd's, and every row counts once
+    /// per pass.
     #[test]
     fn features_above_the_memory_of_a_pass_are_clustered_as_well() {
         let (dim, n) = (RUN / 2, 2 * SHUFFLED + 5);
@@ -243,8 +246,12 @@ mod tests {
             MiniBatchKMeans { k: vec![Count::lit(5)], init: Init::KMeansPlusPlus, ..configured(16, 2) };
         let context = FitContext::new(0);
         let fit = &configured.fit(RowsView::new(&data, dim), context).unwrap()[0];
-        // Running means of equal whole numbers are exact.
-        assert!(fit.report.objective.iter().all(|o| *o == 0.0), "five places: {:?}", fit.report.objective);
+        // Running means of equal integers are exact.
+        assert!(
+            fit.report.objective.iter().all(|o| *o == 0.0),
+            "five distinct rows: {:?}",
+            fit.report.objective
+        );
         let same = |a: usize, b: usize| fit.assignments[a] == fit.assignments[b];
         assert!((0..n - 5).all(|i| same(i, i + 5) && !same(i, i + 1)));
     }
@@ -269,7 +276,7 @@ mod tests {
         let lloyd = crate::lloyd::Lloyd { iterations: 50, spherical: false, tolerance: 0.0 };
         let best = lloyd.run(rows, fit.centroids.clone(), &mut rng());
         let (got, best) = (fit.report.objective.last().unwrap(), best.objective.last().unwrap());
-        // It comes to 1.0003 of the best.
+        // Measured: 1.0003 times the best.
         assert!(*got < 1.1 * best, "{got} for {best}");
         assert!(configured(4, 1).fit(RowsView::new(&data[..10], 2), context).is_err());
     }

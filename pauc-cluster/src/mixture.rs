@@ -9,12 +9,12 @@ use pauc_traits::{Clusterer, Clustering, Count, NonNegative, Positive, Result, T
 use rayon::prelude::*;
 
 component! {
-    /// A mixture of Gaussians with diagonal covariances, fitted by expectation and maximisation from k-means.
+    /// A Gaussian mixture with diagonal covariances, fitted by expectation maximization from k-means.
     ///
-    /// p(x) = Σ_j π_j N(x; μ_j, diag σ_j²). A sample goes to its most probable component; centroids are the means μ.
-    /// Each variance gets `floor` times the mean variance of the data added, so that a component on one sample stays
-    /// finite. The objectives reported are the mean negative log-likelihood in nats before each update and at the
-    /// end, not a sum of squares.
+    /// p(x) = Σ_j π_j N(x; μ_j, diag σ_j²). A sample goes to its most probable component, and centroids are
+    /// the means μ. `floor` times the mean variance of the data is added to each variance, so that a
+    /// component of a single sample stays finite. The reported objectives are not sums of squares but the
+    /// mean negative log-likelihood in nats, before each update and at the end.
     ///
     /// # Shapes
     /// features (N, D) → for each k: centroids (k, D), N assignments
@@ -23,15 +23,15 @@ component! {
     pub struct GaussianMixture: Clusterer {
         /// The number of prototypes of each level.
         pub k: Vec<Count>,
-        /// Updates at most.
+        /// The maximum number of iterations.
         pub iterations: Count = Count::lit(50),
-        /// Ends when an update lowers the mean negative log-likelihood by no more than this.
+        /// Stops when an iteration lowers the mean negative log-likelihood by no more than this.
         pub tolerance: NonNegative = NonNegative::lit(1e-3),
-        /// What is added to each variance, relative to the mean variance of the data.
+        /// The amount added to each variance, relative to the mean variance of the data.
         pub floor: Positive = Positive::lit(1e-4),
         /// When the first clustering happens.
         pub start: TrainingSpan = TrainingSpan::epochs(2),
-        /// How long a clustering is kept.
+        /// The interval between clusterings.
         pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
@@ -39,13 +39,13 @@ component! {
 impl Clusterer for GaussianMixture {
     fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let starts = KMeans::with(self.k.clone()).fit_checked(rows, context)?;
-        // Around the data's mean, so that x² and μ² do not drown their difference.
+        // Center on the mean of the data, to avoid cancellation between x² and μ².
         let whole = clustering_of(rows, vec![Some(0); rows.rows], 1, Vec::new());
         let center = whole.centroids;
         let mut data = rows.data.to_vec();
         data.par_chunks_mut(rows.cols).for_each(|row| row.iter_mut().zip(&center).for_each(|(v, m)| *v -= m));
         let spread = whole.report.objective[0] / (rows.rows * rows.cols) as f64;
-        // Without any spread, the floor only has to be a positive number.
+        // Without any spread, the floor only has to be positive.
         let floor = self.floor.get() * if spread > 0.0 { spread } else { 1.0 };
         let centered = RowsView { data: &data, ..rows };
         Ok(starts.into_iter().map(|start| self.level(centered, &center, floor, start)).collect())
@@ -120,7 +120,7 @@ impl Moments {
     }
 }
 
-/// What one pass over the samples finds.
+/// The result of one pass over the samples.
 struct Step {
     log_likelihood: f64,
     labels: Vec<u32>,
@@ -134,7 +134,8 @@ struct Mixture {
     variances: Vec<f64>,
 }
 
-/// Rows of one task, and tasks whose sums are held at once; fixed, so that sums have one order.
+/// Rows per task, and the number of tasks whose sums are in memory at once. Fixed, so that the order of
+/// summation is.
 const TASK: usize = 512;
 const WAVE: usize = 8;
 
@@ -146,7 +147,7 @@ impl Mixture {
         self.ln_weights.resize(k, 0.0);
         for c in 0..k {
             let weight = moments.weight[c];
-            // A component that has lost all samples keeps its place.
+            // A component that has lost all samples keeps its parameters.
             self.ln_weights[c] = (weight / n as f64).max(1e-30).ln();
             if weight < 1e-10 {
                 continue;
@@ -201,13 +202,13 @@ impl LogitFactors {
         }
     }
 
-    /// The step of some rows.
+    /// Runs the expectation step on some rows.
     fn expect(&self, x: &[f32]) -> Step {
         let k = self.constants.len();
         let dim = self.linear.len() / k;
         let n = x.len() / dim;
         let squares: Vec<f32> = x.iter().map(|v| v * v).collect();
-        // (n, K): logits, and then responsibilities.
+        // (n, K): first logits, then responsibilities.
         let mut logits: Vec<f32> = self.constants.iter().copied().cycle().take(n * k).collect();
         for (data, factors) in [(squares.as_slice(), &self.square), (x, &self.linear)] {
             let (rows, columns) = (Strides::row_major(dim), Strides::transposed(dim));
@@ -243,7 +244,7 @@ mod tests {
     use pauc_testing::{Rounded, assert_within};
 
     fn data() -> Vec<f32> {
-        // Three groups of different width; column 1 is wide in the second only.
+        // Three groups of different width. Column 1 is wide in the second group only.
         (0..360)
             .flat_map(|i| {
                 let (g, a) = (i % 3, i as f32);
@@ -266,7 +267,7 @@ mod tests {
 
     const CONTEXT: FitContext<'static> = FitContext::new(2);
 
-    /// ln π_c N(x; μ_c, diag σ_c²) by the definition, with the error of the code's two products and a constant.
+    /// ln π_c N(x; μ_c, diag σ_c²) by definition, with the error of the code's two products and a constant.
     fn logit(mixture: &Mixture, c: usize, x: &[Rounded]) -> Rounded {
         let own = c * x.len()..(c + 1) * x.len();
         let (mut exact, mut constant) = (mixture.ln_weights[c], mixture.ln_weights[c]);
@@ -282,8 +283,8 @@ mod tests {
         Rounded { value: exact, ..Rounded::sum(terms) }
     }
 
-    /// A row's responsibilities and ln p(x). The code takes off logit number `best` before exponentials, which are good
-    /// to one unit in the last place.
+    /// The responsibilities of a row, and ln p(x). The code subtracts logit `best` before the exponentials,
+    /// which are accurate to one unit in the last place.
     fn responsibilities(logits: &[Rounded], best: usize) -> (Vec<Rounded>, Rounded) {
         let term = |(c, l): (usize, &Rounded)| match c == best {
             true => Rounded::exact(1.0),
@@ -294,8 +295,8 @@ mod tests {
         (terms.iter().map(|t| *t / total).collect(), logits[best] + total.ln())
     }
 
-    /// Compares means and variances with those of weighted samples by the definition, with the error of the code's
-    /// Σ r·x and Σ r·x².
+    /// Compares means and variances with those of weighted samples by definition, with the error of the
+    /// code's Σ r·x and Σ r·x².
     fn assert_fitted(mixture: &Mixture, x: &[Vec<Rounded>], r: &[Vec<Rounded>], floor: f64) {
         let dim = x[0].len();
         for (i, (mean, variance)) in mixture.means.iter().zip(&mixture.variances).enumerate() {
@@ -309,7 +310,8 @@ mod tests {
         }
     }
 
-    /// Each expectation and each maximisation is compared by itself, from where the code is: errors do not add up.
+    /// Compares each expectation and each maximization separately, from the state of the code, so that errors
+    /// do not accumulate.
     #[test]
     fn equals_the_definition_step_by_step() {
         let x = data();
@@ -318,7 +320,7 @@ mod tests {
         let got = &configured(3, 6).fit(rows, CONTEXT).unwrap()[0];
         let whole = clustering_of(rows, vec![Some(0); n], 1, vec![]);
         let floor = 1e-4 * whole.report.objective[0] / (2 * n) as f64;
-        // Around the mean, which rounds each sample once.
+        // Centered on the mean, which rounds each sample once.
         let center = whole.centroids;
         let centered: Vec<f32> = x.iter().enumerate().map(|(i, v)| v - center[i % 2]).collect();
         let exact: Vec<Vec<Rounded>> = x
@@ -377,7 +379,7 @@ mod tests {
         assert_eq!(alone, fit(4));
         let truth: Vec<u32> = (0..360).map(|i| i % 3).collect();
         let agreement = crate::metrics::Agreement::new(&truth, &alone.assignments).unwrap();
-        // It is 1; a sample in the wrong group would leave 0.992.
+        // Measured: 1. One sample in the wrong group would give 0.992.
         assert!(agreement.ari > 0.99, "{}", agreement.ari);
     }
 

@@ -1,14 +1,14 @@
-//! Nearest centroids that follow the centroids as they move.
+//! Nearest centroids, updated incrementally as centroids move.
 
 use crate::seeding::gather;
 use pauc_kernels::distance::{Packed, mean_row, nearest_scored};
 use pauc_traits::probe::RowsView;
 
-/// Each row's nearest centroid. After the first iterations of k-means most centroids stand still, and what was
-/// computed of those is used again.
+/// The nearest centroid of each row. After the first iterations of k-means, most centroids do not move, and
+/// their distances are reused.
 #[derive(Clone, Debug)]
 pub struct Nearest {
-    /// The N nearest centroids, the lowest among equals.
+    /// The N nearest centroids. Ties go to the lowest number.
     pub labels: Vec<u32>,
     /// N squared distances to them, ‖x − c‖².
     pub sq_dist: Vec<f32>,
@@ -40,14 +40,15 @@ impl Nearest {
         nearest_scored(rows.data, &packed, &mut self.labels, &mut self.score, &mut self.sq_dist);
     }
 
-    /// Brings the result up to date with centroids that have moved. The bits are those of comparing everything
-    /// again: a score depends on its row and its centroid alone.
+    /// Updates the result for centroids that have moved. The bits are those of a full comparison, because a
+    /// score depends only on its row and its centroid.
     ///
-    /// All rows are compared with the centroids that have moved. A row whose own centroid stands has in it the
-    /// nearest of those that stand; a row whose own has moved is compared with those that stand as well.
+    /// All rows are compared with the moved centroids. If the centroid of a row has not moved, it is still
+    /// the nearest of those that have not moved. Otherwise the row is also compared with the centroids that
+    /// have not moved.
     ///
     /// # Shapes
-    /// rows (N, D) and centroids (K, D), row-major, as many as in [`Nearest::find`]
+    /// rows (N, D) and centroids (K, D), row-major; the same numbers as in [`Nearest::find`]
     pub fn follow(&mut self, rows: RowsView<'_>, centroids: &[f32]) {
         let dim = rows.cols;
         let pairs = self.centroids.chunks_exact(dim).zip(centroids.chunks_exact(dim));
@@ -66,7 +67,7 @@ impl Nearest {
         self.compare_with_moved(rows, &moved);
     }
 
-    /// Finds the nearest standing centroid of the rows whose own has moved.
+    /// Finds the nearest unmoved centroid of the rows whose own centroid has moved.
     fn compare_with_standing(&mut self, rows: RowsView<'_>, standing: &[u32], has_moved: &[bool]) {
         let chosen = gather(RowsView::new(&self.centroids, rows.cols), standing);
         let packed = Packed::around(&chosen, &self.origin);
@@ -83,7 +84,7 @@ impl Nearest {
         }
     }
 
-    /// Gives each row to a centroid that has moved, if that is nearer than the row's own.
+    /// Assigns each row to a moved centroid if that is nearer than the row's own.
     fn compare_with_moved(&mut self, rows: RowsView<'_>, moved: &[u32]) {
         let chosen = gather(RowsView::new(&self.centroids, rows.cols), moved);
         let packed = Packed::around(&chosen, &self.origin);
@@ -106,12 +107,12 @@ impl Nearest {
     }
 }
 
-/// Rows that are looked at, and of those that are copied, at a time: what [`Nearest::follow`] needs beside the rows
-/// stays small.
+/// The number of rows compared at once, and the number of rows copied at once. They bound the additional
+/// memory of [`Nearest::follow`].
 const AT_ONCE: usize = 1 << 14;
 const COPIED: usize = 1 << 12;
 
-/// What a block of rows has among some of the centroids.
+/// The nearest of some centroids for a block of rows.
 #[derive(Default)]
 struct Block {
     labels: Vec<u32>,
@@ -120,7 +121,7 @@ struct Block {
 }
 
 impl Block {
-    /// Finds the nearest of some packed centroids, under their own numbers.
+    /// Finds the nearest of some packed centroids, and reports it by its number in `numbers`.
     fn compare(&mut self, rows: &[f32], packed: &Packed<'_>, numbers: &[u32]) {
         let n = rows.len() / packed.dim();
         self.labels.resize(n, 0);
@@ -157,7 +158,7 @@ mod tests {
             steps in prop::collection::vec(prop::collection::vec(0usize..40, 1..30), 1..5),
             coarse: bool,
         ) {
-            // Coarse values make equal scores frequent.
+            // Coarse values make ties frequent.
             let value = |i: u32| {
                 let v = ((i.wrapping_mul(2654435761).wrapping_add(seed)) as f32 * 1e-3).sin();
                 if coarse { (2.0 * v).round() } else { v }

@@ -10,15 +10,15 @@ use pauc_traits::{Error, Result};
 use std::fs::File;
 use std::path::Path;
 
-/// Reads a matrix: every column of floats is a dimension, or one column of lists of floats is a row each. `column` names
-/// the one to read; others, such as labels and file names, are passed over. Returns the values, row by row, and the
-/// number of dimensions.
+/// Reads a matrix. Either every column of floats is a dimension, or one column of lists of floats has one row
+/// per list. `column` names the column to read; others, such as labels and file names, are skipped. Returns
+/// the values, row by row, and the number of dimensions.
 ///
 /// # Errors
 /// If the file is damaged, has no floats, a value is null, or lists differ in length.
 pub fn read(path: &Path, file: File, column: Option<&str>) -> Result<(Vec<f32>, usize)> {
     let wrong = |why: String| Error::damaged(path, why);
-    let damaged = |e: ParquetError| wrong(format!("no Parquet file, or one that cannot be read: {e}"));
+    let damaged = |e: ParquetError| wrong(format!("not a readable Parquet file: {e}"));
     let reader = SerializedFileReader::new(file).map_err(damaged)?;
     let metadata = reader.metadata();
     let schema = metadata.file_metadata().schema_descr();
@@ -37,7 +37,7 @@ pub fn read(path: &Path, file: File, column: Option<&str>) -> Result<(Vec<f32>, 
             let got = match group.get_column_reader(*leaf).map_err(damaged)? {
                 ColumnReader::FloatColumnReader(c) => floats(c, rows, |v| v),
                 ColumnReader::DoubleColumnReader(c) => floats(c, rows, |v| v as f32),
-                _ => return Err(wrong(format!("column `{name}` holds no floats"))),
+                _ => return Err(wrong(format!("column `{name}` does not hold floats"))),
             };
             let got = got.map_err(damaged)?;
             if is_list {
@@ -59,12 +59,12 @@ pub fn read(path: &Path, file: File, column: Option<&str>) -> Result<(Vec<f32>, 
         }
     }
     if values.is_empty() || cols == 0 {
-        return Err(wrong("holds no rows".into()));
+        return Err(wrong("has no rows".into()));
     }
     Ok((values, cols))
 }
 
-/// The leaf columns that make a row.
+/// Chooses the leaf columns that form a row.
 fn choose(schema: &SchemaDescriptor, column: Option<&str>) -> std::result::Result<Vec<usize>, String> {
     let root = |leaf: usize| schema.column(leaf).path().parts().first().cloned().unwrap_or_default();
     let is_float = |leaf: &usize| matches!(schema.column(*leaf).physical_type(), Type::FLOAT | Type::DOUBLE);
@@ -86,21 +86,21 @@ fn choose(schema: &SchemaDescriptor, column: Option<&str>) -> std::result::Resul
         }),
         (_, 0) | (1, 1) => Ok(chosen),
         _ => Err(format!(
-            "has lists of floats in {}; say with --tensor which column to cluster",
+            "has lists of floats in {}; choose one of these columns with --tensor",
             lists.join(", ")
         )),
     }
 }
 
-/// What a column has for the rows of a group.
+/// The values of a column in one row group.
 struct Column {
     values: Vec<f32>,
-    /// For lists, 0 where a value begins a new one; empty otherwise.
+    /// For lists: 0 at each value that begins a new list. Otherwise empty.
     repetition: Vec<i16>,
 }
 
 impl Column {
-    /// The length of all of the lists.
+    /// Returns the common length of the lists.
     fn lengths(&self, rows: usize) -> std::result::Result<usize, String> {
         if self.values.len() != self.repetition.len() {
             return Err("has nulls or empty lists; fill or drop them".into());
@@ -110,7 +110,9 @@ impl Column {
         let odd = starts.iter().enumerate().position(|(row, start)| *start != row * length);
         match odd {
             None if starts.len() == rows && length * rows == self.values.len() => Ok(length),
-            Some(row) => Err(format!("the list of row {} is not as long as others", row.saturating_sub(1))),
+            Some(row) => {
+                Err(format!("the list of row {} has another length than the others", row.saturating_sub(1)))
+            }
             None => Err("lists differ in length".into()),
         }
     }
@@ -149,7 +151,7 @@ mod tests {
         Integers(Vec<i64>),
     }
 
-    /// A file of row groups, each of leaf columns with definition and repetition levels.
+    /// Writes a file of row groups, each of leaf columns with definition and repetition levels.
     fn write(schema: &str, groups: Vec<Vec<Leaf>>) -> tempfile::TempPath {
         let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
         let schema = Arc::new(parse_message_type(schema).unwrap());
@@ -211,7 +213,7 @@ mod tests {
             write(LISTS, vec![group(&[1.0, 2.0, 3.0, 4.0], &[0, 1, 0, 1]), group(&[5.0, 6.0], &[0, 1])]);
         assert_eq!(open(&good, None).unwrap(), (vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2));
         let ragged = write(LISTS, vec![group(&[1.0, 2.0, 3.0, 4.0], &[0, 1, 1, 0])]);
-        assert!(open(&ragged, None).unwrap_err().to_string().contains("row 0 is not as long"));
+        assert!(open(&ragged, None).unwrap_err().to_string().contains("row 0 has another length"));
         let other = write(LISTS, vec![group(&[1.0, 2.0], &[0, 1]), group(&[5.0], &[0])]);
         assert!(open(&other, None).unwrap_err().to_string().contains("lists of 2 and of 1"));
     }
@@ -223,6 +225,6 @@ mod tests {
         assert!(open(&path, None).unwrap_err().to_string().contains("1 nulls"));
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
-        assert!(open(&path, None).unwrap_err().to_string().contains("no Parquet file"));
+        assert!(open(&path, None).unwrap_err().to_string().contains("not a readable Parquet file"));
     }
 }

@@ -1,4 +1,4 @@
-//! Where k-means starts.
+//! The first centroids of k-means.
 
 use pauc_kernels::distance::{Packed, lower_to, nearest, squared_distance};
 use pauc_traits::Result;
@@ -12,20 +12,20 @@ use std::convert::Infallible;
 /// How the first centroids are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Init {
-    /// Samples drawn one after the other with probability ∝ the squared distance to those already drawn
+    /// Samples drawn one at a time, with probability ∝ the squared distance to the nearest drawn so far
     /// (Arthur & Vassilvitskii 2007).
     KMeansPlusPlus,
     /// Distinct samples, drawn uniformly.
     Random,
 }
 
-/// Candidates that one pass over the rows can take in.
+/// The maximum number of candidates per pass over the rows.
 const BATCH: usize = 256;
-/// Centroids of which distances are computed one by one.
+/// Up to this number of centroids, distances are computed one at a time.
 const FEW: usize = 16;
 
 impl Init {
-    /// k distinct rows.
+    /// Chooses k distinct rows.
     ///
     /// # Shapes
     /// rows (N, D) with k ≤ N → k row numbers
@@ -34,8 +34,8 @@ impl Init {
         chosen
     }
 
-    /// [`Init::choose`] of rows that also lie in a device's memory, where their distances are computed; `rows` is read
-    /// for those that are drawn.
+    /// As [`Init::choose`], for rows that are also in the memory of a device, which computes the distances.
+    /// `rows` is read only for the rows that are drawn.
     ///
     /// # Errors
     /// If the device fails.
@@ -58,7 +58,7 @@ impl Init {
     ) -> Result<Vec<u32>, E> {
         match self {
             Init::Random => Ok(distinct(rows.rows, k, rng)),
-            // While there are few centroids, each changes the weights a lot and most of a large batch would be refused.
+            // With few centroids, each changes the weights a lot, so most of a large batch would be rejected.
             Init::KMeansPlusPlus => {
                 let draws = |chosen: usize| if chosen < 64 { chosen / 4 } else { chosen / 2 };
                 plus_plus(rows, k, rng, |chosen| draws(chosen).clamp(1, BATCH), lower)
@@ -67,12 +67,13 @@ impl Init {
     }
 }
 
-/// k of the numbers 0..n, drawn at random.
+/// Draws k of the numbers 0..n at random.
 fn distinct(n: usize, k: usize, rng: &mut Stream) -> Vec<u32> {
     rand::seq::index::sample(rng, n, k).into_iter().map(|i| i as u32).collect()
 }
 
-/// `most` of the numbers 0..n, drawn at random, in ascending order: rows of a file are then read from front to end.
+/// Draws `most` of the numbers 0..n at random, in ascending order, so that rows of a file are read
+/// sequentially.
 ///
 /// # Panics
 /// If `most` exceeds `n`.
@@ -82,8 +83,8 @@ pub fn some_of(n: usize, most: usize, rng: &mut Stream) -> Vec<u32> {
     chosen
 }
 
-/// The rows with these numbers, one after the other. They are read in ascending order, whatever order they are given in:
-/// they may be a mapped file larger than memory.
+/// Copies the rows with these numbers, in the given order. They are read in ascending order, because the rows
+/// may be a mapped file larger than memory.
 ///
 /// # Shapes
 /// rows (N, D), M numbers below N → (M, D), row-major
@@ -105,7 +106,7 @@ pub fn gather(rows: RowsView<'_>, chosen: &[u32]) -> Vec<f32> {
     data
 }
 
-/// Lowers weights on the host, for [`plus_plus`].
+/// Returns a function for [`plus_plus`] that lowers weights on the host.
 fn lower_on_host(rows: RowsView<'_>) -> impl FnMut(&[f32], &mut [f32]) -> Result<(), Infallible> {
     let (mut labels, mut sq_dist) = (Vec::new(), Vec::new());
     move |centroids, weight| {
@@ -121,13 +122,15 @@ fn lower_on_host(rows: RowsView<'_>) -> impl FnMut(&[f32], &mut [f32]) -> Result
     }
 }
 
-/// D² sampling, exactly, with a pass over the rows for a batch of centroids instead of for each.
+/// Exact D² sampling, with one pass over the rows per batch of centroids instead of per centroid.
 ///
-/// Candidates are drawn with the weights from before the batch. One that is drawn with the stale weight w and has
-/// the true weight w' ≤ w (its distance to the batch's earlier members included) is kept with probability w'/w:
-/// rejection sampling, so what is kept has the distribution of drawing one at a time.
+/// Candidates are drawn with the weights from before the batch. A candidate drawn with the stale weight w
+/// whose true weight is w' ≤ w (including its distance to the earlier members of the batch) is accepted with
+/// probability w'/w. This is rejection sampling, so the accepted candidates have the distribution of drawing
+/// one at a time.
 ///
-/// `lower(centroids, weight)` lowers each row's weight to its squared distance to the nearest of the centroids.
+/// `lower(centroids, weight)` lowers the weight of each row to its squared distance to the nearest of the
+/// centroids.
 fn plus_plus<E>(
     rows: RowsView<'_>,
     k: usize,
@@ -215,7 +218,8 @@ mod tests {
         }
     }
 
-    /// The probability of every set of four, by enumeration of D² sampling one at a time, against frequencies.
+    /// Compares the probability of every set of four, by enumeration of sequential D² sampling, with
+    /// frequencies.
     #[test]
     fn sets_have_the_probabilities_of_drawing_one_at_a_time() {
         let data = [0.0f32, 1.0, 1.5, 3.0, 7.0, 7.2];
@@ -245,7 +249,7 @@ mod tests {
         let runs = 20_000;
         let mut seen = std::collections::BTreeMap::<Vec<usize>, u64>::new();
         for seed in 0..runs {
-            // Batches from the first centroid on, so that refusals matter.
+            // Batches from the first centroid on, so that rejections matter.
             let rows = RowsView::new(&data, 1);
             let Ok(chosen) = plus_plus(rows, 4, &mut rng(seed), |_| 8, lower_on_host(rows));
             let mut set: Vec<usize> = chosen.iter().map(|i| *i as usize).collect();
@@ -254,8 +258,9 @@ mod tests {
         }
         for (set, p) in want {
             let got = seen.get(&set).copied().unwrap_or(0) as f64 / runs as f64;
-            // Some sets are so rare that their number is far from normal. Bernstein's inequality, which holds for all,
-            // adds 2·18/(3n) to the six deviations: beyond lies less than 2·exp(−18).
+            // Some sets are so rare that their count is far from normal. Bernstein's inequality, which holds
+            // for all, adds 2·18/(3n) to the six deviations. The probability of exceeding that is less than
+            // 2·exp(−18).
             let tolerance = tolerance::frequency(p, runs as usize) + 12.0 / runs as f64;
             assert_within!(got, p, tolerance, "{set:?}");
         }

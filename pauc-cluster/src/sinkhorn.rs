@@ -9,13 +9,14 @@ use pauc_traits::{Clusterer, Clustering, Count, Positive, Result, TrainingSpan, 
 use rayon::prelude::*;
 
 component! {
-    /// k-means prototypes with balanced assignments: entropic optimal transport of the samples to prototypes of
-    /// equal capacity, at the cost ½‖x − c‖².
+    /// k-means with balanced assignments, by entropic optimal transport.
     ///
-    /// P = diag(u)·exp(−½‖x − c‖²/ε)·diag(v) with row sums 1/N and column sums 1/K, by Sinkhorn's rounds of scaling
-    /// rows and columns in turn. A sample goes to the prototype where its row of P is largest; centroids are then
-    /// the means of their samples. Sizes are nearly equal, the more so the more rounds and the larger ε. For unit
-    /// vectors, ε has the meaning of SwAV's (logits cos/ε).
+    /// Samples are transported to prototypes of equal capacity, with the cost ½‖x − c‖².
+    ///
+    /// P = diag(u)·exp(−½‖x − c‖²/ε)·diag(v) with row sums 1/N and column sums 1/K, by Sinkhorn's alternating
+    /// scaling of rows and columns. A sample goes to the prototype with the largest value in its row of P.
+    /// Centroids are then the means of their samples. Sizes are nearly equal; more rounds and a larger ε make
+    /// them more equal. For unit vectors, ε is that of SwAV (logits cos/ε).
     ///
     /// # Shapes
     /// features (N, D) → for each k: centroids (k, D), N assignments
@@ -26,13 +27,13 @@ component! {
         pub k: Vec<Count>,
         /// ε, the strength of the entropy, in units of a squared distance.
         pub epsilon: Positive = Positive::lit(0.05),
-        /// Rounds of scaling.
+        /// The number of scaling rounds.
         pub rounds: Count = Count::lit(10),
-        /// Updates at most of the k-means.
+        /// The maximum number of iterations of the k-means.
         pub iterations: Count = Count::lit(20),
         /// When the first clustering happens.
         pub start: TrainingSpan = TrainingSpan::epochs(2),
-        /// How long a clustering is kept.
+        /// The interval between clusterings.
         pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
@@ -59,13 +60,13 @@ impl Clusterer for Sinkhorn {
     }
 }
 
-/// Rows of one task; fixed, so that sums are the same for every number of threads.
+/// Rows per task. Fixed, so that sums do not depend on the number of threads.
 const TASK: usize = 256;
 
-/// Each row's prototype after this many rounds.
+/// Returns the prototype of each row after the given number of rounds.
 fn balanced(rows: RowsView<'_>, centroids: RowsView<'_>, epsilon: f64, rounds: usize) -> Vec<u32> {
     let (n, k) = (rows.rows, centroids.rows);
-    // Only the scaling of columns is kept, as ln v; a round recomputes the rest block by block.
+    // Only the scaling of columns is stored, as ln v. Each round recomputes the rest block by block.
     let mut ln_v = vec![0.0f64; k];
     for _ in 0..rounds {
         let parts: Vec<Vec<f64>> = rows
@@ -85,7 +86,7 @@ fn balanced(rows: RowsView<'_>, centroids: RowsView<'_>, epsilon: f64, rounds: u
             .collect();
         for (j, ln_v) in ln_v.iter_mut().enumerate() {
             let column: f64 = parts.iter().map(|p| p[j]).sum();
-            // A column that nobody comes near has a sum that underflows; it is raised round by round.
+            // The sum of a column far from all rows underflows. The clamp lets later rounds raise it.
             *ln_v -= (column * k as f64 / n as f64).max(1e-30).ln();
         }
     }
@@ -100,7 +101,7 @@ fn balanced(rows: RowsView<'_>, centroids: RowsView<'_>, epsilon: f64, rounds: u
     rows.data.par_chunks(TASK * rows.cols).flat_map_iter(choose).collect()
 }
 
-/// (x·c − ½‖c‖²)/ε + ln v: −½‖x − c‖²/ε + ln v up to what depends on the row alone.
+/// Returns (x·c − ½‖c‖²)/ε + ln v, which is −½‖x − c‖²/ε + ln v up to a constant of the row.
 fn logits(block: &[f32], centroids: RowsView<'_>, epsilon: f64, ln_v: &[f64]) -> Vec<f32> {
     let (m, k, dim) = (block.len() / centroids.cols, centroids.rows, centroids.cols);
     let bias: Vec<f32> = centroids
@@ -132,19 +133,20 @@ mod tests {
         (0..n * 2).map(|i| (i as f32 * 0.7).sin() + if i / 2 % 4 == 0 { 1.0 } else { 0.0 }).collect()
     }
 
-    /// The logarithm of how far a sum of positive terms may be off, each term by its error in the logarithm.
+    /// The logarithm of the relative error of a sum of positive terms, given the error of each term's
+    /// logarithm.
     fn off(terms: impl Iterator<Item = (f64, f64)>) -> f64 {
         let (exact, most) =
             terms.fold((0.0, 0.0), |(a, b), (term, error)| (a + term, b + term * error.exp()));
         (most / exact).ln()
     }
 
-    /// Sinkhorn with plain loops on the whole matrix, in f64; returns it and how far the logarithm of each element of
-    /// the code's may be off.
+    /// Sinkhorn with plain loops on the whole matrix, in f64. Returns the matrix, and the error bound of the
+    /// logarithm of each element of the code's matrix.
     ///
-    /// A round of the code starts from its ln v, which has the errors of the rounds before. If those are at most e, so
-    /// are they after the round, since it changes sums of positive terms by factors of at most exp(e); the round adds
-    /// its own.
+    /// A round of the code starts from its ln v, which has the errors of the rounds before. If these are at
+    /// most e, they remain at most e after the round, since it changes sums of positive terms by factors of
+    /// at most exp(e). The round adds its own errors.
     fn naive(x: &[f32], c: &[f32], dim: usize, epsilon: f64, rounds: usize) -> [Vec<Vec<f64>>; 2] {
         let (n, k) = (x.len() / dim, c.len() / dim);
         let sum = |a: &[f32], b: &[f32], f: &dyn Fn(f64, f64) -> f64| -> f64 {
@@ -158,7 +160,7 @@ mod tests {
             })
             .collect();
         let mut ln_v = vec![0.0; k];
-        // A logit is a sum of dim products, times 1/ε, and a part that is rounded.
+        // A logit is a sum of dim products, times 1/ε, plus a rounded part.
         let logits = |ln_v: &[f64]| -> Vec<Vec<f64>> {
             let logit = |x: &[f32], c: &[f32], ln_v: f64| {
                 let bias = ln_v - sum(c, c, &|a, b| a * b) / 2.0 / epsilon;
@@ -173,7 +175,7 @@ mod tests {
             for (row, errors) in p.iter_mut().zip(&mut errors) {
                 let (total, largest) = (row.iter().sum::<f64>(), row.iter().cloned().fold(0.0, f64::max));
                 row.iter_mut().for_each(|v| *v /= total * n as f64);
-                // The largest is taken off, and exp is good to one unit in the last place.
+                // The largest logit is subtracted, and exp is accurate to one unit in the last place.
                 for (v, error) in row.iter().zip(errors.iter_mut()) {
                     let difference = (largest / (total * n as f64) / v).ln();
                     *error += tolerance::f32(1, difference) + tolerance::f32(2, 1.0);
@@ -230,7 +232,7 @@ mod tests {
         };
         let fit = with(1);
         assert_eq!(fit, with(3));
-        // It comes to 1.002 where k-means has 1.14: a row more or less here and there has room.
+        // Measured: 1.002, and 1.14 for k-means. The bound allows for single rows that change prototypes.
         assert!(fit[0].report.imbalance < plain[0].report.imbalance && fit[0].report.imbalance < 1.02);
         let same = sinkhorn.fit(RowsView::new(&[1.0; 40], 2), context).unwrap();
         assert_eq!(same[0].assignments.len(), 20, "identical samples");

@@ -1,4 +1,4 @@
-//! k-means as a recipe uses it: named in RON, on the host and with a device, at the edges.
+//! k-means as a recipe uses it: configured in RON, on the host and on a device, with edge cases.
 
 #![allow(clippy::unwrap_used)]
 
@@ -43,7 +43,7 @@ fn sq_dist(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(x, y)| (*x as f64 - *y as f64).powi(2)).sum()
 }
 
-/// The range of each column.
+/// Returns the range of each column.
 fn ranges(data: &[f32], dim: usize) -> Vec<(f64, f64)> {
     let column = |l: usize| data.iter().skip(l).step_by(dim).map(|v| f64::from(*v));
     (0..dim)
@@ -51,9 +51,9 @@ fn ranges(data: &[f32], dim: usize) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// How far twice the score by which the nearest centroid is found may be off: (‖c‖² − ‖m‖²)/2 − x·(c − m), in which
-/// each coordinate has a difference and a product, and then their sum, the first part, and a subtraction. The origin m
-/// is the mean of some samples, and so within their `ranges`.
+/// The error bound of twice the score (‖c‖² − ‖m‖²)/2 − x·(c − m) that selects the nearest centroid: a
+/// difference and a product per coordinate, their sum, the first part, and a subtraction. The origin m is the
+/// mean of some samples, and so within their `ranges`.
 fn undecided(x: &[f32], c: &[f32], ranges: &[(f64, f64)]) -> f64 {
     let mut magnitude = 0.0;
     for ((x, c), (low, high)) in x.iter().zip(c).zip(ranges) {
@@ -64,8 +64,9 @@ fn undecided(x: &[f32], c: &[f32], ranges: &[(f64, f64)]) -> f64 {
     2.0 * tolerance::f32(x.len() + 4, magnitude)
 }
 
-/// Every sample belongs to its nearest final centroid, and the report says what is there. Returns how much lower the
-/// objective might be if rounding did not decide between centroids, and whether it decides anywhere.
+/// Checks that every sample belongs to its nearest final centroid and that the report is consistent. Returns
+/// how much lower the objective could be if rounding did not decide between centroids, and whether it decides
+/// anywhere.
 fn check(c: &Clustering, data: &[f32]) -> (f64, bool) {
     assert_eq!(c.centroids.len(), c.k * c.dim);
     assert_eq!(c.assignments.len(), data.len() / c.dim);
@@ -93,7 +94,7 @@ fn check(c: &Clustering, data: &[f32]) -> (f64, bool) {
     assert_eq!(c.report.empty, sizes.iter().filter(|s| **s == 0).count());
     let squares: f64 = sizes.iter().map(|s| (s * s) as f64).sum();
     let imbalance = c.k as f64 * squares / (c.assignments.len() as f64).powi(2);
-    // A quotient of whole numbers that f64 has.
+    // A quotient of integers that f64 represents exactly.
     assert_within!(c.report.imbalance, imbalance, tolerance::f64(1, imbalance));
     (lower, decides)
 }
@@ -109,7 +110,7 @@ fn blobs_are_found_at_every_level() {
     let truth: Vec<u32> = (0..240).map(|i| i % 8).collect();
     let scores = pauc_cluster::metrics::Agreement::new(&truth, &levels[0].assignments).unwrap();
     assert_eq!(scores.ari, 1.0);
-    // Between blobs this far apart an update lowers it by more than rounding, or nothing changes.
+    // Between blobs this far apart, an update lowers the objective by more than rounding, or changes nothing.
     assert!(levels[0].report.objective.windows(2).all(|w| w[1] <= w[0]));
 }
 
@@ -164,7 +165,7 @@ fn a_feature_that_is_not_finite_is_named() {
     assert!(rust.unwrap_err().to_string().contains("row 5, column 2: NaN"));
 }
 
-/// A device that computes as the host does, and counts how often it takes rows.
+/// A device that computes as the host does, and counts how often rows are copied to it.
 #[derive(Default)]
 struct Device {
     copies: RefCell<Vec<usize>>,
@@ -180,7 +181,7 @@ struct Copied {
 impl ClustersOnDevice for Device {
     fn rows(&self, rows: RowsView<'_>) -> Result<Option<Box<dyn RowsOnDevice>>> {
         self.copies.borrow_mut().push(rows.rows);
-        assert!(!self.held.replace(true), "two copies at a time");
+        assert!(!self.held.replace(true), "two copies of the rows on the device");
         Ok(Some(Box::new(Copied { data: rows.data.to_vec(), cols: rows.cols, held: self.held.clone() })))
     }
 }
@@ -213,12 +214,12 @@ impl RowsOnDevice for Copied {
 
 #[test]
 fn a_device_gets_the_rows_once_and_gives_what_the_host_gives() {
-    // No row of this noise is so near to a border that rounding could decide.
+    // No row of this noise is so near a border that rounding could decide.
     let data = noise(240 * 4, 7);
     for (text, copies) in [
         ("KMeans(k: [6, 3, 9], redos: 2)", &[240][..]),
         ("KMeans(k: [5], spherical: true, init: Random)", &[240]),
-        // A subset of 40 is fitted, and then all are assigned. The second level would need 300.
+        // A subset of 40 is fitted, and then all samples are assigned. The second level would need 300.
         ("KMeans(k: [4, 30], max_points_per_centroid: 10)", &[40, 240, 240]),
         ("Agglomerative(k: [6], leaves: 20)", &[240]),
         ("Sinkhorn(k: [6, 3])", &[240]),
@@ -243,7 +244,7 @@ fn degenerate_samples_neither_hang_nor_fail() {
         for data in [vec![0.0; 60], vec![2.5; 60]] {
             let c = &fit(&format!("KMeans(k: [7], init: {init})"), &data, 3).unwrap()[0];
             let (lower, _) = check(c, &data);
-            // A split leaves its halves 1/1024 off.
+            // The halves of a split differ by 1/1024.
             let most: f64 = data.iter().map(|v| (*v as f64 / 1024.0).powi(2)).sum();
             let last = *c.report.objective.last().unwrap();
             assert!(last <= most + lower + tolerance::f32(3 + 3, most + lower), "{last} for {most}, {lower}");
@@ -257,10 +258,10 @@ fn degenerate_samples_neither_hang_nor_fail() {
 }
 
 #[test]
-fn far_from_the_origin_nothing_is_lost() {
+fn precision_is_kept_far_from_the_origin() {
     let near = blobs(30, 6, 4);
     let far: Vec<f32> = near.iter().map(|v| v + 1000.0).collect();
-    // Objectives of the same blobs can be compared.
+    // Objectives of the same blobs are comparable.
     let truth: Vec<u32> = (0..180).map(|i| i % 6).collect();
     let objective = |data: &[f32]| {
         let c = fit("KMeans(k: [6], redos: 4)", data, 4).unwrap().swap_remove(0);
@@ -269,8 +270,9 @@ fn far_from_the_origin_nothing_is_lost() {
     };
     let largest = far.iter().fold(0.0, |most, v| f64::from(v.abs()).max(most));
     let (values, near, far) = (far.len() as f64, objective(&near), objective(&far));
-    // Far away, a sample and its mean are rounded, and the mean is one of rounded samples: each x − c is off by e at
-    // most, and Σ|x − c| ≤ √(values·objective). Each objective has dim + 3 roundings of squares.
+    // Far from the origin, a sample and its mean are rounded, and the mean is that of rounded samples. Each x
+    // − c is off by at most e, and Σ|x − c| ≤ √(values·objective). Each objective has dim + 3 roundings of
+    // squares.
     let e = tolerance::f32(3, largest);
     let moved = 2.0 * e * (values * near).sqrt() + values * e * e;
     assert_within!(far, near, moved + tolerance::f32(2 * (4 + 3), near + moved));
@@ -285,7 +287,7 @@ fn spherical_centroids_have_unit_length_or_are_zero() {
     check(c, &data);
     for centroid in c.centroids.chunks(6) {
         let length = centroid.iter().map(|v| v * v).sum::<f32>();
-        // Each coordinate is rounded, which moves its square by 2u; a product of length 6 follows.
+        // Each coordinate is rounded, which moves its square by 2u. A product of length 6 follows.
         assert!((f64::from(length) - 1.0).abs() <= tolerance::f32(2 + 6, 1.0) || length == 0.0, "{length}");
     }
     let zeros = &fit("KMeans(k: [3], spherical: true)", &[0.0; 40], 4).unwrap()[0];
@@ -297,7 +299,8 @@ fn spherical_centroids_have_unit_length_or_are_zero() {
 fn a_warm_start_begins_where_the_last_fit_ended() {
     let data = noise(500 * 4, 3);
     let cold = fit("KMeans(k: [11], iterations: 15, warm_start: true)", &data, 4).unwrap();
-    // The distances are found around another origin, but rounding decides about no sample.
+    // The distances are computed with another origin, but no sample is so near a border that rounding
+    // decides.
     let (_, decides) = check(&cold[0], &data);
     assert!(!decides);
     let again = FitContext { previous: &cold, epoch: 4, ..context() };
@@ -308,7 +311,7 @@ fn a_warm_start_begins_where_the_last_fit_ended() {
 }
 
 #[test]
-fn redos_keep_the_best_and_subsets_assign_everyone() {
+fn redos_keep_the_best_and_subsets_assign_all_samples() {
     let data = noise(400 * 3, 8);
     let last = |text: &str| *fit(text, &data, 3).unwrap()[0].report.objective.last().unwrap();
     assert!(last("KMeans(k: [20], redos: 5)") <= last("KMeans(k: [20])"));

@@ -1,4 +1,5 @@
-//! Times a training step of a residual network: forward, backward from a given gradient, a pass of SGD with momentum.
+//! Times a training step of a residual network: forward, backward from a given gradient, and an update of SGD
+//! with momentum.
 //!
 //! ```text
 //! cargo bench -p pauc-models --bench step -- [--encoder 'ResNet18(stem: Small)'] [--batch 64] [--size 32] [--channels 3]
@@ -19,7 +20,8 @@ fn option<T: std::str::FromStr>(name: &str, default: T) -> T {
     at.and_then(|i| arguments.get(i + 1)).and_then(|v| v.parse().ok()).unwrap_or(default)
 }
 
-/// Seconds of processor time of all threads so far, on Linux: other programs disturb it less than the clock.
+/// Returns the processor time of all threads so far in seconds, on Linux. It is less sensitive to other
+/// programs than wall-clock time.
 fn processor_time() -> f64 {
     let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<f64> =
@@ -29,7 +31,7 @@ fn processor_time() -> f64 {
 
 fn main() {
     let threads = option("threads", 2);
-    // As the command line does.
+    // Like the command line.
     pauc_kernels::malloc::keep_freed();
     pauc_kernels::threads::start(threads).unwrap();
     let recipe = option("encoder", "ResNet18(stem: Small)".to_string());

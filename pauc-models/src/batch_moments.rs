@@ -1,21 +1,21 @@
-//! The moments of a batch in batch normalization: mean and variance of each channel over all of its rows.
+//! The moments of a batch in batch normalization: mean and variance of each channel over all rows.
 //!
-//! A layer measures the moments of the rows that it sees, and hands them over here, once per pass with batch
-//! statistics. Everything that follows depends on the moments alone: the running statistics, which change
-//! here, and scale and shift, which the layer derives afterwards. So this is the place where moments of
-//! several parts of a batch, such as those of several processes, could be combined first. For parts a and b
-//! with counts n, means m and variances v, and δ = m_b − m_a (Chan, Golub and LeVeque 1979):
+//! A layer measures the moments of its rows and passes them here, once per pass with batch statistics.
+//! Everything after that depends on the moments alone: the running statistics, which are updated here, and
+//! scale and shift, which the layer derives. So this is the place to combine the moments of several parts of
+//! a batch, such as those of several processes. For parts a and b with counts n, means m and variances v, and
+//! δ = m_b − m_a (Chan, Golub and LeVeque 1979):
 //!
 //! ```text
 //! n = n_a + n_b,   m = m_a + δ·n_b/n,   v = (n_a·v_a + n_b·v_b + δ²·n_a·n_b/n)/n
 //! ```
 //!
-//! Today a batch is one part, or, with `micro_batch`, several that are normalized each for itself.
+//! Today, a batch is one part. With `micro_batch` it is several parts, each normalized by its own moments.
 
 use dfdx::prelude::Cpu;
 use pauc_traits::{Compute, Param};
 
-/// Added to a variance before its root: ε of batch normalization, PyTorch's default.
+/// ε of batch normalization, added to the variance before the root; PyTorch's default.
 pub(crate) const EPSILON: f64 = 1e-5;
 /// The weight of a new batch in the running statistics, PyTorch's default.
 const MOMENTUM: f32 = 0.1;
@@ -23,7 +23,7 @@ const MOMENTUM: f32 = 0.1;
 /// The moments of a batch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BatchMoments<'a> {
-    /// Rows: images, or the pixels of all images. At least two.
+    /// The number of rows: images, or the pixels of all images. At least two.
     pub count: usize,
     /// The mean of each channel.
     pub mean: &'a [f32],
@@ -41,10 +41,10 @@ pub(crate) struct RunningStatistics<'a, D: Compute> {
 }
 
 impl RunningStatistics<'_, Cpu> {
-    /// Moves the running statistics towards the moments of a batch.
+    /// Moves the running statistics toward the moments of a batch.
     ///
     /// # Shapes
-    /// C channels; moments may have more, which are left out
+    /// C channels; additional channels in `moments` are ignored
     pub(crate) fn update(&self, moments: BatchMoments<'_>) {
         let unbiased = moments.count as f32 / (moments.count - 1) as f32;
         for (running, mean) in self.mean.value_mut().iter_mut().zip(moments.mean) {
@@ -66,9 +66,9 @@ mod cuda {
     use pauc_traits::Param;
 
     impl RunningStatistics<'_, Cuda> {
-        /// Measures the moments of a batch, moves the running statistics towards them, and sets the
-        /// coefficients of the normalization. These are two kernels: one for partial sums, and one for
-        /// everything else, before which sums of several parts could be combined.
+        /// Measures the moments of a batch, moves the running statistics toward them, and sets the
+        /// coefficients of the normalization. There are two kernels: one computes partial sums, the other
+        /// everything else. The sums of several parts could be combined between them.
         ///
         /// # Shapes
         /// y (N, H, W, C), at least two pixels; γ and β C
@@ -110,18 +110,18 @@ mod tests {
     use pauc_traits::param::Role;
 
     #[test]
-    fn running_statistics_move_by_a_tenth_towards_mean_and_unbiased_variance() {
+    fn running_statistics_move_by_a_tenth_toward_mean_and_unbiased_variance() {
         let device = Cpu::default();
         let param =
             |name: &str, values: &[f32]| Param::new(&device, name, &[2], Role::Statistic, values).unwrap();
         let (mean, variance) = (param("mean", &[1.0, -2.0]), param("variance", &[1.0, 4.0]));
         let running = RunningStatistics { mean: &mean, variance: &variance };
-        // A third channel is padding.
+        // The third channel is padding.
         running.update(BatchMoments { count: 4, mean: &[2.0, 8.0, 9.0], variance: &[3.0, 0.0, 9.0] });
         for (got, expected) in mean.value().iter().zip([1.1, -1.0]) {
             assert_within!(*got, expected, f32(3, 3.0));
         }
-        // A biased variance of 3 over 4 rows is an unbiased one of 4.
+        // A biased variance of 3 over 4 rows is an unbiased variance of 4.
         for (got, expected) in variance.value().iter().zip([1.3, 3.6]) {
             assert_within!(*got, expected, f32(4, 8.0));
         }

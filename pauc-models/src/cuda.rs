@@ -1,5 +1,5 @@
-//! Networks on CUDA: each is one operation on dfdx's tape, with parameters, activations and workspace in
-//! memory of its own on dfdx's device and stream.
+//! Networks on CUDA. Each is one operation on dfdx's tape, with its own memory for parameters, activations
+//! and workspace on dfdx's device and stream.
 //!
 //! | module | contents |
 //! |---|---|
@@ -34,7 +34,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Events as a clock. If the driver fails to record one, times are zero.
+/// CUDA events as a clock. If the driver fails to record an event, times are zero.
 struct EventClock(Events);
 
 impl TraceClock for EventClock {
@@ -47,7 +47,7 @@ impl TraceClock for EventClock {
     }
 }
 
-/// The context of a network's device, and how the network's products are rounded.
+/// The CUDA context of a network and the precision of its products.
 #[derive(Clone, Debug)]
 struct NetworkContext {
     on: Rc<Context>,
@@ -59,7 +59,7 @@ impl NetworkContext {
         Ok(NetworkContext { on: Context::of(device).on_device()?, precision })
     }
 
-    /// [`matmul::rounded_product`].
+    /// See [`matmul::rounded_product`].
     fn product(
         &self,
         a: MatrixRef<'_>,
@@ -70,7 +70,7 @@ impl NetworkContext {
         matmul::rounded_product(&self.on, self.precision, a, b, beta, c)
     }
 
-    /// [`matmul::batched_product`].
+    /// See [`matmul::batched_product`].
     fn batched_product(
         &self,
         count: usize,
@@ -176,7 +176,7 @@ impl NetworkDevice for Cuda {
     }
 
     fn moving_averages(&self, pairs: &mut [(&mut Buffer, &Buffer)], momentum: f64) -> Result<()> {
-        // The rate is rounded from the difference in f64: 1 − 0.9999 in f32 is off by 6e-4 of itself.
+        // Subtract in f64 and then round: 1 − 0.9999 in f32 has a relative error of 6e-4.
         multi_tensor::moving_averages(&*Context::of(self).on_device()?, pairs, (1.0 - momentum) as f32)
             .on_device()
     }

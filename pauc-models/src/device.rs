@@ -1,4 +1,4 @@
-//! What a device adds to [`Compute`] for whole networks to be trained on it.
+//! The operations beyond [`Compute`] that a device needs to train whole networks.
 
 use crate::encoders::blueprint::Blueprint;
 use crate::encoders::{self, Convolutions};
@@ -19,7 +19,7 @@ use std::time::Instant;
 /// A parameter in an optimizer step: its values, its gradient, and the optimizer's buffers.
 pub type Moving<'a, B, const N: usize> = (&'a mut B, &'a B, [&'a mut B; N]);
 
-/// [`NetworkDevice::images`], normalised by the host.
+/// As [`NetworkDevice::images`], with normalization on the host.
 pub(crate) fn normalised<D: Compute>(
     device: &D,
     views: &[&Pixels],
@@ -33,57 +33,59 @@ pub(crate) fn normalised<D: Compute>(
 
 /// A device that networks can be trained on.
 pub trait NetworkDevice: Compute {
-    /// Whether dfdx's own operations add in one order on this device, so that terms give the same bits every time.
+    /// Whether dfdx's reductions have a fixed order on this device, so that terms are bitwise reproducible.
     const DETERMINISTIC_REDUCTIONS: bool;
 
-    /// A clock of the device's own work, if the device is asynchronous.
+    /// Returns a clock of the device's own work, if the device is asynchronous.
     fn clock(&self) -> Option<Rc<dyn TraceClock>> {
         None
     }
 
-    /// Whether the device has memory of its own, in which matrices that change little from step to step stay.
+    /// Whether the device has its own memory, where matrices that change little between steps are kept.
     const HAS_OWN_MEMORY: bool;
 
-    /// Replaces rows of a matrix that no gradient flows into, in place, if the device
-    /// [has its own memory](NetworkDevice::HAS_OWN_MEMORY). Whoever shares the matrix sees the new rows.
+    /// Replaces rows of a matrix without gradient in place, if the device [has its own
+    /// memory](NetworkDevice::HAS_OWN_MEMORY). All holders of the matrix see the new rows.
     ///
     /// # Shapes
     /// matrix (M, D), rows: any number of rows of D that end within M
     ///
     /// # Errors
-    /// If there are too many rows, the device keeps none, or it fails.
+    /// If the rows exceed the matrix, the device has no memory of its own, or it fails.
     fn replace_rows(&self, _matrix: &Matrix<f32, Self>, _from: usize, _rows: &[f32]) -> Result<()> {
-        Err(Error::Device(format!("{} replaces no rows in place", self.name())))
+        Err(Error::Device(format!("{} cannot replace rows in place", self.name())))
     }
 
-    /// Some rows of a matrix, in the device's memory, if it [has its own](NetworkDevice::HAS_OWN_MEMORY).
+    /// Returns some rows of a matrix in device memory, if the device [has its
+    /// own](NetworkDevice::HAS_OWN_MEMORY).
     ///
     /// # Errors
-    /// If there are not as many rows, or the device keeps none or fails.
+    /// If the range exceeds the rows, the device has no memory of its own, or it fails.
     fn rows(&self, _matrix: &Matrix<f32, Self>, _range: Range<usize>) -> Result<Matrix<f32, Self>> {
-        Err(Error::Device(format!("{} keeps no rows", self.name())))
+        Err(Error::Device(format!("{} has no memory of its own for rows", self.name())))
     }
 
-    /// Matrices of one shape below each other, with zeros in the place of those that are absent, if the device
-    /// [has its own memory](NetworkDevice::HAS_OWN_MEMORY).
+    /// Stacks matrices of one shape, with zeros for absent ones, if the device [has its own
+    /// memory](NetworkDevice::HAS_OWN_MEMORY).
     ///
     /// # Errors
-    /// If a shape differs, the device keeps no rows, or it fails.
+    /// If a shape differs, the device has no memory of its own, or it fails.
     fn stacked(
         &self,
         _parts: &[Option<&Matrix<f32, Self>>],
         _shape: (usize, usize),
     ) -> Result<Matrix<f32, Self>> {
-        Err(Error::Device(format!("{} keeps no rows", self.name())))
+        Err(Error::Device(format!("{} has no memory of its own for rows", self.name())))
     }
 
-    /// Whether the device normalizes images itself. They are then uploaded in 8 bits, which also spares the CPU.
+    /// Whether the device normalizes images itself. They are then uploaded as 8-bit values, which also saves
+    /// CPU time.
     const NORMALIZES_IMAGES: bool;
 
-    /// The images in the same range of several views, as an encoder reads them.
+    /// Returns the same range of images from several views, in the layout of an encoder's input.
     ///
     /// # Shapes
-    /// each of V views N·H·W·C values from `range` on → `shape` (V·N, H, W, C)
+    /// V views of N·H·W·C values each from `range` on → `shape` (V·N, H, W, C)
     ///
     /// # Errors
     /// If the device fails.
@@ -96,14 +98,14 @@ pub trait NetworkDevice: Compute {
         Ok(normalised(self, views, range, shape))
     }
 
-    /// Floating-point operations per second that this device reaches in a large matrix product, the best of
-    /// several, with operands as encoders of this precision have them. On the CPU, those of one thread.
+    /// Measures the floating-point operations per second of a large matrix product, the best of several, with
+    /// operands in the given precision. On the CPU, this is the rate of one thread.
     ///
     /// # Errors
     /// If the device fails.
     fn product_rate(&self, precision: Precision) -> Result<f64>;
 
-    /// Waits for all work that was launched, before a time is taken.
+    /// Waits for all launched work, for timing.
     ///
     /// # Errors
     /// If that work failed.
@@ -111,11 +113,11 @@ pub trait NetworkDevice: Compute {
         Ok(())
     }
 
-    /// Builds a head for features of width `input`. Initial weights come from the streams of `options.seed`
-    /// for the network's number, in which a projector and a predictor differ.
+    /// Builds a head for features of width `input`. Initial weights come from the random streams of
+    /// `options.seed` for `network`, which differs between projector and predictor.
     ///
     /// # Errors
-    /// If the configuration makes no sense, or the device fails.
+    /// If the configuration is invalid, or the device fails.
     fn head(
         &self,
         config: &HeadConfig,
@@ -124,8 +126,8 @@ pub trait NetworkDevice: Compute {
         options: BuildOptions,
     ) -> Result<Box<dyn Head<Self>>>;
 
-    /// Builds a convolutional network with initial weights from the streams of `options.seed`. `choice` says
-    /// how convolutions are computed on the CPU.
+    /// Builds a convolutional network with initial weights from the random streams of `options.seed`.
+    /// `choice` selects the convolution algorithm on the CPU.
     ///
     /// # Errors
     /// If the device fails.
@@ -136,7 +138,7 @@ pub trait NetworkDevice: Compute {
         options: BuildOptions,
     ) -> Result<Box<dyn Encoder<Self>>>;
 
-    /// Builds a perceptron on pixels from weights and biases of its layers. A ReLU follows each.
+    /// Builds a perceptron on pixels from the weights and biases of its layers. A ReLU follows each layer.
     ///
     /// # Errors
     /// If the device fails.
@@ -149,7 +151,7 @@ pub trait NetworkDevice: Compute {
         Ok(Box::new(crate::encoders_plain::Perceptron::new(self, input, layers)))
     }
 
-    /// The encoder that a vision transformer in plain operations is on this device.
+    /// Turns a vision transformer in plain operations into this device's encoder.
     ///
     /// # Errors
     /// If the device fails.
@@ -161,25 +163,27 @@ pub trait NetworkDevice: Compute {
         Ok(Box::new(network))
     }
 
-    /// `to ← momentum·to + (1 − momentum)·from` of each pair.
+    /// Computes `to ← momentum·to + (1 − momentum)·from` for each pair.
     ///
     /// # Errors
     /// If the lengths of a pair differ, or the device fails.
     fn moving_averages(&self, pairs: &mut [(&mut Self::Buffer, &Self::Buffer)], momentum: f64) -> Result<()>;
 
-    /// The sum of the squares of each of some buffers.
+    /// Returns the sum of squares of each buffer.
     ///
     /// # Errors
     /// If the device fails.
     fn squared_norms(&self, buffers: &[&Self::Buffer]) -> Result<Vec<f64>>;
 
-    /// A step of [`crate::optimizers::Sgd`] or [`crate::optimizers::Lars`] on each parameter, with its velocity.
+    /// Applies a step of [`crate::optimizers::Sgd`] or [`crate::optimizers::Lars`] to each parameter, with
+    /// its velocity.
     ///
     /// # Errors
     /// If lengths differ, or the device fails.
     fn sgd(&self, all: &mut [Moving<'_, Self::Buffer, 1>], constants: &[optim::Sgd]) -> Result<()>;
 
-    /// A step of [`crate::optimizers::AdamW`] on each parameter, with its first and second moment estimates.
+    /// Applies a step of [`crate::optimizers::AdamW`] to each parameter, with its first and second moment
+    /// estimates.
     ///
     /// # Errors
     /// If lengths differ, or the device fails.
@@ -234,7 +238,7 @@ impl NetworkDevice for Cpu {
     fn moving_averages(&self, pairs: &mut [(&mut Vec<f32>, &Vec<f32>)], momentum: f64) -> Result<()> {
         for (to, from) in pairs {
             if to.len() != from.len() {
-                let message = format!("{} values cannot follow {}", to.len(), from.len());
+                let message = format!("{} values; expected {}", to.len(), from.len());
                 return Err(Error::shape("moving average", message));
             }
             optim::average(to, from, momentum);

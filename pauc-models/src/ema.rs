@@ -10,22 +10,23 @@ component! {
     ///
     /// Source: MoCo (He et al. 2020) with m = 0.999 for long runs, BYOL with `Cosine(from: 0.996, to: 1.0, …)`.
     pub struct Ema {
-        /// m; it may follow a schedule.
+        /// m. It may follow a schedule.
         pub momentum: Scheduled<UnitInterval> = UnitInterval::lit(0.99).into(),
-        /// What happens to running statistics, such as those of batch normalisation.
+        /// How running statistics, such as those of batch normalization, are updated.
         pub statistics: Statistics = Statistics::Average,
     }
 }
 
-/// What happens to the running statistics of a momentum encoder at an update. Independently of it, passes of the
-/// momentum branch over training batches update the branch's statistics as every training pass does.
+/// How the running statistics of a momentum encoder are updated. Independently of this, passes of the
+/// momentum branch over training batches update its statistics like every training pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Statistics {
-    /// They are averaged like the weights. The default: right also when the branch itself sees no training batch.
+    /// They are averaged like the weights. This default also works if the branch itself sees no training
+    /// batch.
     Average,
-    /// They are replaced by the online network's.
+    /// They are copied from the online network.
     Copy,
-    /// They are left to the branch's own passes, as in the code of MoCo and BYOL.
+    /// Only the branch's own passes change them, as in the code of MoCo and BYOL.
     Own,
 }
 
@@ -37,7 +38,7 @@ pub enum MomentumConfig {
 }
 
 impl MomentumConfig {
-    /// Lets the momentum branch follow the online network by one step.
+    /// Moves the momentum branch one step toward the online network.
     ///
     /// # Errors
     /// If the networks differ, or the device fails.
@@ -60,7 +61,7 @@ impl MomentumConfig {
     }
 }
 
-/// `branch ← momentum·branch + (1 − momentum)·online`, parameter by parameter.
+/// Computes `branch ← momentum·branch + (1 − momentum)·online`, parameter by parameter.
 ///
 /// # Errors
 /// If the lists differ in a name or shape, or the device fails.
@@ -72,12 +73,16 @@ pub fn update<D: NetworkDevice>(
 ) -> Result<()> {
     let differ = |what: String| Err(Error::shape("momentum encoder", what));
     if online.len() != branch.len() {
-        return differ(format!("{} parameters cannot follow {}", branch.len(), online.len()));
+        return differ(format!(
+            "{} parameters; expected {}, as in the online network",
+            branch.len(),
+            online.len()
+        ));
     }
     for (from, to) in online.iter().zip(branch) {
         if (&from.name, &from.shape) != (&to.name, &to.shape) {
             let (a, b) = (format!("{} {:?}", to.name, to.shape), format!("{} {:?}", from.name, from.shape));
-            return differ(format!("{a} cannot follow {b}"));
+            return differ(format!("{a}; expected {b}, as in the online network"));
         }
     }
     let mut pairs: Vec<_> =

@@ -1,9 +1,9 @@
-//! Encoders written with plain dfdx operations: they run on every device with no further work, and are the place to
-//! look at for how to write one.
+//! Encoders in plain dfdx operations. They run on every device without further work, and are examples of how
+//! to write one.
 //!
-//! An encoder owns [`Param`]s. In a training pass it puts them on the tape with [`Param::traced`], whose backward
-//! pass adds to the parameter's gradient; in other passes they are constants. [`Leaf`] is that choice, made by the
-//! type of tape, so that the layers are written once.
+//! An encoder owns [`Param`]s. A training pass puts them on the tape with [`Param::traced`], whose backward
+//! pass adds to the gradient of the parameter. In other passes they are constants. [`Leaf`] makes this choice
+//! by the type of the tape, so that layers are written only once.
 
 mod mlp;
 mod vit;
@@ -17,9 +17,9 @@ pub use vit::{Pool, Size, Transformer, VisionTransformer};
 use dfdx::prelude::*;
 use pauc_traits::{Compute, Error, Param, Result};
 
-/// A tape type that knows how a parameter enters a computation.
+/// A tape type that determines how a parameter enters a computation.
 pub trait Leaf<D: Compute>: Tape<f32, D> {
-    /// The parameter as a tensor.
+    /// Returns the parameter as a tensor.
     ///
     /// # Errors
     /// If the shape has another number of elements, or the device fails.
@@ -38,16 +38,17 @@ impl<D: Compute> Leaf<D> for NoneTape {
     }
 }
 
-/// x·Wᵀ + b.
+/// Computes x·Wᵀ + b.
 ///
 /// # Shapes
-/// x (N, inputs), W (outputs, inputs) or (outputs, …) with as many elements, b (outputs) → (N, outputs)
+/// x (N, inputs), W (outputs, inputs) or (outputs, …) with the same number of elements, b (outputs) → (N,
+/// outputs)
 ///
 /// # Errors
-/// If the weight's size is no multiple of the bias's, or the device fails.
+/// If the size of the weight is not a multiple of the bias's, or the device fails.
 ///
 /// # Panics
-/// If x does not have the weight's number of columns, as every dfdx product does.
+/// If x and the weight have different numbers of columns, like every dfdx product.
 pub fn linear<D: Compute, T: Leaf<D>>(
     x: Tensor<(usize, usize), f32, D, T>,
     [weight, bias]: &[Param<D>; 2],
@@ -62,13 +63,13 @@ pub fn linear<D: Compute, T: Leaf<D>>(
     y.try_add(bias).map_err(Error::device)
 }
 
-/// (x − mean)/√(variance + 1e-6)·γ + β over each row.
+/// Computes (x − mean)/√(variance + 1e-6)·γ + β over each row.
 ///
 /// # Shapes
 /// x (N, width), γ (width), β (width) → (N, width)
 ///
 /// # Errors
-/// If γ or β has another length than the rows, or the device fails.
+/// If γ or β does not have the length of the rows, or the device fails.
 pub fn layer_norm<D: Compute, T: Leaf<D>>(
     x: Tensor<(usize, usize), f32, D, T>,
     [gamma, beta]: &[Param<D>; 2],
@@ -84,18 +85,18 @@ pub fn layer_norm<D: Compute, T: Leaf<D>>(
     scaled().map_err(Error::device)
 }
 
-/// x·Φ(x), the exact GELU.
+/// Computes x·Φ(x), the exact GELU.
 ///
-/// dfdx 0.13 has its value right and its derivative wrong: for `accurate_gelu` it is Φ(x) + √2·x·φ(x), one factor 1/√2
-/// short. The difference is added as (x − x₀)·(1 − √2)·x₀·φ(x₀), with x₀ a constant of x's value: zero, but for its
-/// gradient.
+/// dfdx 0.13 computes the value correctly but not the derivative: for `accurate_gelu` it is Φ(x) + √2·x·φ(x),
+/// which lacks a factor of 1/√2. The difference is added as (x − x₀)·(1 − √2)·x₀·φ(x₀), where x₀ is a
+/// constant with x's value. This term is zero except for its gradient.
 ///
 /// # Errors
 /// If the device fails.
 pub fn gelu<S: Shape, D: Compute, T: Tape<f32, D>>(x: Tensor<S, f32, D, T>) -> Result<Tensor<S, f32, D, T>> {
     use std::f32::consts::{PI, SQRT_2};
     let corrected = || {
-        // A product by one gives the constant an identity of its own.
+        // Multiplying by one gives the constant its own identity on the tape.
         let constant = x.retaped::<NoneTape>().try_mul(1.0)?;
         let density = constant.clone().try_square()?.try_mul(-0.5)?.try_exp()?.try_div((2.0 * PI).sqrt())?;
         let slope = density.try_mul(constant.clone())?.try_mul(1.0 - SQRT_2)?;
@@ -120,16 +121,16 @@ mod tests {
         // PyTorch's torch.nn.functional.gelu and its gradient, in float64.
         let values = [-0.004049694, -0.158655254, -0.046017217, 0.0, 0.345731231, 1.954499736];
         let slopes = [-0.011945647, -0.083315471, 0.420476907, 0.5, 0.867495125, 1.085231801];
-        // The references have nine digits.
+        // The references have nine decimal digits.
         const DIGITS: f64 = 0.5e-9;
         for ((got, want), x) in y.as_vec().iter().zip(values).zip(at) {
-            // x/√2, erf, a sum with 1 and two products; errors of x·(1 + erf(x/√2))/2 are relative to x.
+            // x/√2, erf, a sum with 1 and two products. Errors of x·(1 + erf(x/√2))/2 are relative to x.
             assert_within!(*got, want, tolerance::f32(6, x.abs().into()) + DIGITS);
         }
         let gradient = ops::gradient(&mut y.sum::<Rank0, _>().backward(), &x).unwrap();
         for ((got, want), x) in gradient.iter().zip(slopes).zip(at) {
             // (1 + erf(x/√2))/2 and √2·x·φ(x) + (1 − √2)·x·φ(x), where exp(−x²/2) has the relative error of
-            // its argument and some operations more.
+            // its argument and of some more operations.
             let x = f64::from(x);
             let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
             let terms = (2.0 * 2f64.sqrt() - 1.0) * x.abs() * density;

@@ -16,53 +16,53 @@ use serde::{Deserialize, Serialize};
 pub enum HeadConfig {
     /// A multi-layer perceptron.
     Mlp(Mlp),
-    /// Features are embeddings.
+    /// Features are the embeddings.
     Identity,
 }
 
-/// A network from feature vectors to embeddings. It owns its parameters and workspace.
+/// A network from feature vectors to embeddings, with its parameters and workspace.
 pub trait Head<D: Compute> {
-    /// The width D of the embeddings.
+    /// Returns the width D of the embeddings.
     fn output_dim(&self) -> usize;
 
-    /// The embeddings of a batch of features.
+    /// Returns the embeddings of a batch of features.
     ///
-    /// With [`Pass::Train`] the result carries the input's tape and on it the head's backward pass, which adds to
-    /// the gradients of [`Head::parameters`] and reads their values: change them only afterwards. Otherwise the
-    /// tape is empty.
+    /// With [`Pass::Train`], the result has the input's tape extended by the head's backward pass. That pass
+    /// adds to the gradients of [`Head::parameters`] and reads their values, so change them only afterward.
+    /// Otherwise the tape is empty.
     ///
     /// # Shapes
     /// x (B, F) → (B, D)
     ///
     /// # Errors
-    /// If the features have another width than the head was built for, or the device fails.
+    /// If the features do not have the width that the head was built for, or the device fails.
     fn forward(
         &mut self,
         x: Taped<(usize, usize), f32, D>,
         pass: Pass,
     ) -> Result<Taped<(usize, usize), f32, D>>;
 
-    /// The learnable parameters in a fixed order.
+    /// Returns the learnable parameters in a fixed order.
     fn parameters(&self) -> Vec<Param<D>>;
 
-    /// State that is saved but not learnt, in a fixed order.
+    /// Returns state that is saved but not learned, in a fixed order.
     fn statistics(&self) -> Vec<Param<D>>;
 
-    /// A head of its own with the same parameters and statistics.
+    /// Returns a copy with its own parameters and statistics.
     fn duplicate(&self) -> Result<Box<dyn Head<D>>>;
 
-    /// The layers in forward order.
+    /// Returns the layers in forward order.
     fn layers(&self) -> Vec<Layer>;
 }
 
-/// The head that hands features through.
+/// The head that returns the features unchanged.
 #[derive(Clone, Debug)]
 pub struct Identity {
     width: usize,
 }
 
 impl Identity {
-    /// For features of the given width.
+    /// Creates the head for features of the given width.
     pub fn new(width: usize) -> Self {
         Identity { width }
     }

@@ -5,13 +5,13 @@ use rand::Rng;
 use rand::distributions::Uniform;
 use rand_distr::StandardNormal;
 
-/// Values uniform in ±bound, as many as the shape has elements: PyTorch's default for linear layers with
-/// bound 1/√inputs.
+/// Draws one value per element of `shape`, uniform in ±bound. With bound 1/√inputs, this is PyTorch's default
+/// for linear layers.
 pub fn uniform(rng: &mut Stream, bound: f32, shape: &[usize]) -> Vec<f32> {
     rng.sample_iter(Uniform::new_inclusive(-bound, bound)).take(shape.iter().product()).collect()
 }
 
-/// Independent normal values of mean 0 and the given standard deviation.
+/// Draws independent normal values with mean 0 and the given standard deviation.
 pub fn normal(rng: &mut Stream, deviation: f32, shape: &[usize]) -> Vec<f32> {
     let unit = rng.sample_iter::<f32, _>(StandardNormal);
     unit.take(shape.iter().product()).map(|v| deviation * v).collect()
@@ -29,7 +29,7 @@ mod tests {
     }
 
     #[test]
-    fn uniform_values_have_the_bounds_and_variance_asked_for() {
+    fn uniform_values_have_the_requested_bounds_and_variance() {
         let values = uniform(&mut stream(1, Purpose::Init, 0, 0, 0), 0.5, &[100, 100]);
         assert_eq!(values.len(), 10_000);
         assert!(values.iter().all(|v| v.abs() <= 0.5));
@@ -39,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn normal_values_have_the_deviation_asked_for() {
+    fn normal_values_have_the_requested_deviation() {
         let values = normal(&mut stream(1, Purpose::Init, 0, 0, 0), 0.02, &[100, 100]);
         let want = 0.02f64.powi(2);
         assert_within!(mean(values.iter().map(|v| f64::from(*v))), 0.0, tolerance::mean(0.02, values.len()));

@@ -1,4 +1,4 @@
-//! Networks and what trains them: encoders, heads, optimisers with complete state, schedules, weight files.
+//! Encoders, heads, optimizers with complete state, schedules and weight files.
 //!
 //! Internal to pauc: any release may change it. Programs depend on `pauc`, components on `pauc-traits`.
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! A network as a run trains it: encoder, projector and, where a term predicts keys, a predictor.
+//! The network that a run trains: encoder, projector and, if a term predicts keys, a predictor.
 
 use crate::device::NetworkDevice;
 use crate::heads::{Head, HeadConfig};
@@ -8,18 +8,18 @@ use pauc_traits::{
     BuildOptions, Compute, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Pixels, Result, Taped, ops,
 };
 
-/// The number of the projector among a network's parts, for its initial weights; the encoder's is 0.
+/// The number of the projector among the parts of a network, for its initial weights. The encoder's is 0.
 const PROJECTOR: u64 = 1;
-/// The number of the predictor; terms' own matrices draw from a stream of theirs.
+/// The number of the predictor. The matrices of terms have their own random stream.
 const PREDICTOR: u64 = 2;
 
-/// An encoder, a projector, and maybe a predictor.
+/// An encoder, a projector and an optional predictor.
 pub struct Network<D: NetworkDevice> {
     device: D,
     options: BuildOptions,
     input: ImageShape,
     encoder: Box<dyn Encoder<D>>,
-    /// The encoder for images of other sizes, made when the first of them come.
+    /// The encoder for images of other sizes, created when the first of them arrive.
     resized: Vec<(ImageShape, Box<dyn Encoder<D>>)>,
     projector: Box<dyn Head<D>>,
     predictor: Option<Box<dyn Head<D>>>,
@@ -28,7 +28,7 @@ pub struct Network<D: NetworkDevice> {
 /// Rows of a head's outputs with their tape.
 pub type TapedRows<D> = Taped<(usize, usize), f32, D>;
 
-/// What a network makes of a batch.
+/// The outputs of a network for a batch.
 #[derive(Debug)]
 pub struct Output<D: Compute> {
     /// The encoder's features h, (B, F), without a tape.
@@ -61,10 +61,11 @@ impl<D: NetworkDevice> Network<D> {
         Self::from_encoder(device, encoder.build(device, input, options)?, projector, input, options)
     }
 
-    /// A network of an encoder that was built for images of `input` with the same options, and of a new projector.
+    /// Creates a network from an encoder built for images of `input` with the same options, and a new
+    /// projector.
     ///
     /// # Errors
-    /// If the configuration makes no sense, or the device fails.
+    /// If the configuration is invalid, or the device fails.
     pub fn from_encoder(
         device: &D,
         encoder: Box<dyn Encoder<D>>,
@@ -77,22 +78,25 @@ impl<D: NetworkDevice> Network<D> {
         Ok(Network { device, options, input, encoder, resized: Vec::new(), projector, predictor: None })
     }
 
-    /// Builds a predictor behind the projector, as BYOL and SimSiam have it.
+    /// Adds a predictor after the projector, as in BYOL and SimSiam.
     ///
     /// # Errors
-    /// If predictions are not as wide as embeddings, or the device fails.
+    /// If predictions and embeddings differ in width, or the device fails.
     pub fn add_predictor(&mut self, predictor: &HeadConfig) -> Result<()> {
         let embedding = self.embedding_dim();
         let predictor = self.device.head(predictor, embedding, PREDICTOR, self.options)?;
         let prediction = predictor.output_dim();
         if prediction != embedding {
-            return Err(Error::config(format!("predictions are {prediction} wide, embeddings {embedding}")));
+            return Err(Error::config(format!(
+                "predictions have width {prediction}; expected {embedding}, the width of embeddings"
+            )));
         }
         self.predictor = Some(predictor);
         Ok(())
     }
 
-    /// What the predictor makes of embeddings, on a tape of its own that begins at them; `None` without a predictor.
+    /// Returns the predictions for embeddings, on a new tape that starts at the embeddings; `None` without a
+    /// predictor.
     ///
     /// # Shapes
     /// x (B, D) → (B, D)
@@ -107,22 +111,22 @@ impl<D: NetworkDevice> Network<D> {
         self.predictor.as_mut().map(|p| p.forward(embeddings.retaped(), pass)).transpose()
     }
 
-    /// The shape of the images that the network was built for.
+    /// Returns the shape of the images that the network was built for.
     pub fn input(&self) -> ImageShape {
         self.input
     }
 
-    /// The width F of the features.
+    /// Returns the width F of the features.
     pub fn feature_dim(&self) -> usize {
         self.encoder.feature_dim()
     }
 
-    /// The width D of the embeddings.
+    /// Returns the width D of the embeddings.
     pub fn embedding_dim(&self) -> usize {
         self.projector.output_dim()
     }
 
-    /// The features and embeddings of a batch. At most one training pass may wait for its backward pass.
+    /// Returns the features and embeddings of a batch. At most one training pass may be outstanding.
     ///
     /// # Shapes
     /// images (B, H, W, C) → features (B, F), embeddings (B, D)
@@ -135,7 +139,7 @@ impl<D: NetworkDevice> Network<D> {
         Ok(Output { features: constant, embeddings: self.projector.forward(features, pass)? })
     }
 
-    /// The features of a batch alone, with the tape of the encoder in [`Pass::Train`]: what a classifier is put on.
+    /// Returns the features of a batch, with the encoder's tape in [`Pass::Train`], for a classifier on top.
     ///
     /// # Shapes
     /// images (B, H, W, C) → (B, F)
@@ -146,7 +150,8 @@ impl<D: NetworkDevice> Network<D> {
         self.encoder.forward(images, pass)
     }
 
-    /// The features and embeddings of images of one size after those of another, which the projector sees as one batch.
+    /// Returns the features and embeddings of batches with different image sizes, concatenated. The projector
+    /// sees them as one batch.
     ///
     /// # Shapes
     /// images (Bᵢ, Hᵢ, Wᵢ, C), at least one such batch → features (ΣBᵢ, F), embeddings (ΣBᵢ, D)
@@ -182,18 +187,20 @@ impl<D: NetworkDevice> Network<D> {
         Ok(&mut *self.resized[index].1)
     }
 
-    /// The features and embeddings of any number of images in evaluation mode, `chunk` of them at a time.
+    /// Returns the features and embeddings of any number of images in evaluation mode, in chunks of `chunk`
+    /// images.
     ///
     /// # Shapes
     /// pixels: N images, each (H, W, C)
     ///
     /// # Errors
-    /// If the pixels are no whole number of images, or the device fails.
+    /// If the number of pixels is not a multiple of the image size, or the device fails.
     pub fn embed(&mut self, pixels: &Pixels, chunk: usize) -> Result<Embedded> {
         let ImageShape { height, width, channels } = self.input;
         let image = self.input.len();
         if image == 0 || !pixels.len().is_multiple_of(image) {
-            let message = format!("{} values are no whole number of {} images", pixels.len(), self.input);
+            let message =
+                format!("{} values are not a multiple of the size of an image, {}", pixels.len(), self.input);
             return Err(Error::shape("embed", message));
         }
         let mut all = Embedded::default();
@@ -209,42 +216,41 @@ impl<D: NetworkDevice> Network<D> {
         Ok(all)
     }
 
-    /// The encoder's learnable parameters under names of their own, as files of weights have them.
+    /// Returns the encoder's learnable parameters with unprefixed names, as in weight files.
     pub fn encoder_parameters(&self) -> Vec<Param<D>> {
         self.encoder.parameters()
     }
 
-    /// The encoder's running statistics under names of their own.
+    /// Returns the encoder's running statistics with unprefixed names, as in weight files.
     pub fn encoder_statistics(&self) -> Vec<Param<D>> {
         self.encoder.statistics()
     }
 
-    /// The learnable parameters in a fixed order, named `encoder.…`, `projector.…` and `predictor.…`.
+    /// Returns the learnable parameters in a fixed order, named `encoder.…`, `projector.…` and `predictor.…`.
     pub fn parameters(&self) -> Vec<Param<D>> {
         let predictor = self.predictor.iter().flat_map(|p| prefixed("predictor.", p.parameters()));
         self.followed_parameters().into_iter().chain(predictor).collect()
     }
 
-    /// State that is saved but not learnt, in a fixed order, named like the parameters.
+    /// Returns state that is saved but not learned, in a fixed order, named like the parameters.
     pub fn statistics(&self) -> Vec<Param<D>> {
         let predictor = self.predictor.iter().flat_map(|p| prefixed("predictor.", p.statistics()));
         self.followed_statistics().into_iter().chain(predictor).collect()
     }
 
-    /// The parameters that a momentum branch has too and that it follows: all but the predictor's.
+    /// Returns the parameters that a momentum branch follows: all but the predictor's.
     pub fn followed_parameters(&self) -> Vec<Param<D>> {
         let projector = prefixed("projector.", self.projector.parameters());
         prefixed("encoder.", self.encoder.parameters()).chain(projector).collect()
     }
 
-    /// The statistics that a momentum branch has too: all but the predictor's.
+    /// Returns the statistics that a momentum branch follows: all but the predictor's.
     pub fn followed_statistics(&self) -> Vec<Param<D>> {
         let projector = prefixed("projector.", self.projector.statistics());
         prefixed("encoder.", self.encoder.statistics()).chain(projector).collect()
     }
 
-    /// A network of its own with the same parameters and statistics but without predictor: the start of a momentum
-    /// branch.
+    /// Copies the network without its predictor: the start of a momentum branch.
     ///
     /// # Errors
     /// If the device fails.
@@ -260,17 +266,17 @@ impl<D: NetworkDevice> Network<D> {
         })
     }
 
-    /// [`Encoder::has_fixed_order`].
+    /// See [`Encoder::has_fixed_order`].
     pub fn has_fixed_order(&self) -> bool {
         self.encoder.has_fixed_order()
     }
 
-    /// [`Encoder::memory`].
+    /// See [`Encoder::memory`].
     pub fn encoder_memory(&self, batch: usize) -> Option<usize> {
         self.encoder.memory(batch)
     }
 
-    /// The layers in forward order, named like the parameters.
+    /// Returns the layers in forward order, named like the parameters.
     pub fn layers(&self) -> Vec<Layer> {
         let prefixed = |prefix: &'static str, layers: Vec<Layer>| {
             layers.into_iter().map(move |l| Layer { name: format!("{prefix}{}", l.name), ..l })
@@ -281,16 +287,16 @@ impl<D: NetworkDevice> Network<D> {
     }
 }
 
-/// Parameters under names that begin with the part of the network that they belong to.
+/// Prefixes the names of parameters with their part of the network.
 fn prefixed<D: Compute>(part: &'static str, params: Vec<Param<D>>) -> impl Iterator<Item = Param<D>> {
     params.into_iter().map(move |p| p.prefixed(part))
 }
 
-/// Runs a network's backward pass from given gradients ∂L/∂x at its embeddings or features, row-major, and at its predictions if
-/// there are any. The parameters' gradients are added to.
+/// Runs the backward pass of a network from given gradients ∂L/∂x at its embeddings or features, row-major,
+/// and at its predictions, if any. Accumulates the gradients of the parameters.
 ///
 /// # Errors
-/// If a gradient has another size than its outputs, or the device fails.
+/// If the size of a gradient is not that of its outputs, or the device fails.
 pub fn backward_with<D: Compute>(
     embeddings: Taped<(usize, usize), f32, D>,
     gradient: Vec<f32>,
@@ -299,7 +305,8 @@ pub fn backward_with<D: Compute>(
     let rows = |outputs: TapedRows<D>, gradient: Vec<f32>| {
         let shape = *outputs.shape();
         if gradient.len() != shape.0 * shape.1 {
-            let message = format!("{} values for embeddings of {}×{}", gradient.len(), shape.0, shape.1);
+            let message =
+                format!("{} values; expected those of embeddings, {}×{}", gradient.len(), shape.0, shape.1);
             return Err(Error::shape("gradient of the embeddings", message));
         }
         let gradient = outputs.device().try_tensor_from_vec(gradient, shape).map_err(Error::device)?;
@@ -309,10 +316,10 @@ pub fn backward_with<D: Compute>(
     backward_with_rows(embeddings, gradient, predictions.map(|(p, g)| rows(p, g)).transpose()?)
 }
 
-/// [`backward_with`] gradients in the device's memory.
+/// As [`backward_with`], with gradients in device memory.
 ///
 /// # Errors
-/// If a gradient has another shape than its outputs, or the device fails.
+/// If the shape of a gradient is not that of its outputs, or the device fails.
 pub fn backward_with_rows<D: Compute>(
     embeddings: TapedRows<D>,
     gradient: ops::Matrix<f32, D>,
@@ -320,21 +327,21 @@ pub fn backward_with_rows<D: Compute>(
 ) -> Result<()> {
     let mut sum = surrogate(embeddings, gradient)?;
     if let Some((predictions, gradient)) = predictions {
-        // The predictions' tape begins at the embeddings, where the tape of the whole network ends.
+        // The tape of the predictions starts at the embeddings, where the tape of the whole network ends.
         sum = sum + surrogate(predictions, gradient)?;
     }
     dfdx::prelude::Backward::try_backward(sum).map_err(Error::device)?;
     Ok(())
 }
 
-/// Σ x·G, whose derivative with respect to x is G.
+/// Returns Σ x·G, whose derivative with respect to x is G.
 fn surrogate<D: Compute>(
     embeddings: TapedRows<D>,
     gradient: ops::Matrix<f32, D>,
 ) -> Result<pauc_traits::Value<f32, D>> {
     let (got, want) = (*gradient.shape(), *embeddings.shape());
     if got != want {
-        let message = format!("{got:?} for embeddings of {want:?}");
+        let message = format!("shape {got:?}; expected that of the embeddings, {want:?}");
         return Err(Error::shape("gradient of the embeddings", message));
     }
     Ok(ops::total(embeddings.try_mul(gradient).map_err(Error::device)?))

@@ -1,4 +1,4 @@
-//! Optimisers, and the clipping of gradients before they step.
+//! Optimizers, and gradient clipping before their step.
 
 mod adamw;
 mod clip;
@@ -16,7 +16,7 @@ use pauc_traits::param::Role;
 use pauc_traits::{Compute, Error, Param, Result};
 use std::cell::{Ref, RefMut};
 
-/// A parameter that a step moves, with N buffers of state.
+/// A parameter to update, with N buffers of state.
 struct Mover<'a, D: Compute, const N: usize> {
     param: &'a Param<D>,
     value: RefMut<'a, D::Buffer>,
@@ -26,13 +26,13 @@ struct Mover<'a, D: Compute, const N: usize> {
 }
 
 impl<D: Compute, const N: usize> Mover<'_, D, N> {
-    /// As a device takes it.
+    /// Converts it to the arguments of a device.
     fn moving(&mut self) -> Moving<'_, D::Buffer, N> {
         (&mut self.value, &self.grad, self.kept.each_mut())
     }
 }
 
-/// The parameters that are not frozen, and counts the step.
+/// Returns the parameters that are not frozen, and counts the step.
 fn movers<'a, D: Compute, const N: usize>(
     params: &'a [Param<D>],
     state: &'a mut State<D>,
@@ -51,13 +51,14 @@ fn movers<'a, D: Compute, const N: usize>(
     moves.map(mover).collect()
 }
 
-/// Takes a parameter's buffers apart.
+/// Splits a parameter's state into its N buffers.
 fn buffers<'a, B, const N: usize>(param: &str, slots: &'a mut [B]) -> Result<&'a mut [B; N]> {
     let got = slots.len();
-    slots.try_into().map_err(|_| Error::shape(param, format!("has {got} buffers of state instead of {N}")))
+    slots.try_into().map_err(|_| Error::shape(param, format!("has {got} buffers of state; expected {N}")))
 }
 
-/// Whether a parameter is treated like a weight, where `norm_and_bias` says so of biases and normalisation layers.
+/// Returns whether a parameter is treated like a weight. `norm_and_bias` says whether biases and parameters
+/// of normalization layers are.
 fn is_weight_like<D: Compute>(param: &Param<D>, norm_and_bias: bool) -> bool {
     match param.role {
         Role::Weight => true,

@@ -1,15 +1,15 @@
-//! Learning-rate schedules: the factor on an optimiser's base learning rate.
+//! Learning-rate schedules: the factor on an optimizer's base learning rate.
 
 use pauc_traits::{Clock, TrainingSpan, UnitInterval, component};
 use serde::{Deserialize, Serialize};
 
 component! {
-    /// A straight line up to 1 over the warm-up, then half a cosine down to `floor` at the last step.
+    /// A straight line up to 1 during warm-up, then half a cosine down to `floor` at the last step.
     ///
-    /// With W steps of warm-up in a run of T: (s+1)/W for s < W, then
-    /// floor + (1 − floor)·(1 + cos(π·(s − W)/(T − W − 1)))/2. Source: SimCLR; the counting is lightly's.
+    /// With W warm-up steps in a run of T: (s+1)/W for s < W, then floor + (1 − floor)·(1 + cos(π·(s − W)/(T
+    /// − W − 1)))/2. Source: SimCLR; steps are counted as in lightly.
     pub struct WarmupCosine {
-        /// How long the warm-up takes.
+        /// The length of the warm-up.
         pub warmup: TrainingSpan,
         /// The factor at the end of the run.
         pub floor: UnitInterval = UnitInterval::lit(0.0),
@@ -33,9 +33,9 @@ component! {
 component! {
     /// The learning rate is multiplied by `factor` at each milestone.
     pub struct Step {
-        /// When.
+        /// The times at which the learning rate drops.
         pub milestones: Vec<TrainingSpan>,
-        /// By what.
+        /// The factor of each drop.
         pub factor: UnitInterval = UnitInterval::lit(0.1),
     }
 }
@@ -43,7 +43,7 @@ component! {
 /// How often a factor changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Per {
-    /// With every optimiser step.
+    /// At every optimizer step.
     Step,
     /// At the start of every epoch.
     Epoch,
@@ -77,7 +77,7 @@ pub enum LrSchedule {
 }
 
 impl LrSchedule {
-    /// The factor on the base learning rate for the step that the clock shows.
+    /// Returns the factor on the base learning rate at the clock's step.
     pub fn factor_at(&self, clock: &Clock) -> f64 {
         match self {
             LrSchedule::Constant => 1.0,

@@ -1,6 +1,6 @@
 //! Weight files: named tensors with metadata in the safetensors format, which PyTorch reads.
 //!
-//! Equal content gives equal bytes: tensors are laid out by element size and name, metadata by key.
+//! Equal content gives equal bytes: tensors are sorted by element size and name, metadata by key.
 
 use pauc_traits::{Compute, Error, Param, Result, atomic};
 use safetensors::{Dtype, SafeTensors};
@@ -32,7 +32,7 @@ impl Values {
         }
     }
 
-    /// The name of the element type in the format, and its size in bytes.
+    /// Returns the name of the element type in the format, and its size in bytes.
     fn dtype(&self) -> (&'static str, usize) {
         match self {
             Values::F32(_) => ("F32", 4),
@@ -70,7 +70,7 @@ impl Values {
 pub struct FileTensor {
     /// The shape.
     pub shape: Vec<usize>,
-    /// As many values as the shape has elements.
+    /// One value per element of the shape.
     pub values: Values,
 }
 
@@ -80,12 +80,12 @@ pub struct TensorFile {
     /// Free text by key.
     pub metadata: BTreeMap<String, String>,
     tensors: BTreeMap<String, FileTensor>,
-    /// Where it was read from, for errors.
+    /// The path it was read from, for error messages.
     path: PathBuf,
 }
 
 impl TensorFile {
-    /// No tensors, no metadata.
+    /// Creates a file without tensors and metadata.
     pub fn new() -> Self {
         Self::default()
     }
@@ -93,20 +93,20 @@ impl TensorFile {
     /// Adds a tensor.
     ///
     /// # Errors
-    /// If the name is taken, or the number of values is not the shape's.
+    /// If the name exists already, or the number of values does not match the shape.
     pub fn insert(&mut self, name: impl Into<String>, shape: &[usize], values: Values) -> Result<()> {
         let name = name.into();
         if values.len() != shape.iter().product::<usize>() {
             return Err(Error::shape(name, format!("{} values for shape {shape:?}", values.len())));
         }
         if self.tensors.contains_key(&name) {
-            return Err(Error::shape(name, "is in the file already: tensors need names of their own"));
+            return Err(Error::shape(name, "is already in the file: tensor names must be unique"));
         }
         self.tensors.insert(name, FileTensor { shape: shape.to_vec(), values });
         Ok(())
     }
 
-    /// Adds parameters or statistics under their names with a prefix.
+    /// Adds parameters or statistics, with a prefix before their names.
     ///
     /// # Errors
     /// As [`TensorFile::insert`], or if the device fails.
@@ -117,25 +117,25 @@ impl TensorFile {
         })
     }
 
-    /// The names of the tensors, sorted.
+    /// Returns the names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Keeps the tensors whose names are wanted.
+    /// Keeps the tensors whose names are `wanted`.
     pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
         self.tensors.retain(|name, _| wanted(name));
     }
 
-    /// A tensor, if there is one of that name.
+    /// Returns a tensor by name, if it exists.
     pub fn get(&self, name: &str) -> Option<&FileTensor> {
         self.tensors.get(name)
     }
 
-    /// The values of a tensor of `f32`.
+    /// Returns the values of a tensor of `f32`.
     ///
     /// # Errors
-    /// If there is no tensor of that name, or it has other elements.
+    /// If there is no tensor of that name, or its elements have another type.
     pub fn f32(&self, name: &str) -> Result<&[f32]> {
         match &self.require(name)?.values {
             Values::F32(v) => Ok(v),
@@ -143,7 +143,7 @@ impl TensorFile {
         }
     }
 
-    /// The values of a tensor of `i64`.
+    /// Returns the values of a tensor of `i64`.
     ///
     /// # Errors
     /// As [`TensorFile::f32`].
@@ -154,7 +154,7 @@ impl TensorFile {
         }
     }
 
-    /// The values of a tensor of `u64`.
+    /// Returns the values of a tensor of `u64`.
     ///
     /// # Errors
     /// As [`TensorFile::f32`].
@@ -165,7 +165,7 @@ impl TensorFile {
         }
     }
 
-    /// The values of a tensor of bytes.
+    /// Returns the values of a tensor of bytes.
     ///
     /// # Errors
     /// As [`TensorFile::f32`].
@@ -185,21 +185,22 @@ impl TensorFile {
     }
 
     fn other_dtype(&self, name: &str, values: &Values, wanted: &str) -> Error {
-        let message = format!("tensor `{name}` holds {}, but {wanted} is needed", values.dtype().0);
+        let message = format!("tensor `{name}` holds {}; expected {wanted}", values.dtype().0);
         Error::damaged(&self.path, message)
     }
 
-    /// Writes the file whole, as [`atomic::write_with`] does: `path` holds the old content or the new one.
+    /// Writes the file atomically, see [`atomic::write_with`]: `path` has either the old content or the new.
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder does not exist or cannot be written; `path` is then as it was.
+    /// [`Error::Io`] if the folder does not exist or cannot be written. `path` is then unchanged.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         atomic::write_with(path.as_ref(), |file| self.write(file))
     }
 
     fn write(&self, file: &mut impl Write) -> io::Result<()> {
         let mut ordered: Vec<(&String, &FileTensor)> = self.tensors.iter().collect();
-        // Stable: by name within a size, the larger elements first, so that all of them are aligned.
+        // A stable sort: by name within an element size, larger elements first, so that all of them are
+        // aligned.
         ordered.sort_by_key(|(_, t)| std::cmp::Reverse(t.values.dtype().1));
         let header = self.header(&ordered)?;
         file.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -230,8 +231,8 @@ impl TensorFile {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none, [`Error::Damaged`] if it is cut short, no safetensors file, or has a
-    /// tensor of an element type other than F32, I64, U64 and U8.
+    /// [`Error::NotFound`] if there is no file. [`Error::Damaged`] if it is truncated, not a safetensors
+    /// file, or has a tensor of an element type other than F32, I64, U64 and U8.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = fs::read(path).map_err(|e| match e.kind() {
@@ -243,7 +244,8 @@ impl TensorFile {
             _ => Error::io(path, e),
         })?;
         let damaged = |e: &dyn std::fmt::Display| {
-            let message = format!("no whole safetensors file ({e}, {} bytes): copy it again", bytes.len());
+            let message =
+                format!("truncated or corrupt safetensors file ({e}, {} bytes); copy it again", bytes.len());
             Error::damaged(path, message)
         };
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&e))?;
@@ -264,13 +266,13 @@ impl TensorFile {
     }
 }
 
-/// Overwrites parameters and statistics with the tensors called `prefix` + name. Either all of them are overwritten
-/// or, with an error, none.
+/// Overwrites parameters and statistics with the tensors named `prefix` + name. On an error, none is
+/// overwritten.
 ///
-/// PyTorch's `num_batches_tracked` counters are passed over: nothing here reads them.
+/// PyTorch's `num_batches_tracked` counters are ignored, because nothing here reads them.
 ///
 /// # Errors
-/// [`Error::Damaged`] that lists the names that are missing, unexpected under the prefix, or of another shape or
+/// [`Error::Damaged`] with the names that are missing, unexpected under the prefix, or of another shape or
 /// element type.
 pub fn load_into<D: Compute>(
     device: &D,
@@ -309,7 +311,7 @@ pub fn load_into<D: Compute>(
     wanted.iter().try_for_each(|(name, param)| device.overwrite(&mut param.value_mut(), file.f32(name)?))
 }
 
-/// The first few names, and how many more there are.
+/// Returns the first few names, and the number of the rest.
 fn listed(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let more = names.len().saturating_sub(SHOWN);

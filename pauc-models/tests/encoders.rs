@@ -1,4 +1,4 @@
-//! Encoders against PyTorch and torchvision in float64, with weights and images by formula.
+//! Encoders compared with PyTorch and torchvision in float64, with weights and images from formulas.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
 use dfdx::prelude::*;
@@ -19,7 +19,7 @@ fn build(recipe: &str, input: ImageShape) -> Box<dyn Encoder<Cpu>> {
     Cpu::encoder(&*config.value).build(&Cpu::default(), input, BuildOptions::seed(0)).unwrap()
 }
 
-/// Channels-last images from a formula over (batch, channels, height, width) in row-major order.
+/// Returns channels-last images from a formula over (batch, channels, height, width) in row-major order.
 fn images([batch, channels, height, width]: [usize; 4], formula: impl Fn(usize) -> f64) -> Images {
     let mut values = vec![0.0; batch * height * width * channels];
     for (n, value) in (0..values.len()).map(|n| (n, formula(n))) {
@@ -38,15 +38,15 @@ fn numbers(v: &Value) -> Vec<f64> {
     v.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 
-/// The noise of `golden/encoders.py`.
+/// Returns the noise of `golden/encoders.py`.
 fn noise(n: usize, l: usize) -> f64 {
     let v = (12.9898 * n as f64 + 78.233 * l as f64).sin() * 43758.5453;
     v - v.floor() - 0.5
 }
 
-/// Norm, product with cos(n) and first values agree to six times `deviation`, relative to the norm, or to a
-/// value's own size where that is larger. Values that are differences of numbers of size `least` are not
-/// better than those.
+/// Asserts that the norm, the product with cos(n) and the first values agree to six times `deviation`,
+/// relative to the norm, or to a value's own size if that is larger. Values that are differences of numbers
+/// of size `least` are not more accurate than those.
 fn compare(name: &str, got: &[f32], want: &Value, deviation: f64, least: f64) {
     let tolerance = SIGMAS * deviation;
     let l2 = want["l2"].as_f64().unwrap();
@@ -62,17 +62,17 @@ fn compare(name: &str, got: &[f32], want: &Value, deviation: f64, least: f64) {
     }
 }
 
-/// Whether a value is so near to zero that its ReLU may open in `f32` and stay shut in `f64`.
+/// Whether a value may be so near zero that its ReLU opens in `f32` but not in `f64`.
 #[derive(Clone, Copy, PartialEq)]
 enum Kinks {
-    /// There is none.
+    /// No value.
     Far,
-    /// There may be some, in proportion to rounding.
+    /// Some values, in proportion to rounding.
     Crossed,
 }
 
-/// The operations from a pixel to a feature: the inner products of all convolutions, and what it takes to
-/// normalise them. Winograd's transforms make rounding five times as large (measured: 4.1 to 5.3 times for 16
+/// Returns the number of operations from a pixel to a feature: the inner products of all convolutions, and
+/// normalization. Winograd's transforms make rounding five times as large (measured: 4.1 to 5.3 times for 16
 /// to 256 channels), like 25 times as many operations.
 fn operations(encoder: &dyn Encoder<Cpu>) -> usize {
     let of = |layer: &Layer| {
@@ -86,7 +86,7 @@ fn convolutions(encoder: &dyn Encoder<Cpu>) -> Vec<Layer> {
     encoder.layers().into_iter().filter(|l| !l.algorithm.is_empty()).collect()
 }
 
-/// The features of a training pass, and then the gradients of their sum with factors.
+/// Returns the features of a training pass, and then the gradients of their weighted sum.
 fn training_pass(encoder: &mut dyn Encoder<Cpu>, x: &Images) -> Vec<Vec<f32>> {
     clear_gradients(&Cpu::default(), &encoder.parameters()).unwrap();
     let train = encoder.forward(x.clone(), Pass::Train).unwrap();
@@ -97,22 +97,22 @@ fn training_pass(encoder: &mut dyn Encoder<Cpu>, x: &Images) -> Vec<Vec<f32>> {
     [values].into_iter().chain(gradients.iter().map(|p| p.grad().clone())).collect()
 }
 
-/// The standard deviations that rounding gives the features and each gradient of a network, relative to their
-/// norms.
+/// Returns the standard deviations that rounding causes in the features and in each gradient of a network,
+/// relative to their norms.
 ///
-/// Features are off by the random walk through all products at least. How much a deep network amplifies is
-/// measured: all weights of convolutions are changed by ±2⁻¹⁴ of themselves, which changes the outputs of
-/// each convolution by 2⁻¹⁴ in norm. Rounding changes them by a random walk through their inner products,
-/// which is less, and features by less in the same ratio.
+/// Features are off by at least the random walk through all products. The amplification by a deep network is
+/// measured: all convolution weights are changed by a relative ±2⁻¹⁴, which changes the output of each
+/// convolution by 2⁻¹⁴ in norm. Rounding changes them by a random walk through their inner products, which is
+/// less, and features by less in the same ratio.
 ///
-/// Gradients are as long a way back, and change mostly because the ReLUs of values near to zero open or shut,
-/// some of them in proportion to the change. A share s of gradients that come or go is √s of their norm, so
-/// that gradients change by less in the ratio's root. (A single value of 12 288, in the last layers of a
-/// small ResNet-18, makes 0.009; PyTorch's own gradients in `f32` are 0.001 away for ResNet-18 and 0.008 for
-/// ResNet-50.)
+/// Gradients also pass through the backward pass. They change mostly because ReLUs of values near zero open
+/// or close; the number of these is in proportion to the change. A fraction s of gradients that appear or
+/// disappear is √s of their norm, so gradients change by less in the root of the ratio. (A single value of 12
+/// 288, in the last layers of a small ResNet-18, makes 0.009. PyTorch's own gradients in `f32` are off by
+/// 0.001 for ResNet-18 and 0.008 for ResNet-50.)
 fn deviations(encoder: &mut dyn Encoder<Cpu>, x: &Images, before: &[Vec<f32>], kinks: Kinks) -> Vec<f64> {
     const CHANGE: f32 = 1.0 / (1 << 14) as f32;
-    // Rounding in the mean, where the random walk is a bound: 0.37 for products of 144 to 2304 terms
+    // Mean rounding relative to the random walk, which is a bound: 0.37 for products of 144 to 2304 terms
     // (measured).
     const MEAN: f64 = 0.4;
     for (l, p) in encoder.parameters().iter().enumerate().filter(|(_, p)| p.shape.len() == 4) {
@@ -136,7 +136,7 @@ fn deviations(encoder: &mut dyn Encoder<Cpu>, x: &Images, before: &[Vec<f32>], k
     deviations
 }
 
-/// Runs a case of `golden/encoders.json`; `convolution` goes into the recipe.
+/// Runs a case of `golden/encoders.json`, with `convolution` inserted into the recipe.
 fn check(recipe: &str, convolution: &str, kinks: Kinks) {
     let golden: Value = serde_json::from_str(include_str!("golden/encoders.json")).unwrap();
     let case = golden["cases"].as_array().unwrap().iter().find(|c| c["recipe"] == recipe).unwrap();
@@ -190,13 +190,13 @@ fn check(recipe: &str, convolution: &str, kinks: Kinks) {
 
 #[test]
 fn conv_net_equals_pytorch() {
-    // In float64, no value of the first and the last layer is within 1e-4 of zero, and none of the second one
-    // within 2.9e-6, which is as far as rounding leads there.
+    // In float64, no value of the first and the last layer is within 1e-4 of zero, and none of the second
+    // within 2.9e-6, the largest rounding error there.
     check("ConvNet(channels: [20, 40, 64])", "Direct", Kinks::Far);
 }
 
 #[test]
-fn narrow_resnet18_on_grey_images_equals_pytorch() {
+fn narrow_resnet18_on_gray_images_equals_pytorch() {
     check("ResNet18(stem: Small, width: 16)", "Direct", Kinks::Crossed);
 }
 
@@ -237,8 +237,9 @@ fn winograd_equals_pytorch_within_its_rounding() {
     check("ResNet34(stem: Small, width: 16)", "Auto", Kinks::Crossed);
 }
 
-/// torchvision's own networks with smooth formula weights. The deeper batch statistics are too ill-conditioned for `f32`
-/// (PyTorch's own features differ from its `f64` by 20 per cent), so only what does not depend on them is compared.
+/// torchvision's networks with smooth formula weights. The deeper batch statistics are too ill-conditioned
+/// for `f32` (PyTorch's own features differ from its `f64` by 20 per cent), so only values that do not depend
+/// on them are compared.
 fn check_torchvision(case: &str, recipe: &str, side: usize) {
     let all: Vec<Value> = serde_json::from_str(include_str!("golden/torchvision.json")).unwrap();
     let want = all.iter().find(|c| c["case"] == case).unwrap();
@@ -266,7 +267,7 @@ fn check_torchvision(case: &str, recipe: &str, side: usize) {
     let eval = encoder.forward(x.clone(), Pass::Eval).unwrap().as_vec();
     let features = &want["features_eval"];
     let l2 = eval.iter().map(|v| (*v as f64).powi(2)).sum::<f64>().sqrt();
-    // Without batch statistics, no layer amplifies.
+    // Without batch statistics, no layer amplifies errors.
     let tolerance = random_walk(operations(&*encoder));
     let want_l2 = features["l2"].as_f64().unwrap();
     assert_within!(l2, want_l2, tolerance * want_l2, "{case}: norm");
@@ -282,8 +283,8 @@ fn check_torchvision(case: &str, recipe: &str, side: usize) {
         let p = statistics.iter().find(|p| p.name == name).unwrap();
         let fan_in = parameters[0].len() / p.len();
         for (c, (g, w)) in p.value().iter().zip(numbers(&want[key])).enumerate() {
-            // A tenth of a mean of products, or of their squares, of pixels of size 1; and the running
-            // value's own sum.
+            // A tenth of a mean of products, or of their squares, of pixels of size 1, and the sum of the
+            // running value.
             let weights: f64 =
                 parameters[0].value()[c * fan_in..][..fan_in].iter().map(|w| f64::from(w.abs())).sum();
             let size = if name.ends_with("mean") { weights } else { 2.0 * weights.powi(2) };
@@ -310,7 +311,7 @@ fn build_for(recipe: &str, side: usize, channels: usize) -> Box<dyn Encoder<Cpu>
     build(recipe, ImageShape { height: side, width: side, channels })
 }
 
-/// Features, gradients and statistics after one training pass.
+/// Returns features, gradients and statistics after one training pass.
 fn one_pass(recipe: &str) -> Vec<Vec<f32>> {
     let mut encoder = build_for(recipe, 14, 1);
     let x = images([5, 1, 14, 14], |n| 2.0 * noise(n, 3));
@@ -349,21 +350,21 @@ fn passes_use_and_update_statistics_as_documented() {
         |e: &dyn Encoder<Cpu>| e.statistics().iter().map(|p| p.value().clone()).collect::<Vec<_>>();
     let start = snapshot(&*encoder);
     let eval = encoder.forward(x.clone(), Pass::Eval).unwrap().as_vec();
-    assert_eq!(snapshot(&*encoder), start, "evaluation leaves statistics alone");
+    assert_eq!(snapshot(&*encoder), start, "evaluation does not change statistics");
     let momentum = encoder.forward(x.clone(), Pass::Momentum).unwrap().as_vec();
     let after = snapshot(&*encoder);
     assert_ne!(after, start);
     let train = encoder.forward(x.clone(), Pass::Train).unwrap();
-    assert_eq!(train.as_vec(), momentum, "both take statistics from the batch");
+    assert_eq!(train.as_vec(), momentum, "both use batch statistics");
     assert_ne!(momentum, eval);
-    // The running mean approaches the batch's: r ← r + 0.1 (m − r).
+    // The running mean approaches that of the batch: r ← r + 0.1 (m − r).
     let twice = snapshot(&*encoder);
     for ((a, b), c) in start[0].iter().zip(&after[0]).zip(&twice[0]) {
         let [a, b, c] = [a, b, c].map(|v| f64::from(*v));
-        // Two updates, each a difference, a product by a rounded constant and a sum.
+        // Two updates, each with a difference, a product with a rounded constant, and a sum.
         assert_within!(c - b, 0.9 * (b - a), tolerance::f32(8, a.abs() + b.abs() + c.abs()));
     }
-    // Other batch sizes, larger and smaller, see the same network.
+    // Larger and smaller batches see the same network.
     let mut twin = encoder.duplicate().unwrap();
     let big = images([9, 3, 8, 8], |n| 2.0 * noise(n, 5) + 0.3);
     let first = encoder.forward(big, Pass::Eval).unwrap().as_vec();
@@ -373,10 +374,10 @@ fn passes_use_and_update_statistics_as_documented() {
     assert_eq!(
         twin.forward(x, Pass::Eval).unwrap().as_vec(),
         small,
-        "a duplicate has parameters and statistics"
+        "a duplicate has the same parameters and statistics"
     );
     twin.parameters()[0].value_mut().fill(0.0);
-    assert!(encoder.parameters()[0].value().iter().any(|v| *v != 0.0), "and shares nothing");
+    assert!(encoder.parameters()[0].value().iter().any(|v| *v != 0.0), "a duplicate shares nothing");
 }
 
 #[test]
@@ -392,7 +393,7 @@ fn gradients_add_up_and_one_training_pass_is_outstanding_at_most() {
     let once: Vec<f32> = encoder.parameters()[0].grad().clone();
     encoder.forward(x.clone(), Pass::Train).unwrap().square().sum::<Rank0, _>().backward();
     for (twice, once) in encoder.parameters()[0].grad().iter().zip(&once) {
-        // The same sum is added to itself, which is exact.
+        // Adding the same sum to itself is exact.
         assert_eq!(*twice, 2.0 * once);
     }
 }
@@ -416,7 +417,7 @@ fn evaluation_between_forward_and_backward_changes_nothing() {
 fn wrong_images_are_refused_with_both_shapes() {
     let mut encoder = build_for("ConvNet()", 8, 1);
     let text = encoder.forward(images([2, 3, 8, 8], |_| 0.0), Pass::Eval).err().unwrap().to_string();
-    assert_eq!(text, "conv1: 2 images of 8×8×3 for a network built for 8×8×1");
+    assert_eq!(text, "conv1: was built for images of 8×8×1, got 2 of 8×8×3");
     let mut encoder = build_for("ConvNet(channels: [16, 16])", 2, 1);
     let text = encoder.forward(images([1, 1, 2, 2], |_| 0.0), Pass::Train).err().unwrap().to_string();
     assert_eq!(text, "bn2: a single value has no variance: use a batch of at least 2 images");

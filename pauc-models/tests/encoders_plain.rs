@@ -1,4 +1,4 @@
-//! Encoders of plain dfdx operations against PyTorch and finite differences.
+//! Encoders in plain dfdx operations, compared with PyTorch and finite differences.
 
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
@@ -25,12 +25,11 @@ fn images(n: usize) -> Tensor<(usize, usize, usize, usize), f32, Cpu> {
     Cpu::default().tensor_from_vec(values, (n, IMAGE.height, IMAGE.width, IMAGE.channels))
 }
 
-/// The operations in f32 from a pixel to a feature of a transformer that sees [`IMAGE`] in patches of 4×4:
-/// the lengths of all products, the sums of normalisations and softmax, and a few for each of those and for
-/// GELU.
+/// Returns the number of f32 operations from a pixel to a feature of a transformer that sees [`IMAGE`] in
+/// patches of 4×4: the lengths of all products, the sums of normalization and softmax, and a few for each of
+/// those and for GELU.
 ///
-/// Normalisation keeps values at the size of one, so that to the first order their rounding adds up, layer by
-/// layer.
+/// Normalization keeps values at size one, so to first order their rounding errors add up, layer by layer.
 fn operations(depth: usize, width: usize, heads: usize, hidden: usize) -> usize {
     let (tokens, norm) = (7, width + 5);
     let attention = norm + width + width / heads + (tokens + 5) + tokens + width + 1;
@@ -78,9 +77,9 @@ fn the_vision_transformer_equals_pytorch() {
             let weighted: f64 = g.iter().enumerate().map(|(i, g)| g * (0.11 * i as f64).cos()).sum();
             let got = [g.iter().sum(), weighted, g[0], g[1], g[2]];
             let want: Vec<f64> = serde_json::from_value(reference["sums"].clone()).unwrap();
-            // Forward, twice as much back, and a sum over three images of seven tokens. Errors of entries are
-            // as good as independent, so that they add up like the entries' squares; single ones are relative
-            // to the largest. Where sums cancel, their terms are of the size of the gradients at the
+            // Forward, twice as many backward, and a sum over three images of seven tokens. Errors of entries
+            // are practically independent, so they add up like the squares of the entries. Single ones are
+            // relative to the largest. If sums cancel, their terms have the size of the gradients at the
             // features, one.
             let norm = g.iter().map(|g| g * g).sum::<f64>().sqrt();
             let largest = g.iter().fold(0.0, |m: f64, g| m.max(g.abs()));
@@ -138,15 +137,15 @@ fn gradients_agree_with_finite_differences() {
         let g: Vec<f32> = (0..2 * width).map(|i| (0.9 * i as f32).cos()).collect();
         let features = encoder.forward(images(2), Pass::Train).unwrap();
         let operations = operations(1, 4, heads, 4);
-        // Errors of features are as good as independent.
+        // Errors of features are practically independent.
         let terms =
             features.as_vec().into_iter().zip(&g).map(|(y, g)| f64::from((1.0 + y.abs()) * g).powi(2));
         let size = terms.sum::<f64>().sqrt();
         backward_with(features, g.clone(), None).unwrap();
         for p in &params {
-            // Every parameter, and of large ones a few elements spread over all of it.
+            // Checks every parameter; of large ones, a few evenly spread elements.
             for i in (0..p.len()).step_by(p.len().div_ceil(12)) {
-                // The objective, and the parameter as it is in f32.
+                // The objective, and the parameter as rounded to f32.
                 let mut shifted = |by: f32| {
                     let old = p.value()[i];
                     let new = old + by;
@@ -158,15 +157,15 @@ fn gradients_agree_with_finite_differences() {
                         f64::from(new),
                     )
                 };
-                // Richardson's extrapolation: f32 asks for wide steps, and these for the next order.
+                // Richardson extrapolation: f32 requires wide steps, and wide steps require the next order.
                 let mut slope = |h: f32| {
                     let (up, down) = (shifted(h), shifted(-h));
                     (up.0 - down.0) / (up.1 - down.1)
                 };
                 let (near, far) = (slope(step), slope(2.0 * step));
                 let numeric = (4.0 * near - far) / 3.0;
-                // What the extrapolation takes away bounds what it leaves. Each slope is off by the rounding
-                // of two objectives: ⁴⁄₃ and ⅓ of them sum to 1.5 of one over the step.
+                // The change by the extrapolation bounds the remaining error. Each slope is off by the
+                // rounding of two objectives: ⁴⁄₃ and ⅓ of them sum to 1.5 objectives over the step.
                 let truncation = (near - far).abs() / 3.0;
                 let rounding = 1.5 * random_walk(operations) * size / f64::from(step);
                 let got = f64::from(p.grad()[i]);

@@ -1,4 +1,4 @@
-//! Heads against loops in f64, finite differences and plain dfdx operations.
+//! Heads compared with loops in f64, finite differences and plain dfdx operations.
 
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
@@ -18,7 +18,7 @@ fn config(text: &str) -> HeadConfig {
     options().from_str(text).unwrap()
 }
 
-/// Moves normalisation parameters away from ones and zeros.
+/// Moves normalization parameters away from ones and zeros.
 fn stir(parameters: &[Param<Cpu>]) {
     for p in parameters.iter().filter(|p| p.role == Role::Norm) {
         p.value_mut().iter_mut().enumerate().for_each(|(i, v)| *v += 0.3 * (i as f32 + 0.5).cos());
@@ -57,7 +57,7 @@ fn values_and_gradients_agree_with_the_definition() {
             });
         }
         gradients = zeros(&all);
-        // Twice, so that a reused workspace and a second contribution to the gradients are seen.
+        // Twice, to cover a reused workspace and accumulated gradients.
         for _ in 0..2 {
             let leaf = dev.tensor_from_vec(x.clone(), (rows, width));
             let out = head.forward(leaf.retaped(), Pass::Train).unwrap();
@@ -79,7 +79,7 @@ fn the_fused_head_equals_plain_dfdx_operations() {
     let mut head = dev.head(&config("Mlp(dims: [65, 9])"), width, 1, BuildOptions::seed(0)).unwrap();
     let (x, g) = (wave(rows * width, 0.2, 1.3), wave(rows * 9, 1.0, 1.3));
     let parameters = head.parameters();
-    // Both are as far from the exact values as rounding may bring them.
+    // Both are within rounding of the exact values.
     let all: Vec<Vec<Rounded>> = parameters.iter().map(|p| exact(&p.value())).collect();
     let net = Perceptron { width, dims: &[65, 9], norms: [false; 2], bias: true, rectified: false };
     let (y, layers) = net.forward(&exact(&x), &all);
@@ -137,8 +137,8 @@ fn running_statistics_follow_the_batches_and_evaluation_uses_them() {
     let input = || dev.tensor_from_vec(x.to_vec(), (3usize, 1usize)).retaped();
     head.forward(input(), Pass::Momentum).unwrap();
     let (mean, variance) = (head.statistics()[0].clone(), head.statistics()[1].clone());
-    // Mean 3 and unbiased variance 7 of the batch, weighted 0.1: a variance, two products, and the sum with
-    // its difference.
+    // Mean 3 and unbiased variance 7 of the batch, with weight 0.1: a variance, two products, and a sum with
+    // a difference.
     let rounded = |value: f64| Rounded::within(value, tolerance::f32(6, 1.0 + value));
     let [means, variances] = [[0.3, 0.6], [0.9 + 0.7, 0.9 + 2.8]].map(|v| v.map(rounded));
     close("running_mean", &mean.value(), &means);

@@ -1,4 +1,4 @@
-//! Once warm, a training step of an encoder reuses its memory.
+//! After the first steps, a training step of an encoder reuses its memory.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 use dfdx::prelude::*;
@@ -9,20 +9,20 @@ use pauc_traits::{BuildOptions, Compute, Configured, ImageShape, Pass};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The system's allocator, with a count of the bytes asked for.
+/// The system allocator, with a count of the allocated bytes.
 struct Counting;
 
 static BYTES: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call is passed on to the system's allocator unchanged.
+// SAFETY: every call is forwarded to the system allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         BYTES.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc::alloc`.
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc::dealloc`.
         unsafe { System.dealloc(p, layout) }
     }
 }
@@ -51,8 +51,8 @@ fn a_warm_step_allocates_no_more_than_its_inputs_and_outputs() {
         step();
         step();
         let bytes = (0..5).map(|_| step()).max().unwrap();
-        // Features and their gradients, and the small change of the tape; a single map is 1 MiB or more.
+        // Features and their gradients, and small allocations of the tape. A single map is 1 MiB or more.
         assert!(bytes < 512 << 10, "{recipe}: {bytes} bytes");
-        println!("{recipe}: {bytes} bytes a step");
+        println!("{recipe}: {bytes} bytes per step");
     }
 }

@@ -1,4 +1,4 @@
-//! Optimisers and schedules against reference trajectories, and a network through whole steps.
+//! Optimizers and schedules compared with reference trajectories, and a network through whole steps.
 
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
@@ -25,7 +25,7 @@ fn golden(name: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// All numbers of a nested array, in order.
+/// Returns all numbers of a nested array, in order.
 fn numbers(v: &Value) -> Vec<f64> {
     match v {
         Value::Array(items) => items.iter().flat_map(numbers).collect(),
@@ -37,13 +37,13 @@ fn narrow(v: &Value) -> Vec<f32> {
     numbers(v).iter().map(|v| *v as f32).collect()
 }
 
-/// The moment of a step whose schedule has this factor.
+/// Returns the context of a step whose schedule has this factor.
 fn now(optimizer: &Configured<kind::Optimizer>, factor: f64) -> StepContext {
     StepContext { lr: optimizer.learning_rate(1) * factor, clock: Clock::still() }
 }
 
 #[test]
-fn rates_and_decay_follow_what_the_recipe_says_of_them() {
+fn rates_and_decay_follow_the_recipe() {
     let dev = Cpu::default();
     let optimizer = Configured::<kind::Optimizer>::parse(
         "Sgd(lr: Scaled(base: 0.5, per: 4), momentum: 0.0, weight_decay: Linear(from: 0.0, to: 0.5, over: Steps(4)))",
@@ -53,7 +53,7 @@ fn rates_and_decay_follow_what_the_recipe_says_of_them() {
     let horizon = Horizon { steps_per_epoch: 1, total_steps: 8 };
     let params = [Param::new(&dev, "w", &[1], Role::Weight, &[2.0]).unwrap()];
     let mut state = optimizer.start(&dev, &params).unwrap();
-    // The gradient is zero: only w ← w − lr·λ·w moves it, with λ = 0, 0.25 and 0.5.
+    // The gradient is zero, so only w ← w − lr·λ·w changes it, with λ = 0, 0.25 and 0.5.
     for (step, want) in [(0, 2.0), (2, 1.75), (6, 1.3125)] {
         let lr = optimizer.learning_rate(4);
         optimizer
@@ -64,7 +64,7 @@ fn rates_and_decay_follow_what_the_recipe_says_of_them() {
 }
 
 #[test]
-fn optimisers_follow_the_reference_trajectories() {
+fn optimizers_follow_the_reference_trajectories() {
     let dev = Cpu::default();
     let all = golden("optimizers");
     for (name, text) in [
@@ -80,8 +80,8 @@ fn optimisers_follow_the_reference_trajectories() {
             Param::new(&dev, "b", &[4], Role::Bias, &narrow(&case["b0"])).unwrap(),
         ];
         let mut state = optimizer.start(&dev, &params).unwrap();
-        // A parameter is rounded at the start and at every step. A step, at most as large as the largest of
-        // all, takes 20 operations at most and has the errors of the steps before in its momentum.
+        // A parameter is rounded at the start and at every step. A step has at most the size of the largest
+        // one, takes at most 20 operations, and has the errors of the steps before in its momentum.
         let mut paths = [0.0; 2];
         let mut before = [numbers(&case["w0"]), numbers(&case["b0"])];
         for (n, reference) in case["steps"].as_array().unwrap().iter().enumerate() {
@@ -107,7 +107,7 @@ fn optimisers_follow_the_reference_trajectories() {
 }
 
 #[test]
-fn an_optimiser_resumes_from_its_exported_state_bit_by_bit() {
+fn an_optimizer_resumes_from_its_exported_state_bit_by_bit() {
     let dev = Cpu::default();
     for text in ["Sgd(lr: 0.1)", "AdamW(lr: 0.1)", "Lars(lr: 0.1)"] {
         let optimizer = Configured::<kind::Optimizer>::parse(text).unwrap();
@@ -138,7 +138,7 @@ fn an_optimiser_resumes_from_its_exported_state_bit_by_bit() {
 }
 
 #[test]
-fn decay_spares_what_it_is_told_to_and_frozen_parameters_stay() {
+fn decay_skips_excluded_parameters_and_frozen_ones_stay() {
     let dev = Cpu::default();
     let params = || {
         [Role::Weight, Role::Bias, Role::Norm]
@@ -152,7 +152,7 @@ fn decay_spares_what_it_is_told_to_and_frozen_parameters_stay() {
         optimizer.step(&dev, &params, &mut state, &now(&optimizer, 1.0)).unwrap();
         params.map(|p| p.value()[0])
     };
-    // The gradients are zero, so that only decay moves anything.
+    // The gradients are zero, so only decay changes parameters.
     assert_eq!(after("Sgd(lr: 0.5, weight_decay: 0.5)", 9), [1.5; 3]);
     assert_eq!(after("Sgd(lr: 0.5, weight_decay: 0.5, decay_norm_and_bias: false)", 9), [1.5, 2.0, 2.0]);
     assert_eq!(after("AdamW(lr: 0.5, weight_decay: 0.5, decay_norm_and_bias: false)", 9), [1.5, 2.0, 2.0]);
@@ -174,7 +174,7 @@ fn schedules_follow_the_references() {
     let want = numbers(&all["cosine_warmup"]["lr"]);
     let close = |got: &[f64], want: &[f64]| {
         assert_eq!(got.len(), want.len());
-        // A share of the steps, an angle, its cosine, and what makes a factor of it.
+        // A fraction of the steps, an angle, its cosine, and the factor computed from it.
         got.iter().zip(want).for_each(|(g, w)| assert_within!(*g, *w, tolerance::f64(10, 1.0)));
     };
     let single = Horizon { steps_per_epoch: 1, total_steps: 20 };
@@ -234,9 +234,9 @@ fn images(dev: &Cpu, n: usize) -> Tensor<(usize, usize, usize, usize), f32, Cpu>
     dev.tensor_from_vec(pixels(n), (n, IMAGE.height, IMAGE.width, IMAGE.channels))
 }
 
-/// Asserts that the gradients of a network with `MlpEncoder(dims: [8, 5])`, a head of one normalised layer of
-/// 4, and perhaps a predictor of one layer, are those of an oracle in double precision, and these those of
-/// differences. The objective is Σ embeddings·g, and with a predictor Σ predictions·h besides.
+/// Asserts that the gradients of a network with `MlpEncoder(dims: [8, 5])`, a head of one normalized layer of
+/// 4, and optionally a predictor of one layer equal those of an oracle in double precision, and that those
+/// equal differences. The objective is Σ embeddings·g, plus Σ predictions·h with a predictor.
 fn assert_gradients(net: &Network<Cpu>, g: &[f32], h: Option<&[f32]>) {
     let linear = Perceptron { width: 4, dims: &[4], norms: [false; 2], bias: true, rectified: false };
     let encoder = Perceptron { width: IMAGE.len(), dims: &[8, 5], rectified: true, ..linear };
@@ -265,7 +265,7 @@ fn assert_gradients(net: &Network<Cpu>, g: &[f32], h: Option<&[f32]>) {
     let dy = head.backward(&of_head, &dy, &mut gradients[4..8]);
     encoder.backward(&of_encoder, &dy, &mut gradients[..4]);
     for (n, p) in parameters.iter().enumerate() {
-        // The bias before a normalisation has none: its gradient is rounding.
+        // A bias before normalization has no gradient but rounding.
         let none = p.name == "projector.0.bias";
         assert!(none || p.grad().iter().any(|g| *g != 0.0), "{} has no gradient", p.name);
         close(&p.name, &p.grad(), &gradients[n]);
@@ -300,7 +300,7 @@ fn the_gradient_through_a_predictor_joins_that_of_the_embeddings() {
     let predictions = net.predict(&embeddings.retaped(), Pass::Train).unwrap().unwrap();
     backward_with(embeddings, g.clone(), Some((predictions, h.clone()))).unwrap();
     assert_gradients(&net, &g, Some(&h));
-    // The branch that makes keys has none, and follows without it.
+    // The branch that computes keys has no predictor, and follows without one.
     let branch = net.duplicate().unwrap();
     assert!(!branch.parameters().iter().any(|p| p.name.starts_with("predictor.")));
     assert!(net.parameters().iter().any(|p| p.name == "predictor.0.weight"));
@@ -308,9 +308,9 @@ fn the_gradient_through_a_predictor_joins_that_of_the_embeddings() {
     momentum.update(&dev, &net, &branch, &Clock::still()).unwrap();
     let wide: HeadConfig = options().from_str("Mlp(dims: [5])").unwrap();
     let result = with_head(&dev, "Identity").add_predictor(&wide);
-    assert!(result.is_ok(), "features of this encoder are 5 wide");
+    assert!(result.is_ok(), "features of this encoder have width 5");
     let error = net.add_predictor(&wide).unwrap_err().to_string();
-    assert!(error.contains("5 wide, embeddings 4"), "{error}");
+    assert!(error.contains("width 5; expected 4"), "{error}");
 }
 
 #[test]
@@ -337,10 +337,10 @@ fn a_network_learns_and_its_momentum_branch_follows() {
         let want = half * before.into() + half * params[0].value()[0].into();
         close("average", &follower[0].value()[..1], &[want]);
     }
-    // It falls to a fifth of that: rounding of 40 steps does not make five times as much of it.
+    // Measured: a fifth of the bound. Rounding over 40 steps does not change that by a factor of five.
     assert!(losses[39] < 0.01 * losses[0], "{losses:?}");
     let statistic = |n: &Network<Cpu>| n.statistics()[0].value().clone();
-    assert_ne!(statistic(&branch), vec![0.0; 6], "statistics follow too");
+    assert_ne!(statistic(&branch), vec![0.0; 6], "statistics also follow");
     let copy: MomentumConfig = options().from_str("Ema(statistics: Copy)").unwrap();
     copy.update(&dev, &net, &branch, &Clock::still()).unwrap();
     assert_eq!(statistic(&branch), statistic(&net));
@@ -359,7 +359,7 @@ fn embedding_in_chunks_equals_embedding_at_once() {
     assert!(
         net.embed(&Pixels::Normalized(pixels(2)[1..].to_vec()), 3).unwrap_err().to_string().contains("2×3×1")
     );
-    // An evaluation between forward and backward leaves the pending pass alone.
+    // An evaluation between forward and backward does not disturb the outstanding pass.
     let of = |net: &Network<Cpu>| net.parameters().iter().map(|p| p.grad().clone()).collect::<Vec<_>>();
     backward_with(outstanding.embeddings, vec![1.0; 28], None).unwrap();
     let disturbed = of(&net);
@@ -391,7 +391,7 @@ fn training_gives_the_same_bits_for_every_number_of_threads() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let dev = Cpu::default();
-            // Wide enough that the head's work is cut into several parts.
+            // Wide enough that the head's work is split into several parts.
             let mut net = with_head(&dev, "Mlp(dims: [300, 70], batch_norm: true, last_batch_norm: true)");
             let params = net.parameters();
             let optimizer = Configured::<kind::Optimizer>::parse("Lars(lr: 0.5)").unwrap();
@@ -412,7 +412,7 @@ fn training_gives_the_same_bits_for_every_number_of_threads() {
 }
 
 #[test]
-fn parameters_with_scales_move_as_in_optimisers_of_their_own() {
+fn parameters_with_scales_move_as_in_their_own_optimizers() {
     let dev = Cpu::default();
     let param = |start: f32| Param::new(&dev, "w", &[2], Role::Weight, &[start, -start]).unwrap();
     for (text, other) in [

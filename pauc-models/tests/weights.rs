@@ -1,4 +1,4 @@
-//! Weight files: round trips, damage, and what PyTorch makes of them.
+//! Weight files: round trips, damage, and reading them in PyTorch.
 
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
@@ -48,7 +48,7 @@ fn a_file_round_trips_with_the_same_bytes() {
     read.save(&b).unwrap();
     assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
     let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(names.len(), 2, "no temporary file is left: {names:?}");
+    assert_eq!(names.len(), 2, "a temporary file is left: {names:?}");
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn missing_and_damaged_files_are_told_apart() {
     let bytes = std::fs::read(&path).unwrap();
     for cut in [0, 4, 40, bytes.len() - 1] {
         std::fs::write(&path, &bytes[..cut]).unwrap();
-        assert!(text(&path).contains("no whole safetensors file"), "{}", text(&path));
+        assert!(text(&path).contains("truncated or corrupt safetensors file"), "{}", text(&path));
     }
     let half = [1u8, 2];
     let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F16, vec![1], &half).unwrap();
@@ -69,7 +69,7 @@ fn missing_and_damaged_files_are_told_apart() {
     assert!(text(&path).contains("tensor `h` holds F16: convert it to F32"), "{}", text(&path));
     let file = example();
     assert!(file.f32("wieght").unwrap_err().to_string().contains("it has `weight`"));
-    assert!(file.f32("ids").unwrap_err().to_string().contains("holds I64, but F32 is needed"));
+    assert!(file.f32("ids").unwrap_err().to_string().contains("holds I64; expected F32"));
     assert!(file.save(folder.path().join("no/such/folder/w")).is_err());
     assert!(example().insert("weight", &[], Values::U8(vec![0])).is_err());
     assert!(example().insert("other", &[2], Values::U8(vec![0])).is_err());
@@ -115,7 +115,7 @@ fn weights_load_all_or_not_at_all() {
     assert_eq!(*fresh.parameters()[0].value(), before);
 }
 
-/// Loads the file into the same network in PyTorch and compares outputs, up to the second argument.
+/// Loads the file into the same network in PyTorch, and compares the outputs up to the second argument.
 const SCRIPT: &str = r#"
 import sys, torch
 from safetensors import safe_open
@@ -146,7 +146,7 @@ fn pytorch_loads_an_exported_head_and_computes_the_same() {
     let mut file = TensorFile::new();
     file.metadata = [("made by".into(), "a test".into())].into();
     file.insert_params(&dev, "", &all(&*net)).unwrap();
-    // Both sides are off by rounding.
+    // Both sides have rounding errors.
     let oracle = Perceptron { width: 4, dims: &[5, 3], norms: [true, false], bias: true, rectified: false };
     let parameters: Vec<_> = net.parameters().iter().map(|p| exact(&p.value())).collect();
     let tolerance =

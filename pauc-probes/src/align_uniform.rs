@@ -1,4 +1,4 @@
-//! Alignment and uniformity of embeddings as measures.
+//! Alignment and uniformity of embeddings as measurements.
 
 use crate::{ProbeTime, finite, when};
 use pauc_kernels::distance::squared_distance;
@@ -6,25 +6,25 @@ use pauc_traits::probe::{Metric, ProbeContext, RowsView, When};
 use pauc_traits::{Error, Positive, Probe, Result, TrainingSpan, component};
 use rayon::prelude::*;
 
-/// Rows that are looked at; of more, as many at even distances are.
+/// The maximum number of rows; with more, an evenly spaced subset is used.
 const MOST: usize = 4000;
 
 component! {
-    /// How near embeddings of one class lie, and how evenly all of them cover the sphere.
+    /// Alignment within classes and uniformity over the sphere of embeddings.
     ///
-    /// `alignment` is the mean of ‖z − z'‖^α over the pairs of one class, `uniformity` the logarithm of the mean of
-    /// exp(−t‖z − z'‖²) over all pairs, both on the unit embeddings of the test split, or of the training split where there
-    /// is none; lower is better. Of more than 4 000 images as many at even distances are taken. Without labels only
-    /// uniformity is measured.
+    /// `alignment` is the mean of ‖z − z'‖^α over the pairs of one class. `uniformity` is the logarithm of
+    /// the mean of exp(−t‖z − z'‖²) over all pairs. Lower is better for both. They are measured on the unit
+    /// embeddings of the test split, or of the training split if there is no test split. At most 4 000 evenly
+    /// spaced images are used. Without labels, only uniformity is measured.
     ///
-    /// Metrics: `alignment/class/a2/embeddings`, `uniformity/t2/embeddings`. Random unit vectors stand at 2 and, in many
-    /// dimensions, at −2t. Source: Wang and Isola 2020, with images of one class in place of two views.
+    /// Metrics: `alignment/class/a2/embeddings`, `uniformity/t2/embeddings`. Random unit vectors give 2 and,
+    /// in many dimensions, −2t. Source: Wang and Isola 2020, with images of one class in place of two views.
     pub struct AlignUniform: Probe {
         /// The exponent α.
         pub alpha: Positive = Positive::lit(2.0),
         /// The sharpness t.
         pub t: Positive = Positive::lit(2.0),
-        /// How often it runs besides the end of the run, such as `Epochs(1)`.
+        /// How often it runs during training, such as `Epochs(1)`; it also runs at the end.
         pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
         pub at: ProbeTime = ProbeTime::End,
@@ -51,22 +51,22 @@ impl Probe for AlignUniform {
     }
 }
 
-/// The two measures.
+/// The two measurements.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AlignedUniform {
-    /// Mean ‖z − z'‖^α over pairs of one class; `None` without labels, or where no class has two rows.
+    /// Mean ‖z − z'‖^α over pairs of one class; `None` without labels, or if no class has two rows.
     pub alignment: Option<f64>,
     /// log mean exp(−t‖z − z'‖²) over all pairs.
     pub uniformity: f64,
 }
 
-/// Alignment by class and uniformity of unit rows.
+/// Computes alignment by class and uniformity of unit rows.
 ///
 /// # Shapes
 /// (N, D), labels N
 ///
 /// # Errors
-/// If there are fewer than two rows, not as many labels as rows, or a value is not finite.
+/// If there are fewer than two rows, the number of labels is not that of rows, or a value is NaN or infinite.
 pub fn align_uniform(
     rows: RowsView<'_>,
     labels: Option<&[u32]>,
@@ -74,7 +74,10 @@ pub fn align_uniform(
     t: f64,
 ) -> Result<AlignedUniform> {
     if rows.rows < 2 {
-        return Err(Error::config(format!("alignment and uniformity: {} rows have no pair", rows.rows)));
+        return Err(Error::config(format!(
+            "alignment and uniformity: {} rows; expected at least 2",
+            rows.rows
+        )));
     }
     if let Some(labels) = labels.filter(|l| l.len() != rows.rows) {
         let message = format!("{} rows but {} labels", rows.rows, labels.len());
@@ -83,7 +86,8 @@ pub fn align_uniform(
     finite("alignment and uniformity", rows)?;
     let count = rows.rows.min(MOST);
     let chosen: Vec<usize> = (0..count).map(|i| i * rows.rows / count).collect();
-    // Σ d^α and their number within classes, Σ exp(−t d²) over all, row by row, so that the sum's order is fixed.
+    // Σ d^α and the number of pairs within classes, and Σ exp(−t d²) over all. Row by row, so that the order
+    // of summation is fixed.
     let sums_of_row = |a: usize| {
         let (mut near, mut pairs, mut potential) = (0.0, 0u64, 0.0);
         for b in 0..a {
@@ -111,19 +115,19 @@ mod tests {
 
     #[test]
     fn known_configurations_have_their_values() {
-        // A square on the circle: four pairs at distance² 2, two at 4. Classes are the diagonals.
+        // A square on the circle: four pairs at squared distance 2, two at 4. The diagonals are the classes.
         let square = [1.0, 0.0, 0.0, 1.0, -1.0, 0.0, 0.0, -1.0];
         let rows = RowsView::new(&square, 2);
         let got = align_uniform(rows, Some(&[0, 1, 0, 1]), 2.0, 2.0).unwrap();
         let want = ((4.0 * (-4.0f64).exp() + 2.0 * (-8.0f64).exp()) / 6.0).ln();
-        // Squared distances are whole numbers and exact. Six powers or exponentials are added, and the mean
-        // of the latter is known relatively, so that its logarithm is absolutely.
+        // Squared distances are integers and exact. Six powers or exponentials are summed. The relative error
+        // of the mean of exponentials is the absolute error of its logarithm.
         assert_within!(got.alignment.unwrap(), 4.0, tolerance::f64(6 + 2, 4.0));
         assert_within!(got.uniformity, want, tolerance::f64(6 + 4, 1.0 + want.abs()));
         let got = align_uniform(rows, Some(&[0, 1, 0, 1]), 1.0, 0.5).unwrap();
         assert_within!(got.alignment.unwrap(), 2.0, tolerance::f64(6 + 2, 2.0));
         assert_eq!(align_uniform(rows, Some(&[0, 1, 2, 3]), 2.0, 2.0).unwrap().alignment, None);
-        // All in one place: collapse.
+        // Collapse: all embeddings are equal.
         let got = align_uniform(RowsView::new(&[0.6, 0.8, 0.6, 0.8], 2), None, 2.0, 2.0).unwrap();
         assert_eq!((got.alignment, got.uniformity), (None, 0.0));
     }

@@ -1,4 +1,4 @@
-//! Clustering as a measure: do clusters of the features agree with the classes?
+//! Clustering as a measurement: do clusters of the features agree with the classes?
 
 use crate::knn::unit_rows;
 use crate::{ProbeTime, Space, check, when};
@@ -11,20 +11,20 @@ use pauc_traits::{Clusterer, Count, Error, Probe, Result, TrainingSpan, componen
 component! {
     /// Agreement of the classes with a k-means clustering of the test split's unit vectors: NMI, AMI, ARI and accuracy.
     ///
-    /// The clustering is the best of `redos` by its objective, which never looks at the labels. Accuracy is the share of
-    /// images that agree under the best one-to-one matching of clusters to classes. Without a test split the training
-    /// split is clustered.
+    /// The clustering is the best of `redos` by inertia, which does not use the labels. Accuracy is the
+    /// fraction of images that agree under the best one-to-one matching of clusters to classes. Without a
+    /// test split, the training split is clustered.
     ///
     /// Metrics: `kmeans/k10/cos/nmi`, `…/ami`, `…/ari` and `…/accuracy`.
     /// Source: the protocol of deep clustering (Xie et al. 2016), with scikit-learn's definitions.
     pub struct Clusters: Probe {
-        /// The number of clusters; left out: the number of classes.
+        /// The number of clusters; by default, the number of classes.
         pub k: Option<Count> = None,
-        /// How many times k-means starts.
+        /// The number of restarts of k-means.
         pub redos: Count = Count::lit(10),
         /// The vectors clustered: `Features` before the projector, or its outputs, `Embeddings`.
         pub space: Space = Space::Features,
-        /// How often it runs besides the end of the run, such as `Epochs(1)`.
+        /// How often it runs during training, such as `Epochs(1)`; it also runs at the end.
         pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
         pub at: ProbeTime = ProbeTime::End,
@@ -57,19 +57,21 @@ impl Probe for Clusters {
     }
 }
 
-/// Labels against k-means of the rows, scaled to unit length.
+/// Compares labels with k-means clusters of the rows, which are scaled to unit length.
 ///
 /// # Shapes
 /// rows (N, D), labels N
 ///
 /// # Errors
-/// If there are fewer rows than clusters, not as many labels as rows, or a value is not finite.
+/// If there are fewer rows than clusters, the number of labels is not that of rows, or a value is NaN or
+/// infinite.
 pub fn agreement(rows: RowsView<'_>, labels: &[u32], k: usize, redos: Count, seed: u64) -> Result<Agreement> {
     let k = Count::try_from(k).map_err(|e| Error::config(format!("clusters: k {e}")))?;
     let unit = unit_rows(rows);
     let k_means = KMeans { redos, ..KMeans::with(vec![k]) };
     let levels = k_means.fit(RowsView::new(&unit, rows.cols), FitContext::new(seed))?;
-    let clustering = levels.first().ok_or_else(|| Error::config("clusters: k-means gave no clustering"))?;
+    let clustering =
+        levels.first().ok_or_else(|| Error::config("clusters: k-means returned no clustering"))?;
     Agreement::new(labels, &clustering.assignments)
 }
 
@@ -80,7 +82,7 @@ mod tests {
 
     #[test]
     fn separate_classes_are_found_and_shuffled_ones_are_not() {
-        // Four directions with a little spread, at lengths that do not matter.
+        // Four directions with a little spread, at irrelevant lengths.
         let data: Vec<f32> = (0..200)
             .flat_map(|i| {
                 let angle = (i % 4) as f32 * 1.5 + 0.1 * (i as f32 * 0.7).sin();
@@ -92,14 +94,15 @@ mod tests {
         let right: Vec<u32> = (0..200).map(|i| (i + 1) % 4).collect();
         let got = agreement(rows, &right, 4, Count::lit(10), 0).unwrap();
         assert_eq!((got.nmi, got.ari, got.hungarian_accuracy), (1.0, 1.0, 1.0));
-        // Every class has as many images in each cluster.
+        // Every class has the same number of images in each cluster.
         let crossed: Vec<u32> = (0..200).map(|i| i / 4 % 2).collect();
         let got = agreement(rows, &crossed, 4, Count::lit(10), 0).unwrap();
-        // I is a sum over eight cells of an eighth times a logarithm, of counts whose own logarithms are
+        // I is a sum over eight cells of an eighth times a logarithm of counts, whose own logarithms are
         // below ln 200.
         assert_within!(got.nmi, 0.0, tolerance::f64(8 + 4, 3.0 * 200f64.ln()));
         assert!(got.ari < 0.0 && got.ami < 0.0, "{got:?}");
-        // Two clusters of two classes each: a half is matched, and I = ln 2 against entropies ln 4 and ln 2.
+        // Two clusters of two classes each: half of the images are matched, and I = ln 2 with entropies ln 4
+        // and ln 2.
         let pairs = Agreement::new(&right, &right.iter().map(|l| Some(l / 2)).collect::<Vec<_>>()).unwrap();
         assert_within!(pairs.nmi, 2.0 / 3.0, tolerance::f64(8 + 4, 3.0 * 200f64.ln()));
         assert_eq!(pairs.hungarian_accuracy, 0.5);

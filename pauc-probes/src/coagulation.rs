@@ -6,21 +6,21 @@ use pauc_traits::probe::{Metric, ProbeContext, When};
 use pauc_traits::{Probe, Result, TrainingSpan, component};
 
 component! {
-    /// Diversity inside prototypes and distance between them, for each level of the clustering in force.
+    /// Diversity inside prototypes and distance between them, for each level of the current clustering.
     ///
-    /// Prototypes coagulate when the cosine within them and their effective rank go to 1 while the cosine between
-    /// them stays low and accuracy no longer rises. Samples are the training split's vectors as they are now, with
-    /// the assignments of the last clustering. Where the data has labels, classes are measured in the same way.
-    /// Before the first clustering there are only classes.
+    /// Prototypes coagulate if the cosine within them and their effective rank go to 1 while the cosine
+    /// between them stays low and accuracy no longer rises. Samples are the training split's current vectors,
+    /// with the assignments of the last clustering. If the data has labels, classes are measured in the same
+    /// way. Before the first clustering, only classes are measured.
     ///
     /// Metrics: `coagulation/k100/intra_cosine`, `…/inter_cosine_mean`, `…/within_rank` and so on, and
-    /// `coagulation/classes/…`; a level of the same k as one before it is called `k100#2`. Quantities that do not
-    /// exist are left out.
-    /// Source: Mo, Sun & Li 2022 for the phenomenon; the quantities are a reading of it.
+    /// `coagulation/classes/…`. A second level with the same k is named `k100#2`. Undefined quantities are
+    /// left out.
+    /// Source: Mo, Sun & Li 2022 for the phenomenon; the quantities are our interpretation.
     pub struct Coagulation: Probe {
         /// The vectors that were clustered: `Embeddings`, or `Features` before the projector.
         pub space: Space = Space::Embeddings,
-        /// How often it runs besides the end of the run, such as `Epochs(1)`.
+        /// How often it runs during training, such as `Epochs(1)`; it also runs at the end.
         pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
         pub at: ProbeTime = ProbeTime::End,

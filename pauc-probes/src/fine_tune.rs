@@ -6,36 +6,41 @@ use pauc_traits::probe::{Metric, ProbeContext, RowsView, Views, When};
 use pauc_traits::{Count, NonNegative, Positive, Probe, Result, TrainingSpan, component};
 
 component! {
-    /// Accuracy on the test split once a copy of the encoder has been trained with labels, from the weights it has.
+    /// Accuracy on the test split after fine-tuning a copy of the encoder with labels.
     ///
-    /// A linear classifier is put on the features, and both are trained on the mean cross-entropy by stochastic gradient
-    /// descent with momentum 0.9; none of the encoder's parameters is frozen, its batch normalization follows the batches,
-    /// and the run's own network stays as it is. The defaults are those of PCL: 20 epochs, batches of 256, learning rates of
-    /// 0.01 for the encoder and 0.1 for the classifier, both times 0.2 after 60 % and after 80 % of the epochs, weight decay
-    /// 5e-4; with 1 % of the labels, 1 for the classifier. With few labels: `LowShot(labels: Percent1, probe: FineTune(head_lr:
-    /// 1.0))`. Images are cropped and flipped as in the recipe's first view. It costs about as much as training for as many
-    /// epochs, and as a baseline, `RandomInit` is the same network trained with labels alone. Fewer images than a batch are
-    /// one batch; an incomplete last batch of an epoch is left out. Without images or a network, as for raw pixels, there is
-    /// nothing to tune.
+    /// A linear classifier is added to the features. Encoder and classifier are trained on the mean
+    /// cross-entropy by stochastic gradient descent with momentum 0.9. No parameter of the encoder is frozen,
+    /// and its batch normalization uses batch statistics. The run's own network does not change. The defaults
+    /// are those of PCL: 20 epochs, batches of 256, learning rates of 0.01 for the encoder and 0.1 for the
+    /// classifier, both times 0.2 after 60 % and after 80 % of the epochs, weight decay 5e-4. With 1 % of the
+    /// labels, PCL uses 1 for the classifier: `LowShot(labels: Percent1, probe: FineTune(head_lr: 1.0))`.
+    /// Images are cropped and flipped as in the recipe's first view.
     ///
-    /// Metric: `finetune/e20/b256/step0.2/crop-flip/lr0.01/head0.1/wd0.0005`, a fraction; chance is the share of the most
-    /// frequent class. Source: Li et al. 2021 (PCL), semi-supervised classification.
+    /// It costs about as much as training for the same number of epochs. As a baseline, `RandomInit` is the
+    /// same network trained with labels only. With fewer images than a batch, the batch is all images. An
+    /// incomplete last batch of an epoch is left out. Without images or a network, as for raw pixels, nothing
+    /// is measured.
+    ///
+    /// Metric: `finetune/e20/b256/step0.2/crop-flip/lr0.01/head0.1/wd0.0005`, a fraction; the chance
+    /// level is the fraction of the most frequent class. Source: Li et al. 2021 (PCL), semi-supervised
+    /// classification.
     pub struct FineTune: Probe {
         /// The encoder's learning rate.
         pub lr: Positive = Positive::lit(0.01),
         /// The classifier's learning rate.
         pub head_lr: Positive = Positive::lit(0.1),
-        /// Passes over the training split.
+        /// Epochs on the training split.
         pub epochs: Count = Count::lit(20),
-        /// Images of a batch.
+        /// The number of images in a batch.
         pub batch: Count = Count::lit(256),
-        /// How both rates fall: `Step(0.2)`, times 0.2 after 60 % and after 80 % of the epochs, `Cosine` or `Constant`.
+        /// How both rates fall: `Step(0.2)`, times 0.2 after 60 % and after 80 % of the epochs; `Cosine`; or
+        /// `Constant`.
         pub decay: Decay = Decay::Step(Positive::lit(0.2)),
-        /// λ of encoder and classifier, coupled: it passes through the momentum.
+        /// λ of encoder and classifier, coupled: the decay passes through the momentum.
         pub weight_decay: NonNegative = NonNegative::lit(5e-4),
         /// The views of training images: `CropFlip` as in the recipe's first view, or `Evaluation`.
         pub views: Views = Views::CropFlip,
-        /// How often it runs besides the end of the run, such as `Epochs(50)`.
+        /// How often it runs during training, such as `Epochs(50)`; it also runs at the end.
         pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
         pub at: ProbeTime = ProbeTime::End,
@@ -109,7 +114,7 @@ mod tests {
     use pauc_traits::{Image, ImageShape};
     use std::sync::Arc;
 
-    /// Images of two pixels, which are their features once a single weight has been learnt.
+    /// Images of two pixels. The pixels times a single learned weight are the features.
     struct Two(Vec<[u8; 2]>, Vec<u32>);
 
     impl ImageSource for Two {
@@ -127,7 +132,7 @@ mod tests {
         }
     }
 
-    /// x = w·pixels: at the start w is 0, and all features are alike.
+    /// x = w·pixels. w starts at 0, so all features are equal at first.
     struct Scale;
     struct ScaleTuning {
         w: f64,
@@ -178,13 +183,13 @@ mod tests {
             Ok(())
         }
         fn features(&mut self, images: &Arc<dyn ImageSource>) -> Result<Vec<f32>> {
-            assert!(self.w > 0.02, "the encoder has learnt: {}", self.w);
+            assert!(self.w > 0.02, "the encoder has learned: {}", self.w);
             Ok(pixels(images).iter().map(|p| self.w as f32 * p).collect())
         }
     }
 
     #[test]
-    fn encoder_and_classifier_learn_together_at_rates_of_their_own() {
+    fn encoder_and_classifier_learn_together_at_their_own_rates() {
         let labels: Vec<u32> = (0..8).map(|i| i % 2).collect();
         let picture = |l: &u32| if *l == 0 { [250, 20] } else { [30, 240] };
         let images: Arc<dyn ImageSource> =
@@ -212,7 +217,7 @@ mod tests {
         let rates = RATES.with(|r| r.borrow().clone());
         assert_eq!(rates.len(), 20);
         assert_eq!((rates[0], rates[11], rates[12], rates[16]), (0.5, 0.5, 0.25, 0.125));
-        // Pixels have no network.
+        // Raw pixels have no network.
         assert_eq!(probe.measure(&ProbeContext { network: None, ..context }).unwrap(), []);
     }
 }

@@ -9,10 +9,10 @@ use rand::seq::SliceRandom;
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
-/// How a learning rate falls, epoch by epoch.
+/// The decay of a learning rate over epochs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Decay {
-    /// Not at all.
+    /// No decay.
     Constant,
     /// ½·(1 + cos(π·epoch/epochs)).
     Cosine,
@@ -21,7 +21,7 @@ pub enum Decay {
 }
 
 impl Decay {
-    /// What the learning rate is multiplied by in an epoch, counted from 0.
+    /// Returns the factor on the learning rate in an epoch, counted from 0.
     pub fn factor(self, epoch: u64, epochs: u64) -> f64 {
         match self {
             Decay::Constant => 1.0,
@@ -33,7 +33,7 @@ impl Decay {
         }
     }
 
-    /// What it is called in a metric's name.
+    /// Returns the name of the decay in a metric's name.
     pub fn name(self) -> String {
         match self {
             Decay::Constant => "constant".into(),
@@ -43,21 +43,21 @@ impl Decay {
     }
 }
 
-/// μ of stochastic gradient descent.
+/// μ, the momentum of stochastic gradient descent.
 pub(crate) const MOMENTUM: f64 = 0.9;
 
-/// W x + b for C classes, trained by v ← μv + g + λw, w ← w − η·v on the mean cross-entropy.
+/// A classifier W x + b for C classes, trained by v ← μv + g + λw, w ← w − η·v on the mean cross-entropy.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     dim: usize,
     classes: usize,
-    /// C rows of D, then C biases.
+    /// C rows of length D, then C biases.
     weights: Vec<f32>,
     velocity: Vec<f32>,
 }
 
 impl Head {
-    /// Weights from N(0, 0.01²), biases 0.
+    /// Creates weights from N(0, 0.01²) and biases of 0.
     pub fn new(dim: usize, classes: usize, seed: u64) -> Self {
         let mut rng = stream(seed, Purpose::Probe, 0, 0, 1);
         let mut weights = vec![0.0; classes * (dim + 1)];
@@ -77,7 +77,7 @@ impl Head {
         logits
     }
 
-    /// ∂L/∂logits of L = mean −log softmax, (B, C), and L.
+    /// Returns ∂L/∂logits of L = mean −log softmax, (B, C), and L.
     fn residuals(&self, x: &[f32], labels: &[u32]) -> (Vec<f32>, f64) {
         let mut logits = self.logits(x);
         let share = 1.0 / labels.len() as f64;
@@ -94,7 +94,7 @@ impl Head {
         (logits, loss)
     }
 
-    /// The mean cross-entropy of a batch, and one step down its gradient.
+    /// Takes one gradient step, and returns the mean cross-entropy of the batch before it.
     ///
     /// # Shapes
     /// x (N, dim), labels N
@@ -104,7 +104,7 @@ impl Head {
         loss
     }
 
-    /// As [`Head::step`], with the gradient at x, (B, D), before the step.
+    /// As [`Head::step`], and also returns the gradient at x, (B, D), before the step.
     pub fn step_with_gradient(
         &mut self,
         x: &[f32],
@@ -139,7 +139,7 @@ impl Head {
         }
     }
 
-    /// The share of rows whose largest logit is their label's, the lowest class of equals.
+    /// Returns the fraction of rows whose largest logit is that of their label. Ties go to the lowest class.
     ///
     /// # Shapes
     /// x (N, dim), labels N
@@ -154,13 +154,13 @@ impl Head {
         right as f64 / labels.len() as f64
     }
 
-    /// Whether all weights are numbers: a learning rate may be too large for them.
+    /// Returns whether all weights are finite. They are not if the learning rate was too large.
     pub fn is_finite(&self) -> bool {
         self.weights.iter().all(|w| w.is_finite())
     }
 }
 
-/// The order of samples in an epoch.
+/// Returns the order of samples in an epoch.
 pub(crate) fn shuffled(samples: &[usize], seed: u64, epoch: u64) -> Vec<usize> {
     let mut order = samples.to_vec();
     order.shuffle(&mut stream(seed, Purpose::Probe, epoch, 0, 2));
@@ -186,9 +186,9 @@ mod tests {
         v.iter().map(|v| f64::from(*v)).collect()
     }
 
-    /// ∂loss/∂logits, row by row, and how far rounding of the logits moves the loss. Softmax and logarithm
-    /// are in double precision: to the first order, p_c is off by p_c·(e_c − Σ p_j·e_j) where logits are by
-    /// e, and the loss by Σ|p − 1[label]|·e.
+    /// Returns ∂loss/∂logits, row by row, and the error of the loss due to rounding of the logits. Softmax
+    /// and logarithm are in double precision. To first order, if logits are off by e, p_c is off by p_c·(e_c
+    /// − Σ p_j·e_j), and the loss by Σ|p − 1[label]|·e.
     fn residuals(
         w: &[Rounded],
         x: &[f32],
@@ -216,17 +216,17 @@ mod tests {
         (residuals, error)
     }
 
-    /// How far central differences of the loss are off, with respect to a factor whose partners are below
+    /// The error bound of central differences of the loss with respect to a factor whose partners are below
     /// `size`. The third derivative is that of a logarithm of Σ exp over a range of twice the size: below
     /// 2³/(6√3) times its cube. The loss takes some 30 operations on terms that sum to less than 10.
     fn differences(step: f64, size: f64) -> f64 {
         tolerance::central_difference(step, size.powi(3), 30, 10.0)
     }
 
-    /// Steps with gradients by finite differences of the loss in double precision. Rounding in single
-    /// precision is followed from step to step.
+    /// Takes steps with gradients from finite differences of the loss in double precision. The rounding of
+    /// single precision is tracked from step to step.
     #[test]
-    fn steps_are_those_of_pytorch_s_sgd_with_differences_as_gradients() {
+    fn steps_are_those_of_pytorch_sgd_with_differences_as_gradients() {
         let (dim, classes, lr, decay) = (3, 4, 0.7, 0.01);
         let x: Vec<f32> = (0..15).map(|i| (0.9 * i as f32).sin()).collect();
         let labels = [0, 3, 1, 1, 2];
@@ -292,8 +292,9 @@ mod tests {
     }
 
     #[test]
-    fn rates_fall_as_their_sources_have_it() {
-        // MoCo's linear classifier: 100 epochs, a tenth at 60 and at 80; PCL's fine-tuning: 20 epochs, a fifth at 12 and 16.
+    fn rates_fall_as_in_their_sources() {
+        // MoCo's linear classifier: 100 epochs, a tenth at 60 and at 80. PCL's fine-tuning: 20 epochs, a
+        // fifth at 12 and 16.
         let factor = |decay: Decay, epochs, epoch| decay.factor(epoch, epochs);
         let step = Decay::Step(Positive::lit(0.1));
         for (epoch, want) in [(0, 1.0), (59, 1.0), (60, 0.1), (79, 0.1), (80, 0.01), (99, 0.01)] {
@@ -303,7 +304,7 @@ mod tests {
             [11, 12, 15, 16].map(|e| factor(Decay::Step(Positive::lit(0.5)), 20, e)),
             [1.0, 0.5, 0.5, 0.25]
         );
-        // The angle, π/2, is rounded, and so is the cosine's sum with 1.
+        // The angle π/2 is rounded, and so is the sum of the cosine and 1.
         assert_within!(factor(Decay::Cosine, 100, 50), 0.5, tolerance::f64(4, 1.0));
         assert_eq!(factor(Decay::Cosine, 100, 0), 1.0);
         assert_eq!(factor(Decay::Constant, 10, 9), 1.0);

@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 component! {
     /// Accuracy of a weighted k-nearest-neighbor vote on the test split, with the training split as the bank.
     ///
-    /// Each of the k training samples with the highest cosine votes for its class with weight exp(cos/T). Exact
-    /// search. Equal cosines go to the lower sample index, equal votes to the lower class. A bank of fewer than
-    /// k samples votes as a whole. Without a test split there is nothing to measure.
+    /// Each of the k training samples with the highest cosine votes for its class with weight exp(cos/T). The
+    /// search is exact. Ties between cosines go to the lower sample index, ties between votes to the lower
+    /// class. If there are fewer than k training samples, all vote. Without a test split, nothing is
+    /// measured.
     ///
-    /// Metric: `knn/cos/k20/t0.07`, a fraction; chance is the share of the most frequent class.
+    /// Metric: `knn/cos/k20/t0.07`, a fraction; the chance level is the fraction of the most frequent class.
     /// Source: Wu et al. 2018 (instance discrimination).
     pub struct Knn: Probe {
         /// The number of neighbors.
@@ -25,7 +26,7 @@ component! {
         pub temperature: Positive = Positive::lit(0.07),
         /// The vectors compared: `Features` before the projector, or its outputs, `Embeddings`.
         pub space: Space = Space::Features,
-        /// How often it runs besides the end of the run, such as `Epochs(1)`.
+        /// How often it runs during training, such as `Epochs(1)`; it also runs at the end.
         pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
         pub at: ProbeTime = ProbeTime::End,
@@ -52,13 +53,14 @@ impl Probe for Knn {
     }
 }
 
-/// The share of test rows that the weighted vote of their `k` nearest training rows puts into the right class.
+/// Returns the fraction of test rows that the weighted vote of their `k` nearest training rows classifies
+/// correctly.
 ///
 /// # Shapes
 /// train (N, D), labels N, test (M, D), test_labels M → a fraction
 ///
 /// # Errors
-/// If rows and labels do not belong together, there are none, or a value is not finite.
+/// If rows and labels do not match, there are no rows, or a value is NaN or infinite.
 pub fn knn_accuracy(
     train: RowsView<'_>,
     labels: &[u32],
@@ -73,14 +75,14 @@ pub fn knn_accuracy(
     Ok(share_right(&votes, test_labels, classes))
 }
 
-/// The share of rows whose class has the most votes.
+/// Returns the fraction of rows whose class has the most votes.
 fn share_right(votes: &[f64], labels: &[u32], classes: usize) -> f64 {
     let right = votes.chunks_exact(classes).zip(labels).filter(|(v, l)| largest(v) == **l as usize).count();
     right as f64 / labels.len() as f64
 }
 
-/// Each test row's votes for every class: Σ exp((cos − cos₁)/T) over its neighbors, where cos₁ is the cosine of
-/// the nearest one.
+/// Returns each test row's votes for every class: Σ exp((cos − cos₁)/T) over its neighbors, where cos₁ is the
+/// cosine of the nearest one.
 ///
 /// # Shapes
 /// train (N, D), labels N, test (M, D) → (M, classes), row-major
@@ -109,28 +111,29 @@ fn votes(nearest: &[Neighbors], labels: &[u32], temperature: f64, classes: usize
     votes
 }
 
-/// A neighbor's vote: exp((cos − cos₁)/T).
+/// Returns the weight of a neighbor's vote, exp((cos − cos₁)/T).
 pub(crate) fn weight(cosine: f32, best: f32, temperature: f64) -> f64 {
     ((cosine as f64 - best as f64) / temperature).exp()
 }
 
-/// What near means.
+/// How neighbors are ranked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Distance {
-    /// The largest cosine.
+    /// By the largest cosine.
     Cosine,
-    /// The smallest ‖x − y‖.
+    /// By the smallest ‖x − y‖.
     Euclidean,
 }
 
-/// The `k` nearest training rows of each test row. With the cosine comes its value, with the Euclidean distance d the
-/// value −d²/2 up to a constant of the test row. Equal ones go to the lower index; of fewer than `k` rows, all come.
+/// Returns the `k` nearest training rows of each test row, with their scores. The score is the cosine, or
+/// −d²/2 of the Euclidean distance d up to a constant of the test row. Ties go to the lower index. If there
+/// are fewer than `k` rows, all are returned.
 ///
 /// # Shapes
 /// train (N, D), test (M, D) → M lists
 ///
 /// # Errors
-/// If rows have different widths, or a value is not finite.
+/// If rows have different widths, or a value is NaN or infinite.
 pub fn neighbors(
     train: RowsView<'_>,
     test: RowsView<'_>,
@@ -140,7 +143,7 @@ pub fn neighbors(
     neighbors_on(None, train, test, k, distance)
 }
 
-/// [`neighbors`] with a device, if there is one, that compares and selects.
+/// As [`neighbors`], with comparison and selection on a device, if given.
 ///
 /// # Shapes
 /// train (N, D), test (M, D) → M lists
@@ -160,7 +163,7 @@ pub fn neighbors_on(
     let (bank, queries, shift): (_, _, Option<Vec<f32>>) = match distance {
         Distance::Cosine => (unit_rows(train), unit_rows(test), None),
         Distance::Euclidean => {
-            // −‖x − y‖²/2 = x·y − ‖y‖²/2 − ‖x‖²/2. Without their common mean, little cancels in the difference.
+            // −‖x − y‖²/2 = x·y − ‖y‖²/2 − ‖x‖²/2. Subtracting the common mean reduces cancellation.
             let center = mean(train);
             let bank = centered(train, &center);
             let half = |row: &[f32]| (-0.5 * row.iter().map(|v| (*v as f64).powi(2)).sum::<f64>()) as f32;
@@ -188,11 +191,11 @@ fn centered(rows: RowsView<'_>, center: &[f64]) -> Vec<f32> {
     rows.iter().flat_map(row).collect()
 }
 
-// A tile of scores, QUERIES × BANK, stays in the second-level cache between the product and the selection.
+// A tile of scores, QUERIES × BANK, stays in the L2 cache between the product and the selection.
 const QUERIES: usize = 128;
 const BANK: usize = 1024;
 
-/// The products of all queries with all rows of a bank, query by query.
+/// Returns the products of all queries with all rows of a bank, query by query.
 pub(crate) fn products(queries: &[f32], bank: &[f32], dim: usize) -> Vec<f32> {
     let (rows, width) = (queries.len() / dim, bank.len() / dim);
     let mut out = vec![0.0; rows * width];
@@ -204,16 +207,16 @@ pub(crate) fn products(queries: &[f32], bank: &[f32], dim: usize) -> Vec<f32> {
     out
 }
 
-/// What queries are compared with.
+/// The rows that queries are compared with.
 struct Bank<'a> {
     rows: &'a [f32],
-    /// What is added to the product with each row.
+    /// Added to the product with each row.
     shift: Option<Vec<f32>>,
     dim: usize,
 }
 
 impl Bank<'_> {
-    /// The `k` bank rows of the highest score for each query, best first.
+    /// Returns the `k` bank rows of the highest score for each query, best first.
     fn search(&self, queries: &[f32], k: usize) -> Vec<Neighbors> {
         let dim = self.dim;
         let rows = queries.len() / dim;
@@ -238,12 +241,12 @@ impl Bank<'_> {
     }
 }
 
-/// Lets the scores of the bank rows from `start` on into the list of the `k` best. Rows come in ascending order,
-/// so a later row of equal score stays behind.
+/// Inserts the bank rows from `start` on into the list of the `k` best. Rows arrive in ascending order, so a
+/// later row of equal score stays behind.
 fn offer(nearest: &mut Neighbors, k: usize, start: usize, scores: &[f32]) {
     let bar = |nearest: &[(f32, u32)]| if nearest.len() < k { f32::NEG_INFINITY } else { nearest[k - 1].0 };
     for (b, block) in scores.chunks(32).enumerate() {
-        // Almost every block holds nothing better; this form of the question is vectorized.
+        // Almost no block has a better row, and this form of the test is vectorized.
         let low = bar(nearest);
         if !block.iter().fold(false, |any, c| any | (*c > low)) {
             continue;
@@ -258,7 +261,7 @@ fn offer(nearest: &mut Neighbors, k: usize, start: usize, scores: &[f32]) {
     }
 }
 
-/// Rows divided by their length; rows of zeros stay zero, that is, at cosine 0 to everything.
+/// Divides rows by their length. Rows of zeros stay zero, and so have cosine 0 to all rows.
 pub(crate) fn unit_rows(rows: RowsView<'_>) -> Vec<f32> {
     let mut unit = rows.data.to_vec();
     unit.par_chunks_mut(rows.cols.max(1)).for_each(|row| {
@@ -277,7 +280,7 @@ mod tests {
     use pauc_testing::{assert_within, tolerance};
     use serde_json::Value;
 
-    /// Rounding of a cosine: an inner product of unit rows, each rounded once more when it is scaled.
+    /// The error bound of a cosine: an inner product of unit rows, each rounded once more by the scaling.
     fn of_cosine(dim: usize) -> f64 {
         tolerance::f32(dim + 2, 1.0)
     }
@@ -298,13 +301,13 @@ mod tests {
             let (k, t) = (case["k"].as_u64().unwrap() as usize, case["temperature"].as_f64().unwrap());
             let (train, test) = (RowsView::new(&train, dim), RowsView::new(&test, dim));
             let got = knn_votes(train, &labels, test, k, t, classes).unwrap();
-            // A share of votes is a softmax of cos/T, and max-norm changes of its arguments reach it halved
-            // at most. The reference reads features before they are rounded to f32; its votes are rounded
+            // A share of votes is a softmax of cos/T. It changes by at most half the max-norm change of the
+            // arguments. The reference uses features before they are rounded to f32; its votes are rounded
             // here.
             let rounding = 0.5 * (of_cosine(dim) + tolerance::f32(2, 1.0)) / t + tolerance::f32(2, 1.0);
             for (i, (got, want)) in got.chunks(classes).zip(want.chunks(classes)).enumerate() {
                 assert_eq!(largest(got), predictions[i], "{} row {i}", case["case"]);
-                // The reference does not divide by the nearest neighbor's weight: compare shares.
+                // The reference does not divide by the weight of the nearest neighbor, so compare shares.
                 let share = |v: f64, all: f64| v / all;
                 let (all, total) = (got.iter().sum::<f64>(), want.iter().map(|v| *v as f64).sum::<f64>());
                 for (g, w) in got.iter().zip(want) {
@@ -318,7 +321,7 @@ mod tests {
         }
     }
 
-    /// All cosines of each test row, computed in f64 with loops.
+    /// Computes all cosines of each test row in f64 with loops.
     fn naive(train: &[f32], test: &[f32], dim: usize) -> Vec<Vec<f64>> {
         let norm = |v: &[f32]| v.iter().map(|x| (*x as f64).powi(2)).sum::<f64>().sqrt();
         let cosines = |q: &[f32]| {
@@ -344,7 +347,7 @@ mod tests {
             for ((value, index), want) in got.iter().zip(order) {
                 let index = *index as usize;
                 assert_within!(*value, cosines[index], of_cosine(dim), "query {q}");
-                // Rows whose cosines are as near as rounding may change places: one pair of these is 1.4e-7
+                // Rows whose cosines differ by less than rounding may be swapped; one such pair is 1.4e-7
                 // apart.
                 assert_within!(cosines[index], cosines[want], 2.0 * of_cosine(dim), "query {q}");
                 exchanged += usize::from(index != want);
@@ -363,7 +366,7 @@ mod tests {
         assert_eq!(largest(&[0.0, 0.0]), 0);
     }
 
-    /// A device that finds the neighbors of loops, up to a number of them.
+    /// A device that finds neighbors with loops, up to a maximum number.
     struct Loops {
         most: usize,
         asked: std::cell::Cell<usize>,
@@ -411,9 +414,9 @@ mod tests {
         let labels: Vec<u32> = (0..40).map(|i| i % 3).collect();
         for most in [0, 1000] {
             let loops = Loops { most, asked: Default::default() };
-            // Both read the same rows: a product of seven terms and a shift, against loops that round once.
-            // Centered rows have norms below √7: their products and halves of squares sum to less than 7 +
-            // 7/2.
+            // Both use the same rows: a product of seven terms and a shift, compared with loops that round
+            // once. Centered rows have norms below √7, so their products and half squares sum to less than 7
+            // + 7/2.
             for (distance, magnitude) in [(Distance::Cosine, 1.0), (Distance::Euclidean, 10.5)] {
                 let rounding = tolerance::f32(9, magnitude);
                 let got = neighbors_on(Some(&loops), train, test, 12, distance).unwrap();
@@ -443,7 +446,7 @@ mod tests {
         let test = [5.0f32, 0.4, 0.2, 7.0, 0.0, 0.0];
         let test = RowsView::new(&test, 2);
         for t in [0.07, 1e-4] {
-            // The third test row is zero: all cosines are 0, the vote is a tie, and class 0 wins it.
+            // The third test row is zero: all cosines are 0, the vote is a tie, and class 0 wins.
             assert_eq!(knn_accuracy(train, &labels, test, &[0, 1, 0], 4, t, 2).unwrap(), 1.0);
             assert_eq!(knn_accuracy(train, &labels, test, &[1, 0, 1], 4, t, 2).unwrap(), 0.0);
         }

@@ -1,4 +1,4 @@
-//! Nearest neighbors at many settings, for one search.
+//! Nearest neighbors at many settings with one search.
 
 use crate::knn::{Distance, Neighbors, neighbors_on, weight};
 use crate::{ProbeTime, Space, largest, when};
@@ -7,14 +7,17 @@ use pauc_traits::{Count, Error, Positive, Probe, Result, TrainingSpan, component
 use rayon::prelude::*;
 
 component! {
-    /// Accuracies of nearest-neighbor votes on the test split at every k, temperature and distance, for one search each.
+    /// Accuracies of nearest-neighbor votes on the test split at every k, temperature and distance.
     ///
-    /// With `Cosine`, the vote is that of `Knn`, at each k and temperature. With `Euclidean`, the k training samples at
-    /// the smallest ‖x − y‖ have one vote each, so that temperatures do not count. Equal distances go to the lower sample
-    /// index, equal votes to the lower class. All settings are reported, for choosing the best of them by the test split
-    /// would flatter it: see how far a comparison hangs on them, and read the one that was named before.
+    /// There is one search per distance. With `Cosine`, the vote is that of `Knn`, at each k and temperature.
+    /// With `Euclidean`, each of the k training samples with the smallest ‖x − y‖ has one vote, so the
+    /// temperatures do not matter. Ties between distances go to the lower sample index, ties between votes to
+    /// the lower class. All settings are reported, since choosing the best one on the test split would be
+    /// biased: use the grid to see how sensitive a comparison is, and report the setting you chose
+    /// beforehand.
     ///
-    /// Metrics: `knn_grid/cos/k20/t0.07` and `knn_grid/l2/k20`, fractions; chance is the share of the most frequent class.
+    /// Metrics: `knn_grid/cos/k20/t0.07` and `knn_grid/l2/k20`, fractions; the chance level is the fraction
+    /// of the most frequent class.
     /// Source: Wu et al. 2018 (instance discrimination) for the weighted vote.
     pub struct KnnGrid: Probe {
         /// The numbers of neighbors.
@@ -25,7 +28,7 @@ component! {
         pub distance: Vec<Distance> = vec![Distance::Cosine, Distance::Euclidean],
         /// The vectors compared: `Features` before the projector, or its outputs, `Embeddings`.
         pub space: Space = Space::Features,
-        /// How often it runs besides the end of the run, such as `Epochs(1)`.
+        /// How often it runs during training, such as `Epochs(1)`; it also runs at the end.
         pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
         pub at: ProbeTime = ProbeTime::End,
@@ -47,7 +50,7 @@ impl Probe for KnnGrid {
         }
         if self.temperature.is_empty() && self.distance.contains(&Distance::Cosine) {
             return Err(Error::config(
-                "KnnGrid: `temperature` is empty; give one, or only `distance: [Euclidean]`",
+                "KnnGrid: `temperature` is empty; give at least one value, or set `distance: [Euclidean]`",
             ));
         }
         Ok(())
@@ -86,7 +89,7 @@ impl Probe for KnnGrid {
     }
 }
 
-/// What a neighbor's vote counts.
+/// The weight of a neighbor's vote.
 #[derive(Clone, Copy, Debug)]
 enum Vote {
     /// exp(cos/T).
@@ -95,7 +98,7 @@ enum Vote {
     Equal,
 }
 
-/// The accuracy at each of the ascending numbers `k`: one walk through each list of neighbors gives them all.
+/// Returns the accuracy at each of the ascending numbers `k`, from one pass over each list of neighbors.
 fn accuracies(
     nearest: &[Neighbors],
     labels: &[u32],
@@ -150,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cell_is_the_single_probe_s() {
+    fn every_cell_equals_the_single_probe() {
         let (train, labels, test, tests) = case();
         let probe: KnnGrid = pauc_traits::component_ron::options()
             .from_str("(k: [20, 1, 7, 100], temperature: [0.01, 0.5], distance: [Cosine])")
@@ -167,7 +170,8 @@ mod tests {
         }
     }
 
-    // scikit-learn 1.9.1 on the same data; the k-th and the next distance² are 1.8e-5 apart, more than rounding:
+    // scikit-learn 1.9.1 on the same data. The k-th and the next squared distance differ by 1.8e-5, more than
+    // rounding:
     //   wave = lambda rows, phase: np.float32([math.sin(phase + 1.3*n + math.cos(.37*n)) for n in range(rows*3)]
     //                                         ).reshape(-1, 3) + np.float32(2)
     //   labels = lambda n, step: np.array([(i*step + i//3) % 4 for i in range(n)])
@@ -185,15 +189,15 @@ mod tests {
 
     #[test]
     fn euclidean_neighbors_are_those_of_loops_far_from_the_origin() {
-        // A mean of 100 against distances of 1: without centering, single precision would lose them.
+        // A mean of 100 with distances of 1: without centering, single precision would lose them.
         let (train, test) = (wave(2100, 0.1), wave(30, 0.7));
         let far = |v: &[f32]| v.iter().map(|x| x + 100.0).collect::<Vec<f32>>();
         let (train, test) = (far(&train), far(&test));
         let (train, test) = (RowsView::new(&train, 3), RowsView::new(&test, 3));
         let got = neighbors(train, test, 5, Distance::Euclidean).unwrap();
         // A score is x·y − ‖y‖²/2 of centered rows of three values of at most 1.2. Centering rounds each
-        // factor, the product three times, and the shift once more. Distances² are two scores, and two rows
-        // may change places.
+        // factor, the product is rounded three times, and the shift once more. Squared distances are twice a
+        // score, and two rows may be swapped.
         let rounding = 4.0 * tolerance::f32(2 + 3 + 2, 1.5 * 3.0 * 1.2f64.powi(2));
         for (q, got) in test.iter().zip(got) {
             let d = |i: usize| {

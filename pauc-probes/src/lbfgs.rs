@@ -1,28 +1,28 @@
 //! Limited-memory BFGS for smooth convex functions.
 
-/// When the search ends.
+/// The stopping rule of the search.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Stop {
-    /// Converged when no entry of the gradient is larger than this.
+    /// The search has converged if no entry of the gradient is larger than this.
     pub tolerance: f64,
-    /// Given up after this many iterations.
+    /// The maximum number of iterations.
     pub iterations: usize,
 }
 
-/// How the search ended.
+/// The result of the search.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outcome {
     /// The value at the end.
     pub value: f64,
     /// The largest entry of the gradient at the end.
     pub gradient: f64,
-    /// Iterations done.
+    /// The number of iterations.
     pub iterations: usize,
     /// Whether the gradient fell below the tolerance.
     pub converged: bool,
 }
 
-/// The pairs of steps and gradient changes that are remembered.
+/// The number of stored pairs of steps and gradient changes.
 const MEMORY: usize = 12;
 
 struct Pair {
@@ -43,16 +43,17 @@ fn add(into: &mut [f64], scale: f64, v: &[f64]) {
     into.iter_mut().zip(v).for_each(|(x, y)| *x += scale * y);
 }
 
-/// Minimizes a function from `x` on, in place.
+/// Minimizes a function in place, starting from `x`.
 ///
-/// `evaluate(x, gradient)` returns the value and fills in the gradient; `precondition(v)` replaces v by an estimate
-/// of H⁻¹v, for a positive definite estimate that stays the same throughout (the identity: do nothing). Steps
-/// satisfy the weak Wolfe conditions, in the form of Hager and Zhang where the decrease drowns in rounding.
+/// `evaluate(x, gradient)` returns the value and fills in the gradient. `precondition(v)` replaces v by an
+/// estimate of H⁻¹v; the estimate must be positive definite and the same throughout (for the identity, do
+/// nothing). Steps satisfy the weak Wolfe conditions, in the form of Hager and Zhang if the decrease is
+/// within rounding.
 ///
 /// Source: Nocedal & Wright, Numerical Optimization, chapter 7; the line search of Lewis & Overton 2013.
 ///
 /// # Errors
-/// Those of `evaluate`.
+/// Any error of `evaluate`.
 pub fn minimize<E>(
     x: &mut [f64],
     mut evaluate: impl FnMut(&[f64], &mut [f64]) -> Result<f64, E>,
@@ -69,7 +70,7 @@ pub fn minimize<E>(
             if pairs.is_empty() {
                 break;
             }
-            // The remembered curvature no longer fits: start again from the preconditioner alone.
+            // The stored curvature no longer fits, so restart from the preconditioner alone.
             pairs.clear();
             continue;
         };
@@ -90,7 +91,7 @@ pub fn minimize<E>(
     Ok(Outcome { value, gradient, iterations, converged: gradient <= stop.tolerance })
 }
 
-/// −H⁻¹g by the two-loop recursion.
+/// Computes −H⁻¹g by the two-loop recursion.
 fn direction(
     gradient: &[f64],
     pairs: &std::collections::VecDeque<Pair>,
@@ -117,7 +118,8 @@ fn direction(
     q
 }
 
-/// The length of a step along `direction`, with the value and the gradient there; `None` if there is no descent.
+/// Returns the length of a step along `direction`, with the value and the gradient there; `None` if there is
+/// no descent.
 fn search<E>(
     x: &[f64],
     value: f64,
@@ -193,7 +195,7 @@ mod tests {
         let stop = Stop { tolerance: 1e-6, iterations: 500 };
         let mut x = vec![0.0; 21];
         let plain = minimize(&mut x, evaluate, |_| (), stop);
-        // No entry g_i = a_i·(x_i − i) of the gradient is larger than where the search stops; the value is Σ
+        // No entry g_i = a_i·(x_i − i) of the gradient exceeds the tolerance of the search. The value is Σ
         // g_i²/2a_i.
         let largest = stop.tolerance + tolerance::f64(2, stop.tolerance);
         let value: f64 = (0..x.len()).map(|i| 0.5 * largest.powi(2) / a(i)).sum();

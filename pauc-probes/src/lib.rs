@@ -1,16 +1,16 @@
-//! Evaluation probes: what a frozen representation is worth, beside the loss that made it.
+//! Probes: evaluation of a frozen representation, independent of the loss that trained it.
 //!
 //! Internal to pauc: any release may change it. Programs depend on `pauc`, components on `pauc-traits`.
 //!
-//! Each probe has a file of its own; `pauc-cli list probe` tells what they measure. The other modules are:
+//! Each probe has its own file; `pauc-cli list probe` describes them. The other modules are:
 //!
-//! | module | what lives there |
+//! | module | contents |
 //! |---|---|
 //! | [`pca`], [`mod@tsne`] | [`pca2`], [`tsne()`]: pictures of the embeddings in two dimensions |
 //! | [`head`], [`lbfgs`], [`spectrum`] | classifiers, optimizer and matrices behind the probes |
 //!
-//! Every probe says in a recipe when it runs: `Knn(k: 20, every: Epochs(1))` at the end of every epoch and of the
-//! run, `Linear(at: End)` at the end of the run only. Nothing here depends on the number of threads.
+//! A recipe says when a probe runs: `Knn(k: 20, every: Epochs(1))` at the end of every epoch and of the run,
+//! `Linear(at: End)` only at the end of the run. Results do not depend on the number of threads.
 #![forbid(unsafe_code)]
 
 pub mod align_uniform;
@@ -50,7 +50,7 @@ use pauc_traits::{Error, Result, TrainingSpan};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// A single moment of a run at which a probe may run.
+/// A single time of a run at which a probe may run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProbeTime {
     /// The end of the run.
@@ -58,18 +58,18 @@ pub enum ProbeTime {
     End,
 }
 
-/// Which vectors a probe reads.
+/// The vectors that a probe reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Space {
-    /// Backbone features, before the projector.
+    /// Features, before the projector.
     #[default]
     Features,
-    /// Unit-length projector outputs.
+    /// Outputs of the projector, scaled to unit length.
     Embeddings,
 }
 
 impl Space {
-    /// The rows of a split in this space.
+    /// Returns the rows of a split in this space.
     ///
     /// # Shapes
     /// (N, D)
@@ -80,7 +80,8 @@ impl Space {
         }
     }
 
-    /// What a probe that learns from labels reads; none without a test split, or where a split has no labels.
+    /// Returns the data of a probe that learns from labels; `None` without a test split, or if a split has no
+    /// labels.
     fn labeled<'a>(self, context: &ProbeContext<'a>) -> Option<Labeled<'a>> {
         let test = context.test.as_ref()?;
         Some(Labeled {
@@ -91,7 +92,7 @@ impl Space {
         })
     }
 
-    /// What the space adds to a metric's name: nothing for features, the usual case.
+    /// Returns the suffix of a metric's name: empty for features, the usual case.
     pub fn suffix(self) -> &'static str {
         match self {
             Space::Features => "",
@@ -117,21 +118,22 @@ impl Labeled<'_> {
     }
 }
 
-/// Checks that rows of both splits are equally long.
+/// Checks that rows of both splits have the same width.
 fn same_width(what: &str, train: RowsView<'_>, test: RowsView<'_>) -> Result<()> {
     if train.cols == test.cols {
         return Ok(());
     }
-    let message = format!("training rows of {} values, test rows of {}", train.cols, test.cols);
+    let message = format!("training rows have width {}, but test rows have width {}", train.cols, test.cols);
     Err(Error::shape(what, message))
 }
 
-/// The place of the largest value, the first of equals.
+/// Returns the index of the largest value. Ties go to the first.
 fn largest<T: PartialOrd>(values: &[T]) -> usize {
     (0..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
 }
 
-/// The schedule behind the fields `every` and `at`: every span also ends with the run, so `every` alone decides.
+/// Returns the schedule of the fields `every` and `at`. Every interval also includes the end of the run, so
+/// `every` alone decides.
 fn when(every: Option<TrainingSpan>, at: ProbeTime) -> When {
     match (every, at) {
         (Some(span), ProbeTime::End) => When::Every(span),
@@ -139,17 +141,17 @@ fn when(every: Option<TrainingSpan>, at: ProbeTime) -> When {
     }
 }
 
-/// Checks that rows and labels belong together and hold usable values.
+/// Checks that rows and labels match, and that values are finite.
 fn check(what: &str, rows: RowsView<'_>, labels: &[u32], classes: usize) -> Result<()> {
     if rows.rows == 0 {
-        return Err(Error::config(format!("{what}: there are no rows to probe")));
+        return Err(Error::config(format!("{what}: there are no rows to measure")));
     }
     if rows.rows != labels.len() {
         return Err(Error::shape(what, format!("{} rows but {} labels", rows.rows, labels.len())));
     }
     if let Some((i, label)) = labels.iter().enumerate().find(|(_, l)| **l as usize >= classes) {
         return Err(Error::config(format!(
-            "{what}: label {label} of sample {i}, but only {classes} classes"
+            "{what}: sample {i} has label {label}; expected less than {classes}, the number of classes"
         )));
     }
     finite(what, rows)
@@ -171,7 +173,7 @@ mod testing {
     use pauc_traits::Probe;
     use pauc_traits::probe::{Metric, ProbeContext, RowsView, SplitView};
 
-    /// What a probe measures on labeled rows of a few values that are features and embeddings at once.
+    /// Returns a probe's metrics for labeled rows of a few values, which serve as features and embeddings.
     pub fn measure(
         probe: &impl Probe,
         (dim, classes, seed): (usize, usize, u64),
@@ -224,7 +226,10 @@ mod tests {
         let rows = RowsView::new(&[1.0, 0.0, f32::NAN, 1.0], 2);
         let text = |labels: &[u32], classes| check("bank", rows, labels, classes).unwrap_err().to_string();
         assert_eq!(text(&[0, 1], 2), "bank is not finite (the vector of sample 1)");
-        assert_eq!(text(&[0, 7], 2), "bank: label 7 of sample 1, but only 2 classes");
+        assert_eq!(
+            text(&[0, 7], 2),
+            "bank: sample 1 has label 7; expected less than 2, the number of classes"
+        );
         assert_eq!(text(&[0], 2), "bank: 2 rows but 1 labels");
     }
 }

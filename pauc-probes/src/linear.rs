@@ -15,21 +15,23 @@ use std::ops::Range;
 component! {
     /// Accuracy on the test split of a multinomial logistic regression fitted to the training split.
     ///
-    /// Minimizes mean_i −log softmax(W x̃_i + b)[y_i] + ½·λ·‖W‖² by L-BFGS until no entry of the gradient exceeds
-    /// 1e-5, with x̃ = (x − mean)/std by the training split's statistics. λ comes from a grid: every fifth sample of
-    /// each class is held out, λ is the value with the highest accuracy there (the larger of equals), and the final
-    /// fit uses the whole training split. The grid is walked from large to small λ, each fit starting from the one
-    /// before and ending at a gradient of 1e-4, until two values in succession are no better than the best. Without
-    /// a test split there is nothing to measure.
+    /// Minimizes mean_i −log softmax(W x̃_i + b)[y_i] + ½·λ·‖W‖² by L-BFGS until no entry of the gradient
+    /// exceeds 1e-5, with x̃ = (x − mean)/std by the training split's statistics.
     ///
-    /// Metrics: `linear/lbfgs/standardised`, a fraction, and under the same name `/l2`, the λ chosen, and
-    /// `/converged`, 1 if the last fit reached the tolerance.
+    /// λ is chosen from a grid. Every fifth sample of each class is held out, λ is the value with the highest
+    /// accuracy there (the larger of equals), and the final fit uses the whole training split. The grid is
+    /// searched from large to small λ. Each fit starts from the one before and stops at a gradient of 1e-4.
+    /// The search ends when two successive values are no better than the best. Without a test split, nothing
+    /// is measured.
+    ///
+    /// Metrics: `linear/lbfgs/standardised`, a fraction; under the same name, `/l2` is the chosen λ, and
+    /// `/converged` is 1 if the last fit reached the tolerance.
     pub struct Linear: Probe {
         /// The values of λ to choose from.
         pub l2: Vec<Positive> = GRID.to_vec(),
         /// The vectors classified: `Features` before the projector, or its outputs, `Embeddings`.
         pub space: Space = Space::Features,
-        /// How often it runs besides the end of the run, such as `Epochs(5)`.
+        /// How often it runs during training, such as `Epochs(5)`; it also runs at the end.
         pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
         pub at: ProbeTime = ProbeTime::End,
@@ -74,15 +76,15 @@ impl Probe for Linear {
     }
 }
 
-/// How a linear probe is fitted.
+/// The options of a linear probe.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearOptions {
     /// The values of λ to choose from, in any order.
     pub l2: Vec<f64>,
-    /// The last fit has converged when no entry of the gradient is larger; the fits that choose λ end at ten times
-    /// as much.
+    /// The last fit has converged if no entry of the gradient is larger. The fits that choose λ stop at ten
+    /// times this tolerance.
     pub tolerance: f64,
-    /// Each fit gives up after this many iterations.
+    /// The maximum number of iterations of each fit.
     pub iterations: usize,
 }
 
@@ -95,25 +97,25 @@ impl Default for LinearOptions {
 /// The result of a linear probe.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearProbe {
-    /// The share of test rows classified correctly.
+    /// The fraction of test rows classified correctly.
     pub accuracy: f64,
-    /// The λ chosen.
+    /// The chosen λ.
     pub l2: f64,
     /// Iterations of the last fit.
     pub iterations: usize,
     /// Whether the last fit reached the tolerance.
     pub converged: bool,
-    /// Each λ that was tried with its accuracy on the held-out part, in the order of trial.
+    /// Each λ that was tried, with its accuracy on the held-out part, in the order of the search.
     pub grid: Vec<(f64, f64)>,
 }
 
-/// Fits on the training rows and measures on the test rows, as [`Linear`] describes.
+/// Fits on the training rows and evaluates on the test rows, as [`Linear`] describes.
 ///
 /// # Shapes
 /// train (N, D), labels N, test (M, D), test_labels M
 ///
 /// # Errors
-/// If rows and labels do not belong together, there are none, a value is not finite, or the grid is empty.
+/// If rows and labels do not match, there are no rows, a value is NaN or infinite, or the grid is empty.
 ///
 /// # Examples
 ///
@@ -121,7 +123,7 @@ pub struct LinearProbe {
 /// use pauc_probes::{LinearOptions, linear_probe};
 /// use pauc_traits::probe::RowsView;
 ///
-/// // Two classes that a line separates: class 1 lies to the right of class 0.
+/// // Two classes that a line separates: class 1 is to the right of class 0.
 /// let labels: Vec<u32> = (0..40).map(|i| i % 2).collect();
 /// let row = |i: u32| [labels[i as usize] as f32 * 4.0 + (i as f32).sin(), (i as f32).cos()];
 /// let train: Vec<f32> = (0..40).flat_map(row).collect();
@@ -134,7 +136,7 @@ pub struct LinearProbe {
 ///     2,
 ///     &LinearOptions::default(),
 /// )?;
-/// // The third row lies with class 0, whatever its label says.
+/// // The third row is near class 0, but labeled 1.
 /// assert_eq!(probe.accuracy, 2.0 / 3.0);
 /// assert!(probe.converged);
 /// # Ok::<(), pauc_traits::Error>(())
@@ -150,7 +152,7 @@ pub fn linear_probe(
     fitted(None, &Labeled { train, labels, test, test_labels }, classes, options)
 }
 
-/// [`linear_probe`] with a device, if there is one that has the memory, that computes losses and gradients.
+/// As [`linear_probe`], with losses and gradients on a device, if there is one with enough memory.
 fn fitted(
     device: Option<&dyn ProbesOnDevice>,
     splits: &Labeled<'_>,
@@ -209,7 +211,8 @@ fn fitted(
     })
 }
 
-/// The training samples in a new order, every fifth of each class at the end, and how many come before those.
+/// Reorders the training samples so that every fifth of each class is at the end. Returns the order, and the
+/// number of samples before those.
 pub(crate) fn hold_out(labels: &[u32], classes: usize) -> (Vec<usize>, usize) {
     let mut counts = vec![0usize; classes];
     let is_held_out = |label: &u32| {
@@ -224,7 +227,7 @@ pub(crate) fn hold_out(labels: &[u32], classes: usize) -> (Vec<usize>, usize) {
     (order, fitted)
 }
 
-/// Each column's mean and the inverse of its standard deviation; constant columns become 0.
+/// The mean of each column, and the inverse of its standard deviation. Constant columns become 0.
 pub(crate) struct Standardization {
     mean: Vec<f64>,
     inverse: Vec<f64>,
@@ -239,7 +242,7 @@ impl Standardization {
         }
         let inverse = |(s, m): (&f64, &f64)| {
             let deviation = (s / rows.rows as f64).sqrt();
-            // Below the resolution of f32, what varies is rounding.
+            // Deviations below the resolution of f32 are rounding errors.
             if deviation > 1e-7 * m.abs() { 1.0 / deviation } else { 0.0 }
         };
         Standardization { inverse: variance.iter().zip(&mean).map(inverse).collect(), mean }
@@ -256,7 +259,7 @@ impl Standardization {
     }
 }
 
-/// E[x̃x̃ᵀ] for the preconditioner; `None` where the matrix would be larger than what it saves.
+/// Computes E[x̃x̃ᵀ] for the preconditioner; `None` if the matrix would cost more than it saves.
 fn moments(part: Part<'_>) -> Result<Option<Mat<f64>>> {
     let (rows, dim) = (RowsView::new(part.x, part.dim), part.dim);
     if dim > 2048 {
@@ -279,17 +282,17 @@ struct Part<'a> {
     labels: &'a [u32],
     dim: usize,
     classes: usize,
-    /// A device that has these rows among others, those from number `start` on.
+    /// A device whose rows include these, from row `start` on.
     device: Option<&'a dyn RegressionOnDevice>,
     start: usize,
 }
 
-// Fixed partition: at most PARTS sums of gradients, over tiles of TILE rows that stay in the second-level cache.
+// A fixed partition: at most PARTS sums of gradients, over tiles of TILE rows that stay in the L2 cache.
 const PARTS: usize = 16;
 const TILE: usize = 128;
 
 impl<'a> Part<'a> {
-    /// Rows that lie on the host only.
+    /// Creates a part with rows on the host only.
     fn new(x: &'a [f32], labels: &'a [u32], dim: usize, classes: usize) -> Part<'a> {
         Part { x, labels, dim, classes, device: None, start: 0 }
     }
@@ -299,15 +302,15 @@ impl<'a> Part<'a> {
         Part { x, labels: &self.labels[from..to], start: self.start + from, ..self }
     }
 
-    /// The numbers of these rows on the device.
+    /// Returns the range of these rows on the device.
     fn numbers(self) -> Range<usize> {
         self.start..self.start + self.labels.len()
     }
 
-    /// Minimizes the penalized loss from `weights` on: C rows of D, then C biases.
+    /// Minimizes the penalized loss from `weights` on: C rows of length D, then C biases.
     fn fit(self, weights: &mut [f64], l2: f64, moments: Option<&Mat<f64>>, stop: Stop) -> Result<Outcome> {
-        // At uniform predictions, the Hessian is E[x̃x̃ᵀ]/C + λ for every class: a preconditioner that removes the
-        // correlation of the features.
+        // At uniform predictions, the Hessian is E[x̃x̃ᵀ]/C + λ for every class. As a preconditioner, it
+        // removes the correlation of the features.
         let (dim, classes) = (self.dim, self.classes);
         let share = 1.0 / classes as f64;
         let factor = moments.and_then(|m| {
@@ -326,7 +329,7 @@ impl<'a> Part<'a> {
         minimize(weights, |w, g| self.loss(w, l2, g), precondition, stop)
     }
 
-    /// The penalized loss and its gradient.
+    /// Computes the penalized loss and its gradient.
     fn loss(self, weights: &[f64], l2: f64, gradient: &mut [f64]) -> Result<f64> {
         let split = self.dim * self.classes;
         let single: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
@@ -340,7 +343,7 @@ impl<'a> Part<'a> {
         Ok(loss / count + 0.5 * l2 * weights[..split].iter().map(|w| w * w).sum::<f64>())
     }
 
-    /// The sum of the losses of all rows and, in `gradient`, of their gradients.
+    /// Returns the sum of the losses of all rows, and writes the sum of their gradients to `gradient`.
     fn sum(self, weights: &[f32], gradient: &mut [f64]) -> f64 {
         let Part { x, labels, dim, classes, .. } = self;
         let tiles = labels.len().div_ceil(TILE);
@@ -357,7 +360,7 @@ impl<'a> Part<'a> {
         loss
     }
 
-    /// The share of rows whose largest logit is their label's; the lowest class of equals.
+    /// Returns the fraction of rows whose largest logit is that of their label. Ties go to the lowest class.
     fn accuracy(self, weights: &[f64]) -> Result<f64> {
         let single: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
         if let Some(device) = self.device {
@@ -375,7 +378,7 @@ impl<'a> Part<'a> {
     }
 }
 
-/// The sum of the losses of some rows and of their gradients.
+/// Returns the sums of the losses and of the gradients of some rows.
 fn sums((x, labels): (&[f32], &[u32]), weights: &[f32], dim: usize, classes: usize) -> (f64, Vec<f32>) {
     let mut gradient = vec![0.0f32; weights.len()];
     let mut bias = vec![0.0f64; classes];
@@ -405,7 +408,7 @@ fn sums((x, labels): (&[f32], &[u32]), weights: &[f32], dim: usize, classes: usi
     (loss, gradient)
 }
 
-/// W x + b for a tile of rows.
+/// Computes W x + b for a tile of rows.
 fn logits_of(x: &[f32], weights: &[f32], dim: usize, classes: usize, logits: &mut [f32]) {
     let (w, b) = weights.split_at(dim * classes);
     let rows = x.len() / dim;

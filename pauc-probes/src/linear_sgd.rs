@@ -1,4 +1,4 @@
-//! The linear probe by stochastic gradient descent, as the literature of the field reports it.
+//! The linear probe by stochastic gradient descent, as reported in the literature.
 
 use crate::head::{Decay, Head, shuffled};
 use crate::linear::{Standardization, hold_out};
@@ -10,33 +10,39 @@ use std::borrow::Cow;
 component! {
     /// Accuracy on the test split of a linear classifier on frozen features, by stochastic gradient descent.
     ///
-    /// The protocol of MoCo, which PCL and others follow: mean cross-entropy of W x + b, momentum 0.9, no weight decay,
-    /// learning rate 30, a tenth of it after 60 % and a hundredth after 80 % of 100 epochs, batches of 256, weights from
-    /// N(0, 0.01²), features as they are. There the images are cropped and flipped anew in every epoch: `views: CropFlip`,
-    /// which takes an encoder pass over the training images per epoch; the default, `Evaluation`, takes none, and can only
-    /// be compared with itself. Of several learning rates, the one is taken that does best on every fifth training sample of
-    /// each class when trained on the others (the smaller of equals), and is then trained on all; the test split is never
-    /// looked at for it. `Linear` finds the optimum of a problem of its own instead, and has no rate to choose.
+    /// The protocol of MoCo, which PCL and others follow: mean cross-entropy of W x + b, momentum 0.9, no
+    /// weight decay, learning rate 30, a tenth of it after 60 % and a hundredth after 80 % of 100 epochs,
+    /// batches of 256, weights from N(0, 0.01²), features without standardization. In MoCo, images are
+    /// cropped and flipped anew in every epoch. `views: CropFlip` does the same, with one encoder pass over
+    /// the training images per epoch. The default, `Evaluation`, needs no additional pass, and its results
+    /// can only be compared with each other.
     ///
-    /// Metrics: `linear/sgd/e100/b256/step0.1/lr30`, a fraction; with several rates the name ends before `/lr30`, and `/lr`
-    /// under it is the one chosen. A rate at which weights overflow scores as chance does. `/crop-flip`, `/standardised` and
-    /// `/embeddings` stand in the name where they apply. Source: He et al. 2020 (MoCo), Li et al. 2021 (PCL).
+    /// If several learning rates are given, each is trained without every fifth training sample of each
+    /// class, and the one with the best accuracy on those (the smaller of equals) is then trained on all. The
+    /// test split is never used for the choice. `Linear` instead finds the optimum of a different objective
+    /// and has no learning rate.
+    ///
+    /// Metrics: `linear/sgd/e100/b256/step0.1/lr30`, a fraction. With several rates, the name ends before
+    /// `/lr30`, and `/lr` under it is the chosen one. A rate at which weights overflow scores at chance
+    /// level. `/crop-flip`, `/standardised` and `/embeddings` are appended to the name if they apply. Source:
+    /// He et al. 2020 (MoCo), Li et al. 2021 (PCL).
     pub struct LinearSgd: Probe {
         /// The learning rate, or several to choose from.
         pub lr: Vec<Positive> = vec![Positive::lit(30.0)],
-        /// Passes over the training split.
+        /// Epochs on the training split.
         pub epochs: Count = Count::lit(100),
-        /// Samples of a batch; the last batch of an epoch has the rest.
+        /// The number of samples in a batch. The last batch of an epoch has the rest.
         pub batch: Count = Count::lit(256),
-        /// How the rate falls: `Step(0.1)`, times 0.1 after 60 % and after 80 % of the epochs, `Cosine` or `Constant`.
+        /// How the rate falls: `Step(0.1)`, times 0.1 after 60 % and after 80 % of the epochs; `Cosine`; or
+        /// `Constant`.
         pub decay: Decay = Decay::Step(Positive::lit(0.1)),
         /// The views of training images: `Evaluation`, or `CropFlip` as in the recipe's first view.
         pub views: Views = Views::Evaluation,
-        /// Whether features are brought to mean 0 and deviation 1, by those of the training split's evaluation views.
+        /// Whether features are standardized by mean and deviation of the training split's evaluation views.
         pub standardise: bool = false,
         /// The vectors classified: `Features` before the projector, or its outputs, `Embeddings`.
         pub space: Space = Space::Features,
-        /// How often it runs besides the end of the run, such as `Epochs(5)`.
+        /// How often it runs during training, such as `Epochs(5)`; it also runs at the end.
         pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
         pub at: ProbeTime = ProbeTime::End,
@@ -71,7 +77,7 @@ impl Probe for LinearSgd {
             return Err(Error::config("LinearSgd: `lr` is empty; give at least one learning rate"));
         }
         if self.views == Views::CropFlip && self.space == Space::Embeddings {
-            return Err(Error::config("LinearSgd: `views: CropFlip` is for features; leave `space` out"));
+            return Err(Error::config("LinearSgd: `views: CropFlip` needs features; leave `space` out"));
         }
         Ok(())
     }
@@ -86,7 +92,7 @@ impl Probe for LinearSgd {
         let mut epoch_rows: Box<RowsOf<'_>> = match self.views {
             Views::Evaluation => Box::new(|_| Ok(Cow::Borrowed(&still[..]))),
             Views::CropFlip => {
-                // Pixels have no crops of their own here.
+                // Raw pixels have no crops here.
                 let (Some(network), Some(images)) = (context.network, context.train.images) else {
                     return Ok(Vec::new());
                 };
@@ -103,7 +109,7 @@ impl Probe for LinearSgd {
         let (order, fitted) = hold_out(labels, context.classes);
         let lr = match rates[..] {
             [lr] => lr,
-            // Nothing to hold out.
+            // Too few samples to hold any out.
             [smallest, ..] if fitted == 0 || fitted == order.len() => smallest,
             _ => {
                 let heads = fit.heads(&order[..fitted], &rates, &mut epoch_rows)?;
@@ -134,14 +140,14 @@ impl Probe for LinearSgd {
     }
 }
 
-/// Rows as the classifier sees them; without a scale they stay where they are.
+/// Standardizes the rows; without a scale, they are not copied.
 fn scaled<'a>(scale: Option<&Standardization>, rows: Cow<'a, [f32]>, dim: usize) -> Cow<'a, [f32]> {
     let Some(scale) = scale else { return rows };
     let every: Vec<usize> = (0..rows.len() / dim).collect();
     Cow::Owned(scale.apply(RowsView::new(&rows, dim), &every))
 }
 
-/// An epoch's rows of all training samples.
+/// Returns the rows of all training samples in an epoch.
 type RowsOf<'a> = dyn FnMut(u64) -> Result<Cow<'a, [f32]>> + 'a;
 
 struct Fit<'a> {
@@ -153,7 +159,7 @@ struct Fit<'a> {
 }
 
 impl Fit<'_> {
-    /// One classifier a learning rate, all of them fitted to `samples` in the same batches.
+    /// Trains one classifier per learning rate, all on `samples` in the same batches.
     fn heads<'r>(&self, samples: &[usize], rates: &[f64], rows: &mut RowsOf<'r>) -> Result<Vec<Head>> {
         let epochs = self.probe.epochs.get() as u64;
         let mut heads = vec![Head::new(self.dim, self.classes, self.seed); rates.len()];

@@ -8,25 +8,26 @@ use pauc_traits::{Configured, Error, LabelFraction, Probe, Result, component};
 use std::sync::Arc;
 
 component! {
-    /// Another probe that sees the labels of a fixed share of the training split only.
+    /// Runs another probe with the labels of a fixed fraction of the training split only.
     ///
-    /// Which samples those are is fixed: those of `Subset` with the same share of the same data, in every run and for
-    /// every seed, the larger shares containing the smaller ones. The test split is whole. `LowShot(labels: Percent1,
-    /// probe: Linear())` and `LowShot(labels: Percent10, probe: Linear())` are the usual protocols. The probe runs when
-    /// it says itself. With fewer than five samples of a class, `Linear` has nothing to hold out, and takes its largest λ.
+    /// The samples are those of `Subset` with the same fraction of the same data. They are the same in every
+    /// run and for every seed, and larger fractions contain the smaller ones. The test split is whole.
+    /// `LowShot(labels: Percent1, probe: Linear())` and `LowShot(labels: Percent10, probe: Linear())` are the
+    /// usual protocols. The inner probe's own schedule applies. With fewer than five samples per class,
+    /// `Linear` has nothing to hold out and uses its largest λ.
     ///
-    /// Metrics: those of the probe, and `/labels1%`, `/labels10%` or `/labels5perclass` after their protocol.
-    /// Source: Hénaff et al. 2020, Chen et al. 2020 (SimCLR), where 1 % and 10 % of ImageNet's labels are used; their
-    /// lists are others.
+    /// Metrics: those of the inner probe, with `/labels1%`, `/labels10%` or `/labels5perclass` after their
+    /// protocol. Source: Hénaff et al. 2020, Chen et al. 2020 (SimCLR), which use 1 % and 10 % of ImageNet's
+    /// labels with other lists of images.
     pub struct LowShot: Probe {
-        /// The probe, one that reads labels: `Knn(…)`, `Linear(…)`, `LinearSgd(…)` or `FineTune(…)`.
+        /// The inner probe. It must read labels: `Knn(…)`, `Linear(…)`, `LinearSgd(…)` or `FineTune(…)`.
         pub probe: Configured<kind::Probe>,
-        /// The share of the labels: `Percent1`, `Percent10` or `PerClass(n)`.
+        /// The fraction of the labels: `Percent1`, `Percent10` or `PerClass(n)`.
         pub labels: LabelFraction = LabelFraction::Percent1,
     }
 }
 
-/// The rows at `ids`.
+/// Copies the rows `ids`.
 fn pick(rows: RowsView<'_>, ids: &[u32]) -> Vec<f32> {
     ids.iter().flat_map(|i| rows.row(*i as usize)).copied().collect()
 }
@@ -72,7 +73,7 @@ impl Probe for LowShot {
             labels: Some(&labels),
             images: images.as_ref(),
         };
-        // Clusterings are of the whole split.
+        // Clusterings are of the whole split, so leave them out.
         let part = ProbeContext { train: part, levels: &[], concentrations: &[], ..*context };
         let protocol = self.labels.protocol();
         Ok(self.probe.measure(&part)?.into_iter().map(|m| m.with_protocol(&protocol)).collect())
@@ -113,7 +114,8 @@ mod tests {
         Configured::<kind::Probe>::parse(text).unwrap().measure(context)
     }
 
-    /// Only the chosen samples of each class point where their class does; all others say the opposite.
+    /// Only the chosen samples of each class point in the direction of their class. All others point in the
+    /// opposite one.
     #[test]
     fn nothing_but_the_chosen_samples_is_read() {
         let labels: Vec<u32> = (0..400).map(|i| i % 2).collect();

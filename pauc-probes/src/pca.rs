@@ -6,24 +6,25 @@ use faer::Side;
 use pauc_traits::probe::RowsView;
 use pauc_traits::{Error, Result};
 
-/// Rows seen along their two directions of largest variance.
+/// Rows projected on their two directions of largest variance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pca2 {
-    /// Each row's coordinates along the first and the second direction, centered.
+    /// The coordinates of each row along the first and the second direction, centered.
     pub points: Vec<[f32; 2]>,
-    /// The share of the whole variance along each direction; zero where there is no variance.
+    /// The fraction of the total variance along each direction; zero without variance.
     pub explained: [f64; 2],
 }
 
 /// Projects the rows on the first two principal components of their covariance.
 ///
-/// The sign of a direction is chosen so that its entry of largest magnitude, the first of equals, is positive.
+/// The sign of a direction is chosen such that its entry of largest magnitude is positive. Ties go to the
+/// first entry.
 ///
 /// # Shapes
 /// (N, D) → N points; with D = 1 the second coordinate is 0
 ///
 /// # Errors
-/// If there are no rows, or a value is not finite.
+/// If there are no rows, or a value is NaN or infinite.
 pub fn pca2(rows: RowsView<'_>) -> Result<Pca2> {
     if rows.rows == 0 {
         return Err(Error::config("principal components: there are no rows"));
@@ -39,7 +40,7 @@ pub fn pca2(rows: RowsView<'_>) -> Result<Pca2> {
         let column = rows.cols - 1 - rank;
         explained[rank] = if total > 0.0 { values[column].max(0.0) / total } else { 0.0 };
         let largest = (0..rows.cols).fold(0, |best, d| {
-            // A hair's breadth, so that rounding does not decide between entries that are equal.
+            // A small margin, so that rounding does not decide between equal entries.
             if vectors[(d, column)].abs() > vectors[(best, column)].abs() + 1e-9 { d } else { best }
         });
         let sign = vectors[(largest, column)].signum();
@@ -70,18 +71,19 @@ mod tests {
             })
             .collect();
         let got = pca2(RowsView::new(&data, 3)).unwrap();
-        // Values of at most 6.6 are rounded, and move a row by ε at most. Deviations along the axes, √2 and
-        // √½, move by as much, their squares by 2ε times the deviation, and the square of all of them, 5/2,
-        // by 2ε·√(5/2).
+        // Values of at most 6.6 are rounded, which moves a row by at most ε. Deviations along the axes, √2
+        // and √½, move by as much, their squares by 2ε times the deviation, and the total square, 5/2, by
+        // 2ε·√(5/2).
         let epsilon = 3f64.sqrt() * tolerance::f32(1, 6.6);
         let share = 2.0 * epsilon * (2f64.sqrt() + 0.8 * 2.5f64.sqrt()) / 2.5;
         assert_within!(got.explained[0], 0.8, share);
         assert_within!(got.explained[1], 0.2, share);
-        // A point moves with its row and with the mean; an axis turns by 2ε√2 over the gap of the variances,
+        // A point moves with its row and with the mean. An axis turns by 2ε√2 over the gap of the variances,
         // 3/2, and coordinates along the other axis reach 2.
         let place = epsilon * (2.0 + 2.0 * 2f64.sqrt() / 1.5 * 2.0) + tolerance::f32(1, 2.0);
         for (i, p) in got.points.iter().enumerate() {
-            // The largest entry of u is positive; v's only entry is negative, so the second axis is turned round.
+            // The largest entry of u is positive. The only entry of v is negative, so the second axis is
+            // flipped.
             assert_within!(p[0], 2.0 * angle(i).cos(), place, "{i}");
             assert_within!(p[1], -angle(i).sin(), place, "{i}");
         }

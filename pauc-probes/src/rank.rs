@@ -5,21 +5,21 @@ use crate::{ProbeTime, finite, when};
 use pauc_traits::probe::{Metric, ProbeContext, RowsView, When};
 use pauc_traits::{Error, Probe, Result, TrainingSpan, component};
 
-/// The most rows whose spectrum is taken, as in the RankMe paper.
+/// The maximum number of rows, as in the RankMe paper.
 const ROWS: usize = 25_600;
 
 component! {
     /// Effective rank and spread of the training split's representation: signs of dimensional collapse.
     ///
-    /// RankMe = exp(−Σ p log p) with p = σ/Σσ + 1e-7 over the singular values σ of the vectors, not centered: between 1
-    /// and D. Spread = √D · mean over dimensions of the standard deviation of x/‖x‖: 1 when the unit vectors
-    /// fill all directions evenly, 0 when they are all the same. Of more than 25 600 samples, 25 600 evenly
-    /// spaced ones are read.
+    /// RankMe = exp(−Σ p log p) with p = σ/Σσ + 1e-7, where σ are the singular values of the vectors, not
+    /// centered. It is between 1 and D. Spread = √D · mean over dimensions of the standard deviation of
+    /// x/‖x‖. It is 1 if the unit vectors fill all directions evenly, and 0 if they are all the same. At most
+    /// 25 600 evenly spaced samples are used.
     ///
     /// Metrics: `rankme/features`, `rankme/embeddings`, `spread/features`, `spread/embeddings`.
     /// Source: Garrido et al. 2023 (RankMe), Chen & He 2021 (standard deviation as a sign of collapse).
     pub struct Rank: Probe {
-        /// How often it runs besides the end of the run, such as `Epochs(1)`.
+        /// How often it runs during training, such as `Epochs(1)`; it also runs at the end.
         pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
         pub at: ProbeTime = ProbeTime::End,
@@ -46,13 +46,13 @@ impl Probe for Rank {
     }
 }
 
-/// RankMe of the rows: the exponential of the entropy of their singular values.
+/// Returns RankMe of the rows: the exponential of the entropy of their singular values.
 ///
 /// # Shapes
 /// (N, D) → a number between 1 and min(N, D)
 ///
 /// # Errors
-/// If there are no rows, or a value is not finite.
+/// If there are no rows, or a value is NaN or infinite.
 pub fn rank_me(rows: RowsView<'_>) -> Result<f64> {
     if rows.rows == 0 {
         return Err(Error::config("RankMe: there are no rows"));
@@ -67,24 +67,24 @@ pub fn rank_me(rows: RowsView<'_>) -> Result<f64> {
     Ok(rank_of(&sigma))
 }
 
-/// RankMe from the singular values.
+/// Returns RankMe of the singular values.
 fn rank_of(sigma: &[f64]) -> f64 {
     let total: f64 = sigma.iter().sum();
     if total == 0.0 {
-        // All vectors are zero: nothing is spanned, and the paper's formula would divide by zero.
+        // If all vectors are zero, the paper's formula would divide by zero.
         return 1.0;
     }
     let shares = sigma.iter().map(|s| s / total + 1e-7);
     shares.map(|p| -p * p.ln()).sum::<f64>().exp()
 }
 
-/// √D times the mean over dimensions of the standard deviation of the unit rows.
+/// Returns √D times the mean over dimensions of the standard deviation of the unit rows.
 ///
 /// # Shapes
 /// (N, D) → a number between 0 and 1
 ///
 /// # Errors
-/// If there are no rows, or a value is not finite.
+/// If there are no rows, or a value is NaN or infinite.
 pub fn spread(rows: RowsView<'_>) -> Result<f64> {
     if rows.rows == 0 {
         return Err(Error::config("spread: there are no rows"));
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
     use pauc_testing::{assert_within, tolerance};
 
-    /// RankMe of `n` equal singular values.
+    /// Returns RankMe of `n` equal singular values.
     fn of_equals(n: usize) -> f64 {
         let share = 1.0 / n as f64 + 1e-7;
         (-(n as f64) * share * share.ln()).exp()
@@ -127,17 +127,17 @@ mod tests {
         let sigma =
             faer::Mat::from_fn(features.len(), cols, |i, j| features[i][j]).singular_values().unwrap();
         let exact = rank_of(&sigma);
-        // Where each singular value is off by ε‖A‖ at most, and so by εΣσ, a share p is by (1 + n·p)·ε, and
-        // RankMe by this factor of ε.
+        // If each singular value is off by at most ε‖A‖, and so by εΣσ, a share p is off by (1 + n·p)·ε, and
+        // RankMe by this factor times ε.
         let total: f64 = sigma.iter().sum();
         let effect = |s: &f64| ((s / total + 1e-7).ln().abs() + 1.0) * (1.0 + cols as f64 * s / total);
         let sensitivity = want * sigma.iter().map(effect).sum::<f64>();
-        // The decomposition is backward stable, with a small multiple of its size in roundings.
+        // The decomposition is backward stable: its rounding errors are a small multiple of its size.
         let size = features.len() * cols;
         assert_within!(exact, want, tolerance::f64(size, sensitivity));
         let single: Vec<f32> = features.iter().flatten().map(|v| *v as f32).collect();
         let got = rank_me(RowsView::new(&single, cols)).unwrap();
-        // Features are rounded once, by u‖A‖ in the Frobenius norm; the rest is in double precision.
+        // Features are rounded once, by u‖A‖ in the Frobenius norm. The rest is in double precision.
         assert_within!(got, want, tolerance::f32(1, sensitivity));
     }
 
@@ -145,30 +145,29 @@ mod tests {
     fn rank_and_spread_of_known_configurations() {
         let identity: Vec<f32> = (0..64).map(|i| if i % 9 == 0 { 3.0 } else { 0.0 }).collect();
         let rows = RowsView::new(&identity, 8);
-        // The matrix of products is diagonal and exact; what is left are a root, a sum and an exponential.
+        // The Gram matrix is diagonal and exact. A root, a sum and an exponential remain.
         assert_within!(rank_me(rows).unwrap(), of_equals(8), tolerance::f64(64, 8.0));
         // Each dimension is 1 in one row of eight: variance 1/8 − 1/64.
         let want = (8.0f64 * (1.0 / 8.0 - 1.0 / 64.0)).sqrt();
         assert_within!(spread(rows).unwrap(), want, tolerance::f64(8 + 8 + 4, 1.0));
         let same = [[0.3f32, -1.0, 2.0]; 50].concat();
         let rows = RowsView::new(&same, 3);
-        // Eigenvalues that are zero are off by rounding, 50 products and a decomposition of size 9, and so
-        // are the roots of that; such a share s adds −s·ln s to the entropy, and the first share is below 1
-        // by both of them.
+        // Eigenvalues of zero are off by rounding, 50 products and a decomposition of size 9, and so are
+        // their roots. Such a share s adds −s·ln s to the entropy, and both together lower the first share.
         let share = 1e-7 + tolerance::f64(50 + 9, 1.0).sqrt();
         let entropy = 2.0 * share * (1.0 - share.ln());
         assert_within!(rank_me(rows).unwrap(), 1.0, entropy.exp_m1());
-        // Unit rows are alike; the mean of 50 is off by the rounding of their sum.
+        // All unit rows are equal. The mean of 50 is off by the rounding of their sum.
         assert_within!(spread(rows).unwrap(), 0.0, tolerance::f64(50 + 2, 3f64.sqrt()));
         assert_eq!(rank_me(RowsView::new(&[0.0; 6], 3)).unwrap(), 1.0);
     }
 
     #[test]
     fn more_rows_than_are_read_give_the_rank_of_an_even_choice() {
-        // Two directions in turn: every even choice of rows sees both.
+        // Two directions in turn: every even choice of rows contains both.
         let data: Vec<f32> =
             (0..ROWS * 3).flat_map(|i| if i % 2 == 0 { [1.0, 0.0] } else { [0.0, 1.0] }).collect();
-        // The matrix of products is 12 800 times the identity, and exact.
+        // The Gram matrix is 12 800 times the identity, and exact.
         assert_within!(rank_me(RowsView::new(&data, 2)).unwrap(), of_equals(2), tolerance::f64(16, 2.0));
     }
 }

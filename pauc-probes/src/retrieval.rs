@@ -7,19 +7,20 @@ use pauc_traits::{Error, Probe, Result, TrainingSpan, component};
 use rayon::prelude::*;
 
 component! {
-    /// Retrieval among the images of the test split by cosine, each against all others: P@1, R-precision and MAP@R.
+    /// Retrieval among the images of the test split by cosine: P@1, R-precision and MAP@R.
     ///
-    /// R is the number of other images of the query's class. P@1 is the share of queries whose nearest image has their
-    /// class, R-precision the share of the class among the R nearest, MAP@R the mean over the R nearest of the precision
-    /// up to each hit, misses counting 0. Queries that are alone in their class are left out of all three. Equal cosines
-    /// go to the lower sample index. Without a test split there is nothing to measure.
+    /// Each image is a query to all others. R is the number of other images of the query's class. P@1 is the
+    /// fraction of queries whose nearest image has their class. R-precision is the fraction of that class
+    /// among the R nearest. MAP@R is the mean over the R nearest of the precision up to each hit; misses
+    /// count 0. Queries that are alone in their class are left out. Ties between cosines go to the lower
+    /// sample index. Without a test split, nothing is measured.
     ///
     /// Metrics: `retrieval/cos/p@1`, `retrieval/cos/r_precision`, `retrieval/cos/map@r`, fractions.
     /// Source: Musgrave et al. 2020 (a metric learning reality check).
     pub struct Retrieval: Probe {
         /// The vectors compared: `Features` before the projector, or its outputs, `Embeddings`.
         pub space: Space = Space::Features,
-        /// How often it runs besides the end of the run, such as `Epochs(1)`.
+        /// How often it runs during training, such as `Epochs(1)`; it also runs at the end.
         pub every: Option<TrainingSpan> = None,
         /// `End`: it runs at the end of the run.
         pub at: ProbeTime = ProbeTime::End,
@@ -48,10 +49,10 @@ impl Probe for Retrieval {
     }
 }
 
-/// Queries that are compared with all rows at once.
+/// The number of queries compared with all rows in one product.
 const QUERIES: usize = 64;
 
-/// How well images are retrieved; means over the queries.
+/// The quality of retrieval; means over the queries.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Retrieved {
     /// Precision at 1.
@@ -62,18 +63,18 @@ pub struct Retrieved {
     pub map_at_r: f64,
 }
 
-/// Each row as a query to all others.
+/// Evaluates retrieval with each row as a query to all others.
 ///
 /// # Shapes
 /// (N, D), labels N
 ///
 /// # Errors
-/// If rows and labels do not belong together, a value is not finite, or no class has two rows.
+/// If rows and labels do not match, a value is NaN or infinite, or no class has two rows.
 pub fn retrieval(rows: RowsView<'_>, labels: &[u32], classes: usize) -> Result<Retrieved> {
     retrieval_on(None, rows, labels, classes)
 }
 
-/// [`retrieval`] with a device, if there is one, that compares and selects.
+/// As [`retrieval`], with comparison and selection on a device, if given.
 ///
 /// # Shapes
 /// rows (N, D), labels N
@@ -90,12 +91,12 @@ pub fn retrieval_on(
     let mut sizes = vec![0usize; classes];
     labels.iter().for_each(|l| sizes[*l as usize] += 1);
     let (unit, dim) = (unit_rows(rows), rows.cols);
-    // One more than the largest R, for a query finds itself as well.
+    // One more than the largest R, because a query also finds itself.
     let most = sizes.iter().copied().max().unwrap_or(0);
     let queries = Queries { labels, sizes };
     let unit_view = RowsView::new(&unit, dim);
     let lists = device.map_or(Ok(None), |device| device.highest(unit_view, unit_view, None, most))?;
-    // A block of queries against all rows is one product.
+    // A block of queries is compared with all rows in one product.
     let block = |(b, block): (usize, &[f32])| -> Vec<[f64; 3]> {
         let (count, mut near) = (block.len() / dim, Vec::with_capacity(rows.rows));
         let cosines = products(block, &unit, dim);
@@ -110,7 +111,7 @@ pub fn retrieval_on(
     };
     if scores.is_empty() {
         return Err(Error::config(
-            "retrieval: no class has two images in this split, so that nothing can be found",
+            "retrieval: no class has two images in this split, so there is nothing to retrieve",
         ));
     }
     let mean = |m: usize| scores.iter().map(|s| s[m]).sum::<f64>() / scores.len() as f64;
@@ -120,17 +121,17 @@ pub fn retrieval_on(
 /// Samples as queries to all others.
 struct Queries<'a> {
     labels: &'a [u32],
-    /// The samples of each class.
+    /// The number of samples of each class.
     sizes: Vec<usize>,
 }
 
 impl Queries<'_> {
-    /// R of a query: the other samples of its class.
+    /// Returns R of a query: the number of other samples of its class.
     fn others(&self, query: usize) -> usize {
         self.sizes[self.labels[query] as usize] - 1
     }
 
-    /// The scores of a query by its R nearest, best first: P@1, R-precision and average precision.
+    /// Returns the scores of a query for its R nearest, best first: P@1, R-precision and average precision.
     fn score(&self, query: usize, nearest: &[(f32, u32)]) -> [f64; 3] {
         let r = self.others(query) as f64;
         let is_hit = |sample: &u32| self.labels[*sample as usize] == self.labels[query];
@@ -145,15 +146,15 @@ impl Queries<'_> {
         [f64::from(u8::from(first)), hits / r, precisions / r]
     }
 
-    /// The scores of a query from a list of more than R nearest, best first, with the query itself among them; `None` for
-    /// one that is alone in its class.
+    /// Returns the scores of a query for a list of more than R nearest, best first, which includes the query
+    /// itself; `None` if the query is alone in its class.
     fn score_list(&self, query: usize, list: Vec<(f32, u32)>) -> Option<[f64; 3]> {
         let r = self.others(query);
         let nearest: Vec<_> = list.into_iter().filter(|(_, i)| *i as usize != query).take(r).collect();
         (r > 0).then(|| self.score(query, &nearest))
     }
 
-    /// As [`Queries::score_list`], from the cosines with all samples; `nearest` is scratch.
+    /// As [`Queries::score_list`], from the cosines with all samples. `nearest` is scratch memory.
     fn score_cosines(
         &self,
         query: usize,
@@ -181,18 +182,20 @@ mod tests {
     use super::*;
     use pauc_testing::{assert_within, tolerance};
 
-    /// Points on a circle, in order of their angle to the first.
+    /// Returns points on a circle, given their angles.
     fn circle(degrees: &[f32]) -> Vec<f32> {
         degrees.iter().flat_map(|d| [3.0 * d.to_radians().cos(), 3.0 * d.to_radians().sin()]).collect()
     }
 
     #[test]
     fn scores_are_those_counted_by_hand() {
-        // Query 0 (class 0, R = 2) finds 1, 2, 0 of the classes 1, 0: P@1 0, R-precision 1/2, MAP@R (1/2)/2.
+        // Query 0 (class 0, R = 2) finds 1 and 2, of the classes 1 and 0: P@1 0, R-precision 1/2, MAP@R
+        // (1/2)/2.
         let data = circle(&[0.0, 10.0, 25.0, 90.0]);
         let got = retrieval(RowsView::new(&data, 2), &[0, 1, 0, 0], 2).unwrap();
-        // Query 2 finds 1 (miss), 0 (hit): as query 0. Query 3 finds 2 (hit), 1 (miss): 1, 1/2, 1/2. Query 1 is alone.
-        // Means of three, of sums of two quotients at most.
+        // Query 2 finds 1 (miss) and 0 (hit), like query 0. Query 3 finds 2 (hit) and 1 (miss): 1, 1/2, 1/2.
+        // Query 1 is alone.
+        // Means of three values, each a sum of at most two quotients.
         assert_within!(got.first, 1.0 / 3.0, tolerance::f64(4, 1.0 / 3.0));
         assert_within!(got.r_precision, 0.5, tolerance::f64(6, 0.5));
         assert_within!(got.map_at_r, (0.25 + 0.25 + 0.5) / 3.0, tolerance::f64(6, 1.0 / 3.0));

@@ -6,11 +6,12 @@ use pauc_traits::probe::RowsView;
 use pauc_traits::{Error, Result};
 use rayon::prelude::*;
 
-// The partition is fixed, and the parts are added in order, so that the bits do not depend on the threads.
+// The partition is fixed and parts are summed in order, so that results do not depend on the number of
+// threads.
 const PARTS: usize = 8;
 const TILE: usize = 256;
 
-/// The mean of the rows.
+/// Returns the mean of the rows.
 ///
 /// # Shapes
 /// rows (N, D) → D
@@ -23,7 +24,7 @@ pub fn mean(rows: RowsView<'_>) -> Vec<f64> {
     mean
 }
 
-/// Σ (x − c)(x − c)ᵀ over the rows. Shape (D, D).
+/// Returns Σ (x − c)(x − c)ᵀ over the rows. Shape (D, D).
 pub fn scatter(rows: RowsView<'_>, center: &[f64]) -> Mat<f64> {
     let dim = rows.cols;
     let share = rows.rows.div_ceil(PARTS).max(1) * dim;
@@ -44,10 +45,10 @@ pub fn scatter(rows: RowsView<'_>, center: &[f64]) -> Mat<f64> {
     parts.into_iter().fold(Mat::zeros(dim, dim), |sum, part| sum + part)
 }
 
-/// The singular values of the matrix of rows, largest first. Shape min(N, D).
+/// Returns the singular values of the matrix of rows, largest first. Shape min(N, D).
 ///
 /// # Errors
-/// If the decomposition does not converge, which finite values do not cause.
+/// If the decomposition does not converge, which does not happen with finite values.
 pub fn singular_values(rows: RowsView<'_>) -> Result<Vec<f64>> {
     let gram = if rows.rows >= rows.cols {
         scatter(rows, &vec![0.0; rows.cols])
@@ -59,7 +60,7 @@ pub fn singular_values(rows: RowsView<'_>) -> Result<Vec<f64>> {
     Ok(values.iter().rev().map(|v| v.max(0.0).sqrt()).collect())
 }
 
-/// Why a decomposition failed.
+/// Converts the error of a decomposition.
 pub(crate) fn failed(error: &impl std::fmt::Debug) -> Error {
     Error::NonFinite { what: "an eigenvalue decomposition".into(), place: Some(format!("{error:?}")) }
 }

@@ -1,4 +1,4 @@
-//! t-SNE: a picture in two dimensions in which neighbors stay neighbors.
+//! t-SNE: pictures in two dimensions that preserve neighborhoods.
 
 use crate::finite;
 use crate::pca::pca2;
@@ -8,12 +8,13 @@ use pauc_traits::probe::RowsView;
 use pauc_traits::{Error, Result};
 use rayon::prelude::*;
 
-/// How a picture is made.
+/// The options of t-SNE.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TsneOptions {
-    /// About how many neighbors each point has; at most a third of the other points are taken.
+    /// The approximate number of neighbors of each point; limited to a third of the other points.
     pub perplexity: f64,
-    /// Steps with affinities twelve times as large, in which groups form, and steps after those.
+    /// The number of steps with affinities twelve times as large (early exaggeration), and the number of
+    /// steps after those.
     pub iterations: [usize; 2],
 }
 
@@ -23,33 +24,33 @@ impl Default for TsneOptions {
     }
 }
 
-/// Rows seen with their neighborhoods.
+/// The two-dimensional picture of rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tsne {
-    /// Each row's place, centered; the unit means nothing.
+    /// The position of each row, centered. The unit has no meaning.
     pub points: Vec<[f32; 2]>,
     /// The perplexity that was used.
     pub perplexity: f64,
-    /// The Kullback–Leibler divergence of the picture's affinities from those of the rows, in nats.
+    /// The Kullback–Leibler divergence between the affinities of the rows and those of the picture, in nats.
     pub divergence: f64,
 }
 
 const EXAGGERATION: f32 = 12.0;
 
-/// Places rows so that KL(P‖Q) is small, where p_ij are the symmetrized Gaussian affinities of the rows, each with the width
-/// that gives it the perplexity, and q_ij ∝ 1/(1 + ‖y_i − y_j‖²).
+/// Places rows in two dimensions such that KL(P‖Q) is small. p_ij are the symmetrized Gaussian affinities of
+/// the rows, each with the width that gives the perplexity, and q_ij ∝ 1/(1 + ‖y_i − y_j‖²).
 ///
-/// Exact, with all pairs: for a few thousand rows. It starts from the two principal components, and nothing in it is random
-/// or depends on the number of threads. Of the picture, neighborhoods can be believed; distances between groups, their
-/// sizes and densities cannot.
-///
+/// Exact, over all pairs, so it is meant for a few thousand rows. It starts from the first two principal
+/// components. Nothing in it is random or depends on the number of threads. Neighborhoods in the picture are
+/// meaningful; distances between groups, and their sizes and densities, are not.
 /// # Shapes
 /// (N, D) → N points
 ///
 /// # Errors
-/// If there are no rows, or a value is not finite.
+/// If there are no rows, or a value is NaN or infinite.
 ///
-/// Source: van der Maaten & Hinton 2008; the start, the learning rate max(N/48, 50) and the gains are scikit-learn's.
+/// Source: van der Maaten & Hinton 2008. Initialization, the learning rate max(N/48, 50) and gains are
+/// scikit-learn's.
 pub fn tsne(rows: RowsView<'_>, options: TsneOptions) -> Result<Tsne> {
     if rows.rows == 0 {
         return Err(Error::config("t-SNE: there are no rows"));
@@ -90,7 +91,7 @@ fn centered(points: &[Vec<f32>; 2]) -> Vec<[f32; 2]> {
     points[0].iter().zip(&points[1]).map(|(a, b)| [a - x, b - y]).collect()
 }
 
-/// p_ij, row by row: the sum of all is 1, and p_ii = 0.
+/// Computes p_ij, row by row. Their sum is 1, and p_ii = 0.
 fn affinities(rows: RowsView<'_>, perplexity: f64) -> Vec<f32> {
     let n = rows.rows;
     let squares: Vec<f32> = rows.iter().map(|r| dot(r, r)).collect();
@@ -110,7 +111,8 @@ fn affinities(rows: RowsView<'_>, perplexity: f64) -> Vec<f32> {
     joint
 }
 
-/// Squared distances to shares exp(−β·d²)/Σ, with the β at which the entropy of the shares is ln(perplexity).
+/// Turns squared distances into shares exp(−β·d²)/Σ, with β such that the entropy of the shares is
+/// ln(perplexity).
 fn gaussian(row: &mut [f32], perplexity: f64) {
     let nearest = row.iter().copied().fold(f32::INFINITY, f32::min);
     if !nearest.is_finite() {
@@ -118,7 +120,7 @@ fn gaussian(row: &mut [f32], perplexity: f64) {
         return;
     }
     let shares = |row: &[f32], beta: f64| -> (f64, f64) {
-        // Σ and Σ·(mean of β·d²), with distances beyond the nearest.
+        // Σ and Σ·(mean of β·d²), with distances relative to the nearest.
         row.iter().filter(|d| d.is_finite()).fold((0.0, 0.0), |(total, mean), d| {
             let e = beta * (*d as f64 - nearest as f64);
             let w = (-e).exp();
@@ -127,7 +129,7 @@ fn gaussian(row: &mut [f32], perplexity: f64) {
     };
     let spread = row.iter().filter(|d| d.is_finite()).fold(0.0f64, |m, d| m.max(*d as f64 - nearest as f64));
     let (mut low, mut high, mut beta) = (0.0, f64::INFINITY, if spread > 0.0 { 1.0 / spread } else { 1.0 });
-    // Where all are at one distance, no width helps, and the shares are equal.
+    // If all distances are equal, the shares are equal for any width.
     for _ in 0..if spread > 0.0 { 100 } else { 0 } {
         let (total, mean) = shares(row, beta);
         let entropy = total.ln() + mean / total;
@@ -149,11 +151,11 @@ fn gaussian(row: &mut [f32], perplexity: f64) {
     }
 }
 
-/// ∂KL/∂y_i = 4·Σ_j (c·p_ij − q_ij)·(y_i − y_j)/(1 + ‖y_i − y_j‖²), for affinities c times as large.
+/// Computes ∂KL/∂y_i = 4·Σ_j (c·p_ij − q_ij)·(y_i − y_j)/(1 + ‖y_i − y_j‖²), where c is the exaggeration.
 fn gradient(affinities: &[f32], points: &[Vec<f32>; 2], exaggeration: f32) -> Vec<[f32; 2]> {
     let forces = all_forces(affinities, points);
     let total: f64 = forces.iter().map(|f| f.total as f64 - 1.0).sum();
-    // A single point has nothing to be pushed by.
+    // A single point has no repulsion.
     let push = if total > 0.0 { (1.0 / total) as f32 } else { 0.0 };
     let slope = |f: &Forces, d: usize| 4.0 * (exaggeration * f.pull[d] - push * f.push[d]);
     forces.iter().map(|f| [slope(f, 0), slope(f, 1)]).collect()
@@ -164,7 +166,7 @@ fn all_forces(affinities: &[f32], [xs, ys]: &[Vec<f32>; 2]) -> Vec<Forces> {
     affinities.par_chunks(xs.len()).enumerate().map(on_point).collect()
 }
 
-/// Σ p·ln(p/q).
+/// Computes Σ p·ln(p/q).
 fn divergence(affinities: &[f32], points: &[Vec<f32>; 2]) -> f64 {
     let [xs, ys] = points;
     let total: f64 = all_forces(affinities, points).iter().map(|f| f.total as f64 - 1.0).sum();
@@ -186,7 +188,7 @@ mod tests {
     use pauc_testing::inputs::wave;
     use pauc_testing::{assert_within, tolerance};
 
-    /// Four groups of points in eight dimensions.
+    /// Returns four groups of points in eight dimensions.
     fn groups(n: usize) -> (Vec<f32>, Vec<usize>) {
         let value = |i: usize, d: usize| {
             let noise = (1.7 * (8 * i + d) as f64 + (0.3 * (i * d) as f64).cos()).sin();
@@ -206,16 +208,16 @@ mod tests {
             gaussian(&mut row, 12.0);
             let entropy: f64 =
                 row.iter().filter(|p| **p > 0.0).map(|p| -(*p as f64) * (*p as f64).ln()).sum();
-            // The search ends within 1e-6 of the entropy; rounding of a share p moves its −p·ln p by u·p·(1 +
+            // The search ends within 1e-6 of the entropy. Rounding of a share p moves its −p·ln p by u·p·(1 +
             // |ln p|).
             let off = 1e-6 + tolerance::f32(1, 1.0 + 12f64.ln());
             assert_within!(entropy.exp(), 12.0, 12.0 * off.exp_m1());
-            // Each share is rounded, and 60 of them are added.
+            // Each share is rounded, and 60 of them are summed.
             assert_within!(row.iter().sum::<f32>(), 1.0, tolerance::f32(1 + 60, 1.0));
             assert_eq!(row[i], 0.0);
         }
         let p = affinities(rows, 12.0);
-        // Two shares are rounded, added and multiplied by 1/2n, which is rounded too.
+        // Two shares are rounded, added, and multiplied by 1/2n, which is also rounded.
         assert_within!(p.iter().map(|p| *p as f64).sum::<f64>(), 1.0, tolerance::f32(4, 1.0));
         assert!((0..60).all(|i| (0..60).all(|j| p[i * 60 + j] == p[j * 60 + i])));
     }
@@ -227,7 +229,7 @@ mod tests {
         let p = affinities(RowsView::new(&data, 8), 5.0);
         let points = [0.1, 2.0].map(|phase| wave(n, phase, 1.3));
         let wide = points.each_ref().map(|v| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
-        // All in double precision: q before it is divided by the sum, the sum, and Σ p·ln(p/q).
+        // In double precision: the unnormalized q, their sum, and Σ p·ln(p/q).
         let q = |[xs, ys]: &[Vec<f64>; 2], i: usize, j: usize| {
             1.0 / (1.0 + (xs[i] - xs[j]).powi(2) + (ys[i] - ys[j]).powi(2))
         };
@@ -242,8 +244,8 @@ mod tests {
             };
             p.iter().enumerate().map(term).sum()
         };
-        // A q takes six operations in f32. The sum of n of them, a point's own 1 included, is taken in f32,
-        // that of all points in f64; its relative error is an absolute one of its logarithm.
+        // A q takes six operations in f32. The sum over n of them, including a point's own 1, is in f32, and
+        // the sum over all points in f64. Its relative error is the absolute error of its logarithm.
         let sum = total(&wide);
         let of_sum = |operations| tolerance::f32(operations, (sum + n as f64) / sum);
         assert_within!(divergence(&p, &points), exact(&wide), of_sum(n + 6));
@@ -256,12 +258,12 @@ mod tests {
                     exact(&points)
                 };
                 let want = (shifted(step) - shifted(-step)) / (2.0 * step);
-                // With points in a square of side 2, the third derivatives of Σ p·ln(1 + d²) and of the sum's
-                // logarithm are below 3 and 5; terms p·|ln p|, p·ln(1 + d²) and the logarithm sum to less
-                // than 20.
+                // With points in a square of side 2, the third derivatives of Σ p·ln(1 + d²) and of the
+                // logarithm of the sum are below 3 and 5. The terms p·|ln p|, p·ln(1 + d²) and the logarithm
+                // sum to less than 20.
                 let differences = tolerance::central_difference(step, 8.0, n * n + 10, 20.0);
-                // 4·Σ p·q·(y_i − y_j) and 4·Σ q²·(y_i − y_j)/sum: nine and fifteen operations a term, and the
-                // sums.
+                // 4·Σ p·q·(y_i − y_j) and 4·Σ q²·(y_i − y_j)/sum: nine and fifteen operations per term, and
+                // the sums.
                 let (mut pull, mut push) = (0.0, 0.0);
                 for j in 0..n {
                     let (q, by) = (q(&wide, i, j), (wide[d][i] - wide[d][j]).abs());
@@ -282,14 +284,15 @@ mod tests {
     fn groups_stay_together_and_the_divergence_is_as_small_as_that_of_scikit_learn() {
         let (data, group) = groups(200);
         let got = tsne(RowsView::new(&data, 8), TsneOptions::default()).unwrap();
-        // Rounding leads to another picture after 750 steps, whose divergence differs by much less than 2 %.
+        // Rounding leads to a different picture after 750 steps, but its divergence differs by much less than
+        // 2 %.
         assert!(got.divergence < 1.02 * SKLEARN, "{} for {SKLEARN}", got.divergence);
         let nearest = |i: usize| {
             let d = |j: usize| (0..2).map(|d| (got.points[i][d] - got.points[j][d]).powi(2)).sum::<f32>();
             (0..200).filter(|j| *j != i).min_by(|a, b| d(*a).total_cmp(&d(*b))).unwrap()
         };
         let together = (0..200).filter(|i| group[nearest(*i)] == group[*i]).count();
-        assert!(together > 190, "{together} of 200 points beside one of their group");
+        assert!(together > 190, "{together} of 200 points are next to a point of their group");
     }
     const SKLEARN: f64 = 0.150_384;
 

@@ -1,4 +1,4 @@
-//! Scores of agreement between labels and clusters.
+//! Agreement between labels and clusters.
 
 use super::{Cell, Contingency};
 use crate::matching::best_pairs;
@@ -6,11 +6,11 @@ use pauc_traits::Result;
 use pauc_traits::probe::Metric;
 use std::collections::BTreeMap;
 
-/// How far two partitions agree. Each score is 1 for equal partitions; NMI, AMI, ARI, homogeneity, completeness and
-/// V are as in scikit-learn, edge cases included.
+/// The agreement of two partitions. Each score is 1 for equal partitions. NMI, AMI, ARI, homogeneity,
+/// completeness and V are as in scikit-learn, edge cases included.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Agreement {
-    /// Mutual information over the arithmetic mean of the entropies.
+    /// Mutual information divided by the arithmetic mean of the entropies.
     pub nmi: f64,
     /// Mutual information adjusted for chance (Vinh et al. 2010), arithmetic mean; about 0 for random clusters.
     pub ami: f64,
@@ -22,9 +22,10 @@ pub struct Agreement {
     pub completeness: f64,
     /// The harmonic mean of homogeneity and completeness; equal to `nmi`.
     pub v_measure: f64,
-    /// Share of samples with the majority label of their cluster.
+    /// The fraction of samples with the majority label of their cluster.
     pub purity: f64,
-    /// Share of samples that agree under the best one-to-one matching of clusters to labels (Hungarian).
+    /// The fraction of samples that agree under the best one-to-one matching of clusters to labels (Hungarian
+    /// method).
     pub hungarian_accuracy: f64,
 }
 
@@ -37,7 +38,7 @@ impl Agreement {
         Contingency::new(labels, clusters).map(|c| Agreement::of(&c))
     }
 
-    /// The scores of counts.
+    /// Computes the scores from counts.
     pub fn of(c: &Contingency) -> Self {
         if c.total == 0 {
             return Agreement {
@@ -91,7 +92,7 @@ impl Agreement {
         }
     }
 
-    /// The scores as metrics called `prefix/nmi` and so on.
+    /// Returns the scores as metrics named `prefix/nmi` and so on.
     pub fn metrics(&self, prefix: &str) -> Vec<Metric> {
         [
             ("nmi", self.nmi),
@@ -108,7 +109,7 @@ impl Agreement {
     }
 }
 
-/// The entropy of a distribution given by counts, in nats.
+/// Returns the entropy of a distribution given by counts, in nats.
 pub fn entropy(counts: &[usize]) -> f64 {
     let total: f64 = counts.iter().map(|c| *c as f64).sum();
     let shares = counts.iter().filter(|c| **c > 0).map(|c| *c as f64 / total);
@@ -123,14 +124,14 @@ fn mutual_information(c: &Contingency) -> f64 {
         p * (p.ln() - (c.rows[cell.row] as f64 / n).ln() - (c.cols[cell.column] as f64 / n).ln())
     };
     let sum: f64 = c.cells.iter().map(term).sum();
-    // Independent partitions have none; rounding would leave a trace.
+    // Independent partitions have no mutual information, so remove the rounding error.
     if sum.abs() < f64::EPSILON { 0.0 } else { sum.max(0.0) }
 }
 
-/// The mean mutual information of random partitions with the same sizes (hypergeometric model).
+/// Returns the mean mutual information of random partitions with the same sizes (hypergeometric model).
 fn expected_mutual_information(c: &Contingency) -> f64 {
     let n = c.total;
-    // ln i! with a compensated sum: the probabilities below are exponentials of small differences.
+    // ln i! with a compensated sum, because the probabilities below are exponentials of small differences.
     let (mut ln_factorial, mut sum, mut lost) = (vec![0.0f64], 0.0f64, 0.0f64);
     for i in 1..=n {
         let step = (i as f64).ln() - lost;
@@ -139,7 +140,7 @@ fn expected_mutual_information(c: &Contingency) -> f64 {
         sum = next;
         ln_factorial.push(sum);
     }
-    // Equal sizes give equal terms.
+    // Equal sizes give equal terms, so compute each only once.
     let distinct = |sizes: &[usize]| {
         let mut counts = BTreeMap::<usize, usize>::new();
         sizes.iter().for_each(|s| *counts.entry(*s).or_default() += 1);
@@ -166,7 +167,7 @@ fn expected_mutual_information(c: &Contingency) -> f64 {
     total
 }
 
-/// The adjusted Rand index, from counts of pairs.
+/// Returns the adjusted Rand index, from counts of pairs.
 fn adjusted_rand(c: &Contingency) -> f64 {
     let squares = |counts: &mut dyn Iterator<Item = usize>| counts.map(|x| (x as f64).powi(2)).sum::<f64>();
     let n = c.total as f64;
@@ -189,34 +190,35 @@ mod tests {
     use pauc_testing::{assert_within, tolerance};
     use serde_json::Value;
 
-    /// How far mutual information or an entropy may be from its value: each cell has up to three logarithms of shares,
-    /// which are at most ln n in size, and eight roundings; the shares sum to 1.
+    /// The error bound of a mutual information or entropy. Each cell has up to three logarithms of fractions,
+    /// at most ln n in size, and eight roundings. The fractions sum to 1.
     fn of_information(c: &Contingency) -> f64 {
         tolerance::f64(c.cells.len() + 8, 3.0 * (c.total as f64).ln())
     }
 
-    /// How far the expected information may be from `expected`: a probability is the exponential of nine logarithms of
-    /// factorials, each at most ln n! in size, with two roundings, and so off by their error relative to it; the sum
-    /// has up to n terms for each of the pairs of sizes.
+    /// The error bound of the expected information. A probability is the exponential of nine logarithms of
+    /// factorials, each at most ln n! in size, with two roundings; their error is the relative error of the
+    /// probability. The sum has up to n terms for each pair of sizes.
     fn of_expected(c: &Contingency, expected: f64) -> f64 {
         let of_factorials: f64 = 9.0 * (1..=c.total).map(|i| (i as f64).ln()).sum::<f64>();
         let terms = c.total + c.rows.len() * c.cols.len() + 8;
         expected * (tolerance::f64(9 + 2, of_factorials) + tolerance::f64(terms, 1.0))
     }
 
-    /// How far each score may be from its value.
+    /// The error bound of each score.
     fn of_score(c: &Contingency, score: &Metric) -> f64 {
         let (mutual, entropies) = (of_information(c), [entropy(&c.rows), entropy(&c.cols)]);
         match score.name.rsplit('/').next().unwrap_or_default() {
-            // Quotients of whole numbers that f64 has.
+            // Quotients of integers that f64 represents exactly.
             "ari" | "purity" | "hungarian_accuracy" => tolerance::f64(3, 1.0),
             "ami" => {
                 let expected = expected_mutual_information(c);
                 let room = (entropies[0] + entropies[1]) / 2.0 - expected;
-                // What is divided is off, and what it is divided by, relative to the score.
+                // Both the numerator and the denominator are off, relative to the score.
                 (mutual + of_expected(c, expected)) * (1.0 + score.value.abs()) / room.abs()
             }
-            // Shares of the entropies, at most 1, and their harmonic mean; a share of no entropy is exact.
+            // Fractions of the entropies, at most 1, and their harmonic mean. A fraction of an entropy of 0
+            // is exact.
             _ => {
                 let least = entropies.into_iter().filter(|h| *h > 0.0).fold(f64::INFINITY, f64::min);
                 4.0 * mutual / least + tolerance::f64(4, 1.0)

@@ -1,4 +1,4 @@
-//! Counts of pairs: how many samples have label a and cluster b.
+//! Counts of pairs: the number of samples with label a and cluster b.
 
 use pauc_traits::{Error, Result};
 
@@ -9,30 +9,30 @@ pub struct Cell {
     pub row: usize,
     /// The column's number.
     pub column: usize,
-    /// How many samples they share.
+    /// The number of samples they share.
     pub count: usize,
 }
 
-/// Which samples two partitions have in common.
+/// The samples that two partitions have in common.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Contingency {
-    /// The cells that are not empty, sorted; rows and columns are numbered without gaps.
+    /// The nonempty cells, sorted. Rows and columns are numbered without gaps.
     pub cells: Vec<Cell>,
-    /// Samples in each row (label).
+    /// The number of samples in each row (label).
     pub rows: Vec<usize>,
-    /// Samples in each column (cluster).
+    /// The number of samples in each column (cluster).
     pub cols: Vec<usize>,
-    /// All samples.
+    /// The number of all samples.
     pub total: usize,
-    /// The cluster each column stands for; `None` is noise.
+    /// The cluster of each column; `None` is noise.
     pub columns: Vec<Option<u32>>,
-    /// The label each row stands for; `None` is noise.
+    /// The label of each row; `None` is noise.
     pub labels: Vec<Option<u32>>,
 }
 
 impl Contingency {
-    /// Counts labels against clusters. Noise is one cluster more: leaving it out would reward a clusterer that
-    /// calls all difficult samples noise.
+    /// Counts labels against clusters. Noise is one additional cluster: leaving it out would reward a
+    /// clusterer that calls all difficult samples noise.
     ///
     /// # Errors
     /// If the lengths differ.
@@ -40,7 +40,7 @@ impl Contingency {
         Self::between(&labels.iter().copied().map(Some).collect::<Vec<_>>(), clusters)
     }
 
-    /// Counts one clustering against another; noise is one cluster more in either.
+    /// Counts one clustering against another. Noise is one additional cluster in each.
     ///
     /// # Errors
     /// If the lengths differ.

@@ -1,4 +1,4 @@
-//! Scores of a clustering that need no labels.
+//! Scores of a clustering without labels.
 
 use crate::lloyd::{Members, labels_with_noise, means};
 use pauc_kernels::distance::squared_distance;
@@ -6,11 +6,12 @@ use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, stream};
 use rayon::prelude::*;
 
-/// The mean silhouette (b − a)/max(a, b): a is a sample's mean Euclidean distance to its cluster, b that to the
-/// nearest other cluster; a cluster of one has 0. From −1 to 1.
+/// Returns the mean silhouette (b − a)/max(a, b). a is the mean Euclidean distance of a sample to its
+/// cluster, and b the same to the nearest other cluster. A sample that is alone in its cluster has 0. The
+/// range is −1 to 1.
 ///
-/// Of more than `most` samples, a random subset of that size is scored as if it were all (O(most²·D)). Noise is
-/// left out. `None` with fewer than two clusters.
+/// With more than `most` samples, a random subset of that size is scored as if it were all (O(most²·D)).
+/// Noise is left out. `None` with fewer than two clusters.
 ///
 /// # Shapes
 /// rows (N, D), assignments N
@@ -53,8 +54,9 @@ pub fn silhouette(rows: RowsView<'_>, assignments: &[Option<u32>], most: usize, 
     Some(scores.iter().sum::<f64>() / scores.len() as f64)
 }
 
-/// The Davies–Bouldin index: the mean over clusters of max_j (s_i + s_j)/‖μ_i − μ_j‖, where s is the mean distance
-/// of a cluster's samples to its mean μ. Lower is better; clusters with one mean are no competitors.
+/// Returns the Davies–Bouldin index: the mean over clusters of max_j (s_i + s_j)/‖μ_i − μ_j‖, where s is the
+/// mean distance of a cluster's samples to its mean μ. Lower is better. Pairs of clusters with equal means
+/// are skipped.
 ///
 /// Noise is left out. `None` with fewer than two clusters.
 ///
@@ -106,10 +108,11 @@ mod tests {
     fn silhouette_equals_the_value_by_hand() {
         let data = [0.0, 1.0, 10.0, 12.0, 50.0];
         let rows = RowsView::new(&data, 1);
-        // a = 1, 1, 2, 2; b = mean distance to the other pair.
+        // a = 1, 1, 2, 2; b is the mean distance to the other pair.
         let want = (10.0 / 11.0 + 9.0 / 10.0 + (9.5 - 2.0) / 9.5 + (11.5 - 2.0) / 11.5 + 0.0) / 5.0;
         let got = silhouette(rows, &some(&[0, 0, 1, 1, 2]), 100, 0).unwrap();
-        // Distances are whole numbers, and exact: each score has five roundings, their mean six, all of numbers below 1.
+        // Distances are integers and exact. Each score has five roundings and their mean six, all of numbers
+        // below 1.
         assert_within!(got, want, tolerance::f64(11, 1.0));
         assert_eq!(silhouette(rows, &some(&[3; 5]), 100, 0), None);
         assert_eq!(silhouette(rows, &[None; 5], 100, 0), None);
@@ -125,7 +128,7 @@ mod tests {
         assignments[4] = None;
         // Spreads 1 and 2, means 1 and 12.
         let got = davies_bouldin(RowsView::new(&data, 1), &assignments).unwrap();
-        // Spreads and means are whole numbers, and exact.
+        // Spreads and means are integers and exact.
         assert_within!(got, 3.0 / 11.0, tolerance::f64(3, 3.0 / 11.0));
         assert_eq!(davies_bouldin(RowsView::new(&data, 1), &some(&[0; 5])), None);
         assert_eq!(davies_bouldin(RowsView::new(&[1.0; 4], 1), &some(&[0, 0, 1, 1])), Some(0.0));

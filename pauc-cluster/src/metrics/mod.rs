@@ -1,8 +1,8 @@
-//! How well a clustering agrees with labels, with another clustering, and with the geometry of the samples.
+//! Agreement of a clustering with labels, with another clustering, and with the geometry of the samples.
 //!
-//! | module | what lives there |
+//! | module | contents |
 //! |---|---|
-//! | [`contingency`] | counts of label × cluster, which all scores of agreement start from |
+//! | [`contingency`] | counts of label × cluster, the basis of all scores of agreement |
 //! | [`agreement`] | [`agreement::Agreement`]: NMI, AMI, ARI, homogeneity, completeness, V, purity, matched accuracy |
 //! | [`geometry`] | silhouette and Davies–Bouldin |
 
@@ -14,8 +14,8 @@ pub use agreement::Agreement;
 pub use contingency::{Cell, Contingency};
 pub use geometry::{davies_bouldin, silhouette};
 
-/// The imbalance K·Σ size² / (Σ size)²: 1 when all clusters have the same size (also when all are empty), K when
-/// one has everything.
+/// Returns the imbalance K·Σ size² / (Σ size)²: 1 if all clusters have the same size (or all are empty), K if
+/// one cluster has all samples.
 pub fn imbalance(sizes: &[usize]) -> f64 {
     let total: f64 = sizes.iter().map(|s| *s as f64).sum();
     if total == 0.0 {

@@ -20,15 +20,15 @@ pub(super) struct Network {
     plan: Rc<Blueprint>,
     options: DeviceOptions,
     state: State<Cuda>,
-    /// For passes that will run backwards, shared with their tape.
+    /// For passes with a backward pass, shared with their tape.
     training: Rc<RefCell<Workspace>>,
-    /// For all other passes, so that they leave an outstanding training pass alone.
+    /// For all other passes, so that they do not disturb an outstanding training pass.
     inference: Workspace,
     outstanding: Rc<Cell<bool>>,
 }
 
 impl Network {
-    /// A network with initial weights from the streams of the seed.
+    /// Creates a network with initial weights from the random streams of the seed.
     pub(super) fn new(device: &Cuda, plan: Blueprint, options: BuildOptions) -> Result<Self> {
         let state = State::new(device, &plan, options.seed)?;
         Self::with_state(device, Rc::new(plan), options.device, state)

@@ -14,21 +14,21 @@ use pauc_traits::{Encoder, Error, ImageShape, Param, Pass, Result, Taped};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// A block's linear outputs and their normalization.
+/// The linear outputs of a block and the state of their normalization.
 #[derive(Debug)]
 struct PreNorm {
     linear: Buffer,
     norm: BatchNorm,
 }
 
-/// What a forward pass keeps for the backward pass.
+/// The values that a forward pass keeps for the backward pass.
 #[derive(Debug)]
 struct Workspace {
     context: NetworkContext,
     rows: usize,
     /// The head's input and each block's output.
     outputs: Vec<Buffer>,
-    /// Of each block, if it has a normalization.
+    /// Per block, if it has a normalization.
     pre_norm: Vec<Option<PreNorm>>,
 }
 
@@ -50,7 +50,7 @@ impl Workspace {
         Ok(Workspace { context: context.clone(), rows, outputs, pre_norm })
     }
 
-    /// The output of the last block.
+    /// Returns the output of the last block.
     fn forward(&mut self, blocks: &[Block<Cuda>], x: View<'_>, pass: Pass) -> pauc_cuda::Result<View<'_>> {
         memory::copy(&self.context.on, x, self.outputs[0].view_mut())?;
         for (i, block) in blocks.iter().enumerate() {
@@ -59,7 +59,7 @@ impl Workspace {
         Ok(self.outputs[blocks.len()].view())
     }
 
-    /// The output of block `i`.
+    /// Computes the output of block `i`.
     fn block_forward(&mut self, i: usize, block: &Block<Cuda>, pass: Pass) -> pauc_cuda::Result<()> {
         let (context, rows) = (&self.context, self.rows);
         let on = &context.on;
@@ -95,8 +95,8 @@ impl Workspace {
         norm.apply(on, y, None, block.relu, to.view_mut().into(), None)
     }
 
-    /// From the gradient of the outputs to that of the input, if asked for. The parameters' gradients are
-    /// accumulated.
+    /// Computes the gradient of the input, if requested, from that of the outputs. The gradients of the
+    /// parameters are accumulated.
     fn backward(
         &mut self,
         blocks: &[Block<Cuda>],
@@ -118,8 +118,8 @@ impl Workspace {
         Ok(g)
     }
 
-    /// Accumulates the gradients of block `i`'s parameters, given that of its output, which becomes that of
-    /// the linear layer's output.
+    /// Accumulates the gradients of the parameters of block `i`. Replaces the gradient of the block's output
+    /// by that of the linear layer's output.
     fn block_parameters_backward(
         &mut self,
         i: usize,
@@ -148,7 +148,7 @@ impl Workspace {
     }
 }
 
-/// Workspaces that no pass is using.
+/// Workspaces not in use by any pass.
 #[derive(Clone, Debug)]
 struct Idle {
     context: NetworkContext,
@@ -160,13 +160,13 @@ impl Idle {
         Idle { context, workspaces: Rc::default() }
     }
 
-    /// One for a batch of `rows`.
+    /// Takes a workspace for a batch of `rows`.
     fn take(&self, blocks: &[Block<Cuda>], rows: usize) -> pauc_cuda::Result<Workspace> {
         let mut workspaces = self.workspaces.borrow_mut();
         match workspaces.iter().position(|w| w.rows == rows) {
             Some(i) => Ok(workspaces.swap_remove(i)),
             None => {
-                // At most one workspace of another batch size is kept.
+                // Keep at most one workspace of another batch size.
                 workspaces.truncate(1);
                 Workspace::new(&self.context, blocks, rows)
             }
@@ -177,7 +177,7 @@ impl Idle {
         self.workspaces.borrow_mut().push(workspace);
     }
 
-    /// None, on the same device and with the same precision: for a duplicate.
+    /// Creates an empty pool on the same device with the same precision, for a duplicate.
     fn empty(&self) -> Self {
         Idle::new(self.context.clone())
     }
@@ -192,7 +192,7 @@ pub(super) struct Perceptron {
 }
 
 impl Perceptron {
-    /// Of layers of weight and bias, at least one. Each is followed by ReLU.
+    /// Creates a perceptron of at least one layer of weight and bias, each followed by ReLU.
     pub(super) fn new(
         device: &Cuda,
         input: ImageShape,
@@ -282,7 +282,7 @@ pub(super) struct MlpHead {
 }
 
 impl MlpHead {
-    /// Of blocks, at least one.
+    /// Creates a head of at least one block.
     pub(super) fn new(device: &Cuda, blocks: Vec<Block<Cuda>>, precision: Precision) -> Result<Self> {
         let idle = Idle::new(NetworkContext::new(device, precision)?);
         Ok(MlpHead { device: device.clone(), blocks: Rc::new(blocks), idle })

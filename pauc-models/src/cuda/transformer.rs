@@ -15,10 +15,10 @@ use std::rc::Rc;
 /// ε of layer normalization.
 const EPSILON: f32 = 1e-6;
 
-/// What attention keeps for its backward pass.
+/// The values that attention keeps for its backward pass.
 #[derive(Debug)]
 struct Attention {
-    /// q, k and v by head, each (B·H, T, d).
+    /// q, k and v per head, each (B·H, T, d).
     heads: [Buffer; 3],
     /// softmax(q·kᵀ/√d), (B·H, T, T).
     weights: Buffer,
@@ -26,7 +26,7 @@ struct Attention {
     mixed: Buffer,
 }
 
-/// What a block keeps for its backward pass.
+/// The values that a block keeps for its backward pass.
 #[derive(Debug)]
 struct Kept {
     x: Buffer,
@@ -40,7 +40,7 @@ struct Kept {
     activated: Buffer,
 }
 
-/// What a pass keeps for its backward pass.
+/// The values that a pass keeps for its backward pass.
 #[derive(Debug)]
 struct Activations {
     shape: TokenShape,
@@ -51,7 +51,7 @@ struct Activations {
     moments: RowMoments,
 }
 
-/// `y ← x·Wᵀ + b`.
+/// Computes `y ← x·Wᵀ + b`.
 fn linear(context: &NetworkContext, x: View<'_>, [weight, bias]: &[Param<Cuda>; 2]) -> Device<Buffer> {
     let outputs = bias.len();
     let inputs = weight.len() / outputs;
@@ -79,7 +79,7 @@ fn linear_parameter_gradients(
     rows::column_sums(&context.on, dy, &mut bias.grad_mut())
 }
 
-/// The gradient of [`linear`]'s input. Those of weight and bias are accumulated.
+/// Returns the gradient of [`linear`]'s input. Accumulates those of weight and bias.
 fn linear_gradient(
     context: &NetworkContext,
     dy: View<'_>,
@@ -117,25 +117,25 @@ fn layer_norm_gradient(
     transformer::layer_norm_gradient(on, dy, x, &gamma.value(), moments, to, dx.view_mut())
 }
 
-/// `a + b`.
+/// Returns `a + b`.
 fn sum(on: &Context, a: View<'_>, b: View<'_>) -> Device<Buffer> {
     let mut sum = Buffer::copy_of(on, a)?;
     elementwise::add(on, sum.view_mut(), 1.0, b)?;
     Ok(sum)
 }
 
-/// The matrix (T, d) of the first head of the first image; those of the others follow.
+/// The matrix (T, d) of the first head of the first image; those of the other heads and images follow it.
 fn by_head(m: &Buffer, shape: TokenShape) -> MatrixRef<'_> {
     MatrixRef::new(m.view(), shape.tokens, shape.width / shape.heads)
 }
 
-/// A matrix of tokens for each of queries, keys and values.
+/// Allocates a matrix of tokens for each of queries, keys and values.
 fn query_key_value(on: &Context, shape: TokenShape) -> Device<[Buffer; 3]> {
     let tokens = || Buffer::uninit(on, shape.len());
     Ok([tokens()?, tokens()?, tokens()?])
 }
 
-/// softmax(q·kᵀ/√d)·v for each head, side by side in rows.
+/// Computes softmax(q·kᵀ/√d)·v for each head; the heads are concatenated in rows.
 fn attend(context: &NetworkContext, shape: TokenShape, qkv: &Buffer) -> Device<Attention> {
     let on = &context.on;
     let (d, head_count) = (shape.width / shape.heads, shape.batch * shape.heads);
@@ -155,7 +155,7 @@ fn attend(context: &NetworkContext, shape: TokenShape, qkv: &Buffer) -> Device<A
     Ok(Attention { heads, weights, mixed })
 }
 
-/// From the gradient of [`attend`]'s outputs to that of queries, keys and values side by side.
+/// Computes the gradient of concatenated queries, keys and values from that of [`attend`]'s outputs.
 fn attend_gradient(
     context: &NetworkContext,
     shape: TokenShape,
@@ -208,7 +208,7 @@ fn block_forward(
     Ok((y, kept))
 }
 
-/// From the gradient of a block's output to that of its input.
+/// Computes the gradient of a block's input from that of its output.
 fn block_backward(
     context: &NetworkContext,
     block: &TransformerBlock<Cuda>,
@@ -288,7 +288,7 @@ pub(super) struct VisionTransformer {
 }
 
 impl VisionTransformer {
-    /// With the parameters of a network in plain operations.
+    /// Creates the CUDA network with the parameters of a network in plain operations.
     pub(super) fn new(net: Transformer<Cuda>, precision: Precision) -> Result<Self> {
         let context = NetworkContext::new(&net.device, precision)?;
         Ok(VisionTransformer { context, net: Rc::new(net) })

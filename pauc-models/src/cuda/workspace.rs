@@ -1,4 +1,4 @@
-//! A convolutional network's memory on CUDA, and the kernels of its passes.
+//! The memory of a convolutional network on CUDA, and the kernels of its passes.
 
 use super::schedule::{
     Backward, Conv, F16_GRADIENT, F16_INPUT, F16Slot, Forward, Keep, Operands, ReluSlot, Schedule, Slot,
@@ -16,11 +16,11 @@ use pauc_cuda::{Buffer, Context, Element, Error, Precision, Result, View};
 use pauc_traits::trace::named;
 use std::rc::Rc;
 
-/// The memory of a schedule's slots, allocated when it is first written.
+/// The memory of the slots of a schedule, allocated at the first write.
 struct Memory {
     on: Rc<Context>,
     element: Element,
-    /// The largest batch that it is for.
+    /// The largest batch that the memory is for.
     batch: usize,
     slots: Vec<Option<FeatureMap>>,
     f16_slots: Vec<Option<FeatureMap>>,
@@ -32,7 +32,7 @@ impl Memory {
         Memory { on: on.clone(), element, batch, slots, f16_slots }
     }
 
-    /// A slot's content.
+    /// Returns the content of a slot.
     fn read(&self, slot: Slot) -> Result<MapSlice<'_>> {
         self.slots[slot.0]
             .as_ref()
@@ -47,7 +47,7 @@ impl Memory {
             .ok_or(Error::Internal("slots are written before they are read"))
     }
 
-    /// A slot's memory, to be written and [put back](Memory::put).
+    /// Takes the memory of a slot for writing; it must be [put back](Memory::put).
     fn take(&mut self, schedule: &Schedule, slot: Slot) -> Result<FeatureMap> {
         let len = schedule.slot_len(slot, self.batch);
         self.slots[slot.0].take().map_or_else(|| FeatureMap::uninit(&self.on, len, self.element), Ok)
@@ -75,11 +75,11 @@ struct LayerState {
 
 impl LayerState {
     fn conv(&self) -> Result<&Convolution> {
-        self.conv.as_ref().ok_or(Error::Internal("`grow` sets all convolutions up"))
+        self.conv.as_ref().ok_or(Error::Internal("`grow` creates all convolutions"))
     }
 }
 
-/// What a pass is about.
+/// The settings of a pass.
 #[derive(Clone, Copy)]
 struct Pass<'a> {
     plan: &'a Blueprint,
@@ -94,16 +94,16 @@ impl Pass<'_> {
     }
 }
 
-/// Memory for one batch at a time. Grows to the largest batch it has seen, and is then reused.
+/// Memory for one batch at a time. It grows to the largest batch seen, and is then reused.
 pub(super) struct Workspace {
     on: Rc<Context>,
     precision: Precision,
     schedule: Rc<Schedule>,
     layers: Vec<LayerState>,
     memory: Memory,
-    /// What convolutions use while they run.
+    /// The scratch memory of convolutions.
     scratch: Scratch,
-    /// Which pixel each maximum came from, by output map.
+    /// The source pixel of each maximum, by output map.
     arg_max: Vec<Option<ArgMax>>,
     features: Buffer,
 }
@@ -127,8 +127,9 @@ impl Workspace {
         })
     }
 
-    /// Bytes of maps, gradients and features for a batch, and of the parts of convolutions' operands if these
-    /// are split. A device that fails to say whether they are fails again when it is asked for a convolution.
+    /// Returns the bytes of maps, gradients and features for a batch, and of split convolution operands if
+    /// there are any. If the device fails to report whether operands are split, that error surfaces again
+    /// when a convolution is created.
     pub(super) fn bytes(&self, plan: &Blueprint, batch: usize) -> usize {
         let splits = Convolution::splits_operands(&self.on, self.precision).unwrap_or_default();
         let split = if splits { split_elements(plan, batch, self.precision) } else { 0 };
@@ -136,7 +137,7 @@ impl Workspace {
             + (split + batch * plan.feature_dim()) * size_of::<f32>()
     }
 
-    /// Makes room for a batch, and sets convolutions up for its size.
+    /// Allocates memory for a batch, and creates convolutions for its size.
     fn grow(&mut self, plan: &Blueprint, batch: usize) -> Result<()> {
         if batch > self.memory.batch {
             self.memory = Memory::new(&self.on, &self.schedule, batch, Element::of(self.precision));
@@ -156,7 +157,7 @@ impl Workspace {
         Ok(())
     }
 
-    /// Features (B, F) of images (B, H, W, C).
+    /// Computes features (B, F) of images (B, H, W, C).
     pub(super) fn forward(
         &mut self,
         plan: &Blueprint,
@@ -189,7 +190,7 @@ impl Workspace {
         Ok(self.features.view().first(batch * plan.feature_dim()))
     }
 
-    /// The convolution of a layer, and the coefficients of its normalization.
+    /// Runs the convolution of a layer, and computes the coefficients of its normalization.
     fn convolve(
         &mut self,
         pass: Pass<'_>,
@@ -204,7 +205,7 @@ impl Workspace {
         {
             let _span = named(|| plan.layers[layer].name.as_str().into());
             let weight = state.parameters[3 * layer].value();
-            let conv = l.conv.as_mut().ok_or(Error::Internal("`grow` sets all convolutions up"))?;
+            let conv = l.conv.as_mut().ok_or(Error::Internal("`grow` creates all convolutions"))?;
             conv.forward(&on, &mut self.scratch, self.memory.read(x)?, &weight, out.slice_mut())?;
         }
         let _span = named(|| plan.layers[layer].norm.as_str().into());
@@ -225,7 +226,7 @@ impl Workspace {
         Ok(())
     }
 
-    /// The normalization of a layer, with residual and ReLU.
+    /// Runs the normalization of a layer, with residual and ReLU.
     fn normalize(
         &mut self,
         pass: Pass<'_>,
@@ -269,8 +270,8 @@ impl Workspace {
         Ok(())
     }
 
-    /// Accumulates the parameters' gradients, given that of the features of the last forward pass, whose
-    /// statistics came from the batch.
+    /// Accumulates the gradients of the parameters, given that of the features of the last forward pass,
+    /// which must have used batch statistics.
     pub(super) fn backward(
         &mut self,
         plan: &Blueprint,
@@ -304,7 +305,7 @@ impl Workspace {
                     let mut out = self.memory.take(&schedule, dx)?;
                     let arg_max = self.arg_max[output].as_ref();
                     let arg_max =
-                        arg_max.ok_or(Error::Internal("the forward pass keeps all indices of maxima"))?;
+                        arg_max.ok_or(Error::Internal("the forward pass keeps the indices of all maxima"))?;
                     let from = (self.memory.read(dy)?, pass.shape(output));
                     pooling::max_pool_gradient(&on, from, arg_max, (out.slice_mut(), pass.shape(input)))?;
                     self.memory.put(dx, out);
@@ -320,7 +321,7 @@ impl Workspace {
         Ok(())
     }
 
-    /// The gradients of a layer's normalization.
+    /// Computes the gradients of a layer's normalization.
     fn norm_gradients(
         &mut self,
         pass: Pass<'_>,
@@ -358,7 +359,7 @@ impl Workspace {
         Ok(())
     }
 
-    /// Accumulates the gradient of a convolution's weights.
+    /// Accumulates the weight gradient of a convolution.
     fn weight_gradient(
         &mut self,
         pass: Pass<'_>,
@@ -385,7 +386,7 @@ impl Workspace {
         }
     }
 
-    /// The gradient of a convolution's input.
+    /// Computes the input gradient of a convolution.
     fn input_gradient(
         &mut self,
         pass: Pass<'_>,

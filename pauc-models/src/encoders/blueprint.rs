@@ -1,4 +1,4 @@
-//! What a convolutional network consists of, without any device: layers, the order in which they run, shapes, names.
+//! A convolutional network without a device: layers, the order in which they run, shapes and names.
 
 use pauc_kernels::conv::Geometry;
 use pauc_kernels::pool::{self, CellMean};
@@ -8,16 +8,17 @@ use pauc_traits::rng::{self, Purpose};
 use pauc_traits::{Compute, Error, ImageShape, Param, Result};
 use rand_distr::{Distribution, Normal};
 
-/// A feature map's number; 0 is the image.
+/// The number of a feature map; 0 is the image.
 pub type Map = usize;
 
-/// A convolution followed by batch normalisation. Its learnable parameters are number 3i, 3i + 1 and 3i + 2 (weight,
-/// γ, β) of the network's, its running mean and variance number 2i and 2i + 1 of the statistics.
+/// A convolution followed by batch normalization. For layer i, the learnable parameters have the numbers 3i,
+/// 3i + 1 and 3i + 2 (weight, γ, β), and running mean and variance have the numbers 2i and 2i + 1 among the
+/// statistics.
 #[derive(Clone, Debug)]
 pub struct ConvNorm {
     /// The convolution's name.
     pub name: String,
-    /// The normalisation's name.
+    /// The normalization's name.
     pub norm: String,
     /// The convolution's shape.
     pub geometry: Geometry,
@@ -30,33 +31,33 @@ pub enum Step {
     Conv {
         /// The number of the [`ConvNorm`].
         layer: usize,
-        /// What it reads.
+        /// The map that it reads.
         input: Map,
-        /// What it writes.
+        /// The map that it writes.
         output: Map,
-        /// What is added before ReLU.
+        /// The map added before ReLU.
         residual: Option<Map>,
     },
-    /// The convolution of a shortcut; the step that adds it also normalises it.
+    /// The convolution of a shortcut. The step that adds it also normalizes it.
     Shortcut {
         /// The number of the [`ConvNorm`].
         layer: usize,
-        /// What it reads.
+        /// The map that it reads.
         input: Map,
-        /// What it writes.
+        /// The map that it writes.
         output: Map,
     },
     /// The maximum of 3×3 windows at stride 2.
     MaxPool {
-        /// What it reads.
+        /// The map that it reads.
         input: Map,
-        /// What it writes.
+        /// The map that it writes.
         output: Map,
     },
 }
 
 impl Step {
-    /// The maps that the step reads.
+    /// Returns the maps that the step reads.
     pub fn reads(&self) -> [Option<Map>; 2] {
         match *self {
             Step::Conv { input, residual, .. } => [Some(input), residual],
@@ -74,22 +75,22 @@ pub struct Size {
     pub width: usize,
     /// Channels.
     pub channels: usize,
-    /// The layer whose normalisation is still to be applied, for the output of [`Step::Shortcut`].
+    /// The layer whose normalization is still pending, for the output of [`Step::Shortcut`].
     pub pending: Option<usize>,
 }
 
 /// A network whose features are means over its last map.
 #[derive(Clone, Debug)]
 pub struct Blueprint {
-    /// The images.
+    /// The shape of the images.
     pub input: ImageShape,
     /// Layers in the order of their parameters.
     pub layers: Vec<ConvNorm>,
-    /// Steps in the order in which they run.
+    /// Steps in execution order.
     pub steps: Vec<Step>,
     /// The shapes of all maps.
     pub maps: Vec<Size>,
-    /// Cells a side over which the last map is averaged; 1 averages all of it.
+    /// The number of cells per side over which the last map is averaged; 1 averages the whole map.
     pub grid: usize,
 }
 
@@ -107,7 +108,7 @@ impl<D: Compute> Clone for State<D> {
 }
 
 impl<D: Compute> State<D> {
-    /// With initial weights from the streams of `seed`.
+    /// Creates them with initial weights from the random streams of `seed`.
     pub(crate) fn new(device: &D, plan: &Blueprint, seed: u64) -> Result<Self> {
         let make = |all: Vec<Initial>| -> Result<Vec<Param<D>>> {
             all.into_iter().map(|(name, shape, role, v)| Param::new(device, name, &shape, role, &v)).collect()
@@ -115,7 +116,7 @@ impl<D: Compute> State<D> {
         Ok(State { parameters: make(plan.parameters(seed))?, statistics: make(plan.statistics())? })
     }
 
-    /// The same values in parameters of their own.
+    /// Copies the values into new parameters.
     pub(crate) fn duplicate(&self, device: &D) -> Result<Self> {
         let copy = |all: &[Param<D>]| all.iter().map(|p| p.deep_clone(device)).collect::<Result<Vec<_>>>();
         Ok(State { parameters: copy(&self.parameters)?, statistics: copy(&self.statistics)? })
@@ -126,27 +127,27 @@ impl<D: Compute> State<D> {
 pub type Initial = (String, Vec<usize>, Role, Vec<f32>);
 
 impl Blueprint {
-    /// Only the image so far.
+    /// Creates a network of the image only.
     ///
     /// # Errors
-    /// If the image is not grey or RGB, or empty.
+    /// If the image is not gray or RGB, or empty.
     pub fn new(input: ImageShape) -> Result<Self> {
         if ![1, 3].contains(&input.channels) {
             return Err(Error::shape(
                 "conv1",
-                format!("images are {input}: encoders take 1 channel (grey) or 3 (RGB)"),
+                format!("images are {input}: encoders take 1 channel (gray) or 3 (RGB)"),
             ));
         }
         if input.is_empty() {
-            return Err(Error::shape("conv1", format!("images are {input}, which holds no pixel")));
+            return Err(Error::shape("conv1", format!("images are {input}: there are no pixels")));
         }
         let image =
             Size { height: input.height, width: input.width, channels: input.channels, pending: None };
         Ok(Blueprint { input, layers: Vec::new(), steps: Vec::new(), maps: vec![image], grid: 1 })
     }
 
-    /// Declares a convolution from a map of the shape of `from` and `inputs` channels. The order of declarations is the
-    /// order of parameters.
+    /// Declares a convolution of a map with the shape of `from` and `inputs` channels. The order of
+    /// declarations is the order of parameters.
     pub fn declare(
         &mut self,
         (name, norm): (String, String),
@@ -159,35 +160,35 @@ impl Blueprint {
         self.layers.len() - 1
     }
 
-    /// The shape of a map as [`Blueprint::declare`] takes it.
+    /// Returns the shape of a map, in the form that [`Blueprint::declare`] takes.
     pub fn shape(&self, map: Map) -> (usize, usize, usize) {
         let m = self.maps[map];
         (m.height, m.width, m.channels)
     }
 
-    /// Rows, columns and channels of a declared layer's output.
+    /// Returns rows, columns and channels of the output of a declared layer.
     pub fn output(&self, layer: usize) -> (usize, usize, usize) {
         let g = self.layers[layer].geometry;
         let (h, w) = g.output();
         (h, w, g.outputs)
     }
 
-    /// Runs a declared convolution with normalisation, residual and ReLU.
+    /// Runs a declared convolution with normalization, residual and ReLU.
     pub fn conv(&mut self, layer: usize, input: Map, residual: Option<Map>) -> Map {
         let output = self.add_map(self.output(layer), None);
         self.steps.push(Step::Conv { layer, input, output, residual });
         output
     }
 
-    /// Runs a declared convolution as a shortcut. It has to come before the other convolutions of its input, so that
-    /// its gradient is added last.
+    /// Runs a declared convolution as a shortcut. It must come before the other convolutions of its input, so
+    /// that its gradient is added last.
     pub fn shortcut(&mut self, layer: usize, input: Map) -> Map {
         let output = self.add_map(self.output(layer), Some(layer));
         self.steps.push(Step::Shortcut { layer, input, output });
         output
     }
 
-    /// Pools the maximum.
+    /// Runs max pooling.
     pub fn max_pool(&mut self, input: Map) -> Map {
         let (h, w, c) = self.shape(input);
         let output = self.add_map((pool::max_side(h), pool::max_side(w), c), None);
@@ -195,8 +196,8 @@ impl Blueprint {
         output
     }
 
-    /// The layer and the step that made the map which step `i` reads, if the gradient through step `i` is the last part of
-    /// the map's gradient: no earlier step reads it.
+    /// Returns the layer and the step that made the map read by step `i`, if the gradient through step `i` is
+    /// the last part of the map's gradient, that is, if no earlier step reads the map.
     pub fn last_summand(&self, i: usize) -> Option<(usize, usize)> {
         let [Some(map), _] = self.steps[i].reads() else { return None };
         let read_before = self.steps[..i].iter().any(|s| s.reads().contains(&Some(map)));
@@ -212,20 +213,21 @@ impl Blueprint {
         self.maps.len() - 1
     }
 
-    /// The width of the features.
+    /// Returns the width of the features.
     pub fn feature_dim(&self) -> usize {
         self.features().outputs()
     }
 
-    /// How features come from the last map.
+    /// Returns the pooling from the last map to the features.
     pub fn features(&self) -> CellMean {
         CellMean { channels: self.maps[self.maps.len() - 1].channels, grid: self.grid }
     }
 
-    /// Checks that the last map has enough pixels for the grid, and that no strided layer is left with a single row or column, which it would reduce to nothing new.
+    /// Checks that the last map has enough pixels for the grid, and that the input of every strided layer has
+    /// at least two rows and two columns.
     ///
     /// # Errors
-    /// Naming the layer, its input and the remedy.
+    /// If not. The error names the layer, its input and `remedy`.
     pub fn check(self, remedy: &str) -> Result<Self> {
         let strided = |s: &Step| match *s {
             Step::Conv { layer, input, .. } => {
@@ -247,7 +249,7 @@ impl Blueprint {
         let last = self.maps[self.maps.len() - 1];
         if self.grid > last.height.min(last.width) {
             let message = format!(
-                "features are means of {grid}×{grid} cells, and the last map has {}×{} pixels for images of {}; {remedy}",
+                "a grid of {grid}×{grid} cells, but the last map has {}×{} pixels for images of {}; {remedy}",
                 last.height,
                 last.width,
                 self.input,
@@ -258,28 +260,29 @@ impl Blueprint {
         Ok(self)
     }
 
-    /// The number of images in a batch (B, H, W, C).
+    /// Returns the number of images in a batch (B, H, W, C).
     ///
     /// # Errors
-    /// If there are none, or of another size than the network's.
+    /// If there are no images, or their size is not that of the network.
     pub fn batch_of(&self, shape: (usize, usize, usize, usize)) -> Result<usize> {
         let ((batch, height, width, channels), input) = (shape, self.input);
         if (height, width, channels) != (input.height, input.width, input.channels) || batch == 0 {
             return Err(Error::shape(
                 self.layers[0].name.as_str(),
-                format!("{batch} images of {height}×{width}×{channels} for a network built for {input}"),
+                format!("was built for images of {input}, got {batch} of {height}×{width}×{channels}"),
             ));
         }
         Ok(batch)
     }
 
-    /// The same network for images of another size.
+    /// Returns the same network for images of another size.
     ///
     /// # Errors
-    /// If the images have other channels, or become too small on their way.
+    /// If the images have a different number of channels, or their maps become too small.
     pub fn resized(&self, input: ImageShape) -> Result<Self> {
         if input.channels != self.input.channels {
-            let message = format!("images are {input}, others have {} channels", self.input.channels);
+            let message =
+                format!("images are {input}; expected {} channels, as for the others", self.input.channels);
             return Err(Error::shape("conv1", message));
         }
         let mut plan = Blueprint { maps: Blueprint::new(input)?.maps, input, ..self.clone() };
@@ -297,21 +300,21 @@ impl Blueprint {
                     (input, output, (pool::max_side(height), pool::max_side(width)))
                 }
             };
-            debug_assert!(from < to, "maps are numbered in the order in which they are made");
+            debug_assert!(from < to, "maps are numbered in the order of their creation");
             (plan.maps[to].height, plan.maps[to].width) = size;
         }
-        plan.check("give larger views, or an encoder that reduces less")
+        plan.check("use larger views, or an encoder with fewer strides")
     }
 
-    /// The learnable parameters as torchvision initialises them: weights normal with variance 2 / (outputs · kernel²),
-    /// γ = 1, β = 0.
+    /// Returns the learnable parameters as torchvision initializes them: weights normal with variance 2 /
+    /// (outputs · kernel²), γ = 1, β = 0.
     pub fn parameters(&self, seed: u64) -> Vec<Initial> {
         let mut all: Vec<Initial> = Vec::new();
         for layer in &self.layers {
             let g = layer.geometry;
             let fan_out = (g.outputs * g.kernel * g.kernel) as f32;
             let mut rng = rng::stream(seed, Purpose::Init, 0, all.len() as u64, 0);
-            // A positive standard deviation is always accepted.
+            // A positive standard deviation is always valid.
             let values = match Normal::new(0.0, (2.0 / fan_out).sqrt()) {
                 Ok(normal) => normal.sample_iter(&mut rng).take(g.weights()).collect(),
                 Err(_) => vec![0.0; g.weights()],
@@ -326,7 +329,7 @@ impl Blueprint {
         all
     }
 
-    /// The running statistics at their start: mean 0, variance 1.
+    /// Returns the initial running statistics: mean 0, variance 1.
     pub fn statistics(&self) -> Vec<Initial> {
         let pair = |l: &ConvNorm| {
             [("running_mean", 0.0), ("running_var", 1.0)].map(|(part, value)| {
@@ -337,7 +340,7 @@ impl Blueprint {
         self.layers.iter().flat_map(pair).collect()
     }
 
-    /// The layers in forward order; `algorithm` says how each convolution is computed.
+    /// Returns the layers in forward order. `algorithm` names the algorithm of each convolution.
     pub fn describe(&self, algorithm: impl Fn(usize) -> String) -> Vec<Layer> {
         let mut all = Vec::new();
         for step in &self.steps {
@@ -391,7 +394,7 @@ mod tests {
     #[test]
     fn images_of_other_channels_are_refused() {
         let text = Blueprint::new(ImageShape { height: 8, width: 8, channels: 4 }).unwrap_err().to_string();
-        assert_eq!(text, "conv1: images are 8×8×4: encoders take 1 channel (grey) or 3 (RGB)");
+        assert_eq!(text, "conv1: images are 8×8×4: encoders take 1 channel (gray) or 3 (RGB)");
         assert!(Blueprint::new(ImageShape { height: 0, width: 8, channels: 3 }).is_err());
     }
 

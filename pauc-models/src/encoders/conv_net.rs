@@ -1,4 +1,4 @@
-//! A small plain network, for first experiments and fast tests.
+//! A small plain network for first experiments and fast tests.
 
 use super::Convolutions;
 use super::blueprint::Blueprint;
@@ -6,20 +6,20 @@ use crate::device::NetworkDevice;
 use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, Error, ImageShape, Result, component};
 
 component! {
-    /// Plain 3×3 convolutions with batch normalisation and ReLU, halving the map from layer to layer.
+    /// Plain 3×3 convolutions with batch normalization and ReLU. Each layer after the first halves the map.
     ///
-    /// The first layer has stride 1, all others stride 2. The features are the mean of the last map, or, with `grid`
-    /// above 1, the means of `grid` × `grid` equal parts of it one after the other, which keep where things are: of use
-    /// for images that are centred and upright.
+    /// The first layer has stride 1, all others stride 2. The features are the mean of the last map. With
+    /// `grid` above 1, they are the concatenated means of `grid` × `grid` equal parts of the map, which keep
+    /// positions: useful for images that are centered and upright.
     ///
     /// # Shapes
     /// (B, H, W, 1 or 3) → (B, grid² · last of channels)
     pub struct ConvNet: Encoder {
         /// The output channels of each layer.
         pub channels: Vec<Count> = vec![Count::lit(32), Count::lit(64), Count::lit(128)],
-        /// Parts of the last map, a side, over which its mean is taken.
+        /// The number of parts per side of the last map that are averaged separately.
         pub grid: Count = Count::lit(1),
-        /// How convolutions are computed on the CPU.
+        /// The convolution algorithm on the CPU.
         pub convolution: Convolutions = Convolutions::Auto,
     }
 }

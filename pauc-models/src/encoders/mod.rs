@@ -1,12 +1,12 @@
 //! Encoders: convolutional networks from images to features.
 //!
-//! Each encoder has a file of its own. The other modules are:
+//! Each encoder has its own file. The other modules are:
 //!
-//! | module | what lives there |
+//! | module | contents |
 //! |---|---|
-//! | [`resnet`] | what all residual networks share |
+//! | [`resnet`] | shared code of all residual networks |
 //! | [`blueprint`] | layers, steps, shapes and names of a network, for any device |
-//! | `network`, `workspace` | a blueprint at work on the CPU |
+//! | `network`, `workspace` | a blueprint executed on the CPU |
 
 pub mod blueprint;
 mod conv_net;
@@ -34,19 +34,19 @@ pub use resnet101::ResNet101;
 use pauc_kernels::conv::{Algorithm, Geometry};
 use serde::{Deserialize, Serialize};
 
-/// How an encoder's convolutions are computed on the CPU.
+/// The algorithm of an encoder's convolutions on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Convolutions {
-    /// Whatever is fastest for each layer.
+    /// The fastest for each layer.
     Auto,
-    /// By their definition: slower, with the smallest rounding errors.
+    /// Direct convolution: slower, with the smallest rounding errors.
     Direct,
-    /// Winograd's F(4×4, 3×3) wherever it applies.
+    /// Winograd's F(4×4, 3×3) for every layer that it applies to.
     Winograd,
 }
 
 impl Convolutions {
-    /// For a layer that reads maps of `pitch` channels.
+    /// Returns the algorithm for a layer that reads maps of `pitch` channels.
     fn algorithm(self, g: Geometry, pitch: usize) -> Algorithm {
         match self {
             Convolutions::Auto => Algorithm::fastest(g, pitch),

@@ -1,4 +1,4 @@
-//! A [`Blueprint`] at work on the CPU: an [`Encoder`] whose whole pass is one operation on dfdx's tape.
+//! A [`Blueprint`] executed on the CPU: an [`Encoder`] whose pass is one operation on dfdx's tape.
 
 use super::Convolutions;
 use super::blueprint::{Blueprint, ConvNorm, State};
@@ -19,22 +19,22 @@ pub(crate) struct Network {
     simd: Simd,
     algorithms: Vec<Algorithm>,
     state: State<Cpu>,
-    /// For passes that will run backwards, shared with their tape.
+    /// For passes with a backward pass, shared with their tape.
     training: Rc<RefCell<Workspace>>,
-    /// For all other passes, so that they leave an outstanding training pass alone.
+    /// For all other passes, so that they do not disturb an outstanding training pass.
     inference: Workspace,
     outstanding: Rc<Cell<bool>>,
     images: Vec<f32>,
 }
 
-/// Marks a training pass as outstanding until it ran backwards or its tape was dropped.
+/// Marks a training pass as outstanding until its backward pass has run or its tape is dropped.
 pub(crate) struct Outstanding(Rc<Cell<bool>>);
 
 impl Outstanding {
-    /// Marks it, unless another pass is outstanding.
+    /// Marks a pass as outstanding.
     ///
     /// # Errors
-    /// If one is.
+    /// If another pass is outstanding.
     pub(crate) fn begin(flag: &Rc<Cell<bool>>) -> Result<Self> {
         if flag.replace(true) {
             return Err(Error::config(
@@ -52,12 +52,12 @@ impl Drop for Outstanding {
 }
 
 impl Network {
-    /// A network with initial weights from the streams of `seed`.
+    /// Creates a network with initial weights from the random streams of `seed`.
     pub(crate) fn new(device: &Cpu, plan: Blueprint, choice: Convolutions, seed: u64) -> Result<Self> {
         let simd = Simd::detect().map_err(|e| Error::config(e.to_string()))?;
         let algorithm = |(i, l): (usize, &ConvNorm)| {
             let inputs = l.geometry.inputs;
-            // Images keep their channels, maps are rounded up.
+            // Images keep their number of channels; those of maps are rounded up.
             choice.algorithm(l.geometry, if i == 0 { inputs } else { inputs.next_multiple_of(CHANNELS) })
         };
         let algorithms = plan.layers.iter().enumerate().map(algorithm).collect();

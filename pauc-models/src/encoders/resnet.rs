@@ -1,7 +1,7 @@
-//! Residual networks of any depth: what ResNet-18 to ResNet-101 have in common.
+//! Residual networks of any depth: the shared code of ResNet-18 to ResNet-101.
 //!
-//! He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition (CVPR 2016), as torchvision builds them: the
-//! stride of a bottleneck is in its 3×3 convolution, shortcuts are 1×1 convolutions where the shape changes.
+//! He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition (CVPR 2016), as in torchvision: the
+//! 3×3 convolution of a bottleneck has the stride, and shortcuts are 1×1 convolutions if the shape changes.
 
 use super::blueprint::{Blueprint, Map};
 use pauc_traits::{ImageShape, Result};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub enum Stem {
     /// A 3×3 convolution at stride 1, for images of about 32 pixels.
     Small,
-    /// A 7×7 convolution at stride 2 and a maximum of 3×3 windows at stride 2, for images of about 224 pixels.
+    /// A 7×7 convolution at stride 2 and 3×3 max pooling at stride 2, for images of about 224 pixels.
     ImageNet,
 }
 
@@ -90,7 +90,7 @@ mod tests {
             let b = blueprint(image(224), Stem::ImageNet, 64, block, stages).unwrap();
             b.parameters(0).iter().map(|p| p.3.len()).sum()
         };
-        // torchvision's totals less the classifier of 1000 classes.
+        // torchvision's totals minus the classifier of 1000 classes.
         assert_eq!(count(Block::Basic, &[2, 2, 2, 2]), 11_689_512 - 513_000);
         assert_eq!(count(Block::Basic, &[3, 4, 6, 3]), 21_797_672 - 513_000);
         assert_eq!(count(Block::Bottleneck, &[3, 4, 6, 3]), 25_557_032 - 2_049_000);

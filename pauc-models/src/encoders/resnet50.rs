@@ -8,18 +8,18 @@ use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, Resul
 component! {
     /// ResNet-50: four stages of 3, 4, 6 and 3 bottlenecks, features of 32 · width.
     ///
-    /// He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition (CVPR 2016). Names, shapes and initial
-    /// distribution of the parameters are torchvision's; width 64 with `stem: ImageNet` is its `resnet50` without
-    /// classifier.
+    /// He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition (CVPR 2016). Names, shapes and
+    /// initial distribution of the parameters are torchvision's. Width 64 with `stem: ImageNet` is its
+    /// `resnet50` without the classifier.
     ///
     /// # Shapes
     /// (B, H, W, 1 or 3) → (B, 32 · width)
     pub struct ResNet50: Encoder {
         /// The first layers: `ImageNet` for images of about 224 pixels, `Small` for about 32.
         pub stem: Stem = Stem::ImageNet,
-        /// The channels of the first stage.
+        /// The number of channels of the first stage.
         pub width: Count = Count::lit(64),
-        /// How convolutions are computed on the CPU.
+        /// The convolution algorithm on the CPU.
         pub convolution: Convolutions = Convolutions::Auto,
     }
 }

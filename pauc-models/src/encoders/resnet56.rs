@@ -8,15 +8,15 @@ use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, Resul
 component! {
     /// ResNet-56: three stages of 9 basic blocks, features of 4 · width.
     ///
-    /// The CIFAR networks of He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition (CVPR 2016, §4.2),
-    /// with 1×1 convolutions as shortcuts where the shape changes (their option B).
+    /// The CIFAR networks of He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition (CVPR 2016,
+    /// §4.2), with 1×1 convolutions as shortcuts if the shape changes (their option B).
     ///
     /// # Shapes
     /// (B, H, W, 1 or 3) → (B, 4 · width)
     pub struct ResNet56: Encoder {
-        /// The channels of the first stage.
+        /// The number of channels of the first stage.
         pub width: Count = Count::lit(16),
-        /// How convolutions are computed on the CPU.
+        /// The convolution algorithm on the CPU.
         pub convolution: Convolutions = Convolutions::Auto,
     }
 }

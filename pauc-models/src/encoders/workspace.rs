@@ -1,9 +1,9 @@
-//! A network's maps and gradients on the CPU, and the passes over them.
+//! The feature maps and gradients of a network on the CPU, and the passes over them.
 //!
-//! On CUDA the passes are lists of operations on numbered slots, made once per network, and nothing is left
-//! to decide while they run. Here a step chooses its memory as it runs and fuses what follows a convolution
-//! into it, such as statistics, ReLU, or the mask of the gradient before it, so that the two have no step
-//! and no buffer in common that a trait could name.
+//! On CUDA, the passes are lists of operations on numbered slots, created once per network; nothing is
+//! decided while they run. Here, a step chooses its memory as it runs, and fuses operations into the
+//! convolution, such as statistics, ReLU, or the mask of the gradient. So the two share neither steps nor
+//! buffers, and there is no common trait.
 
 use super::blueprint::{Blueprint, Map, State, Step};
 use crate::batch_moments::{BatchMoments, EPSILON, RunningStatistics};
@@ -17,7 +17,7 @@ use pauc_kernels::simd::{CHANNELS, Simd};
 use pauc_traits::trace::named;
 use pauc_traits::{Error, Result};
 
-/// Whether statistics come from the batch or from training.
+/// Whether normalization uses batch or running statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Statistics {
     Batch,
@@ -27,32 +27,34 @@ pub(crate) enum Statistics {
 struct LayerState {
     conv: Convolution,
     norm: Norm,
-    /// The convolution's output, before normalisation.
+    /// The output of the convolution, before normalization.
     y: Buffer,
-    /// Whether the gradient of the output has been masked by ReLU, and summed for that of the normalisation.
+    /// Whether the gradient of the output has been masked by ReLU and summed for the normalization's
+    /// gradient.
     masked: bool,
 }
 
-/// Memory for one batch at a time. Grows to the largest batch it has seen, and is then reused.
+/// Memory for one batch at a time. It grows to the largest batch seen, and is then reused.
 pub(super) struct Workspace {
     simd: Simd,
-    /// Whether maps are kept for a backward pass; otherwise their memory is used again once they have been read.
+    /// Whether maps are kept for a backward pass. Otherwise their memory is reused once they have been read.
     keep: bool,
     capacity: usize,
     layers: Vec<LayerState>,
-    /// What convolutions use while they run.
+    /// The scratch memory of convolutions.
     work: Work,
-    /// Normalised maps in their halo; empty for those that a later step normalises.
+    /// Normalized maps with halo; empty for maps that a later step normalizes.
     maps: Vec<Buffer>,
-    /// Which pixel each maximum came from, by output map.
+    /// The source pixel of each maximum, by output map.
     chosen: Vec<Vec<u8>>,
-    /// Gradients of maps, without halo, while they are being gathered.
+    /// Gradients of maps, without halo, during accumulation.
     gradients: Vec<Option<Buffer>>,
-    /// Haloed buffers of maps that have been read, by layout without batch; none with `keep`.
+    /// Free buffers with halo, by layout without batch; empty if `keep`.
     halos: Vec<(Layout, Buffer)>,
-    /// The gradient of the convolution output at hand, as large as the largest; its halo is that of the layout.
+    /// The output gradient of the current convolution, as large as the largest. Its halo is that of the
+    /// layout.
     dy: (Option<Layout>, Buffer),
-    /// Flat buffers that wait for the next map or gradient of their size.
+    /// Free flat buffers, for reuse by a map or gradient of the same size.
     spare: Vec<Buffer>,
 }
 
@@ -75,7 +77,7 @@ impl Layouts<'_> {
 
     fn haloed(&self, map: Map) -> Layout {
         let m = self.plan.maps[map];
-        // Hidden layers have kernels of at most 3×3; the image's halo is its first layer's padding.
+        // Hidden layers have kernels of at most 3×3. The halo of the image is the padding of the first layer.
         let halo = if map == 0 { self.plan.layers[0].geometry.padding } else { 1 };
         Layout::haloed(self.batch, m.height, m.width, self.pitch(map), halo)
     }
@@ -118,7 +120,7 @@ impl Workspace {
         self.spare.clear();
     }
 
-    /// Features (B, F) of images (B, H, W, C).
+    /// Computes features (B, F) of images (B, H, W, C).
     pub(super) fn forward(
         &mut self,
         plan: &Blueprint,
@@ -166,7 +168,7 @@ impl Workspace {
         Ok(features)
     }
 
-    /// Gives a map memory in its halo, if it has none.
+    /// Allocates memory with halo for a map, if it has none.
     fn open(&mut self, plan: &Blueprint, map: Map) {
         if !self.maps[map].is_empty() {
             return;
@@ -189,7 +191,7 @@ impl Workspace {
         };
     }
 
-    /// Takes a map's memory back.
+    /// Frees the memory of a map.
     fn close(&mut self, plan: &Blueprint, map: Map) {
         if !self.maps[map].is_empty() {
             let layout = Layouts { plan, batch: 0 }.haloed(map);
@@ -197,12 +199,12 @@ impl Workspace {
         }
     }
 
-    /// Takes back the memory of what step `i` was the last to read.
+    /// Frees the memory of maps that step `i` was the last to read.
     fn release(&mut self, plan: &Blueprint, i: usize) {
         let read_later = |map: Map| plan.steps[i + 1..].iter().any(|s| s.reads().contains(&Some(map)));
         if let Step::Conv { layer, .. } = plan.steps[i] {
             let y = std::mem::take(&mut self.layers[layer].y);
-            // Running statistics need none.
+            // Running statistics need no buffer.
             self.spare.extend((!y.is_empty()).then_some(y));
         }
         for map in plan.steps[i].reads().into_iter().flatten().filter(|m| !read_later(*m)) {
@@ -213,7 +215,7 @@ impl Workspace {
         }
     }
 
-    /// What a step adds before ReLU.
+    /// Returns the residual that a step adds before ReLU.
     fn residual<'a>(
         &'a self,
         plan: &Blueprint,
@@ -229,7 +231,7 @@ impl Workspace {
         })
     }
 
-    /// A convolution, and after it its normalization by the batch, with residual and ReLU.
+    /// Runs a convolution and then its normalization by batch statistics, with residual and ReLU.
     fn convolve_and_apply(
         &mut self,
         plan: &Blueprint,
@@ -249,7 +251,7 @@ impl Workspace {
         Ok(())
     }
 
-    /// A convolution that normalizes its output by running statistics as it goes, with residual and ReLU.
+    /// Runs a convolution with fused normalization by running statistics, residual and ReLU.
     fn convolve_applying(
         &mut self,
         plan: &Blueprint,
@@ -272,7 +274,7 @@ impl Workspace {
         self.work = work;
     }
 
-    /// The convolution of a layer, and its normalisation's scale and shift.
+    /// Runs the convolution of a layer, and computes scale and shift of its normalization.
     fn convolve(
         &mut self,
         plan: &Blueprint,
@@ -312,7 +314,7 @@ impl Workspace {
         Ok(())
     }
 
-    /// Scale and shift of a layer's normalisation from the running statistics.
+    /// Sets scale and shift of a layer's normalization from the running statistics.
     fn take_running(&mut self, plan: &Blueprint, state: &State<Cpu>, layer: usize) {
         let RunningStatistics { mean, variance } = running(state, layer);
         let channels = plan.layers[layer].geometry.outputs;
@@ -322,8 +324,8 @@ impl Workspace {
         prepare(norm, state, layer);
     }
 
-    /// Adds to the parameters' gradients, given that of the features of the last forward pass, whose statistics came
-    /// from the batch.
+    /// Accumulates the gradients of the parameters, given that of the features of the last forward pass,
+    /// which must have used batch statistics.
     pub(super) fn backward(&mut self, plan: &Blueprint, state: &State<Cpu>, d_features: &[f32]) {
         let batch = d_features.len() / plan.feature_dim();
         let layouts = Layouts { plan, batch };
@@ -359,8 +361,8 @@ impl Workspace {
         debug_assert!(self.gradients.iter().all(Option::is_none));
     }
 
-    /// From the gradient of a layer's output to those of its parameters and its input; masks `g` by ReLU. `i` is the
-    /// layer's step.
+    /// Computes the gradients of a layer's parameters and input from that of its output. Masks `g` by ReLU.
+    /// `i` is the layer's step.
     fn layer_backward(
         &mut self,
         plan: &Blueprint,
@@ -387,8 +389,8 @@ impl Workspace {
         }
     }
 
-    /// From the gradient `g` of a layer's output to those of γ and β, and to that of the convolution's output in
-    /// `self.dy`; masks `g` by ReLU.
+    /// Computes the gradients of γ and β from the gradient `g` of a layer's output, and that of the
+    /// convolution's output in `self.dy`. Masks `g` by ReLU.
     fn norm_backward(
         &mut self,
         plan: &Blueprint,
@@ -416,7 +418,7 @@ impl Workspace {
         l.norm.input_gradient(simd, (g, flat), &l.y, (&mut gamma[..], &mut beta[..]), (dy, halo));
     }
 
-    /// Adds the gradient of a convolution's input, from that of its output in `self.dy`.
+    /// Accumulates the input gradient of a convolution, given its output gradient in `self.dy`.
     fn conv_input_backward(
         &mut self,
         plan: &Blueprint,
@@ -450,7 +452,7 @@ impl Workspace {
         self.gradients[input] = Some(dx);
     }
 
-    /// Hands a map's gradient over, adding it to what is there.
+    /// Passes on the gradient of a map, adding it to the gradient that is already there.
     fn give(&mut self, map: Map, g: Buffer) {
         match &mut self.gradients[map] {
             None => self.gradients[map] = Some(g),
@@ -461,7 +463,7 @@ impl Workspace {
         }
     }
 
-    /// A flat buffer of any content for a map or its gradient.
+    /// Returns a flat buffer with arbitrary content for a map or its gradient.
     fn buffer(&mut self, plan: &Blueprint, map: Map) -> Buffer {
         let len = Layouts { plan, batch: self.capacity }.flat(map).len();
         let spare = self.spare.iter().position(|b| b.len() == len);
@@ -469,19 +471,19 @@ impl Workspace {
     }
 }
 
-/// The running statistics of a layer.
+/// Returns the running statistics of a layer.
 fn running(state: &State<Cpu>, layer: usize) -> RunningStatistics<'_, Cpu> {
     let [mean, variance] = [0, 1].map(|i| &state.statistics[2 * layer + i]);
     RunningStatistics { mean, variance }
 }
 
-/// Scale and shift from mean, variance, γ and β.
+/// Computes scale and shift from mean, variance, γ and β.
 fn prepare(norm: &mut Norm, state: &State<Cpu>, layer: usize) {
     let [gamma, beta] = [1, 2].map(|i| state.parameters[3 * layer + i].value());
     norm.prepare(&gamma, &beta, EPSILON);
 }
 
-/// What says where the ReLU of a step let a value through.
+/// Returns the source of the ReLU mask of a step.
 fn relu<'a>(step: &Step, maps: &'a [Buffer], layouts: &Layouts<'_>) -> Relu<'a> {
     match *step {
         Step::Conv { residual: None, .. } => Relu::Own,

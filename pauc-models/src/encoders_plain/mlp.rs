@@ -15,14 +15,14 @@ use pauc_traits::{
 component! {
     /// A multi-layer perceptron on the flattened pixels: Linear → ReLU, repeated.
     ///
-    /// For small images, quick checks, and as the example of an encoder made of plain dfdx operations. Weights and
-    /// biases start uniform in ±1/√inputs, as PyTorch's `nn.Linear` does; parameters are named as in
+    /// For small images and quick checks, and as an example of an encoder in plain dfdx operations. Weights
+    /// and biases start uniform in ±1/√inputs, as in PyTorch's `nn.Linear`. Parameters are named as in
     /// `nn.Sequential(Linear, ReLU, Linear, ReLU, …)`.
     ///
     /// # Shapes
     /// (B, H, W, C) → (B, last of `dims`), non-negative
     pub struct MlpEncoder: Encoder {
-        /// The widths of the layers; the last one is the width of the features.
+        /// The widths of the layers. The last one is the width of the features.
         pub dims: Vec<Count> = vec![Count::lit(256), Count::lit(128)],
     }
 }
@@ -59,7 +59,7 @@ pub(crate) struct Perceptron<D: Compute> {
 }
 
 impl<D: Compute> Perceptron<D> {
-    /// A network of these layers.
+    /// Creates a network of these layers.
     pub(crate) fn new(device: &D, input: ImageShape, layers: Vec<[Param<D>; 2]>) -> Self {
         Perceptron { device: device.clone(), input, layers }
     }

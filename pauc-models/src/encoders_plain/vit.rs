@@ -14,13 +14,15 @@ use pauc_traits::{
 use serde::{Deserialize, Serialize};
 
 component! {
-    /// A vision transformer: patches → tokens → blocks of attention and perceptron with LayerNorm before each.
+    /// A vision transformer: patches become tokens, followed by pre-norm blocks of attention and perceptron.
     ///
-    /// x ← x + Attention(LN(x)); x ← x + W₂·GELU(W₁·LN(x)), `depth` times; LN; the class token, or the tokens' mean,
-    /// is the feature. Positions are learnt. Parameters are named as in timm's `VisionTransformer`; matrices, tokens
-    /// and positions start normal with σ = 0.02, the patch projection uniform in ±1/√inputs, biases at zero.
+    /// x ← x + Attention(LN(x)); x ← x + W₂·GELU(W₁·LN(x)), `depth` times; LN. The feature is the class
+    /// token, or the mean of the tokens. Positions are learned. Parameters are named as in timm's
+    /// `VisionTransformer`. Matrices, tokens and positions start normal with σ = 0.02, the patch projection
+    /// uniform in ±1/√inputs, and biases at zero.
     ///
-    /// Written with plain dfdx operations, and as one operation on CUDA; meant for small images.
+    /// It is written in plain dfdx operations, and is one fused operation on CUDA. It is meant for small
+    /// images.
     ///
     /// # Shapes
     /// (B, H, W, C) with H and W divisible by `patch` → (B, width)
@@ -33,7 +35,7 @@ component! {
         pub patch: Count = Count::lit(4),
         /// The number of blocks.
         pub depth: Count = Count::lit(12),
-        /// The hidden width of the perceptrons as a multiple of the width.
+        /// The hidden width of the perceptrons, as a multiple of the token width.
         pub mlp_ratio: Count = Count::lit(4),
         /// How the tokens become one feature vector.
         pub pool: Pool = Pool::Class,
@@ -49,11 +51,11 @@ pub enum Size {
     Small,
     /// 768, 12 heads.
     Base,
-    /// Any other.
+    /// Any other size.
     Custom {
         /// The width of the tokens.
         width: Count,
-        /// The number of heads; it divides the width.
+        /// The number of heads. It must divide the width.
         heads: Count,
     },
 }
@@ -63,11 +65,11 @@ pub enum Size {
 pub enum Pool {
     /// The class token after the last LayerNorm.
     Class,
-    /// The LayerNorm of the patches' mean; there is no class token.
+    /// The LayerNorm of the mean over patches; there is no class token.
     Mean,
 }
 
-/// The sizes of a network.
+/// The dimensions of a network.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub input: ImageShape,
@@ -108,7 +110,7 @@ impl Plan {
         self.patches() + usize::from(self.pool == Pool::Class)
     }
 
-    /// Values of a patch.
+    /// Returns the number of values in a patch.
     fn pixels(&self) -> usize {
         self.patch * self.patch * self.input.channels
     }
@@ -134,11 +136,11 @@ pub struct Transformer<D: Compute> {
     pub(crate) norm: [Param<D>; 2],
 }
 
-/// Makes the parameters in a fixed order, each from a stream of its own.
+/// Creates the parameters in a fixed order, each from its own random stream.
 struct Maker<'a, D: Compute> {
     device: &'a D,
     seed: u64,
-    /// Streams used so far.
+    /// The number of streams used so far.
     streams: u64,
 }
 
@@ -204,7 +206,7 @@ impl<D: NetworkDevice> EncoderConfig<D> for VisionTransformer {
     }
 }
 
-/// Token matrices: (B·T, width).
+/// Token matrices, (B·T, width).
 type TokenRows<D, T> = Tensor<(usize, usize), f32, D, T>;
 
 impl<D: Compute> Block<D> {
@@ -232,7 +234,7 @@ impl<D: Compute> Block<D> {
         x.try_add(mixed).map_err(Error::device)
     }
 
-    /// softmax(q·kᵀ/√d)·v for each image and head, and the projection of the heads' outputs.
+    /// Computes softmax(q·kᵀ/√d)·v for each image and head, and projects the outputs of the heads.
     fn attention<T: Leaf<D>>(
         &self,
         plan: &Plan,
@@ -264,7 +266,7 @@ impl<D: Compute> Block<D> {
 }
 
 impl<D: Compute> Transformer<D> {
-    /// A network of its own with the same values.
+    /// Copies the values into a new network.
     pub(crate) fn copy(&self) -> Result<Self> {
         let copy = |p: &Param<D>| p.deep_clone(&self.device);
         let pair = |[w, b]: &[Param<D>; 2]| Ok([copy(w)?, copy(b)?]);
@@ -279,7 +281,8 @@ impl<D: Compute> Transformer<D> {
         })
     }
 
-    /// One row for each patch, its values in the order (C, patch row, patch column). Shape (B·patches, C·p²).
+    /// Returns one row per patch, with its values in the order (C, patch row, patch column). Shape
+    /// (B·patches, C·p²).
     fn patches(&self, images: Images<D>) -> Result<TokenRows<D, NoneTape>, <D as HasErr>::Err> {
         let (batch, height, width, channels) = *images.shape();
         let p = self.plan.patch;
@@ -303,7 +306,7 @@ impl<D: Compute> Transformer<D> {
         layer_norm(pooled.map_err(Error::device)?, &self.norm)
     }
 
-    /// The tokens: the class token, if there is one, before the patches of each image, and positions added.
+    /// Returns the tokens: the class token, if any, before the patches of each image, with positions added.
     fn with_positions<T: Leaf<D>>(&self, batch: usize, patches: TokenRows<D, T>) -> Result<TokenRows<D, T>> {
         let (tokens, width) = (self.plan.tokens(), self.plan.width);
         let grid = (batch, self.plan.patches(), width);
@@ -311,7 +314,7 @@ impl<D: Compute> Transformer<D> {
         if let Some(token) = &self.class_token {
             let one = (batch, 1, width);
             let token = T::leaf(&self.device, token, (1, width))?;
-            // The sum makes the repeated token a tensor with memory of its own.
+            // The sum gives the broadcast token its own memory.
             let repeated = token.try_broadcast_like::<_, Axis<0>>(&one).and_then(|t| {
                 let zeros: Tensor<(usize, usize, usize), f32, D> = self.device.try_zeros_like(&one)?;
                 t.try_add(zeros)
@@ -373,7 +376,7 @@ impl<D: Compute> Encoder<D> for Transformer<D> {
             count(&self.embedding) + self.positions.len() + self.class_token.as_ref().map_or(0, Param::len);
         let work = self.plan.patches() * self.plan.pixels() * width;
         let mut all = vec![layer("patch_embed".into(), &[tokens, width], embedded, work, "patches, linear")];
-        // Four matrices of width², two of width·hidden, and q·kᵀ and its product with v.
+        // Four matrices of width², two of width·hidden, q·kᵀ, and its product with v.
         let work = tokens * (4 * width * width + 2 * width * self.plan.hidden) + 2 * tokens * tokens * width;
         for (i, block) in self.blocks.iter().enumerate() {
             let parameters = block.params().map(Param::len).sum();

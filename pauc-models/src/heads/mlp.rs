@@ -15,26 +15,27 @@ use std::rc::Rc;
 component! {
     /// A multi-layer perceptron: Linear → [BatchNorm] → ReLU, repeated; the last layer has no ReLU.
     ///
-    /// Parameters are named as in PyTorch's `nn.Sequential(Linear, BatchNorm1d, ReLU, Linear, …)` and start as they
-    /// do there: weights and biases of linear layers uniform in ±1/√inputs.
+    /// Parameters are named as in PyTorch's `nn.Sequential(Linear, BatchNorm1d, ReLU, Linear, …)` and
+    /// initialized in the same way: weights and biases of linear layers are uniform in ±1/√inputs.
     ///
     /// # Shapes
     /// (B, F) → (B, last of `dims`)
     ///
-    /// Source: SimCLR (Chen et al. 2020), MoCo v2; with `last_batch_norm` Barlow Twins' and SimSiam's form.
+    /// Source: SimCLR (Chen et al. 2020), MoCo v2. With `last_batch_norm`, the head of Barlow Twins and
+    /// SimSiam.
     pub struct Mlp {
-        /// The widths of the layers' outputs; the last one is the width of the embeddings.
+        /// The output widths of the layers. The last one is the width of the embeddings.
         pub dims: Vec<Count>,
-        /// Batch normalisation after each linear layer but the last.
+        /// Whether each linear layer but the last is followed by batch normalization.
         pub batch_norm: bool = false,
-        /// Biases in the linear layers.
+        /// Whether linear layers have biases.
         pub bias: bool = true,
-        /// Batch normalisation, with scale and shift, after the last linear layer.
+        /// Whether the last linear layer is followed by batch normalization, with scale and shift.
         pub last_batch_norm: bool = false,
     }
 }
 
-/// Batch normalisation's parameters and running statistics.
+/// The parameters and running statistics of batch normalization.
 #[derive(Debug)]
 pub(crate) struct BatchNorm<D: Compute> {
     pub gamma: Param<D>,
@@ -49,7 +50,7 @@ impl<D: Compute> BatchNorm<D> {
     }
 }
 
-/// One linear layer with what follows it.
+/// A linear layer with its normalization and ReLU.
 #[derive(Debug)]
 pub(crate) struct Block<D: Compute> {
     pub inputs: usize,
@@ -60,18 +61,18 @@ pub(crate) struct Block<D: Compute> {
     pub relu: bool,
 }
 
-/// What a pass leaves behind for its backward pass.
+/// The values that a pass keeps for its backward pass.
 #[derive(Debug, Default)]
 struct Workspace {
-    /// The head's input and each block's output but the last.
+    /// The head's input, and the output of each block but the last.
     inputs: Vec<Vec<f32>>,
-    /// Each block's standardised pre-activations, with their variances, if it has a batch normalisation.
+    /// Per block with batch normalization: standardized pre-activations and their variances.
     standardised: Vec<(Vec<f32>, Vec<f32>)>,
-    /// Two gradients in turn.
+    /// Two gradient buffers, used alternately.
     gradients: [Vec<f32>; 2],
 }
 
-/// The blocks of a head for features of width `input`, on any device.
+/// Creates the blocks of a head for features of width `input`, on any device.
 ///
 /// # Errors
 /// If `dims` is empty, or the device fails.
@@ -119,7 +120,7 @@ pub(crate) fn blocks<D: Compute>(
 }
 
 impl<D: Compute> Block<D> {
-    /// The learnable parameters of blocks in order.
+    /// Returns the learnable parameters of blocks in order.
     pub fn parameters(blocks: &[Self]) -> Vec<Param<D>> {
         let mut all = Vec::new();
         for block in blocks {
@@ -130,13 +131,13 @@ impl<D: Compute> Block<D> {
         all
     }
 
-    /// The running statistics of blocks in order.
+    /// Returns the running statistics of blocks in order.
     pub fn statistics(blocks: &[Self]) -> Vec<Param<D>> {
         let norms = blocks.iter().filter_map(|b| b.norm.as_ref());
         norms.flat_map(|n| [n.mean.clone(), n.variance.clone()]).collect()
     }
 
-    /// The same block with parameters of its own.
+    /// Copies the block into new parameters.
     pub fn duplicate(&self, device: &D) -> Result<Self> {
         let copy = |p: &Param<D>| p.deep_clone(device);
         let norm = |n: &BatchNorm<D>| {
@@ -155,7 +156,7 @@ impl<D: Compute> Block<D> {
         })
     }
 
-    /// The block, for `explain`.
+    /// Describes the block, for `explain`.
     pub fn layer(&self) -> Layer {
         let name = self.weight.name.trim_end_matches(".weight").to_string();
         let biases = if self.bias.is_some() { self.outputs } else { 0 };
@@ -196,7 +197,7 @@ impl MlpHead {
 }
 
 impl Block<Cpu> {
-    /// The block's output; `kept` receives what the backward pass needs.
+    /// Returns the block's output. `kept` receives the values for the backward pass.
     fn forward(
         &self,
         x: &[f32],
@@ -228,8 +229,8 @@ impl Block<Cpu> {
         Ok(())
     }
 
-    /// Turns `dy` into the gradient at the pre-activations, adds to the parameters' gradients, and writes the
-    /// input's gradient to `dx` if there is one to write to.
+    /// Turns `dy` into the gradient of the pre-activations, accumulates the gradients of the parameters, and
+    /// writes the gradient of the input to `dx`, if given.
     fn backward(
         &self,
         x: &[f32],
@@ -293,7 +294,7 @@ impl Workspace {
         Ok(output)
     }
 
-    /// Adds the input's gradient to `dx`.
+    /// Adds the gradient of the input to `dx`.
     fn backward(&mut self, blocks: &[Block<Cpu>], dy: &[f32], dx: &mut [f32]) {
         let [current, next] = &mut self.gradients;
         current.clear();

@@ -11,9 +11,9 @@ use pauc_traits::{
 component! {
     /// Adam with decoupled weight decay: w ← (1 − ηλ)w − η·m̂/(√ŝ + ε).
     ///
-    /// m and s are moving averages of g and g², corrected for their start at zero by the number of steps of the run;
-    /// a parameter that is thawed later therefore starts with shorter steps. Source: Loshchilov & Hutter 2019,
-    /// PyTorch's `AdamW`.
+    /// m and s are moving averages of g and g². Their bias from the start at zero is corrected by the number
+    /// of steps of the run, so a parameter that is unfrozen later starts with shorter steps. Source:
+    /// Loshchilov & Hutter 2019, PyTorch's `AdamW`.
     pub struct AdamW: Optimizer {
         /// The base learning rate η, multiplied by the schedule: a number, or `Scaled(base: 0.3, per: 256)`.
         pub lr: LearningRate,
@@ -21,11 +21,11 @@ component! {
         pub beta1: UnitInterval = UnitInterval::lit(0.9),
         /// The momentum of s.
         pub beta2: UnitInterval = UnitInterval::lit(0.999),
-        /// Added to the root.
+        /// ε, added to the root.
         pub epsilon: Positive = Positive::lit(1e-8),
         /// λ, multiplied by the current learning rate.
         pub weight_decay: Scheduled<NonNegative> = NonNegative::lit(0.01).into(),
-        /// Whether biases and parameters of normalisation layers decay too, as PyTorch does unless told otherwise.
+        /// Whether biases and parameters of normalization layers also decay, as by default in PyTorch.
         pub decay_norm_and_bias: bool = true,
     }
 }

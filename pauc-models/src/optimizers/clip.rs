@@ -3,8 +3,9 @@
 use crate::device::NetworkDevice;
 use pauc_traits::{Param, Result};
 
-/// Scales all gradients by min(1, `max_norm`/(‖g‖ + 1e-6)), where ‖g‖ is the norm over all parameters that are not
-/// frozen, and returns ‖g‖. Gradients with a norm that is not finite are left as they are: the caller sees it.
+/// Scales all gradients by min(1, `max_norm`/(‖g‖ + 1e-6)), where ‖g‖ is the norm over all parameters that
+/// are not frozen, and returns ‖g‖. If the norm is NaN or infinite, gradients are unchanged, and the caller
+/// can tell from the result.
 ///
 /// Source: PyTorch's `clip_grad_norm_`.
 ///
@@ -43,7 +44,7 @@ mod tests {
         assert_eq!(clip_gradients(&dev, &params, 10.0).unwrap(), 5.0);
         assert_eq!(*params[1].grad(), [4.0]);
         assert_eq!(clip_gradients(&dev, &params, 1.0).unwrap(), 5.0);
-        // The factor is rounded, and so is the product with it.
+        // The factor is rounded, and so is each product.
         let clipped = |p: &Param<Cpu>, length: f64| {
             let want = length / (5.0 + 1e-6);
             assert_within!(p.grad()[0], want, tolerance::f32(2, want));

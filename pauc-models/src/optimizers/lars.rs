@@ -11,9 +11,9 @@ use pauc_traits::{
 component! {
     /// SGD whose step on each weight is proportional to the weight's norm, for large batches.
     ///
-    /// d = a·(g + λw) with a = trust·‖w‖/(‖g‖ + λ‖w‖ + 1e-8), v ← μv + d and w ← w − η·v.
-    /// Where a norm is zero, and for biases and parameters of normalisation layers, a is 1 and nothing decays. Source: You et al. 2017, as in
-    /// lightly's `LARS`.
+    /// d = a·(g + λw) with a = trust·‖w‖/(‖g‖ + λ‖w‖ + 1e-8), v ← μv + d and w ← w − η·v. If a norm is zero,
+    /// and for biases and parameters of normalization layers, a is 1 and nothing decays. Source: You et al.
+    /// 2017, as in lightly's `LARS`.
     pub struct Lars: Optimizer {
         /// The base learning rate η, multiplied by the schedule: a number, or `Scaled(base: 0.3, per: 256)`.
         pub lr: LearningRate,
@@ -23,9 +23,9 @@ component! {
         pub weight_decay: Scheduled<NonNegative> = NonNegative::lit(1e-6).into(),
         /// The trust coefficient.
         pub trust: Positive = Positive::lit(1e-3),
-        /// Whether the step looks ahead along the momentum.
+        /// Whether to use Nesterov's momentum.
         pub nesterov: bool = false,
-        /// Whether biases and parameters of normalisation layers are scaled and decay like weights.
+        /// Whether biases and parameters of normalization layers are scaled and decay like weights.
         pub adapt_norm_and_bias: bool = false,
     }
 }

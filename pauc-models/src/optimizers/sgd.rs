@@ -9,18 +9,18 @@ use pauc_traits::{LearningRate, NonNegative, Optimizer, Param, Result, Scheduled
 component! {
     /// Stochastic gradient descent with momentum: v ← μv + g + λw, w ← w − η·v.
     ///
-    /// With Nesterov's momentum, w ← w − η·(g + λw + μv). Source: PyTorch's `SGD`, without dampening; the defaults
-    /// are those of MoCo and PCL.
+    /// With Nesterov's momentum, w ← w − η·(g + λw + μv). Source: PyTorch's `SGD` without dampening. The
+    /// defaults are those of MoCo and PCL.
     pub struct Sgd: Optimizer {
         /// The base learning rate η, multiplied by the schedule: a number, or `Scaled(base: 0.3, per: 256)`.
         pub lr: LearningRate,
         /// μ.
         pub momentum: UnitInterval = UnitInterval::lit(0.9),
-        /// λ, coupled: it passes through the momentum.
+        /// λ, coupled: the decay passes through the momentum.
         pub weight_decay: Scheduled<NonNegative> = NonNegative::lit(1e-4).into(),
-        /// Whether the step looks ahead along the momentum.
+        /// Whether to use Nesterov's momentum.
         pub nesterov: bool = false,
-        /// Whether biases and parameters of normalisation layers decay too, as PyTorch does unless told otherwise.
+        /// Whether biases and parameters of normalization layers also decay, as by default in PyTorch.
         pub decay_norm_and_bias: bool = true,
     }
 }

@@ -1,14 +1,14 @@
-//! What tests of networks share: an oracle that knows its rounding.
+//! Shared code of the tests of networks: an oracle that tracks its rounding errors.
 #![allow(dead_code, clippy::unwrap_used)] // helpers of tests, of which each uses some
 
 use pauc_testing::Rounded;
 
-/// Numbers that `f32` has.
+/// Converts numbers that are exact in `f32`.
 pub fn exact(values: &[f32]) -> Vec<Rounded> {
     values.iter().map(|v| Rounded::exact(*v)).collect()
 }
 
-/// Asserts that each value lies within the rounding of its oracle.
+/// Asserts that each value is within the rounding error of its oracle.
 pub fn close(what: &str, got: &[f32], want: &[Rounded]) {
     assert_eq!(got.len(), want.len(), "{what}");
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
@@ -16,23 +16,24 @@ pub fn close(what: &str, got: &[f32], want: &[Rounded]) {
     }
 }
 
-/// Linear layers with what follows them, in double precision and with bounds of what `f32` makes of them.
+/// Linear layers with normalization and ReLU, in double precision, with bounds on the rounding errors of
+/// `f32`.
 pub struct Perceptron<'a> {
     pub width: usize,
     pub dims: &'a [usize],
-    /// Whether the batch is normalised after the hidden layers, and after the last one.
+    /// Whether batch normalization follows the hidden layers, and the last layer.
     pub norms: [bool; 2],
     pub bias: bool,
-    /// Whether the last layer is rectified as the others are.
+    /// Whether ReLU follows the last layer, as it follows the others.
     pub rectified: bool,
 }
 
-/// What a layer's backward pass reads.
+/// The values that the backward pass of a layer reads.
 pub struct Layer {
     x: Vec<Rounded>,
     weight: Vec<Rounded>,
     norm: Option<Norm>,
-    /// The values before they are rectified.
+    /// The values before ReLU.
     y: Vec<Rounded>,
     rectified: bool,
 }
@@ -45,7 +46,8 @@ struct Norm {
 }
 
 impl Perceptron<'_> {
-    /// Outputs for parameters in the order of `parameters`, and what the backward pass reads.
+    /// Returns the outputs, and the values for the backward pass. Parameters are in the order of
+    /// `parameters`.
     pub fn forward(&self, x: &[Rounded], parameters: &[Vec<Rounded>]) -> (Vec<Rounded>, Vec<Layer>) {
         let (mut x, mut width, mut parameters) = (x.to_vec(), self.width, parameters.iter());
         let mut layers = Vec::new();
@@ -86,7 +88,7 @@ impl Perceptron<'_> {
         (x, layers)
     }
 
-    /// Adds to the gradients of the parameters, and returns that of the input.
+    /// Accumulates the gradients of the parameters, and returns that of the input.
     pub fn backward(&self, layers: &[Layer], dy: &[Rounded], gradients: &mut [Vec<Rounded>]) -> Vec<Rounded> {
         let mut dy = dy.to_vec();
         let mut end = gradients.len();
@@ -96,7 +98,7 @@ impl Perceptron<'_> {
             let rows = dy.len() / out;
             if layer.rectified {
                 let opens = |(d, y): (&Rounded, &Rounded)| match y.value {
-                    // Open or shut: either is right.
+                    // Rounding decides whether ReLU is open, so accept either.
                     v if v.abs() <= y.error => Rounded::within(0.5 * d.value, 0.5 * d.value.abs() + d.error),
                     v if v > 0.0 => *d,
                     _ => Rounded::default(),
@@ -142,23 +144,23 @@ impl Perceptron<'_> {
     }
 }
 
-/// By how much more than rounding the values that are rectified differ from zero. Where this is positive,
-/// each is on the same side in any precision.
+/// Returns the smallest distance of a value before ReLU from zero, minus its rounding error. If it is
+/// positive, every value has the same sign in any precision.
 pub fn from_kinks(layers: &[Layer]) -> f64 {
     let values = layers.iter().filter(|l| l.rectified).flat_map(|l| &l.y);
     values.map(|v| v.value.abs() - v.error).fold(f64::INFINITY, f64::min)
 }
 
-/// Gradients of zero for these parameters.
+/// Returns zero gradients for these parameters.
 pub fn zeros(parameters: &[Vec<Rounded>]) -> Vec<Vec<Rounded>> {
     parameters.iter().map(|p| vec![Rounded::default(); p.len()]).collect()
 }
 
-/// Asserts that gradients of the oracle are those of central differences of `f` in double precision.
+/// Asserts that gradients of the oracle equal central differences of `f` in double precision.
 ///
-/// The step is too short for a kink at a distance of 1e-5. `f` is a weighted sum of at most 40 outputs of
-/// size 1 or so, by some 300 operations; where batches are normalised, by deviations above 0.1, its third
-/// derivatives are below a few times 0.1⁻³ for each output.
+/// The step is too short to reach a kink at a distance of 1e-5. `f` is a weighted sum of at most 40 outputs
+/// of size about 1, by some 300 operations. With batch normalization, where deviations are above 0.1, its
+/// third derivatives are below a few times 0.1⁻³ per output.
 pub fn assert_differences(what: &str, at: &[Rounded], gradient: &[Rounded], f: impl Fn(&[Rounded]) -> f64) {
     const STEP: f64 = 1e-6;
     let tolerance = pauc_testing::tolerance::central_difference(STEP, 1e6, 300, 100.0);

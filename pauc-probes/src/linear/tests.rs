@@ -3,7 +3,7 @@ use pauc_testing::inputs::{irregular, irregular_f64};
 use pauc_testing::{assert_within, tolerance};
 use pauc_traits::probe::Neighbors;
 
-/// 120 rows of 4 values in 3 classes that overlap.
+/// 120 rows of 4 values in 3 overlapping classes.
 fn overlapping() -> (Vec<f32>, Vec<u32>) {
     let labels: Vec<u32> = (0..120).map(|i| i % 3).collect();
     let raised = |(n, v): (usize, f64)| v + if n % 4 == (n / 4) % 3 { 0.8 } else { 0.0 };
@@ -34,7 +34,7 @@ fn fit_all(
 //   loss = -np.log(p[np.arange(120), y]).mean() + 0.5 * 0.01 * (fit.coef_ ** 2).sum()
 //   print(loss, fit.coef_.round(6), fit.intercept_.round(6), fit.score(x, y))
 #[test]
-fn the_optimum_is_the_one_of_scikit_learn() {
+fn the_optimum_is_that_of_scikit_learn() {
     let want = [
         1.207214, -0.455917, 0.428722, 0.191665, -1.484537, 1.972044, -1.892563, 0.946005, 0.277323,
         -1.516127, 1.463841, -1.13767, 0.295427, -0.266886, -0.028541,
@@ -43,9 +43,9 @@ fn the_optimum_is_the_one_of_scikit_learn() {
     let (l2, stop) = (0.01, 1e-6);
     let (weights, outcome) = fit_all(&x, &labels, 4, 3, l2, stop);
     assert!(outcome.converged && outcome.iterations < 50, "{outcome:?}");
-    // The exact gradient at the end is what the search stops at and the rounding of the gradient. The
-    // curvature is λ at least, but for a common shift of all biases, which the loss does not see: ‖Δ‖ ≤
-    // ‖g‖/λ, and the loss is ‖g‖²/2λ above its smallest value at most.
+    // The exact gradient at the end is at most the tolerance of the search plus the rounding of the gradient.
+    // The curvature is at least λ, except for a common shift of all biases, to which the loss is invariant.
+    // So ‖Δ‖ ≤ ‖g‖/λ, and the loss is at most ‖g‖²/2λ above its minimum.
     let rows = RowsView::new(&x, 4);
     let standard = Standardization::of(rows).apply(rows, &(0..rows.rows).collect::<Vec<_>>());
     let [of_loss, of_gradient] = rounding(&standard, &labels, 4, 3, &weights, rows.rows);
@@ -57,15 +57,15 @@ fn the_optimum_is_the_one_of_scikit_learn() {
     }
     let options = LinearOptions { l2: vec![l2], ..Default::default() };
     let probe = linear_probe(rows, &labels, rows, &labels, 3, &options).unwrap();
-    // At the optimum, the largest logit of each row leads by 0.034: nothing above reaches that.
+    // At the optimum, the largest logit of each row leads by 0.034, more than any of these errors.
     assert!(probe.accuracy == 104.0 / 120.0 && probe.converged, "{probe:?}");
 }
 
-/// How far the loss and the entries of its gradient are off, where at most `summed` rows are added up in
+/// The error bounds of the loss and of the entries of its gradient, if at most `summed` rows are summed in
 /// `f32`.
 ///
 /// Weights and rows are rounded, and so are `dim` products and sums and the bias: a logit is off by e.
-/// Softmax is in `f64`: the loss of a row follows by Σ|residual|·e, and a residual by e/2, before it is
+/// Softmax is in `f64`. So the loss of a row is off by Σ|residual|·e, and a residual by e/2, before it is
 /// rounded and multiplied.
 fn rounding(x: &[f32], labels: &[u32], dim: usize, classes: usize, w: &[f64], summed: usize) -> [f64; 2] {
     let share = 1.0 / labels.len() as f64;
@@ -88,7 +88,7 @@ fn rounding(x: &[f32], labels: &[u32], dim: usize, classes: usize, w: &[f64], su
     [loss, (0..magnitude.len()).map(entry).fold(0.0, f64::max)]
 }
 
-/// The penalized loss in f64 with loops.
+/// Computes the penalized loss in f64 with loops.
 fn naive(x: &[f32], labels: &[u32], dim: usize, classes: usize, l2: f64, w: &[f64]) -> f64 {
     let mut loss = 0.0;
     for (row, label) in x.chunks(dim).zip(labels) {
@@ -112,7 +112,7 @@ fn loss_and_gradient_equal_a_loop_and_its_finite_differences_across_tiles() {
     let tiles = rows.div_ceil(TILE).div_ceil(PARTS);
     let [of_loss, of_gradient] = rounding(&x, &labels, dim, classes, &weights, tiles * TILE);
     assert_within!(loss, loss_at(&weights), of_loss);
-    // The third derivative of log Σ exp along a weight is p·(1 − p)·(1 − 2p)·x³ < 0.1; losses are below 10.
+    // The third derivative of log Σ exp along a weight is p·(1 − p)·(1 − 2p)·x³ < 0.1. Losses are below 10.
     let differences = tolerance::central_difference(1e-5, 0.1, rows + 30, 10.0);
     for i in 0..weights.len() {
         let shifted = |by: f64| {
@@ -136,8 +136,8 @@ fn every_fifth_sample_of_each_class_is_held_out() {
 }
 
 #[test]
-fn separable_classes_are_learnt_and_noise_asks_for_strong_regularization() {
-    // The class is the sign of one of 30 noisy columns, with 200 samples: weak penalties overfit.
+fn separable_classes_are_learned_and_noise_needs_strong_regularization() {
+    // The class is the sign of one of 30 noisy columns, with 200 samples, so weak penalties overfit.
     let draw = |n: u64| pauc_traits::rng::stream(1, pauc_traits::rng::Purpose::Probe, 0, n, 0);
     let normal = |n: u64| rand_distr::Distribution::<f32>::sample(&rand_distr::StandardNormal, &mut draw(n));
     let make = |rows: u64, from: u64| -> (Vec<f32>, Vec<u32>) {
@@ -154,7 +154,7 @@ fn separable_classes_are_learnt_and_noise_asks_for_strong_regularization() {
     };
     let (chosen, weak) = (run(LinearOptions::default().l2), run(vec![1e-5]));
     assert!(chosen.l2 >= 0.01 && chosen.converged, "{chosen:?}");
-    // The best possible classifier is right in 84 % of the cases, give or take 6·0.8 % of 2000 draws.
+    // The best possible classifier is right in 84 % of the cases, give or take 6·0.8 % for 2000 draws.
     assert!(chosen.accuracy > 0.75 && chosen.accuracy > weak.accuracy, "{chosen:?} {weak:?}");
 }
 
@@ -163,7 +163,11 @@ fn constant_columns_and_single_samples_do_no_harm() {
     let x = [1.0f32, 7.0, -1.0, 7.0, 1.0, 7.0];
     let rows = RowsView::new(&x, 2);
     let probe = linear_probe(rows, &[0, 1, 0], rows, &[0, 1, 0], 2, &LinearOptions::default()).unwrap();
-    assert_eq!((probe.accuracy, probe.grid.len(), probe.l2), (1.0, 0, 1.0), "too few to hold any out");
+    assert_eq!(
+        (probe.accuracy, probe.grid.len(), probe.l2),
+        (1.0, 0, 1.0),
+        "too few samples to hold any out"
+    );
     let sample = RowsView::new(&x[..2], 2);
     assert_eq!(linear_probe(sample, &[1], sample, &[1], 2, &LinearOptions::default()).unwrap().accuracy, 1.0);
     let options = LinearOptions { l2: vec![], ..Default::default() };
@@ -181,7 +185,7 @@ fn the_number_of_threads_changes_nothing() {
     assert_eq!(run(1), run(3));
 }
 
-/// A device that lends the host's own loops, or says that it has no memory.
+/// A device that uses the host's loops, or reports that it has no memory.
 struct Lender {
     memory: bool,
     broken: bool,
@@ -247,7 +251,7 @@ impl RegressionOnDevice for Lent {
 }
 
 #[test]
-fn what_a_device_lends_is_used_and_its_lack_of_memory_is_no_error() {
+fn a_device_is_used_and_its_lack_of_memory_is_not_an_error() {
     let (x, labels) = overlapping();
     let (train, test) = (RowsView::new(&x[..400], 4), RowsView::new(&x[400..], 4));
     let splits = Labeled { train, labels: &labels[..100], test, test_labels: &labels[100..] };

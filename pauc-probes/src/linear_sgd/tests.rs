@@ -5,7 +5,7 @@ fn probe(text: &str) -> LinearSgd {
     pauc_traits::component_ron::options().from_str(text).unwrap()
 }
 
-/// Two noisy classes along two axes and a third one at the origin, in 3 values.
+/// Two noisy classes along two axes and a third at the origin, in 3 values.
 fn cloud(n: usize, phase: f64) -> (Vec<f32>, Vec<u32>) {
     let labels: Vec<u32> = (0..n as u32).map(|i| i % 3).collect();
     let value = |i: usize, d: usize| {
@@ -19,8 +19,8 @@ fn measure(probe: &LinearSgd, train: &[f32], labels: &[u32], test: &[f32], tests
     crate::testing::measure(probe, (3, 3, 4), (train, labels), (test, tests)).unwrap()
 }
 
-/// The whole protocol once more in double precision with loops: the accuracy, and by how much the largest
-/// score of a test row leads at least.
+/// Computes the whole protocol in double precision with loops. Returns the accuracy, and the smallest lead of
+/// the largest score of a test row.
 fn naive(
     x: &[f32],
     y: &[u32],
@@ -95,11 +95,11 @@ fn the_accuracy_is_that_of_loops_in_double_precision() {
             &tests,
         );
         let (want, lead) = naive(&x, &y, &test, &tests, epochs, batch, lr);
-        // A few dozen steps in single precision move scores by some 1e-6, and so decide about no row.
+        // A few dozen steps in single precision move scores by some 1e-6, too little to change a prediction.
         assert!(lead > 1e-4, "{lead}");
         assert_eq!(got[0].value, want);
         assert_eq!(got[0].name, format!("linear/sgd/e{epochs}/b{batch}/step0.1/lr{lr}"));
-        assert!(want > 0.5 && want < 0.99, "a test that tells something: {want}");
+        assert!(want > 0.5 && want < 0.99, "the accuracy is not informative: {want}");
     }
 }
 
@@ -108,23 +108,23 @@ fn the_rate_is_chosen_on_held_out_training_samples() {
     let ((x, y), (test, tests)) = (cloud(90, 0.2), cloud(90, 2.0));
     let grid = probe("(epochs: 4, batch: 30, lr: [1e30, 1.0, 1e-9])");
     let got = measure(&grid, &x, &y, &test, &tests);
-    // 1e30 overflows, 1e-9 stays where it began.
+    // 1e30 overflows, and 1e-9 hardly moves.
     assert_eq!(got[1], Metric::detail("linear/sgd/e4/b30/step0.1", "lr", 1.0));
     let single = measure(&probe("(epochs: 4, batch: 30, lr: [1.0])"), &x, &y, &test, &tests);
     assert_eq!(got[0].value, single[0].value);
-    // Whatever the test split says, the choice stays.
+    // The labels of the test split do not influence the choice.
     let wrong: Vec<u32> = tests.iter().map(|l| (l + 1) % 3).collect();
     assert_eq!(measure(&grid, &x, &y, &test, &wrong)[1].value, 1.0);
 }
 
 #[test]
-fn standardized_features_do_not_know_their_scale() {
+fn standardized_features_do_not_depend_on_scale() {
     let ((x, y), (test, tests)) = (cloud(60, 0.2), cloud(90, 2.0));
     let far = |v: &[f32]| v.iter().map(|v| 64.0 * v).collect::<Vec<f32>>();
     let probe = probe("(epochs: 3, lr: [0.3], standardise: true)");
     let near = measure(&probe, &x, &y, &test, &tests);
     let got = measure(&probe, &far(&x), &y, &far(&test), &tests);
-    // A power of two changes no digit.
+    // Scaling by a power of two is exact.
     assert_eq!(near[0].value, got[0].value);
     assert_eq!(got[0].name, "linear/sgd/e3/b256/step0.1/standardised/lr0.3");
 }

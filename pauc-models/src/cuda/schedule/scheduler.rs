@@ -8,7 +8,7 @@ use pauc_cuda::conv::Convolution;
 use pauc_cuda::feature_map::MapShape;
 use pauc_cuda::{Error, Precision, Result};
 
-/// The layer whose normalization and ReLU alone make a map.
+/// Returns the layer if a map is the normalization and ReLU of that layer alone, without a residual.
 fn source(plan: &Blueprint, map: Map) -> Option<usize> {
     plan.steps.iter().find_map(|s| match *s {
         Step::Conv { layer, output, residual: None, .. } if output == map => Some(layer),
@@ -16,43 +16,43 @@ fn source(plan: &Blueprint, map: Map) -> Option<usize> {
     })
 }
 
-/// Whether a convolution with normalization writes a map, and not a pooling.
+/// Returns whether a map is written by a normalized convolution, not by pooling.
 fn is_normalized(plan: &Blueprint, map: Map) -> bool {
     plan.steps.iter().any(|s| matches!(s, Step::Conv { output, .. } if *output == map))
 }
 
-/// Whether the gradient that a layer sends to a map that already has one is kept apart from it until both are
-/// read: if a normalization reads the map's gradient anyway, that costs less than cuDNN's accumulation.
+/// Returns whether a layer's gradient for a map that already has one is kept apart until both are read. If a
+/// normalization reads the gradient of the map anyway, that is cheaper than cuDNN's accumulation.
 fn adds_later(plan: &Blueprint, layer: usize, map: Map) -> bool {
     !Convolution::is_matmul(plan.layers[layer].geometry) && is_normalized(plan, map)
 }
 
-/// A pass through a network's steps that assigns slots.
+/// Walks through the steps of a network and assigns slots.
 pub(super) struct Scheduler<'a> {
     plan: &'a Blueprint,
     keep: Keep,
     precision: Precision,
-    /// Elements per image of each slot.
+    /// The number of elements per image of each slot.
     pub slots: Vec<usize>,
     pub f16_slots: Vec<usize>,
-    /// Slots that wait for the next map or gradient of their size.
+    /// Free slots, for reuse by the next map or gradient of the same size.
     spare: Vec<Slot>,
-    /// Convolutions' outputs, by layer.
+    /// The outputs of convolutions, by layer.
     outputs: Vec<Option<Slot>>,
-    /// Normalized maps; `None` for those that a later step normalizes.
+    /// Normalized maps; `None` for maps that a later step normalizes.
     maps: Vec<Option<Slot>>,
     f16_maps: Vec<Option<F16Slot>>,
-    /// Gradients of maps, while they are being accumulated.
+    /// The gradients of maps during accumulation.
     gradients: Vec<Option<Slot>>,
-    /// What is still to be added to them: [`adds_later`].
+    /// Gradients still to be added to them, see [`adds_later`].
     extra_gradients: Vec<Option<Slot>>,
-    /// The map that [`F16_INPUT`] holds.
+    /// The map in [`F16_INPUT`].
     converted: Option<Map>,
 }
 
-/// The slot of something that an earlier step has written.
+/// Returns a slot that an earlier step must have written.
 fn written(slot: Option<Slot>) -> Result<Slot> {
-    slot.ok_or(Error::Internal("steps of a blueprint read what earlier steps have written"))
+    slot.ok_or(Error::Internal("steps of a blueprint read only maps that earlier steps have written"))
 }
 
 impl<'a> Scheduler<'a> {
@@ -78,7 +78,7 @@ impl<'a> Scheduler<'a> {
         shape(self.plan, map, 1, self.precision)
     }
 
-    /// A slot for a map or its gradient: one of the same size that is no longer used, or a new one.
+    /// Takes a slot for a map or its gradient: a free one of the same size, or a new one.
     fn take(&mut self, map: Map) -> Slot {
         let len = self.shape(map).len();
         if let Some(i) = self.spare.iter().position(|slot| self.slots[slot.0] == len) {
@@ -88,12 +88,12 @@ impl<'a> Scheduler<'a> {
         Slot(self.slots.len() - 1)
     }
 
-    /// Makes a map's slot available for something else.
+    /// Frees the slot of a map.
     fn release_map(&mut self, map: Map) {
         self.spare.extend(self.maps[map].take());
     }
 
-    /// Whether a map is recomputed when the backward pass reads it.
+    /// Returns whether a map is recomputed when the backward pass reads it.
     fn is_recomputed(&self, map: Map) -> bool {
         self.keep == Keep::Sources && source(self.plan, map).is_some()
     }
@@ -102,8 +102,8 @@ impl<'a> Scheduler<'a> {
         Convolution::has_f16_weight_gradient(self.plan.layers[layer].geometry, self.precision)
     }
 
-    /// Whether a map is written in fp16 too, for gradients of weights: that costs less than a conversion
-    /// later.
+    /// Returns whether a map is also written in fp16 for weight gradients, which is cheaper than a later
+    /// conversion.
     fn has_f16_copy(&self, map: Map) -> bool {
         let reads = |s: &Step| match *s {
             Step::Conv { layer, input, .. } | Step::Shortcut { layer, input, .. } => {
@@ -117,12 +117,12 @@ impl<'a> Scheduler<'a> {
             && self.plan.steps.iter().any(reads)
     }
 
-    /// Whether a step after `step` reads a map.
+    /// Returns whether a step after `step` reads a map.
     fn is_read_after(&self, step: usize, map: Map) -> bool {
         self.plan.steps[step + 1..].iter().any(|s| s.reads().contains(&Some(map)))
     }
 
-    /// The operations of the forward pass.
+    /// Schedules the forward pass.
     pub fn forward(&mut self) -> Result<Vec<Forward>> {
         let plan = self.plan;
         let images = self.take(0);
@@ -168,7 +168,7 @@ impl<'a> Scheduler<'a> {
         Ok(y)
     }
 
-    /// Makes the slots available that the forward pass does not keep after a step.
+    /// Frees the slots that the forward pass does not keep after step `i`.
     fn release_after(&mut self, i: usize) {
         let (plan, step) = (self.plan, self.plan.steps[i]);
         if let (Keep::Nothing, Step::Conv { layer, .. }) = (self.keep, step) {
@@ -187,7 +187,7 @@ impl<'a> Scheduler<'a> {
         }
     }
 
-    /// The operations of the backward pass, after those of the forward pass.
+    /// Schedules the backward pass, after the forward pass.
     pub fn backward(&mut self) -> Result<Vec<Backward>> {
         let plan = self.plan;
         let last = plan.maps.len() - 1;
@@ -203,8 +203,8 @@ impl<'a> Scheduler<'a> {
                         self.layer_backward(conv, g, None, ReluSlot::Own, &mut operations)?;
                         continue;
                     };
-                    // What ReLU leaves of g is the gradient of the residual, so that of y needs memory of its
-                    // own.
+                    // g masked by ReLU is the gradient of the residual, so the gradient of y needs its own
+                    // memory.
                     let (dy, out) = (self.take(output), written(self.maps[output])?);
                     self.layer_backward(conv, g, Some(dy), ReluSlot::Output(out), &mut operations)?;
                     self.give(residual, g, &mut operations);
@@ -231,7 +231,7 @@ impl<'a> Scheduler<'a> {
         Ok(operations)
     }
 
-    /// From the gradient `g` of a layer's output to those of its parameters and its input.
+    /// Schedules the gradients of a layer's parameters and input, given the gradient `g` of its output.
     fn layer_backward(
         &mut self,
         conv: Conv,
@@ -253,7 +253,7 @@ impl<'a> Scheduler<'a> {
         let x = written(self.maps[input])?;
         let operands = if f16 { self.f16_operands(input, x) } else { Operands::Plain { x, dy } };
         operations.push(Backward::Weight { conv, operands });
-        // The images' gradient is of no use.
+        // The gradient of the images is not needed.
         if input != 0 {
             self.input_gradient(conv, dy, operations);
         }
@@ -264,8 +264,8 @@ impl<'a> Scheduler<'a> {
         Ok(())
     }
 
-    /// The operands of a gradient of weights in fp16: the map's own copy, or what it is converted to, unless
-    /// that was done for the operation before.
+    /// Returns the operands of a weight gradient in fp16: the map's fp16 copy, or a conversion of the map
+    /// unless the operation before has already converted it.
     fn f16_operands(&mut self, input: Map, x: Slot) -> Operands {
         if let Some(copy) = self.f16_maps[input] {
             return Operands::F16 { x: copy, convert: None };
@@ -290,7 +290,7 @@ impl<'a> Scheduler<'a> {
         if later { self.extra_gradients[input] = Some(dx) } else { self.gradients[input] = Some(dx) }
     }
 
-    /// Makes a map that was not kept from its convolution's output.
+    /// Recomputes a map that was not kept from the output of its convolution.
     fn recompute(&mut self, map: Map, operations: &mut Vec<Backward>) -> Result<()> {
         let (Some(layer), None) = (source(self.plan, map), self.maps[map]) else { return Ok(()) };
         let (out, y) = (self.take(map), written(self.outputs[layer])?);
@@ -299,7 +299,7 @@ impl<'a> Scheduler<'a> {
         Ok(())
     }
 
-    /// Hands a map's gradient over, adding it to what is there.
+    /// Passes on the gradient of a map, adding it to the gradient that is already there.
     fn give(&mut self, map: Map, from: Slot, operations: &mut Vec<Backward>) {
         match self.gradients[map] {
             None => self.gradients[map] = Some(from),

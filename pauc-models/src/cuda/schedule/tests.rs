@@ -1,4 +1,4 @@
-//! Schedules with contents in place of memory.
+//! Runs schedules on symbolic contents instead of memory.
 
 use super::*;
 use pauc_traits::ImageShape;
@@ -54,19 +54,19 @@ fn networks() -> [Blueprint; 3] {
 const KEEPS: [Keep; 3] = [Keep::All, Keep::Sources, Keep::Nothing];
 const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Tf32, Precision::Bf16];
 
-/// What a slot holds.
+/// The content of a slot.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Content {
     Map(Map),
-    /// A convolution's output, by layer.
+    /// The output of a convolution, by layer.
     Output(usize),
-    /// The sum of so many parts of a map's gradient.
+    /// The sum of this many parts of a map's gradient.
     Gradient(Map, usize),
-    /// The gradient of a convolution's output, by layer.
+    /// The output gradient of a convolution, by layer.
     OutputGradient(usize),
 }
 
-/// Slots with their contents, in place of their memory.
+/// Slots with symbolic contents.
 struct Contents<'a> {
     plan: &'a Blueprint,
     slots: Vec<Option<Content>>,
@@ -78,7 +78,7 @@ impl Contents<'_> {
         assert_eq!(self.slots[slot.0], Some(content), "{slot:?}");
     }
 
-    /// A map, or what becomes it by a normalization.
+    /// Reads a map, or the output that a pending normalization turns into it.
     fn read_map(&self, slot: Slot, map: Map) {
         self.read(slot, self.plan.maps[map].pending.map_or(Content::Map(map), Content::Output));
     }
@@ -119,7 +119,7 @@ impl Contents<'_> {
         }
     }
 
-    /// `received` has the layers whose weights have received a gradient.
+    /// `received` lists the layers whose weights have received a gradient.
     fn backward(&mut self, operation: Backward, received: &mut Vec<usize>) {
         match operation {
             Backward::CellMean { dx } => {
@@ -138,7 +138,7 @@ impl Contents<'_> {
                 self.read(y, Content::Output(conv.layer));
                 if let ReluSlot::Output(slot) = relu {
                     self.read(slot, Content::Map(conv.output));
-                    // What ReLU leaves of it is one part of the residual's gradient.
+                    // g masked by ReLU is one part of the residual's gradient.
                     let step = |s: &&Step| matches!(s, Step::Conv { layer, .. } if *layer == conv.layer);
                     let residual = self.plan.steps.iter().find(step).unwrap().reads()[1].unwrap();
                     self.slots[g.0] = Some(Content::Gradient(residual, 1));
@@ -183,9 +183,9 @@ impl Contents<'_> {
     }
 }
 
-/// Also in a second step, whose first operations find the slots as the first step left them.
+/// Includes a second step, whose first operations find the slots as the first step left them.
 #[test]
-fn operations_find_in_slots_what_they_read() {
+fn operations_find_their_inputs_in_slots() {
     for plan in networks() {
         for (keep, precision) in KEEPS.into_iter().flat_map(|k| PRECISIONS.map(|p| (k, p))) {
             let schedule = Schedule::new(&plan, keep, precision).unwrap();
@@ -203,9 +203,9 @@ fn operations_find_in_slots_what_they_read() {
     }
 }
 
-/// Bytes as a simulation of the passes counted them that was written apart from the executor.
+/// The byte counts come from a simulation of the passes that was written independently of the executor.
 #[test]
-fn memory_is_that_of_slots_that_are_used_again() {
+fn memory_is_that_of_reused_slots() {
     let plan = residual(48, 8, true, 4);
     let known = [
         (Precision::F32, [1_627_200, 1_500_480]),
