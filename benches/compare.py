@@ -1,8 +1,8 @@
-"""Encoders of pauc beside PyTorch's, in turn, on the machine it runs on. Prints a Markdown table of medians and ratios.
+"""Compares encoders of pauc with PyTorch's, alternately. Prints a Markdown table of medians and ratios.
 
     cargo build --release -p pauc-cli && python benches/compare.py [--rounds 3] [--seconds 4] [--threads 1 2] [--only resnet18]
 
-Needs torch and torchvision in the Python that runs it. PyTorch's figure is the better of its two memory layouts.
+Needs torch and torchvision in the Python that runs it. PyTorch's time is the better of its two memory layouts.
 """
 
 import argparse
@@ -30,7 +30,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--seconds", type=float, default=4)
 parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-parser.add_argument("--only", default="", help="only cases whose line in the table contains this")
+parser.add_argument("--only", default="", help="only cases whose name in the table contains this")
 options = parser.parse_args()
 
 

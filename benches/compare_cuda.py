@@ -1,11 +1,11 @@
-"""pauc on a GPU beside PyTorch on the same GPU, in turn. Prints Markdown tables of medians and ratios.
+"""Compares pauc with PyTorch on the same GPU, alternately. Prints Markdown tables of medians and ratios.
 
     cargo build --release -p pauc-cli --features cuda
     cargo bench -p pauc-losses --features cuda --bench terms --no-run
     python benches/compare_cuda.py [--only steps|terms|clusters|errors] [--seconds 3]
 
-Needs torch, torchvision and numpy in the Python that runs it. PyTorch trains eagerly, channels last, with cuDNN's benchmark
-mode on; its images lie on the GPU, while pauc uploads them in every step, as a run does.
+Needs torch, torchvision and numpy in the Python that runs it. PyTorch trains eagerly, channels last, with cuDNN's
+benchmark mode. Its images are on the GPU; pauc uploads its images in every step, as a run does.
 """
 
 import argparse
@@ -25,8 +25,8 @@ import torch_encoder
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--pauc", default=ROOT / "target" / "release" / "pauc-cli", help="the program")
-parser.add_argument("--terms", help="the bench of the terms; by default it is asked of cargo")
+parser.add_argument("--pauc", default=ROOT / "target" / "release" / "pauc-cli", help="the pauc-cli binary")
+parser.add_argument("--terms", help="the benchmark binary of the terms; by default found with cargo")
 parser.add_argument("--device", default="cuda:0")
 parser.add_argument("--seconds", type=float, default=3)
 parser.add_argument("--only", nargs="+", default=["steps", "terms", "clusters", "errors"])
@@ -62,7 +62,7 @@ def step(net, stem, batch, size, precision):
 
 
 def terms():
-    """The bench's name of each measurement, and PyTorch's form of it."""
+    """The benchmark's name of each measurement, and its implementation in PyTorch."""
     device, rows = options.device, 1024
     torch.backends.cuda.matmul.allow_tf32 = False
     views = torch.randn(rows, 128, device=device, requires_grad=True)
@@ -89,7 +89,7 @@ def terms():
     for name, (loss, leaf) in cases.items():
         def once():
             [gradient] = torch.autograd.grad(loss(), leaf)
-            # As the bench: the gradient comes back to the host.
+            # As in the benchmark, the gradient is copied to the host.
             gradient.cpu()
 
         for _ in range(5):
@@ -103,13 +103,13 @@ def terms():
 
 
 def parts(x):
-    """Numbers as pauc takes them apart: the nearest of eleven digits, and what that leaves."""
+    """Splits numbers as pauc does: the nearest number with 11 significant bits, and the remainder."""
     upper = ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
     return upper, x - upper
 
 
 def errors(channels, size, batch):
-    """How far gradients of a filter are from those in f64, relative: in f32, in TF32, and from parts and halves as pauc makes them."""
+    """Relative errors of filter gradients against f64: in f32, in TF32, and as in pauc from split operands and fp16."""
     torch.manual_seed(0)
     shape = (batch, channels, size, size)
     x = torch.relu(torch.randn(shape, device=options.device))
@@ -130,7 +130,8 @@ def errors(channels, size, batch):
         found.append(off(gradient(x, dy)))
     (xu, xl), (gu, gl) = parts(x), parts(dy)
     found.append(off(gradient(xu, gl) + gradient(xl, gu) + gradient(xu, gu)))
-    # The largest element between 8 and 16; the sum over so many pixels is divided by about their root.
+    # Scales the largest element to between 8 and 16, and divides by about the square root of the number of
+    # pixels in the sum.
     up = 2.0 ** (3 - math.floor(math.log2(dy.abs().max().item())))
     root = 2.0 ** -math.ceil(math.log2(batch * size * size) / 2)
     found.append(off(gradient(x.half(), (dy * up * root).half()).double() / up / root))
@@ -138,7 +139,7 @@ def errors(channels, size, batch):
 
 
 def proto_nce_error():
-    """How far the gradient of PyTorch's ProtoNCE in f32 is from that in f64, relative."""
+    """The relative error of the gradient of PyTorch's ProtoNCE in f32 against f64."""
     torch.backends.cuda.matmul.allow_tf32 = False
     rows = torch.randn(1024, 128, device=options.device)
     bank = F.normalize(torch.randn(65536, 128, device=options.device), dim=1)
@@ -174,7 +175,7 @@ if "terms" in options.only:
     for name, theirs in terms():
         print(f"| {name} | {ours[name]:.2f} | {theirs:.2f} | {theirs / ours[name]:.2f}× |", flush=True)
 if "clusters" in options.only:
-    print("\n| k-means, 20 iterations | first centroids | seconds | objective |\n|---|---|---|---|", flush=True)
+    print("\n| k-means, 20 iterations | initialization | seconds | inertia |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "rows.npy"
         rows = torch.randn(1_280_000, 128, device=options.device)
@@ -184,7 +185,7 @@ if "clusters" in options.only:
             [found] = lines(options.pauc, "cluster", file, "--with", with_, "--device", options.device, "--json")
             print(f"| 1.28 M × 128, k 25 000 | {init} | {found['seconds']:.1f} | {found['levels'][0]['objective']:.0f} |", flush=True)
 if "errors" in options.only:
-    print("\n| gradient of a 3×3 filter, relative distance from f64 | f32 | TF32 | parts | halves |\n|---|---|---|---|---|", flush=True)
+    print("\n| gradient of a 3×3 filter, relative error against f64 | f32 | TF32 | split operands | fp16 |\n|---|---|---|---|---|", flush=True)
     for channels, size, batch in [(64, 32, 64), (256, 8, 256)]:
         print(f"| {channels} channels, {batch} × {size} px |", *(f"{e:.1e} |" for e in errors(channels, size, batch)), flush=True)
-    print(f"\nPyTorch's ProtoNCE in f32, gradient: {proto_nce_error():.1e} from f64", flush=True)
+    print(f"\nPyTorch's ProtoNCE in f32, relative error of the gradient: {proto_nce_error():.1e}", flush=True)

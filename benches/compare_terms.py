@@ -1,9 +1,9 @@
-"""The softmax terms of pauc beside their usual form in PyTorch, in turn, forward and backward in single precision.
+"""Compares the softmax terms of pauc with their usual form in PyTorch, alternately, forward and backward in fp32.
 
     cargo bench -p pauc-losses --bench terms --no-run && python benches/compare_terms.py [--rounds 3] [--threads 1 2]
 
-Needs torch in the Python that runs it. Prints a Markdown table: medians over the rounds of each program's median time, and
-the memory that each took beyond its inputs. PyTorch runs in a process of its own for each measurement, as pauc does.
+Needs torch in the Python that runs it. Prints a Markdown table: medians over the rounds of each program's median
+time, and the memory of each beyond its inputs. Like pauc, PyTorch runs in a new process for each measurement.
 """
 
 import argparse
@@ -22,10 +22,10 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--seconds", type=float, default=4)
 parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-parser.add_argument("--peer", help=argparse.SUPPRESS)  # what this process measures in PyTorch
+parser.add_argument("--peer", help=argparse.SUPPRESS)  # the measurement that this process makes with PyTorch
 options = parser.parse_args()
 
-# The bench's name of each measurement, and PyTorch's form of it below.
+# The benchmark's name of each measurement; its implementation in PyTorch is below.
 CASES = ["InfoNCE two-sided 512x128", "ProtoNCE 256x128, 65536 prototypes"]
 
 

@@ -1,10 +1,10 @@
-"""Two SimCLR views an image by pauc's loader beside torchvision on Pillow, in turn. Prints a Markdown table of medians.
+"""Compares pauc's loader with torchvision on Pillow, alternately: two SimCLR views per image. Prints a Markdown table.
 
     cargo build --release -p pauc-cli && python benches/compare_views.py [--rounds 3] [--jpeg 32=FOLDER 224=FOLDER]
 
-Needs torch, torchvision, numpy and pillow in the Python that runs it. Without --jpeg it measures 32 px from memory only;
-each folder holds class folders of JPEG files. pauc keeps no decoded pictures. Images per second by the clock, of one
-thread each; the last column is what a second loader thread gives. Close other programs.
+Needs torch, torchvision, numpy and pillow in the Python that runs it. Without --jpeg it measures only 32 px from memory;
+each folder holds class folders of JPEG files. pauc does not cache decoded images. The table has medians of images per
+second of wall time, with one thread each; the last column is for two loader threads. Close other programs.
 """
 
 import argparse
@@ -23,7 +23,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--seconds", type=float, default=5)
 parser.add_argument("--jpeg", nargs="*", default=[], metavar="SIZE=FOLDER")
-parser.add_argument("--peer", type=int, help=argparse.SUPPRESS)  # the size that this process measures in torchvision
+parser.add_argument("--peer", type=int, help=argparse.SUPPRESS)  # the image size that this process measures with torchvision
 options = parser.parse_args()
 
 

@@ -1,13 +1,13 @@
-"""Features to measure clusterers on, as a `.npy` of float32 rows of 128, of unit length.
+"""Writes features for benchmarks of clusterers: a `.npy` file of float32 unit rows with 128 columns.
 
     python benches/features.py sphere OUT.npy [--rows 1000000]
     python benches/features.py directions OUT.npy [--rows 1000000]
     python benches/features.py fashion OUT.npy [--rows 1000000] --data FOLDER
 
-sphere      uniform on the unit sphere: no structure at all (the first rows of a larger file are another file's)
-directions  20 000 random directions and noise of 0.7 around each coordinate's 1: fine structure, but no coarse one
-fashion     embeddings of random views of Fashion-MNIST's training images by a small convolutional network that InfoNCE
-            has trained on them for a few hundred steps; FOLDER has train-images-idx3-ubyte.gz. Needs torch.
+sphere      uniform on the unit sphere: no structure (a smaller file equals the first rows of a larger one)
+directions  20 000 random directions plus noise, standard deviation 0.7 against 1 per coordinate: fine structure only
+fashion     embeddings of random views of Fashion-MNIST's training images, from a small convolutional network trained
+            on them with InfoNCE for a few hundred steps; FOLDER has train-images-idx3-ubyte.gz. Needs torch.
 """
 
 import argparse
@@ -28,7 +28,7 @@ options = parser.parse_args()
 
 
 def write(parts):
-    """Writes rows part by part: the file may be larger than memory."""
+    """Writes rows in parts, since the file may be larger than memory."""
     out = np.lib.format.open_memmap(options.out, "w+", "float32", (options.rows, DIM))
     at = 0
     for part in parts:

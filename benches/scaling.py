@@ -1,9 +1,9 @@
-"""How the time of k-means grows, as a table and a log-log plot.
+"""Measures how the time of k-means scales. Prints a table and writes a log-log plot.
 
     cargo build --release -p pauc-cli && python benches/scaling.py FEATURES.npy OUT.svg [--threads 1]
 
 Fits KMeans with 10 iterations on the first rows of the file (float32, at least 200 000 of 128) for several numbers of rows,
-prototypes and dimensions, and takes the quickest of three.
+prototypes and dimensions. Each time is the fastest of three runs.
 """
 
 import argparse
@@ -47,11 +47,11 @@ for series in SERIES.values():
     for case in series:
         if case not in measured:
             measured[case] = seconds(*case)
-print("| N | K | D | seconds | ps for a row, a prototype, a dimension and a pass |\n|---|---|---|---|---|")
+print("| N | K | D | seconds | ps per row, prototype, dimension and pass |\n|---|---|---|---|---|")
 for (n, k, d), s in sorted(measured.items()):
     print(f"| {n} | {k} | {d} | {s:.3f} | {s / (n * k * d * (ITERATIONS + 1)) * 1e12:.1f} |")
 
-# Both axes logarithmic, one decade as long on both: growth in proportion has the slope of the grey line.
+# Both axes are logarithmic with equal decades: proportional growth has the slope of the gray line.
 work = {case: case[0] * case[1] * case[2] * (ITERATIONS + 1) for case in measured}
 low_x, high_x = np.log10(min(work.values())) - 0.15, np.log10(max(work.values())) + 0.15
 low_y = np.log10(min(measured.values())) - 0.2
@@ -88,7 +88,7 @@ for i, (name, series) in enumerate(SERIES.items()):
     svg += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{COLOURS[name]}"/>' for x, y in points]
     values = ", ".join(f"{case['NKD'.index(name)]:,}".replace(",", " ") for case in series)
     svg.append(f'<text x="{LEFT + 12}" y="{TOP + 18 + 17 * i}" fill="{COLOURS[name]}">{name}: {values}</text>')
-svg.append(f'<text x="{LEFT + 12}" y="{TOP + 18 + 17 * len(SERIES)}" fill="#777">dashed: in proportion to N·K·D</text>')
+svg.append(f'<text x="{LEFT + 12}" y="{TOP + 18 + 17 * len(SERIES)}" fill="#777">dashed: proportional to N·K·D</text>')
 svg.append(f'<text x="{LEFT}" y="22" font-size="14" font-weight="bold">k-means, {ITERATIONS} iterations, '
            f'{options.threads} thread{"s" * (options.threads > 1)}: seconds of a fit</text>')
 svg.append(f'<text x="{LEFT + 230}" y="{TOP + height + 42:.1f}" text-anchor="middle">N·K·D·(iterations + 1)</text></svg>')

@@ -1,8 +1,8 @@
-"""The peer of `pauc-cli bench`: the same step in PyTorch, in both memory layouts. Prints one JSON line each.
+"""The PyTorch peer of `pauc-cli bench`: the same step in both memory layouts. Prints one JSON line per layout.
 
     python benches/torch_encoder.py --net resnet18 --width 64 --batch 64 --size 32 --threads 2 --form simclr
 
-Needs torch and torchvision. Run it back to back with `pauc-cli bench` and quote the ratio of medians.
+Needs torch and torchvision. Run it directly before or after `pauc-cli bench`, and quote the ratio of medians.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def arguments():
 
 
 def narrow(net, width):
-    """Replaces every layer by one with width/64 of its channels."""
+    """Scales the channels of every layer by width/64."""
 
     def scaled(channels):
         return channels * width // 64
@@ -71,7 +71,7 @@ def nt_xent(z, temperature=0.2):
 
 
 def measure(options, channels_last):
-    """Times the step that the options name in one memory layout."""
+    """Measures the time of the step given by the options, in one memory layout."""
     on_gpu = options.device != "cpu"
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True

@@ -1,4 +1,4 @@
-"""Operations on pixels with fixed parameters: torchvision's functional ones on Pillow images."""
+"""Pixel operations with fixed parameters: torchvision's functional operations on Pillow images."""
 
 import numpy as np
 from PIL import ImageFilter
@@ -9,12 +9,12 @@ from images import HEIGHT, WIDTH, case, picture
 
 PATH = "pauc-data/tests/golden/augmentations.json"
 
-# Nothing but whole numbers, and parameters that are literals.
+# Only integers, and parameters that are literals.
 TOLERANCE = FLOOR = 0.0
 
 
 def resized(interpolation):
-    """With one filter: a crop made smaller, one made larger, and the middle of a smaller picture."""
+    """With one filter: a crop that is shrunk, one that is enlarged, and the center of a shrunk image."""
     image, mode = picture(), InterpolationMode(interpolation)
     small = dict(top=5, left=7, height=21, width=30, size=16)
     large = dict(top=2, left=3, height=9, width=11, size=24)
@@ -44,7 +44,7 @@ def resized(interpolation):
 
 
 def make():
-    """Every case, and the picture they start from."""
+    """All cases, and their input image."""
     image = picture()
 
     def factor(name, operation, value):

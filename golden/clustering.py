@@ -1,4 +1,4 @@
-"""Scores of agreement of clusters with classes, by scikit-learn and SciPy; and RankMe."""
+"""Agreement of clusters with classes, by scikit-learn and SciPy; and RankMe."""
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -9,9 +9,9 @@ from common import U, draws
 
 PATH = "pauc-cluster/tests/golden/metrics.json"
 
-# Scores are fractions of entropies over at most 10 x 12 cells, or of at most 500 samples. AMI sums the
-# expected information over as many numbers as a row and a column can share, 25 000 in all, and takes it from
-# both sides of a fraction of size 1.
+# Scores are ratios of entropies over at most 10 x 12 cells or 500 samples. AMI sums the expected information
+# over the possible overlaps of a row and a column, 25 000 in all, and subtracts it in the numerator and the
+# denominator of a ratio of size 1.
 TOLERANCE = 25_000 * U
 FLOOR = 1.0
 
@@ -38,7 +38,7 @@ def scores(name, labels, clusters):
 
 
 def make():
-    """Chance, a perfect clustering, one cluster of all, one of each sample, and a good one with noise."""
+    """Chance, a perfect clustering, a single cluster, one cluster per sample, and a good clustering with noise."""
     d = draws()
     five = np.repeat(np.arange(4), 5)
     return dict(

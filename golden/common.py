@@ -1,4 +1,4 @@
-"""What several generators share: inputs by formula, one stream of random inputs, and writing."""
+"""Shared by the generators: inputs by formula, one stream of random inputs, and serialization."""
 
 import json
 
@@ -15,14 +15,14 @@ def wave(rows, columns, phase):
 
 
 def unit(x):
-    """The rows of x, each of length one."""
+    """The rows of x, scaled to length one."""
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def draws():
     """The random inputs of concentration, clustering and probes, by name.
 
-    They come from one stream, so their order counts: add new ones at the end.
+    They come from one stream, so the order matters: add new ones at the end.
     """
     rng = np.random.default_rng(100)
     d = {}
@@ -42,7 +42,7 @@ def draws():
 
 
 def plain(value):
-    """Arrays and tensors as lists, and their numbers as Python's own."""
+    """Converts arrays and tensors to lists of Python numbers."""
     if isinstance(value, dict):
         return {key: plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -53,7 +53,7 @@ def plain(value):
 
 
 def text(value):
-    """JSON with one case to a line, so that a changed case is a changed line."""
+    """JSON with one case per line, so that a changed case is a changed line."""
 
     def compact(v):
         return json.dumps(v, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Concentrations of prototypes, by the procedure of PCL's authors, in NumPy."""
+"""Concentrations of prototypes, by the procedure of the PCL authors, in NumPy."""
 
 import numpy as np
 
@@ -7,7 +7,8 @@ from common import U, draws
 PATH = "pauc-cluster/tests/golden/concentration.json"
 
 # A mean of up to 20 distances of 6 numbers each, its logarithm, the quantile and the mean over 8 clusters.
-# All terms are positive, so nothing cancels; the centroids' coordinates do, in a mean of rows of length one.
+# All terms are positive, so nothing cancels, except in the centroids' coordinates, which are means of unit
+# rows.
 TOLERANCE = 60 * U
 FLOOR = 1.0
 
@@ -15,7 +16,7 @@ CLUSTERS = 8
 
 
 def clusters():
-    """Features, assignments and the means of clusters: 5 has one member, 6 two and 7 none."""
+    """Features, assignments and cluster means: cluster 5 has one member, 6 has two and 7 none."""
     d = draws()
     features, assignments = d["features"], d["assignments"]
     five = np.flatnonzero(assignments == 5)
@@ -27,7 +28,7 @@ def clusters():
 
 
 def concentration(features, assignments, centroids, temperature, alpha):
-    """phi = mean distance / log(members + alpha). A cluster of fewer than two gets the largest of the others.
+    """phi = mean distance / log(members + alpha). A cluster of fewer than two members gets the largest of the others.
 
     Then all are clipped to the 10th and 90th percentile, and scaled to have the temperature as mean.
     """

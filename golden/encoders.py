@@ -1,10 +1,10 @@
-"""Features, gradients and running statistics of networks, by PyTorch and torchvision's blocks.
+"""Features, gradients and running statistics of networks, with PyTorch and torchvision's blocks.
 
-Weights and images are noise by formula, so that the tests can make them again: u(n, l) = frac(sin(12.9898 n +
-78.233 l) 43758.5453) - 1/2. (Smooth formulas make channels nearly constant, and batch normalisation then
-amplifies rounding beyond use.) Convolutions have u(n, l) sqrt(24 / fan_in), with l the position among the
-learnable parameters; gamma 1 + 0.2 u; beta 0.2 u; images 2 u(n, 1000), n row-major over (batch, channels,
-height, width). The loss is the sum of features times u(n, 2000).
+Weights and images are pseudo-random by a formula, so that the tests can recompute them: u(n, l) =
+frac(sin(12.9898 n + 78.233 l) 43758.5453) - 1/2. (Smooth formulas make channels nearly constant, and batch
+normalization then amplifies rounding errors too much.) Convolutions have u(n, l) sqrt(24 / fan_in), where l is the
+position among the learnable parameters; gamma is 1 + 0.2 u; beta is 0.2 u; images are 2 u(n, 1000), n row-major
+over (batch, channels, height, width). The loss is the sum of features times u(n, 2000).
 """
 
 import math
@@ -17,10 +17,10 @@ from common import U
 
 PATH = "pauc-models/tests/golden/encoders.json"
 
-# The noise magnifies the last place of a sine, which differs between processors, by 43758.5. Batch
-# normalisation magnifies that again: errors of this size in every weight move ResNet-101's values by 10^4
-# times as much. (The other networks' move less, and the rounding of sums is smaller.) Another factor of ten
-# is for bad luck.
+# The formula amplifies the last digit of a sine, which differs between processors, by 43758.5. Batch
+# normalization amplifies it again: errors of this size in every weight change ResNet-101's values by 10^4
+# times as much. (The other networks change less, and the rounding of sums is smaller.) The last factor of ten
+# is a safety margin.
 TOLERANCE = 1e5 * 43758.5 * U
 FLOOR = 0.0
 
@@ -32,7 +32,7 @@ def noise(count, l):
 
 
 class Residual(nn.Module):
-    """A residual network of any width and number of stages, its parts named as torchvision names them."""
+    """A residual network of any width and number of stages, with torchvision's names."""
 
     def __init__(self, channels, stem, width, block, stages):
         super().__init__()
@@ -65,7 +65,7 @@ class Residual(nn.Module):
 
 
 class Plain(nn.Module):
-    """Convolutions one after another, all but the first of stride two."""
+    """A chain of convolutions, all but the first with stride two."""
 
     def __init__(self, channels, widths):
         super().__init__()
@@ -82,7 +82,7 @@ class Plain(nn.Module):
 
 
 def probe(v):
-    """What is stored of a tensor: its length, a sum with a weight for each element, and the first four."""
+    """The stored summary of a tensor: its length, a weighted sum of its elements, and the first four."""
     v = v.detach().flatten()
     return dict(
         l2=v.norm(), cos=(v * torch.cos(torch.arange(v.numel(), dtype=torch.float64))).sum(), first=v[:4]
@@ -101,7 +101,7 @@ def fill(network):
 
 
 def case(recipe, network, shape):
-    """A forward pass of each mode, and a backward pass in training mode."""
+    """A forward pass in each mode, and a backward pass in training mode."""
     network = network.double()
     fill(network)
     images = (2 * noise(math.prod(shape), 1000)).reshape(shape)
@@ -124,7 +124,7 @@ def case(recipe, network, shape):
 
 
 def make():
-    """Every recipe of an encoder that the tests compare."""
+    """All encoder recipes that the tests compare."""
     basic, bottleneck = BasicBlock, Bottleneck
     small, large = "Small", "ImageNet"
     deep = [3, 4, 6, 3]

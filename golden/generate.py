@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Makes the golden files again, and compares them with those in the repository or writes them.
+"""Regenerates the golden files and compares them with those in the repository, or writes them.
 
-python3 golden/generate.py --check            compares every file; exits with 1 if one differs
+python3 golden/generate.py --check            compares all files; exits with 1 if one differs
 python3 golden/generate.py --check vit terms  compares some
 python3 golden/generate.py --check --available
-                                              compares those whose packages are installed, and names the others
-python3 golden/generate.py --write vit        writes one; without a name it writes all
+                                              compares those whose packages are installed, and names the skipped ones
+python3 golden/generate.py --write vit        writes one file; without a name, all files
 """
 
 import argparse
@@ -35,22 +35,22 @@ NAMES = [
     "terms",
     "vit",
 ]
-# How many differences of a file are shown.
+# The maximum number of differences shown per file.
 SHOWN = 5
 
 
 def largest(v):
-    """The largest magnitude in an array of any depth."""
+    """The largest magnitude in a nested array."""
     if isinstance(v, list):
         return max(map(largest, v), default=0.0)
     return abs(v) if isinstance(v, float) else 0.0
 
 
 class Comparison:
-    """Two values side by side, and where they differ.
+    """Compares two values and collects their differences.
 
-    Two floats may differ by `tolerance` times a scale: the largest magnitude in their array, or among the
-    lone numbers of their object, and at least `floor`. All else must be the same.
+    Two floats may differ by `tolerance` times a scale: the largest magnitude in their array, or for numbers
+    outside of arrays, among those of their object, and at least `floor`. Everything else must be equal.
     """
 
     def __init__(self, tolerance, floor):
@@ -58,10 +58,10 @@ class Comparison:
         self.differences, self.floats, self.farthest = [], 0, 0.0
 
     def differ(self, path, stored, made):
-        self.differences.append(f"{path or 'the file'}: {stored}, made again {made}")
+        self.differences.append(f"{path or 'the file'}: expected {stored}, got {made}")
 
     def compare(self, stored, made, path="", lone=0.0, array=None):
-        """`lone` is the scale of lone numbers here, `array` that of the array around."""
+        """`lone` is the scale of numbers outside of arrays, `array` that of the enclosing array."""
         if isinstance(stored, float) and isinstance(made, float):
             self.compare_floats(stored, made, path, lone if array is None else array)
         elif type(stored) is not type(made):
@@ -88,17 +88,17 @@ class Comparison:
         self.floats += 1
         if off:
             self.farthest = max(self.farthest, off / within if within else float("inf"))
-        # A NaN is no number near another.
+        # NaN is not close to any number.
         if not off <= self.tolerance * within:
             self.differ(path, stored, f"{made}, {off:.1e} off where {self.tolerance * within:.1e} is allowed")
 
 
 def check(module, path, made):
-    """Differences of a stored file from what was made, and a word about how near it is."""
+    """Returns the differences of a stored file from the generated one, and how close they are."""
     if not path.exists():
         return ["the file is missing"], ""
     if isinstance(made, bytes):
-        return ([] if path.read_bytes() == made else ["other bytes"]), "same bytes"
+        return ([] if path.read_bytes() == made else ["the bytes differ"]), "same bytes"
     comparison = Comparison(module.TOLERANCE, module.FLOOR)
     comparison.compare(json.loads(path.read_text()), made)
     if not comparison.farthest:
@@ -115,7 +115,7 @@ def write(path, made):
 
 
 def path_of(name):
-    """The file that a generator makes, read from its text: its packages need not be there."""
+    """The path of a generator's file. Parses the source, because its packages may not be installed."""
     for statement in ast.parse((HERE / f"{name}.py").read_text()).body:
         match statement:
             case ast.Assign(targets=[ast.Name(id="PATH")], value=ast.Constant(value=path)):
@@ -124,13 +124,13 @@ def path_of(name):
 
 
 def strays():
-    """Files that no generator makes."""
+    """Golden files without a generator."""
     known = set(map(path_of, NAMES))
     return sorted(path for path in ROOT.glob("*/tests/golden/*") if path.is_file() and path not in known)
 
 
 def other_versions():
-    """Packages whose installed version is not the one that the files were made with."""
+    """Packages whose installed version is not the pinned one."""
     for line in (HERE / "requirements.txt").read_text().split():
         package, wanted = line.split("==")
         try:
@@ -138,13 +138,13 @@ def other_versions():
         except PackageNotFoundError:
             continue
         if installed != wanted:
-            yield f"{package} {installed} instead of {wanted}"
+            yield f"{package}: expected {wanted}, got {installed}"
 
 
 def load(names, available):
-    """The generators' modules. With `available`, those whose packages are missing are named and left out.
+    """Imports the generators. With `available`, reports and skips those whose packages are missing.
 
-    NumPy is no such package: `common` needs it, and so the generators that need nothing else always run.
+    NumPy is always required, since `common` needs it. So the generators that need only NumPy always run.
     """
     modules = []
     for name in names:
@@ -158,7 +158,7 @@ def load(names, available):
 
 
 def make_torch_repeatable():
-    """Sums in one order on every machine; and these networks are so small that threads would only wait."""
+    """Makes sums deterministic. Threads would not speed up such small networks."""
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         torch.set_num_threads(1)
@@ -166,7 +166,7 @@ def make_torch_repeatable():
 
 
 def run(module, writing):
-    """Compares a generator's file with what it makes now, and writes it if asked to. Whether they agree."""
+    """Compares a generator's file with its current output, or writes it. Returns whether they agree."""
     start = time.perf_counter()
     path, made = ROOT / module.PATH, plain(module.make())
     differences, near = check(module, path, made)
@@ -174,7 +174,7 @@ def run(module, writing):
     if not differences:
         print(f"ok      {module.PATH}: {near} {seconds}", flush=True)
         return True
-    # A file that agrees stays as it is: other last digits are no reason to change it.
+    # A file that agrees is not rewritten, even if its last digits differ.
     if writing:
         write(path, made)
         print(f"WRITTEN {module.PATH}: {len(differences)} differences {seconds}", flush=True)
@@ -193,28 +193,28 @@ def main():
     action.add_argument("--check", action="store_true", help="compare with the stored files")
     action.add_argument("--write", action="store_true", help="write the files")
     parser.add_argument(
-        "--available", action="store_true", help="leave out generators whose packages are not installed"
+        "--available", action="store_true", help="skip generators whose packages are not installed"
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="one of " + ", ".join(NAMES))
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(NAMES))
     if unknown:
-        parser.error(f"no generator is called {', '.join(unknown)}: there are {', '.join(NAMES)}")
+        parser.error(f"unknown generator {', '.join(unknown)}; expected some of {', '.join(NAMES)}")
     if options.available and not options.check:
-        parser.error("--available goes with --check")
+        parser.error("--available needs --check")
 
     modules = load(options.names or NAMES, options.available)
     make_torch_repeatable()
     failed = not all([run(module, options.write) for module in modules])
     if not modules:
         failed = True
-        print("NOTHING was compared: no generator's packages are installed")
+        print("NOTHING was compared: no generator has all its packages installed; install golden/requirements.txt")
     if options.check and not options.names:
         for path in strays():
             failed = True
-            print(f"STRAY   {path.relative_to(ROOT)}: no generator makes it")
+            print(f"STRAY   {path.relative_to(ROOT)}: no generator writes it")
     if failed and (others := list(other_versions())):
-        print(f"Perhaps it is the versions: {', '.join(others)}.")
+        print(f"The cause may be package versions: {'; '.join(others)}.")
     return int(failed)
 
 

@@ -1,4 +1,4 @@
-"""A JPEG file of 16 x 8 pixels, its left half dark and its right half bright."""
+"""A JPEG file of 16 x 8 pixels with a dark left half and a bright right half."""
 
 import io
 
@@ -8,7 +8,7 @@ PATH = "pauc-data/tests/golden/halves.jpg"
 
 
 def make():
-    """The file's bytes."""
+    """The bytes of the file."""
     image = Image.new("RGB", (16, 8), (20, 30, 40))
     image.paste((220, 210, 200), (8, 0, 16, 8))
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The picture that operations on pixels start from."""
+"""The input image of pixel operations."""
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,6 @@ def picture():
 
 
 def case(name, config, image):
-    """A case: the bytes of what came out."""
+    """A case: the bytes of the output."""
     out = np.atleast_3d(np.asarray(image))
     return dict(case=name, config=config, shape=out.shape, output=out.flatten())

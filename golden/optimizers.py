@@ -1,4 +1,4 @@
-"""Five steps of each optimizer on a loss that couples two parameters: PyTorch's, and LARS written out."""
+"""Five steps of each optimizer on a loss that couples two parameters: PyTorch's, and LARS by hand."""
 
 import torch
 
@@ -6,14 +6,14 @@ from common import U, wave
 
 PATH = "pauc-models/tests/golden/optimizers.json"
 
-# At most 40 operations a step and number, among them norms of 12; a step's error reaches the next four
-# through gradients, which lr times curvature magnifies by 2 at most: 31 times the first.
+# At most 40 operations per step and number, including norms of 12 numbers. The error of a step reaches the
+# next four through gradients; lr times curvature amplifies it by at most 2 per step: 31 times the first.
 TOLERANCE = 31 * 40 * U
 FLOOR = 1.0
 
 
 class Lars(torch.optim.Optimizer):
-    """Momentum, and a rate for each tensor of a group with decay: lr trust |w| / (|g| + decay |w| + 1e-8)."""
+    """Momentum, with a learning rate per tensor in groups with decay: lr trust |w| / (|g| + decay |w| + 1e-8)."""
 
     def __init__(self, groups, lr, momentum, trust):
         super().__init__(groups, dict(lr=lr, momentum=momentum, trust=trust, weight_decay=0.0))
@@ -34,7 +34,7 @@ class Lars(torch.optim.Optimizer):
 
 
 def trajectory(source, optimizer):
-    """Gradients and parameters of five steps. `optimizer` makes one of a weight and a bias."""
+    """Gradients and parameters of five steps. `optimizer` makes an optimizer for a weight and a bias."""
     w0, b0, target = wave(3, 4, 0.1), wave(1, 4, 0.4)[0], wave(3, 4, 1.2)
     w, b, goal = (
         torch.tensor(w0, requires_grad=True),
@@ -60,7 +60,7 @@ def trajectory(source, optimizer):
 
 
 def make():
-    """Every optimizer."""
+    """All optimizers."""
     sgd, adamw = torch.optim.SGD, torch.optim.AdamW
     return dict(
         sgd_momentum_wd=trajectory(

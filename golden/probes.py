@@ -1,4 +1,4 @@
-"""Weighted votes of nearest neighbours, in NumPy; and RankMe."""
+"""Weighted votes of nearest neighbors, in NumPy; and RankMe."""
 
 import numpy as np
 
@@ -7,9 +7,8 @@ from common import U, draws, unit
 
 PATH = "pauc-probes/tests/golden/metrics.json"
 
-# A vote is a sum of up to 50 weights exp(cosine / T). A cosine is a sum of 6 products of normalised numbers:
-# 20 operations, and exp magnifies their error by 1 / 0.07. RankMe's decomposition takes 40 x 5 x 5
-# operations.
+# A vote is a sum of up to 50 weights exp(cosine / T). A cosine is a sum of 6 products of normalized numbers:
+# 20 operations, whose error exp amplifies by 1 / 0.07. RankMe's decomposition takes 40 x 5 x 5 operations.
 TOLERANCE = max(50 + 20 / 0.07, 40 * 5 * 5) * U
 FLOOR = 1.0
 
@@ -26,7 +25,7 @@ def votes(train, labels, test, k, temperature):
 
 
 def case(k, temperature):
-    """One number of neighbours and one temperature. A k above the number of rows takes all of them."""
+    """One number of neighbors and one temperature. If k exceeds the number of rows, all rows are used."""
     d = draws()
     train, labels, test = d["train"], d["train_labels"], d["test"]
     made = votes(train, labels, test, k, temperature)
@@ -43,5 +42,5 @@ def case(k, temperature):
 
 
 def make():
-    """Few neighbours, many, and more than there are."""
+    """Few neighbors, many, and more than there are rows."""
     return dict(knn=[case(5, 0.07), case(20, 0.1), case(200, 0.1)], rank_me=rank.case())

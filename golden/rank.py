@@ -1,4 +1,4 @@
-"""RankMe, which both the files of clustering and of probes hold."""
+"""RankMe, for the files of clustering and of probes."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from common import draws
 
 
 def case():
-    """exp of the entropy of the singular values' shares, each with 1e-7 added."""
+    """exp of the entropy of the normalized singular values, with 1e-7 added to each."""
     features = draws()["rank_features"]
     sigma = np.linalg.svd(features, compute_uv=False)
     p = sigma / sigma.sum() + 1e-7

@@ -1,4 +1,4 @@
-"""torchvision's own residual networks with smooth weights: names, features, and first statistics."""
+"""torchvision's residual networks with smooth weights: names, features, and the statistics of the first layer."""
 
 import math
 
@@ -10,8 +10,8 @@ from common import U
 
 PATH = "pauc-models/tests/golden/torchvision.json"
 
-# Without batch statistics no layer magnifies errors. The longest chain is ResNet-50's, of 53 sums of up to
-# 512 * 9 products. Running means are what is left of products of size one.
+# Without batch statistics, no layer amplifies errors. The longest chain is that of ResNet-50: 53 sums of up
+# to 512 * 9 products. Running means result from cancellation of products of size one.
 TOLERANCE = 53 * 512 * 9 * U
 FLOOR = 1.0
 
@@ -29,7 +29,7 @@ def fill(network):
 
 @torch.no_grad()
 def case(name, stem):
-    """A network with torchvision's stem, or with that for small images."""
+    """A network with torchvision's stem, or with the stem for small images."""
     network = getattr(torchvision.models, name)(weights=None)
     network.fc = nn.Identity()
     side = 64
@@ -40,7 +40,7 @@ def case(name, stem):
     n = torch.arange(4 * 3 * side * side, dtype=torch.float64)
     images = torch.sin(0.1 + 0.013 * n).reshape(4, 3, side, side)
     features = network.eval()(images)
-    # Only the first layers' statistics are stored, which need no more than its convolution.
+    # Only the statistics of the first layer are stored; they depend only on its convolution.
     network.bn1.train()(network.conv1(images))
     return dict(
         case=f"{name}/{stem}",
@@ -59,7 +59,7 @@ def case(name, stem):
 
 
 def make():
-    """Every network that the tests build."""
+    """All networks that the tests build."""
     return [
         case("resnet18", "cifar"),
         case("resnet18", "imagenet"),

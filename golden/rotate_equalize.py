@@ -1,4 +1,4 @@
-"""Rotation and equalisation, by Pillow."""
+"""Rotation and histogram equalization, with Pillow."""
 
 from PIL import Image, ImageOps
 
@@ -6,12 +6,12 @@ from images import case, picture
 
 PATH = "pauc-data/tests/golden/rotate_equalize.json"
 
-# Nothing but whole numbers, and angles that are literals.
+# Only integers, and angles that are literals.
 TOLERANCE = FLOOR = 0.0
 
 
 def make():
-    """Angles of every kind with both filters; equalisation of colours, of grey and of few levels."""
+    """Various angles with both filters; equalization of color images, gray images and few levels."""
     image = picture()
     filters = dict(nearest=Image.Resampling.NEAREST, bilinear=Image.Resampling.BILINEAR)
     return dict(

@@ -1,4 +1,4 @@
-"""The cosine schedules of a learning rate with warmup and of a momentum."""
+"""The cosine schedules of a learning rate with warm-up and of a momentum."""
 
 import math
 
@@ -6,7 +6,7 @@ from common import U
 
 PATH = "pauc-models/tests/golden/schedules.json"
 
-# A share of the steps, an angle, its cosine, and a handful of operations that make a rate of it.
+# A fraction of the steps, an angle, its cosine, and a few operations that convert it to a rate.
 TOLERANCE = 10 * U
 FLOOR = 1.0
 
@@ -17,7 +17,7 @@ def cosine(step, last, start, end):
 
 
 def make():
-    """Twenty steps of each."""
+    """Twenty steps of each schedule."""
     warmup, steps = 5, 20
     rising = [(n + 1) / warmup for n in range(warmup)]
     falling = [cosine(n, steps - warmup - 1, 1.0, 0.001) for n in range(steps - warmup)]

@@ -1,8 +1,8 @@
-"""Values and gradients of loss terms: closed forms in PyTorch, in float64, differentiated by autograd.
+"""Values and gradients of loss terms: closed forms in PyTorch in float64, with gradients by autograd.
 
-Inputs are raw projector outputs of two views, `view0` and `view1`, or of a momentum branch, `key1`, which has
-no gradient. Terms of unit embeddings normalise them, so gradients are with respect to the raw outputs. Queues
-and prototypes are given as unit rows. Every matrix is a `wave`.
+Inputs are the raw projector outputs of two views, `view0` and `view1`, or of a momentum branch, `key1`, which has no
+gradient. Terms of unit embeddings normalize them, so gradients are with respect to the raw outputs. Queues and
+prototypes are unit rows. Every matrix is a `wave`.
 """
 
 import torch
@@ -12,9 +12,9 @@ from common import U, unit, wave
 
 PATH = "pauc-losses/tests/golden/terms.json"
 
-# A cosine of rows of 6 numbers takes 10 operations. A softmax sees differences of two over at least 0.05,
-# which magnifies their error by 40; means and sums of at most 100 numbers follow. Small losses and gradients
-# are what is left of numbers of size one.
+# A cosine of rows of 6 numbers takes 10 operations. A softmax divides differences of up to 2 by at least
+# 0.05, which amplifies their error by 40; means and sums of at most 100 numbers follow. Small losses and
+# gradients result from cancellation of numbers of size one.
 TOLERANCE = (10 * 40 + 100) * U
 FLOOR = 1.0
 
@@ -27,7 +27,7 @@ clustered = {**keys, **four}
 
 
 def tensors(inputs):
-    """The inputs as tensors, and those with gradients: online views, and prototypes if they are learnt."""
+    """The inputs as tensors, and those with gradients: online views, and learned prototypes if there are any."""
     made = {
         key: torch.as_tensor(v, dtype=torch.int64 if isinstance(v[0], int) else torch.float64)
         for key, v in inputs.items()
@@ -42,7 +42,7 @@ def tensors(inputs):
 
 
 def squares(a, b):
-    """Squared distances of the rows of a to the rows of b. (Products would lose near ones.)"""
+    """Squared distances of the rows of a to the rows of b. (The form with products would be inexact for small ones.)"""
     return (a[:, None] - b).square().sum(2)
 
 
@@ -52,12 +52,12 @@ def pairs(n):
 
 
 def off_diagonal(m):
-    """The elements of a square matrix beside its diagonal."""
+    """The off-diagonal elements of a square matrix."""
     return m[~torch.eye(len(m), dtype=torch.bool)]
 
 
 def stacked(x):
-    """Unit rows of both views, the logits' self-pairs masked, and the row of each one's other view."""
+    """The unit rows of both views, the logits with masked self-pairs, and the row of each sample's other view."""
     z = normalize(torch.cat([x["view0"], x["view1"]]))
     n = len(z)
     return z, torch.eye(n, dtype=torch.bool), (torch.arange(n) + n // 2) % n
@@ -112,7 +112,7 @@ def proto_nce(x, negatives, negative_ids=(), duplicates=False):
         if negatives == "All":
             losses.append(cross_entropy(logits, s))
         elif duplicates:
-            # Candidate i is the prototype of sample i, and so its positive, whoever else shares it.
+            # Candidate i is the prototype of sample i, and so its positive, even if other samples share it.
             candidates = torch.cat([s, torch.tensor(negative_ids)])
             losses.append(cross_entropy(logits[:, candidates], torch.arange(len(q))))
         else:
@@ -123,7 +123,7 @@ def proto_nce(x, negatives, negative_ids=(), duplicates=False):
 
 
 def batch_prototypes(rows, x, rho=0.0):
-    """p_j = norm(sum of the members' unit rows + rho c_j), over the prototypes with members."""
+    """p_j = norm(sum of the members' unit rows + rho c_j), for the prototypes with members."""
     ((c, s, _),) = levels(x)
     z = normalize(rows)
     occupied = s.unique()
@@ -173,7 +173,7 @@ def uniformity(x, level, t, rho=0.0, queue=False):
 
 
 def covariances(a):
-    """(1/D) of the sum of squared covariances between different columns, unbiased."""
+    """1/D times the sum of squared unbiased covariances between different columns."""
     return off_diagonal(torch.cov(a.T)).square().sum() / a.shape[1]
 
 
@@ -198,7 +198,8 @@ def correlation(x, level, kind, off_diagonal_weight=None):
 def proto_scatter(x, temperature):
     online, other = batch_prototypes(x["view0"], x), batch_prototypes(x["key1"], x)
     own = torch.eye(len(online), dtype=torch.bool)
-    # A row's candidates: in the diagonal's place its own prototype of the keys, beside it other online ones.
+    # The candidates of a row: on the diagonal its own prototype of the keys, elsewhere the other online
+    # prototypes.
     logits = torch.where(own, (online * other).sum(1, keepdim=True), online @ online.T) / temperature
     return cross_entropy(logits, torch.arange(len(online)))
 
@@ -216,7 +217,7 @@ def vic_reg(x, invariance, variance, covariance):
 
 
 def sinkhorn(scores, epsilon, iterations):
-    """Codes of equal shares: columns get the same sum and rows the sum one, in turn, rows last."""
+    """Sinkhorn codes: columns are scaled to equal sums and rows to sum one, alternately, rows last."""
     q = (scores / epsilon).exp()
     q = q / q.sum()
     for _ in range(iterations):
@@ -243,7 +244,7 @@ def ko_leo(x):
 
 
 def case(name, source, config, inputs, term):
-    """A case: the value of the term, and its gradients."""
+    """A case: the value and the gradients of the term."""
     x, moved = tensors(inputs)
     options = {"off_diagonal_weight" if key == "off_diagonal" else key: v for key, v in config.items()}
     value = term(x, **options)
@@ -259,7 +260,7 @@ def case(name, source, config, inputs, term):
 
 
 def codes(name, source, config):
-    """The codes of view 0 by themselves."""
+    """The codes of view 0 alone."""
     scores = unit(view0) @ four["prototypes.0"].T
     return dict(
         case=name,
@@ -273,7 +274,7 @@ def codes(name, source, config):
 
 
 def make():
-    """Every case."""
+    """All cases."""
     ntxent = "closed form in torch; agrees with lightly NTXentLoss"
     moco = "MoCo form: positive = own key, negatives = queue only; torch closed form"
     two_sided = [

@@ -1,7 +1,7 @@
-"""Features and gradients of a small vision transformer, by PyTorch's own encoder layers.
+"""Features and gradients of a small vision transformer, with PyTorch's encoder layers.
 
-Images of shape (3, 8, 12, 3) have value i = sin(0.21 i). Parameter n has 0.5 sin(0.5 n + 0.37 i), and weights
-of LayerNorm one more. The loss is the sum of features times cos(0.9 i).
+Images of shape (3, 8, 12, 3) have value i = sin(0.21 i). Parameter n has the values 0.5 sin(0.5 n + 0.37 i),
+plus one for LayerNorm weights. The loss is the sum of features times cos(0.9 i).
 """
 
 import math
@@ -18,11 +18,11 @@ BATCH, HEIGHT, WIDTH, CHANNELS, PATCH = 3, 8, 12, 3, 4
 DIM, HEADS, DEPTH, HIDDEN, EPSILON = 8, 2, 2, 16, 1e-6
 
 # Two layers, forward and backward, of 8 sums each of at most 48 products. A gradient is a sum over 3 * 7
-# tokens, and may cancel as far as that.
+# tokens, with cancellation up to that factor.
 TOLERANCE = 2 * 2 * 8 * 48 * 21 * U
 FLOOR = 0.0
 
-# Our names (timm's) of what PyTorch's layer calls otherwise.
+# Our names (timm's) for parameters that have other names in PyTorch's layer.
 LAYER = {
     "norm1": "norm1",
     "attn.qkv": "self_attn.in_proj",
@@ -34,7 +34,7 @@ LAYER = {
 
 
 def shapes(pool):
-    """The shape of every parameter, in the order of their formulas."""
+    """The shapes of the parameters, in the order of their formulas."""
     made = {"cls_token": (1, 1, DIM)} if pool == "Class" else {}
     tokens = HEIGHT // PATCH * (WIDTH // PATCH) + (pool == "Class")
     made["pos_embed"] = (1, tokens, DIM)
@@ -55,12 +55,12 @@ def shapes(pool):
 
 
 def last_norm(pool):
-    """What the last normalisation is called: after a mean over tokens it has another name."""
+    """The name of the last normalization, which depends on the pooling."""
     return "norm" if pool == "Class" else "fc_norm"
 
 
 def parameters(pool):
-    """Every parameter by its formula."""
+    """All parameters by their formulas."""
     made = {}
     for n, (name, shape) in enumerate(shapes(pool).items()):
         i = torch.arange(math.prod(shape), dtype=torch.float64)
@@ -70,7 +70,7 @@ def parameters(pool):
 
 
 def block(x, p, b):
-    """One of PyTorch's layers, with our parameters in place of its own."""
+    """One of PyTorch's layers, with our parameters."""
     layer = nn.TransformerEncoderLayer(
         DIM,
         HEADS,
@@ -91,14 +91,14 @@ def block(x, p, b):
 
 
 def sums(gradient):
-    """What is stored of a gradient: its sum, a sum with weights, and the first three numbers."""
+    """The stored summary of a gradient: its sum, a weighted sum, and the first three elements."""
     g = gradient.flatten()
     i = torch.arange(len(g), dtype=torch.float64)
     return torch.stack([g.sum(), (g * torch.cos(0.11 * i)).sum(), *g[:3]])
 
 
 def case(pool):
-    """A network that reads its class token, or the mean of all tokens."""
+    """A network whose feature is the class token, or the mean of all tokens."""
     p = parameters(pool)
     n = torch.arange(BATCH * HEIGHT * WIDTH * CHANNELS, dtype=torch.float64)
     images = torch.sin(0.21 * n).reshape(BATCH, HEIGHT, WIDTH, CHANNELS).permute(0, 3, 1, 2)
@@ -124,7 +124,7 @@ def case(pool):
 
 
 def make():
-    """Both ways to pool."""
+    """Both kinds of pooling."""
     return dict(
         source="PyTorch 2.15 in float64: conv2d, nn.TransformerEncoderLayer(norm_first, gelu, eps 1e-6), "
         "layer_norm. Images (3, 8, 12, 3) with value i = sin(0.21 i); parameter n has 0.5 sin(0.5 n + "

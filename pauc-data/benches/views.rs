@@ -1,9 +1,9 @@
-//! How many images a second one thread turns into views, from memory.
+//! Measures how many images per second one thread turns into views, from memory.
 //!
 //! ```sh
 //! cargo bench -p pauc-data --bench views
 //! ```
-//! Prints one line a measurement: the median of nine rounds.
+//! Prints one line per measurement: the median of nine rounds.
 #![allow(clippy::unwrap_used)] // a benchmark stops at the first error
 
 use pauc_data::{Loader, LoaderOptions, MemoryImages, ViewPipeline, ViewSpec};
@@ -21,7 +21,8 @@ fn images(count: usize, height: usize, width: usize, channels: usize) -> Arc<Mem
     Arc::new(MemoryImages::new(shape, pixels, None).unwrap())
 }
 
-/// The processor time of this thread where the system tells it, so that other programs do not count; else the time.
+/// Returns the CPU time of this thread, so that other programs do not count, or the wall time if the system
+/// does not provide it.
 fn clock() -> Duration {
     static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
     let told = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
@@ -29,7 +30,7 @@ fn clock() -> Duration {
     told.unwrap_or_else(|| START.elapsed())
 }
 
-/// Prints the images a second of `views` in batches of 64.
+/// Prints the images per second of `views` in batches of 64.
 fn measure(name: &str, source: &Arc<MemoryImages>, views: &str) {
     use pauc_traits::dataset::ImageSource;
     let specs: Vec<ViewSpec> = options().from_str(views).unwrap();

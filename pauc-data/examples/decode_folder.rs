@@ -1,9 +1,9 @@
-//! Decodes every file below a folder and says how each went: time, memory, and the size or the reason.
+//! Decodes every file below a folder and prints time, memory, and the image size or the error.
 //!
 //! ```sh
 //! cargo run --release -p pauc-data --example decode_folder -- FOLDER
 //! ```
-//! Ends with 1 if a file took more than two seconds or 200 MB.
+//! The exit code is 1 if a file took more than two seconds or 200 MB.
 #![allow(clippy::unwrap_used)] // an example stops at the first error
 
 use pauc_data::decode::{Decoding, decode};

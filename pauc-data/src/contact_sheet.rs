@@ -1,19 +1,19 @@
-//! Many images on one picture, for a look at data and views.
+//! Contact sheets: many images on one sheet, to inspect data and views.
 
 use pauc_traits::{Error, Image, Result};
 
 /// The gap between images in pixels.
 const GAP: usize = 2;
 
-/// A PNG file with `images` in rows of `columns`, each in the upper left corner of a cell of the largest one's size,
-/// on white. Gray images become RGB.
+/// Returns a PNG file with `images` in rows of `columns` on white. All cells have the size of the largest
+/// image, and each image is in the upper left corner of its cell. Gray images become RGB.
 ///
 /// # Errors
-/// If there are no images or columns, an image has neither 1 nor 3 channels, or the sheet is larger than a PNG
-/// can be.
+/// If there are no images or no columns, an image has neither 1 nor 3 channels, or the sheet is too large for
+/// a PNG.
 pub fn contact_sheet(images: &[Image<'_>], columns: usize) -> Result<Vec<u8>> {
     if images.is_empty() || columns == 0 {
-        let message = format!("{} images in {columns} columns make no sheet", images.len());
+        let message = format!("{} images in {columns} columns; expected at least one of each", images.len());
         return Err(Error::shape("contact sheet", message));
     }
     if let Some(image) = images.iter().find(|i| !matches!(i.shape.channels, 1 | 3)) {
@@ -58,7 +58,7 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn images_lie_in_rows() {
+    fn images_are_laid_out_in_rows() {
         let gray = Image::new(ImageShape { height: 1, width: 2, channels: 1 }, vec![10, 20]);
         let rgb = Image::new(ImageShape { height: 2, width: 1, channels: 3 }, vec![1, 2, 3, 4, 5, 6]);
         let file = contact_sheet(&[gray, rgb.clone(), rgb], 2).unwrap();
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_makes_no_sheet() {
+    fn empty_sheets_and_two_channels_are_refused() {
         assert!(contact_sheet(&[], 3).is_err());
         let two = Image::new(ImageShape { height: 1, width: 1, channels: 2 }, vec![0, 0]);
         assert!(contact_sheet(&[two], 1).unwrap_err().to_string().contains("neither gray nor RGB"));

@@ -1,4 +1,4 @@
-//! Picture files to pixels.
+//! Decodes image files to pixels.
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
@@ -11,18 +11,18 @@ use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
-/// The endings of file names that [`decode`] reads, in lower case.
+/// The file extensions that [`decode`] supports, in lower case.
 pub const EXTENSIONS: [&str; 8] = ["bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "png", "webp"];
 
-/// The default limit of pixels: what cameras of 48 megapixels make passes.
+/// The default pixel limit, which admits photos of 48-megapixel cameras.
 pub const PIXEL_LIMIT: usize = 50_000_000;
 
-/// What is decoded, and how.
+/// Options of [`decode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoding {
-    /// The largest picture in pixels.
+    /// The largest number of pixels of an image.
     pub pixel_limit: usize,
-    /// What shows through where a picture is transparent: red, green, blue.
+    /// The RGB background of transparent images.
     pub background: [u8; 3],
 }
 
@@ -32,14 +32,15 @@ impl Default for Decoding {
     }
 }
 
-/// Decodes a JPEG, PNG, WebP, BMP or GIF file's `bytes` to RGB; the content decides on the format, not the name.
+/// Decodes the `bytes` of a JPEG, PNG, WebP, BMP or GIF file to RGB. The content determines the format, not
+/// the name.
 ///
-/// The orientation that a camera noted is applied. Gray, CMYK and palette images become RGB, transparent ones
-/// are laid over the background, 16 bits become 8, and of an animation the first picture is taken.
+/// The EXIF orientation is applied. Gray, CMYK and palette images become RGB, transparent images are blended
+/// with the background, 16 bits become 8, and an animation yields its first frame.
 ///
 /// # Errors
-/// [`Error::Damaged`] with the decoder's reason if the picture cannot be decoded, is of another format, or has more
-/// pixels than the limit; nothing of that size is allocated then.
+/// [`Error::Damaged`] with the decoder's reason if the image cannot be decoded, has another format, or has
+/// more pixels than the limit. The limit is checked before memory is allocated.
 pub fn decode(bytes: &[u8], how: Decoding, path: &Path) -> Result<Image<'static>> {
     let limit = how.pixel_limit;
     guarded(path, || {
@@ -54,7 +55,7 @@ pub fn decode(bytes: &[u8], how: Decoding, path: &Path) -> Result<Image<'static>
     })
 }
 
-/// A transparent picture over a background: ⌊(α·color + (255 − α)·background)/255 + ½⌋.
+/// Blends a transparent image with a background: ⌊(α·color + (255 − α)·background)/255 + ½⌋.
 fn over(picture: DynamicImage, background: [u8; 3]) -> RgbImage {
     let rgba = picture.into_rgba8();
     let (width, height) = rgba.dimensions();
@@ -67,10 +68,10 @@ fn over(picture: DynamicImage, background: [u8; 3]) -> RgbImage {
     RgbImage::from_raw(width, height, pixels).unwrap_or_default()
 }
 
-/// Height and width of a picture as [`decode`] returns it, from its header alone.
+/// Returns the height and width of the image that [`decode`] would return, from the header alone.
 ///
 /// # Errors
-/// As [`decode`], as far as the header tells.
+/// As [`decode`], for what the header shows.
 pub fn dimensions(bytes: &[u8], limit: usize, path: &Path) -> Result<(usize, usize)> {
     guarded(path, || {
         let (size, orientation) = match format(bytes)? {
@@ -88,26 +89,26 @@ pub fn dimensions(bytes: &[u8], limit: usize, path: &Path) -> Result<(usize, usi
     })
 }
 
-/// Runs a decoder; its reason, or the panic of a decoder that a file found a bug in, becomes an error about `path`.
+/// Runs a decoder. Its error, or its panic if the file triggers a bug, becomes an error about `path`.
 fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T, String>) -> Result<T> {
     let outcome = catch_unwind(std::panic::AssertUnwindSafe(work));
     let reason = match outcome {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(reason)) => reason,
-        Err(_) => "the decoder failed on it".to_string(),
+        Err(_) => "the decoder panicked".to_string(),
     };
-    Err(Error::damaged(path, format!("cannot be read as a picture: {reason}; repair or remove the file")))
+    Err(Error::damaged(path, format!("cannot be read as an image: {reason}; repair or remove the file")))
 }
 
 fn format(bytes: &[u8]) -> Result<ImageFormat, String> {
     match image::guess_format(bytes) {
         Ok(format) => Ok(format),
-        Err(_) if bytes.is_empty() => Err("it is empty".to_string()),
-        Err(_) => Err("it is no JPEG, PNG, WebP, BMP or GIF file".to_string()),
+        Err(_) if bytes.is_empty() => Err("the file is empty".to_string()),
+        Err(_) => Err("not a JPEG, PNG, WebP, BMP or GIF file".to_string()),
     }
 }
 
-/// Whether height and width change places.
+/// Whether the orientation swaps height and width.
 fn turns(orientation: Orientation) -> bool {
     use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
     matches!(orientation, Rotate90 | Rotate90FlipH | Rotate270 | Rotate270FlipH)
@@ -115,15 +116,15 @@ fn turns(orientation: Orientation) -> bool {
 
 fn check(height: usize, width: usize, limit: usize) -> Result<(), String> {
     if height == 0 || width == 0 {
-        return Err(format!("it has {height}×{width} pixels"));
+        return Err(format!("the image has {height}×{width} pixels"));
     }
     match height.checked_mul(width) {
         Some(pixels) if pixels <= limit => Ok(()),
-        _ => Err(format!("it has {height}×{width} pixels, more than the limit of {limit}")),
+        _ => Err(format!("the image has {height}×{width} pixels, more than the limit of {limit}")),
     }
 }
 
-/// What the decoder says, without the quotes that it puts around some of its texts.
+/// Returns the decoder's message without the quotes that it puts around some messages.
 fn reason(error: zune_jpeg::errors::DecodeErrors) -> String {
     error.to_string().replace("\\n", " ").trim_matches(|c: char| c == '"' || c.is_whitespace()).to_string()
 }
@@ -132,13 +133,13 @@ type Jpeg<'a> = JpegDecoder<ZCursor<&'a [u8]>>;
 
 fn jpeg_header(bytes: &[u8], limit: usize) -> Result<(Jpeg<'_>, (usize, usize), Orientation), String> {
     let options = DecoderOptions::default()
-        .set_strict_mode(true) // else what is missing or damaged comes out gray, without a word
+        .set_strict_mode(true) // otherwise missing or damaged parts silently become gray
         .set_max_width(usize::MAX)
         .set_max_height(usize::MAX)
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
     decoder.decode_headers().map_err(reason)?;
-    let (width, height) = decoder.dimensions().ok_or("it has no size")?;
+    let (width, height) = decoder.dimensions().ok_or("the header has no size")?;
     check(height, width, limit)?;
     let orientation = decoder.exif().and_then(|e| Orientation::from_exif_chunk(e));
     Ok((decoder, (height, width), orientation.unwrap_or(Orientation::NoTransforms)))
@@ -147,7 +148,7 @@ fn jpeg_header(bytes: &[u8], limit: usize) -> Result<(Jpeg<'_>, (usize, usize), 
 fn jpeg(bytes: &[u8], limit: usize) -> Result<DynamicImage, String> {
     let (mut decoder, (height, width), orientation) = jpeg_header(bytes, limit)?;
     let pixels = decoder.decode().map_err(reason)?;
-    let rgb = RgbImage::from_raw(width as u32, height as u32, pixels).ok_or("it ends early")?;
+    let rgb = RgbImage::from_raw(width as u32, height as u32, pixels).ok_or("the file is truncated")?;
     let mut picture = DynamicImage::from(rgb);
     picture.apply_orientation(orientation);
     Ok(picture)
@@ -156,7 +157,7 @@ fn jpeg(bytes: &[u8], limit: usize) -> Result<DynamicImage, String> {
 fn open(bytes: &[u8], format: ImageFormat, limit: usize) -> Result<(impl ImageDecoder, Orientation), String> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
-    // Eight bytes for a pixel of 16-bit RGBA, and as much again for the decoder's own buffers.
+    // Eight bytes per pixel for 16-bit RGBA, and as many for the decoder's buffers.
     limits.max_alloc = Some((limit as u64).saturating_mul(16).max(1 << 20));
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(|e| e.to_string())?;
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn lossless_formats_come_back() {
+    fn lossless_formats_are_decoded_exactly() {
         let picture = DynamicImage::from(colors());
         for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::WebP] {
             let bytes = encoded(&picture, format);
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn gray_wide_and_transparent_pictures_become_rgb() {
+    fn gray_wide_and_transparent_images_become_rgb() {
         let gray = DynamicImage::from(colors()).into_luma8();
         let image =
             decode(&encoded(&gray.clone().into(), ImageFormat::Png), limit(99), Path::new("a")).unwrap();
@@ -217,7 +218,7 @@ mod tests {
         let wide = DynamicImage::from(colors()).into_rgb16();
         let image = decode(&encoded(&wide.into(), ImageFormat::Png), limit(99), Path::new("a")).unwrap();
         assert_eq!(*image.pixels, *colors().as_raw());
-        // Transparency: nothing of the background, nothing but it, and half of each.
+        // Transparency: no background, only background, and half of each.
         for (alpha, part) in [(255, 0.0), (0, 1.0), (128, 127.0 / 255.0)] {
             let mut picture = DynamicImage::from(colors()).into_rgba8();
             picture.pixels_mut().for_each(|p| p.0[3] = alpha);
@@ -225,7 +226,7 @@ mod tests {
             let image = decode(&encoded(&picture.into(), ImageFormat::Png), how, Path::new("a")).unwrap();
             for (i, (v, c)) in image.pixels.iter().zip(colors().as_raw()).enumerate() {
                 let want = f64::from(*c) * (1.0 - part) + f64::from([10u8, 20, 250][i % 3]) * part;
-                // The nearest whole number of a fraction of 255, and the rounding of `want`.
+                // Rounding a multiple of 1/255 to the nearest integer, and the rounding of `want`.
                 assert_within!(*v, want, 127.0 / 255.0 + tolerance::f64(5, 255.0), "{alpha} {i}");
             }
         }
@@ -246,13 +247,13 @@ mod tests {
     }
 
     #[test]
-    fn the_cameras_orientation_is_applied() {
+    fn the_exif_orientation_is_applied() {
         for orientation in [None, Some(1), Some(3), Some(6), Some(8)] {
             let bytes = photograph(orientation);
             let image = decode(&bytes, limit(128), Path::new("a")).unwrap();
             let size = (image.shape.height, image.shape.width);
             assert_eq!(dimensions(&bytes, 128, Path::new("a")).unwrap(), size);
-            // Where the bright half is: right, left (turned by 180°), below (by 90°), above (by 270°).
+            // The bright half is on the right, left (rotated by 180°), bottom (by 90°) or top (by 270°).
             let bright = |y: usize, x: usize| image.pixels[(y * size.1 + x) * 3] > 128;
             let corners = [bright(0, 0), bright(0, size.1 - 1), bright(size.0 - 1, 0)];
             let (want, wanted_size) = match orientation {
@@ -266,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_an_error_wherever_it_is() {
+    fn damage_at_any_byte_is_an_error() {
         let photograph = photograph(None);
         let png = encoded(&colors().into(), ImageFormat::Png);
         for file in [&photograph, &png] {
@@ -275,7 +276,7 @@ mod tests {
                 assert!(result.unwrap_err().to_string().starts_with("cut.jpg: cannot be read"), "{end}");
             }
             for place in 0..file.len() {
-                // Any single damaged byte: a picture or an error, but no panic.
+                // Any single damaged byte gives an image or an error, not a panic.
                 let mut bytes = file.clone();
                 bytes[place] ^= 0x55;
                 drop(decode(&bytes, limit(1000), Path::new("a")));
@@ -283,7 +284,7 @@ mod tests {
             }
         }
         let text = decode(b"<html>", limit(9), Path::new("a.jpg")).unwrap_err().to_string();
-        assert!(text.contains("no JPEG, PNG, WebP, BMP or GIF"), "{text}");
+        assert!(text.contains("not a JPEG, PNG, WebP, BMP or GIF"), "{text}");
         assert!(decode(b"", limit(9), Path::new("a.jpg")).unwrap_err().to_string().contains("empty"));
     }
 }

@@ -1,13 +1,14 @@
-//! Decoded pictures on disk.
+//! A cache of decoded images on disk.
 //!
-//! A file per picture, named by what it holds: the hash of the encoded picture and of how it is read. So a picture
-//! that changed is another one, and sets that share pictures share files. A file is
+//! There is one file per image. Its name is the hash of the encoded image and of the decoding options. A
+//! changed image therefore gets a new entry, and datasets that share images share entries. The format of a
+//! file is
 //!
 //! | bytes | content |
 //! |---|---|
 //! | 0–7 | `PAUCRGB1` |
 //! | 8–15 | height and width, little-endian |
-//! | 16–23 | the start of the BLAKE3 hash of what follows |
+//! | 16–23 | the first bytes of the BLAKE3 hash of the pixels |
 //! | then | RGB pixels, row by row |
 
 use pauc_traits::{Count, Error, Image, ImageShape, Result, atomic, component};
@@ -15,11 +16,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 component! {
-    /// Where decoded pictures are kept on disk, and how much room they may take.
+    /// The folder of the disk cache for decoded images, and its size.
     pub struct DiskCache {
-        /// The folder; it is created. What lies there may be deleted at any time.
+        /// The folder; it is created if missing. Its files may be deleted at any time.
         pub folder: PathBuf,
-        /// The room for decoded pictures in MiB. Once it is taken, nothing more is written.
+        /// The maximum size in MiB. Once it is reached, nothing more is written.
         pub budget: Count = Count::lit(10_240),
     }
 }
@@ -35,7 +36,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or creates the cache in `folder` and measures what lies there.
+    /// Opens or creates the cache in `folder` and measures its size.
     ///
     /// # Errors
     /// If the folder cannot be created or read.
@@ -43,7 +44,7 @@ impl Store {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         let mut taken = 0;
         for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten() {
-            // What another process deletes meanwhile does not count.
+            // Files that another process deletes meanwhile are skipped.
             let files = std::fs::read_dir(entry.path()).into_iter().flatten().flatten();
             taken += files.filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum::<u64>();
         }
@@ -55,7 +56,7 @@ impl Store {
         self.folder.join(&name[..2]).join(format!("{}.rgb", &name[2..]))
     }
 
-    /// The picture of that key, if it is there and whole.
+    /// Returns the image with that key, if its entry exists and is intact.
     pub fn get(&self, key: &blake3::Hash) -> Option<Image<'static>> {
         let mut bytes = std::fs::read(self.path(key)).ok()?;
         let (magic, rest) = bytes.split_first_chunk::<8>()?;
@@ -71,7 +72,7 @@ impl Store {
         Some(Image::new(shape, bytes))
     }
 
-    /// Keeps a picture, if there is room. A disk that refuses costs time later, but nothing else.
+    /// Stores an image, if it fits. A failed write is ignored; the image is then decoded again.
     pub fn put(&self, key: &blake3::Hash, image: &Image<'_>) {
         let (Ok(height), Ok(width)) = (u32::try_from(image.shape.height), u32::try_from(image.shape.width))
         else {
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_come_back_until_the_room_is_taken() {
+    fn images_are_stored_up_to_the_budget() {
         let folder = tempfile::tempdir().unwrap();
         let cache = folder.path().join("cache");
         let store = Store::open(&cache, 120).unwrap();
@@ -115,15 +116,15 @@ mod tests {
         keys.iter().zip(1..).for_each(|(k, i)| store.put(k, &image(i)));
         assert_eq!(store.get(&keys[0]), Some(image(1)));
         assert_eq!(store.get(&keys[1]), Some(image(2)));
-        assert_eq!(store.get(&keys[2]), None, "54 bytes each: two of 120");
+        assert_eq!(store.get(&keys[2]), None, "54 bytes each: two fit into 120");
         let again = Store::open(&cache, 120).unwrap();
         assert_eq!(again.get(&keys[1]), Some(image(2)));
         again.put(&keys[2], &image(3));
-        assert_eq!(again.get(&keys[2]), None, "what lay there counts");
+        assert_eq!(again.get(&keys[2]), None, "existing files count");
     }
 
     #[test]
-    fn any_damaged_byte_makes_a_file_worthless() {
+    fn any_damaged_byte_invalidates_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path(), 1000).unwrap();
         let key = blake3::hash(b"a");

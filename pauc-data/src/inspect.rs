@@ -1,4 +1,4 @@
-//! A look at whole datasets: what is in them, whether it can be read, whether it changed.
+//! Inspection of whole datasets: their content, whether it is readable, and whether it changed.
 
 use crate::memory::Moments;
 use pauc_traits::dataset::{ImageSource, Skipped, Splits};
@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// One image of a dataset, as an index remembers it.
+/// One image of a dataset in an index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// `train` or `test`.
     pub split: String,
-    /// Its name: the path, or its number.
+    /// Its name: the path, or its index.
     pub name: String,
     /// The BLAKE3 hash of its shape and decoded pixels.
     pub hash: String,
@@ -21,14 +21,14 @@ pub struct Record {
     pub class: Option<String>,
 }
 
-/// What a dataset held when it was indexed.
+/// The content of a dataset at the time it was indexed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Index {
     /// The version of this format.
     pub version: u32,
     /// The dataset's own description.
     pub description: String,
-    /// The hash of all records, by which a file that was cut or edited is told.
+    /// The hash of all records, which detects a truncated or edited file.
     pub check: String,
     /// All images, training images first.
     pub images: Vec<Record>,
@@ -36,14 +36,15 @@ pub struct Index {
 
 const VERSION: u32 = 1;
 
-/// Both splits with their names.
+/// Returns the splits with their names.
 fn splits_of(splits: &Splits) -> Vec<(&'static str, &dyn ImageSource)> {
     let mut named: Vec<(&'static str, &dyn ImageSource)> = vec![("train", &*splits.train)];
     named.extend(splits.test.as_ref().map(|t| ("test", &**t)));
     named
 }
 
-/// Reads every image; those that cannot be read, in order, after those that were left out on opening.
+/// Reads every image. Returns the images that were skipped on opening, followed by the unreadable ones in
+/// order.
 pub fn verify(splits: &Splits) -> Vec<Skipped> {
     let mut bad = splits.skipped.clone();
     for (_, source) in splits_of(splits) {
@@ -98,10 +99,10 @@ pub fn index(splits: &Splits) -> Result<Index> {
 }
 
 impl Index {
-    /// Writes the index whole or not at all.
+    /// Writes the index atomically.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut text = serde_json::to_vec_pretty(self).map_err(|e| Error::Other(e.into()))?;
         text.push(b'\n');
@@ -111,26 +112,26 @@ impl Index {
     /// Reads an index.
     ///
     /// # Errors
-    /// If it is missing, of another version, cut or edited.
+    /// If it is missing, has another version, or is truncated or edited.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::NotFound {
                 path: path.to_path_buf(),
-                remedy: "make it with `pauc-cli data index`".into(),
+                remedy: "create it with `pauc-cli data index`".into(),
             },
             _ => Error::io(path, e),
         })?;
-        let remedy = "make it again with `pauc-cli data index`";
+        let remedy = "create it again with `pauc-cli data index`";
         let index: Index = serde_json::from_slice(&bytes)
-            .map_err(|e| Error::damaged(path, format!("is no whole index ({e}); {remedy}")))?;
+            .map_err(|e| Error::damaged(path, format!("is a truncated or damaged index ({e}); {remedy}")))?;
         if index.version != VERSION || index.check != digest(&index.images) {
-            let message = format!("is an index of another version, or was changed; {remedy}");
+            let message = format!("is an index of another version, or was edited; {remedy}");
             return Err(Error::damaged(path, message));
         }
         Ok(index)
     }
 
-    /// How `now` differs from this index, one line a difference.
+    /// Lists how `now` differs from this index, one line per difference.
     pub fn differences(&self, now: &Index) -> Vec<String> {
         let by_name = |index: &Index| -> BTreeMap<(String, String), Record> {
             index.images.iter().map(|r| ((r.split.clone(), r.name.clone()), r.clone())).collect()
@@ -140,12 +141,12 @@ impl Index {
         for (key, old) in &before {
             let named = format!("{} {}", key.0, key.1);
             match after.get(key) {
-                None => differences.push(format!("{named}: is gone")),
-                Some(new) if new.hash != old.hash => differences.push(format!("{named}: is another picture")),
+                None => differences.push(format!("{named}: missing")),
+                Some(new) if new.hash != old.hash => differences.push(format!("{named}: different image")),
                 Some(new) if new.class != old.class => {
                     let name = |c: &Option<String>| c.clone().unwrap_or_else(|| "none".into());
                     differences.push(format!(
-                        "{named}: was of class {}, is of {}",
+                        "{named}: class changed from {} to {}",
                         name(&old.class),
                         name(&new.class)
                     ));
@@ -154,13 +155,13 @@ impl Index {
             }
         }
         differences.extend(
-            after.keys().filter(|k| !before.contains_key(*k)).map(|k| format!("{} {}: is new", k.0, k.1)),
+            after.keys().filter(|k| !before.contains_key(*k)).map(|k| format!("{} {}: new", k.0, k.1)),
         );
         differences
     }
 }
 
-/// What is known of one split.
+/// Statistics of one split.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SplitStats {
     /// `train` or `test`.
@@ -171,26 +172,26 @@ pub struct SplitStats {
     pub channels: Vec<(f32, f32)>,
     /// The number of images of each class.
     pub classes: BTreeMap<String, usize>,
-    /// Least, median and greatest height.
+    /// Smallest, median and largest height.
     pub heights: [usize; 3],
-    /// Least, median and greatest width.
+    /// Smallest, median and largest width.
     pub widths: [usize; 3],
 }
 
-/// What is known of a dataset.
+/// Statistics of a dataset.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Stats {
     /// The dataset's own description.
     pub description: String,
     /// Each split.
     pub splits: Vec<SplitStats>,
-    /// Images with the very same pixels: the names of each group, in order.
+    /// Groups of images with identical pixels: the names in each group, in order.
     pub duplicates: Vec<Vec<String>>,
-    /// How many of those groups have images of both splits.
+    /// The number of groups with images of both splits.
     pub shared_groups: usize,
 }
 
-/// Counts and measures a whole dataset.
+/// Computes the statistics of a whole dataset.
 ///
 /// # Errors
 /// If an image cannot be read.
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn stats_are_those_of_all_pixels_and_find_what_is_there_twice() {
+    fn stats_cover_all_pixels_and_find_duplicates() {
         let stats = stats(&data(&[1, 4, 1, 5], &[4, 7])).unwrap();
         let train = &stats.splits[0];
         let values = [1.0, 2.0, 4.0, 8.0, 1.0, 2.0, 5.0, 10.0].map(|v: f64| v / 255.0);
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_tells_what_changed() {
+    fn an_index_shows_changes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index.json");
         let before = index(&data(&[1, 4, 3], &[4])).unwrap();
@@ -292,15 +293,15 @@ mod tests {
         let after = index(&data(&[1, 6], &[4, 9])).unwrap();
         assert_eq!(
             before.differences(&after),
-            ["train image 1: is another picture", "train image 2: is gone", "test image 1: is new"]
+            ["train image 1: different image", "train image 2: missing", "test image 1: new"]
         );
         let mut relabeled = before.clone();
         relabeled.images[0].class = None;
-        assert_eq!(before.differences(&relabeled), ["train image 0: was of class odd, is of none"]);
+        assert_eq!(before.differences(&relabeled), ["train image 0: class changed from odd to none"]);
     }
 
     #[test]
-    fn a_cut_or_edited_index_is_refused() {
+    fn a_truncated_or_edited_index_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index.json");
         assert!(Index::read(&path).unwrap_err().to_string().contains("data index"));
@@ -313,6 +314,6 @@ mod tests {
             }
         }
         std::fs::write(&path, text.replace("\"odd\"", "\"even\"")).unwrap();
-        assert!(Index::read(&path).unwrap_err().to_string().contains("was changed"));
+        assert!(Index::read(&path).unwrap_err().to_string().contains("was edited"));
     }
 }

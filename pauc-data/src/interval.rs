@@ -1,9 +1,9 @@
-//! A range that a parameter is drawn from.
+//! A range of values for a random parameter.
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// Two finite numbers greater than 0, the first not above the second: `(0.2, 1.0)` in a recipe.
+/// Two finite numbers greater than 0 in ascending order: `(0.2, 1.0)` in a recipe.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "(f64, f64)", into = "(f64, f64)")]
 pub struct Interval {
@@ -12,31 +12,31 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// For literals in code.
+    /// Makes an interval from literals in code.
     ///
     /// # Panics
-    /// If the numbers are out of range or order; in a constant, that is a compile-time error.
+    /// If the numbers are out of range or in the wrong order; in a constant, that is a compile-time error.
     pub const fn lit(low: f64, high: f64) -> Self {
         assert!(low > 0.0 && low <= high && high < f64::INFINITY, "0 < low ≤ high");
         Interval { low, high }
     }
 
-    /// The smallest value.
+    /// Returns the smallest value.
     pub const fn low(self) -> f64 {
         self.low
     }
 
-    /// The greatest value.
+    /// Returns the largest value.
     pub const fn high(self) -> f64 {
         self.high
     }
 
-    /// A value drawn uniformly.
+    /// Draws a value uniformly.
     pub fn uniform(self, rng: &mut impl Rng) -> f64 {
         self.low + (self.high - self.low) * rng.gen_range(0.0..1.0)
     }
 
-    /// A value whose logarithm is drawn uniformly.
+    /// Draws a value whose logarithm is uniform.
     pub fn log_uniform(self, rng: &mut impl Rng) -> f64 {
         let (low, high) = (self.low.ln(), self.high.ln());
         (low + (high - low) * rng.gen_range(0.0..1.0)).exp()
@@ -83,7 +83,7 @@ mod tests {
         let interval = Interval::lit(0.5, 2.0);
         let mut rng = stream(0, Purpose::View, 0, 0, 0);
         let n = 40_000;
-        // The deviation of a uniform distribution is its width / √12.
+        // The standard deviation of a uniform distribution is its width / √12.
         let sampling = |width: f64| tolerance::mean(width / 12f64.sqrt(), n);
         let mean = (0..n).map(|_| interval.uniform(&mut rng)).sum::<f64>() / n as f64;
         assert_within!(mean, 1.25, sampling(1.5));

@@ -2,18 +2,19 @@
 //!
 //! Internal to pauc: any release may change it. Programs depend on `pauc`, components on `pauc-traits`.
 //!
-//! | module | what lives there |
+//! | module | contents |
 //! |---|---|
 //! | [`datasets`] | datasets, one file each |
-//! | [`memory`], [`decode`] | images in memory, picture files to pixels |
-//! | [`disk_cache`] | decoded pictures on disk |
-//! | `fetch` | standard datasets from where their authors keep them (feature `download`) |
+//! | [`memory`], [`decode`] | images in memory, decoding of image files |
+//! | [`disk_cache`] | a cache of decoded images on disk |
+//! | `fetch` | downloads of standard datasets (feature `download`) |
 //! | [`views`] | augmentations, one file each |
-//! | [`pixels`] | what they do to pixels |
+//! | [`pixels`] | the pixel operations of the augmentations |
 //! | [`pipeline`] | a recipe's views, from an image to normalized numbers |
 //! | [`loader`] | batches of views, prepared in the background |
-//! | [`mod@preview`], [`inspect`], [`throughput`] | what training sees, what a dataset holds, how fast both are |
-//! | [`contact_sheet`](mod@contact_sheet) | many images on one picture |
+//! | [`mod@preview`], [`inspect`], [`throughput`] | previews of views, statistics of datasets, speed of both
+//! |
+//! | [`contact_sheet`](mod@contact_sheet) | many images on one sheet |
 #![forbid(unsafe_code)]
 
 pub mod contact_sheet;

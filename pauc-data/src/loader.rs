@@ -1,7 +1,7 @@
 //! Batches of views, prepared in the background.
 //!
-//! Everything random is a function of (seed, epoch, sample, view), and batches are handed out in order, so that
-//! neither the number of threads nor where a run started shows in the numbers.
+//! All randomness is a function of (seed, epoch, sample, view), and batches are returned in order. The
+//! results therefore do not depend on the number of threads or on the step at which a run was resumed.
 
 use crate::ViewPipeline;
 use pauc_traits::dataset::ImageSource;
@@ -16,25 +16,25 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A batch of B images as an encoder reads them.
+/// A batch of B images in the encoder's input format.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageBatch {
     /// The epoch, counted from 0.
     pub epoch: u64,
     /// The step within the epoch, counted from 0.
     pub step: u64,
-    /// The B samples: indices into the source.
+    /// The indices of the B samples in the source.
     pub ids: Vec<u64>,
     /// Each view's pixels, B×H×W×C.
     pub views: Vec<Pixels>,
     /// The samples' labels, if the source has any.
     pub labels: Option<Vec<u32>>,
-    /// The samples' labels of another granularity, if the source has any.
+    /// The samples' labels of a second granularity, if the source has any.
     pub fine_labels: Option<Vec<u32>>,
 }
 
 impl ImageBatch {
-    /// Some of the images, with everything that belongs to them.
+    /// Returns a range of the images with their ids, views and labels.
     pub fn rows(&self, rows: &Range<usize>) -> ImageBatch {
         let labels = |all: &Option<Vec<u32>>| all.as_ref().map(|l| l[rows.clone()].to_vec());
         let pixels = |view: &Pixels| {
@@ -52,45 +52,45 @@ impl ImageBatch {
     }
 }
 
-/// In what order the samples of an epoch come.
+/// The order of the samples in an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// In another order every epoch; a last batch that would not be full is left out. For training.
+    /// A new random order in every epoch, without the incomplete last batch. For training.
     Shuffled,
-    /// In the order of the source; the last batch holds the rest. For evaluation.
+    /// The order of the source; the last batch may be smaller. For evaluation.
     Sequential,
 }
 
-/// How a [`Loader`] works.
+/// Options of a [`Loader`].
 #[derive(Clone, Copy, Debug)]
 pub struct LoaderOptions {
-    /// Samples of a batch.
+    /// Samples per batch.
     pub batch: Count,
     /// The run's seed.
     pub seed: u64,
     /// The order of the samples.
     pub order: Order,
-    /// Threads in the background; 0 prepares every batch when it is asked for, on the thread that asks.
+    /// Background threads; 0 prepares every batch on the calling thread.
     pub threads: usize,
-    /// How many batches may be prepared ahead of the one that is asked for, at least 1.
+    /// The number of batches to prepare in advance, at least 1.
     pub prefetch: usize,
-    /// Whether batches hold 8-bit values, which whoever reads them normalizes.
+    /// Whether batches hold 8-bit values, which the consumer normalizes.
     pub bytes: bool,
 }
 
 impl LoaderOptions {
-    /// Shuffled batches for training, prepared by one thread, two ahead.
+    /// Options for training: shuffled batches, prepared by one thread, two in advance.
     pub fn training(batch: Count, seed: u64) -> Self {
         LoaderOptions { batch, seed, order: Order::Shuffled, threads: 1, prefetch: 2, bytes: false }
     }
 
-    /// All images in order, prepared by one thread, two batches ahead.
+    /// Options for evaluation: all images in order, prepared by one thread, two batches in advance.
     pub fn evaluation(batch: Count) -> Self {
         LoaderOptions { batch, seed: 0, order: Order::Sequential, threads: 1, prefetch: 2, bytes: false }
     }
 
-    /// For a device that normalizes images itself and leaves the processor's cores to the loader: 8-bit values, prepared by
-    /// all of the process's threads but one.
+    /// Options for a device that normalizes images itself and leaves the CPU to the loader: 8-bit values,
+    /// prepared by all threads of the process but one.
     pub fn for_accelerator(self) -> Self {
         let threads = rayon::current_num_threads().saturating_sub(1).max(1);
         LoaderOptions { bytes: true, threads, prefetch: threads + 1, ..self }
@@ -108,27 +108,27 @@ struct Work {
     pipeline: ViewPipeline,
     options: LoaderOptions,
     stages: Stages,
-    /// The orders of the last two epochs that were asked for: threads may be on both sides of a border.
+    /// The orders of the last two epochs that were used: threads may work on both sides of an epoch boundary.
     orders: Mutex<Vec<(u64, Arc<Vec<u32>>)>>,
 }
 
-/// Where a loader's time went, added up over all of its threads since it was made.
+/// The time that a loader has spent, summed over all its threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Throughput {
     /// Images in prepared batches.
     pub images: u64,
-    /// Time for reading: files, decoding, or nothing from memory.
+    /// Time for reading and decoding; none for images in memory.
     pub read: Duration,
-    /// Time for augmentations, all views.
+    /// Time for the augmentations of all views.
     pub augment: Duration,
-    /// Time for normalization, all views.
+    /// Time for the normalization of all views.
     pub normalize: Duration,
-    /// Time that whoever asked for batches had to wait for them.
+    /// Time that the consumer waited for batches.
     pub waited: Duration,
 }
 
 impl Throughput {
-    /// What was added since an earlier look at the same loader.
+    /// Returns the difference from an earlier measurement of the same loader.
     pub fn since(&self, earlier: &Throughput) -> Throughput {
         Throughput {
             images: self.images - earlier.images,
@@ -154,7 +154,7 @@ struct Stages {
 struct Timer(AtomicU64);
 
 impl Timer {
-    /// Adds the time since `began`; the present.
+    /// Adds the time since `began` and returns the current time.
     fn add(&self, began: Instant) -> Instant {
         let now = Instant::now();
         self.0.fetch_add((now - began).as_nanos() as u64, Ordering::Relaxed);
@@ -167,21 +167,24 @@ impl Timer {
 }
 
 impl Loader {
-    /// A loader of `source` through `pipeline`.
+    /// Makes a loader that applies `pipeline` to `source`.
     ///
     /// # Errors
     /// If the source is empty, too large, or has fewer images than a training batch.
     pub fn new(source: Arc<dyn ImageSource>, pipeline: ViewPipeline, options: LoaderOptions) -> Result<Self> {
         let (count, batch) = (source.len(), options.batch.get());
         if count == 0 {
-            return Err(Error::config("data: there are no images"));
+            return Err(Error::config("data: the dataset is empty"));
         }
         if u32::try_from(count).is_err() {
-            return Err(Error::config(format!("data: {count} images are more than {}", u32::MAX)));
+            return Err(Error::config(format!(
+                "data: {count} images are more than the maximum of {}",
+                u32::MAX
+            )));
         }
         if options.order == Order::Shuffled && batch > count {
             return Err(Error::config(format!(
-                "batch: {batch} is more than the {count} training images; give a smaller batch"
+                "batch: {batch} is more than the {count} training images; use a smaller batch"
             )));
         }
         Ok(Loader {
@@ -195,7 +198,7 @@ impl Loader {
         })
     }
 
-    /// The number of batches of an epoch.
+    /// Returns the number of batches per epoch.
     pub fn steps_per_epoch(&self) -> u64 {
         let (count, batch) = (self.work.source.len(), self.work.options.batch.get());
         let steps = match self.work.options.order {
@@ -205,12 +208,12 @@ impl Loader {
         steps as u64
     }
 
-    /// The views that the batches hold.
+    /// Returns the views of the batches.
     pub fn pipeline(&self) -> &ViewPipeline {
         &self.work.pipeline
     }
 
-    /// Where the time went so far.
+    /// Returns the time spent so far.
     pub fn throughput(&self) -> Throughput {
         let s = &self.work.stages;
         let images = s.images.load(Ordering::Relaxed);
@@ -219,29 +222,30 @@ impl Loader {
         Throughput { images, read, augment, normalize, waited }
     }
 
-    /// The source that the batches come from.
+    /// Returns the source of the images.
     pub fn source(&self) -> &Arc<dyn ImageSource> {
         &self.work.source
     }
 
-    /// The order of the samples in an epoch, those that drop-last leaves out at the end.
+    /// Returns the order of the samples in an epoch; the samples of a dropped incomplete batch come last.
     pub fn order(&self, epoch: u64) -> Arc<Vec<u32>> {
         self.work.order(epoch)
     }
 
-    /// The batches of the steps `steps`, counted from the start of training: step s is step s mod
-    /// [`Loader::steps_per_epoch`] of epoch s div that. Preparation runs on over the borders of epochs.
+    /// Returns the batches of the steps `steps`, counted from the start of training: with n =
+    /// [`Loader::steps_per_epoch`], step s is step s mod n of epoch ⌊s/n⌋. Batches are prepared in advance
+    /// across epoch boundaries.
     pub fn batches(&self, steps: Range<u64>) -> Batches {
         Batches::start(self.work.clone(), steps, self.steps_per_epoch())
     }
 
-    /// The batches of one epoch from step `from` on: 0, or where an interrupted run goes on.
+    /// Returns the batches of one epoch, starting at step `from`: 0, or the step at which a run is resumed.
     pub fn epoch(&self, epoch: u64, from: u64) -> Batches {
         let steps = self.steps_per_epoch();
         self.batches(epoch * steps + from.min(steps)..(epoch + 1) * steps)
     }
 
-    /// The batch of the samples `ids` with the random numbers of `epoch`; its `step` is 0.
+    /// Returns the batch of the samples `ids` with the random numbers of `epoch`; its `step` is 0.
     ///
     /// # Errors
     /// If an image cannot be read; the error names it.
@@ -258,7 +262,7 @@ impl Work {
         }
         let mut order: Vec<u32> = (0..self.source.len() as u32).collect();
         if self.options.order == Order::Shuffled {
-            // Fisher and Yates, from the end.
+            // Fisher–Yates shuffle, from the end.
             let mut rng = stream(self.options.seed, Purpose::Shuffle, epoch, 0, 0);
             for i in (1..order.len()).rev() {
                 order.swap(i, rng.gen_range(0..=i as u32) as usize);
@@ -326,9 +330,9 @@ impl Work {
     }
 }
 
-/// The batches of a range of steps, in order.
+/// An iterator over the batches of a range of steps, in order.
 ///
-/// Dropping it stops the threads after the batches that they are at.
+/// Dropping it stops the threads after their current batches.
 pub struct Batches {
     work: Arc<Work>,
     shared: Arc<Shared>,
@@ -337,22 +341,22 @@ pub struct Batches {
     end: u64,
 }
 
-/// What the threads and the consumer share.
+/// The state shared by the threads and the consumer.
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
 }
 
 struct State {
-    /// The next step that nobody prepares yet.
+    /// The next step to prepare.
     next: u64,
-    /// The next step to hand out.
+    /// The next step to return.
     wanted: u64,
     ready: BTreeMap<u64, Result<ImageBatch>>,
     closed: bool,
 }
 
-/// A lock whose holder panicked is as good as another: the state changes in single assignments.
+/// Locks a mutex and ignores poisoning: the state changes only in single assignments, so it stays valid.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -370,14 +374,14 @@ impl Batches {
         for i in 0..work.options.threads {
             let (work, shared) = (work.clone(), shared.clone());
             let body = move || prepare(&work, &shared, steps_per_epoch, steps.end, ahead);
-            // A thread that the system refuses is done without: with none at all, the consumer does the work.
+            // If spawning fails, continue with fewer threads; with none, the consumer prepares the batches.
             threads.extend(std::thread::Builder::new().name(format!("loader {i}")).spawn(body));
         }
         Batches { work, shared, threads, steps_per_epoch, end: steps.end }
     }
 }
 
-/// What a thread does: prepares one step after the other, never more than `ahead` beyond the one that is wanted.
+/// The body of a thread: prepares one step after the other, at most `ahead` steps in advance.
 fn prepare(work: &Work, shared: &Shared, steps_per_epoch: u64, end: u64, ahead: u64) {
     loop {
         let mut state = lock(&shared.state);
@@ -396,8 +400,8 @@ fn prepare(work: &Work, shared: &Shared, steps_per_epoch: u64, end: u64, ahead: 
     }
 }
 
-/// The batch of a step. A panic, which only a bug in a plugin can cause, becomes an error: the consumer would wait
-/// for ever for a thread that is gone.
+/// Prepares the batch of a step. A panic, which only a bug in a plugin can cause, becomes an error. Otherwise
+/// the consumer would wait forever for the dead thread.
 fn make(work: &Work, step: u64, steps_per_epoch: u64) -> Result<ImageBatch> {
     let (epoch, within) = (step / steps_per_epoch, step % steps_per_epoch);
     catch_unwind(AssertUnwindSafe(|| work.step(epoch, within))).unwrap_or_else(|panic| {
@@ -452,7 +456,7 @@ impl Drop for Batches {
         lock(&self.shared.state).closed = true;
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
-            // Its panics became errors already.
+            // Its panics have become errors.
             let _ = thread.join();
         }
     }

@@ -5,7 +5,7 @@ use pauc_traits::{Error, Image, ImageShape, Result};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
-/// Images of one shape, one after the other in one block of memory.
+/// Images of one shape, contiguous in memory.
 #[derive(Clone, Debug)]
 pub struct MemoryImages {
     shape: ImageShape,
@@ -15,23 +15,27 @@ pub struct MemoryImages {
 }
 
 impl MemoryImages {
-    /// Images from their pixels, image after image.
+    /// Makes images from contiguous pixels.
     ///
     /// # Errors
-    /// If the pixels are no whole number of images, or there are more or fewer labels than images.
+    /// If the number of pixels is not a multiple of an image's size, or the number of labels differs from
+    /// that of images.
     pub fn new(shape: ImageShape, pixels: Vec<u8>, labels: Option<Vec<u32>>) -> Result<Self> {
         if shape.is_empty() || !pixels.len().is_multiple_of(shape.len()) {
-            return Err(Error::shape("images", format!("{} pixels are no images of {shape}", pixels.len())));
+            return Err(Error::shape(
+                "images",
+                format!("{} values are not a whole number of images of {shape}", pixels.len()),
+            ));
         }
         let images = MemoryImages { shape, pixels, labels: None, other_labels: None };
         images.check(&labels)?;
         Ok(MemoryImages { labels, ..images })
     }
 
-    /// The same images with labels of another granularity besides.
+    /// Adds labels of a second granularity.
     ///
     /// # Errors
-    /// If there are more or fewer of them than images.
+    /// If the number of labels differs from that of images.
     pub fn with_other_labels(self, labels: Vec<u32>) -> Result<Self> {
         let other_labels = Some(labels);
         self.check(&other_labels)?;
@@ -47,12 +51,12 @@ impl MemoryImages {
         }
     }
 
-    /// All pixels.
+    /// Returns the pixels of all images.
     pub fn pixels(&self) -> &[u8] {
         &self.pixels
     }
 
-    /// Each channel's mean and standard deviation over all pixels, in 0..1.
+    /// Returns each channel's mean and standard deviation over all pixels, in 0..1.
     pub fn statistics(&self) -> Vec<(f32, f32)> {
         statistics(&self.pixels, self.shape.channels)
     }
@@ -71,7 +75,9 @@ impl ImageSource for MemoryImages {
         let n = self.shape.len();
         match self.pixels.get(index.saturating_mul(n)..(index.saturating_add(1)).saturating_mul(n)) {
             Some(pixels) => Ok(Image { shape: self.shape, pixels: Cow::Borrowed(pixels) }),
-            None => Err(Error::config(format!("image {index} of a set of {}", self.len()))),
+            None => {
+                Err(Error::config(format!("image {index} is out of range; the dataset has {}", self.len())))
+            }
         }
     }
 
@@ -84,7 +90,7 @@ impl ImageSource for MemoryImages {
     }
 }
 
-/// Sums of each channel's values and squares: whole numbers, so that the order of summation does not matter.
+/// Sums of each channel's values and squares. They are integers, so the order of summation does not matter.
 #[derive(Clone, Debug)]
 pub(crate) struct Moments {
     count: u64,
@@ -117,7 +123,7 @@ impl Moments {
         Moments { count: 0, sums: Vec::new() }
     }
 
-    /// Mean and standard deviation of each channel, in 0..1.
+    /// Returns the mean and standard deviation of each channel, in 0..1.
     pub(crate) fn statistics(&self) -> Vec<(f32, f32)> {
         let n = self.count.max(1) as f64;
         let moments = |&(sum, squares): &(u64, u64)| {
@@ -140,12 +146,14 @@ mod tests {
     use pauc_testing::{assert_within, tolerance};
 
     #[test]
-    fn images_and_labels_by_index() {
+    fn images_and_labels_are_found_by_index() {
         let shape = ImageShape { height: 1, width: 2, channels: 1 };
         let images = MemoryImages::new(shape, vec![1, 2, 3, 4], Some(vec![7, 8])).unwrap();
         assert_eq!((images.len(), &*images.image(1).unwrap().pixels), (2, &[3, 4][..]));
         assert_eq!(images.labels(), Some(&[7, 8][..]));
-        assert!(images.image(2).unwrap_err().to_string().contains("image 2 of a set of 2"));
+        assert!(
+            images.image(2).unwrap_err().to_string().contains("image 2 is out of range; the dataset has 2")
+        );
         assert!(MemoryImages::new(shape, vec![1, 2, 3], None).is_err());
         assert!(MemoryImages::new(shape, vec![1, 2], Some(vec![1, 2])).is_err());
         assert!(images.with_other_labels(vec![1]).is_err());
@@ -160,7 +168,7 @@ mod tests {
             let values: Vec<f64> = pixels.iter().skip(c).step_by(3).map(|v| f64::from(*v) / 255.0).collect();
             let m = values.iter().sum::<f64>() / values.len() as f64;
             let v = values.iter().map(|x| (x - m) * (x - m)).sum::<f64>() / values.len() as f64;
-            // One rounding to `f32`, and those of the sums in `f64`.
+            // One rounding to `f32`, and the roundings of the sums in `f64`.
             let rounding = |value: f64| tolerance::f32(1, value) + tolerance::f64(values.len(), value);
             assert_within!(mean, m, rounding(m));
             assert_within!(deviation, v.sqrt(), rounding(v.sqrt()));

@@ -1,4 +1,4 @@
-//! Tables of numbers as Parquet files.
+//! Writes tables of numbers as Parquet files.
 
 use parquet::data_type::{FloatType, Int64Type};
 use parquet::errors::ParquetError;
@@ -13,13 +13,13 @@ use std::sync::Arc;
 /// The cells of a column.
 #[derive(Clone, Copy, Debug)]
 pub enum Cells<'a> {
-    /// A whole number a row.
+    /// One integer per row.
     Integers(&'a [i64]),
-    /// A list of `width` numbers a row, row by row.
+    /// A list of `width` numbers per row, row by row.
     Lists {
-        /// All rows one after the other.
+        /// All rows, concatenated.
         values: &'a [f32],
-        /// The numbers of a row.
+        /// The number of elements per row.
         width: usize,
     },
 }
@@ -33,11 +33,11 @@ impl Cells<'_> {
     }
 }
 
-/// Writes named columns of equal length and metadata as one Parquet file, whole or not at all. Lists become
-/// three-level lists without nulls, as pandas, PyArrow and Polars read them.
+/// Writes named columns of equal length and metadata as one Parquet file, atomically. Lists become
+/// three-level lists without nulls, which pandas, PyArrow and Polars can read.
 ///
 /// # Errors
-/// If columns differ in length, a name is no identifier, or the disk refuses.
+/// If columns differ in length, a name is not an identifier, or the disk cannot be written.
 pub fn write(path: &Path, columns: &[(&str, Cells<'_>)], metadata: &[(&str, String)]) -> Result<()> {
     let rows = columns.first().map_or(0, |(_, cells)| cells.rows());
     if let Some((name, cells)) = columns.iter().find(|(_, cells)| cells.rows() != rows) {
@@ -71,7 +71,7 @@ fn encode(
                 column.typed::<Int64Type>().write_batch(v, None, None)?;
             }
             Cells::Lists { values, width } => {
-                // Every value is there; the first of a row begins a list, the others go on with it.
+                // All values are present. The first value of a row begins a list, the others continue it.
                 let defined = vec![1; values.len()];
                 let repeated: Vec<i16> = (0..values.len()).map(|i| i16::from(i % width != 0)).collect();
                 column.typed::<FloatType>().write_batch(values, Some(&defined), Some(&repeated))?;
@@ -90,7 +90,7 @@ mod tests {
     use parquet::record::{Field, RowAccessor};
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_values_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.parquet");
         let values: Vec<f32> = (0..15).map(|i| i as f32 / 7.0).collect();

@@ -1,4 +1,4 @@
-//! From an image to the normalized numbers that an encoder reads.
+//! The pipeline from an image to the normalized input of an encoder.
 
 use multiversion::multiversion;
 use pauc_traits::dataset::Augmentation;
@@ -8,16 +8,16 @@ use pauc_traits::{Configured, Count, Error, Image, ImageShape, Result, component
 use std::sync::Arc;
 
 component! {
-    /// Views of one recipe: how many, and what each goes through.
+    /// A group of views with the same augmentations.
     pub struct ViewSpec {
-        /// The number of views that are made this way.
+        /// The number of views.
         pub count: Count = Count::lit(2),
-        /// The steps, in order.
+        /// The augmentations, in order.
         pub ops: Vec<Configured<kind::Augmentation>>,
     }
 }
 
-/// One view's steps, the shape that they end with, and its normalization.
+/// One view: its augmentations, its final shape and its normalization.
 #[derive(Clone, Debug)]
 struct View {
     ops: Vec<Arc<dyn Augmentation>>,
@@ -30,14 +30,14 @@ struct View {
 
 /// Turns images into views: augmented, normalized, `f32`, channels last.
 ///
-/// A pixel v of channel c becomes (v/255 − mean_c)/deviation_c, with the dataset's statistics or those of a step
-/// `Normalize`.
+/// A pixel v of channel c becomes (v/255 − mean_c)/deviation_c, with the statistics of the dataset or of a
+/// `Normalize` step.
 #[derive(Clone, Debug)]
 pub struct ViewPipeline {
     views: Vec<View>,
 }
 
-/// A step, or the steps that it stands for.
+/// Expands a preset into its steps; returns any other step itself.
 fn expand(op: Arc<dyn Augmentation>) -> Vec<Arc<dyn Augmentation>> {
     match op.steps() {
         Some(steps) => steps.into_iter().flat_map(expand).collect(),
@@ -46,12 +46,12 @@ fn expand(op: Arc<dyn Augmentation>) -> Vec<Arc<dyn Augmentation>> {
 }
 
 impl ViewPipeline {
-    /// The views of a recipe, for images of shape `input` (`None`: of several sizes, RGB) with the dataset's
-    /// `statistics`.
+    /// Makes the training views of a recipe, for images of shape `input` (`None`: RGB of different sizes)
+    /// with the dataset's `statistics`.
     ///
     /// # Errors
-    /// If there are no views, a step cannot work on such images, the size of a view is not known, or there are not
-    /// as many statistics as channels.
+    /// If there are no views, a step does not support such images, the size of a view is unknown, or the
+    /// number of statistics differs from that of channels.
     pub fn training(
         specs: &[ViewSpec],
         input: Option<ImageShape>,
@@ -63,7 +63,7 @@ impl ViewPipeline {
         Self::new(views.collect(), input, statistics)
     }
 
-    /// The one deterministic view of evaluation: what the steps of the first view become in it.
+    /// Makes the deterministic evaluation view from the evaluation forms of the first view's steps.
     ///
     /// # Errors
     /// As [`ViewPipeline::training`].
@@ -76,7 +76,7 @@ impl ViewPipeline {
         Self::new(vec![steps.filter_map(|op| op.evaluation()).map(Arc::from).collect()], input, statistics)
     }
 
-    /// One random view of crops and flips alone: the first view without its other random steps.
+    /// Makes one random view of crops and flips only: the first view without its other random steps.
     ///
     /// # Errors
     /// As [`ViewPipeline::training`].
@@ -96,7 +96,7 @@ impl ViewPipeline {
         statistics: &[(f32, f32)],
     ) -> Result<Self> {
         if views.is_empty() {
-            return Err(Error::config("views: there are none; write views: [(count: 2, ops: [...])]"));
+            return Err(Error::config("views: expected at least one; write views: [(count: 2, ops: [...])]"));
         }
         let mut checked = Vec::with_capacity(views.len());
         for ops in views {
@@ -106,13 +106,13 @@ impl ViewPipeline {
             }
             let shape = shape.ok_or_else(|| {
                 Error::config(
-                    "views: the images differ in size and no step gives them one; add RandomResizedCrop, Resize or \
-                     CenterCrop",
+                    "views: the images differ in size, and no step gives them a common size; add RandomResizedCrop, \
+                     Resize or CenterCrop",
                 )
             })?;
             if shape.channels != statistics.len() {
                 return Err(Error::config(format!(
-                    "views: images of {shape} have {} channels, but the dataset has statistics of {}",
+                    "views: images of {shape} have {} channels, but the dataset has statistics for {}",
                     shape.channels,
                     statistics.len()
                 )));
@@ -120,9 +120,9 @@ impl ViewPipeline {
             let mut stated = ops.iter().filter_map(|op| op.normalization());
             let chosen = stated.next().unwrap_or_else(|| statistics.to_vec());
             if stated.next().is_some() {
-                return Err(Error::config("views: more than one Normalize in a view; keep one"));
+                return Err(Error::config("views: a view has more than one Normalize; keep one"));
             }
-            // A channel without any contrast is centered and left at its scale.
+            // A constant channel is centered but not scaled.
             let scale = |deviation: f32| if deviation > 0.0 { deviation } else { 1.0 };
             let chosen: Vec<(f32, f32)> = chosen.into_iter().map(|(mean, d)| (mean, scale(d))).collect();
             let normal = chosen.iter().map(|&(mean, d)| (1.0 / (255.0 * d), -mean / d)).collect();
@@ -131,41 +131,41 @@ impl ViewPipeline {
         Ok(ViewPipeline { views: checked })
     }
 
-    /// The number of views.
+    /// Returns the number of views.
     pub fn len(&self) -> usize {
         self.views.len()
     }
 
-    /// Whether there are none; never true.
+    /// Whether there are no views; always false.
     pub fn is_empty(&self) -> bool {
         self.views.is_empty()
     }
 
-    /// The shape of view `view`.
+    /// Returns the shape of view `view`.
     pub fn shape(&self, view: usize) -> ImageShape {
         self.views[view].shape
     }
 
-    /// Mean and deviation of each channel that view `view` is normalized with.
+    /// Returns the mean and deviation of each channel that view `view` is normalized with.
     pub fn statistics(&self, view: usize) -> &[(f32, f32)] {
         &self.views[view].statistics
     }
 
-    /// Writes view `view` of an image to `out`, which has the length of the view's shape.
+    /// Writes view `view` of an image to `out`, whose length is that of the view's shape.
     ///
     /// # Errors
-    /// If the image does not come out with the view's shape: it is not of the dataset's shape.
+    /// If the result does not have the view's shape, because the image does not have the dataset's shape.
     pub fn apply(&self, image: Image<'_>, view: usize, rng: &mut Stream, out: &mut [f32]) -> Result<()> {
         let image = self.augment(image, view, rng);
         self.normalize(&image, view, out)
     }
 
-    /// Factor and shift of each channel that 8-bit values of view `view` are normalized with.
+    /// Returns the factor and shift of each channel that normalize the 8-bit values of view `view`.
     pub fn normal(&self, view: usize) -> &Arc<[(f32, f32)]> {
         &self.views[view].normal
     }
 
-    /// Writes an augmented image of view `view` to `out`, normalized.
+    /// Normalizes an augmented image of view `view` into `out`.
     ///
     /// # Errors
     /// As [`ViewPipeline::apply`].
@@ -174,7 +174,7 @@ impl ViewPipeline {
         Ok(())
     }
 
-    /// The values of an augmented image of view `view`, of which there are `len`.
+    /// Returns the values of an augmented image of view `view`, after a check of their number `len`.
     ///
     /// # Errors
     /// As [`ViewPipeline::apply`].
@@ -185,21 +185,18 @@ impl ViewPipeline {
         }
         Err(Error::shape(
             format!("view {view}"),
-            format!(
-                "the image came out as {} after {} steps, but {shape} was expected",
-                image.shape,
-                ops.len()
-            ),
+            format!("the image has the shape {} after {} steps; expected {shape}", image.shape, ops.len()),
         ))
     }
 
-    /// The augmented image of view `view`, before normalization: what previews show.
+    /// Returns the augmented image of view `view` before normalization, as previews show it.
     pub fn augment<'a>(&self, image: Image<'a>, view: usize, rng: &mut Stream) -> Image<'a> {
         self.views[view].ops.iter().fold(image, |image, op| op.apply(image, rng))
     }
 }
 
-/// out = pixel·factor + shift, channel by channel. Compiled for several vector widths, with the same values from each.
+/// out = pixel·factor + shift, channel by channel. Compiled for several vector widths; all give the same
+/// values.
 #[multiversion(targets = "simd")]
 fn scale(pixels: &[u8], normal: &[(f32, f32)], out: &mut [f32]) {
     match *normal {
@@ -207,7 +204,7 @@ fn scale(pixels: &[u8], normal: &[(f32, f32)], out: &mut [f32]) {
             out.iter_mut().zip(pixels).for_each(|(o, p)| *o = f32::from(*p) * scale + shift);
         }
         [r, g, b] => {
-            // Sixteen pixels at a time: factors that repeat, in a whole number of vector registers.
+            // 16 pixels at a time, so that the repeating factors fill whole vector registers.
             const LANES: usize = 48;
             let factors: [f32; LANES] = std::array::from_fn(|i| [r, g, b][i % 3].0);
             let shifts: [f32; LANES] = std::array::from_fn(|i| [r, g, b][i % 3].1);
@@ -256,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn crops_and_flips_are_drawn_as_without_the_other_steps() {
+    fn crops_and_flips_are_drawn_as_if_the_other_steps_were_absent() {
         let pixels: Vec<u8> = (0..SHAPE.len()).map(|i| (i * 29 % 256) as u8).collect();
         let (with, without) = (
             "[(ops: [RandomResizedCrop(size: 4), ColorJitter(p: 1.0), Solarize(p: 1.0), HorizontalFlip(p: 1.0)])]",
@@ -273,11 +270,11 @@ mod tests {
         let got = views(ViewPipeline::crops_and_flips(&specs(with), Some(SHAPE), &STATISTICS));
         let want = views(ViewPipeline::training(&specs(without), Some(SHAPE), &STATISTICS));
         assert_eq!(got, want);
-        assert!(got[0] != got[1], "another draw in every epoch");
+        assert!(got[0] != got[1], "every epoch has another draw");
     }
 
     #[test]
-    fn normalization_is_its_formula() {
+    fn normalization_follows_its_formula() {
         let views =
             ViewPipeline::training(&specs("[(count: 1, ops: [])]"), Some(SHAPE), &STATISTICS).unwrap();
         let pixels: Vec<u8> = (0..SHAPE.len()).map(|i| (i * 29 % 256) as u8).collect();
@@ -289,13 +286,13 @@ mod tests {
             let deviation = if deviation > 0.0 { f64::from(deviation) } else { 1.0 };
             let (value, mean) = (f64::from(*p) / 255.0, f64::from(mean));
             let want = (value - mean) / deviation;
-            // 255·deviation, its inverse, the product and the sum.
+            // Four roundings: 255·deviation, its inverse, the product and the sum.
             assert_within!(*o, want, tolerance::f32(4, (value + mean) / deviation), "{i}");
         }
     }
 
     #[test]
-    fn stated_numbers_replace_the_datasets() {
+    fn given_statistics_replace_those_of_the_dataset() {
         let view = |ops: &str| specs(&format!("[(count: 1, ops: [{ops}])]"));
         let stated = "HorizontalFlip(p: 0.0), Normalize(mean: [0.5, 0.4, 0.3], deviation: [0.2, 0.3, 0.4])";
         for views in [
@@ -307,7 +304,7 @@ mod tests {
             views.apply(image, 0, &mut stream(0, Purpose::View, 0, 0, 0), &mut out).unwrap();
             for (i, v) in out.iter().enumerate() {
                 let (mean, deviation) = [(0.5, 0.2), (0.4, 0.3), (0.3, 0.4)][i % 3];
-                // As above, and the rounding of mean and deviation to `f32`.
+                // As above, plus the rounding of mean and deviation to `f32`.
                 let rounding = tolerance::f32(5, (0.2 + mean) / deviation);
                 assert_within!(*v, (0.2 - mean) / deviation, rounding, "{i}");
             }
@@ -322,15 +319,15 @@ mod tests {
         let error = |text: &str, input| {
             ViewPipeline::training(&specs(text), input, &STATISTICS).unwrap_err().to_string()
         };
-        assert!(error("[]", Some(SHAPE)).contains("there are none"));
+        assert!(error("[]", Some(SHAPE)).contains("expected at least one"));
         assert!(error("[(ops: [HorizontalFlip()])]", None).contains("add RandomResizedCrop"));
         assert!(error("[(ops: [RandomCrop(size: 90)])]", Some(SHAPE)).contains("size 90"));
         let gray = ImageShape { channels: 1, ..SHAPE };
-        assert!(error("[(ops: [])]", Some(gray)).contains("statistics of 3"));
+        assert!(error("[(ops: [])]", Some(gray)).contains("statistics for 3"));
     }
 
     #[test]
-    fn an_image_of_another_shape_is_an_error_and_no_panic() {
+    fn an_image_of_another_shape_is_an_error_not_a_panic() {
         let views = ViewPipeline::training(&specs("[(ops: [])]"), Some(SHAPE), &STATISTICS).unwrap();
         let other = Image::new(ImageShape { height: 4, ..SHAPE }, vec![0; 84]);
         let mut rng = stream(0, Purpose::View, 0, 0, 0);

@@ -1,11 +1,11 @@
-//! A picture of what training sees.
+//! Previews of the views that training sees.
 
 use crate::{ViewPipeline, contact_sheet};
 use pauc_traits::dataset::ImageSource;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{Error, Image, Result};
 
-/// Which images a preview shows.
+/// Options of [`preview`].
 #[derive(Clone, Copy, Debug)]
 pub struct PreviewOptions {
     /// The number of images, evenly spaced over the source.
@@ -16,11 +16,11 @@ pub struct PreviewOptions {
     pub epoch: u64,
 }
 
-/// A PNG with one row an image: the evaluation view, then the random views that it has in that epoch of a run with
-/// that seed.
+/// Returns a PNG with one row per image: the evaluation view, then the random views in the given epoch of a
+/// run with the given seed.
 ///
 /// # Errors
-/// If an image cannot be read, or the sheet is larger than a PNG can be.
+/// If an image cannot be read, or the sheet is too large for a PNG.
 pub fn preview(
     source: &dyn ImageSource,
     training: &ViewPipeline,
@@ -29,7 +29,9 @@ pub fn preview(
 ) -> Result<Vec<u8>> {
     let count = options.images.min(source.len());
     if count == 0 {
-        return Err(Error::config("preview: there are no images to show"));
+        return Err(Error::config(
+            "preview: no images to show; the split is empty or the number of images is 0",
+        ));
     }
     let mut cells = Vec::with_capacity(count * (training.len() + 1));
     for i in 0..count {
@@ -53,14 +55,14 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
-    fn it_shows_what_the_loader_makes() {
+    fn it_shows_the_views_of_the_loader() {
         let shape = ImageShape { height: 6, width: 6, channels: 3 };
         let pixels = (0..shape.len() * 4).map(|i| (i * 31 % 251) as u8).collect();
         let source = Arc::new(MemoryImages::new(shape, pixels, None).unwrap());
         let specs: Vec<ViewSpec> = pauc_traits::component_ron::options()
             .from_str("[(ops: [RandomResizedCrop(size: 4), ColorJitter()])]")
             .unwrap();
-        // Normalized values are those of pixels, up to four roundings: 1/255, 255·1/255, its inverse, the
+        // Normalized values equal pixel values up to four roundings: 1/255, 255·1/255, its inverse, the
         // product.
         let unit = [(0.0, 1.0 / 255.0); 3];
         let views = ViewPipeline::training(&specs, Some(shape), &unit).unwrap();
@@ -72,7 +74,7 @@ mod tests {
         let loader = Loader::new(source, views, LoaderOptions::training(Count::lit(1), 5)).unwrap();
         let batch = loader.batch(3, &[2]).unwrap();
         let numbers = batch.views[1].numbers(0..48);
-        // The second image shown is the third of four; its second view is the third cell of the second row.
+        // The second row shows the third of four images; its third cell is the second random view.
         for y in 0..4 {
             for x in 0..4 * 3 {
                 let shown = f64::from(sheet.pixels[(8 + y) * sheet.shape.width * 3 + 14 * 3 + x]);

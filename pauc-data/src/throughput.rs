@@ -1,4 +1,4 @@
-//! How fast a dataset and its views are.
+//! Measures the speed of a dataset and its views.
 
 use crate::{Loader, LoaderOptions, Throughput, ViewPipeline};
 use pauc_traits::dataset::ImageSource;
@@ -7,25 +7,25 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Images a second of each stage, and of all together.
+/// Images per second, for each stage and overall.
 #[derive(Clone, Debug, Serialize)]
 pub struct Speed {
-    /// Threads of the loader; 0: the thread that asks.
+    /// Threads of the loader; 0: the calling thread.
     pub threads: usize,
-    /// Images that were made, in all rounds.
+    /// The number of images in all rounds.
     pub images: u64,
-    /// Images a second, by the clock: the median round.
+    /// Images per second of wall time, in the median round.
     pub images_per_second: f64,
-    /// Images a second of one thread that does nothing but read.
+    /// Images per second of one thread, for reading only.
     pub read: f64,
-    /// Images a second of one thread that does nothing but augment, all views.
+    /// Images per second of one thread, for the augmentation of all views only.
     pub augment: f64,
-    /// Images a second of one thread that does nothing but normalize, all views.
+    /// Images per second of one thread, for the normalization of all views only.
     #[serde(rename = "normalise")]
     pub normalize: f64,
 }
 
-/// Loads batches for about `time` after a first round that is not counted, in which caches fill.
+/// Loads batches for about `time`, after a warm-up round that fills caches and is not counted.
 ///
 /// # Errors
 /// If an image cannot be read, or there are fewer images than `batch`.
@@ -38,8 +38,9 @@ pub fn measure(
 ) -> Result<Speed> {
     let options = LoaderOptions { threads, ..LoaderOptions::training(batch, 0) };
     let loader = Loader::new(source.clone(), views.clone(), options)?;
-    // Rounds of about a quarter of a second, in which every thread makes some batches, so that there is a median. They
-    // follow each other without a pause: what is prepared ahead in one counts in the next.
+    // A round takes about a quarter of a second, and every thread prepares some batches in it, so that there
+    // is a median. Rounds follow each other without a pause: batches prepared in advance count in the next
+    // round.
     let first = Instant::now();
     loader.batches(0..1).try_for_each(|b| b.map(drop))?;
     let fit = (0.25 / first.elapsed().as_secs_f64().max(1e-6)).min(10_000.0) as u64;

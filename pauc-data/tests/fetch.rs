@@ -1,5 +1,5 @@
-//! Downloads from a small server that misbehaves in the ways that servers and networks do.
-#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
+//! Downloads from a test server that simulates faults of servers and networks.
+#![allow(clippy::unwrap_used)] // Clippy treats helpers of tests as library code
 
 use pauc_data::fetch::{Fetched, RemoteFile, RemoteSet, Unpacked, download, fetch};
 use std::io::{BufRead, BufReader, Write};
@@ -7,22 +7,22 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-/// How the server answers.
+/// The behavior of the server.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Manner {
-    /// Whole files and parts.
+    /// Whole files and range requests.
     Ranges,
     /// Always the whole file.
     NoRanges,
-    /// Whole files and parts, but every connection ends after so many bytes of content.
+    /// Whole files and range requests, but every connection ends after this many bytes of content.
     Breaks(usize),
-    /// As before, without parts.
+    /// As `Breaks`, without range requests.
     BreaksWithoutRanges(usize),
-    /// As `Breaks`, and only the first connection brings anything.
+    /// As `Breaks`, but only the first connection sends any bytes.
     Dies(usize),
-    /// Parts from the wrong place.
+    /// Wrong ranges.
     WrongPart,
-    /// The status, and nothing else.
+    /// The status only.
     Status(u16),
 }
 
@@ -54,7 +54,7 @@ impl Server {
                 }
                 let before = recorded.lock().unwrap().len();
                 recorded.lock().unwrap().push(range.clone());
-                // A client that hung up is of no concern.
+                // The client may have closed the connection.
                 let _ = stream.write_all(&answer(&content, manner, &range, before));
             }
         });
@@ -142,14 +142,14 @@ fn a_whole_file_arrives_once() {
     assert_eq!(std::fs::read(&path).unwrap(), content);
     assert_eq!(get(&server, &path, &md5(&content)).unwrap(), Fetched::AlreadyThere);
     assert_eq!((server.requests(), names(folder.path())), (vec![String::new()], vec!["a.bin".to_string()]));
-    // A file of another content is neither taken nor overwritten.
+    // A file with other content is neither accepted nor overwritten.
     std::fs::write(&path, b"mine").unwrap();
     let text = get(&server, &path, &md5(&content)).unwrap_err().to_string();
     assert!(text.contains("remove it") && std::fs::read(&path).unwrap() == b"mine", "{text}");
 }
 
 #[test]
-fn what_is_there_is_continued() {
+fn partial_downloads_are_resumed() {
     let (folder, content) = (tempfile::tempdir().unwrap(), content());
     let path = folder.path().join("a.bin");
     std::fs::write(folder.path().join("a.bin.part"), &content[..30_000]).unwrap();
@@ -157,7 +157,7 @@ fn what_is_there_is_continued() {
     assert_eq!(get(&server, &path, &md5(&content)).unwrap(), Fetched::Now);
     assert_eq!(server.requests(), ["bytes=30000-"]);
     assert_eq!(std::fs::read(&path).unwrap(), content);
-    // All bytes were there, and only the name was missing.
+    // The partial file is complete; only the final name is missing.
     std::fs::rename(&path, folder.path().join("a.bin.part")).unwrap();
     assert_eq!(get(&server, &path, &md5(&content)).unwrap(), Fetched::Now);
     assert_eq!(server.requests()[1..], ["bytes=100000-"]);
@@ -165,7 +165,7 @@ fn what_is_there_is_continued() {
 }
 
 #[test]
-fn the_start_of_something_else_is_thrown_away() {
+fn a_partial_file_of_something_else_is_discarded() {
     let (folder, content) = (tempfile::tempdir().unwrap(), content());
     let path = folder.path().join("a.bin");
     std::fs::write(folder.path().join("a.bin.part"), vec![7; 500]).unwrap();
@@ -185,7 +185,7 @@ fn a_wrong_checksum_leaves_nothing() {
 }
 
 #[test]
-fn broken_connections_are_opened_again() {
+fn broken_connections_are_reopened() {
     let (folder, content) = (tempfile::tempdir().unwrap(), content());
     let path = folder.path().join("a.bin");
     let server = Server::new(content.clone(), Manner::Breaks(40_000));
@@ -200,9 +200,9 @@ fn an_interrupted_download_is_never_taken_for_complete() {
     let path = folder.path().join("a.bin");
     let server = Server::new(content.clone(), Manner::Dies(40_000));
     let text = get(&server, &path, &md5(&content)).unwrap_err().to_string();
-    assert!(text.contains("40000 bytes are kept"), "{text}");
+    assert!(text.contains("40000 bytes are saved"), "{text}");
     assert_eq!(names(folder.path()), ["a.bin.part"]);
-    // Another server, or the same on another day, brings the rest.
+    // Another server sends the rest.
     let server = Server::new(content.clone(), Manner::Ranges);
     assert_eq!(get(&server, &path, &md5(&content)).unwrap(), Fetched::Now);
     assert_eq!(server.requests(), ["bytes=40000-"]);
@@ -210,7 +210,7 @@ fn an_interrupted_download_is_never_taken_for_complete() {
 }
 
 #[test]
-fn servers_without_parts_start_over() {
+fn downloads_without_range_requests_start_over() {
     let (folder, content) = (tempfile::tempdir().unwrap(), content());
     let path = folder.path().join("a.bin");
     std::fs::write(folder.path().join("a.bin.part"), &content[..30_000]).unwrap();
@@ -218,7 +218,7 @@ fn servers_without_parts_start_over() {
     assert_eq!(get(&server, &path, &md5(&content)).unwrap(), Fetched::Now);
     assert_eq!(std::fs::read(&path).unwrap(), content);
     std::fs::remove_file(&path).unwrap();
-    // One that also breaks off at the same place every time is given up.
+    // The download fails if the connection also breaks at the same byte every time.
     let server = Server::new(content.clone(), Manner::BreaksWithoutRanges(50_000));
     assert!(get(&server, &path, &md5(&content)).is_err() && !path.exists());
     assert!(server.requests().len() < 6);
@@ -241,7 +241,7 @@ fn refusals_name_the_address() {
     assert!(download(&url, &folder.path().join("a"), &md5(b""), &mut |_| {}).is_err());
 }
 
-/// A gzipped tar of files, the last of which would lie outside of the folder.
+/// Makes a gzipped tar of files.
 fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
     for (name, bytes) in files {
@@ -256,7 +256,7 @@ fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 #[test]
-fn archives_are_unpacked_whole_or_not_at_all() {
+fn archives_are_unpacked_completely_or_not_at_all() {
     let set = |bytes: &[u8]| RemoteSet {
         name: "Tiny".into(),
         source: "http://nowhere.invalid/".into(),
@@ -271,7 +271,7 @@ fn archives_are_unpacked_whole_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("in/it");
     let complete = archive(&[("tiny/a.bin", b"12345"), ("tiny/notes", b"n"), ("tiny/../../escaped", b"x")]);
-    // A half-unpacked folder of an interrupted try is no obstacle.
+    // A half-unpacked folder of an interrupted attempt is replaced.
     std::fs::create_dir_all(root.join(".tiny.part")).unwrap();
     let (done, requests) = go(&complete, &root);
     assert_eq!((done.unwrap(), requests), (Fetched::Now, 1));
@@ -282,14 +282,14 @@ fn archives_are_unpacked_whole_or_not_at_all() {
     assert!(!folder.path().join("in/escaped").exists() && !folder.path().join("escaped").exists());
     let (done, requests) = go(&complete, &root);
     assert_eq!((done.unwrap(), requests), (Fetched::AlreadyThere, 0));
-    // A member that is too short: neither what is there nor what comes is taken for the set.
+    // If a member is too short, neither the existing folder nor the new archive is accepted.
     std::fs::write(root.join("tiny/a.bin"), b"123").unwrap();
     let text = go(&complete, &root).0.unwrap_err().to_string();
     assert!(text.contains("not complete"), "{text}");
     let short = archive(&[("tiny/a.bin", b"1234")]);
     let other = folder.path().join("other");
     let text = go(&short, &other).0.unwrap_err().to_string();
-    assert!(text.contains("a.bin has 4 bytes in it, 5 expected") && !other.join("tiny").exists(), "{text}");
+    assert!(text.contains("a.bin has 4 bytes; expected 5 bytes") && !other.join("tiny").exists(), "{text}");
     let cut = &complete[..complete.len() / 2];
     let third = folder.path().join("third");
     assert!(go(cut, &third).0.is_err() && !third.join("tiny").exists());

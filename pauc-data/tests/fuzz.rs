@@ -1,7 +1,8 @@
-//! Damaged files of every format: no panic, no hang, and no more memory than the file and the limits allow.
+//! Damaged files of every format cause no panic and no hang, and use no more memory than the file and the
+//! limits allow.
 //!
-//! The damage is drawn from a fixed seed, so that every run sees the same files. `PAUC_TEST_SEED` varies it,
-//! and `PAUC_TEST_CASES` is the number of damaged versions of each file.
+//! The damage is drawn from a fixed seed, so that every run sees the same files. `PAUC_TEST_SEED` changes the
+//! seed, and `PAUC_TEST_CASES` sets the number of damaged versions of each file.
 #![allow(clippy::unwrap_used)] // the whole file is a test
 
 use pauc_data::datasets::{idx, npy, stl10, tar};
@@ -21,13 +22,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// Tests run one after the other, or they would measure each other's memory, that of preparations included.
+/// Serializes the tests. Otherwise they would measure each other's memory.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One act of damage at a place that is a share of the file.
+/// One change at a position, given as a fraction of the file.
 #[derive(Clone, Debug)]
 enum Damage {
     Flip(u8),
@@ -49,7 +50,7 @@ fn damage() -> impl Strategy<Value = Vec<(f64, Damage)>> {
         1 => (1..600u16).prop_map(Damage::Repeat),
         1 => (1..600u16).prop_map(Damage::Drop),
     ];
-    // Headers are short, and most of what can go wrong is in them.
+    // Headers are short, and most parsing errors concern them.
     let place = prop_oneof![0.0..1.0, (0.0..1.0f64).prop_map(|v| v * v * v * v)];
     vec((place, act), 1..4)
 }
@@ -76,10 +77,10 @@ fn damaged(whole: &[u8], acts: &[(f64, Damage)]) -> Vec<u8> {
     bytes
 }
 
-/// Reads `cases` damaged versions of each of some files; `read` says whether one could be read.
+/// Reads `cases` damaged versions of each file; `read` returns whether a file could be read.
 fn fuzz(wholes: &[&[u8]], cases: u32, limit: usize, mut read: impl FnMut(&[u8]) -> bool) {
     for whole in wholes {
-        assert!(read(whole), "the file itself can be read");
+        assert!(read(whole), "the undamaged file is readable");
         let config = Config { failure_persistence: None, ..property::cases(cases) };
         let enough = config.cases >= 100;
         let mut refused = 0;
@@ -93,14 +94,15 @@ fn fuzz(wholes: &[&[u8]], cases: u32, limit: usize, mut read: impl FnMut(&[u8]) 
                 *cell.1 += 1;
             }
             let peak = MEMORY.peak_usage().saturating_sub(before);
-            prop_assert!(peak <= limit, "{} bytes of memory for a file of {}", peak, bytes.len());
+            prop_assert!(peak <= limit, "{} bytes of memory for a file of {} bytes", peak, bytes.len());
             Ok(())
         });
         if let Err(failure) = outcome {
             panic!("{failure}\n{}", property::command());
         }
-        // Half of it or more is, in every format: none of a hundred cases has probability 10⁻³⁰.
-        assert!(refused > 0 || !enough, "some damage is noticed");
+        // Every format rejects at least half of the damaged files, so no rejection in a hundred cases has
+        // probability 10⁻³⁰.
+        assert!(refused > 0 || !enough, "some damage is detected");
     }
 }
 
@@ -124,7 +126,7 @@ fn pictures() {
     files.push(include_bytes!("odd/cmyk.jpg"));
     files.push(include_bytes!("odd/restarts.jpg"));
     let how = Decoding { pixel_limit: 100_000, ..Decoding::default() };
-    // Pixels of 16-bit RGBA and the decoder's copy of them, coefficients of a progressive file, tables.
+    // 16-bit RGBA pixels and the decoder's copy, the coefficients of a progressive file, and tables.
     fuzz(&files, 600, 8 * MIB, |bytes| {
         let header = dimensions(bytes, how.pixel_limit, Path::new("a"));
         let image = decode(bytes, how, Path::new("a"));
@@ -183,7 +185,7 @@ fn tar_archives() {
     });
 }
 
-/// Opens a dataset of one damaged file in a folder that holds others.
+/// Opens a dataset with one damaged file in a folder of intact files.
 fn open_with(set: &str, name: &str, files: &[(&str, &[u8])], cases: u32) {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
@@ -242,7 +244,8 @@ fn a_damaged_index_of_archives_changes_nothing() {
     let whole = std::fs::read(folder.path().join("i")).unwrap();
     fuzz(&[&whole], 400, 8 * MIB, |bytes| {
         std::fs::write(folder.path().join("i"), bytes).unwrap();
-        // A place that is wrong but possible shows when the picture is read; anything else makes the index anew.
+        // A wrong but valid position is detected when the image is read; anything else causes the index to be
+        // rebuilt.
         drop(set.open(&place));
         std::fs::read(folder.path().join("i")).unwrap() == bytes
     });

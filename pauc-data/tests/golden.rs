@@ -1,4 +1,4 @@
-//! Pixels against torchvision's functional operations on Pillow images, with fixed parameters.
+//! Compares pixels with torchvision's functional operations on Pillow images, with fixed parameters.
 #![allow(clippy::unwrap_used)] // the whole file is a test
 
 use pauc_data::pixels::{Filter, Rect, blur, color::Planes, geometry, resample};
@@ -60,7 +60,7 @@ fn run(name: &str, config: &Value, image: &Image<'static>) -> Image<'static> {
             blur::exact(&mut out, number("sigma"), size(&config["kernel"]) / 2);
             out
         }
-        other => panic!("no operation is called {other}"),
+        other => panic!("unknown operation {other}"),
     }
 }
 
@@ -78,9 +78,9 @@ fn pixels_agree_with_torchvision() {
         let want = bytes(&case["output"]);
         let shape: Vec<usize> = case["shape"].as_array().unwrap().iter().map(size).collect();
         assert_eq!([out.shape.height, out.shape.width, out.shape.channels], *shape, "{name}");
-        // Bytes are the same on every processor, so that the counts are exact. What differs are ties, or
-        // values within 2⁻¹² of one: Pillow's fixed point breaks them by the errors of its weights. They are
-        // frequent at round factors and at round values of sigma, where the blur has six passes of them.
+        // Bytes are the same on every processor, so the counts are exact. Only ties, and values within 2⁻¹²
+        // of one, differ: in Pillow's fixed point, the errors of the weights decide the rounding. They are
+        // frequent at simple scale factors and sigmas; the blur has six passes of them.
         let (differing, farthest) = match name {
             "resized_crop/bilinear" => (28, 1),
             "resized_crop/bicubic" => (1, 1),

@@ -1,7 +1,7 @@
-//! Pictures that other decoders stumbled over, and what another one made of them.
+//! Unusual images, compared with a reference decoder.
 //!
-//! The files are from the tests of the jpeg-decoder crate (MIT license, `odd/LICENSE`); each `.png` beside a `.jpg`
-//! holds its pixels as a reference decoder sees them.
+//! The files are from the tests of the jpeg-decoder crate (MIT license, `odd/LICENSE`); each `.png` beside a
+//! `.jpg` holds the pixels from a reference decoder.
 #![allow(clippy::unwrap_used)] // the whole file is a test
 
 use pauc_data::decode::{Decoding, decode, dimensions};
@@ -21,20 +21,21 @@ fn every_kind_of_jpeg_has_the_pixels_of_its_reference() {
         let off = image.pixels.iter().zip(want.pixels.iter()).map(|(a, b)| f64::from(a.abs_diff(*b)));
         let (sum, most) = off.fold((0.0, 0.0f64), |(s, m), d| (s + d, m.max(d)));
         let mean = sum / image.pixels.len() as f64;
-        // A wrong color space or order is far off. Each decoder's samples may be off by a level (IEEE 1180),
-        // and interpolated color by half a level more. So two decoders differ by up to 2 in luma and 3 in
-        // chroma; blue has 1.772 times its chroma, and both round it.
+        // A wrong color space or channel order would exceed this by far. Each decoder's samples may be off by
+        // one level (IEEE 1180), and interpolated chroma by half a level more. Two decoders therefore differ
+        // by up to 2 in luma and 3 in chroma. Blue contains 1.772 times its chroma, and both decoders round
+        // it.
         let farthest = 2.0 + 1.772 * 3.0 + 1.0;
-        // The mean is below the deviation of those roundings, each of variance 1/12: luma, chroma, its
-        // interpolation and the result.
+        // The mean is below the standard deviation of these roundings, each of variance 1/12: luma, chroma,
+        // its interpolation and the result.
         let deviation = (2.0 * (1.0 + 2.0 * 1.772f64.powi(2) + 1.0) / 12.0).sqrt();
         assert!(mean <= deviation && most <= farthest, "{name}: mean {mean}, greatest {most}");
     }
 }
 
 #[test]
-fn a_header_that_claims_much_costs_nothing() {
-    // 613 bytes that claim 193×31237 pixels.
+fn a_header_with_a_huge_size_allocates_nothing() {
+    // A file of 613 bytes whose header gives 193×31237 pixels.
     let bytes = read("tall-claim.jpg");
     let how = Decoding { pixel_limit: 1_000_000, ..Decoding::default() };
     for text in [
@@ -43,12 +44,12 @@ fn a_header_that_claims_much_costs_nothing() {
     ] {
         assert!(text.contains("31237×193 pixels, more than the limit of 1000000"), "{text}");
     }
-    // Read or refused, but no panic: sums of coefficients overflow in it.
+    // May be decoded or refused, but must not panic: sums of its coefficients overflow.
     drop(decode(&read("dc-predictor-overflow.jpg"), Decoding::default(), Path::new("a")));
 }
 
 #[test]
-fn wide_palettes_and_first_pictures() {
+fn palettes_16_bit_images_and_first_frames() {
     use image::{Delay, Frame, Rgba, RgbaImage, codecs::gif::GifEncoder};
     let frame = |v: u8| {
         Frame::from_parts(
@@ -63,7 +64,7 @@ fn wide_palettes_and_first_pictures() {
     let image = decode(&bytes, Decoding::default(), Path::new("a")).unwrap();
     assert_eq!((image.pixels.len(), image.pixels[0]), (36, 200), "the first of two");
 
-    // A palette whose second color is half transparent, over a stated background.
+    // A palette whose second color is half transparent, over a given background.
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, 2, 1);
     encoder.set_color(png::ColorType::Indexed);
@@ -74,7 +75,7 @@ fn wide_palettes_and_first_pictures() {
     let image = decode(&bytes, how, Path::new("a")).unwrap();
     assert_eq!(*image.pixels, [10, 20, 30, 50, 150, 100]);
 
-    // Sixteen bits become the nearest of eight.
+    // 16-bit values are rounded to the nearest 8-bit values.
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, 3, 1);
     encoder.set_color(png::ColorType::Grayscale);

@@ -1,4 +1,4 @@
-//! Recipe text of the datasets and augmentations.
+//! The recipe syntax of datasets and augmentations.
 #![allow(clippy::unwrap_used)] // the whole file is a test
 
 use pauc_data as _;
@@ -65,7 +65,7 @@ fn every_component_is_read_and_written_back() {
     defaults_are_read_and_written_back::<kind::Augmentation>();
 }
 
-/// Every registered component of a kind that needs no field, one that is not listed above too.
+/// Checks every registered component without required fields, including those not listed above.
 fn defaults_are_read_and_written_back<T: Kind + ?Sized>() {
     let needs_none = |e: &&&Entry<T>| e.fields.iter().all(|f| f.default.is_some());
     for entry in T::entries().iter().filter(needs_none) {
@@ -77,7 +77,7 @@ fn defaults_are_read_and_written_back<T: Kind + ?Sized>() {
 }
 
 #[test]
-fn optional_fields_need_no_some_and_bad_values_are_refused_where_they_stand() {
+fn optional_fields_need_no_some_and_bad_values_are_located() {
     let parse = |text: &str| Configured::<kind::Augmentation>::parse(text);
     assert!(parse("GaussianBlur(model: Exact, kernel: 3)").is_ok());
     let error = parse("RandomResizedCrop(size: 32,\n scale: (1.0, 0.2))").unwrap_err();

@@ -1,4 +1,4 @@
-//! Writes a run that never was, with its report and figures: `cargo run -p pauc-report --example preview FOLDER`.
+//! Writes a synthetic run with its report and figures: `cargo run -p pauc-report --example preview FOLDER`.
 
 #[path = "../tests/synthetic/mod.rs"]
 mod synthetic;

@@ -1,6 +1,6 @@
-//! Numbers as a reader expects them: round ticks, and no more digits than mean something.
+//! Formatting of numbers: round ticks, and only significant digits.
 
-/// Round numbers that divide `low..=high` into about `count` parts.
+/// Returns round numbers that divide `low..=high` into about `count` parts.
 pub fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     let rough = (high - low) / count.max(1) as f64;
     if !rough.is_finite() || rough <= 0.0 {
@@ -13,7 +13,7 @@ pub fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     (first..=last).map(|i| i as f64 * step).collect()
 }
 
-/// A number with as many digits as a step of `step` needs.
+/// Formats a number with the digits that a step of `step` needs.
 pub fn number(value: f64, step: f64) -> String {
     if value == 0.0 {
         return "0".into();
@@ -36,10 +36,10 @@ pub fn number(value: f64, step: f64) -> String {
     format!("{value:.*}{suffix}", decimals.unwrap_or(3) as usize).replace('-', "−")
 }
 
-/// A value for a table: four significant digits.
+/// Formats a value for a table: four significant digits.
 pub fn significant(value: f64) -> String {
     if !value.is_finite() {
-        return "not finite".into();
+        return "NaN or infinite".into();
     }
     if value == 0.0 {
         return "0".into();
@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(ticks(3.0, 3.0, 5), [3.0]);
         for (low, high) in [(0.0, 1.0), (-7.3, 2.9), (1e-5, 3e-5), (12345.0, 12399.0)] {
             let t = ticks(low, high, 5);
-            // A tick that an end lies on counts up to 10⁻⁹ of a step; step and product are rounded.
+            // Ticks within 10⁻⁹ of a step of an end count; step and product are rounded.
             let (step, magnitude) = (t[1] - t[0], f64::max(-low, high));
             let slack = 1e-9 * step + tolerance::f64(3, magnitude);
             assert!(
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_the_digits_that_their_step_needs() {
+    fn numbers_have_the_digits_of_their_step() {
         for (value, step, want) in [
             (0.0, 0.1, "0"),
             (0.25, 0.05, "0.25"),
@@ -90,6 +90,6 @@ mod tests {
         assert_eq!(significant(6.24), "6.240");
         assert_eq!(significant(-123456.0), "−123456");
         assert_eq!(significant(3e-7), "3.000e−7");
-        assert_eq!(significant(f64::NAN), "not finite");
+        assert_eq!(significant(f64::NAN), "NaN or infinite");
     }
 }

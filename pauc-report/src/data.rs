@@ -1,4 +1,4 @@
-//! A run's folder, read.
+//! Reads the folder of a run.
 
 use crate::events::{
     Clustering, End, Event, Gradients, Health, Log, Metric, Phase, Probe, Stages, Step, Subject, Warning,
@@ -8,42 +8,42 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Everything a report shows.
+/// The content of a report.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReportData {
     /// The content of `run.json`.
     pub run: Run,
     /// The text of `recipe.resolved.ron`.
     pub recipe: String,
-    /// Optimizer steps, ascending, each once.
+    /// Optimizer steps in ascending order, without duplicates.
     pub steps: Vec<Step>,
-    /// The gradients of single terms, ascending, each step once.
+    /// The gradients of single terms in ascending order of steps, without duplicates.
     pub gradients: Vec<Gradients>,
-    /// Clusterings, ascending, each once.
+    /// Clusterings in ascending order, without duplicates.
     pub clusterings: Vec<Clustering>,
-    /// Probes, ascending, each once for a subject.
+    /// Probes in ascending order, without duplicates per subject.
     pub probes: Vec<Probe>,
-    /// Whether anything is learnt, epoch by epoch.
+    /// The state of terms and embeddings, per epoch.
     pub health: Vec<Health>,
-    /// Where the time of the steps went, epoch by epoch.
+    /// The time of each stage of the steps, per epoch.
     pub stages: Vec<Stages>,
-    /// The stretches of training.
+    /// The phases of training.
     pub phases: Vec<Phase>,
-    /// The warnings, in the order in which they came, each text once.
+    /// The warnings in order of occurrence, each text once.
     pub warnings: Vec<Warning>,
     /// How each of the run's processes ended.
     pub ends: Vec<End>,
-    /// The picture of the embeddings, if there is one.
+    /// The embeddings in two dimensions, if available.
     pub embedding: Option<Embedding>,
-    /// The state of the prototypes at the end, if there are any.
+    /// The prototypes at the end, if there are any.
     pub prototypes: Option<Prototypes>,
-    /// `figures/prototypes.png`, if there is one.
+    /// `figures/prototypes.png`, if it exists.
     pub sheet: Option<Vec<u8>>,
-    /// Lines of `metrics.jsonl` that could not be read.
+    /// The numbers of unreadable lines of `metrics.jsonl`.
     pub damaged: Vec<usize>,
 }
 
-/// `run.json`: what a run is and where it ran. Every field may be missing.
+/// `run.json`: the identity and environment of a run. Every field may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Run {
@@ -66,21 +66,21 @@ pub struct Run {
 pub struct Embedding {
     /// Each sample's coordinates along the two principal components.
     pub points: Vec<[f32; 2]>,
-    /// Each sample's place by t-SNE.
+    /// Each sample's coordinates by t-SNE.
     pub tsne: Option<Vec<[f32; 2]>>,
     /// The perplexity of t-SNE.
     pub perplexity: Option<f64>,
-    /// Whether the samples are the test split's, not the training split's.
+    /// Whether the samples are from the test split, not the training split.
     pub test: Option<bool>,
-    /// How many samples the split has; some of them may be shown.
+    /// The number of samples of the split; only some may be shown.
     pub of: Option<u64>,
     /// Each sample's class.
     pub labels: Option<Vec<u32>>,
     /// Each sample's prototype.
     pub prototypes: Option<Vec<u32>>,
-    /// The names of the classes.
+    /// The class names.
     pub classes: Vec<String>,
-    /// The share of the variance along each direction.
+    /// The fraction of the variance along each direction.
     pub explained: Option<[f64; 2]>,
 }
 
@@ -88,11 +88,11 @@ pub struct Embedding {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Prototypes {
-    /// Level by level.
+    /// The levels.
     pub levels: Vec<PrototypeLevel>,
-    /// The prototypes on the contact sheet, one a row.
+    /// The prototypes on the contact sheet, one per row.
     pub shown: Vec<u64>,
-    /// How many there are in their level.
+    /// The number of prototypes of their level.
     pub shown_of: u64,
 }
 
@@ -102,25 +102,25 @@ pub struct Prototypes {
 pub struct PrototypeLevel {
     /// The number of prototypes.
     pub k: u64,
-    /// Samples of each, largest first.
+    /// The number of samples of each prototype, largest first.
     pub sizes: Vec<u64>,
-    /// φ of each, largest first.
+    /// φ of each prototype, largest first.
     pub concentration: Vec<f64>,
-    /// Samples by the cosine to their prototype, in equal bins from −1 to 1.
+    /// Histogram of the cosines of samples to their prototypes, in equal bins from −1 to 1.
     pub intra: Vec<u64>,
-    /// Pairs of prototypes by their cosine, in equal bins from −1 to 1.
+    /// Histogram of the cosines of pairs of prototypes, in equal bins from −1 to 1.
     pub inter: Vec<u64>,
 }
 
 impl ReportData {
-    /// Reads a run's folder. `metrics.jsonl` has to be there.
+    /// Reads the folder of a run. `metrics.jsonl` is required.
     ///
     /// # Errors
     /// If a file cannot be read, or `run.json` or `figures/embedding.json` is damaged.
     pub fn read(run_dir: &Path) -> Result<Self> {
         let metrics = run_dir.join("metrics.jsonl");
         if !metrics.exists() {
-            let remedy = "give the folder of a run, such as runs/<name>-<hash>/seed0".into();
+            let remedy = "give the folder of a run, such as runs/NAME-HASH/seed0".into();
             return Err(Error::NotFound { path: metrics, remedy });
         }
         let mut data = ReportData::from_log(Log::read(&metrics)?);
@@ -132,8 +132,8 @@ impl ReportData {
         Ok(data)
     }
 
-    /// The events in their order of steps. A run that was continued from a checkpoint may have recorded steps
-    /// twice: the later record counts.
+    /// Sorts events by step. A run that was resumed from a checkpoint may have recorded steps twice; the
+    /// later record counts.
     pub fn from_log(log: Log) -> Self {
         let (mut steps, mut clusterings, mut probes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut gradients = BTreeMap::new();
@@ -165,24 +165,24 @@ impl ReportData {
         data
     }
 
-    /// The probes of one subject, by step.
+    /// Returns the probes of one subject, by step.
     pub fn probes_of(&self, subject: Subject) -> impl Iterator<Item = &Probe> {
         self.probes.iter().filter(move |p| p.subject == subject)
     }
 
-    /// The last value of a metric for a subject.
+    /// Returns the last value of a metric for a subject.
     pub fn latest(&self, subject: Subject, metric: &str) -> Option<f64> {
         let value = |p: &Probe| p.metrics.iter().find(|m| m.name == metric).map(|m| m.value);
         self.probes_of(subject).filter_map(value).last()
     }
 
-    /// A metric of the trained representation over epochs.
+    /// Returns a metric of the trained representation over epochs.
     pub fn curve(&self, metric: &str) -> Vec<(f64, f64)> {
         let point = |p: &Probe| p.metrics.iter().find(|m| m.name == metric).map(|m| (p.epoch, m.value));
         self.probes_of(Subject::Trained).filter_map(point).collect()
     }
 
-    /// One record of each metric, in the order in which they first appear.
+    /// Returns one record per metric, in order of first appearance.
     pub fn metrics(&self) -> Vec<&Metric> {
         let mut first: Vec<&Metric> = Vec::new();
         for metric in self.probes.iter().flat_map(|p| &p.metrics) {
@@ -193,14 +193,14 @@ impl ReportData {
         first
     }
 
-    /// The epoch of a step, as far as the recorded steps tell.
+    /// Returns the epoch of a step, estimated from the recorded steps.
     pub fn epoch_of(&self, step: u64) -> f64 {
         let epoch = |s: &Step| if s.step > 0 { s.epoch * step as f64 / s.step as f64 } else { 0.0 };
         self.steps.last().map_or(0.0, epoch)
     }
 }
 
-/// Two records of one subject at one step: probes that ran apart, or the same ones again.
+/// Merges two records of one subject at one step: different probes, or the same probes repeated.
 fn merge(into: &mut Probe, later: Probe) {
     for metric in later.metrics {
         match into.metrics.iter_mut().find(|m| m.name == metric.name) {
@@ -210,7 +210,7 @@ fn merge(into: &mut Probe, later: Probe) {
     }
 }
 
-/// A file's content; `None` if there is no such file.
+/// Returns the content of a file, or `None` if it does not exist.
 fn if_present<T>(path: &Path, read: std::io::Result<T>) -> Result<Option<T>> {
     match read {
         Ok(content) => Ok(Some(content)),
@@ -229,8 +229,9 @@ fn bytes(path: &Path) -> Result<Option<Vec<u8>>> {
 
 fn json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
     let Some(text) = text(path)? else { return Ok(None) };
-    let damaged =
-        |e: serde_json::Error| Error::damaged(path, format!("{e}; delete the file or write it again"));
+    let damaged = |e: serde_json::Error| {
+        Error::damaged(path, format!("invalid JSON: {e}; delete the file or write it again"))
+    };
     serde_json::from_str(&text).map(Some).map_err(damaged)
 }
 
@@ -239,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_recorded_twice_count_once_and_probes_at_one_step_join() {
+    fn steps_recorded_twice_count_once_and_probes_at_one_step_are_merged() {
         let step = |step, loss| {
             format!(
                 r#"{{"event":"step","step":{step},"epoch":{step},"lr":0.1,"loss":{loss},"terms":[],"grad_norm":1,"images_per_second":1}}"#
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_and_damaged_files_are_named() {
+    fn errors_name_missing_and_damaged_files() {
         let dir = tempfile::tempdir().unwrap();
         let error = ReportData::read(dir.path()).unwrap_err().to_string();
         assert!(error.contains("metrics.jsonl: not found; give the folder of a run"), "{error}");

@@ -1,14 +1,14 @@
-//! What a run writes into `metrics.jsonl`: one JSON object a line, tagged by `"event"`.
+//! The events in `metrics.jsonl`: one JSON object per line, tagged by `"event"`.
 //!
-//! The writer and every reader share these types. Numbers that are not finite are written as `null`. Readers
-//! survive a last line that a crash cut off, lines of kinds that they do not know, and fields that they do not know.
+//! The writer and all readers share these types. NaN and infinite numbers are written as `null`. Readers
+//! accept a truncated last line, unknown kinds of events, and unknown fields.
 
 use pauc_traits::probe::MetricKind;
 use pauc_traits::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Non-finite numbers as `null`, which reads back as NaN.
+/// Writes NaN and infinite numbers as `null`, which is read back as NaN.
 mod nullable {
     use serde::{Deserialize, Deserializer, Serializer};
 
@@ -25,7 +25,7 @@ mod nullable {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// Optimizer steps, every one or every few.
+    /// The state after an optimizer step; written every `log_every` steps.
     Step(Step),
     /// The gradients of single terms at the embeddings.
     Gradients(Gradients),
@@ -33,17 +33,17 @@ pub enum Event {
     Clustering(Clustering),
     /// Probes of a representation.
     Probe(Probe),
-    /// Whether anything is learnt, after each epoch.
+    /// The health of terms and embeddings, after each epoch.
     Health(Health),
-    /// Where the time of an epoch went.
+    /// The time of each stage in an epoch.
     Stages(Stages),
-    /// A stretch of training begins.
+    /// The begin of a phase of training.
     Phase(Phase),
-    /// Something the user should know.
+    /// A warning to the user.
     Warning(Warning),
-    /// The process ends, whichever way.
+    /// The end of the process, for any reason.
     End(End),
-    /// A kind that this version does not know.
+    /// An event of a kind that this version does not know.
     #[serde(other)]
     Unknown,
 }
@@ -61,12 +61,12 @@ pub struct Step {
     /// The objective: the weighted sum of the terms.
     #[serde(with = "nullable")]
     pub loss: f64,
-    /// The terms in the recipe's order; terms that have not started are left out or have weight 0.
+    /// The terms in the recipe's order. Terms that have not started are missing or have weight 0.
     pub terms: Vec<Term>,
-    /// The length of the gradient of all parameters, before clipping.
+    /// The norm of the gradient of all parameters, before clipping.
     #[serde(with = "nullable")]
     pub grad_norm: f64,
-    /// Throughput: training images (not views) a second.
+    /// Throughput: training images (not views) per second.
     #[serde(with = "nullable")]
     pub images_per_second: f64,
 }
@@ -74,20 +74,20 @@ pub struct Step {
 /// One term of the objective at one step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Term {
-    /// Its name; a recipe that uses a component twice has to make the names differ.
+    /// Its name; if a recipe uses a component twice, the names must differ.
     pub name: String,
-    /// Its value before weighting; `None` where it was not computed or is not finite.
+    /// Its value before weighting; `None` if it was not computed, or is NaN or infinite.
     pub value: Option<f64>,
     /// Its weight.
     #[serde(with = "nullable")]
     pub weight: f64,
-    /// The value it has for a representation that has learnt nothing, where one is known.
+    /// Its chance level, if known: its value for a representation that has learned nothing.
     pub chance: Option<f64>,
-    /// Whether the batch did not allow it to be computed.
+    /// Whether it was skipped because the batch did not allow it.
     pub skipped: bool,
 }
 
-/// Which terms pull the embeddings where.
+/// The gradients of the terms at the embeddings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Gradients {
     /// Optimizer steps done.
@@ -103,10 +103,11 @@ pub struct Gradients {
 pub struct TermGradient {
     /// The term's name.
     pub name: String,
-    /// The length of the weighted gradient over the batch.
+    /// The norm of the weighted gradient over the batch.
     #[serde(with = "nullable")]
     pub norm: f64,
-    /// The cosines with the gradients of the terms before it in the list: below 0, the two fight.
+    /// The cosines with the gradients of the terms before it in the list. Two terms with a cosine below 0
+    /// work against each other.
     pub cosines: Vec<f64>,
 }
 
@@ -117,25 +118,25 @@ pub struct Clustering {
     pub step: u64,
     /// Epochs done.
     pub epoch: f64,
-    /// How long it took, features included.
+    /// The duration, including the computation of features.
     #[serde(with = "nullable")]
     pub seconds: f64,
-    /// Level by level.
+    /// The levels.
     pub levels: Vec<ClusterLevel>,
 }
 
 /// One level of a clustering.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClusterLevel {
-    /// The share of samples whose prototype does not continue the one from the clustering before (Hungarian matching).
+    /// The fraction of samples whose prototype does not match their previous prototype (Hungarian matching).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub churn: Option<f64>,
     /// The number of prototypes.
     pub k: u64,
-    /// Σ‖x − c‖² at the end.
+    /// The inertia Σ‖x − c‖² at the end.
     #[serde(with = "nullable")]
     pub objective: f64,
-    /// K·Σ size²/n²: 1 when all prototypes have the same size.
+    /// K·Σ size²/n²: 1 if all prototypes have the same size.
     #[serde(with = "nullable")]
     pub imbalance: f64,
     /// Prototypes without samples.
@@ -153,7 +154,7 @@ pub struct ClusterLevel {
     pub concentration_max: f64,
 }
 
-/// What a probe looked at.
+/// The subject of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Subject {
@@ -161,7 +162,7 @@ pub enum Subject {
     Trained,
     /// The same network before the first step.
     RandomInit,
-    /// The pixels themselves.
+    /// The raw pixels.
     RawPixels,
 }
 
@@ -172,29 +173,30 @@ pub struct Probe {
     pub step: u64,
     /// Epochs done.
     pub epoch: f64,
-    /// How long it took.
+    /// The duration.
     #[serde(with = "nullable")]
     pub seconds: f64,
-    /// What was probed.
+    /// The representation that was probed.
     pub subject: Subject,
     /// The metrics.
     pub metrics: Vec<Metric>,
 }
 
-/// A number with the protocol in its name.
+/// A measurement, with its protocol in the name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "StoredMetric")]
 pub struct Metric {
-    /// What was measured and how, such as `knn/cos/k20/t0.07`.
+    /// The quantity and the protocol, such as `knn/cos/k20/t0.07`.
     pub name: String,
     /// The value; accuracies are fractions.
     #[serde(with = "nullable")]
     pub value: f64,
-    /// What readers do with it. Where a file does not say, its name tells: [`MetricKind::of_stored_name`].
+    /// How readers treat it. If a file has no kind, it is derived from the name:
+    /// [`MetricKind::of_stored_name`].
     pub kind: MetricKind,
 }
 
-/// A metric as a file may hold it.
+/// A metric as stored in a file.
 #[derive(Deserialize)]
 struct StoredMetric {
     name: String,
@@ -216,7 +218,7 @@ impl From<pauc_traits::probe::Metric> for Metric {
     }
 }
 
-/// Whether anything is learnt: the terms over an epoch, and the embeddings of its last batch.
+/// The health of training: the terms over an epoch, and the embeddings of its last batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Health {
     /// Optimizer steps done.
@@ -225,8 +227,8 @@ pub struct Health {
     pub epoch: f64,
     /// The terms of the epoch's last step.
     pub terms: Vec<TermMean>,
-    /// √D times the mean over dimensions of the standard deviation of unit embeddings: 1 is uniform on the sphere, 0 one
-    /// point.
+    /// √D times the mean over dimensions of the standard deviation of unit embeddings: 1 is uniform on the
+    /// sphere, 0 is a single point.
     #[serde(with = "nullable")]
     pub spread: f64,
     /// RankMe of the embeddings: the exponential of the entropy of their singular values.
@@ -234,7 +236,7 @@ pub struct Health {
     pub rank: f64,
 }
 
-/// A term over an epoch.
+/// A term, averaged over an epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TermMean {
     /// The term's name.
@@ -242,24 +244,24 @@ pub struct TermMean {
     /// The mean of its values, before weighting.
     #[serde(with = "nullable")]
     pub mean: f64,
-    /// The value it has for a representation that has learnt nothing, where one is known.
+    /// Its chance level, if known: its value for a representation that has learned nothing.
     pub chance: Option<f64>,
-    /// How many epochs in a row the mean has been within a hundredth of chance, or worse than it.
+    /// The number of epochs in a row in which the mean was within a hundredth of chance, or worse.
     pub epochs_at_chance: u64,
-    /// Whether it is a regularizer, which may rightly stay there while the losses move.
+    /// Whether it is a regularizer, which may stay at chance while the losses improve.
     #[serde(default)]
     #[serde(alias = "regulariser")]
     pub regularizer: bool,
 }
 
 impl TermMean {
-    /// Whether it is a loss that has taught nothing for at least so many epochs.
+    /// Whether it is a loss that has been at chance for at least `epochs` epochs.
     pub fn is_stuck(&self, epochs: u64) -> bool {
         !self.regularizer && self.epochs_at_chance >= epochs
     }
 }
 
-/// Where the time of an epoch's steps went; of an epoch that was interrupted, those since it was continued.
+/// The time of each stage over the steps of an epoch; in a resumed epoch, over the steps since the resume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stages {
     /// Optimizer steps done.
@@ -269,22 +271,22 @@ pub struct Stages {
     /// The time of the steps, without probes, clustering and checkpoints.
     #[serde(with = "nullable")]
     pub seconds: f64,
-    /// Training images (not views) a second of that time.
+    /// Training images (not views) per second of that time.
     #[serde(with = "nullable")]
     pub images_per_second: f64,
-    /// The parts of a step; `data` is waiting for the loader.
+    /// The stages of a step; `data` is the time of waiting for the loader.
     pub stages: Vec<StageTime>,
-    /// The most memory the process has held since it began, where the system tells.
+    /// The peak memory of the process since its start, if the system provides it.
     pub peak_memory_bytes: Option<u64>,
-    /// What the loader's threads did meanwhile, beside the steps.
+    /// The work of the loader's threads in the same time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loader: Option<LoaderTime>,
 }
 
-/// The work of a loader's threads, added up.
+/// The work of the loader's threads, summed over threads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoaderTime {
-    /// Images that were prepared, all their views each.
+    /// Prepared images, each with all its views.
     pub images: u64,
     /// Seconds of reading and decoding.
     #[serde(with = "nullable")]
@@ -298,18 +300,18 @@ pub struct LoaderTime {
 }
 
 impl LoaderTime {
-    /// The parts of the work with their seconds.
+    /// Returns the parts of the work with their seconds.
     pub fn parts(&self) -> [(&'static str, f64); 3] {
         [("read", self.read), ("augment", self.augment), ("normalise", self.normalize)]
     }
 
-    /// Images a second of one thread that does nothing else.
+    /// Returns the images per second of one thread that only loads.
     pub fn images_per_second(&self) -> f64 {
         self.images as f64 / (self.read + self.augment + self.normalize).max(1e-9)
     }
 }
 
-/// The time of one stage, over an epoch.
+/// The time of one stage over an epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageTime {
     /// The stage.
@@ -319,39 +321,39 @@ pub struct StageTime {
     pub seconds: f64,
 }
 
-/// A stretch of training begins.
+/// The begin of a phase of training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
     /// Optimizer steps done.
     pub step: u64,
     /// Its name, such as `warm-up` or `prototypes`.
     pub name: String,
-    /// What it means, in one sentence.
+    /// Its meaning, in one sentence.
     pub text: String,
 }
 
-/// Something the user should know.
+/// A warning to the user.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Warning {
     /// Optimizer steps done.
     pub step: u64,
-    /// What, and what to do about it.
+    /// The problem and its remedy.
     pub text: String,
 }
 
-/// How a process ended.
+/// The status at the end of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// All steps are done.
     Finished,
-    /// Stopped from outside, with a checkpoint.
+    /// Stopped by the user or the system, with a checkpoint.
     Interrupted,
     /// Stopped by an error.
     Failed,
 }
 
-/// The process ends. A resumed run has several.
+/// The end of a process. A resumed run has several.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct End {
     /// Optimizer steps done.
@@ -368,13 +370,13 @@ pub struct End {
 pub struct Log {
     /// The events that could be read, in the order of the file.
     pub events: Vec<Event>,
-    /// The numbers, from 1, of lines before the last that are no events.
+    /// The numbers, from 1, of lines that are not events; a truncated last line does not count.
     pub damaged: Vec<usize>,
 }
 
 impl Log {
-    /// Takes the text of a `metrics.jsonl` apart. A last line without its line break was cut off by a crash, and is
-    /// left out if it does not read; lines of unknown kinds are left out.
+    /// Parses the text of a `metrics.jsonl`. A last line without a line break was truncated by a crash; it is
+    /// ignored if it cannot be parsed. Events of unknown kinds are ignored.
     pub fn parse(text: &str) -> Log {
         let mut log = Log::default();
         let lines = text.split_inclusive('\n').enumerate();
@@ -422,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn the_written_form_is_the_documented_one() {
+    fn events_are_written_in_the_documented_form() {
         assert_eq!(
             serde_json::to_string(&step()).unwrap(),
             r#"{"event":"step","step":12,"epoch":0.5,"lr":0.06,"loss":null,"terms":[{"name":"InfoNce","value":null,"#
@@ -444,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_of_files_without_kinds_have_those_of_their_names() {
+    fn metrics_without_a_kind_get_it_from_their_name() {
         let read = |text: &str| serde_json::from_str::<Metric>(text).unwrap();
         let written = read(r#"{"name":"mine","value":0.8,"kind":"accuracy"}"#);
         assert_eq!((written.value, written.kind), (0.8, MetricKind::Accuracy));
@@ -454,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn events_round_trip_and_null_reads_as_not_finite() {
+    fn events_round_trip_and_null_is_read_as_nan() {
         let text = serde_json::to_string(&step()).unwrap() + "\n";
         let Event::Step(read) = Log::parse(&text).events.remove(0) else { panic!("no step") };
         assert!(read.loss.is_nan() && read.images_per_second.is_nan());
@@ -468,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_line_unknown_kinds_and_damage_do_not_stop_the_reader() {
+    fn truncated_unknown_and_damaged_lines_do_not_stop_the_reader() {
         let warning = r#"{"event":"warning","step":4,"text":"K is large","colour":"a field of the future"}"#;
         let text = format!(
             "{warning}\n\nnot json\n{{\"event\":\"weather\",\"sun\":1}}\n{warning}\n{}",

@@ -1,11 +1,11 @@
-//! A drawing of the report, and the part of the report where it belongs.
+//! A figure of the report, and the section it belongs to.
 
-/// A part of the report, in its order.
+/// A section of the report; the variants are in the order of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Section {
     /// Objective, terms, weights, learning rate.
     Training,
-    /// Health and time, epoch by epoch.
+    /// Health and time, per epoch.
     Health,
     /// Accuracies, RankMe.
     Probes,
@@ -13,17 +13,17 @@ pub enum Section {
     Coagulation,
     /// The clusterings.
     Clustering,
-    /// The picture of the embeddings.
+    /// The embeddings in two dimensions.
     Embedding,
 }
 
-/// One drawing.
+/// A figure.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figure {
-    /// A name for its file.
+    /// The name of its file.
     pub name: String,
-    /// Where it belongs.
+    /// Its section.
     pub section: Section,
-    /// The drawing, with the page's CSS variables.
+    /// The SVG text, which uses the page's CSS variables.
     pub svg: String,
 }

@@ -1,4 +1,4 @@
-//! Which figures a run has, and what is in them.
+//! The figures of a run.
 
 use crate::data::{Embedding, PrototypeLevel, ReportData};
 use crate::events::{ClusterLevel, Metric, Subject, Term};
@@ -10,7 +10,7 @@ use pauc_traits::probe::MetricKind;
 
 const EPOCH: &str = "epoch";
 
-/// Every figure that the run has data for.
+/// Returns every figure that the run has data for.
 pub fn all(data: &ReportData) -> Vec<Figure> {
     let mut charts: Vec<(String, Section, Chart)> = Vec::new();
     let mut add = |name: &str, section, chart: Chart| charts.push((name.to_string(), section, chart));
@@ -32,13 +32,13 @@ pub fn all(data: &ReportData) -> Vec<Figure> {
     figures
 }
 
-/// A name that is safe for a file.
+/// Converts a text to a safe file name.
 fn file_name(text: &str) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     text.chars().map(safe).collect()
 }
 
-/// The begins of phases after the first step, by epoch.
+/// Returns the epochs at which phases begin, except the first phase.
 fn marks(data: &ReportData) -> Vec<(String, f64)> {
     let later = data.phases.iter().filter(|p| p.step > 0);
     later.map(|p| (p.name.clone(), data.epoch_of(p.step))).collect()
@@ -91,7 +91,7 @@ fn training(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     add("throughput", Section::Training, single("Throughput", "training images / s", speed));
 }
 
-/// Appends a point to the series of that name, which begins with it if there is none.
+/// Appends a point to the series of that name, or starts a new series.
 fn put(series: &mut Vec<Series>, name: &str, point: (f64, f64)) {
     match series.iter_mut().find(|s| s.name == name) {
         Some(series) => series.points.push(point),
@@ -99,7 +99,7 @@ fn put(series: &mut Vec<Series>, name: &str, point: (f64, f64)) {
     }
 }
 
-/// How strongly each term pulls the embeddings, and how far each two agree.
+/// The gradient norm of each term at the embeddings, and the cosine of each pair of gradients.
 fn gradients(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     let mut terms: Vec<Series> = Vec::new();
     let mut pairs: Vec<Series> = Vec::new();
@@ -122,14 +122,13 @@ fn gradients(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     };
     let norms = chart("Gradients of the terms", "norm at the embeddings, weighted", terms, Vec::new());
     add("term-gradients", Section::Training, norms);
-    let right = vec![("at right angles".to_string(), 0.0)];
+    let right = vec![("orthogonal".to_string(), 0.0)];
     let right = if pairs.is_empty() { Vec::new() } else { right };
-    let cosines =
-        chart("Terms that agree and fight", "cosine of gradients; below 0: they fight", pairs, right);
+    let cosines = chart("Agreement of terms", "cosine of gradients; below 0: they conflict", pairs, right);
     add("term-cosines", Section::Training, cosines);
 }
 
-/// The state of the embeddings in training, and where the time of its steps goes.
+/// The state of the embeddings in training, and the time of its stages.
 fn health(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     let chart = |title: &str, y: &str, series: Vec<Series>, scale| Chart {
         title: title.into(),
@@ -144,7 +143,7 @@ fn health(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
         vec![Series { name: name.into(), points: data.health.iter().map(|h| (h.epoch, value(h))).collect() }]
     };
     let spread = over_epochs("spread", &|h| h.spread);
-    let note = "1: uniform on the sphere, 0: one point; last batch";
+    let note = "1: uniform on the sphere, 0: a single point; last batch";
     add("batch-spread", Section::Health, chart("Spread of embeddings", note, spread, Scale::Plain));
     let rank = over_epochs("effective rank", &|h| h.rank);
     let note = "RankMe of the epoch's last batch";
@@ -155,7 +154,7 @@ fn health(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
             put(&mut shares, &stage.name, (epoch.epoch, stage.seconds / epoch.seconds));
         }
     }
-    let note = "share of the time of steps; data: waiting for images";
+    let note = "fraction of the step time; data: waiting for images";
     add("stages", Section::Health, chart("Where the time goes", note, shares, Scale::Percent));
     let of_loader = |part: usize| Series {
         name: data.stages.iter().find_map(|s| s.loader.as_ref()).map_or("", |l| l.parts()[part].0).into(),
@@ -169,20 +168,20 @@ fn health(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
             .collect(),
     };
     let loader = (0..3).map(of_loader).collect();
-    let note = "µs an image, all views, on the loader's thread";
-    add("loader", Section::Health, chart("Preparation of images", note, loader, Scale::Plain));
+    let note = "µs per image with all views, on a loader thread";
+    add("loader", Section::Health, chart("Time to prepare an image", note, loader, Scale::Plain));
     let memory = |s: &crate::events::Stages| {
         s.peak_memory_bytes.map(|bytes| (s.epoch, bytes as f64 / f64::from(1 << 20)))
     };
     let memory = Series { name: "memory".into(), points: data.stages.iter().filter_map(memory).collect() };
-    add("memory", Section::Health, chart("Memory", "MiB, most so far", vec![memory], Scale::Plain));
+    add("memory", Section::Health, chart("Memory", "MiB, peak so far", vec![memory], Scale::Plain));
 }
 
 fn probes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     let metrics = data.metrics();
     for Metric { name, .. } in metrics.iter().filter(|m| m.kind == MetricKind::Accuracy) {
         let points = data.curve(name);
-        // A single value is in the table of verdicts already.
+        // The table of accuracies already shows a single value.
         if points.len() < 2 {
             continue;
         }
@@ -191,7 +190,7 @@ fn probes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
         let chart = Chart {
             title: format!("Accuracy by {name}"),
             x: EPOCH.into(),
-            y: "share of the test split classified correctly".into(),
+            y: "fraction of the test split classified correctly".into(),
             series: vec![Series { name: name.to_string(), points }],
             references: bases.into_iter().flatten().collect(),
             marks: marks(data),
@@ -222,10 +221,10 @@ fn probes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
 
 fn coagulation(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     let quantities = [
-        ("intra_cosine", "Cosine within prototypes", "mean v·c of samples and their prototype"),
+        ("intra_cosine", "Cosine within prototypes", "mean v·c of samples and their prototypes"),
         ("inter_cosine_mean", "Cosine between prototypes", "mean over pairs of occupied prototypes"),
         ("within_rank", "Rank within prototypes", "effective rank of a prototype's members"),
-        ("copies", "Prototypes that are copies", "share within cosine 0.95 of another"),
+        ("copies", "Prototypes that are copies", "fraction within cosine 0.95 of another"),
     ];
     let metrics = data.metrics();
     for (quantity, title, y) in quantities {
@@ -234,7 +233,7 @@ fn coagulation(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
             Some(Series { name: level.into(), points: data.curve(&m.name) })
         };
         let mut series: Vec<Series> = metrics.iter().filter_map(series_of).collect();
-        // Levels by their k, as in the figures of the clusterings; classes, which are there first, behind them.
+        // Levels are sorted by k, as in the figures of the clusterings; classes come last.
         let k = |s: &Series| s.name.strip_prefix('k').and_then(|k| k.split('#').next()?.parse().ok());
         series.sort_by_key(|s| k(s).unwrap_or(u64::MAX));
         let chart = Chart {
@@ -268,15 +267,17 @@ fn clustering(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
         let chart = Chart { title, x, y, series: series(value), ..Chart::default() };
         add(&format!("clustering-{name}"), Section::Clustering, chart);
     };
-    chart("objective", "k-means objective", "Σ‖x − c‖²", &|l| l.objective);
-    chart("imbalance", "Imbalance of prototypes", "K·Σ size²/n²; 1: all of one size", &|l| l.imbalance);
+    chart("objective", "Inertia of the clustering", "inertia Σ‖x − c‖²", &|l| l.objective);
+    chart("imbalance", "Imbalance of prototypes", "K·Σ size²/n²; 1: all of the same size", &|l| {
+        l.imbalance
+    });
     let spread = |l: &ClusterLevel| l.concentration_max / l.concentration_min;
     let churn = |l: &ClusterLevel| l.churn.unwrap_or(f64::NAN);
-    chart("churn", "Churn", "share that left its prototype", &churn);
-    chart("concentration", "Spread of concentrations φ", "largest φ over smallest", &spread);
+    chart("churn", "Churn", "fraction of samples that changed prototype", &churn);
+    chart("concentration", "Spread of concentrations φ", "largest φ / smallest φ", &spread);
 }
 
-/// Sizes and concentrations in descending order, and histograms of cosines.
+/// Sizes and concentrations of prototypes in descending order, and histograms of cosines.
 fn prototypes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     let Some(prototypes) = &data.prototypes else { return };
     let mut chart =
@@ -301,15 +302,15 @@ fn prototypes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
         "intra",
         "Cosines within prototypes",
         "v·c of a sample and its prototype",
-        "share of samples",
+        "fraction of samples",
         &|l| histogram(&l.intra),
     );
-    chart("inter", "Cosines between prototypes", "c·c' of two prototypes", "share of pairs", &|l| {
+    chart("inter", "Cosines between prototypes", "c·c' of two prototypes", "fraction of pairs", &|l| {
         histogram(&l.inter)
     });
 }
 
-/// The share of each bin at its middle; empty bins at both ends are left out but for one.
+/// Returns the fraction of each bin at its center. Only one empty bin is kept at each end.
 fn histogram(bins: &[u64]) -> Vec<(f64, f64)> {
     let total: u64 = bins.iter().sum();
     let occupied = |n: &u64| *n > 0;
@@ -326,8 +327,8 @@ fn pictures(embedding: &Embedding) -> Vec<Figure> {
         None => format!("component {}", i + 1),
     };
     let neighbors = match embedding.perplexity {
-        Some(p) => format!("perplexity {p:.0}; distances between groups mean nothing"),
-        None => "distances between groups mean nothing".into(),
+        Some(p) => format!("perplexity {p:.0}; distances between groups have no meaning"),
+        None => "distances between groups have no meaning".into(),
     };
     let mut figures = Vec::new();
     let mut add = |name: &str, title: &str, groups: &[u32], names: &[String]| {
@@ -350,13 +351,13 @@ fn pictures(embedding: &Embedding) -> Vec<Figure> {
         }
     };
     if let Some(labels) = &embedding.labels {
-        // Beyond twenty names, they would hide the points.
+        // More than twenty names would hide the points.
         let names = if embedding.classes.len() <= 20 { embedding.classes.clone() } else { Vec::new() };
         add("-classes", "by class", labels, &names);
     }
     if let Some(prototypes) = &embedding.prototypes {
         let count = prototypes.iter().collect::<std::collections::BTreeSet<_>>().len();
-        let title = format!("by prototype ({count} of them; colors repeat)");
+        let title = format!("by prototype ({count}; colors repeat)");
         add("-prototypes", &title, prototypes, &[]);
     }
     if embedding.labels.is_none() && embedding.prototypes.is_none() {

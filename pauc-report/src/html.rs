@@ -1,4 +1,4 @@
-//! The page.
+//! Renders the HTML page.
 
 use crate::axis::significant;
 use crate::data::ReportData;
@@ -28,7 +28,7 @@ struct Table {
     rows: Vec<Vec<String>>,
 }
 
-/// The cells of a probe of neighbors at many settings, one block a distance and space.
+/// A table of nearest-neighbor accuracies over settings, for one distance and space.
 #[derive(Serialize)]
 struct Grid {
     title: String,
@@ -46,10 +46,10 @@ struct SectionView {
 
 const NONE: &str = "–";
 
-/// The report as one HTML page.
+/// Renders the report as one HTML page.
 ///
 /// # Errors
-/// If the page's template fails, which no data of a run causes.
+/// If the page's template fails, which the data of a run cannot cause.
 pub fn render(data: &ReportData) -> Result<String> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
@@ -79,7 +79,7 @@ pub fn render(data: &ReportData) -> Result<String> {
     page.map_err(|e| Error::Other(e.into()))
 }
 
-/// A metric's name as HTML that may break after its slashes.
+/// Formats a metric's name as HTML with line breaks allowed after slashes.
 fn breakable(name: &str) -> String {
     escape(name).replace('/', "/<wbr>")
 }
@@ -92,7 +92,7 @@ fn plain(value: &serde_json::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_string)
 }
 
-/// A time span as a reader says it.
+/// Formats a duration.
 fn duration(seconds: f64) -> String {
     let rounded = seconds.round() as u64;
     match rounded {
@@ -156,13 +156,13 @@ fn warnings(data: &ReportData) -> Vec<String> {
         let failed = |m: &&Metric| m.kind == MetricKind::Converged && m.value == 0.0;
         for metric in probe.metrics.iter().filter(failed) {
             let name = metric.name.rsplit_once('/').map_or(&*metric.name, |(name, _)| name);
-            warnings.push(format!("{}{name} stopped before its fit converged", place(probe.step)));
+            warnings.push(format!("{}{name}: the fit stopped before it converged", place(probe.step)));
         }
     }
     if !data.damaged.is_empty() {
         let lines: Vec<String> = data.damaged.iter().take(5).map(usize::to_string).collect();
         let ellipsis = if data.damaged.len() > 5 { ", …" } else { "" };
-        warnings.push(format!("metrics.jsonl: unreadable lines left out: {}{ellipsis}", lines.join(", ")));
+        warnings.push(format!("metrics.jsonl: unreadable lines skipped: {}{ellipsis}", lines.join(", ")));
     }
     warnings
 }
@@ -180,25 +180,25 @@ fn sections(data: &ReportData) -> Vec<SectionView> {
         view(
             Section::Training,
             "Training",
-            "A term that stays at its chance level (dashed) has not learnt. Of long runs, lines are means over \
-             neighboring steps, with the lowest and highest value as a band.",
+            "A term that stays at its chance level (dashed) has not learned. In long runs, lines show means over \
+             neighboring steps, and bands the lowest and highest values.",
         ),
         view(
             Section::Health,
             "Health and time",
-            "Embeddings that collapse lose their spread and their rank. Times are those of the training steps, without probes, \
+            "The spread and the rank of collapsing embeddings fall. Times cover the training steps, without probes, \
              clustering and checkpoints.",
         ),
         view(
             Section::Probes,
             "Probes over epochs",
-            "What the frozen representation is worth while it is trained; dashed, the representations that cost nothing.",
+            "Accuracy of the frozen representation during training; dashed: the baselines.",
         ),
         view(
             Section::Coagulation,
             "Coagulation",
-            "Prototypes coagulate when the cosine within them and their rank go to 1 while prototypes stay apart and \
-             accuracy no longer rises.",
+            "Prototypes coagulate if the cosine and the rank within them approach 1 while they stay apart from each \
+             other and accuracy no longer rises.",
         ),
         SectionView {
             table: clustering_table(data),
@@ -211,7 +211,7 @@ fn sections(data: &ReportData) -> Vec<SectionView> {
     sections
 }
 
-/// How often and how long a run clustered; empty for one that did not.
+/// Returns the number and total time of clusterings; empty if there are none.
 fn clustering_note(data: &ReportData) -> String {
     let Some(last) = data.clusterings.last() else { return String::new() };
     let seconds: f64 = data.clusterings.iter().map(|c| c.seconds).filter(|s| s.is_finite()).sum();
@@ -223,7 +223,7 @@ fn clustering_note(data: &ReportData) -> String {
     )
 }
 
-/// The title of the section of embeddings, and how to read it.
+/// Returns the title and the note of the section of embeddings.
 fn embedding_title(data: &ReportData) -> (&'static str, String) {
     let embedding = data.embedding.as_ref();
     let title = match embedding.and_then(|e| e.test) {
@@ -234,9 +234,9 @@ fn embedding_title(data: &ReportData) -> (&'static str, String) {
     let shown = counts.filter(|(n, images)| (*n as u64) < *images);
     let shown = shown.map(|(n, images)| format!("The first {n} of {images} images. "));
     let note = format!(
-        "{}PCA: the two directions of largest variance, both at one scale; what is mixed there may still be \
-         apart in the other dimensions. t-SNE: neighbors stay neighbors; sizes of groups and distances \
-         between them mean nothing.",
+        "{}PCA: the two directions of largest variance, at the same scale; groups that overlap here may be \
+         separate in other dimensions. t-SNE: neighbors stay neighbors; sizes of groups and distances between \
+         them have no meaning.",
         shown.unwrap_or_default()
     );
     (title, note)
@@ -245,7 +245,7 @@ fn embedding_title(data: &ReportData) -> (&'static str, String) {
 fn clustering_table(data: &ReportData) -> Option<Table> {
     let last = data.clusterings.last()?;
     let head =
-        ["prototypes K", "objective Σ‖x − c‖²", "imbalance", "empty", "splits", "φ mean", "φ min", "φ max"];
+        ["prototypes K", "inertia Σ‖x − c‖²", "imbalance", "empty", "splits", "φ mean", "φ min", "φ max"];
     let row = |l: &crate::events::ClusterLevel| {
         let concentrations = [l.concentration_mean, l.concentration_min, l.concentration_max];
         let mut row = vec![l.k.to_string(), significant(l.objective), significant(l.imbalance)];
@@ -256,7 +256,8 @@ fn clustering_table(data: &ReportData) -> Option<Table> {
     Some(Table { head: head.map(str::to_string).to_vec(), rows: last.levels.iter().map(row).collect() })
 }
 
-/// The last values of `knn_grid/…/k…` and `knn_grid/…/k…/t…`: numbers of neighbors down, temperatures across.
+/// Returns tables of the last values of `knn_grid/…/k…` and `knn_grid/…/k…/t…`. Rows are numbers of
+/// neighbors, columns are temperatures.
 fn grids(data: &ReportData) -> Vec<Grid> {
     let mut cells: Vec<(String, u64, String, f64)> = Vec::new();
     for Metric { name, .. } in data.metrics() {
@@ -298,10 +299,10 @@ fn grids(data: &ReportData) -> Vec<Grid> {
     titles.into_iter().map(grid).collect()
 }
 
-/// How the metrics of a grid of neighbors begin.
+/// The prefix of the metrics of a grid of neighbors.
 const GRID: &str = "knn_grid/";
 
-/// Every metric's last value for the three subjects.
+/// Returns every metric's last value for the three subjects.
 fn metrics(data: &ReportData) -> Vec<(String, String, String, String)> {
     let cell = |subject, metric: &Metric| match (data.latest(subject, &metric.name), metric.kind) {
         (Some(v), MetricKind::Accuracy | MetricKind::GridAccuracy) => percent(Some(v)),
@@ -322,7 +323,7 @@ mod tests {
     use crate::events::{End, Log, Warning};
 
     #[test]
-    fn an_empty_run_is_a_page_too_and_text_is_escaped() {
+    fn an_empty_run_has_a_page_and_text_is_escaped() {
         let mut data = ReportData::from_log(Log::default());
         data.run.name = "<b>&".into();
         data.recipe = "Recipe(name: \"<b>\")".into();
@@ -332,11 +333,14 @@ mod tests {
             page.contains("<h1>&lt;b&gt;&amp;</h1>") && page.contains("Recipe(name: &quot;&lt;b&gt;&quot;)")
         );
         assert!(page.contains("step 3: K &gt; B") && page.contains("No accuracy was measured"));
-        assert!(page.contains("no end recorded") && !page.contains("<h2>"), "no section without data");
+        assert!(
+            page.contains("no end recorded") && !page.contains("<h2>"),
+            "sections without data are omitted"
+        );
     }
 
     #[test]
-    fn a_grid_of_neighbors_is_a_table_for_each_distance() {
+    fn a_grid_of_neighbors_has_one_table_per_distance() {
         let cell = |name: &str, value| format!(r#"{{"name":"{name}","value":{value}}}"#);
         let cells = [
             cell("knn_grid/cos/k1/t0.07", 0.5),
@@ -358,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn times_and_status_read_as_said() {
+    fn durations_and_status_are_formatted() {
         assert_eq!(
             [3.21, 59.6, 119.0, 600.0, 7300.0].map(duration),
             ["3.2 s", "60 s", "119 s", "10 min 0 s", "2 h 1 min"]

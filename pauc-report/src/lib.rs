@@ -1,21 +1,21 @@
-//! The report of a run: one HTML file that says what a run was, how it went, and what it is worth.
+//! The report of a run: one HTML file with the recipe, the course and the results of the run.
 //!
 //! Internal to pauc: any release may change it. Programs depend on `pauc`, components on `pauc-traits`.
 //!
-//! | module | what lives there |
+//! | module | contents |
 //! |---|---|
 //! | [`events`] | the types of `metrics.jsonl`, shared with its writer |
-//! | [`data`] | a run's folder read into [`ReportData`] |
-//! | [`figures`] | which figures a run has |
-//! | [`plot`], [`scatter`], [`axis`] | charts and clouds of points as SVG, and the numbers at their axes |
-//! | [`narrate`] | events as lines for people |
-//! | [`picture`] | a picture file inside a drawing |
-//! | [`tensorboard`] | the same numbers as TensorBoard's event files |
-//! | [`verdict`] | what the probes say against random weights and raw pixels |
+//! | [`data`] | reads the folder of a run into [`ReportData`] |
+//! | [`figures`] | the figures of a run |
+//! | [`plot`], [`scatter`], [`axis`] | charts and scatter plots as SVG, and the numbers at their axes |
+//! | [`narrate`] | events as lines of text |
+//! | [`picture`] | image files in figures |
+//! | [`tensorboard`] | the metrics as TensorBoard event files |
+//! | [`verdict`] | accuracies compared with the baselines |
 //! | [`html`] | the page |
 //!
-//! The page holds everything it shows: it loads nothing, works offline and on a phone, and follows the reader's
-//! choice of a light or dark page.
+//! The page is self-contained: it loads nothing, works offline and on a phone, and follows the reader's
+//! choice of light or dark mode.
 #![forbid(unsafe_code)]
 
 pub mod axis;
@@ -37,10 +37,10 @@ pub use html::render;
 use pauc_traits::{Error, Result, atomic};
 use std::path::{Path, PathBuf};
 
-/// Writes `report.html` into a run's folder and returns its path.
+/// Writes `report.html` into the folder of a run and returns its path.
 ///
-/// Reads `metrics.jsonl`, which has to be there, and `run.json`, `recipe.resolved.ron`, `figures/embedding.json`,
-/// `figures/prototypes.json` and `figures/prototypes.png` where they are.
+/// Reads `metrics.jsonl`, which is required, and if they exist `run.json`, `recipe.resolved.ron`,
+/// `figures/embedding.json`, `figures/prototypes.json` and `figures/prototypes.png`.
 ///
 /// # Errors
 /// If a file cannot be read or written, or `run.json` or `figures/embedding.json` is damaged.
@@ -49,7 +49,7 @@ pub fn write_report(run_dir: &Path) -> Result<PathBuf> {
     write(&run_dir.join("report.html"), &render(&data)?)
 }
 
-/// Writes every figure of the report as a file of its own, `figures/<name>.svg`, and returns the paths.
+/// Writes every figure of the report to its own file, `figures/<name>.svg`, and returns the paths.
 ///
 /// # Errors
 /// As for [`write_report`].
@@ -63,7 +63,7 @@ pub fn write_figures(run_dir: &Path) -> Result<Vec<PathBuf>> {
     figures.iter().map(write).collect()
 }
 
-/// Writes a file whole and returns its path.
+/// Writes a file atomically and returns its path.
 fn write(path: &Path, text: &str) -> Result<PathBuf> {
     atomic::write(path, text.as_bytes())?;
     Ok(path.to_path_buf())

@@ -1,9 +1,9 @@
-//! Events as lines for people: on the console, in `log.txt`, and where a run is followed.
+//! Events as lines of text, for the console, `log.txt` and `pauc-cli tail`.
 
 use crate::events::{self, Event, Subject};
 use pauc_traits::probe::MetricKind;
 
-/// The line that an event is to a person, if it is one.
+/// Formats an event as a line of text; `None` if it is not shown.
 pub fn line(event: &Event) -> Option<String> {
     match event {
         Event::Step(e) => {
@@ -31,7 +31,7 @@ pub fn line(event: &Event) -> Option<String> {
                 Subject::RandomInit => "random-init encoder: ",
                 Subject::RawPixels => "raw pixels: ",
             };
-            // The many numbers of coagulation are for the report; here stand the accuracies.
+            // Only accuracies are shown; the report has the other metrics.
             let accuracies = e.metrics.iter().filter(|m| m.kind == MetricKind::Accuracy);
             let shown: Vec<_> = accuracies.map(|m| format!("{} {:.1} %", m.name, m.value * 100.0)).collect();
             (!shown.is_empty()).then(|| format!("epoch {:.0}: {who}{}", e.epoch, shown.join("  ")))
@@ -61,7 +61,7 @@ fn health(e: &events::Health) -> String {
     line
 }
 
-/// Where the time went, the longest first; what took less than half a percent is left out.
+/// Formats the time of each stage, longest first, without stages below half a percent.
 fn stages(e: &events::Stages) -> String {
     let mut line = format!("epoch {:.0}: {:.0} images/s", e.epoch, e.images_per_second);
     let mut parts: Vec<_> =
@@ -85,7 +85,7 @@ mod tests {
     use pauc_traits::probe::Metric;
 
     #[test]
-    fn lines_say_what_happened() {
+    fn events_are_formatted_as_lines() {
         let accuracy = || Metric::accuracy("knn/cos/k20/t0.07", 0.791).into();
         let rank = || Metric::new("rankme/features", 3.0).into();
         let probe = |metrics| {

@@ -1,14 +1,14 @@
-//! A picture file inside a drawing.
+//! Figures that contain an image file.
 
 use crate::data::Prototypes;
 use crate::figure::{Figure, Section};
 use crate::plot::text;
 
-/// The contact sheet of prototypes; `None` if the file is no PNG.
+/// Returns the contact sheet of prototypes as a figure; `None` if the file is not a PNG.
 pub fn contact_sheet(png: &[u8], prototypes: &Prototypes) -> Option<Figure> {
     let (width, height) = size(png)?;
     const WIDTH: f64 = 400.0;
-    // Small images keep their pixels; the sheet is as wide as a drawing.
+    // The sheet is scaled to the width of a figure, without smoothing.
     let tall = WIDTH * height as f64 / width.max(1) as f64;
     let (title, top) = ("Images nearest to prototypes", 42.0);
     let mut svg = format!(
@@ -18,7 +18,7 @@ pub fn contact_sheet(png: &[u8], prototypes: &Prototypes) -> Option<Figure> {
     );
     text(&mut svg, (2.0, 14.0), "title", title);
     let note = format!(
-        "{} of {} prototypes, one a row, by size; nearest image first",
+        "{} of {} prototypes, one per row, by size; nearest image first",
         prototypes.shown.len(),
         prototypes.shown_of
     );
@@ -31,14 +31,14 @@ pub fn contact_sheet(png: &[u8], prototypes: &Prototypes) -> Option<Figure> {
     Some(Figure { name: "prototypes-nearest".into(), section: Section::Clustering, svg })
 }
 
-/// Width and height of a PNG file, which stand behind its signature.
+/// Returns width and height of a PNG file, which follow its signature.
 fn size(png: &[u8]) -> Option<(u32, u32)> {
     let chunks = png.strip_prefix(b"\x89PNG\r\n\x1a\n")?;
     let number = |offset: usize| Some(u32::from_be_bytes(*chunks.get(offset..)?.first_chunk()?));
     Some((number(8)?, number(12)?))
 }
 
-/// RFC 4648, with padding.
+/// Encodes bytes as base64 (RFC 4648), with padding.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_that_of_the_standard() {
+    fn base64_matches_the_examples_of_the_standard() {
         let pairs = [
             ("", ""),
             ("f", "Zg=="),
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sheet_keeps_its_proportions_and_other_files_are_left_out() {
+    fn a_sheet_keeps_its_aspect_ratio_and_other_files_are_skipped() {
         let png =
             [&b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"[..], &[0, 0, 0, 200, 0, 0, 0, 50], &[8, 2, 0, 0, 0]].concat();
         let figure =

@@ -1,13 +1,14 @@
 //! Charts as SVG text.
 //!
-//! Colors are CSS variables (`--ink`, `--muted`, `--grid`, `--paper`, `--c0` to `--c9`), so that one drawing serves
-//! light and dark pages; [`standalone`] adds the values that a file of its own needs. The drawing is as narrow as a
-//! phone and grows with the page, so that its text never becomes smaller than written.
+//! Colors are CSS variables (`--ink`, `--muted`, `--grid`, `--paper`, `--c0` to `--c9`), so that one chart
+//! works in light and dark mode; [`standalone`] adds the values for a separate file. Charts have the width of
+//! a phone and scale up with the page, so text is never smaller than its nominal size.
 
 use crate::axis::{number, significant, ticks};
 use std::fmt::Write;
 
-/// The colors of series, distinguishable with the usual color blindnesses, after Okabe and Ito; light page, dark page.
+/// The colors of series, after Okabe and Ito, distinguishable with common forms of color blindness: for light
+/// mode and for dark mode.
 pub const PALETTE: [(&str, &str); 10] = [
     ("#0072b2", "#58b0ea"),
     ("#d55e00", "#ff9557"),
@@ -21,13 +22,13 @@ pub const PALETTE: [(&str, &str); 10] = [
     ("#5f8f00", "#b2d95c"),
 ];
 
-/// The fonts of every drawing.
+/// The fonts of all charts.
 const FONT: &str = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif";
 
-/// How the numbers of the vertical axis are written.
+/// The number format of the vertical axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scale {
-    /// As they are.
+    /// Plain numbers.
     #[default]
     Plain,
     /// Fractions as percentages.
@@ -39,26 +40,26 @@ pub enum Scale {
 pub struct Series {
     /// Its name in the legend.
     pub name: String,
-    /// Its points, by ascending x; points that are not finite interrupt the line.
+    /// Its points, by ascending x. NaN or infinite points interrupt the line.
     pub points: Vec<(f64, f64)>,
 }
 
-/// A chart of lines over a common horizontal axis.
+/// A line chart.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chart {
-    /// What is shown.
+    /// The title.
     pub title: String,
     /// The quantity and unit along the horizontal axis.
     pub x: String,
     /// The quantity and unit along the vertical axis.
     pub y: String,
-    /// The lines; series i has color i.
+    /// The series; series i has color i.
     pub series: Vec<Series>,
-    /// Horizontal dashed lines with a name, such as chance levels.
+    /// Named horizontal dashed lines, such as chance levels.
     pub references: Vec<(String, f64)>,
-    /// Vertical dotted lines with a name, such as the begin of a phase.
+    /// Named vertical dotted lines, such as the begin of a phase.
     pub marks: Vec<(String, f64)>,
-    /// How the numbers of the vertical axis are written.
+    /// The number format of the vertical axis.
     pub scale: Scale,
 }
 
@@ -69,7 +70,7 @@ const RIGHT: f64 = 14.0;
 const BOTTOM: f64 = 36.0;
 const MARKS: f64 = 12.0;
 
-/// Text for XML, with what is special in it escaped.
+/// Escapes text for XML.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -84,12 +85,13 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// About how wide a text is, in units of the drawing: no font can be measured here, so on the generous side.
+/// Estimates the width of a text in units of the chart. Fonts cannot be measured here, so the estimate is
+/// generous.
 pub(crate) fn text_width(text: &str, size: f64) -> f64 {
     text.chars().map(|c| if "iljtf.,:;'|/()[] ".contains(c) { 0.34 } else { 0.58 }).sum::<f64>() * size
 }
 
-/// At most `limit` parts of the line: each one's mean point, with its lowest and highest value.
+/// Splits a line into at most `limit` parts; returns the mean point and the lowest and highest value of each.
 fn thin(points: &[(f64, f64)], limit: usize) -> Vec<(f64, f64, f64, f64)> {
     let part = points.len().div_ceil(limit).max(1);
     let summary = |part: &[(f64, f64)]| {
@@ -106,7 +108,7 @@ fn thin(points: &[(f64, f64)], limit: usize) -> Vec<(f64, f64, f64, f64)> {
     points.chunks(part).map(summary).collect()
 }
 
-/// The ranges of both axes, and the map from data to drawing.
+/// The ranges of both axes, and the mapping from data to chart coordinates.
 struct Frame {
     x: (f64, f64),
     y: (f64, f64),
@@ -130,14 +132,14 @@ fn range(values: impl Iterator<Item = f64>, pad: f64) -> (f64, f64) {
     if low > high {
         return (0.0, 1.0);
     }
-    // A constant gets room on both sides, a range its share.
+    // A constant gets a fixed margin, a range one in proportion to it.
     let room =
         if high - low <= 1e-9 * high.abs() { (high.abs() * 0.1).max(1e-6) } else { (high - low) * pad };
     (low - room, high + room)
 }
 
 impl Chart {
-    /// Whether there is anything to see.
+    /// Whether there is nothing to show.
     pub fn is_empty(&self) -> bool {
         !self.series.iter().any(|s| s.points.iter().any(|p| p.1.is_finite()))
     }
@@ -149,11 +151,11 @@ impl Chart {
         }
     }
 
-    /// The chart as an `<svg>` element that uses the page's CSS variables.
+    /// Renders the chart as an `<svg>` element that uses the page's CSS variables.
     pub fn svg(&self) -> String {
         let thinned: Vec<Vec<_>> = self.series.iter().map(|s| thin(&s.points, 240)).collect();
         let legend = self.legend();
-        // The names of marks have a row of their own above the plot, where no line runs through them.
+        // The names of marks have their own row above the plot, where no line crosses them.
         let top = 40.0 + 15.0 * legend.len() as f64 + if self.marks.is_empty() { 0.0 } else { MARKS };
         let points = || thinned.iter().flatten();
         let xs = points().map(|p| p.0).chain(self.marks.iter().map(|m| m.1));
@@ -175,7 +177,7 @@ impl Chart {
         out
     }
 
-    /// The legend's rows; none for a single series, which the title names.
+    /// Returns the rows of the legend; none for a single series, whose name is in the title.
     fn legend(&self) -> Vec<Vec<(usize, &str)>> {
         if self.series.len() < 2 {
             Vec::new()
@@ -250,7 +252,7 @@ impl Chart {
         }
     }
 
-    /// Reference lines and marks, with their names where they fit.
+    /// Draws reference lines and marks, with their names where they fit.
     fn annotations(&self, out: &mut String, frame: &Frame) {
         for (name, x) in &self.marks {
             let (x, floor) = (frame.x(*x), frame.top + PLOT);
@@ -271,7 +273,7 @@ impl Chart {
                 "<line class=\"reference\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>",
                 WIDTH - RIGHT
             );
-            // Above its line, or below where another name or the frame is in the way.
+            // Above its line, or below it if another name or the frame is in the way.
             let is_free =
                 |height: &f64| *height > frame.top + 16.0 && taken.iter().all(|t| (t - height).abs() > 11.0);
             let height = [y - 4.0, y + 11.0].into_iter().find(is_free).unwrap_or(y - 4.0);
@@ -289,7 +291,7 @@ impl Chart {
     }
 }
 
-/// The rows of a legend, as (color, name), that fit the width of a drawing.
+/// Arranges a legend in rows of (color, name) that fit the width of a chart.
 pub(crate) fn legend_rows<'a>(names: impl Iterator<Item = &'a str>) -> Vec<Vec<(usize, &'a str)>> {
     let mut rows: Vec<Vec<(usize, &str)>> = Vec::new();
     let mut used = f64::INFINITY;
@@ -332,7 +334,7 @@ pub(crate) fn text(out: &mut String, (x, y): (f64, f64), class: &str, text: &str
     let _ = write!(out, "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>", escape(text));
 }
 
-/// The rules that every drawing needs, for the page or for a file of its own.
+/// The CSS rules of all charts, for the page or a separate file.
 pub const STYLE: &str = "\
 .plot text{fill:var(--ink);font-size:11px}\
 .plot .title{font-size:13px;font-weight:600}\
@@ -351,7 +353,7 @@ pub const STYLE: &str = "\
 .plot .dots{fill:none;stroke-width:2.6;stroke-linecap:round;stroke-opacity:.62}\
 .plot .place{font-size:11px;font-weight:600;text-anchor:middle;paint-order:stroke;stroke:var(--paper);stroke-width:3.5px;stroke-linejoin:round}";
 
-/// The values of the CSS variables; `dark` for dark pages.
+/// Returns the values of the CSS variables; `dark` for dark mode.
 pub fn colors(dark: bool) -> String {
     let (ink, muted, grid, paper) = if dark {
         ("#e6e8ec", "#9aa3b2", "#2c323c", "#14171c")
@@ -365,7 +367,7 @@ pub fn colors(dark: bool) -> String {
     css
 }
 
-/// A drawing made complete as a file of its own, in light colors on white.
+/// Makes a standalone SVG file of a chart, in light colors on white.
 pub fn standalone(svg: &str) -> String {
     let style = format!("<style>svg{{{};background:#fff}}{STYLE}</style>", colors(false));
     match svg.find('>') {

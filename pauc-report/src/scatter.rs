@@ -1,21 +1,22 @@
-//! Clouds of points in two dimensions, colored by group.
+//! Scatter plots, colored by group.
 
 use crate::plot::{PALETTE, draw_legend, escape, legend_rows, text};
 use std::fmt::Write;
 use std::ops::Range;
 
-/// A cloud of points. Both directions have the same scale, for distances are what the eye reads.
+/// A scatter plot. Both axes have the same scale, so that distances are comparable.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scatter {
-    /// What is shown.
+    /// The title.
     pub title: String,
-    /// What the two directions are, in one line.
+    /// The meaning of the two axes, in one line.
     pub axes: String,
     /// The points.
     pub points: Vec<[f32; 2]>,
-    /// Each point's group; groups take the colors in turn, so beyond ten, colors repeat.
+    /// Each point's group. Groups cycle through ten colors.
     pub groups: Vec<u32>,
-    /// The names of the groups, written at their middle and, where colors do not repeat, in a legend; may be empty.
+    /// The names of the groups, shown at their center and, if colors do not repeat, in a legend; may be
+    /// empty.
     pub names: Vec<String>,
 }
 
@@ -24,8 +25,8 @@ const EDGE: f64 = 372.0;
 const LIMIT: usize = 4000;
 
 impl Scatter {
-    /// The cloud as an `<svg>` element that uses the page's CSS variables. Of more than 4000 points, 4000 evenly
-    /// spaced ones are drawn.
+    /// Renders the plot as an `<svg>` element that uses the page's CSS variables. At most 4000 evenly spaced
+    /// points are drawn.
     pub fn svg(&self) -> String {
         let count = self.points.len().min(self.groups.len());
         let step = count.div_ceil(LIMIT).max(1);
@@ -76,7 +77,7 @@ impl Scatter {
         out
     }
 
-    /// Writes the names of the groups at the middle of their chosen points, within the `inside` of the frame.
+    /// Writes the names of the groups at the center of their drawn points, within the frame `inside`.
     fn write_names(
         &self,
         out: &mut String,
@@ -94,7 +95,7 @@ impl Scatter {
             let half = crate::plot::text_width(name, 11.0) / 2.0 + 2.0;
             let [x, y] = middle(&members);
             let (x, y) = (x.clamp(half + 2.0, (WIDTH - half - 2.0).max(half)), y + 4.0);
-            // The nearest free height, so that names of overlapping groups stay readable.
+            // Moves a name to the nearest free height, so that names of overlapping groups stay readable.
             let is_free = |height: &f64| {
                 let overlaps =
                     |(tx, ty): &(f64, f64)| (ty - height).abs() <= 12.0 && (tx - x).abs() <= 2.0 * half;
@@ -123,7 +124,7 @@ mod tests {
         let points = vec![[0.0, 0.0], [10.0, 0.0], [0.0, 5.0], [f32::NAN, 1.0]];
         let names = vec!["zero".into(), "<one>".into()];
         let svg = Scatter { points, groups: vec![0, 1, 11, 0], names, ..Scatter::default() }.svg();
-        assert_eq!(svg.matches("h0").count(), 3, "the point that is not finite stays out");
+        assert_eq!(svg.matches("h0").count(), 3, "a NaN or infinite point is not drawn");
         // 10 units are 100/104 of the edge.
         let reach = 10.0 / 10.4 * EDGE;
         let (left, right) = (WIDTH / 2.0 - reach / 2.0, WIDTH / 2.0 + reach / 2.0);

@@ -1,8 +1,9 @@
-//! TensorBoard's event files, written by hand: records of TensorFlow's framing around protocol buffers `Event`.
+//! Writes TensorBoard event files: `Event` protocol buffers in TensorFlow's record framing.
 //!
-//! A record is its length (u64), the masked CRC32C of the length, the data, and the masked CRC32C of the data, all little
-//! endian. An `Event` holds `wall_time` (1, double), `step` (2, int64), `file_version` (3, string) or `summary` (5), a summary
-//! values (1) of `tag` (1, string) and `simple_value` (2, float).
+//! A record consists of its length (u64), the masked CRC32C of the length, the data, and the masked CRC32C of
+//! the data, all little-endian. An `Event` holds `wall_time` (1, double), `step` (2, int64), and
+//! `file_version` (3, string) or `summary` (5). A summary holds values (1), each with `tag` (1, string) and
+//! `simple_value` (2, float).
 
 use crate::events::{Event, Stages, Subject};
 use pauc_traits::{Error, Result};
@@ -11,8 +12,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// An event file that grows with a run. A run that is continued begins another one in the same folder; TensorBoard reads
-/// them together, and lets the later one replace steps that both have.
+/// An event file of a run. A resumed run starts another file in the same folder. TensorBoard reads them
+/// together; for steps in both, the later file wins.
 #[derive(Debug)]
 pub struct EventFile {
     path: PathBuf,
@@ -20,10 +21,10 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Begins a file in a folder: `events.out.tfevents.<seconds>.pauc.<process>`.
+    /// Creates the file `events.out.tfevents.<seconds>.pauc.<process>` in a folder.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk cannot be written.
     pub fn create(folder: &Path) -> Result<Self> {
         let time = now();
         let name = format!("events.out.tfevents.{:010}.pauc.{}", time as u64, std::process::id());
@@ -36,15 +37,15 @@ impl EventFile {
         Ok(this)
     }
 
-    /// The file's path.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Appends the numbers of an event, in one write; events without numbers add nothing.
+    /// Appends the numbers of an event in one write; events without numbers are skipped.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk cannot be written.
     pub fn append(&mut self, event: &Event) -> Result<()> {
         match scalars(event) {
             Some((step, values)) if !values.is_empty() => self.write(&summary(now(), step, &values)),
@@ -61,7 +62,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
-/// The numbers of an event with their tags, and its step. Numbers that are not finite are left out.
+/// Returns the step of an event and its numbers with their tags, without NaN and infinite numbers.
 pub fn scalars(event: &Event) -> Option<(u64, Vec<(String, f64)>)> {
     let mut values: Vec<(String, f64)> = Vec::new();
     let mut put = |tag: String, value: f64| values.push((tag, value));
@@ -119,7 +120,7 @@ pub fn scalars(event: &Event) -> Option<(u64, Vec<(String, f64)>)> {
     Some((step, values))
 }
 
-/// Where the time of an epoch went.
+/// Adds the time of each stage of an epoch.
 fn put_stages(e: &Stages, mut put: impl FnMut(String, f64)) {
     put("stages/images_per_second".into(), e.images_per_second);
     for s in &e.stages {
@@ -163,7 +164,7 @@ fn bytes(field: u8, value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Seven bits a byte, the lowest first; the highest bit says that more follow.
+/// Encodes a varint: seven bits per byte, lowest first; the high bit marks that more bytes follow.
 fn varint(mut value: u64) -> Vec<u8> {
     let mut out = Vec::new();
     while value >= 128 {
@@ -183,12 +184,13 @@ fn record(data: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Rotated and shifted, so that a checksum of data that holds checksums stays a good one.
+/// Masks a checksum by rotating and adding a constant, because checksums of data that contains checksums are
+/// weak.
 fn masked(crc: u32) -> u32 {
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// The cyclic redundancy check of Castagnoli's polynomial, bit by bit from the low end: events are short.
+/// Computes CRC32C (Castagnoli) bit by bit; events are short.
 fn crc32c(data: &[u8]) -> u32 {
     !data.iter().fold(!0u32, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1)))
@@ -202,7 +204,7 @@ mod tests {
 
     #[test]
     fn checksums_are_those_of_the_standard() {
-        // RFC 3720, B.4, and the customary check value.
+        // RFC 3720, B.4, and the standard check value.
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
         assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
         assert_eq!(crc32c(&(0..32).collect::<Vec<u8>>()), 0x46dd_794e);

@@ -1,31 +1,31 @@
-//! What the probes say: the trained representation against random weights and raw pixels.
+//! Compares the trained representation with random weights and raw pixels.
 
 use crate::axis::significant;
 use crate::data::ReportData;
 use crate::events::{Metric, Subject};
 use pauc_traits::probe::MetricKind;
 
-/// One accuracy of the three representations, as fractions.
+/// One accuracy of the three representations, as a fraction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// The metric, protocol included.
     pub metric: String,
     /// The same network before the first step.
     pub random_init: Option<f64>,
-    /// The pixels themselves.
+    /// The raw pixels.
     pub raw_pixels: Option<f64>,
     /// The trained representation, at the last probe.
     pub trained: Option<f64>,
 }
 
 impl Verdict {
-    /// The trained accuracy minus that of the better of the two baselines, if there is one.
+    /// Returns the trained accuracy minus that of the better baseline, if there is one.
     pub fn gain(&self) -> Option<f64> {
         let best = self.random_init.into_iter().chain(self.raw_pixels).reduce(f64::max)?;
         Some(self.trained? - best)
     }
 
-    /// The verdict in a sentence, for a metric with a trained value.
+    /// Returns the verdict as a sentence, for a metric with a trained value.
     pub fn sentence(&self) -> Option<String> {
         let trained = self.trained?;
         let against = |name: &str, base: Option<f64>| {
@@ -34,7 +34,7 @@ impl Verdict {
             Some(match points {
                 p if p >= 0.05 => format!("{size} above {name}"),
                 p if p <= -0.05 => format!("{size} below {name}"),
-                _ => format!("level with {name}"),
+                _ => format!("equal to {name}"),
             })
         };
         let parts = [against("raw pixels", self.raw_pixels), against("random weights", self.random_init)];
@@ -44,7 +44,7 @@ impl Verdict {
     }
 }
 
-/// The verdicts by every accuracy of the run.
+/// Returns the verdicts for every accuracy of the run.
 pub fn verdicts(data: &ReportData) -> Vec<Verdict> {
     let verdict = |metric: &Metric| Verdict {
         metric: metric.name.clone(),
@@ -55,35 +55,37 @@ pub fn verdicts(data: &ReportData) -> Vec<Verdict> {
     data.metrics().into_iter().filter(|m| m.kind == MetricKind::Accuracy).map(verdict).collect()
 }
 
-/// Epochs in a row after which a loss at its chance level is worth a word: the first has the warm-up of the rate.
+/// Epochs in a row after which a loss at its chance level is reported. The first epoch contains the
+/// learning-rate warm-up.
 pub const EPOCHS_AT_CHANCE: u64 = 2;
 /// The spread below which embeddings count as collapsed.
 pub const COLLAPSED: f64 = 0.1;
-/// The share of a level's prototypes that may be without samples.
+/// The fraction of a level's prototypes that may have no samples.
 pub const DEAD: f64 = 0.1;
 
-/// What the end of the run says of its health: what is wrong, or that nothing is.
+/// A statement about the health of the run at its end: a problem, or that there are none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// In a sentence.
+    /// The statement.
     pub sentence: String,
-    /// Whether all is well.
+    /// Whether it is good.
     pub well: bool,
 }
 
-/// The state of terms, embeddings and prototypes at the end of the last epoch; nothing before the first epoch's.
+/// Returns the conditions of terms, embeddings and prototypes at the end of the last epoch; none before the
+/// end of the first.
 pub fn conditions(data: &ReportData) -> Vec<Condition> {
     let Some(last) = data.health.last() else { return Vec::new() };
     let mut wrong = Vec::new();
     for t in last.terms.iter().filter(|t| t.is_stuck(EPOCHS_AT_CHANCE)) {
         let (mean, chance) = (significant(t.mean), significant(t.chance.unwrap_or(f64::NAN)));
         wrong.push(format!(
-            "{} ended no better than chance, for {} epochs in a row: {mean} against {chance}.",
+            "{} was no better than chance in the last {} epochs: {mean}, chance {chance}.",
             t.name, t.epochs_at_chance
         ));
     }
     if last.spread < COLLAPSED {
-        wrong.push(format!("The embeddings collapsed: their spread is {}.", significant(last.spread)));
+        wrong.push(format!("The embeddings have collapsed: their spread is {}.", significant(last.spread)));
     }
     for l in data.clusterings.last().iter().flat_map(|c| &c.levels) {
         if l.empty as f64 > DEAD * l.k as f64 {
@@ -95,14 +97,14 @@ pub fn conditions(data: &ReportData) -> Vec<Condition> {
     }
     let mut parts = Vec::new();
     if last.terms.iter().any(|t| t.chance.is_some() && !t.regularizer) {
-        parts.push("no loss sits at its chance level".to_string());
+        parts.push("no loss is at its chance level".to_string());
     }
     if last.spread.is_finite() {
         let rank = significant(last.rank);
         parts.push(format!("embeddings are spread ({:.2} of 1, effective rank {rank})", last.spread));
     }
     if !data.clusterings.is_empty() {
-        parts.push("hardly any prototype is without samples".into());
+        parts.push("few prototypes are empty".into());
     }
     let sentence = format!("Healthy: {}.", parts.join(", "));
     if parts.is_empty() { Vec::new() } else { vec![Condition { sentence, well: true }] }
@@ -115,7 +117,7 @@ mod tests {
     use pauc_testing::{assert_within, tolerance};
 
     #[test]
-    fn the_sentence_says_which_side_of_the_baselines_it_is() {
+    fn the_sentence_compares_with_the_baselines() {
         let verdict = |random_init, raw_pixels| Verdict {
             metric: "knn/cos/k20/t0.07".into(),
             random_init,
@@ -134,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_at_the_end_is_said_and_nothing_else() {
+    fn only_problems_at_the_end_are_reported() {
         let term = |name: &str, epochs_at_chance| TermMean {
             name: name.into(),
             mean: 5.01,
@@ -150,18 +152,18 @@ mod tests {
         assert_eq!(wrong.len(), 2);
         assert_eq!(
             wrong[0].sentence,
-            "A ended no better than chance, for 3 epochs in a row: 5.010 against 5.000."
+            "A was no better than chance in the last 3 epochs: 5.010, chance 5.000."
         );
-        assert!(wrong[1].sentence.contains("collapsed: their spread is 0.02000") && !wrong[1].well);
+        assert!(wrong[1].sentence.contains("have collapsed: their spread is 0.02000") && !wrong[1].well);
         // The last epoch counts.
         data.health.push(health(0.8, vec![term("A", 0)]));
         let healthy = conditions(&data);
-        let want = "Healthy: no loss sits at its chance level, embeddings are spread (0.80 of 1, effective rank 12.34).";
+        let want = "Healthy: no loss is at its chance level, embeddings are spread (0.80 of 1, effective rank 12.34).";
         assert_eq!(healthy, [Condition { sentence: want.into(), well: true }]);
     }
 
     #[test]
-    fn an_accuracy_of_any_name_has_a_verdict_and_a_detail_has_none() {
+    fn every_accuracy_has_a_verdict_and_a_detail_has_none() {
         use pauc_traits::probe::Metric;
         let metrics = [
             Metric::accuracy("mine", 0.5),

@@ -1,6 +1,6 @@
-//! A whole report from a run's folder.
+//! A complete report from the folder of a run.
 
-// The helpers of tests may unwrap as the tests themselves may.
+// Helpers may unwrap, like the tests themselves.
 #![allow(clippy::unwrap_used)]
 
 mod synthetic;
@@ -34,7 +34,7 @@ fn the_page_loads_nothing_and_holds_every_part() {
         "t-SNE, by class",
         "Neighbors at many settings",
         "Where the time goes",
-        "Healthy: no loss sits at its chance level",
+        "Healthy: no loss is at its chance level",
         "Resolved recipe",
         "avx512",
         "most prototypes have a single sample",
@@ -81,7 +81,7 @@ fn a_crashed_run_has_a_report() {
     let (dir, _) = page();
     let path = dir.path().join("metrics.jsonl");
     let text = std::fs::read_to_string(&path).unwrap();
-    // Cut in the middle of a step of the warm-up: no prototypes, no linear probe, no end.
+    // Truncated within a warm-up step: no prototypes, no linear probe, no end.
     std::fs::write(&path, &text[..text.len() / 6]).unwrap();
     std::fs::remove_file(dir.path().join("figures/embedding.json")).unwrap();
     std::fs::remove_file(dir.path().join("run.json")).unwrap();

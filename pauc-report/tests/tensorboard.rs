@@ -1,9 +1,9 @@
-//! Event files, read by a reader of this test's own, and by TensorBoard's where it is installed.
+//! Reads event files with the reader below, and with TensorBoard's if it is installed.
 
-// The helpers of tests may unwrap as the tests themselves may.
+// Helpers may unwrap, like the tests themselves.
 #![allow(clippy::unwrap_used)]
 
-#[allow(dead_code)] // this test needs the events alone
+#[allow(dead_code)] // this test needs only the events
 mod synthetic;
 
 use pauc_report::tensorboard::{EventFile, scalars};
@@ -14,7 +14,7 @@ use std::process::Command;
 /// Values by tag and step.
 type Scalars = BTreeMap<String, BTreeMap<u64, f32>>;
 
-/// An event file of a whole run, and what has to stand in it.
+/// An event file of a complete run, and its expected values.
 fn written(folder: &Path) -> (std::path::PathBuf, Scalars) {
     let mut file = EventFile::create(folder).unwrap();
     let mut want = Scalars::new();
@@ -38,7 +38,7 @@ fn written(folder: &Path) -> (std::path::PathBuf, Scalars) {
     (file.path().to_path_buf(), want)
 }
 
-/// CRC32C by a table, unlike the writer.
+/// CRC32C with a table, as a check of the writer's bitwise version.
 fn crc(data: &[u8]) -> u32 {
     let table: Vec<u32> = (0..256u32)
         .map(|byte| (0..8).fold(byte, |c, _| if c & 1 == 1 { c >> 1 ^ 0x82f6_3b78 } else { c >> 1 }))
@@ -50,7 +50,7 @@ fn masked(data: &[u8]) -> u32 {
     crc(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// The fields of a protocol buffer: number, and bytes or a number's bits.
+/// The fields of a protocol buffer: field number, and the bytes or the bits of the value.
 fn fields(mut data: &[u8]) -> Vec<(u64, Vec<u8>)> {
     fn varint(data: &mut &[u8]) -> u64 {
         let (mut value, mut shift) = (0, 0);
@@ -123,7 +123,7 @@ tags = events.Tags()["scalars"]
 print(json.dumps({tag: {e.step: e.value for e in events.Scalars(tag)} for tag in tags}))
 "#;
 
-/// A Python that has TensorBoard: `PAUC_PYTHON`, or `python3`.
+/// Returns a Python with TensorBoard: `PAUC_PYTHON`, or `python3`.
 fn python() -> Option<String> {
     let python = std::env::var("PAUC_PYTHON").unwrap_or_else(|_| "python3".into());
     let output = Command::new(&python).args(["-c", "import tensorboard"]).output();
@@ -133,7 +133,7 @@ fn python() -> Option<String> {
 #[test]
 fn tensorboard_reads_what_was_written() {
     let Some(python) = python() else {
-        println!("skipped: no Python with tensorboard; name one in PAUC_PYTHON");
+        println!("skipped: no Python with tensorboard; set PAUC_PYTHON");
         return;
     };
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Images and labels that lie in arrays.
+//! Images and labels from arrays.
 
 use super::{names, splits};
 use crate::MemoryImages;
@@ -7,7 +7,7 @@ use pauc_traits::{Error, ImageShape, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// In which order an array of images of more than one channel has its axes.
+/// The order of the axes in an array of images with more than one channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Layout {
     /// N×H×W×C.
@@ -16,12 +16,12 @@ pub enum Layout {
     ChannelsFirst,
 }
 
-/// The types of number that arrays of images and labels have.
+/// The element types of arrays of images and labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Number {
-    /// Unsigned, of so many bytes.
+    /// Unsigned, with this many bytes.
     Unsigned(usize),
-    /// Signed, of so many bytes.
+    /// Signed, with this many bytes.
     Signed(usize),
 }
 
@@ -33,16 +33,16 @@ impl Number {
     }
 }
 
-/// An array, little-endian, last axis fastest.
+/// An array in little-endian byte order, the last axis varying fastest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Array {
-    /// What it is called in messages: its file, and its name there.
+    /// Its name in messages: the file, and the name in the file.
     pub origin: PathBuf,
-    /// The lengths of its axes.
+    /// The length of each axis.
     pub shape: Vec<usize>,
-    /// The type of its numbers.
+    /// The element type.
     pub number: Number,
-    /// Its bytes.
+    /// The bytes of the elements.
     pub bytes: Vec<u8>,
 }
 
@@ -51,10 +51,10 @@ impl Array {
         Error::damaged(&self.origin, message)
     }
 
-    /// The array as class labels.
+    /// Converts the array to class labels.
     fn labels(&self) -> Result<Vec<u32>> {
         if self.shape.len() != 1 {
-            return Err(self.damaged(format!("has {:?} values; labels are one after the other", self.shape)));
+            return Err(self.damaged(format!("has the shape {:?}; labels need one dimension", self.shape)));
         }
         let size = self.number.bytes();
         let label = |(i, bytes): (usize, &[u8])| {
@@ -62,30 +62,31 @@ impl Array {
             let value = bytes.iter().rev().fold(0u64, |n, b| (n << 8) | u64::from(*b));
             match u32::try_from(value) {
                 Ok(v) if !signed && v < 1 << 20 => Ok(v),
-                _ => Err(self.damaged(format!("label {i} is not one of 0..{}", (1 << 20) - 1))),
+                _ => Err(self.damaged(format!("label {i} is out of range; expected 0 to {}", (1 << 20) - 1))),
             }
         };
         self.bytes.chunks_exact(size).enumerate().map(label).collect()
     }
 
-    /// The array as images.
+    /// Converts the array to images.
     fn images(self, layout: Layout, labels: Option<Vec<u32>>) -> Result<MemoryImages> {
         if self.number != Number::Unsigned(1) {
             return Err(
-                self.damaged("has other numbers than bytes; images are unsigned bytes, 0 to 255".into())
+                self.damaged("has elements that are not bytes; images are unsigned bytes, 0 to 255".into())
             );
         }
         let (height, width, channels) = match (&self.shape[..], layout) {
             ([_, h, w], _) => (*h, *w, 1),
             ([_, h, w, c], Layout::ChannelsLast) | ([_, c, h, w], Layout::ChannelsFirst) => (*h, *w, *c),
             (other, _) => {
-                return Err(self
-                    .damaged(format!("has the shape {other:?}; images are N×H×W, or N×H×W×C by `layout`")));
+                return Err(self.damaged(format!(
+                    "has the shape {other:?}; expected N×H×W, or the four axes of `layout`"
+                )));
             }
         };
         if !matches!(channels, 1 | 3) {
             let message = format!(
-                "has images of {channels} channels in the shape {:?}; 1 and 3 are possible, see `layout`",
+                "has images of {channels} channels in the shape {:?}; expected 1 or 3, see `layout`",
                 self.shape
             );
             return Err(self.damaged(message));
@@ -112,7 +113,7 @@ impl Array {
 /// The arrays of one split: images, and labels if there are any.
 pub(super) type Pair = (Array, Option<Array>);
 
-/// Splits of arrays. Classes are called by their numbers.
+/// Makes splits from arrays. The names of the classes are their numbers.
 pub(super) fn open(title: &str, train: Pair, test: Option<Pair>, layout: Layout) -> Result<Splits> {
     let part = |(images, labels): Pair| -> Result<MemoryImages> {
         let labels = labels.map(|l| l.labels().map(|v| (v, l.origin))).transpose()?;
@@ -146,9 +147,9 @@ pub(super) fn open(title: &str, train: Pair, test: Option<Pair>, layout: Layout)
     Ok(splits(train, test, names(&classes), description))
 }
 
-/// The error of a file that cannot be opened.
+/// Reads a file, or reports why it cannot be opened.
 pub(super) fn bytes_of(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| super::cannot_open(path, e, "write the arrays there"))
+    std::fs::read(path).map_err(|e| super::cannot_open(path, e, "save the arrays there"))
 }
 
 #[cfg(test)]
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_and_images_belong_together() {
+    fn labels_and_images_must_match_in_number() {
         let images = |n: usize| array(&[n, 1, 2], Number::Unsigned(1), vec![7; 2 * n]);
         let labels = |l: &[u8]| Some(array(&[l.len()], Number::Unsigned(1), l.to_vec()));
         let splits =

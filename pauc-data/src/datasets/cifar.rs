@@ -1,27 +1,28 @@
-//! The binary format of CIFAR: records of labels and a 32×32 picture.
+//! The binary format of CIFAR: records of labels and a 32×32 image.
 //!
-//! A record of CIFAR-10 is one byte of label and 3072 bytes of pixels, one of CIFAR-100 two bytes of labels (coarse,
-//! fine) and 3072 bytes. The pixels are three planes, red, green, blue, row by row. Source: Krizhevsky, *Learning
-//! multiple layers of features from tiny images*, 2009; <https://www.cs.toronto.edu/~kriz/cifar.html>.
+//! A record of CIFAR-10 is one label byte and 3072 bytes of pixels. A record of CIFAR-100 has two label bytes
+//! (coarse, fine) before the pixels. The pixels are three planes (red, green, blue), row by row. Source:
+//! Krizhevsky, *Learning multiple layers of features from tiny images*, 2009;
+//! <https://www.cs.toronto.edu/~kriz/cifar.html>.
 
 use super::cannot_open;
 use pauc_traits::{Error, ImageShape, Result};
 use std::path::{Path, PathBuf};
 
-/// The shape of every picture.
+/// The shape of every image.
 pub const SHAPE: ImageShape = ImageShape { height: 32, width: 32, channels: 3 };
 const PLANE: usize = 32 * 32;
 
-/// Pictures, channels last, and `N` labels of each.
+/// Images, channels last, with `N` labels each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Records<const N: usize> {
-    /// All pixels, picture after picture.
+    /// The pixels of all images, one image after the other.
     pub pixels: Vec<u8>,
-    /// For each kind of label, those of all pictures.
+    /// For each kind of label, the labels of all images.
     pub labels: [Vec<u32>; N],
 }
 
-/// Reads `files`, one after the other; label kind i has `classes[i]` classes.
+/// Reads `files` in order; label kind i has `classes[i]` classes.
 ///
 /// # Errors
 /// If a file cannot be opened, its length is not a multiple of a record's, or a label is out of range.
@@ -47,8 +48,8 @@ fn append<const N: usize>(
         return Err(Error::damaged(
             path,
             format!(
-                "is truncated: records of {size} bytes expected, {} bytes found ({complete} records and {remainder} bytes); \
-                 fetch it again",
+                "is truncated; expected records of {size} bytes, got {} bytes ({complete} records and {remainder} bytes); \
+                 download it again",
                 bytes.len()
             ),
         ));
@@ -62,7 +63,7 @@ fn append<const N: usize>(
             if usize::from(*label) >= classes {
                 return Err(Error::damaged(
                     path,
-                    format!("record {i} has label {label} of {classes} classes"),
+                    format!("record {i} has label {label}; expected 0 to {}", classes - 1),
                 ));
             }
             list.push(u32::from(*label));
@@ -78,7 +79,8 @@ fn append<const N: usize>(
 pub(super) mod tests {
     use super::*;
 
-    /// `count` records with labels from `label` and red = the number of the record, green = row, blue = column.
+    /// Returns `count` records with labels from `label`, red = the index of the record, green = row, blue =
+    /// column.
     pub fn file<const N: usize>(count: usize, label: impl Fn(usize) -> [u8; N]) -> Vec<u8> {
         let record = |i: usize| {
             let mut bytes = label(i).to_vec();
@@ -98,9 +100,9 @@ pub(super) mod tests {
         assert_eq!(records.labels, [vec![1, 1, 1], vec![0, 1, 2]]);
         assert_eq!(records.pixels[2 * 3072 + (5 * 32 + 7) * 3..][..3], [2, 5, 7]);
         let text = append(&mut records, &bytes[..7000], [2, 3], Path::new("a.bin")).unwrap_err().to_string();
-        assert!(text.contains("7000 bytes found (2 records and 852 bytes)"), "{text}");
+        assert!(text.contains("got 7000 bytes (2 records and 852 bytes)"), "{text}");
         let text = append(&mut records, &bytes, [2, 2], Path::new("a.bin")).unwrap_err().to_string();
-        assert_eq!(text, "a.bin: record 2 has label 2 of 2 classes");
+        assert_eq!(text, "a.bin: record 2 has label 2; expected 0 to 1");
         assert!(append(&mut records, &[], [2, 2], Path::new("a.bin")).is_err());
     }
 }

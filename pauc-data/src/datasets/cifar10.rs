@@ -11,13 +11,13 @@ const CLASSES: [&str; 10] =
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
 component! {
-    /// CIFAR-10: 50 000 training and 10 000 test photographs, 32×32 RGB, 10 classes.
+    /// CIFAR-10: 50 000 training and 10 000 test photos, 32×32 RGB, 10 classes.
     ///
-    /// Reads the binary version: every `data_batch_*.bin` that is there, at least one, and `test_batch.bin`.
-    /// Source: Krizhevsky, *Learning multiple layers of features from tiny images*, 2009; files at
-    /// <https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz>.
+    /// Reads the binary version: all `data_batch_*.bin` files in the folder (at least one) and
+    /// `test_batch.bin`. Source: Krizhevsky, *Learning multiple layers of features from tiny images*, 2009;
+    /// files at <https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz>.
     pub struct Cifar10: Dataset {
-        /// The folder `cifar-10-batches-bin` or the one above it.
+        /// The folder `cifar-10-batches-bin` or its parent.
         pub root: PathBuf,
     }
 }
@@ -25,7 +25,7 @@ component! {
 const REMEDY: &str =
     "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz there (the binary version)";
 
-/// The training files, sorted by name.
+/// Returns the training files, sorted by name.
 fn batches(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_reads_the_files_that_are_there() {
+    fn it_reads_all_batch_files_of_the_folder() {
         let folder = tempfile::tempdir().unwrap();
         let below = folder.path().join("cifar-10-batches-bin");
         std::fs::create_dir(&below).unwrap();

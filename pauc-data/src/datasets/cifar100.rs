@@ -8,24 +8,25 @@ use pauc_traits::{Dataset, ImageShape, Result, component};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Which of two labels of a picture is *the* label.
+/// Which of the two labels of an image is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Granularity {
-    /// The finer one.
+    /// One of 100 classes.
     Fine,
-    /// The coarser one.
+    /// One of 20 classes.
     Coarse,
 }
 
 component! {
-    /// CIFAR-100: 50 000 training and 10 000 test photographs, 32×32 RGB, 100 fine classes in 20 coarse ones.
+    /// CIFAR-100: 50 000 training and 10 000 test photos, 32×32 RGB, 100 fine classes in 20 coarse ones.
     ///
     /// Reads the binary version, `train.bin` and `test.bin`. Source: Krizhevsky, *Learning multiple layers of
     /// features from tiny images*, 2009; files at <https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz>.
     pub struct Cifar100: Dataset {
-        /// The folder `cifar-100-binary` or the one above it.
+        /// The folder `cifar-100-binary` or its parent.
         pub root: PathBuf,
-        /// `Fine` for 100 classes, `Coarse` for 20; the others are there as labels of another granularity.
+        /// `Fine` for 100 classes, `Coarse` for 20. The other labels remain available as labels of a second
+        /// granularity.
         pub labels: Granularity = Granularity::Fine,
     }
 }
@@ -199,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_granularities_are_there() {
+    fn both_granularities_are_read() {
         assert!(FINE.is_sorted() && COARSE.is_sorted());
         let folder = tempfile::tempdir().unwrap();
         let place = Place { base: folder.path().to_path_buf() };

@@ -1,4 +1,4 @@
-//! A small part of Fashion-MNIST, compiled in.
+//! A small part of Fashion-MNIST, embedded in the program.
 
 use super::fashion_mnist;
 use super::idx::{self, Labeled, Part};
@@ -9,22 +9,24 @@ use pauc_traits::{Dataset, Result, component};
 use std::path::Path;
 
 component! {
-    /// 5 000 training and 1 000 test pictures of Fashion-MNIST, which need no files: 28×28 gray, 10 classes.
+    /// 5 000 training and 1 000 test images of Fashion-MNIST, embedded in the program: 28×28 gray, 10
+    /// classes.
     ///
-    /// For every class the first 500 of the official training file and the first 100 of the official test file, in
-    /// the order of those files. Accuracies are not comparable with those on the whole of Fashion-MNIST. Copyright
-    /// 2017 Zalando SE, MIT license. Source: Xiao, Rasul & Vollgraf, *Fashion-MNIST*, 2017.
+    /// These are the first 500 images of each class in the official training file and the first 100 of each
+    /// class in the official test file, in the order of the files. Accuracies are not comparable with those
+    /// on all of Fashion-MNIST. Copyright 2017 Zalando SE, MIT license. Source: Xiao, Rasul & Vollgraf,
+    /// *Fashion-MNIST*, 2017.
     pub struct FashionMini: Dataset {}
 }
 
-/// Four IDX files one after the other, compressed together: training images and labels, test images and labels.
-/// `examples/make_fashion_mini.rs` makes it from the official files.
+/// Four IDX files, concatenated and compressed: training images and labels, test images and labels.
+/// `examples/make_fashion_mini.rs` creates it from the official files.
 static BYTES: &[u8] = include_bytes!("../../data/fashion-mini.idx.gz");
 
-/// How many images of each class are taken from the official files: training, test.
+/// Images per class from the official files: training, test.
 pub const PER_CLASS: [usize; 2] = [500, 100];
 
-/// The first `count` images of each class, in their order.
+/// Returns the first `count` images of each class, in their order.
 pub fn first_of_each_class(all: &Labeled, count: usize) -> Labeled {
     let mut taken = [0; 256];
     let size = all.height * all.width;
@@ -62,7 +64,7 @@ mod tests {
     use std::io::Read;
 
     #[test]
-    fn the_content_is_the_official_one() {
+    fn the_content_has_the_expected_hash() {
         let mut content = Vec::new();
         GzDecoder::new(BYTES).read_to_end(&mut content).unwrap();
         assert_eq!(
@@ -73,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_are_balanced_and_the_statistics_near_the_published_ones() {
+    fn classes_are_balanced_and_the_statistics_are_close_to_the_published_ones() {
         let splits = FashionMini {}.open(&Place { base: ".".into() }).unwrap();
         for (source, count) in [(&splits.train, PER_CLASS[0]), (splits.test.as_ref().unwrap(), PER_CLASS[1])]
         {
@@ -82,9 +84,9 @@ mod tests {
                 assert_eq!(source.labels().unwrap().iter().filter(|l| **l == class).count(), count);
             }
         }
-        // Mean and deviation of the whole training file: 0.2860 and 0.3530. This is a sample of each class.
-        // The errors of both are those of means over its images: of their means m, and, with their mean
-        // squares q, of the derivative (q − 2·mean·m)/(2·deviation).
+        // Mean and deviation of the whole training file: 0.2860 and 0.3530. These images are a sample of each
+        // class. The sampling errors of both are those of means over images: of the image means m, and, with
+        // the mean squares q, of the derivative (q − 2·mean·m)/(2·deviation).
         let (got, deviation) = (f64::from(splits.statistics[0].0), f64::from(splits.statistics[0].1));
         let (mut means, mut deviations) = (Vec::new(), Vec::new());
         for class in 0..10 {
@@ -99,13 +101,13 @@ mod tests {
                     (m, (q - 2.0 * got * m) / (2.0 * deviation))
                 })
                 .collect();
-            // Every class has its share of the sample, so that only deviations from its own mean count.
+            // The sample is stratified by class, so only deviations from the class mean count.
             let (ms, ds): (Vec<f64>, Vec<f64>) = statistics.into_iter().unzip();
             let around = |all: Vec<f64>| all.iter().map(|v| v - mean(&all).0).collect::<Vec<_>>();
             means.extend(around(ms));
             deviations.extend(around(ds));
         }
-        // Published with four digits.
+        // The published values have four digits.
         assert_within!(got, 0.2860, mean(&means).1 + 0.00005);
         assert_within!(deviation, 0.3530, mean(&deviations).1 + 0.00005);
     }

@@ -5,7 +5,7 @@ use pauc_traits::dataset::{Place, Published, Splits};
 use pauc_traits::{Dataset, ImageShape, Result, component};
 use std::path::PathBuf;
 
-/// The names of the classes.
+/// The class names.
 pub const CLASSES: [&str; 10] = [
     "T-shirt/top",
     "Trouser",
@@ -20,19 +20,19 @@ pub const CLASSES: [&str; 10] = [
 ];
 
 component! {
-    /// Fashion-MNIST: 60 000 training and 10 000 test pictures of clothes, 28×28 gray, 10 classes.
+    /// Fashion-MNIST: 60 000 training and 10 000 test images of clothes, 28×28 gray, 10 classes.
     ///
     /// Reads the four official IDX files, compressed or not. Source: Xiao, Rasul & Vollgraf, *Fashion-MNIST*, 2017;
     /// files at <https://github.com/zalandoresearch/fashion-mnist> or in Debian's package `dataset-fashion-mnist`.
     pub struct FashionMnist: Dataset {
-        /// The folder of the files, or the one that torchvision makes above them.
+        /// The folder of the files, or torchvision's folder above it.
         pub root: PathBuf,
     }
 }
 
 impl Dataset for FashionMnist {
     fn open(&self, place: &Place) -> Result<Splits> {
-        let remedy = "put train-images-idx3-ubyte.gz and its three companions there, from \
+        let remedy = "put train-images-idx3-ubyte.gz and the three other files there, from \
                       https://github.com/zalandoresearch/fashion-mnist or Debian's package dataset-fashion-mnist";
         let below = ["raw", "FashionMNIST/raw"];
         idx::open_folder(&place.resolve(&self.root), &below, &CLASSES, "Fashion-MNIST", remedy)
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_folder_may_be_the_one_above() {
+    fn the_folder_may_be_the_parent() {
         let folder = tempfile::tempdir().unwrap();
         let raw = folder.path().join("fashion/FashionMNIST/raw");
         std::fs::create_dir_all(&raw).unwrap();

@@ -1,4 +1,4 @@
-//! Pictures named in a table.
+//! Images listed in a table.
 
 use super::cannot_open;
 use super::pictures::{self, Files, Pictures, locator::Locator, number_labels, picture_set};
@@ -9,27 +9,27 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 picture_set! {
-    /// Your own pictures, named in a table: one line a picture, path and label.
+    /// Your own images, listed in a table with one row per image: path and label.
     ///
-    /// The table is CSV, or TSV where its first line has a tab. The columns are path, label and finer label, the
-    /// last two optional; a first line of names (`path`, `label`, `fine`, `split`) may put them in another order and
-    /// add the split of each picture, `train` or `test` (`val` and `validation` mean the same). Relative paths start
-    /// at the table's folder. Classes are numbered in the order of their names, or of their values if all labels are
-    /// numbers. Without a column `split` and a table `test`, a share of each class is kept for testing, the same in
-    /// every run.
+    /// The table is CSV, or TSV if its first line has a tab. The columns are path, label and fine label; the
+    /// last two are optional. A header line (`path`, `label`, `fine`, `split`) may change the order and add
+    /// the split of each image: `train` or `test` (`val` and `validation` mean the same). Paths are relative
+    /// to the table's folder. Classes are numbered in the order of their names, or by value if all labels are
+    /// numbers. Without a column `split` and a table `test`, a fraction of each class is held out for
+    /// testing, the same in every run.
     pub struct FileList {
         /// The table.
         pub list: PathBuf,
         /// The table of the test images.
         pub test: Option<PathBuf> = None,
-        /// Where relative paths start, if not at the table's folder.
+        /// The folder that paths are relative to; by default the table's folder.
         pub root: Option<PathBuf> = None,
-        /// The share of each class that is kept for testing where nothing says which; 0 for none.
+        /// The fraction of each class that is held out for testing if no split is given; 0 for none.
         pub test_fraction: UnitInterval = UnitInterval::lit(0.1),
     }
 }
 
-/// The lines of a table.
+/// The rows of a table.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Table {
     paths: Vec<String>,
@@ -38,7 +38,7 @@ pub(super) struct Table {
     test: Option<Vec<bool>>,
 }
 
-/// The columns that a table has, by their place.
+/// The indices of a table's columns.
 #[derive(Default)]
 struct Columns {
     path: usize,
@@ -48,7 +48,8 @@ struct Columns {
 }
 
 impl Columns {
-    /// The columns that a first line names, if it does: its first known word has to be one for the path.
+    /// Returns the columns that a header line names; `None` if the line names no path column, and so is not a
+    /// header.
     fn named(line: &csv::StringRecord) -> Option<Self> {
         let column =
             |names: &[&str]| line.iter().position(|c| names.contains(&c.trim().to_lowercase().as_str()));
@@ -65,7 +66,7 @@ impl Columns {
     }
 }
 
-/// Reads a table; `origin` names it in errors.
+/// Reads a table; `origin` is its name in errors.
 pub(super) fn read_table(text: impl Read, origin: &Path) -> Result<Table> {
     let mut text = BufReader::new(text);
     let start = text.fill_buf().map_err(|e| Error::io(origin, e))?;
@@ -79,7 +80,8 @@ pub(super) fn read_table(text: impl Read, origin: &Path) -> Result<Table> {
     let mut table = Table::default();
     let mut columns: Option<Columns> = None;
     for record in lines.records() {
-        let record = record.map_err(|e| Error::damaged(origin, format!("cannot be read as a table: {e}")))?;
+        let record =
+            record.map_err(|e| Error::damaged(origin, format!("is not a valid CSV or TSV table: {e}")))?;
         let line = record.position().map_or(0, csv::Position::line);
         let columns = match &columns {
             Some(columns) => columns,
@@ -106,29 +108,30 @@ pub(super) fn read_table(text: impl Read, origin: &Path) -> Result<Table> {
             labels.push(cell(label, "label")?);
         }
         if let (Some(fine), Some(fine_labels)) = (columns.fine, &mut table.fine) {
-            fine_labels.push(cell(fine, "finer label")?);
+            fine_labels.push(cell(fine, "fine label")?);
         }
         if let (Some(split), Some(test)) = (columns.split, &mut table.test) {
             test.push(match cell(split, "split")?.to_lowercase().as_str() {
                 "train" => false,
                 "test" | "val" | "validation" => true,
                 other => {
-                    let message =
-                        format!("line {line} has the split {other:?}; `train` and `test` are known");
+                    let message = format!(
+                        "line {line} has the split {other:?}; expected `train`, `test`, `val` or `validation`"
+                    );
                     return Err(Error::damaged(origin, message));
                 }
             });
         }
     }
     if table.paths.is_empty() {
-        return Err(Error::damaged(origin, "names no pictures; write one path and label a line"));
+        return Err(Error::damaged(origin, "lists no images; write one path and label per line"));
     }
     Ok(table)
 }
 
 impl Table {
     fn open(path: &Path) -> Result<Self> {
-        let remedy = "write a table of pictures there, one line `path,label` each";
+        let remedy = "write a table of images there, with one line `path,label` per image";
         read_table(File::open(path).map_err(|e| cannot_open(path, e, remedy))?, path)
     }
 
@@ -151,7 +154,10 @@ impl Dataset for FileList {
         let table = Table::open(&list)?;
         let (train, test) = match (&self.test, &table.test) {
             (Some(_), Some(_)) => {
-                return Err(Error::damaged(&list, "has a column `split`, and `test` names another table"));
+                return Err(Error::damaged(
+                    &list,
+                    "has a column `split`, and `test` names a second table; remove one of the two",
+                ));
             }
             (Some(path), None) => (table, Some(Table::open(&place.resolve(path))?)),
             (None, Some(_)) => (table.part(false), Some(table.part(true))),
@@ -183,7 +189,7 @@ impl FileList {
         if test.as_ref().is_some_and(|t| t.labels.is_some() != train.labels.is_some()) {
             return Err(Error::damaged(
                 list,
-                "one of the tables of training and test images has labels, the other none",
+                "only one of the tables of training and test images has labels",
             ));
         }
         let (classes, test_labels, train_labels) =
@@ -191,8 +197,10 @@ impl FileList {
         if let (Some(train), Some(test)) = (&train_labels, &test_labels)
             && let Some(unknown) = test.iter().find(|l| !train.contains(l))
         {
-            let message =
-                format!("the class {:?} of a test image has no training images", classes[*unknown as usize]);
+            let message = format!(
+                "has test images of class {:?}, but no training images of it",
+                classes[*unknown as usize]
+            );
             return Err(Error::damaged(list, message));
         }
         let (test_fine, train_fine) = numbered(|t| &t.fine).map_or((None, None), |n| (Some(n.1), Some(n.2)));
@@ -235,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_pictures_in_their_order() {
+    fn images_come_in_the_order_of_the_lines() {
         let folder = folder();
         let write = |text: &str| std::fs::write(folder.path().join("list.csv"), text).unwrap();
         write("\u{feff}3.png,dog\n1.png,\"cat, small\"\r\n\n2.png,dog\n");
@@ -264,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_line_names_the_columns() {
+    fn a_header_line_names_the_columns() {
         let folder = folder();
         let text = "split,label,path\ntrain,a,1.png\nval,a,2.png\ntrain,b,3.png\n";
         std::fs::write(folder.path().join("list.csv"), text).unwrap();
@@ -278,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named_with_their_line() {
+    fn errors_give_the_line_number() {
         let folder = folder();
         let error = |text: &str| {
             std::fs::write(folder.path().join("list.csv"), text).unwrap();
@@ -287,8 +295,10 @@ mod tests {
         assert!(error("1.png,a\n2.png\n").contains("line: 2"), "{}", error("1.png,a\n2.png\n"));
         assert!(error("1.png,a\n2.png,\n").contains("line 2 has no label"));
         assert!(error("path,split\n1.png,left\n").contains("line 2 has the split \"left\""));
-        assert!(error("").contains("names no pictures"));
-        assert!(error("path,split,label\n1.png,train,a\n2.png,test,b\n").contains("\"b\" of a test image"));
+        assert!(error("").contains("lists no images"));
+        assert!(
+            error("path,split,label\n1.png,train,a\n2.png,test,b\n").contains("test images of class \"b\"")
+        );
         assert!(error("1.png,a\nnone.png,a\n").contains("none.png"));
         assert!(error("1.png,\u{0}\n2.png,\n").contains("line 2"));
         let table = folder.path().join("list.csv");

@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Images, bytes in three dimensions.
@@ -27,7 +27,7 @@ pub enum Part {
     Labels = 0x0801,
 }
 
-/// The sizes that a header states, and the bytes that follow it.
+/// The sizes in a header, and the bytes after it.
 pub type Content = (Vec<usize>, Vec<u8>);
 
 /// Gray images of one size and their labels.
@@ -37,25 +37,25 @@ pub struct Labeled {
     pub height: usize,
     /// Columns of an image.
     pub width: usize,
-    /// All pixels, image after image.
+    /// The pixels of all images, one image after the other.
     pub pixels: Vec<u8>,
     /// All labels.
     pub labels: Vec<u8>,
 }
 
 impl Labeled {
-    /// Images and labels together; `origins` name them in errors.
+    /// Joins images and labels; `origins` are their names in errors.
     ///
     /// # Errors
     /// If there are more or fewer images than labels, or the images have no pixels.
     pub fn join((sizes, pixels): Content, (_, labels): Content, origins: [&Path; 2]) -> Result<Self> {
         let [count, height, width] = sizes[..] else {
-            return Err(Error::damaged(origins[0], "has no header of three sizes"));
+            return Err(Error::damaged(origins[0], "has a header without three sizes"));
         };
         if count != labels.len() {
             return Err(Error::damaged(
                 origins[1],
-                format!("has {} labels, but {} has {count} images", labels.len(), origins[0].display()),
+                format!("has {} labels for the {count} images of {}", labels.len(), origins[0].display()),
             ));
         }
         if height == 0 || width == 0 {
@@ -64,7 +64,7 @@ impl Labeled {
         Ok(Labeled { height, width, pixels, labels })
     }
 
-    /// The two files' bytes, images first.
+    /// Returns the bytes of the two files, images first.
     pub fn to_bytes(&self) -> [Vec<u8>; 2] {
         let file = |part: Part, sizes: &[usize], bytes: &[u8]| {
             let header = std::iter::once(part as u32).chain(sizes.iter().map(|s| *s as u32));
@@ -77,13 +77,13 @@ impl Labeled {
         ]
     }
 
-    /// The images as a source, after a check that every label names one of `classes`.
+    /// Converts to an image source. Fails if a label is not below `classes`.
     pub(super) fn into_images(self, classes: usize, origin: &Path) -> Result<MemoryImages> {
         if let Some(image) = self.labels.iter().position(|l| usize::from(*l) >= classes) {
             let label = self.labels[image];
             return Err(Error::damaged(
                 origin,
-                format!("label {label} of image {image} is not one of 0..{}", classes - 1),
+                format!("label {label} of image {image} is out of range; expected 0 to {}", classes - 1),
             ));
         }
         let shape = ImageShape { height: self.height, width: self.width, channels: 1 };
@@ -91,17 +91,17 @@ impl Labeled {
     }
 }
 
-/// Reads one file's header and content from a stream, and nothing after it.
+/// Reads the header and content of one file from a stream, and nothing after it.
 ///
 /// # Errors
-/// If the header is not the part's, or the stream ends early.
+/// If the header does not belong to `part`, or the stream ends early.
 pub fn read_part(stream: &mut dyn Read, part: Part, origin: &Path) -> Result<Content> {
     let magic = part as u32;
     let failed = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::UnexpectedEof
         | std::io::ErrorKind::InvalidData
         | std::io::ErrorKind::InvalidInput => {
-            Error::damaged(origin, format!("ends early or is damaged ({e}); fetch it again"))
+            Error::damaged(origin, format!("is truncated or damaged ({e}); download it again"))
         }
         _ => Error::io(origin, e),
     };
@@ -114,17 +114,15 @@ pub fn read_part(stream: &mut dyn Read, part: Part, origin: &Path) -> Result<Con
     if start != magic {
         return Err(Error::damaged(
             origin,
-            format!(
-                "is not the IDX file it should be: magic number {magic:#010x} expected, {start:#010x} found"
-            ),
+            format!("has the wrong magic number; expected {magic:#010x}, got {start:#010x}"),
         ));
     }
     let dimensions = (magic & 0xff) as usize;
     let sizes = (0..dimensions).map(|_| word().map(|w| w as usize)).collect::<Result<Vec<_>>>()?;
     let size = sizes.iter().try_fold(1usize, |n, s| n.checked_mul(*s)).filter(|n| *n < 1 << 40);
     let size =
-        size.ok_or_else(|| Error::damaged(origin, format!("has an impossible header: sizes {sizes:?}")))?;
-    // Memory grows with what is there, not with what the header claims.
+        size.ok_or_else(|| Error::damaged(origin, format!("has an invalid header: sizes {sizes:?}")))?;
+    // Memory grows with the bytes that arrive, not with the size in the header.
     let mut content = Vec::new();
     let outcome = stream.take(size as u64).read_to_end(&mut content);
     if content.len() < size {
@@ -132,7 +130,7 @@ pub fn read_part(stream: &mut dyn Read, part: Part, origin: &Path) -> Result<Con
         return Err(Error::damaged(
             origin,
             format!(
-                "is truncated{why}: {size} bytes expected after the header, {} found; fetch it again",
+                "is truncated{why}; expected {size} bytes after the header, got {}; download it again",
                 content.len()
             ),
         ));
@@ -140,9 +138,9 @@ pub fn read_part(stream: &mut dyn Read, part: Part, origin: &Path) -> Result<Con
     Ok((sizes, content))
 }
 
-/// A file, decompressed if it starts as gzip does.
+/// Opens a file; decompresses it if it starts with gzip's magic bytes.
 fn open(path: &Path) -> Result<Box<dyn Read>> {
-    let failed = |e| cannot_open(path, e, "the dataset is incomplete without it");
+    let failed = |e| cannot_open(path, e, "the dataset needs it");
     let mut file = BufReader::new(File::open(path).map_err(failed)?);
     let start = std::io::BufRead::fill_buf(&mut file).map_err(|e| Error::io(path, e))?;
     Ok(if start.starts_with(&[0x1f, 0x8b]) { Box::new(GzDecoder::new(file)) } else { Box::new(file) })
@@ -156,27 +154,28 @@ pub fn read_files(images: &Path, labels: &Path) -> Result<Labeled> {
     let file = |path: &Path, part| -> Result<Content> {
         let mut stream = open(path)?;
         let content = read_part(&mut *stream, part, path)?;
-        // Reading on checks gzip's checksum, and finds what the header does not announce.
+        // Reading to the end verifies gzip's checksum and detects trailing bytes.
         match stream.read(&mut [0]) {
             Ok(0) => Ok(content),
             Ok(_) => {
                 let size = content.1.len();
-                Err(Error::damaged(path, format!("goes on after the {size} bytes that its header announces")))
+                Err(Error::damaged(path, format!("has more than the {size} bytes that its header gives")))
             }
-            Err(e) => Err(Error::damaged(path, format!("is damaged at its end ({e}); fetch it again"))),
+            Err(e) => Err(Error::damaged(path, format!("is damaged at its end ({e}); download it again"))),
         }
     };
     Labeled::join(file(images, Part::Images)?, file(labels, Part::Labels)?, [images, labels])
 }
 
-/// The path of an official file: compressed or not, with the official name or with the dot that some copies have.
+/// Returns the path of an official file, compressed or not. Some copies have a dot in the name instead of the
+/// first hyphen.
 fn find(folder: &Path, name: &str) -> Option<PathBuf> {
     let dotted = name.replacen("-idx", ".idx", 1);
     let names = [name.to_string(), format!("{name}.gz"), dotted.clone(), format!("{dotted}.gz")];
     names.into_iter().map(|n| folder.join(n)).find(|p| p.is_file())
 }
 
-/// Opens a dataset of MNIST's four files in `root`, or in its subfolders `below`.
+/// Opens a dataset of MNIST's four files in `root` or in one of its subfolders `below`.
 pub(super) fn open_folder(
     root: &Path,
     below: &[&str],
@@ -199,7 +198,7 @@ pub(super) fn open_folder(
     finish(train, test, classes, title)
 }
 
-/// Splits with a description, after a check that both parts have images of one shape.
+/// Makes splits with a description. Fails if training and test images differ in shape.
 pub(super) fn finish(
     train: MemoryImages,
     test: MemoryImages,
@@ -213,7 +212,9 @@ pub(super) fn finish(
                 format!("{title}: {} training and {} test images, {a}", train.len(), test.len());
             Ok(splits(train, Some(test), names(classes), description))
         }
-        (a, b) => Err(Error::shape(title, format!("training images are {a:?}, test images {b:?}"))),
+        (a, b) => {
+            Err(Error::shape(title, format!("training images have the shape {a:?}, test images {b:?}")))
+        }
     }
 }
 
@@ -253,7 +254,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn files_come_back_as_they_were_written() {
+    fn files_are_read_as_written() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path());
         let path = |n: &str| folder.path().join(n);
@@ -262,12 +263,12 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn damage_is_named_with_expected_and_found() {
+    fn errors_give_expected_and_actual_sizes() {
         let text = error(|f| {
             std::fs::write(f.join("train-images-idx3-ubyte.gz"), &tiny(20).to_bytes()[0][..100]).unwrap();
         });
         assert!(
-            text.contains("train-images") && text.contains("120 bytes expected") && text.contains("84 found")
+            text.contains("train-images") && text.contains("expected 120 bytes") && text.contains("got 84")
         );
         let text = error(|f| {
             let path = f.join("train-images-idx3-ubyte.gz");
@@ -277,16 +278,16 @@ pub(super) mod tests {
         assert!(text.contains("train-images"), "{text}");
         let text =
             error(|f| std::fs::write(f.join("t10k-labels-idx1-ubyte"), &tiny(10).to_bytes()[0]).unwrap());
-        assert!(text.contains("0x00000801 expected, 0x00000803 found"), "{text}");
+        assert!(text.contains("expected 0x00000801, got 0x00000803"), "{text}");
         let text =
             error(|f| std::fs::write(f.join("t10k-labels-idx1-ubyte"), &tiny(9).to_bytes()[1]).unwrap());
-        assert!(text.contains("9 labels") && text.contains("10 images"), "{text}");
+        assert!(text.contains("9 labels for the 10 images"), "{text}");
         let text = error(|f| {
             let mut bytes = tiny(10).to_bytes()[1].clone();
             bytes.push(3);
             std::fs::write(f.join("t10k-labels-idx1-ubyte"), bytes).unwrap();
         });
-        assert!(text.contains("goes on after the 10 bytes"), "{text}");
+        assert!(text.contains("more than the 10 bytes"), "{text}");
         let text = error(|f| {
             let mut labeled = tiny(10);
             labeled.labels[4] = 10;
@@ -298,7 +299,7 @@ pub(super) mod tests {
             header[4..16].fill(0xff);
             std::fs::write(f.join("t10k-images-idx3-ubyte.gz"), header).unwrap();
         });
-        assert!(text.contains("impossible header"), "{text}");
+        assert!(text.contains("invalid header"), "{text}");
     }
 
     #[test]

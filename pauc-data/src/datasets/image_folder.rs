@@ -1,4 +1,4 @@
-//! Picture files in folders.
+//! Image files in folders.
 
 pub(super) mod scan;
 
@@ -8,17 +8,18 @@ use pauc_traits::{Dataset, Result, UnitInterval};
 use std::path::PathBuf;
 
 picture_set! {
-    /// Your own pictures: JPEG, PNG, WebP, BMP and GIF files in a folder.
+    /// Your own images: JPEG, PNG, WebP, BMP and GIF files in a folder.
     ///
-    /// Folders within `root` are the classes, in the order of their names; without folders there are no labels. If
-    /// `root` has a folder `train`, that one is read, and `val`, `validation` or `test` beside it holds the test
-    /// images; otherwise a share of each class, the same in every run, is kept for testing. Hidden files and files
-    /// with other endings are passed over. All images become RGB, upright as the camera noted. The statistics for
-    /// normalization are those of up to 512 evenly spaced training images.
+    /// Folders within `root` are the classes, in the order of their names; without folders there are no
+    /// labels. If `root` has a folder `train`, it holds the training images, and a folder `val`, `validation`
+    /// or `test` beside it holds the test images. Otherwise a fraction of each class is held out for testing,
+    /// the same in every run. Hidden files and files with other extensions are ignored. All images are
+    /// converted to RGB and rotated by their EXIF orientation. The statistics for normalization come from up
+    /// to 512 evenly spaced training images.
     pub struct ImageFolder {
         /// The folder.
         pub root: PathBuf,
-        /// The share of each class that is kept for testing where there is no folder for it; 0 for none.
+        /// The fraction of each class that is held out for testing if there is no test folder; 0 for none.
         pub test_fraction: UnitInterval = UnitInterval::lit(0.1),
     }
 }

@@ -1,4 +1,4 @@
-//! ImageNet and its parts.
+//! ImageNet and its subsets.
 
 use super::image_folder::scan;
 use super::pictures::{self, picture_set};
@@ -7,23 +7,23 @@ use pauc_traits::{Dataset, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// Which classes of ImageNet are read.
+/// The classes of ImageNet to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ImageNetSubset {
-    /// Every class folder that is there.
+    /// All class folders.
     All,
     /// The 100 classes of Tian, Krishnan & Isola, *Contrastive multiview coding*, 2019.
     ImageNet100,
 }
 
 picture_set! {
-    /// ImageNet as it is distributed: folders `train` and `val`, in each a folder of JPEG files for every class,
-    /// called by its WordNet id such as `n01440764`.
+    /// ImageNet as distributed: folders `train` and `val`, each with one folder of JPEG files per class,
+    /// named by its WordNet id such as `n01440764`.
     ///
-    /// Labels are the ranks of the ids in their sorted order, over the classes of the subset. `subset: ImageNet100`
-    /// takes the 100 classes of contrastive multiview coding; its name and the hash of its list stand in the
-    /// description of a run's data. Source: Russakovsky et al., *ImageNet large scale visual recognition challenge*,
-    /// 2015.
+    /// Labels are the positions of the ids in sorted order, among the classes of the subset. `subset:
+    /// ImageNet100` selects the 100 classes of contrastive multiview coding. The data description of a run
+    /// contains its name and the hash of its class list. Source: Russakovsky et al., *ImageNet large scale
+    /// visual recognition challenge*, 2015.
     pub struct ImageNet {
         /// The folder that holds `train` and `val`.
         pub root: PathBuf,
@@ -32,17 +32,17 @@ picture_set! {
     }
 }
 
-/// The list, one id a line, as its authors order it. Copyright 2020 Yonglong Tian, BSD 2-clause license.
+/// The list, one id per line, in its authors' order. Copyright 2020 Yonglong Tian, BSD 2-clause license.
 static IMAGENET100: &str = include_str!("../../data/imagenet100.txt");
 
-/// The ids of ImageNet100 in sorted order.
+/// Returns the ids of ImageNet100, sorted.
 pub fn imagenet100() -> Vec<&'static str> {
     let mut ids: Vec<_> = IMAGENET100.split_whitespace().collect();
     ids.sort_unstable();
     ids
 }
 
-/// The first digits of the BLAKE3 hash of some ids, one a line.
+/// Returns the first digits of the BLAKE3 hash of some ids, one per line.
 fn digest<S: AsRef<str>>(ids: &[S]) -> String {
     let text: String = ids.iter().map(|i| format!("{}\n", i.as_ref())).collect();
     blake3::hash(text.as_bytes()).to_hex()[..12].to_string()
@@ -57,7 +57,7 @@ impl Dataset for ImageNet {
         let root = place.resolve(&self.root);
         for part in ["train", "val"] {
             if !root.join(part).is_dir() {
-                let remedy = "put ImageNet's folders there, one for each class".to_string();
+                let remedy = "put ImageNet's class folders there".to_string();
                 return Err(Error::NotFound { path: root.join(part), remedy });
             }
         }
@@ -70,11 +70,11 @@ impl Dataset for ImageNet {
         };
         let pictures = scan::scan(&root, 0.0, only)?;
         if let Some(other) = pictures.classes.iter().find(|c| !is_id(c)) {
-            let message = "is no class of ImageNet, whose folders are called as n01440764 is; read other folders with ImageFolder";
+            let message = "is not an ImageNet class folder; expected a name such as n01440764; read other folders with ImageFolder";
             return Err(Error::damaged(root.join("train").join(other), message));
         }
         if pictures.classes.is_empty() {
-            let message = "has pictures but no class folders; ImageNet's validation pictures have to be moved into folders of their classes";
+            let message = "has images but no class folders; move ImageNet's images into one folder per class";
             return Err(Error::damaged(&root, message));
         }
         let close = if only.is_some() { ", list " } else { " (classes " };
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_subset_takes_its_classes_and_says_so() {
+    fn the_subset_selects_its_classes_and_describes_them() {
         let folder = tempfile::tempdir().unwrap();
         for (i, id) in imagenet100().iter().enumerate().chain([(200, &"n00000001"), (201, &"n99999999")]) {
             picture(&folder.path().join(format!("train/{id}/a.JPEG")), i as u8);
@@ -146,6 +146,6 @@ mod tests {
         assert!(error().contains("ImageFolder"), "{}", error());
         picture(&folder.path().join("val/loose.png"), 1);
         std::fs::remove_dir_all(folder.path().join("val/bird")).unwrap();
-        assert!(error().contains("has classes, the other has none"), "{}", error());
+        assert!(error().contains("only one of the folders"), "{}", error());
     }
 }

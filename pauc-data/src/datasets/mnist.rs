@@ -6,19 +6,19 @@ use pauc_traits::{Dataset, ImageShape, Result, component};
 use std::path::PathBuf;
 
 component! {
-    /// MNIST: 60 000 training and 10 000 test pictures of handwritten digits, 28×28 gray, 10 classes.
+    /// MNIST: 60 000 training and 10 000 test images of handwritten digits, 28×28 gray, 10 classes.
     ///
     /// Reads the four official IDX files, compressed or not. Source: LeCun, Cortes & Burges, *The MNIST database of
     /// handwritten digits*, 1998.
     pub struct Mnist: Dataset {
-        /// The folder of the files, or the one that torchvision makes above them.
+        /// The folder of the files, or torchvision's folder above it.
         pub root: PathBuf,
     }
 }
 
 impl Dataset for Mnist {
     fn open(&self, place: &Place) -> Result<Splits> {
-        let remedy = "put train-images-idx3-ubyte.gz and its three companions there, from \
+        let remedy = "put train-images-idx3-ubyte.gz and the three other files there, from \
                       https://ossci-datasets.s3.amazonaws.com/mnist/";
         let classes = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
         idx::open_folder(&place.resolve(&self.root), &["raw", "MNIST/raw"], &classes, "MNIST", remedy)

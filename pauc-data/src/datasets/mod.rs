@@ -45,7 +45,7 @@ use pauc_traits::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Splits of images in memory, with the statistics of the training images.
+/// Makes splits of images in memory, with the statistics of the training images.
 fn splits(
     train: MemoryImages,
     test: Option<MemoryImages>,
@@ -61,7 +61,8 @@ fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|n| n.to_string()).collect()
 }
 
-/// The error of a file that cannot be opened: [`Error::NotFound`] with a remedy if it is not there.
+/// Returns the error for a file that cannot be opened: [`Error::NotFound`] with a remedy if it does not
+/// exist.
 fn cannot_open(path: &Path, error: std::io::Error, remedy: &str) -> Error {
     if error.kind() == std::io::ErrorKind::NotFound {
         Error::NotFound { path: path.to_path_buf(), remedy: remedy.to_string() }
@@ -70,10 +71,10 @@ fn cannot_open(path: &Path, error: std::io::Error, remedy: &str) -> Error {
     }
 }
 
-/// The first of `root` and its subfolders `below` that `has` what is looked for.
+/// Returns the first of `root` and its subfolders `below` for which `has` is true.
 ///
 /// # Errors
-/// [`Error::NotFound`] for `root` if none has.
+/// [`Error::NotFound`] for `root` if there is none.
 fn find_folder(
     root: &Path,
     below: &[&str],

@@ -1,4 +1,4 @@
-//! NumPy's array files.
+//! NumPy array files.
 
 use super::array_datasets::{self, Array, Layout, Number};
 use pauc_traits::dataset::{Place, Splits};
@@ -9,26 +9,26 @@ use std::path::{Path, PathBuf};
 component! {
     /// Images and labels in NumPy's `.npy` files.
     ///
-    /// Images are unsigned bytes, N×H×W or, by `layout`, N×H×W×C or N×C×H×W with one or three channels; labels are
-    /// N whole numbers from 0 on.
+    /// Images are unsigned bytes: N×H×W or, depending on `layout`, N×H×W×C or N×C×H×W, with one or three
+    /// channels. Labels are N integers, starting at 0.
     pub struct Npy: Dataset {
         /// The training images.
         pub images: PathBuf,
-        /// Their labels.
+        /// The training labels.
         pub labels: Option<PathBuf> = None,
         /// The test images.
         pub test_images: Option<PathBuf> = None,
-        /// Their labels.
+        /// The test labels.
         pub test_labels: Option<PathBuf> = None,
         /// `ChannelsLast` or `ChannelsFirst`.
         pub layout: Layout = Layout::ChannelsLast,
     }
 }
 
-/// Reads an array; `origin` names it in errors.
+/// Parses an array; `origin` is its name in errors.
 ///
 /// # Errors
-/// If `bytes` are no array of whole numbers in C order, or have more or fewer bytes than the header says.
+/// If `bytes` is not an integer array in C order, or its length differs from that in the header.
 pub fn parse(mut bytes: Vec<u8>, origin: &Path) -> Result<Array> {
     let remedy = "save images as .astype('uint8'), labels as .astype('int64')";
     let header = Header::read(&bytes, origin, remedy)?;
@@ -37,14 +37,14 @@ pub fn parse(mut bytes: Vec<u8>, origin: &Path) -> Result<Array> {
         Element::Signed(size) => Number::Signed(size),
         Element::Float(_) => {
             let message =
-                format!("holds numbers of type `{}`, not whole ones; {remedy}", header.element.code());
+                format!("has elements of type `{}`; expected integers; {remedy}", header.element.code());
             return Err(Error::damaged(origin, message));
         }
     };
     if header.data.end < bytes.len() {
         let (size, following) = (header.data.len(), bytes.len() - header.data.start);
         let message =
-            format!("is too long: {size} bytes expected after the header, {following} found; save it again");
+            format!("is too long; expected {size} bytes after the header, got {following}; save it again");
         return Err(Error::damaged(origin, message));
     }
     bytes.drain(..header.data.start);
@@ -59,7 +59,9 @@ impl Dataset for Npy {
         };
         let train = (read(&self.images)?, self.labels.as_ref().map(read).transpose()?);
         if self.test_images.is_none() && self.test_labels.is_some() {
-            return Err(Error::config("Npy: there are `test_labels`, but no `test_images`"));
+            return Err(Error::config(
+                "Npy: `test_labels` is set without `test_images`; set both or neither",
+            ));
         }
         let labels = self.test_labels.as_ref().map(read).transpose()?;
         let test = self.test_images.as_ref().map(read).transpose()?.map(|images| (images, labels));
@@ -95,12 +97,12 @@ mod tests {
         let error = |bytes: Vec<u8>| parse(bytes, Path::new("a.npy")).unwrap_err().to_string();
         assert!(
             error(file("<f4", false, "(1,)", &[0; 4]))
-                .contains("`f4`, not whole ones; save images as .astype('uint8')")
+                .contains("`f4`; expected integers; save images as .astype('uint8')")
         );
         assert!(error(file("|b1", false, "(1,)", &[0])).contains("labels as .astype('int64')"));
         let text = error(file("|u1", false, "(4,)", &[0; 3]));
-        assert!(text.contains("is cut off: 4 bytes expected after the header, 3 found"), "{text}");
+        assert!(text.contains("is truncated: expected 4 bytes after the header, got 3"), "{text}");
         let text = error(file("|u1", false, "(4,)", &[0; 5]));
-        assert!(text.contains("is too long: 4 bytes expected after the header, 5 found"), "{text}");
+        assert!(text.contains("is too long; expected 4 bytes after the header, got 5"), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! Pictures in Parquet files.
+//! Images in Parquet files.
 
 mod read;
 
@@ -11,29 +11,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 picture_set! {
-    /// Pictures in Parquet files, as Hugging Face keeps them: a column of encoded pictures, and one of labels.
+    /// Images in Parquet files, in Hugging Face's layout: a column of encoded images, and a column of labels.
     ///
-    /// Pictures are the binary column `image`, or `bytes` within the struct `image`; labels are whole numbers, named by
-    /// the file's own metadata if they are a `ClassLabel`, or texts. Files whose names begin with `train`, `test`,
-    /// `validation` or `val` belong to that split. The pictures are held in memory, still encoded. Compression may be
-    /// Snappy, or none. Needs the feature `parquet`.
+    /// Images are the binary column `image`, or the field `bytes` of the struct `image`. Labels are strings,
+    /// or integers whose names come from the file's metadata if they are a `ClassLabel`. Files whose names
+    /// begin with `train`, `test`, `validation` or `val` belong to that split. The encoded images are kept in
+    /// memory. Files may be uncompressed or compressed with Snappy. Needs the feature `parquet`.
     pub struct Parquet {
         /// A file, or a folder of files ending in `.parquet`, in the order of their names.
         pub root: PathBuf,
-        /// The column of pictures; by default `image` or `img`.
+        /// The column of images; by default `image` or `img`.
         pub image: Option<String> = None,
         /// The column of labels; by default `label`, `labels` or `fine_label` if there is one.
         pub label: Option<String> = None,
-        /// The share of each class that is kept for testing where no file name says which; 0 for none.
+        /// The fraction of each class that is held out for testing if no file name gives a split; 0 for none.
         pub test_fraction: UnitInterval = UnitInterval::lit(0.1),
-        /// How many MiB all encoded pictures together may have.
+        /// The largest total size of the encoded images, in MiB.
         pub encoded_limit: Count = Count::lit(4096),
     }
 }
 
-/// The Parquet files of a path, in order.
+/// Returns the Parquet files of a path, sorted by name.
 fn files(root: &Path) -> Result<Vec<PathBuf>> {
-    let remedy = "give a .parquet file, or a folder of them, as root";
+    let remedy = "set `root` to a .parquet file or a folder of them";
     if root.is_file() {
         return Ok(vec![root.to_path_buf()]);
     }
@@ -54,13 +54,13 @@ fn files(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Whether a file holds test images, by its name.
+/// Whether a file name marks test images.
 fn is_test(path: &Path) -> bool {
     let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
     ["test", "val"].iter().any(|split| name.starts_with(split))
 }
 
-/// Pictures and the texts of their labels.
+/// Images and their labels as text.
 #[derive(Default)]
 struct Rows {
     locators: Vec<Locator>,
@@ -73,7 +73,8 @@ impl Rows {
         let archive = Arc::new(Archive { path: path.to_path_buf(), content: Content::Unpacked(table.bytes) });
         let mut offset = 0;
         for (row, len) in table.lengths.iter().enumerate() {
-            // With the file's name: what a picture is called decides whether it is kept for testing.
+            // Contains the file name, because the hash of the name decides whether an image is held out for
+            // testing.
             let name = format!("{name} row {row}");
             self.locators.push(Locator::Part { archive: archive.clone(), name, offset, len: *len });
             offset += len;
@@ -91,14 +92,17 @@ impl Dataset for Parquet {
         for path in files(&root)? {
             let table = read::read(&path, &columns, &mut left)?;
             if labeled.is_some_and(|l| l != table.labels.is_some()) {
-                return Err(Error::damaged(&path, "has labels and another file has none, or the reverse"));
+                return Err(Error::damaged(
+                    &path,
+                    "differs from another file in whether it has labels; all files need them, or none",
+                ));
             }
             labeled = Some(table.labels.is_some());
             names = names.or_else(|| table.names.clone());
             if is_test(&path) { &mut test } else { &mut train }.add(&path, table);
         }
         if train.locators.is_empty() {
-            std::mem::swap(&mut train, &mut test); // nothing but a file of test images
+            std::mem::swap(&mut train, &mut test); // there are only test files
         }
         let (mut classes, mut labels) = (Vec::new(), [None, None]);
         if labeled == Some(true) {
@@ -125,7 +129,7 @@ impl Dataset for Parquet {
 
 type Labels = [Option<Vec<u32>>; 2];
 
-/// Labels that are numbers into `names` instead of into those numbers' list `classes`.
+/// Maps labels from indices into `classes`, whose entries are numbers, to indices into `names`.
 fn name(
     root: &Path,
     classes: Vec<String>,
@@ -134,7 +138,7 @@ fn name(
 ) -> Result<(Vec<String>, Labels)> {
     let number = |c: &String| {
         let number = c.parse::<u32>().ok().filter(|n| (*n as usize) < names.len());
-        number.ok_or_else(|| Error::damaged(root, format!("label {c} is not one of {} classes", names.len())))
+        number.ok_or_else(|| Error::damaged(root, format!("label {c} is not among {} classes", names.len())))
     };
     let numbers = classes.iter().map(number).collect::<Result<Vec<u32>>>()?;
     labels.iter_mut().flatten().flatten().for_each(|l| *l = numbers[*l as usize]);

@@ -7,11 +7,11 @@ use pauc_traits::{Dataset, Error, Result, component};
 use std::path::{Path, PathBuf};
 
 component! {
-    /// Images and labels in one safetensors file: the tensors `images`, `labels`, `test_images` and `test_labels`, of
-    /// which only the first has to be there.
+    /// Images and labels in one safetensors file: the tensors `images`, `labels`, `test_images` and
+    /// `test_labels`. Only the first is required.
     ///
-    /// Images are unsigned bytes, N×H×W or, by `layout`, N×H×W×C or N×C×H×W with one or three channels; labels are
-    /// N whole numbers from 0 on.
+    /// Images are unsigned bytes: N×H×W or, depending on `layout`, N×H×W×C or N×C×H×W, with one or three
+    /// channels. Labels are N integers, starting at 0.
     pub struct Safetensors: Dataset {
         /// The file.
         pub file: PathBuf,
@@ -32,8 +32,9 @@ fn tensor(file: &SafeTensors<'_>, name: &str, path: &Path) -> Result<Option<Arra
         Dtype::U64 => Number::Unsigned(8),
         Dtype::I64 => Number::Signed(8),
         other => {
-            let message =
-                format!("the tensor `{name}` has numbers of type {other:?}; images are U8, labels I64");
+            let message = format!(
+                "the tensor `{name}` has elements of type {other:?}; expected U8 for images, an integer type for labels"
+            );
             return Err(Error::damaged(path, message));
         }
     };
@@ -46,14 +47,14 @@ impl Dataset for Safetensors {
         let path = place.resolve(&self.file);
         let bytes = array_datasets::bytes_of(&path)?;
         let file = SafeTensors::deserialize(&bytes)
-            .map_err(|e| Error::damaged(&path, format!("cannot be read as safetensors: {e}")))?;
+            .map_err(|e| Error::damaged(&path, format!("is not a valid safetensors file: {e}")))?;
         let pair = |images: &str, labels: &str| -> Result<_> {
             let labels = tensor(&file, labels, &path)?;
             Ok(tensor(&file, images, &path)?.map(|images| (images, labels)))
         };
         let train = pair("images", "labels")?.ok_or_else(|| {
             let names = file.names();
-            Error::damaged(&path, format!("has no tensor `images`, but {names:?}"))
+            Error::damaged(&path, format!("has no tensor `images`; its tensors are {names:?}"))
         })?;
         let test = pair("test_images", "test_labels")?;
         array_datasets::open(&self.file.display().to_string(), train, test, self.layout)

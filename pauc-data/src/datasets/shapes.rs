@@ -1,4 +1,4 @@
-//! Procedural pictures of shapes.
+//! Procedural images of shapes.
 
 use super::{names, splits};
 use crate::MemoryImages;
@@ -10,21 +10,22 @@ use rayon::prelude::*;
 use std::f32::consts::{PI, TAU};
 
 component! {
-    /// Procedural RGB pictures of shapes, for tests and quick trials without files.
+    /// Procedural RGB images of shapes, for tests and quick trials without files.
     ///
-    /// Each picture shows one shape at a random place, angle, size and color on a background of another random
-    /// color with a gradient, and noise. The label is the shape; the finer label is the shape with its texture
-    /// (plain, stripes, checks). Color and place say nothing about either, so pixels alone tell little, while a
-    /// network that learns contours tells shapes apart. Test images, a fifth as many, come from streams of their
-    /// own.
+    /// Each image shows one shape at a random position, angle, size and color, on a background of another
+    /// random color with a gradient and noise. The label is the shape; the fine label is the shape with its
+    /// texture (plain, stripes, checks). Color and position are independent of both, so pixels alone are a
+    /// weak baseline, while a network that learns contours can separate the shapes. There are a fifth as many
+    /// test images, from separate random streams.
     pub struct Shapes: Dataset {
         /// The number of training images.
         pub count: Count = Count::lit(5000),
         /// Height and width in pixels, at least 8.
         pub size: Count = Count::lit(32),
-        /// How many of the 8 shapes occur: disc, square, triangle, cross, ring, star, bar, crescent.
+        /// The number of shapes, at most 8, in this order: disc, square, triangle, cross, ring, star, bar,
+        /// crescent.
         pub classes: Count = Count::lit(8),
-        /// The seed of the pictures; it is not the run's seed, so that runs with other seeds see the same data.
+        /// The seed of the images. It is not the run's seed, so runs with different seeds see the same data.
         pub seed: u64 = 0,
     }
 }
@@ -36,7 +37,7 @@ impl Dataset for Shapes {
     fn open(&self, _: &Place) -> Result<Splits> {
         let (classes, size) = (self.classes.get(), self.size.get());
         if classes > SHAPES.len() {
-            return Err(Error::config(format!("Shapes: there are {} classes, got {classes}", SHAPES.len())));
+            return Err(Error::config(format!("Shapes: classes is at most {}, got {classes}", SHAPES.len())));
         }
         if size < 8 {
             return Err(Error::config(format!("Shapes: size is at least 8, got {size}")));
@@ -54,7 +55,7 @@ impl Dataset for Shapes {
 }
 
 impl Shapes {
-    /// Images of split `split`. Labels go round, first the shape, then the texture.
+    /// Draws the images of split `split`. Labels cycle through the shapes, then through the textures.
     fn images(&self, count: usize, split: u64) -> Result<MemoryImages> {
         let (size, classes) = (self.size.get(), self.classes.get() as u32);
         let shape = ImageShape { height: size, width: size, channels: 3 };
@@ -70,13 +71,13 @@ impl Shapes {
     }
 }
 
-/// Whether the point (u, v) is in the shape, which fills most of the unit circle.
+/// Whether the point (u, v) is inside the shape, which fills most of the unit circle.
 fn inside(shape: u32, u: f32, v: f32) -> bool {
     let r = u.hypot(v);
     match shape {
         0 => r < 0.8,
         1 => u.abs().max(v.abs()) < 0.7,
-        // The three edges of a regular triangle have distance ½ from the center.
+        // The edges of the regular triangle have distance ½ from the center.
         2 => (0..3).all(|i| {
             let a = TAU * i as f32 / 3.0;
             u * a.cos() + v * a.sin() < 0.5
@@ -100,7 +101,8 @@ fn draw(shape: u32, texture: u32, size: usize, pixels: &mut [u8], rng: &mut Stre
     let (sin, cos) = between(0.0, TAU).sin_cos();
     let mut color = || [(); 3].map(|()| between(30.0, 225.0));
     let ground = color();
-    // Another color until it stands out; the ninth is taken anyhow, pushed away from the ground.
+    // Draws up to nine colors until one differs enough from the background; then shifts the background color
+    // instead.
     let distance = |a: &[f32; 3]| a.iter().zip(&ground).map(|(a, b)| (a - b).abs()).sum::<f32>();
     let mut figure = color();
     for _ in 0..8 {
@@ -121,10 +123,10 @@ fn draw(shape: u32, texture: u32, size: usize, pixels: &mut [u8], rng: &mut Stre
         2 if (u * frequency + phase).sin() * (v * frequency + phase).sin() > 0.0 => 1.0,
         _ => 0.4,
     };
-    const SUB: usize = 3; // samples in each direction of a pixel
+    const SUB: usize = 3; // samples per pixel and direction
     for (p, pixel) in pixels.as_chunks_mut::<3>().0.iter_mut().enumerate() {
         let (x, y) = ((p % size) as f32, (p / size) as f32);
-        // The share of the pixel that is the figure's, weighted with the texture; far from the figure it is 0.
+        // The fraction of the pixel that the figure covers, times the texture; 0 far from the figure.
         let near = ((x + 0.5 - x0).hypot(y + 0.5 - y0) - 1.0) / radius < 1.0;
         let mut strength = 0.0;
         for s in (0..SUB * SUB).take_while(|_| near) {
@@ -138,7 +140,7 @@ fn draw(shape: u32, texture: u32, size: usize, pixels: &mut [u8], rng: &mut Stre
         let light = slope[0] * (x / size as f32 - 0.5) + slope[1] * (y / size as f32 - 0.5);
         for c in 0..3 {
             let value = ground[c] * (1.0 - strength) + figure[c] * strength + light;
-            // The sum of three uniform numbers is near enough to a Gaussian, of standard deviation 10.
+            // The sum of three uniform numbers approximates a Gaussian of standard deviation 10.
             let noise = (0..3).map(|_| rng.gen_range(-10.0f32..10.0)).sum::<f32>();
             pixel[c] = (value + noise).round() as u8;
         }
@@ -157,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_depend_on_the_seed_and_labels_are_balanced() {
+    fn images_depend_on_the_seed_and_labels_are_balanced() {
         let (a, b, c) = (open(48, 8, 1), open(48, 8, 1), open(48, 8, 2));
         let pixels = |s: &Splits, i| s.train.image(i).unwrap().into_owned();
         assert_eq!(pixels(&a, 5), pixels(&b, 5));
@@ -172,7 +174,8 @@ mod tests {
         assert!(shapes(Count::lit(8), Count::lit(7)).open(&Place { base: ".".into() }).is_err());
     }
 
-    /// The share of test images whose nearest class mean, by `features`, is their own.
+    /// Returns the fraction of test images whose nearest class mean, by `features`, is that of their own
+    /// class.
     fn nearest_mean(splits: &Splits, classes: usize, features: impl Fn(&[u8]) -> Vec<f64>) -> f64 {
         let labeled = |s: &dyn pauc_traits::dataset::ImageSource| -> Vec<(usize, Vec<f64>)> {
             let label = |i: usize| s.labels().unwrap()[i] as usize;
@@ -192,8 +195,8 @@ mod tests {
         test.iter().filter(hit).count() as f64 / test.len() as f64
     }
 
-    /// How much of the figure lies at which distance from its center of gravity, in units of its spread; blind to
-    /// color, place, angle and size.
+    /// Returns the histogram of distances of the figure's pixels from its center of mass, in units of its
+    /// spread. It is invariant to color, position, angle and size.
     fn rings(pixels: &[u8]) -> Vec<f64> {
         let color = |x: usize, y: usize| [0, 1, 2].map(|c| f64::from(pixels[(y * 32 + x) * 3 + c]));
         let mut corner = [0.0; 3];
@@ -214,14 +217,14 @@ mod tests {
     }
 
     #[test]
-    fn contours_tell_shapes_apart_and_pixels_hardly() {
+    fn contours_separate_shapes_and_pixels_do_not() {
         // Disc, square, triangle, cross, ring: chance is 1/5.
         let splits = open(2000, 5, 3);
         let pixels = nearest_mean(&splits, 5, |p| p.iter().map(|v| f64::from(*v)).collect());
         let contours = nearest_mean(&splits, 5, rings);
         let chance = 0.2 + tolerance::frequency(0.2, splits.test.as_ref().unwrap().len());
         assert!(pixels < chance, "{pixels}");
-        // It is 0.67, and each of the 400 pictures that rounding in `f32` might tip counts for 0.0025.
+        // The value is 0.67. Each of the 400 images that `f32` rounding could flip counts for 0.0025.
         assert!(contours > 0.5, "{contours}");
     }
 }

@@ -9,46 +9,46 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Which training images are read.
+/// The training images to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StlPart {
-    /// The 5 000 with labels.
+    /// The 5 000 labeled images.
     Labelled,
-    /// The 100 000 without.
+    /// The 100 000 unlabeled images.
     Unlabelled,
-    /// Both, the labeled first; no labels.
+    /// All of them, labeled images first, without labels.
     Both,
 }
 
 component! {
-    /// STL-10: 5 000 labeled and 100 000 unlabeled training photographs and 8 000 test photographs, 96×96 RGB, 10
+    /// STL-10: 5 000 labeled and 100 000 unlabeled training photos and 8 000 test photos, 96×96 RGB, 10
     /// classes.
     ///
     /// Reads the binary version. The unlabeled images take 2.6 GiB of memory. Source: Coates, Lee & Ng, *An analysis
     /// of single-layer networks in unsupervised feature learning*, 2011; files at
     /// <http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz>.
     pub struct Stl10: Dataset {
-        /// The folder `stl10_binary` or the one above it.
+        /// The folder `stl10_binary` or its parent.
         pub root: PathBuf,
-        /// `Labelled`, `Unlabelled` or `Both`. Only labeled images have labels for probes and terms.
+        /// `Labelled`, `Unlabelled` or `Both`. Probes and terms have labels only with `Labelled`.
         pub train: StlPart = StlPart::Labelled,
     }
 }
 
 const CLASSES: [&str; 10] =
     ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"];
-/// The shape of every picture.
+/// The shape of every image.
 pub const SHAPE: ImageShape = ImageShape { height: 96, width: 96, channels: 3 };
 const REMEDY: &str = "unpack http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz there";
 
-/// Appends pictures: three planes each, red, green, blue, column by column.
+/// Appends images, each stored as three planes (red, green, blue), column by column.
 ///
 /// # Errors
-/// If `bytes` are no whole number of pictures, or none.
+/// If the length of `bytes` is 0 or not a multiple of an image's size.
 pub fn unpack(bytes: &[u8], pixels: &mut Vec<u8>, path: &Path) -> Result<()> {
     if bytes.is_empty() || !bytes.len().is_multiple_of(SHAPE.len()) {
         let message = format!(
-            "is truncated: pictures of {} bytes expected, {} bytes found; fetch it again",
+            "is truncated; expected images of {} bytes, got {} bytes; download it again",
             SHAPE.len(),
             bytes.len()
         );
@@ -67,22 +67,22 @@ pub fn unpack(bytes: &[u8], pixels: &mut Vec<u8>, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Labels 1 to 10 become 0 to 9.
+/// Converts labels 1 to 10 to 0 to 9.
 ///
 /// # Errors
-/// If there are not `count` of them, or one is another number.
+/// If there are not `count` labels, or one is out of range.
 pub fn labels(bytes: &[u8], count: usize, path: &Path) -> Result<Vec<u32>> {
     if bytes.len() != count {
-        return Err(Error::damaged(path, format!("has {} labels for {count} pictures", bytes.len())));
+        return Err(Error::damaged(path, format!("has {} labels for {count} images", bytes.len())));
     }
     let label = |(i, b): (usize, &u8)| match b {
         1..=10 => Ok(u32::from(b - 1)),
-        _ => Err(Error::damaged(path, format!("label {b} of picture {i} is not one of 1..10"))),
+        _ => Err(Error::damaged(path, format!("label {b} of image {i} is out of range; expected 1 to 10"))),
     };
     bytes.iter().enumerate().map(label).collect()
 }
 
-/// Appends the pictures of a file, a part at a time, so that they are in memory once.
+/// Appends the images of a file in parts, so that only one copy is in memory.
 fn append(path: &Path, pixels: &mut Vec<u8>) -> Result<()> {
     let mut file = File::open(path).map_err(|e| cannot_open(path, e, REMEDY))?;
     let mut part = Vec::new();
@@ -124,9 +124,9 @@ impl Dataset for Stl10 {
         let test = MemoryImages::new(SHAPE, pixels, Some(test_labels))?;
         let count = |m: &MemoryImages| m.pixels().len() / SHAPE.len();
         let kind = match self.train {
-            StlPart::Labelled => "labelled",
-            StlPart::Unlabelled => "unlabelled",
-            StlPart::Both => "labelled and unlabelled",
+            StlPart::Labelled => "labeled",
+            StlPart::Unlabelled => "unlabeled",
+            StlPart::Both => "labeled and unlabeled",
         };
         let description =
             format!("STL-10: {} {kind} training and {} test images, {SHAPE}", count(&train), count(&test));
@@ -147,7 +147,7 @@ impl Dataset for Stl10 {
 mod tests {
     use super::*;
 
-    /// Pictures with red = their number, green = row, blue = column.
+    /// Returns images with red = their index, green = row, blue = column.
     fn file(count: usize) -> Vec<u8> {
         let plane = |value: &dyn Fn(usize, usize) -> usize| -> Vec<u8> {
             (0..96).flat_map(|x| (0..96).map(move |y| (y, x))).map(|(y, x)| value(y, x) as u8).collect()
@@ -173,17 +173,14 @@ mod tests {
         write("unlabeled_X.bin", file(4));
         let splits = open(StlPart::Both).unwrap();
         assert_eq!((splits.train.len(), splits.train.labels(), splits.test.unwrap().len()), (7, None, 2));
-        assert_eq!(
-            splits.description,
-            "STL-10: 7 labelled and unlabelled training and 2 test images, 96×96×3"
-        );
+        assert_eq!(splits.description, "STL-10: 7 labeled and unlabeled training and 2 test images, 96×96×3");
         assert_eq!(open(StlPart::Unlabelled).unwrap().train.len(), 4);
         write("train_y.bin", vec![1, 11, 2]);
-        assert!(open(StlPart::Labelled).err().unwrap().to_string().contains("label 11 of picture 1"));
+        assert!(open(StlPart::Labelled).err().unwrap().to_string().contains("label 11 of image 1"));
         write("train_y.bin", vec![1]);
-        assert!(open(StlPart::Labelled).err().unwrap().to_string().contains("1 labels for 3 pictures"));
+        assert!(open(StlPart::Labelled).err().unwrap().to_string().contains("1 labels for 3 images"));
         write("train_X.bin", file(1)[..100].to_vec());
-        assert!(open(StlPart::Labelled).err().unwrap().to_string().contains("100 bytes found"));
+        assert!(open(StlPart::Labelled).err().unwrap().to_string().contains("got 100 bytes"));
         write("test_X.bin", Vec::new());
         write("train_X.bin", Vec::new());
         assert!(open(StlPart::Labelled).err().unwrap().to_string().contains("truncated"));

@@ -10,18 +10,18 @@ pub use pauc_traits::LabelFraction;
 component! {
     /// A part of another dataset: some classes, or some images of each.
     ///
-    /// Which images those are is fixed: they are the ones whose place in the set has the smallest hash within their
-    /// class, so that a larger share contains the smaller ones, and the same set gives the same part in every run.
-    /// Its name and the hash of the chosen places stand in the description of a run's data. Without labels all images
-    /// are one class. The statistics for normalization remain those of the whole.
+    /// The choice is deterministic: it takes the images whose index has the smallest hash within their class.
+    /// A larger fraction therefore contains the smaller ones, and every run gets the same images. The data
+    /// description of a run contains the fraction and the hash of the chosen indices. Without labels, all
+    /// images count as one class. The statistics for normalization remain those of the whole dataset.
     pub struct Subset: Dataset {
-        /// The whole.
+        /// The dataset to take a part of.
         pub of: Configured<kind::Dataset>,
-        /// The classes that are taken, by name; none: all. They keep their order and are numbered anew.
+        /// The classes to keep, by name; empty: all. They keep their order and are renumbered.
         pub classes: Vec<String> = Vec::new(),
-        /// The share of the training images: `All`, `Percent1`, `Percent10` or `PerClass(n)`.
+        /// The fraction of the training images: `All`, `Percent1`, `Percent10` or `PerClass(n)`.
         pub train: LabelFraction = LabelFraction::All,
-        /// The share of the test images.
+        /// The fraction of the test images.
         pub test: LabelFraction = LabelFraction::All,
     }
 }
@@ -46,7 +46,9 @@ impl ImageSource for Picked {
     fn image(&self, index: usize) -> Result<Image<'_>> {
         match self.ids.get(index) {
             Some(id) => self.source.image(*id),
-            None => Err(Error::config(format!("image {index} of a set of {}", self.len()))),
+            None => {
+                Err(Error::config(format!("image {index} is out of range; the dataset has {}", self.len())))
+            }
         }
     }
 
@@ -64,17 +66,17 @@ impl ImageSource for Picked {
 }
 
 impl Picked {
-    /// The images at the places `ids`, in this order.
+    /// Selects the images with the indices `ids`, in this order.
     ///
     /// # Panics
-    /// If `source` has labels, and fewer images than a place asks for.
+    /// If `source` has labels and an index is out of range.
     pub fn new(source: Arc<dyn ImageSource>, ids: Vec<usize>) -> Self {
         let pick = |labels: Option<&[u32]>| labels.map(|l| ids.iter().map(|i| l[*i]).collect::<Vec<_>>());
         let (labels, other_labels) = (pick(source.labels()), pick(source.fine_labels()));
         Picked { source, ids, labels, other_labels }
     }
 
-    /// The share of the images whose class `renumber` keeps.
+    /// Selects the given fraction of the images whose class `renumber` keeps.
     fn share(source: Arc<dyn ImageSource>, share: LabelFraction, renumber: Option<&[Option<u32>]>) -> Self {
         let class_is_kept = |i: &usize| match (renumber, source.labels()) {
             (Some(new), Some(labels)) => new[labels[*i] as usize].is_some(),
@@ -100,7 +102,7 @@ impl Dataset for Subset {
         if let Some(name) = self.classes.iter().find(|c| !whole.classes.contains(c)) {
             let near = pauc_traits::registry::did_you_mean(name, whole.classes.iter().map(String::as_str));
             let near = near.map(|n| format!("; did you mean {n:?}?")).unwrap_or_default();
-            let message = format!("Subset: no class is called {name:?} in {}{near}", whole.description);
+            let message = format!("Subset: unknown class {name:?} in {}{near}", whole.description);
             return Err(Error::config(message));
         }
         let (mut classes, mut renumber) = (whole.classes.clone(), None);
@@ -111,7 +113,7 @@ impl Dataset for Subset {
         }
         let train = Picked::share(whole.train, self.train, renumber.as_deref());
         if train.ids.is_empty() {
-            return Err(Error::config("Subset: no training image is left"));
+            return Err(Error::config("Subset: no training images are left"));
         }
         let test = whole.test.map(|t| Picked::share(t, self.test, renumber.as_deref()));
         let chosen =
@@ -142,14 +144,14 @@ mod tests {
     }
 
     #[test]
-    fn classes_are_chosen_by_name_and_numbered_anew() {
+    fn classes_are_selected_by_name_and_renumbered() {
         let whole = open("").unwrap();
         let part = open("classes: [\"triangle\", \"square\"], train: PerClass(5), test: Percent10").unwrap();
         assert_eq!(part.classes, ["square", "triangle"]);
         let labels = part.train.labels().unwrap();
         assert_eq!((labels.len(), labels.iter().filter(|l| **l == 1).count()), (10, 5));
         assert_eq!(part.test.as_ref().unwrap().len(), 2 * 2);
-        // Every image is one of the whole's, with its label.
+        // Every image occurs in the whole dataset, with its label.
         for (i, label) in labels.iter().enumerate() {
             let image = part.train.image(i).unwrap();
             let same = |j: &usize| whole.train.image(*j).unwrap() == image;

@@ -1,4 +1,4 @@
-//! Pictures in tar archives.
+//! Images in tar archives.
 
 mod index;
 mod scan;
@@ -13,32 +13,32 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 picture_set! {
-    /// Pictures in tar archives, plain or compressed with gzip, one or many.
+    /// Images in one or more tar archives, plain or compressed with gzip.
     ///
-    /// Two ways of naming are understood. As in WebDataset, `000017.jpg` and `000017.cls` belong together up to the
-    /// first dot, and the second holds the label as text. Otherwise a picture's class is the folder that it lies in,
-    /// and a folder `train`, `val`, `validation` or `test` above those says which split it belongs to. Pictures
-    /// without either have no labels.
+    /// There are two naming schemes. In WebDataset's, `000017.jpg` and `000017.cls` share the name up to the
+    /// first dot, and the second file holds the label as text. Otherwise an image's class is the name of its
+    /// folder, and a folder `train`, `val`, `validation` or `test` above it gives the split. Images with
+    /// neither have no labels.
     ///
-    /// Plain archives are read in place: where each picture lies is found out once and written to `index`, and
-    /// archives whose size or time of change differ from it are indexed again. The pictures of compressed archives
-    /// are held in memory, still encoded.
+    /// Plain archives are read in place. The position of every image is written to `index` once; archives
+    /// whose size or modification time has changed are indexed again. The encoded images of compressed
+    /// archives are kept in memory.
     pub struct Tar {
         /// An archive, or a folder of archives: files ending in `.tar`, `.tar.gz` or `.tgz`, in the order of their
         /// names.
         pub root: PathBuf,
         /// The archive, or folder of archives, of the test images.
         pub test: Option<PathBuf> = None,
-        /// The share of each class that is kept for testing where nothing says which; 0 for none.
+        /// The fraction of each class that is held out for testing if no split is given; 0 for none.
         pub test_fraction: UnitInterval = UnitInterval::lit(0.1),
-        /// The index file; by default `.pauc-index.json` beside the archives, if it can be written there.
+        /// The index file; by default `.pauc-index.json` beside the archives, if that is writable.
         pub index: Option<PathBuf> = None,
-        /// How many MiB a compressed archive may have when it is unpacked.
+        /// The largest uncompressed size of a compressed archive, in MiB.
         pub unpacked_limit: Count = Count::lit(4096),
     }
 }
 
-/// Whether an archive is compressed, by its name; `None`: it is none.
+/// Whether a file name is that of a compressed archive; `None` if it is not an archive.
 fn compressed(path: &Path) -> Option<bool> {
     let name = path.file_name()?.to_string_lossy().to_lowercase();
     if name.starts_with('.') {
@@ -50,9 +50,9 @@ fn compressed(path: &Path) -> Option<bool> {
     }
 }
 
-/// The archives of a path, in order.
+/// Returns the archives of a path, sorted by name.
 fn archives(root: &Path) -> Result<Vec<PathBuf>> {
-    let remedy = "give a .tar, .tar.gz or .tgz file, or a folder of them, as root".to_string();
+    let remedy = "set `root` to a .tar, .tar.gz or .tgz file or a folder of them".to_string();
     if root.is_file() {
         return Ok(vec![root.to_path_buf()]);
     }
@@ -71,7 +71,7 @@ fn archives(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// A picture, its label, and whether its name puts it into the test split.
+/// An image, its label, and whether its name puts it into the test split.
 struct Picture {
     locator: Locator,
     label: Option<String>,
@@ -79,7 +79,7 @@ struct Picture {
 }
 
 impl Tar {
-    /// The pictures of all archives of `root`.
+    /// Returns the images of all archives of `root`.
     fn pictures(&self, root: &Path, index: &mut Index) -> Result<Vec<Picture>> {
         let mut pictures = Vec::new();
         for path in archives(root)? {
@@ -104,14 +104,14 @@ impl Tar {
             }));
         }
         if pictures.is_empty() {
-            return Err(Error::damaged(root, "has no pictures in its archives"));
+            return Err(Error::damaged(root, "has no images in its archives"));
         }
         let labeled = pictures.iter().filter(|p| p.label.is_some()).count();
         if labeled != 0 && labeled != pictures.len() {
             let without = pictures.iter().find(|p| p.label.is_none());
             let without = without.map(|p| p.locator.path().display().to_string());
             let message = format!(
-                "has {} pictures without a label beside {labeled} with one, such as {}",
+                "has {} images without a label beside {labeled} with one, such as {}",
                 pictures.len() - labeled,
                 without.unwrap_or_default()
             );
@@ -139,7 +139,7 @@ impl Dataset for Tar {
             }
         };
         if train.is_empty() {
-            std::mem::swap(&mut train, &mut test); // an archive of nothing but a folder `test`
+            std::mem::swap(&mut train, &mut test); // the archive has only a folder `test`
         }
         let mut notes = index.finish(self.index.is_some())?;
         let texts = |pictures: &[Picture]| -> Option<Vec<String>> {
@@ -151,7 +151,7 @@ impl Dataset for Tar {
             let (names, mut labels) = number_labels(&[a, b]);
             (classes, test_labels, train_labels) = (names, labels.pop(), labels.pop());
         } else if train_texts.is_some() || test_texts.is_some() {
-            notes.push("labels left out, since only one of the splits has them".into());
+            notes.push("labels ignored, since only one of the splits has them".into());
         }
         let files = |pictures: Vec<Picture>, labels| Files {
             locators: pictures.into_iter().map(|p| p.locator).collect(),

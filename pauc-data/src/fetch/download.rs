@@ -1,4 +1,4 @@
-//! One file over HTTP.
+//! Downloads one file over HTTP.
 
 use super::Fetched;
 use pauc_traits::{Error, Result, atomic};
@@ -7,38 +7,40 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How far a download is.
+/// The progress of a download.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
     /// The file.
     pub path: &'a Path,
-    /// Bytes that are there.
+    /// Bytes downloaded so far.
     pub bytes: u64,
-    /// Bytes of the whole file, if the server tells.
+    /// The size of the file in bytes, if the server gives it.
     pub total: Option<u64>,
 }
 
-/// How often a connection may break without a single new byte before the download is given up.
+/// Broken connections in a row without a new byte after which the download fails.
 const FRUITLESS: usize = 3;
-/// How long a server may be silent.
+/// The timeout for connecting and for each read.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// Brings the file at `url` to `path`, if it is not there yet; its content has the MD5 `md5` (hexadecimal digits).
+/// Downloads the file at `url` to `path`, unless it exists. `md5` is the MD5 of its content in hexadecimal
+/// digits.
 ///
-/// What an earlier try left behind is continued if the server can send a part of a file. A connection that breaks is
-/// opened again as long as that brings new bytes.
+/// Resumes an interrupted download if the server supports range requests. Reconnects after a broken
+/// connection, as long as new bytes arrive.
 ///
 /// # Errors
-/// If the server cannot be reached or does not have the file, the checksum is wrong, a file of another content is in the
-/// way, or the disk refuses.
+/// If the server cannot be reached or does not have the file, the checksum does not match, a file with other
+/// content exists at `path`, or the disk cannot be written.
 pub fn download(url: &str, path: &Path, md5: &str, watch: &mut dyn FnMut(&Progress<'_>)) -> Result<Fetched> {
     if path.exists() {
         let digest = Growing::open(path)?.digest();
         if digest == md5 {
             return Ok(Fetched::AlreadyThere);
         }
-        let message =
-            format!("is there, but with MD5 {digest} instead of {md5}; remove it, or fetch elsewhere");
+        let message = format!(
+            "exists with the wrong MD5; expected {md5}, got {digest}; remove it, or choose another folder"
+        );
         return Err(Error::damaged(path, message));
     }
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -56,17 +58,17 @@ pub fn download(url: &str, path: &Path, md5: &str, watch: &mut dyn FnMut(&Progre
         std::fs::remove_file(&growing).map_err(|e| Error::io(&growing, e))?;
         if !resumed {
             let message = format!(
-                "what {url} sent has MD5 {digest} instead of {md5}, and was thrown away; try again, or another source \
-                 with --from"
+                "{url} sent a file with the wrong MD5; expected {md5}, got {digest}; it was deleted; try again, or choose \
+                 another source with --from"
             );
             return Err(Error::damaged(path, message));
         }
-        // What was there may have been the start of something else: once more, from the beginning.
+        // The partial file may have been the start of another file. Download once more from the beginning.
         resumed = false;
     }
 }
 
-/// A file and the MD5 of what is in it.
+/// A partial file and the MD5 of its content.
 struct Growing {
     path: PathBuf,
     file: File,
@@ -75,7 +77,7 @@ struct Growing {
 }
 
 impl Growing {
-    /// A file to read through and append to; made if it is not there.
+    /// Opens a file for appending, creates it if missing, and hashes its content.
     fn open(path: &Path) -> Result<Self> {
         let failed = |e| Error::io(path, e);
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
@@ -108,7 +110,7 @@ impl Growing {
     }
 }
 
-/// Appends what is missing.
+/// Downloads the missing part.
 fn complete(url: &str, path: &Path, file: &mut Growing, watch: &mut dyn FnMut(&Progress<'_>)) -> Result<()> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -128,7 +130,7 @@ fn complete(url: &str, path: &Path, file: &mut Growing, watch: &mut dyn FnMut(&P
         fruitless = if file.bytes > before { 0 } else { fruitless + 1 };
         if fruitless == FRUITLESS {
             let message = format!(
-                "{url}: {broken}; {} bytes are kept in {}, and the same command continues from there",
+                "{url}: {broken}; {} bytes are saved in {}; run the same command again to resume",
                 file.bytes,
                 file.path.display()
             );
@@ -138,7 +140,8 @@ fn complete(url: &str, path: &Path, file: &mut Growing, watch: &mut dyn FnMut(&P
     }
 }
 
-/// One request. `None`: the file is complete as far as the server tells; otherwise why it broke off.
+/// Makes one request. Returns `None` if the file is complete according to the server, or else the reason why
+/// it is not.
 fn attempt(
     agent: &ureq::Agent,
     url: &str,
@@ -160,22 +163,23 @@ fn attempt(
     let range = header("content-range").map(str::to_string);
     let total = match status {
         200 => {
-            file.clear()?; // the server sends everything, whatever was asked for
+            file.clear()?; // the server ignored the range and sends the whole file
             length
         }
         206 => match range.as_deref().and_then(parse_range) {
             Some((start, total)) if start == file.bytes => total.or(length.map(|n| n + start)),
             _ => {
                 file.clear()?;
-                return Ok(Some(format!("the server sent another part than was asked for ({range:?})")));
+                return Ok(Some(format!("the server sent the wrong range ({range:?})")));
             }
         },
-        // Nothing lies behind what is there: complete, or too long, which the checksum tells.
+        // No bytes follow: the file is complete, or too long, which the checksum detects.
         416 => return Ok(None),
-        500..=599 | 408 | 429 => return Ok(Some(format!("the server answers with status {status}"))),
+        500..=599 | 408 | 429 => return Ok(Some(format!("the server answered with status {status}"))),
         _ => {
-            let message =
-                format!("{url}: the server answers with status {status}; another source: --from URL");
+            let message = format!(
+                "{url}: the server answered with status {status}; choose another source with --from URL"
+            );
             return Err(Error::damaged(path, message));
         }
     };
@@ -186,19 +190,19 @@ fn attempt(
             Ok(0) => break,
             Ok(n) => file.append(&part[..n])?,
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Ok(Some(format!("the connection broke off: {e}"))),
+            Err(e) => return Ok(Some(format!("the connection was lost: {e}"))),
         }
         watch(&Progress { path, bytes: file.bytes, total });
     }
     match total {
         Some(total) if file.bytes < total => {
-            Ok(Some(format!("the connection ended after {} of {total} bytes", file.bytes)))
+            Ok(Some(format!("the connection was closed after {} of {total} bytes", file.bytes)))
         }
         _ => Ok(None),
     }
 }
 
-/// Start and total length of `bytes START-END/TOTAL`.
+/// Parses the start and total length of `bytes START-END/TOTAL`.
 fn parse_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.trim().strip_prefix("bytes")?.trim().split_once('/')?;
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()))
@@ -209,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_understood() {
+    fn ranges_are_parsed() {
         assert_eq!(parse_range("bytes 5-9/10"), Some((5, Some(10))));
         assert_eq!(parse_range("bytes 5-9/*"), Some((5, None)));
         assert_eq!(parse_range("bytes */10"), None);

@@ -1,8 +1,8 @@
-//! Fetching standard datasets from where their authors keep them; needs the feature `download`.
+//! Downloads of standard datasets from their authors' servers; needs the feature `download`.
 //!
-//! A file grows under a name of its own, ending in `.part`, and gets its real name only when its checksum is right; an
-//! archive is unpacked into a folder of its own in the same way. So whatever has its real name is complete, and what an
-//! interruption leaves behind is continued by the next try.
+//! A file is downloaded to a name ending in `.part` and gets its final name only after its checksum matches.
+//! An archive is unpacked in the same way, into a temporary folder. A file with its final name is therefore
+//! complete, and the next attempt resumes an interrupted download.
 
 mod download;
 mod official;
@@ -14,51 +14,51 @@ pub use official::official;
 use pauc_traits::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// A dataset as its authors offer it.
+/// A dataset on its authors' server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteSet {
-    /// The dataset's name, as recipes write it.
+    /// The name of the dataset in recipes.
     pub name: String,
-    /// The folder of the files on the server, ending in `/`.
+    /// The URL of the folder, ending in `/`.
     pub source: String,
     /// The files.
     pub files: Vec<RemoteFile>,
-    /// What comes out of the archive, if the set is one.
+    /// The content of the archive, if the dataset is an archive.
     pub unpacked: Option<Unpacked>,
 }
 
 /// A file on a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteFile {
-    /// Its name, here and there.
+    /// Its name, on the server and on disk.
     pub name: String,
-    /// The MD5 of its content, 32 hexadecimal digits, as its authors or torchvision published it.
+    /// The MD5 of its content, 32 hexadecimal digits, as published by the authors or by torchvision.
     pub md5: String,
 }
 
-/// What an archive holds.
+/// The content of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unpacked {
-    /// The folder that everything lies in.
+    /// The folder that contains everything.
     pub folder: String,
-    /// The files that have to be in it, with their lengths in bytes.
+    /// The required files, with their lengths in bytes.
     pub members: Vec<(String, u64)>,
 }
 
-/// What was done for a dataset.
+/// The outcome of a fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fetched {
-    /// It was there already, with the right checksums or lengths.
+    /// The files existed, with the right checksums or lengths.
     AlreadyThere,
-    /// It was fetched, in part or whole.
+    /// At least one file was downloaded.
     Now,
 }
 
-/// Brings the files of `set` into the folder `root`, from the folder at the URL `from` if one is given.
+/// Downloads the files of `set` into the folder `root`, from the URL `from` if it is given.
 ///
 /// # Errors
-/// If a server cannot be reached or does not have a file, a checksum is wrong, a file of another content is in the way,
-/// or the disk refuses.
+/// If a server cannot be reached or does not have a file, a checksum does not match, a file with other
+/// content exists, or the disk cannot be written.
 pub fn fetch(
     set: &RemoteSet,
     root: &Path,
@@ -85,7 +85,7 @@ pub fn fetch(
     Ok(outcome)
 }
 
-/// Where `name` lies: below `base`, or `base` itself if that is the file already.
+/// Returns the URL of `name`: below `base`, or `base` itself if that is the file's URL.
 fn location(base: &str, name: &str) -> String {
     if base.rsplit('/').next() == Some(name) {
         return base.to_string();
@@ -94,7 +94,7 @@ fn location(base: &str, name: &str) -> String {
 }
 
 impl Unpacked {
-    /// Whether every member is below `root` with its length.
+    /// Whether every member exists below `root` with the right length.
     fn is_whole(&self, root: &Path) -> bool {
         let folder = root.join(&self.folder);
         self.members.iter().all(|(name, len)| {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn official_sets_are_well_formed_and_known_to_the_registry() {
+    fn official_sets_are_well_formed_and_registered() {
         for set in official() {
             assert!(set.source.ends_with('/') && set.source.starts_with("http"), "{set:?}");
             assert!(set.files.iter().all(|f| f.md5.len() == 32

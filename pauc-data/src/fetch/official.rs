@@ -1,23 +1,24 @@
-//! Where the standard datasets lie, and the checksums of their files.
+//! The URLs of the standard datasets and the checksums of their files.
 
 use super::{RemoteFile, RemoteSet, Unpacked};
 
-/// Bytes of a picture of CIFAR, without labels.
+/// Bytes per image of CIFAR, without labels.
 const CIFAR: u64 = 32 * 32 * 3;
-/// The folder of both CIFAR sets.
+/// The URL of both CIFAR datasets.
 const TORONTO: &str = "https://www.cs.toronto.edu/~kriz/";
-/// Bytes of a picture of STL-10.
+/// Bytes per image of STL-10.
 const STL: u64 = 96 * 96 * 3;
 
-/// The datasets that can be fetched.
+/// Returns the datasets that can be downloaded.
 ///
-/// The checksums of CIFAR-10 and CIFAR-100 stand on their authors' page, those of Fashion-MNIST in its README; those of
-/// MNIST and STL-10 are torchvision's.
+/// The checksums of CIFAR-10 and CIFAR-100 are from their authors' page, those of Fashion-MNIST from its
+/// README, and those of MNIST and STL-10 from torchvision.
 pub fn official() -> Vec<RemoteSet> {
     vec![mnist(), fashion_mnist(), cifar10(), cifar100(), stl10()]
 }
 
-/// A set of MNIST's four files, with their checksums in the order training images and labels, test images and labels.
+/// A dataset of MNIST's four files. The checksums are those of training images and labels, then test images
+/// and labels.
 fn idx(name: &str, source: &str, md5: [&str; 4]) -> RemoteSet {
     let files = ["train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"];
     let file = |(f, md5): (&str, &str)| RemoteFile { name: format!("{f}-ubyte.gz"), md5: md5.into() };
@@ -25,7 +26,7 @@ fn idx(name: &str, source: &str, md5: [&str; 4]) -> RemoteSet {
     RemoteSet { name: name.into(), source: source.into(), files, unpacked: None }
 }
 
-/// A set that is one archive; `members` have their lengths.
+/// A dataset in one archive, with its `members` and their lengths.
 fn archive(name: &str, source: &str, file: (&str, &str), folder: &str, members: &[(&str, u64)]) -> RemoteSet {
     let members = members.iter().map(|(n, len)| (n.to_string(), *len)).collect();
     RemoteSet {

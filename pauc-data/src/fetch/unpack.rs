@@ -1,21 +1,21 @@
-//! Unpacking a fetched archive.
+//! Unpacks a downloaded archive.
 
 use super::Unpacked;
 use pauc_traits::{Error, Result, atomic};
 use std::fs::{self, File};
 use std::path::{Component, Path};
 
-/// Unpacks the gzipped tar `archive` so that its folder is below `root` whole or not at all.
+/// Unpacks the gzipped tar `archive` so that its folder appears below `root` complete or not at all.
 ///
-/// Only regular files that lie directly in that folder are taken: no archive reaches outside of it.
+/// Only regular files directly in that folder are unpacked, so no archive can write outside of it.
 ///
 /// # Errors
-/// If the archive is damaged, a member is missing or of another length, a folder of that name is in the way, or the disk
-/// refuses.
+/// If the archive is damaged, a member is missing or has another length, a folder of that name exists, or the
+/// disk cannot be written.
 pub(super) fn unpack(archive: &Path, root: &Path, what: &Unpacked) -> Result<()> {
     let target = root.join(&what.folder);
     if target.exists() {
-        let message = "is there, but not complete; remove it, or fetch into another folder";
+        let message = "exists but is not complete; remove it, or choose another folder";
         return Err(Error::damaged(&target, message));
     }
     let growing = root.join(format!(".{}.part", what.folder));
@@ -24,7 +24,7 @@ pub(super) fn unpack(archive: &Path, root: &Path, what: &Unpacked) -> Result<()>
     }
     fs::create_dir(&growing).map_err(|e| Error::io(&growing, e))?;
     let damaged =
-        |e: std::io::Error| Error::damaged(archive, format!("cannot be unpacked: {e}; fetch it again"));
+        |e: std::io::Error| Error::damaged(archive, format!("cannot be unpacked: {e}; download it again"));
     let file = File::open(archive).map_err(|e| Error::io(archive, e))?;
     let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(std::io::BufReader::new(file)));
     for entry in tar.entries().map_err(damaged)? {
@@ -47,8 +47,8 @@ pub(super) fn unpack(archive: &Path, root: &Path, what: &Unpacked) -> Result<()>
     for (name, len) in &what.members {
         let unpacked = fs::metadata(growing.join(name)).map(|m| m.len()).ok();
         if unpacked != Some(*len) {
-            let state = unpacked.map_or("is not in it".into(), |n| format!("has {n} bytes in it"));
-            return Err(Error::damaged(archive, format!("{name} {state}, {len} expected")));
+            let state = unpacked.map_or("is missing".into(), |n| format!("has {n} bytes"));
+            return Err(Error::damaged(archive, format!("its member {name} {state}; expected {len} bytes")));
         }
     }
     atomic::rename(&growing, &target).map_err(|e| Error::io(&target, e))

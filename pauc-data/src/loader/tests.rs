@@ -35,7 +35,7 @@ fn all(batches: Batches) -> Vec<ImageBatch> {
 }
 
 #[test]
-fn the_number_of_threads_does_not_show() {
+fn batches_do_not_depend_on_the_number_of_threads() {
     let reference = all(loader(23, 4, Order::Shuffled, 0, 1).batches(2..14));
     assert_eq!(reference.len(), 12);
     for (threads, prefetch) in [(1, 1), (1, 3), (2, 1), (4, 8), (7, 2)] {
@@ -49,7 +49,7 @@ fn the_number_of_threads_does_not_show() {
 }
 
 #[test]
-fn an_epoch_can_go_on_anywhere() {
+fn an_epoch_can_be_resumed_at_any_step() {
     let loader = loader(23, 4, Order::Shuffled, 2, 2);
     let epoch = all(loader.epoch(1, 0));
     assert_eq!(all(loader.epoch(1, 3)), epoch[3..]);
@@ -73,7 +73,7 @@ fn training_epochs_are_permutations_that_differ() {
 
 #[test]
 fn every_order_is_equally_likely() {
-    // Where sample 0 lands over many epochs.
+    // The position of sample 0 over many epochs.
     let loader = loader(6, 2, Order::Shuffled, 0, 1);
     let (mut places, epochs) = ([0; 6], 15_000);
     for epoch in 0..epochs {
@@ -128,13 +128,13 @@ fn bytes_normalize_to_the_same_numbers() {
 }
 
 #[test]
-fn an_image_of_another_shape_is_named() {
+fn errors_name_an_image_of_another_shape() {
     let other = ImageShape { height: 5, ..SHAPE };
     let source = MemoryImages::new(other, vec![0; 2 * other.len()], None).unwrap();
     let options = LoaderOptions::evaluation(Count::lit(1));
     let loader = Loader::new(Arc::new(source), pipeline("[(count: 1, ops: [])]"), options).unwrap();
     let text = loader.epoch(0, 1).next().unwrap().unwrap_err().to_string();
-    assert!(text.starts_with("image 1, view 0: the image came out as 5×6×3"), "{text}");
+    assert!(text.starts_with("image 1, view 0: the image has the shape 5×6×3"), "{text}");
 }
 
 /// Fails or panics at one image.
@@ -150,7 +150,7 @@ impl ImageSource for Broken {
     fn image(&self, index: usize) -> Result<Image<'_>> {
         match index {
             7 if self.1 => panic!("no image {index}"),
-            7 => Err(Error::damaged("7.jpg", "is no picture")),
+            7 => Err(Error::damaged("7.jpg", "is not an image")),
             _ => self.0.image(index),
         }
     }
@@ -160,9 +160,9 @@ impl ImageSource for Broken {
 }
 
 #[test]
-fn errors_and_panics_come_out_in_their_place() {
+fn errors_and_panics_are_returned_at_their_step() {
     for (panics, expected) in
-        [(false, "7.jpg: is no picture"), (true, "panicked in step 1 of epoch 0: no image 7")]
+        [(false, "7.jpg: is not an image"), (true, "panicked in step 1 of epoch 0: no image 7")]
     {
         for threads in [0, 2] {
             let options = LoaderOptions { threads, ..LoaderOptions::evaluation(Count::lit(4)) };
@@ -200,7 +200,7 @@ fn preparation_stays_bounded_and_stops_when_dropped() {
     let mut batches = Loader::new(source, pipeline(VIEWS), options).unwrap().epoch(0, 0);
     (0..10).for_each(|_| assert!(batches.next().unwrap().is_ok()));
     drop(batches);
-    // 10 handed out, at most 2 ahead of the next.
+    // 10 returned, and at most 2 prepared in advance.
     assert!((10..=12).contains(&count.load(Ordering::SeqCst)), "{count:?}");
 }
 

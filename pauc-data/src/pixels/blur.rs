@@ -1,20 +1,21 @@
-//! Gaussian blur: the convolution itself, and Pillow's approximation by three box filters.
+//! Gaussian blur: the exact convolution, and Pillow's approximation by three box filters.
 
 use super::rounding::{byte, limit, nearest};
 use multiversion::multiversion;
 use pauc_traits::{Image, ImageShape};
 
 /// Pillow's `GaussianBlur(radius = sigma)`: three passes of a box filter of fractional width along rows, then
-/// along columns, each rounded to 8 bits; the image goes on with its border's pixels. `sigma` in pixels.
+/// along columns, each rounded to 8 bits. The border is extended with its own pixels. `sigma` is in pixels.
 ///
-/// The box's radius is l + a with the integer part l and the fraction a that give three passes the variance of
-/// the Gaussian (Gwosdek et al., *Theoretical foundations of Gaussian convolution by extended box filtering*, 2011).
+/// The radius of the box is l + a. The integer part l and the fraction a are such that three passes have the
+/// variance of the Gaussian (Gwosdek et al., *Theoretical foundations of Gaussian convolution by extended box
+/// filtering*, 2011).
 pub fn pillow(image: &mut Image<'_>, sigma: f64) {
     let variance = sigma * sigma / 3.0;
     let l = (((12.0 * variance + 1.0).sqrt() - 1.0) / 2.0).floor();
     let a = (2.0 * l + 1.0) * (l * (l + 1.0) - 3.0 * variance) / (6.0 * (variance - (l + 1.0) * (l + 1.0)));
     let inner = 1.0 / (2.0 * (l + a) + 1.0);
-    // Pillow's 24-bit fixed point: both weights truncated, the rest given to the outermost pixels.
+    // Pillow's 24-bit fixed point: weights are truncated, and the remainder goes to the outermost pixels.
     let unit = f64::from(1 << 24);
     let inner = (inner * unit).floor() / unit;
     let outermost = (1.0 - (2.0 * l + 1.0) * inner) / 2.0;
@@ -23,10 +24,10 @@ pub fn pillow(image: &mut Image<'_>, sigma: f64) {
     convolve(image, &taps, 3, true, |i, n| i.clamp(0, n - 1));
 }
 
-/// The convolution with a Gaussian of standard deviation `sigma` cut at `radius` pixels (torchvision's kernel size
-/// is 2·radius + 1) and normalized; the image is mirrored at its border's pixels.
+/// Convolves with a Gaussian of standard deviation `sigma`, truncated at `radius` pixels (torchvision's
+/// kernel size is 2·radius + 1) and normalized. The image is mirrored at its border pixels.
 ///
-/// A radius that reaches beyond the mirror image, that is, of at least the height or width, is shortened.
+/// A radius of at least the height or width would reach beyond the mirror image and is shortened.
 pub fn exact(image: &mut Image<'_>, sigma: f64, radius: usize) {
     let radius = radius.min(image.shape.height.min(image.shape.width).saturating_sub(1));
     let weight = |i: usize| (-0.5 * (i as f64 / sigma).powi(2)).exp();
@@ -38,10 +39,10 @@ pub fn exact(image: &mut Image<'_>, sigma: f64, radius: usize) {
     });
 }
 
-/// Compiled for several vector widths, with the same bytes from each.
+/// Convolves an image. Compiled for several vector widths; all give the same bytes.
 ///
-/// `passes` times along rows and then along columns with the symmetric kernel `taps[|i|]`, each pass rounded if
-/// `rounded`; `border` maps a position outside 0..n to one inside.
+/// Applies the symmetric kernel `taps[|i|]` `passes` times along rows, then along columns. Each pass is
+/// rounded if `rounded`. `border` maps a position outside 0..n to one inside.
 #[multiversion(targets = "simd")]
 fn convolve(
     image: &mut Image<'_>,
@@ -57,7 +58,8 @@ fn convolve(
     let radius = taps.len() - 1;
     let row = width * channels;
     let pixels = image.pixels.to_mut();
-    // Rows lie in a wide one with `radius` more pixels at each end, so that no pixel is special.
+    // Each row is copied into a buffer with `radius` more pixels at each end, so that no pixel is a special
+    // case.
     let mut wide = vec![0f32; row + 2 * radius * channels];
     let mut source = vec![0f32; height * row];
     source.iter_mut().zip(pixels.iter()).for_each(|(f, p)| *f = f32::from(*p));
@@ -86,7 +88,7 @@ fn convolve(
     pixels.iter_mut().zip(&source).for_each(|(p, v)| *p = byte(limit(*v)));
 }
 
-/// out = taps[0] · center + Σ taps[i] · (left + right), `sides(i)` giving the two lines at distance i.
+/// out = taps[0] · center + Σ taps[i] · (left + right); `sides(i)` returns the two lines at distance i.
 #[inline(always)]
 fn weigh<'a>(out: &mut [f32], taps: &[f32], rounded: bool, sides: impl Fn(usize) -> (&'a [f32], &'a [f32])) {
     let center = sides(0).0;
@@ -121,13 +123,14 @@ mod tests {
             let (y, x) = ((i / 15) as f64 - 7.0, (i % 15) as f64 - 7.0);
             let inside = x.abs() <= 5.0 && y.abs() <= 5.0;
             let want = if inside { 255.0 * weight(x) * weight(y) / (total * total) } else { 0.0 };
-            // Half a level, and eight roundings a direction: a weight, a sum of two, a product, 5 additions.
+            // Half a level, and eight roundings per direction: a weight, a sum of two, a product, 5
+            // additions.
             assert_within!(*p, want, 0.5 + tolerance::f32(16, want), "{x},{y}");
         }
     }
 
     #[test]
-    fn constants_and_tiny_images_survive_any_sigma() {
+    fn constant_and_tiny_images_work_with_any_sigma() {
         for (height, width, channels) in [(1, 1, 3), (2, 1, 1), (1, 5, 3), (8, 8, 3)] {
             let shape = ImageShape { height, width, channels };
             for sigma in [0.01, 0.1, 1.0, 2.0, 9.0] {
@@ -141,11 +144,11 @@ mod tests {
 
     #[test]
     fn the_approximation_has_the_gaussians_variance() {
-        // A wide step keeps the rounding to 8 bits small against the slope that is measured. Pass k rounds
-        // the pixels up to k·reach from the step. An error e at distance d changes the second moment of the
-        // slope by 2·d·e, and a symmetric filter keeps that. The distances ½, 3/2, … on both sides sum to
-        // (k·reach)², and those of the three passes to 14·reach². An error is half a level, and what fewer
-        // than 30 roundings of weights, products and sums add to it.
+        // A high step keeps the rounding to 8 bits small relative to the measured slope. Pass k rounds the
+        // pixels within k·reach of the step. An error e at distance d changes the second moment of the slope
+        // by 2·d·e, and a symmetric filter preserves that. The distances ½, 3/2, … on both sides sum to
+        // (k·reach)², and those of the three passes to 14·reach². An error is half a level plus fewer than 30
+        // roundings of weights, products and sums.
         let level = 0.5 + tolerance::f32(30, 255.0);
         for (sigma, reach) in [(0.5, 1), (1.0, 1), (2.0, 2), (3.5, 4)] {
             let (n, half) = (64, 32);

@@ -4,9 +4,9 @@ use super::rounding::{byte, floor, limit, nearest};
 use multiversion::multiversion;
 use pauc_traits::{Image, ImageShape};
 
-/// An image as planes of whole numbers in 0..255, on which color operations vectorize.
+/// An image as one plane per channel of integers in 0..255, so that color operations vectorize.
 ///
-/// Gray images have one plane, and saturation, hue and grayscale leave them as they are.
+/// Gray images have one plane; saturation, hue and grayscale do not change them.
 #[derive(Clone, Debug)]
 pub struct Planes {
     shape: ImageShape,
@@ -14,7 +14,7 @@ pub struct Planes {
 }
 
 impl Planes {
-    /// Takes an image apart.
+    /// Splits an image into planes.
     pub fn new(image: &Image<'_>) -> Self {
         let mut values = vec![0f32; image.shape.len()];
         if image.shape.channels == 3 {
@@ -28,7 +28,7 @@ impl Planes {
         Planes { shape: image.shape, values }
     }
 
-    /// Puts the image together again, into the pixels of `image`, which has the same shape.
+    /// Writes the planes to the pixels of `image`, which has the same shape.
     pub fn store(&mut self, image: &mut Image<'_>) {
         debug_assert_eq!(image.shape, self.shape);
         let pixels = image.pixels.to_mut();
@@ -47,7 +47,7 @@ impl Planes {
         })
     }
 
-    /// factor · image: 0 is black, 1 the image.
+    /// factor · image: 0 gives black, 1 the image.
     pub fn brightness(&mut self, factor: f32) {
         blend(0.0, factor, &mut self.values);
     }
@@ -63,14 +63,14 @@ impl Planes {
         blend(mean, factor, &mut self.values);
     }
 
-    /// gray + factor · (image − gray): 0 is grayscale, 1 the image.
+    /// gray + factor · (image − gray): 0 gives grayscale, 1 the image.
     pub fn saturation(&mut self, factor: f32) {
         if let Some(planes) = self.rgb() {
             saturate(planes, factor);
         }
     }
 
-    /// Turns the hue by `shift` of a full circle, −½..½, in an HSV image of 8 bits a channel.
+    /// Rotates the hue by `shift` of a full circle, −½..½, in HSV with 8 bits per channel.
     pub fn hue(&mut self, shift: f32) {
         let shift = f32::from((shift * 255.0) as i32 as u8); // torchvision: truncated, then modulo 256
         if let Some(planes) = self.rgb() {
@@ -78,21 +78,21 @@ impl Planes {
         }
     }
 
-    /// The luma 0.299 R + 0.587 G + 0.114 B in every channel.
+    /// Replaces every channel by the luma 0.299 R + 0.587 G + 0.114 B.
     pub fn grayscale(&mut self) {
         if let Some(planes) = self.rgb() {
             turn_gray(planes);
         }
     }
 
-    /// 255 − v where v ≥ `threshold`.
+    /// Replaces v by 255 − v where v ≥ `threshold`.
     pub fn solarize(&mut self, threshold: f32) {
         self.values.iter_mut().for_each(|v| *v = if *v < threshold { *v } else { 255.0 - *v });
     }
 }
 
-// The loops over pixels, each compiled for several vector widths. Nothing is contracted or reordered, so that all give the
-// same bytes.
+// The loops over pixels, each compiled for several vector widths. Operations are not fused or reordered, so
+// all versions give the same bytes.
 
 #[multiversion(targets = "simd")]
 fn to_planes(pixels: &[[u8; 3]], [r, g, b]: [&mut [f32]; 3]) {
@@ -150,13 +150,14 @@ fn turn_gray([r, g, b]: [&mut [f32]; 3]) {
     }
 }
 
-/// Luma in Pillow's 16-bit weights. All products and their sum are below 2²⁴, where `f32` is exact.
+/// Returns the luma with Pillow's 16-bit weights. All products and their sum are below 2²⁴, where `f32` is
+/// exact.
 #[inline(always)]
 fn gray(r: f32, g: f32, b: f32) -> f32 {
     nearest((r * 19595.0 + g * 38470.0 + b * 7471.0) * (1.0 / 65536.0))
 }
 
-/// The sum of whole numbers in 0..255: exact in `f32` over the 8192 of a block, and in `f64` over the blocks.
+/// Sums integers in 0..255: exactly, in `f32` over the 8192 values of a block and in `f64` over blocks.
 #[inline(always)]
 fn sum(n: usize, value: impl Fn(usize) -> f32) -> f64 {
     const LANES: usize = 16;
@@ -173,7 +174,8 @@ fn sum(n: usize, value: impl Fn(usize) -> f32) -> f64 {
     total
 }
 
-/// ⌊255 t⌋, exact although the product is rounded: 255 t = 256 t − t, and 256 t − n is exact near n.
+/// Returns ⌊255 t⌋, exactly although the product is rounded: 255 t = 256 t − t, and 256 t − n is exact near
+/// n.
 #[inline(always)]
 fn scale_down(t: f32) -> f32 {
     let n = floor(255.0 * t);
@@ -193,13 +195,13 @@ fn turn_hue(r: f32, g: f32, b: f32, shift: f32) -> [f32; 3] {
     let sixth = if r == high { bc - gc } else { sector } / 6.0;
     let hue = scale_down(if sixth < 0.0 { sixth + 1.0 } else { sixth }) + shift;
     let hue = if hue >= 256.0 { hue - 256.0 } else { hue };
-    // Gray pixels have chroma 0, so saturation 0 and no use for the hue.
+    // Gray pixels have chroma 0, so saturation 0, and their hue has no effect.
     let saturation = scale_down(chroma / max(high, 1.0)) / 255.0;
     let hue = hue * 6.0 / 255.0;
     let channel = |n: f32| {
         let k = n + hue;
         let k = if k >= 6.0 { k - 6.0 } else { k };
-        // The channel falls by saturation · (1 at the far side of the circle, 0 at the near one).
+        // The channel is reduced by saturation · (1 on the far side of the circle, 0 on the near side).
         let fall = min(min(k, 4.0 - k), 1.0);
         nearest(high * (1.0 - saturation * max(fall, 0.0)))
     };
@@ -221,8 +223,7 @@ mod tests {
         Image::new(ImageShape { height: 18 * 18, width: 18, channels: 3 }, pixels)
     }
 
-    /// Pillow's two conversions, written as it writes them, in f32 and f64 where it uses them. The last
-    /// rounding is left out.
+    /// Pillow's two conversions, in f32 and f64 where Pillow uses them, without the last rounding.
     fn naive_hue([r, g, b]: [u8; 3], shift: u8) -> [f64; 3] {
         let (high, low) = (r.max(g).max(b), r.min(g).min(b));
         let (mut h, mut s) = (0u8, 0u8);
@@ -261,9 +262,9 @@ mod tests {
 
     #[test]
     fn hue_follows_pillow_over_the_color_cube() {
-        // Hue and saturation of 8 bits are Pillow's. What is rounded after them: in sixths of the circle, the
-        // hue, its sums up to 11 and 6 and the distance up to 4; then three numbers up to 1, and the level
-        // itself.
+        // The 8-bit hue and saturation are Pillow's. These values are rounded afterwards: in sixths of the
+        // circle, the hue, its sums up to 11 and 6, and the distance up to 4; then three numbers up to 1, and
+        // the level itself.
         let rounding = tolerance::f32(6 + 11 + 6 + 4 + 3 + 1, 255.0);
         for shift in [-0.5f32, -0.1, 0.0, 0.08, 0.3, 0.5] {
             let image = cube();
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn gray_images_keep_their_gray() {
+    fn gray_images_stay_gray() {
         let image = Image::new(ImageShape { height: 1, width: 4, channels: 1 }, vec![0, 100, 128, 255]);
         let mut planes = Planes::new(&image);
         planes.hue(0.2);

@@ -1,4 +1,4 @@
-//! Crops and flips: pixels that move and keep their values.
+//! Crops and flips, which move pixels without changing them.
 
 use pauc_traits::{Image, ImageShape};
 
@@ -16,29 +16,30 @@ pub struct Rect {
 }
 
 impl Rect {
-    /// The whole image.
+    /// Returns the rectangle of the whole image.
     pub fn whole(shape: ImageShape) -> Self {
         Rect { top: 0, left: 0, height: shape.height, width: shape.width }
     }
 
-    /// The rectangle of `height`×`width` in the middle, with offsets rounded as Python does (ties to even);
-    /// negative offsets mean that the image is smaller.
+    /// Returns the offsets of the central `height`×`width` rectangle, rounded as in Python (ties to even).
+    /// They are negative if the image is smaller.
     pub fn center(shape: ImageShape, height: usize, width: usize) -> (isize, isize) {
         let offset = |outer: usize, inner: usize| {
             let free = outer as isize - inner as isize;
-            // torchvision pads a small image by ⌊missing/2⌋ in front.
+            // torchvision pads a small image by ⌊missing/2⌋ at the top and left.
             if free < 0 { -(-free / 2) } else { (free as f64 / 2.0).round_ties_even() as isize }
         };
         (offset(shape.height, height), offset(shape.width, width))
     }
 }
 
-/// The `height`×`width` pixels from row `top` and column `left` on; what lies outside the image is black.
+/// Crops `height`×`width` pixels, starting at row `top` and column `left`. Pixels outside the image are
+/// black.
 pub fn crop(image: &Image<'_>, top: isize, left: isize, height: usize, width: usize) -> Image<'static> {
     let outer = image.shape;
     let shape = ImageShape { height, width, channels: outer.channels };
     let mut pixels = vec![0u8; shape.len()];
-    // The columns that both rectangles share, counted in the result.
+    // The columns in both rectangles, in coordinates of the result.
     let begin = (-left).clamp(0, width as isize) as usize;
     let end = (outer.width as isize - left).clamp(begin as isize, width as isize) as usize;
     if begin < end {
@@ -56,7 +57,7 @@ pub fn crop(image: &Image<'_>, top: isize, left: isize, height: usize, width: us
     Image::new(shape, pixels)
 }
 
-/// Mirrors left and right.
+/// Flips the image horizontally.
 pub fn flip_horizontally(image: &mut Image<'_>) {
     fn mirror<const C: usize>(pixels: &mut [u8], width: usize) {
         for row in pixels.chunks_exact_mut(width * C) {
@@ -80,7 +81,7 @@ pub fn flip_horizontally(image: &mut Image<'_>) {
     }
 }
 
-/// Mirrors top and bottom.
+/// Flips the image vertically.
 pub fn flip_vertically(image: &mut Image<'_>) {
     let ImageShape { height, width, channels } = image.shape;
     let row = width * channels;

@@ -1,15 +1,15 @@
-//! What augmentations do to pixels, apart from how their parameters are drawn.
+//! The pixel operations of augmentations, with given parameters.
 //!
-//! Every function follows Pillow's or torchvision's arithmetic, so that a recipe means the same here as there.
+//! Every function follows the arithmetic of Pillow or torchvision, so that a recipe gives the same views.
 //!
-//! | module | what lives there |
+//! | module | contents |
 //! |---|---|
 //! | [`geometry`] | crops with padding, flips |
-//! | [`resample`] | resizing of a rectangle, bilinear and bicubic with antialiasing |
+//! | [`resample`] | resizing of a rectangle: bilinear and bicubic, with antialiasing |
 //! | [`color`] | brightness, contrast, saturation, hue, grayscale, solarization |
-//! | [`blur`] | Gaussian blur, Pillow's approximation and the exact one |
+//! | [`blur`] | Gaussian blur: Pillow's approximation and the exact convolution |
 //! | [`mod@rotate`] | rotation about the center |
-//! | [`rounding`] | the roundings that vectorize |
+//! | [`rounding`] | rounding functions that vectorize |
 
 pub mod blur;
 pub mod color;

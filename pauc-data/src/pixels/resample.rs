@@ -1,9 +1,10 @@
 //! Resizing by a separable filter, with Pillow's coefficients.
 //!
 //! With scale s = input / output and stretch f = max(s, 1), output pixel i is the weighted mean of the input
-//! pixels j with |j + ½ − c| < f·support around its center c = (i + ½)s, weights w((j + ½ − c) / f), normalized to
-//! sum 1. Columns come first and their result is rounded to 8 bits, then rows. Pillow sums in 22-bit fixed point
-//! and this module in `f32`; the results agree but for rare roundings of one level.
+//! pixels j with |j + ½ − c| < f·support around its center c = (i + ½)s, weights w((j + ½ − c) / f),
+//! normalized to sum 1. Columns are computed first and rounded to 8 bits, then rows. Pillow sums in 22-bit
+//! fixed point and this module in `f32`; apart from rare differences of one level by rounding, the results
+//! agree.
 
 use super::rounding::{byte, limit, nearest};
 use super::{Rect, geometry};
@@ -40,11 +41,11 @@ impl Filter {
     }
 }
 
-/// Which input pixels make an output pixel, along one axis.
+/// The input pixels and weights of each output pixel, along one axis.
 struct Taps {
     /// The first input pixel and the number of weights of each output pixel.
     ranges: Vec<(usize, usize)>,
-    /// The weights, `stride` places for each output pixel.
+    /// The weights, `stride` entries per output pixel.
     weights: Vec<f32>,
     stride: usize,
 }
@@ -81,7 +82,7 @@ impl Taps {
     }
 }
 
-/// The pixels of `rect`, resized to `height`×`width`. Nothing outside the rectangle has an influence.
+/// Resizes the pixels of `rect` to `height`×`width`. Pixels outside the rectangle have no influence.
 pub fn resize(image: &Image<'_>, rect: Rect, height: usize, width: usize, filter: Filter) -> Image<'static> {
     if (rect.height, rect.width) == (height, width) {
         return geometry::crop(image, rect.top as isize, rect.left as isize, height, width);
@@ -91,7 +92,7 @@ pub fn resize(image: &Image<'_>, rect: Rect, height: usize, width: usize, filter
     if !shape.is_empty() && rect.height > 0 && rect.width > 0 {
         let (columns, rows) = (Taps::new(rect.width, width, filter), Taps::new(rect.height, height, filter));
         match shape.channels {
-            // A pixel of three channels travels with a fourth, empty one, so that rows fill vector registers evenly.
+            // RGB pixels get a fourth, empty lane, so that rows fill whole vector registers.
             3 => separable::<3, 4, 16>(image, rect, &columns, &rows, &mut pixels),
             _ => separable::<1, 1, 8>(image, rect, &columns, &rows, &mut pixels),
         }
@@ -99,8 +100,8 @@ pub fn resize(image: &Image<'_>, rect: Rect, height: usize, width: usize, filter
     Image::new(shape, pixels)
 }
 
-/// `C` channels in the images, `L ≥ C` lanes in between, `W / L` rows whose columns are made together. Compiled for several
-/// vector widths, with the same bytes from each.
+/// The images have `C` channels and the intermediate pixels `L ≥ C` lanes. The columns of `W / L` rows are
+/// computed together. Compiled for several vector widths; all give the same bytes.
 #[multiversion(targets = "simd")]
 fn separable<const C: usize, const L: usize, const W: usize>(
     image: &Image<'_>,
@@ -111,7 +112,8 @@ fn separable<const C: usize, const L: usize, const W: usize>(
 ) {
     let width = columns.ranges.len();
     let mut source = vec![[0f32; W]; rect.width];
-    // Rows whose columns are done, the last few only: row y is at y % keep. Those of one group may be ahead of their use.
+    // A ring buffer of rows whose columns are done: row y is at y % keep. A group may be computed before its
+    // rows are used.
     let keep = rows.ranges.iter().map(|r| r.1).max().unwrap_or(1).max(1) + W / L - 1;
     let mut ring = vec![[0f32; L]; keep * width];
     let mut columns_done = vec![[0f32; W]; width];
@@ -154,13 +156,14 @@ fn separable<const C: usize, const L: usize, const W: usize>(
     }
 }
 
-/// The lanes of a pixel; those beyond its channels are 0.
+/// Returns the lanes of a pixel; lanes beyond its channels are 0.
 #[inline(always)]
 fn pixel_of<const C: usize, const L: usize>(pixel: [u8; C]) -> [f32; L] {
     std::array::from_fn(|c| pixel.get(c).map_or(0.0, |p| f32::from(*p)))
 }
 
-/// Pillow rounds halves up, and halves are frequent at round factors; [`nearest`] alone would round them to even.
+/// Pillow rounds halves up, and halves are frequent at simple scale factors. [`nearest`] alone rounds them to
+/// even.
 const HALF_UP: f32 = 1.0 / 4096.0;
 
 #[cfg(test)]
@@ -179,7 +182,7 @@ mod tests {
             for (input, output) in [(1, 7), (7, 1), (5, 5), (31, 12), (12, 31), (500, 3)] {
                 for (first, weights) in Taps::new(input, output, filter).iter() {
                     assert!(first + weights.len() <= input && !weights.is_empty());
-                    // Each weight is rounded once; their sum is taken in `f64`, here and in making them.
+                    // Each weight is rounded once; sums are in `f64`, here and in `Taps::new`.
                     let sum = weights.iter().map(|w| f64::from(*w)).sum::<f64>();
                     let magnitude = weights.iter().map(|w| f64::from(w.abs())).sum::<f64>();
                     let rounding = tolerance::f32(1, magnitude) + tolerance::f64(weights.len(), magnitude);
@@ -196,7 +199,7 @@ mod tests {
         assert!(resize(&gray, whole, 4, 23, Filter::Bicubic).pixels.iter().all(|p| *p == 200));
         let image = wave(9, 11, 3);
         assert_eq!(resize(&image, whole, 9, 11, Filter::Bilinear), image);
-        // One axis alone changes: the other's filter is the identity.
+        // Only one axis changes; the filter of the other is the identity.
         let tall = resize(&image, whole, 18, 11, Filter::Bilinear);
         assert_eq!(tall.pixels[..33], image.pixels[..33]);
     }
@@ -206,7 +209,7 @@ mod tests {
         let image =
             Image::new(ImageShape { height: 1, width: 8, channels: 1 }, vec![0, 80, 160, 240, 0, 0, 0, 8]);
         let half = resize(&image, Rect::whole(image.shape), 1, 4, Filter::Bilinear);
-        // Weights 1, 3, 3, 1 over 8, cut at the border and normalized again; ⌊v + ½⌋.
+        // Weights 1, 3, 3, 1 over 8, truncated at the border and renormalized; ⌊v + ½⌋.
         assert_eq!(*half.pixels, [57, 160, 30, 3]);
     }
 

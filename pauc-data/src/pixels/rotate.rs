@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 pub enum RotationFilter {
     /// The nearest pixel.
     Nearest,
-    /// The weighted mean of the four pixels around.
+    /// The weighted mean of the four nearest pixels.
     Bilinear,
 }
 
-/// The image turned by `degrees` against the clock; what comes from outside is `fill`.
+/// Rotates the image counterclockwise by `degrees`. Pixels from outside the image are `fill`.
 ///
-/// Output pixel center p comes from c + R(p − c), with the center c of the image.
+/// The output pixel with center p is read at c + R(p − c), where c is the center of the image.
 pub fn rotate(image: &Image<'_>, degrees: f64, filter: RotationFilter, fill: u8) -> Image<'static> {
     let ImageShape { height, width, channels } = image.shape;
     // Pillow rounds the matrix to 15 digits, so that right angles are exact.

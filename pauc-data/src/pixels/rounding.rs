@@ -1,33 +1,33 @@
-//! Roundings of `f32` by addition of 1.5·2²³, which the compiler vectorizes on every processor, unlike
-//! `f32::round` and saturating casts. Valid for magnitudes below 2²²; pixel arithmetic stays far below.
+//! Rounding of `f32` by adding 1.5·2²³. The compiler vectorizes it on every processor, unlike `f32::round`
+//! and saturating casts. It is valid for magnitudes below 2²²; pixel values are far below.
 
-/// At this magnitude neighboring `f32` are 1 apart, so that adding it rounds to a whole number.
+/// At this magnitude, adjacent `f32` values are 1 apart, so adding it rounds to an integer.
 const SHIFT: f32 = 12_582_912.0;
 
-/// The nearest whole number, ties to even.
+/// Returns the nearest integer, ties to even.
 #[inline(always)]
 pub fn nearest(v: f32) -> f32 {
     (v + SHIFT) - SHIFT
 }
 
-/// The greatest whole number that is not above `v`.
+/// Returns the largest integer that is at most `v`.
 #[inline(always)]
 pub fn floor(v: f32) -> f32 {
     let n = nearest(v);
     n - if n > v { 1.0 } else { 0.0 }
 }
 
-/// `v` limited to 0..255.
+/// Clamps `v` to 0..255.
 #[inline(always)]
 pub fn limit(v: f32) -> f32 {
     let v = if v > 0.0 { v } else { 0.0 };
     if v < 255.0 { v } else { 255.0 }
 }
 
-/// A whole number in 0..255 as a byte.
+/// Converts an integer in 0..255 to a byte.
 #[inline(always)]
 pub fn byte(v: f32) -> u8 {
-    // The low bits of the sum's representation are the whole number.
+    // The low bits of the sum's representation are the integer.
     (v + SHIFT).to_bits() as u8
 }
 

@@ -1,4 +1,4 @@
-//! The middle of the image.
+//! The central crop.
 
 use super::square;
 use crate::pixels::{Rect, geometry};
@@ -6,9 +6,9 @@ use pauc_traits::rng::Stream;
 use pauc_traits::{Augmentation, Count, Image, ImageShape, Result, component};
 
 component! {
-    /// The central square of the image; a smaller image gets a black border.
+    /// Crops the central square of the image; a smaller image gets a black border.
     ///
-    /// The same in the evaluation view.
+    /// The evaluation view does the same.
     ///
     /// # Shapes
     /// any → `size`×`size`.

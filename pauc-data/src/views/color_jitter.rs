@@ -10,9 +10,9 @@ use rand::seq::SliceRandom;
 component! {
     /// Changes brightness, contrast, saturation and hue in random order, with probability `p`.
     ///
-    /// The factors of the first three are uniform in max(0, 1 − s)..1 + s for a strength s, the turn of the hue
-    /// uniform in −`hue`..`hue` of a full circle. A strength of 0 leaves its operation out. The defaults are those
-    /// of MoCo v2. Gray images have no saturation and no hue.
+    /// The factors of the first three are uniform in max(0, 1 − s)..1 + s for a strength s. The rotation of
+    /// the hue is uniform in −`hue`..`hue` of a full circle. A strength of 0 disables its operation. The
+    /// defaults are those of MoCo v2. Saturation and hue do not change gray images.
     ///
     /// # Shapes
     /// any → the same.
@@ -27,7 +27,7 @@ component! {
         pub contrast: NonNegative = NonNegative::lit(0.4),
         /// The strength of the saturation.
         pub saturation: NonNegative = NonNegative::lit(0.4),
-        /// The greatest turn of the hue as a share of the circle, at most 0.5.
+        /// The largest rotation of the hue, as a fraction of the color circle, at most 0.5.
         pub hue: NonNegative = NonNegative::lit(0.1),
     }
 }
@@ -60,7 +60,7 @@ impl Augmentation for ColorJitter {
     fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
         if self.hue.get() > 0.5 {
             return Err(Error::config(format!(
-                "ColorJitter: hue is a share of the color circle and at most 0.5, got {}",
+                "ColorJitter: hue is a fraction of the color circle; expected at most 0.5, got {}",
                 self.hue
             )));
         }
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn brightness_alone_has_the_factors_of_its_strength() {
+    fn brightness_factors_match_the_strength() {
         let gray = Image::new(ImageShape { height: 1, width: 1, channels: 3 }, vec![100; 3]);
         let draws = 10_000;
         let values: Vec<u8> = (0..draws)
@@ -88,7 +88,7 @@ mod tests {
             .collect();
         assert_eq!((values.iter().min(), values.iter().max()), (Some(&60), Some(&139)));
         let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / draws as f64;
-        // Each of the 80 values from 60 to 139 is equally likely, up to the rounding of factor and product.
+        // The 80 values from 60 to 139 are equally likely, up to the rounding of factor and product.
         let deviation = ((80.0f64.powi(2) - 1.0) / 12.0).sqrt();
         let sampling = tolerance::mean(deviation, values.len());
         assert_within!(mean, 99.5, sampling + tolerance::f32(2, 140.0));
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn the_order_of_the_operations_changes() {
-        // Contrast pulls towards the mean before or after the brightness moves it.
+        // Contrast pulls toward the mean, before or after the brightness changes it.
         let source = image(6, 6, 3);
         let mut naive = [0; 2];
         let draws = 400;
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn gray_images_keep_one_channel_and_too_much_hue_is_refused() {
         assert_eq!(frequency(&step([0.0, 0.0, 0.5, 0.5]), &image(4, 4, 1)), 0.0);
-        // Only factors within a 240th of 1 leave every value as it is.
+        // Only factors within 1/240 of 1 change no value.
         assert!(frequency(&step([0.5, 0.5, 0.5, 0.5]), &image(4, 4, 1)) > 0.9);
         let text = step([0.4, 0.4, 0.4, 0.6]).output(None).unwrap_err().to_string();
         assert!(text.contains("at most 0.5, got 0.6"), "{text}");

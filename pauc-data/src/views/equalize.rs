@@ -1,14 +1,14 @@
-//! Histograms made flat.
+//! Histogram equalization.
 
 use super::happens;
 use pauc_traits::rng::Stream;
 use pauc_traits::{Augmentation, Image, ImageShape, Result, UnitInterval, component};
 
 component! {
-    /// Makes the histogram of each channel as flat as it can be, with probability `p`.
+    /// Equalizes the histogram of each channel, with probability `p`.
     ///
-    /// With s = ⌊(pixels − those of the brightest value) / 255⌋, value v becomes ⌊(⌊s/2⌋ + pixels darker than v) / s⌋;
-    /// where s = 0 the channel stays as it is.
+    /// With s = ⌊(pixels − pixels of the brightest value) / 255⌋, value v becomes ⌊(⌊s/2⌋ + pixels darker
+    /// than v) / s⌋. If s = 0, the channel is unchanged.
     ///
     /// # Shapes
     /// any → the same.
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_narrow_histogram_becomes_a_wide_one_and_a_constant_stays() {
+    fn a_narrow_histogram_is_widened_and_a_constant_is_unchanged() {
         let shape = ImageShape { height: 64, width: 64, channels: 3 };
         let narrow =
             Image::new(shape, (0..shape.len()).map(|i| 100 + (i / 3 % 32) as u8).collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! A random rectangle covered.
+//! Erasing of a random rectangle.
 
 use super::happens;
 use crate::Interval;
@@ -7,21 +7,21 @@ use pauc_traits::{Augmentation, Error, Image, ImageShape, Result, UnitInterval, 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// What covers the rectangle.
+/// The fill of the rectangle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cover {
     /// One value.
     Value(u8),
-    /// Values that are uniform in 0..255, drawn for each pixel and channel.
+    /// Uniform values in 0..255, drawn for each pixel and channel.
     Noise,
 }
 
 component! {
-    /// Covers a random rectangle, with probability `p`.
+    /// Erases a random rectangle, with probability `p`.
     ///
-    /// The rectangle's area is uniform in `scale` (a share of the image's area), the logarithm of its
-    /// height / width uniform in `ratio`. Ten draws are tried until one fits; then nothing is covered. Values are
-    /// those of pixels, before normalization.
+    /// The area of the rectangle, as a fraction of the image's area, is uniform in `scale`. Its height /
+    /// width is log-uniform in `ratio`. If none of ten draws fits into the image, nothing is erased. Fill
+    /// values are pixel values before normalization.
     ///
     /// # Shapes
     /// any → the same.
@@ -30,11 +30,11 @@ component! {
     pub struct Erasing: Augmentation {
         /// The probability.
         pub p: UnitInterval = UnitInterval::lit(0.5),
-        /// The least and the greatest share of the image's area.
+        /// The range of the rectangle's area, as a fraction of the image.
         pub scale: Interval = Interval::lit(0.02, 0.33),
-        /// The least and the greatest height / width.
+        /// The range of height / width.
         pub ratio: Interval = Interval::lit(0.3, 3.3),
-        /// `Value(v)` for one value, `Noise` for random ones.
+        /// The fill: `Value(v)` for one value, `Noise` for random values.
         pub cover: Cover = Cover::Value(0),
     }
 }
@@ -69,7 +69,7 @@ impl Augmentation for Erasing {
     fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
         if self.scale.high() > 1.0 {
             let message = format!(
-                "Erasing: scale is a share of the image's area and at most 1, got {}",
+                "Erasing: scale is a fraction of the image's area; expected at most 1, got {}",
                 self.scale.high()
             );
             return Err(Error::config(message));
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn one_rectangle_of_the_right_area_is_covered() {
+    fn one_rectangle_of_the_right_area_is_erased() {
         let shape = ImageShape { height: 60, width: 80, channels: 3 };
         let white = Image::new(shape, vec![255; shape.len()]);
         let zero = step(Cover::Value(0), (0.02, 0.33));
@@ -111,8 +111,8 @@ mod tests {
             );
             areas.push(dark.len() as f64 / 4800.0);
         }
-        // The rectangles are those of the uniform distribution that fit. They are drawn anew here, so that
-        // both means have an error of sampling.
+        // The rectangles are the draws from the uniform distribution that fit. They are redrawn here, so both
+        // means have a sampling error.
         let mut rng = rng(u64::MAX);
         let mut fitting = Vec::new();
         for _ in 0..400_000 {
@@ -128,13 +128,13 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_noise_and_what_does_not_fit_covers_nothing() {
+    fn noise_is_uniform_and_too_large_a_rectangle_erases_nothing() {
         let shape = ImageShape { height: 40, width: 40, channels: 1 };
         let gray = Image::new(shape, vec![0; 1600]);
         let noisy = (0..200).map(|i| step(Cover::Noise, (0.3, 0.3)).apply(gray.clone(), &mut rng(i)));
         let changed: Vec<u8> = noisy.flat_map(|n| n.pixels.into_owned()).filter(|v| *v > 0).collect();
         let mean = changed.iter().map(|v| f64::from(*v)).sum::<f64>() / changed.len() as f64;
-        // Of the 256 values, 0 is not told from what is not covered; 255 are left.
+        // 0 cannot be distinguished from unerased pixels, so 255 of the 256 values remain.
         let deviation = ((255.0f64.powi(2) - 1.0) / 12.0).sqrt();
         assert_within!(mean, 128.0, tolerance::mean(deviation, changed.len()));
         let pixel = Image::new(ImageShape { height: 1, width: 1, channels: 1 }, vec![9]);

@@ -7,17 +7,17 @@ use pauc_traits::rng::Stream;
 use pauc_traits::{Augmentation, Count, Error, Image, ImageShape, Result, UnitInterval, component};
 use serde::{Deserialize, Serialize};
 
-/// How the blur is computed.
+/// The implementation of the blur.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BlurModel {
     /// Pillow's approximation by three box filters, as in MoCo's and SimCLR's reference code.
     Pil,
-    /// The convolution with a Gaussian, cut after `kernel` pixels, as in torchvision.
+    /// The convolution with a Gaussian truncated to `kernel` pixels, as in torchvision.
     Exact,
 }
 
 component! {
-    /// Blurs with a Gaussian of random width, with probability `p`.
+    /// Blurs with a Gaussian of random standard deviation, with probability `p`.
     ///
     /// # Shapes
     /// any → the same.
@@ -26,12 +26,12 @@ component! {
     pub struct GaussianBlur: Augmentation {
         /// The probability.
         pub p: UnitInterval = UnitInterval::lit(0.5),
-        /// The least and the greatest standard deviation in pixels; it is drawn uniformly.
+        /// The range of the standard deviation in pixels, which is drawn uniformly.
         pub sigma: Interval = Interval::lit(0.1, 2.0),
-        /// `Pil` for Pillow's approximation, `Exact` for the convolution.
+        /// `Pil` for Pillow's approximation, `Exact` for the exact convolution.
         pub model: BlurModel = BlurModel::Pil,
-        /// The length of the kernel of `Exact` in pixels, an odd number; by default it reaches three standard
-        /// deviations to each side.
+        /// The kernel size of `Exact` in pixels, an odd number; by default three standard deviations to each
+        /// side.
         pub kernel: Option<Count> = None,
     }
 }
@@ -53,11 +53,11 @@ impl Augmentation for GaussianBlur {
 
     fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
         match (self.model, self.kernel) {
-            (BlurModel::Pil, Some(_)) => Err(Error::config(
-                "GaussianBlur: `kernel` belongs to `model: Exact`; remove it or set the model",
-            )),
+            (BlurModel::Pil, Some(_)) => {
+                Err(Error::config("GaussianBlur: `kernel` needs `model: Exact`; remove it or set the model"))
+            }
             (_, Some(k)) if k.get() % 2 == 0 => {
-                Err(Error::config(format!("GaussianBlur: kernel is an odd number, got {k}")))
+                Err(Error::config(format!("GaussianBlur: expected an odd kernel, got {k}")))
             }
             _ => Ok(input),
         }
@@ -74,15 +74,15 @@ mod tests {
     }
 
     #[test]
-    fn both_models_smooth_as_often_as_they_should_and_agree_roughly() {
+    fn both_models_blur_with_their_probability_and_agree_roughly() {
         let source = image(16, 16, 3);
         for model in [BlurModel::Pil, BlurModel::Exact] {
             assert_frequency(&step(model, None), &source, 0.5);
         }
-        // The border is treated differently, so the middle is compared. Rows are a ramp with ±7.5 on it in
-        // turns. Both models keep the ramp. Of what alternates they keep a share between −1/27 and (5/6)³,
-        // which Pillow's has at the widths √2 and ½. Each of Pillow's three passes rounds by up to half a
-        // level, and so does the end of the other model.
+        // The models treat the border differently, so the middle is compared. Rows are a ramp plus
+        // alternating ±7.5. Both models preserve the ramp. They keep a fraction of the alternating part
+        // between −1/27 and (5/6)³, the values of Pillow's model at the widths √2 and ½. Each of Pillow's
+        // three passes rounds by up to half a level, and so does the end of the other model.
         let most = 7.5 * ((5.0f64 / 6.0).powi(3) + 1.0 / 27.0) + 4.0 * 0.5;
         let smooth = Image::new(source.shape, (0..768).map(|i| (i / 6 % 8 * 30) as u8).collect::<Vec<_>>());
         let blurred = |model, i| step(model, None).apply(smooth.clone(), &mut rng(i));
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn kernels_are_odd_and_for_the_exact_model() {
+    fn kernels_are_odd_and_need_the_exact_model() {
         assert!(step(BlurModel::Exact, Some(Count::lit(3))).output(None).is_ok());
         assert!(step(BlurModel::Exact, Some(Count::lit(4))).output(None).is_err());
         assert!(step(BlurModel::Pil, Some(Count::lit(3))).output(None).is_err());

@@ -1,4 +1,4 @@
-//! Color taken away.
+//! Conversion to grayscale.
 
 use super::happens;
 use crate::pixels::color::Planes;
@@ -8,7 +8,7 @@ use pauc_traits::{Augmentation, Image, ImageShape, Result, UnitInterval, compone
 component! {
     /// Replaces every channel by the luma 0.299 R + 0.587 G + 0.114 B, with probability `p`.
     ///
-    /// Gray images stay as they are.
+    /// Gray images are unchanged.
     ///
     /// # Shapes
     /// any → the same; an RGB image keeps three, now equal, channels.
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn channels_become_equal_as_often_as_they_should() {
+    fn channels_become_equal_with_the_given_probability() {
         let step = |p| Grayscale { p: UnitInterval::lit(p) };
         assert_frequency(&step(0.2), &image(4, 4, 3), 0.2);
         assert_eq!(frequency(&step(1.0), &image(4, 4, 1)), 0.0);

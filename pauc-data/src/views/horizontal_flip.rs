@@ -1,4 +1,4 @@
-//! Mirroring of left and right.
+//! Horizontal flip.
 
 use super::happens;
 use crate::pixels::geometry;
@@ -6,7 +6,7 @@ use pauc_traits::rng::Stream;
 use pauc_traits::{Augmentation, Image, ImageShape, Result, UnitInterval, component};
 
 component! {
-    /// Mirrors left and right with probability `p`.
+    /// Flips the image horizontally, with probability `p`.
     ///
     /// # Shapes
     /// any → the same.
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_happens_as_often_as_it_should() {
+    fn it_happens_with_the_given_probability() {
         let step = |p| HorizontalFlip { p: UnitInterval::lit(p) };
         assert_frequency(&step(0.3), &image(4, 4, 3), 0.3);
         assert_eq!(frequency(&step(0.0), &image(4, 4, 3)), 0.0);

@@ -1,7 +1,7 @@
 //! Augmentations: the steps of a view, one file each.
 //!
-//! Their parameters are drawn as torchvision draws them, and their pixels come out as torchvision's do on Pillow
-//! images (see [`crate::pixels`]). Images have one channel (gray) or three (RGB).
+//! Parameters are drawn as in torchvision, and pixels equal those of torchvision on Pillow images (see
+//! [`crate::pixels`]). Images have one channel (gray) or three (RGB).
 
 pub mod center_crop;
 pub mod color_jitter;
@@ -39,12 +39,12 @@ use pauc_traits::rng::Stream;
 use pauc_traits::{ImageShape, UnitInterval};
 use rand::Rng;
 
-/// Whether a step with probability `p` happens.
+/// Draws whether a step with probability `p` is applied.
 fn happens(p: UnitInterval, rng: &mut Stream) -> bool {
     rng.gen_bool(p.get())
 }
 
-/// A square image with the channels of `input`; images of unknown shape are RGB.
+/// Returns the shape of a square image with the channels of `input`; images of unknown shape are RGB.
 fn square(size: usize, input: Option<ImageShape>) -> ImageShape {
     ImageShape { height: size, width: size, channels: input.map_or(3, |s| s.channels) }
 }
@@ -65,10 +65,10 @@ pub(crate) mod testing {
         Image::new(shape, (0..shape.len()).map(|i| (i * 31 % 241) as u8).collect::<Vec<_>>())
     }
 
-    /// So many draws that no frequency may be off by more than 0.03.
+    /// Enough draws that the tolerance of a frequency is at most 0.03.
     const DRAWS: usize = 10_000;
 
-    /// The share of draws in which `step` changes `image`.
+    /// Returns the fraction of draws in which `step` changes `image`.
     pub fn frequency(step: &dyn Augmentation, image: &Image<'static>) -> f64 {
         let changed = (0..DRAWS as u64).filter(|&i| step.apply(image.clone(), &mut rng(i)) != *image);
         changed.count() as f64 / DRAWS as f64
@@ -80,8 +80,7 @@ pub(crate) mod testing {
         assert_within!(frequency(step, image), p, tolerance::frequency(p, DRAWS), "{step:?}");
     }
 
-    /// The mean of independent draws, and how far it may be from its expectation by the deviation that they
-    /// have.
+    /// Returns the mean of independent draws and its tolerance, from their standard deviation.
     pub fn mean(draws: &[f64]) -> (f64, f64) {
         let n = draws.len() as f64;
         let mean = draws.iter().sum::<f64>() / n;

@@ -1,14 +1,15 @@
-//! Normalization with stated numbers.
+//! Normalization with given statistics.
 
 use pauc_traits::rng::Stream;
 use pauc_traits::{Augmentation, Error, Image, ImageShape, Positive, Result, UnitInterval, component};
 
 component! {
-    /// Normalizes with these numbers instead of the dataset's own.
+    /// Normalizes with this mean and deviation instead of the dataset's.
     ///
-    /// A pixel v of channel c becomes (v/255 − mean_c)/deviation_c. Without this step, mean and deviation are those of
-    /// the training images. It may stand anywhere in the list, since it is done last; it holds for the evaluation view
-    /// too. ImageNet's numbers are `Normalize(mean: [0.485, 0.456, 0.406], deviation: [0.229, 0.224, 0.225])`.
+    /// A pixel v of channel c becomes (v/255 − mean_c)/deviation_c. Without this step, mean and deviation are
+    /// those of the training images. Its position in the list does not matter, because it is applied last. It
+    /// applies to the evaluation view too. ImageNet's statistics are `Normalize(mean: [0.485, 0.456, 0.406],
+    /// deviation: [0.229, 0.224, 0.225])`.
     ///
     /// # Shapes
     /// any → the same.
@@ -29,7 +30,7 @@ impl Augmentation for Normalize {
         let channels = input.map_or(self.mean.len(), |s| s.channels);
         if self.mean.len() != channels || self.deviation.len() != channels {
             return Err(Error::config(format!(
-                "Normalize: {} means and {} deviations for images of {channels} channels",
+                "Normalize: {} means and {} deviations for images of {channels} channels; give one of each per channel",
                 self.mean.len(),
                 self.deviation.len()
             )));
@@ -53,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_changes_no_pixel_and_checks_its_channels() {
+    fn pixels_are_unchanged_and_channels_are_checked() {
         let step = Normalize { mean: vec![UnitInterval::lit(0.5)], deviation: vec![Positive::lit(0.25)] };
         assert_eq!(step.apply(image(3, 3, 1), &mut rng(0)), image(3, 3, 1));
         assert_eq!(step.normalization(), Some(vec![(0.5, 0.25)]));

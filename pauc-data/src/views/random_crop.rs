@@ -1,4 +1,4 @@
-//! A crop of fixed size at a random place.
+//! A crop of fixed size at a random position.
 
 use super::{CenterCrop, square};
 use crate::pixels::{Rect, geometry};
@@ -7,7 +7,7 @@ use pauc_traits::{Augmentation, Count, Error, Image, ImageShape, Result, compone
 use rand::Rng;
 
 component! {
-    /// A square at a random place of the image, which gets a black border first.
+    /// A random square crop, after padding the image with black.
     ///
     /// In the evaluation view: `CenterCrop` of the same size.
     ///
@@ -29,7 +29,7 @@ impl Augmentation for RandomCrop {
         let (middle_top, middle_left) = Rect::center(image.shape, size, size);
         let mut offset = |outer: usize, middle: isize| match (outer + 2 * self.padding).checked_sub(size) {
             Some(free) => rng.gen_range(0..=free) as isize - self.padding as isize,
-            None => middle, // too small an image of a set of many sizes: more border
+            None => middle, // a smaller image of a dataset with different sizes gets more padding
         };
         let (top, left) = (offset(image.shape.height, middle_top), offset(image.shape.width, middle_left));
         geometry::crop(&image, top, left, size, size)
@@ -43,7 +43,7 @@ impl Augmentation for RandomCrop {
         let size = self.size.get();
         if let Some(s) = input.filter(|s| s.height.min(s.width) + 2 * self.padding < size) {
             return Err(Error::config(format!(
-                "RandomCrop: size {size} is larger than images of {s} with padding {}: give a smaller size or more \
+                "RandomCrop: size {size} is larger than images of {s} with padding {}; use a smaller size or more \
                  padding",
                 self.padding
             )));
@@ -62,11 +62,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_place_comes_up_and_nothing_else() {
+    fn every_position_occurs_and_nothing_else() {
         let step = RandomCrop { size: Count::lit(4), padding: 1 };
         let source = image(4, 5, 1);
         let mut places_seen = std::collections::BTreeSet::new();
-        // One of the 12 places is missing after 500 draws with probability 12·(11/12)⁵⁰⁰ = 2·10⁻¹⁸.
+        // One of the 12 positions is missing after 500 draws with probability 12·(11/12)⁵⁰⁰ = 2·10⁻¹⁸.
         for i in 0..500 {
             let out = step.apply(source.clone(), &mut rng(i));
             let places = (-1..=1).flat_map(|t| (-1..=2).map(move |l| (t, l)));

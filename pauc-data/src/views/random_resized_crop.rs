@@ -1,4 +1,4 @@
-//! The crop that makes contrastive learning work.
+//! The random resized crop, the most important augmentation of contrastive learning.
 
 use super::{Resize, square};
 use crate::Interval;
@@ -10,9 +10,9 @@ use rand::Rng;
 component! {
     /// A random rectangle of the image, resized to a square.
     ///
-    /// The rectangle's area is uniform in `scale` (a share of the image's area), the logarithm of its
-    /// width / height uniform in `ratio`. Ten draws are tried until one fits into the image; then the largest
-    /// central rectangle within `ratio` is taken. In the evaluation view: `Resize` to the same size.
+    /// The area of the rectangle, as a fraction of the image's area, is uniform in `scale`. Its width /
+    /// height is log-uniform in `ratio`. If none of ten draws fits into the image, the largest central
+    /// rectangle within `ratio` is used. In the evaluation view: `Resize` to the same size.
     ///
     /// # Shapes
     /// any → `size`×`size`.
@@ -21,9 +21,9 @@ component! {
     pub struct RandomResizedCrop: Augmentation {
         /// Height and width of the result in pixels.
         pub size: Count,
-        /// The least and the greatest share of the image's area.
+        /// The range of the crop's area, as a fraction of the image.
         pub scale: Interval = Interval::lit(0.2, 1.0),
-        /// The least and the greatest width / height.
+        /// The range of width / height.
         pub ratio: Interval = Interval::lit(3.0 / 4.0, 4.0 / 3.0),
         /// The filter: `Bilinear` or `Bicubic`, both with antialiasing.
         pub interpolation: Filter = Filter::Bilinear,
@@ -31,7 +31,7 @@ component! {
 }
 
 impl RandomResizedCrop {
-    /// The rectangle, drawn as torchvision draws it.
+    /// Draws the rectangle as torchvision does.
     fn rectangle(&self, shape: ImageShape, rng: &mut Stream) -> Rect {
         let (height, width) = (shape.height as f64, shape.width as f64);
         for _ in 0..10 {
@@ -75,7 +75,7 @@ impl Augmentation for RandomResizedCrop {
     fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
         if self.scale.high() > 1.0 {
             return Err(Error::config(format!(
-                "RandomResizedCrop: scale is a share of the image's area and at most 1, got {}",
+                "RandomResizedCrop: scale is a fraction of the image's area; expected at most 1, got {}",
                 self.scale.high()
             )));
         }
@@ -118,8 +118,8 @@ mod tests {
             areas.push(height * width / 60_000.0);
             logs.push((width / height).ln());
         }
-        // The rectangles are those of the uniform distribution that fit. They are drawn anew here, so that
-        // both means have an error of sampling.
+        // The rectangles are the draws from the uniform distribution that fit. They are redrawn here, so both
+        // means have a sampling error.
         let (draws, most) = (400_000, (4.0f64 / 3.0).ln());
         let mut rng = rng(u64::MAX);
         let (mut fitting_areas, mut fitting_logs) = (Vec::new(), Vec::new());
@@ -131,7 +131,7 @@ mod tests {
                 fitting_logs.push((w / h).ln());
             }
         }
-        // Where ten draws do not fit, another rectangle is taken: anything in the range.
+        // If ten draws do not fit, another rectangle is used, anywhere in the range.
         let none = (1.0 - fitting_areas.len() as f64 / f64::from(draws)).powi(10);
         for (all, fitting, range) in [(areas, fitting_areas, 0.8), (logs, fitting_logs, 2.0 * most)] {
             let ((got, tolerance), (want, sampling)) = (mean(&all), mean(&fitting));
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_nothing_fits_gets_the_central_rectangle() {
+    fn the_central_rectangle_is_used_if_no_draw_fits() {
         let step = step((1.0, 1.0));
         let wide = step.rectangle(ImageShape { height: 10, width: 90, channels: 1 }, &mut rng(0));
         assert_eq!(wide, Rect { top: 0, left: 38, height: 10, width: 13 });
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn evaluation_of_an_image_of_that_size_is_the_image() {
+    fn evaluation_leaves_an_image_of_that_size_unchanged() {
         let evaluation = step((0.2, 1.0)).evaluation().unwrap();
         assert_eq!(evaluation.apply(image(16, 16, 3), &mut rng(0)), image(16, 16, 3));
         assert_eq!(evaluation.apply(image(50, 20, 3), &mut rng(0)).shape.height, 16);

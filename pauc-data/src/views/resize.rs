@@ -1,4 +1,4 @@
-//! Resizing of the whole image.
+//! Resizing of the image.
 
 use super::square;
 use crate::pixels::{Filter, Rect, geometry, resample};
@@ -6,9 +6,9 @@ use pauc_traits::rng::Stream;
 use pauc_traits::{Augmentation, Count, Image, ImageShape, Result, component};
 
 component! {
-    /// Resizes the shorter side to `size` and cuts the longer one to it, in the center.
+    /// Resizes the shorter side to `size` and crops the longer one to it, in the center.
     ///
-    /// An image that has the size already stays as it is. The same in the evaluation view.
+    /// An image of that size is unchanged. The evaluation view does the same.
     ///
     /// # Shapes
     /// any → `size`×`size`, or with `crop: false` the shorter side is `size` and the longer one
@@ -20,7 +20,7 @@ component! {
         pub size: Count,
         /// The filter: `Bilinear` or `Bicubic`, both with antialiasing.
         pub interpolation: Filter = Filter::Bilinear,
-        /// Whether the longer side is cut to `size`, so that all images come out as squares of one size.
+        /// Whether the longer side is cropped to `size`, so that all images become squares of one size.
         pub crop: bool = true,
     }
 }
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn the_right_size_is_left_alone_and_a_longer_side_is_cut() {
+    fn the_right_size_is_unchanged_and_a_longer_side_is_cropped() {
         let step = Resize { size: Count::lit(12), interpolation: Filter::Bilinear, crop: true };
         assert_eq!(step.apply(image(12, 12, 3), &mut rng(0)), image(12, 12, 3));
         let cut = step.apply(image(12, 16, 1), &mut rng(0));

@@ -1,4 +1,4 @@
-//! Bright pixels inverted.
+//! Inversion of bright pixels.
 
 use super::happens;
 use pauc_traits::rng::Stream;
@@ -14,7 +14,7 @@ component! {
     pub struct Solarize: Augmentation {
         /// The probability.
         pub p: UnitInterval = UnitInterval::lit(0.2),
-        /// The least value that is inverted, 0 to 255.
+        /// The smallest value that is inverted, 0 to 255.
         pub threshold: u8 = 128,
     }
 }

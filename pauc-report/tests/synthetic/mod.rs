@@ -1,11 +1,11 @@
-//! The folder of a run that never was, with everything in it that a report shows.
+//! The folder of a synthetic run, with everything that a report shows.
 
 use pauc_report::events::*;
 use pauc_traits::probe::MetricKind;
 use std::f64::consts::TAU;
 use std::path::Path;
 
-/// Numbers that look like noise: between −1 and 1, the same on every machine.
+/// Pseudo-random numbers between −1 and 1, the same on every machine.
 fn noise(n: u64) -> f64 {
     let mixed = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mixed = (mixed ^ (mixed >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -147,7 +147,7 @@ fn health(epoch: u64) -> [Event; 2] {
     [Event::Health(health), Event::Stages(stages)]
 }
 
-/// All events of the run.
+/// Returns all events of the run.
 pub fn events() -> Vec<Event> {
     let mut events = vec![
         Event::Phase(Phase { step: 0, name: "warm-up".into(), text: "Only InfoNce counts.".into() }),
@@ -209,7 +209,7 @@ fn embedding() -> serde_json::Value {
     let (mut labels, mut prototypes) = (Vec::new(), Vec::new());
     for i in 0..2000u64 {
         let class = i % 10;
-        // Some classes overlap, as they do.
+        // Some classes overlap.
         let angle = [0.1, 1.3, 0.3, 0.7, 0.4, 3.6, 0.2, 3.9, 2.4, 4.4][class as usize];
         let part = i / 10 % 5;
         let bend = angle + 0.12 * part as f64 + 0.1 * noise(i * 3);
@@ -218,7 +218,7 @@ fn embedding() -> serde_json::Value {
         labels.push(class);
         prototypes.push(class * 5 + part);
     }
-    // Ten blobs on a ring in place of a real t-SNE.
+    // Ten clusters on a ring instead of a real t-SNE.
     let blob = |i: u64| {
         let angle = TAU * (i % 10) as f64 / 10.0;
         let coordinate = |turn: f64, n: u64| 30.0 * turn + 7.0 * (noise(i * 5 + n) + noise(i * 5 + n + 1));

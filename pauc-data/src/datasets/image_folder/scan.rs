@@ -1,4 +1,4 @@
-//! Which files belong to which class and split.
+//! Assigns files to classes and splits.
 
 use super::super::pictures::{Files, Pictures, kept_for_testing, locator::Locator};
 use crate::decode::EXTENSIONS;
@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 /// A class: its name, and its files in the order of their paths.
 type Class = (String, Vec<PathBuf>);
 
-/// How deep folders may lie in each other; a deeper one is a link that leads back.
+/// The maximum depth of nested folders; deeper nesting is a cyclic link.
 const DEPTH: usize = 32;
 
-/// Finds the pictures of a folder; with `only`, those of these classes, all of which have to be there.
+/// Finds the images of a folder. With `only`, finds those of the given classes and fails if one is missing.
 pub(in super::super) fn scan(root: &Path, test_fraction: f64, only: Option<&[&str]>) -> Result<Pictures> {
     if !root.is_dir() {
-        let remedy = "give a folder of pictures, or of folders of pictures, as root".to_string();
+        let remedy = "set `root` to a folder of images, or of folders of images".to_string();
         return Err(Error::NotFound { path: root.to_path_buf(), remedy });
     }
     let mut ignored = 0;
@@ -32,8 +32,7 @@ pub(in super::super) fn scan(root: &Path, test_fraction: f64, only: Option<&[&st
                 select(&folder, &mut test, only)?;
             }
             if test_labeled != labeled {
-                let message =
-                    "one of the folders of training and test images has classes, the other has none";
+                let message = "only one of the folders of training and test images has class folders";
                 return Err(Error::damaged(&folder, message));
             }
             let is_trained_on = |c: &Class| !labeled || names.contains(&c.0);
@@ -61,11 +60,11 @@ pub(in super::super) fn scan(root: &Path, test_fraction: f64, only: Option<&[&st
         Files { labels, locators: paths.map(|p| Locator::file(p, root)).collect(), other_labels: None }
     };
     let (train, test) = (files(train), files(test));
-    let notes = if ignored > 0 { vec![format!("{ignored} other files passed over")] } else { Vec::new() };
+    let notes = if ignored > 0 { vec![format!("{ignored} other files ignored")] } else { Vec::new() };
     Ok(Pictures { train, test: (!test.locators.is_empty()).then_some(test), classes: names, notes })
 }
 
-/// The classes of a folder, sorted by name, and whether they are any: files without folders are one class.
+/// Returns whether the folder has class folders, and the classes sorted by name. Loose files form one class.
 fn classes(folder: &Path, ignored: &mut usize) -> Result<(bool, Vec<Class>)> {
     let mut loose = Vec::new();
     let mut classes = Vec::new();
@@ -87,7 +86,7 @@ fn classes(folder: &Path, ignored: &mut usize) -> Result<(bool, Vec<Class>)> {
     match (loose.len(), classes.len()) {
         (0, 0) => Err(Error::damaged(
             folder,
-            format!("has no pictures: no files ending in {}", EXTENSIONS.join(", ")),
+            format!("has no images; expected files ending in {}", EXTENSIONS.join(", ")),
         )),
         (_, 0) => {
             loose.sort();
@@ -100,13 +99,13 @@ fn classes(folder: &Path, ignored: &mut usize) -> Result<(bool, Vec<Class>)> {
         (n, m) => Err(Error::damaged(
             folder,
             format!(
-                "has {n} pictures beside {m} folders of pictures: move them into folders, or the folders elsewhere"
+                "has {n} images beside {m} folders of images; move the images into folders, or move the folders elsewhere"
             ),
         )),
     }
 }
 
-/// The entries of a folder that are not hidden.
+/// Returns the entries of a folder that are not hidden.
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
@@ -122,7 +121,7 @@ fn collect(folder: &Path, depth: usize, files: &mut Vec<PathBuf>, ignored: &mut 
     if depth == 0 {
         return Err(Error::damaged(
             folder,
-            format!("lies more than {DEPTH} folders deep: does a link lead back?"),
+            format!("is nested more than {DEPTH} folders deep; check for a cyclic link"),
         ));
     }
     for path in entries(folder)? {
@@ -142,7 +141,7 @@ fn is_picture(path: &Path) -> bool {
     extension.is_some_and(|e| EXTENSIONS.contains(&&*e))
 }
 
-/// Keeps a share of a class for testing.
+/// Holds out a fraction of a class for testing.
 fn split(root: &Path, files: Vec<PathBuf>, fraction: f64) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let names: Vec<String> = files.iter().map(|p| Locator::file(p.clone(), root).key()).collect();
     let pairs = files.into_iter().zip(kept_for_testing(&names, fraction));
@@ -151,13 +150,13 @@ fn split(root: &Path, files: Vec<PathBuf>, fraction: f64) -> (Vec<PathBuf>, Vec<
     (paths(train), paths(test))
 }
 
-/// Leaves the classes of `only`.
+/// Keeps the classes of `only`.
 fn select(folder: &Path, classes: &mut Vec<Class>, only: Option<&[&str]>) -> Result<()> {
     let Some(only) = only else { return Ok(()) };
     let missing: Vec<&str> = only.iter().copied().filter(|o| !classes.iter().any(|c| c.0 == *o)).collect();
     if let Some(first) = missing.first() {
         let message = format!(
-            "has no folder with pictures for {} of {} classes, such as {first}",
+            "has no folder with images for {} of {} classes, such as {first}",
             missing.len(),
             only.len()
         );

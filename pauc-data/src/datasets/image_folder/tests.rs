@@ -25,7 +25,7 @@ fn dataset() -> ImageFolder {
     }
 }
 
-/// Without images kept for testing.
+/// Without held-out test images.
 fn whole() -> ImageFolder {
     ImageFolder { test_fraction: UnitInterval::lit(0.0), ..dataset() }
 }
@@ -43,11 +43,11 @@ fn train_and_val_folders_are_the_splits() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     picture(&path("train/cat/b.PNG"), 4, 6, 2);
-    picture(&path("train/cat/a.jpeg"), 4, 6, 1); // the content decides, not the name
+    picture(&path("train/cat/a.jpeg"), 4, 6, 1); // the content determines the format, not the name
     picture(&path("train/ant/deep/er/c.png"), 4, 6, 3);
     picture(&path("val/cat/d.png"), 4, 6, 4);
-    std::fs::write(path("train/ant/notes.txt"), "no picture").unwrap();
-    std::fs::write(path("train/cat/.hidden.png"), "no picture").unwrap();
+    std::fs::write(path("train/ant/notes.txt"), "not an image").unwrap();
+    std::fs::write(path("train/cat/.hidden.png"), "not an image").unwrap();
     let splits = open(folder.path(), dataset()).unwrap();
     assert_eq!(splits.classes, ["ant", "cat"]);
     assert_eq!(first_values(&*splits.train), [3, 1, 2]);
@@ -55,7 +55,7 @@ fn train_and_val_folders_are_the_splits() {
     let test = splits.test.unwrap();
     assert_eq!((first_values(&*test), test.labels().unwrap()), (vec![4], &[1][..]));
     assert_eq!(splits.train.shape().unwrap().width, 6);
-    assert!(splits.description.ends_with("1 other files passed over"), "{}", splits.description);
+    assert!(splits.description.ends_with("1 other files ignored"), "{}", splits.description);
     // Computed in `f64` and rounded once.
     let mean = (1.0 + 2.0 + 3.0) / 3.0 / 255.0;
     assert_within!(splits.statistics[0].0, mean, tolerance::f32(1, mean));
@@ -66,7 +66,7 @@ fn train_and_val_folders_are_the_splits() {
 }
 
 #[test]
-fn without_such_folders_a_share_of_each_class_is_kept() {
+fn without_split_folders_a_fraction_of_each_class_is_held_out() {
     let folder = tempfile::tempdir().unwrap();
     for class in ["a", "b"] {
         (0..12)
@@ -97,11 +97,11 @@ fn a_flat_folder_has_no_labels() {
     assert_eq!((splits.train.len(), splits.train.labels(), splits.classes.len()), (3, None, 0));
     picture(&folder.path().join("more/5.png"), 3, 3, 5);
     let text = open(folder.path(), dataset()).err().unwrap().to_string();
-    assert!(text.contains("4 pictures beside 1 folders"), "{text}");
+    assert!(text.contains("4 images beside 1 folders"), "{text}");
 }
 
 #[test]
-fn unreadable_pictures_stop_or_are_left_out() {
+fn unreadable_images_are_an_error_or_are_skipped() {
     let folder = tempfile::tempdir().unwrap();
     (0..8).for_each(|i| picture(&folder.path().join(format!("train/a/{i}.png")), 3, 3, i));
     for name in ["3.png", "5.png"] {
@@ -113,16 +113,16 @@ fn unreadable_pictures_stop_or_are_left_out() {
     let splits = open(folder.path(), skip(2)).unwrap();
     assert_eq!(first_values(&*splits.train), [0, 1, 2, 4, 6, 7]);
     assert_eq!(splits.train.labels().unwrap(), [0; 6]);
-    assert!(splits.description.contains("2 unreadable pictures left out"), "{}", splits.description);
+    assert!(splits.description.contains("2 unreadable images skipped"), "{}", splits.description);
     let paths: Vec<_> = splits.skipped.iter().map(|s| Path::new(&s.path).file_name().unwrap()).collect();
     assert_eq!(paths, ["3.png", "5.png"]);
-    assert!(splits.skipped.iter().all(|s| s.reason.starts_with("cannot be read as a picture")));
+    assert!(splits.skipped.iter().all(|s| s.reason.starts_with("cannot be read as an image")));
     let text = open(folder.path(), skip(1)).err().unwrap().to_string();
-    assert!(text.contains("2 pictures cannot be read, more than on_error: Skip(max: 1)"), "{text}");
+    assert!(text.contains("2 images cannot be read, more than on_error: Skip(max: 1)"), "{text}");
 }
 
 #[test]
-fn large_pictures_are_refused_or_shrunk_and_memory_is_bounded() {
+fn large_images_are_refused_or_shrunk_and_memory_is_bounded() {
     let folder = tempfile::tempdir().unwrap();
     (0..3).for_each(|i| picture(&folder.path().join(format!("train/a/{i}.png")), 40, 80, i));
     let small = ImageFolder { pixel_limit: Count::lit(3199), ..whole() };
@@ -132,7 +132,7 @@ fn large_pictures_are_refused_or_shrunk_and_memory_is_bounded() {
     let splits = open(folder.path(), shrunk).unwrap();
     assert_eq!(splits.train.shape().unwrap().to_string(), "10×20×3");
     assert_eq!(splits.train.image(1).unwrap().shape.width, 20);
-    // Kept images are lent, the others owned: 80·40·3 bytes are 9.4 KiB each.
+    // Cached images are borrowed, the others owned. 80·40·3 bytes are 9.4 KiB each.
     let borrowed = |splits: &Splits| {
         let lent =
             |i: &usize| matches!(splits.train.image(*i).unwrap().pixels, std::borrow::Cow::Borrowed(_));
@@ -143,16 +143,16 @@ fn large_pictures_are_refused_or_shrunk_and_memory_is_bounded() {
 }
 
 #[test]
-fn a_missing_or_empty_folder_is_named() {
+fn errors_name_a_missing_or_empty_folder() {
     let folder = tempfile::tempdir().unwrap();
     let text = open(&folder.path().join("none"), dataset()).err().unwrap().to_string();
     assert!(text.contains("none") && text.contains("not found"), "{text}");
     let text = open(folder.path(), whole()).err().unwrap().to_string();
-    assert!(text.contains("has no pictures"), "{text}");
+    assert!(text.contains("has no images"), "{text}");
 }
 
 #[test]
-fn a_disk_cache_serves_decoded_pictures_and_notices_changes() {
+fn a_disk_cache_serves_decoded_images_and_detects_changes() {
     let folder = tempfile::tempdir().unwrap();
     (0..3).for_each(|i| picture(&folder.path().join(format!("train/a/{i}.png")), 4, 4, i));
     let cached = || {
@@ -165,7 +165,7 @@ fn a_disk_cache_serves_decoded_pictures_and_notices_changes() {
         files.extend(std::fs::read_dir(part.unwrap().path()).unwrap().map(|e| e.unwrap().path()));
     }
     assert_eq!(files.len(), 3);
-    // What the cache holds is what is served: a file with other pixels and their check shows up.
+    // Shows that images come from the cache: changed pixels with a valid checksum are returned.
     for file in files {
         let mut bytes = std::fs::read(&file).unwrap();
         bytes[24..].fill(9);

@@ -1,4 +1,4 @@
-//! The two columns of a Parquet file that matter.
+//! Reads the image and label columns of a Parquet file.
 
 use ::parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use ::parquet::data_type::{ByteArray, DataType};
@@ -9,30 +9,30 @@ use pauc_traits::{Error, Result};
 use std::fs::File;
 use std::path::Path;
 
-/// Which columns are asked for; `None`: the usual ones.
+/// The requested columns; `None`: the usual ones.
 pub(super) struct Columns<'a> {
     pub image: Option<&'a str>,
     pub label: Option<&'a str>,
 }
 
-/// What a file holds.
+/// The content of a file.
 pub(super) struct Table {
-    /// All encoded pictures, one after the other.
+    /// All encoded images, concatenated.
     pub bytes: Vec<u8>,
-    /// Their lengths.
+    /// The length of each encoded image.
     pub lengths: Vec<u64>,
-    /// Their labels as text.
+    /// The labels as text.
     pub labels: Option<Vec<String>>,
-    /// The names of the classes, in the order of their numbers, if the file has them.
+    /// The class names in numeric order, if the file has them.
     pub names: Option<Vec<String>>,
 }
 
-/// The usual names of the column of pictures, and how its path ends.
+/// The usual names of the image column, and the possible endings of its path.
 const IMAGE: Usual = Usual { what: "image", names: &["image", "img"], endings: &["", ".bytes"] };
-/// The usual names of the column of labels.
+/// The usual names of the label column.
 const LABEL: Usual = Usual { what: "label", names: &["label", "labels", "fine_label"], endings: &[""] };
 
-/// How a column is looked for.
+/// How to find a column.
 struct Usual {
     /// The field of the recipe that names it.
     what: &'static str,
@@ -41,7 +41,7 @@ struct Usual {
 }
 
 impl Usual {
-    /// The column that is asked for, or else the first of the usual ones.
+    /// Returns the requested column, or else the first of the usual ones.
     fn find(&self, schema: &SchemaDescriptor, asked: Option<&str>) -> Option<usize> {
         match asked {
             Some(name) => find(schema, name, self.endings),
@@ -52,18 +52,21 @@ impl Usual {
     fn missing(&self, schema: &SchemaDescriptor, asked: Option<&str>, path: &Path) -> Error {
         let columns: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
         let (what, asked) = (self.what, asked.map_or(String::new(), |a| format!(" `{a}`")));
-        let message =
-            format!("has no {what} column{asked}; it has {}; name it with `{what}: …`", columns.join(", "));
+        let message = format!(
+            "has no {what} column{asked}; its columns are {}; choose one with `{what}: …`",
+            columns.join(", ")
+        );
         Error::damaged(path, message)
     }
 }
 
-/// Reads a file; takes the bytes of its pictures off `left`.
+/// Reads a file and subtracts the bytes of its images from `left`.
 ///
 /// # Errors
-/// If it is no Parquet file, has no such columns, a row lacks its picture or label, or there are more bytes than `left`.
+/// If it is not a Parquet file, lacks the columns, a row lacks its image or label, or there are more bytes
+/// than `left`.
 pub(super) fn read(path: &Path, columns: &Columns<'_>, left: &mut u64) -> Result<Table> {
-    let damaged = |e: ParquetError| Error::damaged(path, format!("cannot be read as a Parquet file: {e}"));
+    let damaged = |e: ParquetError| Error::damaged(path, format!("is not a valid Parquet file: {e}"));
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let reader = SerializedFileReader::new(file).map_err(damaged)?;
     let metadata = reader.metadata().file_metadata();
@@ -98,28 +101,28 @@ pub(super) fn read(path: &Path, columns: &Columns<'_>, left: &mut u64) -> Result
     Ok(table)
 }
 
-/// A column of a group of rows.
+/// A column of a row group.
 struct Column<'a> {
     path: &'a Path,
     name: String,
     reader: ColumnReader,
-    /// The rows of the group, and how many came before.
+    /// The number of rows in the group, and of rows before it.
     rows: usize,
     first: usize,
 }
 
 impl Column<'_> {
-    /// Appends encoded pictures to the table. They come a part at a time, so that a file that lies about its size cannot
-    /// take more than the limit.
+    /// Appends encoded images to the table. It reads them in parts, so that a file with a false size cannot
+    /// exceed the limit.
     fn pictures(self, table: &mut Table, left: &mut u64) -> Result<()> {
         let Column { path, name, reader, rows, first } = self;
         let ColumnReader::ByteArrayColumnReader(reader) = reader else {
-            return Err(Error::damaged(path, format!("its column {name} has no binary values")));
+            return Err(Error::damaged(path, format!("column {name} is not binary")));
         };
         each(path, &name, reader, rows, first, |picture: &ByteArray| {
             let len = picture.len() as u64;
             *left = left.checked_sub(len).ok_or_else(|| {
-                let message = "has more bytes of pictures than encoded_limit; raise it, or unpack the files";
+                let message = "has more bytes of images than encoded_limit; raise it, or unpack the files";
                 Error::damaged(path, message)
             })?;
             table.lengths.push(len);
@@ -128,7 +131,7 @@ impl Column<'_> {
         })
     }
 
-    /// Appends labels as texts.
+    /// Appends labels as text.
     fn labels(self, texts: &mut Vec<String>) -> Result<()> {
         let Column { path, name, reader, rows, first } = self;
         let mut push = |text: String| {
@@ -147,20 +150,20 @@ impl Column<'_> {
                 each(path, &name, reader, rows, first, |v| push(text(v)))
             }
             _ => {
-                let message = format!("its column {name} has neither whole numbers nor texts");
+                let message = format!("column {name} has neither integers nor strings");
                 Err(Error::damaged(path, message))
             }
         }
     }
 }
 
-/// The column of that name, or within a struct of that name; one that repeats is none.
+/// Returns the column of that name, or the one within a struct of that name. Repeated columns do not count.
 fn find(schema: &SchemaDescriptor, name: &str, endings: &[&str]) -> Option<usize> {
     let fits = |path: &str| endings.iter().any(|e| path.strip_prefix(name) == Some(e));
     schema.columns().iter().position(|c| fits(&c.path().string()) && c.max_rep_level() == 0)
 }
 
-/// Calls `take` with each of the column's `rows` values, of which `first` came before.
+/// Calls `take` with each of the column's `rows` values; `first` rows precede them in the file.
 fn each<T: DataType>(
     path: &Path,
     name: &str,
@@ -177,15 +180,15 @@ fn each<T: DataType>(
         let want = AT_ONCE.min(rows - done);
         let (records, present, _) = column
             .read_records(want, Some(&mut levels), None, &mut values)
-            .map_err(|e| Error::damaged(path, format!("its column {name} cannot be read: {e}")))?;
+            .map_err(|e| Error::damaged(path, format!("column {name} cannot be read: {e}")))?;
         if records == 0 {
-            let message = format!("its column {name} ends after {} rows", first + done);
+            let message = format!("column {name} ends after {} rows", first + done);
             return Err(Error::damaged(path, message));
         }
         if present != records {
             let most = levels.iter().max().copied().unwrap_or(0);
             let row = first + done + levels.iter().position(|l| *l < most).unwrap_or(0);
-            return Err(Error::damaged(path, format!("row {row} has nothing in its column {name}")));
+            return Err(Error::damaged(path, format!("row {row} has no value in column {name}")));
         }
         values.iter().try_for_each(&mut take)?;
         done += records;
@@ -193,7 +196,7 @@ fn each<T: DataType>(
     Ok(())
 }
 
-/// The names of a `ClassLabel` in the description that Hugging Face's `datasets` writes.
+/// Returns the names of a `ClassLabel` from the description that Hugging Face's `datasets` writes.
 fn class_names(text: &str, column: &str) -> Option<Vec<String>> {
     let json: serde_json::Value = serde_json::from_str(text).ok()?;
     let names = json.get("info")?.get("features")?.get(column)?.get("names")?;

@@ -6,7 +6,7 @@ use ::parquet::file::properties::WriterProperties;
 use ::parquet::file::writer::SerializedFileWriter;
 use ::parquet::schema::parser::parse_message_type;
 
-/// As Hugging Face's `datasets` writes: pictures, their old paths, class labels; null where `None`.
+/// Writes a file like Hugging Face's `datasets`: images, their original paths, class labels; null for `None`.
 fn write(path: &Path, rows: &[(Option<Vec<u8>>, Option<i64>)], names: Option<&str>, group: usize) {
     let schema = "message schema { OPTIONAL GROUP image { OPTIONAL BYTE_ARRAY bytes; OPTIONAL BYTE_ARRAY path (UTF8); } \
                   OPTIONAL INT64 label; }";
@@ -43,7 +43,7 @@ fn write(path: &Path, rows: &[(Option<Vec<u8>>, Option<i64>)], names: Option<&st
     file.close().unwrap();
 }
 
-/// A picture of one color as PNG.
+/// An image of one color as PNG.
 fn picture(shade: u8) -> Vec<u8> {
     let mut out = std::io::Cursor::new(Vec::new());
     image::RgbImage::from_pixel(5, 4, image::Rgb([shade, 1, 2]))
@@ -62,14 +62,14 @@ fn open(fields: &str, base: &Path) -> Result<Splits> {
 }
 
 #[test]
-fn pictures_labels_and_names_are_those_that_were_written() {
+fn images_labels_and_names_are_read_as_written() {
     let folder = tempfile::tempdir().unwrap();
     let names = Some("[\"ant\", \"bee\", \"cow\", \"dog\"]");
     write(&folder.path().join("train-00000-of-00002.parquet"), &rows(0..10), names, 4);
     write(&folder.path().join("train-00001-of-00002.parquet"), &rows(10..12), names, 4);
     write(&folder.path().join("test-00000-of-00001.parquet"), &rows(100..103), names, 4);
     let splits = open("root: \".\"", folder.path()).unwrap();
-    // The file knows a class that no row has.
+    // The metadata has a class that no row has.
     assert_eq!(splits.classes, ["ant", "bee", "cow", "dog"]);
     let test = splits.test.unwrap();
     assert_eq!((splits.train.len(), test.len()), (12, 3));
@@ -96,7 +96,7 @@ fn one_file_without_names_is_split() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn errors_name_the_row_or_column() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("train.parquet");
     let error =
@@ -105,13 +105,13 @@ fn what_is_wrong_is_named() {
     let mut damaged = rows(0..6);
     damaged[4].0 = None;
     write(&path, &damaged, None, 4);
-    assert!(error("").contains("row 4 has nothing in its column image.bytes"), "{}", error(""));
+    assert!(error("").contains("row 4 has no value in column image.bytes"), "{}", error(""));
     damaged = rows(0..6);
     damaged[2].1 = None;
     write(&path, &damaged, None, 4);
-    assert!(error("").contains("row 2 has nothing in its column label"), "{}", error(""));
+    assert!(error("").contains("row 2 has no value in column label"), "{}", error(""));
     write(&path, &rows(0..6), Some("[\"only\"]"), 4);
-    assert!(error("").contains("label 1 is not one of 1 classes"), "{}", error(""));
+    assert!(error("").contains("label 1 is not among 1 classes"), "{}", error(""));
     write(&path, &rows(0..6), None, 4);
     let text = error(", image: \"picture\"");
     assert!(
@@ -119,11 +119,11 @@ fn what_is_wrong_is_named() {
         "{text}"
     );
     assert!(error(", label: \"class\"").contains("no label column `class`"));
-    // More than the limit, of bytes that no compression shortens much.
+    // More than the limit, in bytes that hardly compress.
     let noise: Vec<u8> = (0..1 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
     write(&path, &[(Some(noise), Some(0)), (Some(picture(1)), Some(0))], None, 4);
     assert!(error(", encoded_limit: 1").contains("encoded_limit"), "{}", error(", encoded_limit: 1"));
-    // Cut anywhere, a file is an error and no panic.
+    // A file truncated anywhere is an error, not a panic.
     write(&path, &rows(0..6), None, 4);
     let complete = std::fs::read(&path).unwrap();
     for cut in (0..complete.len()).step_by(7) {

@@ -1,4 +1,4 @@
-//! Where an encoded picture lies: a file of its own, or a stretch of an archive.
+//! The location of an encoded image: a file of its own, or a range of an archive.
 
 use pauc_traits::{Error, Result};
 use std::fs::File;
@@ -6,33 +6,33 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Where an encoded picture lies.
+/// The location of an encoded image.
 #[derive(Clone, Debug)]
 pub(in super::super) enum Locator {
-    /// In a file of its own; `key` names it independently of where the set lies.
+    /// A file of its own; `key` is a name that does not depend on the location of the dataset.
     File { path: PathBuf, key: String },
-    /// In an archive.
+    /// A range of an archive.
     Part { archive: Arc<Archive>, name: String, offset: u64, len: u64 },
 }
 
-/// An archive that pictures are read from in place.
+/// An archive whose images are read in place.
 #[derive(Debug)]
 pub(in super::super) struct Archive {
     pub path: PathBuf,
     pub content: Content,
 }
 
-/// What an archive is read from.
+/// The source of an archive's bytes.
 #[derive(Debug)]
 pub(in super::super) enum Content {
     /// The file itself.
     Plain(Shared),
-    /// The pictures of a compressed archive, unpacked, one after the other.
+    /// The images of a compressed archive, unpacked and concatenated.
     Unpacked(Vec<u8>),
 }
 
 impl Locator {
-    /// The file `path` of a set that lies in `root`.
+    /// Locates the file `path` of a dataset in `root`.
     pub fn file(path: PathBuf, root: &Path) -> Self {
         let relative = path.strip_prefix(root).unwrap_or(&path);
         let parts = relative.components().map(|c| c.as_os_str().to_string_lossy().into_owned());
@@ -40,7 +40,7 @@ impl Locator {
         Locator::File { path, key }
     }
 
-    /// A name that does not depend on where the set lies.
+    /// Returns a name that does not depend on the location of the dataset.
     pub fn key(&self) -> String {
         match self {
             Locator::File { key, .. } => key.clone(),
@@ -48,7 +48,7 @@ impl Locator {
         }
     }
 
-    /// The path, for messages; inside an archive that of the archive, then the name in it.
+    /// Returns the path for messages; in an archive, the archive's path followed by the name in it.
     pub fn path(&self) -> PathBuf {
         match self {
             Locator::File { path, .. } => path.clone(),
@@ -56,12 +56,14 @@ impl Locator {
         }
     }
 
-    /// The encoded picture. Its memory is bounded by what is there, and by `limit`.
+    /// Reads the encoded image. Memory is bounded by the file's size and by `limit`.
     pub fn read(&self, limit: u64) -> Result<Vec<u8>> {
         let too_large = |n: u64| {
             Error::damaged(
                 self.path(),
-                format!("has {n} bytes, more than a picture within the pixel limit can have"),
+                format!(
+                    "has {n} bytes, more than an image within the pixel limit can have; raise `pixel_limit`"
+                ),
             )
         };
         match self {
@@ -84,14 +86,14 @@ impl Locator {
                 Content::Unpacked(bytes) => {
                     let part = bytes.get(*offset as usize..(*offset + *len) as usize);
                     part.map(<[u8]>::to_vec)
-                        .ok_or_else(|| Error::damaged(self.path(), "lies outside its archive"))
+                        .ok_or_else(|| Error::damaged(self.path(), "is outside its archive"))
                 }
             },
         }
     }
 }
 
-/// A file that threads read from at the same time.
+/// A file that threads read from concurrently.
 #[cfg(unix)]
 #[derive(Debug)]
 pub(in super::super) struct Shared(File);
@@ -109,7 +111,7 @@ impl Shared {
     }
 }
 
-/// A file that threads read from one after the other.
+/// A file that threads read from one at a time.
 #[cfg(not(unix))]
 #[derive(Debug)]
 pub(in super::super) struct Shared(std::sync::Mutex<File>);

@@ -1,4 +1,4 @@
-//! What all datasets of picture files share: fields, reading, leaving out, splitting.
+//! What all datasets of image files share: fields, reading, skipping, splitting.
 
 pub(super) mod locator;
 mod source;
@@ -14,21 +14,21 @@ use source::{Reader, Source};
 use std::path::Path;
 use std::sync::Arc;
 
-/// What happens with a picture that cannot be read.
+/// How an unreadable image is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum OnError {
-    /// The run stops at it.
+    /// The run fails.
     Fail,
-    /// It is left out and listed, if there are no more than `max`. All files are decoded once when the set is
-    /// opened, so that what is left out does not depend on the course of the run.
+    /// It is skipped and listed, if there are at most `max`. All files are decoded once when the dataset is
+    /// opened, so the skipped images do not depend on the course of the run.
     Skip {
-        /// How many may be left out.
+        /// The maximum number of skipped images.
         max: usize,
     },
 }
 
-/// Declares a dataset of picture files: its own fields and those that all such sets share.
+/// Declares a dataset of image files: its own fields and the shared ones.
 macro_rules! picture_set {
     (
         $(#[doc = $doc:literal])*
@@ -40,21 +40,21 @@ macro_rules! picture_set {
             $(#[doc = $doc])*
             pub struct $name: Dataset {
                 $( $(#[doc = $fdoc])* pub $field: $ty $(= $default)?, )*
-                /// `Fail` to stop at a picture that cannot be read, `Skip(max: n)` to leave out up to n of them;
+                /// `Fail`: stop at the first unreadable image. `Skip(max: n)`: leave out up to n of them;
                 /// they are listed in `data_errors.jsonl` of the run.
                 pub on_error: $crate::datasets::OnError = $crate::datasets::OnError::Fail,
-                /// Pictures whose shorter side is longer than this many pixels are shrunk to it when they are
-                /// read, so that more of them stay in memory.
+                /// Larger images are shrunk so that the shorter side has this many pixels. More of them then
+                /// fit into the cache.
                 pub shorter_side: Option<pauc_traits::Count> = None,
-                /// The red, green and blue that show through where a picture is transparent.
+                /// The RGB background of transparent images.
                 pub background: (u8, u8, u8) = (255, 255, 255),
-                /// The memory for decoded pictures in MiB. Those that find room stay; the others are read again
-                /// every time.
+                /// The memory for decoded images in MiB. Images that do not fit are read again each time.
                 pub cache: usize = 2048,
-                /// Decoded pictures on disk as well, such as `(folder: "cache", budget: 20000)` with MiB; worth it
-                /// for large pictures with `shorter_side`.
+                /// Also cache decoded images on disk, such as `(folder: "cache", budget: 20000)`, in MiB.
+                /// Useful for large images with `shorter_side`.
                 pub disk_cache: Option<$crate::disk_cache::DiskCache> = None,
-                /// The largest picture in pixels. A larger one is an error: its file may be made to exhaust memory.
+                /// The largest number of pixels. A larger image is an error, which protects against files
+                /// made to exhaust memory.
                 pub pixel_limit: pauc_traits::Count = pauc_traits::Count::lit($crate::decode::PIXEL_LIMIT),
             }
         }
@@ -75,7 +75,7 @@ macro_rules! picture_set {
 }
 pub(super) use picture_set;
 
-/// The fields that all sets share.
+/// The fields that all datasets of image files share.
 pub(super) struct Reading<'a> {
     pub on_error: OnError,
     pub shorter_side: Option<usize>,
@@ -85,7 +85,7 @@ pub(super) struct Reading<'a> {
     pub pixel_limit: usize,
 }
 
-/// Pictures, in order, with their labels.
+/// Images in order, with their labels.
 #[derive(Debug, Default)]
 pub(super) struct Files {
     pub locators: Vec<Locator>,
@@ -93,20 +93,20 @@ pub(super) struct Files {
     pub other_labels: Option<Vec<u32>>,
 }
 
-/// The pictures of a set, before any of them is read.
+/// The images of a dataset, before any is read.
 #[derive(Debug, Default)]
 pub(super) struct Pictures {
     pub train: Files,
     pub test: Option<Files>,
     pub classes: Vec<String>,
-    /// What a reader of the report should know.
+    /// Notes for the reader of the report.
     pub notes: Vec<String>,
 }
 
-/// How many training images the statistics are taken of.
+/// The number of training images that the statistics come from.
 const SAMPLED: usize = 512;
 
-/// Reads what has to be known beforehand and makes splits of the pictures of `origin`.
+/// Determines shapes and statistics, and makes splits of the images of `origin`.
 pub(super) fn open(
     title: &str,
     origin: &Path,
@@ -128,7 +128,7 @@ pub(super) fn open(
             return Err(Error::damaged(
                 origin,
                 format!(
-                    "{} pictures cannot be read, more than on_error: Skip(max: {max}); first: {}: {}",
+                    "{} images cannot be read, more than on_error: Skip(max: {max}); first: {}: {}",
                     skipped.len(),
                     first.path,
                     first.reason
@@ -136,11 +136,11 @@ pub(super) fn open(
             ));
         }
         if !skipped.is_empty() {
-            pictures.notes.push(format!("{} unreadable pictures left out", skipped.len()));
+            pictures.notes.push(format!("{} unreadable images skipped", skipped.len()));
         }
     }
     if train.is_empty() {
-        return Err(Error::damaged(origin, "has no training images that can be read"));
+        return Err(Error::damaged(origin, "has no readable training images"));
     }
     train.find_shape()?;
     test.iter_mut().try_for_each(Source::find_shape)?;
@@ -156,27 +156,27 @@ pub(super) fn open(
     Ok(Splits { train: Arc::new(train), test, classes: pictures.classes, statistics, description, skipped })
 }
 
-/// Mean and deviation of evenly spaced images.
+/// Computes mean and deviation over evenly spaced images.
 fn statistics(train: &Source) -> Result<Vec<(f32, f32)>> {
     let count = train.len().min(SAMPLED);
     let moments = (0..count).into_par_iter().map(|i| {
         let image = train.image(i * train.len() / count)?;
         Ok(Moments::of(&image.pixels, image.shape.channels))
     });
-    // Collected before the errors are looked at, so that it is always the first one that is reported.
+    // Collected before the errors are checked, so that always the first one is reported.
     let moments: Vec<Result<Moments>> = moments.collect();
     let total = moments.into_iter().try_fold(Moments::none(), |a, b| Ok::<_, Error>(a.join(b?)))?;
     Ok(total.statistics())
 }
 
-/// Which of the pictures called `names`, all of one class, are kept for testing: ⌊fraction·n + ½⌋, those whose names
-/// have the smallest hashes, so that new pictures move few of the old ones from one part to the other.
+/// Returns which images of one class, given by `names`, are held out for testing: the ⌊fraction·n + ½⌋ whose
+/// names have the smallest hashes. New images then move few old ones between the splits.
 pub(super) fn kept_for_testing(names: &[String], fraction: f64) -> Vec<bool> {
     let hashes: Vec<[u8; 32]> = names.iter().map(|n| *blake3::hash(n.as_bytes()).as_bytes()).collect();
     let mut sorted = hashes.clone();
     sorted.sort_unstable();
     let tests = (fraction * names.len() as f64 + 0.5) as usize;
-    let limit = sorted.get(tests); // the first hash that stays; none if all go
+    let limit = sorted.get(tests); // the first hash that stays in training; none if all are held out
     hashes.iter().map(|h| limit.is_none_or(|l| h < l)).collect()
 }
 
@@ -192,7 +192,7 @@ impl Files {
         }
     }
 
-    /// Parts into training and test pictures, class by class if there are labels.
+    /// Splits into training and test images, class by class if there are labels.
     pub fn split(self, fraction: f64) -> (Files, Option<Files>) {
         let mut groups = std::collections::BTreeMap::<u32, Vec<usize>>::new();
         for i in 0..self.locators.len() {
@@ -213,7 +213,7 @@ impl Files {
     }
 }
 
-/// Numbers for labels that are text: classes in the order of their names, or of their values if all are numbers.
+/// Numbers text labels: classes in the order of their names, or by value if all are numbers.
 pub(super) fn number_labels(texts: &[&[String]]) -> (Vec<String>, Vec<Vec<u32>>) {
     let mut classes: Vec<&String> = texts.iter().flat_map(|t| t.iter()).collect();
     classes.sort_unstable();
@@ -230,7 +230,7 @@ pub(super) fn number_labels(texts: &[&[String]]) -> (Vec<String>, Vec<Vec<u32>>)
     (classes.into_iter().cloned().collect(), labels)
 }
 
-/// A picture that cannot be read, for the list.
+/// Returns the list entry of an unreadable image.
 fn skip(name: String, error: &Error) -> Skipped {
     let text = error.to_string();
     let reason = text.strip_prefix(&format!("{name}: ")).unwrap_or(&text).to_string();

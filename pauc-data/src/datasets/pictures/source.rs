@@ -1,4 +1,4 @@
-//! Reading, shrinking and keeping of pictures.
+//! Reads, shrinks and caches images.
 
 use super::{Files, Reading, skip};
 use crate::decode::{self, Decoding};
@@ -13,12 +13,12 @@ use std::sync::{Arc, OnceLock};
 
 use super::locator::Locator;
 
-/// How files become images, and what memory is left for them.
+/// How files are decoded, and the memory left for caching them.
 pub(super) struct Reader {
     decoding: Decoding,
     shorter_side: Option<usize>,
     disk: Option<Store>,
-    /// Bytes that decoded images may still take.
+    /// Bytes left for decoded images.
     room: AtomicUsize,
 }
 
@@ -34,7 +34,7 @@ impl Reader {
     }
 
     fn bytes(&self, locator: &Locator) -> Result<Vec<u8>> {
-        // No format takes more than 16-bit RGBA for a pixel, and a mebibyte for what a camera writes besides.
+        // No format needs more than 16-bit RGBA per pixel, plus a mebibyte for metadata.
         locator.read((self.decoding.pixel_limit as u64).saturating_mul(8).saturating_add(1 << 20))
     }
 
@@ -50,7 +50,7 @@ impl Reader {
         Ok(image)
     }
 
-    /// The hash of all that a decoded picture depends on.
+    /// Returns the hash of everything that a decoded image depends on.
     fn key(&self, bytes: &[u8]) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new_derive_key("pauc decoded picture 1");
         hasher.update(&(self.shorter_side.unwrap_or(0) as u64).to_le_bytes());
@@ -68,7 +68,7 @@ impl Reader {
         Ok(resample::resize(&image, Rect::whole(image.shape), height, width, Filter::Bilinear))
     }
 
-    /// Height and width after shrinking.
+    /// Returns height and width after shrinking.
     fn size(&self, height: usize, width: usize) -> (usize, usize) {
         let short = height.min(width);
         match self.shorter_side {
@@ -84,7 +84,7 @@ impl Reader {
         Ok(ImageShape { height, width, channels: 3 })
     }
 
-    /// Takes `bytes` of the memory, if there are as many left.
+    /// Reserves `bytes` of the memory, if that many are left.
     fn reserve(&self, bytes: usize) -> bool {
         let take = |room: usize| room.checked_sub(bytes);
         self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
@@ -105,7 +105,7 @@ impl Source {
         Source { files, shape: None, reader, cache }
     }
 
-    /// Decodes everything and leaves out what cannot be; what was left out, in order.
+    /// Decodes all images and drops the unreadable ones; returns the dropped ones in order.
     pub fn drop_unreadable(&mut self) -> Vec<Skipped> {
         let outcome: Vec<Option<Skipped>> = (0..self.len())
             .into_par_iter()
@@ -118,12 +118,12 @@ impl Source {
         outcome.into_iter().flatten().collect()
     }
 
-    /// Finds out whether all images have one shape. The headers of all files are read only as long as they agree.
+    /// Determines whether all images have one shape. Stops reading headers once two differ.
     pub fn find_shape(&mut self) -> Result<()> {
         const AT_ONCE: usize = 256;
         let mut common = None;
         for files in self.files.locators.chunks(AT_ONCE) {
-            // Collected before the errors are looked at, so that it is always the first one that is reported.
+            // Collected before the errors are checked, so that always the first one is reported.
             let shapes: Vec<Result<ImageShape>> = files.par_iter().map(|p| self.reader.shape(p)).collect();
             let shapes = shapes.into_iter().collect::<Result<Vec<_>>>()?;
             let first = *common.get_or_insert(shapes[0]);
@@ -147,7 +147,10 @@ impl ImageSource for Source {
 
     fn image(&self, index: usize) -> Result<Image<'_>> {
         let (Some(locator), Some(cached)) = (self.files.locators.get(index), self.cache.get(index)) else {
-            return Err(Error::config(format!("image {index} of a set of {}", self.len())));
+            return Err(Error::config(format!(
+                "image {index} is out of range; the dataset has {}",
+                self.len()
+            )));
         };
         if let Some(image) = cached.get() {
             return Ok(Image { shape: image.shape, pixels: Cow::Borrowed(&image.pixels) });
@@ -156,7 +159,7 @@ impl ImageSource for Source {
         if !self.reader.reserve(image.pixels.len()) {
             return Ok(image);
         }
-        // Two threads that read the same image at once both pay for it; that happens once at most.
+        // Two threads that read the same image at once both reserve memory for it, at most once per image.
         let image = cached.get_or_init(|| image);
         Ok(Image { shape: image.shape, pixels: Cow::Borrowed(&image.pixels) })
     }

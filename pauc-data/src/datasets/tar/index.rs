@@ -1,4 +1,4 @@
-//! Where the pictures of archives lie, written down.
+//! The index file: the positions of images in archives.
 
 use super::scan::{Item, items};
 use pauc_traits::{Error, Result, atomic};
@@ -10,7 +10,7 @@ use std::time::UNIX_EPOCH;
 
 const VERSION: u32 = 1;
 
-/// An archive as it was when it was indexed.
+/// An archive at the time it was indexed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Shard {
     path: PathBuf,
@@ -26,7 +26,7 @@ struct Content {
     shards: Vec<Shard>,
 }
 
-/// The index file, and what has to change in it.
+/// The index file and its pending changes.
 pub(super) struct Index {
     path: PathBuf,
     content: Content,
@@ -35,7 +35,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// What is there; a file that is missing, damaged or of another version is as good as none.
+    /// Reads the index. A file that is missing, damaged or of another version counts as empty.
     pub fn read(path: &Path) -> Self {
         let content: Option<Content> = std::fs::read(path).ok().and_then(|b| serde_json::from_slice(&b).ok());
         let content = content.filter(|c| c.version == VERSION);
@@ -43,7 +43,7 @@ impl Index {
         Index { path: path.to_path_buf(), content, changed: Vec::new(), new: 0 }
     }
 
-    /// An archive and what it holds, from the index if the archive is as it was.
+    /// Opens an archive and returns its items, from the index if the archive is unchanged.
     pub fn open(&mut self, path: &Path) -> Result<(File, Vec<Item>)> {
         let failed = |e| Error::io(path, e);
         let file = File::open(path).map_err(failed)?;
@@ -70,18 +70,18 @@ impl Index {
         Ok((file, items))
     }
 
-    /// Writes what is new; notes for the report. A folder that cannot be written is an error only if the index is
-    /// `required`.
+    /// Writes the changes and returns notes for the report. A folder that is not writable is an error only if
+    /// the index is `required`.
     pub fn finish(self, required: bool) -> Result<Vec<String>> {
         let mut notes = Vec::new();
         if !self.changed.is_empty() {
-            notes.push(format!("indexed again since they changed: {}", self.changed.join(", ")));
+            notes.push(format!("changed archives indexed again: {}", self.changed.join(", ")));
         }
         if self.new > 0 {
             let text = serde_json::to_vec(&self.content).map_err(|e| Error::Other(e.into()))?;
             match atomic::write(&self.path, &text) {
                 Err(e) if required => return Err(e),
-                Err(e) => notes.push(format!("the index was not kept ({e})")),
+                Err(e) => notes.push(format!("index not saved ({e})")),
                 Ok(()) => {}
             }
         }

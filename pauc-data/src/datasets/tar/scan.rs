@@ -1,4 +1,4 @@
-//! What an archive holds, and where.
+//! Finds the images in an archive.
 
 use crate::decode::EXTENSIONS;
 use flate2::read::MultiGzDecoder;
@@ -9,23 +9,23 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// A picture in an archive.
+/// An image in an archive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Item {
     /// Its name.
     pub name: String,
-    /// Its first byte in the archive, or among the pictures that were unpacked.
+    /// The offset of its first byte in the archive, or in the unpacked images.
     pub at: u64,
     /// Its length in bytes.
     pub len: u64,
-    /// What a `.cls` file beside it says.
+    /// The content of the `.cls` file beside it.
     pub label: Option<String>,
 }
 
-/// The longest text of a label in bytes.
+/// The maximum length of a label in bytes.
 const LABEL: u64 = 256;
 
-/// What belongs together in WebDataset's naming: the name up to the first dot of its last part.
+/// Returns the sample name in WebDataset's scheme: the name up to the first dot of its last part.
 fn stem(name: &str) -> &str {
     let start = name.rfind('/').map_or(0, |p| p + 1);
     name[start..].find('.').map_or(name, |dot| &name[..start + dot])
@@ -35,11 +35,11 @@ fn extension(name: &str) -> String {
     name[stem(name).len()..].rsplit('.').next().unwrap_or_default().to_lowercase()
 }
 
-/// The pictures of an archive. `unpacked` collects their bytes; without it only their places are noted, which have
-/// to lie within `size`.
+/// Returns the images of an archive. `unpacked` collects their bytes; without it, only their positions are
+/// recorded, which must be within `size`.
 ///
 /// # Errors
-/// If the archive is damaged, or lies about a length.
+/// If the archive is damaged or contains a false length.
 pub fn items(
     stream: impl Read,
     size: u64,
@@ -47,7 +47,7 @@ pub fn items(
     origin: &Path,
 ) -> Result<Vec<Item>> {
     let damaged = |e: std::io::Error| {
-        Error::damaged(origin, format!("cannot be read as a tar archive ({e}); fetch or make it again"))
+        Error::damaged(origin, format!("is not a valid tar archive ({e}); download or create it again"))
     };
     let mut archive = ::tar::Archive::new(stream);
     let (mut items, mut labels) = (Vec::new(), HashMap::new());
@@ -62,8 +62,9 @@ pub fn items(
         }
         let (offset, len) = (entry.raw_file_position(), entry.size());
         if offset.checked_add(len).is_none_or(|end| end > size) {
-            let message =
-                format!("is truncated: {name} of {len} bytes at {offset} ends after its {size} bytes");
+            let message = format!(
+                "is truncated: {name}, {len} bytes at {offset}, ends after the archive's {size} bytes"
+            );
             return Err(Error::damaged(origin, message));
         }
         let extension = extension(&name);
@@ -73,7 +74,7 @@ pub fn items(
             if text.len() as u64 > LABEL {
                 return Err(Error::damaged(
                     origin.join(&name),
-                    format!("is a label of more than {LABEL} bytes"),
+                    format!("is a label longer than {LABEL} bytes"),
                 ));
             }
             labels.insert(stem(&name).to_string(), text.trim().to_string());
@@ -96,7 +97,7 @@ pub fn items(
     Ok(items)
 }
 
-/// The pictures of a compressed archive and their places among them.
+/// Unpacks a compressed archive: the bytes of its images, and their positions.
 pub(super) fn unpack(path: &Path, limit: u64) -> Result<(Vec<u8>, Vec<Item>)> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut stream = MultiGzDecoder::new(std::io::BufReader::new(file)).take(limit);
@@ -104,15 +105,15 @@ pub(super) fn unpack(path: &Path, limit: u64) -> Result<(Vec<u8>, Vec<Item>)> {
     let items = items(&mut stream, u64::MAX, Some(&mut bytes), path);
     if stream.limit() == 0 {
         let message = format!(
-            "unpacks to more than unpacked_limit: {} MiB; raise it, or unpack the archive with gunzip to have it read \
-             in place",
+            "unpacks to more than unpacked_limit: {} MiB; raise it, or unpack the archive with gunzip, so that it \
+             is read in place",
             limit >> 20
         );
         return Err(Error::damaged(path, message));
     }
     let items = items?;
-    // Reading on checks gzip's checksum, which lies behind the archive.
+    // Reading to the end verifies gzip's checksum, which follows the archive.
     std::io::copy(&mut stream, &mut std::io::sink())
-        .map_err(|e| Error::damaged(path, format!("is damaged at its end ({e}); fetch it again")))?;
+        .map_err(|e| Error::damaged(path, format!("is damaged at its end ({e}); download it again")))?;
     Ok((bytes, items))
 }

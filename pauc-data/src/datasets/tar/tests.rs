@@ -49,7 +49,7 @@ fn shards_in_webdataset_naming_are_read_in_place() {
     std::fs::write(folder.path().join("x-2.tar.gz"), gzip(&web(30, ["10", "7"]))).unwrap();
     std::fs::write(folder.path().join("notes.txt"), "").unwrap();
     for _ in 0..2 {
-        // Once without and once with the index.
+        // First without, then with the index.
         let splits = open(folder.path(), "root: \".\", test_fraction: 0").unwrap();
         assert_eq!(reds(&*splits.train), [10, 11, 20, 21, 30, 31]);
         assert_eq!(
@@ -82,7 +82,7 @@ fn folders_in_an_archive_are_classes_and_splits() {
     let mixed = archive(&[("1.png", picture(1)), ("a/2.png", picture(2))]);
     std::fs::write(folder.path().join("mixed.tar"), mixed).unwrap();
     let text = open(folder.path(), "root: \"mixed.tar\"").err().unwrap().to_string();
-    assert!(text.contains("1 pictures without a label beside 1"), "{text}");
+    assert!(text.contains("1 images without a label beside 1"), "{text}");
 }
 
 #[test]
@@ -95,8 +95,8 @@ fn an_archive_that_changed_is_indexed_again() {
     std::fs::write(&path, archive(&[("x/q.png", picture(9))])).unwrap();
     let splits = open(folder.path(), root).unwrap();
     assert_eq!(reds(&*splits.train), [9]);
-    assert!(splits.description.contains("indexed again since they changed: a.tar"), "{}", splits.description);
-    // An index cut short at any place is made anew.
+    assert!(splits.description.contains("changed archives indexed again: a.tar"), "{}", splits.description);
+    // A truncated index is rebuilt.
     let complete = std::fs::read(folder.path().join("my.index")).unwrap();
     for cut in [0, 1, complete.len() / 2, complete.len() - 1] {
         std::fs::write(folder.path().join("my.index"), &complete[..cut]).unwrap();

@@ -1,4 +1,4 @@
-//! BYOL's two lists.
+//! BYOL's two lists of augmentations.
 
 use super::{Steps, blur, crop, flip, gray, jitter, preset};
 use crate::Interval;
@@ -8,7 +8,7 @@ use pauc_traits::{Count, UnitInterval, component};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Which of BYOL's two views.
+/// One of BYOL's two views.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ByolView {
     /// Always blurred, never solarized.
@@ -18,11 +18,11 @@ pub enum ByolView {
 }
 
 component! {
-    /// BYOL's views, which differ: `views: [(count: 1, ops: [Byol(size: 32, view: First)]), (count: 1, ops:
-    /// [Byol(size: 32, view: Second)])]`.
+    /// BYOL's two views, which differ: `views: [(count: 1, ops: [Byol(size: 32, view: First)]), (count: 1,
+    /// ops: [Byol(size: 32, view: Second)])]`.
     ///
-    /// Crop with the bicubic filter, flip, color jitter, grayscale; then the first is always blurred, and the second
-    /// blurred with probability 0.1 and solarized with probability 0.2.
+    /// Both use a crop with the bicubic filter, a flip, color jitter and grayscale. The first is then always
+    /// blurred; the second is blurred with probability 0.1 and solarized with probability 0.2.
     ///
     /// # Shapes
     /// any → `size`×`size`.
@@ -33,7 +33,7 @@ component! {
         pub size: Count,
         /// `First` or `Second`.
         pub view: ByolView,
-        /// The least and the greatest share of the image's area in a crop.
+        /// The range of the crop's area, as a fraction of the image.
         pub scale: Interval = Interval::lit(0.08, 1.0),
     }
 }

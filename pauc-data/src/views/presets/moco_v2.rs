@@ -1,4 +1,4 @@
-//! MoCo v2's list.
+//! MoCo v2's list of augmentations.
 
 use super::{Steps, crop, flip, gray, jitter, preset};
 use crate::Interval;
@@ -19,7 +19,7 @@ component! {
         pub size: Count,
         /// The probability of blur.
         pub blur: UnitInterval = UnitInterval::lit(0.5),
-        /// The least and the greatest share of the image's area in a crop.
+        /// The range of the crop's area, as a fraction of the image.
         pub scale: Interval = Interval::lit(0.2, 1.0),
     }
 }

@@ -1,7 +1,7 @@
-//! Lists of steps that papers made known, under their names.
+//! Lists of augmentations from papers, as presets.
 //!
-//! A preset is an augmentation that stands for its steps: `ops: [SimClr(size: 32)]` is the same as its list written
-//! out, random numbers included.
+//! A preset is an augmentation that expands to its steps: `ops: [SimClr(size: 32)]` is equivalent to the full
+//! list, including the random numbers.
 
 mod byol;
 mod moco_v2;
@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 type Steps = Vec<Arc<dyn Augmentation>>;
 
-/// Makes a struct with a method `list` an augmentation that stands for those steps.
+/// Implements `Augmentation` for a struct whose method `list` returns the steps.
 macro_rules! preset {
     ($name:ident) => {
         impl pauc_traits::Augmentation for $name {
@@ -43,7 +43,7 @@ macro_rules! preset {
             }
 
             fn evaluation(&self) -> Option<Box<dyn pauc_traits::Augmentation>> {
-                // Only the crop, which comes first, has a part in the evaluation view.
+                // Only the crop, which comes first, affects the evaluation view.
                 self.list().first().and_then(|crop| crop.evaluation())
             }
 
@@ -64,9 +64,10 @@ fn flip() -> Arc<dyn Augmentation> {
     Arc::new(HorizontalFlip { p: UnitInterval::lit(0.5) })
 }
 
-/// Jitter with probability 0.8, by `strength` times brightness, contrast, saturation and hue.
+/// Jitter with probability 0.8; `by` holds brightness, contrast, saturation and hue, which are multiplied by
+/// `strength`.
 fn jitter(strength: f64, by: [f64; 4]) -> Arc<dyn Augmentation> {
-    // The circle of hues is whole at a half.
+    // A hue of ½ covers the whole circle.
     let most = [f64::MAX, f64::MAX, f64::MAX, 0.5];
     let [brightness, contrast, saturation, hue] =
         std::array::from_fn(|i| NonNegative::lit((strength * by[i]).min(most[i])));
@@ -77,7 +78,7 @@ fn gray() -> Arc<dyn Augmentation> {
     Arc::new(Grayscale { p: UnitInterval::lit(0.2) })
 }
 
-/// Blur with a kernel of a tenth of the image, at least three pixels.
+/// Blur with a kernel of a tenth of the image size, at least three pixels.
 fn blur(p: UnitInterval, size: Count) -> Arc<dyn Augmentation> {
     let kernel = Count::try_from(((size.get() / 10) | 1).max(3)).ok();
     Arc::new(GaussianBlur { p, sigma: Interval::lit(0.1, 2.0), model: BlurModel::Exact, kernel })
@@ -95,9 +96,9 @@ mod tests {
         ViewPipeline::training(&specs, None, &[(0.5, 0.25); 3]).unwrap()
     }
 
-    /// Each preset makes the very pixels of the list that its source gives.
+    /// Each preset gives exactly the pixels of the list in its source.
     #[test]
-    fn presets_are_their_lists() {
+    fn presets_equal_their_lists() {
         let crop = |low: &str, high: &str, more: &str| {
             format!("RandomResizedCrop(size: 48, scale: ({low}, {high}){more}), HorizontalFlip(p: 0.5)")
         };

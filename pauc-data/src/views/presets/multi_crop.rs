@@ -8,7 +8,7 @@ use pauc_traits::{Count, UnitInterval, component};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// How much of the image a crop shows.
+/// The size of a crop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CropSize {
     /// 14 % to 100 % of the area.
@@ -21,9 +21,9 @@ component! {
     /// SwAV's crops of two scales: `views: [(count: 2, ops: [MultiCrop(size: 32, crop: Global)]), (count: 4, ops:
     /// [MultiCrop(size: 32, crop: Local)])]`.
     ///
-    /// Crop, flip, color jitter as in SimCLR, grayscale, Pillow's blur. The small crops may have a smaller `size` than the
-    /// large ones, if the encoder is a convolutional one; evaluation has the size of the first views. Of the terms,
-    /// `SwappedAssignment(local_views: …)` learns from more than two views.
+    /// Crop, flip, color jitter as in SimCLR, grayscale, Pillow's blur. With a convolutional encoder, the
+    /// small crops may have a smaller `size` than the large ones. Evaluation uses the size of the first
+    /// views. `SwappedAssignment(local_views: …)` is the term that learns from more than two views.
     ///
     /// # Shapes
     /// any → `size`×`size`.

@@ -1,4 +1,4 @@
-//! SimCLR's list.
+//! SimCLR's list of augmentations.
 
 use super::{Steps, blur, crop, flip, gray, jitter, preset};
 use crate::Interval;
@@ -21,7 +21,7 @@ component! {
         pub strength: NonNegative = NonNegative::lit(1.0),
         /// The probability of blur, whose kernel is a tenth of the size.
         pub blur: UnitInterval = UnitInterval::lit(0.5),
-        /// The least and the greatest share of the image's area in a crop.
+        /// The range of the crop's area, as a fraction of the image.
         pub scale: Interval = Interval::lit(0.08, 1.0),
     }
 }

@@ -1,4 +1,4 @@
-//! SimCLR's list with more of it.
+//! SimCLR's list with solarization and equalization.
 
 use super::{SimClr, Steps, preset};
 use crate::Interval;
@@ -19,7 +19,7 @@ component! {
         pub size: Count,
         /// The strength s of the jitter: brightness, contrast and saturation by 0.8 s, hue by 0.2 s.
         pub strength: NonNegative = NonNegative::lit(1.0),
-        /// The least and the greatest share of the image's area in a crop.
+        /// The range of the crop's area, as a fraction of the image.
         pub scale: Interval = Interval::lit(0.08, 1.0),
     }
 }
