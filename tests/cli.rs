@@ -1,5 +1,5 @@
-//! What the command line prints: help texts, listings, explanations, exactly as a user sees them.
-//! `TRYCMD=overwrite cargo test -p pauc-cli --test cli` writes what is printed now.
+//! The exact output of the command line: help texts, listings, explanations, errors.
+//! `TRYCMD=overwrite cargo test -p pauc-cli --test cli` records the current output.
 
 #[test]
 fn printed_texts_are_as_recorded() {

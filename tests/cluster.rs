@@ -1,4 +1,4 @@
-//! `cluster`: features of a file in, prototypes out.
+//! `cluster`: from the features in a file to prototypes.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
@@ -13,7 +13,7 @@ fn npy(path: &Path, rows: usize, cols: usize, values: &[f32]) -> PathBuf {
     path.to_path_buf()
 }
 
-/// 120 points about 4 corners, corner by corner in turn.
+/// Returns 120 points around 4 corners, cycling through the corners.
 fn corners() -> Vec<f32> {
     let at =
         |i: usize| [(i % 4 / 2) as f32 * 10.0 + (i as f32).sin(), (i % 2) as f32 * 10.0 + (i as f32).cos()];
@@ -32,7 +32,7 @@ fn cluster(file: &Path, with: &str, more: &[&str]) -> Output {
 fn refused(file: &Path, with: &str, more: &[&str], code: i32, says: &str) {
     let out = cluster(file, with, more);
     assert_eq!(out.code, code, "{says}: {} {}", out.stdout, out.stderr);
-    assert!(out.stderr.contains(says), "`{says}` is not in\n{}", out.stderr);
+    assert!(out.stderr.contains(says), "no `{says}` in\n{}", out.stderr);
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn four_corners_are_found_scored_and_written() {
     assert_eq!((&json["rows"], &json["cols"]), (&120.into(), &2.into()));
     assert!(json["seconds"].as_f64().unwrap() > 0.0);
     let level = &json["levels"][0];
-    // The squares of the distances to the means of the corners' points.
+    // The squared distances to the means of the points of each corner.
     let (points, mut squares, mut magnitude) = (corners(), 0.0, 0.0);
     for column in 0..2 {
         for corner in 0..4 {
@@ -60,7 +60,7 @@ fn four_corners_are_found_scored_and_written() {
             magnitude += of().map(|v| (v.abs() + mean.abs()).powi(2)).sum::<f64>();
         }
     }
-    // The largest sums are ‖x‖² + ‖c‖² − 2·x·c. A centroid that is a little off matters in second order only.
+    // The largest sums are ‖x‖² + ‖c‖² − 2·x·c. An error of a centroid has only a second-order effect.
     assert_within!(level["objective"].as_f64().unwrap(), squares, tolerance::f32(8, magnitude));
     assert_eq!(level["metrics"]["labels/ari"], 1.0);
     assert_eq!(level["metrics"]["labels/hungarian_accuracy"], 1.0);
@@ -126,7 +126,7 @@ fn files_of_all_kinds_and_any_number_of_threads_give_the_same() {
 }
 
 #[test]
-fn mistakes_have_their_words_and_exit_codes() {
+fn mistakes_have_their_messages_and_exit_codes() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let good = npy(&at("x.npy"), 120, 2, &corners());
@@ -145,7 +145,7 @@ fn mistakes_have_their_words_and_exit_codes() {
     refused(&npy(&at("nan.npy"), 120, 2, &values), "KMeans(k: [3])", &[], 4, "row 3, column 1: NaN");
     values[7] = f32::NEG_INFINITY;
     refused(&npy(&at("inf.npy"), 120, 2, &values), "Dbscan(radius: 1.0)", &[], 4, "row 3, column 1: -inf");
-    refused(&npy(&at("cut.npy"), 130, 2, &corners()), "KMeans(k: [3])", &[], 4, "is cut off");
+    refused(&npy(&at("cut.npy"), 130, 2, &corners()), "KMeans(k: [3])", &[], 4, "is truncated");
     refused(&npy(&at("empty.npy"), 0, 2, &[]), "KMeans(k: [3])", &[], 4, "is empty");
     std::fs::write(at("few.csv"), "0\n1\n").unwrap();
     let few = at("few.csv").display().to_string();
@@ -153,11 +153,11 @@ fn mistakes_have_their_words_and_exit_codes() {
     let mut wrong = std::fs::read(&good).unwrap();
     wrong[22] = b'i';
     std::fs::write(at("int.npy"), wrong).unwrap();
-    refused(&at("int.npy"), "KMeans(k: [3])", &[], 4, "holds i4; give 32-bit floats");
+    refused(&at("int.npy"), "KMeans(k: [3])", &[], 4, "holds i4; expected 32-bit floats");
 }
 
 #[test]
-fn odd_features_have_results() {
+fn unusual_features_work() {
     let folder = tempfile::tempdir().unwrap();
     let of = |name: &str, rows, cols, values: &[f32], with: &str| {
         let file = npy(&folder.path().join(name), rows, cols, values);
@@ -171,10 +171,11 @@ fn odd_features_have_results() {
     for with in
         ["KMeans(k: [5])", "MiniBatchKMeans(k: [5])", "HierarchicalKMeans(k: [2, 5])", "Sinkhorn(k: [5])"]
     {
-        // The halves of a split lie beside the point, by a 1024th of each coordinate, until an update puts one back.
+        // The halves of a split are 1/1024 of each coordinate away from the point, until an update restores
+        // one.
         let objective = of("same.npy", 40, 3, &[1.5; 120], with)["objective"].as_f64().unwrap();
         let most = 120.0 * (1.5f64 / 1024.0).powi(2);
-        // Differences are exact, their squares and the sum of 120 of them rounded.
+        // Differences are exact; their squares and the sum of 120 of them are rounded.
         assert!(objective <= most + tolerance::f32(121, most), "{with}: {objective}");
     }
     let line: Vec<f32> = (0..50).map(|i| i as f32).collect();

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Adds a component of every kind to a copy of the workspace, each by one file and one `mod` line, and tests the copy.
-# Whatever else a new component would have to touch fails here. The copy shares the target folder, so that its
-# dependencies are built already.
+# If a new component needs any other change, this fails. The copy shares the target folder, so that its
+# dependencies are already built.
 #
-# Arguments are passed on to `cargo test`, such as features, packages, and tests to run besides those of components.
+# Arguments are passed on to `cargo test`: features, packages, and tests to run in addition to those of components.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
@@ -16,7 +16,7 @@ cd "$copy"
 selection=(--workspace --locked)
 [ $# -eq 0 ] || selection=("$@")
 
-# add KIND NAME FOLDER MODULES: writes the component's file into a folder, and its line into the folder's list of modules.
+# add KIND NAME FOLDER MODULES: writes the component's file to a folder, and its `mod` line to the folder's module list.
 modules=()
 add() {
     local written module
@@ -34,14 +34,14 @@ add augmentation TrialAugmentation pauc-data/src/views pauc-data/src/views/mod.r
 add probe TrialProbe pauc-probes/src pauc-probes/src/lib.rs
 add optimizer TrialOptimizer pauc-models/src/optimizers pauc-models/src/optimizers.rs
 
-# The documented command that writes the book's generated pages. New files bring no warnings.
+# The documented command that generates pages of the book. The new files compile without warnings.
 PAUC_UPDATE_DOCS=1 cargo test "${selection[@]}" --lib --test docs reference_pages 2>&1 | tee build.log
 if grep -A 8 '^warning' build.log; then
     echo "new components bring warnings" >&2
     exit 1
 fi
 
-# The tests that each file brings, those of everything that is registered, and what is printed and recorded.
+# The tests in the new files, the tests of all registered components, and the recorded output.
 cargo test "${selection[@]}" --lib --test docs --test cli --test errors --test recipes 2>&1 | tee tests.log
 for module in "${modules[@]}"; do
     grep -q "^test \(.*::\)\?$module::tests::.* ok$" tests.log || { echo "no test of $module ran" >&2; exit 1; }
@@ -65,5 +65,5 @@ pauc="$CARGO_TARGET_DIR/debug/pauc-cli"
 "$pauc" check trial.ron
 "$pauc" run trial.ron --out runs >outcome.txt
 cat outcome.txt
-# The closing table has the accuracy of a probe that it never heard of.
+# The closing table includes the accuracy of the new probe.
 grep -q '^TrialProbe/accuracy .* %$' outcome.txt

@@ -1,4 +1,4 @@
-//! The verbs on data, and what a run says of pictures that it left out.
+//! The `data` commands, and how a run reports skipped images.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
@@ -7,7 +7,7 @@ use common::pauc;
 use pauc_testing::{assert_within, tolerance};
 use std::path::Path;
 
-/// A folder of two classes with 12 pictures each, one of which cannot be read, and one of which is there twice.
+/// A folder of two classes with 12 images each, including an unreadable image and a duplicate.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for class in ["cat", "dog"] {
@@ -29,19 +29,19 @@ fn set(root: &Path, more: &str) -> String {
 }
 
 #[test]
-fn verify_lists_what_cannot_be_read_and_what_changed() {
+fn verify_lists_unreadable_and_changed_images() {
     let folder = folder();
     let set = set(folder.path(), "");
     let out = pauc(["data", "verify", &set]);
     assert_eq!(out.code, 4, "{}", out.stderr);
-    assert!(out.stdout.contains("cat/03.png: cannot be read as a picture"), "{}", out.stdout);
-    assert!(out.stdout.contains("23 images can be read, 1 cannot"), "{}", out.stdout);
+    assert!(out.stdout.contains("cat/03.png: cannot be read as an image"), "{}", out.stdout);
+    assert!(out.stdout.contains("23 images are readable, 1 are not"), "{}", out.stdout);
     let json: serde_json::Value =
         serde_json::from_str(&pauc(["data", "verify", &set, "--json"]).stdout).unwrap();
     assert!(json["unreadable"][0]["path"].as_str().unwrap().ends_with("cat/03.png"));
-    // A part of a set can be looked at in the same way.
+    // A part of a dataset can be verified in the same way.
     let part = pauc(["data", "verify", &format!("Subset(of: {set}, classes: [\"cat\"])")]);
-    assert!(part.code == 4 && part.stdout.contains("11 images can be read, 1 cannot"), "{}", part.stdout);
+    assert!(part.code == 4 && part.stdout.contains("11 images are readable, 1 are not"), "{}", part.stdout);
 
     std::fs::remove_file(folder.path().join("cat/03.png")).unwrap();
     let index = folder.path().join("index.json");
@@ -54,7 +54,7 @@ fn verify_lists_what_cannot_be_read_and_what_changed() {
     std::fs::rename(folder.path().join("dog/06.png"), folder.path().join("dog/99.png")).unwrap();
     let changed = pauc(["data", "verify", &set, "--index", index]);
     assert_eq!(changed.code, 4);
-    for says in ["05.png: is another picture", "06.png: is gone", "99.png: is new"] {
+    for says in ["05.png: different image", "06.png: missing", "99.png: new"] {
         assert!(changed.stdout.contains(says), "{says}: {}", changed.stdout);
     }
     let whole = std::fs::read(index).unwrap();
@@ -64,7 +64,7 @@ fn verify_lists_what_cannot_be_read_and_what_changed() {
 }
 
 #[test]
-fn stats_count_and_measure() {
+fn stats_match_the_images() {
     let folder = folder();
     let set = set(folder.path(), "on_error: Skip(max: 1), test_fraction: 0");
     let out = pauc(["data", "stats", &set, "--json"]);
@@ -75,12 +75,16 @@ fn stats_count_and_measure() {
     assert_eq!((&train["heights"][0], &train["widths"][2]), (&24.into(), &20.into()));
     // Green is 12 x for every x in 0..20, in every picture.
     let mean = train["channels"][1][0].as_f64().unwrap();
-    // Rounded to `f32`, and once more to the digits that name it.
+    // Rounded to `f32`, and again to the digits that are printed.
     let want = 12.0 * 9.5 / 255.0;
     assert_within!(mean, want, tolerance::f32(2, want));
     assert_eq!(json["duplicates"].as_array().unwrap().len(), 1);
     let text = pauc(["data", "stats", &set]);
-    assert!(text.stdout.contains("1 groups of equal images, 0 of them in both splits"), "{}", text.stdout);
+    assert!(
+        text.stdout.contains("1 groups of identical images, 0 of them in both splits"),
+        "{}",
+        text.stdout
+    );
 }
 
 #[test]
@@ -104,7 +108,7 @@ fn preview_writes_a_picture_of_views() {
 }
 
 #[test]
-fn bench_data_tells_every_stage() {
+fn bench_data_reports_every_stage() {
     let out = pauc([
         "bench",
         "data",
@@ -126,7 +130,7 @@ fn bench_data_tells_every_stage() {
 }
 
 #[test]
-fn a_run_lists_what_it_left_out() {
+fn a_run_lists_the_images_it_skipped() {
     let folder = folder();
     let recipe = |skip: &str| {
         format!(
@@ -148,9 +152,9 @@ fn a_run_lists_what_it_left_out() {
     let listed = std::fs::read_to_string(run_dir.join("data_errors.jsonl")).unwrap();
     let line: serde_json::Value = serde_json::from_str(&listed).unwrap();
     assert!(line["path"].as_str().unwrap().ends_with("cat/03.png"), "{listed}");
-    assert!(line["reason"].as_str().unwrap().contains("cannot be read as a picture"), "{listed}");
+    assert!(line["reason"].as_str().unwrap().contains("cannot be read as an image"), "{listed}");
     let info = std::fs::read_to_string(run_dir.join("run.json")).unwrap();
-    assert!(info.contains("1 unreadable pictures left out"), "{info}");
+    assert!(info.contains("1 unreadable images skipped"), "{info}");
     let out = run(&recipe("on_error: Skip(max: 0)"));
     assert!(out.code == 4 && out.stderr.contains("more than on_error: Skip(max: 0)"), "{}", out.stderr);
     let out = run(&recipe(""));
@@ -158,7 +162,7 @@ fn a_run_lists_what_it_left_out() {
 }
 
 #[test]
-fn fetch_knows_its_sets_or_says_how_to_get_it() {
+fn fetch_suggests_a_dataset_or_the_feature() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().to_str().unwrap();
     let out = pauc(["data", "fetch", "Cifar11", "--root", root]);

@@ -48,7 +48,7 @@ fn threads_and_interruptions_do_not_change_a_bit() {
                     .for_each(|k| drop(v.as_object_mut().unwrap().remove(*k)));
                 v
             };
-            // A run that was stopped says so, and goes on to its own end.
+            // An interrupted run prints how to resume it, and then finishes.
             let goes_on = |v: &serde_json::Value| v["event"] != "end" || v["status"] == "finished";
             text.lines().map(timeless).filter(goes_on).collect::<Vec<_>>()
         };
@@ -62,7 +62,7 @@ fn another_seed_gives_another_run() {
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
     let files = [train(&a, &["--max-steps", "2"]), train(&b, &["--max-steps", "2", "--seeds", "1"])];
     assert!(only_run(&b).ends_with("seed1"));
-    // The files name their seed: what has to differ is the weights.
+    // The files name their seed, so compare only the weights.
     let [zero, one] = files.each_ref().map(|bytes| SafeTensors::deserialize(bytes).unwrap());
     let weights: Vec<&str> =
         zero.names().into_iter().filter(|n| n.contains("conv") && n.ends_with(".weight")).collect();

@@ -8,7 +8,7 @@ use pauc::train::{codes, explain};
 use pauc::traits::registry::{KINDS, Listing, catalog};
 use std::path::{Path, PathBuf};
 
-/// What the registry says in the book.
+/// Returns the generated pages of the book.
 fn generated_pages() -> Vec<(String, String)> {
     let page = |kind: &&str| {
         let all: Vec<_> = catalog().into_iter().filter(|l| l.kind == *kind).collect();
@@ -31,7 +31,8 @@ fn term_page(name: &str) -> String {
     format!("terms/{name}.md")
 }
 
-/// The book's contents. What follows the heading is generated: a page for each kind, and below it those of its terms.
+/// Returns the book's contents. The part after the heading is generated: a page per kind, and below it the
+/// pages of its terms.
 fn contents() -> String {
     const HEADING: &str = "# Reference\n";
     let written = std::fs::read_to_string(root().join("docs/src/SUMMARY.md")).unwrap();
@@ -46,7 +47,7 @@ fn contents() -> String {
     contents + "- [Error codes](components/codes.md)\n"
 }
 
-/// `PAUC_UPDATE_DOCS=1 cargo test --test docs` writes the pages anew.
+/// `PAUC_UPDATE_DOCS=1 cargo test --test docs` regenerates the pages.
 #[test]
 fn reference_pages_are_generated_from_the_registry() {
     let folder = root().join("docs/src");
@@ -66,7 +67,7 @@ fn reference_pages_are_generated_from_the_registry() {
 }
 
 #[test]
-fn no_page_is_of_a_term_that_is_gone() {
+fn no_page_describes_a_removed_term() {
     for page in std::fs::read_dir(root().join("docs/src/terms")).unwrap() {
         let name = page.unwrap().file_name().into_string().unwrap();
         let is_term = |l: &Listing| explain::is_term(l.kind) && term_page(l.name) == format!("terms/{name}");
@@ -74,9 +75,9 @@ fn no_page_is_of_a_term_that_is_gone() {
     }
 }
 
-/// Every snippet of a term's page stands in a recipe that passes the check.
+/// Every snippet of a term's page is part of a recipe that passes the check.
 #[test]
-fn snippets_of_terms_are_good_recipes() {
+fn snippets_of_terms_are_valid_recipes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("recipe.ron");
     for l in catalog().into_iter().filter(|l| explain::is_term(l.kind)) {
@@ -134,7 +135,7 @@ fn shipped_recipes_pass_every_rule_without_their_data() {
     let results: Vec<serde_json::Value> = serde_json::from_str(&checked.stdout).unwrap();
     assert_eq!(results.len(), all.len());
     for r in results {
-        // E0214 would say that the sizes were not checked.
+        // E0214 would mean that the sizes were not checked.
         assert!(r["diagnostics"].as_array().unwrap().iter().all(|d| d["code"] != "E0214"), "{r}");
     }
 }
@@ -146,12 +147,12 @@ fn rules_about_sizes_are_checked_without_the_data() {
     assert_eq!(with("train.seed=1").code, 0);
     let found = with("clusterer=KMeans(k: [50001])");
     assert_eq!(found.code, 2);
-    assert!(found.stderr.contains("50001 prototypes of only 50000"), "{}", found.stderr);
+    assert!(found.stderr.contains("50001 prototypes, but only 50000"), "{}", found.stderr);
     let found = with("data=Stl10(root: \"nowhere\", train: Unlabelled)");
     assert!(found.stderr.contains("needs class labels"), "{}", found.stderr);
 }
 
-/// A page in Markdown.
+/// A Markdown page.
 struct Page {
     path: PathBuf,
     /// Its lines outside of code blocks.
@@ -174,7 +175,7 @@ impl Page {
         Page { path, prose, text }
     }
 
-    /// The targets of its links. Text between backticks is code and holds none.
+    /// Returns the targets of its links. Text between backticks is code and has no links.
     fn links(&self) -> Vec<String> {
         let without_code = self.prose.iter().map(|line| line.split('`').step_by(2).collect::<String>());
         let links = without_code.flat_map(|line| {
@@ -186,7 +187,7 @@ impl Page {
         links.collect()
     }
 
-    /// The anchors of its headings, as GitHub and mdBook name them.
+    /// Returns the anchors of its headings, as GitHub and mdBook name them.
     fn anchors(&self) -> Vec<String> {
         let mut anchors: Vec<String> = Vec::new();
         for line in self.prose.iter().filter(|line| line.starts_with('#')) {
@@ -199,25 +200,25 @@ impl Page {
         anchors
     }
 
-    /// The blocks of code in a language.
+    /// Returns the code blocks in a language.
     fn blocks(&self, language: &str) -> Vec<&str> {
         let start = format!("```{language}\n");
         self.text.split(&start).skip(1).filter_map(|rest| rest.split("```").next()).collect()
     }
 
-    /// The files that mdBook copies into it.
+    /// Returns the files that mdBook includes.
     fn includes(&self) -> Vec<&str> {
         self.text.split("{{#include ").skip(1).filter_map(|rest| rest.split("}}").next()).collect()
     }
 
-    /// A file that it names by a path from its own folder.
+    /// Resolves a path relative to its folder.
     fn target(&self, path: &str) -> PathBuf {
         let target = self.path.parent().unwrap().join(path);
         target.canonicalize().unwrap_or_else(|e| panic!("{} leads to {path}: {e}", self.path.display()))
     }
 }
 
-/// The pages in a folder and, if asked for, in those below it.
+/// Returns the pages in a folder and, if `below`, in its subfolders.
 fn pages_in(folder: &Path, below: bool) -> Vec<Page> {
     let mut pages = Vec::new();
     for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
@@ -230,7 +231,7 @@ fn pages_in(folder: &Path, below: bool) -> Vec<Page> {
     pages
 }
 
-/// The pages of the book.
+/// Returns the pages of the book.
 fn book() -> Vec<Page> {
     pages_in(&root().join("docs/src"), true)
 }
@@ -274,13 +275,13 @@ fn every_page_is_in_the_contents() {
     }
 }
 
-/// The field that a line of a recipe's outermost level begins.
+/// Returns the field that starts on a line at a recipe's top level.
 fn field(line: &str) -> Option<&str> {
     let (name, _) = line.split_once(": ")?;
     name.chars().all(|c| c.is_ascii_lowercase() || c == '_').then_some(name)
 }
 
-/// A small recipe with these fields in place of its own.
+/// Returns a small recipe with these fields instead of its own.
 fn recipe_with(fields: &str) -> String {
     const SMALL: &[&str] = &[
         "name: \"book\"",
@@ -295,14 +296,14 @@ fn recipe_with(fields: &str) -> String {
     let given: Vec<&str> = fields.lines().filter_map(field).collect();
     let small = SMALL.iter().filter(|line| !field(line).is_some_and(|name| given.contains(&name)));
     let small: Vec<String> = small.map(|line| format!("{line},\n")).collect();
-    // Those in the book end with a comma, or not.
+    // Snippets in the book may or may not end with a comma.
     let fields = fields.trim_end();
     let comma = if fields.ends_with(')') || fields.ends_with(']') { "," } else { "" };
     format!("Recipe(\n{}{fields}{comma}\n)", small.concat())
 }
 
 #[test]
-fn parts_of_recipes_in_the_book_pass_the_check() {
+fn recipe_snippets_in_the_book_pass_the_check() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("recipe.ron");
     let mut count = 0;

@@ -1,4 +1,5 @@
-//! Bad input: each mistake gets its code, its place, a remedy and the right exit code, and nothing panics.
+//! Invalid input: each mistake gives its code, its position, a remedy and the right exit code, without a
+//! panic.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
@@ -36,21 +37,21 @@ fn check(text: &str, verb: &str) -> common::Output {
     out
 }
 
-/// Replaces `from` by `to` in the good recipe; expects the code, and that all of `says` is printed.
+/// Replaces `from` by `to` in the valid recipe; expects the code and every text of `says`.
 fn refused(from: &str, to: &str, code: &str, says: &[&str]) {
     assert!(GOOD.contains(from), "{from} is not in the recipe");
     let out = check(&GOOD.replace(from, to), "check");
     assert_eq!(out.code, 2, "{to}: {}", out.stderr);
     assert!(out.stderr.contains(&format!("error[{code}]")), "{to}: no {code} in\n{}", out.stderr);
     for text in says {
-        assert!(out.stderr.contains(text), "{to}: `{text}` is not in\n{}", out.stderr);
+        assert!(out.stderr.contains(text), "{to}: no `{text}` in\n{}", out.stderr);
     }
     let explained = pauc(["explain", code]);
     assert!(explained.stdout.starts_with(&format!("{code}: ")), "{code} is not explained");
 }
 
 #[test]
-fn the_recipe_itself_is_good() {
+fn the_recipe_itself_is_valid() {
     let out = check(GOOD, "check");
     assert_eq!(out.code, 0, "{}", out.stderr);
 }
@@ -107,7 +108,7 @@ fn rules_across_fields() {
         "k: [4]",
         "k: [4, 500]",
         "E0205",
-        &["recipe.ron:9:26", "500 prototypes of only", "make k at most"],
+        &["recipe.ron:9:26", "500 prototypes, but only", "make k at most"],
     );
     refused("queue: 32", "queue: 8", "E0206", &["queue of 8 keys is shorter than one batch of 16"]);
     refused("batch: 16", "batch: 1600", "E0207", &["batch of 1600 is larger than the training set"]);
@@ -126,7 +127,8 @@ fn rules_across_fields() {
     );
 }
 
-/// Replaces texts in the good recipe; expects a warning of the code that says all of `says`, and no error.
+/// Makes replacements in the valid recipe; expects a warning of the code with every text of `says`, and no
+/// error.
 fn warned(changes: &[(&str, &str)], code: &str, says: &[&str]) {
     let mut text = GOOD.to_string();
     for (from, to) in changes {
@@ -137,22 +139,23 @@ fn warned(changes: &[(&str, &str)], code: &str, says: &[&str]) {
     assert_eq!(out.code, 0, "{changes:?}: {}", out.stderr);
     assert!(out.stderr.contains(&format!("warning[{code}]")), "{changes:?}: no {code} in\n{}", out.stderr);
     for text in says {
-        assert!(out.stderr.contains(text), "{changes:?}: `{text}` is not in\n{}", out.stderr);
+        assert!(out.stderr.contains(text), "{changes:?}: no `{text}` in\n{}", out.stderr);
     }
     assert!(pauc(["explain", code]).stdout.starts_with(&format!("{code}: ")), "{code} is not explained");
 }
 
 #[test]
-fn mixes_that_do_not_fit() {
+fn combinations_that_do_not_fit() {
     let momentum = "    momentum_encoder: Ema(momentum: 0.9),\n";
-    // A queue term without queue, a momentum term without momentum encoder: `rules_across_fields` has the first.
+    // A queue term without a queue is in `rules_across_fields`; here a momentum term without momentum
+    // encoder.
     let alone = GOOD
         .replace(momentum, "")
         .replace("    queue: 32,\n", "")
         .replace("negatives: Queue", "negatives: Keys");
     let out = check(&alone.replace("ProtoNce()", "SelfDistillation()"), "check");
     assert!(out.code == 2 && out.stderr.contains("`SelfDistillation` reads momentum keys"), "{}", out.stderr);
-    // More negatives than there are prototypes left, few samples a prototype, more columns than prototypes.
+    // More negatives than other prototypes, few samples per prototype, more columns than prototypes.
     refused(
         "ProtoNce()",
         "ProtoNce(negatives: Sample(4))",
@@ -163,16 +166,16 @@ fn mixes_that_do_not_fit() {
     warned(&crowd, "W0302", &["recipe.ron:12:", "60 prototypes for batches of 8", "`n_min: 2`"]);
     warned(&[("ProtoNce()", "Correlation()")], "W0303", &["recipe.ron:12:", "about 4 occupied", "8"]);
     warned(&[("ProtoNce()", "CosinePrediction()")], "W0305", &["recipe.ron:12:", "add `predictor: "]);
-    // Predictors and parts of batches.
+    // Predictors and micro-batches.
     refused(
         "    queue",
         "    predictor: Mlp(dims: [4, 5]),\n    queue",
         "E0216",
-        &["recipe.ron:8:", "5 wide, embeddings 8"],
+        &["recipe.ron:8:", "width 5; expected 8"],
     );
     warned(&[("    queue", "    predictor: Mlp(dims: [4, 8]),\n    queue")], "E0216", &["no term reads"]);
     refused("batch: 16", "batch: 16, micro_batch: 17", "E0217", &["recipe.ron:14:", "at most 16"]);
-    // Accumulated batches are no larger batch; learning rates of parts that are not there.
+    // Accumulated batches do not make a larger batch; `lr_scale` of unknown parts.
     let says = ["recipe.ron:14:", "2 accumulated batches of 16", "`batch: 32, micro_batch: 16`"];
     warned(&[("batch: 16", "batch: 16, accumulate: 2")], "E0219", &says);
     refused("batch: 16", "batch: 16, accumulate: 5", "E0207", &["recipe.ron:14:", "make it at most"]);
@@ -191,7 +194,7 @@ fn mixes_that_do_not_fit() {
 }
 
 #[test]
-fn labels_asked_of_data_without_any() {
+fn a_supervised_term_needs_labels() {
     // A flat folder of bitmaps: 54 bytes of header, then 16 × 16 pixels.
     let folder = tempfile::tempdir().unwrap();
     for i in 0..32u8 {
@@ -209,7 +212,7 @@ fn labels_asked_of_data_without_any() {
     let out = check(&text.replace("ProtoNce()", "SupCon()"), "check");
     assert_eq!(out.code, 2, "{}", out.stderr);
     for says in ["error[E0204]", "recipe.ron:12:", "`SupCon` needs class labels", "use labeled data"] {
-        assert!(out.stderr.contains(says), "`{says}` is not in\n{}", out.stderr);
+        assert!(out.stderr.contains(says), "no `{says}` in\n{}", out.stderr);
     }
 }
 
@@ -224,7 +227,7 @@ fn several_mistakes_are_reported_at_once() {
 }
 
 #[test]
-fn data_that_is_missing_or_damaged() {
+fn missing_or_damaged_data() {
     let with = |data: &str| GOOD.replace("Shapes(count: 64, size: 16, classes: 4, seed: 1)", data);
     let out = check(&with("FashionMnist(root: \"no/such/folder\")"), "run");
     assert_eq!(out.code, 4, "{}", out.stderr);
@@ -235,7 +238,7 @@ fn data_that_is_missing_or_damaged() {
 
     let folder = tempfile::tempdir().unwrap();
     let name = |n: &str| folder.path().join(n);
-    // The header promises 60 000 images of 28×28; only a few bytes follow.
+    // The header promises 60 000 images of 28×28, but only a few bytes follow.
     let mut images = vec![0, 0, 8, 3, 0, 0, 0xea, 0x60, 0, 0, 0, 28, 0, 0, 0, 28];
     images.extend([0u8; 100]);
     std::fs::write(name("train-images-idx3-ubyte"), &images).unwrap();
@@ -250,7 +253,7 @@ fn data_that_is_missing_or_damaged() {
 }
 
 #[test]
-fn a_loss_that_is_not_a_number_names_step_term_and_checkpoint() {
+fn a_nan_loss_names_step_term_and_checkpoint() {
     let wild = GOOD
         .replace(
             "train: (epochs: 2, batch: 16)",
@@ -260,7 +263,7 @@ fn a_loss_that_is_not_a_number_names_step_term_and_checkpoint() {
     let out = check(&wild, "run");
     assert_eq!(out.code, 1, "{}", out.stderr);
     for text in ["is not finite", "step ", "checkpoint", "lower the learning rate"] {
-        assert!(out.stderr.contains(text), "`{text}` is not in\n{}", out.stderr);
+        assert!(out.stderr.contains(text), "no `{text}` in\n{}", out.stderr);
     }
 }
 
@@ -278,28 +281,28 @@ fn usage() {
     assert_eq!(set.code, 2);
     assert!(set.stderr.contains("did you mean `epochs`?"), "{}", set.stderr);
     let set = pauc(["check", "recipes/quickstart.ron", "--set", "objective[9].weight=5"]);
-    assert!(set.stderr.contains("E0107") && set.stderr.contains("there is no item 9"), "{}", set.stderr);
+    assert!(set.stderr.contains("E0107") && set.stderr.contains("item 9 does not exist"), "{}", set.stderr);
     assert!(Path::new(&common::root()).is_dir());
 }
 
 #[test]
-fn a_disk_that_refuses_is_named() {
+fn an_unwritable_folder_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(at("recipe.ron"), GOOD).unwrap();
-    // A file stands where the folder of runs would have to be: refused to everybody, whatever their rights.
+    // A file in place of the runs folder: writing fails for every user.
     std::fs::write(at("file"), "not a folder").unwrap();
     let out = pauc(["run", &at("recipe.ron"), "--out", &at("file/runs")]);
     assert_eq!(out.code, 1, "{}", out.stderr);
     assert!(out.stderr.contains("file/runs") && !out.stderr.contains("panicked"), "{}", out.stderr);
     assert_eq!(std::fs::read_to_string(at("file")).unwrap(), "not a folder");
-    // A folder without the right to write; whoever runs the tests may have it anyway.
+    // A read-only folder; the user who runs the tests may be able to write to it anyway.
     let mut rights = std::fs::metadata(folder.path()).unwrap().permissions();
     std::fs::create_dir(at("closed")).unwrap();
     rights.set_readonly(true);
     std::fs::set_permissions(at("closed"), rights).unwrap();
     if std::fs::write(at("closed/try"), "x").is_ok() {
-        println!("skipped: this user writes into folders without the right to");
+        println!("skipped: this user can write to read-only folders");
         return;
     }
     let out = pauc(["run", &at("recipe.ron"), "--out", &at("closed/runs")]);
@@ -308,7 +311,7 @@ fn a_disk_that_refuses_is_named() {
 }
 
 #[test]
-fn a_run_s_folder_that_is_damaged_is_named_and_left_alone() {
+fn a_damaged_run_folder_is_named_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(at("recipe.ron"), GOOD).unwrap();
@@ -317,7 +320,7 @@ fn a_run_s_folder_that_is_damaged_is_named_and_left_alone() {
     let run = common::only_run(&folder.path().join("runs"));
     let (last, description) = (run.join("checkpoints/last.safetensors"), run.join("run.json"));
     let (checkpoint, whole) = (std::fs::read(&last).unwrap(), std::fs::read(&description).unwrap());
-    // Cut short, and no JSON at all.
+    // Truncated, and not JSON at all.
     for damaged in [&whole[..whole.len() / 2], b"{}"] {
         std::fs::write(&description, damaged).unwrap();
         for verb in ["resume", "run"] {
@@ -331,7 +334,7 @@ fn a_run_s_folder_that_is_damaged_is_named_and_left_alone() {
             std::fs::read(&last).unwrap() == checkpoint && std::fs::read(&description).unwrap() == damaged
         );
     }
-    // A folder stands where the log would have to be: the run does not begin, and its checkpoint stays.
+    // A folder in place of the log: the run does not start, and its checkpoint stays.
     std::fs::write(&description, &whole).unwrap();
     std::fs::remove_file(run.join("metrics.jsonl")).unwrap();
     std::fs::create_dir(run.join("metrics.jsonl")).unwrap();
@@ -342,7 +345,7 @@ fn a_run_s_folder_that_is_damaged_is_named_and_left_alone() {
 }
 
 #[test]
-fn instructions_that_the_machine_lacks_are_refused_by_every_verb() {
+fn unsupported_instruction_sets_are_refused_by_every_verb() {
     for args in [
         &["cluster", "features.npy", "--with", "KMeans(k: [2])"][..],
         &["term", "InfoNce()", "--inputs", "batch"],
@@ -352,14 +355,17 @@ fn instructions_that_the_machine_lacks_are_refused_by_every_verb() {
         let out = pauc_with(&[("PAUC_SIMD", "mmx")], args);
         assert_eq!((out.code, &*out.stdout), (2, ""), "{args:?}: {}", out.stderr);
         let line = out.stderr.trim_end();
-        assert!(line.starts_with("error: PAUC_SIMD=\"mmx\": this machine has "), "{args:?}: {line}");
-        assert!(line.ends_with("choose one of them or unset it") && !line.contains('\n'), "{args:?}: {line}");
+        assert!(
+            line.starts_with("error: PAUC_SIMD=\"mmx\" is not supported on this machine; "),
+            "{args:?}: {line}"
+        );
+        assert!(line.ends_with(", or unset it") && !line.contains('\n'), "{args:?}: {line}");
     }
     assert_eq!(pauc_with(&[("PAUC_SIMD", "portable")], ["list"]).code, 0);
 }
 
 #[test]
-fn a_probe_may_be_what_reads_the_prototypes() {
+fn a_probe_alone_may_read_the_prototypes() {
     let alone = GOOD.replace("(term: ProtoNce(), weight: 0.5),", "");
     let unread = check(&alone, "check");
     assert!(unread.code == 0 && unread.stderr.contains("warning[E0211]"), "{}", unread.stderr);

@@ -1,4 +1,4 @@
-//! A trained encoder leaves pauc, and comes back.
+//! Export of a trained encoder, and its use as a starting point.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
@@ -53,8 +53,7 @@ fn an_exported_encoder_starts_another_run_and_frozen_parts_stay() {
         let same = first.f32(name).unwrap() == second.f32(name).unwrap();
         assert_eq!(same, name.starts_with("conv1.") || name.starts_with("layer1.0."), "{name}");
     }
-    // Training once more with a rate of almost nothing stays where the file was: a weight is rounded back to
-    // itself.
+    // Training again with a tiny learning rate does not change the weights: each update is rounded away.
     let set = [&weights, "optimizer=Sgd(lr: 1e-30)"];
     let third =
         exported(&trained(folder.path(), "third", &set), &folder.path().join("third.safetensors"), &[]);
@@ -89,7 +88,7 @@ fn weights_that_do_not_fit_and_unknown_parts_are_refused() {
     );
 }
 
-/// Ten lines that bring an exported ResNet-18 into torchvision's, as docs/src/runs.md shows them.
+/// The lines that load an exported ResNet-18 into torchvision's, as docs/src/runs.md shows them.
 const LOADER: &str = r#"
 import sys, torch, torchvision
 from safetensors.torch import load_file
@@ -103,9 +102,9 @@ net.eval()
 "#;
 
 #[test]
-fn torchvision_takes_an_exported_encoder() {
+fn torchvision_loads_an_exported_encoder() {
     let documented = std::fs::read_to_string(common::root().join("docs/src/runs.md")).unwrap();
-    assert!(documented.contains(LOADER.trim()), "docs/src/runs.md shows another loader:\n{LOADER}");
+    assert!(documented.contains(LOADER.trim()), "docs/src/runs.md does not show this loader:\n{LOADER}");
     let python = std::env::var("PAUC_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
     let probe = Command::new(&python).args(["-c", "import torchvision, safetensors.torch"]).output();
     if !probe.is_ok_and(|p| p.status.success()) {

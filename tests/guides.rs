@@ -1,4 +1,4 @@
-//! What ARCHITECTURE.md, CONTRIBUTING.md and RELEASING.md say of this repository is so.
+//! ARCHITECTURE.md, CONTRIBUTING.md and RELEASING.md match this repository.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
@@ -11,22 +11,23 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
-/// The words of a line that may be paths or functions.
+/// Returns the words of a line that may be paths or functions.
 fn words(line: &str) -> impl Iterator<Item = &str> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || "_-./()".contains(c);
     line.split(move |c| !is_part(c)).map(|word| word.trim_end_matches('.')).filter(|word| !word.is_empty())
 }
 
-/// A path in the repository, if a word is one: a file with its folder, or a folder with a slash behind it.
+/// Returns a word as a path in the repository, if it is one: a file with its folder, or a folder with a
+/// trailing slash.
 fn path(word: &str) -> Option<&str> {
     let word = word.trim_matches(['(', ')']);
     let (folder, name) = word.rsplit_once('/')?;
-    // Neither an address on the web nor what a build leaves.
+    // Neither a URL nor a build output.
     let is_ours = !folder.is_empty() && !word.starts_with('/') && !word.starts_with("target/");
     (is_ours && (name.is_empty() || name.contains('.'))).then_some(word)
 }
 
-/// The name of a function, written `name()`.
+/// Returns the name of a function, written `name()`.
 fn function(word: &str) -> Option<&str> {
     let name = word.strip_suffix("()")?;
     (!name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')).then_some(name)
@@ -39,7 +40,7 @@ fn files_and_functions_that_the_guides_name_exist() {
         for line in read(guide).lines() {
             let paths: Vec<&str> = words(line).filter_map(path).collect();
             for path in &paths {
-                assert!(root().join(path).exists(), "{guide} names {path}, which is not there: {line}");
+                assert!(root().join(path).exists(), "{guide} names {path}, which does not exist: {line}");
             }
             files += paths.len();
             let sources: Vec<&&str> = paths.iter().filter(|path| path.ends_with(".rs")).collect();
@@ -56,12 +57,12 @@ fn files_and_functions_that_the_guides_name_exist() {
             }
         }
     }
-    // A guide in another form would pass unread.
+    // A change of format would make this test pass without checking anything.
     assert!(files > 80 && functions > 50, "only {files} files and {functions} functions were recognized");
 }
 
 #[test]
-fn words_are_told_apart() {
+fn words_are_classified() {
     let line = "| what | `pauc-train/src/step.rs` | `train_step()`: clips, and/or not. See docs/src/. |";
     assert_eq!(words(line).filter_map(path).collect::<Vec<_>>(), ["pauc-train/src/step.rs", "docs/src/"]);
     let link = "[Tests](docs/src/testing.md)";
@@ -80,7 +81,7 @@ const LAYERS: [&[&str]; 7] = [
     &["pauc-cli"],
 ];
 
-/// A crate's folder in the repository.
+/// Returns a crate's folder in the repository.
 fn folder(name: &str) -> &str {
     if name == "pauc" { "." } else { name }
 }
@@ -91,7 +92,7 @@ fn layer(name: &str) -> usize {
 }
 
 #[test]
-fn crates_use_those_below_them_alone() {
+fn crates_depend_only_on_lower_layers() {
     let picture = read("ARCHITECTURE.md");
     let mut edges = 0;
     for name in LAYERS.concat() {
@@ -135,7 +136,7 @@ fn commands_of_just_that_the_guides_name_exist() {
             let name = rest.split(['`', ' ']).next().unwrap_or_default();
             let is_recipe =
                 |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([':', ' ']));
-            assert!(justfile.lines().any(is_recipe), "{guide} names `just {name}`, which is not there");
+            assert!(justfile.lines().any(is_recipe), "{guide} names `just {name}`, which does not exist");
             named += 1;
         }
     }

@@ -1,4 +1,4 @@
-//! Every verb's help has an example; the examples of the help and the commands of the book do what they say, on small
+//! Every verb's help has an example; the examples in the help and the commands in the book run, on small
 //! data.
 #![cfg(unix)] // the examples are a shell's lines
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
@@ -9,19 +9,19 @@ use common::{pauc, root};
 use std::path::Path;
 use std::process::Command;
 
-/// The verbs that a help text lists, under `Commands:` or in groups: lines with the name of one and what it does.
+/// Returns the verbs in a help text, under `Commands:` or in groups: lines with a name and a summary.
 fn verbs(help: &str) -> Vec<String> {
     let names = help.lines().filter_map(|line| line.strip_prefix("  "));
     let names = names.filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
     names.filter_map(|l| l.split_whitespace().next()).filter(|n| *n != "help").map(String::from).collect()
 }
 
-/// The examples of a verb and of the verbs below it, each with the verb.
+/// Collects the examples of a verb and its subcommands, each with the verb.
 fn examples(verb: &[String], found: &mut Vec<(String, String)>) {
     let help = pauc(verb.iter().map(String::as_str).chain(["--help"]));
     assert_eq!(help.code, 0, "{verb:?}: {}", help.stderr);
     let below = verbs(&help.stdout);
-    // Lines that were broken to fit the terminal are joined; an empty line ends an example.
+    // Join lines that were wrapped for the terminal; an empty line ends an example.
     let paragraphs = help.stdout.split("\n\n").map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));
     let lists = paragraphs.filter_map(|p| {
         let text = p.strip_prefix("Example: ").or(p.strip_prefix("Examples: "))?;
@@ -37,7 +37,7 @@ fn examples(verb: &[String], found: &mut Vec<(String, String)>) {
 }
 
 fn recipe(name: &str) -> String {
-    // Recipes that differ in nothing but their name are one to `compare`.
+    // `compare` treats recipes that differ only in their name as the same.
     let rate = if name == "pcl" { 0.02 } else { 0.06 };
     format!(
         r#"Recipe(version: 1, name: "{name}", data: Shapes(count: 96, size: 16, classes: 4),
@@ -48,7 +48,7 @@ fn recipe(name: &str) -> String {
     )
 }
 
-/// Recipes, runs, photographs and tensors under the names that the examples use.
+/// Creates recipes, runs, images and tensors with the names in the examples.
 fn prepare(at: &Path) {
     let write = |name: &str, content: &[u8]| {
         let path = at.join(name);
@@ -80,7 +80,7 @@ fn prepare(at: &Path) {
         std::fs::create_dir_all(at.join("runs")).unwrap();
         std::fs::rename(run, at.join("runs").join(to)).unwrap();
     }
-    // CIFAR-10's binary version: a label, then 3072 values.
+    // CIFAR-10's binary format: a label, then 3072 values.
     let images = |n: u8| {
         (0..n).flat_map(|i| [vec![i % 10], vec![i.wrapping_mul(7); 3072]].concat()).collect::<Vec<u8>>()
     };
@@ -140,7 +140,7 @@ fn examples_of_the_help_run() {
     assert!(run >= 20, "only {run} examples");
 }
 
-/// The words of a line of a shell, without their quotes; `;` is a word of its own.
+/// Splits a shell line into words, without their quotes; `;` is a separate word.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     for c in line.chars() {
@@ -160,8 +160,8 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// `pauc-cli` and the arguments that a line gives it, by itself or through `cargo run`; `None` if the line runs other
-/// programs only.
+/// Returns `pauc-cli` and its arguments in a line, directly or through `cargo run`; `None` if the line does
+/// not run it.
 fn pauc_cli_of(line: &str) -> Option<Vec<String>> {
     let words = words(line);
     let program = if line.starts_with("cargo run") && line.contains("-p pauc-cli") {
@@ -175,7 +175,7 @@ fn pauc_cli_of(line: &str) -> Option<Vec<String>> {
     Some(["pauc-cli".to_string()].into_iter().chain(arguments).collect())
 }
 
-/// The commands in the console blocks of a page, each on one line.
+/// Returns the commands in the console blocks of a page, one per line.
 fn commands(text: &str) -> Vec<String> {
     let blocks = text.split("```console\n").skip(1).filter_map(|rest| rest.split("```").next());
     let lines = blocks.flat_map(|block| {
@@ -186,13 +186,13 @@ fn commands(text: &str) -> Vec<String> {
     lines.filter_map(prompt).collect()
 }
 
-/// The spans of code in the prose of a page.
+/// Returns the code spans in the prose of a page.
 fn spans(text: &str) -> Vec<String> {
     let outside_of_blocks = text.split("```").step_by(2);
     outside_of_blocks.flat_map(|prose| prose.split('`').skip(1).step_by(2).map(String::from)).collect()
 }
 
-/// The README and the book's pages, by their names without the ending.
+/// Returns the README and the book's pages, with their names without extension.
 fn pages() -> Vec<(String, String)> {
     let book = std::fs::read_dir(root().join("docs/src")).unwrap().map(|entry| entry.unwrap().path());
     let pages =
@@ -204,7 +204,7 @@ fn pages() -> Vec<(String, String)> {
     pages.map(read).collect()
 }
 
-/// The long options of a verb and of the verbs below it.
+/// Returns the long options of a verb and its subcommands.
 fn options(verb: &clap::Command) -> Vec<String> {
     let own = verb.get_arguments().filter_map(|argument| argument.get_long()).map(String::from);
     own.chain(verb.get_subcommands().flat_map(options)).collect()
@@ -212,7 +212,7 @@ fn options(verb: &clap::Command) -> Vec<String> {
 
 #[test]
 fn options_that_the_book_mentions_exist() {
-    // Those of cargo.
+    // Options of cargo.
     let cargo = ["features", "test"].map(String::from);
     let known = [options(&pauc_cli::definition()), cargo.to_vec()].concat();
     let mut count = 0;
@@ -229,7 +229,7 @@ fn options_that_the_book_mentions_exist() {
 }
 
 #[test]
-fn words_of_a_line_are_those_of_a_shell() {
+fn lines_are_split_like_a_shell_does() {
     assert_eq!(words("a 'b c' d=\"e f\"; g ''"), ["a", "b c", "d=e f", ";", "g", ""]);
     let line = "for r in *.ron; do time pauc-cli reproduce $r; done";
     assert_eq!(pauc_cli_of(line).unwrap(), ["pauc-cli", "reproduce", "$r"]);
@@ -248,7 +248,7 @@ fn commands_of_the_book_can_be_parsed() {
             parse(&words).unwrap_or_else(|e| panic!("{page}: {line}\n{e}"));
             parsed += 1;
         }
-        // A command that the prose mentions may leave out arguments, but has none that do not exist.
+        // A command in the prose may omit arguments, but must not use unknown ones.
         for span in spans(&text).into_iter().filter(|span| span.starts_with("pauc-cli ")) {
             let words: Vec<String> = words(&span);
             if span.contains(['…', '$']) || words.iter().any(|word| word == "VERB") {
@@ -292,7 +292,7 @@ fn commands_of_the_book_run() {
     // The book compares with these metrics.
     run("pauc-cli reproduce recipes/quickstart.ron --update");
     let mut count = 0;
-    // Those pages measure, or need a GPU.
+    // These pages measure, or need a GPU.
     let measures = |page: &str| page == "cuda" || page.starts_with("performance");
     for (_, text) in pages().into_iter().filter(|(page, _)| !measures(page)) {
         for line in

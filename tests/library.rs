@@ -1,9 +1,9 @@
-//! The program on the page "From Rust" is `examples/library.rs`, and it learns.
+//! The program on the page "From Rust" is `examples/library.rs`, and its model learns.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
 
-// Like a program of a user, this test's crate depends on `pauc`, and not on the crates behind it.
+// Like a user's program, this test's crate depends only on `pauc`, not on the internal crates.
 #[allow(dead_code)] // its `main`, which prints what `train` returns
 #[path = "../examples/library.rs"]
 mod library;
@@ -14,9 +14,9 @@ fn the_example_learns_without_a_recipe_file_or_a_folder() {
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
     let (first, last) = (&trained.losses[..10], &trained.losses[trained.losses.len() - 10..]);
     assert!(mean(last) < mean(first), "the loss did not fall: {:?}", trained.losses);
-    // Ten classes, so that guessing gives a tenth.
+    // With ten classes, guessing gives a tenth.
     assert!(trained.accuracy > 0.5, "a linear probe gives {}", trained.accuracy);
-    // The squared length of a mean of unit rows.
+    // The squared norm of a mean of unit rows.
     assert!((0.0..=1.0).contains(&trained.centering), "{}", trained.centering);
 }
 
@@ -27,7 +27,7 @@ fn the_page_shows_the_example_word_for_word() {
     let blocks = page.split("```rust,ignore\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     let shown = blocks.collect::<Vec<_>>().join("\n");
     let example = read("examples/library.rs");
-    // The head of the file says what the page's first lines say.
+    // The page's first lines replace the head of the file.
     let code = example.split_once("\n\n").unwrap().1;
     assert_eq!(shown, code, "docs/src/library.md does not show examples/library.rs");
 }

@@ -1,4 +1,4 @@
-//! Every shipped recipe, in its short form, gives the losses and metrics that it gave before.
+//! Every shipped recipe, in its short form, gives the stored losses and metrics.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
@@ -6,14 +6,14 @@ mod common;
 use common::{only_run, pauc_with, recipes, root, short_form};
 use std::fmt::Write;
 
-/// A number of which so many digits survive another mathematical library's rounding over fifteen steps.
+/// Rounds a number to the digits that are the same with another math library after fifteen steps.
 fn number(v: &serde_json::Value, digits: usize) -> String {
     v.as_f64().map_or("none".into(), |v| format!("≈{digits}≈{v}"))
 }
 
-/// The text with its numbers rounded: to what is stored, where a number is within one unit of the last digit
-/// of it. Half a unit is the rounding of what is stored, and half is for the other library: a number at the
-/// edge between two digits may be rounded to either.
+/// Returns the text with its numbers rounded, or the stored number if it is within one unit of the last
+/// digit. Half a unit is the rounding of the stored number; the other half allows for another math library,
+/// which may round a number at the edge to either side.
 fn rounded(text: &str, stored: &str) -> String {
     let mut rounded = String::new();
     let mut stored = stored.lines();
@@ -34,7 +34,7 @@ fn rounded(text: &str, stored: &str) -> String {
     rounded
 }
 
-/// The text that is stored under a name.
+/// Returns the text stored under a name.
 fn stored(name: &str) -> String {
     let file = root().join(format!("tests/snapshots/reproduction__{name}.snap"));
     let text = std::fs::read_to_string(file).unwrap_or_default();
@@ -42,7 +42,7 @@ fn stored(name: &str) -> String {
 }
 
 #[test]
-fn numbers_at_the_edge_of_a_digit_are_what_was_stored() {
+fn numbers_at_the_edge_of_a_digit_match_the_stored_ones() {
     let text = "step 1 ≈2≈4.1251 ≈1≈0.2\nk ≈2≈1.5\n";
     assert_eq!(rounded(text, "step 1 4.12 0.3\nk 1.52"), "step 1 4.12 0.3\nk 1.50\n");
     assert_eq!(rounded(text, ""), "step 1 4.13 0.2\nk 1.50\n");
@@ -58,7 +58,7 @@ fn shipped_recipes_reproduce_their_losses() {
         let mut args = vec!["run".to_string(), recipe.display().to_string()];
         args.extend(["--out".to_string(), out.path().display().to_string()]);
         args.extend(short_form(&recipe));
-        // Instruction sets round differently, and fifteen steps from random weights make that visible.
+        // Instruction sets round differently, which fifteen steps from random weights make visible.
         let done = pauc_with(&[("PAUC_SIMD", "portable")], &args);
         assert_eq!(done.code, 0, "{name}: {}", done.stderr);
         let run = only_run(out.path());
@@ -89,7 +89,7 @@ fn shipped_recipes_reproduce_their_losses() {
                 }
                 "probe" => {
                     for m in event["metrics"].as_array().unwrap() {
-                        // One of forty test images is 0.025: a coarser digit than the losses'.
+                        // One of forty test images is 0.025, so use fewer digits than for losses.
                         let _ = writeln!(text, "{} {}", m["name"].as_str().unwrap(), number(&m["value"], 1));
                     }
                 }
@@ -101,7 +101,8 @@ fn shipped_recipes_reproduce_their_losses() {
     }
 }
 
-/// The quickstart and every recipe on embedded images has stored metrics of its whole training, and it has learnt something.
+/// The quickstart and every recipe on embedded images have stored metrics of the whole training, better than
+/// random weights.
 #[test]
 fn metrics_of_whole_trainings_are_stored() {
     let stored: Vec<_> = recipes()
@@ -116,7 +117,7 @@ fn metrics_of_whole_trainings_are_stored() {
             let found = expected.metrics.iter().find(|(name, _)| name.starts_with(start));
             found.unwrap_or_else(|| panic!("{}: no {start}", path.display())).1.value
         };
-        // What an encoder with random weights gives: 78.3 % and 84.0 %.
+        // Random weights give 78.3 % and 84.0 %.
         assert!(value("knn/") > 0.80 && value("linear/") > 0.87, "{}", path.display());
         assert!(expected.metrics.values().all(|e| e.value.is_finite() && e.tolerance > 0.0));
         assert!(path.starts_with(root().join("recipes")));

@@ -1,6 +1,6 @@
-//! A run that is killed, wherever it is, and continued becomes the run that was never killed.
+//! A run that is killed at any point and resumed equals the uninterrupted run.
 //!
-//! `PAUC_KILLS=200` kills 200 runs instead of the few of every day.
+//! `PAUC_KILLS=200` kills 200 runs instead of a few.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// The quickstart recipe in small, with everything that a checkpoint has to carry: queue, momentum encoder, prototypes
-/// that are made anew every epoch, probes and baselines, checkpoints within epochs, the best one.
+/// A small quickstart recipe with everything that a checkpoint stores: queue, momentum encoder, prototypes
+/// renewed every epoch, probes and baselines, checkpoints within epochs, the best one.
 fn args(out: &Path, more: &[&str]) -> Vec<String> {
     let recipe = root().join("recipes/quickstart.ron").display().to_string();
     let start = ["--threads", "1", "run", &recipe, "--out", out.to_str().unwrap()];
@@ -32,12 +32,12 @@ fn args(out: &Path, more: &[&str]) -> Vec<String> {
     args
 }
 
-/// Lets a process run to its end. Returns the exit code and what was said on stderr.
+/// Runs a process to its end. Returns its exit code and stderr.
 fn to_its_end(args: &[String]) -> (i32, String) {
     Running::start(args).end()
 }
 
-/// More steps than a run takes before a test ends it.
+/// More steps than a run can take before a test ends it.
 const ENDLESS: [&str; 2] = ["--set", "train.epochs=100000"];
 
 /// Waits until a run below `out` has logged a step.
@@ -49,8 +49,8 @@ fn wait_for_a_step(process: &mut Running, out: &Path) {
     process.wait_until("step in metrics.jsonl", logged);
 }
 
-/// The events without what depends on the clock and the machine, and without what stages of an epoch took: a continued
-/// epoch has fewer.
+/// Returns the events without the fields that depend on the clock and the machine, and without the stages of
+/// an epoch, of which a resumed epoch has fewer.
 fn events(run: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let timeless = |line: &str| {
@@ -78,11 +78,11 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// A finished run that nobody disturbed.
+/// A finished, uninterrupted run.
 struct Whole {
     folder: tempfile::TempDir,
     run: PathBuf,
-    /// How long it took: within it, others are killed. Where a kill comes matters to no assertion.
+    /// Its duration; others are killed within it. No assertion depends on when a kill happens.
     time: Duration,
 }
 
@@ -95,7 +95,7 @@ impl Whole {
         Whole { run: only_run(folder.path()), folder, time: began.elapsed() }
     }
 
-    /// Asserts that another run is the same, bit by bit, and has nothing that this one has not.
+    /// Asserts that another run is bit-identical and has no additional files.
     fn same(&self, run: &Path, what: &str) {
         for name in ["last", "best", "step-00000020", "step-00000018"] {
             assert!(checkpoint(&self.run, name) == checkpoint(run, name), "{what}: {name} differs");
@@ -106,7 +106,7 @@ impl Whole {
         };
         let mut found = names(run);
         let mut wanted = names(&self.run);
-        // TensorBoard's files have the time in their names, and every process begins one.
+        // TensorBoard's files have the time in their names, and every process creates one.
         let stays = |p: &PathBuf| {
             let name = p.display().to_string();
             !name.starts_with("events.out.tfevents") && name != "metrics.superseded.jsonl"
@@ -119,7 +119,7 @@ impl Whole {
 
 /// Runs `resume` until the run is finished.
 fn finish(out: &Path, what: &str) -> PathBuf {
-    // A run that was killed before its folder had a name is begun anew.
+    // A run that was killed before its folder had a name starts from the beginning.
     let begun = out.exists() && files(out).iter().any(|p| p.ends_with("run.json"));
     let (code, stderr) = if begun {
         to_its_end(&["--threads".into(), "1".into(), "resume".into(), only_run(out).display().to_string()])
@@ -132,7 +132,7 @@ fn finish(out: &Path, what: &str) -> PathBuf {
 }
 
 #[test]
-fn killed_anywhere_and_continued_it_is_the_same_run() {
+fn a_run_killed_anywhere_and_resumed_is_the_same() {
     let kills: u64 = std::env::var("PAUC_KILLS").ok().and_then(|v| v.parse().ok()).unwrap_or(8);
     let whole = Whole::new();
     let mut random: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -172,9 +172,10 @@ fn killed_anywhere_and_continued_it_is_the_same_run() {
 }
 
 #[test]
-fn killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before() {
+fn a_kill_while_writing_a_checkpoint_resumes_from_the_previous_one() {
     let whole = Whole::new();
-    // What a process leaves that dies between writing and renaming, and between two names of a checkpoint.
+    // The files left by a process that dies between writing and renaming, or between the two names of a
+    // checkpoint.
     let folder = tempfile::tempdir().unwrap();
     let (status, stderr) = to_its_end(&args(folder.path(), &["--max-steps", "7"]));
     assert_eq!(status, 0, "{stderr}");
@@ -206,11 +207,11 @@ fn pauses_at_every_step_change_nothing() {
     assert!(checkpoint(&whole.run, "best") == checkpoint(&run, "best"));
 }
 
-/// What is done to the bytes of a file.
+/// A change to the bytes of a file.
 type Damage = fn(&mut Vec<u8>);
 
 #[test]
-fn a_damaged_checkpoint_is_set_aside_and_the_one_before_taken() {
+fn a_damaged_checkpoint_is_renamed_and_the_previous_one_used() {
     let whole = Whole::new();
     let damage: [(&str, Damage); 3] = [
         ("one bit", |bytes| {
@@ -230,7 +231,7 @@ fn a_damaged_checkpoint_is_set_aside_and_the_one_before_taken() {
         std::fs::write(&path, &bytes).unwrap();
         let done = pauc(["resume", run.to_str().unwrap()]);
         assert_eq!(done.code, 0, "{what}: {}", done.stderr);
-        for text in ["last.safetensors", "unusable1", "going on from", "step-00000006.safetensors"] {
+        for text in ["last.safetensors", "unusable1", "resuming from", "step-00000006.safetensors"] {
             assert!(done.stderr.contains(text), "{what}: no {text} in {}", done.stderr);
         }
         assert!(
@@ -248,14 +249,18 @@ fn without_a_usable_checkpoint_nothing_is_changed() {
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(to_its_end(&args(folder.path(), &["--max-steps", "2", "--seeds", "5"])).0, 0);
     let run = only_run(folder.path());
-    // A checkpoint of another seed: whole, and not this run's.
+    // A checkpoint of another seed: valid, but not of this run.
     let (foreign, last) = (checkpoint(&whole.run, "last"), run.join("checkpoints/last.safetensors"));
     std::fs::remove_file(run.join("checkpoints/step-00000002.safetensors")).unwrap();
     std::fs::write(&last, &foreign).unwrap();
     let log = std::fs::read(run.join("metrics.jsonl")).unwrap();
     let done = pauc(["resume", run.to_str().unwrap()]);
     assert_eq!(done.code, 4, "{}", done.stderr);
-    assert!(done.stderr.contains("seed 0, this run is") && done.stderr.contains("seed 5"), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("seed 0, but this run is") && done.stderr.contains("seed 5"),
+        "{}",
+        done.stderr
+    );
     assert!(
         std::fs::read(&last).unwrap() == foreign && std::fs::read(run.join("metrics.jsonl")).unwrap() == log
     );
@@ -263,7 +268,7 @@ fn without_a_usable_checkpoint_nothing_is_changed() {
     std::fs::write(&last, "no checkpoint at all").unwrap();
     let done = pauc(["resume", run.to_str().unwrap()]);
     assert_eq!(done.code, 4, "{}", done.stderr);
-    assert!(done.stderr.contains("no whole safetensors file"), "{}", done.stderr);
+    assert!(done.stderr.contains("truncated or corrupt safetensors file"), "{}", done.stderr);
     drop(whole.folder);
 }
 
@@ -279,7 +284,7 @@ fn signals_save_a_checkpoint_and_end_with_130() {
         assert_eq!(status, 130, "{signal}: {stderr}");
         let run = only_run(folder.path());
         assert!(std::fs::read_to_string(run.join("run.json")).unwrap().contains("interrupted"), "{signal}");
-        // Seven steps later, beyond the end of an epoch, it is the run that came there undisturbed.
+        // Seven steps later, in the next epoch, it equals the uninterrupted run.
         let stopped = events(&run).last().unwrap()["step"].as_u64().unwrap();
         let later = (stopped + 7).to_string();
         let done = pauc(["--threads", "1", "resume", run.to_str().unwrap(), "--max-steps", &later]);
@@ -294,9 +299,9 @@ fn signals_save_a_checkpoint_and_end_with_130() {
 }
 
 #[test]
-fn two_processes_do_not_share_a_run() {
+fn two_processes_cannot_share_a_run() {
     let folder = tempfile::tempdir().unwrap();
-    // The first is still at work when the second comes.
+    // The first is still running when the second starts.
     let mut first = Running::start(args(folder.path(), &ENDLESS));
     wait_for_a_step(&mut first, folder.path());
     let run = only_run(folder.path());
@@ -309,11 +314,11 @@ fn two_processes_do_not_share_a_run() {
         let process = format!("process {} is working on this run", first.0.id());
         assert!(stderr.contains(&process) && stderr.contains(run.to_str().unwrap()), "{what}: {stderr}");
     }
-    assert!(first.0.try_wait().unwrap().is_none(), "the first goes on");
+    assert!(first.0.try_wait().unwrap().is_none(), "the first still runs");
 }
 
 #[test]
-fn a_finished_run_stays_unless_forced_and_strangers_stay_always() {
+fn a_finished_run_is_replaced_only_if_forced_and_other_folders_never() {
     let folder = tempfile::tempdir().unwrap();
     let steps = ["--set", "train.epochs=1"];
     assert_eq!(to_its_end(&args(folder.path(), &steps)).0, 0);
@@ -321,8 +326,8 @@ fn a_finished_run_stays_unless_forced_and_strangers_stay_always() {
     let before = checkpoint(&run, "last");
     std::fs::write(run.join("note"), "mine").unwrap();
     let (status, stderr) = to_its_end(&args(folder.path(), &steps));
-    assert!(status == 0 && stderr.contains("is already done"), "{stderr}");
-    // A recipe that is wrong removes nothing, forced or not.
+    assert!(status == 0 && stderr.contains("is already finished"), "{stderr}");
+    // An invalid recipe removes nothing, forced or not.
     let wrong = ["--set", "train.epochs=1", "--force", "--set", "queue=8"];
     assert_eq!(to_its_end(&args(folder.path(), &wrong)).0, 2);
     assert!(run.join("note").exists());
@@ -334,14 +339,14 @@ fn a_finished_run_stays_unless_forced_and_strangers_stay_always() {
     std::fs::create_dir_all(&run).unwrap();
     std::fs::write(run.join("thesis.tex"), "mine").unwrap();
     let (status, stderr) = to_its_end(&args(folder.path(), &["--set", "train.epochs=1", "--force"]));
-    assert!(status == 1 && stderr.contains("holds no run"), "{stderr}");
+    assert!(status == 1 && stderr.contains("not a run"), "{stderr}");
     assert_eq!(files(&run), [run.join("thesis.tex")]);
 }
 
-/// A disk that is full, by a limit on the size of files: the process is told instead of being ended.
+/// A full disk, simulated by a limit on file sizes that the process sees as an error.
 #[cfg(unix)]
 #[test]
-fn a_full_disk_stops_the_run_and_keeps_the_checkpoint_before() {
+fn a_full_disk_stops_the_run_and_keeps_the_previous_checkpoint() {
     let whole = Whole::new();
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(to_its_end(&args(folder.path(), &["--max-steps", "7"])).0, 0);
@@ -356,7 +361,8 @@ fn a_full_disk_stops_the_run_and_keeps_the_checkpoint_before() {
         .unwrap();
     let stderr = String::from_utf8_lossy(&out.stderr);
     assert_eq!(out.status.code(), Some(1), "{stderr}");
-    for text in ["the checkpoint of step 9 cannot be written", "last.safetensors is as it was", "make room"] {
+    for text in ["cannot write the checkpoint of step 9", "last.safetensors is unchanged", "free some space"]
+    {
         assert!(stderr.contains(text), "{text}: {stderr}");
     }
     assert!(checkpoint(&run, "last") == before);

@@ -42,7 +42,7 @@ impl Place {
         let done = self.sweep(&[]);
         assert_eq!(done.code, 2, "{}", done.stderr);
         for text in says {
-            assert!(done.stderr.contains(text), "`{text}` is not in\n{}", done.stderr);
+            assert!(done.stderr.contains(text), "no `{text}` in\n{}", done.stderr);
         }
         assert!(!Path::new(&self.at("runs")).exists(), "nothing is trained");
     }
@@ -58,7 +58,7 @@ fn json(out: &Output) -> Value {
     serde_json::from_str(&out.stdout).unwrap()
 }
 
-/// A mean and a standard deviation of two values: at most eight operations on the two.
+/// Asserts a mean and a standard deviation of two values, from at most eight operations.
 fn assert_spread_of(found: &Value, a: f64, b: f64) {
     let within = tolerance::f64(8, a.abs() + b.abs());
     assert_within!(found["mean"].as_f64().unwrap(), (a + b) / 2.0, within);
@@ -79,13 +79,16 @@ fn checkpoints(out: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 #[test]
-fn every_combination_is_trained_once_and_a_sweep_goes_on_where_it_stopped() {
+fn every_combination_is_trained_once_and_a_sweep_resumes() {
     let place = Place::new(SWEEP);
     let dry = place.sweep(&["--dry-run"]);
     assert_eq!(dry.code, 0, "{}", dry.stderr);
-    assert!(dry.stdout.contains("0/2 missing") && dry.stderr.contains("8 runs, 0 already done"), "{dry:?}");
+    assert!(
+        dry.stdout.contains("0/2 missing") && dry.stderr.contains("8 runs, 0 already finished"),
+        "{dry:?}"
+    );
 
-    // One run is finished, and one was interrupted in its second epoch, before the sweep comes.
+    // One run is finished, and one was interrupted in its second epoch, before the sweep starts.
     let recipe = place.at("recipe.ron");
     let by_hand = |temperature: &str, more: &[&str]| {
         let temperature = format!("objective[0].term.temperature={temperature}");
@@ -98,7 +101,7 @@ fn every_combination_is_trained_once_and_a_sweep_goes_on_where_it_stopped() {
     by_hand("0.1", &["--seeds", "0"]);
     by_hand("0.5", &["--seeds", "1", "--max-steps", "5"]);
     let done = place.sweep(&["--jobs", "3", "--json"]);
-    assert!(done.stderr.contains("8 runs, 1 already done"), "{}", done.stderr);
+    assert!(done.stderr.contains("8 runs, 1 already finished"), "{}", done.stderr);
     let table = json(&done);
     let rows = table["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 4);
@@ -115,11 +118,11 @@ fn every_combination_is_trained_once_and_a_sweep_goes_on_where_it_stopped() {
     }
     // Nothing is left to do.
     let again = place.sweep(&[]);
-    assert!(again.code == 0 && again.stderr.contains("8 runs, 8 already done"), "{}", again.stderr);
+    assert!(again.code == 0 && again.stderr.contains("8 runs, 8 already finished"), "{}", again.stderr);
     assert_eq!(again.stdout.matches("2/2").count(), 4, "{}", again.stdout);
     assert!(again.stdout.contains(" ± ") && again.stdout.contains("AdamW(lr: 1e-3)"), "{}", again.stdout);
 
-    // Processes side by side, and one that was interrupted, change no bit.
+    // Neither parallel processes nor an interruption change a bit.
     let alone = place.at("alone");
     let sweep = place.at("sweep.ron");
     let one = pauc(["sweep", &sweep, "--out", &alone]);
@@ -134,7 +137,7 @@ fn mistakes_stop_a_sweep_before_anything_is_trained() {
     let value = with("(path: \"objective[0].term.temperature\", values: [0.1, -1.0])");
     place.refused(&value, &["E0106", "greater than 0, got -1", "sweep.ron:1:90", "temperature=-1.0"]);
     place.refused(&with("(path: \"train.epoch\", values: [1])"), &["did you mean `epochs`?", "sweep.ron:1:"]);
-    place.refused(&with("(path: \"objective[4].weight\", values: [1])"), &["E0107", "no item 4"]);
+    place.refused(&with("(path: \"objective[4].weight\", values: [1])"), &["E0107", "item 4 does not exist"]);
     place.refused(&with("(path: \"queue\", values: [32])"), &["E0202", "queue=32"]);
     place.refused(&with("(path: \"train.seed\", values: [1, 2])"), &["E0403", "write `seeds: [0, 1, 2]`"]);
     place.refused(&with("(path: \"a\", values: [1)"), &["E0101"]);
@@ -166,8 +169,8 @@ fn a_run_that_fails_does_not_stop_the_others() {
 
 #[cfg(unix)]
 #[test]
-fn an_interrupted_sweep_saves_its_runs_and_goes_on() {
-    // More steps than the runs take before they are interrupted, and an end if nobody does.
+fn an_interrupted_sweep_saves_its_runs_and_resumes() {
+    // More steps than the runs take before they are interrupted, but finite if nothing interrupts them.
     let place = Place::new(
         r#"Sweep(recipe: "recipe.ron", over: [(path: "train.batch", values: [16, 20])], set: ["train.epochs=1000000"])"#,
     );
@@ -192,14 +195,14 @@ fn an_interrupted_sweep_saves_its_runs_and_goes_on() {
 }
 
 #[test]
-fn seeds_of_a_run_end_with_mean_and_deviation() {
+fn several_seeds_print_mean_and_deviation() {
     let place = Place::new("");
     let (recipe, out) = (place.at("recipe.ron"), place.at("runs"));
     let args = ["run", &recipe, "--out", &out, "--seeds", "3,4"];
     let done = pauc(args);
     assert_eq!(done.code, 0, "{}", done.stderr);
     assert!(done.stdout.contains("mean ± standard deviation over the seeds 3, 4"), "{}", done.stdout);
-    // The same from runs that are done, as JSON, and checked against the runs' logs.
+    // The same from finished runs, as JSON, compared with the runs' logs.
     let again = pauc(args.iter().chain(&["--json"]).copied());
     let all = json(&again);
     let compared: Vec<f64> = [3, 4]
@@ -217,9 +220,9 @@ fn seeds_of_a_run_end_with_mean_and_deviation() {
 }
 
 #[test]
-fn the_shipped_sweep_is_one() {
+fn the_shipped_sweep_is_valid() {
     let done =
         pauc(["sweep", "recipes/sweeps/temperature.ron", "--dry-run", "--out", "target/no-such-folder"]);
     assert_eq!(done.code, 0, "{}", done.stderr);
-    assert!(done.stderr.contains("18 runs, 0 already done"), "{}", done.stderr);
+    assert!(done.stderr.contains("18 runs, 0 already finished"), "{}", done.stderr);
 }

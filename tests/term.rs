@@ -1,4 +1,4 @@
-//! `term`: every golden case through the binary, and what it refuses.
+//! `term`: every golden case through the binary, and its errors.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
@@ -53,7 +53,7 @@ fn write(path: &Path, tensors: &[Tensor]) {
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
-/// The term of a case as a recipe writes it, and its tensors.
+/// Returns the term of a case as a recipe writes it, and its tensors.
 fn case(case: &Value, wide: bool) -> (String, Vec<Tensor>) {
     let name = case["case"].as_str().unwrap();
     let term = TERMS.iter().find(|(prefix, _)| name.split('/').next() == Some(prefix)).unwrap().1;
@@ -89,11 +89,11 @@ fn gradients(path: &Path) -> impl Fn(&str) -> Vec<f64> {
     }
 }
 
-/// The longest chain of operations behind a number of a golden case: inner products of 6 numbers, three
-/// rounds of scaling 8 prototypes and 12 rows, sums over as many.
+/// The longest chain of operations for a number of a golden case: inner products of 6 numbers, three rounds
+/// of scaling 8 prototypes and 12 rows, sums over as many.
 const OPERATIONS: usize = 128;
 
-/// The numbers, each off by a share of itself, up or down as the bits of a hash say.
+/// Returns the numbers, each perturbed by a fraction of itself, with signs from a hash.
 fn shaken(v: &Value, share: f64, state: &mut u64) -> Value {
     match v {
         Value::Array(items) => items.iter().map(|v| shaken(v, share, state)).collect(),
@@ -108,9 +108,9 @@ fn shaken(v: &Value, share: f64, state: &mut u64) -> Value {
 /// The value of a term and its gradients.
 type Outcome = (f64, BTreeMap<String, Vec<f64>>);
 
-/// How far rounding may take a value and its gradients: those of inputs that are off by γₙ of themselves, up
-/// or down at random, for the rounding of the inputs to `f32` and of all that is computed from them is no
-/// larger (Higham, section 3.1); and the rounding of the result. Each gradient has a bound for its length.
+/// Bounds the rounding error of a value and its gradients: the change when inputs are perturbed by γₙ with
+/// random signs, which covers the rounding of the inputs to `f32` and of all computations (Higham, section
+/// 3.1), and the rounding of the result. The bound of a gradient is on its norm.
 fn noise(exact: &Outcome, shaken: &[Outcome]) -> (f64, BTreeMap<String, f64>) {
     let share = tolerance::f32(OPERATIONS, 1.0);
     let largest = |off: &dyn Fn(&Outcome) -> f64| shaken.iter().map(off).fold(0.0, f64::max);
@@ -122,8 +122,8 @@ fn noise(exact: &Outcome, shaken: &[Outcome]) -> (f64, BTreeMap<String, f64>) {
     (value, gradients.collect())
 }
 
-/// How far lengths are off, of themselves: ours are √(‖x‖² + ε), the golden ones are not. No row of the
-/// golden cases, mean of unit rows, or way from one to another is shorter than 0.1.
+/// The relative error of norms: ours are √(‖x‖² + ε), the golden ones are not. No row of the golden cases,
+/// mean of unit rows, or difference between two is shorter than 0.1.
 const SHORTFALL: f64 = NORM_EPSILON / 2.0 / (0.1 * 0.1);
 
 #[test]
@@ -133,7 +133,7 @@ fn every_golden_case_through_the_binary() {
     let folder = tempfile::tempdir().unwrap();
     let (inputs, grads) = (folder.path().join("in.safetensors"), folder.path().join("out.safetensors"));
     let mut seen = 0;
-    // Codes without a term have no value; the library compares them.
+    // Codes without a term have no value; the library test compares them.
     for golden in golden.iter().filter(|c| c["case"] != "sinkhorn/codes") {
         let evaluate = |golden: &Value, wide: bool| -> Outcome {
             let (term, tensors) = case(golden, wide);
@@ -165,10 +165,11 @@ fn every_golden_case_through_the_binary() {
         let (value, by_gradient) = noise(&want, &others);
         let term = &golden["case"];
         for wide in [true, false] {
-            // That lengths are a little off moves results less than inputs that are off by twice as much.
+            // The error of norms changes results less than inputs perturbed by twice as much.
             let rounding = if wide { UNIT_F64 / UNIT_F32 } else { 1.0 };
             let scale = rounding + 4.0 * SHORTFALL / tolerance::f32(OPERATIONS, 1.0);
-            // The golden values are in double precision, of differences of logits, which are at most 1/0.05.
+            // The golden values are computed in double precision from differences of logits, which are at
+            // most 1/0.05.
             let golden_off = tolerance::f64(8, 1.0 / 0.05);
             let got = evaluate(golden, wide);
             assert_within!(got.0, want.0, scale * value + golden_off, "{term}");
@@ -176,7 +177,7 @@ fn every_golden_case_through_the_binary() {
                 let off = distance(&got.1[name], want);
                 let within = scale * by_gradient[name] + golden_off * (want.len() as f64).sqrt();
                 let size = norm(want.iter().copied());
-                assert!(off <= within, "{term}: {name} off by {off:e} of {size:e}, {within:e} is allowed");
+                assert!(off <= within, "{term}: {name} off by {off:e} of {size:e}, allowed {within:e}");
             }
             seen += 1;
         }
@@ -185,7 +186,7 @@ fn every_golden_case_through_the_binary() {
 }
 
 #[test]
-fn parameters_that_begin_at_a_constant_may_be_left_out() {
+fn parameters_that_start_at_a_constant_may_be_omitted() {
     let folder = tempfile::tempdir().unwrap();
     let (inputs, grads) = (folder.path().join("in.safetensors"), folder.path().join("out.safetensors"));
     let view = serde_json::json!([[0.3, -0.2, 0.9], [0.4, 0.1, 0.8], [-0.5, 0.6, 0.2]]);
@@ -207,18 +208,18 @@ fn parameters_that_begin_at_a_constant_may_be_left_out() {
     };
     let fixed = value("InfoNce(temperature: 0.3)", &grads);
     let learnable = value("InfoNce(temperature: Learnable(init: 0.3))", &grads);
-    // Cosines lie between −1 and 1, so that logits are at most 1/T, and the derivative by ln T is at most
-    // 2/T. There are 64 operations behind a value of three rows.
+    // Cosines are between −1 and 1, so logits are at most 1/T, and the derivative by ln T is at most 2/T. A
+    // value of three rows takes 64 operations.
     let most = 2.0 / 0.3;
     assert_within!(learnable, fixed, tolerance::f64(64, most));
     let by_log = gradients(&grads)("ln_temperature")[0];
     let at = |t: f64| value(&format!("InfoNce(temperature: {t})"), &folder.path().join("other.safetensors"));
     let want = (at(0.3 * 1e-5f64.exp()) - at(0.3 * (-1e-5f64).exp())) / 2e-5;
-    // L = ln Σ exp(y) of differences y ∝ 1/T, |y| ≤ m. Its third derivative by ln T is −(κ₁ + 3κ₂ + κ₃) of
-    // their cumulants, and |κ₁| ≤ m, κ₂ ≤ m², |κ₃| ≤ 2m³.
+    // L = ln Σ exp(y) of differences y ∝ 1/T, |y| ≤ m. Its third derivative by ln T is −(κ₁ + 3κ₂ + κ₃) in
+    // terms of their cumulants, and |κ₁| ≤ m, κ₂ ≤ m², |κ₃| ≤ 2m³.
     let third = most + 3.0 * most.powi(2) + 2.0 * most.powi(3);
     assert_within!(by_log, want, central_difference(1e-5, third, 64, most));
-    // A prediction stands before the embedding.
+    // The predictions come before the embeddings.
     write(
         &inputs,
         &[floats("view0", &other, true), floats("view1", &other, true), floats("prediction0", &view, true)],
@@ -230,7 +231,7 @@ fn parameters_that_begin_at_a_constant_may_be_left_out() {
 }
 
 #[test]
-fn concentrations_are_computed_from_what_was_clustered() {
+fn concentrations_are_computed_from_the_clustered_rows() {
     let text = std::fs::read_to_string(root().join("pauc-cluster/tests/golden/concentration.json")).unwrap();
     let golden: Vec<Value> = serde_json::from_str(&text).unwrap();
     assert_eq!(golden.len(), 2);
@@ -242,9 +243,9 @@ fn concentrations_are_computed_from_what_was_clustered() {
         let how = format!("(alpha: {alpha}, temperature: {t})");
         let want = numbers(&golden["outputs"]["concentration"]);
         let least = want.iter().copied().fold(f64::INFINITY, f64::min);
-        // A mean distance is at least 0.79, between a row of length 1 and a centroid of at most that: their
-        // rounding is relative to 2. After it come sums over 6 columns, 20 samples and 8 prototypes, and ten
-        // single operations; the mean of all, by which each is divided, is as far off.
+        // A mean distance is at least 0.79, between a row of length 1 and a centroid of at most that, so
+        // rounding is relative to 2. It is followed by sums over 6 columns, 20 samples and 8 prototypes, and
+        // ten single operations; the mean that each is divided by has the same error.
         let (operations, magnitude) = (2 * (1 + 6 + 20 + 8 + 10), 2.0 / 0.79);
         let single = tolerance::f32(operations, magnitude);
         for (wide, within) in [(true, tolerance::f64(operations, magnitude)), (false, single)] {
@@ -269,18 +270,18 @@ fn concentrations_are_computed_from_what_was_clustered() {
                 assert_within!(*got, *want, within * want);
             }
             assert_eq!(numbers(&got["concentration"]).len(), want.len());
-            // They are what the term divides by.
+            // The term divides by them.
             tensors.truncate(4);
             tensors.push(floats("concentration.0", &golden["outputs"]["concentration"], wide));
             let (got, want) = (&got["value"], &value(&tensors)["value"]);
-            // A logit is a cosine over a concentration, and as far off as that; the loss has two of them.
+            // A logit is a cosine over a concentration, with the error of both; the loss has two of them.
             assert_within!(got.as_f64().unwrap(), want.as_f64().unwrap(), 2.0 * within / least);
         }
     }
 }
 
 #[test]
-fn what_it_refuses_it_names() {
+fn errors_name_their_cause() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("in.safetensors");
     let view = serde_json::json!([[0.3, -0.2], [0.4, 0.1]]);
@@ -289,7 +290,7 @@ fn what_it_refuses_it_names() {
         let out = pauc(["term", term, "--inputs", path.to_str().unwrap()]);
         assert_eq!(out.code, code, "{term}: {}{}", out.stdout, out.stderr);
         for text in says {
-            assert!(out.stderr.contains(text), "`{text}` is not in\n{}", out.stderr);
+            assert!(out.stderr.contains(text), "no `{text}` in\n{}", out.stderr);
         }
     };
     let one = floats("view0", &view, false);
@@ -301,7 +302,7 @@ fn what_it_refuses_it_names() {
         &[one.clone(), integers("view1", &serde_json::json!([[1, 2], [3, 4]]))],
         "InfoNce()",
         4,
-        &["give f32 or f64"],
+        &["expected f32 or f64"],
     );
     let clusters = |c: &[i64]| integers("clusters.0", &serde_json::json!(c));
     let level = [
@@ -312,14 +313,14 @@ fn what_it_refuses_it_names() {
     ];
     refused(&level, "ProtoNce()", 4, &["needs `clusters.0`"]);
     let with = |c: &[i64]| [&level[..], &[clusters(c)]].concat();
-    refused(&with(&[0, 2]), "ProtoNce()", 4, &["`clusters.0`", "names prototype 2 of 2"]);
+    refused(&with(&[0, 2]), "ProtoNce()", 4, &["`clusters.0`", "has index 2, but there are 2 prototypes"]);
     refused(&with(&[0]), "ProtoNce()", 4, &["has 1 values, but features are 2×2"]);
     let missing = pauc(["term", "InfoNce()", "--inputs", "no/such/file"]);
     assert!(missing.code != 0 && missing.stderr.contains("no/such/file"), "{}", missing.stderr);
 }
 
 #[test]
-fn a_new_loss_is_written_once() {
+fn a_new_loss_is_not_overwritten() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
     let made = pauc(["new", "loss", "WarmLoss", "--out", out]);
@@ -329,8 +330,9 @@ fn a_new_loss_is_written_once() {
     let template = std::fs::read_to_string(root().join("pauc-cli/templates/loss.rs")).unwrap();
     assert_eq!(text, template.replace("LossTemplate", "WarmLoss"));
     let again = pauc(["new", "loss", "WarmLoss", "--out", out]);
-    assert!(again.code == 2 && again.stderr.contains("exists already"), "{}", again.stderr);
-    for (name, says) in [("InfoNce", "contrastive loss `InfoNce` already"), ("warm loss", "CamelCase")] {
+    assert!(again.code == 2 && again.stderr.contains("already exists"), "{}", again.stderr);
+    for (name, says) in [("InfoNce", "contrastive loss `InfoNce` already exists"), ("warm loss", "CamelCase")]
+    {
         let refused = pauc(["new", "loss", name, "--out", out]);
         assert!(refused.code == 2 && refused.stderr.contains(says), "{}", refused.stderr);
     }

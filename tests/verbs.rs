@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// Two recipes, two seeds each, trained once for all tests.
+/// Two recipes with two seeds each, trained once for all tests.
 struct Runs {
     folder: tempfile::TempDir,
 }
@@ -49,7 +49,7 @@ impl Runs {
         self.recipe("cool").join("seed0")
     }
 
-    /// The metrics that the run logged.
+    /// Returns the metrics that the run logged.
     fn logged(&self) -> Value {
         let log = std::fs::read_to_string(self.cool().join("metrics.jsonl")).unwrap();
         let mut probes = log.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
@@ -73,7 +73,7 @@ fn refused<'a>(args: impl IntoIterator<Item = &'a str>, code: i32, says: &str) {
 }
 
 #[test]
-fn eval_measures_what_the_run_measured() {
+fn eval_reproduces_the_metrics_of_the_run() {
     let runs = Runs::get();
     let run = runs.cool();
     let args = ["eval", path(&run), "--probe", "Knn(k: 5)", "--probe", "Rank()", "--json"];
@@ -81,20 +81,25 @@ fn eval_measures_what_the_run_measured() {
     for m in runs.logged().as_array().unwrap() {
         assert_eq!(got["metrics"][m["name"].as_str().unwrap()], m["value"], "{}", m["name"]);
     }
-    // Other weights give other features; held-out training images another score under another name.
+    // Other weights give other features; held-out training images give another score under another name.
     let with = |more: &[&str]| json(&pauc(args.iter().chain(more).copied()));
     assert_ne!(with(&["--momentum"])["metrics"]["rankme/features"], got["metrics"]["rankme/features"]);
     let held_out = with(&["--split", "train"]);
     let score = held_out["metrics"]["knn/cos/k5/t0.07@train/5"].as_f64().unwrap();
-    assert_within!(score * 20.0, (score * 20.0).round(), tolerance::f64(2, 20.0), "no share of 20 images");
-    // The same dataset given by name is the same; other images of the same size are not.
+    assert_within!(
+        score * 20.0,
+        (score * 20.0).round(),
+        tolerance::f64(2, 20.0),
+        "not a fraction of 20 images"
+    );
+    // The same dataset given by name gives the same; other images of the same size do not.
     assert_eq!(with(&["--data", "Shapes(count: 100, size: 16, classes: 4)"])["metrics"], got["metrics"]);
     let other = with(&["--data", "Shapes(count: 60, size: 16, classes: 3, seed: 9)"]);
     assert_ne!(other["metrics"], got["metrics"]);
 }
 
 #[test]
-fn embeddings_stand_in_order_and_say_where_they_came_from() {
+fn embeddings_are_in_order_with_their_provenance() {
     let runs = Runs::get();
     let run = runs.cool();
     let to = |name: &str, more: &[&str]| {
@@ -114,16 +119,16 @@ fn embeddings_stand_in_order_and_say_where_they_came_from() {
     assert_eq!(metadata["weights"].len(), 64);
     let ids: Vec<i64> = file.tensor("ids").unwrap().data().chunks(8).map(long).collect();
     assert_eq!(ids, (0..20).collect::<Vec<_>>());
-    // The vectors are those that probes see: nearest neighbors by loops give the logged accuracy.
+    // The vectors are those of the probes: nearest neighbors by loops give the logged accuracy.
     let train = to("train.safetensors", &["--split", "train"]);
     let bank = safetensors::SafeTensors::deserialize(&train).unwrap();
     let (hits, open) = knn(&rows(&bank), &labels(&bank), &rows(&file), &labels(&file));
     let logged = runs.logged().as_array().unwrap().iter().find(|m| m["name"] == "knn/cos/k5/t0.07").cloned();
     let logged = 20.0 * logged.unwrap()["value"].as_f64().unwrap();
-    assert_within!(logged, logged.round(), tolerance::f64(2, 20.0), "no share of 20 images");
+    assert_within!(logged, logged.round(), tolerance::f64(2, 20.0), "not a fraction of 20 images");
     let logged = logged.round() as usize;
     assert!((hits..=hits + open).contains(&logged) && open <= 2, "{logged} for {hits} and {open} open");
-    // A .npy file holds the same numbers, and the labels lie beside it.
+    // A .npy file has the same numbers, with the labels in a file beside it.
     let array = to("test.npy", &[]);
     assert!(array.ends_with(file.tensor("features").unwrap().data()), "other features");
     let beside = std::fs::read(runs.folder.path().join("test.labels.npy")).unwrap();
@@ -151,10 +156,10 @@ fn labels(file: &safetensors::SafeTensors<'_>) -> Vec<i64> {
     file.tensor("labels").unwrap().data().chunks(8).map(long).collect()
 }
 
-/// How many queries get the right label, and of how many it is open in `f32`, where two neighbors or two
-/// votes are as near to each other as rounding.
+/// Returns the number of queries with the right label, and the number that is undecided in `f32` because two
+/// neighbors or two votes differ by less than rounding.
 fn knn(bank: &[Vec<f64>], of: &[i64], queries: &[Vec<f64>], right: &[i64]) -> (usize, usize) {
-    // Two lengths and an inner product, of two neighbors.
+    // Two norms and an inner product, for each of two neighbors.
     let rounding = 2.0 * tolerance::f32(3 * bank[0].len(), 1.0);
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let cosine = |a: &[f64], b: &[f64]| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
@@ -166,7 +171,7 @@ fn knn(bank: &[Vec<f64>], of: &[i64], queries: &[Vec<f64>], right: &[i64]) -> (u
         near[..5].iter().for_each(|(c, l)| votes[*l as usize] += (c / 0.07).exp());
         let own = votes[*label as usize];
         let best = (0..4).filter(|c| *c != *label as usize).map(|c| votes[c]).fold(0.0, f64::max);
-        // A vote exp(c/0.07) is off by the rounding of c over 0.07, of itself.
+        // The relative error of a vote exp(c/0.07) is the rounding of c over 0.07.
         if near[4].0 - near[5].0 <= rounding || (own - best).abs() <= (own + best) * rounding / 0.07 {
             open += 1;
         } else if own > best {
@@ -177,15 +182,15 @@ fn knn(bank: &[Vec<f64>], of: &[i64], queries: &[Vec<f64>], right: &[i64]) -> (u
 }
 
 #[test]
-fn a_log_is_told_again_and_mirrored() {
+fn a_log_is_printed_again_and_mirrored() {
     let run = Runs::get().cool();
     let told = pauc(["tail", path(&run)]);
     assert_eq!(told.code, 0, "{}", told.stderr);
     assert!(told.stdout.contains("phase training") && told.stdout.contains("knn/cos/k5"), "{}", told.stdout);
     assert!(told.stdout.trim_end().lines().last().unwrap().starts_with("finished after"), "{}", told.stdout);
     assert_eq!(std::fs::read_to_string(run.join("log.txt")).unwrap(), told.stdout);
-    refused(["tail", "nowhere"], 2, "no run lies there");
-    // The event file, taken apart: whole records up to its end, and in them the tags of what was logged.
+    refused(["tail", "nowhere"], 2, "not a run");
+    // Parse the event file: complete records up to its end, with the tags of everything logged.
     let all = std::fs::read_dir(&run).unwrap().map(|e| e.unwrap().path());
     let files: Vec<_> = all.filter(|p| path(p).contains("events.out.tfevents.")).collect();
     assert_eq!(files.len(), 1, "{files:?}");
@@ -198,22 +203,22 @@ fn a_log_is_told_again_and_mirrored() {
     }
     assert!(records[0].ends_with("brain.Event:2"), "{records:?}");
     for tag in ["train/loss", "term/InfoNce", "chance/InfoNce", "probe/knn/cos/k5/t0.07"] {
-        assert!(records.iter().any(|r| r.contains(tag)), "{tag} is not in {records:?}");
+        assert!(records.iter().any(|r| r.contains(tag)), "no {tag} in {records:?}");
     }
 }
 
 #[test]
-fn a_recipe_is_held_against_what_is_stored_of_it() {
+fn a_recipe_is_compared_with_its_stored_metrics() {
     let runs = Runs::get();
     let recipe = runs.folder.path().join("cool.ron");
     let out = runs.folder.path().join("runs");
     let args = ["reproduce", path(&recipe), "--out", path(&out)];
-    // The test has the only run of this recipe and file of expectations.
-    refused(args, 4, "`--update` stores what it gives");
+    // No other test uses this recipe's run and stored metrics.
+    refused(args, 4, "`--update` stores those of this run");
     assert_eq!(pauc(args.into_iter().chain(["--update"])).code, 0);
     let same = pauc(args);
     assert_eq!(same.code, 0, "{}", same.stderr);
-    assert!(same.stdout.contains("reproduced") && same.stderr.contains("already done"), "{same:?}");
+    assert!(same.stdout.contains("reproduced") && same.stderr.contains("is finished; comparing"), "{same:?}");
     let file = runs.folder.path().join("expected/cool.json");
     let mut stored: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     let value = stored["metrics"]["rankme/features"]["value"].as_f64().unwrap();
@@ -222,7 +227,7 @@ fn a_recipe_is_held_against_what_is_stored_of_it() {
     std::fs::write(&file, stored.to_string()).unwrap();
     refused(args, 3, "rankme/features: expected");
     refused(args, 3, "the instruction set differs: abacus then");
-    // Trained anew with the same seed, the same comes out.
+    // Training again with the same seed gives the same metrics.
     let again = runs.folder.path().join("again");
     stored["metrics"]["rankme/features"]["value"] = value.into();
     std::fs::write(&file, stored.to_string()).unwrap();
@@ -249,13 +254,13 @@ fn recipes_are_compared_over_their_seeds() {
 }
 
 #[test]
-fn mistakes_have_their_words_and_exit_codes() {
+fn mistakes_have_their_messages_and_exit_codes() {
     let runs = Runs::get();
     let run = runs.cool();
     let run = path(&run);
     refused(["eval", run, "--probe", "Kn(k: 5)"], 2, "did you mean `Knn`?");
     refused(["eval", run, "--probe", "Knn(k: 0)"], 2, "E0106");
-    refused(["eval", "nowhere", "--probe", "Knn()"], 2, "no run lies there");
+    refused(["eval", "nowhere", "--probe", "Knn()"], 2, "not a run");
     let gray = ["--data", "FashionMini()"];
     refused(["eval", run, "--probe", "Knn()"].into_iter().chain(gray), 2, "have 1 channels");
     refused(["eval", run, "--probe", "Knn()", "--checkpoint", "none"], 4, "not found");
@@ -266,5 +271,5 @@ fn mistakes_have_their_words_and_exit_codes() {
     refused(["embed", run, "--out", path(&out), "--checkpoint", path(&other)], 4, "belongs to recipe");
     let all = runs.recipe("cool");
     refused(["compare", run, path(&all)], 2, "same recipe and seed");
-    refused(["compare", run, "nowhere"], 2, "no run lies there");
+    refused(["compare", run, "nowhere"], 2, "not a run");
 }

@@ -1,6 +1,6 @@
-//! The command line as a whole: its verbs, the groups that help shows them in, and the flags that verbs share.
+//! The command line: its verbs, their groups in the help text, and the flags that several verbs share.
 //!
-//! What a single verb takes is defined in its own file under `commands`.
+//! The arguments of each verb are defined in a file of their own under `commands`.
 
 use crate::commands::{
     bench::BenchArgs, check::CheckArgs, cluster::ClusterArgs, compare::CompareArgs,
@@ -30,7 +30,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// The verbs. What help says of each stands with its arguments.
+/// The verbs. The help text of a verb is the doc comment of its arguments.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Check(CheckArgs),
@@ -62,7 +62,7 @@ struct VerbGroup {
     verbs: &'static [&'static str],
 }
 
-/// Every verb, in the order of help.
+/// All verbs, in the order in which the help lists them.
 const GROUPS: &[VerbGroup] = &[
     VerbGroup { heading: "Train", verbs: &["check", "run", "resume", "sweep", "reproduce"] },
     VerbGroup { heading: "Data and features", verbs: &["data", "cluster"] },
@@ -74,28 +74,28 @@ const GROUPS: &[VerbGroup] = &[
     VerbGroup { heading: "This program", verbs: &["devices", "completions", "help"] },
 ];
 
-/// Headings of options, in the order in which a verb's help has them.
+/// Headings of options, in the order in which the help prints them.
 pub mod heading {
-    /// What is read besides the positional arguments.
+    /// Inputs besides the positional arguments.
     pub const INPUT: &str = "Input";
     /// Changes to a recipe.
     pub const RECIPE: &str = "Recipe";
     /// Which runs are trained, and for how long.
     pub const TRAINING: &str = "Training";
-    /// How something is clustered.
+    /// Settings of a clustering.
     pub const CLUSTERING: &str = "Clustering";
-    /// How something is measured.
+    /// Settings of a measurement.
     pub const MEASUREMENT: &str = "Measurement";
     /// Where results go.
     pub const OUTPUT: &str = "Output";
-    /// What nearly every verb takes.
+    /// Options of nearly every verb.
     pub const GENERAL: &str = "General";
 
     #[cfg(test)]
     pub const ORDER: [&str; 7] = [INPUT, RECIPE, TRAINING, CLUSTERING, MEASUREMENT, OUTPUT, GENERAL];
 }
 
-/// The definition of the whole command line, with verbs in groups.
+/// Returns the definition of the whole command line, with verbs in groups.
 pub fn definition() -> clap::Command {
     let command = Cli::command();
     let header = *command.get_styles().get_header();
@@ -138,16 +138,16 @@ pub struct RecipeArgs {
     pub set: Vec<String>,
 }
 
-/// The device that a command computes on.
+/// The device that a command runs on.
 #[derive(Debug, Args)]
 pub struct DeviceArg {
-    /// The device: cpu, or cuda:0 where this program was built with the feature `cuda`; `devices` lists them.
+    /// The device: cpu, or cuda:0 in a build with the feature `cuda`; `devices` lists them.
     #[arg(id = "device", long = "device", default_value = "cpu", value_name = "DEVICE")]
     #[arg(help_heading = heading::GENERAL, display_order = 900)]
     pub name: String,
 }
 
-/// The form of what a command prints.
+/// The output format.
 #[derive(Debug, Args)]
 pub struct JsonArg {
     /// Print the result as JSON.
@@ -155,10 +155,10 @@ pub struct JsonArg {
     pub json: bool,
 }
 
-/// Where training puts its runs.
+/// The output folder of training.
 #[derive(Debug, Args)]
 pub struct RunsFolderArg {
-    /// The folder that runs are put into.
+    /// The folder to write runs to.
     #[arg(id = "out", long = "out", default_value = "runs", value_name = "DIR")]
     #[arg(help_heading = heading::OUTPUT)]
     pub path: PathBuf,
@@ -167,10 +167,10 @@ pub struct RunsFolderArg {
 /// Which runs of a recipe are trained.
 #[derive(Debug, Args)]
 pub struct RepetitionArgs {
-    /// Train once for each of these seeds, in place of the seeds in the file.
+    /// Train once per seed; replaces the seeds in the file.
     #[arg(long, value_delimiter = ',', value_name = "SEEDS", help_heading = heading::TRAINING)]
     pub seeds: Vec<u64>,
-    /// Train again what has been trained already, replacing it.
+    /// Train finished runs again and replace them.
     #[arg(long, help_heading = heading::TRAINING)]
     pub force: bool,
 }
@@ -195,20 +195,20 @@ mod tests {
         assert_eq!(grouped, verbs);
         let listing = verbs_in_groups(&Cli::command());
         for line in listing.lines().filter(|line| line.starts_with("  ")) {
-            assert!(line.chars().count() <= 80, "too long for a terminal of 80 columns: {line}");
+            assert!(line.chars().count() <= 80, "longer than 80 columns: {line}");
         }
     }
 
-    /// Every option is under a heading, and headings come in one order everywhere.
+    /// Asserts that every option is under a heading, and that headings have the same order everywhere.
     fn check_headings(command: &clap::Command) {
         let place = |heading: &str| heading::ORDER.iter().position(|h| *h == heading);
         let mut last = 0;
         for option in command.get_arguments().filter(|a| !a.is_positional()) {
             let name = format!("`{} --{}`", command.get_name(), option.get_id());
             let Some(found) = option.get_help_heading().and_then(place) else {
-                panic!("{name} is under no heading of `heading::ORDER`");
+                panic!("{name} is not under a heading of `heading::ORDER`");
             };
-            assert!(found >= last, "{name} comes after an option of a later heading");
+            assert!(found >= last, "{name} follows an option of a later heading");
             last = found;
         }
         command.get_subcommands().for_each(check_headings);

@@ -1,4 +1,4 @@
-//! What a person watching a run sees: one progress line on a terminal, plain lines elsewhere.
+//! The output of a run: a progress line on a terminal, plain lines elsewhere.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pauc::report::events::Event;
@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Set by SIGINT, SIGTERM and SIGUSR1 (Ctrl-C on Windows).
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Makes the first SIGINT or SIGTERM ask the run to save and stop; a second one ends the process at once. SIGUSR1,
-/// by which batch systems announce the end of a job's time, asks too, however often it comes.
+/// On the first SIGINT or SIGTERM, asks the run to save and stop; a second one ends the process at once.
+/// SIGUSR1, by which batch systems announce a job's time limit, also asks, even if repeated.
 pub fn catch_signals() {
     if let Err(e) = watch_signals() {
-        eprintln!("warning: signals cannot be caught, an interrupt will not save a checkpoint: {e}");
+        eprintln!("warning: cannot catch signals, so an interrupt will not save a checkpoint: {e}");
     }
 }
 
@@ -60,13 +60,13 @@ pub fn color() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
-/// Narrates a run on stderr.
+/// Prints the progress of a run on stderr.
 pub struct Console {
     bar: Option<ProgressBar>,
 }
 
 impl Console {
-    /// A console for a run; a bar only on a terminal.
+    /// Creates a console for a run, with a progress bar only on a terminal.
     pub fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(8));

@@ -5,7 +5,7 @@ use pauc::dfdx::prelude::Cpu;
 use pauc::models::NetworkDevice;
 use std::process::ExitCode;
 
-/// A device's name, understood.
+/// A parsed device name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Name {
     Cpu,
@@ -19,17 +19,17 @@ fn parse(name: &str) -> Result<Name, Failure> {
         other => other.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
     };
     number.map(Name::Cuda).ok_or_else(|| {
-        Failure::new(2, format!("error: unknown device `{name}`: devices are called cpu, cuda:0, cuda:1, …"))
+        Failure::new(2, format!("error: unknown device `{name}`; expected cpu, cuda:0, cuda:1, …"))
     })
 }
 
-/// Work that any device can do. Devices are types, so that a closure cannot stand for it.
+/// Work that any device can do. A trait rather than a closure, because each device is a type.
 pub trait DeviceJob {
-    /// Does it.
+    /// Does the work.
     fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure>;
 }
 
-/// Does work on the device of that name.
+/// Runs a job on the named device.
 pub fn run_on(name: &str, job: impl DeviceJob) -> Result<ExitCode, Failure> {
     match parse(name)? {
         Name::Cpu => job.run_on(&Cpu::default()),
@@ -37,7 +37,7 @@ pub fn run_on(name: &str, job: impl DeviceJob) -> Result<ExitCode, Failure> {
     }
 }
 
-/// Whether there is a device of that name.
+/// Checks that the named device exists.
 pub fn check(name: &str) -> Result<(), Failure> {
     match parse(name)? {
         Name::Cpu => Ok(()),
@@ -45,9 +45,9 @@ pub fn check(name: &str) -> Result<(), Failure> {
     }
 }
 
-/// A CUDA device as `devices` shows it.
+/// A CUDA device, as `devices` prints it.
 pub struct CudaDevice {
-    /// Its line.
+    /// The line of the table.
     pub line: String,
     /// The same as JSON.
     pub json: serde_json::Value,
@@ -55,13 +55,13 @@ pub struct CudaDevice {
 
 /// The CUDA devices of this machine.
 pub struct CudaDevices {
-    /// Those that this build can use.
+    /// The devices that this build can use.
     pub usable: Vec<CudaDevice>,
     /// Why there are none.
     pub unavailable: Option<String>,
 }
 
-/// The CUDA devices that this build can use, or why it can use none.
+/// Returns the CUDA devices that this build can use, or why it can use none.
 pub fn cuda_devices() -> CudaDevices {
     cuda::list()
 }
@@ -74,7 +74,7 @@ mod cuda {
     use std::process::ExitCode;
 
     fn failure(e: Unavailable) -> Failure {
-        Failure::new(1, format!("error: {e}; `--device cpu` goes on without"))
+        Failure::new(1, format!("error: {e}; use `--device cpu` to run without CUDA"))
     }
 
     pub fn run_on(number: usize, job: impl DeviceJob) -> Result<ExitCode, Failure> {
@@ -112,14 +112,14 @@ mod cuda {
     use std::process::ExitCode;
 
     const WHY: &str = "this program was built without it; \
-        `cargo build --release -p pauc-cli --features cuda` builds it with";
+        build it with `cargo build --release -p pauc-cli --features cuda`";
 
     pub fn run_on(_: usize, _: impl DeviceJob) -> Result<ExitCode, Failure> {
         check(0).map(|()| ExitCode::SUCCESS)
     }
 
     pub fn check(_: usize) -> Result<(), Failure> {
-        Err(Failure::new(1, format!("error: no CUDA: {WHY}; `--device cpu` goes on without")))
+        Err(Failure::new(1, format!("error: no CUDA: {WHY}, or use `--device cpu`")))
     }
 
     pub fn list() -> CudaDevices {

@@ -1,4 +1,4 @@
-//! What ends a command early, and the exit code that each cause has.
+//! Errors that end a command, and their exit codes.
 
 use crate::console;
 use pauc::train::bench::BenchError;
@@ -23,7 +23,7 @@ impl Failure {
         Failure { code, message: message.to_string() }
     }
 
-    /// A failed request: one that does not fit the data or the run is an error of usage.
+    /// Returns the failure of a request; a request that does not fit the data or the run is a usage error.
     pub(crate) fn of_request(e: Error) -> Self {
         match e {
             Error::Config { .. } => Failure::new(2, format!("error: {e}")),

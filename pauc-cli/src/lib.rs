@@ -1,8 +1,8 @@
-//! The command line of pauc: arguments, messages, exit codes. A crate with components of its own makes a binary
-//! that knows them by linking itself and calling [`main`].
+//! The command line of pauc: arguments, messages, exit codes. A crate with components of its own builds a
+//! binary that includes them by linking itself and calling [`main`].
 //!
-//! Each verb is one file of `commands`: its arguments with their help, what it does, and its tests. What several
-//! verbs share lies beside that folder.
+//! Each verb is one file of `commands`, with arguments, help text, implementation and tests. Code that
+//! several verbs share is beside that folder.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 /// Starts the threads of the process.
 fn start_threads(asked: Option<usize>) -> Result<(), Failure> {
-    // Rayon's own variable, if set, stays in force.
+    // Rayon's own variable takes precedence.
     let known = std::env::var_os("RAYON_NUM_THREADS").is_none();
     let machine = || std::thread::available_parallelism().ok().filter(|_| known).map(|n| n.get());
     let threads = asked.or_else(machine).unwrap_or(0);
@@ -31,7 +31,7 @@ fn start_threads(asked: Option<usize>) -> Result<(), Failure> {
         .map_err(|e| Failure::new(1, format!("error: cannot start {threads} threads: {e}")))
 }
 
-/// Refuses a `PAUC_SIMD` that this machine lacks, which kernels could not report.
+/// Refuses a `PAUC_SIMD` that this machine does not support; kernels could not report it.
 fn check_instructions() -> Result<(), Failure> {
     pauc::kernels::simd::Simd::detect().map(drop).map_err(|e| Failure::new(2, format!("error: {e}")))
 }
@@ -39,7 +39,7 @@ fn check_instructions() -> Result<(), Failure> {
 /// Runs the command line of this process.
 ///
 /// # Errors
-/// What went wrong, with the exit code to end with.
+/// Returns the failure, with the exit code to end with.
 pub fn main() -> Result<ExitCode, Failure> {
     let cli = match args::parse() {
         Ok(cli) => cli,

@@ -1,4 +1,4 @@
-//! From a recipe's file to a checked plan, and components given on the command line.
+//! Reads recipes from files into checked plans, and components from the command line.
 
 use crate::{Failure, console};
 use pauc::models::NetworkDevice;
@@ -10,7 +10,7 @@ use pauc::traits::dataset::Place;
 use pauc::traits::registry::Kind;
 use std::path::Path;
 
-/// Whether a recipe's warnings are printed.
+/// Whether to print a recipe's warnings.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Warnings {
     /// On stderr.
@@ -34,20 +34,19 @@ pub fn plan<D: NetworkDevice>(
     Ok(plan)
 }
 
-/// Relative paths of recipes start in the working directory.
+/// Returns the working directory, to which paths in recipes are relative.
 pub fn here() -> Result<Place, Failure> {
     let base = std::env::current_dir();
-    let base =
-        base.map_err(|e| Failure::new(1, format!("error: the working directory cannot be found: {e}")))?;
+    let base = base.map_err(|e| Failure::new(1, format!("error: cannot find the working directory: {e}")))?;
     Ok(Place { base })
 }
 
-/// Reads a component from the text of an argument.
+/// Parses a component given as an argument.
 pub fn parse_component<T: Kind + ?Sized>(argument: &str, text: &str) -> Result<Configured<T>, Failure> {
     Configured::parse(text).map_err(|e| argument_failure(argument, text, Diagnostic::from_ron(text, &e)))
 }
 
-/// A mistake in an argument in RON, drawn as mistakes in recipes are.
+/// Formats a mistake in a RON argument like a mistake in a recipe.
 pub fn argument_failure(argument: &str, text: &str, mistake: Diagnostic) -> Failure {
     Diagnostics { text: text.into(), path: argument.into(), all: vec![mistake] }.into()
 }

@@ -1,4 +1,4 @@
-//! What `eval` and `embed` share: a trained run, and which images it is shown.
+//! Arguments that `eval` and `embed` share: a trained run and the images to use.
 
 use crate::Failure;
 use crate::args::heading;
@@ -9,22 +9,22 @@ use pauc::train::saved_run::{Part, SavedRun};
 use pauc::traits::registry::kind;
 use std::path::PathBuf;
 
-/// Which run, and which images.
+/// The run and the images.
 #[derive(Debug, Args)]
 pub struct SavedArgs {
     /// The run's folder.
     pub run: PathBuf,
-    /// The images to look at.
+    /// The split to use.
     #[arg(long, default_value = "test", help_heading = heading::INPUT)]
     pub split: SplitName,
-    /// Another dataset in place of the run's own, as a recipe writes it. Its images are normalized with the statistics of
-    /// the run's own data.
+    /// Another dataset instead of the run's own, as a recipe writes it. Its images are normalized with the
+    /// statistics of the run's own data.
     #[arg(long, value_name = "DATASET", help_heading = heading::INPUT)]
     pub data: Option<String>,
-    /// Take the momentum encoder instead of the online one.
+    /// Use the momentum encoder instead of the online encoder.
     #[arg(long, help_heading = heading::INPUT)]
     pub momentum: bool,
-    /// Another checkpoint of the run than its last.
+    /// The checkpoint to read; by default the last.
     #[arg(long, value_name = "FILE", help_heading = heading::INPUT)]
     pub checkpoint: Option<PathBuf>,
 }
@@ -48,7 +48,7 @@ impl From<SplitName> for Part {
 }
 
 impl SavedArgs {
-    /// Opens the run on its own data or on what `--data` names.
+    /// Opens the run with its own data or with that of `--data`.
     pub fn open<D: NetworkDevice>(&self, device: &D) -> Result<SavedRun, Failure> {
         let parse = |text: &String| parse_component::<kind::Dataset>("--data", text);
         let data = self.data.as_ref().map(parse).transpose()?;

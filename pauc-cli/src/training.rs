@@ -1,4 +1,4 @@
-//! What the verbs that train share.
+//! Code that the training verbs share.
 
 use crate::Failure;
 use pauc::train::run::{self, Outcome, RunError};
@@ -7,7 +7,7 @@ use pauc::traits::Error;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Prepares the process for training: memory that steps free stays with it.
+/// Prepares the process for training: keeps freed memory for the next step.
 pub fn prepare() {
     pauc::kernels::malloc::keep_freed();
 }
@@ -17,16 +17,17 @@ pub fn interrupted() -> ExitCode {
     ExitCode::from(130)
 }
 
-/// A folder that is no run's: it lacks a file that every run has.
+/// Reports a folder that is not a run because it lacks a file that every run has.
 pub fn no_run(folder: &Path, lacks: &str) -> Failure {
-    Failure::new(2, format!("error: {}: no run lies there (it has no {lacks})", folder.display()))
+    Failure::new(2, format!("error: {}: not a run (no {lacks})", folder.display()))
 }
 
-/// What went wrong with a run in `folder`: a disk that refuses what is written there is no fault of the data.
+/// Reports an error of the run in `folder`. A disk that refuses writes there is not an error of the data.
 pub fn run_failure(e: RunError, folder: &Path) -> Failure {
     match e {
         RunError::Failed(Error::Io { ref path, .. }) if path.starts_with(folder) => {
-            let help = "runs are written there: make room, give the right to write, or take another folder";
+            let help = "runs are written there; free some space, make it writable, or choose another folder \
+                with --out";
             Failure::new(1, format!("error: {e}\n{help}"))
         }
         RunError::Failed(e) => e.into(),
@@ -36,7 +37,7 @@ pub fn run_failure(e: RunError, folder: &Path) -> Failure {
     }
 }
 
-/// Prints what came of a run.
+/// Prints the result of a run.
 pub fn print_outcome(outcome: &Outcome, json: bool) {
     if json {
         println!("{}", outcome_json(outcome));

@@ -1,16 +1,16 @@
-//! A step of a view.
+//! An augmentation.
 
 use pauc_traits::rng::Stream;
 use pauc_traits::{Augmentation, Image, ImageShape, Result, UnitInterval, component};
 use rand::Rng;
 
 component! {
-    /// Turns every pixel v into 255 − v, with probability `p`.
+    /// Inverts the image, v → 255 − v for every pixel, with probability `p`.
     ///
     /// # Shapes
     /// any → the same.
     ///
-    /// Source: write here whose idea it is.
+    /// Source: the paper or code that the idea is from.
     pub struct AugmentationTemplate: Augmentation {
         /// The probability.
         pub p: UnitInterval = UnitInterval::lit(0.5),
@@ -20,7 +20,7 @@ component! {
 impl Augmentation for AugmentationTemplate {
     fn apply<'a>(&self, mut image: Image<'a>, rng: &mut Stream) -> Image<'a> {
         if rng.gen_bool(self.p.get()) {
-            // Copies the pixels where the image borrows them from the dataset.
+            // Copies the pixels if the image borrows them from the dataset.
             image.pixels.to_mut().iter_mut().for_each(|v| *v = u8::MAX - *v);
         }
         image
@@ -51,9 +51,9 @@ mod tests {
     }
 
     #[test]
-    fn it_happens_as_often_as_it_should_and_depends_on_the_stream_alone() {
+    fn it_happens_with_probability_p_and_depends_only_on_the_stream() {
         let inverted = (0..1000).filter(|sample| applied(0.3, *sample)[0] == 255).count();
-        // Six standard deviations of a frequency of 0.3 among 1000.
+        // Six standard deviations of the count for p = 0.3 and n = 1000.
         assert!((inverted as f64 - 300.0).abs() < 6.0 * (1000.0f64 * 0.3 * 0.7).sqrt(), "{inverted}");
         assert!((0..20).all(|sample| applied(0.5, sample) == applied(0.5, sample)));
     }

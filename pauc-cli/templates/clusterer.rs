@@ -7,26 +7,26 @@ use pauc_traits::{Clusterer, Clustering, Count, Result, TrainingSpan, component}
 use rand::seq::index;
 
 component! {
-    /// K random samples as prototypes, and every sample to the nearest of them: k-means without its iterations.
+    /// K random samples as prototypes, every sample assigned to the nearest: k-means without iterations.
     ///
-    /// Distances are Euclidean, and equal ones go to the lower prototype.
+    /// Distances are Euclidean; ties go to the lower index.
     ///
     /// # Shapes
     /// features (N, D) → one level of K prototypes (K, D)
     ///
-    /// Source: write here whose idea it is.
+    /// Source: the paper or code that the idea is from.
     pub struct ClustererTemplate: Clusterer {
         /// The number of prototypes K.
         pub k: Count,
-        /// When samples are clustered first.
+        /// The start of the first clustering.
         pub start: TrainingSpan = TrainingSpan::epochs(1),
-        /// How often they are clustered again.
+        /// The interval between clusterings.
         pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
 
 impl Clusterer for ClustererTemplate {
-    // There are K samples or more, and their distances are finite: `fit`, which calls this, has checked it.
+    // `fit`, which calls this, has checked that there are at least K samples and that all values are finite.
     fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let (n, dim, k) = (rows.rows, rows.cols, self.k.get());
         let mut rng = stream(context.seed, Purpose::Cluster, context.epoch, 0, 0);
@@ -39,7 +39,7 @@ impl Clusterer for ClustererTemplate {
             sizes[nearest] += 1;
             objective += distance;
         }
-        // 1 where all prototypes have as many members.
+        // 1 if all prototypes have the same size.
         let imbalance =
             k as f64 * sizes.iter().map(|s| (*s as f64).powi(2)).sum::<f64>() / (n as f64).powi(2);
         let empty = sizes.iter().filter(|s| **s == 0).count();
@@ -60,7 +60,7 @@ impl Clusterer for ClustererTemplate {
     }
 }
 
-/// The nearest centroid and its squared distance.
+/// Returns the nearest centroid and its squared distance.
 fn nearest(row: &[f32], centroids: &[f32]) -> (usize, f64) {
     let mut best = (0, f64::INFINITY);
     for (j, centroid) in centroids.chunks_exact(row.len()).enumerate() {
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn prototypes_depend_on_the_seed_alone() {
+    fn prototypes_depend_only_on_the_seed() {
         let data: Vec<f32> = (0..40).map(|i| (i as f32 * 0.7).sin()).collect();
         let centroids = |seed| fit(&data, 3, seed).unwrap().centroids;
         assert_eq!(centroids(1), centroids(1));

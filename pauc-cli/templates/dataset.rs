@@ -7,11 +7,11 @@ use rand::Rng;
 use std::sync::Arc;
 
 component! {
-    /// Grey pictures of noise, dark or bright: two classes that their mean tells apart.
+    /// Gray images of noise in two classes, dark and bright.
     ///
-    /// Test images, a fifth as many, come from streams of their own.
+    /// Test images, a fifth as many, use separate random streams.
     ///
-    /// Source: write here whose data it is, and where to get it.
+    /// Source: who published the data, and where to get it.
     pub struct DatasetTemplate: Dataset {
         /// The number of training images.
         pub count: Count = Count::lit(1000),
@@ -24,7 +24,7 @@ component! {
 const CLASSES: [&str; 2] = ["dark", "bright"];
 
 impl Dataset for DatasetTemplate {
-    // A dataset of files resolves their paths with `place.resolve(&self.root)`.
+    // A dataset that reads files resolves their paths with `place.resolve(&self.root)`.
     fn open(&self, _place: &Place) -> Result<Splits> {
         let (train, test) = (self.images(self.count.get(), 0), self.images(self.count.get().div_ceil(5), 1));
         let description = format!("{} training and {} test images of noise", train.len(), test.len());
@@ -32,7 +32,7 @@ impl Dataset for DatasetTemplate {
             train: Arc::new(train),
             test: Some(Arc::new(test)),
             classes: CLASSES.map(String::from).to_vec(),
-            // Mean and deviation of the pixels in 0..1: of numbers that are uniform.
+            // Mean and deviation of pixels in 0..1, here of the uniform distribution.
             statistics: vec![(0.5, 0.29)],
             description,
             skipped: Vec::new(),
@@ -49,7 +49,7 @@ impl DatasetTemplate {
     }
 }
 
-/// Pictures that are drawn when they are asked for.
+/// Images that are drawn on demand.
 struct NoiseImages {
     shape: ImageShape,
     labels: Vec<u32>,
@@ -65,7 +65,7 @@ impl ImageSource for NoiseImages {
         Some(self.shape)
     }
 
-    // Threads share the source: what an image is must depend on its index alone.
+    // Threads share the source, so an image may depend only on its index.
     fn image(&self, index: usize) -> Result<Image<'_>> {
         let mut rng = stream(0, Purpose::Plugin, self.split, index as u64, 0);
         let darkest = if self.labels[index] == 0 { 0 } else { 128 };
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn brightness_tells_the_classes_apart() {
+    fn brightness_separates_the_classes() {
         let splits = open();
         for (i, label) in splits.train.labels().unwrap().iter().enumerate() {
             let image = splits.train.image(i).unwrap();

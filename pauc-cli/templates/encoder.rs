@@ -1,4 +1,4 @@
-//! An encoder, written with plain dfdx operations.
+//! An encoder made of plain dfdx operations.
 
 use dfdx::prelude::*;
 use pauc_traits::encoder::{Images, Layer};
@@ -16,9 +16,9 @@ component! {
     /// # Shapes
     /// images (B, H, W, C) → features (B, width)
     ///
-    /// Source: write here whose idea it is.
+    /// Source: the paper or code that the idea is from.
     pub struct EncoderTemplate: Encoder {
-        /// Width of the features.
+        /// The width of the features.
         pub width: Count = Count::lit(64),
     }
 }
@@ -26,7 +26,7 @@ component! {
 impl<D: Compute> EncoderConfig<D> for EncoderTemplate {
     fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
         let (inputs, width) = (input.len(), self.width.get());
-        // Uniform in ±√(6/inputs), which keeps the variance of activations behind a ReLU (He et al. 2015).
+        // Uniform in ±√(6/inputs), which keeps the variance of activations after a ReLU (He et al. 2015).
         let bound = (6.0 / inputs as f32).sqrt();
         let mut rng = stream(options.seed, Purpose::Init, 0, 0, 0);
         let values: Vec<f32> = (0..inputs * width).map(|_| rng.gen_range(-bound..bound)).collect();
@@ -52,7 +52,7 @@ impl<D: Compute> Encoder<D> for Network<D> {
         let (b, h, w, c) = *images.shape();
         let ImageShape { height, width, channels } = self.input;
         if (h, w, c) != (height, width, channels) {
-            let message = format!("images of {h}×{w}×{c}, built for {}", self.input);
+            let message = format!("expected images of {}, got {h}×{w}×{c}", self.input);
             return Err(Error::shape("EncoderTemplate", message));
         }
         let (inputs, features) = (self.input.len(), self.feature_dim());
@@ -130,7 +130,7 @@ mod tests {
         let pixels = images(&dev).as_vec();
         let out = net.forward(images(&dev), Pass::Train).unwrap();
         let features = out.as_vec();
-        // Of ½Σy², a weight's derivative is Σ x·y, and y is 0 where the ReLU is closed.
+        // The derivative of ½Σy² with respect to a weight is Σ x·y; y is 0 where the ReLU is inactive.
         (out.square().sum::<Rank0, _>() * 0.5).backward();
         let gradient = net.parameters()[0].grad().clone();
         for (i, got) in gradient.iter().enumerate() {
@@ -156,6 +156,6 @@ mod tests {
             Ok(_) => String::new(),
             Err(e) => e.to_string(),
         };
-        assert!(message.contains("images of 3×2×1, built for 2×2×1"), "{message}");
+        assert!(message.contains("expected images of 2×2×1, got 3×2×1"), "{message}");
     }
 }

@@ -7,7 +7,7 @@ use pauc_traits::{
 };
 
 component! {
-    /// Tells each sample's key from the other keys of the batch by a softmax over cosines.
+    /// Softmax over cosines that identifies each sample's key among the keys of the batch.
     ///
     /// ```text
     /// L = mean_i −log [ exp(q_i·k_i/τ) / Σ_j exp(q_i·k_j/τ) ]
@@ -20,11 +20,11 @@ component! {
     /// Chance is ln B.
     ///
     /// # Gradient
-    /// Pulls each query to its own key and pushes it from the others, those of its own class too: it does not contract
-    /// clusters.
+    /// Pulls each query to its own key and pushes it from the others, including those of its own class: it
+    /// does not contract clusters.
     ///
     /// # When to use
-    /// Write here for what it is the right term, and beside which others.
+    /// Write here when this is the right term, and which terms to combine it with.
     ///
     /// ```text
     /// (term: LossTemplate(temperature: 0.2), weight: 1.0)
@@ -33,7 +33,7 @@ component! {
     /// # Degenerate batches
     /// One sample has no negatives: the term is skipped.
     ///
-    /// Source: write here whose idea it is.
+    /// Source: the paper or code that the idea is from.
     pub struct LossTemplate: ContrastiveLoss {
         /// The temperature τ: a number, a schedule, or Learnable(init: 0.07, min: 0.01).
         pub temperature: Temperature = Positive::lit(0.2).into(),
@@ -41,12 +41,12 @@ component! {
 }
 
 impl TermInfo for LossTemplate {
-    // What the engine has to compute: embeddings of view 0, keys of view 1.
+    // The inputs that the engine computes: embeddings of view 0, keys of view 1.
     fn needs(&self) -> Needs {
         Needs { queries: &[0], keys: &[1], ..Needs::default() }
     }
 
-    // The value for embeddings that know nothing.
+    // The value for uninformative embeddings.
     fn chance_level(&self, facts: &Facts) -> Option<f64> {
         (facts.batch > 0).then(|| (facts.batch as f64).ln())
     }
@@ -80,7 +80,7 @@ mod tests {
     const Q: [f64; 9] = [0.3, -0.2, 0.9, 0.4, 0.1, 0.8, -0.5, 0.6, 0.2];
     const K: [f64; 9] = [0.1, 0.5, 0.7, 0.6, -0.3, 0.2, 0.3, 0.3, 0.4];
 
-    /// The value for rows of three numbers, and its gradient with respect to the queries.
+    /// Returns the value for rows of three numbers, and its gradient with respect to the queries.
     fn run(q: &[f64], k: &[f64]) -> (f64, Vec<f64>) {
         let dev = Cpu::default();
         let matrix = |v: &[f64]| Some(dev.tensor_from_vec(v.to_vec(), (v.len() / 3, 3)));
@@ -93,11 +93,11 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_known() {
+    fn known_values() {
         // Three orthogonal pairs: −ln softmax of 5 against 0 and 0.
         let axes = [1., 0., 0., 0., 1., 0., 0., 0., 1.];
         assert!((run(&axes, &axes).0 - (1.0 + 2.0 * (-5f64).exp()).ln()).abs() < 1e-9);
-        // Equal rows tell nothing apart.
+        // Equal rows are indistinguishable.
         let same = [1., 2., 3.].repeat(4);
         assert!((run(&same, &same).0 - 4f64.ln()).abs() < 1e-9);
         assert_eq!(run(&[1., 2., 3.], &[1., 2., 3.]).0, 0.0, "one sample: skipped");

@@ -4,22 +4,22 @@ use pauc_traits::optimizer::{State, StepContext};
 use pauc_traits::{Compute, LearningRate, Optimizer, Param, Result, UnitInterval, component};
 
 component! {
-    /// The sign of an average of gradients: m ← βm + (1 − β)g, w ← w − η·sign(m).
+    /// Updates by the sign of an averaged gradient: m ← βm + (1 − β)g, w ← w − η·sign(m).
     ///
-    /// The arithmetic is on the host, so that it works on every device; each step moves all parameters to the host and
-    /// back. It knows no weight decay.
+    /// Computes on the host, so that it works on every device; each step copies all parameters to the host
+    /// and back. Has no weight decay.
     ///
-    /// Source: write here whose idea it is.
+    /// Source: the paper or code that the idea is from.
     pub struct OptimizerTemplate: Optimizer {
         /// The base learning rate η, multiplied by the schedule: a number, or `Scaled(base: 0.3, per: 256)`.
         pub lr: LearningRate,
-        /// β.
+        /// The decay β of the average.
         pub beta: UnitInterval = UnitInterval::lit(0.9),
     }
 }
 
 impl<D: Compute> Optimizer<D> for OptimizerTemplate {
-    // Kept in checkpoints, under these names.
+    // The names of the buffers in checkpoints.
     fn slots(&self) -> &'static [&'static str] {
         &["average"]
     }

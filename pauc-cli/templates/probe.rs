@@ -4,16 +4,16 @@ use pauc_traits::probe::{Metric, ProbeContext, RowsView, SplitView, When};
 use pauc_traits::{Probe, Result, TrainingSpan, component};
 
 component! {
-    /// The nearest class mean: the share of test images whose features are nearest to the mean of their own class.
+    /// Nearest class mean: the fraction of test features that are nearest to the mean of their own class.
     ///
-    /// Means are those of the training split, distances are Euclidean, and equal ones go to the lower label. Without a
-    /// labelled test split there is nothing to measure.
+    /// Means are those of the training split, distances are Euclidean, and ties go to the lower label.
+    /// Without a labeled test split, nothing is measured.
     ///
-    /// Metrics: `ProbeTemplate/accuracy`, a fraction. Chance is the share of the largest class.
+    /// Metrics: `ProbeTemplate/accuracy`, a fraction. Chance is the fraction of the largest class.
     ///
-    /// Source: write here whose idea it is.
+    /// Source: the paper or code that the idea is from.
     pub struct ProbeTemplate: Probe {
-        /// How often it runs, besides the end of the run.
+        /// The interval between measurements; the end of the run is always measured.
         pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
@@ -37,7 +37,7 @@ impl Probe for ProbeTemplate {
     }
 }
 
-/// The mean of each class; `None` for a class without rows.
+/// Returns the mean of each class; `None` for a class without rows.
 fn class_means(rows: RowsView<'_>, labels: &[u32], classes: usize) -> Vec<Option<Vec<f64>>> {
     let mut sums = vec![vec![0.0; rows.cols]; classes];
     let mut sizes = vec![0usize; classes];
@@ -51,7 +51,7 @@ fn class_means(rows: RowsView<'_>, labels: &[u32], classes: usize) -> Vec<Option
     sums.into_iter().zip(sizes).map(mean).collect()
 }
 
-/// The share of rows that are nearest to the mean of their class.
+/// Returns the fraction of rows that are nearest to the mean of their class.
 fn accuracy(split: &SplitView<'_>, labels: &[u32], means: &[Option<Vec<f64>>]) -> f64 {
     let distance = |row: &[f32], mean: &[f64]| -> f64 {
         row.iter().zip(mean).map(|(v, m)| (f64::from(*v) - m).powi(2)).sum()
@@ -94,15 +94,15 @@ mod tests {
     }
 
     #[test]
-    fn the_accuracy_is_that_counted_by_hand() {
-        // The means are (1, 0) and (10, 9): the third row is nearer to the other class's.
+    fn the_accuracy_equals_a_count_by_hand() {
+        // The means are (1, 0) and (10, 9): the third row is nearer to the mean of the other class.
         let test = [1.0, 1.0, 10.0, 8.0, 2.0, 1.0, 9.0, 9.0];
         let found = measure(Some(split(&test, Some(&[0, 1, 1, 1]))));
         assert_eq!(found, [Metric::accuracy("ProbeTemplate/accuracy", 0.75)]);
     }
 
     #[test]
-    fn without_a_labelled_test_split_there_is_nothing_to_measure() {
+    fn without_a_labeled_test_split_nothing_is_measured() {
         assert!(measure(None).is_empty());
         assert!(measure(Some(split(&[1.0, 1.0], None))).is_empty());
     }

@@ -17,19 +17,19 @@ component! {
     /// Two views (B, D) → scalar.
     ///
     /// # Reading
-    /// α is complete collapse, 0 is satisfied. Chance is α/B.
+    /// α means complete collapse, 0 is the optimum. Chance is α/B.
     ///
     /// # Gradient
-    /// Pushes all embeddings away from their mean alike. It knows no clusters and does not contract them.
+    /// Pushes all embeddings equally away from their mean. It does not contract clusters.
     ///
     /// # When to use
-    /// Write here for what it is the right term, and beside which others.
+    /// Write here when this is the right term, and which terms to combine it with.
     ///
     /// ```text
     /// (term: RegularizerTemplate(alpha: 1.0), weight: 1.0)
     /// ```
     ///
-    /// Source: write here whose idea it is.
+    /// Source: the paper or code that the idea is from.
     pub struct RegularizerTemplate: Regularizer {
         /// The factor α.
         pub alpha: NonNegative = NonNegative::lit(1.0),
@@ -37,12 +37,12 @@ component! {
 }
 
 impl TermInfo for RegularizerTemplate {
-    // What the engine has to compute: embeddings of both views.
+    // The inputs that the engine computes: embeddings of both views.
     fn needs(&self) -> Needs {
         Needs { queries: &[0, 1], ..Needs::default() }
     }
 
-    // The value for embeddings that know nothing: that of independent directions.
+    // The value for uninformative embeddings, which have independent directions.
     fn chance_level(&self, facts: &Facts) -> Option<f64> {
         (facts.batch > 0).then(|| self.alpha.get() / facts.batch as f64)
     }
@@ -67,7 +67,7 @@ mod tests {
     const X: [f64; 9] = [0.3, -0.2, 0.9, 0.4, 0.1, 0.8, -0.5, 0.6, 0.2];
     const Y: [f64; 9] = [0.1, 0.5, 0.7, 0.6, -0.3, 0.2, 0.3, 0.3, 0.4];
 
-    /// The value for rows of three numbers, and its gradient with respect to the first view.
+    /// Returns the value for rows of three numbers, and its gradient with respect to the first view.
     fn run(x: &[f64], y: &[f64]) -> (f64, Vec<f64>) {
         let dev = Cpu::default();
         let matrix = |v: &[f64]| Some(dev.tensor_from_vec(v.to_vec(), (v.len() / 3, 3)));
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_known() {
+    fn known_values() {
         let same = [1., 2., 3.].repeat(4);
         assert!((run(&same, &same).0 - 2.0).abs() < 1e-9, "equal rows: collapse");
         let opposite = [1., 2., 3., -1., -2., -3.];

@@ -1,4 +1,5 @@
-//! One batch through the networks, the terms, and back: [`BatchPass::accumulate_gradients`] is the order of work.
+//! One batch through the networks, the terms, and back. [`BatchPass::accumulate_gradients`] lists the steps
+//! in order.
 
 use crate::objective::{Evaluated, Launched, Pending, TermGradient, TermValue};
 use crate::plan::Plan;
@@ -18,11 +19,12 @@ use pauc_traits::trace::span;
 use pauc_traits::{Batch, Error, Param, Pass, Result};
 use std::ops::Range;
 
-/// The first pass over a batch in parts: batch statistics as in training, but no tape. It is the momentum branch's
-/// kind of pass, here of the online network.
+/// The first pass over a batch in micro-batches: batch statistics as in training, but no tape. The momentum
+/// branch uses the same kind of pass.
 const TRAIN_NO_GRAD: Pass = Pass::Momentum;
 
-/// One batch on its way through the networks and back. Gradients are added to those of the state's parameters.
+/// One batch on its way through the networks and back. Gradients are added to those of the state's
+/// parameters.
 pub(crate) struct BatchPass<'a, D: NetworkDevice> {
     pub device: &'a D,
     pub plan: &'a Plan,
@@ -37,7 +39,7 @@ struct Branch<D: NetworkDevice> {
     predictions: Option<TapedRows<D>>,
 }
 
-/// What the online network made of a batch.
+/// The online network's outputs for a batch.
 struct Online<D: NetworkDevice> {
     rows: OnlineRows<D>,
     tape: Tape<D>,
@@ -52,25 +54,25 @@ struct OnlineRows<D: NetworkDevice> {
 /// How the backward pass of the online network gets its tape.
 #[allow(clippy::large_enum_variant)] // one exists at a time, on the stack
 enum Tape<D: NetworkDevice> {
-    /// The batch was one part, whose tape was kept.
+    /// The batch was one part, and its tape was kept.
     Kept(Branch<D>),
-    /// Each of several parts passes through the network again. `statistics`: the running statistics before the first
-    /// pass, so that the second one alone updates them.
+    /// Each part passes through the network again. `statistics`: the running statistics before the first
+    /// pass, restored so that only the second pass updates them.
     Recompute { statistics: Vec<Vec<f32>> },
 }
 
-/// What the momentum network made of a batch; empty if nothing reads it.
+/// The momentum network's outputs for a batch; empty if nothing reads them.
 struct Keys<D: NetworkDevice> {
     /// Raw outputs by view, (B, D) each.
     rows: RowsByView<D>,
-    /// Those of the last view, row-major, which enter the queue.
+    /// The rows of the last view, row-major, which enter the queue.
     newest: Vec<f32>,
 }
 
-/// What the terms gave.
+/// The results of the terms.
 struct TermOutputs<D: NetworkDevice> {
     values: TermValues<D>,
-    /// Of the batch's share in the step's mean.
+    /// Scaled by the batch's share of the step's mean.
     gradients: TermGradients<D>,
     gradients_by_term: Vec<TermGradient>,
 }
@@ -91,10 +93,10 @@ impl<D: NetworkDevice> TermValues<D> {
     }
 }
 
-/// Gradients of the weighted sum with respect to what terms read.
+/// Gradients of the weighted sum with respect to the inputs of the terms.
 type TermGradients<D> = BatchGradients<f32, GradientRows<D>>;
 
-/// The gradient of a view's rows, (B, D), where the terms left it.
+/// The gradient of a view's rows, (B, D), on the host or on the device.
 enum GradientRows<D: NetworkDevice> {
     Host(Vec<f32>),
     Device(Matrix<f32, D>),
@@ -111,8 +113,8 @@ impl<D: NetworkDevice> GradientRows<D> {
 }
 
 impl<D: NetworkDevice> BatchPass<'_, D> {
-    /// Adds the batch's gradients, times its share, to those of the parameters, then updates what terms remember and
-    /// the queue. `upcoming` is the batch of the next step, asked for while the device is at work.
+    /// Adds the batch's gradients, times its share, to those of the parameters, then updates the memories of
+    /// the terms and the queue. `upcoming` is the batch of the next step, requested while the device is busy.
     pub fn accumulate_gradients<'b>(
         mut self,
         upcoming: impl FnOnce() -> Option<&'b ImageBatch>,
@@ -129,7 +131,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         Ok(BatchOutcome { loss, terms, gradients_by_term })
     }
 
-    /// All views that a term reads with gradient, through the online network.
+    /// Passes all views that a term reads with gradient through the online network.
     fn forward_online(&mut self) -> Result<Online<D>> {
         let _stage = span("forward");
         let online = match self.batch.parts.as_slice() {
@@ -140,7 +142,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         Ok(online)
     }
 
-    /// The batch at once, with its tape.
+    /// Passes the batch as a whole, with its tape.
     fn forward_whole(&mut self, whole: &Range<usize>) -> Result<Online<D>> {
         let branch = self.forward_branch(whole, Pass::Train)?;
         let (device, views, read) = (self.device, self.batch.data.views.len(), &self.batch.reads.online);
@@ -150,7 +152,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         Ok(Online { rows: OnlineRows { embeddings, predictions }, tape: Tape::Kept(branch) })
     }
 
-    /// Part after part; only the outputs are kept.
+    /// Passes part after part and keeps only the outputs.
     fn forward_parts(&mut self, parts: &[Range<usize>]) -> Result<Online<D>> {
         let (batch, device) = (self.batch, self.device);
         let read = &batch.reads.online;
@@ -169,7 +171,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         Ok(Online { rows, tape: Tape::Recompute { statistics } })
     }
 
-    /// Some samples through the online network and, if a term reads predictions, the predictor.
+    /// Passes some samples through the online network and, if a term reads predictions, the predictor.
     fn forward_branch(&mut self, part: &Range<usize>, pass: Pass) -> Result<Branch<D>> {
         let source = (self.device, self.plan);
         let images = self.cache.images(source, self.batch, &self.batch.reads.online, part)?;
@@ -186,7 +188,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         self.batch.reads.predictions && self.plan.recipe.predictor.is_some()
     }
 
-    /// The views that terms or the queue read as keys, through the momentum network.
+    /// Passes the views that terms or the queue read as keys through the momentum network.
     fn forward_keys(&mut self) -> Result<Keys<D>> {
         let batch = self.batch;
         let (Some(momentum), Some(newest)) = (&mut self.state.momentum, batch.reads.newest) else {
@@ -204,7 +206,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         Ok(Keys { rows: rows.upload(self.device), newest })
     }
 
-    /// The terms on the whole batch: values, and gradients with respect to the online rows.
+    /// Evaluates the terms on the whole batch, with gradients with respect to the online rows.
     fn evaluate_terms(&mut self, online: OnlineRows<D>, keys: RowsByView<D>) -> Result<TermOutputs<D>> {
         let _stage = span("terms");
         let (device, plan, place) = (self.device, self.plan, self.batch.place);
@@ -231,7 +233,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         Ok(TermOutputs { values, gradients, gradients_by_term })
     }
 
-    /// All that terms may read.
+    /// Collects all inputs of the terms.
     fn term_inputs(&mut self, online: OnlineRows<D>, keys: RowsByView<D>) -> Result<Inputs<f32, D>> {
         let batch = self.batch;
         let matrix = |param: &Param<D>| {
@@ -249,7 +251,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
             levels: self.prototype_levels(),
             parameters,
             clock: batch.clock,
-            // Each batch of a step draws numbers of its own.
+            // Each batch of a step has its own random numbers.
             seed: seed ^ batch.place.number.rotate_right(16),
         })
     }
@@ -258,7 +260,8 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         self.state.queue.as_ref().filter(|_| self.batch.reads.queue)
     }
 
-    /// The queue's keys. A device with a memory of its own keeps them from step to step if it evaluates the terms.
+    /// Returns the queue's keys. A device with its own memory keeps them between steps if it evaluates the
+    /// terms.
     fn queue_keys(&mut self) -> Option<Constant<f32, D>> {
         let keys = self.queue().map(|queue| {
             let keys = Constant::new(self.device, queue.shared(), (queue.len(), self.batch.dim));
@@ -273,8 +276,8 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         keys
     }
 
-    /// The clusterings in force, restricted to the batch and the queue. Concentrations follow the temperature, which may
-    /// have changed since the clustering.
+    /// Returns the current clusterings, restricted to the batch and the queue. Concentrations follow the
+    /// temperature, which may have changed since the clustering.
     fn prototype_levels(&self) -> Vec<Level<f32, D>> {
         let Some(prototypes) = &self.state.prototypes else { return Vec::new() };
         let (now, concentration) = (self.batch.clock, &self.plan.recipe.concentration);
@@ -283,7 +286,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         prototypes.levels(&self.batch.data.ids, self.queue().map(KeyQueue::ids), scale)
     }
 
-    /// Back through the online network, part by part.
+    /// Backpropagates through the online network, part by part.
     fn backward(&mut self, tape: Tape<D>, gradients: &TermGradients<D>) -> Result<()> {
         let _stage = span("backward");
         match tape {
@@ -310,7 +313,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         backward_with_rows(branch.embeddings, self.stack_gradient(&gradients.views, part)?, predictions)
     }
 
-    /// The gradient of a branch's outputs, view after view; zeros for views without one.
+    /// Stacks the gradients of a branch's outputs, view after view; zeros for views without one.
     fn stack_gradient(
         &self,
         by_view: &[Option<GradientRows<D>>],
@@ -334,7 +337,8 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         self.device.try_tensor_from_vec(stacked, shape).map_err(Error::device)
     }
 
-    /// Sends the next batch to a device that is still at work on the backward pass, before anything waits for it.
+    /// Sends the next batch to a device that is still busy with the backward pass, before anything waits for
+    /// it.
     fn prefetch<'b>(&mut self, upcoming: impl FnOnce() -> Option<&'b ImageBatch>) -> Result<()> {
         self.cache.prefetched = None;
         if D::HAS_OWN_MEMORY && self.batch.parts.len() == 1 {
@@ -346,7 +350,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         Ok(())
     }
 
-    /// Stores what terms remember, and adds the gradients of what they learn.
+    /// Stores the new memories of the terms, and adds the gradients of their parameters.
     fn commit_terms(&self, gradients: &TermGradients<D>) -> Result<()> {
         for matrix in &self.state.term_matrices {
             let param = &matrix.param;
@@ -363,7 +367,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         Ok(())
     }
 
-    /// Puts the newest keys into the queue, and into its copy on the device.
+    /// Pushes the newest keys into the queue and into its copy on the device.
     fn commit_keys(&mut self, newest: &[f32]) -> Result<()> {
         let Some(queue) = self.state.queue.as_mut().filter(|_| !newest.is_empty()) else { return Ok(()) };
         let ids = &self.batch.data.ids;
@@ -387,13 +391,13 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
     }
 }
 
-/// Values and gradients that have been read.
+/// Wraps values and gradients that are already on the host.
 fn read_back<D: NetworkDevice>(evaluated: Evaluated<f32>) -> (TermValues<D>, TermGradients<D>) {
     let Evaluated { loss, terms, gradients } = evaluated;
     (TermValues::Read { loss, terms }, gradients.with_rows(GradientRows::Host))
 }
 
-/// Multiplies all gradients by the batch's share in the step's mean.
+/// Multiplies all gradients by the batch's share of the step's mean.
 fn scale<D: NetworkDevice>(gradients: &mut TermGradients<D>, share: f32) {
     let BatchGradients { views, predictions, parameters, .. } = gradients;
     for rows in views.iter_mut().chain(predictions).flatten() {

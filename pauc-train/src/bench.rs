@@ -1,4 +1,4 @@
-//! How long training steps of an encoder take, whole and by stage, on one batch that is used again and again.
+//! Timing of training steps of an encoder, whole and by stage, on one batch that is used repeatedly.
 
 use crate::diagnostic::Diagnostics;
 use crate::plan::{Plan, PlanError};
@@ -15,7 +15,7 @@ use pauc_traits::{Count, Error, Pass, Positive};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Which training step is timed.
+/// The kind of step to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// InfoNCE inside the batch: `batch` rows, two views of half as many images.
@@ -27,7 +27,7 @@ pub enum Form {
 }
 
 impl Form {
-    /// Its name on the command line.
+    /// Returns the name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Form::Simclr => "simclr",
@@ -37,24 +37,24 @@ impl Form {
     }
 }
 
-/// What is timed, and for how long.
+/// What to time, and for how long.
 #[derive(Clone, Debug)]
 pub struct BenchOptions {
     /// The encoder as a recipe writes it.
     pub encoder: String,
-    /// Rows that pass the encoder with gradient in one step.
+    /// Images that pass through the encoder with gradient in one step.
     pub batch: Count,
     /// Height and width of the RGB images.
     pub size: Count,
-    /// The step's form.
+    /// The kind of step.
     pub form: Form,
-    /// How long to repeat it, in seconds; at least five steps are taken.
+    /// Seconds to repeat the step; at least five steps are taken.
     pub seconds: Positive,
-    /// Changes of the step's recipe, each `path=value`.
+    /// Changes to the step's recipe, each `path=value`.
     pub set: Vec<String>,
 }
 
-/// What was measured.
+/// The results.
 #[derive(Debug)]
 pub struct Bench {
     /// Steps taken.
@@ -63,19 +63,20 @@ pub struct Bench {
     pub median: Duration,
     /// The time of the fastest step.
     pub least: Duration,
-    /// The time of each stage over all steps, `/` between a stage and what it is part of.
+    /// The total time of each stage; `/` separates a stage from its parent.
     pub stages: Vec<Stage>,
     /// The encoder's layers.
     pub layers: Vec<Layer>,
     /// Learnable parameters of encoder and projector.
     pub parameters: usize,
-    /// Floating-point operations of a step as the layers' definitions count them: two a multiply-add; forward, input
-    /// gradient and weight gradient; and a forward pass of the momentum encoder. Faster algorithms need fewer.
+    /// Floating-point operations of a step by the layers' definitions, two per multiply-add: forward, input
+    /// gradient and weight gradient, and a forward pass of the momentum encoder. Faster algorithms need
+    /// fewer.
     pub operations: f64,
-    /// Operations a second that the device reaches in a large matrix product, measured before the steps: see
-    /// [`NetworkDevice::product_rate`].
+    /// Operations per second that the device reaches in a large matrix product, measured before the steps:
+    /// see [`NetworkDevice::product_rate`].
     pub product_rate: f64,
-    /// The most memory the process has held, in bytes; where the system tells.
+    /// The peak memory of the process in bytes, if the system reports it.
     pub memory: Option<u64>,
     /// Memory held before the network was built, in bytes.
     pub memory_before: Option<u64>,
@@ -84,7 +85,7 @@ pub struct Bench {
 /// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
-    /// The encoder is misspelt, or does not suit the images.
+    /// The encoder is misspelled, or does not fit the images.
     #[error(transparent)]
     Recipe(#[from] Diagnostics),
     /// A step failed.
@@ -92,7 +93,7 @@ pub enum BenchError {
     Failed(#[from] Error),
 }
 
-/// The recipe whose step is timed.
+/// Returns the recipe whose step is timed.
 pub fn recipe(options: &BenchOptions) -> String {
     let BenchOptions { encoder, batch, size, form, .. } = options;
     let (images, more, negatives) = match form {
@@ -111,10 +112,11 @@ pub fn recipe(options: &BenchOptions) -> String {
     )
 }
 
-/// Times a training step: loss, gradients, optimizer, momentum encoder and queue, without the data's views.
+/// Times a training step: loss, gradients, optimizer, momentum encoder and queue, without loading and
+/// augmentation.
 ///
 /// # Errors
-/// If the encoder is not known, does not suit the images, or a step fails.
+/// If the encoder is unknown or does not fit the images, or a step fails.
 pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Bench, BenchError> {
     let (recipe, source) = Recipe::parse("the step's recipe", &recipe(options), &options.set)?;
     let plan = Plan::new(device, recipe, source, &Place { base: PathBuf::new() }).map_err(|e| match e {
@@ -175,12 +177,12 @@ pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Ben
     })
 }
 
-/// The batch on which every step is taken.
+/// Returns the batch for all steps.
 fn first_batch<D: NetworkDevice>(plan: &Plan) -> Result<ImageBatch, Error> {
     let options = loader_options::<D>(LoaderOptions::training(plan.recipe.train.batch, 0));
     let loader = Loader::new(plan.splits.train.clone(), plan.views.clone(), options)?;
     let batch = loader.batches(0..1).next().transpose()?;
-    batch.ok_or_else(|| Error::config("the loader gave no batch"))
+    batch.ok_or_else(|| Error::config("the loader returned no batch"))
 }
 
 #[cfg(test)]
@@ -210,7 +212,8 @@ mod tests {
             assert_eq!((stage("forward"), stage("backward"), stage("terms")), (Some(5), Some(5), Some(5)));
             assert_eq!((stage("forward/conv1"), stage("backward/conv2 weight")), (Some(5), Some(5)));
             assert_eq!(stage("keys"), (form == Form::Moco).then_some(5), "{:?}", done.stages);
-            // 16² · 9·3·8 + 8² · 9·8·16 multiply-adds in convolutions, and two a value of each normalization.
+            // 16² · 9·3·8 + 8² · 9·8·16 multiply-adds in convolutions, and two per value of each
+            // normalization.
             let convolutions = 256.0 * 27.0 * 8.0 + 64.0 * 72.0 * 16.0;
             let passes = if form == Form::Moco { 4.0 } else { 3.0 };
             let counted = done.operations / (2.0 * passes * 8.0);
@@ -219,14 +222,14 @@ mod tests {
     }
 
     #[test]
-    fn inference_has_no_way_back() {
+    fn inference_has_no_backward_pass() {
         let done = bench(&Cpu::default(), &options("ConvNet(channels: [8, 16])", Form::Inference)).unwrap();
         let stages: Vec<_> = done.stages.iter().filter(|s| !s.path.contains('/')).collect();
         assert_eq!((stages.len(), stages[0].path.as_str(), stages[0].calls), (1, "forward", 5));
     }
 
     #[test]
-    fn a_misspelt_encoder_is_an_error_that_points() {
+    fn a_misspelled_encoder_is_reported_with_its_position() {
         let e = bench(&Cpu::default(), &options("ConvNet(channel: [8])", Form::Simclr)).unwrap_err();
         let BenchError::Recipe(found) = e else { panic!("{e:?}") };
         assert!(found.render(false).contains("`channels`"), "{}", found.render(false));

@@ -1,4 +1,4 @@
-//! Rules across the fields of a recipe: what no single field can know.
+//! Rules across the fields of a recipe, which no single field can check.
 
 use crate::diagnostic::Diagnostic;
 use crate::objective::{Objective, PlannedTerm};
@@ -9,16 +9,16 @@ use pauc_traits::schedule::Horizon;
 use pauc_traits::term::{Facts, Severity};
 use pauc_traits::{Encoder, ImageShape};
 
-/// Gathers diagnostics about one recipe.
+/// Collects diagnostics about one recipe.
 pub struct Checker<'a> {
     recipe: &'a Recipe,
     source: &'a Source,
-    /// What is wrong, so far.
+    /// The mistakes and warnings found so far.
     pub diagnostics: Vec<Diagnostic>,
 }
 
 impl<'a> Checker<'a> {
-    /// A checker that has found nothing yet.
+    /// Creates a checker without diagnostics.
     pub fn new(recipe: &'a Recipe, source: &'a Source) -> Self {
         Checker { recipe, source, diagnostics: Vec::new() }
     }
@@ -42,7 +42,7 @@ impl<'a> Checker<'a> {
         self.add(Severity::Warning, code, path, message, help);
     }
 
-    /// Rules that need nothing but the recipe.
+    /// Checks the rules that need only the recipe.
     pub fn structure(&mut self) {
         let r = self.recipe;
         if r.objective.is_empty() {
@@ -66,7 +66,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// A term reads only what the recipe provides.
+    /// Checks that a term reads only what the recipe provides.
     fn term_needs(&mut self, path: &str, t: &WeightedTerm) {
         let (r, name, needs) = (self.recipe, t.term.name(), t.term.info().needs());
         if needs.queue && r.queue.is_none() {
@@ -74,31 +74,31 @@ impl<'a> Checker<'a> {
                 Some(_) => "add `queue: 4096` to the recipe",
                 None => "add `queue: 4096` and `momentum_encoder: Ema(momentum: 0.99)` to the recipe",
             };
-            self.error("E0201", path, format!("`{name}` reads the queue, and the recipe has none"), help);
+            self.error("E0201", path, format!("`{name}` reads the queue, but the recipe has none"), help);
         }
         if needs.momentum && r.momentum_encoder.is_none() {
-            let message = format!("`{name}` reads momentum keys, and the recipe has no momentum encoder");
+            let message = format!("`{name}` reads momentum keys, but the recipe has no momentum encoder");
             self.error("E0202", path, message, "add `momentum_encoder: Ema(momentum: 0.99)` to the recipe");
         }
         if needs.prototypes && r.clusterer.is_none() {
-            let message = format!("`{name}` reads prototypes, and the recipe has no clusterer");
+            let message = format!("`{name}` reads prototypes, but the recipe has no clusterer");
             self.error("E0203", path, message, "add `clusterer: KMeans(k: [100])` to the recipe");
         }
         let views = needs.queries.iter().chain(needs.predictions).chain(needs.keys);
         let views = views.max().map_or(0, |last| last + 1);
         if views > r.view_count() {
             let count = r.view_count();
-            let message = format!("`{name}` reads {views} views of each image, and the recipe makes {count}");
+            let message = format!("`{name}` reads {views} views of each image, but the recipe makes {count}");
             self.error("E0209", path, message, "write `views: [(count: 2, ops: […])]`");
         }
     }
 
-    /// A queue is filled by a momentum encoder, and holds at least a batch.
+    /// Checks that a queue has a momentum encoder and holds at least one batch.
     fn queue(&mut self) {
         let r = self.recipe;
         let Some(queue) = r.queue else { return };
         if r.momentum_encoder.is_none() {
-            let message = "a queue holds keys of a momentum encoder, and the recipe has none".to_string();
+            let message = "a queue holds keys of a momentum encoder, but the recipe has none".to_string();
             let help = "add `momentum_encoder: Ema(momentum: 0.99)`, or remove the queue";
             self.error("E0202", "queue", message, help);
         }
@@ -108,17 +108,17 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Micro-batches are parts of a batch, and accumulated batches are no larger batch.
+    /// Checks the size of micro-batches, and warns that accumulated batches do not make a larger batch.
     fn batch_parts(&mut self) {
         let train = &self.recipe.train;
         let (batch, images) = (train.batch, train.images_per_step());
         if let Some(part) = train.micro_batch.filter(|m| *m > batch) {
-            let message = format!("parts of {part} images of a batch of {batch}");
+            let message = format!("a micro-batch of {part} is larger than the batch of {batch}");
             self.error("E0217", "train.micro_batch", message, format!("make it at most {batch}"));
         }
         if train.accumulate.get() > 1 {
             let message =
-                format!("{} accumulated batches of {batch} are no batch of {images}", train.accumulate);
+                format!("{} accumulated batches of {batch} are not a batch of {images}", train.accumulate);
             let help = format!(
                 "terms see the negatives of {batch} images at a time; to see them all, write `batch: {images}, micro_batch: {batch}`"
             );
@@ -126,7 +126,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Rules that need the sizes of the opened data.
+    /// Checks the rules that need the sizes of the opened data.
     pub fn sizes(&mut self, splits: &Splits, objective: &Objective, facts: &Facts, horizon: &Horizon) {
         let r = self.recipe;
         self.batch_and_queue(facts.samples);
@@ -135,7 +135,7 @@ impl<'a> Checker<'a> {
             self.term_sizes(i, t, splits, facts, horizon);
         }
         if !objective.terms.is_empty() && !objective.terms.iter().any(|t| t.from == 0) {
-            let help = "let a term such as InfoNce() start at once";
+            let help = "start a term such as InfoNce() at step 0";
             self.error("E0210", "objective", "no term is active at the first step".into(), help);
         }
         for (i, probe) in r.probes.iter().enumerate() {
@@ -148,7 +148,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// A batch fits into the training set of n images, and the queue is shorter than it.
+    /// Checks that the batch fits into the training set of n images and that the queue is shorter than it.
     fn batch_and_queue(&mut self, n: usize) {
         let r = self.recipe;
         let batch = r.train.batch.get();
@@ -168,32 +168,30 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// The clusterer finds enough of the n training samples, and labels if it reads them.
+    /// Checks that there are enough training samples for the clusterer, and labels if it reads them.
     fn clusterer(&mut self, splits: &Splits, n: usize) {
         let Some(clusterer) = &self.recipe.clusterer else { return };
         for k in clusterer.prototypes().into_iter().flatten().filter(|k| *k > n) {
-            let message = format!("{k} prototypes of only {n} training samples");
+            let message = format!("{k} prototypes, but only {n} training samples");
             self.error("E0205", "clusterer.k", message, format!("make k at most {n}"));
         }
         if clusterer.needs_labels() && splits.train.labels().is_none() {
-            let message = format!("`{}` needs class labels, and the data has none", clusterer.name());
+            let message = format!("`{}` needs class labels, but the data has none", clusterer.name());
             self.error("E0204", "clusterer", message, "use labeled data or another clusterer");
         }
     }
 
-    /// The i-th term finds labels and prototypes if it reads them, and agrees with the sizes.
+    /// Checks that labels and prototypes exist if the i-th term reads them, and applies the term's own rules.
     fn term_sizes(&mut self, i: usize, t: &PlannedTerm, splits: &Splits, facts: &Facts, horizon: &Horizon) {
         let path = format!("objective[{i}].term");
         if t.needs.labels && splits.train.labels().is_none() {
-            let message = format!("`{}` needs class labels, and the data has none", t.term.name());
+            let message = format!("`{}` needs class labels, but the data has none", t.term.name());
             self.error("E0204", &path, message, "use labeled data or another term");
         }
         let from = self.recipe.objective[i].from.steps(horizon);
         if t.needs.prototypes && from > 0 && from < t.from {
-            let message = format!(
-                "`{}` is to start at step {from}, the first clustering is at step {}",
-                t.name, t.from
-            );
+            let message =
+                format!("`{}` starts at step {from}, but the first clustering is at step {}", t.name, t.from);
             self.warn("E0212", &format!("objective[{i}].from"), message, "the term waits for the clustering");
         }
         for finding in t.term.info().check(facts) {
@@ -202,19 +200,19 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// A probe that reads labels finds them in both splits.
+    /// Checks that both splits have labels if a probe reads them.
     fn probe_labels(&mut self, path: &str, name: &str, splits: &Splits) {
         if splits.train.labels().is_none() {
-            let message = format!("the probe `{name}` needs class labels, and the data has none");
+            let message = format!("the probe `{name}` needs class labels, but the data has none");
             self.error("E0204", path, message, "remove it, or use labeled data");
         } else if splits.test.as_ref().is_none_or(|t| t.labels().is_none()) {
-            let message = format!("the probe `{name}` needs a labeled test split, and the data has none");
+            let message = format!("the probe `{name}` needs a labeled test split, but the data has none");
             self.error("E0215", path, message, "remove it, or use data with a test split");
         }
     }
 
-    /// Builds the network part by part, so that what is wrong is reported at the part that has it; `None` if
-    /// the encoder or the projector cannot be built. Its initial weights are those of the run.
+    /// Builds the network part by part, so that an error is reported at the part that causes it. Returns
+    /// `None` if the encoder or the projector cannot be built. The initial weights are those of the run.
     pub fn network<D: NetworkDevice>(&mut self, device: &D, splits: &Splits) -> Option<Network<D>> {
         let shapes = self.view_shapes(splits)?;
         let encoder = self.encoder(device, &shapes)?;
@@ -229,13 +227,14 @@ impl<'a> Checker<'a> {
         };
         if let Some(Err(e)) = recipe.predictor.as_ref().map(|predictor| network.add_predictor(predictor)) {
             let width = network.embedding_dim();
-            let help = format!("let its last width be {width}, such as Mlp(dims: [64, {width}])");
+            let help = format!("set its last width to {width}, such as Mlp(dims: [64, {width}])");
             self.error("E0216", "predictor", e.to_string(), help);
         }
         Some(network)
     }
 
-    /// The shapes that the recipe's views give, each once; the first is that of the first view and of evaluation.
+    /// Returns the distinct shapes of the recipe's views; the first is that of the first view and of
+    /// evaluation.
     fn view_shapes(&mut self, splits: &Splits) -> Option<Vec<ImageShape>> {
         let mut shapes: Vec<ImageShape> = Vec::new();
         for (i, spec) in self.recipe.views.iter().enumerate() {
@@ -260,7 +259,7 @@ impl<'a> Checker<'a> {
                 return None;
             };
             if let Some(first) = shapes.first().filter(|f| f.channels != shape.channels) {
-                let message = format!("these views are {shape}, the first are {first}");
+                let message = format!("these views have shape {shape}, but the first have {first}");
                 self.error("E0213", &format!("views[{i}]"), message, "give all views the same channels");
                 return None;
             }
@@ -280,7 +279,7 @@ impl<'a> Checker<'a> {
         Some(shapes)
     }
 
-    /// The encoder, built for the first of these shapes, if it can be resized for the others.
+    /// Builds the encoder for the first of these shapes, if it can be resized for the others.
     fn encoder<D: NetworkDevice>(
         &mut self,
         device: &D,

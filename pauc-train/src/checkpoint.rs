@@ -2,15 +2,15 @@
 //!
 //! | tensors | what |
 //! |---|---|
-//! | `encoder.*`, `projector.*` | the online network, torchvision's names behind the prefix |
+//! | `encoder.*`, `projector.*` | the online network, torchvision's names after the prefix |
 //! | `momentum.encoder.*`, `momentum.projector.*` | the momentum network |
 //! | `term.<term>.<matrix>` | matrices that terms learn |
 //! | `optimizer.<slot>.<parameter>` | the optimizer's buffers |
 //! | `queue.keys`, `queue.ids` | past keys and their samples (−1: unknown) |
 //! | `clusters.<m>.centroids`, `.assignments` (−1: noise), `.concentration` | level m |
 //!
-//! The counters and [`crate::progress`] are in the file's metadata, with a BLAKE3 hash of all the rest. Random numbers
-//! need no state: they are functions of the step.
+//! The counters and [`crate::progress`] are in the file's metadata, with a BLAKE3 hash of everything else.
+//! Random numbers need no state: they are functions of the step.
 
 use crate::plan::Plan;
 use crate::prototypes::Prototypes;
@@ -28,7 +28,7 @@ use std::str::FromStr;
 
 const FORMAT: &str = "pauc-checkpoint-2";
 
-/// All parameters and statistics under their names in the file.
+/// Returns all parameters and statistics under their names in the file.
 fn named<D: NetworkDevice>(state: &TrainState<D>) -> Vec<Param<D>> {
     let parameters_and_statistics = |network: &Network<D>| {
         let mut all = network.parameters();
@@ -42,13 +42,13 @@ fn named<D: NetworkDevice>(state: &TrainState<D>) -> Vec<Param<D>> {
     all
 }
 
-/// The names of the optimizer's buffers, in their order.
+/// Returns the names of the optimizer's buffers, in order.
 fn slots<D: NetworkDevice>(plan: &Plan) -> &'static [&'static str] {
     D::optimizer(&*plan.recipe.optimizer.value).slots()
 }
 
-/// Writes a checkpoint, which becomes `checkpoints/last.safetensors` and, if asked, `best.safetensors`; what was there
-/// before stays until the new file is whole.
+/// Writes a checkpoint as `checkpoints/last.safetensors` and, if `best`, as `best.safetensors`. The previous
+/// files stay until the new file is complete.
 ///
 /// # Errors
 /// If the run has no folder, or the device or the disk fails.
@@ -60,7 +60,7 @@ pub fn save<D: NetworkDevice>(
     best: bool,
 ) -> Result<()> {
     if dir.last_checkpoint().is_none() {
-        return Err(Error::config("the run has no folder to save a checkpoint in"));
+        return Err(Error::config("a run in memory cannot save a checkpoint"));
     }
     let mut file = snapshot(device, plan, state)?;
     let sum = checksum(&file);
@@ -68,7 +68,7 @@ pub fn save<D: NetworkDevice>(
     dir.add_checkpoint(state.step, &file, plan.recipe.train.keep.last.get(), best)
 }
 
-/// The state as tensors and metadata.
+/// Returns the state as tensors and metadata.
 fn snapshot<D: NetworkDevice>(device: &D, plan: &Plan, state: &TrainState<D>) -> Result<TensorFile> {
     let mut file = TensorFile::new();
     file.insert_params(device, "", &named(state))?;
@@ -116,11 +116,11 @@ fn insert_prototypes<D: NetworkDevice>(file: &mut TensorFile, prototypes: &Proto
     Ok(())
 }
 
-/// Loads the newest usable checkpoint of a run into a state that was built from the same plan. Files that cannot be
-/// used get another name. Returns the file that was used, if there is any checkpoint, and what was wrong with others.
+/// Loads the newest usable checkpoint of a run into a state built from the same plan. Unusable files are
+/// renamed. Returns the file that was used, if there is any checkpoint, and the errors of the others.
 ///
 /// # Errors
-/// What is wrong with the newest checkpoint, if none can be used; the files then keep their names.
+/// The error of the newest checkpoint, if none can be used; no file is then renamed.
 pub fn load_newest<D: NetworkDevice>(
     device: &D,
     plan: &Plan,
@@ -133,7 +133,7 @@ pub fn load_newest<D: NetworkDevice>(
             Ok(()) => {
                 let notes = unusable.into_iter().map(|(path, error)| {
                     let name = set_aside(&path)?;
-                    Ok(format!("{error}; it is now {}", name.display()))
+                    Ok(format!("{error}; renamed to {}", name.display()))
                 });
                 return Ok((Some(path), notes.collect::<Result<_>>()?));
             }
@@ -146,31 +146,31 @@ pub fn load_newest<D: NetworkDevice>(
     }
 }
 
-/// Whether a file holds what was written to it: a hash over all of it is in its metadata.
+/// Checks a file against the hash in its metadata.
 ///
 /// # Errors
-/// [`Error::Damaged`] if the file is no checkpoint of this version, or its content has changed.
+/// [`Error::Damaged`] if the file is not a checkpoint of this version, or its content has changed.
 pub fn verify(file: &TensorFile, path: &Path) -> Result<()> {
     let text = |key: &str| file.metadata.get(key).map_or("", String::as_str);
     match text("format") {
         FORMAT => {}
-        "" => return Err(Error::damaged(path, "is no checkpoint: its metadata has no `format`")),
+        "" => return Err(Error::damaged(path, "is not a checkpoint: its metadata has no `format`")),
         other => {
-            let message = format!("has the format {other:?}, this version reads {FORMAT:?}");
+            let message = format!("has the format {other:?}, but this version reads {FORMAT:?}");
             return Err(Error::damaged(path, message));
         }
     }
     if text("blake3") == checksum(file) {
         return Ok(());
     }
-    Err(Error::damaged(path, "its content is not what was written (BLAKE3): restore it from a copy"))
+    Err(Error::damaged(path, "its BLAKE3 hash does not match; restore it from a copy"))
 }
 
-/// Loads a checkpoint into a state that was built from the same plan.
+/// Loads a checkpoint into a state built from the same plan.
 ///
 /// # Errors
-/// [`Error::Damaged`] if the file is no checkpoint, is of another recipe or seed, or lacks something. What was read
-/// before the fault was found is in the state by then.
+/// [`Error::Damaged`] if the file is not a checkpoint, belongs to another recipe or seed, or is incomplete.
+/// The state may then be partly overwritten.
 pub fn load<D: NetworkDevice>(device: &D, plan: &Plan, state: &mut TrainState<D>, path: &Path) -> Result<()> {
     let file = TensorFile::load(path)?;
     verify(&file, path)?;
@@ -199,7 +199,7 @@ pub fn load<D: NetworkDevice>(device: &D, plan: &Plan, state: &mut TrainState<D>
     Ok(())
 }
 
-/// Reads parts of a checkpoint; whatever is missing or misshapen is an error that names the file.
+/// Reads parts of a checkpoint; a missing part or one of the wrong shape is an error that names the file.
 struct Reader<'a> {
     file: &'a TensorFile,
     path: &'a Path,
@@ -211,20 +211,21 @@ impl<'a> Reader<'a> {
     }
 
     fn text(&self, key: &str) -> Result<&'a String> {
-        let missing = || self.damaged(format!("the metadata lacks `{key}`"));
+        let missing = || self.damaged(format!("the metadata has no `{key}`"));
         self.file.metadata.get(key).ok_or_else(missing)
     }
 
     fn number(&self, key: &str) -> Result<u64> {
         let value = self.text(key)?;
-        u64::from_str(value).map_err(|_| self.damaged(format!("metadata `{key}` is {value:?}, no number")))
+        u64::from_str(value)
+            .map_err(|_| self.damaged(format!("metadata `{key}`: expected a number, got {value:?}")))
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<&'a [f32]> {
         let values = self.file.f32(name)?;
         match self.file.get(name).map(|t| t.shape.as_slice()) {
             Some(got) if got == shape => Ok(values),
-            got => Err(self.damaged(format!("tensor `{name}` is {got:?}, this run needs {shape:?}"))),
+            got => Err(self.damaged(format!("tensor `{name}`: expected {shape:?}, got {got:?}"))),
         }
     }
 
@@ -234,15 +235,17 @@ impl<'a> Reader<'a> {
         if (hash, seed) == (own_hash, &own_seed) {
             return Ok(());
         }
-        Err(self
-            .damaged(format!("belongs to recipe {hash} seed {seed}, this run is {own_hash} seed {own_seed}")))
+        Err(self.damaged(format!(
+            "belongs to recipe {hash} seed {seed}, but this run is {own_hash} seed {own_seed}"
+        )))
     }
 
     fn queue(&self, len: usize, dim: usize) -> Result<KeyQueue> {
         let keys = self.tensor("queue.keys", &[len, dim])?.to_vec();
         let ids = self.file.i64("queue.ids")?.iter().map(|id| u64::try_from(*id).ok()).collect();
         let cursor = self.number("queue_cursor")? as usize;
-        KeyQueue::restore(dim, keys, ids, cursor).ok_or_else(|| self.damaged("the queue does not fit".into()))
+        KeyQueue::restore(dim, keys, ids, cursor)
+            .ok_or_else(|| self.damaged("the parts of the queue do not fit together".into()))
     }
 
     fn prototypes<D: NetworkDevice>(&self, device: &D) -> Result<Prototypes<D>> {
@@ -250,7 +253,7 @@ impl<'a> Reader<'a> {
         while let Some(stored) = self.file.get(&format!("clusters.{}.centroids", clusterings.len())) {
             let name = |part| format!("clusters.{}.{part}", clusterings.len());
             let [k, dim] = stored.shape[..] else {
-                return Err(self.damaged(format!("{} is no matrix", name("centroids"))));
+                return Err(self.damaged(format!("{} is not a matrix", name("centroids"))));
             };
             let assignments = self.file.i64(&name("assignments"))?;
             let assignments = assignments.iter().map(|s| u32::try_from(*s).ok()).collect();

@@ -1,4 +1,4 @@
-//! Clustering of features in a file.
+//! Clustering of the features in a file.
 
 use pauc_cluster::coagulation::Coagulation;
 use pauc_cluster::feature_files::{self, Matrix};
@@ -12,9 +12,9 @@ use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
 use std::time::Instant;
 
-/// Samples that enter the metrics which look at pairs of samples; of more, as many at even distances are taken.
+/// The largest number of samples for metrics over pairs of samples; above it, evenly spaced samples are used.
 pub const MOST_MEASURED: usize = 10_000;
-/// Samples of which the silhouette is taken, drawn at random.
+/// The number of random samples for the silhouette.
 const MOST_IN_SILHOUETTE: usize = 2000;
 
 /// What to cluster, and how.
@@ -22,11 +22,11 @@ const MOST_IN_SILHOUETTE: usize = 2000;
 pub struct Job<'a> {
     /// The features: a `.safetensors`, `.npy` or `.csv` file.
     pub path: &'a Path,
-    /// Which tensor of a safetensors file.
+    /// The tensor of a safetensors file.
     pub tensor: Option<&'a str>,
     /// Class labels, to score against.
     pub labels: Option<&'a Path>,
-    /// The seed of everything random.
+    /// The random seed.
     pub seed: u64,
     /// Smoothing α of the concentration.
     pub alpha: Positive,
@@ -34,23 +34,23 @@ pub struct Job<'a> {
     pub temperature: Positive,
 }
 
-/// A fit.
+/// The result of a fit.
 #[derive(Clone, Debug)]
 pub struct Fitted {
     /// N.
     pub rows: usize,
     /// D.
     pub cols: usize,
-    /// How long the fit alone took.
+    /// Seconds of the fit alone.
     pub seconds: f64,
-    /// Level by level.
+    /// The levels.
     pub levels: Vec<FittedLevel>,
 }
 
 /// One level of a fit.
 #[derive(Clone, Debug)]
 pub struct FittedLevel {
-    /// Centroids, assignments, and how the fit went.
+    /// Centroids, assignments, and the fit report.
     pub clustering: Clustering,
     /// φ of each prototype.
     pub concentration: Vec<f32>,
@@ -58,10 +58,11 @@ pub struct FittedLevel {
     pub metrics: Vec<Metric>,
 }
 
-/// Clusters the features of a file with the help of a device, and measures the result.
+/// Clusters the features in a file on a device, and measures the result.
 ///
 /// # Errors
-/// If a file is missing or damaged, a feature is not finite, or the clusterer cannot work on so many samples.
+/// If a file is missing or damaged, a feature is NaN or infinite, or the clusterer does not accept this
+/// number of samples.
 pub fn fit<D: Compute>(device: &D, clusterer: &Configured<kind::Clusterer>, job: &Job<'_>) -> Result<Fitted> {
     let matrix = Matrix::open(job.path, job.tensor)?;
     let rows = matrix.rows();
@@ -74,7 +75,7 @@ pub fn fit<D: Compute>(device: &D, clusterer: &Configured<kind::Clusterer>, job:
     let began = Instant::now();
     let fitted = clusterer.fit(rows, context);
     let seconds = began.elapsed().as_secs_f64();
-    // Numbers that are none are the file's fault here, not a diverged encoder's.
+    // A NaN here is an error of the file, not of a diverged encoder.
     let fitted = fitted.map_err(|e| match e {
         Error::NonFinite { what, place } => {
             Error::damaged(job.path, format!("{what} is not finite: {}", place.unwrap_or_default()))
@@ -90,7 +91,7 @@ pub fn fit<D: Compute>(device: &D, clusterer: &Configured<kind::Clusterer>, job:
     Ok(Fitted { rows: rows.rows, cols: rows.cols, seconds, levels })
 }
 
-/// The metrics of one level.
+/// Computes the metrics of one level.
 fn measure(
     rows: RowsView<'_>,
     c: &mut Clustering,
@@ -106,7 +107,7 @@ fn measure(
     let chosen: Vec<usize> =
         (0..some).map(|i| (i as u128 * rows.rows as u128 / some as u128) as usize).collect();
     let mut data: Vec<f32> = chosen.iter().flat_map(|i| rows.row(*i)).copied().collect();
-    // Those of all come back below: a copy of the centroids would be the largest thing here.
+    // Restored below: a copy of the centroids would be the largest allocation here.
     let few = chosen.iter().map(|i| c.assignments[*i]).collect();
     let all = std::mem::replace(&mut c.assignments, few);
     let of_some = RowsView::new(&data, rows.cols);
@@ -122,11 +123,11 @@ fn measure(
     Ok(metrics)
 }
 
-/// Writes `prototypes.M`, `assignments.M` (−1: noise) and `concentration.M` of each level M into a safetensors file,
-/// the names under which a term reads them.
+/// Writes `prototypes.M`, `assignments.M` (−1: noise) and `concentration.M` of each level M to a safetensors
+/// file, under the names that a term reads.
 ///
 /// # Errors
-/// If the disk refuses.
+/// If the disk fails.
 pub fn write(fitted: &Fitted, path: &Path) -> Result<()> {
     let floats = |v: &[f32]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();

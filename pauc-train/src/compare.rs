@@ -1,4 +1,4 @@
-//! Runs beside each other: what differs between their recipes, and by how much their metrics differ.
+//! Comparison of runs: the differences between their recipes and between their metrics.
 
 use crate::recipe_text::{self, Node, Parts};
 use crate::run_dir::RunDir;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// One seed of a recipe.
+/// One run of a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Run {
     /// The folder.
@@ -35,14 +35,14 @@ pub struct Group {
     resolved: String,
 }
 
-/// A value that two recipes write differently.
+/// A value that differs between two recipes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Change {
-    /// Its path, as `--set` takes it.
+    /// Its path, in the form of `--set`.
     pub path: String,
-    /// In the first recipe; `None`: not there.
+    /// The value in the first recipe; `None` if it is absent.
     pub first: Option<String>,
-    /// In the other recipe.
+    /// The value in the other recipe.
     pub other: Option<String>,
 }
 
@@ -57,34 +57,34 @@ pub struct Delta {
     pub other: Spread,
     /// The other mean minus the first.
     pub difference: f64,
-    /// The test over the seeds that both groups have, if they have two or more.
+    /// The test over the seeds that both groups have, if there are two or more.
     pub paired: Option<Paired>,
 }
 
-/// A group beside the first one.
+/// A group, compared with the first one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Beside {
     /// The group's recipe.
     pub hash: String,
-    /// How its recipe differs from the first.
+    /// The differences of its recipe from the first.
     pub recipe: Vec<Change>,
     /// Metrics that both groups have.
     pub metrics: Vec<Delta>,
-    /// Metrics that only one of them has: nothing is known about their difference.
+    /// Metrics that only one of them has.
     pub not_compared: Vec<String>,
 }
 
-/// Everything that `compare` prints.
+/// The content of `compare`'s output.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
-    /// The groups, in the order in which they were named.
+    /// The groups, in the order of the command line.
     pub groups: Vec<Group>,
-    /// Every group but the first, beside the first.
+    /// Every group but the first, compared with the first.
     pub beside: Vec<Beside>,
 }
 
 impl Comparison {
-    /// The metrics whose means differ by more than `tolerance`, or that only one side has.
+    /// Returns the metrics whose means differ by more than `tolerance`, or that only one side has.
     pub fn beyond(&self, tolerance: f64) -> Vec<String> {
         let mut found = Vec::new();
         for b in &self.beside {
@@ -96,10 +96,10 @@ impl Comparison {
     }
 }
 
-/// Reads the runs in folders, or in the `seed…` folders below them, and compares their recipes.
+/// Reads the runs in folders, or in the `seed…` folders below them, and compares them.
 ///
 /// # Errors
-/// [`Error::Config`] if a folder holds no run, one run is named twice, or all are of one recipe.
+/// [`Error::Config`] if a folder is not a run, one run is named twice, or all are of one recipe.
 pub fn compare(folders: &[PathBuf]) -> Result<Comparison> {
     let mut groups: Vec<Group> = Vec::new();
     for folder in folders {
@@ -119,7 +119,7 @@ pub fn compare(folders: &[PathBuf]) -> Result<Comparison> {
             if let Some(twice) = group.runs.iter().find(|r| r.seed == run.seed) {
                 let (a, b) = (twice.path.display(), run.path.display());
                 return Err(Error::config(format!(
-                    "{a} and {b} are the same recipe and seed: name one of them"
+                    "{a} and {b} are the same recipe and seed; remove one of them"
                 )));
             }
             group.runs.push(run);
@@ -127,8 +127,7 @@ pub fn compare(folders: &[PathBuf]) -> Result<Comparison> {
         }
     }
     if let [only] = &groups[..] {
-        let message =
-            format!("all these runs are of recipe {}: there is nothing to compare it with", only.hash);
+        let message = format!("all these runs have recipe {}, so there is nothing to compare", only.hash);
         return Err(Error::config(message));
     }
     let beside = groups.iter().skip(1).map(|g| beside(&groups[0], g)).collect();
@@ -136,10 +135,10 @@ pub fn compare(folders: &[PathBuf]) -> Result<Comparison> {
 }
 
 fn no_run(path: &Path) -> Error {
-    Error::config(format!("{}: no run lies there (it has no run.json)", path.display()))
+    Error::config(format!("{}: not a run (no run.json)", path.display()))
 }
 
-/// The folder itself, or those of its seeds.
+/// Returns the folder itself, or the folders of its seeds.
 fn runs_in(folder: &Path) -> Result<Vec<PathBuf>> {
     if folder.join("run.json").is_file() {
         return Ok(vec![folder.to_path_buf()]);
@@ -151,7 +150,7 @@ fn runs_in(folder: &Path) -> Result<Vec<PathBuf>> {
     if found.is_empty() { Err(no_run(folder)) } else { Ok(found) }
 }
 
-/// The newest record of each metric of the trained encoder, by name.
+/// Returns the newest record of each metric of the trained encoder, by name.
 ///
 /// # Errors
 /// If the log cannot be read.
@@ -167,7 +166,7 @@ pub fn newest_metrics(run: &Path) -> Result<BTreeMap<String, Metric>> {
     Ok(newest)
 }
 
-/// The newest value of each metric of the trained encoder.
+/// Returns the newest value of each metric of the trained encoder.
 ///
 /// # Errors
 /// If the log cannot be read.
@@ -200,7 +199,7 @@ fn beside(first: &Group, other: &Group) -> Beside {
     Beside { hash: other.hash.clone(), recipe, metrics, not_compared }
 }
 
-/// The values that two resolved recipes write differently, by path; seeds and names do not count.
+/// Returns the values that differ between two resolved recipes, by path; seeds and names are ignored.
 pub fn changes(first: &str, other: &str) -> Vec<Change> {
     let (Some(a), Some(b)) = (recipe_text::parse(first), recipe_text::parse(other)) else {
         return Vec::new();
@@ -216,7 +215,7 @@ fn text(side: (&str, Option<&Node>)) -> Option<String> {
     Some(words.join(" "))
 }
 
-/// What stands before the brackets of a component.
+/// Returns the text before the brackets of a component.
 fn head<'a>(side: (&'a str, &Node)) -> &'a str {
     let whole = &side.0[side.1.span.clone()];
     whole.split(['(', '[']).next().unwrap_or(whole).trim()
@@ -254,7 +253,7 @@ fn walk(path: String, a: (&str, Option<&Node>), b: (&str, Option<&Node>), found:
     }
 }
 
-/// Lists of plain values are compared as a whole.
+/// Returns whether a list has structured items; lists of plain values are compared as a whole.
 fn has_parts(items: &[Node]) -> bool {
     items.iter().any(|n| n.parts != Parts::Scalar)
 }
@@ -322,7 +321,7 @@ mod tests {
         // probability is 1 − t/√(t² + 2).
         let t: f64 = 6.0 * 3f64.sqrt();
         let paired = d.paired.as_ref().unwrap();
-        // A difference of values about 0.6 is as far off as these, which is much of a deviation of 0.01.
+        // A difference of values near 0.6 has their rounding error, which matters for a deviation of 0.01.
         let within = t * tolerance::f64(8, 1.2 / 0.01);
         assert_within!(paired.t, t, within);
         // p falls by 2/(t² + 2)^1.5 with t.
@@ -347,6 +346,6 @@ mod tests {
         let said = |runs: &[PathBuf]| compare(runs).unwrap_err().to_string();
         assert!(said(&[a.clone(), again]).contains("same recipe and seed"));
         assert!(said(&[a.clone(), b]).contains("nothing to compare"));
-        assert!(said(&[a, at.join("none")]).contains("no run lies there"));
+        assert!(said(&[a, at.join("none")]).contains("not a run"));
     }
 }

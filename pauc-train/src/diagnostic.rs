@@ -1,4 +1,4 @@
-//! What is wrong with a recipe, where, and what to write instead; drawn the way rustc draws its errors.
+//! Mistakes in a recipe, with their positions and remedies, rendered in the style of rustc.
 
 use crate::recipe_text;
 use annotate_snippets::{AnnotationKind, Level, Patch, Renderer, Snippet};
@@ -10,24 +10,24 @@ use std::ops::Range;
 /// One error or warning about a recipe.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Diagnostic {
-    /// How grave it is.
+    /// Error or warning.
     pub severity: Severity,
     /// The code that `explain` describes.
     pub code: &'static str,
-    /// What is wrong.
+    /// The mistake.
     pub message: String,
-    /// Where, in bytes of the recipe's text.
+    /// The position, in bytes of the recipe's text.
     pub span: Option<Range<usize>>,
-    /// A word on the place.
+    /// A short label for the position.
     pub label: String,
-    /// What to do about it.
+    /// The remedy.
     pub help: Option<String>,
-    /// What to write in the place of the span.
+    /// The text to write in place of the span.
     pub replacement: Option<String>,
 }
 
 impl Diagnostic {
-    /// An error or warning about the value at a path of the recipe.
+    /// Creates an error or warning about the value at a path of the recipe.
     pub fn at(
         severity: Severity,
         code: &'static str,
@@ -42,7 +42,7 @@ impl Diagnostic {
         Diagnostic { severity, code, message, span, label: String::new(), help, replacement: None }
     }
 
-    /// Draws the diagnostic over the recipe's text.
+    /// Renders the diagnostic over the recipe's text.
     pub fn render(&self, text: &str, path: &str, color: bool) -> String {
         let level = match self.severity {
             Severity::Error => Level::ERROR,
@@ -72,7 +72,7 @@ impl Diagnostic {
         renderer.render(&report)
     }
 
-    /// Explains an error of RON's parser, or one that a component raised while it was read.
+    /// Converts an error of RON's parser, or one that a component raised during parsing.
     pub fn from_ron(text: &str, error: &SpannedError) -> Self {
         let span = byte(text, error.span.start)..byte(text, error.span.end);
         let mut d = Diagnostic {
@@ -87,8 +87,8 @@ impl Diagnostic {
         let plain = error.code.to_string();
         if let Some(problem) = Problem::parse(&plain) {
             let Problem { code, message, word, suggestion, help } = problem;
-            // The parser stands behind the offending word, or behind the value that begins with it; the word itself is what
-            // the reader wants to see.
+            // The parser's position is after the offending word, or after the value that begins with it; show
+            // the word itself.
             d.span = d.span.map(|s| match word.and_then(|w| last_word(text, s.end, &w)) {
                 Some(word) => word,
                 None => word_before(text, s),
@@ -124,7 +124,7 @@ impl Diagnostic {
                     ("E0104", format!("the field `{field}`{owner} is missing and has no default"));
             }
             Ron::ExpectedStructLike | Ron::ExpectedNamedStructLike(_) => {
-                d.message = "a name has to be followed by its fields in parentheses".into();
+                d.message = "a name must be followed by its fields in parentheses".into();
                 d.help = Some("write `Name()` to leave all fields at their defaults".into());
             }
             Ron::ExpectedComma | Ron::ExpectedStructLikeEnd | Ron::ExpectedArrayEnd => {
@@ -136,21 +136,21 @@ impl Diagnostic {
         if d.code == "E0106"
             && let Some(root) = recipe_text::parse(text)
         {
-            // The parser stopped somewhere in or behind the value: show all of it.
+            // The parser stopped somewhere in or after the value: show all of it.
             d.span = Some(value(text, &root, &d).span.clone());
         }
         d
     }
 }
 
-/// The value at which, or behind which, a parser's error stands.
+/// Returns the value at or before a parser's error.
 fn value<'a>(text: &str, root: &'a recipe_text::Node, d: &Diagnostic) -> &'a recipe_text::Node {
     let at = d.span.as_ref().map_or(0, |s| s.start);
     let blank = text[at..].len() - text[at..].trim_start().len();
     recipe_text::value_at(root, at + blank)
 }
 
-/// Makes serde's wording about values ours.
+/// Rewords serde's messages about values.
 fn value_message(message: &str) -> String {
     match message.split_once(", expected ") {
         Some((got, expected)) => {
@@ -164,18 +164,18 @@ fn value_message(message: &str) -> String {
 fn clamp(text: &str, span: &Range<usize>) -> Range<usize> {
     let end = span.end.min(text.len());
     let start = span.start.min(end);
-    // An empty span at the end of a line draws nothing: show the character before it.
+    // An empty span at the end of a line is not drawn: show the character before it.
     if start == end && start > 0 { text.floor_char_boundary(start - 1)..end } else { start..end }
 }
 
-/// RON counts lines and columns from one, columns in characters.
+/// Converts a position to a byte offset. RON counts lines and columns from one, columns in characters.
 fn byte(text: &str, at: ron::error::Position) -> usize {
     let line_start: usize = text.split_inclusive('\n').take(at.line.saturating_sub(1)).map(str::len).sum();
     let line = text[line_start..].split('\n').next().unwrap_or("");
     line_start + line.char_indices().nth(at.col.saturating_sub(1)).map_or(line.len(), |(i, _)| i)
 }
 
-/// The last place before `end` where `word` stands by itself.
+/// Returns the last occurrence of `word` before `end` as a whole word.
 fn last_word(text: &str, end: usize, word: &str) -> Option<Range<usize>> {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';
     let whole = |at: usize| {
@@ -198,24 +198,24 @@ fn word_before(text: &str, span: Range<usize>) -> Range<usize> {
     if start < before.len() { start..before.len() } else { span }
 }
 
-/// The outcome of looking at a recipe: what was found, worst first.
+/// The diagnostics of a recipe, errors first.
 #[derive(Clone, Debug, Default)]
 pub struct Diagnostics {
-    /// The recipe's text, with what `--set` changed.
+    /// The recipe's text, after the `--set` changes.
     pub text: String,
-    /// The name to print as its path.
+    /// The path to print.
     pub path: String,
     /// The errors and warnings.
     pub all: Vec<Diagnostic>,
 }
 
 impl Diagnostics {
-    /// Whether the recipe cannot be run.
+    /// Returns whether there is an error.
     pub fn has_errors(&self) -> bool {
         self.all.iter().any(|d| d.severity == Severity::Error)
     }
 
-    /// All diagnostics, drawn one below the other, with a closing line.
+    /// Renders all diagnostics, followed by a summary line.
     pub fn render(&self, color: bool) -> String {
         let mut all: Vec<&Diagnostic> = self.all.iter().collect();
         all.sort_by_key(|d| std::cmp::Reverse(d.severity));

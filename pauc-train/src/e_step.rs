@@ -1,4 +1,4 @@
-//! The E-step: embeddings of the training set, clustered anew.
+//! The E-step: clustering the embeddings of the training set.
 
 use crate::evaluate;
 use crate::health;
@@ -13,7 +13,7 @@ use pauc_traits::probe::RowsView;
 use pauc_traits::{Clustering, Result};
 use std::time::Instant;
 
-/// Whether the training set is to be clustered before the next step: at starts of epochs, `every` so often.
+/// Returns whether to cluster before the next step: at starts of epochs, at the interval `every`.
 pub(crate) fn is_due<D: NetworkDevice>(plan: &Plan, state: &TrainState<D>) -> bool {
     let Some(clusterer) = &plan.recipe.clusterer else { return false };
     let (step, horizon) = (state.step, &plan.horizon);
@@ -63,7 +63,7 @@ pub(crate) fn cluster<D: NetworkDevice>(
     health::check_prototypes(state, &levels, watch)
 }
 
-/// What the log says of each level.
+/// Summarizes each level for the log.
 fn report_levels<D: NetworkDevice>(prototypes: &Prototypes<D>, before: &[Clustering]) -> Vec<ClusterLevel> {
     let level = |c: &Clustering, phi: &[f32], churn: Option<f64>| ClusterLevel {
         churn,

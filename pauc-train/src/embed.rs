@@ -1,4 +1,4 @@
-//! Embedded splits as files, with what they came from.
+//! Files of embedded splits, with their provenance.
 
 use crate::evaluate::Embedded;
 use crate::saved_run::{Part, SavedRun};
@@ -6,16 +6,16 @@ use pauc_models::weights::{TensorFile, Values};
 use pauc_traits::{Error, Result, atomic, npy};
 use std::path::{Path, PathBuf};
 
-/// Which vectors a `.npy` file holds; a `.safetensors` file holds both.
+/// The vectors in a `.npy` file; a `.safetensors` file holds both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vectors {
-    /// Features before the projector.
+    /// The encoder's output.
     Features,
-    /// Projector outputs as unit rows.
+    /// The projector's output, scaled to unit length.
     Embeddings,
 }
 
-/// What stands beside the vectors: where they came from.
+/// The provenance of vectors.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Provenance {
     /// The first digits of the recipe's hash.
@@ -28,7 +28,7 @@ pub struct Provenance {
     pub weights: String,
     /// `encoder` or `momentum.encoder`.
     pub network: String,
-    /// One line on the data.
+    /// A description of the data.
     pub data: String,
     /// `train` or `test`.
     pub split: String,
@@ -37,7 +37,7 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// Of a split of a run.
+    /// Describes a split of a run.
     pub fn new(saved: &SavedRun, part: Part, momentum: bool, step: u64) -> Self {
         let plan = &saved.plan;
         let mut all = Provenance {
@@ -69,12 +69,12 @@ impl Provenance {
     }
 }
 
-/// How vectors are written.
+/// The file format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// `features` (N, F), `embeddings` (N, D), `ids` N, `labels` N, and the provenance as metadata.
     Safetensors,
-    /// The chosen vectors; beside `x.npy` lie `x.ids.npy`, `x.labels.npy` and `x.json` with the provenance.
+    /// The chosen vectors, with `x.ids.npy`, `x.labels.npy` and `x.json` (the provenance) beside `x.npy`.
     Npy,
     /// The columns `ids`, `labels`, `features` and `embeddings` (lists), and the provenance as metadata.
     #[cfg(feature = "parquet")]
@@ -82,10 +82,10 @@ pub enum Form {
 }
 
 impl Form {
-    /// The form that a file's ending asks for.
+    /// Returns the format for a file's extension.
     ///
     /// # Errors
-    /// If it asks for none.
+    /// If the extension is unknown.
     pub fn of(path: &Path) -> Result<Self> {
         match path.extension().and_then(|e| e.to_str()) {
             Some("safetensors") => Ok(Form::Safetensors),
@@ -103,11 +103,11 @@ const ENDINGS: &str = "end the name in .safetensors, .npy or .parquet";
 const ENDINGS: &str =
     "end the name in .safetensors or .npy; pauc built with `--features parquet` also writes .parquet";
 
-/// Writes vectors, ids and labels in the form that the ending of `path` asks for. Rows stand in the order of the split,
-/// and ids are places in it. Returns the files.
+/// Writes vectors, ids and labels in the format of the extension of `path`. Rows are in the order of the
+/// split, and ids are indices into it. Returns the files.
 ///
 /// # Errors
-/// As [`Form::of`], or if the disk refuses.
+/// As [`Form::of`], or if the disk fails.
 pub fn write(
     embedded: &Embedded,
     labels: Option<&[u32]>,

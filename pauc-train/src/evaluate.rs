@@ -14,31 +14,31 @@ use std::sync::Arc;
 /// Images that pass through the network at once during evaluation.
 const CHUNK: Count = Count::lit(256);
 
-/// A split after the network, on the host.
+/// An embedded split, on the host.
 #[derive(Clone, Debug, Default)]
 pub struct Embedded {
-    /// Features before the projector, row-major.
+    /// The encoder's outputs, row-major.
     pub features: Vec<f32>,
     /// Width of a feature row.
     pub feature_dim: usize,
-    /// Projector outputs as unit rows, row-major.
+    /// The projector's outputs scaled to unit length, row-major.
     pub embeddings: Vec<f32>,
     /// Width of an embedding row.
     pub dim: usize,
 }
 
 impl Embedded {
-    /// The features as rows, (N, feature_dim).
+    /// Returns the features as rows, (N, feature_dim).
     pub fn feature_rows(&self) -> RowsView<'_> {
         RowsView::new(&self.features, self.feature_dim.max(1))
     }
 
-    /// The embeddings as unit rows, (N, dim).
+    /// Returns the embeddings as unit rows, (N, dim).
     pub fn embedding_rows(&self) -> RowsView<'_> {
         RowsView::new(&self.embeddings, self.dim.max(1))
     }
 
-    /// Some of the rows, in this order.
+    /// Returns the chosen rows, in this order.
     pub fn rows(&self, chosen: &[usize]) -> Embedded {
         let of = |data: &[f32], cols: usize| -> Vec<f32> {
             chosen.iter().flat_map(|i| &data[i * cols..(i + 1) * cols]).copied().collect()
@@ -61,7 +61,7 @@ impl Embedded {
     }
 }
 
-/// Calls `each` with one view of every image of a split and their number, a chunk of images after the other. Random
+/// Calls `each` with one view of every image of a split and the number of images, chunk by chunk. Random
 /// views are those of a seed and an epoch.
 fn chunks(
     view: &ViewPipeline,
@@ -91,7 +91,7 @@ pub fn embed<D: NetworkDevice>(
     embed_epoch(network, view, source, 0, 0)
 }
 
-/// As [`embed`], with views that may be random: those of an epoch.
+/// Does the same as [`embed`] with views that may be random: those of an epoch.
 ///
 /// # Errors
 /// As [`embed`].
@@ -117,7 +117,7 @@ pub fn embed_epoch<D: NetworkDevice>(
     Ok(out)
 }
 
-/// The evaluation views themselves as features: what an accuracy is worth has to beat this.
+/// Returns the evaluation views themselves as features, a baseline for accuracies.
 ///
 /// # Errors
 /// If an image cannot be read.
@@ -134,7 +134,7 @@ pub fn raw_pixels(
         (0, 0),
         |options| options,
         |pixels, _| {
-            // Undo the normalization: pixels as they are, between 0 and 1.
+            // Undo the normalization: original pixels, between 0 and 1.
             let channels = statistics.iter().cycle();
             let pixels = pixels.numbers(0..pixels.len());
             out.features.extend(pixels.iter().zip(channels).map(|(v, (mean, std))| v * std + mean));
@@ -146,27 +146,27 @@ pub fn raw_pixels(
     Ok(out)
 }
 
-/// What probes look at besides the embedded splits.
+/// Inputs of probes besides the embedded splits.
 #[derive(Clone, Copy)]
 pub struct ProbeInputs<'a> {
     /// The data, for labels and classes.
     pub splits: &'a Splits,
-    /// The clusterings in force.
+    /// The current clusterings.
     pub levels: &'a [Clustering],
     /// Their concentrations.
     pub concentrations: &'a [Vec<f32>],
     /// The run's seed.
     pub seed: u64,
-    /// The network that is probed; none for pixels.
+    /// The network to probe; `None` for pixels.
     pub network: Option<&'a dyn ProbedNetwork>,
-    /// The device that takes long computations over.
+    /// The device for long computations.
     pub device: Option<&'a dyn ProbesOnDevice>,
 }
 
 /// Runs probes on embedded splits.
 ///
 /// # Errors
-/// What a probe reports.
+/// The error of a probe.
 pub fn measure<'p>(
     probes: impl IntoIterator<Item = &'p Configured<dyn Probe>>,
     train: &Embedded,

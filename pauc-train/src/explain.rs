@@ -1,4 +1,4 @@
-//! Help texts: a component, a code, a whole recipe.
+//! The texts of `explain`: a component, a code, a whole recipe.
 
 use crate::codes;
 use crate::plan::Plan;
@@ -11,7 +11,7 @@ use pauc_traits::schedule::Clock;
 use pauc_traits::term::{After, Contrast, Facts};
 use std::fmt::Write;
 
-/// What is known of a name: a component, a section of recipes, or a code. `None` if it is none of these.
+/// Returns the text for a component, a section of recipes, or a code; `None` if the name is unknown.
 pub fn name(what: &str) -> Option<String> {
     if let Some(code) = codes::find(what) {
         return Some(format!("{}: {}\n\n{}\n", code.code, code.title, code.text));
@@ -24,12 +24,12 @@ pub fn name(what: &str) -> Option<String> {
     (!found.is_empty()).then(|| found.iter().map(component).collect::<Vec<_>>().join("\n"))
 }
 
-/// Names that are close to one that [`name`] does not know.
+/// Returns a name that is close to one that [`name`] does not know.
 pub fn suggestion(what: &str) -> Option<&'static str> {
     registry::did_you_mean(what, registry::catalog().iter().map(|l| l.name))
 }
 
-/// A component's page.
+/// Formats a component's page.
 pub fn component(l: &Listing) -> String {
     let doc = l.doc.lines().map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n");
     let mut out = format!("{} — {} of {}\n\n{}\n", l.name, l.kind, l.origin, doc.trim());
@@ -40,12 +40,12 @@ pub fn component(l: &Listing) -> String {
     out
 }
 
-/// Whether a component of this kind is a term of objectives, which has a page of its own in the book.
+/// Returns whether a component of this kind is a term; terms have pages of their own in the book.
 pub fn is_term(kind: &str) -> bool {
     ["contrastive loss", "regularizer"].contains(&kind)
 }
 
-/// The run whose numbers stand on the pages of terms.
+/// Returns the sizes for the numbers on the pages of terms.
 fn example() -> Facts {
     Facts {
         batch: 256,
@@ -59,8 +59,8 @@ fn example() -> Facts {
     }
 }
 
-/// What a term with its default settings reads, and its numbers in a run of common sizes; `None` if the component is
-/// no term, or has a setting without a default.
+/// Lists what a term with its default settings reads, and its numbers in a run of common sizes; `None` if the
+/// component is not a term, or has a setting without a default.
 fn term(l: &Listing) -> Option<Vec<String>> {
     let term = Term::parse(&format!("{}()", l.name)).ok().filter(|_| is_term(l.kind))?;
     let (info, facts) = (term.info(), example());
@@ -91,7 +91,7 @@ fn term(l: &Listing) -> Option<Vec<String>> {
         },
     ];
     if let Some(Contrast { positives, negatives }) = info.contrast(&facts) {
-        lines.push(format!("Positives and negatives of each query there: {positives} and {negatives}."));
+        lines.push(format!("Positives per query: {positives}. Negatives per query: {negatives}."));
     }
     for p in info.parameters(&facts) {
         let kept = if p.after == After::Remembered { "remembers" } else { "learns" };
@@ -100,14 +100,14 @@ fn term(l: &Listing) -> Option<Vec<String>> {
     Some(lines)
 }
 
-/// The title of a kind's page in the book.
+/// Returns the title of a kind's page in the book.
 pub fn title(kind: &str) -> String {
     let mut title = registry::plural(kind).to_string();
     title[..1].make_ascii_uppercase();
     title
 }
 
-/// The book's page of one kind of component, in Markdown: all of them, or of terms the table that leads to their pages.
+/// Formats the book's page of one kind of component in Markdown: all of them, or for terms a table of links.
 pub fn page(kind: &str, all: &[Listing]) -> String {
     let mut out = format!("# {}\n\n| name | what it is |\n|---|---|\n", title(kind));
     for l in all {
@@ -124,12 +124,12 @@ pub fn page(kind: &str, all: &[Listing]) -> String {
     out
 }
 
-/// The book's page of one term, in Markdown.
+/// Formats the book's page of one term in Markdown.
 pub fn term_page(l: &Listing) -> String {
     format!("# {}\n\nA {} of `{}`.\n\n{}", l.name, l.kind, l.origin, body(l, "#"))
 }
 
-/// A component's text and table of fields; `#`s come before those of its headings, which go below its own.
+/// Formats a component's text and table of fields. `below` is put before its headings, to nest them.
 fn body(l: &Listing, below: &str) -> String {
     let doc = l.doc.lines().map(|line| line.strip_prefix(' ').unwrap_or(line));
     let doc: Vec<String> =
@@ -166,7 +166,8 @@ fn fields(list: &[Field]) -> String {
     out
 }
 
-/// Everything that follows from a recipe: resolved values, shapes, parameters, memory, chance levels, rates.
+/// Formats everything that follows from a recipe: resolved values, shapes, parameters, memory, chance levels,
+/// rates.
 ///
 /// # Errors
 /// If the network cannot be built.
@@ -182,7 +183,7 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
     Ok(out)
 }
 
-/// What a network holds: its parameters, and the values of its outputs for one image.
+/// The number of parameters of a network, and of output values for one image.
 #[derive(Clone, Copy)]
 struct NetworkSize {
     parameters: usize,
@@ -207,7 +208,7 @@ fn data_and_length(out: &mut String, plan: &Plan) {
     );
 }
 
-/// The table of layers.
+/// Formats the table of layers.
 fn layers<D: NetworkDevice>(out: &mut String, network: &Network<D>) -> NetworkSize {
     let _ = writeln!(
         out,
@@ -246,7 +247,7 @@ fn memory<D: NetworkDevice>(
     if let Some(planned) = network.encoder_memory(r.train.micro_batch.unwrap_or(r.train.batch).get() * 2) {
         let _ = writeln!(
             out,
-            "{:<10} {:.1} MB of maps and gradients of the encoder planned for two views of a batch",
+            "{:<10} {:.1} MB planned for the encoder's feature maps and gradients, two views of a batch",
             device.name(),
             planned as f64 / 1e6,
         );
@@ -266,7 +267,7 @@ fn prototypes(out: &mut String, plan: &Plan) {
     }
 }
 
-/// The table of terms: when each counts, how much, and against how many negatives.
+/// Formats the table of terms: start, weight, chance level, positives and negatives.
 fn terms(out: &mut String, plan: &Plan) {
     let h = &plan.horizon;
     let _ = writeln!(
@@ -292,7 +293,7 @@ fn terms(out: &mut String, plan: &Plan) {
     }
 }
 
-/// The learning rate at eleven steps, as bars.
+/// Draws the learning rate at eleven steps, as bars.
 fn learning_rates<D: NetworkDevice>(out: &mut String, plan: &Plan) {
     let (r, h) = (&plan.recipe, &plan.horizon);
     let optimizer = D::optimizer(&*r.optimizer.value);

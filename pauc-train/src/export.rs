@@ -1,16 +1,16 @@
-//! The encoder of a run as a file of its own, for PyTorch and for other recipes.
+//! Export of a run's encoder, for PyTorch and for other recipes.
 
 use pauc_models::weights::{TensorFile, Values};
 use pauc_traits::{Error, Result};
 use std::path::Path;
 
-/// The encoder that a checkpoint holds, under its own names: torchvision's for networks that torchvision has, with the
-/// counters `num_batches_tracked` that PyTorch expects beside running statistics.
+/// Returns the encoder in a checkpoint, under its own names: torchvision's for networks that torchvision has,
+/// with the counters `num_batches_tracked` that PyTorch expects beside running statistics.
 ///
-/// `momentum` takes the momentum encoder instead of the online one.
+/// `momentum` selects the momentum encoder instead of the online encoder.
 ///
 /// # Errors
-/// If there is no such file, it is damaged, or it holds no such encoder.
+/// If the file does not exist, is damaged, or does not contain this encoder.
 pub fn encoder(checkpoint: &Path, momentum: bool) -> Result<TensorFile> {
     let prefix = if momentum { "momentum.encoder." } else { "encoder." };
     let from = TensorFile::load(checkpoint)?;
@@ -24,8 +24,11 @@ pub fn encoder(checkpoint: &Path, momentum: bool) -> Result<TensorFile> {
         }
     }
     if file.names().next().is_none() {
-        let remedy =
-            if momentum { "the run may have none: leave `--momentum` out" } else { "is it a checkpoint?" };
+        let remedy = if momentum {
+            "the run may have no momentum encoder; remove `--momentum`"
+        } else {
+            "is it a checkpoint?"
+        };
         return Err(Error::damaged(checkpoint, format!("no tensor starts with `{prefix}`: {remedy}")));
     }
     for key in ["recipe", "seed", "step"] {
@@ -42,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_encoder_is_taken_under_its_own_names() {
+    fn only_the_encoder_is_exported_under_its_own_names() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("last.safetensors");
         let mut file = TensorFile::new();

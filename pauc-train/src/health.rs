@@ -1,4 +1,4 @@
-//! Signs that a run learns nothing: terms at their chance level, embeddings that collapse, prototypes without samples.
+//! Signs that a run is not learning: terms at their chance level, collapsed embeddings, empty prototypes.
 
 use crate::objective::{Objective, PlannedTerm, TermValue};
 use crate::observer::Observer;
@@ -14,15 +14,16 @@ use pauc_traits::component_ron::Term;
 use pauc_traits::ops::{self, Matrix};
 use pauc_traits::probe::RowsView;
 
-/// How far from its chance level a term's mean over an epoch may be and count as being there, relative to the level.
+/// The largest distance of a term's epoch mean from its chance level, relative to the level, that counts as
+/// chance.
 const AT_CHANCE: f64 = 0.01;
 
-/// Whether a mean is no better than chance, in the direction of descent.
+/// Returns whether a mean is not better than chance, in the direction of descent.
 fn is_at_chance(mean: f64, chance: f64) -> bool {
     mean >= chance - AT_CHANCE * chance.abs().max(1.0)
 }
 
-/// Reports a warning the first time that `key` comes up in a run.
+/// Reports a warning once per run and `key`.
 fn warn_once<D: NetworkDevice>(
     state: &mut TrainState<D>,
     watch: &mut dyn Observer,
@@ -32,7 +33,7 @@ fn warn_once<D: NetworkDevice>(
     if state.progress.first(key) { watch.warn(state.step, text) } else { Ok(()) }
 }
 
-/// Adds the terms of a step to the means of the epoch.
+/// Adds the terms of a step to the sums of the epoch.
 pub(crate) fn count_terms(progress: &mut RunProgress, terms: &[TermValue]) {
     for t in terms.iter().filter(|t| t.skipped.is_none() && t.value.is_finite()) {
         let sum = progress.terms.entry(t.name.clone()).or_default();
@@ -41,8 +42,8 @@ pub(crate) fn count_terms(progress: &mut RunProgress, terms: &[TermValue]) {
     }
 }
 
-/// Reports the state of terms and embeddings after the last step of an epoch, with warnings where nothing is learned.
-/// `embeddings` are those of one view of that step, (B, D).
+/// Reports the state of terms and embeddings after the last step of an epoch, with a warning for everything
+/// that is not learning. `embeddings` are those of one view of that step, (B, D).
 pub(crate) fn check_epoch<D: NetworkDevice>(
     plan: &Plan,
     state: &mut TrainState<D>,
@@ -55,8 +56,8 @@ pub(crate) fn check_epoch<D: NetworkDevice>(
         let Some(chance) = term.chance else { continue };
         let events::TermMean { name, mean, epochs_at_chance, .. } = term;
         let text = format!(
-            "{name} has been at its chance level for {epochs_at_chance} epochs (mean {mean:.3}, chance {chance:.3}): it has \
-             taught the network nothing so far; try another learning rate or temperature, or a longer warm-up"
+            "{name} has been at its chance level for {epochs_at_chance} epochs (mean {mean:.3}, chance {chance:.3}); the network has \
+             learned nothing from it so far; try another learning rate or temperature, or a longer warm-up"
         );
         warn_once(state, watch, &format!("chance {name}"), text)?;
     }
@@ -69,7 +70,7 @@ pub(crate) fn check_epoch<D: NetworkDevice>(
     };
     if spread < COLLAPSED {
         let text = format!(
-            "the embeddings collapse: their spread is {spread:.3}, where 1 is uniform on the sphere and 0 one point; \
+            "embeddings have collapsed: spread {spread:.3} (1: uniform on the sphere, 0: a single point); \
              lower the learning rate, or give uniformity or negatives more weight"
         );
         warn_once(state, watch, "collapse", text)?;
@@ -78,7 +79,7 @@ pub(crate) fn check_epoch<D: NetworkDevice>(
     watch.event(&Event::Health(events::Health { step, epoch, terms: means, spread, rank }))
 }
 
-/// The means of the terms over the epoch, which start anew.
+/// Returns the means of the terms over the epoch, and resets the sums.
 fn epoch_means(
     objective: &Objective,
     progress: &mut RunProgress,
@@ -91,7 +92,7 @@ fn epoch_means(
         let at_chance = t.weight > 0.0 && t.chance.is_some_and(|chance| is_at_chance(mean, chance));
         let epochs_at_chance = if at_chance { sum.at_chance + 1 } else { 0 };
         *sum = Sum { at_chance: epochs_at_chance, ..Sum::default() };
-        // A regularizer may rightly stay where it is while the losses move.
+        // A regularizer may rightly stay at its level while the losses move.
         let is_loss = |p: &PlannedTerm| p.name == t.name && matches!(p.term, Term::Loss(_));
         means.push(events::TermMean {
             name: t.name.clone(),
@@ -104,7 +105,7 @@ fn epoch_means(
     means
 }
 
-/// Warns after a clustering of prototypes without samples.
+/// Warns about empty prototypes after a clustering.
 pub(crate) fn check_prototypes<D: NetworkDevice>(
     state: &mut TrainState<D>,
     levels: &[events::ClusterLevel],
@@ -112,8 +113,8 @@ pub(crate) fn check_prototypes<D: NetworkDevice>(
 ) -> Result<()> {
     for level in levels.iter().filter(|l| l.empty as f64 > DEAD * l.k as f64) {
         let text = format!(
-            "{} of {} prototypes have no samples: fewer prototypes, or a clusterer that refills empty ones, such as \
-             KMeans, would serve",
+            "{} of {} prototypes have no samples; use fewer prototypes, or a clusterer that refills empty ones, such as \
+             KMeans",
             level.empty, level.k
         );
         warn_once(state, watch, &format!("dead {}", level.k), text)?;

@@ -1,18 +1,19 @@
 //! From a recipe to a trained encoder.
 //!
-//! Internal to pauc, except what this page lists under *Re-exports*, which `pauc::train` hands on: any release may
+//! Internal to pauc, except the items listed under *Re-exports*, which `pauc::train` exports: any release may
 //! change the rest. Programs depend on `pauc`.
 //!
-//! [`recipe`] is the language, [`recipe_text`] and [`diagnostic`] point into its text, [`check`] holds the rules across
-//! fields. [`plan`] adds the opened data. [`state`] is what a run learns and a checkpoint holds; [`trainer`] is the
-//! training loop on a plan and a state; [`run`] puts a folder, a log and a report around it. [`export`] takes the
-//! encoder out of a run, [`mod@bench`] times its step. [`objective`], [`prototypes`], [`queue`] and [`evaluate`] are
-//! parts of the loop. [`term`] and [`mod@cluster`] run one component on tensors of a file. [`mod@compare`] puts runs
-//! beside each other, [`reproduce`] compares one with what is stored for its recipe, [`sweep`] makes many runs of one
-//! recipe. [`saved_run`] opens a run again, and [`mod@embed`] writes its network's embeddings of images.
+//! [`recipe`] defines the language; [`recipe_text`] and [`diagnostic`] point into its text; [`check`] has the
+//! rules across fields. [`plan`] adds the opened data. [`state`] is what a run learns and a checkpoint
+//! stores; [`trainer`] is the training loop on a plan and a state; [`run`] adds a folder, a log and a report.
+//! [`export`] writes the encoder of a run, [`mod@bench`] times its step. [`objective`], [`prototypes`],
+//! [`queue`] and [`evaluate`] are parts of the loop. [`term`] and [`mod@cluster`] run one component on the
+//! tensors in a file. [`mod@compare`] compares runs, [`reproduce`] compares a run with stored metrics,
+//! [`sweep`] plans many runs of one recipe. [`saved_run`] opens an existing run, and [`mod@embed`] writes its
+//! embeddings of images.
 //!
-//! Inside, `step` is one optimizer step and `batch_pass` takes one batch through the networks, the terms and back:
-//! state ← batch_pass ← step ← trainer ← run.
+//! Internally, `step` is one optimizer step and `batch_pass` takes one batch through the networks, the terms
+//! and back: state ← batch_pass ← step ← trainer ← run.
 #![forbid(unsafe_code)]
 
 mod batch_pass;
@@ -62,7 +63,7 @@ pub mod term;
 mod timings;
 pub mod trainer;
 
-// What a program that trains names first; everything else is under the module that makes it.
+// The items that a training program uses most; everything else is under its module.
 pub use evaluate::Embedded;
 pub use observer::{Observer, Progress};
 pub use pauc_report::events::Event;

@@ -1,4 +1,4 @@
-//! One process at a time in a run's folder, and what processes that were killed left there.
+//! The lock of a run's folder, and the removal of files that killed processes left there.
 
 use crate::run_dir::RunDir;
 use pauc_traits::{Error, Result, atomic};
@@ -6,20 +6,21 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
-/// The file that is locked. It also marks a folder as a run's before `run.json` is written.
+/// The lock file. It also marks a folder as a run's before `run.json` is written.
 const FILE: &str = "run.lock";
 
-/// The right to write into a run's folder. The system takes it back when the process ends, however it ends.
+/// The right to write to a run's folder. The system releases it when the process ends, however it ends.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
 }
 
 impl RunDir {
-    /// Takes the folder for this process, and removes the temporary files of processes that are gone.
+    /// Locks the folder for this process, and removes the temporary files of processes that have ended.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the folder and the process that has it, or [`Error::Io`] if the disk refuses.
+    /// [`Error::Config`] naming the folder and the process that holds the lock, or [`Error::Io`] if the disk
+    /// fails.
     pub fn lock(&self) -> Result<Lock> {
         let path = self.path().join(FILE);
         let io = |e| Error::io(&path, e);
@@ -29,7 +30,7 @@ impl RunDir {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
-                // Windows lets nobody read a locked file; the process then stays unnamed.
+                // On Windows a locked file cannot be read; the process then stays unnamed.
                 let _ = file.read_to_string(&mut holder);
                 let holder = match holder.trim() {
                     "" => "another process".to_string(),
@@ -51,13 +52,13 @@ impl RunDir {
         Ok(Lock { _file: file })
     }
 
-    /// Empties the folder for a run that begins, except for the lock, whose holder the caller is.
+    /// Empties the folder for a new run, except for the lock, which the caller holds.
     ///
     /// # Errors
-    /// [`Error::Config`] if the folder holds other things than a run, which are then left alone; [`Error::Io`] if the
-    /// disk refuses.
+    /// [`Error::Config`] if the folder contains something other than a run, which is then left alone;
+    /// [`Error::Io`] if the disk fails.
     pub fn clear(&self, _lock: &Lock) -> Result<()> {
-        // Without it, whoever finds the folder half emptied begins anew.
+        // Remove `run.json` first, so that a half-emptied folder counts as a run that has to start over.
         let description = self.path().join("run.json");
         if description.exists() {
             fs::remove_file(&description).map_err(|e| Error::io(&description, e))?;
@@ -73,7 +74,7 @@ impl RunDir {
         Ok(())
     }
 
-    /// Whether the folder is missing, empty, or one that a run was begun in.
+    /// Returns whether the folder is missing, empty, or contains a run.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -101,7 +102,7 @@ fn remove_temporaries(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether the process that writes a temporary file still runs, and is not this one: it may be writing a report.
+/// Returns whether a temporary file belongs to another running process, which may be writing a report.
 fn is_of_another_living_process(name: &str) -> bool {
     atomic::writer_of(name)
         .is_some_and(|id| id != std::process::id() && Path::new(&format!("/proc/{id}")).exists())

@@ -1,4 +1,4 @@
-//! What is written of events beside `metrics.jsonl`: `log.txt` for people, an event file for TensorBoard.
+//! Logs besides `metrics.jsonl`: `log.txt` for people, and an event file for TensorBoard.
 
 use pauc_report::events::Event;
 use pauc_report::narrate::line;
@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The open files. Both are appended to; what a continued run takes again stands in them twice.
+/// The open files. Both are only appended to, so steps that a resumed run repeats appear twice.
 #[derive(Debug)]
 pub struct LogSinks {
     path: PathBuf,
@@ -17,10 +17,10 @@ pub struct LogSinks {
 }
 
 impl LogSinks {
-    /// Opens `log.txt` in a run's folder, and begins an event file.
+    /// Opens `log.txt` in a run's folder, and creates an event file.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk fails.
     pub fn open(run: &Path) -> Result<Self> {
         let path = run.join("log.txt");
         let text = OpenOptions::new().create(true).append(true).open(&path);
@@ -28,10 +28,10 @@ impl LogSinks {
         Ok(LogSinks { path, text, board: EventFile::create(run)? })
     }
 
-    /// Appends an event to both.
+    /// Appends an event to both files.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk fails.
     pub fn append(&mut self, event: &Event) -> Result<()> {
         if let Some(line) = line(event) {
             let written = self.text.write_all(format!("{line}\n").as_bytes());

@@ -13,21 +13,21 @@ use pauc_traits::{Batch, Error, NonNegative, Result, Scheduled, ops};
 /// A term of the objective, ready to be evaluated.
 #[derive(Clone, Debug)]
 pub struct PlannedTerm {
-    /// The name in logs: the component's, with `#2`, `#3`, … when it stands there more than once.
+    /// The name in logs: the component's, with `#2`, `#3`, … if it occurs more than once.
     pub name: String,
     /// The term.
     pub term: Term,
     /// Its weight.
     pub weight: Scheduled<NonNegative>,
-    /// The first step at which it counts.
+    /// The first step at which it is active.
     pub from: u64,
-    /// What it reads.
+    /// Its inputs.
     pub needs: Needs,
-    /// Its value when nothing has been learnt.
+    /// Its value before anything is learned.
     pub chance: Option<f64>,
 }
 
-/// What one term gave at one step.
+/// The result of one term at one step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TermValue {
     /// The term's name in logs.
@@ -38,7 +38,7 @@ pub struct TermValue {
     pub weight: f64,
     /// Its chance level.
     pub chance: Option<f64>,
-    /// Why it had no value on this batch.
+    /// The reason if it had no value on this batch.
     pub skipped: Option<String>,
 }
 
@@ -49,7 +49,7 @@ pub struct Objective {
     pub terms: Vec<PlannedTerm>,
 }
 
-/// What all terms of an objective read together.
+/// The combined inputs of all terms of an objective.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reads {
     /// Views that pass through the online network.
@@ -58,7 +58,7 @@ pub struct Reads {
     pub predictions: bool,
     /// Views that pass through the momentum network.
     pub momentum: Vec<usize>,
-    /// The last of them, whose keys go into the queue.
+    /// The last of these views, whose keys enter the queue.
     pub newest: Option<usize>,
     /// Whether the queue is read.
     pub queue: bool,
@@ -67,7 +67,7 @@ pub struct Reads {
 }
 
 impl Reads {
-    /// The union of what the terms active at a step read.
+    /// Returns the union of the inputs of the terms active at a step.
     pub fn at(objective: &Objective, clock: &Clock, has_momentum: bool, has_queue: bool) -> Self {
         let mut reads = Reads { queue: has_queue, ..Reads::default() };
         let add = |list: &mut Vec<usize>, views: &[usize]| {
@@ -84,7 +84,7 @@ impl Reads {
             add(if has_momentum { &mut reads.momentum } else { &mut reads.online }, keys);
             reads.labels |= labels;
         }
-        // The queue is fed with the keys of the last view, whether or not a term reads them this step.
+        // The queue receives the keys of the last view, whether or not a term reads them at this step.
         if has_queue && reads.momentum.is_empty() {
             reads.momentum.push(1);
         }
@@ -92,7 +92,7 @@ impl Reads {
         reads
     }
 
-    /// Puts views of one size beside each other, which lets them pass through a network together.
+    /// Makes views of one size adjacent, so that they pass through a network together.
     pub(crate) fn group_views_by<S: PartialEq>(&mut self, size: impl Fn(usize) -> S) {
         let first_of_size = |view: &usize| (0..*view).find(|v| size(*v) == size(*view)).unwrap_or(*view);
         self.online.sort_by_key(first_of_size);
@@ -100,14 +100,14 @@ impl Reads {
     }
 }
 
-/// What one term asks of the embeddings.
+/// The gradient of one term at the embeddings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TermGradient {
     /// The term's name in logs.
     pub name: String,
-    /// The length of weight·∂L/∂z over all views, see [`Objective::gradients_by_term`].
+    /// The norm of weight·∂L/∂z over all views, see [`Objective::gradients_by_term`].
     pub norm: f64,
-    /// The cosines with the gradients of the terms before it, in their order; 0 where one of the two vanishes.
+    /// The cosines with the gradients of the preceding terms, in order; 0 if one of the two is zero.
     pub cosines: Vec<f64>,
 }
 
@@ -115,7 +115,7 @@ pub struct TermGradient {
 pub struct Evaluated<E> {
     /// The weighted sum.
     pub loss: f64,
-    /// Term by term, those that are active.
+    /// The active terms.
     pub terms: Vec<TermValue>,
     /// The gradients of the weighted sum.
     pub gradients: BatchGradients<E>,
@@ -127,7 +127,7 @@ pub struct Pending<E: Scalar, D: Backend<E>> {
     values: Vec<Tensor<Rank0, E, D>>,
 }
 
-/// What [`Objective::launch`] leaves on the device.
+/// The results of [`Objective::launch`], on the device.
 pub struct Launched<E: Scalar, D: Backend<E>> {
     /// The values of the active terms.
     pub values: Pending<E, D>,
@@ -136,10 +136,10 @@ pub struct Launched<E: Scalar, D: Backend<E>> {
 }
 
 impl<E: Scalar, D: Backend<E>> Pending<E, D> {
-    /// The weighted sum, and term by term.
+    /// Returns the weighted sum, and the value of each term.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] naming the term whose value is not a number.
+    /// [`Error::NonFinite`] naming the term whose value is NaN or infinite.
     pub fn read(mut self) -> Result<(f64, Vec<TermValue>)> {
         for (term, value) in self.terms.iter_mut().zip(&self.values) {
             // The first synchronization: earlier errors of an asynchronous device surface here.
@@ -175,7 +175,7 @@ impl Objective {
         Objective { terms: planned }
     }
 
-    /// The terms that count at a step.
+    /// Returns the terms active at a step.
     pub fn active(&self, clock: &Clock) -> impl Iterator<Item = &PlannedTerm> {
         let step = clock.step;
         self.terms.iter().filter(move |t| t.from <= step)
@@ -184,7 +184,7 @@ impl Objective {
     /// Evaluates the terms active at the batch's clock, and their gradients.
     ///
     /// # Errors
-    /// What a term reports; [`Error::NonFinite`] naming the term whose value is not a number.
+    /// The errors of the terms; [`Error::NonFinite`] naming the term whose value is NaN or infinite.
     pub fn evaluate<E: Scalar, D: Backend<E>>(&self, batch: Batch<E, D>) -> Result<Evaluated<E>> {
         let (sum, pending) = self.sum(&batch)?;
         let gradients = batch.backward(sum)?;
@@ -192,16 +192,16 @@ impl Objective {
         Ok(Evaluated { loss, terms, gradients })
     }
 
-    /// The same without waiting for the device: gradients stay there, and values are read later.
+    /// Does the same without waiting for the device: gradients stay there, and values are read later.
     ///
     /// # Errors
-    /// What a term reports.
+    /// The errors of the terms.
     pub fn launch<E: Scalar, D: Backend<E>>(&self, batch: Batch<E, D>) -> Result<Launched<E, D>> {
         let (sum, values) = self.sum(&batch)?;
         Ok(Launched { values, gradients: batch.backward_on_device(sum)? })
     }
 
-    /// The weighted sum of the terms active at the batch's clock.
+    /// Returns the weighted sum of the terms active at the batch's clock.
     fn sum<E: Scalar, D: Backend<E>>(&self, batch: &Batch<E, D>) -> Result<(Value<E, D>, Pending<E, D>)> {
         let clock = *batch.clock();
         let mut sum: Option<Value<E, D>> = None;
@@ -230,12 +230,12 @@ impl Objective {
         Ok((sum, Pending { terms, values }))
     }
 
-    /// The gradient of each active term at the embeddings, so that one sees which terms fight: norms, and cosines of
-    /// all pairs.
+    /// Returns the gradient of each active term at the embeddings, as norms and pairwise cosines. They show
+    /// which terms work against each other.
     ///
-    /// Gradients with respect to raw outputs x are multiplied by ‖x‖, row by row. Of a term that reads unit embeddings
-    /// z = x/‖x‖ this is ∂L/∂z within the sphere; of one that reads x it is the gradient in the same units. Predictions
-    /// count as rows of their own.
+    /// Gradients with respect to raw outputs x are multiplied by ‖x‖, row by row. For a term that reads unit
+    /// embeddings z = x/‖x‖ this is ∂L/∂z within the sphere; for one that reads x it is the gradient in the
+    /// same units. Predictions count as separate rows.
     ///
     /// # Errors
     /// As [`Objective::evaluate`].
@@ -329,18 +329,18 @@ mod tests {
             }
         }
         let want = a.norm.powi(2) + u.norm.powi(2) + 2.0 * u.cosines[0] * a.norm * u.norm;
-        // Squares of two gradients, each a chain of at most a hundred operations: six rows of two, unit
-        // length, three pairs, and back.
+        // Squares of two gradients, each from at most a hundred operations: six rows of two, unit length,
+        // three pairs, and back.
         assert_within!(sum, want, tolerance::f64(100, (a.norm + u.norm).powi(2)));
     }
 
     #[test]
-    fn equal_terms_agree_and_a_vanishing_gradient_has_no_direction() {
+    fn equal_terms_agree_and_a_zero_gradient_has_no_direction() {
         let of = |terms| objective(terms).gradients_by_term(&Cpu::default(), &inputs()).unwrap();
         let found =
             of(&[("Dcl()", 1.0), ("Dcl()", 3.0), ("VicReg(invariance: 0, variance: 0, covariance: 0)", 1.0)]);
         assert_eq!(found[1].name, "Dcl#2");
-        // The two gradients are the same bits: 12 numbers in an inner product and in two lengths.
+        // The two gradients have the same bits: 12 numbers in an inner product and in two norms.
         assert_within!(found[1].cosines[0], 1.0, tolerance::f64(2 * 12 + 4, 1.0));
         assert_within!(found[1].norm / found[0].norm, 3.0, tolerance::f64(2, 3.0));
         assert_eq!((found[2].norm, found[2].cosines.as_slice()), (0.0, &[0.0, 0.0][..]));

@@ -1,10 +1,10 @@
-//! Who watches a run, and what it is told.
+//! Observers of a run.
 
 use crate::objective::TermValue;
 use pauc_report::events::{self, Event};
 use pauc_traits::Result;
 
-/// Who watches a run: writes its log, draws its progress, and may ask it to stop.
+/// Observes a run: writes its log, draws its progress, and may ask it to stop.
 ///
 /// ```
 /// use dfdx::prelude::Cpu;
@@ -51,24 +51,25 @@ use pauc_traits::Result;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Observer {
-    /// Something happened.
+    /// Handles an event.
     ///
     /// # Errors
-    /// If it cannot be recorded; the run stops.
+    /// If it cannot be recorded; the run then stops.
     fn event(&mut self, event: &Event) -> Result<()>;
 
-    /// How many events are recorded, all of them safe from a power failure; 0 if none are.
+    /// Returns the number of recorded events, after making them safe from a power failure; 0 if none are
+    /// recorded.
     ///
     /// # Errors
-    /// If they cannot be made safe.
+    /// If they cannot be written to disk.
     fn recorded(&mut self) -> Result<u64> {
         Ok(0)
     }
 
-    /// A step was taken.
+    /// Handles a completed step.
     fn progress(&mut self, _progress: &Progress<'_>) {}
 
-    /// Whether the run shall save a checkpoint and stop after this step.
+    /// Returns whether the run should save a checkpoint and stop after this step.
     fn should_stop(&self) -> bool {
         false
     }
@@ -81,14 +82,14 @@ impl dyn Observer + '_ {
     }
 }
 
-/// Where a run stands, after each step.
+/// The progress of a run after a step.
 #[derive(Debug)]
 pub struct Progress<'a> {
     /// Steps taken.
     pub step: u64,
     /// Steps of the whole run.
     pub total: u64,
-    /// Epochs passed.
+    /// Epochs completed.
     pub epoch: f64,
     /// The weighted sum of the terms.
     pub loss: f64,

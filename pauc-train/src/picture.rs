@@ -1,4 +1,4 @@
-//! Pictures of a run: the test embeddings in two dimensions, and the prototypes.
+//! Figures of a run: the test embeddings in two dimensions, and the prototypes.
 
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
@@ -11,11 +11,11 @@ use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{Clustering, Error, Result};
 
-/// Points drawn at most.
+/// The largest number of points drawn.
 const POINTS: usize = 2000;
 
-/// Writes `figures/embedding.json`: the test (or training) embeddings on their two principal axes and by t-SNE, with
-/// classes and the nearest prototypes of the coarsest level.
+/// Writes `figures/embedding.json`: the test (or training) embeddings on their two principal axes and by
+/// t-SNE, with classes and the nearest prototypes of the coarsest level.
 ///
 /// # Errors
 /// If the device or the disk fails.
@@ -52,17 +52,17 @@ pub fn embedding<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>, dir: 
     dir.write("figures/embedding.json", text)
 }
 
-/// Prototypes on the contact sheet, and images of each.
+/// The number of prototypes on the contact sheet, and of images per prototype.
 const SHEET: (usize, usize) = (8, 10);
 /// Bins of a histogram of cosines, from −1 to 1.
 const BINS: usize = 50;
-/// Prototypes of which all pairs are looked at; of more, as many at even distances.
+/// The largest number of prototypes for pairwise cosines; above it, evenly spaced ones are used.
 const MOST_IN_PAIRS: usize = 2048;
 
-/// Writes `figures/prototypes.json`: of each level sizes, concentrations, and how many samples have which cosine to
-/// their prototype and pairs of prototypes to each other. Writes `figures/prototypes.png` beside it: for a few
-/// prototypes of the coarsest level, from the largest to the smallest, a row of the images nearest to it. Without
-/// prototypes, writes nothing.
+/// Writes `figures/prototypes.json`: for each level the sizes, the concentrations, and histograms of the
+/// cosines between samples and their prototypes and between prototypes. Also writes `figures/prototypes.png`:
+/// one row per prototype, for a few prototypes of the coarsest level from the largest to the smallest, with
+/// the images nearest to it. Without prototypes, writes nothing.
 ///
 /// # Errors
 /// If an image cannot be read, or the device or the disk fails.
@@ -93,7 +93,7 @@ pub fn prototypes<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>, dir:
     dir.write("figures/prototypes.json", text)?;
     let mut images = Vec::new();
     for id in nearest.iter().flat_map(|(_, ids)| ids) {
-        // The evaluation view: what the encoder sees, all of one size.
+        // The evaluation view: the encoder's input, in one size.
         let image = plan.splits.train.image(*id)?;
         images.push(plan.evaluation.augment(image, 0, &mut stream(0, Purpose::Probe, 0, 0, 0)));
     }
@@ -115,7 +115,7 @@ fn sizes(c: &Clustering) -> Vec<usize> {
     sizes
 }
 
-/// The bin of a cosine.
+/// Returns the bin of a cosine.
 fn bin(cosine: f32) -> usize {
     (((cosine + 1.0) / 2.0 * BINS as f32) as usize).min(BINS - 1)
 }
@@ -126,7 +126,7 @@ fn unit(c: &Clustering) -> Vec<f32> {
     centroids
 }
 
-/// How many samples have which cosine to their prototype.
+/// Returns the histogram of cosines between samples and their prototypes.
 fn within(rows: RowsView<'_>, c: &Clustering) -> Vec<u64> {
     let (centroids, mut bins) = (unit(c), vec![0; BINS]);
     for (row, a) in rows.iter().zip(&c.assignments) {
@@ -137,7 +137,7 @@ fn within(rows: RowsView<'_>, c: &Clustering) -> Vec<u64> {
     bins
 }
 
-/// How many pairs of occupied prototypes have which cosine.
+/// Returns the histogram of cosines between occupied prototypes.
 fn between(c: &Clustering) -> Vec<u64> {
     let (centroids, sizes) = (unit(c), sizes(c));
     let occupied: Vec<usize> = (0..c.k).filter(|j| sizes[*j] > 0).collect();
@@ -150,8 +150,8 @@ fn between(c: &Clustering) -> Vec<u64> {
     bins
 }
 
-/// A few occupied prototypes, from the largest to the smallest, each with the samples of it that are nearest to it.
-/// Only prototypes that can fill a row are shown, unless there are none.
+/// Returns a few occupied prototypes, from the largest to the smallest, each with its nearest samples. Only
+/// prototypes that can fill a row are shown, unless there are none.
 fn nearest_images(rows: RowsView<'_>, c: &Clustering) -> Vec<(usize, Vec<usize>)> {
     let (centroids, sizes) = (unit(c), sizes(c));
     let full = sizes.iter().copied().max().unwrap_or(0).min(SHEET.1).max(1);
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(
             (got(between(&c), 0.0), between(&c).iter().sum::<u64>()),
             (1, 1),
-            "empty prototypes count not"
+            "empty prototypes do not count"
         );
         assert_eq!((bin(-1.0), bin(-1.1), bin(1.0), bin(1.1)), (0, 0, BINS - 1, BINS - 1));
     }

@@ -13,11 +13,11 @@ use pauc_traits::schedule::Horizon;
 use pauc_traits::term::{Facts, Severity};
 use pauc_traits::{Error, ImageShape};
 
-/// A recipe together with its opened data and everything that follows from the two.
+/// A recipe with its opened data and everything that follows from both.
 pub struct Plan {
     /// The recipe.
     pub recipe: Recipe,
-    /// The text it came from.
+    /// The recipe's text.
     pub source: Source,
     /// The recipe with every default written out.
     pub resolved: String,
@@ -31,11 +31,11 @@ pub struct Plan {
     pub views: ViewPipeline,
     /// The one deterministic view of evaluation.
     pub evaluation: ViewPipeline,
-    /// The weights that the encoder starts from, if they come from a file.
+    /// The weights that the encoder starts from, if the recipe names a file.
     pub start: Option<TensorFile>,
     /// The run's length.
     pub horizon: Horizon,
-    /// The sizes that terms ask about.
+    /// The sizes that terms need.
     pub facts: Facts,
     /// The terms.
     pub objective: Objective,
@@ -54,16 +54,16 @@ pub enum PlanError {
     /// The data cannot be opened.
     #[error("{error}")]
     Data {
-        /// What is wrong with the data.
+        /// The error of the data.
         error: Error,
-        /// What was found in the recipe besides.
+        /// Diagnostics of the recipe.
         found: Box<Diagnostics>,
     },
 }
 
 impl Plan {
-    /// Reads a recipe from text, opens its data and checks every rule. Relative paths start in the working directory.
-    /// For a file, or for another folder: [`Recipe::load`], then [`Plan::new`].
+    /// Parses a recipe, opens its data and checks every rule. Relative paths start in the working directory.
+    /// For a file or another folder use [`Recipe::load`], then [`Plan::new`].
     ///
     /// ```
     /// use dfdx::prelude::Cpu;
@@ -89,7 +89,7 @@ impl Plan {
     /// ```
     ///
     /// # Errors
-    /// All that is wrong with the recipe, drawn over its text, or what is wrong with the data.
+    /// All mistakes in the recipe, with their positions in its text, or the error of the data.
     pub fn parse<D: NetworkDevice>(device: &D, recipe: &str) -> Result<Plan, PlanError> {
         let (recipe, source) = Recipe::parse("recipe", recipe, &[]).map_err(PlanError::Recipe)?;
         Self::new(device, recipe, source, &Place { base: ".".into() })
@@ -98,7 +98,7 @@ impl Plan {
     /// Opens the data and checks every rule.
     ///
     /// # Errors
-    /// All that is wrong with the recipe at once, or what is wrong with the data.
+    /// All mistakes in the recipe at once, or the error of the data.
     pub fn new<D: NetworkDevice>(
         device: &D,
         recipe: Recipe,
@@ -108,8 +108,8 @@ impl Plan {
         Self::of(device, recipe, source, place, |recipe| recipe.data.open(place))
     }
 
-    /// Checks every rule without the data's files, by the sizes that its authors published. Data that needs no files, or
-    /// of which nothing was published, is opened. Nothing can be trained with the result.
+    /// Checks every rule without the data's files, using the sizes that its authors published. Data that
+    /// needs no files, or whose sizes were not published, is opened. The plan cannot be trained.
     ///
     /// # Errors
     /// As [`Plan::new`].
@@ -151,7 +151,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The plan of a recipe that no rule refuses; `shape` is that of the network's images.
+    /// Returns the plan of a recipe that passed all rules; `shape` is that of the network's images.
     fn finish(
         recipe: Recipe,
         source: Source,
@@ -163,7 +163,7 @@ impl Plan {
     ) -> Result<Plan, PlanError> {
         let Pipelines { views, evaluation } = pipelines(&recipe, &source, &splits, shape)?;
         let start = start_weights(&recipe, place).map_err(|error| source.refuse_data(error))?;
-        let refuse = |e: ron::Error| source.refuse("", format!("the recipe cannot be written out: {e}"));
+        let refuse = |e: ron::Error| source.refuse("", format!("the recipe cannot be serialized: {e}"));
         let resolved = recipe.resolved().map_err(refuse)?;
         let hash = recipe.hash().map_err(refuse)?;
         let Sizes { horizon, facts, first_clustering, objective } = sizes;
@@ -185,8 +185,8 @@ impl Plan {
         })
     }
 
-    /// Checks what names parts of the network or comes from a file of weights, on the network that was built
-    /// to learn its sizes.
+    /// Checks names of network parts and the file of weights against the network that was built to learn its
+    /// sizes.
     fn check_parts<D: NetworkDevice>(&self, device: &D, network: &Network<D>) -> Result<(), PlanError> {
         let Recipe { frozen, lr_scale, .. } = &self.recipe;
         if self.start.is_none() && frozen.is_empty() && lr_scale.is_empty() {
@@ -197,7 +197,7 @@ impl Plan {
         if wrong.is_empty() { Ok(()) } else { Err(PlanError::Recipe(self.source.diagnostics(wrong))) }
     }
 
-    /// What `frozen` and `lr_scale` name and the network does not have, or name twice.
+    /// Returns the parts in `frozen` and `lr_scale` that the network does not have, or that are named twice.
     fn unknown_parts<D: NetworkDevice>(&self, network: &Network<D>) -> Vec<Diagnostic> {
         let names = |params: Vec<Param<D>>| params.into_iter().map(|p| p.name).collect::<Vec<_>>();
         let encoder = names(network.encoder_parameters());
@@ -227,7 +227,7 @@ impl Plan {
         wrong
     }
 
-    /// Builds the network with its initial weights, some of them frozen.
+    /// Builds the network with its initial weights and freezes parts of it.
     ///
     /// # Errors
     /// If the device fails, or a file of weights does not fit. Shapes were checked by [`Plan::new`].
@@ -242,15 +242,16 @@ impl Plan {
         Ok(network)
     }
 
-    /// Loads the weights that the encoder starts from, freezes parts, and scales learning rates.
+    /// Loads the initial weights of the encoder, freezes parts, and scales learning rates.
     ///
     /// # Errors
-    /// If a file of weights does not fit, or the encoder is not deterministic on this device and has to be.
+    /// If a file of weights does not fit, or the run must be deterministic and the encoder is not on this
+    /// device.
     fn prepare<D: NetworkDevice>(&self, device: &D, network: &Network<D>) -> Result<(), Error> {
         let recipe = &self.recipe;
         if recipe.train.cuda.deterministic && !D::DETERMINISTIC_REDUCTIONS && !network.has_fixed_order() {
             return Err(Error::config(format!(
-                "{} is made of dfdx's operations, whose sums have no fixed order on {}: leave out `cuda: (deterministic: true)`, or use another encoder or the CPU",
+                "{} uses dfdx's operations, whose sums have no fixed order on {}; remove `cuda: (deterministic: true)`, or use another encoder or the CPU",
                 recipe.encoder.name(),
                 device.name()
             )));
@@ -266,7 +267,7 @@ impl Plan {
     }
 }
 
-/// What follows from the sizes of the data and of embeddings.
+/// Values that follow from the sizes of the data and the embeddings.
 struct Sizes {
     horizon: Horizon,
     facts: Facts,
@@ -275,7 +276,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// For embeddings of width `dim`.
+    /// Computes them for embeddings of width `dim`.
     fn new(recipe: &Recipe, splits: &Splits, dim: usize) -> Self {
         let (horizon, facts) = (horizon(recipe, splits.train.len()), facts(recipe, splits, dim));
         let first_clustering = first_clustering(recipe, &horizon);
@@ -284,13 +285,13 @@ impl Sizes {
     }
 }
 
-/// A run's length: whole batches of the training split, epoch after epoch.
+/// Returns a run's length: whole batches of the training split in every epoch.
 fn horizon(recipe: &Recipe, samples: usize) -> Horizon {
     let steps_per_epoch = (samples / recipe.train.images_per_step()) as u64;
     Horizon { steps_per_epoch, total_steps: steps_per_epoch * recipe.train.epochs.get() as u64 }
 }
 
-/// The sizes that terms ask about; `dim` is the width of embeddings.
+/// Returns the sizes that terms need; `dim` is the width of embeddings.
 fn facts(recipe: &Recipe, splits: &Splits, dim: usize) -> Facts {
     Facts {
         batch: recipe.train.batch.get(),
@@ -304,7 +305,7 @@ fn facts(recipe: &Recipe, splits: &Splits, dim: usize) -> Facts {
     }
 }
 
-/// The step of the first clustering, at the start of an epoch; `u64::MAX` without a clusterer.
+/// Returns the step of the first clustering, at the start of an epoch; `u64::MAX` without a clusterer.
 fn first_clustering(recipe: &Recipe, horizon: &Horizon) -> u64 {
     let Some(clusterer) = &recipe.clusterer else { return u64::MAX };
     let start = clusterer.start().steps(horizon);
@@ -336,7 +337,7 @@ fn pipelines(
     Ok(Pipelines { views, evaluation })
 }
 
-/// The tensors that the encoder starts from, if the recipe names a file of weights.
+/// Returns the tensors that the encoder starts from, if the recipe names a file of weights.
 fn start_weights(recipe: &Recipe, place: &Place) -> Result<Option<TensorFile>, Error> {
     let Some(weights) = &recipe.encoder_weights else { return Ok(None) };
     let mut file = TensorFile::load(place.resolve(&weights.path))?;
@@ -345,7 +346,7 @@ fn start_weights(recipe: &Recipe, place: &Place) -> Result<Option<TensorFile>, E
     Ok(Some(file))
 }
 
-/// Data that cannot be opened: the data's fault, or that of the recipe's `data`.
+/// Reports data that cannot be opened, as an error of the data or of the recipe's `data`.
 fn unopened(error: Error, mut diagnostics: Vec<Diagnostic>, source: &Source) -> PlanError {
     if error.is_about_data() {
         return PlanError::Data { error, found: Box::new(source.diagnostics(diagnostics)) };
@@ -355,37 +356,37 @@ fn unopened(error: Error, mut diagnostics: Vec<Diagnostic>, source: &Source) -> 
 }
 
 impl Source {
-    /// Diagnostics about this recipe.
+    /// Wraps diagnostics about this recipe.
     fn diagnostics(&self, all: Vec<Diagnostic>) -> Diagnostics {
         Diagnostics { text: self.text.clone(), path: self.path.clone(), all }
     }
 
-    /// The one error that images at a path of the recipe do not fit.
+    /// Reports that images do not fit at a path of the recipe.
     fn refuse(&self, path: &str, message: String) -> PlanError {
         let error = Diagnostic::at(Severity::Error, "E0213", &self.text, path, message, "");
         PlanError::Recipe(self.diagnostics(vec![error]))
     }
 
-    /// An error about data or weights, of a recipe that is right.
+    /// Reports an error in the data or weights of a correct recipe.
     fn refuse_data(&self, error: Error) -> PlanError {
         PlanError::Data { error, found: Box::new(self.diagnostics(Vec::new())) }
     }
 }
 
-/// A part of the network that does not exist, and what to write instead.
+/// An unknown part of the network, and the remedy.
 struct UnknownPart {
     message: String,
     help: String,
 }
 
-/// Checks that one of the names belongs to a part. `owner` begins the message, as in "the encoder has".
+/// Checks that a part matches one of the names. `owner` begins the message, as in "the encoder has".
 fn unknown_part(part: &str, names: &[String], owner: &str) -> Option<UnknownPart> {
     if names.iter().any(|n| belongs(n, part)) {
         return None;
     }
     let mut known: Vec<&str> = Vec::new();
     for name in names {
-        // A parameter's name, and everything that it belongs to.
+        // A parameter's name, and all prefixes of it.
         let ends = name.match_indices('.').map(|(i, _)| i).chain([name.len()]);
         known.extend(ends.map(|end| &name[..end]).filter(|p| !known.contains(p)).collect::<Vec<_>>());
     }

@@ -9,7 +9,7 @@ use pauc_models::device::NetworkDevice;
 use pauc_models::weights::{TensorFile, Values};
 use pauc_traits::{Error, Result, ops};
 
-/// The step that failed: the state before it, and how far it came.
+/// The failed step: the state before it, and its trace.
 pub(crate) struct FailedStep<'a, D: NetworkDevice> {
     pub device: &'a D,
     pub plan: &'a Plan,
@@ -19,8 +19,8 @@ pub(crate) struct FailedStep<'a, D: NetworkDevice> {
 }
 
 impl<D: NetworkDevice> FailedStep<'_, D> {
-    /// Completes an error about NaN or infinity: writes `postmortem.json` and `postmortem.safetensors`, and names the
-    /// step, these files and the last good checkpoint. Other errors are passed through.
+    /// Completes an error about NaN or infinity: writes `postmortem.json` and `postmortem.safetensors`, and
+    /// adds the step, these files and the last good checkpoint. Returns other errors unchanged.
     pub fn explain(&self, error: Error, dir: &RunDir) -> Error {
         let Error::NonFinite { what, place } = error else { return error };
         let checkpoint = match dir.last_checkpoint().filter(|path| path.exists()) {
@@ -28,10 +28,12 @@ impl<D: NetworkDevice> FailedStep<'_, D> {
             None => "no checkpoint had been written yet".to_string(),
         };
         let files = match self.write(&what, place.as_deref(), dir) {
-            Ok(()) if dir.is_in_memory() => "a run in a folder also keeps the batch that failed".to_string(),
+            Ok(()) if dir.is_in_memory() => {
+                "a run with a folder would also save the failed batch".to_string()
+            }
             Ok(()) => format!("see {}", dir.path().join("postmortem.json").display()),
-            // The number is what matters; a failure to write its postmortem is reported beside it.
-            Err(e) => format!("its postmortem could not be written: {e}"),
+            // The NaN is the main error; a failure to write the postmortem is reported with it.
+            Err(e) => format!("the postmortem could not be written: {e}"),
         };
         let place = place.map(|p| format!("{p}; ")).unwrap_or_default();
         let advice = "lower the learning rate, raise the temperature or clip the gradient";
@@ -39,12 +41,12 @@ impl<D: NetworkDevice> FailedStep<'_, D> {
         Error::NonFinite { what, place: Some(place) }
     }
 
-    /// The step under way, counted from 1.
+    /// Returns the current step, counted from 1.
     fn step(&self) -> u64 {
         self.state.step + 1
     }
 
-    /// Writes the two files; nothing for a run in memory.
+    /// Writes the two files; does nothing for a run in memory.
     fn write(&self, what: &str, place: Option<&str>, dir: &RunDir) -> Result<()> {
         if dir.is_in_memory() {
             return Ok(());
@@ -65,7 +67,7 @@ impl<D: NetworkDevice> FailedStep<'_, D> {
         self.tensors(&batch)?.save(dir.path().join("postmortem.safetensors"))
     }
 
-    /// The batch that failed, its embeddings as far as they were made, parameters and gradients.
+    /// Collects the failed batch, its embeddings if computed, parameters and gradients.
     fn tensors(&self, batch: &ImageBatch) -> Result<TensorFile> {
         let mut file = TensorFile::new();
         let samples = batch.ids.len();

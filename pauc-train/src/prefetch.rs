@@ -1,4 +1,4 @@
-//! Images on their way from the loader to the device, those of the next step among them.
+//! Transfer of images from the loader to the device, including the prefetch of the next step.
 
 use pauc_data::{ImageBatch, LoaderOptions, ViewPipeline};
 use pauc_models::device::NetworkDevice;
@@ -6,12 +6,12 @@ use pauc_traits::Result;
 use pauc_traits::encoder::Images;
 use std::ops::Range;
 
-/// Fits a loader's options to a device: one that normalizes images itself receives them in 8 bits.
+/// Adapts a loader's options to a device: one that normalizes images itself receives 8-bit images.
 pub(crate) fn loader_options<D: NetworkDevice>(options: LoaderOptions) -> LoaderOptions {
     if D::NORMALIZES_IMAGES { options.for_accelerator() } else { options }
 }
 
-/// A batch that is on the device before its step begins.
+/// A batch sent to the device before its step begins.
 pub(crate) struct DevicePrefetch<D: NetworkDevice> {
     epoch: u64,
     step: u64,
@@ -19,7 +19,7 @@ pub(crate) struct DevicePrefetch<D: NetworkDevice> {
     branches: Vec<BranchImages<D>>,
 }
 
-/// What one branch reads of a batch: some of its views, one tensor for each size.
+/// The views that one branch reads, one tensor per image size.
 struct BranchImages<D: NetworkDevice> {
     views: Vec<usize>,
     images: Vec<Images<D>>,
@@ -39,7 +39,8 @@ impl<D: NetworkDevice> DevicePrefetch<D> {
         Ok(DevicePrefetch { epoch: data.epoch, step: data.step, ids: data.ids.clone(), branches })
     }
 
-    /// Takes what was sent of this batch in these views; `None` if nothing was, or it was taken before.
+    /// Takes the prefetched images of this batch and these views; `None` if there are none, or they were
+    /// already taken.
     pub fn take(&mut self, data: &ImageBatch, views: &[usize]) -> Option<Vec<Images<D>>> {
         if (self.epoch, self.step, &self.ids) != (data.epoch, data.step, &data.ids) {
             return None;
@@ -49,7 +50,7 @@ impl<D: NetworkDevice> DevicePrefetch<D> {
     }
 }
 
-/// Sends some samples in all views that a branch reads. Neighboring views of one size become one tensor.
+/// Sends some samples in all views that a branch reads. Adjacent views of one size become one tensor.
 ///
 /// # Errors
 /// If the device fails.

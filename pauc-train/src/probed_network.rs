@@ -1,4 +1,4 @@
-//! What probes may do with a run's network: pass images through it, and train a copy.
+//! Probes' access to a run's network: passing images through it, and fine-tuning a copy.
 
 use crate::evaluate;
 use crate::plan::Plan;
@@ -17,17 +17,17 @@ use pauc_traits::{Count, Error, LearningRate, NonNegative, Pass, Positive, Resul
 use rand::RngCore;
 use std::sync::Arc;
 
-/// A network that is lent to probes, and the views that its images pass through.
+/// A network lent to probes, with the views for its images.
 pub(crate) struct LentNetwork<'a, D: NetworkDevice> {
     device: &'a D,
     network: &'a Network<D>,
     evaluation: &'a ViewPipeline,
-    /// Crops and flips alone, or why there are none.
+    /// Crops and flips only, or why they do not fit.
     crops: Result<ViewPipeline>,
 }
 
 impl<'a, D: NetworkDevice> LentNetwork<'a, D> {
-    /// A network, for images of the plan's data.
+    /// Lends a network, for images of the plan's data.
     pub fn new(device: &'a D, network: &'a Network<D>, plan: &'a Plan) -> Self {
         let evaluation = &plan.evaluation;
         let (input, statistics) = (plan.splits.train.shape(), evaluation.statistics(0));
@@ -52,7 +52,7 @@ impl<'a, D: NetworkDevice> LentNetwork<'a, D> {
     }
 }
 
-/// A seed that shares no stream of random numbers with the run.
+/// Derives a seed whose random streams differ from the run's.
 fn apart(seed: u64) -> u64 {
     stream(seed, Purpose::Probe, 0, 0, 3).next_u64()
 }
@@ -65,7 +65,7 @@ impl<D: NetworkDevice> ProbedNetwork for LentNetwork<'_, D> {
         seed: u64,
         epoch: u64,
     ) -> Result<Vec<f32>> {
-        // A copy, for passing images through a network needs it whole.
+        // A copy, since a forward pass needs mutable access.
         let mut network = self.network.duplicate()?;
         Ok(evaluate::embed_epoch(&mut network, self.view(views)?, images, apart(seed), epoch)?.features)
     }
@@ -82,7 +82,7 @@ impl<D: NetworkDevice> ProbedNetwork for LentNetwork<'_, D> {
         let params = network.encoder_parameters();
         params.iter().for_each(|p| p.set_frozen(false));
         let batch = Count::try_from(batch.get().min(images.len()))
-            .map_err(|_| Error::config("fine-tuning: there are no images"))?;
+            .map_err(|_| Error::config("fine-tuning: no images"))?;
         let options = loader_options::<D>(LoaderOptions::training(batch, apart(seed)));
         let loader = Loader::new(images.clone(), self.view(views)?.clone(), options)?;
         let steps_per_epoch = loader.steps_per_epoch();
@@ -101,7 +101,7 @@ impl<D: NetworkDevice> ProbedNetwork for LentNetwork<'_, D> {
     }
 }
 
-/// PyTorch's SGD with a momentum of 0.9; the learning rate comes with each step.
+/// Returns PyTorch's SGD with momentum 0.9; the learning rate is given at each step.
 fn sgd(weight_decay: f64) -> Sgd {
     Sgd {
         momentum: UnitInterval::lit(0.9),
@@ -129,7 +129,7 @@ impl<D: NetworkDevice> Tuning for FineTuned<D> {
 
     fn forward(&mut self) -> Result<(Vec<u64>, Vec<f32>)> {
         let Some(batch) = self.batches.next().transpose()? else {
-            return Err(Error::config("fine-tuning: the batches are used up"));
+            return Err(Error::config("fine-tuning: no batches left"));
         };
         clear_gradients(&self.device, &self.params)?;
         let shape = self.evaluation.shape(0);

@@ -13,14 +13,14 @@ use pauc_traits::probe::{Metric, ProbedNetwork, When};
 use pauc_traits::{Probe, Result};
 use std::time::Instant;
 
-/// The splits after a network, or as pixels.
+/// The splits, embedded by a network or as pixels.
 pub(crate) struct EmbeddedSplits {
     pub train: Embedded,
     pub test: Option<Embedded>,
 }
 
 impl EmbeddedSplits {
-    /// Both splits, embedded by `embed`, the training split first.
+    /// Embeds both splits with `embed`, the training split first.
     fn new(
         plan: &Plan,
         mut embed: impl FnMut(&std::sync::Arc<dyn pauc_traits::dataset::ImageSource>) -> Result<Embedded>,
@@ -29,19 +29,20 @@ impl EmbeddedSplits {
         Ok(EmbeddedSplits { train, test: plan.splits.test.as_ref().map(embed).transpose()? })
     }
 
-    /// Both splits through the online network in evaluation mode.
+    /// Embeds both splits with the online network in evaluation mode.
     pub fn online<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>) -> Result<Self> {
         Self::new(plan, |source| evaluate::embed(&mut state.network, &plan.evaluation, source))
     }
 
-    /// The evaluation views of both splits as they are.
+    /// Returns the evaluation views of both splits as features.
     fn pixels(plan: &Plan) -> Result<Self> {
         let statistics = plan.evaluation.statistics(0);
         Self::new(plan, |source| evaluate::raw_pixels(&plan.evaluation, statistics, source))
     }
 }
 
-/// Runs the probes due at the end of this epoch, or all of them at the end of the run, and reports their metrics.
+/// Runs the probes due at the end of this epoch, or all of them at the end of the run, and reports their
+/// metrics.
 pub(crate) fn probe<D: NetworkDevice>(
     device: &D,
     plan: &Plan,
@@ -70,7 +71,7 @@ pub(crate) fn probe<D: NetworkDevice>(
     Ok(metrics)
 }
 
-/// Runs the accuracy probes on what the trained encoder has to beat, and reports their metrics.
+/// Runs the accuracy probes on the baselines, and reports their metrics.
 pub(crate) fn baselines<D: NetworkDevice>(
     device: &D,
     plan: &Plan,

@@ -1,11 +1,11 @@
-//! What a run has done and seen besides taking steps: kept in every checkpoint, so that a continued run neither repeats
+//! The progress of a run besides its steps. Every checkpoint stores it, so that a resumed run neither repeats
 //! nor forgets anything.
 
 use pauc_traits::component;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The marks of a run.
+/// The progress of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunProgress {
@@ -13,24 +13,24 @@ pub struct RunProgress {
     pub events: u64,
     /// Whether the baselines were measured.
     pub baselines: bool,
-    /// The last step whose end-of-epoch probes were made.
+    /// The last step after which the end-of-epoch probes ran.
     pub probed: Option<u64>,
-    /// The phase that was announced last.
+    /// The last phase that was announced.
     pub phase: String,
-    /// What was warned of: each thing once.
+    /// The warnings given so far; each is given once.
     pub warned: Vec<String>,
-    /// The best probe so far by the metric of `train.keep`.
+    /// The best value so far of the metric of `train.keep`.
     pub best: Option<Peak>,
-    /// The best probe so far by the metric of `train.stop_early`, and how many probes came after it.
+    /// The best value so far of the metric of `train.stop_early`, and the number of probes since.
     pub patience: Option<(Peak, u64)>,
     /// Whether `train.stop_early` has ended the run.
     pub stopped: bool,
-    /// The values of terms in this epoch, by name.
+    /// The sums of terms over this epoch, by name.
     pub terms: BTreeMap<String, Sum>,
 }
 
 impl RunProgress {
-    /// Whether this is the first warning under `key`.
+    /// Records a warning; returns whether it is the first under `key`.
     pub fn first(&mut self, key: &str) -> bool {
         let first = !self.warned.iter().any(|k| k == key);
         if first {
@@ -43,57 +43,57 @@ impl RunProgress {
 /// The best value of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Peak {
-    /// The step it was measured after.
+    /// The step after which it was measured.
     pub step: u64,
     /// The value.
     pub value: f64,
 }
 
-/// The values of a term, added up over an epoch.
+/// A term's sum over an epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sum {
     /// The sum.
     pub sum: f64,
     /// The number of values.
     pub count: u64,
-    /// How many epochs in a row the mean was at the chance level.
+    /// The number of consecutive epochs with a mean at the chance level.
     pub at_chance: u64,
 }
 
 component! {
-    /// Which checkpoints stay.
+    /// Which checkpoints to keep.
     pub struct Keep {
-        /// How many of the newest.
+        /// The number of newest checkpoints.
         pub last: pauc_traits::Count = pauc_traits::Count::lit(2),
-        /// The best by a metric of the probes as well, as `checkpoints/best.safetensors`; one is written whenever a
-        /// probe of the trained encoder gives a better value.
+        /// Also keep the best checkpoint by a metric of the probes, as `checkpoints/best.safetensors`; it is
+        /// written whenever a probe of the trained encoder gives a better value.
         pub best: Option<Best> = None,
     }
 }
 
 component! {
-    /// A metric of the probes, and which way is better.
+    /// A metric of the probes, and whether larger or smaller is better.
     pub struct Best {
-        /// The metric with its protocol, as in the log: `"knn/cos/k20/t0.07"`.
+        /// The metric as in the log, with its protocol: `"knn/cos/k20/t0.07"`.
         pub metric: String,
-        /// Which value is best.
+        /// Whether larger or smaller values are better.
         pub goal: Goal = Goal::Largest,
     }
 }
 
 component! {
-    /// Ends the run at a probe when a metric has not improved for a while.
+    /// Ends the run when a metric has stopped improving.
     pub struct StopEarly {
-        /// The metric with its protocol, as in the log: `"knn/cos/k20/t0.07"`.
+        /// The metric as in the log, with its protocol: `"knn/cos/k20/t0.07"`.
         pub metric: String,
-        /// Which value is best.
+        /// Whether larger or smaller values are better.
         pub goal: Goal = Goal::Largest,
-        /// So many probes in a row without a better value end the run.
+        /// Probes in a row without a better value after which the run ends.
         pub patience: pauc_traits::Count,
     }
 }
 
-/// Which value of a metric is best.
+/// Whether larger or smaller values of a metric are better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Goal {
     /// The largest, as for accuracies.
@@ -103,7 +103,7 @@ pub enum Goal {
 }
 
 impl Goal {
-    /// Whether `new` is better than what was best before.
+    /// Returns whether `new` is better than the best value before.
     pub fn improves(self, new: f64, before: Option<Peak>) -> bool {
         new.is_finite()
             && before.is_none_or(|b| match self {

@@ -1,4 +1,4 @@
-//! The E-step: from the training set's embeddings to the cluster levels that terms read.
+//! The E-step: from the embeddings of the training set to the cluster levels that terms read.
 
 use crate::recipe::Concentration;
 use pauc_cluster::match_prototypes;
@@ -8,12 +8,12 @@ use pauc_traits::probe::RowsView;
 use pauc_traits::schedule::Clock;
 use pauc_traits::{Clusterer, Clustering, Compute, Result};
 
-/// Prototypes of a level that are matched with those before: the time is cubic in their number.
+/// The largest number of prototypes of a level to match with the previous ones: the time is cubic in it.
 const MOST_MATCHED: usize = 2000;
 
-/// The clusterings in force, with what terms need of them at hand.
+/// The current clusterings, with the data that terms need.
 pub struct Prototypes<D: Compute> {
-    /// One clustering per level, centroids as the clusterer left them.
+    /// One clustering per level, with the clusterer's centroids.
     pub clusterings: Vec<Clustering>,
     /// φ of each prototype, level by level.
     pub concentrations: Vec<Vec<f32>>,
@@ -24,7 +24,7 @@ impl<D: Compute> Prototypes<D> {
     /// Clusters unit embeddings and computes concentrations with the temperature of a step.
     ///
     /// # Shapes
-    /// embeddings (N, D), unit rows, in the host's memory
+    /// embeddings (N, D), unit rows, on the host
     ///
     /// # Errors
     /// As [`Clusterer::fit`].
@@ -41,7 +41,7 @@ impl<D: Compute> Prototypes<D> {
         Ok(Self::restore(device, clusterings, concentrations))
     }
 
-    /// Prototypes as a checkpoint kept them.
+    /// Restores prototypes from a checkpoint.
     pub fn restore(device: &D, clusterings: Vec<Clustering>, concentrations: Vec<Vec<f32>>) -> Self {
         let unit = |c: &Clustering| {
             let mut rows = c.centroids.clone();
@@ -52,8 +52,8 @@ impl<D: Compute> Prototypes<D> {
         Prototypes { clusterings, concentrations, centroids }
     }
 
-    /// The share of samples whose prototype does not continue the one that they had in the clusterings before, level by
-    /// level. `None` where there is no such level before, or matching would take too long.
+    /// Returns the fraction of samples whose prototype does not continue their previous one, level by level;
+    /// `None` if there was no such level, or matching would take too long.
     pub fn churn(&self, before: &[Clustering]) -> Vec<Option<f64>> {
         let churn = |(m, now): (usize, &Clustering)| {
             let before = before.get(m).filter(|b| b.k.max(now.k) <= MOST_MATCHED)?;
@@ -62,8 +62,8 @@ impl<D: Compute> Prototypes<D> {
         self.clusterings.iter().enumerate().map(churn).collect()
     }
 
-    /// The levels as one batch sees them, with `scale` times the concentrations of the fit: what the temperature has
-    /// become since.
+    /// Returns the levels for one batch, with the concentrations of the fit times `scale`, which accounts for
+    /// a change of the temperature.
     pub fn levels(&self, ids: &[u64], queued: Option<&[Option<u64>]>, scale: f64) -> Vec<Level<f32, D>> {
         let level = |((c, phi), centroids): ((&Clustering, &Vec<f32>), &Constant<f32, D>)| {
             let prototype = |id: u64| c.assignments.get(id as usize).copied().flatten();

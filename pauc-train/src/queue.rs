@@ -1,10 +1,10 @@
-//! The queue of past keys (MoCo), with the sample that each key came from.
+//! The queue of past keys (MoCo), with the sample of each key.
 
 use pauc_traits::rng::{Purpose, stream};
 use rand_distr::{Distribution, StandardNormal};
 use std::sync::Arc;
 
-/// A ring of unit keys. It starts full of random unit vectors, as MoCo's does, whose sample ids are unknown.
+/// A ring buffer of unit keys. It starts full of random unit vectors with unknown sample ids, as MoCo's does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyQueue {
     dim: usize,
@@ -14,7 +14,7 @@ pub struct KeyQueue {
 }
 
 impl KeyQueue {
-    /// A queue of `len` keys of width `dim`.
+    /// Creates a queue of `len` keys of width `dim`.
     pub fn new(len: usize, dim: usize, seed: u64) -> Self {
         let mut keys = Vec::with_capacity(len * dim);
         for row in 0..len {
@@ -26,7 +26,7 @@ impl KeyQueue {
         KeyQueue { dim, keys: keys.into(), ids: vec![None; len], cursor: 0 }
     }
 
-    /// A queue as a checkpoint kept it; `None` if the parts do not belong together.
+    /// Restores a queue from a checkpoint; `None` if the parts do not fit together.
     pub fn restore(dim: usize, keys: Vec<f32>, ids: Vec<Option<u64>>, cursor: usize) -> Option<Self> {
         (keys.len() == ids.len() * dim && cursor < ids.len().max(1)).then_some(KeyQueue {
             dim,
@@ -36,39 +36,39 @@ impl KeyQueue {
         })
     }
 
-    /// The number of keys M.
+    /// Returns the number of keys M.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether the queue holds no keys.
+    /// Returns whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// The keys, M rows.
+    /// Returns the keys, M rows.
     pub fn keys(&self) -> &[f32] {
         &self.keys
     }
 
-    /// The keys, shared; whoever holds them sees them as they are now.
+    /// Returns a shared snapshot of the keys.
     pub fn shared(&self) -> Arc<Vec<f32>> {
         self.keys.clone()
     }
 
-    /// The sample of each key; `None` for the random vectors of the start.
+    /// Returns the sample of each key; `None` for the random vectors of the start.
     pub fn ids(&self) -> &[Option<u64>] {
         &self.ids
     }
 
-    /// Where the next key goes.
+    /// Returns the index of the next key.
     pub fn cursor(&self) -> usize {
         self.cursor
     }
 
     /// Replaces the oldest keys. Rows are scaled to unit length.
     pub fn push(&mut self, rows: &[f32], ids: &[u64]) {
-        // Copied only if somebody still holds the keys of the step before.
+        // Copied only while the previous step's snapshot is still held.
         let keys = Arc::make_mut(&mut self.keys);
         for (row, id) in rows.chunks_exact(self.dim).zip(ids) {
             let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
@@ -89,7 +89,7 @@ mod tests {
     fn the_oldest_keys_leave_first_also_across_the_end() {
         let mut q = KeyQueue::new(5, 2, 0);
         for k in q.keys().chunks(2) {
-            // Each factor was rounded, and so are a product and the sum.
+            // Each factor is rounded, and so are the product and the sum.
             assert_within!(k[0] * k[0] + k[1] * k[1], 1.0, tolerance::f32(4, 1.0));
         }
         q.push(&[3.0, 4.0, 0.0, 2.0, 1.0, 0.0], &[10, 11, 12]);

@@ -1,4 +1,4 @@
-//! A recipe: everything that an experiment is, in one file.
+//! A recipe: the description of a whole experiment in one file.
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::progress::{Keep, StopEarly};
@@ -22,14 +22,14 @@ use std::path::Path;
 component! {
     /// A whole experiment: data, views, networks, objective, clustering, optimization and evaluation.
     ///
-    /// Every field that is left out has the default shown here; nothing is inherited or merged, and
-    /// `pauc-cli explain recipe.ron` prints all of them resolved.
+    /// Fields that are left out have the defaults shown here. Nothing is inherited or merged;
+    /// `pauc-cli explain recipe.ron` prints the resolved recipe.
     pub struct Recipe {
         /// The version of the recipe language; this is version 1.
         pub version: Version = Version,
         /// The experiment's name, used for its folder: letters, digits, `-`, `_` and `.`.
         pub name: Name,
-        /// Where the images come from.
+        /// The dataset.
         pub data: Configured<dyn Dataset> = default("FashionMini()"),
         /// The random views of each image; the first `count` of the first entry are views 0, 1, ….
         pub views: Vec<ViewSpec> = default("[(count: 2, ops: [RandomResizedCrop(size: 28, scale: (0.3, 1.0)), HorizontalFlip(p: 0.5)])]"),
@@ -37,48 +37,50 @@ component! {
         pub encoder: Configured<dyn PortableEncoder> = default("ResNet18(stem: Small, width: 16)"),
         /// A file of weights that the encoder starts from; none: random weights.
         pub encoder_weights: Option<StartWeights> = None,
-        /// Parts of the encoder that keep their weights: names of parameters, or of what they belong to, such as
-        /// `"conv1"` or `"layer1"`. Batch statistics of frozen layers still follow the batches.
+        /// Parts of the encoder that keep their weights: parameters or layers, such as `"conv1"` or
+        /// `"layer1"`. Running statistics of frozen layers are still updated.
         pub frozen: Vec<String> = Vec::new(),
-        /// The network from features to embeddings, thrown away after training.
+        /// The network from features to embeddings; not used after training.
         pub projector: HeadConfig = default("Mlp(dims: [256, 128])"),
         /// The network from embeddings to predictions of keys, for terms that predict; its last width is the projector's.
         pub predictor: Option<HeadConfig> = None,
-        /// The slowly moving copy of encoder and projector that makes keys; none: keys come from the other view.
+        /// The momentum encoder, a moving average of encoder and projector that computes the keys; none: keys
+        /// come from the other view.
         pub momentum_encoder: Option<MomentumConfig> = None,
-        /// How many past keys are kept as negatives; needs a momentum encoder.
+        /// The number of past keys to keep as negatives; needs a momentum encoder.
         pub queue: Option<Count> = None,
-        /// What makes prototypes of the training set's embeddings.
+        /// The clusterer of the training set's embeddings.
         pub clusterer: Option<Configured<dyn Clusterer>> = None,
-        /// How concentrated prototypes are taken to be.
+        /// How the concentration φ of a prototype is computed.
         pub concentration: Concentration = Concentration::default(),
         /// The terms whose weighted sum is minimized.
         pub objective: Vec<WeightedTerm>,
-        /// What moves the parameters.
+        /// The optimizer.
         pub optimizer: Configured<dyn PortableOptimizer> = default("Sgd(lr: 0.06, momentum: 0.9, weight_decay: 5e-4)"),
-        /// Parts whose learning rate is the optimizer's times a factor. Where several names fit a parameter, the longest counts.
+        /// Factors on the learning rate of single parts. If several parts match a parameter, the longest
+        /// wins.
         pub lr_scale: Vec<LrScale> = Vec::new(),
-        /// How the learning rate changes over the run.
+        /// The learning rate over the run.
         pub schedule: LrSchedule = default("WarmupCosine(warmup: Epochs(1))"),
         /// Length, batch and seed.
         pub train: TrainConfig = TrainConfig::default(),
-        /// What is measured along the way.
+        /// The probes to run during training.
         pub probes: Vec<Configured<dyn Probe>> = Vec::new(),
-        /// What the accuracy probes are also measured on, before training.
+        /// What else to measure with the accuracy probes, before training.
         pub baselines: Vec<Baseline> = Vec::new(),
     }
 }
 
 component! {
-    /// Weights from a safetensors file: one that `pauc-cli export` wrote, a checkpoint, or one from PyTorch with
-    /// torchvision's names.
+    /// Weights from a safetensors file: one written by `pauc-cli export`, a checkpoint, or one from PyTorch
+    /// with torchvision's names.
     pub struct StartWeights {
         /// The file.
         pub path: std::path::PathBuf,
-        /// What stands before the encoder's names in the file, such as `"encoder."` in a checkpoint.
+        /// The prefix of the encoder's names in the file, such as `"encoder."` in a checkpoint.
         pub prefix: String = String::new(),
-        /// Tensors behind the prefix that are no part of the encoder, by the start of their names: by default
-        /// torchvision's classifier.
+        /// Prefixes of tensors in the file that do not belong to the encoder; by default torchvision's
+        /// classifier.
         pub except: Vec<String> = vec!["fc.".to_string()],
     }
 }
@@ -86,22 +88,22 @@ component! {
 component! {
     /// A factor on the learning rate of some parameters.
     pub struct LrScale {
-        /// Parameters, or what they belong to: `"encoder.layer1"`, `"projector"`, `"predictor"`, or a term's name for what it
-        /// learns itself.
+        /// The parameters: a layer such as `"encoder.layer1"`, `"projector"`, `"predictor"`, or a term's name
+        /// for the parameters of the term.
         pub part: String,
-        /// The factor; parts that shall not move at all are `frozen`.
+        /// The factor; to keep a part fixed, use `frozen`.
         pub factor: Positive,
     }
 }
 
 component! {
-    /// A term with its weight and the stretch of training in which it counts.
+    /// A term, its weight and its start.
     pub struct WeightedTerm {
         /// A contrastive loss or a regularizer.
         pub term: Term,
         /// Its factor in the sum.
         pub weight: Scheduled<NonNegative> = NonNegative::lit(1.0).into(),
-        /// When it begins. Terms that read prototypes also wait for the first clustering.
+        /// The start. Terms that read prototypes also wait for the first clustering.
         pub from: TrainingSpan = TrainingSpan::Steps(0),
     }
 }
@@ -110,12 +112,13 @@ component! {
     /// PCL's concentration φ of a prototype: mean distance of its members over ln(members + α), rescaled so that
     /// the mean over prototypes is the temperature.
     pub struct Concentration {
-        /// What has a φ of its own: PerPrototype as in PCL, PerLevel (prototypes of a level share its mean), or Constant.
+        /// What has a φ of its own: PerPrototype as in PCL, PerLevel (the prototypes of a level share the
+        /// mean), or Constant.
         pub kind: ConcentrationKind = ConcentrationKind::PerPrototype,
         /// Smoothing α of small clusters.
         pub alpha: Positive = Positive::lit(10.0),
-        /// The mean of φ over prototypes: the temperature of prototype softmaxes. A schedule is followed step by step,
-        /// between two clusterings too.
+        /// The mean of φ over prototypes: the temperature of prototype softmaxes. A schedule is evaluated at
+        /// every step, also between clusterings.
         pub temperature: Scheduled<Positive> = Positive::lit(0.2).into(),
     }
 }
@@ -123,26 +126,27 @@ component! {
 /// Where the terms of a run on a GPU are evaluated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Terms {
-    /// Where the encoder is.
+    /// On the device of the encoder.
     #[default]
     Gpu,
-    /// On the processor, from a copy of the embeddings.
+    /// On the CPU, from a copy of the embeddings.
     Host,
 }
 
 component! {
-    /// How a GPU works. The CPU takes no notice: it computes in F32, and gives the same bits every time.
+    /// GPU settings. A run on the CPU ignores them: it computes in F32 and is deterministic.
     pub struct CudaConfig {
-        /// How products of encoders and heads are rounded: Tf32, for tensor cores, with factors of 11 bits; F32, nearly as on the
-        /// CPU and several times slower; or Bf16, with which convolutional networks also keep their maps in 16 bits.
+        /// Precision of matrix products in encoders and heads: Tf32, tensor cores with 11 significant bits;
+        /// F32, nearly as on the CPU and several times slower; or Bf16, with which convolutional networks
+        /// also store feature maps in 16 bits.
         pub precision: Precision = Precision::Tf32,
         /// Where terms are evaluated: Gpu, or Host. Small batches are often faster on the host.
         pub terms: Terms = Terms::Gpu,
-        /// Makes activations that a normalization and a ReLU make of a convolution's output again for the backward pass,
-        /// instead of keeping them: less memory, more time.
+        /// Activation checkpointing: recomputes the outputs of normalization and ReLU in the backward pass,
+        /// instead of keeping them. Less memory, more time.
         pub recompute: bool = false,
-        /// Gives the same bits in every run on the same GPU: terms are evaluated on the CPU, since dfdx's sums on a GPU have no
-        /// fixed order. Encoders made of plain dfdx operations are refused.
+        /// Makes every run on the same GPU give the same bits. Terms are evaluated on the CPU, since dfdx's
+        /// sums on a GPU have no fixed order; encoders made of plain dfdx operations are refused.
         pub deterministic: bool = false,
     }
 }
@@ -150,65 +154,66 @@ component! {
 component! {
     /// Length, batch and seed of a run.
     pub struct TrainConfig {
-        /// Passes over the training set.
+        /// Epochs.
         pub epochs: Count = Count::lit(20),
-        /// Images in a batch. An incomplete last batch of an epoch is dropped.
+        /// Images per batch. An incomplete last batch of an epoch is dropped.
         pub batch: Count = Count::lit(256),
-        /// Images whose activations are in memory at once; none: the whole batch. Terms always see the whole batch: the
-        /// network runs once to embed it, part by part, and once more to differentiate each part.
+        /// Images whose activations are in memory at once; none: the whole batch. Terms always see the whole
+        /// batch: the network runs once to embed it, and once more to differentiate each micro-batch.
         pub micro_batch: Option<Count> = None,
-        /// Batches whose gradients are averaged for one step of the optimizer. Each of them is a batch of its own: terms see no
-        /// more negatives than without, which is what `micro_batch` is for.
+        /// Batches whose gradients are averaged for one optimizer step. Terms see one batch at a time, so
+        /// this does not add negatives; see `micro_batch` for that.
         pub accumulate: Count = Count::lit(1),
-        /// The seed of everything random.
+        /// The random seed.
         pub seed: u64 = 0,
         /// The largest norm of the whole gradient; none: no clipping.
         pub clip_gradient: Option<Positive> = None,
         /// Optimizer steps between two lines of the log.
         pub log_every: Count = Count::lit(10),
-        /// Whether each line of the log comes with every term's gradient at the embeddings: its norm, and its cosine with
-        /// the other terms' gradients. Costs one more backward pass of each term, at logged steps only.
+        /// Whether each line of the log includes every term's gradient at the embeddings: its norm, and its
+        /// cosine with the other terms' gradients. Costs one more backward pass per term, at logged steps
+        /// only.
         pub term_gradients: bool = false,
-        /// How often a checkpoint is written; also within epochs, as with `Steps(500)`.
+        /// The interval between checkpoints; also within epochs, such as `Steps(500)`.
         pub checkpoint_every: TrainingSpan = TrainingSpan::epochs(5),
-        /// Which checkpoints stay.
+        /// Which checkpoints to keep.
         pub keep: Keep = Keep::default(),
-        /// Ends the run before its time when a metric no longer improves; none: never.
+        /// Early stopping; none: never.
         pub stop_early: Option<StopEarly> = None,
-        /// How a GPU works, where the run is on one.
+        /// GPU settings.
         pub cuda: CudaConfig = CudaConfig::default(),
     }
 }
 
 impl TrainConfig {
-    /// What networks are built with.
+    /// Returns the options that networks are built with.
     pub fn build_options(&self) -> BuildOptions {
         let CudaConfig { precision, recompute, .. } = self.cuda;
         BuildOptions { seed: self.seed, device: DeviceOptions { precision, recompute } }
     }
 
-    /// The images that one step of the optimizer sees.
+    /// Returns the number of images per optimizer step.
     pub fn images_per_step(&self) -> usize {
         self.batch.get().saturating_mul(self.accumulate.get())
     }
 }
 
 impl Concentration {
-    /// A concentration as a recipe writes it.
+    /// Parses a concentration as a recipe writes it.
     ///
     /// # Errors
-    /// If the text is none.
+    /// If the text is not a concentration.
     pub fn parse(text: &str) -> Result<Self, ron::error::SpannedError> {
         options().from_str(text)
     }
 
-    /// The temperature at a step.
+    /// Returns the temperature at a step.
     pub fn now(&self, clock: &Clock) -> f64 {
         self.temperature.at(clock)
     }
 }
 
-/// What the accuracy probes are measured on for comparison.
+/// A representation that the accuracy probes also measure, for comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Baseline {
     /// The encoder with its initial weights.
@@ -239,7 +244,7 @@ impl From<Version> for u32 {
     }
 }
 
-/// A name that can be a folder's.
+/// A name that is also valid for a folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
@@ -271,45 +276,45 @@ impl std::ops::Deref for Name {
     }
 }
 
-/// A default written as a recipe writes it.
+/// Parses a default that is written like a recipe.
 ///
 /// # Panics
-/// If the text is wrong, which a test of all defaults rules out.
+/// If the text does not parse, which a test of all defaults rules out.
 fn default<T: for<'de> Deserialize<'de>>(text: &str) -> T {
     options().from_str(text).unwrap_or_else(|e| panic!("default `{text}`: {e}"))
 }
 
-/// A recipe and the text it was read from.
+/// A recipe's text and its origin.
 #[derive(Clone, Debug)]
 pub struct Source {
     /// The path, for messages.
     pub path: String,
-    /// The text as it stands in the file.
+    /// The text of the file.
     pub original: String,
-    /// The text with what `--set` changed.
+    /// The text after the `--set` changes.
     pub text: String,
 }
 
 impl Recipe {
-    /// Reads a recipe file and carries out `--set` assignments.
+    /// Reads a recipe file and applies `--set` assignments.
     ///
     /// # Errors
-    /// [`LoadError::File`] if the file cannot be read, [`LoadError::Recipe`] if its text is no recipe.
+    /// [`LoadError::File`] if the file cannot be read, [`LoadError::Recipe`] if its text is not a recipe.
     pub fn load(path: &Path, set: &[String]) -> Result<(Recipe, Source), LoadError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| LoadError::File { path: path.display().to_string(), source })?;
         Self::parse(&path.display().to_string(), &text, set).map_err(LoadError::Recipe)
     }
 
-    /// Reads a recipe from text.
+    /// Parses a recipe.
     ///
     /// # Errors
-    /// What is wrong, drawn over the text.
+    /// The mistakes, with their positions in the text.
     pub fn parse(path: &str, original: &str, set: &[String]) -> Result<(Recipe, Source), Diagnostics> {
         let fail =
             |text: &str, d: Diagnostic| Diagnostics { text: text.into(), path: path.into(), all: vec![d] };
         let mut text = original.to_string();
-        // Errors of the file itself come before those of assignments to it.
+        // Report errors of the file itself before those of assignments to it.
         let read = |text: &str| {
             options().from_str::<Recipe>(text).map_err(|e| fail(text, Diagnostic::from_ron(text, &e)))
         };
@@ -326,17 +331,17 @@ impl Recipe {
         Ok((recipe, Source { path: path.into(), original: original.into(), text }))
     }
 
-    /// The recipe with every default written out.
+    /// Returns the recipe with every default written out.
     ///
     /// # Errors
-    /// If a plugin's component cannot be written.
+    /// If a plugin's component cannot be serialized.
     pub fn resolved(&self) -> Result<String, ron::Error> {
         let pretty = ron::ser::PrettyConfig::new().depth_limit(2).separate_tuple_members(false);
         options().to_string_pretty(self, pretty).map(|text| format!("Recipe{text}\n"))
     }
 
-    /// The first eight hexadecimal digits of the resolved recipe's BLAKE3 hash; seeds do not count, since runs that
-    /// differ in nothing else belong together.
+    /// Returns the first eight hexadecimal digits of the BLAKE3 hash of the resolved recipe without its seed,
+    /// so that runs that differ only in their seed have the same hash.
     ///
     /// # Errors
     /// As [`Recipe::resolved`].
@@ -346,19 +351,19 @@ impl Recipe {
         Ok(blake3::hash(seedless.resolved()?.as_bytes()).to_hex()[..8].to_string())
     }
 
-    /// The factor on the learning rate of the parameter of this name.
+    /// Returns the factor on the learning rate of the named parameter.
     pub fn lr_scale_of(&self, parameter: &str) -> f64 {
         let fitting = self.lr_scale.iter().filter(|s| belongs(parameter, &s.part));
         fitting.max_by_key(|s| s.part.len()).map_or(1.0, |s| s.factor.get())
     }
 
-    /// The number of views of each image.
+    /// Returns the number of views of each image.
     pub fn view_count(&self) -> usize {
         self.views.iter().map(|v| v.count.get()).sum()
     }
 }
 
-/// Whether a dotted name, of a parameter or a path, is `part`, or lies below it.
+/// Returns whether the dotted name of a parameter or a path is `part` or below it.
 pub(crate) fn belongs(name: &str, part: &str) -> bool {
     name.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
@@ -374,7 +379,7 @@ pub enum LoadError {
         /// The system's error.
         source: std::io::Error,
     },
-    /// The text is no recipe.
+    /// The text is not a recipe.
     #[error(transparent)]
     Recipe(Diagnostics),
 }

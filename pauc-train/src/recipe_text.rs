@@ -1,20 +1,20 @@
-//! A recipe's text with the places of its parts, for errors that point and for `--set path=value`.
+//! Positions of values in a recipe's text, for error messages and for `--set path=value`.
 //!
-//! RON's own parser builds values; this one only finds where each value stands. It accepts everything that RON
-//! accepts in a recipe, and is asked only about text that RON has accepted or is about to judge.
+//! RON's own parser builds the values; this one only finds their positions. It accepts everything that RON
+//! accepts in a recipe, and is used only on text that RON accepts or is about to check.
 
 use std::ops::Range;
 
-/// A value's place in the text, with its parts.
+/// The position of a value in the text, with its parts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
-    /// Where the value stands, name and brackets included.
+    /// The range of the value, including name and brackets.
     pub span: Range<usize>,
-    /// What it consists of.
+    /// Its parts.
     pub parts: Parts,
 }
 
-/// What a value consists of.
+/// The parts of a value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Parts {
     /// A number, a string, a word, or `()`.
@@ -30,7 +30,7 @@ pub enum Parts {
 pub struct Field {
     /// Its name.
     pub name: String,
-    /// Where the name stands.
+    /// The range of the name.
     pub name_span: Range<usize>,
     /// Its value.
     pub value: Node,
@@ -42,7 +42,7 @@ pub enum SetError {
     /// Not of the form `path=value`.
     #[error("`{0}` is not of the form path=value, such as train.epochs=5")]
     Form(String),
-    /// The path leads nowhere.
+    /// The path does not exist.
     #[error("`{path}`: {message}")]
     Path {
         /// The path as given.
@@ -50,8 +50,8 @@ pub enum SetError {
         /// Where it ends and why.
         message: String,
     },
-    /// The text is no RON at all.
-    #[error("the recipe cannot be read, so that nothing can be set in it")]
+    /// The text is not RON.
+    #[error("the recipe is not valid RON, so its values cannot be set")]
     Unreadable,
 }
 
@@ -66,7 +66,7 @@ fn is_name(word: &str) -> bool {
         && word.chars().all(|c| c.is_alphanumeric() || c == '_')
 }
 
-/// The steps of a path such as `objective[0].weight`, or `objective.0.weight`, which means the same.
+/// Splits a path such as `objective[0].weight`, or the equivalent `objective.0.weight`, into steps.
 fn steps(path: &str) -> Option<Vec<Step<'_>>> {
     let mut steps = Vec::new();
     for part in path.split('.') {
@@ -89,7 +89,7 @@ fn steps(path: &str) -> Option<Vec<Step<'_>>> {
     Some(steps)
 }
 
-/// Finds the places of all values; `None` if the text is no RON.
+/// Finds the positions of all values; `None` if the text is not RON.
 pub fn parse(text: &str) -> Option<Node> {
     let mut scanner = Scanner { text, at: 0 };
     scanner.blank();
@@ -102,12 +102,12 @@ pub fn parse(text: &str) -> Option<Node> {
     (scanner.at == text.len()).then_some(node)
 }
 
-/// The value at a path such as `objective[2].term.temperature`; `None` if the text does not write it.
+/// Returns the value at a path such as `objective[2].term.temperature`; `None` if the text leaves it out.
 pub fn find<'a>(root: &'a Node, path: &str) -> Option<&'a Node> {
     steps(path)?.iter().try_fold(root, |node, step| child(node, step))
 }
 
-/// The place of the deepest part of a path that the text writes: the value itself, or what it would stand in.
+/// Returns the range of the deepest part of a path in the text: the value itself, or its innermost parent.
 pub fn nearest(root: &Node, path: &str) -> Range<usize> {
     let mut node = root;
     for step in steps(path).unwrap_or_default() {
@@ -119,7 +119,7 @@ pub fn nearest(root: &Node, path: &str) -> Range<usize> {
     node.span.clone()
 }
 
-/// The innermost value that holds the byte at `offset` or ends there.
+/// Returns the innermost value that contains the byte at `offset` or ends there.
 pub fn value_at(root: &Node, offset: usize) -> &Node {
     let holds = |n: &Node| n.span.start <= offset && offset <= n.span.end;
     let mut node = root;
@@ -146,10 +146,10 @@ fn child<'a>(node: &'a Node, step: &Step<'_>) -> Option<&'a Node> {
     }
 }
 
-/// The text with `path=value` carried out: the value is replaced, or written where it was left to its default.
+/// Applies `path=value` to the text: replaces the value, or inserts a field that was left out.
 ///
 /// # Errors
-/// If the assignment has another form, or its path leads through something that has no such part.
+/// If the assignment is malformed, or a part of its path does not exist.
 pub fn set(text: &str, assignment: &str) -> Result<String, SetError> {
     let form = || SetError::Form(assignment.to_string());
     let (path, value) = assignment.split_once('=').ok_or_else(form)?;
@@ -172,7 +172,7 @@ pub fn set(text: &str, assignment: &str) -> Result<String, SetError> {
                 for later in steps[depth + 1..].iter().rev() {
                     match later {
                         Step::Field(name) => written = format!("({name}: {written})"),
-                        Step::Item(_) => return Err(stuck("there is no such list to change".into())),
+                        Step::Item(_) => return Err(stuck("this list does not exist".into())),
                     }
                 }
                 let Step::Field(name) = step else { return Err(form()) };
@@ -180,10 +180,10 @@ pub fn set(text: &str, assignment: &str) -> Result<String, SetError> {
                 Ok(format!("{}{name}: {written}, {}", &text[..open], &text[open..]))
             }
             (Step::Item(i), Parts::Items(items)) => {
-                Err(stuck(format!("there is no item {i}, the list has {} (counted from 0)", items.len())))
+                Err(stuck(format!("item {i} does not exist; the list has {} (counted from 0)", items.len())))
             }
             (Step::Item(_), _) => {
-                Err(stuck(format!("`{}` is no list", first_line(&text[node.span.clone()]))))
+                Err(stuck(format!("`{}` is not a list", first_line(&text[node.span.clone()]))))
             }
             (Step::Field(name), Parts::Items(items)) => {
                 let last = items.len().saturating_sub(1);
@@ -197,7 +197,7 @@ pub fn set(text: &str, assignment: &str) -> Result<String, SetError> {
     Ok(format!("{}{value}{}", &text[..node.span.start], &text[node.span.end..]))
 }
 
-/// A value in an error's message: its first line.
+/// Returns the first line of a value, for error messages.
 fn first_line(value: &str) -> String {
     match value.split_once('\n') {
         Some((first, _)) => format!("{first}…"),
@@ -315,7 +315,8 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// The parts between brackets. Parentheses around named values make fields, everything else items.
+    /// Parses the parts between brackets. Parentheses around named values give fields, everything else gives
+    /// items.
     fn sequence(&mut self, close: char) -> Option<Parts> {
         self.at += 1;
         let (mut fields, mut items) = (Vec::new(), Vec::new());
@@ -369,7 +370,7 @@ Recipe( // a comment with ) and "
     }
 
     #[test]
-    fn every_value_is_found_where_it_stands() {
+    fn every_value_is_found_at_its_position() {
         assert_eq!(at("name"), Some(r#""a \" name)""#));
         assert_eq!(at("objective[0].term.temperature"), Some("0.2"));
         assert_eq!(at("objective[0].weight"), Some("1e-1"));
@@ -387,7 +388,7 @@ Recipe( // a comment with ) and "
     }
 
     #[test]
-    fn values_are_replaced_or_written_anew() {
+    fn values_are_replaced_or_inserted() {
         let text = "Recipe(a: 1, list: [1, 2], train: (epochs: 3))";
         assert_eq!(set(text, "train.epochs=5").unwrap(), "Recipe(a: 1, list: [1, 2], train: (epochs: 5))");
         assert_eq!(set(text, "list[1]=7").unwrap(), "Recipe(a: 1, list: [1, 7], train: (epochs: 3))");
@@ -406,8 +407,8 @@ Recipe( // a comment with ) and "
         assert!(message("a").contains("path=value"));
         assert!(message("a=").contains("path=value"));
         assert!(message("a.b=1").contains("`1` has no field `b`"));
-        assert!(message("list[3]=1").contains("no item 3, the list has 1"));
-        assert!(message("a[0]=1").contains("no list"));
+        assert!(message("list[3]=1").contains("item 3 does not exist; the list has 1"));
+        assert!(message("a[0]=1").contains("not a list"));
         assert!(message("list.b=1").contains("no field `b`; its items are [0] to [0]"));
         assert!(message("\"a=1\"").contains("path=value"));
         assert_eq!(set("Recipe(", "a=1"), Err(SetError::Unreadable));

@@ -1,44 +1,44 @@
-//! A recipe's outcome against what is stored of it.
+//! Comparison of a run's metrics with stored ones.
 
 use pauc_traits::{Error, Result, atomic};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What a recipe is expected to give: `recipes/expected/NAME.json`.
+/// The stored metrics of a recipe: `recipes/expected/NAME.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Expectation {
-    /// The first digits of the hash of the recipe that gave it.
+    /// The first digits of the recipe's hash.
     pub recipe: String,
-    /// Its seed.
+    /// The seed.
     pub seed: u64,
-    /// The version of pauc that gave it.
+    /// The version of pauc.
     pub version: String,
-    /// The instruction set that gave it; others round differently.
+    /// The instruction set; others round differently.
     pub simd: String,
     /// The metrics of the trained encoder.
     pub metrics: BTreeMap<String, Expected>,
 }
 
-/// A number that is expected.
+/// An expected value.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Expected {
     /// The value.
     pub value: f64,
-    /// How far another may be from it.
+    /// The largest allowed difference.
     pub tolerance: f64,
 }
 
-/// A metric that is not as expected.
+/// A metric that differs from the stored value.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Difference {
     /// The metric.
     pub metric: String,
-    /// What was expected; `None`: the expectation does not have it.
+    /// The stored value; `None` if there is none.
     pub expected: Option<f64>,
-    /// What came; `None`: the run did not measure it.
+    /// The measured value; `None` if the run did not measure it.
     pub got: Option<f64>,
-    /// How far apart they may be.
+    /// The largest allowed difference.
     pub tolerance: f64,
 }
 
@@ -53,13 +53,13 @@ impl std::fmt::Display for Difference {
             (Some(e), None) => write!(f, "{name}: expected {e:.4}, but the run did not measure it"),
             (None, got) => {
                 let got = got.unwrap_or(f64::NAN);
-                write!(f, "{name}: got {got:.4}, and nothing is expected of it; `--update` stores it")
+                write!(f, "{name}: got {got:.4}, but no value is stored; `--update` stores it")
             }
         }
     }
 }
 
-/// Where a recipe's expectation lies: `expected/NAME.json` beside it.
+/// Returns the path of a recipe's stored metrics: `expected/NAME.json` beside it.
 pub fn path_beside(recipe: &Path) -> PathBuf {
     let mut name = recipe.file_stem().unwrap_or_default().to_os_string();
     name.push(".json");
@@ -67,33 +67,34 @@ pub fn path_beside(recipe: &Path) -> PathBuf {
 }
 
 impl Expectation {
-    /// Reads an expectation.
+    /// Reads stored metrics.
     ///
     /// # Errors
-    /// If there is none, or it does not read.
+    /// If the file does not exist or cannot be parsed.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::NotFound {
                 path: path.to_path_buf(),
-                remedy: "nothing is stored of this recipe yet; `--update` stores what it gives".into(),
+                remedy: "no metrics are stored for this recipe yet; `--update` stores those of this run"
+                    .into(),
             },
             _ => Error::io(path, e),
         })?;
         serde_json::from_slice(&text).map_err(|e| Error::damaged(path, e.to_string()))
     }
 
-    /// Writes the expectation, in the folder that it makes for it.
+    /// Writes the file, and its folder if necessary.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk fails.
     pub fn write(&self, path: &Path) -> Result<()> {
         path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(|e| Error::io(path, e))?;
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::Other(e.into()))?;
         atomic::write(path, (text + "\n").as_bytes())
     }
 
-    /// The same with these metrics. A metric keeps the tolerance that it has in `before`; others get the larger of 0.02 and 5 % of
-    /// their value. Metrics that are no finite numbers are left out.
+    /// Returns a copy with these metrics. A metric keeps its tolerance from `before`; others get the larger
+    /// of 0.02 and 5 % of their value. Metrics that are NaN or infinite are left out.
     pub fn of(&self, metrics: &BTreeMap<String, f64>, before: Option<&Expectation>) -> Self {
         let expected = |(name, value): (&String, &f64)| {
             let known = before.and_then(|b| b.metrics.get(name)).map(|e| e.tolerance);
@@ -104,7 +105,7 @@ impl Expectation {
         Expectation { metrics: finite.map(expected).collect(), ..self.clone() }
     }
 
-    /// The metrics that are not as expected.
+    /// Returns the metrics that differ from the stored values.
     pub fn differences(&self, got: &BTreeMap<String, f64>) -> Vec<Difference> {
         let mut found = Vec::new();
         for (name, e) in &self.metrics {
@@ -150,7 +151,7 @@ mod tests {
         assert_eq!(text[0], "knn: expected 0.8000, got 0.7000, off by -0.1000, allowed 0.0400");
         assert!(text[1].starts_with("rank: expected 100.0000, but") && text[2].starts_with("new: got 1"));
         assert_eq!(stored.differences(&metrics(&[("knn", f64::NAN), ("rank", 100.0)])).len(), 1);
-        // A tolerance that somebody has set stays.
+        // A tolerance set by hand is kept.
         let mut narrow = stored.clone();
         narrow.metrics.insert("knn".into(), Expected { value: 0.8, tolerance: 0.001 });
         assert_eq!(from.of(&metrics(&[("knn", 0.9)]), Some(&narrow)).metrics["knn"].tolerance, 0.001);

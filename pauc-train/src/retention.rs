@@ -1,5 +1,5 @@
-//! The files of `checkpoints/`: `step-00000120.safetensors` of the newest steps, `last.safetensors`, which is the newest of
-//! them, and `best.safetensors`, which is one of them too.
+//! The files of `checkpoints/`: `step-00000120.safetensors` for each of the newest steps, `last.safetensors`,
+//! which is the newest of them, and `best.safetensors`, which is also one of them.
 
 use crate::run_dir::RunDir;
 use pauc_models::weights::{TensorFile, Values};
@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 /// A checkpoint could not be written.
 #[derive(Debug, thiserror::Error)]
-#[error("the checkpoint of step {step} cannot be written: {error}; {}", .before.as_ref().map_or_else(
-    || "there is none before it".to_string(),
-    |p| format!("{} is as it was: make room, then `pauc-cli resume` goes on from it", p.display())
+#[error("cannot write the checkpoint of step {step}: {error}; {}", .before.as_ref().map_or_else(
+    || "there is no earlier checkpoint".to_string(),
+    |p| format!("{} is unchanged; free some space, then run `pauc-cli resume`", p.display())
 ))]
 struct Unwritten {
     step: u64,
@@ -19,7 +19,7 @@ struct Unwritten {
     before: Option<PathBuf>,
 }
 
-/// The BLAKE3 hash of all names, shapes, values and metadata, except what the metadata has under `blake3`.
+/// Returns the BLAKE3 hash of all names, shapes, values and metadata, except the metadata entry `blake3`.
 pub fn checksum(file: &TensorFile) -> String {
     let mut hash = blake3::Hasher::new();
     let text = |hash: &mut blake3::Hasher, text: &str| {
@@ -59,7 +59,7 @@ impl RunDir {
         self.path().join("checkpoints").join(format!("{name}.safetensors"))
     }
 
-    /// The checkpoints of single steps, newest first.
+    /// Returns the checkpoints of single steps, newest first.
     fn steps(&self) -> Vec<(u64, PathBuf)> {
         let entries = fs::read_dir(self.path().join("checkpoints")).into_iter().flatten().flatten();
         let step = |path: PathBuf| {
@@ -71,18 +71,18 @@ impl RunDir {
         all
     }
 
-    /// Files that a run can be continued from, the newest first.
+    /// Returns the files that a run can be resumed from, newest first.
     pub fn checkpoints(&self) -> Vec<PathBuf> {
         let last = self.checkpoint("last");
         let others = self.steps().into_iter().map(|(_, path)| path).chain([self.checkpoint("best")]);
         [last].into_iter().chain(others).filter(|p| p.exists()).collect()
     }
 
-    /// Writes the checkpoint of a step, lets `last.safetensors` and, if it is the best, `best.safetensors` be it, and
-    /// removes those of older steps but the newest `keep`.
+    /// Writes the checkpoint of a step, points `last.safetensors` and, if it is the best, `best.safetensors`
+    /// to it, and removes checkpoints of older steps except the newest `keep`.
     ///
     /// # Errors
-    /// If the disk refuses; the checkpoints from before are then as they were.
+    /// If the disk fails; earlier checkpoints are then unchanged.
     pub fn add_checkpoint(&self, step: u64, file: &TensorFile, keep: usize, best: bool) -> Result<()> {
         let path = self.checkpoint(&format!("step-{step:08}"));
         let write = || {
@@ -102,16 +102,17 @@ impl RunDir {
         Ok(())
     }
 
-    /// Lets a second name stand for a checkpoint, at once and without taking its space twice where the disk can do that.
+    /// Gives a checkpoint a second name, atomically and without using its space twice if the file system
+    /// supports that.
     fn alias(&self, path: &Path, name: &str) -> Result<()> {
         atomic::alias(path, &self.checkpoint(name))
     }
 }
 
-/// Gives a file that cannot be used a name under which nothing overwrites it, and returns that name.
+/// Renames an unusable file to a name that nothing overwrites, and returns that name.
 ///
 /// # Errors
-/// If the disk refuses.
+/// If the disk fails.
 pub fn set_aside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("checkpoint");
     let free = (1..).map(|n| path.with_file_name(format!("{name}.unusable{n}"))).find(|p| !p.exists());
@@ -171,10 +172,10 @@ mod tests {
         let dir = RunDir::at(folder.path());
         dir.create().unwrap();
         dir.add_checkpoint(5, &file(5.0), 2, false).unwrap();
-        // A folder under the file's name: a rename cannot replace it, whoever the user is.
+        // A folder with the file's name: a rename cannot replace it, for any user.
         fs::create_dir(dir.checkpoint("step-00000010")).unwrap();
         let error = dir.add_checkpoint(10, &file(10.0), 2, false).unwrap_err().to_string();
-        assert!(error.contains("step 10") && error.contains("last.safetensors is as it was"), "{error}");
+        assert!(error.contains("step 10") && error.contains("last.safetensors is unchanged"), "{error}");
         assert_eq!(TensorFile::load(dir.checkpoint("last")).unwrap().f32("w").unwrap()[0], 5.0);
     }
 }

@@ -1,4 +1,4 @@
-//! The outputs of a batch by view, from those of its parts.
+//! The outputs of a batch by view, collected from its parts.
 
 use dfdx::prelude::HasShape;
 use pauc_models::device::NetworkDevice;
@@ -19,13 +19,13 @@ pub(crate) struct HostRows {
 }
 
 impl HostRows {
-    /// Room for (B, D) rows of the views that are read, of `views` in all.
+    /// Allocates (B, D) rows for the views that are read, out of `views`.
     pub fn new(views: usize, read: &[usize], shape: (usize, usize)) -> Self {
         let room = |view| read.contains(&view).then(|| vec![0.0; shape.0 * shape.1]);
         HostRows { views: (0..views).map(room).collect(), shape }
     }
 
-    /// Puts the outputs of a part, view after view, where they belong.
+    /// Copies the outputs of a part, view after view, to their rows.
     pub fn put(&mut self, read: &[usize], part: &Range<usize>, outputs: &[f32]) {
         let dim = self.shape.1;
         for (view, rows) in read.iter().zip(outputs.chunks_exact(part.len() * dim)) {
@@ -35,12 +35,12 @@ impl HostRows {
         }
     }
 
-    /// The rows of a view, row-major; none if it is not read.
+    /// Returns the rows of a view, row-major; empty if it is not read.
     pub fn view(&self, view: usize) -> &[f32] {
         self.views[view].as_deref().unwrap_or_default()
     }
 
-    /// The rows as constants on a device.
+    /// Returns the rows as constants on a device.
     pub fn upload<D: NetworkDevice>(self, device: &D) -> RowsByView<D> {
         let shape = self.shape;
         let upload = |rows: Option<Vec<f32>>| rows.map(|rows| ops::constant(device, rows, shape));
@@ -48,8 +48,8 @@ impl HostRows {
     }
 }
 
-/// Splits a branch's outputs, which are view after view, without their tape. They stay on a device that has a memory of
-/// its own.
+/// Splits a branch's outputs, which are stacked by view, and drops their tape. They stay on a device with its
+/// own memory.
 ///
 /// # Shapes
 /// rows (V·B, D) for the V views that are read → (B, D) each

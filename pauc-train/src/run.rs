@@ -13,57 +13,57 @@ use pauc_traits::probe::MetricKind;
 use pauc_traits::{Error, Result};
 use std::path::PathBuf;
 
-/// How a run is to be made.
+/// Options of a run.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
-    /// The folder that runs are put into.
+    /// The folder to write runs to.
     pub out: PathBuf,
-    /// Whether a run that is already there is made again.
+    /// Whether to replace an existing run.
     pub force: bool,
     /// Stop after this many steps.
     pub max_steps: Option<u64>,
-    /// The number of threads in use, for the record.
+    /// The number of threads in use, for `run.json`.
     pub threads: usize,
 }
 
-/// What a run left behind.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Outcome {
     /// The run's folder.
     pub dir: RunDir,
     /// How it ended.
     pub ending: Ending,
-    /// The metrics of each subject: baselines first, then the trained encoder at the end.
+    /// The metrics of each subject: baselines first, then the trained encoder at the end of the run.
     pub summary: Vec<(Subject, Vec<Metric>)>,
     /// The report, if one could be written.
     pub report: Option<PathBuf>,
 }
 
-/// Why a run was not made, or not finished.
+/// Why a run did not start or finish.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The very same run is there already.
-    #[error("{} is already done; `--force` makes it again", .0.display())]
+    /// The same run is already finished.
+    #[error("{} is already finished; `--force` trains it again", .0.display())]
     AlreadyDone(PathBuf),
-    /// The very same run was begun and not finished.
-    #[error("an unfinished run lies in {path}; `pauc-cli resume {path}` continues it, `--force` starts over", path = path.display())]
+    /// The same run exists and is unfinished.
+    #[error("{path} is an unfinished run; `pauc-cli resume {path}` continues it, `--force` starts over", path = path.display())]
     Unfinished {
         /// Its folder.
         path: PathBuf,
     },
-    /// What lies in the run's folder is no run.
-    #[error("{} is not empty and holds no run (it has no run.json): move it away, or give another `--out`", .0.display())]
+    /// The run's folder contains something other than a run.
+    #[error("{} is not empty and not a run (no run.json); move it away, or choose another `--out`", .0.display())]
     NoRun(PathBuf),
     /// The run failed.
     #[error(transparent)]
     Failed(#[from] Error),
 }
 
-/// Makes a run from the start.
+/// Runs a plan from the start.
 ///
 /// # Errors
-/// If the folder holds the same run already, or anything fails on the way; what was logged and saved until then
-/// stays.
+/// If the folder already contains the same run, or anything fails during the run; everything logged and saved
+/// before is kept.
 pub fn run<D: NetworkDevice>(
     device: &D,
     plan: &Plan,
@@ -83,11 +83,11 @@ pub fn run<D: NetworkDevice>(
     } else if !dir.is_free_or_run()? {
         return Err(RunError::NoRun(dir.path().to_path_buf()));
     }
-    // Everything that can be checked is, before anything that was there goes.
+    // Check everything that can be checked before deleting anything.
     let trainer = Trainer::new(device, plan)?;
     dir.create()?;
     let lock = dir.lock()?;
-    // Another process may have made the run since.
+    // Another process may have finished the run in the meantime.
     match dir.info()? {
         Some(info) if !options.force && info.status == "finished" => {
             return Err(RunError::AlreadyDone(dir.path().to_path_buf()));
@@ -107,11 +107,11 @@ pub fn run<D: NetworkDevice>(
     drive(trainer, dir, plan, options, watch)
 }
 
-/// Puts a finished run's folder in order: a process that was killed right after its last step may have left a temporary
-/// file, and no report.
+/// Cleans up a finished run's folder: a process killed right after its last step may have left a temporary
+/// file and no report.
 ///
 /// # Errors
-/// If another process works on the run, or the disk refuses.
+/// If another process is working on the run, or the disk fails.
 pub fn tidy(dir: &RunDir) -> Result<()> {
     let _lock = dir.lock()?;
     if !dir.path().join("report.html").exists() {
@@ -120,10 +120,10 @@ pub fn tidy(dir: &RunDir) -> Result<()> {
     Ok(())
 }
 
-/// Continues a run from its last checkpoint.
+/// Resumes a run from its last checkpoint.
 ///
 /// # Errors
-/// If the checkpoint is missing, damaged or of another recipe, or anything fails on the way.
+/// If the checkpoint is missing, damaged or of another recipe, or anything fails during the run.
 pub fn resume<D: NetworkDevice>(
     device: &D,
     plan: &Plan,
@@ -136,17 +136,20 @@ pub fn resume<D: NetworkDevice>(
     let (from, unusable) = trainer.load_newest(&dir)?;
     let step = trainer.step();
     for text in unusable {
-        // Shown but not recorded: the log of a resumed run is that of a run without a stop.
+        // Shown but not recorded: the log of a resumed run equals that of an uninterrupted one.
         watch.warn(step, text)?;
     }
     if let Some(from) = from.filter(|f| dir.last_checkpoint().is_none_or(|last| *f != last)) {
-        watch.warn(step, format!("going on from {}, step {step}", from.display()))?;
+        watch.warn(step, format!("resuming from {}, step {step}", from.display()))?;
     }
     let want = trainer.state().progress.events;
     let kept = dir.rewind_events(want)?;
     if kept < want {
         let path = dir.path().join("metrics.jsonl");
-        watch.warn(step, format!("{} has {kept} events, the checkpoint saw {want}", path.display()))?;
+        watch.warn(
+            step,
+            format!("{} has {kept} events, but the checkpoint recorded {want}", path.display()),
+        )?;
     }
     drive(trainer, dir, plan, options, watch)
 }
@@ -178,7 +181,7 @@ fn drive<D: NetworkDevice>(
     let ending = match trained {
         Ok(ending) => ending,
         Err(e) => {
-            // A full disk may have stopped the run, and then stops this too; the first error is the one to report.
+            // A full disk may have stopped the run and may make this fail too; report the first error.
             let _ = dir.set_info(&info);
             return Err(e.into());
         }
@@ -190,7 +193,7 @@ fn drive<D: NetworkDevice>(
     Ok(Outcome { dir, ending, summary, report })
 }
 
-/// What `run.json` says of a run that is about to start or continue.
+/// Returns the content of `run.json` for a run that is about to start or resume.
 fn run_info(plan: &Plan, device: String, threads: usize) -> RunInfo {
     RunInfo {
         name: plan.recipe.name.to_string(),
@@ -207,7 +210,7 @@ fn run_info(plan: &Plan, device: String, threads: usize) -> RunInfo {
     }
 }
 
-/// Writes every event to the log before it is shown, and remembers the metrics for the closing table.
+/// Writes every event to the log before showing it, and remembers the metrics for the closing table.
 struct Recorder<'a> {
     log: EventLog,
     sinks: LogSinks,
@@ -216,8 +219,8 @@ struct Recorder<'a> {
 }
 
 impl Recorder<'_> {
-    /// Logs the recipe's warnings at the start of a run. They are not shown: whoever started the run has seen them drawn
-    /// over the recipe already.
+    /// Logs the recipe's warnings at the start of a run. They are not shown, because they were already
+    /// printed with the recipe.
     fn log_warnings(&mut self, plan: &Plan) -> Result<()> {
         if self.log.synced()? > 0 {
             return Ok(());
@@ -255,7 +258,7 @@ fn note(summary: &mut Vec<(Subject, Vec<Metric>)>, probe: &events::Probe) {
     summary.push((probe.subject, probe.metrics.clone()));
 }
 
-/// What a run that is being continued measured before: its baselines.
+/// Returns the metrics that a resumed run measured before: its baselines.
 fn summary_so_far(dir: &RunDir) -> Vec<(Subject, Vec<Metric>)> {
     let mut summary = Vec::new();
     let log = Log::read(&dir.path().join("metrics.jsonl")).unwrap_or_default();
@@ -267,7 +270,7 @@ fn summary_so_far(dir: &RunDir) -> Vec<(Subject, Vec<Metric>)> {
     summary
 }
 
-/// The closing table: one row per accuracy, whose names are long, and one column per subject.
+/// Formats the closing table: one row per accuracy, because their names are long, and one column per subject.
 pub fn table(summary: &[(Subject, Vec<Metric>)]) -> String {
     let mut rows: Vec<&str> = Vec::new();
     for metric in summary.iter().flat_map(|(_, metrics)| metrics) {

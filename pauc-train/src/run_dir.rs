@@ -1,4 +1,4 @@
-//! A run's folder: what lies where, and how it is written so that a crash loses nothing.
+//! A run's folder: its files, and crash-safe writing.
 
 use pauc_report::events::Event;
 use pauc_traits::{Error, Result, atomic};
@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// `run.json`: what a run is and how it stands.
+/// `run.json`: the description and status of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunInfo {
     /// The recipe's name.
@@ -20,7 +20,7 @@ pub struct RunInfo {
     pub status: String,
     /// The version of pauc.
     pub version: String,
-    /// The device that the run was made on.
+    /// The device that the run used.
     pub device: String,
     /// Threads that kernels used.
     pub threads: usize,
@@ -28,7 +28,7 @@ pub struct RunInfo {
     pub simd: String,
     /// Operating system and processor family.
     pub platform: String,
-    /// One line on the data.
+    /// A description of the data.
     pub data: String,
     /// The name of the recipe file.
     pub recipe: String,
@@ -41,7 +41,7 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// The folder at a path, which need not exist.
+    /// Refers to the folder at a path, which need not exist.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         RunDir { path: path.into() }
     }
@@ -51,7 +51,7 @@ impl RunDir {
         Self::at(out.join(format!("{name}-{hash}")).join(format!("seed{seed}")))
     }
 
-    /// No folder: a run that is given it leaves nothing on the disk, and cannot be resumed.
+    /// Refers to no folder: the run writes nothing to disk and cannot be resumed.
     ///
     /// ```
     /// assert!(pauc_train::RunDir::in_memory().is_in_memory());
@@ -60,20 +60,20 @@ impl RunDir {
         Self::at("")
     }
 
-    /// Whether there is no folder.
+    /// Returns whether there is no folder.
     pub fn is_in_memory(&self) -> bool {
         self.path.as_os_str().is_empty()
     }
 
-    /// The folder's path; empty for a run in memory.
+    /// Returns the folder's path; empty for a run in memory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Creates the folder and its parts.
+    /// Creates the folder and its subfolders.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk fails.
     pub fn create(&self) -> Result<()> {
         for part in ["checkpoints", "figures"] {
             let path = self.path.join(part);
@@ -82,18 +82,18 @@ impl RunDir {
         Ok(())
     }
 
-    /// Writes a file of the folder whole, as [`atomic::write`] does.
+    /// Writes a file of the folder atomically, like [`atomic::write`].
     ///
     /// # Errors
-    /// If the disk refuses; the file that was there before is then untouched.
+    /// If the disk fails; an existing file is then unchanged.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> Result<()> {
         atomic::write(&self.path.join(name), content.as_ref())
     }
 
-    /// The run's own description, if the folder has one.
+    /// Reads the run's description, if there is one.
     ///
     /// # Errors
-    /// If it is there and cannot be read.
+    /// If it exists and cannot be read.
     pub fn info(&self) -> Result<Option<RunInfo>> {
         let path = self.path.join("run.json");
         match fs::read(&path) {
@@ -108,13 +108,13 @@ impl RunDir {
     /// Writes the run's description.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk fails.
     pub fn set_info(&self, info: &RunInfo) -> Result<()> {
         let text = serde_json::to_string_pretty(info).map_err(|e| Error::Other(e.into()))?;
         self.write("run.json", text + "\n")
     }
 
-    /// Where the newest checkpoint is, or will be; `None` for a run in memory.
+    /// Returns the path of the newest checkpoint, which may not exist yet; `None` for a run in memory.
     pub fn last_checkpoint(&self) -> Option<PathBuf> {
         (!self.is_in_memory()).then(|| self.path.join("checkpoints/last.safetensors"))
     }
@@ -122,7 +122,7 @@ impl RunDir {
     /// Opens the event log for appending.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk fails.
     pub fn events(&self) -> Result<EventLog> {
         let path = self.path.join("metrics.jsonl");
         let file =
@@ -131,12 +131,12 @@ impl RunDir {
         Ok(EventLog { path, file, count: bytes.iter().filter(|b| **b == b'\n').count() as u64 })
     }
 
-    /// Keeps the first `count` events, those that a checkpoint has seen, and sets the others aside, which a continued run
-    /// will record again: they move to `metrics.superseded.jsonl`, with a last line that a crash cut short. Returns how
-    /// many events were kept.
+    /// Keeps the first `count` events, those recorded in a checkpoint, and moves the others to
+    /// `metrics.superseded.jsonl`, because a resumed run records them again. A last line that a crash cut
+    /// short moves too. Returns the number of events kept.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk fails.
     pub fn rewind_events(&self, count: u64) -> Result<u64> {
         let path = self.path.join("metrics.jsonl");
         let bytes = match fs::read(&path) {
@@ -166,7 +166,7 @@ impl RunDir {
     }
 }
 
-/// `metrics.jsonl`: one event a line, appended.
+/// `metrics.jsonl`: one event per line, only appended to.
 #[derive(Debug)]
 pub struct EventLog {
     path: PathBuf,
@@ -175,10 +175,10 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// Appends an event as one write, so that a crash leaves whole lines and at most one cut one.
+    /// Appends an event in one write, so that a crash leaves whole lines and at most one partial line.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk fails.
     pub fn append(&mut self, event: &Event) -> Result<()> {
         let mut line = serde_json::to_string(event).map_err(|e| Error::Other(e.into()))?;
         line.push('\n');
@@ -187,10 +187,10 @@ impl EventLog {
         Ok(())
     }
 
-    /// Makes sure that a power failure loses none of the events, and returns how many there are.
+    /// Flushes all events to disk, so that a power failure loses none, and returns their number.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk fails.
     pub fn synced(&mut self) -> Result<u64> {
         self.file.sync_data().map_err(|e| Error::io(&self.path, e))?;
         Ok(self.count)
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(read("metrics.jsonl"), format!("{line}{line}"));
         assert_eq!(read("metrics.superseded.jsonl"), format!("{line}{}\n", &line[..12]));
         assert_eq!(dir.events().unwrap().synced().unwrap(), 2);
-        assert_eq!(dir.rewind_events(5).unwrap(), 2, "fewer than the checkpoint has seen");
+        assert_eq!(dir.rewind_events(5).unwrap(), 2, "fewer than the checkpoint recorded");
         assert_eq!(read("metrics.superseded.jsonl").lines().count(), 2, "nothing more to set aside");
         assert_eq!(RunDir::at(folder.path().join("missing")).rewind_events(1).unwrap(), 0);
     }

@@ -1,4 +1,4 @@
-//! Finished and interrupted runs, opened again to be looked at: for `eval` and `embed`.
+//! Finished and interrupted runs, opened again for `eval` and `embed`.
 
 use crate::checkpoint;
 use crate::evaluate::{self, Embedded, ProbeInputs};
@@ -18,10 +18,10 @@ use pauc_traits::{Clustering, Dataset, Error, Probe, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Every so many images of the training split are scored in [`Part::Train`], and the others are learnt from.
+/// In [`Part::Train`], one of this many training images is scored; the others are learned from.
 pub const HELD_OUT: usize = 5;
 
-/// Which images are looked at.
+/// The split to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// The training split.
@@ -43,23 +43,23 @@ impl Part {
 /// Why a run could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// No run lies there.
-    #[error("{}: no run lies there (it has no recipe.resolved.ron)", .0.display())]
+    /// The folder is not a run.
+    #[error("{}: not a run (no recipe.resolved.ron)", .0.display())]
     NoRun(PathBuf),
-    /// Its recipe does not read any more.
+    /// The run's recipe can no longer be parsed.
     #[error(transparent)]
     Recipe(#[from] LoadError),
-    /// Its recipe cannot be planned any more.
+    /// The run's recipe can no longer be planned.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// Something else.
+    /// Another error.
     #[error(transparent)]
     Other(#[from] Error),
 }
 
-/// A run's plan, on its own data or on another dataset.
+/// A run's plan, with its own data or another dataset.
 pub struct SavedRun {
-    /// The plan; its splits are those to look at.
+    /// The plan; its splits are the data to use.
     pub plan: Plan,
     /// The checkpoint.
     pub checkpoint: PathBuf,
@@ -70,12 +70,13 @@ pub struct SavedRun {
 }
 
 impl SavedRun {
-    /// Opens the run in a folder. `data` takes the place of the recipe's dataset; its images pass through the run's
-    /// evaluation view, normalized with the statistics of the data that the run was trained on. `checkpoint` takes the
-    /// place of the last one.
+    /// Opens the run in a folder. `data` replaces the recipe's dataset; its images pass through the run's
+    /// evaluation view, normalized with the statistics of the data that the run was trained on. `checkpoint`
+    /// replaces the last checkpoint.
     ///
     /// # Errors
-    /// If no run lies there, its recipe or data cannot be read, or the images do not have the encoder's shape.
+    /// If the folder is not a run, its recipe or data cannot be read, or the images do not have the encoder's
+    /// shape.
     pub fn open<D: NetworkDevice>(
         device: &D,
         run: &Path,
@@ -96,7 +97,8 @@ impl SavedRun {
                 ViewPipeline::evaluation(&plan.recipe.views, input, plan.evaluation.statistics(0))?;
             if plan.evaluation.shape(0) != plan.shape {
                 let (got, want) = (plan.evaluation.shape(0), plan.shape);
-                let message = format!("images of `{}` are {got}, the encoder takes {want}", data.name());
+                let message =
+                    format!("images of `{}` have shape {got}, but the encoder expects {want}", data.name());
                 return Err(Error::shape("evaluation view", message).into());
             }
             plan.splits = splits;
@@ -106,7 +108,7 @@ impl SavedRun {
         let bytes = std::fs::read(&checkpoint).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::NotFound {
                 path: checkpoint.clone(),
-                remedy: "the run has saved nothing yet; continue it with `pauc-cli resume`".into(),
+                remedy: "the run has no checkpoint yet; continue it with `pauc-cli resume`".into(),
             },
             _ => Error::io(&checkpoint, e),
         })?;
@@ -114,7 +116,7 @@ impl SavedRun {
         Ok(SavedRun { plan, checkpoint, weights, own_data: data.is_none() })
     }
 
-    /// The split's images.
+    /// Returns the split's images.
     ///
     /// # Errors
     /// If the data has no such split.
@@ -130,14 +132,14 @@ impl SavedRun {
         }
     }
 
-    /// The state that the checkpoint holds.
+    /// Loads the state of the checkpoint.
     fn state<D: NetworkDevice>(&self, device: &D) -> Result<TrainState<D>> {
         let mut state = TrainState::new(device, &self.plan)?;
         checkpoint::load(device, &self.plan, &mut state, &self.checkpoint)?;
         Ok(state)
     }
 
-    /// A split after the network, in the order of the split, and the step of the checkpoint.
+    /// Embeds a split, in its own order. Also returns the step of the checkpoint.
     ///
     /// # Errors
     /// If the checkpoint does not belong to the run, an image cannot be read, or the device fails.
@@ -147,12 +149,12 @@ impl SavedRun {
         Ok((evaluate::embed(branch(&mut state, momentum)?, &self.plan.evaluation, self.source(part)?)?, step))
     }
 
-    /// Runs probes. On [`Part::Test`] they learn from the training split and are scored on the test split, as in
-    /// training; on [`Part::Train`], which leaves the test split alone, every [`HELD_OUT`]th image of the training
-    /// split is scored, the others are learnt from, and the metrics' names end in `@train/5`.
+    /// Runs probes. On [`Part::Test`] they learn from the training split and are scored on the test split, as
+    /// during training. [`Part::Train`] does not touch the test split: every [`HELD_OUT`]th training image is
+    /// scored, the others are learned from, and the metrics' names end in `@train/5`.
     ///
     /// # Errors
-    /// What a probe reports, or as [`SavedRun::embed`].
+    /// The errors of the probes, or as [`SavedRun::embed`].
     pub fn eval<D: NetworkDevice>(
         &self,
         device: &D,
@@ -163,7 +165,7 @@ impl SavedRun {
         let splits = &self.plan.splits;
         let mut state = self.state(device)?;
         if let Some(probe) = probes.iter().find(|p| p.needs_labels() && splits.train.labels().is_none()) {
-            let message = format!("the probe `{}` needs class labels, and the data has none", probe.name());
+            let message = format!("the probe `{}` needs class labels, but the data has none", probe.name());
             return Err(Error::config(message));
         }
         let test = match part {
@@ -184,7 +186,7 @@ impl SavedRun {
                 let (learnt, scored) = held_out(splits.train.len());
                 if learnt.is_empty() || scored.is_empty() {
                     return Err(Error::config(format!(
-                        "{} images are too few to hold some out",
+                        "{} images are too few to hold any out",
                         splits.train.len()
                     )));
                 }
@@ -213,21 +215,21 @@ impl SavedRun {
     }
 }
 
-/// The online network, or the momentum one.
+/// Returns the online network, or the momentum network.
 fn branch<D: NetworkDevice>(state: &mut TrainState<D>, momentum: bool) -> Result<&mut Network<D>> {
     if !momentum {
         return Ok(&mut state.network);
     }
-    let missing = || Error::config("the run has no momentum encoder: leave `--momentum` out");
+    let missing = || Error::config("the run has no momentum encoder; remove `--momentum`");
     state.momentum.as_mut().ok_or_else(missing)
 }
 
-/// The places that are learnt from, and those that are scored.
+/// Returns the indices to learn from, and those to score.
 fn held_out(n: usize) -> (Vec<usize>, Vec<usize>) {
     (0..n).partition(|i| i % HELD_OUT != HELD_OUT - 1)
 }
 
-/// Leaves the assignments of these samples.
+/// Keeps only the assignments of these samples.
 fn keep(c: &mut Clustering, samples: &[usize]) {
     c.assignments = samples.iter().map(|i| c.assignments[*i]).collect();
 }

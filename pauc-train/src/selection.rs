@@ -1,14 +1,14 @@
-//! What a probe's metrics decide: which checkpoint is the best, and whether the run stops early.
+//! Decisions based on the metrics of probes: which checkpoint is the best, and whether to stop early.
 
 use crate::progress::{Best, Peak, RunProgress, StopEarly};
 use pauc_traits::probe::Metric;
 
-/// The value of a metric among those that were measured.
+/// Returns the value of a metric among the measured ones.
 pub(crate) fn value_of(metrics: &[Metric], name: &str) -> Option<f64> {
     metrics.iter().find(|m| m.name == name).map(|m| m.value)
 }
 
-/// Records the metric of `train.keep` after a step. Returns whether it is better than ever before.
+/// Records the metric of `train.keep` after a step. Returns whether it is the best so far.
 pub(crate) fn record_best(progress: &mut RunProgress, best: &Best, metrics: &[Metric], step: u64) -> bool {
     let Some(value) = value_of(metrics, &best.metric) else { return false };
     let improves = best.goal.improves(value, progress.best);
@@ -18,7 +18,8 @@ pub(crate) fn record_best(progress: &mut RunProgress, best: &Best, metrics: &[Me
     improves
 }
 
-/// Records the metric of `train.stop_early` after a step. Returns the reason to stop once its patience is used up.
+/// Records the metric of `train.stop_early` after a step. Returns the reason to stop once patience is
+/// exhausted.
 pub(crate) fn record_patience(
     progress: &mut RunProgress,
     stop: &StopEarly,
@@ -35,7 +36,7 @@ pub(crate) fn record_patience(
     progress.patience = Some((best, since));
     (since >= stop.patience.get() as u64).then(|| {
         format!(
-            "{} has not improved for {since} probes; its best was {} after step {}: the run ends here",
+            "{} has not improved for {since} probes; its best was {} after step {}; stopping early",
             stop.metric, best.value, best.step
         )
     })

@@ -1,4 +1,4 @@
-//! Everything the next step depends on, which is exactly what a checkpoint holds.
+//! Everything that the next step depends on; a checkpoint stores exactly this.
 
 use crate::plan::Plan;
 use crate::progress::RunProgress;
@@ -27,13 +27,13 @@ pub struct TrainState<D: NetworkDevice> {
     pub optimizer: State<D>,
     /// Past keys, if the recipe has a queue.
     pub queue: Option<KeyQueue>,
-    /// The clusterings in force; `None` before the first one.
+    /// The current clusterings; `None` before the first one.
     pub prototypes: Option<Prototypes<D>>,
     /// The step of the last clustering.
     pub last_clustering: Option<u64>,
     /// Steps taken.
     pub step: u64,
-    /// What the run has done and seen besides taking steps.
+    /// The progress of the run besides its steps.
     pub progress: RunProgress,
 }
 
@@ -41,7 +41,7 @@ pub struct TrainState<D: NetworkDevice> {
 pub struct TermMatrix<D: NetworkDevice> {
     /// Its values, named `<term>.<matrix>`.
     pub param: Param<D>,
-    /// What happens to it after each optimizer step.
+    /// The update after each optimizer step.
     pub after: After,
     /// The first step at which it is trained.
     pub thaw_at: u64,
@@ -69,7 +69,7 @@ impl<D: NetworkDevice> TermMatrix<D> {
         Ok(TermMatrix { param, after: declared.after, thaw_at })
     }
 
-    /// Whether gradients reach the matrix; the others hold what a term remembers.
+    /// Returns whether the matrix is trained by gradients; the others are memories of a term.
     pub(crate) fn is_learned(&self) -> bool {
         self.after != After::Remembered
     }
@@ -86,7 +86,7 @@ impl<D: NetworkDevice> TermMatrix<D> {
 }
 
 impl<D: NetworkDevice> TrainState<D> {
-    /// The state before the first step.
+    /// Creates the state before the first step.
     ///
     /// # Errors
     /// If the network cannot be built (see [`Plan::network`]), or the device fails.
@@ -117,32 +117,33 @@ impl<D: NetworkDevice> TrainState<D> {
         })
     }
 
-    /// Everything that is learned: the network's parameters, then those of the terms, in a fixed order.
+    /// Returns everything that is learned: the network's parameters, then those of the terms, in a fixed
+    /// order.
     pub fn parameters(&self) -> Vec<Param<D>> {
         learned(&self.network, &self.term_matrices)
     }
 
-    /// The network that clusterings see: the momentum network, or the online network without one.
+    /// Returns the network for clusterings: the momentum network, or the online network without one.
     pub(crate) fn clustered_network(&mut self) -> &mut Network<D> {
         self.momentum.as_mut().unwrap_or(&mut self.network)
     }
 
-    /// The clock of the step about to be taken.
+    /// Returns the clock of the next step.
     pub(crate) fn clock(&self, horizon: Horizon) -> Clock {
         Clock { step: self.step, horizon }
     }
 
-    /// Epochs passed, with fractions.
+    /// Returns the epochs completed, with fractions.
     pub(crate) fn epoch(&self, horizon: &Horizon) -> f64 {
         self.step as f64 / horizon.steps_per_epoch.max(1) as f64
     }
 
-    /// Whether the last step taken ended an epoch.
+    /// Returns whether the last step ended an epoch.
     pub(crate) fn ends_epoch(&self, horizon: &Horizon) -> bool {
         self.step > 0 && self.step.is_multiple_of(horizon.steps_per_epoch.max(1))
     }
 
-    /// Whether the run is over: all steps were taken, or `train.stop_early` ended it.
+    /// Returns whether the run is over: all steps were taken, or `train.stop_early` ended it.
     pub(crate) fn is_done(&self, horizon: &Horizon) -> bool {
         self.step >= horizon.total_steps || self.progress.stopped
     }

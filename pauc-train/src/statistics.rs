@@ -1,12 +1,12 @@
-//! Means over seeds, and whether they differ.
+//! Means over seeds, and tests of their differences.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Values of several seeds.
+/// Statistics of values over seeds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Spread {
-    /// How many.
+    /// The number of values.
     pub n: usize,
     /// Their mean.
     pub mean: f64,
@@ -22,7 +22,7 @@ impl std::fmt::Display for Spread {
 }
 
 impl Spread {
-    /// Of each metric over several runs; a run that has not measured one does not count for it.
+    /// Computes the statistics of each metric over several runs; a run without the metric is ignored.
     pub fn of_each<'a>(
         runs: impl IntoIterator<Item = &'a BTreeMap<String, f64>>,
     ) -> BTreeMap<String, Spread> {
@@ -33,7 +33,7 @@ impl Spread {
         values.into_iter().map(|(name, values)| (name, Spread::of(&values))).collect()
     }
 
-    /// Of some values.
+    /// Computes the statistics of some values.
     pub fn of(values: &[f64]) -> Self {
         let n = values.len();
         let mean = values.iter().sum::<f64>() / n as f64;
@@ -45,17 +45,17 @@ impl Spread {
 /// Student's t-test on the differences of pairs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Paired {
-    /// How many pairs.
+    /// The number of pairs.
     pub n: usize,
     /// The mean of the differences over its standard error.
     pub t: f64,
-    /// The two-sided probability of a t as large where there is no difference.
+    /// The two-sided p-value.
     pub p: f64,
 }
 
 impl Paired {
-    /// The test; `None` for fewer than two pairs. Differences that are all the same have a t without end, or, where they
-    /// are all zero, a p of 1.
+    /// Runs the test; `None` for fewer than two pairs. If all differences are equal, t is infinite, or p is 1
+    /// if they are all zero.
     pub fn of(differences: &[f64]) -> Option<Self> {
         let Spread { n, mean, sd } = Spread::of(differences);
         if n < 2 {
@@ -66,7 +66,8 @@ impl Paired {
     }
 }
 
-/// P(|T| ≥ |t|) for Student's distribution with `df` degrees of freedom: I_x(df/2, 1/2) at x = df/(df + t²).
+/// Returns P(|T| ≥ |t|) for Student's distribution with `df` degrees of freedom: I_x(df/2, 1/2) at x = df/(df
+/// + t²).
 pub fn two_sided(t: f64, df: f64) -> f64 {
     if t.is_nan() {
         return f64::NAN;
@@ -77,13 +78,13 @@ pub fn two_sided(t: f64, df: f64) -> f64 {
     statrs::function::beta::beta_reg(df / 2.0, 0.5, df / (df + t * t))
 }
 
-/// How far [`two_sided`] may be off where it is `p`. The library states 14 digits for the logarithm of Γ, of which
-/// three enter the exponent, none above 60 for up to 30 degrees of freedom; its fraction ends with a step of
-/// 2⁻⁵³ of itself, after fewer than 100 of four operations each.
+/// Bounds the error of [`two_sided`] at `p`. The library states 14 digits for the logarithm of Γ, of which
+/// three enter the exponent, none above 60 for up to 30 degrees of freedom; its continued fraction ends with
+/// a relative step of 2⁻⁵³, after fewer than 100 iterations of four operations.
 #[cfg(test)]
 pub(crate) fn off_by(p: f64) -> f64 {
     use pauc_testing::tolerance;
-    // Above the mean it is 1 less the other tail.
+    // Above the mean it is 1 minus the other tail.
     p.max(1.0 - p) * (3.0 * 60.0 * 1e-14 + tolerance::f64(8, 60.0) + tolerance::f64(400, 1.0))
 }
 
@@ -107,7 +108,7 @@ mod tests {
         }
         // The table's 5 % points.
         for (df, t) in [(3.0, 3.182446305), (10.0, 2.228138852), (30.0, 2.042272456)] {
-            // t has nine decimals, and p falls with it by twice the density, which is nowhere above 0.4.
+            // t has nine decimals, and dp/dt is twice the density, which is below 0.4 everywhere.
             assert_within!(two_sided(t, df), 0.05, 0.5e-9 * 0.8 + off_by(0.05), "df {df}");
         }
     }

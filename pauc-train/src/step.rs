@@ -13,11 +13,11 @@ use pauc_traits::param::clear_gradients;
 use pauc_traits::trace::span;
 use pauc_traits::{Error, Param, Result};
 
-/// What one step gave.
+/// The result of one step.
 pub(crate) struct StepOutcome {
     /// The weighted sum of the terms.
     pub loss: f64,
-    /// Term by term.
+    /// The value of each term.
     pub terms: Vec<TermValue>,
     /// Gradients by term, if they are logged.
     pub gradients_by_term: Vec<TermGradient>,
@@ -43,8 +43,9 @@ pub(crate) struct StepRunner<'a, D: NetworkDevice> {
 }
 
 impl<D: NetworkDevice> StepRunner<'_, D> {
-    /// One optimizer step on the images of one batch, or of several that are accumulated. `logged`: whether its outcome
-    /// is written down. `upcoming`: the batch of the next step, asked for while the device is at work.
+    /// Takes one optimizer step on the images of one batch, or of several that are accumulated. `logged`:
+    /// whether the outcome is logged. `upcoming`: the batch of the next step, requested while the device is
+    /// busy.
     pub fn train_step<'b>(
         &mut self,
         data: &ImageBatch,
@@ -60,7 +61,7 @@ impl<D: NetworkDevice> StepRunner<'_, D> {
         Ok(StepOutcome { loss, terms, gradients_by_term, update })
     }
 
-    /// The mean gradient of all batches of the step, and the means of what they gave.
+    /// Computes the mean gradient and the mean outcome of all batches of the step.
     fn accumulate_batches<'b>(
         &mut self,
         data: &ImageBatch,
@@ -84,7 +85,7 @@ impl<D: NetworkDevice> StepRunner<'_, D> {
                 Some(sum) => sum.add(outcome),
             }
         }
-        let sum = sum.ok_or_else(|| Error::config("the loader gave a batch without images"))?;
+        let sum = sum.ok_or_else(|| Error::config("the loader returned a batch without images"))?;
         Ok(sum.mean(batches.len()))
     }
 
@@ -105,7 +106,7 @@ impl<D: NetworkDevice> StepRunner<'_, D> {
         pass.accumulate_gradients(upcoming)
     }
 
-    /// Clips the gradient and lets the optimizer move the parameters.
+    /// Clips the gradient and lets the optimizer update the parameters.
     fn update_parameters(&mut self, parameters: &[Param<D>]) -> Result<Update> {
         let _stage = span("optimizer");
         let (recipe, clock) = (&self.plan.recipe, self.state.clock(self.plan.horizon));
@@ -124,7 +125,7 @@ impl<D: NetworkDevice> StepRunner<'_, D> {
         Ok(Update { gradient_norm, learning_rate: lr })
     }
 
-    /// Moves the momentum network towards the online network.
+    /// Moves the momentum network toward the online network.
     fn update_momentum(&mut self) -> Result<()> {
         if let (Some(momentum), Some(config)) = (&self.state.momentum, &self.plan.recipe.momentum_encoder) {
             let _stage = span("momentum encoder");

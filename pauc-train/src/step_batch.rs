@@ -1,4 +1,4 @@
-//! A batch of a step, how it passes through the networks, and what steps keep for each other.
+//! A batch of a step, its path through the networks, and data kept between steps.
 
 use crate::objective::{Reads, TermGradient, TermValue};
 use crate::plan::Plan;
@@ -19,14 +19,14 @@ use std::ops::Range;
 pub(crate) enum Placement {
     /// On the CPU, from a copy of the embeddings; gradients go back to the device.
     Host,
-    /// On the device; values and gradients of rows are read before the backward pass.
+    /// On the device; values and row gradients are read before the backward pass.
     DeviceSync,
-    /// On the device, without waiting: gradients stay there, and values are read after the backward pass.
+    /// On the device, asynchronously: gradients stay there, and values are read after the backward pass.
     DeviceAsync,
 }
 
 impl Placement {
-    /// The placement for batches that pass through the networks in `parts` parts.
+    /// Chooses the placement for batches in `parts` parts.
     fn choose<D: NetworkDevice>(plan: &Plan, parts: usize) -> Self {
         let cuda = &plan.recipe.train.cuda;
         let host_asked = cuda.deterministic || cuda.terms == Terms::Host;
@@ -40,10 +40,10 @@ impl Placement {
     }
 }
 
-/// The place of a batch among those that one step accumulates.
+/// The position of a batch among the batches of one step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BatchPlace {
-    /// Counts the batches of a step.
+    /// The index within the step.
     pub number: u64,
     /// The batch's weight in the step's mean.
     pub share: f32,
@@ -51,7 +51,7 @@ pub(crate) struct BatchPlace {
     pub logged: bool,
 }
 
-/// A batch, and how it passes through the networks.
+/// A batch, and its path through the networks.
 pub(crate) struct StepBatch<'a> {
     pub data: &'a ImageBatch,
     pub place: BatchPlace,
@@ -88,29 +88,29 @@ impl<'a> StepBatch<'a> {
         }
     }
 
-    /// The number of samples B.
+    /// Returns the number of samples B.
     pub fn samples(&self) -> usize {
         self.data.ids.len()
     }
 }
 
-/// 0..n in ranges of at most `size`.
+/// Splits 0..n into ranges of at most `size`.
 pub(crate) fn split(n: usize, size: usize) -> Vec<Range<usize>> {
     (0..n).step_by(size.max(1)).map(|start| start..(start + size).min(n)).collect()
 }
 
-/// What a batch gave; [`BatchOutcome::add`] and [`BatchOutcome::mean`] accumulate several.
+/// The result of a batch; [`BatchOutcome::add`] and [`BatchOutcome::mean`] accumulate several.
 pub(crate) struct BatchOutcome {
     /// The weighted sum of the terms.
     pub loss: f64,
-    /// Term by term.
+    /// The value of each term.
     pub terms: Vec<TermValue>,
     /// Gradients by term, if they are logged.
     pub gradients_by_term: Vec<TermGradient>,
 }
 
 impl BatchOutcome {
-    /// Adds the values of one more batch. Gradients by term stay those of the first one.
+    /// Adds the values of another batch. Gradients by term stay those of the first one.
     pub fn add(&mut self, other: BatchOutcome) {
         self.loss += other.loss;
         for (sum, term) in self.terms.iter_mut().zip(other.terms) {
@@ -127,11 +127,11 @@ impl BatchOutcome {
     }
 }
 
-/// What steps keep on the device, or remember, besides the state. A resumed run starts with an empty one.
+/// Data kept between steps besides the state, mostly on the device. A resumed run starts with an empty cache.
 pub(crate) struct StepCache<D: NetworkDevice> {
     /// Traces of the last steps.
     pub trace: StepTrace<D>,
-    /// The next batch, if it is on the device already.
+    /// The next batch, if it has been sent to the device.
     pub prefetched: Option<DevicePrefetch<D>>,
     /// The queue's keys on a device that replaces rows in place.
     pub queue_keys: Option<Matrix<f32, D>>,
@@ -144,7 +144,7 @@ impl<D: NetworkDevice> Default for StepCache<D> {
 }
 
 impl<D: NetworkDevice> StepCache<D> {
-    /// Images of some samples on the device. Only whole batches are prefetched.
+    /// Returns the images of some samples on the device. Only whole batches are prefetched.
     pub fn images(
         &mut self,
         (device, plan): (&D, &Plan),

@@ -1,4 +1,4 @@
-//! What the log says of a step.
+//! The log entry of a step.
 
 use crate::objective::{TermGradient, TermValue};
 use crate::observer::Observer;
@@ -9,7 +9,7 @@ use pauc_models::device::NetworkDevice;
 use pauc_report::events::{self, Event};
 use pauc_traits::Result;
 
-/// Reports the step that was just taken. Warns once of each term that had no value.
+/// Reports the last step. Warns once for each term that had no value.
 pub(crate) fn log_step<D: NetworkDevice>(
     plan: &Plan,
     state: &mut TrainState<D>,

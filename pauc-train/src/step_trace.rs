@@ -1,16 +1,16 @@
-//! What is remembered of the last steps, for health checks and for a step that fails.
+//! Traces of the last steps, for health checks and for a step that fails.
 
 use pauc_models::device::NetworkDevice;
 use pauc_traits::ops::Matrix;
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// Steps whose gradient norms are remembered.
+/// The number of steps whose gradient norms are kept.
 const REMEMBERED: usize = 16;
 
-/// Traces of the step under way and of those before it.
+/// Traces of the current step and of those before it.
 pub(crate) struct StepTrace<D: NetworkDevice> {
-    /// The rows of the step's images in the batch under way, one of several if batches are accumulated.
+    /// The rows of the step's images in the current batch, one of several if batches are accumulated.
     pub rows: Range<usize>,
     /// Embeddings of that batch by view: raw outputs of the online network's projector, (B, D) each.
     pub embeddings: Vec<Option<Matrix<f32, D>>>,
@@ -34,7 +34,7 @@ impl<D: NetworkDevice> Default for StepTrace<D> {
 }
 
 impl<D: NetworkDevice> StepTrace<D> {
-    /// Remembers the norm of a step's gradient.
+    /// Adds the norm of a step's gradient.
     pub fn add_norm(&mut self, step: u64, norm: f64) {
         self.gradient_norms.push_back(GradientNorm { step, norm });
         if self.gradient_norms.len() > REMEMBERED {

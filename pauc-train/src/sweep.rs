@@ -24,23 +24,23 @@ component! {
         pub version: Version = Version,
         /// The recipe file; a relative path starts at the sweep's own folder.
         pub recipe: PathBuf,
-        /// What is changed in all runs, each as `--set` takes it: `"train.epochs=5"`.
+        /// Changes to all runs, each in the form of `--set`: `"train.epochs=5"`.
         pub set: Vec<String> = Vec::new(),
-        /// What differs between the runs.
+        /// The differences between the runs.
         pub over: Vec<Axis>,
         /// How the values of several paths are combined.
         pub combine: Combine = Combine::Grid,
-        /// The seeds that every combination is trained with; empty: the recipe's own.
+        /// The seeds of every combination; empty: the recipe's own.
         pub seeds: Vec<u64> = Vec::new(),
-        /// The metric by which the table is ordered, best first; none: the order of the runs.
+        /// The metric to sort the table by, best first; none: the order of the runs.
         pub best: Option<Best> = None,
     }
 }
 
 component! {
-    /// A place of the recipe, and what is written there.
+    /// A path of the recipe and its values.
     pub struct Axis {
-        /// The path of the value, as `--set` takes it: `"objective[0].term.temperature"`.
+        /// The path, in the form of `--set`: `"objective[0].term.temperature"`.
         pub path: String,
         /// The values, such as `[0.1, 0.2]` or `[Sgd(lr: 0.1), AdamW(lr: 1e-3)]`; in random sweeps also
         /// `Uniform(from: 0.0, to: 1.0)`, `LogUniform(from: 1e-3, to: 1.0)` or `Integers(from: 1, to: 8)`.
@@ -48,17 +48,17 @@ component! {
     }
 }
 
-/// What a path takes.
+/// The values of a path.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub enum Values {
-    /// These, each as a recipe writes it.
+    /// Listed values, each as a recipe writes it.
     Listed(Vec<String>),
     /// Numbers drawn at random.
     Drawn(Distribution),
 }
 
 impl Values {
-    /// The values that are written down.
+    /// Returns the listed values.
     fn listed(&self) -> Option<&[String]> {
         match self {
             Values::Listed(all) => Some(all),
@@ -67,25 +67,25 @@ impl Values {
     }
 }
 
-/// Where random values come from.
+/// The distribution of random values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Distribution {
-    /// Every number between the two is as probable, `to` left out.
+    /// Uniform between the two ends, without `to`.
     Uniform {
         /// The smallest.
         from: f64,
         /// The largest.
         to: f64,
     },
-    /// The logarithm is uniform: for learning rates and temperatures. Both ends have to be greater than 0.
+    /// Uniform logarithm: for learning rates and temperatures. Both ends must be greater than 0.
     LogUniform {
         /// The smallest.
         from: f64,
         /// The largest.
         to: f64,
     },
-    /// Whole numbers, both ends among them.
+    /// Whole numbers, including both ends.
     Integers {
         /// The smallest.
         from: i64,
@@ -99,18 +99,18 @@ pub enum Distribution {
 pub enum Combine {
     /// Every value with every other; the last path varies fastest.
     Grid,
-    /// The first values of all paths, then the second ones, and so on: all lists have one length.
+    /// The first values of all paths, then the second ones, and so on; all lists must have the same length.
     Zip,
-    /// So many draws, of each path on its own.
+    /// Independent random draws for each path.
     Random(Draws),
 }
 
 component! {
     /// Random combinations.
     pub struct Draws {
-        /// How many. A larger number adds to the draws and changes none.
+        /// The number of draws. A larger number adds draws and does not change the earlier ones.
         pub runs: Count,
-        /// The seed of the draws; that of the training is another.
+        /// The seed of the draws; training has its own.
         pub seed: u64 = 0,
     }
 }
@@ -131,7 +131,7 @@ impl Distribution {
     fn draw(self, rng: &mut impl Rng) -> String {
         let short = |v: f64| {
             let rounded: f64 = format!("{v:.3e}").parse().unwrap_or(v);
-            // A point, without which a recipe reads a whole number.
+            // With a point; otherwise a recipe would read an integer.
             format!("{rounded:?}")
         };
         match self {
@@ -149,10 +149,10 @@ impl Distribution {
             Distribution::Integers { from, to } => (from as f64, to as f64),
         };
         if !(from.is_finite() && to.is_finite() && from < to) {
-            return Some(format!("`from` has to be smaller than `to`, got {from} and {to}"));
+            return Some(format!("`from` must be smaller than `to`, got {from} and {to}"));
         }
         let logarithm = matches!(self, Distribution::LogUniform { .. });
-        (logarithm && from <= 0.0).then(|| format!("`from` has to be greater than 0, got {from}"))
+        (logarithm && from <= 0.0).then(|| format!("`from` must be greater than 0, got {from}"))
     }
 }
 
@@ -161,15 +161,15 @@ impl Distribution {
 pub struct Point {
     /// The value of each path, in the order of [`Sweep::over`].
     pub values: Vec<String>,
-    /// Which of the listed values it is; `None` for one that was drawn from a distribution.
+    /// The index of each listed value; `None` for a value drawn from a distribution.
     places: Vec<Option<usize>>,
 }
 
 impl Sweep {
-    /// Reads a sweep and checks its own rules; those of the recipe are checked by planning its runs.
+    /// Reads a sweep and checks its own rules. The rules of the recipe are checked when its runs are planned.
     ///
     /// # Errors
-    /// [`LoadError::File`] if the file cannot be read, [`LoadError::Recipe`] with all that is wrong in it.
+    /// [`LoadError::File`] if the file cannot be read, [`LoadError::Recipe`] with all mistakes in it.
     pub fn load(path: &Path) -> Result<(Sweep, Source), LoadError> {
         let shown = path.display().to_string();
         let text = std::fs::read_to_string(path)
@@ -177,10 +177,10 @@ impl Sweep {
         Self::parse(&shown, &text).map_err(LoadError::Recipe)
     }
 
-    /// Reads a sweep from text.
+    /// Parses a sweep.
     ///
     /// # Errors
-    /// What is wrong, drawn over the text.
+    /// The mistakes, with their positions in the text.
     pub fn parse(path: &str, text: &str) -> Result<(Sweep, Source), Diagnostics> {
         let report = |all| Diagnostics { text: text.into(), path: path.into(), all };
         let sweep = options().from_str::<Sweep>(text);
@@ -208,7 +208,7 @@ impl Sweep {
                     found.push(error("E0401", &place("values"), "there are no values".into(), "add some"));
                 }
                 Values::Drawn(_) if !matches!(self.combine, Combine::Random(_)) => {
-                    let message = "random values in a sweep that draws none".to_string();
+                    let message = "random values without `combine: Random`".to_string();
                     let help = "write `combine: Random(runs: 20)`, or list the values";
                     found.push(error("E0402", &place("values"), message, help));
                 }
@@ -216,14 +216,14 @@ impl Sweep {
                 Values::Listed(_) => {}
             }
             if axis.path.trim() == "train.seed" {
-                let message = "seeds are no values of a sweep: runs that differ only in them belong together";
+                let message = "seeds cannot be values of a sweep: runs that differ only in them form one row";
                 let help = "write `seeds: [0, 1, 2]`";
                 found.push(error("E0403", &place("path"), message.into(), help));
             }
             for other in &self.over[..i] {
                 if overlap(&axis.path, &other.path) {
-                    let message = format!("`{}` and `{}` are the same place", other.path, axis.path);
-                    let help = "give one of them; a component and a field of it cannot both vary";
+                    let message = format!("`{}` and `{}` set the same value", other.path, axis.path);
+                    let help = "remove one of them; a component and a field of it cannot both vary";
                     found.push(error("E0403", &place("path"), message, help));
                 }
             }
@@ -235,13 +235,13 @@ impl Sweep {
             && let (Some(n), Some(want)) = (count(&self.over[i]), count(first))
         {
             let message = format!("{n} values, but `{}` has {want}", first.path);
-            let help = "zipped lists have one length; `combine: Grid` takes every value with every other";
+            let help = "zipped lists must have the same length; `combine: Grid` combines all values";
             found.push(error("E0401", &format!("over[{i}].values"), message, help));
         }
         found
     }
 
-    /// The combinations, each once, in a fixed order.
+    /// Returns the distinct combinations, in a fixed order.
     pub fn points(&self) -> Vec<Point> {
         let lists: Vec<&[String]> = self.over.iter().map(|a| a.values.listed().unwrap_or_default()).collect();
         let lengths: Vec<usize> = lists.iter().map(|l| l.len()).collect();
@@ -288,19 +288,19 @@ impl Sweep {
         all
     }
 
-    /// What makes the sweep's recipe the one of a combination, as `--set` takes it.
+    /// Returns the `--set` assignments of a combination.
     pub fn set(&self, point: &Point) -> Vec<String> {
         let own = self.over.iter().zip(&point.values).map(|(a, v)| format!("{}={v}", a.path.trim()));
         self.set.iter().cloned().chain(own).collect()
     }
 
-    /// A combination in words: `optimizer.lr=0.1 train.batch=64`.
+    /// Describes a combination: `optimizer.lr=0.1 train.batch=64`.
     pub fn name(&self, point: &Point) -> String {
         let one = |(a, v): (&Axis, &String)| format!("{}={}", a.path.trim(), one_line(v));
         self.over.iter().zip(&point.values).map(one).collect::<Vec<_>>().join(" ")
     }
 
-    /// Where the values of a combination stand in the sweep's text, for errors: one line each.
+    /// Returns the positions of a combination's values in the sweep's text, one per line, for errors.
     pub fn whence(&self, point: &Point, source: &Source) -> String {
         let root = recipe_text::parse(&source.text);
         let mut lines = Vec::new();
@@ -319,7 +319,7 @@ impl Sweep {
         lines.join("\n")
     }
 
-    /// The recipe's path.
+    /// Returns the recipe's path.
     pub fn recipe_beside(&self, sweep: &Path) -> PathBuf {
         sweep.parent().unwrap_or(Path::new("")).join(&self.recipe)
     }
@@ -329,7 +329,7 @@ fn one_line(value: &str) -> String {
     value.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether two paths are one place, or one lies within the other.
+/// Returns whether two paths are the same, or one is within the other.
 fn overlap(a: &str, b: &str) -> bool {
     // `list.0` and `list[0]` mean the same.
     let plain = |p: &str| p.trim().replace('[', ".").replace(']', "");
@@ -337,24 +337,24 @@ fn overlap(a: &str, b: &str) -> bool {
     belongs(&a, &b) || belongs(&b, &a)
 }
 
-/// A run of a sweep as it stands on disk.
+/// The state of a run of a sweep on disk.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Standing {
     /// The seed.
     pub seed: u64,
     /// The run's folder.
     pub run: PathBuf,
-    /// `finished`, `interrupted`, `running`, `failed`, or `missing` if it was not begun.
+    /// `finished`, `interrupted`, `running`, `failed`, or `missing` if it has not started.
     pub status: String,
     /// The newest value of each metric of the trained encoder.
     pub metrics: BTreeMap<String, f64>,
-    /// Which of the metrics are accuracies.
+    /// The metrics that are accuracies.
     #[serde(skip)]
     pub accuracies: BTreeSet<String>,
 }
 
 impl Standing {
-    /// Looks at a run's folder, which need not exist.
+    /// Reads the state of a run's folder, which need not exist.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -372,13 +372,13 @@ impl Standing {
         Ok(Standing { seed, run, status: info.status, metrics, accuracies })
     }
 
-    /// Whether nothing is left to do.
+    /// Returns whether the run is finished.
     pub fn is_finished(&self) -> bool {
         self.status == "finished"
     }
 }
 
-/// A combination with its runs, and what the finished ones gave.
+/// A combination with its runs and the metrics of the finished ones.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     /// The values by path.
@@ -387,12 +387,12 @@ pub struct Row {
     pub hash: String,
     /// Its runs, by seed.
     pub runs: Vec<Standing>,
-    /// Each metric over the seeds of finished runs.
+    /// The statistics of each metric over the seeds of finished runs.
     pub metrics: BTreeMap<String, Spread>,
 }
 
 impl Row {
-    /// Puts the runs of a combination together.
+    /// Combines the runs of a combination.
     pub fn new(sweep: &Sweep, point: &Point, hash: &str, runs: Vec<Standing>) -> Self {
         let set = sweep.over.iter().zip(&point.values);
         let set = set.map(|(a, v)| (a.path.trim().to_string(), one_line(v))).collect();
@@ -401,7 +401,7 @@ impl Row {
     }
 }
 
-/// Puts the best rows first, if the sweep says which are; rows without the metric come last.
+/// Sorts the rows by the metric of `best`, best first; rows without the metric come last.
 pub fn order(rows: &mut [Row], best: Option<&Best>) {
     let Some(best) = best else { return };
     let key = |r: &Row| {
@@ -411,8 +411,8 @@ pub fn order(rows: &mut [Row], best: Option<&Best>) {
     rows.sort_by(|a, b| key(a).total_cmp(&key(b)));
 }
 
-/// The table of a sweep: a row a combination, a column a path and a metric. Accuracies have columns, or, where none was
-/// measured, everything that was; the metric of `best` has one always.
+/// Formats the table of a sweep: one row per combination, one column per path and metric. Metrics are
+/// accuracies, or all metrics if no accuracy was measured, and always the metric of `best`.
 pub fn table(sweep: &Sweep, rows: &[Row]) -> String {
     let mut names: Vec<&str> = rows.iter().flat_map(|r| r.metrics.keys().map(String::as_str)).collect();
     names.sort_unstable();
@@ -503,7 +503,7 @@ mod tests {
         let column = |c: usize| many.iter().map(|v| v[c].parse::<f64>().unwrap()).collect::<Vec<_>>();
         let within = |c: usize, from: f64, to: f64| column(c).iter().all(|v| (from..=to).contains(v));
         assert!(within(0, 1e-3, 1e-1) && within(1, 1.0, 3.0) && within(2, 2.0, 5.0) && within(3, -1.0, 1.0));
-        // A log-uniform value lies below the geometric mean half of the time, a uniform one below the middle.
+        // Half of log-uniform values are below the geometric mean, half of uniform ones below the middle.
         let below = |c: usize, v: f64| column(c).iter().filter(|x| **x < v).count();
         for share in [below(0, 1e-2), below(3, 0.0)].map(|n| n as f64 / 400.0) {
             assert_within!(share, 0.5, tolerance::frequency(0.5, 400));
@@ -532,7 +532,7 @@ mod tests {
             "E0102",
             "did you mean `Uniform`?",
         );
-        // The name is what is replaced, not what stands behind it.
+        // Only the name is replaced, not the text after it.
         refused(
             &one("(path: \"a\", values: Unifrm(from: 0, to: 1))", ""),
             "E0102",
@@ -548,7 +548,7 @@ mod tests {
         refused(&one("(path: \"a\", values: LogUniform(from: 0, to: 1))", random), "E0106", "greater than 0");
         refused(&one("(path: \"train.seed\", values: [1])", ""), "E0403", "write `seeds: [0, 1, 2]`");
         let nested = "(path: \"a[0].b\", values: [1]), (path: \"a.0\", values: [2])";
-        refused(&one(nested, ""), "E0403", "the same place");
+        refused(&one(nested, ""), "E0403", "set the same value");
         let odd = "(path: \"a\", values: [1, 2]), (path: \"ab\", values: [3])";
         refused(&one(odd, ", combine: Zip"), "E0401", "1 values, but `a` has 2");
         assert!(Sweep::parse("s.ron", &one(odd, "")).is_ok());

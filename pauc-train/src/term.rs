@@ -1,4 +1,4 @@
-//! One term on given tensors: how a port from another framework is checked.
+//! Evaluation of one term on given tensors, for example to check a port from another framework.
 
 use crate::recipe::Concentration;
 use dfdx::prelude::{Cpu, HasShape};
@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// What a term gave.
+/// The result of a term.
 #[derive(Clone, Debug)]
 pub struct TermResult {
     /// Its value.
@@ -22,25 +22,26 @@ pub struct TermResult {
     pub chance: Option<f64>,
     /// The concentrations φ of each level's prototypes, as given or as computed.
     pub concentration: Vec<Vec<f64>>,
-    /// Why it had no value on this batch, if it had none.
+    /// The reason if it had no value on this batch.
     pub skipped: Option<String>,
-    /// `f32` or `f64`, the type it was computed in.
+    /// `f32` or `f64`, the type of the computation.
     pub dtype: &'static str,
     /// Gradients by input, with their shapes, row-major.
     pub gradients: Vec<(String, [usize; 2], Vec<f64>)>,
 }
 
-/// Evaluates a term on the tensors of a safetensors file: `view0`, `view1`, `key0`, `key1` (raw projector outputs),
-/// `prediction0`, `prediction1` (raw predictor outputs), `ln_temperature` (1×1), `centre` (1×K),
-/// `queue` and `prototypes.M` (rows, used as they are), `concentration.M`, and integers `labels`, `assignments.M`
-/// (−1: noise), `negatives.M`. `f64` if any of them is, `f32` otherwise.
+/// Evaluates a term on the tensors of a safetensors file: `view0`, `view1`, `key0`, `key1` (raw projector
+/// outputs), `prediction0`, `prediction1` (raw predictor outputs), `ln_temperature` (1×1), `centre` (1×K),
+/// `queue` and `prototypes.M` (rows, used as they are), `concentration.M`, and integers `labels`,
+/// `assignments.M` (−1: noise), `negatives.M`. Computes in `f64` if any tensor is `f64`, otherwise in `f32`.
 ///
-/// Where it holds `features` (the rows that were clustered) and `clusters.M` (their prototypes, −1: noise), the
-/// concentrations of level M are computed from them as a recipe's `concentration` says; without any they are 1.
+/// If the file has `features` (the clustered rows) and `clusters.M` (their prototypes, −1: noise), the
+/// concentrations of level M are computed from them by the recipe's `concentration`. Without either, they are
+/// 1.
 ///
 /// # Errors
-/// If the file is missing or damaged, a tensor is unknown or of the wrong type or shape, an index has no row, or the
-/// term lacks an input.
+/// If the file is missing or damaged, a tensor is unknown or of the wrong type or shape, an index is out of
+/// range, or the term lacks an input.
 pub fn evaluate_file<D: Backend<f32> + Backend<f64>>(
     device: &D,
     term: &Term,
@@ -54,7 +55,7 @@ pub fn evaluate_file<D: Backend<f32> + Backend<f64>>(
         _ => Error::io(path, e),
     })?;
     let file = SafeTensors::deserialize(&bytes)
-        .map_err(|e| Error::damaged(path, format!("no safetensors file: {e}")))?;
+        .map_err(|e| Error::damaged(path, format!("not a safetensors file: {e}")))?;
     let tensors = Tensors { path, file };
     tensors.check_names(term)?;
     if tensors.file.iter().any(|(_, t)| t.dtype() == Dtype::F64) {
@@ -90,7 +91,7 @@ fn evaluate<E: Scalar, D: Backend<E>>(
     })
 }
 
-/// The sizes of a file's inputs, as a term is told them.
+/// Returns the sizes of a file's inputs for a term.
 fn facts_of<E: Scalar, D: Backend<E>>(inputs: &Inputs<E, D>) -> Facts {
     let shape = |m: &Option<ops::Matrix<E, D>>| m.as_ref().map(|m| *m.shape());
     let (batch, dim) = inputs.views.iter().chain(&inputs.keys).find_map(shape).unwrap_or((0, 0));
@@ -107,7 +108,7 @@ fn facts_of<E: Scalar, D: Backend<E>>(inputs: &Inputs<E, D>) -> Facts {
     }
 }
 
-/// Gradients under the names that their inputs have in a file. What a term remembers has none.
+/// Returns the gradients under the names of their inputs in a file. A term's memories have none.
 fn named_gradients<E: Scalar>(
     gradients: BatchGradients<E>,
     facts: &Facts,
@@ -129,10 +130,10 @@ fn named_gradients<E: Scalar>(
     named
 }
 
-/// Writes gradients in the type that they were computed in.
+/// Writes gradients in the type of the computation.
 ///
 /// # Errors
-/// If the disk refuses.
+/// If the disk fails.
 pub fn write_gradients(result: &TermResult, path: &Path) -> Result<()> {
     let dtype = if result.dtype == "f64" { Dtype::F64 } else { Dtype::F32 };
     let bytes = |values: &[f64]| -> Vec<u8> {
@@ -149,7 +150,7 @@ pub fn write_gradients(result: &TermResult, path: &Path) -> Result<()> {
     std::fs::write(path, file).map_err(|e| Error::io(path, e))
 }
 
-/// The prototypes of a file: a clusterer's, level by level, and those that a term learns.
+/// The prototypes in a file: a clusterer's, level by level, and those that a term learns.
 struct Prototypes<E: Scalar, D: Backend<E>> {
     levels: Vec<Level<E, D>>,
     learnable: BTreeMap<String, ops::Matrix<E, D>>,
@@ -165,7 +166,7 @@ impl Tensors<'_> {
         Error::damaged(self.path, format!("tensor `{name}` {message}"))
     }
 
-    /// Refuses a file with a tensor that neither terms in general read nor this one.
+    /// Refuses a file with a tensor that neither terms in general nor this one read.
     fn check_names(&self, term: &Term) -> Result<()> {
         let mut single = vec![
             "view0",
@@ -195,13 +196,13 @@ impl Tensors<'_> {
             if !single.contains(&name) && !of_level {
                 let known =
                     format!("{}, {}", single.join(", "), leveled.map(|l| format!("{l}.M")).join(", "));
-                return Err(self.wrong(name, format!("is not one that terms read; known: {known}")));
+                return Err(self.wrong(name, format!("is not an input of terms; known: {known}")));
             }
         }
         Ok(())
     }
 
-    /// The rows of the views, their keys and predictions, the queue, and the labels.
+    /// Returns the rows of the views, their keys and predictions, the queue, and the labels.
     fn rows_and_labels<E: Scalar, D: Backend<E>>(&self, device: &D) -> Result<Inputs<E, D>> {
         let label = |v: i64| u32::try_from(v).unwrap_or(u32::MAX);
         let labels = self.integers("labels")?.map(|labels| labels.into_iter().map(label).collect());
@@ -211,7 +212,7 @@ impl Tensors<'_> {
         Ok(Inputs { views, predictions, keys, queue, labels, ..Inputs::default() })
     }
 
-    /// The matrices called `prefix` and the number of a view, up to the last that is there.
+    /// Returns the matrices named `prefix` and a view number, up to the last one present.
     fn by_view<E: Scalar, D: Backend<E>>(
         &self,
         device: &D,
@@ -229,16 +230,17 @@ impl Tensors<'_> {
         Ok(self.bank(device, name)?.map(|rows| rows.tensor()))
     }
 
-    /// Rows that are used as they are.
+    /// Returns rows that are used as they are.
     fn bank<E: Scalar, D: Backend<E>>(&self, device: &D, name: &str) -> Result<Option<Constant<E, D>>> {
         let Some((values, shape)) = self.floats::<E>(name)? else { return Ok(None) };
         match shape[..] {
             [rows, cols] => Ok(Some(Constant::new(device, values, (rows, cols)))),
-            _ => Err(self.wrong(name, format!("has shape {shape:?}; give a matrix"))),
+            _ => Err(self.wrong(name, format!("has shape {shape:?}; expected a matrix"))),
         }
     }
 
-    /// Every level of prototypes, with the concentrations of the file, or those that follow from its features.
+    /// Returns every level of prototypes, with the concentrations of the file, or those computed from its
+    /// features.
     fn prototypes<E: Scalar, D: Backend<E>>(
         &self,
         device: &D,
@@ -250,7 +252,7 @@ impl Tensors<'_> {
         for m in 0.. {
             let name = format!("prototypes.{m}");
             let Some(centroids) = self.bank::<E, D>(device, &name)? else { break };
-            // Without assignments the prototypes are a term's own, learnable ones.
+            // Without assignments, the prototypes are the learnable ones of a term.
             let Some(assignments) = self.integers(&format!("assignments.{m}"))? else {
                 learnable.insert(if m == 0 { "prototypes".into() } else { name }, centroids.tensor());
                 continue;
@@ -273,7 +275,7 @@ impl Tensors<'_> {
         Ok(Prototypes { levels, learnable })
     }
 
-    /// Sets the concentrations that follow from the spreads of all levels, if there are any.
+    /// Sets the concentrations computed from the spreads of all levels, if there are any.
     fn set_concentrations<E: Scalar, D: Backend<E>>(
         &self,
         levels: &mut [Level<E, D>],
@@ -284,8 +286,7 @@ impl Tensors<'_> {
             return Ok(());
         }
         if spreads.len() != levels.len() {
-            let message =
-                "stands beside a `concentration.M`: give it for every level, or `clusters.M` for every level";
+            let message = "is combined with a `concentration.M`; give `concentration.M` or `clusters.M` for every level";
             return Err(self.wrong("features", message.into()));
         }
         let (alpha, temperature) = (E::of(scale.alpha.get()), E::of(scale.now(&Clock::still())));
@@ -294,7 +295,7 @@ impl Tensors<'_> {
         Ok(())
     }
 
-    /// Adds a term's own matrices. Those that start at a constant may be left out of the file.
+    /// Adds a term's own matrices. Those that start at a constant may be omitted from the file.
     fn add_term_parameters<E: Scalar, D: Backend<E>>(
         &self,
         device: &D,
@@ -315,7 +316,7 @@ impl Tensors<'_> {
         Ok(())
     }
 
-    /// How far the features of level `m` lie from the prototypes that `clusters.m` puts them into.
+    /// Returns the distances of the features from the prototypes that `clusters.m` assigns them to.
     fn spread<E: Scalar, D: Backend<E>>(
         &self,
         m: usize,
@@ -324,7 +325,7 @@ impl Tensors<'_> {
     ) -> Result<Spread<E>> {
         let name = format!("clusters.{m}");
         let Some(clusters) = self.integers(&name)? else {
-            return Err(self.wrong("features", format!("needs `{name}`, the prototype of each row")));
+            return Err(self.wrong("features", format!("requires `{name}`, the prototype of each row")));
         };
         let ((n, dim), (k, cols)) = (features.shape(), centroids.shape());
         if clusters.len() != n || dim != cols {
@@ -338,7 +339,7 @@ impl Tensors<'_> {
         for (x, c) in features.values().chunks_exact(dim.max(1)).zip(&clusters) {
             let Ok(c) = usize::try_from(*c) else { continue };
             if c >= k {
-                return Err(self.wrong(&name, format!("names prototype {c} of {k}")));
+                return Err(self.wrong(&name, format!("has index {c}, but there are {k} prototypes")));
             }
             let centroid = &centroids.values()[c * dim..][..dim];
             let square = x.iter().zip(centroid).fold(E::zero(), |s, (a, b)| s + (*a - *b) * (*a - *b));
@@ -355,7 +356,7 @@ impl Tensors<'_> {
                 t.data().as_chunks().0.iter().map(|b| E::of(f32::from_le_bytes(*b) as f64)).collect()
             }
             Dtype::F64 => t.data().as_chunks().0.iter().map(|b| E::of(f64::from_le_bytes(*b))).collect(),
-            other => return Err(self.wrong(name, format!("is {other:?}; give f32 or f64"))),
+            other => return Err(self.wrong(name, format!("is {other:?}; expected f32 or f64"))),
         };
         Ok(Some((values, t.shape().to_vec())))
     }
@@ -364,7 +365,7 @@ impl Tensors<'_> {
         let Ok(t) = self.file.tensor(name) else { return Ok(None) };
         match t.dtype() {
             Dtype::I64 => Ok(Some(t.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect())),
-            other => Err(self.wrong(name, format!("is {other:?}; give i64"))),
+            other => Err(self.wrong(name, format!("is {other:?}; expected i64"))),
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Where the time of an epoch goes.
+//! The time of an epoch by stage.
 
 use pauc_data::Throughput;
 use pauc_report::events;
 use pauc_traits::trace::Stage;
 
-/// The time in the steps of this epoch, in this process.
+/// The time spent in the steps of this epoch, by this process.
 #[derive(Default)]
 pub(crate) struct EpochTimings {
     /// Seconds.
@@ -15,7 +15,7 @@ pub(crate) struct EpochTimings {
 }
 
 impl EpochTimings {
-    /// Whether no step was timed.
+    /// Returns whether no step was timed.
     pub fn is_empty(&self) -> bool {
         self.images == 0
     }
@@ -36,7 +36,7 @@ impl EpochTimings {
         }
     }
 
-    /// The event that reports the epoch. `loaded` is what the loader did meanwhile.
+    /// Returns the event that reports the epoch. `loaded` is the loader's work in the meantime.
     pub fn event(self, step: u64, epoch: f64, loaded: Throughput) -> events::Stages {
         let EpochTimings { seconds, images, stages } = self;
         let traced: f64 = stages.iter().map(|s| s.time.as_secs_f64()).sum();
@@ -60,7 +60,8 @@ impl EpochTimings {
     }
 }
 
-/// The most memory that this process has held so far, in bytes; `None` where the system does not tell (only Linux does).
+/// Returns the peak memory of this process in bytes; `None` where the system does not report it (only Linux
+/// does).
 pub(crate) fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;

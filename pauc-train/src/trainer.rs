@@ -31,11 +31,11 @@ pub enum Ending {
     Finished,
     /// The observer asked to stop; a checkpoint was saved.
     Interrupted,
-    /// The last step that was asked for was taken, and it is not the run's last; a checkpoint was saved.
+    /// The last requested step was taken, and it is not the run's last; a checkpoint was saved.
     Paused,
 }
 
-/// A run in memory: its plan and state, and the loop that takes its steps.
+/// A run in memory: its plan, its state and the training loop.
 pub struct Trainer<'p, D: NetworkDevice> {
     device: D,
     plan: &'p Plan,
@@ -47,7 +47,7 @@ pub struct Trainer<'p, D: NetworkDevice> {
 }
 
 impl<'p, D: NetworkDevice> Trainer<'p, D> {
-    /// A run before its first step.
+    /// Creates a run before its first step.
     ///
     /// # Errors
     /// As [`TrainState::new`].
@@ -62,7 +62,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         })
     }
 
-    /// Continues from a checkpoint.
+    /// Resumes from a checkpoint.
     ///
     /// # Errors
     /// As [`checkpoint::load`].
@@ -71,7 +71,8 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         checkpoint::load(&self.device, self.plan, &mut self.state, path)
     }
 
-    /// Continues from the newest usable checkpoint of a run. Returns it, if there is any, and what was wrong with others.
+    /// Resumes from the newest usable checkpoint of a run. Returns it, if there is any, and the errors of the
+    /// others.
     ///
     /// # Errors
     /// As [`checkpoint::load_newest`].
@@ -80,27 +81,27 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         checkpoint::load_newest(&self.device, self.plan, &mut self.state, dir)
     }
 
-    /// Steps taken.
+    /// Returns the number of steps taken.
     pub fn step(&self) -> u64 {
         self.state.step
     }
 
-    /// What a checkpoint holds.
+    /// Returns the content of a checkpoint.
     pub fn state(&self) -> &TrainState<D> {
         &self.state
     }
 
-    /// What a checkpoint holds.
+    /// Returns the content of a checkpoint.
     pub fn state_mut(&mut self) -> &mut TrainState<D> {
         &mut self.state
     }
 
-    /// The online network.
+    /// Returns the online network.
     pub fn network_mut(&mut self) -> &mut Network<D> {
         &mut self.state.network
     }
 
-    /// Everything that is learned, in a fixed order.
+    /// Returns everything that is learned, in a fixed order.
     pub fn parameters(&self) -> Vec<Param<D>> {
         self.state.parameters()
     }
@@ -109,7 +110,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         self.device.name()
     }
 
-    /// Both splits through the online network in evaluation mode.
+    /// Embeds both splits with the online network in evaluation mode.
     ///
     /// # Errors
     /// As [`crate::evaluate::embed`].
@@ -118,7 +119,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         Ok((train, test))
     }
 
-    /// Takes one step on a batch, outside any schedule of epochs, and returns the loss: for measuring.
+    /// Takes one step on a batch, outside any schedule of epochs, and returns the loss; for measurements.
     ///
     /// # Errors
     /// As [`Trainer::train`].
@@ -132,12 +133,12 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         StepRunner { device: &self.device, plan: self.plan, state: &mut self.state, cache: &mut self.cache }
     }
 
-    /// Trains to the end, or to `max_steps`, or until the observer asks to stop. Checkpoints go into `dir`;
-    /// [`RunDir::in_memory`] trains without writing anything.
+    /// Trains to the end, to `max_steps`, or until the observer asks to stop. Checkpoints are written to
+    /// `dir`; [`RunDir::in_memory`] trains without writing anything.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] naming step, term and last checkpoint when a value is NaN or infinite; whatever the data,
-    /// the terms, the clusterer or the disk report.
+    /// [`Error::NonFinite`] naming step, term and last checkpoint if a value is NaN or infinite; errors of
+    /// the data, the terms, the clusterer or the disk.
     pub fn train(
         &mut self,
         dir: &RunDir,
@@ -172,7 +173,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         Ok(ending)
     }
 
-    /// The batches of the training split; a batch holds the images of a whole step.
+    /// Returns the loader of the training split; one of its batches has the images of a whole step.
     fn loader(&self) -> Result<Loader> {
         let train = &self.plan.recipe.train;
         let images = Count::try_from(train.images_per_step()).map_err(Error::config)?;
@@ -180,9 +181,9 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         Loader::new(self.plan.splits.train.clone(), self.plan.views.clone(), options)
     }
 
-    /// Everything due before the next step: baselines, probes, a checkpoint, the clustering. Each is recorded in
-    /// [`crate::progress::RunProgress`], so that a resumed run continues exactly here. Returns how training ends, if it
-    /// does.
+    /// Does everything due before the next step: baselines, probes, a checkpoint, the clustering. Each is
+    /// recorded in [`crate::progress::RunProgress`], so that a resumed run continues exactly here. Returns
+    /// how training ends, if it does.
     fn between_steps(
         &mut self,
         last_step: u64,
@@ -217,7 +218,8 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         Ok(None)
     }
 
-    /// Takes steps up to the end of the epoch, the next checkpoint, `last_step`, or until the observer asks to stop.
+    /// Takes steps until the end of the epoch, the next checkpoint or `last_step`, or until the observer asks
+    /// to stop.
     fn take_steps(
         &mut self,
         last_step: u64,
@@ -227,7 +229,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
     ) -> Result<()> {
         let (plan, images_per_step) = (self.plan, self.plan.recipe.train.images_per_step());
         let (began, first_step) = (Instant::now(), self.state.step);
-        // The steps since the last one that was logged.
+        // The steps since the last logged one.
         let (mut logged_at, mut logged_step) = (began, first_step);
         loop {
             let logged = self.is_logged(self.state.step + 1);
@@ -308,8 +310,9 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         Ok(())
     }
 
-    /// Runs the probes of the end of an epoch or of the run, unless that was done before, and ends the run if
-    /// `train.stop_early` says so. Returns whether the encoder is the best so far by the metric of `train.keep`.
+    /// Runs the probes of the end of an epoch or of the run, unless they already ran, and ends the run if
+    /// `train.stop_early` says so. Returns whether the encoder is the best so far by the metric of
+    /// `train.keep`.
     fn probe_and_select(&mut self, watch: &mut dyn Observer) -> Result<bool> {
         let (horizon, step) = (self.plan.horizon, self.state.step);
         let done = self.state.is_done(&horizon);
@@ -327,7 +330,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         if let Some(reason) = stop.filter(|_| !done) {
             progress.stopped = true;
             watch.warn(step, reason)?;
-            // The probes of the end of the run; those due after this epoch are repeated.
+            // The probes of the end of the run; those due after this epoch run again.
             metrics.extend(probing::probe(&self.device, self.plan, &mut self.state, true, watch)?);
         }
         self.warn_of_unmeasured(&metrics, watch)?;
@@ -335,7 +338,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         Ok(better)
     }
 
-    /// Warns once of each metric that `train` names and no probe of this epoch measures.
+    /// Warns once for each metric that `train` names and no probe of this epoch measures.
     fn warn_of_unmeasured(&mut self, metrics: &[Metric], watch: &mut dyn Observer) -> Result<()> {
         let train = &self.plan.recipe.train;
         let best = train.keep.best.iter().map(|b| &b.metric);

@@ -1,4 +1,4 @@
-//! Runs that learn nothing say so, stop early, and leave what is needed to see why.
+//! Runs that do not learn warn about it, stop early, and save the data needed to find the cause.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
@@ -63,14 +63,15 @@ fn train(set: &[&str]) -> Run {
 }
 
 #[test]
-fn a_loss_that_stays_at_chance_is_named_once_with_its_level() {
-    // All similarities are divided by so much that every choice is equally likely.
+fn a_loss_at_chance_is_reported_once_with_its_level() {
+    // All similarities are divided by a temperature so large that every choice is equally likely.
     let temperature = 2000.0;
     let run = train(&["objective[0].term.temperature=2000.0"]);
     let found: Vec<_> =
         run.log.warnings().into_iter().filter(|(_, t)| t.contains("at its chance level")).collect();
     assert_eq!(found.len(), 1, "{found:?}");
-    // Two views of 24 images: 46 negatives and the positive; or 24 keys. Either way the level is the mean itself.
+    // Two views of 24 images: 46 negatives and the positive; or 24 keys. In both cases the mean equals the
+    // level.
     assert!(found[0].0 == 8 && found[0].1.starts_with("InfoNce has been at its chance level for 2 epochs"));
     let health: Vec<_> = run
         .log
@@ -84,12 +85,12 @@ fn a_loss_that_stays_at_chance_is_named_once_with_its_level() {
     assert_eq!(health.iter().map(|h| h.step).collect::<Vec<_>>(), [4, 8, 12, 16]);
     for (n, h) in health.iter().enumerate() {
         let term = &h.terms[0];
-        // ln Σ exp(s/T) − s/T of cosines s is at most 2/T from the logarithm of their number; they are 47
-        // terms.
+        // ln Σ exp(s/T) − s/T for 47 cosines s differs from the logarithm of their number by at most 2/T.
         let within = 2.0 / temperature + tolerance::f32(47 + 48 + 8, term.mean);
         assert_within!(term.mean, term.chance.unwrap(), within);
         assert_eq!(term.epochs_at_chance, n as u64 + 1);
-        // The bounds are for embeddings alike and for those in all directions, between which these are.
+        // The bounds are the values of identical embeddings and of uniformly spread ones; these are in
+        // between.
         assert!(h.spread > 0.0 && h.spread <= 1.0 && h.rank >= 1.0 && h.rank <= 8.0, "{h:?}");
     }
     let stages = run.log.0.iter().find_map(|e| match e {
@@ -109,7 +110,7 @@ fn a_metric_that_does_not_improve_ends_the_run_with_its_last_probes() {
         "probes=[Knn(k: 5, every: Epochs(1)), Linear(at: End)]",
     ]);
     assert_eq!(run.outcome.unwrap(), Ending::Finished);
-    assert_eq!(run.steps, 8, "weights that do not move: the second epoch's accuracy is the first's");
+    assert_eq!(run.steps, 8, "the weights are fixed, so the accuracy does not change");
     let warned = run.log.warnings();
     assert!(
         warned.iter().any(|(step, t)| *step == 8 && t.contains("has not improved for 1 probes")),
@@ -119,7 +120,7 @@ fn a_metric_that_does_not_improve_ends_the_run_with_its_last_probes() {
         Event::Probe(p) => p.step == 8 && p.metrics.iter().any(|m| m.name.starts_with("linear/")),
         _ => false,
     });
-    assert!(linear, "the probes of the end were made");
+    assert!(linear, "the final probes ran");
     let misspelt = train(&["train.keep=(best: (metric: \"knn\"))", "probes=[Knn(k: 5, every: Epochs(1))]"]);
     let warned = misspelt.log.warnings();
     assert_eq!(
@@ -130,7 +131,7 @@ fn a_metric_that_does_not_improve_ends_the_run_with_its_last_probes() {
 }
 
 #[test]
-fn a_number_that_is_none_leaves_its_batch_and_the_gradients_before() {
+fn a_nan_saves_its_batch_and_the_preceding_gradient_norms() {
     let run = train(&["optimizer=Sgd(lr: 1e30)"]);
     let error = run.outcome.unwrap_err().to_string();
     assert!(error.contains("postmortem.json") && error.contains("no checkpoint had been written"), "{error}");
@@ -149,7 +150,7 @@ fn a_number_that_is_none_leaves_its_batch_and_the_gradients_before() {
     assert!(weights.iter().all(|n| file.get(&n.replace("parameter.", "gradient.")).is_some()));
     assert!(
         weights.iter().any(|n| file.f32(n).unwrap().iter().any(|v| v.abs() > 1e20)),
-        "the cause is there"
+        "the cause is saved"
     );
 }
 

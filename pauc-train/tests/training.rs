@@ -1,4 +1,4 @@
-//! Small runs in memory: batches in parts, predictors, and what terms learn and remember.
+//! Small runs in memory: micro-batches, predictors, and what terms learn and remember.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
@@ -23,7 +23,7 @@ use rand::Rng;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-/// A run without batch normalization, so that a part of a batch does not know the others.
+/// A run without batch normalization, so that micro-batches are independent.
 const PLAIN: &str = r#"Recipe(
     name: "small",
     data: Shapes(count: 96, size: 12, classes: 4, seed: 1),
@@ -52,7 +52,7 @@ impl Observer for Log {
     }
 }
 
-/// The log of a run, and the numbers of its checkpoint.
+/// The log of a run, and the tensors of its checkpoint.
 type Trained = (Log, BTreeMap<String, Vec<f32>>);
 
 fn train(objective: &str, set: &[&str]) -> Trained {
@@ -66,7 +66,7 @@ fn train(objective: &str, set: &[&str]) -> Trained {
     (log, saved(&dir))
 }
 
-/// The numbers of the last checkpoint.
+/// Returns the tensors of the last checkpoint.
 fn saved(dir: &RunDir) -> BTreeMap<String, Vec<f32>> {
     let file = TensorFile::load(dir.last_checkpoint().unwrap()).unwrap();
     file.names().filter_map(|n| Some((n.to_string(), file.f32(n).ok()?.to_vec()))).collect()
@@ -78,7 +78,7 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     off / sum(&mut b.iter().map(|b| f64::from(*b))).max(1e-6)
 }
 
-/// Multiplies each value by 1 + `by` or 1 − `by`, as the seed says.
+/// Multiplies each value by 1 + `by` or 1 − `by`, at random.
 fn shake(params: &[Param<Cpu>], by: f64, seed: u64) {
     for (i, p) in params.iter().enumerate() {
         let mut rng = stream(seed, Purpose::Init, 0, i as u64, 0);
@@ -89,17 +89,16 @@ fn shake(params: &[Param<Cpu>], by: f64, seed: u64) {
     }
 }
 
-/// How far off, of themselves, the factors of an inner product of n terms are for which its value in `f32` is
-/// exact: at most γₙ (Higham, section 3.1), and √n·u where errors are as often up as down (Higham and Mary
-/// 2019).
+/// Bounds the backward error of an inner product of n terms in `f32`, relative to its factors: at most γₙ
+/// (Higham, section 3.1), and √n·u if errors have random signs (Higham and Mary 2019).
 fn rounding(terms: usize) -> f64 {
     tolerance::f32(1, (terms as f64).sqrt())
 }
 
-/// How far apart two runs may come that differ in nothing but the order of their sums.
+/// The largest difference between two runs that differ only in the order of their sums.
 ///
-/// What becomes of a rounding error depends on the run. So it is measured: four runs are made whose weights
-/// are off by [`rounding`], up or down at random, in every step. Both runs that are compared may be as far
+/// The effect of a rounding error depends on the run, so it is measured: in four runs, all weights are
+/// perturbed by [`rounding`] with random signs in every step. Each of the two compared runs may be as far
 /// from the exact one as the farthest of these.
 struct Noise {
     loss: f64,
@@ -137,7 +136,7 @@ impl Noise {
         noise
     }
 
-    /// Asserts that a run is the other one within the noise.
+    /// Asserts that two runs agree within the noise.
     fn allows(&self, what: &str, one: &Trained, other: &Trained) {
         assert_eq!(one.0.steps.len(), other.0.steps.len());
         for (a, b) in one.0.steps.iter().zip(&other.0.steps) {
@@ -147,7 +146,7 @@ impl Noise {
         assert_eq!(one.1.len(), other.1.len());
         for (name, values) in &other.1 {
             let (off, within) = (distance(&one.1[name], values), self.weights[name]);
-            assert!(off <= within, "{what}: {name} is off by {off:e} where {within:e} is allowed");
+            assert!(off <= within, "{what}: {name} is off by {off:e}, allowed {within:e}");
         }
     }
 }
@@ -155,7 +154,7 @@ impl Noise {
 #[test]
 fn a_batch_in_parts_is_the_whole_batch() {
     let forms: [(&str, &[&str]); 3] = [
-        // At a temperature of 0.07, a rate of 0.1 makes a thousand of each rounding error.
+        // At a temperature of 0.07, a learning rate of 0.1 multiplies each rounding error by a thousand.
         ("(term: InfoNce())", &["optimizer=Sgd(lr: 0.01)"]),
         (
             "(term: InfoNce(negatives: QueueAndBatch, two_sided: true)), (term: VicReg(), weight: 0.1)",
@@ -177,7 +176,7 @@ fn a_batch_in_parts_is_the_whole_batch() {
 
 #[test]
 fn statistics_are_updated_once_for_each_part() {
-    // With a momentum of 0.1 for each of k parts, running statistics of equal parts are 1 − 0.9^k of the batch's own.
+    // With a momentum of 0.1 per part, running statistics of k equal parts are 1 − 0.9^k times the batch's.
     let norm = [
         "projector=Mlp(dims: [16, 8], batch_norm: true)",
         "train.epochs=1",
@@ -189,9 +188,9 @@ fn statistics_are_updated_once_for_each_part() {
     let whole = mean(&set);
     set.push("train.micro_batch=48");
     let halves = mean(&set);
-    // The two halves' own means average to the batch's: 0.1·(0.9·a + b) against 0.1·(a + b)/2. The difference
-    // is 0.9·(a + b)/2 + 0.1·(b − a)/2 of a tenth, where ‖b − a‖ is less than ‖a + b‖: halves of a batch are
-    // alike.
+    // The means a, b of the two halves average to the batch's: 0.1·(0.9·a + b) against 0.1·(a + b)/2. The
+    // difference is 0.9·(a + b)/2 + 0.1·(b − a)/2 of a tenth, where ‖b − a‖ is less than ‖a + b‖, since the
+    // halves of a batch are similar.
     let ratio = distance(&halves, &whole);
     assert_within!(ratio, 0.9, 0.1, "two updates weigh 1.9 times one");
 }
@@ -208,7 +207,7 @@ fn a_predictor_is_trained_with_and_without_a_momentum_encoder() {
         let names: Vec<_> = first.parameters().into_iter().filter(|p| p.name.ends_with("weight")).collect();
         assert!(names.iter().any(|p| p.name == "predictor.2.weight"), "{names:?}");
         for p in &names {
-            // Far above what rounding does to a weight, far below what eight steps do.
+            // Far above the rounding of a weight, far below the change in eight steps.
             assert!(distance(&weights[&p.name], &p.value()) > 1e-4, "{} did not move", p.name);
         }
         assert!(!weights.contains_key("momentum.predictor.0.weight"));
@@ -218,22 +217,22 @@ fn a_predictor_is_trained_with_and_without_a_momentum_encoder() {
 }
 
 #[test]
-fn a_temperature_is_learnt_and_bounded() {
+fn a_temperature_is_learned_and_bounded() {
     let of = |fields: &str, set: &[&str]| {
         let (_, weights) = train(&format!("(term: InfoNce(temperature: Learnable({fields})))"), set);
         f64::from(weights["term.InfoNce.ln_temperature"][0]).exp()
     };
-    // Rounding moves it by less than 1e-7.
+    // Rounding changes it by less than 1e-7.
     assert!((of("init: 0.5", &[]) - 0.5).abs() > 1e-4, "it moved");
-    // No decay: with a vanishing learning rate, even the largest decay leaves it.
+    // No weight decay: at a tiny learning rate, even the largest decay does not change it.
     let still = of("init: 0.5", &["optimizer=Sgd(lr: 1e-9, weight_decay: 1e6)"]);
-    // |∂L/∂ln T| is at most 2/T = 4, as cosines are at most 1. Momentum repeats it up to ten times, for eight
-    // steps; and ln T is a number of `f32`.
+    // |∂L/∂ln T| is at most 2/T = 4, as cosines are at most 1. Momentum multiplies it by at most ten, for
+    // eight steps; and ln T is stored in `f32`.
     let moved = 0.5 * 8.0 * 10.0 * 4.0 * 1e-9;
     assert_within!(still, 0.5, moved + tolerance::f32(1 + 8, 0.5 * 0.5f64.ln().abs()));
-    // A trained pair stands out, so the temperature falls to its bound.
+    // A trained pair is easy to identify, so the temperature falls to its bound.
     let low = of("init: 0.21, min: 0.2", &["optimizer=Sgd(lr: 1.0)", "train.epochs=10"]);
-    // The bound is kept as a logarithm in `f32`.
+    // The bound is stored as a logarithm in `f32`.
     assert!(low >= 0.2 - tolerance::f32(1, 0.2 * 0.2f64.ln().abs()), "{low}");
 }
 
@@ -247,7 +246,7 @@ fn a_running_center_is_remembered_and_saved() {
 }
 
 #[test]
-fn gradients_of_terms_are_logged_where_steps_are() {
+fn gradients_of_terms_are_logged_with_the_steps() {
     let objective = "(term: Alignment(level: Instances)), (term: Uniformity(level: Instances)), (term: VicReg(), weight: 0.01, from: Epochs(1))";
     let (log, weights) = train(objective, &["train.term_gradients=true"]);
     let at = |log: &Log| log.gradients.iter().map(|g| g.step).collect::<Vec<_>>();
@@ -255,15 +254,15 @@ fn gradients_of_terms_are_logged_where_steps_are() {
     assert_eq!(log.gradients[0].terms.len(), 2);
     let last = log.gradients.last().unwrap();
     assert_eq!(last.terms.iter().map(|t| t.cosines.len()).collect::<Vec<_>>(), [0, 1, 2]);
-    // The lengths of a cosine are sums over 48 rows of 8.
+    // The norms of a cosine are sums over 48 rows of 8.
     let one = 1.0 + tolerance::f64(48 * 8, 1.0);
     assert!(last.terms.iter().all(|t| t.norm > 0.0 && t.cosines.iter().all(|c| c.abs() <= one)));
-    // Watching changes nothing.
+    // Logging the gradients does not change the run.
     let (quiet, same) = train(objective, &[]);
     assert!(quiet.gradients.is_empty() && same == weights);
 }
 
-/// Small crops beside large ones, as SwAV makes them: they are learnt from, whole and in parts.
+/// Small crops beside large ones, as in SwAV: trained on as a whole and in micro-batches.
 #[test]
 fn views_of_two_sizes_train_together() {
     let text = PLAIN
@@ -294,21 +293,21 @@ fn views_of_two_sizes_train_together() {
     let (start, end) = (mean(&steps[..8]), mean(&steps[steps.len() - 8..]));
     // It falls by two, from 4.5.
     assert!(start.is_finite() && end < start - 0.1, "from {start} to {end}");
-    // The small crops are looked at: without them, the loss is another one from the first step on, by 0.05.
+    // The small crops are used: without them, the loss differs by 0.05 from the first step on.
     let without = run(&plan(&text.replace("local_views: 4", "local_views: 0"), &long));
     assert!((without[0].loss - steps[0].loss).abs() > 1e-4);
-    // Encoders whose parameters depend on the size say so before anything is trained.
+    // Encoders whose parameters depend on the image size report it before training.
     let fixed = text.replace("ConvNet(channels: [8, 16])", "MlpEncoder(dims: [24])");
     let (recipe, source) = Recipe::parse("test", &fixed, &[]).unwrap();
     let Err(e) = Plan::new(&Cpu::default(), recipe, source, &Place { base: ".".into() }) else {
-        panic!("an MLP takes one size")
+        panic!("an MLP accepts one size")
     };
     let pauc_train::plan::PlanError::Recipe(found) = e else { panic!("{e}") };
     let text = found.render(false);
     assert!(text.contains("E0208") && text.contains("8×8×3"), "{text}");
 }
 
-/// A network for images of another size is the same network: it makes of them what one built for them makes.
+/// A network resized for other images computes the same as one built for that size.
 #[test]
 fn resized_encoders_share_their_parameters() {
     use pauc_traits::component_ron::options;
@@ -329,8 +328,8 @@ fn resized_encoders_share_their_parameters() {
         let large = config.build(&device, shape(40), BuildOptions::seed(3)).unwrap();
         let mut resized = large.resized(shape(24)).unwrap();
         let mut built = config.build(&device, shape(24), BuildOptions::seed(3)).unwrap();
-        // Layers may be computed by other algorithms than in one that was built for the size, and rounded
-        // otherwise: see `Noise`. The longest sums are the normalization's, over all pixels.
+        // Layers may use other algorithms than in a network built for the size, with other rounding: see
+        // `Noise`. The longest sums are those of the normalization, over all pixels.
         let mut shaken = config.build(&device, shape(24), BuildOptions::seed(3)).unwrap();
         let by = rounding(8 * 24 * 24);
         shake(&shaken.parameters(), by, 1);
@@ -338,9 +337,9 @@ fn resized_encoders_share_their_parameters() {
             let [a, b, c] =
                 [&mut resized, &mut built, &mut shaken].map(|e| e.forward(images(), pass).unwrap().as_vec());
             let (off, within) = (distance(&a, &b), 2.0 * (distance(&c, &b) + by));
-            assert!(off <= within, "{text} {pass:?}: off by {off:e} where {within:e} is allowed");
+            assert!(off <= within, "{text} {pass:?}: off by {off:e}, allowed {within:e}");
         }
-        // Statistics that the resized one gathered are the large one's.
+        // The resized network and the original share their statistics.
         let of = |all: Vec<Param<Cpu>>| -> Vec<Vec<f32>> {
             use pauc_traits::Compute;
             all.iter().map(|p| device.download(&p.value()).unwrap()).collect()
@@ -348,7 +347,7 @@ fn resized_encoders_share_their_parameters() {
         let (a, b, c) = (of(large.statistics()), of(built.statistics()), of(shaken.statistics()));
         for ((a, b), c) in a.iter().zip(&b).zip(&c) {
             let (off, within) = (distance(a, b), 2.0 * (distance(c, b) + by));
-            assert!(off <= within, "{text}: statistics are off by {off:e} where {within:e} is allowed");
+            assert!(off <= within, "{text}: statistics are off by {off:e}, allowed {within:e}");
         }
         assert!(large.resized(ImageShape { channels: 1, ..shape(24) }).is_err());
         assert!(config.build(&device, shape(40), BuildOptions::seed(3)).unwrap().resized(shape(0)).is_err());
@@ -382,7 +381,7 @@ fn what_terms_learn_and_remember_survives_an_interruption() {
     }
     let plan = plan(&PLAIN.replace("OBJECTIVE", STATEFUL), STATEFUL_SET);
     let device = Cpu::default();
-    // Before the first clustering, in the midst of an epoch after it, and at the end of one.
+    // Before the first clustering, in the middle of an epoch after it, and at the end of one.
     for steps in [2, 6, 8] {
         let folder = tempfile::tempdir().unwrap();
         let dir = RunDir::of(folder.path(), "small", "0", 0);
@@ -422,7 +421,7 @@ fn the_temperature_of_prototypes_follows_its_schedule_step_by_step() {
         let temperature = format!("concentration=Concentration(kind: Constant, temperature: {temperature})");
         let set = [
             "clusterer=KMeans(k: [6], start: Epochs(1), every: Epochs(9))",
-            // So little that no weight becomes another number, and biases of zero move no sum.
+            // So small that no weight changes, and biases of zero do not affect a sum.
             "optimizer=Sgd(lr: 1e-30)",
             "train.epochs=2",
             "train.log_every=1",
@@ -440,30 +439,30 @@ fn the_temperature_of_prototypes_follows_its_schedule_step_by_step() {
         assert_eq!(*v, want, "step {}", i + 4);
     }
     assert!((low[2] - high[2]).abs() > 0.1, "the two temperatures differ, and the losses by 0.2");
-    assert!(saved.iter().all(|phi| *phi == 0.1), "a checkpoint keeps what the fit found: {saved:?}");
+    assert!(saved.iter().all(|phi| *phi == 0.1), "a checkpoint stores the values of the fit: {saved:?}");
 }
 
 #[test]
-fn accumulated_batches_are_averaged_and_no_larger_batch() {
-    // A loss that is a mean over images, without batch statistics: its gradient on a batch of 24 is the mean of those on
-    // two batches of 12, of which the loader makes the same 24 images.
+fn accumulated_batches_are_averaged_and_do_not_make_a_larger_batch() {
+    // A loss that is a mean over images, without batch statistics: its gradient on a batch of 24 is the mean
+    // of those on two batches of 12, for which the loader makes the same 24 images.
     let mean = "(term: Alignment(level: Instances))";
     let split = ["train.batch=12", "train.accumulate=2"];
     let (whole, halves) = (train(mean, &[]), train(mean, &split));
     Noise::of(mean, &[], &whole).allows("two halves", &halves, &whole);
     let rates = |run: &Trained| run.0.steps.iter().map(|s| s.lr).collect::<Vec<_>>();
-    assert_eq!(rates(&halves), rates(&whole), "one rate a step");
-    // Negatives are another matter: 23 of them give another loss than 11, whose chance level is lower.
+    assert_eq!(rates(&halves), rates(&whole), "one rate per step");
+    // Negatives differ: with 23 of them the loss is not the one with 11, whose chance level is lower.
     let (whole, _) = train("(term: InfoNce())", &[]);
     let (halves, _) = train("(term: InfoNce())", &split);
     let (whole, halves) = (&whole.steps[0].terms[0], &halves.steps[0].terms[0]);
     let chance = |t: &pauc_report::events::Term| t.chance.unwrap();
     assert!(chance(halves) < chance(whole) - 0.5 && halves.value.unwrap() < whole.value.unwrap() - 0.3);
-    // The mean of what a term learns itself counts both batches, too.
+    // The mean gradient of a term's own parameters also includes both batches.
     let learnt = "(term: InfoNce(temperature: Learnable(init: 0.2)))";
     let (_, found) = train(learnt, &split);
     assert!(found.keys().any(|n| n.contains("temperature")), "{:?}", found.keys());
-    // A rate for 24 images is that of two batches of 12.
+    // The learning rate for 24 images is that of two batches of 12.
     let scaled = "optimizer=Sgd(lr: Scaled(base: 0.1, per: 24))";
     let (log, _) = train(mean, &[split[0], split[1], scaled]);
     assert_eq!(log.steps.last().unwrap().lr, train(mean, &[scaled]).0.steps.last().unwrap().lr);
@@ -488,7 +487,8 @@ fn batches_of_a_step_feed_the_queue_one_after_the_other() {
 
 #[test]
 fn parts_of_a_network_move_at_their_own_rates() {
-    // One step of plain descent from the same weights: the change of a parameter is its factor times what it is without.
+    // One step of plain gradient descent from the same weights: the change of a parameter is its factor times
+    // the change without.
     let plain = [
         "optimizer=Sgd(lr: 0.01, momentum: 0.0, weight_decay: 1e-3)",
         "schedule=Constant",
@@ -526,9 +526,9 @@ fn parts_of_a_network_move_at_their_own_rates() {
     assert_moved_more([f64::from(0.2f64.ln() as f32), usual, scaled], 2.0, name);
 }
 
-/// Asserts that one step of plain descent with `factor` times the rate moved a number `factor` times as far.
-/// The gradient is the same bits in both. The rate, its product with the gradient, and what is left of the
-/// number are each rounded once.
+/// Asserts that one step of plain gradient descent with `factor` times the rate moved a number `factor` times
+/// as far. The gradient has the same bits in both. The rate, its product with the gradient, and the new value
+/// are each rounded once.
 fn assert_moved_more([before, usual, scaled]: [f64; 3], factor: f64, name: &str) {
     let want = factor * (usual - before);
     let within = tolerance::f32(1, scaled.abs() + factor * usual.abs()) + tolerance::f32(4, want.abs());
@@ -536,12 +536,12 @@ fn assert_moved_more([before, usual, scaled]: [f64; 3], factor: f64, name: &str)
 }
 
 thread_local! {
-    /// Encoders that [`Counted`] has built.
+    /// The number of encoders that [`Counted`] has built.
     static BUILT: Cell<usize> = const { Cell::new(0) };
 }
 
 component! {
-    /// A perceptron that counts how often it is built.
+    /// An MLP that counts how often it is built.
     ///
     /// # Shapes
     /// (B, H, W, C) → (B, 16)
@@ -555,7 +555,8 @@ impl<D: NetworkDevice> EncoderConfig<D> for Counted {
     }
 }
 
-/// The network is built to check the recipe, and to be trained, and not once more for the names of its parts.
+/// The network is built once to check the recipe and once to train, and not a third time for the names of its
+/// parts.
 #[test]
 fn a_recipe_is_checked_on_one_network_and_trained_on_another() {
     let parts = r#"frozen: ["0"], lr_scale: [(part: "projector", factor: 2.0)], objective"#;

@@ -1,4 +1,4 @@
-//! Running the binary, for tests of the whole product.
+//! Helpers to run the binary.
 #![allow(dead_code)] // each test file uses its share
 
 use std::io::Read;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What a command did.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Output {
     pub code: i32,
@@ -14,7 +14,7 @@ pub struct Output {
     pub stderr: String,
 }
 
-/// The project's root, where relative paths of recipes start.
+/// Returns the project's root, to which paths in recipes are relative.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
 }
@@ -41,10 +41,10 @@ pub fn pauc_with<S: AsRef<std::ffi::OsStr>>(
     Output { code: out.status.code().unwrap_or(-1), stdout: text(out.stdout), stderr: text(out.stderr) }
 }
 
-/// How long a test waits for something before it says that it does not happen; a busy machine takes its time.
+/// How long a test waits for an event before it fails; a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// `pauc-cli` at work. It ends with the test, if not before.
+/// A running `pauc-cli`. It is killed at the end of the test, if not before.
 pub struct Running(pub Child);
 
 impl Running {
@@ -60,11 +60,11 @@ impl Running {
         Running(child.unwrap())
     }
 
-    /// Waits until the process has done something, and says what it was if that does not come.
+    /// Waits until `done` returns true; panics with `what` if that does not happen.
     pub fn wait_until(&mut self, what: &str, done: impl Fn() -> bool) {
         let began = Instant::now();
         loop {
-            // Asked first: what it did before it ended counts.
+            // Check the process first, so that `done` sees everything it did before it ended.
             let ended = self.0.try_wait().unwrap();
             if done() {
                 return;
@@ -72,26 +72,26 @@ impl Running {
             if let Some(status) = ended {
                 panic!("the process ended with {status} before {what}: {}", self.said());
             }
-            assert!(began.elapsed() < PATIENCE, "after {PATIENCE:?} there is still no {what}");
+            assert!(began.elapsed() < PATIENCE, "no {what} after {PATIENCE:?}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Sends a signal, by its name without `SIG`.
+    /// Sends a signal, given by its name without `SIG`.
     #[cfg(unix)]
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status().unwrap();
-        assert!(sent.success(), "SIG{name} cannot be sent: {sent}");
+        assert!(sent.success(), "cannot send SIG{name}: {sent}");
     }
 
-    /// The rest of what the process says on stderr, until it ends.
+    /// Reads the rest of stderr, until the process ends.
     fn said(&mut self) -> String {
         let mut bytes = Vec::new();
         self.0.stderr.take().unwrap().read_to_end(&mut bytes).unwrap();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The exit code and what the process said on stderr, once it has ended.
+    /// Waits for the process to end; returns its exit code and stderr.
     pub fn end(mut self) -> (i32, String) {
         let said = self.said();
         (self.0.wait().unwrap().code().unwrap_or(-1), said)
@@ -100,13 +100,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail where the process has ended before.
+        // Both fail if the process has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// The shipped recipes of one folder below `recipes`, sorted.
+/// Returns the shipped recipes of one folder below `recipes`, sorted.
 fn recipes_in(folder: &Path) -> Vec<PathBuf> {
     let mut all: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
@@ -118,16 +118,16 @@ fn recipes_in(folder: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// The shipped recipes that are small enough to be run in their short form, sorted.
+/// Returns the shipped recipes that are small enough to run in their short form, sorted.
 pub fn recipes() -> Vec<PathBuf> {
     let folder = root().join("recipes");
     [recipes_in(&folder), recipes_in(&folder.join("fashion-mini"))].concat()
 }
 
-/// All shipped recipes.
+/// Returns all shipped recipes.
 pub fn all_recipes() -> Vec<PathBuf> {
     let folder = root().join("recipes");
-    // `expected` holds metrics, `sweeps` what is made of other recipes.
+    // `expected` holds metrics, `sweeps` holds sweeps of other recipes.
     let holds_recipes = |p: &PathBuf| p.is_dir() && !p.ends_with("expected") && !p.ends_with("sweeps");
     let below = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).filter(holds_recipes);
     let mut all = recipes_in(&folder);
@@ -136,8 +136,8 @@ pub fn all_recipes() -> Vec<PathBuf> {
     all
 }
 
-/// The short form of a shipped recipe: its views, networks and terms on 160 procedural images, three epochs of five
-/// steps, clustering from the second epoch on.
+/// Returns `--set` changes for the short form of a shipped recipe: its views, networks and terms on 160
+/// procedural images, three epochs of five steps, clustering from the second epoch on.
 pub fn short_form(recipe: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(recipe).unwrap();
     let mut set = vec![
@@ -165,7 +165,7 @@ pub fn short_form(recipe: &Path) -> Vec<String> {
     set.into_iter().flat_map(|s| ["--set".to_string(), s]).collect()
 }
 
-/// The folder of the only run below `out`.
+/// Returns the folder of the only run below `out`.
 pub fn only_run(out: &Path) -> PathBuf {
     let only = |dir: &Path| {
         let all: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 /// Check recipes without training.
 ///
-/// Checks names, values, rules across fields and the sizes of the data, and reports all mistakes of all recipes.
+/// Checks names, values, rules across fields and the sizes of the data. Reports all mistakes in all recipes.
 ///
 /// Example: pauc-cli check recipes/*.ron
 #[derive(Debug, Args)]
@@ -25,7 +25,7 @@ pub struct CheckArgs {
     recipes: Vec<PathBuf>,
     #[command(flatten)]
     change: RecipeArgs,
-    /// Do not look for the data's files: check sizes by what the authors of the dataset published.
+    /// Do not read the data; check against the sizes that the authors of the dataset published.
     #[arg(long, help_heading = heading::RECIPE)]
     no_data: bool,
     #[command(flatten)]
@@ -33,7 +33,7 @@ pub struct CheckArgs {
 }
 
 impl CheckArgs {
-    /// Checks every recipe, and reports all that is wrong with all of them.
+    /// Checks every recipe, and reports all mistakes in all of them.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         let device = Cpu::default();
         let mut failed = false;
@@ -56,7 +56,7 @@ impl CheckArgs {
         Ok(ExitCode::from(if failed { 2 } else { 0 }))
     }
 
-    /// All that is wrong with a recipe, warnings included.
+    /// Returns the mistakes and warnings of one recipe.
     fn diagnose(&self, device: &Cpu, path: &Path) -> Result<Diagnostics, Failure> {
         let (recipe, source) = match Recipe::load(path, &self.change.set) {
             Ok(loaded) => loaded,
@@ -81,10 +81,10 @@ impl CheckArgs {
     }
 }
 
-/// Warns that rules about sizes could not be checked.
+/// Warns that rules about sizes were not checked.
 fn data_missing(text: &str, error: &Error) -> Diagnostic {
     let message = format!("sizes were not checked: {error}");
-    let help = "get the data to have all rules checked; `run` stops here";
+    let help = "get the data to check all rules; `run` fails without it";
     Diagnostic::at(Severity::Warning, "E0214", text, "data", message, help)
 }
 

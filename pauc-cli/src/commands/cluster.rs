@@ -12,12 +12,12 @@ use pauc::traits::registry::kind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Cluster the features of a file, and score the clusters.
+/// Cluster the features in a file and score the clusters.
 ///
-/// Reads a matrix of samples × dimensions: float32 of a .npy or .safetensors file without loading all of it
-/// (MiniBatchKMeans and HierarchicalKMeans work on files larger than memory), float64, .csv and .parquet as a whole. In
-/// a Parquet file, each column of floats is a dimension, or one has a list of floats for each row. Features are used
-/// as they are; recipes cluster rows of unit length.
+/// Reads a matrix of samples × dimensions. float32 .npy and .safetensors files are streamed (MiniBatchKMeans
+/// and HierarchicalKMeans work on files larger than memory); float64, .csv and .parquet files are loaded
+/// whole. In a Parquet file, either each column of floats is a dimension, or one column holds a list of
+/// floats per row. Features are used as they are; recipes cluster rows of unit length.
 ///
 /// With --json, prints objective, seconds of the fit alone, iterations, splits and metrics of each level.
 ///
@@ -26,17 +26,17 @@ use std::process::ExitCode;
 pub struct ClusterArgs {
     /// The features: a .safetensors, .npy, .csv or (built with the feature `parquet`) .parquet file.
     embeddings: PathBuf,
-    /// The tensor of a safetensors file, or the column of a Parquet file, that holds the features.
+    /// The tensor of a safetensors file, or the column of a Parquet file, with the features.
     #[arg(long, value_name = "NAME", help_heading = heading::INPUT)]
     tensor: Option<String>,
-    /// Class labels to score against, numbered from 0: a .npy file, a .csv file with one a line, or the tensor `labels` of
-    /// a .safetensors file.
+    /// Class labels to score against, numbered from 0: a .npy file, a .csv file with one label per line, or
+    /// the tensor `labels` of a .safetensors file.
     #[arg(long, value_name = "FILE", help_heading = heading::INPUT)]
     labels: Option<PathBuf>,
     /// The clusterer, as a recipe writes it.
     #[arg(long, value_name = "CLUSTERER", help_heading = heading::CLUSTERING)]
     with: String,
-    /// The seed of everything random.
+    /// The random seed.
     #[arg(long, default_value_t = 0, value_name = "SEED", help_heading = heading::CLUSTERING)]
     seed: u64,
     /// Smoothing α of the concentration of small clusters.
@@ -45,7 +45,8 @@ pub struct ClusterArgs {
     /// The mean of the concentration over the prototypes of a level.
     #[arg(long, default_value_t = 0.2, value_name = "TEMPERATURE", help_heading = heading::CLUSTERING)]
     temperature: f64,
-    /// Where to write prototypes.M, assignments.M (−1: noise) and concentration.M of each level M, as safetensors.
+    /// The .safetensors file to write: prototypes.M, assignments.M (−1: noise) and concentration.M of each
+    /// level M.
     #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -55,7 +56,7 @@ pub struct ClusterArgs {
 }
 
 impl ClusterArgs {
-    /// Clusters the features of a file.
+    /// Clusters the features in a file.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         device::run_on(&self.device.name.clone(), self)
     }
@@ -72,7 +73,7 @@ impl DeviceJob for ClusterArgs {
             alpha: positive("--alpha", self.alpha)?,
             temperature: positive("--temperature", self.temperature)?,
         };
-        // More prototypes than samples, labels that are not given: the words of the command do not fit the data.
+        // More prototypes than samples, or missing labels: the arguments do not fit the data.
         let fitted = cluster::fit(device, &clusterer, &job).map_err(Failure::of_request)?;
         if let Some(path) = &self.out {
             cluster::write(&fitted, path)?;

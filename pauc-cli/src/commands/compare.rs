@@ -10,18 +10,18 @@ use std::process::ExitCode;
 
 /// Compare the recipes and the metrics of runs.
 ///
-/// Prints what differs between their recipes, and by how much their metrics differ. Runs of one recipe that differ only in
-/// their seed are one group, with mean and standard deviation. Groups are compared with the first: the difference of means,
-/// and over seeds that both have a paired two-sided t-test. Exit code 3 only with `--within`.
+/// Prints the differences between their recipes and between their metrics. Runs that differ only in their
+/// seed form a group, with mean and standard deviation. Every group is compared with the first: the
+/// difference of means, and a paired two-sided t-test over the seeds that both have. Exit code 3 only with
+/// `--within`.
 ///
 /// Example: pauc-cli compare runs/simclr-0a1b2c3d runs/pcl-4e5f6a7b
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// Folders of runs, or folders that hold the runs of several seeds. The first one's recipe is what the others are
-    /// compared with.
+    /// Folders of runs, or folders with the runs of several seeds. The others are compared with the first.
     #[arg(required = true, num_args = 2.., value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// End with exit code 3 if the mean of any metric differs from the first recipe's by more than this.
+    /// End with exit code 3 if the mean of a metric differs from the first recipe's by more than this.
     #[arg(long, value_name = "DIFFERENCE", help_heading = heading::MEASUREMENT)]
     within: Option<NonNegative>,
     #[command(flatten)]
@@ -42,7 +42,7 @@ impl CompareArgs {
             return Ok(ExitCode::SUCCESS);
         }
         let lines: Vec<String> = beyond.iter().map(|b| format!("\n  {b}")).collect();
-        Err(Failure::new(3, format!("error: these differ by more than --within allows:{}", lines.concat())))
+        Err(Failure::new(3, format!("error: metrics differ by more than --within:{}", lines.concat())))
     }
 }
 

@@ -4,7 +4,7 @@ use crate::{Failure, args};
 use clap::Args;
 use std::process::ExitCode;
 
-/// Print the completions of a shell.
+/// Print shell completions.
 ///
 /// Example: pauc-cli completions bash > /etc/bash_completion.d/pauc-cli
 #[derive(Debug, Args)]
@@ -14,7 +14,7 @@ pub struct CompletionsArgs {
 }
 
 impl CompletionsArgs {
-    /// Prints them.
+    /// Prints the completions.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         clap_complete::generate(self.shell, &mut args::definition(), "pauc-cli", &mut std::io::stdout());
         Ok(ExitCode::SUCCESS)

@@ -21,7 +21,7 @@ impl DevicesArgs {
         let instructions =
             pauc::kernels::simd::Simd::detect().map_or_else(|e| e.to_string(), |s| s.name().to_string());
         let threads = rayon::current_num_threads();
-        // A build with CUDA that finds none says so. The default build misses nothing.
+        // A CUDA build that finds no device says so. The default build is complete without one.
         let code = ExitCode::from(u8::from(cfg!(feature = "cuda") && cuda.unavailable.is_some()));
         if self.output.json {
             let cpu =

@@ -11,33 +11,33 @@ use pauc::train::saved_run::Part;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Write a split's features and embeddings to a file.
+/// Write the features and embeddings of a split to a file.
 ///
-/// A .safetensors file holds `features`, `embeddings`, `ids` and `labels`, and the provenance as metadata. Beside x.npy lie
-/// x.ids.npy, x.labels.npy and x.json. A .parquet file (built with the feature `parquet`) holds the same as columns, vectors
-/// as lists. Rows stand in the order of the split.
+/// A .safetensors file has `features`, `embeddings`, `ids` and `labels`, and the provenance as metadata. A
+/// .parquet file (feature `parquet`) has the same as columns, with vectors as lists. With x.npy, ids, labels
+/// and provenance are written to x.ids.npy, x.labels.npy and x.json. Rows are in the order of the split.
 ///
 /// Example: pauc-cli embed runs/quickstart-0a1b2c3d/seed0 --split test --out test.safetensors
 #[derive(Debug, Args)]
 pub struct EmbedArgs {
     #[command(flatten)]
     saved: SavedArgs,
-    /// The file to write: .safetensors, .npy or (built with the feature `parquet`) .parquet.
+    /// The file to write: .safetensors, .npy or (feature `parquet`) .parquet.
     #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
     out: PathBuf,
-    /// The vectors of a .npy file.
+    /// The vectors to write to a .npy file.
     #[arg(long, default_value = "features", help_heading = heading::OUTPUT)]
     vectors: VectorsName,
     #[command(flatten)]
     device: DeviceArg,
 }
 
-/// Vectors of an image.
+/// The vectors of an image.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum VectorsName {
-    /// Before the projector.
+    /// The encoder's output.
     Features,
-    /// Projector outputs as unit rows.
+    /// The projector's output, scaled to unit length.
     Embeddings,
 }
 
@@ -51,7 +51,7 @@ impl From<VectorsName> for Vectors {
 }
 
 impl EmbedArgs {
-    /// Writes what a run's network makes of a split.
+    /// Writes the features and embeddings of a split.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         device::run_on(&self.device.name.clone(), self)
     }
@@ -59,7 +59,7 @@ impl EmbedArgs {
 
 impl DeviceJob for EmbedArgs {
     fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
-        // A name with an unknown extension is refused before anything is computed.
+        // Refuse an unknown extension before computing anything.
         Form::of(&self.out).map_err(Failure::of_request)?;
         let saved = self.saved.open(device)?;
         let part: Part = self.saved.split.into();

@@ -10,11 +10,11 @@ use pauc::models::NetworkDevice;
 use pauc::traits::registry::kind;
 use std::process::ExitCode;
 
-/// Probe a run again, on any labeled split or another dataset.
+/// Probe a run on any labeled split or another dataset.
 ///
-/// On `test`, probes learn from the training split and are scored on the test split. `train` leaves the test split
-/// alone: every fifth image of the training split is scored, the others are learnt from, and names of metrics end in
-/// `@train/5`. `pauc-cli list probe` lists the probes.
+/// With `--split test`, probes learn from the training split and are scored on the test split.
+/// `--split train` does not touch the test split: every fifth training image is scored, the others are
+/// learned from, and names of metrics end in `@train/5`. `pauc-cli list probe` lists the probes.
 ///
 /// Example: pauc-cli eval runs/quickstart-0a1b2c3d/seed0 --probe 'Knn(k: 20)' --probe 'Linear()'
 #[derive(Debug, Args)]
@@ -58,7 +58,7 @@ impl DeviceJob for EvalArgs {
         let width = metrics.iter().map(|m| m.name.chars().count()).max().unwrap_or(0);
         metrics.iter().for_each(|m| println!("  {:<width$}  {:.4}", m.name, m.value));
         if metrics.is_empty() {
-            eprintln!("warning: these probes have nothing to measure here");
+            eprintln!("warning: these probes measure nothing on this data");
         }
         Ok(ExitCode::SUCCESS)
     }

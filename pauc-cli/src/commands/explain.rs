@@ -12,7 +12,8 @@ use std::process::ExitCode;
 
 /// Explain a component, an error code, or a recipe.
 ///
-/// Of a recipe, prints everything that follows from it, with the memory that it needs on the device.
+/// For a recipe, prints its defaults, layers, chance levels and schedule, and the memory that it needs on the
+/// device.
 ///
 /// Examples: pauc-cli explain InfoNce; pauc-cli explain E0103; pauc-cli explain recipes/quickstart.ron
 #[derive(Debug, Args)]
@@ -50,6 +51,6 @@ fn explain_name(name: &str) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let hint = explain::suggestion(name).map(|s| format!("; did you mean `{s}`?")).unwrap_or_default();
-    let message = format!("error: nothing is called `{name}`{hint}\n`pauc-cli list` prints all names");
+    let message = format!("error: unknown name `{name}`{hint}\n`pauc-cli list` prints all names");
     Err(Failure::new(2, message))
 }

@@ -7,14 +7,14 @@ use pauc::train::export;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Write a run's encoder as weights with torchvision's names.
+/// Export a run's encoder with torchvision's weight names.
 ///
 /// Example: pauc-cli export runs/quickstart-0a1b2c3d/seed0 --out encoder.safetensors
 #[derive(Debug, Args)]
 pub struct ExportArgs {
     /// The run's folder, or a checkpoint file.
     run: PathBuf,
-    /// Take the momentum encoder instead of the online one.
+    /// Use the momentum encoder instead of the online encoder.
     #[arg(long, help_heading = heading::INPUT)]
     momentum: bool,
     /// The file to write.
@@ -23,7 +23,7 @@ pub struct ExportArgs {
 }
 
 impl ExportArgs {
-    /// Writes the encoder of a run.
+    /// Exports the encoder of a run.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         let last = self.run.join("checkpoints/last.safetensors");
         let checkpoint = if self.run.is_dir() { &last } else { &self.run };

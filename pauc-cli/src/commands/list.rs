@@ -6,7 +6,7 @@ use clap::Args;
 use pauc::traits::registry::{KINDS, Listing, catalog, did_you_mean};
 use std::process::ExitCode;
 
-/// List the components that recipes can name.
+/// List the components that recipes can use.
 ///
 /// With --json, prints names, kinds, fields and defaults.
 ///
@@ -43,7 +43,7 @@ impl ListArgs {
 fn unknown_kind(kind: &str) -> Failure {
     let hint = did_you_mean(kind, KINDS.iter().copied()).map(|k| format!("; did you mean `{k}`?"));
     let (hint, kinds) = (hint.unwrap_or_default(), KINDS.join(", "));
-    Failure::new(2, format!("error: no kind is called `{kind}`{hint}\nkinds: {kinds}"))
+    Failure::new(2, format!("error: unknown kind `{kind}`{hint}\nkinds: {kinds}"))
 }
 
 fn print_by_kind(all: &[Listing]) {

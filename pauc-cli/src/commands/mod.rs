@@ -1,4 +1,4 @@
-//! The verbs, one file each: its arguments with their help, what it does, and its tests.
+//! The verbs, one file each, with arguments, help text, implementation and tests.
 
 pub mod bench;
 pub mod check;
@@ -25,7 +25,7 @@ use crate::Failure;
 use crate::args::Command;
 use std::process::ExitCode;
 
-/// Carries out a verb.
+/// Runs a verb.
 pub fn execute(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Check(args) => args.execute(),

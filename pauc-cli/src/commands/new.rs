@@ -8,23 +8,23 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Write the file of a new component, with its tests.
+/// Write the source file of a new component, with tests.
 ///
-/// The file compiles and passes its tests as it is: change its formula, its words and its tests to those of the component.
+/// The file compiles and passes its tests. Replace its formula, docs and tests by your component's.
 ///
 /// Example: pauc-cli new loss MyLoss --out src
 #[derive(Debug, Args)]
 pub struct NewArgs {
-    /// What the component is.
+    /// The kind of the component.
     kind: TemplateKind,
     /// Its name, in CamelCase.
     name: String,
-    /// The folder that the file is put into.
+    /// The folder to write the file to.
     #[arg(long, default_value = ".", value_name = "DIR", help_heading = heading::OUTPUT)]
     out: PathBuf,
 }
 
-/// The kinds of components, one template each.
+/// The kinds of components, with one template each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum TemplateKind {
     /// A contrastive loss.
@@ -46,10 +46,10 @@ enum TemplateKind {
     Optimizer,
 }
 
-/// A whole component. Tests of pauc-losses and of examples/plugin compile and run them.
+/// A complete component. Tests of pauc-losses and examples/plugin compile and run the templates.
 struct Template {
     text: &'static str,
-    /// What stands for the component's name in the text.
+    /// The placeholder for the component's name in the text.
     placeholder: &'static str,
 }
 
@@ -85,8 +85,8 @@ impl NewArgs {
         write_new(&path, &template.text.replace(template.placeholder, name))?;
         println!("wrote {}", path.display());
         println!(
-            "add `mod {module};` beside it, then `pauc-cli explain {name}` of a binary that links the crate \
-             shows it"
+            "add `mod {module};` to the crate; `pauc-cli explain {name}` of a binary that links the crate \
+             then shows it"
         );
         Ok(ExitCode::SUCCESS)
     }
@@ -97,30 +97,30 @@ fn check_name(name: &str) -> Result<(), Failure> {
         name.starts_with(|c: char| c.is_ascii_uppercase()) && name.chars().all(|c| c.is_ascii_alphanumeric());
     if !camel_case {
         let message =
-            format!("error: {name:?} is no name of a component: write it in CamelCase, as in `InfoNce`");
+            format!("error: {name:?} is not a component name; write it in CamelCase, such as `InfoNce`");
         return Err(Failure::new(2, message));
     }
     if let Some(known) = catalog().into_iter().find(|l| l.name == name) {
         let kind = known.kind;
-        let message = format!("error: there is the {kind} `{name}` already: choose another name");
+        let message = format!("error: the {kind} `{name}` already exists; choose another name");
         return Err(Failure::new(2, message));
     }
     Ok(())
 }
 
-/// Writes a file that must not be there yet.
+/// Writes a new file; it is an error if the file exists.
 fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
     let file = std::fs::OpenOptions::new().write(true).create_new(true).open(path);
     file.and_then(|mut f| f.write_all(text.as_bytes())).map_err(|e| match e.kind() {
         std::io::ErrorKind::AlreadyExists => Failure::new(
             2,
-            format!("error: {} exists already: remove it, or choose another name", path.display()),
+            format!("error: {} already exists; remove it, or choose another name", path.display()),
         ),
         _ => Failure::new(1, format!("error: cannot write {}: {e}", path.display())),
     })
 }
 
-/// `MyLoss` as a module's name.
+/// Converts `MyLoss` to a module name.
 fn snake_case(name: &str) -> String {
     let mut out = String::new();
     for (i, c) in name.chars().enumerate() {
@@ -151,7 +151,9 @@ mod tests {
 
     #[test]
     fn names_that_cannot_be_used_are_refused() {
-        for (name, says) in [("InfoNce", "contrastive loss `InfoNce` already"), ("warm loss", "CamelCase")] {
+        for (name, says) in
+            [("InfoNce", "contrastive loss `InfoNce` already exists"), ("warm loss", "CamelCase")]
+        {
             let failure = check_name(name).unwrap_err();
             assert!(failure.code == 2 && failure.message.contains(says), "{}", failure.message);
         }

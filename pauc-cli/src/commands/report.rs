@@ -6,7 +6,7 @@ use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Write a run's report again.
+/// Write the report of a run again.
 ///
 /// Example: pauc-cli report runs/quickstart-0a1b2c3d/seed0
 #[derive(Debug, Args)]
@@ -17,7 +17,7 @@ pub struct ReportArgs {
 }
 
 impl ReportArgs {
-    /// Writes the reports of runs again.
+    /// Writes the reports again.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         for run in &self.runs {
             if !run.join("metrics.jsonl").is_file() {

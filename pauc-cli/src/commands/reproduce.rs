@@ -19,12 +19,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Train a recipe, and compare its metrics with stored ones.
+/// Train a recipe and compare its metrics with stored ones.
 ///
-/// What is stored lies in `expected/NAME.json` beside the recipe: a value and a tolerance for each metric. Exit code 3 if a
-/// metric is outside its tolerance, was not measured, or is not stored. A recipe that is trained already is not trained
-/// again. `--update` stores what the recipe gives, keeps tolerances that are there, and gives others the larger of 0.02 and
-/// 5 % of the value.
+/// The stored metrics are in `expected/NAME.json` beside the recipe: a value and a tolerance per metric. Exit
+/// code 3 if a metric is outside its tolerance, was not measured, or is not stored. A finished run is not
+/// trained again. `--update` stores the metrics of this run. It keeps existing tolerances; new ones are the
+/// larger of 0.02 and 5 % of the value.
 ///
 /// Example: pauc-cli reproduce recipes/quickstart.ron --update
 #[derive(Debug, Args)]
@@ -33,10 +33,10 @@ pub struct ReproduceArgs {
     recipe: PathBuf,
     #[command(flatten)]
     change: RecipeArgs,
-    /// Another file of expectations than the recipe's own.
+    /// The file with the expected metrics; by default `expected/NAME.json` beside the recipe.
     #[arg(long, value_name = "FILE", help_heading = heading::MEASUREMENT)]
     expected: Option<PathBuf>,
-    /// Store what the recipe gives.
+    /// Store the metrics of this run as the expected ones.
     #[arg(long, help_heading = heading::MEASUREMENT)]
     update: bool,
     #[command(flatten)]
@@ -48,7 +48,7 @@ pub struct ReproduceArgs {
 }
 
 impl ReproduceArgs {
-    /// Trains a recipe, unless that has been done, and compares what it gives with what is stored of it.
+    /// Trains a recipe, unless its run is finished, and compares its metrics with the stored ones.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         training::prepare();
         device::run_on(&self.device.name.clone(), self)
@@ -93,15 +93,19 @@ impl DeviceJob for ReproduceArgs {
         if reproduced {
             return Ok(ExitCode::SUCCESS);
         }
-        let mut message =
-            format!("error: {} does not give what {} says", self.recipe.display(), path.display());
+        let mut message = format!(
+            "error: metrics of {} differ from those stored in {}",
+            self.recipe.display(),
+            path.display()
+        );
         differences.iter().for_each(|d| message.push_str(&format!("\n  {d}")));
         message.push_str(&changes(&stored, &now));
         Err(Failure::new(3, message))
     }
 }
 
-/// The folder of the recipe's run, trained now if it was not; `None` if training was interrupted.
+/// Returns the folder of the recipe's finished run, training it if necessary; `None` if training was
+/// interrupted.
 fn trained<D: NetworkDevice>(device: &D, plan: &Plan, out: PathBuf) -> Result<Option<PathBuf>, Failure> {
     catch_signals();
     let threads = rayon::current_num_threads();
@@ -110,14 +114,14 @@ fn trained<D: NetworkDevice>(device: &D, plan: &Plan, out: PathBuf) -> Result<Op
         Ok(outcome) if outcome.ending != Ending::Finished => Ok(None),
         Ok(outcome) => Ok(Some(Path::to_path_buf(outcome.dir.path()))),
         Err(RunError::AlreadyDone(done)) => {
-            eprintln!("{} is already done: its metrics are taken", done.display());
+            eprintln!("{} is finished; comparing its metrics", done.display());
             Ok(Some(done))
         }
         Err(e) => Err(run_failure(e, &options.out)),
     }
 }
 
-/// What is different about the two runs besides their metrics, one line each.
+/// Lists the differences between the two runs other than their metrics, one per line.
 fn changes(then: &Expectation, now: &Expectation) -> String {
     let mut lines = String::new();
     let texts = [

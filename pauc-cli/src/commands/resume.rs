@@ -21,24 +21,24 @@ use std::process::ExitCode;
 pub struct ResumeArgs {
     /// The run's folder.
     run: PathBuf,
-    /// Stop at this optimizer step of the whole run.
+    /// Stop at this optimizer step, counted from the start of the run.
     #[arg(long, value_name = "N", help_heading = heading::TRAINING)]
     max_steps: Option<u64>,
     #[command(flatten)]
     output: JsonArg,
-    /// The device; the one that the run was on if left out.
+    /// The device; by default the one that the run used.
     #[arg(long, value_name = "DEVICE", help_heading = heading::GENERAL, display_order = 900)]
     device: Option<String>,
 }
 
 impl ResumeArgs {
-    /// Continues a run.
+    /// Resumes a run.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         training::prepare();
         let Some(info) = RunDir::at(&self.run).info()? else {
             return Err(no_run(&self.run, "run.json"));
         };
-        // Another device rounds differently: a run goes on where it began unless told otherwise.
+        // Another device rounds differently, so the default is the device that the run started on.
         let device = self.device.clone().unwrap_or(info.device);
         device::run_on(&device, self)
     }
@@ -53,7 +53,7 @@ impl DeviceJob for ResumeArgs {
         };
         if info.status == "finished" {
             run::tidy(&dir)?;
-            eprintln!("{} is already done", self.run.display());
+            eprintln!("{} is already finished", self.run.display());
             return Ok(ExitCode::SUCCESS);
         }
         let plan = plan(device, &self.run.join("recipe.resolved.ron"), &[], Warnings::Hidden)?;

@@ -17,7 +17,7 @@ use pauc::train::trainer::Ending;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Train what a recipe describes.
+/// Train recipes.
 ///
 /// Example: pauc-cli run recipes/quickstart.ron --set train.epochs=5
 #[derive(Debug, Args)]
@@ -29,7 +29,7 @@ pub struct RunArgs {
     change: RecipeArgs,
     #[command(flatten)]
     repetition: RepetitionArgs,
-    /// Stop after so many optimizer steps.
+    /// Stop after N optimizer steps.
     #[arg(long, value_name = "N", help_heading = heading::TRAINING)]
     max_steps: Option<u64>,
     #[command(flatten)]
@@ -48,13 +48,13 @@ impl RunArgs {
     }
 }
 
-/// A run to be made, and which of the recipes on the command line it is of.
+/// A planned run, and the index of its recipe on the command line.
 struct PlannedRun {
     recipe: usize,
     plan: Plan,
 }
 
-/// A run that is done, and which of the recipes on the command line it was of.
+/// A finished run, and the index of its recipe on the command line.
 struct FinishedRun {
     recipe: usize,
     seed: u64,
@@ -64,7 +64,8 @@ struct FinishedRun {
 impl DeviceJob for RunArgs {
     fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
         catch_signals();
-        // All recipes are read before the first is trained: an error in the last must not wait for hours.
+        // All recipes are checked before the first is trained: an error in the last must not appear hours
+        // later.
         let planned = self.plan_all(device)?;
         let options = RunOptions {
             out: self.out.path.clone(),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How often a log is looked at again.
+/// The interval at which the log is read.
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// Print a run's log, and follow it until the run ends.
@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(300);
 pub struct TailArgs {
     /// The run's folder.
     run: PathBuf,
-    /// Print what is there now, and do not wait for more.
+    /// Print the log so far and exit.
     #[arg(long, help_heading = heading::OUTPUT)]
     no_follow: bool,
 }
@@ -38,7 +38,7 @@ impl TailArgs {
         }
         let mut reader = Reader::default();
         loop {
-            // Whether it has ended is asked first: what was written until then is in what is read next.
+            // Check for the end first: the next read then includes everything written before it.
             let ended = !running(&self.run);
             for event in reader.new_events(&path).map_err(|e| Failure::from(Error::io(&path, e)))? {
                 if let Some(line) = line(&event)
@@ -60,7 +60,7 @@ fn running(run: &Path) -> bool {
     pauc::train::run_dir::RunDir::at(run).info().ok().flatten().is_some_and(|i| i.status == "running")
 }
 
-/// Reads a growing log, whole lines only.
+/// Reads a growing log, complete lines only.
 #[derive(Default)]
 struct Reader {
     position: u64,
@@ -70,7 +70,7 @@ impl Reader {
     fn new_events(&mut self, path: &Path) -> std::io::Result<Vec<Event>> {
         let mut file = std::fs::File::open(path)?;
         if file.metadata()?.len() < self.position {
-            // A run that was continued has set its last lines aside.
+            // A resumed run has moved its last lines aside.
             self.position = 0;
         }
         file.seek(SeekFrom::Start(self.position))?;
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_read_once_and_only_when_they_are_whole() {
+    fn lines_are_read_once_and_only_when_complete() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let line = |n: u64| format!("{{\"event\":\"warning\",\"step\":{n},\"text\":\"w\"}}\n");
@@ -99,6 +99,6 @@ mod tests {
         assert_eq!(count(line(1)), 1);
         assert_eq!(count(line(1) + &line(2)[..9]), 0);
         assert_eq!(count(line(1) + &line(2) + &line(3)), 2);
-        assert_eq!(count(line(1)), 1, "the log was set back");
+        assert_eq!(count(line(1)), 1, "the log became shorter");
     }
 }

@@ -12,26 +12,27 @@ use pauc::traits::component_ron::Term;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Value, chance level and gradients of one term on given tensors.
+/// Compute a term's value, chance level and gradients from tensors.
 ///
-/// Reads view0, view1, key0, key1, prediction0, prediction1, queue, labels, prototypes.M, assignments.M, concentration.M,
-/// negatives.M, ln_temperature and centre from a safetensors file; views, keys and predictions are raw outputs of the heads,
-/// f32 or f64. Where features and clusters.M (the rows that were clustered, and their prototypes) stand in place of
-/// concentration.M, concentrations are computed from them, and printed with --json.
+/// Reads view0, view1, key0, key1, prediction0, prediction1, queue, labels, prototypes.M, assignments.M,
+/// concentration.M, negatives.M, ln_temperature and centre from a safetensors file. Views, keys and
+/// predictions are raw outputs of the heads, f32 or f64. If the file has features and clusters.M (the
+/// clustered rows and their prototypes) instead of concentration.M, concentrations are computed from them and
+/// printed with --json.
 ///
 /// Example: pauc-cli term 'InfoNce(temperature: 0.2)' --inputs batch.safetensors --grads out.safetensors
 #[derive(Debug, Args)]
 pub struct TermArgs {
     /// The term, as a recipe writes it.
     term: String,
-    /// The tensors.
+    /// The file with the tensors.
     #[arg(long, value_name = "FILE", help_heading = heading::INPUT)]
     inputs: PathBuf,
-    /// How concentrations are computed where the file gives `features` and `clusters.M` instead of them.
+    /// How to compute concentrations if the file has `features` and `clusters.M` instead.
     #[arg(long, value_name = "RON", default_value = "(alpha: 10, temperature: 0.2)")]
     #[arg(help_heading = heading::INPUT)]
     concentration: String,
-    /// Where to write the gradients.
+    /// The file to write the gradients to.
     #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
     grads: Option<PathBuf>,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! What the tests of training share.
+//! Helpers that the tests of training share.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 use dfdx::prelude::Cpu;
@@ -6,7 +6,7 @@ use pauc_train::plan::Plan;
 use pauc_train::recipe::Recipe;
 use pauc_traits::dataset::Place;
 
-/// The plan of a recipe with some of its values changed.
+/// Returns the plan of a recipe with some of its values changed.
 pub fn plan(text: &str, set: &[&str]) -> Plan {
     let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
     let (recipe, source) =

@@ -8,18 +8,18 @@ use pauc::data::throughput;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How many images a second are read, augmented and normalized.
+/// Measure how many images per second are read, augmented and normalized.
 ///
 /// Example: pauc-cli bench data recipes/fashion-mini/simclr.ron --loader-threads 1,2
 #[derive(Debug, Args)]
 pub struct BenchDataArgs {
     #[command(flatten)]
     data: DataArgs,
-    /// Numbers of loader threads to measure; 0 works on the thread that asks.
+    /// Numbers of loader threads to measure; 0 loads on the calling thread.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2")]
     #[arg(help_heading = heading::MEASUREMENT)]
     loader_threads: Vec<usize>,
-    /// How long to measure each.
+    /// Seconds to measure each.
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0, help_heading = heading::MEASUREMENT)]
     seconds: f64,
     #[command(flatten)]
@@ -27,7 +27,7 @@ pub struct BenchDataArgs {
 }
 
 impl BenchDataArgs {
-    /// Measures how fast views are made.
+    /// Measures the throughput of the loader.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         let data = self.data.recipe()?;
         let splits = data.open()?;

@@ -14,34 +14,34 @@ use pauc::traits::{Count, Positive};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Time training steps of an encoder, or the loader.
+/// Time the training steps of an encoder, or the data loader.
 ///
-/// A step is timed whole and by stage; `bench data` times the loader.
+/// Prints the time of a whole step and of each stage; `bench data` times the loader.
 ///
 /// Example: pauc-cli bench --encoder 'ResNet18(stem: Small, width: 16)' --batch 64 --size 32 --threads 2
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
-    /// What to time instead of an encoder.
+    /// Times something other than an encoder.
     #[command(subcommand)]
     what: Option<BenchCommand>,
     #[command(flatten)]
     step: StepArgs,
 }
 
-/// What `bench` times instead of an encoder.
+/// What to time instead of an encoder.
 #[derive(Debug, Subcommand)]
 enum BenchCommand {
     Data(data::BenchDataArgs),
 }
 
-/// The step to be timed.
+/// The step to time.
 #[derive(Debug, Args)]
 struct StepArgs {
     /// The encoder, as a recipe writes it.
     #[arg(long, default_value = "ResNet18(stem: Small, width: 64)", help_heading = heading::INPUT)]
     encoder: String,
-    /// Rows that pass the encoder in one step.
+    /// Images per step.
     #[arg(long, default_value = "64", value_name = "N", help_heading = heading::INPUT)]
     batch: Count,
     /// Height and width of the images, in pixels.
@@ -49,10 +49,11 @@ struct StepArgs {
     size: Count,
     #[command(flatten)]
     change: RecipeArgs,
-    /// What is timed: a training step without (`simclr`) or with (`moco`) momentum encoder and queue, or `inference`.
+    /// What to time: a training step without (`simclr`) or with (`moco`) momentum encoder and queue, or
+    /// `inference`.
     #[arg(long, default_value = "simclr", help_heading = heading::MEASUREMENT)]
     form: Form,
-    /// How long to repeat the step.
+    /// Seconds to repeat the step.
     #[arg(long, default_value = "5", value_name = "SECONDS", help_heading = heading::MEASUREMENT)]
     seconds: Positive,
     /// Also print the time of every layer.
@@ -86,7 +87,7 @@ impl From<Form> for bench::Form {
 }
 
 impl BenchArgs {
-    /// Times a training step, or what the subcommand names.
+    /// Times a training step, or runs the subcommand.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         training::prepare();
         match self.what {
@@ -123,12 +124,12 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// Thousands of millions of operations a second in words.
+/// Formats a speed given in GFLOP/s.
 fn speed(gflops: f64) -> String {
     if gflops < 1e4 { format!("{gflops:.0} GFLOP/s") } else { format!("{:.1} TFLOP/s", gflops / 1e3) }
 }
 
-/// Operations a second, in thousands of millions.
+/// Returns the speed in GFLOP/s.
 fn rate(done: &Bench) -> f64 {
     done.operations / done.median.as_secs_f64() / 1e9
 }
@@ -146,7 +147,7 @@ fn json(device: &str, options: &BenchOptions, done: &Bench) -> serde_json::Value
     })
 }
 
-/// What was timed, how long it took, and how much memory it used.
+/// Describes what was timed, how long it took, and how much memory it used.
 fn summary(device: &str, options: &BenchOptions, done: &Bench) -> String {
     let (b, s, threads) = (options.batch, options.size, rayon::current_num_threads());
     let (workers, whose) = match (device, threads) {
@@ -166,12 +167,12 @@ fn summary(device: &str, options: &BenchOptions, done: &Bench) -> String {
     out += &format!("{step} counted as direct convolution; {whose} matrix product reaches {product}\n");
     if let (Some(all), Some(before)) = (done.memory, done.memory_before) {
         let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
-        out += &format!("memory {:.0} MiB at most, {:.0} MiB before the network\n", mib(all), mib(before));
+        out += &format!("peak memory {:.0} MiB, {:.0} MiB before the network\n", mib(all), mib(before));
     }
     out
 }
 
-/// The time of each stage; of those within stages only with `nested`.
+/// Formats the time of each stage; sub-stages only if `nested`.
 fn stages(done: &Bench, nested: bool) -> String {
     let whole: Duration = done.stages.iter().filter(|s| !s.path.contains('/')).map(|s| s.time).sum();
     let line = |s: &Stage| {
@@ -185,7 +186,7 @@ fn stages(done: &Bench, nested: bool) -> String {
     done.stages.iter().filter(|s| nested || !s.path.contains('/')).map(line).collect()
 }
 
-/// The output shape and the algorithm of each layer that has one.
+/// Formats the output shape and the algorithm of each layer that has one.
 fn layers(done: &Bench) -> String {
     let mut out = String::from("layers\n");
     for l in done.layers.iter().filter(|l| !l.algorithm.is_empty()) {

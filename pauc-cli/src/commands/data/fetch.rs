@@ -1,4 +1,4 @@
-//! `data fetch`: standard datasets from where their authors keep them.
+//! `data fetch`: downloads standard datasets from their authors' servers.
 
 use crate::Failure;
 use crate::args::heading;
@@ -6,25 +6,25 @@ use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Fetch a standard dataset from where its authors keep it. Needs a binary with the feature `download`.
+/// Download a standard dataset from its authors' server. Needs a binary with the feature `download`.
 ///
-/// What an interruption left behind is continued; files have their names only once their checksums are right.
+/// Resumes an interrupted download. Files get their final names only after their checksums match.
 ///
 /// Example: pauc-cli data fetch Cifar10 --root data/cifar10
 #[derive(Debug, Args)]
 pub struct FetchArgs {
     /// The dataset: Mnist, FashionMnist, Cifar10, Cifar100 or Stl10.
     name: String,
-    /// The folder on another server that has the same files.
+    /// The address of a mirror with the same files.
     #[arg(long, value_name = "URL", help_heading = heading::INPUT)]
     from: Option<String>,
-    /// The folder to put it into.
+    /// The folder to write to.
     #[arg(long, value_name = "DIR", help_heading = heading::OUTPUT)]
     root: PathBuf,
 }
 
 impl FetchArgs {
-    /// Fetches a dataset.
+    /// Downloads a dataset.
     #[cfg(feature = "download")]
     pub fn execute(self) -> Result<ExitCode, Failure> {
         use indicatif::{ProgressBar, ProgressStyle};
@@ -36,10 +36,10 @@ impl FetchArgs {
             let near = pauc::traits::registry::did_you_mean(&self.name, names());
             let near = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
             let known = names().collect::<Vec<_>>().join(", ");
-            let message = format!("error: no dataset `{}` can be fetched{near}; known: {known}", self.name);
+            let message = format!("error: cannot fetch a dataset `{}`{near}; known: {known}", self.name);
             return Err(Failure::new(2, message));
         };
-        let bar = ProgressBar::no_length(); // draws nothing where there is no terminal
+        let bar = ProgressBar::no_length(); // draws nothing without a terminal
         let style = "{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}";
         if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style);
@@ -52,7 +52,7 @@ impl FetchArgs {
             bar.set_position(p.bytes);
         });
         bar.finish_and_clear();
-        let what = if outcome? == Fetched::Now { "fetched" } else { "is there already" };
+        let what = if outcome? == Fetched::Now { "fetched" } else { "is already there" };
         println!(
             "{} {what}; recipes read it with `data: {0}(root: {:?})`",
             set.name,
@@ -61,7 +61,7 @@ impl FetchArgs {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Says how to get a binary that can.
+    /// Names the feature that this build lacks.
     #[cfg(not(feature = "download"))]
     pub fn execute(self) -> Result<ExitCode, Failure> {
         let FetchArgs { name, root: _, from: _ } = self;

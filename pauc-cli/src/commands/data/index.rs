@@ -8,7 +8,7 @@ use pauc::data::inspect;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Write down what every image is, for `data verify` to compare with.
+/// Write the hash and class of every image, for `data verify`.
 ///
 /// Example: pauc-cli data index recipe.ron --out photos.index.json
 #[derive(Debug, Args)]

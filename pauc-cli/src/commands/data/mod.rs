@@ -1,4 +1,4 @@
-//! `data`: a look at what a recipe reads.
+//! `data`: commands on the data of a recipe.
 
 pub mod fetch;
 pub mod index;
@@ -17,7 +17,7 @@ use pauc::traits::dataset::Splits;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Look at a recipe's data: fetch, verify, index, measure, preview.
+/// Fetch, verify, index, measure or preview a recipe's data.
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
     Fetch(fetch::FetchArgs),
@@ -28,7 +28,7 @@ pub enum DataCommand {
 }
 
 impl DataCommand {
-    /// Carries out a verb of `data`.
+    /// Runs a verb of `data`.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         match self {
             DataCommand::Fetch(args) => args.execute(),
@@ -40,10 +40,10 @@ impl DataCommand {
     }
 }
 
-/// Which data.
+/// The data to read.
 #[derive(Debug, Args)]
 pub struct DataArgs {
-    /// A recipe file, or a dataset as recipes write it (which has the default views).
+    /// A recipe file, or a dataset as a recipe writes it (with the default views).
     #[arg(value_name = "RECIPE|DATASET")]
     what: String,
     #[command(flatten)]
@@ -51,12 +51,12 @@ pub struct DataArgs {
 }
 
 impl DataArgs {
-    /// The recipe, or one around the dataset.
+    /// Returns the recipe, or a recipe with the given dataset.
     pub fn recipe(&self) -> Result<DataRecipe, Failure> {
         self.recipe_with(None)
     }
 
-    /// The recipe with every unreadable picture left out and listed, where its dataset can do that.
+    /// Returns the recipe with unreadable images skipped and listed, if its dataset supports that.
     fn tolerant_recipe(&self) -> Result<DataRecipe, Failure> {
         let strict = self.recipe()?;
         let skip = ["data", "data.of"].map(|path| format!("{path}.on_error=Skip(max: {})", u32::MAX));
@@ -76,7 +76,7 @@ impl DataArgs {
     }
 }
 
-/// A recipe of which only data and views are read.
+/// A recipe of which only `data` and `views` are read.
 pub struct DataRecipe {
     /// The recipe.
     pub recipe: Recipe,
@@ -88,20 +88,20 @@ impl DataRecipe {
         Ok(self.recipe.data.open(&here()?)?)
     }
 
-    /// The random views of training.
+    /// Returns the random views of training.
     pub fn training_views(&self, splits: &Splits) -> Result<ViewPipeline, Failure> {
         let (shape, statistics) = (splits.train.shape(), &splits.statistics);
         ViewPipeline::training(&self.recipe.views, shape, statistics).map_err(view_failure)
     }
 
-    /// The view of evaluation.
+    /// Returns the evaluation view.
     fn evaluation_view(&self, splits: &Splits) -> Result<ViewPipeline, Failure> {
         let (shape, statistics) = (splits.train.shape(), &splits.statistics);
         ViewPipeline::evaluation(&self.recipe.views, shape, statistics).map_err(view_failure)
     }
 }
 
-/// Views that do not suit the images are a mistake in the recipe.
+/// Reports views that do not fit the images as a mistake in the recipe.
 fn view_failure(e: Error) -> Failure {
     Failure::new(2, format!("error: {e}"))
 }

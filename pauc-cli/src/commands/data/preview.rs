@@ -10,20 +10,20 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Draw images with their views: evaluation first, then the random ones of an epoch.
+/// Draw images with their evaluation view and the random views of one epoch.
 ///
 /// Example: pauc-cli data preview recipes/fashion-mini/simclr.ron --out views.png
 #[derive(Debug, Args)]
 pub struct PreviewArgs {
     #[command(flatten)]
     data: DataArgs,
-    /// How many images to show.
+    /// The number of images.
     #[arg(long, value_name = "N", default_value = "8", help_heading = heading::OUTPUT)]
     images: NonZeroUsize,
-    /// The epoch whose views are shown.
+    /// The epoch of the random views.
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = heading::OUTPUT)]
     epoch: u64,
-    /// Where to write the picture.
+    /// The image file to write.
     #[arg(long, value_name = "FILE", default_value = "preview.png", help_heading = heading::OUTPUT)]
     out: PathBuf,
 }
@@ -40,7 +40,7 @@ impl PreviewArgs {
         atomic::write(&self.out, &png)?;
         let count = self.images.get().min(splits.train.len());
         println!(
-            "{}: {count} images, each with its evaluation view and its {} views of epoch {}",
+            "{}: {count} images, each with its evaluation view and {} random views of epoch {}",
             self.out.display(),
             training.len(),
             self.epoch

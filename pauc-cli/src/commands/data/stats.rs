@@ -7,7 +7,7 @@ use clap::Args;
 use pauc::data::inspect::{self, Stats};
 use std::process::ExitCode;
 
-/// Count and measure: sizes, mean and deviation, classes, images that are there twice.
+/// Print sizes, mean and deviation, classes and duplicate images.
 ///
 /// Example: pauc-cli data stats 'Cifar10(root: "data/cifar10")'
 #[derive(Debug, Args)]
@@ -19,7 +19,7 @@ pub struct StatsArgs {
 }
 
 impl StatsArgs {
-    /// Counts and measures.
+    /// Measures the data.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         let stats = inspect::stats(&self.data.recipe()?.open()?)?;
         if self.output.json {
@@ -47,7 +47,7 @@ fn table(stats: &Stats) -> String {
         lines.extend(s.classes.iter().map(|(class, n)| format!("  {class:<width$}  {n}")));
     }
     let (groups, shared) = (stats.duplicates.len(), stats.shared_groups);
-    lines.push(format!("\n{groups} groups of equal images, {shared} of them in both splits"));
+    lines.push(format!("\n{groups} groups of identical images, {shared} of them in both splits"));
     lines.extend(stats.duplicates.iter().take(10).map(|g| format!("  {}", g.join(" = "))));
     lines.push(String::new());
     lines.join("\n")

@@ -8,7 +8,8 @@ use pauc::data::inspect::{self, Index};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Read every image; with an index, compare with it. Exit code 4 if one cannot be read or anything changed.
+/// Read every image, and compare with an index if given. Exit code 4 if an image is unreadable or has
+/// changed.
 ///
 /// Example: pauc-cli data verify 'ImageFolder(root: "photos")'
 #[derive(Debug, Args)]
@@ -28,7 +29,7 @@ impl VerifyArgs {
         let splits = self.data.tolerant_recipe()?.open()?;
         let unreadable = inspect::verify(&splits);
         let differences = match &self.index {
-            // What cannot be read has no hash; it is listed already.
+            // An unreadable image has no hash; it is already listed.
             Some(path) => Index::read(path)?.differences(&inspect::index(&splits)?),
             None => Vec::new(),
         };
@@ -47,7 +48,7 @@ impl VerifyArgs {
             println!("{}", splits.description);
             unreadable.iter().for_each(|image| println!("{}: {}", image.path, image.reason));
             differences.iter().for_each(|d| println!("{d}"));
-            println!("{images} images can be read, {} cannot", unreadable.len());
+            println!("{images} images are readable, {} are not", unreadable.len());
             if self.index.is_some() {
                 println!("{} differences from the index", differences.len());
             }

@@ -1,4 +1,4 @@
-//! `sweep`. Its runs are processes of their own: see `processes`.
+//! `sweep`. Each run is a separate process: see `processes`.
 
 mod processes;
 
@@ -18,12 +18,12 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Run a hyper-parameter sweep, and print its table of results.
+/// Run a hyper-parameter sweep and print a table of results.
 ///
-/// The file names a recipe, paths of it and their values, as a grid, side by side, or drawn at random. Every combination is
-/// checked before the first is trained. What is finished is not trained again and what was interrupted goes on, so that the
-/// same command continues a sweep. Runs are processes of their own; those that fail do not stop the others. With --json, the
-/// table has every run.
+/// The file names a recipe, paths in it and their values: as a grid, zipped, or drawn at random. Every
+/// combination is checked before the first is trained. Finished runs are not trained again and interrupted
+/// ones are resumed, so the same command continues a sweep. Each run is a separate process; a failed run does
+/// not stop the others. With --json, the table lists every run.
 ///
 /// Example: pauc-cli sweep recipes/sweeps/temperature.ron --jobs 2
 #[derive(Debug, Args)]
@@ -34,10 +34,10 @@ pub struct SweepArgs {
     change: RecipeArgs,
     #[command(flatten)]
     repetition: RepetitionArgs,
-    /// How many runs are trained at a time; they share the threads.
+    /// Runs to train in parallel; they share the threads.
     #[arg(long, default_value = "1", value_name = "N", help_heading = heading::TRAINING)]
     jobs: NonZeroUsize,
-    /// Check every combination and print the table as it stands, without training.
+    /// Check every combination and print the current table, without training.
     #[arg(long, help_heading = heading::TRAINING)]
     dry_run: bool,
     #[command(flatten)]
@@ -48,7 +48,7 @@ pub struct SweepArgs {
     device: DeviceArg,
 }
 
-/// A combination of values with what it sets in the recipe, the hash of that, and its seeds.
+/// A combination of values: its `--set` changes, the hash of the resulting recipe, and its seeds.
 struct Combination {
     point: Point,
     name: String,
@@ -67,15 +67,16 @@ struct CheckedSweep {
 }
 
 impl SweepArgs {
-    /// Trains every combination that is not trained yet, and prints what came of all of them.
+    /// Trains every unfinished combination, and prints the results of all of them.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         training::prepare();
         device::check(&self.device.name)?;
-        // All recipes are checked before the first is trained: an error in the last must not wait for hours.
+        // All recipes are checked before the first is trained: an error in the last must not appear hours
+        // later.
         let checked = self.check()?;
         let jobs = self.unfinished(&checked)?;
         let runs: usize = checked.combinations.iter().map(|c| c.seeds.len()).sum();
-        eprintln!("{runs} runs, {} already done", runs - jobs.len());
+        eprintln!("{runs} runs, {} already finished", runs - jobs.len());
         let mut failed = Vec::new();
         if !self.dry_run && !jobs.is_empty() {
             catch_signals();
@@ -96,7 +97,7 @@ impl SweepArgs {
 
     /// Reads the sweep and plans each of its combinations.
     fn check(&self) -> Result<CheckedSweep, Failure> {
-        // What can be wrong with a recipe is the same on every device.
+        // The checks of a recipe do not depend on the device.
         let device = Cpu::default();
         let (mut sweep, source) = Sweep::load(&self.sweep).map_err(sweep_failure)?;
         if !self.repetition.seeds.is_empty() {
@@ -130,12 +131,12 @@ impl SweepArgs {
         RunDir::of(&self.out.path, &checked.recipe_name, &combination.hash, seed)
     }
 
-    /// What a run's folder says.
+    /// Returns the state of a run, read from its folder.
     fn standing(&self, dir: &RunDir, seed: u64) -> Result<Standing, Failure> {
         Standing::of(dir, seed).map_err(|e| run_failure(e.into(), &self.out.path))
     }
 
-    /// The runs that are to be trained.
+    /// Returns the runs to train.
     fn unfinished(&self, checked: &CheckedSweep) -> Result<Vec<Job>, Failure> {
         let mut jobs = Vec::new();
         for c in &checked.combinations {
@@ -198,10 +199,11 @@ struct SweptRecipe<'a> {
 }
 
 impl SweptRecipe<'_> {
-    /// Checks the recipe. Mistakes are drawn over it as it would be, with the places of the values below.
+    /// Checks the recipe. Mistakes are shown in the changed recipe, followed by the positions of the sweep's
+    /// values.
     fn plan(&self, device: &Cpu, set: &[String]) -> Result<Plan, Failure> {
         let (recipe, text) = Recipe::load(self.recipe, set).map_err(|e| {
-            // A recipe that is not there has no values.
+            // A missing recipe has no values to show.
             if self.recipe.is_file() { self.with_values(e.into()) } else { e.into() }
         })?;
         Plan::new(device, recipe, text, &here()?).map_err(|e| match e {
@@ -210,7 +212,7 @@ impl SweptRecipe<'_> {
         })
     }
 
-    /// Adds where in the sweep the values stand.
+    /// Adds the positions of the values in the sweep file.
     fn with_values(&self, failure: Failure) -> Failure {
         let places = self.sweep.whence(self.point, self.source);
         let message = format!("{}\nthe recipe has these values from the sweep:\n{places}", failure.message);

@@ -1,4 +1,4 @@
-//! The runs of a sweep, in processes of their own.
+//! The runs of a sweep, as separate processes.
 
 use crate::Failure;
 use crate::console;
@@ -12,22 +12,22 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// One run that is not finished.
+/// An unfinished run.
 pub struct Job {
     pub description: String,
     pub seed: u64,
     pub dir: RunDir,
-    /// What it sets in the recipe.
+    /// Its `--set` changes to the recipe.
     pub set: Vec<String>,
 }
 
-/// A run that failed, and what it said.
+/// A failed run and its error message.
 pub struct FailedJob<'a> {
     pub job: &'a Job,
     pub reason: String,
 }
 
-/// What all processes are started with.
+/// The arguments that all processes share.
 pub struct Launcher<'a> {
     pub recipe: &'a Path,
     pub out: &'a Path,
@@ -39,7 +39,7 @@ impl Launcher<'_> {
     /// Runs all jobs, at most `limit` at a time. Returns those that failed.
     pub fn run_all<'a>(&self, jobs: &'a [Job], limit: NonZeroUsize) -> Result<Vec<FailedJob<'a>>, Failure> {
         let program = std::env::current_exe()
-            .map_err(|e| Failure::new(1, format!("error: this program cannot find itself: {e}")))?;
+            .map_err(|e| Failure::new(1, format!("error: cannot find the path of this program: {e}")))?;
         let parallel = limit.get().min(jobs.len());
         let threads = (rayon::current_num_threads() / parallel).max(1);
         let next = AtomicUsize::new(0);
@@ -52,7 +52,7 @@ impl Launcher<'_> {
                 eprintln!("{label}");
                 let mut command = Command::new(&program);
                 command.args(self.arguments(job, threads)).stdin(Stdio::null()).stdout(Stdio::null());
-                // Several runs would talk at once; each has its own log.txt.
+                // Concurrent runs would mix their output; each writes its own log.txt.
                 command.stderr(if parallel == 1 { Stdio::inherit() } else { Stdio::piped() });
                 let error = match start(&mut command) {
                     Ok(child) => outcome(child),
@@ -71,7 +71,7 @@ impl Launcher<'_> {
         Ok(failed.into_inner().unwrap_or_else(|e| e.into_inner()))
     }
 
-    /// The command line that makes or continues a run.
+    /// Returns the arguments that start or resume a run.
     fn arguments(&self, job: &Job, threads: usize) -> Vec<OsString> {
         let mut all: Vec<OsString> = vec!["--threads".into(), threads.to_string().into()];
         if !self.force && job.dir.path().join("run.json").exists() {
@@ -86,25 +86,25 @@ impl Launcher<'_> {
     }
 }
 
-/// What a run's folder says after its process has ended.
+/// Describes the state of a run's folder after its process has ended.
 fn status(job: &Job) -> String {
     Standing::of(&job.dir, job.seed).map_or_else(|e| e.to_string(), |s| s.status)
 }
 
-/// Starts a process that a terminal's interrupt does not reach: it is passed on by [`outcome`], once.
+/// Starts a process that a terminal's interrupt does not reach; [`outcome`] forwards the interrupt once.
 fn start(command: &mut Command) -> std::io::Result<Child> {
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(command, 0);
     command.spawn()
 }
 
-/// Waits for a run, and asks it to save and stop when this process is asked to. `None`: it ended well, or was
-/// interrupted; otherwise what it said last.
+/// Waits for a run, and asks it to save and stop when this process is asked to. Returns `None` if the run
+/// succeeded or was interrupted, otherwise its last message.
 fn outcome(mut child: Child) -> Option<String> {
     let talk = child.stderr.take().map(|mut pipe| {
         std::thread::spawn(move || {
             let mut text = Vec::new();
-            // What cannot be read is not shown.
+            // Unreadable output is not shown.
             let _ = std::io::Read::read_to_end(&mut pipe, &mut text);
             String::from_utf8_lossy(&text).into_owned()
         })
@@ -114,7 +114,7 @@ fn outcome(mut child: Child) -> Option<String> {
         match child.try_wait() {
             Ok(Some(status)) => break status,
             Ok(None) => std::thread::sleep(Duration::from_millis(50)),
-            Err(e) => return Some(format!("error: it cannot be waited for: {e}")),
+            Err(e) => return Some(format!("error: cannot wait for the process: {e}")),
         }
         if console::stop_asked() && !asked {
             asked = true;
@@ -134,7 +134,7 @@ fn outcome(mut child: Child) -> Option<String> {
 fn ask_to_stop(child: &mut Child) {
     use nix::sys::signal::{Signal, kill};
     let id = i32::try_from(child.id()).map(nix::unistd::Pid::from_raw);
-    // A process that has ended in the meantime needs no signal.
+    // A process that has already ended needs no signal.
     let _ = id.map(|id| kill(id, Signal::SIGTERM));
 }
 
