@@ -4,6 +4,7 @@
 # dependencies are already built.
 #
 # Arguments are passed on to `cargo test`: features, packages, and tests to run in addition to those of components.
+# `BESIDE` names tests that run at the same time, in a process of their own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
@@ -42,7 +43,19 @@ if grep -A 8 '^warning' build.log; then
 fi
 
 # The tests in the new files, the tests of all registered components, and the recorded output.
-cargo test "${selection[@]}" --lib --test docs --test cli --test errors --test recipes 2>&1 | tee tests.log
+tests=(--lib --test docs --test cli --test errors --test recipes)
+if [ -n "${BESIDE:-}" ]; then
+    # shellcheck disable=SC2086 # several words
+    cargo test "${selection[@]}" "${tests[@]}" $BESIDE --no-run
+    # shellcheck disable=SC2086
+    cargo test "${selection[@]}" $BESIDE >beside.log 2>&1 &
+    beside=$!
+fi
+cargo test "${selection[@]}" "${tests[@]}" 2>&1 | tee tests.log
+if [ -n "${BESIDE:-}" ]; then
+    wait "$beside" || { cat beside.log; exit 1; }
+    cat beside.log
+fi
 for module in "${modules[@]}"; do
     grep -q "^test \(.*::\)\?$module::tests::.* ok$" tests.log || { echo "no test of $module ran" >&2; exit 1; }
 done

@@ -47,6 +47,15 @@ fn contents() -> String {
     contents + "- [Error codes](components/codes.md)\n"
 }
 
+/// `list` and the book show the first line of a component's documentation alone.
+#[test]
+fn summaries_are_whole_sentences() {
+    for listing in catalog() {
+        let summary = listing.summary();
+        assert!(summary.ends_with(['.', ':']), "{}: {summary:?} continues on the next line", listing.name);
+    }
+}
+
 /// `PAUC_UPDATE_DOCS=1 cargo test --test docs` regenerates the pages.
 #[test]
 fn reference_pages_are_generated_from_the_registry() {

@@ -9,8 +9,7 @@ use pauc_traits::{Dataset, Result, component};
 use std::path::Path;
 
 component! {
-    /// 5 000 training and 1 000 test images of Fashion-MNIST, embedded in the program: 28×28 gray, 10
-    /// classes.
+    /// 5 000 training and 1 000 test images of Fashion-MNIST, embedded in the program: 28×28 gray, 10 classes.
     ///
     /// These are the first 500 images of each class in the official training file and the first 100 of each
     /// class in the official test file, in the order of the files. Accuracies are not comparable with those

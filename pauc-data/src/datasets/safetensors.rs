@@ -7,8 +7,9 @@ use pauc_traits::{Dataset, Error, Result, component};
 use std::path::{Path, PathBuf};
 
 component! {
-    /// Images and labels in one safetensors file: the tensors `images`, `labels`, `test_images` and
-    /// `test_labels`. Only the first is required.
+    /// Images and labels in one safetensors file.
+    ///
+    /// The tensors are `images`, `labels`, `test_images` and `test_labels`. Only the first is required.
     ///
     /// Images are unsigned bytes: N×H×W or, depending on `layout`, N×H×W×C or N×C×H×W, with one or three
     /// channels. Labels are N integers, starting at 0.

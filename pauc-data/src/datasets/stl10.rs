@@ -21,8 +21,7 @@ pub enum StlPart {
 }
 
 component! {
-    /// STL-10: 5 000 labeled and 100 000 unlabeled training photos and 8 000 test photos, 96×96 RGB, 10
-    /// classes.
+    /// STL-10: 5 000 labeled and 100 000 unlabeled training photos and 8 000 test photos, 96×96 RGB, 10 classes.
     ///
     /// Reads the binary version. The unlabeled images take 2.6 GiB of memory. Source: Coates, Lee & Ng, *An analysis
     /// of single-layer networks in unsupervised feature learning*, 2011; files at

@@ -7,8 +7,7 @@ use pauc_traits::{Augmentation, Error, Image, ImageShape, NonNegative, Result, U
 use rand::Rng;
 
 component! {
-    /// Rotates the image about its center by an angle drawn uniformly from −`degrees`..`degrees`, with
-    /// probability `p`.
+    /// Rotates the image about its center by an angle drawn uniformly from −`degrees`..`degrees`, with probability `p`.
     ///
     /// # Shapes
     /// any → the same; corners that leave the image are lost.

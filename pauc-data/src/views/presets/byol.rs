@@ -18,8 +18,10 @@ pub enum ByolView {
 }
 
 component! {
-    /// BYOL's two views, which differ: `views: [(count: 1, ops: [Byol(size: 32, view: First)]), (count: 1,
-    /// ops: [Byol(size: 32, view: Second)])]`.
+    /// BYOL's two views, which differ.
+    ///
+    /// Use both: `views: [(count: 1, ops: [Byol(size: 32, view: First)]), (count: 1, ops: [Byol(size: 32,
+    /// view: Second)])]`.
     ///
     /// Both use a crop with the bicubic filter, a flip, color jitter and grayscale. The first is then always
     /// blurred; the second is blurred with probability 0.1 and solarized with probability 0.2.

@@ -18,8 +18,10 @@ pub enum CropSize {
 }
 
 component! {
-    /// SwAV's crops of two scales: `views: [(count: 2, ops: [MultiCrop(size: 32, crop: Global)]), (count: 4, ops:
-    /// [MultiCrop(size: 32, crop: Local)])]`.
+    /// SwAV's crops of two scales.
+    ///
+    /// Use both: `views: [(count: 2, ops: [MultiCrop(size: 32, crop: Global)]), (count: 4, ops: [MultiCrop(size:
+    /// 32, crop: Local)])]`.
     ///
     /// Crop, flip, color jitter as in SimCLR, grayscale, Pillow's blur. With a convolutional encoder, the
     /// small crops may have a smaller `size` than the large ones. Evaluation uses the size of the first
