@@ -60,7 +60,7 @@ fn verify_lists_unreadable_and_changed_images() {
     let whole = std::fs::read(index).unwrap();
     std::fs::write(index, &whole[..whole.len() / 2]).unwrap();
     let cut = pauc(["data", "verify", &set, "--index", index]);
-    assert!(cut.code == 4 && cut.stderr.contains("no whole index"), "{}", cut.stderr);
+    assert!(cut.code == 4 && cut.stderr.contains("is a truncated or damaged index"), "{}", cut.stderr);
 }
 
 #[test]

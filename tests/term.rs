@@ -311,7 +311,7 @@ fn errors_name_their_cause() {
         floats("prototypes.0", &view, false),
         integers("assignments.0", &serde_json::json!([0, 1])),
     ];
-    refused(&level, "ProtoNce()", 4, &["needs `clusters.0`"]);
+    refused(&level, "ProtoNce()", 4, &["requires `clusters.0`"]);
     let with = |c: &[i64]| [&level[..], &[clusters(c)]].concat();
     refused(&with(&[0, 2]), "ProtoNce()", 4, &["`clusters.0`", "has index 2, but there are 2 prototypes"]);
     refused(&with(&[0]), "ProtoNce()", 4, &["has 1 values, but features are 2×2"]);

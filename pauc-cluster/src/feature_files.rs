@@ -338,14 +338,14 @@ mod tests {
             (write(&f, "big.npy", npy_file(">f4", false, "(1, 1)", &[0; 4])), "type `>f4`"),
             (write(&f, "object.npy", npy_file("|O", false, "(1, 1)", &[0; 4])), "type `|O`"),
             (write(&f, "order.npy", npy_file("<f4", true, "(3, 2)", &[0; 24])), "column-major"),
-            (write(&f, "line.npy", npy_file("<f4", false, "(6,)", &[0; 24])), "[6]; give a matrix"),
+            (write(&f, "line.npy", npy_file("<f4", false, "(6,)", &[0; 24])), "shape [6]; expected a matrix"),
             (write(&f, "none.npy", npy_file("<f4", false, "(0, 2)", &[])), "is empty"),
             (
                 write(&f, "much.npy", npy_file("<f4", false, "(99999999999999, 99999999)", &[])),
-                "beyond all memory",
+                "larger than any memory",
             ),
             (write(&f, "zero.npy", []), "the file is empty"),
-            (write(&f, "x.safetensors", "12345678abc"), "cut off"),
+            (write(&f, "x.safetensors", "12345678abc"), "truncated or corrupt"),
             (write(&f, "y.csv", "1,2\n3,abc\n"), "line 2, column 2: `abc` is not a number"),
             (write(&f, "z.csv", "1,2\n3\n"), "line 2 has 1 values; expected 2, as in the first row"),
             (write(&f, "empty.csv", "a,b\n"), "no rows of numbers"),
@@ -393,6 +393,8 @@ mod tests {
         let text = |path: PathBuf| labels(&path, 3).unwrap_err().to_string();
         assert!(text(write(&f, "m.csv", "1\n-1\n2\n")).contains("label 1 is -1"));
         assert!(text(write(&f, "w.csv", "1\ncat\n2\n")).contains("line 2: `cat`"));
-        assert!(text(write(&f, "m.npy", npy_file("<f4", false, "(3,)", &[0; 12]))).contains("whole numbers"));
+        assert!(
+            text(write(&f, "m.npy", npy_file("<f4", false, "(3,)", &[0; 12]))).contains("expected integers")
+        );
     }
 }

@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn too_little_is_refused() {
         let text = |rows, labels| align_uniform(rows, labels, 2.0, 2.0).unwrap_err().to_string();
-        assert!(text(RowsView::new(&[1.0], 1), None).contains("no pair"));
+        assert!(text(RowsView::new(&[1.0], 1), None).contains("expected at least 2"));
         assert!(text(RowsView::new(&[1.0, 0.5], 1), Some(&[1])).contains("2 rows but 1 labels"));
         assert!(text(RowsView::new(&[1.0, f32::NAN], 1), None).contains("sample 1"));
     }

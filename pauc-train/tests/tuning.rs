@@ -94,7 +94,7 @@ fn probes_that_cannot_work_are_refused_before_the_run() {
         ("LinearSgd(views: CropFlip, space: Embeddings)", "leave `space` out"),
         ("LowShot(probe: LinearSgd(lr: []))", "`lr` is empty"),
         ("LowShot(probe: Rank())", "`Rank` reads no labels"),
-        ("KnnGrid(temperature: [])", "only `distance: [Euclidean]`"),
+        ("KnnGrid(temperature: [])", "set `distance: [Euclidean]`"),
         ("Linear(l2: [])", "`l2` is empty"),
     ] {
         let (recipe, source) = Recipe::parse("test", RECIPE, &[format!("probes=[{probe}]")]).unwrap();

@@ -17,8 +17,9 @@ pub enum ImageNetSubset {
 }
 
 picture_set! {
-    /// ImageNet as distributed: folders `train` and `val`, each with one folder of JPEG files per class,
-    /// named by its WordNet id such as `n01440764`.
+    /// ImageNet as distributed: folders `train` and `val`, with one folder of JPEG files per class.
+    ///
+    /// The folder of a class is named by its WordNet id, such as `n01440764`.
     ///
     /// Labels are the positions of the ids in sorted order, among the classes of the subset. `subset:
     /// ImageNet100` selects the 100 classes of contrastive multiview coding. The data description of a run
