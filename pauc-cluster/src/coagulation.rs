@@ -463,13 +463,13 @@ mod tests {
         let alignment = mean_of(together.map(|(a, b)| apart(&v[a], &v[b])));
         assert_within!(got.instance_alignment, alignment, tolerance::f32(4 + dim + 2, 4.0));
 
-        let centre = |of: &dyn Fn(usize) -> bool| -> Vec<f64> {
+        let center = |of: &dyn Fn(usize) -> bool| -> Vec<f64> {
             let own: Vec<usize> = used.iter().filter(|u| of(u.1)).map(|u| u.0).collect();
             (0..dim).map(|l| mean_of(own.iter().map(|i| v[*i][l]))).collect()
         };
-        let (overall, size) = (centre(&|_| true), |c: usize| used.iter().filter(|u| u.1 == c).count() as f64);
-        let within: f64 = used.iter().map(|(i, j)| apart(&v[*i], &centre(&|c| c == *j))).sum();
-        let between: f64 = occupied.iter().map(|j| size(*j) * apart(&centre(&|c| c == *j), &overall)).sum();
+        let (overall, size) = (center(&|_| true), |c: usize| used.iter().filter(|u| u.1 == c).count() as f64);
+        let within: f64 = used.iter().map(|(i, j)| apart(&v[*i], &center(&|c| c == *j))).sum();
+        let between: f64 = occupied.iter().map(|j| size(*j) * apart(&center(&|c| c == *j), &overall)).sum();
         // As above, with Σ‖v − μ‖ ≤ √(n·within), and the same for the means around their mean.
         let counted = used.len() as f64;
         let of_within = tolerance::f32(4, (counted * within).sqrt()) + tolerance::f32(dim + 2, within);
@@ -489,7 +489,7 @@ mod tests {
         let (mut rank, mut of_rank) = (0.0, 0.0);
         for j in &occupied {
             let own: Vec<usize> = used.iter().filter(|u| u.1 == *j).map(|u| u.0).collect();
-            let mu = centre(&|c| c == *j);
+            let mu = center(&|c| c == *j);
             let matrix = faer::Mat::from_fn(own.len(), dim, |r, l| v[own[r]][l] - mu[l]);
             let singular = matrix.singular_values().unwrap();
             let total: f64 = singular.iter().sum();

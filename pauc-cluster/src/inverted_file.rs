@@ -374,21 +374,21 @@ mod tests {
     fn cells_are_the_nearest_in_order() {
         // More rows than one tile, far from the origin.
         let data: Vec<f32> = wave(600 * 3).iter().map(|v| v + 50.0).collect();
-        let centres = data[900..900 + 11 * 3].to_vec();
-        let probing = InvertedFile::new(RowsView::new(&data, 3), &centres, 4);
-        let centres = Centroids::exact(&centres, 3);
+        let centers = data[900..900 + 11 * 3].to_vec();
+        let probing = InvertedFile::new(RowsView::new(&data, 3), &centers, 4);
+        let centers = Centroids::exact(&centers, 3);
         for (x, cells) in data.chunks(3).zip(probing.cells.chunks(4)) {
-            let far = |c: u32| oracle::sq_dist(x, centres.row(c as usize));
+            let far = |c: u32| oracle::sq_dist(x, centers.row(c as usize));
             let mut sorted: Vec<f64> = (0..11).map(far).collect();
             sorted.sort_by(f64::total_cmp);
             // A score is half a squared distance, up to a constant of the row. If each is off by at most e,
             // so is the r-th lowest score, and the score of the center in that place.
-            let error = (0..11).map(|c| centres.error_of_score(x, c)).fold(0.0, f64::max);
+            let error = (0..11).map(|c| centers.error_of_score(x, c)).fold(0.0, f64::max);
             for (got, want) in cells.iter().zip(&sorted) {
                 assert_within!(far(*got), *want, 2.0 * 2.0 * error, "{cells:?}");
             }
         }
-        let own: Vec<u32> = data[900..933].chunks(3).map(|x| centres.nearest(x).0 as u32).collect();
+        let own: Vec<u32> = data[900..933].chunks(3).map(|x| centers.nearest(x).0 as u32).collect();
         assert_eq!(own, (0..11).collect::<Vec<_>>());
         assert_eq!(probing.nearest()[300..311], own);
     }
@@ -397,8 +397,8 @@ mod tests {
     fn each_row_meets_its_cells_lists_and_its_centroid_from_before() {
         let (data, centroids) = (wave(300 * 3), wave(900)[600..660].to_vec());
         let lists = [vec![0, 4, 9, 19], (0..12).collect(), vec![11], vec![7], vec![3, 5, 18]];
-        let centres = wave(1500)[1200..1215].to_vec();
-        let probing = InvertedFile::new(RowsView::new(&data, 3), &centres, 2);
+        let centers = wave(1500)[1200..1215].to_vec();
+        let probing = InvertedFile::new(RowsView::new(&data, 3), &centers, 2);
         let before: Vec<u32> =
             (0..300u32).map(|i| if i.is_multiple_of(3) { u32::MAX } else { i % 20 }).collect();
         let mut labels = before.clone();

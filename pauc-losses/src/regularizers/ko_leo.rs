@@ -77,8 +77,8 @@ impl<E: Scalar, D: Backend<E>> Regularizer<E, D> for KoLeo {
         let plain = rows::stop_gradient(z.with_empty_tape());
         let similarities = ops::to_host(&ops::dot_rows(plain.clone(), plain))?;
         let similarities: Vec<f64> = similarities.into_iter().map(E::as_f64).collect();
-        let neighbours = rows::gather(z.with_empty_tape(), &nearest(&similarities, n));
-        let squared = (z - neighbours).square().sum::<(usize,), Axis<1>>();
+        let neighbors = rows::gather(z.with_empty_tape(), &nearest(&similarities, n));
+        let squared = (z - neighbors).square().sum::<(usize,), Axis<1>>();
         let distances = (squared + E::of(1e-16)).sqrt();
         Ok(ops::mean((distances + E::of(1e-8)).ln()) * E::of(-1.0))
     }
