@@ -64,7 +64,10 @@ pub struct Coagulation {
 }
 
 impl Coagulation {
-    /// Measures the prototypes of a clustering. `concentration` is φ of each prototype, or empty.
+    /// Measures the prototypes of a clustering.
+    ///
+    /// # Shapes
+    /// `samples`: (n, dim), unit rows. `concentration`: φ of each of the k prototypes, or empty.
     ///
     /// # Errors
     /// If the numbers of samples, dimensions or concentrations disagree.
@@ -92,6 +95,9 @@ impl Coagulation {
     }
 
     /// Measures classes as prototypes; their centroids are the means of their samples.
+    ///
+    /// # Shapes
+    /// `samples`: (n, dim), unit rows. `labels`: (n).
     ///
     /// # Errors
     /// If the number of labels is not the number of samples.

@@ -167,6 +167,9 @@ impl ViewPipeline {
 
     /// Normalizes an augmented image of view `view` into `out`.
     ///
+    /// # Shapes
+    /// `out`: (channels, height, width) of the view, row-major.
+    ///
     /// # Errors
     /// As [`ViewPipeline::apply`].
     pub fn normalize(&self, image: &Image<'_>, view: usize, out: &mut [f32]) -> Result<()> {

@@ -106,6 +106,9 @@ const ENDINGS: &str =
 /// Writes vectors, ids and labels in the format of the extension of `path`. Rows are in the order of the
 /// split, and ids are indices into it. Returns the files.
 ///
+/// # Shapes
+/// `labels`: (n), one per embedded sample, if the split has labels.
+///
 /// # Errors
 /// As [`Form::of`], or if the disk fails.
 pub fn write(

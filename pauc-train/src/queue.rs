@@ -67,6 +67,9 @@ impl KeyQueue {
     }
 
     /// Replaces the oldest keys. Rows are scaled to unit length.
+    ///
+    /// # Shapes
+    /// `rows`: (n, dim), row-major. `ids`: (n), the samples that the rows are keys of.
     pub fn push(&mut self, rows: &[f32], ids: &[u64]) {
         // Copied only while the previous step's snapshot is still held.
         let keys = Arc::make_mut(&mut self.keys);

@@ -54,7 +54,7 @@ pub struct Paired {
 }
 
 impl Paired {
-    /// Runs the test; `None` for fewer than two pairs. If all differences are equal, t is infinite, or p is 1
+    /// Tests whether the mean of the differences, one per pair, is 0. Returns `None` for fewer than two pairs. If all differences are equal, t is infinite, or p is 1
     /// if they are all zero.
     pub fn of(differences: &[f64]) -> Option<Self> {
         let Spread { n, mean, sd } = Spread::of(differences);

@@ -46,6 +46,9 @@ impl<D: NetworkDevice> StepRunner<'_, D> {
     /// Takes one optimizer step on the images of one batch, or of several that are accumulated. `logged`:
     /// whether the outcome is logged. `upcoming`: the batch of the next step, requested while the device is
     /// busy.
+    ///
+    /// # Errors
+    /// If a loss or a gradient is NaN or infinite, or the device fails.
     pub fn train_step<'b>(
         &mut self,
         data: &ImageBatch,

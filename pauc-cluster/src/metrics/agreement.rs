@@ -32,6 +32,9 @@ pub struct Agreement {
 impl Agreement {
     /// Compares labels with clusters; noise counts as a cluster of its own.
     ///
+    /// # Shapes
+    /// `labels` and `clusters`: (n), one entry per sample; `None` is noise.
+    ///
     /// # Errors
     /// If the lengths differ.
     pub fn new(labels: &[u32], clusters: &[Option<u32>]) -> Result<Self> {
@@ -109,7 +112,7 @@ impl Agreement {
     }
 }
 
-/// Returns the entropy of a distribution given by counts, in nats.
+/// Returns the entropy, in nats, of a distribution given by the count of each outcome. Without any counts it is 0.
 pub fn entropy(counts: &[usize]) -> f64 {
     let total: f64 = counts.iter().map(|c| *c as f64).sum();
     let shares = counts.iter().filter(|c| **c > 0).map(|c| *c as f64 / total);

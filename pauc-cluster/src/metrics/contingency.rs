@@ -34,6 +34,9 @@ impl Contingency {
     /// Counts labels against clusters. Noise is one additional cluster: leaving it out would reward a
     /// clusterer that calls all difficult samples noise.
     ///
+    /// # Shapes
+    /// `labels` and `clusters`: (n), one entry per sample; `None` is noise.
+    ///
     /// # Errors
     /// If the lengths differ.
     pub fn new(labels: &[u32], clusters: &[Option<u32>]) -> Result<Self> {

@@ -15,7 +15,7 @@ pub use contingency::{Cell, Contingency};
 pub use geometry::{davies_bouldin, silhouette};
 
 /// Returns the imbalance K·Σ size² / (Σ size)²: 1 if all clusters have the same size (or all are empty), K if
-/// one cluster has all samples.
+/// one cluster has all samples. `sizes` has the number of samples of each of the K clusters.
 pub fn imbalance(sizes: &[usize]) -> f64 {
     let total: f64 = sizes.iter().map(|s| *s as f64).sum();
     if total == 0.0 {

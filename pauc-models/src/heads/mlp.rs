@@ -138,6 +138,9 @@ impl<D: Compute> Block<D> {
     }
 
     /// Copies the block into new parameters.
+    ///
+    /// # Errors
+    /// If the device is out of memory.
     pub fn duplicate(&self, device: &D) -> Result<Self> {
         let copy = |p: &Param<D>| p.deep_clone(device);
         let norm = |n: &BatchNorm<D>| {

@@ -44,6 +44,9 @@ impl Index {
     }
 
     /// Opens an archive and returns its items, from the index if the archive is unchanged.
+    ///
+    /// # Errors
+    /// If the archive cannot be read or is damaged.
     pub fn open(&mut self, path: &Path) -> Result<(File, Vec<Item>)> {
         let failed = |e| Error::io(path, e);
         let file = File::open(path).map_err(failed)?;
