@@ -37,6 +37,12 @@ golden *arguments="--check":
 bench crate name *arguments:
     cargo bench -p pauc-{{ crate }} --bench {{ name }} -- {{ arguments }}
 
+# A target of tests/attacks/targets under libFuzzer: `just fuzz recipe -max_total_time=3600`.
+fuzz target *arguments:
+    cp Cargo.lock fuzz/Cargo.lock
+    PAUC_FUZZ_CORPUS="$PWD/fuzz/corpus" cargo test -p pauc-cli --locked --test attacks seeds_are_written
+    cargo +nightly fuzz run {{ target }} -- -rss_limit_mb=4096 -malloc_limit_mb=1024 -timeout=60 {{ arguments }}
+
 # CUDA's tests on an emulated device.
 emulated *filter:
     python3 pauc-cuda/emulated/make.py target/emulator
