@@ -41,6 +41,7 @@ fn check(text: &str, verb: &str) -> common::Output {
 fn refused(from: &str, to: &str, code: &str, says: &[&str]) {
     assert!(GOOD.contains(from), "{from} is not in the recipe");
     let out = check(&GOOD.replace(from, to), "check");
+    let to: String = to.chars().take(200).collect();
     assert_eq!(out.code, 2, "{to}: {}", out.stderr);
     assert!(out.stderr.contains(&format!("error[{code}]")), "{to}: no {code} in\n{}", out.stderr);
     for text in says {
@@ -87,6 +88,74 @@ fn text_names_and_values() {
     refused("ProtoNce()", "ProtoNce", "E0101", &["write `Name()`"]);
     refused("name: \"errors\"", "name: \"../x\"", "E0106", &["letters, digits"]);
     refused("name: \"errors\"", "version: 2, name: \"errors\"", "E0106", &["must be 1"]);
+}
+
+#[test]
+fn the_form_of_the_text() {
+    let nested = format!("temperature: {}", "[".repeat(60_000));
+    refused("temperature: 0.2", &nested, "E0101", &["recipe.ron:11:", "more than 128 deep"]);
+    let says = ["`-1` is out of range", "at least 0", "recipe.ron:14:41"];
+    refused("batch: 16", "batch: 16, seed: -1", "E0106", &says);
+    let too_large = "18446744073709551616";
+    refused(
+        "batch: 16",
+        &format!("batch: 16, seed: {too_large}"),
+        "E0106",
+        &[too_large, "at most 18446744073709551615", &"^".repeat(too_large.len())],
+    );
+    let empty = check("", "check");
+    assert!(empty.code == 2 && empty.stderr.contains("the text is empty"), "{}", empty.stderr);
+    let marked = check(&format!("\u{feff}{GOOD}"), "check");
+    assert_eq!(marked.code, 0, "{}", marked.stderr);
+}
+
+#[test]
+fn brackets_without_end_do_not_overflow_the_stack() {
+    for open in ["(", "[", "Some(", "Recipe(", "a:("] {
+        let out = check(&open.repeat(100_000), "check");
+        assert_eq!(out.code, 2, "{open}");
+        assert!(out.stderr.contains("recipe.ron:1:"), "{open}: no place in {}", &out.stderr[..200]);
+    }
+}
+
+#[test]
+fn many_mistakes_take_linear_time_and_few_lines() {
+    let parts: Vec<String> = (0..20_000).map(|i| format!("\"nowhere{i}\"")).collect();
+    let frozen = format!("frozen: [{}], queue: 32", parts.join(", "));
+    let out = check(&GOOD.replace("queue: 32", &frozen), "check");
+    assert_eq!(out.code, 2);
+    assert!(out.stderr.contains("… and 19900 more"), "{}", &out.stderr[out.stderr.len() - 300..]);
+    assert!(out.stderr.contains("20000 errors"));
+}
+
+#[test]
+fn a_file_that_is_not_text_does_not_hide_the_other_recipes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bad, good) = (folder.path().join("bad.ron"), folder.path().join("good.ron"));
+    std::fs::write(&bad, b"Recipe(\n\xff").unwrap();
+    std::fs::write(&good, GOOD).unwrap();
+    let args = ["check", "--json", bad.to_str().unwrap(), good.to_str().unwrap()];
+    let out = pauc(args);
+    assert_eq!(out.code, 2, "{}", out.stderr);
+    let results: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
+    assert_eq!(results[0]["diagnostics"][0]["code"], "E0108");
+    let message = results[0]["diagnostics"][0]["message"].as_str().unwrap();
+    assert!(message.contains("line 2 is not UTF-8: byte 0xff at offset 8"), "{message}");
+    assert_eq!(results[1]["ok"], true);
+}
+
+#[test]
+fn a_field_of_a_default_component_can_be_set() {
+    let resolved = |assignment: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recipe.ron");
+        std::fs::write(&path, GOOD).unwrap();
+        let out = pauc(["explain", path.to_str().unwrap(), "--set", assignment]);
+        assert_eq!(out.code, 0, "{assignment}: {}", out.stderr);
+        out.stdout.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert!(resolved("optimizer.lr=0.5").contains("optimizer: Sgd( lr: 0.5, momentum: 0.9,"));
+    assert!(resolved("schedule.warmup=Epochs(2)").contains("schedule: WarmupCosine( warmup: Epochs(2.0),"));
 }
 
 #[test]

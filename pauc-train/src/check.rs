@@ -3,6 +3,7 @@
 use crate::diagnostic::Diagnostic;
 use crate::objective::{Objective, PlannedTerm};
 use crate::recipe::{Recipe, Source, WeightedTerm};
+use crate::recipe_text;
 use pauc_models::{Network, NetworkDevice};
 use pauc_traits::dataset::Splits;
 use pauc_traits::schedule::Horizon;
@@ -12,7 +13,8 @@ use pauc_traits::{Encoder, ImageShape};
 /// Collects diagnostics about one recipe.
 pub struct Checker<'a> {
     recipe: &'a Recipe,
-    source: &'a Source,
+    /// The positions in the recipe's text.
+    root: Option<recipe_text::Node>,
     /// The mistakes and warnings found so far.
     pub diagnostics: Vec<Diagnostic>,
 }
@@ -20,7 +22,7 @@ pub struct Checker<'a> {
 impl<'a> Checker<'a> {
     /// Creates a checker without diagnostics.
     pub fn new(recipe: &'a Recipe, source: &'a Source) -> Self {
-        Checker { recipe, source, diagnostics: Vec::new() }
+        Checker { recipe, root: recipe_text::parse(&source.text), diagnostics: Vec::new() }
     }
 
     fn add(
@@ -31,7 +33,7 @@ impl<'a> Checker<'a> {
         message: String,
         help: impl Into<String>,
     ) {
-        self.diagnostics.push(Diagnostic::at(severity, code, &self.source.text, path, message, help));
+        self.diagnostics.push(Diagnostic::at(severity, code, self.root.as_ref(), path, message, help));
     }
 
     fn error(&mut self, code: &'static str, path: &str, message: String, help: impl Into<String>) {

@@ -34,6 +34,8 @@ codes! {
     "Temperatures must be greater than 0, probabilities and momenta between 0 and 1, counts at least 1. Integers are written without a decimal point.\n\nExample: `InfoNce(temperature: -1)` is an error."
     "E0107" "a `--set` path that does not exist"
     "`--set path=value` names a value by its path, such as `train.epochs=5` or `objective[0].term.temperature=0.1`; items of lists are counted from 0. A field that the recipe leaves out may be set; an item of a list must exist."
+    "E0108" "the file of a recipe cannot be read"
+    "The file is missing, not readable, or not text in UTF-8. The message has the cause. `check` continues with the other recipes."
     "E0201" "a term reads the queue, but there is none"
     "Terms such as `InfoNce(negatives: Queue)` compare queries with past keys. Add `queue: 4096` to the recipe; a queue also needs a momentum encoder."
     "E0202" "a momentum encoder is needed, but there is none"

@@ -27,16 +27,17 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    /// Creates an error or warning about the value at a path of the recipe.
+    /// Creates an error or warning about the value at a path of the recipe. `root` has the positions in its
+    /// text, see [`recipe_text::parse`].
     pub fn at(
         severity: Severity,
         code: &'static str,
-        text: &str,
+        root: Option<&recipe_text::Node>,
         path: &str,
         message: impl Into<String>,
         help: impl Into<String>,
     ) -> Self {
-        let span = recipe_text::parse(text).map(|root| recipe_text::nearest(&root, path));
+        let span = root.map(|root| recipe_text::nearest(root, path));
         let help = Some(help.into()).filter(|h: &String| !h.is_empty());
         let message = message.into();
         Diagnostic { severity, code, message, span, label: String::new(), help, replacement: None }
@@ -49,20 +50,23 @@ impl Diagnostic {
             Severity::Warning => Level::WARNING,
         };
         let title = level.primary_title(self.message.as_str()).id(self.code);
-        let main = match &self.span {
-            Some(span) => {
-                let span = clamp(text, span);
-                let mut mark = AnnotationKind::Primary.span(span);
+        let excerpt = self.span.as_ref().map(|span| Excerpt::new(text, span));
+        let main = match &excerpt {
+            Some(excerpt) => {
+                let mut mark = AnnotationKind::Primary.span(excerpt.span.clone());
                 if !self.label.is_empty() {
                     mark = mark.label(self.label.as_str());
                 }
-                title.element(Snippet::source(text).path(path).annotation(mark))
+                title.element(
+                    Snippet::source(excerpt.lines).line_start(excerpt.first).path(path).annotation(mark),
+                )
             }
             None => title.element(annotate_snippets::Origin::path(path)),
         };
         let mut report = vec![main];
-        if let (Some(new), Some(span)) = (&self.replacement, &self.span) {
-            let patch = Snippet::source(text).path(path).patch(Patch::new(clamp(text, span), new.as_str()));
+        if let (Some(new), Some(excerpt)) = (&self.replacement, &excerpt) {
+            let patch = Patch::new(excerpt.span.clone(), new.as_str());
+            let patch = Snippet::source(excerpt.lines).line_start(excerpt.first).path(path).patch(patch);
             report.push(Level::HELP.secondary_title(format!("did you mean `{new}`?")).element(patch));
         }
         if let Some(help) = &self.help {
@@ -98,12 +102,22 @@ impl Diagnostic {
         if let Some(Problem { code, message, suggestion, help, .. }) = Problem::of_ron(&error.code) {
             return Diagnostic { code, message, replacement: suggestion, help, ..d };
         }
+        let root = recipe_text::parse(text);
+        let value = root.as_ref().map(|root| value(text, root, &d).span.clone());
+        let found = value.as_ref().map(|span| shortened(&text[span.clone()]));
         match &error.code {
+            // Errors inside of components arrive as text.
+            Ron::Message(message) if *message == Ron::ExceededRecursionLimit.to_string() => {
+                (d.message, d.help) = syntax_message(text, &Ron::ExceededRecursionLimit);
+            }
             Ron::Message(message) => {
                 (d.code, d.message) = ("E0106", value_message(message));
             }
             Ron::InvalidValueForType { expected, found } => {
-                (d.code, d.message) = ("E0106", format!("expected {expected}, found {found}"));
+                (d.code, d.message) = ("E0106", mismatch(expected, found));
+            }
+            Ron::IntegerOutOfBounds => {
+                (d.code, d.message) = ("E0106", integer_message(&found.unwrap_or_default()));
             }
             Ron::ExpectedInteger
             | Ron::ExpectedFloat
@@ -112,9 +126,7 @@ impl Diagnostic {
             | Ron::ExpectedArray
             | Ron::ExpectedUnit
             | Ron::ExpectedOption => {
-                let expected = plain.trim_start_matches("Expected ").to_string();
-                let found = recipe_text::parse(text)
-                    .map(|root| text[value(text, &root, &d).span.clone()].to_string());
+                let expected = plain.trim_start_matches("Expected ");
                 let found = found.map(|f| format!(", found {f}")).unwrap_or_default();
                 (d.code, d.message) = ("E0106", format!("expected a value of type {expected}{found}"));
             }
@@ -123,24 +135,64 @@ impl Diagnostic {
                 (d.code, d.message) =
                     ("E0104", format!("the field `{field}`{owner} is missing and has no default"));
             }
-            Ron::ExpectedStructLike | Ron::ExpectedNamedStructLike(_) => {
-                d.message = "a name must be followed by its fields in parentheses".into();
-                d.help = Some("write `Name()` to leave all fields at their defaults".into());
-            }
-            Ron::ExpectedComma | Ron::ExpectedStructLikeEnd | Ron::ExpectedArrayEnd => {
-                d.message = format!("{plain}; is a comma missing?");
-            }
-            Ron::Eof => d.message = "the recipe ends too early: a bracket is not closed".into(),
-            _ => d.message = plain,
+            code => (d.message, d.help) = syntax_message(text, code),
         }
-        if d.code == "E0106"
-            && let Some(root) = recipe_text::parse(text)
-        {
+        if d.code == "E0106" && value.is_some() {
             // The parser stopped somewhere in or after the value: show all of it.
-            d.span = Some(value(text, &root, &d).span.clone());
+            d.span = value;
         }
         d
     }
+}
+
+/// Describes a syntax error, and its remedy if there is one.
+fn syntax_message(text: &str, error: &Ron) -> (String, Option<String>) {
+    if text.trim().is_empty() {
+        let help = "write `Recipe(name: …, objective: […])`, or begin with a shipped recipe";
+        return ("the text is empty".into(), Some(help.into()));
+    }
+    match error {
+        Ron::ExpectedStructLike | Ron::ExpectedNamedStructLike(_) => (
+            "a name must be followed by its fields in parentheses".into(),
+            Some("write `Name()` to leave all fields at their defaults".into()),
+        ),
+        Ron::ExpectedComma | Ron::ExpectedStructLikeEnd | Ron::ExpectedArrayEnd => (
+            "expected a comma or a closing bracket".into(),
+            Some("separate fields and items by commas, and close every bracket".into()),
+        ),
+        Ron::ExpectedIdentifier => ("expected a name, as in `Name(field: value)`".into(), None),
+        Ron::Eof => ("the text ends too early: a bracket is not closed".into(), None),
+        Ron::ExceededRecursionLimit => (
+            format!("brackets are nested more than {} deep", recipe_text::MAX_DEPTH),
+            Some("close brackets that are left open; no value needs so many".into()),
+        ),
+        error => (error.to_string(), None),
+    }
+}
+
+/// Describes a value of the wrong kind. serde and RON add words of their own to both parts.
+fn mismatch(expected: &str, found: &str) -> String {
+    let found = found.trim_start_matches("Unexpected ").trim_start_matches("enum variant named ");
+    format!("expected {}, found {found}", expected.trim_end_matches(" instead"))
+}
+
+/// Describes a whole number that its field cannot hold. RON does not say which type the field has, so the
+/// bound is the nearest one that the number violates.
+fn integer_message(number: &str) -> String {
+    let digits = number.replace('_', "");
+    let magnitude = digits.trim_start_matches(['-', '+']);
+    let exceeds = |bound: &str| {
+        let magnitude = magnitude.trim_start_matches('0');
+        (magnitude.len(), magnitude) > (bound.len(), bound)
+    };
+    let bound = if digits.starts_with('-') {
+        "at least 0".to_string()
+    } else {
+        let bounds = [u64::MAX, i64::MAX as u64, u64::from(u32::MAX), 255].map(|b| b.to_string());
+        let bound = bounds.into_iter().find(|b| exceeds(b));
+        bound.map_or_else(|| "smaller".into(), |b| format!("at most {b}"))
+    };
+    format!("`{number}` is out of range: this whole number must be {bound}")
 }
 
 /// Returns the value at or before a parser's error.
@@ -150,14 +202,44 @@ fn value<'a>(text: &str, root: &'a recipe_text::Node, d: &Diagnostic) -> &'a rec
     recipe_text::value_at(root, at + blank)
 }
 
+/// Returns the beginning of a value, for messages.
+fn shortened(value: &str) -> String {
+    const MOST: usize = 60;
+    let line = value.lines().next().unwrap_or_default();
+    match line.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None if line.len() < value.len() => format!("{line}…"),
+        None => line.to_string(),
+    }
+}
+
 /// Rewords serde's messages about values.
 fn value_message(message: &str) -> String {
     match message.split_once(", expected ") {
         Some((got, expected)) => {
             let got = got.trim_start_matches("invalid type: ").trim_start_matches("invalid value: ");
-            format!("expected {expected}, found {got}")
+            mismatch(expected, got)
         }
         None => message.to_string(),
+    }
+}
+
+/// The lines of a text that contain a span. Only these are rendered, so that the size of the text does not matter.
+struct Excerpt<'a> {
+    lines: &'a str,
+    /// The number of the first line, counted from 1.
+    first: usize,
+    /// The span, relative to the excerpt.
+    span: Range<usize>,
+}
+
+impl<'a> Excerpt<'a> {
+    fn new(text: &'a str, span: &Range<usize>) -> Self {
+        let span = clamp(text, span);
+        let start = text[..span.start].rfind('\n').map_or(0, |i| i + 1);
+        let end = text[span.end..].find('\n').map_or(text.len(), |i| span.end + i);
+        let first = text[..start].bytes().filter(|b| *b == b'\n').count() + 1;
+        Excerpt { lines: &text[start..end], first, span: span.start - start..span.end - start }
     }
 }
 
@@ -198,6 +280,9 @@ fn word_before(text: &str, span: Range<usize>) -> Range<usize> {
     if start < before.len() { start..before.len() } else { span }
 }
 
+/// The number of diagnostics to render for one recipe.
+const MOST_SHOWN: usize = 100;
+
 /// The diagnostics of a recipe, errors first.
 #[derive(Clone, Debug, Default)]
 pub struct Diagnostics {
@@ -215,14 +300,19 @@ impl Diagnostics {
         self.all.iter().any(|d| d.severity == Severity::Error)
     }
 
-    /// Renders all diagnostics, followed by a summary line.
+    /// Renders the diagnostics, errors first, followed by a summary line. Of a very large number, the first
+    /// ones are shown.
     pub fn render(&self, color: bool) -> String {
         let mut all: Vec<&Diagnostic> = self.all.iter().collect();
         all.sort_by_key(|d| std::cmp::Reverse(d.severity));
         let mut out = String::new();
-        for d in &all {
+        for d in all.iter().take(MOST_SHOWN) {
             out.push_str(&d.render(&self.text, &self.path, color));
             out.push_str("\n\n");
+        }
+        if all.len() > MOST_SHOWN {
+            let rest = all.len() - MOST_SHOWN;
+            out.push_str(&format!("… and {rest} more; `pauc-cli check --json` lists all of them\n\n"));
         }
         let count = |s| self.all.iter().filter(|d| d.severity == s).count();
         let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));

@@ -4,6 +4,7 @@ use crate::check::Checker;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::objective::Objective;
 use crate::recipe::{Recipe, Source, belongs};
+use crate::recipe_text;
 use pauc_data::ViewPipeline;
 use pauc_models::weights::{TensorFile, load_into};
 use pauc_models::{Network, NetworkDevice};
@@ -12,6 +13,7 @@ use pauc_traits::param::Param;
 use pauc_traits::schedule::Horizon;
 use pauc_traits::term::{Facts, Severity};
 use pauc_traits::{Error, ImageShape};
+use std::collections::HashSet;
 
 /// A recipe with its opened data and everything that follows from both.
 pub struct Plan {
@@ -200,26 +202,28 @@ impl Plan {
     /// Returns the parts in `frozen` and `lr_scale` that the network does not have, or that are named twice.
     fn unknown_parts<D: NetworkDevice>(&self, network: &Network<D>) -> Vec<Diagnostic> {
         let names = |params: Vec<Param<D>>| params.into_iter().map(|p| p.name).collect::<Vec<_>>();
-        let encoder = names(network.encoder_parameters());
+        let encoder = Parts::new("the encoder has", names(network.encoder_parameters()));
         let mut all = names(network.parameters());
         for t in &self.objective.terms {
             let own = t.term.info().parameters(&self.facts);
             all.extend(own.iter().map(|p| format!("{}.{}", t.name, p.name)));
         }
+        let all = Parts::new("the network and its terms have", all);
+        let root = recipe_text::parse(&self.source.text);
         let error = |code, path: String, message: String, help: String| {
-            Diagnostic::at(Severity::Error, code, &self.source.text, &path, message, help)
+            Diagnostic::at(Severity::Error, code, root.as_ref(), &path, message, help)
         };
         let mut wrong = Vec::new();
         for (i, part) in self.recipe.frozen.iter().enumerate() {
-            let unknown = unknown_part(part, &encoder, "the encoder has");
+            let unknown = encoder.unknown(part);
             wrong.extend(unknown.map(|u| error("E0218", format!("frozen[{i}]"), u.message, u.help)));
         }
-        let lr_scale = &self.recipe.lr_scale;
-        for (i, scale) in lr_scale.iter().enumerate() {
+        let mut seen = HashSet::new();
+        for (i, scale) in self.recipe.lr_scale.iter().enumerate() {
             let path = || format!("lr_scale[{i}].part");
-            let unknown = unknown_part(&scale.part, &all, "the network and its terms have");
+            let unknown = all.unknown(&scale.part);
             wrong.extend(unknown.map(|u| error("E0220", path(), u.message, u.help)));
-            if lr_scale[..i].iter().any(|other| other.part == scale.part) {
+            if !seen.insert(&scale.part) {
                 let message = format!("`{}` has two factors", scale.part);
                 wrong.push(error("E0220", path(), message, "remove one of them".into()));
             }
@@ -351,7 +355,7 @@ fn unopened(error: Error, mut diagnostics: Vec<Diagnostic>, source: &Source) -> 
     if error.is_about_data() {
         return PlanError::Data { error, found: Box::new(source.diagnostics(diagnostics)) };
     }
-    diagnostics.push(Diagnostic::at(Severity::Error, "E0214", &source.text, "data", error.to_string(), ""));
+    diagnostics.push(source.error("E0214", "data", error.to_string()));
     PlanError::Recipe(source.diagnostics(diagnostics))
 }
 
@@ -363,8 +367,13 @@ impl Source {
 
     /// Reports that images do not fit at a path of the recipe.
     fn refuse(&self, path: &str, message: String) -> PlanError {
-        let error = Diagnostic::at(Severity::Error, "E0213", &self.text, path, message, "");
-        PlanError::Recipe(self.diagnostics(vec![error]))
+        PlanError::Recipe(self.diagnostics(vec![self.error("E0213", path, message)]))
+    }
+
+    /// Describes an error at a path of the recipe.
+    fn error(&self, code: &'static str, path: &str, message: String) -> Diagnostic {
+        let root = recipe_text::parse(&self.text);
+        Diagnostic::at(Severity::Error, code, root.as_ref(), path, message, "")
     }
 
     /// Reports an error in the data or weights of a correct recipe.
@@ -379,23 +388,39 @@ struct UnknownPart {
     help: String,
 }
 
-/// Checks that a part matches one of the names. `owner` begins the message, as in "the encoder has".
-fn unknown_part(part: &str, names: &[String], owner: &str) -> Option<UnknownPart> {
-    if names.iter().any(|n| belongs(n, part)) {
-        return None;
-    }
-    let mut known: Vec<&str> = Vec::new();
-    for name in names {
-        // A parameter's name, and all prefixes of it.
-        let ends = name.match_indices('.').map(|(i, _)| i).chain([name.len()]);
-        known.extend(ends.map(|end| &name[..end]).filter(|p| !known.contains(p)).collect::<Vec<_>>());
-    }
-    let help = match pauc_traits::registry::did_you_mean(part, known.iter().copied()) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => {
-            known.retain(|p| !names.iter().any(|n| n == p));
-            format!("its parts: {}", known.join(", "))
+/// The parts of a network: its parameters, and the prefixes of their names up to a dot.
+struct Parts {
+    /// The beginning of messages: "the encoder has".
+    owner: &'static str,
+    /// All parts, in the order of the parameters.
+    names: Vec<String>,
+    /// The parts that are no parameters, for help.
+    groups: String,
+}
+
+impl Parts {
+    fn new(owner: &'static str, parameters: Vec<String>) -> Self {
+        let mut names: Vec<String> = Vec::new();
+        for parameter in &parameters {
+            let ends = parameter.match_indices('.').map(|(i, _)| i).chain([parameter.len()]);
+            let new: Vec<_> =
+                ends.map(|end| parameter[..end].to_string()).filter(|p| !names.contains(p)).collect();
+            names.extend(new);
         }
-    };
-    Some(UnknownPart { message: format!("{owner} no part `{part}`"), help })
+        let groups: Vec<&str> =
+            names.iter().filter(|n| !parameters.contains(n)).map(String::as_str).collect();
+        Parts { owner, groups: groups.join(", "), names }
+    }
+
+    /// Returns the message and the remedy if the network does not have this part.
+    fn unknown(&self, part: &str) -> Option<UnknownPart> {
+        if self.names.iter().any(|n| n == part) {
+            return None;
+        }
+        let help = match pauc_traits::registry::did_you_mean(part, self.names.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("its parts: {}", self.groups),
+        };
+        Some(UnknownPart { message: format!("{} no part `{part}`", self.owner), help })
+    }
 }

@@ -301,7 +301,7 @@ impl Recipe {
     /// # Errors
     /// [`LoadError::File`] if the file cannot be read, [`LoadError::Recipe`] if its text is not a recipe.
     pub fn load(path: &Path, set: &[String]) -> Result<(Recipe, Source), LoadError> {
-        let text = std::fs::read_to_string(path)
+        let text = recipe_text::read(path)
             .map_err(|source| LoadError::File { path: path.display().to_string(), source })?;
         Self::parse(&path.display().to_string(), &text, set).map_err(LoadError::Recipe)
     }
@@ -322,9 +322,11 @@ impl Recipe {
             read(&text)?;
         }
         for assignment in set {
-            text = recipe_text::set(&text, assignment).map_err(|e| {
+            let assigned = recipe_text::set(&with_default(&text, assignment), assignment);
+            text = assigned.map_err(|e| {
                 let help = "write it as path=value, such as --set train.epochs=5";
-                fail(&text, Diagnostic::at(Severity::Error, "E0107", &text, "", e.to_string(), help))
+                let root = recipe_text::parse(&text);
+                fail(&text, Diagnostic::at(Severity::Error, "E0107", root.as_ref(), "", e.to_string(), help))
             })?;
         }
         let recipe = read(&text)?;
@@ -360,6 +362,22 @@ impl Recipe {
     /// Returns the number of views of each image.
     pub fn view_count(&self) -> usize {
         self.views.iter().map(|v| v.count.get()).sum()
+    }
+}
+
+/// Writes out the default of the component that an assignment changes in part, if the text leaves it out:
+/// `optimizer.lr=0.1` needs to know which optimizer.
+fn with_default(text: &str, assignment: &str) -> String {
+    let unchanged = || text.to_string();
+    let Some((name, _)) = assignment.split_once('=').and_then(|(path, _)| path.trim().split_once('.')) else {
+        return unchanged();
+    };
+    let is_left_out = recipe_text::parse(text).is_some_and(|root| recipe_text::find(&root, name).is_none());
+    let field = Recipe::FIELDS.iter().find(|f| f.name == name);
+    let default = field.and_then(|f| f.default).map(|default| default());
+    match default.filter(|d| is_left_out && d.starts_with(char::is_alphabetic)) {
+        Some(default) => recipe_text::set(text, &format!("{name}={default}")).unwrap_or_else(|_| unchanged()),
+        None => unchanged(),
     }
 }
 

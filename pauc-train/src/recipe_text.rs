@@ -3,7 +3,12 @@
 //! RON's own parser builds the values; this one only finds their positions. It accepts everything that RON
 //! accepts in a recipe, and is used only on text that RON accepts or is about to check.
 
+use std::io;
 use std::ops::Range;
+use std::path::Path;
+
+/// How deep brackets may nest. RON's parser has the same limit, so text beyond it is refused with a position.
+pub const MAX_DEPTH: usize = 128;
 
 /// The position of a value in the text, with its parts.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,9 +94,29 @@ fn steps(path: &str) -> Option<Vec<Step<'_>>> {
     Some(steps)
 }
 
-/// Finds the positions of all values; `None` if the text is not RON.
+/// Reads the text of a recipe or sweep. A byte order mark, as some editors write it, is left out.
+///
+/// # Errors
+/// If the file cannot be read, or is not UTF-8; then the error names the line.
+pub fn read(path: &Path) -> io::Result<String> {
+    let text = String::from_utf8(std::fs::read(path)?).map_err(|e| {
+        let (valid, bytes) = (e.utf8_error().valid_up_to(), e.as_bytes());
+        let line = bytes[..valid].iter().filter(|b| **b == b'\n').count() + 1;
+        let message = format!(
+            "line {line} is not UTF-8: byte 0x{:02x} at offset {valid}; save the file as UTF-8",
+            bytes[valid]
+        );
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })?;
+    match text.strip_prefix('\u{feff}') {
+        Some(rest) => Ok(rest.to_string()),
+        None => Ok(text),
+    }
+}
+
+/// Finds the positions of all values; `None` if the text is not RON, or nested deeper than [`MAX_DEPTH`].
 pub fn parse(text: &str) -> Option<Node> {
-    let mut scanner = Scanner { text, at: 0 };
+    let mut scanner = Scanner { text, at: 0, depth: 0 };
     scanner.blank();
     while scanner.rest().starts_with("#!") {
         scanner.at = text.len() - scanner.rest().split_once('\n')?.1.len();
@@ -208,6 +233,8 @@ fn first_line(value: &str) -> String {
 struct Scanner<'a> {
     text: &'a str,
     at: usize,
+    /// The number of open brackets.
+    depth: usize,
 }
 
 impl<'a> Scanner<'a> {
@@ -318,6 +345,11 @@ impl<'a> Scanner<'a> {
     /// Parses the parts between brackets. Parentheses around named values give fields, everything else gives
     /// items.
     fn sequence(&mut self, close: char) -> Option<Parts> {
+        self.depth += 1;
+        // Deeper recursion would overflow the stack.
+        if self.depth > MAX_DEPTH {
+            return None;
+        }
         self.at += 1;
         let (mut fields, mut items) = (Vec::new(), Vec::new());
         loop {
@@ -347,6 +379,7 @@ impl<'a> Scanner<'a> {
                 break;
             }
         }
+        self.depth -= 1;
         Some(if items.is_empty() && close == ')' { Parts::Fields(fields) } else { Parts::Items(items) })
     }
 }

@@ -172,8 +172,8 @@ impl Sweep {
     /// [`LoadError::File`] if the file cannot be read, [`LoadError::Recipe`] with all mistakes in it.
     pub fn load(path: &Path) -> Result<(Sweep, Source), LoadError> {
         let shown = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| LoadError::File { path: shown.clone(), source })?;
+        let text =
+            recipe_text::read(path).map_err(|source| LoadError::File { path: shown.clone(), source })?;
         Self::parse(&shown, &text).map_err(LoadError::Recipe)
     }
 
@@ -193,8 +193,9 @@ impl Sweep {
     }
 
     fn check(&self, text: &str) -> Vec<Diagnostic> {
+        let root = recipe_text::parse(text);
         let error = |code, path: &str, message: String, help: &str| {
-            Diagnostic::at(Severity::Error, code, text, path, message, help)
+            Diagnostic::at(Severity::Error, code, root.as_ref(), path, message, help)
         };
         let mut found = Vec::new();
         if self.over.is_empty() {

@@ -8,6 +8,7 @@ use pauc::dfdx::prelude::Cpu;
 use pauc::train::diagnostic::{Diagnostic, Diagnostics};
 use pauc::train::plan::{Plan, PlanError};
 use pauc::train::recipe::{LoadError, Recipe};
+use pauc::train::recipe_text::{self, Node};
 use pauc::traits::Error;
 use pauc::traits::term::Severity;
 use std::path::{Path, PathBuf};
@@ -61,10 +62,10 @@ impl CheckArgs {
         let (recipe, source) = match Recipe::load(path, &self.change.set) {
             Ok(loaded) => loaded,
             Err(LoadError::Recipe(diagnostics)) => return Ok(diagnostics),
-            Err(e @ LoadError::File { .. }) => return Err(e.into()),
+            Err(e @ LoadError::File { .. }) => return Ok(unreadable(path, &e)),
         };
         let place = here()?;
-        let text = source.text.clone();
+        let root = recipe_text::parse(&source.text);
         let planned = if self.no_data {
             Plan::without_data(device, recipe, source, &place)
         } else {
@@ -74,18 +75,24 @@ impl CheckArgs {
             Ok(plan) => plan.warnings,
             Err(PlanError::Recipe(diagnostics)) => diagnostics,
             Err(PlanError::Data { error, mut found }) => {
-                found.all.push(data_missing(&text, &error));
+                found.all.push(data_missing(root.as_ref(), &error));
                 *found
             }
         })
     }
 }
 
+/// Reports a file that cannot be read, so that the other recipes are still checked.
+fn unreadable(path: &Path, error: &LoadError) -> Diagnostics {
+    let mistake = Diagnostic::at(Severity::Error, "E0108", None, "", error.to_string(), "");
+    Diagnostics { text: String::new(), path: path.display().to_string(), all: vec![mistake] }
+}
+
 /// Warns that rules about sizes were not checked.
-fn data_missing(text: &str, error: &Error) -> Diagnostic {
+fn data_missing(root: Option<&Node>, error: &Error) -> Diagnostic {
     let message = format!("sizes were not checked: {error}");
     let help = "get the data to check all rules; `run` fails without it";
-    Diagnostic::at(Severity::Warning, "E0214", text, "data", message, help)
+    Diagnostic::at(Severity::Warning, "E0214", root, "data", message, help)
 }
 
 fn json(diagnostics: &Diagnostics) -> serde_json::Value {
