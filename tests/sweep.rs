@@ -226,3 +226,42 @@ fn the_shipped_sweep_is_valid() {
     assert_eq!(done.code, 0, "{}", done.stderr);
     assert!(done.stderr.contains("18 runs, 0 already finished"), "{}", done.stderr);
 }
+
+#[test]
+fn sizes_are_checked_before_anything_is_listed() {
+    let place = Place::new(SWEEP);
+    let list = |n: usize| (0..n).map(|i| format!("0.{i:06}")).collect::<Vec<_>>().join(", ");
+    let axis = |path: &str, n: usize| format!("(path: \"{path}\", values: [{}])", list(n));
+    let paths = ["objective[0].term.temperature", "objective[0].weight", "optimizer.lr"];
+    let grid: Vec<String> = paths.iter().map(|p| axis(p, 1000)).collect();
+    place.refused(
+        &format!("Sweep(recipe: \"recipe.ron\", over: [{}])", grid.join(", ")),
+        &["E0404", "1.000e9 runs", "combine: Random"],
+    );
+    // The product of 64 lists of two wraps to 0 in 64 bits.
+    let wide: Vec<String> = (0..64).map(|i| axis(&format!("objective[{i}].weight"), 2)).collect();
+    place.refused(&format!("Sweep(recipe: \"recipe.ron\", over: [{}])", wide.join(", ")), &["E0404"]);
+    place.refused(
+        "Sweep(recipe: \"recipe.ron\", over: [(path: \"optimizer.lr\", values: [0.1])], combine: Random(runs: 1000000000000))",
+        &["E0404", "1.000e12 runs"],
+    );
+}
+
+#[test]
+fn a_seed_counts_once() {
+    let place = Place::new(SWEEP);
+    place.refused(&SWEEP.replace("[0, 1]", "[1, 0, 1]"), &["E0403", "the seed 1 is given twice"]);
+    std::fs::write(place.at("sweep.ron"), SWEEP).unwrap();
+    let by_argument = place.sweep(&["--seeds", "3,3"]);
+    assert!(by_argument.code == 2 && by_argument.stderr.contains("--seeds: 3 is given twice"));
+    let run = pauc(["run", &place.at("recipe.ron"), "--out", &place.at("runs"), "--seeds", "1,1,1"]);
+    assert!(run.code == 2 && run.stderr.contains("--seeds: 1 is given twice"), "{}", run.stderr);
+}
+
+#[test]
+fn thousands_of_threads_are_refused() {
+    let out = pauc(["--threads", "65536", "list"]);
+    assert!(out.code == 2 && out.stderr.contains("1..=1024"), "{}", out.stderr);
+    let out = common::pauc_with(&[("RAYON_NUM_THREADS", "1000000")], ["list"]);
+    assert!(out.code == 2 && out.stderr.contains("at most 1024"), "{}", out.stderr);
+}

@@ -2,6 +2,7 @@
 //!
 //! The arguments of each verb are defined in a file of their own under `commands`.
 
+use crate::Failure;
 use crate::commands::{
     bench::BenchArgs, check::CheckArgs, cluster::ClusterArgs, compare::CompareArgs,
     completions::CompletionsArgs, data::DataCommand, devices::DevicesArgs, embed::EmbedArgs, eval::EvalArgs,
@@ -10,9 +11,13 @@ use crate::commands::{
     term::TermArgs,
 };
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use pauc::train::sweep::duplicate;
 use std::fmt::Write;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
+
+/// The largest number of threads. More would keep other processes from starting threads, long before they
+/// helped.
+pub const MAX_THREADS: usize = 1024;
 
 /// Contrastive and prototypical self-supervised learning from recipes.
 #[derive(Debug, Parser)]
@@ -21,7 +26,8 @@ use std::path::PathBuf;
 pub struct Cli {
     /// Threads for computing; all cores by default. Results do not depend on it.
     #[arg(long, global = true, value_name = "N", help_heading = heading::GENERAL, display_order = 901)]
-    pub threads: Option<NonZeroUsize>,
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS as u64))]
+    pub threads: Option<u64>,
     /// Print help; `-h` prints a summary.
     #[arg(short, long, global = true, action = ArgAction::Help)]
     #[arg(help_heading = heading::GENERAL, display_order = 902)]
@@ -173,6 +179,21 @@ pub struct RepetitionArgs {
     /// Train finished runs again and replace them.
     #[arg(long, help_heading = heading::TRAINING)]
     pub force: bool,
+}
+
+impl RepetitionArgs {
+    /// Returns the seeds, each of them once.
+    ///
+    /// # Errors
+    /// If a seed is given twice: its run would count as two.
+    pub fn distinct_seeds(&self) -> Result<&[u64], Failure> {
+        match duplicate(&self.seeds) {
+            Some(seed) => {
+                Err(Failure::new(2, format!("error: --seeds: {seed} is given twice; remove one of them")))
+            }
+            None => Ok(&self.seeds),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -60,6 +60,13 @@ pub fn color() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
+/// Returns a progress bar for `total` items on stderr, which is hidden unless stderr is a terminal.
+pub fn progress(verb: &'static str, total: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
+    let style = ProgressStyle::with_template("{msg} {bar:24} {pos}/{len} eta {eta}");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(verb)
+}
+
 /// Prints the progress of a run on stderr.
 pub struct Console {
     bar: Option<ProgressBar>,

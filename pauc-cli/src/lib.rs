@@ -27,6 +27,12 @@ fn start_threads(asked: Option<usize>) -> Result<(), Failure> {
     let known = std::env::var_os("RAYON_NUM_THREADS").is_none();
     let machine = || std::thread::available_parallelism().ok().filter(|_| known).map(|n| n.get());
     let threads = asked.or_else(machine).unwrap_or(0);
+    let rayon = std::env::var("RAYON_NUM_THREADS").ok().and_then(|v| v.parse::<usize>().ok());
+    if let Some(threads) = rayon.filter(|n| asked.is_none() && *n > args::MAX_THREADS) {
+        let message =
+            format!("error: RAYON_NUM_THREADS={threads}: use at most {} threads", args::MAX_THREADS);
+        return Err(Failure::new(2, message));
+    }
     pauc::kernels::threads::start(threads)
         .map_err(|e| Failure::new(1, format!("error: cannot start {threads} threads: {e}")))
 }
@@ -47,6 +53,6 @@ pub fn main() -> Result<ExitCode, Failure> {
     };
     pauc::traits::registry::assert_linked().map_err(|e| Failure::new(1, format!("error: {e}")))?;
     check_instructions()?;
-    start_threads(cli.threads.map(|t| t.get()))?;
+    start_threads(cli.threads.map(|t| t as usize))?;
     commands::execute(cli.command)
 }

@@ -84,6 +84,8 @@ codes! {
     "`Uniform`, `LogUniform` and `Integers` are distributions; they need `combine: Random(runs: 20)`."
     "E0403" "one path given twice, or seeds among the values"
     "A path may be given only once, and not inside another one: a component and a field of it cannot both vary. Seeds are listed in `seeds`; runs that differ only in their seed are one row of the table, with mean and standard deviation."
+    "E0404" "too many runs"
+    "The lists of a grid multiply: five paths with ten values each make 100 000 combinations, and every seed trains each of them. List fewer values, or draw some of the combinations: `combine: Random(runs: 20)`."
 }
 
 /// Returns all codes: of parsing, of rules across fields, and of the terms' own rules.

@@ -292,7 +292,7 @@ impl Sizes {
 /// Returns a run's length: whole batches of the training split in every epoch.
 fn horizon(recipe: &Recipe, samples: usize) -> Horizon {
     let steps_per_epoch = (samples / recipe.train.images_per_step()) as u64;
-    Horizon { steps_per_epoch, total_steps: steps_per_epoch * recipe.train.epochs.get() as u64 }
+    Horizon { steps_per_epoch, total_steps: steps_per_epoch.saturating_mul(recipe.train.epochs.get() as u64) }
 }
 
 /// Returns the sizes that terms need; `dim` is the width of embeddings.

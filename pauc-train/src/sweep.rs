@@ -17,6 +17,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+/// The largest number of runs of a sweep.
+const MAX_RUNS: usize = 100_000;
+
 component! {
     /// Runs of one recipe that differ in some of its values.
     pub struct Sweep {
@@ -229,6 +232,16 @@ impl Sweep {
                 }
             }
         }
+        if let Some(seed) = duplicate(&self.seeds) {
+            let message = format!("the seed {seed} is given twice: its run would count as two");
+            found.push(error("E0403", "seeds", message, "remove one of them"));
+        }
+        let runs = self.combinations() as f64 * self.seeds.len().max(1) as f64;
+        if runs > MAX_RUNS as f64 {
+            let message = format!("{runs:.3e} runs are more than {MAX_RUNS}");
+            let help = "list fewer values, or draw some combinations with `combine: Random(runs: 20)`";
+            found.push(error("E0404", "over", message, help));
+        }
         let count = |a: &Axis| a.values.listed().map(<[String]>::len);
         if matches!(self.combine, Combine::Zip)
             && let Some(first) = self.over.first()
@@ -240,6 +253,16 @@ impl Sweep {
             found.push(error("E0401", &format!("over[{i}].values"), message, help));
         }
         found
+    }
+
+    /// Returns the number of combinations, equal ones included; `usize::MAX` if it is larger.
+    fn combinations(&self) -> usize {
+        let mut lengths = self.over.iter().map(|a| a.values.listed().map_or(1, <[String]>::len));
+        match &self.combine {
+            Combine::Zip => lengths.next().unwrap_or(0),
+            Combine::Grid => lengths.fold(1, usize::saturating_mul),
+            Combine::Random(draws) => draws.runs.get(),
+        }
     }
 
     /// Returns the distinct combinations, in a fixed order.
@@ -324,6 +347,12 @@ impl Sweep {
     pub fn recipe_beside(&self, sweep: &Path) -> PathBuf {
         sweep.parent().unwrap_or(Path::new("")).join(&self.recipe)
     }
+}
+
+/// Returns a value that occurs more than once.
+pub fn duplicate<T: Ord + Copy>(values: &[T]) -> Option<T> {
+    let mut seen = BTreeSet::new();
+    values.iter().copied().find(|v| !seen.insert(*v))
 }
 
 fn one_line(value: &str) -> String {

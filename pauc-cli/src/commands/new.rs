@@ -92,12 +92,28 @@ impl NewArgs {
     }
 }
 
+/// Keywords that a component's name or its module would be.
+const KEYWORDS: &[&str] = &[
+    "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate", "do", "dyn",
+    "else", "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop",
+    "macro", "match", "mod", "move", "mut", "override", "priv", "pub", "ref", "return", "self", "static",
+    "struct", "super", "trait", "true", "try", "type", "typeof", "union", "unsafe", "unsized", "use",
+    "virtual", "where", "while", "yield",
+];
+
 fn check_name(name: &str) -> Result<(), Failure> {
     let camel_case =
         name.starts_with(|c: char| c.is_ascii_uppercase()) && name.chars().all(|c| c.is_ascii_alphanumeric());
     if !camel_case {
         let message =
             format!("error: {name:?} is not a component name; write it in CamelCase, such as `InfoNce`");
+        return Err(Failure::new(2, message));
+    }
+    if KEYWORDS.contains(&snake_case(name).as_str()) {
+        let message = format!(
+            "error: `{}` is a keyword of Rust; choose another name, such as `My{name}`",
+            snake_case(name)
+        );
         return Err(Failure::new(2, message));
     }
     if let Some(known) = catalog().into_iter().find(|l| l.name == name) {
@@ -115,6 +131,10 @@ fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
         std::io::ErrorKind::AlreadyExists => Failure::new(
             2,
             format!("error: {} already exists; remove it, or choose another name", path.display()),
+        ),
+        std::io::ErrorKind::NotFound => Failure::new(
+            2,
+            format!("error: cannot write {}: the folder does not exist; create it first", path.display()),
         ),
         _ => Failure::new(1, format!("error: cannot write {}: {e}", path.display())),
     })
@@ -151,9 +171,12 @@ mod tests {
 
     #[test]
     fn names_that_cannot_be_used_are_refused() {
-        for (name, says) in
-            [("InfoNce", "contrastive loss `InfoNce` already exists"), ("warm loss", "CamelCase")]
-        {
+        for (name, says) in [
+            ("InfoNce", "contrastive loss `InfoNce` already exists"),
+            ("warm loss", "CamelCase"),
+            ("Self", "keyword"),
+            ("Fn", "`MyFn`"),
+        ] {
             let failure = check_name(name).unwrap_err();
             assert!(failure.code == 2 && failure.message.contains(says), "{}", failure.message);
         }

@@ -109,7 +109,8 @@ impl RunArgs {
     fn plan_all<D: NetworkDevice>(&self, device: &D) -> Result<Vec<PlannedRun>, Failure> {
         let mut planned = Vec::new();
         for (recipe, path) in self.recipes.iter().enumerate() {
-            let mut seeds: Vec<Option<u64>> = self.repetition.seeds.iter().copied().map(Some).collect();
+            let seeds = self.repetition.distinct_seeds()?;
+            let mut seeds: Vec<Option<u64>> = seeds.iter().copied().map(Some).collect();
             if seeds.is_empty() {
                 seeds.push(None);
             }

@@ -14,6 +14,8 @@ use pauc::train::recipe::{LoadError, Recipe, Source};
 use pauc::train::run_dir::RunDir;
 use pauc::train::sweep::{self, Point, Row, Standing, Sweep};
 use processes::{FailedJob, Job, Launcher};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -100,13 +102,17 @@ impl SweepArgs {
         // The checks of a recipe do not depend on the device.
         let device = Cpu::default();
         let (mut sweep, source) = Sweep::load(&self.sweep).map_err(sweep_failure)?;
-        if !self.repetition.seeds.is_empty() {
-            sweep.seeds.clone_from(&self.repetition.seeds);
+        let seeds = self.repetition.distinct_seeds()?;
+        if !seeds.is_empty() {
+            sweep.seeds = seeds.to_vec();
         }
         let recipe = sweep.recipe_beside(&self.sweep);
         let mut combinations: Vec<Combination> = Vec::new();
+        let mut by_hash = HashMap::new();
         let mut recipe_name = String::new();
-        for point in sweep.points() {
+        let points = sweep.points();
+        let progress = console::progress("checking", points.len() as u64);
+        for point in points {
             let mut set = sweep.set(&point);
             set.extend(self.change.set.iter().cloned());
             let place = SweptRecipe { sweep: &sweep, source: &source, point: &point, recipe: &recipe };
@@ -118,12 +124,19 @@ impl SweepArgs {
             let seeds =
                 if sweep.seeds.is_empty() { vec![plan.recipe.train.seed] } else { sweep.seeds.clone() };
             let name = sweep.name(&point);
-            if let Some(same) = combinations.iter().find(|c| c.hash == plan.hash) {
-                eprintln!("{name} is the same recipe as {}: it is trained once", same.name);
-                continue;
+            match by_hash.entry(plan.hash.clone()) {
+                Entry::Occupied(same) => {
+                    let same: &Combination = &combinations[*same.get()];
+                    eprintln!("{name} is the same recipe as {}: it is trained once", same.name);
+                }
+                Entry::Vacant(free) => {
+                    free.insert(combinations.len());
+                    combinations.push(Combination { point, name, set, hash: plan.hash, seeds });
+                }
             }
-            combinations.push(Combination { point, name, set, hash: plan.hash, seeds });
+            progress.inc(1);
         }
+        progress.finish_and_clear();
         Ok(CheckedSweep { sweep, recipe, recipe_name, combinations })
     }
 
