@@ -11,6 +11,7 @@ use crate::commands::{
     term::TermArgs,
 };
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use pauc::train::memory::parse_bytes;
 use pauc::train::sweep::duplicate;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -142,6 +143,19 @@ pub struct RecipeArgs {
     /// Change a value of the recipe, by its path; may be given several times.
     #[arg(long = "set", value_name = "PATH=VALUE", help_heading = heading::RECIPE)]
     pub set: Vec<String>,
+}
+
+/// The memory that a run may take.
+#[derive(Debug, Args)]
+pub struct MemoryArg {
+    /// Refuse recipes that need more memory than this, such as 8GiB; by default that of the machine.
+    #[arg(id = "memory", long = "memory", value_name = "BYTES", value_parser = bytes)]
+    #[arg(help_heading = heading::RECIPE)]
+    pub limit: Option<u64>,
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    parse_bytes(text).ok_or_else(|| "write a number and a unit, such as 8GiB or 500MB".into())
 }
 
 /// The device that a command runs on.

@@ -24,10 +24,11 @@ pub fn plan<D: NetworkDevice>(
     device: &D,
     path: &Path,
     set: &[String],
+    memory: Option<u64>,
     warnings: Warnings,
 ) -> Result<Plan, Failure> {
     let (recipe, source) = Recipe::load(path, set)?;
-    let plan = Plan::new(device, recipe, source, &here()?)?;
+    let plan = Plan::new(device, recipe, source, &Place { memory, ..here()? })?;
     if warnings == Warnings::Shown {
         eprint!("{}", plan.warnings.render(console::color()));
     }
@@ -38,7 +39,7 @@ pub fn plan<D: NetworkDevice>(
 pub fn here() -> Result<Place, Failure> {
     let base = std::env::current_dir();
     let base = base.map_err(|e| Failure::new(1, format!("error: cannot find the working directory: {e}")))?;
-    Ok(Place { base })
+    Ok(Place::at(base))
 }
 
 /// Parses a component given as an argument.

@@ -84,7 +84,7 @@ mod tests {
 
     fn open() -> Splits {
         let dataset = DatasetTemplate { count: Count::lit(10), size: Count::lit(8) };
-        dataset.open(&Place { base: ".".into() }).unwrap()
+        dataset.open(&Place::at(".")).unwrap()
     }
 
     #[test]

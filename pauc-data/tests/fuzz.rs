@@ -190,7 +190,7 @@ fn open_with(set: &str, name: &str, files: &[(&str, &[u8])], cases: u32) {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
     files.iter().for_each(|(name, bytes)| write(name, bytes));
-    let place = Place { base: folder.path().to_path_buf() };
+    let place = Place::at(folder.path());
     let whole = files.iter().find(|f| f.0 == name).unwrap().1;
     let set = pauc_traits::Configured::<dyn Dataset>::parse(set).unwrap();
     fuzz(&[whole], cases, 8 * MIB, |bytes| {
@@ -238,7 +238,7 @@ fn a_damaged_index_of_archives_changes_nothing() {
         builder.append_data(&mut header, name, &png[..]).unwrap();
     }
     std::fs::write(folder.path().join("a.tar"), builder.into_inner().unwrap()).unwrap();
-    let place = Place { base: folder.path().to_path_buf() };
+    let place = Place::at(folder.path());
     let set: tar::Tar = options().from_str("Tar(root: \"a.tar\", test_fraction: 0, index: \"i\")").unwrap();
     set.open(&place).unwrap();
     let whole = std::fs::read(folder.path().join("i")).unwrap();

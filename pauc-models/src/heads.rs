@@ -8,7 +8,7 @@ pub use mlp::{Mlp, MlpHead};
 
 use dfdx::prelude::HasShape;
 use pauc_traits::encoder::Layer;
-use pauc_traits::{Compute, Error, Param, Pass, Result, Taped};
+use pauc_traits::{Compute, Error, NetworkSize, Param, Pass, Result, Taped};
 use serde::{Deserialize, Serialize};
 
 /// A head as a recipe names it: `Mlp(dims: [256, 128])` or `Identity`.
@@ -18,6 +18,27 @@ pub enum HeadConfig {
     Mlp(Mlp),
     /// Features are the embeddings.
     Identity,
+}
+
+impl HeadConfig {
+    /// Counts the parameters and activations for features of width `input`.
+    ///
+    /// # Errors
+    /// If the head has no layers, or a width is beyond its bound.
+    pub fn size(&self, input: usize) -> Result<NetworkSize> {
+        match self {
+            HeadConfig::Mlp(mlp) => mlp.size(input),
+            HeadConfig::Identity => Ok(NetworkSize { output: input, parameters: 0, activations: 0 }),
+        }
+    }
+
+    /// Returns whether it has batch normalization, which needs at least two images.
+    pub fn has_batch_norm(&self) -> bool {
+        match self {
+            HeadConfig::Mlp(mlp) => mlp.last_batch_norm || (mlp.batch_norm && mlp.dims.len() > 1),
+            HeadConfig::Identity => false,
+        }
+    }
 }
 
 /// A network from feature vectors to embeddings, with its parameters and workspace.

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod batch_moments;
+pub mod bounds;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod device;

@@ -4,6 +4,7 @@
 use dfdx::prelude::*;
 use pauc_testing::assert_within;
 use pauc_testing::tolerance::{self, SIGMAS, random_walk};
+use pauc_traits::component_ron::OpenSet;
 use pauc_traits::encoder::Layer;
 use pauc_traits::param::clear_gradients;
 use pauc_traits::registry::kind;
@@ -439,4 +440,54 @@ fn layers_tell_shapes_costs_and_algorithms() {
             .iter()
             .all(|l| !l.algorithm.starts_with('W'))
     );
+}
+
+/// The size that is counted before a network is built is that of the network, for every encoder here.
+#[test]
+fn counted_sizes_are_those_of_built_networks() {
+    let input = ImageShape { height: 32, width: 32, channels: 3 };
+    let narrow: &[&str] = &[
+        "ConvNet(channels: [8, 12, 16], grid: 2)",
+        "ResNet18(stem: Small, width: 8)",
+        "ResNet18(width: 8)",
+        "ResNet34(stem: Small, width: 4)",
+        "ResNet50(stem: Small, width: 4)",
+        "ResNet101(stem: Small, width: 4)",
+        "ResNet20(width: 4)",
+        "ResNet32(width: 4)",
+        "ResNet56(width: 4)",
+        "MlpEncoder(dims: [24, 16])",
+        "VisionTransformer(size: Custom(width: 12, heads: 3), depth: 3, patch: 8)",
+        "VisionTransformer(size: Custom(width: 12, heads: 3), depth: 2, patch: 4, mlp_ratio: 2, pool: Mean)",
+    ];
+    for recipe in narrow {
+        let config = Configured::<kind::Encoder>::parse(recipe).unwrap();
+        let size = Cpu::encoder(&*config.value).size(input).unwrap().unwrap();
+        let built = build(recipe, input);
+        let parameters: usize = built.parameters().iter().map(Param::len).sum();
+        assert_eq!(size.parameters, parameters as u64, "{recipe}");
+        assert_eq!(size.output, built.feature_dim(), "{recipe}");
+        assert!(size.activations > 0, "{recipe}");
+    }
+    let built_in: std::collections::BTreeSet<_> = Configured::<kind::Encoder>::names().into_iter().collect();
+    let tested: std::collections::BTreeSet<_> = narrow.iter().map(|r| r.split('(').next().unwrap()).collect();
+    assert_eq!(built_in, tested, "an encoder is not counted here");
+}
+
+#[test]
+fn counted_sizes_of_heads_are_those_of_built_heads() {
+    use pauc_models::NetworkDevice;
+    use pauc_models::heads::HeadConfig;
+    for text in [
+        "Mlp(dims: [16, 8])",
+        "Mlp(dims: [16, 12, 8], batch_norm: true)",
+        "Mlp(dims: [16, 8], batch_norm: true, bias: false, last_batch_norm: true)",
+        "Identity",
+    ] {
+        let config: HeadConfig = pauc_traits::component_ron::options().from_str(text).unwrap();
+        let head = Cpu::default().head(&config, 20, 1, BuildOptions::seed(0)).unwrap();
+        let size = config.size(20).unwrap();
+        let parameters: usize = head.parameters().iter().map(Param::len).sum();
+        assert_eq!((size.parameters, size.output), (parameters as u64, head.output_dim()), "{text}");
+    }
 }

@@ -12,7 +12,6 @@ use pauc_traits::dataset::Place;
 use pauc_traits::encoder::Layer;
 use pauc_traits::trace::{self, Stage};
 use pauc_traits::{Count, Error, Pass, Positive};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// The kind of step to time.
@@ -119,7 +118,7 @@ pub fn recipe(options: &BenchOptions) -> String {
 /// If the encoder is unknown or does not fit the images, or a step fails.
 pub fn bench<D: NetworkDevice>(device: &D, options: &BenchOptions) -> Result<Bench, BenchError> {
     let (recipe, source) = Recipe::parse("the step's recipe", &recipe(options), &options.set)?;
-    let plan = Plan::new(device, recipe, source, &Place { base: PathBuf::new() }).map_err(|e| match e {
+    let plan = Plan::new(device, recipe, source, &Place::at("")).map_err(|e| match e {
         PlanError::Recipe(found) => BenchError::Recipe(found),
         PlanError::Data { error, .. } => BenchError::Failed(error),
     })?;

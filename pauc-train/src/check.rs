@@ -1,14 +1,31 @@
 //! Rules across the fields of a recipe, which no single field can check.
 
 use crate::diagnostic::Diagnostic;
+use crate::memory::{self, NetworkSizes};
 use crate::objective::{Objective, PlannedTerm};
 use crate::recipe::{Recipe, Source, WeightedTerm};
 use crate::recipe_text;
-use pauc_models::{Network, NetworkDevice};
+use pauc_models::NetworkDevice;
+use pauc_models::heads::HeadConfig;
 use pauc_traits::dataset::Splits;
 use pauc_traits::schedule::Horizon;
 use pauc_traits::term::{Facts, Severity};
-use pauc_traits::{Encoder, ImageShape};
+use pauc_traits::{Encoder, ImageShape, NetworkSize};
+
+/// The largest number of steps, so that steps times any small factor do not overflow and are exact as `f64`.
+const MAX_STEPS: u64 = 1 << 53;
+/// The largest number of views of an image.
+const MAX_VIEWS: usize = 1024;
+/// The largest side of a view, in pixels.
+const MAX_SIDE: usize = 1 << 16;
+
+/// The sizes of a recipe's networks, and the encoder if it had to be built to learn them.
+pub struct CountedNetworks<D: NetworkDevice> {
+    /// The sizes.
+    pub sizes: NetworkSizes,
+    /// The encoder, with the initial weights of the run.
+    pub encoder: Option<Box<dyn Encoder<D>>>,
+}
 
 /// Collects diagnostics about one recipe.
 pub struct Checker<'a> {
@@ -44,6 +61,11 @@ impl<'a> Checker<'a> {
         self.add(Severity::Warning, code, path, message, help);
     }
 
+    /// Returns whether a mistake was found.
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(|d| d.severity == Severity::Error)
+    }
+
     /// Checks the rules that need only the recipe.
     pub fn structure(&mut self) {
         let r = self.recipe;
@@ -60,6 +82,7 @@ impl<'a> Checker<'a> {
             self.warn("E0216", "predictor", message, "remove it, or add a term such as CosinePrediction()");
         }
         self.batch_parts();
+        self.view_count();
         let reads_prototypes = r.objective.iter().any(|t| t.term.info().needs().prototypes);
         let is_probed = r.probes.iter().any(|p| p.reads_prototypes());
         if r.clusterer.is_some() && !reads_prototypes && !is_probed {
@@ -110,6 +133,16 @@ impl<'a> Checker<'a> {
         }
     }
 
+    /// Checks that the number of views is small enough to list them.
+    fn view_count(&mut self) {
+        let counts = self.recipe.views.iter().map(|v| v.count.get());
+        let total = counts.fold(0, usize::saturating_add);
+        if total > MAX_VIEWS {
+            let message = format!("{total} views of each image are more than {MAX_VIEWS}");
+            self.error("E0213", "views", message, "make fewer views");
+        }
+    }
+
     /// Checks the size of micro-batches, and warns that accumulated batches do not make a larger batch.
     fn batch_parts(&mut self) {
         let train = &self.recipe.train;
@@ -117,6 +150,14 @@ impl<'a> Checker<'a> {
         if let Some(part) = train.micro_batch.filter(|m| *m > batch) {
             let message = format!("a micro-batch of {part} is larger than the batch of {batch}");
             self.error("E0217", "train.micro_batch", message, format!("make it at most {batch}"));
+        }
+        let head =
+            [("projector", Some(&self.recipe.projector)), ("predictor", self.recipe.predictor.as_ref())];
+        let normed = head.into_iter().find(|(_, head)| head.is_some_and(HeadConfig::has_batch_norm));
+        if let Some((name, _)) = normed.filter(|_| train.micro_batch.unwrap_or(batch).get() == 1) {
+            let path = if train.micro_batch.is_some() { "train.micro_batch" } else { "train.batch" };
+            let message = format!("batch normalization in the {name} needs at least 2 images at a time");
+            self.error("E0217", path, message, "make it at least 2, or remove the batch normalization");
         }
         if train.accumulate.get() > 1 {
             let message =
@@ -132,6 +173,10 @@ impl<'a> Checker<'a> {
     pub fn sizes(&mut self, splits: &Splits, objective: &Objective, facts: &Facts, horizon: &Horizon) {
         let r = self.recipe;
         self.batch_and_queue(facts.samples);
+        if horizon.total_steps > MAX_STEPS {
+            let message = format!("{} steps are more than can be counted", horizon.total_steps);
+            self.error("E0223", "train.epochs", message, "lower the number of epochs");
+        }
         self.clusterer(splits, facts.samples);
         for (i, t) in objective.terms.iter().enumerate() {
             self.term_sizes(i, t, splits, facts, horizon);
@@ -177,6 +222,10 @@ impl<'a> Checker<'a> {
             let message = format!("{k} prototypes, but only {n} training samples");
             self.error("E0205", "clusterer.k", message, format!("make k at most {n}"));
         }
+        if clusterer.prototypes().is_empty() {
+            let message = "the list `k` is empty: there would be no prototypes".to_string();
+            self.error("E0205", "clusterer.k", message, "give at least one number, such as k: [100]");
+        }
         if clusterer.needs_labels() && splits.train.labels().is_none() {
             let message = format!("`{}` needs class labels, but the data has none", clusterer.name());
             self.error("E0204", "clusterer", message, "use labeled data or another clusterer");
@@ -213,31 +262,80 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Builds the network part by part, so that an error is reported at the part that causes it. Returns
-    /// `None` if the encoder or the projector cannot be built. The initial weights are those of the run.
-    pub fn network<D: NetworkDevice>(&mut self, device: &D, splits: &Splits) -> Option<Network<D>> {
-        let shapes = self.view_shapes(splits)?;
-        let encoder = self.encoder(device, &shapes)?;
-        let (recipe, input) = (self.recipe, shapes[0]);
-        let options = recipe.train.build_options();
-        let mut network = match Network::from_encoder(device, encoder, &recipe.projector, input, options) {
-            Ok(network) => network,
+    /// Counts the networks without building them; the encoder is built if it cannot be counted. An error is
+    /// reported at the part that causes it. Returns `None` if a part does not fit.
+    pub fn networks<D: NetworkDevice>(
+        &mut self,
+        device: &D,
+        shapes: &[ImageShape],
+    ) -> Option<CountedNetworks<D>> {
+        let recipe = self.recipe;
+        let config = D::encoder(&*recipe.encoder.value);
+        let mut built = None;
+        let encoder = match config.size(shapes[0]) {
+            Ok(Some(size)) => size,
+            Ok(None) => {
+                let encoder = built.insert(self.encoder(device, shapes)?);
+                let layers = encoder.layers();
+                NetworkSize {
+                    output: encoder.feature_dim(),
+                    parameters: layers.iter().map(|l| l.parameters as u64).sum(),
+                    activations: 0,
+                }
+            }
+            Err(e) => {
+                self.error("E0208", "encoder", format!("views of {}: {e}", shapes[0]), "");
+                return None;
+            }
+        };
+        let projector = match recipe.projector.size(encoder.output) {
+            Ok(size) => size,
             Err(e) => {
                 self.error("E0208", "projector", e.to_string(), "");
                 return None;
             }
         };
-        if let Some(Err(e)) = recipe.predictor.as_ref().map(|predictor| network.add_predictor(predictor)) {
-            let width = network.embedding_dim();
-            let help = format!("set its last width to {width}, such as Mlp(dims: [64, {width}])");
-            self.error("E0216", "predictor", e.to_string(), help);
-        }
-        Some(network)
+        let width = projector.output;
+        let predictor = recipe.predictor.as_ref().map(|predictor| match predictor.size(width) {
+            Ok(size) if size.output == width => Ok(size),
+            Ok(size) => Err(format!(
+                "predictions have width {}; expected {width}, the width of embeddings",
+                size.output
+            )),
+            Err(e) => Err(e.to_string()),
+        });
+        let predictor = match predictor.transpose() {
+            Ok(size) => size,
+            Err(message) => {
+                let help = format!("set its last width to {width}, such as Mlp(dims: [64, {width}])");
+                self.error("E0216", "predictor", message, help);
+                return None;
+            }
+        };
+        Some(CountedNetworks { sizes: NetworkSizes { encoder, projector, predictor }, encoder: built })
     }
 
-    /// Returns the distinct shapes of the recipe's views; the first is that of the first view and of
-    /// evaluation.
-    fn view_shapes(&mut self, splits: &Splits) -> Option<Vec<ImageShape>> {
+    /// Checks that a run of these parts fits into `memory` bytes.
+    pub fn memory(&mut self, parts: &[memory::Part], memory: Option<u64>) {
+        let Some(most) = memory.or_else(memory::of_machine) else { return };
+        let total = memory::total(parts);
+        let Some(largest) = parts.iter().max_by_key(|p| p.bytes).filter(|_| total > u128::from(most)) else {
+            return;
+        };
+        let message = format!(
+            "a run needs at least {} of memory, but there are {}; the largest part is {}: {}",
+            memory::bytes(total),
+            memory::bytes(most.into()),
+            memory::bytes(largest.bytes),
+            largest.what,
+        );
+        let help = format!("{}; `--memory` sets another limit", largest.remedy);
+        self.error("E0222", largest.path, message, help);
+    }
+
+    /// Returns the shape of each entry of the recipe's views; the first is also that of evaluation. `None` if
+    /// they do not fit.
+    pub fn view_shapes(&mut self, splits: &Splits) -> Option<Vec<ImageShape>> {
         let mut shapes: Vec<ImageShape> = Vec::new();
         for (i, spec) in self.recipe.views.iter().enumerate() {
             let mut shape = splits.train.shape();
@@ -249,6 +347,14 @@ impl<'a> Checker<'a> {
                         return None;
                     }
                 }
+            }
+            if let Some(large) = shape.filter(|s| s.height.max(s.width) > MAX_SIDE) {
+                let message = format!(
+                    "these views have {}×{} pixels; a side is at most {MAX_SIDE}",
+                    large.height, large.width
+                );
+                self.error("E0213", &format!("views[{i}]"), message, "use smaller views");
+                return None;
             }
             let Some(shape) = shape else {
                 let help = "begin with RandomResizedCrop(size: 32), or with Resize and CenterCrop";
@@ -265,9 +371,7 @@ impl<'a> Checker<'a> {
                 self.error("E0213", &format!("views[{i}]"), message, "give all views the same channels");
                 return None;
             }
-            if !shapes.contains(&shape) {
-                shapes.push(shape);
-            }
+            shapes.push(shape);
         }
         if shapes.is_empty() {
             self.error(
@@ -281,8 +385,8 @@ impl<'a> Checker<'a> {
         Some(shapes)
     }
 
-    /// Builds the encoder for the first of these shapes, if it can be resized for the others.
-    fn encoder<D: NetworkDevice>(
+    /// Builds the encoder for the first of these shapes, and checks that it can be resized for the others.
+    pub fn encoder<D: NetworkDevice>(
         &mut self,
         device: &D,
         shapes: &[ImageShape],
@@ -296,7 +400,7 @@ impl<'a> Checker<'a> {
                 return None;
             }
         };
-        for shape in others {
+        for shape in others.iter().filter(|s| *s != first) {
             if let Err(e) = encoder.resized(*shape) {
                 let message = format!("views of {first} and of {shape}: {e}");
                 let help = "give all views one size, or use a convolutional encoder";

@@ -1,6 +1,7 @@
 //! The texts of `explain`: a component, a code, a whole recipe.
 
 use crate::codes;
+use crate::memory;
 use crate::plan::Plan;
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
@@ -175,19 +176,12 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
     let network = plan.network(device)?;
     let mut out = format!("{}\n", plan.resolved);
     data_and_length(&mut out, plan);
-    let size = layers(&mut out, &network);
-    memory(&mut out, device, plan, &network, size);
+    layers(&mut out, &network);
+    memory(&mut out, device, plan, &network);
     prototypes(&mut out, plan);
     terms(&mut out, plan);
     learning_rates::<D>(&mut out, plan);
     Ok(out)
-}
-
-/// The number of parameters of a network, and of output values for one image.
-#[derive(Clone, Copy)]
-struct NetworkSize {
-    parameters: usize,
-    activations: usize,
 }
 
 fn data_and_length(out: &mut String, plan: &Plan) {
@@ -209,41 +203,30 @@ fn data_and_length(out: &mut String, plan: &Plan) {
 }
 
 /// Formats the table of layers.
-fn layers<D: NetworkDevice>(out: &mut String, network: &Network<D>) -> NetworkSize {
+fn layers<D: NetworkDevice>(out: &mut String, network: &Network<D>) {
     let _ = writeln!(
         out,
         "\n{:<34} {:>16} {:>12} {:>14}  algorithm",
         "layer", "output", "parameters", "multiply-adds"
     );
-    let (mut parameters, mut operations, mut activations) = (0usize, 0u64, 0usize);
+    let (mut parameters, mut operations) = (0usize, 0u64);
     for layer in network.layers() {
         let shape = layer.output.iter().map(usize::to_string).collect::<Vec<_>>().join("×");
         let (p, m) = (layer.parameters, layer.multiply_adds);
         let _ = writeln!(out, "{:<34} {shape:>16} {p:>12} {m:>14}  {}", layer.name, layer.algorithm);
         parameters += p;
         operations += m;
-        activations += layer.output.iter().product::<usize>();
     }
     let _ = writeln!(out, "{:<34} {:>16} {parameters:>12} {operations:>14}", "sum", "");
-    NetworkSize { parameters, activations }
 }
 
-fn memory<D: NetworkDevice>(
-    out: &mut String,
-    device: &D,
-    plan: &Plan,
-    network: &Network<D>,
-    NetworkSize { parameters, activations }: NetworkSize,
-) {
+/// Formats the table of memory.
+fn memory<D: NetworkDevice>(out: &mut String, device: &D, plan: &Plan, network: &Network<D>) {
     let r = &plan.recipe;
-    let copies = 3 + usize::from(r.momentum_encoder.is_some());
-    let megabytes = |values: usize| values as f64 * 4.0 / 1e6;
-    let _ = writeln!(
-        out,
-        "\nmemory     about {:.1} MB of parameters, gradients, momenta and copies; about {:.1} MB of activations",
-        megabytes(parameters * copies),
-        megabytes(activations * r.train.batch.get() * 2),
-    );
+    let _ = writeln!(out, "\nmemory     at least {}", memory::bytes(memory::total(&plan.memory)));
+    for part in &plan.memory {
+        let _ = writeln!(out, "{:>21}  {}", memory::bytes(part.bytes), part.what);
+    }
     if let Some(planned) = network.encoder_memory(r.train.micro_batch.unwrap_or(r.train.batch).get() * 2) {
         let _ = writeln!(
             out,

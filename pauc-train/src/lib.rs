@@ -32,6 +32,7 @@ pub mod export;
 mod health;
 mod lock;
 pub mod log_sinks;
+pub mod memory;
 pub mod objective;
 pub mod observer;
 mod picture;

@@ -2,6 +2,7 @@
 
 use crate::check::Checker;
 use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::memory;
 use crate::objective::Objective;
 use crate::recipe::{Recipe, Source, belongs};
 use crate::recipe_text;
@@ -12,7 +13,7 @@ use pauc_traits::dataset::{Place, Splits};
 use pauc_traits::param::Param;
 use pauc_traits::schedule::Horizon;
 use pauc_traits::term::{Facts, Severity};
-use pauc_traits::{Error, ImageShape};
+use pauc_traits::{Encoder, Error, ImageShape};
 use std::collections::HashSet;
 
 /// A recipe with its opened data and everything that follows from both.
@@ -43,6 +44,8 @@ pub struct Plan {
     pub objective: Objective,
     /// The step of the first clustering; `u64::MAX` without a clusterer.
     pub first_clustering: u64,
+    /// The parts of the memory that a run needs.
+    pub memory: Vec<memory::Part>,
     /// Warnings.
     pub warnings: Diagnostics,
 }
@@ -94,7 +97,7 @@ impl Plan {
     /// All mistakes in the recipe, with their positions in its text, or the error of the data.
     pub fn parse<D: NetworkDevice>(device: &D, recipe: &str) -> Result<Plan, PlanError> {
         let (recipe, source) = Recipe::parse("recipe", recipe, &[]).map_err(PlanError::Recipe)?;
-        Self::new(device, recipe, source, &Place { base: ".".into() })
+        Self::new(device, recipe, source, &Place::at("."))
     }
 
     /// Opens the data and checks every rule.
@@ -141,15 +144,25 @@ impl Plan {
             Ok(splits) => splits,
             Err(error) => return Err(unopened(error, checker.diagnostics, &source)),
         };
-        let network = checker.network(device, &splits);
-        let sizes = Sizes::new(&recipe, &splits, network.as_ref().map_or(1, Network::embedding_dim));
+        let shapes = checker.view_shapes(&splits);
+        let networks = shapes.as_ref().and_then(|shapes| checker.networks(device, shapes));
+        let (counted, mut encoder) = networks.map(|n| (n.sizes, n.encoder)).unzip();
+        let sizes = Sizes::new(&recipe, &splits, counted.map_or(1, |n| n.projector.output));
         checker.sizes(&splits, &sizes.objective, &sizes.facts, &sizes.horizon);
+        let memory =
+            memory::parts(&recipe, shapes.as_deref().unwrap_or_default(), counted.as_ref(), &sizes.facts);
+        checker.memory(&memory, place.memory);
+        let sides_differ = shapes.as_ref().filter(|s| s.iter().any(|v| *v != s[0]));
+        if let Some(shapes) = sides_differ.filter(|_| !checker.has_errors()) {
+            // Whether one encoder can take images of several sizes is known only once it is built.
+            encoder = Some(checker.encoder(device, shapes));
+        }
         let warnings = source.diagnostics(checker.diagnostics);
-        let (Some(network), false) = (network, warnings.has_errors()) else {
+        let (Some(shapes), false) = (shapes, warnings.has_errors()) else {
             return Err(PlanError::Recipe(warnings));
         };
-        let plan = Self::finish(recipe, source, place, splits, sizes, network.input(), warnings)?;
-        plan.check_parts(device, &network)?;
+        let plan = Self::finish(recipe, source, place, splits, sizes, shapes[0], memory, warnings)?;
+        plan.check_parts(device, encoder.flatten())?;
         Ok(plan)
     }
 
@@ -161,6 +174,7 @@ impl Plan {
         splits: Splits,
         sizes: Sizes,
         shape: ImageShape,
+        memory: Vec<memory::Part>,
         warnings: Diagnostics,
     ) -> Result<Plan, PlanError> {
         let Pipelines { views, evaluation } = pipelines(&recipe, &source, &splits, shape)?;
@@ -183,19 +197,24 @@ impl Plan {
             facts,
             objective,
             first_clustering,
+            memory,
             warnings,
         })
     }
 
-    /// Checks names of network parts and the file of weights against the network that was built to learn its
-    /// sizes.
-    fn check_parts<D: NetworkDevice>(&self, device: &D, network: &Network<D>) -> Result<(), PlanError> {
+    /// Checks names of network parts and the file of weights against the network, which is built only for
+    /// recipes that have any.
+    fn check_parts<D: NetworkDevice>(
+        &self,
+        device: &D,
+        encoder: Option<Box<dyn Encoder<D>>>,
+    ) -> Result<(), PlanError> {
         let Recipe { frozen, lr_scale, .. } = &self.recipe;
         if self.start.is_none() && frozen.is_empty() && lr_scale.is_empty() {
             return Ok(());
         }
-        self.prepare(device, network).map_err(|error| self.source.refuse_data(error))?;
-        let wrong = self.unknown_parts(network);
+        let network = self.network_with(device, encoder).map_err(|error| self.source.refuse_data(error))?;
+        let wrong = self.unknown_parts(&network);
         if wrong.is_empty() { Ok(()) } else { Err(PlanError::Recipe(self.source.diagnostics(wrong))) }
     }
 
@@ -236,9 +255,22 @@ impl Plan {
     /// # Errors
     /// If the device fails, or a file of weights does not fit. Shapes were checked by [`Plan::new`].
     pub fn network<D: NetworkDevice>(&self, device: &D) -> Result<Network<D>, Error> {
+        self.network_with(device, None)
+    }
+
+    /// Builds the network around an encoder that was built already, if there is one.
+    fn network_with<D: NetworkDevice>(
+        &self,
+        device: &D,
+        encoder: Option<Box<dyn Encoder<D>>>,
+    ) -> Result<Network<D>, Error> {
         let recipe = &self.recipe;
-        let (encoder, options) = (D::encoder(&*recipe.encoder.value), recipe.train.build_options());
-        let mut network = Network::build(device, encoder, &recipe.projector, self.shape, options)?;
+        let options = recipe.train.build_options();
+        let encoder = match encoder {
+            Some(encoder) => encoder,
+            None => D::encoder(&*recipe.encoder.value).build(device, self.shape, options)?,
+        };
+        let mut network = Network::from_encoder(device, encoder, &recipe.projector, self.shape, options)?;
         if let Some(predictor) = &recipe.predictor {
             network.add_predictor(predictor)?;
         }
@@ -295,16 +327,24 @@ fn horizon(recipe: &Recipe, samples: usize) -> Horizon {
     Horizon { steps_per_epoch, total_steps: steps_per_epoch.saturating_mul(recipe.train.epochs.get() as u64) }
 }
 
-/// Returns the sizes that terms need; `dim` is the width of embeddings.
+/// Returns the sizes that terms need; `dim` is the width of embeddings. Sizes that the checker refuses are
+/// lowered, so that terms may multiply them.
 fn facts(recipe: &Recipe, splits: &Splits, dim: usize) -> Facts {
+    let samples = splits.train.len();
+    let most = samples.max(1);
     Facts {
-        batch: recipe.train.batch.get(),
+        batch: recipe.train.batch.get().min(most),
         dim,
-        samples: splits.train.len(),
+        samples,
         momentum: recipe.momentum_encoder.is_some(),
         predictor: recipe.predictor.is_some(),
-        queue: recipe.queue.map(|q| q.get()),
-        prototypes: recipe.clusterer.as_ref().map(|c| c.prototypes()).unwrap_or_default(),
+        queue: recipe.queue.map(|q| q.get().min(1 << 40)),
+        prototypes: recipe
+            .clusterer
+            .iter()
+            .flat_map(|c| c.prototypes())
+            .map(|k| k.map(|k| k.min(most)))
+            .collect(),
         classes: splits.train.labels().map(|_| splits.classes.len()),
     }
 }

@@ -361,7 +361,7 @@ impl Recipe {
 
     /// Returns the number of views of each image.
     pub fn view_count(&self) -> usize {
-        self.views.iter().map(|v| v.count.get()).sum()
+        self.views.iter().map(|v| v.count.get()).fold(0, usize::saturating_add)
     }
 }
 

@@ -299,7 +299,7 @@ fn views_of_two_sizes_train_together() {
     // Encoders whose parameters depend on the image size report it before training.
     let fixed = text.replace("ConvNet(channels: [8, 16])", "MlpEncoder(dims: [24])");
     let (recipe, source) = Recipe::parse("test", &fixed, &[]).unwrap();
-    let Err(e) = Plan::new(&Cpu::default(), recipe, source, &Place { base: ".".into() }) else {
+    let Err(e) = Plan::new(&Cpu::default(), recipe, source, &Place::at(".")) else {
         panic!("an MLP accepts one size")
     };
     let pauc_train::plan::PlanError::Recipe(found) = e else { panic!("{e}") };

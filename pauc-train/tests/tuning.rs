@@ -98,7 +98,7 @@ fn probes_that_cannot_work_are_refused_before_the_run() {
         ("Linear(l2: [])", "`l2` is empty"),
     ] {
         let (recipe, source) = Recipe::parse("test", RECIPE, &[format!("probes=[{probe}]")]).unwrap();
-        let error = match Plan::new(&Cpu::default(), recipe, source, &Place { base: ".".into() }) {
+        let error = match Plan::new(&Cpu::default(), recipe, source, &Place::at(".")) {
             Err(PlanError::Recipe(found)) => found.render(false),
             _ => panic!("{probe} passes"),
         };

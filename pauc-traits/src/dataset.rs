@@ -85,14 +85,21 @@ impl ImageSource for Absent {
     }
 }
 
-/// The folder where relative paths of a recipe start.
+/// Where a recipe is opened: the folder where its relative paths start, and the memory that it may take.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// The base of relative paths: the working directory.
     pub base: PathBuf,
+    /// The memory in bytes; `None`: that of the machine.
+    pub memory: Option<u64>,
 }
 
 impl Place {
+    /// Returns a folder, with all of the machine's memory.
+    pub fn at(base: impl Into<PathBuf>) -> Self {
+        Place { base: base.into(), memory: None }
+    }
+
     /// Makes a path of a recipe absolute.
     pub fn resolve(&self, path: impl AsRef<Path>) -> PathBuf {
         self.base.join(path)

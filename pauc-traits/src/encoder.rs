@@ -34,6 +34,27 @@ pub struct Layer {
     pub algorithm: String,
 }
 
+/// The size of a network for one image, counted before the network is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkSize {
+    /// The width of the output.
+    pub output: usize,
+    /// The number of learnable parameters.
+    pub parameters: u64,
+    /// The number of values that a training pass keeps for its backward pass, or fewer.
+    pub activations: u64,
+}
+
+impl NetworkSize {
+    /// Adds a linear layer after the current output.
+    pub fn add_linear(&mut self, outputs: usize, bias: bool) {
+        let (from, to) = (self.output as u64, outputs as u64);
+        self.parameters += from * to + if bias { to } else { 0 };
+        self.activations += to;
+        self.output = outputs;
+    }
+}
+
 /// A network that maps images to feature vectors. It owns its parameters, activations and workspace.
 pub trait Encoder<D: Compute> {
     /// Returns the width F of the features.
@@ -124,4 +145,14 @@ pub trait EncoderConfig<D: Compute>: Component {
     /// # Errors
     /// If the input is too small for the strides, has the wrong number of channels, or the device fails.
     fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>>;
+
+    /// Counts the network for images of `input` without building it; `None` (the default) if that is not
+    /// known. A known size is held against the memory of the machine before any weight is drawn.
+    ///
+    /// # Errors
+    /// As [`EncoderConfig::build`], except for those of the device.
+    fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
+        let _ = input;
+        Ok(None)
+    }
 }

@@ -66,7 +66,7 @@ pub use bounded::{Count, NonNegative, Positive, UnitInterval};
 pub use clusterer::{Clusterer, Clustering};
 pub use component_ron::Configured;
 pub use dataset::{Augmentation, Dataset};
-pub use encoder::{BuildOptions, Encoder, EncoderConfig, Pass};
+pub use encoder::{BuildOptions, Encoder, EncoderConfig, NetworkSize, Pass};
 pub use error::{Error, Result};
 pub use image::{Image, ImageShape, Pixels};
 pub use label_fraction::LabelFraction;

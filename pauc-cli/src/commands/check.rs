@@ -1,6 +1,6 @@
 //! `check`.
 
-use crate::args::{JsonArg, RecipeArgs, heading};
+use crate::args::{JsonArg, MemoryArg, RecipeArgs, heading};
 use crate::recipes::here;
 use crate::{Failure, console};
 use clap::Args;
@@ -10,6 +10,7 @@ use pauc::train::plan::{Plan, PlanError};
 use pauc::train::recipe::{LoadError, Recipe};
 use pauc::train::recipe_text::{self, Node};
 use pauc::traits::Error;
+use pauc::traits::dataset::Place;
 use pauc::traits::term::Severity;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,6 +27,8 @@ pub struct CheckArgs {
     recipes: Vec<PathBuf>,
     #[command(flatten)]
     change: RecipeArgs,
+    #[command(flatten)]
+    memory: MemoryArg,
     /// Do not read the data; check against the sizes that the authors of the dataset published.
     #[arg(long, help_heading = heading::RECIPE)]
     no_data: bool,
@@ -64,7 +67,7 @@ impl CheckArgs {
             Err(LoadError::Recipe(diagnostics)) => return Ok(diagnostics),
             Err(e @ LoadError::File { .. }) => return Ok(unreadable(path, &e)),
         };
-        let place = here()?;
+        let place = Place { memory: self.memory.limit, ..here()? };
         let root = recipe_text::parse(&source.text);
         let planned = if self.no_data {
             Plan::without_data(device, recipe, source, &place)

@@ -1,7 +1,7 @@
 //! `explain`.
 
 use crate::Failure;
-use crate::args::{DeviceArg, RecipeArgs};
+use crate::args::{DeviceArg, MemoryArg, RecipeArgs};
 use crate::device::{self, DeviceJob};
 use crate::recipes::{Warnings, plan};
 use clap::Args;
@@ -24,6 +24,8 @@ pub struct ExplainArgs {
     #[command(flatten)]
     change: RecipeArgs,
     #[command(flatten)]
+    memory: MemoryArg,
+    #[command(flatten)]
     device: DeviceArg,
 }
 
@@ -39,7 +41,7 @@ impl ExplainArgs {
 
 impl DeviceJob for ExplainArgs {
     fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
-        let plan = plan(device, Path::new(&self.what), &self.change.set, Warnings::Shown)?;
+        let plan = plan(device, Path::new(&self.what), &self.change.set, self.memory.limit, Warnings::Shown)?;
         print!("{}", explain::plan(device, &plan)?);
         Ok(ExitCode::SUCCESS)
     }

@@ -1,7 +1,7 @@
 //! `reproduce`.
 
 use crate::Failure;
-use crate::args::{DeviceArg, JsonArg, RecipeArgs, RunsFolderArg, heading};
+use crate::args::{DeviceArg, JsonArg, MemoryArg, RecipeArgs, RunsFolderArg, heading};
 use crate::console::{Console, catch_signals};
 use crate::device::{self, DeviceJob};
 use crate::recipes::{Warnings, plan};
@@ -33,6 +33,8 @@ pub struct ReproduceArgs {
     recipe: PathBuf,
     #[command(flatten)]
     change: RecipeArgs,
+    #[command(flatten)]
+    memory: MemoryArg,
     /// The file with the expected metrics; by default `expected/NAME.json` beside the recipe.
     #[arg(long, value_name = "FILE", help_heading = heading::MEASUREMENT)]
     expected: Option<PathBuf>,
@@ -62,7 +64,7 @@ impl DeviceJob for ReproduceArgs {
             Err(Error::NotFound { .. }) if self.update => None,
             read => Some(read?),
         };
-        let plan = plan(device, &self.recipe, &self.change.set, Warnings::Shown)?;
+        let plan = plan(device, &self.recipe, &self.change.set, self.memory.limit, Warnings::Shown)?;
         let Some(run) = trained(device, &plan, self.out.path.clone())? else {
             return Ok(interrupted());
         };

@@ -1,7 +1,7 @@
 //! `resume`.
 
 use crate::Failure;
-use crate::args::{JsonArg, heading};
+use crate::args::{JsonArg, MemoryArg, heading};
 use crate::console::{Console, catch_signals};
 use crate::device::{self, DeviceJob};
 use crate::recipes::{Warnings, plan};
@@ -21,6 +21,8 @@ use std::process::ExitCode;
 pub struct ResumeArgs {
     /// The run's folder.
     run: PathBuf,
+    #[command(flatten)]
+    memory: MemoryArg,
     /// Stop at this optimizer step, counted from the start of the run.
     #[arg(long, value_name = "N", help_heading = heading::TRAINING)]
     max_steps: Option<u64>,
@@ -56,7 +58,8 @@ impl DeviceJob for ResumeArgs {
             eprintln!("{} is already finished", self.run.display());
             return Ok(ExitCode::SUCCESS);
         }
-        let plan = plan(device, &self.run.join("recipe.resolved.ron"), &[], Warnings::Hidden)?;
+        let plan =
+            plan(device, &self.run.join("recipe.resolved.ron"), &[], self.memory.limit, Warnings::Hidden)?;
         let threads = rayon::current_num_threads();
         let options = RunOptions { out: self.run.clone(), force: false, max_steps: self.max_steps, threads };
         let outcome = run::resume(device, &plan, dir, &options, &mut Console::new())

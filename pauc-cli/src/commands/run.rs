@@ -1,7 +1,7 @@
 //! `run`.
 
 use crate::Failure;
-use crate::args::{DeviceArg, JsonArg, RecipeArgs, RepetitionArgs, RunsFolderArg, heading};
+use crate::args::{DeviceArg, JsonArg, MemoryArg, RecipeArgs, RepetitionArgs, RunsFolderArg, heading};
 use crate::console::{Console, catch_signals};
 use crate::device::{self, DeviceJob};
 use crate::recipes::{Warnings, plan};
@@ -27,6 +27,8 @@ pub struct RunArgs {
     recipes: Vec<PathBuf>,
     #[command(flatten)]
     change: RecipeArgs,
+    #[command(flatten)]
+    memory: MemoryArg,
     #[command(flatten)]
     repetition: RepetitionArgs,
     /// Stop after N optimizer steps.
@@ -118,7 +120,10 @@ impl RunArgs {
             for seed in seeds {
                 let mut set = self.change.set.clone();
                 set.extend(seed.map(|s| format!("train.seed={s}")));
-                planned.push(PlannedRun { recipe, plan: plan(device, path, &set, warnings)? });
+                planned.push(PlannedRun {
+                    recipe,
+                    plan: plan(device, path, &set, self.memory.limit, warnings)?,
+                });
                 warnings = Warnings::Hidden;
             }
         }

@@ -76,7 +76,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let below = folder.path().join("cifar-10-batches-bin");
         std::fs::create_dir(&below).unwrap();
-        let place = Place { base: folder.path().to_path_buf() };
+        let place = Place::at(folder.path());
         let open = || Cifar10 { root: ".".into() }.open(&place);
         assert!(open().err().unwrap().to_string().contains("cifar-10-binary.tar.gz"));
         std::fs::write(below.join("data_batch_2.bin"), file(2, |_| [9])).unwrap();

@@ -203,7 +203,7 @@ mod tests {
     fn both_granularities_are_read() {
         assert!(FINE.is_sorted() && COARSE.is_sorted());
         let folder = tempfile::tempdir().unwrap();
-        let place = Place { base: folder.path().to_path_buf() };
+        let place = Place::at(folder.path());
         std::fs::write(folder.path().join("train.bin"), file(4, |i| [i as u8, 90 + i as u8])).unwrap();
         std::fs::write(folder.path().join("test.bin"), file(2, |i| [19, i as u8])).unwrap();
         let open = |labels| Cifar100 { root: ".".into(), labels }.open(&place).unwrap();

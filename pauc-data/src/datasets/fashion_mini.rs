@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn classes_are_balanced_and_the_statistics_are_close_to_the_published_ones() {
-        let splits = FashionMini {}.open(&Place { base: ".".into() }).unwrap();
+        let splits = FashionMini {}.open(&Place::at(".")).unwrap();
         for (source, count) in [(&splits.train, PER_CLASS[0]), (splits.test.as_ref().unwrap(), PER_CLASS[1])]
         {
             assert_eq!(source.len(), 10 * count);

@@ -55,7 +55,7 @@ mod tests {
         let raw = folder.path().join("fashion/FashionMNIST/raw");
         std::fs::create_dir_all(&raw).unwrap();
         write(&raw);
-        let place = Place { base: folder.path().to_path_buf() };
+        let place = Place::at(folder.path());
         let splits = FashionMnist { root: "fashion".into() }.open(&place).unwrap();
         assert_eq!((splits.train.len(), splits.test.as_ref().unwrap().len()), (20, 10));
         assert_eq!(splits.train.image(3).unwrap().pixels[..], tiny(20).pixels[18..24]);

@@ -235,7 +235,7 @@ mod tests {
 
     fn open(folder: &Path, fields: &str) -> Result<Splits> {
         let set: FileList = options().from_str(&format!("FileList(list: \"list.csv\", {fields})")).unwrap();
-        set.open(&Place { base: folder.to_path_buf() })
+        set.open(&Place::at(folder))
     }
 
     fn reds(source: &dyn ImageSource) -> Vec<u8> {

@@ -250,7 +250,7 @@ pub(super) mod tests {
         change(folder.path());
         let root = folder.path().to_path_buf();
         let dataset = super::super::Mnist { root };
-        dataset.open(&Place { base: PathBuf::new() }).err().unwrap().to_string()
+        dataset.open(&Place::at("")).err().unwrap().to_string()
     }
 
     #[test]

@@ -106,7 +106,7 @@ mod tests {
 
     fn open(root: &Path, fields: &str) -> Result<Splits> {
         let set: ImageNet = options().from_str(&format!("ImageNet(root: \".\", {fields})")).unwrap();
-        set.open(&Place { base: root.to_path_buf() })
+        set.open(&Place::at(root))
     }
 
     #[test]

@@ -38,7 +38,7 @@ mod tests {
     fn it_reads_the_official_names() {
         let folder = tempfile::tempdir().unwrap();
         idx::tests::write(folder.path());
-        let place = Place { base: folder.path().to_path_buf() };
+        let place = Place::at(folder.path());
         let splits = Mnist { root: ".".into() }.open(&place).unwrap();
         assert_eq!(splits.classes.len(), 10);
         assert_eq!(splits.description, "MNIST: 20 training and 10 test images, 2×3×1");

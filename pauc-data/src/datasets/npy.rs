@@ -87,7 +87,7 @@ mod tests {
             test_labels: None,
             layout: Layout::ChannelsLast,
         };
-        let splits = set.open(&Place { base: folder.path().to_path_buf() }).unwrap();
+        let splits = set.open(&Place::at(folder.path())).unwrap();
         assert_eq!((splits.train.labels().unwrap(), splits.classes.len()), (&[1, 0, 1][..], 2));
         assert_eq!(*splits.train.image(2).unwrap().pixels, [5, 6]);
     }

@@ -77,7 +77,7 @@ mod tests {
         let open = |tensors: Vec<(&str, TensorView<'_>)>| {
             std::fs::write(folder.path().join("a"), serialize(tensors, None).unwrap()).unwrap();
             let set = Safetensors { file: "a".into(), layout: Layout::ChannelsFirst };
-            set.open(&Place { base: folder.path().to_path_buf() })
+            set.open(&Place::at(folder.path()))
         };
         let splits =
             open(vec![("images", images.clone()), ("labels", view(Dtype::U32, &[2], &labels))]).unwrap();
@@ -89,6 +89,6 @@ mod tests {
         assert!(text.contains("F32"), "{text}");
         std::fs::write(folder.path().join("a"), b"no").unwrap();
         let set = Safetensors { file: "a".into(), layout: Layout::ChannelsLast };
-        assert!(set.open(&Place { base: folder.path().to_path_buf() }).is_err());
+        assert!(set.open(&Place::at(folder.path())).is_err());
     }
 }

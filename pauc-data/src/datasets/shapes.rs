@@ -33,14 +33,20 @@ component! {
 const SHAPES: [&str; 8] = ["disc", "square", "triangle", "cross", "ring", "star", "bar", "crescent"];
 const TEXTURES: u32 = 3;
 
+/// The largest number of training images.
+const MAX_COUNT: usize = 1 << 20;
+
 impl Dataset for Shapes {
     fn open(&self, _: &Place) -> Result<Splits> {
         let (classes, size) = (self.classes.get(), self.size.get());
         if classes > SHAPES.len() {
             return Err(Error::config(format!("Shapes: classes is at most {}, got {classes}", SHAPES.len())));
         }
-        if size < 8 {
-            return Err(Error::config(format!("Shapes: size is at least 8, got {size}")));
+        if !(8..=1024).contains(&size) {
+            return Err(Error::config(format!("Shapes: size is from 8 to 1024, got {size}")));
+        }
+        if self.count.get() > MAX_COUNT {
+            return Err(Error::config(format!("Shapes: count is at most {MAX_COUNT}, got {}", self.count)));
         }
         let (train, test) =
             (self.images(self.count.get(), 0)?, self.images(self.count.get().div_ceil(5), 1)?);
@@ -155,7 +161,7 @@ mod tests {
     fn open(count: usize, classes: usize, seed: u64) -> Splits {
         let count = Count::try_from(count).unwrap();
         let classes = Count::try_from(classes).unwrap();
-        Shapes { count, size: Count::lit(32), classes, seed }.open(&Place { base: ".".into() }).unwrap()
+        Shapes { count, size: Count::lit(32), classes, seed }.open(&Place::at(".")).unwrap()
     }
 
     #[test]
@@ -170,8 +176,8 @@ mod tests {
         assert!(coarse.iter().zip(fine).all(|(c, f)| *c == f / 3));
         assert_eq!((a.classes.len(), a.test.unwrap().len()), (8, 10));
         let shapes = |classes, size| Shapes { count: Count::lit(1), size, classes, seed: 0 };
-        assert!(shapes(Count::lit(9), Count::lit(32)).open(&Place { base: ".".into() }).is_err());
-        assert!(shapes(Count::lit(8), Count::lit(7)).open(&Place { base: ".".into() }).is_err());
+        assert!(shapes(Count::lit(9), Count::lit(32)).open(&Place::at(".")).is_err());
+        assert!(shapes(Count::lit(8), Count::lit(7)).open(&Place::at(".")).is_err());
     }
 
     /// Returns the fraction of test images whose nearest class mean, by `features`, is that of their own

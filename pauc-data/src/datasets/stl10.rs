@@ -162,7 +162,7 @@ mod tests {
         write("train_y.bin", vec![1, 10, 2]);
         write("test_X.bin", file(2));
         write("test_y.bin", vec![3, 3]);
-        let place = Place { base: folder.path().to_path_buf() };
+        let place = Place::at(folder.path());
         let open = |train| Stl10 { root: ".".into(), train }.open(&place);
         let splits = open(StlPart::Labelled).unwrap();
         assert_eq!(splits.train.labels().unwrap(), [0, 9, 1]);

@@ -136,11 +136,10 @@ impl Dataset for Subset {
 mod tests {
     use super::*;
     use pauc_traits::component_ron::options;
-    use std::path::PathBuf;
 
     fn open(fields: &str) -> Result<Splits> {
         let text = format!("Subset(of: Shapes(count: 400, size: 8, classes: 4), {fields})");
-        options().from_str::<Subset>(&text).unwrap().open(&Place { base: PathBuf::new() })
+        options().from_str::<Subset>(&text).unwrap().open(&Place::at(""))
     }
 
     #[test]

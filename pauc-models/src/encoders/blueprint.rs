@@ -5,7 +5,7 @@ use pauc_kernels::pool::{self, CellMean};
 use pauc_traits::encoder::Layer;
 use pauc_traits::param::Role;
 use pauc_traits::rng::{self, Purpose};
-use pauc_traits::{Compute, Error, ImageShape, Param, Result};
+use pauc_traits::{Compute, Error, ImageShape, NetworkSize, Param, Result};
 use rand_distr::{Distribution, Normal};
 
 /// The number of a feature map; 0 is the image.
@@ -304,6 +304,17 @@ impl Blueprint {
             (plan.maps[to].height, plan.maps[to].width) = size;
         }
         plan.check("use larger views, or an encoder with fewer strides")
+    }
+
+    /// Counts the network's parameters and feature maps.
+    pub fn size(&self) -> NetworkSize {
+        let parameters = |l: &ConvNorm| (l.geometry.weights() + 2 * l.geometry.outputs) as u64;
+        let values = |m: &Size| (m.height * m.width * m.channels) as u64;
+        NetworkSize {
+            output: self.feature_dim(),
+            parameters: self.layers.iter().map(parameters).sum(),
+            activations: self.maps[1..].iter().map(values).sum(),
+        }
     }
 
     /// Returns the learnable parameters as torchvision initializes them: weights normal with variance 2 /

@@ -2,8 +2,11 @@
 
 use super::Convolutions;
 use super::blueprint::Blueprint;
+use crate::bounds::width;
 use crate::device::NetworkDevice;
-use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, Error, ImageShape, Result, component};
+use pauc_traits::{
+    BuildOptions, Count, Encoder, EncoderConfig, Error, ImageShape, NetworkSize, Result, component,
+};
 
 component! {
     /// Plain 3×3 convolutions with batch normalization and ReLU. Each layer after the first halves the map.
@@ -35,7 +38,12 @@ impl ConvNet {
         let mut x = 0;
         for (i, outputs) in self.channels.iter().enumerate() {
             let names = (format!("conv{}", i + 1), format!("bn{}", i + 1));
-            let layer = b.declare(names, b.shape(x), outputs.get(), (3, if i == 0 { 1 } else { 2 }));
+            let layer = b.declare(
+                names,
+                b.shape(x),
+                width("channels", outputs.get())?,
+                (3, if i == 0 { 1 } else { 2 }),
+            );
             x = b.conv(layer, x, None);
         }
         b.grid = self.grid.get();
@@ -46,5 +54,9 @@ impl ConvNet {
 impl<D: NetworkDevice> EncoderConfig<D> for ConvNet {
     fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
         device.convolutional(self.blueprint(input)?, self.convolution, options)
+    }
+
+    fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
+        Ok(Some(self.blueprint(input)?.size()))
     }
 }

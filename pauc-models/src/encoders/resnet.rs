@@ -4,6 +4,7 @@
 //! 3×3 convolution of a bottleneck has the stride, and shortcuts are 1×1 convolutions if the shape changes.
 
 use super::blueprint::{Blueprint, Map};
+use crate::bounds;
 use pauc_traits::{ImageShape, Result};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,7 @@ pub(super) fn blueprint(
     stages: &[usize],
 ) -> Result<Blueprint> {
     let mut b = Blueprint::new(input)?;
+    let width = bounds::width("width", width)?;
     let (kernel, remedy) = match stem {
         Stem::Small => ((3, 1), "use larger images or a network with fewer stages"),
         Stem::ImageNet => ((7, 2), "use `stem: Small` or larger images"),

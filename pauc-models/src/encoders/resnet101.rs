@@ -1,9 +1,10 @@
 //! ResNet-101.
 
 use super::Convolutions;
+use super::blueprint::Blueprint;
 use super::resnet::{Block, Stem, blueprint};
 use crate::device::NetworkDevice;
-use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, Result, component};
+use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, NetworkSize, Result, component};
 
 component! {
     /// ResNet-101: four stages of 3, 4, 23 and 3 bottlenecks, features of 32 · width.
@@ -24,9 +25,18 @@ component! {
     }
 }
 
+impl ResNet101 {
+    fn blueprint(&self, input: ImageShape) -> Result<Blueprint> {
+        blueprint(input, self.stem, self.width.get(), Block::Bottleneck, &[3, 4, 23, 3])
+    }
+}
+
 impl<D: NetworkDevice> EncoderConfig<D> for ResNet101 {
     fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
-        let plan = blueprint(input, self.stem, self.width.get(), Block::Bottleneck, &[3, 4, 23, 3])?;
-        device.convolutional(plan, self.convolution, options)
+        device.convolutional(self.blueprint(input)?, self.convolution, options)
+    }
+
+    fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
+        Ok(Some(self.blueprint(input)?.size()))
     }
 }

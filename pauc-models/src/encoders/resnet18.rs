@@ -1,9 +1,10 @@
 //! ResNet-18.
 
 use super::Convolutions;
+use super::blueprint::Blueprint;
 use super::resnet::{Block, Stem, blueprint};
 use crate::device::NetworkDevice;
-use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, Result, component};
+use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, NetworkSize, Result, component};
 
 component! {
     /// ResNet-18: four stages of two basic blocks, features of 8 · width.
@@ -24,9 +25,18 @@ component! {
     }
 }
 
+impl ResNet18 {
+    fn blueprint(&self, input: ImageShape) -> Result<Blueprint> {
+        blueprint(input, self.stem, self.width.get(), Block::Basic, &[2, 2, 2, 2])
+    }
+}
+
 impl<D: NetworkDevice> EncoderConfig<D> for ResNet18 {
     fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
-        let plan = blueprint(input, self.stem, self.width.get(), Block::Basic, &[2, 2, 2, 2])?;
-        device.convolutional(plan, self.convolution, options)
+        device.convolutional(self.blueprint(input)?, self.convolution, options)
+    }
+
+    fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
+        Ok(Some(self.blueprint(input)?.size()))
     }
 }

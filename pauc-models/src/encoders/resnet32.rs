@@ -1,9 +1,10 @@
 //! ResNet-32 for images of about 32 pixels.
 
 use super::Convolutions;
+use super::blueprint::Blueprint;
 use super::resnet::{Block, Stem, blueprint};
 use crate::device::NetworkDevice;
-use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, Result, component};
+use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, NetworkSize, Result, component};
 
 component! {
     /// ResNet-32: three stages of 5 basic blocks, features of 4 · width.
@@ -21,9 +22,18 @@ component! {
     }
 }
 
+impl ResNet32 {
+    fn blueprint(&self, input: ImageShape) -> Result<Blueprint> {
+        blueprint(input, Stem::Small, self.width.get(), Block::Basic, &[5; 3])
+    }
+}
+
 impl<D: NetworkDevice> EncoderConfig<D> for ResNet32 {
     fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
-        let plan = blueprint(input, Stem::Small, self.width.get(), Block::Basic, &[5; 3])?;
-        device.convolutional(plan, self.convolution, options)
+        device.convolutional(self.blueprint(input)?, self.convolution, options)
+    }
+
+    fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
+        Ok(Some(self.blueprint(input)?.size()))
     }
 }

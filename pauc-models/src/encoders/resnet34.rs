@@ -1,9 +1,10 @@
 //! ResNet-34.
 
 use super::Convolutions;
+use super::blueprint::Blueprint;
 use super::resnet::{Block, Stem, blueprint};
 use crate::device::NetworkDevice;
-use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, Result, component};
+use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, NetworkSize, Result, component};
 
 component! {
     /// ResNet-34: four stages of 3, 4, 6 and 3 basic blocks, features of 8 · width.
@@ -24,9 +25,18 @@ component! {
     }
 }
 
+impl ResNet34 {
+    fn blueprint(&self, input: ImageShape) -> Result<Blueprint> {
+        blueprint(input, self.stem, self.width.get(), Block::Basic, &[3, 4, 6, 3])
+    }
+}
+
 impl<D: NetworkDevice> EncoderConfig<D> for ResNet34 {
     fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
-        let plan = blueprint(input, self.stem, self.width.get(), Block::Basic, &[3, 4, 6, 3])?;
-        device.convolutional(plan, self.convolution, options)
+        device.convolutional(self.blueprint(input)?, self.convolution, options)
+    }
+
+    fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
+        Ok(Some(self.blueprint(input)?.size()))
     }
 }

@@ -1,6 +1,7 @@
 //! The multi-layer perceptron on pixels.
 
 use super::{Leaf, linear};
+use crate::bounds::width;
 use crate::device::NetworkDevice;
 use crate::init::uniform;
 use dfdx::prelude::*;
@@ -8,8 +9,8 @@ use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::param::Role;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{
-    BuildOptions, Compute, Count, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped,
-    component,
+    BuildOptions, Compute, Count, Encoder, EncoderConfig, Error, ImageShape, NetworkSize, Param, Pass,
+    Result, Taped, component,
 };
 
 component! {
@@ -29,11 +30,7 @@ component! {
 
 impl<D: NetworkDevice> EncoderConfig<D> for MlpEncoder {
     fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
-        if self.dims.is_empty() {
-            return Err(Error::config(
-                "`dims` of `MlpEncoder` is empty: give at least the width of the features",
-            ));
-        }
+        self.size_of(input)?;
         let (mut layers, mut inputs) = (Vec::new(), input.len());
         for (i, outputs) in self.dims.iter().map(|d| d.get()).enumerate() {
             let bound = 1.0 / (inputs as f32).sqrt();
@@ -48,6 +45,25 @@ impl<D: NetworkDevice> EncoderConfig<D> for MlpEncoder {
             inputs = outputs;
         }
         device.perceptron(input, layers, options.device)
+    }
+
+    fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
+        self.size_of(input).map(Some)
+    }
+}
+
+impl MlpEncoder {
+    fn size_of(&self, input: ImageShape) -> Result<NetworkSize> {
+        if self.dims.is_empty() {
+            return Err(Error::config(
+                "`dims` of `MlpEncoder` is empty: give at least the width of the features",
+            ));
+        }
+        let mut size = NetworkSize { output: input.len(), parameters: 0, activations: 0 };
+        for dim in &self.dims {
+            size.add_linear(width("dims", dim.get())?, true);
+        }
+        Ok(size)
     }
 }
 

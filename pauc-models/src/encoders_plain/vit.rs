@@ -1,6 +1,7 @@
 //! The vision transformer.
 
 use super::{Leaf, gelu, layer_norm, linear};
+use crate::bounds;
 use crate::device::NetworkDevice;
 use crate::init::{normal, uniform};
 use dfdx::prelude::*;
@@ -8,8 +9,8 @@ use pauc_traits::encoder::{Images, Layer};
 use pauc_traits::param::Role;
 use pauc_traits::rng::{Purpose, Stream, stream};
 use pauc_traits::{
-    BuildOptions, Compute, Count, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Result, Taped,
-    component,
+    BuildOptions, Compute, Count, Encoder, EncoderConfig, Error, ImageShape, NetworkSize, Param, Pass,
+    Result, Taped, component,
 };
 use serde::{Deserialize, Serialize};
 
@@ -99,7 +100,30 @@ impl Plan {
                 "{heads} heads do not divide a width of {width}: choose a `width` that is a multiple of `heads`"
             )));
         }
-        Ok(Plan { input, patch, width, heads, hidden: width * config.mlp_ratio.get(), pool: config.pool })
+        bounds::width("width", width)?;
+        bounds::at_most("depth", config.depth.get(), bounds::MAX_DEPTH)?;
+        let ratio = bounds::at_most("mlp_ratio", config.mlp_ratio.get(), bounds::MAX_RATIO)?;
+        Ok(Plan { input, patch, width, heads, hidden: width * ratio, pool: config.pool })
+    }
+
+    /// Counts the parameters of a network of `depth` blocks, and the values that its backward pass reads.
+    fn size(&self, depth: usize) -> NetworkSize {
+        let [width, hidden, tokens, patches, pixels, heads, depth] =
+            [self.width, self.hidden, self.tokens(), self.patches(), self.pixels(), self.heads, depth]
+                .map(|n| n as u64);
+        let linear = |inputs: u64, outputs: u64| inputs * outputs + outputs;
+        let block = 4 * width
+            + linear(width, 3 * width)
+            + linear(width, width)
+            + linear(width, hidden)
+            + linear(hidden, width);
+        let class_token = if self.pool == Pool::Class { width } else { 0 };
+        let kept = tokens * (8 * width + hidden) + heads * tokens * tokens;
+        NetworkSize {
+            output: self.width,
+            parameters: class_token + tokens * width + linear(pixels, width) + depth * block + 2 * width,
+            activations: patches * width + depth * kept,
+        }
     }
 
     pub(crate) fn patches(&self) -> usize {
@@ -203,6 +227,10 @@ impl<D: NetworkDevice> EncoderConfig<D> for VisionTransformer {
         let network =
             Transformer { device: device.clone(), plan, class_token, positions, embedding, blocks, norm };
         device.transformer(network, options.device)
+    }
+
+    fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
+        Ok(Some(Plan::new(self, input)?.size(self.depth.get())))
     }
 }
 

@@ -2,13 +2,14 @@
 
 use super::{Head, check_width};
 use crate::batch_moments::{BatchMoments, EPSILON, RunningStatistics};
+use crate::bounds::width;
 use crate::init::uniform;
 use dfdx::prelude::*;
 use pauc_kernels::linear as kernel;
 use pauc_traits::encoder::Layer;
 use pauc_traits::param::Role;
 use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::{Compute, Count, Error, Param, Pass, Result, Taped, component};
+use pauc_traits::{Compute, Count, Error, NetworkSize, Param, Pass, Result, Taped, component};
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -32,6 +33,27 @@ component! {
         pub bias: bool = true,
         /// Whether the last linear layer is followed by batch normalization, with scale and shift.
         pub last_batch_norm: bool = false,
+    }
+}
+
+impl Mlp {
+    /// Counts the parameters and activations for features of width `input`.
+    ///
+    /// # Errors
+    /// If `dims` is empty, or a width is beyond its bound.
+    pub(crate) fn size(&self, input: usize) -> Result<NetworkSize> {
+        if self.dims.is_empty() {
+            return Err(Error::config("`dims` of `Mlp` is empty: give at least the width of the embeddings"));
+        }
+        let mut size = NetworkSize { output: input, parameters: 0, activations: 0 };
+        for (i, dim) in self.dims.iter().enumerate() {
+            size.add_linear(width("dims", dim.get())?, self.bias);
+            let is_last = i + 1 == self.dims.len();
+            if if is_last { self.last_batch_norm } else { self.batch_norm } {
+                size.parameters += 2 * dim.get() as u64;
+            }
+        }
+        Ok(size)
     }
 }
 
@@ -83,9 +105,7 @@ pub(crate) fn blocks<D: Compute>(
     seed: u64,
     network: u64,
 ) -> Result<Vec<Block<D>>> {
-    if config.dims.is_empty() {
-        return Err(Error::config("`dims` of `Mlp` is empty: give at least the width of the embeddings"));
-    }
+    config.size(input)?;
     let (mut blocks, mut inputs, mut index, mut drawn) = (Vec::new(), input, 0, 0);
     for (i, outputs) in config.dims.iter().map(|d| d.get()).enumerate() {
         let last = i + 1 == config.dims.len();

@@ -11,5 +11,5 @@ pub fn plan(text: &str, set: &[&str]) -> Plan {
     let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
     let (recipe, source) =
         Recipe::parse("test", text, &set).unwrap_or_else(|e| panic!("{}", e.render(false)));
-    Plan::new(&Cpu::default(), recipe, source, &Place { base: ".".into() }).unwrap_or_else(|e| panic!("{e}"))
+    Plan::new(&Cpu::default(), recipe, source, &Place::at(".")).unwrap_or_else(|e| panic!("{e}"))
 }

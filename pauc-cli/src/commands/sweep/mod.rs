@@ -2,7 +2,7 @@
 
 mod processes;
 
-use crate::args::{DeviceArg, JsonArg, RecipeArgs, RepetitionArgs, RunsFolderArg, heading};
+use crate::args::{DeviceArg, JsonArg, MemoryArg, RecipeArgs, RepetitionArgs, RunsFolderArg, heading};
 use crate::console::{self, catch_signals};
 use crate::recipes::here;
 use crate::training::{self, interrupted, run_failure};
@@ -13,6 +13,7 @@ use pauc::train::plan::{Plan, PlanError};
 use pauc::train::recipe::{LoadError, Recipe, Source};
 use pauc::train::run_dir::RunDir;
 use pauc::train::sweep::{self, Point, Row, Standing, Sweep};
+use pauc::traits::dataset::Place;
 use processes::{FailedJob, Job, Launcher};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -34,6 +35,8 @@ pub struct SweepArgs {
     sweep: PathBuf,
     #[command(flatten)]
     change: RecipeArgs,
+    #[command(flatten)]
+    memory: MemoryArg,
     #[command(flatten)]
     repetition: RepetitionArgs,
     /// Runs to train in parallel; they share the threads.
@@ -87,6 +90,7 @@ impl SweepArgs {
                 out: &self.out.path,
                 device: &self.device.name,
                 force: self.repetition.force,
+                memory: self.memory.limit,
             };
             failed = launcher.run_all(&jobs, self.jobs)?;
         }
@@ -115,7 +119,13 @@ impl SweepArgs {
         for point in points {
             let mut set = sweep.set(&point);
             set.extend(self.change.set.iter().cloned());
-            let place = SweptRecipe { sweep: &sweep, source: &source, point: &point, recipe: &recipe };
+            let place = SweptRecipe {
+                sweep: &sweep,
+                source: &source,
+                point: &point,
+                recipe: &recipe,
+                memory: self.memory.limit,
+            };
             let plan = place.plan(&device, &set)?;
             if combinations.is_empty() {
                 eprint!("{}", plan.warnings.render(console::color()));
@@ -209,6 +219,7 @@ struct SweptRecipe<'a> {
     source: &'a Source,
     point: &'a Point,
     recipe: &'a Path,
+    memory: Option<u64>,
 }
 
 impl SweptRecipe<'_> {
@@ -219,7 +230,7 @@ impl SweptRecipe<'_> {
             // A missing recipe has no values to show.
             if self.recipe.is_file() { self.with_values(e.into()) } else { e.into() }
         })?;
-        Plan::new(device, recipe, text, &here()?).map_err(|e| match e {
+        Plan::new(device, recipe, text, &Place { memory: self.memory, ..here()? }).map_err(|e| match e {
             e @ PlanError::Recipe(_) => self.with_values(e.into()),
             e @ PlanError::Data { .. } => e.into(),
         })

@@ -33,6 +33,7 @@ pub struct Launcher<'a> {
     pub out: &'a Path,
     pub device: &'a str,
     pub force: bool,
+    pub memory: Option<u64>,
 }
 
 impl Launcher<'_> {
@@ -73,15 +74,20 @@ impl Launcher<'_> {
 
     /// Returns the arguments that start or resume a run.
     fn arguments(&self, job: &Job, threads: usize) -> Vec<OsString> {
+        let memory =
+            self.memory.map(|bytes| ["--memory".into(), bytes.to_string().into()]).into_iter().flatten();
         let mut all: Vec<OsString> = vec!["--threads".into(), threads.to_string().into()];
         if !self.force && job.dir.path().join("run.json").exists() {
             all.extend(["resume".into(), job.dir.path().into()]);
+            all.extend(memory);
             return all;
         }
         all.extend(["run".into(), self.recipe.into(), "--seeds".into(), job.seed.to_string().into()]);
         all.extend(["--out".into(), self.out.into(), "--device".into(), self.device.into()]);
         all.extend(job.set.iter().flat_map(|s| ["--set".into(), OsString::from(s)]));
+        all.extend(memory);
         all.extend(self.force.then(|| "--force".into()));
+
         all
     }
 }

@@ -31,7 +31,7 @@ fn whole() -> ImageFolder {
 }
 
 fn open(root: &Path, dataset: ImageFolder) -> Result<Splits> {
-    dataset.open(&Place { base: root.to_path_buf() })
+    dataset.open(&Place::at(root))
 }
 
 fn first_values(source: &dyn ImageSource) -> Vec<u8> {

@@ -58,7 +58,7 @@ fn rows(shades: std::ops::Range<u8>) -> Vec<(Option<Vec<u8>>, Option<i64>)> {
 
 fn open(fields: &str, base: &Path) -> Result<Splits> {
     let set: Parquet = pauc_traits::component_ron::options().from_str(&format!("Parquet({fields})")).unwrap();
-    set.open(&Place { base: base.to_path_buf() })
+    set.open(&Place::at(base))
 }
 
 #[test]

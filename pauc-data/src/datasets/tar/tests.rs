@@ -23,7 +23,7 @@ pub fn archive(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
 
 fn open(folder: &Path, fields: &str) -> Result<Splits> {
     let set: Tar = options().from_str(&format!("Tar({fields})")).unwrap();
-    set.open(&Place { base: folder.to_path_buf() })
+    set.open(&Place::at(folder))
 }
 
 fn reds(source: &dyn ImageSource) -> Vec<u8> {

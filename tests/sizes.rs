@@ -1,0 +1,130 @@
+//! Sizes in recipes are counted before anything is allocated: impossible ones are refused at once, by every
+//! verb, with their place.
+#![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
+
+mod common;
+
+use common::{Output, pauc};
+
+const RECIPE: &str = r#"Recipe(
+    name: "sizes",
+    data: Shapes(count: 64, size: 16, classes: 4),
+    views: [(count: 2, ops: [RandomResizedCrop(size: 16)])],
+    encoder: ConvNet(channels: [8, 8]),
+    projector: Mlp(dims: [8]),
+    momentum_encoder: Ema(momentum: 0.9),
+    objective: [(term: InfoNce())],
+    train: (epochs: 1, batch: 16),
+)
+"#;
+
+fn with(verb: &str, set: &[&str], more: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("recipe.ron");
+    std::fs::write(&path, RECIPE).unwrap();
+    let mut args = vec![verb.to_string(), path.display().to_string()];
+    args.extend(set.iter().flat_map(|s| ["--set".to_string(), s.to_string()]));
+    args.extend(more.iter().map(|m| m.to_string()));
+    if verb == "run" {
+        args.extend(["--out".to_string(), folder.path().join("runs").display().to_string()]);
+    }
+    pauc(args)
+}
+
+/// Expects `check`, `explain` and `run` to refuse a value with this code and text, at a place in the recipe.
+fn refused(set: &[&str], code: &str, says: &str) {
+    for verb in ["check", "explain", "run"] {
+        let out = with(verb, set, &[]);
+        assert_eq!(out.code, 2, "{verb} {set:?}: {}", out.stderr);
+        for text in [&format!("error[{code}]"), says, "recipe.ron:"] {
+            assert!(out.stderr.contains(text), "{verb} {set:?}: no `{text}` in\n{}", out.stderr);
+        }
+    }
+}
+
+#[test]
+fn sizes_beyond_their_bounds() {
+    refused(&["projector=Mlp(dims: [1000000000, 128])"], "E0208", "at most 1048576, got 1000000000");
+    refused(&["projector=Mlp(dims: [18446744073709551615])"], "E0208", "at most 1048576");
+    refused(&["encoder=ConvNet(channels: [1000000000])"], "E0208", "`channels` is at most");
+    refused(&["encoder=ResNet18(stem: Small, width: 100000000)"], "E0208", "`width` is at most");
+    refused(&["encoder=ResNet50(width: 18446744073709551615)"], "E0208", "`width` is at most");
+    refused(&["encoder=MlpEncoder(dims: [1000000000])"], "E0208", "`dims` is at most");
+    refused(&["encoder=VisionTransformer(depth: 1000000000)"], "E0208", "`depth` is at most 4096");
+    refused(&["encoder=VisionTransformer(mlp_ratio: 1000000000)"], "E0208", "`mlp_ratio` is at most 1024");
+    let views =
+        |count: &str, size: &str| format!("views=[(count: {count}, ops: [RandomResizedCrop(size: {size})])]");
+    refused(&[&views("1000000000000", "16")], "E0213", "are more than 1024");
+    refused(&[&views("18446744073709551615", "16")], "E0213", "are more than 1024");
+    refused(&[&views("2", "1000000000")], "E0213", "a side is at most 65536");
+    refused(&["data=Shapes(size: 1000000)"], "E0214", "size is from 8 to 1024");
+    refused(&["data=Shapes(count: 1000000000000)"], "E0214", "count is at most");
+}
+
+#[test]
+fn sizes_beyond_the_memory() {
+    let needs = "needs at least";
+    refused(&["projector=Mlp(dims: [1000000, 1000000])"], "E0222", needs);
+    refused(&["encoder=ConvNet(channels: [1000000, 1000000])"], "E0222", needs);
+    refused(&["encoder=ResNet18(stem: Small, width: 1000000)"], "E0222", needs);
+    refused(&["encoder=MlpEncoder(dims: [1000000, 1000000])"], "E0222", needs);
+    refused(
+        &["encoder=VisionTransformer(size: Custom(width: 1000000, heads: 1), depth: 4096)"],
+        "E0222",
+        needs,
+    );
+    refused(&["queue=1000000000000"], "E0222", "keys in the queue");
+    refused(&["queue=18446744073709551615"], "E0222", "512.0 EiB");
+    refused(
+        &["objective=[(term: SwappedAssignment(prototypes: 1000000000000))]"],
+        "E0222",
+        "matrices that terms learn",
+    );
+    refused(
+        &["objective=[(term: SelfDistillation(prototypes: 1000000000000))]"],
+        "E0222",
+        "matrices that terms learn",
+    );
+    refused(
+        &["views=[(count: 2, ops: [RandomResizedCrop(size: 60000)])]"],
+        "E0222",
+        "activations of the encoder",
+    );
+}
+
+#[test]
+fn the_limit_can_be_set() {
+    let out = with("check", &[], &["--memory", "10KB"]);
+    assert_eq!(out.code, 2, "{}", out.stderr);
+    assert!(out.stderr.contains("but there are 9.8 KiB"), "{}", out.stderr);
+    assert_eq!(with("check", &[], &["--memory", "1GiB"]).code, 0);
+    let out = with("check", &[], &["--memory", "10apples"]);
+    assert!(out.code == 2 && out.stderr.contains("such as 8GiB or 500MB"), "{}", out.stderr);
+}
+
+#[test]
+fn explain_prints_the_parts() {
+    let out = with("explain", &["queue=32"], &[]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    for text in
+        ["memory     at least ", "keys in the queue", "activations of the encoder", "views of a batch"]
+    {
+        assert!(out.stdout.contains(text), "no `{text}` in\n{}", out.stdout);
+    }
+}
+
+#[test]
+fn sizes_that_training_could_not_work_with() {
+    let normed = "projector=Mlp(dims: [8, 8], batch_norm: true)";
+    refused(&["train.batch=1", normed], "E0217", "at least 2 images at a time");
+    refused(&["train.micro_batch=1", normed], "E0217", "at least 2 images at a time");
+    let prototypes = "objective=[(term: InfoNce()), (term: ProtoNce())]";
+    refused(&["clusterer=KMeans(k: [])", prototypes], "E0205", "the list `k` is empty");
+}
+
+#[test]
+fn more_steps_than_can_be_counted_are_refused() {
+    refused(&["train.epochs=9223372036854775808"], "E0223", "18446744073709551615 steps");
+    refused(&["train.batch=18446744073709551615"], "E0207", "larger than the training set");
+    refused(&["train.accumulate=18446744073709551615"], "E0207", "more than the training set");
+}
