@@ -256,7 +256,7 @@ fn nest(value: &str, random: &mut Random) -> String {
         ("/* ", " */"),
         ("[(", ")]"),
     ]);
-    let depth = random.pick(&[1, 2, 3, 60, 127, 128, 129]);
+    let depth = random.pick(&[1, 2, 3, 60, 127, 128, 129, 2_000, 50_000]);
     let closed = if random.one_in(3) { 0 } else { depth };
     format!("{}{value}{}", open.repeat(depth), close.repeat(closed))
 }
