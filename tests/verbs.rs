@@ -265,7 +265,7 @@ fn mistakes_have_their_messages_and_exit_codes() {
     refused(["eval", run, "--probe", "Knn()"].into_iter().chain(gray), 2, "have 1 channels");
     refused(["eval", run, "--probe", "Knn()", "--checkpoint", "none"], 4, "not found");
     refused(["embed", run, "--out", "x.csv"], 2, "end the name in .safetensors");
-    refused(["embed", run, "--out", "nowhere/x.npy"], 4, "nowhere");
+    refused(["embed", run, "--out", "nowhere/x.npy"], 1, "nowhere");
     let other = runs.recipe("warm").join("seed0/checkpoints/last.safetensors");
     let out = runs.folder.path().join("y.npy");
     refused(["embed", run, "--out", path(&out), "--checkpoint", path(&other)], 4, "belongs to recipe");

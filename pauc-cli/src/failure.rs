@@ -8,6 +8,7 @@ use pauc::train::recipe::LoadError;
 use pauc::train::saved_run::OpenError;
 use pauc::traits::Error;
 use std::fmt::Display;
+use std::path::Path;
 
 /// Why a command failed: what to print, and the exit code.
 #[derive(Debug)]
@@ -21,6 +22,18 @@ pub struct Failure {
 impl Failure {
     pub(crate) fn new(code: u8, message: impl Display) -> Self {
         Failure { code, message: message.to_string() }
+    }
+
+    /// Returns the failure to produce `output`: 1 if that file cannot be written, else as for any error.
+    pub(crate) fn of_output(e: Error, output: &Path) -> Self {
+        match e {
+            Error::Io { ref path, .. } if path == output => {
+                let help = "the file cannot be written there: create its folder, make it writable, free some \
+                    space, or choose another path";
+                Failure::new(1, format!("error: {e}\n{help}"))
+            }
+            e => e.into(),
+        }
     }
 
     /// Returns the failure of a request; a request that does not fit the data or the run is a usage error.
@@ -93,6 +106,10 @@ mod tests {
         assert_eq!(Failure::from(Error::config("k is too large")).code, 1);
         assert_eq!(Failure::of_request(Error::config("k is too large")).code, 2);
         assert_eq!(Failure::of_request(missing()).code, 4);
+        let io = || Error::io("out/x", std::io::ErrorKind::PermissionDenied.into());
+        assert_eq!(Failure::of_output(io(), Path::new("out/x")).code, 1);
+        assert_eq!(Failure::of_output(io(), Path::new("out")).code, 4, "an input, not the output");
+        assert_eq!(Failure::of_output(missing(), Path::new("data")).code, 4);
         let unreadable = LoadError::File { path: "a.ron".into(), source: std::io::Error::other("gone") };
         let failure = Failure::from(OpenError::Recipe(unreadable));
         assert_eq!((failure.code, &*failure.message), (2, "error: cannot read the recipe a.ron: gone"));

@@ -22,6 +22,11 @@ pub fn no_run(folder: &Path, lacks: &str) -> Failure {
     Failure::new(2, format!("error: {}: not a run (no {lacks})", folder.display()))
 }
 
+/// Says that a line of a log, counted from 1, is left out.
+pub fn damaged_line(log: &Path, line: usize) -> String {
+    format!("{}, line {line}: not an event; the line is left out", log.display())
+}
+
 /// Reports an error of the run in `folder`. A disk that refuses writes there is not an error of the data.
 pub fn run_failure(e: RunError, folder: &Path) -> Failure {
     match e {
@@ -31,9 +36,10 @@ pub fn run_failure(e: RunError, folder: &Path) -> Failure {
             Failure::new(1, format!("error: {e}\n{help}"))
         }
         RunError::Failed(e) => e.into(),
-        RunError::AlreadyDone(_) | RunError::Unfinished { .. } | RunError::NoRun(_) => {
-            Failure::new(1, format!("error: {e}"))
-        }
+        RunError::AlreadyDone(_)
+        | RunError::Unfinished { .. }
+        | RunError::Running { .. }
+        | RunError::NoRun(_) => Failure::new(1, format!("error: {e}")),
     }
 }
 

@@ -45,8 +45,15 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// If a file cannot be read or written, or `run.json` or `figures/embedding.json` is damaged.
 pub fn write_report(run_dir: &Path) -> Result<PathBuf> {
-    let data = ReportData::read(run_dir)?;
-    write(&run_dir.join("report.html"), &render(&data)?)
+    write_report_of(&ReportData::read(run_dir)?, run_dir)
+}
+
+/// Writes `report.html` about `data`, which [`ReportData::read`] read from the folder of the run.
+///
+/// # Errors
+/// [`Error::Io`] naming `report.html` if it cannot be written.
+pub fn write_report_of(data: &ReportData, run_dir: &Path) -> Result<PathBuf> {
+    write(&run_dir.join("report.html"), &render(data)?)
 }
 
 /// Writes every figure of the report to its own file, `figures/<name>.svg`, and returns the paths.

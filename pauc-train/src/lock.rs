@@ -15,7 +15,54 @@ pub struct Lock {
     _file: File,
 }
 
+/// The process that holds the lock of a run's folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// The process of this id.
+    Process(String),
+    /// A process whose id cannot be read.
+    Unnamed,
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Holder::Process(id) => write!(f, "process {id}"),
+            Holder::Unnamed => f.write_str("another process"),
+        }
+    }
+}
+
+impl Holder {
+    /// Reads the name that the holder of a locked file wrote there. On Windows a locked file cannot be read.
+    fn of(mut file: &File) -> Self {
+        let mut id = String::new();
+        match file.read_to_string(&mut id) {
+            Ok(_) if !id.trim().is_empty() => Holder::Process(id.trim().to_string()),
+            _ => Holder::Unnamed,
+        }
+    }
+}
+
 impl RunDir {
+    /// Returns the process that is working on the run, if there is one. Changes nothing in the folder.
+    ///
+    /// # Errors
+    /// If the lock file cannot be read, or the file system has no locks.
+    pub fn holder(&self) -> Result<Option<Holder>> {
+        let path = self.path().join(FILE);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io(&path, e)),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(None),
+            Err(TryLockError::WouldBlock) => Ok(Some(Holder::of(&file))),
+            Err(TryLockError::Error(e)) => Err(Error::io(&path, e)),
+        }
+    }
+
     /// Locks the folder for this process, and removes the temporary files of processes that have ended.
     ///
     /// # Errors
@@ -29,16 +76,10 @@ impl RunDir {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                // On Windows a locked file cannot be read; the process then stays unnamed.
-                let _ = file.read_to_string(&mut holder);
-                let holder = match holder.trim() {
-                    "" => "another process".to_string(),
-                    id => format!("process {id}"),
-                };
                 return Err(Error::config(format!(
-                    "{}: {holder} is working on this run; wait until it ends, or stop it",
-                    self.path().display()
+                    "{}: {} is working on this run; wait until it ends, or stop it",
+                    self.path().display(),
+                    Holder::of(&file)
                 )));
             }
             Err(TryLockError::Error(e)) => return Err(io(e)),
@@ -116,11 +157,15 @@ mod tests {
     fn a_second_holder_is_refused_by_name_until_the_first_is_gone() {
         let folder = tempfile::tempdir().unwrap();
         let dir = RunDir::at(folder.path());
+        assert_eq!(dir.holder().unwrap(), None);
+        assert!(!folder.path().join(FILE).exists(), "a look creates no file");
         let first = dir.lock().unwrap();
+        assert_eq!(dir.holder().unwrap(), Some(Holder::Process(std::process::id().to_string())));
         let error = dir.lock().unwrap_err().to_string();
         let process = format!("process {}", std::process::id());
         assert!(error.contains(&process) && error.contains(&folder.path().display().to_string()), "{error}");
         drop(first);
+        assert_eq!(dir.holder().unwrap(), None);
         dir.lock().unwrap();
     }
 

@@ -1,5 +1,6 @@
 //! A whole run: folder, trainer, log, report, summary.
 
+use crate::lock::Holder;
 use crate::log_sinks::LogSinks;
 use crate::observer::{Observer, Progress};
 use crate::picture;
@@ -51,6 +52,14 @@ pub enum RunError {
         /// Its folder.
         path: PathBuf,
     },
+    /// Another process is training the run.
+    #[error("{path}: {holder} is training this run; `pauc-cli tail {path}` follows it", path = path.display())]
+    Running {
+        /// Its folder.
+        path: PathBuf,
+        /// The process.
+        holder: Holder,
+    },
     /// The run's folder contains something other than a run.
     #[error("{} is not empty and not a run (no run.json); move it away, or choose another `--out`", .0.display())]
     NoRun(PathBuf),
@@ -74,10 +83,10 @@ pub fn run<D: NetworkDevice>(
     if let Some(info) = dir.info()? {
         let path = dir.path().to_path_buf();
         if !options.force {
-            return Err(if info.status == "finished" {
-                RunError::AlreadyDone(path)
-            } else {
-                RunError::Unfinished { path }
+            return Err(match dir.holder()? {
+                _ if info.status == "finished" => RunError::AlreadyDone(path),
+                Some(holder) => RunError::Running { path, holder },
+                None => RunError::Unfinished { path },
             });
         }
     } else if !dir.is_free_or_run()? {
@@ -137,6 +146,10 @@ pub fn resume<D: NetworkDevice>(
     let step = trainer.step();
     for text in unusable {
         // Shown but not recorded: the log of a resumed run equals that of an uninterrupted one.
+        watch.warn(step, text)?;
+    }
+    if from.is_none() {
+        let text = format!("{} has no checkpoint; the run begins at step 0", dir.path().display());
         watch.warn(step, text)?;
     }
     if let Some(from) = from.filter(|f| dir.last_checkpoint().is_none_or(|last| *f != last)) {

@@ -67,7 +67,8 @@ impl DeviceJob for EmbedArgs {
         let (embedded, step) = saved.embed(device, part, momentum).map_err(Failure::of_request)?;
         let provenance = Provenance::new(&saved, part, momentum, step);
         let labels = saved.source(part)?.labels();
-        for file in embed::write(&embedded, labels, &provenance, self.vectors.into(), &self.out)? {
+        let written = embed::write(&embedded, labels, &provenance, self.vectors.into(), &self.out);
+        for file in written.map_err(|e| Failure::of_output(e, &self.out))? {
             println!("{}", file.display());
         }
         Ok(ExitCode::SUCCESS)

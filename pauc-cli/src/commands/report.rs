@@ -1,8 +1,9 @@
 //! `report`.
 
 use crate::Failure;
-use crate::training::no_run;
+use crate::training::{damaged_line, no_run};
 use clap::Args;
+use pauc::report::ReportData;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,7 +24,12 @@ impl ReportArgs {
             if !run.join("metrics.jsonl").is_file() {
                 return Err(no_run(run, "metrics.jsonl"));
             }
-            println!("{}", pauc::report::write_report(run)?.display());
+            let (output, data) = (run.join("report.html"), ReportData::read(run)?);
+            for line in &data.damaged {
+                eprintln!("warning: {}", damaged_line(&run.join("metrics.jsonl"), *line));
+            }
+            let written = pauc::report::write_report_of(&data, run);
+            println!("{}", written.map_err(|e| Failure::of_output(e, &output))?.display());
         }
         Ok(ExitCode::SUCCESS)
     }

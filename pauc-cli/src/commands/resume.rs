@@ -54,7 +54,7 @@ impl DeviceJob for ResumeArgs {
             return Err(no_run(&self.run, "run.json"));
         };
         if info.status == "finished" {
-            run::tidy(&dir)?;
+            run::tidy(&dir).map_err(|e| run_failure(e.into(), &self.run))?;
             eprintln!("{} is already finished", self.run.display());
             return Ok(ExitCode::SUCCESS);
         }

@@ -90,7 +90,7 @@ impl DeviceJob for RunArgs {
                     }
                 }
                 Err(RunError::AlreadyDone(folder)) => {
-                    run::tidy(&RunDir::at(&folder))?;
+                    run::tidy(&RunDir::at(&folder)).map_err(|e| run_failure(e.into(), &folder))?;
                     eprintln!("{}", RunError::AlreadyDone(folder.clone()));
                     finished.push(FinishedRun { recipe, seed, folder });
                 }
