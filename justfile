@@ -41,7 +41,7 @@ bench crate name *arguments:
 fuzz target *arguments:
     cp Cargo.lock fuzz/Cargo.lock
     PAUC_FUZZ_CORPUS="$PWD/fuzz/corpus" cargo test -p pauc-cli --locked --test attacks seeds_are_written
-    cargo +nightly fuzz run {{ target }} -- -rss_limit_mb=4096 -malloc_limit_mb=1024 -timeout=60 {{ arguments }}
+    cargo fuzz run --sanitizer none {{ target }} -- -rss_limit_mb=4096 -malloc_limit_mb=1024 -timeout=60 {{ arguments }}
 
 # CUDA's tests on an emulated device.
 emulated *filter:

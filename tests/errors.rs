@@ -156,6 +156,20 @@ fn a_field_of_a_default_component_can_be_set() {
     };
     assert!(resolved("optimizer.lr=0.5").contains("optimizer: Sgd( lr: 0.5, momentum: 0.9,"));
     assert!(resolved("schedule.warmup=Epochs(2)").contains("schedule: WarmupCosine( warmup: Epochs(2.0),"));
+    // A clustering that never comes; its step times the steps of an epoch would overflow.
+    let never = resolved("clusterer.start=Steps(18446744073709551615)");
+    assert!(never.contains("from step 18446744073709551615"), "{never}");
+}
+
+#[test]
+fn an_item_of_a_default_list_can_be_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("recipe.ron");
+    let views = "    views: [(count: 2, ops: [RandomResizedCrop(size: 16)])],\n";
+    assert!(GOOD.contains(views));
+    std::fs::write(&path, GOOD.replace(views, "")).unwrap();
+    let out = pauc(["explain", path.to_str().unwrap(), "--set", "views[0].count=3"]);
+    assert!(out.code == 0 && out.stdout.contains("count: 3"), "{}{}", out.stdout, out.stderr);
 }
 
 #[test]
@@ -351,6 +365,15 @@ fn usage() {
     assert!(set.stderr.contains("did you mean `epochs`?"), "{}", set.stderr);
     let set = pauc(["check", "recipes/quickstart.ron", "--set", "objective[9].weight=5"]);
     assert!(set.stderr.contains("E0107") && set.stderr.contains("item 9 does not exist"), "{}", set.stderr);
+    for (assignment, place) in
+        [("queue=(", "the assignment:1:7"), ("queue=5), name: \"x\"", "the assignment:1:7")]
+    {
+        let set = pauc(["check", "recipes/quickstart.ron", "--set", assignment]);
+        let says = ["E0107", place, "`queue` cannot be set to this", "close every bracket"];
+        assert!(set.code == 2 && says.iter().all(|s| set.stderr.contains(s)), "{}", set.stderr);
+    }
+    let set = pauc(["check", "--json", "recipes/quickstart.ron", "--set", "queue=("]);
+    assert!(set.stdout.contains("\"recipe\":\"recipes/quickstart.ron\""), "{}", set.stdout);
     assert!(Path::new(&common::root()).is_dir());
 }
 

@@ -353,7 +353,7 @@ fn facts(recipe: &Recipe, splits: &Splits, dim: usize) -> Facts {
 fn first_clustering(recipe: &Recipe, horizon: &Horizon) -> u64 {
     let Some(clusterer) = &recipe.clusterer else { return u64::MAX };
     let start = clusterer.start().steps(horizon);
-    start.div_ceil(horizon.steps_per_epoch.max(1)) * horizon.steps_per_epoch
+    start.div_ceil(horizon.steps_per_epoch.max(1)).saturating_mul(horizon.steps_per_epoch)
 }
 
 /// The views of training and of evaluation.

@@ -2,7 +2,7 @@
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::progress::{Keep, StopEarly};
-use crate::recipe_text;
+use crate::recipe_text::{self, SetError};
 use pauc_cluster::ConcentrationKind;
 use pauc_data::ViewSpec;
 use pauc_models::ema::MomentumConfig;
@@ -323,11 +323,7 @@ impl Recipe {
         }
         for assignment in set {
             let assigned = recipe_text::set(&with_default(&text, assignment), assignment);
-            text = assigned.map_err(|e| {
-                let help = "write it as path=value, such as --set train.epochs=5";
-                let root = recipe_text::parse(&text);
-                fail(&text, Diagnostic::at(Severity::Error, "E0107", root.as_ref(), "", e.to_string(), help))
-            })?;
+            text = assigned.map_err(|error| not_assigned(assignment, &error))?;
         }
         let recipe = read(&text)?;
         Ok((recipe, Source { path: path.into(), original: original.into(), text }))
@@ -365,17 +361,24 @@ impl Recipe {
     }
 }
 
-/// Writes out the default of the component that an assignment changes in part, if the text leaves it out:
-/// `optimizer.lr=0.1` needs to know which optimizer.
+/// Reports an assignment that cannot be applied; its place is in the assignment.
+fn not_assigned(assignment: &str, error: &SetError) -> Diagnostics {
+    let help = error.help();
+    let mut found = Diagnostic::at(Severity::Error, "E0107", None, "", error.to_string(), help);
+    found.span = Some(error.span(assignment));
+    Diagnostics { text: assignment.into(), path: "the assignment".into(), all: vec![found] }
+}
+
+/// Writes out the default of the component or list that an assignment changes in part, if the text leaves it out:
+/// `optimizer.lr=0.1` needs to know which optimizer, `views[0].count=4` which views.
 fn with_default(text: &str, assignment: &str) -> String {
     let unchanged = || text.to_string();
-    let Some((name, _)) = assignment.split_once('=').and_then(|(path, _)| path.trim().split_once('.')) else {
-        return unchanged();
-    };
+    let path = assignment.split_once('=').map_or("", |(path, _)| path.trim());
+    let Some((name, _)) = path.split_once(['.', '[']) else { return unchanged() };
     let is_left_out = recipe_text::parse(text).is_some_and(|root| recipe_text::find(&root, name).is_none());
     let field = Recipe::FIELDS.iter().find(|f| f.name == name);
     let default = field.and_then(|f| f.default).map(|default| default());
-    match default.filter(|d| is_left_out && d.starts_with(char::is_alphabetic)) {
+    match default.filter(|d| is_left_out && !d.starts_with('(') && d != "None") {
         Some(default) => recipe_text::set(text, &format!("{name}={default}")).unwrap_or_else(|_| unchanged()),
         None => unchanged(),
     }

@@ -55,9 +55,35 @@ pub enum SetError {
         /// Where it ends and why.
         message: String,
     },
+    /// The value is not one value of RON.
+    #[error("`{path}` cannot be set to this: it is not a single value")]
+    Value {
+        /// The path as given.
+        path: String,
+    },
     /// The text is not RON.
     #[error("the recipe is not valid RON, so its values cannot be set")]
     Unreadable,
+}
+
+impl SetError {
+    /// Returns the part of the assignment that is wrong.
+    pub fn span(&self, assignment: &str) -> Range<usize> {
+        let equals = assignment.find('=').unwrap_or(assignment.len());
+        match self {
+            SetError::Path { .. } => 0..equals,
+            SetError::Value { .. } => equals + 1..assignment.len(),
+            SetError::Form(_) | SetError::Unreadable => 0..assignment.len(),
+        }
+    }
+
+    /// Returns what to do.
+    pub fn help(&self) -> &'static str {
+        match self {
+            SetError::Value { .. } => "close every bracket and quotation mark; each --set gives one value",
+            _ => "write it as path=value, such as --set train.epochs=5",
+        }
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -174,7 +200,8 @@ fn child<'a>(node: &'a Node, step: &Step<'_>) -> Option<&'a Node> {
 /// Applies `path=value` to the text: replaces the value, or inserts a field that was left out.
 ///
 /// # Errors
-/// If the assignment is malformed, or a part of its path does not exist.
+/// If the assignment is malformed, or a part of its path does not exist. Text that is not a single value is
+/// refused here, since the mistake would otherwise show somewhere else in the recipe.
 pub fn set(text: &str, assignment: &str) -> Result<String, SetError> {
     let form = || SetError::Form(assignment.to_string());
     let (path, value) = assignment.split_once('=').ok_or_else(form)?;
@@ -184,6 +211,9 @@ pub fn set(text: &str, assignment: &str) -> Result<String, SetError> {
         return Err(form());
     }
     let root = parse(text).ok_or(SetError::Unreadable)?;
+    let span = parse(value).ok_or_else(|| SetError::Value { path: path.to_string() })?.span;
+    // Without comments, which could hide what follows.
+    let value = &value[span];
     let mut node = &root;
     for (depth, step) in steps.iter().enumerate() {
         if let Some(next) = child(node, step) {
@@ -445,5 +475,13 @@ Recipe( // a comment with ) and "
         assert!(message("list.b=1").contains("no field `b`; its items are [0] to [0]"));
         assert!(message("\"a=1\"").contains("path=value"));
         assert_eq!(set("Recipe(", "a=1"), Err(SetError::Unreadable));
+        let deep = format!("a={}", "(".repeat(100_000));
+        for assignment in ["a=(", "a=1)", "a=1, b: 2", "a=\"", "a=/* x", "b=[1, 2", &deep] {
+            let error = set("Recipe(a: 1)", assignment).unwrap_err();
+            let path = assignment[..1].to_string();
+            assert_eq!(error, SetError::Value { path });
+            assert_eq!(error.span(assignment), 2..assignment.len());
+        }
+        assert_eq!(set("Recipe(a: 1, c: 2)", "a=3 // all").unwrap(), "Recipe(a: 3, c: 2)");
     }
 }

@@ -46,7 +46,7 @@ impl CheckArgs {
             let diagnostics = self.diagnose(&device, path)?;
             failed |= diagnostics.has_errors();
             if self.output.json {
-                results.push(json(&diagnostics));
+                results.push(json(path, &diagnostics));
             } else {
                 eprint!("{}", diagnostics.render(console::color()));
                 if !diagnostics.has_errors() {
@@ -98,7 +98,7 @@ fn data_missing(root: Option<&Node>, error: &Error) -> Diagnostic {
     Diagnostic::at(Severity::Warning, "E0214", root, "data", message, help)
 }
 
-fn json(diagnostics: &Diagnostics) -> serde_json::Value {
+fn json(path: &Path, diagnostics: &Diagnostics) -> serde_json::Value {
     let diagnostic = |d: &Diagnostic| {
         serde_json::json!({
             "code": d.code,
@@ -110,7 +110,7 @@ fn json(diagnostics: &Diagnostics) -> serde_json::Value {
         })
     };
     serde_json::json!({
-        "recipe": diagnostics.path,
+        "recipe": path.display().to_string(),
         "ok": !diagnostics.has_errors(),
         "diagnostics": diagnostics.all.iter().map(diagnostic).collect::<Vec<_>>(),
     })
