@@ -20,6 +20,7 @@
 //! ([`Plan`](train::Plan), [`Trainer`](train::Trainer), [`Observer`](train::Observer), …), and for the names
 //! of components and their fields in recipes. Other modules are public because the command line uses them.
 //! They may change in any release.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
 pub use pauc_cluster as cluster;

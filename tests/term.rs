@@ -304,6 +304,11 @@ fn errors_name_their_cause() {
         4,
         &["expected f32 or f64"],
     );
+    let no_rows: Tensor = ("view1".into(), Dtype::F32, vec![0, 2], Vec::new());
+    refused(&[one.clone(), no_rows], "InfoNce()", 4, &["`view1`", "is empty"]);
+    let broken = [0.5f32, f32::NAN, 0.1, 0.2].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let broken: Tensor = ("view1".into(), Dtype::F32, vec![2, 2], broken);
+    refused(&[one.clone(), broken], "InfoNce()", 4, &["`view1`", "has NaN at index 1"]);
     let clusters = |c: &[i64]| integers("clusters.0", &serde_json::json!(c));
     let level = [
         one.clone(),

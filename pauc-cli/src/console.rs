@@ -1,12 +1,82 @@
-//! The output of a run: a progress line on a terminal, plain lines elsewhere.
+//! What the program prints. No failure to print ends it: a reader that goes away, or a full disk behind a
+//! redirection, must not cost a training.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pauc::report::events::Event;
 use pauc::report::narrate::line;
 use pauc::train::observer::{Observer, Progress};
 use pauc::traits::Result;
-use std::io::IsTerminal;
+use std::borrow::Cow;
+use std::fmt;
+use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Prints to stdout, like `print!`, but never panics: see [`lost_output`].
+macro_rules! out {
+    ($($arg:tt)*) => { $crate::console::write_stdout(format_args!($($arg)*)) };
+}
+
+/// As [`out`], with a line break.
+macro_rules! outln {
+    () => { out!("\n") };
+    ($($arg:tt)*) => { out!("{}\n", format_args!($($arg)*)) };
+}
+
+/// Prints to stderr, like `eprint!`, but ignores failures: there is nobody to tell.
+macro_rules! err {
+    ($($arg:tt)*) => { $crate::console::write_stderr(format_args!($($arg)*)) };
+}
+
+/// As [`err`], with a line break.
+macro_rules! errln {
+    ($($arg:tt)*) => { err!("{}\n", format_args!($($arg)*)) };
+}
+
+/// The first failure to write to stdout.
+static OUTPUT_FAILURE: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Writes to stdout, unless that has failed before. Control characters are escaped: see [`visible`].
+pub fn write_stdout(text: fmt::Arguments<'_>) {
+    if OUTPUT_FAILURE.get().is_none()
+        && let Err(e) = std::io::stdout().lock().write_all(visible(&text.to_string()).as_bytes())
+    {
+        // Another thread's failure is as good.
+        let _ = OUTPUT_FAILURE.set(e);
+    }
+}
+
+/// Writes to stderr if that is possible.
+pub fn write_stderr(text: fmt::Arguments<'_>) {
+    let _ = std::io::stderr().lock().write_fmt(text);
+}
+
+/// Escapes control characters in text that quotes names of files, archives' members or tensors: they could
+/// hide a message, or change the terminal's settings.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    let is_hidden = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(is_hidden) {
+        return text.into();
+    }
+    let escaped = |c: char| if is_hidden(c) { c.escape_debug().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect::<String>().into()
+}
+
+/// Returns whether the reader of stdout has gone away.
+pub fn reader_is_gone() -> bool {
+    OUTPUT_FAILURE.get().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Returns why output was lost, after writing what is buffered. A reader that went away, as in `| head`, has
+/// what it wanted: then nothing was lost.
+pub fn lost_output() -> Option<&'static std::io::Error> {
+    if OUTPUT_FAILURE.get().is_none()
+        && let Err(e) = std::io::stdout().lock().flush()
+    {
+        let _ = OUTPUT_FAILURE.set(e);
+    }
+    OUTPUT_FAILURE.get().filter(|_| !reader_is_gone())
+}
 
 /// Set by SIGINT, SIGTERM and SIGUSR1 (Ctrl-C on Windows).
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -15,7 +85,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// SIGUSR1, by which batch systems announce a job's time limit, also asks, even if repeated.
 pub fn catch_signals() {
     if let Err(e) = watch_signals() {
-        eprintln!("warning: cannot catch signals, so an interrupt will not save a checkpoint: {e}");
+        errln!("warning: cannot catch signals, so an interrupt will not save a checkpoint: {e}");
     }
 }
 
@@ -40,13 +110,13 @@ fn interrupted() {
     if STOP.swap(true, Ordering::SeqCst) {
         std::process::exit(130);
     }
-    eprintln!("\nstopping after this step; a checkpoint will be saved (interrupt again to stop at once)");
+    errln!("\nstopping after this step; a checkpoint will be saved (interrupt again to stop at once)");
 }
 
 #[cfg(unix)]
 fn announced() {
     if !STOP.swap(true, Ordering::SeqCst) {
-        eprintln!("\nSIGUSR1: stopping after this step; a checkpoint will be saved");
+        errln!("\nSIGUSR1: stopping after this step; a checkpoint will be saved");
     }
 }
 
@@ -84,9 +154,10 @@ impl Console {
     }
 
     fn say(&self, line: &str) {
+        let line = visible(line);
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| errln!("{line}")),
+            None => errln!("{line}"),
         }
     }
 }

@@ -9,6 +9,7 @@ use pauc::train::saved_run::OpenError;
 use pauc::traits::Error;
 use std::fmt::Display;
 use std::path::Path;
+use std::process::ExitCode;
 
 /// Why a command failed: what to print, and the exit code.
 #[derive(Debug)]
@@ -20,8 +21,14 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Prints the message on stderr and returns the exit code.
+    pub fn exit(self) -> ExitCode {
+        errln!("{}", self.message);
+        ExitCode::from(self.code)
+    }
+
     pub(crate) fn new(code: u8, message: impl Display) -> Self {
-        Failure { code, message: message.to_string() }
+        Failure { code, message: console::visible(&message.to_string()).into_owned() }
     }
 
     /// Returns the failure to produce `output`: 1 if that file cannot be written, else as for any error.
@@ -53,7 +60,8 @@ impl From<Error> for Failure {
 
 impl From<Diagnostics> for Failure {
     fn from(diagnostics: Diagnostics) -> Self {
-        Failure::new(2, diagnostics.render(console::color()).trim_end())
+        // Rendering escapes what it quotes, and adds colors.
+        Failure { code: 2, message: diagnostics.render(console::color()).trim_end().to_string() }
     }
 }
 

@@ -4,10 +4,15 @@
 //! Each verb is one file of `commands`, with arguments, help text, implementation and tests. Code that
 //! several verbs share is beside that folder.
 #![forbid(unsafe_code)]
+// `println!` panics if nobody reads: the macros of `console` do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+// Its macros are for all other modules.
+#[macro_use]
+mod console;
 
 mod args;
 mod commands;
-mod console;
 mod device;
 mod failure;
 mod recipes;
@@ -54,5 +59,12 @@ pub fn main() -> Result<ExitCode, Failure> {
     pauc::traits::registry::assert_linked().map_err(|e| Failure::new(1, format!("error: {e}")))?;
     check_instructions()?;
     start_threads(cli.threads.map(|t| t as usize))?;
-    commands::execute(cli.command)
+    // A training is not lost with what it would have printed.
+    let is_training =
+        matches!(cli.command, args::Command::Run(_) | args::Command::Resume(_) | args::Command::Sweep(_));
+    let code = commands::execute(cli.command)?;
+    match console::lost_output() {
+        Some(e) if !is_training => Err(Failure::new(1, format!("error: cannot write the output: {e}"))),
+        _ => Ok(code),
+    }
 }

@@ -5,11 +5,5 @@ use pauc_cli::Failure;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match pauc_cli::main() {
-        Ok(code) => code,
-        Err(Failure { code, message }) => {
-            eprintln!("{message}");
-            ExitCode::from(code)
-        }
-    }
+    pauc_cli::main().unwrap_or_else(Failure::exit)
 }

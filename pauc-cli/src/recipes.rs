@@ -30,7 +30,7 @@ pub fn plan<D: NetworkDevice>(
     let (recipe, source) = Recipe::load(path, set)?;
     let plan = Plan::new(device, recipe, source, &Place { memory, ..here()? })?;
     if warnings == Warnings::Shown {
-        eprint!("{}", plan.warnings.render(console::color()));
+        err!("{}", plan.warnings.render(console::color()));
     }
     Ok(plan)
 }

@@ -46,15 +46,15 @@ pub fn run_failure(e: RunError, folder: &Path) -> Failure {
 /// Prints the result of a run.
 pub fn print_outcome(outcome: &Outcome, json: bool) {
     if json {
-        println!("{}", outcome_json(outcome));
+        outln!("{}", outcome_json(outcome));
         return;
     }
     if outcome.ending != Ending::Finished {
-        println!("\nnot finished; `pauc-cli resume {}` continues", outcome.dir.path().display());
+        outln!("\nnot finished; `pauc-cli resume {}` continues", outcome.dir.path().display());
     }
-    print!("\n{}", run::table(&outcome.summary));
+    out!("\n{}", run::table(&outcome.summary));
     if let Some(report) = &outcome.report {
-        println!("\nreport: {}", report.display());
+        outln!("\nreport: {}", report.display());
     }
 }
 

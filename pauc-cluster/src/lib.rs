@@ -16,6 +16,7 @@
 //! | [`coagulation`] | diagnostics that tell healthy prototypes from collapsed ones |
 //!
 //! All results are bitwise identical for every number of threads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
 // The clusterers.

@@ -25,6 +25,7 @@
 //! itself. Everything runs on the single stream of dfdx's device, in launch order. The host may drop a buffer
 //! that is still in use: the driver frees it in stream order.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![cfg(feature = "cuda")]
 
 pub mod context;

@@ -17,6 +17,12 @@ pub const EXTENSIONS: [&str; 8] = ["bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "
 /// The default pixel limit, which admits photos of 48-megapixel cameras.
 pub const PIXEL_LIMIT: usize = 50_000_000;
 
+/// Returns the size in bytes of the largest file that an image of `pixel_limit` pixels can need: 16-bit RGBA,
+/// and a mebibyte for metadata.
+pub fn max_file_size(pixel_limit: usize) -> u64 {
+    (pixel_limit as u64).saturating_mul(8).saturating_add(1 << 20)
+}
+
 /// Options of [`decode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoding {

@@ -15,6 +15,7 @@
 //! | [`mod@preview`], [`inspect`], [`throughput`] | previews of views, statistics of datasets, speed of both
 //! |
 //! | [`contact_sheet`](mod@contact_sheet) | many images on one sheet |
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
 pub mod contact_sheet;

@@ -179,9 +179,12 @@ fn archive() -> Vec<u8> {
 fn tar_archives() {
     let _alone = alone();
     let whole = archive();
-    fuzz(&[&whole], 2000, 2 * MIB, |b| tar::items(b, b.len() as u64, None, Path::new("a")).is_ok());
+    fuzz(&[&whole], 2000, 2 * MIB, |b| {
+        tar::items(b, tar::Bytes::InPlace(b.len() as u64), Path::new("a")).is_ok()
+    });
     fuzz(&[&whole], 1000, 2 * MIB, |b| {
-        tar::items(b, u64::MAX, Some(&mut Vec::new()), Path::new("a")).is_ok()
+        tar::items(b, tar::Bytes::Unpacked { buffer: &mut Vec::new(), largest: MIB as u64 }, Path::new("a"))
+            .is_ok()
     });
 }
 

@@ -28,6 +28,7 @@
 //! | [`precision`] | the precision of products on a GPU |
 
 // A lane number indexes several arrays at once, which an iterator over one of them would hide.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![allow(clippy::needless_range_loop)]
 
 pub mod buffer;

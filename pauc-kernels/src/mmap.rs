@@ -19,10 +19,11 @@ impl Mapped {
     /// # Errors
     /// If it cannot be opened or mapped.
     pub fn open(path: &Path) -> Result<Mapped> {
-        let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
+        // Asked before it is opened: opening a pipe waits for somebody to write to it.
+        if !std::fs::metadata(path)?.is_file() {
             return Err(Error::new(ErrorKind::InvalidInput, "is not a file"));
         }
+        let file = File::open(path)?;
         // SAFETY: nothing in this process writes to the mapping, which is read-only. That other processes do
         // not change the file is beyond our control: the type's documentation requires it of the user.
         unsafe { memmap2::Mmap::map(&file) }.map(Mapped)

@@ -27,6 +27,7 @@
 //! [`Alignment`]: regularizers::Alignment
 //! [`Uniformity`]: regularizers::Uniformity
 //! [`Correlation`]: regularizers::Correlation
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
 pub mod contrastive;

@@ -1,6 +1,7 @@
 //! Encoders, heads, optimizers with complete state, schedules and weight files.
 //!
 //! Internal to pauc: any release may change it. Programs depend on `pauc`, components on `pauc-traits`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
 mod batch_moments;

@@ -11,6 +11,7 @@
 //!
 //! A recipe says when a probe runs: `Knn(k: 20, every: Epochs(1))` at the end of every epoch and of the run,
 //! `Linear(at: End)` only at the end of the run. Results do not depend on the number of threads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
 pub mod align_uniform;

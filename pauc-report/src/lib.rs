@@ -16,6 +16,7 @@
 //!
 //! The page is self-contained: it loads nothing, works offline and on a phone, and follows the reader's
 //! choice of light or dark mode.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
 pub mod axis;

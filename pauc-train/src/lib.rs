@@ -14,6 +14,7 @@
 //!
 //! Internally, `step` is one optimizer step and `batch_pass` takes one batch through the networks, the terms
 //! and back: state ← batch_pass ← step ← trainer ← run.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
 mod batch_pass;

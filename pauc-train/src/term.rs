@@ -358,6 +358,16 @@ impl Tensors<'_> {
             Dtype::F64 => t.data().as_chunks().0.iter().map(|b| E::of(f64::from_le_bytes(*b))).collect(),
             other => return Err(self.wrong(name, format!("is {other:?}; expected f32 or f64"))),
         };
+        let values: Vec<E> = values;
+        if values.is_empty() {
+            return Err(self.wrong(name, format!("has shape {:?}: it is empty", t.shape())));
+        }
+        if let Some(i) = values.iter().position(|v| !v.as_f64().is_finite()) {
+            return Err(self.wrong(
+                name,
+                format!("has {} at index {i}; every value must be finite", values[i].as_f64()),
+            ));
+        }
         Ok(Some((values, t.shape().to_vec())))
     }
 

@@ -24,6 +24,7 @@
 //! | [`atomic`], [`npy`] | files that are written completely or not at all; NumPy's array files |
 //! | [`trace`] | timing of the stages of a step |
 //! | [`ops`] | the few dfdx idioms that every term needs |
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
 // Lets modules of this crate refer to it by name, as other crates do.

@@ -8,6 +8,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod consoles;
 mod mutate;
 mod recipes;
 mod targets;

@@ -48,14 +48,14 @@ impl CheckArgs {
             if self.output.json {
                 results.push(json(path, &diagnostics));
             } else {
-                eprint!("{}", diagnostics.render(console::color()));
+                err!("{}", diagnostics.render(console::color()));
                 if !diagnostics.has_errors() {
-                    println!("{}: ok", path.display());
+                    outln!("{}: ok", path.display());
                 }
             }
         }
         if self.output.json {
-            println!("{}", serde_json::Value::Array(results));
+            outln!("{}", serde_json::Value::Array(results));
         }
         Ok(ExitCode::from(if failed { 2 } else { 0 }))
     }

@@ -84,10 +84,10 @@ impl DeviceJob for ClusterArgs {
                 "clusterer": clusterer.name(), "rows": fitted.rows, "cols": fitted.cols,
                 "seconds": fitted.seconds, "levels": levels,
             });
-            println!("{json}");
+            outln!("{json}");
             return Ok(ExitCode::SUCCESS);
         }
-        println!("{} on {}×{}: {:.3} s", clusterer.name(), fitted.rows, fitted.cols, fitted.seconds);
+        outln!("{} on {}×{}: {:.3} s", clusterer.name(), fitted.rows, fitted.cols, fitted.seconds);
         fitted.levels.iter().for_each(print_level);
         Ok(ExitCode::SUCCESS)
     }
@@ -99,7 +99,7 @@ fn positive(name: &str, value: f64) -> Result<Positive, Failure> {
 
 fn print_level(level: &FittedLevel) {
     let report = &level.clustering.report;
-    println!(
+    outln!(
         "k {}: objective {}, {} iterations, {} splits, imbalance {:.3}, {} empty, {} noise",
         level.clustering.k,
         report.objective.last().copied().unwrap_or(f64::NAN),
@@ -109,7 +109,7 @@ fn print_level(level: &FittedLevel) {
         report.empty,
         report.noise
     );
-    level.metrics.iter().for_each(|m| println!("  {:<36} {:.4}", m.name, m.value));
+    level.metrics.iter().for_each(|m| outln!("  {:<36} {:.4}", m.name, m.value));
 }
 
 fn level_json(level: &FittedLevel) -> serde_json::Value {

@@ -33,9 +33,9 @@ impl CompareArgs {
     pub fn execute(self) -> Result<ExitCode, Failure> {
         let compared = compare::compare(&self.runs).map_err(Failure::of_request)?;
         if self.output.json {
-            println!("{}", serde_json::json!(compared));
+            outln!("{}", serde_json::json!(compared));
         } else {
-            print!("{}", text(&compared));
+            out!("{}", text(&compared));
         }
         let beyond = self.within.map(|w| compared.beyond(w.get())).unwrap_or_default();
         if beyond.is_empty() {

@@ -27,13 +27,13 @@ impl DevicesArgs {
             let cpu =
                 serde_json::json!({ "device": "cpu", "threads": threads, "instructions": instructions });
             let all: Vec<_> = std::iter::once(cpu).chain(cuda.usable.into_iter().map(|d| d.json)).collect();
-            println!("{}", serde_json::json!({ "devices": all, "cuda": cuda.unavailable }));
+            outln!("{}", serde_json::json!({ "devices": all, "cuda": cuda.unavailable }));
             return Ok(code);
         }
-        println!("cpu     {threads} thread{}, {instructions}", if threads == 1 { "" } else { "s" });
-        cuda.usable.iter().for_each(|d| println!("{}", d.line));
+        outln!("cpu     {threads} thread{}, {instructions}", if threads == 1 { "" } else { "s" });
+        cuda.usable.iter().for_each(|d| outln!("{}", d.line));
         if let Some(why) = cuda.unavailable {
-            println!("no CUDA: {why}");
+            outln!("no CUDA: {why}");
         }
         Ok(code)
     }

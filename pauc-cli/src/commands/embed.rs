@@ -69,7 +69,7 @@ impl DeviceJob for EmbedArgs {
         let labels = saved.source(part)?.labels();
         let written = embed::write(&embedded, labels, &provenance, self.vectors.into(), &self.out);
         for file in written.map_err(|e| Failure::of_output(e, &self.out))? {
-            println!("{}", file.display());
+            outln!("{}", file.display());
         }
         Ok(ExitCode::SUCCESS)
     }

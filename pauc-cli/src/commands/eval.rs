@@ -51,14 +51,14 @@ impl DeviceJob for EvalArgs {
                 "run": self.saved.run, "split": part.name(), "data": saved.plan.splits.description,
                 "weights": saved.weights, "metrics": values,
             });
-            println!("{json}");
+            outln!("{json}");
             return Ok(ExitCode::SUCCESS);
         }
-        println!("{}, split {}", saved.plan.splits.description, part.name());
+        outln!("{}, split {}", saved.plan.splits.description, part.name());
         let width = metrics.iter().map(|m| m.name.chars().count()).max().unwrap_or(0);
-        metrics.iter().for_each(|m| println!("  {:<width$}  {:.4}", m.name, m.value));
+        metrics.iter().for_each(|m| outln!("  {:<width$}  {:.4}", m.name, m.value));
         if metrics.is_empty() {
-            eprintln!("warning: these probes measure nothing on this data");
+            errln!("warning: these probes measure nothing on this data");
         }
         Ok(ExitCode::SUCCESS)
     }

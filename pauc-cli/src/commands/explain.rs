@@ -42,14 +42,14 @@ impl ExplainArgs {
 impl DeviceJob for ExplainArgs {
     fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
         let plan = plan(device, Path::new(&self.what), &self.change.set, self.memory.limit, Warnings::Shown)?;
-        print!("{}", explain::plan(device, &plan)?);
+        out!("{}", explain::plan(device, &plan)?);
         Ok(ExitCode::SUCCESS)
     }
 }
 
 fn explain_name(name: &str) -> Result<ExitCode, Failure> {
     if let Some(text) = explain::name(name) {
-        print!("{text}");
+        out!("{text}");
         return Ok(ExitCode::SUCCESS);
     }
     let hint = explain::suggestion(name).map(|s| format!("; did you mean `{s}`?")).unwrap_or_default();

@@ -29,7 +29,7 @@ impl ExportArgs {
         let checkpoint = if self.run.is_dir() { &last } else { &self.run };
         let file = export::encoder(checkpoint, self.momentum)?;
         file.save(&self.out).map_err(|e| Failure::of_output(e, &self.out))?;
-        println!("{}: {} tensors", self.out.display(), file.names().count());
+        outln!("{}: {} tensors", self.out.display(), file.names().count());
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -32,7 +32,7 @@ impl ListArgs {
             catalog().into_iter().filter(|l| wanted.as_ref().is_none_or(|w| w == l.kind)).collect();
         if self.output.json {
             let rows: Vec<_> = all.iter().map(json).collect();
-            println!("{}", serde_json::Value::Array(rows));
+            outln!("{}", serde_json::Value::Array(rows));
         } else {
             print_by_kind(&all);
         }
@@ -49,8 +49,8 @@ fn unknown_kind(kind: &str) -> Failure {
 fn print_by_kind(all: &[Listing]) {
     let width = all.iter().map(|l| l.name.len()).max().unwrap_or(0);
     for (i, same_kind) in all.chunk_by(|a, b| a.kind == b.kind).enumerate() {
-        println!("{}{}", if i == 0 { "" } else { "\n" }, same_kind[0].kind);
-        same_kind.iter().for_each(|l| println!("  {:<width$}  {}", l.name, l.summary().trim()));
+        outln!("{}{}", if i == 0 { "" } else { "\n" }, same_kind[0].kind);
+        same_kind.iter().for_each(|l| outln!("  {:<width$}  {}", l.name, l.summary().trim()));
     }
 }
 

@@ -83,8 +83,8 @@ impl NewArgs {
         let path = self.out.join(format!("{module}.rs"));
         let template = self.kind.template();
         write_new(&path, &template.text.replace(template.placeholder, name))?;
-        println!("wrote {}", path.display());
-        println!(
+        outln!("wrote {}", path.display());
+        outln!(
             "add `mod {module};` to the crate; `pauc-cli explain {name}` of a binary that links the crate \
              then shows it"
         );

@@ -26,10 +26,10 @@ impl ReportArgs {
             }
             let (output, data) = (run.join("report.html"), ReportData::read(run)?);
             for line in &data.damaged {
-                eprintln!("warning: {}", damaged_line(&run.join("metrics.jsonl"), *line));
+                errln!("warning: {}", damaged_line(&run.join("metrics.jsonl"), *line));
             }
             let written = pauc::report::write_report_of(&data, run);
-            println!("{}", written.map_err(|e| Failure::of_output(e, &output))?.display());
+            outln!("{}", written.map_err(|e| Failure::of_output(e, &output))?.display());
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -78,7 +78,7 @@ impl DeviceJob for ReproduceArgs {
         };
         if self.update {
             now.of(&metrics, stored.as_ref()).write(&path)?;
-            println!("{}: stored", path.display());
+            outln!("{}: stored", path.display());
             return Ok(ExitCode::SUCCESS);
         }
         let Some(stored) = stored else { return Ok(ExitCode::SUCCESS) };
@@ -88,9 +88,9 @@ impl DeviceJob for ReproduceArgs {
             let json = serde_json::json!({
                 "run": run, "expected": path, "reproduced": reproduced, "differences": differences,
             });
-            println!("{json}");
+            outln!("{json}");
         } else if reproduced {
-            println!("reproduced: {} metrics within their tolerances", stored.metrics.len());
+            outln!("reproduced: {} metrics within their tolerances", stored.metrics.len());
         }
         if reproduced {
             return Ok(ExitCode::SUCCESS);
@@ -116,7 +116,7 @@ fn trained<D: NetworkDevice>(device: &D, plan: &Plan, out: PathBuf) -> Result<Op
         Ok(outcome) if outcome.ending != Ending::Finished => Ok(None),
         Ok(outcome) => Ok(Some(Path::to_path_buf(outcome.dir.path()))),
         Err(RunError::AlreadyDone(done)) => {
-            eprintln!("{} is finished; comparing its metrics", done.display());
+            errln!("{} is finished; comparing its metrics", done.display());
             Ok(Some(done))
         }
         Err(e) => Err(run_failure(e, &options.out)),

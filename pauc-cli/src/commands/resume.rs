@@ -55,7 +55,7 @@ impl DeviceJob for ResumeArgs {
         };
         if info.status == "finished" {
             run::tidy(&dir).map_err(|e| run_failure(e.into(), &self.run))?;
-            eprintln!("{} is already finished", self.run.display());
+            errln!("{} is already finished", self.run.display());
             return Ok(ExitCode::SUCCESS);
         }
         let plan =

@@ -78,7 +78,7 @@ impl DeviceJob for RunArgs {
         let mut finished: Vec<FinishedRun> = Vec::new();
         for PlannedRun { recipe, plan } in &planned {
             let (recipe, seed) = (*recipe, plan.recipe.train.seed);
-            eprintln!("{}: {}", &*plan.recipe.name, plan.splits.description);
+            errln!("{}: {}", &*plan.recipe.name, plan.splits.description);
             match run::run(device, plan, &options, &mut Console::new()) {
                 Ok(outcome) => {
                     print_outcome(&outcome, self.output.json);
@@ -91,7 +91,7 @@ impl DeviceJob for RunArgs {
                 }
                 Err(RunError::AlreadyDone(folder)) => {
                     run::tidy(&RunDir::at(&folder)).map_err(|e| run_failure(e.into(), &folder))?;
-                    eprintln!("{}", RunError::AlreadyDone(folder.clone()));
+                    errln!("{}", RunError::AlreadyDone(folder.clone()));
                     finished.push(FinishedRun { recipe, seed, folder });
                 }
                 Err(e) => return Err(run_failure(e, &options.out)),
@@ -137,12 +137,12 @@ fn print_over_seeds(recipe: &Path, runs: &[&FinishedRun], json: bool) -> Result<
     let metrics = runs.iter().map(|run| compare::metrics(&run.folder)).collect::<Result<Vec<_>, _>>()?;
     let spread = Spread::of_each(&metrics);
     if json {
-        println!("{}", serde_json::json!({ "recipe": recipe, "seeds": seeds, "metrics": spread }));
+        outln!("{}", serde_json::json!({ "recipe": recipe, "seeds": seeds, "metrics": spread }));
         return Ok(());
     }
     let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
-    println!("\n{}: mean ± standard deviation over the seeds {}", recipe.display(), seeds.join(", "));
+    outln!("\n{}: mean ± standard deviation over the seeds {}", recipe.display(), seeds.join(", "));
     let width = spread.keys().map(|name| name.chars().count()).max().unwrap_or(0);
-    spread.iter().for_each(|(name, s)| println!("  {name:<width$}  {s}"));
+    spread.iter().for_each(|(name, s)| outln!("  {name:<width$}  {s}"));
     Ok(())
 }

@@ -43,7 +43,7 @@ impl TailArgs {
             let state = State::of(&self.run);
             let new = reader.new_events(&path).map_err(|e| Failure::from(Error::io(&path, e)))?;
             for line in &new.damaged {
-                eprintln!("warning: {}", damaged_line(&path, *line));
+                errln!("warning: {}", damaged_line(&path, *line));
             }
             for event in new.events {
                 if let Some(line) = line(&event)
@@ -55,7 +55,7 @@ impl TailArgs {
             }
             if state == State::Abandoned {
                 let run = self.run.display();
-                eprintln!("its process is gone; `pauc-cli resume {run}` continues the run");
+                errln!("its process is gone; `pauc-cli resume {run}` continues the run");
             }
             if self.no_follow || state != State::Running {
                 return Ok(ExitCode::SUCCESS);

@@ -59,12 +59,12 @@ impl TermArgs {
                 "term": term.name(), "value": result.value, "chance": result.chance, "dtype": result.dtype,
                 "skipped": result.skipped, "gradient_norms": norms, "concentration": result.concentration,
             });
-            println!("{json}");
+            outln!("{json}");
         } else {
             let chance = result.chance.map_or("none".to_string(), |c| format!("{c:.6}"));
-            println!("{} = {} ({}, chance level {chance})", term.name(), result.value, result.dtype);
+            outln!("{} = {} ({}, chance level {chance})", term.name(), result.value, result.dtype);
             if let Some(why) = &result.skipped {
-                println!("skipped: {why}");
+                outln!("skipped: {why}");
             }
         }
         Ok(ExitCode::SUCCESS)

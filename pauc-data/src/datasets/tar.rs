@@ -8,7 +8,7 @@ use super::pictures::{self, Files, Pictures, number_labels, picture_set};
 use index::Index;
 use pauc_traits::dataset::{Place, Splits};
 use pauc_traits::{Count, Dataset, Error, Result, UnitInterval};
-pub use scan::{Item, items};
+pub use scan::{Bytes, Item, items};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -84,7 +84,10 @@ impl Tar {
         let mut pictures = Vec::new();
         for path in archives(root)? {
             let (content, items) = if compressed(&path) == Some(true) {
-                let (bytes, items) = scan::unpack(&path, (self.unpacked_limit.get() as u64) << 20)?;
+                let (bytes, items) = {
+                    let largest = crate::decode::max_file_size(self.reading().pixel_limit);
+                    scan::unpack(&path, (self.unpacked_limit.get() as u64).saturating_mul(1 << 20), largest)?
+                };
                 (Content::Unpacked(bytes), items)
             } else {
                 let (file, items) = index.open(&path)?;

@@ -43,17 +43,21 @@ impl BenchDataArgs {
             let json = serde_json::json!({
                 "data": splits.description, "views": views.len(), "speed": all,
             });
-            println!("{json}");
+            outln!("{json}");
             return Ok(ExitCode::SUCCESS);
         }
-        println!("{}, {} views", splits.description, views.len());
-        println!(
+        outln!("{}, {} views", splits.description, views.len());
+        outln!(
             "images/s of     loader        read     augment   normalize   (the last three: one thread's share)"
         );
         for s in &all {
-            println!(
+            outln!(
                 "{:>2} threads  {:>10.0}  {:>10.0}  {:>10.0}  {:>10.0}",
-                s.threads, s.images_per_second, s.read, s.augment, s.normalize
+                s.threads,
+                s.images_per_second,
+                s.read,
+                s.augment,
+                s.normalize
             );
         }
         Ok(ExitCode::SUCCESS)

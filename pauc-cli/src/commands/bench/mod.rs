@@ -109,12 +109,12 @@ impl DeviceJob for StepArgs {
         };
         let done = bench::bench(device, &options)?;
         if self.output.json {
-            println!("{}", json(&device.name(), &options, &done));
+            outln!("{}", json(&device.name(), &options, &done));
             return Ok(ExitCode::SUCCESS);
         }
-        print!("{}{}", summary(&device.name(), &options, &done), stages(&done, self.layers));
+        out!("{}{}", summary(&device.name(), &options, &done), stages(&done, self.layers));
         if self.layers {
-            print!("{}", layers(&done));
+            out!("{}", layers(&done));
         }
         Ok(ExitCode::SUCCESS)
     }

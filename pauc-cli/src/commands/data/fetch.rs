@@ -53,7 +53,7 @@ impl FetchArgs {
         });
         bar.finish_and_clear();
         let what = if outcome? == Fetched::Now { "fetched" } else { "is already there" };
-        println!(
+        outln!(
             "{} {what}; recipes read it with `data: {0}(root: {:?})`",
             set.name,
             self.root.display().to_string()

@@ -25,7 +25,7 @@ impl IndexArgs {
     pub fn execute(self) -> Result<ExitCode, Failure> {
         let index = inspect::index(&self.data.recipe()?.open()?)?;
         index.write(&self.out)?;
-        println!("{}: {} images, {}", self.out.display(), index.images.len(), &index.check[..16]);
+        outln!("{}: {} images, {}", self.out.display(), index.images.len(), &index.check[..16]);
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -39,7 +39,7 @@ impl PreviewArgs {
         let png = preview(&*splits.train, &training, &evaluation, options)?;
         atomic::write(&self.out, &png)?;
         let count = self.images.get().min(splits.train.len());
-        println!(
+        outln!(
             "{}: {count} images, each with its evaluation view and {} random views of epoch {}",
             self.out.display(),
             training.len(),

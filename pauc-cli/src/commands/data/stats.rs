@@ -23,9 +23,9 @@ impl StatsArgs {
     pub fn execute(self) -> Result<ExitCode, Failure> {
         let stats = inspect::stats(&self.data.recipe()?.open()?)?;
         if self.output.json {
-            println!("{}", serde_json::json!(stats));
+            outln!("{}", serde_json::json!(stats));
         } else {
-            print!("{}", table(&stats));
+            out!("{}", table(&stats));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -43,14 +43,14 @@ impl VerifyArgs {
                 "data": splits.description, "images": images, "unreadable": unreadable,
                 "differences": differences,
             });
-            println!("{json}");
+            outln!("{json}");
         } else {
-            println!("{}", splits.description);
-            unreadable.iter().for_each(|image| println!("{}: {}", image.path, image.reason));
-            differences.iter().for_each(|d| println!("{d}"));
-            println!("{images} images are readable, {} are not", unreadable.len());
+            outln!("{}", splits.description);
+            unreadable.iter().for_each(|image| outln!("{}: {}", image.path, image.reason));
+            differences.iter().for_each(|d| outln!("{d}"));
+            outln!("{images} images are readable, {} are not", unreadable.len());
             if self.index.is_some() {
-                println!("{} differences from the index", differences.len());
+                outln!("{} differences from the index", differences.len());
             }
         }
         Ok(ExitCode::from(if unreadable.is_empty() && differences.is_empty() { 0 } else { 4 }))

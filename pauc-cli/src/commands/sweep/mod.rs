@@ -81,7 +81,7 @@ impl SweepArgs {
         let checked = self.check()?;
         let jobs = self.unfinished(&checked)?;
         let runs: usize = checked.combinations.iter().map(|c| c.seeds.len()).sum();
-        eprintln!("{runs} runs, {} already finished", runs - jobs.len());
+        errln!("{runs} runs, {} already finished", runs - jobs.len());
         let mut failed = Vec::new();
         if !self.dry_run && !jobs.is_empty() {
             catch_signals();
@@ -128,7 +128,7 @@ impl SweepArgs {
             };
             let plan = place.plan(&device, &set)?;
             if combinations.is_empty() {
-                eprint!("{}", plan.warnings.render(console::color()));
+                err!("{}", plan.warnings.render(console::color()));
             }
             recipe_name = plan.recipe.name.to_string();
             let seeds =
@@ -137,7 +137,7 @@ impl SweepArgs {
             match by_hash.entry(plan.hash.clone()) {
                 Entry::Occupied(same) => {
                     let same: &Combination = &combinations[*same.get()];
-                    eprintln!("{name} is the same recipe as {}: it is trained once", same.name);
+                    errln!("{name} is the same recipe as {}: it is trained once", same.name);
                 }
                 Entry::Vacant(free) => {
                     free.insert(combinations.len());
@@ -183,7 +183,7 @@ impl SweepArgs {
         }
         sweep::order(&mut rows, checked.sweep.best.as_ref());
         if !self.output.json {
-            print!("{}", sweep::table(&checked.sweep, &rows));
+            out!("{}", sweep::table(&checked.sweep, &rows));
             return Ok(());
         }
         let failure = |f: &FailedJob<'_>| serde_json::json!({ "run": f.job.dir.path(), "error": f.reason });
@@ -191,7 +191,7 @@ impl SweepArgs {
             "sweep": self.sweep, "recipe": checked.recipe, "name": checked.recipe_name, "rows": rows,
             "failed": failed.iter().map(failure).collect::<Vec<_>>(),
         });
-        println!("{json}");
+        outln!("{json}");
         Ok(())
     }
 }

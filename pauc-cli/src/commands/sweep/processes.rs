@@ -50,7 +50,7 @@ impl Launcher<'_> {
                 let number = next.fetch_add(1, Ordering::SeqCst) + 1;
                 let Some(job) = jobs.get(number - 1).filter(|_| !console::stop_asked()) else { return };
                 let label = format!("[{number}/{}] {}", jobs.len(), job.description);
-                eprintln!("{label}");
+                errln!("{label}");
                 let mut command = Command::new(&program);
                 command.args(self.arguments(job, threads)).stdin(Stdio::null()).stdout(Stdio::null());
                 // Concurrent runs would mix their output; each writes its own log.txt.
@@ -60,9 +60,9 @@ impl Launcher<'_> {
                     Err(e) => Some(format!("error: {} cannot be started: {e}", program.display())),
                 };
                 match error {
-                    None => eprintln!("{label}: {}", status(job)),
+                    None => errln!("{label}: {}", status(job)),
                     Some(reason) => {
-                        eprintln!("{label}: failed");
+                        errln!("{label}: failed");
                         failed.lock().unwrap_or_else(|e| e.into_inner()).push(FailedJob { job, reason });
                     }
                 }

@@ -177,3 +177,16 @@ fn a_disk_cache_serves_decoded_images_and_detects_changes() {
     picture(&folder.path().join("train/a/1.png"), 4, 4, 77);
     assert_eq!(first_values(&*open(folder.path(), cached()).unwrap().train), [9, 77, 9]);
 }
+
+/// Opening a pipe would wait for ever for somebody who writes to it.
+#[cfg(unix)]
+#[test]
+fn pipes_are_named_and_not_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let class = folder.path().join("a");
+    std::fs::create_dir(&class).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(class.join("x.jpg")).status().unwrap();
+    assert!(made.success());
+    let why = open(folder.path(), whole()).err().unwrap().to_string();
+    assert!(why.contains("x.jpg") && why.contains("not a regular file"), "{why}");
+}

@@ -69,6 +69,13 @@ impl Locator {
         match self {
             Locator::File { path, .. } => {
                 let failed = |e| Error::io(path, e);
+                // Asked before it is opened: opening a pipe waits for somebody to write to it.
+                if !std::fs::metadata(path).map_err(failed)?.is_file() {
+                    return Err(Error::damaged(
+                        path,
+                        "is not a regular file but a pipe, socket, device or folder",
+                    ));
+                }
                 let file = File::open(path).map_err(failed)?;
                 let size = file.metadata().map_err(failed)?.len();
                 if size > limit {

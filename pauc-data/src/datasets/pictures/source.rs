@@ -34,8 +34,7 @@ impl Reader {
     }
 
     fn bytes(&self, locator: &Locator) -> Result<Vec<u8>> {
-        // No format needs more than 16-bit RGBA per pixel, plus a mebibyte for metadata.
-        locator.read((self.decoding.pixel_limit as u64).saturating_mul(8).saturating_add(1 << 20))
+        locator.read(decode::max_file_size(self.decoding.pixel_limit))
     }
 
     fn read(&self, locator: &Locator) -> Result<Image<'static>> {

@@ -1,6 +1,6 @@
 //! The index file: the positions of images in archives.
 
-use super::scan::{Item, items};
+use super::scan::{Bytes, Item, items};
 use pauc_traits::{Error, Result, atomic};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -8,7 +8,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// An archive at the time it was indexed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -60,7 +60,7 @@ impl Index {
                 return Ok((file, shard.items.clone()));
             }
         }
-        let items = items(BufReader::new(&file), size, None, path)?;
+        let items = items(BufReader::new(&file), Bytes::InPlace(size), path)?;
         let shard = Shard { path: path.to_path_buf(), size, modified, items: items.clone() };
         match indexed {
             Some(i) => {

@@ -35,39 +35,60 @@ fn extension(name: &str) -> String {
     name[stem(name).len()..].rsplit('.').next().unwrap_or_default().to_lowercase()
 }
 
-/// Returns the images of an archive. `unpacked` collects their bytes; without it, only their positions are
-/// recorded, which must be within `size`.
+/// Where the bytes of an archive's images go.
+pub enum Bytes<'a> {
+    /// They stay in the archive, which has this size.
+    InPlace(u64),
+    /// They are appended to the buffer, up to `largest` bytes per image.
+    Unpacked {
+        /// The buffer.
+        buffer: &'a mut Vec<u8>,
+        /// The size of the largest image.
+        largest: u64,
+    },
+}
+
+/// Returns the images of an archive. As when tar unpacks it, a hard link has the content of the file that it
+/// names, and of two files with one name the last counts.
 ///
 /// # Errors
-/// If the archive is damaged or contains a false length.
-pub fn items(
-    stream: impl Read,
-    size: u64,
-    mut unpacked: Option<&mut Vec<u8>>,
-    origin: &Path,
-) -> Result<Vec<Item>> {
+/// If the archive is damaged, contains a false length, or has an image that is too large to unpack.
+pub fn items(stream: impl Read, mut bytes: Bytes<'_>, origin: &Path) -> Result<Vec<Item>> {
     let damaged = |e: std::io::Error| {
         Error::damaged(origin, format!("is not a valid tar archive ({e}); download or create it again"))
     };
     let mut archive = ::tar::Archive::new(stream);
-    let (mut items, mut labels) = (Vec::new(), HashMap::new());
+    let mut items: Vec<Item> = Vec::new();
+    let (mut labels, mut positions) = (HashMap::new(), HashMap::new());
     for entry in archive.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
-        if !entry.header().entry_type().is_file() {
+        let kind = entry.header().entry_type();
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let is_hidden = name.rsplit('/').next().is_some_and(|n| n.starts_with('.'));
+        if is_hidden || !(kind.is_file() || kind.is_hard_link()) {
             continue;
         }
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        if name.rsplit('/').next().is_some_and(|n| n.starts_with('.')) {
+        let extension = extension(&name);
+        if kind.is_hard_link() {
+            let target = entry.link_name_bytes().map(|n| String::from_utf8_lossy(&n).into_owned());
+            // GNU tar writes a link for each further name of a file.
+            if let Some(&i) = target.and_then(|target| positions.get(&target))
+                && EXTENSIONS.contains(&&*extension)
+            {
+                let Item { at, len, .. } = items[i];
+                put(&mut items, &mut positions, Item { name, at, len, label: None });
+            }
             continue;
         }
         let (offset, len) = (entry.raw_file_position(), entry.size());
-        if offset.checked_add(len).is_none_or(|end| end > size) {
+        if let Bytes::InPlace(size) = bytes
+            && offset.checked_add(len).is_none_or(|end| end > size)
+        {
             let message = format!(
                 "is truncated: {name}, {len} bytes at {offset}, ends after the archive's {size} bytes"
             );
             return Err(Error::damaged(origin, message));
         }
-        let extension = extension(&name);
         if extension == "cls" {
             let mut text = String::new();
             entry.take(LABEL + 1).read_to_string(&mut text).map_err(damaged)?;
@@ -79,30 +100,48 @@ pub fn items(
             }
             labels.insert(stem(&name).to_string(), text.trim().to_string());
         } else if EXTENSIONS.contains(&&*extension) {
-            let offset = match &mut unpacked {
-                None => offset,
-                Some(bytes) => {
-                    let before = bytes.len() as u64;
-                    entry.read_to_end(bytes).map_err(damaged)?;
-                    if bytes.len() as u64 - before != len {
+            let at = match &mut bytes {
+                Bytes::InPlace(_) => offset,
+                Bytes::Unpacked { largest, .. } if len > *largest => {
+                    let message = format!(
+                        "has {len} bytes, more than the {largest} of an image within the pixel limit; raise `pixel_limit`"
+                    );
+                    return Err(Error::damaged(origin.join(&name), message));
+                }
+                Bytes::Unpacked { buffer, .. } => {
+                    let before = buffer.len() as u64;
+                    entry.read_to_end(buffer).map_err(damaged)?;
+                    if buffer.len() as u64 - before != len {
                         return Err(Error::damaged(origin, format!("is truncated within {name}")));
                     }
                     before
                 }
             };
-            items.push(Item { name, at: offset, len, label: None });
+            put(&mut items, &mut positions, Item { name, at, len, label: None });
         }
     }
     items.iter_mut().for_each(|i| i.label = labels.get(stem(&i.name)).cloned());
     Ok(items)
 }
 
-/// Unpacks a compressed archive: the bytes of its images, and their positions.
-pub(super) fn unpack(path: &Path, limit: u64) -> Result<(Vec<u8>, Vec<Item>)> {
+/// Adds an image, or replaces an earlier one of the same name.
+fn put(items: &mut Vec<Item>, positions: &mut HashMap<String, usize>, item: Item) {
+    match positions.get(&item.name) {
+        Some(&i) => items[i] = item,
+        None => {
+            positions.insert(item.name.clone(), items.len());
+            items.push(item);
+        }
+    }
+}
+
+/// Unpacks a compressed archive, up to `limit` bytes in all and `largest` per image: the bytes of its images,
+/// and their positions.
+pub(super) fn unpack(path: &Path, limit: u64, largest: u64) -> Result<(Vec<u8>, Vec<Item>)> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut stream = MultiGzDecoder::new(std::io::BufReader::new(file)).take(limit);
     let mut bytes = Vec::new();
-    let items = items(&mut stream, u64::MAX, Some(&mut bytes), path);
+    let items = items(&mut stream, Bytes::Unpacked { buffer: &mut bytes, largest }, path);
     if stream.limit() == 0 {
         let message = format!(
             "unpacks to more than unpacked_limit: {} MiB; raise it, or unpack the archive with gunzip, so that it \

@@ -123,3 +123,41 @@ fn damage_and_bombs_are_refused() {
     assert!(text.contains("more than unpacked_limit: 1 MiB"), "{text}");
     assert!(open(folder.path(), "root: \"none\"").err().unwrap().to_string().contains("not found"));
 }
+
+/// GNU tar writes the second name of a file as a hard link, and a file that was added again as a second entry.
+#[test]
+fn hard_links_and_repeated_names_are_as_when_unpacked() {
+    let mut builder = ::tar::Builder::new(Vec::new());
+    let file = |builder: &mut ::tar::Builder<Vec<u8>>, name: &str, value| {
+        let bytes = picture(value);
+        let mut header = ::tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, &bytes[..]).unwrap();
+    };
+    file(&mut builder, "a/1.png", 1);
+    file(&mut builder, "a/2.png", 2);
+    let mut link = ::tar::Header::new_gnu();
+    link.set_entry_type(::tar::EntryType::Link);
+    link.set_size(0);
+    builder.append_link(&mut link, "b/3.png", "a/1.png").unwrap();
+    file(&mut builder, "a/2.png", 20);
+    let bytes = builder.into_inner().unwrap();
+    for (name, bytes) in [("x.tar", bytes.clone()), ("x.tar.gz", gzip(&bytes))] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+        let splits = open(folder.path(), &format!("root: \"{name}\", test_fraction: 0")).unwrap();
+        assert_eq!(reds(&*splits.train), [1, 20, 1], "{name}");
+    }
+}
+
+#[test]
+fn a_member_larger_than_any_image_is_not_unpacked() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = archive(&[("a/1.png", picture(1)), ("a/zeros.png", vec![0; 3 << 20])]);
+    std::fs::write(folder.path().join("x.tar.gz"), gzip(&bytes)).unwrap();
+    let why = open(folder.path(), "root: \"x.tar.gz\", pixel_limit: 1000").err().unwrap().to_string();
+    for text in ["x.tar.gz/a/zeros.png", "has 3145728 bytes", "raise `pixel_limit`"] {
+        assert!(why.contains(text), "no `{text}` in {why}");
+    }
+}
