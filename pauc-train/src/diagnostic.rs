@@ -105,31 +105,13 @@ impl Diagnostic {
         let root = recipe_text::parse(text);
         let value = root.as_ref().map(|root| value(text, root, &d).span.clone());
         let found = value.as_ref().map(|span| shortened(&text[span.clone()]));
+        if let Some(message) = value_problem(&error.code, found.as_deref()) {
+            (d.code, d.message) = ("E0106", message);
+            // The parser stopped somewhere in or after the value: show all of it.
+            d.span = value.or(d.span);
+            return d;
+        }
         match &error.code {
-            // Errors inside of components arrive as text.
-            Ron::Message(message) if *message == Ron::ExceededRecursionLimit.to_string() => {
-                (d.message, d.help) = syntax_message(text, &Ron::ExceededRecursionLimit);
-            }
-            Ron::Message(message) => {
-                (d.code, d.message) = ("E0106", value_message(message));
-            }
-            Ron::InvalidValueForType { expected, found } => {
-                (d.code, d.message) = ("E0106", mismatch(expected, found));
-            }
-            Ron::IntegerOutOfBounds => {
-                (d.code, d.message) = ("E0106", integer_message(&found.unwrap_or_default()));
-            }
-            Ron::ExpectedInteger
-            | Ron::ExpectedFloat
-            | Ron::ExpectedString
-            | Ron::ExpectedBoolean
-            | Ron::ExpectedArray
-            | Ron::ExpectedUnit
-            | Ron::ExpectedOption => {
-                let expected = plain.trim_start_matches("Expected ");
-                let found = found.map(|f| format!(", found {f}")).unwrap_or_default();
-                (d.code, d.message) = ("E0106", format!("expected a value of type {expected}{found}"));
-            }
             Ron::MissingStructField { field, outer } => {
                 let owner = outer.as_ref().map(|o| format!(" of `{o}`")).unwrap_or_default();
                 (d.code, d.message) =
@@ -137,12 +119,37 @@ impl Diagnostic {
             }
             code => (d.message, d.help) = syntax_message(text, code),
         }
-        if d.code == "E0106" && value.is_some() {
-            // The parser stopped somewhere in or after the value: show all of it.
-            d.span = value;
-        }
         d
     }
+}
+
+/// Describes an error in a value of a correct text, of which `found` is the beginning; `None` for other errors.
+fn value_problem(error: &Ron, found: Option<&str>) -> Option<String> {
+    let message = match error {
+        error if exceeds_depth(error) => return None,
+        Ron::Message(message) => value_message(message),
+        Ron::InvalidValueForType { expected, found } => mismatch(expected, found),
+        Ron::IntegerOutOfBounds => integer_message(found.unwrap_or_default()),
+        Ron::ExpectedInteger
+        | Ron::ExpectedFloat
+        | Ron::ExpectedString
+        | Ron::ExpectedBoolean
+        | Ron::ExpectedArray
+        | Ron::ExpectedUnit
+        | Ron::ExpectedOption => {
+            let expected = error.to_string();
+            let found = found.map(|f| format!(", found {f}")).unwrap_or_default();
+            format!("expected a value of type {}{found}", expected.trim_start_matches("Expected "))
+        }
+        _ => return None,
+    };
+    Some(message)
+}
+
+/// Returns whether brackets nest too deeply. Errors inside of components arrive as text.
+fn exceeds_depth(error: &Ron) -> bool {
+    let text = Ron::ExceededRecursionLimit.to_string();
+    matches!(error, Ron::ExceededRecursionLimit) || matches!(error, Ron::Message(m) if *m == text)
 }
 
 /// Describes a syntax error, and its remedy if there is one.
@@ -162,7 +169,7 @@ fn syntax_message(text: &str, error: &Ron) -> (String, Option<String>) {
         ),
         Ron::ExpectedIdentifier => ("expected a name, as in `Name(field: value)`".into(), None),
         Ron::Eof => ("the text ends too early: a bracket is not closed".into(), None),
-        Ron::ExceededRecursionLimit => (
+        error if exceeds_depth(error) => (
             format!("brackets are nested more than {} deep", recipe_text::MAX_DEPTH),
             Some("close brackets that are left open; no value needs so many".into()),
         ),

@@ -48,15 +48,41 @@ pub enum Bytes<'a> {
     },
 }
 
+impl Bytes<'_> {
+    /// Returns where the bytes of an image begin, after unpacking them if they do not stay in the archive.
+    fn take(&mut self, entry: &mut ::tar::Entry<'_, impl Read>, name: &str, origin: &Path) -> Result<u64> {
+        let len = entry.size();
+        match self {
+            Bytes::InPlace(_) => Ok(entry.raw_file_position()),
+            Bytes::Unpacked { largest, .. } if len > *largest => {
+                let message = format!(
+                    "has {len} bytes, more than the {largest} of an image within the pixel limit; raise `pixel_limit`"
+                );
+                Err(Error::damaged(origin.join(name), message))
+            }
+            Bytes::Unpacked { buffer, .. } => {
+                let before = buffer.len() as u64;
+                entry.read_to_end(buffer).map_err(|e| not_tar(origin, &e))?;
+                if buffer.len() as u64 - before != len {
+                    return Err(Error::damaged(origin, format!("is truncated within {name}")));
+                }
+                Ok(before)
+            }
+        }
+    }
+}
+
+fn not_tar(origin: &Path, e: &std::io::Error) -> Error {
+    Error::damaged(origin, format!("is not a valid tar archive ({e}); download or create it again"))
+}
+
 /// Returns the images of an archive. As when tar unpacks it, a hard link has the content of the file that it
 /// names, and of two files with one name the last counts.
 ///
 /// # Errors
 /// If the archive is damaged, contains a false length, or has an image that is too large to unpack.
 pub fn items(stream: impl Read, mut bytes: Bytes<'_>, origin: &Path) -> Result<Vec<Item>> {
-    let damaged = |e: std::io::Error| {
-        Error::damaged(origin, format!("is not a valid tar archive ({e}); download or create it again"))
-    };
+    let damaged = |e: std::io::Error| not_tar(origin, &e);
     let mut archive = ::tar::Archive::new(stream);
     let mut items: Vec<Item> = Vec::new();
     let (mut labels, mut positions) = (HashMap::new(), HashMap::new());
@@ -100,23 +126,7 @@ pub fn items(stream: impl Read, mut bytes: Bytes<'_>, origin: &Path) -> Result<V
             }
             labels.insert(stem(&name).to_string(), text.trim().to_string());
         } else if EXTENSIONS.contains(&&*extension) {
-            let at = match &mut bytes {
-                Bytes::InPlace(_) => offset,
-                Bytes::Unpacked { largest, .. } if len > *largest => {
-                    let message = format!(
-                        "has {len} bytes, more than the {largest} of an image within the pixel limit; raise `pixel_limit`"
-                    );
-                    return Err(Error::damaged(origin.join(&name), message));
-                }
-                Bytes::Unpacked { buffer, .. } => {
-                    let before = buffer.len() as u64;
-                    entry.read_to_end(buffer).map_err(damaged)?;
-                    if buffer.len() as u64 - before != len {
-                        return Err(Error::damaged(origin, format!("is truncated within {name}")));
-                    }
-                    before
-                }
-            };
+            let at = bytes.take(&mut entry, &name, origin)?;
             put(&mut items, &mut positions, Item { name, at, len, label: None });
         }
     }
