@@ -4,6 +4,7 @@
 mod common;
 
 use common::{Output, Running, only_run, pauc};
+use pauc::models::weights::{TensorFile, Values};
 use std::path::{Path, PathBuf};
 
 const RECIPE: &str = r#"Recipe(
@@ -126,4 +127,170 @@ fn an_output_that_cannot_be_written_ends_with_1_and_a_missing_input_with_4() {
     assert_says(&pauc(["embed", run_path, "--split", "train", "--out", &nowhere]), 1, &["create its folder"]);
     std::fs::remove_dir_all(run.join("checkpoints")).unwrap();
     assert_says(&pauc(["export", run_path, "--out", "x.safetensors"]), 4, &["last.safetensors"]);
+}
+
+/// Trains the small recipe to its end in a folder of its own, and returns its last checkpoint.
+fn whole() -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path(), &[]);
+    std::fs::read(run.join("checkpoints/last.safetensors")).unwrap()
+}
+
+#[test]
+fn a_damaged_or_missing_description_is_rebuilt_from_the_newest_checkpoint() {
+    let whole = whole();
+    for (what, lost) in [("damaged", "{"), ("missing", "")] {
+        let folder = tempfile::tempdir().unwrap();
+        let run = trained(folder.path(), &["--max-steps", "6"]);
+        let description = run.join("run.json");
+        let before: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&description).unwrap()).unwrap();
+        if lost.is_empty() {
+            std::fs::remove_file(&description).unwrap();
+            std::fs::remove_file(run.join("recipe.resolved.ron")).unwrap();
+        } else {
+            std::fs::write(&description, lost).unwrap();
+        }
+        let refused = pauc(args(folder.path(), &[]));
+        let code = if lost.is_empty() { 1 } else { 4 };
+        assert_says(&refused, code, &["run.json", "pauc-cli resume", "--force"]);
+        assert!(run.join("checkpoints/step-00000006.safetensors").exists(), "{what}: nothing is deleted");
+        assert_says(&resume(&run, &[]), 0, &["warning: rebuilt ", "run.json", "last.safetensors"]);
+        assert!(std::fs::read(run.join("checkpoints/last.safetensors")).unwrap() == whole, "{what}");
+        let after: serde_json::Value = serde_json::from_slice(&std::fs::read(&description).unwrap()).unwrap();
+        for key in ["name", "hash", "seed", "device", "data", "data_identity"] {
+            assert_eq!(before[key], after[key], "{what}: {key}");
+        }
+        assert_eq!(after["status"], "finished");
+        assert_eq!(run.join("run.json.unusable1").exists(), !lost.is_empty(), "{what}");
+    }
+}
+
+#[test]
+fn force_starts_over_with_a_damaged_description() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path(), &["--max-steps", "6"]);
+    std::fs::write(run.join("run.json"), "{").unwrap();
+    assert_says(&pauc(args(folder.path(), &["--force", "--max-steps", "2"])), 0, &[]);
+    assert!(!run.join("checkpoints/step-00000006.safetensors").exists());
+    std::fs::remove_dir_all(run.join("checkpoints")).unwrap();
+    std::fs::remove_file(run.join("run.json")).unwrap();
+    assert_says(&resume(&run, &[]), 2, &["not a run (no run.json)"]);
+    // A log without a checkpoint is a result as well.
+    assert_says(&pauc(args(folder.path(), &[])), 1, &["has no run.json, but"]);
+}
+
+/// Writes an .npy file of `n` gray images of 12×12 pixels, which depend on `seed`.
+fn write_images(path: &Path, n: usize, seed: usize) {
+    let header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({n}, 12, 12, 1), }}");
+    let padded = format!("{header:<117}\n");
+    let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+    bytes.extend_from_slice(padded.as_bytes());
+    bytes.extend((0..n * 144).map(|i| (i * (i / 144 + 7 + seed) % 251) as u8));
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn changed_data_is_refused_or_accepted_and_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("images.npy");
+    write_images(&path, 200, 0);
+    let data = format!("data=Npy(images: {:?})", path.display().to_string());
+    let run = trained(folder.path(), &["--set", &data, "--max-steps", "5"]);
+    let checkpoint = std::fs::read(run.join("checkpoints/last.safetensors")).unwrap();
+    let run_path = run.to_str().unwrap();
+    let embed = |more: &[&str]| {
+        let out = folder.path().join("x.npy").display().to_string();
+        pauc([&["embed", run_path, "--split", "train", "--out", &out], more].concat())
+    };
+    for (images, seed, said) in
+        [(150, 0, "150 training images, the run has 200"), (200, 1, "names or pixels")]
+    {
+        write_images(&path, images, seed);
+        assert_says(&resume(&run, &[]), 4, &["the data has changed", said, "--data-changed accept"]);
+        assert_says(&embed(&[]), 4, &[said]);
+        assert_says(&embed(&["--data-changed", "accept"]), 0, &[]);
+        let probe = ["eval", run_path, "--split", "train", "--probe", "Rank()"];
+        assert_says(&pauc(probe), 4, &[said]);
+        assert!(std::fs::read(run.join("checkpoints/last.safetensors")).unwrap() == checkpoint);
+    }
+    write_images(&path, 150, 0);
+    assert_says(
+        &resume(&run, &["--data-changed", "accept", "--max-steps", "7"]),
+        0,
+        &["the data changed: 150"],
+    );
+    let description: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(run.join("run.json")).unwrap()).unwrap();
+    let change =
+        serde_json::json!({"step": 5, "what": "the data changed: 150 training images, the run has 200"});
+    assert_eq!(description["changes"], serde_json::json!([change]));
+    assert_eq!(description["data_identity"]["train"]["images"], 200, "run.json keeps what it was");
+    assert!(std::fs::read_to_string(run.join("metrics.jsonl")).unwrap().contains("the data changed: 150"));
+    let last = TensorFile::load(run.join("checkpoints/last.safetensors")).unwrap();
+    assert!(last.metadata["marks"].contains("the data changed: 150"), "{}", last.metadata["marks"]);
+    // Accepted once: the changed data is now that of the run.
+    assert_says(&resume(&run, &[]), 0, &[]);
+}
+
+#[test]
+fn changed_data_is_accepted_with_queue_and_prototypes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("images.npy");
+    write_images(&path, 64, 0);
+    let data = format!("data=Npy(images: {:?})", path.display().to_string());
+    let set = [
+        data.as_str(),
+        "queue=64",
+        "momentum_encoder=Ema(momentum: 0.9)",
+        "clusterer=KMeans(k: [4], start: Steps(0), every: Epochs(3))",
+        "objective=[(term: InfoNce(temperature: 0.2, negatives: QueueAndBatch)), (term: ProtoNce())]",
+    ];
+    let set: Vec<&str> = set.iter().flat_map(|s| ["--set", s]).collect();
+    let run = trained(folder.path(), &[&set[..], &["--max-steps", "6"]].concat());
+    for images in [120, 40] {
+        write_images(&path, images, 0);
+        let step = if images == 120 { "10" } else { "13" };
+        assert_says(
+            &resume(&run, &["--data-changed", "accept", "--max-steps", step]),
+            0,
+            &["the data changed"],
+        );
+    }
+}
+
+/// Writes NaN into a tensor of a checkpoint and makes its checksum anew.
+fn poison(path: &Path, tensor: &str) {
+    let mut file = TensorFile::load(path).unwrap();
+    let found = file.get(tensor).unwrap().clone();
+    let Values::F32(mut values) = found.values else { panic!("{tensor}") };
+    values[1] = f32::NAN;
+    file.retain(|name| name != tensor);
+    file.insert(tensor, &found.shape, Values::F32(values)).unwrap();
+    let sum = pauc::train::checkpoint::checksum(&file);
+    file.metadata.insert("blake3".into(), sum);
+    file.save(path).unwrap();
+}
+
+#[test]
+fn nan_in_a_checkpoint_is_found_by_name_and_the_one_before_is_taken() {
+    let whole = whole();
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path(), &["--max-steps", "7"]);
+    let last = run.join("checkpoints/last.safetensors");
+    std::fs::remove_file(run.join("checkpoints/step-00000007.safetensors")).unwrap();
+    let file = TensorFile::load(&last).unwrap();
+    let name =
+        file.names().find(|n| n.starts_with("encoder.") && n.ends_with("running_var")).unwrap().to_string();
+    poison(&last, &name);
+    let said = format!("{name}` is NaN at index [1]");
+    let run_path = run.to_str().unwrap();
+    let out = folder.path().join("x.safetensors").display().to_string();
+    let encoder_name = said.strip_prefix("encoder.").unwrap();
+    assert_says(&pauc(["export", run_path, "--out", &out]), 4, &[encoder_name, "earlier checkpoint"]);
+    assert!(!Path::new(&out).exists());
+    let embed = ["embed", run_path, "--split", "train", "--out", &out];
+    assert_says(&pauc(embed), 4, &[&said]);
+    assert_says(&resume(&run, &[]), 0, &[&said, "unusable1", "step-00000006.safetensors"]);
+    assert!(std::fs::read(&last).unwrap() == whole);
 }

@@ -10,7 +10,7 @@ use crate::commands::{
     reproduce::ReproduceArgs, resume::ResumeArgs, run::RunArgs, sweep::SweepArgs, tail::TailArgs,
     term::TermArgs,
 };
-use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use pauc::train::memory::parse_bytes;
 use pauc::train::sweep::duplicate;
 use std::fmt::Write;
@@ -165,6 +165,28 @@ pub struct DeviceArg {
     #[arg(id = "device", long = "device", default_value = "cpu", value_name = "DEVICE")]
     #[arg(help_heading = heading::GENERAL, display_order = 900)]
     pub name: String,
+}
+
+/// Whether the data may differ from that of the run.
+#[derive(Debug, Args)]
+pub struct DataChangedArg {
+    /// What to do if the data is no longer that of the run: `accept` goes on. By default it is an error.
+    #[arg(long, value_name = "WHAT", help_heading = heading::INPUT)]
+    data_changed: Option<OnChangedData>,
+}
+
+impl DataChangedArg {
+    /// Returns whether to go on with data that has changed.
+    pub fn is_accepted(&self) -> bool {
+        self.data_changed.is_some()
+    }
+}
+
+/// What to do if the data has changed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnChangedData {
+    /// Go on.
+    Accept,
 }
 
 /// The output format.

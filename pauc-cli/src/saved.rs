@@ -1,7 +1,7 @@
 //! Arguments that `eval` and `embed` share: a trained run and the images to use.
 
 use crate::Failure;
-use crate::args::heading;
+use crate::args::{DataChangedArg, heading};
 use crate::recipes::{here, parse_component};
 use clap::{Args, ValueEnum};
 use pauc::models::NetworkDevice;
@@ -21,6 +21,8 @@ pub struct SavedArgs {
     /// statistics of the run's own data.
     #[arg(long, value_name = "DATASET", help_heading = heading::INPUT)]
     pub data: Option<String>,
+    #[command(flatten)]
+    pub data_changed: DataChangedArg,
     /// Use the momentum encoder instead of the online encoder.
     #[arg(long, help_heading = heading::INPUT)]
     pub momentum: bool,
@@ -52,6 +54,7 @@ impl SavedArgs {
     pub fn open<D: NetworkDevice>(&self, device: &D) -> Result<SavedRun, Failure> {
         let parse = |text: &String| parse_component::<kind::Dataset>("--data", text);
         let data = self.data.as_ref().map(parse).transpose()?;
-        Ok(SavedRun::open(device, &self.run, &here()?, data.as_ref(), self.checkpoint.as_deref())?)
+        let saved = SavedRun::open(device, &self.run, &here()?, data.as_ref(), self.checkpoint.as_deref())?;
+        Ok(saved.accept_changed_data(self.data_changed.is_accepted()))
     }
 }

@@ -39,6 +39,7 @@ pub fn run_failure(e: RunError, folder: &Path) -> Failure {
         RunError::AlreadyDone(_)
         | RunError::Unfinished { .. }
         | RunError::Running { .. }
+        | RunError::Undescribed { .. }
         | RunError::NoRun(_) => Failure::new(1, format!("error: {e}")),
     }
 }

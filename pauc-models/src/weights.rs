@@ -74,6 +74,34 @@ pub struct FileTensor {
     pub values: Values,
 }
 
+/// An element that is NaN or infinite.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NonFiniteElement {
+    /// The name of its tensor.
+    pub tensor: String,
+    /// Its index along each axis.
+    pub index: Vec<usize>,
+    /// Its value.
+    pub value: f32,
+}
+
+impl NonFiniteElement {
+    fn new(name: &str, shape: &[usize], flat: usize, value: f32) -> Self {
+        let mut index = vec![0; shape.len()];
+        let mut rest = flat;
+        for (i, len) in index.iter_mut().zip(shape).rev() {
+            (*i, rest) = (rest % len, rest / len);
+        }
+        NonFiniteElement { tensor: name.into(), index, value }
+    }
+}
+
+impl std::fmt::Display for NonFiniteElement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "tensor `{}` is {} at index {:?}", self.tensor, self.value, self.index)
+    }
+}
+
 /// Named tensors and metadata, in memory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TensorFile {
@@ -125,6 +153,15 @@ impl TensorFile {
     /// Keeps the tensors whose names are `wanted`.
     pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
         self.tensors.retain(|name, _| wanted(name));
+    }
+
+    /// Returns the first NaN or infinite element of the tensors of `f32` whose names are `wanted`.
+    pub fn first_non_finite(&self, wanted: impl Fn(&str) -> bool) -> Option<NonFiniteElement> {
+        self.tensors.iter().filter(|(name, _)| wanted(name)).find_map(|(name, tensor)| {
+            let Values::F32(values) = &tensor.values else { return None };
+            let flat = values.iter().position(|v| !v.is_finite())?;
+            Some(NonFiniteElement::new(name, &tensor.shape, flat, values[flat]))
+        })
     }
 
     /// Returns a tensor by name, if it exists.

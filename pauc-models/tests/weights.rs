@@ -162,3 +162,15 @@ fn pytorch_loads_an_exported_head_and_computes_the_same() {
         Command::new(&python).args(["-c", SCRIPT]).arg(&path).arg(tolerance.to_string()).output().unwrap();
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
 }
+
+#[test]
+fn the_first_nan_or_infinity_is_found_with_its_index() {
+    let mut file = TensorFile::new();
+    file.insert("a", &[2], Values::F32(vec![f32::NAN, 1.0])).unwrap();
+    file.insert("b", &[2, 3], Values::F32(vec![0.0, 1.0, 2.0, 3.0, 4.0, f32::NEG_INFINITY])).unwrap();
+    file.insert("ids", &[1], Values::I64(vec![-1])).unwrap();
+    let found = |name: &'static str| file.first_non_finite(|n| n == name).map(|e| e.to_string());
+    assert_eq!(found("a").unwrap(), "tensor `a` is NaN at index [0]");
+    assert_eq!(found("b").unwrap(), "tensor `b` is -inf at index [1, 2]");
+    assert_eq!(found("ids"), None);
+}

@@ -9,18 +9,20 @@
 //! | `queue.keys`, `queue.ids` | past keys and their samples (−1: unknown) |
 //! | `clusters.<m>.centroids`, `.assignments` (−1: noise), `.concentration` | level m |
 //!
-//! The counters and [`crate::progress`] are in the file's metadata, with a BLAKE3 hash of everything else.
+//! The counters, [`crate::progress`], the resolved recipe and the device are in the file's metadata, with a
+//! BLAKE3 hash of everything else.
 //! Random numbers need no state: they are functions of the step.
 
 use crate::plan::Plan;
 use crate::prototypes::Prototypes;
 use crate::queue::KeyQueue;
-use crate::retention::{checksum, set_aside};
+pub use crate::retention::checksum;
+use crate::retention::set_aside;
 use crate::run_dir::RunDir;
 use crate::state::TrainState;
 use pauc_models::Network;
 use pauc_models::device::NetworkDevice;
-use pauc_models::weights::{TensorFile, Values};
+use pauc_models::weights::{NonFiniteElement, TensorFile, Values};
 use pauc_traits::clusterer::FitReport;
 use pauc_traits::{Clustering, Error, Param, Result};
 use std::path::{Path, PathBuf};
@@ -42,6 +44,13 @@ fn named<D: NetworkDevice>(state: &TrainState<D>) -> Vec<Param<D>> {
     all
 }
 
+/// Returns the first NaN or infinite element of the parameters and running statistics in a checkpoint. A
+/// ReLU turns NaN into 0, so that neither loss nor gradient has to show it.
+fn first_non_finite_weight(file: &TensorFile) -> Option<NonFiniteElement> {
+    let is_other = |name: &str| ["optimizer.", "queue.", "clusters."].iter().any(|p| name.starts_with(p));
+    file.first_non_finite(|name| !is_other(name))
+}
+
 /// Returns the names of the optimizer's buffers, in order.
 fn slots<D: NetworkDevice>(plan: &Plan) -> &'static [&'static str] {
     D::optimizer(&*plan.recipe.optimizer.value).slots()
@@ -51,7 +60,8 @@ fn slots<D: NetworkDevice>(plan: &Plan) -> &'static [&'static str] {
 /// files stay until the new file is complete.
 ///
 /// # Errors
-/// If the run has no folder, or the device or the disk fails.
+/// [`Error::NonFinite`] if a parameter or a running statistic is NaN or infinite; or if the run has no folder,
+/// or the device or the disk fails.
 pub fn save<D: NetworkDevice>(
     device: &D,
     plan: &Plan,
@@ -63,6 +73,10 @@ pub fn save<D: NetworkDevice>(
         return Err(Error::config("a run in memory cannot save a checkpoint"));
     }
     let mut file = snapshot(device, plan, state)?;
+    if let Some(element) = first_non_finite_weight(&file) {
+        let place = format!("{element} after step {}; no checkpoint was written", state.step);
+        return Err(Error::NonFinite { what: "the network".into(), place: Some(place) });
+    }
     let sum = checksum(&file);
     file.metadata.insert("blake3".into(), sum);
     dir.add_checkpoint(state.step, &file, plan.recipe.train.keep.last.get(), best)
@@ -81,6 +95,8 @@ fn snapshot<D: NetworkDevice>(device: &D, plan: &Plan, state: &TrainState<D>) ->
     let mut note = |key: &str, value: String| drop(file.metadata.insert(key.to_string(), value));
     note("format", FORMAT.into());
     note("recipe", plan.hash.clone());
+    note("resolved_recipe", plan.resolved.clone());
+    note("device", device.name());
     note("seed", plan.recipe.train.seed.to_string());
     note("step", state.step.to_string());
     note("optimizer_steps", state.optimizer.steps.to_string());
@@ -169,13 +185,18 @@ pub fn verify(file: &TensorFile, path: &Path) -> Result<()> {
 /// Loads a checkpoint into a state built from the same plan.
 ///
 /// # Errors
-/// [`Error::Damaged`] if the file is not a checkpoint, belongs to another recipe or seed, or is incomplete.
+/// [`Error::Damaged`] if the file is not a checkpoint, belongs to another recipe or seed, is incomplete, or
+/// has a parameter or statistic that is NaN or infinite.
 /// The state may then be partly overwritten.
 pub fn load<D: NetworkDevice>(device: &D, plan: &Plan, state: &mut TrainState<D>, path: &Path) -> Result<()> {
     let file = TensorFile::load(path)?;
     verify(&file, path)?;
     let checkpoint = Reader { file: &file, path };
     checkpoint.belongs_to(plan)?;
+    if let Some(element) = first_non_finite_weight(&file) {
+        let remedy = "use an earlier checkpoint, or train again with a lower learning rate";
+        return Err(Error::damaged(path, format!("{element}; {remedy}")));
+    }
     for p in named(state) {
         device.overwrite(&mut p.value_mut(), checkpoint.tensor(&p.name, &p.shape)?)?;
     }

@@ -10,7 +10,8 @@ use std::path::Path;
 /// `momentum` selects the momentum encoder instead of the online encoder.
 ///
 /// # Errors
-/// If the file does not exist, is damaged, or does not contain this encoder.
+/// If the file does not exist, is damaged, does not contain this encoder, or an element of it is NaN or
+/// infinite.
 pub fn encoder(checkpoint: &Path, momentum: bool) -> Result<TensorFile> {
     let prefix = if momentum { "momentum.encoder." } else { "encoder." };
     let from = TensorFile::load(checkpoint)?;
@@ -30,6 +31,10 @@ pub fn encoder(checkpoint: &Path, momentum: bool) -> Result<TensorFile> {
             "is it a checkpoint?"
         };
         return Err(Error::damaged(checkpoint, format!("no tensor starts with `{prefix}`: {remedy}")));
+    }
+    if let Some(element) = file.first_non_finite(|_| true) {
+        let remedy = "export an earlier checkpoint, or train again with a lower learning rate";
+        return Err(Error::damaged(checkpoint, format!("the encoder's {element}; {remedy}")));
     }
     for key in ["recipe", "seed", "step"] {
         if let Some(value) = from.metadata.get(key) {

@@ -5,11 +5,13 @@
 //!
 //! [`recipe`] defines the language; [`recipe_text`] and [`diagnostic`] point into its text; [`check`] has the
 //! rules across fields. [`plan`] adds the opened data. [`state`] is what a run learns and a checkpoint
-//! stores; [`trainer`] is the training loop on a plan and a state; [`run`] adds a folder, a log and a report.
+//! stores; [`trainer`] is the training loop on a plan and a state; [`run`] adds a folder, a log and a report, [`mod@resume`]
+//! continues it.
 //! [`export`] writes the encoder of a run, [`mod@bench`] times its step. [`objective`], [`prototypes`],
 //! [`queue`] and [`evaluate`] are parts of the loop. [`term`] and [`mod@cluster`] run one component on the
 //! tensors in a file. [`mod@compare`] compares runs, [`reproduce`] compares a run with stored metrics,
-//! [`sweep`] plans many runs of one recipe. [`saved_run`] opens an existing run, and [`mod@embed`] writes its
+//! [`sweep`] plans many runs of one recipe. [`saved_run`] opens an existing run, [`rebuild`] repairs what describes it, [`data_identity`] tells
+//! whether its data changed, and [`mod@embed`] writes its
 //! embeddings of images.
 //!
 //! Internally, `step` is one optimizer step and `batch_pass` takes one batch through the networks, the terms
@@ -24,6 +26,7 @@ pub mod checkpoint;
 pub mod cluster;
 pub mod codes;
 pub mod compare;
+pub mod data_identity;
 pub mod diagnostic;
 mod e_step;
 pub mod embed;
@@ -45,9 +48,11 @@ mod probing;
 pub mod progress;
 pub mod prototypes;
 pub mod queue;
+pub mod rebuild;
 pub mod recipe;
 pub mod recipe_text;
 pub mod reproduce;
+pub mod resume;
 mod retention;
 mod rows_by_view;
 pub mod run;

@@ -129,6 +129,38 @@ impl RunDir {
     }
 }
 
+/// What a process has written before it has described its run.
+const BEFORE_THE_DESCRIPTION: [&str; 4] = [FILE, "recipe.ron", "recipe.resolved.ron", "data_errors.jsonl"];
+
+impl RunDir {
+    /// Returns the first result of a run in the folder, by name: a checkpoint, or any file that a process that
+    /// has just begun does not write.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn first_result(&self) -> Result<Option<String>> {
+        let mut found = Vec::new();
+        for folder in ["", "checkpoints", "figures"] {
+            let path = self.path().join(folder);
+            let entries = match fs::read_dir(&path) {
+                Ok(entries) => entries,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(Error::io(&path, e)),
+            };
+            for entry in entries {
+                let entry = entry.map_err(|e| Error::io(&path, e))?;
+                let name = Path::new(folder).join(entry.file_name()).display().to_string();
+                let is_expected = ["checkpoints", "figures"].contains(&name.as_str())
+                    || BEFORE_THE_DESCRIPTION.contains(&name.as_str())
+                    || entry.path().extension().is_some_and(|e| e == atomic::EXTENSION);
+                found.extend((!is_expected).then_some(name));
+            }
+        }
+        found.sort();
+        Ok(found.into_iter().next())
+    }
+}
+
 fn remove_temporaries(folder: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
     for entry in entries.flatten() {
@@ -188,6 +220,23 @@ mod tests {
             dir.lock().unwrap();
             assert!(living.exists() || std::process::id() == 1);
         }
+    }
+
+    #[test]
+    fn results_are_told_from_what_every_process_writes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir::at(folder.path().join("run"));
+        assert_eq!(dir.first_result().unwrap(), None);
+        dir.create().unwrap();
+        let _lock = dir.lock().unwrap();
+        for name in ["recipe.ron", "recipe.resolved.ron", "data_errors.jsonl", ".run.json.7.tmp"] {
+            dir.write(name, "x").unwrap();
+        }
+        assert_eq!(dir.first_result().unwrap(), None);
+        dir.write("thesis.tex", "x").unwrap();
+        assert_eq!(dir.first_result().unwrap().unwrap(), "thesis.tex");
+        dir.write("checkpoints/last.safetensors", "x").unwrap();
+        assert!(dir.first_result().unwrap().unwrap().ends_with("last.safetensors"));
     }
 
     #[test]

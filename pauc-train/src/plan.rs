@@ -1,6 +1,7 @@
 //! From a recipe to everything that is known before the first step.
 
 use crate::check::Checker;
+use crate::data_identity::DataIdentity;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::memory;
 use crate::objective::Objective;
@@ -15,6 +16,7 @@ use pauc_traits::schedule::Horizon;
 use pauc_traits::term::{Facts, Severity};
 use pauc_traits::{Encoder, Error, ImageShape};
 use std::collections::HashSet;
+use std::sync::OnceLock;
 
 /// A recipe with its opened data and everything that follows from both.
 pub struct Plan {
@@ -48,6 +50,8 @@ pub struct Plan {
     pub memory: Vec<memory::Part>,
     /// Warnings.
     pub warnings: Diagnostics,
+    /// The identity of the data, computed when it is first asked for.
+    data_identity: OnceLock<DataIdentity>,
 }
 
 /// Why a recipe cannot be run.
@@ -199,6 +203,7 @@ impl Plan {
             first_clustering,
             memory,
             warnings,
+            data_identity: OnceLock::new(),
         })
     }
 
@@ -248,6 +253,11 @@ impl Plan {
             }
         }
         wrong
+    }
+
+    /// Returns the identity of the data that the recipe names. Reads a sample of its images the first time.
+    pub fn data_identity(&self) -> &DataIdentity {
+        self.data_identity.get_or_init(|| DataIdentity::of(&self.splits))
     }
 
     /// Builds the network with its initial weights and freezes parts of it.

@@ -9,6 +9,25 @@ use pauc_models::device::NetworkDevice;
 use pauc_models::weights::{TensorFile, Values};
 use pauc_traits::{Error, Result, ops};
 
+/// What to do about NaN or infinity.
+const ADVICE: &str = "lower the learning rate, raise the temperature or clip the gradient";
+
+/// Says which checkpoint is the last good one.
+fn last_good(dir: &RunDir) -> String {
+    match dir.last_checkpoint().filter(|path| path.exists()) {
+        Some(path) => format!("the last good checkpoint is {}", path.display()),
+        None => "no checkpoint had been written yet".to_string(),
+    }
+}
+
+/// Completes the error of a checkpoint that was not written because the network has NaN or infinity. Returns
+/// other errors unchanged.
+pub(crate) fn unsaved(error: Error, dir: &RunDir) -> Error {
+    let Error::NonFinite { what, place } = error else { return error };
+    let place = place.map(|p| format!("{p}; ")).unwrap_or_default();
+    Error::NonFinite { what, place: Some(format!("{place}{}; {ADVICE}", last_good(dir))) }
+}
+
 /// The failed step: the state before it, and its trace.
 pub(crate) struct FailedStep<'a, D: NetworkDevice> {
     pub device: &'a D,
@@ -23,10 +42,6 @@ impl<D: NetworkDevice> FailedStep<'_, D> {
     /// adds the step, these files and the last good checkpoint. Returns other errors unchanged.
     pub fn explain(&self, error: Error, dir: &RunDir) -> Error {
         let Error::NonFinite { what, place } = error else { return error };
-        let checkpoint = match dir.last_checkpoint().filter(|path| path.exists()) {
-            Some(path) => format!("the last good checkpoint is {}", path.display()),
-            None => "no checkpoint had been written yet".to_string(),
-        };
         let files = match self.write(&what, place.as_deref(), dir) {
             Ok(()) if dir.is_in_memory() => {
                 "a run with a folder would also save the failed batch".to_string()
@@ -36,8 +51,7 @@ impl<D: NetworkDevice> FailedStep<'_, D> {
             Err(e) => format!("the postmortem could not be written: {e}"),
         };
         let place = place.map(|p| format!("{p}; ")).unwrap_or_default();
-        let advice = "lower the learning rate, raise the temperature or clip the gradient";
-        let place = format!("{place}step {}; {checkpoint}; {files}; {advice}", self.step());
+        let place = format!("{place}step {}; {}; {files}; {ADVICE}", self.step(), last_good(dir));
         Error::NonFinite { what, place: Some(place) }
     }
 

@@ -1,6 +1,7 @@
 //! The progress of a run besides its steps. Every checkpoint stores it, so that a resumed run neither repeats
 //! nor forgets anything.
 
+use crate::data_identity::DataIdentity;
 use pauc_traits::component;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -27,6 +28,27 @@ pub struct RunProgress {
     pub stopped: bool,
     /// The sums of terms over this epoch, by name.
     pub terms: BTreeMap<String, Sum>,
+    /// The identity of the data; `None` in checkpoints of older versions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataIdentity>,
+    /// What was changed in the run on request.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
+}
+
+/// A change of data or settings in the middle of a run, on request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The number of steps taken before it.
+    pub step: u64,
+    /// What was changed.
+    pub what: String,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "after step {}: {}", self.step, self.what)
+    }
 }
 
 impl RunProgress {

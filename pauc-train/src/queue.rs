@@ -61,6 +61,11 @@ impl KeyQueue {
         &self.ids
     }
 
+    /// Forgets the samples of all keys.
+    pub(crate) fn forget_ids(&mut self) {
+        self.ids.fill(None);
+    }
+
     /// Returns the index of the next key.
     pub fn cursor(&self) -> usize {
         self.cursor

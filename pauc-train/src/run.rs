@@ -5,6 +5,7 @@ use crate::log_sinks::LogSinks;
 use crate::observer::{Observer, Progress};
 use crate::picture;
 use crate::plan::Plan;
+use crate::progress::Change;
 use crate::run_dir::{EventLog, RunDir, RunInfo};
 use crate::trainer::{Ending, Trainer};
 use pauc_models::device::NetworkDevice;
@@ -63,6 +64,18 @@ pub enum RunError {
     /// The run's folder contains something other than a run.
     #[error("{} is not empty and not a run (no run.json); move it away, or choose another `--out`", .0.display())]
     NoRun(PathBuf),
+    /// The folder has results, but no description of their run.
+    #[error(
+        "{path} has no run.json, but {content}; `pauc-cli resume {path}` rebuilds it from a checkpoint, \
+         `--force` starts over",
+        path = path.display()
+    )]
+    Undescribed {
+        /// Its folder.
+        path: PathBuf,
+        /// The first result in it, by name.
+        content: String,
+    },
     /// The run failed.
     #[error(transparent)]
     Failed(#[from] Error),
@@ -80,32 +93,21 @@ pub fn run<D: NetworkDevice>(
     watch: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
     let dir = RunDir::of(&options.out, &plan.recipe.name, &plan.hash, plan.recipe.train.seed);
-    if let Some(info) = dir.info()? {
-        let path = dir.path().to_path_buf();
-        if !options.force {
-            return Err(match dir.holder()? {
-                _ if info.status == "finished" => RunError::AlreadyDone(path),
-                Some(holder) => RunError::Running { path, holder },
-                None => RunError::Unfinished { path },
-            });
-        }
-    } else if !dir.is_free_or_run()? {
-        return Err(RunError::NoRun(dir.path().to_path_buf()));
-    }
+    refuse_existing(&dir, options.force).map_err(|refusal| match refusal {
+        RunError::Unfinished { path } => match dir.holder() {
+            Ok(Some(holder)) => RunError::Running { path, holder },
+            _ => RunError::Unfinished { path },
+        },
+        other => other,
+    })?;
     // Check everything that can be checked before deleting anything.
-    let trainer = Trainer::new(device, plan)?;
+    let mut trainer = Trainer::new(device, plan)?;
+    trainer.state_mut().progress.data = Some(plan.data_identity().clone());
     dir.create()?;
     let lock = dir.lock()?;
-    // Another process may have finished the run in the meantime.
-    match dir.info()? {
-        Some(info) if !options.force && info.status == "finished" => {
-            return Err(RunError::AlreadyDone(dir.path().to_path_buf()));
-        }
-        Some(_) if !options.force => {
-            return Err(RunError::Unfinished { path: dir.path().to_path_buf() });
-        }
-        _ => dir.clear(&lock)?,
-    }
+    // Another process may have worked on the run in the meantime.
+    refuse_existing(&dir, options.force)?;
+    dir.clear(&lock)?;
     dir.create()?;
     dir.write("recipe.ron", &plan.source.original)?;
     dir.write("recipe.resolved.ron", &plan.resolved)?;
@@ -113,7 +115,26 @@ pub fn run<D: NetworkDevice>(
         let line = |s: &Skipped| format!("{}\n", serde_json::json!({ "path": s.path, "reason": s.reason }));
         dir.write("data_errors.jsonl", plan.splits.skipped.iter().map(line).collect::<String>())?;
     }
-    drive(trainer, dir, plan, options, watch)
+    drive(trainer, dir, plan, Vec::new(), options, watch)
+}
+
+/// Refuses a folder with results that only `--force` may replace, or with something other than a run.
+fn refuse_existing(dir: &RunDir, force: bool) -> Result<(), RunError> {
+    let path = dir.path().to_path_buf();
+    if !dir.is_free_or_run()? {
+        return Err(RunError::NoRun(path));
+    }
+    if force {
+        return Ok(());
+    }
+    match dir.info()? {
+        Some(info) if info.status == "finished" => Err(RunError::AlreadyDone(path)),
+        Some(_) => Err(RunError::Unfinished { path }),
+        None => match dir.first_result()? {
+            Some(content) => Err(RunError::Undescribed { path, content }),
+            None => Ok(()),
+        },
+    }
 }
 
 /// Cleans up a finished run's folder: a process killed right after its last step may have left a temporary
@@ -129,52 +150,22 @@ pub fn tidy(dir: &RunDir) -> Result<()> {
     Ok(())
 }
 
-/// Resumes a run from its last checkpoint.
-///
-/// # Errors
-/// If the checkpoint is missing, damaged or of another recipe, or anything fails during the run.
-pub fn resume<D: NetworkDevice>(
-    device: &D,
-    plan: &Plan,
-    dir: RunDir,
-    options: &RunOptions,
-    watch: &mut dyn Observer,
-) -> Result<Outcome, RunError> {
-    let _lock = dir.lock()?;
-    let mut trainer = Trainer::new(device, plan)?;
-    let (from, unusable) = trainer.load_newest(&dir)?;
-    let step = trainer.step();
-    for text in unusable {
-        // Shown but not recorded: the log of a resumed run equals that of an uninterrupted one.
-        watch.warn(step, text)?;
-    }
-    if from.is_none() {
-        let text = format!("{} has no checkpoint; the run begins at step 0", dir.path().display());
-        watch.warn(step, text)?;
-    }
-    if let Some(from) = from.filter(|f| dir.last_checkpoint().is_none_or(|last| *f != last)) {
-        watch.warn(step, format!("resuming from {}, step {step}", from.display()))?;
-    }
-    let want = trainer.state().progress.events;
-    let kept = dir.rewind_events(want)?;
-    if kept < want {
-        let path = dir.path().join("metrics.jsonl");
-        watch.warn(
-            step,
-            format!("{} has {kept} events, but the checkpoint recorded {want}", path.display()),
-        )?;
-    }
-    drive(trainer, dir, plan, options, watch)
-}
-
-fn drive<D: NetworkDevice>(
+/// Trains, with a log and a report. `changes` are recorded first, together with a checkpoint that has them.
+pub(crate) fn drive<D: NetworkDevice>(
     mut trainer: Trainer<'_, D>,
     dir: RunDir,
     plan: &Plan,
+    changes: Vec<Change>,
     options: &RunOptions,
     watch: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
-    let mut info = run_info(plan, trainer.device_name(), options.threads);
+    let changed = !changes.is_empty();
+    let texts: Vec<String> = changes.iter().map(Change::to_string).collect();
+    trainer.state_mut().progress.changes.extend(changes);
+    let mut info = run_info(plan, &trainer, options.threads);
+    if let Some(before) = dir.info()? {
+        info.keep_data_of(before);
+    }
     dir.set_info(&info)?;
     let mut recorder = Recorder {
         log: dir.events()?,
@@ -183,6 +174,13 @@ fn drive<D: NetworkDevice>(
         summary: summary_so_far(&dir),
     };
     recorder.log_warnings(plan)?;
+    for text in texts {
+        let watch: &mut dyn Observer = &mut recorder;
+        watch.warn(trainer.step(), text)?;
+    }
+    if changed {
+        trainer.save(&dir, &mut recorder, false)?;
+    }
     let trained = trainer.train(&dir, options.max_steps, &mut recorder);
     let summary = recorder.summary;
     info.status = match &trained {
@@ -207,19 +205,21 @@ fn drive<D: NetworkDevice>(
 }
 
 /// Returns the content of `run.json` for a run that is about to start or resume.
-fn run_info(plan: &Plan, device: String, threads: usize) -> RunInfo {
+fn run_info<D: NetworkDevice>(plan: &Plan, trainer: &Trainer<'_, D>, threads: usize) -> RunInfo {
     RunInfo {
         name: plan.recipe.name.to_string(),
         hash: plan.hash.clone(),
         seed: plan.recipe.train.seed,
         status: "running".into(),
         version: env!("CARGO_PKG_VERSION").into(),
-        device,
+        device: trainer.device_name(),
         threads,
         simd: pauc_kernels::simd::Simd::detect().map_or_else(|e| e.to_string(), |s| s.name().to_string()),
         platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         data: plan.splits.description.clone(),
         recipe: plan.source.path.clone(),
+        data_identity: Some(plan.data_identity().clone()),
+        changes: trainer.state().progress.changes.clone(),
     }
 }
 

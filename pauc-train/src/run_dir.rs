@@ -1,5 +1,7 @@
 //! A run's folder: its files, and crash-safe writing.
 
+use crate::data_identity::DataIdentity;
+use crate::progress::Change;
 use pauc_report::events::Event;
 use pauc_traits::{Error, Result, atomic};
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,22 @@ pub struct RunInfo {
     pub data: String,
     /// The name of the recipe file.
     pub recipe: String,
+    /// The identity of the data; `None` in runs of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_identity: Option<DataIdentity>,
+    /// What was changed in the middle of the run on request, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
+}
+
+impl RunInfo {
+    /// Keeps what the run says of its data: a resumed run goes on with the same, or has recorded the change.
+    pub(crate) fn keep_data_of(&mut self, before: RunInfo) {
+        if !before.data.is_empty() {
+            self.data = before.data;
+        }
+        self.data_identity = before.data_identity.or(self.data_identity.take());
+    }
 }
 
 /// A run's folder.
@@ -93,16 +111,20 @@ impl RunDir {
     /// Reads the run's description, if there is one.
     ///
     /// # Errors
-    /// If it exists and cannot be read.
+    /// [`Error::Damaged`] if it exists and is not a description, [`Error::Io`] if it cannot be read.
     pub fn info(&self) -> Result<Option<RunInfo>> {
         let path = self.path.join("run.json");
         match fs::read(&path) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::damaged(&path, e.to_string()))
-            }
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| self.damaged_info(&path, &e)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io(&path, e)),
         }
+    }
+
+    fn damaged_info(&self, path: &Path, error: &serde_json::Error) -> Error {
+        let run = self.path.display();
+        let remedy = "rebuilds it from the newest checkpoint, `run --force` starts over";
+        Error::damaged(path, format!("{error}; `pauc-cli resume {run}` {remedy}"))
     }
 
     /// Writes the run's description.

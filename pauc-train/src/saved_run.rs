@@ -5,6 +5,7 @@ use crate::evaluate::{self, Embedded, ProbeInputs};
 use crate::plan::{Plan, PlanError};
 use crate::probed_network::LentNetwork;
 use crate::recipe::{LoadError, Recipe};
+use crate::resume::changed_data;
 use crate::run_dir::RunDir;
 use crate::state::TrainState;
 use pauc_data::ViewPipeline;
@@ -67,6 +68,8 @@ pub struct SavedRun {
     pub weights: String,
     /// Whether the images are those of the run's recipe.
     own_data: bool,
+    /// Whether the data may differ from that of the run.
+    accept_data: bool,
 }
 
 impl SavedRun {
@@ -113,7 +116,12 @@ impl SavedRun {
             _ => Error::io(&checkpoint, e),
         })?;
         let weights = blake3::hash(&bytes).to_hex().to_string();
-        Ok(SavedRun { plan, checkpoint, weights, own_data: data.is_none() })
+        Ok(SavedRun { plan, checkpoint, weights, own_data: data.is_none(), accept_data: false })
+    }
+
+    /// Sets whether the recipe's data may have changed since the run was trained; by default it may not.
+    pub fn accept_changed_data(self, accept: bool) -> Self {
+        SavedRun { accept_data: accept, ..self }
     }
 
     /// Returns the split's images.
@@ -133,9 +141,20 @@ impl SavedRun {
     }
 
     /// Loads the state of the checkpoint.
+    ///
+    /// # Errors
+    /// If it does not belong to the run, or the recipe's data has changed and that is not accepted.
     fn state<D: NetworkDevice>(&self, device: &D) -> Result<TrainState<D>> {
         let mut state = TrainState::new(device, &self.plan)?;
         checkpoint::load(device, &self.plan, &mut state, &self.checkpoint)?;
+        let of_run = state.progress.data.as_ref().filter(|_| self.own_data);
+        if let Some(difference) = of_run.and_then(|run| self.plan.data_identity().difference(run)) {
+            if !self.accept_data {
+                return Err(changed_data(&self.checkpoint, &difference));
+            }
+            // Its assignments are of other images.
+            state.prototypes = None;
+        }
         Ok(state)
     }
 

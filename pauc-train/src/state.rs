@@ -123,6 +123,14 @@ impl<D: NetworkDevice> TrainState<D> {
         learned(&self.network, &self.term_matrices)
     }
 
+    /// Forgets which samples belong to what, because the training images have changed; `samples` is their
+    /// number now. Until the next clustering, new samples belong to no prototype.
+    pub(crate) fn forget_samples(&mut self, samples: usize) {
+        let clusterings = self.prototypes.iter_mut().flat_map(|p| &mut p.clusterings);
+        clusterings.for_each(|c| c.assignments.resize(samples, None));
+        self.queue.iter_mut().for_each(KeyQueue::forget_ids);
+    }
+
     /// Returns the network for clusterings: the momentum network, or the online network without one.
     pub(crate) fn clustered_network(&mut self) -> &mut Network<D> {
         self.momentum.as_mut().unwrap_or(&mut self.network)

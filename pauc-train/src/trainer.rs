@@ -12,7 +12,7 @@ use crate::state::TrainState;
 use crate::step::{StepOutcome, StepRunner};
 use crate::step_batch::StepCache;
 use crate::timings::EpochTimings;
-use crate::{checkpoint, e_step, health, step_log};
+use crate::{checkpoint, e_step, health, postmortem, step_log};
 use pauc_data::{Batches, ImageBatch, Loader, LoaderOptions, Throughput};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
@@ -301,10 +301,12 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         self.state.step > 0 && self.state.step.is_multiple_of(every)
     }
 
-    fn save(&mut self, dir: &RunDir, watch: &mut dyn Observer, best: bool) -> Result<()> {
+    /// Saves a checkpoint, which is the best so far if `best`; in memory, only counts the events.
+    pub(crate) fn save(&mut self, dir: &RunDir, watch: &mut dyn Observer, best: bool) -> Result<()> {
         self.state.progress.events = watch.recorded()?;
         if !dir.is_in_memory() {
-            checkpoint::save(&self.device, self.plan, &self.state, dir, best)?;
+            let saved = checkpoint::save(&self.device, self.plan, &self.state, dir, best);
+            saved.map_err(|error| postmortem::unsaved(error, dir))?;
         }
         self.saved_step = Some(self.state.step);
         Ok(())

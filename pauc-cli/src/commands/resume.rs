@@ -1,13 +1,15 @@
 //! `resume`.
 
 use crate::Failure;
-use crate::args::{JsonArg, MemoryArg, heading};
+use crate::args::{DataChangedArg, JsonArg, MemoryArg, heading};
 use crate::console::{Console, catch_signals};
 use crate::device::{self, DeviceJob};
 use crate::recipes::{Warnings, plan};
 use crate::training::{self, interrupted, no_run, print_outcome, run_failure};
 use clap::Args;
 use pauc::models::NetworkDevice;
+use pauc::train::rebuild;
+use pauc::train::resume::{self, Continuation};
 use pauc::train::run::{self, RunOptions};
 use pauc::train::run_dir::RunDir;
 use pauc::train::trainer::Ending;
@@ -21,6 +23,8 @@ use std::process::ExitCode;
 pub struct ResumeArgs {
     /// The run's folder.
     run: PathBuf,
+    #[command(flatten)]
+    data_changed: DataChangedArg,
     #[command(flatten)]
     memory: MemoryArg,
     /// Stop at this optimizer step, counted from the start of the run.
@@ -37,11 +41,13 @@ impl ResumeArgs {
     /// Resumes a run.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         training::prepare();
-        let Some(info) = RunDir::at(&self.run).info()? else {
+        let dir = RunDir::at(&self.run);
+        let Some(described) = rebuild::describe(&dir).map_err(|e| run_failure(e.into(), &self.run))? else {
             return Err(no_run(&self.run, "run.json"));
         };
+        described.rebuilt.iter().for_each(|text| errln!("warning: {text}"));
         // Another device rounds differently, so the default is the device that the run started on.
-        let device = self.device.clone().unwrap_or(info.device);
+        let device = self.device.clone().unwrap_or(described.info.device);
         device::run_on(&device, self)
     }
 }
@@ -60,9 +66,10 @@ impl DeviceJob for ResumeArgs {
         }
         let plan =
             plan(device, &self.run.join("recipe.resolved.ron"), &[], self.memory.limit, Warnings::Hidden)?;
+        let how = Continuation { accept_data: self.data_changed.is_accepted() };
         let threads = rayon::current_num_threads();
         let options = RunOptions { out: self.run.clone(), force: false, max_steps: self.max_steps, threads };
-        let outcome = run::resume(device, &plan, dir, &options, &mut Console::new())
+        let outcome = resume::resume(device, &plan, dir, &how, &options, &mut Console::new())
             .map_err(|e| run_failure(e, &self.run))?;
         print_outcome(&outcome, self.output.json);
         Ok(if outcome.ending == Ending::Interrupted { interrupted() } else { ExitCode::SUCCESS })

@@ -1,0 +1,103 @@
+//! Resumes a run from a checkpoint.
+
+use crate::observer::Observer;
+use crate::plan::Plan;
+use crate::progress::Change;
+use crate::run::{Outcome, RunError, RunOptions, drive};
+use crate::run_dir::RunDir;
+use crate::state::TrainState;
+use crate::trainer::Trainer;
+use pauc_models::device::NetworkDevice;
+use pauc_traits::{Error, Result};
+use std::path::Path;
+
+/// What a resumed run may do differently on request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Continuation {
+    /// Whether to continue with data that differs from the run's.
+    pub accept_data: bool,
+}
+
+/// Resumes a run from its last checkpoint.
+///
+/// # Errors
+/// If the checkpoint is damaged or of another recipe, the data has changed and that is not accepted, or
+/// anything fails during the run.
+pub fn resume<D: NetworkDevice>(
+    device: &D,
+    plan: &Plan,
+    dir: RunDir,
+    how: &Continuation,
+    options: &RunOptions,
+    watch: &mut dyn Observer,
+) -> Result<Outcome, RunError> {
+    let _lock = dir.lock()?;
+    let mut trainer = Trainer::new(device, plan)?;
+    load(&mut trainer, &dir, watch)?;
+    let changes = accept_data(trainer.state_mut(), plan, &dir, how.accept_data)?;
+    rewind(trainer.state(), &dir, watch)?;
+    drive(trainer, dir, plan, changes, options, watch)
+}
+
+/// Loads the newest usable checkpoint. What is said of it is shown but not recorded: the log of a resumed run
+/// equals that of an uninterrupted one.
+fn load<D: NetworkDevice>(
+    trainer: &mut Trainer<'_, D>,
+    dir: &RunDir,
+    watch: &mut dyn Observer,
+) -> Result<()> {
+    let (from, unusable) = trainer.load_newest(dir)?;
+    let step = trainer.step();
+    for text in unusable {
+        watch.warn(step, text)?;
+    }
+    match from {
+        None => {
+            let text = format!("{} has no checkpoint; the run begins at step 0", dir.path().display());
+            watch.warn(step, text)
+        }
+        Some(from) if dir.last_checkpoint().is_none_or(|last| from != last) => {
+            watch.warn(step, format!("resuming from {}, step {step}", from.display()))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// Compares the data with that of the run. Returns the change, if there is one and it is accepted.
+fn accept_data<D: NetworkDevice>(
+    state: &mut TrainState<D>,
+    plan: &Plan,
+    dir: &RunDir,
+    accept: bool,
+) -> Result<Vec<Change>> {
+    let now = plan.data_identity();
+    let of_run = match state.progress.data.take() {
+        Some(identity) => Some(identity),
+        None => dir.info()?.and_then(|info| info.data_identity),
+    };
+    state.progress.data = Some(now.clone());
+    let Some(difference) = of_run.and_then(|run| now.difference(&run)) else { return Ok(Vec::new()) };
+    if !accept {
+        return Err(changed_data(dir.path(), &difference));
+    }
+    state.forget_samples(plan.splits.train.len());
+    Ok(vec![Change { step: state.step, what: format!("the data changed: {difference}") }])
+}
+
+/// Returns the error about data that is no longer that of the run in a folder.
+pub(crate) fn changed_data(run: &Path, difference: &str) -> Error {
+    let remedy = "restore the data, or accept the change with `--data-changed accept`";
+    Error::damaged(run, format!("the data has changed: {difference}; {remedy}"))
+}
+
+/// Moves the events after the checkpoint aside.
+fn rewind<D: NetworkDevice>(state: &TrainState<D>, dir: &RunDir, watch: &mut dyn Observer) -> Result<()> {
+    let want = state.progress.events;
+    let kept = dir.rewind_events(want)?;
+    if kept < want {
+        let path = dir.path().join("metrics.jsonl");
+        let text = format!("{} has {kept} events, but the checkpoint recorded {want}", path.display());
+        watch.warn(state.step, text)?;
+    }
+    Ok(())
+}
