@@ -17,7 +17,7 @@ component! {
     /// (B, D) queries of view 0 and keys of view 1 → scalar.
     ///
     /// # Reading
-    /// Chance is ln B.
+    /// The chance level, where all cosines are equal, is ln B.
     ///
     /// # Gradient
     /// Pulls each query to its own key and pushes it from the others, including those of its own class: it
@@ -46,15 +46,17 @@ impl TermInfo for LossTemplate {
         Needs { queries: &[0], keys: &[1], ..Needs::default() }
     }
 
-    // The value for uninformative embeddings.
+    // The value for embeddings that carry no information about the images.
     fn chance_level(&self, facts: &Facts) -> Option<f64> {
         (facts.batch > 0).then(|| (facts.batch as f64).ln())
     }
 
+    // The positives and negatives per query, for `explain`.
     fn contrast(&self, facts: &Facts) -> Option<Contrast> {
         Some(Contrast { positives: 1, negatives: facts.batch.saturating_sub(1) })
     }
 
+    // The parameter of a learnable temperature.
     fn parameters(&self, _: &Facts) -> Vec<pauc_traits::term::TermParameter> {
         self.temperature.parameters()
     }
