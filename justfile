@@ -57,6 +57,10 @@ gpu *filter:
 deny:
     cargo deny --all-features check
 
+# The texts of the licenses of all linked packages, for a release: target/third-party-licenses.txt.
+licenses:
+    PAUC_LICENSES="$PWD/target/third-party-licenses.txt" cargo test -p pauc-cli --locked --test supply texts
+
 # Packs every crate as a release would.
 package:
     cargo package --workspace --no-verify --allow-dirty --locked
