@@ -9,6 +9,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod consoles;
+mod data;
 mod mutate;
 mod recipes;
 mod targets;

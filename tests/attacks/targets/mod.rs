@@ -5,6 +5,7 @@
 //! with its `[[bin]]` entry in `fuzz/Cargo.toml`.
 #![allow(dead_code)] // each program in fuzz/ uses one target
 
+pub mod data;
 pub mod text;
 
 /// A target: its name in `fuzz/`, its function, and files that it begins with.
@@ -23,15 +24,25 @@ pub const ALL: &[Target] = &[
     Target { name: "set", run: text::set, seeds: text::assignments },
     Target { name: "sweep", run: text::sweep, seeds: text::sweeps },
     Target { name: "component", run: text::component, seeds: text::components },
+    Target { name: "picture", run: data::picture, seeds: data::pictures },
+    Target { name: "npy", run: data::npy, seeds: data::arrays },
+    Target { name: "idx", run: data::idx, seeds: data::idx_files },
+    Target { name: "cifar", run: data::cifar, seeds: data::records },
+    Target { name: "tar", run: data::tar, seeds: data::archives },
+    Target { name: "csv", run: data::csv, seeds: data::tables },
+    Target { name: "safetensors", run: data::safetensors, seeds: data::tensor_files },
+    Target { name: "parquet", run: data::parquet, seeds: data::parquet_files },
+    Target { name: "checkpoint", run: data::checkpoint, seeds: data::checkpoints },
+    Target { name: "metrics", run: data::metrics, seeds: data::logs },
 ];
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use pauc_testing::{property, random::Random};
 
     /// Changes a few bytes.
-    fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
+    pub fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
         for _ in 0..=random.below(4) {
             let at = random.below(bytes.len() + 1);
             let end = (at + random.below(40)).min(bytes.len());
@@ -58,6 +69,7 @@ mod tests {
                 (target.run)(&bytes);
             }
         }
+        std::fs::remove_dir_all(data::folder()).unwrap();
     }
 
     /// Writes the seeds for `just fuzz`, which sets the variable.
