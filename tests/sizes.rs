@@ -59,11 +59,17 @@ fn sizes_beyond_their_bounds() {
     refused(&[&views("2", "1000000000")], "E0213", "a side is at most 65536");
     refused(&["data=Shapes(size: 1000000)"], "E0214", "size is from 8 to 1024");
     refused(&["data=Shapes(count: 1000000000000)"], "E0214", "count is at most");
+    let op = |op: &str| format!("views=[(count: 2, ops: [{op}, CenterCrop(size: 16)])]");
+    refused(&[&op("Resize(size: 1000000000)")], "E0213", "a side is at most 65536");
+    refused(&[&op("Resize(size: 18446744073709551615, crop: false)")], "E0213", "a side is at most 65536");
+    refused(&[&op("RandomCrop(size: 16, padding: 18446744073709551615)")], "E0213", "padding is at most");
+    refused(&[&op("GaussianBlur(sigma: (1e9, 1e9))")], "E0213", "sigma is at most 1024");
 }
 
 #[test]
 fn sizes_beyond_the_memory() {
     let needs = "needs at least";
+    refused(&["data=Shapes(count: 1000000, size: 1024)"], "E0214", "the images need 3600000.0 MiB");
     refused(&["projector=Mlp(dims: [1000000, 1000000])"], "E0222", needs);
     refused(&["encoder=ConvNet(channels: [1000000, 1000000])"], "E0222", needs);
     refused(&["encoder=ResNet18(stem: Small, width: 1000000)"], "E0222", needs);
@@ -94,9 +100,9 @@ fn sizes_beyond_the_memory() {
 
 #[test]
 fn the_limit_can_be_set() {
-    let out = with("check", &[], &["--memory", "10KB"]);
+    let out = with("check", &[], &["--memory", "100KB"]);
     assert_eq!(out.code, 2, "{}", out.stderr);
-    assert!(out.stderr.contains("but there are 9.8 KiB"), "{}", out.stderr);
+    assert!(out.stderr.contains("but there are 97.7 KiB"), "{}", out.stderr);
     assert_eq!(with("check", &[], &["--memory", "1GiB"]).code, 0);
     let out = with("check", &[], &["--memory", "10apples"]);
     assert!(out.code == 2 && out.stderr.contains("such as 8GiB or 500MB"), "{}", out.stderr);

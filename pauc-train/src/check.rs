@@ -341,20 +341,23 @@ impl<'a> Checker<'a> {
             let mut shape = splits.train.shape();
             for (j, op) in spec.ops.iter().enumerate() {
                 match op.output(shape) {
-                    Ok(next) => shape = next,
+                    Ok(next) => {
+                        shape = next;
+                        if let Some(large) = shape.filter(|s| s.height.max(s.width) > MAX_SIDE) {
+                            let (height, width) = (large.height, large.width);
+                            let message = format!(
+                                "views of {height}×{width} pixels are too large; a side is at most {MAX_SIDE}"
+                            );
+                            let path = format!("views[{i}].ops[{j}]");
+                            self.error("E0213", &path, message, "use smaller views");
+                            return None;
+                        }
+                    }
                     Err(e) => {
                         self.error("E0213", &format!("views[{i}].ops[{j}]"), e.to_string(), "");
                         return None;
                     }
                 }
-            }
-            if let Some(large) = shape.filter(|s| s.height.max(s.width) > MAX_SIDE) {
-                let message = format!(
-                    "these views have {}×{} pixels; a side is at most {MAX_SIDE}",
-                    large.height, large.width
-                );
-                self.error("E0213", &format!("views[{i}]"), message, "use smaller views");
-                return None;
             }
             let Some(shape) = shape else {
                 let help = "begin with RandomResizedCrop(size: 32), or with Resize and CenterCrop";

@@ -114,6 +114,7 @@ impl Plan {
         source: Source,
         place: &Place,
     ) -> Result<Plan, PlanError> {
+        let place = &limited(place);
         Self::of(device, recipe, source, place, |recipe| recipe.data.open(place))
     }
 
@@ -128,6 +129,7 @@ impl Plan {
         source: Source,
         place: &Place,
     ) -> Result<Plan, PlanError> {
+        let place = &limited(place);
         Self::of(device, recipe, source, place, |recipe| match recipe.data.published() {
             Some(known) => Ok(known.splits(recipe.data.name())),
             None => recipe.data.open(place),
@@ -311,6 +313,11 @@ impl Plan {
         network.parameters().iter().for_each(|p| p.set_lr_scale(recipe.lr_scale_of(&p.name)));
         Ok(())
     }
+}
+
+/// Returns a place whose memory is that of the machine, unless it has a limit already.
+fn limited(place: &Place) -> Place {
+    Place { memory: place.memory.or_else(memory::of_machine), ..place.clone() }
 }
 
 /// Values that follow from the sizes of the data and the embeddings.

@@ -37,7 +37,7 @@ const TEXTURES: u32 = 3;
 const MAX_COUNT: usize = 1 << 20;
 
 impl Dataset for Shapes {
-    fn open(&self, _: &Place) -> Result<Splits> {
+    fn open(&self, place: &Place) -> Result<Splits> {
         let (classes, size) = (self.classes.get(), self.size.get());
         if classes > SHAPES.len() {
             return Err(Error::config(format!("Shapes: classes is at most {}, got {classes}", SHAPES.len())));
@@ -48,6 +48,7 @@ impl Dataset for Shapes {
         if self.count.get() > MAX_COUNT {
             return Err(Error::config(format!("Shapes: count is at most {MAX_COUNT}, got {}", self.count)));
         }
+        self.check_memory(place)?;
         let (train, test) =
             (self.images(self.count.get(), 0)?, self.images(self.count.get().div_ceil(5), 1)?);
         let description = format!(
@@ -61,6 +62,19 @@ impl Dataset for Shapes {
 }
 
 impl Shapes {
+    /// Checks that the images of both splits fit into memory.
+    fn check_memory(&self, place: &Place) -> Result<()> {
+        let (count, size) = (self.count.get() as u64, self.size.get() as u64);
+        let bytes = (count + count.div_ceil(5)) * size * size * 3;
+        let Some(most) = place.memory.filter(|most| bytes > *most) else { return Ok(()) };
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        Err(Error::config(format!(
+            "Shapes: the images need {:.1} MiB of memory, but there are {:.1} MiB; lower count or size",
+            mib(bytes),
+            mib(most)
+        )))
+    }
+
     /// Draws the images of split `split`. Labels cycle through the shapes, then through the textures.
     fn images(&self, count: usize, split: u64) -> Result<MemoryImages> {
         let (size, classes) = (self.size.get(), self.classes.get() as u32);

@@ -36,6 +36,11 @@ component! {
     }
 }
 
+/// The largest standard deviation in pixels. A larger one leaves only the mean color of most images.
+const MAX_SIGMA: f64 = 1024.0;
+/// The largest kernel: three times [`MAX_SIGMA`] to each side.
+const MAX_KERNEL: usize = 6145;
+
 impl Augmentation for GaussianBlur {
     fn apply<'a>(&self, mut image: Image<'a>, rng: &mut Stream) -> Image<'a> {
         if happens(self.p, rng) {
@@ -52,7 +57,14 @@ impl Augmentation for GaussianBlur {
     }
 
     fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
+        if self.sigma.high() > MAX_SIGMA {
+            let message = format!("GaussianBlur: sigma is at most {MAX_SIGMA}, got {}", self.sigma.high());
+            return Err(Error::config(message));
+        }
         match (self.model, self.kernel) {
+            (_, Some(k)) if k.get() > MAX_KERNEL => {
+                Err(Error::config(format!("GaussianBlur: the kernel is at most {MAX_KERNEL}, got {k}")))
+            }
             (BlurModel::Pil, Some(_)) => {
                 Err(Error::config("GaussianBlur: `kernel` needs `model: Exact`; remove it or set the model"))
             }
@@ -98,5 +110,9 @@ mod tests {
         assert!(step(BlurModel::Exact, Some(Count::lit(3))).output(None).is_ok());
         assert!(step(BlurModel::Exact, Some(Count::lit(4))).output(None).is_err());
         assert!(step(BlurModel::Pil, Some(Count::lit(3))).output(None).is_err());
+        assert!(step(BlurModel::Exact, Some(Count::lit(6145))).output(None).is_ok());
+        assert!(step(BlurModel::Exact, Some(Count::lit(6147))).output(None).is_err());
+        let wide = GaussianBlur { sigma: Interval::lit(1.0, 1e9), ..step(BlurModel::Pil, None) };
+        assert!(wide.output(None).unwrap_err().to_string().contains("sigma is at most 1024"));
     }
 }

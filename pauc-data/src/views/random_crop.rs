@@ -23,6 +23,9 @@ component! {
     }
 }
 
+/// The widest border. With a wider one, hardly any crop would touch the image.
+const MAX_PADDING: usize = 1 << 16;
+
 impl Augmentation for RandomCrop {
     fn apply<'a>(&self, image: Image<'a>, rng: &mut Stream) -> Image<'a> {
         let size = self.size.get();
@@ -41,6 +44,10 @@ impl Augmentation for RandomCrop {
 
     fn output(&self, input: Option<ImageShape>) -> Result<Option<ImageShape>> {
         let size = self.size.get();
+        if self.padding > MAX_PADDING {
+            let message = format!("RandomCrop: padding is at most {MAX_PADDING}, got {}", self.padding);
+            return Err(Error::config(message));
+        }
         if let Some(s) = input.filter(|s| s.height.min(s.width) + 2 * self.padding < size) {
             return Err(Error::config(format!(
                 "RandomCrop: size {size} is larger than images of {s} with padding {}; use a smaller size or more \
@@ -82,6 +89,8 @@ mod tests {
     fn too_large_a_crop_is_refused() {
         let step = RandomCrop { size: Count::lit(9), padding: 2 };
         let text = step.output(Some(image(4, 8, 3).shape)).unwrap_err().to_string();
+        let wide = RandomCrop { size: Count::lit(9), padding: usize::MAX };
+        assert!(wide.output(Some(image(4, 8, 3).shape)).unwrap_err().to_string().contains("at most 65536"));
         assert!(text.contains("size 9") && text.contains("4×8×3"), "{text}");
         assert_eq!(step.apply(image(4, 8, 3), &mut rng(0)).shape.height, 9);
     }

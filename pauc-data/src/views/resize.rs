@@ -28,7 +28,7 @@ component! {
 impl Resize {
     fn sides(&self, shape: ImageShape) -> (usize, usize) {
         let size = self.size.get();
-        let longer = |long: usize, short: usize| size * long / short.max(1);
+        let longer = |long: usize, short: usize| size.saturating_mul(long) / short.max(1);
         if shape.height <= shape.width {
             (size, longer(shape.width, shape.height))
         } else {
