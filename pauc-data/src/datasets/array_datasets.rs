@@ -113,6 +113,10 @@ impl Array {
 /// The arrays of one split: images, and labels if there are any.
 pub(super) type Pair = (Array, Option<Array>);
 
+/// Labels that would make more classes for each image are taken for numbers of something else: a probe has a row of
+/// weights for every class. A few images of a data set with many classes are usual.
+const CLASSES_PER_IMAGE: usize = 10;
+
 /// Makes splits from arrays. The names of the classes are their numbers.
 pub(super) fn open(title: &str, train: Pair, test: Option<Pair>, layout: Layout) -> Result<Splits> {
     let part = |(images, labels): Pair| -> Result<MemoryImages> {
@@ -137,9 +141,15 @@ pub(super) fn open(title: &str, train: Pair, test: Option<Pair>, layout: Layout)
         ));
     }
     let most = |m: &MemoryImages| m.labels().and_then(|l| l.iter().max().copied()).unwrap_or(0);
-    let classes = most(&train).max(test.as_ref().map_or(0, most)) + 1;
+    let largest = most(&train).max(test.as_ref().map_or(0, most));
+    let images = train.len() + test.as_ref().map_or(0, MemoryImages::len);
+    if largest as usize / CLASSES_PER_IMAGE >= images {
+        return Err(Error::config(format!(
+            "the largest label is {largest}, but there are {images} images: number the classes from 0, without gaps"
+        )));
+    }
     let classes: Vec<String> =
-        (0..classes).filter(|_| train.labels().is_some()).map(|c| c.to_string()).collect();
+        (0..=largest).filter(|_| train.labels().is_some()).map(|c| c.to_string()).collect();
     let classes: Vec<&str> = classes.iter().map(String::as_str).collect();
     let shape = train.shape().map(|s| s.to_string()).unwrap_or_default();
     let tests = test.as_ref().map_or(0, MemoryImages::len);
@@ -158,6 +168,21 @@ mod tests {
 
     fn array(shape: &[usize], number: Number, bytes: Vec<u8>) -> Array {
         Array { origin: "a.npy".into(), shape: shape.to_vec(), number, bytes }
+    }
+
+    #[test]
+    fn labels_with_gaps_are_refused_before_there_is_a_class_for_each_number() {
+        let of = |largest: u32| {
+            let labels = [0u32, 7, largest].iter().flat_map(|l| l.to_le_bytes()).collect();
+            let images = array(&[3, 2, 2, 1], Number::Unsigned(1), vec![0; 12]);
+            let train = (images, Some(array(&[3], Number::Unsigned(4), labels)));
+            open("images", train, None, Layout::ChannelsLast).map(|splits| splits.classes.len())
+        };
+        assert_eq!(of(29).unwrap(), 30);
+        for largest in [30, 300_000, 1_048_575] {
+            let error = of(largest).unwrap_err().to_string();
+            assert!(error.contains(&largest.to_string()) && error.contains("without gaps"), "{error}");
+        }
     }
 
     #[test]
