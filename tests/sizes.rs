@@ -134,3 +134,33 @@ fn more_steps_than_can_be_counted_are_refused() {
     refused(&["train.batch=18446744073709551615"], "E0207", "larger than the training set");
     refused(&["train.accumulate=18446744073709551615"], "E0207", "more than the training set");
 }
+
+#[test]
+fn a_probe_with_too_few_images_is_left_out_with_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let set = [
+        "data=Shapes(count: 64, size: 16, classes: 2)",
+        "views=[(count: 2, ops: [RandomResizedCrop(size: 16)])]",
+        "encoder=ConvNet(channels: [4])",
+        "projector=Mlp(dims: [4])",
+        "objective=[(term: InfoNce())]",
+        "clusterer=None",
+        "momentum_encoder=None",
+        "queue=None",
+        "baselines=[]",
+        "train=(epochs: 1, batch: 16)",
+        "probes=[Clusters(k: 50000), Rank()]",
+    ];
+    let set = set.iter().flat_map(|s| ["--set", s]);
+    let recipe = "recipes/quickstart.ron";
+    let checked = pauc(["check", recipe].into_iter().chain(set.clone()));
+    assert_eq!(checked.code, 0, "{}", checked.stderr);
+    let said = checked.stdout + &checked.stderr;
+    assert!(said.contains("E0224") && said.contains("50000 clusters of"), "{said}");
+    let ran = pauc(["run", recipe, "--out", out].into_iter().chain(set));
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let metrics = std::fs::read_to_string(common::only_run(folder.path()).join("metrics.jsonl")).unwrap();
+    assert!(metrics.contains("`Clusters` measured nothing"), "{metrics}");
+    assert!(metrics.contains("rankme/") && !metrics.contains("kmeans/"), "{metrics}");
+}

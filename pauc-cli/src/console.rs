@@ -11,6 +11,7 @@ use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 /// Prints to stdout, like `print!`, but never panics: see [`lost_output`].
 macro_rules! out {
@@ -79,7 +80,7 @@ pub fn lost_output() -> Option<&'static std::io::Error> {
 }
 
 /// Set by SIGINT, SIGTERM and SIGUSR1 (Ctrl-C on Windows).
-static STOP: AtomicBool = AtomicBool::new(false);
+static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// On the first SIGINT or SIGTERM, asks the run to save and stop; a second one ends the process at once.
 /// SIGUSR1, by which batch systems announce a job's time limit, also asks, even if repeated.
@@ -192,5 +193,9 @@ impl Observer for Console {
 
     fn should_stop(&self) -> bool {
         stop_asked()
+    }
+
+    fn stop_flag(&self) -> Option<Arc<AtomicBool>> {
+        Some(STOP.clone())
     }
 }

@@ -5,7 +5,7 @@ use crate::lloyd::clustering_of;
 use pauc_kernels::distance::squared_distance;
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, component, stop};
 use serde::{Deserialize, Serialize};
 
 component! {
@@ -51,7 +51,7 @@ impl Clusterer for Agglomerative {
         let means = clustering_of(rows, fine.assignments, leaves, Vec::new());
         let mut sizes = vec![0usize; leaves];
         assigned.iter().for_each(|a| sizes[*a as usize] += 1);
-        let merges = ward(RowsView::new(&means.centroids, rows.cols), &sizes);
+        let merges = ward(RowsView::new(&means.centroids, rows.cols), &sizes)?;
         let level = |k: &Count| {
             let cluster_of_leaf = cut(leaves, &merges, k.get());
             let assignments = assigned.iter().map(|leaf| Some(cluster_of_leaf[*leaf as usize])).collect();
@@ -86,7 +86,10 @@ pub struct Merge {
 ///
 /// # Shapes
 /// centroids (M, D), sizes M → M − 1 merges
-pub fn ward(centroids: RowsView<'_>, sizes: &[usize]) -> Vec<Merge> {
+///
+/// # Errors
+/// If the run was asked to stop.
+pub fn ward(centroids: RowsView<'_>, sizes: &[usize]) -> Result<Vec<Merge>> {
     let (m, dim) = (centroids.rows, centroids.cols);
     let mut centers: Vec<f32> = centroids.data.to_vec();
     let mut weights: Vec<f64> = sizes.iter().map(|s| *s as f64).collect();
@@ -103,9 +106,15 @@ pub fn ward(centroids: RowsView<'_>, sizes: &[usize]) -> Vec<Merge> {
         let others = alive.iter().filter(|b| **b != a).map(|b| (cost(centers, weights, a, *b), *b));
         others.min_by(|x, y| x.0.total_cmp(&y.0).then(x.1.cmp(&y.1))).unwrap_or((f64::INFINITY, a))
     };
-    let mut nearest: Vec<(f64, usize)> = (0..m).map(|a| closest(&centers, &weights, &alive, a)).collect();
+    let mut nearest: Vec<(f64, usize)> = (0..m)
+        .map(|a| {
+            stop::check()?;
+            Ok(closest(&centers, &weights, &alive, a))
+        })
+        .collect::<Result<_>>()?;
     let mut merges = Vec::with_capacity(m.saturating_sub(1));
     while alive.len() > 1 {
+        stop::check()?;
         let best = alive.iter().min_by(|x, y| nearest[**x].0.total_cmp(&nearest[**y].0).then(x.cmp(y)));
         let Some(&first) = best else { break };
         let (cost, second) = nearest[first];
@@ -128,7 +137,7 @@ pub fn ward(centroids: RowsView<'_>, sizes: &[usize]) -> Vec<Merge> {
             }
         }
     }
-    merges
+    Ok(merges)
 }
 
 /// Returns the cluster of each leaf once `k` clusters are left, numbered in the order of their lowest leaves.
@@ -189,7 +198,7 @@ mod tests {
         #[test]
         fn equals_the_definition(points in prop::collection::vec(-5.0f32..5.0, 36), k in 1usize..12) {
             let (n, dim) = (12, 3);
-            let merges = ward(RowsView::new(&points, dim), &[1; 12]);
+            let merges = ward(RowsView::new(&points, dim), &[1; 12]).unwrap();
             prop_assert_eq!(merges.len(), n - 1);
             let mut groups: Vec<Vec<usize>> = (0..n).map(|i| vec![i]).collect();
             let alive = |groups: &[Vec<usize>]| (0..n).filter(|i| !groups[*i].is_empty()).collect::<Vec<_>>();

@@ -5,7 +5,7 @@ use pauc_kernels::distance::{dot, squared_distance};
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Clusterer, Clustering, Count, Error, Positive, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Clustering, Count, Error, Positive, Result, TrainingSpan, component, stop};
 use rayon::prelude::*;
 
 component! {
@@ -35,7 +35,7 @@ component! {
 
 impl Clusterer for Dbscan {
     fn fit_checked(&self, rows: RowsView<'_>, _: FitContext<'_>) -> Result<Vec<Clustering>> {
-        let (assignments, k) = dense_regions(rows, self.radius.get(), self.min_points.get());
+        let (assignments, k) = dense_regions(rows, self.radius.get(), self.min_points.get())?;
         if k == 0 {
             return Err(Error::config(format!(
                 "all {} samples are noise: none has {} samples within {}; raise radius or lower min_points",
@@ -59,11 +59,11 @@ impl Clusterer for Dbscan {
 const TASK: usize = 32;
 const WAVE: usize = 16;
 
-fn dense_regions(rows: RowsView<'_>, radius: f64, min_points: usize) -> (Vec<Option<u32>>, usize) {
+fn dense_regions(rows: RowsView<'_>, radius: f64, min_points: usize) -> Result<(Vec<Option<u32>>, usize)> {
     let n = rows.rows;
     let near = Neighbors::new(rows, radius);
     let mut dense = Vec::with_capacity(n);
-    near.visit(|_, own| own.len() >= min_points, |_, is_dense| dense.push(is_dense));
+    near.visit(|_, own| own.len() >= min_points, |_, is_dense| dense.push(is_dense))?;
     let mut parent: Vec<u32> = (0..n as u32).collect();
     let mut nearest_dense: Vec<Option<u32>> = vec![None; n];
     // Dense samples keep their earlier dense neighbors; other samples keep their nearest dense one.
@@ -87,7 +87,7 @@ fn dense_regions(rows: RowsView<'_>, radius: f64, min_points: usize) -> (Vec<Opt
             // The lower number is the root, so a cluster is named by its first dense sample.
             parent[a.max(b) as usize] = a.min(b);
         }
-    });
+    })?;
     let (mut number, mut k) = (vec![0u32; n], 0u32);
     let mut assignments = vec![None; n];
     for i in 0..n {
@@ -105,7 +105,7 @@ fn dense_regions(rows: RowsView<'_>, radius: f64, min_points: usize) -> (Vec<Opt
             assignments[i] = assignments[dense as usize];
         }
     }
-    (assignments, k as usize)
+    Ok((assignments, k as usize))
 }
 
 fn root(parent: &mut [u32], mut i: u32) -> u32 {
@@ -136,7 +136,11 @@ impl<'a> Neighbors<'a> {
 
     /// Calls `find` on any thread with every sample and its neighbors (itself included, ascending), and then
     /// `take` with the results, in the order of the samples.
-    fn visit<T: Send>(&self, find: impl Fn(usize, &[u32]) -> T + Sync, mut take: impl FnMut(usize, T)) {
+    fn visit<T: Send>(
+        &self,
+        find: impl Fn(usize, &[u32]) -> T + Sync,
+        mut take: impl FnMut(usize, T),
+    ) -> Result<()> {
         let (n, dim) = (self.rows.rows, self.rows.cols);
         let task = |first: usize| -> Vec<T> {
             let m = TASK.min(n - first);
@@ -170,6 +174,7 @@ impl<'a> Neighbors<'a> {
             products.chunks_exact(n).enumerate().map(neighbors_of_row).collect()
         };
         for wave in (0..n).step_by(WAVE * TASK) {
+            stop::check()?;
             let last = (wave + WAVE * TASK).min(n);
             let starts: Vec<usize> = (wave..last).step_by(TASK).collect();
             let results: Vec<Vec<T>> = starts.into_par_iter().map(task).collect();
@@ -177,6 +182,7 @@ impl<'a> Neighbors<'a> {
                 take(i, result);
             }
         }
+        Ok(())
     }
 }
 
@@ -233,7 +239,7 @@ mod tests {
             min_points in 1usize..7,
         ) {
             let want = naive(&x, 2, radius, min_points);
-            let (got, k) = dense_regions(RowsView::new(&x, 2), radius, min_points);
+            let (got, k) = dense_regions(RowsView::new(&x, 2), radius, min_points).unwrap();
             prop_assert_eq!(k, want.iter().flatten().max().map_or(0, |m| *m as usize + 1));
             prop_assert_eq!(got, want);
         }
@@ -243,7 +249,7 @@ mod tests {
     fn rounding_does_not_decide() {
         // On a grid far from the origin, neighbors are exactly one radius apart.
         let x: Vec<f32> = (0..25).flat_map(|i| [1000.0 + (i % 5) as f32, 2000.0 + (i / 5) as f32]).collect();
-        let (got, k) = dense_regions(RowsView::new(&x, 2), 1.0, 5);
+        let (got, k) = dense_regions(RowsView::new(&x, 2), 1.0, 5).unwrap();
         assert_eq!(k, 1);
         assert_eq!(got.iter().filter(|a| a.is_none()).count(), 4, "the corners touch no inner sample");
     }

@@ -7,7 +7,7 @@ use pauc_kernels::distance::squared_distance;
 use pauc_traits::clusterer::{FitContext, FitReport};
 use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, Stream, stream};
-use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, component, stop};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -77,7 +77,7 @@ impl Clusterer for HierarchicalKMeans {
         for (number, k) in sizes.iter().enumerate() {
             let FitContext { seed, epoch, .. } = context;
             let fit = LevelFit { options: self, rows, k: *k, seed, epoch, number: number as u64 };
-            let level = fit.run(levels.last_mut(), sizes.len() - number - 1);
+            let level = fit.run(levels.last_mut(), sizes.len() - number - 1)?;
             levels.push(level);
         }
         nest(rows, &mut levels[hidden.is_some() as usize..]);
@@ -162,15 +162,15 @@ impl<'a> LevelFit<'a> {
     }
 
     /// Fits the level. `below` is the number of levels below it.
-    fn run(&self, above: Option<&mut Level<'a>>, below: usize) -> Level<'a> {
+    fn run(&self, above: Option<&mut Level<'a>>, below: usize) -> Result<Level<'a>> {
         let mut level = match above {
-            Some(above) => self.below(above, below == 0),
-            None => self.first(below),
+            Some(above) => self.below(above, below == 0)?,
+            None => self.first(below)?,
         };
         if below == 0 {
-            self.refine(&mut level);
+            self.refine(&mut level)?;
         }
-        level
+        Ok(level)
     }
 
     /// Finds the parents of each sample for the next level.
@@ -181,13 +181,13 @@ impl<'a> LevelFit<'a> {
     }
 
     /// Fits the coarsest level.
-    fn first(&self, below: usize) -> Level<'a> {
+    fn first(&self, below: usize) -> Result<Level<'a>> {
         let dim = self.rows.cols;
         // The rows may be a mapped file larger than memory, so do not copy them.
         let data = self
             .subset(self.rows.rows, 0, self.k)
             .map_or(Cow::Borrowed(self.rows.data), |some| Cow::Owned(gather(self.rows, &some)));
-        let children = self.divide(&data, 0, self.k);
+        let children = self.divide(&data, 0, self.k)?;
         let mut level = Level::new(children.centroids, vec![0; self.k], children.splits, self.rows.rows);
         if below == 0 {
             // A single cell that lists all prototypes.
@@ -200,11 +200,11 @@ impl<'a> LevelFit<'a> {
             level.labels = parents.nearest();
             level.parents_below = Some(parents);
         }
-        level
+        Ok(level)
     }
 
     /// Fits the children of the prototypes of the level above.
-    fn below(&self, above: &mut Level<'a>, finest: bool) -> Level<'a> {
+    fn below(&self, above: &mut Level<'a>, finest: bool) -> Result<Level<'a>> {
         let dim = self.rows.cols;
         let count = above.centroids.len() / dim;
         let members = Members::new(&above.labels, count);
@@ -217,7 +217,7 @@ impl<'a> LevelFit<'a> {
             })
             .collect();
         drop(members);
-        let divided = self.divide_all(&own, &shares);
+        let divided = self.divide_all(&own, &shares)?;
         drop(own);
         let parent: Vec<u32> =
             shares.iter().enumerate().flat_map(|(parent, share)| vec![parent as u32; *share]).collect();
@@ -228,15 +228,16 @@ impl<'a> LevelFit<'a> {
         let mut level = Level::new(centroids, parent, splits, self.rows.rows);
         let parents = above.parents_below.take().unwrap_or_else(|| self.parents(&above.centroids, finest));
         level.objective.push(parents.assign(&level.centroids, &lists, &mut level.labels).objective);
-        level
+        Ok(level)
     }
 
     /// Updates a level, with samples free to leave their parents.
-    fn refine(&self, level: &mut Level<'_>) {
+    fn refine(&self, level: &mut Level<'_>) -> Result<()> {
         let dim = self.rows.cols;
         let (mut reassigned, mut neighbors) = (self.rows.rows, Vec::new());
         let mut sums = Sums::new(self.rows, &level.labels, self.k);
         for update in 0..self.options.refinements {
+            stop::check()?;
             level.reassigned.push(reassigned);
             let mut sizes = sums.means(&mut level.centroids);
             let rng = &mut self.random(Draw::Refinement, update);
@@ -256,6 +257,7 @@ impl<'a> LevelFit<'a> {
                 sums.follow(self.rows, &before, &level.labels);
             }
         }
+        Ok(())
     }
 
     /// Returns which of the `count` samples of a parent are used to split it, in ascending order; `None`
@@ -268,10 +270,11 @@ impl<'a> LevelFit<'a> {
     /// Splits the prototypes of the level above by k-means among the samples `own` of each.
     ///
     /// The samples of as many prototypes as fit into [`PART`] are read together, sequentially.
-    fn divide_all(&self, own: &[Vec<u32>], shares: &[usize]) -> Vec<Children> {
+    fn divide_all(&self, own: &[Vec<u32>], shares: &[usize]) -> Result<Vec<Children>> {
         let dim = self.rows.cols;
         let mut divided = Vec::with_capacity(own.len());
         while divided.len() < own.len() {
+            stop::check()?;
             let first = divided.len();
             let mut held = 0;
             let fits = |own: &&Vec<u32>| {
@@ -286,21 +289,22 @@ impl<'a> LevelFit<'a> {
             let parts: Vec<&[f32]> =
                 own.iter().map(|own| rest.split_off(..own.len() * dim).unwrap_or_default()).collect();
             let divide = |(i, data): (usize, &&[f32])| self.divide(data, first + i, shares[first + i]);
-            divided.par_extend(parts.par_iter().enumerate().map(divide));
+            let children: Result<Vec<Children>> = parts.par_iter().enumerate().map(divide).collect();
+            divided.extend(children?);
         }
-        divided
+        Ok(divided)
     }
 
     /// Splits one prototype by k-means among the given samples.
-    fn divide(&self, data: &[f32], parent: usize, share: usize) -> Children {
+    fn divide(&self, data: &[f32], parent: usize, share: usize) -> Result<Children> {
         if share == 0 {
-            return Children::default();
+            return Ok(Children::default());
         }
         let inside = RowsView::new(data, self.rows.cols);
         let lloyd = Lloyd { iterations: self.options.iterations.get(), spherical: false, tolerance: 0.0 };
         let chosen = self.options.init.choose(inside, share, &mut self.random(Draw::Seeding, parent));
-        let fit = lloyd.run(inside, gather(inside, &chosen), &mut self.random(Draw::Splits, parent));
-        Children { centroids: fit.centroids, splits: fit.empty_splits.iter().sum() }
+        let fit = lloyd.run(inside, gather(inside, &chosen), &mut self.random(Draw::Splits, parent))?;
+        Ok(Children { centroids: fit.centroids, splits: fit.empty_splits.iter().sum() })
     }
 }
 
@@ -432,7 +436,7 @@ mod tests {
         let levels = refined.fit(rows, CONTEXT).unwrap();
         let rng = &mut stream(0, Purpose::Cluster, 0, 0, 0);
         let start = gather(rows, &Init::KMeansPlusPlus.choose(rows, 100, rng));
-        let flat = Lloyd { iterations: 10, spherical: false, tolerance: 0.0 }.run(rows, start, rng);
+        let flat = Lloyd { iterations: 10, spherical: false, tolerance: 0.0 }.run(rows, start, rng).unwrap();
         let flat = flat.objective[flat.objective.len() - 1];
         // Measured: 1.001 times the flat fit, and 0.96 times the fit without refinement. Rounding is far
         // smaller.

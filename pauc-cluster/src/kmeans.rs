@@ -131,7 +131,7 @@ impl<'a> PlacedRows<'a> {
     fn iterate(&mut self, lloyd: Lloyd, centroids: Vec<f32>, rng: &mut Stream) -> Result<Fit> {
         match &mut self.device {
             Some(device) => lloyd.run_on(&mut **device, self.rows.cols, centroids, rng),
-            None => Ok(lloyd.run(self.rows, centroids, rng)),
+            None => lloyd.run(self.rows, centroids, rng),
         }
     }
 

@@ -6,7 +6,7 @@ use pauc_kernels::distance::{add_rows, squared_distance};
 use pauc_traits::clusterer::{FitReport, RowsOnDevice};
 use pauc_traits::probe::RowsView;
 use pauc_traits::rng::Stream;
-use pauc_traits::{Clustering, Result};
+use pauc_traits::{Clustering, Result, stop};
 use rand::Rng;
 use rayon::prelude::*;
 
@@ -49,9 +49,11 @@ impl Lloyd {
     ///
     /// # Shapes
     /// rows (N, D), centroids (K, D), row-major, with K ≤ N
-    pub fn run(&self, rows: RowsView<'_>, centroids: Vec<f32>, rng: &mut Stream) -> Fit {
-        let Ok(fit) = self.run_steps(HostSteps { rows, nearest: None }, rows.cols, centroids, rng);
-        fit
+    ///
+    /// # Errors
+    /// If the run was asked to stop.
+    pub fn run(&self, rows: RowsView<'_>, centroids: Vec<f32>, rng: &mut Stream) -> Result<Fit> {
+        self.run_steps(HostSteps { rows, nearest: None }, rows.cols, centroids, rng)
     }
 
     /// Runs on rows of `dim` values in the memory of a device; see [`Lloyd::run`].
@@ -173,9 +175,10 @@ struct HostSteps<'a> {
 }
 
 impl Steps for HostSteps<'_> {
-    type Error = std::convert::Infallible;
+    type Error = pauc_traits::Error;
 
-    fn assign(&mut self, centroids: &[f32]) -> Result<(), Self::Error> {
+    fn assign(&mut self, centroids: &[f32]) -> Result<()> {
+        stop::check()?;
         match &mut self.nearest {
             Some(nearest) => nearest.follow(self.rows, centroids),
             None => self.nearest = Some(Nearest::find(self.rows, centroids)),
@@ -198,7 +201,7 @@ impl Steps for HostSteps<'_> {
         })
     }
 
-    fn means(&mut self, centroids: &mut [f32], stale: &[bool]) -> Result<Vec<usize>, Self::Error> {
+    fn means(&mut self, centroids: &mut [f32], stale: &[bool]) -> Result<Vec<usize>> {
         Ok(means_of(self.rows, self.labels(), centroids, stale))
     }
 }
@@ -213,6 +216,7 @@ impl Steps for DeviceSteps<'_> {
     type Error = pauc_traits::Error;
 
     fn assign(&mut self, centroids: &[f32]) -> Result<()> {
+        stop::check()?;
         let (labels, sq_dist) = self.rows.nearest(centroids)?;
         self.assignment = Assignment { labels, sq_dist };
         Ok(())
@@ -547,7 +551,7 @@ mod tests {
         let data = wave(300 * 4);
         let start = data[..7 * 4].to_vec();
         let options = Lloyd { iterations: 8, spherical: false, tolerance: 0.0 };
-        let fit = options.run(RowsView::new(&data, 4), start.clone(), &mut rng());
+        let fit = options.run(RowsView::new(&data, 4), start.clone(), &mut rng()).unwrap();
         let exact = naive(&data, 4, &start, fit.objective.len() - 1);
         assert_equal(&fit, &exact);
         // Exact objectives never increase.
@@ -565,7 +569,7 @@ mod tests {
         let data: Vec<f32> = (0..n * dim).map(|_| StandardNormal.sample(noise)).collect();
         let start = data[..k * dim].to_vec();
         let options = Lloyd { iterations: 12, spherical: false, tolerance: 0.0 };
-        let plain = options.run(RowsView::new(&data, dim), start.clone(), &mut rng());
+        let plain = options.run(RowsView::new(&data, dim), start.clone(), &mut rng()).unwrap();
         assert!(
             plain.empty_splits.iter().all(|s| *s == 0) && plain.reassigned.len() == 12,
             "{:?}",
@@ -576,7 +580,7 @@ mod tests {
         // Row i of the shuffled rows is row 769·i mod n; 769 and 2000 are coprime.
         let from = |i: usize| i * 769 % n;
         let shuffled: Vec<f32> = (0..n).flat_map(|i| data[from(i) * dim..][..dim].to_vec()).collect();
-        let mut other = options.run(RowsView::new(&shuffled, dim), start.clone(), &mut rng());
+        let mut other = options.run(RowsView::new(&shuffled, dim), start.clone(), &mut rng()).unwrap();
         let mut labels = vec![0; n];
         (0..n).for_each(|i| labels[from(i)] = other.labels[i]);
         other.labels = labels;
@@ -585,7 +589,7 @@ mod tests {
             m.chunks(dim).flat_map(|r| r.iter().rev().copied().collect::<Vec<_>>()).collect()
         };
         let (turned_data, turned_start) = (turned(&data), turned(&start));
-        let mut other = options.run(RowsView::new(&turned_data, dim), turned_start, &mut rng());
+        let mut other = options.run(RowsView::new(&turned_data, dim), turned_start, &mut rng()).unwrap();
         other.centroids = turned(&other.centroids);
         assert_equal(&other, &exact);
     }
@@ -628,17 +632,15 @@ mod tests {
     fn stops_where_nothing_changes_and_at_the_tolerance() {
         let data = [0.0, 0.1, 5.0, 5.1];
         let options = Lloyd { iterations: 50, spherical: false, tolerance: 0.0 };
-        let fit = options.run(RowsView::new(&data, 1), vec![0.0, 0.1], &mut rng());
+        let fit = options.run(RowsView::new(&data, 1), vec![0.0, 0.1], &mut rng()).unwrap();
         assert!(fit.objective.len() < 6, "{:?}", fit.objective);
         assert_eq!(fit.labels, [0, 0, 1, 1]);
         assert_eq!(fit.reassigned, [4, 1, 0][..fit.objective.len() - 1]);
         let data = wave(2000);
-        let slow = options.run(RowsView::new(&data, 2), data[..40].to_vec(), &mut rng());
-        let fast = Lloyd { tolerance: 0.05, ..options }.run(
-            RowsView::new(&data, 2),
-            data[..40].to_vec(),
-            &mut rng(),
-        );
+        let slow = options.run(RowsView::new(&data, 2), data[..40].to_vec(), &mut rng()).unwrap();
+        let fast = Lloyd { tolerance: 0.05, ..options }
+            .run(RowsView::new(&data, 2), data[..40].to_vec(), &mut rng())
+            .unwrap();
         assert!(fast.objective.len() < slow.objective.len());
     }
 
@@ -676,7 +678,7 @@ mod tests {
     fn a_far_copy_of_the_start_runs_empty_and_is_refilled() {
         let data: Vec<f32> = (0..400).map(|i| (i % 20) as f32 + 1.0).collect();
         let options = Lloyd { iterations: 30, spherical: false, tolerance: 0.0 };
-        let fit = options.run(RowsView::new(&data, 1), vec![5.0, 1e4, 2e4], &mut rng());
+        let fit = options.run(RowsView::new(&data, 1), vec![5.0, 1e4, 2e4], &mut rng()).unwrap();
         assert!(fit.empty_splits.iter().sum::<usize>() >= 2, "{:?}", fit.empty_splits);
         assert_eq!(fit.empty_splits.len(), fit.objective.len() - 1);
         assert_eq!(report(vec![], 0, fit.labels.iter().map(|i| Some(*i)), 3).empty, 0);

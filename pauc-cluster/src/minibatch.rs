@@ -6,7 +6,7 @@ use pauc_kernels::distance::{Packed, add_rows, nearest};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, Stream, stream};
-use pauc_traits::{Clusterer, Clustering, Count, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Clustering, Count, Result, TrainingSpan, component, stop};
 use rand::seq::SliceRandom;
 
 /// The number of values in a run of rows that is read sequentially: 1 MiB.
@@ -53,7 +53,7 @@ impl Clusterer for MiniBatchKMeans {
             let start = self.first_centroids(rows, k.get(), &mut random(0));
             self.level(rows, start, &mut random(1))
         };
-        Ok(self.k.iter().enumerate().map(level).collect())
+        self.k.iter().enumerate().map(level).collect()
     }
     fn prototypes(&self) -> Vec<Option<usize>> {
         self.k.iter().map(|k| Some(k.get())).collect()
@@ -78,7 +78,7 @@ impl MiniBatchKMeans {
         gather(some, &self.init.choose(some, k, rng))
     }
 
-    fn level(&self, rows: RowsView<'_>, mut centroids: Vec<f32>, rng: &mut Stream) -> Clustering {
+    fn level(&self, rows: RowsView<'_>, mut centroids: Vec<f32>, rng: &mut Stream) -> Result<Clustering> {
         let (n, dim) = (rows.rows, rows.cols);
         let k = centroids.len() / dim;
         let batch = self.batch.get().min(n);
@@ -94,6 +94,7 @@ impl MiniBatchKMeans {
                 let mut order: Vec<u32> = (0..part.len() as u32).collect();
                 order.shuffle(rng);
                 for chosen in order.chunks(batch) {
+                    stop::check()?;
                     met += take_in(RowsView::new(&gather(held, chosen), dim), &mut centroids, &mut counts);
                 }
             }
@@ -105,7 +106,7 @@ impl MiniBatchKMeans {
         objective.push(sq_dist.iter().map(|d| *d as f64).sum());
         let assignments: Vec<Option<u32>> = labels.into_iter().map(Some).collect();
         let report = report(objective, splits, assignments.iter().copied(), k);
-        Clustering { k, dim, centroids, assignments, report }
+        Ok(Clustering { k, dim, centroids, assignments, report })
     }
 }
 
@@ -177,7 +178,7 @@ mod tests {
         let (dim, n) = (2, 90);
         let data = wave(n * dim);
         let start = data[..6 * dim].to_vec();
-        let got = configured(20, 2).level(RowsView::new(&data, dim), start.clone(), &mut rng());
+        let got = configured(20, 2).level(RowsView::new(&data, dim), start.clone(), &mut rng()).unwrap();
         let mut centroids = Centroids::exact(&start, dim);
         let (mut counts, mut rng) = ([0.0; 6], rng());
         let row = |i: usize| &data[i * dim..][..dim];
@@ -274,7 +275,7 @@ mod tests {
         let context = FitContext::new(0);
         let fit = &configured(100, 8).fit(rows, context).unwrap()[0];
         let lloyd = crate::lloyd::Lloyd { iterations: 50, spherical: false, tolerance: 0.0 };
-        let best = lloyd.run(rows, fit.centroids.clone(), &mut rng());
+        let best = lloyd.run(rows, fit.centroids.clone(), &mut rng()).unwrap();
         let (got, best) = (fit.report.objective.last().unwrap(), best.objective.last().unwrap());
         // Measured: 1.0003 times the best.
         assert!(*got < 1.1 * best, "{got} for {best}");

@@ -5,7 +5,9 @@ use crate::lloyd::{clustering_of, report};
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Clusterer, Clustering, Count, NonNegative, Positive, Result, TrainingSpan, component};
+use pauc_traits::{
+    Clusterer, Clustering, Count, NonNegative, Positive, Result, TrainingSpan, component, stop,
+};
 use rayon::prelude::*;
 
 component! {
@@ -48,7 +50,7 @@ impl Clusterer for GaussianMixture {
         // Without any spread, the floor only has to be positive.
         let floor = self.floor.get() * if spread > 0.0 { spread } else { 1.0 };
         let centered = RowsView { data: &data, ..rows };
-        Ok(starts.into_iter().map(|start| self.level(centered, &center, floor, start)).collect())
+        starts.into_iter().map(|start| self.level(centered, &center, floor, start)).collect()
     }
     fn prototypes(&self) -> Vec<Option<usize>> {
         self.k.iter().map(|k| Some(k.get())).collect()
@@ -62,7 +64,7 @@ impl Clusterer for GaussianMixture {
 }
 
 impl GaussianMixture {
-    fn level(&self, rows: RowsView<'_>, center: &[f32], floor: f64, start: Clustering) -> Clustering {
+    fn level(&self, rows: RowsView<'_>, center: &[f32], floor: f64, start: Clustering) -> Result<Clustering> {
         let (k, dim) = (start.k, rows.cols);
         let mut hard = Moments::zero(k, dim);
         for (x, a) in rows.iter().zip(start.assignments.iter().flatten()) {
@@ -72,6 +74,7 @@ impl GaussianMixture {
         mixture.update(&hard, floor, rows.rows);
         let mut objective: Vec<f64> = Vec::new();
         loop {
+            stop::check()?;
             let step = mixture.expect(rows);
             let nll = -step.log_likelihood / rows.rows as f64;
             let settled = objective.last().is_some_and(|last| last - nll <= self.tolerance.get());
@@ -81,7 +84,7 @@ impl GaussianMixture {
                 let centroids = means.map(|(m, c)| (m + *c as f64) as f32).collect();
                 let assignments: Vec<Option<u32>> = step.labels.into_iter().map(Some).collect();
                 let report = report(objective, start.report.splits, assignments.iter().copied(), k);
-                return Clustering { k, dim, centroids, assignments, report };
+                return Ok(Clustering { k, dim, centroids, assignments, report });
             }
             mixture.update(&step.moments, floor, rows.rows);
         }

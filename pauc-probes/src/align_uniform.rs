@@ -1,7 +1,8 @@
 //! Alignment and uniformity of embeddings as measurements.
 
-use crate::{ProbeTime, finite, when};
+use crate::{ProbeTime, finite, scored, when};
 use pauc_kernels::distance::squared_distance;
+use pauc_traits::dataset::Splits;
 use pauc_traits::probe::{Metric, ProbeContext, RowsView, When};
 use pauc_traits::{Error, Positive, Probe, Result, TrainingSpan, component};
 use rayon::prelude::*;
@@ -40,6 +41,10 @@ impl Probe for AlignUniform {
         false
     }
 
+    fn check_splits(&self, splits: &Splits) -> Result<()> {
+        enough(scored(splits).len())
+    }
+
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
         let split = context.test.as_ref().unwrap_or(&context.train);
         let (alpha, t) = (self.alpha.get(), self.t.get());
@@ -49,6 +54,14 @@ impl Probe for AlignUniform {
         let uniformity = Metric::new(format!("uniformity/t{t}/embeddings"), measures.uniformity);
         Ok(alignment.into_iter().chain([uniformity]).collect())
     }
+}
+
+/// Checks that there is a pair.
+fn enough(rows: usize) -> Result<()> {
+    if rows >= 2 {
+        return Ok(());
+    }
+    Err(Error::config(format!("alignment and uniformity: {rows} rows; expected at least 2")))
 }
 
 /// The two measurements.
@@ -73,12 +86,7 @@ pub fn align_uniform(
     alpha: f64,
     t: f64,
 ) -> Result<AlignedUniform> {
-    if rows.rows < 2 {
-        return Err(Error::config(format!(
-            "alignment and uniformity: {} rows; expected at least 2",
-            rows.rows
-        )));
-    }
+    enough(rows.rows)?;
     if let Some(labels) = labels.filter(|l| l.len() != rows.rows) {
         let message = format!("{} rows but {} labels", rows.rows, labels.len());
         return Err(Error::shape("alignment and uniformity", message));

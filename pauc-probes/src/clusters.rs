@@ -1,10 +1,11 @@
 //! Clustering as a measurement: do clusters of the features agree with the classes?
 
 use crate::knn::unit_rows;
-use crate::{ProbeTime, Space, check, when};
+use crate::{ProbeTime, Space, check, scored, when};
 use pauc_cluster::KMeans;
 use pauc_cluster::metrics::Agreement;
 use pauc_traits::clusterer::FitContext;
+use pauc_traits::dataset::Splits;
 use pauc_traits::probe::{Metric, ProbeContext, RowsView, When};
 use pauc_traits::{Clusterer, Count, Error, Probe, Result, TrainingSpan, component};
 
@@ -38,6 +39,14 @@ impl Probe for Clusters {
 
     fn needs_labels(&self) -> bool {
         true
+    }
+
+    fn check_splits(&self, splits: &Splits) -> Result<()> {
+        let (k, images) = (self.k.map_or(splits.classes.len(), Count::get), scored(splits).len());
+        if k <= images {
+            return Ok(());
+        }
+        Err(Error::config(format!("clusters: {k} clusters of {images} images; lower k")))
     }
 
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {

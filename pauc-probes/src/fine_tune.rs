@@ -3,7 +3,7 @@
 use crate::head::{Decay, Head};
 use crate::{Labeled, ProbeTime, Space, check, when};
 use pauc_traits::probe::{Metric, ProbeContext, RowsView, Views, When};
-use pauc_traits::{Count, NonNegative, Positive, Probe, Result, TrainingSpan, component};
+use pauc_traits::{Count, NonNegative, Positive, Probe, Result, TrainingSpan, component, stop};
 
 component! {
     /// Accuracy on the test split after fine-tuning a copy of the encoder with labels.
@@ -72,6 +72,7 @@ impl Probe for FineTune {
         for epoch in 0..epochs {
             let factor = self.decay.factor(epoch, epochs);
             for _ in 0..tuning.steps_per_epoch() {
+                stop::check()?;
                 let (ids, features) = tuning.forward()?;
                 let labels: Vec<u32> = ids.iter().map(|i| labels[*i as usize]).collect();
                 let decay = self.weight_decay.get();

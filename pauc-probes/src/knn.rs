@@ -5,7 +5,7 @@ use crate::{ProbeTime, Space, check, largest, same_width, when};
 use pauc_kernels::gemm::{Strides, gemm};
 pub use pauc_traits::probe::Neighbors;
 use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, RowsView, When};
-use pauc_traits::{Count, Positive, Probe, Result, TrainingSpan, component};
+use pauc_traits::{Count, Positive, Probe, Result, TrainingSpan, component, stop};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -180,9 +180,15 @@ pub fn neighbors_on(
     }
     let bank = Bank { rows: &bank, shift, dim: train.cols };
     let mut nearest = vec![Vec::new(); test.rows];
+    let stop = stop::flag();
     nearest.par_chunks_mut(QUERIES).zip(queries.par_chunks(QUERIES * train.cols)).for_each(
-        |(nearest, queries)| nearest.iter_mut().zip(bank.search(queries, k)).for_each(|(n, list)| *n = list),
+        |(nearest, queries)| {
+            if !stop.is_set() {
+                nearest.iter_mut().zip(bank.search(queries, k)).for_each(|(n, list)| *n = list);
+            }
+        },
     );
+    stop.check()?;
     Ok(nearest)
 }
 

@@ -46,10 +46,12 @@ pub use rank::{Rank, rank_me};
 pub use retrieval::{Retrieval, retrieval};
 pub use tsne::{Tsne, TsneOptions, tsne};
 
+use pauc_traits::dataset::{ImageSource, Splits};
 use pauc_traits::probe::{ProbeContext, RowsView, SplitView, When};
 use pauc_traits::{Error, Result, TrainingSpan};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// A single time of a run at which a probe may run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +119,11 @@ impl Labeled<'_> {
         check(&format!("{what}, test split"), self.test, self.test_labels, classes)?;
         same_width(what, self.train, self.test)
     }
+}
+
+/// Returns the split that probes without training measure: the test split, or the training split without one.
+fn scored(splits: &Splits) -> &Arc<dyn ImageSource> {
+    splits.test.as_ref().unwrap_or(&splits.train)
 }
 
 /// Checks that rows of both splits have the same width.

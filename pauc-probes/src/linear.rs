@@ -8,7 +8,7 @@ use faer::prelude::Solve;
 use faer::{Mat, MatMut, Side};
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, RegressionOnDevice, RowsView, When};
-use pauc_traits::{Error, Positive, Probe, Result, TrainingSpan, component};
+use pauc_traits::{Error, Positive, Probe, Result, TrainingSpan, component, stop};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -332,6 +332,7 @@ impl<'a> Part<'a> {
     /// Computes the penalized loss and its gradient.
     fn loss(self, weights: &[f64], l2: f64, gradient: &mut [f64]) -> Result<f64> {
         let split = self.dim * self.classes;
+        stop::check()?;
         let single: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
         let loss = match self.device {
             Some(device) => device.loss(self.numbers(), &single, gradient)?,

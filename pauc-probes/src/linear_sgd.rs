@@ -4,7 +4,7 @@ use crate::head::{Decay, Head, shuffled};
 use crate::linear::{Standardization, hold_out};
 use crate::{Labeled, ProbeTime, Space, largest, when};
 use pauc_traits::probe::{Metric, ProbeContext, RowsView, Views, When};
-use pauc_traits::{Count, Error, Positive, Probe, Result, TrainingSpan, component};
+use pauc_traits::{Count, Error, Positive, Probe, Result, TrainingSpan, component, stop};
 use std::borrow::Cow;
 
 component! {
@@ -168,6 +168,7 @@ impl Fit<'_> {
             let rows = rows(epoch)?;
             let factor = self.probe.decay.factor(epoch, epochs);
             for batch in shuffled(samples, self.seed, epoch).chunks(self.probe.batch.get()) {
+                stop::check()?;
                 x.clear();
                 y.clear();
                 for i in batch {

@@ -2,8 +2,9 @@
 
 use crate::knn::{products, unit_rows};
 use crate::{ProbeTime, Space, check, when};
+use pauc_traits::dataset::Splits;
 use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, RowsView, When};
-use pauc_traits::{Error, Probe, Result, TrainingSpan, component};
+use pauc_traits::{Error, Probe, Result, TrainingSpan, component, stop};
 use rayon::prelude::*;
 
 component! {
@@ -34,6 +35,13 @@ impl Probe for Retrieval {
 
     fn needs_labels(&self) -> bool {
         true
+    }
+
+    fn check_splits(&self, splits: &Splits) -> Result<()> {
+        let Some(labels) = splits.test.as_ref().and_then(|test| test.labels()) else { return Ok(()) };
+        let mut sorted = labels.to_vec();
+        sorted.sort_unstable();
+        if sorted.windows(2).any(|pair| pair[0] == pair[1]) { Ok(()) } else { Err(nothing_to_retrieve()) }
     }
 
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
@@ -96,8 +104,12 @@ pub fn retrieval_on(
     let queries = Queries { labels, sizes };
     let unit_view = RowsView::new(&unit, dim);
     let lists = device.map_or(Ok(None), |device| device.highest(unit_view, unit_view, None, most))?;
+    let stop = stop::flag();
     // A block of queries is compared with all rows in one product.
     let block = |(b, block): (usize, &[f32])| -> Vec<[f64; 3]> {
+        if stop.is_set() {
+            return Vec::new();
+        }
         let (count, mut near) = (block.len() / dim, Vec::with_capacity(rows.rows));
         let cosines = products(block, &unit, dim);
         let row = |i: usize| &cosines[i * rows.rows..(i + 1) * rows.rows];
@@ -109,13 +121,16 @@ pub fn retrieval_on(
         }
         None => unit.par_chunks(QUERIES * dim).enumerate().flat_map_iter(block).collect(),
     };
+    stop.check()?;
     if scores.is_empty() {
-        return Err(Error::config(
-            "retrieval: no class has two images in this split, so there is nothing to retrieve",
-        ));
+        return Err(nothing_to_retrieve());
     }
     let mean = |m: usize| scores.iter().map(|s| s[m]).sum::<f64>() / scores.len() as f64;
     Ok(Retrieved { first: mean(0), r_precision: mean(1), map_at_r: mean(2) })
+}
+
+fn nothing_to_retrieve() -> Error {
+    Error::config("retrieval: no class has two images in this split, so there is nothing to retrieve")
 }
 
 /// Samples as queries to all others.

@@ -5,7 +5,7 @@ use crate::pca::pca2;
 use pauc_kernels::distance::dot;
 use pauc_kernels::neighbor_forces::{Forces, forces};
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, stop};
 use rayon::prelude::*;
 
 /// The options of t-SNE.
@@ -47,7 +47,8 @@ const EXAGGERATION: f32 = 12.0;
 /// (N, D) → N points
 ///
 /// # Errors
-/// If there are no rows, or a value is NaN or infinite.
+/// If there are no rows, a value is NaN or infinite, there is too little memory for N² values, or the run was asked
+/// to stop.
 ///
 /// Source: van der Maaten & Hinton 2008. Initialization, the learning rate max(N/48, 50) and gains are
 /// scikit-learn's.
@@ -58,7 +59,7 @@ pub fn tsne(rows: RowsView<'_>, options: TsneOptions) -> Result<Tsne> {
     finite("t-SNE", rows)?;
     let n = rows.rows;
     let perplexity = options.perplexity.min((n.max(2) - 1) as f64 / 3.0).max(1.0);
-    let affinities = affinities(rows, perplexity);
+    let affinities = affinities(rows, perplexity)?;
     let start = pca2(rows)?.points;
     let deviation = (start.iter().map(|p| (p[0] as f64).powi(2)).sum::<f64>() / n as f64).sqrt();
     let scale = if deviation > 0.0 { (1e-4 / deviation) as f32 } else { 0.0 };
@@ -69,6 +70,7 @@ pub fn tsne(rows: RowsView<'_>, options: TsneOptions) -> Result<Tsne> {
     let rate = (n as f32 / (4.0 * EXAGGERATION)).max(50.0);
     let [early, late] = options.iterations;
     for step in 0..early + late {
+        stop::check()?;
         let (exaggeration, momentum) = if step < early { (EXAGGERATION, 0.5) } else { (1.0, 0.8) };
         let gradient = gradient(&affinities, &points, exaggeration);
         for (d, ((axis, velocity), gains)) in points.iter_mut().zip(&mut velocity).zip(&mut gains).enumerate()
@@ -92,23 +94,34 @@ fn centered(points: &[Vec<f32>; 2]) -> Vec<[f32; 2]> {
 }
 
 /// Computes p_ij, row by row. Their sum is 1, and p_ii = 0.
-fn affinities(rows: RowsView<'_>, perplexity: f64) -> Vec<f32> {
+fn affinities(rows: RowsView<'_>, perplexity: f64) -> Result<Vec<f32>> {
     let n = rows.rows;
     let squares: Vec<f32> = rows.iter().map(|r| dot(r, r)).collect();
-    let mut conditional = vec![0.0f32; n * n];
+    let mut conditional = square(n)?;
     conditional.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
         let distance = |j: usize| (squares[i] + squares[j] - 2.0 * dot(rows.row(i), rows.row(j))).max(0.0);
         row.iter_mut().enumerate().for_each(|(j, d)| *d = if j == i { f32::INFINITY } else { distance(j) });
         gaussian(row, perplexity);
     });
-    let mut joint = vec![0.0f32; n * n];
+    let mut joint = square(n)?;
     let share = 0.5 / n as f32;
     joint.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
         row.iter_mut().enumerate().for_each(|(j, p)| {
             *p = share * (conditional[i * n + j] + conditional[j * n + i]);
         });
     });
-    joint
+    Ok(joint)
+}
+
+/// Returns n² zeros, or an error if there is too little memory, which would end the process otherwise.
+fn square(n: usize) -> Result<Vec<f32>> {
+    let mut zeros = Vec::new();
+    let reserved = n.checked_mul(n).is_some_and(|values| zeros.try_reserve_exact(values).is_ok());
+    if !reserved {
+        return Err(Error::config(format!("t-SNE: too little memory for the affinities of {n} rows")));
+    }
+    zeros.resize(n * n, 0.0);
+    Ok(zeros)
 }
 
 /// Turns squared distances into shares exp(−β·d²)/Σ, with β such that the entropy of the shares is
@@ -216,7 +229,7 @@ mod tests {
             assert_within!(row.iter().sum::<f32>(), 1.0, tolerance::f32(1 + 60, 1.0));
             assert_eq!(row[i], 0.0);
         }
-        let p = affinities(rows, 12.0);
+        let p = affinities(rows, 12.0).unwrap();
         // Two shares are rounded, added, and multiplied by 1/2n, which is also rounded.
         assert_within!(p.iter().map(|p| *p as f64).sum::<f64>(), 1.0, tolerance::f32(4, 1.0));
         assert!((0..60).all(|i| (0..60).all(|j| p[i * 60 + j] == p[j * 60 + i])));
@@ -226,7 +239,7 @@ mod tests {
     fn the_gradient_is_that_of_differences_of_the_divergence() {
         let n = 30;
         let (data, _) = groups(n);
-        let p = affinities(RowsView::new(&data, 8), 5.0);
+        let p = affinities(RowsView::new(&data, 8), 5.0).unwrap();
         let points = [0.1, 2.0].map(|phase| wave(n, phase, 1.3));
         let wide = points.each_ref().map(|v| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
         // In double precision: the unnormalized q, their sum, and Σ p·ln(p/q).

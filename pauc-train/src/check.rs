@@ -189,6 +189,10 @@ impl<'a> Checker<'a> {
             if let Err(e) = probe.check() {
                 self.error("E0221", &format!("probes[{i}]"), e.to_string(), "");
             }
+            if let Err(e) = probe.check_splits(splits) {
+                let help = "remove it, or use more images; the run would warn, and leave it out";
+                self.warn("E0224", &format!("probes[{i}]"), e.to_string(), help);
+            }
         }
         for (i, probe) in r.probes.iter().enumerate().filter(|(_, p)| p.needs_labels()) {
             self.probe_labels(&format!("probes[{i}]"), probe.name(), splits);

@@ -82,6 +82,8 @@ codes! {
     "The sizes in the recipe are multiplied before anything is allocated. The message has the sum, the largest part and the value that it depends on; `pauc-cli explain recipe.ron` prints all parts. The sum is a lower bound. Lower the value, or give another limit with `--memory 64GiB`."
     "E0223" "more steps than can be counted"
     "Steps are counted in numbers of 53 bits. Lower `train.epochs`."
+    "E0224" "a probe has too few images"
+    "The split that a probe measures has too few images for it: one image has no pair, classes of one image have nothing to retrieve, and there are no more clusters than images. The run warns when the probe is due, and leaves its metrics out. A warning."
     "E0401" "a sweep without values, or with lists of different lengths"
     "`over` lists paths with their values. With `combine: Zip`, the first run has the first value of every path, the second run the second: all lists must have the same length. `combine: Grid` combines every value with every other."
     "E0402" "random values without `combine: Random`"

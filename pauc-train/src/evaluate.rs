@@ -8,7 +8,7 @@ use pauc_traits::Count;
 use pauc_traits::component_ron::Configured;
 use pauc_traits::dataset::{ImageSource, Splits};
 use pauc_traits::probe::{Metric, ProbeContext, ProbedNetwork, ProbesOnDevice, RowsView, SplitView};
-use pauc_traits::{Clustering, Error, Pixels, Probe, Result};
+use pauc_traits::{Clustering, Error, Pixels, Probe, Result, stop};
 use std::sync::Arc;
 
 /// Images that pass through the network at once during evaluation.
@@ -73,6 +73,7 @@ fn chunks(
     let options = how(LoaderOptions { seed, ..LoaderOptions::evaluation(CHUNK) });
     let loader = Loader::new(source.clone(), view.clone(), options)?;
     for batch in loader.epoch(epoch, 0) {
+        stop::check()?;
         let batch = batch?;
         each(&batch.views[0], batch.ids.len())?;
     }
@@ -163,16 +164,26 @@ pub struct ProbeInputs<'a> {
     pub device: Option<&'a dyn ProbesOnDevice>,
 }
 
-/// Runs probes on embedded splits.
+/// The results of probes.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// The metrics of the probes that could measure.
+    pub metrics: Vec<Metric>,
+    /// Why the other probes could not.
+    pub warnings: Vec<String>,
+}
+
+/// Runs probes on embedded splits. A probe that cannot measure these splits, such as the retrieval of a single image,
+/// is left out with a warning: a training should not fail after its last step.
 ///
 /// # Errors
-/// The error of a probe.
+/// If a value is NaN or infinite, an image cannot be read, the device fails, or the run was asked to stop.
 pub fn measure<'p>(
     probes: impl IntoIterator<Item = &'p Configured<dyn Probe>>,
     train: &Embedded,
     test: Option<&Embedded>,
     subject: ProbeInputs<'_>,
-) -> Result<Vec<Metric>> {
+) -> Result<Measured> {
     let splits = subject.splits;
     let context = ProbeContext {
         train: train.view(&splits.train),
@@ -184,9 +195,16 @@ pub fn measure<'p>(
         network: subject.network,
         device: subject.device,
     };
-    let mut metrics = Vec::new();
+    let mut measured = Measured::default();
     for probe in probes {
-        metrics.extend(probe.measure(&context)?);
+        stop::check()?;
+        match probe.measure(&context) {
+            Ok(metrics) => measured.metrics.extend(metrics),
+            Err(Error::Config { message }) => {
+                measured.warnings.push(format!("`{}` measured nothing: {message}", probe.name()));
+            }
+            Err(error) => return Err(error),
+        }
     }
-    Ok(metrics)
+    Ok(measured)
 }

@@ -3,6 +3,8 @@
 use crate::objective::TermValue;
 use pauc_report::events::{self, Event};
 use pauc_traits::Result;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Observes a run: writes its log, draws its progress, and may ask it to stop.
 ///
@@ -72,6 +74,12 @@ pub trait Observer {
     /// Returns whether the run should save a checkpoint and stop after this step.
     fn should_stop(&self) -> bool {
         false
+    }
+
+    /// Returns a flag that is set when the run should stop. Probes, clusterings and figures look at it and end within a
+    /// second; without it, they are computed to their end before [`should_stop`](Observer::should_stop) is asked.
+    fn stop_flag(&self) -> Option<Arc<AtomicBool>> {
+        None
     }
 }
 

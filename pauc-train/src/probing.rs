@@ -1,6 +1,6 @@
 //! Probes of the run's network and of its baselines.
 
-use crate::evaluate::{self, Embedded, ProbeInputs};
+use crate::evaluate::{self, Embedded, Measured, ProbeInputs};
 use crate::observer::Observer;
 use crate::plan::Plan;
 use crate::probed_network::LentNetwork;
@@ -66,7 +66,8 @@ pub(crate) fn probe<D: NetworkDevice>(
     let began = Instant::now();
     let splits = EmbeddedSplits::online(plan, state)?;
     let network = LentNetwork::new(device, &state.network, plan);
-    let metrics = measure(device, plan, state, probes, &splits, Some(&network))?;
+    let Measured { metrics, warnings } = measure(device, plan, state, probes, &splits, Some(&network))?;
+    warn(state, warnings, watch)?;
     watch.event(&report(plan, state, Subject::Trained, began, &metrics))?;
     Ok(metrics)
 }
@@ -90,7 +91,8 @@ pub(crate) fn baselines<D: NetworkDevice>(
             Baseline::RandomInit => Some(&lent),
             Baseline::RawPixels => None,
         };
-        let metrics = measure(device, plan, state, probes, &splits, network)?;
+        let Measured { metrics, warnings } = measure(device, plan, state, probes, &splits, network)?;
+        warn(state, warnings, watch)?;
         watch.event(&report(plan, state, subject, began, &metrics))?;
     }
     Ok(())
@@ -103,7 +105,7 @@ fn measure<'p, D: NetworkDevice>(
     probes: impl IntoIterator<Item = &'p Configured<dyn Probe>>,
     splits: &EmbeddedSplits,
     network: Option<&dyn ProbedNetwork>,
-) -> Result<Vec<Metric>> {
+) -> Result<Measured> {
     let inputs = ProbeInputs {
         splits: &plan.splits,
         levels: state.prototypes.as_ref().map_or(&[], |p| &p.clusterings),
@@ -113,6 +115,20 @@ fn measure<'p, D: NetworkDevice>(
         device: device.probes_on_device(),
     };
     evaluate::measure(probes, &splits.train, splits.test.as_ref(), inputs)
+}
+
+/// Warns, once in a run, of each probe that could not measure.
+fn warn<D: NetworkDevice>(
+    state: &mut TrainState<D>,
+    warnings: Vec<String>,
+    watch: &mut dyn Observer,
+) -> Result<()> {
+    for text in warnings {
+        if state.progress.first(&text) {
+            watch.warn(state.step, text)?;
+        }
+    }
+    Ok(())
 }
 
 fn report<D: NetworkDevice>(

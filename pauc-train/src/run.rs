@@ -12,8 +12,10 @@ use pauc_models::device::NetworkDevice;
 use pauc_report::events::{self, Event, Log, Metric, Subject};
 use pauc_traits::dataset::Skipped;
 use pauc_traits::probe::MetricKind;
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, stop};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Options of a run.
 #[derive(Clone, Debug)]
@@ -197,11 +199,45 @@ pub(crate) fn drive<D: NetworkDevice>(
             return Err(e.into());
         }
     };
-    picture::embedding(plan, trainer.state_mut(), &dir)?;
-    picture::prototypes(plan, trainer.state_mut(), &dir)?;
+    // If the figures exhaust the memory, which ends the process, the training is finished nevertheless.
     dir.set_info(&info)?;
+    let ending = match figures(plan, &mut trainer, &dir, watch) {
+        Ok(()) => ending,
+        Err(error) => {
+            // Then `resume` draws them.
+            let stopped = matches!(error, Error::Stopped);
+            info.status = if stopped { "interrupted" } else { "failed" }.into();
+            let _ = dir.set_info(&info);
+            if !stopped {
+                return Err(error.into());
+            }
+            Ending::Interrupted
+        }
+    };
     let report = Some(pauc_report::write_report(dir.path())?);
     Ok(Outcome { dir, ending, summary, report })
+}
+
+/// Draws what the report shows of the trained network. What cannot be drawn, such as t-SNE without memory, is left
+/// out with a warning.
+fn figures<D: NetworkDevice>(
+    plan: &Plan,
+    trainer: &mut Trainer<'_, D>,
+    dir: &RunDir,
+    watch: &mut dyn Observer,
+) -> Result<()> {
+    let step = trainer.step();
+    let drawn = stop::within(watch.stop_flag(), || {
+        let state = trainer.state_mut();
+        [picture::embedding(plan, state, dir), picture::prototypes(plan, state, dir)]
+    });
+    for figure in drawn {
+        match figure {
+            Err(Error::Config { message }) => watch.warn(step, format!("a figure is missing: {message}"))?,
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// Returns the content of `run.json` for a run that is about to start or resume.
@@ -263,6 +299,9 @@ impl Observer for Recorder<'_> {
     }
     fn should_stop(&self) -> bool {
         self.watch.should_stop()
+    }
+    fn stop_flag(&self) -> Option<Arc<AtomicBool>> {
+        self.watch.stop_flag()
     }
 }
 

@@ -226,7 +226,11 @@ impl SavedRun {
             network: Some(&lent),
             device: device.probes_on_device(),
         };
-        let mut metrics = evaluate::measure(probes, &train, Some(&test), subject)?;
+        let measured = evaluate::measure(probes, &train, Some(&test), subject)?;
+        if let Some(message) = measured.warnings.into_iter().next() {
+            return Err(Error::Config { message });
+        }
+        let mut metrics = measured.metrics;
         if part == Part::Train {
             metrics.iter_mut().for_each(|m| m.name.push_str(&format!("@train/{HELD_OUT}")));
         }

@@ -19,7 +19,7 @@ use pauc_models::network::Network;
 use pauc_report::events::{self, Event, Status};
 use pauc_traits::probe::Metric;
 use pauc_traits::trace::{self, span};
-use pauc_traits::{Count, Error, Param, Result};
+use pauc_traits::{Count, Error, Param, Result, stop};
 use std::iter::Peekable;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -44,6 +44,8 @@ pub struct Trainer<'p, D: NetworkDevice> {
     timings: EpochTimings,
     /// The step of the last checkpoint that this process wrote.
     saved_step: Option<u64>,
+    /// The number of events recorded before a phase that was stopped; later ones are recorded again after `resume`.
+    kept_events: Option<u64>,
 }
 
 impl<'p, D: NetworkDevice> Trainer<'p, D> {
@@ -59,6 +61,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
             cache: StepCache::default(),
             timings: EpochTimings::default(),
             saved_step: None,
+            kept_events: None,
         })
     }
 
@@ -191,13 +194,18 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         watch: &mut dyn Observer,
     ) -> Result<Option<Ending>> {
         if !self.state.progress.baselines {
-            probing::baselines(&self.device, self.plan, &mut self.state, watch)?;
+            let measured = self.stoppable(watch, |run, watch| {
+                probing::baselines(&run.device, run.plan, &mut run.state, watch)
+            });
+            if measured?.is_none() {
+                return Ok(Some(Ending::Interrupted));
+            }
             self.state.progress.baselines = true;
         }
         if watch.should_stop() {
             return Ok(Some(Ending::Interrupted));
         }
-        let better = self.probe_and_select(watch)?;
+        let Some(better) = self.probe_and_select(watch)? else { return Ok(Some(Ending::Interrupted)) };
         let done = self.state.is_done(&self.plan.horizon);
         if self.saved_step != Some(self.state.step) && (done || better || self.checkpoint_is_due()) {
             self.save(dir, watch, better)?;
@@ -212,10 +220,33 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
             return Ok(Some(Ending::Paused));
         }
         if e_step::is_due(self.plan, &self.state) {
-            e_step::cluster(&self.device, self.plan, &mut self.state, watch)?;
+            let clustered = self
+                .stoppable(watch, |run, watch| e_step::cluster(&run.device, run.plan, &mut run.state, watch));
+            if clustered?.is_none() {
+                return Ok(Some(Ending::Interrupted));
+            }
         }
         self.announce_phase(watch)?;
         Ok(None)
+    }
+
+    /// Runs a phase between steps that the observer's flag stops. Returns `None` if it did: the phase is then as if it
+    /// had not begun, and is due again after `resume`. A phase must change nothing but the progress before it is done.
+    fn stoppable<T>(
+        &mut self,
+        watch: &mut dyn Observer,
+        phase: impl FnOnce(&mut Self, &mut dyn Observer) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let before = (watch.recorded()?, self.state.progress.clone());
+        match stop::within(watch.stop_flag(), || phase(self, watch)) {
+            Err(Error::Stopped) => {
+                let (events, progress) = before;
+                self.state.progress = progress;
+                self.kept_events = Some(events);
+                Ok(None)
+            }
+            other => other.map(Some),
+        }
     }
 
     /// Takes steps until the end of the epoch, the next checkpoint or `last_step`, or until the observer asks
@@ -303,7 +334,8 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
 
     /// Saves a checkpoint, which is the best so far if `best`; in memory, only counts the events.
     pub(crate) fn save(&mut self, dir: &RunDir, watch: &mut dyn Observer, best: bool) -> Result<()> {
-        self.state.progress.events = watch.recorded()?;
+        let recorded = watch.recorded()?;
+        self.state.progress.events = self.kept_events.unwrap_or(recorded);
         if !dir.is_in_memory() {
             let saved = checkpoint::save(&self.device, self.plan, &self.state, dir, best);
             saved.map_err(|error| postmortem::unsaved(error, dir))?;
@@ -314,13 +346,18 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
 
     /// Runs the probes of the end of an epoch or of the run, unless they already ran, and ends the run if
     /// `train.stop_early` says so. Returns whether the encoder is the best so far by the metric of
-    /// `train.keep`.
-    fn probe_and_select(&mut self, watch: &mut dyn Observer) -> Result<bool> {
+    /// `train.keep`; `None` if the run was asked to stop meanwhile.
+    fn probe_and_select(&mut self, watch: &mut dyn Observer) -> Result<Option<bool>> {
         let (horizon, step) = (self.plan.horizon, self.state.step);
         let done = self.state.is_done(&horizon);
         if self.state.progress.probed == Some(step) || !(self.state.ends_epoch(&horizon) || done) {
-            return Ok(false);
+            return Ok(Some(false));
         }
+        self.stoppable(watch, |run, watch| run.probe_epoch(done, watch))
+    }
+
+    fn probe_epoch(&mut self, done: bool, watch: &mut dyn Observer) -> Result<bool> {
+        let step = self.state.step;
         let train = &self.plan.recipe.train;
         let mut metrics = probing::probe(&self.device, self.plan, &mut self.state, done, watch)?;
         let progress = &mut self.state.progress;

@@ -64,6 +64,9 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+    /// The run was asked to stop while this was computed; see [`stop`](crate::stop).
+    #[error("stopped on request")]
+    Stopped,
     /// The tensor device failed.
     #[error("device: {0}")]
     Device(String),

@@ -57,6 +57,7 @@ pub mod rng;
 pub mod ron_text;
 pub mod schedule;
 pub mod softmax;
+pub mod stop;
 pub mod temperature;
 pub mod term;
 pub mod trace;

@@ -1,6 +1,6 @@
 //! Probes: measurements of a representation, in addition to the loss.
 
-use crate::dataset::ImageSource;
+use crate::dataset::{ImageSource, Splits};
 use crate::registry::Component;
 use crate::{Clustering, Count, Result, TrainingSpan};
 use serde::{Deserialize, Serialize};
@@ -366,11 +366,20 @@ pub trait Probe: Component {
         Ok(())
     }
 
+    /// Checks whether these splits are large enough, so that a recipe is warned of a probe that will measure nothing.
+    ///
+    /// # Errors
+    /// If [`measure`](Probe::measure) would fail because of the number of images or of their labels.
+    fn check_splits(&self, _splits: &Splits) -> Result<()> {
+        Ok(())
+    }
+
     /// Measures. A probe with nothing to measure yet (for example, no clustering) returns nothing.
     ///
     /// # Errors
-    /// If the settings cannot be used, rows and labels do not fit, a value is NaN or infinite, or the network
-    /// or the device fails.
+    /// [`Error::Config`](crate::Error::Config) if these rows cannot be measured: a run leaves the probe out, with a
+    /// warning. Other errors end the run: rows and labels do not fit, a value is NaN or infinite, the network or the
+    /// device fails.
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>>;
 }
 
