@@ -34,7 +34,15 @@ impl Failure {
     /// Returns the failure to produce `output`: 1 if that file cannot be written, else as for any error.
     pub(crate) fn of_output(e: Error, output: &Path) -> Self {
         match e {
-            Error::Io { ref path, .. } if path == output => {
+            Error::Io { ref path, .. } if path == output => Failure::of_writing(e),
+            e => e.into(),
+        }
+    }
+
+    /// Returns the failure of something that only writes: every error of the system is about an output.
+    pub(crate) fn of_writing(e: Error) -> Self {
+        match e {
+            Error::Io { .. } => {
                 let help = "the file cannot be written there: create its folder, make it writable, free some \
                     space, or choose another path";
                 Failure::new(1, format!("error: {e}\n{help}"))
@@ -118,6 +126,7 @@ mod tests {
         assert_eq!(Failure::of_output(io(), Path::new("out/x")).code, 1);
         assert_eq!(Failure::of_output(io(), Path::new("out")).code, 4, "an input, not the output");
         assert_eq!(Failure::of_output(missing(), Path::new("data")).code, 4);
+        assert_eq!((Failure::of_writing(io()).code, Failure::of_writing(missing()).code), (1, 4));
         let unreadable = LoadError::File { path: "a.ron".into(), source: std::io::Error::other("gone") };
         let failure = Failure::from(OpenError::Recipe(unreadable));
         assert_eq!((failure.code, &*failure.message), (2, "error: cannot read the recipe a.ron: gone"));

@@ -93,6 +93,16 @@ impl RunDir {
         Ok(Lock { _file: file })
     }
 
+    /// Creates the folder and locks it. The lock is its first file: a folder without one is not taken for a
+    /// run's, so a process that ends before would leave a folder that nobody dares to use.
+    ///
+    /// # Errors
+    /// As for [`RunDir::lock`].
+    pub fn create_locked(&self) -> Result<Lock> {
+        fs::create_dir_all(self.path()).map_err(|e| Error::io(self.path(), e))?;
+        self.lock()
+    }
+
     /// Empties the folder for a new run, except for the lock, which the caller holds.
     ///
     /// # Errors
@@ -167,18 +177,12 @@ fn remove_temporaries(folder: &Path) -> Result<()> {
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
         if path.extension().is_some_and(|e| e == atomic::EXTENSION)
             && path.is_file()
-            && !is_of_another_living_process(&name)
+            && !atomic::is_of_another_living_process(&name)
         {
             fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
         }
     }
     Ok(())
-}
-
-/// Returns whether a temporary file belongs to another running process, which may be writing a report.
-fn is_of_another_living_process(name: &str) -> bool {
-    atomic::writer_of(name)
-        .is_some_and(|id| id != std::process::id() && Path::new(&format!("/proc/{id}")).exists())
 }
 
 #[cfg(test)]
@@ -199,6 +203,16 @@ mod tests {
         drop(first);
         assert_eq!(dir.holder().unwrap(), None);
         dir.lock().unwrap();
+    }
+
+    #[test]
+    fn a_folder_belongs_to_a_run_from_its_first_file_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir::at(folder.path().join("new/seed0"));
+        let _lock = dir.create_locked().unwrap();
+        let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, [FILE]);
+        assert!(dir.is_free_or_run().unwrap());
     }
 
     #[test]

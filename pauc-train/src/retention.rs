@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// A checkpoint could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write the checkpoint of step {step}: {error}; {}", .before.as_ref().map_or_else(
-    || "there is no earlier checkpoint".to_string(),
+    || "there is no earlier checkpoint; free some space, then `pauc-cli resume` begins at step 0".to_string(),
     |p| format!("{} is unchanged; free some space, then run `pauc-cli resume`", p.display())
 ))]
 struct Unwritten {

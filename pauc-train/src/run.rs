@@ -105,8 +105,7 @@ pub fn run<D: NetworkDevice>(
     // Check everything that can be checked before deleting anything.
     let mut trainer = Trainer::new(device, plan)?;
     trainer.state_mut().progress.data = Some(plan.data_identity().clone());
-    dir.create()?;
-    let lock = dir.lock()?;
+    let lock = dir.create_locked()?;
     // Another process may have worked on the run in the meantime.
     refuse_existing(&dir, options.force)?;
     dir.clear(&lock)?;

@@ -8,7 +8,7 @@ use pauc_traits::batch::{BatchGradients, Constant, Inputs, Level};
 use pauc_traits::component_ron::Term;
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::{Facts, Init};
-use pauc_traits::{Batch, Error, Result, ops};
+use pauc_traits::{Batch, Error, Result, atomic, ops};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -147,7 +147,7 @@ pub fn write_gradients(result: &TermResult, path: &Path) -> Result<()> {
     let views: Vec<_> =
         views.collect::<Result<_, safetensors::SafeTensorError>>().map_err(|e| Error::Other(e.into()))?;
     let file = safetensors::serialize(views, None).map_err(|e| Error::Other(e.into()))?;
-    std::fs::write(path, file).map_err(|e| Error::io(path, e))
+    atomic::write(path, &file)
 }
 
 /// The prototypes in a file: a clusterer's, level by level, and those that a term learns.

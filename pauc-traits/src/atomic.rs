@@ -66,6 +66,26 @@ pub fn writer_of(name: &str) -> Option<u32> {
     stem.rsplit_once('.')?.1.parse().ok()
 }
 
+/// Returns whether a temporary file of this name belongs to another process that is running.
+pub fn is_of_another_living_process(name: &str) -> bool {
+    writer_of(name).is_some_and(|id| id != std::process::id() && Path::new(&format!("/proc/{id}")).exists())
+}
+
+/// Removes what killed processes left behind while they wrote `path`, or files beside it whose names begin with
+/// the same stem. Does nothing on systems without `/proc`, where nobody knows which processes are running.
+pub fn remove_leftovers(path: &Path) {
+    let Some(stem) = path.file_stem().filter(|_| Path::new("/proc/self").exists()) else { return };
+    let start = format!(".{}.", stem.to_string_lossy());
+    for entry in fs::read_dir(folder_of(path)).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let writer = writer_of(&name).filter(|_| name.starts_with(&start));
+        if writer.is_some_and(|id| id != std::process::id()) && !is_of_another_living_process(&name) {
+            // It only takes space; the command that comes now says if the folder cannot be written.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Lets `make` create a temporary file, and renames it to `path`. A failure leaves no temporary file behind.
 fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
     let temporary = temporary(path)?;
@@ -93,10 +113,13 @@ fn temporary(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(temporary))
 }
 
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 #[cfg(unix)]
 fn sync_folder(path: &Path) -> io::Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
+    File::open(folder_of(path))?.sync_all()
 }
 
 /// Other systems cannot open a folder as a file.
@@ -182,6 +205,21 @@ mod tests {
         assert_eq!(fs::read(&last).unwrap(), b"second");
         rename(&last, &folder.0.join("3")).unwrap();
         assert_eq!(folder.names(), ["1", "2", "3"]);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_the_dead_left_beside_a_file_goes_and_all_else_stays() {
+        let folder = Folder::new("leftovers");
+        let (dead, own) = (u32::MAX, std::process::id());
+        let gone = [format!(".a.npy.0.{dead}.tmp"), format!(".a.ids.npy.1.{dead}.tmp")];
+        let stays = [format!(".a.npy.0.{own}.tmp"), ".a.npy.0.1.tmp".into(), format!(".ab.npy.0.{dead}.tmp")];
+        gone.iter().chain(&stays).for_each(|name| fs::write(folder.0.join(name), "x").unwrap());
+        remove_leftovers(&folder.0.join("a.npy"));
+        remove_leftovers(&folder.0.join("missing/a.npy"));
+        let mut stays = stays.to_vec();
+        stays.sort();
+        assert_eq!(folder.names(), stays);
     }
 
     #[test]

@@ -10,14 +10,26 @@
 mod common;
 mod consoles;
 mod data;
+#[cfg(target_os = "linux")] // a library in front of libc
+mod faults;
+#[cfg(target_os = "linux")]
+mod mini;
 mod mutate;
 mod recipes;
 mod targets;
 
-/// Returns the number of cases for an attack that usually makes `usual`.
+/// Returns the number of cases for an attack that usually makes `usual`, of which there is no last one.
 fn count(usual: usize) -> usize {
+    share(usual, usual)
+}
+
+/// Returns the number of cases for an attack that usually makes `usual` out of `all`.
+fn share(usual: usize, all: usize) -> usize {
     match std::env::var("PAUC_ATTACKS") {
         Err(_) => usual,
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("PAUC_ATTACKS={text:?} is not a number of cases")),
+        Ok(text) if text == "all" => all,
+        Ok(text) => {
+            text.parse().unwrap_or_else(|_| panic!("PAUC_ATTACKS={text:?} is neither `all` nor a number"))
+        }
     }
 }

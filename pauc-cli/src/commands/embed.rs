@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use pauc::models::NetworkDevice;
 use pauc::train::embed::{self, Form, Provenance, Vectors};
 use pauc::train::saved_run::Part;
+use pauc::traits::atomic;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -67,8 +68,9 @@ impl DeviceJob for EmbedArgs {
         let (embedded, step) = saved.embed(device, part, momentum).map_err(Failure::of_request)?;
         let provenance = Provenance::new(&saved, part, momentum, step);
         let labels = saved.source(part)?.labels();
+        atomic::remove_leftovers(&self.out);
         let written = embed::write(&embedded, labels, &provenance, self.vectors.into(), &self.out);
-        for file in written.map_err(|e| Failure::of_output(e, &self.out))? {
+        for file in written.map_err(Failure::of_writing)? {
             outln!("{}", file.display());
         }
         Ok(ExitCode::SUCCESS)

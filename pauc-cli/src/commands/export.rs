@@ -4,6 +4,7 @@ use crate::Failure;
 use crate::args::heading;
 use clap::Args;
 use pauc::train::export;
+use pauc::traits::atomic;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ impl ExportArgs {
         let last = self.run.join("checkpoints/last.safetensors");
         let checkpoint = if self.run.is_dir() { &last } else { &self.run };
         let file = export::encoder(checkpoint, self.momentum)?;
+        atomic::remove_leftovers(&self.out);
         file.save(&self.out).map_err(|e| Failure::of_output(e, &self.out))?;
         outln!("{}: {} tensors", self.out.display(), file.names().count());
         Ok(ExitCode::SUCCESS)

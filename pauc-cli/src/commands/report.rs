@@ -4,6 +4,7 @@ use crate::Failure;
 use crate::training::{damaged_line, no_run};
 use clap::Args;
 use pauc::report::ReportData;
+use pauc::traits::atomic;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ impl ReportArgs {
             for line in &data.damaged {
                 errln!("warning: {}", damaged_line(&run.join("metrics.jsonl"), *line));
             }
+            atomic::remove_leftovers(&output);
             let written = pauc::report::write_report_of(&data, run);
             outln!("{}", written.map_err(|e| Failure::of_output(e, &output))?.display());
         }

@@ -49,7 +49,7 @@ impl TermArgs {
             .map_err(|e| mistake("the concentration", &self.concentration, e))?;
         let result = term::evaluate_file(&device, &term, &self.inputs, &concentration)?;
         if let Some(path) = &self.grads {
-            term::write_gradients(&result, path)?;
+            term::write_gradients(&result, path).map_err(Failure::of_writing)?;
         }
         if self.output.json {
             let norm = |g: &[f64]| g.iter().map(|v| v * v).sum::<f64>().sqrt();
