@@ -6,7 +6,7 @@ use pauc_traits::{Compute, Error, Param, Result, atomic};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// The values of a tensor, row-major.
@@ -263,6 +263,26 @@ impl TensorFile {
         let mut header = format!("{{{}}}", entries.join(","));
         header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
         Ok(header)
+    }
+
+    /// Reads only the metadata of a file, without its tensors; `None` if the file is not readable as
+    /// safetensors.
+    pub fn metadata_of(path: impl AsRef<Path>) -> Option<BTreeMap<String, String>> {
+        #[derive(serde::Deserialize)]
+        struct Header {
+            #[serde(rename = "__metadata__", default)]
+            metadata: BTreeMap<String, String>,
+        }
+        let mut file = fs::File::open(path).ok()?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length).ok()?;
+        let length = u64::from_le_bytes(length);
+        if length > file.metadata().ok()?.len() {
+            return None;
+        }
+        let mut header = Vec::new();
+        file.take(length).read_to_end(&mut header).ok()?;
+        serde_json::from_slice(&header).ok().map(|header: Header| header.metadata)
     }
 
     /// Reads a file.

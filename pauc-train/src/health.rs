@@ -3,8 +3,9 @@
 use crate::objective::{Objective, PlannedTerm, TermValue};
 use crate::observer::Observer;
 use crate::plan::Plan;
-use crate::progress::{RunProgress, Sum};
+use crate::progress::{NetworkHealth, RunProgress, Sum};
 use crate::state::TrainState;
+use crate::step_trace::StepTrace;
 use pauc_models::device::NetworkDevice;
 use pauc_probes::rank::{rank_me, spread};
 use pauc_report::events::{self, Event};
@@ -77,6 +78,20 @@ pub(crate) fn check_epoch<D: NetworkDevice>(
     }
     let (step, epoch) = (state.step, state.epoch(&plan.horizon));
     watch.event(&Event::Health(events::Health { step, epoch, terms: means, spread, rank }))
+}
+
+/// Returns the state of the network after the last step; `None` if this process did not take it.
+pub(crate) fn of_step<D: NetworkDevice>(
+    state: &TrainState<D>,
+    trace: &StepTrace<D>,
+) -> Result<Option<NetworkHealth>> {
+    let Some(last) = trace.gradient_norms.back().filter(|last| last.step == state.step) else {
+        return Ok(None);
+    };
+    let embeddings = trace.embeddings.iter().flatten().next().map(ops::to_host).transpose()?;
+    let spread_of = |values: Vec<f32>| spread(RowsView::new(&values, state.network.embedding_dim()));
+    let spread = embeddings.map(spread_of).transpose()?.filter(|spread| spread.is_finite());
+    Ok(Some(NetworkHealth { gradient_norm: last.norm, spread }))
 }
 
 /// Returns the means of the terms over the epoch, and resets the sums.

@@ -12,11 +12,17 @@ use pauc_traits::{Error, Result, ops};
 /// What to do about NaN or infinity.
 const ADVICE: &str = "lower the learning rate, raise the temperature or clip the gradient";
 
-/// Says which checkpoint is the last good one.
+/// Says which checkpoint is the last one of a network that still learned.
 fn last_good(dir: &RunDir) -> String {
-    match dir.last_checkpoint().filter(|path| path.exists()) {
-        Some(path) => format!("the last good checkpoint is {}", path.display()),
-        None => "no checkpoint had been written yet".to_string(),
+    if dir.is_in_memory() {
+        return "a run in memory has no checkpoints".to_string();
+    }
+    match (dir.good_checkpoint(), dir.checkpoints().into_iter().next()) {
+        (Some(good), _) => format!("the last good checkpoint is {}", good.display()),
+        (None, Some(newest)) => {
+            format!("the network had stopped learning before the checkpoint {} was written", newest.display())
+        }
+        (None, None) => "no checkpoint had been written yet".to_string(),
     }
 }
 

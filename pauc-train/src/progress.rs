@@ -2,6 +2,7 @@
 //! nor forgets anything.
 
 use crate::data_identity::DataIdentity;
+use pauc_report::verdict::COLLAPSED;
 use pauc_traits::component;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -31,9 +32,28 @@ pub struct RunProgress {
     /// The identity of the data; `None` in checkpoints of older versions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<DataIdentity>,
+    /// The state of the network at the last step of which a checkpoint was saved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<NetworkHealth>,
     /// What was changed in the run on request.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
+}
+
+/// The state of the network after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NetworkHealth {
+    /// The norm of the step's gradient before clipping.
+    pub gradient_norm: f64,
+    /// The spread of the step's embeddings: 1 is uniform on the sphere, 0 is a single point.
+    pub spread: Option<f64>,
+}
+
+impl NetworkHealth {
+    /// Returns whether the network can still learn: it has a gradient, and its embeddings have not collapsed.
+    pub fn is_alive(&self) -> bool {
+        self.gradient_norm > 0.0 && self.spread.is_none_or(|spread| spread >= COLLAPSED)
+    }
 }
 
 /// A change of data or settings in the middle of a run, on request.

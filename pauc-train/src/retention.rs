@@ -1,6 +1,8 @@
 //! The files of `checkpoints/`: `step-00000120.safetensors` for each of the newest steps, `last.safetensors`,
-//! which is the newest of them, and `best.safetensors`, which is also one of them.
+//! which is the newest of them, and `best.safetensors`, which is also one of them. While none of the newest
+//! has a network that still learns, `good.safetensors` is the newest one that has.
 
+use crate::progress::RunProgress;
 use crate::run_dir::RunDir;
 use pauc_models::weights::{TensorFile, Values};
 use pauc_traits::{Error, Result, atomic};
@@ -74,7 +76,11 @@ impl RunDir {
     /// Returns the files that a run can be resumed from, newest first.
     pub fn checkpoints(&self) -> Vec<PathBuf> {
         let last = self.checkpoint("last");
-        let others = self.steps().into_iter().map(|(_, path)| path).chain([self.checkpoint("best")]);
+        let others = self
+            .steps()
+            .into_iter()
+            .map(|(_, path)| path)
+            .chain(["good", "best"].map(|n| self.checkpoint(n)));
         [last].into_iter().chain(others).filter(|p| p.exists()).collect()
     }
 
@@ -96,10 +102,36 @@ impl RunDir {
             let before = Some(self.checkpoint("last")).filter(|p| p.exists());
             Error::Other(Box::new(Unwritten { step, error, before }))
         })?;
-        for (_, old) in self.steps().into_iter().skip(keep) {
-            fs::remove_file(&old).map_err(|e| Error::io(&old, e))?;
+        self.remove_old(keep)
+    }
+
+    /// Removes the checkpoints of older steps except the newest `keep`. If the networks of all of these have
+    /// stopped learning, the newest other one of a network that had not becomes `good.safetensors`.
+    fn remove_old(&self, keep: usize) -> Result<()> {
+        let (steps, good) = (self.steps(), self.checkpoint("good"));
+        let (kept, old) = steps.split_at(keep.min(steps.len()));
+        let remove = |path: &Path| fs::remove_file(path).map_err(|e| Error::io(path, e));
+        let rescued = if kept.iter().any(|(_, path)| is_alive(path)) {
+            if good.exists() {
+                remove(&good)?;
+            }
+            None
+        } else {
+            old.iter().map(|(_, path)| path).find(|path| is_alive(path))
+        };
+        if let Some(path) = rescued {
+            atomic::rename(path, &good).map_err(|e| Error::io(path, e))?;
         }
-        Ok(())
+        old.iter()
+            .map(|(_, path)| path)
+            .filter(|path| Some(*path) != rescued)
+            .try_for_each(|path| remove(path))
+    }
+
+    /// Returns the newest checkpoint of a network that still learned, if there is one.
+    pub fn good_checkpoint(&self) -> Option<PathBuf> {
+        let all = self.steps().into_iter().map(|(_, path)| path).chain([self.checkpoint("good")]);
+        all.into_iter().find(|path| is_alive(path))
     }
 
     /// Gives a checkpoint a second name, atomically and without using its space twice if the file system
@@ -107,6 +139,14 @@ impl RunDir {
     fn alias(&self, path: &Path, name: &str) -> Result<()> {
         atomic::alias(path, &self.checkpoint(name))
     }
+}
+
+/// Returns whether the network in a checkpoint still learned. Checkpoints of older versions do not know, and
+/// count as such.
+fn is_alive(path: &Path) -> bool {
+    let Some(metadata) = TensorFile::metadata_of(path) else { return false };
+    let progress = metadata.get("marks").and_then(|text| serde_json::from_str::<RunProgress>(text).ok());
+    progress.and_then(|p| p.health).is_none_or(|health| health.is_alive())
 }
 
 /// Renames an unusable file to a name that nothing overwrites, and returns that name.
@@ -164,6 +204,29 @@ mod tests {
         let aside = set_aside(&dir.checkpoint("last")).unwrap();
         assert!(aside.ends_with("last.safetensors.unusable1") && dir.checkpoints().len() == 3);
         assert!(fs::read_dir(folder.path().join("checkpoints")).unwrap().count() == 4);
+    }
+
+    #[test]
+    fn the_last_network_that_learned_is_kept_until_there_is_a_newer_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir::at(folder.path());
+        dir.create().unwrap();
+        let add = |step: u64, gradient_norm: f64, spread: f64| {
+            let mut file = file(step as f32);
+            let health = Some(crate::progress::NetworkHealth { gradient_norm, spread: Some(spread) });
+            let progress = RunProgress { health, ..RunProgress::default() };
+            file.metadata.insert("marks".into(), serde_json::to_string(&progress).unwrap());
+            dir.add_checkpoint(step, &file, 2, false).unwrap();
+            dir.good_checkpoint().map(|path| TensorFile::load(path).unwrap().f32("w").unwrap()[0])
+        };
+        assert_eq!(add(1, 0.0, 0.9), None);
+        assert_eq!(add(2, 0.5, 0.9), Some(2.0));
+        assert_eq!(add(3, 0.4, 0.01), Some(2.0), "collapsed");
+        let rescued = || dir.checkpoint("good").exists();
+        assert!(!rescued(), "one of the newest two is good");
+        assert_eq!((add(4, 0.0, 0.9), rescued()), (Some(2.0), true), "no gradient");
+        assert_eq!((add(5, 0.0, 0.9), rescued()), (Some(2.0), true));
+        assert_eq!((add(6, 0.1, 0.5), rescued()), (Some(6.0), false));
     }
 
     #[test]

@@ -337,6 +337,9 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         let recorded = watch.recorded()?;
         self.state.progress.events = self.kept_events.unwrap_or(recorded);
         if !dir.is_in_memory() {
+            if let Some(health) = health::of_step(&self.state, &self.cache.trace)? {
+                self.state.progress.health = Some(health);
+            }
             let saved = checkpoint::save(&self.device, self.plan, &self.state, dir, best);
             saved.map_err(|error| postmortem::unsaved(error, dir))?;
         }
