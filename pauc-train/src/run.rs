@@ -198,10 +198,11 @@ pub(crate) fn drive<D: NetworkDevice>(
             return Err(e.into());
         }
     };
-    // If the figures exhaust the memory, which ends the process, the training is finished nevertheless.
-    dir.set_info(&info)?;
     let ending = match figures(plan, &mut trainer, &dir, watch) {
-        Ok(()) => ending,
+        Ok(()) => {
+            dir.set_info(&info)?;
+            ending
+        }
         Err(error) => {
             // Then `resume` draws them.
             let stopped = matches!(error, Error::Stopped);
