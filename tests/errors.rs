@@ -83,6 +83,7 @@ fn text_names_and_values() {
         &["recipe.ron:11:37", "^^^^", "greater than 0, got -1"],
     );
     refused("momentum: 0.9", "momentum: 1.5", "E0106", &["between 0 and 1, got 1.5"]);
+    refused("k: [4]", "k: 4", "E0106", &["expected a list, such as `[1, 2]`"]);
     refused("batch: 16", "batch: 0", "E0106", &["at least 1, got 0"]);
     refused("epochs: 2", "epochs: \"two\"", "E0106", &["recipe.ron:14:21", "found \"two\""]);
     refused("ProtoNce()", "ProtoNce", "E0101", &["write `Name()`"]);

@@ -222,6 +222,9 @@ fn shortened(value: &str) -> String {
 
 /// Rewords serde's messages about values.
 fn value_message(message: &str) -> String {
+    if *message == Ron::ExpectedArray.to_string() {
+        return "expected a list, such as `[1, 2]`".into();
+    }
     match message.split_once(", expected ") {
         Some((got, expected)) => {
             let got = got.trim_start_matches("invalid type: ").trim_start_matches("invalid value: ");
