@@ -1,8 +1,8 @@
 //! Damaged data through `data verify`: each file is read, or refused by its name with exit code 4, in little memory.
 
 use crate::common::Output;
-use crate::count;
 use crate::targets::{data as seeds, tests::damage};
+use crate::{count, limited};
 use pauc_testing::{npy, property, random::Random};
 use std::path::Path;
 use std::process::Command;
@@ -12,17 +12,9 @@ const KIBIBYTES: usize = 2 << 20;
 
 /// Runs `data verify` in a folder, with limited memory.
 fn verify(folder: &Path, set: &str) -> Output {
-    let mut command = if cfg!(target_os = "linux") {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", &format!("ulimit -v {KIBIBYTES} && exec \"$@\""), "sh"]);
-        shell.arg(env!("CARGO_BIN_EXE_pauc-cli"));
-        shell
-    } else {
-        Command::new(env!("CARGO_BIN_EXE_pauc-cli"))
-    };
+    let mut command = limited(KIBIBYTES);
     let command = command.args(["data", "verify", set]).current_dir(folder).env("NO_COLOR", "1");
-    // Threads take address space.
-    let out = command.env("RAYON_NUM_THREADS", "2").output().unwrap();
+    let out = command.output().unwrap();
     let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
     Output { code: out.status.code().unwrap_or(-1), stdout: text(out.stdout), stderr: text(out.stderr) }
 }

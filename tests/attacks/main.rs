@@ -18,6 +18,22 @@ mod mutate;
 mod recipes;
 mod targets;
 
+/// Returns the program, with an address space of `kibibytes` where that can be set.
+fn limited(kibibytes: usize) -> std::process::Command {
+    use std::process::Command;
+    let program = env!("CARGO_BIN_EXE_pauc-cli");
+    let mut command = if cfg!(target_os = "linux") {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -v {kibibytes} && exec \"$@\""), "sh", program]);
+        shell
+    } else {
+        Command::new(program)
+    };
+    // Threads take address space.
+    command.env("RAYON_NUM_THREADS", "2");
+    command
+}
+
 /// Returns the number of cases for an attack that usually makes `usual`, of which there is no last one.
 fn count(usual: usize) -> usize {
     share(usual, usual)

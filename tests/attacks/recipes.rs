@@ -2,11 +2,10 @@
 
 use crate::common::{all_recipes, root};
 use crate::mutate::Mutator;
-use crate::{count, targets};
+use crate::{count, limited, targets};
 use pauc_testing::{property, random::Random};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Recipes that one process checks. If the process dies, each is checked alone.
@@ -27,17 +26,9 @@ fn mutant(mutator: &Mutator, case: usize) -> Vec<u8> {
 
 /// Checks recipes in one process with limited memory. Returns what is wrong with its answer.
 fn check(paths: &[PathBuf]) -> Result<(), String> {
-    let mut command = if cfg!(target_os = "linux") {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", &format!("ulimit -v {KIBIBYTES} && exec \"$@\""), "sh"]);
-        shell.arg(env!("CARGO_BIN_EXE_pauc-cli"));
-        shell
-    } else {
-        Command::new(env!("CARGO_BIN_EXE_pauc-cli"))
-    };
+    let mut command = limited(KIBIBYTES);
     let command = command.args(["check", "--no-data", "--json"]).args(paths).current_dir(root());
-    // Threads take address space.
-    let out = command.env("RAYON_NUM_THREADS", "2").output().map_err(|e| e.to_string())?;
+    let out = command.output().map_err(|e| e.to_string())?;
     let stderr = String::from_utf8_lossy(&out.stderr);
     if !matches!(out.status.code(), Some(0 | 2)) || stderr.contains("panicked") {
         let end: String = stderr.chars().take(500).collect();
