@@ -170,13 +170,13 @@ pub struct DeviceArg {
 /// Whether the data may differ from that of the run.
 #[derive(Debug, Args)]
 pub struct DataChangedArg {
-    /// What to do if the data is no longer that of the run: `accept` goes on. By default it is an error.
+    /// What to do if the data is no longer that of the run: `accept` continues. By default it is an error.
     #[arg(long, value_name = "WHAT", help_heading = heading::INPUT)]
     data_changed: Option<OnChangedData>,
 }
 
 impl DataChangedArg {
-    /// Returns whether to go on with data that has changed.
+    /// Returns whether to continue with data that has changed.
     pub fn is_accepted(&self) -> bool {
         self.data_changed.is_some()
     }
@@ -185,7 +185,7 @@ impl DataChangedArg {
 /// What to do if the data has changed.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum OnChangedData {
-    /// Go on.
+    /// Continue.
     Accept,
 }
 

@@ -64,7 +64,7 @@ pub fn visible(text: &str) -> Cow<'_, str> {
 }
 
 /// Returns whether the reader of stdout has gone away.
-pub fn reader_is_gone() -> bool {
+fn reader_is_gone() -> bool {
     OUTPUT_FAILURE.get().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
 

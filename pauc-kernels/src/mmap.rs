@@ -19,7 +19,7 @@ impl Mapped {
     /// # Errors
     /// If it cannot be opened or mapped.
     pub fn open(path: &Path) -> Result<Mapped> {
-        // Asked before it is opened: opening a pipe waits for somebody to write to it.
+        // Asked before it is opened: opening a pipe blocks until something writes to it.
         if !std::fs::metadata(path)?.is_file() {
             return Err(Error::new(ErrorKind::InvalidInput, "is not a file"));
         }

@@ -1,4 +1,4 @@
-//! The identity of a run's data, to notice that a resumed run would go on with other images.
+//! The identity of a run's data, to notice that a resumed run would continue with other images.
 
 use pauc_traits::dataset::{ImageSource, Splits};
 use rayon::prelude::*;

@@ -43,7 +43,7 @@ pub struct RunInfo {
 }
 
 impl RunInfo {
-    /// Keeps what the run says of its data: a resumed run goes on with the same, or has recorded the change.
+    /// Keeps what the run says of its data: a resumed run continues with the same data, or has recorded the change.
     pub(crate) fn keep_data_of(&mut self, before: RunInfo) {
         if !before.data.is_empty() {
             self.data = before.data;

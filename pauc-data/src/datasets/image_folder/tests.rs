@@ -178,7 +178,7 @@ fn a_disk_cache_serves_decoded_images_and_detects_changes() {
     assert_eq!(first_values(&*open(folder.path(), cached()).unwrap().train), [9, 77, 9]);
 }
 
-/// Opening a pipe would wait for ever for somebody who writes to it.
+/// Opening a pipe would block until something writes to it.
 #[cfg(unix)]
 #[test]
 fn pipes_are_named_and_not_opened() {

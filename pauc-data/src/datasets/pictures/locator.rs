@@ -69,7 +69,7 @@ impl Locator {
         match self {
             Locator::File { path, .. } => {
                 let failed = |e| Error::io(path, e);
-                // Asked before it is opened: opening a pipe waits for somebody to write to it.
+                // Asked before it is opened: opening a pipe blocks until something writes to it.
                 if !std::fs::metadata(path).map_err(failed)?.is_file() {
                     return Err(Error::damaged(
                         path,
