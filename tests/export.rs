@@ -5,6 +5,7 @@ mod common;
 
 use common::{only_run, pauc};
 use pauc::models::weights::TensorFile;
+use pauc::train::network_input::NetworkInput;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -49,6 +50,12 @@ fn an_exported_encoder_starts_another_run_and_frozen_parts_stay() {
     let set = [&weights, "frozen=[\"conv1\", \"layer1.0\"]", "optimizer=Sgd(lr: 0.5)"];
     let second = trained(folder.path(), "second", &set);
     let second = exported(&second, &folder.path().join("second.safetensors"), &[]);
+    let input: NetworkInput = serde_json::from_str(&second.metadata["input"]).unwrap();
+    assert_eq!((input.height, input.width, input.channels), (16, 16, 3));
+    assert_eq!((input.mean.len(), input.deviation.len()), (3, 3));
+    assert!(input.mean.iter().chain(&input.deviation).all(|v| (0.0..1.0).contains(v)), "{input:?}");
+    let encoder = &second.metadata["encoder"];
+    assert!(encoder.starts_with("ResNet18(") && encoder.contains("stem: Small"), "{encoder}");
     for name in first.names().filter(|n| n.ends_with("weight")) {
         let same = first.f32(name).unwrap() == second.f32(name).unwrap();
         assert_eq!(same, name.starts_with("conv1.") || name.starts_with("layer1.0."), "{name}");

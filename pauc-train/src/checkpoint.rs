@@ -9,10 +9,11 @@
 //! | `queue.keys`, `queue.ids` | past keys and their samples (−1: unknown) |
 //! | `clusters.<m>.centroids`, `.assignments` (−1: noise), `.concentration` | level m |
 //!
-//! The counters, [`crate::progress`], the resolved recipe and the device are in the file's metadata, with a
-//! BLAKE3 hash of everything else.
+//! The counters, [`crate::progress`], the resolved recipe, [`NetworkInput`] and the device are in the file's
+//! metadata, with a BLAKE3 hash of everything else.
 //! Random numbers need no state: they are functions of the step.
 
+use crate::network_input::NetworkInput;
 use crate::plan::Plan;
 use crate::prototypes::Prototypes;
 use crate::queue::KeyQueue;
@@ -25,6 +26,7 @@ use pauc_models::device::NetworkDevice;
 use pauc_models::weights::{NonFiniteElement, TensorFile, Values};
 use pauc_traits::clusterer::FitReport;
 use pauc_traits::{Clustering, Error, Param, Result};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -100,7 +102,8 @@ fn snapshot<D: NetworkDevice>(device: &D, plan: &Plan, state: &TrainState<D>) ->
     note("seed", plan.recipe.train.seed.to_string());
     note("step", state.step.to_string());
     note("optimizer_steps", state.optimizer.steps.to_string());
-    note("marks", serde_json::to_string(&state.progress).map_err(|e| Error::Other(e.into()))?);
+    note("marks", json(&state.progress)?);
+    note("input", json(&NetworkInput::of(plan))?);
     if let Some(queue) = &state.queue {
         insert_queue(&mut file, queue)?;
     }
@@ -109,6 +112,10 @@ fn snapshot<D: NetworkDevice>(device: &D, plan: &Plan, state: &TrainState<D>) ->
         insert_prototypes(&mut file, prototypes)?;
     }
     Ok(file)
+}
+
+fn json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::Other(e.into()))
 }
 
 fn insert_queue(file: &mut TensorFile, queue: &KeyQueue) -> Result<()> {
@@ -126,8 +133,7 @@ fn insert_prototypes<D: NetworkDevice>(file: &mut TensorFile, prototypes: &Proto
         let assignments = c.assignments.iter().map(|s| s.map_or(-1, i64::from)).collect();
         file.insert(name("assignments"), &[c.assignments.len()], Values::I64(assignments))?;
         file.insert(name("concentration"), &[phi.len()], Values::F32(phi.clone()))?;
-        let report = serde_json::to_string(&c.report).map_err(|e| Error::Other(e.into()))?;
-        file.metadata.insert(name("report"), report);
+        file.metadata.insert(name("report"), json(&c.report)?);
     }
     Ok(())
 }

@@ -1,11 +1,15 @@
 //! Export of a run's encoder, for PyTorch and for other recipes.
 
+use crate::recipe_text::{self, Parts};
 use pauc_models::weights::{TensorFile, Values};
 use pauc_traits::{Error, Result};
 use std::path::Path;
 
 /// Returns the encoder in a checkpoint, under its own names: torchvision's for networks that torchvision has,
 /// with the counters `num_batches_tracked` that PyTorch expects beside running statistics.
+///
+/// The metadata says how to build and to feed the network: `encoder` as the recipe writes it, and `input`, a
+/// [`NetworkInput`](crate::network_input::NetworkInput).
 ///
 /// `momentum` selects the momentum encoder instead of the online encoder.
 ///
@@ -36,13 +40,28 @@ pub fn encoder(checkpoint: &Path, momentum: bool) -> Result<TensorFile> {
         let remedy = "export an earlier checkpoint, or train again with a lower learning rate";
         return Err(Error::damaged(checkpoint, format!("the encoder's {element}; {remedy}")));
     }
-    for key in ["recipe", "seed", "step"] {
+    for key in ["recipe", "seed", "step", "input"] {
         if let Some(value) = from.metadata.get(key) {
             file.metadata.insert(key.into(), value.clone());
         }
     }
+    if let Some(text) = from.metadata.get("resolved_recipe").and_then(|recipe| encoder_text(recipe)) {
+        file.metadata.insert("encoder".into(), text.into());
+    }
+    // Some versions of transformers read no file without it.
+    file.metadata.insert("format".into(), "pt".into());
     file.metadata.insert("made by".into(), format!("pauc {}", env!("CARGO_PKG_VERSION")));
     Ok(file)
+}
+
+/// Returns the encoder as a recipe writes it.
+fn encoder_text(recipe: &str) -> Option<&str> {
+    match recipe_text::parse(recipe)?.parts {
+        Parts::Fields(fields) => {
+            fields.into_iter().find(|f| f.name == "encoder").and_then(|f| recipe.get(f.value.span))
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -55,6 +74,8 @@ mod tests {
         let path = folder.path().join("last.safetensors");
         let mut file = TensorFile::new();
         file.metadata.insert("step".into(), "7".into());
+        let recipe = "Recipe(name: \"a\", encoder: ResNet18(stem: Small, width: 64), train: (epochs: 1))";
+        file.metadata.insert("resolved_recipe".into(), recipe.into());
         for name in ["encoder.bn1.running_mean", "encoder.conv1.weight", "projector.0.weight"] {
             file.insert(name, &[2], Values::F32(vec![1.0, 2.0])).unwrap();
         }
@@ -64,6 +85,8 @@ mod tests {
         assert_eq!(names, ["bn1.num_batches_tracked", "bn1.running_mean", "conv1.weight"]);
         assert_eq!(got.i64("bn1.num_batches_tracked").unwrap(), [7]);
         assert_eq!(got.metadata["step"], "7");
+        assert_eq!(got.metadata["encoder"], "ResNet18(stem: Small, width: 64)");
+        assert_eq!((&*got.metadata["format"], got.metadata.get("input")), ("pt", None));
         let missing = encoder(&path, true).unwrap_err().to_string();
         assert!(missing.contains("momentum.encoder.") && missing.contains("--momentum"), "{missing}");
     }

@@ -37,6 +37,7 @@ mod health;
 mod lock;
 pub mod log_sinks;
 pub mod memory;
+pub mod network_input;
 pub mod objective;
 pub mod observer;
 mod picture;
