@@ -95,6 +95,89 @@ fn weights_that_do_not_fit_and_unknown_parts_are_refused() {
     );
 }
 
+#[test]
+fn a_folder_for_timm_has_weights_configuration_and_model_card() {
+    let folder = tempfile::tempdir().unwrap();
+    let vit = "encoder=VisionTransformer(size: Custom(width: 12, heads: 2), patch: 4, depth: 1)";
+    let run = trained(folder.path(), "run", &[vit, "probes=[Knn(k: 2)]"]);
+    let out = folder.path().join("vit");
+    let export = |more: &[&str]| {
+        let args = ["export", run.to_str().unwrap(), "--format", "timm", "--out", out.to_str().unwrap()];
+        pauc(args.iter().chain(more))
+    };
+    let done = export(&["--license", "cc-by-4.0", "--momentum"]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    let text = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&text("config.json")).unwrap();
+    assert_eq!(config["architecture"], "vit_tiny_patch16_224");
+    let arguments = serde_json::json!({
+        "img_size": [16, 16], "patch_size": 4, "embed_dim": 12, "num_heads": 2, "depth": 1
+    });
+    assert_eq!(config["model_args"], arguments);
+    assert_eq!((&config["num_features"], &config["num_classes"]), (&12.into(), &0.into()));
+    let preprocessing = &config["pretrained_cfg"];
+    assert_eq!(preprocessing["input_size"], serde_json::json!([3, 16, 16]));
+    let weights = TensorFile::load(out.join("model.safetensors")).unwrap();
+    let input: serde_json::Value = serde_json::from_str(&weights.metadata["input"]).unwrap();
+    for (ours, theirs) in [("mean", "mean"), ("deviation", "std")] {
+        let numbers = |value: &serde_json::Value| {
+            value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(&input[ours]), numbers(&preprocessing[theirs]));
+    }
+    assert_eq!(
+        (&*weights.metadata["format"], &weights.metadata["encoder"][..17]),
+        ("pt", "VisionTransformer")
+    );
+    let same = exported(&run, &folder.path().join("encoder.safetensors"), &["--momentum"]);
+    assert_eq!(same.f32("pos_embed").unwrap(), weights.f32("pos_embed").unwrap());
+    let card = text("README.md");
+    for part in [
+        "license: cc-by-4.0\n",
+        "| `knn/cos/k2/t0.07` | – | – |",
+        "its momentum encoder",
+        "Shapes: 64 training",
+    ] {
+        assert!(card.contains(part), "no {part:?} in\n{card}");
+    }
+    let again = export(&[]);
+    assert_eq!(again.code, 2, "{}", again.stderr);
+    assert!(again.stderr.contains("--force"), "{}", again.stderr);
+    assert_eq!(export(&["--force"]).code, 0);
+    assert!(text("README.md").contains("license: unknown\n"));
+}
+
+#[test]
+fn what_cannot_be_exported_for_timm_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path(), "run", &["encoder.width=4"]);
+    let refused = |run: &Path, more: &[&str], code, says: &[&str]| {
+        let out = folder.path().join("out");
+        let args = ["export", run.to_str().unwrap(), "--format", "timm", "--out", out.to_str().unwrap()];
+        let done = pauc(args.iter().chain(more));
+        assert_eq!(done.code, code, "{}", done.stderr);
+        assert!(says.iter().all(|part| done.stderr.contains(part)), "{says:?}: {}", done.stderr);
+        assert_eq!(done.stderr.trim_end().lines().count(), 1, "{}", done.stderr);
+        assert!(!out.exists());
+        let rest = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name());
+        assert!(rest.into_iter().all(|name| !name.to_string_lossy().ends_with(".tmp")));
+    };
+    refused(&run, &[], 2, &["ResNet18", "`width: 4`", "--format onnx"]);
+    let net = trained(folder.path(), "net", &["encoder=ConvNet(channels: [4])"]);
+    refused(&net, &[], 2, &["ConvNet", "timm has no such encoder"]);
+    let vit = "encoder=VisionTransformer(size: Custom(width: 12, heads: 2), patch: 4, depth: 1)";
+    let vit = trained(folder.path(), "vit", &[vit]);
+    refused(&vit, &["--license", "all rights: reserved"], 2, &["license", "`mit`"]);
+    let checkpoint = vit.join("checkpoints/last.safetensors");
+    let mut bytes = std::fs::read(&checkpoint).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    let copy = folder.path().join("copy.safetensors");
+    std::fs::write(&copy, bytes).unwrap();
+    refused(&copy, &[], 4, &["copy.safetensors", "BLAKE3"]);
+    refused(&folder.path().join("missing"), &[], 4, &["missing", "not found"]);
+}
+
 /// The lines that load an exported ResNet-18 into torchvision's, as docs/src/runs.md shows them.
 const LOADER: &str = r#"
 import sys, torch, torchvision

@@ -1,4 +1,12 @@
-//! Export of a run's encoder, for PyTorch and for other recipes.
+//! Export of a run's encoder: for PyTorch and other recipes, and for timm and transformers.
+
+pub mod card;
+mod folder;
+pub mod timm;
+mod trained;
+
+pub use folder::check_target;
+pub use trained::{RunOf, TrainedEncoder, checkpoint_of};
 
 use crate::recipe_text::{self, Parts};
 use pauc_models::weights::{TensorFile, Values};
@@ -17,8 +25,12 @@ use std::path::Path;
 /// If the file does not exist, is damaged, does not contain this encoder, or an element of it is NaN or
 /// infinite.
 pub fn encoder(checkpoint: &Path, momentum: bool) -> Result<TensorFile> {
+    encoder_of(&TensorFile::load(checkpoint)?, checkpoint, momentum)
+}
+
+/// As [`encoder`], from the content of the checkpoint.
+fn encoder_of(from: &TensorFile, checkpoint: &Path, momentum: bool) -> Result<TensorFile> {
     let prefix = if momentum { "momentum.encoder." } else { "encoder." };
-    let from = TensorFile::load(checkpoint)?;
     let steps = from.metadata.get("step").and_then(|s| s.parse().ok()).unwrap_or(0);
     let mut file = TensorFile::new();
     for full in from.names() {

@@ -37,6 +37,43 @@ pub fn write_with(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Re
     })
 }
 
+/// Creates a folder atomically: `fill` writes its files, synced, into a temporary folder beside it, which is then
+/// renamed. An existing folder is replaced; whether that is wanted is for the caller to know.
+///
+/// # Errors
+/// [`Error::Io`] if the folder cannot be created or renamed, or the error of `fill`. Nothing is left behind, and
+/// an existing folder is unchanged.
+pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let folder = temporary(path)?;
+    let create = || {
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder)
+    };
+    let filled = create().map_err(|e| Error::io(path, e)).and_then(|()| fill(&folder));
+    let placed = filled.and_then(|()| place_folder(&folder, path));
+    placed.inspect_err(|_| {
+        // It is useless now, and the first error is the one to report.
+        let _ = fs::remove_dir_all(&folder);
+    })
+}
+
+/// Renames a folder to `path`, and removes the folder that was there.
+fn place_folder(from: &Path, path: &Path) -> Result<()> {
+    let io_error = |e| Error::io(path, e);
+    let replaced = path.exists().then(|| temporary(path)).transpose()?;
+    if let Some(replaced) = &replaced {
+        fs::rename(path, replaced).map_err(io_error)?;
+    }
+    if let Err(error) = rename(from, path) {
+        if let Some(replaced) = &replaced {
+            let _ = fs::rename(replaced, path);
+        }
+        return Err(io_error(error));
+    }
+    // It only takes space now.
+    replaced.map_or(Ok(()), |replaced| fs::remove_dir_all(replaced).or(Ok(())))
+}
+
 /// Gives the file at `path`, which is synced, the additional name `name`, and replaces a file of that name.
 /// Uses a hard link, which takes no space, or a copy if the file system has no hard links.
 ///
@@ -72,7 +109,7 @@ pub fn is_of_another_living_process(name: &str) -> bool {
 }
 
 /// Removes what killed processes left behind while they wrote `path`, or files beside it whose names begin with
-/// the same stem. Does nothing on systems without `/proc`, where nobody knows which processes are running.
+/// the same stem; `path` may be a file or a folder. Does nothing on systems without `/proc`, where nobody knows which processes are running.
 pub fn remove_leftovers(path: &Path) {
     let Some(stem) = path.file_stem().filter(|_| Path::new("/proc/self").exists()) else { return };
     let start = format!(".{}.", stem.to_string_lossy());
@@ -81,7 +118,7 @@ pub fn remove_leftovers(path: &Path) {
         let writer = writer_of(&name).filter(|_| name.starts_with(&start));
         if writer.is_some_and(|id| id != std::process::id()) && !is_of_another_living_process(&name) {
             // It only takes space; the command that comes now says if the folder cannot be written.
-            let _ = fs::remove_file(entry.path());
+            let _ = fs::remove_file(entry.path()).or_else(|_| fs::remove_dir_all(entry.path()));
         }
     }
 }
@@ -187,6 +224,30 @@ mod tests {
         assert_eq!((fs::read(&path).unwrap(), folder.names()), (b"before".to_vec(), vec!["a".to_string()]));
         write_with(&path, |file| file.write_all(b"after")).unwrap();
         assert_eq!((fs::read(&path).unwrap(), folder.names()), (b"after".to_vec(), vec!["a".to_string()]));
+    }
+
+    #[test]
+    fn a_folder_is_complete_or_absent_and_replaced_as_a_whole() {
+        let folder = Folder::new("folder");
+        let path = folder.0.join("export");
+        let fill = |text: &'static str| move |to: &Path| write(&to.join("a"), text.as_bytes());
+        let failed = write_folder(&path, |to| {
+            write(&to.join("a"), b"half")?;
+            assert!(!path.exists());
+            Err(Error::config("no more"))
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "no more");
+        assert_eq!(folder.names(), Vec::<String>::new());
+        write_folder(&path, fill("one")).unwrap();
+        fs::write(path.join("b"), "of the first").unwrap();
+        assert!(write_folder(&path, |_| Err(Error::config("no more"))).is_err());
+        assert_eq!(fs::read(path.join("a")).unwrap(), b"one");
+        write_folder(&path, fill("two")).unwrap();
+        assert_eq!(fs::read(path.join("a")).unwrap(), b"two");
+        assert!(!path.join("b").exists());
+        assert_eq!(folder.names(), ["export"]);
+        let missing = write_folder(&folder.0.join("none/export"), fill("x")).unwrap_err().to_string();
+        assert!(missing.contains("none/export"), "{missing}");
     }
 
     #[test]

@@ -155,4 +155,42 @@ pub trait EncoderConfig<D: Compute>: Component {
         let _ = input;
         Ok(None)
     }
+
+    /// Returns the model of timm that has these parameters under the same names, for images of `input`. By
+    /// default there is none.
+    ///
+    /// # Errors
+    /// If timm has no such model. The message says what differs.
+    fn timm(&self, input: ImageShape) -> Result<TimmModel> {
+        let _ = input;
+        Err(crate::Error::config("timm has no such encoder"))
+    }
+}
+
+/// A model of [timm](https://huggingface.co/docs/timm), PyTorch's library of image encoders.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TimmModel {
+    /// Its name, the first argument of `timm.create_model`.
+    pub architecture: String,
+    /// Further arguments of that function, besides those for the number of classes and channels.
+    pub arguments: Vec<(&'static str, TimmArgument)>,
+    /// How its features become one vector: `avg` or `token`.
+    pub global_pool: &'static str,
+    /// The name of its first convolution.
+    pub first_conv: &'static str,
+    /// The name of its classifier, which the encoder lacks.
+    pub classifier: &'static str,
+}
+
+/// An argument of a [`TimmModel`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum TimmArgument {
+    /// A truth value.
+    Bool(bool),
+    /// An integer.
+    Int(usize),
+    /// A pair, such as rows and columns.
+    Pair([usize; 2]),
+    /// A text.
+    Text(&'static str),
 }

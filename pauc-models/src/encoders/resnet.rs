@@ -5,7 +5,8 @@
 
 use super::blueprint::{Blueprint, Map};
 use crate::bounds;
-use pauc_traits::{ImageShape, Result};
+use pauc_traits::encoder::TimmModel;
+use pauc_traits::{Error, ImageShape, Result};
 use serde::{Deserialize, Serialize};
 
 /// The first layers of a residual network.
@@ -55,6 +56,23 @@ pub(super) fn blueprint(
     b.check(remedy)
 }
 
+/// Returns timm's model of this name, which has torchvision's stem and width.
+pub(super) fn timm(architecture: &str, stem: Stem, width: usize) -> Result<TimmModel> {
+    if stem != Stem::ImageNet || width != 64 {
+        return Err(Error::config(format!(
+            "timm has {architecture} only with `stem: ImageNet` and `width: 64`, got `stem: {stem:?}` and \
+             `width: {width}`"
+        )));
+    }
+    Ok(TimmModel {
+        architecture: architecture.into(),
+        arguments: Vec::new(),
+        global_pool: "avg",
+        first_conv: "conv1",
+        classifier: "fc",
+    })
+}
+
 fn add_block(b: &mut Blueprint, name: &str, x: Map, width: usize, stride: usize, block: Block) -> Map {
     // (output channels, kernel, stride) of the convolutions on the main path.
     let path: &[(usize, usize, usize)] = match block {
@@ -97,6 +115,15 @@ mod tests {
         assert_eq!(count(Block::Basic, &[3, 4, 6, 3]), 21_797_672 - 513_000);
         assert_eq!(count(Block::Bottleneck, &[3, 4, 6, 3]), 25_557_032 - 2_049_000);
         assert_eq!(count(Block::Bottleneck, &[3, 4, 23, 3]), 44_549_160 - 2_049_000);
+    }
+
+    #[test]
+    fn only_the_standard_stem_and_width_are_timms() {
+        assert_eq!(timm("resnet18", Stem::ImageNet, 64).unwrap().architecture, "resnet18");
+        for (stem, width) in [(Stem::Small, 64), (Stem::ImageNet, 32)] {
+            let text = timm("resnet18", stem, width).unwrap_err().to_string();
+            assert!(text.contains("resnet18") && text.contains(&format!("{stem:?}")), "{text}");
+        }
     }
 
     #[test]

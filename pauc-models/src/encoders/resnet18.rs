@@ -2,8 +2,9 @@
 
 use super::Convolutions;
 use super::blueprint::Blueprint;
-use super::resnet::{Block, Stem, blueprint};
+use super::resnet::{self, Block, Stem, blueprint};
 use crate::device::NetworkDevice;
+use pauc_traits::encoder::TimmModel;
 use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, NetworkSize, Result, component};
 
 component! {
@@ -38,5 +39,9 @@ impl<D: NetworkDevice> EncoderConfig<D> for ResNet18 {
 
     fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
         Ok(Some(self.blueprint(input)?.size()))
+    }
+
+    fn timm(&self, _: ImageShape) -> Result<TimmModel> {
+        resnet::timm("resnet18", self.stem, self.width.get())
     }
 }

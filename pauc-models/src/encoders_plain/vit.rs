@@ -5,7 +5,7 @@ use crate::bounds;
 use crate::device::NetworkDevice;
 use crate::init::{normal, uniform};
 use dfdx::prelude::*;
-use pauc_traits::encoder::{Images, Layer};
+use pauc_traits::encoder::{Images, Layer, TimmArgument, TimmModel};
 use pauc_traits::param::Role;
 use pauc_traits::rng::{Purpose, Stream, stream};
 use pauc_traits::{
@@ -231,6 +231,43 @@ impl<D: NetworkDevice> EncoderConfig<D> for VisionTransformer {
 
     fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
         Ok(Some(Plan::new(self, input)?.size(self.depth.get())))
+    }
+
+    fn timm(&self, input: ImageShape) -> Result<TimmModel> {
+        let plan = Plan::new(self, input)?;
+        let mut arguments = vec![
+            ("img_size", TimmArgument::Pair([input.height, input.width])),
+            ("patch_size", TimmArgument::Int(plan.patch)),
+        ];
+        let size = match self.size {
+            Size::Tiny => "tiny",
+            Size::Small => "small",
+            Size::Base => "base",
+            Size::Custom { .. } => {
+                // They replace the sizes of the model.
+                arguments.push(("embed_dim", TimmArgument::Int(plan.width)));
+                arguments.push(("num_heads", TimmArgument::Int(plan.heads)));
+                "tiny"
+            }
+        };
+        for (name, value, default) in
+            [("depth", self.depth.get(), 12), ("mlp_ratio", self.mlp_ratio.get(), 4)]
+        {
+            if value != default {
+                arguments.push((name, TimmArgument::Int(value)));
+            }
+        }
+        if plan.pool == Pool::Mean {
+            arguments.push(("class_token", TimmArgument::Bool(false)));
+            arguments.push(("global_pool", TimmArgument::Text("avg")));
+        }
+        Ok(TimmModel {
+            architecture: format!("vit_{size}_patch16_224"),
+            arguments,
+            global_pool: if plan.pool == Pool::Mean { "avg" } else { "token" },
+            first_conv: "patch_embed.proj",
+            classifier: "head",
+        })
     }
 }
 
