@@ -43,6 +43,10 @@ fuzz target *arguments:
     PAUC_FUZZ_CORPUS="$PWD/fuzz/corpus" cargo test -p pauc-cli --locked --test attacks seeds_are_written
     cargo fuzz run --sanitizer none {{ target }} -- -rss_limit_mb=4096 -malloc_limit_mb=1024 -timeout=60 {{ arguments }}
 
+# Interleavings of the team of threads, with more preemptions than in `just test`.
+loom preemptions="2":
+    LOOM_MAX_PREEMPTIONS={{ preemptions }} cargo test --release -p pauc-kernels --locked --test team
+
 # CUDA's tests on an emulated device.
 emulated *filter:
     python3 pauc-cuda/emulated/make.py target/emulator
