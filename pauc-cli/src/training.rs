@@ -40,6 +40,7 @@ pub fn run_failure(e: RunError, folder: &Path) -> Failure {
         | RunError::Unfinished { .. }
         | RunError::Running { .. }
         | RunError::Undescribed { .. }
+        | RunError::Changed { .. }
         | RunError::NoRun(_) => Failure::new(1, format!("error: {e}")),
     }
 }

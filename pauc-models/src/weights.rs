@@ -112,6 +112,25 @@ pub struct TensorFile {
     path: PathBuf,
 }
 
+/// Reads the metadata of a safetensors file; `None` if its content is not safetensors.
+fn read_metadata(path: &Path) -> io::Result<Option<BTreeMap<String, String>>> {
+    #[derive(serde::Deserialize)]
+    struct Header {
+        #[serde(rename = "__metadata__", default)]
+        metadata: BTreeMap<String, String>,
+    }
+    let mut file = fs::File::open(path)?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length);
+    if length > file.metadata()?.len() {
+        return Ok(None);
+    }
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header)?;
+    Ok(serde_json::from_slice(&header).ok().map(|header: Header| header.metadata))
+}
+
 impl TensorFile {
     /// Creates a file without tensors and metadata.
     pub fn new() -> Self {
@@ -268,21 +287,20 @@ impl TensorFile {
     /// Reads only the metadata of a file, without its tensors; `None` if the file is not readable as
     /// safetensors.
     pub fn metadata_of(path: impl AsRef<Path>) -> Option<BTreeMap<String, String>> {
-        #[derive(serde::Deserialize)]
-        struct Header {
-            #[serde(rename = "__metadata__", default)]
-            metadata: BTreeMap<String, String>,
+        Self::read_metadata(path).ok().flatten()
+    }
+
+    /// As [`TensorFile::metadata_of`]; `None` only if there is no file or its content is not safetensors.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read.
+    pub fn read_metadata(path: impl AsRef<Path>) -> Result<Option<BTreeMap<String, String>>> {
+        let path = path.as_ref();
+        match read_metadata(path) {
+            Ok(metadata) => Ok(metadata),
+            Err(e) if [io::ErrorKind::NotFound, io::ErrorKind::UnexpectedEof].contains(&e.kind()) => Ok(None),
+            Err(e) => Err(Error::io(path, e)),
         }
-        let mut file = fs::File::open(path).ok()?;
-        let mut length = [0; 8];
-        file.read_exact(&mut length).ok()?;
-        let length = u64::from_le_bytes(length);
-        if length > file.metadata().ok()?.len() {
-            return None;
-        }
-        let mut header = Vec::new();
-        file.take(length).read_to_end(&mut header).ok()?;
-        serde_json::from_slice(&header).ok().map(|header: Header| header.metadata)
     }
 
     /// Reads a file.

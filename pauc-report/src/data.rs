@@ -1,7 +1,8 @@
 //! Reads the folder of a run.
 
 use crate::events::{
-    Clustering, End, Event, Gradients, Health, Log, Metric, Phase, Probe, Stages, Step, Subject, Warning,
+    Change, Clustering, End, Event, Gradients, Health, Log, Metric, Phase, Probe, Stages, Step, Subject,
+    Warning,
 };
 use pauc_traits::{Error, Result};
 use serde::Deserialize;
@@ -31,6 +32,8 @@ pub struct ReportData {
     pub phases: Vec<Phase>,
     /// The warnings in order of occurrence, each text once.
     pub warnings: Vec<Warning>,
+    /// What was changed in the run on request, in order.
+    pub changes: Vec<Change>,
     /// How each of the run's processes ended.
     pub ends: Vec<End>,
     /// The embeddings in two dimensions, if available.
@@ -150,6 +153,7 @@ impl ReportData {
                 },
                 Event::Phase(e) if !data.phases.contains(&e) => data.phases.push(e),
                 Event::Warning(e) if !data.warnings.iter().any(|w| w.text == e.text) => data.warnings.push(e),
+                Event::Change(e) => data.changes.push(e),
                 Event::End(e) => data.ends.push(e),
                 Event::Health(e) => drop(health.insert(e.step, e)),
                 Event::Stages(e) => drop(stages.insert(e.step, e)),

@@ -41,6 +41,8 @@ pub enum Event {
     Phase(Phase),
     /// A warning to the user.
     Warning(Warning),
+    /// A change of the recipe or the data, on request.
+    Change(Change),
     /// The end of the process, for any reason.
     End(End),
     /// An event of a kind that this version does not know.
@@ -338,6 +340,15 @@ pub struct Warning {
     /// Optimizer steps done.
     pub step: u64,
     /// The problem and its remedy.
+    pub text: String,
+}
+
+/// A change in the middle of a run, on request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Optimizer steps done before it.
+    pub step: u64,
+    /// What was changed.
     pub text: String,
 }
 

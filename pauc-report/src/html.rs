@@ -68,12 +68,13 @@ pub fn render(data: &ReportData) -> Result<String> {
             sentences => verdicts.iter().filter_map(Verdict::sentence).collect::<Vec<_>>(),
             verdicts => verdicts.iter().map(verdict_row).collect::<Vec<_>>(),
             warnings => warnings(data),
+            changes => data.changes.iter().map(|c| (c.step, &c.text)).collect::<Vec<_>>(),
             sections => sections(data),
             grids => grids(data),
             metrics => metrics(data),
             phases => data.phases.iter().map(|p| (p.step, &p.name, &p.text)).collect::<Vec<_>>(),
             recipe => data.recipe,
-            environment => data.run.environment.iter().map(|(k, v)| (words(k), plain(v))).collect::<Vec<_>>(),
+            environment => environment_of(data),
         },
     );
     page.map_err(|e| Error::Other(e.into()))
@@ -90,6 +91,13 @@ fn words(key: &str) -> String {
 
 fn plain(value: &serde_json::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_string)
+}
+
+/// Returns the environment of the run; changes have a place of their own.
+fn environment_of(data: &ReportData) -> Vec<(String, String)> {
+    let entries =
+        data.run.environment.iter().filter(|(key, _)| !["changes", "recipes"].contains(&key.as_str()));
+    entries.map(|(key, value)| (words(key), plain(value))).collect()
 }
 
 /// Formats a duration.

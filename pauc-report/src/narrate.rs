@@ -40,6 +40,7 @@ pub fn line(event: &Event) -> Option<String> {
         Event::Stages(e) => Some(stages(e)),
         Event::Phase(e) => Some(format!("step {}: phase {}; {}", e.step, e.name, e.text)),
         Event::Warning(e) => Some(format!("warning: {}", e.text)),
+        Event::Change(e) => Some(format!("after step {}: {}", e.step, e.text)),
         Event::End(e) => {
             let status = match e.status {
                 events::Status::Finished => "finished",

@@ -9,10 +9,11 @@
 //! | `queue.keys`, `queue.ids` | past keys and their samples (−1: unknown) |
 //! | `clusters.<m>.centroids`, `.assignments` (−1: noise), `.concentration` | level m |
 //!
-//! The counters, [`crate::progress`], the resolved recipe, [`NetworkInput`] and the device are in the file's
-//! metadata, with a BLAKE3 hash of everything else.
+//! The counters, [`crate::progress`], the resolved recipe, the recipes before it, [`NetworkInput`] and the device are
+//! in the file's metadata, with a BLAKE3 hash of everything else.
 //! Random numbers need no state: they are functions of the step.
 
+use crate::history;
 use crate::network_input::NetworkInput;
 use crate::plan::Plan;
 use crate::prototypes::Prototypes;
@@ -74,6 +75,26 @@ pub fn save<D: NetworkDevice>(
     if dir.last_checkpoint().is_none() {
         return Err(Error::config("a run in memory cannot save a checkpoint"));
     }
+    let file = complete(device, plan, state)?;
+    dir.add_checkpoint(state.step, &file, plan.recipe.train.keep.last.get(), best)
+}
+
+/// Writes a checkpoint as `checkpoints/last.safetensors`, even if there are checkpoints of later steps: the run
+/// continues from it.
+///
+/// # Errors
+/// As [`save`].
+pub(crate) fn save_branch<D: NetworkDevice>(
+    device: &D,
+    plan: &Plan,
+    state: &TrainState<D>,
+    dir: &RunDir,
+) -> Result<()> {
+    dir.begin_branch(state.step, &complete(device, plan, state)?)
+}
+
+/// Returns the finite state as tensors and metadata, with their hash.
+fn complete<D: NetworkDevice>(device: &D, plan: &Plan, state: &TrainState<D>) -> Result<TensorFile> {
     let mut file = snapshot(device, plan, state)?;
     if let Some(element) = first_non_finite_weight(&file) {
         let place = format!("{element} after step {}; no checkpoint was written", state.step);
@@ -81,7 +102,7 @@ pub fn save<D: NetworkDevice>(
     }
     let sum = checksum(&file);
     file.metadata.insert("blake3".into(), sum);
-    dir.add_checkpoint(state.step, &file, plan.recipe.train.keep.last.get(), best)
+    Ok(file)
 }
 
 /// Returns the state as tensors and metadata.
@@ -104,6 +125,9 @@ fn snapshot<D: NetworkDevice>(device: &D, plan: &Plan, state: &TrainState<D>) ->
     note("optimizer_steps", state.optimizer.steps.to_string());
     note("marks", json(&state.progress)?);
     note("input", json(&NetworkInput::of(plan))?);
+    if !plan.history.is_empty() {
+        note(history::KEY, json(&plan.history)?);
+    }
     if let Some(queue) = &state.queue {
         insert_queue(&mut file, queue)?;
     }
@@ -195,10 +219,24 @@ pub fn verify(file: &TensorFile, path: &Path) -> Result<()> {
 /// has a parameter or statistic that is NaN or infinite.
 /// The state may then be partly overwritten.
 pub fn load<D: NetworkDevice>(device: &D, plan: &Plan, state: &mut TrainState<D>, path: &Path) -> Result<()> {
+    load_of(device, plan, state, path, &plan.hash)
+}
+
+/// Loads a checkpoint of a run with another hash, whose state has the same parts; else as [`load`].
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn load_of<D: NetworkDevice>(
+    device: &D,
+    plan: &Plan,
+    state: &mut TrainState<D>,
+    path: &Path,
+    hash: &str,
+) -> Result<()> {
     let file = TensorFile::load(path)?;
     verify(&file, path)?;
     let checkpoint = Reader { file: &file, path };
-    checkpoint.belongs_to(plan)?;
+    checkpoint.belongs_to(hash, plan.recipe.train.seed)?;
     if let Some(element) = first_non_finite_weight(&file) {
         let remedy = "use an earlier checkpoint, or train again with a lower learning rate";
         return Err(Error::damaged(path, format!("{element}; {remedy}")));
@@ -256,9 +294,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn belongs_to(&self, plan: &Plan) -> Result<()> {
-        let (own_hash, own_seed) = (&plan.hash, plan.recipe.train.seed.to_string());
-        let (hash, seed) = (self.text("recipe")?, self.text("seed")?);
+    fn belongs_to(&self, own_hash: &str, own_seed: u64) -> Result<()> {
+        let own_seed = own_seed.to_string();
+        let (hash, seed) = (self.text("recipe")?.as_str(), self.text("seed")?);
         if (hash, seed) == (own_hash, &own_seed) {
             return Ok(());
         }

@@ -13,7 +13,7 @@ pub struct Code {
 
 macro_rules! codes {
     ($($code:literal $title:literal $text:literal)*) => {
-        /// E01xx: reading the text. E02xx: rules across fields. E04xx: sweeps. Terms' own rules have codes in
+        /// E01xx: reading the text. E02xx: rules across fields. E04xx: sweeps. E05xx: changes of a run. Terms' own rules have codes in
         /// [`pauc_losses::findings`].
         pub const CODES: &[Code] = &[$(Code { code: $code, title: $title, text: $text }),*];
     };
@@ -92,6 +92,10 @@ codes! {
     "A path may be given only once, and not inside another one: a component and a field of it cannot both vary. Seeds are listed in `seeds`; runs that differ only in their seed are one row of the table, with mean and standard deviation."
     "E0404" "too many runs"
     "The lists of a grid multiply: five paths with ten values each make 100 000 combinations, and every seed trains each of them. List fewer values, or draw some of the combinations: `combine: Random(runs: 20)`."
+    "E0501" "a value that a run cannot change"
+    "`resume --set` changes a run from one of its checkpoints on. The checkpoint holds the weights of these networks, this queue, these clusters and the moments of this optimizer, and its steps are batches of this size of this data. These cannot change in the middle of a run; learning rates, schedules, weights, temperatures, clipping, views of the same shape, probes and the number of epochs can. Start another run instead; `encoder_weights` starts it from the encoder of a checkpoint."
+    "E0502" "the run would end before its checkpoint"
+    "The changed recipe has no more steps than the run has taken at this checkpoint. Raise `train.epochs`, or continue from an earlier checkpoint with `--from`."
 }
 
 /// Returns all codes: of parsing, of rules across fields, and of the terms' own rules.

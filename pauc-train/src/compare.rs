@@ -1,5 +1,6 @@
 //! Comparison of runs: the differences between their recipes and between their metrics.
 
+use crate::history::History;
 use crate::recipe_text::{self, Node, Parts};
 use crate::run_dir::RunDir;
 use crate::statistics::{Paired, Spread};
@@ -29,6 +30,9 @@ pub struct Group {
     pub name: String,
     /// The first digits of its hash.
     pub hash: String,
+    /// Its recipes, if it was changed in the middle of the runs.
+    #[serde(skip_serializing_if = "History::is_empty")]
+    pub recipes: History,
     /// The runs, by seed.
     pub runs: Vec<Run>,
     #[serde(skip)]
@@ -112,7 +116,8 @@ pub fn compare(folders: &[PathBuf]) -> Result<Comparison> {
                 None => {
                     let file = run.path.join("recipe.resolved.ron");
                     let resolved = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
-                    groups.push(Group { name: info.name, hash: info.hash, runs: Vec::new(), resolved });
+                    let (name, hash, recipes) = (info.name, info.hash, info.recipes);
+                    groups.push(Group { name, hash, recipes, runs: Vec::new(), resolved });
                     groups.last_mut().ok_or_else(|| no_run(folder))?
                 }
             };
@@ -201,12 +206,18 @@ fn beside(first: &Group, other: &Group) -> Beside {
 
 /// Returns the values that differ between two resolved recipes, by path; seeds and names are ignored.
 pub fn changes(first: &str, other: &str) -> Vec<Change> {
+    let mut found = all_changes(first, other);
+    found.retain(|c| !["name", "train.seed"].contains(&c.path.as_str()));
+    found
+}
+
+/// Returns the values that differ between two resolved recipes, by path.
+pub(crate) fn all_changes(first: &str, other: &str) -> Vec<Change> {
     let (Some(a), Some(b)) = (recipe_text::parse(first), recipe_text::parse(other)) else {
         return Vec::new();
     };
     let mut found = Vec::new();
     walk(String::new(), (first, Some(&a)), (other, Some(&b)), &mut found);
-    found.retain(|c| !["name", "train.seed"].contains(&c.path.as_str()));
     found
 }
 

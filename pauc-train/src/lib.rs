@@ -6,7 +6,7 @@
 //! [`recipe`] defines the language; [`recipe_text`] and [`diagnostic`] point into its text; [`check`] has the
 //! rules across fields. [`plan`] adds the opened data. [`state`] is what a run learns and a checkpoint
 //! stores; [`trainer`] is the training loop on a plan and a state; [`run`] adds a folder, a log and a report, [`mod@resume`]
-//! continues it.
+//! continues it, [`branch`] from any of its checkpoints and with a changed recipe, of which [`history`] has all.
 //! [`export`] writes the encoder of a run, [`mod@bench`] times its step. [`objective`], [`prototypes`],
 //! [`queue`] and [`evaluate`] are parts of the loop. [`term`] and [`mod@cluster`] run one component on the
 //! tensors in a file. [`mod@compare`] compares runs, [`reproduce`] compares a run with stored metrics,
@@ -21,6 +21,7 @@
 
 mod batch_pass;
 pub mod bench;
+pub mod branch;
 pub mod check;
 pub mod checkpoint;
 pub mod cluster;
@@ -34,6 +35,7 @@ pub mod evaluate;
 pub mod explain;
 pub mod export;
 mod health;
+pub mod history;
 mod lock;
 pub mod log_sinks;
 pub mod memory;

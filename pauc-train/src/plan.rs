@@ -3,6 +3,7 @@
 use crate::check::Checker;
 use crate::data_identity::DataIdentity;
 use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::history::History;
 use crate::memory;
 use crate::objective::Objective;
 use crate::recipe::{Recipe, Source, belongs};
@@ -28,6 +29,8 @@ pub struct Plan {
     pub resolved: String,
     /// The run's hash.
     pub hash: String,
+    /// The recipes of the run, if its recipe was changed.
+    pub history: History,
     /// The opened data.
     pub splits: Splits,
     /// The shape of the first view and of the evaluation view; further views may have others.
@@ -194,6 +197,7 @@ impl Plan {
             source,
             resolved,
             hash,
+            history: History::default(),
             splits,
             shape,
             views,
@@ -207,6 +211,13 @@ impl Plan {
             warnings,
             data_identity: OnceLock::new(),
         })
+    }
+
+    /// Returns the plan of a run whose recipe was changed, with the hash of that run. Without a change, returns the
+    /// plan unchanged.
+    pub fn with_history(self, history: History) -> Self {
+        let hash = history.hash().map_or(self.hash, String::from);
+        Plan { hash, history, ..self }
     }
 
     /// Checks names of network parts and the file of weights against the network, which is built only for

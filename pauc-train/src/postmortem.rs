@@ -1,6 +1,7 @@
 //! What a run saves when a step produces NaN or infinity.
 
 use crate::plan::Plan;
+use crate::recipe_text;
 use crate::run_dir::RunDir;
 use crate::state::TrainState;
 use crate::step_trace::StepTrace;
@@ -12,26 +13,41 @@ use pauc_traits::{Error, Result, ops};
 /// What to do about NaN or infinity.
 const ADVICE: &str = "lower the learning rate, raise the temperature or clip the gradient";
 
-/// Says which checkpoint is the last one of a network that still learned.
-fn last_good(dir: &RunDir) -> String {
+/// Says which checkpoint is the last one of a network that still learned, and what to do.
+fn remedy(plan: &Plan, dir: &RunDir) -> String {
     if dir.is_in_memory() {
-        return "a run in memory has no checkpoints".to_string();
+        return format!("a run in memory has no checkpoints; {ADVICE}");
     }
     match (dir.good_checkpoint(), dir.checkpoints().into_iter().next()) {
-        (Some(good), _) => format!("the last good checkpoint is {}", good.display()),
-        (None, Some(newest)) => {
-            format!("the network had stopped learning before the checkpoint {} was written", newest.display())
-        }
-        (None, None) => "no checkpoint had been written yet".to_string(),
+        (Some(good), _) => format!(
+            "the last good checkpoint is {}; {ADVICE}, such as `pauc-cli resume {} --from good --set optimizer.lr={}`",
+            good.display(),
+            dir.path().display(),
+            lower_rate(plan)
+        ),
+        (None, Some(newest)) => format!(
+            "the network had stopped learning before the checkpoint {} was written; {ADVICE}",
+            newest.display()
+        ),
+        (None, None) => format!("no checkpoint had been written yet; {ADVICE}"),
     }
+}
+
+/// Returns a tenth of the recipe's learning rate with four digits, as `--set` takes it.
+fn lower_rate(plan: &Plan) -> String {
+    let root = recipe_text::parse(&plan.resolved);
+    let rate = root.as_ref().and_then(|root| recipe_text::find(root, "optimizer.lr"));
+    let rate = rate.and_then(|rate| plan.resolved[rate.span.clone()].parse::<f64>().ok());
+    let lower = rate.and_then(|rate| format!("{:.3e}", rate / 10.0).parse::<f64>().ok());
+    lower.map_or("…".into(), |rate| format!("{rate:?}"))
 }
 
 /// Completes the error of a checkpoint that was not written because the network has NaN or infinity. Returns
 /// other errors unchanged.
-pub(crate) fn unsaved(error: Error, dir: &RunDir) -> Error {
+pub(crate) fn unsaved(error: Error, plan: &Plan, dir: &RunDir) -> Error {
     let Error::NonFinite { what, place } = error else { return error };
     let place = place.map(|p| format!("{p}; ")).unwrap_or_default();
-    Error::NonFinite { what, place: Some(format!("{place}{}; {ADVICE}", last_good(dir))) }
+    Error::NonFinite { what, place: Some(format!("{place}{}", remedy(plan, dir))) }
 }
 
 /// The failed step: the state before it, and its trace.
@@ -57,7 +73,7 @@ impl<D: NetworkDevice> FailedStep<'_, D> {
             Err(e) => format!("the postmortem could not be written: {e}"),
         };
         let place = place.map(|p| format!("{p}; ")).unwrap_or_default();
-        let place = format!("{place}step {}; {}; {files}; {ADVICE}", self.step(), last_good(dir));
+        let place = format!("{place}step {}; {files}; {}", self.step(), remedy(self.plan, dir));
         Error::NonFinite { what, place: Some(place) }
     }
 

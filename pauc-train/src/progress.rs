@@ -38,6 +38,9 @@ pub struct RunProgress {
     /// What was changed in the run on request.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
+    /// The newest of these, while they are not in `metrics.jsonl`. They follow its first `events` events.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unlogged: Vec<Change>,
 }
 
 /// The state of the network after a step.
@@ -63,12 +66,6 @@ pub struct Change {
     pub step: u64,
     /// What was changed.
     pub what: String,
-}
-
-impl std::fmt::Display for Change {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "after step {}: {}", self.step, self.what)
-    }
 }
 
 impl RunProgress {

@@ -1,6 +1,7 @@
 //! Rebuilds what describes a run from its newest intact checkpoint.
 
 use crate::checkpoint::verify;
+use crate::history::{History, Written, write_recipes};
 use crate::recipe::Recipe;
 use crate::retention::set_aside;
 use crate::run_dir::{RunDir, RunInfo};
@@ -18,8 +19,9 @@ pub struct Described {
 }
 
 /// Reads the description of the run in a folder. Writes `run.json` and `recipe.resolved.ron` again if they
-/// are missing, or `run.json` if it is damaged; the damaged file is renamed. Returns `None` if the folder has
-/// neither a description nor an intact checkpoint.
+/// are missing, or `run.json` if it is damaged; the damaged file is renamed. If a process was killed after it had
+/// changed the recipe in a checkpoint, changes both files too. Returns `None` if the folder has neither a description
+/// nor an intact checkpoint.
 ///
 /// # Errors
 /// If `run.json` is damaged and there is no intact checkpoint, if another process is working on the run, or
@@ -28,7 +30,7 @@ pub fn describe(dir: &RunDir) -> Result<Option<Described>> {
     let info = dir.info();
     let resolved = dir.path().join("recipe.resolved.ron");
     if let (Ok(Some(info)), true) = (&info, resolved.is_file()) {
-        return Ok(Some(Described { info: info.clone(), rebuilt: None }));
+        return complete_change(dir, info.clone());
     }
     let Some((path, checkpoint)) = newest_intact(dir) else {
         return Ok(info?.map(|info| Described { info, rebuilt: None }));
@@ -41,7 +43,7 @@ pub fn describe(dir: &RunDir) -> Result<Option<Described>> {
             path: resolved.clone(),
             remedy: format!("{} has no copy of the recipe; copy the file from another seed", path.display()),
         })?;
-        dir.write("recipe.resolved.ron", recipe)?;
+        write_recipes(dir, &recipe, &history_of(&checkpoint))?;
         rebuilt.push("recipe.resolved.ron".to_string());
     }
     let info = match info {
@@ -61,6 +63,36 @@ pub fn describe(dir: &RunDir) -> Result<Option<Described>> {
     };
     let rebuilt = format!("rebuilt {} from {}", rebuilt.join(" and "), path.display());
     Ok(Some(Described { info, rebuilt: Some(rebuilt) }))
+}
+
+/// Completes a change of the recipe that is in `last.safetensors`, but not yet in the description.
+fn complete_change(dir: &RunDir, info: RunInfo) -> Result<Option<Described>> {
+    let last = dir.checkpoint("last");
+    let is_newer = |written: &Written| {
+        let run = (info.seed.to_string(), info.first_hash());
+        written.hash != info.hash && run == (written.seed.clone(), written.first_hash())
+    };
+    let checkpoint = || {
+        Written::of_file(&last).filter(is_newer)?;
+        let file = TensorFile::load(&last).ok()?;
+        verify(&file, &last).ok().map(|()| file)
+    };
+    let Some(written) = checkpoint().and_then(|file| Written::of(&file.metadata)) else {
+        return Ok(Some(Described { info, rebuilt: None }));
+    };
+    let _lock = dir.lock()?;
+    if let Some(resolved) = &written.resolved {
+        write_recipes(dir, resolved, &written.history)?;
+    }
+    let recipes = written.history.without_texts();
+    let info = RunInfo { hash: written.hash, recipes, status: "interrupted".into(), ..info };
+    dir.set_info(&info)?;
+    let rebuilt = format!("completed the change of the recipe that {} begins with", last.display());
+    Ok(Some(Described { info, rebuilt: Some(rebuilt) }))
+}
+
+fn history_of(checkpoint: &TensorFile) -> History {
+    Written::of(&checkpoint.metadata).map_or_else(History::default, |written| written.history)
 }
 
 /// Returns the newest checkpoint that passes its hash.
@@ -92,5 +124,6 @@ fn info_of(checkpoint: &TensorFile, resolved: &std::path::Path) -> Result<RunInf
         recipe: "recipe.resolved.ron".into(),
         data_identity: None,
         changes: Vec::new(),
+        recipes: history_of(checkpoint).without_texts(),
     })
 }

@@ -1,10 +1,12 @@
 //! Resumes a run from a checkpoint.
 
+use crate::branch::Branch;
+use crate::history::{Written, write_recipes};
 use crate::observer::Observer;
 use crate::plan::Plan;
 use crate::progress::Change;
 use crate::run::{Outcome, RunError, RunOptions, drive};
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, RunInfo};
 use crate::state::TrainState;
 use crate::trainer::Trainer;
 use pauc_models::device::NetworkDevice;
@@ -12,13 +14,18 @@ use pauc_traits::{Error, Result};
 use std::path::Path;
 
 /// What a resumed run may do differently on request.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Continuation {
     /// Whether to continue with data that differs from the run's.
     pub accept_data: bool,
+    /// The checkpoint to continue from, and how the recipe changes there; none: the newest one, unchanged.
+    pub branch: Option<Branch>,
 }
 
-/// Resumes a run from its last checkpoint.
+/// Resumes a run from its last checkpoint, or from the one of a [`Branch`].
+///
+/// A change is in force when `last.safetensors` has it. What a process that is killed then leaves undone, the next one
+/// does.
 ///
 /// # Errors
 /// If the checkpoint is damaged or of another recipe, the data has changed and that is not accepted, or
@@ -33,10 +40,57 @@ pub fn resume<D: NetworkDevice>(
 ) -> Result<Outcome, RunError> {
     let _lock = dir.lock()?;
     let mut trainer = Trainer::new(device, plan)?;
-    load(&mut trainer, &dir, watch)?;
-    let changes = accept_data(trainer.state_mut(), plan, &dir, how.accept_data)?;
+    let mut changes = match &how.branch {
+        None => load(&mut trainer, &dir, watch).map(|()| Vec::new())?,
+        Some(branch) => load_branch(&mut trainer, branch, &dir)?,
+    };
+    changes.extend(accept_data(trainer.state_mut(), plan, &dir, how.accept_data)?);
+    if !changes.is_empty() {
+        let progress = &mut trainer.state_mut().progress;
+        progress.changes.extend(changes.clone());
+        progress.unlogged.extend(changes);
+        reopen(&dir)?;
+        trainer.save_branch(&dir)?;
+    }
+    if !trainer.state().progress.unlogged.is_empty() {
+        dir.finish_branch(trainer.step())?;
+        write_recipes(&dir, &plan.resolved, &plan.history)?;
+    }
     rewind(trainer.state(), &dir, watch)?;
-    drive(trainer, dir, plan, changes, options, watch)
+    drive(trainer, dir, plan, options, watch)
+}
+
+/// Loads the checkpoint that a run continues from. Returns what changes.
+fn load_branch<D: NetworkDevice>(
+    trainer: &mut Trainer<'_, D>,
+    branch: &Branch,
+    dir: &RunDir,
+) -> Result<Vec<Change>> {
+    let origin = &branch.origin;
+    trainer.load_of(origin.path(), origin.hash())?;
+    let step = trainer.step();
+    let newest = dir.checkpoints().iter().filter_map(|path| Written::of_file(path)).map(|w| w.step).max();
+    let goes_back = newest.filter(|newest| *newest > step).map(|newest| {
+        format!("the run continues from the checkpoint of this step; those up to step {newest} are set aside")
+    });
+    let changes: Vec<Change> =
+        goes_back.into_iter().chain(branch.recipe_change.clone()).map(|what| Change { step, what }).collect();
+    if !changes.is_empty() {
+        let keeps_best = dir.has_best_until(step)?;
+        let progress = &mut trainer.state_mut().progress;
+        if std::mem::take(&mut progress.stopped) {
+            progress.patience = None;
+        }
+        // The next probe then writes another best checkpoint.
+        progress.best = progress.best.filter(|_| keeps_best);
+    }
+    Ok(changes)
+}
+
+/// Describes a run as interrupted, even if it was finished.
+fn reopen(dir: &RunDir) -> Result<()> {
+    let Some(info) = dir.info()? else { return Ok(()) };
+    dir.set_info(&RunInfo { status: "interrupted".into(), ..info })
 }
 
 /// Loads the newest usable checkpoint. What is said of it is shown but not recorded: the log of a resumed run

@@ -2,6 +2,8 @@
 //! which is the newest of them, and `best.safetensors`, which is also one of them. While none of the newest
 //! has a network that still learns, `good.safetensors` is the newest one that has.
 
+use crate::branch::step_name;
+use crate::history::Written;
 use crate::progress::RunProgress;
 use crate::run_dir::RunDir;
 use pauc_models::weights::{TensorFile, Values};
@@ -57,7 +59,8 @@ pub fn checksum(file: &TensorFile) -> String {
 }
 
 impl RunDir {
-    fn checkpoint(&self, name: &str) -> PathBuf {
+    /// Returns the path of a checkpoint, which need not exist.
+    pub(crate) fn checkpoint(&self, name: &str) -> PathBuf {
         self.path().join("checkpoints").join(format!("{name}.safetensors"))
     }
 
@@ -90,7 +93,7 @@ impl RunDir {
     /// # Errors
     /// If the disk fails; earlier checkpoints are then unchanged.
     pub fn add_checkpoint(&self, step: u64, file: &TensorFile, keep: usize, best: bool) -> Result<()> {
-        let path = self.checkpoint(&format!("step-{step:08}"));
+        let path = self.checkpoint(&step_name(step));
         let write = || {
             file.save(&path)?;
             if best {
@@ -103,6 +106,52 @@ impl RunDir {
             Error::Other(Box::new(Unwritten { step, error, before }))
         })?;
         self.remove_old(keep)
+    }
+
+    /// Writes the checkpoint that a run continues from as `last.safetensors`. Until [`RunDir::finish_branch`], the
+    /// checkpoints of later steps keep their names.
+    ///
+    /// # Errors
+    /// If the disk fails; the previous `last.safetensors` then stays.
+    pub(crate) fn begin_branch(&self, step: u64, file: &TensorFile) -> Result<()> {
+        let last = self.checkpoint("last");
+        match Written::read(&last)? {
+            Some(written) if written.step > step && !self.checkpoint(&step_name(written.step)).exists() => {
+                atomic::alias(&last, &free_name(&self.checkpoint(&step_name(written.step)), SUPERSEDED))?;
+            }
+            None if last.exists() => drop(set_aside(&last)?),
+            _ => {}
+        }
+        file.save(&last)
+    }
+
+    /// Renames what the run wrote after `last.safetensors`, the checkpoint of `step`, and gives that its second name.
+    /// Safe to repeat.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub(crate) fn finish_branch(&self, step: u64) -> Result<()> {
+        let mut later = Vec::new();
+        for path in ["good", "best"].map(|name| self.checkpoint(name)) {
+            if Written::read(&path)?.is_some_and(|written| written.step > step) {
+                later.push(path);
+            }
+        }
+        let steps = self.steps().into_iter().filter(|(other, _)| *other > step).map(|(_, path)| path);
+        let postmortem = ["postmortem.json", "postmortem.safetensors"].map(|name| self.path().join(name));
+        for path in later.into_iter().chain(steps).chain(postmortem.into_iter().filter(|path| path.exists()))
+        {
+            supersede(&path)?;
+        }
+        self.alias(&self.checkpoint("last"), &step_name(step))
+    }
+
+    /// Returns whether `best.safetensors` is of this step or an earlier one.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub(crate) fn has_best_until(&self, step: u64) -> Result<bool> {
+        Ok(Written::read(&self.checkpoint("best"))?.is_some_and(|best| best.step <= step))
     }
 
     /// Removes the checkpoints of older steps except the newest `keep`. If the networks of all of these have
@@ -149,16 +198,36 @@ fn is_alive(path: &Path) -> bool {
     progress.and_then(|p| p.health).is_none_or(|health| health.is_alive())
 }
 
+/// The ending of files that a run wrote after the checkpoint that it continued from later.
+const SUPERSEDED: &str = "superseded";
+
 /// Renames an unusable file to a name that nothing overwrites, and returns that name.
 ///
 /// # Errors
 /// If the disk fails.
 pub fn set_aside(path: &Path) -> Result<PathBuf> {
-    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("checkpoint");
-    let free = (1..).map(|n| path.with_file_name(format!("{name}.unusable{n}"))).find(|p| !p.exists());
-    let to = free.unwrap_or_else(|| path.with_file_name(format!("{name}.unusable")));
+    rename_to_free(path, "unusable")
+}
+
+/// Renames a file that later ones of a run replace, and returns its new name.
+///
+/// # Errors
+/// If the disk fails.
+pub(crate) fn supersede(path: &Path) -> Result<PathBuf> {
+    rename_to_free(path, SUPERSEDED)
+}
+
+fn rename_to_free(path: &Path, ending: &str) -> Result<PathBuf> {
+    let to = free_name(path, ending);
     atomic::rename(path, &to).map_err(|e| Error::io(path, e))?;
     Ok(to)
+}
+
+/// Returns the first free name of a file with `ending` and a number.
+fn free_name(path: &Path, ending: &str) -> PathBuf {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("checkpoint");
+    let free = (1..).map(|n| path.with_file_name(format!("{name}.{ending}{n}"))).find(|p| !p.exists());
+    free.unwrap_or_else(|| path.with_file_name(format!("{name}.{ending}")))
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use crate::log_sinks::LogSinks;
 use crate::observer::{Observer, Progress};
 use crate::picture;
 use crate::plan::Plan;
-use crate::progress::Change;
 use crate::run_dir::{EventLog, RunDir, RunInfo};
 use crate::trainer::{Ending, Trainer};
 use pauc_models::device::NetworkDevice;
@@ -66,6 +65,18 @@ pub enum RunError {
     /// The run's folder contains something other than a run.
     #[error("{} is not empty and not a run (no run.json); move it away, or choose another `--out`", .0.display())]
     NoRun(PathBuf),
+    /// The folder has this recipe's run, but the run's recipe was changed.
+    #[error(
+        "{path} began with this recipe, which was changed after step {since}; `--out` trains the unchanged recipe \
+         elsewhere, `--force` replaces the run, `pauc-cli resume {path}` continues it",
+        path = path.display()
+    )]
+    Changed {
+        /// Its folder.
+        path: PathBuf,
+        /// The number of steps before the last change.
+        since: u64,
+    },
     /// The folder has results, but no description of their run.
     #[error(
         "{path} has no run.json, but {content}; `pauc-cli resume {path}` rebuilds it from a checkpoint, \
@@ -116,7 +127,7 @@ pub fn run<D: NetworkDevice>(
         let line = |s: &Skipped| format!("{}\n", serde_json::json!({ "path": s.path, "reason": s.reason }));
         dir.write("data_errors.jsonl", plan.splits.skipped.iter().map(line).collect::<String>())?;
     }
-    drive(trainer, dir, plan, Vec::new(), options, watch)
+    drive(trainer, dir, plan, options, watch)
 }
 
 /// Refuses a folder with results that only `--force` may replace, or with something other than a run.
@@ -128,7 +139,11 @@ fn refuse_existing(dir: &RunDir, force: bool) -> Result<(), RunError> {
     if force {
         return Ok(());
     }
-    match dir.info()? {
+    let info = dir.info()?;
+    if let Some(since) = info.as_ref().and_then(|info| info.recipes.since()) {
+        return Err(RunError::Changed { path, since });
+    }
+    match info {
         Some(info) if info.status == "finished" => Err(RunError::AlreadyDone(path)),
         Some(_) => Err(RunError::Unfinished { path }),
         None => match dir.first_result()? {
@@ -151,21 +166,17 @@ pub fn tidy(dir: &RunDir) -> Result<()> {
     Ok(())
 }
 
-/// Trains, with a log and a report. `changes` are recorded first, together with a checkpoint that has them.
+/// Trains, with a log and a report. Changes that are not in the log yet are recorded first.
 pub(crate) fn drive<D: NetworkDevice>(
     mut trainer: Trainer<'_, D>,
     dir: RunDir,
     plan: &Plan,
-    changes: Vec<Change>,
     options: &RunOptions,
     watch: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
-    let changed = !changes.is_empty();
-    let texts: Vec<String> = changes.iter().map(Change::to_string).collect();
-    trainer.state_mut().progress.changes.extend(changes);
     let mut info = run_info(plan, &trainer, options.threads);
     if let Some(before) = dir.info()? {
-        info.keep_data_of(before);
+        info.keep_origin_of(before);
     }
     dir.set_info(&info)?;
     let mut recorder = Recorder {
@@ -175,12 +186,8 @@ pub(crate) fn drive<D: NetworkDevice>(
         summary: summary_so_far(&dir),
     };
     recorder.log_warnings(plan)?;
-    for text in texts {
-        let watch: &mut dyn Observer = &mut recorder;
-        watch.warn(trainer.step(), text)?;
-    }
-    if changed {
-        trainer.save(&dir, &mut recorder, false)?;
+    for change in std::mem::take(&mut trainer.state_mut().progress.unlogged) {
+        recorder.event(&Event::Change(events::Change { step: change.step, text: change.what }))?;
     }
     let trained = trainer.train(&dir, options.max_steps, &mut recorder);
     let summary = recorder.summary;
@@ -256,6 +263,7 @@ fn run_info<D: NetworkDevice>(plan: &Plan, trainer: &Trainer<'_, D>, threads: us
         recipe: plan.source.path.clone(),
         data_identity: Some(plan.data_identity().clone()),
         changes: trainer.state().progress.changes.clone(),
+        recipes: plan.history.without_texts(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A run's folder: its files, and crash-safe writing.
 
 use crate::data_identity::DataIdentity;
+use crate::history::History;
 use crate::progress::Change;
 use pauc_report::events::Event;
 use pauc_traits::{Error, Result, atomic};
@@ -40,14 +41,24 @@ pub struct RunInfo {
     /// What was changed in the middle of the run on request, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Change>,
+    /// The recipes of the run, if its recipe was changed.
+    #[serde(default, skip_serializing_if = "History::is_empty")]
+    pub recipes: History,
 }
 
 impl RunInfo {
-    /// Keeps what the run says of its data: a resumed run continues with the same data, or has recorded the change.
-    pub(crate) fn keep_data_of(&mut self, before: RunInfo) {
+    /// Returns the hash of the recipe that the run began with. It is a part of the folder's name.
+    pub fn first_hash(&self) -> &str {
+        self.recipes.first_hash().unwrap_or(&self.hash)
+    }
+
+    /// Keeps what the run says of its data and of the recipe's file: a resumed run continues with both, or has
+    /// recorded the change.
+    pub(crate) fn keep_origin_of(&mut self, before: RunInfo) {
         if !before.data.is_empty() {
             self.data = before.data;
         }
+        self.recipe = before.recipe;
         self.data_identity = before.data_identity.or(self.data_identity.take());
     }
 }

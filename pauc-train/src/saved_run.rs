@@ -2,9 +2,10 @@
 
 use crate::checkpoint;
 use crate::evaluate::{self, Embedded, ProbeInputs};
+use crate::history::Written;
 use crate::plan::{Plan, PlanError};
 use crate::probed_network::LentNetwork;
-use crate::recipe::{LoadError, Recipe};
+use crate::recipe::{LoadError, Recipe, Source};
 use crate::resume::changed_data;
 use crate::run_dir::RunDir;
 use crate::state::TrainState;
@@ -92,7 +93,14 @@ impl SavedRun {
             return Err(OpenError::NoRun(run.to_path_buf()));
         }
         let (recipe, source) = Recipe::load(&recipe, &[])?;
-        let mut plan = Plan::new(device, recipe, source, place)?;
+        let last = || RunDir::at(run).last_checkpoint().unwrap_or_default();
+        let checkpoint = checkpoint.map_or_else(last, Path::to_path_buf);
+        let mut plan = match of_checkpoint(run, &checkpoint, &recipe)? {
+            None => Plan::new(device, recipe, source, place)?,
+            Some(other) => {
+                Plan::new(device, other.recipe, other.source, place)?.with_history(other.written.history)
+            }
+        };
         if let Some(data) = data {
             let splits = data.open(place)?;
             let input = splits.train.shape();
@@ -106,8 +114,6 @@ impl SavedRun {
             }
             plan.splits = splits;
         }
-        let last = || RunDir::at(run).last_checkpoint().unwrap_or_default();
-        let checkpoint = checkpoint.map_or_else(last, Path::to_path_buf);
         let bytes = std::fs::read(&checkpoint).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::NotFound {
                 path: checkpoint.clone(),
@@ -236,6 +242,32 @@ impl SavedRun {
         }
         Ok(metrics)
     }
+}
+
+/// The recipe of a run at the step of a checkpoint.
+struct OfCheckpoint {
+    recipe: Recipe,
+    source: Source,
+    written: Written,
+}
+
+/// Returns the recipe in a checkpoint of a run whose recipe was changed. `None` if the checkpoint has the recipe that
+/// the run began with, or is not of this run.
+fn of_checkpoint(run: &Path, path: &Path, newest: &Recipe) -> Result<Option<OfCheckpoint>, LoadError> {
+    let Some(written) = Written::of_file(path) else { return Ok(None) };
+    let info = RunDir::at(run).info().ok().flatten();
+    let is_changed = !written.history.is_empty() || info.as_ref().is_some_and(|i| !i.recipes.is_empty());
+    let Some(text) = written.resolved.as_ref().filter(|_| is_changed) else { return Ok(None) };
+    let is_of_run = match &info {
+        Some(info) => info.first_hash() == written.first_hash() && info.seed.to_string() == written.seed,
+        None => newest.resolved().is_ok_and(|newest| newest == *text),
+    };
+    if !is_of_run {
+        return Ok(None);
+    }
+    let name = format!("the recipe of {}", path.display());
+    let (recipe, source) = Recipe::parse(&name, text, &[]).map_err(LoadError::Recipe)?;
+    Ok(Some(OfCheckpoint { recipe, source, written }))
 }
 
 /// Returns the online network, or the momentum network.

@@ -374,7 +374,8 @@ pub struct Standing {
     pub seed: u64,
     /// The run's folder.
     pub run: PathBuf,
-    /// `finished`, `interrupted`, `running`, `failed`, or `missing` if it has not started.
+    /// `finished`, `interrupted`, `running`, `failed`, `missing` if it has not started, or `changed` if its recipe was
+    /// changed: it is then not a run of the sweep.
     pub status: String,
     /// The newest value of each metric of the trained encoder.
     pub metrics: BTreeMap<String, f64>,
@@ -399,7 +400,13 @@ impl Standing {
         let accuracies = newest.values().filter(|m| m.kind == MetricKind::Accuracy);
         let accuracies = accuracies.map(|m| m.name.clone()).collect();
         let metrics = newest.into_iter().map(|(name, metric)| (name, metric.value)).collect();
-        Ok(Standing { seed, run, status: info.status, metrics, accuracies })
+        let status = if info.recipes.is_empty() { info.status } else { "changed".into() };
+        Ok(Standing { seed, run, status, metrics, accuracies })
+    }
+
+    /// Returns whether there is nothing to train: the run is finished, or its recipe was changed.
+    pub fn is_settled(&self) -> bool {
+        self.is_finished() || self.status == "changed"
     }
 
     /// Returns whether the run is finished.

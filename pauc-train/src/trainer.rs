@@ -74,6 +74,20 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         checkpoint::load(&self.device, self.plan, &mut self.state, path)
     }
 
+    /// Resumes from a checkpoint of a run with another recipe, which this plan changes.
+    ///
+    /// # Errors
+    /// As [`checkpoint::load`].
+    pub(crate) fn load_of(&mut self, path: &Path, hash: &str) -> Result<()> {
+        self.cache = StepCache::default();
+        checkpoint::load_of(&self.device, self.plan, &mut self.state, path, hash)
+    }
+
+    /// Saves the state as the checkpoint that the run continues from, without counting the events.
+    pub(crate) fn save_branch(&self, dir: &RunDir) -> Result<()> {
+        checkpoint::save_branch(&self.device, self.plan, &self.state, dir)
+    }
+
     /// Resumes from the newest usable checkpoint of a run. Returns it, if there is any, and the errors of the
     /// others.
     ///
@@ -341,7 +355,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
                 self.state.progress.health = Some(health);
             }
             let saved = checkpoint::save(&self.device, self.plan, &self.state, dir, best);
-            saved.map_err(|error| postmortem::unsaved(error, dir))?;
+            saved.map_err(|error| postmortem::unsaved(error, self.plan, dir))?;
         }
         self.saved_step = Some(self.state.step);
         Ok(())

@@ -80,12 +80,19 @@ fn place_folder(from: &Path, path: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::Io`] if it fails; `name` is then unchanged.
 pub fn alias(path: &Path, name: &Path) -> Result<()> {
+    let mut leftover = None;
     replace(name, |temporary| {
+        leftover = Some(temporary.to_path_buf());
         fs::hard_link(path, temporary).or_else(|_| {
             fs::copy(path, temporary)?;
             File::open(temporary)?.sync_all()
         })
-    })
+    })?;
+    // POSIX renames a file to another name of the same file by doing nothing.
+    if let Some(Err(e)) = leftover.filter(|path| path.exists()).map(fs::remove_file) {
+        return Err(Error::io(name, e));
+    }
+    Ok(())
 }
 
 /// Renames a file or folder whose content is already synced, and syncs the target folder.
@@ -191,6 +198,17 @@ mod tests {
     impl Drop for Folder {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_name_that_a_file_has_already_leaves_nothing_behind() {
+        let folder = Folder::new("twice");
+        let (path, name) = (folder.0.join("a"), folder.0.join("b"));
+        write(&path, b"x").unwrap();
+        for _ in 0..2 {
+            alias(&path, &name).unwrap();
+            assert_eq!(folder.names(), ["a", "b"]);
         }
     }
 

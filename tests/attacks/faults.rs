@@ -86,6 +86,7 @@ enum Verb {
     Run,
     FourSteps,
     Resume,
+    Branch,
     Force,
     Report,
     Export,
@@ -95,6 +96,7 @@ enum Verb {
 const SCENES: &[Scene] = &[
     Scene { name: "run", before: &[], attacked: Verb::Run },
     Scene { name: "resume", before: &[Verb::FourSteps], attacked: Verb::Resume },
+    Scene { name: "resume --from --set", before: &[Verb::Run], attacked: Verb::Branch },
     Scene { name: "run --force", before: &[Verb::FourSteps], attacked: Verb::Force },
     Scene { name: "report", before: &[Verb::Run], attacked: Verb::Report },
     Scene { name: "export", before: &[Verb::Run], attacked: Verb::Export },
@@ -113,6 +115,7 @@ impl Verb {
             Verb::Run => mini::run(out),
             Verb::FourSteps => [mini::run(out), ["--max-steps", "4"].map(String::from).to_vec()].concat(),
             Verb::Resume => mini::again(out),
+            Verb::Branch => of_run("resume", &["--from", "4", "--set", "optimizer.lr=0.01"]),
             Verb::Force => [mini::run(out), vec!["--force".into()]].concat(),
             Verb::Report => of_run("report", &[]),
             Verb::Export => of_run("export", &["--out", &file("encoder.safetensors")]),
@@ -124,6 +127,8 @@ impl Verb {
     fn again(self, out: &Path) -> Vec<String> {
         match self {
             Verb::Run | Verb::FourSteps | Verb::Resume => mini::again(out),
+            // Once a checkpoint has the change, it is in force.
+            Verb::Branch if mini::is_changed(out) => mini::again(out),
             // Half of the run before may still be there, which only `--force` replaces.
             Verb::Force if mini::again(out).contains(&"run".into()) => self.arguments(out),
             Verb::Force => mini::again(out),

@@ -1,6 +1,7 @@
 //! A short run, its folder, and the files that it must have in the end.
 
 use crate::common::root;
+use pauc::models::weights::TensorFile;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,12 @@ pub fn folder(out: &Path) -> Option<PathBuf> {
     // Names without a recipe are those of exported files.
     let of_recipe = std::fs::read_dir(out).ok()?.flatten().map(|e| e.path()).find(|p| p.is_dir())?;
     only(&of_recipe)
+}
+
+/// Returns whether the last checkpoint of the run below `out` has another recipe than the run began with.
+pub fn is_changed(out: &Path) -> bool {
+    let last = folder(out).unwrap().join("checkpoints/last.safetensors");
+    TensorFile::metadata_of(last).is_some_and(|metadata| metadata.contains_key("history"))
 }
 
 /// Returns every file below `out` with its content. The content is empty if it depends on the clock. Files that

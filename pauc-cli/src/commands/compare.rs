@@ -4,6 +4,7 @@ use crate::Failure;
 use crate::args::{JsonArg, heading};
 use clap::Args;
 use pauc::train::compare::{self, Beside, Comparison, Group};
+use pauc::train::history::RecipeSince;
 use pauc::traits::NonNegative;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -68,7 +69,9 @@ fn title(g: &Group) -> String {
         other => format!("{} ({other})", r.seed),
     };
     let seeds: Vec<String> = g.runs.iter().map(seed_and_status).collect();
-    format!("{}-{}, seed {}", g.name, g.hash, seeds.join(", "))
+    let change = |r: &RecipeSince| format!("; changed after step {}: {}", r.since, r.set.join(", "));
+    let changes: String = g.recipes.recipes().iter().skip(1).map(change).collect();
+    format!("{}-{}, seed {}{changes}", g.name, g.hash, seeds.join(", "))
 }
 
 fn table(b: &Beside, number: usize) -> String {

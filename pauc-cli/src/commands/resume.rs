@@ -1,30 +1,43 @@
 //! `resume`.
 
 use crate::Failure;
-use crate::args::{DataChangedArg, JsonArg, MemoryArg, heading};
-use crate::console::{Console, catch_signals};
+use crate::args::{DataChangedArg, JsonArg, MemoryArg, RecipeArgs, heading};
+use crate::console::{self, Console, catch_signals};
 use crate::device::{self, DeviceJob};
-use crate::recipes::{Warnings, plan};
+use crate::recipes::{Warnings, here, plan};
 use crate::training::{self, interrupted, no_run, print_outcome, run_failure};
 use clap::Args;
 use pauc::models::NetworkDevice;
-use pauc::train::rebuild;
+use pauc::train::branch::{Branch, Origin, StartingPoint};
+use pauc::train::plan::Plan;
 use pauc::train::resume::{self, Continuation};
 use pauc::train::run::{self, RunOptions};
 use pauc::train::run_dir::RunDir;
 use pauc::train::trainer::Ending;
+use pauc::train::{history, rebuild};
+use pauc::traits::dataset::Place;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Continue an interrupted run from its last checkpoint.
+/// Continue a run from its last checkpoint or an earlier one.
+///
+/// `--from good --set optimizer.lr=0.01` helps a run that diverged. `--set` changes the recipe from the checkpoint on:
+/// everything but the data, the networks, the batch and the seed. What the run wrote after the checkpoint is kept under
+/// names that end in `.superseded1`, and in metrics.superseded.jsonl. With both options, finished runs continue too.
 ///
 /// Example: pauc-cli resume runs/quickstart-0a1b2c3d/seed0
 #[derive(Debug, Args)]
 pub struct ResumeArgs {
     /// The run's folder.
     run: PathBuf,
+    /// The checkpoint to continue from: a step, `good`, `last` or `best`; by default the last. `good` is the last one
+    /// of a network that still learned.
+    #[arg(long, value_name = "CHECKPOINT", help_heading = heading::INPUT)]
+    from: Option<StartingPoint>,
     #[command(flatten)]
     data_changed: DataChangedArg,
+    #[command(flatten)]
+    change: RecipeArgs,
     #[command(flatten)]
     memory: MemoryArg,
     /// Stop at this optimizer step, counted from the start of the run.
@@ -59,19 +72,38 @@ impl DeviceJob for ResumeArgs {
         let Some(info) = dir.info()? else {
             return Err(no_run(&self.run, "run.json"));
         };
-        if info.status == "finished" {
+        let branches = self.from.is_some() || !self.change.set.is_empty();
+        if info.status == "finished" && !branches {
             run::tidy(&dir).map_err(|e| run_failure(e.into(), &self.run))?;
             errln!("{} is already finished", self.run.display());
             return Ok(ExitCode::SUCCESS);
         }
-        let plan =
-            plan(device, &self.run.join("recipe.resolved.ron"), &[], self.memory.limit, Warnings::Hidden)?;
-        let how = Continuation { accept_data: self.data_changed.is_accepted() };
+        let (plan, branch) = if branches {
+            self.branch(device, &dir).map(|(plan, branch)| (plan, Some(branch)))?
+        } else {
+            let recipe = self.run.join("recipe.resolved.ron");
+            let plan = plan(device, &recipe, &[], self.memory.limit, Warnings::Hidden)?;
+            (plan.with_history(history::of_run(&dir)?), None)
+        };
+        let how = Continuation { accept_data: self.data_changed.is_accepted(), branch };
         let threads = rayon::current_num_threads();
         let options = RunOptions { out: self.run.clone(), force: false, max_steps: self.max_steps, threads };
         let outcome = resume::resume(device, &plan, dir, &how, &options, &mut Console::new())
             .map_err(|e| run_failure(e, &self.run))?;
         print_outcome(&outcome, self.output.json);
         Ok(if outcome.ending == Ending::Interrupted { interrupted() } else { ExitCode::SUCCESS })
+    }
+}
+
+impl ResumeArgs {
+    /// Plans a run that continues from a checkpoint of its own, with a changed recipe if `--set` changes it.
+    fn branch<D: NetworkDevice>(&self, device: &D, dir: &RunDir) -> Result<(Plan, Branch), Failure> {
+        let from = self.from.unwrap_or(StartingPoint::Last);
+        let origin = Origin::find(dir, from).map_err(Failure::of_request)?;
+        let (recipe, source) = origin.recipe(&self.change.set)?;
+        let place = Place { memory: self.memory.limit, ..here()? };
+        let plan = Plan::new(device, recipe, source, &place)?;
+        err!("{}", plan.warnings.render(console::color()));
+        Ok(origin.continued_with(plan)?)
     }
 }

@@ -165,7 +165,7 @@ impl SweepArgs {
         for c in &checked.combinations {
             for &seed in &c.seeds {
                 let dir = self.run_dir(checked, c, seed);
-                if self.repetition.force || !self.standing(&dir, seed)?.is_finished() {
+                if self.repetition.force || !self.standing(&dir, seed)?.is_settled() {
                     let description = format!("{} seed {seed}", c.name);
                     jobs.push(Job { description, seed, dir, set: c.set.clone() });
                 }
