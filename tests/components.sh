@@ -17,23 +17,24 @@ cd "$copy"
 selection=(--workspace --locked)
 [ $# -eq 0 ] || selection=("$@")
 
-# add KIND NAME FOLDER MODULES: writes the component's file to a folder, and its `mod` line to the folder's module list.
+# add KIND NAME FOLDER: writes the component's file to a folder, and the `mod` line that `new` prints to the file that it
+# names.
 modules=()
 add() {
-    local written module
-    written=$(./pauc-cli-before new "$1" "$2" --out "$3" | sed -n 's/^wrote //p')
-    module=$(basename "$written" .rs)
-    echo "mod $module;" >>"$4"
-    modules+=("$module")
+    local line list
+    ./pauc-cli-before new "$1" "$2" --out "$3" | tee new.log
+    read -r line list < <(sed -n 's/^add `mod \([a-z_]*;\)` to \([^;]*\);.*/\1 \2/p' new.log)
+    echo "mod $line" >>"$list"
+    modules+=("${line%;}")
 }
-add loss TrialLoss pauc-losses/src/contrastive pauc-losses/src/contrastive/mod.rs
-add regularizer TrialRegularizer pauc-losses/src/regularizers pauc-losses/src/regularizers/mod.rs
-add encoder TrialEncoder pauc-models/src/encoders_plain pauc-models/src/encoders_plain.rs
-add clusterer TrialClusterer pauc-cluster/src pauc-cluster/src/lib.rs
-add dataset TrialDataset pauc-data/src/datasets pauc-data/src/datasets/mod.rs
-add augmentation TrialAugmentation pauc-data/src/views pauc-data/src/views/mod.rs
-add probe TrialProbe pauc-probes/src pauc-probes/src/lib.rs
-add optimizer TrialOptimizer pauc-models/src/optimizers pauc-models/src/optimizers.rs
+add loss TrialLoss pauc-losses/src/contrastive
+add regularizer TrialRegularizer pauc-losses/src/regularizers
+add encoder TrialEncoder pauc-models/src/encoders_plain
+add clusterer TrialClusterer pauc-cluster/src
+add dataset TrialDataset pauc-data/src/datasets
+add augmentation TrialAugmentation pauc-data/src/views
+add probe TrialProbe pauc-probes/src
+add optimizer TrialOptimizer pauc-models/src/optimizers
 
 # The documented command that generates pages of the book. The new files compile without warnings.
 PAUC_UPDATE_DOCS=1 cargo test "${selection[@]}" --lib --test docs reference_pages 2>&1 | tee build.log

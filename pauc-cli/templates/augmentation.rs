@@ -10,7 +10,7 @@ component! {
     /// # Shapes
     /// any → the same.
     ///
-    /// Source: the paper or code that the idea is from.
+    /// Source: the paper or code that this follows.
     pub struct AugmentationTemplate: Augmentation {
         /// The probability.
         pub p: UnitInterval = UnitInterval::lit(0.5),

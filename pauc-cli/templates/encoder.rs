@@ -16,7 +16,7 @@ component! {
     /// # Shapes
     /// images (B, H, W, C) → features (B, width)
     ///
-    /// Source: the paper or code that the idea is from.
+    /// Source: the paper or code that this follows.
     pub struct EncoderTemplate: Encoder {
         /// The width of the features.
         pub width: Count = Count::lit(64),
@@ -117,7 +117,7 @@ mod tests {
             let (image, unit) = (i / 3, i % 3);
             let want: f64 =
                 (0..4).map(|p| f64::from(pixels[image * 4 + p]) * f64::from(weight[p * 3 + unit])).sum();
-            // Four products of numbers up to 1 and √(6/4), and their sum.
+            // Rounding of four products of numbers up to 1 and √(6/4), and of their sum.
             let allowed = 8.0 * f64::from(f32::EPSILON) * 4.0 * 1.5f64.sqrt();
             assert!((f64::from(*feature) - want.max(0.0)).abs() <= allowed, "{feature} for {want}");
         }

@@ -6,10 +6,10 @@ use pauc_traits::{Compute, LearningRate, Optimizer, Param, Result, UnitInterval,
 component! {
     /// Updates by the sign of an averaged gradient: m ← βm + (1 − β)g, w ← w − η·sign(m).
     ///
-    /// Computes on the host, so that it works on every device; each step copies all parameters to the host
-    /// and back. Has no weight decay.
+    /// Works on every device, since it computes on the host: each step copies all parameters to the host and
+    /// back. It has no weight decay.
     ///
-    /// Source: the paper or code that the idea is from.
+    /// Source: the paper or code that this follows.
     pub struct OptimizerTemplate: Optimizer {
         /// The base learning rate η, multiplied by the schedule: a number, or `Scaled(base: 0.3, per: 256)`.
         pub lr: LearningRate,

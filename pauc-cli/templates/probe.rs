@@ -4,16 +4,18 @@ use pauc_traits::probe::{Metric, ProbeContext, RowsView, SplitView, When};
 use pauc_traits::{Probe, Result, TrainingSpan, component};
 
 component! {
-    /// Nearest class mean: the fraction of test features that are nearest to the mean of their own class.
+    /// Accuracy of a nearest-mean classifier on the features.
     ///
-    /// Means are those of the training split, distances are Euclidean, and ties go to the lower label.
-    /// Without a labeled test split, nothing is measured.
+    /// Each class is represented by the mean of its training features. A test feature is assigned to the class
+    /// of the nearest mean in Euclidean distance; ties go to the lower label. Without labels or without a test
+    /// split, nothing is measured.
     ///
-    /// Metrics: `ProbeTemplate/accuracy`, a fraction. Chance is the fraction of the largest class.
+    /// Metrics: `ProbeTemplate/accuracy`, a fraction of the test split. Always guessing the largest class
+    /// gives the chance level.
     ///
-    /// Source: the paper or code that the idea is from.
+    /// Source: the paper or code that this follows.
     pub struct ProbeTemplate: Probe {
-        /// The interval between measurements; the end of the run is always measured.
+        /// The interval between measurements. There is also one at the end of the run.
         pub every: TrainingSpan = TrainingSpan::epochs(1),
     }
 }
@@ -51,7 +53,7 @@ fn class_means(rows: RowsView<'_>, labels: &[u32], classes: usize) -> Vec<Option
     sums.into_iter().zip(sizes).map(mean).collect()
 }
 
-/// Returns the fraction of rows that are nearest to the mean of their class.
+/// Returns the fraction of rows for which the nearest mean is that of their class.
 fn accuracy(split: &SplitView<'_>, labels: &[u32], means: &[Option<Vec<f64>>]) -> f64 {
     let distance = |row: &[f32], mean: &[f64]| -> f64 {
         row.iter().zip(mean).map(|(v, m)| (f64::from(*v) - m).powi(2)).sum()

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 /// Write the source file of a new component, with tests.
 ///
-/// The file compiles and passes its tests. Replace its formula, docs and tests by your component's.
+/// The file compiles and passes its tests. Replace its formula, docs and tests with your own.
 ///
 /// Example: pauc-cli new loss MyLoss --out src
 #[derive(Debug, Args)]
@@ -72,6 +72,31 @@ impl TemplateKind {
             TemplateKind::Optimizer => template!("optimizer.rs", "OptimizerTemplate"),
         }
     }
+
+    /// Returns the folder in pauc's repository that has the components of this kind.
+    fn folder(self) -> &'static str {
+        match self {
+            TemplateKind::Loss => "pauc-losses/src/contrastive",
+            TemplateKind::Regularizer => "pauc-losses/src/regularizers",
+            TemplateKind::Encoder => "pauc-models/src/encoders_plain",
+            TemplateKind::Clusterer => "pauc-cluster/src",
+            TemplateKind::Dataset => "pauc-data/src/datasets",
+            TemplateKind::Augmentation => "pauc-data/src/views",
+            TemplateKind::Probe => "pauc-probes/src",
+            TemplateKind::Optimizer => "pauc-models/src/optimizers",
+        }
+    }
+}
+
+/// Returns the file with the `mod` lines of a folder's modules, if there is one.
+fn module_list(folder: &Path) -> Option<PathBuf> {
+    let inside = ["mod.rs", "lib.rs", "main.rs"].map(|name| folder.join(name));
+    let beside = folder.file_name().map(|name| {
+        let mut name = name.to_os_string();
+        name.push(".rs");
+        folder.with_file_name(name)
+    });
+    inside.into_iter().chain(beside).find(|path| path.is_file())
 }
 
 impl NewArgs {
@@ -84,11 +109,21 @@ impl NewArgs {
         let template = self.kind.template();
         write_new(&path, &template.text.replace(template.placeholder, name))?;
         outln!("wrote {}", path.display());
-        outln!(
-            "add `mod {module};` to the crate; `pauc-cli explain {name}` of a binary that links the crate \
-             then shows it"
-        );
+        outln!("{}", self.what_next(&module));
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Returns what is left to do with the module that was written.
+    fn what_next(&self, module: &str) -> String {
+        let Some(list) = module_list(&self.out) else {
+            let folder = self.kind.folder();
+            return format!(
+                "add `mod {module};` to the file that lists the modules of this folder, such as lib.rs\n\
+                 if it is to be a part of pauc itself, `--out {folder}` writes it to the right folder"
+            );
+        };
+        let list = list.display();
+        format!("add `mod {module};` to {list}; once it is built, `pauc-cli explain {}` shows it", self.name)
     }
 }
 
@@ -167,6 +202,17 @@ mod tests {
             let Template { text, placeholder } = kind.template();
             assert_eq!(text.matches(&format!("pub struct {placeholder}: ")).count(), 1, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn every_kind_has_a_folder_with_a_list_of_its_modules() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        for kind in TemplateKind::value_variants() {
+            let list = module_list(&root.join(kind.folder())).unwrap();
+            assert!(std::fs::read_to_string(list).unwrap().contains("mod "), "{kind:?}");
+        }
+        assert_eq!(module_list(&root.join("docs")), None);
+        assert_eq!(module_list(Path::new("/")), None);
     }
 
     #[test]
