@@ -7,14 +7,14 @@ use pauc_traits::{Clusterer, Clustering, Count, Result, TrainingSpan, component}
 use rand::seq::index;
 
 component! {
-    /// K random samples as prototypes, every sample assigned to the nearest: k-means without iterations.
+    /// Random samples as prototypes, and each sample assigned to the nearest: k-means without iterations.
     ///
     /// Distances are Euclidean; ties go to the lower index.
     ///
     /// # Shapes
     /// features (N, D) → one level of K prototypes (K, D)
     ///
-    /// Source: the paper or code that the idea is from.
+    /// Source: the paper or code that this follows.
     pub struct ClustererTemplate: Clusterer {
         /// The number of prototypes K.
         pub k: Count,
@@ -32,21 +32,18 @@ impl Clusterer for ClustererTemplate {
         let mut rng = stream(context.seed, Purpose::Cluster, context.epoch, 0, 0);
         let chosen = index::sample(&mut rng, n, k);
         let centroids: Vec<f32> = chosen.iter().flat_map(|i| rows.row(i)).copied().collect();
-        let (mut assignments, mut sizes, mut objective) = (Vec::with_capacity(n), vec![0usize; k], 0.0);
+        let (mut assignments, mut objective) = (Vec::with_capacity(n), 0.0);
         for row in rows.iter() {
             let (nearest, distance) = nearest(row, &centroids);
+            // `None` would be noise.
             assignments.push(Some(nearest as u32));
-            sizes[nearest] += 1;
             objective += distance;
         }
-        // 1 if all prototypes have the same size.
-        let imbalance =
-            k as f64 * sizes.iter().map(|s| (*s as f64).powi(2)).sum::<f64>() / (n as f64).powi(2);
-        let empty = sizes.iter().filter(|s| **s == 0).count();
-        let report = FitReport { objective: vec![objective], imbalance, empty, ..FitReport::default() };
+        let report = FitReport::new(vec![objective], assignments.iter().copied(), k);
         Ok(vec![Clustering { k, dim, centroids, assignments, report }])
     }
 
+    // One entry per level; `None` if K depends on the data.
     fn prototypes(&self) -> Vec<Option<usize>> {
         vec![Some(self.k.get())]
     }

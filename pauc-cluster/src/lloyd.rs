@@ -461,22 +461,7 @@ pub fn report(
     assignments: impl IntoIterator<Item = Option<u32>>,
     k: usize,
 ) -> FitReport {
-    let (mut sizes, mut noise) = (vec![0usize; k], 0);
-    for assignment in assignments {
-        match assignment {
-            Some(c) => sizes[c as usize] += 1,
-            None => noise += 1,
-        }
-    }
-    FitReport {
-        objective,
-        reassigned: Vec::new(),
-        empty_splits: Vec::new(),
-        splits,
-        imbalance: crate::metrics::imbalance(&sizes),
-        empty: sizes.iter().filter(|s| **s == 0).count(),
-        noise,
-    }
+    FitReport { splits, ..FitReport::new(objective, assignments, k) }
 }
 
 #[cfg(test)]

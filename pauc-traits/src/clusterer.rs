@@ -44,6 +44,40 @@ pub struct FitReport {
     pub noise: usize,
 }
 
+impl FitReport {
+    /// Returns a report with an objective and the sizes of the prototypes: imbalance, empty ones and noise.
+    ///
+    /// # Shapes
+    /// N assignments, each below `k` or `None`
+    ///
+    /// # Panics
+    /// If an assignment is not below `k`.
+    pub fn new(objective: Vec<f64>, assignments: impl IntoIterator<Item = Option<u32>>, k: usize) -> Self {
+        let (mut sizes, mut noise) = (vec![0usize; k], 0);
+        for assignment in assignments {
+            match assignment {
+                Some(c) => sizes[c as usize] += 1,
+                None => noise += 1,
+            }
+        }
+        let empty = sizes.iter().filter(|size| **size == 0).count();
+        FitReport { objective, imbalance: imbalance(&sizes), empty, noise, ..FitReport::default() }
+    }
+}
+
+/// Returns the imbalance K·Σ size² / (Σ size)²: 1 if all clusters have the same size (or all are empty), K if
+/// one cluster has all samples.
+///
+/// # Shapes
+/// the number of samples of each of the K clusters → scalar
+pub fn imbalance(sizes: &[usize]) -> f64 {
+    let total: f64 = sizes.iter().map(|s| *s as f64).sum();
+    if total == 0.0 {
+        return 1.0;
+    }
+    sizes.len() as f64 * sizes.iter().map(|s| (*s as f64).powi(2)).sum::<f64>() / (total * total)
+}
+
 /// The operations of a device for clusterers: it keeps a copy of the rows and searches them.
 ///
 /// A clusterer is written for the host. It may ask the device for the work that grows with the number of
@@ -249,6 +283,24 @@ mod tests {
     fn error(data: &[f32], rows: usize, cols: usize) -> String {
         let context = FitContext::new(0);
         First(1).fit(RowsView { data, rows, cols }, context).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn imbalance_runs_from_one_to_k() {
+        assert_eq!(imbalance(&[3, 3, 3]), 1.0);
+        assert_eq!(imbalance(&[9, 0, 0]), 3.0);
+        assert_eq!(imbalance(&[2, 1]), 2.0 * 5.0 / 9.0);
+        assert_eq!(imbalance(&[0, 0]), 1.0);
+    }
+
+    #[test]
+    fn a_report_counts_sizes() {
+        let report = FitReport::new(vec![5.0], [Some(0), None, Some(2), Some(0)], 4);
+        // Sizes 2, 0, 1, 0.
+        let imbalance = 4.0 * 5.0 / 9.0;
+        let expected =
+            FitReport { objective: vec![5.0], imbalance, empty: 2, noise: 1, ..FitReport::default() };
+        assert_eq!(report, expected);
     }
 
     #[test]

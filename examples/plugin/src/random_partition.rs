@@ -38,10 +38,8 @@ impl Clusterer for RandomPartition {
             row.iter().zip(&centroids[j * dim..]).map(|(v, c)| ((v - c) as f64).powi(2)).sum::<f64>()
         };
         let objective = rows.iter().zip(&labels).map(distance).sum();
-        let squares: f64 = sizes.iter().map(|s| (*s as f64).powi(2)).sum();
-        let imbalance = k as f64 * squares / (n as f64).powi(2);
-        let assignments = labels.iter().map(|j| Some(*j as u32)).collect();
-        let report = FitReport { objective: vec![objective], imbalance, ..FitReport::default() };
+        let assignments: Vec<_> = labels.iter().map(|j| Some(*j as u32)).collect();
+        let report = FitReport::new(vec![objective], assignments.iter().copied(), k);
         Ok(vec![Clustering { k, dim, centroids, assignments, report }])
     }
 
