@@ -393,124 +393,173 @@ mod tests {
         all.iter().sum::<f64>() / all.len() as f64
     }
 
-    #[test]
-    fn every_quantity_equals_its_definition() {
-        let (n, dim, k) = (60, 5, 6);
-        let data = wave(n, dim);
-        let centroids = wave(k, dim).iter().map(|v| v * 0.7).collect::<Vec<_>>();
-        // Prototype 4 is empty, sample 7 is noise.
-        let assignments: Vec<Option<u32>> =
-            (0..n).map(|i| (i != 7).then_some([0, 1, 2, 3, 5][(7 * i + i / 5) % 5] as u32)).collect();
-        let clustering =
-            Clustering { k, dim, centroids: centroids.clone(), assignments, report: Default::default() };
-        let phi: Vec<f32> = (0..k).map(|i| i as f32).collect();
-        let got = Coagulation::of_clustering(RowsView::new(&data, dim), &clustering, &phi).unwrap();
+    /// A clustering of 60 samples into 6 prototypes, in double precision, and what is computed from it. Prototype 4
+    /// is empty, sample 7 is noise.
+    struct Example {
+        found: Coagulation,
+        /// The unit samples.
+        v: Vec<Vec<f64>>,
+        centroids: Vec<Vec<f64>>,
+        /// The unit centroids.
+        directions: Vec<Vec<f64>>,
+        /// The samples that have a prototype, with it.
+        used: Vec<(usize, usize)>,
+        /// The prototypes that have samples.
+        occupied: Vec<usize>,
+    }
 
-        let v: Vec<Vec<f64>> = data.chunks(dim).map(unit).collect();
-        let c: Vec<Vec<f64>> = centroids.chunks(dim).map(|c| c.iter().map(|x| *x as f64).collect()).collect();
-        let used: Vec<(usize, usize)> = clustering
-            .assignments
-            .iter()
-            .enumerate()
-            .filter_map(|(i, a)| a.map(|a| (i, a as usize)))
-            .collect();
-        let occupied: Vec<usize> = (0..k).filter(|c| used.iter().any(|u| u.1 == *c)).collect();
-        let directions: Vec<Vec<f64>> = centroids.chunks(dim).map(unit).collect();
-        // In the code, v and ĉ are rounded to f32. This moves a vector by u and a cosine by 2u. Products of
-        // length dim follow.
-        let of_cosine = tolerance::f32(dim + 2, 1.0);
+    const DIM: usize = 5;
+    /// The samples that have a prototype.
+    const COUNTED: f64 = 59.0;
+
+    impl Example {
+        fn new() -> Self {
+            let (n, k) = (60, 6);
+            let data = wave(n, DIM);
+            let centroids: Vec<f32> = wave(k, DIM).iter().map(|v| v * 0.7).collect();
+            let assignments: Vec<Option<u32>> =
+                (0..n).map(|i| (i != 7).then_some([0, 1, 2, 3, 5][(7 * i + i / 5) % 5] as u32)).collect();
+            let used: Vec<(usize, usize)> =
+                assignments.iter().enumerate().filter_map(|(i, a)| a.map(|a| (i, a as usize))).collect();
+            let double = |c: &[f32]| c.iter().map(|x| f64::from(*x)).collect();
+            let (v, directions) = (data.chunks(DIM).map(unit), centroids.chunks(DIM).map(unit));
+            let (v, directions) = (v.collect(), directions.collect());
+            let doubles = centroids.chunks(DIM).map(double).collect();
+            let occupied = (0..k).filter(|c| used.iter().any(|u| u.1 == *c)).collect();
+            let clustering = Clustering { k, dim: DIM, centroids, assignments, report: Default::default() };
+            let phi: Vec<f32> = (0..k).map(|i| i as f32).collect();
+            let found = Coagulation::of_clustering(RowsView::new(&data, DIM), &clustering, &phi).unwrap();
+            Example { found, v, centroids: doubles, directions, used, occupied }
+        }
+
+        /// Returns the pairs of prototypes that have samples.
+        fn pairs(&self) -> Vec<(usize, usize)> {
+            let later = |a: usize| self.occupied.iter().filter(move |b| **b > a).map(move |b| (a, *b));
+            self.occupied.iter().flat_map(|a| later(*a)).collect()
+        }
+
+        fn cosine(&self, (a, b): (usize, usize)) -> f64 {
+            product(&self.directions[a], &self.directions[b])
+        }
+
+        /// Returns the samples of a prototype.
+        fn members(&self, prototype: usize) -> Vec<usize> {
+            self.used.iter().filter(|u| u.1 == prototype).map(|u| u.0).collect()
+        }
+
+        /// Returns the mean of some samples.
+        fn center(&self, samples: &[usize]) -> Vec<f64> {
+            (0..DIM).map(|l| mean_of(samples.iter().map(|i| self.v[*i][l]))).collect()
+        }
+    }
+
+    /// The error of a cosine. In the code, v and ĉ are rounded to f32. This moves a vector by u and a cosine by 2u.
+    /// Products of length `DIM` follow.
+    fn of_cosine() -> f64 {
+        tolerance::f32(DIM + 2, 1.0)
+    }
+
+    #[test]
+    fn cosines_and_distances_equal_their_definitions() {
+        let example = Example::new();
+        let Example { found, v, centroids, directions, used, occupied } = &example;
         let intra = mean_of(used.iter().map(|(i, j)| product(&v[*i], &directions[*j])));
-        assert_within!(got.intra_cosine, intra, of_cosine);
-        // A distance is off by as much as v is, plus half the relative error of its square, which has dim + 3
+        assert_within!(found.intra_cosine, intra, of_cosine());
+        // A distance is off by as much as v is, plus half the relative error of its square, which has DIM + 3
         // roundings.
-        let distance = mean_of(used.iter().map(|(i, j)| apart(&v[*i], &c[*j]).sqrt()));
-        assert_within!(
-            got.distance,
-            distance,
-            tolerance::f32(1, 1.0) + tolerance::f32(dim + 3, distance / 2.0)
-        );
-        let pairs: Vec<(usize, usize)> = occupied
-            .iter()
-            .flat_map(|a| occupied.iter().filter(move |b| *b > a).map(move |b| (*a, *b)))
-            .collect();
-        let cosines: Vec<f64> =
-            pairs.iter().map(|(a, b)| product(&directions[*a], &directions[*b])).collect();
+        let distance = mean_of(used.iter().map(|(i, j)| apart(&v[*i], &centroids[*j]).sqrt()));
+        let allowed = tolerance::f32(1, 1.0) + tolerance::f32(DIM + 3, distance / 2.0);
+        assert_within!(found.distance, distance, allowed);
+        let cosines: Vec<f64> = example.pairs().into_iter().map(|pair| example.cosine(pair)).collect();
         // The mean is computed in f64, from rounded vectors.
-        assert_within!(got.inter_cosine_mean, mean_of(cosines.iter().copied()), tolerance::f32(3, 1.0));
-        assert_within!(got.inter_cosine_max, cosines.iter().cloned().fold(-2.0, f64::max), of_cosine);
-        let near = |a: &usize| {
-            occupied.iter().any(|b| a != b && product(&directions[*a], &directions[*b]) >= COPY as f64)
-        };
-        assert!(
-            cosines.iter().all(|c| (c - COPY as f64).abs() > of_cosine),
-            "rounding decides which prototypes are copies"
-        );
-        assert_eq!(got.copies, occupied.iter().filter(|a| near(a)).count() as f64 / occupied.len() as f64);
+        assert_within!(found.inter_cosine_mean, mean_of(cosines.iter().copied()), tolerance::f32(3, 1.0));
+        assert_within!(found.inter_cosine_max, cosines.iter().copied().fold(-2.0, f64::max), of_cosine());
+        let is_copy =
+            |a: &&usize| occupied.iter().any(|b| *a != b && example.cosine((**a, *b)) >= COPY as f64);
+        let is_clear = |cosine: &f64| (cosine - COPY as f64).abs() > of_cosine();
+        assert!(cosines.iter().all(is_clear), "rounding decides which prototypes are copies");
+        assert_eq!(found.copies, occupied.iter().filter(is_copy).count() as f64 / occupied.len() as f64);
+    }
+
+    #[test]
+    fn uniformity_and_alignment_equal_their_definitions() {
+        let example = Example::new();
+        let Example { found, v, directions, .. } = &example;
         let uniformity =
             |squares: &mut dyn Iterator<Item = f64>| mean_of(squares.map(|s| (-2.0 * s).exp())).ln();
-        let of_prototypes =
-            uniformity(&mut pairs.iter().map(|(a, b)| apart(&directions[*a], &directions[*b])));
         // exp(4·(cos − 1)): the exponent is off by four times the error of a cosine, and the difference, at
         // most 2, is rounded. exp is accurate to one unit in the last place. A mean of positive terms has at
         // most the same relative error, and its logarithm has that as its absolute error.
-        let of_uniformity = 4.0 * (of_cosine + tolerance::f32(1, 2.0)) + tolerance::f32(2, 1.0);
+        let allowed = 4.0 * (of_cosine() + tolerance::f32(1, 2.0)) + tolerance::f32(2, 1.0);
         // The bound is first order, for errors below 1e-5.
-        let of_uniformity = of_uniformity * (1.0 + of_uniformity);
-        assert_within!(got.prototype_uniformity, of_prototypes, of_uniformity);
-        let all_pairs: Vec<(usize, usize)> = (0..n).flat_map(|a| (a + 1..n).map(move |b| (a, b))).collect();
-        let of_instances = uniformity(&mut all_pairs.iter().map(|(a, b)| apart(&v[*a], &v[*b])));
-        assert_within!(got.instance_uniformity, of_instances, of_uniformity);
+        let allowed = allowed * (1.0 + allowed);
+        let pairs = example.pairs();
+        let of_prototypes =
+            uniformity(&mut pairs.iter().map(|(a, b)| apart(&directions[*a], &directions[*b])));
+        assert_within!(found.prototype_uniformity, of_prototypes, allowed);
+        let all_pairs = (0..v.len()).flat_map(|a| (a + 1..v.len()).map(move |b| (a, b)));
+        let of_instances = uniformity(&mut all_pairs.map(|(a, b)| apart(&v[a], &v[b])));
+        assert_within!(found.instance_uniformity, of_instances, allowed);
+        let used = &example.used;
         let together = used
             .iter()
             .flat_map(|a| used.iter().filter(move |b| b.0 > a.0 && a.1 == b.1).map(move |b| (a.0, b.0)));
         // The sum of ‖v − v'‖² of a prototype is size·Σ‖v − μ‖². Both v and μ are moved by u, which moves the
-        // square by 4u·‖v − μ‖, and its sum has dim + 2 roundings. A mean of ‖v − μ‖² is at most 1. Over the
+        // square by 4u·‖v − μ‖, and its sum has DIM + 2 roundings. A mean of ‖v − μ‖² is at most 1. Over the
         // pairs, it counts 2·size/(size − 1) times, which is at most 4.
         let alignment = mean_of(together.map(|(a, b)| apart(&v[a], &v[b])));
-        assert_within!(got.instance_alignment, alignment, tolerance::f32(4 + dim + 2, 4.0));
+        assert_within!(found.instance_alignment, alignment, tolerance::f32(4 + DIM + 2, 4.0));
+    }
 
-        let center = |of: &dyn Fn(usize) -> bool| -> Vec<f64> {
-            let own: Vec<usize> = used.iter().filter(|u| of(u.1)).map(|u| u.0).collect();
-            (0..dim).map(|l| mean_of(own.iter().map(|i| v[*i][l]))).collect()
-        };
-        let (overall, size) = (center(&|_| true), |c: usize| used.iter().filter(|u| u.1 == c).count() as f64);
-        let within: f64 = used.iter().map(|(i, j)| apart(&v[*i], &center(&|c| c == *j))).sum();
-        let between: f64 = occupied.iter().map(|j| size(*j) * apart(&center(&|c| c == *j), &overall)).sum();
-        // As above, with Σ‖v − μ‖ ≤ √(n·within), and the same for the means around their mean.
-        let counted = used.len() as f64;
-        let of_within = tolerance::f32(4, (counted * within).sqrt()) + tolerance::f32(dim + 2, within);
-        let of_between = tolerance::f32(4, (counted * between).sqrt());
+    #[test]
+    fn scatter_sizes_and_concentrations_equal_their_definitions() {
+        let example = Example::new();
+        let Example { found, v, used, occupied, .. } = &example;
+        let overall = example.center(&used.iter().map(|u| u.0).collect::<Vec<_>>());
+        let (mut within, mut between, mut entropy) = (0.0, 0.0, 0.0);
+        for j in occupied {
+            let members = example.members(*j);
+            let (center, size) = (example.center(&members), members.len() as f64);
+            within += members.iter().map(|i| apart(&v[*i], &center)).sum::<f64>();
+            between += size * apart(&center, &overall);
+            entropy -= size / COUNTED * (size / COUNTED).ln();
+        }
+        // As for the alignment, with Σ‖v − μ‖ ≤ √(n·within), and the same for the means around their mean.
+        let of_within = tolerance::f32(4, (COUNTED * within).sqrt()) + tolerance::f32(DIM + 2, within);
+        let of_between = tolerance::f32(4, (COUNTED * between).sqrt());
         let ratio = within / between;
-        assert_within!(
-            got.within_over_between,
-            ratio,
-            (of_within + ratio * of_between) / (between - of_between)
-        );
-        assert_eq!(got.occupied, 5.0);
-        let entropy = occupied.iter().map(|c| size(*c) / 59.0).map(|p| -p * p.ln()).sum::<f64>();
+        let allowed = (of_within + ratio * of_between) / (between - of_between);
+        assert_within!(found.within_over_between, ratio, allowed);
+        assert_eq!((used.len() as f64, found.occupied), (COUNTED, 5.0));
         // Five terms p·ln p with four roundings each.
-        assert_within!(got.size_entropy, entropy, tolerance::f64(5 + 4, entropy));
-        assert_eq!((got.concentration_p10, got.concentration_p50, got.concentration_p90), (0.5, 2.5, 4.5));
-        // The singular values computed in another way: from the centered matrix itself.
+        assert_within!(found.size_entropy, entropy, tolerance::f64(5 + 4, entropy));
+        let percentiles = (found.concentration_p10, found.concentration_p50, found.concentration_p90);
+        assert_eq!(percentiles, (0.5, 2.5, 4.5));
+    }
+
+    #[test]
+    fn the_rank_within_prototypes_equals_that_of_singular_values() {
+        let example = Example::new();
         let (mut rank, mut of_rank) = (0.0, 0.0);
-        for j in &occupied {
-            let own: Vec<usize> = used.iter().filter(|u| u.1 == *j).map(|u| u.0).collect();
-            let mu = center(&|c| c == *j);
-            let matrix = faer::Mat::from_fn(own.len(), dim, |r, l| v[own[r]][l] - mu[l]);
+        for j in &example.occupied {
+            let members = example.members(*j);
+            let (center, size) = (example.center(&members), members.len() as f64);
+            // The singular values computed in another way: from the centered matrix itself.
+            let matrix = faer::Mat::from_fn(members.len(), DIM, |r, l| example.v[members[r]][l] - center[l]);
             let singular = matrix.singular_values().unwrap();
             let total: f64 = singular.iter().sum();
             let h: f64 = singular.iter().map(|s| s / total).filter(|p| *p > 1e-12).map(|p| -p * p.ln()).sum();
-            rank += size(*j) / 59.0 * h.exp();
+            rank += size / COUNTED * h.exp();
             // Rounding the samples moves the matrix by at most u·√size, and each singular value by no more. A
-            // share σ/Σσ moves by (1 + share·dim) times that over Σσ, and all shares together by 2·dim times
-            // that. The entropy h moves by as much times
-            // |ln| of the smallest share, and exp(h) by the same relative amount.
-            let moved = 2.0 * dim as f64 * tolerance::f32(1, size(*j).sqrt()) / total;
-            let least = singular.iter().cloned().fold(total, f64::min) / total;
+            // share σ/Σσ moves by (1 + share·DIM) times that over Σσ, and all shares together by 2·DIM times
+            // that. The entropy h moves by as much times |ln| of the smallest share, and exp(h) by the same
+            // relative amount.
+            let moved = 2.0 * DIM as f64 * tolerance::f32(1, size.sqrt()) / total;
+            let least = singular.iter().copied().fold(total, f64::min) / total;
             assert!(moved < 0.01 * least, "the bound is first order");
-            of_rank += size(*j) / 59.0 * h.exp() * moved * 1.01 * (1.0 + least.ln().abs());
+            of_rank += size / COUNTED * h.exp() * moved * 1.01 * (1.0 + least.ln().abs());
         }
-        assert_within!(got.within_rank, rank, of_rank);
+        assert_within!(example.found.within_rank, rank, of_rank);
     }
 
     #[test]
