@@ -155,7 +155,7 @@ impl Candidate {
 }
 
 /// Assigns each row to its candidate, unless its current centroid is at least as near. The current centroid
-/// need not be listed with the row's cells any more.
+/// no longer needs to be listed with the row's cells.
 fn keep_nearer(rows: RowsView<'_>, centroids: &[f32], best: &[Candidate], labels: &mut [u32]) -> Pass {
     let dim = rows.cols;
     let mut pass = Pass::default();

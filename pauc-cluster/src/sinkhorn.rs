@@ -16,7 +16,7 @@ component! {
     /// P = diag(u)·exp(−½‖x − c‖²/ε)·diag(v) with row sums 1/N and column sums 1/K, by Sinkhorn's alternating
     /// scaling of rows and columns. A sample goes to the prototype with the largest value in its row of P.
     /// Centroids are then the means of their samples. Sizes are nearly equal; more rounds and a larger ε make
-    /// them more equal. For unit vectors, ε is that of SwAV (logits cos/ε).
+    /// them more equal. For unit vectors, ε means the same as in SwAV (logits cos/ε).
     ///
     /// # Shapes
     /// features (N, D) → for each k: centroids (k, D), N assignments

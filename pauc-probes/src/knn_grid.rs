@@ -9,7 +9,7 @@ use rayon::prelude::*;
 component! {
     /// Accuracies of nearest-neighbor votes on the test split at every k, temperature and distance.
     ///
-    /// There is one search per distance. With `Cosine`, the vote is that of `Knn`, at each k and temperature.
+    /// There is one search per distance. With `Cosine`, `Knn` votes at each k and temperature.
     /// With `Euclidean`, each of the k training samples with the smallest ‖x − y‖ has one vote, so the
     /// temperatures do not matter. Ties between distances go to the lower sample index, ties between votes to
     /// the lower class. All settings are reported, since choosing the best one on the test split would be

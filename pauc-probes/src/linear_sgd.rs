@@ -17,14 +17,14 @@ component! {
     /// the training images per epoch. The default, `Evaluation`, needs no additional pass, and its results
     /// can only be compared with each other.
     ///
-    /// If several learning rates are given, each is trained without every fifth training sample of each
-    /// class, and the one with the best accuracy on those (the smaller of equals) is then trained on all. The
-    /// test split is never used for the choice. `Linear` instead finds the optimum of a different objective
-    /// and has no learning rate.
+    /// With several learning rates, every fifth training sample of each class is held out. A classifier is
+    /// trained at each rate, the rate with the best accuracy on the held-out samples is chosen (the smallest,
+    /// if several are best), and the final classifier is trained on all samples. The test split is never used
+    /// for the choice. `Linear` instead finds the optimum of a different objective and has no learning rate.
     ///
-    /// Metrics: `linear/sgd/e100/b256/step0.1/lr30`, a fraction. With several rates, the name ends before
-    /// `/lr30`, and `/lr` under it is the chosen one. A rate at which weights overflow scores at chance
-    /// level. `/crop-flip`, `/standardised` and `/embeddings` are appended to the name if they apply. Source:
+    /// Metrics: `linear/sgd/e100/b256/step0.1/lr30`, a fraction. With several rates, the name leaves out
+    /// `/lr30`, and `/lr` is appended for the chosen rate. If the weights overflow at some rate, its accuracy
+    /// is that of chance. `/crop-flip`, `/standardised` and `/embeddings` are appended to the name if they apply. Source:
     /// He et al. 2020 (MoCo), Li et al. 2021 (PCL).
     pub struct LinearSgd: Probe {
         /// The learning rate, or several to choose from.

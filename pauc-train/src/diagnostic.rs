@@ -171,7 +171,7 @@ fn syntax_message(text: &str, error: &Ron) -> (String, Option<String>) {
         Ron::Eof => ("the text ends too early: a bracket is not closed".into(), None),
         error if exceeds_depth(error) => (
             format!("brackets are nested more than {} deep", recipe_text::MAX_DEPTH),
-            Some("close brackets that are left open; no value needs so many".into()),
+            Some("close the open brackets; no recipe is nested this deeply".into()),
         ),
         error => (error.to_string(), None),
     }

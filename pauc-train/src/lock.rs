@@ -93,8 +93,8 @@ impl RunDir {
         Ok(Lock { _file: file })
     }
 
-    /// Creates the folder and locks it. The lock is its first file: a folder without one is not taken for a
-    /// run's, so a process that ends before would leave a folder that nobody dares to use.
+    /// Creates the folder and locks it. The lock is its first file, since a folder with files but without a
+    /// lock is never taken for a run: a process that died in between would leave a folder that no run may use.
     ///
     /// # Errors
     /// As for [`RunDir::lock`].

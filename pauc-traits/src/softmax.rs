@@ -176,7 +176,7 @@ impl<E: Scalar, D: Backend<E>, K: SoftmaxKernels<E, D>> FusedLoss<E, D, K> {
     }
 }
 
-/// The kernels of a device without kernels. There is no value of this type.
+/// Stands in for the kernels of a device that has none. This type has no values.
 #[derive(Clone, Copy, Debug)]
 pub enum NoKernels {}
 

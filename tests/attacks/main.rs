@@ -34,7 +34,7 @@ fn limited(kibibytes: usize) -> std::process::Command {
     command
 }
 
-/// Returns the number of cases for an attack that usually makes `usual`, of which there is no last one.
+/// Returns the number of cases of an attack that can make any number of them, and usually makes `usual`.
 fn count(usual: usize) -> usize {
     share(usual, usual)
 }

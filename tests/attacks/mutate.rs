@@ -1,5 +1,5 @@
-//! Changes recipes at random, along their grammar: a change hits a value, a name, a field or an item, and what
-//! is written there is what somebody may write, or may do to a program.
+//! Changes recipes at random, along their grammar. A change replaces a value, a name, a field or an item with
+//! a plausible mistake or with something hostile.
 
 use pauc::train::recipe_text::{Node, Parts, parse};
 use pauc::traits::registry::{Listing, catalog};

@@ -23,9 +23,9 @@ component! {
     /// (B, D) queries of view 0, (K, D) centroids → scalar.
     ///
     /// # Reading
-    /// 0 means even use (and, with w > 0, confident assignments); ln K means one prototype for all.
-    /// Uninformative embeddings have uniform assignments: the value is w·ln K. This is the chance level
-    /// shown, with the last w of a schedule.
+    /// At 0, all prototypes are used evenly (and, with w > 0, every assignment is confident). At ln K, all
+    /// samples share one prototype. If the embeddings say nothing about the images, assignments are uniform.
+    /// This gives the chance level w·ln K, with the last w of a schedule.
     ///
     /// # Gradient
     /// Centroids are constants: embeddings move from crowded prototypes to rare ones. With w > 0 it contracts
