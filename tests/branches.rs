@@ -91,8 +91,10 @@ fn a_run_that_diverged_finishes_from_good_at_a_lower_rate() {
     let diverged = pauc(args(folder.path(), &set));
     let run = only_run(&folder.path().join("runs"));
     let path = run.to_str().unwrap();
-    let command = format!("`pauc-cli resume {path} --from good --set optimizer.lr=100000000000.0`");
+    let command = format!("pauc-cli resume {path} --from good --set optimizer.lr=0.06");
     assert_says(&diverged, 1, &["not finite", "last good checkpoint", &command]);
+    let told = pauc(["postmortem", path]);
+    assert!(told.stdout.contains(&command), "{}", told.stdout);
     assert!(run.join("postmortem.json").exists());
     let before = json(&run.join("run.json"));
 

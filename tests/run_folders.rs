@@ -294,3 +294,67 @@ fn nan_in_a_checkpoint_is_found_by_name_and_the_one_before_is_taken() {
     assert_says(&resume(&run, &[]), 0, &[&said, "unusable1", "step-00000006.safetensors"]);
     assert!(std::fs::read(&last).unwrap() == whole);
 }
+
+/// Returns a command that runs `pauc-cli` as another user; `None` with the reason if that is not possible here.
+#[cfg(unix)]
+fn as_another_user(args: &[&str]) -> Result<std::process::Command, String> {
+    use std::process::Command;
+    let nobody = |program: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", program]);
+        command
+    };
+    let binary = env!("CARGO_BIN_EXE_pauc-cli");
+    let tried = nobody(binary).arg("--version").output().map_err(|e| format!("setpriv: {e}"))?;
+    if !tried.status.success() {
+        return Err(String::from_utf8_lossy(&tried.stderr).trim().to_string());
+    }
+    let mut command = nobody(binary);
+    command.args(args).current_dir("/").env("NO_COLOR", "1").env_remove("PAUC_SIMD");
+    Ok(command)
+}
+
+/// Folders of another user: nothing is written there, and the message names the file and the remedy.
+#[cfg(unix)]
+#[test]
+fn folders_of_another_user_are_refused_with_a_remedy() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path(), &["--max-steps", "3"]);
+    // Everybody may look into them.
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let listing = || {
+        let all = walk(folder.path());
+        all.into_iter().map(|p| (p.clone(), std::fs::metadata(p).unwrap().len())).collect::<Vec<_>>()
+    };
+    let before = listing();
+    let (recipe, out) = (folder.path().join("recipe.ron"), folder.path().join("others"));
+    let (recipe, out, run) = (recipe.to_str().unwrap(), out.to_str().unwrap(), run.to_str().unwrap());
+    for (args, file) in [
+        (vec!["run", recipe, "--out", out], "others"),
+        (vec!["resume", run], "run.lock"),
+        (vec!["report", run], "report.html"),
+    ] {
+        let mut command = match as_another_user(&args) {
+            Ok(command) => command,
+            Err(why) => return println!("skipped: cannot run as another user: {why}"),
+        };
+        let done = command.output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{args:?}: {said}");
+        for part in [file, "ermission denied", "make it writable"] {
+            assert!(said.contains(part), "{args:?}: no {part:?} in {said}");
+        }
+    }
+    assert_eq!(listing(), before, "nothing was written");
+}
+
+/// Returns all files and folders below a folder, sorted.
+#[cfg(unix)]
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    let folders: Vec<PathBuf> = all.iter().filter(|p| p.is_dir()).cloned().collect();
+    all.extend(folders.iter().flat_map(|f| walk(f)));
+    all.sort();
+    all
+}

@@ -6,9 +6,9 @@ use crate::Failure;
 use crate::commands::{
     bench::BenchArgs, check::CheckArgs, cluster::ClusterArgs, compare::CompareArgs,
     completions::CompletionsArgs, data::DataCommand, devices::DevicesArgs, embed::EmbedArgs, eval::EvalArgs,
-    explain::ExplainArgs, export::ExportArgs, list::ListArgs, new::NewArgs, report::ReportArgs,
-    reproduce::ReproduceArgs, resume::ResumeArgs, run::RunArgs, sweep::SweepArgs, tail::TailArgs,
-    term::TermArgs,
+    explain::ExplainArgs, export::ExportArgs, list::ListArgs, new::NewArgs, postmortem::PostmortemArgs,
+    report::ReportArgs, reproduce::ReproduceArgs, resume::ResumeArgs, run::RunArgs, sweep::SweepArgs,
+    tail::TailArgs, term::TermArgs,
 };
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use pauc::train::memory::parse_bytes;
@@ -50,6 +50,7 @@ pub enum Command {
     Cluster(ClusterArgs),
     Tail(TailArgs),
     Report(ReportArgs),
+    Postmortem(PostmortemArgs),
     Eval(EvalArgs),
     Embed(EmbedArgs),
     Compare(CompareArgs),
@@ -75,7 +76,7 @@ const GROUPS: &[VerbGroup] = &[
     VerbGroup { heading: "Data and features", verbs: &["data", "cluster"] },
     VerbGroup {
         heading: "Look into a run",
-        verbs: &["tail", "report", "eval", "embed", "compare", "export"],
+        verbs: &["tail", "report", "postmortem", "eval", "embed", "compare", "export"],
     },
     VerbGroup { heading: "Components", verbs: &["list", "explain", "new", "term", "bench"] },
     VerbGroup { heading: "This program", verbs: &["devices", "completions", "help"] },

@@ -1,6 +1,7 @@
 //! Code that the training verbs share.
 
 use crate::Failure;
+use pauc::report::postmortem::story::story;
 use pauc::train::run::{self, Outcome, RunError};
 use pauc::train::trainer::Ending;
 use pauc::traits::Error;
@@ -36,6 +37,9 @@ pub fn run_failure(e: RunError, folder: &Path) -> Failure {
             Failure::new(1, format!("error: {e}\n{help}"))
         }
         RunError::Failed(e) => e.into(),
+        RunError::Diverged { path, postmortem, .. } => {
+            Failure::new(1, format!("error: {}", story(&postmortem, &path)))
+        }
         RunError::AlreadyDone(_)
         | RunError::Unfinished { .. }
         | RunError::Running { .. }

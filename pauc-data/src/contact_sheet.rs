@@ -1,6 +1,6 @@
 //! Contact sheets: many images on one sheet, to inspect data and views.
 
-use pauc_traits::{Error, Image, Result};
+use pauc_traits::{Error, Image, ImageShape, Result};
 
 /// The gap between images in pixels.
 const GAP: usize = 2;
@@ -39,6 +39,20 @@ pub fn contact_sheet(images: &[Image<'_>], columns: usize) -> Result<Vec<u8>> {
     encode(&sheet, height, width).map_err(|e| Error::Other(format!("contact sheet: {e}").into()))
 }
 
+/// Returns a PNG file with one image. A gray image becomes RGB.
+///
+/// # Errors
+/// If the image has neither 1 nor 3 channels, or is too large for a PNG.
+pub fn png(image: &Image<'_>) -> Result<Vec<u8>> {
+    let ImageShape { height, width, channels } = image.shape;
+    if !matches!(channels, 1 | 3) {
+        return Err(Error::shape("PNG", format!("{} is neither gray nor RGB", image.shape)));
+    }
+    let rgb: Vec<u8> =
+        image.pixels.chunks_exact(channels).flat_map(|p| [p[0], p[channels / 2], p[channels - 1]]).collect();
+    encode(&rgb, height, width).map_err(|e| Error::Other(format!("PNG: {e}").into()))
+}
+
 fn encode(rgb: &[u8], height: usize, width: usize) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, u32::try_from(width)?, u32::try_from(height)?);
@@ -54,7 +68,6 @@ fn encode(rgb: &[u8], height: usize, width: usize) -> Result<Vec<u8>, Box<dyn st
 mod tests {
     use super::*;
     use crate::decode::decode;
-    use pauc_traits::ImageShape;
     use std::path::Path;
 
     #[test]
@@ -73,6 +86,16 @@ mod tests {
             [pixel(6, 2), pixel(7, 2), pixel(0, 0), pixel(3, 2)],
             [&[1, 2, 3], &[4, 5, 6], &[255; 3][..], &[255; 3]]
         );
+    }
+
+    #[test]
+    fn a_single_image_has_no_frame() {
+        let gray = Image::new(ImageShape { height: 1, width: 2, channels: 1 }, vec![10, 20]);
+        let file = decode(&png(&gray).unwrap(), Default::default(), Path::new("png")).unwrap();
+        assert_eq!((file.shape.height, file.shape.width), (1, 2));
+        assert!(*file.pixels == [10, 20] || *file.pixels == [10, 10, 10, 20, 20, 20], "{:?}", file.pixels);
+        let two = Image::new(ImageShape { height: 1, width: 1, channels: 2 }, vec![0, 0]);
+        assert!(png(&two).unwrap_err().to_string().contains("neither gray nor RGB"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod lars;
 mod sgd;
 
 pub use adamw::AdamW;
-pub use clip::clip_gradients;
+pub use clip::{clip_gradients, shorten_gradients, squared_gradients};
 pub use lars::Lars;
 pub use sgd::Sgd;
 

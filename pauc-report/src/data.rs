@@ -4,10 +4,12 @@ use crate::events::{
     Change, Clustering, End, Event, Gradients, Health, Log, Metric, Phase, Probe, Stages, Step, Subject,
     Warning,
 };
+use crate::postmortem::Postmortem;
+use crate::postmortem::page::{SamplePictures, read_pictures};
 use pauc_traits::{Error, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The content of a report.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -42,6 +44,12 @@ pub struct ReportData {
     pub prototypes: Option<Prototypes>,
     /// `figures/prototypes.png`, if it exists.
     pub sheet: Option<Vec<u8>>,
+    /// What the run knew when a value became NaN or infinite, if that happened.
+    pub postmortem: Option<Postmortem>,
+    /// Pictures of the samples that the postmortem names.
+    pub sample_pictures: Vec<SamplePictures>,
+    /// The folder of the run, as it was given.
+    pub folder: PathBuf,
     /// The numbers of unreadable lines of `metrics.jsonl`.
     pub damaged: Vec<usize>,
 }
@@ -119,7 +127,7 @@ impl ReportData {
     /// Reads the folder of a run. `metrics.jsonl` is required.
     ///
     /// # Errors
-    /// If a file cannot be read, or `run.json` or `figures/embedding.json` is damaged.
+    /// If a file cannot be read, or `run.json`, `postmortem.json` or `figures/embedding.json` is damaged.
     pub fn read(run_dir: &Path) -> Result<Self> {
         let metrics = run_dir.join("metrics.jsonl");
         if !metrics.exists() {
@@ -132,6 +140,11 @@ impl ReportData {
         data.embedding = json(&run_dir.join("figures/embedding.json"))?;
         data.prototypes = json(&run_dir.join("figures/prototypes.json"))?;
         data.sheet = bytes(&run_dir.join("figures/prototypes.png"))?;
+        data.postmortem = Postmortem::read(run_dir)?;
+        if let Some(postmortem) = &data.postmortem {
+            data.sample_pictures = read_pictures(postmortem, run_dir)?;
+        }
+        data.folder = run_dir.to_path_buf();
         Ok(data)
     }
 
@@ -157,7 +170,7 @@ impl ReportData {
                 Event::End(e) => data.ends.push(e),
                 Event::Health(e) => drop(health.insert(e.step, e)),
                 Event::Stages(e) => drop(stages.insert(e.step, e)),
-                Event::Phase(_) | Event::Warning(_) | Event::Unknown => {}
+                Event::Phase(_) | Event::Warning(_) | Event::Diverged(_) | Event::Unknown => {}
             }
         }
         data.steps = steps.into_values().collect();
@@ -284,7 +297,8 @@ mod tests {
         let error = ReportData::read(dir.path()).unwrap_err().to_string();
         assert!(error.contains("metrics.jsonl: not found; give the folder of a run"), "{error}");
         std::fs::write(dir.path().join("metrics.jsonl"), "").unwrap();
-        assert_eq!(ReportData::read(dir.path()).unwrap(), ReportData::default());
+        let empty = ReportData { folder: dir.path().into(), ..ReportData::default() };
+        assert_eq!(ReportData::read(dir.path()).unwrap(), empty);
         std::fs::write(dir.path().join("run.json"), r#"{"name":"n","seed":3,"threads":2}"#).unwrap();
         let run = ReportData::read(dir.path()).unwrap().run;
         assert_eq!(

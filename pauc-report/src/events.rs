@@ -43,7 +43,9 @@ pub enum Event {
     Warning(Warning),
     /// A change of the recipe or the data, on request.
     Change(Change),
-    /// The end of the process, for any reason.
+    /// A value became NaN or infinite, and ended the process.
+    Diverged(Diverged),
+    /// The end of the process, for any other reason.
     End(End),
     /// An event of a kind that this version does not know.
     #[serde(other)]
@@ -349,6 +351,15 @@ pub struct Change {
     /// Optimizer steps done before it.
     pub step: u64,
     /// What was changed.
+    pub text: String,
+}
+
+/// A value became NaN or infinite.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Diverged {
+    /// The step that failed, counted from 1; after a failure between steps, the next one.
+    pub step: u64,
+    /// The story of the failure, in one line.
     pub text: String,
 }
 

@@ -3,6 +3,8 @@
 /// A section of the report; the variants are in the order of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Section {
+    /// The last steps before NaN or infinity.
+    Postmortem,
     /// Objective, terms, weights, learning rate.
     Training,
     /// Health and time, per epoch.

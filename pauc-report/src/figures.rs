@@ -5,6 +5,7 @@ use crate::events::{ClusterLevel, Metric, Subject, Term};
 use crate::figure::{Figure, Section};
 use crate::picture;
 use crate::plot::{Chart, Scale, Series};
+use crate::postmortem::page;
 use crate::scatter::Scatter;
 use pauc_traits::probe::MetricKind;
 
@@ -14,6 +15,9 @@ const EPOCH: &str = "epoch";
 pub fn all(data: &ReportData) -> Vec<Figure> {
     let mut charts: Vec<(String, Section, Chart)> = Vec::new();
     let mut add = |name: &str, section, chart: Chart| charts.push((name.to_string(), section, chart));
+    for (name, chart) in data.postmortem.iter().flat_map(page::figures) {
+        add(name, Section::Postmortem, chart);
+    }
     training(data, &mut add);
     health(data, &mut add);
     probes(data, &mut add);

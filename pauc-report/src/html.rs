@@ -6,7 +6,8 @@ use crate::events::{Metric, Status, Subject};
 use crate::figure::Section;
 use crate::figures;
 use crate::plot::{STYLE, colors, escape};
-use crate::verdict::{self, Verdict};
+use crate::postmortem::page;
+use crate::verdict::{self, Condition, Verdict};
 use minijinja::{AutoEscape, Environment, context};
 use pauc_traits::probe::MetricKind;
 use pauc_traits::{Error, Result};
@@ -64,9 +65,10 @@ pub fn render(data: &ReportData) -> Result<String> {
             dark => colors(true),
             plot_style => STYLE,
             facts => facts(data),
-            conditions => verdict::conditions(data).iter().map(|c| (&c.sentence, c.well)).collect::<Vec<_>>(),
+            conditions => conditions(data).iter().map(|c| (&c.sentence, c.well)).collect::<Vec<_>>(),
             sentences => verdicts.iter().filter_map(Verdict::sentence).collect::<Vec<_>>(),
             verdicts => verdicts.iter().map(verdict_row).collect::<Vec<_>>(),
+            postmortem => page::view(data),
             warnings => warnings(data),
             changes => data.changes.iter().map(|c| (c.step, &c.text)).collect::<Vec<_>>(),
             sections => sections(data),
@@ -78,6 +80,13 @@ pub fn render(data: &ReportData) -> Result<String> {
         },
     );
     page.map_err(|e| Error::Other(e.into()))
+}
+
+/// Returns the conditions at the end; a run that ended with NaN or infinity was not well, whatever its last epoch says.
+fn conditions(data: &ReportData) -> Vec<Condition> {
+    let mut all = verdict::conditions(data);
+    all.retain(|c| !c.well || !page::is_the_end(data));
+    all
 }
 
 /// Formats a metric's name as HTML with line breaks allowed after slashes.

@@ -10,6 +10,7 @@
 //! | [`plot`], [`scatter`], [`axis`] | charts and scatter plots as SVG, and the numbers at their axes |
 //! | [`narrate`] | events as lines of text |
 //! | [`picture`] | image files in figures |
+//! | [`postmortem`] | why a run ended with NaN or infinity: causes, story, section of the page |
 //! | [`tensorboard`] | the metrics as TensorBoard event files |
 //! | [`verdict`] | accuracies compared with the baselines |
 //! | [`html`] | the page |
@@ -28,6 +29,7 @@ pub mod html;
 pub mod narrate;
 pub mod picture;
 pub mod plot;
+pub mod postmortem;
 pub mod scatter;
 pub mod tensorboard;
 pub mod verdict;
@@ -41,10 +43,11 @@ use std::path::{Path, PathBuf};
 /// Writes `report.html` into the folder of a run and returns its path.
 ///
 /// Reads `metrics.jsonl`, which is required, and if they exist `run.json`, `recipe.resolved.ron`,
-/// `figures/embedding.json`, `figures/prototypes.json` and `figures/prototypes.png`.
+/// `figures/embedding.json`, `figures/prototypes.json`, `figures/prototypes.png` and `postmortem.json` with its
+/// pictures.
 ///
 /// # Errors
-/// If a file cannot be read or written, or `run.json` or `figures/embedding.json` is damaged.
+/// If a file cannot be read or written, or `run.json`, `postmortem.json` or `figures/embedding.json` is damaged.
 pub fn write_report(run_dir: &Path) -> Result<PathBuf> {
     write_report_of(&ReportData::read(run_dir)?, run_dir)
 }

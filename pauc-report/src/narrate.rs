@@ -41,6 +41,7 @@ pub fn line(event: &Event) -> Option<String> {
         Event::Phase(e) => Some(format!("step {}: phase {}; {}", e.step, e.name, e.text)),
         Event::Warning(e) => Some(format!("warning: {}", e.text)),
         Event::Change(e) => Some(format!("after step {}: {}", e.step, e.text)),
+        Event::Diverged(e) => Some(format!("failed: {}", e.text)),
         Event::End(e) => {
             let status = match e.status {
                 events::Status::Finished => "finished",

@@ -31,6 +31,11 @@ pub fn contact_sheet(png: &[u8], prototypes: &Prototypes) -> Option<Figure> {
     Some(Figure { name: "prototypes-nearest".into(), section: Section::Clustering, svg })
 }
 
+/// Returns a PNG file as a data URI; `None` if it is not one.
+pub(crate) fn data_uri(png: &[u8]) -> Option<String> {
+    size(png).map(|_| format!("data:image/png;base64,{}", base64(png)))
+}
+
 /// Returns width and height of a PNG file, which follow its signature.
 fn size(png: &[u8]) -> Option<(u32, u32)> {
     let chunks = png.strip_prefix(b"\x89PNG\r\n\x1a\n")?;

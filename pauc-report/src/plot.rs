@@ -33,6 +33,31 @@ pub enum Scale {
     Plain,
     /// Fractions as percentages.
     Percent,
+    /// Decimal logarithms; numbers that are not positive interrupt a line.
+    Log,
+}
+
+impl Scale {
+    /// Returns the height of a value on the axis.
+    fn height(self, value: f64) -> f64 {
+        if self == Scale::Log { value.log10() } else { value }
+    }
+
+    /// Formats the value at a height between ticks that are `step` apart.
+    fn label(self, height: f64, step: f64) -> String {
+        match self {
+            Scale::Plain => number(height, step),
+            Scale::Percent => number(height * 100.0, step * 100.0) + " %",
+            Scale::Log => number(10f64.powf(height), 10f64.powf(height)),
+        }
+    }
+
+    /// Returns the ticks of an axis; powers of ten on a logarithmic one, if there are several.
+    fn ticks(self, low: f64, high: f64) -> Vec<f64> {
+        let all = ticks(low, high, 5);
+        let powers: Vec<f64> = all.iter().copied().filter(|t| (t - t.round()).abs() < 1e-9).collect();
+        if self == Scale::Log && powers.len() > 1 { powers } else { all }
+    }
 }
 
 /// A line through points.
@@ -144,22 +169,18 @@ impl Chart {
         !self.series.iter().any(|s| s.points.iter().any(|p| p.1.is_finite()))
     }
 
-    fn label(&self, value: f64, step: f64) -> String {
-        match self.scale {
-            Scale::Plain => number(value, step),
-            Scale::Percent => number(value * 100.0, step * 100.0) + " %",
-        }
-    }
-
     /// Renders the chart as an `<svg>` element that uses the page's CSS variables.
     pub fn svg(&self) -> String {
-        let thinned: Vec<Vec<_>> = self.series.iter().map(|s| thin(&s.points, 240)).collect();
+        let heights =
+            |s: &Series| -> Vec<_> { s.points.iter().map(|(x, y)| (*x, self.scale.height(*y))).collect() };
+        let thinned: Vec<Vec<_>> = self.series.iter().map(|s| thin(&heights(s), 240)).collect();
         let legend = self.legend();
         // The names of marks have their own row above the plot, where no line crosses them.
         let top = 40.0 + 15.0 * legend.len() as f64 + if self.marks.is_empty() { 0.0 } else { MARKS };
         let points = || thinned.iter().flatten();
         let xs = points().map(|p| p.0).chain(self.marks.iter().map(|m| m.1));
-        let ys = points().flat_map(|p| [p.2, p.3]).chain(self.references.iter().map(|r| r.1));
+        let ys =
+            points().flat_map(|p| [p.2, p.3]).chain(self.references.iter().map(|r| self.scale.height(r.1)));
         let frame = Frame { x: range(xs, 0.02), y: range(ys, 0.06), top };
         let height = top + PLOT + BOTTOM;
         let mut out = format!(
@@ -188,7 +209,7 @@ impl Chart {
 
     fn axes(&self, out: &mut String, frame: &Frame, height: f64) {
         let step = |t: &[f64]| if t.len() > 1 { t[1] - t[0] } else { 0.0 };
-        let (xs, ys) = (ticks(frame.x.0, frame.x.1, 6), ticks(frame.y.0, frame.y.1, 5));
+        let (xs, ys) = (ticks(frame.x.0, frame.x.1, 6), self.scale.ticks(frame.y.0, frame.y.1));
         for &t in &ys {
             let y = frame.y(t);
             let _ = write!(
@@ -196,7 +217,7 @@ impl Chart {
                 "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>",
                 WIDTH - RIGHT
             );
-            text(out, (LEFT - 6.0, y + 3.5), "tick end", &self.label(t, step(&ys)));
+            text(out, (LEFT - 6.0, y + 3.5), "tick end", &self.scale.label(t, step(&ys)));
         }
         let floor = frame.top + PLOT;
         let _ = write!(
@@ -233,9 +254,9 @@ impl Chart {
             }
             let _ = write!(out, "\" style=\"stroke:var(--c{color})\"/>");
             if series.points.len() <= 60 {
-                for p in series.points.iter().filter(|p| p.1.is_finite()) {
+                for p in series.points.iter().filter(|p| self.scale.height(p.1).is_finite()) {
                     let value = match self.scale {
-                        Scale::Plain => significant(p.1),
+                        Scale::Plain | Scale::Log => significant(p.1),
                         Scale::Percent => format!("{:.2} %", 100.0 * p.1),
                     };
                     let _ = write!(
@@ -243,7 +264,7 @@ impl Chart {
                         "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.4\" style=\"fill:var(--c{color})\">\
                          <title>{}: {value} at {}</title></circle>",
                         frame.x(p.0),
-                        frame.y(p.1),
+                        frame.y(self.scale.height(p.1)),
                         escape(&series.name),
                         significant(p.0)
                     );
@@ -267,7 +288,7 @@ impl Chart {
         }
         let mut taken: Vec<f64> = Vec::new();
         for (name, value) in self.references.iter().filter(|r| r.1.is_finite()) {
-            let y = frame.y(*value);
+            let y = frame.y(self.scale.height(*value));
             let _ = write!(
                 out,
                 "<line class=\"reference\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>",
@@ -285,7 +306,7 @@ impl Chart {
 
     fn reference_value(&self, value: f64) -> String {
         match self.scale {
-            Scale::Plain => significant(value),
+            Scale::Plain | Scale::Log => significant(value),
             Scale::Percent => format!("{:.1} %", 100.0 * value),
         }
     }
@@ -402,6 +423,20 @@ mod tests {
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
         assert!(chart(vec![(0.0, f64::NAN)]).is_empty());
         assert!(!chart(vec![]).svg().contains("NaN"));
+    }
+
+    #[test]
+    fn a_logarithmic_axis_has_powers_of_ten() {
+        let points = vec![(0.0, 1e-2), (1.0, 0.0), (2.0, 1e4)];
+        let svg = Chart { scale: Scale::Log, references: Vec::new(), ..chart(points) }.svg();
+        // From −2 to 4, widened by 6 %: 10⁴ is 6/112 of the height from the top.
+        let y = 40.0 + PLOT * 0.06 / 1.12;
+        assert!(svg.contains(&format!(" {y:.1}\"")), "{svg}");
+        assert!(
+            ["0.01", "1", "100", "10k"].iter().all(|tick| svg.contains(&format!(">{tick}</text>"))),
+            "{svg}"
+        );
+        assert_eq!(svg.matches("<circle").count(), 2, "zero has no logarithm: {svg}");
     }
 
     #[test]

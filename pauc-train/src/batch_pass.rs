@@ -21,7 +21,7 @@ use std::ops::Range;
 
 /// The first pass over a batch in micro-batches: batch statistics as in training, but no tape. The momentum
 /// branch uses the same kind of pass.
-const TRAIN_NO_GRAD: Pass = Pass::Momentum;
+pub(crate) const TRAIN_NO_GRAD: Pass = Pass::Momentum;
 
 /// One batch on its way through the networks and back. Gradients are added to those of the state's
 /// parameters.
@@ -46,9 +46,9 @@ struct Online<D: NetworkDevice> {
 }
 
 /// Raw outputs by view, (B, D) each; no predictions without a predictor.
-struct OnlineRows<D: NetworkDevice> {
-    embeddings: RowsByView<D>,
-    predictions: RowsByView<D>,
+pub(crate) struct OnlineRows<D: NetworkDevice> {
+    pub embeddings: RowsByView<D>,
+    pub predictions: RowsByView<D>,
 }
 
 /// How the backward pass of the online network gets its tape.
@@ -62,9 +62,9 @@ enum Tape<D: NetworkDevice> {
 }
 
 /// The momentum network's outputs for a batch; empty if nothing reads them.
-struct Keys<D: NetworkDevice> {
+pub(crate) struct Keys<D: NetworkDevice> {
     /// Raw outputs by view, (B, D) each.
-    rows: RowsByView<D>,
+    pub rows: RowsByView<D>,
     /// The rows of the last view, row-major, which enter the queue.
     newest: Vec<f32>,
 }
@@ -184,12 +184,12 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         Ok(Branch { embeddings, predictions })
     }
 
-    fn predicts(&self) -> bool {
+    pub(crate) fn predicts(&self) -> bool {
         self.batch.reads.predictions && self.plan.recipe.predictor.is_some()
     }
 
     /// Passes the views that terms or the queue read as keys through the momentum network.
-    fn forward_keys(&mut self) -> Result<Keys<D>> {
+    pub(crate) fn forward_keys(&mut self) -> Result<Keys<D>> {
         let batch = self.batch;
         let (Some(momentum), Some(newest)) = (&mut self.state.momentum, batch.reads.newest) else {
             return Ok(Keys { rows: Vec::new(), newest: Vec::new() });
@@ -234,7 +234,11 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
     }
 
     /// Collects all inputs of the terms.
-    fn term_inputs(&mut self, online: OnlineRows<D>, keys: RowsByView<D>) -> Result<Inputs<f32, D>> {
+    pub(crate) fn term_inputs(
+        &mut self,
+        online: OnlineRows<D>,
+        keys: RowsByView<D>,
+    ) -> Result<Inputs<f32, D>> {
         let batch = self.batch;
         let matrix = |param: &Param<D>| {
             let matrix = self.device.buffer_tensor(&param.value(), (param.shape[0], param.shape[1]))?;

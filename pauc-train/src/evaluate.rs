@@ -111,8 +111,10 @@ pub fn embed_epoch<D: NetworkDevice>(
         out.embeddings.extend(chunk.embeddings);
         Ok(())
     })?;
-    if out.features.iter().any(|v| !v.is_finite()) {
-        return Err(Error::NonFinite { what: "a feature of the evaluation view".into(), place: None });
+    if let Some(at) = out.features.iter().position(|v| !v.is_finite()) {
+        let (what, image) = ("a feature of the evaluation view".into(), at / out.feature_dim.max(1));
+        let place = format!("{} is the first of {}", source.name(image), source.len());
+        return Err(Error::NonFinite { what, place: Some(place) });
     }
     pauc_cluster::unit_rows(&mut out.embeddings, out.dim);
     Ok(out)

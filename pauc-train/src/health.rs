@@ -85,13 +85,13 @@ pub(crate) fn of_step<D: NetworkDevice>(
     state: &TrainState<D>,
     trace: &StepTrace<D>,
 ) -> Result<Option<NetworkHealth>> {
-    let Some(last) = trace.gradient_norms.back().filter(|last| last.step == state.step) else {
+    let Some(last) = trace.steps.back().filter(|last| last.step == state.step) else {
         return Ok(None);
     };
     let embeddings = trace.embeddings.iter().flatten().next().map(ops::to_host).transpose()?;
     let spread_of = |values: Vec<f32>| spread(RowsView::new(&values, state.network.embedding_dim()));
     let spread = embeddings.map(spread_of).transpose()?.filter(|spread| spread.is_finite());
-    Ok(Some(NetworkHealth { gradient_norm: last.norm, spread }))
+    Ok(Some(NetworkHealth { gradient_norm: last.gradient_norm(), spread }))
 }
 
 /// Returns the means of the terms over the epoch, and resets the sums.

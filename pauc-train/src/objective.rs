@@ -249,11 +249,8 @@ impl Objective {
         let outputs: Vec<_> =
             inputs.views.iter().chain(&inputs.predictions).map(rows).collect::<Result<_>>()?;
         let mut all: Vec<(TermGradient, Vec<f64>)> = Vec::new();
-        for planned in self.active(&inputs.clock) {
-            let batch = Batch::new(device, inputs.clone())?;
-            batch.enter(&planned.name);
-            let value = planned.term.evaluate(&batch)?;
-            let BatchGradients { views, predictions, .. } = batch.backward(value)?;
+        for (TermValue { name, weight, .. }, gradients) in self.evaluate_each(device, inputs)? {
+            let BatchGradients { views, predictions, .. } = gradients;
             let mut gradient = Vec::new();
             for (found, outputs) in views.into_iter().chain(predictions).zip(&outputs) {
                 let (Some(found), Some((x, dim))) = (found, outputs) else { continue };
@@ -268,10 +265,34 @@ impl Objective {
                 if lengths > 0.0 { dot(&gradient, other) / lengths } else { 0.0 }
             };
             let cosines = all.iter().map(cosine).collect();
-            let norm = norm * planned.weight.at(&inputs.clock);
-            all.push((TermGradient { name: planned.name.clone(), norm, cosines }, gradient));
+            all.push((TermGradient { name, norm: norm * weight, cosines }, gradient));
         }
         Ok(all.into_iter().map(|(t, _)| t).collect())
+    }
+
+    /// Evaluates each active term for itself, with its gradients before weighting. A value may be NaN or infinite.
+    ///
+    /// # Errors
+    /// The errors of the terms.
+    pub fn evaluate_each<E: Scalar, D: Backend<E>>(
+        &self,
+        device: &D,
+        inputs: &Inputs<E, D>,
+    ) -> Result<Vec<(TermValue, BatchGradients<E>)>> {
+        let each = |planned: &PlannedTerm| {
+            let batch = Batch::new(device, inputs.clone())?;
+            batch.enter(&planned.name);
+            let value = planned.term.evaluate(&batch)?;
+            let found = TermValue {
+                name: planned.name.clone(),
+                value: ops::item(&value),
+                weight: planned.weight.at(&inputs.clock),
+                chance: planned.chance,
+                skipped: Some(batch.take_skipped().join("; ")).filter(|why| !why.is_empty()),
+            };
+            Ok((found, batch.backward(value)?))
+        };
+        self.active(&inputs.clock).map(each).collect()
     }
 }
 

@@ -40,6 +40,11 @@ impl HostRows {
         self.views[view].as_deref().unwrap_or_default()
     }
 
+    /// Returns a copy of the rows of each view.
+    pub fn to_views(&self) -> Vec<Option<Vec<f32>>> {
+        self.views.clone()
+    }
+
     /// Returns the rows as constants on a device.
     pub fn upload<D: NetworkDevice>(self, device: &D) -> RowsByView<D> {
         let shape = self.shape;

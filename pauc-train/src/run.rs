@@ -9,6 +9,7 @@ use crate::run_dir::{EventLog, RunDir, RunInfo};
 use crate::trainer::{Ending, Trainer};
 use pauc_models::device::NetworkDevice;
 use pauc_report::events::{self, Event, Log, Metric, Subject};
+use pauc_report::postmortem::{Postmortem, story};
 use pauc_traits::dataset::Skipped;
 use pauc_traits::probe::MetricKind;
 use pauc_traits::{Error, Result, stop};
@@ -88,6 +89,16 @@ pub enum RunError {
         path: PathBuf,
         /// The first result in it, by name.
         content: String,
+    },
+    /// A value became NaN or infinite.
+    #[error("{error}")]
+    Diverged {
+        /// Its folder.
+        path: PathBuf,
+        /// The error.
+        error: Error,
+        /// What is known about it.
+        postmortem: Box<Postmortem>,
     },
     /// The run failed.
     #[error(transparent)]
@@ -190,7 +201,6 @@ pub(crate) fn drive<D: NetworkDevice>(
         recorder.event(&Event::Change(events::Change { step: change.step, text: change.what }))?;
     }
     let trained = trainer.train(&dir, options.max_steps, &mut recorder);
-    let summary = recorder.summary;
     info.status = match &trained {
         Ok(Ending::Finished) => "finished",
         Ok(Ending::Interrupted | Ending::Paused) => "interrupted",
@@ -202,9 +212,13 @@ pub(crate) fn drive<D: NetworkDevice>(
         Err(e) => {
             // A full disk may have stopped the run and may make this fail too; report the first error.
             let _ = dir.set_info(&info);
-            return Err(e.into());
+            return Err(match trainer.postmortem() {
+                Some(postmortem) => diverged(e, postmortem, &dir, &mut recorder),
+                None => e.into(),
+            });
         }
     };
+    let summary = recorder.summary;
     let ending = match figures(plan, &mut trainer, &dir, watch) {
         Ok(()) => {
             dir.set_info(&info)?;
@@ -223,6 +237,15 @@ pub(crate) fn drive<D: NetworkDevice>(
     };
     let report = Some(pauc_report::write_report(dir.path())?);
     Ok(Outcome { dir, ending, summary, report })
+}
+
+/// Tells of a run that NaN or infinity ended: in its log, in its report, and in the error.
+fn diverged(error: Error, postmortem: &Postmortem, dir: &RunDir, recorder: &mut Recorder<'_>) -> RunError {
+    let (step, text) = (postmortem.step, story::summary(postmortem));
+    // What cannot be written must not hide the error.
+    let _ = recorder.record(&Event::Diverged(events::Diverged { step, text }));
+    let _ = pauc_report::write_report(dir.path());
+    RunError::Diverged { path: dir.path().into(), error, postmortem: Box::new(postmortem.clone()) }
 }
 
 /// Draws what the report shows of the trained network. What cannot be drawn, such as t-SNE without memory, is left
@@ -276,6 +299,12 @@ struct Recorder<'a> {
 }
 
 impl Recorder<'_> {
+    /// Writes an event to the logs without showing it.
+    fn record(&mut self, event: &Event) -> Result<()> {
+        self.log.append(event)?;
+        self.sinks.append(event)
+    }
+
     /// Logs the recipe's warnings at the start of a run. They are not shown, because they were already
     /// printed with the recipe.
     fn log_warnings(&mut self, plan: &Plan) -> Result<()> {
@@ -292,8 +321,7 @@ impl Recorder<'_> {
 
 impl Observer for Recorder<'_> {
     fn event(&mut self, event: &Event) -> Result<()> {
-        self.log.append(event)?;
-        self.sinks.append(event)?;
+        self.record(event)?;
         if let Event::Probe(p) = event {
             note(&mut self.summary, p);
         }

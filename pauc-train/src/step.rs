@@ -5,9 +5,10 @@ use crate::objective::{TermGradient, TermValue};
 use crate::plan::Plan;
 use crate::state::TrainState;
 use crate::step_batch::{BatchOutcome, BatchPlace, StepBatch, StepCache, split};
+use crate::step_trace::CurrentStep;
 use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
-use pauc_models::optimizers::clip_gradients;
+use pauc_models::optimizers::{shorten_gradients, squared_gradients};
 use pauc_traits::optimizer::StepContext;
 use pauc_traits::param::clear_gradients;
 use pauc_traits::trace::span;
@@ -56,11 +57,14 @@ impl<D: NetworkDevice> StepRunner<'_, D> {
         upcoming: impl FnOnce() -> Option<&'b ImageBatch>,
     ) -> Result<StepOutcome> {
         let parameters = self.state.parameters();
+        self.cache.trace.current = CurrentStep::default();
         clear_gradients(self.device, &parameters)?;
         let BatchOutcome { loss, terms, gradients_by_term } =
             self.accumulate_batches(data, logged, upcoming)?;
+        self.cache.trace.current.values = Some((loss, terms.clone()));
         let update = self.update_parameters(&parameters)?;
         self.update_momentum()?;
+        self.cache.trace.complete(self.state.step + 1, update.learning_rate);
         Ok(StepOutcome { loss, terms, gradients_by_term, update })
     }
 
@@ -115,11 +119,14 @@ impl<D: NetworkDevice> StepRunner<'_, D> {
         let (recipe, clock) = (&self.plan.recipe, self.state.clock(self.plan.horizon));
         self.state.term_matrices.iter().for_each(|m| m.param.set_frozen(clock.step < m.thaw_at));
         let limit = recipe.train.clip_gradient.map_or(f64::INFINITY, |c| c.get());
-        let gradient_norm = clip_gradients(self.device, parameters, limit)?;
+        let squares = squared_gradients(self.device, parameters)?;
+        let gradient_norm = squares.iter().sum::<f64>().sqrt();
+        self.cache.trace.current.squares = Some(squares);
         if !gradient_norm.is_finite() {
             let what = "the gradient of the network".to_string();
             return Err(Error::NonFinite { what, place: Some(format!("its norm is {gradient_norm}")) });
         }
+        shorten_gradients(self.device, parameters, gradient_norm, limit)?;
         let optimizer = D::optimizer(&*recipe.optimizer.value);
         let scale = recipe.schedule.factor_at(&clock);
         let lr = optimizer.learning_rate(recipe.train.images_per_step()) * scale;

@@ -3,7 +3,7 @@
 use crate::evaluate::Embedded;
 use crate::observer::{Observer, Progress};
 use crate::plan::Plan;
-use crate::postmortem::FailedStep;
+use crate::postmortem::Failure;
 use crate::prefetch::loader_options;
 use crate::probing::{self, EmbeddedSplits};
 use crate::run_dir::RunDir;
@@ -12,11 +12,12 @@ use crate::state::TrainState;
 use crate::step::{StepOutcome, StepRunner};
 use crate::step_batch::StepCache;
 use crate::timings::EpochTimings;
-use crate::{checkpoint, e_step, health, postmortem, step_log};
+use crate::{checkpoint, e_step, health, step_log};
 use pauc_data::{Batches, ImageBatch, Loader, LoaderOptions, Throughput};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
 use pauc_report::events::{self, Event, Status};
+use pauc_report::postmortem::Postmortem;
 use pauc_traits::probe::Metric;
 use pauc_traits::trace::{self, span};
 use pauc_traits::{Count, Error, Param, Result, stop};
@@ -46,6 +47,8 @@ pub struct Trainer<'p, D: NetworkDevice> {
     saved_step: Option<u64>,
     /// The number of events recorded before a phase that was stopped; later ones are recorded again after `resume`.
     kept_events: Option<u64>,
+    /// What is known about the NaN or infinity that ended training.
+    postmortem: Option<Postmortem>,
 }
 
 impl<'p, D: NetworkDevice> Trainer<'p, D> {
@@ -62,6 +65,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
             timings: EpochTimings::default(),
             saved_step: None,
             kept_events: None,
+            postmortem: None,
         })
     }
 
@@ -123,6 +127,11 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         self.state.parameters()
     }
 
+    /// Returns what is known about the NaN or infinity that ended training, if that happened.
+    pub fn postmortem(&self) -> Option<&Postmortem> {
+        self.postmortem.as_ref()
+    }
+
     pub(crate) fn device_name(&self) -> String {
         self.device.name()
     }
@@ -157,6 +166,18 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
     /// [`Error::NonFinite`] naming step, term and last checkpoint if a value is NaN or infinite; errors of
     /// the data, the terms, the clusterer or the disk.
     pub fn train(
+        &mut self,
+        dir: &RunDir,
+        max_steps: Option<u64>,
+        watch: &mut dyn Observer,
+    ) -> Result<Ending> {
+        let trained = self.train_steps(dir, max_steps, watch);
+        // A step has explained its own failure.
+        trained
+            .map_err(|error| if self.postmortem.is_some() { error } else { self.explain(error, None, dir) })
+    }
+
+    fn train_steps(
         &mut self,
         dir: &RunDir,
         max_steps: Option<u64>,
@@ -323,22 +344,22 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         };
         let outcome = match self.steps().train_step(&batch, logged, || batches.peek()?.as_ref().ok()) {
             Ok(outcome) => outcome,
-            Err(error) => return Err(self.failed_step(&batch).explain(error, dir)),
+            Err(error) => return Err(self.explain(error, Some(&batch), dir)),
         };
         self.state.step += 1;
-        self.cache.trace.add_norm(self.state.step, outcome.update.gradient_norm);
         health::count_terms(&mut self.state.progress, &outcome.terms);
         Ok(outcome)
     }
 
-    fn failed_step<'a>(&'a self, data: &'a ImageBatch) -> FailedStep<'a, D> {
-        FailedStep {
-            device: &self.device,
-            plan: self.plan,
-            state: &self.state,
-            trace: &self.cache.trace,
-            data,
-        }
+    /// Completes an error about NaN or infinity, and writes a postmortem. Returns other errors unchanged. `data`: the
+    /// images of the step that failed, if it was one.
+    fn explain(&mut self, error: Error, data: Option<&ImageBatch>, dir: &RunDir) -> Error {
+        let Error::NonFinite { what, place } = error else { return error };
+        let Trainer { device, plan, state, cache, .. } = self;
+        let failure = Failure { device, plan, state, cache, data };
+        let (error, postmortem) = failure.explain(what, place, dir);
+        self.postmortem = Some(postmortem);
+        error
     }
 
     fn checkpoint_is_due(&self) -> bool {
@@ -354,8 +375,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
             if let Some(health) = health::of_step(&self.state, &self.cache.trace)? {
                 self.state.progress.health = Some(health);
             }
-            let saved = checkpoint::save(&self.device, self.plan, &self.state, dir, best);
-            saved.map_err(|error| postmortem::unsaved(error, self.plan, dir))?;
+            checkpoint::save(&self.device, self.plan, &self.state, dir, best)?;
         }
         self.saved_step = Some(self.state.step);
         Ok(())

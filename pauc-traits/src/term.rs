@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, Scalar, Value};
 use crate::registry::Component;
+use crate::schedule::Clock;
 use crate::{Batch, Result};
 use dfdx::prelude::Cpu;
 
@@ -164,6 +165,21 @@ pub trait TermInfo {
     fn parameters(&self, _facts: &Facts) -> Vec<TermParameter> {
         Vec::new()
     }
+
+    /// Returns the temperature by which the term divides cosines at a step, and the field that sets it; `None`
+    /// (the default) for a term without one. A learnable temperature is the initial one.
+    fn temperature(&self, _clock: &Clock) -> Option<FieldValue> {
+        None
+    }
+}
+
+/// The value of a component's field at a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FieldValue {
+    /// The field.
+    pub field: &'static str,
+    /// Its value.
+    pub value: f64,
 }
 
 /// A loss that pulls embeddings toward positives and away from other candidates, or toward targets.

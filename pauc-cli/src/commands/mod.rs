@@ -13,6 +13,7 @@ pub mod explain;
 pub mod export;
 pub mod list;
 pub mod new;
+pub mod postmortem;
 pub mod report;
 pub mod reproduce;
 pub mod resume;
@@ -37,6 +38,7 @@ pub fn execute(command: Command) -> Result<ExitCode, Failure> {
         Command::Cluster(args) => args.execute(),
         Command::Tail(args) => args.execute(),
         Command::Report(args) => args.execute(),
+        Command::Postmortem(args) => args.execute(),
         Command::Eval(args) => args.execute(),
         Command::Embed(args) => args.execute(),
         Command::Compare(args) => args.execute(),

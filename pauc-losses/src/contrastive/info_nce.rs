@@ -4,9 +4,9 @@ use crate::findings::{self, warning};
 use crate::rows;
 use dfdx::prelude::*;
 use pauc_traits::softmax::{Bank, FusedLoss, Graded, Positives, Scale, SoftmaxKernels};
-use pauc_traits::term::{Contrast, Facts, Finding, TermParameter};
+use pauc_traits::term::{Contrast, Facts, FieldValue, Finding, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Temperature, TermInfo, Value,
+    Backend, Batch, Clock, ContrastiveLoss, Needs, Positive, Result, Scalar, Temperature, TermInfo, Value,
     component, ops,
 };
 use serde::{Deserialize, Serialize};
@@ -290,6 +290,10 @@ impl TermInfo for InfoNce {
 
     fn parameters(&self, _: &Facts) -> Vec<TermParameter> {
         self.temperature.parameters()
+    }
+
+    fn temperature(&self, clock: &Clock) -> Option<FieldValue> {
+        Some(FieldValue { field: "temperature", value: self.temperature.planned(clock) })
     }
 }
 

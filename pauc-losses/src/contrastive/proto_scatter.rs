@@ -3,9 +3,9 @@
 use crate::{findings, rows};
 use dfdx::prelude::*;
 use pauc_traits::batch::PrototypeOptions;
-use pauc_traits::term::{Facts, Finding, TermParameter};
+use pauc_traits::term::{Facts, FieldValue, Finding, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Count, Needs, NonNegative, Positive, Result, Scalar, Scheduled,
+    Backend, Batch, Clock, ContrastiveLoss, Count, Needs, NonNegative, Positive, Result, Scalar, Scheduled,
     Temperature, TermInfo, Value, component, ops,
 };
 
@@ -87,6 +87,10 @@ impl TermInfo for ProtoScatter {
 
     fn parameters(&self, _: &Facts) -> Vec<TermParameter> {
         self.temperature.parameters()
+    }
+
+    fn temperature(&self, clock: &Clock) -> Option<FieldValue> {
+        Some(FieldValue { field: "temperature", value: self.temperature.planned(clock) })
     }
 }
 

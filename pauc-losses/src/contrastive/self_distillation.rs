@@ -3,9 +3,9 @@
 use crate::rows;
 use dfdx::prelude::*;
 use pauc_traits::ops::{self, Matrix};
-use pauc_traits::term::{After, Facts, Init, TermParameter};
+use pauc_traits::term::{After, Facts, FieldValue, Init, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Count, Needs, Positive, Result, Scalar, Scheduled, TermInfo,
+    Backend, Batch, Clock, ContrastiveLoss, Count, Needs, Positive, Result, Scalar, Scheduled, TermInfo,
     TrainingSpan, UnitInterval, Value, component,
 };
 
@@ -106,6 +106,10 @@ impl TermInfo for SelfDistillation {
             all.push(TermParameter { name: "centre", rows, cols, init, after, frozen: None });
         }
         all
+    }
+
+    fn temperature(&self, clock: &Clock) -> Option<FieldValue> {
+        Some(FieldValue { field: "student_temperature", value: self.student_temperature.at(clock) })
     }
 }
 

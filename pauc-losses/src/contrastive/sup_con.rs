@@ -2,9 +2,9 @@
 
 use crate::{findings, rows};
 use dfdx::prelude::*;
-use pauc_traits::term::{Contrast, Facts, Finding, TermParameter};
+use pauc_traits::term::{Contrast, Facts, FieldValue, Finding, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Needs, Positive, Result, Scalar, Temperature, TermInfo, Value,
+    Backend, Batch, Clock, ContrastiveLoss, Needs, Positive, Result, Scalar, Temperature, TermInfo, Value,
     component, ops,
 };
 
@@ -68,6 +68,10 @@ impl TermInfo for SupCon {
 
     fn parameters(&self, _: &Facts) -> Vec<TermParameter> {
         self.temperature.parameters()
+    }
+
+    fn temperature(&self, clock: &Clock) -> Option<FieldValue> {
+        Some(FieldValue { field: "temperature", value: self.temperature.planned(clock) })
     }
 }
 

@@ -3,9 +3,9 @@
 use crate::rows::{self, Rows};
 use dfdx::prelude::*;
 use pauc_traits::ops::{self, Matrix};
-use pauc_traits::term::{After, Facts, Init, TermParameter};
+use pauc_traits::term::{After, Facts, FieldValue, Init, TermParameter};
 use pauc_traits::{
-    Backend, Batch, ContrastiveLoss, Count, Needs, Positive, Result, Scalar, Scheduled, TermInfo,
+    Backend, Batch, Clock, ContrastiveLoss, Count, Needs, Positive, Result, Scalar, Scheduled, TermInfo,
     TrainingSpan, Value, component,
 };
 use serde::{Deserialize, Serialize};
@@ -148,6 +148,10 @@ impl TermInfo for SwappedAssignment {
             after: After::UnitRows,
             frozen: Some(self.freeze),
         }]
+    }
+
+    fn temperature(&self, clock: &Clock) -> Option<FieldValue> {
+        Some(FieldValue { field: "temperature", value: self.temperature.at(clock) })
     }
 }
 

@@ -3,10 +3,10 @@
 use crate::{findings, rows};
 use dfdx::prelude::*;
 use pauc_traits::batch::Level;
-use pauc_traits::term::{Facts, Finding};
+use pauc_traits::term::{Facts, FieldValue, Finding};
 use pauc_traits::{
-    Backend, Batch, Needs, NonNegative, Positive, Regularizer, Result, Scalar, Scheduled, TermInfo, Value,
-    component, ops,
+    Backend, Batch, Clock, Needs, NonNegative, Positive, Regularizer, Result, Scalar, Scheduled, TermInfo,
+    Value, component, ops,
 };
 
 component! {
@@ -82,6 +82,10 @@ impl TermInfo for EntropyOfAssignments {
         found.retain(|f| f.code == findings::TOO_FEW_PROTOTYPES);
         found.iter_mut().for_each(|f| f.field = None);
         found
+    }
+
+    fn temperature(&self, clock: &Clock) -> Option<FieldValue> {
+        Some(FieldValue { field: "temperature", value: self.temperature.at(clock) })
     }
 }
 

@@ -12,16 +12,42 @@ use pauc_traits::{Param, Result};
 /// # Errors
 /// If the device fails.
 pub fn clip_gradients<D: NetworkDevice>(device: &D, params: &[Param<D>], max_norm: f64) -> Result<f64> {
-    let params = || params.iter().filter(|p| !p.is_frozen());
-    let gradients: Vec<_> = params().map(Param::grad).collect();
-    let squares = device.squared_norms(&gradients.iter().map(|g| &**g).collect::<Vec<_>>())?;
-    drop(gradients);
-    let norm = squares.iter().sum::<f64>().sqrt();
+    let norm = squared_gradients(device, params)?.iter().sum::<f64>().sqrt();
+    shorten_gradients(device, params, norm, max_norm)?;
+    Ok(norm)
+}
+
+/// Returns ‖g‖² of each parameter, 0 for those that are frozen.
+///
+/// # Shapes
+/// one value per parameter
+///
+/// # Errors
+/// If the device fails.
+pub fn squared_gradients<D: NetworkDevice>(device: &D, params: &[Param<D>]) -> Result<Vec<f64>> {
+    let moving: Vec<usize> = (0..params.len()).filter(|i| !params[*i].is_frozen()).collect();
+    let gradients: Vec<_> = moving.iter().map(|i| params[*i].grad()).collect();
+    let found = device.squared_norms(&gradients.iter().map(|g| &**g).collect::<Vec<_>>())?;
+    let mut squares = vec![0.0; params.len()];
+    moving.into_iter().zip(found).for_each(|(i, square)| squares[i] = square);
+    Ok(squares)
+}
+
+/// Scales gradients whose common norm is `norm` as [`clip_gradients`] does.
+///
+/// # Errors
+/// If the device fails.
+pub fn shorten_gradients<D: NetworkDevice>(
+    device: &D,
+    params: &[Param<D>],
+    norm: f64,
+    max_norm: f64,
+) -> Result<()> {
     let factor = max_norm / (norm + 1e-6);
     if norm.is_finite() && factor < 1.0 {
-        params().try_for_each(|p| device.scale(&mut p.grad_mut(), factor))?;
+        params.iter().filter(|p| !p.is_frozen()).try_for_each(|p| device.scale(&mut p.grad_mut(), factor))?;
     }
-    Ok(norm)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -42,6 +68,7 @@ mod tests {
         let params = [param(&[3.0, 0.0]), param(&[4.0]), param(&[100.0])];
         params[2].set_frozen(true);
         assert_eq!(clip_gradients(&dev, &params, 10.0).unwrap(), 5.0);
+        assert_eq!(squared_gradients(&dev, &params).unwrap(), [9.0, 16.0, 0.0]);
         assert_eq!(*params[1].grad(), [4.0]);
         assert_eq!(clip_gradients(&dev, &params, 1.0).unwrap(), 5.0);
         // The factor is rounded, and so is each product.

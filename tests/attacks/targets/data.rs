@@ -5,6 +5,7 @@ use pauc::data::datasets::{idx, npy};
 use pauc::data::decode::{Decoding, decode, dimensions};
 use pauc::models::weights::TensorFile;
 use pauc::report::events::Log;
+use pauc::report::postmortem::{Postmortem, causes::causes, story::story};
 use pauc::report::{ReportData, narrate, render};
 use pauc::train::checkpoint;
 use pauc::traits::dataset::Place;
@@ -127,6 +128,14 @@ pub fn metrics(data: &[u8]) {
     let _ = render(&ReportData::from_log(log));
 }
 
+/// Reads a postmortem, looks for its causes, and tells it as text and in a report.
+pub fn postmortem(data: &[u8]) {
+    let Ok(postmortem) = Postmortem::parse(&String::from_utf8_lossy(data)) else { return };
+    let _ = causes(&postmortem);
+    assert!(!story(&postmortem, Path::new("run")).is_empty());
+    let _ = render(&ReportData { postmortem: Some(postmortem), ..ReportData::default() });
+}
+
 /// Returns an array in NumPy's format.
 fn array(header: &str, values: &[u8]) -> Vec<u8> {
     let header = format!("{header:<117}\n");
@@ -237,4 +246,24 @@ pub fn logs() -> Vec<Vec<u8>> {
         "\n"
     );
     vec![log.into()]
+}
+
+/// A postmortem with every part, and one of an earlier version.
+pub fn postmortems() -> Vec<Vec<u8>> {
+    let whole = concat!(
+        r#"{"step":3,"total_steps":9,"epoch":0.5,"what":"InfoNce","place":"its value is NaN","first":{"kind":"term","#,
+        r#""name":"InfoNce","shape":[],"index":[],"value":"NaN","non_finite":1,"elements":1},"steps":[{"step":2,"#,
+        r#""loss":4.5,"terms":[{"name":"InfoNce","value":4.5,"weight":1.0,"temperature":0.2}],"learning_rate":0.1,"#,
+        r#""gradient_norm":1e300,"gradient_by_part":[{"part":"encoder","norm":"inf"}],"spread":0.01,"rank":1.5,"#,
+        r#""embedding_norms":{"least":0.0,"mean":1.0,"most":2.0}},{"step":3,"loss":"NaN","learning_rate":0.1}],"#,
+        r#""terms":[{"name":"InfoNce","value":"NaN","gradient_norm":"NaN","temperature":1e-9,"#,
+        r#""temperature_path":"objective[0].term.temperature","largest_logit":1e9}],"parameters":[{"part":"encoder","#,
+        r#""norm":1.0,"largest":0.5,"largest_in":"encoder.0.weight"}],"settings":{"optimizer":"Sgd","#,
+        r#""learning_rate":0.1,"clip_gradient":1.0},"suspects":[{"id":7,"row":1,"label":2,"class":"cat","name":"a.png","#,
+        r#""why":"nothing stands out","constant":true,"views":2}],"affected_samples":1,"causes":[{"kind":"temperature","#,
+        r#""title":"t","evidence":"e","remedies":[{"set":["a=1"],"text":"x"}]}],"samples":[5,7]}"#
+    );
+    let old =
+        r#"{"step":3,"what":"the term InfoNce","samples":[5],"gradient_norms":[{"step":1,"norm":0.5}]}"#;
+    vec![whole.into(), old.into()]
 }

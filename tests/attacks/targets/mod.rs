@@ -34,6 +34,7 @@ pub const ALL: &[Target] = &[
     Target { name: "parquet", run: data::parquet, seeds: data::parquet_files },
     Target { name: "checkpoint", run: data::checkpoint, seeds: data::checkpoints },
     Target { name: "metrics", run: data::metrics, seeds: data::logs },
+    Target { name: "postmortem", run: data::postmortem, seeds: data::postmortems },
 ];
 
 #[cfg(test)]
