@@ -222,7 +222,7 @@ impl RepetitionArgs {
     /// Returns the seeds, each of them once.
     ///
     /// # Errors
-    /// If a seed is given twice: its run would count as two.
+    /// If a seed is given twice.
     pub fn distinct_seeds(&self) -> Result<&[u64], Failure> {
         match duplicate(&self.seeds) {
             Some(seed) => {

@@ -233,7 +233,7 @@ impl Sweep {
             }
         }
         if let Some(seed) = duplicate(&self.seeds) {
-            let message = format!("the seed {seed} is given twice: its run would count as two");
+            let message = format!("the seed {seed} is given twice; list each seed once");
             found.push(error("E0403", "seeds", message, "remove one of them"));
         }
         let runs = self.combinations() as f64 * self.seeds.len().max(1) as f64;
