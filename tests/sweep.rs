@@ -202,9 +202,11 @@ fn several_seeds_print_mean_and_deviation() {
     let done = pauc(args);
     assert_eq!(done.code, 0, "{}", done.stderr);
     assert!(done.stdout.contains("mean ± standard deviation over the seeds 3, 4"), "{}", done.stdout);
-    // The same from finished runs, as JSON, compared with the runs' logs.
+    // The same from finished runs, as JSON, compared with the runs' logs: a line per run, and one over the seeds.
     let again = pauc(args.iter().chain(&["--json"]).copied());
-    let all = json(&again);
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    let lines: Vec<Value> = again.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let [third, fourth, all] = &lines[..] else { panic!("{}", again.stdout) };
     let compared: Vec<f64> = [3, 4]
         .map(|seed| {
             let group = std::fs::read_dir(&out).unwrap().next().unwrap().unwrap().path();
@@ -217,6 +219,10 @@ fn several_seeds_print_mean_and_deviation() {
         .into();
     let (a, b) = (compared[0], compared[1]);
     assert_spread_of(&all["metrics"]["rankme/features"], a, b);
+    for (run, seed, value) in [(third, 3, a), (fourth, 4, b)] {
+        assert!(run["run"].as_str().unwrap().ends_with(&format!("seed{seed}")), "{run}");
+        assert_eq!(run["metrics"]["trained"]["rankme/features"], value);
+    }
 }
 
 #[test]

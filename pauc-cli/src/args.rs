@@ -6,9 +6,9 @@ use crate::Failure;
 use crate::commands::{
     bench::BenchArgs, check::CheckArgs, cluster::ClusterArgs, compare::CompareArgs,
     completions::CompletionsArgs, data::DataCommand, devices::DevicesArgs, embed::EmbedArgs, eval::EvalArgs,
-    explain::ExplainArgs, export::ExportArgs, list::ListArgs, new::NewArgs, postmortem::PostmortemArgs,
-    report::ReportArgs, reproduce::ReproduceArgs, resume::ResumeArgs, run::RunArgs, sweep::SweepArgs,
-    tail::TailArgs, term::TermArgs,
+    explain::ExplainArgs, export::ExportArgs, list::ListArgs, man::ManArgs, new::NewArgs,
+    postmortem::PostmortemArgs, report::ReportArgs, reproduce::ReproduceArgs, resume::ResumeArgs,
+    run::RunArgs, sweep::SweepArgs, tail::TailArgs, term::TermArgs,
 };
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use pauc::train::memory::parse_bytes;
@@ -62,6 +62,7 @@ pub enum Command {
     Bench(BenchArgs),
     Devices(DevicesArgs),
     Completions(CompletionsArgs),
+    Man(ManArgs),
 }
 
 /// Verbs that help lists under one heading.
@@ -79,7 +80,7 @@ const GROUPS: &[VerbGroup] = &[
         verbs: &["tail", "report", "postmortem", "eval", "embed", "compare", "export"],
     },
     VerbGroup { heading: "Components", verbs: &["list", "explain", "new", "term", "bench"] },
-    VerbGroup { heading: "This program", verbs: &["devices", "completions", "help"] },
+    VerbGroup { heading: "This program", verbs: &["devices", "completions", "man", "help"] },
 ];
 
 /// Headings of options, in the order in which the help prints them.

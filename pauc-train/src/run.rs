@@ -165,16 +165,22 @@ fn refuse_existing(dir: &RunDir, force: bool) -> Result<(), RunError> {
 }
 
 /// Cleans up a finished run's folder: a process killed right after its last step may have left a temporary
-/// file and no report.
+/// file and no report. Returns the run's result.
 ///
 /// # Errors
 /// If another process is working on the run, or the disk fails.
-pub fn tidy(dir: &RunDir) -> Result<()> {
+pub fn tidy(dir: &RunDir) -> Result<Outcome> {
     let _lock = dir.lock()?;
-    if !dir.path().join("report.html").exists() {
+    let report = dir.path().join("report.html");
+    if !report.exists() {
         pauc_report::write_report(dir.path())?;
     }
-    Ok(())
+    Ok(Outcome {
+        dir: dir.clone(),
+        ending: Ending::Finished,
+        summary: summary_so_far(dir),
+        report: Some(report),
+    })
 }
 
 /// Trains, with a log and a report. Changes that are not in the log yet are recorded first.

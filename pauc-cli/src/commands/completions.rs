@@ -6,7 +6,10 @@ use std::process::ExitCode;
 
 /// Print shell completions.
 ///
-/// Example: pauc-cli completions bash > /etc/bash_completion.d/pauc-cli
+/// Shells look for them in ~/.local/share/bash-completion/completions/pauc-cli (bash),
+/// ~/.config/fish/completions/pauc-cli.fish (fish), and _pauc-cli in a folder of $fpath (zsh).
+///
+/// Example: pauc-cli completions bash > pauc-cli.bash
 #[derive(Debug, Args)]
 pub struct CompletionsArgs {
     /// The shell.

@@ -12,6 +12,7 @@ pub mod eval;
 pub mod explain;
 pub mod export;
 pub mod list;
+pub mod man;
 pub mod new;
 pub mod postmortem;
 pub mod report;
@@ -50,5 +51,6 @@ pub fn execute(command: Command) -> Result<ExitCode, Failure> {
         Command::Bench(args) => args.execute(),
         Command::Devices(args) => args.execute(),
         Command::Completions(args) => args.execute(),
+        Command::Man(args) => args.execute(),
     }
 }

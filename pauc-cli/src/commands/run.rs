@@ -90,8 +90,11 @@ impl DeviceJob for RunArgs {
                     }
                 }
                 Err(RunError::AlreadyDone(folder)) => {
-                    run::tidy(&RunDir::at(&folder)).map_err(|e| run_failure(e.into(), &folder))?;
+                    let done = run::tidy(&RunDir::at(&folder)).map_err(|e| run_failure(e.into(), &folder))?;
                     errln!("{}", RunError::AlreadyDone(folder.clone()));
+                    if self.output.json {
+                        print_outcome(&done, true);
+                    }
                     finished.push(FinishedRun { recipe, seed, folder });
                 }
                 Err(e) => return Err(run_failure(e, &options.out)),
