@@ -65,6 +65,17 @@ deny:
 licenses:
     PAUC_LICENSES="$PWD/target/third-party-licenses.txt" cargo test -p pauc-cli --locked --test supply texts
 
+# The Python wheel, for Linux with glibc 2.28 or newer: target/wheels.
+wheel:
+    test -e target/maturin/bin/maturin || python3 -m venv target/maturin
+    target/maturin/bin/pip install --quiet 'maturin>=1.16,<2' ziglang
+    PATH="$PWD/target/maturin/bin:$PATH" maturin build --locked --zig --compatibility manylinux_2_28 --out target/wheels
+
+# Tests of the Python package, with the debug binary.
+python:
+    cargo build --workspace --locked --bin pauc-cli
+    .ci/python
+
 # Packs every crate as a release would.
 package:
     cargo package --workspace --no-verify --allow-dirty --locked

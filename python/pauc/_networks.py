@@ -1,0 +1,315 @@
+"""pauc's encoders as PyTorch modules. Importing this module imports torch.
+
+Parameters have the names that `pauc-cli export` writes: torchvision's and timm's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Fields = Mapping[str, Any]
+
+
+class ImageInput(NamedTuple):
+    """The images that a network was trained for.
+
+    Attributes:
+        height: Rows.
+        width: Columns.
+        channels: 1 for gray, 3 for RGB.
+        mean: The mean of each channel, for values between 0 and 1.
+        deviation: The standard deviation of each channel.
+    """
+
+    height: int
+    width: int
+    channels: int
+    mean: Sequence[float]
+    deviation: Sequence[float]
+
+
+class Encoder(nn.Module):
+    """An encoder from images to features, with the normalization of its run.
+
+    Calling it maps images, shape (B, C, H, W), to features, shape (B, `feature_dim`). Images are RGB or gray
+    as in training: floating-point values between 0 and 1, or `torch.uint8` between 0 and 255.
+
+    Attributes:
+        input: The images that the network was trained for.
+        feature_dim: The number of features.
+    """
+
+    _mean: Tensor
+    _deviation: Tensor
+
+    def __init__(self, input: ImageInput, feature_dim: int) -> None:
+        super().__init__()
+        self.input = input
+        self.feature_dim = feature_dim
+        for name, values in (("mean", input.mean), ("deviation", input.deviation)):
+            buffer = torch.tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1)
+            # Not a part of the weights, which keep the names of the exported file.
+            self.register_buffer(f"_{name}", buffer, persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Returns (images − mean) / deviation.
+
+        Raises:
+            ValueError: If the images do not have the shape (B, C, H, W) with the network's channels.
+        """
+        if images.ndim != 4 or images.shape[1] != self.input.channels:
+            expected = f"(batch, {self.input.channels}, height, width)"
+            raise ValueError(f"expected images of shape {expected}, got {tuple(images.shape)}")
+        if images.dtype == torch.uint8:
+            images = images.to(self._mean.dtype) / 255
+        return (images - self._mean) / self._deviation
+
+    def features(self, images: Tensor) -> Tensor:
+        """Maps normalized images to features."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps images to features."""
+        return self.features(self.normalize(images))
+
+    def _check_size(self, images: Tensor) -> None:
+        """Refuses images of another size than that of the training."""
+        if tuple(images.shape[2:]) != (self.input.height, self.input.width):
+            size = f"{self.input.height}×{self.input.width}"
+            raise ValueError(f"this network takes images of {size}, got {images.shape[2]}×{images.shape[3]}")
+
+
+class Wrapped(Encoder):
+    """A module of the user's, behind the normalization of a run."""
+
+    def __init__(self, input: ImageInput, network: nn.Module) -> None:
+        super().__init__(input, 0)
+        self.network = network
+
+    def features(self, images: Tensor) -> Tensor:
+        found: Tensor = self.network(images)
+        return found
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+
+
+class _Block(nn.Module):
+    """Convolutions with batch normalization, and a shortcut around them.
+
+    `path` has the outputs, kernel and stride of each convolution.
+    """
+
+    def __init__(self, inputs: int, path: Sequence[Tuple[int, int, int]]) -> None:
+        super().__init__()
+        self.length = len(path)
+        width, total_stride = inputs, 1
+        for i, (outputs, kernel, stride) in enumerate(path, 1):
+            self.add_module(f"conv{i}", _conv(width, outputs, kernel, stride))
+            self.add_module(f"bn{i}", nn.BatchNorm2d(outputs))
+            width, total_stride = outputs, total_stride * stride
+        self.downsample: nn.Module = nn.Identity()
+        if width != inputs or total_stride != 1:
+            self.downsample = nn.Sequential(_conv(inputs, width, 1, total_stride), nn.BatchNorm2d(width))
+        self.outputs = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for i in range(1, self.length + 1):
+            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+            if i < self.length:
+                y = functional.relu(y)
+        return functional.relu(y + self.downsample(x))
+
+
+class ResNet(Encoder):
+    """ResNet-18 to ResNet-101 and the CIFAR ResNets, of any width, with either stem."""
+
+    def __init__(self, input: ImageInput, width: int, stem: str, bottleneck: bool, stages: Sequence[int]) -> None:
+        inputs, layers = width, []
+        for stage, count in enumerate(stages):
+            blocks = []
+            for n in range(count):
+                outputs, stride = width << stage, 2 if stage > 0 and n == 0 else 1
+                basic = [(outputs, 3, stride), (outputs, 3, 1)]
+                path = [(outputs, 1, 1), (outputs, 3, stride), (4 * outputs, 1, 1)] if bottleneck else basic
+                blocks.append(_Block(inputs, path))
+                inputs = blocks[-1].outputs
+            layers.append(nn.Sequential(*blocks))
+        super().__init__(input, inputs)
+        self.conv1 = _conv(input.channels, width, *((3, 1) if stem == "Small" else (7, 2)))
+        self.bn1 = nn.BatchNorm2d(width)
+        self.maxpool = nn.Identity() if stem == "Small" else nn.MaxPool2d(3, 2, 1)
+        for i, layer in enumerate(layers, 1):
+            self.add_module(f"layer{i}", layer)
+        self.stages = len(layers)
+
+    def features(self, images: Tensor) -> Tensor:
+        x = self.maxpool(functional.relu(self.bn1(self.conv1(images))))
+        for i in range(1, self.stages + 1):
+            x = getattr(self, f"layer{i}")(x)
+        features: Tensor = x.mean((2, 3))
+        return features
+
+
+class ConvNet(Encoder):
+    """3×3 convolutions, each after the first at stride 2, and the means of the cells of a grid."""
+
+    def __init__(self, input: ImageInput, channels: Sequence[int], grid: int) -> None:
+        super().__init__(input, grid * grid * channels[-1])
+        self.layers, self.grid = len(channels), grid
+        inputs = input.channels
+        for i, outputs in enumerate(channels, 1):
+            self.add_module(f"conv{i}", _conv(inputs, outputs, 3, 1 if i == 1 else 2))
+            self.add_module(f"bn{i}", nn.BatchNorm2d(outputs))
+            inputs = outputs
+
+    def features(self, images: Tensor) -> Tensor:
+        x = images
+        for i in range(1, self.layers + 1):
+            x = functional.relu(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)))
+        rows, columns = (_parts(side, self.grid) for side in x.shape[2:])
+        means = [x[:, :, a:b, c:d].mean((2, 3)) for a, b in rows for c, d in columns]
+        return torch.cat(means, 1)
+
+
+def _parts(side: int, grid: int) -> List[Tuple[int, int]]:
+    """Returns begin and end of each cell: pixel r is in cell ⌊r·grid/side⌋."""
+    if side < grid:
+        raise ValueError(f"the last map has {side} pixels per side, fewer than the {grid} cells of the grid")
+    starts = [-(-i * side // grid) for i in range(grid + 1)]
+    return list(zip(starts, starts[1:]))
+
+
+class Perceptron(Encoder):
+    """Linear layers with ReLU on the flattened pixels, which have their channels last."""
+
+    def __init__(self, input: ImageInput, dims: Sequence[int]) -> None:
+        super().__init__(input, dims[-1])
+        inputs = input.height * input.width * input.channels
+        for i, outputs in enumerate(dims):
+            self.add_module(str(2 * i), nn.Linear(inputs, outputs))
+            inputs = outputs
+        self.layers = len(dims)
+
+    def features(self, images: Tensor) -> Tensor:
+        self._check_size(images)
+        x = images.permute(0, 2, 3, 1).flatten(1)
+        for i in range(self.layers):
+            x = functional.relu(getattr(self, str(2 * i))(x))
+        return x
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        split = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = split.permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return projected
+
+
+class _Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return y
+
+
+class _TransformerBlock(nn.Module):
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = _Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = _Mlp(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        y: Tensor = x + self.mlp(self.norm2(x))
+        return y
+
+
+class _PatchEmbed(nn.Module):
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens: Tensor = self.proj(x).flatten(2).transpose(1, 2)
+        return tokens
+
+
+class VisionTransformer(Encoder):
+    """A vision transformer with pre-norm blocks."""
+
+    def __init__(
+        self, input: ImageInput, width: int, heads: int, patch: int, depth: int, hidden: int, pool: str
+    ) -> None:
+        super().__init__(input, width)
+        self.takes_class_token = pool == "Class"
+        tokens = (input.height // patch) * (input.width // patch) + self.takes_class_token
+        if self.takes_class_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
+        self.patch_embed = _PatchEmbed(input.channels, width, patch)
+        self.blocks = nn.Sequential(*(_TransformerBlock(width, heads, hidden) for _ in range(depth)))
+        norm = nn.LayerNorm(width, eps=1e-6)
+        if self.takes_class_token:
+            self.norm = norm
+        else:
+            self.fc_norm = norm
+
+    def features(self, images: Tensor) -> Tensor:
+        self._check_size(images)
+        x = self.patch_embed(images)
+        if self.takes_class_token:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        x = self.blocks(x + self.pos_embed)
+        features: Tensor = self.norm(x[:, 0]) if self.takes_class_token else self.fc_norm(x.mean(1))
+        return features
+
+
+def _resnet(bottleneck: bool, stages: Sequence[int]) -> Callable[[Fields, ImageInput], Encoder]:
+    return lambda f, input: ResNet(input, f["width"], f.get("stem", "Small"), bottleneck, stages)
+
+
+_SIZES = {"Tiny": (192, 3), "Small": (384, 6), "Base": (768, 12)}
+
+
+def _vision_transformer(fields: Fields, input: ImageInput) -> Encoder:
+    size = fields["size"]
+    width, heads = _SIZES[size] if isinstance(size, str) else (size["width"], size["heads"])
+    hidden = width * fields["mlp_ratio"]
+    return VisionTransformer(input, width, heads, fields["patch"], fields["depth"], hidden, fields["pool"])
+
+
+# By the name of the component, from its fields in a resolved recipe.
+BUILDERS: Dict[str, Callable[[Fields, ImageInput], Encoder]] = {
+    "ConvNet": lambda f, input: ConvNet(input, f["channels"], f["grid"]),
+    "MlpEncoder": lambda f, input: Perceptron(input, f["dims"]),
+    "ResNet18": _resnet(False, [2, 2, 2, 2]),
+    "ResNet20": _resnet(False, [3, 3, 3]),
+    "ResNet32": _resnet(False, [5, 5, 5]),
+    "ResNet34": _resnet(False, [3, 4, 6, 3]),
+    "ResNet50": _resnet(True, [3, 4, 6, 3]),
+    "ResNet56": _resnet(False, [9, 9, 9]),
+    "ResNet101": _resnet(True, [3, 4, 23, 3]),
+    "VisionTransformer": _vision_transformer,
+}
