@@ -198,7 +198,7 @@ fn centered(rows: RowsView<'_>, center: &[f64]) -> Vec<f32> {
 }
 
 // A tile of scores, QUERIES × BANK, stays in the L2 cache between the product and the selection.
-const QUERIES: usize = 128;
+pub(crate) const QUERIES: usize = 128;
 const BANK: usize = 1024;
 
 /// Returns the products of all queries with all rows of a bank, query by query.
@@ -214,19 +214,36 @@ pub(crate) fn products(queries: &[f32], bank: &[f32], dim: usize) -> Vec<f32> {
 }
 
 /// The rows that queries are compared with.
-struct Bank<'a> {
+pub(crate) struct Bank<'a> {
     rows: &'a [f32],
     /// Added to the product with each row.
     shift: Option<Vec<f32>>,
     dim: usize,
 }
 
-impl Bank<'_> {
+impl<'a> Bank<'a> {
+    /// Returns a bank of unit rows, which queries of unit rows are compared with by cosine.
+    pub(crate) fn of_cosines(rows: &'a [f32], dim: usize) -> Self {
+        Bank { rows, shift: None, dim }
+    }
+
+    /// Returns the number of rows.
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len() / self.dim
+    }
+
     /// Returns the `k` bank rows of the highest score for each query, best first.
     fn search(&self, queries: &[f32], k: usize) -> Vec<Neighbors> {
+        let mut nearest = vec![Vec::with_capacity(k); queries.len() / self.dim];
+        self.for_each_tile(queries, |query, start, scores| offer(&mut nearest[query], k, start, scores));
+        nearest
+    }
+
+    /// Compares queries with all rows, tile by tile. `read` gets the number of a query and its scores for the
+    /// rows from a start on; the rows of each query arrive in order.
+    pub(crate) fn for_each_tile(&self, queries: &[f32], mut read: impl FnMut(usize, usize, &[f32])) {
         let dim = self.dim;
         let rows = queries.len() / dim;
-        let mut nearest = vec![Vec::with_capacity(k); rows];
         let mut tile = vec![0.0; rows * BANK];
         for (t, part) in self.rows.chunks(BANK * dim).enumerate() {
             let width = part.len() / dim;
@@ -239,17 +256,16 @@ impl Bank<'_> {
             let product = Strides::row_major(BANK);
             let (left, right) = ((queries, Strides::row_major(dim)), (part, Strides::transposed(dim)));
             gemm((rows, width, dim), 1.0, left, right, keep, (&mut tile, product));
-            for (nearest, scores) in nearest.iter_mut().zip(tile.chunks_exact(BANK)) {
-                offer(nearest, k, t * BANK, &scores[..width]);
+            for (query, scores) in tile.chunks_exact(BANK).enumerate() {
+                read(query, t * BANK, &scores[..width]);
             }
         }
-        nearest
     }
 }
 
 /// Inserts the bank rows from `start` on into the list of the `k` best. Rows arrive in ascending order, so a
 /// later row of equal score stays behind.
-fn offer(nearest: &mut Neighbors, k: usize, start: usize, scores: &[f32]) {
+pub(crate) fn offer(nearest: &mut Neighbors, k: usize, start: usize, scores: &[f32]) {
     let bar = |nearest: &[(f32, u32)]| if nearest.len() < k { f32::NEG_INFINITY } else { nearest[k - 1].0 };
     for (b, block) in scores.chunks(32).enumerate() {
         // Almost no block has a better row, and this form of the test is vectorized.

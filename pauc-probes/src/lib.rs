@@ -25,6 +25,7 @@ pub mod lbfgs;
 pub mod linear;
 pub mod linear_sgd;
 pub mod low_shot;
+pub mod neighbors;
 pub mod pca;
 pub mod rank;
 pub mod retrieval;
