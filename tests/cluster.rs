@@ -139,7 +139,7 @@ fn mistakes_have_their_messages_and_exit_codes() {
     refused(&at("none.npy"), "KMeans(k: [3])", &[], 4, "not found");
     refused(&at("x.hdf5"), "KMeans(k: [3])", &[], 2, "give a .safetensors, .npy, .csv or .parquet file");
     #[cfg(not(feature = "parquet"))]
-    refused(&at("x.parquet"), "KMeans(k: [3])", &[], 2, "--features parquet");
+    refused(&at("x.parquet"), "KMeans(k: [3])", &[], 2, "without the feature `parquet`");
     let mut values = corners();
     values[7] = f32::NAN;
     refused(&npy(&at("nan.npy"), 120, 2, &values), "KMeans(k: [3])", &[], 4, "row 3, column 1: NaN");

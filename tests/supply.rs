@@ -205,6 +205,18 @@ fn license_texts(package: &Value) -> Vec<String> {
     paths.iter().map(read).collect()
 }
 
+/// Returns the usual text of the license of a package that has none in its source. `permission` is that of MIT.
+fn usual_text(package: &Value, name: &str, permission: &str) -> String {
+    let is_under = |wanted: &str| fulfilled(text(package, "license"), &|license| license == wanted);
+    if is_under("MIT") {
+        let authors = package["authors"].as_array().unwrap().iter().filter_map(Value::as_str);
+        return format!("Copyright (c) {}\n\n{permission}", authors.collect::<Vec<_>>().join(", "));
+    }
+    // It is the same for all authors.
+    assert!(is_under("Apache-2.0"), "{name} has no text of its license");
+    read("LICENSE-APACHE")
+}
+
 /// Writes the texts of all licenses to the file that `PAUC_LICENSES` names, each text once.
 #[test]
 fn texts_of_licenses_can_be_written() {
@@ -216,15 +228,8 @@ fn texts_of_licenses_can_be_written() {
         let name =
             format!("{} {} ({})", text(package, "name"), text(package, "version"), text(package, "license"));
         let own = license_texts(package);
-        // Without a text in the source, the authors and the usual text have to do.
-        let authors = package["authors"].as_array().unwrap().iter().filter_map(Value::as_str);
-        let authors = authors.collect::<Vec<_>>().join(", ");
-        if own.is_empty() {
-            let license = text(package, "license");
-            assert!(fulfilled(license, &|l| l == "MIT"), "{name} has no text of its license");
-        }
-        let without = format!("Copyright (c) {authors}\n\n{permission}");
-        for license in if own.is_empty() { vec![without] } else { own } {
+        let own = if own.is_empty() { vec![usual_text(package, &name, permission)] } else { own };
+        for license in own {
             texts.entry(license).or_default().push(name.clone());
         }
     }

@@ -4,6 +4,8 @@
 mod common;
 
 use common::{Output, pauc};
+use pauc::cluster::feature_files::Matrix;
+use pauc::cluster::sample_columns::SampleColumns;
 use pauc_testing::{assert_within, tolerance};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -141,6 +143,136 @@ fn embeddings_are_in_order_with_their_provenance() {
     assert_eq!(json(&clustered)["rows"], 20);
 }
 
+/// Three images of 16×16 pixels in two classes, in the order of their paths.
+const PICTURES: [&str; 3] = ["a b/ü, \"1\".png", "a b/2.png", "c/0.png"];
+
+/// Writes images, and returns the dataset as `--data` takes it.
+fn pictures(folder: &Path) -> String {
+    for (i, name) in PICTURES.iter().enumerate() {
+        let file = folder.join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        image::RgbImage::from_fn(16, 16, |x, y| image::Rgb([60 * i as u8, 9 * x as u8, (y * y) as u8]))
+            .save(file)
+            .unwrap();
+    }
+    format!("ImageFolder(root: {folder:?}, test_fraction: 0)")
+}
+
+#[test]
+fn files_of_every_kind_name_the_images() {
+    let runs = Runs::get();
+    let (run, folder) = (runs.cool(), tempfile::tempdir().unwrap());
+    let data = pictures(&folder.path().join("pictures"));
+    let mut expected: Vec<String> = PICTURES.map(str::to_string).to_vec();
+    expected.sort();
+    let mut features: Vec<Vec<f32>> = Vec::new();
+    for file in ["x.safetensors", "x.npy", "y.csv", "x.parquet"] {
+        let out = folder.path().join(file);
+        let args = ["embed", path(&run), "--data", &data, "--split", "train", "--out", path(&out)];
+        let done = pauc(args);
+        assert_eq!(done.code, 0, "{file}: {}", done.stderr);
+        let tensor = (!file.ends_with("npy") && !file.ends_with("csv")).then_some("features");
+        features.push(Matrix::open(&out, tensor).unwrap().rows().data.to_vec());
+        let samples = SampleColumns::read(&out, 3).unwrap();
+        let mut names = samples.names.unwrap();
+        // Image folders order numbers in names as numbers, as the pictures' classes show.
+        assert_eq!(samples.labels, Some(vec![0, 0, 1]), "{file}: {names:?}");
+        assert_eq!((samples.ids, samples.split.as_deref()), (Some(vec![0, 1, 2]), Some("train")), "{file}");
+        names.sort();
+        assert_eq!(names, expected, "{file}");
+        let wrong = SampleColumns::read(&out, 4).unwrap_err().to_string();
+        assert!(wrong.contains("3 ids for 4 samples"), "{wrong}");
+    }
+    assert!(features.iter().all(|same| *same == features[0] && same.len() == 3 * 8), "{features:?}");
+    let csv = std::fs::read_to_string(folder.path().join("y.csv")).unwrap();
+    assert!(csv.starts_with("id,label,name,f0,f1,"), "{csv}");
+}
+
+#[test]
+fn nearest_images_copies_and_outliers_are_found_by_name() {
+    let runs = Runs::get();
+    let (run, folder) = (runs.cool(), tempfile::tempdir().unwrap());
+    let root = folder.path().join("pictures");
+    let data = pictures(&root);
+    std::fs::rename(root.join(PICTURES[0]), root.join("a b/1.png")).unwrap();
+    std::fs::copy(root.join("c/0.png"), root.join("a b/copy.png")).unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (file, csv, sheet) = (at("x.safetensors"), at("n.csv"), at("sheet.png"));
+    let args = ["embed", path(&run), "--data", &data, "--split", "train", "--out", path(&file)];
+    assert_eq!(pauc(args).code, 0);
+    let search = |more: &[&str]| {
+        let args = ["neighbors", path(&file), "--tensor", "features", "-k", "2", "--duplicates", "0.9999"];
+        pauc([&args[..], more].concat())
+    };
+    let output = ["--out", path(&csv), "--sheet", path(&sheet), "--data", &data, "--query", "c/0.png"];
+    let out = search(&[&output[..], &["--outliers", "1", "--json"]].concat());
+    let got = json(&out);
+    let group: Vec<&str> =
+        got["duplicates"][0].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!((group, got["duplicates"].as_array().unwrap().len()), (vec!["a b/copy.png", "c/0.png"], 1));
+    assert_eq!(got["neighbors"][0]["name"], "c/0.png");
+    assert_eq!(got["neighbors"][0]["nearest"][0]["name"], "a b/copy.png");
+    // Cosines and the outlier by loops.
+    let bytes = std::fs::read(&file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let rows = rows(&tensors);
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let cosine = |a: usize, b: usize| {
+        dot(&rows[a], &rows[b]) / (dot(&rows[a], &rows[a]) * dot(&rows[b], &rows[b])).sqrt()
+    };
+    let rounding = tolerance::f32(rows[0].len() + 2, 1.0);
+    let mut means = [0.0; 4];
+    let text = std::fs::read_to_string(&csv).unwrap();
+    let mut lines = csv_rows(&text);
+    assert_eq!(lines.remove(0).join(","), "row,id,name,rank,near_row,near_id,near_name,cosine");
+    assert_eq!(lines.len(), 4 * 2);
+    for line in &lines {
+        let [row, near] = [0, 4].map(|i: usize| line[i].parse::<usize>().unwrap());
+        assert_within!(line[7].parse::<f64>().unwrap(), cosine(row, near), rounding, "{line:?}");
+        means[row] += cosine(row, near) / 2.0;
+    }
+    let lowest = (0..4).min_by(|a, b| means[*a].total_cmp(&means[*b])).unwrap();
+    assert_eq!(got["outliers"][0]["row"], lowest);
+    let outlier = csv_rows(&std::fs::read_to_string(at("n.outliers.csv")).unwrap());
+    assert_eq!(outlier[1][3], got["outliers"][0]["name"].as_str().unwrap());
+    let copies = std::fs::read_to_string(at("n.duplicates.csv")).unwrap();
+    assert!(copies.ends_with("c/0.png\n") && copies.lines().count() == 3, "{copies}");
+    // One line of the query and its two nearest, of 16 pixels each, with gaps of 2.
+    let drawn = image::open(&sheet).unwrap();
+    assert_eq!((drawn.width(), drawn.height()), (3 * 18 + 2, 18 + 2));
+    // Against a second file, a row is not left out: all are near themselves.
+    let told = search(&[path(&file)]);
+    assert!(told.stdout.contains("8 rows in 4 groups"), "{}", told.stdout);
+    // Mistakes.
+    let wrong = |more: &[&str], says: &str| {
+        let out = search(more);
+        assert!(out.code == 2 && out.stderr.contains(says), "no `{says}` in {} {}", out.code, out.stderr);
+    };
+    wrong(&["--query", "c/1.png"], "did you mean `c/0.png`?");
+    wrong(&["--out", "x.txt"], "end the name in .csv");
+    refused(["neighbors", path(&file), "--duplicates", "2"], 2, "between -1 and 1");
+    refused(["neighbors", path(&file), "-k", "0"], 2, "invalid value '0'");
+    std::fs::rename(root.join("c/0.png"), root.join("c/5.png")).unwrap();
+    wrong(
+        &["--sheet", path(&sheet), "--data", &data, "--query", "c/0.png"],
+        "is `c/0.png`, but image 3 of the",
+    );
+}
+
+fn csv_rows(text: &str) -> Vec<Vec<String>> {
+    // The names here have no quotes.
+    text.lines().map(|line| line.split(',').map(String::from).collect()).collect()
+}
+
+#[test]
+fn images_that_are_no_files_have_no_names() {
+    let runs = Runs::get();
+    let out = runs.folder.path().join("unnamed.npy");
+    assert_eq!(pauc(["embed", path(&runs.cool()), "--out", path(&out)]).code, 0);
+    assert_eq!(SampleColumns::read(&out, 20).unwrap().names, None);
+    assert!(!runs.folder.path().join("unnamed.names.npy").exists());
+}
+
 fn long(b: &[u8]) -> i64 {
     i64::from_le_bytes(b.try_into().unwrap())
 }
@@ -264,7 +396,7 @@ fn mistakes_have_their_messages_and_exit_codes() {
     let gray = ["--data", "FashionMini()"];
     refused(["eval", run, "--probe", "Knn()"].into_iter().chain(gray), 2, "have 1 channels");
     refused(["eval", run, "--probe", "Knn()", "--checkpoint", "none"], 4, "not found");
-    refused(["embed", run, "--out", "x.csv"], 2, "end the name in .safetensors");
+    refused(["embed", run, "--out", "x.txt"], 2, "end the name in .safetensors");
     refused(["embed", run, "--out", "nowhere/x.npy"], 1, "nowhere");
     let other = runs.recipe("warm").join("seed0/checkpoints/last.safetensors");
     let out = runs.folder.path().join("y.npy");

@@ -6,9 +6,9 @@ use crate::Failure;
 use crate::commands::{
     bench::BenchArgs, check::CheckArgs, cluster::ClusterArgs, compare::CompareArgs,
     completions::CompletionsArgs, data::DataCommand, devices::DevicesArgs, embed::EmbedArgs, eval::EvalArgs,
-    explain::ExplainArgs, export::ExportArgs, list::ListArgs, man::ManArgs, new::NewArgs,
-    postmortem::PostmortemArgs, report::ReportArgs, reproduce::ReproduceArgs, resume::ResumeArgs,
-    run::RunArgs, sweep::SweepArgs, tail::TailArgs, term::TermArgs,
+    explain::ExplainArgs, export::ExportArgs, list::ListArgs, man::ManArgs, neighbors::NeighborsArgs,
+    new::NewArgs, postmortem::PostmortemArgs, report::ReportArgs, reproduce::ReproduceArgs,
+    resume::ResumeArgs, run::RunArgs, sweep::SweepArgs, tail::TailArgs, term::TermArgs,
 };
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use pauc::train::memory::parse_bytes;
@@ -48,6 +48,8 @@ pub enum Command {
     #[command(subcommand)]
     Data(DataCommand),
     Cluster(ClusterArgs),
+    #[command(visible_alias = "neighbours")]
+    Neighbors(NeighborsArgs),
     Tail(TailArgs),
     Report(ReportArgs),
     Postmortem(PostmortemArgs),
@@ -74,7 +76,7 @@ struct VerbGroup {
 /// All verbs, in the order in which the help lists them.
 const GROUPS: &[VerbGroup] = &[
     VerbGroup { heading: "Train", verbs: &["check", "run", "resume", "sweep", "reproduce"] },
-    VerbGroup { heading: "Data and features", verbs: &["data", "cluster"] },
+    VerbGroup { heading: "Data and features", verbs: &["data", "cluster", "neighbors"] },
     VerbGroup {
         heading: "Look into a run",
         verbs: &["tail", "report", "postmortem", "eval", "embed", "compare", "export"],

@@ -1,5 +1,6 @@
 //! Numbers from CSV files.
 
+use crate::sample_columns::SampleColumns;
 use csv::{ReaderBuilder, StringRecord, Trim};
 use pauc_traits::{Error, Result};
 use std::path::Path;
@@ -8,8 +9,11 @@ use std::path::Path;
 /// file one cell.
 const SHOWN: usize = 40;
 
+/// The columns that say what a sample is. They are no dimensions.
+const SAMPLE_COLUMNS: [&str; 3] = ["id", "label", "name"];
+
 /// Reads a matrix of numbers separated by commas, semicolons or tabs. A first line with anything else is a
-/// header.
+/// header; columns that it calls `id`, `label` or `name` are left out.
 ///
 /// # Shapes
 /// N lines of D cells → (N, D), row-major, and D
@@ -21,14 +25,19 @@ pub(crate) fn matrix(path: &Path, text: &str) -> Result<(Vec<f32>, usize)> {
     let wrong = |why: String| Error::damaged(path, why);
     let mut records = Records::new(text, separator(text));
     let (mut values, mut cols) = (Vec::new(), 0);
+    let mut left_out: Vec<usize> = Vec::new();
     while let Some(record) = records.next_record().map_err(|e| wrong(e.to_string()))? {
         let (line, cells) = (record.line, &record.cells);
-        let numbers: Vec<Option<f32>> = cells.iter().map(|cell| cell.parse().ok()).collect();
-        if let Some(column) = numbers.iter().position(Option::is_none) {
+        let dimensions = (0..cells.len()).filter(|column| !left_out.contains(column));
+        let numbers: Vec<(usize, Option<f32>)> =
+            dimensions.map(|column| (column, cells[column].parse().ok())).collect();
+        if let Some((column, _)) = numbers.iter().find(|(_, number)| number.is_none()) {
             if record.is_first {
+                left_out =
+                    (0..cells.len()).filter(|column| SAMPLE_COLUMNS.contains(&&cells[*column])).collect();
                 continue;
             }
-            let cell = shown(&cells[column]);
+            let cell = shown(&cells[*column]);
             return Err(wrong(format!("line {line}, column {}: `{cell}` is not a number", column + 1)));
         }
         if cols == 0 {
@@ -38,12 +47,42 @@ pub(crate) fn matrix(path: &Path, text: &str) -> Result<(Vec<f32>, usize)> {
             let got = numbers.len();
             return Err(wrong(format!("line {line} has {got} values; expected {cols}, as in the first row")));
         }
-        values.extend(numbers.into_iter().flatten());
+        values.extend(numbers.into_iter().filter_map(|(_, number)| number));
     }
     if values.is_empty() {
         return Err(wrong("has no rows of numbers".into()));
     }
     Ok((values, cols))
+}
+
+/// Reads the columns `id`, `label` and `name`, as far as the first line names them.
+///
+/// # Errors
+/// If an id or a label is not an integer. The error names the file, line and column.
+pub(crate) fn samples(path: &Path, text: &str) -> Result<SampleColumns> {
+    let wrong = |why: String| Error::damaged(path, why);
+    let mut records = Records::new(text, separator(text));
+    let mut next = || records.next_record().map_err(|e| wrong(e.to_string()));
+    let Some(header) = next()? else { return Ok(SampleColumns::default()) };
+    let [id, label, name] = SAMPLE_COLUMNS.map(|name| header.cells.iter().position(|cell| cell == name));
+    let (mut ids, mut labels, mut names) = (Vec::new(), Vec::new(), Vec::new());
+    while let Some(record) = next()? {
+        let cell = |column: usize| record.cells.get(column).unwrap_or("");
+        let integer = |column: usize| {
+            let (line, text) = (record.line, shown(cell(column)));
+            let place = format!("line {line}, column {}", column + 1);
+            cell(column).parse::<i64>().map_err(|_| wrong(format!("{place}: `{text}` is not an integer")))
+        };
+        ids.extend(id.map(integer).transpose()?);
+        labels.extend(label.map(integer).transpose()?);
+        names.extend(name.map(|column| cell(column).to_string()));
+    }
+    Ok(SampleColumns {
+        ids: id.map(|_| ids),
+        labels: label.map(|_| labels),
+        names: name.map(|_| names),
+        split: None,
+    })
 }
 
 /// Reads integers, one per line. A first line with anything else is a header.
@@ -163,6 +202,25 @@ mod tests {
         }
         let text = "\u{feff}class\r\n\"3\"\r\n 0\t\n";
         assert_eq!(labels(Path::new("l.csv"), text).unwrap(), [3, 0]);
+    }
+
+    #[test]
+    fn columns_of_samples_are_no_dimensions() {
+        let text = "id,f0,name,label,f1\n7,1,\"a,b.png\",2,-2.5\n8,3,,0,4\n";
+        assert_eq!(read(text), Ok((vec![1.0, -2.5, 3.0, 4.0], 2)));
+        let samples = |text: &str| samples(Path::new("x.csv"), text);
+        assert_eq!(
+            samples(text).unwrap(),
+            SampleColumns {
+                ids: Some(vec![7, 8]),
+                labels: Some(vec![2, 0]),
+                names: Some(vec!["a,b.png".into(), String::new()]),
+                split: None,
+            }
+        );
+        assert_eq!(samples("1,2\n3,4\n").unwrap(), SampleColumns::default());
+        let text = samples("f0,id\n1,2\n\n3,x\n").unwrap_err().to_string();
+        assert!(text.contains("line 4, column 2: `x` is not an integer"), "{text}");
     }
 
     #[test]

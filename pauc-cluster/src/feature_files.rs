@@ -1,10 +1,11 @@
 //! Reads features and labels from safetensors, NumPy `.npy` and CSV files, and from Parquet with the cargo
-//! feature `parquet`.
+//! feature `parquet`, which is on by default.
 //!
 //! Row-major `f32` matrices in safetensors and `.npy` files are memory-mapped, so a file may be larger than
 //! memory.
 
 use crate::csv_file;
+use crate::sample_columns::SampleColumns;
 use pauc_kernels::mmap::Mapped;
 use pauc_traits::npy::Header;
 use pauc_traits::probe::RowsView;
@@ -107,37 +108,13 @@ impl Matrix {
 /// If the file cannot be read as labels, or their number is not `n`.
 pub fn labels(path: &Path, n: usize) -> Result<Vec<u32>> {
     let wrong = |why: String| Error::damaged(path, why);
-    let kind = kind(path)?;
-    if kind == Kind::Parquet {
-        return Err(Error::config(
-            "labels cannot be read from Parquet: save them as .npy, .csv or .safetensors",
-        ));
-    }
-    let values: Vec<i64> = if kind == Kind::Csv {
-        csv_file::labels(path, &text(path)?)?
-    } else {
-        let file = map(path)?;
-        let array = match kind {
-            Kind::Npy => npy(path, file.bytes(), "numpy.save(path, labels.astype('int64'))")?,
-            _ => of_safetensors(path, file.bytes(), Some("labels"))?,
-        };
-        if array.shape.len() != 1 {
-            return Err(wrong(format!(
-                "{} has shape {:?}; expected one label per sample",
-                array.name, array.shape
-            )));
-        }
-        let bytes = file.bytes();
-        match array.dtype.as_str() {
-            "i8" => array.chunks(bytes, i64::from_le_bytes),
-            "u8" => array.chunks(bytes, |b| i64::try_from(u64::from_le_bytes(b)).unwrap_or(-1)),
-            "i4" => array.chunks(bytes, |b| i32::from_le_bytes(b).into()),
-            "u4" => array.chunks(bytes, |b| u32::from_le_bytes(b).into()),
-            "i2" => array.chunks(bytes, |b| i16::from_le_bytes(b).into()),
-            "u2" => array.chunks(bytes, |b| u16::from_le_bytes(b).into()),
-            "i1" => array.chunks(bytes, |b| i8::from_le_bytes(b).into()),
-            "u1" => array.chunks(bytes, |b| u8::from_le_bytes(b).into()),
-            other => return Err(wrong(format!("{} holds {other}; expected integers", array.name))),
+    let values = match kind(path)? {
+        Kind::Csv => csv_file::labels(path, &text(path)?)?,
+        Kind::Npy => integers(path, None)?,
+        Kind::Safetensors => integers(path, Some("labels"))?,
+        Kind::Parquet => {
+            let column = SampleColumns::read(path, n)?.labels;
+            column.ok_or_else(|| wrong("has no column `labels` of 64-bit integers".into()))?
         }
     };
     if values.len() != n {
@@ -149,15 +126,41 @@ pub fn labels(path: &Path, n: usize) -> Result<Vec<u32>> {
     values.into_iter().enumerate().map(number).collect()
 }
 
+/// Reads integers, one per sample, from a `.npy` file, or from the tensor `tensor` of a safetensors file.
+pub(crate) fn integers(path: &Path, tensor: Option<&str>) -> Result<Vec<i64>> {
+    let wrong = |why: String| Error::damaged(path, why);
+    let file = map(path)?;
+    let array = match tensor {
+        None => npy(path, file.bytes(), "numpy.save(path, x.astype('int64'))")?,
+        Some(_) => of_safetensors(path, file.bytes(), tensor)?,
+    };
+    if array.shape.len() != 1 {
+        let message = format!("{} has shape {:?}; expected one value per sample", array.name, array.shape);
+        return Err(wrong(message));
+    }
+    let bytes = file.bytes();
+    Ok(match array.dtype.as_str() {
+        "i8" => array.chunks(bytes, i64::from_le_bytes),
+        "u8" => array.chunks(bytes, |b| i64::try_from(u64::from_le_bytes(b)).unwrap_or(-1)),
+        "i4" => array.chunks(bytes, |b| i32::from_le_bytes(b).into()),
+        "u4" => array.chunks(bytes, |b| u32::from_le_bytes(b).into()),
+        "i2" => array.chunks(bytes, |b| i16::from_le_bytes(b).into()),
+        "u2" => array.chunks(bytes, |b| u16::from_le_bytes(b).into()),
+        "i1" => array.chunks(bytes, |b| i8::from_le_bytes(b).into()),
+        "u1" => array.chunks(bytes, |b| u8::from_le_bytes(b).into()),
+        other => return Err(wrong(format!("{} holds {other}; expected integers", array.name))),
+    })
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+pub(crate) enum Kind {
     Safetensors,
     Npy,
     Csv,
     Parquet,
 }
 
-fn kind(path: &Path) -> Result<Kind> {
+pub(crate) fn kind(path: &Path) -> Result<Kind> {
     let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
     match ending.as_deref() {
         Some("safetensors") => Ok(Kind::Safetensors),
@@ -190,16 +193,16 @@ fn parquet(path: &Path, column: Option<&str>) -> Result<(Vec<f32>, usize)> {
 #[cfg(not(feature = "parquet"))]
 fn parquet(path: &Path, _: Option<&str>) -> Result<(Vec<f32>, usize)> {
     Err(Error::config(format!(
-        "{}: built without Parquet support: build with `--features parquet`, or save the features as .npy",
+        "{}: built without the feature `parquet`: build with it, or save the features as .npy",
         path.display()
     )))
 }
 
-fn text(path: &Path) -> Result<String> {
+pub(crate) fn text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|e| missing(path, e))
 }
 
-fn map(path: &Path) -> Result<Mapped> {
+pub(crate) fn map(path: &Path) -> Result<Mapped> {
     let file = Mapped::open(path).map_err(|e| missing(path, e))?;
     if file.bytes().is_empty() {
         return Err(Error::damaged(path, "the file is empty"));

@@ -44,6 +44,7 @@ pub mod nearest;
 mod oracle;
 #[cfg(feature = "parquet")]
 mod parquet;
+pub mod sample_columns;
 pub mod seeding;
 mod spectrum;
 

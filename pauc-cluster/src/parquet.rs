@@ -1,8 +1,9 @@
 //! Features from Parquet files.
 
+use crate::sample_columns::SampleColumns;
 use parquet::basic::Type;
-use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
-use parquet::data_type::DataType;
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_typed_column_reader};
+use parquet::data_type::{ByteArrayType, DataType, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::SchemaDescriptor;
@@ -64,6 +65,57 @@ pub fn read(path: &Path, file: File, column: Option<&str>) -> Result<(Vec<f32>, 
     Ok((values, cols))
 }
 
+/// Reads the columns `ids` and `labels` of 64-bit integers, and `names` of text, as far as there are any.
+///
+/// # Errors
+/// If the file is damaged, or one of them has nulls or is not UTF-8.
+pub fn samples(path: &Path, file: File) -> Result<SampleColumns> {
+    let wrong = |why: String| Error::damaged(path, why);
+    let damaged = |e: ParquetError| wrong(format!("not a readable Parquet file: {e}"));
+    let reader = SerializedFileReader::new(file).map_err(damaged)?;
+    let schema = reader.metadata().file_metadata().schema_descr();
+    let pairs = reader.metadata().file_metadata().key_value_metadata().into_iter().flatten();
+    let split = pairs.filter(|pair| pair.key == "split").find_map(|pair| pair.value.clone());
+    let mut columns = SampleColumns { split, ..SampleColumns::default() };
+    for leaf in 0..schema.num_columns() {
+        let column = schema.column(leaf);
+        let name = column.path().string();
+        if column.max_rep_level() > 0 {
+            continue;
+        }
+        match (name.as_str(), column.physical_type()) {
+            ("ids", Type::INT64) => columns.ids = Some(whole::<Int64Type>(path, &reader, leaf)?),
+            ("labels", Type::INT64) => columns.labels = Some(whole::<Int64Type>(path, &reader, leaf)?),
+            ("names", Type::BYTE_ARRAY) => {
+                let texts = whole::<ByteArrayType>(path, &reader, leaf)?;
+                let texts = texts.iter().map(|text| text.as_utf8().map(str::to_string));
+                columns.names = Some(texts.collect::<std::result::Result<_, _>>().map_err(damaged)?);
+            }
+            _ => {}
+        }
+    }
+    Ok(columns)
+}
+
+/// Reads a column of type `T`, which must be that of the file, without nulls.
+fn whole<T: DataType>(path: &Path, reader: &SerializedFileReader<File>, leaf: usize) -> Result<Vec<T::T>> {
+    let wrong = |why: String| Error::damaged(path, why);
+    let damaged = |e: ParquetError| wrong(format!("not a readable Parquet file: {e}"));
+    let mut values = Vec::new();
+    for g in 0..reader.metadata().num_row_groups() {
+        let column = reader.get_row_group(g).and_then(|group| group.get_column_reader(leaf));
+        let column = get_typed_column_reader::<T>(column.map_err(damaged)?);
+        let rows = usize::try_from(reader.metadata().row_group(g).num_rows()).unwrap_or(0);
+        let before = values.len();
+        read_records(column, rows, &mut values).map_err(damaged)?;
+        if values.len() - before != rows {
+            let name = reader.metadata().file_metadata().schema_descr().column(leaf).name().to_string();
+            return Err(wrong(format!("column `{name}` has nulls; fill or drop them")));
+        }
+    }
+    Ok(values)
+}
+
 /// Chooses the leaf columns that form a row.
 fn choose(schema: &SchemaDescriptor, column: Option<&str>) -> std::result::Result<Vec<usize>, String> {
     let root = |leaf: usize| schema.column(leaf).path().parts().first().cloned().unwrap_or_default();
@@ -119,21 +171,31 @@ impl Column {
 }
 
 fn floats<T: DataType>(
-    mut column: ColumnReaderImpl<T>,
+    column: ColumnReaderImpl<T>,
     rows: usize,
     value: impl Fn(T::T) -> f32,
 ) -> std::result::Result<Column, ParquetError> {
-    let (mut read, mut definition, mut repetition) = (Vec::new(), Vec::new(), Vec::new());
-    let mut left = rows;
+    let mut read = Vec::new();
+    let repetition = read_records(column, rows, &mut read)?;
+    Ok(Column { values: read.into_iter().map(value).collect(), repetition })
+}
+
+/// Reads up to `rows` records of a column into `values`, and returns their repetition levels.
+fn read_records<T: DataType>(
+    mut column: ColumnReaderImpl<T>,
+    rows: usize,
+    values: &mut Vec<T::T>,
+) -> std::result::Result<Vec<i16>, ParquetError> {
+    let (mut definition, mut repetition, mut left) = (Vec::new(), Vec::new(), rows);
     while left > 0 {
         let (records, ..) =
-            column.read_records(left, Some(&mut definition), Some(&mut repetition), &mut read)?;
+            column.read_records(left, Some(&mut definition), Some(&mut repetition), values)?;
         if records == 0 {
             break;
         }
         left -= records;
     }
-    Ok(Column { values: read.into_iter().map(value).collect(), repetition })
+    Ok(repetition)
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ mod inspection;
 mod lock;
 pub mod log_sinks;
 pub mod memory;
+pub mod neighbors;
 pub mod network_input;
 pub mod objective;
 pub mod observer;

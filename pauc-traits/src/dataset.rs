@@ -156,6 +156,13 @@ pub trait ImageSource: Send + Sync {
         format!("image {index}")
     }
 
+    /// Returns the path of image `index` within the dataset, with `/` between folders; by default `None`, for
+    /// images that are not files. It does not depend on where the dataset lies.
+    fn path(&self, index: usize) -> Option<String> {
+        let _ = index;
+        None
+    }
+
     /// Returns the class labels in index order, if there are any.
     ///
     /// # Shapes

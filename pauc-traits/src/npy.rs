@@ -12,8 +12,10 @@ use std::path::Path;
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 /// Values begin at a multiple of this many bytes, so that they can be memory-mapped.
 const ALIGNMENT: usize = 64;
+/// Bytes per character of text.
+const TEXT_UNIT: usize = 4;
 
-/// The type of an array's values: little-endian numbers of the given number of bytes.
+/// The type of an array's values: little-endian numbers of the given number of bytes, or text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
     /// Floating-point numbers of 2, 4 or 8 bytes.
@@ -22,6 +24,8 @@ pub enum Element {
     Signed(usize),
     /// Unsigned integers of 1, 2, 4 or 8 bytes.
     Unsigned(usize),
+    /// Strings of up to this many characters, in UTF-32; shorter ones are padded with zeros.
+    Text(usize),
 }
 
 impl Element {
@@ -34,27 +38,29 @@ impl Element {
             ('f', 2 | 4 | 8) => Element::Float(size),
             ('i', 1 | 2 | 4 | 8) => Element::Signed(size),
             ('u', 1 | 2 | 4 | 8) => Element::Unsigned(size),
+            ('U', 1..) if size <= usize::MAX / TEXT_UNIT => Element::Text(size),
             _ => return None,
         };
         // For single bytes, the byte order does not matter.
-        (size == 1 || !descr.starts_with('>')).then_some(element)
+        (element.size() == 1 || !descr.starts_with('>')).then_some(element)
     }
 
     /// Returns the number of bytes of a value.
     pub fn size(self) -> usize {
         match self {
             Element::Float(size) | Element::Signed(size) | Element::Unsigned(size) => size,
+            Element::Text(characters) => characters * TEXT_UNIT,
         }
     }
 
-    /// Returns the letter of the kind and the bytes of a value, such as `f4`.
+    /// Returns the letter of the kind and the bytes of a number or the characters of a text, such as `f4`.
     pub fn code(self) -> String {
-        let kind = match self {
-            Element::Float(_) => 'f',
-            Element::Signed(_) => 'i',
-            Element::Unsigned(_) => 'u',
-        };
-        format!("{kind}{}", self.size())
+        match self {
+            Element::Float(size) => format!("f{size}"),
+            Element::Signed(size) => format!("i{size}"),
+            Element::Unsigned(size) => format!("u{size}"),
+            Element::Text(characters) => format!("U{characters}"),
+        }
     }
 }
 
@@ -164,6 +170,43 @@ pub fn encode(element: Element, shape: &[usize], data: &[u8]) -> Vec<u8> {
     file
 }
 
+/// Returns a file of strings, one per row, as `numpy.save` writes an array of `str`.
+///
+/// # Shapes
+/// texts N → an array of N
+pub fn encode_texts(texts: &[String]) -> Vec<u8> {
+    let characters = texts.iter().map(|text| text.chars().count()).max().unwrap_or(0).max(1);
+    let mut data = Vec::with_capacity(texts.len() * characters * TEXT_UNIT);
+    for (row, text) in texts.iter().enumerate() {
+        data.extend(text.chars().flat_map(|c| u32::from(c).to_le_bytes()));
+        data.resize((row + 1) * characters * TEXT_UNIT, 0);
+    }
+    encode(Element::Text(characters), &[texts.len()], &data)
+}
+
+/// Returns the strings of a file with one string per row.
+///
+/// # Errors
+/// As [`Header::read`], or if the file holds something else, or a character is invalid.
+pub fn texts(bytes: &[u8], origin: &Path) -> Result<Vec<String>> {
+    let header = Header::read(bytes, origin, "save names.astype(str)")?;
+    let (Element::Text(_), [rows]) = (header.element, &header.shape[..]) else {
+        let (code, shape) = (header.element.code(), &header.shape);
+        let message = format!("holds {code} of shape {shape:?}; expected one string per row");
+        return Err(Error::damaged(origin, message));
+    };
+    let width = header.element.size();
+    (0..*rows)
+        .map(|row| {
+            let units = bytes[header.data.start + row * width..][..width].as_chunks().0.iter();
+            let units = units.map(|unit| u32::from_le_bytes(*unit)).take_while(|unit| *unit != 0);
+            units.map(char::from_u32).collect::<Option<String>>().ok_or_else(|| {
+                Error::damaged(origin, format!("row {row} is not valid text; save the names again"))
+            })
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,6 +241,29 @@ mod tests {
             assert_eq!((header.element, &header.shape), (element, &shape));
             assert_eq!((header.data.start % ALIGNMENT, &bytes[header.data]), (0, &vec![7; size][..]));
         }
+    }
+
+    /// The header and the values of `numpy.save` of `numpy.array(["a", "übe"])`, NumPy 2.
+    #[test]
+    fn texts_are_written_as_numpy_writes_them() {
+        let names = ["a".to_string(), "übe".into()];
+        let header = "{'descr': '<U3', 'fortran_order': False, 'shape': (2,), }";
+        let mut want = b"\x93NUMPY\x01\x00v\x00".to_vec();
+        want.extend(format!("{header:<117}\n").bytes());
+        for unit in [0x61u32, 0, 0, 0xfc, 0x62, 0x65] {
+            want.extend(unit.to_le_bytes());
+        }
+        assert_eq!(encode_texts(&names), want);
+        assert_eq!(texts(&want, Path::new("n.npy")).unwrap(), names);
+        assert_eq!(texts(&encode_texts(&[]), Path::new("n.npy")).unwrap(), Vec::<String>::new());
+        let error = |bytes: &[u8]| texts(bytes, Path::new("n.npy")).unwrap_err().to_string();
+        want[128..132].copy_from_slice(&0xd800u32.to_le_bytes());
+        assert!(error(&want).contains("row 0 is not valid text"), "{}", error(&want));
+        assert!(error(&of_numpy()).contains("holds i2 of shape [2, 2]"), "{}", error(&of_numpy()));
+        let swapped = file(">U1", false, "(1,)", &[0; 4]);
+        assert!(error(&swapped).contains("type `>U1`"), "{}", error(&swapped));
+        let vast = file("<U4611686018427387904", false, "(2,)", &[]);
+        assert!(error(&vast).contains("type `<U4611686018427387904`"), "{}", error(&vast));
     }
 
     #[test]

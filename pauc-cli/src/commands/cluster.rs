@@ -24,7 +24,7 @@ use std::process::ExitCode;
 /// Example: pauc-cli cluster features.npy --with 'KMeans(k: [100])' --labels labels.npy --out clusters.safetensors
 #[derive(Debug, Args)]
 pub struct ClusterArgs {
-    /// The features: a .safetensors, .npy, .csv or (built with the feature `parquet`) .parquet file.
+    /// The features: a .safetensors, .npy, .csv or .parquet file.
     embeddings: PathBuf,
     /// The tensor of a safetensors file, or the column of a Parquet file, with the features.
     #[arg(long, value_name = "NAME", help_heading = heading::INPUT)]

@@ -6,7 +6,7 @@ use crate::device::{self, DeviceJob};
 use crate::saved::SavedArgs;
 use clap::{Args, ValueEnum};
 use pauc::models::NetworkDevice;
-use pauc::train::embed::{self, Form, Provenance, Vectors};
+use pauc::train::embed::{self, Form, Provenance, Samples, Vectors};
 use pauc::train::saved_run::Part;
 use pauc::traits::atomic;
 use std::path::PathBuf;
@@ -14,19 +14,21 @@ use std::process::ExitCode;
 
 /// Write the features and embeddings of a split to a file.
 ///
-/// A .safetensors file has `features`, `embeddings`, `ids` and `labels`, and the provenance as metadata. A
-/// .parquet file (feature `parquet`) has the same as columns, with vectors as lists. With x.npy, ids, labels
-/// and provenance are written to x.ids.npy, x.labels.npy and x.json. Rows are in the order of the split.
+/// A .safetensors file has `features`, `embeddings`, `ids`, `labels` and `names`, and the provenance as
+/// metadata. A .parquet file has the same as columns, with vectors as lists of one size. A .csv file has the
+/// columns id, label, name and one per dimension, with the provenance in x.json. With x.npy, ids, labels, names
+/// and provenance are written to x.ids.npy, x.labels.npy, x.names.npy and x.json. Names are paths within the
+/// dataset. Rows are in the order of the split.
 ///
 /// Example: pauc-cli embed runs/quickstart-0a1b2c3d/seed0 --split test --out test.safetensors
 #[derive(Debug, Args)]
 pub struct EmbedArgs {
     #[command(flatten)]
     saved: SavedArgs,
-    /// The file to write: .safetensors, .npy or (feature `parquet`) .parquet.
+    /// The file to write: .safetensors, .npy, .csv or .parquet.
     #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
     out: PathBuf,
-    /// The vectors to write to a .npy file.
+    /// The vectors to write to a .npy or .csv file.
     #[arg(long, default_value = "features", help_heading = heading::OUTPUT)]
     vectors: VectorsName,
     #[command(flatten)]
@@ -67,9 +69,9 @@ impl DeviceJob for EmbedArgs {
         let momentum = self.saved.momentum;
         let (embedded, step) = saved.embed(device, part, momentum).map_err(Failure::of_request)?;
         let provenance = Provenance::new(&saved, part, momentum, step);
-        let labels = saved.source(part)?.labels();
+        let samples = Samples::of(&**saved.source(part)?);
         atomic::remove_leftovers(&self.out);
-        let written = embed::write(&embedded, labels, &provenance, self.vectors.into(), &self.out);
+        let written = embed::write(&embedded, &samples, &provenance, self.vectors.into(), &self.out);
         for file in written.map_err(Failure::of_writing)? {
             outln!("{}", file.display());
         }

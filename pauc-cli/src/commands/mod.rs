@@ -13,6 +13,7 @@ pub mod explain;
 pub mod export;
 pub mod list;
 pub mod man;
+pub mod neighbors;
 pub mod new;
 pub mod postmortem;
 pub mod report;
@@ -37,6 +38,7 @@ pub fn execute(command: Command) -> Result<ExitCode, Failure> {
         Command::Reproduce(args) => args.execute(),
         Command::Data(command) => command.execute(),
         Command::Cluster(args) => args.execute(),
+        Command::Neighbors(args) => args.execute(),
         Command::Tail(args) => args.execute(),
         Command::Report(args) => args.execute(),
         Command::Postmortem(args) => args.execute(),

@@ -254,6 +254,7 @@ mod tests {
         );
         assert_eq!(splits.train.labels().unwrap(), [1, 0, 1]);
         assert!(splits.train.name(0).ends_with("3.png"));
+        assert_eq!(splits.train.path(0).unwrap(), "3.png");
         write("5.png\t10\t7\n6.png\t9\t8\n");
         let splits = open(folder.path(), "test_fraction: 0").unwrap();
         assert_eq!(splits.classes, ["9", "10"], "numbers are ordered as numbers");

@@ -35,7 +35,7 @@ pub fn parse(mut bytes: Vec<u8>, origin: &Path) -> Result<Array> {
     let number = match header.element {
         Element::Unsigned(size) => Number::Unsigned(size),
         Element::Signed(size) => Number::Signed(size),
-        Element::Float(_) => {
+        Element::Float(_) | Element::Text(_) => {
             let message =
                 format!("has elements of type `{}`; expected integers; {remedy}", header.element.code());
             return Err(Error::damaged(origin, message));

@@ -16,7 +16,7 @@ picture_set! {
     /// Images are the binary column `image`, or the field `bytes` of the struct `image`. Labels are strings,
     /// or integers whose names come from the file's metadata if they are a `ClassLabel`. Files whose names
     /// begin with `train`, `test`, `validation` or `val` belong to that split. The encoded images are kept in
-    /// memory. Files may be uncompressed or compressed with Snappy. Needs the feature `parquet`.
+    /// memory. Files may be uncompressed or compressed with Snappy.
     pub struct Parquet {
         /// A file, or a folder of files ending in `.parquet`, in the order of their names.
         pub root: PathBuf,

@@ -56,6 +56,10 @@ impl ImageSource for Picked {
         self.ids.get(index).map_or_else(String::new, |id| self.source.name(*id))
     }
 
+    fn path(&self, index: usize) -> Option<String> {
+        self.source.path(*self.ids.get(index)?)
+    }
+
     fn labels(&self) -> Option<&[u32]> {
         self.labels.as_deref()
     }

@@ -48,6 +48,17 @@ impl Locator {
         }
     }
 
+    /// Returns the path within the dataset; in an archive, the archive's file name followed by the name in it.
+    pub fn path_in_dataset(&self) -> String {
+        match self {
+            Locator::File { key, .. } => key.clone(),
+            Locator::Part { archive, name, .. } => {
+                let file = archive.path.file_name().unwrap_or_default();
+                format!("{}/{name}", file.to_string_lossy())
+            }
+        }
+    }
+
     /// Returns the path for messages; in an archive, the archive's path followed by the name in it.
     pub fn path(&self) -> PathBuf {
         match self {

@@ -167,6 +167,10 @@ impl ImageSource for Source {
         self.files.locators.get(index).map_or_else(String::new, |l| l.path().display().to_string())
     }
 
+    fn path(&self, index: usize) -> Option<String> {
+        self.files.locators.get(index).map(Locator::path_in_dataset)
+    }
+
     fn labels(&self) -> Option<&[u32]> {
         self.files.labels.as_deref()
     }

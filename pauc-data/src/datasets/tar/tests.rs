@@ -57,6 +57,7 @@ fn shards_in_webdataset_naming_are_read_in_place() {
             (vec!["2".into(), "7".into(), "10".into()], &[0, 1, 2, 0, 2, 1][..])
         );
         assert!(splits.train.name(2).ends_with("x-1.tar/00/a.seg.png"), "{}", splits.train.name(2));
+        assert_eq!(splits.train.path(2).unwrap(), "x-1.tar/00/a.seg.png");
         assert!(folder.path().join(".pauc-index.json").is_file());
         assert!(!splits.description.contains("index"), "{}", splits.description);
     }
