@@ -4,7 +4,7 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /pauc
 COPY . .
-RUN cargo build --locked --profile wheel -p pauc-cli --features download,parquet
+RUN cargo build --locked --profile wheel -p pauc-cli --features download
 
 FROM debian:bookworm-slim
 COPY --from=build /pauc/target/wheel/pauc-cli /usr/local/bin/

@@ -14,7 +14,7 @@ ARG CUDA_COMPUTE_CAP=80
 RUN command -v nvidia-smi || { printf '#!/bin/sh\n' >/usr/bin/nvidia-smi && chmod +x /usr/bin/nvidia-smi; }
 WORKDIR /pauc
 COPY . .
-RUN cargo build --locked --profile wheel -p pauc-cli --features download,parquet,cuda
+RUN cargo build --locked --profile wheel -p pauc-cli --features download,cuda
 
 # With cuDNN, and with NVRTC, which compiles pauc's kernels.
 FROM nvidia/cuda:12.4.1-cudnn-runtime-ubuntu22.04

@@ -168,14 +168,17 @@ def _call(arguments: List[str], log: Optional[Callable[[str], None]]) -> str:
         stdout.close()
         stderr.close()
     if code != 0:
-        raise of_exit_code(code, _message(lines) or f"pauc-cli {arguments[0]} ended with exit code {code}")
+        raise of_exit_code(code, _message(arguments[0], code, lines))
     return "".join(output)
 
 
-def _message(lines: List[str]) -> str:
-    """Returns the error message at the end of what was printed."""
-    first = next((i for i, line in enumerate(lines) if re.match(r"error(\[\w+\])?:", line)), None)
-    return "\n".join(lines[first:] if first is not None else lines[-20:]).strip()
+def _message(verb: str, code: int, lines: List[str]) -> str:
+    """Returns the error at the end of what was printed or, if there is none, how the program ended."""
+    for i, line in enumerate(lines):
+        if re.match(r"error(\[\w+\])?:", line):
+            return "\n".join(lines[i:]).strip()
+    ending = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return "\n".join([f"pauc-cli {verb} ended with {ending}; its last lines:", *lines[-5:]])
 
 
 def _stop(process: "subprocess.Popen[str]", stderr: IO[str], log: Optional[Callable[[str], None]]) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any, Callable
 
@@ -22,11 +24,44 @@ def test_both_formats_have_the_same_rows(trained: pauc.Run, cli: Callable[..., s
     assert both.features.shape == (48, 24) and both.embeddings.shape == (48, 8) and both.features.dtype == np.float32
     assert np.allclose(np.linalg.norm(both.embeddings, axis=1), 1, atol=1e-6)
     assert np.array_equal(both.features, features.vectors) and features.embeddings is None
-    assert np.array_equal(both.embeddings, embeddings.vectors)
+    assert np.array_equal(both.embeddings, embeddings.vectors) and embeddings.features is None
     for found in (both, features, embeddings):
         assert list(found.ids) == list(range(48)) and len(found) == 48
         assert found.labels is not None and list(found.labels) == [0, 1, 2] * 16
         assert found.metadata["provenance"] == both.metadata["provenance"] and found.metadata["split"] == "test"
+
+
+def _write_png(path: Path, pixels: Any) -> None:
+    """Writes a gray image."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = pixels.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in chunks))
+
+
+def test_images_are_named_in_every_format(recipe: str, cli: Callable[..., str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    names = [f"{split}/{label}/é {i}.png" for split in ("train", "val") for label in "ab" for i in range(8)]
+    for name in names:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        _write_png(tmp_path / "images" / name, rng.integers(0, 255, (15, 15), dtype=np.uint8))
+    data = f'ImageFolder(root: "{tmp_path / "images"}")'
+    run = pauc.run(recipe, set={"data": data, "train.epochs": 1}, out=tmp_path / "runs", log=None)
+    vectors = []
+    for ending in ("safetensors", "npy", "csv"):
+        cli("embed", run.path, "--out", tmp_path / f"a.{ending}")
+        found = pauc.embeddings(tmp_path / f"a.{ending}")
+        assert found.names is not None and len(found.names) == 16
+        assert all(expected.endswith(name) for name, expected in zip(found.names, names[16:])), found.names
+        assert found.labels is not None and found.labels.tolist() == [0] * 8 + [1] * 8
+        assert found.metadata["split"] == "test"
+        vectors.append(found.vectors)
+    assert all(np.array_equal(vectors[0], other) for other in vectors)
 
 
 def test_parquet_has_the_same_rows(trained: pauc.Run, cli: Callable[..., str], tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_an_interrupt_saves_a_checkpoint_and_resume_continues(recipe: str, tmp_p
     with pytest.raises(pauc.Interrupted) as caught:
         pauc.resume(run, log=None)
     stopper.join()
-    assert caught.value.code == 130
+    assert caught.value.code == 130 and "exit code 130" in caught.value.message
     (run_again,) = pauc.runs(tmp_path)
     assert pauc.metrics(run_again).events[-1]["step"] > 1
 
@@ -113,6 +113,17 @@ def _stop(run: Path) -> None:
     while time.monotonic() < deadline and len(log.read_bytes().splitlines()) <= before + 2:
         time.sleep(0.02)
     os.kill(int((run / "run.lock").read_text()), signal.SIGINT)
+
+
+def test_a_killed_program_is_an_error_with_its_last_lines(recipe: str, tmp_path: Path) -> None:
+    def kill(line: str) -> None:
+        if re.match(r"step +2 ", line):
+            (lock,) = tmp_path.glob("*/*/run.lock")
+            os.kill(int(lock.read_text()), signal.SIGKILL)
+
+    with pytest.raises(pauc.PaucError, match=r"pauc-cli run ended with signal 9; its last lines:\n(.*\n)*step") as caught:
+        pauc.run(recipe, set={"train.epochs": 2000}, out=tmp_path, log=kill)
+    assert caught.value.code == -9
 
 
 def test_the_terminals_interrupt_reaches_a_script(recipe: str, tmp_path: Path) -> None:
