@@ -119,6 +119,55 @@ fn explain_prints_the_parts() {
     }
 }
 
+/// Returns the bytes that `explain` announces for the recipe with these changes, and the most that its run takes.
+#[cfg(target_os = "linux")]
+fn announced_and_taken(set: &[&str]) -> (f64, f64) {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("recipe.ron");
+    std::fs::write(&recipe, RECIPE).unwrap();
+    let (recipe, out) = (recipe.to_str().unwrap(), folder.path().join("runs"));
+    let set = ["baselines=[]", "probes=[]"].iter().chain(set).flat_map(|s| ["--set", s]);
+    let explained = pauc(["explain", recipe].into_iter().chain(set.clone()));
+    let announced = explained.stdout.lines().find_map(|line| line.strip_prefix("memory     at least "));
+    let announced = announced.unwrap_or_else(|| panic!("{explained:?}"));
+    let ran = pauc(["--threads", "2", "run", recipe, "--out", out.to_str().unwrap()].into_iter().chain(set));
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let metrics = std::fs::read_to_string(common::only_run(&out).join("metrics.jsonl")).unwrap();
+    let taken = metrics.lines().filter_map(|line| {
+        serde_json::from_str::<serde_json::Value>(line).unwrap()["peak_memory_bytes"].as_f64()
+    });
+    (pauc::train::memory::parse_bytes(announced).unwrap() as f64, taken.fold(0.0, f64::max))
+}
+
+/// The page on reliability gives these bounds.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_estimate_is_a_lower_bound_and_not_far_from_the_peak() {
+    let (_, small) = announced_and_taken(&["momentum_encoder=None"]);
+    for (what, set, most) in [
+        ("parameters", &["encoder=MlpEncoder(dims: [2048, 2048])", "momentum_encoder=None"][..], 3.0),
+        ("the queue", &["queue=262144", "projector=Mlp(dims: [64])"], 3.0),
+        (
+            "activations",
+            &[
+                "encoder=ConvNet(channels: [32, 64])",
+                "views=[(count: 2, ops: [RandomResizedCrop(size: 64)])]",
+            ],
+            15.0,
+        ),
+        (
+            "matrices of terms",
+            &["objective=[(term: SwappedAssignment(prototypes: 50000))]", "projector=Mlp(dims: [64])"],
+            15.0,
+        ),
+    ] {
+        let (announced, taken) = announced_and_taken(set);
+        println!("{what}: announced {announced}, taken {taken}, of which {small} by any run");
+        assert!(announced <= taken, "{what}: {announced} announced, {taken} taken");
+        assert!(taken - small <= most * announced, "{what}: {announced} announced, {taken} taken");
+    }
+}
+
 #[test]
 fn sizes_that_training_could_not_work_with() {
     let normed = "projector=Mlp(dims: [8, 8], batch_norm: true)";

@@ -124,7 +124,7 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
     (bytes >= 1.0 && bytes < u64::MAX as f64).then_some(bytes as u64)
 }
 
-/// Returns the memory of this machine in bytes, or the limit of the process's control group if that is lower;
+/// Returns the memory of this machine in bytes, or a limit of the process or its control group if that is lower;
 /// `None` where the system does not say.
 pub fn of_machine() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
@@ -133,13 +133,35 @@ pub fn of_machine() -> Option<u64> {
         line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
     });
     let group = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    let limits = group.iter().filter_map(|path| read(path)?.trim().parse::<u64>().ok());
-    limits.chain(total).min()
+    let group = group.iter().filter_map(|path| read(path)?.trim().parse::<u64>().ok());
+    group.chain(total).chain(read("/proc/self/limits").and_then(|text| of_process(&text))).min()
+}
+
+/// Returns the limit on the memory of a process, as Linux describes its limits.
+fn of_process(limits: &str) -> Option<u64> {
+    let of_kind = |kind| limits.lines().find_map(|line| line.strip_prefix(kind));
+    let limits = ["Max address space", "Max data size"].into_iter().filter_map(of_kind);
+    limits.filter_map(|values| values.split_whitespace().next()?.parse().ok()).min()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_of_a_process_are_read() {
+        let text = |space, data| {
+            format!(
+                "Limit                     Soft Limit           Hard Limit           Units     \n\
+                 Max data size             {data:20} unlimited            bytes     \n\
+                 Max address space         {space:20} unlimited            bytes     \n"
+            )
+        };
+        assert_eq!(of_process(&text("unlimited", "unlimited")), None);
+        assert_eq!(of_process(&text("4294967296", "unlimited")), Some(1 << 32));
+        assert_eq!(of_process(&text("4294967296", "1048576")), Some(1 << 20));
+        assert_eq!(of_process(""), None);
+    }
 
     #[test]
     fn bytes_are_written_and_read() {
