@@ -10,6 +10,7 @@ use crate::commands::{
     new::NewArgs, postmortem::PostmortemArgs, report::ReportArgs, reproduce::ReproduceArgs,
     resume::ResumeArgs, run::RunArgs, sweep::SweepArgs, tail::TailArgs, term::TermArgs,
 };
+use crate::console;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use pauc::train::memory::parse_bytes;
 use pauc::train::sweep::duplicate;
@@ -191,6 +192,24 @@ impl DataChangedArg {
 enum OnChangedData {
     /// Continue.
     Accept,
+}
+
+/// How a run depends on the process that started it.
+#[derive(Debug, Args)]
+pub struct SweepArg {
+    /// Save and stop when stdin ends: `sweep` starts its runs with this, so that they end with it.
+    #[arg(long, hide = true, help_heading = heading::TRAINING)]
+    stop_at_end_of_stdin: bool,
+}
+
+impl SweepArg {
+    /// Watches what can ask this process to stop.
+    pub fn watch(&self) {
+        console::catch_signals();
+        if self.stop_at_end_of_stdin {
+            console::stop_at_end_of_stdin();
+        }
+    }
 }
 
 /// The output format.

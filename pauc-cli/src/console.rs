@@ -79,11 +79,12 @@ pub fn lost_output() -> Option<&'static std::io::Error> {
     OUTPUT_FAILURE.get().filter(|_| !reader_is_gone())
 }
 
-/// Set by SIGINT, SIGTERM and SIGUSR1 (Ctrl-C on Windows).
+/// Set by a signal (Ctrl-C on Windows), or by the end of a sweep.
 static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// On the first SIGINT or SIGTERM, asks the run to save and stop; a second one ends the process at once.
-/// SIGUSR1, by which batch systems announce a job's time limit, also asks, even if repeated.
+/// Signals that announce an end also ask, even if repeated: SIGHUP of a closed terminal, SIGUSR1 of a batch
+/// system, SIGXCPU of a limit on processor time.
 pub fn catch_signals() {
     if let Err(e) = watch_signals() {
         errln!("warning: cannot catch signals, so an interrupt will not save a checkpoint: {e}");
@@ -92,14 +93,31 @@ pub fn catch_signals() {
 
 #[cfg(unix)]
 fn watch_signals() -> std::io::Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGUSR1])?;
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXCPU};
+    // Under `nohup`, a training outlives its terminal.
+    let of_terminal = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+    let caught = [SIGINT, SIGTERM, SIGUSR1, SIGXCPU].into_iter().chain(of_terminal);
+    let mut signals = signal_hook::iterator::Signals::new(caught)?;
     let watch = move || {
         for signal in signals.forever() {
-            if signal == SIGUSR1 { announced() } else { interrupted() }
+            match signal {
+                SIGHUP => announced("SIGHUP"),
+                SIGUSR1 => announced("SIGUSR1"),
+                SIGXCPU => announced("SIGXCPU"),
+                _ => interrupted(),
+            }
         }
     };
     std::thread::Builder::new().name("signals".into()).spawn(watch).map(|_| ())
+}
+
+/// Returns whether this process ignores a signal, as far as the system tells.
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 #[cfg(windows)]
@@ -115,11 +133,34 @@ fn interrupted() {
 }
 
 #[cfg(unix)]
-fn announced() {
+fn announced(signal: &str) {
     if !STOP.swap(true, Ordering::SeqCst) {
-        errln!("\nSIGUSR1: stopping after this step; a checkpoint will be saved");
+        errln!("\n{signal}: stopping after this step; a checkpoint will be saved");
     }
 }
+
+/// Asks the run to save and stop when stdin ends. A sweep holds the other end of its runs' stdin, which the system
+/// closes however the sweep ends.
+pub fn stop_at_end_of_stdin() {
+    let watch = || {
+        // An error is an end, too.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        STOP.store(true, Ordering::SeqCst);
+    };
+    if let Err(e) = std::thread::Builder::new().name("stdin".into()).spawn(watch) {
+        errln!("warning: cannot watch stdin, so this run will not end with its sweep: {e}");
+    }
+}
+
+/// Lets a write beyond the limit on the size of files fail, like one to a full disk. The system would end the process.
+#[cfg(unix)]
+pub fn survive_file_size_limit() {
+    // If it cannot be registered, the system's default stays.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
+}
+
+#[cfg(not(unix))]
+pub fn survive_file_size_limit() {}
 
 /// Whether a signal has asked this process to stop.
 pub fn stop_asked() -> bool {

@@ -42,9 +42,10 @@ impl Failure {
     /// Returns the failure of something that only writes: every error of the system is about an output.
     pub(crate) fn of_writing(e: Error) -> Self {
         match e {
-            Error::Io { .. } => {
+            Error::Io { ref source, .. } => {
                 let help = "the file cannot be written there: create its folder, make it writable, free some \
                     space, or choose another path";
+                let help = limit_to_raise(source).unwrap_or(help);
                 Failure::new(1, format!("error: {e}\n{help}"))
             }
             e => e.into(),
@@ -58,6 +59,16 @@ impl Failure {
             e => e.into(),
         }
     }
+}
+
+/// Returns what to do if a limit of the system is why a file could not be opened or written.
+pub(crate) fn limit_to_raise(error: &std::io::Error) -> Option<&'static str> {
+    // Too many open files in this process, or in the whole system.
+    if cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24)) {
+        return Some("raise the limit on open files (`ulimit -n`)");
+    }
+    let is_too_large = error.kind() == std::io::ErrorKind::FileTooLarge;
+    is_too_large.then_some("raise the limit on the size of files (`ulimit -f`)")
 }
 
 impl From<Error> for Failure {
@@ -127,6 +138,11 @@ mod tests {
         assert_eq!(Failure::of_output(io(), Path::new("out")).code, 4, "an input, not the output");
         assert_eq!(Failure::of_output(missing(), Path::new("data")).code, 4);
         assert_eq!((Failure::of_writing(io()).code, Failure::of_writing(missing()).code), (1, 4));
+        let full =
+            |code| Failure::of_writing(Error::io("x", std::io::Error::from_raw_os_error(code))).message;
+        if cfg!(target_os = "linux") {
+            assert!(full(24).contains("`ulimit -n`") && full(27).contains("`ulimit -f`"), "{}", full(24));
+        }
         let unreadable = LoadError::File { path: "a.ron".into(), source: std::io::Error::other("gone") };
         let failure = Failure::from(OpenError::Recipe(unreadable));
         assert_eq!((failure.code, &*failure.message), (2, "error: cannot read the recipe a.ron: gone"));

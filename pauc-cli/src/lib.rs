@@ -58,6 +58,7 @@ pub fn main() -> Result<ExitCode, Failure> {
     };
     pauc::traits::registry::assert_linked().map_err(|e| Failure::new(1, format!("error: {e}")))?;
     check_instructions()?;
+    console::survive_file_size_limit();
     pauc::kernels::malloc::exit_without_memory();
     start_threads(cli.threads.map(|t| t as usize))?;
     // A training is not lost with what it would have printed.

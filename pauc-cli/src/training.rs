@@ -1,6 +1,7 @@
 //! Code that the training verbs share.
 
 use crate::Failure;
+use crate::failure::limit_to_raise;
 use pauc::report::postmortem::story::story;
 use pauc::train::run::{self, Outcome, RunError};
 use pauc::train::trainer::Ending;
@@ -31,9 +32,10 @@ pub fn damaged_line(log: &Path, line: usize) -> String {
 /// Reports an error of the run in `folder`. A disk that refuses writes there is not an error of the data.
 pub fn run_failure(e: RunError, folder: &Path) -> Failure {
     match e {
-        RunError::Failed(Error::Io { ref path, .. }) if path.starts_with(folder) => {
+        RunError::Failed(Error::Io { ref path, ref source }) if path.starts_with(folder) => {
             let help = "runs are written there; free some space, make it writable, or choose another folder \
                 with --out";
+            let help = limit_to_raise(source).unwrap_or(help);
             Failure::new(1, format!("error: {e}\n{help}"))
         }
         RunError::Failed(e) => e.into(),

@@ -1,8 +1,8 @@
 //! `resume`.
 
 use crate::Failure;
-use crate::args::{DataChangedArg, JsonArg, MemoryArg, RecipeArgs, heading};
-use crate::console::{self, Console, catch_signals};
+use crate::args::{DataChangedArg, JsonArg, MemoryArg, RecipeArgs, SweepArg, heading};
+use crate::console::{self, Console};
 use crate::device::{self, DeviceJob};
 use crate::recipes::{Warnings, here, plan};
 use crate::training::{self, interrupted, no_run, print_outcome, run_failure};
@@ -44,6 +44,8 @@ pub struct ResumeArgs {
     #[arg(long, value_name = "N", help_heading = heading::TRAINING)]
     max_steps: Option<u64>,
     #[command(flatten)]
+    sweep: SweepArg,
+    #[command(flatten)]
     output: JsonArg,
     /// The device; by default the one that the run used.
     #[arg(long, value_name = "DEVICE", help_heading = heading::GENERAL, display_order = 900)]
@@ -67,7 +69,7 @@ impl ResumeArgs {
 
 impl DeviceJob for ResumeArgs {
     fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
-        catch_signals();
+        self.sweep.watch();
         let dir = RunDir::at(&self.run);
         let Some(info) = dir.info()? else {
             return Err(no_run(&self.run, "run.json"));

@@ -1,8 +1,10 @@
 //! `run`.
 
 use crate::Failure;
-use crate::args::{DeviceArg, JsonArg, MemoryArg, RecipeArgs, RepetitionArgs, RunsFolderArg, heading};
-use crate::console::{Console, catch_signals};
+use crate::args::{
+    DeviceArg, JsonArg, MemoryArg, RecipeArgs, RepetitionArgs, RunsFolderArg, SweepArg, heading,
+};
+use crate::console::Console;
 use crate::device::{self, DeviceJob};
 use crate::recipes::{Warnings, plan};
 use crate::training::{self, interrupted, print_outcome, run_failure};
@@ -35,6 +37,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", help_heading = heading::TRAINING)]
     max_steps: Option<u64>,
     #[command(flatten)]
+    sweep: SweepArg,
+    #[command(flatten)]
     out: RunsFolderArg,
     #[command(flatten)]
     output: JsonArg,
@@ -65,7 +69,7 @@ struct FinishedRun {
 
 impl DeviceJob for RunArgs {
     fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
-        catch_signals();
+        self.sweep.watch();
         // All recipes are checked before the first is trained: an error in the last must not appear hours
         // later.
         let planned = self.plan_all(device)?;

@@ -1,4 +1,5 @@
-//! The runs of a sweep, as separate processes.
+//! The runs of a sweep, as separate processes. The sweep holds the other end of their stdin: they save and stop when
+//! it closes that, or has ended itself.
 
 use crate::Failure;
 use crate::console;
@@ -27,6 +28,9 @@ pub struct FailedJob<'a> {
     pub reason: String,
 }
 
+/// The argument by which a run saves and stops when its stdin ends.
+const STOP: &str = "--stop-at-end-of-stdin";
+
 /// The arguments that all processes share.
 pub struct Launcher<'a> {
     pub recipe: &'a Path,
@@ -52,7 +56,7 @@ impl Launcher<'_> {
                 let label = format!("[{number}/{}] {}", jobs.len(), job.description);
                 errln!("{label}");
                 let mut command = Command::new(&program);
-                command.args(self.arguments(job, threads)).stdin(Stdio::null()).stdout(Stdio::null());
+                command.args(self.arguments(job, threads)).stdin(Stdio::piped()).stdout(Stdio::null());
                 // Concurrent runs would mix their output; each writes its own log.txt.
                 command.stderr(if parallel == 1 { Stdio::inherit() } else { Stdio::piped() });
                 let error = match start(&mut command) {
@@ -68,7 +72,15 @@ impl Launcher<'_> {
                 }
             }
         };
-        std::thread::scope(|scope| (0..parallel).for_each(|_| drop(scope.spawn(worker))));
+        std::thread::scope(|scope| {
+            for _ in 1..parallel {
+                if let Err(e) = std::thread::Builder::new().spawn_scoped(scope, worker) {
+                    errln!("warning: cannot start a thread, so fewer runs train in parallel: {e}");
+                    break;
+                }
+            }
+            worker();
+        });
         Ok(failed.into_inner().unwrap_or_else(|e| e.into_inner()))
     }
 
@@ -78,16 +90,16 @@ impl Launcher<'_> {
             self.memory.map(|bytes| ["--memory".into(), bytes.to_string().into()]).into_iter().flatten();
         let mut all: Vec<OsString> = vec!["--threads".into(), threads.to_string().into()];
         if !self.force && job.dir.path().join("run.json").exists() {
-            all.extend(["resume".into(), job.dir.path().into()]);
+            all.extend(["resume".into(), job.dir.path().into(), STOP.into()]);
             all.extend(memory);
             return all;
         }
-        all.extend(["run".into(), self.recipe.into(), "--seeds".into(), job.seed.to_string().into()]);
+        all.extend(["run".into(), self.recipe.into(), STOP.into()]);
+        all.extend(["--seeds".into(), job.seed.to_string().into()]);
         all.extend(["--out".into(), self.out.into(), "--device".into(), self.device.into()]);
         all.extend(job.set.iter().flat_map(|s| ["--set".into(), OsString::from(s)]));
         all.extend(memory);
         all.extend(self.force.then(|| "--force".into()));
-
         all
     }
 }
@@ -97,7 +109,7 @@ fn status(job: &Job) -> String {
     Standing::of(&job.dir, job.seed).map_or_else(|e| e.to_string(), |s| s.status)
 }
 
-/// Starts a process that a terminal's interrupt does not reach; [`outcome`] forwards the interrupt once.
+/// Starts a process that a terminal's interrupt does not reach; [`outcome`] passes it on.
 fn start(command: &mut Command) -> std::io::Result<Child> {
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(command, 0);
@@ -108,43 +120,38 @@ fn start(command: &mut Command) -> std::io::Result<Child> {
 /// succeeded or was interrupted, otherwise its last message.
 fn outcome(mut child: Child) -> Option<String> {
     let talk = child.stderr.take().map(|mut pipe| {
-        std::thread::spawn(move || {
+        let read = move || {
             let mut text = Vec::new();
             // Unreadable output is not shown.
             let _ = std::io::Read::read_to_end(&mut pipe, &mut text);
             String::from_utf8_lossy(&text).into_owned()
-        })
+        };
+        std::thread::Builder::new().spawn(read)
     });
-    let mut asked = false;
+    let mut stdin = child.stdin.take();
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
             Ok(None) => std::thread::sleep(Duration::from_millis(50)),
             Err(e) => return Some(format!("error: cannot wait for the process: {e}")),
         }
-        if console::stop_asked() && !asked {
-            asked = true;
-            ask_to_stop(&mut child);
+        if console::stop_asked() {
+            drop(stdin.take());
         }
     };
-    let said = talk.and_then(|t| t.join().ok()).unwrap_or_default();
+    let said = match talk {
+        Some(Ok(thread)) => thread.join().unwrap_or_default(),
+        Some(Err(e)) => {
+            format!(
+                "error: {status}; cannot start a thread to read its messages: {e}; `ulimit -u` limits them"
+            )
+        }
+        None => String::new(),
+    };
     if status.success() || status.code() == Some(130) {
         return None;
     }
     let error =
         said.lines().skip_while(|l| !l.starts_with("error")).map(|l| format!("  {l}\n")).collect::<String>();
     Some(if error.is_empty() { format!("  {status}") } else { error.trim_end().to_string() })
-}
-
-#[cfg(unix)]
-fn ask_to_stop(child: &mut Child) {
-    use nix::sys::signal::{Signal, kill};
-    let id = i32::try_from(child.id()).map(nix::unistd::Pid::from_raw);
-    // A process that has already ended needs no signal.
-    let _ = id.map(|id| kill(id, Signal::SIGTERM));
-}
-
-#[cfg(not(unix))]
-fn ask_to_stop(child: &mut Child) {
-    let _ = child.kill();
 }
