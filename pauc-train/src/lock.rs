@@ -4,7 +4,7 @@ use crate::run_dir::RunDir;
 use pauc_traits::{Error, Result, atomic};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The lock file. It also marks a folder as a run's before `run.json` is written.
 const FILE: &str = "run.lock";
@@ -13,6 +13,50 @@ const FILE: &str = "run.lock";
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
+}
+
+/// The lock file that a folder had at some moment. Whoever deletes it lets a second process into the folder.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    path: PathBuf,
+    file: Option<(u64, u64)>,
+}
+
+impl Claim {
+    /// Remembers the lock file of a folder, if it has one.
+    pub fn on(dir: &RunDir) -> Self {
+        let path = dir.path().join(FILE);
+        Claim { file: identity(&path), path }
+    }
+
+    /// Checks that the folder still has this lock file.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it was deleted or replaced.
+    pub fn check(&self) -> Result<()> {
+        if self.file == identity(&self.path) {
+            return Ok(());
+        }
+        let run = self.path.parent().unwrap_or(&self.path).display();
+        Err(Error::config(format!(
+            "{} was deleted or replaced; this process stops, since another one may be working on the run; if none \
+             is, `pauc-cli resume {run}` continues it",
+            self.path.display()
+        )))
+    }
+}
+
+/// Returns what tells a file from all others, if it exists.
+#[cfg(unix)]
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}
+
+/// Other systems do not delete an open file.
+#[cfg(not(unix))]
+fn identity(_: &Path) -> Option<(u64, u64)> {
+    None
 }
 
 /// The process that holds the lock of a run's folder.
@@ -203,6 +247,22 @@ mod tests {
         drop(first);
         assert_eq!(dir.holder().unwrap(), None);
         dir.lock().unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_deleted_or_replaced_lock_file_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir::at(folder.path());
+        Claim::on(&dir).check().unwrap();
+        let _lock = dir.lock().unwrap();
+        let claim = Claim::on(&dir);
+        claim.check().unwrap();
+        fs::remove_file(folder.path().join(FILE)).unwrap();
+        let error = claim.check().unwrap_err().to_string();
+        assert!(error.contains("run.lock was deleted or replaced"), "{error}");
+        let _second = dir.lock().unwrap();
+        assert!(claim.check().is_err());
     }
 
     #[test]

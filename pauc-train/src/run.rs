@@ -216,8 +216,11 @@ pub(crate) fn drive<D: NetworkDevice>(
     let ending = match trained {
         Ok(ending) => ending,
         Err(e) => {
-            // A full disk may have stopped the run and may make this fail too; report the first error.
-            let _ = dir.set_info(&info);
+            // Without its lock, the folder belongs to another process.
+            if recorder.log.check_lock().is_ok() {
+                // A full disk may have stopped the run and may make this fail too; report the first error.
+                let _ = dir.set_info(&info);
+            }
             return Err(match trainer.postmortem() {
                 Some(postmortem) => diverged(e, postmortem, &dir, &mut recorder),
                 None => e.into(),

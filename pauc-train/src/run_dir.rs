@@ -2,6 +2,7 @@
 
 use crate::data_identity::DataIdentity;
 use crate::history::History;
+use crate::lock::Claim;
 use crate::progress::Change;
 use pauc_report::events::Event;
 use pauc_traits::{Error, Result, atomic};
@@ -161,7 +162,12 @@ impl RunDir {
         let file =
             OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::io(&path, e))?;
         let bytes = fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        Ok(EventLog { path, file, count: bytes.iter().filter(|b| **b == b'\n').count() as u64 })
+        Ok(EventLog {
+            claim: Claim::on(self),
+            path,
+            file,
+            count: bytes.iter().filter(|b| **b == b'\n').count() as u64,
+        })
     }
 
     /// Keeps the first `count` events, those recorded in a checkpoint, and moves the others to
@@ -202,17 +208,27 @@ impl RunDir {
 /// `metrics.jsonl`: one event per line, only appended to.
 #[derive(Debug)]
 pub struct EventLog {
+    claim: Claim,
     path: PathBuf,
     file: File,
     count: u64,
 }
 
 impl EventLog {
+    /// Checks that no other process has got into the folder.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the lock file was deleted or replaced.
+    pub fn check_lock(&self) -> Result<()> {
+        self.claim.check()
+    }
+
     /// Appends an event in one write, so that a crash leaves whole lines and at most one partial line.
     ///
     /// # Errors
-    /// If the disk fails.
+    /// If the disk fails, or as [`EventLog::check_lock`].
     pub fn append(&mut self, event: &Event) -> Result<()> {
+        self.check_lock()?;
         let mut line = serde_json::to_string(event).map_err(|e| Error::Other(e.into()))?;
         line.push('\n');
         self.file.write_all(line.as_bytes()).map_err(|e| Error::io(&self.path, e))?;
@@ -223,8 +239,9 @@ impl EventLog {
     /// Flushes all events to disk, so that a power failure loses none, and returns their number.
     ///
     /// # Errors
-    /// If the disk fails.
+    /// If the disk fails, or as [`EventLog::check_lock`].
     pub fn synced(&mut self) -> Result<u64> {
+        self.check_lock()?;
         self.file.sync_data().map_err(|e| Error::io(&self.path, e))?;
         Ok(self.count)
     }
