@@ -145,7 +145,7 @@ pub fn parse(text: &str) -> Option<Node> {
     let mut scanner = Scanner { text, at: 0, depth: 0 };
     scanner.blank();
     while scanner.rest().starts_with("#!") {
-        scanner.at = text.len() - scanner.rest().split_once('\n')?.1.len();
+        scanner.at += scanner.rest().find(']')? + 1;
         scanner.blank();
     }
     let node = scanner.value()?;
@@ -314,6 +314,14 @@ impl<'a> Scanner<'a> {
         })
     }
 
+    /// Parses a name. A raw one begins with `r#`, which is not a part of it.
+    fn name(&mut self) -> Option<Range<usize>> {
+        if self.rest().starts_with("r#") {
+            self.at += 2;
+        }
+        self.word()
+    }
+
     fn value(&mut self) -> Option<Node> {
         let start = self.at;
         let node = |end, parts| Some(Node { span: start..end, parts });
@@ -322,7 +330,13 @@ impl<'a> Scanner<'a> {
                 self.string()?;
                 node(self.at, Parts::Scalar)
             }
-            'r' if self.rest().starts_with("r\"") || self.rest().starts_with("r#") => {
+            // Bytes are written like strings.
+            'b' if ["b\"", "b'", "br\"", "br#"].iter().any(|s| self.rest().starts_with(s)) => {
+                self.at += 1;
+                self.value()?;
+                node(self.at, Parts::Scalar)
+            }
+            'r' if ["r\"", "r#\"", "r##"].iter().any(|s| self.rest().starts_with(s)) => {
                 let hashes = self.rest()[1..].chars().take_while(|c| *c == '#').count();
                 let close = format!("\"{}", "#".repeat(hashes));
                 let body = self.at + 2 + hashes;
@@ -333,7 +347,12 @@ impl<'a> Scanner<'a> {
                 self.at += 1;
                 self.skip('\\');
                 self.at += self.rest().chars().next()?.len_utf8();
-                self.skip('\'')?;
+                // The rest of an escape, such as `41` of `\x41`.
+                self.at += self.rest().find('\'')? + 1;
+                node(self.at, Parts::Scalar)
+            }
+            '{' => {
+                self.map()?;
                 node(self.at, Parts::Scalar)
             }
             '[' => {
@@ -345,7 +364,7 @@ impl<'a> Scanner<'a> {
                 node(self.at, parts)
             }
             _ => {
-                self.word()?;
+                self.name()?;
                 let end = self.at;
                 self.blank();
                 if self.rest().starts_with('(') {
@@ -372,15 +391,40 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Counts an open bracket; `None` if it is too deep: deeper recursion would overflow the stack.
+    fn open(&mut self) -> Option<()> {
+        self.depth += 1;
+        self.at += 1;
+        (self.depth <= MAX_DEPTH).then_some(())
+    }
+
+    /// Passes over a map. No value of a recipe is one, but a sweep may list anything.
+    fn map(&mut self) -> Option<()> {
+        self.open()?;
+        loop {
+            self.blank();
+            if self.skip('}').is_some() {
+                break;
+            }
+            self.value()?;
+            self.blank();
+            self.skip(':')?;
+            self.blank();
+            self.value()?;
+            self.blank();
+            if self.skip(',').is_none() {
+                self.skip('}')?;
+                break;
+            }
+        }
+        self.depth -= 1;
+        Some(())
+    }
+
     /// Parses the parts between brackets. Parentheses around named values give fields, everything else gives
     /// items.
     fn sequence(&mut self, close: char) -> Option<Parts> {
-        self.depth += 1;
-        // Deeper recursion would overflow the stack.
-        if self.depth > MAX_DEPTH {
-            return None;
-        }
-        self.at += 1;
+        self.open()?;
         let (mut fields, mut items) = (Vec::new(), Vec::new());
         loop {
             self.blank();
@@ -388,7 +432,7 @@ impl<'a> Scanner<'a> {
                 break;
             }
             let before = self.at;
-            let named = (close == ')').then(|| self.word()).flatten().and_then(|span| {
+            let named = (close == ')').then(|| self.name()).flatten().and_then(|span| {
                 self.blank();
                 self.skip(':').map(|()| span)
             });
@@ -448,6 +492,22 @@ Recipe( // a comment with ) and "
         assert_eq!(&TEXT[nearest(&root, "objective[1].term.negatives")], "ProtoNce()");
         let offset = TEXT.find("0.2").unwrap();
         assert_eq!(&TEXT[value_at(&root, offset + 3).span.clone()], "0.2");
+    }
+
+    /// RON accepts all of these, so that an error about another value needs its position behind them.
+    #[test]
+    fn unusual_forms_are_passed_over() {
+        let bytes = [r##"br#"x"y"#"##, r#"b"x\"y""#, "b'x'", r#"br"x""#];
+        let maps = ["{}", "{1: \"}\", 'a': (x: [2]), \"b\": {2: 3,},}"];
+        let others = [r"'\''", r"'\x41'", r"'\u{41}'", "0x_ff", "r#type", "r#Name(r#type: 1)", "(r#a: 1)"];
+        for form in bytes.into_iter().chain(maps).chain(others) {
+            let text = format!("#![enable(unwrap_newtypes)] S(a: {form}, r#last: [{form}, 7])");
+            let root = parse(&text).unwrap_or_else(|| panic!("{text}"));
+            assert_eq!(&text[find(&root, "a").unwrap().span.clone()], form);
+            assert_eq!(&text[nearest(&root, "last[1]")], "7", "{text}");
+            assert!(ron::from_str::<ron::Value>(&text).is_ok(), "{text}");
+        }
+        assert_eq!(parse(&"{1:".repeat(100_000)), None);
     }
 
     #[test]

@@ -99,6 +99,7 @@ pub fn sweeps() -> Vec<Vec<u8>> {
         r#"Sweep(recipe: "r.ron", over: [(path: "a[0].b", values: [1, X()]), (path: "c", values: ["(", 2])])"#,
         r#"Sweep(recipe: "r.ron", combine: Zip, set: ["a=1"], seeds: [0, 1], over: [(path: "a", values: [1])])"#,
         r#"Sweep(recipe: "r.ron", combine: Random(runs: 3), over: [(path: "a", values: LogUniform(from: 1e-3, to: 1))])"#,
+        r#"Sweep(recipe: "r.ron", combine: Random(runs: 2), over: [(r#path: "a", values: LogUniform(from: 1, to: 0))])"#,
     ];
     files("recipes/sweeps").into_iter().chain(own.map(Vec::from)).collect()
 }
