@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Running, only_run, pauc, root};
+use common::{Running, events, only_run, pauc, root};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -47,21 +47,6 @@ fn wait_for_a_step(process: &mut Running, out: &Path) {
         log.is_some_and(|p| std::fs::read_to_string(p).unwrap_or_default().contains("\"event\":\"step\""))
     };
     process.wait_until("step in metrics.jsonl", logged);
-}
-
-/// Returns the events without the fields that depend on the clock and the machine, and without the stages of
-/// an epoch, of which a resumed epoch has fewer.
-fn events(run: &Path) -> Vec<serde_json::Value> {
-    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let timeless = |line: &str| {
-        let mut v: serde_json::Value = serde_json::from_str(line).unwrap();
-        let object = v.as_object_mut().unwrap();
-        for key in ["seconds", "images_per_second", "stages", "peak_memory_bytes", "loader"] {
-            object.remove(key);
-        }
-        v
-    };
-    text.lines().map(timeless).collect()
 }
 
 fn checkpoint(run: &Path, name: &str) -> Vec<u8> {

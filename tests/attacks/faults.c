@@ -9,7 +9,7 @@
  *   PAUC_FAULTS_AT     the operation that fails, counted from 1; none if it is missing
  *   PAUC_FAULTS_ERRNO  the error number; 0 makes a write short, and changes nothing else
  *   PAUC_FAULTS_STAY   if it is set, every later operation of the same kind fails too, as on a full disk
- *   PAUC_FAULTS_KILL   if it is set, the process is killed in place of the operation
+ *   PAUC_FAULTS_SIGNAL the process gets this signal before the operation, which does not fail
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -36,15 +36,16 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static const char *under;
 static int log_file = -1;
 static long at, count;
-static int number, stay, killing;
+static int number, stay, signaled;
 
 __attribute__((constructor)) static void begin(void) {
     const char *log = getenv("PAUC_FAULTS_LOG"), *n = getenv("PAUC_FAULTS_AT"), *e = getenv("PAUC_FAULTS_ERRNO");
+    const char *s = getenv("PAUC_FAULTS_SIGNAL");
     under = getenv("PAUC_FAULTS_UNDER");
     at = n ? atol(n) : 0;
     number = e ? atoi(e) : EIO;
     stay = getenv("PAUC_FAULTS_STAY") != NULL;
-    killing = getenv("PAUC_FAULTS_KILL") != NULL;
+    signaled = s ? atoi(s) : 0;
     if (log) log_file = syscall(SYS_openat, AT_FDCWD, log, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
 }
 
@@ -62,8 +63,8 @@ static int fails(const char *operation, const char *path, int writes) {
     int length = snprintf(line, sizeof line, "%ld %s %s\n", n, operation, path);
     if (log_file >= 0) syscall(SYS_write, log_file, line, length);
     if (!at || n < at || (n > at && !(stay && writes))) return 0;
-    if (killing) syscall(SYS_kill, getpid(), SIGKILL);
-    return 1;
+    if (signaled && n == at) syscall(SYS_kill, getpid(), signaled);
+    return !signaled;
 }
 
 /* Whether an operation without a content to cut has to fail. */

@@ -5,7 +5,8 @@
 //! `faults.c` counts the operations and makes one fail. `PAUC_ATTACKS=all` tries every one.
 
 use crate::common::{Output, pauc_with};
-use crate::{mini, share};
+use crate::scenes::{self, Files, Stage, Verb, difference};
+use crate::{mini, share, wrong_cases};
 use pauc_testing::{property, random::Random};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -36,7 +37,7 @@ impl Fault {
             Fault::Broken => &[("PAUC_FAULTS_ERRNO", "5")],
             Fault::Interrupted => &[("PAUC_FAULTS_ERRNO", "4")],
             Fault::Short => &[("PAUC_FAULTS_ERRNO", "0")],
-            Fault::Killed => &[("PAUC_FAULTS_KILL", "1")],
+            Fault::Killed => &[("PAUC_FAULTS_SIGNAL", "9")],
         }
     }
 
@@ -58,9 +59,9 @@ impl Fault {
 
 /// A file operation of the undisturbed command.
 #[derive(Clone, Debug)]
-struct Operation {
-    name: String,
-    path: PathBuf,
+pub struct Operation {
+    pub name: String,
+    pub path: PathBuf,
 }
 
 impl Operation {
@@ -70,69 +71,6 @@ impl Operation {
         match name.strip_prefix('.').filter(|n| n.ends_with(".tmp")) {
             Some(name) => name.rsplitn(4, '.').nth(3).unwrap().to_string(),
             None => name.to_string(),
-        }
-    }
-}
-
-/// A command whose file operations fail, and what has to be done before and after it.
-struct Scene {
-    name: &'static str,
-    before: &'static [Verb],
-    attacked: Verb,
-}
-
-#[derive(Clone, Copy)]
-enum Verb {
-    Run,
-    FourSteps,
-    Resume,
-    Branch,
-    Force,
-    Report,
-    Export,
-    Embed,
-}
-
-const SCENES: &[Scene] = &[
-    Scene { name: "run", before: &[], attacked: Verb::Run },
-    Scene { name: "resume", before: &[Verb::FourSteps], attacked: Verb::Resume },
-    Scene { name: "resume --from --set", before: &[Verb::Run], attacked: Verb::Branch },
-    Scene { name: "run --force", before: &[Verb::FourSteps], attacked: Verb::Force },
-    Scene { name: "report", before: &[Verb::Run], attacked: Verb::Report },
-    Scene { name: "export", before: &[Verb::Run], attacked: Verb::Export },
-    Scene { name: "embed", before: &[Verb::Run], attacked: Verb::Embed },
-];
-
-impl Verb {
-    fn arguments(self, out: &Path) -> Vec<String> {
-        let of_run = |verb: &str, more: &[&str]| {
-            let folder = mini::folder(out).unwrap().display().to_string();
-            let start = ["--threads", "1", verb, &folder].map(String::from);
-            start.into_iter().chain(more.iter().map(|s| s.to_string())).collect()
-        };
-        let file = |name: &str| out.join(name).display().to_string();
-        match self {
-            Verb::Run => mini::run(out),
-            Verb::FourSteps => [mini::run(out), ["--max-steps", "4"].map(String::from).to_vec()].concat(),
-            Verb::Resume => mini::again(out),
-            Verb::Branch => of_run("resume", &["--from", "4", "--set", "optimizer.lr=0.01"]),
-            Verb::Force => [mini::run(out), vec!["--force".into()]].concat(),
-            Verb::Report => of_run("report", &[]),
-            Verb::Export => of_run("export", &["--out", &file("encoder.safetensors")]),
-            Verb::Embed => of_run("embed", &["--out", &file("vectors.npy")]),
-        }
-    }
-
-    /// The arguments that make good what failed.
-    fn again(self, out: &Path) -> Vec<String> {
-        match self {
-            Verb::Run | Verb::FourSteps | Verb::Resume => mini::again(out),
-            // Once a checkpoint has the change, it is in force.
-            Verb::Branch if mini::is_changed(out) => mini::again(out),
-            // Half of the run before may still be there, which only `--force` replaces.
-            Verb::Force if mini::again(out).contains(&"run".into()) => self.arguments(out),
-            Verb::Force => mini::again(out),
-            _ => self.arguments(out),
         }
     }
 }
@@ -153,7 +91,7 @@ fn library() -> &'static Path {
 }
 
 /// Runs a command while the operations on files below `out` are counted. Returns them too.
-fn counted(arguments: &[String], out: &Path, faults: &[(&str, &str)]) -> (Output, Vec<Operation>) {
+pub fn counted(arguments: &[String], out: &Path, faults: &[(&str, &str)]) -> (Output, Vec<Operation>) {
     let log = out.with_extension("operations");
     let _ = std::fs::remove_file(&log); // there is none after the first command
     let fixed = [
@@ -168,19 +106,6 @@ fn counted(arguments: &[String], out: &Path, faults: &[(&str, &str)]) -> (Output
         Operation { name: words.next().unwrap().into(), path: words.next().unwrap().into() }
     };
     (output, text.lines().map(operation).collect())
-}
-
-/// A folder for one case, without the links that temporary folders are reached through on some systems.
-fn temporary() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().canonicalize().unwrap().join("runs");
-    std::fs::create_dir(&out).unwrap();
-    (folder, out)
-}
-
-fn undisturbed(arguments: &[String]) {
-    let output = pauc_with(&[], arguments);
-    assert_eq!(output.code, 0, "{arguments:?}: {}", output.stderr);
 }
 
 /// Says what is wrong with how a command ended whose operation failed.
@@ -210,9 +135,8 @@ fn wrong_end(fault: Fault, operation: &Operation, output: &Output) -> Option<Str
 }
 
 /// Lets operation `n` of a scene fail. Returns what went wrong.
-fn attack(scene: &Scene, n: usize, fault: Fault, wanted: &Files) -> Result<(), String> {
-    let (_folder, out) = temporary();
-    scene.before.iter().for_each(|verb| undisturbed(&verb.arguments(&out)));
+fn attack(stage: &Stage, n: usize, fault: Fault, wanted: &Files) -> Result<(), String> {
+    let (scene, (_folder, out)) = (stage.scene, stage.set());
     let at = (n + 1).to_string();
     let faults = [&[("PAUC_FAULTS_AT", &*at)], fault.variables()].concat();
     let (output, operations) = counted(&scene.attacked.arguments(&out), &out, &faults);
@@ -229,22 +153,19 @@ fn attack(scene: &Scene, n: usize, fault: Fault, wanted: &Files) -> Result<(), S
             return Err(what(format!("and then code {}: {}", again.code, again.stderr)));
         }
     }
-    mini::difference(wanted, &mini::files(&out)).map_or(Ok(()), |d| Err(what(d)))
+    difference(wanted, &mini::files(&out)).map_or(Ok(()), |d| Err(what(d)))
 }
 
-type Files = std::collections::BTreeMap<String, Vec<u8>>;
-
 /// Runs a scene without faults. Returns its operations and the files that it leaves.
-fn whole(scene: &Scene) -> (Vec<Operation>, Files) {
-    let (_folder, out) = temporary();
-    scene.before.iter().for_each(|verb| undisturbed(&verb.arguments(&out)));
-    let (output, operations) = counted(&scene.attacked.arguments(&out), &out, &[]);
-    assert_eq!(output.code, 0, "{}: {}", scene.name, output.stderr);
+pub fn whole(stage: &Stage) -> (Vec<Operation>, Files) {
+    let (_folder, out) = stage.set();
+    let (output, operations) = counted(&stage.scene.attacked.arguments(&out), &out, &[]);
+    assert_eq!(output.code, 0, "{}: {}", stage.scene.name, output.stderr);
     (operations, mini::files(&out))
 }
 
 /// Returns `n` of the items, drawn at random, or all of them.
-fn draw<T>(mut all: Vec<T>, n: usize) -> Vec<T> {
+pub fn draw<T>(mut all: Vec<T>, n: usize) -> Vec<T> {
     let mut random = Random::new(property::seed(), 0);
     for i in 0..n.min(all.len()) {
         let j = i + random.below(all.len() - i);
@@ -256,7 +177,10 @@ fn draw<T>(mut all: Vec<T>, n: usize) -> Vec<T> {
 
 #[test]
 fn a_failed_file_operation_costs_nothing_but_time() {
-    let wholes: Vec<_> = SCENES.iter().map(whole).collect();
+    // The processes of a sweep would count their operations each on its own.
+    let scenes = scenes::ALL.iter().filter(|scene| scene.attacked != Verb::Sweep);
+    let stages: Vec<Stage> = scenes.map(Stage::new).collect();
+    let wholes: Vec<_> = stages.iter().map(whole).collect();
     let mut cases = Vec::new();
     for (s, (operations, _)) in wholes.iter().enumerate() {
         for (n, operation) in operations.iter().enumerate() {
@@ -268,13 +192,10 @@ fn a_failed_file_operation_costs_nothing_but_time() {
     let total = cases.len();
     let cases = draw(cases, share(40, total));
     println!("{} of {total} cases", cases.len());
-    let failed: Vec<String> = cases
-        .iter()
-        .filter_map(|&(s, n, fault)| {
-            let wrong = attack(&SCENES[s], n, fault, &wholes[s].1).err()?;
-            Some(format!("{}, operation {n}, {fault:?}: {wrong}", SCENES[s].name))
-        })
-        .collect();
+    let failed = wrong_cases(&cases, |&(s, n, fault)| {
+        let wrong = attack(&stages[s], n, fault, &wholes[s].1).err()?;
+        Some(format!("{}, operation {n}, {fault:?}: {wrong}", stages[s].scene.name))
+    });
     assert!(failed.is_empty(), "{} of {}:\n{}", failed.len(), cases.len(), failed.join("\n"));
 }
 

@@ -6,17 +6,29 @@
 //! and `PAUC_ATTACKS` the number of cases.
 #![allow(clippy::unwrap_used)] // the whole file is a test
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 #[path = "../common/mod.rs"]
 mod common;
 mod consoles;
 mod data;
 #[cfg(target_os = "linux")] // a library in front of libc
 mod faults;
+#[cfg(target_os = "linux")] // a list of processes
+mod kills;
+#[cfg(target_os = "linux")] // `prlimit`
+mod limits;
 #[cfg(target_os = "linux")]
 mod mini;
 mod mutate;
 mod recipes;
+#[cfg(target_os = "linux")]
+mod scenes;
+#[cfg(target_os = "linux")] // numbers of signals
+mod signals;
 mod targets;
+#[cfg(target_os = "linux")]
+mod two_processes;
 
 /// Returns the program, with an address space of `kibibytes` where that can be set.
 fn limited(kibibytes: usize) -> std::process::Command {
@@ -48,4 +60,24 @@ fn share(usual: usize, all: usize) -> usize {
             text.parse().unwrap_or_else(|_| panic!("PAUC_ATTACKS={text:?} is neither `all` nor a number"))
         }
     }
+}
+
+/// Attacks with each case, on all cores. Returns what went wrong, in the order of the cases.
+fn wrong_cases<T: Sync>(cases: &[T], attack: impl Fn(&T) -> Option<String> + Sync) -> Vec<String> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut wrong = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(case) = cases.get(number) else { return wrong };
+            wrong.extend(attack(case).map(|what| (number, what)));
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut wrong: Vec<(usize, String)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|w| w.join().unwrap()).collect()
+    });
+    wrong.sort();
+    wrong.into_iter().map(|(_, what)| what).collect()
 }

@@ -2,11 +2,10 @@
 
 use crate::common::{all_recipes, root};
 use crate::mutate::Mutator;
-use crate::{count, limited, targets};
+use crate::{count, limited, targets, wrong_cases};
 use pauc_testing::{property, random::Random};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Recipes that one process checks. If the process dies, each is checked alone.
 const BATCH: usize = 50;
@@ -89,26 +88,14 @@ fn mutated_recipes_are_accepted_or_refused_with_a_place() {
     let (mutator, total) = (mutator(), count(2_000));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("attacks-{}", property::seed()));
     std::fs::create_dir_all(&folder).unwrap();
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut wrong = Vec::new();
-        loop {
-            let start = next.fetch_add(BATCH, Ordering::Relaxed);
-            if start >= total {
-                return wrong;
-            }
-            wrong.extend(check_batch(&mutator, &folder, start..(start + BATCH).min(total)));
-        }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let wrong: Vec<String> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().flat_map(|w| w.join().unwrap()).collect()
+    let starts: Vec<usize> = (0..total).step_by(BATCH).collect();
+    let wrong = wrong_cases(&starts, |&start| {
+        let wrong = check_batch(&mutator, &folder, start..(start + BATCH).min(total));
+        (!wrong.is_empty()).then(|| wrong.join("\n"))
     });
     assert!(
         wrong.is_empty(),
-        "{} of {total} recipes, with PAUC_TEST_SEED={}:\n{}",
-        wrong.len(),
+        "of {total} recipes, with PAUC_TEST_SEED={}:\n{}",
         property::seed(),
         wrong.join("\n")
     );

@@ -42,7 +42,7 @@ pub fn pauc_with<S: AsRef<std::ffi::OsStr>>(
 }
 
 /// How long a test waits for an event before it fails; a busy machine is slow.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A running `pauc-cli`. It is killed at the end of the test, if not before.
 pub struct Running(pub Child);
@@ -50,14 +50,15 @@ pub struct Running(pub Child);
 impl Running {
     /// Starts `pauc-cli` in the project's root.
     pub fn start<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_pauc-cli"))
-            .args(args)
-            .current_dir(root())
-            .env_remove("PAUC_SIMD")
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn();
-        Running(child.unwrap())
+        let mut program = Command::new(env!("CARGO_BIN_EXE_pauc-cli"));
+        program.args(args);
+        Self::of(program)
+    }
+
+    /// Starts a program that starts `pauc-cli` in its place.
+    pub fn of(mut program: Command) -> Self {
+        program.current_dir(root()).env_remove("PAUC_SIMD").stdout(Stdio::null()).stderr(Stdio::piped());
+        Running(program.spawn().unwrap())
     }
 
     /// Waits until `done` returns true; panics with `what` if that does not happen.
@@ -173,4 +174,31 @@ pub fn only_run(out: &Path) -> PathBuf {
         all[0].clone()
     };
     only(&only(out))
+}
+
+/// Returns the events of a run without the fields that depend on the clock and the machine, and without the stages
+/// of an epoch, of which a resumed epoch has fewer.
+pub fn events(run: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let timeless = |line: &str| {
+        let mut v: serde_json::Value = serde_json::from_str(line).unwrap();
+        let object = v.as_object_mut().unwrap();
+        for key in ["seconds", "images_per_second", "stages", "peak_memory_bytes", "loader"] {
+            object.remove(key);
+        }
+        v
+    };
+    text.lines().map(timeless).collect()
+}
+
+/// Returns the processes whose arguments have a path below `folder`. Those that have ended are left out.
+#[cfg(target_os = "linux")]
+pub fn processes(folder: &Path) -> Vec<u32> {
+    let folder = folder.to_str().unwrap().as_bytes();
+    let names_it = |id: &u32| {
+        let arguments = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        arguments.split(|b| *b == 0).any(|argument| argument.starts_with(folder))
+    };
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(names_it).collect()
 }
