@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Output, Running, only_run, pauc};
+use common::{Running, assert_says, events, only_run, pauc, resume, training};
 use pauc::models::weights::TensorFile;
 use std::path::{Path, PathBuf};
 
@@ -28,29 +28,12 @@ const RECIPE: &str = r#"Recipe(
 
 /// Returns the arguments that train the small recipe below `folder`.
 fn args(folder: &Path, more: &[&str]) -> Vec<String> {
-    let recipe = folder.join("recipe.ron");
-    std::fs::write(&recipe, RECIPE).unwrap();
-    let out = folder.join("runs");
-    let mut args: Vec<String> = ["--threads", "1", "run"].map(String::from).to_vec();
-    args.extend([recipe.display().to_string(), "--out".into(), out.display().to_string()]);
-    args.extend(more.iter().map(|s| s.to_string()));
-    args
+    training(RECIPE, folder, more)
 }
 
 /// Trains the small recipe below `folder` and returns the run's folder.
 fn trained(folder: &Path, more: &[&str]) -> PathBuf {
-    let done = pauc(args(folder, more));
-    assert_eq!(done.code, 0, "{}", done.stderr);
-    only_run(&folder.join("runs"))
-}
-
-fn resume(run: &Path, more: &[&str]) -> Output {
-    pauc([&["--threads", "1", "resume", run.to_str().unwrap()], more].concat())
-}
-
-fn assert_says(done: &Output, code: i32, texts: &[&str]) {
-    assert_eq!(done.code, code, "{}", done.stderr);
-    texts.iter().for_each(|text| assert!(done.stderr.contains(text), "no {text:?} in {}", done.stderr));
+    common::trained(RECIPE, folder, more)
 }
 
 fn json(path: &Path) -> serde_json::Value {
@@ -67,19 +50,6 @@ fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
-}
-
-/// Returns the events of a run without what depends on the clock.
-fn events(run: &Path) -> Vec<serde_json::Value> {
-    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let timeless = |line: &str| {
-        let mut event: serde_json::Value = serde_json::from_str(line).unwrap();
-        for key in ["seconds", "images_per_second", "stages", "peak_memory_bytes", "loader"] {
-            event.as_object_mut().unwrap().remove(key);
-        }
-        event
-    };
-    text.lines().map(timeless).collect()
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Output, Running, only_run, pauc};
+use common::{Running, assert_says, only_run, pauc, resume, training};
 use pauc::models::weights::{TensorFile, Values};
 use std::path::{Path, PathBuf};
 
@@ -22,29 +22,12 @@ const RECIPE: &str = r#"Recipe(
 
 /// Returns the arguments that train the small recipe below `folder`.
 fn args(folder: &Path, more: &[&str]) -> Vec<String> {
-    let recipe = folder.join("recipe.ron");
-    std::fs::write(&recipe, RECIPE).unwrap();
-    let out = folder.join("runs");
-    let mut args: Vec<String> = ["--threads", "1", "run"].map(String::from).to_vec();
-    args.extend([recipe.display().to_string(), "--out".into(), out.display().to_string()]);
-    args.extend(more.iter().map(|s| s.to_string()));
-    args
+    training(RECIPE, folder, more)
 }
 
 /// Trains the small recipe below `folder` and returns the run's folder.
 fn trained(folder: &Path, more: &[&str]) -> PathBuf {
-    let done = pauc(args(folder, more));
-    assert_eq!(done.code, 0, "{}", done.stderr);
-    only_run(&folder.join("runs"))
-}
-
-fn resume(run: &Path, more: &[&str]) -> Output {
-    pauc([&["--threads", "1", "resume", run.to_str().unwrap()], more].concat())
-}
-
-fn assert_says(done: &Output, code: i32, texts: &[&str]) {
-    assert_eq!(done.code, code, "{}", done.stderr);
-    texts.iter().for_each(|text| assert!(done.stderr.contains(text), "no {text:?} in {}", done.stderr));
+    common::trained(RECIPE, folder, more)
 }
 
 /// Starts a run without end, and waits for its first step. Returns its process and folder.
@@ -81,6 +64,31 @@ fn tail_of_a_killed_run_says_so_and_ends() {
     let remedy = format!("its process is gone; `pauc-cli resume {}` continues the run", run.display());
     assert_says(&told, 0, &[&remedy]);
     assert!(told.stdout.contains("step "), "{}", told.stdout);
+}
+
+#[cfg(unix)]
+#[test]
+fn tail_ends_with_its_reader_while_the_log_is_quiet() {
+    use std::io::Read;
+    let folder = tempfile::tempdir().unwrap();
+    let (process, run) = endless(folder.path());
+    process.signal("STOP");
+    let mut tail = std::process::Command::new(env!("CARGO_BIN_EXE_pauc-cli"))
+        .args(["tail", run.to_str().unwrap()])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut reader = tail.stdout.take().unwrap();
+    let mut first = [0; 64];
+    assert!(reader.read(&mut first).unwrap() > 0);
+    drop(reader);
+    let began = std::time::Instant::now();
+    while tail.try_wait().unwrap().is_none() {
+        assert!(began.elapsed().as_secs() < 60, "tail waits for a process that is stopped, and for nobody");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(tail.wait().unwrap().success());
 }
 
 #[test]

@@ -178,6 +178,21 @@ fn sizes_that_training_could_not_work_with() {
 }
 
 #[test]
+fn more_clusters_than_images_are_refused() {
+    refused(&["probes=[Clusters(k: 1000000000000)]"], "E0221", "1000000000000 clusters of");
+}
+
+#[test]
+fn images_between_steps_of_a_view_are_counted() {
+    let views = "views=[(count: 2, ops: [Resize(size: 60000), RandomResizedCrop(size: 28)])]";
+    let out = with("check", &[views, "train.batch=2"], &["--memory", "1GiB"]);
+    assert_eq!(out.code, 2, "{}", out.stderr);
+    for text in ["error[E0222]", "10.1 GiB: images between two steps of a view"] {
+        assert!(out.stderr.contains(text), "no {text:?} in {}", out.stderr);
+    }
+}
+
+#[test]
 fn more_steps_than_can_be_counted_are_refused() {
     refused(&["train.epochs=9223372036854775808"], "E0223", "18446744073709551615 steps");
     refused(&["train.batch=18446744073709551615"], "E0207", "larger than the training set");
@@ -189,7 +204,7 @@ fn a_probe_with_too_few_images_is_left_out_with_a_warning() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
     let set = [
-        "data=Shapes(count: 64, size: 16, classes: 2)",
+        "data=Shapes(count: 24, size: 16, classes: 8)",
         "views=[(count: 2, ops: [RandomResizedCrop(size: 16)])]",
         "encoder=ConvNet(channels: [4])",
         "projector=Mlp(dims: [4])",
@@ -199,14 +214,14 @@ fn a_probe_with_too_few_images_is_left_out_with_a_warning() {
         "queue=None",
         "baselines=[]",
         "train=(epochs: 1, batch: 16)",
-        "probes=[Clusters(k: 50000), Rank()]",
+        "probes=[Clusters(), Rank()]",
     ];
     let set = set.iter().flat_map(|s| ["--set", s]);
     let recipe = "recipes/quickstart.ron";
     let checked = pauc(["check", recipe].into_iter().chain(set.clone()));
     assert_eq!(checked.code, 0, "{}", checked.stderr);
     let said = checked.stdout + &checked.stderr;
-    assert!(said.contains("E0224") && said.contains("50000 clusters of"), "{said}");
+    assert!(said.contains("E0224") && said.contains("8 clusters of"), "{said}");
     let ran = pauc(["run", recipe, "--out", out].into_iter().chain(set));
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let metrics = std::fs::read_to_string(common::only_run(folder.path()).join("metrics.jsonl")).unwrap();

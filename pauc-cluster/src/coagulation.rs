@@ -11,7 +11,7 @@ use crate::spectrum::centered_rank;
 use pauc_kernels::distance::{dot, squared_distance};
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::probe::{Metric, RowsView};
-use pauc_traits::{Clustering, Error, Result};
+use pauc_traits::{Clustering, Error, Result, stop};
 use rayon::prelude::*;
 
 /// The maximum number of rows (or prototypes) in a quantity over all pairs; above it, an evenly spaced subset
@@ -319,8 +319,12 @@ impl Pairs {
         }
         let some: Vec<f32> = evenly(units.rows, MOST_IN_PAIRS).flat_map(|i| units.row(i)).copied().collect();
         let some = RowsView::new(&some, units.cols);
-        let blocks: Vec<PairBlock> =
-            (0..n.div_ceil(BLOCK)).into_par_iter().map(|b| PairBlock::of(some, b * BLOCK)).collect();
+        let stop = stop::flag();
+        let blocks: Vec<PairBlock> = (0..n.div_ceil(BLOCK))
+            .into_par_iter()
+            .filter(|_| !stop.is_set())
+            .map(|b| PairBlock::of(some, b * BLOCK))
+            .collect();
         let nearest = || blocks.iter().flat_map(|b| &b.largest);
         Pairs {
             largest: nearest().copied().fold(f32::NEG_INFINITY, f32::max) as f64,

@@ -4,7 +4,7 @@ use crate::lloyd::clustering_of;
 use ::hdbscan::{HdbscanHyperParams, NnAlgorithm};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, component};
+use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, component, stop};
 
 component! {
     /// HDBSCAN: clusters that persist over a range of densities. Other samples are noise.
@@ -45,8 +45,7 @@ impl Clusterer for Hdbscan {
             .min_samples(points)
             .nn_algorithm(NnAlgorithm::KdTree)
             .build();
-        let labels = ::hdbscan::Hdbscan::new(&data, parameters)
-            .cluster()
+        let labels = stop::detached(move || ::hdbscan::Hdbscan::new(&data, parameters).cluster())?
             .map_err(|e| Error::config(format!("Hdbscan: {e:?}")))?;
         // Renumber by first appearance, because the numbers of the crate have no meaning.
         let (mut number, mut k) = (std::collections::BTreeMap::new(), 0u32);

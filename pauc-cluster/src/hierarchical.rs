@@ -228,6 +228,7 @@ impl<'a> LevelFit<'a> {
         let mut level = Level::new(centroids, parent, splits, self.rows.rows);
         let parents = above.parents_below.take().unwrap_or_else(|| self.parents(&above.centroids, finest));
         level.objective.push(parents.assign(&level.centroids, &lists, &mut level.labels).objective);
+        stop::check()?;
         Ok(level)
     }
 
@@ -251,6 +252,7 @@ impl<'a> LevelFit<'a> {
             }
             let before = level.labels.clone();
             let pass = step(self.rows, &level.centroids, &neighbors, &mut level.labels);
+            stop::check()?;
             reassigned = pass.reassigned;
             level.objective.push(pass.objective);
             if update + 1 < self.options.refinements {
@@ -288,7 +290,9 @@ impl<'a> LevelFit<'a> {
             let mut rest = &data[..];
             let parts: Vec<&[f32]> =
                 own.iter().map(|own| rest.split_off(..own.len() * dim).unwrap_or_default()).collect();
-            let divide = |(i, data): (usize, &&[f32])| self.divide(data, first + i, shares[first + i]);
+            let stop = stop::flag();
+            let divide =
+                |(i, data): (usize, &&[f32])| stop.within(|| self.divide(data, first + i, shares[first + i]));
             let children: Result<Vec<Children>> = parts.par_iter().enumerate().map(divide).collect();
             divided.extend(children?);
         }
@@ -302,7 +306,7 @@ impl<'a> LevelFit<'a> {
         }
         let inside = RowsView::new(data, self.rows.cols);
         let lloyd = Lloyd { iterations: self.options.iterations.get(), spherical: false, tolerance: 0.0 };
-        let chosen = self.options.init.choose(inside, share, &mut self.random(Draw::Seeding, parent));
+        let chosen = self.options.init.choose(inside, share, &mut self.random(Draw::Seeding, parent))?;
         let fit = lloyd.run(inside, gather(inside, &chosen), &mut self.random(Draw::Splits, parent))?;
         Ok(Children { centroids: fit.centroids, splits: fit.empty_splits.iter().sum() })
     }
@@ -435,7 +439,7 @@ mod tests {
         let refined = HierarchicalKMeans { refinements: 8, ..configured(&[10, 100]) };
         let levels = refined.fit(rows, CONTEXT).unwrap();
         let rng = &mut stream(0, Purpose::Cluster, 0, 0, 0);
-        let start = gather(rows, &Init::KMeansPlusPlus.choose(rows, 100, rng));
+        let start = gather(rows, &Init::KMeansPlusPlus.choose(rows, 100, rng).unwrap());
         let flat = Lloyd { iterations: 10, spherical: false, tolerance: 0.0 }.run(rows, start, rng).unwrap();
         let flat = flat.objective[flat.objective.len() - 1];
         // Measured: 1.001 times the flat fit, and 0.96 times the fit without refinement. Rounding is far

@@ -2,7 +2,8 @@
 //! inverted file), or the neighbors of its current prototype (a graph), as in approximate nearest-neighbor
 //! search.
 //!
-//! Rows are read sequentially, so they may be a mapped file larger than memory.
+//! Rows are read sequentially, so they may be a mapped file larger than memory. If the run is asked to stop, the
+//! remaining rows are skipped: callers have to call [`stop::check`].
 
 use crate::lloyd::Members;
 use crate::seeding::gather;
@@ -11,6 +12,7 @@ use pauc_kernels::distance::{
 };
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::probe::RowsView;
+use pauc_traits::stop;
 use rayon::prelude::*;
 
 /// Rows per task. Fixed, so that the tasks do not depend on the number of threads.
@@ -43,7 +45,9 @@ impl<'a> InvertedFile<'a> {
         let centered = centered(centers, &origin);
         let half: Vec<f32> = biases(centers, &origin).into_iter().map(|b| b as f32).collect();
         let mut cells = vec![0u32; rows.rows * width];
+        let stop = stop::flag();
         let tasks = cells.par_chunks_mut(TILE * width).zip(rows.data.par_chunks(TILE * dim));
+        let tasks = tasks.filter(|_| !stop.is_set());
         tasks.for_each_init(
             || (vec![0.0f32; TILE * count], Vec::with_capacity(width)),
             |(scores, best), (cells, data)| {
@@ -77,9 +81,11 @@ impl<'a> InvertedFile<'a> {
         let listed: Vec<Vec<f32>> =
             lists.par_iter().map(|list| gather(RowsView::new(centroids, dim), list)).collect();
         let packed: Vec<Packed<'_>> = listed.par_iter().map(|c| Packed::around(c, &origin)).collect();
+        let stop = stop::flag();
         let tasks = labels.par_chunks_mut(TASK).zip(self.cells.par_chunks(TASK * self.width));
         let passes: Vec<Pass> = tasks
             .zip(self.rows.data.par_chunks(TASK * dim))
+            .filter(|_| !stop.is_set())
             .map(|((labels, cells), data)| {
                 let rows = RowsView::new(data, dim);
                 let best = self.nearest_listed(rows, cells, lists, &packed);
@@ -314,12 +320,13 @@ pub fn step(rows: RowsView<'_>, centroids: &[f32], lists: &[Vec<u32>], labels: &
     let biases = biases(centroids, &origin);
     let mut pass = Pass::default();
     let part = (PART / dim).max(1);
+    let stop = stop::flag();
     for (labels, data) in labels.chunks_mut(part).zip(rows.data.chunks(part * dim)) {
         let part = RowsView::new(data, dim);
         let members = Members::new(labels, lists.len());
         let clusters: Vec<(Vec<u32>, f64)> = (0..lists.len())
             .into_par_iter()
-            .filter(|c| !members.of(*c).is_empty())
+            .filter(|c| !stop.is_set() && !members.of(*c).is_empty())
             .map(|c| {
                 let own = members.of(c);
                 let chosen = gather(RowsView::new(centroids, dim), &lists[c]);

@@ -1,9 +1,10 @@
 //! k-means.
 
 use crate::lloyd::{Fit, Lloyd, report};
+use crate::nearest::nearest;
 use crate::seeding::{Init, gather, some_of};
 use crate::unit_rows;
-use pauc_kernels::distance::{Packed, nearest, squared_distance};
+use pauc_kernels::distance::{Packed, squared_distance};
 use pauc_traits::clusterer::{ClustersOnDevice, FitContext, FitReport, RowsOnDevice};
 use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, Stream, stream};
@@ -122,7 +123,7 @@ impl<'a> PlacedRows<'a> {
     fn choose(&mut self, init: Init, k: usize, rng: &mut Stream) -> Result<Vec<f32>> {
         let chosen = match &mut self.device {
             Some(device) => init.choose_on(&mut **device, self.rows, k, rng)?,
-            None => init.choose(self.rows, k, rng),
+            None => init.choose(self.rows, k, rng)?,
         };
         Ok(gather(self.rows, &chosen))
     }
@@ -140,9 +141,10 @@ impl<'a> PlacedRows<'a> {
         if let Some(device) = &mut self.device {
             return Ok(device.nearest(centroids)?.0);
         }
-        let RowsView { data, rows: n, cols } = self.rows;
+        let RowsView { rows: n, cols, .. } = self.rows;
         let mut labels = vec![0; n];
-        nearest(data, &Packed::new(centroids, cols), &mut labels, &mut vec![0.0; n]);
+        let packed = Packed::new(centroids, cols);
+        nearest(self.rows, &packed, centroids.len() / cols, &mut labels, &mut vec![0.0; n])?;
         Ok(labels)
     }
 }

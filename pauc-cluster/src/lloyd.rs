@@ -180,8 +180,8 @@ impl Steps for HostSteps<'_> {
     fn assign(&mut self, centroids: &[f32]) -> Result<()> {
         stop::check()?;
         match &mut self.nearest {
-            Some(nearest) => nearest.follow(self.rows, centroids),
-            None => self.nearest = Some(Nearest::find(self.rows, centroids)),
+            Some(nearest) => nearest.follow(self.rows, centroids)?,
+            None => self.nearest = Some(Nearest::find(self.rows, centroids)?),
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! k-means on mini-batches.
 
 use crate::lloyd::{Members, refill, report};
+use crate::nearest;
 use crate::seeding::{Init, gather, some_of};
 use pauc_kernels::distance::{Packed, add_rows, nearest};
 use pauc_traits::clusterer::FitContext;
@@ -50,7 +51,7 @@ impl Clusterer for MiniBatchKMeans {
     fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let level = |(level, k): (usize, &Count)| {
             let random = |view| stream(context.seed, Purpose::Cluster, context.epoch, level as u64, view);
-            let start = self.first_centroids(rows, k.get(), &mut random(0));
+            let start = self.first_centroids(rows, k.get(), &mut random(0))?;
             self.level(rows, start, &mut random(1))
         };
         self.k.iter().enumerate().map(level).collect()
@@ -68,14 +69,14 @@ impl Clusterer for MiniBatchKMeans {
 
 impl MiniBatchKMeans {
     /// Chooses the first centroids from a subset of the samples.
-    fn first_centroids(&self, rows: RowsView<'_>, k: usize, rng: &mut Stream) -> Vec<f32> {
+    fn first_centroids(&self, rows: RowsView<'_>, k: usize, rng: &mut Stream) -> Result<Vec<f32>> {
         let most = k.saturating_mul(SAMPLES).max(self.batch.get().saturating_mul(4));
         if most >= rows.rows {
-            return gather(rows, &self.init.choose(rows, k, rng));
+            return Ok(gather(rows, &self.init.choose(rows, k, rng)?));
         }
         let some = gather(rows, &some_of(rows.rows, most, rng));
         let some = RowsView::new(&some, rows.cols);
-        gather(some, &self.init.choose(some, k, rng))
+        Ok(gather(some, &self.init.choose(some, k, rng)?))
     }
 
     fn level(&self, rows: RowsView<'_>, mut centroids: Vec<f32>, rng: &mut Stream) -> Result<Clustering> {
@@ -102,7 +103,7 @@ impl MiniBatchKMeans {
             splits += refill(&mut centroids, dim, &mut counts, rng);
         }
         let (mut labels, mut sq_dist) = (vec![0u32; n], vec![0.0f32; n]);
-        nearest(rows.data, &Packed::new(&centroids, dim), &mut labels, &mut sq_dist);
+        nearest::nearest(rows, &Packed::new(&centroids, dim), k, &mut labels, &mut sq_dist)?;
         objective.push(sq_dist.iter().map(|d| *d as f64).sum());
         let assignments: Vec<Option<u32>> = labels.into_iter().map(Some).collect();
         let report = report(objective, splits, assignments.iter().copied(), k);
@@ -262,7 +263,8 @@ mod tests {
         let data = wave(2000 * 2);
         let rows = RowsView::new(&data, 2);
         for init in [Init::Random, Init::KMeansPlusPlus] {
-            let start = MiniBatchKMeans { init, ..configured(10, 1) }.first_centroids(rows, 6, &mut rng());
+            let start =
+                MiniBatchKMeans { init, ..configured(10, 1) }.first_centroids(rows, 6, &mut rng()).unwrap();
             let own = |c: &[f32]| data.chunks(2).any(|x| x == c);
             assert!(start.len() == 12 && start.chunks(2).all(own), "{start:?}");
         }

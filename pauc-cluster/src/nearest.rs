@@ -1,8 +1,10 @@
 //! Nearest centroids, updated incrementally as centroids move.
 
 use crate::seeding::gather;
-use pauc_kernels::distance::{Packed, mean_row, nearest_scored};
+use pauc_kernels::distance::{self, Packed, mean_row, nearest_scored};
 use pauc_traits::probe::RowsView;
+use pauc_traits::{Result, stop};
+use std::ops::Range;
 
 /// The nearest centroid of each row. After the first iterations of k-means, most centroids do not move, and
 /// their distances are reused.
@@ -22,7 +24,10 @@ impl Nearest {
     ///
     /// # Shapes
     /// rows (N, D), centroids (K, D), row-major
-    pub fn find(rows: RowsView<'_>, centroids: &[f32]) -> Self {
+    ///
+    /// # Errors
+    /// If the run was asked to stop.
+    pub fn find(rows: RowsView<'_>, centroids: &[f32]) -> Result<Self> {
         let n = rows.rows;
         let mut nearest = Nearest {
             labels: vec![0; n],
@@ -31,13 +36,19 @@ impl Nearest {
             origin: mean_row(centroids, rows.cols),
             centroids: centroids.to_vec(),
         };
-        nearest.compare_all(rows);
-        nearest
+        nearest.compare_all(rows)?;
+        Ok(nearest)
     }
 
-    fn compare_all(&mut self, rows: RowsView<'_>) {
+    fn compare_all(&mut self, rows: RowsView<'_>) -> Result<()> {
         let packed = Packed::around(&self.centroids, &self.origin);
-        nearest_scored(rows.data, &packed, &mut self.labels, &mut self.score, &mut self.sq_dist);
+        for part in parts(rows, self.centroids.len()) {
+            stop::check()?;
+            let data = &rows.data[part.start * rows.cols..part.end * rows.cols];
+            let (labels, score) = (&mut self.labels[part.clone()], &mut self.score[part.clone()]);
+            nearest_scored(data, &packed, labels, score, &mut self.sq_dist[part]);
+        }
+        Ok(())
     }
 
     /// Updates the result for centroids that have moved. The bits are those of a full comparison, because a
@@ -49,7 +60,10 @@ impl Nearest {
     ///
     /// # Shapes
     /// rows (N, D) and centroids (K, D), row-major; the same numbers as in [`Nearest::find`]
-    pub fn follow(&mut self, rows: RowsView<'_>, centroids: &[f32]) {
+    ///
+    /// # Errors
+    /// If the run was asked to stop. The result is then incomplete.
+    pub fn follow(&mut self, rows: RowsView<'_>, centroids: &[f32]) -> Result<()> {
         let dim = rows.cols;
         let pairs = self.centroids.chunks_exact(dim).zip(centroids.chunks_exact(dim));
         let has_moved: Vec<bool> =
@@ -58,17 +72,22 @@ impl Nearest {
         let (moved, standing): (Vec<u32>, Vec<u32>) =
             (0..has_moved.len() as u32).partition(|c| has_moved[*c as usize]);
         if moved.is_empty() {
-            return;
+            return Ok(());
         }
         if moved.len() * 8 > has_moved.len() * 7 {
             return self.compare_all(rows);
         }
-        self.compare_with_standing(rows, &standing, &has_moved);
-        self.compare_with_moved(rows, &moved);
+        self.compare_with_standing(rows, &standing, &has_moved)?;
+        self.compare_with_moved(rows, &moved)
     }
 
     /// Finds the nearest unmoved centroid of the rows whose own centroid has moved.
-    fn compare_with_standing(&mut self, rows: RowsView<'_>, standing: &[u32], has_moved: &[bool]) {
+    fn compare_with_standing(
+        &mut self,
+        rows: RowsView<'_>,
+        standing: &[u32],
+        has_moved: &[bool],
+    ) -> Result<()> {
         let chosen = gather(RowsView::new(&self.centroids, rows.cols), standing);
         let packed = Packed::around(&chosen, &self.origin);
         let mut block = Block::default();
@@ -77,19 +96,21 @@ impl Nearest {
             ids.clear();
             ids.extend(next.by_ref().filter(|i| has_moved[self.labels[*i as usize] as usize]).take(COPIED));
             if ids.is_empty() {
-                return;
+                return Ok(());
             }
+            stop::check()?;
             block.compare(&gather(rows, &ids), &packed, standing);
             ids.iter().enumerate().for_each(|(place, i)| self.put(*i as usize, &block, place));
         }
     }
 
     /// Assigns each row to a moved centroid if that is nearer than the row's own.
-    fn compare_with_moved(&mut self, rows: RowsView<'_>, moved: &[u32]) {
+    fn compare_with_moved(&mut self, rows: RowsView<'_>, moved: &[u32]) -> Result<()> {
         let chosen = gather(RowsView::new(&self.centroids, rows.cols), moved);
         let packed = Packed::around(&chosen, &self.origin);
         let mut block = Block::default();
         for (part, some) in rows.data.chunks(AT_ONCE * rows.cols).enumerate() {
+            stop::check()?;
             block.compare(some, &packed, moved);
             for place in 0..block.labels.len() {
                 let (i, score, label) = (part * AT_ONCE + place, block.score[place], block.labels[place]);
@@ -98,6 +119,7 @@ impl Nearest {
                 }
             }
         }
+        Ok(())
     }
 
     fn put(&mut self, i: usize, from: &Block, place: usize) {
@@ -105,6 +127,37 @@ impl Nearest {
         self.score[i] = from.score[place];
         self.sq_dist[i] = from.sq_dist[place];
     }
+}
+
+/// Products of values between two looks at a request to stop: a fraction of a second on one core.
+const PRODUCTS: usize = 1 << 32;
+
+/// Divides rows into parts that are compared with `values` values of centroids in less than a second each.
+fn parts(rows: RowsView<'_>, values: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = (PRODUCTS / values.max(1)).max(AT_ONCE);
+    (0..rows.rows).step_by(size).map(move |start| start..(start + size).min(rows.rows))
+}
+
+/// Finds the nearest centroid of each row and its squared distance, as [`distance::nearest`] does.
+///
+/// # Shapes
+/// rows (N, D), K packed centroids, labels N, sq_dist N
+///
+/// # Errors
+/// If the run was asked to stop.
+pub(crate) fn nearest(
+    rows: RowsView<'_>,
+    packed: &Packed<'_>,
+    k: usize,
+    labels: &mut [u32],
+    sq_dist: &mut [f32],
+) -> Result<()> {
+    for part in parts(rows, k * rows.cols) {
+        stop::check()?;
+        let data = &rows.data[part.start * rows.cols..part.end * rows.cols];
+        distance::nearest(data, packed, &mut labels[part.clone()], &mut sq_dist[part]);
+    }
+    Ok(())
 }
 
 /// The number of rows compared at once, and the number of rows copied at once. They bound the additional
@@ -139,7 +192,7 @@ mod tests {
 
     fn afresh(nearest: &Nearest, rows: RowsView<'_>) -> Nearest {
         let mut all = nearest.clone();
-        all.compare_all(rows);
+        all.compare_all(rows).unwrap();
         all
     }
 
@@ -166,12 +219,12 @@ mod tests {
             let data: Vec<f32> = (0..250 * 3).map(value).collect();
             let rows = RowsView::new(&data, 3);
             let mut centroids: Vec<f32> = (0..40 * 3).map(|i| value(i + 7777)).collect();
-            let mut nearest = Nearest::find(rows, &centroids);
+            let mut nearest = Nearest::find(rows, &centroids).unwrap();
             for (step, moved) in steps.iter().enumerate() {
                 for c in moved {
                     (0..3).for_each(|l| centroids[c * 3 + l] = value((step * 1000 + c * 3 + l) as u32 + 31));
                 }
-                nearest.follow(rows, &centroids);
+                nearest.follow(rows, &centroids).unwrap();
                 assert_same(&nearest, &afresh(&nearest, rows));
             }
         }

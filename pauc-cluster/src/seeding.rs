@@ -1,13 +1,12 @@
 //! The first centroids of k-means.
 
 use pauc_kernels::distance::{Packed, lower_to, nearest, squared_distance};
-use pauc_traits::Result;
 use pauc_traits::clusterer::RowsOnDevice;
 use pauc_traits::probe::RowsView;
 use pauc_traits::rng::Stream;
+use pauc_traits::{Error, Result, stop};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
-use std::convert::Infallible;
 
 /// How the first centroids are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,9 +28,11 @@ impl Init {
     ///
     /// # Shapes
     /// rows (N, D) with k ≤ N → k row numbers
-    pub fn choose(self, rows: RowsView<'_>, k: usize, rng: &mut Stream) -> Vec<u32> {
-        let Ok(chosen) = self.choose_by(rows, k, rng, lower_on_host(rows));
-        chosen
+    ///
+    /// # Errors
+    /// If the run was asked to stop.
+    pub fn choose(self, rows: RowsView<'_>, k: usize, rng: &mut Stream) -> Result<Vec<u32>> {
+        self.choose_by(rows, k, rng, lower_on_host(rows))
     }
 
     /// As [`Init::choose`], for rows that are also in the memory of a device, which computes the distances.
@@ -107,9 +108,10 @@ pub fn gather(rows: RowsView<'_>, chosen: &[u32]) -> Vec<f32> {
 }
 
 /// Returns a function for [`plus_plus`] that lowers weights on the host.
-fn lower_on_host(rows: RowsView<'_>) -> impl FnMut(&[f32], &mut [f32]) -> Result<(), Infallible> {
+fn lower_on_host(rows: RowsView<'_>) -> impl FnMut(&[f32], &mut [f32]) -> Result<(), Error> {
     let (mut labels, mut sq_dist) = (Vec::new(), Vec::new());
     move |centroids, weight| {
+        stop::check()?;
         if centroids.len() <= FEW * rows.cols {
             lower_to(rows.data, centroids, rows.cols, weight);
             return Ok(());
@@ -194,7 +196,7 @@ mod tests {
         let rows = RowsView::new(&data, 3);
         for init in [Init::KMeansPlusPlus, Init::Random] {
             for k in [1, 2, 37, 100] {
-                let mut chosen = init.choose(rows, k, &mut rng(k as u64));
+                let mut chosen = init.choose(rows, k, &mut rng(k as u64)).unwrap();
                 chosen.sort_unstable();
                 chosen.dedup();
                 assert_eq!(chosen.len(), k, "{init:?}");
@@ -208,7 +210,7 @@ mod tests {
         data[17] = 2.0;
         data[30] = -4.0;
         for seed in 0..20 {
-            let mut chosen = Init::KMeansPlusPlus.choose(RowsView::new(&data, 1), 5, &mut rng(seed));
+            let mut chosen = Init::KMeansPlusPlus.choose(RowsView::new(&data, 1), 5, &mut rng(seed)).unwrap();
             let mut first: Vec<f32> = chosen[..3].iter().map(|i| data[*i as usize]).collect();
             first.sort_by(f32::total_cmp);
             assert_eq!(first, [-4.0, 1.0, 2.0]);
@@ -251,7 +253,7 @@ mod tests {
         for seed in 0..runs {
             // Batches from the first centroid on, so that rejections matter.
             let rows = RowsView::new(&data, 1);
-            let Ok(chosen) = plus_plus(rows, 4, &mut rng(seed), |_| 8, lower_on_host(rows));
+            let chosen = plus_plus(rows, 4, &mut rng(seed), |_| 8, lower_on_host(rows)).unwrap();
             let mut set: Vec<usize> = chosen.iter().map(|i| *i as usize).collect();
             set.sort_unstable();
             *seen.entry(set).or_default() += 1;

@@ -194,7 +194,7 @@ impl Drop for Copied {
 
 impl RowsOnDevice for Copied {
     fn nearest(&mut self, centroids: &[f32]) -> Result<(Vec<u32>, Vec<f32>)> {
-        let nearest = Nearest::find(RowsView::new(&self.data, self.cols), centroids);
+        let nearest = Nearest::find(RowsView::new(&self.data, self.cols), centroids).unwrap();
         Ok((nearest.labels, nearest.sq_dist))
     }
     fn lower(&mut self, centroids: &[f32], sq_dist: &mut [f32]) -> Result<()> {

@@ -6,7 +6,7 @@
 use crate::ViewPipeline;
 use pauc_traits::dataset::ImageSource;
 use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::{Count, Error, Pixels, Result};
+use pauc_traits::{Count, Error, Pixels, Result, stop};
 use rand::Rng;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -330,15 +330,20 @@ impl Work {
     }
 }
 
-/// An iterator over the batches of a range of steps, in order.
+/// The interval at which a waiting consumer looks at a request to stop.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// An iterator over the batches of a range of steps, in order. Waiting ends with [`Error::Stopped`] if the run is asked
+/// to stop; the same batch can then be asked for again.
 ///
-/// Dropping it stops the threads after their current batches.
+/// Dropping it stops the threads after their current batches. After a request to stop, it does not wait for them.
 pub struct Batches {
     work: Arc<Work>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     steps_per_epoch: u64,
     end: u64,
+    stop: stop::Flag,
 }
 
 /// The state shared by the threads and the consumer.
@@ -377,7 +382,7 @@ impl Batches {
             // If spawning fails, continue with fewer threads; with none, the consumer prepares the batches.
             threads.extend(std::thread::Builder::new().name(format!("loader {i}")).spawn(body));
         }
-        Batches { work, shared, threads, steps_per_epoch, end: steps.end }
+        Batches { work, shared, threads, steps_per_epoch, end: steps.end, stop: stop::flag() }
     }
 }
 
@@ -433,7 +438,11 @@ impl Iterator for Batches {
                 if let Some(batch) = state.ready.remove(&step) {
                     break batch;
                 }
-                state = wait(&self.shared, state);
+                if let Err(stopped) = self.stop.check() {
+                    return Some(Err(stopped));
+                }
+                let waited = self.shared.changed.wait_timeout(state, PAUSE);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
         };
         state.wanted += 1;
@@ -455,6 +464,9 @@ impl Drop for Batches {
     fn drop(&mut self) {
         lock(&self.shared.state).closed = true;
         self.shared.changed.notify_all();
+        if self.stop.is_set() {
+            return;
+        }
         for thread in self.threads.drain(..) {
             // Its panics have become errors.
             let _ = thread.join();

@@ -41,12 +41,12 @@ impl Probe for Clusters {
         true
     }
 
+    fn check_settings(&self, splits: &Splits) -> Result<()> {
+        self.k.map_or(Ok(()), |k| enough(k.get(), splits))
+    }
+
     fn check_splits(&self, splits: &Splits) -> Result<()> {
-        let (k, images) = (self.k.map_or(splits.classes.len(), Count::get), scored(splits).len());
-        if k <= images {
-            return Ok(());
-        }
-        Err(Error::config(format!("clusters: {k} clusters of {images} images; lower k")))
+        if self.k.is_some() { Ok(()) } else { enough(splits.classes.len(), splits) }
     }
 
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
@@ -64,6 +64,15 @@ impl Probe for Clusters {
             Metric::new(name("accuracy"), scores.hungarian_accuracy),
         ])
     }
+}
+
+/// Checks that there are no more clusters than images to cluster.
+fn enough(k: usize, splits: &Splits) -> Result<()> {
+    let images = scored(splits).len();
+    if k <= images {
+        return Ok(());
+    }
+    Err(Error::config(format!("clusters: {k} clusters of {images} images; lower k")))
 }
 
 /// Compares labels with k-means clusters of the rows, which are scaled to unit length.

@@ -4,7 +4,7 @@ use crate::finite;
 use crate::spectrum::{failed, mean, scatter};
 use faer::Side;
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, stop};
 
 /// Rows projected on their two directions of largest variance.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +31,9 @@ pub fn pca2(rows: RowsView<'_>) -> Result<Pca2> {
     }
     finite("principal components", rows)?;
     let center = mean(rows);
-    let eigen = scatter(rows, &center).self_adjoint_eigen(Side::Lower).map_err(|e| failed(&e))?;
+    let scatter = scatter(rows, &center);
+    stop::check()?;
+    let eigen = stop::detached(move || scatter.self_adjoint_eigen(Side::Lower))?.map_err(|e| failed(&e))?;
     let (values, vectors) = (eigen.S().column_vector(), eigen.U());
     let total: f64 = (0..rows.cols).map(|d| values[d].max(0.0)).sum();
     let mut directions = [vec![0.0; rows.cols], vec![0.0; rows.cols]];

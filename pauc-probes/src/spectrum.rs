@@ -3,7 +3,7 @@
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par, Side};
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, stop};
 use rayon::prelude::*;
 
 // The partition is fixed and parts are summed in order, so that results do not depend on the number of
@@ -24,14 +24,19 @@ pub fn mean(rows: RowsView<'_>) -> Vec<f64> {
     mean
 }
 
-/// Returns Σ (x − c)(x − c)ᵀ over the rows. Shape (D, D).
+/// Returns Σ (x − c)(x − c)ᵀ over the rows. Shape (D, D). If the run is asked to stop, the remaining rows are skipped:
+/// callers have to call [`stop::check`].
 pub fn scatter(rows: RowsView<'_>, center: &[f64]) -> Mat<f64> {
     let dim = rows.cols;
     let share = rows.rows.div_ceil(PARTS).max(1) * dim;
+    let stop = stop::flag();
     let partial = |part: &[f32]| {
         let mut sum = Mat::<f64>::zeros(dim, dim);
         let mut tile = Vec::with_capacity(TILE * dim);
         for rows in part.chunks(TILE * dim) {
+            if stop.is_set() {
+                break;
+            }
             tile.clear();
             tile.extend(
                 rows.chunks_exact(dim).flat_map(|r| r.iter().zip(center).map(|(v, c)| *v as f64 - c)),
@@ -56,7 +61,9 @@ pub fn singular_values(rows: RowsView<'_>) -> Result<Vec<f64>> {
         let x = Mat::from_fn(rows.rows, rows.cols, |i, j| rows.row(i)[j] as f64);
         &x * x.transpose()
     };
-    let values = gram.self_adjoint_eigenvalues(Side::Lower).map_err(|e| failed(&e))?;
+    stop::check()?;
+    let values = stop::detached(move || gram.self_adjoint_eigenvalues(Side::Lower))?;
+    let values = values.map_err(|e| failed(&e))?;
     Ok(values.iter().rev().map(|v| v.max(0.0).sqrt()).collect())
 }
 

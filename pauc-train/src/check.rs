@@ -186,7 +186,7 @@ impl<'a> Checker<'a> {
             self.error("E0210", "objective", "no term is active at the first step".into(), help);
         }
         for (i, probe) in r.probes.iter().enumerate() {
-            if let Err(e) = probe.check() {
+            if let Err(e) = probe.check().and_then(|()| probe.check_settings(splits)) {
                 self.error("E0221", &format!("probes[{i}]"), e.to_string(), "");
             }
             if let Err(e) = probe.check_splits(splits) {

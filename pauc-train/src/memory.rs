@@ -1,6 +1,7 @@
 //! The memory that a run needs, counted from its recipe before anything is allocated.
 
 use crate::recipe::Recipe;
+use pauc_data::ViewSpec;
 use pauc_traits::term::Facts;
 use pauc_traits::{ImageShape, NetworkSize};
 
@@ -28,10 +29,12 @@ pub struct NetworkSizes {
     pub predictor: Option<NetworkSize>,
 }
 
-/// Returns the parts of a run's memory, in the order of the recipe's fields. `views` has one shape for each
-/// entry of the recipe's `views`. `networks` is `None` if the encoder cannot be counted.
+/// Returns the parts of a run's memory, in the order of the recipe's fields. `input` is the shape of all images, if
+/// they have one. `views` has one shape for each entry of the recipe's `views`. `networks` is `None` if the encoder
+/// cannot be counted.
 pub fn parts(
     recipe: &Recipe,
+    input: Option<ImageShape>,
     views: &[ImageShape],
     networks: Option<&NetworkSizes>,
     facts: &Facts,
@@ -46,6 +49,13 @@ pub fn parts(
     let pixels: u128 =
         recipe.views.iter().zip(views).map(|(spec, v)| spec.count.get() as u128 * v.len() as u128).sum();
     add("views", "views of a batch", batch.saturating_mul(pixels), "use smaller views or a smaller batch");
+    let between = "images between two steps of a view";
+    add(
+        "views",
+        between,
+        bytes_between(recipe, input).div_ceil(4),
+        "use smaller sizes in the steps of the views",
+    );
     if let Some(NetworkSizes { encoder, projector, predictor }) = networks {
         // Values, gradients and at least one moment of the optimizer, and the momentum network's copy.
         let copies = 3 + u128::from(recipe.momentum_encoder.is_some());
@@ -79,6 +89,26 @@ pub fn parts(
     let values = values.fold(0, u128::saturating_add);
     add("objective", "matrices that terms learn or remember", values, "use fewer prototypes in the terms");
     parts
+}
+
+/// Returns the most bytes that a step of the views reads and writes for one image, as far as the shapes are known. A
+/// loader thread has one such image at a time.
+fn bytes_between(recipe: &Recipe, input: Option<ImageShape>) -> u128 {
+    let size = |shape: Option<ImageShape>| {
+        let sides = shape.map(|s| [s.height, s.width, s.channels].map(|n| n as u128));
+        sides.map_or(0, |sides| sides.into_iter().fold(1, u128::saturating_mul))
+    };
+    let of_view = |spec: &ViewSpec| {
+        let (mut shape, mut most) = (input, 0);
+        for op in &spec.ops {
+            // A step that does not fit is an error of the recipe, and reported as such.
+            let next = op.output(shape).unwrap_or_default();
+            most = size(shape).saturating_add(size(next)).max(most);
+            shape = next;
+        }
+        most
+    };
+    recipe.views.iter().map(of_view).max().unwrap_or(0)
 }
 
 /// Returns the sum of all parts, in bytes.

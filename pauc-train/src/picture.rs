@@ -9,7 +9,7 @@ use pauc_models::device::NetworkDevice;
 use pauc_probes::TsneOptions;
 use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::{Clustering, Error, Result};
+use pauc_traits::{Clustering, Error, Result, stop};
 
 /// The largest number of points drawn.
 const POINTS: usize = 2000;
@@ -94,8 +94,10 @@ pub fn prototypes<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>, dir:
     let mut images = Vec::new();
     for id in nearest.iter().flat_map(|(_, ids)| ids) {
         // The evaluation view: the encoder's input, in one size.
-        let image = plan.splits.train.image(*id)?;
-        images.push(plan.evaluation.augment(image, 0, &mut stream(0, Purpose::Probe, 0, 0, 0)));
+        let (source, view, id) = (plan.splits.train.clone(), plan.evaluation.clone(), *id);
+        images.push(stop::detached(move || -> Result<_> {
+            Ok(view.augment(source.image(id)?, 0, &mut stream(0, Purpose::Probe, 0, 0, 0)).into_owned())
+        })??);
     }
     if images.is_empty() {
         return Ok(());

@@ -158,8 +158,13 @@ impl Plan {
         let (counted, mut encoder) = networks.map(|n| (n.sizes, n.encoder)).unzip();
         let sizes = Sizes::new(&recipe, &splits, counted.map_or(1, |n| n.projector.output));
         checker.sizes(&splits, &sizes.objective, &sizes.facts, &sizes.horizon);
-        let memory =
-            memory::parts(&recipe, shapes.as_deref().unwrap_or_default(), counted.as_ref(), &sizes.facts);
+        let memory = memory::parts(
+            &recipe,
+            splits.train.shape(),
+            shapes.as_deref().unwrap_or_default(),
+            counted.as_ref(),
+            &sizes.facts,
+        );
         checker.memory(&memory, place.memory);
         let sides_differ = shapes.as_ref().filter(|s| s.iter().any(|v| *v != s[0]));
         if let Some(shapes) = sides_differ.filter(|_| !checker.has_errors()) {

@@ -15,7 +15,8 @@ use pauc_traits::probe::MetricKind;
 use pauc_traits::{Error, Result, stop};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Options of a run.
 #[derive(Clone, Debug)]
@@ -244,7 +245,12 @@ pub(crate) fn drive<D: NetworkDevice>(
             Ending::Interrupted
         }
     };
-    let report = Some(pauc_report::write_report(dir.path())?);
+    let report = report(&dir, watch)?;
+    if report.is_none() {
+        info.status = "interrupted".into();
+        dir.set_info(&info)?;
+        return Ok(Outcome { dir, ending: Ending::Interrupted, summary, report });
+    }
     Ok(Outcome { dir, ending, summary, report })
 }
 
@@ -255,6 +261,35 @@ fn diverged(error: Error, postmortem: &Postmortem, dir: &RunDir, recorder: &mut 
     let _ = recorder.record(&Event::Diverged(events::Diverged { step, text }));
     let _ = pauc_report::write_report(dir.path());
     RunError::Diverged { path: dir.path().into(), error, postmortem: Box::new(postmortem.clone()) }
+}
+
+/// How long a report may take in a run that was asked to stop.
+const REPORT_OF_STOPPED: Duration = Duration::from_secs(1);
+
+/// Writes the report, unless the run is asked to stop meanwhile, or was and the report takes long. Then `resume` writes
+/// it.
+fn report(dir: &RunDir, watch: &dyn Observer) -> Result<Option<PathBuf>> {
+    let path = dir.path().to_path_buf();
+    let asked = watch.stop_flag().map(|asked| match asked.load(Ordering::Relaxed) {
+        true => set_after(REPORT_OF_STOPPED),
+        false => asked,
+    });
+    match stop::within(asked, || stop::detached(move || pauc_report::write_report(&path))) {
+        Err(Error::Stopped) => Ok(None),
+        written => written?.map(Some),
+    }
+}
+
+/// Returns a flag that is set after some time.
+fn set_after(time: Duration) -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let theirs = flag.clone();
+    // Without a thread, the report is written to its end.
+    let _ = std::thread::Builder::new().spawn(move || {
+        std::thread::sleep(time);
+        theirs.store(true, Ordering::Relaxed);
+    });
+    flag
 }
 
 /// Draws what the report shows of the trained network. What cannot be drawn, such as t-SNE without memory, is left

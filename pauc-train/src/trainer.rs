@@ -187,7 +187,8 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         let last_step = max_steps.map_or(horizon.total_steps, |m| m.min(horizon.total_steps));
         let began = Instant::now();
         let loader = self.loader()?;
-        let mut batches = loader.batches(self.state.step..last_step).peekable();
+        let steps = self.state.step..last_step;
+        let mut batches = stop::within(watch.stop_flag(), || loader.batches(steps)).peekable();
         let mut loaded = Throughput::default();
         let ending = loop {
             if let Some(ending) = self.between_steps(last_step, dir, watch)? {
@@ -195,7 +196,11 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
             }
             let (taken, stages) = trace::outer(|| self.take_steps(last_step, &mut batches, dir, watch));
             self.timings.add_stages(stages);
-            taken?;
+            match taken {
+                // Between two steps, while the run waited for images.
+                Err(Error::Stopped) => break Ending::Interrupted,
+                other => other?,
+            }
             if self.state.ends_epoch(&horizon) && !self.timings.is_empty() {
                 let all = loader.throughput();
                 self.report_timings(all.since(&loaded), watch)?;

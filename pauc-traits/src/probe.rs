@@ -366,6 +366,14 @@ pub trait Probe: Component {
         Ok(())
     }
 
+    /// Checks the settings against the sizes of the splits, so that settings that cannot work fail early.
+    ///
+    /// # Errors
+    /// If a setting does not fit the splits; the error names it and the remedy.
+    fn check_settings(&self, _splits: &Splits) -> Result<()> {
+        Ok(())
+    }
+
     /// Checks whether these splits are large enough, so that a recipe is warned of a probe that will measure nothing.
     ///
     /// # Errors

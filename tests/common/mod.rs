@@ -166,6 +166,35 @@ pub fn short_form(recipe: &Path) -> Vec<String> {
     set.into_iter().flat_map(|s| ["--set".to_string(), s]).collect()
 }
 
+/// Returns the arguments that train a recipe, which is written below `folder`, as are the runs.
+pub fn training(recipe: &str, folder: &Path, more: &[&str]) -> Vec<String> {
+    let path = folder.join("recipe.ron");
+    std::fs::write(&path, recipe).unwrap();
+    let out = folder.join("runs");
+    let mut args: Vec<String> = ["--threads", "1", "run"].map(String::from).to_vec();
+    args.extend([path.display().to_string(), "--out".into(), out.display().to_string()]);
+    args.extend(more.iter().map(|s| s.to_string()));
+    args
+}
+
+/// Trains a recipe below `folder` and returns the run's folder.
+pub fn trained(recipe: &str, folder: &Path, more: &[&str]) -> PathBuf {
+    let done = pauc(training(recipe, folder, more));
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    only_run(&folder.join("runs"))
+}
+
+/// Resumes a run.
+pub fn resume(run: &Path, more: &[&str]) -> Output {
+    pauc([&["--threads", "1", "resume", run.to_str().unwrap()], more].concat())
+}
+
+/// Asserts that a command ended with this code, and that its messages contain these texts.
+pub fn assert_says(done: &Output, code: i32, texts: &[&str]) {
+    assert_eq!(done.code, code, "{}", done.stderr);
+    texts.iter().for_each(|text| assert!(done.stderr.contains(text), "no {text:?} in {}", done.stderr));
+}
+
 /// Returns the folder of the only run below `out`.
 pub fn only_run(out: &Path) -> PathBuf {
     let only = |dir: &Path| {

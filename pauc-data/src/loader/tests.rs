@@ -210,3 +210,51 @@ fn a_batch_larger_than_the_training_set_is_refused() {
     let text = Loader::new(Arc::new(images(10)), pipeline(VIEWS), options).err().unwrap().to_string();
     assert!(text.contains("11 is more than the 10 training images"), "{text}");
 }
+
+/// Images that cannot be read until the gate opens.
+struct Gated {
+    images: MemoryImages,
+    gate: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl ImageSource for Gated {
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+    fn shape(&self) -> Option<ImageShape> {
+        self.images.shape()
+    }
+    fn labels(&self) -> Option<&[u32]> {
+        self.images.labels()
+    }
+    fn image(&self, index: usize) -> Result<Image<'_>> {
+        let (open, changed) = &*self.gate;
+        let open = changed.wait_while(open.lock().unwrap(), |open| !*open).unwrap();
+        drop(open);
+        self.images.image(index)
+    }
+}
+
+#[test]
+fn a_consumer_that_waits_for_images_can_be_stopped() {
+    let gate: Arc<(Mutex<bool>, Condvar)> = Arc::default();
+    let source = Arc::new(Gated { images: images(8), gate: gate.clone() });
+    let options = LoaderOptions::evaluation(Count::lit(4));
+    let loader = Loader::new(source, pipeline(VIEWS), options).unwrap();
+    let asked = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut batches = stop::within(Some(asked.clone()), || loader.epoch(0, 0));
+    asked.store(true, Ordering::Relaxed);
+    assert!(matches!(batches.next(), Some(Err(Error::Stopped))), "no image can be read");
+    // Withdrawn, the request has cost no batch.
+    asked.store(false, Ordering::Relaxed);
+    *gate.0.lock().unwrap() = true;
+    gate.1.notify_all();
+    assert_eq!(all(batches).iter().map(|b| b.step).collect::<Vec<_>>(), [0, 1]);
+    // A thread that reads forever does not keep the consumer from leaving.
+    *gate.0.lock().unwrap() = false;
+    let batches = stop::within(Some(asked.clone()), || loader.epoch(1, 0));
+    asked.store(true, Ordering::Relaxed);
+    drop(batches);
+    *gate.0.lock().unwrap() = true;
+    gate.1.notify_all();
+}

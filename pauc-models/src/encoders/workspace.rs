@@ -15,7 +15,7 @@ use pauc_kernels::norm::{self, Norm, Relu, Residual};
 use pauc_kernels::pool;
 use pauc_kernels::simd::{CHANNELS, Simd};
 use pauc_traits::trace::named;
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, stop};
 
 /// Whether normalization uses batch or running statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +133,10 @@ impl Workspace {
         self.open(plan, 0);
         copy_pixels((images, layouts.flat(0)), (&mut self.maps[0], layouts.haloed(0)));
         for (i, step) in plan.steps.iter().enumerate() {
+            if statistics == Statistics::Running {
+                // A training step is never cut short: it would have moved the statistics of some layers.
+                stop::check()?;
+            }
             match *step {
                 Step::Conv { layer, input, output, residual } => {
                     let conv = (layer, input, output);

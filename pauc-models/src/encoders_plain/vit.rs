@@ -361,6 +361,7 @@ impl<D: Compute> Transformer<D> {
         let embedded = linear(patches, &self.embedding)?;
         let mut x = self.with_positions(batch, embedded)?;
         for block in &self.blocks {
+            pauc_traits::stop::check()?;
             x = block.forward(&self.plan, batch, x)?;
         }
         let x = x.try_reshape_like(&(batch, tokens, width)).map_err(Error::device)?;
