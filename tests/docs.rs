@@ -272,6 +272,21 @@ fn links_and_anchors_resolve() {
     assert!(links > 100 && anchors > 20, "only {links} links and {anchors} anchors were recognized");
 }
 
+/// `docs/pauc.css` leaves room for 114 characters in a window of 1280 pixels. What programs print is quoted as it is.
+#[test]
+fn lines_of_code_fit_their_page() {
+    const ROOM: usize = 114;
+    let mut lines = 0;
+    for page in book() {
+        let blocks = page.text.split("```").skip(1).step_by(2);
+        for line in blocks.filter(|block| !block.starts_with("text")).flat_map(str::lines) {
+            assert!(line.chars().count() <= ROOM, "{}: the page would scroll: {line}", page.path.display());
+            lines += 1;
+        }
+    }
+    assert!(lines > 300, "only {lines} lines of code were recognized");
+}
+
 #[test]
 fn every_page_is_in_the_contents() {
     let folder = root().join("docs/src");
