@@ -4,7 +4,7 @@
 mod common;
 
 use common::{only_run, pauc};
-use pauc::models::weights::TensorFile;
+use pauc::models::weights::{FileTensor, TensorFile, Values};
 use pauc::train::network_input::NetworkInput;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -98,8 +98,7 @@ fn weights_that_do_not_fit_and_unknown_parts_are_refused() {
 #[test]
 fn a_folder_for_timm_has_weights_configuration_and_model_card() {
     let folder = tempfile::tempdir().unwrap();
-    let vit = "encoder=VisionTransformer(size: Custom(width: 12, heads: 2), patch: 4, depth: 1)";
-    let run = trained(folder.path(), "run", &[vit, "probes=[Knn(k: 2)]"]);
+    let run = trained(folder.path(), "run", &[VIT, "probes=[Knn(k: 2)]"]);
     let out = folder.path().join("vit");
     let export = |more: &[&str]| {
         let args = ["export", run.to_str().unwrap(), "--format", "timm", "--out", out.to_str().unwrap()];
@@ -165,8 +164,7 @@ fn what_cannot_be_exported_for_timm_leaves_nothing_behind() {
     refused(&run, &[], 2, &["ResNet18", "`width: 4`", "--format onnx"]);
     let net = trained(folder.path(), "net", &["encoder=ConvNet(channels: [4])"]);
     refused(&net, &[], 2, &["ConvNet", "timm has no such encoder"]);
-    let vit = "encoder=VisionTransformer(size: Custom(width: 12, heads: 2), patch: 4, depth: 1)";
-    let vit = trained(folder.path(), "vit", &[vit]);
+    let vit = trained(folder.path(), "vit", &[VIT]);
     refused(&vit, &["--license", "all rights: reserved"], 2, &["license", "`mit`"]);
     let checkpoint = vit.join("checkpoints/last.safetensors");
     let mut bytes = std::fs::read(&checkpoint).unwrap();
@@ -176,6 +174,94 @@ fn what_cannot_be_exported_for_timm_leaves_nothing_behind() {
     std::fs::write(&copy, bytes).unwrap();
     refused(&copy, &[], 4, &["copy.safetensors", "BLAKE3"]);
     refused(&folder.path().join("missing"), &[], 4, &["missing", "not found"]);
+}
+
+/// A small vision transformer, as a change of the recipe.
+const VIT: &str = "encoder=VisionTransformer(size: Custom(width: 12, heads: 2), patch: 4, depth: 1)";
+
+#[test]
+fn a_folder_of_timm_starts_a_run_on_images_of_another_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path(), "first", &[VIT]);
+    let timm = folder.path().join("timm");
+    let out = timm.to_str().unwrap();
+    assert_eq!(pauc(["export", run.to_str().unwrap(), "--format", "timm", "--out", out]).code, 0);
+    // As others publish them: in half precision, with a classifier.
+    let first = TensorFile::load(timm.join("model.safetensors")).unwrap();
+    let mut tensors: Vec<_> = first.names().map(|n| (n.to_string(), first.get(n).unwrap().clone())).collect();
+    let classifier = FileTensor { shape: vec![12], values: Values::F32(vec![1.0; 12]) };
+    tensors.push(("head.bias".into(), classifier));
+    write_bf16(&timm.join("model.safetensors"), &tensors);
+    let larger = [
+        "data=Shapes(count: 64, size: 24, classes: 4, seed: 1)",
+        "views[0].ops=[RandomResizedCrop(size: 24)]",
+    ];
+    let weights = format!("encoder_weights=(path: {out:?})");
+    let recipe = folder.path().join("recipe.ron").display().to_string();
+    let set = [VIT, larger[0], larger[1], &weights, "optimizer=Sgd(lr: 1e-30)"];
+    let check = pauc(["check", &recipe].into_iter().chain(set.iter().flat_map(|s| ["--set", s])));
+    assert_eq!(check.code, 0, "{}", check.stderr);
+    for part in ["warning[E0225]", "without head.bias", "pos_embed: resized from 4×4 to 6×6 positions"] {
+        assert!(check.stderr.contains(part), "no {part}: {}", check.stderr);
+    }
+    let second = trained(folder.path(), "second", &set);
+    let second = exported(&second, &folder.path().join("second.safetensors"), &[]);
+    let rounded = |name: &str| {
+        first.f32(name).unwrap().iter().map(|v| f32::from_bits(v.to_bits() & 0xffff_0000)).collect::<Vec<_>>()
+    };
+    let name = "blocks.0.mlp.fc1.weight";
+    assert_eq!(second.f32(name).unwrap(), rounded(name));
+    let positions = second.get("pos_embed").unwrap();
+    assert_eq!(positions.shape, [1, 37, 12]);
+    assert_eq!(second.f32("pos_embed").unwrap()[..12], rounded("pos_embed")[..12], "the class token's");
+}
+
+/// Writes tensors of `f32` as BF16, whose numbers are the upper halves.
+fn write_bf16(path: &Path, tensors: &[(String, FileTensor)]) {
+    use safetensors::{Dtype, serialize, tensor::TensorView};
+    let halves = |values: &Values| match values {
+        Values::F32(all) => all.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect(),
+        other => panic!("{other:?}"),
+    };
+    let bytes: Vec<Vec<u8>> = tensors.iter().map(|(_, t)| halves(&t.values)).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, tensor), bytes)| {
+        (name.clone(), TensorView::new(Dtype::BF16, tensor.shape.clone(), bytes).unwrap())
+    });
+    std::fs::write(path, serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn folders_that_do_not_fit_are_refused_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path(), "run", &[VIT]);
+    let timm = folder.path().join("timm");
+    let out = timm.to_str().unwrap();
+    assert_eq!(pauc(["export", run.to_str().unwrap(), "--format", "timm", "--out", out]).code, 0);
+    let recipe = folder.path().join("recipe.ron").display().to_string();
+    let refused = |encoder: &str, path: &Path, says: &[&str]| {
+        let weights = format!("encoder_weights=(path: {:?})", path.display().to_string());
+        let runs = folder.path().join("refused").display().to_string();
+        let done = pauc(["run", &recipe, "--out", &runs, "--set", encoder, "--set", &weights]);
+        assert_eq!(done.code, 4, "{}", done.stderr);
+        assert!(says.iter().all(|part| done.stderr.contains(part)), "{says:?}: {}", done.stderr);
+        assert_eq!(done.stderr.trim_end().lines().count(), 1, "{}", done.stderr);
+    };
+    refused("train.seed=1", &timm, &["missing: bn1", "unexpected: blocks", "is a vit_tiny_patch16_224"]);
+    let weights = timm.join("model.safetensors");
+    let mut file = TensorFile::load(&weights).unwrap();
+    file.replace("pos_embed", &[1, 12, 12], Values::F32(vec![0.0; 144])).unwrap();
+    file.save(&weights).unwrap();
+    refused(VIT, &timm, &["pos_embed has 11 positions besides the class token", "4×4"]);
+    std::fs::write(timm.join("config.json"), "{").unwrap();
+    refused(VIT, &timm, &["config.json"]);
+    std::fs::remove_file(&weights).unwrap();
+    std::fs::write(timm.join("config.json"), "{}").unwrap();
+    refused(VIT, &timm, &["model.safetensors", "not found"]);
+    std::fs::write(timm.join("pytorch_model.bin"), "").unwrap();
+    refused(VIT, &timm, &["pytorch_model.bin", "safe_serialization=True"]);
+    let pickle = folder.path().join("resnet.pth");
+    std::fs::write(&pickle, b"PK\x03\x04").unwrap();
+    refused("train.seed=1", &pickle, &["resnet.pth", "save_file"]);
 }
 
 /// The lines that load an exported ResNet-18 into torchvision's, as docs/src/runs.md shows them.

@@ -16,6 +16,7 @@ pub mod heads;
 pub mod init;
 pub mod network;
 pub mod optimizers;
+pub mod pretrained;
 pub mod schedule;
 pub mod weights;
 

@@ -2,6 +2,7 @@
 //!
 //! Equal content gives equal bytes: tensors are sorted by element size and name, metadata by key.
 
+use crate::pretrained;
 use pauc_traits::{Compute, Error, Param, Result, atomic};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
@@ -57,12 +58,30 @@ impl Values {
         }
         Some(match dtype {
             Dtype::F32 => Values::F32(words(bytes, f32::from_le_bytes)),
+            Dtype::F16 => Values::F32(words(bytes, |word| f16(u16::from_le_bytes(word)))),
+            Dtype::BF16 => {
+                Values::F32(words(bytes, |word| f32::from_bits(u32::from(u16::from_le_bytes(word)) << 16)))
+            }
             Dtype::I64 => Values::I64(words(bytes, i64::from_le_bytes)),
             Dtype::U64 => Values::U64(words(bytes, u64::from_le_bytes)),
             Dtype::U8 => Values::U8(bytes.to_vec()),
             _ => return None,
         })
     }
+}
+
+/// Returns the value of an IEEE 754 number of 16 bits: a sign, 5 bits of exponent and 10 of significand.
+fn f16(bits: u16) -> f32 {
+    let [sign, exponent, significand] = [(bits >> 15, 31), ((bits >> 10) & 0x1f, 23), (bits & 0x3ff, 13)]
+        .map(|(part, at)| u32::from(part) << at);
+    let magnitude = match (bits >> 10) & 0x1f {
+        // Subnormal: a multiple of 2⁻²⁴.
+        0 => (f32::from(bits & 0x3ff) * 2.0f32.powi(-24)).to_bits(),
+        31 => (0xff << 23) | significand,
+        // The bias is 15 instead of 127.
+        _ => (exponent + (112 << 23)) | significand,
+    };
+    f32::from_bits(sign | magnitude)
 }
 
 /// A tensor of a file.
@@ -151,6 +170,20 @@ impl TensorFile {
         }
         self.tensors.insert(name, FileTensor { shape: shape.to_vec(), values });
         Ok(())
+    }
+
+    /// Replaces a tensor.
+    ///
+    /// # Errors
+    /// If the number of values does not match the shape.
+    pub fn replace(&mut self, name: &str, shape: &[usize], values: Values) -> Result<()> {
+        self.tensors.remove(name);
+        self.insert(name, shape, values)
+    }
+
+    /// Returns the path that it was read from; empty if it was made in memory.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Adds parameters or statistics, with a prefix before their names.
@@ -303,11 +336,11 @@ impl TensorFile {
         }
     }
 
-    /// Reads a file.
+    /// Reads a file. Tensors of F16 and BF16 become F32, which has all of their values.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no file. [`Error::Damaged`] if it is truncated, not a safetensors
-    /// file, or has a tensor of an element type other than F32, I64, U64 and U8.
+    /// file, or has a tensor of an element type other than F32, F16, BF16, I64, U64 and U8.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = fs::read(path).map_err(|e| match e.kind() {
@@ -318,6 +351,14 @@ impl TensorFile {
             },
             _ => Error::io(path, e),
         })?;
+        if pretrained::is_pickle(path, &bytes) {
+            let remedy = "save it in Python: safetensors.torch.save_file(torch.load(FILE, weights_only=True), \
+                \"weights.safetensors\")";
+            return Err(Error::damaged(
+                path,
+                format!("is a pickle of PyTorch, not a safetensors file; {remedy}"),
+            ));
+        }
         let damaged = |e: &dyn std::fmt::Display| {
             let message =
                 format!("truncated or corrupt safetensors file ({e}, {} bytes); copy it again", bytes.len());
@@ -392,4 +433,24 @@ fn listed(names: &[String]) -> String {
     let more = names.len().saturating_sub(SHOWN);
     let first = names[..names.len() - more].join(", ");
     if more == 0 { first } else { format!("{first} and {more} more") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_sixteen_bits_have_their_values() {
+        // Half precision by IEEE 754: 1, −2, the largest, the smallest normal and subnormal numbers, 1/3 rounded.
+        let values = [0x3c00, 0xc000, 0x7bff, 0x0400, 0x0001, 0x3555, 0x8000, 0x7c00].map(f16);
+        let want = [1.0, -2.0, 65504.0, 2f32.powi(-14), 2f32.powi(-24), 0.333_251_95, 0.0, f32::INFINITY];
+        assert_eq!(values, want);
+        assert!(f16(0x7e00).is_nan() && f16(0x8000).is_sign_negative());
+        // bfloat16 is the upper half of an f32.
+        let read = |dtype, bits: u16| Values::read(dtype, &bits.to_le_bytes());
+        assert_eq!(read(Dtype::BF16, 0x3f80), Some(Values::F32(vec![1.0])));
+        assert_eq!(read(Dtype::BF16, 0xc049), Some(Values::F32(vec![-3.140_625])));
+        assert_eq!(read(Dtype::F16, 0x3c00), Some(Values::F32(vec![1.0])));
+        assert_eq!(read(Dtype::F64, 0), None);
+    }
 }

@@ -84,6 +84,8 @@ codes! {
     "A run can have at most 2⁵³ steps. Lower `train.epochs`."
     "E0224" "a probe has too few images"
     "The split has too few images for the probe. Some probes compare pairs and need two images, retrieval needs two images of a class, and a clustering needs at least one image per cluster. The run warns when it reaches the probe, and continues without its metrics. A warning."
+    "E0225" "weights were left out or adapted"
+    "`encoder_weights` names a file with tensors that the encoder does not have, such as a classifier, or whose shapes were adapted: a first convolution for gray or RGB images, or positions for another number of patches. The message lists them. A warning."
     "E0401" "a sweep without values, or with lists of different lengths"
     "`over` lists paths with their values. With `combine: Zip`, the first run has the first value of every path, the second run the second: all lists must have the same length. `combine: Grid` combines every value with every other."
     "E0402" "random values without `combine: Random`"

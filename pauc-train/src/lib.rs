@@ -65,6 +65,7 @@ pub mod run;
 pub mod run_dir;
 pub mod saved_run;
 mod selection;
+pub mod start;
 pub mod state;
 pub mod statistics;
 mod step;

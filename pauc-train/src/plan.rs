@@ -8,8 +8,9 @@ use crate::memory;
 use crate::objective::Objective;
 use crate::recipe::{Recipe, Source, belongs};
 use crate::recipe_text;
+use crate::start::Start;
 use pauc_data::ViewPipeline;
-use pauc_models::weights::{TensorFile, load_into};
+use pauc_models::weights::load_into;
 use pauc_models::{Network, NetworkDevice};
 use pauc_traits::dataset::{Place, Splits};
 use pauc_traits::param::Param;
@@ -40,7 +41,7 @@ pub struct Plan {
     /// The one deterministic view of evaluation.
     pub evaluation: ViewPipeline,
     /// The weights that the encoder starts from, if the recipe names a file.
-    pub start: Option<TensorFile>,
+    pub start: Option<Start>,
     /// The run's length.
     pub horizon: Horizon,
     /// The sizes that terms need.
@@ -175,7 +176,7 @@ impl Plan {
         let (Some(shapes), false) = (shapes, warnings.has_errors()) else {
             return Err(PlanError::Recipe(warnings));
         };
-        let plan = Self::finish(recipe, source, place, splits, sizes, shapes[0], memory, warnings)?;
+        let mut plan = Self::finish(recipe, source, place, splits, sizes, shapes[0], memory, warnings)?;
         plan.check_parts(device, encoder.flatten())?;
         Ok(plan)
     }
@@ -192,7 +193,8 @@ impl Plan {
         warnings: Diagnostics,
     ) -> Result<Plan, PlanError> {
         let Pipelines { views, evaluation } = pipelines(&recipe, &source, &splits, shape)?;
-        let start = start_weights(&recipe, place).map_err(|error| source.refuse_data(error))?;
+        let start = recipe.encoder_weights.as_ref().map(|weights| Start::read(weights, place)).transpose();
+        let start = start.map_err(|error| source.refuse_data(error))?;
         let refuse = |e: ron::Error| source.refuse("", format!("the recipe cannot be serialized: {e}"));
         let resolved = recipe.resolved().map_err(refuse)?;
         let hash = recipe.hash().map_err(refuse)?;
@@ -228,7 +230,7 @@ impl Plan {
     /// Checks names of network parts and the file of weights against the network, which is built only for
     /// recipes that have any.
     fn check_parts<D: NetworkDevice>(
-        &self,
+        &mut self,
         device: &D,
         encoder: Option<Box<dyn Encoder<D>>>,
     ) -> Result<(), PlanError> {
@@ -236,9 +238,38 @@ impl Plan {
         if self.start.is_none() && frozen.is_empty() && lr_scale.is_empty() {
             return Ok(());
         }
-        let network = self.network_with(device, encoder).map_err(|error| self.source.refuse_data(error))?;
+        let adapted = self.adapt_start(device, encoder);
+        let network = adapted.and_then(|encoder| self.network_with(device, encoder));
+        let network = network.map_err(|error| self.source.refuse_data(error))?;
         let wrong = self.unknown_parts(&network);
         if wrong.is_empty() { Ok(()) } else { Err(PlanError::Recipe(self.source.diagnostics(wrong))) }
+    }
+
+    /// Adapts the weights that the encoder starts from to its parameters, and warns of what was left out or changed.
+    /// Returns the encoder, which is built for that.
+    fn adapt_start<D: NetworkDevice>(
+        &mut self,
+        device: &D,
+        encoder: Option<Box<dyn Encoder<D>>>,
+    ) -> Result<Option<Box<dyn Encoder<D>>>, Error> {
+        let (Some(mut start), Some(weights)) = (self.start.take(), &self.recipe.encoder_weights) else {
+            return Ok(encoder);
+        };
+        let encoder = match encoder {
+            Some(encoder) => encoder,
+            None => self.encoder(device)?,
+        };
+        start.adapt(&encoder.parameters(), self.shape, &weights.prefix)?;
+        if !start.notes.is_empty() {
+            let message = format!("{}: {}", weights.path.display(), start.notes.join("; "));
+            let help = "nothing to do if that is what you want; `except` names other parts to leave out";
+            let root = recipe_text::parse(&self.source.text);
+            let at = "encoder_weights.path";
+            let warning = Diagnostic::at(Severity::Warning, "E0225", root.as_ref(), at, message, help);
+            self.warnings.all.push(warning);
+        }
+        self.start = Some(start);
+        Ok(Some(encoder))
     }
 
     /// Returns the parts in `frozen` and `lr_scale` that the network does not have, or that are named twice.
@@ -296,7 +327,7 @@ impl Plan {
         let options = recipe.train.build_options();
         let encoder = match encoder {
             Some(encoder) => encoder,
-            None => D::encoder(&*recipe.encoder.value).build(device, self.shape, options)?,
+            None => self.encoder(device)?,
         };
         let mut network = Network::from_encoder(device, encoder, &recipe.projector, self.shape, options)?;
         if let Some(predictor) = &recipe.predictor {
@@ -304,6 +335,12 @@ impl Plan {
         }
         self.prepare(device, &network)?;
         Ok(network)
+    }
+
+    /// Builds the encoder with random weights.
+    fn encoder<D: NetworkDevice>(&self, device: &D) -> Result<Box<dyn Encoder<D>>, Error> {
+        let options = self.recipe.train.build_options();
+        D::encoder(&*self.recipe.encoder.value).build(device, self.shape, options)
     }
 
     /// Loads the initial weights of the encoder, freezes parts, and scales learning rates.
@@ -321,8 +358,10 @@ impl Plan {
             )));
         }
         let params = network.encoder_parameters();
-        if let (Some(file), Some(weights)) = (&self.start, &recipe.encoder_weights) {
-            load_into(device, &params, &network.encoder_statistics(), file, &weights.prefix)?;
+        if let (Some(start), Some(weights)) = (&self.start, &recipe.encoder_weights) {
+            let statistics = network.encoder_statistics();
+            load_into(device, &params, &statistics, &start.file, &weights.prefix)
+                .map_err(|error| start.explain(error))?;
         }
         let frozen = |p: &&Param<D>| recipe.frozen.iter().any(|part| belongs(&p.name, part));
         params.iter().filter(frozen).for_each(|p| p.set_frozen(true));
@@ -412,15 +451,6 @@ fn pipelines(
         return Err(refuse(format!("the evaluation view is {got}, the random views are {shape}")));
     }
     Ok(Pipelines { views, evaluation })
-}
-
-/// Returns the tensors that the encoder starts from, if the recipe names a file of weights.
-fn start_weights(recipe: &Recipe, place: &Place) -> Result<Option<TensorFile>, Error> {
-    let Some(weights) = &recipe.encoder_weights else { return Ok(None) };
-    let mut file = TensorFile::load(place.resolve(&weights.path))?;
-    let is_excepted = |name: &str| weights.except.iter().any(|e| name.starts_with(e));
-    file.retain(|name| name.strip_prefix(&weights.prefix).is_some_and(|name| !is_excepted(name)));
-    Ok(Some(file))
 }
 
 /// Reports data that cannot be opened, as an error of the data or of the recipe's `data`.

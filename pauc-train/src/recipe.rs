@@ -72,16 +72,19 @@ component! {
 }
 
 component! {
-    /// Weights from a safetensors file: one written by `pauc-cli export`, a checkpoint, or one from PyTorch
-    /// with torchvision's names.
+    /// Weights from a safetensors file of F32, F16 or BF16: one written by `pauc-cli export`, a checkpoint, or one
+    /// from PyTorch with torchvision's or timm's names; or a folder of timm or transformers with such a file.
+    ///
+    /// Stems are adapted to gray and RGB images, and the positions of a vision transformer to another number of
+    /// patches, as in timm. A warning lists what was adapted and what was left out.
     pub struct StartWeights {
-        /// The file.
+        /// The file, or the folder with `model.safetensors` and `config.json`.
         pub path: std::path::PathBuf,
         /// The prefix of the encoder's names in the file, such as `"encoder."` in a checkpoint.
         pub prefix: String = String::new(),
-        /// Prefixes of tensors in the file that do not belong to the encoder; by default torchvision's
-        /// classifier.
-        pub except: Vec<String> = vec!["fc.".to_string()],
+        /// Prefixes of tensors in the file that do not belong to the encoder; by default torchvision's and timm's
+        /// classifiers.
+        pub except: Vec<String> = vec!["fc.".to_string(), "head.".to_string()],
     }
 }
 
