@@ -110,6 +110,19 @@ impl CellMean {
         cells.map(|(i, j)| 1.0 / (pixels(l.height, i) * pixels(l.width, j)) as f32).collect()
     }
 
+    /// Returns the matrix that averages the pixels of a map of height × width: means = pixels · matrix.
+    ///
+    /// # Shapes
+    /// (height · width, grid²), row-major
+    pub fn averaging(self, height: usize, width: usize) -> Vec<f32> {
+        let pixel = |i: usize| (i / width * self.grid / height) * self.grid + i % width * self.grid / width;
+        let mut sizes = vec![0.0f32; self.grid * self.grid];
+        (0..height * width).for_each(|i| sizes[pixel(i)] += 1.0);
+        let mut matrix = vec![0.0; height * width * sizes.len()];
+        (0..height * width).for_each(|i| matrix[i * sizes.len() + pixel(i)] = 1.0 / sizes[pixel(i)]);
+        matrix
+    }
+
     fn check(self, map: usize, l: Layout, y: usize) {
         assert!((1..=l.height.min(l.width)).contains(&self.grid), "{self:?} does not fit {l:?}");
         assert!(map >= l.len() && self.channels <= l.pitch && y == l.batch * self.outputs());

@@ -63,6 +63,9 @@ pub fn linear<D: Compute, T: Leaf<D>>(
     y.try_add(bias).map_err(Error::device)
 }
 
+/// ε of layer normalization, timm's for vision transformers.
+pub(crate) const LAYER_NORM_EPSILON: f64 = 1e-6;
+
 /// Computes (x − mean)/√(variance + 1e-6)·γ + β over each row.
 ///
 /// # Shapes
@@ -80,7 +83,7 @@ pub fn layer_norm<D: Compute, T: Leaf<D>>(
     let scaled = || {
         let gamma = gamma.try_broadcast_like::<_, Axis<0>>(&shape)?;
         let beta = beta.try_broadcast_like::<_, Axis<0>>(&shape)?;
-        x.try_normalize::<Axis<1>>(1e-6)?.try_mul(gamma)?.try_add(beta)
+        x.try_normalize::<Axis<1>>(LAYER_NORM_EPSILON)?.try_mul(gamma)?.try_add(beta)
     };
     scaled().map_err(Error::device)
 }

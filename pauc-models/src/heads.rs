@@ -8,6 +8,7 @@ pub use mlp::{Mlp, MlpHead};
 
 use dfdx::prelude::HasShape;
 use pauc_traits::encoder::Layer;
+use pauc_traits::graph::{self, Graph};
 use pauc_traits::{Compute, Error, NetworkSize, Param, Pass, Result, Taped};
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,18 @@ impl HeadConfig {
         match self {
             HeadConfig::Mlp(mlp) => mlp.size(input),
             HeadConfig::Identity => Ok(NetworkSize { output: input, parameters: 0, activations: 0 }),
+        }
+    }
+
+    /// Adds the head in evaluation mode to a graph, and returns its outputs. `prefix` is that of its parameters in
+    /// the file of weights, such as `projector.`.
+    ///
+    /// # Shapes
+    /// features (N, F) → (N, D)
+    pub fn add_to(&self, graph: &mut Graph, features: &graph::Value, prefix: &str) -> graph::Value {
+        match self {
+            HeadConfig::Mlp(mlp) => mlp.add_to(graph, features, prefix),
+            HeadConfig::Identity => features.clone(),
         }
     }
 

@@ -11,6 +11,7 @@
 //! | [`narrate`] | events as lines of text |
 //! | [`picture`] | image files in figures |
 //! | [`postmortem`] | why a run ended with NaN or infinity: causes, story, section of the page |
+//! | [`protobuf`] | the encoding of TensorBoard's events and of ONNX |
 //! | [`tensorboard`] | the metrics as TensorBoard event files |
 //! | [`verdict`] | accuracies compared with the baselines |
 //! | [`html`] | the page |
@@ -30,6 +31,7 @@ pub mod narrate;
 pub mod picture;
 pub mod plot;
 pub mod postmortem;
+pub mod protobuf;
 pub mod scatter;
 pub mod tensorboard;
 pub mod verdict;

@@ -6,6 +6,7 @@
 //! `simple_value` (2, float).
 
 use crate::events::{Event, Stages, Subject};
+use crate::protobuf::Message;
 use pauc_traits::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -31,9 +32,7 @@ impl EventFile {
         let path = folder.join(name);
         let file = OpenOptions::new().create(true).append(true).open(&path);
         let mut this = EventFile { file: file.map_err(|e| Error::io(&path, e))?, path };
-        let mut event = number(1, time);
-        event.extend(bytes(3, b"brain.Event:2"));
-        this.write(&record(&event))?;
+        this.write(&record(Message::new().double(1, time).text(3, "brain.Event:2").bytes()))?;
         Ok(this)
     }
 
@@ -137,42 +136,11 @@ fn put_stages(e: &Stages, mut put: impl FnMut(String, f64)) {
 }
 
 fn summary(time: f64, step: u64, values: &[(String, f64)]) -> Vec<u8> {
-    let mut summary = Vec::new();
+    let mut summary = Message::new();
     for (tag, number) in values {
-        let mut value = bytes(1, tag.as_bytes());
-        value.push(2 << 3 | 5);
-        value.extend((*number as f32).to_le_bytes());
-        summary.extend(bytes(1, &value));
+        summary.message(1, Message::new().text(1, tag).float(2, *number as f32));
     }
-    let mut event = number(1, time);
-    event.push(2 << 3);
-    event.extend(varint(step));
-    event.extend(bytes(5, &summary));
-    record(&event)
-}
-
-fn number(field: u8, value: f64) -> Vec<u8> {
-    let mut out = vec![field << 3 | 1];
-    out.extend(value.to_le_bytes());
-    out
-}
-
-fn bytes(field: u8, value: &[u8]) -> Vec<u8> {
-    let mut out = vec![field << 3 | 2];
-    out.extend(varint(value.len() as u64));
-    out.extend(value);
-    out
-}
-
-/// Encodes a varint: seven bits per byte, lowest first; the high bit marks that more bytes follow.
-fn varint(mut value: u64) -> Vec<u8> {
-    let mut out = Vec::new();
-    while value >= 128 {
-        out.push(value as u8 | 128);
-        value >>= 7;
-    }
-    out.push(value as u8);
-    out
+    record(Message::new().double(1, time).integer(2, step as i64).message(5, &summary).bytes())
 }
 
 fn record(data: &[u8]) -> Vec<u8> {
@@ -209,7 +177,6 @@ mod tests {
         assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
         assert_eq!(crc32c(&(0..32).collect::<Vec<u8>>()), 0x46dd_794e);
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
-        assert_eq!(varint(300), [0xac, 2]);
     }
 
     #[test]

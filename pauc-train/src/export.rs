@@ -1,7 +1,8 @@
-//! Export of a run's encoder: for PyTorch and other recipes, and for timm and transformers.
+//! Export of a run's encoder: for PyTorch and other recipes, for timm and transformers, and as an ONNX graph.
 
 pub mod card;
 mod folder;
+pub mod onnx;
 pub mod timm;
 mod trained;
 
@@ -32,13 +33,11 @@ pub fn encoder(checkpoint: &Path, momentum: bool) -> Result<TensorFile> {
 fn encoder_of(from: &TensorFile, checkpoint: &Path, momentum: bool) -> Result<TensorFile> {
     let prefix = if momentum { "momentum.encoder." } else { "encoder." };
     let steps = from.metadata.get("step").and_then(|s| s.parse().ok()).unwrap_or(0);
-    let mut file = TensorFile::new();
-    for full in from.names() {
-        let (Some(name), Some(tensor)) = (full.strip_prefix(prefix), from.get(full)) else { continue };
-        file.insert(name, &tensor.shape, tensor.values.clone())?;
-        if let Some(norm) = name.strip_suffix("running_mean") {
-            file.insert(format!("{norm}num_batches_tracked"), &[], Values::I64(vec![steps]))?;
-        }
+    let mut file = part_of(from, prefix)?;
+    let norms: Vec<String> =
+        file.names().filter_map(|n| n.strip_suffix("running_mean")).map(String::from).collect();
+    for norm in norms {
+        file.insert(format!("{norm}num_batches_tracked"), &[], Values::I64(vec![steps]))?;
     }
     if file.names().next().is_none() {
         let remedy = if momentum {
@@ -63,6 +62,17 @@ fn encoder_of(from: &TensorFile, checkpoint: &Path, momentum: bool) -> Result<Te
     // Some versions of transformers read no file without it.
     file.metadata.insert("format".into(), "pt".into());
     file.metadata.insert("made by".into(), format!("pauc {}", env!("CARGO_PKG_VERSION")));
+    Ok(file)
+}
+
+/// Returns the tensors whose names start with `prefix`, without it.
+fn part_of(from: &TensorFile, prefix: &str) -> Result<TensorFile> {
+    let mut file = TensorFile::new();
+    for full in from.names() {
+        if let (Some(name), Some(tensor)) = (full.strip_prefix(prefix), from.get(full)) {
+            file.insert(name, &tensor.shape, tensor.values.clone())?;
+        }
+    }
     Ok(file)
 }
 

@@ -1,5 +1,6 @@
 //! Encoders: networks from images to features, recorded on a tape.
 
+use crate::graph::{self, Graph};
 use crate::registry::Component;
 use crate::{Compute, ImageShape, Param, Result, Taped};
 use dfdx::prelude::Tensor;
@@ -153,6 +154,22 @@ pub trait EncoderConfig<D: Compute>: Component {
     /// As [`EncoderConfig::build`], except for those of the device.
     fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
         let _ = input;
+        Ok(None)
+    }
+
+    /// Adds the network in evaluation mode to a graph, for export, and returns its features, (N, F). `images` are
+    /// normalized, (N, C, H, W) with H and W of `input`. Parameters have their names in [`Encoder::parameters`].
+    /// By default there is no graph.
+    ///
+    /// # Errors
+    /// As [`EncoderConfig::build`], except for those of the device.
+    fn graph(
+        &self,
+        input: ImageShape,
+        graph: &mut Graph,
+        images: &graph::Value,
+    ) -> Result<Option<graph::Value>> {
+        let _ = (input, graph, images);
         Ok(None)
     }
 

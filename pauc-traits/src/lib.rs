@@ -14,6 +14,7 @@
 //! | [`batch`] | the inputs of a term: [`Batch`], its views, keys, queue, cluster levels and batch prototypes |
 //! | [`term`] | [`ContrastiveLoss`], [`Regularizer`], their needs and chance levels |
 //! | [`encoder`], [`param`] | [`Encoder`], its parameters and gradients |
+//! | [`graph`] | an encoder as a graph of operators, for export |
 //! | [`clusterer`] | [`Clusterer`] and the clusterings it returns |
 //! | [`dataset`], [`image`] | datasets, image sources, augmentations |
 //! | [`optimizer`], [`probe`] | optimizers with complete state, evaluation probes |
@@ -43,6 +44,7 @@ pub mod cuda;
 pub mod dataset;
 pub mod encoder;
 pub mod error;
+pub mod graph;
 pub mod image;
 pub mod kinds;
 pub mod label_fraction;

@@ -4,14 +4,17 @@ use crate::Failure;
 use crate::args::heading;
 use crate::recipes::here;
 use clap::{Args, ValueEnum};
-use pauc::train::export::{self, TrainedEncoder, card, timm};
-use pauc::traits::atomic;
+use pauc::train::export::{self, TrainedEncoder, card, onnx, timm};
+use pauc::traits::{Error, atomic};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Export a run's encoder for PyTorch or timm.
+/// Export a run's encoder for PyTorch, timm or ONNX.
 ///
-/// Example: pauc-cli export runs/quickstart-0a1b2c3d/seed0 --out encoder.safetensors
+/// An ONNX file takes `images`, (batch, channels, height, width) with values between 0 and 1, and normalizes them
+/// itself. Its output is `features`; `--projector` adds `embeddings`.
+///
+/// Example: pauc-cli export runs/quickstart-0a1b2c3d/seed0 --format onnx --out encoder.onnx
 #[derive(Debug, Args)]
 pub struct ExportArgs {
     /// The run's folder, or a checkpoint file.
@@ -19,16 +22,22 @@ pub struct ExportArgs {
     /// Use the momentum encoder instead of the online encoder.
     #[arg(long, help_heading = heading::INPUT)]
     momentum: bool,
-    /// The format.
-    #[arg(long, default_value = "safetensors", help_heading = heading::OUTPUT)]
-    format: Format,
+    /// The format; by default `onnx` if the name ends in .onnx, else `safetensors`.
+    #[arg(long, help_heading = heading::OUTPUT)]
+    format: Option<Format>,
     /// The file to write, or the folder with `--format timm`.
     #[arg(long, value_name = "PATH", help_heading = heading::OUTPUT)]
     out: PathBuf,
-    /// Replace the folder of an earlier export.
+    /// With `--format timm`: replace the folder of an earlier export.
     #[arg(long, help_heading = heading::OUTPUT)]
     force: bool,
-    /// The license that the model card states, such as `mit` or `cc-by-4.0`.
+    /// With `--format onnx`: also compute the projector's outputs, scaled to unit length.
+    #[arg(long, help_heading = heading::OUTPUT)]
+    projector: bool,
+    /// With `--format onnx`: scale features to unit length.
+    #[arg(long, help_heading = heading::OUTPUT)]
+    normalize: bool,
+    /// With `--format timm`: the license that the model card states, such as `mit` or `cc-by-4.0`.
     #[arg(long, value_name = "ID", default_value = card::NO_LICENSE, help_heading = heading::OUTPUT)]
     license: String,
 }
@@ -40,14 +49,18 @@ enum Format {
     Safetensors,
     /// A folder that timm and transformers load: weights, configuration and model card.
     Timm,
+    /// A graph that ONNX Runtime and other runtimes compute.
+    Onnx,
 }
 
 impl ExportArgs {
     /// Exports the encoder of a run.
     pub fn execute(self) -> Result<ExitCode, Failure> {
-        match self.format {
+        let is_onnx = self.out.extension().is_some_and(|ending| ending == "onnx");
+        match self.format.unwrap_or(if is_onnx { Format::Onnx } else { Format::Safetensors }) {
             Format::Safetensors => self.weights()?,
             Format::Timm => self.timm()?,
+            Format::Onnx => self.onnx()?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -64,12 +77,25 @@ impl ExportArgs {
     /// Writes a folder for timm.
     fn timm(&self) -> Result<(), Failure> {
         export::check_target(&self.out, &timm::FILES, self.force).map_err(Failure::of_request)?;
-        let (trained, _) = TrainedEncoder::open(&self.run, self.momentum, &here()?)?;
+        let trained = TrainedEncoder::open(&self.run, self.momentum, &here()?)?;
         atomic::remove_leftovers(&self.out);
         timm::write(&trained, &self.license, &self.out).map_err(Failure::of_request)?;
         for file in timm::FILES {
             outln!("{}", self.out.join(file).display());
         }
+        Ok(())
+    }
+
+    /// Writes an ONNX file.
+    fn onnx(&self) -> Result<(), Failure> {
+        let trained = TrainedEncoder::open(&self.run, self.momentum, &here()?)?;
+        atomic::remove_leftovers(&self.out);
+        let outputs = onnx::Outputs { projector: self.projector, normalize: self.normalize };
+        onnx::write(&trained, outputs, &self.out).map_err(|e| match e {
+            e @ Error::Io { .. } => Failure::of_output(e, &self.out),
+            e => Failure::of_request(e),
+        })?;
+        outln!("{}", self.out.display());
         Ok(())
     }
 }

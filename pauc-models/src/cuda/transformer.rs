@@ -13,7 +13,7 @@ use pauc_traits::{Encoder, Error, ImageShape, Param, Pass, Result, Taped};
 use std::rc::Rc;
 
 /// ε of layer normalization.
-const EPSILON: f32 = 1e-6;
+const EPSILON: f32 = crate::encoders_plain::LAYER_NORM_EPSILON as f32;
 
 /// The values that attention keeps for its backward pass.
 #[derive(Debug)]

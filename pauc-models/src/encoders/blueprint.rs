@@ -1,8 +1,10 @@
 //! A convolutional network without a device: layers, the order in which they run, shapes and names.
 
+use crate::batch_moments::EPSILON;
 use pauc_kernels::conv::Geometry;
 use pauc_kernels::pool::{self, CellMean};
 use pauc_traits::encoder::Layer;
+use pauc_traits::graph::{self, Attribute, Graph};
 use pauc_traits::param::Role;
 use pauc_traits::rng::{self, Purpose};
 use pauc_traits::{Compute, Error, ImageShape, NetworkSize, Param, Result};
@@ -351,6 +353,55 @@ impl Blueprint {
         self.layers.iter().flat_map(pair).collect()
     }
 
+    /// Adds the network in evaluation mode to a graph, and returns its features.
+    ///
+    /// # Shapes
+    /// images (N, C, H, W) → (N, F)
+    pub fn add_to(&self, graph: &mut Graph, images: &graph::Value) -> graph::Value {
+        let mut maps = vec![images.clone()];
+        for step in &self.steps {
+            // Steps write maps in the order of their numbers.
+            let map = match *step {
+                Step::Conv { layer, input, residual, .. } => {
+                    let mut y = self.normed_convolution(layer, graph, &maps[input]);
+                    if let Some(residual) = residual {
+                        y = graph.node("Add", &[&y, &maps[residual]], &[]);
+                    }
+                    graph.node("Relu", &[&y], &[])
+                }
+                Step::Shortcut { layer, input, .. } => self.normed_convolution(layer, graph, &maps[input]),
+                Step::MaxPool { input, .. } => graph.node("MaxPool", &[&maps[input]], &window(3, 2, 1)),
+            };
+            maps.push(map);
+        }
+        self.pool(graph, &maps[maps.len() - 1])
+    }
+
+    fn normed_convolution(&self, layer: usize, graph: &mut Graph, x: &graph::Value) -> graph::Value {
+        let ConvNorm { name, norm, geometry: g } = &self.layers[layer];
+        let weight = graph.parameter(&format!("{name}.weight"));
+        let y = graph.node("Conv", &[x, &weight], &window(g.kernel, g.stride, g.padding));
+        graph.batch_norm(&y, norm, EPSILON as f32)
+    }
+
+    /// Adds the means of the cells of the last map.
+    fn pool(&self, graph: &mut Graph, map: &graph::Value) -> graph::Value {
+        let flatten = [("axis", Attribute::Int(1))];
+        if self.grid == 1 {
+            graph.accept_any_size();
+            let means = graph.node("GlobalAveragePool", &[map], &[]);
+            return graph.node("Flatten", &[&means], &flatten);
+        }
+        let Size { height, width, channels, .. } = self.maps[self.maps.len() - 1];
+        let cells = self.grid * self.grid;
+        let shape = graph.integers(&[0, channels as i64, (height * width) as i64]);
+        let pixels = graph.node("Reshape", &[map, &shape], &[]);
+        let averaging = graph.numbers(&[height * width, cells], self.features().averaging(height, width));
+        let means = graph.node("MatMul", &[&pixels, &averaging], &[]);
+        let means = graph.node("Transpose", &[&means], &[("perm", Attribute::Ints(vec![0, 2, 1]))]);
+        graph.node("Flatten", &[&means], &flatten)
+    }
+
     /// Returns the layers in forward order. `algorithm` names the algorithm of each convolution.
     pub fn describe(&self, algorithm: impl Fn(usize) -> String) -> Vec<Layer> {
         let mut all = Vec::new();
@@ -395,6 +446,12 @@ impl Blueprint {
         });
         all
     }
+}
+
+/// Returns the attributes of a square window.
+fn window(kernel: usize, stride: usize, padding: usize) -> [(&'static str, Attribute); 3] {
+    let ints = |n: usize, times| Attribute::Ints(vec![n as i64; times]);
+    [("kernel_shape", ints(kernel, 2)), ("strides", ints(stride, 2)), ("pads", ints(padding, 4))]
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use super::Convolutions;
 use super::blueprint::Blueprint;
 use crate::bounds::width;
 use crate::device::NetworkDevice;
+use pauc_traits::graph::{self, Graph};
 use pauc_traits::{
     BuildOptions, Count, Encoder, EncoderConfig, Error, ImageShape, NetworkSize, Result, component,
 };
@@ -58,5 +59,14 @@ impl<D: NetworkDevice> EncoderConfig<D> for ConvNet {
 
     fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
         Ok(Some(self.blueprint(input)?.size()))
+    }
+
+    fn graph(
+        &self,
+        input: ImageShape,
+        graph: &mut Graph,
+        images: &graph::Value,
+    ) -> Result<Option<graph::Value>> {
+        Ok(Some(self.blueprint(input)?.add_to(graph, images)))
     }
 }

@@ -4,6 +4,7 @@ use super::Convolutions;
 use super::blueprint::Blueprint;
 use super::resnet::{Block, Stem, blueprint};
 use crate::device::NetworkDevice;
+use pauc_traits::graph::{self, Graph};
 use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, NetworkSize, Result, component};
 
 component! {
@@ -35,5 +36,14 @@ impl<D: NetworkDevice> EncoderConfig<D> for ResNet32 {
 
     fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
         Ok(Some(self.blueprint(input)?.size()))
+    }
+
+    fn graph(
+        &self,
+        input: ImageShape,
+        graph: &mut Graph,
+        images: &graph::Value,
+    ) -> Result<Option<graph::Value>> {
+        Ok(Some(self.blueprint(input)?.add_to(graph, images)))
     }
 }

@@ -5,6 +5,7 @@ use super::blueprint::Blueprint;
 use super::resnet::{self, Block, Stem, blueprint};
 use crate::device::NetworkDevice;
 use pauc_traits::encoder::TimmModel;
+use pauc_traits::graph::{self, Graph};
 use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, NetworkSize, Result, component};
 
 component! {
@@ -39,6 +40,15 @@ impl<D: NetworkDevice> EncoderConfig<D> for ResNet50 {
 
     fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
         Ok(Some(self.blueprint(input)?.size()))
+    }
+
+    fn graph(
+        &self,
+        input: ImageShape,
+        graph: &mut Graph,
+        images: &graph::Value,
+    ) -> Result<Option<graph::Value>> {
+        Ok(Some(self.blueprint(input)?.add_to(graph, images)))
     }
 
     fn timm(&self, _: ImageShape) -> Result<TimmModel> {

@@ -6,6 +6,7 @@ use crate::device::NetworkDevice;
 use crate::init::uniform;
 use dfdx::prelude::*;
 use pauc_traits::encoder::{Images, Layer};
+use pauc_traits::graph::{self, Attribute, Graph};
 use pauc_traits::param::Role;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{
@@ -49,6 +50,18 @@ impl<D: NetworkDevice> EncoderConfig<D> for MlpEncoder {
 
     fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
         self.size_of(input).map(Some)
+    }
+
+    fn graph(&self, _: ImageShape, graph: &mut Graph, images: &graph::Value) -> Result<Option<graph::Value>> {
+        // The pixels' channels come last.
+        let pixels = graph.node("Transpose", &[images], &[("perm", Attribute::Ints(vec![0, 2, 3, 1]))]);
+        let mut x = graph.node("Flatten", &[&pixels], &[("axis", Attribute::Int(1))]);
+        for i in 0..self.dims.len() {
+            let [weight, bias] = ["weight", "bias"].map(|part| format!("{}.{part}", 2 * i));
+            x = graph.linear(&x, &weight, Some(&bias));
+            x = graph.node("Relu", &[&x], &[]);
+        }
+        Ok(Some(x))
     }
 }
 

@@ -1,11 +1,14 @@
 //! The vision transformer.
 
+mod graph;
+
 use super::{Leaf, gelu, layer_norm, linear};
 use crate::bounds;
 use crate::device::NetworkDevice;
 use crate::init::{normal, uniform};
 use dfdx::prelude::*;
 use pauc_traits::encoder::{Images, Layer, TimmArgument, TimmModel};
+use pauc_traits::graph::{Graph, Value};
 use pauc_traits::param::Role;
 use pauc_traits::rng::{Purpose, Stream, stream};
 use pauc_traits::{
@@ -231,6 +234,10 @@ impl<D: NetworkDevice> EncoderConfig<D> for VisionTransformer {
 
     fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
         Ok(Some(Plan::new(self, input)?.size(self.depth.get())))
+    }
+
+    fn graph(&self, input: ImageShape, graph: &mut Graph, images: &Value) -> Result<Option<Value>> {
+        Ok(Some(Plan::new(self, input)?.add_to(self.depth.get(), graph, images)))
     }
 
     fn timm(&self, input: ImageShape) -> Result<TimmModel> {

@@ -7,6 +7,7 @@ use crate::init::uniform;
 use dfdx::prelude::*;
 use pauc_kernels::linear as kernel;
 use pauc_traits::encoder::Layer;
+use pauc_traits::graph::{self, Graph};
 use pauc_traits::param::Role;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{Compute, Count, Error, NetworkSize, Param, Pass, Result, Taped, component};
@@ -54,6 +55,26 @@ impl Mlp {
             }
         }
         Ok(size)
+    }
+
+    /// See [`super::HeadConfig::add_to`].
+    pub(crate) fn add_to(&self, graph: &mut Graph, x: &graph::Value, prefix: &str) -> graph::Value {
+        let (mut x, mut index) = (x.clone(), 0);
+        for i in 0..self.dims.len() {
+            let is_last = i + 1 == self.dims.len();
+            let [weight, bias] = ["weight", "bias"].map(|part| format!("{prefix}{index}.{part}"));
+            x = graph.linear(&x, &weight, self.bias.then_some(bias.as_str()));
+            index += 1;
+            if if is_last { self.last_batch_norm } else { self.batch_norm } {
+                x = graph.batch_norm(&x, &format!("{prefix}{index}"), EPSILON as f32);
+                index += 1;
+            }
+            if !is_last {
+                x = graph.node("Relu", &[&x], &[]);
+                index += 1;
+            }
+        }
+        x
     }
 }
 

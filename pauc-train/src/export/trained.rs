@@ -1,6 +1,6 @@
 //! A trained encoder, with everything that its files should say of it.
 
-use super::encoder_of;
+use super::{encoder_of, part_of};
 use crate::checkpoint;
 use crate::network_input::NetworkInput;
 use crate::plan::{Plan, PlanError};
@@ -31,6 +31,8 @@ pub struct TrainedEncoder {
     pub momentum: bool,
     /// The encoder's tensors, see [`super::encoder`].
     pub weights: TensorFile,
+    /// The projector's tensors, under its own names.
+    pub projector: TensorFile,
     /// What the run's folder says, if the checkpoint is in one.
     pub run: Option<RunOf>,
 }
@@ -49,7 +51,7 @@ impl TrainedEncoder {
     ///
     /// # Errors
     /// If there is no checkpoint, it is damaged, or it has no such encoder.
-    pub fn open(run: &Path, momentum: bool, place: &Place) -> Result<(Self, TensorFile), OpenError> {
+    pub fn open(run: &Path, momentum: bool, place: &Place) -> Result<Self, OpenError> {
         let checkpoint = checkpoint_of(run);
         let file = TensorFile::load(&checkpoint)?;
         checkpoint::verify(&file, &checkpoint)?;
@@ -62,7 +64,7 @@ impl TrainedEncoder {
             Some(text) => NetworkInput::parse(text, &checkpoint)?,
             None => NetworkInput::of(&Plan::new(&Cpu::default(), recipe.clone(), source, place)?),
         };
-        let trained = TrainedEncoder {
+        Ok(TrainedEncoder {
             checkpoint_hash: hash_of(&checkpoint)?,
             run: RunOf::open(&checkpoint)?,
             checkpoint,
@@ -71,8 +73,8 @@ impl TrainedEncoder {
             input,
             momentum,
             weights,
-        };
-        Ok((trained, file))
+            projector: part_of(&file, if momentum { "momentum.projector." } else { "projector." })?,
+        })
     }
 
     /// Returns the configuration of the encoder.

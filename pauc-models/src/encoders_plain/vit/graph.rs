@@ -1,0 +1,127 @@
+//! The vision transformer as a graph, for export.
+
+use super::{Plan, Pool};
+use crate::encoders_plain::LAYER_NORM_EPSILON;
+use pauc_traits::graph::{Attribute, Graph, Value};
+
+/// x·Φ(x) by the error function; the operator Gelu is newer than opset 17.
+fn gelu(graph: &mut Graph, x: &Value) -> Value {
+    let scalar = |graph: &mut Graph, value: f32| graph.numbers(&[], vec![value]);
+    let (root, one, half) =
+        (scalar(graph, std::f32::consts::FRAC_1_SQRT_2), scalar(graph, 1.0), scalar(graph, 0.5));
+    let erf = graph.node("Mul", &[x, &root], &[]);
+    let erf = graph.node("Erf", &[&erf], &[]);
+    let shifted = graph.node("Add", &[&erf, &one], &[]);
+    let product = graph.node("Mul", &[x, &shifted], &[]);
+    graph.node("Mul", &[&product, &half], &[])
+}
+
+/// x·Wᵀ + b of tokens, (N, T, inputs) → (N, T, outputs).
+fn linear(graph: &mut Graph, x: &Value, name: &str) -> Value {
+    let [weight, bias] = ["weight", "bias"].map(|part| graph.parameter(&format!("{name}.{part}")));
+    let weight = transpose(graph, &weight, &[1, 0]);
+    let y = graph.node("MatMul", &[x, &weight], &[]);
+    graph.node("Add", &[&y, &bias], &[])
+}
+
+fn layer_norm(graph: &mut Graph, x: &Value, name: &str) -> Value {
+    let [gamma, beta] = ["weight", "bias"].map(|part| graph.parameter(&format!("{name}.{part}")));
+    let attributes = [("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(LAYER_NORM_EPSILON as f32))];
+    graph.node("LayerNormalization", &[x, &gamma, &beta], &attributes)
+}
+
+fn transpose(graph: &mut Graph, x: &Value, order: &[i64]) -> Value {
+    graph.node("Transpose", &[x], &[("perm", Attribute::Ints(order.to_vec()))])
+}
+
+fn reshape(graph: &mut Graph, x: &Value, shape: &[i64]) -> Value {
+    let shape = graph.integers(shape);
+    graph.node("Reshape", &[x, &shape], &[])
+}
+
+/// Returns the elements `start..end` along an axis.
+fn slice(graph: &mut Graph, x: &Value, (start, end): (usize, usize), axis: i64) -> Value {
+    let [start, end] = [start, end].map(|i| graph.integers(&[i as i64]));
+    let axis = graph.integers(&[axis]);
+    graph.node("Slice", &[x, &start, &end, &axis], &[])
+}
+
+/// Adds rows of zeros before and after the tokens of (N, T, width).
+fn pad(graph: &mut Graph, x: &Value, before: usize, after: usize) -> Value {
+    let pads = graph.integers(&[0, before as i64, 0, 0, after as i64, 0]);
+    graph.node("Pad", &[x, &pads], &[])
+}
+
+impl Plan {
+    /// Adds a network of `depth` blocks to a graph, and returns its features.
+    ///
+    /// # Shapes
+    /// images (N, C, H, W) → (N, width)
+    pub(super) fn add_to(&self, depth: usize, graph: &mut Graph, images: &Value) -> Value {
+        let mut x = self.add_tokens(graph, images);
+        for i in 0..depth {
+            x = self.add_block(graph, &x, &format!("blocks.{i}"));
+        }
+        match self.pool {
+            Pool::Class => {
+                let x = slice(graph, &x, (0, 1), 1);
+                let x = layer_norm(graph, &x, "norm");
+                graph.node("Flatten", &[&x], &[("axis", Attribute::Int(1))])
+            }
+            Pool::Mean => {
+                let over_tokens = [("axes", Attribute::Ints(vec![1])), ("keepdims", Attribute::Int(0))];
+                let x = graph.node("ReduceMean", &[&x], &over_tokens);
+                layer_norm(graph, &x, "fc_norm")
+            }
+        }
+    }
+
+    /// Adds the embedded patches, the class token and the positions: (N, tokens, width).
+    fn add_tokens(&self, graph: &mut Graph, images: &Value) -> Value {
+        let [weight, bias] =
+            ["weight", "bias"].map(|part| graph.parameter(&format!("patch_embed.proj.{part}")));
+        let side = |n: usize| Attribute::Ints(vec![n as i64; 2]);
+        let window = [("kernel_shape", side(self.patch)), ("strides", side(self.patch))];
+        let x = graph.node("Conv", &[images, &weight, &bias], &window);
+        let x = reshape(graph, &x, &[0, self.width as i64, -1]);
+        let mut x = transpose(graph, &x, &[0, 2, 1]);
+        if self.pool == Pool::Class {
+            // The sum of padded tokens is their concatenation, for a batch of any size.
+            let token = graph.parameter("cls_token");
+            let (patches, token) = (pad(graph, &x, 1, 0), pad(graph, &token, 0, self.patches()));
+            x = graph.node("Add", &[&patches, &token], &[]);
+        }
+        let positions = graph.parameter("pos_embed");
+        graph.node("Add", &[&x, &positions], &[])
+    }
+
+    fn add_block(&self, graph: &mut Graph, x: &Value, name: &str) -> Value {
+        let normed = layer_norm(graph, x, &format!("{name}.norm1"));
+        let attended = self.add_attention(graph, &normed, &format!("{name}.attn"));
+        let x = graph.node("Add", &[x, &attended], &[]);
+        let normed = layer_norm(graph, &x, &format!("{name}.norm2"));
+        let hidden = linear(graph, &normed, &format!("{name}.mlp.fc1"));
+        let hidden = gelu(graph, &hidden);
+        let mixed = linear(graph, &hidden, &format!("{name}.mlp.fc2"));
+        graph.node("Add", &[&x, &mixed], &[])
+    }
+
+    fn add_attention(&self, graph: &mut Graph, x: &Value, name: &str) -> Value {
+        let (width, heads, dim) = (self.width, self.heads, self.width / self.heads);
+        let qkv = linear(graph, x, &format!("{name}.qkv"));
+        let mut part = |n: usize, order: &[i64]| {
+            let rows = slice(graph, &qkv, (n * width, (n + 1) * width), 2);
+            let rows = reshape(graph, &rows, &[0, 0, heads as i64, dim as i64]);
+            transpose(graph, &rows, order)
+        };
+        let (q, k, v) = (part(0, &[0, 2, 1, 3]), part(1, &[0, 2, 3, 1]), part(2, &[0, 2, 1, 3]));
+        let scale = graph.numbers(&[], vec![1.0 / (dim as f32).sqrt()]);
+        let q = graph.node("Mul", &[&q, &scale], &[]);
+        let logits = graph.node("MatMul", &[&q, &k], &[]);
+        let shares = graph.node("Softmax", &[&logits], &[("axis", Attribute::Int(-1))]);
+        let mixed = graph.node("MatMul", &[&shares, &v], &[]);
+        let mixed = transpose(graph, &mixed, &[0, 2, 1, 3]);
+        let mixed = reshape(graph, &mixed, &[0, 0, width as i64]);
+        linear(graph, &mixed, &format!("{name}.proj"))
+    }
+}
