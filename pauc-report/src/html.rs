@@ -134,9 +134,12 @@ fn facts(data: &ReportData) -> Vec<(&'static str, String)> {
         None => &data.run.status,
     };
     facts.push(("status", status.to_string()));
-    if let Some(last) = data.steps.last() {
-        facts.push(("steps", last.step.to_string()));
-        facts.push(("epochs", format!("{:.1}", last.epoch).trim_end_matches(".0").to_string()));
+    // A run that failed has taken more steps than it has logged.
+    let failed = data.postmortem.as_ref().filter(|_| page::is_the_end(data));
+    let at_failure = failed.and_then(|p| Some((p.step.saturating_sub(1), p.epoch?)));
+    if let Some((step, epoch)) = at_failure.or(data.steps.last().map(|last| (last.step, last.epoch))) {
+        facts.push(("steps", step.to_string()));
+        facts.push(("epochs", format!("{epoch:.1}").trim_end_matches(".0").to_string()));
     }
     let seconds: f64 = data.ends.iter().map(|e| e.seconds).filter(|s| s.is_finite()).sum();
     if seconds > 0.0 {

@@ -209,7 +209,7 @@ impl Chart {
 
     fn axes(&self, out: &mut String, frame: &Frame, height: f64) {
         let step = |t: &[f64]| if t.len() > 1 { t[1] - t[0] } else { 0.0 };
-        let (xs, ys) = (ticks(frame.x.0, frame.x.1, 6), self.scale.ticks(frame.y.0, frame.y.1));
+        let (xs, ys) = (self.x_ticks(frame.x), self.scale.ticks(frame.y.0, frame.y.1));
         for &t in &ys {
             let y = frame.y(t);
             let _ = write!(
@@ -229,6 +229,15 @@ impl Chart {
             text(out, (frame.x(t), floor + 14.0), "tick middle", &number(t, step(&xs)));
         }
         text(out, ((LEFT + WIDTH - RIGHT) / 2.0, height - 6.0), "unit middle", &self.x);
+    }
+
+    /// Returns the ticks of the horizontal axis: whole numbers if all points are at whole numbers, as steps are.
+    fn x_ticks(&self, (low, high): (f64, f64)) -> Vec<f64> {
+        let is_whole = |x: &f64| (x - x.round()).abs() < 1e-9;
+        let all = ticks(low, high, 6);
+        let whole: Vec<f64> = all.iter().copied().filter(is_whole).collect();
+        let points = self.series.iter().flat_map(|s| &s.points);
+        if whole.len() > 1 && points.map(|p| p.0).all(|x| is_whole(&x)) { whole } else { all }
     }
 
     fn lines(&self, out: &mut String, frame: &Frame, thinned: &[Vec<(f64, f64, f64, f64)>]) {

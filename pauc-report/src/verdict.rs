@@ -60,6 +60,9 @@ pub fn verdicts(data: &ReportData) -> Vec<Verdict> {
 pub const EPOCHS_AT_CHANCE: u64 = 2;
 /// The spread below which embeddings count as collapsed.
 pub const COLLAPSED: f64 = 0.1;
+/// The gradient norm up to which a network counts as one that no longer learns. It is that of a loss of unit embeddings
+/// when weights are a million times too large.
+pub const VANISHED: f64 = 1e-6;
 /// The fraction of a level's prototypes that may have no samples.
 pub const DEAD: f64 = 0.1;
 

@@ -4,6 +4,7 @@
 
 mod synthetic;
 
+use pauc_report::plot::{Chart, Series};
 use pauc_report::postmortem::causes::causes;
 use pauc_report::postmortem::story::story;
 use pauc_report::postmortem::*;
@@ -89,7 +90,7 @@ fn each_rule_needs_its_evidence() {
     dead.steps[..20].iter_mut().skip(4).for_each(|s| s.gradient_norm = Some(Number(0.0)));
     assert_eq!(kinds(&dead), [CauseKind::DeadNetwork], "a gradient of zero");
     assert!(
-        causes(&dead)[0].evidence.ends_with("its gradient had been zero since step 5"),
+        causes(&dead)[0].evidence.ends_with("its gradient had vanished since step 5: 0 then"),
         "{:?}",
         causes(&dead)
     );
@@ -106,6 +107,9 @@ fn each_rule_needs_its_evidence() {
         causes(&growing)
     );
     assert!(causes(&growing)[1].evidence.ends_with("at step 20: 16384 times"), "{:?}", causes(&growing));
+    let mut narrow = growing.clone();
+    narrow.steps[..20].iter_mut().for_each(|s| s.spread = Some(0.01));
+    assert_eq!(kinds(&narrow), kinds(&growing), "the embeddings explode along one direction");
     // Clipping keeps the update short.
     growing.settings.clip_gradient = Some(1.0);
     assert_eq!(kinds(&growing), [CauseKind::GrowingGradient]);
@@ -113,6 +117,15 @@ fn each_rule_needs_its_evidence() {
     let mut large = plain();
     large.parameters[0].largest = Number(5e4);
     assert_eq!(kinds(&large), [CauseKind::LearningRate]);
+    // The update of the last step is 0.06 long, and those of twenty 1.2: less than a tenth of the 12 of the parameters,
+    // so they have not been made by these steps if there were steps before.
+    large.parameters[0].norm = Number(13.0);
+    large.steps.remove(0);
+    large.last_good = Some(GoodCheckpoint::default());
+    large.causes = causes(&large);
+    assert_eq!(large.causes[0].title, "the parameters were far too large before", "{large:?}");
+    let text = story(&large, Path::new("run"));
+    assert!(text.contains("pauc-cli run run/recipe.resolved.ron --set optimizer.lr=0.006"), "{text}");
     large.parameters[0].largest = Number(f64::NAN);
     assert_eq!(kinds(&large), [CauseKind::LearningRate]);
 
@@ -294,4 +307,15 @@ fn numbers_that_are_not_finite_survive_the_file() {
     let read: Vec<Number> = serde_json::from_str(&text).unwrap();
     assert_eq!(format!("{read:?}"), format!("{numbers:?}"));
     assert!(serde_json::from_str::<Number>("null").unwrap().0.is_nan());
+}
+
+#[test]
+fn steps_have_whole_numbers_at_their_axis() {
+    let ticks = |last: f64| {
+        let series = vec![Series { name: "loss".into(), points: vec![(1.0, 0.0), (last, 1.0)] }];
+        let svg = Chart { series, ..Chart::default() }.svg();
+        [">2</text>", ">1.5</text>", ">2.0</text>"].map(|tick| svg.contains(tick))
+    };
+    assert_eq!(ticks(5.0), [true, false, false]);
+    assert_eq!(ticks(4.5), [false, true, true]);
 }

@@ -50,7 +50,7 @@ fn scan(kind: TensorKind, name: &str, shape: &[usize], values: &[f32]) -> Option
 }
 
 /// Returns the squared length of each row, summed in `f32` as the network does.
-fn squared_lengths(rows: &[f32], width: usize) -> Vec<f32> {
+pub(crate) fn squared_lengths(rows: &[f32], width: usize) -> Vec<f32> {
     rows.chunks_exact(width.max(1)).map(|row| row.iter().map(|v| v * v).sum()).collect()
 }
 

@@ -1,5 +1,6 @@
 //! The samples of a failed batch that stand out, and pictures of them.
 
+use crate::evidence::squared_lengths;
 use crate::inspection::Inspection;
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
@@ -67,8 +68,13 @@ impl Signs {
         if let Some(first) = &self.broken {
             reasons.push(format!("NaN or infinite: {first}"));
         }
-        for view in &self.constant {
-            reasons.push(format!("view {view} has a single color"));
+        match self.constant.as_slice() {
+            [] => {}
+            [view] => reasons.push(format!("view {view} has a single color")),
+            views => {
+                let views: Vec<String> = views.iter().map(usize::to_string).collect();
+                reasons.push(format!("views {} have a single color", views.join(", ")));
+            }
         }
         if self.gradient.is_finite() && total > 0.0 && total.is_finite() {
             let share = 100.0 * self.gradient / total;
@@ -114,6 +120,10 @@ fn of_inspection(found: &Inspection, signs: &mut [Signs]) {
     for (what, rows) in outputs {
         for (view, values) in rows.iter() {
             note_broken(signs, values, rows.width, &format!("the {what} of view {view}"));
+            if what == "embedding" {
+                let squares = squared_lengths(values, rows.width);
+                note_broken(signs, &squares, 1, &format!("the squared length of the {what} of view {view}"));
+            }
         }
         if signs.iter().any(|s| s.broken.is_some()) {
             return;

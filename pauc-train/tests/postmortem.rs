@@ -338,10 +338,7 @@ fn a_single_black_image_is_found_and_drawn() {
     assert_eq!(failed.causes()[0], CauseKind::Data, "{p:?}");
     let [suspect] = p.suspects.as_slice() else { panic!("{:?}", p.suspects) };
     assert!(suspect.id == 17 && suspect.constant && p.samples[suspect.row as usize] == 17, "{suspect:?}");
-    assert_eq!(
-        suspect.why,
-        "NaN or infinite: the features of view 0; view 0 has a single color; view 1 has a single color"
-    );
+    assert_eq!(suspect.why, "NaN or infinite: the features of view 0; views 0, 1 have a single color");
     for view in [None, Some(0), Some(1)] {
         let path = failed.folder.path().join(Postmortem::picture(0, view));
         let bytes = std::fs::read(&path).unwrap();
@@ -383,4 +380,16 @@ fn a_parameter_that_breaks_before_a_checkpoint_is_told_between_steps() {
     assert_eq!((failed.first().0, failed.causes()), (TensorKind::Parameter, vec![CauseKind::LearningRate]));
     assert!(p.samples.is_empty() && p.suspects.is_empty() && p.tensors.is_none(), "{p:?}");
     assert!(!failed.folder.path().join("checkpoints/last.safetensors").exists());
+}
+
+#[test]
+fn a_feature_that_is_not_finite_in_an_evaluation_names_its_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = images_with_a_black_one(folder.path());
+    let failed = fail(&[&data, "encoder=Careless()", "clusterer=KMeans(k: [4], start: Epochs(0))"]);
+    let p = &failed.postmortem;
+    assert_eq!(p.headline(), "a feature of the evaluation view is not finite after step 0 of 24");
+    assert_eq!((p.place.as_deref(), &p.first), (Some("image 17 is the first of 48"), &None));
+    assert_eq!(failed.causes(), [CauseKind::Unknown]);
+    assert!(p.causes[0].evidence.contains("image 17 is the first of 48"), "{p:?}");
 }

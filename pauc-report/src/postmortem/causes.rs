@@ -5,13 +5,15 @@
 //! | data | pixels that are not finite; or only a few samples are affected, and their views have one color |
 //! | temperature | cosines divided by the temperature are beyond [`LARGEST_LOGIT`] |
 //! | term | a term's value or gradient is the first that is not finite, and no rule but the next applies |
-//! | dead network | for most of the recorded steps the spread was below [`COLLAPSED`], or the gradient zero |
+//! | dead network | for most of the recorded steps, up to the last, the spread was below [`COLLAPSED`] or the gradient below [`VANISHED`], and it did not grow |
 //! | learning rate | a parameter is beyond [`LARGEST_PARAMETER`], or the last update was as long as the parameters |
 //! | growing gradient | its norm is [`GROWTH`] times the median of the first half of the steps, or more |
 //! | precision | nothing above applies, and the GPU's products are not in `f32` |
 
-use crate::postmortem::{Cause, CauseKind, Number, Postmortem, Remedy, StepRecord, TensorKind, TermEvidence};
-use crate::verdict::COLLAPSED;
+use crate::postmortem::{
+    Cause, CauseKind, Number, PartSize, Postmortem, Remedy, StepRecord, TensorKind, TermEvidence,
+};
+use crate::verdict::{COLLAPSED, VANISHED};
 
 /// A logit beyond this is not one of a softmax that can be trained: e^x overflows `f32` at 89.
 const LARGEST_LOGIT: f64 = 1e4;
@@ -63,7 +65,7 @@ fn data(p: &Postmortem) -> Option<Cause> {
         kind: CauseKind::Data,
         title: "the data".into(),
         evidence,
-        remedies: vec![Remedy { set: Vec::new(), text: text.into() }],
+        remedies: vec![Remedy { text: text.into(), ..Remedy::default() }],
     })
 }
 
@@ -95,6 +97,7 @@ fn temperature(p: &Postmortem) -> Option<Cause> {
     let remedy = |path: &String| Remedy {
         set: vec![format!("{path}={TEMPERATURE}")],
         text: "a usual temperature".into(),
+        start_over: false,
     };
     Some(Cause {
         kind: CauseKind::Temperature,
@@ -128,16 +131,20 @@ fn term(p: &Postmortem) -> Option<Cause> {
         kind: CauseKind::Term,
         title: format!("{} is not finite for finite embeddings", first.name),
         evidence: format!("all embeddings of the batch are finite{lengths}"),
-        remedies: vec![Remedy { set: Vec::new(), text }],
+        remedies: vec![Remedy { text, ..Remedy::default() }],
     })
 }
 
 fn dead_network(p: &Postmortem) -> Option<Cause> {
     let before = p.before();
     let collapsed = |s: &StepRecord| s.spread.is_some_and(|spread| spread < COLLAPSED);
-    let without_gradient = |s: &StepRecord| s.gradient_norm == Some(Number(0.0));
+    let without_gradient = |s: &StepRecord| s.gradient_norm.is_some_and(|norm| norm.0 <= VANISHED);
     let dead: Vec<&StepRecord> = before.iter().filter(|s| collapsed(s) || without_gradient(s)).collect();
     let (first, last) = (dead.first()?, dead.last()?);
+    // Embeddings that explode along one direction have little spread too, but such a network learns far too much.
+    if growing_gradient(p).is_some() {
+        return None;
+    }
     if dead.len() < 3 || 2 * dead.len() < before.len() || last.step != before[before.len() - 1].step {
         return None;
     }
@@ -150,7 +157,10 @@ fn dead_network(p: &Postmortem) -> Option<Cause> {
             short(later),
             last.step
         ),
-        _ => format!("its gradient had been zero {since} step {}", first.step),
+        _ => {
+            let norm = first.gradient_norm.map_or(f64::NAN, |norm| norm.0);
+            format!("its gradient had vanished {since} step {}: {} then", first.step, short(norm))
+        }
     };
     let (kind, title) = (CauseKind::DeadNetwork, "the network had stopped learning before".into());
     Some(Cause { kind, title, evidence, remedies: lower_rate(p) })
@@ -166,6 +176,9 @@ fn learning_rate(p: &Postmortem) -> Option<Cause> {
     let replaced = update.is_some_and(|u| u >= LONGEST_UPDATE * length);
     if order(largest.largest) <= LARGEST_PARAMETER && !replaced {
         return None;
+    }
+    if let Some(cause) = lost_before(p, largest, length) {
+        return Some(cause);
     }
     let mut evidence =
         format!("the largest parameter is {}, in {}", short(largest.largest.0), largest.largest_in);
@@ -186,6 +199,34 @@ fn learning_rate(p: &Postmortem) -> Option<Cause> {
         remedies: lower_rate(p),
     })
 }
+
+/// Returns the cause if the parameters were far too large before the steps that are known, as after a resume: these
+/// steps have hardly moved them. `length`: the norm of all parameters.
+fn lost_before(p: &Postmortem, largest: &PartSize, length: f64) -> Option<Cause> {
+    let before = p.before();
+    let updates: Option<Vec<f64>> = before.iter().map(update_of(p)).collect();
+    let moved: f64 = updates?.iter().sum();
+    let first = before.first().filter(|first| first.step > 1 && MOMENTUM * moved < length)?;
+    let mut remedies = lower_rate(p);
+    remedies.iter_mut().for_each(|remedy| remedy.start_over = true);
+    Some(Cause {
+        kind: CauseKind::LearningRate,
+        title: "the parameters were far too large before".into(),
+        evidence: format!(
+            "the largest is {}, in {}; all are {} long, and the updates since step {} add up to {}: the checkpoint \
+             before that step is lost already",
+            short(largest.largest.0),
+            largest.largest_in,
+            short(length),
+            first.step,
+            short(moved)
+        ),
+        remedies,
+    })
+}
+
+/// How much longer than the rate times the gradient updates may be because of momentum.
+const MOMENTUM: f64 = 10.0;
 
 /// Orders sizes; NaN counts as infinite.
 fn order(size: Number) -> f64 {
@@ -225,6 +266,7 @@ fn growing_gradient(p: &Postmortem) -> Option<Cause> {
     let clip = Remedy {
         set: vec![format!("train.clip_gradient={limit}")],
         text: format!("clips the gradient at {limit}, twice what it was"),
+        start_over: false,
     };
     if p.settings.clip_gradient.is_none_or(|now| now > limit) {
         remedies.push(clip);
@@ -258,6 +300,7 @@ fn precision(p: &Postmortem) -> Option<Cause> {
         remedies: vec![Remedy {
             set: vec!["train.cuda.precision=F32".into()],
             text: "computes products in f32".into(),
+            start_over: false,
         }],
     })
 }
@@ -265,11 +308,12 @@ fn precision(p: &Postmortem) -> Option<Cause> {
 /// The cause if no rule applies.
 fn overflow(p: &Postmortem) -> Cause {
     let steps = p.before().len();
-    let evidence = match &p.first {
-        Some(first) => {
+    let evidence = match (&p.first, &p.place) {
+        (Some(first), _) => {
             format!("{} overflowed; nothing in the {steps} steps before announced it", first.noun())
         }
-        None => "no tensor of the network or the batch is NaN or infinite now".into(),
+        (None, Some(place)) => format!("parameters and running statistics are finite; {place}"),
+        (None, None) => "no tensor of the network or the batch is NaN or infinite now".into(),
     };
     Cause {
         kind: CauseKind::Unknown,
@@ -290,12 +334,14 @@ fn lower_rate(p: &Postmortem) -> Vec<Remedy> {
     let is_extreme = rate > 100.0 * usual;
     let lower = round(if is_extreme { usual } else { rate / 10.0 });
     let text = if is_extreme { "a usual learning rate" } else { "a tenth of the learning rate" };
-    let mut remedies = vec![Remedy { set: vec![format!("optimizer.lr={lower}")], text: text.into() }];
+    let mut remedies =
+        vec![Remedy { set: vec![format!("optimizer.lr={lower}")], text: text.into(), start_over: false }];
     let is_early = p.step <= (p.total_steps / 10).max(10);
     if !is_extreme && is_early && p.settings.warmup_steps == 0 {
         remedies.push(Remedy {
             set: vec!["schedule=WarmupCosine(warmup: Epochs(1))".into()],
             text: "a warm-up of one epoch".into(),
+            start_over: false,
         });
     }
     remedies

@@ -153,7 +153,7 @@ impl FirstTensor {
         match self.kind {
             TensorKind::Pixels => format!("the pixels of {name}"),
             TensorKind::Parameter => format!("the parameter {name}"),
-            TensorKind::Statistic => format!("the activations at {name}"),
+            TensorKind::Statistic => format!("the running statistic {name}"),
             TensorKind::Features => format!("the features of {name}"),
             TensorKind::Embeddings => format!("the embeddings of {name}"),
             TensorKind::SquaredLengths => format!("the squared lengths of the embeddings of {name}"),
@@ -371,6 +371,8 @@ pub struct Remedy {
     pub set: Vec<String>,
     /// What it does.
     pub text: String,
+    /// Whether it has to start over, because the checkpoints of the run are no good either.
+    pub start_over: bool,
 }
 
 /// A checkpoint of a network that still learned.

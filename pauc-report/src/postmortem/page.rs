@@ -142,7 +142,7 @@ fn cause(c: &Cause) -> CauseView {
 }
 
 fn remedy<'a>(p: &'a Postmortem, run: &'a Path) -> impl Fn(&Remedy) -> RemedyView + 'a {
-    |r| RemedyView { text: r.text.clone(), command: (!r.set.is_empty()).then(|| command(p, run, &r.set)) }
+    |r| RemedyView { text: r.text.clone(), command: (!r.set.is_empty()).then(|| command(p, run, r)) }
 }
 
 fn samples_note(p: &Postmortem) -> String {

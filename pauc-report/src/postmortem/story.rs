@@ -2,7 +2,7 @@
 
 use crate::axis::significant;
 use crate::postmortem::causes::short;
-use crate::postmortem::{Number, Postmortem, StepRecord, Suspect};
+use crate::postmortem::{Number, Postmortem, Remedy, StepRecord, Suspect};
 use std::path::Path;
 
 /// The largest number of steps in the table.
@@ -37,7 +37,7 @@ pub fn story(p: &Postmortem, run: &Path) -> String {
     for remedy in p.remedies().into_iter().take(TRIED) {
         let text = match remedy.set.as_slice() {
             [] => remedy.text.clone(),
-            set => command(p, run, set),
+            _ => command(p, run, remedy),
         };
         lines.push(format!("  {label:<LABEL$} {text}"));
         label = "";
@@ -90,12 +90,13 @@ pub fn last_good(p: &Postmortem) -> String {
     }
 }
 
-/// Returns the command that trains with some settings changed: from the last good checkpoint of the run, or from
+/// Returns the command that trains with the settings of a remedy: from the last good checkpoint of the run, or from
 /// the beginning without one. A checkpoint cannot change how the networks compute on a GPU.
-pub fn command(p: &Postmortem, run: &Path, set: &[String]) -> String {
+pub fn command(p: &Postmortem, run: &Path, remedy: &Remedy) -> String {
+    let set = &remedy.set;
     let changes: String = set.iter().map(|s| format!(" --set {}", quoted(s))).collect();
     let of_networks = set.iter().any(|s| s.starts_with("train.cuda."));
-    if p.last_good.is_some() && !of_networks {
+    if p.last_good.is_some() && !of_networks && !remedy.start_over {
         return format!("pauc-cli resume {} --from good{changes}", quoted(&run.display().to_string()));
     }
     let recipe = run.join("recipe.resolved.ron");
