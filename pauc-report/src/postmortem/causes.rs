@@ -3,11 +3,11 @@
 //! | rule | evidence |
 //! |---|---|
 //! | data | pixels that are not finite; or only a few samples are affected, and their views have one color |
-//! | temperature | cosines divided by the temperature are beyond [`LARGEST_LOGIT`] |
+//! | temperature | cosines divided by the temperature are beyond `LARGEST_LOGIT` |
 //! | term | a term's value or gradient is the first that is not finite, and no rule but the next applies |
 //! | dead network | for most of the recorded steps, up to the last, the spread was below [`COLLAPSED`] or the gradient below [`VANISHED`], and it did not grow |
-//! | learning rate | a parameter is beyond [`LARGEST_PARAMETER`], or the last update was as long as the parameters |
-//! | growing gradient | its norm is [`GROWTH`] times the median of the first half of the steps, or more |
+//! | learning rate | a parameter is beyond `LARGEST_PARAMETER`, or the last update was as long as the parameters |
+//! | growing gradient | its norm is `GROWTH` times the median of the first half of the steps, or more |
 //! | precision | nothing above applies, and the GPU's products are not in `f32` |
 
 use crate::postmortem::{
