@@ -160,8 +160,12 @@ fn a_run_that_fails_does_not_stop_the_others() {
     );
     let done = place.sweep(&["--jobs", "2"]);
     assert_eq!(done.code, 1, "{}", done.stderr);
-    for text in ["1 of 3 runs failed", "optimizer.lr=1e30 seed 0", "is not finite", "lower the learning rate"]
-    {
+    for text in [
+        "1 of 3 runs failed",
+        "optimizer.lr=1e30 seed 0",
+        "is not finite",
+        "the learning rate is far too high",
+    ] {
         assert!(done.stderr.contains(text), "`{text}` is not in\n{}", done.stderr);
     }
     assert!(done.stdout.contains("0/1 failed") && done.stdout.matches("1/1").count() == 2, "{}", done.stdout);

@@ -63,10 +63,15 @@ fn missing_and_damaged_files_are_told_apart() {
         std::fs::write(&path, &bytes[..cut]).unwrap();
         assert!(text(&path).contains("truncated or corrupt safetensors file"), "{}", text(&path));
     }
-    let half = [1u8, 2];
-    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F16, vec![1], &half).unwrap();
-    std::fs::write(&path, safetensors::serialize([("h", view)], None).unwrap()).unwrap();
-    assert!(text(&path).contains("tensor `h` holds F16: convert it to F32"), "{}", text(&path));
+    let write = |dtype, bytes: &[u8]| {
+        let view = safetensors::tensor::TensorView::new(dtype, vec![1], bytes).unwrap();
+        std::fs::write(&path, safetensors::serialize([("h", view)], None).unwrap()).unwrap();
+    };
+    write(safetensors::Dtype::F64, &[1; 8]);
+    assert!(text(&path).contains("tensor `h` holds F64: convert it to F32"), "{}", text(&path));
+    // A subnormal number of 16 bits: 0x0201 units of 2⁻²⁴.
+    write(safetensors::Dtype::F16, &[1, 2]);
+    assert_eq!(TensorFile::load(&path).unwrap().f32("h").unwrap(), [513.0 * 2f32.powi(-24)]);
     let file = example();
     assert!(file.f32("wieght").unwrap_err().to_string().contains("it has `weight`"));
     assert!(file.f32("ids").unwrap_err().to_string().contains("holds I64; expected F32"));

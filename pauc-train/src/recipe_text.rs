@@ -499,7 +499,7 @@ Recipe( // a comment with ) and "
     fn unusual_forms_are_passed_over() {
         let bytes = [r##"br#"x"y"#"##, r#"b"x\"y""#, "b'x'", r#"br"x""#];
         let maps = ["{}", "{1: \"}\", 'a': (x: [2]), \"b\": {2: 3,},}"];
-        let others = [r"'\''", r"'\x41'", r"'\u{41}'", "0x_ff", "r#type", "r#Name(r#type: 1)", "(r#a: 1)"];
+        let others = [r"'\''", r"'\x41'", r"'\u{41}'", "0xf_f", "r#type", "r#Name(r#type: 1)", "(r#a: 1)"];
         for form in bytes.into_iter().chain(maps).chain(others) {
             let text = format!("#![enable(unwrap_newtypes)] S(a: {form}, r#last: [{form}, 7])");
             let root = parse(&text).unwrap_or_else(|| panic!("{text}"));
