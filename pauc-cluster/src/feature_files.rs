@@ -13,8 +13,8 @@ use pauc_traits::{Error, Result};
 use safetensors::tensor::{Dtype, SafeTensors};
 use std::path::Path;
 
-/// Names under which a safetensors file may hold features, in the order of the search.
-const NAMES: [&str; 3] = ["embeddings", "features", "view0"];
+/// Names under which a file may hold features, in the order of the search.
+pub(crate) const NAMES: [&str; 3] = ["embeddings", "features", "view0"];
 /// The supported kinds of files, for error messages.
 const KINDS: &str = "give a .safetensors, .npy, .csv or .parquet file";
 

@@ -1,5 +1,6 @@
 //! Features from Parquet files.
 
+use crate::feature_files::NAMES;
 use crate::sample_columns::SampleColumns;
 use parquet::basic::Type;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_typed_column_reader};
@@ -121,6 +122,10 @@ fn choose(schema: &SchemaDescriptor, column: Option<&str>) -> std::result::Resul
     let root = |leaf: usize| schema.column(leaf).path().parts().first().cloned().unwrap_or_default();
     let is_float = |leaf: &usize| matches!(schema.column(*leaf).physical_type(), Type::FLOAT | Type::DOUBLE);
     let all = 0..schema.num_columns();
+    // As in safetensors files: what `embed` writes needs no choice.
+    let is_list = |leaf: usize| is_float(&leaf) && schema.column(leaf).max_rep_level() > 0;
+    let is_there = |name: &str| all.clone().any(|leaf| is_list(leaf) && root(leaf) == name);
+    let column = column.or_else(|| NAMES.into_iter().find(|name| is_there(name)));
     let chosen: Vec<usize> =
         all.clone().filter(is_float).filter(|leaf| column.is_none_or(|name| root(*leaf) == name)).collect();
     let known: Vec<String> =
@@ -274,6 +279,12 @@ mod tests {
         let good =
             write(LISTS, vec![group(&[1.0, 2.0, 3.0, 4.0], &[0, 1, 0, 1]), group(&[5.0, 6.0], &[0, 1])]);
         assert_eq!(open(&good, None).unwrap(), (vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2));
+        let both = LISTS.replace("int64 label; ", "int64 label; required group features (LIST) { repeated group list { required float element; } } ")
+            .replace("embedding ", "embeddings ");
+        let lists = |v: &[f32]| Leaf::Floats(v.to_vec(), vec![1; 2], vec![0, 1]);
+        let both = write(&both, vec![vec![Leaf::Integers(vec![0]), lists(&[7.0, 8.0]), lists(&[1.0, 2.0])]]);
+        assert_eq!(open(&both, None).unwrap().0, [1.0, 2.0]);
+        assert_eq!(open(&both, Some("features")).unwrap().0, [7.0, 8.0]);
         let ragged = write(LISTS, vec![group(&[1.0, 2.0, 3.0, 4.0], &[0, 1, 1, 0])]);
         assert!(open(&ragged, None).unwrap_err().to_string().contains("row 0 has another length"));
         let other = write(LISTS, vec![group(&[1.0, 2.0], &[0, 1]), group(&[5.0], &[0])]);
