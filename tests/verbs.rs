@@ -252,11 +252,13 @@ fn nearest_images_copies_and_outliers_are_found_by_name() {
     wrong(&["--out", "x.txt"], "end the name in .csv");
     refused(["neighbors", path(&file), "--duplicates", "2"], 2, "between -1 and 1");
     refused(["neighbors", path(&file), "-k", "0"], 2, "invalid value '0'");
+    wrong(&["--data", &data], "--sheet");
+    // What cannot be drawn writes nothing.
     std::fs::rename(root.join("c/0.png"), root.join("c/5.png")).unwrap();
-    wrong(
-        &["--sheet", path(&sheet), "--data", &data, "--query", "c/0.png"],
-        "is `c/0.png`, but image 3 of the",
-    );
+    let late = at("late.csv");
+    let output = ["--out", path(&late), "--sheet", path(&sheet), "--data", &data, "--query", "c/0.png"];
+    wrong(&output, "is `c/0.png`, but image 3 of the");
+    assert!(!late.exists());
 }
 
 fn csv_rows(text: &str) -> Vec<Vec<String>> {

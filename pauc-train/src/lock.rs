@@ -15,7 +15,7 @@ pub struct Lock {
     _file: File,
 }
 
-/// The lock file that a folder had at some moment. Whoever deletes it lets a second process into the folder.
+/// The lock file that a folder had at some moment. Without it, a second process could enter the folder.
 #[derive(Debug)]
 pub(crate) struct Claim {
     path: PathBuf,

@@ -116,7 +116,8 @@ pub fn is_of_another_living_process(name: &str) -> bool {
 }
 
 /// Removes what killed processes left behind while they wrote `path`, or files beside it whose names begin with
-/// the same stem; `path` may be a file or a folder. Does nothing on systems without `/proc`, where nobody knows which processes are running.
+/// the same stem; `path` may be a file or a folder. Does nothing on systems without `/proc`, where nobody knows
+/// which processes are running.
 pub fn remove_leftovers(path: &Path) {
     let Some(stem) = path.file_stem().filter(|_| Path::new("/proc/self").exists()) else { return };
     let start = format!(".{}.", stem.to_string_lossy());

@@ -35,7 +35,7 @@ pub struct NeighborsArgs {
     #[arg(long, value_name = "NAME", help_heading = heading::INPUT)]
     tensor: Option<String>,
     /// The dataset of the embeddings, as a recipe writes it, for --sheet.
-    #[arg(long, value_name = "DATASET", help_heading = heading::INPUT)]
+    #[arg(long, value_name = "DATASET", requires = "sheet", help_heading = heading::INPUT)]
     data: Option<String>,
     /// The number of nearest rows.
     #[arg(short, value_name = "K", default_value = "10", help_heading = heading::MEASUREMENT)]
@@ -73,8 +73,9 @@ impl NeighborsArgs {
         if let Some(out) = self.out.as_ref().filter(|out| out.extension().is_none_or(|e| e != "csv")) {
             return Err(Failure::new(2, format!("error: {}: end the name in .csv", out.display())));
         }
-        let dataset = self.data.as_deref().map(|text| parse_component::<kind::Dataset>("--data", text));
-        let dataset = dataset.transpose()?;
+        // Opened first: a mistake in it costs no search.
+        let data = self.data.as_deref().map(|text| parse_component::<kind::Dataset>("--data", text));
+        let data = data.transpose()?.map(|dataset| Ok::<_, Failure>(dataset.open(&here()?)?)).transpose()?;
         let job = Job {
             queries: &self.embeddings,
             bank: self.among.as_deref(),
@@ -85,16 +86,14 @@ impl NeighborsArgs {
         let find = |name: &String| searched.queries.find(name);
         let queries: Vec<usize> =
             self.query.iter().map(find).collect::<Result<_, _>>().map_err(Failure::of_request)?;
-        self.write(&searched).map_err(Failure::of_writing)?;
-        if let (Some(path), Some(dataset)) = (&self.sheet, dataset) {
+        if let (Some(path), Some(data)) = (&self.sheet, &data) {
             let some = searched.queries.count.min(ON_SHEET);
             let spread: Vec<usize> = (0..some).map(|i| i * searched.queries.count / some).collect();
             let shown = if queries.is_empty() { &spread } else { &queries };
-            let splits = dataset.open(&here()?)?;
-            let png =
-                searched.sheet(&splits, shown, self.k.get().min(PRINTED)).map_err(Failure::of_request)?;
+            let png = searched.sheet(data, shown, self.k.get().min(PRINTED)).map_err(Failure::of_request)?;
             atomic::write(path, &png).map_err(Failure::of_writing)?;
         }
+        self.write(&searched).map_err(Failure::of_writing)?;
         if self.output.json {
             outln!("{}", self.json(&searched, &queries));
         } else {

@@ -155,7 +155,7 @@ fn license_note(license: &str) -> String {
     let chosen = if license == NO_LICENSE {
         "No license was chosen for these weights: set `license` in the header of this file before you publish them."
     } else {
-        "The license in the header of this file was chosen by whoever exported the weights."
+        "The license in the header of this file was chosen when the weights were exported."
     };
     format!("## License\n\n{chosen} The terms of the training images may also apply.\n")
 }
