@@ -203,9 +203,8 @@ pub struct SweepArg {
 }
 
 impl SweepArg {
-    /// Watches what can ask this process to stop.
+    /// Ends this process with the sweep that started it, if there is one.
     pub fn watch(&self) {
-        console::catch_signals();
         if self.stop_at_end_of_stdin {
             console::stop_at_end_of_stdin();
         }

@@ -82,10 +82,14 @@ pub fn lost_output() -> Option<&'static std::io::Error> {
 /// Set by a signal (Ctrl-C on Windows), or by the end of a sweep.
 static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
+/// Whether there is a run that looks at [`STOP`].
+static CAUGHT: AtomicBool = AtomicBool::new(false);
+
 /// On the first SIGINT or SIGTERM, asks the run to save and stop; a second one ends the process at once.
 /// Signals that announce an end also ask, even if repeated: SIGHUP of a closed terminal, SIGUSR1 of a batch
 /// system, SIGXCPU of a limit on processor time.
 pub fn catch_signals() {
+    CAUGHT.store(true, Ordering::SeqCst);
     if let Err(e) = watch_signals() {
         errln!("warning: cannot catch signals, so an interrupt will not save a checkpoint: {e}");
     }
@@ -139,13 +143,16 @@ fn announced(signal: &str) {
     }
 }
 
-/// Asks the run to save and stop when stdin ends. A sweep holds the other end of its runs' stdin, which the system
-/// closes however the sweep ends.
+/// Asks the run to save and stop when stdin ends, or ends the process before [`catch_signals`]. A sweep holds the
+/// other end of its runs' stdin, which the system closes however the sweep ends.
 pub fn stop_at_end_of_stdin() {
     let watch = || {
         // An error is an end, too.
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
         STOP.store(true, Ordering::SeqCst);
+        if !CAUGHT.load(Ordering::SeqCst) {
+            std::process::exit(130);
+        }
     };
     if let Err(e) = std::thread::Builder::new().name("stdin".into()).spawn(watch) {
         errln!("warning: cannot watch stdin, so this run will not end with its sweep: {e}");

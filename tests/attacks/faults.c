@@ -10,6 +10,7 @@
  *   PAUC_FAULTS_ERRNO  the error number; 0 makes a write short, and changes nothing else
  *   PAUC_FAULTS_STAY   if it is set, every later operation of the same kind fails too, as on a full disk
  *   PAUC_FAULTS_SIGNAL the process gets this signal before the operation, which does not fail
+ *   PAUC_FAULTS_HANG   if it is set, the operation never ends, as on a network disk without its server
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -36,7 +37,7 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static const char *under;
 static int log_file = -1;
 static long at, count;
-static int number, stay, signaled;
+static int number, stay, signaled, hangs;
 
 __attribute__((constructor)) static void begin(void) {
     const char *log = getenv("PAUC_FAULTS_LOG"), *n = getenv("PAUC_FAULTS_AT"), *e = getenv("PAUC_FAULTS_ERRNO");
@@ -46,6 +47,7 @@ __attribute__((constructor)) static void begin(void) {
     number = e ? atoi(e) : EIO;
     stay = getenv("PAUC_FAULTS_STAY") != NULL;
     signaled = s ? atoi(s) : 0;
+    hangs = getenv("PAUC_FAULTS_HANG") != NULL;
     if (log) log_file = syscall(SYS_openat, AT_FDCWD, log, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
 }
 
@@ -63,6 +65,7 @@ static int fails(const char *operation, const char *path, int writes) {
     int length = snprintf(line, sizeof line, "%ld %s %s\n", n, operation, path);
     if (log_file >= 0) syscall(SYS_write, log_file, line, length);
     if (!at || n < at || (n > at && !(stay && writes))) return 0;
+    while (hangs) pause();
     if (signaled && n == at) syscall(SYS_kill, getpid(), signaled);
     return !signaled;
 }

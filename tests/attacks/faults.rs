@@ -76,7 +76,7 @@ impl Operation {
 }
 
 /// Compiles `faults.c` once, with the compiler that Rust links with.
-fn library() -> &'static Path {
+pub fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/attacks/faults.c");

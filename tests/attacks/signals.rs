@@ -2,11 +2,12 @@
 //! the events of the undisturbed run.
 
 use crate::common::{Running, events, only_run, pauc};
-use crate::faults::{counted, draw, whole};
+use crate::faults::{counted, draw, library, whole};
 use crate::scenes::{self, Files, Stage, difference};
 use crate::{mini, share, wrong_cases};
 use pauc_testing::{property, random::Random};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// A signal: its name without `SIG`, and its number on Linux.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +33,7 @@ fn status(run: &Path) -> String {
 /// Sends a signal before file operation `n` of a scene. Returns the exit code, or what went wrong.
 fn interrupt(stage: &Stage, n: usize, signal: Signal, wanted: &Files) -> Result<i32, String> {
     let (_folder, out) = stage.set();
+    let status_before = mini::folder(&out).map(|run| status(&run)).unwrap_or_default();
     let at = (n + 1).to_string();
     let (output, _) = counted(
         &stage.scene.attacked.arguments(&out),
@@ -42,6 +44,8 @@ fn interrupt(stage: &Stage, n: usize, signal: Signal, wanted: &Files) -> Result<
     let want = match output.code {
         0 => "finished", // the signal came too late
         130 => "interrupted",
+        // `resume` has not begun to train.
+        -1 if stage.scene.name.starts_with("resume") => status_before.as_str(),
         code => return Err(format!("exit code {code}: {}", output.stderr)),
     };
     if status(&run) != want {
@@ -237,11 +241,44 @@ fn a_second_interrupt_ends_at_once_and_other_signals_may_come_twice() {
     }
 }
 
+/// Starts a run whose data cannot be opened, because its disk does not answer.
+fn hanging(folder: &Path, arguments: &[&str], stdin: Stdio) -> Running {
+    let data = folder.join("data");
+    std::fs::create_dir_all(&data).unwrap();
+    let images = data.join("x.npy");
+    std::fs::write(&images, pauc_testing::npy::file("|u1", false, "(60, 12, 12)", &[7; 60 * 144])).unwrap();
+    let log = folder.join("operations");
+    let mut program = Command::new(env!("CARGO_BIN_EXE_pauc-cli"));
+    program.args(mini::run(&folder.join("runs")));
+    program.args(["--set", &format!("data=Npy(images: {images:?})"), "--set", "probes=[]", "--set", KEEP]);
+    program.args(arguments).stdin(stdin);
+    program.env("LD_PRELOAD", library()).env("PAUC_FAULTS_UNDER", &data).env("PAUC_FAULTS_LOG", &log);
+    program.env("PAUC_FAULTS_AT", "1").env("PAUC_FAULTS_HANG", "1");
+    let mut process = Running::of(program);
+    process.wait_until("the data is opened", || log.metadata().is_ok_and(|log| log.len() > 0));
+    process
+}
+
+#[test]
+fn before_training_a_signal_or_the_end_of_the_sweep_ends_the_process() {
+    for signal in SIGNALS {
+        let folder = tempfile::tempdir().unwrap();
+        let process = hanging(folder.path(), &[], Stdio::null());
+        process.signal(signal.name);
+        assert_eq!(process.end(), (-1, String::new()), "SIG{}", signal.name);
+        assert!(!folder.path().join("runs").exists());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = hanging(folder.path(), &["--stop-at-end-of-stdin"], Stdio::piped());
+    drop(process.0.stdin.take());
+    assert_eq!(process.end(), (130, String::new()));
+}
+
 #[test]
 fn a_run_under_nohup_outlives_its_terminal() {
     let folder = tempfile::tempdir().unwrap();
     let training = TRAINING;
-    let mut shell = std::process::Command::new("sh");
+    let mut shell = Command::new("sh");
     shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_pauc-cli")]);
     shell.args(training.arguments(folder.path(), &[]));
     let mut process = Running::of(shell);

@@ -87,6 +87,8 @@ impl DeviceJob for ResumeArgs {
             let plan = plan(device, &recipe, &[], self.memory.limit, Warnings::Hidden)?;
             (plan.with_history(history::of_run(&dir)?), None)
         };
+        // Until now, a signal ends the process: nothing has changed.
+        console::catch_signals();
         let how = Continuation { accept_data: self.data_changed.is_accepted(), branch };
         let threads = rayon::current_num_threads();
         let options = RunOptions { out: self.run.clone(), force: false, max_steps: self.max_steps, threads };

@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::args::{
     DeviceArg, JsonArg, MemoryArg, RecipeArgs, RepetitionArgs, RunsFolderArg, SweepArg, heading,
 };
-use crate::console::Console;
+use crate::console::{self, Console};
 use crate::device::{self, DeviceJob};
 use crate::recipes::{Warnings, plan};
 use crate::training::{self, interrupted, print_outcome, run_failure};
@@ -73,6 +73,8 @@ impl DeviceJob for RunArgs {
         // All recipes are checked before the first is trained: an error in the last must not appear hours
         // later.
         let planned = self.plan_all(device)?;
+        // Until now, a signal ends the process: there is nothing to save.
+        console::catch_signals();
         let options = RunOptions {
             out: self.out.path.clone(),
             force: self.repetition.force,
