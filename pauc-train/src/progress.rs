@@ -2,7 +2,7 @@
 //! nor forgets anything.
 
 use crate::data_identity::DataIdentity;
-use pauc_report::verdict::COLLAPSED;
+use pauc_report::verdict::{COLLAPSED, VANISHED};
 use pauc_traits::component;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -53,9 +53,10 @@ pub struct NetworkHealth {
 }
 
 impl NetworkHealth {
-    /// Returns whether the network can still learn: it has a gradient, and its embeddings have not collapsed.
+    /// Returns whether the network can still learn: its gradient has not vanished, and its embeddings have not
+    /// collapsed.
     pub fn is_alive(&self) -> bool {
-        self.gradient_norm > 0.0 && self.spread.is_none_or(|spread| spread >= COLLAPSED)
+        self.gradient_norm > VANISHED && self.spread.is_none_or(|spread| spread >= COLLAPSED)
     }
 }
 
