@@ -215,6 +215,36 @@ fn a_finished_run_is_extended_and_a_run_goes_back_without_a_change() {
 }
 
 #[test]
+fn images_may_move_to_another_folder_but_not_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let pixels: Vec<u8> = (0..96 * 144).map(|i| (i * 7 % 251) as u8).collect();
+    let file = |pixels: &[u8]| pauc_testing::npy::file("|u1", false, "(96, 12, 12)", pixels);
+    std::fs::write(at("x.npy"), file(&pixels)).unwrap();
+    let data = format!("data=Npy(images: {:?})", at("x.npy"));
+    let set = ["--set", &data, "--set", "probes=[]", "--set", "train.keep=(last: 9)", "--max-steps", "9"];
+    let run = trained(folder.path(), &set);
+    std::fs::rename(at("x.npy"), at("y.npy")).unwrap();
+    let gone = resume(&run, &[]);
+    assert_says(&gone, 4, &["x.npy", "if the images have moved, name their place with --set"]);
+    let moved = format!("data.images={:?}", at("y.npy"));
+    std::fs::write(at("y.npy"), file(&[&pixels[1..], &[0]].concat())).unwrap();
+    assert_says(&resume(&run, &["--set", &moved]), 2, &["error[E0501]", "other images"]);
+    std::fs::write(at("y.npy"), file(&pixels)).unwrap();
+    assert_says(&resume(&run, &["--set", &moved]), 0, &["the recipe changed: data.images from", "finished"]);
+    // As if they had always been there.
+    let whole = tempfile::tempdir().unwrap();
+    let data = format!("data=Npy(images: {:?})", at("y.npy"));
+    let whole =
+        trained(whole.path(), &["--set", &data, "--set", "probes=[]", "--set", "train.keep=(last: 9)"]);
+    let tensors = |run: &Path| {
+        let file = TensorFile::load(checkpoint(run, "last")).unwrap();
+        file.names().map(|name| (name.to_string(), file.get(name).unwrap().clone())).collect::<Vec<_>>()
+    };
+    assert!(tensors(&run) == tensors(&whole), "the moved images are the same");
+}
+
+#[test]
 fn what_a_checkpoint_depends_on_cannot_change() {
     let (_folder, run) = finished();
     let before = std::fs::read(run.join("run.json")).unwrap();

@@ -3,10 +3,12 @@
 use crate::check::Checker;
 use crate::checkpoint::verify;
 use crate::compare;
+use crate::data_identity::DataIdentity;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::history::{RecipeText, Written};
 use crate::objective::Objective;
 use crate::plan::Plan;
+use crate::progress::RunProgress;
 use crate::recipe::{Recipe, Source, belongs};
 use crate::recipe_text;
 use crate::run_dir::RunDir;
@@ -50,6 +52,8 @@ pub struct Origin {
     path: PathBuf,
     written: Written,
     resolved: String,
+    /// The identity of the data until the checkpoint; `None` in those of older versions.
+    data: Option<DataIdentity>,
 }
 
 impl Origin {
@@ -78,7 +82,8 @@ impl Origin {
                 recipe_text::read(&path).map_err(|e| Error::io(&path, e))?
             }
         };
-        Ok(Origin { path, written, resolved })
+        let progress = RunProgress::of(&file.metadata);
+        Ok(Origin { path, written, resolved, data: progress.and_then(|p| p.data) })
     }
 
     /// Returns the checkpoint.
@@ -197,7 +202,7 @@ fn existing(dir: &RunDir) -> String {
 const FIXED: &[(&str, &str)] = &[
     ("version", "the checkpoint was written with this version"),
     ("name", "the folder of the run has this name"),
-    ("data", "the steps taken and the clusters belong to this data"),
+    ("data", "the steps taken and the clusters belong to other images"),
     ("encoder", "the checkpoint holds the weights of this encoder"),
     ("encoder_weights", "they were read before the first step"),
     ("projector", "the checkpoint holds the weights of this projector"),
@@ -229,6 +234,9 @@ impl Rules<'_> {
         for change in compare::all_changes(&self.origin.resolved, &self.plan.resolved) {
             let fixed = FIXED.iter().find(|(path, _)| below(&change.path, path));
             let Some((path, why)) = fixed.filter(|(path, _)| !named.contains(path)) else { continue };
+            if *path == "data" && self.has_same_data() {
+                continue;
+            }
             named.push(*path);
             let help = match *path {
                 "encoder" | "data" | "train.batch" | "train.accumulate" => format!(
@@ -251,6 +259,12 @@ impl Rules<'_> {
             broken.push(error("E0502", "train.epochs", message, help.into()));
         }
         broken
+    }
+
+    /// Returns whether the new recipe only names another place of the same images.
+    fn has_same_data(&self) -> bool {
+        let of_run = self.origin.data.as_ref();
+        of_run.is_some_and(|of_run| self.plan.data_identity().difference(of_run).is_none())
     }
 
     /// Returns the paths whose new values need a state that the checkpoint does not have, and why.

@@ -70,6 +70,11 @@ pub struct Change {
 }
 
 impl RunProgress {
+    /// Reads the progress from the metadata of a checkpoint; `None` if there is none.
+    pub(crate) fn of(metadata: &BTreeMap<String, String>) -> Option<Self> {
+        serde_json::from_str(metadata.get("marks")?).ok()
+    }
+
     /// Records a warning; returns whether it is the first under `key`.
     pub fn first(&mut self, key: &str) -> bool {
         let first = !self.warned.iter().any(|k| k == key);

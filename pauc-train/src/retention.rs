@@ -194,8 +194,7 @@ impl RunDir {
 /// count as such.
 fn is_alive(path: &Path) -> bool {
     let Some(metadata) = TensorFile::metadata_of(path) else { return false };
-    let progress = metadata.get("marks").and_then(|text| serde_json::from_str::<RunProgress>(text).ok());
-    progress.and_then(|p| p.health).is_none_or(|health| health.is_alive())
+    RunProgress::of(&metadata).and_then(|p| p.health).is_none_or(|health| health.is_alive())
 }
 
 /// The ending of files that a run wrote after the checkpoint that it continued from later.

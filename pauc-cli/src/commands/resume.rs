@@ -22,7 +22,7 @@ use std::process::ExitCode;
 /// Continue a run from its last checkpoint or an earlier one.
 ///
 /// `--from good --set optimizer.lr=0.01` helps a run that diverged. `--set` changes the recipe from the checkpoint on:
-/// everything but the data, the networks, the batch and the seed. What the run wrote after the checkpoint is kept under
+/// everything but the images, the networks, the batch and the seed. What the run wrote after the checkpoint is kept under
 /// names that end in `.superseded1`, and in metrics.superseded.jsonl. With both options, finished runs continue too.
 ///
 /// Example: pauc-cli resume runs/quickstart-0a1b2c3d/seed0
@@ -84,7 +84,8 @@ impl DeviceJob for ResumeArgs {
             self.branch(device, &dir).map(|(plan, branch)| (plan, Some(branch)))?
         } else {
             let recipe = self.run.join("recipe.resolved.ron");
-            let plan = plan(device, &recipe, &[], self.memory.limit, Warnings::Hidden)?;
+            let plan = plan(device, &recipe, &[], self.memory.limit, Warnings::Hidden)
+                .map_err(with_place_of_data)?;
             (plan.with_history(history::of_run(&dir)?), None)
         };
         // Until now, a signal ends the process: nothing has changed.
@@ -97,6 +98,14 @@ impl DeviceJob for ResumeArgs {
         print_outcome(&outcome, self.output.json);
         Ok(if outcome.ending == Ending::Interrupted { interrupted() } else { ExitCode::SUCCESS })
     }
+}
+
+/// Adds to an error of the data how to name its new place.
+fn with_place_of_data(failure: Failure) -> Failure {
+    let help = "if the images have moved, name their place with --set, for example \
+        --set 'data.root=\"/new/folder\"'";
+    let message = if failure.code == 4 { format!("{}\n{help}", failure.message) } else { failure.message };
+    Failure { message, ..failure }
 }
 
 impl ResumeArgs {
