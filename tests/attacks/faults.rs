@@ -121,7 +121,7 @@ fn wrong_end(fault: Fault, operation: &Operation, output: &Output) -> Option<Str
         _ if fault.is_harmless(&operation.name) => return Some("it must succeed".into()),
         // What cannot be read is data; what cannot be written is the run's failure.
         (1, _) => {}
-        (4, _) if operation.name == "open" => {}
+        (4, _) if ["open", "mmap"].contains(&&*operation.name) => {}
         _ => return Some(format!("exit code {code}")),
     }
     let Some((_, message)) = stderr.split_once("error: ") else { return Some("no error".into()) };
@@ -130,7 +130,7 @@ fn wrong_end(fault: Fault, operation: &Operation, output: &Output) -> Option<Str
         return Some(format!("the message does not name {}", operation.file()));
     }
     // What a disk does not give, only its owner can mend.
-    let needs_remedy = operation.name != "open" && !message.contains("free some space");
+    let needs_remedy = !["open", "mmap"].contains(&&*operation.name) && !message.contains("free some space");
     needs_remedy.then(|| "the message has no remedy".into())
 }
 

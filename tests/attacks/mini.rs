@@ -7,6 +7,9 @@ use pauc::report::events::Log;
 use pauc::train::checkpoint;
 use std::path::{Path, PathBuf};
 
+/// The dataset of the short run.
+pub const DATA: &str = "Shapes(count: 60, size: 12, classes: 3, seed: 1)";
+
 /// Returns the arguments of the short run that writes below `out`.
 pub fn run(out: &Path) -> Vec<String> {
     let recipe = root().join("tests/attacks/mini.ron");

@@ -19,7 +19,9 @@ pub enum Verb {
     Force,
     Report,
     Export,
+    Onnx,
     Embed,
+    Neighbors,
     Sweep,
 }
 
@@ -40,7 +42,22 @@ impl Verb {
             Verb::Force => [mini::run(out), vec!["--force".into()]].concat(),
             Verb::Report => of_run("report", &[]),
             Verb::Export => of_run("export", &["--out", &file("encoder.safetensors")]),
+            Verb::Onnx => of_run("export", &["--format", "onnx", "--out", &file("encoder.onnx")]),
             Verb::Embed => of_run("embed", &["--out", &file("vectors.npy")]),
+            Verb::Neighbors => {
+                let files = [
+                    file("vectors.npy"),
+                    "--out".into(),
+                    file("near.csv"),
+                    "--sheet".into(),
+                    file("near.png"),
+                ];
+                let start =
+                    ["--threads", "1", "neighbors", "-k", "2", "--duplicates", "0.99", "--outliers", "3"];
+                let data = ["--data", mini::DATA];
+                let words = start.into_iter().chain(data).map(String::from);
+                words.chain(files).collect()
+            }
             Verb::Sweep => mini::sweep(out),
         }
     }
@@ -75,7 +92,9 @@ pub const ALL: &[Scene] = &[
     Scene { name: "run --force", before: &[Verb::FourSteps], attacked: Verb::Force },
     Scene { name: "report", before: &[Verb::Run], attacked: Verb::Report },
     Scene { name: "export", before: &[Verb::Run], attacked: Verb::Export },
+    Scene { name: "export --format onnx", before: &[Verb::Run], attacked: Verb::Onnx },
     Scene { name: "embed", before: &[Verb::Run], attacked: Verb::Embed },
+    Scene { name: "neighbors", before: &[Verb::Run, Verb::Embed], attacked: Verb::Neighbors },
     Scene { name: "sweep", before: &[], attacked: Verb::Sweep },
 ];
 

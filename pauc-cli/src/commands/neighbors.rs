@@ -82,6 +82,7 @@ impl NeighborsArgs {
             tensor: self.tensor.as_deref(),
             options: SearchOptions { k: self.k.get(), duplicates: self.duplicates },
         };
+        self.out.iter().chain(&self.sheet).for_each(|path| atomic::remove_leftovers(path));
         let searched = search_files(&job).map_err(Failure::of_request)?;
         let find = |name: &String| searched.queries.find(name);
         let queries: Vec<usize> =

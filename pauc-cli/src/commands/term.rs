@@ -8,6 +8,7 @@ use pauc::dfdx::prelude::Cpu;
 use pauc::train::diagnostic::Diagnostic;
 use pauc::train::recipe::Concentration;
 use pauc::train::term;
+use pauc::traits::atomic;
 use pauc::traits::component_ron::Term;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,6 +50,7 @@ impl TermArgs {
             .map_err(|e| mistake("the concentration", &self.concentration, e))?;
         let result = term::evaluate_file(&device, &term, &self.inputs, &concentration)?;
         if let Some(path) = &self.grads {
+            atomic::remove_leftovers(path);
             term::write_gradients(&result, path).map_err(Failure::of_writing)?;
         }
         if self.output.json {

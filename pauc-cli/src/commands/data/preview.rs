@@ -37,6 +37,7 @@ impl PreviewArgs {
         let seed = data.recipe.train.seed;
         let options = PreviewOptions { images: self.images.get(), seed, epoch: self.epoch };
         let png = preview(&*splits.train, &training, &evaluation, options)?;
+        atomic::remove_leftovers(&self.out);
         atomic::write(&self.out, &png)?;
         let count = self.images.get().min(splits.train.len());
         outln!(
