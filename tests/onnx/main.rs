@@ -12,6 +12,7 @@ use common::{only_run, pauc};
 use interpreter::{Model, Tensor};
 use pauc::dfdx::prelude::{Cpu, HasShape as _, TensorFromVec as _};
 use pauc::models::weights::{TensorFile, load_into};
+use pauc::train::checkpoint;
 use pauc::traits::dataset::Place;
 use pauc::traits::registry::kind;
 use pauc::traits::{BuildOptions, Compute, Configured, ImageShape, Pass};
@@ -181,6 +182,36 @@ fn a_convolutional_network_takes_images_of_any_size() {
     let length = want.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
     want.iter_mut().for_each(|v| *v = (f64::from(*v) / length) as f32);
     assert_close(&computed(&file, &images)[0], &want, encoder);
+}
+
+/// Version 0.2.0 stored less in its checkpoints.
+#[test]
+fn a_checkpoint_without_recipe_and_normalization_is_exported_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = format!("data={PHOTOGRAPHS}");
+    let set = [
+        &data,
+        "encoder=ConvNet(channels: [4])",
+        "momentum_encoder=None",
+        "objective[0].term.negatives=InBatch",
+    ];
+    let run = trained(folder.path(), &set);
+    let export = |name| written("export", &run, name, &["--format", "onnx"]);
+    let now = export("now.onnx");
+    let last = run.join("checkpoints/last.safetensors");
+    let mut file = TensorFile::load(&last).unwrap();
+    for key in ["resolved_recipe", "input", "device", "blake3"] {
+        file.metadata.remove(key).unwrap();
+    }
+    let sum = checkpoint::checksum(&file);
+    file.metadata.insert("blake3".into(), sum);
+    file.save(&last).unwrap();
+    let images = images_of(PHOTOGRAPHS);
+    assert_eq!(computed(&export("then.onnx"), &images), computed(&now, &images));
+    std::fs::remove_file(run.join("recipe.resolved.ron")).unwrap();
+    let out = run.join("alone.onnx");
+    let args = ["export", run.to_str().unwrap(), "--format", "onnx", "--out", out.to_str().unwrap()];
+    common::assert_says(&pauc(args), 4, &["recipe.resolved.ron"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::checkpoint;
 use crate::network_input::NetworkInput;
 use crate::plan::{Plan, PlanError};
 use crate::recipe::Recipe;
+use crate::recipe_text;
 use crate::run_dir::{RunDir, RunInfo};
 use crate::saved_run::OpenError;
 use dfdx::prelude::Cpu;
@@ -46,8 +47,9 @@ pub struct RunOf {
 }
 
 impl TrainedEncoder {
-    /// Opens the last checkpoint of the run in a folder, or a checkpoint file. Checkpoints of older versions do
-    /// not say how images are normalized; then the recipe's data is opened, whose paths start at `place`.
+    /// Opens the last checkpoint of the run in a folder, or a checkpoint file. Checkpoints of older versions hold
+    /// neither the recipe nor how images are normalized: then the recipe is read from their run's folder, and its
+    /// data is opened, whose paths start at `place`.
     ///
     /// # Errors
     /// If there is no checkpoint, it is damaged, or it has no such encoder.
@@ -57,7 +59,10 @@ impl TrainedEncoder {
         checkpoint::verify(&file, &checkpoint)?;
         let weights = encoder_of(&file, &checkpoint, momentum)?;
         let text = |key: &str| file.metadata.get(key).map(String::as_str);
-        let resolved = text("resolved_recipe").unwrap_or_default().to_string();
+        let resolved = match text("resolved_recipe") {
+            Some(text) => text.to_string(),
+            None => recipe_beside(&checkpoint)?,
+        };
         let (recipe, source) =
             Recipe::parse(&checkpoint.display().to_string(), &resolved, &[]).map_err(PlanError::Recipe)?;
         let input = match text("input") {
@@ -125,6 +130,13 @@ impl RunOf {
 /// Returns the newest checkpoint of a run's folder, or the path itself if it is not a folder.
 pub fn checkpoint_of(run: &Path) -> PathBuf {
     if run.is_dir() { run.join("checkpoints/last.safetensors") } else { run.to_path_buf() }
+}
+
+/// Reads the recipe of the run that a checkpoint is in.
+fn recipe_beside(checkpoint: &Path) -> Result<String> {
+    let run = checkpoint.parent().and_then(Path::parent).unwrap_or(Path::new(""));
+    let path = run.join("recipe.resolved.ron");
+    recipe_text::read(&path).map_err(|e| Error::io(&path, e))
 }
 
 fn hash_of(path: &Path) -> Result<String> {

@@ -190,6 +190,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_file_of_two_gibibytes_is_refused_before_it_is_built() {
+        let values = vec![0.0; 1 << 24];
+        let parameters = vec![Parameter { name: "w", shape: &[1 << 24], values: &values }; 32];
+        let graph = Graph::new();
+        let encode = |parameters| {
+            let (inputs, outputs, metadata) = (&[], &[], &[]);
+            Model { name: "g", graph: &graph, parameters, inputs, outputs, producer: ("p", "1"), metadata }
+                .encode()
+        };
+        let error = encode(&parameters).unwrap_err().to_string();
+        assert!(error.contains("the file would have 2.0 GiB"), "{error}");
+        assert!(encode(&parameters[..1]).unwrap().len() > 1 << 26);
+    }
+
+    #[test]
     fn a_model_is_the_bytes_that_protocol_buffers_prescribe() {
         let mut graph = Graph::new();
         let x = graph.input("x");
