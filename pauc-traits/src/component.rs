@@ -12,9 +12,16 @@
 ///         pub temperature: Scheduled<Positive> = Positive::lit(0.2).into(),
 ///         /// A field without a default is required.
 ///         pub sizes: Vec<Count>,
+///         /// Recipes are written without this field while it has its default.
+///         #[added_in("0.3")]
+///         pub margin: NonNegative = NonNegative::lit(0.0),
 ///     }
 /// }
 /// ```
+///
+/// A released component gets new fields with `#[added_in("VERSION")]`. While such a field has its default, a recipe that
+/// is written with all defaults does not show it. Recipes of earlier versions keep their text, and so their hash.
+/// Such a default must never change.
 ///
 /// The struct gets `Clone`, `Debug`, `Serialize` and a `Deserialize` that rejects unknown and duplicate
 /// fields and fills in defaults. Rust code gets the same defaults: `Default` if every field has one,
@@ -27,7 +34,11 @@ macro_rules! component {
     (
         $(#[doc = $doc:literal])*
         pub struct $name:ident $(: $kind:ident)? {
-            $( $(#[doc = $fdoc:literal])* pub $field:ident : $ty:ty $(= $default:expr)? ),* $(,)?
+            $(
+                $(#[doc = $fdoc:literal])*
+                $(#[added_in($since:literal)])?
+                pub $field:ident : $ty:ty $(= $default:expr)?
+            ),* $(,)?
         }
     ) => {
         $(#[doc = $doc])*
@@ -46,7 +57,7 @@ macro_rules! component {
                 use $crate::private::serde::ser::SerializeStruct;
                 #[allow(unused_mut)]
                 let mut fields = serializer.serialize_struct(stringify!($name), Self::FIELDS.len())?;
-                $( fields.serialize_field(stringify!($field), &self.$field)?; )*
+                $( $crate::component!(@write fields self $field $([added $since])? $ty $(, $default)?); )*
                 fields.end()
             }
         }
@@ -134,6 +145,16 @@ macro_rules! component {
                 $name { $($required,)+ $($field: $default,)* }
             }
         }
+    };
+
+    (@write $fields:ident $self:ident $field:ident [added $since:literal] $ty:ty, $default:expr) => {
+        let default: $ty = $default;
+        if !$crate::component_ron::are_written_alike(&$self.$field, &default) {
+            $fields.serialize_field(stringify!($field), &$self.$field)?;
+        }
+    };
+    (@write $fields:ident $self:ident $field:ident $ty:ty $(, $default:expr)?) => {
+        $fields.serialize_field(stringify!($field), &$self.$field)?;
     };
 
     (@shown $ty:ty) => { None };

@@ -9,6 +9,12 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use std::{fmt, marker::PhantomData, ops::Deref, sync::Arc};
 
+/// Returns whether two values have the same text in a recipe.
+pub fn are_written_alike<T: Serialize>(a: &T, b: &T) -> bool {
+    let text = |value| options().to_string(value).ok();
+    text(a).is_some_and(|a| text(b) == Some(a))
+}
+
 /// A set of components in which a name is looked up: the entries of a kind, or those of both kinds of terms.
 pub trait OpenSet: Sized + 'static {
     /// The word that users see for a member.

@@ -67,6 +67,17 @@ component! {
     pub struct Empty {}
 }
 
+component! {
+    /// A section that got a field after its first release.
+    pub struct Grown {
+        /// As old as the section.
+        pub first: Count = Count::lit(1),
+        /// Newer.
+        #[added_in("0.2")]
+        pub second: Option<Positive> = None,
+    }
+}
+
 #[test]
 fn rust_has_the_defaults_of_recipes() {
     fn parsed<T: serde::de::DeserializeOwned + serde::Serialize>(text: &str) -> String {
@@ -81,6 +92,16 @@ fn rust_has_the_defaults_of_recipes() {
     let mixed = Mixed::new(Count::lit(3), "end".into());
     assert_eq!(written(&mixed), parsed::<Mixed>("(last: \"end\", first: 3)"));
     assert_eq!(written(&MeanSquare::new(Count::lit(3))), parsed::<MeanSquare>("(times: 3)"));
+}
+
+#[test]
+fn a_later_field_is_written_only_if_it_is_set() {
+    let options = pauc_traits::component_ron::options();
+    let again = |text: &str| options.to_string(&options.from_str::<Grown>(text).unwrap()).unwrap();
+    assert_eq!(again("()"), "(first:1)");
+    assert_eq!(again("(second: None, first: 2)"), "(first:2)");
+    assert_eq!(again("(second: Some(0.5))"), "(first:1,second:0.5)");
+    assert_eq!(Grown::FIELDS.len(), 2, "the documentation has both");
 }
 
 fn problem(text: &str) -> (ron::error::SpannedError, Problem) {
