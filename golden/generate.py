@@ -34,6 +34,7 @@ NAMES = [
     "schedules",
     "terms",
     "vit",
+    "vit_options",
 ]
 # The maximum number of differences shown per file.
 SHOWN = 5

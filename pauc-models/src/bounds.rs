@@ -7,6 +7,8 @@ use pauc_traits::{Error, Result};
 pub const MAX_WIDTH: usize = 1 << 20;
 /// The largest number of blocks of a transformer.
 pub const MAX_DEPTH: usize = 1 << 12;
+/// The largest number of registers of a transformer.
+pub const MAX_REGISTERS: usize = 1 << 12;
 /// The largest ratio of a hidden width to a width.
 pub const MAX_RATIO: usize = 1 << 10;
 

@@ -172,6 +172,9 @@ impl NetworkDevice for Cuda {
         network: Transformer<Self>,
         options: DeviceOptions,
     ) -> Result<Box<dyn Encoder<Self>>> {
+        if !transformer::is_fused(&network.plan) {
+            return Ok(Box::new(network));
+        }
         Ok(Box::new(transformer::VisionTransformer::new(network, options.precision)?))
     }
 

@@ -11,8 +11,8 @@ mod vit;
 pub use mlp::MlpEncoder;
 pub(crate) use mlp::Perceptron;
 #[cfg(feature = "cuda")]
-pub(crate) use vit::Block as TransformerBlock;
-pub use vit::{Pool, Size, Transformer, VisionTransformer};
+pub(crate) use vit::{Block as TransformerBlock, Plan as TransformerPlan};
+pub use vit::{Mlp, Pool, Size, Transformer, VisionTransformer};
 
 use dfdx::prelude::*;
 use pauc_traits::{Compute, Error, Param, Result};

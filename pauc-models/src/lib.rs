@@ -9,6 +9,7 @@ pub mod bounds;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod device;
+pub mod drop_path;
 pub mod ema;
 pub mod encoders;
 pub mod encoders_plain;
@@ -16,6 +17,7 @@ pub mod heads;
 pub mod init;
 pub mod network;
 pub mod optimizers;
+pub mod positions;
 pub mod pretrained;
 pub mod schedule;
 pub mod weights;

@@ -3,7 +3,7 @@
 use crate::device::NetworkDevice;
 use crate::heads::{Head, HeadConfig};
 use dfdx::prelude::{Axis, HasShape, NoneTape, Tensor, TryConcatAlong, TryMul};
-use pauc_traits::encoder::{Images, Layer};
+use pauc_traits::encoder::{Draws, Images, Layer, LayerDepths};
 use pauc_traits::{
     BuildOptions, Compute, Encoder, EncoderConfig, Error, ImageShape, Param, Pass, Pixels, Result, Taped, ops,
 };
@@ -159,10 +159,30 @@ impl<D: NetworkDevice> Network<D> {
     /// # Errors
     /// If the encoder cannot take a size, or the device fails.
     pub fn forward_sizes(&mut self, batches: Vec<Images<D>>, pass: Pass) -> Result<Output<D>> {
+        self.forward_all(batches.into_iter().map(|images| (images, None)), pass)
+    }
+
+    /// As [`Network::forward_sizes`] in training, with random decisions in the encoder.
+    ///
+    /// # Errors
+    /// As [`Network::forward_sizes`], or if the draws of a batch are not those of its images.
+    pub fn forward_drawn(&mut self, batches: Vec<(Images<D>, Draws)>, pass: Pass) -> Result<Output<D>> {
+        self.forward_all(batches.into_iter().map(|(images, draws)| (images, Some(draws))), pass)
+    }
+
+    fn forward_all(
+        &mut self,
+        batches: impl Iterator<Item = (Images<D>, Option<Draws>)>,
+        pass: Pass,
+    ) -> Result<Output<D>> {
         let mut all: Option<TapedRows<D>> = None;
-        for images in batches {
+        for (images, draws) in batches {
             let (_, height, width, channels) = *images.shape();
-            let features = self.encoder_for(ImageShape { height, width, channels })?.forward(images, pass)?;
+            let encoder = self.encoder_for(ImageShape { height, width, channels })?;
+            let features = match draws {
+                None => encoder.forward(images, pass)?,
+                Some(draws) => encoder.forward_drawn(images, pass, &draws)?,
+            };
             all = Some(match all {
                 None => features,
                 Some(before) => (before, features).try_concat_along(Axis::<0>).map_err(Error::device)?,
@@ -219,6 +239,11 @@ impl<D: NetworkDevice> Network<D> {
     /// Returns the encoder's learnable parameters with unprefixed names, as in weight files.
     pub fn encoder_parameters(&self) -> Vec<Param<D>> {
         self.encoder.parameters()
+    }
+
+    /// See [`Encoder::depths`].
+    pub fn encoder_depths(&self) -> Option<LayerDepths> {
+        self.encoder.depths()
     }
 
     /// Returns the encoder's running statistics with unprefixed names, as in weight files.

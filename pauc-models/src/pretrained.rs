@@ -1,13 +1,13 @@
 //! Weights of another network as the start of an encoder: stems for gray and RGB images, and positions of another
 //! number of patches.
 
+use crate::positions::{Grid, resize};
 use crate::weights::{FileTensor, TensorFile, Values};
 use pauc_traits::{Compute, Error, ImageShape, Param, Result};
 use std::path::Path;
 
 /// The positions of a vision transformer, in timm's names.
 const POSITIONS: &str = "pos_embed";
-const CLASS_TOKEN: &str = "cls_token";
 const PATCHES: &str = "patch_embed.proj.weight";
 
 /// Changes the tensors named `prefix` + name to the shapes of an encoder's parameters where that has a usual meaning,
@@ -32,9 +32,9 @@ pub fn adapt<D: Compute>(
     let named = |name: &str| params.iter().find(|p| p.name == name);
     if let (Some(positions), Some(patches)) = (named(POSITIONS), named(PATCHES)) {
         let grid = Grid { rows: input.height / patches.shape[2], columns: input.width / patches.shape[3] };
-        let class_tokens = usize::from(named(CLASS_TOKEN).is_some());
+        let others = positions.shape[1].saturating_sub(grid.patches());
         let name = format!("{prefix}{POSITIONS}");
-        changes.extend(adapt_positions(file, &name, &positions.shape, class_tokens, grid)?);
+        changes.extend(adapt_positions(file, &name, &positions.shape, others, grid)?);
     }
     Ok(changes)
 }
@@ -63,25 +63,13 @@ fn adapt_stem(file: &mut TensorFile, name: &str, wanted: &[usize]) -> Result<Opt
     Ok(Some(format!("{name}: {change}")))
 }
 
-/// Rows and columns of patches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Grid {
-    rows: usize,
-    columns: usize,
-}
-
-impl std::fmt::Display for Grid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}×{}", self.rows, self.columns)
-    }
-}
-
-/// Adapts positions (1, class tokens + patches, width) to another grid.
+/// Adapts positions (1, others + patches, width) to another grid. The others are those of the class token and the
+/// registers, and are kept.
 fn adapt_positions(
     file: &mut TensorFile,
     name: &str,
     wanted: &[usize],
-    class_tokens: usize,
+    others: usize,
     grid: Grid,
 ) -> Result<Option<String>> {
     let Some(FileTensor { shape, values: Values::F32(values) }) = file.get(name) else { return Ok(None) };
@@ -89,10 +77,14 @@ fn adapt_positions(
     if shape == wanted || width != wanted[2] {
         return Ok(None);
     }
-    let patches = tokens.saturating_sub(class_tokens);
+    let patches = tokens.saturating_sub(others);
     let side = patches.isqrt();
     if side == 0 || side * side != patches {
-        let besides = if class_tokens > 0 { " besides the class token" } else { "" };
+        let besides = match others {
+            0 => "",
+            1 => " besides the class token",
+            _ => " besides the class token and the registers",
+        };
         let message = format!(
             "{name} has {patches} positions{besides}: not a square grid, so it cannot be resized to {grid}; use weights \
              of a network for square images"
@@ -100,53 +92,10 @@ fn adapt_positions(
         return Err(Error::damaged(file.path(), message));
     }
     let from = Grid { rows: side, columns: side };
-    let (class, positions) = values.split_at(class_tokens * width);
-    let resized = [class, &resize(positions, from, grid, width)].concat();
+    let (first, positions) = values.split_at(others * width);
+    let resized = [first, &resize(positions, from, grid, width)].concat();
     file.replace(name, wanted, Values::F32(resized))?;
     Ok(Some(format!("{name}: resized from {from} to {grid} positions")))
-}
-
-/// Resizes a grid of vectors, row-major, as timm's `resample_abs_pos_embed`: bicubic with antialiasing, by which
-/// PyTorch means Pillow's filters.
-fn resize(values: &[f32], from: Grid, to: Grid, width: usize) -> Vec<f32> {
-    let (rows, columns) = (cubic_weights(from.rows, to.rows), cubic_weights(from.columns, to.columns));
-    let mut out = Vec::with_capacity(to.rows * to.columns * width);
-    for (row, column) in rows.iter().flat_map(|r| columns.iter().map(move |c| (r, c))) {
-        let mut sums = vec![0.0; width];
-        for (y, wy) in row {
-            for (x, wx) in column {
-                let vector = &values[(y * from.columns + x) * width..][..width];
-                sums.iter_mut().zip(vector).for_each(|(sum, v)| *sum += wy * wx * f64::from(*v));
-            }
-        }
-        out.extend(sums.into_iter().map(|v| v as f32));
-    }
-    out
-}
-
-/// Returns the inputs and weights of each of `to` outputs along an axis of `from` inputs. The filter is the cubic
-/// kernel of Keys (1981) with a = −1/2, stretched when the axis shrinks.
-fn cubic_weights(from: usize, to: usize) -> Vec<Vec<(usize, f64)>> {
-    let scale = from as f64 / to as f64;
-    let stretch = scale.max(1.0);
-    let weights = |output: usize| {
-        let center = scale * (output as f64 + 0.5);
-        let first = (center - 2.0 * stretch + 0.5).max(0.0) as usize;
-        let end = ((center + 2.0 * stretch + 0.5) as usize).min(from);
-        let weight = |input: usize| cubic((input as f64 - center + 0.5) / stretch);
-        let sum: f64 = (first..end).map(weight).sum();
-        (first..end).map(|input| (input, weight(input) / sum)).collect()
-    };
-    (0..to).map(weights).collect()
-}
-
-fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    match x.abs() {
-        x if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
-        x if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
-        _ => 0.0,
-    }
 }
 
 /// Returns whether a file is one of PyTorch's own, a zip archive or a pickle.
@@ -203,24 +152,6 @@ mod tests {
         for (got, want) in file.f32("net.pos_embed").unwrap().iter().zip(want) {
             // Sums of nine products of numbers below 2, in f32 there and in f64 here.
             assert_within!(*got, want, 2e-6);
-        }
-    }
-
-    #[test]
-    fn cubic_filters_keep_constants_and_lines() {
-        for (from, to) in [(3, 7), (14, 7), (5, 5), (1, 4)] {
-            let weights = cubic_weights(from, to);
-            assert_eq!(weights.len(), to);
-            for (output, all) in weights.iter().enumerate() {
-                assert_within!(all.iter().map(|(_, w)| w).sum::<f64>(), 1.0, 1e-12);
-                // Away from the border, a line is interpolated exactly.
-                let center = (output as f64 + 0.5) * from as f64 / to as f64 - 0.5;
-                let reach = 2.0 * (from as f64 / to as f64).max(1.0);
-                if center - reach >= 0.0 && center + reach <= from as f64 - 1.0 {
-                    let mean: f64 = all.iter().map(|(input, w)| *input as f64 * w).sum();
-                    assert_within!(mean, center, 1e-12);
-                }
-            }
         }
     }
 

@@ -459,6 +459,8 @@ fn counted_sizes_are_those_of_built_networks() {
         "MlpEncoder(dims: [24, 16])",
         "VisionTransformer(size: Custom(width: 12, heads: 3), depth: 3, patch: 8)",
         "VisionTransformer(size: Custom(width: 12, heads: 3), depth: 2, patch: 4, mlp_ratio: 2, pool: Mean)",
+        "VisionTransformer(size: Custom(width: 12, heads: 3), depth: 2, patch: 4, layer_scale: 0.1, registers: 3)",
+        "VisionTransformer(size: Custom(width: 12, heads: 3), depth: 1, mlp: SwiGlu, registers: 2, prefix_positions: false)",
     ];
     for recipe in narrow {
         let config = Configured::<kind::Encoder>::parse(recipe).unwrap();

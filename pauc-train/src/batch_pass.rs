@@ -3,7 +3,7 @@
 
 use crate::objective::{Evaluated, Launched, Pending, TermGradient, TermValue};
 use crate::plan::Plan;
-use crate::prefetch::DevicePrefetch;
+use crate::prefetch::{self, DevicePrefetch};
 use crate::queue::KeyQueue;
 use crate::rows_by_view::{HostRows, RowsByView, split_views};
 use crate::state::TrainState;
@@ -11,8 +11,9 @@ use crate::step_batch::{BatchOutcome, Placement, StepBatch, StepCache};
 use dfdx::prelude::{Cpu, NoneTape};
 use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
-use pauc_models::network::{TapedRows, backward_with_rows};
+use pauc_models::network::{Output, TapedRows, backward_with_rows};
 use pauc_traits::batch::{BatchGradients, Constant, Inputs, Level};
+use pauc_traits::encoder::Draws;
 use pauc_traits::ops::{self, Matrix};
 use pauc_traits::schedule::Clock;
 use pauc_traits::trace::span;
@@ -173,15 +174,33 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
 
     /// Passes some samples through the online network and, if a term reads predictions, the predictor.
     fn forward_branch(&mut self, part: &Range<usize>, pass: Pass) -> Result<Branch<D>> {
-        let source = (self.device, self.plan);
-        let images = self.cache.images(source, self.batch, &self.batch.reads.online, part)?;
-        let embeddings = self.state.network.forward_sizes(images, pass)?.embeddings;
+        let embeddings = self.forward_images(part, pass)?.embeddings;
         let predictions = if self.predicts() {
             self.state.network.predict(&embeddings.retaped::<NoneTape>(), pass)?
         } else {
             None
         };
         Ok(Branch { embeddings, predictions })
+    }
+
+    /// Passes some samples through the online network, with the random decisions of training.
+    pub(crate) fn forward_images(&mut self, part: &Range<usize>, pass: Pass) -> Result<Output<D>> {
+        let (batch, read) = (self.batch, &self.batch.reads.online);
+        let images = self.cache.images((self.device, self.plan), batch, read, part)?;
+        let draws = self.draws(part);
+        self.state.network.forward_drawn(images.into_iter().zip(draws).collect(), pass)
+    }
+
+    /// Returns the source of random decisions for the online images of some samples, by size. An image has the same ones
+    /// in every pass of the step.
+    fn draws(&self, part: &Range<usize>) -> Vec<Draws> {
+        let (batch, seed, step) = (self.batch, self.plan.recipe.train.seed, self.batch.clock.step);
+        let draws = |views: &[usize]| {
+            let ids = &batch.data.ids[part.clone()];
+            let images = views.iter().flat_map(|view| ids.iter().map(|id| (*id, *view as u64)));
+            Draws { seed, step, images: images.collect() }
+        };
+        prefetch::of_one_size(&self.plan.views, &batch.reads.online).map(draws).collect()
     }
 
     pub(crate) fn predicts(&self) -> bool {

@@ -277,7 +277,12 @@ impl<'a> Checker<'a> {
         let config = D::encoder(&*recipe.encoder.value);
         let mut built = None;
         let encoder = match config.size(shapes[0]) {
-            Ok(Some(size)) => size,
+            Ok(Some(size)) => {
+                // Parameters belong to the first shape. The most activations may be those of another one.
+                let others = shapes.iter().filter_map(|shape| config.size(*shape).ok().flatten());
+                let activations = others.map(|other| other.activations).max();
+                NetworkSize { activations: activations.unwrap_or(size.activations), ..size }
+            }
             Ok(None) => {
                 let encoder = built.insert(self.encoder(device, shapes)?);
                 let layers = encoder.layers();
@@ -410,7 +415,8 @@ impl<'a> Checker<'a> {
         for shape in others.iter().filter(|s| *s != first) {
             if let Err(e) = encoder.resized(*shape) {
                 let message = format!("views of {first} and of {shape}: {e}");
-                let help = "give all views one size, or use a convolutional encoder";
+                let help = "give all views one size, or use a convolutional network, or a vision transformer whose \
+                    patches tile all of them";
                 self.error("E0208", "encoder", message, help);
                 return None;
             }

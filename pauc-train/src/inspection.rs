@@ -60,8 +60,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         let (mut features, mut embeddings) = (room(feature_dim), room(batch.dim));
         let mut predictions = self.predicts().then(|| room(batch.dim));
         for part in &batch.parts {
-            let images = self.cache.images((self.device, self.plan), batch, read, part)?;
-            let output = self.state.network.forward_sizes(images, TRAIN_NO_GRAD)?;
+            let output = self.forward_images(part, TRAIN_NO_GRAD)?;
             features.put(read, part, &ops::to_host(&output.features)?);
             embeddings.put(read, part, &ops::to_host(&output.embeddings)?);
             if let Some(all) = &mut predictions {

@@ -68,5 +68,13 @@ pub(crate) fn images<D: NetworkDevice>(
         let count = same_size.len() * samples.len();
         device.images(&pixels, values, (count, shape.height, shape.width, shape.channels))
     };
-    read.chunk_by(|a, b| views.shape(*a) == views.shape(*b)).map(send).collect()
+    of_one_size(views, read).map(send).collect()
+}
+
+/// Splits views into runs of adjacent views of one size.
+pub(crate) fn of_one_size<'a>(
+    views: &'a ViewPipeline,
+    read: &'a [usize],
+) -> impl Iterator<Item = &'a [usize]> {
+    read.chunk_by(|a, b| views.shape(*a) == views.shape(*b))
 }

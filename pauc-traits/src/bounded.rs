@@ -69,6 +69,14 @@ bounded!(
     UnitInterval, "between 0 and 1", |v| v >= 0.0 && v <= 1.0
 );
 bounded!(
+    /// The probability of leaving something out.
+    DropRate, "at least 0 and less than 1", |v| v >= 0.0 && v < 1.0
+);
+bounded!(
+    /// A factor that is applied again and again without making anything larger.
+    DecayFactor, "greater than 0 and at most 1", |v| v > 0.0 && v <= 1.0
+);
+bounded!(
     /// Any finite number.
     Finite, "a finite number", |v| v > f64::NEG_INFINITY && v < f64::INFINITY
 );
@@ -134,6 +142,8 @@ mod tests {
         assert!(NonNegative::try_from(-1e-9).is_err());
         assert!(UnitInterval::try_from(1.0).is_ok());
         assert!(UnitInterval::try_from(1.0 + 1e-9).is_err());
+        assert!(DropRate::try_from(0.0).is_ok() && DropRate::try_from(1.0).is_err());
+        assert!(DecayFactor::try_from(1.0).is_ok() && DecayFactor::try_from(0.0).is_err());
         assert!(Finite::try_from(f64::NAN).is_err());
         assert!(Count::try_from(0).is_err());
     }

@@ -2,6 +2,7 @@
 
 use crate::graph::{self, Graph};
 use crate::registry::Component;
+use crate::rng::{Purpose, Stream, stream};
 use crate::{Compute, ImageShape, Param, Result, Taped};
 use dfdx::prelude::Tensor;
 use pauc_kernels::precision::Precision;
@@ -56,6 +57,45 @@ impl NetworkSize {
     }
 }
 
+/// The source of a training pass's random decisions. They depend on the step, the sample and the view, but not on how a
+/// batch is split, on threads, or on earlier passes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draws {
+    /// The seed of the run.
+    pub seed: u64,
+    /// The optimizer step.
+    pub step: u64,
+    /// The id of the sample and the number of the view of each image.
+    pub images: Vec<(u64, u64)>,
+}
+
+impl Draws {
+    /// Returns the random numbers of each image, in order.
+    pub fn streams(&self) -> impl Iterator<Item = Stream> + '_ {
+        let of =
+            |(sample, view): &(u64, u64)| stream(self.seed, Purpose::DropPath, self.step, *sample, *view);
+        self.images.iter().map(of)
+    }
+}
+
+/// How deep each parameter of an encoder is, for learning rates that decay from layer to layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerDepths {
+    /// The depth of each of [`Encoder::parameters`]: 0 for what reads the pixels, then one more per block. What follows the
+    /// last block has the depth `groups - 1`, like the heads.
+    pub of: Vec<usize>,
+    /// The number of depths.
+    pub groups: usize,
+}
+
+impl LayerDepths {
+    /// Returns the factor on the learning rate of each parameter: `decay` to the power of its distance from the last group.
+    pub fn factors(&self, decay: f64) -> Vec<f64> {
+        let last = self.groups.saturating_sub(1);
+        self.of.iter().map(|depth| decay.powi(last.saturating_sub(*depth) as i32)).collect()
+    }
+}
+
 /// A network that maps images to feature vectors. It owns its parameters, activations and workspace.
 pub trait Encoder<D: Compute> {
     /// Returns the width F of the features.
@@ -73,8 +113,29 @@ pub trait Encoder<D: Compute> {
     /// If the shape of the images differs from the one that the encoder was built for, or the device fails.
     fn forward(&mut self, images: Images<D>, pass: Pass) -> Result<Taped<(usize, usize), f32, D>>;
 
+    /// As [`Encoder::forward`] in training, with random decisions such as dropped paths. The default has none.
+    ///
+    /// Without [`Pass::Train`] nothing is recorded, but the decisions are the same.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`], or if `draws` has another number of images.
+    fn forward_drawn(
+        &mut self,
+        images: Images<D>,
+        pass: Pass,
+        draws: &Draws,
+    ) -> Result<Taped<(usize, usize), f32, D>> {
+        let _ = draws;
+        self.forward(images, pass)
+    }
+
     /// Returns the learnable parameters in a fixed order.
     fn parameters(&self) -> Vec<Param<D>>;
+
+    /// Returns the depth of each parameter; `None` (the default) if the layers have no order.
+    fn depths(&self) -> Option<LayerDepths> {
+        None
+    }
 
     /// Returns the state that is saved but not learned, such as running statistics, in a fixed order.
     fn statistics(&self) -> Vec<Param<D>>;
@@ -206,6 +267,8 @@ pub enum TimmArgument {
     Bool(bool),
     /// An integer.
     Int(usize),
+    /// A number.
+    Float(f64),
     /// A pair, such as rows and columns.
     Pair([usize; 2]),
     /// A text.

@@ -66,7 +66,7 @@ pub mod trace;
 
 pub use backend::{Backend, Compute, Scalar, Tape, Taped, Value};
 pub use batch::Batch;
-pub use bounded::{Count, NonNegative, Positive, UnitInterval};
+pub use bounded::{Count, DecayFactor, DropRate, NonNegative, Positive, UnitInterval};
 pub use clusterer::{Clusterer, Clustering};
 pub use component_ron::Configured;
 pub use dataset::{Augmentation, Dataset};

@@ -32,6 +32,8 @@ pub enum Purpose {
     Plugin = 8,
     /// The values of random sweeps.
     Sweep = 9,
+    /// The paths that a training pass drops; `epoch` is the step.
+    DropPath = 10,
 }
 
 /// Returns the stream of `(seed, purpose, epoch, sample, view)`.

@@ -232,17 +232,43 @@ class _Mlp(nn.Module):
         return y
 
 
-class _TransformerBlock(nn.Module):
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+class _GatedMlp(nn.Module):
+    """SwiGLU, with both factors in one matrix."""
+
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = _Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = _Mlp(width, hidden)
+        self.fc1 = nn.Linear(width, 2 * hidden)
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        y: Tensor = x + self.mlp(self.norm2(x))
+        gate, value = self.fc1(x).chunk(2, -1)
+        y: Tensor = self.fc2(functional.silu(gate) * value)
+        return y
+
+
+class _LayerScale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class _TransformerBlock(nn.Module):
+    def __init__(self, width: int, heads: int, hidden: int, gated: bool, scaled: bool) -> None:
+        super().__init__()
+        scale: Callable[[], nn.Module] = (lambda: _LayerScale(width)) if scaled else nn.Identity
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = _Attention(width, heads)
+        self.ls1 = scale()
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = (_GatedMlp if gated else _Mlp)(width, hidden)
+        self.ls2 = scale()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        y: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
         return y
 
 
@@ -257,19 +283,32 @@ class _PatchEmbed(nn.Module):
 
 
 class VisionTransformer(Encoder):
-    """A vision transformer with pre-norm blocks."""
+    """A vision transformer with pre-norm blocks, from the fields of the recipe. Dropped paths are left out."""
 
-    def __init__(
-        self, input: ImageInput, width: int, heads: int, patch: int, depth: int, hidden: int, pool: str
-    ) -> None:
+    def __init__(self, input: ImageInput, fields: Fields) -> None:
+        size, patch = fields["size"], fields["patch"]
+        width, heads = _SIZES[size] if isinstance(size, str) else (size["width"], size["heads"])
         super().__init__(input, width)
-        self.takes_class_token = pool == "Class"
-        tokens = (input.height // patch) * (input.width // patch) + self.takes_class_token
+        # Recipes leave out the newer fields while they have their defaults.
+        self.takes_class_token = fields["pool"] == "Class"
+        self.registers: int = fields.get("registers", 0)
+        self.positions_of_prefix: bool = fields.get("prefix_positions", True)
+        gated = fields.get("mlp", "Gelu") == "SwiGlu"
+        hidden = width * fields["mlp_ratio"]
+        if gated:
+            hidden = (hidden * 2 // 3 + 7) // 8 * 8
+        tokens = (input.height // patch) * (input.width // patch)
+        if self.positions_of_prefix:
+            tokens += self.takes_class_token + self.registers
         if self.takes_class_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        if self.registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, self.registers, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
         self.patch_embed = _PatchEmbed(input.channels, width, patch)
-        self.blocks = nn.Sequential(*(_TransformerBlock(width, heads, hidden) for _ in range(depth)))
+        scaled = fields.get("layer_scale") is not None
+        blocks = (_TransformerBlock(width, heads, hidden, gated, scaled) for _ in range(fields["depth"]))
+        self.blocks = nn.Sequential(*blocks)
         norm = nn.LayerNorm(width, eps=1e-6)
         if self.takes_class_token:
             self.norm = norm
@@ -279,10 +318,18 @@ class VisionTransformer(Encoder):
     def features(self, images: Tensor) -> Tensor:
         self._check_size(images)
         x = self.patch_embed(images)
+        if not self.positions_of_prefix:
+            x = x + self.pos_embed
+        prefix = [self.cls_token] if self.takes_class_token else []
+        prefix += [self.reg_token] if self.registers else []
+        x = torch.cat([*(tokens.expand(len(x), -1, -1) for tokens in prefix), x], 1)
+        if self.positions_of_prefix:
+            x = x + self.pos_embed
+        x = self.blocks(x)
         if self.takes_class_token:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
-        x = self.blocks(x + self.pos_embed)
-        features: Tensor = self.norm(x[:, 0]) if self.takes_class_token else self.fc_norm(x.mean(1))
+            features: Tensor = self.norm(x[:, 0])
+        else:
+            features = self.fc_norm(x[:, self.registers :].mean(1))
         return features
 
 
@@ -290,14 +337,7 @@ def _resnet(bottleneck: bool, stages: Sequence[int]) -> Callable[[Fields, ImageI
     return lambda f, input: ResNet(input, f["width"], f.get("stem", "Small"), bottleneck, stages)
 
 
-_SIZES = {"Tiny": (192, 3), "Small": (384, 6), "Base": (768, 12)}
-
-
-def _vision_transformer(fields: Fields, input: ImageInput) -> Encoder:
-    size = fields["size"]
-    width, heads = _SIZES[size] if isinstance(size, str) else (size["width"], size["heads"])
-    hidden = width * fields["mlp_ratio"]
-    return VisionTransformer(input, width, heads, fields["patch"], fields["depth"], hidden, fields["pool"])
+_SIZES = {"Tiny": (192, 3), "Small": (384, 6), "Base": (768, 12), "Large": (1024, 16), "Giant": (1536, 24)}
 
 
 # By the name of the component, from its fields in a resolved recipe.
@@ -311,5 +351,5 @@ BUILDERS: Dict[str, Callable[[Fields, ImageInput], Encoder]] = {
     "ResNet50": _resnet(True, [3, 4, 6, 3]),
     "ResNet56": _resnet(False, [9, 9, 9]),
     "ResNet101": _resnet(True, [3, 4, 23, 3]),
-    "VisionTransformer": _vision_transformer,
+    "VisionTransformer": lambda f, input: VisionTransformer(input, f),
 }

@@ -43,6 +43,14 @@ CASES = {
     "the mean of the tokens": (
         "VisionTransformer(size: Custom(width: 10, heads: 2), patch: 3, depth: 2, mlp_ratio: 3, pool: Mean)", 9, 1, 10,
     ),
+    "registers and scaled layers": (
+        "VisionTransformer(size: Custom(width: 12, heads: 3), patch: 4, depth: 2, layer_scale: 0.3, registers: 2, "
+        "prefix_positions: false)", 12, 3, 12,
+    ),
+    "gated perceptrons": (
+        "VisionTransformer(size: Custom(width: 10, heads: 2), patch: 3, depth: 2, mlp: SwiGlu, registers: 1, pool: Mean, "
+        "drop_path: 0.2)", 9, 1, 10,
+    ),
     "a tiny transformer": ("VisionTransformer(patch: 8, depth: 2)", 16, 3, 192),
 }  # fmt: skip
 

@@ -275,7 +275,9 @@ fn a_step_of_a_vision_transformer_equals_that_of_the_cpu() {
             "VisionTransformer(size: Custom(width: 12, heads: 3), patch: 4, depth: 2, mlp_ratio: 2, pool: {pool})"
         )
     };
-    for pool in ["Class", "Mean"] {
+    // The options do not have the fused operation.
+    for pool in ["Class", "Mean", "Class, layer_scale: 0.5, registers: 2", "Mean, mlp: SwiGlu, registers: 1"]
+    {
         // Features of all images are similar before training, so a normalization would divide by almost zero.
         compare((&of(pool), "Mlp(dims: [12, 8])", "Sgd(lr: 0.1)"), (image(8, 3), 4, 3), 2);
     }
@@ -283,9 +285,9 @@ fn a_step_of_a_vision_transformer_equals_that_of_the_cpu() {
 
 #[test]
 fn images_of_other_sizes_share_parameters() {
-    const NETWORK: (&str, &str) = ("ResNet18(stem: Small, width: 2, convolution: Direct)", "Mlp(dims: [6])");
-    fn sizes<D: NetworkDevice>(dev: &D, seed: u64, shake: Shake) -> Named {
-        let mut network = network(dev, NETWORK, image(16, 3), BuildOptions::seed(seed));
+    type Parts = (&'static str, &'static str);
+    fn sizes<D: NetworkDevice>(dev: &D, parts: Parts, seed: u64, shake: Shake) -> Named {
+        let mut network = network(dev, parts, image(16, 3), BuildOptions::seed(seed));
         shake.parameters(dev, &network);
         let batch = |side: usize, n: usize| {
             let images = shake.images(pattern(n * side * side * 3, side as f64), side);
@@ -300,10 +302,17 @@ fn images_of_other_sizes_share_parameters() {
     }
     let (cpu, still) = (Cpu::default(), Shake::default());
     let seed = 54;
-    let unit =
-        of_layer(longest(&network(&cpu, NETWORK, image(16, 3), BuildOptions::seed(seed))), 3 * 16 * 16);
-    let (on_gpu, on_cpu) = (sizes(&device(), seed, still), sizes(&cpu, seed, still));
-    agree("two sizes", &on_gpu, &on_cpu, unit, |shake| sizes(&cpu, seed, shake));
+    for encoder in [
+        "ResNet18(stem: Small, width: 2, convolution: Direct)",
+        // Positions are learned for 4×4 patches and interpolated for 2×2.
+        "VisionTransformer(size: Custom(width: 12, heads: 3), patch: 4, depth: 2, mlp_ratio: 2)",
+    ] {
+        let parts = (encoder, "Mlp(dims: [6])");
+        let built = network(&cpu, parts, image(16, 3), BuildOptions::seed(seed));
+        let unit = of_layer(longest(&built), 3 * 16 * 16);
+        let (on_gpu, on_cpu) = (sizes(&device(), parts, seed, still), sizes(&cpu, parts, seed, still));
+        agree(encoder, &on_gpu, &on_cpu, unit, |shake| sizes(&cpu, parts, seed, shake));
+    }
 }
 
 #[test]

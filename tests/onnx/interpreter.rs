@@ -248,6 +248,7 @@ fn compute(node: &Node, x: &[&Tensor]) -> Tensor {
         "Max" => elementwise(x[0], x[1], f64::max),
         "Relu" => x[0].map(|v| v.max(0.0)),
         "Erf" => x[0].map(erf),
+        "Sigmoid" => x[0].map(|v| 1.0 / (1.0 + (-v).exp())),
         "Conv" => convolution(x, &ints("strides").unwrap(), &ints("pads").unwrap_or_default()),
         "MaxPool" => {
             max_pool(x[0], &ints("kernel_shape").unwrap(), &ints("strides").unwrap(), &ints("pads").unwrap())

@@ -132,6 +132,14 @@ fn transformers_and_perceptrons_are_computed_from_their_files() {
     let vit = |rest| format!("VisionTransformer(size: Custom(width: 24, heads: 3), depth: 2, {rest})");
     compare(&vit("patch: 7"), WITH_NORMS, SHAPES, &[]);
     compare(&vit("patch: 4, pool: Mean"), "Identity", PHOTOGRAPHS, &["--momentum"]);
+    compare(
+        &vit("patch: 7, layer_scale: 0.5, registers: 3, prefix_positions: false"),
+        "Identity",
+        PHOTOGRAPHS,
+        &[],
+    );
+    compare(&vit("patch: 14, mlp: SwiGlu, registers: 2, pool: Mean"), "Identity", SHAPES, &[]);
+    compare(&vit("patch: 14, mlp: SwiGlu, registers: 2, drop_path: 0.5"), "Identity", SHAPES, &[]);
     compare("MlpEncoder(dims: [32, 16])", "Mlp(dims: [8])", SHAPES, &[]);
 }
 

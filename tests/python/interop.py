@@ -32,10 +32,32 @@ ENCODERS = [
     ("resnet50", "ResNet50()", True, True),
     ("vit", "VisionTransformer(size: Tiny, patch: 7, depth: 2)", True, True),
     ("vit_mean", "VisionTransformer(size: Custom(width: 48, heads: 3), patch: 4, depth: 2, pool: Mean)", False, True),
+    (
+        "vit_registers",
+        "VisionTransformer(size: Custom(width: 48, heads: 3), patch: 7, depth: 2, layer_scale: 0.1, registers: 4, "
+        "prefix_positions: false)",
+        True,
+        True,
+    ),
+    ("vit_gated", "VisionTransformer(size: Custom(width: 48, heads: 3), patch: 7, depth: 2, mlp: SwiGlu)", False, True),
     ("resnet20", "ResNet20()", False, False),
     ("conv_net", "ConvNet(channels: [8, 16, 16], grid: 3)", False, False),
     ("mlp", "MlpEncoder(dims: [32, 16])", True, False),
 ]
+
+# Models of timm that runs start from, the encoder, and how many times the photographs are enlarged. DINOv2's positions are
+# resized from 37x37 to 8x8.
+MODELS = [
+    ("vit_tiny_patch16_224", "VisionTransformer(patch: 16)", 8),
+    ("vit_small_patch14_dinov2", "VisionTransformer(size: Small, patch: 14, layer_scale: 1e-5)", 4),
+    (
+        "vit_small_patch14_reg4_dinov2",
+        "VisionTransformer(size: Small, patch: 14, layer_scale: 1e-5, registers: 4, prefix_positions: false)",
+        4,
+    ),
+]
+# Features of models of timm agree within this fraction of the largest.
+MODEL_TOLERANCE = 1e-4
 
 RECIPE = """Recipe(
     name: "{name}",
@@ -84,11 +106,11 @@ def write_data(folder):
     return {name: images.astype(np.float32) / 255 for name, images in [("gray", gray), ("rgb", rgb)]}
 
 
-def assert_close(got, want, what):
+def assert_close(got, want, what, tolerance=TOLERANCE):
     assert got.shape == want.shape, f"{what}: {got.shape}, expected {want.shape}"
     off = float(np.abs(got - want).max() / np.abs(want).max())
     print(f"  {what}: off by {off:.1e} of the largest value")
-    assert off <= TOLERANCE, f"{what}: more than {TOLERANCE}"
+    assert off <= tolerance, f"{what}: more than {tolerance}"
 
 
 def check_onnx(pauc, name, run, images, embedded):
@@ -187,6 +209,47 @@ def check_start(pauc):
         print(f"  a start from {kind}: {len(half)} tensors as timm adapts them")
 
 
+def check_models(pauc):
+    """Starts from models of timm with random weights: features are timm's, and an export loads there again."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    for name, encoder, times in MODELS:
+        print(name)
+        torch.manual_seed(0)
+        net = timm.create_model(name, num_classes=0, dynamic_img_size=True).eval()
+        with torch.no_grad():
+            # With its initial value, LayerScale would hide the blocks.
+            for scale in (p for key, p in net.named_parameters() if key.endswith(".gamma")):
+                scale.normal_(std=0.5)
+        folder = pauc.folder / f"{name}-start"
+        folder.mkdir()
+        save_file(net.state_dict(), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"architecture": name}))
+        images = np.kron(photographs()[:12].reshape(4, 3, 28, 28), np.ones((times, times), np.uint8))
+        np.save(pauc.folder / f"{name}.npy", np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
+        side = 28 * times
+        changes = [
+            f'encoder_weights=(path: "{folder}")',
+            f"views[0].ops=[RandomResizedCrop(size: {side})]",
+            "train.batch=2",
+            "optimizer=Sgd(lr: 1e-30)",
+        ]
+        run = pauc.run(name, RECIPE.format(name=name, data=name, encoder=encoder), *changes)
+        pauc("embed", run, "--split", "train", "--out", f"{name}-rows.safetensors")
+        rows = load_file(pauc.folder / f"{name}-rows.safetensors")
+        pauc("export", run, "--format", "timm", "--out", name)
+        pixels = images.astype(np.float32) / 255
+        preprocessing = json.loads((pauc.folder / name / "config.json").read_text())["pretrained_cfg"]
+        mean, deviation = (np.float32(preprocessing[key]).reshape(1, -1, 1, 1) for key in ("mean", "std"))
+        with torch.inference_mode():
+            features = net(torch.from_numpy((pixels - mean) / deviation)).numpy()
+        assert_close(rows["features"], features, "features of its weights", MODEL_TOLERANCE)
+        assert json.loads((pauc.folder / name / "config.json").read_text())["architecture"] == name
+        check_torch(pauc, name, pixels, rows)
+
+
 def check_torchvision(pauc):
     """The weights of ResNet-18 load into torchvision's, strictly."""
     import torchvision
@@ -242,6 +305,7 @@ def main():
                     check_torch(pauc, name, data[kind], embedded)
         if arguments.torch:
             check_start(pauc)
+            check_models(pauc)
             check_torchvision(pauc)
         else:
             print("SKIPPED: timm, transformers and torchvision; `--torch` loads the encoders there, too")

@@ -1,14 +1,14 @@
 //! The vision transformer on CUDA: one operation on the tape.
 
 use super::NetworkContext;
-use crate::encoders_plain::{Pool, Transformer, TransformerBlock};
+use crate::encoders_plain::{Mlp, Pool, Transformer, TransformerBlock, TransformerPlan as Plan};
 use dfdx::prelude::{Cuda, HasShape, PutTape, Tape as _};
 use pauc_cuda::matmul::MatrixRef;
 use pauc_cuda::tensor::{self, Contiguous};
 use pauc_cuda::transformer::{self, RowMoments, TokenShape};
 use pauc_cuda::{Buffer, Context, Precision, Result as Device, View, elementwise, rows};
 use pauc_traits::cuda::OnDevice;
-use pauc_traits::encoder::{Images, Layer};
+use pauc_traits::encoder::{Images, Layer, LayerDepths};
 use pauc_traits::{Encoder, Error, ImageShape, Param, Pass, Result, Taped};
 use std::rc::Rc;
 
@@ -231,6 +231,30 @@ fn block_backward(
     Ok(g)
 }
 
+/// Returns the positions of the images' grid if they are not the learned ones.
+fn resampled_positions(context: &NetworkContext, net: &Transformer<Cuda>) -> Device<Option<Buffer>> {
+    let Some(matrix) = &net.resampling else { return Ok(None) };
+    let (tokens, learned, width) = (net.plan.tokens(), net.plan.positions(), net.plan.width);
+    let mut positions = Buffer::uninit(&context.on, tokens * width)?;
+    let values = net.positions.value();
+    let matrix = MatrixRef::new(matrix.view(), tokens, learned);
+    context.product(matrix, MatrixRef::new(values.view(), learned, width), 0.0, positions.view_mut())?;
+    Ok(Some(positions))
+}
+
+/// Adds the gradient of resampled positions to that of the learned ones.
+fn resampled_gradient(
+    context: &NetworkContext,
+    net: &Transformer<Cuda>,
+    matrix: &Buffer,
+    d_positions: &Buffer,
+) -> Device<()> {
+    let (tokens, learned, width) = (net.plan.tokens(), net.plan.positions(), net.plan.width);
+    let matrix = MatrixRef::new(matrix.view(), tokens, learned);
+    let d_positions = MatrixRef::new(d_positions.view(), tokens, width);
+    context.product(matrix.t(), d_positions, 1.0, net.positions.grad_mut().view_mut())
+}
+
 fn forward(
     context: &NetworkContext,
     net: &Transformer<Cuda>,
@@ -246,8 +270,9 @@ fn forward(
     let embedded = linear(context, patches.view(), &net.embedding)?;
     let mut x = Buffer::uninit(on, shape.len())?;
     let token = net.class_token.as_ref().map(Param::value);
-    let (token, positions) = (token.as_deref(), net.positions.value());
-    transformer::assemble(on, embedded.view(), token, &positions, shape, x.view_mut())?;
+    let (learned, resampled) = (net.positions.value(), resampled_positions(context, net)?);
+    let positions = resampled.as_ref().unwrap_or(&learned);
+    transformer::assemble(on, embedded.view(), token.as_deref(), positions, shape, x.view_mut())?;
     let mut blocks = Vec::new();
     for block in &net.blocks {
         let (y, kept) = block_forward(context, block, shape, x)?;
@@ -276,12 +301,25 @@ fn backward(
     }
     let mut d_patches = Buffer::uninit(on, shape.batch * net.plan.patches() * shape.width)?;
     let mut token = net.class_token.as_ref().map(Param::grad_mut);
-    let (d_token, mut d_positions) = (token.as_deref_mut(), net.positions.grad_mut());
-    transformer::assemble_gradient(on, g.view(), shape, &mut d_positions, d_token, d_patches.view_mut())?;
+    let (d_token, d_all) = (token.as_deref_mut(), d_patches.view_mut());
+    if let Some(matrix) = &net.resampling {
+        let mut d_positions = Buffer::zeros(on, shape.tokens * shape.width)?;
+        transformer::assemble_gradient(on, g.view(), shape, &mut d_positions, d_token, d_all)?;
+        resampled_gradient(context, net, matrix, &d_positions)?;
+    } else {
+        let mut d_positions = net.positions.grad_mut();
+        transformer::assemble_gradient(on, g.view(), shape, &mut d_positions, d_token, d_all)?;
+    }
     linear_parameter_gradients(context, d_patches.view(), pass.patches.view(), &net.embedding)
 }
 
-/// A vision transformer on CUDA.
+/// Returns whether the fused operation computes this network. The others run in dfdx's operations.
+pub(super) fn is_fused(plan: &Plan) -> bool {
+    let is_plain = plan.mlp == Mlp::Gelu && plan.layer_scale.is_none() && plan.drop_path == 0.0;
+    is_plain && plan.registers == 0 && plan.positioned_prefix() == plan.prefix()
+}
+
+/// A vision transformer on CUDA, see [`is_fused`].
 pub(super) struct VisionTransformer {
     context: NetworkContext,
     net: Rc<Transformer<Cuda>>,
@@ -330,8 +368,17 @@ impl Encoder<Cuda> for VisionTransformer {
         Vec::new()
     }
 
+    fn depths(&self) -> Option<LayerDepths> {
+        self.net.depths()
+    }
+
     fn duplicate(&self) -> Result<Box<dyn Encoder<Cuda>>> {
         Ok(Box::new(VisionTransformer { context: self.context.clone(), net: Rc::new(self.net.copy()?) }))
+    }
+
+    fn resized(&self, input: ImageShape) -> Result<Box<dyn Encoder<Cuda>>> {
+        let net = Rc::new(self.net.resized_to(input)?);
+        Ok(Box::new(VisionTransformer { context: self.context.clone(), net }))
     }
 
     fn has_fixed_order(&self) -> bool {

@@ -1,11 +1,23 @@
 //! Shared code of the tests of networks: an oracle that tracks its rounding errors.
 #![allow(dead_code, clippy::unwrap_used)] // helpers of tests, of which each uses some
 
+use dfdx::prelude::Cpu;
 use pauc_testing::Rounded;
+use pauc_traits::Param;
 
 /// Converts numbers that are exact in `f32`.
 pub fn exact(values: &[f32]) -> Vec<Rounded> {
     values.iter().map(|v| Rounded::exact(*v)).collect()
+}
+
+/// Sets parameter n to the values 0.5 sin(0.5 n + 0.37 i), plus one for weights of normalization, as the golden files do.
+pub fn set_by_formula(params: &[Param<Cpu>]) {
+    for (n, p) in params.iter().enumerate() {
+        let base = if p.name.contains("norm") && p.name.ends_with("weight") { 1.0 } else { 0.0 };
+        for (i, v) in p.value_mut().iter_mut().enumerate() {
+            *v = (base + 0.5 * (0.5 * n as f64 + 0.37 * i as f64).sin()) as f32;
+        }
+    }
 }
 
 /// Asserts that each value is within the rounding error of its oracle.

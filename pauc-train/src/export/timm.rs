@@ -79,6 +79,7 @@ fn argument(value: &TimmArgument) -> Value {
     match value {
         TimmArgument::Bool(value) => json!(value),
         TimmArgument::Int(value) => json!(value),
+        TimmArgument::Float(value) => json!(value),
         TimmArgument::Pair(value) => json!(value),
         TimmArgument::Text(value) => json!(value),
     }

@@ -23,9 +23,9 @@ component! {
     /// Use both: `views: [(count: 2, ops: [MultiCrop(size: 32, crop: Global)]), (count: 4, ops: [MultiCrop(size:
     /// 32, crop: Local)])]`.
     ///
-    /// Crop, flip, color jitter as in SimCLR, grayscale, Pillow's blur. With a convolutional encoder, the
-    /// small crops may have a smaller `size` than the large ones. Evaluation uses the size of the first
-    /// views. `SwappedAssignment(local_views: …)` is the term that learns from more than two views.
+    /// Crop, flip, color jitter as in SimCLR, grayscale, Pillow's blur. With a convolutional encoder or a
+    /// vision transformer, the small crops may have a smaller `size` than the large ones. Evaluation uses the size of
+    /// the first views. `SwappedAssignment(local_views: …)` is the term that learns from more than two views.
     ///
     /// # Shapes
     /// any → `size`×`size`.

@@ -1,6 +1,6 @@
 //! The vision transformer as a graph, for export.
 
-use super::{Plan, Pool};
+use super::{Mlp, Plan, Pool};
 use crate::encoders_plain::LAYER_NORM_EPSILON;
 use pauc_traits::graph::{Attribute, Graph, Value};
 
@@ -14,6 +14,14 @@ fn gelu(graph: &mut Graph, x: &Value) -> Value {
     let shifted = graph.node("Add", &[&erf, &one], &[]);
     let product = graph.node("Mul", &[x, &shifted], &[]);
     graph.node("Mul", &[&product, &half], &[])
+}
+
+/// SiLU(a) ⊙ b of tokens (a, b), (N, T, 2·width) → (N, T, width).
+fn gated(graph: &mut Graph, x: &Value, width: usize) -> Value {
+    let (gate, value) = (slice(graph, x, (0, width), 2), slice(graph, x, (width, 2 * width), 2));
+    let sigmoid = graph.node("Sigmoid", &[&gate], &[]);
+    let silu = graph.node("Mul", &[&gate, &sigmoid], &[]);
+    graph.node("Mul", &[&silu, &value], &[])
 }
 
 /// x·Wᵀ + b of tokens, (N, T, inputs) → (N, T, outputs).
@@ -52,14 +60,19 @@ fn pad(graph: &mut Graph, x: &Value, before: usize, after: usize) -> Value {
     graph.node("Pad", &[x, &pads], &[])
 }
 
+fn add_positions(graph: &mut Graph, x: &Value) -> Value {
+    let positions = graph.parameter("pos_embed");
+    graph.node("Add", &[x, &positions], &[])
+}
+
 impl Plan {
-    /// Adds a network of `depth` blocks to a graph, and returns its features.
+    /// Adds the network to a graph, and returns its features.
     ///
     /// # Shapes
     /// images (N, C, H, W) → (N, width)
-    pub(super) fn add_to(&self, depth: usize, graph: &mut Graph, images: &Value) -> Value {
+    pub(super) fn add_to(&self, graph: &mut Graph, images: &Value) -> Value {
         let mut x = self.add_tokens(graph, images);
-        for i in 0..depth {
+        for i in 0..self.depth {
             x = self.add_block(graph, &x, &format!("blocks.{i}"));
         }
         match self.pool {
@@ -69,6 +82,9 @@ impl Plan {
                 graph.node("Flatten", &[&x], &[("axis", Attribute::Int(1))])
             }
             Pool::Mean => {
+                if self.registers > 0 {
+                    x = slice(graph, &x, (self.registers, self.tokens()), 1);
+                }
                 let over_tokens = [("axes", Attribute::Ints(vec![1])), ("keepdims", Attribute::Int(0))];
                 let x = graph.node("ReduceMean", &[&x], &over_tokens);
                 layer_norm(graph, &x, "fc_norm")
@@ -85,25 +101,55 @@ impl Plan {
         let x = graph.node("Conv", &[images, &weight, &bias], &window);
         let x = reshape(graph, &x, &[0, self.width as i64, -1]);
         let mut x = transpose(graph, &x, &[0, 2, 1]);
-        if self.pool == Pool::Class {
-            // The sum of padded tokens is their concatenation, for a batch of any size.
-            let token = graph.parameter("cls_token");
-            let (patches, token) = (pad(graph, &x, 1, 0), pad(graph, &token, 0, self.patches()));
-            x = graph.node("Add", &[&patches, &token], &[]);
+        if !self.prefix_positions {
+            x = add_positions(graph, &x);
         }
-        let positions = graph.parameter("pos_embed");
-        graph.node("Add", &[&x, &positions], &[])
+        if self.prefix() > 0 {
+            x = self.add_prefix(graph, &x);
+        }
+        if self.prefix_positions { add_positions(graph, &x) } else { x }
+    }
+
+    /// Puts class token and registers before the patches of each image.
+    fn add_prefix(&self, graph: &mut Graph, patches: &Value) -> Value {
+        // The sum of padded tokens is their concatenation, for a batch of any size.
+        let mut x = pad(graph, patches, self.prefix(), 0);
+        let class_tokens = self.prefix() - self.registers;
+        for (name, start, count) in
+            [("cls_token", 0, class_tokens), ("reg_token", class_tokens, self.registers)]
+        {
+            if count > 0 {
+                let tokens = graph.parameter(name);
+                let tokens = pad(graph, &tokens, start, self.tokens() - start - count);
+                x = graph.node("Add", &[&x, &tokens], &[]);
+            }
+        }
+        x
     }
 
     fn add_block(&self, graph: &mut Graph, x: &Value, name: &str) -> Value {
         let normed = layer_norm(graph, x, &format!("{name}.norm1"));
         let attended = self.add_attention(graph, &normed, &format!("{name}.attn"));
+        let attended = self.add_scale(graph, attended, &format!("{name}.ls1"));
         let x = graph.node("Add", &[x, &attended], &[]);
         let normed = layer_norm(graph, &x, &format!("{name}.norm2"));
         let hidden = linear(graph, &normed, &format!("{name}.mlp.fc1"));
-        let hidden = gelu(graph, &hidden);
+        let hidden = match self.mlp {
+            Mlp::Gelu => gelu(graph, &hidden),
+            Mlp::SwiGlu => gated(graph, &hidden, self.hidden),
+        };
         let mixed = linear(graph, &hidden, &format!("{name}.mlp.fc2"));
+        let mixed = self.add_scale(graph, mixed, &format!("{name}.ls2"));
         graph.node("Add", &[&x, &mixed], &[])
+    }
+
+    /// Multiplies by LayerScale, if there is one.
+    fn add_scale(&self, graph: &mut Graph, x: Value, name: &str) -> Value {
+        if self.layer_scale.is_none() {
+            return x;
+        }
+        let scale = graph.parameter(&format!("{name}.gamma"));
+        graph.node("Mul", &[&x, &scale], &[])
     }
 
     fn add_attention(&self, graph: &mut Graph, x: &Value, name: &str) -> Value {
