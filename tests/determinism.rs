@@ -56,6 +56,43 @@ fn threads_and_interruptions_do_not_change_a_bit() {
     }
 }
 
+/// A vision transformer that drops paths at random, with crops of two sizes.
+const DROPPING: &str = r#"Recipe(
+    name: "dropping",
+    data: Shapes(count: 96, size: 28, classes: 4, seed: 1),
+    views: [
+        (count: 2, ops: [MultiCrop(size: 28, crop: Global)]),
+        (count: 1, ops: [MultiCrop(size: 14, crop: Local)]),
+    ],
+    encoder: VisionTransformer(size: Custom(width: 8, heads: 2), depth: 2, patch: 7, drop_path: 0.5),
+    projector: Mlp(dims: [8]),
+    objective: [(term: SwappedAssignment(prototypes: 8, local_views: 1))],
+    layer_decay: 0.7,
+    train: (epochs: 2, batch: 32),
+)
+"#;
+
+#[test]
+fn threads_and_interruptions_do_not_change_dropped_paths() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("dropping.ron");
+    std::fs::write(&recipe, DROPPING).unwrap();
+    let train = |name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        let args = ["run", recipe.to_str().unwrap(), "--out", out.to_str().unwrap()];
+        let done = pauc(args.iter().chain(more));
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        (only_run(&out), checkpoint(&out))
+    };
+    let (_, one) = train("one", &["--threads", "1"]);
+    assert!(one == train("three", &["--threads", "3"]).1, "three threads differ from one");
+    let (run, stopped) = train("stopped", &["--max-steps", "4"]);
+    assert!(stopped != one);
+    let done = pauc(["resume", run.to_str().unwrap()]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert!(one == checkpoint(&folder.path().join("stopped")), "resuming changed the run");
+}
+
 #[test]
 fn another_seed_gives_another_run() {
     let folder = tempfile::tempdir().unwrap();

@@ -174,6 +174,31 @@ fn an_item_of_a_default_list_can_be_set() {
 }
 
 #[test]
+fn options_of_a_vision_transformer_out_of_range() {
+    let refused = |option: &str, value: &str, says: &str| {
+        let text =
+            GOOD.replace("ConvNet(channels: [8, 8])", &format!("VisionTransformer({option}: {value})"));
+        let out = check(&text, "check");
+        assert_eq!(out.code, 2, "{}", out.stderr);
+        // The place is that of the value.
+        let column = "    encoder: VisionTransformer(: ".len() + option.len() + 1;
+        for part in [says, &format!("recipe.ron:5:{column}")] {
+            assert!(out.stderr.contains(part), "{option}: {value}: no `{part}` in\n{}", out.stderr);
+        }
+    };
+    refused("drop_path", "1.0", "at least 0 and less than 1, got 1");
+    refused("drop_path", "-0.1", "at least 0 and less than 1, got -0.1");
+    refused("layer_scale", "0.0", "greater than 0, got 0");
+    refused("registers", "-1", "-1");
+    refused("mlp", "SwiGLU", "SwiGlu");
+    let decay = GOOD.replace("queue: 32", "queue: 32, layer_decay: 1.5");
+    let out = check(&decay, "check");
+    assert_eq!(out.code, 2, "{}", out.stderr);
+    assert!(out.stderr.contains("greater than 0 and at most 1, got 1.5"), "{}", out.stderr);
+    assert!(out.stderr.contains("recipe.ron:8:29"), "{}", out.stderr);
+}
+
+#[test]
 fn rules_across_fields() {
     refused(
         "    queue: 32,\n",
@@ -201,6 +226,12 @@ fn rules_across_fields() {
         "VisionTransformer(patch: 5)",
         "E0208",
         &["views of 16×16×3", "recipe.ron:5:14"],
+    );
+    refused(
+        "ConvNet(channels: [8, 8]),",
+        "MlpEncoder(dims: [8]),\n    layer_decay: 0.5,",
+        "E0226",
+        &["MlpEncoder does not say how deep its layers are", "recipe.ron:6:18", "`lr_scale`"],
     );
     refused("count: 2", "count: 1", "E0209", &["reads 2 views"]);
     refused(

@@ -5,11 +5,12 @@ use crate::memory;
 use crate::plan::Plan;
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
-use pauc_traits::Result;
 use pauc_traits::component_ron::Term;
+use pauc_traits::encoder::LayerDepths;
 use pauc_traits::registry::{self, Field, Listing};
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::{After, Contrast, Facts};
+use pauc_traits::{Param, Result};
 use std::fmt::Write;
 
 /// Returns the text for a component, a section of recipes, or a code; `None` if the name is unknown.
@@ -180,7 +181,7 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
     memory(&mut out, device, plan, &network);
     prototypes(&mut out, plan);
     terms(&mut out, plan);
-    learning_rates::<D>(&mut out, plan);
+    learning_rates(&mut out, plan, &network);
     Ok(out)
 }
 
@@ -277,7 +278,7 @@ fn terms(out: &mut String, plan: &Plan) {
 }
 
 /// Draws the learning rate at eleven steps, as bars.
-fn learning_rates<D: NetworkDevice>(out: &mut String, plan: &Plan) {
+fn learning_rates<D: NetworkDevice>(out: &mut String, plan: &Plan, network: &Network<D>) {
     let (r, h) = (&plan.recipe, &plan.horizon);
     let optimizer = D::optimizer(&*r.optimizer.value);
     let _ = writeln!(out, "\nlearning rate");
@@ -290,5 +291,20 @@ fn learning_rates<D: NetworkDevice>(out: &mut String, plan: &Plan) {
     }
     for scale in &r.lr_scale {
         let _ = writeln!(out, "  of {} times {}", scale.part, scale.factor.get());
+    }
+    if let Some(depths) = network.encoder_depths().filter(|_| r.layer_decay.get() != 1.0) {
+        layer_rates(out, &depths, &network.encoder_parameters(), r.layer_decay.get());
+    }
+}
+
+/// Lists the parameters of the encoder at each depth, with the factor on their learning rate.
+fn layer_rates<D: NetworkDevice>(out: &mut String, depths: &LayerDepths, params: &[Param<D>], decay: f64) {
+    let factors = depths.factors(decay);
+    for depth in 0..depths.groups {
+        let at = || (0..params.len()).filter(|i| depths.of.get(*i) == Some(&depth));
+        let Some(first) = at().next() else { continue };
+        let (name, others) = (&params[first].name, at().count() - 1);
+        let others = if others > 0 { format!(" and {others} more") } else { String::new() };
+        let _ = writeln!(out, "  of layer {depth} (encoder.{name}{others}) times {:.6}", factors[first]);
     }
 }

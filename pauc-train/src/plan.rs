@@ -234,8 +234,9 @@ impl Plan {
         device: &D,
         encoder: Option<Box<dyn Encoder<D>>>,
     ) -> Result<(), PlanError> {
-        let Recipe { frozen, lr_scale, .. } = &self.recipe;
-        if self.start.is_none() && frozen.is_empty() && lr_scale.is_empty() {
+        let Recipe { frozen, lr_scale, layer_decay, .. } = &self.recipe;
+        let names_none = frozen.is_empty() && lr_scale.is_empty();
+        if self.start.is_none() && names_none && layer_decay.get() == 1.0 {
             return Ok(());
         }
         let adapted = self.adapt_start(device, encoder);
@@ -272,7 +273,8 @@ impl Plan {
         Ok(Some(encoder))
     }
 
-    /// Returns the parts in `frozen` and `lr_scale` that the network does not have, or that are named twice.
+    /// Returns the parts in `frozen` and `lr_scale` that the network does not have, or that are named twice, and a
+    /// `layer_decay` without layers.
     fn unknown_parts<D: NetworkDevice>(&self, network: &Network<D>) -> Vec<Diagnostic> {
         let names = |params: Vec<Param<D>>| params.into_iter().map(|p| p.name).collect::<Vec<_>>();
         let encoder = Parts::new("the encoder has", names(network.encoder_parameters()));
@@ -287,6 +289,11 @@ impl Plan {
             Diagnostic::at(Severity::Error, code, root.as_ref(), &path, message, help)
         };
         let mut wrong = Vec::new();
+        if self.recipe.layer_decay.get() != 1.0 && network.encoder_depths().is_none() {
+            let message = format!("{} does not say how deep its layers are", self.recipe.encoder.name());
+            let help = "remove it, or list factors in `lr_scale`";
+            wrong.push(error("E0226", "layer_decay".into(), message, help.into()));
+        }
         for (i, part) in self.recipe.frozen.iter().enumerate() {
             let unknown = encoder.unknown(part);
             wrong.extend(unknown.map(|u| error("E0218", format!("frozen[{i}]"), u.message, u.help)));
@@ -366,6 +373,10 @@ impl Plan {
         let frozen = |p: &&Param<D>| recipe.frozen.iter().any(|part| belongs(&p.name, part));
         params.iter().filter(frozen).for_each(|p| p.set_frozen(true));
         network.parameters().iter().for_each(|p| p.set_lr_scale(recipe.lr_scale_of(&p.name)));
+        if let Some(depths) = network.encoder_depths() {
+            let factors = depths.factors(recipe.layer_decay.get());
+            params.iter().zip(factors).for_each(|(p, factor)| p.set_lr_scale(p.lr_scale() * factor));
+        }
         Ok(())
     }
 }

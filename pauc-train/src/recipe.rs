@@ -14,7 +14,8 @@ use pauc_traits::component_ron::{Term, options};
 use pauc_traits::schedule::Clock;
 use pauc_traits::term::Severity;
 use pauc_traits::{
-    Clusterer, Configured, Count, Dataset, NonNegative, Positive, Probe, Scheduled, TrainingSpan, component,
+    Clusterer, Configured, Count, Dataset, DecayFactor, NonNegative, Positive, Probe, Scheduled,
+    TrainingSpan, component,
 };
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -60,6 +61,10 @@ component! {
         /// Factors on the learning rate of single parts. If several parts match a parameter, the longest
         /// wins.
         pub lr_scale: Vec<LrScale> = Vec::new(),
+        /// The factor between the learning rates of adjacent layers of the encoder: the last one and the heads have the
+        /// whole rate, the one before it this fraction, and so on. BEiT fine-tunes with 0.65. Multiplies `lr_scale`.
+        #[added_in("0.3")]
+        pub layer_decay: DecayFactor = DecayFactor::lit(1.0),
         /// The learning rate over the run.
         pub schedule: LrSchedule = default("WarmupCosine(warmup: Epochs(1))"),
         /// Length, batch and seed.
@@ -332,7 +337,8 @@ impl Recipe {
         Ok((recipe, Source { path: path.into(), original: original.into(), text }))
     }
 
-    /// Returns the recipe with every default written out.
+    /// Returns the recipe with every default written out, except for those of fields that were added to a component
+    /// after its first release.
     ///
     /// # Errors
     /// If a plugin's component cannot be serialized.

@@ -278,23 +278,14 @@ fn views_of_two_sizes_train_together() {
         (small.shape.height, small.views.shape(5).height, small.evaluation.shape(0).height),
         (12, 8, 12)
     );
-    let run = |plan: &Plan| {
-        let folder = tempfile::tempdir().unwrap();
-        let dir = RunDir::of(folder.path(), "small", "0", 0);
-        dir.create().unwrap();
-        let mut trainer = Trainer::new(&Cpu::default(), plan).unwrap();
-        let mut log = Log::default();
-        trainer.train(&dir, None, &mut log).unwrap();
-        log.steps
-    };
     let long = ["train.epochs=30", "optimizer=Sgd(lr: 0.5)", "train.log_every=1"];
-    let steps = run(&plan(&text, &long));
+    let steps = steps_of(&plan(&text, &long));
     let mean = |s: &[Step]| s.iter().map(|s| s.loss).sum::<f64>() / s.len() as f64;
     let (start, end) = (mean(&steps[..8]), mean(&steps[steps.len() - 8..]));
     // It falls by two, from 4.5.
     assert!(start.is_finite() && end < start - 0.1, "from {start} to {end}");
     // The small crops are used: without them, the loss differs by 0.05 from the first step on.
-    let without = run(&plan(&text.replace("local_views: 4", "local_views: 0"), &long));
+    let without = steps_of(&plan(&text.replace("local_views: 4", "local_views: 0"), &long));
     assert!((without[0].loss - steps[0].loss).abs() > 1e-4);
     // Encoders whose parameters depend on the image size report it before training.
     let fixed = text.replace("ConvNet(channels: [8, 16])", "MlpEncoder(dims: [24])");
@@ -305,6 +296,48 @@ fn views_of_two_sizes_train_together() {
     let pauc_train::plan::PlanError::Recipe(found) = e else { panic!("{e}") };
     let text = found.render(false);
     assert!(text.contains("E0208") && text.contains("8×8×3"), "{text}");
+}
+
+/// Trains and returns what was logged.
+fn steps_of(plan: &Plan) -> Vec<Step> {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = RunDir::of(folder.path(), "small", "0", 0);
+    dir.create().unwrap();
+    let mut trainer = Trainer::new(&Cpu::default(), plan).unwrap();
+    let mut log = Log::default();
+    trainer.train(&dir, None, &mut log).unwrap();
+    log.steps
+}
+
+/// Small crops beside large ones through one vision transformer, with what DINO and DINOv2 add to it.
+#[test]
+fn a_vision_transformer_takes_crops_of_two_sizes() {
+    const CROPS: &str = "views=[(count: 2, ops: [MultiCrop(size: 12, crop: Global)]), \
+                         (count: 4, ops: [MultiCrop(size: 8, crop: Local)])]";
+    const OBJECTIVE: &str = "(term: SwappedAssignment(prototypes: 8, local_views: 4))";
+    let encoder = "encoder=VisionTransformer(size: Custom(width: 16, heads: 2), depth: 2, patch: 4, drop_path: 0.1, \
+                   layer_scale: 0.1, registers: 2, prefix_positions: false)";
+    let set = [CROPS, encoder, "train.epochs=20", "optimizer=AdamW(lr: 0.005)", "train.log_every=1"];
+    let text = PLAIN.replace("OBJECTIVE", OBJECTIVE);
+    let steps = steps_of(&plan(&text, &set));
+    let mean = |s: &[Step]| s.iter().map(|s| s.loss).sum::<f64>() / s.len() as f64;
+    let (start, end) = (mean(&steps[..8]), mean(&steps[steps.len() - 8..]));
+    assert!(start.is_finite() && end < start - 0.1, "from {start} to {end}");
+    let text = text.replace("local_views: 4", "local_views: 0");
+    assert!(
+        (steps_of(&plan(&text, &set))[0].loss - steps[0].loss).abs() > 1e-4,
+        "the small crops are unused"
+    );
+    // Both sizes have to be tiled.
+    let crops = CROPS.replace("size: 8", "size: 10");
+    let (recipe, source) = Recipe::parse("test", &text, &[crops, encoder.to_string()]).unwrap();
+    let Err(pauc_train::plan::PlanError::Recipe(found)) =
+        Plan::new(&Cpu::default(), recipe, source, &Place::at("."))
+    else {
+        panic!("10 is not a multiple of 4")
+    };
+    let text = found.render(false);
+    assert!(text.contains("E0208") && text.contains("do not tile images of 10×10×3"), "{text}");
 }
 
 /// A network resized for other images computes the same as one built for that size.
@@ -379,10 +412,20 @@ fn what_terms_learn_and_remember_survives_an_interruption() {
     ] {
         assert!(whole.contains_key(name), "{name} is not among {:?}", whole.keys());
     }
-    let plan = plan(&PLAIN.replace("OBJECTIVE", STATEFUL), STATEFUL_SET);
-    let device = Cpu::default();
     // Before the first clustering, in the middle of an epoch after it, and at the end of one.
-    for steps in [2, 6, 8] {
+    assert_survives_interruptions(STATEFUL, STATEFUL_SET, &[2, 6, 8], &whole);
+}
+
+/// Asserts that a run that is interrupted after some number of steps has the weights of the `whole` one, bit by bit.
+fn assert_survives_interruptions(
+    objective: &str,
+    set: &[&str],
+    after: &[u64],
+    whole: &BTreeMap<String, Vec<f32>>,
+) {
+    let plan = plan(&PLAIN.replace("OBJECTIVE", objective), set);
+    let device = Cpu::default();
+    for steps in after.iter().copied() {
         let folder = tempfile::tempdir().unwrap();
         let dir = RunDir::of(folder.path(), "small", "0", 0);
         dir.create().unwrap();
@@ -390,18 +433,35 @@ fn what_terms_learn_and_remember_survives_an_interruption() {
         let ending = first.train(&dir, Some(steps), &mut Log::default()).unwrap();
         assert!(matches!(ending, Ending::Paused), "{steps}");
         drop(first);
-        assert_ne!(saved(&dir), whole);
+        assert_ne!(saved(&dir), *whole);
         let mut second = Trainer::new(&device, &plan).unwrap();
         second.load(&dir.last_checkpoint().unwrap()).unwrap();
         assert_eq!(second.step(), steps);
         second.train(&dir, None, &mut Log::default()).unwrap();
         let found = saved(&dir);
         assert_eq!(found.keys().collect::<Vec<_>>(), whole.keys().collect::<Vec<_>>());
-        for (name, values) in &whole {
+        for (name, values) in whole {
             let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&found[name]), bits(values), "{name}, interrupted after {steps} steps");
         }
     }
+}
+
+/// Half of the images skip each branch of the second block.
+const DROPPING: &str = "encoder=VisionTransformer(size: Custom(width: 8, heads: 2), depth: 2, patch: 4, mlp_ratio: 2, drop_path: 0.5)";
+
+#[test]
+fn dropped_paths_are_the_same_after_an_interruption_and_in_parts() {
+    let objective = "(term: InfoNce(negatives: Keys, two_sided: true))";
+    let set = [DROPPING, "momentum_encoder=Ema(momentum: 0.9)"];
+    let (log, whole) = train(objective, &set);
+    assert_survives_interruptions(objective, &set, &[1, 4, 7], &whole);
+    let none = DROPPING.replace("0.5", "0.0");
+    let (other, _) = train(objective, &[&none, set[1]]);
+    assert_ne!(log.steps[0].loss, other.steps[0].loss, "nothing was dropped");
+    let in_parts = train(objective, &[set[0], set[1], "train.micro_batch=7"]);
+    let whole = (log, whole);
+    Noise::of(objective, &set, &whole).allows("parts of seven", &in_parts, &whole);
 }
 
 #[test]
@@ -524,6 +584,40 @@ fn parts_of_a_network_move_at_their_own_rates() {
     let name = usual.keys().find(|n| n.starts_with("term.InfoNce")).unwrap();
     let [usual, scaled] = [&usual, &scaled].map(|all| f64::from(all[name][0]));
     assert_moved_more([f64::from(0.2f64.ln() as f32), usual, scaled], 2.0, name);
+}
+
+#[test]
+fn layers_of_a_transformer_move_at_decaying_rates() {
+    let encoder = "encoder=VisionTransformer(size: Custom(width: 8, heads: 2), depth: 2, patch: 4)";
+    let plain = [
+        encoder,
+        "optimizer=Sgd(lr: 0.01, momentum: 0.0, weight_decay: 1e-3)",
+        "schedule=Constant",
+        "train.epochs=1",
+        "train.batch=96",
+        "lr_scale=[(part: \"encoder.blocks.1\", factor: 2.0)]",
+    ];
+    let objective = "(term: InfoNce())";
+    let text = PLAIN.replace("OBJECTIVE", objective);
+    let network = plan(&text, &plain).network(&Cpu::default()).unwrap();
+    let decayed: Vec<&str> = plain.iter().copied().chain(["layer_decay=0.5"]).collect();
+    let rates = plan(&text, &decayed).network(&Cpu::default()).unwrap().parameters();
+    let (_, usual) = train(objective, &plain);
+    let (_, scaled) = train(objective, &decayed);
+    for (p, decayed) in network.parameters().iter().zip(rates) {
+        let factor = match p.name.split('.').collect::<Vec<_>>()[..] {
+            ["encoder", "blocks", "0", ..] => 0.25,
+            ["encoder", "blocks", "1", ..] => 0.5,
+            ["encoder", "norm", ..] | ["projector", ..] => 1.0,
+            _ => 0.125,
+        };
+        let own = if p.name.starts_with("encoder.blocks.1.") { 2.0 } else { 1.0 };
+        assert_eq!((p.lr_scale(), decayed.lr_scale()), (own, own * factor), "{}", p.name);
+        for (i, before) in p.value().iter().enumerate() {
+            let [usual, scaled] = [&usual, &scaled].map(|all| f64::from(all[&p.name][i]));
+            assert_moved_more([f64::from(*before), usual, scaled], factor, &p.name);
+        }
+    }
 }
 
 /// Asserts that one step of plain gradient descent with `factor` times the rate moved a number `factor` times
