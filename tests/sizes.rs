@@ -52,6 +52,7 @@ fn sizes_beyond_their_bounds() {
     refused(&["encoder=MlpEncoder(dims: [1000000000])"], "E0208", "`dims` is at most");
     refused(&["encoder=VisionTransformer(depth: 1000000000)"], "E0208", "`depth` is at most 4096");
     refused(&["encoder=VisionTransformer(mlp_ratio: 1000000000)"], "E0208", "`mlp_ratio` is at most 1024");
+    refused(&["encoder=VisionTransformer(registers: 1000000000)"], "E0208", "`registers` is at most 4096");
     let views =
         |count: &str, size: &str| format!("views=[(count: {count}, ops: [RandomResizedCrop(size: {size})])]");
     refused(&[&views("1000000000000", "16")], "E0213", "are more than 1024");
@@ -79,6 +80,9 @@ fn sizes_beyond_the_memory() {
         "E0222",
         needs,
     );
+    // A million tokens of the second view attend to each other.
+    let crops = "views=[(count: 2, ops: [RandomResizedCrop(size: 16)]), (count: 1, ops: [RandomResizedCrop(size: 1000)])]";
+    refused(&["encoder=VisionTransformer(patch: 1)", crops], "E0222", "activations of the encoder");
     refused(&["queue=1000000000000"], "E0222", "keys in the queue");
     refused(&["queue=18446744073709551615"], "E0222", "512.0 EiB");
     refused(
