@@ -51,7 +51,7 @@ pub(crate) fn cluster<D: NetworkDevice>(
         (&plan.recipe.concentration, &state.clock(plan.horizon)),
         context,
     )?;
-    let levels = report_levels(&prototypes, context.previous);
+    let levels = report_levels(&prototypes, context.previous)?;
     state.prototypes = Some(prototypes);
     state.last_clustering = Some(state.step);
     watch.event(&Event::Clustering(events::Clustering {
@@ -64,7 +64,10 @@ pub(crate) fn cluster<D: NetworkDevice>(
 }
 
 /// Summarizes each level for the log.
-fn report_levels<D: NetworkDevice>(prototypes: &Prototypes<D>, before: &[Clustering]) -> Vec<ClusterLevel> {
+fn report_levels<D: NetworkDevice>(
+    prototypes: &Prototypes<D>,
+    before: &[Clustering],
+) -> Result<Vec<ClusterLevel>> {
     let level = |c: &Clustering, phi: &[f32], churn: Option<f64>| ClusterLevel {
         churn,
         k: c.k as u64,
@@ -76,6 +79,6 @@ fn report_levels<D: NetworkDevice>(prototypes: &Prototypes<D>, before: &[Cluster
         concentration_min: phi.iter().copied().fold(f32::NAN, f32::min).into(),
         concentration_max: phi.iter().copied().fold(f32::NAN, f32::max).into(),
     };
-    let all = prototypes.clusterings.iter().zip(&prototypes.concentrations).zip(prototypes.churn(before));
-    all.map(|((clustering, phi), churn)| level(clustering, phi, churn)).collect()
+    let all = prototypes.clusterings.iter().zip(&prototypes.concentrations).zip(prototypes.churn(before)?);
+    Ok(all.map(|((clustering, phi), churn)| level(clustering, phi, churn)).collect())
 }

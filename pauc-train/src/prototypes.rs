@@ -53,11 +53,17 @@ impl<D: Compute> Prototypes<D> {
     }
 
     /// Returns the fraction of samples whose prototype does not continue their previous one, level by level;
-    /// `None` if there was no such level, or matching would take too long.
-    pub fn churn(&self, before: &[Clustering]) -> Vec<Option<f64>> {
+    /// `None` if there was no such level of these samples, or matching would take too long.
+    ///
+    /// # Errors
+    /// If the run was asked to stop.
+    pub fn churn(&self, before: &[Clustering]) -> Result<Vec<Option<f64>>> {
         let churn = |(m, now): (usize, &Clustering)| {
-            let before = before.get(m).filter(|b| b.k.max(now.k) <= MOST_MATCHED)?;
-            match_prototypes(before, now).ok().map(|m| m.churn)
+            let fits = |b: &&Clustering| {
+                b.k.max(now.k) <= MOST_MATCHED && b.assignments.len() == now.assignments.len()
+            };
+            let before = before.get(m).filter(fits);
+            before.map(|before| Ok(match_prototypes(before, now)?.churn)).transpose()
         };
         self.clusterings.iter().enumerate().map(churn).collect()
     }

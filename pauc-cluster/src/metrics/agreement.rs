@@ -2,8 +2,8 @@
 
 use super::{Cell, Contingency};
 use crate::matching::best_pairs;
-use pauc_traits::Result;
 use pauc_traits::probe::Metric;
+use pauc_traits::{Result, stop};
 use std::collections::BTreeMap;
 
 /// The agreement of two partitions. Each score is 1 for equal partitions. NMI, AMI, ARI, homogeneity,
@@ -36,15 +36,18 @@ impl Agreement {
     /// `labels` and `clusters`: (n), one entry per sample; `None` is noise.
     ///
     /// # Errors
-    /// If the lengths differ.
+    /// If the lengths differ, or the run was asked to stop.
     pub fn new(labels: &[u32], clusters: &[Option<u32>]) -> Result<Self> {
-        Contingency::new(labels, clusters).map(|c| Agreement::of(&c))
+        Agreement::of(&Contingency::new(labels, clusters)?)
     }
 
     /// Computes the scores from counts.
-    pub fn of(c: &Contingency) -> Self {
+    ///
+    /// # Errors
+    /// If the run was asked to stop.
+    pub fn of(c: &Contingency) -> Result<Self> {
         if c.total == 0 {
-            return Agreement {
+            return Ok(Agreement {
                 nmi: 1.0,
                 ami: 1.0,
                 ari: 1.0,
@@ -53,7 +56,7 @@ impl Agreement {
                 v_measure: 1.0,
                 purity: 1.0,
                 hungarian_accuracy: 1.0,
-            };
+            });
         }
         let (mutual, h_label, h_cluster) = (mutual_information(c), entropy(&c.rows), entropy(&c.cols));
         let both_whole = c.rows.len() == 1 && c.cols.len() == 1;
@@ -74,16 +77,16 @@ impl Agreement {
         let ami = if both_whole {
             1.0
         } else {
-            let expected = expected_mutual_information(c);
+            let expected = expected_mutual_information(c)?;
             let room = mean - expected;
             let room = if room < 0.0 { room.min(-f64::EPSILON) } else { room.max(f64::EPSILON) };
             (mutual - expected) / room
         };
         let mut majority = vec![0; c.cols.len()];
         c.cells.iter().for_each(|cell| majority[cell.column] = majority[cell.column].max(cell.count));
-        let matched: usize = best_pairs(c).iter().map(|cell| cell.count).sum();
+        let matched: usize = best_pairs(c)?.iter().map(|cell| cell.count).sum();
         let n = c.total as f64;
-        Agreement {
+        Ok(Agreement {
             nmi,
             ami,
             ari: adjusted_rand(c),
@@ -92,7 +95,7 @@ impl Agreement {
             v_measure,
             purity: majority.iter().sum::<usize>() as f64 / n,
             hungarian_accuracy: matched as f64 / n,
-        }
+        })
     }
 
     /// Returns the scores as metrics named `prefix/nmi` and so on.
@@ -132,7 +135,7 @@ fn mutual_information(c: &Contingency) -> f64 {
 }
 
 /// Returns the mean mutual information of random partitions with the same sizes (hypergeometric model).
-fn expected_mutual_information(c: &Contingency) -> f64 {
+fn expected_mutual_information(c: &Contingency) -> Result<f64> {
     let n = c.total;
     // ln i! with a compensated sum, because the probabilities below are exponentials of small differences.
     let (mut ln_factorial, mut sum, mut lost) = (vec![0.0f64], 0.0f64, 0.0f64);
@@ -151,6 +154,7 @@ fn expected_mutual_information(c: &Contingency) -> f64 {
     };
     let mut total = 0.0;
     for (a, times_a) in distinct(&c.rows) {
+        stop::check()?;
         for (b, times_b) in distinct(&c.cols) {
             let mut of_pair = 0.0;
             for both in (a + b).saturating_sub(n).max(1)..=a.min(b) {
@@ -167,7 +171,7 @@ fn expected_mutual_information(c: &Contingency) -> f64 {
             total += (times_a * times_b) as f64 * of_pair;
         }
     }
-    total
+    Ok(total)
 }
 
 /// Returns the adjusted Rand index, from counts of pairs.
@@ -215,7 +219,7 @@ mod tests {
             // Quotients of integers that f64 represents exactly.
             "ari" | "purity" | "hungarian_accuracy" => tolerance::f64(3, 1.0),
             "ami" => {
-                let expected = expected_mutual_information(c);
+                let expected = expected_mutual_information(c).unwrap();
                 let room = (entropies[0] + entropies[1]) / 2.0 - expected;
                 // Both the numerator and the denominator are off, relative to the score.
                 (mutual + of_expected(c, expected)) * (1.0 + score.value.abs()) / room.abs()
@@ -240,7 +244,7 @@ mod tests {
             };
             let clusters: Vec<Option<u32>> = list("clusters").into_iter().map(Some).collect();
             let counts = Contingency::new(&list("labels"), &clusters).unwrap();
-            for metric in Agreement::of(&counts).metrics("") {
+            for metric in Agreement::of(&counts).unwrap().metrics("") {
                 let want = case[&metric.name[1..]].as_f64().unwrap();
                 assert_within!(
                     metric.value,
@@ -277,7 +281,7 @@ mod tests {
         assert_eq!(count, 720);
         let original: Vec<Option<u32>> = clusters.iter().map(|c| Some(*c)).collect();
         let counts = Contingency::new(&labels, &original).unwrap();
-        let (got, want) = (expected_mutual_information(&counts), sum / 720.0);
+        let (got, want) = (expected_mutual_information(&counts).unwrap(), sum / 720.0);
         // The mean of 720 numbers.
         let of_mean = of_information(&counts) + tolerance::f64(720, want);
         assert_within!(got, want, of_expected(&counts, want) + of_mean);
@@ -287,7 +291,7 @@ mod tests {
     fn names_of_clusters_do_not_matter_and_nothing_agrees_with_nothing() {
         let labels = [0, 0, 1, 1, 2];
         let counts = Contingency::new(&labels, &[Some(0), Some(1), Some(1), None, Some(2)]).unwrap();
-        let a = Agreement::of(&counts);
+        let a = Agreement::of(&counts).unwrap();
         let b = Agreement::new(&labels, &[Some(9), Some(4), Some(4), Some(7), Some(0)]).unwrap();
         for (a, b) in a.metrics("").iter().zip(b.metrics("")) {
             assert_within!(a.value, b.value, of_score(&counts, a), "{}", a.name);
