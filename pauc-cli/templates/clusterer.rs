@@ -18,8 +18,8 @@ component! {
     pub struct ClustererTemplate: Clusterer {
         /// The number of prototypes K.
         pub k: Count,
-        /// The start of the first clustering.
-        pub start: TrainingSpan = TrainingSpan::epochs(1),
+        /// When the first clustering happens.
+        pub start: TrainingSpan = TrainingSpan::epochs(2),
         /// The interval between clusterings.
         pub every: TrainingSpan = TrainingSpan::epochs(1),
     }

@@ -12,7 +12,7 @@ component! {
     /// Nested levels, from fine to coarse: Ward's method merges the clusters of a fine k-means two by two.
     ///
     /// Each merge is the one that raises Σ‖x − c‖² least, by n_a·n_b/(n_a + n_b)·‖c_a − c_b‖². The fine
-    /// k-means has `leaves` clusters; with fewer samples than that, every sample is a leaf. Centroids are the
+    /// k-means has `leaves` clusters; if there are fewer samples, every sample is a leaf. Centroids are the
     /// means of the samples. The cost is O(leaves²·D) in addition to the k-means.
     ///
     /// # Shapes

@@ -10,7 +10,7 @@ component! {
     /// HDBSCAN: clusters that persist over a range of densities. Other samples are noise.
     ///
     /// Noise has no prototype. Unlike Dbscan, it needs no radius and finds clusters of different densities.
-    /// It takes O(N²·D) on one thread, so use it for at most some ten thousand samples. The crate `hdbscan`
+    /// It takes O(N²·D) on one thread, so use it for at most about ten thousand samples. The crate `hdbscan`
     /// computes the clusters.
     ///
     /// # Shapes

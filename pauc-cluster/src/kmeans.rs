@@ -19,7 +19,7 @@ component! {
     /// error. All samples are used unless `max_points_per_centroid` is set.
     ///
     /// With `spherical`, centroids are scaled to unit length after each update. A centroid that is zero stays
-    /// zero, and a zero sample goes to the lowest-numbered of its equally near centroids.
+    /// zero, and a sample of zeros goes to the lowest-numbered of equally near centroids.
     ///
     /// # Shapes
     /// features (N, D) → for each k: centroids (k, D), N assignments
@@ -40,7 +40,7 @@ component! {
         pub tolerance: NonNegative = NonNegative::lit(0.0),
         /// Whether the first fit of each level starts from the last clustering of the same size.
         pub warm_start: bool = false,
-        /// The minimum number of samples per prototype; with fewer, the fit is an error.
+        /// The minimum number of samples per prototype; with fewer, the fit fails.
         pub min_points_per_centroid: Option<Count> = None,
         /// The maximum number of samples per prototype. With more, the fit uses a random subset (the reported
         /// objectives are those of the subset) and then assigns all samples.

@@ -25,7 +25,7 @@ pub struct Clustering {
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub struct FitReport {
-    /// The inertia Σ‖x − c‖² before each update, and at the end.
+    /// What the method minimizes, such as the inertia Σ‖x − c‖²: before the first iteration, and after each one.
     pub objective: Vec<f64>,
     /// The number of samples whose prototype changed since the previous update, per update (all at the
     /// first). Empty if the method does not count them.

@@ -99,12 +99,14 @@ fn positive(name: &str, value: f64) -> Result<Positive, Failure> {
 
 fn print_level(level: &FittedLevel) {
     let report = &level.clustering.report;
+    let iterations = report.objective.len().saturating_sub(1);
     outln!(
-        "k {}: objective {}, {} iterations, {} splits, imbalance {:.3}, {} empty, {} noise",
+        "k {}: objective {}, {iterations} iteration{}, {} split{}, imbalance {:.3}, {} empty, {} noise",
         level.clustering.k,
         report.objective.last().copied().unwrap_or(f64::NAN),
-        report.objective.len().saturating_sub(1),
+        if iterations == 1 { "" } else { "s" },
         report.splits,
+        if report.splits == 1 { "" } else { "s" },
         report.imbalance,
         report.empty,
         report.noise

@@ -9,7 +9,7 @@ use pauc::train::run_dir::RunDir;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Tell why a run ended with NaN or infinity.
+/// Explain why a run ended with NaN or infinity.
 ///
 /// Prints what was not finite first, the last steps, the samples, the likely cause and what to try, as `run` did
 /// when it failed. The run's report shows the same with curves and pictures.
