@@ -1,6 +1,6 @@
 //! Memory layouts of batches of feature maps.
 
-use crate::threads;
+use crate::threads::{self, Shared};
 use std::ops::Range;
 
 /// A batch of feature maps, channels last, in one slice. Each map may have a border of zeros, its halo, which
@@ -176,6 +176,31 @@ pub fn copy_pixels((from, fl): (&[f32], Layout), (to, tl): (&mut [f32], Layout))
     }
 }
 
+/// Adds pixels to those of another layout of the same maps, which has the same pitch.
+///
+/// # Shapes
+/// each slice has at least [`Layout::len`] values
+///
+/// # Panics
+/// If maps or pitch differ, or a slice is shorter than its layout.
+pub fn add_pixels((from, fl): (&[f32], Layout), (to, tl): (&mut [f32], Layout)) {
+    let maps = |l: Layout| (l.batch, l.height, l.width, l.pitch);
+    assert_eq!(maps(fl), maps(tl), "maps differ");
+    assert!(from.len() >= fl.len() && to.len() >= tl.len(), "{fl:?} and {tl:?} exceed their slices");
+    let (cut, to, width) = (Portions::of_pixels(fl, ADDED), Shared::new(to), fl.width * fl.pitch);
+    threads::for_each(cut.count(), |i| {
+        for r in cut.rows(i) {
+            let (f, t) = (fl.row_at(r), tl.row_at(r));
+            // SAFETY: portions are different rows of the maps, and rows of a layout are disjoint.
+            let to = unsafe { to.part(t..t + width) };
+            to.iter_mut().zip(&from[f..f + width]).for_each(|(to, from)| *to += from);
+        }
+    });
+}
+
+/// The approximate number of pixels that a portion of [`add_pixels`] adds.
+const ADDED: usize = 1024;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,5 +243,18 @@ mod tests {
         let mut returned = vec![0.0; flat.len()];
         copy_pixels((&haloed, halo), (&mut returned, flat));
         assert_eq!(returned, original);
+    }
+
+    #[test]
+    fn pixels_are_added_and_the_halo_stays() {
+        let (flat, halo) = (Layout::flat(2, 3, 5, 16), Layout::haloed(2, 3, 5, 16, 1));
+        let original: Vec<f32> = (0..flat.len()).map(|i| i as f32).collect();
+        let (mut haloed, mut sums) = (vec![0.0; halo.len()], original.clone());
+        copy_pixels((&original, flat), (&mut haloed, halo));
+        let border = haloed.iter().filter(|v| **v == 0.0).count();
+        add_pixels((&original, flat), (&mut haloed, halo));
+        add_pixels((&haloed, halo), (&mut sums, flat));
+        assert!(sums.iter().zip(&original).all(|(sum, v)| *sum == 3.0 * v));
+        assert_eq!(haloed.iter().filter(|v| **v == 0.0).count(), border);
     }
 }

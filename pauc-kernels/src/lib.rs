@@ -15,7 +15,11 @@
 //! | [`threads`] | work in fixed portions, shared by any number of threads |
 //! | `microkernel` | the register-tiled product underlying convolutions |
 //! | [`conv`] | convolutions, direct and Winograd's, with both gradients |
+//! | [`depthwise`] | depthwise 7×7 convolutions, with both gradients |
+//! | [`layer_norm`], `gelu` | layer normalization of rows; GELU |
+//! | [`inverted_bottleneck`] | the perceptron of a ConvNeXt block, fused over rows |
 //! | [`norm`] | batch normalization fused with residual and ReLU |
+//! | [`patches`] | convolutions whose windows do not overlap, as products of matrices |
 //! | [`pool`] | maximum and average pooling |
 //! | [`gemm`] | products of whole matrices |
 //! | [`linear`] | fully connected layers |
@@ -33,8 +37,12 @@
 
 pub mod buffer;
 pub mod conv;
+pub mod depthwise;
 pub mod distance;
+mod gelu;
 pub mod gemm;
+pub mod inverted_bottleneck;
+pub mod layer_norm;
 pub mod layout;
 pub mod linear;
 pub mod malloc;
@@ -43,6 +51,7 @@ pub mod mmap;
 pub mod neighbor_forces;
 pub mod norm;
 pub mod optim;
+pub mod patches;
 pub mod pool;
 pub mod precision;
 pub mod simd;

@@ -353,6 +353,36 @@ macro_rules! dispatch {
 }
 pub(crate) use dispatch;
 
+/// Declares a function that runs the safe function of the same name in the module `body`, compiled for the active
+/// instruction set.
+macro_rules! dispatched {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)?) => {
+        $(#[$doc])*
+        pub(super) fn $name($($arg: $ty),*) $(-> $out)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f")]
+                fn avx512($($arg: $ty),*) $(-> $out)? {
+                    body::$name($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $out)? {
+                    body::$name($($arg),*)
+                }
+                match $crate::simd::Simd::active().level() {
+                    // SAFETY: the value proves that the machine has AVX-512F. The body is safe code.
+                    $crate::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: the value proves that the machine has AVX2 and FMA. The body is safe code.
+                    $crate::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    _ => {}
+                }
+            }
+            body::$name($($arg),*)
+        }
+    };
+}
+pub(crate) use dispatched;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,6 +17,7 @@ pub use in_batch::in_batch;
 
 use crate::gemm::{Strides, gemm};
 use rayon::prelude::*;
+pub(crate) use rows::exp;
 use rows::fold;
 use std::borrow::Cow;
 

@@ -115,7 +115,7 @@ impl Packed {
 /// Returns the number of parts of a sum over `rows`, where a part needs `size` values and is computed in
 /// `tasks` tasks: as many parts as fit together into a cache near the processor. If that gives few tasks,
 /// more parts, up to a larger cache.
-fn parts(size: usize, rows: usize, tasks: usize) -> usize {
+pub(crate) fn parts(size: usize, rows: usize, tasks: usize) -> usize {
     let [near, far] = [18, 20].map(|bits| (1 << bits) / size.max(1));
     near.max(far.min(16usize.div_ceil(tasks))).clamp(1, 16).min(rows.max(1))
 }

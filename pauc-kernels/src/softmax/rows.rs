@@ -1,7 +1,7 @@
 //! The loops over rows of logits, for every instruction set.
 
 use super::Part;
-use crate::simd::{Level, Simd};
+use crate::simd::dispatched;
 
 /// Elements that the row loops process at once: two AVX-512 registers.
 const LANES: usize = 32;
@@ -10,7 +10,7 @@ const LANES: usize = 32;
 /// that all instruction sets give the same bits. Where the processor has no such instruction, it is a slow
 /// call.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     let fma = |a: f32, b: f32, c: f32| a.mul_add(b, c);
     // x = n·ln 2 + r with |r| ≤ ln 2/2. Adding 1.5·2²³ rounds to the nearest integer and leaves it in the low
     // bits.
@@ -149,34 +149,6 @@ pub(super) mod body {
             *v = exp(*v - own) + exp(*v - other);
         }
     }
-}
-
-/// Declares a function that runs its `body`, compiled for the active instruction set.
-macro_rules! dispatched {
-    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)?) => {
-        $(#[$doc])*
-        pub(super) fn $name($($arg: $ty),*) $(-> $out)? {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f")]
-                fn avx512($($arg: $ty),*) $(-> $out)? {
-                    body::$name($($arg),*)
-                }
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $ty),*) $(-> $out)? {
-                    body::$name($($arg),*)
-                }
-                match Simd::active().level() {
-                    // SAFETY: the value proves that the machine has AVX-512F. The body is safe code.
-                    Level::Avx512 => return unsafe { avx512($($arg),*) },
-                    // SAFETY: the value proves that the machine has AVX2 and FMA. The body is safe code.
-                    Level::Avx2 => return unsafe { avx2($($arg),*) },
-                    _ => {}
-                }
-            }
-            body::$name($($arg),*)
-        }
-    };
 }
 
 dispatched! {
