@@ -2,7 +2,7 @@
 
     cargo build --release -p pauc-cli && python benches/compare.py [--rounds 3] [--seconds 4] [--threads 1 2] [--only resnet18]
 
-Needs torch and torchvision in the Python that runs it. PyTorch's time is the better of its two memory layouts.
+Needs torch, torchvision and timm in the Python that runs it. PyTorch's time is the better of its two memory layouts.
 """
 
 import argparse
@@ -24,6 +24,10 @@ CASES = [
     ("resnet50", 64, "imagenet", 32, 224, "simclr"),
     ("resnet18", 64, "small", 64, 32, "inference"),
     ("resnet50", 64, "imagenet", 32, 224, "inference"),
+    # Their widths are fixed.
+    ("convnext_atto", 40, "small", 32, 32, "simclr"),
+    ("convnext_tiny", 96, "imagenet", 16, 96, "simclr"),
+    ("convnext_tiny", 96, "imagenet", 16, 96, "inference"),
 ]
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,7 +44,10 @@ def run(command):
 
 
 def ours(net, width, stem, batch, size, form, threads):
-    encoder = f"{net.replace('resnet', 'ResNet')}(stem: {'Small' if stem == 'small' else 'ImageNet'}, width: {width})"
+    if net.startswith("convnext_"):
+        encoder = f"ConvNeXt(size: {net[9:].capitalize()}, patch: {1 if stem == 'small' else 4})"
+    else:
+        encoder = f"{net.replace('resnet', 'ResNet')}(stem: {'Small' if stem == 'small' else 'ImageNet'}, width: {width})"
     [line] = run([PAUC, "bench", "--encoder", encoder, "--batch", batch, "--size", size, "--form", form,
                   "--threads", threads, "--seconds", options.seconds, "--json"])
     return line["step_ms_median"], (line["memory_bytes"] or 0) / 2**20

@@ -2,7 +2,7 @@
 
     python benches/torch_encoder.py --net resnet18 --width 64 --batch 64 --size 32 --threads 2 --form simclr
 
-Needs torch and torchvision. Run it directly before or after `pauc-cli bench`, and quote the ratio of medians.
+Needs torch and torchvision, and timm for ConvNeXt. Run it directly before or after `pauc-cli bench`, and quote the ratio of medians.
 """
 
 import argparse
@@ -17,9 +17,12 @@ import torchvision
 from torch.nn import functional as F
 
 
+NETWORKS = ["resnet18", "resnet34", "resnet50", "resnet101", "convnext_atto", "convnext_tiny"]
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", default="resnet18", choices=["resnet18", "resnet34", "resnet50", "resnet101"])
+    parser.add_argument("--net", default="resnet18", choices=NETWORKS)
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
     parser.add_argument("--stem", default="small", choices=["small", "imagenet"])
     parser.add_argument("--batch", type=int, default=64)
@@ -52,7 +55,17 @@ def narrow(net, width):
     return net
 
 
+def conv_next(options):
+    import timm
+
+    net = timm.create_model(options.net, num_classes=0, patch_size=1 if options.stem == "small" else 4)
+    net.head.fc = torch.nn.Sequential(torch.nn.Linear(net.num_features, 512), torch.nn.ReLU(), torch.nn.Linear(512, 128))
+    return net
+
+
 def encoder(options):
+    if options.net.startswith("convnext"):
+        return conv_next(options)
     net = getattr(torchvision.models, options.net)()
     features = net.fc.in_features * options.width // 64
     net = narrow(net, options.width)

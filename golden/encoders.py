@@ -2,7 +2,7 @@
 
 Weights and images are pseudo-random by a formula, so that the tests can recompute them: u(n, l) =
 frac(sin(12.9898 n + 78.233 l) 43758.5453) - 1/2. (Smooth formulas make channels nearly constant, and batch
-normalization then amplifies rounding errors too much.) Convolutions have u(n, l) sqrt(24 / fan_in), where l is the
+normalization then amplifies rounding errors too much.) Weights of convolutions and linear layers have u(n, l) sqrt(24 / fan_in), where l is the
 position among the learnable parameters; gamma is 1 + 0.2 u; beta is 0.2 u; images are 2 u(n, 1000), n row-major
 over (batch, channels, height, width). The loss is the sum of features times u(n, 2000).
 """
@@ -64,6 +64,63 @@ class Residual(nn.Module):
         return x.mean((2, 3))
 
 
+class WideBottleneck(Bottleneck):
+    """A bottleneck with twice the width inside."""
+
+    def __init__(self, before, inner, stride, shortcut):
+        super().__init__(before, inner, stride, shortcut, base_width=128)
+
+
+class PreActivation(nn.Module):
+    """A block of the wide residual networks for CIFAR."""
+
+    def __init__(self, before, width, stride):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(before)
+        self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.convShortcut = None
+        if before != width or stride > 1:
+            self.convShortcut = nn.Conv2d(before, width, 1, stride, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(x))
+        skip = x if self.convShortcut is None else self.convShortcut(y)
+        return skip + self.conv2(torch.relu(self.bn2(self.conv1(y))))
+
+
+class Stage(nn.Module):
+    """The blocks of a stage, with the names of common implementations."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.layer = nn.Sequential(*blocks)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class Wide(nn.Module):
+    """A wide residual network for CIFAR."""
+
+    def __init__(self, channels, depth, widen):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
+        before = 16
+        for s in range(3):
+            width, blocks = 16 * widen << s, []
+            for n in range((depth - 4) // 6):
+                blocks.append(PreActivation(before, width, 2 if s > 0 and n == 0 else 1))
+                before = width
+            setattr(self, f"block{s + 1}", Stage(blocks))
+        self.bn1 = nn.BatchNorm2d(before)
+
+    def forward(self, x):
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        return torch.relu(self.bn1(x)).mean((2, 3))
+
+
 class Plain(nn.Module):
     """A chain of convolutions, all but the first with stride two."""
 
@@ -81,6 +138,70 @@ class Plain(nn.Module):
         return x.mean((2, 3))
 
 
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B, C, H, W)."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Perceptron(nn.Module):
+    """Two linear layers with GELU on the last axis."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
+class NextBlock(nn.Module):
+    """A block of ConvNeXt."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(width))
+        self.conv_dw = nn.Conv2d(width, width, 7, 1, 3, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Perceptron(width)
+
+    def forward(self, x):
+        y = self.mlp(self.norm(self.conv_dw(x).permute(0, 2, 3, 1)))
+        return x + (self.gamma * y).permute(0, 3, 1, 2)
+
+
+class NextStage(nn.Module):
+    """A stage of ConvNeXt."""
+
+    def __init__(self, before, width, depth, is_first):
+        super().__init__()
+        self.downsample = nn.Identity()
+        if not is_first:
+            self.downsample = nn.Sequential(ChannelNorm(before, eps=1e-6), nn.Conv2d(before, width, 2, 2))
+        self.blocks = nn.Sequential(*(NextBlock(width) for _ in range(depth)))
+
+    def forward(self, x):
+        return self.blocks(self.downsample(x))
+
+
+class Next(nn.Module):
+    """ConvNeXt with timm's names."""
+
+    def __init__(self, channels, patch, depths, widths):
+        super().__init__()
+        norm = ChannelNorm(widths[0], eps=1e-6)
+        self.stem = nn.Sequential(nn.Conv2d(channels, widths[0], patch, patch), norm)
+        shapes = zip([widths[0], *widths], widths, depths)
+        self.stages = nn.Sequential(*(NextStage(*shape, i == 0) for i, shape in enumerate(shapes)))
+        self.head = nn.Module()
+        self.head.norm = nn.LayerNorm(widths[-1], eps=1e-6)
+
+    def forward(self, x):
+        return self.head.norm(self.stages(self.stem(x)).mean((2, 3)))
+
+
 def probe(v):
     """The stored summary of a tensor: its length, a weighted sum of its elements, and the first four."""
     v = v.detach().flatten()
@@ -93,7 +214,7 @@ def fill(network):
     """Weights by formula."""
     for l, (name, v) in enumerate(network.named_parameters()):
         n = noise(v.numel(), l)
-        if v.dim() == 4:
+        if v.dim() > 1:
             n = n * math.sqrt(24 / v[0].numel())
         else:
             n = 0.2 * n + 1 if name.endswith("weight") else 0.2 * n
@@ -111,7 +232,8 @@ def case(recipe, network, shape):
     (features * noise(features.numel(), 2000).reshape(features.shape)).sum().backward()
     parameters = dict(network.named_parameters())
     statistics = {name: v for name, v in network.named_buffers() if "running" in name}
-    ends = ["bn1.running_mean", "bn1.running_var", *list(statistics)[-2:]]
+    first = list(statistics)[:2]
+    ends = [*first, *list(statistics)[-2:]]
     return dict(
         recipe=recipe,
         images=shape,
@@ -144,6 +266,21 @@ def make():
                 "ResNet101(stem: Small, width: 16)",
                 Residual(3, small, 16, bottleneck, [3, 4, 23, 3]),
                 (4, 3, 32, 32),
+            ),
+            case(
+                "WideResNet50(stem: Small, width: 8)",
+                Residual(3, small, 8, WideBottleneck, deep),
+                (4, 3, 32, 32),
+            ),
+            case("WideResNet(depth: 16, widen: 2)", Wide(3, 16, 2), (4, 3, 32, 32)),
+            case("WideResNet(depth: 10, widen: 1)", Wide(1, 10, 1), (5, 1, 19, 14)),
+            case(
+                "ConvNeXt(size: Custom(depths: [1, 2, 1], widths: [10, 24, 33]), patch: 2)",
+                Next(3, 2, [1, 2, 1], [10, 24, 33]),
+                (3, 3, 29, 22),
+            ),
+            case(
+                "ConvNeXt(size: Custom(depths: [2], widths: [17]), patch: 1)", Next(1, 1, [2], [17]), (2, 1, 9, 6)
             ),
             case("ResNet20()", Residual(3, small, 16, basic, [3] * 3), (4, 3, 32, 32)),
         ],

@@ -155,6 +155,11 @@ impl NetworkDevice for Cuda {
         _: Convolutions,
         options: BuildOptions,
     ) -> Result<Box<dyn Encoder<Self>>> {
+        if plan.is_pre_activated() {
+            return Err(Error::config(
+                "pre-activation networks (WideResNet) run on the CPU only: use `--device cpu`, or take another encoder",
+            ));
+        }
         Ok(Box::new(convolutional::Network::new(self, plan, options)?))
     }
 

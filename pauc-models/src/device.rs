@@ -1,7 +1,7 @@
 //! The operations beyond [`Compute`] that a device needs to train whole networks.
 
 use crate::encoders::blueprint::Blueprint;
-use crate::encoders::{self, Convolutions};
+use crate::encoders::{self, Convolutions, conv_next};
 use crate::encoders_plain::Transformer;
 use crate::heads::{Head, HeadConfig, MlpHead};
 use dfdx::prelude::Cpu;
@@ -138,6 +138,20 @@ pub trait NetworkDevice: Compute {
         options: BuildOptions,
     ) -> Result<Box<dyn Encoder<Self>>>;
 
+    /// Builds a ConvNeXt with initial weights from the random streams of `options.seed`, and with `scale` as the γ
+    /// of its blocks.
+    ///
+    /// # Errors
+    /// If the device has none (the default), or fails.
+    fn conv_next(
+        &self,
+        _plan: conv_next::Plan,
+        _scale: f64,
+        _options: BuildOptions,
+    ) -> Result<Box<dyn Encoder<Self>>> {
+        Err(Error::config("ConvNeXt runs on the CPU only: use `--device cpu`, or take another encoder"))
+    }
+
     /// Builds a perceptron on pixels from the weights and biases of its layers. A ReLU follows each layer.
     ///
     /// # Errors
@@ -233,6 +247,15 @@ impl NetworkDevice for Cpu {
         options: BuildOptions,
     ) -> Result<Box<dyn Encoder<Self>>> {
         Ok(Box::new(encoders::network::Network::new(self, plan, choice, options.seed)?))
+    }
+
+    fn conv_next(
+        &self,
+        plan: conv_next::Plan,
+        scale: f64,
+        options: BuildOptions,
+    ) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(conv_next::Network::new(self, plan, scale, options.seed)?))
     }
 
     fn moving_averages(&self, pairs: &mut [(&mut Vec<f32>, &Vec<f32>)], momentum: f64) -> Result<()> {

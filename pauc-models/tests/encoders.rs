@@ -137,14 +137,17 @@ fn deviations(encoder: &mut dyn Encoder<Cpu>, x: &Images, before: &[Vec<f32>], k
     deviations
 }
 
-/// Runs a case of `golden/encoders.json`, with `convolution` inserted into the recipe.
+/// Runs a case of `golden/encoders.json`, with `convolution`, if any, inserted into the recipe.
 fn check(recipe: &str, convolution: &str, kinks: Kinks) {
     let golden: Value = serde_json::from_str(include_str!("golden/encoders.json")).unwrap();
     let case = golden["cases"].as_array().unwrap().iter().find(|c| c["recipe"] == recipe).unwrap();
     let size: Vec<usize> = numbers(&case["images"]).iter().map(|v| *v as usize).collect();
     let size = [size[0], size[1], size[2], size[3]];
     let separator = if recipe.ends_with("()") { "" } else { ", " };
-    let full = recipe.replace(')', &format!("{separator}convolution: {convolution})"));
+    let full = match convolution {
+        "" => recipe.to_string(),
+        _ => recipe.replace(')', &format!("{separator}convolution: {convolution})")),
+    };
     let mut encoder = build(&full, shape(size));
     let parameters = encoder.parameters();
     let want: Vec<(String, Vec<usize>)> = {
@@ -163,7 +166,7 @@ fn check(recipe: &str, convolution: &str, kinks: Kinks) {
         for (n, v) in p.value_mut().iter_mut().enumerate() {
             let u = noise(n, l);
             *v = match p.shape.len() {
-                4 => u * (24.0 / fan_in as f64).sqrt(),
+                2 | 4 => u * (24.0 / fan_in as f64).sqrt(),
                 _ if p.name.ends_with("weight") => 1.0 + 0.2 * u,
                 _ => 0.2 * u,
             } as f32;
@@ -230,6 +233,23 @@ fn resnet101_equals_pytorch() {
 #[test]
 fn resnet20_equals_pytorch() {
     check("ResNet20()", "Auto", Kinks::Crossed);
+}
+
+#[test]
+fn wide_bottlenecks_equal_pytorch() {
+    check("WideResNet50(stem: Small, width: 8)", "Direct", Kinks::Crossed);
+}
+
+#[test]
+fn pre_activation_networks_equal_pytorch() {
+    check("WideResNet(depth: 16, widen: 2)", "Direct", Kinks::Crossed);
+    check("WideResNet(depth: 10, widen: 1)", "Auto", Kinks::Crossed);
+}
+
+#[test]
+fn conv_next_equals_pytorch() {
+    check("ConvNeXt(size: Custom(depths: [1, 2, 1], widths: [10, 24, 33]), patch: 2)", "", Kinks::Far);
+    check("ConvNeXt(size: Custom(depths: [2], widths: [17]), patch: 1)", "", Kinks::Far);
 }
 
 #[test]
@@ -330,6 +350,8 @@ fn bits_do_not_depend_on_the_number_of_threads() {
         "ResNet18(stem: Small, width: 20)",
         "ResNet50(stem: Small, width: 16)",
         "ConvNet(convolution: Winograd)",
+        "WideResNet(depth: 16, widen: 2)",
+        "ConvNeXt(size: Custom(depths: [1, 1], widths: [20, 24]), patch: 1)",
     ] {
         let with = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -426,6 +448,36 @@ fn wrong_images_are_refused_with_both_shapes() {
 }
 
 #[test]
+fn conv_next_for_other_sizes_shares_its_parameters() {
+    let recipe = "ConvNeXt(size: Custom(depths: [1, 1], widths: [8, 12]), patch: 2)";
+    let mut encoder = build_for(recipe, 12, 3);
+    let mut small = encoder.resized(ImageShape { height: 9, width: 8, channels: 3 }).unwrap();
+    let mut other = build(recipe, ImageShape { height: 9, width: 8, channels: 3 });
+    let x = images([3, 3, 9, 8], |n| 2.0 * noise(n, 5));
+    let features = small.forward(x.clone(), Pass::Eval).unwrap().as_vec();
+    assert_eq!(features, other.forward(x.clone(), Pass::Eval).unwrap().as_vec());
+    // Both passes add to the same gradients.
+    let large = images([2, 3, 12, 12], |n| 2.0 * noise(n, 6));
+    let passes = [(encoder.forward(large, Pass::Train).unwrap()), small.forward(x, Pass::Train).unwrap()];
+    let mut sums: Vec<Vec<f32>> = Vec::new();
+    for features in passes {
+        features.square().sum::<Rank0, _>().backward();
+        sums.push(encoder.parameters().last().unwrap().grad().clone());
+    }
+    assert_ne!(sums[0], sums[1]);
+    assert_eq!(*small.parameters().last().unwrap().grad(), sums[1]);
+    for (side, channels, says) in [
+        (3, 3, "stages.1.downsample.1: its input has no windows of 2×2 for images of 3×3×3"),
+        (1, 3, "stem.0: its input has no patches of 2×2 for images of 1×1×3"),
+        (12, 1, "stem.0: images are 12×12×1; expected 3 channels"),
+    ] {
+        let text =
+            encoder.resized(ImageShape { height: side, width: side, channels }).err().unwrap().to_string();
+        assert!(text.starts_with(says), "{text}");
+    }
+}
+
+#[test]
 fn layers_tell_shapes_costs_and_algorithms() {
     let layers = build_for("ResNet18(stem: Small)", 32, 3).layers();
     let named = |name: &str| layers.iter().find(|l| l.name == name).unwrap();
@@ -453,6 +505,12 @@ fn counted_sizes_are_those_of_built_networks() {
         "ResNet34(stem: Small, width: 4)",
         "ResNet50(stem: Small, width: 4)",
         "ResNet101(stem: Small, width: 4)",
+        "ConvNeXt(size: Atto)",
+        "ConvNeXt(size: Custom(depths: [1, 3], widths: [20, 12]), patch: 2)",
+        "WideResNet(depth: 16, widen: 1)",
+        "WideResNet(depth: 10, widen: 2)",
+        "WideResNet50(stem: Small, width: 4)",
+        "WideResNet101(stem: Small, width: 4)",
         "ResNet20(width: 4)",
         "ResNet32(width: 4)",
         "ResNet56(width: 4)",

@@ -33,7 +33,11 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn a_warm_step_allocates_no_more_than_its_inputs_and_outputs() {
     let device = Cpu::default();
-    for recipe in ["ResNet18(stem: Small, width: 16)", "ConvNet(channels: [16, 32], grid: 2)"] {
+    for recipe in [
+        "ResNet18(stem: Small, width: 16)",
+        "ConvNet(channels: [16, 32], grid: 2)",
+        "WideResNet(depth: 10, widen: 2)",
+    ] {
         let input = ImageShape { height: 32, width: 32, channels: 3 };
         let config = Configured::<kind::Encoder>::parse(recipe).unwrap();
         let mut encoder = Cpu::encoder(&*config.value).build(&device, input, BuildOptions::seed(0)).unwrap();

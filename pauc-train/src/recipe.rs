@@ -89,7 +89,7 @@ component! {
         pub prefix: String = String::new(),
         /// Prefixes of tensors in the file that do not belong to the encoder; by default torchvision's and timm's
         /// classifiers.
-        pub except: Vec<String> = vec!["fc.".to_string(), "head.".to_string()],
+        pub except: Vec<String> = ["fc.", "head.weight", "head.bias", "head.fc."].map(String::from).to_vec(),
     }
 }
 

@@ -271,6 +271,8 @@ pub enum TimmArgument {
     Float(f64),
     /// A pair, such as rows and columns.
     Pair([usize; 2]),
+    /// A list of integers.
+    Ints(Vec<usize>),
     /// A text.
     Text(&'static str),
 }

@@ -128,16 +128,19 @@ class _Block(nn.Module):
 
 
 class ResNet(Encoder):
-    """ResNet-18 to ResNet-101 and the CIFAR ResNets, of any width, with either stem."""
+    """ResNet-18 to ResNet-101, the wide ones, and the CIFAR ResNets, of any width, with either stem."""
 
-    def __init__(self, input: ImageInput, width: int, stem: str, bottleneck: bool, stages: Sequence[int]) -> None:
+    def __init__(
+        self, input: ImageInput, width: int, stem: str, bottleneck: bool, stages: Sequence[int], widen: int = 1
+    ) -> None:
         inputs, layers = width, []
         for stage, count in enumerate(stages):
             blocks = []
             for n in range(count):
                 outputs, stride = width << stage, 2 if stage > 0 and n == 0 else 1
                 basic = [(outputs, 3, stride), (outputs, 3, 1)]
-                path = [(outputs, 1, 1), (outputs, 3, stride), (4 * outputs, 1, 1)] if bottleneck else basic
+                inner = widen * outputs
+                path = [(inner, 1, 1), (inner, 3, stride), (4 * outputs, 1, 1)] if bottleneck else basic
                 blocks.append(_Block(inputs, path))
                 inputs = blocks[-1].outputs
             layers.append(nn.Sequential(*blocks))
@@ -154,6 +157,132 @@ class ResNet(Encoder):
         for i in range(1, self.stages + 1):
             x = getattr(self, f"layer{i}")(x)
         features: Tensor = x.mean((2, 3))
+        return features
+
+
+class _PreActivation(nn.Module):
+    """A block that normalizes before it convolves."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = _conv(inputs, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = _conv(width, width, 3)
+        self.changes = inputs != width or stride != 1
+        if self.changes:
+            self.convShortcut = _conv(inputs, width, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu(self.bn1(x))
+        skip = self.convShortcut(y) if self.changes else x
+        sum: Tensor = skip + self.conv2(functional.relu(self.bn2(self.conv1(y))))
+        return sum
+
+
+class _Stage(nn.Module):
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        return y
+
+
+class WideResNet(Encoder):
+    """A wide residual network with pre-activation for small images."""
+
+    def __init__(self, input: ImageInput, depth: int, widen: int) -> None:
+        super().__init__(input, 64 * widen)
+        self.conv1 = _conv(input.channels, 16, 3)
+        inputs = 16
+        for stage in range(3):
+            width, blocks = 16 * widen << stage, []
+            for n in range((depth - 4) // 6):
+                blocks.append(_PreActivation(inputs, width, 2 if stage > 0 and n == 0 else 1))
+                inputs = width
+            self.add_module(f"block{stage + 1}", _Stage(blocks))
+        self.bn1 = nn.BatchNorm2d(inputs)
+
+    def features(self, images: Tensor) -> Tensor:
+        x = self.conv1(images)
+        for stage in range(1, 4):
+            x = getattr(self, f"block{stage}")(x)
+        features: Tensor = functional.relu(self.bn1(x)).mean((2, 3))
+        return features
+
+
+class _ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class _NextBlock(nn.Module):
+    """A depthwise convolution, and a perceptron on each pixel."""
+
+    def __init__(self, width: int, convolutions: bool) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(width))
+        self.conv_dw = nn.Conv2d(width, width, 7, 1, 3, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = _Mlp(width, 4 * width)
+        if convolutions:
+            # As 1×1 convolutions, the weights have two more axes.
+            self.mlp.fc1, self.mlp.fc2 = _Pixelwise(width, 4 * width), _Pixelwise(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mlp(self.norm(self.conv_dw(x).permute(0, 2, 3, 1)))
+        return x + (self.gamma * y).permute(0, 3, 1, 2)
+
+
+class _Pixelwise(nn.Linear):
+    """A linear layer with the weights of a 1×1 convolution."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.weight = nn.Parameter(self.weight.detach()[:, :, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight[:, :, 0, 0], self.bias)
+
+
+class _NextStage(nn.Module):
+    def __init__(self, inputs: int, width: int, depth: int, is_first: bool, convolutions: bool) -> None:
+        super().__init__()
+        self.downsample: nn.Module = nn.Identity()
+        if not is_first:
+            self.downsample = nn.Sequential(_ChannelNorm(inputs, eps=1e-6), nn.Conv2d(inputs, width, 2, 2))
+        self.blocks = nn.Sequential(*(_NextBlock(width, convolutions) for _ in range(depth)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.blocks(self.downsample(x))
+        return y
+
+
+class _Head(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+
+class ConvNeXt(Encoder):
+    """ConvNeXt, with patches of any size."""
+
+    def __init__(
+        self, input: ImageInput, depths: Sequence[int], widths: Sequence[int], patch: int, convolutions: bool
+    ) -> None:
+        super().__init__(input, widths[-1])
+        first = nn.Conv2d(input.channels, widths[0], patch, patch)
+        self.stem = nn.Sequential(first, _ChannelNorm(widths[0], eps=1e-6))
+        shapes = enumerate(zip([widths[0], *widths], widths, depths))
+        self.stages = nn.Sequential(*(_NextStage(*shape, i == 0, convolutions) for i, shape in shapes))
+        self.head = _Head(widths[-1])
+
+    def features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.head.norm(self.stages(self.stem(images)).mean((2, 3)))
         return features
 
 
@@ -333,16 +462,37 @@ class VisionTransformer(Encoder):
         return features
 
 
-def _resnet(bottleneck: bool, stages: Sequence[int]) -> Callable[[Fields, ImageInput], Encoder]:
-    return lambda f, input: ResNet(input, f["width"], f.get("stem", "Small"), bottleneck, stages)
+def _resnet(bottleneck: bool, stages: Sequence[int], widen: int = 1) -> Callable[[Fields, ImageInput], Encoder]:
+    return lambda f, input: ResNet(input, f["width"], f.get("stem", "Small"), bottleneck, stages, widen)
 
 
 _SIZES = {"Tiny": (192, 3), "Small": (384, 6), "Base": (768, 12), "Large": (1024, 16), "Giant": (1536, 24)}
 
 
+_NEXT = {
+    "Atto": ([2, 2, 6, 2], 40),
+    "Femto": ([2, 2, 6, 2], 48),
+    "Pico": ([2, 2, 6, 2], 64),
+    "Nano": ([2, 2, 8, 2], 80),
+    "Tiny": ([3, 3, 9, 3], 96),
+    "Small": ([3, 3, 27, 3], 96),
+    "Base": ([3, 3, 27, 3], 128),
+}
+
+
+def _conv_next(fields: Fields, input: ImageInput) -> Encoder:
+    size = fields["size"]
+    if not isinstance(size, str):
+        return ConvNeXt(input, size["depths"], size["widths"], fields["patch"], False)
+    depths, width = _NEXT[size]
+    widths = [width << stage for stage in range(4)]
+    return ConvNeXt(input, depths, widths, fields["patch"], size in ("Atto", "Femto", "Pico", "Nano"))
+
+
 # By the name of the component, from its fields in a resolved recipe.
 BUILDERS: Dict[str, Callable[[Fields, ImageInput], Encoder]] = {
     "ConvNet": lambda f, input: ConvNet(input, f["channels"], f["grid"]),
+    "ConvNeXt": _conv_next,
     "MlpEncoder": lambda f, input: Perceptron(input, f["dims"]),
     "ResNet18": _resnet(False, [2, 2, 2, 2]),
     "ResNet20": _resnet(False, [3, 3, 3]),
@@ -352,4 +502,7 @@ BUILDERS: Dict[str, Callable[[Fields, ImageInput], Encoder]] = {
     "ResNet56": _resnet(False, [9, 9, 9]),
     "ResNet101": _resnet(True, [3, 4, 23, 3]),
     "VisionTransformer": lambda f, input: VisionTransformer(input, f),
+    "WideResNet": lambda f, input: WideResNet(input, f["depth"], f["widen"]),
+    "WideResNet50": _resnet(True, [3, 4, 6, 3], 2),
+    "WideResNet101": _resnet(True, [3, 4, 23, 3], 2),
 }

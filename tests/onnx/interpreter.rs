@@ -249,7 +249,10 @@ fn compute(node: &Node, x: &[&Tensor]) -> Tensor {
         "Relu" => x[0].map(|v| v.max(0.0)),
         "Erf" => x[0].map(erf),
         "Sigmoid" => x[0].map(|v| 1.0 / (1.0 + (-v).exp())),
-        "Conv" => convolution(x, &ints("strides").unwrap(), &ints("pads").unwrap_or_default()),
+        "Conv" => {
+            let groups = ints("group").map_or(1, |g| g[0] as usize);
+            convolution(x, &ints("strides").unwrap(), &ints("pads").unwrap_or_default(), groups)
+        }
         "MaxPool" => {
             max_pool(x[0], &ints("kernel_shape").unwrap(), &ints("strides").unwrap(), &ints("pads").unwrap())
         }
@@ -388,18 +391,22 @@ fn windows(side: usize, kernel: i64, stride: i64, padding: i64) -> usize {
     ((side as i64 + 2 * padding - kernel) / stride + 1) as usize
 }
 
-fn convolution(x: &[&Tensor], stride: &[i64], pads: &[i64]) -> Tensor {
+fn convolution(x: &[&Tensor], stride: &[i64], pads: &[i64], groups: usize) -> Tensor {
     let (images, weight) = (x[0], x[1]);
     let kernel = [weight.shape[2] as i64, weight.shape[3] as i64];
     let padding = pads.first().copied().unwrap_or(0);
     let side = |axis: usize| windows(images.shape[2 + axis], kernel[axis], stride[axis], padding);
     let shape = [images.shape[0], weight.shape[0], side(0), side(1)];
+    let (outputs, inputs) = (weight.shape[0] / groups, weight.shape[1]);
+    assert_eq!(images.shape[1], groups * inputs);
     Tensor::from(&shape, |i| {
+        let first = i[1] / outputs * inputs;
         let corner = (i[2] as i64 * stride[0] - padding, i[3] as i64 * stride[1] - padding);
         let mut sum = x.get(2).map_or(0.0, |bias| bias.at(&i[1..2]));
         window(corner, (kernel[0], kernel[1]), &images.shape, |k, pixel| {
-            for c in 0..weight.shape[1] {
-                sum += weight.at(&[i[1], c, k[0], k[1]]) * images.at(&[i[0], c, pixel[0], pixel[1]]);
+            for c in 0..inputs {
+                let pixel = images.at(&[i[0], first + c, pixel[0], pixel[1]]);
+                sum += weight.at(&[i[1], c, k[0], k[1]]) * pixel;
             }
         });
         sum

@@ -125,6 +125,15 @@ fn plain_and_residual_networks_are_computed_from_their_files() {
     compare("ResNet34(stem: Small, width: 4)", "Identity", PHOTOGRAPHS, &[]);
     compare("ResNet50(stem: Small, width: 4)", "Identity", SHAPES, &[]);
     compare("ResNet20(width: 4)", "Identity", PHOTOGRAPHS, &[]);
+    compare("WideResNet(depth: 10, widen: 1)", "Identity", PHOTOGRAPHS, &[]);
+    compare("WideResNet50(stem: Small, width: 2)", "Identity", SHAPES, &[]);
+}
+
+#[test]
+fn conv_next_computes_the_same_from_pixels() {
+    let next = |size: &str| format!("ConvNeXt(size: {size}, patch: 4, layer_scale: 0.5)");
+    compare(&next("Custom(depths: [1, 2], widths: [8, 12])"), "Identity", SHAPES, &[]);
+    compare("ConvNeXt(size: Atto, patch: 3, layer_scale: 0.5)", "Identity", PHOTOGRAPHS, &[]);
 }
 
 #[test]

@@ -30,6 +30,15 @@ TOLERANCE = 1e-5
 ENCODERS = [
     ("resnet18", "ResNet18()", True, True),
     ("resnet50", "ResNet50()", True, True),
+    ("wide_resnet50", "WideResNet50()", True, True),
+    ("convnext", "ConvNeXt(size: Atto, patch: 1, layer_scale: 0.5)", True, True),
+    (
+        "convnext_custom",
+        "ConvNeXt(size: Custom(depths: [1, 1, 2, 1], widths: [16, 24, 32, 40]), patch: 3, layer_scale: 1)",
+        False,
+        True,
+    ),
+    ("wide_resnet", "WideResNet(depth: 10, widen: 1)", False, False),
     ("vit", "VisionTransformer(size: Tiny, patch: 7, depth: 2)", True, True),
     ("vit_mean", "VisionTransformer(size: Custom(width: 48, heads: 3), patch: 4, depth: 2, pool: Mean)", False, True),
     (
@@ -55,6 +64,9 @@ MODELS = [
         "VisionTransformer(size: Small, patch: 14, layer_scale: 1e-5, registers: 4, prefix_positions: false)",
         4,
     ),
+    ("convnext_atto", "ConvNeXt(size: Atto)", 3),
+    ("convnext_tiny", "ConvNeXt(size: Tiny)", 3),
+    ("wide_resnet50_2", "WideResNet50()", 2),
 ]
 # Features of models of timm agree within this fraction of the largest.
 MODEL_TOLERANCE = 1e-4
@@ -149,7 +161,7 @@ def check_folder(pauc, name, run):
 
 def pauc_features(weights):
     """The width of the features, by the last normalization."""
-    last = [name for name in ("norm.weight", "fc_norm.weight") if name in weights]
+    last = [name for name in ("norm.weight", "fc_norm.weight", "head.norm.weight") if name in weights]
     return len(weights[last[0]]) if last else max(len(v) for k, v in weights.items() if k.endswith("running_mean"))
 
 
@@ -213,12 +225,13 @@ def check_models(pauc):
     """Starts from models of timm with random weights: features are timm's, and an export loads there again."""
     import timm
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file as load_tensors, save_file
 
     for name, encoder, times in MODELS:
         print(name)
         torch.manual_seed(0)
-        net = timm.create_model(name, num_classes=0, dynamic_img_size=True).eval()
+        # With a classifier, which a start leaves out.
+        net = timm.create_model(name, **({"dynamic_img_size": True} if "vit" in name else {})).eval()
         with torch.no_grad():
             # With its initial value, LayerScale would hide the blocks.
             for scale in (p for key, p in net.named_parameters() if key.endswith(".gamma")):
@@ -242,6 +255,10 @@ def check_models(pauc):
         pauc("export", run, "--format", "timm", "--out", name)
         pixels = images.astype(np.float32) / 255
         preprocessing = json.loads((pauc.folder / name / "config.json").read_text())["pretrained_cfg"]
+        net.reset_classifier(0)
+        # The steps have moved the running statistics.
+        started = load_tensors(pauc.folder / name / "model.safetensors")
+        net.load_state_dict({key: v for key, v in started.items() if ".running_" in key}, strict=False)
         mean, deviation = (np.float32(preprocessing[key]).reshape(1, -1, 1, 1) for key in ("mean", "std"))
         with torch.inference_mode():
             features = net(torch.from_numpy((pixels - mean) / deviation)).numpy()

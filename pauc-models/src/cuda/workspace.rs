@@ -208,13 +208,13 @@ impl Workspace {
             let conv = l.conv.as_mut().ok_or(Error::Internal("`grow` creates all convolutions"))?;
             conv.forward(&on, &mut self.scratch, self.memory.read(x)?, &weight, out.slice_mut())?;
         }
-        let _span = named(|| plan.layers[layer].norm.as_str().into());
+        let _span = named(|| plan.layers[layer].norm_name().into());
         let [mean, variance] = [0, 1].map(|i| &state.statistics[2 * layer + i]);
         let running = RunningStatistics { mean, variance };
         let affine = [1, 2].map(|i| &state.parameters[3 * layer + i]);
         match statistics {
             Statistics::Batch if shape.pixels() < 2 => {
-                let norm = &plan.layers[layer].norm;
+                let norm = plan.layers[layer].norm_name();
                 let message =
                     format!("{norm}: a single value has no variance: use a batch of at least 2 images");
                 return Err(Error::Length { operation: "batch normalization", message });
@@ -237,7 +237,7 @@ impl Workspace {
     ) -> Result<()> {
         let mut map = self.memory.take(&self.schedule, out)?;
         let mut copy = f16.map(|slot| self.memory.take_f16(&self.schedule, slot)).transpose()?;
-        let _span = named(|| pass.plan.layers[layer].norm.as_str().into());
+        let _span = named(|| pass.plan.layers[layer].norm_name().into());
         let residual = match residual {
             None => None,
             Some((slot, pending)) => {
@@ -335,7 +335,7 @@ impl Workspace {
         let mut of_output = memory.take(schedule, g)?;
         let mut of_y = dy.map(|slot| memory.take(schedule, slot)).transpose()?;
         let mut of_y_f16 = f16.then(|| memory.take_f16(schedule, F16_GRADIENT)).transpose()?;
-        let _span = named(|| pass.plan.layers[layer].norm.as_str().into());
+        let _span = named(|| pass.plan.layers[layer].norm_name().into());
         let relu = match relu {
             ReluSlot::No => Relu::No,
             ReluSlot::Own => Relu::Own,

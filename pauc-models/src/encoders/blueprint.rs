@@ -13,17 +13,23 @@ use rand_distr::{Distribution, Normal};
 /// The number of a feature map; 0 is the image.
 pub type Map = usize;
 
-/// A convolution followed by batch normalization. For layer i, the learnable parameters have the numbers 3i,
-/// 3i + 1 and 3i + 2 (weight, γ, β), and running mean and variance have the numbers 2i and 2i + 1 among the
-/// statistics.
+/// A convolution, followed by batch normalization if `norm` names one. Its parameters are weight, γ and β, or the
+/// weight alone; its statistics are running mean and variance, or none.
 #[derive(Clone, Debug)]
 pub struct ConvNorm {
     /// The convolution's name.
     pub name: String,
     /// The normalization's name.
-    pub norm: String,
+    pub norm: Option<String>,
     /// The convolution's shape.
     pub geometry: Geometry,
+}
+
+impl ConvNorm {
+    /// Returns the name of the normalization, or of the convolution if there is none.
+    pub fn norm_name(&self) -> &str {
+        self.norm.as_deref().unwrap_or(&self.name)
+    }
 }
 
 /// One step of a forward pass.
@@ -49,6 +55,28 @@ pub enum Step {
         /// The map that it writes.
         output: Map,
     },
+    /// sum ← conv(input) + residual, out ← ReLU(norm(sum)): a step of a pre-activation network.
+    Sum {
+        /// The number of the [`ConvNorm`].
+        layer: usize,
+        /// The map that it reads.
+        input: Map,
+        /// The map that it writes before normalization.
+        sum: Map,
+        /// The map that it writes after ReLU.
+        output: Map,
+        /// The map added before normalization.
+        residual: Option<Map>,
+    },
+    /// A convolution alone.
+    Bare {
+        /// The number of the [`ConvNorm`], which has no normalization.
+        layer: usize,
+        /// The map that it reads.
+        input: Map,
+        /// The map that it writes.
+        output: Map,
+    },
     /// The maximum of 3×3 windows at stride 2.
     MaxPool {
         /// The map that it reads.
@@ -62,8 +90,10 @@ impl Step {
     /// Returns the maps that the step reads.
     pub fn reads(&self) -> [Option<Map>; 2] {
         match *self {
-            Step::Conv { input, residual, .. } => [Some(input), residual],
-            Step::Shortcut { input, .. } | Step::MaxPool { input, .. } => [Some(input), None],
+            Step::Conv { input, residual, .. } | Step::Sum { input, residual, .. } => [Some(input), residual],
+            Step::Shortcut { input, .. } | Step::Bare { input, .. } | Step::MaxPool { input, .. } => {
+                [Some(input), None]
+            }
         }
     }
 }
@@ -79,6 +109,16 @@ pub struct Size {
     pub channels: usize,
     /// The layer whose normalization is still pending, for the output of [`Step::Shortcut`].
     pub pending: Option<usize>,
+    /// The layer that holds the map as its output before normalization, for [`Step::Bare`] and the sum of
+    /// [`Step::Sum`].
+    pub raw: Option<usize>,
+}
+
+impl Size {
+    /// Returns the layer whose output before normalization the map is, if it is one.
+    pub fn held_by(&self) -> Option<usize> {
+        self.pending.or(self.raw)
+    }
 }
 
 /// A network whose features are means over its last map.
@@ -143,8 +183,13 @@ impl Blueprint {
         if input.is_empty() {
             return Err(Error::shape("conv1", format!("images are {input}: there are no pixels")));
         }
-        let image =
-            Size { height: input.height, width: input.width, channels: input.channels, pending: None };
+        let image = Size {
+            height: input.height,
+            width: input.width,
+            channels: input.channels,
+            pending: None,
+            raw: None,
+        };
         Ok(Blueprint { input, layers: Vec::new(), steps: Vec::new(), maps: vec![image], grid: 1 })
     }
 
@@ -158,8 +203,36 @@ impl Blueprint {
         (kernel, stride): (usize, usize),
     ) -> usize {
         let geometry = Geometry { height, width, inputs, outputs, kernel, stride, padding: kernel / 2 };
-        self.layers.push(ConvNorm { name, norm, geometry });
+        self.layers.push(ConvNorm { name, norm: Some(norm), geometry });
         self.layers.len() - 1
+    }
+
+    /// As [`Blueprint::declare`], without normalization.
+    pub fn declare_bare(
+        &mut self,
+        name: String,
+        shape: (usize, usize, usize),
+        outputs: usize,
+        window: (usize, usize),
+    ) -> usize {
+        let layer = self.declare((name, String::new()), shape, outputs, window);
+        self.layers[layer].norm = None;
+        layer
+    }
+
+    /// Returns the number of the weight of a layer among the parameters. γ and β follow.
+    pub fn weight(&self, layer: usize) -> usize {
+        self.layers[..layer].iter().map(|l| if l.norm.is_some() { 3 } else { 1 }).sum()
+    }
+
+    /// Returns the number of the running mean of a layer among the statistics. The running variance follows.
+    pub fn running_mean(&self, layer: usize) -> usize {
+        self.layers[..layer].iter().map(|l| if l.norm.is_some() { 2 } else { 0 }).sum()
+    }
+
+    /// Returns whether a convolution is added to its residual before normalization.
+    pub fn is_pre_activated(&self) -> bool {
+        self.steps.iter().any(|s| matches!(s, Step::Sum { .. } | Step::Bare { .. }))
     }
 
     /// Returns the shape of a map, in the form that [`Blueprint::declare`] takes.
@@ -190,6 +263,26 @@ impl Blueprint {
         output
     }
 
+    /// Runs a declared convolution, adds a residual, and returns the sum before and after normalization and
+    /// ReLU.
+    pub fn sum(&mut self, layer: usize, input: Map, residual: Option<Map>) -> (Map, Map) {
+        let shape = self.output(layer);
+        let sum = self.add_map(shape, None);
+        self.maps[sum].raw = Some(layer);
+        let output = self.add_map(shape, None);
+        self.steps.push(Step::Sum { layer, input, sum, output, residual });
+        (sum, output)
+    }
+
+    /// Runs a convolution that was declared without normalization. As [`Blueprint::shortcut`], it comes before
+    /// the other convolutions of its input.
+    pub fn bare(&mut self, layer: usize, input: Map) -> Map {
+        let output = self.add_map(self.output(layer), None);
+        self.maps[output].raw = Some(layer);
+        self.steps.push(Step::Bare { layer, input, output });
+        output
+    }
+
     /// Runs max pooling.
     pub fn max_pool(&mut self, input: Map) -> Map {
         let (h, w, c) = self.shape(input);
@@ -204,14 +297,16 @@ impl Blueprint {
         let [Some(map), _] = self.steps[i].reads() else { return None };
         let read_before = self.steps[..i].iter().any(|s| s.reads().contains(&Some(map)));
         let made_by = |(step, s): (usize, &Step)| match *s {
-            Step::Conv { layer, output, .. } if output == map => Some((layer, step)),
+            Step::Conv { layer, output, .. } | Step::Sum { layer, output, .. } if output == map => {
+                Some((layer, step))
+            }
             _ => None,
         };
         if read_before { None } else { self.steps[..i].iter().enumerate().find_map(made_by) }
     }
 
     fn add_map(&mut self, (height, width, channels): (usize, usize, usize), pending: Option<usize>) -> Map {
-        self.maps.push(Size { height, width, channels, pending });
+        self.maps.push(Size { height, width, channels, pending, raw: None });
         self.maps.len() - 1
     }
 
@@ -232,11 +327,11 @@ impl Blueprint {
     /// If not. The error names the layer, its input and `remedy`.
     pub fn check(self, remedy: &str) -> Result<Self> {
         let strided = |s: &Step| match *s {
-            Step::Conv { layer, input, .. } => {
+            Step::Conv { layer, input, .. } | Step::Sum { layer, input, .. } => {
                 (self.layers[layer].geometry.stride > 1).then(|| (self.layers[layer].name.clone(), input))
             }
             Step::MaxPool { input, .. } => Some(("maxpool".to_string(), input)),
-            Step::Shortcut { .. } => None,
+            Step::Shortcut { .. } | Step::Bare { .. } => None,
         };
         for (name, input) in self.steps.iter().filter_map(strided) {
             let m = self.maps[input];
@@ -291,7 +386,10 @@ impl Blueprint {
         plan.maps.extend_from_slice(&self.maps[1..]);
         for step in &self.steps {
             let (from, to, size) = match *step {
-                Step::Conv { layer, input, output, .. } | Step::Shortcut { layer, input, output } => {
+                Step::Conv { layer, input, output, .. }
+                | Step::Sum { layer, input, output, .. }
+                | Step::Shortcut { layer, input, output }
+                | Step::Bare { layer, input, output } => {
                     let Size { height, width, .. } = plan.maps[input];
                     let geometry = &mut plan.layers[layer].geometry;
                     (geometry.height, geometry.width) = (height, width);
@@ -304,13 +402,17 @@ impl Blueprint {
             };
             debug_assert!(from < to, "maps are numbered in the order of their creation");
             (plan.maps[to].height, plan.maps[to].width) = size;
+            if let Step::Sum { sum, .. } = *step {
+                (plan.maps[sum].height, plan.maps[sum].width) = size;
+            }
         }
         plan.check("use larger views, or an encoder with fewer strides")
     }
 
     /// Counts the network's parameters and feature maps.
     pub fn size(&self) -> NetworkSize {
-        let parameters = |l: &ConvNorm| (l.geometry.weights() + 2 * l.geometry.outputs) as u64;
+        let norm = |l: &ConvNorm| if l.norm.is_some() { 2 * l.geometry.outputs } else { 0 };
+        let parameters = |l: &ConvNorm| (l.geometry.weights() + norm(l)) as u64;
         let values = |m: &Size| (m.height * m.width * m.channels) as u64;
         NetworkSize {
             output: self.feature_dim(),
@@ -334,8 +436,9 @@ impl Blueprint {
             };
             let shape = vec![g.outputs, g.inputs, g.kernel, g.kernel];
             all.push((format!("{}.weight", layer.name), shape, Role::Weight, values));
+            let Some(norm) = &layer.norm else { continue };
             for (part, value) in [("weight", 1.0), ("bias", 0.0)] {
-                let name = format!("{}.{part}", layer.norm);
+                let name = format!("{norm}.{part}");
                 all.push((name, vec![g.outputs], Role::Norm, vec![value; g.outputs]));
             }
         }
@@ -344,13 +447,13 @@ impl Blueprint {
 
     /// Returns the initial running statistics: mean 0, variance 1.
     pub fn statistics(&self) -> Vec<Initial> {
-        let pair = |l: &ConvNorm| {
-            [("running_mean", 0.0), ("running_var", 1.0)].map(|(part, value)| {
-                let n = l.geometry.outputs;
-                (format!("{}.{part}", l.norm), vec![n], Role::Statistic, vec![value; n])
-            })
+        let pair = |(norm, n): (&String, usize)| {
+            [("running_mean", 0.0), ("running_var", 1.0)]
+                .map(|(part, value)| (format!("{norm}.{part}"), vec![n], Role::Statistic, vec![value; n]))
         };
-        self.layers.iter().flat_map(pair).collect()
+        let normed =
+            self.layers.iter().filter_map(|l| l.norm.as_ref().map(|norm| (norm, l.geometry.outputs)));
+        normed.flat_map(pair).collect()
     }
 
     /// Adds the network in evaluation mode to a graph, and returns its features.
@@ -370,6 +473,16 @@ impl Blueprint {
                     graph.node("Relu", &[&y], &[])
                 }
                 Step::Shortcut { layer, input, .. } => self.normed_convolution(layer, graph, &maps[input]),
+                Step::Sum { layer, input, residual, .. } => {
+                    let mut sum = self.convolution(layer, graph, &maps[input]);
+                    if let Some(residual) = residual {
+                        sum = graph.node("Add", &[&sum, &maps[residual]], &[]);
+                    }
+                    let y = graph.batch_norm(&sum, self.layers[layer].norm_name(), EPSILON as f32);
+                    maps.push(sum);
+                    graph.node("Relu", &[&y], &[])
+                }
+                Step::Bare { layer, input, .. } => self.convolution(layer, graph, &maps[input]),
                 Step::MaxPool { input, .. } => graph.node("MaxPool", &[&maps[input]], &window(3, 2, 1)),
             };
             maps.push(map);
@@ -378,10 +491,14 @@ impl Blueprint {
     }
 
     fn normed_convolution(&self, layer: usize, graph: &mut Graph, x: &graph::Value) -> graph::Value {
-        let ConvNorm { name, norm, geometry: g } = &self.layers[layer];
+        let y = self.convolution(layer, graph, x);
+        graph.batch_norm(&y, self.layers[layer].norm_name(), EPSILON as f32)
+    }
+
+    fn convolution(&self, layer: usize, graph: &mut Graph, x: &graph::Value) -> graph::Value {
+        let ConvNorm { name, geometry: g, .. } = &self.layers[layer];
         let weight = graph.parameter(&format!("{name}.weight"));
-        let y = graph.node("Conv", &[x, &weight], &window(g.kernel, g.stride, g.padding));
-        graph.batch_norm(&y, norm, EPSILON as f32)
+        graph.node("Conv", &[x, &weight], &window(g.kernel, g.stride, g.padding))
     }
 
     /// Adds the means of the cells of the last map.
@@ -407,7 +524,10 @@ impl Blueprint {
         let mut all = Vec::new();
         for step in &self.steps {
             match *step {
-                Step::Conv { layer, output, .. } | Step::Shortcut { layer, output, .. } => {
+                Step::Conv { layer, output, .. }
+                | Step::Sum { layer, output, .. }
+                | Step::Shortcut { layer, output, .. }
+                | Step::Bare { layer, output, .. } => {
                     let (l, m) = (&self.layers[layer], self.maps[output]);
                     let output = vec![m.height, m.width, m.channels];
                     all.push(Layer {
@@ -417,8 +537,9 @@ impl Blueprint {
                         multiply_adds: l.geometry.multiply_adds(),
                         algorithm: algorithm(layer),
                     });
+                    let Some(norm) = &l.norm else { continue };
                     all.push(Layer {
-                        name: l.norm.clone(),
+                        name: norm.clone(),
                         output,
                         parameters: 2 * m.channels,
                         multiply_adds: (m.height * m.width * m.channels) as u64,

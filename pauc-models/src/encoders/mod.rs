@@ -7,9 +7,11 @@
 //! | [`resnet`] | shared code of all residual networks |
 //! | [`blueprint`] | layers, steps, shapes and names of a network, for any device |
 //! | `network`, `workspace` | a blueprint executed on the CPU |
+//! | [`conv_next`] | ConvNeXt, which is no blueprint |
 
 pub mod blueprint;
 mod conv_net;
+pub mod conv_next;
 pub(crate) mod network;
 pub mod resnet;
 mod resnet101;
@@ -19,9 +21,13 @@ mod resnet32;
 mod resnet34;
 mod resnet50;
 mod resnet56;
+mod wide_resnet;
+mod wide_resnet101;
+mod wide_resnet50;
 pub(crate) mod workspace;
 
 pub use conv_net::ConvNet;
+pub use conv_next::ConvNeXt;
 pub use resnet::Stem;
 pub use resnet18::ResNet18;
 pub use resnet20::ResNet20;
@@ -30,6 +36,9 @@ pub use resnet34::ResNet34;
 pub use resnet50::ResNet50;
 pub use resnet56::ResNet56;
 pub use resnet101::ResNet101;
+pub use wide_resnet::WideResNet;
+pub use wide_resnet50::WideResNet50;
+pub use wide_resnet101::WideResNet101;
 
 use pauc_kernels::conv::{Algorithm, Geometry};
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! Residual networks of any depth: the shared code of ResNet-18 to ResNet-101.
+//! Residual networks of any depth: the shared code of ResNet-18 to ResNet-101, and of the wide ones.
 //!
 //! He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition (CVPR 2016), as in torchvision: the
 //! 3×3 convolution of a bottleneck has the stride, and shortcuts are 1×1 convolutions if the shape changes.
@@ -25,6 +25,8 @@ pub(super) enum Block {
     Basic,
     /// 1×1, 3×3, 1×1, with four times the width at the end.
     Bottleneck,
+    /// [`Block::Bottleneck`] with twice the width in its first two convolutions.
+    WideBottleneck,
 }
 
 /// Builds the network: `stages[i]` blocks of width · 2ⁱ.
@@ -78,6 +80,7 @@ fn add_block(b: &mut Blueprint, name: &str, x: Map, width: usize, stride: usize,
     let path: &[(usize, usize, usize)] = match block {
         Block::Basic => &[(width, 3, stride), (width, 3, 1)],
         Block::Bottleneck => &[(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)],
+        Block::WideBottleneck => &[(2 * width, 1, 1), (2 * width, 3, stride), (4 * width, 1, 1)],
     };
     let mut shape = b.shape(x);
     let mut main = Vec::new();
@@ -115,6 +118,8 @@ mod tests {
         assert_eq!(count(Block::Basic, &[3, 4, 6, 3]), 21_797_672 - 513_000);
         assert_eq!(count(Block::Bottleneck, &[3, 4, 6, 3]), 25_557_032 - 2_049_000);
         assert_eq!(count(Block::Bottleneck, &[3, 4, 23, 3]), 44_549_160 - 2_049_000);
+        assert_eq!(count(Block::WideBottleneck, &[3, 4, 6, 3]), 68_883_240 - 2_049_000);
+        assert_eq!(count(Block::WideBottleneck, &[3, 4, 23, 3]), 126_886_696 - 2_049_000);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::batch_moments::{BatchMoments, EPSILON, RunningStatistics};
 use dfdx::prelude::Cpu;
 use pauc_kernels::buffer::Buffer;
 use pauc_kernels::conv::{After, Algorithm, Convolution, Work};
-use pauc_kernels::layout::{Layout, copy_pixels};
+use pauc_kernels::layout::{Layout, add_pixels, copy_pixels};
 use pauc_kernels::norm::{self, Norm, Relu, Residual};
 use pauc_kernels::pool;
 use pauc_kernels::simd::{CHANNELS, Simd};
@@ -150,6 +150,14 @@ impl Workspace {
                 Step::Shortcut { layer, input, output } => {
                     self.convolve(plan, state, &layouts, (layer, input, output), statistics)?;
                 }
+                Step::Sum { layer, input, sum, output, residual } => {
+                    self.convolve_bare(plan, state, &layouts, (layer, input, sum));
+                    self.add_residual(plan, &layouts, layer, residual);
+                    self.normalize_sum(plan, state, &layouts, (layer, output), statistics)?;
+                }
+                Step::Bare { layer, input, output } => {
+                    self.convolve_bare(plan, state, &layouts, (layer, input, output));
+                }
                 Step::MaxPool { input, output } => {
                     self.open(plan, output);
                     self.chosen[output].resize(layouts.flat(output).len(), 0);
@@ -206,13 +214,18 @@ impl Workspace {
     /// Frees the memory of maps that step `i` was the last to read.
     fn release(&mut self, plan: &Blueprint, i: usize) {
         let read_later = |map: Map| plan.steps[i + 1..].iter().any(|s| s.reads().contains(&Some(map)));
-        if let Step::Conv { layer, .. } = plan.steps[i] {
+        let done = match plan.steps[i] {
+            Step::Conv { layer, .. } => Some(layer),
+            Step::Sum { layer, sum, .. } if !read_later(sum) => Some(layer),
+            _ => None,
+        };
+        if let Some(layer) = done {
             let y = std::mem::take(&mut self.layers[layer].y);
             // Running statistics need no buffer.
             self.spare.extend((!y.is_empty()).then_some(y));
         }
         for map in plan.steps[i].reads().into_iter().flatten().filter(|m| !read_later(*m)) {
-            match plan.maps[map].pending {
+            match plan.maps[map].held_by() {
                 Some(layer) => self.spare.push(std::mem::take(&mut self.layers[layer].y)),
                 None => self.close(plan, map),
             }
@@ -246,7 +259,7 @@ impl Workspace {
     ) -> Result<()> {
         self.open(plan, output);
         self.convolve(plan, state, layouts, (layer, input, output), Statistics::Batch)?;
-        let _span = named(|| plan.layers[layer].norm.as_str().into());
+        let _span = named(|| plan.layers[layer].norm_name().into());
         let mut out = std::mem::take(&mut self.maps[output]);
         let l = &self.layers[layer];
         let (y, to) = ((&l.y[..], layouts.flat(output)), (&mut out[..], layouts.haloed(output)));
@@ -270,7 +283,7 @@ impl Workspace {
         let (mut out, mut work) = (std::mem::take(&mut self.maps[output]), std::mem::take(&mut self.work));
         let l = &self.layers[layer];
         let x = (&self.maps[input][..], layouts.haloed(input));
-        let weight = state.parameters[3 * layer].value();
+        let weight = state.parameters[plan.weight(layer)].value();
         let residual = self.residual(plan, layouts, residual);
         let after = After::Apply { norm: &l.norm, residual, relu: true };
         l.conv.forward(self.simd, &mut work, x, &weight, (&mut out[..], layouts.haloed(output)), after);
@@ -292,9 +305,8 @@ impl Workspace {
         }
         let yl = layouts.flat(output);
         let n = yl.pixels();
-        if statistics == Statistics::Batch && n < 2 {
-            let message = "a single value has no variance: use a batch of at least 2 images";
-            return Err(Error::shape(plan.layers[layer].norm.as_str(), message));
+        if statistics == Statistics::Batch {
+            check_count(plan, layer, n)?;
         }
         {
             let _span = named(|| plan.layers[layer].name.as_str().into());
@@ -303,29 +315,99 @@ impl Workspace {
                 Statistics::Batch => After::Measure(&mut l.norm),
                 Statistics::Running => After::Nothing,
             };
-            let (x, weight) =
-                ((&self.maps[input][..], layouts.haloed(input)), state.parameters[3 * layer].value());
+            let (x, weight) = (
+                (&self.maps[input][..], layouts.haloed(input)),
+                state.parameters[plan.weight(layer)].value(),
+            );
             l.conv.forward(self.simd, &mut self.work, x, &weight, (&mut l.y, yl), after);
         }
         if statistics == Statistics::Running {
             self.take_running(plan, state, layer);
             return Ok(());
         }
-        let _span = named(|| plan.layers[layer].norm.as_str().into());
+        let _span = named(|| plan.layers[layer].norm_name().into());
+        self.take_measured(plan, state, layer, n);
+        Ok(())
+    }
+
+    /// Sets scale and shift of a layer's normalization from the measured moments of `count` values, and moves
+    /// the running statistics.
+    fn take_measured(&mut self, plan: &Blueprint, state: &State<Cpu>, layer: usize, count: usize) {
         let norm = &mut self.layers[layer].norm;
-        running(state, layer).update(BatchMoments { count: n, mean: &norm.mean, variance: &norm.variance });
-        prepare(norm, state, layer);
+        running(plan, state, layer).update(BatchMoments {
+            count,
+            mean: &norm.mean,
+            variance: &norm.variance,
+        });
+        prepare(norm, plan, state, layer);
+    }
+
+    /// Runs a convolution without normalization.
+    fn convolve_bare(
+        &mut self,
+        plan: &Blueprint,
+        state: &State<Cpu>,
+        layouts: &Layouts<'_>,
+        (layer, input, output): (usize, Map, Map),
+    ) {
+        if self.layers[layer].y.is_empty() {
+            self.layers[layer].y = self.buffer(plan, output);
+        }
+        let _span = named(|| plan.layers[layer].name.as_str().into());
+        let l = &mut self.layers[layer];
+        let x = (&self.maps[input][..], layouts.haloed(input));
+        let weight = state.parameters[plan.weight(layer)].value();
+        let to = (&mut l.y[..], layouts.flat(output));
+        l.conv.forward(self.simd, &mut self.work, x, &weight, to, After::Nothing);
+    }
+
+    /// Adds a map that a layer holds to the output of another layer.
+    fn add_residual(&mut self, plan: &Blueprint, layouts: &Layouts<'_>, layer: usize, residual: Option<Map>) {
+        let Some((map, from)) = residual.and_then(|map| plan.maps[map].raw.map(|from| (map, from))) else {
+            return;
+        };
+        let mut y = std::mem::take(&mut self.layers[layer].y);
+        let flat = layouts.flat(map);
+        add_pixels((&self.layers[from].y, flat), (&mut y, flat));
+        self.layers[layer].y = y;
+    }
+
+    /// Normalizes the output of a layer, with ReLU.
+    fn normalize_sum(
+        &mut self,
+        plan: &Blueprint,
+        state: &State<Cpu>,
+        layouts: &Layouts<'_>,
+        (layer, output): (usize, Map),
+        statistics: Statistics,
+    ) -> Result<()> {
+        let yl = layouts.flat(output);
+        let _span = named(|| plan.layers[layer].norm_name().into());
+        match statistics {
+            Statistics::Batch => {
+                check_count(plan, layer, yl.pixels())?;
+                let l = &mut self.layers[layer];
+                l.norm.measure(self.simd, (&l.y, yl));
+                self.take_measured(plan, state, layer, yl.pixels());
+            }
+            Statistics::Running => self.take_running(plan, state, layer),
+        }
+        self.open(plan, output);
+        let mut out = std::mem::take(&mut self.maps[output]);
+        let l = &self.layers[layer];
+        norm::apply(self.simd, &l.norm, (&l.y, yl), None, true, (&mut out, layouts.haloed(output)));
+        self.maps[output] = out;
         Ok(())
     }
 
     /// Sets scale and shift of a layer's normalization from the running statistics.
     fn take_running(&mut self, plan: &Blueprint, state: &State<Cpu>, layer: usize) {
-        let RunningStatistics { mean, variance } = running(state, layer);
+        let RunningStatistics { mean, variance } = running(plan, state, layer);
         let channels = plan.layers[layer].geometry.outputs;
         let norm = &mut self.layers[layer].norm;
         norm.mean[..channels].copy_from_slice(&mean.value());
         norm.variance[..channels].copy_from_slice(&variance.value());
-        prepare(norm, state, layer);
+        prepare(norm, plan, state, layer);
     }
 
     /// Accumulates the gradients of the parameters, given that of the features of the last forward pass,
@@ -350,6 +432,21 @@ impl Workspace {
                 Step::Shortcut { output, .. } => {
                     let Some(mut g) = self.gradients[output].take() else { continue };
                     self.layer_backward(plan, state, &layouts, i, &mut g);
+                    self.spare.push(g);
+                }
+                Step::Sum { sum, output, residual, .. } => {
+                    let Some(mut g) = self.gradients[output].take() else { continue };
+                    self.sum_backward(plan, state, &layouts, i, (sum, &mut g));
+                    match residual {
+                        Some(r) => self.give(r, g),
+                        None => self.spare.push(g),
+                    }
+                }
+                Step::Bare { layer, input, output } => {
+                    let Some(g) = self.gradients[output].take() else { continue };
+                    self.prepare_dy(plan, layouts.haloed(output));
+                    copy_pixels((&g, layouts.flat(output)), (&mut self.dy.1, layouts.haloed(output)));
+                    self.conv_backward(plan, state, &layouts, i, (layer, input, output));
                     self.spare.push(g);
                 }
                 Step::MaxPool { input, output } => {
@@ -381,11 +478,43 @@ impl Workspace {
             return;
         };
         self.norm_backward(plan, state, layouts, i, (layer, output), g);
+        self.conv_backward(plan, state, layouts, i, (layer, input, output));
+    }
+
+    /// As [`Workspace::layer_backward`], for a [`Step::Sum`]. Turns `g` into the gradient of the sum.
+    fn sum_backward(
+        &mut self,
+        plan: &Blueprint,
+        state: &State<Cpu>,
+        layouts: &Layouts<'_>,
+        i: usize,
+        (sum, g): (Map, &mut [f32]),
+    ) {
+        let Step::Sum { layer, input, output, .. } = plan.steps[i] else { return };
+        self.norm_backward(plan, state, layouts, i, (layer, output), g);
+        let (flat, halo) = (layouts.flat(sum), layouts.haloed(sum));
+        if let Some(later) = self.gradients[sum].take() {
+            add_pixels((&later, flat), (&mut self.dy.1, halo));
+            self.spare.push(later);
+        }
+        copy_pixels((&self.dy.1, halo), (g, flat));
+        self.conv_backward(plan, state, layouts, i, (layer, input, sum));
+    }
+
+    /// Computes the gradients of a convolution's weight and input from that of its output in `self.dy`.
+    fn conv_backward(
+        &mut self,
+        plan: &Blueprint,
+        state: &State<Cpu>,
+        layouts: &Layouts<'_>,
+        i: usize,
+        (layer, input, output): (usize, Map, Map),
+    ) {
         {
             let _span = named(|| format!("{} weight", plan.layers[layer].name).into());
             let x = (&self.maps[input][..], layouts.haloed(input));
             let dy = (&self.dy.1[..], layouts.haloed(output));
-            let mut weight = state.parameters[3 * layer].grad_mut();
+            let mut weight = state.parameters[plan.weight(layer)].grad_mut();
             self.layers[layer].conv.weight_gradient(self.simd, &mut self.work, x, dy, &mut weight);
         }
         if input != 0 {
@@ -405,21 +534,27 @@ impl Workspace {
         g: &mut [f32],
     ) {
         let (simd, flat, halo) = (self.simd, layouts.flat(output), layouts.haloed(output));
-        let (dy_layout, dy) = &mut self.dy;
-        if *dy_layout != Some(halo) {
-            let largest = Layouts { plan, batch: self.capacity };
-            dy.grow((1..plan.maps.len()).map(|map| largest.haloed(map).len()).max().unwrap_or(0));
-            halo.clear_halo(dy);
-            *dy_layout = Some(halo);
-        }
-        let _span = named(|| plan.layers[layer].norm.as_str().into());
+        self.prepare_dy(plan, halo);
+        let _span = named(|| plan.layers[layer].norm_name().into());
         let l = &mut self.layers[layer];
         if !std::mem::take(&mut l.masked) {
             let relu = relu(&plan.steps[i], &self.maps, layouts);
             l.norm.mask(simd, (g, flat), relu, &l.y);
         }
-        let [mut gamma, mut beta] = [1, 2].map(|i| state.parameters[3 * layer + i].grad_mut());
-        l.norm.input_gradient(simd, (g, flat), &l.y, (&mut gamma[..], &mut beta[..]), (dy, halo));
+        let [mut gamma, mut beta] = [1, 2].map(|i| state.parameters[plan.weight(layer) + i].grad_mut());
+        let to = (&mut self.dy.1[..], halo);
+        l.norm.input_gradient(simd, (g, flat), &l.y, (&mut gamma[..], &mut beta[..]), to);
+    }
+
+    /// Makes room for an output gradient in `self.dy`, with a halo of zeros.
+    fn prepare_dy(&mut self, plan: &Blueprint, halo: Layout) {
+        let (layout, dy) = &mut self.dy;
+        if *layout != Some(halo) {
+            let largest = Layouts { plan, batch: self.capacity };
+            dy.grow((1..plan.maps.len()).map(|map| largest.haloed(map).len()).max().unwrap_or(0));
+            halo.clear_halo(dy);
+            *layout = Some(halo);
+        }
     }
 
     /// Accumulates the input gradient of a convolution, given its output gradient in `self.dy`.
@@ -432,7 +567,7 @@ impl Workspace {
         (layer, input, output): (usize, Map, Map),
     ) {
         let _span = named(|| format!("{} input", plan.layers[layer].name).into());
-        let weight = state.parameters[3 * layer].value();
+        let weight = state.parameters[plan.weight(layer)].value();
         let dx = self.gradients[input].take();
         let add = dx.is_some();
         let mut dx = dx.unwrap_or_else(|| self.buffer(plan, input));
@@ -476,22 +611,31 @@ impl Workspace {
 }
 
 /// Returns the running statistics of a layer.
-fn running(state: &State<Cpu>, layer: usize) -> RunningStatistics<'_, Cpu> {
-    let [mean, variance] = [0, 1].map(|i| &state.statistics[2 * layer + i]);
+fn running<'a>(plan: &Blueprint, state: &'a State<Cpu>, layer: usize) -> RunningStatistics<'a, Cpu> {
+    let [mean, variance] = [0, 1].map(|i| &state.statistics[plan.running_mean(layer) + i]);
     RunningStatistics { mean, variance }
 }
 
 /// Computes scale and shift from mean, variance, γ and β.
-fn prepare(norm: &mut Norm, state: &State<Cpu>, layer: usize) {
-    let [gamma, beta] = [1, 2].map(|i| state.parameters[3 * layer + i].value());
+fn prepare(norm: &mut Norm, plan: &Blueprint, state: &State<Cpu>, layer: usize) {
+    let [gamma, beta] = [1, 2].map(|i| state.parameters[plan.weight(layer) + i].value());
     norm.prepare(&gamma, &beta, EPSILON);
+}
+
+/// Refuses the variance of a single value.
+fn check_count(plan: &Blueprint, layer: usize, count: usize) -> Result<()> {
+    if count < 2 {
+        let message = "a single value has no variance: use a batch of at least 2 images";
+        return Err(Error::shape(plan.layers[layer].norm_name(), message));
+    }
+    Ok(())
 }
 
 /// Returns the source of the ReLU mask of a step.
 fn relu<'a>(step: &Step, maps: &'a [Buffer], layouts: &Layouts<'_>) -> Relu<'a> {
     match *step {
-        Step::Conv { residual: None, .. } => Relu::Own,
+        Step::Conv { residual: None, .. } | Step::Sum { .. } => Relu::Own,
         Step::Conv { output, .. } => Relu::Output(&maps[output], layouts.haloed(output)),
-        Step::Shortcut { .. } | Step::MaxPool { .. } => Relu::None,
+        Step::Shortcut { .. } | Step::Bare { .. } | Step::MaxPool { .. } => Relu::None,
     }
 }

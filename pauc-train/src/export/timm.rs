@@ -81,6 +81,7 @@ fn argument(value: &TimmArgument) -> Value {
         TimmArgument::Int(value) => json!(value),
         TimmArgument::Float(value) => json!(value),
         TimmArgument::Pair(value) => json!(value),
+        TimmArgument::Ints(value) => json!(value),
         TimmArgument::Text(value) => json!(value),
     }
 }

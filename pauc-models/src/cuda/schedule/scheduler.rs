@@ -8,6 +8,9 @@ use pauc_cuda::conv::Convolution;
 use pauc_cuda::feature_map::MapShape;
 use pauc_cuda::{Error, Precision, Result};
 
+/// Such networks are refused before they are scheduled.
+const PRE_ACTIVATED: Error = Error::Internal("pre-activation networks run on the CPU only");
+
 /// Returns the layer if a map is the normalization and ReLU of that layer alone, without a residual.
 fn source(plan: &Blueprint, map: Map) -> Option<usize> {
     plan.steps.iter().find_map(|s| match *s {
@@ -109,7 +112,7 @@ impl<'a> Scheduler<'a> {
             Step::Conv { layer, input, .. } | Step::Shortcut { layer, input, .. } => {
                 input == map && self.has_f16_gradient(layer)
             }
-            Step::MaxPool { .. } => false,
+            Step::Sum { .. } | Step::Bare { .. } | Step::MaxPool { .. } => false,
         };
         self.keep == Keep::All
             && self.plan.maps[map].channels.is_multiple_of(8)
@@ -149,6 +152,7 @@ impl<'a> Scheduler<'a> {
                 Step::Shortcut { layer, input, output } => {
                     self.convolve(Conv { layer, input, output }, &mut operations)?;
                 }
+                Step::Sum { .. } | Step::Bare { .. } => return Err(PRE_ACTIVATED),
                 Step::MaxPool { input, output } => {
                     let (x, y) = (written(self.maps[input])?, self.take(output));
                     operations.push(Forward::MaxPool { input, output, x, y });
@@ -219,6 +223,7 @@ impl<'a> Scheduler<'a> {
                         &mut operations,
                     )?;
                 }
+                Step::Sum { .. } | Step::Bare { .. } => return Err(PRE_ACTIVATED),
                 Step::MaxPool { input, output } => {
                     let Some(dy) = self.gradients[output].take() else { continue };
                     let dx = self.take(input);

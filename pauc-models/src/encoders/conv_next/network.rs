@@ -1,0 +1,104 @@
+//! A ConvNeXt on the CPU: an [`Encoder`] whose pass is one operation on dfdx's tape.
+
+use super::parameters::Parameters;
+use super::plan::Plan;
+use super::workspace::Workspace;
+use crate::encoders::network::Outstanding;
+use dfdx::prelude::{Cpu, HasShape, PutTape, Tape as _, TensorFromVec};
+use pauc_kernels::simd::Simd;
+use pauc_kernels::threads::awake;
+use pauc_traits::encoder::{Images, Layer};
+use pauc_traits::{Encoder, Error, ImageShape, Param, Pass, Result, Taped};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// A ConvNeXt on the CPU.
+pub(crate) struct Network {
+    device: Cpu,
+    plan: Rc<Plan>,
+    parameters: Rc<Parameters<Cpu>>,
+    simd: Simd,
+    /// For passes with a backward pass, shared with their tape.
+    training: Rc<RefCell<Workspace>>,
+    /// For all other passes, so that they do not disturb an outstanding training pass.
+    inference: Workspace,
+    outstanding: Rc<Cell<bool>>,
+    images: Vec<f32>,
+}
+
+impl Network {
+    /// Creates a network with initial weights from the random streams of `seed`, and with `scale` as the γ of its
+    /// blocks.
+    pub(crate) fn new(device: &Cpu, plan: Plan, scale: f64, seed: u64) -> Result<Self> {
+        let simd = Simd::detect().map_err(|e| Error::config(e.to_string()))?;
+        let parameters = Parameters::new(device, &plan, scale, seed)?;
+        Ok(Self::with(device, plan, Rc::new(parameters), simd))
+    }
+
+    fn with(device: &Cpu, plan: Plan, parameters: Rc<Parameters<Cpu>>, simd: Simd) -> Self {
+        Network {
+            device: device.clone(),
+            training: Rc::new(RefCell::new(Workspace::new(&plan, simd, true))),
+            inference: Workspace::new(&plan, simd, false),
+            plan: Rc::new(plan),
+            parameters,
+            simd,
+            outstanding: Rc::default(),
+            images: Vec::new(),
+        }
+    }
+}
+
+impl Encoder<Cpu> for Network {
+    fn feature_dim(&self) -> usize {
+        self.plan.last().width
+    }
+
+    fn forward(&mut self, images: Images<Cpu>, pass: Pass) -> Result<Taped<(usize, usize), f32, Cpu>> {
+        let batch = self.plan.batch_of(*images.shape())?;
+        self.images.resize(batch * self.plan.input.len(), 0.0);
+        images.copy_into(&mut self.images);
+        let (plan, parameters) = (&self.plan, &self.parameters);
+        let shape = (batch, self.plan.last().width);
+        let tensor = |features| self.device.try_tensor_from_vec(features, shape).map_err(Error::device);
+        if pass != Pass::Train {
+            let features = awake(|| self.inference.forward(plan, parameters, &self.images, batch))?;
+            return Ok(tensor(features)?.put_tape(Default::default()));
+        }
+        let guard = Outstanding::begin(&self.outstanding)?;
+        let mut training = self.training.borrow_mut();
+        let features = tensor(awake(|| training.forward(plan, parameters, &self.images, batch))?)?;
+        let (ghost, workspace) = (features.clone(), self.training.clone());
+        let (plan, parameters) = (self.plan.clone(), self.parameters.clone());
+        let mut tape = pauc_traits::Tape::default();
+        tape.add_backward_op(move |gradients| {
+            let _guard = guard;
+            let d_features = gradients.get_or_alloc_mut(&ghost)?;
+            awake(|| workspace.borrow_mut().backward(&plan, &parameters, d_features));
+            Ok(())
+        });
+        Ok(features.put_tape(tape))
+    }
+
+    fn parameters(&self) -> Vec<Param<Cpu>> {
+        self.parameters.all()
+    }
+
+    fn statistics(&self) -> Vec<Param<Cpu>> {
+        Vec::new()
+    }
+
+    fn duplicate(&self) -> Result<Box<dyn Encoder<Cpu>>> {
+        let parameters = Rc::new(self.parameters.duplicate(&self.device)?);
+        Ok(Box::new(Self::with(&self.device, (*self.plan).clone(), parameters, self.simd)))
+    }
+
+    fn resized(&self, input: ImageShape) -> Result<Box<dyn Encoder<Cpu>>> {
+        let plan = self.plan.resized(input)?;
+        Ok(Box::new(Self::with(&self.device, plan, self.parameters.clone(), self.simd)))
+    }
+
+    fn layers(&self) -> Vec<Layer> {
+        self.plan.layers()
+    }
+}
