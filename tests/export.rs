@@ -164,6 +164,12 @@ fn what_cannot_be_exported_for_timm_leaves_nothing_behind() {
     refused(&run, &[], 2, &["ResNet18", "`width: 4`", "--format onnx"]);
     let net = trained(folder.path(), "net", &["encoder=ConvNet(channels: [4])"]);
     refused(&net, &[], 2, &["ConvNet", "timm has no such encoder"]);
+    let next = "encoder=ConvNeXt(size: Custom(depths: [1, 1], widths: [4, 6]))";
+    let next = trained(folder.path(), "next", &[next]);
+    refused(&next, &[], 2, &["ConvNeXt", "four stages, got 2"]);
+    let next = "encoder=ConvNeXt(size: Custom(depths: [1, 1, 1, 1], widths: [4, 4, 4, 4]), patch: 2)";
+    let next = trained(folder.path(), "strides", &[next]);
+    refused(&next, &[], 2, &["ConvNeXt", "`patch: 2`"]);
     let vit = trained(folder.path(), "vit", &[VIT]);
     refused(&vit, &["--license", "all rights: reserved"], 2, &["license", "`mit`"]);
     let checkpoint = vit.join("checkpoints/last.safetensors");
@@ -214,6 +220,37 @@ fn a_folder_of_timm_starts_a_run_on_images_of_another_size() {
     let positions = second.get("pos_embed").unwrap();
     assert_eq!(positions.shape, [1, 37, 12]);
     assert_eq!(second.f32("pos_embed").unwrap()[..12], rounded("pos_embed")[..12], "the class token's");
+}
+
+#[test]
+fn conv_next_starts_from_timms_folder_without_its_classifier() {
+    const NEXT: &str = "encoder=ConvNeXt(size: Custom(depths: [1, 1, 1, 1], widths: [4, 4, 4, 6]), patch: 1)";
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path(), "first", &[NEXT]);
+    let timm = folder.path().join("timm");
+    let out = timm.to_str().unwrap();
+    assert_eq!(pauc(["export", run.to_str().unwrap(), "--format", "timm", "--out", out]).code, 0);
+    let config = std::fs::read_to_string(timm.join("config.json")).unwrap();
+    for part in ["\"architecture\": \"convnext_tiny\"", "\"dims\": [", "\"patch_size\": 1", "\"head.fc\""] {
+        assert!(config.contains(part), "no {part} in {config}");
+    }
+    let weights = timm.join("model.safetensors");
+    let mut file = TensorFile::load(&weights).unwrap();
+    file.insert("head.fc.weight", &[2, 6], Values::F32(vec![1.0; 12])).unwrap();
+    file.save(&weights).unwrap();
+    // Also as a file, without the configuration that names the classifier.
+    for path in [out, weights.to_str().unwrap()] {
+        let set = [NEXT, &format!("encoder_weights=(path: {path:?})"), "optimizer=Sgd(lr: 1e-30)"];
+        let second = trained(folder.path(), &format!("from{}", path.len()), &set);
+        let second = exported(&second, &folder.path().join("second.safetensors"), &[]);
+        assert_eq!(
+            second.names().collect::<Vec<_>>(),
+            file.names().filter(|n| *n != "head.fc.weight").collect::<Vec<_>>()
+        );
+        for name in ["head.norm.weight", "stages.3.blocks.0.mlp.fc1.weight", "stem.0.weight"] {
+            assert_eq!(second.f32(name).unwrap(), file.f32(name).unwrap(), "{name}");
+        }
+    }
 }
 
 /// Writes tensors of `f32` as BF16, whose numbers are the upper halves.

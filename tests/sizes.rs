@@ -50,6 +50,15 @@ fn sizes_beyond_their_bounds() {
     refused(&["encoder=ResNet18(stem: Small, width: 100000000)"], "E0208", "`width` is at most");
     refused(&["encoder=ResNet50(width: 18446744073709551615)"], "E0208", "`width` is at most");
     refused(&["encoder=MlpEncoder(dims: [1000000000])"], "E0208", "`dims` is at most");
+    let next = |depths: &str, widths: &str, patch: &str| {
+        format!("encoder=ConvNeXt(size: Custom(depths: [{depths}], widths: [{widths}]), patch: {patch})")
+    };
+    refused(&[&next("1000000000", "8", "4")], "E0208", "`depths` is at most 4096");
+    refused(&[&next("1", "1000000000", "4")], "E0208", "`widths` is at most 1048576");
+    refused(&[&next("1", "8, 8", "4")], "E0208", "1 `depths` and 2 `widths`");
+    refused(&[&next("1", "8", "18446744073709551615")], "E0208", "no patches of 18446744073709551615");
+    refused(&["encoder=WideResNet(depth: 29)"], "E0208", "6n + 4");
+    refused(&["encoder=WideResNet(widen: 1000000000)"], "E0208", "`widen` is at most");
     refused(&["encoder=VisionTransformer(depth: 1000000000)"], "E0208", "`depth` is at most 4096");
     refused(&["encoder=VisionTransformer(mlp_ratio: 1000000000)"], "E0208", "`mlp_ratio` is at most 1024");
     refused(&["encoder=VisionTransformer(registers: 1000000000)"], "E0208", "`registers` is at most 4096");
@@ -75,6 +84,8 @@ fn sizes_beyond_the_memory() {
     refused(&["encoder=ConvNet(channels: [1000000, 1000000])"], "E0222", needs);
     refused(&["encoder=ResNet18(stem: Small, width: 1000000)"], "E0222", needs);
     refused(&["encoder=MlpEncoder(dims: [1000000, 1000000])"], "E0222", needs);
+    refused(&["encoder=ConvNeXt(size: Custom(depths: [4096], widths: [1000000]))"], "E0222", needs);
+    refused(&["encoder=WideResNet(widen: 10000)"], "E0222", needs);
     refused(
         &["encoder=VisionTransformer(size: Custom(width: 1000000, heads: 1), depth: 4096)"],
         "E0222",
