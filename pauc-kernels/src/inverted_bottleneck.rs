@@ -4,7 +4,7 @@
 //! A portion of rows passes through all layers before the next one, so that its hidden values stay in a cache.
 //! Portions depend on the shape alone. Sums over rows are taken in parts, in order.
 
-use crate::buffer::{Buffer, scratch};
+use crate::buffer::{Buffer, Scratch, scratch};
 use crate::conv;
 use crate::gelu::{gelu, gelu_backward};
 use crate::gemm::{Strides, gemm};
@@ -14,6 +14,8 @@ use crate::threads::{self, Shared, portion};
 
 /// The approximate number of hidden values per portion of rows.
 const HIDDEN: usize = 1 << 16;
+/// Columns of a matrix that are transposed at once.
+const TILE: usize = 16;
 /// Rows of a weight gradient per unit of work.
 const BLOCK: usize = 64;
 
@@ -28,6 +30,31 @@ pub struct Weights<'a> {
     pub fc2: [&'a [f32]; 2],
     /// The factor on each channel, (width).
     pub scale: &'a [f32],
+    /// Factors on what the block adds to each image, for stochastic depth; 1 without.
+    pub paths: Option<Paths<'a>>,
+}
+
+/// A factor on all rows of an image.
+#[derive(Clone, Copy, Debug)]
+pub struct Paths<'a> {
+    /// One for each image.
+    pub factors: &'a [f32],
+    /// The rows of an image.
+    pub rows: usize,
+}
+
+impl Paths<'_> {
+    fn factor(&self, row: usize) -> f32 {
+        self.factors[row / self.rows]
+    }
+
+    /// y ← x, with the rows of each image multiplied by its factor.
+    fn multiply(&self, width: usize, x: &[f32], y: &mut [f32]) {
+        let len = self.rows * width;
+        for ((x, y), factor) in x.chunks(len).zip(y.chunks_mut(len)).zip(self.factors) {
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = factor * x);
+        }
+    }
 }
 
 /// The gradients of [`Weights`], with the same shapes.
@@ -50,6 +77,8 @@ pub struct Work {
     activated: Buffer,
     sums: Buffer,
     products: Buffer,
+    /// The gradient of what the block adds, if paths have factors.
+    added: Buffer,
 }
 
 /// Width, hidden width, rows, and rows per portion.
@@ -71,6 +100,8 @@ impl Shape {
         let vectors = [w.norm[0].len(), w.norm[1].len(), w.fc2[1].len()];
         assert_eq!(vectors, [width; 3], "vectors of a block of width {width}");
         assert_eq!([w.fc1[0].len(), w.fc2[0].len()], [width * hidden; 2], "matrices of {width} × {hidden}");
+        let images = w.paths.is_none_or(|p| p.factors.len() * p.rows == values / width);
+        assert!(images, "factors for another number of images");
         Shape { width, hidden, rows: values / width, portion: (HIDDEN / hidden).clamp(64, 256) }
     }
 
@@ -88,12 +119,30 @@ fn of_rows(rows: &std::ops::Range<usize>, width: usize) -> std::ops::Range<usize
     rows.start * width..rows.end * width
 }
 
-/// y ← x·Wᵀ + b, on this thread.
+/// Returns the transpose of a matrix with `inputs` columns. A product packs its rows in half the time that it takes
+/// for columns, and there is one product for every portion.
+fn transposed(weight: &[f32], inputs: usize) -> Scratch {
+    let outputs = weight.len() / inputs;
+    let mut to = scratch(weight.len());
+    let shared = Shared::new(&mut to);
+    threads::for_each(inputs.div_ceil(TILE), |tile| {
+        let columns = tile * TILE..inputs.min((tile + 1) * TILE);
+        // SAFETY: portions are different rows of the transpose.
+        let to = unsafe { shared.part(of_rows(&columns, outputs)) };
+        for (o, row) in weight.chunks_exact(inputs).enumerate() {
+            let column = to.iter_mut().skip(o).step_by(outputs);
+            column.zip(&row[columns.clone()]).for_each(|(to, v)| *to = *v);
+        }
+    });
+    to
+}
+
+/// y ← x·W + b, on this thread.
 fn linear(x: &[f32], [weight, bias]: [&[f32]; 2], y: &mut [f32]) {
     let outputs = bias.len();
     let inputs = weight.len() / outputs;
     y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
-    let (a, b) = ((x, Strides::row_major(inputs)), (weight, Strides::transposed(inputs)));
+    let (a, b) = ((x, Strides::row_major(inputs)), (weight, Strides::row_major(outputs)));
     gemm((y.len() / outputs, outputs, inputs), 1.0, a, b, 1.0, (y, Strides::row_major(outputs)));
 }
 
@@ -121,12 +170,13 @@ pub fn forward(
     assert_eq!((x.len(), y.len()), (d.len(), d.len()), "rows of {}", s.width);
     assert!(hidden.as_ref().is_none_or(|h| h.len() == s.rows * s.hidden), "hidden rows of {}", s.hidden);
     let (hidden, y) = (hidden.map(Shared::new), Shared::new(y));
+    let (fc1, fc2) = (transposed(w.fc1[0], s.width), transposed(w.fc2[0], s.hidden));
     threads::for_each(s.portions(), |i| {
         let rows = s.rows_of(i);
         let values = of_rows(&rows, s.width);
         let (mut normed, mut activated) = (scratch(values.len()), scratch(rows.len() * s.hidden));
         layer_norm::rows(simd, &d[values.clone()], w.norm, &mut normed);
-        linear(&normed, w.fc1, &mut activated);
+        linear(&normed, [&fc1, w.fc1[1]], &mut activated);
         if let Some(hidden) = hidden {
             // SAFETY: portions are different rows.
             unsafe { hidden.part(of_rows(&rows, s.hidden)) }.copy_from_slice(&activated);
@@ -134,10 +184,12 @@ pub fn forward(
         gelu(&mut activated);
         // SAFETY: portions are different rows.
         let y = unsafe { y.part(values.clone()) };
-        linear(&activated, w.fc2, y);
-        for (y, x) in y.chunks_exact_mut(s.width).zip(x[values].chunks_exact(s.width)) {
+        linear(&activated, [&fc2, w.fc2[1]], y);
+        let pairs = y.chunks_exact_mut(s.width).zip(x[values].chunks_exact(s.width));
+        for (row, (y, x)) in rows.zip(pairs) {
+            let factor = w.paths.map_or(1.0, |p| p.factor(row));
             for ((y, x), scale) in y.iter_mut().zip(x).zip(w.scale) {
-                *y = x + scale * *y;
+                *y = x + factor * scale * *y;
             }
         }
     });
@@ -162,6 +214,15 @@ pub fn backward(
     let s = Shape::new(w, d.len());
     assert_eq!((dy.len(), dd.len()), (d.len(), d.len()), "rows of {}", s.width);
     assert_eq!(hidden.len(), s.rows * s.hidden, "hidden rows of {}", s.hidden);
+    let mut added = std::mem::take(&mut work.added);
+    let dy = match &w.paths {
+        None => dy,
+        Some(paths) => {
+            added.grow(dy.len());
+            paths.multiply(s.width, dy, &mut added[..dy.len()]);
+            &added[..dy.len()]
+        }
+    };
     // The sums of a portion: the hidden gradient, ∂y, and the gradients of γ and β.
     let sums = s.hidden + 3 * s.width;
     work.normed.grow(d.len());
@@ -185,6 +246,7 @@ pub fn backward(
         d_bias2[j] += scale * of_y[j];
         d_scale[j] += (product + f64::from(w.fc2[1][j]) * f64::from(of_y[j])) as f32;
     }
+    work.added = added;
 }
 
 /// The part of [`backward`] that needs one row at a time. Leaves the hidden gradient in `hidden`, LN(d), GELU of
@@ -285,15 +347,18 @@ mod tests {
 
     const WIDTH: usize = 6;
     const HIDDEN_WIDTH: usize = 10;
+    const FACTORS: [f32; 3] = [1.5, 0.0, 2.0];
 
     /// All operands, one after the other: d, x, γ, β, W₁, b₁, W₂, b₂, s.
     struct Case {
         rows: usize,
+        /// Whether images have [`FACTORS`].
+        drops: bool,
         values: Vec<Vec<f32>>,
     }
 
     impl Case {
-        fn new(rows: usize) -> Self {
+        fn new(rows: usize, drops: bool) -> Self {
             let sizes = [
                 rows * WIDTH,
                 rows * WIDTH,
@@ -306,12 +371,14 @@ mod tests {
                 WIDTH,
             ];
             let values = (0u64..).zip(sizes).map(|(seed, n)| noise(n, seed)).collect();
-            Case { rows, values }
+            Case { rows, drops, values }
         }
 
         fn weights(&self) -> Weights<'_> {
             let v = |i: usize| &self.values[i][..];
-            Weights { norm: [v(2), v(3)], fc1: [v(4), v(5)], fc2: [v(6), v(7)], scale: v(8) }
+            let paths = Some(Paths { factors: &FACTORS, rows: self.rows / FACTORS.len() });
+            let paths = paths.filter(|_| self.drops);
+            Weights { norm: [v(2), v(3)], fc1: [v(4), v(5)], fc2: [v(6), v(7)], scale: v(8), paths }
         }
 
         fn wide(&self) -> Vec<Vec<f64>> {
@@ -330,9 +397,11 @@ mod tests {
     }
 
     /// The output by definition, in `f64`.
-    fn reference(v: &[Vec<f64>]) -> Vec<f64> {
+    fn reference(v: &[Vec<f64>], drops: bool) -> Vec<f64> {
         let mut y = Vec::new();
-        for (d, x) in v[0].chunks(WIDTH).zip(v[1].chunks(WIDTH)) {
+        let rows = v[0].len() / WIDTH;
+        for (row, (d, x)) in v[0].chunks(WIDTH).zip(v[1].chunks(WIDTH)).enumerate() {
+            let factor = if drops { f64::from(FACTORS[row / (rows / FACTORS.len())]) } else { 1.0 };
             let mean = d.iter().sum::<f64>() / WIDTH as f64;
             let variance = d.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / WIDTH as f64;
             let normed: Vec<f64> =
@@ -342,7 +411,9 @@ mod tests {
                 .map(|k| gelu64(dot(&v[4][k * WIDTH..(k + 1) * WIDTH], &normed) + v[5][k]))
                 .collect();
             y.extend((0..WIDTH).map(|c| {
-                x[c] + v[8][c] * (dot(&v[6][c * HIDDEN_WIDTH..(c + 1) * HIDDEN_WIDTH], &hidden) + v[7][c])
+                x[c] + factor
+                    * v[8][c]
+                    * (dot(&v[6][c * HIDDEN_WIDTH..(c + 1) * HIDDEN_WIDTH], &hidden) + v[7][c])
             }));
         }
         y
@@ -366,15 +437,25 @@ mod tests {
 
     #[test]
     fn values_and_gradients_are_those_of_the_definition() {
-        let case = Case::new(9);
+        check(false);
+    }
+
+    #[test]
+    fn dropped_paths_add_nothing_and_have_no_gradient() {
+        check(true);
+    }
+
+    fn check(drops: bool) {
+        let case = Case::new(9, drops);
         let g = noise(9 * WIDTH, 20);
         let (y, gradients) = run(&case, &g);
         let wide = case.wide();
-        for (i, (got, want)) in y.iter().zip(reference(&wide)).enumerate() {
+        for (i, (got, want)) in y.iter().zip(reference(&wide, drops)).enumerate() {
             // Sums of at most 10 products of numbers below 3, after a division by a deviation above 0.1.
             assert_within!(*got, want, 1e-5, "output {i}");
         }
-        let loss = |v: &[Vec<f64>]| reference(v).iter().zip(&g).map(|(y, g)| y * f64::from(*g)).sum::<f64>();
+        let loss =
+            |v: &[Vec<f64>]| reference(v, drops).iter().zip(&g).map(|(y, g)| y * f64::from(*g)).sum::<f64>();
         const STEP: f64 = 1e-5;
         for (part, gradient) in gradients.iter().enumerate().filter(|(part, _)| *part != 1) {
             for i in 0..gradient.len() {
@@ -392,7 +473,7 @@ mod tests {
 
     #[test]
     fn bits_do_not_depend_on_the_number_of_threads() {
-        let case = Case::new(1500);
+        let case = Case::new(1500, false);
         let g = noise(1500 * WIDTH, 20);
         let on =
             |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(|| run(&case, &g));

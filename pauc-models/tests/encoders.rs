@@ -2,16 +2,15 @@
 #![allow(clippy::unwrap_used)] // helpers of tests
 
 use dfdx::prelude::*;
+use pauc_models::drop_path;
 use pauc_testing::assert_within;
 use pauc_testing::tolerance::{self, SIGMAS, random_walk};
 use pauc_traits::component_ron::OpenSet;
-use pauc_traits::encoder::Layer;
+use pauc_traits::encoder::{Draws, Layer};
 use pauc_traits::param::clear_gradients;
 use pauc_traits::registry::kind;
 use pauc_traits::{BuildOptions, Compute, Configured, Encoder, ImageShape, Param, Pass};
 use serde_json::Value;
-// Linked for its registrations.
-use pauc_models as _;
 
 type Images = Tensor<(usize, usize, usize, usize), f32, Cpu>;
 
@@ -474,6 +473,56 @@ fn conv_next_for_other_sizes_shares_its_parameters() {
         let text =
             encoder.resized(ImageShape { height: side, width: side, channels }).err().unwrap().to_string();
         assert!(text.starts_with(says), "{text}");
+    }
+}
+
+#[test]
+fn dropped_paths_multiply_what_blocks_of_conv_next_add() {
+    const SIZE: &str = "size: Custom(depths: [1, 2], widths: [8, 12]), patch: 2, layer_scale: 0.5";
+    let mut dropping = build_for(&format!("ConvNeXt({SIZE}, drop_path: 0.8)"), 12, 3);
+    let mut plain = build_for(&format!("ConvNeXt({SIZE})"), 12, 3);
+    let draws = Draws { seed: 1, step: 9, images: (0..6).map(|i| (i / 2, i % 2)).collect() };
+    let factors = drop_path::factors(&draws, 6, &[0.0, 0.4, 0.8]).unwrap();
+    assert!(factors.concat().contains(&0.0) && factors.concat().iter().any(|f| *f > 1.0));
+    let all = images([6, 3, 12, 12], |n| 2.0 * noise(n, 5));
+    let undropped = dropping.forward(all.clone(), Pass::Train).unwrap().as_vec();
+    assert_eq!(undropped, plain.forward(all.clone(), Pass::Train).unwrap().as_vec(), "only with draws");
+    let got = dropping.forward_drawn(all.clone(), Pass::Train, &draws).unwrap().as_vec();
+    let pixels = all.as_vec();
+    for (image, got) in got.chunks(12).enumerate() {
+        let names = ["stages.0.blocks.0.gamma", "stages.1.blocks.0.gamma", "stages.1.blocks.1.gamma"];
+        for (name, factors) in names.iter().zip(&factors) {
+            let scale = plain.parameters().into_iter().find(|p| p.name == *name).unwrap();
+            scale.value_mut().fill(0.5 * factors[image]);
+        }
+        let alone = pixels[image * 432..][..432].to_vec();
+        let alone = Cpu::default().tensor_from_vec(alone, (1, 12, 12, 3));
+        for (g, w) in got.iter().zip(plain.forward(alone, Pass::Eval).unwrap().as_vec()) {
+            // Only the rounding of the factor differs; three blocks with a hidden layer of 48 follow.
+            assert_within!(*g, f64::from(w), tolerance::f32(3 * 200, 1.0 + f64::from(w.abs())));
+        }
+    }
+    let text =
+        dropping.forward_drawn(all, Pass::Train, &Draws { images: vec![(0, 0)], ..draws }).err().unwrap();
+    assert!(text.to_string().contains("random draws for 1 images, got 6"), "{text}");
+}
+
+#[test]
+fn depths_of_conv_next_rise_from_the_stem_to_the_head() {
+    let encoder = build_for("ConvNeXt(size: Custom(depths: [1, 2], widths: [8, 12]), patch: 2)", 12, 3);
+    let depths = encoder.depths().unwrap();
+    let params = encoder.parameters();
+    assert_eq!((depths.of.len(), depths.groups), (params.len(), 5));
+    for (p, depth) in params.iter().zip(&depths.of) {
+        let want = match p.name.split('.').collect::<Vec<_>>()[..] {
+            ["stem", ..] => 0,
+            ["stages", "0", "blocks", "0", ..] => 1,
+            ["stages", "1", "downsample", ..] | ["stages", "1", "blocks", "0", ..] => 2,
+            ["stages", "1", "blocks", "1", ..] => 3,
+            ["head", "norm", ..] => 4,
+            _ => panic!("{}", p.name),
+        };
+        assert_eq!(*depth, want, "{}", p.name);
     }
 }
 

@@ -20,7 +20,8 @@ use crate::device::NetworkDevice;
 use pauc_traits::encoder::{TimmArgument, TimmModel};
 use pauc_traits::graph::{Graph, Value};
 use pauc_traits::{
-    BuildOptions, Count, Encoder, EncoderConfig, Error, ImageShape, NetworkSize, Positive, Result, component,
+    BuildOptions, Count, DropRate, Encoder, EncoderConfig, Error, ImageShape, NetworkSize, Positive, Result,
+    component,
 };
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,9 @@ component! {
         pub patch: Count = Count::lit(4),
         /// The initial γ of each block.
         pub layer_scale: Positive = Positive::lit(1e-6),
+        /// Stochastic depth: the rate at which an image skips what the last block adds, in training. It rises linearly
+        /// from 0 in the first block (Huang et al. 2016).
+        pub drop_path: DropRate = DropRate::lit(0.0),
     }
 }
 
@@ -123,7 +127,8 @@ impl Size {
 
 impl ConvNeXt {
     fn plan(&self, input: ImageShape) -> Result<Plan> {
-        Plan::new(input, self.patch.get(), &self.size.stages()?, self.size.has_convolutions())
+        let plan = Plan::new(input, self.patch.get(), &self.size.stages()?, self.size.has_convolutions())?;
+        Ok(Plan { drop_path: self.drop_path.get(), ..plan })
     }
 }
 

@@ -3,11 +3,12 @@
 use super::parameters::Parameters;
 use super::plan::Plan;
 use super::workspace::Workspace;
+use crate::drop_path;
 use crate::encoders::network::Outstanding;
 use dfdx::prelude::{Cpu, HasShape, PutTape, Tape as _, TensorFromVec};
 use pauc_kernels::simd::Simd;
 use pauc_kernels::threads::awake;
-use pauc_traits::encoder::{Images, Layer};
+use pauc_traits::encoder::{Draws, Images, Layer, LayerDepths};
 use pauc_traits::{Encoder, Error, ImageShape, Param, Pass, Result, Taped};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -47,27 +48,30 @@ impl Network {
             images: Vec::new(),
         }
     }
-}
 
-impl Encoder<Cpu> for Network {
-    fn feature_dim(&self) -> usize {
-        self.plan.last().width
-    }
-
-    fn forward(&mut self, images: Images<Cpu>, pass: Pass) -> Result<Taped<(usize, usize), f32, Cpu>> {
+    /// Runs a pass, in which images skip what blocks add if there are draws.
+    fn pass(
+        &mut self,
+        images: Images<Cpu>,
+        pass: Pass,
+        draws: Option<&Draws>,
+    ) -> Result<Taped<(usize, usize), f32, Cpu>> {
         let batch = self.plan.batch_of(*images.shape())?;
+        let draws = draws.filter(|_| self.plan.drop_path > 0.0);
+        let factors = draws.map(|draws| drop_path::factors(draws, batch, &self.plan.rates())).transpose()?;
         self.images.resize(batch * self.plan.input.len(), 0.0);
         images.copy_into(&mut self.images);
         let (plan, parameters) = (&self.plan, &self.parameters);
         let shape = (batch, self.plan.last().width);
         let tensor = |features| self.device.try_tensor_from_vec(features, shape).map_err(Error::device);
         if pass != Pass::Train {
-            let features = awake(|| self.inference.forward(plan, parameters, &self.images, batch))?;
+            let features =
+                awake(|| self.inference.forward(plan, parameters, (&self.images, batch), factors))?;
             return Ok(tensor(features)?.put_tape(Default::default()));
         }
         let guard = Outstanding::begin(&self.outstanding)?;
         let mut training = self.training.borrow_mut();
-        let features = tensor(awake(|| training.forward(plan, parameters, &self.images, batch))?)?;
+        let features = tensor(awake(|| training.forward(plan, parameters, (&self.images, batch), factors))?)?;
         let (ghost, workspace) = (features.clone(), self.training.clone());
         let (plan, parameters) = (self.plan.clone(), self.parameters.clone());
         let mut tape = pauc_traits::Tape::default();
@@ -78,6 +82,29 @@ impl Encoder<Cpu> for Network {
             Ok(())
         });
         Ok(features.put_tape(tape))
+    }
+}
+
+impl Encoder<Cpu> for Network {
+    fn feature_dim(&self) -> usize {
+        self.plan.last().width
+    }
+
+    fn forward(&mut self, images: Images<Cpu>, pass: Pass) -> Result<Taped<(usize, usize), f32, Cpu>> {
+        self.pass(images, pass, None)
+    }
+
+    fn forward_drawn(
+        &mut self,
+        images: Images<Cpu>,
+        pass: Pass,
+        draws: &Draws,
+    ) -> Result<Taped<(usize, usize), f32, Cpu>> {
+        self.pass(images, pass, Some(draws))
+    }
+
+    fn depths(&self) -> Option<LayerDepths> {
+        Some(self.parameters.depths())
     }
 
     fn parameters(&self) -> Vec<Param<Cpu>> {

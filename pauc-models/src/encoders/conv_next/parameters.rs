@@ -3,6 +3,7 @@
 use super::plan::{Plan, Stage};
 use crate::init::normal;
 use pauc_kernels::depthwise::KERNEL;
+use pauc_traits::encoder::LayerDepths;
 use pauc_traits::param::Role;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{Compute, Param, Result};
@@ -129,6 +130,20 @@ impl<D: Compute> Parameters<D> {
     /// Copies the values into new parameters.
     pub fn duplicate(&self, device: &D) -> Result<Self> {
         self.map(&|p| p.deep_clone(device))
+    }
+
+    /// Returns the depth of each of [`Parameters::all`]. What comes before a stage is as deep as its first block.
+    pub fn depths(&self) -> LayerDepths {
+        let (mut of, mut depth) = (vec![0; 4], 0);
+        for (i, blocks) in self.blocks.iter().enumerate() {
+            of.extend(vec![depth + 1; if i > 0 { 4 } else { 0 }]);
+            for _ in blocks {
+                depth += 1;
+                of.extend([depth; 9]);
+            }
+        }
+        of.extend([depth + 1; 2]);
+        LayerDepths { of, groups: depth + 2 }
     }
 
     /// Returns them in timm's order.

@@ -1,6 +1,6 @@
 //! The shapes of a ConvNeXt, and what it counts.
 
-use crate::bounds;
+use crate::{bounds, drop_path};
 use pauc_kernels::depthwise::{Maps, TAPS};
 use pauc_kernels::patches::Patches;
 use pauc_traits::encoder::Layer;
@@ -17,6 +17,8 @@ pub struct Plan {
     pub(super) stages: Vec<Stage>,
     /// Whether the weights of the perceptrons have the shapes of 1×1 convolutions.
     pub(super) has_convolutions: bool,
+    /// The rate of the last block at which an image skips what it adds.
+    pub(super) drop_path: f64,
 }
 
 /// A stage: its blocks, and the shape of its maps.
@@ -61,7 +63,7 @@ impl Plan {
             Ok(Stage { depth, width: bounds::width("widths", width)?, rows: 0, columns: 0 })
         });
         let stages = stages.collect::<Result<_>>()?;
-        Plan { input, patch, stages, has_convolutions }.resized(input)
+        Plan { input, patch, stages, has_convolutions, drop_path: 0.0 }.resized(input)
     }
 
     /// Returns the same network for images of another size.
@@ -91,6 +93,16 @@ impl Plan {
             (stage.rows, stage.columns) = (rows, columns);
         }
         Ok(plan)
+    }
+
+    /// Returns the number of the first block of stage `i` among all blocks.
+    pub(super) fn first_block(&self, i: usize) -> usize {
+        self.stages[..i].iter().map(|s| s.depth).sum()
+    }
+
+    /// Returns the rate of each block at which an image skips what it adds.
+    pub(super) fn rates(&self) -> Vec<f64> {
+        drop_path::rates(self.drop_path, self.first_block(self.stages.len()))
     }
 
     /// Returns the patches of the images.

@@ -3,10 +3,10 @@
 //! All maps are rows of pixels, channels last, without halo.
 
 use super::parameters::{Block, Pair, Parameters};
-use super::plan::Plan;
+use super::plan::{Plan, Stage};
 use dfdx::prelude::Cpu;
 use pauc_kernels::buffer::Buffer;
-use pauc_kernels::inverted_bottleneck::{self, Gradients, Weights};
+use pauc_kernels::inverted_bottleneck::{self, Gradients, Paths, Weights};
 use pauc_kernels::layout::Layout;
 use pauc_kernels::patches::Patches;
 use pauc_kernels::pool::CellMean;
@@ -38,6 +38,8 @@ pub(super) struct Workspace {
     stages: Vec<Maps>,
     /// The means over the last maps.
     pooled: Buffer,
+    /// The factors of the last pass on what each block adds to each image, if it had any.
+    factors: Option<Vec<Vec<f32>>>,
     work: Work,
 }
 
@@ -73,6 +75,7 @@ impl Workspace {
             stem: Buffer::default(),
             stages: plan.stages.iter().map(|s| maps(s.depth)).collect(),
             pooled: Buffer::default(),
+            factors: None,
             work: Work::default(),
         }
     }
@@ -82,14 +85,15 @@ impl Workspace {
         if self.keep { i } else { i % count }
     }
 
-    /// Computes features (B, F) of images (B, H, W, C).
+    /// Computes features (B, F) of images (B, H, W, C). `factors` are those on what each block adds to each image.
     pub fn forward(
         &mut self,
         plan: &Plan,
         parameters: &Parameters<Cpu>,
-        images: &[f32],
-        batch: usize,
+        (images, batch): (&[f32], usize),
+        factors: Option<Vec<Vec<f32>>>,
     ) -> Result<Vec<f32>> {
+        self.factors = factors;
         self.forward_stem(plan, parameters, images, batch);
         for (i, blocks) in parameters.blocks.iter().enumerate() {
             if i > 0 {
@@ -158,7 +162,8 @@ impl Workspace {
         let _span = named(|| block.fc1[0].name.as_str().into());
         let mut y = std::mem::take(&mut x[to]);
         let hidden = hidden.get_mut(j).map(|h| first(h, maps.batch * stage.pixels() * stage.hidden()));
-        with_weights(block, |w| {
+        let factors = self.factors.as_ref().map(|f| &f[plan.first_block(i) + j][..]);
+        with_weights(block, paths(factors, stage), |w| {
             let operands = (&*convolved, &x[from][..values]);
             inverted_bottleneck::forward(self.simd, w, operands, hidden, first(&mut y, values));
         });
@@ -218,7 +223,9 @@ impl Workspace {
         {
             let _span = named(|| format!("{} gradient", block.fc1[0].name).into());
             let operands = (&convolved[j][..values], &mut all_hidden[j][..hidden], &*g);
-            perceptron_backward(simd, block, &mut self.work.perceptron, operands, d_convolved);
+            let factors = self.factors.as_ref().map(|f| &f[plan.first_block(i) + j][..]);
+            let (paths, work) = (paths(factors, stage), &mut self.work.perceptron);
+            perceptron_backward(simd, (block, paths), work, operands, d_convolved);
         }
         let _span = named(|| format!("{} gradient", block.depthwise[0].name).into());
         let [weight, bias] = &block.depthwise;
@@ -298,8 +305,13 @@ fn normalize_backward(simd: Simd, [gamma, beta]: &Pair<Cpu>, x: &[f32], g: &mut 
     layer_norm::backward(simd, x, &gamma.value(), g, [&mut d_gamma, &mut d_beta]);
 }
 
+/// Returns the factors on the rows of the images in a stage.
+fn paths(factors: Option<&[f32]>, stage: Stage) -> Option<Paths<'_>> {
+    factors.map(|factors| Paths { factors, rows: stage.pixels() })
+}
+
 /// Calls `f` with the weights of a block after its depthwise convolution.
-fn with_weights(block: &Block<Cpu>, f: impl FnOnce(&Weights<'_>)) {
+fn with_weights(block: &Block<Cpu>, paths: Option<Paths<'_>>, f: impl FnOnce(&Weights<'_>)) {
     let [norm, fc1, fc2] = [&block.norm, &block.fc1, &block.fc2].map(|p| p.each_ref().map(|p| p.value()));
     let scale = block.scale.value();
     f(&Weights {
@@ -307,13 +319,14 @@ fn with_weights(block: &Block<Cpu>, f: impl FnOnce(&Weights<'_>)) {
         fc1: [&fc1[0], &fc1[1]],
         fc2: [&fc2[0], &fc2[1]],
         scale: &scale,
+        paths,
     });
 }
 
 /// See [`inverted_bottleneck::backward`].
 fn perceptron_backward(
     simd: Simd,
-    block: &Block<Cpu>,
+    (block, paths): (&Block<Cpu>, Option<Paths<'_>>),
     work: &mut inverted_bottleneck::Work,
     operands: (&[f32], &mut [f32], &[f32]),
     d_convolved: &mut [f32],
@@ -323,5 +336,7 @@ fn perceptron_backward(
     let mut scale = block.scale.grad_mut();
     let [[g1, g2], [w1, b1], [w2, b2]] = [&mut norm, &mut fc1, &mut fc2];
     let gradients = Gradients { norm: [g1, g2], fc1: [w1, b1], fc2: [w2, b2], scale: &mut scale };
-    with_weights(block, |w| inverted_bottleneck::backward(simd, w, work, operands, gradients, d_convolved));
+    with_weights(block, paths, |w| {
+        inverted_bottleneck::backward(simd, w, work, operands, gradients, d_convolved)
+    });
 }
