@@ -56,11 +56,85 @@ pub fn forces(y: [f32; 2], affinities: &[f32], xs: &[f32], ys: &[f32]) -> Forces
     Forces { pull: [a, b], push: [c, d], total }
 }
 
+/// The repulsion of a point.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Repulsion {
+    /// Σ_j w_j·q_j²·(y − y_j).
+    pub push: [f32; 2],
+    /// Σ_j w_j·q_j.
+    pub total: f32,
+}
+
+/// Computes the repulsion of a point at `y` from points (xs_j, ys_j) that each stand for w_j points, with q_j as in
+/// [`forces`].
+///
+/// The order of the sums is fixed, and the same for every instruction set.
+///
+/// # Panics
+/// If the slices differ in length.
+pub fn repulsion(y: [f32; 2], weights: &[f32], xs: &[f32], ys: &[f32]) -> Repulsion {
+    assert!(
+        weights.len() == xs.len() && xs.len() == ys.len(),
+        "weights and coordinates must have one length"
+    );
+    let mut sums = [[0.0f32; LANES]; 3];
+    let mut add = |w: &[f32; LANES], x: &[f32; LANES], z: &[f32; LANES]| {
+        for l in 0..LANES {
+            let (dx, dy) = (y[0] - x[l], y[1] - z[l]);
+            let q = 1.0 / (1.0 + dx * dx + dy * dy);
+            let weighted = w[l] * q;
+            let push = weighted * q;
+            sums[0][l] += push * dx;
+            sums[1][l] += push * dy;
+            sums[2][l] += weighted;
+        }
+    };
+    let ((w, w_rest), (x, x_rest), (z, z_rest)) =
+        (weights.as_chunks::<LANES>(), xs.as_chunks::<LANES>(), ys.as_chunks::<LANES>());
+    for ((w, x), z) in w.iter().zip(x).zip(z) {
+        add(w, x, z);
+    }
+    if !w_rest.is_empty() {
+        // Lanes beyond the end weigh nothing.
+        let fill = |rest: &[f32]| {
+            let mut lanes = [0.0; LANES];
+            lanes[..rest.len()].copy_from_slice(rest);
+            lanes
+        };
+        add(&fill(w_rest), &fill(x_rest), &fill(z_rest));
+    }
+    let [a, b, total] = sums.map(|lanes| lanes.iter().sum());
+    Repulsion { push: [a, b], total }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use pauc_testing::Rounded;
     use pauc_testing::inputs::wave;
+
+    #[test]
+    fn repulsion_is_that_of_loops_in_double_precision() {
+        for n in [0, 1, 15, 16, 17, 50] {
+            let (xs, ys) = (wave(n, 0.85, 1.7), wave(n, 1.53, 1.7));
+            let weights: Vec<f32> = (0..n).map(|j| (1 + j * j % 7) as f32).collect();
+            let y = [0.3f32, -0.2];
+            let exact = Rounded::exact;
+            let mut terms: [Vec<Rounded>; 3] = Default::default();
+            for j in 0..n {
+                let (dx, dy) = (exact(y[0]) - exact(xs[j]), exact(y[1]) - exact(ys[j]));
+                let q = exact(1.0) / (exact(1.0) + (dx * dx + dy * dy));
+                let weighted = exact(weights[j]) * q;
+                let of_one = [weighted * q * dx, weighted * q * dy, weighted];
+                terms.iter_mut().zip(of_one).for_each(|(all, term)| all.push(term));
+            }
+            let got = repulsion(y, &weights, &xs, &ys);
+            for (got, terms) in [got.push[0], got.push[1], got.total].iter().zip(terms) {
+                let want = Rounded::sum(terms);
+                assert!(want.admits(*got), "{n} points: got {got}, expected {want}");
+            }
+        }
+    }
 
     #[test]
     fn forces_are_those_of_loops_in_double_precision() {

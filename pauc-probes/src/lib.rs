@@ -6,7 +6,8 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`pca`], [`mod@tsne`] | [`pca2`], [`tsne()`]: pictures of the embeddings in two dimensions |
+//! | [`pca`], [`mod@tsne`] | [`pca2`], [`tsne()`], [`sparse_tsne`]: pictures of the embeddings in two dimensions |
+//! | [`neighbors`], [`label_votes`](mod@label_votes) | nearest rows, near-duplicates, outliers and labels that are likely wrong |
 //! | [`head`], [`lbfgs`], [`spectrum`] | classifiers, optimizer and matrices behind the probes |
 //!
 //! A recipe says when a probe runs: `Knn(k: 20, every: Epochs(1))` at the end of every epoch and of the run,
@@ -21,6 +22,7 @@ pub mod fine_tune;
 pub mod head;
 pub mod knn;
 pub mod knn_grid;
+pub mod label_votes;
 pub mod lbfgs;
 pub mod linear;
 pub mod linear_sgd;
@@ -39,12 +41,14 @@ pub use fine_tune::FineTune;
 pub use head::Decay;
 pub use knn::{Knn, knn_accuracy};
 pub use knn_grid::KnnGrid;
+pub use label_votes::{LabelVote, label_votes, likely_wrong};
 pub use linear::{Linear, LinearOptions, LinearProbe, linear_probe};
 pub use linear_sgd::LinearSgd;
 pub use low_shot::LowShot;
 pub use pca::{Pca2, pca2};
 pub use rank::{Rank, rank_me};
 pub use retrieval::{Retrieval, retrieval};
+pub use tsne::sparse::sparse_tsne;
 pub use tsne::{Tsne, TsneOptions, tsne};
 
 use pauc_traits::dataset::{ImageSource, Splits};

@@ -1,7 +1,15 @@
-//! t-SNE: pictures in two dimensions that preserve neighborhoods.
+//! t-SNE: pictures in two dimensions that preserve neighborhoods. [`tsne()`] is exact, for a few thousand rows;
+//! [`sparse`] approximates it for up to some hundred thousand.
+
+mod descent;
+mod quadtree;
+pub mod sparse;
+
+pub use quadtree::along_curve;
 
 use crate::finite;
 use crate::pca::pca2;
+use descent::{Descent, EARLY, LATE, Phase};
 use pauc_kernels::distance::dot;
 use pauc_kernels::neighbor_forces::{Forces, forces};
 use pauc_traits::probe::RowsView;
@@ -35,8 +43,6 @@ pub struct Tsne {
     pub divergence: f64,
 }
 
-const EXAGGERATION: f32 = 12.0;
-
 /// Places rows in two dimensions such that KL(P‖Q) is small. p_ij are the symmetrized Gaussian affinities of
 /// the rows, each with the width that gives the perplexity, and q_ij ∝ 1/(1 + ‖y_i − y_j‖²).
 ///
@@ -58,39 +64,24 @@ pub fn tsne(rows: RowsView<'_>, options: TsneOptions) -> Result<Tsne> {
     }
     finite("t-SNE", rows)?;
     let n = rows.rows;
-    let perplexity = options.perplexity.min((n.max(2) - 1) as f64 / 3.0).max(1.0);
+    let perplexity = limited(options.perplexity, n);
     let affinities = affinities(rows, perplexity)?;
     let start = pca2(rows)?.points;
-    let deviation = (start.iter().map(|p| (p[0] as f64).powi(2)).sum::<f64>() / n as f64).sqrt();
-    let scale = if deviation > 0.0 { (1e-4 / deviation) as f32 } else { 0.0 };
-    let axis = |d: usize| start.iter().map(|p| p[d] * scale).collect::<Vec<f32>>();
-    let mut points = [axis(0), axis(1)];
-    let mut velocity = [vec![0.0f32; n], vec![0.0; n]];
-    let mut gains = [vec![1.0f32; n], vec![1.0; n]];
-    let rate = (n as f32 / (4.0 * EXAGGERATION)).max(50.0);
+    let mut descent = Descent::from(&start);
     let [early, late] = options.iterations;
     for step in 0..early + late {
         stop::check()?;
-        let (exaggeration, momentum) = if step < early { (EXAGGERATION, 0.5) } else { (1.0, 0.8) };
-        let gradient = gradient(&affinities, &points, exaggeration);
-        for (d, ((axis, velocity), gains)) in points.iter_mut().zip(&mut velocity).zip(&mut gains).enumerate()
-        {
-            let states = axis.iter_mut().zip(velocity).zip(gains).zip(&gradient);
-            for (((y, v), gain), g) in states.map(|(state, g)| (state, g[d])) {
-                *gain = if (g > 0.0) == (*v > 0.0) { (*gain * 0.8).max(0.01) } else { *gain + 0.2 };
-                *v = momentum * *v - rate * *gain * g;
-                *y += *v;
-            }
-        }
+        let phase: Phase = if step < early { EARLY } else { LATE };
+        let gradient = gradient(&affinities, &descent.points, phase.exaggeration);
+        descent.step(&gradient, phase.momentum);
     }
-    let divergence = divergence(&affinities, &points);
-    Ok(Tsne { divergence, points: centered(&points), perplexity })
+    let divergence = divergence(&affinities, &descent.points);
+    Ok(Tsne { divergence, points: descent.centered(), perplexity })
 }
 
-fn centered(points: &[Vec<f32>; 2]) -> Vec<[f32; 2]> {
-    let mean = |v: &[f32]| (v.iter().map(|x| *x as f64).sum::<f64>() / v.len() as f64) as f32;
-    let [x, y] = [mean(&points[0]), mean(&points[1])];
-    points[0].iter().zip(&points[1]).map(|(a, b)| [a - x, b - y]).collect()
+/// Returns the perplexity for `n` rows: at most a third of the other rows, and at least 1.
+fn limited(perplexity: f64, n: usize) -> f64 {
+    perplexity.min((n.max(2) - 1) as f64 / 3.0).max(1.0)
 }
 
 /// Computes p_ij, row by row. Their sum is 1, and p_ii = 0.
