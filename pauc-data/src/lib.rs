@@ -14,7 +14,7 @@
 //! | [`loader`] | batches of views, prepared in the background |
 //! | [`mod@preview`], [`inspect`], [`throughput`] | previews of views, statistics of datasets, speed of both
 //! |
-//! | [`contact_sheet`](mod@contact_sheet) | many images on one sheet |
+//! | [`contact_sheet`](mod@contact_sheet), [`sprites`](mod@sprites) | many images on one sheet, for people and for pages |
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
@@ -33,6 +33,7 @@ pub mod parquet_writer;
 pub mod pipeline;
 pub mod pixels;
 pub mod preview;
+pub mod sprites;
 pub mod throughput;
 pub mod views;
 
@@ -41,3 +42,4 @@ pub use interval::Interval;
 pub use loader::{Batches, ImageBatch, Loader, LoaderOptions, Order, Throughput};
 pub use memory::MemoryImages;
 pub use pipeline::{ViewPipeline, ViewSpec};
+pub use sprites::{Sprites, sprites};
