@@ -76,6 +76,11 @@ python:
     cargo build --workspace --locked --bin pauc-cli
     .ci/python
 
+# The atlas in Chromium, with the debug binary.
+browser:
+    cargo build --workspace --locked --bin pauc-cli
+    .ci/browser
+
 # Packs every crate as a release would.
 package:
     cargo package --workspace --no-verify --allow-dirty --locked

@@ -261,6 +261,97 @@ fn nearest_images_copies_and_outliers_are_found_by_name() {
     assert!(!late.exists());
 }
 
+/// Returns the data of an atlas.
+fn payload(page: &Path) -> Value {
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.ends_with("</body>\n</html>\n"));
+    let start = page.find("id=\"payload\">").unwrap() + "id=\"payload\">".len();
+    serde_json::from_str(&page[start..start + page[start..].find("</script>").unwrap()]).unwrap()
+}
+
+#[test]
+fn an_atlas_shows_the_images_of_a_run_or_a_file() {
+    let runs = Runs::get();
+    let (run, folder) = (runs.recipe("warm").join("seed1"), tempfile::tempdir().unwrap());
+    // Without options: both splits, in the run's folder, with a link in its report.
+    let done = pauc(["atlas", path(&run)]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    let made = run.join("atlas.html");
+    assert!(done.stdout.lines().any(|line| line == path(&made)), "{}", done.stdout);
+    assert!(done.stdout.starts_with("120 images, 90 nearest of each: nearest images "), "{}", done.stdout);
+    let got = payload(&made);
+    assert_eq!(
+        (&got["count"], &got["split_names"][1], &got["names"]),
+        (&120.into(), &"test".into(), &Value::Null)
+    );
+    assert_eq!(got["classes"].as_array().unwrap().len(), 4);
+    assert!(std::fs::read_to_string(run.join("report.html")).unwrap().contains("href=\"atlas.html\""));
+    // The number of threads changes no byte.
+    let again = folder.path().join("again.html");
+    for threads in ["1", "3"] {
+        assert_eq!(pauc(["atlas", path(&run), "--threads", threads, "--out", path(&again)]).code, 0);
+        assert!(std::fs::read(&again).unwrap() == std::fs::read(&made).unwrap(), "{threads} threads");
+    }
+    // Names with HTML, images of a file, and fewer than there are.
+    let root = folder.path().join("pictures");
+    let data = pictures(&root);
+    std::fs::copy(root.join("c/0.png"), root.join("c/<b>&.png")).unwrap();
+    let (file, page) = (folder.path().join("x.safetensors"), folder.path().join("x.atlas.html"));
+    let args = ["embed", path(&run), "--data", &data, "--split", "train", "--out", path(&file)];
+    assert_eq!(pauc(args).code, 0);
+    let done = pauc(["atlas", path(&file), "--tensor", "features", "--data", &data]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert!(done.stdout.contains("1 group of near-duplicates (cosine at least 0.99)"), "{}", done.stdout);
+    let got = payload(&page);
+    let name = |at: &Value| got["names"][at.as_u64().unwrap() as usize].as_str().unwrap();
+    let mut copies: Vec<&str> = got["lists"]["duplicates"][0].as_array().unwrap().iter().map(name).collect();
+    copies.sort_unstable();
+    assert_eq!(copies, ["c/0.png", "c/<b>&.png"]);
+    assert_eq!((&got["classes"][1], &got["thumbnails"]["cell"]), (&"c".into(), &16.into()));
+    let text = std::fs::read_to_string(&page).unwrap();
+    assert!(!text.contains("<b>&.png") && text.matches("class=\"sheet\"").count() == 1);
+    assert_eq!(pauc(["atlas", path(&file), "--limit", "3"]).code, 0);
+    let got = payload(&page);
+    assert_eq!((&got["count"], &got["thumbnails"]), (&3.into(), &Value::Null));
+}
+
+#[test]
+fn an_atlas_that_cannot_be_drawn_leaves_nothing_behind() {
+    let runs = Runs::get();
+    let (run, folder) = (runs.cool(), tempfile::tempdir().unwrap());
+    let page = folder.path().join("a.html");
+    let vectors = |name: &str, values: &[f32]| {
+        let file = folder.path().join(name);
+        let shape = format!("({}, 2)", values.len() / 2);
+        std::fs::write(&file, pauc_testing::npy::floats(&shape, values)).unwrap();
+        file
+    };
+    let wrong = |input: &Path, more: &[&str], code: i32, says: &str| {
+        refused(["atlas", path(input), "--out", path(&page)].iter().chain(more).copied(), code, says);
+        assert!(!page.exists(), "{says}");
+    };
+    wrong(&vectors("one.npy", &[1.0, 2.0]), &[], 2, "1 image is too few for a map; expected at least 3");
+    wrong(&vectors("two.npy", &[1.0; 4]), &[], 2, "2 images are too few");
+    wrong(&vectors("zeros.npy", &[0.0; 8]), &[], 2, "all vectors are zeros");
+    wrong(&vectors("nan.npy", &[1.0, 2.0, f32::NAN, 1.0, 1.0, 1.0]), &[], 4, "holds NaN or infinity: row 1");
+    let fine = vectors("fine.npy", &[1.0, 2.0, 0.0, 1.0, 2.0, 1.0, 0.0, 0.0]);
+    wrong(&fine, &["--split", "test"], 2, "--split is for runs");
+    wrong(&fine, &["--limit", "2"], 2, "invalid value '2'");
+    wrong(&fine, &["--data", "Shapes(count: 8)"], 2, "does not say which split it has");
+    wrong(&run, &["--tensor", "features"], 2, "--tensor is for files");
+    wrong(&run, &["--checkpoint", "none"], 4, "not found");
+    wrong(&folder.path().join("nowhere"), &[], 4, "give the folder of a run, or a .safetensors");
+    wrong(folder.path(), &[], 2, "not a run");
+    let done = pauc(["atlas", path(&fine), "--out", path(&page)]);
+    assert!(done.code == 0 && done.stderr.contains("warning: 1 vector consists of zeros"), "{}", done.stderr);
+    refused(["atlas", path(&fine), "--out", "x.png"], 2, "end the name in .html");
+    refused(["atlas", path(&fine), "--out", "nowhere/x.html"], 1, "nowhere/x.html");
+    // Files beside the page are those of this test.
+    let mut left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["a.html", "fine.npy", "nan.npy", "one.npy", "two.npy", "zeros.npy"]);
+}
+
 fn csv_rows(text: &str) -> Vec<Vec<String>> {
     // The names here have no quotes.
     text.lines().map(|line| line.split(',').map(String::from).collect()).collect()

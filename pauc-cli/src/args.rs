@@ -4,7 +4,7 @@
 
 use crate::Failure;
 use crate::commands::{
-    bench::BenchArgs, check::CheckArgs, cluster::ClusterArgs, compare::CompareArgs,
+    atlas::AtlasArgs, bench::BenchArgs, check::CheckArgs, cluster::ClusterArgs, compare::CompareArgs,
     completions::CompletionsArgs, data::DataCommand, devices::DevicesArgs, embed::EmbedArgs, eval::EvalArgs,
     explain::ExplainArgs, export::ExportArgs, list::ListArgs, man::ManArgs, neighbors::NeighborsArgs,
     new::NewArgs, postmortem::PostmortemArgs, report::ReportArgs, reproduce::ReproduceArgs,
@@ -51,6 +51,7 @@ pub enum Command {
     Cluster(ClusterArgs),
     #[command(visible_alias = "neighbours")]
     Neighbors(NeighborsArgs),
+    Atlas(AtlasArgs),
     Tail(TailArgs),
     Report(ReportArgs),
     Postmortem(PostmortemArgs),
@@ -77,7 +78,7 @@ struct VerbGroup {
 /// All verbs, in the order in which the help lists them.
 const GROUPS: &[VerbGroup] = &[
     VerbGroup { heading: "Train", verbs: &["check", "run", "resume", "sweep", "reproduce"] },
-    VerbGroup { heading: "Data and features", verbs: &["data", "cluster", "neighbors"] },
+    VerbGroup { heading: "Data and features", verbs: &["data", "cluster", "neighbors", "atlas"] },
     VerbGroup {
         heading: "Look into a run",
         verbs: &["tail", "report", "postmortem", "eval", "embed", "compare", "export"],
@@ -173,7 +174,7 @@ pub struct DeviceArg {
 }
 
 /// Whether the data may differ from that of the run.
-#[derive(Debug, Args)]
+#[derive(Clone, Copy, Debug, Args)]
 pub struct DataChangedArg {
     /// What to do if the data is no longer that of the run: `accept` continues. By default it is an error.
     #[arg(long, value_name = "WHAT", help_heading = heading::INPUT)]

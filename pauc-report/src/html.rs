@@ -46,6 +46,8 @@ struct SectionView {
 }
 
 const NONE: &str = "–";
+/// The file of an atlas in the folder of its run.
+pub const ATLAS: &str = "atlas.html";
 
 /// Renders the report as one HTML page.
 ///
@@ -65,6 +67,7 @@ pub fn render(data: &ReportData) -> Result<String> {
             dark => colors(true),
             plot_style => STYLE,
             facts => facts(data),
+            has_atlas => has_atlas(data),
             conditions => conditions(data).iter().map(|c| (&c.sentence, c.well)).collect::<Vec<_>>(),
             sentences => verdicts.iter().filter_map(Verdict::sentence).collect::<Vec<_>>(),
             verdicts => verdicts.iter().map(verdict_row).collect::<Vec<_>>(),
@@ -80,6 +83,11 @@ pub fn render(data: &ReportData) -> Result<String> {
         },
     );
     page.map_err(|e| Error::Other(e.into()))
+}
+
+/// Returns whether the run's folder has an atlas, which the report links to.
+fn has_atlas(data: &ReportData) -> bool {
+    !data.folder.as_os_str().is_empty() && data.folder.join(ATLAS).is_file()
 }
 
 /// Returns the conditions at the end; a run that ended with NaN or infinity was not well, whatever its last epoch says.

@@ -15,12 +15,14 @@
 //! | [`tensorboard`] | the metrics as TensorBoard event files |
 //! | [`verdict`] | accuracies compared with the baselines |
 //! | [`html`] | the page |
+//! | [`atlas`] | the page with a map of images |
 //!
 //! The page is self-contained: it loads nothing, works offline and on a phone, and follows the reader's
 //! choice of light or dark mode.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
+pub mod atlas;
 pub mod axis;
 pub mod data;
 pub mod events;

@@ -12,13 +12,14 @@
 //! tensors in a file. [`mod@compare`] compares runs, [`reproduce`] compares a run with stored metrics,
 //! [`sweep`] plans many runs of one recipe. [`saved_run`] opens an existing run, [`rebuild`] repairs what describes it, [`data_identity`] tells
 //! whether its data changed, and [`mod@embed`] writes its
-//! embeddings of images.
+//! embeddings of images. [`atlas`] draws a map of them.
 //!
 //! Internally, `step` is one optimizer step and `batch_pass` takes one batch through the networks, the terms
 //! and back: state ← batch_pass ← step ← trainer ← run.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
+pub mod atlas;
 mod batch_pass;
 pub mod bench;
 pub mod branch;

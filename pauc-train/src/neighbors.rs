@@ -11,6 +11,7 @@ use pauc_traits::{Error, Image, Result, atomic};
 use serde::Serialize;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Bytes of a neighbor in memory: cosine and row.
@@ -55,7 +56,7 @@ pub struct Row {
 }
 
 impl Rows {
-    fn open(path: &Path, tensor: Option<&str>) -> Result<(Matrix, Rows)> {
+    pub(crate) fn open(path: &Path, tensor: Option<&str>) -> Result<(Matrix, Rows)> {
         let matrix = Matrix::open(path, tensor)?;
         let count = matrix.rows().rows;
         let rows = Rows { path: path.into(), count, samples: SampleColumns::read(path, count)? };
@@ -113,19 +114,25 @@ pub fn search_files(job: &Job<'_>) -> Result<Searched> {
     check_memory(queries.count, job.options.k.min(rows))?;
     let began = Instant::now();
     let found = search(matrix.rows(), bank.as_ref().map(|(matrix, _)| matrix.rows()), job.options);
-    // A NaN here is an error of the file, not of a diverged encoder.
     let found = found.map_err(|e| match e {
-        Error::NonFinite { what, place } => {
-            let path = job.bank.filter(|_| what == BANK).unwrap_or(job.queries);
-            Error::damaged(path, format!("holds NaN or infinity: {}", place.unwrap_or_default()))
-        }
-        e => e,
+        Error::NonFinite { ref what, .. } if what == BANK => of_file(e, job.bank.unwrap_or(job.queries)),
+        e => of_file(e, job.queries),
     })?;
     let seconds = began.elapsed().as_secs_f64();
     Ok(Searched { queries, bank: bank.map(|(_, rows)| rows), found, seconds })
 }
 
-fn check_memory(rows: usize, k: usize) -> Result<()> {
+/// Makes NaN an error of a file, not of a diverged encoder.
+pub(crate) fn of_file(e: Error, path: &Path) -> Error {
+    match e {
+        Error::NonFinite { place, .. } => {
+            Error::damaged(path, format!("holds NaN or infinity: {}", place.unwrap_or_default()))
+        }
+        e => e,
+    }
+}
+
+pub(crate) fn check_memory(rows: usize, k: usize) -> Result<()> {
     let needed = rows as u128 * k as u128 * NEIGHBOR;
     match memory::of_machine() {
         Some(limit) if needed > u128::from(limit) => Err(Error::config(format!(
@@ -258,7 +265,7 @@ impl Searched {
     /// If a file does not say which split it has, a row's name is not that of its image in `data`, or an image
     /// cannot be read.
     pub fn sheet(&self, data: &Splits, queries: &[usize], columns: usize) -> Result<Vec<u8>> {
-        let (from, to) = (images(&self.queries, data)?, images(self.bank(), data)?);
+        let (from, to) = (&**images(&self.queries, data)?, &**images(self.bank(), data)?);
         let mut cells = Vec::new();
         for query in queries {
             cells.push(thumbnail(from, &self.queries, *query)?);
@@ -293,11 +300,11 @@ fn write_rows<'a, I: Iterator<Item = (String, &'a Row)>>(
 }
 
 /// Returns the split of `data` that a file has the rows of.
-fn images<'a>(rows: &Rows, data: &'a Splits) -> Result<&'a dyn ImageSource> {
+pub(crate) fn images<'a>(rows: &Rows, data: &'a Splits) -> Result<&'a Arc<dyn ImageSource>> {
     let path = rows.path.display();
     match rows.samples.split.as_deref() {
-        Some("train") => Ok(&*data.train),
-        Some("test") => data.test.as_deref().ok_or_else(|| {
+        Some("train") => Ok(&data.train),
+        Some("test") => data.test.as_ref().ok_or_else(|| {
             Error::config(format!("{path} has rows of the test split, but {} has none", data.description))
         }),
         _ => Err(Error::config(format!(
@@ -306,20 +313,30 @@ fn images<'a>(rows: &Rows, data: &'a Splits) -> Result<&'a dyn ImageSource> {
     }
 }
 
-/// Reads the image of a row, shrunk, and checks that it has the row's name.
-fn thumbnail(images: &dyn ImageSource, rows: &Rows, row: usize) -> Result<Image<'static>> {
+/// Returns the index of a row's image, and checks that it has the row's name.
+pub(crate) fn index_of(images: &dyn ImageSource, rows: &Rows, row: usize) -> Result<usize> {
     let Row { id, name, .. } = rows.row(row);
     let index = usize::try_from(id).unwrap_or(usize::MAX);
-    let known = if index < images.len() { images.path(index) } else { None };
-    if name.is_some() && name != known {
-        let known = known.map_or_else(|| "has no name".into(), |known| format!("is `{known}`"));
-        return Err(Error::config(format!(
+    let wrong = |known: String| {
+        Error::config(format!(
             "{}: row {row} is `{}`, but image {id} of the data {known}; give the dataset of the embeddings",
             rows.path.display(),
-            name.unwrap_or_default()
-        )));
+            name.as_deref().unwrap_or("without a name")
+        ))
+    };
+    if index >= images.len() {
+        return Err(wrong(format!("does not exist: it has {}", images.len())));
     }
-    let image = images.image(index)?;
+    let known = images.path(index);
+    if name.is_some() && name != known {
+        return Err(wrong(known.map_or_else(|| "has no name".into(), |known| format!("is `{known}`"))));
+    }
+    Ok(index)
+}
+
+/// Reads the image of a row, shrunk, and checks that it has the row's name.
+fn thumbnail(images: &dyn ImageSource, rows: &Rows, row: usize) -> Result<Image<'static>> {
+    let image = images.image(index_of(images, rows, row)?)?;
     let (height, width) = (image.shape.height, image.shape.width);
     let side = height.max(width);
     if side <= THUMBNAIL {

@@ -1,6 +1,7 @@
 //! Figures of a run: the test embeddings in two dimensions, and the prototypes.
 
 use crate::plan::Plan;
+use crate::prototypes;
 use crate::run_dir::RunDir;
 use crate::state::TrainState;
 use pauc_data::contact_sheet;
@@ -27,16 +28,7 @@ pub fn embedding<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>, dir: 
     let projection = pauc_probes::pca2(rows)?;
     let neighbors = pauc_probes::tsne(rows, TsneOptions::default())?;
     let coarsest = state.prototypes.as_ref().and_then(|p| p.clusterings.iter().min_by_key(|c| c.k));
-    let prototypes: Option<Vec<usize>> = coarsest.map(|c| {
-        let mut centroids = c.centroids.clone();
-        pauc_cluster::unit_rows(&mut centroids, c.dim);
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-        let nearest = |row: &[f32]| {
-            let similar = centroids.chunks_exact(c.dim).map(|c| dot(c, row)).enumerate();
-            similar.max_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(j, _)| j)
-        };
-        rows.iter().map(nearest).collect()
-    });
+    let prototypes = coarsest.map(|c| prototypes::nearest(c, rows));
     let json = serde_json::json!({
         "points": projection.points,
         "explained": projection.explained,

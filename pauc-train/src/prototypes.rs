@@ -7,6 +7,7 @@ use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
 use pauc_traits::schedule::Clock;
 use pauc_traits::{Clusterer, Clustering, Compute, Result};
+use rayon::prelude::*;
 
 /// The largest number of prototypes of a level to match with the previous ones: the time is cubic in it.
 const MOST_MATCHED: usize = 2000;
@@ -83,4 +84,19 @@ impl<D: Compute> Prototypes<D> {
         };
         self.clusterings.iter().zip(&self.concentrations).zip(&self.centroids).map(level).collect()
     }
+}
+
+/// Returns the prototype of the largest cosine for each row.
+///
+/// # Shapes
+/// rows (N, D) → N
+pub fn nearest(clustering: &Clustering, rows: RowsView<'_>) -> Vec<u32> {
+    let mut centroids = clustering.centroids.clone();
+    pauc_cluster::unit_rows(&mut centroids, clustering.dim);
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    let nearest = |row: &[f32]| {
+        let similar = centroids.chunks_exact(clustering.dim).map(|c| dot(c, row)).enumerate();
+        similar.max_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(j, _)| j as u32)
+    };
+    rows.data.par_chunks(rows.cols.max(1)).map(nearest).collect()
 }

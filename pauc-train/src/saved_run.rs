@@ -150,7 +150,7 @@ impl SavedRun {
     ///
     /// # Errors
     /// If it does not belong to the run, or the recipe's data has changed and that is not accepted.
-    fn state<D: NetworkDevice>(&self, device: &D) -> Result<TrainState<D>> {
+    pub(crate) fn state<D: NetworkDevice>(&self, device: &D) -> Result<TrainState<D>> {
         let mut state = TrainState::new(device, &self.plan)?;
         checkpoint::load(device, &self.plan, &mut state, &self.checkpoint)?;
         let of_run = state.progress.data.as_ref().filter(|_| self.own_data);
@@ -271,7 +271,7 @@ fn of_checkpoint(run: &Path, path: &Path, newest: &Recipe) -> Result<Option<OfCh
 }
 
 /// Returns the online network, or the momentum network.
-fn branch<D: NetworkDevice>(state: &mut TrainState<D>, momentum: bool) -> Result<&mut Network<D>> {
+pub(crate) fn branch<D: NetworkDevice>(state: &mut TrainState<D>, momentum: bool) -> Result<&mut Network<D>> {
     if !momentum {
         return Ok(&mut state.network);
     }

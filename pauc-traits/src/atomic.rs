@@ -37,6 +37,16 @@ pub fn write_with(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> io::Re
     })
 }
 
+/// Checks that a file can be written, without changing it, before the work that it needs.
+///
+/// # Errors
+/// [`Error::Io`] if its folder is missing or not writable.
+pub fn check_writable(path: &Path) -> Result<()> {
+    let temporary = temporary(path)?;
+    let written = File::create(&temporary).and_then(|_| fs::remove_file(&temporary));
+    written.map_err(|e| Error::io(path, e))
+}
+
 /// Creates a folder atomically: `fill` writes its files, synced, into a temporary folder beside it, which is then
 /// renamed. An existing folder is replaced; whether that is wanted is for the caller to know.
 ///
@@ -176,6 +186,18 @@ fn sync_folder(_: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_is_missing_is_found_before_the_work() {
+        let folder = Folder::new("check");
+        let file = folder.0.join("a.html");
+        fs::write(&file, "old").unwrap();
+        check_writable(&file).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "old");
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1);
+        let error = check_writable(&folder.0.join("missing/a.html")).unwrap_err().to_string();
+        assert!(error.contains("a.html"), "{error}");
+    }
 
     /// A folder for one test, removed when it is dropped.
     struct Folder(PathBuf);

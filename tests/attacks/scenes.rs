@@ -22,6 +22,7 @@ pub enum Verb {
     Onnx,
     Embed,
     Neighbors,
+    Atlas,
     Sweep,
 }
 
@@ -58,6 +59,8 @@ impl Verb {
                 let words = start.into_iter().chain(data).map(String::from);
                 words.chain(files).collect()
             }
+            // The page, and the report with a link to it.
+            Verb::Atlas => of_run("atlas", &[]),
             Verb::Sweep => mini::sweep(out),
         }
     }
@@ -95,6 +98,7 @@ pub const ALL: &[Scene] = &[
     Scene { name: "export --format onnx", before: &[Verb::Run], attacked: Verb::Onnx },
     Scene { name: "embed", before: &[Verb::Run], attacked: Verb::Embed },
     Scene { name: "neighbors", before: &[Verb::Run, Verb::Embed], attacked: Verb::Neighbors },
+    Scene { name: "atlas", before: &[Verb::Run], attacked: Verb::Atlas },
     Scene { name: "sweep", before: &[], attacked: Verb::Sweep },
 ];
 

@@ -37,7 +37,7 @@ pub struct EmbedArgs {
 
 /// The vectors of an image.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum VectorsName {
+pub enum VectorsName {
     /// The encoder's output.
     Features,
     /// The projector's output, scaled to unit length.

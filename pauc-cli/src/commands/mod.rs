@@ -1,5 +1,6 @@
 //! The verbs, one file each, with arguments, help text, implementation and tests.
 
+pub mod atlas;
 pub mod bench;
 pub mod check;
 pub mod cluster;
@@ -39,6 +40,7 @@ pub fn execute(command: Command) -> Result<ExitCode, Failure> {
         Command::Data(command) => command.execute(),
         Command::Cluster(args) => args.execute(),
         Command::Neighbors(args) => args.execute(),
+        Command::Atlas(args) => args.execute(),
         Command::Tail(args) => args.execute(),
         Command::Report(args) => args.execute(),
         Command::Postmortem(args) => args.execute(),

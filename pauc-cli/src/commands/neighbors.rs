@@ -62,7 +62,8 @@ pub struct NeighborsArgs {
     output: JsonArg,
 }
 
-fn cosine(text: &str) -> Result<f32, String> {
+/// Reads a cosine.
+pub fn cosine(text: &str) -> Result<f32, String> {
     let value = text.parse().ok().filter(|value: &f32| (-1.0..=1.0).contains(value));
     value.ok_or_else(|| "a cosine is between -1 and 1".into())
 }
