@@ -1,17 +1,19 @@
 //! What the program prints. No failure to print ends it: a reader that goes away, or a full disk behind a
 //! redirection, must not cost a training.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use pauc::report::events::Event;
 use pauc::report::narrate::line;
 use pauc::train::observer::{Observer, Progress};
 use pauc::traits::Result;
+use pauc::traits::progress::{Bar, Display};
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 /// Prints to stdout, like `print!`, but never panics: see [`lost_output`].
 macro_rules! out {
@@ -39,8 +41,9 @@ static OUTPUT_FAILURE: OnceLock<std::io::Error> = OnceLock::new();
 
 /// Writes to stdout, unless that has failed before. Control characters are escaped: see [`visible`].
 pub fn write_stdout(text: fmt::Arguments<'_>) {
+    let write = || std::io::stdout().lock().write_all(visible(&text.to_string()).as_bytes());
     if OUTPUT_FAILURE.get().is_none()
-        && let Err(e) = std::io::stdout().lock().write_all(visible(&text.to_string()).as_bytes())
+        && let Err(e) = BARS.suspend(write)
     {
         // Another thread's failure is as good.
         let _ = OUTPUT_FAILURE.set(e);
@@ -49,7 +52,7 @@ pub fn write_stdout(text: fmt::Arguments<'_>) {
 
 /// Writes to stderr if that is possible.
 pub fn write_stderr(text: fmt::Arguments<'_>) {
-    let _ = std::io::stderr().lock().write_fmt(text);
+    let _ = BARS.suspend(|| std::io::stderr().lock().write_fmt(text));
 }
 
 /// Escapes control characters in text that quotes names of files, archives' members or tensors: they could
@@ -179,11 +182,79 @@ pub fn color() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
-/// Returns a progress bar for `total` items on stderr, which is hidden unless stderr is a terminal.
-pub fn progress(verb: &'static str, total: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
-    let style = ProgressStyle::with_template("{msg} {bar:24} {pos}/{len} eta {eta}");
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(verb)
+/// The progress bars, on stderr, and hidden unless that is a terminal. Other output suspends them.
+static BARS: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)));
+
+/// Adds a progress bar.
+fn bar(total: u64, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let rate = |state: &ProgressState, out: &mut dyn fmt::Write| {
+        // A bar that cannot be written is not shown.
+        let _ = write!(out, "{:.0}/s", state.per_sec());
+    };
+    let style = style.with_key("rate", rate);
+    // Added before it is drawn for the first time, else it would be drawn outside of the others.
+    BARS.add(ProgressBar::new(total).with_style(style))
+}
+
+/// Returns what shows the progress of this process: bars on stderr if that is a terminal.
+pub fn display() -> Option<Arc<dyn Display>> {
+    std::io::stderr().is_terminal().then(|| Arc::new(Bars) as Arc<dyn Display>)
+}
+
+/// Shows tasks as bars.
+struct Bars;
+
+impl Display for Bars {
+    fn begin(&self, what: &str, total: u64) -> Box<dyn Bar> {
+        Box::new(TaskBar {
+            what: what.into(),
+            total,
+            began: Instant::now(),
+            done: AtomicU64::new(0),
+            bar: OnceLock::new(),
+        })
+    }
+}
+
+/// The time after which a task is shown. Bars of short tasks would flicker.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The bar of a task, which is drawn once the task has lasted a while.
+struct TaskBar {
+    what: String,
+    total: u64,
+    began: Instant,
+    done: AtomicU64,
+    bar: OnceLock<ProgressBar>,
+}
+
+impl TaskBar {
+    fn draw(&self) -> ProgressBar {
+        if self.total == 0 {
+            return bar(0, "{msg} {pos} {rate}").with_message(self.what.clone());
+        }
+        bar(self.total, "{msg} {bar:24} {pos}/{len} {rate} eta {eta}").with_message(self.what.clone())
+    }
+}
+
+impl Bar for TaskBar {
+    fn advance(&self, parts: u64) {
+        let done = self.done.fetch_add(parts, Ordering::Relaxed) + parts;
+        if self.bar.get().is_some() || self.began.elapsed() >= PATIENCE {
+            self.bar.get_or_init(|| self.draw().with_elapsed(self.began.elapsed())).set_position(done);
+        }
+    }
+}
+
+impl Drop for TaskBar {
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.get() {
+            bar.finish_and_clear();
+            BARS.remove(bar);
+        }
+    }
 }
 
 /// Prints the progress of a run on stderr.
@@ -194,19 +265,16 @@ pub struct Console {
 impl Console {
     /// Creates a console for a run, with a progress bar only on a terminal.
     pub fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(8));
-            let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} eta {eta}");
-            bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        });
-        Console { bar }
+        let is_shown = std::io::stderr().is_terminal();
+        Console { bar: is_shown.then(|| bar(0, "{bar:24} {pos}/{len} {msg} eta {eta}")) }
     }
+}
 
-    fn say(&self, line: &str) {
-        let line = visible(line);
-        match &self.bar {
-            Some(bar) => bar.suspend(|| errln!("{line}")),
-            None => errln!("{line}"),
+impl Drop for Console {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+            BARS.remove(bar);
         }
     }
 }
@@ -220,7 +288,7 @@ impl Observer for Console {
             _ => {}
         }
         if let Some(line) = line(event) {
-            self.say(&line);
+            errln!("{}", visible(&line));
         }
         Ok(())
     }

@@ -64,7 +64,7 @@ pub fn main() -> Result<ExitCode, Failure> {
     // A training is not lost with what it would have printed.
     let is_training =
         matches!(cli.command, args::Command::Run(_) | args::Command::Resume(_) | args::Command::Sweep(_));
-    let code = commands::execute(cli.command)?;
+    let code = pauc::traits::progress::within(console::display(), || commands::execute(cli.command))?;
     match console::lost_output() {
         Some(e) if !is_training => Err(Failure::new(1, format!("error: cannot write the output: {e}"))),
         _ => Ok(code),

@@ -5,7 +5,7 @@ use crate::lloyd::clustering_of;
 use pauc_kernels::distance::squared_distance;
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, component, stop};
+use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, component, progress, stop};
 use serde::{Deserialize, Serialize};
 
 component! {
@@ -113,6 +113,7 @@ pub fn ward(centroids: RowsView<'_>, sizes: &[usize]) -> Result<Vec<Merge>> {
         })
         .collect::<Result<_>>()?;
     let mut merges = Vec::with_capacity(m.saturating_sub(1));
+    let task = progress::task("merging clusters", m.saturating_sub(1) as u64);
     while alive.len() > 1 {
         stop::check()?;
         let best = alive.iter().min_by(|x, y| nearest[**x].0.total_cmp(&nearest[**y].0).then(x.cmp(y)));
@@ -120,6 +121,7 @@ pub fn ward(centroids: RowsView<'_>, sizes: &[usize]) -> Result<Vec<Merge>> {
         let (cost, second) = nearest[first];
         let (a, b) = (first.min(second), first.max(second));
         merges.push(Merge { a, b, cost });
+        task.advance(1);
         let both = weights[a] + weights[b];
         if both > 0.0 {
             for l in 0..dim {

@@ -5,7 +5,9 @@ use pauc_kernels::distance::{dot, squared_distance};
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Clusterer, Clustering, Count, Error, Positive, Result, TrainingSpan, component, stop};
+use pauc_traits::{
+    Clusterer, Clustering, Count, Error, Positive, Result, TrainingSpan, component, progress, stop,
+};
 use rayon::prelude::*;
 
 component! {
@@ -173,6 +175,7 @@ impl<'a> Neighbors<'a> {
             };
             products.chunks_exact(n).enumerate().map(neighbors_of_row).collect()
         };
+        let shown = progress::task("finding neighbors", n as u64);
         for wave in (0..n).step_by(WAVE * TASK) {
             stop::check()?;
             let last = (wave + WAVE * TASK).min(n);
@@ -181,6 +184,7 @@ impl<'a> Neighbors<'a> {
             for (i, result) in (wave..).zip(results.into_iter().flatten()) {
                 take(i, result);
             }
+            shown.advance((last - wave) as u64);
         }
         Ok(())
     }

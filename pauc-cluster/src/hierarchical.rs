@@ -7,7 +7,7 @@ use pauc_kernels::distance::squared_distance;
 use pauc_traits::clusterer::{FitContext, FitReport};
 use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, Stream, stream};
-use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, component, stop};
+use pauc_traits::{Clusterer, Clustering, Count, Error, Result, TrainingSpan, component, progress, stop};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -237,6 +237,7 @@ impl<'a> LevelFit<'a> {
         let dim = self.rows.cols;
         let (mut reassigned, mut neighbors) = (self.rows.rows, Vec::new());
         let mut sums = Sums::new(self.rows, &level.labels, self.k);
+        let task = progress::task("refining clusters", self.options.refinements as u64);
         for update in 0..self.options.refinements {
             stop::check()?;
             level.reassigned.push(reassigned);
@@ -255,6 +256,7 @@ impl<'a> LevelFit<'a> {
             stop::check()?;
             reassigned = pass.reassigned;
             level.objective.push(pass.objective);
+            task.advance(1);
             if update + 1 < self.options.refinements {
                 sums.follow(self.rows, &before, &level.labels);
             }
@@ -275,6 +277,7 @@ impl<'a> LevelFit<'a> {
     fn divide_all(&self, own: &[Vec<u32>], shares: &[usize]) -> Result<Vec<Children>> {
         let dim = self.rows.cols;
         let mut divided = Vec::with_capacity(own.len());
+        let task = progress::task("dividing clusters", own.len() as u64);
         while divided.len() < own.len() {
             stop::check()?;
             let first = divided.len();
@@ -295,6 +298,7 @@ impl<'a> LevelFit<'a> {
                 |(i, data): (usize, &&[f32])| stop.within(|| self.divide(data, first + i, shares[first + i]));
             let children: Result<Vec<Children>> = parts.par_iter().enumerate().map(divide).collect();
             divided.extend(children?);
+            task.advance(together as u64);
         }
         Ok(divided)
     }

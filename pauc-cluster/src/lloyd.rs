@@ -6,7 +6,7 @@ use pauc_kernels::distance::{add_rows, squared_distance};
 use pauc_traits::clusterer::{FitReport, RowsOnDevice};
 use pauc_traits::probe::RowsView;
 use pauc_traits::rng::Stream;
-use pauc_traits::{Clustering, Result, stop};
+use pauc_traits::{Clustering, Result, progress, stop};
 use rand::Rng;
 use rayon::prelude::*;
 
@@ -89,6 +89,7 @@ impl Lloyd {
             unit_rows(&mut centroids, dim);
         }
         let k = centroids.len() / dim;
+        let task = progress::task("k-means", self.iterations as u64);
         steps.assign(&centroids)?;
         let (mut previous, mut objective) = (Vec::<u32>::new(), Vec::<f64>::new());
         let (mut reassigned, mut empty_splits, mut last_splits) = (Vec::new(), Vec::new(), 0);
@@ -117,6 +118,7 @@ impl Lloyd {
                 unit_rows(&mut centroids, dim);
             }
             steps.assign(&centroids)?;
+            task.advance(1);
         }
     }
 }

@@ -7,7 +7,7 @@ use pauc_kernels::distance::{Packed, add_rows, nearest};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, Stream, stream};
-use pauc_traits::{Clusterer, Clustering, Count, Result, TrainingSpan, component, stop};
+use pauc_traits::{Clusterer, Clustering, Count, Result, TrainingSpan, component, progress, stop};
 use rand::seq::SliceRandom;
 
 /// The number of values in a run of rows that is read sequentially: 1 MiB.
@@ -85,6 +85,7 @@ impl MiniBatchKMeans {
         let batch = self.batch.get().min(n);
         let (mut counts, mut objective, mut splits) = (vec![0usize; k], Vec::new(), 0);
         let run = (RUN / dim).max(1);
+        let task = progress::task("k-means", (self.iterations.get() as u64).saturating_mul(n as u64));
         for _ in 0..self.iterations.get() {
             let mut met = 0.0f64;
             for part in runs(n, run, SHUFFLED, rng) {
@@ -97,6 +98,7 @@ impl MiniBatchKMeans {
                 for chosen in order.chunks(batch) {
                     stop::check()?;
                     met += take_in(RowsView::new(&gather(held, chosen), dim), &mut centroids, &mut counts);
+                    task.advance(chosen.len() as u64);
                 }
             }
             objective.push(met);

@@ -6,7 +6,7 @@ use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
 use pauc_traits::{
-    Clusterer, Clustering, Count, NonNegative, Positive, Result, TrainingSpan, component, stop,
+    Clusterer, Clustering, Count, NonNegative, Positive, Result, TrainingSpan, component, progress, stop,
 };
 use rayon::prelude::*;
 
@@ -73,6 +73,7 @@ impl GaussianMixture {
         let mut mixture = Mixture::default();
         mixture.update(&hard, floor, rows.rows);
         let mut objective: Vec<f64> = Vec::new();
+        let task = progress::task("Gaussian mixture", self.iterations.get() as u64);
         loop {
             stop::check()?;
             let step = mixture.expect(rows);
@@ -87,6 +88,7 @@ impl GaussianMixture {
                 return Ok(Clustering { k, dim, centroids, assignments, report });
             }
             mixture.update(&step.moments, floor, rows.rows);
+            task.advance(1);
         }
     }
 }

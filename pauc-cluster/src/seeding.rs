@@ -4,7 +4,7 @@ use pauc_kernels::distance::{Packed, lower_to, nearest, squared_distance};
 use pauc_traits::clusterer::RowsOnDevice;
 use pauc_traits::probe::RowsView;
 use pauc_traits::rng::Stream;
-use pauc_traits::{Error, Result, stop};
+use pauc_traits::{Error, Result, progress, stop};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -145,7 +145,9 @@ fn plus_plus<E>(
     let mut cumulative = vec![0.0f64; n];
     let mut chosen: Vec<u32> = Vec::with_capacity(k);
     let mut batch: Vec<u32> = vec![rng.gen_range(0..n) as u32];
+    let task = progress::task("choosing centroids", k as u64);
     loop {
+        task.advance(batch.len() as u64);
         batch.iter().for_each(|i| taken[*i as usize] = true);
         chosen.extend(&batch);
         if chosen.len() == k {

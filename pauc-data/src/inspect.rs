@@ -2,7 +2,7 @@
 
 use crate::memory::Moments;
 use pauc_traits::dataset::{ImageSource, Skipped, Splits};
-use pauc_traits::{Error, Result, atomic};
+use pauc_traits::{Error, Image, Result, atomic, progress};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -47,23 +47,37 @@ fn splits_of(splits: &Splits) -> Vec<(&'static str, &dyn ImageSource)> {
 /// order.
 pub fn verify(splits: &Splits) -> Vec<Skipped> {
     let mut bad = splits.skipped.clone();
+    let task = reading(splits);
     for (_, source) in splits_of(splits) {
         let errors: Vec<Option<Skipped>> = (0..source.len())
             .into_par_iter()
-            .map(|i| source.image(i).err().map(|e| Skipped { path: source.name(i), reason: e.to_string() }))
+            .map(|i| {
+                task.advance(1);
+                source.image(i).err().map(|e| Skipped { path: source.name(i), reason: e.to_string() })
+            })
             .collect();
         bad.extend(errors.into_iter().flatten());
     }
     bad
 }
 
+/// Begins the task of reading every image.
+fn reading(splits: &Splits) -> progress::Task {
+    let images: usize = splits_of(splits).iter().map(|(_, source)| source.len()).sum();
+    progress::task("reading images", images as u64)
+}
+
 fn hash(source: &dyn ImageSource, i: usize) -> Result<blake3::Hash> {
-    let image = source.image(i)?;
+    Ok(hash_of(&source.image(i)?))
+}
+
+/// Returns the hash of an image's shape and pixels.
+pub(crate) fn hash_of(image: &Image<'_>) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     for side in [image.shape.height, image.shape.width, image.shape.channels] {
         hasher.update(&(side as u64).to_le_bytes());
     }
-    Ok(hasher.update(&image.pixels).finalize())
+    hasher.update(&image.pixels).finalize()
 }
 
 fn digest(images: &[Record]) -> String {
@@ -83,12 +97,14 @@ fn digest(images: &[Record]) -> String {
 /// If an image cannot be read.
 pub fn index(splits: &Splits) -> Result<Index> {
     let mut images = Vec::new();
+    let task = reading(splits);
     for (split, source) in splits_of(splits) {
         let record = |i: usize| -> Result<Record> {
             let class = source.labels().map(|l| l[i]);
             let class =
                 class.map(|l| splits.classes.get(l as usize).cloned().unwrap_or_else(|| l.to_string()));
             let hash = hash(source, i)?.to_hex().to_string();
+            task.advance(1);
             Ok(Record { split: split.into(), name: source.name(i), hash, class })
         };
         let records: Vec<Result<Record>> = (0..source.len()).into_par_iter().map(record).collect();
@@ -198,10 +214,12 @@ pub struct Stats {
 pub fn stats(data: &Splits) -> Result<Stats> {
     let mut splits = Vec::new();
     let mut groups = BTreeMap::<[u8; 32], Vec<(usize, String)>>::new();
+    let task = reading(data);
     for (s, (split, source)) in splits_of(data).into_iter().enumerate() {
         let measure = |i: usize| -> Result<_> {
             let image = source.image(i)?;
             let moments = Moments::of(&image.pixels, image.shape.channels);
+            task.advance(1);
             Ok((moments, image.shape.height, image.shape.width, hash(source, i)?))
         };
         let measured: Vec<Result<_>> = (0..source.len()).into_par_iter().map(measure).collect();

@@ -3,7 +3,7 @@
 use crate::head::{Decay, Head};
 use crate::{Labeled, ProbeTime, Space, check, when};
 use pauc_traits::probe::{Metric, ProbeContext, RowsView, Views, When};
-use pauc_traits::{Count, NonNegative, Positive, Probe, Result, TrainingSpan, component, stop};
+use pauc_traits::{Count, NonNegative, Positive, Probe, Result, TrainingSpan, component, progress, stop};
 
 component! {
     /// Accuracy on the test split after fine-tuning a copy of the encoder with labels.
@@ -69,6 +69,7 @@ impl Probe for FineTune {
         let epochs = self.epochs.get() as u64;
         let mut tuning = network.tune(images, self.views, self.batch, epochs, context.seed)?;
         let mut head = Head::new(train.cols, context.classes, context.seed);
+        let task = progress::task("fine-tuning", epochs * tuning.steps_per_epoch());
         for epoch in 0..epochs {
             let factor = self.decay.factor(epoch, epochs);
             for _ in 0..tuning.steps_per_epoch() {
@@ -79,6 +80,7 @@ impl Probe for FineTune {
                 let (_, gradient) =
                     head.step_with_gradient(&features, &labels, self.head_lr.get() * factor, decay);
                 tuning.backward(gradient, self.lr.get() * factor, decay)?;
+                task.advance(1);
             }
         }
         let features = tuning.features(test_images)?;

@@ -5,7 +5,7 @@ use crate::{ProbeTime, Space, check, largest, same_width, when};
 use pauc_kernels::gemm::{Strides, gemm};
 pub use pauc_traits::probe::Neighbors;
 use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, RowsView, When};
-use pauc_traits::{Count, Positive, Probe, Result, TrainingSpan, component, stop};
+use pauc_traits::{Count, Positive, Probe, Result, TrainingSpan, component, progress, stop};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -181,10 +181,12 @@ pub fn neighbors_on(
     let bank = Bank { rows: &bank, shift, dim: train.cols };
     let mut nearest = vec![Vec::new(); test.rows];
     let stop = stop::flag();
+    let task = progress::task("nearest neighbors", test.rows as u64);
     nearest.par_chunks_mut(QUERIES).zip(queries.par_chunks(QUERIES * train.cols)).for_each(
         |(nearest, queries)| {
             if !stop.is_set() {
                 nearest.iter_mut().zip(bank.search(queries, k)).for_each(|(n, list)| *n = list);
+                task.advance(nearest.len() as u64);
             }
         },
     );

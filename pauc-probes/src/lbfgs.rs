@@ -1,5 +1,7 @@
 //! Limited-memory BFGS for smooth convex functions.
 
+use pauc_traits::progress;
+
 /// The stopping rule of the search.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Stop {
@@ -64,6 +66,7 @@ pub fn minimize<E>(
     let mut value = evaluate(x, &mut gradient)?;
     let mut pairs: std::collections::VecDeque<Pair> = Default::default();
     let mut iterations = 0;
+    let task = progress::task("linear probe", stop.iterations as u64);
     while largest(&gradient) > stop.tolerance && iterations < stop.iterations {
         let direction = direction(&gradient, &pairs, &precondition);
         let Some((step, new, new_gradient)) = search(x, value, &gradient, &direction, &mut evaluate)? else {
@@ -86,6 +89,7 @@ pub fn minimize<E>(
             pairs.push_back(Pair { step, change, inverse: 1.0 / curvature });
         }
         iterations += 1;
+        task.advance(1);
     }
     let gradient = largest(&gradient);
     Ok(Outcome { value, gradient, iterations, converged: gradient <= stop.tolerance })

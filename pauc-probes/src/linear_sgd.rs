@@ -4,7 +4,7 @@ use crate::head::{Decay, Head, shuffled};
 use crate::linear::{Standardization, hold_out};
 use crate::{Labeled, ProbeTime, Space, largest, when};
 use pauc_traits::probe::{Metric, ProbeContext, RowsView, Views, When};
-use pauc_traits::{Count, Error, Positive, Probe, Result, TrainingSpan, component, stop};
+use pauc_traits::{Count, Error, Positive, Probe, Result, TrainingSpan, component, progress, stop};
 use std::borrow::Cow;
 
 component! {
@@ -164,6 +164,7 @@ impl Fit<'_> {
         let epochs = self.probe.epochs.get() as u64;
         let mut heads = vec![Head::new(self.dim, self.classes, self.seed); rates.len()];
         let (mut x, mut y) = (Vec::new(), Vec::new());
+        let task = progress::task("linear probe", epochs);
         for epoch in 0..epochs {
             let rows = rows(epoch)?;
             let factor = self.probe.decay.factor(epoch, epochs);
@@ -179,6 +180,7 @@ impl Fit<'_> {
                     head.step(&x, &y, lr * factor, 0.0);
                 }
             }
+            task.advance(1);
         }
         Ok(heads)
     }

@@ -3,7 +3,7 @@
 use crate::knn::{Bank, QUERIES, offer, unit_rows};
 use crate::{finite, same_width};
 use pauc_traits::probe::{Neighbors, RowsView};
-use pauc_traits::{Error, Result, stop};
+use pauc_traits::{Error, Result, progress, stop};
 use rayon::prelude::*;
 use std::sync::Mutex;
 
@@ -61,11 +61,13 @@ pub fn search(queries: RowsView<'_>, bank: Option<RowsView<'_>>, options: Search
     let mut found = Found { nearest: vec![Vec::new(); queries.rows], ..Found::default() };
     found.close = vec![0; queries.rows];
     let stop = stop::flag();
+    let task = progress::task("nearest neighbors", queries.rows as u64);
     let lists = found.nearest.par_chunks_mut(QUERIES).zip(found.close.par_chunks_mut(QUERIES));
     lists.zip(units.par_chunks(QUERIES * queries.cols)).enumerate().for_each(
         |(b, ((nearest, close), block))| {
             if !stop.is_set() {
                 search.block(b * QUERIES, block, nearest, close);
+                task.advance(nearest.len() as u64);
             }
         },
     );

@@ -4,7 +4,7 @@ use crate::knn::{products, unit_rows};
 use crate::{ProbeTime, Space, check, when};
 use pauc_traits::dataset::Splits;
 use pauc_traits::probe::{Metric, ProbeContext, ProbesOnDevice, RowsView, When};
-use pauc_traits::{Error, Probe, Result, TrainingSpan, component, stop};
+use pauc_traits::{Error, Probe, Result, TrainingSpan, component, progress, stop};
 use rayon::prelude::*;
 
 component! {
@@ -105,6 +105,7 @@ pub fn retrieval_on(
     let unit_view = RowsView::new(&unit, dim);
     let lists = device.map_or(Ok(None), |device| device.highest(unit_view, unit_view, None, most))?;
     let stop = stop::flag();
+    let task = progress::task("retrieval", rows.rows as u64);
     // A block of queries is compared with all rows in one product.
     let block = |(b, block): (usize, &[f32])| -> Vec<[f64; 3]> {
         if stop.is_set() {
@@ -112,6 +113,7 @@ pub fn retrieval_on(
         }
         let (count, mut near) = (block.len() / dim, Vec::with_capacity(rows.rows));
         let cosines = products(block, &unit, dim);
+        task.advance(count as u64);
         let row = |i: usize| &cosines[i * rows.rows..(i + 1) * rows.rows];
         (0..count).filter_map(|i| queries.score_cosines(b * QUERIES + i, row(i), &mut near)).collect()
     };

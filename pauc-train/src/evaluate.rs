@@ -8,7 +8,7 @@ use pauc_traits::Count;
 use pauc_traits::component_ron::Configured;
 use pauc_traits::dataset::{ImageSource, Splits};
 use pauc_traits::probe::{Metric, ProbeContext, ProbedNetwork, ProbesOnDevice, RowsView, SplitView};
-use pauc_traits::{Clustering, Error, Pixels, Probe, Result, stop};
+use pauc_traits::{Clustering, Error, Pixels, Probe, Result, progress, stop};
 use std::sync::Arc;
 
 /// Images that pass through the network at once during evaluation.
@@ -72,10 +72,12 @@ fn chunks(
 ) -> Result<()> {
     let options = how(LoaderOptions { seed, ..LoaderOptions::evaluation(CHUNK) });
     let loader = Loader::new(source.clone(), view.clone(), options)?;
+    let task = progress::task("embedding images", source.len() as u64);
     for batch in loader.epoch(epoch, 0) {
         stop::check()?;
         let batch = batch?;
         each(&batch.views[0], batch.ids.len())?;
+        task.advance(batch.ids.len() as u64);
     }
     Ok(())
 }

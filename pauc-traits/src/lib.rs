@@ -54,6 +54,7 @@ pub mod ops;
 pub mod optimizer;
 pub mod param;
 pub mod probe;
+pub mod progress;
 pub mod registry;
 pub mod rng;
 pub mod ron_text;

@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::training::{damaged_line, no_run};
 use clap::Args;
 use pauc::report::ReportData;
-use pauc::traits::atomic;
+use pauc::traits::{atomic, progress};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -21,6 +21,7 @@ pub struct ReportArgs {
 impl ReportArgs {
     /// Writes the reports again.
     pub fn execute(self) -> Result<ExitCode, Failure> {
+        let task = progress::task("writing reports", self.runs.len() as u64);
         for run in &self.runs {
             if !run.join("metrics.jsonl").is_file() {
                 return Err(no_run(run, "metrics.jsonl"));
@@ -32,6 +33,7 @@ impl ReportArgs {
             atomic::remove_leftovers(&output);
             let written = pauc::report::write_report_of(&data, run);
             outln!("{}", written.map_err(|e| Failure::of_output(e, &output))?.display());
+            task.advance(1);
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -14,6 +14,7 @@ use pauc::train::recipe::{LoadError, Recipe, Source};
 use pauc::train::run_dir::RunDir;
 use pauc::train::sweep::{self, Point, Row, Standing, Sweep};
 use pauc::traits::dataset::Place;
+use pauc::traits::progress;
 use processes::{FailedJob, Job, Launcher};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -115,7 +116,7 @@ impl SweepArgs {
         let mut by_hash = HashMap::new();
         let mut recipe_name = String::new();
         let points = sweep.points();
-        let progress = console::progress("checking", points.len() as u64);
+        let task = progress::task("checking recipes", points.len() as u64);
         for point in points {
             let mut set = sweep.set(&point);
             set.extend(self.change.set.iter().cloned());
@@ -144,9 +145,8 @@ impl SweepArgs {
                     combinations.push(Combination { point, name, set, hash: plan.hash, seeds });
                 }
             }
-            progress.inc(1);
+            task.advance(1);
         }
-        progress.finish_and_clear();
         Ok(CheckedSweep { sweep, recipe, recipe_name, combinations })
     }
 

@@ -5,6 +5,7 @@ use crate::Failure;
 use crate::console;
 use pauc::train::run_dir::RunDir;
 use pauc::train::sweep::Standing;
+use pauc::traits::progress::{self, Task};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -48,6 +49,8 @@ impl Launcher<'_> {
         let parallel = limit.get().min(jobs.len());
         let threads = (rayon::current_num_threads() / parallel).max(1);
         let next = AtomicUsize::new(0);
+        // A run that is alone shows its own progress.
+        let task = if parallel == 1 { Task::default() } else { progress::task("runs", jobs.len() as u64) };
         let failed = Mutex::new(Vec::new());
         let worker = || {
             loop {
@@ -63,6 +66,7 @@ impl Launcher<'_> {
                     Ok(child) => outcome(child),
                     Err(e) => Some(format!("error: {} cannot be started: {e}", program.display())),
                 };
+                task.advance(1);
                 match error {
                     None => errln!("{label}: {}", status(job)),
                     Some(reason) => {

@@ -5,7 +5,7 @@ use crate::decode::{self, Decoding};
 use crate::disk_cache::Store;
 use crate::pixels::{Filter, Rect, resample};
 use pauc_traits::dataset::{ImageSource, Skipped};
-use pauc_traits::{Error, Image, ImageShape, Result};
+use pauc_traits::{Error, Image, ImageShape, Result, progress};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -106,8 +106,10 @@ impl Source {
 
     /// Decodes all images and drops the unreadable ones; returns the dropped ones in order.
     pub fn drop_unreadable(&mut self) -> Vec<Skipped> {
+        let task = progress::task("reading images", self.len() as u64);
         let outcome: Vec<Option<Skipped>> = (0..self.len())
             .into_par_iter()
+            .inspect(|_| task.advance(1))
             .map(|i| self.image(i).err().map(|e| skip(self.name(i), &e)))
             .collect();
         let keep: Vec<bool> = outcome.iter().map(Option::is_none).collect();
@@ -121,6 +123,7 @@ impl Source {
     pub fn find_shape(&mut self) -> Result<()> {
         const AT_ONCE: usize = 256;
         let mut common = None;
+        let task = progress::task("reading sizes", self.len() as u64);
         for files in self.files.locators.chunks(AT_ONCE) {
             // Collected before the errors are checked, so that always the first one is reported.
             let shapes: Vec<Result<ImageShape>> = files.par_iter().map(|p| self.reader.shape(p)).collect();
@@ -129,6 +132,7 @@ impl Source {
             if shapes.iter().any(|s| *s != first) {
                 return Ok(());
             }
+            task.advance(files.len() as u64);
         }
         self.shape = common;
         Ok(())
