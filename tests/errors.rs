@@ -201,10 +201,10 @@ fn options_of_a_vision_transformer_out_of_range() {
 #[test]
 fn rules_across_fields() {
     refused(
-        "    queue: 32,\n",
-        "",
+        "queue: 32",
+        "queue: None",
         "E0201",
-        &["recipe.ron:10:16", "`InfoNce` reads the queue", "add `queue: 4096`"],
+        &["recipe.ron:11:16", "`InfoNce` reads the queue", "leave `queue` out"],
     );
     refused("    momentum_encoder: Ema(momentum: 0.9),\n", "", "E0202", &["add `momentum_encoder"]);
     refused(
@@ -334,7 +334,7 @@ fn a_supervised_term_needs_labels() {
 #[test]
 fn several_mistakes_are_reported_at_once() {
     let text = GOOD
-        .replace("    queue: 32,\n", "")
+        .replace("queue: 32", "queue: None")
         .replace("    clusterer: KMeans(k: [4], start: Epochs(1)),\n", "");
     let out = check(&text, "check");
     assert!(out.stderr.contains("E0201") && out.stderr.contains("E0203"), "{}", out.stderr);

@@ -86,7 +86,7 @@ fn prepare(at: &Path) {
     };
     write("data/cifar10/data_batch_1.bin", &images(20));
     write("data/cifar10/test_batch.bin", &images(10));
-    for i in 0..4u32 {
+    for i in 0..24u32 {
         // A bitmap of 16 × 16 pixels.
         let mut image = b"BM".to_vec();
         for v in [54 + 768u32, 0, 54, 40, 16, 16, 1 | 24 << 16, 0, 768, 0, 0, 0, 0] {
@@ -122,7 +122,7 @@ fn examples_of_the_help_run() {
         if verb == "data fetch" {
             continue; // needs the network, and a binary with the feature
         }
-        let mut line = example.replace("/etc/bash_completion.d/", "");
+        let mut line = quick(&example.replace("/etc/bash_completion.d/", ""));
         if verb.starts_with("bench") {
             line += " --seconds 0.05";
         }
@@ -138,6 +138,18 @@ fn examples_of_the_help_run() {
         run += 1;
     }
     assert!(run >= 20, "only {run} examples");
+}
+
+/// Shortens what a command measures and trains, for a test.
+fn quick(line: &str) -> String {
+    let line = if line.contains(" run photos") || line.contains(" new recipe ") {
+        format!("{} --measure 0.05", line.replace("--budget 1h", "").replace("--budget 8h", ""))
+            + " --budget 1s"
+    } else {
+        line.to_string()
+    };
+    // A test runs examples of several pages in one folder.
+    if line.contains(" run photos") { line + " --force" } else { line }
 }
 
 /// Splits a shell line into words, without their quotes; `;` is a separate word.
@@ -300,7 +312,7 @@ fn commands_of_the_book_run() {
         for line in
             commands(&text).iter().filter(|line| line.starts_with("pauc-cli ") && !line.contains("cuda:"))
         {
-            run(line);
+            run(&quick(line));
             count += 1;
         }
     }

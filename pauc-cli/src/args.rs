@@ -7,7 +7,7 @@ use crate::commands::{
     atlas::AtlasArgs, bench::BenchArgs, check::CheckArgs, cluster::ClusterArgs, compare::CompareArgs,
     completions::CompletionsArgs, data::DataCommand, devices::DevicesArgs, embed::EmbedArgs, eval::EvalArgs,
     explain::ExplainArgs, export::ExportArgs, list::ListArgs, man::ManArgs, neighbors::NeighborsArgs,
-    new::NewArgs, postmortem::PostmortemArgs, report::ReportArgs, reproduce::ReproduceArgs,
+    new::NewCommand, postmortem::PostmortemArgs, report::ReportArgs, reproduce::ReproduceArgs,
     resume::ResumeArgs, run::RunArgs, sweep::SweepArgs, tail::TailArgs, term::TermArgs,
 };
 use crate::console;
@@ -61,7 +61,8 @@ pub enum Command {
     Export(ExportArgs),
     List(ListArgs),
     Explain(ExplainArgs),
-    New(NewArgs),
+    #[command(subcommand)]
+    New(NewCommand),
     Term(TermArgs),
     Bench(BenchArgs),
     Devices(DevicesArgs),

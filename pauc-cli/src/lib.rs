@@ -17,6 +17,7 @@ mod device;
 mod failure;
 mod recipes;
 mod saved;
+mod suggestion;
 mod training;
 
 // Links every component of the workspace into the binary.

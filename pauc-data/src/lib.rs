@@ -14,6 +14,7 @@
 //! | [`loader`] | batches of views, prepared in the background |
 //! | [`mod@preview`], [`inspect`], [`throughput`] | previews of views, statistics of datasets, speed of both
 //! |
+//! | [`mod@survey`] | what a recipe for a dataset has to know |
 //! | [`contact_sheet`](mod@contact_sheet), [`sprites`](mod@sprites) | many images on one sheet, for people and for pages |
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
@@ -34,6 +35,7 @@ pub mod pipeline;
 pub mod pixels;
 pub mod preview;
 pub mod sprites;
+pub mod survey;
 pub mod throughput;
 pub mod views;
 

@@ -94,10 +94,14 @@ impl<'a> Checker<'a> {
     /// Checks that a term reads only what the recipe provides.
     fn term_needs(&mut self, path: &str, t: &WeightedTerm) {
         let (r, name, needs) = (self.recipe, t.term.name(), t.term.info().needs());
-        if needs.queue && r.queue.is_none() {
+        // A queue that is left out follows the number of images, but a momentum encoder has to be chosen.
+        let is_left_out = self.root.as_ref().is_none_or(|root| recipe_text::find(root, "queue").is_none());
+        if needs.queue && r.queue.is_none() && !(is_left_out && r.momentum_encoder.is_some()) {
             let help = match r.momentum_encoder {
-                Some(_) => "add `queue: 4096` to the recipe",
-                None => "add `queue: 4096` and `momentum_encoder: Ema(momentum: 0.99)` to the recipe",
+                Some(_) => "leave `queue` out, or write its length, such as `queue: 4096`",
+                None => {
+                    "add `momentum_encoder: Ema(momentum: 0.99)` to the recipe; the queue's length follows the data"
+                }
             };
             self.error("E0201", path, format!("`{name}` reads the queue, but the recipe has none"), help);
         }

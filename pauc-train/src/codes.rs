@@ -37,7 +37,7 @@ codes! {
     "E0108" "the file of a recipe cannot be read"
     "The file is missing, not readable, or not text in UTF-8. The message has the cause. `check` continues with the other recipes."
     "E0201" "a term reads the queue, but there is none"
-    "Terms such as `InfoNce(negatives: Queue)` compare queries with past keys. Add `queue: 4096` to the recipe; a queue also needs a momentum encoder."
+    "Terms such as `InfoNce(negatives: Queue)` compare queries with past keys. If the recipe has a momentum encoder and leaves `queue` out, its length follows the number of images; otherwise add `momentum_encoder: Ema(momentum: 0.99)`, or write `queue: 4096`."
     "E0202" "a momentum encoder is needed, but there is none"
     "Queues, and terms that read momentum keys, need a moving average of the encoder. Add `momentum_encoder: Ema(momentum: 0.99)`."
     "E0203" "a term reads prototypes, but there is no clusterer"

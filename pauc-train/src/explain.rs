@@ -177,6 +177,7 @@ pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
     let network = plan.network(device)?;
     let mut out = format!("{}\n", plan.resolved);
     data_and_length(&mut out, plan);
+    filled(&mut out, plan);
     layers(&mut out, &network);
     memory(&mut out, device, plan, &network);
     prototypes(&mut out, plan);
@@ -201,6 +202,14 @@ fn data_and_length(out: &mut String, plan: &Plan) {
         "length     {} epochs of {} steps of {images} images = {} steps",
         r.train.epochs, h.steps_per_epoch, h.total_steps
     );
+}
+
+/// Lists what the recipe leaves out and its data decided.
+fn filled(out: &mut String, plan: &Plan) {
+    for (i, filled) in plan.filled.iter().enumerate() {
+        let heading = if i == 0 { "defaults" } else { "" };
+        let _ = writeln!(out, "{heading:<10} {}: {}, {}", filled.field, filled.value, filled.why);
+    }
 }
 
 /// Formats the table of layers.

@@ -10,7 +10,7 @@
 //! [`export`] writes the encoder of a run, [`mod@bench`] times its step. [`objective`], [`prototypes`],
 //! [`queue`] and [`evaluate`] are parts of the loop. [`term`] and [`mod@cluster`] run one component on the
 //! tensors in a file. [`mod@compare`] compares runs, [`reproduce`] compares a run with stored metrics,
-//! [`sweep`] plans many runs of one recipe. [`saved_run`] opens an existing run, [`rebuild`] repairs what describes it, [`data_identity`] tells
+//! [`suggest`] writes a recipe for a dataset, [`sweep`] plans many runs of one recipe. [`saved_run`] opens an existing run, [`rebuild`] repairs what describes it, [`data_identity`] tells
 //! whether its data changed, and [`mod@embed`] writes its
 //! embeddings of images. [`atlas`] draws a map of them.
 //!
@@ -73,6 +73,7 @@ mod step;
 mod step_batch;
 mod step_log;
 mod step_trace;
+pub mod suggest;
 mod suspects;
 pub mod sweep;
 pub mod term;

@@ -9,6 +9,7 @@ use crate::objective::Objective;
 use crate::recipe::{Recipe, Source, belongs};
 use crate::recipe_text;
 use crate::start::Start;
+use crate::suggest::defaults::{self, Filled};
 use pauc_data::ViewPipeline;
 use pauc_models::weights::load_into;
 use pauc_models::{Network, NetworkDevice};
@@ -50,6 +51,8 @@ pub struct Plan {
     pub objective: Objective,
     /// The step of the first clustering; `u64::MAX` without a clusterer.
     pub first_clustering: u64,
+    /// What the recipe leaves out and its data decided.
+    pub filled: Vec<Filled>,
     /// The parts of the memory that a run needs.
     pub memory: Vec<memory::Part>,
     /// Warnings.
@@ -143,7 +146,7 @@ impl Plan {
     /// Parsed recipe → opened data → network and sizes → rules → plan.
     fn of<D: NetworkDevice>(
         device: &D,
-        recipe: Recipe,
+        mut recipe: Recipe,
         source: Source,
         place: &Place,
         open: impl FnOnce(&Recipe) -> Result<Splits, Error>,
@@ -154,6 +157,10 @@ impl Plan {
             Ok(splits) => splits,
             Err(error) => return Err(unopened(error, checker.diagnostics, &source)),
         };
+        let diagnostics = checker.diagnostics;
+        let filled = defaults::fill(&mut recipe, &source.text, &splits);
+        let mut checker = Checker::new(&recipe, &source);
+        checker.diagnostics = diagnostics;
         let shapes = checker.view_shapes(&splits);
         let networks = shapes.as_ref().and_then(|shapes| checker.networks(device, shapes));
         let (counted, mut encoder) = networks.map(|n| (n.sizes, n.encoder)).unzip();
@@ -177,6 +184,7 @@ impl Plan {
             return Err(PlanError::Recipe(warnings));
         };
         let mut plan = Self::finish(recipe, source, place, splits, sizes, shapes[0], memory, warnings)?;
+        plan.filled = filled;
         plan.check_parts(device, encoder.flatten())?;
         Ok(plan)
     }
@@ -214,6 +222,7 @@ impl Plan {
             facts,
             objective,
             first_clustering,
+            filled: Vec::new(),
             memory,
             warnings,
             data_identity: OnceLock::new(),

@@ -32,9 +32,11 @@ component! {
         pub name: Name,
         /// The dataset.
         pub data: Configured<dyn Dataset> = default("FashionMini()"),
-        /// The random views of each image; the first `count` of the first entry are views 0, 1, ….
+        /// The random views of each image; the first `count` of the first entry are views 0, 1, …. If a recipe leaves
+        /// them out, they follow the size and the colors of its images; those shown are for 28 pixels.
         pub views: Vec<ViewSpec> = default("[(count: 2, ops: [RandomResizedCrop(size: 28, scale: (0.3, 1.0)), HorizontalFlip(p: 0.5)])]"),
-        /// The network from images to features.
+        /// The network from images to features. If a recipe leaves it out, it follows the size of the views: that shown
+        /// up to 64 pixels, `ResNet18(width: 32)` for larger ones.
         pub encoder: Configured<dyn PortableEncoder> = default("ResNet18(stem: Small, width: 16)"),
         /// A file of weights that the encoder starts from; none: random weights.
         pub encoder_weights: Option<StartWeights> = None,
@@ -48,7 +50,8 @@ component! {
         /// The momentum encoder, a moving average of encoder and projector that computes the keys; none: keys
         /// come from the other view.
         pub momentum_encoder: Option<MomentumConfig> = None,
-        /// The number of past keys to keep as negatives; needs a momentum encoder.
+        /// The number of past keys to keep as negatives; needs a momentum encoder. If a recipe leaves it out and a term
+        /// reads the queue, it follows the number of images.
         pub queue: Option<Count> = None,
         /// The clusterer of the training set's embeddings.
         pub clusterer: Option<Configured<dyn Clusterer>> = None,

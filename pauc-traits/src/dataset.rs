@@ -14,6 +14,15 @@ pub trait Dataset: Component {
     /// If a file or folder is missing, damaged or in another format. The error names it and the remedy.
     fn open(&self, place: &Place) -> Result<Splits>;
 
+    /// Lists the dataset without reading its images, as far as that is possible; by default, opens it. In listed splits,
+    /// unreadable images are not left out, images are not kept in memory, and shape and statistics are not known.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`], except for images that cannot be read.
+    fn list(&self, place: &Place) -> Result<Splits> {
+        self.open(place)
+    }
+
     /// Returns the published sizes of the dataset, for checking a recipe without its files; by default
     /// nothing.
     fn published(&self) -> Option<Published> {

@@ -7,6 +7,7 @@ use crate::args::{
 use crate::console::{self, Console};
 use crate::device::{self, DeviceJob};
 use crate::recipes::{Warnings, plan};
+use crate::suggestion::{self, SuggestArgs, Suggestion};
 use crate::training::{self, interrupted, print_outcome, run_failure};
 use clap::Args;
 use pauc::models::NetworkDevice;
@@ -19,13 +20,15 @@ use pauc::train::trainer::Ending;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Train recipes.
+/// Train recipes, or images with a recipe that fits them.
 ///
-/// Example: pauc-cli run recipes/quickstart.ron --set train.epochs=5
+/// For a folder of images, or other data, `run` first writes a recipe to the working directory, as `new recipe` does.
+///
+/// Examples: pauc-cli run recipes/quickstart.ron --set train.epochs=5; pauc-cli run photos --budget 1h
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The recipe files, trained one after the other.
-    #[arg(required = true, value_name = "RECIPE")]
+    /// The recipe files, trained one after the other; or folders of images and other data, as for `new recipe`.
+    #[arg(required = true, value_name = "RECIPE|FOLDER")]
     recipes: Vec<PathBuf>,
     #[command(flatten)]
     change: RecipeArgs,
@@ -33,6 +36,8 @@ pub struct RunArgs {
     memory: MemoryArg,
     #[command(flatten)]
     repetition: RepetitionArgs,
+    #[command(flatten)]
+    suggest: SuggestArgs,
     /// Stop after N optimizer steps.
     #[arg(long, value_name = "N", help_heading = heading::TRAINING)]
     max_steps: Option<u64>,
@@ -68,8 +73,9 @@ struct FinishedRun {
 }
 
 impl DeviceJob for RunArgs {
-    fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+    fn run_on<D: NetworkDevice>(mut self, device: &D) -> Result<ExitCode, Failure> {
         self.sweep.watch();
+        self.write_recipes(device)?;
         // All recipes are checked before the first is trained: an error in the last must not appear hours
         // later.
         let planned = self.plan_all(device)?;
@@ -117,6 +123,24 @@ impl DeviceJob for RunArgs {
 }
 
 impl RunArgs {
+    /// Writes a recipe for each argument that names data, and puts it in its place.
+    fn write_recipes<D: NetworkDevice>(&mut self, device: &D) -> Result<(), Failure> {
+        let is_data = |path: &PathBuf| path.to_str().is_some_and(suggestion::is_data);
+        if self.suggest.is_given() && !self.recipes.iter().any(is_data) {
+            let message = "error: --goal and --budget are for data; change a recipe with --set, such as \
+                `--set train.epochs=5`";
+            return Err(Failure::new(2, message));
+        }
+        for path in self.recipes.iter_mut().filter(|path| is_data(path)) {
+            let argument = path.to_string_lossy().into_owned();
+            let force = self.repetition.force;
+            let written = Suggestion::write(device, &argument, &self.suggest, None, force)?;
+            errln!("{}\nwrote {}", written.summary, written.path.display());
+            *path = written.path;
+        }
+        Ok(())
+    }
+
     fn plan_all<D: NetworkDevice>(&self, device: &D) -> Result<Vec<PlannedRun>, Failure> {
         let mut planned = Vec::new();
         for (recipe, path) in self.recipes.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Images listed in a table.
 
 use super::cannot_open;
-use super::pictures::{self, Files, Pictures, locator::Locator, number_labels, picture_set};
+use super::pictures::{Files, Listed, Pictures, locator::Locator, number_labels, picture_set};
 use pauc_traits::dataset::{Place, Splits};
 use pauc_traits::{Dataset, Error, Result, UnitInterval};
 use std::fs::File;
@@ -150,6 +150,16 @@ impl Table {
 
 impl Dataset for FileList {
     fn open(&self, place: &Place) -> Result<Splits> {
+        self.listed(place)?.open(&self.reading(), place)
+    }
+
+    fn list(&self, place: &Place) -> Result<Splits> {
+        Ok(self.listed(place)?.list(&self.reading()))
+    }
+}
+
+impl FileList {
+    fn listed(&self, place: &Place) -> Result<Listed> {
         let list = place.resolve(&self.list);
         let table = Table::open(&list)?;
         let (train, test) = match (&self.test, &table.test) {
@@ -169,7 +179,7 @@ impl Dataset for FileList {
             (None, None) => place.base.clone(),
         };
         let pictures = self.number(&list, &root, train, test)?;
-        pictures::open(&list.display().to_string(), &list, pictures, &self.reading(), place)
+        Ok(Listed { title: list.display().to_string(), origin: list, pictures })
     }
 }
 

@@ -2,7 +2,7 @@
 
 pub(super) mod scan;
 
-use super::pictures::{self, picture_set};
+use super::pictures::{Listed, picture_set};
 use pauc_traits::dataset::{Place, Splits};
 use pauc_traits::{Dataset, Result, UnitInterval};
 use std::path::PathBuf;
@@ -26,9 +26,19 @@ picture_set! {
 
 impl Dataset for ImageFolder {
     fn open(&self, place: &Place) -> Result<Splits> {
-        let root = place.resolve(&self.root);
-        let pictures = scan::scan(&root, self.test_fraction.get(), None)?;
-        pictures::open(&root.display().to_string(), &root, pictures, &self.reading(), place)
+        self.listed(place)?.open(&self.reading(), place)
+    }
+
+    fn list(&self, place: &Place) -> Result<Splits> {
+        Ok(self.listed(place)?.list(&self.reading()))
+    }
+}
+
+impl ImageFolder {
+    fn listed(&self, place: &Place) -> Result<Listed> {
+        let origin = place.resolve(&self.root);
+        let pictures = scan::scan(&origin, self.test_fraction.get(), None)?;
+        Ok(Listed { title: origin.display().to_string(), origin, pictures })
     }
 }
 

@@ -1,7 +1,7 @@
 //! ImageNet and its subsets.
 
 use super::image_folder::scan;
-use super::pictures::{self, picture_set};
+use super::pictures::{Listed, picture_set};
 use pauc_traits::dataset::{Place, Published, Splits};
 use pauc_traits::{Dataset, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,24 @@ fn is_id(name: &str) -> bool {
 
 impl Dataset for ImageNet {
     fn open(&self, place: &Place) -> Result<Splits> {
+        self.listed(place)?.open(&self.reading(), place)
+    }
+
+    fn list(&self, place: &Place) -> Result<Splits> {
+        Ok(self.listed(place)?.list(&self.reading()))
+    }
+
+    fn published(&self) -> Option<Published> {
+        let (train, test, classes) = match self.subset {
+            ImageNetSubset::All => (1_281_167, 50_000, 1000),
+            ImageNetSubset::ImageNet100 => (126_689, 5_000, 100),
+        };
+        Some(Published { train, test, shape: None, channels: 3, classes, labeled: true })
+    }
+}
+
+impl ImageNet {
+    fn listed(&self, place: &Place) -> Result<Listed> {
         let root = place.resolve(&self.root);
         for part in ["train", "val"] {
             if !root.join(part).is_dir() {
@@ -80,15 +98,7 @@ impl Dataset for ImageNet {
         }
         let close = if only.is_some() { ", list " } else { " (classes " };
         let title = format!("{name}{close}{})", digest(&pictures.classes));
-        pictures::open(&title, &root, pictures, &self.reading(), place)
-    }
-
-    fn published(&self) -> Option<Published> {
-        let (train, test, classes) = match self.subset {
-            ImageNetSubset::All => (1_281_167, 50_000, 1000),
-            ImageNetSubset::ImageNet100 => (126_689, 5_000, 100),
-        };
-        Some(Published { train, test, shape: None, channels: 3, classes, labeled: true })
+        Ok(Listed { title, origin: root, pictures })
     }
 }
 

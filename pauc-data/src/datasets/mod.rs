@@ -10,6 +10,7 @@ pub mod file_list;
 pub mod idx;
 pub mod image_folder;
 pub mod imagenet;
+mod locate;
 pub mod mnist;
 pub mod npy;
 #[cfg(feature = "parquet")]
@@ -28,11 +29,12 @@ pub use fashion_mnist::FashionMnist;
 pub use file_list::FileList;
 pub use image_folder::ImageFolder;
 pub use imagenet::{ImageNet, ImageNetSubset};
+pub use locate::{Located, is_meant_as_data, locate};
 pub use mnist::Mnist;
 pub use npy::Npy;
 #[cfg(feature = "parquet")]
 pub use parquet::Parquet;
-pub use pictures::OnError;
+pub use pictures::{OnError, held_out};
 pub use safetensors::Safetensors;
 pub use shapes::Shapes;
 pub use stl10::{Stl10, StlPart};
@@ -59,6 +61,37 @@ fn splits(
 
 fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|n| n.to_string()).collect()
+}
+
+/// Whether a file name is that of a compressed archive; `None` if it is not an archive.
+fn compressed(path: &Path) -> Option<bool> {
+    let name = path.file_name()?.to_string_lossy().to_lowercase();
+    if name.starts_with('.') {
+        None
+    } else if name.ends_with(".tar") {
+        Some(false)
+    } else {
+        (name.ends_with(".tar.gz") || name.ends_with(".tgz")).then_some(true)
+    }
+}
+
+/// Returns how to get images out of a file of another kind, if that is known.
+fn remedy(path: &Path) -> Option<&'static str> {
+    let extension = path.extension()?.to_string_lossy().to_lowercase();
+    match &*extension {
+        "mp4" | "mov" | "avi" | "mkv" | "webm" | "m4v" | "mpg" | "mpeg" | "wmv" => {
+            Some("extract a video's frames first, such as with `ffmpeg -i VIDEO -vf fps=1 FOLDER/%06d.jpg`")
+        }
+        "zip" | "rar" | "7z" | "bz2" | "xz" | "zst" => {
+            Some("unpack it first; of archives, .tar, .tar.gz and .tgz are read in place")
+        }
+        "tif" | "tiff" | "heic" | "heif" | "avif" | "jp2" | "dng" | "cr2" | "nef" | "arw" | "psd" | "svg" => {
+            Some("convert it to JPEG or PNG first, such as with ImageMagick's `mogrify -format png`")
+        }
+        "npz" => Some("save its arrays as .npy files"),
+        "h5" | "hdf5" | "pt" | "pth" | "pkl" | "mat" => Some("save its images as .npy or .safetensors"),
+        _ => None,
+    }
 }
 
 /// Returns the error for a file that cannot be opened: [`Error::NotFound`] with a remedy if it does not

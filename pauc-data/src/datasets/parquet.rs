@@ -3,7 +3,7 @@
 mod read;
 
 use super::pictures::locator::{Archive, Content, Locator};
-use super::pictures::{self, Files, Pictures, number_labels, picture_set};
+use super::pictures::{Files, Listed, Pictures, number_labels, picture_set};
 use pauc_traits::dataset::{Place, Splits};
 use pauc_traits::{Count, Dataset, Error, Result, UnitInterval};
 use read::{Columns, Table};
@@ -85,6 +85,16 @@ impl Rows {
 
 impl Dataset for Parquet {
     fn open(&self, place: &Place) -> Result<Splits> {
+        self.listed(place)?.open(&self.reading(), place)
+    }
+
+    fn list(&self, place: &Place) -> Result<Splits> {
+        Ok(self.listed(place)?.list(&self.reading()))
+    }
+}
+
+impl Parquet {
+    fn listed(&self, place: &Place) -> Result<Listed> {
         let root = place.resolve(&self.root);
         let columns = Columns { image: self.image.as_deref(), label: self.label.as_deref() };
         let (mut train, mut test, mut names, mut labeled) = (Rows::default(), Rows::default(), None, None);
@@ -123,7 +133,7 @@ impl Dataset for Parquet {
             None => train.split(self.test_fraction.get()),
         };
         let pictures = Pictures { train, test, classes, notes: Vec::new() };
-        pictures::open(&root.display().to_string(), &root, pictures, &self.reading(), place)
+        Ok(Listed { title: root.display().to_string(), origin: root, pictures })
     }
 }
 

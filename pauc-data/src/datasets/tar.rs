@@ -3,8 +3,9 @@
 mod index;
 mod scan;
 
+use super::compressed;
 use super::pictures::locator::{Archive, Content, Locator, Shared};
-use super::pictures::{self, Files, Pictures, number_labels, picture_set};
+use super::pictures::{Files, Listed, Pictures, number_labels, picture_set};
 use index::Index;
 use pauc_traits::dataset::{Place, Splits};
 use pauc_traits::{Count, Dataset, Error, Result, UnitInterval};
@@ -35,18 +36,6 @@ picture_set! {
         pub index: Option<PathBuf> = None,
         /// The largest uncompressed size of a compressed archive, in MiB.
         pub unpacked_limit: Count = Count::lit(4096),
-    }
-}
-
-/// Whether a file name is that of a compressed archive; `None` if it is not an archive.
-fn compressed(path: &Path) -> Option<bool> {
-    let name = path.file_name()?.to_string_lossy().to_lowercase();
-    if name.starts_with('.') {
-        None
-    } else if name.ends_with(".tar") {
-        Some(false)
-    } else {
-        (name.ends_with(".tar.gz") || name.ends_with(".tgz")).then_some(true)
     }
 }
 
@@ -126,6 +115,16 @@ impl Tar {
 
 impl Dataset for Tar {
     fn open(&self, place: &Place) -> Result<Splits> {
+        self.listed(place)?.open(&self.reading(), place)
+    }
+
+    fn list(&self, place: &Place) -> Result<Splits> {
+        Ok(self.listed(place)?.list(&self.reading()))
+    }
+}
+
+impl Tar {
+    fn listed(&self, place: &Place) -> Result<Listed> {
         let root = place.resolve(&self.root);
         let folder = if root.is_dir() { root.clone() } else { root.parent().unwrap_or(&root).to_path_buf() };
         let mut index = match &self.index {
@@ -168,7 +167,7 @@ impl Dataset for Tar {
             None => train.split(self.test_fraction.get()),
         };
         let pictures = Pictures { train, test, classes, notes };
-        pictures::open(&root.display().to_string(), &root, pictures, &self.reading(), place)
+        Ok(Listed { title: root.display().to_string(), origin: root, pictures })
     }
 }
 

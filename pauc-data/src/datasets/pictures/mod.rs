@@ -11,7 +11,7 @@ use pauc_traits::{Error, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use source::{Reader, Source};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How an unreadable image is handled.
@@ -76,6 +76,7 @@ macro_rules! picture_set {
 pub(super) use picture_set;
 
 /// The fields that all datasets of image files share.
+#[derive(Clone, Copy)]
 pub(super) struct Reading<'a> {
     pub on_error: OnError,
     pub shorter_side: Option<usize>,
@@ -106,8 +107,42 @@ pub(super) struct Pictures {
 /// The number of training images that the statistics come from.
 const SAMPLED: usize = 512;
 
+/// The images of a dataset and what to call it.
+pub(super) struct Listed {
+    /// The beginning of its description.
+    pub title: String,
+    /// Its folder or file.
+    pub origin: PathBuf,
+    pub pictures: Pictures,
+}
+
+impl Listed {
+    /// Determines shapes and statistics, and makes splits.
+    pub fn open(self, reading: &Reading<'_>, place: &Place) -> Result<Splits> {
+        open(&self.title, &self.origin, self.pictures, reading, place)
+    }
+
+    /// Makes splits without reading an image.
+    pub fn list(self, reading: &Reading<'_>) -> Splits {
+        let Pictures { train, test, classes, notes } = self.pictures;
+        let reader = Arc::new(Reader::new(&Reading { cache: 0, ..*reading }, None));
+        let train = Source::new(train, reader.clone());
+        let test = test.map(|files| Source::new(files, reader));
+        let tests = test.as_ref().map_or(0, Source::len);
+        let description = describe(&self.title, [train.len(), tests], classes.len(), &notes);
+        let test = test.filter(|t| !t.is_empty()).map(|t| Arc::new(t) as Arc<_>);
+        let statistics = vec![(0.5, 0.25); 3];
+        Splits { train: Arc::new(train), test, classes, statistics, description, skipped: Vec::new() }
+    }
+}
+
+fn describe(title: &str, [train, tests]: [usize; 2], classes: usize, notes: &[String]) -> String {
+    let notes: String = notes.iter().map(|n| format!(", {n}")).collect();
+    format!("{title}: {train} training and {tests} test images in {classes} classes{notes}")
+}
+
 /// Determines shapes and statistics, and makes splits of the images of `origin`.
-pub(super) fn open(
+fn open(
     title: &str,
     origin: &Path,
     mut pictures: Pictures,
@@ -146,12 +181,7 @@ pub(super) fn open(
     test.iter_mut().try_for_each(Source::find_shape)?;
     let statistics = statistics(&train)?;
     let tests = test.as_ref().map_or(0, Source::len);
-    let notes: String = pictures.notes.iter().map(|n| format!(", {n}")).collect();
-    let description = format!(
-        "{title}: {} training and {tests} test images in {} classes{notes}",
-        train.len(),
-        pictures.classes.len()
-    );
+    let description = describe(title, [train.len(), tests], pictures.classes.len(), &pictures.notes);
     let test = test.filter(|t| !t.is_empty()).map(|t| Arc::new(t) as Arc<_>);
     Ok(Splits { train: Arc::new(train), test, classes: pictures.classes, statistics, description, skipped })
 }
@@ -169,13 +199,18 @@ fn statistics(train: &Source) -> Result<Vec<(f32, f32)>> {
     Ok(total.statistics())
 }
 
+/// Returns how many images of a class are held out for testing.
+pub fn held_out(images: usize, fraction: f64) -> usize {
+    (fraction * images as f64 + 0.5) as usize
+}
+
 /// Returns which images of one class, given by `names`, are held out for testing: the ⌊fraction·n + ½⌋ whose
 /// names have the smallest hashes. New images then move few old ones between the splits.
 pub(super) fn kept_for_testing(names: &[String], fraction: f64) -> Vec<bool> {
     let hashes: Vec<[u8; 32]> = names.iter().map(|n| *blake3::hash(n.as_bytes()).as_bytes()).collect();
     let mut sorted = hashes.clone();
     sorted.sort_unstable();
-    let tests = (fraction * names.len() as f64 + 0.5) as usize;
+    let tests = held_out(names.len(), fraction);
     let limit = sorted.get(tests); // the first hash that stays in training; none if all are held out
     hashes.iter().map(|h| limit.is_none_or(|l| h < l)).collect()
 }

@@ -1,22 +1,16 @@
-//! `new`.
+//! `new loss` and its like: the source file of a component.
 
+use super::write_new;
 use crate::Failure;
 use crate::args::heading;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use pauc::traits::registry::catalog;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Write the source file of a new component, with tests.
-///
-/// The file compiles and passes its tests. Replace its formula, docs and tests with your own.
-///
-/// Example: pauc-cli new loss MyLoss --out src
+/// The component to write.
 #[derive(Debug, Args)]
-pub struct NewArgs {
-    /// The kind of the component.
-    kind: TemplateKind,
+pub struct ComponentArgs {
     /// Its name, in CamelCase.
     name: String,
     /// The folder to write the file to.
@@ -25,24 +19,15 @@ pub struct NewArgs {
 }
 
 /// The kinds of components, with one template each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum TemplateKind {
-    /// A contrastive loss.
-    #[value(alias = "term")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TemplateKind {
     Loss,
-    /// A regularizer: a term without positives and negatives.
     Regularizer,
-    /// An encoder.
     Encoder,
-    /// A clusterer.
     Clusterer,
-    /// A dataset.
     Dataset,
-    /// One step of a view.
     Augmentation,
-    /// An evaluation probe.
     Probe,
-    /// An optimizer.
     Optimizer,
 }
 
@@ -55,7 +40,7 @@ struct Template {
 
 macro_rules! template {
     ($file:literal, $placeholder:literal) => {
-        Template { text: include_str!(concat!("../../templates/", $file)), placeholder: $placeholder }
+        Template { text: include_str!(concat!("../../../templates/", $file)), placeholder: $placeholder }
     };
 }
 
@@ -99,24 +84,24 @@ fn module_list(folder: &Path) -> Option<PathBuf> {
     inside.into_iter().chain(beside).find(|path| path.is_file())
 }
 
-impl NewArgs {
+impl ComponentArgs {
     /// Writes the component's file.
-    pub fn execute(self) -> Result<ExitCode, Failure> {
+    pub fn execute(self, kind: TemplateKind) -> Result<ExitCode, Failure> {
         let name = &self.name;
         check_name(name)?;
         let module = snake_case(name);
         let path = self.out.join(format!("{module}.rs"));
-        let template = self.kind.template();
+        let template = kind.template();
         write_new(&path, &template.text.replace(template.placeholder, name))?;
         outln!("wrote {}", path.display());
-        outln!("{}", self.what_next(&module));
+        outln!("{}", self.what_next(kind, &module));
         Ok(ExitCode::SUCCESS)
     }
 
     /// Returns what is left to do with the module that was written.
-    fn what_next(&self, module: &str) -> String {
+    fn what_next(&self, kind: TemplateKind, module: &str) -> String {
         let Some(list) = module_list(&self.out) else {
-            let folder = self.kind.folder();
+            let folder = kind.folder();
             return format!(
                 "add `mod {module};` to the file that lists the modules of this folder, such as lib.rs\n\
                  if it is to be a part of pauc itself, `--out {folder}` writes it to the right folder"
@@ -159,22 +144,6 @@ fn check_name(name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes a new file; it is an error if the file exists.
-fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
-    let file = std::fs::OpenOptions::new().write(true).create_new(true).open(path);
-    file.and_then(|mut f| f.write_all(text.as_bytes())).map_err(|e| match e.kind() {
-        std::io::ErrorKind::AlreadyExists => Failure::new(
-            2,
-            format!("error: {} already exists; remove it, or choose another name", path.display()),
-        ),
-        std::io::ErrorKind::NotFound => Failure::new(
-            2,
-            format!("error: cannot write {}: the folder does not exist; create it first", path.display()),
-        ),
-        _ => Failure::new(1, format!("error: cannot write {}: {e}", path.display())),
-    })
-}
-
 /// Converts `MyLoss` to a module name.
 fn snake_case(name: &str) -> String {
     let mut out = String::new();
@@ -191,6 +160,17 @@ fn snake_case(name: &str) -> String {
 mod tests {
     use super::*;
 
+    const ALL: [TemplateKind; 8] = [
+        TemplateKind::Loss,
+        TemplateKind::Regularizer,
+        TemplateKind::Encoder,
+        TemplateKind::Clusterer,
+        TemplateKind::Dataset,
+        TemplateKind::Augmentation,
+        TemplateKind::Probe,
+        TemplateKind::Optimizer,
+    ];
+
     #[test]
     fn names_become_modules() {
         assert_eq!(["InfoNce", "Dcl", "MyLoss2"].map(snake_case), ["info_nce", "dcl", "my_loss2"]);
@@ -198,7 +178,7 @@ mod tests {
 
     #[test]
     fn every_template_declares_its_placeholder_once() {
-        for kind in TemplateKind::value_variants() {
+        for kind in ALL {
             let Template { text, placeholder } = kind.template();
             assert_eq!(text.matches(&format!("pub struct {placeholder}: ")).count(), 1, "{kind:?}");
         }
@@ -207,7 +187,7 @@ mod tests {
     #[test]
     fn every_kind_has_a_folder_with_a_list_of_its_modules() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        for kind in TemplateKind::value_variants() {
+        for kind in ALL {
             let list = module_list(&root.join(kind.folder())).unwrap();
             assert!(std::fs::read_to_string(list).unwrap().contains("mod "), "{kind:?}");
         }
