@@ -71,6 +71,16 @@ pub(crate) fn limit_to_raise(error: &std::io::Error) -> Option<&'static str> {
     is_too_large.then_some("raise the limit on the size of files (`ulimit -f`)")
 }
 
+/// Returns whether a file cannot be read because of the path that the user gave. Otherwise, the disk is broken.
+fn is_mistake(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{
+        InvalidData, InvalidFilename, InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied,
+    };
+    let mistakes =
+        [InvalidData, InvalidFilename, InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied];
+    mistakes.contains(&error.kind())
+}
+
 impl From<Error> for Failure {
     fn from(e: Error) -> Self {
         Failure::new(if e.is_about_data() { 4 } else { 1 }, format!("error: {e}"))
@@ -87,7 +97,10 @@ impl From<Diagnostics> for Failure {
 impl From<LoadError> for Failure {
     fn from(e: LoadError) -> Self {
         match e {
-            LoadError::File { .. } => Failure::new(2, format!("error: {e}")),
+            LoadError::File { ref source, .. } => match limit_to_raise(source) {
+                Some(help) => Failure::new(1, format!("error: {e}\n{help}")),
+                None => Failure::new(if is_mistake(source) { 2 } else { 4 }, format!("error: {e}")),
+            },
             LoadError::Recipe(diagnostics) => diagnostics.into(),
         }
     }
@@ -143,8 +156,13 @@ mod tests {
         if cfg!(target_os = "linux") {
             assert!(full(24).contains("`ulimit -n`") && full(27).contains("`ulimit -f`"), "{}", full(24));
         }
-        let unreadable = LoadError::File { path: "a.ron".into(), source: std::io::Error::other("gone") };
-        let failure = Failure::from(OpenError::Recipe(unreadable));
-        assert_eq!((failure.code, &*failure.message), (2, "error: cannot read the recipe a.ron: gone"));
+        let unreadable = |source| OpenError::Recipe(LoadError::File { path: "a.ron".into(), source });
+        let failure = Failure::from(unreadable(std::io::ErrorKind::NotFound.into()));
+        let message = "error: cannot read the recipe a.ron: entity not found";
+        assert_eq!((failure.code, &*failure.message), (2, message));
+        if cfg!(target_os = "linux") {
+            let code = |number| Failure::from(unreadable(std::io::Error::from_raw_os_error(number))).code;
+            assert_eq!([5, 13, 21, 24].map(code), [4, 2, 2, 1], "EIO, EACCES, EISDIR, EMFILE");
+        }
     }
 }

@@ -177,9 +177,13 @@ pub fn load_newest<D: NetworkDevice>(
     for path in dir.checkpoints() {
         match load(device, plan, state, &path) {
             Ok(()) => {
-                let notes = unusable.into_iter().map(|(path, error)| {
-                    let name = set_aside(&path)?;
-                    Ok(format!("{error}; renamed to {}", name.display()))
+                let notes = unusable.into_iter().map(|(path, error)| match error {
+                    // The disk may give it the next time.
+                    Error::Io { .. } => Ok(format!("{error}; the checkpoint is not used")),
+                    error => {
+                        let name = set_aside(&path)?;
+                        Ok(format!("{error}; renamed to {}", name.display()))
+                    }
                 });
                 return Ok((Some(path), notes.collect::<Result<_>>()?));
             }
