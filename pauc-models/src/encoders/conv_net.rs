@@ -3,11 +3,7 @@
 use super::Convolutions;
 use super::blueprint::Blueprint;
 use crate::bounds::width;
-use crate::device::NetworkDevice;
-use pauc_traits::graph::{self, Graph};
-use pauc_traits::{
-    BuildOptions, Count, Encoder, EncoderConfig, Error, ImageShape, NetworkSize, Result, component,
-};
+use pauc_traits::{Count, Error, ImageShape, Result, component};
 
 component! {
     /// Plain 3×3 convolutions with batch normalization and ReLU. Each layer after the first halves the map.
@@ -52,21 +48,4 @@ impl ConvNet {
     }
 }
 
-impl<D: NetworkDevice> EncoderConfig<D> for ConvNet {
-    fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
-        device.convolutional(self.blueprint(input)?, self.convolution, options)
-    }
-
-    fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
-        Ok(Some(self.blueprint(input)?.size()))
-    }
-
-    fn graph(
-        &self,
-        input: ImageShape,
-        graph: &mut Graph,
-        images: &graph::Value,
-    ) -> Result<Option<graph::Value>> {
-        Ok(Some(self.blueprint(input)?.add_to(graph, images)))
-    }
-}
+blueprint_encoder!(ConvNet);

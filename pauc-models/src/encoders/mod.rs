@@ -9,6 +9,41 @@
 //! | `network`, `workspace` | a blueprint executed on the CPU |
 //! | [`conv_next`] | ConvNeXt, which is no blueprint |
 
+/// Implements [`EncoderConfig`](pauc_traits::EncoderConfig) for a convolutional network: a struct with the field
+/// `convolution` and the function `blueprint(input)`. Other methods of the trait may follow.
+macro_rules! blueprint_encoder {
+    ($name:ty $(, $($method:tt)+)?) => {
+        impl<D: $crate::device::NetworkDevice> pauc_traits::EncoderConfig<D> for $name {
+            fn build(
+                &self,
+                device: &D,
+                input: pauc_traits::ImageShape,
+                options: pauc_traits::BuildOptions,
+            ) -> pauc_traits::Result<Box<dyn pauc_traits::Encoder<D>>> {
+                device.convolutional(self.blueprint(input)?, self.convolution, options)
+            }
+
+            fn size(
+                &self,
+                input: pauc_traits::ImageShape,
+            ) -> pauc_traits::Result<Option<pauc_traits::NetworkSize>> {
+                Ok(Some(self.blueprint(input)?.size()))
+            }
+
+            fn graph(
+                &self,
+                input: pauc_traits::ImageShape,
+                graph: &mut pauc_traits::graph::Graph,
+                images: &pauc_traits::graph::Value,
+            ) -> pauc_traits::Result<Option<pauc_traits::graph::Value>> {
+                Ok(Some(self.blueprint(input)?.add_to(graph, images)))
+            }
+
+            $($($method)+)?
+        }
+    };
+}
+
 pub mod blueprint;
 mod conv_net;
 pub mod conv_next;

@@ -3,10 +3,8 @@
 use super::Convolutions;
 use super::blueprint::Blueprint;
 use super::resnet::{self, Block, Stem, blueprint};
-use crate::device::NetworkDevice;
 use pauc_traits::encoder::TimmModel;
-use pauc_traits::graph::{self, Graph};
-use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, NetworkSize, Result, component};
+use pauc_traits::{Count, ImageShape, Result, component};
 
 component! {
     /// ResNet-18: four stages of two basic blocks, features of 8 · width.
@@ -33,24 +31,8 @@ impl ResNet18 {
     }
 }
 
-impl<D: NetworkDevice> EncoderConfig<D> for ResNet18 {
-    fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
-        device.convolutional(self.blueprint(input)?, self.convolution, options)
-    }
-
-    fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
-        Ok(Some(self.blueprint(input)?.size()))
-    }
-
-    fn graph(
-        &self,
-        input: ImageShape,
-        graph: &mut Graph,
-        images: &graph::Value,
-    ) -> Result<Option<graph::Value>> {
-        Ok(Some(self.blueprint(input)?.add_to(graph, images)))
-    }
-
+blueprint_encoder! {
+    ResNet18,
     fn timm(&self, _: ImageShape) -> Result<TimmModel> {
         resnet::timm("resnet18", self.stem, self.width.get())
     }

@@ -3,9 +3,7 @@
 use super::Convolutions;
 use super::blueprint::Blueprint;
 use super::resnet::{Block, Stem, blueprint};
-use crate::device::NetworkDevice;
-use pauc_traits::graph::{self, Graph};
-use pauc_traits::{BuildOptions, Count, Encoder, EncoderConfig, ImageShape, NetworkSize, Result, component};
+use pauc_traits::{Count, ImageShape, Result, component};
 
 component! {
     /// ResNet-56: three stages of 9 basic blocks, features of 4 · width.
@@ -29,21 +27,4 @@ impl ResNet56 {
     }
 }
 
-impl<D: NetworkDevice> EncoderConfig<D> for ResNet56 {
-    fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
-        device.convolutional(self.blueprint(input)?, self.convolution, options)
-    }
-
-    fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
-        Ok(Some(self.blueprint(input)?.size()))
-    }
-
-    fn graph(
-        &self,
-        input: ImageShape,
-        graph: &mut Graph,
-        images: &graph::Value,
-    ) -> Result<Option<graph::Value>> {
-        Ok(Some(self.blueprint(input)?.add_to(graph, images)))
-    }
-}
+blueprint_encoder!(ResNet56);

@@ -3,11 +3,7 @@
 use super::Convolutions;
 use super::blueprint::{Blueprint, Map};
 use crate::bounds;
-use crate::device::NetworkDevice;
-use pauc_traits::graph::{self, Graph};
-use pauc_traits::{
-    BuildOptions, Count, Encoder, EncoderConfig, Error, ImageShape, NetworkSize, Result, component,
-};
+use pauc_traits::{Count, Error, ImageShape, Result, component};
 
 component! {
     /// The wide residual network WRN-`depth`-`widen` for small images, features of 64 · widen.
@@ -93,24 +89,7 @@ fn add_block(
     Between { sum, normed }
 }
 
-impl<D: NetworkDevice> EncoderConfig<D> for WideResNet {
-    fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
-        device.convolutional(self.blueprint(input)?, self.convolution, options)
-    }
-
-    fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {
-        Ok(Some(self.blueprint(input)?.size()))
-    }
-
-    fn graph(
-        &self,
-        input: ImageShape,
-        graph: &mut Graph,
-        images: &graph::Value,
-    ) -> Result<Option<graph::Value>> {
-        Ok(Some(self.blueprint(input)?.add_to(graph, images)))
-    }
-}
+blueprint_encoder!(WideResNet);
 
 #[cfg(test)]
 mod tests {
