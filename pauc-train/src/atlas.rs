@@ -57,7 +57,7 @@ pub struct Drawn {
 /// # Errors
 /// If there are too few images, all vectors are zeros, a value is NaN or infinite, an image cannot be read, the search
 /// needs more than the machine's memory, or the run was asked to stop.
-pub fn draw(subject: Subject, options: AtlasOptions) -> Result<Drawn> {
+pub fn draw(mut subject: Subject, options: AtlasOptions) -> Result<Drawn> {
     let count = subject.ids.len();
     if count < LEAST {
         let images = if count == 1 { "1 image is" } else { &format!("{count} images are") };
@@ -66,8 +66,8 @@ pub fn draw(subject: Subject, options: AtlasOptions) -> Result<Drawn> {
     }
     let warnings = zeros(&subject)?;
     let mut times = Vec::new();
-    let units = units(&subject);
-    let rows = RowsView::new(&units, subject.dim);
+    pauc_cluster::unit_rows(&mut subject.vectors, subject.dim);
+    let rows = RowsView::new(&subject.vectors, subject.dim);
     let tsne = TsneOptions::default();
     let neighbors = sparse::neighbors_for(tsne, count).max(NEAREST.min(count - 1));
     check_memory(count, neighbors)?;
@@ -78,7 +78,7 @@ pub fn draw(subject: Subject, options: AtlasOptions) -> Result<Drawn> {
         let start = pca2(rows)?.points;
         Ok(sparse::sparse_tsne(&found.nearest, &start, tsne)?.points)
     })?;
-    drop(units);
+    subject.vectors = Vec::new();
     // Images that are near on the map are near in the page, too, so that few sheets of thumbnails are seen at once.
     let order = along_curve(&points);
     let thumbnails = match &subject.images {
@@ -121,13 +121,6 @@ fn zeros(subject: &Subject) -> Result<Vec<String>> {
         n => format!("{n} vectors consist of zeros and have"),
     };
     Ok(vec![format!("{many} no meaningful place on the map; the first is that of {name}")])
-}
-
-/// Returns the vectors, scaled to unit length.
-fn units(subject: &Subject) -> Vec<f32> {
-    let mut units = subject.vectors.clone();
-    pauc_cluster::unit_rows(&mut units, subject.dim);
-    units
 }
 
 /// Returns the pixels of the larger side of thumbnails.
