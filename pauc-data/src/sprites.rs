@@ -4,7 +4,7 @@ use crate::pixels::{Filter, Rect, resample};
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 use pauc_traits::dataset::ImageSource;
-use pauc_traits::{Error, Image, Result, stop};
+use pauc_traits::{Error, Image, Result, progress, stop};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -50,16 +50,18 @@ struct Sheet {
 pub fn sprites(images: &[Place], side: usize, budget: usize) -> Result<Sprites> {
     assert!((1..256).contains(&side), "a side of {side} pixels does not fit a byte");
     let stop = stop::flag();
-    let sheet = |places: &[Place]| {
+    let task = progress::task("thumbnails", images.len() as u64);
+    let one = |place: &Place| {
         stop.check()?;
-        places.iter().map(|place| thumbnail(place, side)).collect::<Result<_>>()
+        task.advance(1);
+        thumbnail(place, side)
     };
-    let thumbnails: Vec<Vec<Image<'static>>> =
-        images.par_chunks(CELLS * CELLS).map(sheet).collect::<Result<_>>()?;
+    let thumbnails: Vec<Image<'static>> = images.par_iter().map(one).collect::<Result<_>>()?;
     // Cells are no larger than the largest thumbnail needs.
     let largest = |i: &Image<'_>| i.shape.height.max(i.shape.width);
-    let cell = thumbnails.iter().flatten().map(largest).max().unwrap_or(1).next_multiple_of(BLOCK);
-    let sheets: Vec<Sheet> = thumbnails.par_iter().map(|images| composed(images, cell)).collect();
+    let cell = thumbnails.iter().map(largest).max().unwrap_or(1).next_multiple_of(BLOCK);
+    let sheets: Vec<Sheet> =
+        thumbnails.par_chunks(CELLS * CELLS).map(|images| composed(images, cell)).collect();
     drop(thumbnails);
     for quality in QUALITIES {
         stop::check()?;

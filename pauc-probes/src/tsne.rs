@@ -13,7 +13,7 @@ use descent::{Descent, EARLY, LATE, Phase};
 use pauc_kernels::distance::dot;
 use pauc_kernels::neighbor_forces::{Forces, forces};
 use pauc_traits::probe::RowsView;
-use pauc_traits::{Error, Result, stop};
+use pauc_traits::{Error, Result, progress, stop};
 use rayon::prelude::*;
 
 /// The options of t-SNE.
@@ -69,11 +69,13 @@ pub fn tsne(rows: RowsView<'_>, options: TsneOptions) -> Result<Tsne> {
     let start = pca2(rows)?.points;
     let mut descent = Descent::from(&start);
     let [early, late] = options.iterations;
+    let task = progress::task("t-SNE", (early + late) as u64);
     for step in 0..early + late {
         stop::check()?;
         let phase: Phase = if step < early { EARLY } else { LATE };
         let gradient = gradient(&affinities, &descent.points, phase.exaggeration);
         descent.step(&gradient, phase.momentum);
+        task.advance(1);
     }
     let divergence = divergence(&affinities, &descent.points);
     Ok(Tsne { divergence, points: descent.centered(), perplexity })

@@ -5,7 +5,7 @@ use super::quadtree::Quadtree;
 use super::{Tsne, TsneOptions, gaussian, limited};
 use pauc_kernels::neighbor_forces::Repulsion;
 use pauc_traits::probe::Neighbors;
-use pauc_traits::{Error, Result, stop};
+use pauc_traits::{Error, Result, progress, stop};
 use rayon::prelude::*;
 
 /// Neighbors per unit of perplexity that affinities are computed of; those of others are close to zero.
@@ -50,11 +50,13 @@ pub fn sparse_tsne(nearest: &[Neighbors], start: &[[f32; 2]], options: TsneOptio
     let affinities = Affinities::new(nearest, neighbors_for(options, n), perplexity);
     let mut descent = Descent::from(&spread_out(start));
     let [early, late] = options.iterations;
+    let task = progress::task("t-SNE", (early + late) as u64);
     for step in 0..early + late {
         stop::check()?;
         let phase = if step < early { EARLY } else { LATE };
         let gradient = affinities.gradient(&descent.points, phase.exaggeration, THETA);
         descent.step(&gradient, phase.momentum);
+        task.advance(1);
     }
     let divergence = affinities.divergence(&descent.points);
     Ok(Tsne { points: descent.centered(), perplexity, divergence })
