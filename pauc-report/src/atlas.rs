@@ -61,8 +61,10 @@ pub struct Atlas {
     pub nearest: Vec<Vec<(f32, u32)>>,
     /// Images whose label is likely wrong, the most likely first; `None` without labels.
     pub wrong: Option<Vec<u32>>,
-    /// Groups of near-duplicates.
+    /// Groups of near-duplicates, or the first images of large ones.
     pub duplicates: Vec<Vec<u32>>,
+    /// The number of images of each group.
+    pub duplicate_counts: Vec<usize>,
     /// How many of these groups, the first ones, have images of several splits.
     pub across_splits: usize,
     /// The least cosine of near-duplicates.
@@ -177,6 +179,11 @@ impl Atlas {
             ("nearest", Some(self.nearest.len())),
             ("thumbnails", self.thumbnails.as_ref().map(|t| t.sizes.len())),
         ];
+        let groups = self.duplicates.len();
+        if self.duplicate_counts.len() != groups {
+            let message = format!("{} counts for {groups} groups", self.duplicate_counts.len());
+            return Err(Error::shape("near-duplicates", message));
+        }
         match lengths.into_iter().find_map(|(what, len)| Some((what, len.filter(|len| *len != n)?))) {
             Some((what, len)) => Err(Error::shape(what, format!("{len} for {n} images"))),
             None => Ok(()),

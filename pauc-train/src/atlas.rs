@@ -185,6 +185,7 @@ fn atlas(subject: Subject, found: Found, points: &[[f32; 2]], order: &[u32], opt
         wrong: wrong.map(|rows| rows.into_iter().map(moved).collect()),
         across_splits,
         duplicates: duplicates.iter().map(|group| listed(group, &place)).collect(),
+        duplicate_counts: duplicates.iter().map(Vec::len).collect(),
         duplicate_cosine: options.duplicates,
         outliers: least(&typicality).into_iter().map(moved).collect(),
         typicality: sorted.copied(&typicality),
@@ -295,7 +296,7 @@ mod tests {
         assert_eq!(all, (0..count as u32).collect::<Vec<_>>());
         let mut copies: Vec<usize> = atlas.duplicates[0].iter().map(|at| row(*at)).collect();
         copies.sort_unstable();
-        assert_eq!((copies, atlas.duplicates.len()), (vec![7, 31], 1));
+        assert_eq!((copies, &atlas.duplicate_counts[..]), (vec![7, 31], &[2][..]));
         // Nearest images by loops.
         let unit = |i: usize| {
             let v = &vectors[i * 4..i * 4 + 4];

@@ -61,7 +61,7 @@ const panel = (() => {
     more.type = "button";
     let done = 0;
     const add = () => {
-      list.append(...entries.slice(done, done + PART).map(makeEntry));
+      list.append(...entries.slice(done, done + PART).map((entry, n) => makeEntry(entry, done + n)));
       done += PART;
       if (done < entries.length) {
         more.textContent = `Show ${Math.min(PART, entries.length - done)} more of ${entries.length}`;
@@ -153,13 +153,18 @@ const panel = (() => {
   }
 
   function fillLists() {
-    const { wrong, duplicates, outliers } = data.lists;
+    const { wrong, duplicates, outliers, duplicate_counts: counts } = data.lists;
     const labels = (i) => {
       const [own, other] = [data.className(data.labels[i]), data.className(data.votes.labels[i])];
       return `${own}; ${Math.round((100 * data.votes.shares[i]) / 255)} % of its neighbors are ${other}`;
     };
     if (wrong) fill(document.getElementById("wrong"), wrong, (i) => listItem(i, labels(i)));
-    const group = (rows) => make("li", "group", make("ul", "", ...rows.map((i) => listItem(i, noteOf(i)))));
+    const group = (rows, n) => {
+      const rest = counts[n] - rows.length;
+      const items = rows.map((i) => listItem(i, noteOf(i)));
+      if (rest > 0) items.push(make("li", "note rest", `and ${rest} more`));
+      return make("li", "group", make("ul", "", ...items));
+    };
     fill(document.getElementById("duplicates"), duplicates, group);
     const cosine = (i) => `mean cosine ${data.typicality[i].toFixed(3)} to its nearest`;
     fill(document.getElementById("outliers"), outliers, (i) => listItem(i, cosine(i)));

@@ -50,6 +50,7 @@ struct Near {
 struct Lists<'a> {
     wrong: Option<&'a [u32]>,
     duplicates: &'a [Vec<u32>],
+    duplicate_counts: &'a [usize],
     outliers: &'a [u32],
 }
 
@@ -84,6 +85,7 @@ pub(super) fn json(atlas: &Atlas) -> Result<String> {
         lists: Lists {
             wrong: atlas.wrong.as_deref(),
             duplicates: &atlas.duplicates,
+            duplicate_counts: &atlas.duplicate_counts,
             outliers: &atlas.outliers,
         },
         duplicate_cosine: atlas.duplicate_cosine,
