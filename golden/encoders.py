@@ -1,10 +1,10 @@
 """Features, gradients and running statistics of networks, with PyTorch and torchvision's blocks.
 
-Weights and images are pseudo-random by a formula, so that the tests can recompute them: u(n, l) =
-frac(sin(12.9898 n + 78.233 l) 43758.5453) - 1/2. (Smooth formulas make channels nearly constant, and batch
-normalization then amplifies rounding errors too much.) Weights of convolutions and linear layers have u(n, l) sqrt(24 / fan_in), where l is the
-position among the learnable parameters; gamma is 1 + 0.2 u; beta is 0.2 u; images are 2 u(n, 1000), n row-major
-over (batch, channels, height, width). The loss is the sum of features times u(n, 2000).
+Weights and images are pseudo-random by a formula, so that the tests can recompute them: u(n, l) = frac(sin(12.9898 n
++ 78.233 l) 43758.5453) - 1/2. (Smooth formulas make channels nearly constant, and batch normalization then amplifies
+rounding errors too much.) Weights of convolutions and linear layers have u(n, l) sqrt(24 / fan_in), where l is the
+position among the learnable parameters; gamma is 1 + 0.2 u; beta is 0.2 u; images are 2 u(n, 1000), n row-major over
+(batch, channels, height, width). The loss is the sum of features times u(n, 2000).
 """
 
 import math

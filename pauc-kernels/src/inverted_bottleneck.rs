@@ -12,8 +12,9 @@ use crate::layer_norm::{self, add_sums};
 use crate::simd::Simd;
 use crate::threads::{self, Shared, portion};
 
-/// The approximate number of hidden values per portion of rows.
-const HIDDEN: usize = 1 << 16;
+/// The approximate number of hidden values per portion of rows. A backward pass reads three times as many.
+const HIDDEN: usize = 1 << 17;
+const HIDDEN_BACKWARD: usize = 1 << 16;
 /// Columns of a matrix that are transposed at once.
 const TILE: usize = 16;
 /// Rows of a weight gradient per unit of work.
@@ -91,7 +92,8 @@ struct Shape {
 }
 
 impl Shape {
-    fn new(w: &Weights<'_>, values: usize) -> Self {
+    /// A portion has about as many values as `portion`, or 64 rows.
+    fn new(w: &Weights<'_>, values: usize, portion: usize) -> Self {
         let (width, hidden) = (w.scale.len(), w.fc1[1].len());
         assert!(
             width > 0 && hidden > 0 && values.is_multiple_of(width),
@@ -102,7 +104,7 @@ impl Shape {
         assert_eq!([w.fc1[0].len(), w.fc2[0].len()], [width * hidden; 2], "matrices of {width} × {hidden}");
         let images = w.paths.is_none_or(|p| p.factors.len() * p.rows == values / width);
         assert!(images, "factors for another number of images");
-        Shape { width, hidden, rows: values / width, portion: (HIDDEN / hidden).clamp(64, 256) }
+        Shape { width, hidden, rows: values / width, portion: (portion / hidden).clamp(64, 256) }
     }
 
     fn portions(&self) -> usize {
@@ -119,8 +121,37 @@ fn of_rows(rows: &std::ops::Range<usize>, width: usize) -> std::ops::Range<usize
     rows.start * width..rows.end * width
 }
 
-/// Returns the transpose of a matrix with `inputs` columns. A product packs its rows in half the time that it takes
-/// for columns, and there is one product for every portion.
+/// The weight of a linear layer, for products of portions of rows.
+enum Matrix<'a> {
+    /// (outputs, inputs)
+    Original(&'a [f32]),
+    /// (inputs, outputs)
+    Transposed(Scratch),
+}
+
+impl<'a> Matrix<'a> {
+    /// Transposes the weight if there are several portions: each of their products packs it, and packs rows in half the
+    /// time that it takes for columns.
+    fn new(weight: &'a [f32], inputs: usize, portions: usize) -> Self {
+        if portions > 2 { Matrix::Transposed(transposed(weight, inputs)) } else { Matrix::Original(weight) }
+    }
+
+    /// y ← x·Wᵀ + b, on this thread.
+    fn apply(&self, x: &[f32], bias: &[f32], y: &mut [f32]) {
+        let outputs = bias.len();
+        let rows = y.len() / outputs;
+        let inputs = x.len() / rows;
+        y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
+        let b = match self {
+            Matrix::Original(weight) => (*weight, Strides::transposed(inputs)),
+            Matrix::Transposed(weight) => (&weight[..], Strides::row_major(outputs)),
+        };
+        let a = (x, Strides::row_major(inputs));
+        gemm((rows, outputs, inputs), 1.0, a, b, 1.0, (y, Strides::row_major(outputs)));
+    }
+}
+
+/// Returns the transpose of a matrix with `inputs` columns.
 fn transposed(weight: &[f32], inputs: usize) -> Scratch {
     let outputs = weight.len() / inputs;
     let mut to = scratch(weight.len());
@@ -129,21 +160,16 @@ fn transposed(weight: &[f32], inputs: usize) -> Scratch {
         let columns = tile * TILE..inputs.min((tile + 1) * TILE);
         // SAFETY: portions are different rows of the transpose.
         let to = unsafe { shared.part(of_rows(&columns, outputs)) };
-        for (o, row) in weight.chunks_exact(inputs).enumerate() {
-            let column = to.iter_mut().skip(o).step_by(outputs);
-            column.zip(&row[columns.clone()]).for_each(|(to, v)| *to = *v);
+        for first in (0..outputs).step_by(TILE) {
+            let rows = first..outputs.min(first + TILE);
+            for (i, to) in columns.clone().zip(to.chunks_exact_mut(outputs)) {
+                for (o, to) in rows.clone().zip(&mut to[rows.clone()]) {
+                    *to = weight[o * inputs + i];
+                }
+            }
         }
     });
     to
-}
-
-/// y ← x·W + b, on this thread.
-fn linear(x: &[f32], [weight, bias]: [&[f32]; 2], y: &mut [f32]) {
-    let outputs = bias.len();
-    let inputs = weight.len() / outputs;
-    y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
-    let (a, b) = ((x, Strides::row_major(inputs)), (weight, Strides::row_major(outputs)));
-    gemm((y.len() / outputs, outputs, inputs), 1.0, a, b, 1.0, (y, Strides::row_major(outputs)));
 }
 
 /// ∂x ← ∂y·W, on this thread.
@@ -166,17 +192,18 @@ pub fn forward(
     hidden: Option<&mut [f32]>,
     y: &mut [f32],
 ) {
-    let s = Shape::new(w, d.len());
+    let s = Shape::new(w, d.len(), HIDDEN);
     assert_eq!((x.len(), y.len()), (d.len(), d.len()), "rows of {}", s.width);
     assert!(hidden.as_ref().is_none_or(|h| h.len() == s.rows * s.hidden), "hidden rows of {}", s.hidden);
     let (hidden, y) = (hidden.map(Shared::new), Shared::new(y));
-    let (fc1, fc2) = (transposed(w.fc1[0], s.width), transposed(w.fc2[0], s.hidden));
+    let [fc1, fc2] =
+        [(w.fc1[0], s.width), (w.fc2[0], s.hidden)].map(|(w, n)| Matrix::new(w, n, s.portions()));
     threads::for_each(s.portions(), |i| {
         let rows = s.rows_of(i);
         let values = of_rows(&rows, s.width);
         let (mut normed, mut activated) = (scratch(values.len()), scratch(rows.len() * s.hidden));
         layer_norm::rows(simd, &d[values.clone()], w.norm, &mut normed);
-        linear(&normed, [&fc1, w.fc1[1]], &mut activated);
+        fc1.apply(&normed, w.fc1[1], &mut activated);
         if let Some(hidden) = hidden {
             // SAFETY: portions are different rows.
             unsafe { hidden.part(of_rows(&rows, s.hidden)) }.copy_from_slice(&activated);
@@ -184,7 +211,7 @@ pub fn forward(
         gelu(&mut activated);
         // SAFETY: portions are different rows.
         let y = unsafe { y.part(values.clone()) };
-        linear(&activated, [&fc2, w.fc2[1]], y);
+        fc2.apply(&activated, w.fc2[1], y);
         let pairs = y.chunks_exact_mut(s.width).zip(x[values].chunks_exact(s.width));
         for (row, (y, x)) in rows.zip(pairs) {
             let factor = w.paths.map_or(1.0, |p| p.factor(row));
@@ -211,7 +238,7 @@ pub fn backward(
     gradients: Gradients<'_>,
     dd: &mut [f32],
 ) {
-    let s = Shape::new(w, d.len());
+    let s = Shape::new(w, d.len(), HIDDEN_BACKWARD);
     assert_eq!((dy.len(), dd.len()), (d.len(), d.len()), "rows of {}", s.width);
     assert_eq!(hidden.len(), s.rows * s.hidden, "hidden rows of {}", s.hidden);
     let mut added = std::mem::take(&mut work.added);

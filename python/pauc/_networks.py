@@ -235,7 +235,8 @@ class _NextBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.mlp(self.norm(self.conv_dw(x).permute(0, 2, 3, 1)))
-        return x + (self.gamma * y).permute(0, 3, 1, 2)
+        sum: Tensor = x + (self.gamma * y).permute(0, 3, 1, 2)
+        return sum
 
 
 class _Pixelwise(nn.Linear):
