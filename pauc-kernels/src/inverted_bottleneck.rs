@@ -505,8 +505,23 @@ mod tests {
         let on =
             |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(|| run(&case, &g));
         let one = on(1);
+        // These are enough portions for transposed weights.
+        for (i, (got, want)) in one.0.iter().zip(reference(&case.wide(), false)).enumerate() {
+            assert_within!(*got, want, 1e-5, "output {i}");
+        }
         assert!(one.1.iter().flatten().all(|v| v.is_finite()));
         assert!([2, 3, 7].into_iter().all(|n| on(n) == one));
+    }
+
+    #[test]
+    fn matrices_are_transposed_in_tiles() {
+        let (outputs, inputs) = (37, 21);
+        let weight = noise(outputs * inputs, 3);
+        let got = transposed(&weight, inputs);
+        assert_eq!(got.len(), weight.len());
+        for (i, got) in got.iter().enumerate() {
+            assert_eq!(*got, weight[i % outputs * inputs + i / outputs], "{i}");
+        }
     }
 
     #[test]
