@@ -20,11 +20,12 @@ use std::process::ExitCode;
 /// Draw a map of the images of a run, or of a file of embeddings.
 ///
 /// Writes one HTML file, which works offline. Images that the encoder finds similar are close together on its map
-/// (t-SNE). It shows pictures as one zooms in, the nearest images of each image, likely wrong labels, near-duplicates
-/// and outliers. Images can be searched, colored by class, prototype and other properties, and enclosed to copy their
-/// names. Of more images than --limit, an even share of each prototype or class is drawn.
+/// (t-SNE). The page shows pictures as you zoom in, the nearest images of each image, likely wrong labels,
+/// near-duplicates and outliers. You can search images, color them by class, prototype and other properties, and draw
+/// around them to copy their names. If there are more images than --limit, equally many of each prototype or class are
+/// drawn.
 ///
-/// A file needs --data for pictures.
+/// For a file of embeddings, --data adds pictures. The file has to be one that `embed` wrote.
 ///
 /// Example: pauc-cli atlas runs/quickstart-0a1b2c3d/seed0 --split test
 #[derive(Debug, Args)]
@@ -35,7 +36,7 @@ pub struct AtlasArgs {
     /// The split of the run; by default all.
     #[arg(long, help_heading = heading::INPUT)]
     split: Option<AtlasSplit>,
-    /// The dataset of the file, or another dataset than the run's own, as a recipe writes it.
+    /// A dataset, as a recipe writes it. With a run: embed these images instead of its own. With a file: its images.
     #[arg(long, value_name = "DATASET", help_heading = heading::INPUT)]
     data: Option<String>,
     #[command(flatten)]

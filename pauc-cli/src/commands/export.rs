@@ -45,7 +45,7 @@ pub struct ExportArgs {
 /// A format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// A file of weights with torchvision's names.
+    /// A file of weights, with the parameter names of torchvision or timm if they have the network.
     Safetensors,
     /// A folder that timm and transformers load: weights, configuration and model card.
     Timm,

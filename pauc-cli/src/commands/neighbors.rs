@@ -20,16 +20,16 @@ const ON_SHEET: usize = 12;
 /// Find the nearest rows of embeddings, near-duplicates and outliers.
 ///
 /// Compares each row of a file with all other rows, or with all rows of a second file, by cosine. The search is
-/// exact. Files are those of `embed`; their names identify the images. With two files, near-duplicates are rows
-/// of the first with a near-duplicate in the second: `neighbors test.npy train.npy --duplicates 0.99` finds
-/// test images that leaked into the training split.
+/// exact. Files of `embed` also hold the names of the images, which the output then shows. With two files,
+/// near-duplicates are rows of the first with a near-duplicate in the second: `neighbors test.npy train.npy
+/// --duplicates 0.99` finds test images that may have leaked into the training split.
 ///
 /// Example: pauc-cli neighbors features.npy -k 5 --duplicates 0.99 --out neighbors.csv
 #[derive(Debug, Args)]
 pub struct NeighborsArgs {
     /// The embeddings: a .safetensors, .npy, .csv or .parquet file.
     embeddings: PathBuf,
-    /// The embeddings to find; by default the others in the first file.
+    /// The embeddings to search; by default the other rows of the first file.
     among: Option<PathBuf>,
     /// The tensor of safetensors files, or the column of Parquet files.
     #[arg(long, value_name = "NAME", help_heading = heading::INPUT)]

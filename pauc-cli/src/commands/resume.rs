@@ -21,9 +21,10 @@ use std::process::ExitCode;
 
 /// Continue a run from its last checkpoint or an earlier one.
 ///
-/// `--from good --set optimizer.lr=0.01` helps a run that diverged. `--set` changes the recipe from the checkpoint on:
-/// everything but the images, the networks, the batch and the seed. What the run wrote after the checkpoint is kept under
-/// names that end in `.superseded1`, and in metrics.superseded.jsonl. With both options, finished runs continue too.
+/// `--from good --set optimizer.lr=0.01` helps a run that diverged. `--set` changes the recipe from the checkpoint on.
+/// It cannot change what the checkpoint depends on, such as the images, the networks, the batch size or the seed.
+/// Later checkpoints are kept under names that end in `.superseded1`, and later events in metrics.superseded.jsonl.
+/// Either option also continues a finished run.
 ///
 /// Example: pauc-cli resume runs/quickstart-0a1b2c3d/seed0
 #[derive(Debug, Args)]

@@ -26,19 +26,20 @@ use serde::{Deserialize, Serialize};
 component! {
     /// A vision transformer: patches become tokens, followed by pre-norm blocks of attention and perceptron.
     ///
-    /// x ← x + Attention(LN(x)); x ← x + W₂·GELU(W₁·LN(x)), `depth` times; LN. The feature is the class
-    /// token, or the mean of the patches. Positions are learned. Parameters are named as in timm's
-    /// `VisionTransformer`. Matrices, tokens and positions start normal with σ = 0.02, the patch projection
-    /// uniform in ±1/√inputs, and biases at zero.
+    /// Each of `depth` blocks computes x ← x + Attention(LN(x)), then x ← x + W₂·GELU(W₁·LN(x)). A LayerNorm follows
+    /// the last block. The feature is the class token, or the mean of the patch tokens. Position embeddings are
+    /// learned. Parameters are named as in timm's `VisionTransformer`. Weight matrices, tokens and position embeddings
+    /// are initialized from a normal distribution with σ = 0.02, the patch projection uniformly in ±1/√inputs, and
+    /// biases with zeros.
     ///
-    /// With `patch: 14, layer_scale: 1e-5` it is the network of DINOv2, and with `registers: 4,
-    /// prefix_positions: false` its variant with registers.
+    /// With `patch: 14, layer_scale: 1e-5`, it is the network of DINOv2. With `registers: 4, prefix_positions: false`
+    /// in addition, it is the variant with registers.
     ///
-    /// Views may have several sizes, all divisible by `patch`. The positions are those of the first size. For the others
-    /// they are interpolated as in timm: bicubic, with antialiasing.
+    /// Views may have several sizes, all divisible by `patch`. The position embeddings are those of the first size. For
+    /// other sizes they are interpolated as in timm: bicubic, with antialiasing.
     ///
-    /// It is written in plain dfdx operations, and is one fused operation on CUDA if the last five fields have their
-    /// defaults. It is meant for small images.
+    /// On CUDA, it is one fused operation if `mlp` and the fields after it have their defaults. Otherwise it runs as
+    /// separate dfdx operations. The default `patch` is for images of about 32 pixels.
     ///
     /// # Shapes
     /// (B, H, W, C) with H and W divisible by `patch` → (B, width)
@@ -60,8 +61,8 @@ component! {
         /// Gelu, rounded up to a multiple of 8 (Shazeer 2020).
         #[added_in("0.3")]
         pub mlp: Mlp = Mlp::Gelu,
-        /// LayerScale, the initial value of learned factors on each channel that attention and perceptron add; none: no
-        /// factors (Touvron et al. 2021).
+        /// LayerScale: the initial value of the learned per-channel factors on the outputs of attention and perceptron.
+        /// `None` means no such factors (Touvron et al. 2021).
         #[added_in("0.3")]
         pub layer_scale: Option<Positive> = None,
         /// The number of register tokens, which take part in attention and are not part of the feature (Darcet et al.
@@ -71,8 +72,8 @@ component! {
         /// Whether class token and registers have positions too. timm's `no_embed_class` is the opposite.
         #[added_in("0.3")]
         pub prefix_positions: bool = true,
-        /// Stochastic depth: the rate at which an image skips what the last block adds, in training. It rises linearly
-        /// from 0 in the first block (Huang et al. 2016).
+        /// Stochastic depth: in training, the probability with which an image skips a residual branch of the last
+        /// block. It rises linearly over the blocks, from 0 in the first (Huang et al. 2016).
         #[added_in("0.3")]
         pub drop_path: DropRate = DropRate::lit(0.0),
     }

@@ -28,10 +28,11 @@ use serde::{Deserialize, Serialize};
 component! {
     /// ConvNeXt: stages of depthwise 7×7 convolutions and perceptrons on each pixel.
     ///
-    /// A convolution of patches and LayerNorm; in each stage, after the first with LayerNorm and a 2×2 convolution
-    /// at stride 2, blocks x + γ·W₂·GELU(W₁·LN(depthwise(x))) with hidden layers of four times the width; the mean
-    /// over all pixels, and LayerNorm. Names and shapes of the parameters are timm's, its `convnext_atto` to
-    /// `convnext_base` without the classifier. As there, weights start normal with σ = 0.02 and biases at zero.
+    /// The stem is a patch convolution and a LayerNorm. Each stage repeats x + γ·W₂·GELU(W₁·LN(depthwise(x))), with
+    /// hidden layers of four times the width. Stages after the first begin with LayerNorm and a 2×2 convolution of
+    /// stride 2. The feature is the mean over all pixels, followed by LayerNorm. Parameters have the names and shapes
+    /// of timm's `convnext_atto` to `convnext_base` without the classifier. As in timm, weights are initialized from a
+    /// normal distribution with σ = 0.02, and biases with zeros.
     ///
     /// It runs on the CPU only.
     ///
@@ -47,8 +48,8 @@ component! {
         pub patch: Count = Count::lit(4),
         /// The initial γ of each block.
         pub layer_scale: Positive = Positive::lit(1e-6),
-        /// Stochastic depth: the rate at which an image skips what the last block adds, in training. It rises linearly
-        /// from 0 in the first block (Huang et al. 2016).
+        /// Stochastic depth: in training, the probability with which an image skips the residual branch of the last
+        /// block. It rises linearly over the blocks, from 0 in the first (Huang et al. 2016).
         pub drop_path: DropRate = DropRate::lit(0.0),
     }
 }
