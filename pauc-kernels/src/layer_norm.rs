@@ -155,7 +155,7 @@ fn check(x: &[f32], width: usize, others: usize) {
     assert_eq!(x.len(), others, "rows of {width}");
 }
 
-/// As [`rows`], on all threads.
+/// As `rows`, on all threads.
 ///
 /// # Shapes
 /// x and y (rows, width), γ and β (width)
