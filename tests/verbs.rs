@@ -1,4 +1,4 @@
-//! `eval`, `embed` and `compare` on small runs.
+//! `eval`, `embed`, `compare` and `report` on small runs.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
@@ -476,6 +476,65 @@ fn recipes_are_compared_over_their_seeds() {
     let (cool, warm) = (path(&cool), path(&warm));
     assert_eq!(pauc(["compare", cool, warm, "--within", "1000"]).code, 0);
     refused(["compare", cool, warm, "--within", "0"], 3, "differ by more than --within");
+}
+
+/// Returns the tags of a table's row that begins with a metric, without those of the metric.
+fn row<'a>(page: &'a str, metric: &str) -> &'a str {
+    let head = format!("<code>{}</code></td>", metric.replace('/', "/<wbr>"));
+    let at = page.find(&head).unwrap_or_else(|| panic!("no {metric}")) + head.len();
+    page[at..].split("</tr>").next().unwrap()
+}
+
+#[test]
+fn runs_are_shown_side_by_side() {
+    let runs = Runs::get();
+    let (cool, warm) = (runs.recipe("cool"), runs.recipe("warm"));
+    let out = runs.folder.path().join("compare.html");
+    let done = pauc(["report", path(&cool), path(&warm), "--out", path(&out)]);
+    assert_eq!((done.code, done.stdout.trim()), (0, path(&out)), "{}", done.stderr);
+    let page = std::fs::read_to_string(&out).unwrap();
+    for part in
+        ["4 runs side by side", "objective[0].term.temperature", "Means over seeds", "<code>0.5</code>"]
+    {
+        assert!(page.contains(part), "no {part:?}");
+    }
+    let logged = runs.logged();
+    let knn = logged.as_array().unwrap().iter().find(|m| m["kind"] == "accuracy").unwrap();
+    let value = format!("<td>{:.2} %</td>", 100.0 * knn["value"].as_f64().unwrap());
+    assert!(row(&page, knn["name"].as_str().unwrap()).starts_with(&value), "no {value}");
+    // Seeds of one recipe are no different recipes.
+    let seeds = pauc(["report", path(&cool), "--out", path(&out)]);
+    assert_eq!(seeds.code, 0, "{}", seeds.stderr);
+    let page = std::fs::read_to_string(&out).unwrap();
+    assert!(page.contains("only their seeds differ") && page.contains("2 runs side by side"));
+}
+
+#[test]
+fn several_runs_that_make_no_page_are_refused() {
+    let runs = Runs::get();
+    let (cool, all) = (runs.cool(), runs.recipe("cool"));
+    let (run, other) = (path(&cool), runs.recipe("warm").join("seed0"));
+    let out = runs.folder.path().join("none.html");
+    let out = path(&out);
+    refused(["report", run, path(&other)], 2, "add --out compare.html");
+    refused(["report", run, "--out", out], 2, "a page with --out has several runs");
+    refused(["report", run, run, "--out", out], 2, "same recipe and seed");
+    refused(["report", run, path(&all), "--out", out], 2, "same recipe and seed");
+    refused(["report", run, "nowhere", "--out", out], 2, "nowhere: not a run");
+    refused(["report", run, path(&other), "--out", "page.txt"], 2, "ends in .html");
+    refused(["report", run, path(&other), "--out", "nowhere/page.html"], 1, "create its folder");
+    // A run that has logged nothing.
+    let empty = runs.folder.path().join("empty");
+    std::fs::create_dir_all(&empty).unwrap();
+    let info = std::fs::read_to_string(cool.join("run.json")).unwrap().replace("\"seed\": 0", "\"seed\": 7");
+    std::fs::write(empty.join("run.json"), info.replace("\"seed\":0", "\"seed\":7")).unwrap();
+    std::fs::copy(cool.join("recipe.resolved.ron"), empty.join("recipe.resolved.ron")).unwrap();
+    refused(["report", run, path(&empty), "--out", out], 2, "no metrics.jsonl");
+    std::fs::write(empty.join("metrics.jsonl"), "not json\n").unwrap();
+    refused(["report", run, path(&empty), "--out", out], 2, "have a metric or a curve in common");
+    let said = pauc(["report", run, path(&empty), "--out", out]).stderr;
+    assert!(said.contains("metrics.jsonl, line 1: not an event"), "{said}");
+    assert!(!Path::new(out).exists());
 }
 
 #[test]

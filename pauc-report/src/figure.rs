@@ -1,7 +1,7 @@
 //! A figure of the report, and the section it belongs to.
 
 /// A section of the report; the variants are in the order of the report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Section {
     /// The last steps before NaN or infinity.
     Postmortem,
@@ -17,6 +17,21 @@ pub enum Section {
     Clustering,
     /// The embeddings in two dimensions.
     Embedding,
+}
+
+impl Section {
+    /// Returns the section's heading.
+    pub fn title(self) -> &'static str {
+        match self {
+            Section::Postmortem => "The last steps",
+            Section::Training => "Training",
+            Section::Health => "Health and time",
+            Section::Probes => "Probes over epochs",
+            Section::Coagulation => "Coagulation",
+            Section::Clustering => "Clustering",
+            Section::Embedding => "Embeddings",
+        }
+    }
 }
 
 /// A figure.

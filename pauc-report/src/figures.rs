@@ -11,8 +11,8 @@ use pauc_traits::probe::MetricKind;
 
 const EPOCH: &str = "epoch";
 
-/// Returns every figure that the run has data for.
-pub fn all(data: &ReportData) -> Vec<Figure> {
+/// Returns every line chart of the run, with the name of its file and its section. Some may be empty.
+pub(crate) fn charts(data: &ReportData) -> Vec<(String, Section, Chart)> {
     let mut charts: Vec<(String, Section, Chart)> = Vec::new();
     let mut add = |name: &str, section, chart: Chart| charts.push((name.to_string(), section, chart));
     for (name, chart) in data.postmortem.iter().flat_map(page::figures) {
@@ -24,7 +24,12 @@ pub fn all(data: &ReportData) -> Vec<Figure> {
     coagulation(data, &mut add);
     clustering(data, &mut add);
     prototypes(data, &mut add);
-    let drawn = charts.into_iter().filter(|(_, _, chart)| !chart.is_empty());
+    charts
+}
+
+/// Returns every figure that the run has data for.
+pub fn all(data: &ReportData) -> Vec<Figure> {
+    let drawn = charts(data).into_iter().filter(|(_, _, chart)| !chart.is_empty());
     let mut figures: Vec<Figure> =
         drawn.map(|(name, section, chart)| Figure { name, section, svg: chart.svg() }).collect();
     if let (Some(sheet), Some(prototypes)) = (&data.sheet, &data.prototypes) {
@@ -199,6 +204,7 @@ fn probes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
             references: bases.into_iter().flatten().collect(),
             marks: marks(data),
             scale: Scale::Percent,
+            ..Chart::default()
         };
         add(&file_name(name), Section::Probes, chart);
     }

@@ -45,7 +45,9 @@ struct SectionView {
     figures: Vec<String>,
 }
 
-const NONE: &str = "–";
+pub(crate) const NONE: &str = "–";
+/// The CSS rules that all pages share.
+pub(crate) const PAGE_STYLE: &str = include_str!("html/page.css");
 /// The file of an atlas in the folder of its run.
 pub const ATLAS: &str = "atlas.html";
 
@@ -54,18 +56,16 @@ pub const ATLAS: &str = "atlas.html";
 /// # Errors
 /// If the page's template fails, which the data of a run cannot cause.
 pub fn render(data: &ReportData) -> Result<String> {
-    let mut environment = Environment::new();
-    environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.set_trim_blocks(true);
     let verdicts = verdict::verdicts(data);
     let name = if data.run.name.is_empty() { "Run" } else { &data.run.name };
-    let page = environment.render_str(
+    let page = templates().render_str(
         include_str!("html/report.html"),
         context! {
             name,
             light => colors(false),
             dark => colors(true),
             plot_style => STYLE,
+            page_style => PAGE_STYLE.trim_end(),
             facts => facts(data),
             has_atlas => has_atlas(data),
             conditions => conditions(data).iter().map(|c| (&c.sentence, c.well)).collect::<Vec<_>>(),
@@ -90,15 +90,23 @@ fn has_atlas(data: &ReportData) -> bool {
     !data.folder.as_os_str().is_empty() && data.folder.join(ATLAS).is_file()
 }
 
+/// Returns the settings of all templates.
+pub(crate) fn templates() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.set_trim_blocks(true);
+    environment
+}
+
 /// Returns the conditions at the end; a run that ended with NaN or infinity was not well, whatever its last epoch says.
-fn conditions(data: &ReportData) -> Vec<Condition> {
+pub(crate) fn conditions(data: &ReportData) -> Vec<Condition> {
     let mut all = verdict::conditions(data);
     all.retain(|c| !c.well || !page::is_the_end(data));
     all
 }
 
 /// Formats a metric's name as HTML with line breaks allowed after slashes.
-fn breakable(name: &str) -> String {
+pub(crate) fn breakable(name: &str) -> String {
     escape(name).replace('/', "/<wbr>")
 }
 
@@ -111,7 +119,7 @@ fn plain(value: &serde_json::Value) -> String {
 }
 
 /// Returns the environment of the run; changes have a place of their own.
-fn environment_of(data: &ReportData) -> Vec<(String, String)> {
+pub(crate) fn environment_of(data: &ReportData) -> Vec<(String, String)> {
     let entries =
         data.run.environment.iter().filter(|(key, _)| !["changes", "recipes"].contains(&key.as_str()));
     entries.map(|(key, value)| (words(key), plain(value))).collect()
@@ -128,7 +136,7 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-fn facts(data: &ReportData) -> Vec<(&'static str, String)> {
+pub(crate) fn facts(data: &ReportData) -> Vec<(&'static str, String)> {
     let mut facts = Vec::new();
     if !data.run.hash.is_empty() {
         facts.push(("recipe", data.run.hash.clone()));
@@ -176,7 +184,7 @@ fn verdict_row(v: &Verdict) -> VerdictRow {
     }
 }
 
-fn warnings(data: &ReportData) -> Vec<String> {
+pub(crate) fn warnings(data: &ReportData) -> Vec<String> {
     let place = |step: u64| if step == 0 { String::new() } else { format!("step {step}: ") };
     let mut warnings: Vec<String> =
         data.warnings.iter().map(|w| format!("{}{}", place(w.step), w.text)).collect();
@@ -197,8 +205,8 @@ fn warnings(data: &ReportData) -> Vec<String> {
 
 fn sections(data: &ReportData) -> Vec<SectionView> {
     let figures = figures::all(data);
-    let view = |section, title, note: &str| SectionView {
-        title,
+    let view = |section: Section, note: &str| SectionView {
+        title: section.title(),
         note: (!note.is_empty()).then(|| note.to_string()),
         wide: false,
         table: None,
@@ -207,34 +215,27 @@ fn sections(data: &ReportData) -> Vec<SectionView> {
     let mut sections = vec![
         view(
             Section::Training,
-            "Training",
             "A term that stays at its chance level (dashed) has not learned. In long runs, lines show means over \
              neighboring steps, and bands the lowest and highest values.",
         ),
         view(
             Section::Health,
-            "Health and time",
             "The spread and the rank of collapsing embeddings fall. Times cover the training steps, without probes, \
              clustering and checkpoints.",
         ),
         view(
             Section::Probes,
-            "Probes over epochs",
             "Accuracy of the frozen representation during training; dashed: the baselines.",
         ),
         view(
             Section::Coagulation,
-            "Coagulation",
             "Prototypes coagulate if the cosine and the rank within them approach 1 while they stay apart from each \
              other and accuracy no longer rises.",
         ),
-        SectionView {
-            table: clustering_table(data),
-            ..view(Section::Clustering, "Clustering", &clustering_note(data))
-        },
+        SectionView { table: clustering_table(data), ..view(Section::Clustering, &clustering_note(data)) },
     ];
     let (title, note) = embedding_title(data);
-    sections.push(SectionView { wide: true, ..view(Section::Embedding, title, &note) });
+    sections.push(SectionView { title, wide: true, ..view(Section::Embedding, &note) });
     sections.retain(|s| !s.figures.is_empty() || s.table.is_some());
     sections
 }

@@ -16,6 +16,7 @@
 //! | [`verdict`] | accuracies compared with the baselines |
 //! | [`html`] | the page |
 //! | [`atlas`] | the page with a map of images |
+//! | [`side_by_side`] | several runs on one page |
 //!
 //! The page is self-contained: it loads nothing, works offline and on a phone, and follows the reader's
 //! choice of light or dark mode.
@@ -35,11 +36,13 @@ pub mod plot;
 pub mod postmortem;
 pub mod protobuf;
 pub mod scatter;
+pub mod side_by_side;
 pub mod tensorboard;
 pub mod verdict;
 
 pub use data::ReportData;
 pub use html::render;
+pub use side_by_side::SideBySide;
 
 use pauc_traits::{Error, Result, atomic};
 use std::path::{Path, PathBuf};
@@ -62,6 +65,15 @@ pub fn write_report(run_dir: &Path) -> Result<PathBuf> {
 /// [`Error::Io`] naming `report.html` if it cannot be written.
 pub fn write_report_of(data: &ReportData, run_dir: &Path) -> Result<PathBuf> {
     write(&run_dir.join("report.html"), &render(data)?)
+}
+
+/// Writes the page about several runs.
+///
+/// # Errors
+/// [`Error::Config`] if no two runs have a metric or a curve in common, [`Error::Io`] if the file cannot be
+/// written.
+pub fn write_side_by_side(runs: &SideBySide, path: &Path) -> Result<PathBuf> {
+    write(path, &side_by_side::render(runs)?)
 }
 
 /// Writes every figure of the report to its own file, `figures/<name>.svg`, and returns the paths.

@@ -86,6 +86,9 @@ pub struct Chart {
     pub marks: Vec<(String, f64)>,
     /// The number format of the vertical axis.
     pub scale: Scale,
+    /// The style of each series, on a page with one legend for all its charts: the color, and from
+    /// `PALETTE.len()` on the dashes. If empty, series i has color i, and the chart its own legend.
+    pub styles: Vec<usize>,
 }
 
 const WIDTH: f64 = 400.0;
@@ -200,7 +203,7 @@ impl Chart {
 
     /// Returns the rows of the legend; none for a single series, whose name is in the title.
     fn legend(&self) -> Vec<Vec<(usize, &str)>> {
-        if self.series.len() < 2 {
+        if self.series.len() < 2 || !self.styles.is_empty() {
             Vec::new()
         } else {
             legend_rows(self.series.iter().map(|s| s.name.as_str()))
@@ -242,7 +245,11 @@ impl Chart {
 
     fn lines(&self, out: &mut String, frame: &Frame, thinned: &[Vec<(f64, f64, f64, f64)>]) {
         for (i, (points, series)) in thinned.iter().zip(&self.series).enumerate() {
-            let color = i % PALETTE.len();
+            let style = self.styles.get(i).copied();
+            let color = style.unwrap_or(i) % PALETTE.len();
+            if let Some(style) = style {
+                let _ = write!(out, "<g class=\"run{style}\">");
+            }
             if points.len() < series.points.len() {
                 let bound = |out: &mut String, p: &(f64, f64, f64, f64), y: f64| {
                     let _ = write!(out, "{:.1},{:.1} ", frame.x(p.0), frame.y(y));
@@ -253,7 +260,9 @@ impl Chart {
                 finite().rev().for_each(|p| bound(out, p, p.2));
                 let _ = write!(out, "\" style=\"fill:var(--c{color})\"/>");
             }
-            out.push_str("<path class=\"line\" d=\"");
+            let dashes = style.map_or(0, |s| s / PALETTE.len());
+            let dashes = if dashes == 0 { String::new() } else { format!(" dashes{dashes}") };
+            let _ = write!(out, "<path class=\"line{dashes}\" d=\"");
             let mut pen = 'M';
             for p in points {
                 if p.1.is_finite() {
@@ -278,6 +287,9 @@ impl Chart {
                         significant(p.0)
                     );
                 }
+            }
+            if style.is_some() {
+                out.push_str("</g>");
             }
         }
     }

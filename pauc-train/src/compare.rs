@@ -105,6 +105,26 @@ impl Comparison {
 /// # Errors
 /// [`Error::Config`] if a folder is not a run, one run is named twice, or all are of one recipe.
 pub fn compare(folders: &[PathBuf]) -> Result<Comparison> {
+    let groups = groups(folders)?;
+    if let [only] = &groups[..] {
+        let message = format!("all these runs have recipe {}, so there is nothing to compare", only.hash);
+        return Err(Error::config(message));
+    }
+    let beside = against_first(&groups);
+    Ok(Comparison { groups, beside })
+}
+
+/// Compares every group but the first with the first.
+pub fn against_first(groups: &[Group]) -> Vec<Beside> {
+    groups.iter().skip(1).map(|g| beside(&groups[0], g)).collect()
+}
+
+/// Reads the runs in folders, or in the `seed…` folders below them, and groups them by recipe, in the order of
+/// the folders.
+///
+/// # Errors
+/// [`Error::Config`] if a folder is not a run, or one run is named twice.
+pub fn groups(folders: &[PathBuf]) -> Result<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
     for folder in folders {
         for path in runs_in(folder)? {
@@ -131,12 +151,7 @@ pub fn compare(folders: &[PathBuf]) -> Result<Comparison> {
             group.runs.sort_by_key(|r| r.seed);
         }
     }
-    if let [only] = &groups[..] {
-        let message = format!("all these runs have recipe {}, so there is nothing to compare", only.hash);
-        return Err(Error::config(message));
-    }
-    let beside = groups.iter().skip(1).map(|g| beside(&groups[0], g)).collect();
-    Ok(Comparison { groups, beside })
+    Ok(groups)
 }
 
 fn no_run(path: &Path) -> Error {
@@ -144,7 +159,7 @@ fn no_run(path: &Path) -> Error {
 }
 
 /// Returns the folder itself, or the folders of its seeds.
-fn runs_in(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn runs_in(folder: &Path) -> Result<Vec<PathBuf>> {
     if folder.join("run.json").is_file() {
         return Ok(vec![folder.to_path_buf()]);
     }

@@ -9,7 +9,8 @@
 //! continues it, [`branch`] from any of its checkpoints and with a changed recipe, of which [`history`] has all.
 //! [`export`] writes the encoder of a run, [`mod@bench`] times its step. [`objective`], [`prototypes`],
 //! [`queue`] and [`evaluate`] are parts of the loop. [`term`] and [`mod@cluster`] run one component on the
-//! tensors in a file. [`mod@compare`] compares runs, [`reproduce`] compares a run with stored metrics,
+//! tensors in a file. [`mod@compare`] compares runs, [`side_by_side`] reads them for one page,
+//! [`reproduce`] compares a run with stored metrics,
 //! [`suggest`] writes a recipe for a dataset, [`sweep`] plans many runs of one recipe. [`saved_run`] opens an existing run, [`rebuild`] repairs what describes it, [`data_identity`] tells
 //! whether its data changed, and [`mod@embed`] writes its
 //! embeddings of images. [`atlas`] draws a map of them.
@@ -66,6 +67,7 @@ pub mod run;
 pub mod run_dir;
 pub mod saved_run;
 mod selection;
+pub mod side_by_side;
 pub mod start;
 pub mod state;
 pub mod statistics;

@@ -1,40 +1,87 @@
 //! `report`.
 
 use crate::Failure;
+use crate::args::heading;
 use crate::training::{damaged_line, no_run};
 use clap::Args;
 use pauc::report::ReportData;
-use pauc::traits::{atomic, progress};
-use std::path::PathBuf;
+use pauc::train::side_by_side;
+use pauc::traits::atomic;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Write the report of a run again.
+/// Write the report of a run again, or show several runs on one page.
 ///
-/// Example: pauc-cli report runs/quickstart-0a1b2c3d/seed0
+/// The page of several runs has their curves over each other, a table of their metrics with differences to the
+/// first run, means over the seeds of a recipe, the differences between their recipes, and where each comes from.
+///
+/// Example: pauc-cli report runs/simclr-0a1b2c3d runs/pcl-4e5f6a7b --out compare.html
 #[derive(Debug, Args)]
 pub struct ReportArgs {
-    /// The runs' folders.
+    /// The folder of a run; with --out, of several runs, or with the runs of several seeds.
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
+    /// The .html file to write the page of several runs to.
+    #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
+    out: Option<PathBuf>,
 }
 
 impl ReportArgs {
-    /// Writes the reports again.
+    /// Writes a report.
     pub fn execute(self) -> Result<ExitCode, Failure> {
-        let task = progress::task("writing reports", self.runs.len() as u64);
-        for run in &self.runs {
-            if !run.join("metrics.jsonl").is_file() {
-                return Err(no_run(run, "metrics.jsonl"));
+        match (&self.out, &self.runs[..]) {
+            (Some(out), runs) => write_page(runs, out)?,
+            (None, [run]) => write_again(run)?,
+            (None, _) => {
+                let message = "error: the page of several runs needs a name; add --out compare.html, or give one run \
+                    to write its own report.html";
+                return Err(Failure::new(2, message));
             }
-            let (output, data) = (run.join("report.html"), ReportData::read(run)?);
-            for line in &data.damaged {
-                errln!("warning: {}", damaged_line(&run.join("metrics.jsonl"), *line));
-            }
-            atomic::remove_leftovers(&output);
-            let written = pauc::report::write_report_of(&data, run);
-            outln!("{}", written.map_err(|e| Failure::of_output(e, &output))?.display());
-            task.advance(1);
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Writes `report.html` into the folder of a run.
+fn write_again(run: &Path) -> Result<(), Failure> {
+    if !run.join("metrics.jsonl").is_file() {
+        return Err(no_run(run, "metrics.jsonl"));
+    }
+    let (output, data) = (run.join("report.html"), ReportData::read(run)?);
+    warn_of_damage(&data);
+    atomic::remove_leftovers(&output);
+    let written = pauc::report::write_report_of(&data, run);
+    outln!("{}", written.map_err(|e| Failure::of_output(e, &output))?.display());
+    Ok(())
+}
+
+/// Writes one page about several runs.
+fn write_page(runs: &[PathBuf], out: &Path) -> Result<(), Failure> {
+    if !out.extension().is_some_and(|e| e.eq_ignore_ascii_case("html") || e.eq_ignore_ascii_case("htm")) {
+        let message = format!("error: --out {}: give the page a name that ends in .html", out.display());
+        return Err(Failure::new(2, message));
+    }
+    let all = side_by_side::read(runs).map_err(Failure::of_request)?;
+    if let [only] = &all.runs[..] {
+        let folder = only.data.folder.display();
+        let message = format!(
+            "error: a page with --out has several runs, and this is one; `report {folder}` writes its report.html"
+        );
+        return Err(Failure::new(2, message));
+    }
+    all.runs.iter().for_each(|run| warn_of_damage(&run.data));
+    atomic::remove_leftovers(out);
+    let written = pauc::report::write_side_by_side(&all, out);
+    let failure = |e| match e {
+        e @ pauc::traits::Error::Io { .. } => Failure::of_output(e, out),
+        e => Failure::of_request(e),
+    };
+    outln!("{}", written.map_err(failure)?.display());
+    Ok(())
+}
+
+fn warn_of_damage(data: &ReportData) {
+    for line in &data.damaged {
+        errln!("warning: {}", damaged_line(&data.folder.join("metrics.jsonl"), *line));
     }
 }
