@@ -1,4 +1,4 @@
-//! The `data` commands, and how a run reports skipped images.
+//! The `data` commands, and how a run reports images that it skipped or that are doubtful.
 #![allow(clippy::unwrap_used)] // helpers of tests, which Clippy takes for library code
 
 mod common;
@@ -159,6 +159,87 @@ fn a_run_lists_the_images_it_skipped() {
     assert!(out.code == 4 && out.stderr.contains("more than on_error: Skip(max: 0)"), "{}", out.stderr);
     let out = run(&recipe(""));
     assert!(out.code == 4 && out.stderr.contains("cat/03.png"), "{}", out.stderr);
+}
+
+/// Returns a noisy picture of one color.
+fn noisy(color: usize, seed: u32) -> image::RgbImage {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    image::RgbImage::from_fn(16, 16, |_, _| {
+        let mut value = [0u8; 3];
+        for (channel, v) in value.iter_mut().enumerate() {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *v = (state >> 24) as u8 / 4 + if channel == color { 160 } else { 20 };
+        }
+        image::Rgb(value)
+    })
+}
+
+/// Trains on noisy pictures of three classes, after `plant` has changed some, and returns what the run says about them
+/// and its report.
+fn issues(plant: impl Fn(&Path)) -> (serde_json::Value, String) {
+    let folder = tempfile::tempdir().unwrap();
+    for (c, class) in ["red", "green", "blue"].into_iter().enumerate() {
+        for (split, count) in [("train", 40), ("test", 10)] {
+            let to = folder.path().join("photos").join(split).join(class);
+            std::fs::create_dir_all(&to).unwrap();
+            for i in 0..count {
+                let seed = (c * 100 + i + if split == "test" { 50 } else { 0 }) as u32;
+                noisy(c, seed).save(to.join(format!("{i:02}.png"))).unwrap();
+            }
+        }
+    }
+    let root = folder.path().join("photos");
+    plant(&root);
+    let recipe = format!(
+        "Recipe(name: \"planted\", data: ImageFolder(root: {:?}), views: [(ops: [RandomResizedCrop(size: 16)])], \
+         encoder: ConvNet(channels: [8]), projector: Mlp(dims: [4]), objective: [(term: InfoNce())], \
+         train: (epochs: 1, batch: 20), probes: [])",
+        root.display().to_string()
+    );
+    let run = common::trained(&recipe, folder.path(), &[]);
+    let text = std::fs::read_to_string(run.join("figures/data-issues.json")).unwrap();
+    (serde_json::from_str(&text).unwrap(), std::fs::read_to_string(run.join("report.html")).unwrap())
+}
+
+#[test]
+fn clean_images_have_no_leaks_and_no_wrong_labels() {
+    let (found, report) = issues(|_| {});
+    assert_eq!((&found["images"], &found["leaked"], &found["wrong"]), (&150.into(), &0.into(), &0.into()));
+    assert!(found["agreement"].as_f64().unwrap() > 0.95, "{found}");
+    let says = "No test image has a near-duplicate in the training split. No label is likely wrong.";
+    assert!(report.contains(says) && !report.contains("Test images leak"));
+}
+
+#[test]
+fn planted_copies_and_wrong_labels_are_found() {
+    let (found, report) = issues(|root| {
+        std::fs::copy(root.join("train/red/03.png"), root.join("test/red/07.png")).unwrap();
+        let mut retouched = image::open(root.join("train/green/08.png")).unwrap().to_rgb8();
+        retouched.get_pixel_mut(3, 5).0[0] += 9;
+        retouched.save(root.join("test/green/02.png")).unwrap();
+        noisy(2, 999).save(root.join("train/red/11.png")).unwrap();
+    });
+    let leaks = found["leaks"].as_array().unwrap();
+    let pair = |i: usize| [&leaks[i]["test"], &leaks[i]["train"]].map(|v| v.as_str().unwrap().to_string());
+    assert_eq!((found["leaked"].as_u64(), leaks.len()), (Some(2), 2), "{found}");
+    assert_eq!(
+        (pair(0), &leaks[0]["equal"]),
+        (["test/red/07.png", "train/red/03.png"].map(String::from), &true.into())
+    );
+    assert_eq!((pair(1)[0].as_str(), pair(1)[1].as_str()), ("test/green/02.png", "train/green/08.png"));
+    let wrong = found["wrong_labels"].as_array().unwrap();
+    assert_eq!((found["wrong"].as_u64(), wrong.len()), (Some(1), 1), "{found}");
+    assert_eq!((&wrong[0]["class"], &wrong[0]["neighbors"]), (&"red".into(), &"blue".into()));
+    assert!(wrong[0]["image"].as_str().unwrap().ends_with("red/11.png"), "{found}");
+    for part in [
+        "✗ Test images leak: 2 of 30 test images have a near-duplicate in the training split",
+        "<h2>Near-duplicates across the splits",
+        "<h2>Likely wrong labels",
+        "Pairs of near-duplicates",
+        "<td>train&#x2f;red&#x2f;11.png</td>",
+    ] {
+        assert!(report.contains(part), "no {part:?}");
+    }
 }
 
 #[test]

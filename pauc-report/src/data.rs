@@ -1,5 +1,6 @@
 //! Reads the folder of a run.
 
+use crate::data_issues::{self, DataIssues};
 use crate::events::{
     Change, Clustering, End, Event, Gradients, Health, Log, Metric, Phase, Probe, Stages, Step, Subject,
     Warning,
@@ -44,6 +45,12 @@ pub struct ReportData {
     pub prototypes: Option<Prototypes>,
     /// `figures/prototypes.png`, if it exists.
     pub sheet: Option<Vec<u8>>,
+    /// Leaked images and likely wrong labels, if they were searched for.
+    pub data_issues: Option<DataIssues>,
+    /// Pictures of the leaked images, if there are any.
+    pub leaks_sheet: Option<Vec<u8>>,
+    /// Pictures of the images with likely wrong labels, if there are any.
+    pub labels_sheet: Option<Vec<u8>>,
     /// What the run knew when a value became NaN or infinite, if that happened.
     pub postmortem: Option<Postmortem>,
     /// Pictures of the samples that the postmortem names.
@@ -127,7 +134,7 @@ impl ReportData {
     /// Reads the folder of a run. `metrics.jsonl` is required.
     ///
     /// # Errors
-    /// If a file cannot be read, or `run.json`, `postmortem.json` or `figures/embedding.json` is damaged.
+    /// If a file cannot be read, or `run.json`, `postmortem.json`, or a `.json` file in `figures` is damaged.
     pub fn read(run_dir: &Path) -> Result<Self> {
         let metrics = run_dir.join("metrics.jsonl");
         if !metrics.exists() {
@@ -140,6 +147,9 @@ impl ReportData {
         data.embedding = json(&run_dir.join("figures/embedding.json"))?;
         data.prototypes = json(&run_dir.join("figures/prototypes.json"))?;
         data.sheet = bytes(&run_dir.join("figures/prototypes.png"))?;
+        data.data_issues = json(&run_dir.join(data_issues::FILE))?;
+        data.leaks_sheet = bytes(&run_dir.join(data_issues::LEAKS_SHEET))?;
+        data.labels_sheet = bytes(&run_dir.join(data_issues::LABELS_SHEET))?;
         data.postmortem = Postmortem::read(run_dir)?;
         if let Some(postmortem) = &data.postmortem {
             data.sample_pictures = read_pictures(postmortem, run_dir)?;

@@ -17,6 +17,10 @@ pub enum Section {
     Clustering,
     /// The embeddings in two dimensions.
     Embedding,
+    /// Test images that are in the training split.
+    Leaks,
+    /// Labels that are likely wrong.
+    Labels,
 }
 
 impl Section {
@@ -30,6 +34,8 @@ impl Section {
             Section::Coagulation => "Coagulation",
             Section::Clustering => "Clustering",
             Section::Embedding => "Embeddings",
+            Section::Leaks => "Near-duplicates across the splits",
+            Section::Labels => "Likely wrong labels",
         }
     }
 }

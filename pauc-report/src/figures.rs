@@ -1,6 +1,7 @@
 //! The figures of a run.
 
 use crate::data::{Embedding, PrototypeLevel, ReportData};
+use crate::data_issues;
 use crate::events::{ClusterLevel, Metric, Subject, Term};
 use crate::figure::{Figure, Section};
 use crate::picture;
@@ -38,6 +39,7 @@ pub fn all(data: &ReportData) -> Vec<Figure> {
     if let Some(embedding) = &data.embedding {
         figures.extend(pictures(embedding));
     }
+    figures.extend(data_issues::figures(data));
     figures
 }
 

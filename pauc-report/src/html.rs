@@ -2,6 +2,7 @@
 
 use crate::axis::significant;
 use crate::data::ReportData;
+use crate::data_issues;
 use crate::events::{Metric, Status, Subject};
 use crate::figure::Section;
 use crate::figures;
@@ -24,9 +25,9 @@ struct VerdictRow {
 }
 
 #[derive(Serialize)]
-struct Table {
-    head: Vec<String>,
-    rows: Vec<Vec<String>>,
+pub(crate) struct Table {
+    pub head: Vec<String>,
+    pub rows: Vec<Vec<String>>,
 }
 
 /// A table of nearest-neighbor accuracies over settings, for one distance and space.
@@ -71,6 +72,7 @@ pub fn render(data: &ReportData) -> Result<String> {
             conditions => conditions(data).iter().map(|c| (&c.sentence, c.well)).collect::<Vec<_>>(),
             sentences => verdicts.iter().filter_map(Verdict::sentence).collect::<Vec<_>>(),
             verdicts => verdicts.iter().map(verdict_row).collect::<Vec<_>>(),
+            data_note => data_issues::note(data),
             postmortem => page::view(data),
             warnings => warnings(data),
             changes => data.changes.iter().map(|c| (c.step, &c.text)).collect::<Vec<_>>(),
@@ -102,6 +104,7 @@ pub(crate) fn templates() -> Environment<'static> {
 pub(crate) fn conditions(data: &ReportData) -> Vec<Condition> {
     let mut all = verdict::conditions(data);
     all.retain(|c| !c.well || !page::is_the_end(data));
+    all.extend(data_issues::condition(data));
     all
 }
 
@@ -236,6 +239,16 @@ fn sections(data: &ReportData) -> Vec<SectionView> {
     ];
     let (title, note) = embedding_title(data);
     sections.push(SectionView { title, wide: true, ..view(Section::Embedding, &note) });
+    if let Some(found) = &data.data_issues {
+        let lists = [
+            (Section::Leaks, data_issues::leaks(found)),
+            (Section::Labels, data_issues::wrong_labels(found)),
+        ];
+        for (section, list) in lists {
+            let Some((table, note)) = list else { continue };
+            sections.push(SectionView { table: Some(table), ..view(section, &note) });
+        }
+    }
     sections.retain(|s| !s.figures.is_empty() || s.table.is_some());
     sections
 }

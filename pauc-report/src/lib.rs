@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`events`] | the types of `metrics.jsonl`, shared with its writer |
 //! | [`data`] | reads the folder of a run into [`ReportData`] |
+//! | [`data_issues`] | leaked images and likely wrong labels |
 //! | [`figures`] | the figures of a run |
 //! | [`plot`], [`scatter`], [`axis`] | charts and scatter plots as SVG, and the numbers at their axes |
 //! | [`narrate`] | events as lines of text |
@@ -26,6 +27,7 @@
 pub mod atlas;
 pub mod axis;
 pub mod data;
+pub mod data_issues;
 pub mod events;
 pub mod figure;
 pub mod figures;
@@ -50,8 +52,8 @@ use std::path::{Path, PathBuf};
 /// Writes `report.html` into the folder of a run and returns its path.
 ///
 /// Reads `metrics.jsonl`, which is required, and if they exist `run.json`, `recipe.resolved.ron`,
-/// `figures/embedding.json`, `figures/prototypes.json`, `figures/prototypes.png` and `postmortem.json` with its
-/// pictures.
+/// `figures/embedding.json`, `figures/prototypes.json`, `figures/prototypes.png`, `figures/data-issues.json` with its
+/// pictures, and `postmortem.json` with its pictures.
 ///
 /// # Errors
 /// If a file cannot be read or written, or `run.json`, `postmortem.json` or `figures/embedding.json` is damaged.

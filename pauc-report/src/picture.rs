@@ -6,29 +6,35 @@ use crate::plot::text;
 
 /// Returns the contact sheet of prototypes as a figure; `None` if the file is not a PNG.
 pub fn contact_sheet(png: &[u8], prototypes: &Prototypes) -> Option<Figure> {
+    let note = format!(
+        "{} of {} prototypes, one per row, by size; nearest image first",
+        prototypes.shown.len(),
+        prototypes.shown_of
+    );
+    let svg = sheet(png, "Images nearest to prototypes", &note)?;
+    Some(Figure { name: "prototypes-nearest".into(), section: Section::Clustering, svg })
+}
+
+/// Returns the SVG text of a sheet of pictures; `None` if the file is not a PNG.
+pub(crate) fn sheet(png: &[u8], title: &str, note: &str) -> Option<String> {
     let (width, height) = size(png)?;
     const WIDTH: f64 = 400.0;
     // The sheet is scaled to the width of a figure, without smoothing.
     let tall = WIDTH * height as f64 / width.max(1) as f64;
-    let (title, top) = ("Images nearest to prototypes", 42.0);
+    let top = 42.0;
     let mut svg = format!(
         "<svg class=\"plot\" viewBox=\"0 0 {WIDTH} {:.0}\" role=\"img\" aria-label=\"{title}\" \
          xmlns=\"http://www.w3.org/2000/svg\" font-family=\"system-ui,sans-serif\"><title>{title}</title>",
         top + tall
     );
     text(&mut svg, (2.0, 14.0), "title", title);
-    let note = format!(
-        "{} of {} prototypes, one per row, by size; nearest image first",
-        prototypes.shown.len(),
-        prototypes.shown_of
-    );
-    text(&mut svg, (2.0, 32.0), "unit", &note);
+    text(&mut svg, (2.0, 32.0), "unit", note);
     svg.push_str(&format!(
         "<image y=\"{top}\" width=\"{WIDTH}\" height=\"{tall:.1}\" style=\"image-rendering:pixelated\" \
          href=\"data:image/png;base64,{}\"/></svg>",
         base64(png)
     ));
-    Some(Figure { name: "prototypes-nearest".into(), section: Section::Clustering, svg })
+    Some(svg)
 }
 
 /// Returns a PNG file as a data URI; `None` if it is not one.

@@ -11,7 +11,8 @@
 //! [`queue`] and [`evaluate`] are parts of the loop. [`term`] and [`mod@cluster`] run one component on the
 //! tensors in a file. [`mod@compare`] compares runs, [`side_by_side`] reads them for one page,
 //! [`reproduce`] compares a run with stored metrics,
-//! [`suggest`] writes a recipe for a dataset, [`sweep`] plans many runs of one recipe. [`saved_run`] opens an existing run, [`rebuild`] repairs what describes it, [`data_identity`] tells
+//! [`suggest`] writes a recipe for a dataset, [`sweep`] plans many runs of one recipe. [`saved_run`] opens an existing run, [`rebuild`] repairs what describes it, [`data_issues`] looks for
+//! leaked images and wrong labels, [`data_identity`] tells
 //! whether its data changed, and [`mod@embed`] writes its
 //! embeddings of images. [`atlas`] draws a map of them.
 //!
@@ -30,6 +31,7 @@ pub mod cluster;
 pub mod codes;
 pub mod compare;
 pub mod data_identity;
+pub mod data_issues;
 pub mod diagnostic;
 mod e_step;
 pub mod embed;

@@ -1,5 +1,6 @@
 //! A whole run: folder, trainer, log, report, summary.
 
+use crate::data_issues;
 use crate::lock::Holder;
 use crate::log_sinks::LogSinks;
 use crate::observer::{Observer, Progress};
@@ -303,7 +304,11 @@ fn figures<D: NetworkDevice>(
     let step = trainer.step();
     let drawn = stop::within(watch.stop_flag(), || {
         let state = trainer.state_mut();
-        [picture::embedding(plan, state, dir), picture::prototypes(plan, state, dir)]
+        [
+            picture::embedding(plan, state, dir),
+            picture::prototypes(plan, state, dir),
+            data_issues::write(plan, state, dir),
+        ]
     });
     for figure in drawn {
         match figure {

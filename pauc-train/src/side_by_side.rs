@@ -4,7 +4,7 @@ use crate::compare::{self, Beside, Group};
 use crate::statistics::Spread;
 use pauc_report::ReportData;
 use pauc_report::side_by_side::{Mean, Recipe, RecipeChange, Side, SideBySide};
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, progress};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +22,12 @@ pub fn read(folders: &[PathBuf]) -> Result<SideBySide> {
         return Err(Error::config(format!("{}: not a run (no metrics.jsonl)", lacking.display())));
     }
     let groups = compare::groups(folders)?;
-    let runs = paths.iter().map(|path| side(path, &groups)).collect::<Result<_>>()?;
+    let task = progress::task("reading runs", paths.len() as u64);
+    let mut runs = Vec::new();
+    for path in &paths {
+        runs.push(side(path, &groups)?);
+        task.advance(1);
+    }
     let beside = compare::against_first(&groups);
     let recipe = |(i, group): (usize, &Group)| recipe(group, i.checked_sub(1).map(|i| &beside[i]));
     Ok(SideBySide { runs, recipes: groups.iter().enumerate().map(recipe).collect() })

@@ -142,7 +142,15 @@ fn mean_text(m: &Mean, kind: MetricKind) -> String {
     let n = m.n;
     match (is_fraction(kind) && m.mean.is_finite(), m.sd.is_finite()) {
         (true, true) => format!("{:.2} ± {:.2} % ({n})", 100.0 * m.mean, 100.0 * m.sd),
-        (false, true) => format!("{} ± {} ({n})", significant(m.mean), significant(m.sd)),
+        (false, true) => {
+            let mean = significant(m.mean);
+            // As many decimals as the mean has.
+            let sd = match mean.split_once('.') {
+                Some((_, decimals)) if !mean.contains('e') => format!("{:.*}", decimals.len(), m.sd),
+                _ => significant(m.sd),
+            };
+            format!("{mean} ± {sd} ({n})")
+        }
         (_, false) => format!("{} ({n})", in_units(m.mean, kind)),
     }
 }
@@ -180,7 +188,7 @@ mod tests {
         assert_eq!(difference(f64::NAN, quantity), (NONE.into(), ""));
         let mean = |n, sd| Mean { n, mean: 0.5, sd, paired: None };
         assert_eq!(mean_text(&mean(3, 0.01), accuracy), "50.00 ± 1.00 % (3)");
-        assert_eq!(mean_text(&mean(3, 0.01), quantity), "0.5000 ± 0.01000 (3)");
+        assert_eq!(mean_text(&mean(3, 0.01), quantity), "0.5000 ± 0.0100 (3)");
         assert_eq!(mean_text(&mean(1, f64::NAN), accuracy), "50.00 % (1)");
     }
 }
