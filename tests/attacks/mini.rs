@@ -76,6 +76,11 @@ pub fn files(out: &Path) -> Files {
     all.map(|path| (path.strip_prefix(out).unwrap().display().to_string(), content(&path))).collect()
 }
 
+/// Leaves out the checkpoints of single steps: a process that is asked to stop saves one more than others.
+pub fn without_steps(files: &Files) -> Files {
+    files.clone().into_iter().filter(|(name, _)| !name.contains("checkpoints/step-")).collect()
+}
+
 /// Says which file below `out` is damaged or cut off. Temporary files are not looked at.
 pub fn damage(out: &Path) -> Option<String> {
     paths(out).iter().find_map(|path| wrong(path).map(|wrong| format!("{}: {wrong}", path.display())))

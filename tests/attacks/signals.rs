@@ -59,9 +59,7 @@ fn interrupt(stage: &Stage, n: usize, signal: Signal, wanted: &Files) -> Result<
         return Err(format!("and then code {}: {}", again.code, again.stderr));
     }
     // The interrupted process has saved one more checkpoint than the undisturbed one.
-    let others = |files: &Files| -> Files {
-        files.clone().into_iter().filter(|(name, _)| !name.contains("checkpoints/step-")).collect()
-    };
+    let others = mini::without_steps;
     difference(&others(wanted), &others(&mini::files(&out))).map_or(Ok(output.code), Err)
 }
 

@@ -150,8 +150,10 @@ impl AtlasArgs {
     /// Lets the report of the run link to an atlas in its folder.
     fn link(&self, out: &Path) -> Result<ExitCode, Failure> {
         if *out == self.input.join(ATLAS) && self.input.join("metrics.jsonl").is_file() {
+            let report = self.input.join("report.html");
+            atomic::remove_leftovers(&report);
             let written = pauc::report::write_report_of(&ReportData::read(&self.input)?, &self.input);
-            written.map_err(|e| Failure::of_output(e, &self.input.join("report.html")))?;
+            written.map_err(|e| Failure::of_output(e, &report))?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -1,6 +1,6 @@
 //! Several runs on one page: their curves over each other, and tables of their differences.
 //!
-//! [`overlay`] draws the curves, [`tables`] compares the metrics, this module is the page.
+//! `overlay` draws the curves, `tables` compares the metrics, and this module is the page.
 
 mod overlay;
 mod tables;
