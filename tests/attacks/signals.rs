@@ -1,7 +1,7 @@
 //! Signals in every phase of a run: it saves a checkpoint and ends with exit code 130, and `resume` gives the bits and
 //! the events of the undisturbed run.
 
-use crate::common::{Running, events, only_run, pauc};
+use crate::common::{self, Running, events, only_run, pauc};
 use crate::faults::{counted, draw, library, whole};
 use crate::scenes::{self, Files, Stage, difference};
 use crate::{mini, share, wrong_cases};
@@ -246,7 +246,7 @@ fn hanging(folder: &Path, arguments: &[&str], stdin: Stdio) -> Running {
     let images = data.join("x.npy");
     std::fs::write(&images, pauc_testing::npy::file("|u1", false, "(60, 12, 12)", &[7; 60 * 144])).unwrap();
     let log = folder.join("operations");
-    let mut program = Command::new(env!("CARGO_BIN_EXE_pauc-cli"));
+    let mut program = common::program();
     program.args(mini::run(&folder.join("runs")));
     program.args(["--set", &format!("data=Npy(images: {images:?})"), "--set", "probes=[]", "--set", KEEP]);
     program.args(arguments).stdin(stdin);

@@ -44,13 +44,25 @@ pub fn pauc_with<S: AsRef<std::ffi::OsStr>>(
 /// How long a test waits for an event before it fails; a busy machine is slow.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
+/// Returns `pauc-cli` as a command. Signals have their default actions: a process in the background ignores some, and
+/// so would all that it starts.
+pub fn program() -> Command {
+    let path = env!("CARGO_BIN_EXE_pauc-cli");
+    if !cfg!(target_os = "linux") {
+        return Command::new(path);
+    }
+    let mut program = Command::new("env");
+    program.args(["--default-signal", path]);
+    program
+}
+
 /// A running `pauc-cli`. It is killed at the end of the test, if not before.
 pub struct Running(pub Child);
 
 impl Running {
     /// Starts `pauc-cli` in the project's root.
     pub fn start<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
-        let mut program = Command::new(env!("CARGO_BIN_EXE_pauc-cli"));
+        let mut program = program();
         program.args(args);
         Self::of(program)
     }
