@@ -28,8 +28,9 @@ const LEAST_COSINE: f32 = 0.98;
 /// does not make the run read every image many times.
 const COMPARED: usize = 4096;
 /// The mean difference of the pixels of near-duplicates, in mean absolute deviations of the image from its mean.
-/// Another compression or a small change of brightness stays below it, another image of the same class does not.
-const DIFFERENCE: f64 = 0.1;
+/// JPEG at quality 75 changes images of 28 pixels by up to 0.04. The most similar of 1000 × 5000 different images of
+/// clothes differ by 0.07.
+const DIFFERENCE: f64 = 0.05;
 /// The share of neighbors with the same other label from which a label is likely wrong.
 const SHARE: f64 = 0.9;
 /// The share of images with the label that most of their neighbors have, below which the neighbors say nothing about
