@@ -171,6 +171,29 @@ impl Graph {
         self.node("BatchNormalization", &inputs, &[("epsilon", Attribute::Float(epsilon))])
     }
 
+    /// Adds a LayerNorm over the last axis, with the parameters `name.weight` and `name.bias`.
+    pub fn layer_norm(&mut self, x: &Value, name: &str, epsilon: f32) -> Value {
+        let [gamma, beta] = ["weight", "bias"].map(|part| self.parameter(&format!("{name}.{part}")));
+        let attributes = [("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(epsilon))];
+        self.node("LayerNormalization", &[x, &gamma, &beta], &attributes)
+    }
+
+    /// Adds GELU, x·Φ(x), by the error function: the operator Gelu is newer than opset 17.
+    pub fn gelu(&mut self, x: &Value) -> Value {
+        let mut scalar = |value: f32| self.numbers(&[], vec![value]);
+        let (root, one, half) = (scalar(std::f32::consts::FRAC_1_SQRT_2), scalar(1.0), scalar(0.5));
+        let erf = self.node("Mul", &[x, &root], &[]);
+        let erf = self.node("Erf", &[&erf], &[]);
+        let shifted = self.node("Add", &[&erf, &one], &[]);
+        let product = self.node("Mul", &[x, &shifted], &[]);
+        self.node("Mul", &[&product, &half], &[])
+    }
+
+    /// Orders the axes anew: axis i of the result is axis `order[i]` of x.
+    pub fn transpose(&mut self, x: &Value, order: &[i64]) -> Value {
+        self.node("Transpose", &[x], &[("perm", Attribute::Ints(order.to_vec()))])
+    }
+
     /// Declares that the graph also computes the features of images of other sizes than it was made for. By
     /// default it does not.
     pub fn accept_any_size(&mut self) {

@@ -1,8 +1,7 @@
 //! The progress of long computations, which a terminal may show.
 //!
 //! A computation that may take seconds announces a [`task`] with its number of parts, and calls [`Task::advance`] as
-//! they are done. Whoever started it decides with [`within`] whether and how to show that. Without a display, a task
-//! costs nothing.
+//! they are done. The caller chooses a [`Display`] with [`within`]. Without one, a task costs nothing.
 //!
 //! The display belongs to a thread. Create the task on the thread that was asked to compute; threads that share the
 //! work may share the task.

@@ -10,21 +10,11 @@ const CHANNELS_LAST: [i64; 4] = [0, 2, 3, 1];
 /// And back.
 const CHANNELS_FIRST: [i64; 4] = [0, 3, 1, 2];
 
-fn layer_norm(graph: &mut Graph, x: &Value, name: &str) -> Value {
-    let [gamma, beta] = ["weight", "bias"].map(|part| graph.parameter(&format!("{name}.{part}")));
-    let attributes = [("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(EPSILON))];
-    graph.node("LayerNormalization", &[x, &gamma, &beta], &attributes)
-}
-
-fn transpose(graph: &mut Graph, x: &Value, order: &[i64]) -> Value {
-    graph.node("Transpose", &[x], &[("perm", Attribute::Ints(order.to_vec()))])
-}
-
 /// LayerNorm over the channels of (N, C, H, W).
 fn layer_norm_of_channels(graph: &mut Graph, x: &Value, name: &str) -> Value {
-    let x = transpose(graph, x, &CHANNELS_LAST);
-    let x = layer_norm(graph, &x, name);
-    transpose(graph, &x, &CHANNELS_FIRST)
+    let x = graph.transpose(x, &CHANNELS_LAST);
+    let x = graph.layer_norm(&x, name, EPSILON);
+    graph.transpose(&x, &CHANNELS_FIRST)
 }
 
 /// A convolution with a square kernel.
@@ -43,17 +33,6 @@ fn convolution(
         attributes.push(("group", Attribute::Int(groups as i64)));
     }
     graph.node("Conv", &[x, &weight, &bias], &attributes)
-}
-
-/// x·Φ(x) by the error function; the operator Gelu is newer than opset 17.
-fn gelu(graph: &mut Graph, x: &Value) -> Value {
-    let mut scalar = |value: f32| graph.numbers(&[], vec![value]);
-    let (root, one, half) = (scalar(std::f32::consts::FRAC_1_SQRT_2), scalar(1.0), scalar(0.5));
-    let erf = graph.node("Mul", &[x, &root], &[]);
-    let erf = graph.node("Erf", &[&erf], &[]);
-    let shifted = graph.node("Add", &[&erf, &one], &[]);
-    let product = graph.node("Mul", &[x, &shifted], &[]);
-    graph.node("Mul", &[&product, &half], &[])
 }
 
 impl Plan {
@@ -77,20 +56,20 @@ impl Plan {
         }
         let means = graph.node("GlobalAveragePool", &[&x], &[]);
         let means = graph.node("Flatten", &[&means], &[("axis", Attribute::Int(1))]);
-        layer_norm(graph, &means, "head.norm")
+        graph.layer_norm(&means, "head.norm", EPSILON)
     }
 
     fn add_block(&self, graph: &mut Graph, x: &Value, name: &str, stage: Stage) -> Value {
         let width = stage.width;
         let y = convolution(graph, x, &format!("{name}.conv_dw"), (KERNEL, 1, KERNEL / 2), width);
-        let y = transpose(graph, &y, &CHANNELS_LAST);
-        let y = layer_norm(graph, &y, &format!("{name}.norm"));
+        let y = graph.transpose(&y, &CHANNELS_LAST);
+        let y = graph.layer_norm(&y, &format!("{name}.norm"), EPSILON);
         let y = self.linear(graph, &y, &format!("{name}.mlp.fc1"), (width, stage.hidden()));
-        let y = gelu(graph, &y);
+        let y = graph.gelu(&y);
         let y = self.linear(graph, &y, &format!("{name}.mlp.fc2"), (stage.hidden(), width));
         let scale = graph.parameter(&format!("{name}.gamma"));
         let y = graph.node("Mul", &[&y, &scale], &[]);
-        let y = transpose(graph, &y, &CHANNELS_FIRST);
+        let y = graph.transpose(&y, &CHANNELS_FIRST);
         graph.node("Add", &[x, &y], &[])
     }
 
@@ -101,7 +80,7 @@ impl Plan {
             let shape = graph.integers(&[outputs as i64, inputs as i64]);
             weight = graph.node("Reshape", &[&weight, &shape], &[]);
         }
-        let weight = transpose(graph, &weight, &[1, 0]);
+        let weight = graph.transpose(&weight, &[1, 0]);
         let y = graph.node("MatMul", &[x, &weight], &[]);
         graph.node("Add", &[&y, &bias], &[])
     }

@@ -4,18 +4,6 @@ use super::{Mlp, Plan, Pool};
 use crate::encoders_plain::LAYER_NORM_EPSILON;
 use pauc_traits::graph::{Attribute, Graph, Value};
 
-/// x·Φ(x) by the error function; the operator Gelu is newer than opset 17.
-fn gelu(graph: &mut Graph, x: &Value) -> Value {
-    let scalar = |graph: &mut Graph, value: f32| graph.numbers(&[], vec![value]);
-    let (root, one, half) =
-        (scalar(graph, std::f32::consts::FRAC_1_SQRT_2), scalar(graph, 1.0), scalar(graph, 0.5));
-    let erf = graph.node("Mul", &[x, &root], &[]);
-    let erf = graph.node("Erf", &[&erf], &[]);
-    let shifted = graph.node("Add", &[&erf, &one], &[]);
-    let product = graph.node("Mul", &[x, &shifted], &[]);
-    graph.node("Mul", &[&product, &half], &[])
-}
-
 /// SiLU(a) ⊙ b of tokens (a, b), (N, T, 2·width) → (N, T, width).
 fn gated(graph: &mut Graph, x: &Value, width: usize) -> Value {
     let (gate, value) = (slice(graph, x, (0, width), 2), slice(graph, x, (width, 2 * width), 2));
@@ -27,19 +15,9 @@ fn gated(graph: &mut Graph, x: &Value, width: usize) -> Value {
 /// x·Wᵀ + b of tokens, (N, T, inputs) → (N, T, outputs).
 fn linear(graph: &mut Graph, x: &Value, name: &str) -> Value {
     let [weight, bias] = ["weight", "bias"].map(|part| graph.parameter(&format!("{name}.{part}")));
-    let weight = transpose(graph, &weight, &[1, 0]);
+    let weight = graph.transpose(&weight, &[1, 0]);
     let y = graph.node("MatMul", &[x, &weight], &[]);
     graph.node("Add", &[&y, &bias], &[])
-}
-
-fn layer_norm(graph: &mut Graph, x: &Value, name: &str) -> Value {
-    let [gamma, beta] = ["weight", "bias"].map(|part| graph.parameter(&format!("{name}.{part}")));
-    let attributes = [("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(LAYER_NORM_EPSILON as f32))];
-    graph.node("LayerNormalization", &[x, &gamma, &beta], &attributes)
-}
-
-fn transpose(graph: &mut Graph, x: &Value, order: &[i64]) -> Value {
-    graph.node("Transpose", &[x], &[("perm", Attribute::Ints(order.to_vec()))])
 }
 
 fn reshape(graph: &mut Graph, x: &Value, shape: &[i64]) -> Value {
@@ -78,7 +56,7 @@ impl Plan {
         match self.pool {
             Pool::Class => {
                 let x = slice(graph, &x, (0, 1), 1);
-                let x = layer_norm(graph, &x, "norm");
+                let x = graph.layer_norm(&x, "norm", LAYER_NORM_EPSILON as f32);
                 graph.node("Flatten", &[&x], &[("axis", Attribute::Int(1))])
             }
             Pool::Mean => {
@@ -87,7 +65,7 @@ impl Plan {
                 }
                 let over_tokens = [("axes", Attribute::Ints(vec![1])), ("keepdims", Attribute::Int(0))];
                 let x = graph.node("ReduceMean", &[&x], &over_tokens);
-                layer_norm(graph, &x, "fc_norm")
+                graph.layer_norm(&x, "fc_norm", LAYER_NORM_EPSILON as f32)
             }
         }
     }
@@ -100,7 +78,7 @@ impl Plan {
         let window = [("kernel_shape", side(self.patch)), ("strides", side(self.patch))];
         let x = graph.node("Conv", &[images, &weight, &bias], &window);
         let x = reshape(graph, &x, &[0, self.width as i64, -1]);
-        let mut x = transpose(graph, &x, &[0, 2, 1]);
+        let mut x = graph.transpose(&x, &[0, 2, 1]);
         if !self.prefix_positions {
             x = add_positions(graph, &x);
         }
@@ -128,14 +106,14 @@ impl Plan {
     }
 
     fn add_block(&self, graph: &mut Graph, x: &Value, name: &str) -> Value {
-        let normed = layer_norm(graph, x, &format!("{name}.norm1"));
+        let normed = graph.layer_norm(x, &format!("{name}.norm1"), LAYER_NORM_EPSILON as f32);
         let attended = self.add_attention(graph, &normed, &format!("{name}.attn"));
         let attended = self.add_scale(graph, attended, &format!("{name}.ls1"));
         let x = graph.node("Add", &[x, &attended], &[]);
-        let normed = layer_norm(graph, &x, &format!("{name}.norm2"));
+        let normed = graph.layer_norm(&x, &format!("{name}.norm2"), LAYER_NORM_EPSILON as f32);
         let hidden = linear(graph, &normed, &format!("{name}.mlp.fc1"));
         let hidden = match self.mlp {
-            Mlp::Gelu => gelu(graph, &hidden),
+            Mlp::Gelu => graph.gelu(&hidden),
             Mlp::SwiGlu => gated(graph, &hidden, self.hidden),
         };
         let mixed = linear(graph, &hidden, &format!("{name}.mlp.fc2"));
@@ -158,7 +136,7 @@ impl Plan {
         let mut part = |n: usize, order: &[i64]| {
             let rows = slice(graph, &qkv, (n * width, (n + 1) * width), 2);
             let rows = reshape(graph, &rows, &[0, 0, heads as i64, dim as i64]);
-            transpose(graph, &rows, order)
+            graph.transpose(&rows, order)
         };
         let (q, k, v) = (part(0, &[0, 2, 1, 3]), part(1, &[0, 2, 3, 1]), part(2, &[0, 2, 1, 3]));
         let scale = graph.numbers(&[], vec![1.0 / (dim as f32).sqrt()]);
@@ -166,7 +144,7 @@ impl Plan {
         let logits = graph.node("MatMul", &[&q, &k], &[]);
         let shares = graph.node("Softmax", &[&logits], &[("axis", Attribute::Int(-1))]);
         let mixed = graph.node("MatMul", &[&shares, &v], &[]);
-        let mixed = transpose(graph, &mixed, &[0, 2, 1, 3]);
+        let mixed = graph.transpose(&mixed, &[0, 2, 1, 3]);
         let mixed = reshape(graph, &mixed, &[0, 0, width as i64]);
         linear(graph, &mixed, &format!("{name}.proj"))
     }
