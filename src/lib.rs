@@ -27,6 +27,7 @@ pub use pauc_cluster as cluster;
 #[cfg(feature = "cuda")]
 pub use pauc_cuda as cuda;
 pub use pauc_data as data;
+pub use pauc_distributed as distributed;
 pub use pauc_kernels as kernels;
 pub use pauc_losses as losses;
 pub use pauc_models as models;

@@ -71,10 +71,11 @@ fn words_are_classified() {
 }
 
 /// The crates from the bottom up, as ARCHITECTURE.md draws them.
-const LAYERS: [&[&str]; 7] = [
+const LAYERS: [&[&str]; 8] = [
     &["pauc-kernels"],
     &["pauc-cuda"],
     &["pauc-traits"],
+    &["pauc-distributed"],
     &["pauc-models", "pauc-losses", "pauc-cluster", "pauc-data", "pauc-probes", "pauc-report"],
     &["pauc-train"],
     &["pauc"],
