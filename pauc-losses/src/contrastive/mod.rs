@@ -3,6 +3,7 @@
 mod cosine_prediction;
 mod dcl;
 mod info_nce;
+mod local_views;
 mod proto_nce;
 mod proto_scatter;
 mod self_distillation;

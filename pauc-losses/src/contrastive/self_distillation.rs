@@ -1,5 +1,6 @@
 //! Self-distillation with centering and sharpening (DINO).
 
+use super::local_views::LocalViews;
 use crate::rows;
 use dfdx::prelude::*;
 use pauc_traits::ops::{self, Matrix};
@@ -21,8 +22,11 @@ component! {
     /// starts at zero, is updated after use, and is kept in checkpoints. One thing differs from the source:
     /// the momentum branch reads the same C instead of a moving average of it. No gradient flows through P.
     ///
+    /// With `local_views: n`, views 2 to n+1 also predict: each P is predicted from all other views, and the loss is
+    /// the mean over those. These views may be smaller than the first two, as in DINO's multi-crop.
+    ///
     /// # Shapes
-    /// (B, D) views and keys, prototypes (K, D) → scalar.
+    /// 2 + `local_views` views (B, D), keys (B, D), prototypes (K, D) → scalar.
     ///
     /// # Reading
     /// The chance level is ln K. The value cannot fall below the mean entropy of P; near it, the student has
@@ -56,35 +60,47 @@ component! {
         pub centre_momentum: Option<UnitInterval> = Some(UnitInterval::lit(0.9)),
         /// How long the prototypes keep their initial values.
         pub freeze: TrainingSpan = TrainingSpan::epochs(1),
+        /// The number of further views that predict P, at most 14; the momentum branch does not see them.
+        #[added_in("0.3")]
+        pub local_views: LocalViews = LocalViews::NONE,
     }
 }
 
 impl SelfDistillation {
-    /// Returns the loss of one direction, and the mean scores of its keys.
-    fn direction<E: Scalar, D: Backend<E>>(
+    /// Returns the distribution P of a view's keys over the prototypes, and the mean scores of the keys.
+    fn targets<E: Scalar, D: Backend<E>>(
         &self,
         batch: &Batch<E, D>,
-        (query, key): (usize, usize),
+        key: usize,
         running: Option<&Matrix<E, D>>,
-    ) -> Result<(Value<E, D>, Vec<E>)> {
-        let prototypes = batch.parameter("prototypes")?;
-        let student = E::of(self.student_temperature.at(batch.clock()));
+    ) -> Result<(Matrix<E, D>, Vec<E>)> {
         let teacher = E::of(self.teacher_temperature.at(batch.clock()));
-        let constant: Matrix<E, D> = rows::stop_gradient(prototypes.with_empty_tape());
-        let scores = ops::dot_rows(batch.momentum_key(key)?, constant);
+        let prototypes: Matrix<E, D> = rows::stop_gradient(batch.parameter("prototypes")?.with_empty_tape());
+        let scores = ops::dot_rows(batch.momentum_key(key)?, prototypes);
         let shape = *scores.shape();
         let mean = scores.clone().sum::<(usize,), Axis<0>>() / E::of(shape.0 as f64);
         let current = mean.as_vec();
         let centre = running.map_or(mean, |c| c.clone().reshape_like(&(shape.1,)));
         let targets = ((scores - centre.broadcast_like::<_, Axis<0>>(&shape)) / teacher).softmax::<Axis<1>>();
-        let logits = ops::dot_rows(batch.z(query)?, prototypes) / student;
-        Ok((rows::soft_cross_entropy(logits, targets), current))
+        Ok((targets, current))
+    }
+
+    /// Returns the cross-entropy between targets and what a view predicts.
+    fn prediction<E: Scalar, D: Backend<E>>(
+        &self,
+        batch: &Batch<E, D>,
+        view: usize,
+        targets: Matrix<E, D>,
+    ) -> Result<Value<E, D>> {
+        let student = E::of(self.student_temperature.at(batch.clock()));
+        let logits = ops::dot_rows(batch.z(view)?, batch.parameter("prototypes")?) / student;
+        Ok(rows::soft_cross_entropy(logits, targets))
     }
 }
 
 impl TermInfo for SelfDistillation {
     fn needs(&self) -> Needs {
-        Needs { queries: &[0, 1], keys: &[0, 1], momentum: true, ..Needs::default() }
+        Needs { queries: self.local_views.queries(), keys: &[0, 1], momentum: true, ..Needs::default() }
     }
 
     fn chance_level(&self, _: &Facts) -> Option<f64> {
@@ -116,15 +132,21 @@ impl TermInfo for SelfDistillation {
 impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SelfDistillation {
     fn loss(&self, batch: &Batch<E, D>) -> Result<Value<E, D>> {
         let running = self.centre_momentum.map(|_| batch.remembered("centre")).transpose()?;
-        let (forth, first) = self.direction(batch, (0, 1), running.as_ref())?;
-        let (back, second) = self.direction(batch, (1, 0), running.as_ref())?;
+        let (of_second, second) = self.targets(batch, 1, running.as_ref())?;
+        let (of_first, first) = self.targets(batch, 0, running.as_ref())?;
+        let mut sum =
+            self.prediction(batch, 0, of_second.clone())? + self.prediction(batch, 1, of_first.clone())?;
+        for view in self.local_views.views() {
+            // The loss is linear in the targets, so those of both views are predicted at once.
+            sum = sum + self.prediction(batch, view, of_second.clone() + of_first.clone())?;
+        }
         if let (Some(m), Some(centre)) = (self.centre_momentum, running) {
             let m = E::of(m.get());
             let share = (E::one() - m) * E::of(0.5);
-            let new = centre.as_vec().into_iter().zip(first.into_iter().zip(second));
+            let new = centre.as_vec().into_iter().zip(second.into_iter().zip(first));
             batch.remember("centre", new.map(|(c, (a, b))| c * m + (a + b) * share).collect())?;
         }
-        Ok((forth + back) * E::of(0.5))
+        Ok(sum * E::of(self.local_views.share()))
     }
 }
 
@@ -147,6 +169,7 @@ mod tests {
 
     /// The loss in plain loops. Targets come from `fixed`, the student from `data`.
     fn naive(data: &Data, fixed: &Data, running: bool) -> f64 {
+        let views = data.views.len();
         let k = data.parameters["prototypes"].len() / data.dim;
         let softmax = |logits: Vec<f64>| {
             let sum: f64 = logits.iter().map(|v| v.exp()).sum();
@@ -157,7 +180,7 @@ mod tests {
             (0..k).map(|j| dot(&row, &c[j * data.dim..(j + 1) * data.dim])).collect()
         };
         let mut sum = 0.0;
-        for (query, key) in [(0, 1), (1, 0)] {
+        for key in [1, 0] {
             let c = &fixed.parameters["prototypes"];
             let teacher: Vec<Vec<f64>> = (0..data.rows).map(|i| scores(&fixed.keys[key], i, c)).collect();
             let mean = |j| teacher.iter().map(|r| r[j]).sum::<f64>() / data.rows as f64;
@@ -166,11 +189,13 @@ mod tests {
             for (i, t) in teacher.iter().enumerate() {
                 let p = softmax((0..k).map(|j| (t[j] - centre[j]) / 0.04).collect());
                 let c = &data.parameters["prototypes"];
-                let s = softmax(scores(&data.views[query], i, c).iter().map(|v| v / 0.1).collect());
-                sum -= (0..k).map(|j| p[j] * s[j].ln()).sum::<f64>();
+                for view in (0..views).filter(|view| *view != key) {
+                    let s = softmax(scores(&data.views[view], i, c).iter().map(|v| v / 0.1).collect());
+                    sum -= (0..k).map(|j| p[j] * s[j].ln()).sum::<f64>();
+                }
             }
         }
-        sum / (2 * data.rows) as f64
+        sum / (2 * (views - 1) * data.rows) as f64
     }
 
     #[test]
@@ -178,16 +203,26 @@ mod tests {
         for (text, running) in
             [("SelfDistillation()", true), ("SelfDistillation(centre_momentum: None)", false)]
         {
-            equals_plain_loops(text, running);
+            equals_plain_loops(text, &Data::toy(5, 4), running);
         }
     }
 
-    fn equals_plain_loops(text: &str, running: bool) {
-        let toy = Data::toy(5, 4);
-        let outcome = testing::run::<f64>(text, &toy);
-        let condition = Condition::of(text, &toy);
-        assert_within!(outcome.value, naive(&toy, &toy, running), condition.of_value(tolerance::f64));
-        testing::differences(&outcome, &toy, &condition, |moved| naive(moved, &toy, running));
+    #[test]
+    fn local_views_predict_both_distributions() {
+        let mut toy = Data::toy(5, 4);
+        toy.views.extend([Some(testing::pattern(5, 4, 1.3)), Some(testing::pattern(5, 4, 2.9))]);
+        equals_plain_loops("SelfDistillation(local_views: 2)", &toy, true);
+        equals_plain_loops("SelfDistillation(local_views: 2, centre_momentum: None)", &toy, false);
+        let info = testing::term("SelfDistillation(local_views: 2)");
+        let needs = info.info().needs();
+        assert_eq!((needs.queries, needs.keys), (&[0, 1, 2, 3][..], &[0, 1][..]));
+    }
+
+    fn equals_plain_loops(text: &str, toy: &Data, running: bool) {
+        let outcome = testing::run::<f64>(text, toy);
+        let condition = Condition::of(text, toy);
+        assert_within!(outcome.value, naive(toy, toy, running), condition.of_value(tolerance::f64));
+        testing::differences(&outcome, toy, &condition, |moved| naive(moved, toy, running));
     }
 
     #[test]

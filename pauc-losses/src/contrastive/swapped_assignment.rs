@@ -1,5 +1,6 @@
 //! Swapped prediction of online cluster codes (SwAV), and the Sinkhorn iteration that computes the codes.
 
+use super::local_views::LocalViews;
 use crate::rows::{self, Rows};
 use dfdx::prelude::*;
 use pauc_traits::ops::{self, Matrix};
@@ -8,7 +9,6 @@ use pauc_traits::{
     Backend, Batch, Clock, ContrastiveLoss, Count, Needs, Positive, Result, Scalar, Scheduled, TermInfo,
     TrainingSpan, Value, component,
 };
-use serde::{Deserialize, Serialize};
 
 component! {
     /// Predicts the cluster code of one view from the other, with learnable prototypes.
@@ -59,33 +59,7 @@ component! {
         /// How long the prototypes keep their initial values.
         pub freeze: TrainingSpan = TrainingSpan::epochs(1),
         /// The number of further views that predict codes, at most 14; they have no codes themselves.
-        pub local_views: LocalViews = LocalViews(0),
-    }
-}
-
-/// A number of views in addition to the first two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "usize", into = "usize")]
-pub struct LocalViews(usize);
-
-/// All views that the term may read.
-const VIEWS: [usize; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
-
-impl TryFrom<usize> for LocalViews {
-    type Error = String;
-    fn try_from(n: usize) -> std::result::Result<Self, String> {
-        let most = VIEWS.len() - 2;
-        if n <= most {
-            Ok(LocalViews(n))
-        } else {
-            Err(format!("must be a whole number of at most {most}, got {n}"))
-        }
-    }
-}
-
-impl From<LocalViews> for usize {
-    fn from(n: LocalViews) -> usize {
-        n.0
+        pub local_views: LocalViews = LocalViews::NONE,
     }
 }
 
@@ -132,7 +106,7 @@ impl SwappedAssignment {
 
 impl TermInfo for SwappedAssignment {
     fn needs(&self) -> Needs {
-        Needs { queries: &VIEWS[..2 + self.local_views.0], ..Needs::default() }
+        Needs { queries: self.local_views.queries(), ..Needs::default() }
     }
 
     fn chance_level(&self, _: &Facts) -> Option<f64> {
@@ -165,14 +139,13 @@ impl<E: Scalar, D: Backend<E>> ContrastiveLoss<E, D> for SwappedAssignment {
         let (codes_a, codes_b) = (self.codes(&a, epsilon)?, self.codes(&b, epsilon)?);
         let sum = rows::soft_cross_entropy(a / E::of(tau), codes_b.clone())
             + rows::soft_cross_entropy(b / E::of(tau), codes_a.clone());
-        let locals = self.local_views.0;
         let mut sum = sum;
-        for v in 2..2 + locals {
+        for v in self.local_views.views() {
             // The loss is linear in the codes, so both are predicted at once.
             let both = codes_a.clone() + codes_b.clone();
             sum = sum + rows::soft_cross_entropy(scores(v)? / E::of(tau), both);
         }
-        Ok(sum * E::of(0.5 / (1 + locals) as f64))
+        Ok(sum * E::of(self.local_views.share()))
     }
 }
 
@@ -258,7 +231,6 @@ mod tests {
         assert_within!(got, want, Condition::of(text, &toy).of_value(tolerance::f64));
         let term = testing::term("SwappedAssignment(local_views: 2)");
         assert_eq!(term.info().needs().queries, [0, 1, 2, 3]);
-        assert_eq!(LocalViews::try_from(15).unwrap_err(), "must be a whole number of at most 14, got 15");
     }
 
     #[test]
