@@ -140,8 +140,21 @@ fn verbs_in_groups(command: &clap::Command) -> String {
 }
 
 /// Reads the arguments of this process.
+///
+/// # Errors
+/// If they are wrong, or ask for the help or the version.
 pub fn parse() -> Result<Cli, clap::Error> {
-    Cli::from_arg_matches(&definition().try_get_matches()?)
+    let mut matches = Cli::command().try_get_matches();
+    // Only help needs the verbs in groups. To collect them takes longer than the rest of the start.
+    if matches.as_ref().is_err_and(shows_help) {
+        matches = definition().try_get_matches();
+    }
+    Cli::from_arg_matches(&matches?)
+}
+
+fn shows_help(error: &clap::Error) -> bool {
+    use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand};
+    matches!(error.kind(), DisplayHelp | DisplayHelpOnMissingArgumentOrSubcommand)
 }
 
 /// Changes to a recipe's values.
