@@ -139,15 +139,15 @@ impl<D: NetworkDevice> Network<D> {
         Ok(Output { features: constant, embeddings: self.projector.forward(features, pass)? })
     }
 
-    /// Returns the features of a batch, with the encoder's tape in [`Pass::Train`], for a classifier on top.
+    /// Returns the features of a batch in training, with the encoder's tape, for a classifier on top.
     ///
     /// # Shapes
     /// images (B, H, W, C) → (B, F)
     ///
     /// # Errors
-    /// As [`Network::forward`].
-    pub fn forward_features(&mut self, images: Images<D>, pass: Pass) -> Result<TapedRows<D>> {
-        self.encoder.forward(images, pass)
+    /// As [`Network::forward`], or if the draws are not those of the images.
+    pub fn forward_features(&mut self, images: Images<D>, draws: &Draws) -> Result<TapedRows<D>> {
+        self.encoder.forward_drawn(images, Pass::Train, draws)
     }
 
     /// Returns the features and embeddings of batches with different image sizes, concatenated. The projector

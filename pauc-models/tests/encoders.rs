@@ -526,6 +526,40 @@ fn depths_of_conv_next_rise_from_the_stem_to_the_head() {
     }
 }
 
+/// Checks that `depth` gives the depth of every parameter of an encoder by its name.
+fn depths_are(encoder: &str, groups: usize, depth: impl Fn(&[&str]) -> usize) {
+    let encoder = build_for(encoder, 32, 3);
+    let depths = encoder.depths().unwrap();
+    let params = encoder.parameters();
+    assert_eq!((depths.of.len(), depths.groups), (params.len(), groups));
+    for (p, got) in params.iter().zip(&depths.of) {
+        assert_eq!(*got, depth(&p.name.split('.').collect::<Vec<_>>()), "{}", p.name);
+    }
+}
+
+#[test]
+fn depths_of_convolutional_networks_count_blocks() {
+    let number = |text: &str| text.parse::<usize>().unwrap();
+    depths_are("ResNet34(stem: Small, width: 16)", 18, |name| match name {
+        ["conv1" | "bn1", _] => 0,
+        [stage, block, ..] => {
+            let before = [0, 3, 7, 13][number(stage.strip_prefix("layer").unwrap()) - 1];
+            1 + before + number(block)
+        }
+        _ => panic!("{name:?}"),
+    });
+    // Two blocks per stage.
+    depths_are("WideResNet(depth: 16, widen: 1)", 8, |name| match name {
+        ["conv1", _] => 0,
+        ["bn1", _] => 7,
+        [stage, "layer", block, ..] => 2 * number(stage.strip_prefix("block").unwrap()) - 1 + number(block),
+        _ => panic!("{name:?}"),
+    });
+    depths_are("ConvNet(channels: [16, 32, 32])", 4, |name| {
+        number(name[0].trim_start_matches(char::is_alphabetic)) - 1
+    });
+}
+
 #[test]
 fn layers_tell_shapes_costs_and_algorithms() {
     let layers = build_for("ResNet18(stem: Small)", 32, 3).layers();

@@ -2,16 +2,18 @@
 
 use crate::head::{Decay, Head};
 use crate::{Labeled, ProbeTime, Space, check, when};
-use pauc_traits::probe::{Metric, ProbeContext, RowsView, Views, When};
-use pauc_traits::{Count, NonNegative, Positive, Probe, Result, TrainingSpan, component, progress, stop};
+use pauc_traits::probe::{Metric, ProbeContext, RowsView, TuningOptions, Views, When};
+use pauc_traits::{
+    Count, DecayFactor, NonNegative, Positive, Probe, Result, TrainingSpan, component, progress, stop,
+};
 
 component! {
     /// Accuracy on the test split after fine-tuning a copy of the encoder with labels.
     ///
     /// A linear classifier is added to the features. Encoder and classifier are trained on the mean
     /// cross-entropy by stochastic gradient descent with momentum 0.9. No parameter of the encoder is frozen,
-    /// and its batch normalization uses batch statistics. The run's own network does not change. The defaults
-    /// are those of PCL: 20 epochs, batches of 256, learning rates of 0.01 for the encoder and 0.1 for the
+    /// and its batch normalization uses batch statistics. An encoder with `drop_path` skips branches as in the run.
+    /// The run's own network does not change. The defaults are those of PCL: 20 epochs, batches of 256, learning rates of 0.01 for the encoder and 0.1 for the
     /// classifier, both times 0.2 after 60 % and after 80 % of the epochs, weight decay 5e-4. With 1 % of the
     /// labels, PCL uses 1 for the classifier: `LowShot(labels: Percent1, probe: FineTune(head_lr: 1.0))`.
     /// Images are cropped and flipped as in the recipe's first view.
@@ -38,6 +40,10 @@ component! {
         pub decay: Decay = Decay::Step(Positive::lit(0.2)),
         /// λ of encoder and classifier, coupled: the decay passes through the momentum.
         pub weight_decay: NonNegative = NonNegative::lit(5e-4),
+        /// The factor between the encoder's learning rates of adjacent layers, from the last one down: MAE fine-tunes
+        /// transformers with 0.65 to 0.75.
+        #[added_in("0.3")]
+        pub layer_decay: DecayFactor = DecayFactor::lit(1.0),
         /// The views of training images: `CropFlip` as in the recipe's first view, or `Evaluation`.
         pub views: Views = Views::CropFlip,
         /// How often it runs during training, such as `Epochs(50)`; it also runs at the end.
@@ -67,7 +73,14 @@ impl Probe for FineTune {
         splits.check("FineTune", context.classes)?;
         let Labeled { train, labels, test_labels, .. } = splits;
         let epochs = self.epochs.get() as u64;
-        let mut tuning = network.tune(images, self.views, self.batch, epochs, context.seed)?;
+        let options = TuningOptions {
+            views: self.views,
+            batch: self.batch,
+            epochs,
+            layer_decay: self.layer_decay,
+            seed: context.seed,
+        };
+        let mut tuning = network.tune(images, options)?;
         let mut head = Head::new(train.cols, context.classes, context.seed);
         let task = progress::task("fine-tuning", epochs * tuning.steps_per_epoch());
         for epoch in 0..epochs {
@@ -96,8 +109,12 @@ impl Probe for FineTune {
 
 impl FineTune {
     fn name(&self) -> String {
+        let layers = match self.layer_decay.get() {
+            1.0 => String::new(),
+            decay => format!("/layers{decay}"),
+        };
         format!(
-            "finetune/e{}/b{}/{}{}/lr{}/head{}/wd{}",
+            "finetune/e{}/b{}/{}{}/lr{}/head{}/wd{}{layers}",
             self.epochs.get(),
             self.batch.get(),
             self.decay.name(),
@@ -158,14 +175,7 @@ mod tests {
         fn features(&self, _: &Arc<dyn ImageSource>, _: Views, _: u64, _: u64) -> Result<Vec<f32>> {
             unreachable!()
         }
-        fn tune(
-            &self,
-            images: &Arc<dyn ImageSource>,
-            _: Views,
-            _: Count,
-            _: u64,
-            _: u64,
-        ) -> Result<Box<dyn Tuning>> {
+        fn tune(&self, images: &Arc<dyn ImageSource>, _: TuningOptions) -> Result<Box<dyn Tuning>> {
             let (images, pixels) = (images.clone(), pixels(images));
             Ok(Box::new(ScaleTuning { w: 0.01, images, pixels, rates: RATES.with(Clone::clone) }))
         }

@@ -8,12 +8,15 @@ use pauc_models::device::NetworkDevice;
 use pauc_models::network::{Network, TapedRows, backward_with};
 use pauc_models::optimizers::Sgd;
 use pauc_traits::dataset::ImageSource;
+use pauc_traits::encoder::Draws;
 use pauc_traits::optimizer::{State, StepContext};
 use pauc_traits::param::{Param, clear_gradients};
-use pauc_traits::probe::{ProbedNetwork, Tuning, Views};
+use pauc_traits::probe::{ProbedNetwork, Tuning, TuningOptions, Views};
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::schedule::{Clock, Horizon};
-use pauc_traits::{Count, Error, LearningRate, NonNegative, Pass, Positive, Result, UnitInterval, ops};
+use pauc_traits::{
+    Count, DecayFactor, Error, LearningRate, NonNegative, Positive, Result, UnitInterval, ops,
+};
 use rand::RngCore;
 use std::sync::Arc;
 
@@ -70,23 +73,18 @@ impl<D: NetworkDevice> ProbedNetwork for LentNetwork<'_, D> {
         Ok(evaluate::embed_epoch(&mut network, self.view(views)?, images, apart(seed), epoch)?.features)
     }
 
-    fn tune(
-        &self,
-        images: &Arc<dyn ImageSource>,
-        views: Views,
-        batch: Count,
-        epochs: u64,
-        seed: u64,
-    ) -> Result<Box<dyn Tuning>> {
+    fn tune(&self, images: &Arc<dyn ImageSource>, options: TuningOptions) -> Result<Box<dyn Tuning>> {
         let network = self.network.duplicate()?;
         let params = network.encoder_parameters();
         params.iter().for_each(|p| p.set_frozen(false));
-        let batch = Count::try_from(batch.get().min(images.len()))
+        set_layer_rates(&network, &params, options.layer_decay)?;
+        let batch = Count::try_from(options.batch.get().min(images.len()))
             .map_err(|_| Error::config("fine-tuning: no images"))?;
-        let options = loader_options::<D>(LoaderOptions::training(batch, apart(seed)));
-        let loader = Loader::new(images.clone(), self.view(views)?.clone(), options)?;
+        let seed = apart(options.seed);
+        let loading = loader_options::<D>(LoaderOptions::training(batch, seed));
+        let loader = Loader::new(images.clone(), self.view(options.views)?.clone(), loading)?;
         let steps_per_epoch = loader.steps_per_epoch();
-        let total_steps = epochs * steps_per_epoch;
+        let total_steps = options.epochs * steps_per_epoch;
         let state = D::optimizer(&sgd(0.0)).start(self.device, &params)?;
         Ok(Box::new(FineTuned {
             device: self.device.clone(),
@@ -94,11 +92,30 @@ impl<D: NetworkDevice> ProbedNetwork for LentNetwork<'_, D> {
             evaluation: self.evaluation.clone(),
             clock: Clock { step: 0, horizon: Horizon { steps_per_epoch, total_steps } },
             pending: None,
+            seed,
             network,
             params,
             state,
         }))
     }
+}
+
+/// Makes the learning rates of the encoder's parameters fall from the last layer to the first.
+fn set_layer_rates<D: NetworkDevice>(
+    network: &Network<D>,
+    params: &[Param<D>],
+    decay: DecayFactor,
+) -> Result<()> {
+    if decay.get() == 1.0 {
+        return Ok(());
+    }
+    let depths = network.encoder_depths().ok_or_else(|| {
+        Error::config(
+            "fine-tuning: `layer_decay`: the encoder does not say how deep its layers are; remove it",
+        )
+    })?;
+    params.iter().zip(depths.factors(decay.get())).for_each(|(p, factor)| p.set_lr_scale(factor));
+    Ok(())
 }
 
 /// Returns PyTorch's SGD with momentum 0.9; the learning rate is given at each step.
@@ -118,6 +135,7 @@ struct FineTuned<D: NetworkDevice> {
     batches: Batches,
     evaluation: ViewPipeline,
     clock: Clock,
+    seed: u64,
     /// The features of the last batch, with their tape.
     pending: Option<TapedRows<D>>,
 }
@@ -138,7 +156,9 @@ impl<D: NetworkDevice> Tuning for FineTuned<D> {
             return Err(Error::config("fine-tuning: a batch has no view"));
         };
         let images = self.device.images(&[pixels], 0..pixels.len(), shape)?;
-        let rows = self.network.forward_features(images, Pass::Train)?;
+        let of_first_view = batch.ids.iter().map(|id| (*id, 0)).collect();
+        let draws = Draws { seed: self.seed, step: self.clock.step, images: of_first_view };
+        let rows = self.network.forward_features(images, &draws)?;
         let features = ops::to_host(&rows)?;
         self.pending = Some(rows);
         Ok((batch.ids, features))

@@ -89,6 +89,26 @@ fn the_run_is_unaffected_and_the_copy_learns() {
 }
 
 #[test]
+fn fine_tuning_lowers_the_rates_of_early_layers_of_encoders_with_an_order() {
+    let probe = |decay: &str| {
+        format!("FineTune(lr: 0.05, head_lr: 0.5, epochs: 2, batch: 40, views: Evaluation{decay})")
+    };
+    let probes =
+        format!("probes=[{}, {}, {}]", probe(""), probe(", layer_decay: 0.5"), probe(", layer_decay: 1e-9"));
+    let convolutions = "encoder=ConvNet(channels: [16, 16])";
+    let (log, _) = train(&[&probes, convolutions, "frozen=[]"]);
+    let name = "finetune/e2/b40/step0.2/lr0.05/head0.5/wd0.0005";
+    let value = |suffix: &str| log.0[&(Subject::Trained, 12, format!("{name}{suffix}"))];
+    let (all, half, last) = (value(""), value("/layers0.5"), value("/layers0.000000001"));
+    // With equal rates, or none at all, two of them would be equal.
+    assert!(all != half && half != last, "{all} {half} {last}");
+
+    // A perceptron's layers have no order: the run continues without this probe.
+    let (log, _) = train(&[&format!("probes=[{}]", probe(", layer_decay: 0.5"))]);
+    assert!(!log.0.keys().any(|(_, _, name)| name.starts_with("finetune")), "{:?}", log.0.keys());
+}
+
+#[test]
 fn probes_that_cannot_work_are_refused_before_the_run() {
     for (probe, says) in [
         ("LinearSgd(views: CropFlip, space: Embeddings)", "leave `space` out"),

@@ -2,7 +2,7 @@
 
 use crate::dataset::{ImageSource, Splits};
 use crate::registry::Component;
-use crate::{Clustering, Count, Result, TrainingSpan};
+use crate::{Clustering, Count, DecayFactor, Result, TrainingSpan};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
@@ -296,15 +296,26 @@ pub trait ProbedNetwork {
     /// of an epoch is left out.
     ///
     /// # Errors
-    /// The errors of [`ProbedNetwork::features`].
-    fn tune(
-        &self,
-        images: &Arc<dyn ImageSource>,
-        views: Views,
-        batch: Count,
-        epochs: u64,
-        seed: u64,
-    ) -> Result<Box<dyn Tuning>>;
+    /// The errors of [`ProbedNetwork::features`], or if there is a `layer_decay` and the encoder does not say how deep
+    /// its layers are.
+    fn tune(&self, images: &Arc<dyn ImageSource>, options: TuningOptions) -> Result<Box<dyn Tuning>>;
+}
+
+/// How a copy of the encoder is trained.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TuningOptions {
+    /// The views of the images.
+    pub views: Views,
+    /// The number of images in a batch.
+    pub batch: Count,
+    /// Passes through all images.
+    pub epochs: u64,
+    /// The factor between the learning rates of adjacent layers; see [`LayerDepths`].
+    ///
+    /// [`LayerDepths`]: crate::encoder::LayerDepths
+    pub layer_decay: DecayFactor,
+    /// The seed of the views, the order and the encoder's random decisions.
+    pub seed: u64,
 }
 
 impl std::fmt::Debug for dyn ProbedNetwork + '_ {

@@ -9,7 +9,7 @@ use dfdx::prelude::{Cuda, HasShape, PutTape, Tape as _};
 use pauc_cuda::Context;
 use pauc_cuda::tensor::{self, Contiguous};
 use pauc_traits::cuda::OnDevice;
-use pauc_traits::encoder::{BuildOptions, DeviceOptions, Images, Layer};
+use pauc_traits::encoder::{BuildOptions, DeviceOptions, Images, Layer, LayerDepths};
 use pauc_traits::{Encoder, ImageShape, Param, Pass, Result, Taped};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -88,6 +88,10 @@ impl Encoder<Cuda> for Network {
 
     fn parameters(&self) -> Vec<Param<Cuda>> {
         self.state.parameters.clone()
+    }
+
+    fn depths(&self) -> Option<LayerDepths> {
+        Some(self.plan.depths())
     }
 
     fn statistics(&self) -> Vec<Param<Cuda>> {

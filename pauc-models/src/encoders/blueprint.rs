@@ -3,7 +3,7 @@
 use crate::batch_moments::EPSILON;
 use pauc_kernels::conv::Geometry;
 use pauc_kernels::pool::{self, CellMean};
-use pauc_traits::encoder::Layer;
+use pauc_traits::encoder::{Layer, LayerDepths};
 use pauc_traits::graph::{self, Attribute, Graph};
 use pauc_traits::param::Role;
 use pauc_traits::rng::{self, Purpose};
@@ -445,6 +445,25 @@ impl Blueprint {
         all
     }
 
+    /// Returns the depth of each of [`Blueprint::parameters`]: 0 for the first convolution, then one more per residual
+    /// block, or per convolution of a network without blocks. Shortcuts are as deep as their block.
+    pub fn depths(&self) -> LayerDepths {
+        let mut blocks: Vec<&str> = self.layers.iter().map(|l| block(&l.name)).collect();
+        blocks.dedup();
+        let depth_of = |name: &str| blocks.iter().position(|b| *b == block(name));
+        let (mut of, mut own) = (Vec::new(), 0);
+        for (i, layer) in self.layers.iter().enumerate() {
+            own = depth_of(&layer.name).unwrap_or(own);
+            of.push(own);
+            let Some(norm) = &layer.norm else { continue };
+            // A pre-activated network normalizes before a block, and once more after the last.
+            let is_after_all = self.is_pre_activated() && i + 1 == self.layers.len();
+            let depth = if is_after_all { blocks.len() } else { depth_of(norm).unwrap_or(own) };
+            of.extend([depth; 2]);
+        }
+        LayerDepths { of, groups: blocks.len() + 1 }
+    }
+
     /// Returns the initial running statistics: mean 0, variance 1.
     pub fn statistics(&self) -> Vec<Initial> {
         let pair = |(norm, n): (&String, usize)| {
@@ -573,6 +592,13 @@ impl Blueprint {
 fn window(kernel: usize, stride: usize, padding: usize) -> [(&'static str, Attribute); 3] {
     let ints = |n: usize, times| Attribute::Ints(vec![n as i64; times]);
     [("kernel_shape", ints(kernel, 2)), ("strides", ints(stride, 2)), ("pads", ints(padding, 4))]
+}
+
+/// Returns the block that a layer belongs to, such as `layer1.0` for `layer1.0.conv2`; a layer outside of blocks is
+/// its own.
+fn block(layer: &str) -> &str {
+    let ends = [".conv", ".bn", ".downsample"].map(|part| layer.find(part));
+    ends.into_iter().flatten().min().map_or(layer, |end| &layer[..end])
 }
 
 #[cfg(test)]

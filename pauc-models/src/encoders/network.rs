@@ -7,7 +7,7 @@ use dfdx::prelude::{Cpu, HasShape, PutTape, Tape as _, TensorFromVec};
 use pauc_kernels::conv::Algorithm;
 use pauc_kernels::simd::{CHANNELS, Simd};
 use pauc_kernels::threads::awake;
-use pauc_traits::encoder::{Images, Layer};
+use pauc_traits::encoder::{Images, Layer, LayerDepths};
 use pauc_traits::{Encoder, Error, Param, Pass, Result, Taped};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -122,6 +122,10 @@ impl Encoder<Cpu> for Network {
 
     fn parameters(&self) -> Vec<Param<Cpu>> {
         self.state.parameters.clone()
+    }
+
+    fn depths(&self) -> Option<LayerDepths> {
+        Some(self.plan.depths())
     }
 
     fn statistics(&self) -> Vec<Param<Cpu>> {
