@@ -291,6 +291,12 @@ fn combinations_that_do_not_fit() {
     warned(&[("    queue", "    predictor: Mlp(dims: [4, 8]),\n    queue")], "E0216", &["no term reads"]);
     refused("batch: 16", "batch: 16, micro_batch: 17", "E0217", &["recipe.ron:14:", "at most 16"]);
     // Accumulated batches do not make a larger batch; `lr_scale` of unknown parts.
+    let says = ["recipe.ron:14:", "6 shards are not a power of two", "`shards: 4`"];
+    refused("batch: 16", "batch: 16, shards: 6", "E0227", &says);
+    let says = ["recipe.ron:14:", "32 shards of equal size do not make a batch of 24", "`shards: 8`"];
+    refused("batch: 16", "batch: 24, shards: 32", "E0227", &says);
+    let says = ["recipe.ron:14:", "a micro-batch of 5 is larger than a shard of 4 images", "at most 4"];
+    refused("batch: 16", "batch: 16, shards: 4, micro_batch: 5", "E0217", &says);
     let says = ["recipe.ron:14:", "2 accumulated batches of 16", "`batch: 32, micro_batch: 16`"];
     warned(&[("batch: 16", "batch: 16, accumulate: 2")], "E0219", &says);
     refused("batch: 16", "batch: 16, accumulate: 5", "E0207", &["recipe.ron:14:", "make it at most"]);

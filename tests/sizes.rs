@@ -188,6 +188,7 @@ fn sizes_that_training_could_not_work_with() {
     let normed = "projector=Mlp(dims: [8, 8], batch_norm: true)";
     refused(&["train.batch=1", normed], "E0217", "at least 2 images at a time");
     refused(&["train.micro_batch=1", normed], "E0217", "at least 2 images at a time");
+    refused(&["train.batch=16", "train.shards=16", normed], "E0217", "make them at most 8");
     let prototypes = "objective=[(term: InfoNce()), (term: ProtoNce())]";
     refused(&["clusterer=KMeans(k: [])", prototypes], "E0205", "the list `k` is empty");
 }

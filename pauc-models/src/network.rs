@@ -19,11 +19,14 @@ pub struct Network<D: NetworkDevice> {
     options: BuildOptions,
     input: ImageShape,
     encoder: Box<dyn Encoder<D>>,
-    /// The encoder for images of other sizes, created when the first of them arrive.
-    resized: Vec<(ImageShape, Box<dyn Encoder<D>>)>,
+    /// The encoder for images of other sizes and for further outstanding passes, created when they are first needed.
+    others: Vec<(Slot, Box<dyn Encoder<D>>)>,
     projector: Box<dyn Head<D>>,
     predictor: Option<Box<dyn Head<D>>>,
 }
+
+/// What an encoder's workspace is for: the shape of its images, and the number of the outstanding pass.
+type Slot = (ImageShape, usize);
 
 /// Rows of a head's outputs with their tape.
 pub type TapedRows<D> = Taped<(usize, usize), f32, D>;
@@ -75,7 +78,7 @@ impl<D: NetworkDevice> Network<D> {
     ) -> Result<Self> {
         let projector = device.head(projector, encoder.feature_dim(), PROJECTOR, options)?;
         let device = device.clone();
-        Ok(Network { device, options, input, encoder, resized: Vec::new(), projector, predictor: None })
+        Ok(Network { device, options, input, encoder, others: Vec::new(), projector, predictor: None })
     }
 
     /// Adds a predictor after the projector, as in BYOL and SimSiam.
@@ -159,26 +162,39 @@ impl<D: NetworkDevice> Network<D> {
     /// # Errors
     /// If the encoder cannot take a size, or the device fails.
     pub fn forward_sizes(&mut self, batches: Vec<Images<D>>, pass: Pass) -> Result<Output<D>> {
-        self.forward_all(batches.into_iter().map(|images| (images, None)), pass)
+        self.forward_all(batches.into_iter().map(|images| (images, None)), pass, 0)
     }
 
-    /// As [`Network::forward_sizes`] in training, with random decisions in the encoder.
+    /// As [`Network::forward_sizes`] in training, with random decisions in the encoder. Training passes with
+    /// different numbers may be outstanding together; see [`Network::has_passes`].
     ///
     /// # Errors
     /// As [`Network::forward_sizes`], or if the draws of a batch are not those of its images.
-    pub fn forward_drawn(&mut self, batches: Vec<(Images<D>, Draws)>, pass: Pass) -> Result<Output<D>> {
-        self.forward_all(batches.into_iter().map(|(images, draws)| (images, Some(draws))), pass)
+    pub fn forward_drawn(
+        &mut self,
+        batches: Vec<(Images<D>, Draws)>,
+        pass: Pass,
+        number: usize,
+    ) -> Result<Output<D>> {
+        self.forward_all(batches.into_iter().map(|(images, draws)| (images, Some(draws))), pass, number)
+    }
+
+    /// Returns whether `count` training passes may be outstanding together. Each has its own workspace.
+    pub fn has_passes(&mut self, count: usize) -> bool {
+        let input = self.input;
+        (0..count).all(|number| self.encoder_for((input, number)).is_ok())
     }
 
     fn forward_all(
         &mut self,
         batches: impl Iterator<Item = (Images<D>, Option<Draws>)>,
         pass: Pass,
+        number: usize,
     ) -> Result<Output<D>> {
         let mut all: Option<TapedRows<D>> = None;
         for (images, draws) in batches {
             let (_, height, width, channels) = *images.shape();
-            let encoder = self.encoder_for(ImageShape { height, width, channels })?;
+            let encoder = self.encoder_for((ImageShape { height, width, channels }, number))?;
             let features = match draws {
                 None => encoder.forward(images, pass)?,
                 Some(draws) => encoder.forward_drawn(images, pass, &draws)?,
@@ -193,18 +209,18 @@ impl<D: NetworkDevice> Network<D> {
         Ok(Output { features: constant, embeddings: self.projector.forward(features, pass)? })
     }
 
-    fn encoder_for(&mut self, shape: ImageShape) -> Result<&mut dyn Encoder<D>> {
-        if shape == self.input {
+    fn encoder_for(&mut self, slot: Slot) -> Result<&mut dyn Encoder<D>> {
+        if slot == (self.input, 0) {
             return Ok(&mut *self.encoder);
         }
-        let index = match self.resized.iter().position(|r| r.0 == shape) {
+        let index = match self.others.iter().position(|other| other.0 == slot) {
             Some(index) => index,
             None => {
-                self.resized.push((shape, self.encoder.resized(shape)?));
-                self.resized.len() - 1
+                self.others.push((slot, self.encoder.resized(slot.0)?));
+                self.others.len() - 1
             }
         };
-        Ok(&mut *self.resized[index].1)
+        Ok(&mut *self.others[index].1)
     }
 
     /// Returns the features and embeddings of any number of images in evaluation mode, in chunks of `chunk`
@@ -285,7 +301,7 @@ impl<D: NetworkDevice> Network<D> {
             options: self.options,
             input: self.input,
             encoder: self.encoder.duplicate()?,
-            resized: Vec::new(),
+            others: Vec::new(),
             projector: self.projector.duplicate()?,
             predictor: None,
         })

@@ -7,7 +7,7 @@ use crate::prefetch::{self, DevicePrefetch};
 use crate::queue::KeyQueue;
 use crate::rows_by_view::{HostRows, RowsByView, split_views};
 use crate::state::TrainState;
-use crate::step_batch::{BatchOutcome, Placement, StepBatch, StepCache};
+use crate::step_batch::{BatchOutcome, Placement, Shard, StepBatch, StepCache};
 use dfdx::prelude::{Cpu, NoneTape};
 use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
@@ -53,10 +53,9 @@ pub(crate) struct OnlineRows<D: NetworkDevice> {
 }
 
 /// How the backward pass of the online network gets its tape.
-#[allow(clippy::large_enum_variant)] // one exists at a time, on the stack
 enum Tape<D: NetworkDevice> {
-    /// The batch was one part, and its tape was kept.
-    Kept(Branch<D>),
+    /// The tapes of all parts were kept, in order.
+    Kept(Vec<Branch<D>>),
     /// Each part passes through the network again. `statistics`: the running statistics before the first
     /// pass, restored so that only the second pass updates them.
     Recompute { statistics: Vec<Vec<f32>> },
@@ -135,7 +134,8 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
     /// Passes all views that a term reads with gradient through the online network.
     fn forward_online(&mut self) -> Result<Online<D>> {
         let _stage = span("forward");
-        let online = match self.batch.parts.as_slice() {
+        let parts: Vec<_> = self.batch.parts().collect();
+        let online = match parts.as_slice() {
             [whole] => self.forward_whole(whole)?,
             parts => self.forward_parts(parts)?,
         };
@@ -145,36 +145,44 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
 
     /// Passes the batch as a whole, with its tape.
     fn forward_whole(&mut self, whole: &Range<usize>) -> Result<Online<D>> {
-        let branch = self.forward_branch(whole, Pass::Train)?;
+        let branch = self.forward_branch(whole, Pass::Train, 0)?;
         let (device, views, read) = (self.device, self.batch.data.views.len(), &self.batch.reads.online);
         let by_view = |rows| split_views(device, rows, views, read);
         let embeddings = by_view(&branch.embeddings)?;
         let predictions = branch.predictions.as_ref().map(by_view).transpose()?.unwrap_or_default();
-        Ok(Online { rows: OnlineRows { embeddings, predictions }, tape: Tape::Kept(branch) })
+        Ok(Online { rows: OnlineRows { embeddings, predictions }, tape: Tape::Kept(vec![branch]) })
     }
 
-    /// Passes part after part and keeps only the outputs.
-    fn forward_parts(&mut self, parts: &[Range<usize>]) -> Result<Online<D>> {
+    /// Passes part after part, and keeps either only the outputs or the tapes too.
+    fn forward_parts(&mut self, parts: &[&Range<usize>]) -> Result<Online<D>> {
         let (batch, device) = (self.batch, self.device);
         let read = &batch.reads.online;
+        let keeps = batch.keeps_shards && parts.len() == batch.shards.len();
         let statistics = self.download_statistics()?;
+        let mut kept = Vec::new();
         let mut embeddings = HostRows::new(batch.data.views.len(), read, (batch.samples(), batch.dim));
         let mut predictions = self.predicts().then(|| embeddings.clone());
-        for part in parts {
-            let branch = self.forward_branch(part, TRAIN_NO_GRAD)?;
+        for (number, part) in parts.iter().enumerate() {
+            let branch = match keeps {
+                true => self.forward_branch(part, Pass::Train, number)?,
+                false => self.forward_branch(part, TRAIN_NO_GRAD, 0)?,
+            };
             embeddings.put(read, part, &ops::to_host(&branch.embeddings)?);
             if let (Some(all), Some(rows)) = (&mut predictions, &branch.predictions) {
                 all.put(read, part, &ops::to_host(rows)?);
             }
+            kept.extend(keeps.then_some(branch));
         }
         let predictions = predictions.map(|rows| rows.upload(device)).unwrap_or_default();
         let rows = OnlineRows { embeddings: embeddings.upload(device), predictions };
-        Ok(Online { rows, tape: Tape::Recompute { statistics } })
+        let tape = if keeps { Tape::Kept(kept) } else { Tape::Recompute { statistics } };
+        Ok(Online { rows, tape })
     }
 
-    /// Passes some samples through the online network and, if a term reads predictions, the predictor.
-    fn forward_branch(&mut self, part: &Range<usize>, pass: Pass) -> Result<Branch<D>> {
-        let embeddings = self.forward_images(part, pass)?.embeddings;
+    /// Passes some samples through the online network and, if a term reads predictions, the predictor. `number`
+    /// counts the passes whose tapes are kept together.
+    fn forward_branch(&mut self, part: &Range<usize>, pass: Pass, number: usize) -> Result<Branch<D>> {
+        let embeddings = self.forward_images(part, pass, number)?.embeddings;
         let predictions = if self.predicts() {
             self.state.network.predict(&embeddings.retaped::<NoneTape>(), pass)?
         } else {
@@ -184,11 +192,16 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
     }
 
     /// Passes some samples through the online network, with the random decisions of training.
-    pub(crate) fn forward_images(&mut self, part: &Range<usize>, pass: Pass) -> Result<Output<D>> {
+    pub(crate) fn forward_images(
+        &mut self,
+        part: &Range<usize>,
+        pass: Pass,
+        number: usize,
+    ) -> Result<Output<D>> {
         let (batch, read) = (self.batch, &self.batch.reads.online);
         let images = self.cache.images((self.device, self.plan), batch, read, part)?;
         let draws = self.draws(part);
-        self.state.network.forward_drawn(images.into_iter().zip(draws).collect(), pass)
+        self.state.network.forward_drawn(images.into_iter().zip(draws).collect(), pass, number)
     }
 
     /// Returns the source of random decisions for the online images of some samples, by size. An image has the same ones
@@ -216,10 +229,10 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         let _stage = span("keys");
         let read = &batch.reads.momentum;
         let mut rows = HostRows::new(batch.data.views.len(), read, (batch.samples(), batch.dim));
-        for part in &batch.parts {
-            let images = self.cache.images((self.device, self.plan), batch, read, part)?;
+        for part in batch.parts() {
+            let images = self.cache.key_images((self.device, self.plan), batch, part)?;
             let output = momentum.forward_sizes(images, Pass::Momentum)?;
-            rows.put(read, part, &ops::to_host(&output.embeddings)?);
+            rows.scatter(read, &batch.key_rows(part), &ops::to_host(&output.embeddings)?);
         }
         let newest = rows.view(newest).to_vec();
         Ok(Keys { rows: rows.upload(self.device), newest })
@@ -309,20 +322,44 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         prototypes.levels(&self.batch.data.ids, self.queue().map(KeyQueue::ids), scale)
     }
 
-    /// Backpropagates through the online network, part by part.
+    /// Backpropagates through the online network, shard by shard.
     fn backward(&mut self, tape: Tape<D>, gradients: &TermGradients<D>) -> Result<()> {
         let _stage = span("backward");
-        match tape {
-            Tape::Kept(branch) => self.backward_branch(branch, gradients, &(0..self.batch.samples())),
+        let mut kept = match tape {
+            Tape::Kept(branches) => branches.into_iter(),
             Tape::Recompute { statistics } => {
                 self.restore_statistics(&statistics)?;
-                for part in &self.batch.parts {
-                    let branch = self.forward_branch(part, Pass::Train)?;
-                    self.backward_branch(branch, gradients, part)?;
-                }
-                Ok(())
+                Vec::new().into_iter()
             }
+        };
+        let batch = self.batch;
+        if let [whole] = batch.shards.as_slice() {
+            return self.backward_shard(whole, &mut kept, gradients);
         }
+        let (device, parameters) = (self.device, self.state.network.parameters());
+        self.cache.gradients.begin(device, &parameters, batch.place.number == 0)?;
+        for shard in &batch.shards {
+            self.backward_shard(shard, &mut kept, gradients)?;
+            self.cache.gradients.take(device, &parameters)?;
+        }
+        self.cache.gradients.finish(device, &parameters)
+    }
+
+    /// Backpropagates a shard, part by part. Parts whose tapes were not kept pass through the network again.
+    fn backward_shard(
+        &mut self,
+        shard: &Shard,
+        kept: &mut impl Iterator<Item = Branch<D>>,
+        gradients: &TermGradients<D>,
+    ) -> Result<()> {
+        for part in &shard.parts {
+            let branch = match kept.next() {
+                Some(branch) => branch,
+                None => self.forward_branch(part, Pass::Train, 0)?,
+            };
+            self.backward_branch(branch, gradients, part)?;
+        }
+        Ok(())
     }
 
     fn backward_branch(
@@ -364,7 +401,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
     /// it.
     fn prefetch<'b>(&mut self, upcoming: impl FnOnce() -> Option<&'b ImageBatch>) -> Result<()> {
         self.cache.prefetched = None;
-        if D::HAS_OWN_MEMORY && self.batch.parts.len() == 1 {
+        if D::HAS_OWN_MEMORY && self.batch.parts().count() == 1 {
             let _stage = span("data");
             let branches = [&self.batch.reads.online, &self.batch.reads.momentum].map(Vec::as_slice);
             let send = |next| DevicePrefetch::send(self.device, &self.plan.views, next, &branches);

@@ -82,6 +82,7 @@ impl<'a> Checker<'a> {
             self.warn("E0216", "predictor", message, "remove it, or add a term such as CosinePrediction()");
         }
         self.batch_parts();
+        self.shards();
         self.view_count();
         let reads_prototypes = r.objective.iter().any(|t| t.term.info().needs().prototypes);
         let is_probed = r.probes.iter().any(|p| p.reads_prototypes());
@@ -158,10 +159,21 @@ impl<'a> Checker<'a> {
         let head =
             [("projector", Some(&self.recipe.projector)), ("predictor", self.recipe.predictor.as_ref())];
         let normed = head.into_iter().find(|(_, head)| head.is_some_and(HeadConfig::has_batch_norm));
-        if let Some((name, _)) = normed.filter(|_| train.micro_batch.unwrap_or(batch).get() == 1) {
-            let path = if train.micro_batch.is_some() { "train.micro_batch" } else { "train.batch" };
+        if let Some((name, _)) = normed.filter(|_| train.micro_batch.map_or(train.shard(), |m| m.get()) == 1)
+        {
+            let path = match (train.micro_batch, train.shards.get()) {
+                (Some(_), _) => "train.micro_batch",
+                (None, 1) => "train.batch",
+                (None, _) => "train.shards",
+            };
             let message = format!("batch normalization in the {name} needs at least 2 images at a time");
-            self.error("E0217", path, message, "make it at least 2, or remove the batch normalization");
+            let help = match path {
+                "train.shards" => {
+                    format!("make them at most {}, or remove the batch normalization", batch.get() / 2)
+                }
+                _ => "make it at least 2, or remove the batch normalization".into(),
+            };
+            self.error("E0217", path, message, help);
         }
         if train.accumulate.get() > 1 {
             let message =
@@ -170,6 +182,35 @@ impl<'a> Checker<'a> {
                 "terms see the negatives of {batch} images at a time; to see them all, write `batch: {images}, micro_batch: {batch}`"
             );
             self.warn("E0219", "train.accumulate", message, help);
+        }
+    }
+
+    /// Checks that the number of shards is a power of two and divides the batch, and that a micro-batch fits into a
+    /// shard.
+    fn shards(&mut self) {
+        let train = &self.recipe.train;
+        let (batch, shards) = (train.batch.get(), train.shards.get());
+        let wrong = if !shards.is_power_of_two() {
+            Some(format!("{shards} shards are not a power of two"))
+        } else if !batch.is_multiple_of(shards) {
+            Some(format!("{shards} shards of equal size do not make a batch of {batch}"))
+        } else {
+            None
+        };
+        if let Some(message) = wrong {
+            // The largest power of two that divides the batch.
+            let most = 1 << batch.trailing_zeros().min(shards.ilog2());
+            let help = match most {
+                1 => "make the batch a multiple of a power of two, such as 256".to_string(),
+                most => format!("write `shards: {most}`, or another power of two that divides the batch"),
+            };
+            self.error("E0227", "train.shards", message, help);
+        } else if let Some(part) =
+            train.micro_batch.filter(|m| (train.shard() + 1..=batch).contains(&m.get()))
+        {
+            let shard = train.shard();
+            let message = format!("a micro-batch of {part} is larger than a shard of {shard} images");
+            self.error("E0217", "train.micro_batch", message, format!("make it at most {shard}"));
         }
     }
 

@@ -88,6 +88,8 @@ codes! {
     "`encoder_weights` names a file with tensors that the encoder does not have, such as a classifier, or whose shapes were adapted: a first convolution for gray or RGB images, or positions for another number of patches. The message lists them. A warning."
     "E0226" "`layer_decay` needs an encoder whose layers have an order"
     "`layer_decay` lowers the learning rate from layer to layer. The encoder has to say how deep each of its parameters is (`Encoder::depths`). For other encoders, list factors in `lr_scale`."
+    "E0227" "the shards do not fit the batch"
+    "`train.shards` divides a batch into equal parts, so it has to divide `train.batch`. It is a power of two, because the gradients of the shards are summed in a binary tree."
     "E0401" "a sweep without values, or with lists of different lengths"
     "`over` lists paths with their values. With `combine: Zip`, the first run has the first value of every path, the second run the second: all lists must have the same length. `combine: Grid` combines every value with every other."
     "E0402" "random values without `combine: Random`"

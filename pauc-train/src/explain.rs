@@ -174,9 +174,10 @@ fn fields(list: &[Field]) -> String {
 /// # Errors
 /// If the network cannot be built.
 pub fn plan<D: NetworkDevice>(device: &D, plan: &Plan) -> Result<String> {
-    let network = plan.network(device)?;
+    let mut network = plan.network(device)?;
     let mut out = format!("{}\n", plan.resolved);
     data_and_length(&mut out, plan);
+    shards(&mut out, plan, &mut network);
     filled(&mut out, plan);
     layers(&mut out, &network);
     memory(&mut out, device, plan, &network);
@@ -202,6 +203,23 @@ fn data_and_length(out: &mut String, plan: &Plan) {
         "length     {} epochs of {} steps of {images} images = {} steps",
         r.train.epochs, h.steps_per_epoch, h.total_steps
     );
+}
+
+/// Describes the shards of a batch, if there are several.
+fn shards<D: NetworkDevice>(out: &mut String, plan: &Plan, network: &mut Network<D>) {
+    let (count, images) = (plan.recipe.train.shards.get(), plan.recipe.train.shard());
+    if count == 1 {
+        return;
+    }
+    let kept = if plan.keeps_shards && network.has_passes(count) {
+        "the activations of all are kept for the backward pass"
+    } else {
+        "their activations are computed twice, to save memory"
+    };
+    let _ = writeln!(out, "shards     {count} of {images} images; {kept}");
+    if plan.recipe.momentum_encoder.is_some() && !network.followed_statistics().is_empty() {
+        let _ = writeln!(out, "{:<10} those of the momentum encoder are of a random order of the batch", "");
+    }
 }
 
 /// Lists what the recipe leaves out and its data decided.

@@ -59,8 +59,8 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         let feature_dim = self.state.network.feature_dim();
         let (mut features, mut embeddings) = (room(feature_dim), room(batch.dim));
         let mut predictions = self.predicts().then(|| room(batch.dim));
-        for part in &batch.parts {
-            let output = self.forward_images(part, TRAIN_NO_GRAD)?;
+        for part in batch.parts() {
+            let output = self.forward_images(part, TRAIN_NO_GRAD, 0)?;
             features.put(read, part, &ops::to_host(&output.features)?);
             embeddings.put(read, part, &ops::to_host(&output.embeddings)?);
             if let Some(all) = &mut predictions {

@@ -39,6 +39,7 @@ pub mod evaluate;
 mod evidence;
 pub mod explain;
 pub mod export;
+mod gradient_tree;
 mod health;
 pub mod history;
 mod inspection;

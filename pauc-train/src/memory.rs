@@ -31,13 +31,14 @@ pub struct NetworkSizes {
 
 /// Returns the parts of a run's memory, in the order of the recipe's fields. `input` is the shape of all images, if
 /// they have one. `views` has one shape for each entry of the recipe's `views`. `networks` is `None` if the encoder
-/// cannot be counted.
+/// cannot be counted. `keeps_shards`: see [`keeps_shards`].
 pub fn parts(
     recipe: &Recipe,
     input: Option<ImageShape>,
     views: &[ImageShape],
     networks: Option<&NetworkSizes>,
     facts: &Facts,
+    keeps_shards: bool,
 ) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut add = |path, what, values: u128, remedy| {
@@ -59,7 +60,10 @@ pub fn parts(
     if let Some(NetworkSizes { encoder, projector, predictor }) = networks {
         // Values, gradients and at least one moment of the optimizer, and the momentum network's copy.
         let copies = 3 + u128::from(recipe.momentum_encoder.is_some());
-        let images = recipe.train.micro_batch.map_or(batch, |m| m.get() as u128);
+        // With shards, partial sums of gradients.
+        let copies = copies + u128::from(recipe.train.shards.get().max(1).ilog2());
+        let part = recipe.train.micro_batch.map_or(recipe.train.shard(), |m| m.get()) as u128;
+        let images = if keeps_shards { batch } else { part };
         let heads = u128::from(projector.parameters) + predictor.map_or(0, |p| u128::from(p.parameters));
         let learned = "parameters of the encoder, their gradients, moments and copies";
         add("encoder", learned, copies * u128::from(encoder.parameters), "use a smaller encoder");
@@ -89,6 +93,27 @@ pub fn parts(
     let values = values.fold(0, u128::saturating_add);
     add("objective", "matrices that terms learn or remember", values, "use fewer prototypes in the terms");
     parts
+}
+
+/// Returns whether the activations of all shards of a batch are kept until the backward pass. Otherwise they are computed
+/// twice, and only those of one shard are in memory at once. They are kept if the run then needs at most half of
+/// `memory` by an estimate that is a lower bound. `parts` are those of a run that keeps them.
+pub fn keeps_shards(
+    recipe: &Recipe,
+    parts: &[Part],
+    networks: Option<&NetworkSizes>,
+    memory: Option<u64>,
+) -> bool {
+    let train = &recipe.train;
+    let (Some(networks), Some(memory)) = (networks, memory) else { return false };
+    if train.shards.get() == 1 || train.micro_batch.is_some() || networks.encoder.activations == 0 {
+        return false;
+    }
+    // The parts count the activations of one view.
+    let of_image = networks.encoder.activations + networks.projector.activations;
+    let others = recipe.view_count().saturating_sub(1) as u128 * train.batch.get() as u128;
+    let further = others.saturating_mul(u128::from(of_image)).saturating_mul(4);
+    total(parts).saturating_add(further) <= u128::from(memory / 2)
 }
 
 /// Returns the most bytes that a step of the views reads and writes for one image, as far as the shapes are known. A

@@ -55,6 +55,9 @@ pub struct Plan {
     pub filled: Vec<Filled>,
     /// The parts of the memory that a run needs.
     pub memory: Vec<memory::Part>,
+    /// Whether the activations of all shards of a batch are kept for the backward pass, if the encoder can do that.
+    /// Otherwise they are computed twice. The results are the same.
+    pub keeps_shards: bool,
     /// Warnings.
     pub warnings: Diagnostics,
     /// The identity of the data, computed when it is first asked for.
@@ -166,13 +169,12 @@ impl Plan {
         let (counted, mut encoder) = networks.map(|n| (n.sizes, n.encoder)).unzip();
         let sizes = Sizes::new(&recipe, &splits, counted.map_or(1, |n| n.projector.output));
         checker.sizes(&splits, &sizes.objective, &sizes.facts, &sizes.horizon);
-        let memory = memory::parts(
-            &recipe,
-            splits.train.shape(),
-            shapes.as_deref().unwrap_or_default(),
-            counted.as_ref(),
-            &sizes.facts,
-        );
+        let memory_of = |keeps_shards| {
+            let (input, views) = (splits.train.shape(), shapes.as_deref().unwrap_or_default());
+            memory::parts(&recipe, input, views, counted.as_ref(), &sizes.facts, keeps_shards)
+        };
+        let keeps_shards = memory::keeps_shards(&recipe, &memory_of(true), counted.as_ref(), place.memory);
+        let memory = memory_of(keeps_shards);
         checker.memory(&memory, place.memory);
         let sides_differ = shapes.as_ref().filter(|s| s.iter().any(|v| *v != s[0]));
         if let Some(shapes) = sides_differ.filter(|_| !checker.has_errors()) {
@@ -185,6 +187,7 @@ impl Plan {
         };
         let mut plan = Self::finish(recipe, source, place, splits, sizes, shapes[0], memory, warnings)?;
         plan.filled = filled;
+        plan.keeps_shards = keeps_shards && !D::HAS_OWN_MEMORY;
         plan.check_parts(device, encoder.flatten())?;
         Ok(plan)
     }
@@ -224,6 +227,7 @@ impl Plan {
             first_clustering,
             filled: Vec::new(),
             memory,
+            keeps_shards: false,
             warnings,
             data_identity: OnceLock::new(),
         })

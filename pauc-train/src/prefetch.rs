@@ -71,6 +71,29 @@ pub(crate) fn images<D: NetworkDevice>(
     of_one_size(views, read).map(send).collect()
 }
 
+/// As [`images`], for samples in any order.
+///
+/// # Errors
+/// If the device fails.
+pub(crate) fn selected<D: NetworkDevice>(
+    device: &D,
+    views: &ViewPipeline,
+    data: &ImageBatch,
+    read: &[usize],
+    samples: &[usize],
+) -> Result<Vec<Images<D>>> {
+    let send = |same_size: &[usize]| {
+        let shape = views.shape(same_size[0]);
+        let selected: Vec<_> =
+            same_size.iter().map(|v| data.views[*v].selected(samples, shape.len())).collect();
+        let count = same_size.len() * samples.len();
+        let values = 0..samples.len() * shape.len();
+        let pixels: Vec<_> = selected.iter().collect();
+        device.images(&pixels, values, (count, shape.height, shape.width, shape.channels))
+    };
+    of_one_size(views, read).map(send).collect()
+}
+
 /// Splits views into runs of adjacent views of one size.
 pub(crate) fn of_one_size<'a>(
     views: &'a ViewPipeline,

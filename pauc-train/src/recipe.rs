@@ -172,6 +172,11 @@ component! {
         /// Images whose activations are in memory at once; none: the whole batch. Terms always see the whole
         /// batch: the network runs once to embed it, and once more to differentiate each micro-batch.
         pub micro_batch: Option<Count> = None,
+        /// The equal parts into which the images of a batch are divided for the networks, a power of two. Each shard
+        /// has its own batch statistics and its own sum of gradients, and all of these sums form a binary tree.
+        /// Terms see the whole batch.
+        #[added_in("0.3")]
+        pub shards: Count = Count::lit(1),
         /// Batches whose gradients are averaged for one optimizer step. Terms see one batch at a time, so
         /// this does not add negatives; see `micro_batch` for that.
         pub accumulate: Count = Count::lit(1),
@@ -201,6 +206,11 @@ impl TrainConfig {
     pub fn build_options(&self) -> BuildOptions {
         let CudaConfig { precision, recompute, .. } = self.cuda;
         BuildOptions { seed: self.seed, device: DeviceOptions { precision, recompute } }
+    }
+
+    /// Returns the number of images in a shard of the batch.
+    pub fn shard(&self) -> usize {
+        self.batch.get() / self.shards.get()
     }
 
     /// Returns the number of images per optimizer step.

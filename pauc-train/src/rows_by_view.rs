@@ -35,6 +35,18 @@ impl HostRows {
         }
     }
 
+    /// Copies outputs, view after view, to rows in any order.
+    pub fn scatter(&mut self, read: &[usize], rows: &[usize], outputs: &[f32]) {
+        let dim = self.shape.1;
+        for (view, outputs) in read.iter().zip(outputs.chunks_exact(rows.len() * dim)) {
+            if let Some(all) = &mut self.views[*view] {
+                for (row, output) in rows.iter().zip(outputs.chunks_exact(dim)) {
+                    all[row * dim..(row + 1) * dim].copy_from_slice(output);
+                }
+            }
+        }
+    }
+
     /// Returns the rows of a view, row-major; empty if it is not read.
     pub fn view(&self, view: usize) -> &[f32] {
         self.views[view].as_deref().unwrap_or_default()
@@ -94,6 +106,8 @@ mod tests {
         assert_eq!(rows.view(2), [1.0, 2.0, 5.0, 6.0]);
         assert_eq!(rows.view(0), [3.0, 4.0, 7.0, 8.0]);
         assert!(rows.view(1).is_empty());
+        rows.scatter(&[2], &[1, 0], &[9.0, 10.0, 11.0, 12.0]);
+        assert_eq!(rows.view(2), [11.0, 12.0, 9.0, 10.0]);
         let matrices = rows.upload(&Cpu::default());
         assert!(matrices[1].is_none());
         assert_eq!(matrices[0].as_ref().map(|m| m.as_vec()), Some(vec![3.0, 4.0, 7.0, 8.0]));

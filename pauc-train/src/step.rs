@@ -75,7 +75,7 @@ impl<D: NetworkDevice> StepRunner<'_, D> {
         logged: bool,
         upcoming: impl FnOnce() -> Option<&'b ImageBatch>,
     ) -> Result<BatchOutcome> {
-        let batches = split(data.ids.len(), self.plan.recipe.train.batch.get());
+        let batches = split(0..data.ids.len(), self.plan.recipe.train.batch.get());
         if let [whole] = batches.as_slice() {
             self.cache.trace.rows = whole.clone();
             let place = BatchPlace { number: 0, share: 1.0, logged };

@@ -1,5 +1,6 @@
 //! A batch of a step, its path through the networks, and data kept between steps.
 
+use crate::gradient_tree::GradientTree;
 use crate::objective::{Reads, TermGradient, TermValue};
 use crate::plan::Plan;
 use crate::prefetch::{self, DevicePrefetch};
@@ -11,7 +12,9 @@ use pauc_models::device::NetworkDevice;
 use pauc_traits::Result;
 use pauc_traits::encoder::Images;
 use pauc_traits::ops::Matrix;
+use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::schedule::Clock;
+use rand::seq::SliceRandom;
 use std::ops::Range;
 
 /// Where the terms of a batch are evaluated, and whether the host waits for them.
@@ -51,14 +54,24 @@ pub(crate) struct BatchPlace {
     pub logged: bool,
 }
 
+/// A fixed run of the rows of a batch: the unit of gradient sums, and of batch statistics unless micro-batches
+/// divide it further.
+pub(crate) struct Shard {
+    /// The samples that pass through the networks together: all of the shard, or those of each micro-batch.
+    pub parts: Vec<Range<usize>>,
+}
+
 /// A batch, and its path through the networks.
 pub(crate) struct StepBatch<'a> {
     pub data: &'a ImageBatch,
     pub place: BatchPlace,
     pub clock: Clock,
     pub reads: Reads,
-    /// Samples that pass through the networks together: all of them, or those of each micro-batch.
-    pub parts: Vec<Range<usize>>,
+    pub shards: Vec<Shard>,
+    /// Whether the activations of all shards are kept for the backward pass, instead of being computed twice.
+    pub keeps_shards: bool,
+    /// The order of the samples in the shards of the momentum network; `None`: that of the batch.
+    pub key_order: Option<Vec<usize>>,
     pub placement: Placement,
     /// The width D of embeddings.
     pub dim: usize,
@@ -68,13 +81,19 @@ impl<'a> StepBatch<'a> {
     /// Plans the pass of a batch at the state's step.
     pub fn new<D: NetworkDevice>(
         plan: &Plan,
-        state: &TrainState<D>,
+        state: &mut TrainState<D>,
         data: &'a ImageBatch,
         place: BatchPlace,
     ) -> Self {
+        let train = &plan.recipe.train;
         let samples = data.ids.len();
-        let parts = split(samples, plan.recipe.train.micro_batch.map_or(samples, |m| m.get()));
+        let rows = if train.shards.get() == 1 { samples } else { train.shard() };
+        let part = train.micro_batch.map_or(rows, |m| m.get().min(rows));
+        let of_shard = |shard: &Range<usize>| Shard { parts: split(shard.clone(), part) };
+        let shards: Vec<Shard> = split(0..samples, rows).iter().map(of_shard).collect();
         let clock = state.clock(plan.horizon);
+        // Without batch statistics, the order of the keys changes nothing.
+        let momentum = state.momentum.as_ref().filter(|m| shards.len() > 1 && !m.statistics().is_empty());
         let mut reads = Reads::at(&plan.objective, &clock, state.momentum.is_some(), state.queue.is_some());
         reads.group_views_by(|view| plan.views.shape(view));
         StepBatch {
@@ -82,8 +101,10 @@ impl<'a> StepBatch<'a> {
             place,
             clock,
             reads,
-            placement: Placement::choose::<D>(plan, parts.len()),
-            parts,
+            placement: Placement::choose::<D>(plan, shards.iter().map(|shard| shard.parts.len()).sum()),
+            keeps_shards: shards.len() > 1 && plan.keeps_shards && state.network.has_passes(shards.len()),
+            key_order: momentum.map(|_| key_order(train.seed, clock.step, place.number, samples)),
+            shards,
             dim: state.network.embedding_dim(),
         }
     }
@@ -92,11 +113,32 @@ impl<'a> StepBatch<'a> {
     pub fn samples(&self) -> usize {
         self.data.ids.len()
     }
+
+    /// Returns the samples that pass through the networks together, shard after shard.
+    pub fn parts(&self) -> impl Iterator<Item = &Range<usize>> {
+        self.shards.iter().flat_map(|shard| &shard.parts)
+    }
+
+    /// Returns the samples that pass through the momentum network in place of a part of the batch.
+    pub fn key_rows(&self, part: &Range<usize>) -> Vec<usize> {
+        self.key_order.as_ref().map_or_else(|| part.clone().collect(), |order| order[part.clone()].to_vec())
+    }
 }
 
-/// Splits 0..n into ranges of at most `size`.
-pub(crate) fn split(n: usize, size: usize) -> Vec<Range<usize>> {
-    (0..n).step_by(size.max(1)).map(|start| start..(start + size).min(n)).collect()
+/// Splits a range into ranges of at most `size`.
+pub(crate) fn split(all: Range<usize>, size: usize) -> Vec<Range<usize>> {
+    let end = all.end;
+    all.step_by(size.max(1)).map(|start| start..(start + size).min(end)).collect()
+}
+
+/// Returns the order in which the samples of a batch pass through the momentum network, so that a shard of keys is not
+/// normalized together with the same samples as the shard of queries. With the same ones, the statistics of a shard
+/// tell which key belongs to which query. MoCo shuffles the samples between its GPUs for that reason (He et al. 2020,
+/// section 3.3).
+fn key_order(seed: u64, step: u64, batch: u64, samples: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..samples).collect();
+    order.shuffle(&mut stream(seed, Purpose::KeyOrder, step, batch, 0));
+    order
 }
 
 /// The result of a batch; [`BatchOutcome::add`] and [`BatchOutcome::mean`] accumulate several.
@@ -135,11 +177,18 @@ pub(crate) struct StepCache<D: NetworkDevice> {
     pub prefetched: Option<DevicePrefetch<D>>,
     /// The queue's keys on a device that replaces rows in place.
     pub queue_keys: Option<Matrix<f32, D>>,
+    /// The sums of the gradients of shards.
+    pub gradients: GradientTree<D>,
 }
 
 impl<D: NetworkDevice> Default for StepCache<D> {
     fn default() -> Self {
-        StepCache { trace: StepTrace::default(), prefetched: None, queue_keys: None }
+        StepCache {
+            trace: StepTrace::default(),
+            prefetched: None,
+            queue_keys: None,
+            gradients: GradientTree::default(),
+        }
     }
 }
 
@@ -156,6 +205,20 @@ impl<D: NetworkDevice> StepCache<D> {
         match prefetched.and_then(|sent| sent.take(batch.data, views)) {
             Some(images) => Ok(images),
             None => prefetch::images(device, &plan.views, batch.data, views, part),
+        }
+    }
+
+    /// Returns the images whose keys take the place of a part of the batch.
+    pub fn key_images(
+        &mut self,
+        on: (&D, &Plan),
+        batch: &StepBatch<'_>,
+        part: &Range<usize>,
+    ) -> Result<Vec<Images<D>>> {
+        let views = &batch.reads.momentum;
+        match &batch.key_order {
+            None => self.images(on, batch, views, part),
+            Some(order) => prefetch::selected(on.0, &on.1.views, batch.data, views, &order[part.clone()]),
         }
     }
 }

@@ -165,11 +165,16 @@ fn a_batch_in_parts_is_the_whole_batch() {
     for (objective, set) in forms {
         let whole = train(objective, set);
         let noise = Noise::of(objective, set, &whole);
-        for size in [8, 7, 24] {
-            let mut set = set.to_vec();
-            let part = format!("train.micro_batch={size}");
-            set.push(&part);
-            noise.allows(&format!("{objective} in parts of {size}"), &train(objective, &set), &whole);
+        let parts: [&[&str]; 5] = [
+            &["train.micro_batch=8"],
+            &["train.micro_batch=7"],
+            &["train.micro_batch=24"],
+            &["train.shards=8"],
+            &["train.shards=2", "train.micro_batch=5"],
+        ];
+        for part in parts {
+            let set = [set, part].concat();
+            noise.allows(&format!("{objective} with {part:?}"), &train(objective, &set), &whole);
         }
     }
 }
@@ -467,10 +472,11 @@ fn dropped_paths_are_the_same_after_an_interruption_and_in_parts() {
 #[test]
 fn a_batch_in_parts_is_the_whole_batch_for_terms_with_state_too() {
     let whole = train(STATEFUL, STATEFUL_SET);
-    let mut set = STATEFUL_SET.to_vec();
-    set.push("train.micro_batch=5");
     let noise = Noise::of(STATEFUL, STATEFUL_SET, &whole);
-    noise.allows("parts of five", &train(STATEFUL, &set), &whole);
+    for part in ["train.micro_batch=5", "train.shards=4"] {
+        let set = [STATEFUL_SET, &[part]].concat();
+        noise.allows(part, &train(STATEFUL, &set), &whole);
+    }
 }
 
 #[test]

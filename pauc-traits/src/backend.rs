@@ -144,6 +144,11 @@ pub trait Compute: Backend<f32> {
     /// # Errors
     /// If the lengths differ, or the device fails.
     fn add_gradient(&self, to: &mut Self::Buffer, gradient: &<Self as Storage<f32>>::Vec) -> Result<()>;
+    /// Adds a buffer to another one, element by element.
+    ///
+    /// # Errors
+    /// If the lengths differ, or the device fails.
+    fn add_buffer(&self, to: &mut Self::Buffer, summand: &Self::Buffer) -> Result<()>;
 
     /// Returns the device's operations for clusterers, or `None` if the host does the work.
     fn clusters_on_device(&self) -> Option<&dyn ClustersOnDevice> {
@@ -201,6 +206,14 @@ impl Compute for Cpu {
         for (t, g) in to.iter_mut().zip(gradient.iter()) {
             *t += g;
         }
+        Ok(())
+    }
+    fn add_buffer(&self, to: &mut Vec<f32>, summand: &Vec<f32>) -> Result<()> {
+        if to.len() != summand.len() {
+            let message = format!("{} values to a buffer of {}", summand.len(), to.len());
+            return Err(Error::shape("add", message));
+        }
+        to.iter_mut().zip(summand).for_each(|(t, s)| *t += s);
         Ok(())
     }
 

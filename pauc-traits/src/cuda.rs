@@ -69,6 +69,10 @@ impl Compute for Cuda {
         let on = to.context().on_device()?;
         elementwise::add(&on, to.view_mut(), 1.0, tensor::gradient(gradient)).on_device()
     }
+    fn add_buffer(&self, to: &mut Buffer, summand: &Buffer) -> Result<()> {
+        let on = to.context().on_device()?;
+        elementwise::add(&on, to.view_mut(), 1.0, summand.view()).on_device()
+    }
 
     fn clusters_on_device(&self) -> Option<&dyn ClustersOnDevice> {
         Some(self)

@@ -71,6 +71,22 @@ impl Pixels {
         }
     }
 
+    /// Returns some of the images, in the given order; each has `size` values.
+    ///
+    /// # Shapes
+    /// N images of `size` values → one image per entry of `images`, each of which is below N
+    pub fn selected(&self, images: &[usize], size: usize) -> Pixels {
+        fn rows<T: Copy>(values: &[T], images: &[usize], size: usize) -> Vec<T> {
+            images.iter().flat_map(|i| &values[i * size..(i + 1) * size]).copied().collect()
+        }
+        match self {
+            Pixels::Normalized(values) => Pixels::Normalized(rows(values, images, size)),
+            Pixels::Bytes { values, normal } => {
+                Pixels::Bytes { values: rows(values, images, size), normal: normal.clone() }
+            }
+        }
+    }
+
     /// Returns a range of values that begins and ends at image boundaries, normalized.
     ///
     /// # Shapes

@@ -34,6 +34,9 @@ pub enum Purpose {
     Sweep = 9,
     /// The paths that a training pass drops; `epoch` is the step.
     DropPath = 10,
+    /// The order in which the samples of a batch pass through the momentum encoder; `epoch` is the step, `sample` the
+    /// batch within the step.
+    KeyOrder = 11,
 }
 
 /// Returns the stream of `(seed, purpose, epoch, sample, view)`.

@@ -137,6 +137,14 @@ impl<D: Compute> Encoder<D> for Perceptron<D> {
         Ok(Box::new(Perceptron::new(&self.device, self.input, layers)))
     }
 
+    fn resized(&self, input: ImageShape) -> Result<Box<dyn Encoder<D>>> {
+        if input != self.input {
+            let message = format!("this encoder takes images of a single size; it cannot also take {input}");
+            return Err(Error::shape("encoder", message));
+        }
+        Ok(Box::new(Perceptron::new(&self.device, self.input, self.layers.clone())))
+    }
+
     fn layers(&self) -> Vec<Layer> {
         let layer = |[w, b]: &[Param<D>; 2]| Layer {
             name: w.name.trim_end_matches(".weight").into(),

@@ -1,0 +1,172 @@
+//! The sum of the gradients of shards.
+//!
+//! Floating-point addition is not associative, so a sum has the same bits everywhere only if its order is fixed. Here it
+//! is a binary tree over the numbers of the shards:
+//!
+//! ```text
+//! ((g₀ + g₁) + (g₂ + g₃)) + ((g₄ + g₅) + (g₆ + g₇))
+//! ```
+//!
+//! Any aligned block of 2ⁱ shards is a subtree. Whoever computes such a block can therefore sum it alone.
+
+use pauc_traits::param::clear_gradients;
+use pauc_traits::{Compute, Param, Result};
+
+/// One buffer for each parameter.
+type Gradients<D> = Vec<<D as Compute>::Buffer>;
+
+/// Sums the gradients of shards as they are completed. It holds at most log₂(shards) + 1 gradients.
+pub(crate) struct GradientTree<D: Compute> {
+    /// The gradients from before the first shard: those of earlier batches of the same step.
+    before: Option<Gradients<D>>,
+    /// Entry i is the sum of the last 2ⁱ shards, if the number of shards taken has bit i.
+    subtrees: Vec<Option<Gradients<D>>>,
+    /// Memory for reuse.
+    spare: Vec<Gradients<D>>,
+}
+
+impl<D: Compute> Default for GradientTree<D> {
+    fn default() -> Self {
+        GradientTree { before: None, subtrees: Vec::new(), spare: Vec::new() }
+    }
+}
+
+impl<D: Compute> GradientTree<D> {
+    /// Sets the present gradients of the parameters aside and clears them for the first shard. `is_first`: whether they
+    /// are zero, because this is the first batch of the step.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn begin(&mut self, device: &D, parameters: &[Param<D>], is_first: bool) -> Result<()> {
+        // A step that failed may have left some.
+        self.spare.extend(self.subtrees.drain(..).flatten().chain(self.before.take()));
+        if !is_first {
+            self.before = Some(self.replace(device, parameters)?);
+        }
+        Ok(())
+    }
+
+    /// Takes the complete gradient of the next shard, and clears the parameters' gradients for the one after it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn take(&mut self, device: &D, parameters: &[Param<D>]) -> Result<()> {
+        let mut sum = self.replace(device, parameters)?;
+        for i in 0.. {
+            if i == self.subtrees.len() {
+                self.subtrees.push(None);
+            }
+            let Some(mut earlier) = self.subtrees[i].take() else {
+                self.subtrees[i] = Some(sum);
+                break;
+            };
+            add(device, &mut earlier, &sum)?;
+            self.spare.push(std::mem::replace(&mut sum, earlier));
+        }
+        Ok(())
+    }
+
+    /// Makes the sum of all shards, and of the earlier batches, the gradients of the parameters.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn finish(&mut self, device: &D, parameters: &[Param<D>]) -> Result<()> {
+        let mut subtrees = self.subtrees.iter_mut().filter_map(Option::take);
+        let Some(mut sum) = subtrees.next() else { return Ok(()) };
+        // Of a power of two, there is only one.
+        for mut earlier in subtrees {
+            add(device, &mut earlier, &sum)?;
+            self.spare.push(std::mem::replace(&mut sum, earlier));
+        }
+        if let Some(mut before) = self.before.take() {
+            add(device, &mut before, &sum)?;
+            self.spare.push(std::mem::replace(&mut sum, before));
+        }
+        swap(&mut sum, parameters);
+        self.spare.push(sum);
+        Ok(())
+    }
+
+    /// Replaces the gradients of the parameters by zeros, and returns them.
+    fn replace(&mut self, device: &D, parameters: &[Param<D>]) -> Result<Gradients<D>> {
+        let mut gradients = match self.spare.pop() {
+            Some(spare) => spare,
+            None => parameters.iter().map(|p| device.zero_buffer(p.len())).collect::<Result<_>>()?,
+        };
+        swap(&mut gradients, parameters);
+        clear_gradients(device, parameters)?;
+        Ok(gradients)
+    }
+}
+
+/// Swaps gradients with those of the parameters.
+fn swap<D: Compute>(gradients: &mut Gradients<D>, parameters: &[Param<D>]) {
+    for (gradient, p) in gradients.iter_mut().zip(parameters) {
+        std::mem::swap(gradient, &mut *p.grad_mut());
+    }
+}
+
+fn add<D: Compute>(device: &D, to: &mut Gradients<D>, summand: &Gradients<D>) -> Result<()> {
+    to.iter_mut().zip(summand).try_for_each(|(to, summand)| device.add_buffer(to, summand))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dfdx::prelude::Cpu;
+    use pauc_traits::param::Role;
+    use pauc_traits::rng::{Purpose, stream};
+    use rand::Rng;
+
+    /// Sums shards by halves, as the definition says.
+    fn by_halves(shards: &[f32]) -> f32 {
+        match shards {
+            [one] => *one,
+            all => {
+                let (first, second) = all.split_at(all.len() / 2);
+                by_halves(first) + by_halves(second)
+            }
+        }
+    }
+
+    #[test]
+    fn shards_are_summed_by_halves_in_every_step() {
+        let device = Cpu::default();
+        let sizes = [3usize, 1, 5];
+        let parameters: Vec<Param<Cpu>> = sizes
+            .iter()
+            .map(|n| Param::new(&device, format!("{n}"), &[*n], Role::Weight, &vec![0.0; *n]).unwrap())
+            .collect();
+        let mut tree = GradientTree::default();
+        let mut rng = stream(3, Purpose::Init, 0, 0, 0);
+        for shards in [1usize, 2, 4, 8, 16] {
+            clear_gradients(&device, &parameters).unwrap();
+            let mut expected = vec![0.0f32; sizes.iter().sum()];
+            // Two accumulated batches.
+            for batch in 0..2 {
+                let mut drawn = vec![Vec::new(); expected.len()];
+                tree.begin(&device, &parameters, batch == 0).unwrap();
+                for _ in 0..shards {
+                    let gradients = parameters.iter().map(Param::grad_mut);
+                    for (mut gradient, offset) in gradients.zip([0, 3, 4]) {
+                        for (i, g) in gradient.iter_mut().enumerate() {
+                            assert_eq!(*g, 0.0);
+                            // Of very different sizes, so that every other order gives other bits.
+                            *g = rng.gen_range(-1.0..1.0f32) * 10f32.powi(rng.gen_range(-3..4));
+                            drawn[offset + i].push(*g);
+                        }
+                    }
+                    tree.take(&device, &parameters).unwrap();
+                }
+                tree.finish(&device, &parameters).unwrap();
+                for (sum, drawn) in expected.iter_mut().zip(&drawn) {
+                    *sum = if batch == 0 { by_halves(drawn) } else { *sum + by_halves(drawn) };
+                }
+            }
+            let found: Vec<f32> = parameters.iter().flat_map(|p| p.grad().clone()).collect();
+            assert_eq!(found, expected, "{shards} shards");
+            let buffers = shards.ilog2() as usize + 2;
+            assert!(tree.spare.len() <= buffers, "{shards} shards took {} buffers", tree.spare.len());
+        }
+    }
+}
