@@ -22,6 +22,17 @@ pub enum CommunicationError {
         /// How it ended, such as "has panicked: …".
         how: String,
     },
+    /// The MPI library reported an error.
+    #[error("{function}: {message}")]
+    Mpi {
+        /// The function, such as `MPI_Allgather`.
+        function: &'static str,
+        /// The library's message.
+        message: String,
+    },
+    /// MPI was called by another thread than the one that started it.
+    #[error("{0} was called by another thread than the one that started MPI")]
+    Thread(&'static str),
 }
 
 /// What a rank calls.

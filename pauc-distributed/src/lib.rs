@@ -10,17 +10,26 @@
 //! |---|---|
 //! | [`Alone`] | this process only |
 //! | [`Threads`] | threads of this process, for tests and for programs that embed pauc |
+//! | [`Mpi`] | processes that `mpirun`, `mpiexec` or `srun` has started, on any number of machines |
 //!
 //! Code that works on several ranks takes a `&dyn Communicator`. There is no global one.
 
+mod agreement;
 mod alone;
 mod bytes;
 mod error;
+mod launcher;
+mod mpi;
+mod pieces;
 mod threads;
 
+pub use agreement::{Disagreement, agree};
 pub use alone::Alone;
 pub use bytes::{Plain, bytes_of, bytes_of_mut};
 pub use error::CommunicationError;
+pub use launcher::{Family, Launcher, LauncherError};
+pub use mpi::library::{Library, LibraryError, find};
+pub use mpi::{Mpi, StartError};
 pub use threads::{RankError, Threads};
 
 /// The result of a collective operation.

@@ -5,6 +5,7 @@
 //! | [`tolerance`], [`rounded`] | allowed errors, derived from the arithmetic; numbers that carry an error bound |
 //! | [`property`] | seeds and cases of property tests, and commands that reproduce a failure |
 //! | [`inputs`], [`npy`] | inputs that many tests read, as numbers and as files |
+//! | [`mpi`] | the MPI launchers of this machine, for tests with several processes |
 //! | [`random`] | random numbers for tests that build their inputs step by step |
 //! | [`golden`] | names shared by the golden files and their tests |
 //! | [`vectors`] | lengths and distances |
@@ -14,6 +15,7 @@
 
 pub mod golden;
 pub mod inputs;
+pub mod mpi;
 pub mod npy;
 pub mod property;
 pub mod random;
