@@ -332,7 +332,8 @@ fn recipe_snippets_in_the_book_pass_the_check() {
     let path = folder.path().join("recipe.ron");
     let mut count = 0;
     for page in book().into_iter().chain([Page::read(root().join("README.md"))]) {
-        for block in page.blocks("ron").into_iter().filter(|block| !block.contains("#include")) {
+        let is_recipe = |block: &&str| !block.contains("#include") && !block.starts_with("Sweep(");
+        for block in page.blocks("ron").into_iter().filter(is_recipe) {
             let is_dataset = |line: &str| line.starts_with("data: ");
             // Alternatives are checked one by one.
             let parts = if block.lines().all(is_dataset) { block.lines().collect() } else { vec![block] };
@@ -345,4 +346,23 @@ fn recipe_snippets_in_the_book_pass_the_check() {
         }
     }
     assert!(count >= 10, "only {count} parts of recipes were recognized");
+}
+
+/// Their recipes are those of `recipes/`, seen from a folder in it.
+#[test]
+fn sweeps_in_the_book_pass_the_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sweep.ron");
+    let mut count = 0;
+    for page in book() {
+        for block in page.blocks("ron").into_iter().filter(|block| block.starts_with("Sweep(")) {
+            let recipes = format!("\"{}/", root().join("recipes").display());
+            std::fs::write(&path, block.replace("\"../", &recipes)).unwrap();
+            let checked =
+                pauc(["sweep", path.to_str().unwrap(), "--dry-run", "--out", "target/no-such-folder"]);
+            assert_eq!(checked.code, 0, "{}: {block}\n{}", page.path.display(), checked.stderr);
+            count += 1;
+        }
+    }
+    assert!(count >= 2, "only {count} sweeps were recognized");
 }

@@ -46,6 +46,13 @@ impl Place {
         }
         assert!(!Path::new(&self.at("runs")).exists(), "nothing is trained");
     }
+
+    /// As `refused`, beside finished runs.
+    fn refused_with_runs(&self, sweep: &str, says: &str) {
+        std::fs::write(self.at("sweep.ron"), sweep).unwrap();
+        let done = self.sweep(&[]);
+        assert!(done.code == 2 && done.stderr.contains(says), "{}", done.stderr);
+    }
 }
 
 const SWEEP: &str = r#"Sweep(recipe: "recipe.ron", set: ["train.log_every=1"], over: [
@@ -112,6 +119,7 @@ fn every_combination_is_trained_once_and_a_sweep_resumes() {
         let of = |run: &Value| run["metrics"]["rankme/features"].as_f64().unwrap();
         let runs = row["runs"].as_array().unwrap();
         assert!(runs.iter().all(|r| r["status"] == "finished"), "{runs:?}");
+        assert!(runs.iter().all(|r| r["version"].is_string() && r["simd"] != ""), "{runs:?}");
         let (a, b) = (of(&runs[0]), of(&runs[1]));
         assert_ne!(a, b);
         assert_spread_of(&row["metrics"]["rankme/features"], a, b);
@@ -230,11 +238,157 @@ fn several_seeds_print_mean_and_deviation() {
 }
 
 #[test]
-fn the_shipped_sweep_is_valid() {
-    let done =
-        pauc(["sweep", "recipes/sweeps/temperature.ron", "--dry-run", "--out", "target/no-such-folder"]);
+fn the_shipped_sweeps_are_valid() {
+    let files = [
+        ("recipes/sweeps/temperature.ron", 18),
+        ("studies/mechanism.ron", 100),
+        ("studies/ablation.ron", 180),
+    ];
+    for (file, runs) in files {
+        let done = pauc(["sweep", file, "--dry-run", "--out", "target/no-such-folder"]);
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        assert!(done.stderr.contains(&format!("{runs} runs, 0 already finished")), "{}", done.stderr);
+    }
+}
+
+/// Writes 10 000 gray images in the format of Fashion-MNIST, and as many of CIFAR-10.
+fn write_datasets(folder: &Path) {
+    let labels = |n: usize| (0..n).map(|i| (i % 10) as u8);
+    for (split, n) in [("train", 10_000usize), ("t10k", 100)] {
+        let size = (n as u32).to_be_bytes();
+        let [rows, columns] = [28u32.to_be_bytes(); 2];
+        let mut images = [&[0, 0, 8, 3], &size[..], &rows, &columns].concat();
+        images.resize(images.len() + n * 28 * 28, 128);
+        let labels = [&[0, 0, 8, 1], &size[..], &labels(n).collect::<Vec<u8>>()].concat();
+        std::fs::write(folder.join(format!("{split}-images-idx3-ubyte")), images).unwrap();
+        std::fs::write(folder.join(format!("{split}-labels-idx1-ubyte")), labels).unwrap();
+    }
+    for (file, n) in [("data_batch_1.bin", 10_000), ("test_batch.bin", 100)] {
+        let records: Vec<u8> =
+            labels(n).flat_map(|label| std::iter::once(label).chain([128; 3072])).collect();
+        std::fs::write(folder.join(file), records).unwrap();
+    }
+}
+
+#[test]
+fn studies_of_other_data_are_valid() {
+    let folder = tempfile::tempdir().unwrap();
+    write_datasets(folder.path());
+    let files = [
+        ("gpu-cifar10", "data.root", "cifar10", 25),
+        ("claim-fashion-mnist", "data.of.root", "fashion-mnist", 7),
+        ("claim-cifar10", "data.of.root", "cifar10", 7),
+        ("claim-cifar10-long-tail", "data.of.of.root", "cifar10", 7),
+        ("claim-cifar10-coarse", "data.of.of.root", "cifar10", 7),
+    ];
+    for (name, root, data, runs) in files {
+        let file = format!("studies/{name}.ron");
+        let text = std::fs::read_to_string(common::root().join(&file)).unwrap();
+        let documented = format!("pauc-cli sweep {file} --set '{root}=\"data/{data}\"'");
+        assert!(text.contains(&documented), "no `{documented}` in {file}");
+        // Every combination opens the data, so one trial of each arm has to do.
+        let recipes = format!("\"{}/", common::root().join("recipes").display());
+        let text = text.replace("\"../recipes/", &recipes).replace("trials: 8", "trials: 1");
+        let copy = folder.path().join("sweep.ron").display().to_string();
+        std::fs::write(&copy, text).unwrap();
+        let set = format!("{root}={:?}", folder.path());
+        let done = pauc(["sweep", &copy, "--dry-run", "--out", "target/no-such-folder", "--set", &set]);
+        assert_eq!(done.code, 0, "{file}: {}", done.stderr);
+        assert!(done.stderr.contains(&format!("{runs} runs, 0 already finished")), "{file}: {}", done.stderr);
+    }
+}
+
+const ARMS: &str = r#"Sweep(recipe: "recipe.ron", set: ["probes=[Knn(k: 5), HeldOut(probe: Knn(k: 5))]"],
+    arms: [(name: "cold"), (name: "warm", set: ["objective[0].term.temperature=0.5"])],
+    seeds: [0, 1, 2], best: (metric: "knn/cos/k5/t0.07/heldout"), compare: (to: "cold", metrics: ["knn/cos/k5/t0.07"]))"#;
+
+#[test]
+fn arms_are_compared_over_seeds() {
+    let place = Place::new(ARMS);
+    let done = place.sweep(&["--jobs", "2"]);
     assert_eq!(done.code, 0, "{}", done.stderr);
-    assert!(done.stderr.contains("18 runs, 0 already finished"), "{}", done.stderr);
+    assert!(done.stderr.contains("] warm seed 2"), "{}", done.stderr);
+    let lines: Vec<Vec<&str>> = done.stdout.lines().map(|l| l.split_whitespace().collect()).collect();
+    assert_eq!(lines[0][..2], ["arm", "runs"], "{}", done.stdout);
+    for text in [
+        "rows: best first by knn/cos/k5/t0.07/heldout (largest, on training images)",
+        "differences from cold, paired over seeds",
+        "Holm's correction for 1 tests",
+    ] {
+        assert!(done.stdout.contains(text), "no `{text}` in\n{}", done.stdout);
+    }
+    // Folders have the names of the arms.
+    let mut folders: Vec<String> = std::fs::read_dir(place.at("runs"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    folders.sort();
+    assert!(folders[0].starts_with("cold-") && folders[1].starts_with("warm-"), "{folders:?}");
+
+    let table = json(&place.sweep(&["--json"]));
+    assert_eq!(table["best"]["on_test"], false);
+    let rows = table["rows"].as_array().unwrap();
+    let values = |arm: &str| -> Vec<f64> {
+        let row = rows.iter().find(|r| r["arm"] == arm).unwrap();
+        let runs = row["runs"].as_array().unwrap();
+        runs.iter().map(|r| r["metrics"]["knn/cos/k5/t0.07"].as_f64().unwrap()).collect()
+    };
+    let (cold, warm) = (values("cold"), values("warm"));
+    let mean = cold.iter().zip(&warm).map(|(a, b)| b - a).sum::<f64>() / 3.0;
+    let difference = &table["comparison"]["differences"][0];
+    assert_eq!((&difference["arm"], &difference["n"]), (&Value::from("warm"), &Value::from(3)));
+    assert_within!(difference["mean"].as_f64().unwrap(), mean, tolerance::f64(8, 2.0));
+}
+
+#[test]
+fn a_choice_by_the_test_split_must_be_said() {
+    let place = Place::new("");
+    let on_test = ARMS.replace("/heldout", "");
+    place.refused(&on_test, &["E0406", "is a metric of the test split", "HeldOut", "sweep.ron:3:"]);
+    let said = on_test.replace("t0.07\"), compare", "t0.07\", on_test: true), compare");
+    std::fs::write(place.at("sweep.ron"), said).unwrap();
+    let done = place.sweep(&["--dry-run"]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert!(done.stdout.contains("(largest, on the test split)"), "{}", done.stdout);
+}
+
+#[test]
+fn every_arm_is_tuned_with_the_same_budget() {
+    let tune = r#"tune: (trials: 3, over: [(path: "optimizer.lr", values: [0.01, 0.02, 0.04, 0.08])]), best"#;
+    let place = Place::new(&ARMS.replace("best", tune));
+    let dry = place.sweep(&["--dry-run"]);
+    assert_eq!(dry.code, 0, "{}", dry.stderr);
+    assert!(dry.stderr.contains("6 runs, 0 already finished"), "{}", dry.stderr);
+    let done = place.sweep(&["--jobs", "2", "--json"]);
+    let table = json(&done);
+    let note = "tuning: 3 trials for each of 2 arms, seed 1000, chosen by knn/cos/k5/t0.07/heldout (largest, on training images)";
+    assert!(done.stderr.contains(note), "{}", done.stderr);
+    let (rows, trials) = (table["rows"].as_array().unwrap(), table["trials"].as_array().unwrap());
+    assert_eq!((rows.len(), trials.len()), (2, 2));
+    for tried in trials {
+        let tried_rows = tried["rows"].as_array().unwrap();
+        let value = |r: &Value| r["runs"][0]["metrics"]["knn/cos/k5/t0.07/heldout"].as_f64().unwrap();
+        let best = tried_rows.iter().map(value).fold(f64::MIN, f64::max);
+        let chosen = &tried_rows[tried["chosen"].as_u64().unwrap() as usize];
+        assert!(tried_rows.len() == 3 && value(chosen) == best);
+        let row = rows.iter().find(|r| r["arm"] == chosen["arm"]).unwrap();
+        assert_eq!((&row["tuned"], &row["hash"]), (&chosen["tuned"], &chosen["hash"]));
+        let seeds: Vec<u64> =
+            row["runs"].as_array().unwrap().iter().map(|r| r["seed"].as_u64().unwrap()).collect();
+        assert_eq!(seeds, [0, 1, 2], "fresh seeds");
+    }
+    let again = place.sweep(&[]);
+    assert!(again.stderr.contains("6 runs, 6 already finished"), "{}", again.stderr);
+    assert!(again.stdout.starts_with(note) && again.stdout.contains("optimizer.lr"), "{}", again.stdout);
+    // A metric that no trial measures.
+    let typo = std::fs::read_to_string(place.at("sweep.ron"))
+        .unwrap()
+        .replace("t0.07/heldout\")", "t0.7/heldout\")");
+    std::fs::write(place.at("sweep.ron"), typo).unwrap();
+    let done = place.sweep(&[]);
+    assert_eq!(done.code, 1, "{}", done.stderr);
+    assert!(done.stderr.contains("did you mean `knn/cos/k5/t0.07/heldout`?"), "{}", done.stderr);
+    place.refused_with_runs(&ARMS.replace("best", &tune.replace("trials: 3", "trials: 5")), "E0407");
 }
 
 #[test]

@@ -36,6 +36,10 @@ impl Probe for Coagulation {
         false
     }
 
+    fn reads_test_split(&self) -> bool {
+        false
+    }
+
     fn reads_prototypes(&self) -> bool {
         true
     }

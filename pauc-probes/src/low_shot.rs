@@ -1,11 +1,9 @@
 //! Other probes with few labels.
 
-use pauc_data::datasets::subset::Picked;
-use pauc_traits::dataset::ImageSource;
-use pauc_traits::probe::{Metric, ProbeContext, RowsView, SplitView, When};
+use crate::part::{Part, row_count};
+use pauc_traits::probe::{Metric, ProbeContext, When};
 use pauc_traits::registry::kind;
 use pauc_traits::{Configured, Error, LabelFraction, Probe, Result, component};
-use std::sync::Arc;
 
 component! {
     /// Runs another probe with the labels of a fixed fraction of the training split only.
@@ -27,11 +25,6 @@ component! {
     }
 }
 
-/// Copies the rows `ids`.
-fn pick(rows: RowsView<'_>, ids: &[u32]) -> Vec<f32> {
-    ids.iter().flat_map(|i| rows.row(*i as usize)).copied().collect()
-}
-
 impl Probe for LowShot {
     fn when(&self) -> When {
         self.probe.when()
@@ -39,6 +32,10 @@ impl Probe for LowShot {
 
     fn needs_labels(&self) -> bool {
         true
+    }
+
+    fn reads_test_split(&self) -> bool {
+        self.probe.reads_test_split()
     }
 
     fn check(&self) -> Result<()> {
@@ -55,26 +52,10 @@ impl Probe for LowShot {
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
         self.check()?;
         let Some(labels) = context.train.labels else { return Ok(Vec::new()) };
-        let train = &context.train;
-        let rows = train.features.rows.min(train.embeddings.rows);
-        if labels.len() != rows {
-            return Err(Error::shape("LowShot", format!("{rows} rows but {} labels", labels.len())));
-        }
-        let ids = self.labels.choose(Some(labels), labels.len());
-        let (features, embeddings) = (pick(train.features, &ids), pick(train.embeddings, &ids));
-        let labels: Vec<u32> = ids.iter().map(|i| labels[*i as usize]).collect();
-        let picked = |source: &Arc<dyn ImageSource>| -> Arc<dyn ImageSource> {
-            Arc::new(Picked::new(source.clone(), ids.iter().map(|i| *i as usize).collect()))
-        };
-        let images = train.images.map(picked);
-        let part = SplitView {
-            features: RowsView::new(&features, train.features.cols),
-            embeddings: RowsView::new(&embeddings, train.embeddings.cols),
-            labels: Some(&labels),
-            images: images.as_ref(),
-        };
+        let rows = row_count("LowShot", &context.train)?;
+        let chosen = Part::of(&context.train, &self.labels.choose(Some(labels), rows));
         // Clusterings are of the whole split, so leave them out.
-        let part = ProbeContext { train: part, levels: &[], concentrations: &[], ..*context };
+        let part = ProbeContext { train: chosen.view(), levels: &[], concentrations: &[], ..*context };
         let protocol = self.labels.protocol();
         Ok(self.probe.measure(&part)?.into_iter().map(|m| m.with_protocol(&protocol)).collect())
     }
@@ -83,7 +64,7 @@ impl Probe for LowShot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pauc_traits::probe::MetricKind;
+    use pauc_traits::probe::{MetricKind, RowsView, SplitView};
 
     fn context<'a>(
         train: &'a [f32],

@@ -35,6 +35,10 @@ impl Probe for Rank {
         false
     }
 
+    fn reads_test_split(&self) -> bool {
+        false
+    }
+
     fn measure(&self, context: &ProbeContext<'_>) -> Result<Vec<Metric>> {
         let spaces = [("features", context.train.features), ("embeddings", context.train.embeddings)];
         let mut metrics = Vec::new();

@@ -8,7 +8,7 @@ use crate::picture;
 use crate::plot::{Chart, Scale, Series};
 use crate::postmortem::page;
 use crate::scatter::Scatter;
-use pauc_traits::probe::MetricKind;
+use pauc_traits::probe::{MetricKind, may_read_test_split};
 
 const EPOCH: &str = "epoch";
 
@@ -201,7 +201,7 @@ fn probes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
         let chart = Chart {
             title: format!("Accuracy by {name}"),
             x: EPOCH.into(),
-            y: "fraction of the test split classified correctly".into(),
+            y: format!("fraction of {} classified correctly", scored_images(name)),
             series: vec![Series { name: name.to_string(), points }],
             references: bases.into_iter().flatten().collect(),
             marks: marks(data),
@@ -229,6 +229,11 @@ fn probes(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
         };
         add(&file_name(title), Section::Probes, chart);
     }
+}
+
+/// Returns the images on which the accuracy of this name is measured.
+fn scored_images(metric: &str) -> &'static str {
+    if may_read_test_split(metric) { "the test split" } else { "held-out training images" }
 }
 
 fn coagulation(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {

@@ -44,7 +44,7 @@ impl Scale {
     }
 
     /// Formats the value at a height between ticks that are `step` apart.
-    fn label(self, height: f64, step: f64) -> String {
+    pub(crate) fn label(self, height: f64, step: f64) -> String {
         match self {
             Scale::Plain => number(height, step),
             Scale::Percent => number(height * 100.0, step * 100.0) + " %",
@@ -89,6 +89,10 @@ pub struct Chart {
     /// The style of each series, on a page with one legend for all its charts: the color, and from
     /// `PALETTE.len()` on the dashes. If empty, series i has color i, and the chart its own legend.
     pub styles: Vec<usize>,
+    /// A band around each series: x, the lower and the upper bound. If empty, no series has one.
+    pub bands: Vec<Vec<[f64; 3]>>,
+    /// Whether the points are not connected by lines.
+    pub is_cloud: bool,
 }
 
 const WIDTH: f64 = 400.0;
@@ -182,8 +186,9 @@ impl Chart {
         let top = 40.0 + 15.0 * legend.len() as f64 + if self.marks.is_empty() { 0.0 } else { MARKS };
         let points = || thinned.iter().flatten();
         let xs = points().map(|p| p.0).chain(self.marks.iter().map(|m| m.1));
-        let ys =
-            points().flat_map(|p| [p.2, p.3]).chain(self.references.iter().map(|r| self.scale.height(r.1)));
+        let bounds = self.bands.iter().flatten().flat_map(|b| [b[1], b[2]]);
+        let ys = points().flat_map(|p| [p.2, p.3]);
+        let ys = ys.chain(bounds.chain(self.references.iter().map(|r| r.1)).map(|y| self.scale.height(y)));
         let frame = Frame { x: range(xs, 0.02), y: range(ys, 0.06), top };
         let height = top + PLOT + BOTTOM;
         let mut out = format!(
@@ -251,14 +256,12 @@ impl Chart {
                 let _ = write!(out, "<g class=\"run{style}\">");
             }
             if points.len() < series.points.len() {
-                let bound = |out: &mut String, p: &(f64, f64, f64, f64), y: f64| {
-                    let _ = write!(out, "{:.1},{:.1} ", frame.x(p.0), frame.y(y));
-                };
-                out.push_str("<polygon class=\"band\" points=\"");
-                let finite = || points.iter().filter(|p| p.1.is_finite());
-                finite().for_each(|p| bound(out, p, p.3));
-                finite().rev().for_each(|p| bound(out, p, p.2));
-                let _ = write!(out, "\" style=\"fill:var(--c{color})\"/>");
+                let band: Vec<[f64; 3]> = points.iter().map(|p| [p.0, p.2, p.3]).collect();
+                draw_band(out, frame, &band, color);
+            }
+            if let Some(band) = self.bands.get(i) {
+                let heights = band.iter().map(|b| [b[0], self.scale.height(b[1]), self.scale.height(b[2])]);
+                draw_band(out, frame, &heights.collect::<Vec<_>>(), color);
             }
             let dashes = style.map_or(0, |s| s / PALETTE.len());
             let dashes = if dashes == 0 { String::new() } else { format!(" dashes{dashes}") };
@@ -268,10 +271,10 @@ impl Chart {
                 if p.1.is_finite() {
                     let _ = write!(out, "{pen}{:.1} {:.1}", frame.x(p.0), frame.y(p.1));
                 }
-                pen = if p.1.is_finite() { 'L' } else { 'M' };
+                pen = if p.1.is_finite() && !self.is_cloud { 'L' } else { 'M' };
             }
             let _ = write!(out, "\" style=\"stroke:var(--c{color})\"/>");
-            if series.points.len() <= 60 {
+            if series.points.len() <= 60 || self.is_cloud {
                 for p in series.points.iter().filter(|p| self.scale.height(p.1).is_finite()) {
                     let value = match self.scale {
                         Scale::Plain | Scale::Log => significant(p.1),
@@ -331,6 +334,18 @@ impl Chart {
             Scale::Percent => format!("{:.1} %", 100.0 * value),
         }
     }
+}
+
+/// Draws a band between the lower and upper heights at each x.
+fn draw_band(out: &mut String, frame: &Frame, band: &[[f64; 3]], color: usize) {
+    let finite = || band.iter().filter(|b| b.iter().all(|v| v.is_finite()));
+    out.push_str("<polygon class=\"band\" points=\"");
+    let mut corner = |b: &[f64; 3], y: f64| {
+        let _ = write!(out, "{:.1},{:.1} ", frame.x(b[0]), frame.y(y));
+    };
+    finite().for_each(|b| corner(b, b[2]));
+    finite().rev().for_each(|b| corner(b, b[1]));
+    let _ = write!(out, "\" style=\"fill:var(--c{color})\"/>");
 }
 
 /// Arranges a legend in rows of (color, name) that fit the width of a chart.
@@ -466,6 +481,21 @@ mod tests {
         let thinned = thin(&points, 240);
         assert!(thinned.len() <= 240 && thinned.iter().all(|p| (p.1, p.2, p.3) == (0.5, 0.0, 1.0)));
         assert!(chart(points).svg().contains("class=\"band\""));
+    }
+
+    #[test]
+    fn bands_and_clouds_are_drawn() {
+        let points = vec![(0.0, 0.5), (1.0, 0.5)];
+        let bands = vec![vec![[0.0, 0.0, 1.0], [1.0, 0.25, 0.75]]];
+        let svg = Chart { bands, references: Vec::new(), ..chart(points.clone()) }.svg();
+        // Heights between 0 and 1, widened by 6 %.
+        let y = |v: f64| 40.0 + PLOT - (v + 0.06) / 1.12 * PLOT;
+        let x = |v: f64| LEFT + (v + 0.02) / 1.04 * (WIDTH - LEFT - RIGHT);
+        let corners = [(0.0, 1.0), (1.0, 0.75), (1.0, 0.25), (0.0, 0.0)];
+        let want: String = corners.iter().map(|c| format!("{:.1},{:.1} ", x(c.0), y(c.1))).collect();
+        assert!(svg.contains(&format!("points=\"{want}\"")), "{svg}");
+        let cloud = Chart { is_cloud: true, ..chart(points) }.svg();
+        assert!(cloud.matches("<circle").count() == 2 && !cloud.contains('L'), "{cloud}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use pauc_models::device::NetworkDevice;
 use pauc_report::events::{self, Event, Log, Metric, Subject};
 use pauc_report::postmortem::{Postmortem, story};
 use pauc_traits::dataset::Skipped;
-use pauc_traits::probe::MetricKind;
+use pauc_traits::probe::{MetricKind, may_read_test_split};
 use pauc_traits::{Error, Result, stop};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -427,7 +427,8 @@ pub fn table(summary: &[(Subject, Vec<Metric>)]) -> String {
         .iter()
         .filter_map(|(subject, label)| Some((*label, &summary.iter().find(|(s, _)| s == subject)?.1)))
         .collect();
-    let title = "accuracy, test split";
+    let is_on_test = rows.iter().all(|row| may_read_test_split(row));
+    let title = if is_on_test { "accuracy, test split" } else { "accuracy, test split or heldout" };
     let width = rows.iter().map(|r| r.chars().count()).max().unwrap_or(0).max(title.len());
     let mut out = format!("{title:<width$}");
     columns.iter().for_each(|(label, _)| out.push_str(&format!("  {label:>11}")));
@@ -470,5 +471,8 @@ linear/lbfgs/standardised            –       50.0 %
 ";
         assert_eq!(table(&summary), want);
         assert_eq!(table(&[(Subject::Trained, logged(&trained[1..3]))]), "");
+        let held_out = [Metric::accuracy("knn/cos/k20/t0.07/heldout", 0.9)];
+        let text = table(&[(Subject::Trained, logged(&held_out))]);
+        assert!(text.starts_with("accuracy, test split or heldout  "), "{text}");
     }
 }

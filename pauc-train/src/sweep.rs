@@ -1,16 +1,21 @@
 //! A sweep: runs of one recipe that differ in some of its values.
 
+mod check;
+mod comparison;
+mod points;
 mod table;
+mod tuning;
 
-pub use table::{Row, Standing, order, table};
+pub use comparison::{ArmComparison, ArmDifference, compare};
+pub use points::Point;
+pub use table::{Row, Standing, order, order_note, table};
+pub use tuning::{Trials, choose, tuning_note};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::progress::Best;
-use crate::recipe::{LoadError, Source, Version, belongs};
+use crate::progress::{Best, Goal};
+use crate::recipe::{LoadError, Name, Source, Version};
 use crate::recipe_text;
 use pauc_traits::component_ron::{Spanned, options};
-use pauc_traits::rng::{Purpose, stream};
-use pauc_traits::term::Severity;
 use pauc_traits::{Count, component};
 use rand::Rng;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -29,14 +34,79 @@ component! {
         pub recipe: PathBuf,
         /// Changes to all runs, each in the form of `--set`: `"train.epochs=5"`.
         pub set: Vec<String> = Vec::new(),
+        /// Named variants of the recipe; each is combined with everything in `over`.
+        pub arms: Vec<Arm> = Vec::new(),
         /// The differences between the runs.
-        pub over: Vec<Axis>,
+        pub over: Vec<Axis> = Vec::new(),
         /// How the values of several paths are combined.
         pub combine: Combine = Combine::Grid,
         /// The seeds of every combination; empty: the recipe's own.
         pub seeds: Vec<u64> = Vec::new(),
-        /// The metric to sort the table by, best first; none: the order of the runs.
-        pub best: Option<Best> = None,
+        /// The same number of trials for every arm; the values of the best trial by `best` are then trained with `seeds`.
+        pub tune: Option<Tuning> = None,
+        /// The metric to sort the table by, best first, and to choose trials by; none: the order of the runs.
+        pub best: Option<Choice> = None,
+        /// Paired differences between the arms over the seeds.
+        pub compare: Option<CompareArms> = None,
+    }
+}
+
+component! {
+    /// A named variant of the recipe.
+    pub struct Arm {
+        /// Its name in tables and for folders, in place of the recipe's: letters, digits, `-`, `_` and `.`.
+        pub name: Name,
+        /// Its changes to the recipe, each in the form of `--set`.
+        pub set: Vec<String> = Vec::new(),
+        /// What is tuned in this arm, in addition to the paths of the sweep's `tune`.
+        pub tune: Vec<Axis> = Vec::new(),
+    }
+}
+
+component! {
+    /// Tuning with the same budget for every arm: trials with values drawn at random, of which `best` chooses one.
+    pub struct Tuning {
+        /// The number of trials of each arm, and of each combination of `over`.
+        pub trials: Count,
+        /// The paths that are tuned in every arm, with their values or distributions.
+        pub over: Vec<Axis> = Vec::new(),
+        /// The seeds of each trial; they must not be among the sweep's `seeds`.
+        pub seeds: Vec<u64> = vec![1000],
+        /// The seed of the draws. Every arm gets the same draws of the shared paths.
+        pub draws: u64 = 0,
+    }
+}
+
+component! {
+    /// The metric by which a sweep chooses.
+    pub struct Choice {
+        /// The metric as in the log, with its protocol: `"knn/cos/k20/t0.07/heldout"`.
+        pub metric: String,
+        /// Whether larger or smaller values are better.
+        pub goal: Goal = Goal::Largest,
+        /// Whether it may be a metric of the test split. What was chosen by the test split is too good on it.
+        pub on_test: bool = false,
+    }
+}
+
+impl Choice {
+    /// Returns the metric and its direction.
+    pub fn best(&self) -> Best {
+        Best { metric: self.metric.clone(), goal: self.goal }
+    }
+}
+
+component! {
+    /// Paired differences of arms, over the seeds that both have.
+    pub struct CompareArms {
+        /// The name of the arm that the others are compared with.
+        pub to: String,
+        /// The metrics, as in the log; empty: all accuracies.
+        pub metrics: Vec<String> = Vec::new(),
+        /// The number of resamples of the bootstrap.
+        pub resamples: Count = Count::lit(10_000),
+        /// The seed of the bootstrap.
+        pub seed: u64 = 0,
     }
 }
 
@@ -145,27 +215,6 @@ impl Distribution {
             Distribution::Integers { from, to } => rng.gen_range(from..=to).to_string(),
         }
     }
-
-    fn wrong(self) -> Option<String> {
-        let (from, to) = match self {
-            Distribution::Uniform { from, to } | Distribution::LogUniform { from, to } => (from, to),
-            Distribution::Integers { from, to } => (from as f64, to as f64),
-        };
-        if !(from.is_finite() && to.is_finite() && from < to) {
-            return Some(format!("`from` must be smaller than `to`, got {from} and {to}"));
-        }
-        let logarithm = matches!(self, Distribution::LogUniform { .. });
-        (logarithm && from <= 0.0).then(|| format!("`from` must be greater than 0, got {from}"))
-    }
-}
-
-/// One combination of values.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Point {
-    /// The value of each path, in the order of [`Sweep::over`].
-    pub values: Vec<String>,
-    /// The index of each listed value; `None` for a value drawn from a distribution.
-    places: Vec<Option<usize>>,
 }
 
 impl Sweep {
@@ -195,154 +244,6 @@ impl Sweep {
         Ok((sweep, Source { path: path.into(), original: text.into(), text: text.into() }))
     }
 
-    fn check(&self, text: &str) -> Vec<Diagnostic> {
-        let root = recipe_text::parse(text);
-        let error = |code, path: &str, message: String, help: &str| {
-            Diagnostic::at(Severity::Error, code, root.as_ref(), path, message, help)
-        };
-        let mut found = Vec::new();
-        if self.over.is_empty() {
-            let help = "add a path with its values, such as (path: \"optimizer.lr\", values: [0.05, 0.1])";
-            found.push(error("E0401", "over", "nothing differs between the runs".into(), help));
-        }
-        for (i, axis) in self.over.iter().enumerate() {
-            let place = |part: &str| format!("over[{i}].{part}");
-            match &axis.values {
-                Values::Listed(all) if all.is_empty() => {
-                    found.push(error("E0401", &place("values"), "there are no values".into(), "add some"));
-                }
-                Values::Drawn(_) if !matches!(self.combine, Combine::Random(_)) => {
-                    let message = "random values without `combine: Random`".to_string();
-                    let help = "write `combine: Random(runs: 20)`, or list the values";
-                    found.push(error("E0402", &place("values"), message, help));
-                }
-                Values::Drawn(d) => found.extend(d.wrong().map(|m| error("E0106", &place("values"), m, ""))),
-                Values::Listed(_) => {}
-            }
-            if axis.path.trim() == "train.seed" {
-                let message = "seeds cannot be values of a sweep: runs that differ only in them form one row";
-                let help = "write `seeds: [0, 1, 2]`";
-                found.push(error("E0403", &place("path"), message.into(), help));
-            }
-            for other in &self.over[..i] {
-                if overlap(&axis.path, &other.path) {
-                    let message = format!("`{}` and `{}` set the same value", other.path, axis.path);
-                    let help = "remove one of them; a component and a field of it cannot both vary";
-                    found.push(error("E0403", &place("path"), message, help));
-                }
-            }
-        }
-        if let Some(seed) = duplicate(&self.seeds) {
-            let message = format!("the seed {seed} is given twice; list each seed once");
-            found.push(error("E0403", "seeds", message, "remove one of them"));
-        }
-        let runs = self.combinations() as f64 * self.seeds.len().max(1) as f64;
-        if runs > MAX_RUNS as f64 {
-            let message = format!("{runs:.3e} runs are more than {MAX_RUNS}");
-            let help = "list fewer values, or draw some combinations with `combine: Random(runs: 20)`";
-            found.push(error("E0404", "over", message, help));
-        }
-        let count = |a: &Axis| a.values.listed().map(<[String]>::len);
-        if matches!(self.combine, Combine::Zip)
-            && let Some(first) = self.over.first()
-            && let Some(i) = self.over.iter().position(|a| count(a) != count(first))
-            && let (Some(n), Some(want)) = (count(&self.over[i]), count(first))
-        {
-            let message = format!("{n} values, but `{}` has {want}", first.path);
-            let help = "zipped lists must have the same length; `combine: Grid` combines all values";
-            found.push(error("E0401", &format!("over[{i}].values"), message, help));
-        }
-        found
-    }
-
-    /// Returns the number of combinations, equal ones included; `usize::MAX` if it is larger.
-    fn combinations(&self) -> usize {
-        let mut lengths = self.over.iter().map(|a| a.values.listed().map_or(1, <[String]>::len));
-        match &self.combine {
-            Combine::Zip => lengths.next().unwrap_or(0),
-            Combine::Grid => lengths.fold(1, usize::saturating_mul),
-            Combine::Random(draws) => draws.runs.get(),
-        }
-    }
-
-    /// Returns the distinct combinations, in a fixed order.
-    pub fn points(&self) -> Vec<Point> {
-        let lists: Vec<&[String]> = self.over.iter().map(|a| a.values.listed().unwrap_or_default()).collect();
-        let lengths: Vec<usize> = lists.iter().map(|l| l.len()).collect();
-        let at = |places: Vec<usize>| Point {
-            values: lists.iter().zip(&places).map(|(l, p)| l[*p].clone()).collect(),
-            places: places.into_iter().map(Some).collect(),
-        };
-        let mut all: Vec<Point> = match &self.combine {
-            Combine::Zip => {
-                let n = lengths.first().copied().unwrap_or(0);
-                (0..n).map(|i| at(vec![i; lengths.len()])).collect()
-            }
-            Combine::Grid => {
-                let n: usize = lengths.iter().product();
-                let places = |mut i: usize| {
-                    let mut places = vec![0; lengths.len()];
-                    for (place, length) in places.iter_mut().zip(&lengths).rev() {
-                        (*place, i) = (i % length, i / length);
-                    }
-                    places
-                };
-                (0..n).map(|i| at(places(i))).collect()
-            }
-            Combine::Random(draws) => {
-                let draw = |n: usize| {
-                    let one = |(i, axis): (usize, &Axis)| {
-                        let mut rng = stream(draws.seed, Purpose::Sweep, n as u64, i as u64, 0);
-                        match &axis.values {
-                            Values::Listed(all) => {
-                                let place = rng.gen_range(0..all.len());
-                                (all[place].clone(), Some(place))
-                            }
-                            Values::Drawn(d) => (d.draw(&mut rng), None),
-                        }
-                    };
-                    let (values, places) = self.over.iter().enumerate().map(one).unzip();
-                    Point { values, places }
-                };
-                (0..draws.runs.get()).map(draw).collect()
-            }
-        };
-        let mut seen = BTreeSet::new();
-        all.retain(|p| seen.insert(p.values.clone()));
-        all
-    }
-
-    /// Returns the `--set` assignments of a combination.
-    pub fn set(&self, point: &Point) -> Vec<String> {
-        let own = self.over.iter().zip(&point.values).map(|(a, v)| format!("{}={v}", a.path.trim()));
-        self.set.iter().cloned().chain(own).collect()
-    }
-
-    /// Describes a combination: `optimizer.lr=0.1 train.batch=64`.
-    pub fn name(&self, point: &Point) -> String {
-        let one = |(a, v): (&Axis, &String)| format!("{}={}", a.path.trim(), one_line(v));
-        self.over.iter().zip(&point.values).map(one).collect::<Vec<_>>().join(" ")
-    }
-
-    /// Returns the positions of a combination's values in the sweep's text, one per line, for errors.
-    pub fn whence(&self, point: &Point, source: &Source) -> String {
-        let root = recipe_text::parse(&source.text);
-        let mut lines = Vec::new();
-        for (i, axis) in self.over.iter().enumerate() {
-            let path = match point.places[i] {
-                Some(place) => format!("over[{i}].values[{place}]"),
-                None => format!("over[{i}].values"),
-            };
-            let at = root.as_ref().map(|root| recipe_text::nearest(root, &path).start).unwrap_or(0);
-            let before = &source.text[..at];
-            let line = before.matches('\n').count() + 1;
-            let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
-            let value = one_line(&point.values[i]);
-            lines.push(format!("  {}:{line}:{column}: {}={value}", source.path, axis.path.trim()));
-        }
-        lines.join("\n")
-    }
-
     /// Returns the recipe's path.
     pub fn recipe_beside(&self, sweep: &Path) -> PathBuf {
         sweep.parent().unwrap_or(Path::new("")).join(&self.recipe)
@@ -357,14 +258,6 @@ pub fn duplicate<T: Ord + Copy>(values: &[T]) -> Option<T> {
 
 fn one_line(value: &str) -> String {
     value.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// Returns whether two paths are the same, or one is within the other.
-fn overlap(a: &str, b: &str) -> bool {
-    // `list.0` and `list[0]` mean the same.
-    let plain = |p: &str| p.trim().replace('[', ".").replace(']', "");
-    let (a, b) = (plain(a), plain(b));
-    belongs(&a, &b) || belongs(&b, &a)
 }
 
 #[cfg(test)]
@@ -473,5 +366,146 @@ mod tests {
         let points = s.points();
         assert_eq!(s.whence(&points[1], &source), "  dir/s.ron:2:27: a=X()\n  dir/s.ron:3:24: b=3");
         assert_eq!(s.recipe_beside(Path::new("dir/s.ron")), Path::new("dir/r.ron"));
+    }
+
+    fn full(text: &str) -> Sweep {
+        Sweep::parse("s.ron", text).unwrap_or_else(|e| panic!("{e}")).0
+    }
+
+    const ARMS: &str = r#"Sweep(recipe: "r.ron", set: ["x=1"], arms: [(name: "none"),
+        (name: "pcl", set: ["objective[1].weight=1", "queue=8"], tune: [(path: "w", values: Uniform(from: 0, to: 1))])],
+        over: [(path: "k", values: [1, 2])], seeds: [0, 1],
+        tune: (trials: 3, over: [(path: "optimizer.lr", values: [0.1, 0.2, 0.3])]), best: (metric: "knn/heldout"))"#;
+
+    #[test]
+    fn arms_combine_with_values_and_name_their_recipes() {
+        let s = full(ARMS);
+        let points = s.points();
+        let names: Vec<String> = points.iter().map(|p| s.name(p)).collect();
+        assert_eq!(names, ["none k=1", "none k=2", "pcl k=1", "pcl k=2"]);
+        assert_eq!(s.set(&points[0]), ["x=1", "name=\"none\"", "k=1"]);
+        let set = ["x=1", "name=\"pcl\"", "objective[1].weight=1", "queue=8", "k=2"];
+        assert_eq!(s.set(&points[3]), set);
+        let alone = full("Sweep(recipe: \"r.ron\", arms: [(name: \"a\")])");
+        assert_eq!(alone.points().len(), 1, "no values are needed");
+    }
+
+    #[test]
+    fn every_arm_has_the_same_number_of_different_trials() {
+        let s = full(ARMS);
+        let points = s.points();
+        let trials: Vec<Vec<Point>> = points.iter().map(|p| s.trials(p)).collect();
+        for (point, trials) in points.iter().zip(&trials) {
+            assert_eq!(trials.len(), 3);
+            let different: BTreeSet<&Vec<String>> = trials.iter().map(|t| &t.tuned).collect();
+            assert_eq!(different.len(), 3);
+            assert!(trials.iter().all(|t| t.values == point.values && t.arm == point.arm));
+        }
+        assert_eq!(trials[0][0].tuned.len(), 1);
+        assert_eq!(trials[2][0].tuned.len(), 2);
+        // The shared path has the same draws in all arms, until a draw repeats one of the first arm.
+        assert_eq!(trials[0][0].tuned[0], trials[2][0].tuned[0]);
+        assert_eq!(trials[2], s.trials(&points[2]));
+        let set = s.set(&trials[2][0]);
+        assert!(set[5].starts_with("optimizer.lr=0.") && set[6].starts_with("w="), "{set:?}");
+        let note = tuning_note(&s).unwrap();
+        let want = "tuning: 3 trials for each of 2 arms, seed 1000, chosen by knn/heldout (largest, on training images)";
+        assert_eq!(note, want);
+    }
+
+    #[test]
+    fn the_best_trial_is_chosen_when_all_have_ended() {
+        let best = full(ARMS).best.unwrap();
+        let row = |status: &str, value: f64| {
+            let metrics = std::collections::BTreeMap::from([("knn/heldout".to_string(), value)]);
+            let run = Standing { seed: 1000, status: status.into(), metrics, ..Standing::default() };
+            let spread = crate::statistics::Spread::of(&[value]);
+            let metrics = [("knn/heldout".to_string(), spread)].into();
+            Row { runs: vec![run], metrics, ..Row::default() }
+        };
+        let rows = [row("finished", 0.5), row("failed", 0.9), row("finished", 0.7), row("finished", 0.7)];
+        assert_eq!(choose(&rows, &best), Some(2));
+        let smallest = Choice { goal: Goal::Smallest, ..best.clone() };
+        assert_eq!(choose(&rows, &smallest), Some(0));
+        assert_eq!(choose(&[row("finished", 0.5), row("interrupted", 0.4)], &best), None);
+        assert_eq!(choose(&[row("failed", 0.5)], &best), None);
+    }
+
+    #[test]
+    fn mistakes_of_arms_and_tuning_are_pointed_at() {
+        let refused = |text: String, code: &str, says: &str| {
+            let found = Sweep::parse("s.ron", &text).err().unwrap_or_else(|| panic!("{text} is accepted"));
+            assert_eq!(found.all[0].code, code, "{found}");
+            assert!(found.to_string().contains(says), "no `{says}` in {found}");
+        };
+        let with = |fields: &str| format!("Sweep(recipe: \"r.ron\", {fields})");
+        refused(with("arms: [(name: \"a b\")]"), "E0106", "letters, digits");
+        refused(with("arms: [(name: \"a\"), (name: \"a\")]"), "E0405", "two arms have the name \"a\"");
+        refused(
+            with("arms: [(name: \"a\", set: [\"name=\\\"b\\\"\"])]"),
+            "E0403",
+            "already names its recipe",
+        );
+        refused(with("arms: [(name: \"a\", set: [\"train.seed=3\"])]"), "E0403", "write `seeds: [0, 1, 2]`");
+        let shadowed = "arms: [(name: \"a\", set: [\"optimizer.lr=3\"])], over: [(path: \"optimizer\", values: [Sgd()])]";
+        refused(with(shadowed), "E0403", "`optimizer` of `over` replaces this value");
+        // Values within what an arm sets as a whole are set after it.
+        let within = "arms: [(name: \"a\", set: [\"optimizer=Sgd()\"])], over: [(path: \"optimizer.lr\", values: [1])]";
+        assert!(Sweep::parse("s.ron", &with(within)).is_ok());
+        let arms = "arms: [(name: \"pcl\"), (name: \"pauc\")]";
+        refused(with(&format!("{arms}, compare: (to: \"pcll\")")), "E0405", "did you mean \"pcl\"?");
+        refused(
+            with("over: [(path: \"k\", values: [1])], compare: (to: \"x\")"),
+            "E0405",
+            "name the variants in `arms`",
+        );
+        let best = "best: (metric: \"knn/heldout\")";
+        let tune = |inside: &str| with(&format!("{arms}, {best}, tune: ({inside})"));
+        refused(with(&format!("{arms}, tune: (trials: 1)")), "E0407", "no metric chooses");
+        refused(tune("trials: 2"), "E0407", "2 trials, but only 1 combinations");
+        let integers = "trials: 4, over: [(path: \"k\", values: Integers(from: 1, to: 3))]";
+        refused(tune(integers), "E0407", "4 trials, but only 3 combinations");
+        refused(tune("trials: 1, seeds: []"), "E0407", "trials need a seed");
+        refused(
+            with("arms: [(name: \"a\", tune: [(path: \"k\", values: [1])])]"),
+            "E0407",
+            "without a budget",
+        );
+        let many = "trials: 60000, over: [(path: \"k\", values: Uniform(from: 0, to: 1))]";
+        refused(tune(many), "E0404", "1.200e5 runs");
+    }
+
+    #[test]
+    fn nothing_is_chosen_by_the_test_split_unawares() {
+        let splits = |test: bool| {
+            let published = pauc_traits::dataset::Published::new(
+                10,
+                10,
+                pauc_traits::ImageShape { channels: 1, height: 2, width: 2 },
+                2,
+            );
+            let splits = published.splits("data");
+            pauc_traits::dataset::Splits { test: splits.test.clone().filter(|_| test), ..splits }
+        };
+        let check = |best: &str, test: bool, seeds: &[u64]| {
+            let text =
+                format!("Sweep(recipe: \"r.ron\", over: [(path: \"k\", values: [1])], best: ({best}))");
+            let (sweep, source) = Sweep::parse("s.ron", &text).unwrap_or_else(|e| panic!("{e}"));
+            sweep.check_choice(&source, &splits(test), seeds).map_err(|e| e.to_string())
+        };
+        let refused = check("metric: \"knn/cos/k20/t0.07\"", true, &[]).unwrap_err();
+        assert!(refused.contains("E0406") && refused.contains("s.ron:1:"), "{refused}");
+        assert!(refused.contains("`/heldout`") && refused.contains("`on_test: true`"), "{refused}");
+        for (best, test) in [
+            ("metric: \"knn/cos/k20/t0.07\", on_test: true", true),
+            ("metric: \"knn/cos/k20/t0.07\"", false),
+            ("metric: \"knn/cos/k20/t0.07/heldout\"", true),
+            ("metric: \"rankme/features\"", true),
+        ] {
+            assert_eq!(check(best, test, &[]), Ok(()), "{best}");
+        }
+        let (sweep, source) = Sweep::parse("s.ron", ARMS).unwrap();
+        let twice = sweep.check_choice(&source, &splits(true), &[3, 1000]).unwrap_err();
+        assert!(twice.to_string().contains("the seed 1000 of the trials"), "{twice}");
     }
 }

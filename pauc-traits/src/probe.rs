@@ -31,8 +31,8 @@ pub struct Metric {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MetricKind {
-    /// The fraction of the test split that is classified correctly. Closing tables, sweeps and reports show
-    /// it, beside that of untrained representations.
+    /// The fraction of the test split, or of held-out training images, that is classified correctly. Closing tables,
+    /// sweeps and reports show it, beside that of untrained representations.
     Accuracy,
     /// An accuracy at one of many settings. Only the table of all settings is meaningful.
     GridAccuracy,
@@ -43,6 +43,18 @@ pub enum MetricKind {
     Converged,
     /// Any other number.
     Quantity,
+}
+
+/// The word in the name of a metric that was measured on held-out training images.
+pub const HELD_OUT: &str = "heldout";
+
+/// Returns whether the metric of this name may depend on the test split. Metrics of `HeldOut`, `Rank` and
+/// `Coagulation` do not. Every other name counts as one that does, also if the data has no test split.
+pub fn may_read_test_split(metric: &str) -> bool {
+    let mut parts = metric.split('/');
+    let reads_training_split =
+        parts.next().is_some_and(|probe| ["rankme", "spread", "coagulation"].contains(&probe));
+    !reads_training_split && !parts.any(|part| part == HELD_OUT)
 }
 
 impl MetricKind {
@@ -367,6 +379,11 @@ pub trait Probe: Component {
     /// Returns whether it reads the clusterings of the training split, [`ProbeContext::levels`].
     fn reads_prototypes(&self) -> bool {
         false
+    }
+
+    /// Returns whether it reads the test split, [`ProbeContext::test`].
+    fn reads_test_split(&self) -> bool {
+        true
     }
 
     /// Checks the settings before the run, so that bad settings fail early.

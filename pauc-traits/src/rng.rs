@@ -37,6 +37,8 @@ pub enum Purpose {
     /// The order in which the samples of a batch pass through the momentum encoder; `epoch` is the step, `sample` the
     /// batch within the step.
     KeyOrder = 11,
+    /// The resamples of a bootstrap.
+    Bootstrap = 12,
 }
 
 /// Returns the stream of `(seed, purpose, epoch, sample, view)`.

@@ -11,6 +11,7 @@ pub mod idx;
 pub mod image_folder;
 pub mod imagenet;
 mod locate;
+pub mod merged;
 pub mod mnist;
 pub mod npy;
 #[cfg(feature = "parquet")]
@@ -30,6 +31,7 @@ pub use file_list::FileList;
 pub use image_folder::ImageFolder;
 pub use imagenet::{ImageNet, ImageNetSubset};
 pub use locate::{Located, is_meant_as_data, locate};
+pub use merged::Merged;
 pub use mnist::Mnist;
 pub use npy::Npy;
 #[cfg(feature = "parquet")]

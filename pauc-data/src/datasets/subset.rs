@@ -19,7 +19,10 @@ component! {
         pub of: Configured<kind::Dataset>,
         /// The classes to keep, by name; empty: all. They keep their order and are renumbered.
         pub classes: Vec<String> = Vec::new(),
-        /// The fraction of the training images: `All`, `Percent1`, `Percent10` or `PerClass(n)`.
+        /// The fraction of the training images: `All`, `Percent1`, `Percent10`, `PerClass(n)`, or
+        /// `LongTail(factor: 100, seed: 0)`. In a long tail, class r of C has n/C·factor^(−r/(C − 1)) of the n images,
+        /// rounded down, at least 1 and at most all; `seed` determines which classes are frequent. For a long tail over
+        /// some classes, put a `Subset` of the classes into `of`.
         pub train: LabelFraction = LabelFraction::All,
         /// The fraction of the test images.
         pub test: LabelFraction = LabelFraction::All,
@@ -165,6 +168,14 @@ mod tests {
             part.description.starts_with("5 of each class of the training images in 2 classes (10, places ")
         );
         assert!(part.train.image(10).is_err());
+        let tail = open("train: LongTail(factor: 10)").unwrap();
+        assert!(tail.description.starts_with("a long tail (factor 10, seed 0) of the training images ("));
+        let of = |class| tail.train.labels().unwrap().iter().filter(|l| **l == class).count();
+        let mut sizes = [of(0), of(1), of(2), of(3)];
+        sizes.sort_unstable();
+        // ⌊100·10^(−r/3)⌋
+        assert_eq!(sizes, [10, 21, 46, 100]);
+        assert!(options().from_str::<Subset>("Subset(of: Shapes(), train: LongTail(factr: 10))").is_err());
         let text = open("classes: [\"sqare\"]").err().unwrap().to_string();
         assert!(text.contains("did you mean \"square\""), "{text}");
     }

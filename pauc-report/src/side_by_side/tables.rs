@@ -48,8 +48,9 @@ pub(super) fn tables(all: &SideBySide) -> Vec<Table> {
     let accuracies = of(&|kind| kind == MetricKind::Accuracy);
     let others = of(&|kind| kind != MetricKind::Accuracy);
     let mut tables = vec![Table {
-        title: "Accuracy on the test split at the last probe",
-        note: "Differences to the first run, in percentage points.",
+        title: "Accuracies at the last probe",
+        note: "On the test split; those with /heldout on held-out training images. Differences to the first run, in \
+               percentage points.",
         by_run: true,
         open: true,
         head: (1..=all.runs.len()).map(|n| n.to_string()).collect(),

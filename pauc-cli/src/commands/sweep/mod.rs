@@ -12,9 +12,10 @@ use pauc::dfdx::prelude::Cpu;
 use pauc::train::plan::{Plan, PlanError};
 use pauc::train::recipe::{LoadError, Recipe, Source};
 use pauc::train::run_dir::RunDir;
-use pauc::train::sweep::{self, Point, Row, Standing, Sweep};
+use pauc::train::sweep::{self, Point, Row, Standing, Sweep, Trials};
 use pauc::traits::dataset::Place;
-use pauc::traits::progress;
+use pauc::traits::progress::{self, Task};
+use pauc::traits::registry::did_you_mean;
 use processes::{FailedJob, Job, Launcher};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -24,7 +25,8 @@ use std::process::ExitCode;
 
 /// Run a hyper-parameter sweep and print a table of results.
 ///
-/// The file names a recipe, paths in it and their values: as a grid, zipped, or drawn at random. Every
+/// The file names a recipe, paths in it and their values: as a grid, zipped, or drawn at random, and arms:
+/// variants of the recipe with names, which can be tuned with equal budgets and compared over seeds. Every
 /// combination is checked before the first is trained. Finished runs are not trained again and interrupted
 /// ones are resumed, so the same command continues a sweep. Each run is a separate process; a failed run does
 /// not stop the others. With --json, the table lists every run.
@@ -54,11 +56,13 @@ pub struct SweepArgs {
     device: DeviceArg,
 }
 
-/// A combination of values: its `--set` changes, the hash of the resulting recipe, and its seeds.
+/// A combination of values: its `--set` changes, name and hash of the resulting recipe, and its seeds.
+#[derive(Clone)]
 struct Combination {
     point: Point,
     name: String,
     set: Vec<String>,
+    recipe_name: String,
     hash: String,
     seeds: Vec<u64>,
 }
@@ -68,8 +72,28 @@ struct CheckedSweep {
     sweep: Sweep,
     /// The path of the recipe.
     recipe: PathBuf,
-    recipe_name: String,
+    /// The combinations; in a sweep that tunes, they lack the tuned values.
     combinations: Vec<Combination>,
+    /// The trials of each combination; empty without tuning.
+    trials: Vec<Vec<Combination>>,
+}
+
+impl CheckedSweep {
+    /// Returns the combinations to train with the sweep's seeds: in a sweep that tunes, the chosen trials.
+    fn chosen(&self, tuned: &[Trials]) -> Vec<Combination> {
+        let chosen = self.combinations.iter().zip(&self.trials).zip(tuned);
+        let chosen = chosen.filter_map(|((combination, trials), tuned)| {
+            let trial = &trials[tuned.chosen?];
+            Some(Combination { seeds: combination.seeds.clone(), ..trial.clone() })
+        });
+        if self.sweep.tune.is_some() { chosen.collect() } else { self.combinations.clone() }
+    }
+}
+
+/// What the sweep has found so far.
+struct Results {
+    rows: Vec<Row>,
+    tuned: Vec<Trials>,
 }
 
 impl SweepArgs {
@@ -80,24 +104,27 @@ impl SweepArgs {
         // All recipes are checked before the first is trained: an error in the last must not appear hours
         // later.
         let checked = self.check()?;
-        let jobs = self.unfinished(&checked)?;
-        let runs: usize = checked.combinations.iter().map(|c| c.seeds.len()).sum();
-        errln!("{runs} runs, {} already finished", runs - jobs.len());
-        let mut failed = Vec::new();
-        if !self.dry_run && !jobs.is_empty() {
+        if !self.dry_run {
             catch_signals();
-            let launcher = Launcher {
-                recipe: &checked.recipe,
-                out: &self.out.path,
-                device: &self.device.name,
-                force: self.repetition.force,
-                memory: self.memory.limit,
-            };
-            failed = launcher.run_all(&jobs, self.jobs)?;
         }
-        self.print_table(&checked, &failed)?;
-        if !failed.is_empty() {
-            return Err(failed_runs(&failed, runs));
+        let trials: Vec<&Combination> = checked.trials.iter().flatten().collect();
+        let mut stages = Stages::default();
+        if let Some(note) = sweep::tuning_note(&checked.sweep) {
+            errln!("{note}");
+            stages.train(&self, &checked, &trials)?;
+        }
+        let tuned = self.tuned(&checked)?;
+        let chosen = checked.chosen(&tuned);
+        if chosen.len() == checked.combinations.len() {
+            stages.train(&self, &checked, &chosen.iter().collect::<Vec<_>>())?;
+        }
+        let rows = chosen.iter().map(|c| self.row(&checked, c)).collect::<Result<Vec<_>, _>>()?;
+        let mut results = Results { rows, tuned };
+        sweep::order(&mut results.rows, checked.sweep.best.as_ref());
+        self.print(&checked, &results, &stages.failed)?;
+        unchosen(&checked, &results.tuned)?;
+        if !stages.failed.is_empty() {
+            return Err(failed_runs(&stages.failed, stages.runs));
         }
         Ok(if console::stop_asked() { interrupted() } else { ExitCode::SUCCESS })
     }
@@ -112,46 +139,31 @@ impl SweepArgs {
             sweep.seeds = seeds.to_vec();
         }
         let recipe = sweep.recipe_beside(&self.sweep);
-        let mut combinations: Vec<Combination> = Vec::new();
-        let mut by_hash = HashMap::new();
-        let mut recipe_name = String::new();
         let points = sweep.points();
-        let task = progress::task("checking recipes", points.len() as u64);
-        for point in points {
-            let mut set = sweep.set(&point);
-            set.extend(self.change.set.iter().cloned());
-            let place = SweptRecipe {
-                sweep: &sweep,
-                source: &source,
-                point: &point,
-                recipe: &recipe,
-                memory: self.memory.limit,
-            };
-            let plan = place.plan(&device, &set)?;
-            if combinations.is_empty() {
-                err!("{}", plan.warnings.render(console::color()));
-            }
-            recipe_name = plan.recipe.name.to_string();
-            let seeds =
-                if sweep.seeds.is_empty() { vec![plan.recipe.train.seed] } else { sweep.seeds.clone() };
-            let name = sweep.name(&point);
-            match by_hash.entry(plan.hash.clone()) {
-                Entry::Occupied(same) => {
-                    let same: &Combination = &combinations[*same.get()];
-                    errln!("{name} is the same recipe as {}: it is trained once", same.name);
-                }
-                Entry::Vacant(free) => {
-                    free.insert(combinations.len());
-                    combinations.push(Combination { point, name, set, hash: plan.hash, seeds });
-                }
-            }
-            task.advance(1);
+        let trials: Vec<Vec<Point>> =
+            if sweep.tune.is_some() { points.iter().map(|p| sweep.trials(p)).collect() } else { Vec::new() };
+        let count = points.len() + trials.iter().map(Vec::len).sum::<usize>();
+        let mut planner = Planner {
+            device: &device,
+            place: SweptRecipe { sweep: &sweep, source: &source, recipe: &recipe, memory: self.memory.limit },
+            more: &self.change.set,
+            is_first: true,
+            task: progress::task("checking recipes", count as u64),
+        };
+        let combinations = planner.plan_all(points)?;
+        let trial_seeds = sweep.tune.as_ref().map_or(&[][..], |tune| &tune.seeds[..]);
+        let mut planned = Vec::new();
+        for points in trials {
+            let mut trials = planner.plan_all(points)?;
+            trials.iter_mut().for_each(|trial| trial.seeds = trial_seeds.to_vec());
+            planned.push(trials);
         }
-        Ok(CheckedSweep { sweep, recipe, recipe_name, combinations })
+        drop(planner);
+        Ok(CheckedSweep { sweep, recipe, combinations, trials: planned })
     }
 
-    fn run_dir(&self, checked: &CheckedSweep, combination: &Combination, seed: u64) -> RunDir {
-        RunDir::of(&self.out.path, &checked.recipe_name, &combination.hash, seed)
+    fn run_dir(&self, combination: &Combination, seed: u64) -> RunDir {
+        RunDir::of(&self.out.path, &combination.recipe_name, &combination.hash, seed)
     }
 
     /// Returns the state of a run, read from its folder.
@@ -159,12 +171,15 @@ impl SweepArgs {
         Standing::of(dir, seed).map_err(|e| run_failure(e.into(), &self.out.path))
     }
 
-    /// Returns the runs to train.
-    fn unfinished(&self, checked: &CheckedSweep) -> Result<Vec<Job>, Failure> {
+    /// Returns the runs to train: the first seed of every combination, then the second, so that a part of a sweep can
+    /// be compared.
+    fn unfinished(&self, combinations: &[&Combination]) -> Result<Vec<Job>, Failure> {
         let mut jobs = Vec::new();
-        for c in &checked.combinations {
-            for &seed in &c.seeds {
-                let dir = self.run_dir(checked, c, seed);
+        let most = combinations.iter().map(|c| c.seeds.len()).max().unwrap_or(0);
+        for place in 0..most {
+            for c in combinations {
+                let Some(&seed) = c.seeds.get(place) else { continue };
+                let dir = self.run_dir(c, seed);
                 if self.repetition.force || !self.standing(&dir, seed)?.is_settled() {
                     let description = format!("{} seed {seed}", c.name);
                     jobs.push(Job { description, seed, dir, set: c.set.clone() });
@@ -174,25 +189,147 @@ impl SweepArgs {
         Ok(jobs)
     }
 
-    fn print_table(&self, checked: &CheckedSweep, failed: &[FailedJob<'_>]) -> Result<(), Failure> {
-        let mut rows = Vec::new();
-        for c in &checked.combinations {
-            let standing = |seed: &u64| self.standing(&self.run_dir(checked, c, *seed), *seed);
-            let runs = c.seeds.iter().map(standing).collect::<Result<Vec<_>, _>>()?;
-            rows.push(Row::new(&checked.sweep, &c.point, &c.hash, runs));
+    fn row(&self, checked: &CheckedSweep, c: &Combination) -> Result<Row, Failure> {
+        let standing = |seed: &u64| self.standing(&self.run_dir(c, *seed), *seed);
+        let runs = c.seeds.iter().map(standing).collect::<Result<Vec<_>, _>>()?;
+        Ok(Row::new(&checked.sweep, &c.point, &c.hash, runs))
+    }
+
+    /// Returns the trials of each combination as they are now, with the choice among them.
+    fn tuned(&self, checked: &CheckedSweep) -> Result<Vec<Trials>, Failure> {
+        let Some(best) = &checked.sweep.best else { return Ok(Vec::new()) };
+        let mut tuned = Vec::new();
+        for trials in &checked.trials {
+            let rows = trials.iter().map(|c| self.row(checked, c)).collect::<Result<Vec<_>, _>>()?;
+            tuned.push(Trials::new(rows, best));
         }
-        sweep::order(&mut rows, checked.sweep.best.as_ref());
-        if !self.output.json {
-            out!("{}", sweep::table(&checked.sweep, &rows));
+        Ok(tuned)
+    }
+
+    fn print(&self, checked: &CheckedSweep, results: &Results, failed: &[FailedJob]) -> Result<(), Failure> {
+        let sweep = &checked.sweep;
+        let comparison = sweep::compare(sweep, &results.rows);
+        if self.output.json {
+            let name = checked.combinations.first().filter(|c| c.point.arm.is_none()).map(|c| &c.recipe_name);
+            let failure = |f: &FailedJob| serde_json::json!({ "run": f.job.dir.path(), "error": f.reason });
+            let json = serde_json::json!({
+                "sweep": self.sweep, "recipe": checked.recipe, "name": name, "rows": results.rows,
+                "best": sweep.best, "trials": results.tuned, "comparison": comparison,
+                "failed": failed.iter().map(failure).collect::<Vec<_>>(),
+            });
+            outln!("{json}");
             return Ok(());
         }
-        let failure = |f: &FailedJob<'_>| serde_json::json!({ "run": f.job.dir.path(), "error": f.reason });
-        let json = serde_json::json!({
-            "sweep": self.sweep, "recipe": checked.recipe, "name": checked.recipe_name, "rows": rows,
-            "failed": failed.iter().map(failure).collect::<Vec<_>>(),
-        });
-        outln!("{json}");
+        if let Some(note) = sweep::tuning_note(sweep) {
+            let trials: Vec<Row> = results.tuned.iter().flat_map(|t| t.rows.clone()).collect();
+            out!("{note}\n{}\n", sweep::table(sweep, &trials));
+        }
+        out!("{}", sweep::table(sweep, &results.rows));
+        if let Some(note) = sweep::order_note(sweep) {
+            outln!("{note}");
+        }
+        if let Some(comparison) = comparison {
+            out!("\n{}", comparison.table());
+        }
         Ok(())
+    }
+}
+
+/// The runs trained so far, and those that failed.
+#[derive(Default)]
+struct Stages {
+    runs: usize,
+    failed: Vec<FailedJob>,
+}
+
+impl Stages {
+    /// Trains what is unfinished of some combinations, unless the sweep was asked to stop.
+    fn train(
+        &mut self,
+        args: &SweepArgs,
+        checked: &CheckedSweep,
+        combinations: &[&Combination],
+    ) -> Result<(), Failure> {
+        let jobs = args.unfinished(combinations)?;
+        let runs: usize = combinations.iter().map(|c| c.seeds.len()).sum();
+        self.runs += runs;
+        errln!("{runs} runs, {} already finished", runs - jobs.len());
+        if args.dry_run || jobs.is_empty() || console::stop_asked() {
+            return Ok(());
+        }
+        let launcher = Launcher {
+            recipe: &checked.recipe,
+            out: &args.out.path,
+            device: &args.device.name,
+            force: args.repetition.force,
+            memory: args.memory.limit,
+        };
+        self.failed.extend(launcher.run_all(&jobs, args.jobs)?);
+        Ok(())
+    }
+}
+
+/// Reports combinations all of whose trials have ended without the metric that chooses among them.
+fn unchosen(checked: &CheckedSweep, tuned: &[Trials]) -> Result<(), Failure> {
+    let none = checked.combinations.iter().zip(tuned).find(|(_, t)| t.chosen.is_none() && t.have_ended());
+    let (Some((combination, trials)), Some(best)) = (none, &checked.sweep.best) else { return Ok(()) };
+    let mut names: Vec<&String> = trials.rows.iter().flat_map(|row| row.metrics.keys()).collect();
+    names.sort();
+    names.dedup();
+    let near = did_you_mean(&best.metric, names.iter().map(|name| name.as_str()));
+    let near = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+    let message =
+        format!("error: no finished trial of {} measured `{}`{near}", combination.name, best.metric);
+    Err(Failure::new(1, message))
+}
+
+/// Plans combinations, and shows its progress.
+struct Planner<'a> {
+    device: &'a Cpu,
+    place: SweptRecipe<'a>,
+    /// More changes to every recipe.
+    more: &'a [String],
+    /// Whether no recipe was planned yet.
+    is_first: bool,
+    task: Task,
+}
+
+impl Planner<'_> {
+    /// Plans combinations; of those with the same recipe, only the first is returned.
+    fn plan_all(&mut self, points: Vec<Point>) -> Result<Vec<Combination>, Failure> {
+        let mut combinations: Vec<Combination> = Vec::new();
+        let mut by_hash = HashMap::new();
+        for point in points {
+            let combination = self.plan(point)?;
+            match by_hash.entry(combination.hash.clone()) {
+                Entry::Occupied(same) => {
+                    let same: &Combination = &combinations[*same.get()];
+                    errln!("{} is the same recipe as {}: it is trained once", combination.name, same.name);
+                }
+                Entry::Vacant(free) => {
+                    free.insert(combinations.len());
+                    combinations.push(combination);
+                }
+            }
+            self.task.advance(1);
+        }
+        Ok(combinations)
+    }
+
+    fn plan(&mut self, point: Point) -> Result<Combination, Failure> {
+        let sweep = self.place.sweep;
+        let mut set = sweep.set(&point);
+        set.extend(self.more.iter().cloned());
+        let plan = self.place.plan(self.device, &point, &set)?;
+        if std::mem::take(&mut self.is_first) {
+            err!("{}", plan.warnings.render(console::color()));
+        }
+        let seeds = if sweep.seeds.is_empty() { vec![plan.recipe.train.seed] } else { sweep.seeds.clone() };
+        sweep
+            .check_choice(self.place.source, &plan.splits, &seeds)
+            .map_err(|wrong| sweep_failure(LoadError::Recipe(wrong)))?;
+        let (name, recipe_name) = (sweep.name(&point), plan.recipe.name.to_string());
+        Ok(Combination { point, name, set, recipe_name, hash: plan.hash, seeds })
     }
 }
 
@@ -205,40 +342,39 @@ fn sweep_failure(e: LoadError) -> Failure {
     }
 }
 
-fn failed_runs(failed: &[FailedJob<'_>], runs: usize) -> Failure {
-    let describe = |FailedJob { job, reason }: &FailedJob<'_>| {
+fn failed_runs(failed: &[FailedJob], runs: usize) -> Failure {
+    let describe = |FailedJob { job, reason }: &FailedJob| {
         format!("\n{}: {}\n{reason}", job.description, job.dir.path().display())
     };
     let all: String = failed.iter().map(describe).collect();
     Failure::new(1, format!("error: {} of {runs} runs failed{all}", failed.len()))
 }
 
-/// The recipe of one combination.
+/// The recipe of a sweep.
 struct SweptRecipe<'a> {
     sweep: &'a Sweep,
     source: &'a Source,
-    point: &'a Point,
     recipe: &'a Path,
     memory: Option<u64>,
 }
 
 impl SweptRecipe<'_> {
-    /// Checks the recipe. Mistakes are shown in the changed recipe, followed by the positions of the sweep's
-    /// values.
-    fn plan(&self, device: &Cpu, set: &[String]) -> Result<Plan, Failure> {
+    /// Checks the recipe of a combination. Mistakes are shown in the changed recipe, followed by the positions of the
+    /// sweep's values.
+    fn plan(&self, device: &Cpu, point: &Point, set: &[String]) -> Result<Plan, Failure> {
         let (recipe, text) = Recipe::load(self.recipe, set).map_err(|e| {
             // A missing recipe has no values to show.
-            if self.recipe.is_file() { self.with_values(e.into()) } else { e.into() }
+            if self.recipe.is_file() { self.with_values(point, e.into()) } else { e.into() }
         })?;
         Plan::new(device, recipe, text, &Place { memory: self.memory, ..here()? }).map_err(|e| match e {
-            e @ PlanError::Recipe(_) => self.with_values(e.into()),
+            e @ PlanError::Recipe(_) => self.with_values(point, e.into()),
             e @ PlanError::Data { .. } => e.into(),
         })
     }
 
     /// Adds the positions of the values in the sweep file.
-    fn with_values(&self, failure: Failure) -> Failure {
-        let places = self.sweep.whence(self.point, self.source);
+    fn with_values(&self, point: &Point, failure: Failure) -> Failure {
+        let places = self.sweep.whence(point, self.source);
         let message = format!("{}\nthe recipe has these values from the sweep:\n{places}", failure.message);
         Failure { message, ..failure }
     }

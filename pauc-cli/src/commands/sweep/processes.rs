@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// An unfinished run.
+#[derive(Clone)]
 pub struct Job {
     pub description: String,
     pub seed: u64,
@@ -24,8 +25,8 @@ pub struct Job {
 }
 
 /// A failed run and its error message.
-pub struct FailedJob<'a> {
-    pub job: &'a Job,
+pub struct FailedJob {
+    pub job: Job,
     pub reason: String,
 }
 
@@ -43,7 +44,7 @@ pub struct Launcher<'a> {
 
 impl Launcher<'_> {
     /// Runs all jobs, at most `limit` at a time. Returns those that failed.
-    pub fn run_all<'a>(&self, jobs: &'a [Job], limit: NonZeroUsize) -> Result<Vec<FailedJob<'a>>, Failure> {
+    pub fn run_all(&self, jobs: &[Job], limit: NonZeroUsize) -> Result<Vec<FailedJob>, Failure> {
         let program = std::env::current_exe()
             .map_err(|e| Failure::new(1, format!("error: cannot find the path of this program: {e}")))?;
         let parallel = limit.get().min(jobs.len());
@@ -71,7 +72,10 @@ impl Launcher<'_> {
                     None => errln!("{label}: {}", status(job)),
                     Some(reason) => {
                         errln!("{label}: failed");
-                        failed.lock().unwrap_or_else(|e| e.into_inner()).push(FailedJob { job, reason });
+                        failed
+                            .lock()
+                            .unwrap_or_else(|e| e.into_inner())
+                            .push(FailedJob { job: job.clone(), reason });
                     }
                 }
             }
