@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{only_run, pauc, root, short_form};
+use common::{only_run, pauc, root, short_form, timeless_events};
 use safetensors::SafeTensors;
 use std::path::Path;
 
@@ -38,21 +38,7 @@ fn threads_and_interruptions_do_not_change_a_bit() {
         let done = pauc(["resume", run.to_str().unwrap()]);
         assert_eq!(done.code, 0, "{}", done.stderr);
         assert!(one == checkpoint(&out), "resuming at step {stop} changed the run");
-        let events = |run: &Path| {
-            let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-            // Times differ between any two runs.
-            let timeless = |line: &str| {
-                let mut v: serde_json::Value = serde_json::from_str(line).unwrap();
-                ["seconds", "images_per_second", "stages", "peak_memory_bytes", "loader"]
-                    .iter()
-                    .for_each(|k| drop(v.as_object_mut().unwrap().remove(*k)));
-                v
-            };
-            // An interrupted run prints how to resume it, and then finishes.
-            let goes_on = |v: &serde_json::Value| v["event"] != "end" || v["status"] == "finished";
-            text.lines().map(timeless).filter(goes_on).collect::<Vec<_>>()
-        };
-        assert_eq!(events(&only_run(&at("one"))), events(&run));
+        assert_eq!(timeless_events(&only_run(&at("one"))), timeless_events(&run));
     }
 }
 

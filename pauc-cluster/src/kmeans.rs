@@ -109,12 +109,12 @@ impl Clusterer for KMeans {
 /// Rows, and the host or device memory that they are searched in.
 struct PlacedRows<'a> {
     rows: RowsView<'a>,
-    device: Option<Box<dyn RowsOnDevice>>,
+    device: Option<Box<dyn RowsOnDevice + 'a>>,
 }
 
 impl<'a> PlacedRows<'a> {
     /// Copies rows to the device if there is one and it accepts them.
-    fn new(rows: RowsView<'a>, device: Option<&dyn ClustersOnDevice>) -> Result<Self> {
+    fn new(rows: RowsView<'a>, device: Option<&'a dyn ClustersOnDevice>) -> Result<Self> {
         let device = device.map(|device| device.rows(rows)).transpose()?.flatten();
         Ok(PlacedRows { rows, device })
     }
@@ -139,6 +139,7 @@ impl<'a> PlacedRows<'a> {
     /// Returns the nearest centroid of each row.
     fn assign(&mut self, centroids: &[f32]) -> Result<Vec<u32>> {
         if let Some(device) = &mut self.device {
+            device.begin();
             return Ok(device.nearest(centroids)?.0);
         }
         let RowsView { rows: n, cols, .. } = self.rows;

@@ -8,6 +8,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`lloyd`], [`seeding`], [`nearest`] | k-means: iteration, first centroids, assignments |
+//! | [`on_ranks`] | rows that several ranks search together |
 //! | [`inverted_file`] | assignments among the prototypes near a row |
 //! | [`feature_files`] | features and labels from files |
 //! | [`mod@concentration`] | φ of each prototype, and unit rows |
@@ -40,6 +41,7 @@ pub mod lloyd;
 pub mod matching;
 pub mod metrics;
 pub mod nearest;
+pub mod on_ranks;
 #[cfg(test)]
 mod oracle;
 #[cfg(feature = "parquet")]

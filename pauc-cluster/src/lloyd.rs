@@ -67,6 +67,7 @@ impl Lloyd {
         centroids: Vec<f32>,
         rng: &mut Stream,
     ) -> Result<Fit> {
+        rows.begin();
         let steps = DeviceSteps { rows, assignment: Assignment::default() };
         self.run_steps(steps, dim, centroids, rng)
     }
@@ -134,10 +135,10 @@ pub struct Assignment {
 
 /// The operations of an iteration on its N rows. [`Lloyd::run_steps`] does everything else.
 ///
-/// There are two implementers: rows in host memory and rows in device memory. Rows distributed over several
-/// processes would be a third. Each process would assign its own rows and gather the labels, then compute the
-/// means of its share of the clusters and gather those. A mean is one sum over all rows of a cluster in their
-/// order, so the result would be bitwise identical for any number of processes.
+/// There are two implementers: rows in host memory, and rows behind [`RowsOnDevice`]. The latter may also be rows that
+/// several processes search together: each assigns its share of the rows, and computes the means of its share of the
+/// clusters. A mean is one sum over all rows of a cluster in their order, so the result is bitwise identical for any
+/// number of processes.
 pub trait Steps {
     /// The error of a step.
     type Error;

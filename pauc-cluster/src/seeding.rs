@@ -108,7 +108,7 @@ pub fn gather(rows: RowsView<'_>, chosen: &[u32]) -> Vec<f32> {
 }
 
 /// Returns a function for [`plus_plus`] that lowers weights on the host.
-fn lower_on_host(rows: RowsView<'_>) -> impl FnMut(&[f32], &mut [f32]) -> Result<(), Error> {
+pub(crate) fn lower_on_host(rows: RowsView<'_>) -> impl FnMut(&[f32], &mut [f32]) -> Result<(), Error> {
     let (mut labels, mut sq_dist) = (Vec::new(), Vec::new());
     move |centroids, weight| {
         stop::check()?;

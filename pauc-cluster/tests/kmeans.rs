@@ -336,3 +336,42 @@ fn defaults_are_documented() {
     );
     assert!(KMeans::FIELDS.iter().all(|f| !f.doc.trim().is_empty()));
 }
+
+#[test]
+fn ranks_cluster_together_to_the_same_bits() {
+    use pauc_cluster::on_ranks::OnRanks;
+    use pauc_distributed::Threads;
+    let data = noise(240 * 4, 9);
+    for text in [
+        "KMeans(k: [6, 3, 19], redos: 2)",
+        "KMeans(k: [30], init: Random, iterations: 50)",
+        "KMeans(k: [5], spherical: true, tolerance: 1e-3)",
+        "KMeans(k: [4, 30], max_points_per_centroid: 10)",
+        "KMeans(k: [6], warm_start: true)",
+        "Agglomerative(k: [6], leaves: 20)",
+        "GaussianMixture(k: [6])",
+        "MiniBatchKMeans(k: [6], batch: 50)",
+        "HierarchicalKMeans(k: [3, 6])",
+    ] {
+        let alone = fit(text, &data, 4).unwrap();
+        for size in [1, 2, 3, 4] {
+            let fits = Threads::run(size, |ranks| {
+                let ranks = OnRanks(&ranks);
+                let context = FitContext { device: Some(&ranks), previous: &alone, ..context() };
+                fit_with(text, &data, 4, context)
+            });
+            let previous = FitContext { previous: &alone, ..context() };
+            let want = fit_with(text, &data, 4, previous).unwrap();
+            for got in fits {
+                let got = got.unwrap();
+                assert_eq!(got.len(), want.len());
+                for (got, want) in got.iter().zip(&want) {
+                    let what = format!("{text} on {size} ranks");
+                    assert_eq!(got.assignments, want.assignments, "{what}");
+                    assert_eq!(got.centroids, want.centroids, "{what}");
+                    assert_eq!(got.report, want.report, "{what}");
+                }
+            }
+        }
+    }
+}

@@ -41,7 +41,7 @@ pub mod views;
 
 pub use contact_sheet::contact_sheet;
 pub use interval::Interval;
-pub use loader::{Batches, ImageBatch, Loader, LoaderOptions, Order, Throughput};
+pub use loader::{Batches, ImageBatch, Loader, LoaderOptions, Order, Share, Throughput};
 pub use memory::MemoryImages;
 pub use pipeline::{ViewPipeline, ViewSpec};
 pub use sprites::{Sprites, sprites};

@@ -25,8 +25,10 @@ pub struct ImageBatch {
     pub step: u64,
     /// The indices of the B samples in the source.
     pub ids: Vec<u64>,
-    /// Each view's pixels, B×H×W×C.
+    /// Each view's pixels, B×H×W×C; fewer images if `held` says so.
     pub views: Vec<Pixels>,
+    /// For each view, the samples whose pixels the batch has, in ascending order; `None`: all of them.
+    pub held: Option<Vec<Vec<usize>>>,
     /// The samples' labels, if the source has any.
     pub labels: Option<Vec<u32>>,
     /// The samples' labels of a second granularity, if the source has any.
@@ -37,20 +39,45 @@ impl ImageBatch {
     /// Returns a range of the images with their ids, views and labels.
     pub fn rows(&self, rows: &Range<usize>) -> ImageBatch {
         let labels = |all: &Option<Vec<u32>>| all.as_ref().map(|l| l[rows.clone()].to_vec());
-        let pixels = |view: &Pixels| {
-            let image = view.len() / self.ids.len().max(1);
-            view.part(rows.start * image..rows.end * image)
+        let held = |view: usize| match &self.held {
+            None => (rows.clone(), self.ids.len()),
+            Some(held) => {
+                let position = |row: usize| held[view].partition_point(|held| *held < row);
+                (position(rows.start)..position(rows.end), held[view].len())
+            }
+        };
+        let pixels = |(view, pixels): (usize, &Pixels)| {
+            let (part, images) = held(view);
+            let image = pixels.len() / images.max(1);
+            pixels.part(part.start * image..part.end * image)
+        };
+        let of_part = |(view, held_rows): (usize, &Vec<usize>)| {
+            held_rows[held(view).0].iter().map(|row| row - rows.start).collect()
         };
         ImageBatch {
             epoch: self.epoch,
             step: self.step,
             ids: self.ids[rows.clone()].to_vec(),
-            views: self.views.iter().map(pixels).collect(),
+            views: self.views.iter().enumerate().map(pixels).collect(),
+            held: self.held.as_ref().map(|all| all.iter().enumerate().map(of_part).collect()),
             labels: labels(&self.labels),
             fine_labels: labels(&self.fine_labels),
         }
     }
+
+    /// Returns the positions of samples among those whose pixels the batch has of a view; `None` if it lacks one of
+    /// them.
+    pub fn positions(&self, view: usize, samples: &[usize]) -> Option<Vec<usize>> {
+        match &self.held {
+            None => Some(samples.to_vec()),
+            Some(held) => samples.iter().map(|row| held.get(view)?.binary_search(row).ok()).collect(),
+        }
+    }
 }
+
+/// Returns the samples of a training step whose views are needed: for each view, positions in the batch in ascending
+/// order. The step counts from the start of training.
+pub type Share = Arc<dyn Fn(u64) -> Vec<Vec<usize>> + Send + Sync>;
 
 /// The order of the samples in an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +135,8 @@ struct Work {
     pipeline: ViewPipeline,
     options: LoaderOptions,
     stages: Stages,
+    /// The samples whose views are made; `None`: all of them.
+    share: Option<Share>,
     /// The orders of the last two epochs that were used: threads may work on both sides of an epoch boundary.
     orders: Mutex<Vec<(u64, Arc<Vec<u32>>)>>,
 }
@@ -172,6 +201,19 @@ impl Loader {
     /// # Errors
     /// If the source is empty, too large, or has fewer images than a training batch.
     pub fn new(source: Arc<dyn ImageSource>, pipeline: ViewPipeline, options: LoaderOptions) -> Result<Self> {
+        Self::of_share(source, pipeline, options, None)
+    }
+
+    /// Makes a loader whose batches have the pixels of some samples only; see [`ImageBatch::held`].
+    ///
+    /// # Errors
+    /// As [`Loader::new`].
+    pub fn of_share(
+        source: Arc<dyn ImageSource>,
+        pipeline: ViewPipeline,
+        options: LoaderOptions,
+        share: Option<Share>,
+    ) -> Result<Self> {
         let (count, batch) = (source.len(), options.batch.get());
         if count == 0 {
             return Err(Error::config("data: the dataset is empty"));
@@ -193,6 +235,7 @@ impl Loader {
                 pipeline,
                 options,
                 stages: Stages::default(),
+                share,
                 orders: Mutex::default(),
             }),
         })
@@ -200,12 +243,7 @@ impl Loader {
 
     /// Returns the number of batches per epoch.
     pub fn steps_per_epoch(&self) -> u64 {
-        let (count, batch) = (self.work.source.len(), self.work.options.batch.get());
-        let steps = match self.work.options.order {
-            Order::Shuffled => count / batch,
-            Order::Sequential => count.div_ceil(batch),
-        };
-        steps as u64
+        self.work.steps_per_epoch()
     }
 
     /// Returns the views of the batches.
@@ -250,11 +288,20 @@ impl Loader {
     /// # Errors
     /// If an image cannot be read; the error names it.
     pub fn batch(&self, epoch: u64, ids: &[u32]) -> Result<ImageBatch> {
-        self.work.batch(epoch, 0, ids)
+        self.work.batch(epoch, 0, ids, None)
     }
 }
 
 impl Work {
+    fn steps_per_epoch(&self) -> u64 {
+        let (count, batch) = (self.source.len(), self.options.batch.get());
+        let steps = match self.options.order {
+            Order::Shuffled => count / batch,
+            Order::Sequential => count.div_ceil(batch),
+        };
+        steps as u64
+    }
+
     fn order(&self, epoch: u64) -> Arc<Vec<u32>> {
         let mut orders = lock(&self.orders);
         if let Some((_, order)) = orders.iter().find(|(e, _)| *e == epoch) {
@@ -280,22 +327,35 @@ impl Work {
         let order = self.order(epoch);
         let batch = self.options.batch.get();
         let start = step as usize * batch;
-        self.batch(epoch, step, &order[start..(start + batch).min(order.len())])
+        let held = self.share.as_ref().map(|share| share(epoch * self.steps_per_epoch() + step));
+        self.batch(epoch, step, &order[start..(start + batch).min(order.len())], held)
     }
 
-    fn batch(&self, epoch: u64, step: u64, ids: &[u32]) -> Result<ImageBatch> {
+    fn batch(&self, epoch: u64, step: u64, ids: &[u32], held: Option<Vec<Vec<usize>>>) -> Result<ImageBatch> {
         let pipeline = &self.pipeline;
+        // The position of a sample among those held of a view.
+        let place = |view: usize, sample: usize| match &held {
+            None => Some(sample),
+            Some(held) => held[view].binary_search(&sample).ok(),
+        };
+        let images = |view: usize| held.as_ref().map_or(ids.len(), |held| held[view].len());
         let sizes: Vec<usize> = (0..pipeline.len()).map(|v| pipeline.shape(v).len()).collect();
         let start = |(v, n): (usize, &usize)| match self.options.bytes {
-            false => Pixels::Normalized(vec![0.0; n * ids.len()]),
-            true => Pixels::Bytes { values: vec![0; n * ids.len()], normal: pipeline.normal(v).clone() },
+            false => Pixels::Normalized(vec![0.0; n * images(v)]),
+            true => Pixels::Bytes { values: vec![0; n * images(v)], normal: pipeline.normal(v).clone() },
         };
         let mut views: Vec<Pixels> = sizes.iter().enumerate().map(start).collect();
-        for (i, &id) in ids.iter().enumerate() {
+        let mut read = 0;
+        for (sample, &id) in ids.iter().enumerate() {
+            if (0..sizes.len()).all(|view| place(view, sample).is_none()) {
+                continue;
+            }
+            read += 1;
             let began = Instant::now();
             let image = self.source.image(id as usize)?;
             let mut now = self.stages.read.add(began);
             for (v, (view, n)) in views.iter_mut().zip(&sizes).enumerate() {
+                let Some(i) = place(v, sample) else { continue };
                 let mut rng = stream(self.options.seed, Purpose::View, epoch, u64::from(id), v as u64);
                 let borrowed = pauc_traits::Image { shape: image.shape, pixels: (&*image.pixels).into() };
                 let augmented = pipeline.augment(borrowed, v, &mut rng);
@@ -317,13 +377,14 @@ impl Work {
                 })?;
             }
         }
-        self.stages.images.fetch_add(ids.len() as u64, Ordering::Relaxed);
+        self.stages.images.fetch_add(read, Ordering::Relaxed);
         let pick = |labels: Option<&[u32]>| labels.map(|l| ids.iter().map(|id| l[*id as usize]).collect());
         Ok(ImageBatch {
             epoch,
             step,
             ids: ids.iter().map(|id| u64::from(*id)).collect(),
             views,
+            held,
             labels: pick(self.source.labels()),
             fine_labels: pick(self.source.fine_labels()),
         })

@@ -48,12 +48,27 @@ impl RunningStatistics<'_, Cpu> {
     /// C channels; additional channels in `moments` are ignored
     pub(crate) fn update(&self, moments: BatchMoments<'_>) {
         let unbiased = moments.count as f32 / (moments.count - 1) as f32;
-        for (running, mean) in self.mean.value_mut().iter_mut().zip(moments.mean) {
-            *running += MOMENTUM * (mean - *running);
-        }
-        for (running, variance) in self.variance.value_mut().iter_mut().zip(moments.variance) {
-            *running += MOMENTUM * (variance * unbiased - *running);
-        }
+        move_toward(self.mean, moments.mean.iter().copied());
+        move_toward(self.variance, moments.variance.iter().map(|v| v * unbiased));
+    }
+}
+
+fn move_toward(running: &Param<Cpu>, moments: impl Iterator<Item = f32> + Clone) {
+    running.note_moments(moments.clone().take(running.len()));
+    move_values(&mut running.value_mut(), moments);
+}
+
+fn move_values(running: &mut [f32], moments: impl Iterator<Item = f32>) {
+    running.iter_mut().zip(moments).for_each(|(running, moment)| *running += MOMENTUM * (moment - *running));
+}
+
+/// Moves a running statistic as passes did that recorded these moments; see [`Param::record_moments`].
+///
+/// # Shapes
+/// running C; moments k·C for k passes
+pub fn repeat_moves(running: &mut [f32], moments: &[f32]) {
+    for moments in moments.chunks_exact(running.len().max(1)) {
+        move_values(running, moments.iter().copied());
     }
 }
 
@@ -118,7 +133,18 @@ mod tests {
         let (mean, variance) = (param("mean", &[1.0, -2.0]), param("variance", &[1.0, 4.0]));
         let running = RunningStatistics { mean: &mean, variance: &variance };
         // The third channel is padding.
+        mean.record_moments();
         running.update(BatchMoments { count: 4, mean: &[2.0, 8.0, 9.0], variance: &[3.0, 0.0, 9.0] });
+        running.update(BatchMoments { count: 4, mean: &[5.0, 6.0, 9.0], variance: &[3.0, 0.0, 9.0] });
+        let recorded = mean.take_moments();
+        assert_eq!(recorded, [2.0, 8.0, 5.0, 6.0]);
+        let mut repeated = [1.0, -2.0];
+        repeat_moves(&mut repeated, &recorded);
+        assert_eq!(repeated, **mean.value());
+        mean.value_mut().copy_from_slice(&[1.0, -2.0]);
+        variance.value_mut().copy_from_slice(&[1.0, 4.0]);
+        running.update(BatchMoments { count: 4, mean: &[2.0, 8.0, 9.0], variance: &[3.0, 0.0, 9.0] });
+        assert!(mean.take_moments().is_empty());
         for (got, expected) in mean.value().iter().zip([1.1, -1.0]) {
             assert_within!(*got, expected, f32(3, 3.0));
         }

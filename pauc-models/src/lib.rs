@@ -4,7 +4,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![forbid(unsafe_code)]
 
-mod batch_moments;
+pub mod batch_moments;
 pub mod bounds;
 #[cfg(feature = "cuda")]
 mod cuda;

@@ -286,6 +286,16 @@ impl TensorFile {
         atomic::write_with(path.as_ref(), |file| self.write(file))
     }
 
+    /// Returns the content of a file of these tensors.
+    ///
+    /// # Errors
+    /// If a name or a value of the metadata cannot be written.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.write(&mut bytes).map_err(|e| Error::Other(e.into()))?;
+        Ok(bytes)
+    }
+
     fn write(&self, file: &mut impl Write) -> io::Result<()> {
         let mut ordered: Vec<(&String, &FileTensor)> = self.tensors.iter().collect();
         // A stable sort: by name within an element size, larger elements first, so that all of them are
@@ -359,13 +369,21 @@ impl TensorFile {
                 format!("is a pickle of PyTorch, not a safetensors file; {remedy}"),
             ));
         }
+        Self::of_bytes(path, &bytes)
+    }
+
+    /// Reads the content of a file, whose path is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] as [`TensorFile::load`].
+    pub fn of_bytes(path: &Path, bytes: &[u8]) -> Result<Self> {
         let damaged = |e: &dyn std::fmt::Display| {
             let message =
                 format!("truncated or corrupt safetensors file ({e}, {} bytes); copy it again", bytes.len());
             Error::damaged(path, message)
         };
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&e))?;
-        let all = SafeTensors::deserialize(&bytes).map_err(|e| damaged(&e))?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(&e))?;
+        let all = SafeTensors::deserialize(bytes).map_err(|e| damaged(&e))?;
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
         let mut file = TensorFile { metadata, tensors: BTreeMap::new(), path: path.into() };
         for (name, tensor) in all.iter() {

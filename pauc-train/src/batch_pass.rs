@@ -5,13 +5,14 @@ use crate::objective::{Evaluated, Launched, Pending, TermGradient, TermValue};
 use crate::plan::Plan;
 use crate::prefetch::{self, DevicePrefetch};
 use crate::queue::KeyQueue;
+use crate::ranks::{self, Recording};
 use crate::rows_by_view::{HostRows, RowsByView, split_views};
 use crate::state::TrainState;
 use crate::step_batch::{BatchOutcome, Placement, Shard, StepBatch, StepCache};
 use dfdx::prelude::{Cpu, NoneTape};
 use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
-use pauc_models::network::{Output, TapedRows, backward_with_rows};
+use pauc_models::network::{Network, Output, TapedRows, backward_with_rows};
 use pauc_traits::batch::{BatchGradients, Constant, Inputs, Level};
 use pauc_traits::encoder::Draws;
 use pauc_traits::ops::{self, Matrix};
@@ -57,7 +58,8 @@ enum Tape<D: NetworkDevice> {
     /// The tapes of all parts were kept, in order.
     Kept(Vec<Branch<D>>),
     /// Each part passes through the network again. `statistics`: the running statistics before the first
-    /// pass, restored so that only the second pass updates them.
+    /// pass, restored so that only the second pass updates them. If there are several ranks, they were already moved
+    /// by the moments of all, and are restored after the second pass instead.
     Recompute { statistics: Vec<Vec<f32>> },
 }
 
@@ -136,7 +138,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         let _stage = span("forward");
         let parts: Vec<_> = self.batch.parts().collect();
         let online = match parts.as_slice() {
-            [whole] => self.forward_whole(whole)?,
+            [whole] if self.batch.ranks.size() == 1 => self.forward_whole(whole)?,
             parts => self.forward_parts(parts)?,
         };
         self.cache.trace.embeddings.clone_from(&online.rows.embeddings);
@@ -157,8 +159,9 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
     fn forward_parts(&mut self, parts: &[&Range<usize>]) -> Result<Online<D>> {
         let (batch, device) = (self.batch, self.device);
         let read = &batch.reads.online;
-        let keeps = batch.keeps_shards && parts.len() == batch.shards.len();
-        let statistics = self.download_statistics()?;
+        let keeps = parts.len() == batch.shards.len() && (batch.keeps_shards || parts.len() == 1);
+        let mut statistics = self.download_statistics()?;
+        let recording = self.record(|state| Some(&state.network))?;
         let mut kept = Vec::new();
         let mut embeddings = HostRows::new(batch.data.views.len(), read, (batch.samples(), batch.dim));
         let mut predictions = self.predicts().then(|| embeddings.clone());
@@ -172,6 +175,12 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
                 all.put(read, part, &ops::to_host(rows)?);
             }
             kept.extend(keeps.then_some(branch));
+        }
+        if let Some(recording) = recording {
+            let rows = std::iter::once(&mut embeddings).chain(&mut predictions).collect();
+            let stop = self.cache.stop;
+            self.cache.stop |= complete_rows(device, batch, rows, (read, None), recording, stop)?;
+            statistics = self.download_statistics()?;
         }
         let predictions = predictions.map(|rows| rows.upload(device)).unwrap_or_default();
         let rows = OnlineRows { embeddings: embeddings.upload(device), predictions };
@@ -216,6 +225,17 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         prefetch::of_one_size(&self.plan.views, &batch.reads.online).map(draws).collect()
     }
 
+    /// Begins to record the moments of a network's passes, if there are several ranks.
+    fn record<'s>(
+        &'s self,
+        network: impl FnOnce(&'s TrainState<D>) -> Option<&'s Network<D>>,
+    ) -> Result<Option<Recording<D>>> {
+        if self.batch.ranks.size() == 1 {
+            return Ok(None);
+        }
+        network(self.state).map(|network| Recording::begin(self.device, network)).transpose()
+    }
+
     pub(crate) fn predicts(&self) -> bool {
         self.batch.reads.predictions && self.plan.recipe.predictor.is_some()
     }
@@ -223,6 +243,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
     /// Passes the views that terms or the queue read as keys through the momentum network.
     pub(crate) fn forward_keys(&mut self) -> Result<Keys<D>> {
         let batch = self.batch;
+        let recording = self.record(|state| state.momentum.as_ref())?;
         let (Some(momentum), Some(newest)) = (&mut self.state.momentum, batch.reads.newest) else {
             return Ok(Keys { rows: Vec::new(), newest: Vec::new() });
         };
@@ -233,6 +254,10 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
             let images = self.cache.key_images((self.device, self.plan), batch, part)?;
             let output = momentum.forward_sizes(images, Pass::Momentum)?;
             rows.scatter(read, &batch.key_rows(part), &ops::to_host(&output.embeddings)?);
+        }
+        if let Some(recording) = recording {
+            let order = batch.key_order.as_deref();
+            complete_rows(self.device, batch, vec![&mut rows], (read, order), recording, false)?;
         }
         let newest = rows.view(newest).to_vec();
         Ok(Keys { rows: rows.upload(self.device), newest })
@@ -325,16 +350,30 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
     /// Backpropagates through the online network, shard by shard.
     fn backward(&mut self, tape: Tape<D>, gradients: &TermGradients<D>) -> Result<()> {
         let _stage = span("backward");
-        let mut kept = match tape {
-            Tape::Kept(branches) => branches.into_iter(),
-            Tape::Recompute { statistics } => {
-                self.restore_statistics(&statistics)?;
-                Vec::new().into_iter()
-            }
+        let (kept, statistics) = match tape {
+            Tape::Kept(branches) => (branches, None),
+            Tape::Recompute { statistics } => (Vec::new(), Some(statistics)),
         };
+        let is_alone = self.batch.ranks.size() == 1;
+        if let Some(before) = statistics.as_ref().filter(|_| is_alone) {
+            self.restore_statistics(before)?;
+        }
+        self.backward_shards(kept.into_iter(), gradients)?;
+        statistics.filter(|_| !is_alone).map_or(Ok(()), |moved| self.restore_statistics(&moved))
+    }
+
+    /// Backpropagates the shards of this rank, and sums the gradients of all shards.
+    fn backward_shards(
+        &mut self,
+        mut kept: impl Iterator<Item = Branch<D>>,
+        gradients: &TermGradients<D>,
+    ) -> Result<()> {
         let batch = self.batch;
-        if let [whole] = batch.shards.as_slice() {
-            return self.backward_shard(whole, &mut kept, gradients);
+        if !batch.is_sharded {
+            return batch
+                .shards
+                .iter()
+                .try_for_each(|whole| self.backward_shard(whole, &mut kept, gradients));
         }
         let (device, parameters) = (self.device, self.state.network.parameters());
         self.cache.gradients.begin(device, &parameters, batch.place.number == 0)?;
@@ -342,7 +381,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
             self.backward_shard(shard, &mut kept, gradients)?;
             self.cache.gradients.take(device, &parameters)?;
         }
-        self.cache.gradients.finish(device, &parameters)
+        self.cache.gradients.finish(device, &parameters, batch.ranks)
     }
 
     /// Backpropagates a shard, part by part. Parts whose tapes were not kept pass through the network again.
@@ -401,7 +440,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
     /// it.
     fn prefetch<'b>(&mut self, upcoming: impl FnOnce() -> Option<&'b ImageBatch>) -> Result<()> {
         self.cache.prefetched = None;
-        if D::HAS_OWN_MEMORY && self.batch.parts().count() == 1 {
+        if D::HAS_OWN_MEMORY && !self.batch.is_sharded && self.batch.parts().count() == 1 {
             let _stage = span("data");
             let branches = [&self.batch.reads.online, &self.batch.reads.momentum].map(Vec::as_slice);
             let send = |next| DevicePrefetch::send(self.device, &self.plan.views, next, &branches);
@@ -449,6 +488,46 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         let statistics = self.state.network.statistics();
         statistics.iter().zip(saved).try_for_each(|(p, v)| self.device.overwrite(&mut p.value_mut(), v))
     }
+}
+
+/// Completes the rows of a pass with those of the other ranks, and moves the running statistics by the moments of all
+/// shards in order. `order`: that of the samples in the pass, if it is not that of the batch. Returns whether any rank
+/// is asked to stop.
+///
+/// # Errors
+/// If another rank has failed, or the device fails.
+fn complete_rows<D: NetworkDevice>(
+    device: &D,
+    batch: &StepBatch<'_>,
+    mut rows: Vec<&mut HostRows>,
+    (read, order): (&[usize], Option<&[usize]>),
+    recording: Recording<D>,
+    stop: bool,
+) -> Result<bool> {
+    let samples_of = |rank| -> Vec<usize> {
+        let range = batch.rows_of(rank);
+        order.map_or_else(|| range.clone().collect(), |order| order[range.clone()].to_vec())
+    };
+    let own = samples_of(batch.ranks.rank());
+    let mut message = vec![f32::from(u8::from(stop))];
+    rows.iter().for_each(|rows| rows.append_to(&mut message, read, &own));
+    let moments = recording.end(device)?;
+    message.extend(moments.iter().flatten());
+    let all = ranks::gather(batch.ranks, &message)?;
+    let (mut stops, mut moments_of) = (false, Vec::new());
+    for (rank, message) in all.chunks_exact(message.len()).enumerate() {
+        let (stop, mut rest) = message.split_at(1);
+        stops |= stop[0] != 0.0;
+        let samples = samples_of(rank);
+        for rows in &mut rows {
+            let (own, after) = rest.split_at(rows.len_of(read, samples.len()));
+            rows.scatter(read, &samples, own);
+            rest = after;
+        }
+        moments_of.push(rest);
+    }
+    recording.move_by(device, &moments, &moments_of)?;
+    Ok(stops)
 }
 
 /// Wraps values and gradients that are already on the host.

@@ -18,6 +18,7 @@ use crate::network_input::NetworkInput;
 use crate::plan::Plan;
 use crate::prototypes::Prototypes;
 use crate::queue::KeyQueue;
+use crate::ranks;
 pub use crate::retention::checksum;
 use crate::retention::set_aside;
 use crate::run_dir::RunDir;
@@ -245,6 +246,34 @@ pub(crate) fn load_of<D: NetworkDevice>(
         let remedy = "use an earlier checkpoint, or train again with a lower learning rate";
         return Err(Error::damaged(path, format!("{element}; {remedy}")));
     }
+    restore(device, plan, state, checkpoint)
+}
+
+/// Makes the state of rank 0 that of all ranks.
+///
+/// # Errors
+/// If the device or another rank fails.
+pub(crate) fn share<D: NetworkDevice>(device: &D, plan: &Plan, state: &mut TrainState<D>) -> Result<()> {
+    let ranks = &*plan.communicator;
+    if ranks.size() == 1 {
+        return Ok(());
+    }
+    let bytes = ranks::from_first(ranks, || snapshot(device, plan, state)?.to_bytes())?;
+    if ranks.rank() == 0 {
+        return Ok(());
+    }
+    let path = Path::new("the state of rank 0");
+    let file = TensorFile::of_bytes(path, &bytes)?;
+    restore(device, plan, state, Reader { file: &file, path })
+}
+
+/// Overwrites a state with a checkpoint.
+fn restore<D: NetworkDevice>(
+    device: &D,
+    plan: &Plan,
+    state: &mut TrainState<D>,
+    checkpoint: Reader<'_>,
+) -> Result<()> {
     for p in named(state) {
         device.overwrite(&mut p.value_mut(), checkpoint.tensor(&p.name, &p.shape)?)?;
     }
@@ -258,7 +287,7 @@ pub(crate) fn load_of<D: NetworkDevice>(
     if let Some(queue) = &mut state.queue {
         *queue = checkpoint.queue(queue.len(), queue.keys().len() / queue.len().max(1))?;
     }
-    if file.metadata.contains_key("last_clustering") {
+    if checkpoint.file.metadata.contains_key("last_clustering") {
         state.last_clustering = Some(checkpoint.number("last_clustering")?);
         state.prototypes = Some(checkpoint.prototypes(device)?);
     }

@@ -6,9 +6,10 @@ use crate::observer::Observer;
 use crate::plan::Plan;
 use crate::prototypes::Prototypes;
 use crate::state::TrainState;
+use pauc_cluster::on_ranks::OnRanks;
 use pauc_models::device::NetworkDevice;
 use pauc_report::events::{self, ClusterLevel, Event};
-use pauc_traits::clusterer::FitContext;
+use pauc_traits::clusterer::{ClustersOnDevice, FitContext};
 use pauc_traits::probe::RowsView;
 use pauc_traits::{Clustering, Result};
 use std::time::Instant;
@@ -36,13 +37,16 @@ pub(crate) fn cluster<D: NetworkDevice>(
     let Some(clusterer) = &plan.recipe.clusterer else { return Ok(()) };
     let began = Instant::now();
     let train = &plan.splits.train;
-    let embedded = evaluate::embed(state.clustered_network(), &plan.evaluation, train)?;
+    let embedded =
+        evaluate::embed_on(&*plan.communicator, state.clustered_network(), &plan.evaluation, train)?;
+    let on_ranks = OnRanks(&*plan.communicator);
+    let together = (plan.communicator.size() > 1).then_some(&on_ranks as &dyn ClustersOnDevice);
     let context = FitContext {
         seed: plan.recipe.train.seed,
         epoch: state.step / plan.horizon.steps_per_epoch.max(1),
         previous: state.prototypes.as_ref().map_or(&[], |p| &p.clusterings),
         labels: train.labels(),
-        device: device.clusters_on_device(),
+        device: device.clusters_on_device().or(together),
     };
     let prototypes = Prototypes::fit(
         device,

@@ -1,7 +1,9 @@
 //! Embedding whole splits, and running probes on them.
 
 use crate::prefetch::loader_options;
+use crate::ranks;
 use pauc_data::{Loader, LoaderOptions, ViewPipeline};
+use pauc_distributed::{Alone, Communicator};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
 use pauc_traits::Count;
@@ -61,9 +63,10 @@ impl Embedded {
     }
 }
 
-/// Calls `each` with one view of every image of a split and the number of images, chunk by chunk. Random
-/// views are those of a seed and an epoch.
+/// Calls `each` with one view of every image of a split and the number of images, chunk by chunk. Of several ranks, each
+/// takes its share of the chunks, in order. Random views are those of a seed and an epoch.
 fn chunks(
+    ranks: &dyn Communicator,
     view: &ViewPipeline,
     source: &Arc<dyn ImageSource>,
     (seed, epoch): (u64, u64),
@@ -72,8 +75,12 @@ fn chunks(
 ) -> Result<()> {
     let options = how(LoaderOptions { seed, ..LoaderOptions::evaluation(CHUNK) });
     let loader = Loader::new(source.clone(), view.clone(), options)?;
-    let task = progress::task("embedding images", source.len() as u64);
-    for batch in loader.epoch(epoch, 0) {
+    let count = loader.steps_per_epoch();
+    let own = ranks::share(count as usize, ranks.rank(), ranks.size());
+    let images = own.len() * CHUNK.get();
+    let task = progress::task("embedding images", images.min(source.len()) as u64);
+    let first = epoch * count;
+    for batch in loader.batches(first + own.start as u64..first + own.end as u64) {
         stop::check()?;
         let batch = batch?;
         each(&batch.views[0], batch.ids.len())?;
@@ -94,6 +101,20 @@ pub fn embed<D: NetworkDevice>(
     embed_epoch(network, view, source, 0, 0)
 }
 
+/// Does the same as [`embed`] on several ranks together. Each passes its share of the images through its network, which
+/// has the same parameters on all; the result is complete on all of them.
+///
+/// # Errors
+/// As [`embed`], or if another rank has failed.
+pub fn embed_on<D: NetworkDevice>(
+    ranks: &dyn Communicator,
+    network: &mut Network<D>,
+    view: &ViewPipeline,
+    source: &Arc<dyn ImageSource>,
+) -> Result<Embedded> {
+    embed_views(ranks, network, view, source, (0, 0))
+}
+
 /// Does the same as [`embed`] with views that may be random: those of an epoch.
 ///
 /// # Errors
@@ -105,14 +126,27 @@ pub fn embed_epoch<D: NetworkDevice>(
     seed: u64,
     epoch: u64,
 ) -> Result<Embedded> {
+    embed_views(&Alone, network, view, source, (seed, epoch))
+}
+
+/// Embeds the views of a seed and an epoch.
+fn embed_views<D: NetworkDevice>(
+    ranks: &dyn Communicator,
+    network: &mut Network<D>,
+    view: &ViewPipeline,
+    source: &Arc<dyn ImageSource>,
+    views: (u64, u64),
+) -> Result<Embedded> {
     let (feature_dim, dim) = (network.feature_dim(), network.embedding_dim());
     let mut out = Embedded { feature_dim, dim, ..Embedded::default() };
-    chunks(view, source, (seed, epoch), loader_options::<D>, |pixels, n| {
+    chunks(ranks, view, source, views, loader_options::<D>, |pixels, n| {
         let chunk = network.embed(pixels, n)?;
         out.features.extend(chunk.features);
         out.embeddings.extend(chunk.embeddings);
         Ok(())
     })?;
+    out.features = ranks::concatenate(ranks, out.features)?;
+    out.embeddings = ranks::concatenate(ranks, out.embeddings)?;
     if let Some(at) = out.features.iter().position(|v| !v.is_finite()) {
         let (what, image) = ("a feature of the evaluation view".into(), at / out.feature_dim.max(1));
         let place = format!("{} is the first of {}", source.name(image), source.len());
@@ -134,6 +168,7 @@ pub fn raw_pixels(
     let shape = view.shape(0);
     let mut out = Embedded { feature_dim: shape.len(), dim: shape.len(), ..Embedded::default() };
     chunks(
+        &Alone,
         view,
         source,
         (0, 0),

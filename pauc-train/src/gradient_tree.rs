@@ -9,6 +9,7 @@
 //!
 //! Any aligned block of 2ⁱ shards is a subtree. Whoever computes such a block can therefore sum it alone.
 
+use pauc_distributed::{Communicator, bytes_of, bytes_of_mut};
 use pauc_traits::param::clear_gradients;
 use pauc_traits::{Compute, Param, Result};
 
@@ -66,17 +67,21 @@ impl<D: Compute> GradientTree<D> {
         Ok(())
     }
 
-    /// Makes the sum of all shards, and of the earlier batches, the gradients of the parameters.
+    /// Makes the sum of the shards of all ranks, and of the earlier batches, the gradients of the parameters. Each rank
+    /// has taken an aligned block of the shards.
     ///
     /// # Errors
-    /// If the device fails.
-    pub fn finish(&mut self, device: &D, parameters: &[Param<D>]) -> Result<()> {
+    /// If the device or another rank fails.
+    pub fn finish(&mut self, device: &D, parameters: &[Param<D>], ranks: &dyn Communicator) -> Result<()> {
         let mut subtrees = self.subtrees.iter_mut().filter_map(Option::take);
         let Some(mut sum) = subtrees.next() else { return Ok(()) };
         // Of a power of two, there is only one.
         for mut earlier in subtrees {
             add(device, &mut earlier, &sum)?;
             self.spare.push(std::mem::replace(&mut sum, earlier));
+        }
+        if ranks.size() > 1 {
+            sum_over_ranks(device, &mut sum, ranks)?;
         }
         if let Some(mut before) = self.before.take() {
             add(device, &mut before, &sum)?;
@@ -110,10 +115,47 @@ fn add<D: Compute>(device: &D, to: &mut Gradients<D>, summand: &Gradients<D>) ->
     to.iter_mut().zip(summand).try_for_each(|(to, summand)| device.add_buffer(to, summand))
 }
 
+/// Replaces the sum of this rank's shards by the sum over all ranks. Each rank sums one slice of the gradient, in the
+/// upper levels of the tree; then the slices are gathered.
+fn sum_over_ranks<D: Compute>(device: &D, sum: &mut Gradients<D>, ranks: &dyn Communicator) -> Result<()> {
+    let size = ranks.size();
+    let len: usize = sum.iter().map(|buffer| device.buffer_len(buffer)).sum();
+    let slice = len.div_ceil(size);
+    let mut all = Vec::with_capacity(slice * size);
+    for buffer in sum.iter() {
+        all.extend(device.download(buffer)?);
+    }
+    all.resize(slice * size, 0.0);
+    let mut slices = vec![0.0; slice * size];
+    ranks.exchange(bytes_of(&all), bytes_of_mut(&mut slices))?;
+    sum_by_halves(&mut slices, slice);
+    ranks.all_gather(bytes_of(&slices[..slice]), bytes_of_mut(&mut all))?;
+    let mut rest = &all[..];
+    for buffer in sum {
+        let (values, after) = rest.split_at(device.buffer_len(buffer));
+        device.overwrite(buffer, values)?;
+        rest = after;
+    }
+    Ok(())
+}
+
+/// Sums parts of equal length in a binary tree, into the first of them.
+fn sum_by_halves(parts: &mut [f32], len: usize) {
+    let mut distance = len;
+    while (1..parts.len()).contains(&distance) {
+        for pair in parts.chunks_mut(2 * distance) {
+            let (first, second) = pair.split_at_mut(distance.min(pair.len()));
+            first.iter_mut().zip(second).take(len).for_each(|(to, summand)| *to += *summand);
+        }
+        distance *= 2;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use dfdx::prelude::Cpu;
+    use pauc_distributed::{Alone, Threads};
     use pauc_traits::param::Role;
     use pauc_traits::rng::{Purpose, stream};
     use rand::Rng;
@@ -158,7 +200,7 @@ mod tests {
                     }
                     tree.take(&device, &parameters).unwrap();
                 }
-                tree.finish(&device, &parameters).unwrap();
+                tree.finish(&device, &parameters, &Alone).unwrap();
                 for (sum, drawn) in expected.iter_mut().zip(&drawn) {
                     *sum = if batch == 0 { by_halves(drawn) } else { *sum + by_halves(drawn) };
                 }
@@ -167,6 +209,37 @@ mod tests {
             assert_eq!(found, expected, "{shards} shards");
             let buffers = shards.ilog2() as usize + 2;
             assert!(tree.spare.len() <= buffers, "{shards} shards took {} buffers", tree.spare.len());
+        }
+    }
+
+    #[test]
+    fn ranks_sum_their_blocks_to_the_same_bits() {
+        // Seven values, so that slices of two and four ranks have other sizes.
+        let gradient = |shard: usize, i: usize| {
+            let mut rng = stream(4, Purpose::Init, shard as u64, i as u64, 0);
+            rng.gen_range(-1.0..1.0f32) * 10f32.powi(rng.gen_range(-3..4))
+        };
+        let expected: Vec<f32> =
+            (0..7).map(|i| by_halves(&(0..8).map(|shard| gradient(shard, i)).collect::<Vec<_>>())).collect();
+        for size in [1, 2, 4, 8] {
+            let sums = Threads::run(size, |ranks| {
+                let device = Cpu::default();
+                let parameters = [Param::new(&device, "w", &[7], Role::Weight, &[0.0; 7])?];
+                let mut tree = GradientTree::default();
+                tree.begin(&device, &parameters, true)?;
+                for shard in crate::ranks::share(8, ranks.rank(), size) {
+                    parameters[0]
+                        .grad_mut()
+                        .copy_from_slice(&[0, 1, 2, 3, 4, 5, 6].map(|i| gradient(shard, i)));
+                    tree.take(&device, &parameters)?;
+                }
+                tree.finish(&device, &parameters, &ranks)?;
+                let sum = parameters[0].grad().clone();
+                Ok::<_, pauc_traits::Error>(sum)
+            });
+            for sum in sums {
+                assert_eq!(sum.unwrap(), expected, "{size} ranks");
+            }
         }
     }
 }

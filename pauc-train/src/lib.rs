@@ -59,6 +59,7 @@ mod probing;
 pub mod progress;
 pub mod prototypes;
 pub mod queue;
+mod ranks;
 pub mod rebuild;
 pub mod recipe;
 pub mod recipe_text;

@@ -66,9 +66,25 @@ pub struct Reads {
     pub labels: bool,
 }
 
+/// The view whose keys enter the queue if no term reads keys.
+const NEWEST: usize = 1;
+
 impl Reads {
     /// Returns the union of the inputs of the terms active at a step.
     pub fn at(objective: &Objective, clock: &Clock, has_momentum: bool, has_queue: bool) -> Self {
+        Self::of(objective.active(clock), has_momentum, has_queue)
+    }
+
+    /// Returns the union of what is read at any step.
+    pub(crate) fn ever(objective: &Objective, has_momentum: bool, has_queue: bool) -> Self {
+        let mut reads = Self::of(objective.terms.iter(), has_momentum, has_queue);
+        if has_queue && !reads.momentum.contains(&NEWEST) {
+            reads.momentum.push(NEWEST);
+        }
+        reads
+    }
+
+    fn of<'a>(terms: impl Iterator<Item = &'a PlannedTerm>, has_momentum: bool, has_queue: bool) -> Self {
         let mut reads = Reads { queue: has_queue, ..Reads::default() };
         let add = |list: &mut Vec<usize>, views: &[usize]| {
             list.extend(views);
@@ -76,7 +92,7 @@ impl Reads {
             list.dedup();
         };
         for Needs { queries, predictions, keys, momentum: _, queue: _, prototypes: _, labels } in
-            objective.active(clock).map(|t| t.needs.clone())
+            terms.map(|t| t.needs.clone())
         {
             add(&mut reads.online, queries);
             add(&mut reads.online, predictions);
@@ -86,7 +102,7 @@ impl Reads {
         }
         // The queue receives the keys of the last view, whether or not a term reads them at this step.
         if has_queue && reads.momentum.is_empty() {
-            reads.momentum.push(1);
+            reads.momentum.push(NEWEST);
         }
         reads.newest = reads.momentum.last().copied();
         reads

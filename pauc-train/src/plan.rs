@@ -11,6 +11,7 @@ use crate::recipe_text;
 use crate::start::Start;
 use crate::suggest::defaults::{self, Filled};
 use pauc_data::ViewPipeline;
+use pauc_distributed::{Alone, Communicator};
 use pauc_models::weights::load_into;
 use pauc_models::{Network, NetworkDevice};
 use pauc_traits::dataset::{Place, Splits};
@@ -19,7 +20,7 @@ use pauc_traits::schedule::Horizon;
 use pauc_traits::term::{Facts, Severity};
 use pauc_traits::{Encoder, Error, ImageShape};
 use std::collections::HashSet;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// A recipe with its opened data and everything that follows from both.
 pub struct Plan {
@@ -60,6 +61,8 @@ pub struct Plan {
     pub keeps_shards: bool,
     /// Warnings.
     pub warnings: Diagnostics,
+    /// The ranks that train together.
+    pub communicator: Arc<dyn Communicator>,
     /// The identity of the data, computed when it is first asked for.
     data_identity: OnceLock<DataIdentity>,
 }
@@ -229,6 +232,7 @@ impl Plan {
             memory,
             keeps_shards: false,
             warnings,
+            communicator: Arc::new(Alone),
             data_identity: OnceLock::new(),
         })
     }
@@ -238,6 +242,11 @@ impl Plan {
     pub fn with_history(self, history: History) -> Self {
         let hash = history.hash().map_or(self.hash, String::from);
         Plan { hash, history, ..self }
+    }
+
+    /// Makes this process one rank of several that train the plan together. All of them have the same plan.
+    pub fn with_communicator(self, communicator: Arc<dyn Communicator>) -> Self {
+        Plan { communicator, ..self }
     }
 
     /// Checks names of network parts and the file of weights against the network, which is built only for

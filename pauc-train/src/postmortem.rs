@@ -9,6 +9,7 @@ use crate::state::TrainState;
 use crate::step_batch::{BatchPlace, StepBatch, StepCache};
 use crate::suspects;
 use pauc_data::ImageBatch;
+use pauc_distributed::Alone;
 use pauc_models::device::NetworkDevice;
 use pauc_models::schedule::LrSchedule;
 use pauc_models::weights::{TensorFile, Values};
@@ -62,7 +63,7 @@ impl<D: NetworkDevice> Failure<'_, D> {
     fn inspect(&mut self, data: &ImageBatch) -> Option<Inspection> {
         let number = self.cache.trace.rows.start / self.plan.recipe.train.batch.get().max(1);
         let place = BatchPlace { number: number as u64, share: 1.0, logged: false };
-        let batch = StepBatch::new(self.plan, self.state, data, place);
+        let batch = StepBatch::new(self.plan, self.state, (data, &Alone), place);
         let pass = BatchPass {
             device: self.device,
             plan: self.plan,

@@ -2,8 +2,8 @@
 
 use pauc_data::{ImageBatch, LoaderOptions, ViewPipeline};
 use pauc_models::device::NetworkDevice;
-use pauc_traits::Result;
 use pauc_traits::encoder::Images;
+use pauc_traits::{Error, Result};
 use std::ops::Range;
 
 /// Adapts a loader's options to a device: one that normalizes images itself receives 8-bit images.
@@ -71,10 +71,10 @@ pub(crate) fn images<D: NetworkDevice>(
     of_one_size(views, read).map(send).collect()
 }
 
-/// As [`images`], for samples in any order.
+/// As [`images`], for samples in any order, of batches that may not have all pixels.
 ///
 /// # Errors
-/// If the device fails.
+/// If the batch lacks the pixels of a sample, or the device fails.
 pub(crate) fn selected<D: NetworkDevice>(
     device: &D,
     views: &ViewPipeline,
@@ -84,8 +84,12 @@ pub(crate) fn selected<D: NetworkDevice>(
 ) -> Result<Vec<Images<D>>> {
     let send = |same_size: &[usize]| {
         let shape = views.shape(same_size[0]);
-        let selected: Vec<_> =
-            same_size.iter().map(|v| data.views[*v].selected(samples, shape.len())).collect();
+        let select = |view: &usize| {
+            let lacks = || Error::config(format!("the batch lacks pixels of view {view}"));
+            let positions = data.positions(*view, samples).ok_or_else(lacks)?;
+            Ok(data.views[*view].selected(&positions, shape.len()))
+        };
+        let selected = same_size.iter().map(select).collect::<Result<Vec<_>>>()?;
         let count = same_size.len() * samples.len();
         let values = 0..samples.len() * shape.len();
         let pixels: Vec<_> = selected.iter().collect();

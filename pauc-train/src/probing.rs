@@ -4,13 +4,14 @@ use crate::evaluate::{self, Embedded, Measured, ProbeInputs};
 use crate::observer::Observer;
 use crate::plan::Plan;
 use crate::probed_network::LentNetwork;
+use crate::ranks;
 use crate::recipe::Baseline;
 use crate::state::TrainState;
 use pauc_models::device::NetworkDevice;
 use pauc_report::events::{self, Event, Subject};
 use pauc_traits::component_ron::Configured;
-use pauc_traits::probe::{Metric, ProbedNetwork, When};
-use pauc_traits::{Probe, Result};
+use pauc_traits::probe::{Metric, MetricKind, ProbedNetwork, When};
+use pauc_traits::{Error, Probe, Result};
 use std::time::Instant;
 
 /// The splits, embedded by a network or as pixels.
@@ -31,7 +32,8 @@ impl EmbeddedSplits {
 
     /// Embeds both splits with the online network in evaluation mode.
     pub fn online<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>) -> Result<Self> {
-        Self::new(plan, |source| evaluate::embed(&mut state.network, &plan.evaluation, source))
+        let ranks = &*plan.communicator;
+        Self::new(plan, |source| evaluate::embed_on(ranks, &mut state.network, &plan.evaluation, source))
     }
 
     /// Returns the evaluation views of both splits as features.
@@ -65,8 +67,10 @@ pub(crate) fn probe<D: NetworkDevice>(
     }
     let began = Instant::now();
     let splits = EmbeddedSplits::online(plan, state)?;
-    let network = LentNetwork::new(device, &state.network, plan);
-    let Measured { metrics, warnings } = measure(device, plan, state, probes, &splits, Some(&network))?;
+    let Measured { metrics, warnings } = on_first(plan, || {
+        let network = LentNetwork::new(device, &state.network, plan);
+        measure(device, plan, state, probes, &splits, Some(&network))
+    })?;
     warn(state, warnings, watch)?;
     watch.event(&report(plan, state, Subject::Trained, began, &metrics))?;
     Ok(metrics)
@@ -81,21 +85,46 @@ pub(crate) fn baselines<D: NetworkDevice>(
 ) -> Result<()> {
     for baseline in &plan.recipe.baselines {
         let began = Instant::now();
-        let (splits, subject) = match baseline {
-            Baseline::RandomInit => (EmbeddedSplits::online(plan, state)?, Subject::RandomInit),
-            Baseline::RawPixels => (EmbeddedSplits::pixels(plan)?, Subject::RawPixels),
+        let (embedded, subject) = match baseline {
+            Baseline::RandomInit => (Some(EmbeddedSplits::online(plan, state)?), Subject::RandomInit),
+            Baseline::RawPixels => (None, Subject::RawPixels),
         };
         let probes = plan.recipe.probes.iter().filter(|p| p.needs_labels());
-        let lent = LentNetwork::new(device, &state.network, plan);
-        let network: Option<&dyn ProbedNetwork> = match baseline {
-            Baseline::RandomInit => Some(&lent),
-            Baseline::RawPixels => None,
-        };
-        let Measured { metrics, warnings } = measure(device, plan, state, probes, &splits, network)?;
+        let Measured { metrics, warnings } = on_first(plan, || {
+            let lent = LentNetwork::new(device, &state.network, plan);
+            let network: Option<&dyn ProbedNetwork> = if embedded.is_some() { Some(&lent) } else { None };
+            let splits = embedded.map_or_else(|| EmbeddedSplits::pixels(plan), Ok)?;
+            measure(device, plan, state, probes, &splits, network)
+        })?;
         warn(state, warnings, watch)?;
         watch.event(&report(plan, state, subject, began, &metrics))?;
     }
     Ok(())
+}
+
+/// Measures on rank 0, and returns what it measured on all ranks.
+fn on_first(plan: &Plan, measure: impl FnOnce() -> Result<Measured>) -> Result<Measured> {
+    if plan.communicator.size() == 1 {
+        return measure();
+    }
+    let invalid = |e: serde_json::Error| Error::Other(e.into());
+    let bytes = ranks::from_first(&*plan.communicator, || {
+        let Measured { metrics, warnings } = measure()?;
+        // Bits: JSON has no NaN.
+        let values: Vec<u64> = metrics.iter().map(|m| m.value.to_bits()).collect();
+        serde_json::to_vec(&(metrics, values, warnings)).map_err(invalid)
+    })?;
+    let (names, values, warnings): (Vec<NamedMetric>, Vec<u64>, _) =
+        serde_json::from_slice(&bytes).map_err(invalid)?;
+    let metric = |(NamedMetric { name, kind }, bits)| Metric { name, kind, value: f64::from_bits(bits) };
+    Ok(Measured { metrics: names.into_iter().zip(values).map(metric).collect(), warnings })
+}
+
+/// A metric without its value.
+#[derive(serde::Deserialize)]
+struct NamedMetric {
+    name: String,
+    kind: MetricKind,
 }
 
 fn measure<'p, D: NetworkDevice>(

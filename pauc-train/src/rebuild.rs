@@ -111,6 +111,7 @@ fn info_of(checkpoint: &TensorFile, resolved: &std::path::Path) -> Result<RunInf
     let text = |key: &str| checkpoint.metadata.get(key).cloned().unwrap_or_default();
     let device = checkpoint.metadata.get("device").cloned();
     Ok(RunInfo {
+        ranks: None,
         name: recipe.name.to_string(),
         hash: text("recipe"),
         seed: recipe.train.seed,

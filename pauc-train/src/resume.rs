@@ -2,9 +2,11 @@
 
 use crate::branch::Branch;
 use crate::history::{Written, write_recipes};
+use crate::lock::Lock;
 use crate::observer::Observer;
 use crate::plan::Plan;
 use crate::progress::Change;
+use crate::ranks;
 use crate::run::{Outcome, RunError, RunOptions, drive};
 use crate::run_dir::{RunDir, RunInfo};
 use crate::state::TrainState;
@@ -38,26 +40,42 @@ pub fn resume<D: NetworkDevice>(
     options: &RunOptions,
     watch: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
-    let _lock = dir.lock()?;
     let mut trainer = Trainer::new(device, plan)?;
+    let ranks = &*plan.communicator;
+    let lock = ranks::on_first(ranks, || load_changed(&mut trainer, plan, &dir, how, watch))?;
+    trainer.share_state()?;
+    let outcome = drive(trainer, dir, plan, options, watch);
+    drop(lock);
+    outcome
+}
+
+/// Loads the state that a run continues from, and makes its folder that of this state. Returns the folder's lock.
+fn load_changed<D: NetworkDevice>(
+    trainer: &mut Trainer<'_, D>,
+    plan: &Plan,
+    dir: &RunDir,
+    how: &Continuation,
+    watch: &mut dyn Observer,
+) -> Result<Lock> {
+    let lock = dir.lock()?;
     let mut changes = match &how.branch {
-        None => load(&mut trainer, &dir, watch).map(|()| Vec::new())?,
-        Some(branch) => load_branch(&mut trainer, branch, &dir)?,
+        None => load(trainer, dir, watch).map(|()| Vec::new())?,
+        Some(branch) => load_branch(trainer, branch, dir)?,
     };
-    changes.extend(accept_data(trainer.state_mut(), plan, &dir, how.accept_data)?);
+    changes.extend(accept_data(trainer.state_mut(), plan, dir, how.accept_data)?);
     if !changes.is_empty() {
         let progress = &mut trainer.state_mut().progress;
         progress.changes.extend(changes.clone());
         progress.unlogged.extend(changes);
-        reopen(&dir)?;
-        trainer.save_branch(&dir)?;
+        reopen(dir)?;
+        trainer.save_branch(dir)?;
     }
     if !trainer.state().progress.unlogged.is_empty() {
         dir.finish_branch(trainer.step())?;
-        write_recipes(&dir, &plan.resolved, &plan.history)?;
+        write_recipes(dir, &plan.resolved, &plan.history)?;
     }
-    rewind(trainer.state(), &dir, watch)?;
-    drive(trainer, dir, plan, options, watch)
+    rewind(trainer.state(), dir, watch)?;
+    Ok(lock)
 }
 
 /// Loads the checkpoint that a run continues from. Returns what changes.

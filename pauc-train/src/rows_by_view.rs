@@ -47,6 +47,19 @@ impl HostRows {
         }
     }
 
+    /// Appends the rows of some samples, view after view.
+    pub fn append_to(&self, to: &mut Vec<f32>, read: &[usize], rows: &[usize]) {
+        let dim = self.shape.1;
+        for all in read.iter().filter_map(|view| self.views[*view].as_ref()) {
+            rows.iter().for_each(|row| to.extend_from_slice(&all[row * dim..(row + 1) * dim]));
+        }
+    }
+
+    /// Returns the number of values of some samples in the views that are read.
+    pub fn len_of(&self, read: &[usize], rows: usize) -> usize {
+        read.len() * rows * self.shape.1
+    }
+
     /// Returns the rows of a view, row-major; empty if it is not read.
     pub fn view(&self, view: usize) -> &[f32] {
         self.views[view].as_deref().unwrap_or_default()
@@ -108,6 +121,10 @@ mod tests {
         assert!(rows.view(1).is_empty());
         rows.scatter(&[2], &[1, 0], &[9.0, 10.0, 11.0, 12.0]);
         assert_eq!(rows.view(2), [11.0, 12.0, 9.0, 10.0]);
+        let mut appended = Vec::new();
+        rows.append_to(&mut appended, &[2, 0], &[1]);
+        assert_eq!(appended, [9.0, 10.0, 3.0, 4.0]);
+        assert_eq!(rows.len_of(&[2, 0], 1), 4);
         let matrices = rows.upload(&Cpu::default());
         assert!(matrices[1].is_none());
         assert_eq!(matrices[0].as_ref().map(|m| m.as_vec()), Some(vec![3.0, 4.0, 7.0, 8.0]));

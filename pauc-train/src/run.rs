@@ -1,11 +1,12 @@
 //! A whole run: folder, trainer, log, report, summary.
 
 use crate::data_issues;
-use crate::lock::Holder;
+use crate::lock::{Holder, Lock};
 use crate::log_sinks::LogSinks;
 use crate::observer::{Observer, Progress};
 use crate::picture;
 use crate::plan::Plan;
+use crate::ranks;
 use crate::run_dir::{EventLog, RunDir, RunInfo};
 use crate::trainer::{Ending, Trainer};
 use pauc_models::device::NetworkDevice;
@@ -119,19 +120,56 @@ pub fn run<D: NetworkDevice>(
     watch: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
     let dir = RunDir::of(&options.out, &plan.recipe.name, &plan.hash, plan.recipe.train.seed);
-    refuse_existing(&dir, options.force).map_err(|refusal| match refusal {
-        RunError::Unfinished { path } => match dir.holder() {
-            Ok(Some(holder)) => RunError::Running { path, holder },
-            _ => RunError::Unfinished { path },
-        },
-        other => other,
+    first_may_refuse(plan, &dir, || {
+        refuse_existing(&dir, options.force).map_err(|refusal| match refusal {
+            RunError::Unfinished { path } => match dir.holder() {
+                Ok(Some(holder)) => RunError::Running { path, holder },
+                _ => RunError::Unfinished { path },
+            },
+            other => other,
+        })
     })?;
     // Check everything that can be checked before deleting anything.
     let mut trainer = Trainer::new(device, plan)?;
     trainer.state_mut().progress.data = Some(plan.data_identity().clone());
+    let lock = first_may_refuse(plan, &dir, || begin(&dir, plan, options))?;
+    let outcome = drive(trainer, dir, plan, options, watch);
+    drop(lock);
+    outcome
+}
+
+/// Does work on rank 0, and returns its result there; see [`ranks::on_first`]. All ranks know a finished run as such.
+fn first_may_refuse<T>(
+    plan: &Plan,
+    dir: &RunDir,
+    work: impl FnOnce() -> Result<T, RunError>,
+) -> Result<Option<T>, RunError> {
+    let (mut done, mut refusal) = (None, None);
+    let finished = ranks::from_first(&*plan.communicator, || match work() {
+        Ok(value) => {
+            done = Some(value);
+            Ok(Vec::new())
+        }
+        Err(RunError::AlreadyDone(_)) => Ok(vec![1]),
+        Err(RunError::Failed(error)) => Err(error),
+        Err(other) => {
+            let text = other.to_string();
+            refusal = Some(other);
+            Err(Error::config(text))
+        }
+    });
+    match refusal {
+        Some(refusal) => Err(refusal),
+        None if finished?.is_empty() => Ok(done),
+        None => Err(RunError::AlreadyDone(dir.path().into())),
+    }
+}
+
+/// Makes the folder that of a new run, and returns its lock.
+fn begin(dir: &RunDir, plan: &Plan, options: &RunOptions) -> Result<Lock, RunError> {
     let lock = dir.create_locked()?;
     // Another process may have worked on the run in the meantime.
-    refuse_existing(&dir, options.force)?;
+    refuse_existing(dir, options.force)?;
     dir.clear(&lock)?;
     dir.create()?;
     dir.write("recipe.ron", &plan.source.original)?;
@@ -140,7 +178,7 @@ pub fn run<D: NetworkDevice>(
         let line = |s: &Skipped| format!("{}\n", serde_json::json!({ "path": s.path, "reason": s.reason }));
         dir.write("data_errors.jsonl", plan.splits.skipped.iter().map(line).collect::<String>())?;
     }
-    drive(trainer, dir, plan, options, watch)
+    Ok(lock)
 }
 
 /// Refuses a folder with results that only `--force` may replace, or with something other than a run.
@@ -185,7 +223,7 @@ pub fn tidy(dir: &RunDir) -> Result<Outcome> {
     })
 }
 
-/// Trains, with a log and a report. Changes that are not in the log yet are recorded first.
+/// Trains, with a log and a report, which rank 0 writes. Changes that are not in the log yet are recorded first.
 pub(crate) fn drive<D: NetworkDevice>(
     mut trainer: Trainer<'_, D>,
     dir: RunDir,
@@ -193,19 +231,13 @@ pub(crate) fn drive<D: NetworkDevice>(
     options: &RunOptions,
     watch: &mut dyn Observer,
 ) -> Result<Outcome, RunError> {
-    let mut info = run_info(plan, &trainer, options.threads);
-    if let Some(before) = dir.info()? {
-        info.keep_origin_of(before);
+    if plan.communicator.rank() > 0 {
+        return follow(trainer, dir, plan, options, watch);
     }
-    dir.set_info(&info)?;
-    let mut recorder = Recorder {
-        log: dir.events()?,
-        sinks: LogSinks::open(dir.path())?,
-        watch,
-        summary: summary_so_far(&dir),
-    };
-    recorder.log_warnings(plan)?;
-    for change in std::mem::take(&mut trainer.state_mut().progress.unlogged) {
+    let mut info = run_info(plan, &trainer, options.threads);
+    let unlogged = std::mem::take(&mut trainer.state_mut().progress.unlogged);
+    let mut recorder = Recorder::open(&dir, plan, &mut info, watch)?;
+    for change in unlogged {
         recorder.event(&Event::Change(events::Change { step: change.step, text: change.what }))?;
     }
     let trained = trainer.train(&dir, options.max_steps, &mut recorder);
@@ -230,7 +262,43 @@ pub(crate) fn drive<D: NetworkDevice>(
         }
     };
     let summary = recorder.summary;
-    let ending = match figures(plan, &mut trainer, &dir, watch) {
+    let finished = ranks::on_first(&*plan.communicator, || {
+        let (ending, report) = finish(&mut trainer, &dir, (plan, info), ending, watch)?;
+        Ok(Outcome { dir, ending, summary, report })
+    });
+    finished?.ok_or_else(|| Error::config("rank 0 has no result").into())
+}
+
+/// Trains as a rank that writes nothing.
+fn follow<D: NetworkDevice>(
+    mut trainer: Trainer<'_, D>,
+    dir: RunDir,
+    plan: &Plan,
+    options: &RunOptions,
+    watch: &mut dyn Observer,
+) -> Result<Outcome, RunError> {
+    trainer.state_mut().progress.unlogged.clear();
+    let trained = trainer.train(&RunDir::in_memory(), options.max_steps, &mut Silent(watch));
+    let ending = trained.map_err(|error| match trainer.postmortem() {
+        Some(postmortem) => {
+            RunError::Diverged { path: dir.path().into(), error, postmortem: Box::new(postmortem.clone()) }
+        }
+        None => error.into(),
+    })?;
+    // Rank 0 may still fail to write the report.
+    ranks::on_first(&*plan.communicator, || Ok(()))?;
+    Ok(Outcome { dir, ending, summary: Vec::new(), report: None })
+}
+
+/// Draws the figures and writes the report of a training. Returns how the run ended.
+fn finish<D: NetworkDevice>(
+    trainer: &mut Trainer<'_, D>,
+    dir: &RunDir,
+    (plan, mut info): (&Plan, RunInfo),
+    ending: Ending,
+    watch: &mut dyn Observer,
+) -> Result<(Ending, Option<PathBuf>)> {
+    let ending = match figures(plan, trainer, dir, watch) {
         Ok(()) => {
             dir.set_info(&info)?;
             ending
@@ -241,18 +309,18 @@ pub(crate) fn drive<D: NetworkDevice>(
             info.status = if stopped { "interrupted" } else { "failed" }.into();
             let _ = dir.set_info(&info);
             if !stopped {
-                return Err(error.into());
+                return Err(error);
             }
             Ending::Interrupted
         }
     };
-    let report = report(&dir, watch)?;
+    let report = report(dir, watch)?;
     if report.is_none() {
         info.status = "interrupted".into();
         dir.set_info(&info)?;
-        return Ok(Outcome { dir, ending: Ending::Interrupted, summary, report });
+        return Ok((Ending::Interrupted, None));
     }
-    Ok(Outcome { dir, ending, summary, report })
+    Ok((ending, report))
 }
 
 /// Tells of a run that NaN or infinity ended: in its log, in its report, and in the error.
@@ -330,6 +398,7 @@ fn run_info<D: NetworkDevice>(plan: &Plan, trainer: &Trainer<'_, D>, threads: us
         device: trainer.device_name(),
         threads,
         simd: pauc_kernels::simd::Simd::detect().map_or_else(|e| e.to_string(), |s| s.name().to_string()),
+        ranks: Some(plan.communicator.size()).filter(|ranks| *ranks > 1),
         platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         data: plan.splits.description.clone(),
         recipe: plan.source.path.clone(),
@@ -347,7 +416,31 @@ struct Recorder<'a> {
     summary: Vec<(Subject, Vec<Metric>)>,
 }
 
-impl Recorder<'_> {
+/// The observer of a rank that writes nothing.
+struct Silent<'a>(&'a dyn Observer);
+
+impl Observer for Silent<'_> {
+    fn event(&mut self, _: &Event) -> Result<()> {
+        Ok(())
+    }
+    fn should_stop(&self) -> bool {
+        self.0.should_stop()
+    }
+}
+
+impl<'a> Recorder<'a> {
+    /// Describes the run as running, and opens its log.
+    fn open(dir: &RunDir, plan: &Plan, info: &mut RunInfo, watch: &'a mut dyn Observer) -> Result<Self> {
+        if let Some(before) = dir.info()? {
+            info.keep_origin_of(before);
+        }
+        dir.set_info(info)?;
+        let (log, sinks) = (dir.events()?, LogSinks::open(dir.path())?);
+        let mut recorder = Recorder { log, sinks, watch, summary: summary_so_far(dir) };
+        recorder.log_warnings(plan)?;
+        Ok(recorder)
+    }
+
     /// Writes an event to the logs without showing it.
     fn record(&mut self, event: &Event) -> Result<()> {
         self.log.append(event)?;

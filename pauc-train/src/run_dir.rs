@@ -30,6 +30,9 @@ pub struct RunInfo {
     pub threads: usize,
     /// The instruction set that kernels used.
     pub simd: String,
+    /// The number of ranks that trained together, if there were several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<usize>,
     /// Operating system and processor family.
     pub platform: String,
     /// A description of the data.

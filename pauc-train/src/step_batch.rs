@@ -4,10 +4,12 @@ use crate::gradient_tree::GradientTree;
 use crate::objective::{Reads, TermGradient, TermValue};
 use crate::plan::Plan;
 use crate::prefetch::{self, DevicePrefetch};
+use crate::ranks;
 use crate::recipe::Terms;
 use crate::state::TrainState;
 use crate::step_trace::StepTrace;
-use pauc_data::ImageBatch;
+use pauc_data::{ImageBatch, Share};
+use pauc_distributed::Communicator;
 use pauc_models::device::NetworkDevice;
 use pauc_traits::Result;
 use pauc_traits::encoder::Images;
@@ -15,7 +17,9 @@ use pauc_traits::ops::Matrix;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::schedule::Clock;
 use rand::seq::SliceRandom;
+use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Where the terms of a batch are evaluated, and whether the host waits for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,10 +68,15 @@ pub(crate) struct Shard {
 /// A batch, and its path through the networks.
 pub(crate) struct StepBatch<'a> {
     pub data: &'a ImageBatch,
+    /// The ranks that pass it through the networks together.
+    pub ranks: &'a dyn Communicator,
     pub place: BatchPlace,
     pub clock: Clock,
     pub reads: Reads,
+    /// The shards of this rank.
     pub shards: Vec<Shard>,
+    /// Whether the recipe divides batches into shards.
+    pub is_sharded: bool,
     /// Whether the activations of all shards are kept for the backward pass, instead of being computed twice.
     pub keeps_shards: bool,
     /// The order of the samples in the shards of the momentum network; `None`: that of the batch.
@@ -82,7 +91,7 @@ impl<'a> StepBatch<'a> {
     pub fn new<D: NetworkDevice>(
         plan: &Plan,
         state: &mut TrainState<D>,
-        data: &'a ImageBatch,
+        (data, ranks): (&'a ImageBatch, &'a dyn Communicator),
         place: BatchPlace,
     ) -> Self {
         let train = &plan.recipe.train;
@@ -90,21 +99,26 @@ impl<'a> StepBatch<'a> {
         let rows = if train.shards.get() == 1 { samples } else { train.shard() };
         let part = train.micro_batch.map_or(rows, |m| m.get().min(rows));
         let of_shard = |shard: &Range<usize>| Shard { parts: split(shard.clone(), part) };
-        let shards: Vec<Shard> = split(0..samples, rows).iter().map(of_shard).collect();
+        let mut shards: Vec<Shard> = split(0..samples, rows).iter().map(of_shard).collect();
+        let (is_sharded, parts) = (shards.len() > 1, shards.iter().map(|shard| shard.parts.len()).sum());
+        let own = ranks::share(shards.len(), ranks.rank(), ranks.size());
+        shards = shards.drain(own).collect();
         let clock = state.clock(plan.horizon);
         // Without batch statistics, the order of the keys changes nothing.
-        let momentum = state.momentum.as_ref().filter(|m| shards.len() > 1 && !m.statistics().is_empty());
+        let momentum = state.momentum.as_ref().filter(|m| is_sharded && !m.statistics().is_empty());
         let mut reads = Reads::at(&plan.objective, &clock, state.momentum.is_some(), state.queue.is_some());
         reads.group_views_by(|view| plan.views.shape(view));
         StepBatch {
             data,
+            ranks,
             place,
             clock,
             reads,
-            placement: Placement::choose::<D>(plan, shards.iter().map(|shard| shard.parts.len()).sum()),
-            keeps_shards: shards.len() > 1 && plan.keeps_shards && state.network.has_passes(shards.len()),
+            placement: Placement::choose::<D>(plan, parts),
+            keeps_shards: is_sharded && plan.keeps_shards && state.network.has_passes(shards.len()),
             key_order: momentum.map(|_| key_order(train.seed, clock.step, place.number, samples)),
             shards,
+            is_sharded,
             dim: state.network.embedding_dim(),
         }
     }
@@ -119,10 +133,38 @@ impl<'a> StepBatch<'a> {
         self.shards.iter().flat_map(|shard| &shard.parts)
     }
 
+    /// Returns the samples that a rank passes through the online network.
+    pub fn rows_of(&self, rank: usize) -> Range<usize> {
+        ranks::share(self.samples(), rank, self.ranks.size())
+    }
+
     /// Returns the samples that pass through the momentum network in place of a part of the batch.
     pub fn key_rows(&self, part: &Range<usize>) -> Vec<usize> {
         self.key_order.as_ref().map_or_else(|| part.clone().collect(), |order| order[part.clone()].to_vec())
     }
+}
+
+/// Returns which samples of the batches of each step a rank passes through the networks, by view.
+pub(crate) fn share_of_rank<D: NetworkDevice>(plan: &Plan, state: &TrainState<D>) -> Share {
+    let (ranks, train) = (&plan.communicator, &plan.recipe.train);
+    let (batch, batches, seed) = (train.batch.get(), train.accumulate.get(), train.seed);
+    let own = ranks::share(batch, ranks.rank(), ranks.size());
+    let reads = Reads::ever(&plan.objective, state.momentum.is_some(), state.queue.is_some());
+    let shuffles = state.momentum.as_ref().is_some_and(|m| !m.statistics().is_empty());
+    let views = plan.views.len();
+    Arc::new(move |step| {
+        let mut held = vec![BTreeSet::new(); views];
+        for number in 0..batches {
+            let first = number * batch;
+            let keys: Vec<usize> = match shuffles {
+                true => key_order(seed, step, number as u64, batch)[own.clone()].to_vec(),
+                false => own.clone().collect(),
+            };
+            reads.online.iter().for_each(|view| held[*view].extend(own.clone().map(|row| first + row)));
+            reads.momentum.iter().for_each(|view| held[*view].extend(keys.iter().map(|row| first + row)));
+        }
+        held.into_iter().map(|rows| rows.into_iter().collect()).collect()
+    })
 }
 
 /// Splits a range into ranges of at most `size`.
@@ -179,6 +221,8 @@ pub(crate) struct StepCache<D: NetworkDevice> {
     pub queue_keys: Option<Matrix<f32, D>>,
     /// The sums of the gradients of shards.
     pub gradients: GradientTree<D>,
+    /// Whether this rank is asked to stop after the step; once its rows are gathered, whether any rank is.
+    pub stop: bool,
 }
 
 impl<D: NetworkDevice> Default for StepCache<D> {
@@ -188,6 +232,7 @@ impl<D: NetworkDevice> Default for StepCache<D> {
             prefetched: None,
             queue_keys: None,
             gradients: GradientTree::default(),
+            stop: false,
         }
     }
 }
@@ -201,6 +246,10 @@ impl<D: NetworkDevice> StepCache<D> {
         views: &[usize],
         part: &Range<usize>,
     ) -> Result<Vec<Images<D>>> {
+        if batch.data.held.is_some() {
+            let samples: Vec<usize> = part.clone().collect();
+            return prefetch::selected(device, &plan.views, batch.data, views, &samples);
+        }
         let prefetched = self.prefetched.as_mut().filter(|_| part.len() == batch.samples());
         match prefetched.and_then(|sent| sent.take(batch.data, views)) {
             Some(images) => Ok(images),

@@ -10,9 +10,9 @@ use crate::run_dir::RunDir;
 use crate::selection::{record_best, record_patience, value_of};
 use crate::state::TrainState;
 use crate::step::{StepOutcome, StepRunner};
-use crate::step_batch::StepCache;
+use crate::step_batch::{StepCache, share_of_rank};
 use crate::timings::EpochTimings;
-use crate::{checkpoint, e_step, health, step_log};
+use crate::{checkpoint, e_step, health, ranks, step_log};
 use pauc_data::{Batches, ImageBatch, Loader, LoaderOptions, Throughput};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
@@ -23,6 +23,8 @@ use pauc_traits::trace::{self, span};
 use pauc_traits::{Count, Error, Param, Result, stop};
 use std::iter::Peekable;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// How training ended.
@@ -34,6 +36,32 @@ pub enum Ending {
     Interrupted,
     /// The last requested step was taken, and it is not the run's last; a checkpoint was saved.
     Paused,
+}
+
+/// Checks that ranks can share the shards of a batch, the same number each.
+///
+/// # Errors
+/// [`Error::Config`] with numbers of ranks that can.
+pub fn check_ranks(ranks: usize, shards: usize) -> Result<()> {
+    if shards.is_multiple_of(ranks) {
+        return Ok(());
+    }
+    if shards == 1 {
+        return Err(Error::config(format!(
+            "{ranks} ranks need a batch in shards: start 1 rank, or set `train.shards` to {} or a larger power of two, which \
+             changes the experiment",
+            ranks.next_power_of_two()
+        )));
+    }
+    let fitting =
+        (0..=shards.ilog2()).map(|i| 1usize << i).filter(|n| *n < ranks && shards.is_multiple_of(*n));
+    let fitting: Vec<String> = fitting.map(|n| n.to_string()).collect();
+    let more =
+        if ranks.is_power_of_two() { format!(", or set `train.shards` to {ranks}") } else { String::new() };
+    Err(Error::config(format!(
+        "{ranks} ranks cannot share the {shards} shards of a batch: start {} ranks{more}",
+        fitting.join(" or ")
+    )))
 }
 
 /// A run in memory: its plan, its state and the training loop.
@@ -52,15 +80,25 @@ pub struct Trainer<'p, D: NetworkDevice> {
 }
 
 impl<'p, D: NetworkDevice> Trainer<'p, D> {
-    /// Creates a run before its first step.
+    /// Creates a run before its first step. On several ranks, each creates one of the same plan, and calls the same
+    /// methods; see [`Plan::with_communicator`].
     ///
     /// # Errors
-    /// As [`TrainState::new`].
+    /// As [`TrainState::new`], or if the ranks do not divide the shards of a batch.
     pub fn new(device: &D, plan: &'p Plan) -> Result<Self> {
+        check_ranks(plan.communicator.size(), plan.recipe.train.shards.get())?;
+        let state = TrainState::new(device, plan)?;
+        if plan.communicator.size() > 1 && !D::RECORDS_MOMENTS && !state.network.statistics().is_empty() {
+            return Err(Error::config(format!(
+                "on {} a network with batch normalization trains on one rank only; use `--device cpu`, or an encoder and \
+                 heads without it",
+                device.name()
+            )));
+        }
         Ok(Trainer {
             device: device.clone(),
             plan,
-            state: TrainState::new(device, plan)?,
+            state,
             cache: StepCache::default(),
             timings: EpochTimings::default(),
             saved_step: None,
@@ -132,6 +170,14 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         self.postmortem.as_ref()
     }
 
+    /// Makes the state of rank 0 that of all ranks.
+    ///
+    /// # Errors
+    /// If the device or another rank fails.
+    pub(crate) fn share_state(&mut self) -> Result<()> {
+        checkpoint::share(&self.device, self.plan, &mut self.state)
+    }
+
     pub(crate) fn device_name(&self) -> String {
         self.device.name()
     }
@@ -188,7 +234,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         let began = Instant::now();
         let loader = self.loader()?;
         let steps = self.state.step..last_step;
-        let mut batches = stop::within(watch.stop_flag(), || loader.batches(steps)).peekable();
+        let mut batches = stop::within(self.stop_flag(watch), || loader.batches(steps)).peekable();
         let mut loaded = Throughput::default();
         let ending = loop {
             if let Some(ending) = self.between_steps(last_step, dir, watch)? {
@@ -221,7 +267,20 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         let train = &self.plan.recipe.train;
         let images = Count::try_from(train.images_per_step()).map_err(Error::config)?;
         let options = loader_options::<D>(LoaderOptions::training(images, train.seed));
-        Loader::new(self.plan.splits.train.clone(), self.plan.views.clone(), options)
+        let share = (self.plan.communicator.size() > 1).then(|| share_of_rank(self.plan, &self.state));
+        Loader::of_share(self.plan.splits.train.clone(), self.plan.views.clone(), options, share)
+    }
+
+    /// Returns the flag of a request that ends a phase between steps. Several ranks must end together, so they look at
+    /// requests only between phases and steps.
+    fn stop_flag(&self, watch: &dyn Observer) -> Option<Arc<AtomicBool>> {
+        watch.stop_flag().filter(|_| self.plan.communicator.size() == 1)
+    }
+
+    /// Returns whether any rank is asked to stop.
+    fn should_stop(&self, watch: &dyn Observer) -> Result<bool> {
+        let ranks = &*self.plan.communicator;
+        if ranks.size() == 1 { Ok(watch.should_stop()) } else { ranks::any(ranks, watch.should_stop()) }
     }
 
     /// Does everything due before the next step: baselines, probes, a checkpoint, the clustering. Each is
@@ -242,7 +301,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
             }
             self.state.progress.baselines = true;
         }
-        if watch.should_stop() {
+        if self.should_stop(watch)? {
             return Ok(Some(Ending::Interrupted));
         }
         let Some(better) = self.probe_and_select(watch)? else { return Ok(Some(Ending::Interrupted)) };
@@ -253,7 +312,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         if done {
             return Ok(Some(Ending::Finished));
         }
-        if watch.should_stop() {
+        if self.should_stop(watch)? {
             return Ok(Some(Ending::Interrupted));
         }
         if self.state.step >= last_step {
@@ -278,7 +337,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         phase: impl FnOnce(&mut Self, &mut dyn Observer) -> Result<T>,
     ) -> Result<Option<T>> {
         let before = (watch.recorded()?, self.state.progress.clone());
-        match stop::within(watch.stop_flag(), || phase(self, watch)) {
+        match stop::within(self.stop_flag(watch), || phase(self, watch)) {
             Err(Error::Stopped) => {
                 let (events, progress) = before;
                 self.state.progress = progress;
@@ -304,6 +363,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         let (mut logged_at, mut logged_step) = (began, first_step);
         loop {
             let logged = self.is_logged(self.state.step + 1);
+            self.cache.stop = watch.should_stop();
             let outcome = self.take_step(batches, logged, dir)?;
             let seconds = logged_at.elapsed().as_secs_f64().max(1e-9);
             let images = (self.state.step - logged_step) as f64 * images_per_step as f64;
@@ -325,7 +385,10 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
                 let embeddings = self.cache.trace.embeddings.iter().flatten().next();
                 health::check_epoch(plan, &mut self.state, &outcome.terms, embeddings, watch)?;
             }
-            if ends_epoch || self.checkpoint_is_due() || self.state.step >= last_step || watch.should_stop() {
+            // Of several ranks, a request during the step waits for the next one, whose ranks learn of it together.
+            let stops =
+                if self.plan.communicator.size() == 1 { watch.should_stop() } else { self.cache.stop };
+            if ends_epoch || self.checkpoint_is_due() || self.state.step >= last_step || stops {
                 let images = (self.state.step - first_step) * images_per_step as u64;
                 self.timings.add_steps(began.elapsed().as_secs_f64(), images);
                 return Ok(());
@@ -349,11 +412,24 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         };
         let outcome = match self.steps().train_step(&batch, logged, || batches.peek()?.as_ref().ok()) {
             Ok(outcome) => outcome,
-            Err(error) => return Err(self.explain(error, Some(&batch), dir)),
+            Err(error) => {
+                let whole = self.whole(batch);
+                return Err(self.explain(error, whole.as_ref(), dir));
+            }
         };
         self.state.step += 1;
         health::count_terms(&mut self.state.progress, &outcome.terms);
         Ok(outcome)
+    }
+
+    /// Returns a batch with the pixels of all samples, for rank 0; other ranks write no postmortem.
+    fn whole(&self, batch: ImageBatch) -> Option<ImageBatch> {
+        if self.plan.communicator.size() == 1 {
+            return Some(batch);
+        }
+        let ids: Vec<u32> = batch.ids.iter().map(|id| *id as u32).collect();
+        let is_first = self.plan.communicator.rank() == 0;
+        is_first.then(|| self.loader().and_then(|loader| loader.batch(batch.epoch, &ids)).ok()).flatten()
     }
 
     /// Completes an error about NaN or infinity, and writes a postmortem. Returns other errors unchanged. `data`: the
@@ -372,16 +448,20 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         self.state.step > 0 && self.state.step.is_multiple_of(every)
     }
 
-    /// Saves a checkpoint, which is the best so far if `best`; in memory, only counts the events.
+    /// Saves a checkpoint, which is the best so far if `best`; in memory, only counts the events. Rank 0 does; if it
+    /// fails, all ranks do.
     pub(crate) fn save(&mut self, dir: &RunDir, watch: &mut dyn Observer, best: bool) -> Result<()> {
-        let recorded = watch.recorded()?;
-        self.state.progress.events = self.kept_events.unwrap_or(recorded);
-        if !dir.is_in_memory() {
+        ranks::on_first(&*self.plan.communicator, || {
+            let recorded = watch.recorded()?;
+            self.state.progress.events = self.kept_events.unwrap_or(recorded);
+            if dir.is_in_memory() {
+                return Ok(());
+            }
             if let Some(health) = health::of_step(&self.state, &self.cache.trace)? {
                 self.state.progress.health = Some(health);
             }
-            checkpoint::save(&self.device, self.plan, &self.state, dir, best)?;
-        }
+            checkpoint::save(&self.device, self.plan, &self.state, dir, best)
+        })?;
         self.saved_step = Some(self.state.step);
         Ok(())
     }

@@ -83,14 +83,14 @@ pub fn imbalance(sizes: &[usize]) -> f64 {
 /// A clusterer is written for the host. It may ask the device for the work that grows with the number of
 /// samples, and continues on the host if the answer is `None`.
 pub trait ClustersOnDevice {
-    /// Copies rows to the device. Returns `None` if they do not fit into its memory.
+    /// Copies rows to the device, or lends them to it. Returns `None` if they do not fit into its memory.
     ///
     /// # Shapes
     /// rows (N, D)
     ///
     /// # Errors
     /// If the device fails.
-    fn rows(&self, rows: RowsView<'_>) -> Result<Option<Box<dyn RowsOnDevice>>>;
+    fn rows<'a>(&'a self, rows: RowsView<'a>) -> Result<Option<Box<dyn RowsOnDevice + 'a>>>;
 }
 
 impl std::fmt::Debug for dyn ClustersOnDevice + '_ {
@@ -101,6 +101,9 @@ impl std::fmt::Debug for dyn ClustersOnDevice + '_ {
 
 /// N rows of D values on a device.
 pub trait RowsOnDevice {
+    /// Announces that the next centroids have nothing to do with those before; by default, nothing follows from that.
+    fn begin(&mut self) {}
+
     /// Returns the nearest centroid of each row (ties go to the lowest index) and its squared distance.
     ///
     /// # Shapes

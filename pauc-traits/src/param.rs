@@ -26,6 +26,7 @@ struct Cell<B> {
     grad: RefCell<B>,
     frozen: std::cell::Cell<bool>,
     lr_scale: std::cell::Cell<f64>,
+    moments: RefCell<Option<Vec<f32>>>,
 }
 
 /// A named parameter and its gradient, in the memory of the device. Clones share it.
@@ -74,6 +75,7 @@ impl<D: Compute> Param<D> {
             grad: RefCell::new(device.zero_buffer(grad)?),
             frozen: std::cell::Cell::new(false),
             lr_scale: std::cell::Cell::new(1.0),
+            moments: RefCell::new(None),
         };
         Ok(Param { name, shape: shape.to_vec(), role, cell: Rc::new(cell) })
     }
@@ -139,6 +141,23 @@ impl<D: Compute> Param<D> {
     /// Sets the factor on the learning rate.
     pub fn set_lr_scale(&self, scale: f64) {
         self.cell.lr_scale.set(scale);
+    }
+
+    /// Begins to record the batch moments toward which passes move this running statistic.
+    pub fn record_moments(&self) {
+        self.cell.moments.replace(Some(Vec::new()));
+    }
+
+    /// Adds the moments of a batch to the record, if there is one.
+    pub fn note_moments(&self, moments: impl Iterator<Item = f32>) {
+        if let Some(record) = &mut *self.cell.moments.borrow_mut() {
+            record.extend(moments);
+        }
+    }
+
+    /// Ends the record and returns it: one value per element for each pass, in the order of the passes.
+    pub fn take_moments(&self) -> Vec<f32> {
+        self.cell.moments.take().unwrap_or_default()
     }
 
     /// Returns the parameter as a leaf tensor on a tape. The backward pass adds the tensor's gradient to that

@@ -178,6 +178,21 @@ pub fn short_form(recipe: &Path) -> Vec<String> {
     set.into_iter().flat_map(|s| ["--set".to_string(), s]).collect()
 }
 
+/// Returns the events of a run without their times, which differ between any two runs, and without the ends of
+/// interruptions.
+pub fn timeless_events(run: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let timeless = |line: &str| {
+        let mut v: serde_json::Value = serde_json::from_str(line).unwrap();
+        ["seconds", "images_per_second", "stages", "peak_memory_bytes", "loader"]
+            .iter()
+            .for_each(|k| drop(v.as_object_mut().unwrap().remove(*k)));
+        v
+    };
+    let continues = |v: &serde_json::Value| v["event"] != "end" || v["status"] == "finished";
+    text.lines().map(timeless).filter(continues).collect()
+}
+
 /// Returns the arguments that train a recipe, which is written below `folder`, as are the runs.
 pub fn training(recipe: &str, folder: &Path, more: &[&str]) -> Vec<String> {
     let path = folder.join("recipe.ron");

@@ -57,7 +57,8 @@ fn k_means_starts_from_the_same_rows_as_on_the_cpu() {
     use pauc::traits::rng::{Purpose, stream};
     let (dim, data) = (11, clustered(100, 11, 20));
     let rows = RowsView::new(&data, dim);
-    let mut on = ClustersOnDevice::rows(&device(), rows).unwrap().unwrap();
+    let device = device();
+    let mut on = ClustersOnDevice::rows(&device, rows).unwrap().unwrap();
     let mut sq_dist = vec![f32::INFINITY; 100];
     sq_dist[20] = 0.25;
     on.lower(&data[..5 * dim], &mut sq_dist).unwrap();

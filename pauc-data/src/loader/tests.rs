@@ -49,6 +49,34 @@ fn batches_do_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
+fn a_share_has_the_pixels_of_its_samples_only() {
+    let whole = all(loader(23, 4, Order::Shuffled, 0, 1).batches(3..9));
+    // Another share in every step: one sample of the first view, two of the second, none of the third.
+    let share = |step: u64| vec![vec![step as usize % 4], vec![0, 3], vec![]];
+    let options = LoaderOptions { seed: 3, ..LoaderOptions::training(Count::lit(4), 3) };
+    let loader =
+        Loader::of_share(Arc::new(images(23)), pipeline(VIEWS), options, Some(Arc::new(share))).unwrap();
+    let shares = all(loader.batches(3..9));
+    for (step, (batch, whole)) in (3..).zip(shares.iter().zip(&whole)) {
+        assert_eq!((batch.epoch, batch.step, &batch.ids), (whole.epoch, whole.step, &whole.ids));
+        assert_eq!(batch.labels, whole.labels);
+        for (view, samples) in share(step).iter().enumerate() {
+            let size = loader.pipeline().shape(view).len();
+            assert_eq!(batch.views[view], whole.views[view].selected(samples, size));
+            assert_eq!(batch.positions(view, samples), Some((0..samples.len()).collect()));
+        }
+        assert_eq!(batch.positions(1, &[3]), Some(vec![1]));
+        assert_eq!(batch.positions(1, &[1]), None);
+        assert_eq!(whole.positions(1, &[1]), Some(vec![1]));
+        // The second half of the batch.
+        let half = batch.rows(&(2..4));
+        assert_eq!(half.views[1], whole.views[1].selected(&[3], loader.pipeline().shape(1).len()));
+        assert_eq!(half.positions(1, &[1]), Some(vec![0]));
+        assert_eq!(half.positions(1, &[0]), None);
+    }
+}
+
+#[test]
 fn an_epoch_can_be_resumed_at_any_step() {
     let loader = loader(23, 4, Order::Shuffled, 2, 2);
     let epoch = all(loader.epoch(1, 0));
