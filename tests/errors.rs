@@ -74,7 +74,7 @@ fn text_names_and_values() {
         &["recipe.ron:11:24", "did you mean `temperature`?"],
     );
     refused("queue: 32", "quue: 32", "E0103", &["recipe.ron:8:5", "did you mean `queue`?"]);
-    refused("k: [4], ", "", "E0104", &["`KMeans` needs the field `k`"]);
+    refused("KMeans(k: [4], ", "Dbscan(", "E0104", &["`Dbscan` needs the field `radius`"]);
     refused("queue: 32,", "queue: 32, queue: 32,", "E0105", &["given twice"]);
     refused(
         "temperature: 0.2",

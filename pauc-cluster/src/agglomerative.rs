@@ -20,8 +20,9 @@ component! {
     ///
     /// Source: Ward 1963.
     pub struct Agglomerative: Clusterer {
-        /// The number of prototypes of each level.
-        pub k: Vec<Count>,
+        /// The number of prototypes of each level. A recipe that leaves it out gets numbers that follow its
+        /// images and its batch.
+        pub k: Vec<Count> = Vec::new(),
         /// The number of clusters of the fine k-means.
         pub leaves: Count = Count::lit(1000),
         /// The maximum number of iterations of the fine k-means.

@@ -36,8 +36,9 @@ component! {
     /// # Shapes
     /// features (N, D) → for each k: centroids (k, D), N assignments
     pub struct HierarchicalKMeans: Clusterer {
-        /// The number of prototypes of each level, increasing.
-        pub k: Vec<Count>,
+        /// The number of prototypes of each level, increasing. A recipe that leaves it out gets numbers that follow its
+        /// images and its batch.
+        pub k: Vec<Count> = Vec::new(),
         /// The maximum number of iterations of each k-means that splits a prototype.
         pub iterations: Count = Count::lit(5),
         /// How the first centroids are chosen: KMeansPlusPlus or Random.
@@ -60,18 +61,14 @@ component! {
 
 impl Clusterer for HierarchicalKMeans {
     fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
-        let Some(first) = self.k.first() else {
-            return Err(Error::config(
-                "k is an empty list: give numbers of prototypes from coarse to fine, such as k: [100, 10000]",
-            ));
-        };
         if let Some(pair) = self.k.windows(2).find(|w| w[0] >= w[1]) {
             return Err(Error::config(format!(
                 "levels are not in increasing order: k has {} before {}; sort k from coarse to fine",
                 pair[0], pair[1]
             )));
         }
-        let hidden = (first.get() > FLAT).then(|| (first.get() as f64).sqrt().ceil() as usize);
+        let first = self.k.first().map_or(0, |k| k.get());
+        let hidden = (first > FLAT).then(|| (first as f64).sqrt().ceil() as usize);
         let sizes: Vec<usize> = hidden.into_iter().chain(self.k.iter().map(|k| k.get())).collect();
         let mut levels: Vec<Level<'_>> = Vec::new();
         for (number, k) in sizes.iter().enumerate() {

@@ -26,8 +26,9 @@ component! {
     ///
     /// Source: Lloyd 1982; Johnson, Douze & Jégou 2017 (faiss), whose defaults PCL uses.
     pub struct KMeans: Clusterer {
-        /// The number of prototypes of each level.
-        pub k: Vec<Count>,
+        /// The number of prototypes of each level. A recipe that leaves it out gets numbers that follow its
+        /// images and its batch.
+        pub k: Vec<Count> = Vec::new(),
         /// The maximum number of iterations. The fit stops early at convergence.
         pub iterations: Count = Count::lit(20),
         /// The number of restarts (scikit-learn's `n_init`). The fit with the lowest inertia is kept.
@@ -72,17 +73,12 @@ impl KMeans {
     /// # Ok::<(), pauc_traits::Error>(())
     /// ```
     pub fn with(k: Vec<Count>) -> Self {
-        KMeans::new(k)
+        KMeans { k, ..KMeans::default() }
     }
 }
 
 impl Clusterer for KMeans {
     fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
-        if self.k.is_empty() {
-            return Err(Error::config(
-                "k is an empty list: give at least one number of prototypes, such as k: [100]",
-            ));
-        }
         // Without subsets, all levels share one copy of the rows on the device.
         let mut shared = match self.max_points_per_centroid {
             None => Some(PlacedRows::new(rows, context.device)?),

@@ -32,8 +32,9 @@ component! {
     ///
     /// Source: Sculley 2010.
     pub struct MiniBatchKMeans: Clusterer {
-        /// The number of prototypes of each level.
-        pub k: Vec<Count>,
+        /// The number of prototypes of each level. A recipe that leaves it out gets numbers that follow its
+        /// images and its batch.
+        pub k: Vec<Count> = Vec::new(),
         /// The number of samples in a batch.
         pub batch: Count = Count::lit(1024),
         /// The number of passes over the samples.

@@ -23,8 +23,9 @@ component! {
     ///
     /// Source: Dempster, Laird & Rubin 1977.
     pub struct GaussianMixture: Clusterer {
-        /// The number of prototypes of each level.
-        pub k: Vec<Count>,
+        /// The number of prototypes of each level. A recipe that leaves it out gets numbers that follow its
+        /// images and its batch.
+        pub k: Vec<Count> = Vec::new(),
         /// The maximum number of iterations.
         pub iterations: Count = Count::lit(50),
         /// Stops when an iteration lowers the mean negative log-likelihood by no more than this.

@@ -23,8 +23,9 @@ component! {
     ///
     /// Source: Cuturi 2013; Asano et al. 2020; Caron et al. 2020 (SwAV).
     pub struct Sinkhorn: Clusterer {
-        /// The number of prototypes of each level.
-        pub k: Vec<Count>,
+        /// The number of prototypes of each level. A recipe that leaves it out gets numbers that follow its
+        /// images and its batch.
+        pub k: Vec<Count> = Vec::new(),
         /// ε, the strength of the entropy, in units of a squared distance.
         pub epsilon: Positive = Positive::lit(0.05),
         /// The number of scaling rounds.

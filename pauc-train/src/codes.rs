@@ -27,7 +27,7 @@ codes! {
     "E0103" "unknown field"
     "The component or section has no field of this name.\n\nThe help line lists the fields that exist; `pauc-cli explain NAME` prints their meanings and defaults."
     "E0104" "missing field"
-    "A field without a default must be written.\n\nExample: `KMeans(k: [100])`. The number of prototypes has no sensible default."
+    "A field without a default must be written.\n\nExample: `Dbscan(radius: 0.5)`. No radius is right for all embeddings."
     "E0105" "field given twice"
     "A field may be given only once. Remove one of the two."
     "E0106" "a value of the wrong type or outside its range"

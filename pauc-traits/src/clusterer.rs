@@ -165,11 +165,17 @@ pub trait Clusterer: Component {
     /// rows (N, D) → one [`Clustering`] per level
     ///
     /// # Errors
-    /// If there are no rows or fewer rows than prototypes, a feature is NaN or infinite, a row is too long
+    /// If there are no rows or fewer rows than prototypes, there is no level, a feature is NaN or infinite, a row is too long
     /// for distances in `f32`, or [`fit_checked`](Clusterer::fit_checked) fails.
     fn fit(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         check_rows(rows)?;
-        self.prototypes().into_iter().flatten().try_for_each(|k| check_count(k, rows.rows))?;
+        let levels = self.prototypes();
+        if levels.is_empty() {
+            return Err(Error::config(
+                "k is an empty list: give the number of prototypes of at least one level, such as k: [100]",
+            ));
+        }
+        levels.into_iter().flatten().try_for_each(|k| check_count(k, rows.rows))?;
         self.fit_checked(rows, context)
     }
 

@@ -6,9 +6,9 @@ use crate::recipe::Recipe;
 use crate::recipe_text;
 use pauc_data::survey::{Survey, SurveyOptions, survey};
 use pauc_data::{ViewPipeline, ViewSpec};
-use pauc_traits::Count;
-use pauc_traits::component_ron::options;
+use pauc_traits::component_ron::{Configured, options};
 use pauc_traits::dataset::Splits;
+use pauc_traits::{Clusterer, Count};
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
@@ -28,7 +28,8 @@ const READ: usize = 64;
 /// The largest view for which an encoder has a stem for small images.
 const SMALL: usize = 64;
 
-/// Fills in views, encoder and queue if the recipe's text leaves them out. What is filled in depends only on the data.
+/// Fills in views, encoder, queue and numbers of prototypes if the recipe's text leaves them out. What is filled in depends
+/// only on the data and on the rest of the recipe.
 pub fn fill(recipe: &mut Recipe, text: &str, splits: &Splits) -> Vec<Filled> {
     let mut filled = Vec::new();
     let Some(root) = recipe_text::parse(text) else { return filled };
@@ -55,7 +56,26 @@ pub fn fill(recipe: &mut Recipe, text: &str, splits: &Splits) -> Vec<Filled> {
         let why = format!("for {images} training images in batches of {batch}: at most half of the images");
         filled.push(Filled { field: "queue", value: length.to_string(), why });
     }
+    if recipe.clusterer.as_ref().is_some_and(|c| c.prototypes().is_empty()) && is_left_out("clusterer.k") {
+        let choice = prototypes(recipe, splits);
+        if let Some(clusterer) = recipe.clusterer.as_ref().and_then(|c| with_prototypes(c, &choice.value)) {
+            recipe.clusterer = Some(clusterer);
+            filled.push(choice);
+        }
+    }
     filled
+}
+
+/// Chooses the number of prototypes of each level.
+fn prototypes(recipe: &Recipe, splits: &Splits) -> Filled {
+    let (images, batch) = (splits.train.len(), recipe.train.batch.get());
+    let why = format!("for {images} training images in batches of {batch}");
+    Filled { field: "clusterer.k", value: format!("{:?}", negatives::prototypes(images, batch)), why }
+}
+
+fn with_prototypes(clusterer: &Configured<dyn Clusterer>, k: &str) -> Option<Configured<dyn Clusterer>> {
+    let text = options().to_string(clusterer).ok()?;
+    parsed(&recipe_text::set(&text, &format!("k={k}")).ok()?)
 }
 
 fn parsed<T: DeserializeOwned>(text: &str) -> Option<T> {
@@ -141,6 +161,33 @@ mod tests {
             gray.filled[0].value.contains("RandomResizedCrop(size: 28")
                 && gray.filled[0].why.contains("gray")
         );
+    }
+
+    #[test]
+    fn numbers_of_prototypes_follow_images_and_batch() {
+        let with = |clusterer: &str| {
+            plan(&format!(
+                "data: Shapes(count: 1000, size: 20, classes: 4), queue: 64, clusterer: {clusterer}"
+            ))
+        };
+        for name in [
+            "KMeans",
+            "MiniBatchKMeans",
+            "HierarchicalKMeans",
+            "Sinkhorn",
+            "GaussianMixture",
+            "Agglomerative",
+        ] {
+            let plan = with(&format!("{name}(start: Epochs(1))"));
+            let clusterer = plan.recipe.clusterer.as_ref().unwrap();
+            assert_eq!(clusterer.prototypes(), [Some(10), Some(20), Some(40)], "{name}");
+            assert_eq!(clusterer.start(), pauc_traits::TrainingSpan::epochs(1), "the other fields stay");
+            let choice = plan.filled.last().unwrap();
+            assert_eq!((choice.field, &*choice.value), ("clusterer.k", "[10, 20, 40]"));
+            let again = Plan::parse(&Cpu::default(), &plan.resolved).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(again.hash, plan.hash);
+        }
+        assert_eq!(with("KMeans(k: [7])").recipe.clusterer.unwrap().prototypes(), [Some(7)]);
     }
 
     #[test]
