@@ -61,6 +61,24 @@ fn suggested(folder: &Path, options: &[&str]) -> String {
     std::fs::read_to_string(folder.join("images.ron")).unwrap()
 }
 
+#[test]
+fn data_verbs_take_folders_and_views_fit_the_images() {
+    let folder = tempfile::tempdir().unwrap();
+    pictures(&folder.path().join("images"), 12, 2, |_| [60, 50], false);
+    let stats = pauc_in(folder.path(), &["data", "stats", "images"]);
+    assert!(stats.code == 0 && stats.stdout.contains("test: 2 images"), "{}{}", stats.stdout, stats.stderr);
+    for what in ["images", "ImageFolder(root: \"images\")"] {
+        let drawn = pauc_in(folder.path(), &["data", "preview", what, "--images", "3", "--out", "views.png"]);
+        assert_eq!(drawn.code, 0, "{}", drawn.stderr);
+        let sheet = image::open(folder.path().join("views.png")).unwrap();
+        // Three images with views of 48 pixels, the size of recipes for images of this size; the views of a recipe
+        // without images have 28.
+        assert!(sheet.height() > 3 * 48, "{what}: {}", sheet.height());
+    }
+    let missing = pauc_in(folder.path(), &["data", "stats", "imagse"]);
+    assert_says(&missing, 4, &["did you mean `images`?"]);
+}
+
 /// The width and height of an image, by its number.
 type Sizes = fn(u32) -> [u32; 2];
 

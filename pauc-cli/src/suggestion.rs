@@ -5,7 +5,7 @@ use crate::args::heading;
 use crate::commands::new::write_new;
 use crate::recipes::{argument_failure, here};
 use clap::{Args, ValueEnum};
-use pauc::data::datasets::{self, locate};
+use pauc::data::datasets::{self, Located, locate};
 use pauc::data::survey::SurveyOptions;
 use pauc::models::NetworkDevice;
 use pauc::train::diagnostic::Diagnostic;
@@ -117,15 +117,20 @@ impl Suggestion {
 
 /// Returns the data that an argument names, and a name for its recipe.
 fn data(argument: &str) -> Result<(Data, String), Failure> {
-    let parse = |text: &str| {
-        Data::parse(text).map_err(|e| argument_failure("the dataset", text, Diagnostic::from_ron(text, &e)))
-    };
+    let located = dataset(argument)?;
+    let parsed = Data::parse(&located.dataset).map_err(|e| {
+        argument_failure("the dataset", &located.dataset, Diagnostic::from_ron(&located.dataset, &e))
+    })?;
+    Ok((parsed, located.name))
+}
+
+/// Returns the dataset that an argument is, or that lies at its path.
+pub fn dataset(argument: &str) -> Result<Located, Failure> {
     if is_dataset(argument) {
         let name = argument.split('(').next().unwrap_or_default().trim();
-        return Ok((parse(argument)?, recipe_name(&name.to_lowercase())));
+        return Ok(Located { dataset: argument.into(), name: recipe_name(&name.to_lowercase()) });
     }
-    let located = locate(Path::new(argument)).map_err(Failure::of_request)?;
-    Ok((parse(&located.dataset)?, located.name))
+    locate(Path::new(argument)).map_err(Failure::of_request)
 }
 
 /// Returns a text as the name of a recipe.

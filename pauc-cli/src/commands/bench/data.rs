@@ -29,7 +29,7 @@ pub struct BenchDataArgs {
 impl BenchDataArgs {
     /// Measures the throughput of the loader.
     pub fn execute(self) -> Result<ExitCode, Failure> {
-        let data = self.data.recipe()?;
+        let mut data = self.data.recipe()?;
         let splits = data.open()?;
         let views = data.training_views(&splits)?;
         let time = Duration::from_secs_f64(self.seconds.clamp(0.0, 3600.0));

@@ -9,15 +9,17 @@ pub mod verify;
 use crate::Failure;
 use crate::args::RecipeArgs;
 use crate::recipes::here;
+use crate::suggestion;
 use clap::{Args, Subcommand};
 use pauc::data::ViewPipeline;
-use pauc::train::recipe::Recipe;
+use pauc::train::recipe::{Recipe, Source};
+use pauc::train::suggest::defaults;
 use pauc::traits::Error;
 use pauc::traits::dataset::Splits;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Fetch, verify, index, measure or preview a recipe's data.
+/// Fetch, verify, index, measure or preview data.
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
     Fetch(fetch::FetchArgs),
@@ -43,8 +45,8 @@ impl DataCommand {
 /// The data to read.
 #[derive(Debug, Args)]
 pub struct DataArgs {
-    /// A recipe file, or a dataset as a recipe writes it (with the default views).
-    #[arg(value_name = "RECIPE|DATASET")]
+    /// A recipe file, a folder or archive of images, or a dataset as a recipe writes it.
+    #[arg(value_name = "RECIPE|FOLDER|DATASET")]
     what: String,
     #[command(flatten)]
     change: RecipeArgs,
@@ -65,14 +67,14 @@ impl DataArgs {
 
     fn recipe_with(&self, change: Option<String>) -> Result<DataRecipe, Failure> {
         let set: Vec<String> = self.change.set.iter().cloned().chain(change).collect();
-        let path = Path::new(&self.what);
-        let (recipe, _) = if self.what.contains('(') && !path.is_file() {
-            let text = format!("Recipe(name: \"data\", data: {}, objective: [])", self.what);
+        let (recipe, source) = if suggestion::is_data(&self.what) {
+            let dataset = suggestion::dataset(&self.what)?.dataset;
+            let text = format!("Recipe(name: \"data\", data: {dataset}, objective: [])");
             Recipe::parse("the dataset", &text, &set)?
         } else {
-            Recipe::load(path, &set)?
+            Recipe::load(Path::new(&self.what), &set)?
         };
-        Ok(DataRecipe { recipe })
+        Ok(DataRecipe { recipe, source })
     }
 }
 
@@ -80,12 +82,15 @@ impl DataArgs {
 pub struct DataRecipe {
     /// The recipe.
     pub recipe: Recipe,
+    source: Source,
 }
 
 impl DataRecipe {
-    /// Opens the data.
-    pub fn open(&self) -> Result<Splits, Failure> {
-        Ok(self.recipe.data.open(&here()?)?)
+    /// Opens the data, and fills in the views that fit it if the recipe has none.
+    pub fn open(&mut self) -> Result<Splits, Failure> {
+        let splits = self.recipe.data.open(&here()?)?;
+        defaults::fill(&mut self.recipe, &self.source.text, &splits);
+        Ok(splits)
     }
 
     /// Returns the random views of training.

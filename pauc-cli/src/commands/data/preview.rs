@@ -31,7 +31,7 @@ pub struct PreviewArgs {
 impl PreviewArgs {
     /// Draws the images.
     pub fn execute(self) -> Result<ExitCode, Failure> {
-        let data = self.data.recipe()?;
+        let mut data = self.data.recipe()?;
         let splits = data.open()?;
         let (training, evaluation) = (data.training_views(&splits)?, data.evaluation_view(&splits)?);
         let seed = data.recipe.train.seed;
