@@ -4,6 +4,7 @@ use crate::Failure;
 use crate::failure::limit_to_raise;
 use pauc::report::postmortem::story::story;
 use pauc::train::run::{self, Outcome, RunError};
+use pauc::train::run_dir::not_a_run;
 use pauc::train::trainer::Ending;
 use pauc::traits::Error;
 use std::path::Path;
@@ -21,7 +22,7 @@ pub fn interrupted() -> ExitCode {
 
 /// Reports a folder that is not a run because it lacks a file that every run has.
 pub fn no_run(folder: &Path, lacks: &str) -> Failure {
-    Failure::new(2, format!("error: {}: not a run (no {lacks})", folder.display()))
+    Failure::new(2, format!("error: {}", not_a_run(folder, lacks)))
 }
 
 /// Says that a line of a log, counted from 1, is left out.

@@ -2,7 +2,7 @@
 
 use crate::history::History;
 use crate::recipe_text::{self, Node, Parts};
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, not_a_run};
 use crate::statistics::{Paired, Spread};
 use pauc_report::events::{Event, Log, Metric, Subject};
 use pauc_traits::{Error, Result};
@@ -155,7 +155,7 @@ pub fn groups(folders: &[PathBuf]) -> Result<Vec<Group>> {
 }
 
 fn no_run(path: &Path) -> Error {
-    Error::config(format!("{}: not a run (no run.json)", path.display()))
+    Error::config(not_a_run(path, "run.json"))
 }
 
 /// Returns the folder itself, or the folders of its seeds.

@@ -250,9 +250,43 @@ impl EventLog {
     }
 }
 
+/// Says that a folder is not a run because it lacks a file that every run has, and names the runs that it holds.
+pub fn not_a_run(folder: &Path, lacks: &str) -> String {
+    let below = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut runs: Vec<String> =
+        below.filter(|path| path.join("run.json").is_file()).map(|path| path.display().to_string()).collect();
+    runs.sort();
+    let said = format!("{}: not a run (no {lacks})", folder.display());
+    match &runs[..] {
+        [] => said,
+        [one] => format!("{said}; did you mean {one}?"),
+        [first, .., last] => {
+            format!("{said}; it holds {} runs, {first} to {last}: name one of them", runs.len())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_of_runs_is_told_from_a_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, shown) = (folder.path(), folder.path().display());
+        let said = format!("{shown}: not a run (no metrics.jsonl)");
+        let add = |seed: &str| {
+            fs::create_dir(path.join(seed)).unwrap();
+            fs::write(path.join(seed).join("run.json"), "{}").unwrap();
+        };
+        assert_eq!(not_a_run(path, "metrics.jsonl"), said);
+        add("seed3");
+        fs::create_dir(path.join("figures")).unwrap();
+        assert_eq!(not_a_run(path, "metrics.jsonl"), format!("{said}; did you mean {shown}/seed3?"));
+        add("seed12");
+        let two = format!("{said}; it holds 2 runs, {shown}/seed12 to {shown}/seed3: name one of them");
+        assert_eq!(not_a_run(path, "metrics.jsonl"), two);
+    }
 
     #[test]
     fn events_after_the_checkpoint_are_set_aside_not_lost() {

@@ -7,7 +7,7 @@ use crate::plan::{Plan, PlanError};
 use crate::probed_network::LentNetwork;
 use crate::recipe::{LoadError, Recipe, Source};
 use crate::resume::changed_data;
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, not_a_run};
 use crate::state::TrainState;
 use pauc_data::ViewPipeline;
 use pauc_data::datasets::subset::Picked;
@@ -46,7 +46,7 @@ impl Part {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The folder is not a run.
-    #[error("{}: not a run (no recipe.resolved.ron)", .0.display())]
+    #[error("{}", not_a_run(.0, "recipe.resolved.ron"))]
     NoRun(PathBuf),
     /// The run's recipe can no longer be parsed.
     #[error(transparent)]

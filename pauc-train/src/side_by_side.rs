@@ -1,6 +1,7 @@
 //! Reads several runs for one page.
 
 use crate::compare::{self, Beside, Group};
+use crate::run_dir::not_a_run;
 use crate::statistics::Spread;
 use pauc_report::ReportData;
 use pauc_report::side_by_side::{Mean, Recipe, RecipeChange, Side, SideBySide};
@@ -19,7 +20,7 @@ pub fn read(folders: &[PathBuf]) -> Result<SideBySide> {
         paths.extend(compare::runs_in(folder)?);
     }
     if let Some(lacking) = paths.iter().find(|p| !p.join("metrics.jsonl").is_file()) {
-        return Err(Error::config(format!("{}: not a run (no metrics.jsonl)", lacking.display())));
+        return Err(Error::config(not_a_run(lacking, "metrics.jsonl")));
     }
     let groups = compare::groups(folders)?;
     let task = progress::task("reading runs", paths.len() as u64);
