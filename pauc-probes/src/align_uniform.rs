@@ -4,7 +4,7 @@ use crate::{ProbeTime, finite, scored, when};
 use pauc_kernels::distance::squared_distance;
 use pauc_traits::dataset::Splits;
 use pauc_traits::probe::{Metric, ProbeContext, RowsView, When};
-use pauc_traits::{Error, Positive, Probe, Result, TrainingSpan, component, stop};
+use pauc_traits::{Error, Positive, Probe, Result, TrainingSpan, component, progress, stop};
 use rayon::prelude::*;
 
 /// The maximum number of rows; with more, an evenly spaced subset is used.
@@ -108,9 +108,13 @@ pub fn align_uniform(
         }
         (near, pairs, potential)
     };
-    let stop = stop::flag();
+    let (stop, task) = (stop::flag(), progress::task("alignment and uniformity", count as u64));
+    let counted = |a: usize| {
+        task.advance(1);
+        sums_of_row(a)
+    };
     let sums: Vec<(f64, u64, f64)> =
-        (0..count).into_par_iter().filter(|_| !stop.is_set()).map(sums_of_row).collect();
+        (0..count).into_par_iter().filter(|_| !stop.is_set()).map(counted).collect();
     stop.check()?;
     let (mut near, mut pairs, mut potential) = (0.0, 0, 0.0);
     sums.iter().for_each(|s| (near, pairs, potential) = (near + s.0, pairs + s.1, potential + s.2));

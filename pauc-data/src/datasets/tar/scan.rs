@@ -2,7 +2,7 @@
 
 use crate::decode::EXTENSIONS;
 use flate2::read::MultiGzDecoder;
-use pauc_traits::{Error, Result};
+use pauc_traits::{Error, Result, progress};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::File;
@@ -86,8 +86,10 @@ pub fn items(stream: impl Read, mut bytes: Bytes<'_>, origin: &Path) -> Result<V
     let mut archive = ::tar::Archive::new(stream);
     let mut items: Vec<Item> = Vec::new();
     let (mut labels, mut positions) = (HashMap::new(), HashMap::new());
+    let task = progress::task("listing an archive", 0);
     for entry in archive.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
+        task.advance(1);
         let kind = entry.header().entry_type();
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let is_hidden = name.rsplit('/').next().is_some_and(|n| n.starts_with('.'));
