@@ -1,7 +1,8 @@
 //! Images that make a run's numbers doubtful: copies across the splits, and labels that the neighbors contradict.
 
-use crate::evaluate;
+use crate::evaluate::Embedded;
 use crate::plan::Plan;
+use crate::probing::EmbeddedSplits;
 use crate::run_dir::RunDir;
 use crate::state::TrainState;
 use pauc_data::contact_sheet;
@@ -45,11 +46,17 @@ const BESIDE: usize = 5;
 const SIDE: usize = 96;
 
 /// Writes `figures/data-issues.json` with sheets of pictures, if there is a test split or there are labels. More than
-/// [`MOST`] images, or 2²⁷ values of features, are not searched; the file says so.
+/// [`MOST`] images, or 2²⁷ values of features, are not searched; the file says so. `embedded` are the splits of this
+/// network, if they were embedded before.
 ///
 /// # Errors
 /// If an image cannot be read, or the device or the disk fails.
-pub fn write<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>, dir: &RunDir) -> Result<()> {
+pub(crate) fn write<D: NetworkDevice>(
+    plan: &Plan,
+    state: &mut TrainState<D>,
+    embedded: Option<EmbeddedSplits>,
+    dir: &RunDir,
+) -> Result<()> {
     let splits = Both::of(plan);
     if splits.test == 0 && splits.labels.is_none() {
         return Ok(());
@@ -58,7 +65,8 @@ pub fn write<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>, dir: &Run
     let (images, most) = (splits.len() as u64, most as u64);
     let mut issues = DataIssues { images, most, ..DataIssues::default() };
     if !issues.were_skipped() {
-        find(plan, state, &splits, dir, &mut issues)?;
+        let embedded = embedded.map_or_else(|| EmbeddedSplits::online(plan, state), Ok)?;
+        find(&splits, embedded, dir, &mut issues)?;
     }
     let text = serde_json::to_string(&issues).map_err(|e| Error::Other(e.into()))?;
     dir.write(FILE, text)
@@ -126,18 +134,10 @@ impl<'a> Both<'a> {
     }
 }
 
-fn find<D: NetworkDevice>(
-    plan: &Plan,
-    state: &mut TrainState<D>,
-    splits: &Both<'_>,
-    dir: &RunDir,
-    issues: &mut DataIssues,
-) -> Result<()> {
-    let mut features = evaluate::embed(&mut state.network, &plan.evaluation, &plan.splits.train)?;
-    if let Some(test) = &plan.splits.test {
-        features.features.extend(evaluate::embed(&mut state.network, &plan.evaluation, test)?.features);
-    }
-    let rows = RowsView::new(&features.features, features.feature_dim.max(1));
+fn find(splits: &Both<'_>, embedded: EmbeddedSplits, dir: &RunDir, issues: &mut DataIssues) -> Result<()> {
+    let EmbeddedSplits { train: Embedded { mut features, feature_dim, .. }, test } = embedded;
+    features.extend(test.into_iter().flat_map(|test| test.features));
+    let rows = RowsView::new(&features, feature_dim.max(1));
     let found = search(rows, None, SearchOptions { k: NEIGHBORS, duplicates: None })?;
     (issues.test, issues.neighbors) = (splits.test as u64, NEIGHBORS as u64);
     let leaks = leaks(splits, &found.nearest)?;

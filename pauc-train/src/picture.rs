@@ -1,6 +1,8 @@
 //! Figures of a run: the test embeddings in two dimensions, and the prototypes.
 
+use crate::evaluate;
 use crate::plan::Plan;
+use crate::probing::EmbeddedSplits;
 use crate::prototypes;
 use crate::run_dir::RunDir;
 use crate::state::TrainState;
@@ -11,18 +13,28 @@ use pauc_probes::TsneOptions;
 use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::{Clustering, Error, Result, stop};
+use std::borrow::Cow;
 
 /// The largest number of points drawn.
 const POINTS: usize = 2000;
 
 /// Writes `figures/embedding.json`: the test (or training) embeddings on their two principal axes and by
-/// t-SNE, with classes and the nearest prototypes of the coarsest level.
+/// t-SNE, with classes and the nearest prototypes of the coarsest level. `splits` are those of this network, if they
+/// were embedded before.
 ///
 /// # Errors
 /// If the device or the disk fails.
-pub fn embedding<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>, dir: &RunDir) -> Result<()> {
+pub(crate) fn embedding<D: NetworkDevice>(
+    plan: &Plan,
+    state: &mut TrainState<D>,
+    splits: Option<&EmbeddedSplits>,
+    dir: &RunDir,
+) -> Result<()> {
     let source = plan.splits.test.as_ref().unwrap_or(&plan.splits.train);
-    let embedded = crate::evaluate::embed(&mut state.network, &plan.evaluation, source)?;
+    let embedded = match splits {
+        Some(splits) => Cow::Borrowed(splits.shown()),
+        None => Cow::Owned(evaluate::embed(&mut state.network, &plan.evaluation, source)?),
+    };
     let keep = source.len().min(POINTS);
     let rows = RowsView::new(&embedded.embeddings[..keep * embedded.dim], embedded.dim);
     let projection = pauc_probes::pca2(rows)?;
@@ -62,7 +74,7 @@ pub fn prototypes<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>, dir:
     if state.prototypes.is_none() {
         return Ok(());
     }
-    let embedded = crate::evaluate::embed(state.clustered_network(), &plan.evaluation, &plan.splits.train)?;
+    let embedded = evaluate::embed(state.clustered_network(), &plan.evaluation, &plan.splits.train)?;
     let Some(prototypes) = &state.prototypes else { return Ok(()) };
     let rows = RowsView::new(&embedded.embeddings, embedded.dim);
     let levels: Vec<_> = prototypes

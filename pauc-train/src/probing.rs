@@ -36,11 +36,23 @@ impl EmbeddedSplits {
         Self::new(plan, |source| evaluate::embed_on(ranks, &mut state.network, &plan.evaluation, source))
     }
 
+    /// Returns the split that figures show: the test split, if there is one.
+    pub fn shown(&self) -> &Embedded {
+        self.test.as_ref().unwrap_or(&self.train)
+    }
+
     /// Returns the evaluation views of both splits as features.
     fn pixels(plan: &Plan) -> Result<Self> {
         let statistics = plan.evaluation.statistics(0);
         Self::new(plan, |source| evaluate::raw_pixels(&plan.evaluation, statistics, source))
     }
+}
+
+/// What probes measured, and the splits that they read; `None` if no probe was due.
+#[derive(Default)]
+pub(crate) struct Probed {
+    pub metrics: Vec<Metric>,
+    pub splits: Option<EmbeddedSplits>,
 }
 
 /// Runs the probes due at the end of this epoch, or all of them at the end of the run, and reports their
@@ -51,7 +63,7 @@ pub(crate) fn probe<D: NetworkDevice>(
     state: &mut TrainState<D>,
     at_end: bool,
     watch: &mut dyn Observer,
-) -> Result<Vec<Metric>> {
+) -> Result<Probed> {
     let horizon = plan.horizon;
     let epoch = state.step / horizon.steps_per_epoch.max(1);
     let is_due = |when: When| match when {
@@ -63,7 +75,7 @@ pub(crate) fn probe<D: NetworkDevice>(
     };
     let probes: Vec<_> = plan.recipe.probes.iter().filter(|p| is_due(p.when())).collect();
     if probes.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Probed::default());
     }
     let began = Instant::now();
     let splits = EmbeddedSplits::online(plan, state)?;
@@ -73,7 +85,7 @@ pub(crate) fn probe<D: NetworkDevice>(
     })?;
     warn(state, warnings, watch)?;
     watch.event(&report(plan, state, Subject::Trained, began, &metrics))?;
-    Ok(metrics)
+    Ok(Probed { metrics, splits: Some(splits) })
 }
 
 /// Runs the accuracy probes on the baselines, and reports their metrics.

@@ -370,12 +370,13 @@ fn figures<D: NetworkDevice>(
     watch: &mut dyn Observer,
 ) -> Result<()> {
     let step = trainer.step();
+    let splits = trainer.take_final_splits();
     let drawn = stop::within(watch.stop_flag(), || {
         let state = trainer.state_mut();
         [
-            picture::embedding(plan, state, dir),
+            picture::embedding(plan, state, splits.as_ref(), dir),
             picture::prototypes(plan, state, dir),
-            data_issues::write(plan, state, dir),
+            data_issues::write(plan, state, splits, dir),
         ]
     });
     for figure in drawn {

@@ -5,7 +5,7 @@ use crate::observer::{Observer, Progress};
 use crate::plan::Plan;
 use crate::postmortem::Failure;
 use crate::prefetch::loader_options;
-use crate::probing::{self, EmbeddedSplits};
+use crate::probing::{self, EmbeddedSplits, Probed};
 use crate::run_dir::RunDir;
 use crate::selection::{record_best, record_patience, value_of};
 use crate::state::TrainState;
@@ -77,6 +77,8 @@ pub struct Trainer<'p, D: NetworkDevice> {
     kept_events: Option<u64>,
     /// What is known about the NaN or infinity that ended training.
     postmortem: Option<Postmortem>,
+    /// The splits as the probes at the end of the run read them, for its figures.
+    final_splits: Option<EmbeddedSplits>,
 }
 
 impl<'p, D: NetworkDevice> Trainer<'p, D> {
@@ -104,6 +106,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
             saved_step: None,
             kept_events: None,
             postmortem: None,
+            final_splits: None,
         })
     }
 
@@ -189,6 +192,11 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
     pub fn embed_splits(&mut self) -> Result<(Embedded, Option<Embedded>)> {
         let EmbeddedSplits { train, test } = EmbeddedSplits::online(self.plan, &mut self.state)?;
         Ok((train, test))
+    }
+
+    /// Returns the splits as the probes at the end of the run read them; `None` if this process ran none.
+    pub(crate) fn take_final_splits(&mut self) -> Option<EmbeddedSplits> {
+        self.final_splits.take()
     }
 
     /// Takes one step on a batch, outside any schedule of epochs, and returns the loss; for measurements.
@@ -481,7 +489,9 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
     fn probe_epoch(&mut self, done: bool, watch: &mut dyn Observer) -> Result<bool> {
         let step = self.state.step;
         let train = &self.plan.recipe.train;
-        let mut metrics = probing::probe(&self.device, self.plan, &mut self.state, done, watch)?;
+        let Probed { mut metrics, splits } =
+            probing::probe(&self.device, self.plan, &mut self.state, done, watch)?;
+        self.final_splits = splits.filter(|_| done);
         let progress = &mut self.state.progress;
         let better = match &train.keep.best {
             Some(best) => record_best(progress, best, &metrics, step),
@@ -492,7 +502,9 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
             progress.stopped = true;
             watch.warn(step, reason)?;
             // The probes of the end of the run; those due after this epoch run again.
-            metrics.extend(probing::probe(&self.device, self.plan, &mut self.state, true, watch)?);
+            let last = probing::probe(&self.device, self.plan, &mut self.state, true, watch)?;
+            metrics.extend(last.metrics);
+            self.final_splits = last.splits;
         }
         self.warn_of_unmeasured(&metrics, watch)?;
         self.state.progress.probed = Some(step);
