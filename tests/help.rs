@@ -226,7 +226,9 @@ fn options(verb: &clap::Command) -> Vec<String> {
 fn options_that_the_book_mentions_exist() {
     // Options of cargo.
     let cargo = ["features", "test"].map(String::from);
-    let known = [options(&pauc_cli::definition()), cargo.to_vec()].concat();
+    let mut program = pauc_cli::definition();
+    program.build();
+    let known = [options(&program), cargo.to_vec()].concat();
     let mut count = 0;
     for (page, text) in pages() {
         for span in spans(&text) {

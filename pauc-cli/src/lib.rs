@@ -13,6 +13,7 @@ mod console;
 
 mod args;
 mod commands;
+mod deferred;
 mod device;
 mod failure;
 mod recipes;
