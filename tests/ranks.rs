@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{recipes, root, short_form, timeless_events};
+use common::{only_run, recipes, root, short_form, timeless_events};
 use pauc::dfdx::prelude::Cpu;
 use pauc::distributed::{Alone, Communicator, Threads};
 use pauc::report::events::Event;
@@ -131,7 +131,9 @@ fn shipped_recipes_train_to_the_same_bits_on_any_number_of_ranks() {
 #[test]
 fn every_kind_of_step_gives_the_same_bits() {
     let recipe = root().join("recipes/fashion-mini/pauc.ron");
-    let forms: [&[&str]; 5] = [
+    let forms: [&[&str]; 6] = [
+        // The figures of the end then embed the images themselves.
+        &["probes=[]", "train.epochs=2", "train.keep=(last: 1)"],
         &["train.accumulate=2", "train.micro_batch=3", "train.epochs=2"],
         &["train.clip_gradient=0.5", "optimizer=Lars(lr: 0.1)", "encoder=MlpEncoder(dims: [16])"],
         &[
@@ -233,6 +235,22 @@ fn a_failure_of_the_first_rank_ends_all() {
     let outcomes = Training::of(&recipe, &[]).on(2, folder.path(), watch);
     let errors: Vec<String> = outcomes.into_iter().map(Result::unwrap_err).collect();
     assert!(errors.iter().all(|error| error.contains("no space left")), "{errors:?}");
+}
+
+#[test]
+fn a_divergence_is_explained_as_on_one_process() {
+    let recipe = root().join("recipes/fashion-mini/simclr.ron");
+    let folder = tempfile::tempdir().unwrap();
+    let out = |name: &str| folder.path().join(name);
+    let training = Training::of(&recipe, &["optimizer=Sgd(lr: 1e30)"]);
+    let error = training.one_rank(&out("alone"), Arc::new(Alone), &mut Quiet).unwrap_err();
+    assert!(matches!(error, RunError::Diverged { .. }), "{error}");
+    for outcome in training.on(2, &out("ranks"), |_| Box::new(Quiet)) {
+        let error = outcome.unwrap_err();
+        assert!(error.contains("Diverged"), "{error}");
+    }
+    let postmortem = |name: &str| std::fs::read(only_run(&out(name)).join("postmortem.json")).unwrap();
+    assert!(postmortem("ranks") == postmortem("alone"), "the postmortems differ");
 }
 
 #[test]

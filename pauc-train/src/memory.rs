@@ -58,10 +58,10 @@ pub fn parts(
         "use smaller sizes in the steps of the views",
     );
     if let Some(NetworkSizes { encoder, projector, predictor }) = networks {
-        // Values, gradients and at least one moment of the optimizer, and the momentum network's copy.
-        let copies = 3 + u128::from(recipe.momentum_encoder.is_some());
-        // With shards, partial sums of gradients.
-        let copies = copies + u128::from(recipe.train.shards.get().max(1).ilog2());
+        // Values, gradients and at least one moment of the optimizer, the momentum network's copy, and the partial sums
+        // of the gradients of shards.
+        let sums = u128::from(recipe.train.shards.get().ilog2());
+        let copies = 3 + u128::from(recipe.momentum_encoder.is_some()) + sums;
         let part = recipe.train.micro_batch.map_or(recipe.train.shard(), |m| m.get()) as u128;
         let images = if keeps_shards { batch } else { part };
         let heads = u128::from(projector.parameters) + predictor.map_or(0, |p| u128::from(p.parameters));

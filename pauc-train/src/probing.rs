@@ -7,6 +7,7 @@ use crate::probed_network::LentNetwork;
 use crate::ranks;
 use crate::recipe::Baseline;
 use crate::state::TrainState;
+use pauc_distributed::Communicator;
 use pauc_models::device::NetworkDevice;
 use pauc_report::events::{self, Event, Subject};
 use pauc_traits::component_ron::Configured;
@@ -30,9 +31,12 @@ impl EmbeddedSplits {
         Ok(EmbeddedSplits { train, test: plan.splits.test.as_ref().map(embed).transpose()? })
     }
 
-    /// Embeds both splits with the online network in evaluation mode.
-    pub fn online<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>) -> Result<Self> {
-        let ranks = &*plan.communicator;
+    /// Embeds both splits with the online network in evaluation mode, on these ranks together.
+    pub fn online<D: NetworkDevice>(
+        ranks: &dyn Communicator,
+        plan: &Plan,
+        state: &mut TrainState<D>,
+    ) -> Result<Self> {
         Self::new(plan, |source| evaluate::embed_on(ranks, &mut state.network, &plan.evaluation, source))
     }
 
@@ -78,7 +82,7 @@ pub(crate) fn probe<D: NetworkDevice>(
         return Ok(Probed::default());
     }
     let began = Instant::now();
-    let splits = EmbeddedSplits::online(plan, state)?;
+    let splits = EmbeddedSplits::online(&*plan.communicator, plan, state)?;
     let Measured { metrics, warnings } = on_first(plan, || {
         let network = LentNetwork::new(device, &state.network, plan);
         measure(device, plan, state, probes, &splits, Some(&network))
@@ -98,7 +102,9 @@ pub(crate) fn baselines<D: NetworkDevice>(
     for baseline in &plan.recipe.baselines {
         let began = Instant::now();
         let (embedded, subject) = match baseline {
-            Baseline::RandomInit => (Some(EmbeddedSplits::online(plan, state)?), Subject::RandomInit),
+            Baseline::RandomInit => {
+                (Some(EmbeddedSplits::online(&*plan.communicator, plan, state)?), Subject::RandomInit)
+            }
             Baseline::RawPixels => (None, Subject::RawPixels),
         };
         let probes = plan.recipe.probes.iter().filter(|p| p.needs_labels());

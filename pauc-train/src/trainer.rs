@@ -190,7 +190,8 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
     /// # Errors
     /// As [`crate::evaluate::embed`].
     pub fn embed_splits(&mut self) -> Result<(Embedded, Option<Embedded>)> {
-        let EmbeddedSplits { train, test } = EmbeddedSplits::online(self.plan, &mut self.state)?;
+        let EmbeddedSplits { train, test } =
+            EmbeddedSplits::online(&*self.plan.communicator, self.plan, &mut self.state)?;
         Ok((train, test))
     }
 
