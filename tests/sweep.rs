@@ -325,7 +325,15 @@ fn arms_are_compared_over_seeds() {
     folders.sort();
     assert!(folders[0].starts_with("cold-") && folders[1].starts_with("warm-"), "{folders:?}");
 
-    let table = json(&place.sweep(&["--json"]));
+    let page = place.at("page.html");
+    let table = json(&place.sweep(&["--json", "--report", &page]));
+    let page = std::fs::read_to_string(page).unwrap().replace("&#x2f;", "/");
+    for text in ["Best: by knn/cos/k5/t0.07/heldout (largest, on training images).", "Differences from cold"]
+    {
+        assert!(page.contains(text), "no `{text}`");
+    }
+    let wrong = place.sweep(&["--report", "page.txt"]);
+    assert!(wrong.code == 2 && wrong.stderr.contains("--report page.txt: give the page a name"), "{wrong:?}");
     assert_eq!(table["best"]["on_test"], false);
     let rows = table["rows"].as_array().unwrap();
     let values = |arm: &str| -> Vec<f64> {
@@ -350,6 +358,8 @@ fn a_choice_by_the_test_split_must_be_said() {
     let done = place.sweep(&["--dry-run"]);
     assert_eq!(done.code, 0, "{}", done.stderr);
     assert!(done.stdout.contains("(largest, on the test split)"), "{}", done.stdout);
+    let early = place.sweep(&["--dry-run", "--report", &place.at("page.html")]);
+    assert!(early.code == 2 && early.stderr.contains("no run of the sweep has finished"), "{early:?}");
 }
 
 #[test]

@@ -129,7 +129,7 @@ pub(crate) fn environment_of(data: &ReportData) -> Vec<(String, String)> {
 }
 
 /// Formats a duration.
-fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     let rounded = seconds.round() as u64;
     match rounded {
         _ if seconds < 10.0 => format!("{seconds:.1} s"),

@@ -18,6 +18,7 @@
 //! | [`html`] | the page |
 //! | [`atlas`] | the page with a map of images |
 //! | [`side_by_side`] | several runs on one page |
+//! | [`study`] | a sweep on one page |
 //!
 //! The page is self-contained: it loads nothing, works offline and on a phone, and follows the reader's
 //! choice of light or dark mode.
@@ -39,12 +40,14 @@ pub mod postmortem;
 pub mod protobuf;
 pub mod scatter;
 pub mod side_by_side;
+pub mod study;
 pub mod tensorboard;
 pub mod verdict;
 
 pub use data::ReportData;
 pub use html::render;
 pub use side_by_side::SideBySide;
+pub use study::Study;
 
 use pauc_traits::{Error, Result, atomic};
 use std::path::{Path, PathBuf};
@@ -76,6 +79,14 @@ pub fn write_report_of(data: &ReportData, run_dir: &Path) -> Result<PathBuf> {
 /// written.
 pub fn write_side_by_side(runs: &SideBySide, path: &Path) -> Result<PathBuf> {
     write(path, &side_by_side::render(runs)?)
+}
+
+/// Writes the page about a sweep.
+///
+/// # Errors
+/// [`Error::Config`] if no run has finished, [`Error::Io`] if the file cannot be written.
+pub fn write_study(study: &Study, path: &Path) -> Result<PathBuf> {
+    write(path, &study::render(study)?)
 }
 
 /// Writes every figure of the report to its own file, `figures/<name>.svg`, and returns the paths.

@@ -93,6 +93,8 @@ pub struct Chart {
     pub bands: Vec<Vec<[f64; 3]>>,
     /// Whether the points are not connected by lines.
     pub is_cloud: bool,
+    /// The names of x = 0, 1, 2, … on an axis of places; if empty, the axis has numbers.
+    pub places: Vec<String>,
 }
 
 const WIDTH: f64 = 400.0;
@@ -233,7 +235,10 @@ impl Chart {
             "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{floor}\" y2=\"{floor}\"/>",
             WIDTH - RIGHT
         );
-        for &t in xs.iter().filter(|t| **t >= 0.0 || frame.x.0 < -1.0) {
+        for (i, place) in self.places.iter().enumerate() {
+            text(out, (frame.x(i as f64), floor + 14.0), "tick middle", place);
+        }
+        for &t in xs.iter().filter(|t| self.places.is_empty() && (**t >= 0.0 || frame.x.0 < -1.0)) {
             text(out, (frame.x(t), floor + 14.0), "tick middle", &number(t, step(&xs)));
         }
         text(out, ((LEFT + WIDTH - RIGHT) / 2.0, height - 6.0), "unit middle", &self.x);
@@ -496,6 +501,10 @@ mod tests {
         assert!(svg.contains(&format!("points=\"{want}\"")), "{svg}");
         let cloud = Chart { is_cloud: true, ..chart(points) }.svg();
         assert!(cloud.matches("<circle").count() == 2 && !cloud.contains('L'), "{cloud}");
+        let places = vec!["none".to_string(), "much".to_string()];
+        let named = Chart { places, ..chart(vec![(0.0, 0.5), (1.0, 0.5)]) }.svg();
+        assert!(named.contains(&format!("x=\"{:.1}\" y=\"222.0\">none</text>", x(0.0))), "{named}");
+        assert!(!named.contains(">0.2</text>"), "{named}");
     }
 
     #[test]

@@ -50,14 +50,14 @@ fn recipe(group: &Group, beside: Option<&Beside>) -> Recipe {
         let paired = paired.get(&name).copied();
         (name, Mean { n: s.n, mean: s.mean, sd: s.sd, paired })
     };
-    let change = |c: &compare::Change| RecipeChange {
-        path: c.path.clone(),
-        first: c.first.clone(),
-        other: c.other.clone(),
-    };
     Recipe {
         title: format!("{}-{}", group.name, group.hash),
-        changes: beside.iter().flat_map(|b| &b.recipe).map(change).collect(),
+        changes: beside.iter().flat_map(|b| &b.recipe).map(reported).collect(),
         means: Spread::of_each(group.runs.iter().map(|r| &r.metrics)).into_iter().map(mean).collect(),
     }
+}
+
+/// Returns a change as the pages show it.
+pub(crate) fn reported(change: &compare::Change) -> RecipeChange {
+    RecipeChange { path: change.path.clone(), first: change.first.clone(), other: change.other.clone() }
 }

@@ -3,11 +3,13 @@
 mod check;
 mod comparison;
 mod points;
+mod study;
 mod table;
 mod tuning;
 
 pub use comparison::{ArmComparison, ArmDifference, compare};
 pub use points::Point;
+pub use study::study;
 pub use table::{Row, Standing, order, order_note, table};
 pub use tuning::{Trials, choose, tuning_note};
 

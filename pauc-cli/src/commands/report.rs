@@ -57,10 +57,7 @@ fn write_again(run: &Path) -> Result<(), Failure> {
 
 /// Writes one page about several runs.
 fn write_page(runs: &[PathBuf], out: &Path) -> Result<(), Failure> {
-    if !out.extension().is_some_and(|e| e.eq_ignore_ascii_case("html") || e.eq_ignore_ascii_case("htm")) {
-        let message = format!("error: --out {}: give the page a name that ends in .html", out.display());
-        return Err(Failure::new(2, message));
-    }
+    check_page("--out", out)?;
     let all = side_by_side::read(runs).map_err(Failure::of_request)?;
     if let [only] = &all.runs[..] {
         let folder = only.data.folder.display();
@@ -72,12 +69,25 @@ fn write_page(runs: &[PathBuf], out: &Path) -> Result<(), Failure> {
     all.runs.iter().for_each(|run| warn_of_damage(&run.data));
     atomic::remove_leftovers(out);
     let written = pauc::report::write_side_by_side(&all, out);
-    let failure = |e| match e {
+    outln!("{}", written.map_err(|e| page_failure(e, out))?.display());
+    Ok(())
+}
+
+/// Checks that the name of a page is that of an HTML file.
+pub fn check_page(option: &str, out: &Path) -> Result<(), Failure> {
+    if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("html") || e.eq_ignore_ascii_case("htm")) {
+        return Ok(());
+    }
+    let message = format!("error: {option} {}: give the page a name that ends in .html", out.display());
+    Err(Failure::new(2, message))
+}
+
+/// Returns the failure to write a page: of its file, or because of what was asked for.
+pub fn page_failure(error: pauc::traits::Error, out: &Path) -> Failure {
+    match error {
         e @ pauc::traits::Error::Io { .. } => Failure::of_output(e, out),
         e => Failure::of_request(e),
-    };
-    outln!("{}", written.map_err(failure)?.display());
-    Ok(())
+    }
 }
 
 fn warn_of_damage(data: &ReportData) {

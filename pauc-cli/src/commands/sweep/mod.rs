@@ -3,16 +3,19 @@
 mod processes;
 
 use crate::args::{DeviceArg, JsonArg, MemoryArg, RecipeArgs, RepetitionArgs, RunsFolderArg, heading};
+use crate::commands::report::{check_page, page_failure};
 use crate::console::{self, catch_signals};
 use crate::recipes::here;
 use crate::training::{self, interrupted, run_failure};
 use crate::{Failure, device};
 use clap::Args;
 use pauc::dfdx::prelude::Cpu;
+use pauc::report::Study;
 use pauc::train::plan::{Plan, PlanError};
 use pauc::train::recipe::{LoadError, Recipe, Source};
 use pauc::train::run_dir::RunDir;
-use pauc::train::sweep::{self, Point, Row, Standing, Sweep, Trials};
+use pauc::train::sweep::{self, ArmComparison, Point, Row, Standing, Sweep, Trials};
+use pauc::traits::atomic;
 use pauc::traits::dataset::Place;
 use pauc::traits::progress::{self, Task};
 use pauc::traits::registry::did_you_mean;
@@ -29,7 +32,7 @@ use std::process::ExitCode;
 /// variants of the recipe with names, which can be tuned with equal budgets and compared over seeds. Every
 /// combination is checked before the first is trained. Finished runs are not trained again and interrupted
 /// ones are resumed, so the same command continues a sweep. Each run is a separate process; a failed run does
-/// not stop the others. With --json, the table lists every run.
+/// not stop the others. With --json, the table lists every run; --report writes a page with charts.
 ///
 /// Example: pauc-cli sweep recipes/sweeps/temperature.ron --jobs 2
 #[derive(Debug, Args)]
@@ -50,6 +53,9 @@ pub struct SweepArgs {
     dry_run: bool,
     #[command(flatten)]
     out: RunsFolderArg,
+    /// Also write the .html file of a page with the results: charts, differences, curves and recipes.
+    #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
+    report: Option<PathBuf>,
     #[command(flatten)]
     output: JsonArg,
     #[command(flatten)]
@@ -70,6 +76,8 @@ struct Combination {
 /// All combinations of a sweep, checked.
 struct CheckedSweep {
     sweep: Sweep,
+    /// The text of the sweep's file.
+    text: String,
     /// The path of the recipe.
     recipe: PathBuf,
     /// The combinations; in a sweep that tunes, they lack the tuned values.
@@ -92,8 +100,10 @@ impl CheckedSweep {
 
 /// What the sweep has found so far.
 struct Results {
+    /// In the order of the sweep's file.
     rows: Vec<Row>,
     tuned: Vec<Trials>,
+    comparison: Option<ArmComparison>,
 }
 
 impl SweepArgs {
@@ -101,6 +111,7 @@ impl SweepArgs {
     pub fn execute(self) -> Result<ExitCode, Failure> {
         training::prepare();
         device::check(&self.device.name)?;
+        self.report.iter().try_for_each(|page| check_page("--report", page))?;
         // All recipes are checked before the first is trained: an error in the last must not appear hours
         // later.
         let checked = self.check()?;
@@ -119,10 +130,13 @@ impl SweepArgs {
             stages.train(&self, &checked, &chosen.iter().collect::<Vec<_>>())?;
         }
         let rows = chosen.iter().map(|c| self.row(&checked, c)).collect::<Result<Vec<_>, _>>()?;
-        let mut results = Results { rows, tuned };
-        sweep::order(&mut results.rows, checked.sweep.best.as_ref());
+        let comparison = sweep::compare(&checked.sweep, &rows);
+        let results = Results { rows, tuned, comparison };
         self.print(&checked, &results, &stages.failed)?;
         unchosen(&checked, &results.tuned)?;
+        if let Some(page) = &self.report {
+            self.write_page(&checked, &results, page)?;
+        }
         if !stages.failed.is_empty() {
             return Err(failed_runs(&stages.failed, stages.runs));
         }
@@ -159,7 +173,7 @@ impl SweepArgs {
             planned.push(trials);
         }
         drop(planner);
-        Ok(CheckedSweep { sweep, recipe, combinations, trials: planned })
+        Ok(CheckedSweep { sweep, text: source.text, recipe, combinations, trials: planned })
     }
 
     fn run_dir(&self, combination: &Combination, seed: u64) -> RunDir {
@@ -208,13 +222,14 @@ impl SweepArgs {
 
     fn print(&self, checked: &CheckedSweep, results: &Results, failed: &[FailedJob]) -> Result<(), Failure> {
         let sweep = &checked.sweep;
-        let comparison = sweep::compare(sweep, &results.rows);
+        let mut rows = results.rows.clone();
+        sweep::order(&mut rows, sweep.best.as_ref());
         if self.output.json {
             let name = checked.combinations.first().filter(|c| c.point.arm.is_none()).map(|c| &c.recipe_name);
             let failure = |f: &FailedJob| serde_json::json!({ "run": f.job.dir.path(), "error": f.reason });
             let json = serde_json::json!({
-                "sweep": self.sweep, "recipe": checked.recipe, "name": name, "rows": results.rows,
-                "best": sweep.best, "trials": results.tuned, "comparison": comparison,
+                "sweep": self.sweep, "recipe": checked.recipe, "name": name, "rows": rows,
+                "best": sweep.best, "trials": results.tuned, "comparison": results.comparison,
                 "failed": failed.iter().map(failure).collect::<Vec<_>>(),
             });
             outln!("{json}");
@@ -224,13 +239,32 @@ impl SweepArgs {
             let trials: Vec<Row> = results.tuned.iter().flat_map(|t| t.rows.clone()).collect();
             out!("{note}\n{}\n", sweep::table(sweep, &trials));
         }
-        out!("{}", sweep::table(sweep, &results.rows));
+        out!("{}", sweep::table(sweep, &rows));
         if let Some(note) = sweep::order_note(sweep) {
             outln!("{note}");
         }
-        if let Some(comparison) = comparison {
+        if let Some(comparison) = &results.comparison {
             out!("\n{}", comparison.table());
         }
+        Ok(())
+    }
+
+    /// Writes the page of the sweep.
+    fn write_page(&self, checked: &CheckedSweep, results: &Results, page: &Path) -> Result<(), Failure> {
+        if console::stop_asked() && !results.rows.iter().flat_map(|r| &r.runs).any(Standing::is_finished) {
+            errln!("no run has finished, so the page is not written");
+            return Ok(());
+        }
+        let Results { rows, tuned, comparison } = results;
+        let read = sweep::study(&checked.sweep, &checked.text, rows, tuned, comparison.as_ref());
+        let study = Study {
+            name: self.sweep.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            command: format!("pauc-cli sweep {} --report {}", self.sweep.display(), page.display()),
+            ..read.map_err(|e| run_failure(e.into(), &self.out.path))?
+        };
+        atomic::remove_leftovers(page);
+        let written = pauc::report::write_study(&study, page).map_err(|e| page_failure(e, page))?;
+        errln!("report: {}", written.display());
         Ok(())
     }
 }
