@@ -39,10 +39,24 @@ macro_rules! errln {
 /// The first failure to write to stdout.
 static OUTPUT_FAILURE: OnceLock<std::io::Error> = OnceLock::new();
 
+/// Set on ranks that print nothing but errors.
+static SILENT: OnceLock<()> = OnceLock::new();
+
+/// Prints nothing from now on but errors that end the process: another rank prints the rest.
+pub fn silence() {
+    // It may be set already.
+    let _ = SILENT.set(());
+}
+
+fn is_silent() -> bool {
+    SILENT.get().is_some()
+}
+
 /// Writes to stdout, unless that has failed before. Control characters are escaped: see [`visible`].
 pub fn write_stdout(text: fmt::Arguments<'_>) {
     let write = || std::io::stdout().lock().write_all(visible(&text.to_string()).as_bytes());
     if OUTPUT_FAILURE.get().is_none()
+        && !is_silent()
         && let Err(e) = BARS.suspend(write)
     {
         // Another thread's failure is as good.
@@ -52,6 +66,13 @@ pub fn write_stdout(text: fmt::Arguments<'_>) {
 
 /// Writes to stderr if that is possible.
 pub fn write_stderr(text: fmt::Arguments<'_>) {
+    if !is_silent() {
+        complain(text);
+    }
+}
+
+/// As [`write_stderr`], also on ranks that are silent.
+pub fn complain(text: fmt::Arguments<'_>) {
     let _ = BARS.suspend(|| std::io::stderr().lock().write_fmt(text));
 }
 
@@ -198,9 +219,13 @@ fn bar(total: u64, template: &str) -> ProgressBar {
     BARS.add(ProgressBar::new(total).with_style(style))
 }
 
+fn shows_progress() -> bool {
+    std::io::stderr().is_terminal() && !is_silent()
+}
+
 /// Returns what shows the progress of this process: bars on stderr if that is a terminal.
 pub fn display() -> Option<Arc<dyn Display>> {
-    std::io::stderr().is_terminal().then(|| Arc::new(Bars) as Arc<dyn Display>)
+    shows_progress().then(|| Arc::new(Bars) as Arc<dyn Display>)
 }
 
 /// Shows tasks as bars.
@@ -265,8 +290,7 @@ pub struct Console {
 impl Console {
     /// Creates a console for a run, with a progress bar only on a terminal.
     pub fn new() -> Self {
-        let is_shown = std::io::stderr().is_terminal();
-        Console { bar: is_shown.then(|| bar(0, "{bar:24} {pos}/{len} {msg} eta {eta}")) }
+        Console { bar: shows_progress().then(|| bar(0, "{bar:24} {pos}/{len} {msg} eta {eta}")) }
     }
 }
 

@@ -23,7 +23,10 @@ pub struct Failure {
 impl Failure {
     /// Prints the message on stderr and returns the exit code.
     pub fn exit(self) -> ExitCode {
-        errln!("{}", self.message);
+        // Another rank prints what has no message here.
+        if !self.message.is_empty() {
+            console::complain(format_args!("{}\n", self.message));
+        }
         ExitCode::from(self.code)
     }
 

@@ -16,9 +16,11 @@ mod commands;
 mod deferred;
 mod device;
 mod failure;
+mod ranks;
 mod recipes;
 mod saved;
 mod suggestion;
+mod threads;
 mod training;
 
 // Links every component of the workspace into the binary.
@@ -26,23 +28,8 @@ use pauc as _;
 
 pub use args::definition;
 pub use failure::Failure;
+use ranks::Ranks;
 use std::process::ExitCode;
-
-/// Starts the threads of the process.
-fn start_threads(asked: Option<usize>) -> Result<(), Failure> {
-    // Rayon's own variable takes precedence.
-    let known = std::env::var_os("RAYON_NUM_THREADS").is_none();
-    let machine = || std::thread::available_parallelism().ok().filter(|_| known).map(|n| n.get());
-    let threads = asked.or_else(machine).unwrap_or(0);
-    let rayon = std::env::var("RAYON_NUM_THREADS").ok().and_then(|v| v.parse::<usize>().ok());
-    if let Some(threads) = rayon.filter(|n| asked.is_none() && *n > args::MAX_THREADS) {
-        let message =
-            format!("error: RAYON_NUM_THREADS={threads}: use at most {} threads", args::MAX_THREADS);
-        return Err(Failure::new(2, message));
-    }
-    pauc::kernels::threads::start(threads)
-        .map_err(|e| Failure::new(1, format!("error: cannot start {threads} threads: {e}")))
-}
 
 /// Refuses a `PAUC_SIMD` that this machine does not support; kernels could not report it.
 fn check_instructions() -> Result<(), Failure> {
@@ -62,11 +49,16 @@ pub fn main() -> Result<ExitCode, Failure> {
     check_instructions()?;
     console::survive_file_size_limit();
     pauc::kernels::malloc::exit_without_memory();
-    start_threads(cli.threads.map(|t| t as usize))?;
+    let launcher = ranks::launcher(&cli.command)?;
+    let ranks_here = ranks::sharing(launcher.as_ref(), &cli.command);
+    threads::start(cli.threads.map(|t| t as usize), ranks_here)?;
     // A training is not lost with what it would have printed.
     let is_training =
         matches!(cli.command, args::Command::Run(_) | args::Command::Resume(_) | args::Command::Sweep(_));
-    let code = pauc::traits::progress::within(console::display(), || commands::execute(cli.command))?;
+    let execute = |command, ranks: &Ranks| {
+        pauc::traits::progress::within(console::display(), || commands::execute(command, ranks))
+    };
+    let code = ranks::execute(launcher, cli.command, execute)?;
     match console::lost_output() {
         Some(e) if !is_training => Err(Failure::new(1, format!("error: cannot write the output: {e}"))),
         _ => Ok(code),

@@ -122,8 +122,7 @@ impl Launcher {
     /// Returns the variables of this process that tell a launcher's ranks. A process that is started without
     /// them trains alone.
     pub fn variables() -> Vec<std::ffi::OsString> {
-        let names = std::env::vars_os().map(|(name, _)| name);
-        names.filter(|name| PREFIXES.iter().any(|p| name.to_string_lossy().starts_with(p))).collect()
+        std::env::vars_os().map(|(name, _)| name).filter(|name| tells_rank(&name.to_string_lossy())).collect()
     }
 
     fn of(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Launcher>, LauncherError> {
@@ -160,6 +159,11 @@ impl Launcher {
             local_size: first(found.local_size)?.or_else(of_slurm),
         }))
     }
+}
+
+/// Returns whether a variable may tell a process its rank.
+fn tells_rank(variable: &str) -> bool {
+    PREFIXES.iter().any(|prefix| variable.starts_with(prefix))
 }
 
 /// Returns the number of tasks of a node from Slurm's list, such as `8(x3),4`.
@@ -214,6 +218,13 @@ mod tests {
         let found = of(&slurm).unwrap().unwrap();
         assert_eq!((found.rank, found.size, found.family), (9, 12, None));
         assert_eq!((found.local_rank, found.local_size), (Some(1), Some(3)));
+    }
+
+    #[test]
+    fn every_variable_of_a_rank_is_removed_for_other_processes() {
+        let ranks = SIGNATURES.iter().map(|signature| signature.rank);
+        assert!(ranks.chain(["PMI_FD", "PMIX_NAMESPACE", "MPI_LOCALNRANKS"]).all(tells_rank));
+        assert!(!["PATH", "SLURM_JOB_ID", "I_MPI_ROOT"].into_iter().any(tells_rank));
     }
 
     #[test]

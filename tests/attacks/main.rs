@@ -21,6 +21,8 @@ mod limits;
 #[cfg(target_os = "linux")]
 mod mini;
 mod mutate;
+#[cfg(target_os = "linux")] // a list of processes
+mod ranks;
 mod recipes;
 #[cfg(target_os = "linux")]
 mod scenes;

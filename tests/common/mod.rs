@@ -1,6 +1,8 @@
 //! Helpers to run the binary.
 #![allow(dead_code)] // each test file uses its share
 
+pub mod jobs;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -27,14 +27,15 @@ pub mod term;
 
 use crate::Failure;
 use crate::args::Command;
+use crate::ranks::Ranks;
 use std::process::ExitCode;
 
 /// Runs a verb.
-pub fn execute(command: Command) -> Result<ExitCode, Failure> {
+pub fn execute(command: Command, ranks: &Ranks) -> Result<ExitCode, Failure> {
     match command {
         Command::Check(args) => args.0.execute(),
-        Command::Run(args) => args.0.execute(),
-        Command::Resume(args) => args.0.execute(),
+        Command::Run(args) => args.0.execute(ranks),
+        Command::Resume(args) => args.0.execute(ranks),
         Command::Sweep(args) => args.0.execute(),
         Command::Reproduce(args) => args.0.execute(),
         Command::Data(command) => command.0.execute(),

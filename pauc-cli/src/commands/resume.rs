@@ -4,6 +4,7 @@ use crate::Failure;
 use crate::args::{DataChangedArg, JsonArg, MemoryArg, RecipeArgs, SweepArg, heading};
 use crate::console::{self, Console};
 use crate::device::{self, DeviceJob};
+use crate::ranks::{OnRanks, Ranks};
 use crate::recipes::{Warnings, here, plan};
 use crate::training::{self, interrupted, no_run, print_outcome, run_failure};
 use clap::Args;
@@ -55,48 +56,52 @@ pub struct ResumeArgs {
 
 impl ResumeArgs {
     /// Resumes a run.
-    pub fn execute(self) -> Result<ExitCode, Failure> {
+    pub fn execute(self, ranks: &Ranks) -> Result<ExitCode, Failure> {
         training::prepare();
         let dir = RunDir::at(&self.run);
-        let Some(described) = rebuild::describe(&dir).map_err(|e| run_failure(e.into(), &self.run))? else {
+        let describe = || rebuild::describe(&dir).map_err(|e| run_failure(e.into(), &self.run));
+        let Some(described) = ranks.first_then_others(describe)? else {
             return Err(no_run(&self.run, "run.json"));
         };
         described.rebuilt.iter().for_each(|text| errln!("warning: {text}"));
         // Another device rounds differently, so the default is the device that the run started on.
         let device = self.device.clone().unwrap_or(described.info.device);
-        device::run_on(&device, self)
+        device::run_on(&device.clone(), OnRanks { verb: ResumeArgs { device: Some(device), ..self }, ranks })
     }
 }
 
-impl DeviceJob for ResumeArgs {
+impl DeviceJob for OnRanks<'_, ResumeArgs> {
     fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
-        self.sweep.watch();
-        let dir = RunDir::at(&self.run);
+        let OnRanks { verb: args, ranks } = self;
+        args.sweep.watch();
+        let dir = RunDir::at(&args.run);
         let Some(info) = dir.info()? else {
-            return Err(no_run(&self.run, "run.json"));
+            return Err(no_run(&args.run, "run.json"));
         };
-        let branches = self.from.is_some() || !self.change.set.is_empty();
+        let branches = args.from.is_some() || !args.change.set.is_empty();
         if info.status == "finished" && !branches {
-            run::tidy(&dir).map_err(|e| run_failure(e.into(), &self.run))?;
-            errln!("{} is already finished", self.run.display());
+            ranks.on_first(|| run::tidy(&dir).map_err(|e| run_failure(e.into(), &args.run)))?;
+            errln!("{} is already finished", args.run.display());
             return Ok(ExitCode::SUCCESS);
         }
         let (plan, branch) = if branches {
-            self.branch(device, &dir).map(|(plan, branch)| (plan, Some(branch)))?
+            args.branch(device, &dir).map(|(plan, branch)| (plan, Some(branch)))?
         } else {
-            let recipe = self.run.join("recipe.resolved.ron");
-            let plan = plan(device, &recipe, &[], self.memory.limit, Warnings::Hidden)
+            let recipe = args.run.join("recipe.resolved.ron");
+            let plan = plan(device, &recipe, &[], args.memory.limit, Warnings::Hidden)
                 .map_err(with_place_of_data)?;
             (plan.with_history(history::of_run(&dir)?), None)
         };
+        let plan = ranks.share(plan, args.device.as_deref().unwrap_or_default())?;
+        ranks.compare([&plan])?;
         // Until now, a signal ends the process: nothing has changed.
         console::catch_signals();
-        let how = Continuation { accept_data: self.data_changed.is_accepted(), branch };
+        let how = Continuation { accept_data: args.data_changed.is_accepted(), branch };
         let threads = rayon::current_num_threads();
-        let options = RunOptions { out: self.run.clone(), force: false, max_steps: self.max_steps, threads };
+        let options = RunOptions { out: args.run.clone(), force: false, max_steps: args.max_steps, threads };
         let outcome = resume::resume(device, &plan, dir, &how, &options, &mut Console::new())
-            .map_err(|e| run_failure(e, &self.run))?;
-        print_outcome(&outcome, self.output.json);
+            .map_err(|e| run_failure(e, &args.run))?;
+        print_outcome(&outcome, args.output.json);
         Ok(if outcome.ending == Ending::Interrupted { interrupted() } else { ExitCode::SUCCESS })
     }
 }

@@ -6,6 +6,7 @@ use crate::args::{
 };
 use crate::console::{self, Console};
 use crate::device::{self, DeviceJob};
+use crate::ranks::{OnRanks, Ranks};
 use crate::recipes::{Warnings, plan};
 use crate::suggestion::{self, SuggestArgs, Suggestion};
 use crate::training::{self, interrupted, print_outcome, run_failure};
@@ -53,9 +54,9 @@ pub struct RunArgs {
 
 impl RunArgs {
     /// Trains every recipe with every seed.
-    pub fn execute(self) -> Result<ExitCode, Failure> {
+    pub fn execute(self, ranks: &Ranks) -> Result<ExitCode, Failure> {
         training::prepare();
-        device::run_on(&self.device.name.clone(), self)
+        device::run_on(&self.device.name.clone(), OnRanks { verb: self, ranks })
     }
 }
 
@@ -72,19 +73,21 @@ struct FinishedRun {
     folder: PathBuf,
 }
 
-impl DeviceJob for RunArgs {
-    fn run_on<D: NetworkDevice>(mut self, device: &D) -> Result<ExitCode, Failure> {
-        self.sweep.watch();
-        self.write_recipes(device)?;
+impl DeviceJob for OnRanks<'_, RunArgs> {
+    fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        let OnRanks { verb: mut args, ranks } = self;
+        args.sweep.watch();
+        args.write_recipes(device, ranks)?;
         // All recipes are checked before the first is trained: an error in the last must not appear hours
         // later.
-        let planned = self.plan_all(device)?;
+        let planned = args.plan_all(device, ranks)?;
+        ranks.compare(planned.iter().map(|run| &run.plan))?;
         // Until now, a signal ends the process: there is nothing to save.
         console::catch_signals();
         let options = RunOptions {
-            out: self.out.path.clone(),
-            force: self.repetition.force,
-            max_steps: self.max_steps,
+            out: args.out.path.clone(),
+            force: args.repetition.force,
+            max_steps: args.max_steps,
             threads: rayon::current_num_threads(),
         };
         let mut finished: Vec<FinishedRun> = Vec::new();
@@ -93,7 +96,7 @@ impl DeviceJob for RunArgs {
             errln!("{}: {}", &*plan.recipe.name, plan.splits.description);
             match run::run(device, plan, &options, &mut Console::new()) {
                 Ok(outcome) => {
-                    print_outcome(&outcome, self.output.json);
+                    print_outcome(&outcome, args.output.json);
                     if outcome.ending == Ending::Interrupted {
                         return Ok(interrupted());
                     }
@@ -102,30 +105,46 @@ impl DeviceJob for RunArgs {
                     }
                 }
                 Err(RunError::AlreadyDone(folder)) => {
-                    let done = run::tidy(&RunDir::at(&folder)).map_err(|e| run_failure(e.into(), &folder))?;
-                    errln!("{}", RunError::AlreadyDone(folder.clone()));
-                    if self.output.json {
-                        print_outcome(&done, true);
+                    if ranks.is_first() {
+                        tidy(&folder, args.output.json)?;
                     }
                     finished.push(FinishedRun { recipe, seed, folder });
                 }
                 Err(e) => return Err(run_failure(e, &options.out)),
             }
         }
-        if self.repetition.seeds.len() > 1 {
-            for (i, recipe) in self.recipes.iter().enumerate() {
+        if args.repetition.seeds.len() > 1 && ranks.is_first() {
+            for (i, recipe) in args.recipes.iter().enumerate() {
                 let of_recipe: Vec<_> = finished.iter().filter(|run| run.recipe == i).collect();
-                print_over_seeds(recipe, &of_recipe, self.output.json)?;
+                print_over_seeds(recipe, &of_recipe, args.output.json)?;
             }
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
+/// Cleans up a run that is finished already, and says so.
+fn tidy(folder: &Path, json: bool) -> Result<(), Failure> {
+    let done = run::tidy(&RunDir::at(folder)).map_err(|e| run_failure(e.into(), folder))?;
+    errln!("{}", RunError::AlreadyDone(folder.to_path_buf()));
+    if json {
+        print_outcome(&done, true);
+    }
+    Ok(())
+}
+
 impl RunArgs {
     /// Writes a recipe for each argument that names data, and puts it in its place.
-    fn write_recipes<D: NetworkDevice>(&mut self, device: &D) -> Result<(), Failure> {
+    fn write_recipes<D: NetworkDevice>(&mut self, device: &D, ranks: &Ranks) -> Result<(), Failure> {
         let is_data = |path: &PathBuf| path.to_str().is_some_and(suggestion::is_data);
+        if let Some(path) = self.recipes.iter().find(|path| is_data(path) && ranks.are_several()) {
+            let message = format!(
+                "error: {}: a recipe for data depends on measured times; write it on one rank, with `pauc-cli new \
+                 recipe`, and train that on several",
+                path.display()
+            );
+            return Err(Failure::new(2, message));
+        }
         if self.suggest.is_given() && !self.recipes.iter().any(is_data) {
             let message = "error: --goal and --budget are for data; change a recipe with --set, such as \
                 `--set train.epochs=5`";
@@ -141,7 +160,7 @@ impl RunArgs {
         Ok(())
     }
 
-    fn plan_all<D: NetworkDevice>(&self, device: &D) -> Result<Vec<PlannedRun>, Failure> {
+    fn plan_all<D: NetworkDevice>(&self, device: &D, ranks: &Ranks) -> Result<Vec<PlannedRun>, Failure> {
         let mut planned = Vec::new();
         for (recipe, path) in self.recipes.iter().enumerate() {
             let seeds = self.repetition.distinct_seeds()?;
@@ -153,10 +172,8 @@ impl RunArgs {
             for seed in seeds {
                 let mut set = self.change.set.clone();
                 set.extend(seed.map(|s| format!("train.seed={s}")));
-                planned.push(PlannedRun {
-                    recipe,
-                    plan: plan(device, path, &set, self.memory.limit, warnings)?,
-                });
+                let plan = plan(device, path, &set, self.memory.limit, warnings)?;
+                planned.push(PlannedRun { recipe, plan: ranks.share(plan, &self.device.name)? });
                 warnings = Warnings::Hidden;
             }
         }

@@ -60,6 +60,10 @@ impl Launcher<'_> {
                 let label = format!("[{number}/{}] {}", jobs.len(), job.description);
                 errln!("{label}");
                 let mut command = Command::new(&program);
+                // Started by a launcher on a single rank, its runs are not ranks.
+                pauc::distributed::Launcher::variables().iter().for_each(|name| {
+                    command.env_remove(name);
+                });
                 command.args(self.arguments(job, threads)).stdin(Stdio::piped()).stdout(Stdio::null());
                 // Concurrent runs would mix their output; each writes its own log.txt.
                 command.stderr(if parallel == 1 { Stdio::inherit() } else { Stdio::piped() });
