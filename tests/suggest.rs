@@ -79,6 +79,47 @@ fn data_verbs_take_folders_and_views_fit_the_images() {
     assert_says(&missing, 4, &["did you mean `images`?"]);
 }
 
+#[test]
+fn a_run_whose_images_vanish_is_saved_and_resumes_when_they_are_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = folder.path().join("images");
+    pictures(&images, 40, 0, |_| [40, 40], false);
+    let recipe = r#"Recipe(
+        name: "short", data: ImageFolder(root: "images", test_fraction: 0, cache: 0), objective: [(term: InfoNce())],
+        views: [(ops: [RandomResizedCrop(size: 8)])], encoder: ConvNet(channels: [8]), projector: Mlp(dims: [8]),
+        train: (epochs: 60, batch: 8, log_every: 1),
+    )"#;
+    std::fs::write(folder.path().join("short.ron"), recipe).unwrap();
+    let mut run = Command::new(env!("CARGO_BIN_EXE_pauc-cli"))
+        .args(["run", "short.ron", "--out", "runs"])
+        .current_dir(folder.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let of_run =
+        || std::fs::read_dir(folder.path().join("runs")).ok()?.next()?.ok().map(|e| e.path().join("seed0"));
+    let has_stepped = || {
+        let log = std::fs::read_to_string(of_run()?.join("metrics.jsonl")).ok()?;
+        log.contains("\"step\":5").then_some(())
+    };
+    while has_stepped().is_none() {
+        assert!(run.try_wait().unwrap().is_none(), "it ended before its images vanished");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    std::fs::rename(&images, folder.path().join("away")).unwrap();
+    let ended = run.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(4), "{said}");
+    assert!(said.contains("an image cannot be read: the run is saved at step"), "{said}");
+
+    std::fs::rename(folder.path().join("away"), &images).unwrap();
+    let run = of_run().unwrap();
+    let resumed = pauc_in(folder.path(), &["resume", run.to_str().unwrap()]);
+    assert_eq!(resumed.code, 0, "{}", resumed.stderr);
+    assert!(resumed.stderr.contains("finished after"), "{}", resumed.stderr);
+}
+
 /// The width and height of an image, by its number.
 type Sizes = fn(u32) -> [u32; 2];
 

@@ -254,7 +254,12 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
             match taken {
                 // Between two steps, while the run waited for images.
                 Err(Error::Stopped) => break Ending::Interrupted,
-                other => other?,
+                Err(error) => {
+                    // If that fails as well, the first error says why the run ends.
+                    let _ = self.save_without_data(&error, dir, watch);
+                    return Err(error);
+                }
+                Ok(()) => {}
             }
             if self.state.ends_epoch(&horizon) && !self.timings.is_empty() {
                 let all = loader.throughput();
@@ -473,6 +478,19 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         })?;
         self.saved_step = Some(self.state.step);
         Ok(())
+    }
+
+    /// Saves the steps before an image that cannot be read: its disk or network may be back later. On several ranks,
+    /// only one knows of it, and the others cannot take part.
+    fn save_without_data(&mut self, error: &Error, dir: &RunDir, watch: &mut dyn Observer) -> Result<()> {
+        let step = self.state.step;
+        let alone = self.plan.communicator.size() == 1;
+        let is_own = matches!(error, Error::Io { path, .. } if path.starts_with(dir.path()));
+        if !error.is_about_data() || is_own || !alone || step == 0 || self.saved_step == Some(step) {
+            return Ok(());
+        }
+        self.save(dir, watch, false)?;
+        watch.warn(step, format!("an image cannot be read: the run is saved at step {step}, for `resume`"))
     }
 
     /// Runs the probes of the end of an epoch or of the run, unless they already ran, and ends the run if
