@@ -2,6 +2,7 @@
 
 use crate::inverted_file::{InvertedFile, PART, Sums, graph, objective, step};
 use crate::lloyd::{Lloyd, Members, refill_from, report};
+use crate::on_ranks::Shared;
 use crate::seeding::{Init, gather, some_of};
 use pauc_kernels::distance::squared_distance;
 use pauc_traits::clusterer::{FitContext, FitReport};
@@ -74,7 +75,7 @@ impl Clusterer for HierarchicalKMeans {
         for (number, k) in sizes.iter().enumerate() {
             let FitContext { seed, epoch, .. } = context;
             let fit = LevelFit { options: self, rows, k: *k, seed, epoch, number: number as u64 };
-            let level = fit.run(levels.last_mut(), sizes.len() - number - 1)?;
+            let level = fit.run(levels.last_mut(), sizes.len() - number - 1, Shared::of(&context))?;
             levels.push(level);
         }
         nest(rows, &mut levels[hidden.is_some() as usize..]);
@@ -159,26 +160,26 @@ impl<'a> LevelFit<'a> {
     }
 
     /// Fits the level. `below` is the number of levels below it.
-    fn run(&self, above: Option<&mut Level<'a>>, below: usize) -> Result<Level<'a>> {
+    fn run(&self, above: Option<&mut Level<'a>>, below: usize, shared: Shared<'_>) -> Result<Level<'a>> {
         let mut level = match above {
-            Some(above) => self.below(above, below == 0)?,
-            None => self.first(below)?,
+            Some(above) => self.below(above, below == 0, shared)?,
+            None => self.first(below, shared)?,
         };
         if below == 0 {
-            self.refine(&mut level)?;
+            self.refine(&mut level, shared)?;
         }
         Ok(level)
     }
 
     /// Finds the parents of each sample for the next level.
-    fn parents(&self, centroids: &[f32], finest: bool) -> InvertedFile<'a> {
+    fn parents(&self, centroids: &[f32], finest: bool, shared: Shared<'_>) -> Result<InvertedFile<'a>> {
         let count = centroids.len() / self.rows.cols;
         let width = if finest { self.options.probes.get().min(count) } else { 1 };
-        InvertedFile::new(self.rows, centroids, width)
+        InvertedFile::new(self.rows, centroids, width, shared)
     }
 
     /// Fits the coarsest level.
-    fn first(&self, below: usize) -> Result<Level<'a>> {
+    fn first(&self, below: usize, shared: Shared<'_>) -> Result<Level<'a>> {
         let dim = self.rows.cols;
         // The rows may be a mapped file larger than memory, so do not copy them.
         let data = self
@@ -188,12 +189,13 @@ impl<'a> LevelFit<'a> {
         let mut level = Level::new(children.centroids, vec![0; self.k], children.splits, self.rows.rows);
         if below == 0 {
             // A single cell that lists all prototypes.
-            let file = InvertedFile::new(self.rows, &vec![0.0; dim], 1);
+            let file = InvertedFile::new(self.rows, &vec![0.0; dim], 1, shared)?;
             let lists = [(0..self.k as u32).collect()];
-            level.objective.push(file.assign(&level.centroids, &lists, &mut level.labels).objective);
+            let pass = file.assign(&level.centroids, &lists, &mut level.labels, shared)?;
+            level.objective.push(pass.objective);
         } else {
             // The objective is computed later, when the level has its descendants' samples.
-            let parents = self.parents(&level.centroids, below == 1);
+            let parents = self.parents(&level.centroids, below == 1, shared)?;
             level.labels = parents.nearest();
             level.parents_below = Some(parents);
         }
@@ -201,7 +203,7 @@ impl<'a> LevelFit<'a> {
     }
 
     /// Fits the children of the prototypes of the level above.
-    fn below(&self, above: &mut Level<'a>, finest: bool) -> Result<Level<'a>> {
+    fn below(&self, above: &mut Level<'a>, finest: bool, shared: Shared<'_>) -> Result<Level<'a>> {
         let dim = self.rows.cols;
         let count = above.centroids.len() / dim;
         let members = Members::new(&above.labels, count);
@@ -214,7 +216,7 @@ impl<'a> LevelFit<'a> {
             })
             .collect();
         drop(members);
-        let divided = self.divide_all(&own, &shares)?;
+        let divided = self.divide_all(&own, &shares, shared)?;
         drop(own);
         let parent: Vec<u32> =
             shares.iter().enumerate().flat_map(|(parent, share)| vec![parent as u32; *share]).collect();
@@ -223,14 +225,18 @@ impl<'a> LevelFit<'a> {
         divided.into_iter().for_each(|children| centroids.extend(children.centroids));
         let lists = children_of(&parent, &centroids, &above.centroids, dim);
         let mut level = Level::new(centroids, parent, splits, self.rows.rows);
-        let parents = above.parents_below.take().unwrap_or_else(|| self.parents(&above.centroids, finest));
-        level.objective.push(parents.assign(&level.centroids, &lists, &mut level.labels).objective);
+        let parents = match above.parents_below.take() {
+            Some(parents) => parents,
+            None => self.parents(&above.centroids, finest, shared)?,
+        };
+        let pass = parents.assign(&level.centroids, &lists, &mut level.labels, shared)?;
+        level.objective.push(pass.objective);
         stop::check()?;
         Ok(level)
     }
 
     /// Updates a level, with samples free to leave their parents.
-    fn refine(&self, level: &mut Level<'_>) -> Result<()> {
+    fn refine(&self, level: &mut Level<'_>, shared: Shared<'_>) -> Result<()> {
         let dim = self.rows.cols;
         let (mut reassigned, mut neighbors) = (self.rows.rows, Vec::new());
         let mut sums = Sums::new(self.rows, &level.labels, self.k);
@@ -249,7 +255,7 @@ impl<'a> LevelFit<'a> {
                 neighbors = graph(&level.centroids, dim, self.options.neighbours.get());
             }
             let before = level.labels.clone();
-            let pass = step(self.rows, &level.centroids, &neighbors, &mut level.labels);
+            let pass = step(self.rows, &level.centroids, &neighbors, &mut level.labels, shared)?;
             stop::check()?;
             reassigned = pass.reassigned;
             level.objective.push(pass.objective);
@@ -270,8 +276,9 @@ impl<'a> LevelFit<'a> {
 
     /// Splits the prototypes of the level above by k-means among the samples `own` of each.
     ///
-    /// The samples of as many prototypes as fit into [`PART`] are read together, sequentially.
-    fn divide_all(&self, own: &[Vec<u32>], shares: &[usize]) -> Result<Vec<Children>> {
+    /// The samples of as many prototypes as fit into [`PART`] are read together, sequentially. The ranks share these
+    /// prototypes.
+    fn divide_all(&self, own: &[Vec<u32>], shares: &[usize], shared: Shared<'_>) -> Result<Vec<Children>> {
         let dim = self.rows.cols;
         let mut divided = Vec::with_capacity(own.len());
         let task = progress::task("dividing clusters", own.len() as u64);
@@ -284,7 +291,9 @@ impl<'a> LevelFit<'a> {
                 held <= PART
             };
             let together = own[first..].iter().take_while(fits).count().max(1);
-            let own = &own[first..first + together];
+            let all = first..first + together;
+            let of_rank = shared.own(together, 1);
+            let (first, own) = (first + of_rank.start, &own[all.clone()][of_rank]);
             let chosen: Vec<u32> = own.iter().flatten().copied().collect();
             let data = gather(self.rows, &chosen);
             let mut rest = &data[..];
@@ -294,10 +303,28 @@ impl<'a> LevelFit<'a> {
             let divide =
                 |(i, data): (usize, &&[f32])| stop.within(|| self.divide(data, first + i, shares[first + i]));
             let children: Result<Vec<Children>> = parts.par_iter().enumerate().map(divide).collect();
-            divided.extend(children?);
+            divided.extend(self.children_of_all(children?, &shares[all], shared)?);
             task.advance(together as u64);
         }
         Ok(divided)
+    }
+
+    /// Completes the children of some prototypes with those that other ranks have computed.
+    fn children_of_all(
+        &self,
+        own: Vec<Children>,
+        shares: &[usize],
+        shared: Shared<'_>,
+    ) -> Result<Vec<Children>> {
+        let splits = shared.concatenate(own.iter().map(|children| children.splits).collect())?;
+        let own: Vec<f32> = own.into_iter().flat_map(|children| children.centroids).collect();
+        let centroids = shared.concatenate(own)?;
+        let mut rest = &centroids[..];
+        let of_parent = |(share, splits): (&usize, usize)| {
+            let own = rest.split_off(..share * self.rows.cols).unwrap_or_default();
+            Children { centroids: own.to_vec(), splits }
+        };
+        Ok(shares.iter().zip(splits).map(of_parent).collect())
     }
 
     /// Splits one prototype by k-means among the given samples.

@@ -6,13 +6,14 @@
 //! remaining rows are skipped: callers have to call [`stop::check`].
 
 use crate::lloyd::Members;
+use crate::on_ranks::Shared;
 use crate::seeding::gather;
 use pauc_kernels::distance::{
     Packed, add_rows, biases, dot, mean_row, nearest, nearest_scored, squared_distance,
 };
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::probe::RowsView;
-use pauc_traits::stop;
+use pauc_traits::{Result, stop};
 use rayon::prelude::*;
 
 /// Rows per task. Fixed, so that the tasks do not depend on the number of threads.
@@ -34,19 +35,24 @@ pub struct InvertedFile<'a> {
 }
 
 impl<'a> InvertedFile<'a> {
-    /// Finds the `width` nearest centers of each row.
+    /// Finds the `width` nearest centers of each row. The ranks share the rows.
     ///
     /// # Shapes
     /// rows (N, D), centers G·D with G ≥ `width` ≥ 1
-    pub fn new(rows: RowsView<'a>, centers: &[f32], width: usize) -> Self {
+    ///
+    /// # Errors
+    /// If another rank has failed.
+    pub fn new(rows: RowsView<'a>, centers: &[f32], width: usize, shared: Shared<'_>) -> Result<Self> {
         let (dim, count) = (rows.cols, centers.len() / rows.cols);
         // Centered on the mean of the centers, so that features far from the origin keep their precision.
         let origin = mean_row(centers, dim);
         let centered = centered(centers, &origin);
         let half: Vec<f32> = biases(centers, &origin).into_iter().map(|b| b as f32).collect();
-        let mut cells = vec![0u32; rows.rows * width];
+        let own = shared.own(rows.rows, TILE);
+        let mut cells = vec![0u32; own.len() * width];
         let stop = stop::flag();
-        let tasks = cells.par_chunks_mut(TILE * width).zip(rows.data.par_chunks(TILE * dim));
+        let data = &rows.data[own.start * dim..own.end * dim];
+        let tasks = cells.par_chunks_mut(TILE * width).zip(data.par_chunks(TILE * dim));
         let tasks = tasks.filter(|_| !stop.is_set());
         tasks.for_each_init(
             || (vec![0.0f32; TILE * count], Vec::with_capacity(width)),
@@ -61,7 +67,7 @@ impl<'a> InvertedFile<'a> {
                 }
             },
         );
-        InvertedFile { rows, width, cells }
+        Ok(InvertedFile { rows, width, cells: shared.concatenate(cells)? })
     }
 
     /// Returns the nearest cell of each row.
@@ -75,16 +81,28 @@ impl<'a> InvertedFile<'a> {
     ///
     /// # Shapes
     /// centroids (K, D), row-major; lists: one per cell, of numbers in 0..K; labels N
-    pub fn assign(&self, centroids: &[f32], lists: &[Vec<u32>], labels: &mut [u32]) -> Pass {
+    ///
+    /// # Errors
+    /// If another rank has failed.
+    pub fn assign(
+        &self,
+        centroids: &[f32],
+        lists: &[Vec<u32>],
+        labels: &mut [u32],
+        shared: Shared<'_>,
+    ) -> Result<Pass> {
         let dim = self.rows.cols;
         let origin = mean_row(centroids, dim);
         let listed: Vec<Vec<f32>> =
             lists.par_iter().map(|list| gather(RowsView::new(centroids, dim), list)).collect();
         let packed: Vec<Packed<'_>> = listed.par_iter().map(|c| Packed::around(c, &origin)).collect();
         let stop = stop::flag();
-        let tasks = labels.par_chunks_mut(TASK).zip(self.cells.par_chunks(TASK * self.width));
+        let (n, own) = (self.rows.rows, shared.own(self.rows.rows, TASK));
+        let cells = &self.cells[own.start * self.width..own.end * self.width];
+        let data = &self.rows.data[own.start * dim..own.end * dim];
+        let tasks = labels[own].par_chunks_mut(TASK).zip(cells.par_chunks(TASK * self.width));
         let passes: Vec<Pass> = tasks
-            .zip(self.rows.data.par_chunks(TASK * dim))
+            .zip(data.par_chunks(TASK * dim))
             .filter(|_| !stop.is_set())
             .map(|((labels, cells), data)| {
                 let rows = RowsView::new(data, dim);
@@ -92,7 +110,12 @@ impl<'a> InvertedFile<'a> {
                 keep_nearer(rows, centroids, &best, labels)
             })
             .collect();
-        passes.into_iter().fold(Pass::default(), Pass::and)
+        shared.complete(labels, n, TASK)?;
+        let objectives = shared.concatenate(passes.iter().map(|pass| pass.objective).collect())?;
+        let reassigned = shared.concatenate(passes.iter().map(|pass| pass.reassigned).collect())?;
+        let passes = objectives.into_iter().zip(reassigned);
+        let passes = passes.map(|(objective, reassigned)| Pass { objective, reassigned });
+        Ok(passes.fold(Pass::default(), Pass::and))
     }
 
     /// Finds the nearest centroid of each row among those listed with its cells.
@@ -310,11 +333,20 @@ fn nearest_of(scores: &[f32], width: usize, least: &mut Vec<f32>, near: &mut Vec
 }
 
 /// Finds the nearest centroid of each row among the neighbors of its current one. `lists` has the neighbors
-/// of each centroid, in ascending order.
+/// of each centroid, in ascending order. The ranks share the centroids.
 ///
 /// # Shapes
 /// rows (N, D), centroids (K, D), row-major, K lists, labels N, each in 0..K
-pub fn step(rows: RowsView<'_>, centroids: &[f32], lists: &[Vec<u32>], labels: &mut [u32]) -> Pass {
+///
+/// # Errors
+/// If another rank has failed.
+pub fn step(
+    rows: RowsView<'_>,
+    centroids: &[f32],
+    lists: &[Vec<u32>],
+    labels: &mut [u32],
+    shared: Shared<'_>,
+) -> Result<Pass> {
     let dim = rows.cols;
     let origin = mean_row(centroids, dim);
     let biases = biases(centroids, &origin);
@@ -324,7 +356,8 @@ pub fn step(rows: RowsView<'_>, centroids: &[f32], lists: &[Vec<u32>], labels: &
     for (labels, data) in labels.chunks_mut(part).zip(rows.data.chunks(part * dim)) {
         let part = RowsView::new(data, dim);
         let members = Members::new(labels, lists.len());
-        let clusters: Vec<(Vec<u32>, f64)> = (0..lists.len())
+        let clusters: Vec<(Vec<u32>, f64)> = shared
+            .own(lists.len(), 1)
             .into_par_iter()
             .filter(|c| !stop.is_set() && !members.of(*c).is_empty())
             .map(|c| {
@@ -338,16 +371,14 @@ pub fn step(rows: RowsView<'_>, centroids: &[f32], lists: &[Vec<u32>], labels: &
                 (labels, sq_dist.iter().map(|d| *d as f64).sum())
             })
             .collect();
-        let mut order = members.order.iter();
-        for (nearest, inertia) in clusters {
-            pass.objective += inertia;
-            for (c, i) in nearest.iter().zip(&mut order) {
-                pass.reassigned += (labels[*i as usize] != *c) as usize;
-                labels[*i as usize] = *c;
-            }
+        let (nearest, inertia): (Vec<Vec<u32>>, Vec<f64>) = clusters.into_iter().unzip();
+        shared.concatenate(inertia)?.into_iter().for_each(|inertia| pass.objective += inertia);
+        for (c, i) in shared.concatenate(nearest.concat())?.iter().zip(&members.order) {
+            pass.reassigned += (labels[*i as usize] != *c) as usize;
+            labels[*i as usize] = *c;
         }
     }
-    pass
+    Ok(pass)
 }
 
 /// Returns Σ‖x − c‖² of rows and their centroids.
@@ -382,7 +413,7 @@ mod tests {
         // More rows than one tile, far from the origin.
         let data: Vec<f32> = wave(600 * 3).iter().map(|v| v + 50.0).collect();
         let centers = data[900..900 + 11 * 3].to_vec();
-        let probing = InvertedFile::new(RowsView::new(&data, 3), &centers, 4);
+        let probing = InvertedFile::new(RowsView::new(&data, 3), &centers, 4, Shared::default()).unwrap();
         let centers = Centroids::exact(&centers, 3);
         for (x, cells) in data.chunks(3).zip(probing.cells.chunks(4)) {
             let far = |c: u32| oracle::sq_dist(x, centers.row(c as usize));
@@ -405,11 +436,11 @@ mod tests {
         let (data, centroids) = (wave(300 * 3), wave(900)[600..660].to_vec());
         let lists = [vec![0, 4, 9, 19], (0..12).collect(), vec![11], vec![7], vec![3, 5, 18]];
         let centers = wave(1500)[1200..1215].to_vec();
-        let probing = InvertedFile::new(RowsView::new(&data, 3), &centers, 2);
+        let probing = InvertedFile::new(RowsView::new(&data, 3), &centers, 2, Shared::default()).unwrap();
         let before: Vec<u32> =
             (0..300u32).map(|i| if i.is_multiple_of(3) { u32::MAX } else { i % 20 }).collect();
         let mut labels = before.clone();
-        let pass = probing.assign(&centroids, &lists, &mut labels);
+        let pass = probing.assign(&centroids, &lists, &mut labels, Shared::default()).unwrap();
         let (mut total, mut other) = (Rounded::default(), 0);
         let centroids = Centroids::exact(&centroids, 3);
         for (i, x) in data.chunks(3).enumerate() {
@@ -459,7 +490,8 @@ mod tests {
             }
             let before: Vec<u32> = (0..500).map(|i| i * 7 % 130).collect();
             let mut labels = before.clone();
-            let pass = step(RowsView::new(&data, 3), &centroids, &lists, &mut labels);
+            let pass =
+                step(RowsView::new(&data, 3), &centroids, &lists, &mut labels, Shared::default()).unwrap();
             let mut total = Rounded::default();
             for (i, x) in data.chunks(3).enumerate() {
                 let list = lists[before[i] as usize].iter().map(|c| *c as usize);

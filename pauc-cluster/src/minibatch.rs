@@ -2,6 +2,7 @@
 
 use crate::lloyd::{Members, refill, report};
 use crate::nearest;
+use crate::on_ranks::Shared;
 use crate::seeding::{Init, gather, some_of};
 use pauc_kernels::distance::{Packed, add_rows, nearest};
 use pauc_traits::clusterer::FitContext;
@@ -53,7 +54,7 @@ impl Clusterer for MiniBatchKMeans {
         let level = |(level, k): (usize, &Count)| {
             let random = |view| stream(context.seed, Purpose::Cluster, context.epoch, level as u64, view);
             let start = self.first_centroids(rows, k.get(), &mut random(0))?;
-            self.level(rows, start, &mut random(1))
+            self.level(rows, start, &mut random(1), Shared::of(&context))
         };
         self.k.iter().enumerate().map(level).collect()
     }
@@ -80,7 +81,14 @@ impl MiniBatchKMeans {
         Ok(gather(some, &self.init.choose(some, k, rng)?))
     }
 
-    fn level(&self, rows: RowsView<'_>, mut centroids: Vec<f32>, rng: &mut Stream) -> Result<Clustering> {
+    /// Fits a level from given centroids. The ranks share the rows of each batch.
+    fn level(
+        &self,
+        rows: RowsView<'_>,
+        mut centroids: Vec<f32>,
+        rng: &mut Stream,
+        shared: Shared<'_>,
+    ) -> Result<Clustering> {
         let (n, dim) = (rows.rows, rows.cols);
         let k = centroids.len() / dim;
         let batch = self.batch.get().min(n);
@@ -98,7 +106,8 @@ impl MiniBatchKMeans {
                 order.shuffle(rng);
                 for chosen in order.chunks(batch) {
                     stop::check()?;
-                    met += take_in(RowsView::new(&gather(held, chosen), dim), &mut centroids, &mut counts);
+                    let batch = gather(held, chosen);
+                    met += take_in(RowsView::new(&batch, dim), &mut centroids, &mut counts, shared)?;
                     task.advance(chosen.len() as u64);
                 }
             }
@@ -106,7 +115,12 @@ impl MiniBatchKMeans {
             splits += refill(&mut centroids, dim, &mut counts, rng);
         }
         let (mut labels, mut sq_dist) = (vec![0u32; n], vec![0.0f32; n]);
-        nearest::nearest(rows, &Packed::new(&centroids, dim), k, &mut labels, &mut sq_dist)?;
+        let own = shared.own(n, 1);
+        let of_rank = RowsView::new(&rows.data[own.start * dim..own.end * dim], dim);
+        let packed = Packed::new(&centroids, dim);
+        nearest::nearest(of_rank, &packed, k, &mut labels[own.clone()], &mut sq_dist[own])?;
+        shared.complete(&mut labels, n, 1)?;
+        shared.complete(&mut sq_dist, n, 1)?;
         objective.push(sq_dist.iter().map(|d| *d as f64).sum());
         let assignments: Vec<Option<u32>> = labels.into_iter().map(Some).collect();
         let report = report(objective, splits, assignments.iter().copied(), k);
@@ -116,10 +130,19 @@ impl MiniBatchKMeans {
 
 /// Moves each centroid to the running mean of its samples, including those of the batch. Returns the batch's
 /// Σ‖x − c‖² before the update.
-fn take_in(batch: RowsView<'_>, centroids: &mut [f32], counts: &mut [usize]) -> f64 {
-    let dim = batch.cols;
-    let (mut labels, mut sq_dist) = (vec![0u32; batch.rows], vec![0.0f32; batch.rows]);
-    nearest(batch.data, &Packed::new(centroids, dim), &mut labels, &mut sq_dist);
+fn take_in(
+    batch: RowsView<'_>,
+    centroids: &mut [f32],
+    counts: &mut [usize],
+    shared: Shared<'_>,
+) -> Result<f64> {
+    let (n, dim) = (batch.rows, batch.cols);
+    let (mut labels, mut sq_dist) = (vec![0u32; n], vec![0.0f32; n]);
+    let own = shared.own(n, 1);
+    let data = &batch.data[own.start * dim..own.end * dim];
+    nearest(data, &Packed::new(centroids, dim), &mut labels[own.clone()], &mut sq_dist[own]);
+    shared.complete(&mut labels, n, 1)?;
+    shared.complete(&mut sq_dist, n, 1)?;
     let members = Members::new(&labels, counts.len());
     let mut sum = vec![0.0f64; dim];
     for ((c, centroid), count) in centroids.chunks_exact_mut(dim).enumerate().zip(counts) {
@@ -135,7 +158,7 @@ fn take_in(batch: RowsView<'_>, centroids: &mut [f32], counts: &mut [usize]) -> 
             *v = (*v as f64 + rest / *count as f64) as f32;
         }
     }
-    sq_dist.iter().map(|d| *d as f64).sum()
+    Ok(sq_dist.iter().map(|d| *d as f64).sum())
 }
 
 /// Splits 0..n into parts: the numbers of `together` random runs of length `run`, in ascending order, then
@@ -182,7 +205,9 @@ mod tests {
         let (dim, n) = (2, 90);
         let data = wave(n * dim);
         let start = data[..6 * dim].to_vec();
-        let got = configured(20, 2).level(RowsView::new(&data, dim), start.clone(), &mut rng()).unwrap();
+        let got = configured(20, 2)
+            .level(RowsView::new(&data, dim), start.clone(), &mut rng(), Shared::default())
+            .unwrap();
         let mut centroids = Centroids::exact(&start, dim);
         let (mut counts, mut rng) = ([0.0; 6], rng());
         let row = |i: usize| &data[i * dim..][..dim];

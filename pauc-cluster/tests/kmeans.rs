@@ -4,6 +4,8 @@
 
 use pauc_cluster::KMeans;
 use pauc_cluster::nearest::Nearest;
+use pauc_cluster::on_ranks::OnRanks;
+use pauc_distributed::Threads;
 use pauc_testing::{assert_within, tolerance};
 use pauc_traits::clusterer::{ClustersOnDevice, FitContext, RowsOnDevice};
 use pauc_traits::probe::RowsView;
@@ -337,10 +339,24 @@ fn defaults_are_documented() {
     assert!(KMeans::FIELDS.iter().all(|f| !f.doc.trim().is_empty()));
 }
 
+/// Asserts that a fit on several ranks has the bits of a fit on one process, which the fit before may start from.
+fn assert_ranks_agree(text: &str, data: &[f32], cols: usize, sizes: &[usize]) {
+    let previous = fit(text, data, cols).unwrap();
+    let from = FitContext { previous: &previous, ..context() };
+    let want = fit_with(text, data, cols, from).unwrap();
+    for size in sizes {
+        let fits = Threads::run(*size, |ranks| {
+            let ranks = OnRanks(&ranks);
+            fit_with(text, data, cols, FitContext { device: Some(&ranks), previous: &previous, ..context() })
+        });
+        for got in fits {
+            assert_eq!(got.unwrap(), want, "{text} on {size} ranks");
+        }
+    }
+}
+
 #[test]
 fn ranks_cluster_together_to_the_same_bits() {
-    use pauc_cluster::on_ranks::OnRanks;
-    use pauc_distributed::Threads;
     let data = noise(240 * 4, 9);
     for text in [
         "KMeans(k: [6, 3, 19], redos: 2)",
@@ -353,25 +369,11 @@ fn ranks_cluster_together_to_the_same_bits() {
         "MiniBatchKMeans(k: [6], batch: 50)",
         "HierarchicalKMeans(k: [3, 6])",
     ] {
-        let alone = fit(text, &data, 4).unwrap();
-        for size in [1, 2, 3, 4] {
-            let fits = Threads::run(size, |ranks| {
-                let ranks = OnRanks(&ranks);
-                let context = FitContext { device: Some(&ranks), previous: &alone, ..context() };
-                fit_with(text, &data, 4, context)
-            });
-            let previous = FitContext { previous: &alone, ..context() };
-            let want = fit_with(text, &data, 4, previous).unwrap();
-            for got in fits {
-                let got = got.unwrap();
-                assert_eq!(got.len(), want.len());
-                for (got, want) in got.iter().zip(&want) {
-                    let what = format!("{text} on {size} ranks");
-                    assert_eq!(got.assignments, want.assignments, "{what}");
-                    assert_eq!(got.centroids, want.centroids, "{what}");
-                    assert_eq!(got.report, want.report, "{what}");
-                }
-            }
-        }
+        assert_ranks_agree(text, &data, 4, &[1, 2, 3, 4]);
+    }
+    // Rows for all ranks, also where they are divided in large blocks.
+    let data = noise(40_000 * 2, 10);
+    for text in ["HierarchicalKMeans(k: [5, 40, 300])", "HierarchicalKMeans(k: [600])", "KMeans(k: [20])"] {
+        assert_ranks_agree(text, &data, 2, &[2, 3]);
     }
 }

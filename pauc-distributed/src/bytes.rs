@@ -28,6 +28,16 @@ pub fn bytes_of_mut<T: Plain>(numbers: &mut [T]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), size_of_val(numbers)) }
 }
 
+/// Returns the numbers of several messages, one message after the other. Bytes at the end of all that do not make a
+/// number are dropped.
+pub fn joined<T: Plain + Default>(messages: &[Vec<u8>]) -> Vec<T> {
+    let bytes = messages.concat();
+    let mut numbers = vec![T::default(); bytes.len() / size_of::<T>()];
+    let whole = size_of_val(&*numbers);
+    bytes_of_mut(&mut numbers).copy_from_slice(&bytes[..whole]);
+    numbers
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,5 +51,7 @@ mod tests {
         bytes_of_mut(&mut copy).copy_from_slice(&bytes);
         assert_eq!(copy.map(f32::to_bits), numbers.map(f32::to_bits));
         assert!(bytes_of::<u64>(&[]).is_empty());
+        let messages = [bytes_of(&[1.5f32]).to_vec(), Vec::new(), bytes_of(&[-2.0f32, 4.0]).to_vec()];
+        assert_eq!(joined::<f32>(&messages), [1.5, -2.0, 4.0]);
     }
 }

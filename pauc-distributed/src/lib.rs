@@ -25,7 +25,7 @@ mod threads;
 
 pub use agreement::{Disagreement, agree};
 pub use alone::Alone;
-pub use bytes::{Plain, bytes_of, bytes_of_mut};
+pub use bytes::{Plain, bytes_of, bytes_of_mut, joined};
 pub use error::CommunicationError;
 pub use launcher::{Family, Launcher, LauncherError};
 pub use mpi::library::{Library, LibraryError, find};

@@ -3,7 +3,7 @@
 //! Every rank has the same state and takes the same decisions. It passes its own shards through the networks; the rows
 //! are gathered, and all ranks evaluate the terms on the whole batch. Rank 0 alone writes.
 
-use pauc_distributed::{Communicator, bytes_of, bytes_of_mut};
+use pauc_distributed::{Communicator, bytes_of, bytes_of_mut, joined};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
 use pauc_traits::{Error, Param, Result};
@@ -42,15 +42,7 @@ pub(crate) fn concatenate(ranks: &dyn Communicator, own: Vec<f32>) -> Result<Vec
     if ranks.size() == 1 {
         return Ok(own);
     }
-    let messages = ranks.all_gather_messages(bytes_of(&own))?;
-    let mut all = vec![0.0; messages.iter().map(Vec::len).sum::<usize>() / size_of::<f32>()];
-    let mut rest = bytes_of_mut(&mut all);
-    for message in messages {
-        let (part, after) = rest.split_at_mut(message.len());
-        part.copy_from_slice(&message);
-        rest = after;
-    }
-    Ok(all)
+    Ok(joined(&ranks.all_gather_messages(bytes_of(&own))?))
 }
 
 /// How the work of rank 0 ended, as the first byte of a message.

@@ -91,6 +91,20 @@ pub trait ClustersOnDevice {
     /// # Errors
     /// If the device fails.
     fn rows<'a>(&'a self, rows: RowsView<'a>) -> Result<Option<Box<dyn RowsOnDevice + 'a>>>;
+
+    /// Returns the rank of this process among those that cluster the same rows together, and their number. By default
+    /// it is alone.
+    fn place(&self) -> (usize, usize) {
+        (0, 1)
+    }
+
+    /// Gathers what each of these processes has computed, in the order of their ranks.
+    ///
+    /// # Errors
+    /// If another process has failed.
+    fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![own.to_vec()])
+    }
 }
 
 impl std::fmt::Debug for dyn ClustersOnDevice + '_ {
