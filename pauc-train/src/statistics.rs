@@ -45,6 +45,19 @@ impl Spread {
     }
 }
 
+impl Spread {
+    /// Returns the 95 % confidence interval of the mean by Student's distribution with n − 1 degrees of freedom; `None`
+    /// for fewer than two values, or if one is not finite.
+    pub fn t_interval(&self) -> Option<[f64; 2]> {
+        let Spread { n, mean, sd } = *self;
+        if n < 2 || !sd.is_finite() {
+            return None;
+        }
+        let half = two_sided_quantile(0.05, n as f64 - 1.0) * sd / (n as f64).sqrt();
+        Some([mean - half, mean + half])
+    }
+}
+
 /// Student's t-test on the differences of pairs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Paired {
@@ -129,17 +142,17 @@ pub struct PairedDifference {
 impl PairedDifference {
     /// Computes the statistics of differences; `None` if there are none.
     pub fn of(differences: &[f64], resamples: Resamples) -> Option<Self> {
-        let Spread { n, mean, sd } = Spread::of(differences);
+        let spread = Spread::of(differences);
+        let Spread { n, mean, sd } = spread;
         if n == 0 {
             return None;
         }
         let test = Paired::of(differences);
         let is_tested = test.is_some();
-        let half = || two_sided_quantile(0.05, n as f64 - 1.0) * sd / (n as f64).sqrt();
         Some(PairedDifference {
             n,
             mean,
-            t_interval: is_tested.then(|| [mean - half(), mean + half()]),
+            t_interval: spread.t_interval(),
             bootstrap_interval: is_tested.then(|| bootstrap(differences, resamples)),
             p: test.map(|t| t.p),
             p_holm: None,

@@ -4,7 +4,7 @@ use super::tuning::choice;
 use super::{ArmComparison, ArmDifference, Axis, Row, Sweep, Trials, tuning_note};
 use crate::compare;
 use crate::side_by_side::reported;
-use crate::statistics::{Spread, two_sided_quantile};
+use crate::statistics::Spread;
 use pauc_report::ReportData;
 use pauc_report::study::{Difference, Differences, Mean, Study, StudyRun, TunedArm, Variant};
 use pauc_traits::probe::MetricKind;
@@ -107,10 +107,7 @@ fn variant(sweep: &Sweep, row: &Row) -> Result<Variant> {
 }
 
 fn mean(spread: &Spread) -> Mean {
-    let Spread { n, mean, sd } = *spread;
-    let half = || two_sided_quantile(0.05, n as f64 - 1.0) * sd / (n as f64).sqrt();
-    let interval = (n > 1 && sd.is_finite()).then(|| [mean - half(), mean + half()]);
-    Mean { n, mean, sd, interval }
+    Mean { n: spread.n, mean: spread.mean, sd: spread.sd, interval: spread.t_interval() }
 }
 
 /// Returns the metrics that the sweep compares, or all accuracies, and the metric that it chooses by.
