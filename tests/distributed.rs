@@ -128,7 +128,12 @@ fn a_rank_that_differs_is_named() {
         other.args([":", "-n", "1", program]).args(&seed);
         let out = output(&mut other);
         assert_once(&out, "error: the command line of rank 1 on ");
-        let recipe = ["run", "recipe.ron"];
+        let (recipe, elsewhere) = (["run", "recipe.ron"], self::folder());
+        std::fs::write(elsewhere.path().join("recipe.ron"), RECIPE.replace("lr: 0.05", "lr: 0.1")).unwrap();
+        let mut other = on(&launcher, 1, recipe);
+        other.current_dir(folder.path());
+        other.args([":", "-n", "1", "env", "-C"]).arg(elsewhere.path()).arg(program).args(recipe);
+        assert_once(&output(&mut other), "error: the recipe of rank 1 on ");
         let mut other = on(&launcher, 1, recipe);
         other.current_dir(folder.path());
         other.args([":", "-n", "1", "env", "-C", "/", program]).args(recipe);
