@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long other ranks wait for the first one to end them; a launcher takes a second or two.
+/// How long other ranks wait for rank 0 to end them; a launcher takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The start of an error that rank 0 prints itself.
@@ -42,7 +42,7 @@ impl Command {
     }
 }
 
-/// How far a command is that several ranks work on.
+/// The phase of a command that several ranks work on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Ranks wait for each other in [`Ranks::compare`] only, so each failure is made known to all.
@@ -128,7 +128,7 @@ pub fn launcher(command: &Command) -> Result<Option<Launcher>, Failure> {
             }
             Ok(several)
         }
-        // Tasks that cannot find each other need not.
+        // This verb needs no other rank.
         Err(_) if command.part() == Part::First => Ok(None),
         Err(e) => Err(Failure::new(2, format!("error: {e}"))),
     }
@@ -205,7 +205,7 @@ impl Ranks {
     /// Lets the ranks train a plan together.
     ///
     /// # Errors
-    /// If they do not divide its shards, or several should work on GPUs.
+    /// If the number of ranks does not divide the plan's shards, or there are several ranks on a GPU.
     pub fn share(&self, plan: Plan, device: &str) -> Result<Plan, Failure> {
         let communicator = self.communicator();
         if self.are_several() && device != "cpu" {
@@ -271,7 +271,7 @@ impl Ranks {
         })
     }
 
-    /// Does `work` on rank 0 before the others do it: files that the first repairs, the others only read.
+    /// Does `work` on rank 0, then on the others. Rank 0 may repair files, which the others only read.
     ///
     /// # Errors
     /// That of `work`, or another rank's.
@@ -326,7 +326,7 @@ impl Ranks {
 /// Prints a failure while ranks work together, and ends all of them.
 fn abort(communicator: &dyn Communicator, name: &str, failure: Failure) -> ! {
     let code = failure.code;
-    // If all ranks fail alike, as after a failed write, the first ends the others before they repeat its message.
+    // If all ranks fail alike, as after a failed write, rank 0 ends the others before they repeat its message.
     if communicator.rank() > 0 {
         std::thread::sleep(PATIENCE);
     }

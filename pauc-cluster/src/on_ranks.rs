@@ -10,8 +10,8 @@ use pauc_traits::probe::RowsView;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Ranks that cluster the same rows together. Each fits the same clusterer, and they share the work that grows with the
-/// number of rows. The result has the bits of a single process.
+/// Ranks that cluster the same rows together. Each fits the same clusterer, and they divide the work that grows with
+/// the number of rows. The result has the bits of a single process.
 #[derive(Clone, Copy, Debug)]
 pub struct OnRanks<'a>(pub &'a dyn Communicator);
 

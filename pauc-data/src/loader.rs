@@ -76,7 +76,7 @@ impl ImageBatch {
 }
 
 /// Returns the samples of a training step whose views are needed: for each view, positions in the batch in ascending
-/// order. The step counts from the start of training.
+/// order. Steps are counted from the start of training.
 pub type Share = Arc<dyn Fn(u64) -> Vec<Vec<usize>> + Send + Sync>;
 
 /// The order of the samples in an epoch.

@@ -1,9 +1,9 @@
 //! Numbers as the bytes that a communicator moves.
 
-/// A number without padding, of which every combination of bits is valid.
+/// A number without padding, for which every bit pattern is valid.
 ///
 /// # Safety
-/// Implemented for types of which that is true.
+/// The type must have no padding, and every bit pattern of its size must be a valid value.
 pub unsafe trait Plain: Copy {}
 
 /// Implements [`Plain`] for primitive numbers.
@@ -28,8 +28,8 @@ pub fn bytes_of_mut<T: Plain>(numbers: &mut [T]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), size_of_val(numbers)) }
 }
 
-/// Returns the numbers of several messages, one message after the other. Bytes at the end of all that do not make a
-/// number are dropped.
+/// Returns the numbers of several messages, one message after the other. Trailing bytes that are not a whole number
+/// are dropped.
 pub fn joined<T: Plain + Default>(messages: &[Vec<u8>]) -> Vec<T> {
     let bytes = messages.concat();
     let mut numbers = vec![T::default(); bytes.len() / size_of::<T>()];

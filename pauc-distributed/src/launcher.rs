@@ -1,6 +1,6 @@
 //! The program that has started this process as one of several ranks: `mpirun`, `mpiexec`, `srun`, `flux run`.
 
-/// A family of MPI libraries and their launchers, which do not work with those of the other.
+/// A family of MPI libraries and launchers. A library of one family does not work with a launcher of the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// Open MPI.

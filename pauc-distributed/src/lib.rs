@@ -37,10 +37,10 @@ pub type Result<T, E = CommunicationError> = std::result::Result<T, E>;
 
 /// Moves bytes between the ranks of a training.
 ///
-/// Every method but [`rank`](Self::rank), [`size`](Self::size) and [`abort`](Self::abort) is collective: it
-/// returns once all ranks have called it, with the same lengths. If a rank ends or fails before that, the
-/// others get an error or are ended; none waits forever. After an error, the communicator is of no further
-/// use.
+/// Every method but [`rank`](Self::rank), [`size`](Self::size) and [`abort`](Self::abort) is collective: all ranks
+/// must call it, in the same order and with the same lengths, and it may wait for them. If a rank ends or fails
+/// before it has called the method, the ranks that wait for it get an error or are ended. After an error, the
+/// communicator must not be used again.
 pub trait Communicator: Send + Sync + std::fmt::Debug {
     /// Returns the number of this rank, below [`size`](Self::size).
     fn rank(&self) -> usize;

@@ -32,8 +32,8 @@ impl Threads {
     /// Calls `work` on `size` threads, each with the communicator of its rank, and returns the results in the
     /// order of ranks. If a rank ends early, for any reason, others that wait for it get an error.
     ///
-    /// Ranks share the rayon pool of the process. Work that computes in parallel gives each rank a pool of its
-    /// own, else a thread of the pool that waits for another rank may keep it from computing.
+    /// Ranks share the rayon pool of the process. Work that computes in parallel must give each rank a pool of its
+    /// own. Otherwise, a thread of the shared pool may wait for a rank that needs that thread to compute.
     ///
     /// # Panics
     /// If `size` is 0, or the system cannot start a thread.

@@ -10,8 +10,8 @@
 //! n = n_a + n_b,   m = m_a + δ·n_b/n,   v = (n_a·v_a + n_b·v_b + δ²·n_a·n_b/n)/n
 //! ```
 //!
-//! Today, a batch is one part. With `shards` or `micro_batch` it is several parts, each normalized by its own
-//! moments.
+//! Without `shards` and `micro_batch`, a batch is one part. With either, it is several parts, each normalized by its
+//! own moments.
 
 use dfdx::prelude::Cpu;
 use pauc_traits::{Compute, Param};

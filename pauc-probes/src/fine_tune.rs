@@ -13,7 +13,8 @@ component! {
     /// A linear classifier is added to the features. Encoder and classifier are trained on the mean
     /// cross-entropy by stochastic gradient descent with momentum 0.9. No parameter of the encoder is frozen,
     /// and its batch normalization uses batch statistics. An encoder with `drop_path` skips branches as in the run.
-    /// The run's own network does not change. The defaults are those of PCL: 20 epochs, batches of 256, learning rates of 0.01 for the encoder and 0.1 for the
+    /// The run's own network does not change. The defaults are those of PCL: 20 epochs, batches of 256,
+    /// learning rates of 0.01 for the encoder and 0.1 for the
     /// classifier, both times 0.2 after 60 % and after 80 % of the epochs, weight decay 5e-4. With 1 % of the
     /// labels, PCL uses 1 for the classifier: `LowShot(labels: Percent1, probe: FineTune(head_lr: 1.0))`.
     /// Images are cropped and flipped as in the recipe's first view.

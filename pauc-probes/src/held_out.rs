@@ -11,9 +11,9 @@ component! {
     /// Runs another probe with a held-out fifth of the training split in place of the test split.
     ///
     /// Settings chosen by such a metric are chosen without the test split. Of the n training images of each class,
-    /// ⌊n/5⌋ are held out: those whose index has the largest hash. They are the same in every run and for every seed,
-    /// and none of them is among the images of `LowShot` or `Subset` with `Percent1` or `Percent10`. Without labels, all
-    /// images count as one class.
+    /// ⌊n/5⌋ are held out: those whose indices have the largest hashes. They are the same in every run and for every
+    /// seed. `Percent1` and `Percent10` of the same training split contain none of them. Without labels, all images
+    /// count as one class.
     ///
     /// Only the inner probe's labels are held out: it learns from the other four fifths and is scored on the fifth.
     /// The encoder trains on all training images, and clusterings contain all of them. Images that the encoder has
@@ -40,7 +40,9 @@ impl HeldOut {
 /// Checks that there is an image to score.
 fn enough(fifth: &[u32]) -> Result<()> {
     if fifth.is_empty() {
-        return Err(Error::config("HeldOut: no class has five training images, so a fifth of them is none"));
+        return Err(Error::config(
+            "HeldOut: no class has five training images, so there are none to hold out",
+        ));
     }
     Ok(())
 }

@@ -101,7 +101,7 @@ codes! {
     "E0405" "an arm without a name of its own, or a comparison with an arm that does not exist"
     "Arms are named variants of the recipe: `arms: [(name: \"pcl\", set: [\"objective[1].weight=1\"])]`. Names are those of tables and folders, so each arm needs its own. `compare: (to: \"pcl\")` names one of them."
     "E0406" "a choice by the test split"
-    "`best` and `tune` choose values of a recipe. What was chosen by the test split is too good on it. Measure on held-out training images instead: `HeldOut(probe: Knn())` among the probes has the metric `knn/cos/k20/t0.07/heldout`. `best: (metric: …, on_test: true)` chooses by the test split anyway, and the table says so."
+    "`best` and `tune` choose values of a recipe. A setting chosen by its test accuracy looks better on the test split than it is. Choose by held-out training images instead: the probe `HeldOut(probe: Knn())` reports the metric `knn/cos/k20/t0.07/heldout`. `best: (metric: …, on_test: true)` chooses by the test split anyway, and the table says so."
     "E0407" "tuning with an unequal budget, or by nothing"
     "`tune: (trials: 8, over: …)` gives every arm the same number of different trials; `best` names the metric that chooses among them. Each arm needs at least as many combinations of values as trials, and the seeds of trials must not be among those of the results."
     "E0501" "a value that a run cannot change"

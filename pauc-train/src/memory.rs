@@ -96,8 +96,8 @@ pub fn parts(
 }
 
 /// Returns whether the activations of all shards of a batch are kept until the backward pass. Otherwise they are computed
-/// twice, and only those of one shard are in memory at once. They are kept if the run then needs at most half of
-/// `memory` by an estimate that is a lower bound. `parts` are those of a run that keeps them.
+/// twice, and only those of one shard are in memory at once. They are kept if a lower bound on what the run
+/// then needs is at most half of `memory`. `parts` are those of a run that keeps them.
 pub fn keeps_shards(
     recipe: &Recipe,
     parts: &[Part],

@@ -110,9 +110,7 @@ fn set_layer_rates<D: NetworkDevice>(
         return Ok(());
     }
     let depths = network.encoder_depths().ok_or_else(|| {
-        Error::config(
-            "fine-tuning: `layer_decay`: the encoder does not say how deep its layers are; remove it",
-        )
+        Error::config("fine-tuning: the encoder does not say how deep its layers are; remove `layer_decay`")
     })?;
     params.iter().zip(depths.factors(decay.get())).for_each(|(p, factor)| p.set_lr_scale(factor));
     Ok(())

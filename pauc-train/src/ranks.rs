@@ -98,8 +98,8 @@ pub(crate) fn from_first(
     }
 }
 
-/// The running statistics of a network during the passes of this rank's shards. Afterwards they move as all shards of
-/// the batch say, in order.
+/// The running statistics of a network during the passes of this rank's shards. Afterwards they are moved by the
+/// moments of all shards of the batch, in order.
 pub(crate) struct Recording<D: NetworkDevice> {
     statistics: Vec<Param<D>>,
     before: Vec<Vec<f32>>,

@@ -94,8 +94,8 @@ pub fn two_sided(t: f64, df: f64) -> f64 {
     statrs::function::beta::beta_reg(df / 2.0, 0.5, df / (df + t * t))
 }
 
-/// Returns t with P(|T| ≥ t) = `p` for Student's distribution with `df` degrees of freedom, by bisection. `p` is between
-/// 0 and 1, without them.
+/// Returns t with P(|T| ≥ t) = `p` for Student's distribution with `df` degrees of freedom, by bisection. `p` is
+/// between 0 and 1, exclusive.
 pub fn two_sided_quantile(p: f64, df: f64) -> f64 {
     let (mut low, mut high) = (0.0, 1.0);
     while two_sided(high, df) > p {

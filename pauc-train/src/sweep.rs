@@ -86,7 +86,7 @@ component! {
         pub metric: String,
         /// Whether larger or smaller values are better.
         pub goal: Goal = Goal::Largest,
-        /// Whether it may be a metric of the test split. What was chosen by the test split is too good on it.
+        /// Whether it may be a metric of the test split. A setting chosen by it looks better on that split than it is.
         pub on_test: bool = false,
     }
 }
@@ -464,9 +464,9 @@ mod tests {
         let best = "best: (metric: \"knn/heldout\")";
         let tune = |inside: &str| with(&format!("{arms}, {best}, tune: ({inside})"));
         refused(with(&format!("{arms}, tune: (trials: 1)")), "E0407", "no metric chooses");
-        refused(tune("trials: 2"), "E0407", "2 trials, but only 1 combinations");
+        refused(tune("trials: 2"), "E0407", "2 trials, but the number of combinations of tuned values is 1");
         let integers = "trials: 4, over: [(path: \"k\", values: Integers(from: 1, to: 3))]";
-        refused(tune(integers), "E0407", "4 trials, but only 3 combinations");
+        refused(tune(integers), "E0407", "4 trials, but the number of combinations of tuned values is 3");
         refused(tune("trials: 1, seeds: []"), "E0407", "trials need a seed");
         refused(
             with("arms: [(name: \"a\", tune: [(path: \"k\", values: [1])])]"),

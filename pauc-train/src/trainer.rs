@@ -480,8 +480,8 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         Ok(())
     }
 
-    /// Saves the steps before an image that cannot be read: its disk or network may be back later. On several ranks,
-    /// only one knows of it, and the others cannot take part.
+    /// Saves the steps before an image that cannot be read: its disk or network may be back later. Does nothing
+    /// on several ranks: only one of them knows of the error, and a checkpoint needs all.
     fn save_without_data(&mut self, error: &Error, dir: &RunDir, watch: &mut dyn Observer) -> Result<()> {
         let step = self.state.step;
         let alone = self.plan.communicator.size() == 1;

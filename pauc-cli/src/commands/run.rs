@@ -139,8 +139,8 @@ impl RunArgs {
         let is_data = |path: &PathBuf| path.to_str().is_some_and(suggestion::is_data);
         if let Some(path) = self.recipes.iter().find(|path| is_data(path) && ranks.are_several()) {
             let message = format!(
-                "error: {}: a recipe for data depends on measured times; write it on one rank, with `pauc-cli new \
-                 recipe`, and train that on several",
+                "error: {}: several ranks cannot write a recipe for data, which depends on measured times; write it \
+                 with `pauc-cli new recipe` on one rank, and train the recipe on several",
                 path.display()
             );
             return Err(Failure::new(2, message));

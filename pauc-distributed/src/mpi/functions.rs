@@ -13,7 +13,7 @@ unsafe impl Send for Pointer {}
 // SAFETY: as above.
 unsafe impl Sync for Pointer {}
 
-/// What this crate calls. Lengths are below 2³¹, which callers see to.
+/// What this crate calls. Callers must keep lengths below 2³¹.
 pub trait Calls: Send + Sync + std::fmt::Debug {
     /// Returns what the library says of itself.
     fn version(&self) -> String;

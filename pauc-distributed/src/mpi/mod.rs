@@ -9,7 +9,8 @@ use crate::{check_exchange, check_gather, check_root, pieces};
 use library::LibraryError;
 use std::thread::ThreadId;
 
-/// The most bytes that one call fills. MPI counts with 32 bits, and longer operations need copies of this size.
+/// The most bytes that one call fills. MPI counts with 32 bits, so longer operations move pieces through buffers of
+/// this size.
 const LIMIT: usize = 1 << 28;
 
 /// One of several ranks that a launcher has started.
@@ -59,7 +60,7 @@ pub enum StartError {
 }
 
 impl Mpi {
-    /// Connects the ranks that a launcher has started. To be called once in a process.
+    /// Connects the ranks that a launcher has started. Must be called at most once in a process.
     ///
     /// # Errors
     /// If there is no library of the launcher's family, or it reports an error.

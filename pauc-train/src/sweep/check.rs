@@ -164,7 +164,7 @@ impl Checks<'_> {
         let mut counts = shared.iter().chain(own).map(|axis| axis.values.count());
         let all = counts.try_fold(1usize, |all, count| all.checked_mul(count?));
         if let Some(all) = all.filter(|all| *all < trials) {
-            let message = format!("{trials} trials, but only {all} combinations of tuned values");
+            let message = format!("{trials} trials, but the number of combinations of tuned values is {all}");
             let help = "the budget must be the same for every arm: lower `trials`, or add values";
             self.error("E0407", place, message, help);
         }

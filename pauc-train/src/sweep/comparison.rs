@@ -19,7 +19,7 @@ pub struct ArmComparison {
     pub seed: u64,
     /// The differences.
     pub differences: Vec<ArmDifference>,
-    /// Metrics to compare that no two arms have for the same seed.
+    /// Metrics to compare that `to` and another arm never have for the same seed.
     pub not_measured: Vec<String>,
 }
 
@@ -87,7 +87,10 @@ impl ArmComparison {
     /// Formats the differences as a table with an explanation.
     pub fn table(&self) -> String {
         if self.differences.is_empty() {
-            return format!("differences from {}: no two arms have finished the same seed\n", self.to);
+            return format!(
+                "differences from {0}: no other arm has finished a seed that {0} has finished\n",
+                self.to
+            );
         }
         let paths: BTreeSet<&String> = self.differences.iter().flat_map(|d| d.set.keys()).collect();
         let head = ["metric", "n", "difference", "95 % (t)", "95 % (bootstrap)", "p", "p (Holm)", "d"];
@@ -117,7 +120,7 @@ impl ArmComparison {
             self.tests, self.resamples, self.seed
         ));
         for metric in &self.not_measured {
-            out.push_str(&format!("{metric}: no two arms have it for the same seed\n"));
+            out.push_str(&format!("{metric}: no other arm has it for a seed of {}\n", self.to));
         }
         out
     }
@@ -189,8 +192,8 @@ mod tests {
         assert_eq!(names, ["rank"]);
         assert_eq!(found.differences[0].difference.p, Some(1.0), "no difference at all");
         assert_eq!(found.not_measured, ["nmi"]);
-        assert!(found.table().contains("nmi: no two arms have it"));
+        assert!(found.table().contains("nmi: no other arm has it for a seed of a"));
         let none = compared("", &rows[..1]).table();
-        assert_eq!(none, "differences from a: no two arms have finished the same seed\n");
+        assert_eq!(none, "differences from a: no other arm has finished a seed that a has finished\n");
     }
 }

@@ -99,7 +99,7 @@ impl Sweep {
         let trials = tune.trials.get();
         let mut seen = BTreeSet::new();
         let mut found = Vec::new();
-        // With at least as many combinations as trials, so many draws miss one with a probability below e⁻¹⁰⁰.
+        // With at least as many combinations as trials, this many draws find too few with a probability below e⁻¹⁰⁰.
         for n in 0..100 * trials + 1000 {
             let (tuned, places): (Vec<_>, Vec<_>) = draw(&axes, tune.draws, n, 1).into_iter().unzip();
             if seen.insert(tuned.clone()) {

@@ -28,9 +28,9 @@ use std::process::ExitCode;
 
 /// Run a hyper-parameter sweep and print a table of results.
 ///
-/// The file names a recipe, paths in it and their values: as a grid, zipped, or drawn at random, and arms:
-/// variants of the recipe with names, which can be tuned with equal budgets and compared over seeds. Every
-/// combination is checked before the first is trained. Finished runs are not trained again and interrupted
+/// The file names a recipe, and paths in it with their values, which form a grid, are zipped or are drawn at
+/// random. It may also name arms: variants of the recipe, which can be tuned with equal budgets and compared
+/// over seeds. Every combination is checked before the first is trained. Finished runs are not trained again and interrupted
 /// ones are resumed, so the same command continues a sweep. Each run is a separate process; a failed run does
 /// not stop the others. With --json, the table lists every run; --report writes a page with charts.
 ///
@@ -133,10 +133,10 @@ impl SweepArgs {
         let comparison = sweep::compare(&checked.sweep, &rows);
         let results = Results { rows, tuned, comparison };
         self.print(&checked, &results, &stages.failed)?;
-        unchosen(&checked, &results.tuned)?;
         if let Some(page) = &self.report {
             self.write_page(&checked, &results, page)?;
         }
+        unchosen(&checked, &results.tuned)?;
         if !stages.failed.is_empty() {
             return Err(failed_runs(&stages.failed, stages.runs));
         }
