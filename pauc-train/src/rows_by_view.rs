@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(rows.view(2), [11.0, 12.0, 9.0, 10.0]);
         let mut appended = Vec::new();
         rows.append_to(&mut appended, &[2, 0], &[1]);
-        assert_eq!(appended, [9.0, 10.0, 3.0, 4.0]);
+        assert_eq!(appended, [9.0, 10.0, 7.0, 8.0]);
         assert_eq!(rows.len_of(&[2, 0], 1), 4);
         let matrices = rows.upload(&Cpu::default());
         assert!(matrices[1].is_none());
