@@ -130,6 +130,15 @@ fn every_combination_is_trained_once_and_a_sweep_resumes() {
     assert_eq!(again.stdout.matches("2/2").count(), 4, "{}", again.stdout);
     assert!(again.stdout.contains(" ± ") && again.stdout.contains("AdamW(lr: 1e-3)"), "{}", again.stdout);
 
+    // A run that ended before its report was written gets it.
+    let of_a_run = |json: &Value| PathBuf::from(json["run"].as_str().unwrap()).join("report.html");
+    let rows = json(&place.sweep(&["--json"]));
+    let report = of_a_run(&rows["rows"][0]["runs"][0]);
+    std::fs::remove_file(&report).unwrap();
+    let again = place.sweep(&[]);
+    assert!(again.code == 0 && again.stderr.contains("8 runs, 7 already finished"), "{}", again.stderr);
+    assert!(report.is_file());
+
     // Neither parallel processes nor an interruption change a bit.
     let alone = place.at("alone");
     let sweep = place.at("sweep.ron");

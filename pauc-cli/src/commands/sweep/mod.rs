@@ -194,7 +194,10 @@ impl SweepArgs {
             for c in combinations {
                 let Some(&seed) = c.seeds.get(place) else { continue };
                 let dir = self.run_dir(c, seed);
-                if self.repetition.force || !self.standing(&dir, seed)?.is_settled() {
+                let standing = self.standing(&dir, seed)?;
+                // A process that ended right after its last step left no report: `resume` writes it.
+                let lacks_report = standing.is_finished() && !dir.path().join("report.html").exists();
+                if self.repetition.force || lacks_report || !standing.is_settled() {
                     let description = format!("{} seed {seed}", c.name);
                     jobs.push(Job { description, seed, dir, set: c.set.clone() });
                 }
