@@ -205,9 +205,7 @@ impl<'a> Checker<'a> {
                 most => format!("write `shards: {most}`, or another power of two that divides the batch"),
             };
             self.error("E0227", "train.shards", message, help);
-        } else if let Some(part) =
-            train.micro_batch.filter(|m| (train.shard() + 1..=batch).contains(&m.get()))
-        {
+        } else if let Some(part) = train.micro_batch.filter(|m| m.get() > train.shard() && m.get() <= batch) {
             let shard = train.shard();
             let message = format!("a micro-batch of {part} is larger than a shard of {shard} images");
             self.error("E0217", "train.micro_batch", message, format!("make it at most {shard}"));

@@ -26,6 +26,8 @@ use std::path::{Path, PathBuf};
 
 /// The largest number of runs of a sweep.
 const MAX_RUNS: usize = 100_000;
+/// The largest number of resamples of a bootstrap, which keeps one mean for each.
+const MAX_RESAMPLES: usize = 1_000_000;
 
 component! {
     /// Runs of one recipe that differ in some of its values.
@@ -105,7 +107,7 @@ component! {
         pub to: String,
         /// The metrics, as in the log; empty: all accuracies.
         pub metrics: Vec<String> = Vec::new(),
-        /// The number of resamples of the bootstrap.
+        /// The number of resamples of the bootstrap, at most 1 000 000.
         pub resamples: Count = Count::lit(10_000),
         /// The seed of the bootstrap.
         pub seed: u64 = 0,
@@ -455,6 +457,8 @@ mod tests {
         let within = "arms: [(name: \"a\", set: [\"optimizer=Sgd()\"])], over: [(path: \"optimizer.lr\", values: [1])]";
         assert!(Sweep::parse("s.ron", &with(within)).is_ok());
         let arms = "arms: [(name: \"pcl\"), (name: \"pauc\")]";
+        let many = format!("{arms}, compare: (to: \"pcl\", resamples: 1000001)");
+        refused(with(&many), "E0404", "1000001 resamples are more than 1000000");
         refused(with(&format!("{arms}, compare: (to: \"pcll\")")), "E0405", "did you mean \"pcl\"?");
         refused(
             with("over: [(path: \"k\", values: [1])], compare: (to: \"x\")"),

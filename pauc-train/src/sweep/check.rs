@@ -1,6 +1,6 @@
 //! The rules of a sweep.
 
-use super::{Arm, Axis, Combine, Distribution, MAX_RUNS, Sweep, Values, duplicate};
+use super::{Arm, Axis, Combine, Distribution, MAX_RESAMPLES, MAX_RUNS, Sweep, Values, duplicate};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::recipe::{Source, belongs};
 use crate::recipe_text::{self, Node};
@@ -172,6 +172,10 @@ impl Checks<'_> {
 
     fn comparison(&mut self) {
         let Some(compare) = &self.sweep.compare else { return };
+        if compare.resamples.get() > MAX_RESAMPLES {
+            let message = format!("{} resamples are more than {MAX_RESAMPLES}", compare.resamples);
+            self.error("E0404", "compare.resamples", message, "write `resamples: 10000`");
+        }
         let names: Vec<&str> = self.sweep.arms.iter().map(|arm| &*arm.name).collect();
         if names.contains(&compare.to.as_str()) {
             return;
