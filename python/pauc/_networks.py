@@ -242,6 +242,8 @@ class _NextBlock(nn.Module):
 class _Pixelwise(nn.Linear):
     """A linear layer with the weights of a 1×1 convolution."""
 
+    weight: Tensor
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
         self.weight = nn.Parameter(self.weight.detach()[:, :, None, None])
