@@ -50,13 +50,9 @@ pub fn parts(
     let pixels: u128 =
         recipe.views.iter().zip(views).map(|(spec, v)| spec.count.get() as u128 * v.len() as u128).sum();
     add("views", "views of a batch", batch.saturating_mul(pixels), "use smaller views or a smaller batch");
-    let between = "images between two steps of a view";
-    add(
-        "views",
-        between,
-        bytes_between(recipe, input).div_ceil(4),
-        "use smaller sizes in the steps of the views",
-    );
+    let (between, remedy) =
+        ("images between two steps of a view", "use smaller sizes in the steps of the views");
+    add("views", between, bytes_between(recipe, input).div_ceil(4), remedy);
     if let Some(NetworkSizes { encoder, projector, predictor }) = networks {
         // Values, gradients and at least one moment of the optimizer, the momentum network's copy, and the partial sums
         // of the gradients of shards.
