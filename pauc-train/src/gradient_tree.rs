@@ -7,7 +7,7 @@
 //! ((g₀ + g₁) + (g₂ + g₃)) + ((g₄ + g₅) + (g₆ + g₇))
 //! ```
 //!
-//! Any aligned block of 2ⁱ shards is a subtree. Whoever computes such a block can therefore sum it alone.
+//! Any aligned block of 2ⁱ shards is a subtree, so a rank that computes such a block can sum it alone.
 
 use pauc_distributed::{Communicator, bytes_of, bytes_of_mut};
 use pauc_traits::param::clear_gradients;

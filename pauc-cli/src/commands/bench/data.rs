@@ -30,7 +30,7 @@ impl BenchDataArgs {
     /// Measures the throughput of the loader.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         let mut data = self.data.recipe()?;
-        let splits = data.open()?;
+        let splits = data.open_with_views()?;
         let views = data.training_views(&splits)?;
         let time = Duration::from_secs_f64(self.seconds.clamp(0.0, 3600.0));
         let batch = data.recipe.train.batch;

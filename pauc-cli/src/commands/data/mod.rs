@@ -86,9 +86,14 @@ pub struct DataRecipe {
 }
 
 impl DataRecipe {
-    /// Opens the data, and fills in the views that fit it if the recipe has none.
-    pub fn open(&mut self) -> Result<Splits, Failure> {
-        let splits = self.recipe.data.open(&here()?)?;
+    /// Opens the data.
+    pub fn open(&self) -> Result<Splits, Failure> {
+        Ok(self.recipe.data.open(&here()?)?)
+    }
+
+    /// Opens the data, and fills in the views that fit it if the recipe has none. That reads some of the images.
+    pub fn open_with_views(&mut self) -> Result<Splits, Failure> {
+        let splits = self.open()?;
         defaults::fill(&mut self.recipe, &self.source.text, &splits);
         Ok(splits)
     }

@@ -32,7 +32,7 @@ impl PreviewArgs {
     /// Draws the images.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         let mut data = self.data.recipe()?;
-        let splits = data.open()?;
+        let splits = data.open_with_views()?;
         let (training, evaluation) = (data.training_views(&splits)?, data.evaluation_view(&splits)?);
         let seed = data.recipe.train.seed;
         let options = PreviewOptions { images: self.images.get(), seed, epoch: self.epoch };
