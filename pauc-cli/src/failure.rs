@@ -23,11 +23,15 @@ pub struct Failure {
 impl Failure {
     /// Prints the message on stderr and returns the exit code.
     pub fn exit(self) -> ExitCode {
-        // Another rank prints what has no message here.
+        self.print();
+        ExitCode::from(self.code)
+    }
+
+    /// Prints the message on stderr. If it is empty, another rank prints its own.
+    pub(crate) fn print(&self) {
         if !self.message.is_empty() {
             console::complain(format_args!("{}\n", self.message));
         }
-        ExitCode::from(self.code)
     }
 
     pub(crate) fn new(code: u8, message: impl Display) -> Self {

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long other ranks wait for rank 0 to end them; a launcher takes a second or two.
+/// How long other ranks wait for the first one to print and end them; a launcher takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The start of an error that rank 0 prints itself.
@@ -153,13 +153,19 @@ pub fn execute(
         Part::First if launcher.rank == 0 => execute(command, &Ranks::alone()),
         Part::First => Ok(ExitCode::SUCCESS),
         Part::Refused(why) => {
-            let message = format!("error: {} ranks were started, but {why}", launcher.size);
-            Err(Failure::new(2, if launcher.rank == 0 { &*message } else { "" }))
+            // A launcher may kill all ranks when one fails, so the others end well: rank 0 still has to print.
+            if launcher.rank > 0 {
+                return Ok(ExitCode::SUCCESS);
+            }
+            Err(Failure::new(2, format!("error: {} ranks were started, but {why}", launcher.size)))
         }
         Part::Together => {
             let mpi = Mpi::start(&launcher).map_err(|e| {
-                // All ranks of a machine have the same error.
+                // All ranks of a machine have the same error. The launcher may kill them when the first one ends.
                 let prints = launcher.local_rank.is_none_or(|rank| rank == 0);
+                if !prints {
+                    std::thread::sleep(PATIENCE);
+                }
                 let message = named(&name_of(launcher.rank), &format!("error: {e}"));
                 Failure::new(1, if prints { message } else { String::new() })
             })?;
@@ -243,8 +249,11 @@ impl Ranks {
                 Phase::Working => abort(&*communicator, &name, failure),
             },
         };
+        failure.print();
+        // The launcher kills all ranks when one has failed, so none ends before every message is printed.
+        communicator.barrier().map_err(communication)?;
         self.finish()?;
-        Err(failure)
+        Err(Failure { message: String::new(), ..failure })
     }
 
     fn finish(&self) -> Result<(), Failure> {
@@ -331,7 +340,7 @@ fn abort(communicator: &dyn Communicator, name: &str, failure: Failure) -> ! {
         std::thread::sleep(PATIENCE);
     }
     if !failure.message.starts_with(OF_FIRST) {
-        Failure { message: named(name, &failure.message), ..failure }.exit();
+        Failure { message: named(name, &failure.message), ..failure }.print();
     }
     communicator.abort(code)
 }
