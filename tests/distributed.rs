@@ -52,20 +52,17 @@ fn runs_on_any_number_of_ranks_are_equal() {
     if launchers.is_empty() {
         return;
     }
-    let alone = folder();
-    let alone = trained(RECIPE, alone.path(), &[]);
-    for launcher in launchers {
-        for ranks in [1, 2, 4] {
+    for (set, sizes) in [(&[][..], &[1, 2, 4][..]), (&["--set", "train.batch_norm=Synced"], &[2, 4])] {
+        let alone = folder();
+        let alone = trained(RECIPE, alone.path(), set);
+        for (launcher, ranks) in launchers.iter().flat_map(|l| sizes.iter().map(move |ranks| (l, *ranks))) {
             let folder = folder();
-            let out = output(&mut on(&launcher, ranks, training(RECIPE, folder.path(), &[])));
+            let out = output(&mut on(launcher, ranks, training(RECIPE, folder.path(), set)));
             assert_eq!(out.code, 0, "{launcher:?}: {}", out.stderr);
             assert_once(&out, "report: ");
-            let run = run_of(folder.path());
-            assert!(
-                checkpoint(&run) == checkpoint(&alone),
-                "{launcher:?}, {ranks} ranks: the checkpoints differ"
-            );
-            assert_eq!(events(&run), events(&alone), "{launcher:?}, {ranks} ranks");
+            let (run, what) = (run_of(folder.path()), format!("{launcher:?}, {ranks} ranks, {set:?}"));
+            assert!(checkpoint(&run) == checkpoint(&alone), "{what}: the checkpoints differ");
+            assert_eq!(events(&run), events(&alone), "{what}");
         }
     }
 }

@@ -297,6 +297,11 @@ fn combinations_that_do_not_fit() {
     refused("batch: 16", "batch: 24, shards: 32", "E0227", &says);
     let says = ["recipe.ron:14:", "a micro-batch of 5 is larger than a shard of 4 images", "at most 4"];
     refused("batch: 16", "batch: 16, shards: 4, micro_batch: 5", "E0217", &says);
+    // Synchronized batch normalization.
+    let says = ["recipe.ron:14:", "a batch has no shards", "`shards: 4`"];
+    refused("batch: 16", "batch: 16, batch_norm: Synced", "E0228", &says);
+    let says = ["recipe.ron:14:", "micro-batches of 2 images", "leave `micro_batch` out"];
+    refused("batch: 16", "batch: 16, batch_norm: Synced, shards: 4, micro_batch: 2", "E0228", &says);
     // A batch that nothing can be added to.
     refused("batch: 16", "batch: 18446744073709551615, micro_batch: 16", "E0207", &["recipe.ron:14:"]);
     let says = ["recipe.ron:14:", "2 accumulated batches of 16", "`batch: 32, micro_batch: 16`"];

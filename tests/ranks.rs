@@ -131,7 +131,7 @@ fn shipped_recipes_train_to_the_same_bits_on_any_number_of_ranks() {
 #[test]
 fn every_kind_of_step_gives_the_same_bits() {
     let recipe = root().join("recipes/fashion-mini/pauc.ron");
-    let forms: [&[&str]; 6] = [
+    let forms: [&[&str]; 9] = [
         // The figures of the end then embed the images themselves.
         &["probes=[]", "train.epochs=2", "train.keep=(last: 1)"],
         &["train.accumulate=2", "train.micro_batch=3", "train.epochs=2"],
@@ -151,6 +151,25 @@ fn every_kind_of_step_gives_the_same_bits() {
             "baselines=[RandomInit, RawPixels]",
             "train.stop_early=(metric: \"rankme/features\", patience: 1)",
         ],
+        // Batch statistics of all shards.
+        &["train.batch_norm=Synced", "train.accumulate=2", "train.epochs=2"],
+        &[
+            "train.batch_norm=Synced",
+            "views=[(count: 2, ops: [MultiCrop(size: 28, crop: Global)]), (count: 1, ops: [MultiCrop(size: 14, crop: Local)])]",
+            "objective=[(term: SelfDistillation(prototypes: 8))]",
+            "encoder=ResNet18(stem: Small, width: 4)",
+            "projector=Mlp(dims: [16, 8], batch_norm: true)",
+        ],
+        &[
+            "train.batch_norm=Synced",
+            "encoder=VisionTransformer(size: Custom(width: 8, heads: 2), depth: 2, patch: 7, drop_path: 0.5)",
+            "projector=Mlp(dims: [16, 8], batch_norm: true, last_batch_norm: true)",
+            "predictor=Mlp(dims: [16, 8], batch_norm: true)",
+            "objective=[(term: CosinePrediction())]",
+            "clusterer=None",
+            "momentum_encoder=None",
+            "queue=None",
+        ],
     ];
     for more in forms {
         let folder = tempfile::tempdir().unwrap();
@@ -167,16 +186,18 @@ fn every_kind_of_step_gives_the_same_bits() {
 #[test]
 fn a_run_is_resumed_on_another_number_of_ranks() {
     let recipe = root().join("recipes/fashion-mini/pauc.ron");
-    let folder = tempfile::tempdir().unwrap();
-    let alone = Training::of(&recipe, &[]).trained_alone(&folder.path().join("alone"));
-    let out = folder.path().join("interrupted");
-    for (size, max_steps) in [(4, Some(3)), (1, Some(7)), (2, Some(12)), (4, None)] {
-        let run = Training { max_steps, ..Training::of(&recipe, &[]) }.trained_on(size, &out);
-        assert!(max_steps.is_none() || checkpoint(&run) != checkpoint(&alone));
+    for more in [&[][..], &["train.batch_norm=Synced"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let alone = Training::of(&recipe, more).trained_alone(&folder.path().join("alone"));
+        let out = folder.path().join("interrupted");
+        for (size, max_steps) in [(4, Some(3)), (1, Some(7)), (2, Some(12)), (4, None)] {
+            let run = Training { max_steps, ..Training::of(&recipe, more) }.trained_on(size, &out);
+            assert!(max_steps.is_none() || checkpoint(&run) != checkpoint(&alone));
+        }
+        let run = Training::of(&recipe, more).plan(Arc::new(Alone));
+        let run = RunDir::of(&out, &run.recipe.name, &run.hash, 0);
+        assert_same("resumed", run.path(), &alone);
     }
-    let run = Training::of(&recipe, &[]).plan(Arc::new(Alone));
-    let run = RunDir::of(&out, &run.recipe.name, &run.hash, 0);
-    assert_same("resumed", run.path(), &alone);
 }
 
 /// Asks its rank to stop from some look at it on: there is one for each step, and two between epochs.
@@ -242,15 +263,19 @@ fn a_divergence_is_explained_as_on_one_process() {
     let recipe = root().join("recipes/fashion-mini/simclr.ron");
     let folder = tempfile::tempdir().unwrap();
     let out = |name: &str| folder.path().join(name);
-    let training = Training::of(&recipe, &["optimizer=Sgd(lr: 1e30)"]);
-    let error = training.one_rank(&out("alone"), Arc::new(Alone), &mut Quiet).unwrap_err();
-    assert!(matches!(error, RunError::Diverged { .. }), "{error}");
-    for outcome in training.on(2, &out("ranks"), |_| Box::new(Quiet)) {
-        let error = outcome.unwrap_err();
-        assert!(error.contains("Diverged"), "{error}");
+    for statistics in ["PerShard", "Synced"] {
+        let out = |name: &str| out(&format!("{statistics}-{name}"));
+        let of_shards = format!("train.batch_norm={statistics}");
+        let training = Training::of(&recipe, &["optimizer=Sgd(lr: 1e30)", &of_shards]);
+        let error = training.one_rank(&out("alone"), Arc::new(Alone), &mut Quiet).unwrap_err();
+        assert!(matches!(error, RunError::Diverged { .. }), "{error}");
+        for outcome in training.on(2, &out("ranks"), |_| Box::new(Quiet)) {
+            let error = outcome.unwrap_err();
+            assert!(error.contains("Diverged"), "{error}");
+        }
+        let postmortem = |name: &str| std::fs::read(only_run(&out(name)).join("postmortem.json")).unwrap();
+        assert!(postmortem("ranks") == postmortem("alone"), "{statistics}: the postmortems differ");
     }
-    let postmortem = |name: &str| std::fs::read(only_run(&out(name)).join("postmortem.json")).unwrap();
-    assert!(postmortem("ranks") == postmortem("alone"), "the postmortems differ");
 }
 
 #[test]

@@ -113,23 +113,32 @@ pub fn moments(x: &[f32], mean: &mut [f32], variance: &mut [f32]) {
     let width = mean.len();
     assert_eq!(variance.len(), width, "moments");
     let rows = rows_of(x, width) as f64;
-    mean.par_chunks_mut(BLOCK).zip(variance.par_chunks_mut(BLOCK)).enumerate().each(
-        |(block, (mean, variance))| {
-            let mut center = [0f64; BLOCK];
+    let [center, squares] = centered_squares(x, width);
+    mean.iter_mut().zip(center).for_each(|(m, c)| *m = c as f32);
+    variance.iter_mut().zip(squares).for_each(|(v, s)| *v = (s / rows) as f32);
+}
+
+/// Returns the mean of each column, and the sum of squared distances from it.
+///
+/// # Shapes
+/// x (rows, width) → width each
+pub fn centered_squares(x: &[f32], width: usize) -> [Vec<f64>; 2] {
+    let rows = rows_of(x, width) as f64;
+    let [mut mean, mut squares] = [(); 2].map(|()| vec![0f64; width]);
+    mean.par_chunks_mut(BLOCK).zip(squares.par_chunks_mut(BLOCK)).enumerate().each(
+        |(block, (mean, squares))| {
             for row in column_block(x, width, block, mean.len()) {
-                center.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
+                mean.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
             }
-            center.iter_mut().for_each(|s| *s /= rows);
-            let mut squares = [0f64; BLOCK];
+            mean.iter_mut().for_each(|s| *s /= rows);
             for row in column_block(x, width, block, mean.len()) {
-                for ((s, v), c) in squares.iter_mut().zip(row).zip(&center) {
+                for ((s, v), c) in squares.iter_mut().zip(row).zip(&*mean) {
                     *s += (f64::from(*v) - c).powi(2);
                 }
             }
-            mean.iter_mut().zip(center).for_each(|(m, c)| *m = c as f32);
-            variance.iter_mut().zip(squares).for_each(|(v, s)| *v = (s / rows) as f32);
         },
     );
+    [mean, squares]
 }
 
 /// x ← (x − mean)/√(variance + ε), column by column.
@@ -194,23 +203,54 @@ pub fn batch_norm_backward(
     if rows == 0 {
         return;
     }
-    let mut means = vec![[0f32; 2]; width];
+    let sums = batch_norm_sums(x_hat, dy, dgamma, dbeta);
+    batch_norm_input_gradient(x_hat, gamma, (variance, epsilon), (&sums, rows), dy);
+}
+
+/// The first half of [`batch_norm_backward`]: accumulates ∂γ and ∂β, and returns Σ∂y and Σ∂y·x̂ of each column.
+///
+/// # Shapes
+/// x̂ (rows, width), ∂y (rows, width); ∂γ and ∂β (width)
+pub fn batch_norm_sums(x_hat: &[f32], dy: &[f32], dgamma: &mut [f32], dbeta: &mut [f32]) -> Vec<[f64; 2]> {
+    let width = dgamma.len();
+    assert_eq!((dbeta.len(), dy.len()), (width, x_hat.len()), "batch_norm_sums");
+    let mut sums = vec![[0f64; 2]; width];
     let columns = dgamma.par_chunks_mut(BLOCK).zip(dbeta.par_chunks_mut(BLOCK));
-    means.par_chunks_mut(BLOCK).zip(columns).enumerate().each(|(block, (means, (dgamma, dbeta)))| {
-        let mut sums = [[0f64; 2]; BLOCK];
-        let pairs = column_block(dy, width, block, means.len());
-        for (dy, x) in pairs.zip(column_block(x_hat, width, block, means.len())) {
+    sums.par_chunks_mut(BLOCK).zip(columns).enumerate().each(|(block, (sums, (dgamma, dbeta)))| {
+        let pairs = column_block(dy, width, block, sums.len());
+        for (dy, x) in pairs.zip(column_block(x_hat, width, block, sums.len())) {
             for ((s, d), x) in sums.iter_mut().zip(dy).zip(x) {
                 s[0] += f64::from(*d);
                 s[1] += f64::from(*d) * f64::from(*x);
             }
         }
-        for (((m, g), b), s) in means.iter_mut().zip(dgamma).zip(dbeta).zip(sums) {
+        for ((g, b), s) in dgamma.iter_mut().zip(dbeta).zip(sums) {
             *b += s[0] as f32;
             *g += s[1] as f32;
-            *m = s.map(|s| (s / rows as f64) as f32);
         }
     });
+    sums
+}
+
+/// The second half of [`batch_norm_backward`]: replaces ∂y by ∂x, given the sums over a batch of `count` rows, of which
+/// these rows may be a part.
+///
+/// # Shapes
+/// x̂ (rows, width), ∂y (rows, width); γ, variance and sums (width)
+pub fn batch_norm_input_gradient(
+    x_hat: &[f32],
+    gamma: &[f32],
+    (variance, epsilon): (&[f32], f32),
+    (sums, count): (&[[f64; 2]], usize),
+    dy: &mut [f32],
+) {
+    let width = gamma.len();
+    assert_eq!(
+        (dy.len(), variance.len(), sums.len()),
+        (x_hat.len(), width, width),
+        "batch_norm_input_gradient"
+    );
+    let means: Vec<[f32; 2]> = sums.iter().map(|s| s.map(|s| (s / count as f64) as f32)).collect();
     let scale: Vec<f32> =
         inverse_deviation(variance, epsilon).iter().zip(gamma).map(|(s, g)| s * g).collect();
     dy.par_chunks_mut(BLOCK * width).zip(x_hat.par_chunks(BLOCK * width)).each(|(dy, x_hat)| {

@@ -2,19 +2,14 @@
 //!
 //! A layer measures the moments of its rows and passes them here, once per pass with batch statistics.
 //! Everything after that depends on the moments alone: the running statistics, which are updated here, and
-//! scale and shift, which the layer derives. So this is the place to combine the moments of several parts of
-//! a batch, such as those of several processes. For parts a and b with counts n, means m and variances v, and
-//! δ = m_b − m_a (Chan, Golub and LeVeque 1979):
-//!
-//! ```text
-//! n = n_a + n_b,   m = m_a + δ·n_b/n,   v = (n_a·v_a + n_b·v_b + δ²·n_a·n_b/n)/n
-//! ```
+//! scale and shift, which the layer derives.
 //!
 //! Without `shards` and `micro_batch`, a batch is one part. With either, it is several parts, each normalized by its
-//! own moments.
+//! own moments, or by those of all shards: [`merge`].
 
 use dfdx::prelude::Cpu;
-use pauc_traits::{Compute, Param};
+use pauc_traits::shards::ShardExchange;
+use pauc_traits::{Compute, Error, Param, Result};
 
 /// ε of batch normalization, added to the variance before the root; PyTorch's default.
 pub(crate) const EPSILON: f64 = 1e-5;
@@ -30,6 +25,70 @@ pub(crate) struct BatchMoments<'a> {
     pub mean: &'a [f32],
     /// The biased variance of each channel.
     pub variance: &'a [f32],
+}
+
+/// The moments of all shards of a batch together.
+#[derive(Clone, Debug)]
+pub(crate) struct MergedMoments {
+    /// The number of rows of all shards.
+    pub count: usize,
+    /// The mean of each channel.
+    pub mean: Vec<f64>,
+    /// The sum of the squared distances from the mean, of each channel.
+    pub squares: Vec<f64>,
+}
+
+/// Merges the moments of all shards of a batch, in order. `own` has the means and the sums of squared distances of this
+/// process's shards, which have `rows` rows each; `layer` names the normalization. For parts a and b with counts n, means
+/// m and sums of squares q, and δ = m_b − m_a (Chan, Golub and LeVeque 1979):
+///
+/// ```text
+/// n = n_a + n_b,   m = m_a + δ·n_b/n,   q = q_a + q_b + δ²·n_a·n_b/n
+/// ```
+///
+/// # Errors
+/// If there is a single row, which has no variance.
+pub(crate) fn merge<'a>(
+    own: impl Iterator<Item = [&'a [f64]; 2]>,
+    rows: usize,
+    exchange: &dyn ShardExchange,
+    layer: &str,
+) -> Result<MergedMoments> {
+    let own: Vec<&[f64]> = own.flatten().collect();
+    let channels = own.first().map_or(0, |mean| mean.len());
+    let all = exchange.gather(&own.concat());
+    let (mut count, mut mean, mut squares) = (0, vec![0.0; channels], vec![0.0; channels]);
+    for shard in all.chunks_exact((2 * channels).max(1)) {
+        let (means, sums) = shard.split_at(channels);
+        let (before, n) = (count as f64, rows as f64);
+        for c in 0..channels {
+            let distance = means[c] - mean[c];
+            squares[c] += sums[c] + distance * distance * before * n / (before + n);
+            mean[c] += distance * n / (before + n);
+        }
+        count += rows;
+    }
+    if count < 2 {
+        let message = "a single value has no variance: use a batch of at least 2 images";
+        return Err(Error::shape(layer, message));
+    }
+    Ok(MergedMoments { count, mean, squares })
+}
+
+/// Adds up the sums of all shards of a batch, in order. `own` has those of this process's shards. Returns the sums and
+/// the number of shards.
+pub(crate) fn total<'a>(
+    own: impl Iterator<Item = &'a [f64]>,
+    exchange: &dyn ShardExchange,
+) -> (Vec<f64>, usize) {
+    let own: Vec<&[f64]> = own.collect();
+    let len = own.first().map_or(0, |sums| sums.len());
+    let (mut totals, mut shards) = (vec![0.0; len], 0);
+    for shard in exchange.gather(&own.concat()).chunks_exact(len.max(1)) {
+        totals.iter_mut().zip(shard).for_each(|(total, sum)| *total += sum);
+        shards += 1;
+    }
+    (totals, shards)
 }
 
 /// The running statistics of a layer.
@@ -122,8 +181,54 @@ mod cuda {
 mod tests {
     use super::*;
     use pauc_testing::assert_within;
-    use pauc_testing::tolerance::f32;
+    use pauc_testing::tolerance::{f32, f64};
     use pauc_traits::param::Role;
+
+    /// One of two processes; `other` holds what the other one sends.
+    #[derive(Debug)]
+    struct FirstOfTwo {
+        other: Vec<f64>,
+    }
+
+    impl ShardExchange for FirstOfTwo {
+        fn gather(&self, own: &[f64]) -> Vec<f64> {
+            [own, &self.other].concat()
+        }
+        fn check(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Mean and sum of squared distances of two columns.
+    fn moments(rows: &[[f64; 2]]) -> [Vec<f64>; 2] {
+        let n = rows.len() as f64;
+        let mean = [0, 1].map(|c| rows.iter().map(|row| row[c]).sum::<f64>() / n);
+        let squares = [0, 1].map(|c| rows.iter().map(|row| (row[c] - mean[c]).powi(2)).sum());
+        [mean.to_vec(), squares.to_vec()]
+    }
+
+    #[test]
+    fn moments_and_sums_of_shards_are_those_of_all_rows() {
+        let rows: Vec<[f64; 2]> = (0..12).map(|i| [f64::from(i * i % 7), 1e3 + f64::from(i % 5)]).collect();
+        let shards: Vec<_> = rows.chunks(3).map(moments).collect();
+        let exchange = FirstOfTwo { other: shards[2..].iter().flatten().flatten().copied().collect() };
+        let own = shards[..2].iter().map(|[mean, squares]| [&mean[..], &squares[..]]);
+        let merged = merge(own, 3, &exchange, "bn").unwrap();
+        let [mean, squares] = moments(&rows);
+        assert_eq!(merged.count, 12);
+        for c in 0..2 {
+            assert_within!(merged.mean[c], mean[c], f64(20, mean[c]));
+            // Squares of distances between means of about 1000.
+            assert_within!(merged.squares[c], squares[c], f64(60, squares[c] + 100.0 * mean[c]));
+        }
+        let (totals, count) =
+            total(shards[..2].iter().map(|[mean, _]| &mean[..]), &FirstOfTwo { other: vec![0.5; 6] });
+        assert_eq!(count, 5);
+        assert_within!(totals[0], shards[0][0][0] + shards[1][0][0] + 1.5, f64(5, 10.0));
+        let single = FirstOfTwo { other: Vec::new() };
+        let error = merge([[&[1.0][..], &[0.0]]].into_iter(), 1, &single, "bn").unwrap_err();
+        assert!(error.to_string().contains("a single value has no variance"), "{error}");
+    }
 
     #[test]
     fn running_statistics_move_by_a_tenth_toward_mean_and_unbiased_variance() {

@@ -9,6 +9,7 @@ pub use mlp::{Mlp, MlpHead};
 use dfdx::prelude::HasShape;
 use pauc_traits::encoder::Layer;
 use pauc_traits::graph::{self, Graph};
+use pauc_traits::shards::ShardGroup;
 use pauc_traits::{Compute, Error, NetworkSize, Param, Pass, Result, Taped};
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +77,31 @@ pub trait Head<D: Compute> {
         pass: Pass,
     ) -> Result<Taped<(usize, usize), f32, D>>;
 
+    /// Returns whether [`Head::forward_shards`] is implemented; by default it is not.
+    fn normalizes_shards(&self) -> bool {
+        false
+    }
+
+    /// As [`Head::forward`] with batch statistics, for several shards at once; see [`Encoder::forward_shards`].
+    ///
+    /// # Shapes
+    /// x (V·count·samples, F), ordered as [`ShardGroup`] says → (V·count·samples, D)
+    ///
+    /// # Errors
+    /// As [`Head::forward`], or if the head cannot do this (the default implementation).
+    ///
+    /// [`Encoder::forward_shards`]: pauc_traits::Encoder::forward_shards
+    fn forward_shards(
+        &mut self,
+        x: Taped<(usize, usize), f32, D>,
+        pass: Pass,
+        group: &ShardGroup,
+        parameters: &[Vec<Param<D>>],
+    ) -> Result<Taped<(usize, usize), f32, D>> {
+        let _ = (x, pass, group, parameters);
+        Err(Error::config("this head cannot normalize the shards of a batch together"))
+    }
+
     /// Returns the learnable parameters in a fixed order.
     fn parameters(&self) -> Vec<Param<D>>;
 
@@ -113,6 +139,18 @@ impl<D: Compute> Head<D> for Identity {
     ) -> Result<Taped<(usize, usize), f32, D>> {
         check_width("identity head", x.shape().1, self.width)?;
         Ok(x)
+    }
+    fn normalizes_shards(&self) -> bool {
+        true
+    }
+    fn forward_shards(
+        &mut self,
+        x: Taped<(usize, usize), f32, D>,
+        pass: Pass,
+        _: &ShardGroup,
+        _: &[Vec<Param<D>>],
+    ) -> Result<Taped<(usize, usize), f32, D>> {
+        self.forward(x, pass)
     }
     fn parameters(&self) -> Vec<Param<D>> {
         Vec::new()

@@ -1,5 +1,7 @@
 //! The network that a run trains: encoder, projector and, if a term predicts keys, a predictor.
 
+mod shards;
+
 use crate::device::NetworkDevice;
 use crate::heads::{Head, HeadConfig};
 use dfdx::prelude::{Axis, HasShape, NoneTape, Tensor, TryConcatAlong, TryMul};
@@ -23,6 +25,9 @@ pub struct Network<D: NetworkDevice> {
     others: Vec<(Slot, Box<dyn Encoder<D>>)>,
     projector: Box<dyn Head<D>>,
     predictor: Option<Box<dyn Head<D>>>,
+    /// For each shard of a pass of several, the parameters with gradients of its own; see
+    /// [`Network::forward_shards`].
+    shards: Vec<Vec<Param<D>>>,
 }
 
 /// What an encoder's workspace is for: the shape of its images, and the number of the outstanding pass.
@@ -78,7 +83,16 @@ impl<D: NetworkDevice> Network<D> {
     ) -> Result<Self> {
         let projector = device.head(projector, encoder.feature_dim(), PROJECTOR, options)?;
         let device = device.clone();
-        Ok(Network { device, options, input, encoder, others: Vec::new(), projector, predictor: None })
+        Ok(Network {
+            device,
+            options,
+            input,
+            encoder,
+            others: Vec::new(),
+            projector,
+            predictor: None,
+            shards: Vec::new(),
+        })
     }
 
     /// Adds a predictor after the projector, as in BYOL and SimSiam.
@@ -304,6 +318,7 @@ impl<D: NetworkDevice> Network<D> {
             others: Vec::new(),
             projector: self.projector.duplicate()?,
             predictor: None,
+            shards: Vec::new(),
         })
     }
 

@@ -192,12 +192,17 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
     /// counts the passes whose tapes are kept together.
     fn forward_branch(&mut self, part: &Range<usize>, pass: Pass, number: usize) -> Result<Branch<D>> {
         let embeddings = self.forward_images(part, pass, number)?.embeddings;
-        let predictions = if self.predicts() {
-            self.state.network.predict(&embeddings.retaped::<NoneTape>(), pass)?
-        } else {
-            None
-        };
+        let predictions = if self.predicts() { self.predict(&embeddings, pass)? } else { None };
         Ok(Branch { embeddings, predictions })
+    }
+
+    /// Passes embeddings through the predictor, on a tape of their own.
+    pub(crate) fn predict(&mut self, embeddings: &TapedRows<D>, pass: Pass) -> Result<Option<TapedRows<D>>> {
+        let (network, embeddings) = (&mut self.state.network, embeddings.retaped::<NoneTape>());
+        match &self.batch.synced {
+            None => network.predict(&embeddings, pass),
+            Some(group) => network.predict_shards(&embeddings, pass, group),
+        }
     }
 
     /// Passes some samples through the online network, with the random decisions of training.
@@ -209,8 +214,15 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
     ) -> Result<Output<D>> {
         let (batch, read) = (self.batch, &self.batch.reads.online);
         let images = self.cache.images((self.device, self.plan), batch, read, part)?;
-        let draws = self.draws(part);
-        self.state.network.forward_drawn(images.into_iter().zip(draws).collect(), pass, number)
+        let images = images.into_iter().zip(self.draws(part));
+        let network = &mut self.state.network;
+        match &batch.synced {
+            None => network.forward_drawn(images.collect(), pass, number),
+            Some(group) => {
+                let images = images.map(|(images, draws)| (images, Some(draws)));
+                network.forward_shards(images.collect(), pass, group)
+            }
+        }
     }
 
     /// Returns the source of random decisions for the online images of some samples, by size. An image has the same ones
@@ -233,7 +245,11 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         if self.batch.ranks.size() == 1 {
             return Ok(None);
         }
-        network(self.state).map(|network| Recording::begin(self.device, network)).transpose()
+        let Some(network) = network(self.state) else { return Ok(None) };
+        match self.batch.synced {
+            None => Recording::begin(self.device, network).map(Some),
+            Some(_) => Ok(Some(Recording::of_synced())),
+        }
     }
 
     pub(crate) fn predicts(&self) -> bool {
@@ -252,7 +268,13 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         let mut rows = HostRows::new(batch.data.views.len(), read, (batch.samples(), batch.dim));
         for part in batch.parts() {
             let images = self.cache.key_images((self.device, self.plan), batch, part)?;
-            let output = momentum.forward_sizes(images, Pass::Momentum)?;
+            let output = match &batch.synced {
+                None => momentum.forward_sizes(images, Pass::Momentum)?,
+                Some(group) => {
+                    let images = images.into_iter().map(|images| (images, None)).collect();
+                    momentum.forward_shards(images, Pass::Momentum, group)?
+                }
+            };
             rows.scatter(read, &batch.key_rows(part), &ops::to_host(&output.embeddings)?);
         }
         if let Some(recording) = recording {
@@ -379,7 +401,16 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         self.cache.gradients.begin(device, &parameters, batch.place.number == 0)?;
         for shard in &batch.shards {
             self.backward_shard(shard, &mut kept, gradients)?;
-            self.cache.gradients.take(device, &parameters)?;
+            match &batch.synced {
+                None => self.cache.gradients.take(device, &parameters)?,
+                Some(group) => {
+                    group.exchange.check()?;
+                    for shard in 0..group.count {
+                        let parameters = self.state.network.parameters_of_shard(shard);
+                        self.cache.gradients.take(device, parameters)?;
+                    }
+                }
+            }
         }
         self.cache.gradients.finish(device, &parameters, batch.ranks)
     }

@@ -3,7 +3,7 @@
 use crate::diagnostic::Diagnostic;
 use crate::memory::{self, NetworkSizes};
 use crate::objective::{Objective, PlannedTerm};
-use crate::recipe::{Recipe, Source, WeightedTerm};
+use crate::recipe::{BatchNormStatistics, Recipe, Source, WeightedTerm};
 use crate::recipe_text;
 use pauc_models::NetworkDevice;
 use pauc_models::heads::HeadConfig;
@@ -83,6 +83,7 @@ impl<'a> Checker<'a> {
         }
         self.batch_parts();
         self.shards();
+        self.synced_statistics();
         self.view_count();
         let reads_prototypes = r.objective.iter().any(|t| t.term.info().needs().prototypes);
         let is_probed = r.probes.iter().any(|p| p.reads_prototypes());
@@ -159,8 +160,11 @@ impl<'a> Checker<'a> {
         let head =
             [("projector", Some(&self.recipe.projector)), ("predictor", self.recipe.predictor.as_ref())];
         let normed = head.into_iter().find(|(_, head)| head.is_some_and(HeadConfig::has_batch_norm));
-        if let Some((name, _)) = normed.filter(|_| train.micro_batch.map_or(train.shard(), |m| m.get()) == 1)
-        {
+        let together = match train.batch_norm {
+            BatchNormStatistics::PerShard => train.micro_batch.map_or(train.shard(), |m| m.get()),
+            BatchNormStatistics::Synced => batch.get(),
+        };
+        if let Some((name, _)) = normed.filter(|_| together == 1) {
             let path = match (train.micro_batch, train.shards.get()) {
                 (Some(_), _) => "train.micro_batch",
                 (None, 1) => "train.batch",
@@ -209,6 +213,30 @@ impl<'a> Checker<'a> {
             let shard = train.shard();
             let message = format!("a micro-batch of {part} is larger than a shard of {shard} images");
             self.error("E0217", "train.micro_batch", message, format!("make it at most {shard}"));
+        }
+    }
+
+    /// Checks that synchronized batch statistics have something to synchronize, and all activations.
+    fn synced_statistics(&mut self) {
+        let train = &self.recipe.train;
+        if train.batch_norm == BatchNormStatistics::PerShard {
+            return;
+        }
+        if train.shards.get() == 1 {
+            let message =
+                "`batch_norm: Synced` joins the statistics of shards, but a batch has no shards".to_string();
+            let help = "write `shards: 4`, or leave `batch_norm` out: without shards, the statistics are those of the \
+                batch anyway";
+            self.error("E0228", "train.batch_norm", message, help);
+        }
+        if let Some(part) = train.micro_batch {
+            let message = format!("`batch_norm: Synced` does not work with micro-batches of {part} images");
+            self.error(
+                "E0228",
+                "train.micro_batch",
+                message,
+                "leave `micro_batch` out; more ranks need less memory each",
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::codes;
 use crate::memory;
 use crate::plan::Plan;
+use crate::step_batch::syncs_statistics;
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
 use pauc_traits::component_ron::Term;
@@ -211,13 +212,16 @@ fn shards<D: NetworkDevice>(out: &mut String, plan: &Plan, network: &mut Network
     if count == 1 {
         return;
     }
-    let kept = if plan.keeps_shards && network.has_passes(count) {
+    let synced = syncs_statistics(plan, network);
+    let kept = if synced || plan.keeps_shards && network.has_passes(count) {
         "the activations of all are kept for the backward pass"
     } else {
         "their activations are computed twice, to save memory"
     };
     let _ = writeln!(out, "shards     {count} of {images} images; {kept}");
-    if plan.recipe.momentum_encoder.is_some() && !network.followed_statistics().is_empty() {
+    if synced {
+        let _ = writeln!(out, "{:<10} batch normalization takes the statistics of all of them", "");
+    } else if plan.recipe.momentum_encoder.is_some() && !network.followed_statistics().is_empty() {
         let _ = writeln!(out, "{:<10} those of the momentum encoder are of a random order of the batch", "");
     }
 }

@@ -63,11 +63,10 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
             let output = self.forward_images(part, TRAIN_NO_GRAD, 0)?;
             features.put(read, part, &ops::to_host(&output.features)?);
             embeddings.put(read, part, &ops::to_host(&output.embeddings)?);
-            if let Some(all) = &mut predictions {
-                let predicted = self.state.network.predict(&output.embeddings.retaped(), TRAIN_NO_GRAD)?;
-                if let Some(rows) = predicted {
-                    all.put(read, part, &ops::to_host(&rows)?);
-                }
+            if let Some(all) = &mut predictions
+                && let Some(rows) = self.predict(&output.embeddings, TRAIN_NO_GRAD)?
+            {
+                all.put(read, part, &ops::to_host(&rows)?);
             }
         }
         let of = |rows: &HostRows, width| Rows { width, views: rows.to_views() };

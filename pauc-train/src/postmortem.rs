@@ -9,13 +9,14 @@ use crate::state::TrainState;
 use crate::step_batch::{BatchPlace, StepBatch, StepCache};
 use crate::suspects;
 use pauc_data::ImageBatch;
-use pauc_distributed::Alone;
+use pauc_distributed::{Alone, Communicator};
 use pauc_models::device::NetworkDevice;
 use pauc_models::schedule::LrSchedule;
 use pauc_models::weights::{TensorFile, Values};
 use pauc_report::postmortem::causes::causes;
 use pauc_report::postmortem::{FILE, GoodCheckpoint, GradientNorm, Number, Postmortem, Settings, story};
 use pauc_traits::{Error, Result, ops};
+use std::sync::Arc;
 
 /// The file with the tensors of the failed batch.
 const TENSORS: &str = "postmortem.safetensors";
@@ -63,7 +64,8 @@ impl<D: NetworkDevice> Failure<'_, D> {
     fn inspect(&mut self, data: &ImageBatch) -> Option<Inspection> {
         let number = self.cache.trace.rows.start / self.plan.recipe.train.batch.get().max(1);
         let place = BatchPlace { number: number as u64, share: 1.0, logged: false };
-        let batch = StepBatch::new(self.plan, self.state, (data, &Alone), place);
+        let alone: Arc<dyn Communicator> = Arc::new(Alone);
+        let batch = StepBatch::new(self.plan, self.state, (data, &alone), place);
         let pass = BatchPass {
             device: self.device,
             plan: self.plan,

@@ -3,11 +3,14 @@
 //! Every rank has the same state and takes the same decisions. It passes its own shards through the networks; the rows
 //! are gathered, and all ranks evaluate the terms on the whole batch. Rank 0 alone writes.
 
-use pauc_distributed::{Communicator, bytes_of, bytes_of_mut, joined};
+use pauc_distributed::{CommunicationError, Communicator, bytes_of, bytes_of_mut, joined};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
+use pauc_traits::shards::ShardExchange;
 use pauc_traits::{Error, Param, Result};
+use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Returns the part of `n` equal items that belongs to a rank.
 pub(crate) fn share(n: usize, rank: usize, ranks: usize) -> Range<usize> {
@@ -43,6 +46,38 @@ pub(crate) fn concatenate(ranks: &dyn Communicator, own: Vec<f32>) -> Result<Vec
         return Ok(own);
     }
     Ok(joined(&ranks.all_gather_messages(bytes_of(&own))?))
+}
+
+/// Exchanges the sums of shards between ranks, in the middle of a pass.
+#[derive(Debug)]
+pub(crate) struct ExchangeOfRanks {
+    ranks: Arc<dyn Communicator>,
+    /// The first error, kept until the end of the pass.
+    error: RefCell<Option<CommunicationError>>,
+}
+
+impl ExchangeOfRanks {
+    pub fn new(ranks: Arc<dyn Communicator>) -> Self {
+        ExchangeOfRanks { ranks, error: RefCell::default() }
+    }
+}
+
+impl ShardExchange for ExchangeOfRanks {
+    fn gather(&self, own: &[f64]) -> Vec<f64> {
+        if self.ranks.size() == 1 {
+            return own.to_vec();
+        }
+        let mut all = vec![0.0; own.len() * self.ranks.size()];
+        let mut error = self.error.borrow_mut();
+        if error.is_none() {
+            *error = self.ranks.all_gather(bytes_of(own), bytes_of_mut(&mut all)).err();
+        }
+        all
+    }
+
+    fn check(&self) -> Result<()> {
+        self.error.take().map_or(Ok(()), |error| Err(error.into()))
+    }
 }
 
 /// How the work of rank 0 ended, as the first byte of a message.
@@ -117,6 +152,11 @@ impl<D: NetworkDevice> Recording<D> {
         Ok(Recording { statistics, before })
     }
 
+    /// A record of a pass that moves the running statistics by the moments of all ranks itself.
+    pub fn of_synced() -> Self {
+        Recording { statistics: Vec::new(), before: Vec::new() }
+    }
+
     /// Ends the record, and returns the moments of all statistics, one after the other.
     ///
     /// # Errors
@@ -180,6 +220,30 @@ mod tests {
             assert_eq!(value, (rank == 0).then_some(0));
         }
         assert_eq!(from_first(&Alone, || Ok(vec![1])).unwrap(), [1]);
+    }
+
+    #[test]
+    fn sums_of_shards_come_together_and_a_failure_is_kept() {
+        let results = Threads::run(3, |ranks| {
+            let rank = ranks.rank();
+            let exchange = ExchangeOfRanks::new(Arc::new(ranks));
+            let all = exchange.gather(&[rank as f64, 0.5]);
+            exchange.check()?;
+            // The last rank leaves.
+            let failed = (rank < 2).then(|| {
+                assert_eq!(exchange.gather(&[1.0]), [0.0; 3]);
+                exchange.gather(&[1.0]);
+                exchange.check().is_err()
+            });
+            Ok::<_, Error>((all, failed))
+        });
+        for (rank, result) in results.into_iter().enumerate() {
+            let (all, failed) = result.unwrap();
+            assert_eq!((all, failed), (vec![0.0, 0.5, 1.0, 0.5, 2.0, 0.5], (rank < 2).then_some(true)));
+        }
+        let alone = ExchangeOfRanks::new(Arc::new(Alone));
+        assert_eq!(alone.gather(&[3.0]), [3.0]);
+        alone.check().unwrap();
     }
 
     #[test]

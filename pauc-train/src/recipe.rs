@@ -162,6 +162,16 @@ component! {
     }
 }
 
+/// The images over which batch normalization takes its statistics, if a batch has shards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BatchNormStatistics {
+    /// Those of a shard.
+    #[default]
+    PerShard,
+    /// All of the batch.
+    Synced,
+}
+
 component! {
     /// Length, batch and seed of a run.
     pub struct TrainConfig {
@@ -177,6 +187,11 @@ component! {
         /// Terms see the whole batch.
         #[added_in("0.3")]
         pub shards: Count = Count::lit(1),
+        /// The images over which batch normalization takes its statistics, with `shards`: PerShard, or Synced, which takes
+        /// those of the whole batch, so that the shards do not change the result except for rounding. The activations
+        /// of all shards are then kept.
+        #[added_in("0.3")]
+        pub batch_norm: BatchNormStatistics = BatchNormStatistics::PerShard,
         /// Batches whose gradients are averaged for one optimizer step. Terms see one batch at a time, so
         /// this does not add negatives; see `micro_batch` for that.
         pub accumulate: Count = Count::lit(1),

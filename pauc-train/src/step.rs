@@ -102,7 +102,7 @@ impl<D: NetworkDevice> StepRunner<'_, D> {
         place: BatchPlace,
         upcoming: impl FnOnce() -> Option<&'b ImageBatch>,
     ) -> Result<BatchOutcome> {
-        let batch = StepBatch::new(self.plan, self.state, (data, &*self.plan.communicator), place);
+        let batch = StepBatch::new(self.plan, self.state, (data, &self.plan.communicator), place);
         let pass = BatchPass {
             device: self.device,
             plan: self.plan,

@@ -4,21 +4,24 @@ use crate::gradient_tree::GradientTree;
 use crate::objective::{Reads, TermGradient, TermValue};
 use crate::plan::Plan;
 use crate::prefetch::{self, DevicePrefetch};
-use crate::ranks;
-use crate::recipe::Terms;
+use crate::ranks::{self, ExchangeOfRanks};
+use crate::recipe::{BatchNormStatistics, Terms};
 use crate::state::TrainState;
 use crate::step_trace::StepTrace;
 use pauc_data::{ImageBatch, Share};
 use pauc_distributed::Communicator;
 use pauc_models::device::NetworkDevice;
+use pauc_models::network::Network;
 use pauc_traits::Result;
 use pauc_traits::encoder::Images;
 use pauc_traits::ops::Matrix;
 use pauc_traits::rng::{Purpose, stream};
 use pauc_traits::schedule::Clock;
+use pauc_traits::shards::ShardGroup;
 use rand::seq::SliceRandom;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// Where the terms of a batch are evaluated, and whether the host waits for them.
@@ -73,8 +76,10 @@ pub(crate) struct StepBatch<'a> {
     pub place: BatchPlace,
     pub clock: Clock,
     pub reads: Reads,
-    /// The shards of this rank.
+    /// The shards of this rank; a single one of all its rows if they are normalized together.
     pub shards: Vec<Shard>,
+    /// The shards that are normalized together with those of the other ranks, if batch normalization is synchronized.
+    pub synced: Option<ShardGroup>,
     /// Whether the recipe divides batches into shards.
     pub is_sharded: bool,
     /// Whether the activations of all shards are kept for the backward pass, instead of being computed twice.
@@ -91,7 +96,7 @@ impl<'a> StepBatch<'a> {
     pub fn new<D: NetworkDevice>(
         plan: &Plan,
         state: &mut TrainState<D>,
-        (data, ranks): (&'a ImageBatch, &'a dyn Communicator),
+        (data, ranks): (&'a ImageBatch, &'a Arc<dyn Communicator>),
         place: BatchPlace,
     ) -> Self {
         let train = &plan.recipe.train;
@@ -103,14 +108,21 @@ impl<'a> StepBatch<'a> {
         let (is_sharded, parts) = (shards.len() > 1, shards.iter().map(|shard| shard.parts.len()).sum());
         let own = ranks::share(shards.len(), ranks.rank(), ranks.size());
         shards = shards.drain(own).collect();
+        let synced = (is_sharded && syncs_statistics(plan, &state.network)).then(|| ShardGroup {
+            count: shards.len(),
+            samples: rows,
+            exchange: Rc::new(ExchangeOfRanks::new(ranks.clone())),
+        });
+        if synced.is_some() {
+            shards = vec![Shard { parts: vec![ranks::share(samples, ranks.rank(), ranks.size())] }];
+        }
         let clock = state.clock(plan.horizon);
-        // Without batch statistics, the order of the keys changes nothing.
-        let momentum = state.momentum.as_ref().filter(|m| is_sharded && !m.statistics().is_empty());
+        let momentum = state.momentum.as_ref().filter(|m| is_sharded && shuffles_keys(plan, m));
         let mut reads = Reads::at(&plan.objective, &clock, state.momentum.is_some(), state.queue.is_some());
         reads.group_views_by(|view| plan.views.shape(view));
         StepBatch {
             data,
-            ranks,
+            ranks: &**ranks,
             place,
             clock,
             reads,
@@ -118,6 +130,7 @@ impl<'a> StepBatch<'a> {
             keeps_shards: is_sharded && plan.keeps_shards && state.network.has_passes(shards.len()),
             key_order: momentum.map(|_| key_order(train.seed, clock.step, place.number, samples)),
             shards,
+            synced,
             is_sharded,
             dim: state.network.embedding_dim(),
         }
@@ -150,7 +163,7 @@ pub(crate) fn share_of_rank<D: NetworkDevice>(plan: &Plan, state: &TrainState<D>
     let (batch, batches, seed) = (train.batch.get(), train.accumulate.get(), train.seed);
     let own = ranks::share(batch, ranks.rank(), ranks.size());
     let reads = Reads::ever(&plan.objective, state.momentum.is_some(), state.queue.is_some());
-    let shuffles = state.momentum.as_ref().is_some_and(|m| !m.statistics().is_empty());
+    let shuffles = state.momentum.as_ref().is_some_and(|m| shuffles_keys(plan, m));
     let views = plan.views.len();
     Arc::new(move |step| {
         let mut held = vec![BTreeSet::new(); views];
@@ -165,6 +178,17 @@ pub(crate) fn share_of_rank<D: NetworkDevice>(plan: &Plan, state: &TrainState<D>
         }
         held.into_iter().map(|rows| rows.into_iter().collect()).collect()
     })
+}
+
+/// Returns whether batch normalization takes the statistics of all shards of a batch together.
+pub(crate) fn syncs_statistics<D: NetworkDevice>(plan: &Plan, network: &Network<D>) -> bool {
+    plan.recipe.train.batch_norm == BatchNormStatistics::Synced && !network.statistics().is_empty()
+}
+
+/// Returns whether the shards of keys are of a random order of the batch. Without statistics of single shards, the order
+/// changes nothing.
+fn shuffles_keys<D: NetworkDevice>(plan: &Plan, momentum: &Network<D>) -> bool {
+    !momentum.statistics().is_empty() && !syncs_statistics(plan, momentum)
 }
 
 /// Splits a range into ranges of at most `size`.

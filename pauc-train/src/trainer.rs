@@ -10,7 +10,7 @@ use crate::run_dir::RunDir;
 use crate::selection::{record_best, record_patience, value_of};
 use crate::state::TrainState;
 use crate::step::{StepOutcome, StepRunner};
-use crate::step_batch::{StepCache, share_of_rank};
+use crate::step_batch::{StepCache, share_of_rank, syncs_statistics};
 use crate::timings::EpochTimings;
 use crate::{checkpoint, e_step, health, ranks, step_log};
 use pauc_data::{Batches, ImageBatch, Loader, LoaderOptions, Throughput};
@@ -94,6 +94,13 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
             return Err(Error::config(format!(
                 "on {} a network with batch normalization trains on one rank only; use `--device cpu`, or an encoder and \
                  heads without it",
+                device.name()
+            )));
+        }
+        if syncs_statistics(plan, &state.network) && !state.network.normalizes_shards() {
+            return Err(Error::config(format!(
+                "on {} this network cannot take the batch statistics of all shards: use `--device cpu` and pauc's own \
+                 networks, or leave `batch_norm: Synced` out",
                 device.name()
             )));
         }

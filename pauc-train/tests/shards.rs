@@ -8,6 +8,7 @@ use dfdx::prelude::Cpu;
 use pauc_data::{ImageBatch, Loader, LoaderOptions};
 use pauc_models::{Network, NetworkDevice};
 use pauc_report::events::Event;
+use pauc_testing::inputs::Perturbation;
 use pauc_testing::{assert_within, tolerance};
 use pauc_train::observer::Observer;
 use pauc_train::plan::Plan;
@@ -95,6 +96,52 @@ fn activations_are_kept_only_if_memory_allows() {
     assert!(needed(&little) < needed(&plenty));
     // Micro-batches ask for little memory.
     assert!(!plan(NORMED, &["train.micro_batch=3"]).keeps_shards);
+}
+
+/// Returns the losses of some steps from perturbed weights.
+fn losses_from(plan: &Plan, mut rounding: Perturbation) -> Vec<f64> {
+    let mut trainer = Trainer::new(&Cpu::default(), plan).unwrap();
+    for p in trainer.network_mut().parameters() {
+        p.value_mut().iter_mut().for_each(|v| *v = rounding.apply(f64::from(*v)) as f32);
+    }
+    let mut losses = Losses::default();
+    trainer.train(&RunDir::in_memory(), Some(4), &mut losses).unwrap();
+    losses.0
+}
+
+#[test]
+fn synchronized_statistics_train_like_the_whole_batch() {
+    let momentum = "momentum_encoder=Ema(momentum: 0.9)";
+    let forms: [&[&str]; 4] = [
+        &["train.accumulate=2"],
+        &[momentum, "queue=48", "objective=[(term: InfoNce(negatives: QueueAndBatch, two_sided: true))]"],
+        &["predictor=Mlp(dims: [6, 8], batch_norm: true)", "objective=[(term: CosinePrediction())]"],
+        &[
+            "encoder=VisionTransformer(size: Custom(width: 8, heads: 2), depth: 2, patch: 4, drop_path: 0.5)",
+            "views=[(count: 2, ops: [MultiCrop(size: 12, crop: Global)]), (count: 1, ops: [MultiCrop(size: 8, crop: Local)])]",
+            "objective=[(term: SwappedAssignment(prototypes: 8, local_views: 1))]",
+        ],
+    ];
+    for set in forms {
+        let of = |more: &[&str]| plan(NORMED, &[set, more].concat());
+        let (exact, whole) = (Perturbation::new(0.0, 0), of(&["train.shards=1"]));
+        let expected = losses_from(&whole, exact.clone());
+        // Weights perturbed by six deviations of a layer's rounding, whose inner products have up to 144 terms.
+        let size = tolerance::SIGMAS * (144f64 / 6.0).sqrt() * tolerance::UNIT_F32;
+        let draws: Vec<_> = (0..8).map(|draw| losses_from(&whole, Perturbation::new(size, draw))).collect();
+        let of_shards = losses_from(&of(&[]), exact.clone());
+        for shards in [2, 4, 8] {
+            let shards = format!("train.shards={shards}");
+            let synced = losses_from(&of(&["train.batch_norm=Synced", &shards]), exact.clone());
+            for step in 0..4 {
+                let response = draws.iter().map(|d| (d[step] - expected[step]).abs()).fold(0.0, f64::max);
+                let allowed = response + size * expected[step].abs();
+                assert_within!(synced[step], expected[step], allowed, "{set:?}, {shards}, step {step}");
+                let off = (of_shards[step] - expected[step]).abs();
+                assert!(off > 10.0 * allowed, "{set:?}: statistics of shards differ by {off}");
+            }
+        }
+    }
 }
 
 /// The first batch of a run.

@@ -3,6 +3,7 @@
 use crate::graph::{self, Graph};
 use crate::registry::Component;
 use crate::rng::{Purpose, Stream, stream};
+use crate::shards::ShardGroup;
 use crate::{Compute, ImageShape, Param, Result, Taped};
 use dfdx::prelude::Tensor;
 use pauc_kernels::precision::Precision;
@@ -127,6 +128,34 @@ pub trait Encoder<D: Compute> {
     ) -> Result<Taped<(usize, usize), f32, D>> {
         let _ = draws;
         self.forward(images, pass)
+    }
+
+    /// Returns whether [`Encoder::forward_shards`] is implemented; by default it is not. Encoders without batch
+    /// normalization do not need it.
+    fn normalizes_shards(&self) -> bool {
+        false
+    }
+
+    /// As [`Encoder::forward`] with batch statistics, for several shards at once. The statistics are those of all shards of
+    /// the batch, also on other processes.
+    ///
+    /// Each shard has its own `parameters`: those of [`Encoder::parameters`], or ones that share their values and
+    /// receive the gradient of this shard alone. Neither rows nor gradients depend on which shards pass together.
+    ///
+    /// # Shapes
+    /// images (V·count·samples, H, W, C), ordered as [`ShardGroup`] says → features (V·count·samples, F)
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`], or if the encoder cannot do this (the default implementation).
+    fn forward_shards(
+        &mut self,
+        images: Images<D>,
+        pass: Pass,
+        shards: &ShardGroup,
+        parameters: &[Vec<Param<D>>],
+    ) -> Result<Taped<(usize, usize), f32, D>> {
+        let _ = (images, pass, shards, parameters);
+        Err(crate::Error::config("this encoder cannot normalize the shards of a batch together"))
     }
 
     /// Returns the learnable parameters in a fixed order.

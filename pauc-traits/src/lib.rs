@@ -14,6 +14,7 @@
 //! | [`batch`] | the inputs of a term: [`Batch`], its views, keys, queue, cluster levels and batch prototypes |
 //! | [`term`] | [`ContrastiveLoss`], [`Regularizer`], their needs and chance levels |
 //! | [`encoder`], [`param`] | [`Encoder`], its parameters and gradients |
+//! | [`shards`] | passes of several parts of a batch that are normalized together |
 //! | [`graph`] | an encoder as a graph of operators, for export |
 //! | [`clusterer`] | [`Clusterer`] and the clusterings it returns |
 //! | [`dataset`], [`image`] | datasets, image sources, augmentations |
@@ -59,6 +60,7 @@ pub mod registry;
 pub mod rng;
 pub mod ron_text;
 pub mod schedule;
+pub mod shards;
 pub mod softmax;
 pub mod stop;
 pub mod temperature;

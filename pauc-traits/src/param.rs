@@ -22,7 +22,7 @@ pub enum Role {
 
 #[derive(Debug)]
 struct Cell<B> {
-    value: RefCell<B>,
+    value: Rc<RefCell<B>>,
     grad: RefCell<B>,
     frozen: std::cell::Cell<bool>,
     lr_scale: std::cell::Cell<f64>,
@@ -71,13 +71,28 @@ impl<D: Compute> Param<D> {
         }
         let grad = if role == Role::Statistic { 0 } else { values.len() };
         let cell = Cell {
-            value: RefCell::new(device.upload(values)?),
+            value: Rc::new(RefCell::new(device.upload(values)?)),
             grad: RefCell::new(device.zero_buffer(grad)?),
             frozen: std::cell::Cell::new(false),
             lr_scale: std::cell::Cell::new(1.0),
             moments: RefCell::new(None),
         };
         Ok(Param { name, shape: shape.to_vec(), role, cell: Rc::new(cell) })
+    }
+
+    /// Returns a parameter that shares the values, and has a gradient of its own, which is zero.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn with_own_gradient(&self, device: &D) -> Result<Self> {
+        let cell = Cell {
+            value: self.cell.value.clone(),
+            grad: RefCell::new(device.zero_buffer(device.buffer_len(&self.grad()))?),
+            frozen: self.cell.frozen.clone(),
+            lr_scale: self.cell.lr_scale.clone(),
+            moments: RefCell::new(None),
+        };
+        Ok(Param { cell: Rc::new(cell), ..self.clone() })
     }
 
     /// Returns an independent parameter with the same values.
@@ -201,6 +216,18 @@ pub fn clear_gradients<D: Compute>(device: &D, params: &[Param<D>]) -> Result<()
 mod tests {
     use super::*;
     use dfdx::prelude::*;
+
+    #[test]
+    fn a_parameter_with_a_gradient_of_its_own_shares_the_values() {
+        let dev = Cpu::default();
+        let p = Param::new(&dev, "w", &[2], Role::Weight, &[1., 2.]).unwrap();
+        p.grad_mut().fill(3.0);
+        let other = p.with_own_gradient(&dev).unwrap();
+        assert_eq!(*other.grad(), [0.0; 2]);
+        other.grad_mut().fill(5.0);
+        p.value_mut()[1] = 7.0;
+        assert_eq!((&*other.value(), &*p.grad()), (&vec![1.0, 7.0], &vec![3.0; 2]));
+    }
 
     #[test]
     fn a_traced_parameter_receives_the_sum_of_its_gradients() {

@@ -53,6 +53,8 @@ pub struct Norm {
     pub shift: Vec<f32>,
     portions: Vec<f32>,
     sums: [Vec<f64>; 2],
+    /// The number of values of a channel in the sums of a backward pass.
+    count: f64,
     factors: [Vec<f32>; 3],
 }
 
@@ -72,6 +74,7 @@ impl Norm {
             shift: zeros(),
             portions: Vec::new(),
             sums: [vec![0.0; pitch], vec![0.0; pitch]],
+            count: 0.0,
             factors: [zeros(), zeros(), zeros()],
         }
     }
@@ -126,6 +129,34 @@ impl Norm {
             self.mean[c] = mean[c] as f32;
             self.variance[c] = (squares[c] / before) as f32;
         }
+    }
+
+    /// Returns the sums of the last pass over a batch: after [`Norm::measure`] mean and Σ(y − mean)², after
+    /// [`Norm::mask`] Σg and Σg·(y − mean).
+    ///
+    /// # Shapes
+    /// two sums for each of pitch channels
+    pub fn sums(&self) -> [&[f64]; 2] {
+        [&self.sums[0], &self.sums[1]]
+    }
+
+    /// Replaces the measured moments by those of a larger batch of `count` values per channel.
+    ///
+    /// # Shapes
+    /// mean and Σ(y − mean)²: pitch values each
+    pub fn set_moments(&mut self, mean: &[f64], squares: &[f64], count: usize) {
+        self.mean.iter_mut().zip(mean).for_each(|(to, mean)| *to = *mean as f32);
+        self.variance.iter_mut().zip(squares).for_each(|(to, sum)| *to = (sum / count as f64) as f32);
+    }
+
+    /// Replaces the sums of [`Norm::mask`] by those of a larger batch of `count` values per channel.
+    ///
+    /// # Shapes
+    /// Σg and Σg·(y − mean): pitch values each
+    pub fn set_sums(&mut self, of_g: &[f64], of_gy: &[f64], count: usize) {
+        self.sums[0].copy_from_slice(of_g);
+        self.sums[1].copy_from_slice(of_gy);
+        self.count = count as f64;
     }
 
     /// Computes scale and shift from mean, variance, γ and β.
@@ -194,14 +225,25 @@ impl Norm {
                 of_gy[c] += portion[pitch + c] as f64;
             }
         }
+        self.count = l.pixels() as f64;
     }
 
-    /// The second half of the backward pass, after [`Norm::mask`]: accumulates the gradients of γ and β, and
-    /// writes that of the normalization's input.
+    /// Accumulates the gradients of γ and β after [`Norm::mask`].
     ///
     /// # Shapes
-    /// g and y: at least `l.len()` values; dy: at least `dyl.len()`; the gradients of γ and β: one value per
-    /// channel
+    /// one value per channel
+    pub fn parameter_gradients(&self, d_gamma: &mut [f32], d_beta: &mut [f32]) {
+        let [of_g, of_gy] = &self.sums;
+        for c in 0..d_gamma.len() {
+            d_gamma[c] += (of_gy[c] * self.inverse[c] as f64) as f32;
+            d_beta[c] += of_g[c] as f32;
+        }
+    }
+
+    /// The second half of the backward pass, after [`Norm::mask`]: writes the gradient of the normalization's input.
+    ///
+    /// # Shapes
+    /// g and y: at least `l.len()` values; dy: at least `dyl.len()`
     ///
     /// # Panics
     /// If slices and layouts do not agree.
@@ -210,18 +252,12 @@ impl Norm {
         simd: Simd,
         (g, l): (&[f32], Layout),
         y: &[f32],
-        (d_gamma, d_beta): (&mut [f32], &mut [f32]),
         (dy, dyl): (&mut [f32], Layout),
     ) {
         let pitch = self.check(y.len(), l);
         assert!(g.len() >= l.len() && dy.len() >= dyl.len() && same_maps(l, dyl));
-        let [of_g, of_gy] = &self.sums;
-        for c in 0..d_gamma.len() {
-            d_gamma[c] += (of_gy[c] * self.inverse[c] as f64) as f32;
-            d_beta[c] += of_g[c] as f32;
-        }
         // dy = scale·(g − Σg/n − (y − mean)·inverse²·Σg(y − mean)/n) = a·g + b·y + c.
-        let count = l.pixels() as f64;
+        let ([of_g, of_gy], count) = (&self.sums, self.count);
         let [a, b, k] = &mut self.factors;
         for c in 0..pitch {
             let (scale, inverse) = (self.scale[c] as f64, self.inverse[c] as f64);
@@ -486,7 +522,8 @@ mod tests {
                     true => Relu::Output(&outs, halo),
                 };
                 norm.mask(simd, (&mut g, flat), mask, &ys);
-                norm.input_gradient(simd, (&g, flat), &ys, (&mut dg, &mut db), (&mut got, halo));
+                norm.parameter_gradients(&mut dg, &mut db);
+                norm.input_gradient(simd, (&g, flat), &ys, (&mut got, halo));
                 compare(&got, halo, channels, &dy)?;
                 let masked: Vec<Rounded> = masked.into_iter().map(Rounded::exact).collect();
                 compare(&g, flat, channels, &masked)?;

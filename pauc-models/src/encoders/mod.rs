@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`resnet`] | shared code of all residual networks |
 //! | [`blueprint`] | layers, steps, shapes and names of a network, for any device |
-//! | `network`, `workspace` | a blueprint executed on the CPU |
+//! | `network`, `workspace`, `shards` | a blueprint executed on the CPU |
 //! | [`conv_next`] | ConvNeXt, which is no blueprint |
 
 /// Implements [`EncoderConfig`](pauc_traits::EncoderConfig) for a convolutional network: a struct with the field
@@ -56,6 +56,7 @@ mod resnet32;
 mod resnet34;
 mod resnet50;
 mod resnet56;
+mod shards;
 mod wide_resnet;
 mod wide_resnet101;
 mod wide_resnet50;

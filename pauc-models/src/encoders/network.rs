@@ -2,12 +2,14 @@
 
 use super::Convolutions;
 use super::blueprint::{Blueprint, ConvNorm, State};
+use super::shards::{self, Shard};
 use super::workspace::{Statistics, Workspace};
 use dfdx::prelude::{Cpu, HasShape, PutTape, Tape as _, TensorFromVec};
 use pauc_kernels::conv::Algorithm;
 use pauc_kernels::simd::{CHANNELS, Simd};
 use pauc_kernels::threads::awake;
 use pauc_traits::encoder::{Images, Layer, LayerDepths};
+use pauc_traits::shards::ShardGroup;
 use pauc_traits::{Encoder, Error, Param, Pass, Result, Taped};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -23,6 +25,8 @@ pub(crate) struct Network {
     training: Rc<RefCell<Workspace>>,
     /// For all other passes, so that they do not disturb an outstanding training pass.
     inference: Workspace,
+    /// As `training` and `inference`, for each shard of a pass of several.
+    shards: [Rc<RefCell<Vec<Workspace>>>; 2],
     outstanding: Rc<Cell<bool>>,
     images: Vec<f32>,
 }
@@ -81,10 +85,32 @@ impl Network {
             simd,
             algorithms,
             state,
+            shards: Default::default(),
             outstanding: Rc::default(),
             images: Vec::new(),
         }
     }
+
+    /// Returns the workspaces of `count` shards.
+    fn workspaces(&self, count: usize, keep: bool) -> Rc<RefCell<Vec<Workspace>>> {
+        let all = self.shards[usize::from(!keep)].clone();
+        let missing = count.saturating_sub(all.borrow().len());
+        let new = (0..missing).map(|_| Workspace::new(&self.plan, self.simd, &self.algorithms, keep));
+        all.borrow_mut().extend(new);
+        all
+    }
+}
+
+/// Calls `work` with the shards of a pass.
+fn with_shards<T>(
+    workspaces: &RefCell<Vec<Workspace>>,
+    states: &[State<Cpu>],
+    work: impl FnOnce(&mut [Shard<'_>]) -> T,
+) -> T {
+    let mut workspaces = workspaces.borrow_mut();
+    let shards = workspaces.iter_mut().zip(states).map(|(work, state)| Shard { work, state });
+    let mut shards: Vec<_> = shards.collect();
+    awake(|| work(&mut shards))
 }
 
 impl Encoder<Cpu> for Network {
@@ -117,6 +143,49 @@ impl Encoder<Cpu> for Network {
             awake(|| workspace.borrow_mut().backward(&plan, &state, d_features));
             Ok(())
         });
+        Ok(features.put_tape(tape))
+    }
+
+    fn normalizes_shards(&self) -> bool {
+        true
+    }
+
+    fn forward_shards(
+        &mut self,
+        images: Images<Cpu>,
+        pass: Pass,
+        shards: &ShardGroup,
+        parameters: &[Vec<Param<Cpu>>],
+    ) -> Result<Taped<(usize, usize), f32, Cpu>> {
+        let (batch, width) = (self.plan.batch_of(*images.shape())?, self.plan.feature_dim());
+        self.images.resize(batch * self.plan.input.len(), 0.0);
+        images.copy_into(&mut self.images);
+        let take = |shard| shards.take(shard, &self.images, self.plan.input.len());
+        let images: Vec<_> = (0..shards.count).map(take).collect();
+        let statistics = &self.state.statistics;
+        let state = |p: &Vec<_>| State { parameters: p.clone(), statistics: statistics.clone() };
+        let states: Vec<_> = parameters.iter().map(state).collect();
+        let keeps = pass == Pass::Train;
+        let guard = keeps.then(|| Outstanding::begin(&self.outstanding)).transpose()?;
+        let (plan, works) = (self.plan.clone(), self.workspaces(shards.count, keeps));
+        let of_shards =
+            with_shards(&works, &states, |all| shards::forward(&plan, all, &images, &*shards.exchange))?;
+        let mut features = vec![0.0; batch * width];
+        for (shard, own) in of_shards.iter().enumerate() {
+            shards.put(shard, own, width, &mut features);
+        }
+        let features = self.device.try_tensor_from_vec(features, (batch, width)).map_err(Error::device)?;
+        let mut tape = pauc_traits::Tape::default();
+        if let Some(guard) = guard {
+            let (ghost, shards) = (features.clone(), shards.clone());
+            tape.add_backward_op(move |gradients| {
+                let _guard = guard;
+                let all = gradients.get_or_alloc_mut(&ghost)?;
+                let own: Vec<_> = (0..shards.count).map(|shard| shards.take(shard, all, width)).collect();
+                with_shards(&works, &states, |all| shards::backward(&plan, all, &own, &*shards.exchange));
+                Ok(())
+            });
+        }
         Ok(features.put_tape(tape))
     }
 

@@ -6,7 +6,7 @@
 //! buffers, and there is no common trait.
 
 use super::blueprint::{Blueprint, Map, State, Step};
-use crate::batch_moments::{BatchMoments, EPSILON, RunningStatistics};
+use crate::batch_moments::{BatchMoments, EPSILON, MergedMoments, RunningStatistics};
 use dfdx::prelude::Cpu;
 use pauc_kernels::buffer::Buffer;
 use pauc_kernels::conv::{After, Algorithm, Convolution, Work};
@@ -128,56 +128,148 @@ impl Workspace {
         (images, batch): (&[f32], usize),
         statistics: Statistics,
     ) -> Result<Vec<f32>> {
+        self.begin(plan, (images, batch));
+        for step in 0..plan.steps.len() {
+            match statistics {
+                Statistics::Running => {
+                    // A training step is never cut short: it would have moved the statistics of some layers.
+                    stop::check()?;
+                    self.run_step(plan, state, (step, batch));
+                }
+                Statistics::Batch => {
+                    if let Some((layer, count)) = self.measure_step(plan, state, (step, batch)) {
+                        self.take_measured(plan, state, layer, count)?;
+                    }
+                    self.apply_step(plan, (step, batch));
+                }
+            }
+        }
+        Ok(self.features(plan, batch))
+    }
+
+    /// Takes the images (B, H, W, C) of a pass.
+    pub(super) fn begin(&mut self, plan: &Blueprint, (images, batch): (&[f32], usize)) {
         self.grow(plan, batch);
         let layouts = Layouts { plan, batch };
         self.open(plan, 0);
         copy_pixels((images, layouts.flat(0)), (&mut self.maps[0], layouts.haloed(0)));
-        for (i, step) in plan.steps.iter().enumerate() {
-            if statistics == Statistics::Running {
-                // A training step is never cut short: it would have moved the statistics of some layers.
-                stop::check()?;
-            }
-            match *step {
-                Step::Conv { layer, input, output, residual } => {
-                    let conv = (layer, input, output);
-                    match statistics {
-                        Statistics::Batch => {
-                            self.convolve_and_apply(plan, state, &layouts, conv, residual)?
-                        }
-                        Statistics::Running => self.convolve_applying(plan, state, &layouts, conv, residual),
-                    }
-                }
-                Step::Shortcut { layer, input, output } => {
-                    self.convolve(plan, state, &layouts, (layer, input, output), statistics)?;
-                }
-                Step::Sum { layer, input, sum, output, residual } => {
-                    self.convolve_bare(plan, state, &layouts, (layer, input, sum));
-                    self.add_residual(plan, &layouts, layer, residual);
-                    self.normalize_sum(plan, state, &layouts, (layer, output), statistics)?;
-                }
-                Step::Bare { layer, input, output } => {
-                    self.convolve_bare(plan, state, &layouts, (layer, input, output));
-                }
-                Step::MaxPool { input, output } => {
-                    self.open(plan, output);
-                    self.chosen[output].resize(layouts.flat(output).len(), 0);
-                    let mut out = std::mem::take(&mut self.maps[output]);
-                    let from = (&self.maps[input][..], layouts.haloed(input));
-                    pool::max_forward(from, (&mut out, layouts.haloed(output)), &mut self.chosen[output]);
-                    self.maps[output] = out;
-                }
-            }
-            if !self.keep {
-                self.release(plan, i);
-            }
-        }
-        let last = plan.maps.len() - 1;
+    }
+
+    /// Returns the features (B, F) after the last step.
+    pub(super) fn features(&mut self, plan: &Blueprint, batch: usize) -> Vec<f32> {
+        let (layouts, last) = (Layouts { plan, batch }, plan.maps.len() - 1);
         let mut features = vec![0.0; batch * plan.feature_dim()];
         plan.features().forward((&self.maps[last], layouts.haloed(last)), &mut features);
         if !self.keep {
             self.close(plan, last);
         }
-        Ok(features)
+        features
+    }
+
+    /// Runs a step with running statistics.
+    fn run_step(&mut self, plan: &Blueprint, state: &State<Cpu>, (i, batch): (usize, usize)) {
+        let layouts = Layouts { plan, batch };
+        match plan.steps[i] {
+            Step::Conv { layer, input, output, residual } => {
+                self.convolve_applying(plan, state, &layouts, (layer, input, output), residual);
+            }
+            Step::Shortcut { layer, input, output } => {
+                self.convolve(plan, state, &layouts, (layer, input, output), false);
+                self.take_running(plan, state, layer);
+            }
+            Step::Sum { layer, input, sum, residual, .. } => {
+                self.convolve(plan, state, &layouts, (layer, input, sum), false);
+                self.add_residual(plan, &layouts, layer, residual);
+                self.take_running(plan, state, layer);
+                return self.apply_step(plan, (i, batch));
+            }
+            Step::Bare { layer, input, output } => {
+                self.convolve(plan, state, &layouts, (layer, input, output), false);
+            }
+            Step::MaxPool { input, output } => self.max_pool(plan, &layouts, (input, output)),
+        }
+        self.end_step(plan, i);
+    }
+
+    /// Runs a step up to its normalization, and measures the moments of the batch. Returns the layer that normalizes,
+    /// and the number of values per channel.
+    pub(super) fn measure_step(
+        &mut self,
+        plan: &Blueprint,
+        state: &State<Cpu>,
+        (i, batch): (usize, usize),
+    ) -> Option<(usize, usize)> {
+        let layouts = Layouts { plan, batch };
+        match plan.steps[i] {
+            Step::Conv { layer, input, output, .. } => {
+                self.open(plan, output);
+                self.convolve(plan, state, &layouts, (layer, input, output), true);
+                Some((layer, layouts.flat(output).pixels()))
+            }
+            Step::Shortcut { layer, input, output } => {
+                self.convolve(plan, state, &layouts, (layer, input, output), true);
+                Some((layer, layouts.flat(output).pixels()))
+            }
+            Step::Sum { layer, input, sum, residual, .. } => {
+                self.convolve(plan, state, &layouts, (layer, input, sum), false);
+                self.add_residual(plan, &layouts, layer, residual);
+                let _span = named(|| plan.layers[layer].norm_name().into());
+                let (l, flat) = (&mut self.layers[layer], layouts.flat(sum));
+                l.norm.measure(self.simd, (&l.y, flat));
+                Some((layer, flat.pixels()))
+            }
+            Step::Bare { layer, input, output } => {
+                self.convolve(plan, state, &layouts, (layer, input, output), false);
+                None
+            }
+            Step::MaxPool { input, output } => {
+                self.max_pool(plan, &layouts, (input, output));
+                None
+            }
+        }
+    }
+
+    /// Runs the rest of a step, from the normalization on, whose scale and shift are set.
+    pub(super) fn apply_step(&mut self, plan: &Blueprint, (i, batch): (usize, usize)) {
+        let layouts = Layouts { plan, batch };
+        if let Step::Conv { layer, output, residual, .. } = plan.steps[i] {
+            self.normalize(plan, &layouts, (layer, output), residual);
+        } else if let Step::Sum { layer, output, .. } = plan.steps[i] {
+            self.open(plan, output);
+            self.normalize(plan, &layouts, (layer, output), None);
+        }
+        self.end_step(plan, i);
+    }
+
+    /// Normalizes the output of a layer, with residual and ReLU.
+    fn normalize(
+        &mut self,
+        plan: &Blueprint,
+        layouts: &Layouts<'_>,
+        (layer, output): (usize, Map),
+        residual: Option<Map>,
+    ) {
+        let _span = named(|| plan.layers[layer].norm_name().into());
+        let mut out = std::mem::take(&mut self.maps[output]);
+        let l = &self.layers[layer];
+        let (y, to) = ((&l.y[..], layouts.flat(output)), (&mut out[..], layouts.haloed(output)));
+        norm::apply(self.simd, &l.norm, y, self.residual(plan, layouts, residual), true, to);
+        self.maps[output] = out;
+    }
+
+    fn max_pool(&mut self, plan: &Blueprint, layouts: &Layouts<'_>, (input, output): (Map, Map)) {
+        self.open(plan, output);
+        self.chosen[output].resize(layouts.flat(output).len(), 0);
+        let mut out = std::mem::take(&mut self.maps[output]);
+        let from = (&self.maps[input][..], layouts.haloed(input));
+        pool::max_forward(from, (&mut out, layouts.haloed(output)), &mut self.chosen[output]);
+        self.maps[output] = out;
+    }
+
+    fn end_step(&mut self, plan: &Blueprint, i: usize) {
+        if !self.keep {
+            self.release(plan, i);
+        }
     }
 
     /// Allocates memory with halo for a map, if it has none.
@@ -248,26 +340,6 @@ impl Workspace {
         })
     }
 
-    /// Runs a convolution and then its normalization by batch statistics, with residual and ReLU.
-    fn convolve_and_apply(
-        &mut self,
-        plan: &Blueprint,
-        state: &State<Cpu>,
-        layouts: &Layouts<'_>,
-        (layer, input, output): (usize, Map, Map),
-        residual: Option<Map>,
-    ) -> Result<()> {
-        self.open(plan, output);
-        self.convolve(plan, state, layouts, (layer, input, output), Statistics::Batch)?;
-        let _span = named(|| plan.layers[layer].norm_name().into());
-        let mut out = std::mem::take(&mut self.maps[output]);
-        let l = &self.layers[layer];
-        let (y, to) = ((&l.y[..], layouts.flat(output)), (&mut out[..], layouts.haloed(output)));
-        norm::apply(self.simd, &l.norm, y, self.residual(plan, layouts, residual), true, to);
-        self.maps[output] = out;
-        Ok(())
-    }
-
     /// Runs a convolution with fused normalization by running statistics, residual and ReLU.
     fn convolve_applying(
         &mut self,
@@ -291,64 +363,14 @@ impl Workspace {
         self.work = work;
     }
 
-    /// Runs the convolution of a layer, and computes scale and shift of its normalization.
+    /// Runs the convolution of a layer, and measures the moments of its output if `measures`.
     fn convolve(
         &mut self,
         plan: &Blueprint,
         state: &State<Cpu>,
         layouts: &Layouts<'_>,
         (layer, input, output): (usize, Map, Map),
-        statistics: Statistics,
-    ) -> Result<()> {
-        if self.layers[layer].y.is_empty() {
-            self.layers[layer].y = self.buffer(plan, output);
-        }
-        let yl = layouts.flat(output);
-        let n = yl.pixels();
-        if statistics == Statistics::Batch {
-            check_count(plan, layer, n)?;
-        }
-        {
-            let _span = named(|| plan.layers[layer].name.as_str().into());
-            let l = &mut self.layers[layer];
-            let after = match statistics {
-                Statistics::Batch => After::Measure(&mut l.norm),
-                Statistics::Running => After::Nothing,
-            };
-            let (x, weight) = (
-                (&self.maps[input][..], layouts.haloed(input)),
-                state.parameters[plan.weight(layer)].value(),
-            );
-            l.conv.forward(self.simd, &mut self.work, x, &weight, (&mut l.y, yl), after);
-        }
-        if statistics == Statistics::Running {
-            self.take_running(plan, state, layer);
-            return Ok(());
-        }
-        let _span = named(|| plan.layers[layer].norm_name().into());
-        self.take_measured(plan, state, layer, n);
-        Ok(())
-    }
-
-    /// Sets scale and shift of a layer's normalization from the measured moments of `count` values, and moves
-    /// the running statistics.
-    fn take_measured(&mut self, plan: &Blueprint, state: &State<Cpu>, layer: usize, count: usize) {
-        let norm = &mut self.layers[layer].norm;
-        running(plan, state, layer).update(BatchMoments {
-            count,
-            mean: &norm.mean,
-            variance: &norm.variance,
-        });
-        prepare(norm, plan, state, layer);
-    }
-
-    /// Runs a convolution without normalization.
-    fn convolve_bare(
-        &mut self,
-        plan: &Blueprint,
-        state: &State<Cpu>,
-        layouts: &Layouts<'_>,
-        (layer, input, output): (usize, Map, Map),
+        measures: bool,
     ) {
         if self.layers[layer].y.is_empty() {
             self.layers[layer].y = self.buffer(plan, output);
@@ -357,8 +379,54 @@ impl Workspace {
         let l = &mut self.layers[layer];
         let x = (&self.maps[input][..], layouts.haloed(input));
         let weight = state.parameters[plan.weight(layer)].value();
+        let after = if measures { After::Measure(&mut l.norm) } else { After::Nothing };
         let to = (&mut l.y[..], layouts.flat(output));
-        l.conv.forward(self.simd, &mut self.work, x, &weight, to, After::Nothing);
+        l.conv.forward(self.simd, &mut self.work, x, &weight, to, after);
+    }
+
+    /// Sets scale and shift of a layer's normalization from the measured moments of `count` values, and moves
+    /// the running statistics.
+    ///
+    /// # Errors
+    /// If there is a single value, which has no variance.
+    fn take_measured(
+        &mut self,
+        plan: &Blueprint,
+        state: &State<Cpu>,
+        layer: usize,
+        count: usize,
+    ) -> Result<()> {
+        if count < 2 {
+            let message = "a single value has no variance: use a batch of at least 2 images";
+            return Err(Error::shape(plan.layers[layer].norm_name(), message));
+        }
+        let _span = named(|| plan.layers[layer].norm_name().into());
+        let norm = &mut self.layers[layer].norm;
+        running(plan, state, layer).update(BatchMoments {
+            count,
+            mean: &norm.mean,
+            variance: &norm.variance,
+        });
+        prepare(norm, plan, state, layer);
+        Ok(())
+    }
+
+    /// Sets scale and shift of a layer's normalization from moments of a larger batch.
+    pub(super) fn take_merged(
+        &mut self,
+        plan: &Blueprint,
+        state: &State<Cpu>,
+        layer: usize,
+        merged: &MergedMoments,
+    ) {
+        let norm = &mut self.layers[layer].norm;
+        norm.set_moments(&merged.mean, &merged.squares, merged.count);
+        prepare(norm, plan, state, layer);
+    }
+
+    /// Returns the normalization of a layer.
+    pub(super) fn norm(&mut self, layer: usize) -> &mut Norm {
+        &mut self.layers[layer].norm
     }
 
     /// Adds a map that a layer holds to the output of another layer.
@@ -370,34 +438,6 @@ impl Workspace {
         let flat = layouts.flat(map);
         add_pixels((&self.layers[from].y, flat), (&mut y, flat));
         self.layers[layer].y = y;
-    }
-
-    /// Normalizes the output of a layer, with ReLU.
-    fn normalize_sum(
-        &mut self,
-        plan: &Blueprint,
-        state: &State<Cpu>,
-        layouts: &Layouts<'_>,
-        (layer, output): (usize, Map),
-        statistics: Statistics,
-    ) -> Result<()> {
-        let yl = layouts.flat(output);
-        let _span = named(|| plan.layers[layer].norm_name().into());
-        match statistics {
-            Statistics::Batch => {
-                check_count(plan, layer, yl.pixels())?;
-                let l = &mut self.layers[layer];
-                l.norm.measure(self.simd, (&l.y, yl));
-                self.take_measured(plan, state, layer, yl.pixels());
-            }
-            Statistics::Running => self.take_running(plan, state, layer),
-        }
-        self.open(plan, output);
-        let mut out = std::mem::take(&mut self.maps[output]);
-        let l = &self.layers[layer];
-        norm::apply(self.simd, &l.norm, (&l.y, yl), None, true, (&mut out, layouts.haloed(output)));
-        self.maps[output] = out;
-        Ok(())
     }
 
     /// Sets scale and shift of a layer's normalization from the running statistics.
@@ -413,58 +453,92 @@ impl Workspace {
     /// Accumulates the gradients of the parameters, given that of the features of the last forward pass,
     /// which must have used batch statistics.
     pub(super) fn backward(&mut self, plan: &Blueprint, state: &State<Cpu>, d_features: &[f32]) {
-        let batch = d_features.len() / plan.feature_dim();
-        let layouts = Layouts { plan, batch };
-        let last = plan.maps.len() - 1;
-        let mut d_last = self.buffer(plan, last);
-        plan.features().backward(d_features, (&mut d_last, layouts.flat(last)));
-        self.gradients[last] = Some(d_last);
-        for (i, step) in plan.steps.iter().enumerate().rev() {
-            match *step {
-                Step::Conv { output, residual, .. } => {
-                    let Some(mut g) = self.gradients[output].take() else { continue };
-                    self.layer_backward(plan, state, &layouts, i, &mut g);
-                    match residual {
-                        Some(r) => self.give(r, g),
-                        None => self.spare.push(g),
-                    }
-                }
-                Step::Shortcut { output, .. } => {
-                    let Some(mut g) = self.gradients[output].take() else { continue };
-                    self.layer_backward(plan, state, &layouts, i, &mut g);
-                    self.spare.push(g);
-                }
-                Step::Sum { sum, output, residual, .. } => {
-                    let Some(mut g) = self.gradients[output].take() else { continue };
-                    self.sum_backward(plan, state, &layouts, i, (sum, &mut g));
-                    match residual {
-                        Some(r) => self.give(r, g),
-                        None => self.spare.push(g),
-                    }
-                }
-                Step::Bare { layer, input, output } => {
-                    let Some(g) = self.gradients[output].take() else { continue };
-                    self.prepare_dy(plan, layouts.haloed(output));
-                    copy_pixels((&g, layouts.flat(output)), (&mut self.dy.1, layouts.haloed(output)));
-                    self.conv_backward(plan, state, &layouts, i, (layer, input, output));
-                    self.spare.push(g);
-                }
-                Step::MaxPool { input, output } => {
-                    let Some(g) = self.gradients[output].take() else { continue };
-                    let mut dx = self.buffer(plan, input);
-                    let source = (&g[..], layouts.flat(output));
-                    pool::max_backward(source, &self.chosen[output], (&mut dx, layouts.flat(input)));
-                    self.give(input, dx);
-                    self.spare.push(g);
-                }
-            }
+        let batch = self.begin_backward(plan, d_features);
+        for step in (0..plan.steps.len()).rev() {
+            self.mask_step(plan, state, (step, batch));
+            self.differentiate_step(plan, state, (step, batch));
         }
         debug_assert!(self.gradients.iter().all(Option::is_none));
     }
 
-    /// Computes the gradients of a layer's parameters and input from that of its output. Masks `g` by ReLU.
-    /// `i` is the layer's step.
-    fn layer_backward(
+    /// Takes the gradient of the features. Returns the number of images.
+    pub(super) fn begin_backward(&mut self, plan: &Blueprint, d_features: &[f32]) -> usize {
+        let batch = d_features.len() / plan.feature_dim();
+        let (layouts, last) = (Layouts { plan, batch }, plan.maps.len() - 1);
+        let mut d_last = self.buffer(plan, last);
+        plan.features().backward(d_features, (&mut d_last, layouts.flat(last)));
+        self.gradients[last] = Some(d_last);
+        batch
+    }
+
+    /// Masks the gradient of a step's output by ReLU, sums it for the gradient of the normalization, and computes the
+    /// gradients of γ and β. Returns the layer that normalizes, and the number of values per channel.
+    pub(super) fn mask_step(
+        &mut self,
+        plan: &Blueprint,
+        state: &State<Cpu>,
+        (i, batch): (usize, usize),
+    ) -> Option<(usize, usize)> {
+        let (Step::Conv { layer, output, .. }
+        | Step::Shortcut { layer, output, .. }
+        | Step::Sum { layer, output, .. }) = plan.steps[i]
+        else {
+            return None;
+        };
+        let (layouts, mut g) = (Layouts { plan, batch }, self.gradients[output].take()?);
+        let flat = layouts.flat(output);
+        let _span = named(|| plan.layers[layer].norm_name().into());
+        let l = &mut self.layers[layer];
+        if !std::mem::take(&mut l.masked) {
+            let relu = relu(&plan.steps[i], &self.maps, &layouts);
+            l.norm.mask(self.simd, (&mut g, flat), relu, &l.y);
+        }
+        let [mut gamma, mut beta] = [1, 2].map(|i| state.parameters[plan.weight(layer) + i].grad_mut());
+        l.norm.parameter_gradients(&mut gamma, &mut beta);
+        self.gradients[output] = Some(g);
+        Some((layer, flat.pixels()))
+    }
+
+    /// Computes the gradients of a step's weight and input, after [`Workspace::mask_step`].
+    pub(super) fn differentiate_step(
+        &mut self,
+        plan: &Blueprint,
+        state: &State<Cpu>,
+        (i, batch): (usize, usize),
+    ) {
+        let (layouts, step) = (Layouts { plan, batch }, plan.steps[i]);
+        let (Step::Conv { output, .. }
+        | Step::Shortcut { output, .. }
+        | Step::Sum { output, .. }
+        | Step::Bare { output, .. }
+        | Step::MaxPool { output, .. }) = step;
+        let Some(mut g) = self.gradients[output].take() else { return };
+        match step {
+            Step::Conv { layer, input, .. } | Step::Shortcut { layer, input, .. } => {
+                self.norm_backward(plan, &layouts, (layer, output), &g);
+                self.conv_backward(plan, state, &layouts, i, (layer, input, output));
+            }
+            Step::Sum { .. } => self.sum_backward(plan, state, &layouts, i, &mut g),
+            Step::Bare { layer, input, .. } => {
+                self.prepare_dy(plan, layouts.haloed(output));
+                copy_pixels((&g, layouts.flat(output)), (&mut self.dy.1, layouts.haloed(output)));
+                self.conv_backward(plan, state, &layouts, i, (layer, input, output));
+            }
+            Step::MaxPool { input, .. } => {
+                let mut dx = self.buffer(plan, input);
+                let source = (&g[..], layouts.flat(output));
+                pool::max_backward(source, &self.chosen[output], (&mut dx, layouts.flat(input)));
+                self.give(input, dx);
+            }
+        }
+        match step {
+            Step::Conv { residual: Some(r), .. } | Step::Sum { residual: Some(r), .. } => self.give(r, g),
+            _ => self.spare.push(g),
+        }
+    }
+
+    /// The convolution and sum of [`Step::Sum`]. Turns `g` into the gradient of the sum.
+    fn sum_backward(
         &mut self,
         plan: &Blueprint,
         state: &State<Cpu>,
@@ -472,26 +546,8 @@ impl Workspace {
         i: usize,
         g: &mut [f32],
     ) {
-        let (Step::Conv { layer, input, output, .. } | Step::Shortcut { layer, input, output }) =
-            plan.steps[i]
-        else {
-            return;
-        };
-        self.norm_backward(plan, state, layouts, i, (layer, output), g);
-        self.conv_backward(plan, state, layouts, i, (layer, input, output));
-    }
-
-    /// As [`Workspace::layer_backward`], for a [`Step::Sum`]. Turns `g` into the gradient of the sum.
-    fn sum_backward(
-        &mut self,
-        plan: &Blueprint,
-        state: &State<Cpu>,
-        layouts: &Layouts<'_>,
-        i: usize,
-        (sum, g): (Map, &mut [f32]),
-    ) {
-        let Step::Sum { layer, input, output, .. } = plan.steps[i] else { return };
-        self.norm_backward(plan, state, layouts, i, (layer, output), g);
+        let Step::Sum { layer, input, sum, output, .. } = plan.steps[i] else { return };
+        self.norm_backward(plan, layouts, (layer, output), g);
         let (flat, halo) = (layouts.flat(sum), layouts.haloed(sum));
         if let Some(later) = self.gradients[sum].take() {
             add_pixels((&later, flat), (&mut self.dy.1, halo));
@@ -522,28 +578,19 @@ impl Workspace {
         }
     }
 
-    /// Computes the gradients of γ and β from the gradient `g` of a layer's output, and that of the
-    /// convolution's output in `self.dy`. Masks `g` by ReLU.
+    /// Computes the gradient of a convolution's output in `self.dy` from the masked gradient `g` of its layer's output.
     fn norm_backward(
         &mut self,
         plan: &Blueprint,
-        state: &State<Cpu>,
         layouts: &Layouts<'_>,
-        i: usize,
         (layer, output): (usize, Map),
-        g: &mut [f32],
+        g: &[f32],
     ) {
-        let (simd, flat, halo) = (self.simd, layouts.flat(output), layouts.haloed(output));
+        let (flat, halo) = (layouts.flat(output), layouts.haloed(output));
         self.prepare_dy(plan, halo);
         let _span = named(|| plan.layers[layer].norm_name().into());
         let l = &mut self.layers[layer];
-        if !std::mem::take(&mut l.masked) {
-            let relu = relu(&plan.steps[i], &self.maps, layouts);
-            l.norm.mask(simd, (g, flat), relu, &l.y);
-        }
-        let [mut gamma, mut beta] = [1, 2].map(|i| state.parameters[plan.weight(layer) + i].grad_mut());
-        let to = (&mut self.dy.1[..], halo);
-        l.norm.input_gradient(simd, (g, flat), &l.y, (&mut gamma[..], &mut beta[..]), to);
+        l.norm.input_gradient(self.simd, (g, flat), &l.y, (&mut self.dy.1, halo));
     }
 
     /// Makes room for an output gradient in `self.dy`, with a halo of zeros.
@@ -611,7 +658,11 @@ impl Workspace {
 }
 
 /// Returns the running statistics of a layer.
-fn running<'a>(plan: &Blueprint, state: &'a State<Cpu>, layer: usize) -> RunningStatistics<'a, Cpu> {
+pub(super) fn running<'a>(
+    plan: &Blueprint,
+    state: &'a State<Cpu>,
+    layer: usize,
+) -> RunningStatistics<'a, Cpu> {
     let [mean, variance] = [0, 1].map(|i| &state.statistics[plan.running_mean(layer) + i]);
     RunningStatistics { mean, variance }
 }
@@ -620,15 +671,6 @@ fn running<'a>(plan: &Blueprint, state: &'a State<Cpu>, layer: usize) -> Running
 fn prepare(norm: &mut Norm, plan: &Blueprint, state: &State<Cpu>, layer: usize) {
     let [gamma, beta] = [1, 2].map(|i| state.parameters[plan.weight(layer) + i].value());
     norm.prepare(&gamma, &beta, EPSILON);
-}
-
-/// Refuses the variance of a single value.
-fn check_count(plan: &Blueprint, layer: usize, count: usize) -> Result<()> {
-    if count < 2 {
-        let message = "a single value has no variance: use a batch of at least 2 images";
-        return Err(Error::shape(plan.layers[layer].norm_name(), message));
-    }
-    Ok(())
 }
 
 /// Returns the source of the ReLU mask of a step.

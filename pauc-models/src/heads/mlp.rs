@@ -1,5 +1,8 @@
 //! The multi-layer perceptron.
 
+mod shards;
+
+use self::shards::Shard;
 use super::{Head, check_width};
 use crate::batch_moments::{BatchMoments, EPSILON, RunningStatistics};
 use crate::bounds::width;
@@ -10,6 +13,7 @@ use pauc_traits::encoder::Layer;
 use pauc_traits::graph::{self, Graph};
 use pauc_traits::param::Role;
 use pauc_traits::rng::{Purpose, stream};
+use pauc_traits::shards::ShardGroup;
 use pauc_traits::{Compute, Count, Error, NetworkSize, Param, Pass, Result, Taped, component};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -178,6 +182,25 @@ impl<D: Compute> Block<D> {
         norms.flat_map(|n| [n.mean.clone(), n.variance.clone()]).collect()
     }
 
+    /// Returns the blocks with other parameters, in the order of [`Block::parameters`], and the same statistics.
+    fn with_parameters(blocks: &[Self], parameters: &[Param<D>]) -> Vec<Self> {
+        let mut next = parameters.iter();
+        // If there are too few, the rest keep their own.
+        let mut take = |own: &Param<D>| next.next().unwrap_or(own).clone();
+        let mut with = |block: &Self| Block {
+            weight: take(&block.weight),
+            bias: block.bias.as_ref().map(&mut take),
+            norm: block.norm.as_ref().map(|n| BatchNorm {
+                gamma: take(&n.gamma),
+                beta: take(&n.beta),
+                mean: n.mean.clone(),
+                variance: n.variance.clone(),
+            }),
+            ..*block
+        };
+        blocks.iter().map(&mut with).collect()
+    }
+
     /// Copies the block into new parameters.
     ///
     /// # Errors
@@ -249,28 +272,31 @@ impl Block<Cpu> {
         kept: &mut (Vec<f32>, Vec<f32>),
         y: &mut Vec<f32>,
     ) -> Result<()> {
-        let rows = x.len() / self.inputs;
-        y.resize(rows * self.outputs, 0.0);
-        let bias = self.bias.as_ref().map(|b| b.value());
-        let bias = bias.as_ref().map(|b| b.as_slice());
-        let size = (self.inputs, self.outputs);
         let Some(norm) = &self.norm else {
-            kernel::linear(size, x, &self.weight.value(), bias, y);
+            self.linear(x, y);
             if self.relu {
                 kernel::relu(y);
             }
             return Ok(());
         };
         let (x_hat, variance) = kept;
-        x_hat.resize(y.len(), 0.0);
-        kernel::linear(size, x, &self.weight.value(), bias, x_hat);
+        self.linear(x, x_hat);
         if pass == Pass::Eval {
             kernel::standardize(x_hat, &norm.mean.value(), &norm.variance.value(), EPSILON as f32);
         } else {
-            norm.standardise_batch(rows, x_hat, variance)?;
+            norm.standardise_batch(x.len() / self.inputs, x_hat, variance)?;
         }
+        y.resize(x_hat.len(), 0.0);
         kernel::scale_and_shift(x_hat, &norm.gamma.value(), &norm.beta.value(), self.relu, y);
         Ok(())
+    }
+
+    /// Computes the linear part.
+    fn linear(&self, x: &[f32], y: &mut Vec<f32>) {
+        y.resize(x.len() / self.inputs * self.outputs, 0.0);
+        let bias = self.bias.as_ref().map(|b| b.value());
+        let bias = bias.as_ref().map(|b| b.as_slice());
+        kernel::linear((self.inputs, self.outputs), x, &self.weight.value(), bias, y);
     }
 
     /// Turns `dy` into the gradient of the pre-activations, accumulates the gradients of the parameters, and
@@ -299,6 +325,11 @@ impl Block<Cpu> {
                 &mut dbeta,
             );
         }
+        self.linear_backward(x, dy, dx);
+    }
+
+    /// The backward pass of the linear part.
+    fn linear_backward(&self, x: &[f32], dy: &[f32], dx: &mut Vec<f32>) {
         let size = (self.inputs, self.outputs);
         kernel::linear_weight_gradient(size, x, dy, &mut self.weight.grad_mut());
         if let Some(bias) = &self.bias {
@@ -383,6 +414,52 @@ impl Head<Cpu> for MlpHead {
             work.backward(&blocks, &dy, gradients.get_or_alloc_mut(&to)?);
             **gradients.get_or_alloc_mut(&from)? = dy;
             idle.borrow_mut().push(work);
+            Ok(())
+        });
+        Ok(y.put_tape(tape))
+    }
+
+    fn normalizes_shards(&self) -> bool {
+        true
+    }
+
+    fn forward_shards(
+        &mut self,
+        x: Taped<(usize, usize), f32, Cpu>,
+        pass: Pass,
+        group: &ShardGroup,
+        parameters: &[Vec<Param<Cpu>>],
+    ) -> Result<Taped<(usize, usize), f32, Cpu>> {
+        let (rows, width) = *x.shape();
+        check_width("mlp head", width, self.blocks[0].inputs)?;
+        let (x, mut tape) = x.try_contiguous().map_err(Error::device)?.split_tape();
+        let (all, dim) = (x.as_vec(), self.output_dim());
+        let shard = |(i, parameters): (usize, &Vec<_>)| {
+            let work = self.idle.borrow_mut().pop().unwrap_or_default();
+            Shard::new(&self.blocks, parameters, work, group.take(i, &all, width))
+        };
+        let mut shards: Vec<Shard> = parameters.iter().take(group.count).enumerate().map(shard).collect();
+        shards::forward(&mut shards, &*group.exchange)?;
+        let mut outputs = vec![0.0; rows * dim];
+        for (i, shard) in shards.iter().enumerate() {
+            group.put(i, shard.output(), dim, &mut outputs);
+        }
+        let y = self.device.try_tensor_from_vec(outputs, (rows, dim)).map_err(Error::device)?;
+        let (group, idle) = (group.clone(), self.idle.clone());
+        if pass != Pass::Train {
+            idle.borrow_mut().extend(shards.into_iter().map(Shard::into_workspace));
+            return Ok(y.put_tape(tape));
+        }
+        let (from, to) = (y.ghost(), x.ghost());
+        tape.add_backward_op(move |gradients| {
+            let dy = gradients.get_or_alloc_mut(&from)?;
+            let mut own: Vec<_> = (0..group.count).map(|i| group.take(i, dy, dim)).collect();
+            shards::backward(&shards, &mut own, &*group.exchange);
+            let mut dx = vec![0.0; rows * width];
+            own.iter().enumerate().for_each(|(i, own)| group.put(i, own, width, &mut dx));
+            let sum = gradients.get_or_alloc_mut(&to)?;
+            sum.iter_mut().zip(dx).for_each(|(sum, d)| *sum += d);
+            idle.borrow_mut().extend(shards.into_iter().map(Shard::into_workspace));
             Ok(())
         });
         Ok(y.put_tape(tape))
