@@ -5,7 +5,7 @@
 mod common;
 
 use common::jobs::{on, output, ranks};
-use common::{Output, events, only_run, processes, program, root, trained, training};
+use common::{Output, events, only_run, pauc_with, processes, program, root, trained, training};
 use pauc_testing::mpi::Launcher;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -85,6 +85,61 @@ fn a_run_continues_on_another_number_of_ranks() {
     }
 }
 
+/// Returns what a verb prints and writes on so many ranks, without its seconds.
+fn printed_and_written(mut command: Command, out: &Path) -> (String, Vec<u8>) {
+    let done = output(&mut command);
+    assert_eq!(done.code, 0, "{command:?}: {}", done.stderr);
+    let printed = match serde_json::from_str::<serde_json::Value>(&done.stdout) {
+        Ok(mut json) => {
+            json.as_object_mut().unwrap().remove("seconds");
+            json.to_string()
+        }
+        Err(_) => done.stdout,
+    };
+    (printed, if out.exists() { std::fs::read(out).unwrap() } else { Vec::new() })
+}
+
+#[test]
+fn verbs_print_and_write_the_same_on_any_number_of_ranks() {
+    let launchers = Launcher::all("verbs_print_and_write_the_same_on_any_number_of_ranks");
+    let folder = folder();
+    let (run, file) = (trained(RECIPE, folder.path(), &[]), folder.path().join("file.safetensors"));
+    let (run, file) = (run.to_str().unwrap(), file.to_str().unwrap());
+    // Six chunks of images.
+    let data = ["--data", "Shapes(count: 1300, size: 12, classes: 4, seed: 2)", "--split", "train"];
+    let embed = [&["embed", run], &data[..]].concat();
+    let made = output(program().args(&embed).args(["--out", file]).current_dir(root()));
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let eval = [&["eval", run, "--probe", "Knn(k: 5)", "--probe", "Linear()", "--json"], &data[..]].concat();
+    let cluster =
+        |with| ["cluster", file, "--tensor", "embeddings", "--labels", file, "--json", "--with", with];
+    let (k_means, batches, nested) = (
+        cluster("KMeans(k: [4, 30])"),
+        cluster("MiniBatchKMeans(k: [9], batch: 100)"),
+        cluster("HierarchicalKMeans(k: [4, 30])"),
+    );
+    let dbscan = cluster("Dbscan(radius: 0.1)");
+    for (number, verb) in [&embed[..], &eval, &k_means, &batches, &nested, &dbscan].into_iter().enumerate() {
+        let out = folder.path().join(format!("{number}.safetensors"));
+        let mut arguments = [&["--threads", "1"], verb].concat();
+        if verb[0] != "eval" {
+            arguments.extend(["--out", out.to_str().unwrap()]);
+        }
+        let mut alone = program();
+        alone.args(&arguments).current_dir(root());
+        let wanted = printed_and_written(alone, &out);
+        assert!(verb[0] == "eval" || !wanted.1.is_empty());
+        for launcher in &launchers {
+            for ranks in [1, 2, 4] {
+                let _ = std::fs::remove_file(&out);
+                let found = printed_and_written(on(launcher, ranks, &arguments), &out);
+                assert_eq!(found.0, wanted.0, "{launcher:?}, {ranks} ranks, {}", verb[0]);
+                assert!(found.1 == wanted.1, "{launcher:?}, {ranks} ranks: another file of {verb:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn mistakes_are_said_once() {
     for launcher in Launcher::all("mistakes_are_said_once") {
@@ -104,10 +159,27 @@ fn mistakes_are_said_once() {
         }
         let out = output(&mut on(&launcher, 2, ["sweep", "recipes/sweeps/none.ron"]));
         assert_once(&out, "error: 2 ranks were started, but `sweep` starts a process for each of its runs");
+        let many = ["cluster", "python/tests/none.npy", "--with", "KMeans(k: [2])"];
+        assert_once(&output(&mut on(&launcher, 2, many)), "none.npy");
         let devices = output(&mut on(&launcher, 2, ["devices"]));
         assert_eq!(devices.code, 0, "{}", devices.stderr);
         assert_once(&devices, "cpu     ");
     }
+}
+
+#[test]
+fn tasks_that_cannot_find_each_other_write_nothing() {
+    let (tasks, folder) = ([("SLURM_STEP_NUM_TASKS", "4")], folder());
+    let out = folder.path().to_str().unwrap();
+    let written = pauc_with(&tasks, ["new", "loss", "MyLoss", "--out", out]);
+    assert_eq!(written.code, 2, "{}", written.stderr);
+    assert!(
+        written.stderr.contains("4 tasks") && written.stderr.contains("--mpi=pmix"),
+        "{}",
+        written.stderr
+    );
+    assert_eq!(std::fs::read_dir(out).unwrap().count(), 0);
+    assert_eq!(pauc_with(&tasks, ["list"]).code, 0);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use pauc::traits::{Error, Result};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A training, and how it may differ without another result.
 struct Training<'a> {
@@ -233,6 +234,50 @@ fn a_request_to_one_rank_stops_all_after_the_same_step() {
         let outcomes = training.on(4, &out, watch);
         assert!(outcomes.into_iter().all(|outcome| outcome.unwrap().ending == Ending::Interrupted));
         assert_same("resumed", &training.trained_on(2, &out), &alone);
+    }
+}
+
+/// Is asked to stop at the start of one of the phases between steps.
+struct StopsInPhase {
+    phase: u64,
+    begun: Cell<u64>,
+    flag: Arc<AtomicBool>,
+}
+
+impl Observer for StopsInPhase {
+    fn event(&mut self, _: &Event) -> Result<()> {
+        Ok(())
+    }
+    fn stop_flag(&self) -> Option<Arc<AtomicBool>> {
+        self.begun.set(self.begun.get() + 1);
+        self.flag.fetch_or(self.begun.get() == self.phase, Ordering::Relaxed);
+        Some(self.flag.clone())
+    }
+    fn should_stop(&self) -> bool {
+        self.flag.load(Ordering::Relaxed)
+    }
+}
+
+/// The baselines, the first clusterings and the probes each are a phase.
+#[test]
+fn a_request_to_one_rank_ends_a_phase_on_all() {
+    let recipe = root().join("recipes/fashion-mini/pauc.ron");
+    let folder = tempfile::tempdir().unwrap();
+    let alone = Training::of(&recipe, &[]).trained_alone(&folder.path().join("alone"));
+    // The first call is that of the loader.
+    for (asked, phase) in [(1, 2), (0, 3), (3, 3), (2, 4), (0, 5), (1, 5)] {
+        let out = folder.path().join(format!("{asked}-{phase}"));
+        let training = Training::of(&recipe, &[]);
+        let watch = |rank| -> Box<dyn Observer> {
+            match rank == asked {
+                true => Box::new(StopsInPhase { phase, begun: Cell::new(0), flag: Arc::default() }),
+                false => Box::new(Quiet),
+            }
+        };
+        let outcomes = training.on(4, &out, watch);
+        let endings = outcomes.into_iter().map(|outcome| outcome.unwrap().ending);
+        assert!(endings.into_iter().all(|ending| ending == Ending::Interrupted), "phase {phase}");
+        assert_same(&format!("phase {phase}"), &training.trained_on(2, &out), &alone);
     }
 }
 

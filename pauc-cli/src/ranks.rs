@@ -2,8 +2,9 @@
 
 use crate::args::Command;
 use crate::{Failure, console};
-use pauc::distributed::{Alone, Communicator, Disagreement, Launcher, Mpi, agree};
+use pauc::distributed::{Alone, Communicator, Disagreement, Launcher, LauncherError, Mpi, agree};
 use pauc::train::plan::Plan;
+use pauc::train::saved_run::SavedRun;
 use pauc::train::trainer::check_ranks;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,13 +33,32 @@ impl Command {
     /// Returns what this verb does on several ranks.
     fn part(&self) -> Part {
         match self {
-            Command::Run(_) | Command::Resume(_) => Part::Together,
+            Command::Run(_)
+            | Command::Resume(_)
+            | Command::Reproduce(_)
+            | Command::Eval(_)
+            | Command::Embed(_)
+            | Command::Cluster(_) => Part::Together,
             Command::Sweep(_) => Part::Refused(
                 "`sweep` starts a process for each of its runs; start it without the launcher, or train each run on \
                  several ranks with `run`",
             ),
             _ => Part::First,
         }
+    }
+
+    /// Returns whether this verb only prints, so that it may be done several times at once.
+    fn only_prints(&self) -> bool {
+        matches!(
+            self,
+            Command::Check(_)
+                | Command::Compare(_)
+                | Command::Completions(_)
+                | Command::Devices(_)
+                | Command::Explain(_)
+                | Command::List(_)
+                | Command::Tail(_)
+        )
     }
 }
 
@@ -128,10 +148,17 @@ pub fn launcher(command: &Command) -> Result<Option<Launcher>, Failure> {
             }
             Ok(several)
         }
-        // This verb needs no other rank.
-        Err(_) if command.part() == Part::First => Ok(None),
-        Err(e) => Err(Failure::new(2, format!("error: {e}"))),
+        // This verb needs no other rank. But tasks that do not know of each other would all write the same files.
+        Err(e) if command.part() == Part::First => match e {
+            LauncherError::SlurmWithoutPmi(_) if !command.only_prints() => Err(refused(&e)),
+            _ => Ok(None),
+        },
+        Err(e) => Err(refused(&e)),
     }
+}
+
+fn refused(e: &LauncherError) -> Failure {
+    Failure::new(2, format!("error: {e}"))
 }
 
 /// Returns how many ranks share this machine while a command works.
@@ -214,12 +241,21 @@ impl Ranks {
     /// If the number of ranks does not divide the plan's shards, or there are several ranks on a GPU.
     pub fn share(&self, plan: Plan, device: &str) -> Result<Plan, Failure> {
         let communicator = self.communicator();
-        if self.are_several() && device != "cpu" {
-            let message = "error: several ranks train on the CPU only: use `--device cpu`, or start one rank";
-            return Err(Failure::new(2, message));
-        }
+        self.check_device(device)?;
         check_ranks(communicator.size(), plan.recipe.train.shards.get()).map_err(Failure::of_request)?;
         Ok(plan.with_communicator(communicator))
+    }
+
+    /// Checks that several ranks work on the CPU.
+    ///
+    /// # Errors
+    /// If they do not.
+    pub fn check_device(&self, device: &str) -> Result<(), Failure> {
+        if self.are_several() && device != "cpu" {
+            let message = "error: several ranks work on the CPU only: use `--device cpu`, or start one rank";
+            return Err(Failure::new(2, message));
+        }
+        Ok(())
     }
 
     /// Executes a command, and ends the communication as its result asks.
@@ -310,9 +346,27 @@ impl Ranks {
     /// # Errors
     /// If a rank has failed, or something differs.
     pub fn compare<'p>(&self, plans: impl IntoIterator<Item = &'p Plan>) -> Result<(), Failure> {
+        self.begin(|| plans.into_iter().flat_map(facts_of_run).collect())
+    }
+
+    /// Lets the ranks work together on a run that was opened again, after they have compared it.
+    ///
+    /// # Errors
+    /// If a rank has failed, or something differs.
+    pub fn share_saved(&self, mut saved: SavedRun) -> Result<SavedRun, Failure> {
+        saved.plan = saved.plan.with_communicator(self.communicator());
+        let weights = saved.weights.get(..8).unwrap_or_default().to_string();
+        let remedy = "give all ranks the same folder of the run";
+        let checkpoint = Fact { name: "hash of the checkpoint", value: weights, remedy };
+        self.begin(|| facts_of_run(&saved.plan).into_iter().chain([checkpoint]).collect())?;
+        Ok(saved)
+    }
+
+    /// Waits until all ranks are ready, and compares facts. From then on they work together.
+    fn begin(&self, facts: impl FnOnce() -> Vec<Fact>) -> Result<(), Failure> {
         if self.are_several() {
             self.make_known(None)?;
-            self.agree(plans.into_iter().flat_map(facts_of_run).collect())?;
+            self.agree(facts())?;
             self.phase.set(Phase::Working);
         }
         Ok(())

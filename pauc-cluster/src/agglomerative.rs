@@ -2,6 +2,7 @@
 
 use crate::KMeans;
 use crate::lloyd::clustering_of;
+use crate::on_ranks::Rows;
 use pauc_kernels::distance::squared_distance;
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
@@ -36,11 +37,12 @@ component! {
 
 impl Clusterer for Agglomerative {
     fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
-        let leaves = self.leaves.get().min(rows.rows);
+        let shared = Rows::of(rows, &context)?;
+        let leaves = self.leaves.get().min(shared.len());
         if let Some(k) = self.k.iter().find(|k| k.get() > leaves) {
             return Err(Error::config(format!(
                 "{k} prototypes cannot be merged from {leaves} leaves: lower k or raise leaves to at most {}",
-                rows.rows
+                shared.len()
             )));
         }
         let fine = KMeans {
@@ -49,6 +51,8 @@ impl Clusterer for Agglomerative {
         };
         let fine = fine.fit_checked(rows, context)?.swap_remove(0);
         let assigned: Vec<u32> = fine.assignments.iter().flatten().copied().collect();
+        let all = shared.all()?;
+        let rows = RowsView::new(&all, rows.cols);
         let means = clustering_of(rows, fine.assignments, leaves, Vec::new());
         let mut sizes = vec![0usize; leaves];
         assigned.iter().for_each(|a| sizes[*a as usize] += 1);
@@ -62,6 +66,9 @@ impl Clusterer for Agglomerative {
     }
     fn prototypes(&self) -> Vec<Option<usize>> {
         self.k.iter().map(|k| Some(k.get())).collect()
+    }
+    fn shares_rows(&self) -> bool {
+        true
     }
     fn start(&self) -> TrainingSpan {
         self.start

@@ -1,5 +1,6 @@
 //! The concentration of prototypes: how tightly the samples of a prototype lie around it.
 
+use crate::on_ranks::Rows;
 use num_traits::Float;
 use pauc_kernels::distance::squared_distance;
 use pauc_traits::probe::RowsView;
@@ -28,10 +29,10 @@ impl ConcentrationKind {
     /// features (N, D), clusterings of N samples into K_m → K_m per level
     ///
     /// # Errors
-    /// If the numbers of samples or dimensions disagree.
+    /// If the numbers of samples or dimensions disagree, or another rank has failed.
     pub fn of_levels(
         self,
-        features: RowsView<'_>,
+        features: &Rows<'_>,
         levels: &[Clustering],
         alpha: f64,
         temperature: f64,
@@ -108,7 +109,7 @@ pub fn concentration(
     alpha: f64,
     temperature: f64,
 ) -> Result<Vec<f32>> {
-    let spread = Spread::new(features, clustering)?;
+    let spread = Spread::new(&Rows::alone(features), clustering)?;
     Ok(concentration_of(&spread, alpha, temperature).into_iter().map(|v| v as f32).collect())
 }
 
@@ -128,25 +129,31 @@ impl Spread<f64> {
     /// features (N, D), clustering of N samples into K
     ///
     /// # Errors
-    /// If the numbers of samples or dimensions disagree.
-    pub fn new(features: RowsView<'_>, clustering: &Clustering) -> Result<Self> {
-        if features.rows != clustering.assignments.len() || features.cols != clustering.dim {
+    /// If the numbers of samples or dimensions disagree, or another rank has failed.
+    pub fn new(features: &Rows<'_>, clustering: &Clustering) -> Result<Self> {
+        if features.len() != clustering.assignments.len() || features.cols() != clustering.dim {
             return Err(Error::shape(
                 "concentration",
                 format!(
                     "features are {}×{}, but the clustering is of {}×{}",
-                    features.rows,
-                    features.cols,
+                    features.len(),
+                    features.cols(),
                     clustering.assignments.len(),
                     clustering.dim
                 ),
             ));
         }
         let (mut distances, mut sizes) = (vec![0.0f64; clustering.k], vec![0usize; clustering.k]);
-        for (x, c) in features.iter().zip(&clustering.assignments) {
+        let own = features.own().iter().zip(&clustering.assignments[features.range()]);
+        let sq_dist = own.map(|(x, c)| {
+            c.map_or(0.0, |c| {
+                squared_distance(x, &clustering.centroids[c as usize * clustering.dim..][..clustering.dim])
+            })
+        });
+        let sq_dist = features.complete(sq_dist.collect())?;
+        for (sq_dist, c) in sq_dist.iter().zip(&clustering.assignments) {
             if let Some(c) = c.map(|c| c as usize) {
-                let centroid = &clustering.centroids[c * clustering.dim..][..clustering.dim];
-                distances[c] += (squared_distance(x, centroid) as f64).sqrt();
+                distances[c] += (*sq_dist as f64).sqrt();
                 sizes[c] += 1;
             }
         }
@@ -292,15 +299,18 @@ mod tests {
             report: Default::default(),
         };
         let levels = [level(&[1.0, 11.0], &[0, 0, 1, 1]), level(&[6.0], &[0; 4])];
-        let phi = |kind: ConcentrationKind| kind.of_levels(RowsView::new(&x, 1), &levels, 10.0, 0.2).unwrap();
+        let phi = |kind: ConcentrationKind| {
+            kind.of_levels(&Rows::alone(RowsView::new(&x, 1)), &levels, 10.0, 0.2).unwrap()
+        };
         assert_eq!(phi(ConcentrationKind::Constant), [vec![0.2; 2], vec![0.2]]);
         assert_eq!(phi(ConcentrationKind::PerPrototype), [vec![0.2; 2], vec![0.2]]);
         let (a, b) = (1.0 / 12f64.ln(), 5.0 / 14f64.ln());
         let want = [a, b].map(|v| (v / ((a + b) / 2.0) * 0.2) as f32);
         assert_eq!(phi(ConcentrationKind::PerLevel), [vec![want[0]; 2], vec![want[1]]]);
         let same = [level(&[1.0], &[0; 3])];
-        let none =
-            ConcentrationKind::PerLevel.of_levels(RowsView::new(&[1.0; 3], 1), &same, 10.0, 0.2).unwrap();
+        let none = ConcentrationKind::PerLevel
+            .of_levels(&Rows::alone(RowsView::new(&[1.0; 3], 1)), &same, 10.0, 0.2)
+            .unwrap();
         assert_eq!(none, [[0.2]], "no spread at all");
     }
 

@@ -11,6 +11,7 @@ use pauc_traits::npy::Header;
 use pauc_traits::probe::RowsView;
 use pauc_traits::{Error, Result};
 use safetensors::tensor::{Dtype, SafeTensors};
+use std::ops::Range;
 use std::path::Path;
 
 /// Names under which a file may hold features, in the order of the search.
@@ -92,6 +93,21 @@ impl Matrix {
                 RowsView::new(file.f32s(*offset, *count).unwrap_or(&[]), self.cols)
             }
             Values::Read(values) => RowsView::new(values, self.cols),
+        }
+    }
+
+    /// Leaves out all rows but these.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn keep(&mut self, rows: Range<usize>) {
+        let kept = rows.start * self.cols..rows.end * self.cols;
+        match &mut self.values {
+            Values::Mapped { offset, count, .. } => {
+                assert!(kept.start <= kept.end && kept.end <= *count, "{rows:?} of {count} values");
+                (*offset, *count) = (*offset + kept.start * size_of::<f32>(), kept.len());
+            }
+            Values::Read(values) => *values = values[kept].to_vec(),
         }
     }
 

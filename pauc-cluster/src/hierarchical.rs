@@ -2,7 +2,7 @@
 
 use crate::inverted_file::{InvertedFile, PART, Sums, graph, objective, step};
 use crate::lloyd::{Lloyd, Members, refill_from, report};
-use crate::on_ranks::Shared;
+use crate::on_ranks::Rows;
 use crate::seeding::{Init, gather, some_of};
 use pauc_kernels::distance::squared_distance;
 use pauc_traits::clusterer::{FitContext, FitReport};
@@ -68,22 +68,27 @@ impl Clusterer for HierarchicalKMeans {
                 pair[0], pair[1]
             )));
         }
+        let rows = &Rows::of(rows, &context)?;
         let first = self.k.first().map_or(0, |k| k.get());
         let hidden = (first > FLAT).then(|| (first as f64).sqrt().ceil() as usize);
         let sizes: Vec<usize> = hidden.into_iter().chain(self.k.iter().map(|k| k.get())).collect();
         let mut levels: Vec<Level<'_>> = Vec::new();
         for (number, k) in sizes.iter().enumerate() {
             let FitContext { seed, epoch, .. } = context;
-            let fit = LevelFit { options: self, rows, k: *k, seed, epoch, number: number as u64 };
-            let level = fit.run(levels.last_mut(), sizes.len() - number - 1, Shared::of(&context))?;
+            let draws = Draws { options: self, dim: rows.cols(), seed, epoch, number: number as u64 };
+            let fit = LevelFit { options: self, rows, k: *k, draws };
+            let level = fit.run(levels.last_mut(), sizes.len() - number - 1)?;
             levels.push(level);
         }
-        nest(rows, &mut levels[hidden.is_some() as usize..]);
+        nest(rows, &mut levels[hidden.is_some() as usize..])?;
         let kept = levels.into_iter().skip(hidden.is_some() as usize);
-        Ok(kept.map(|level| level.clustering(rows.cols)).collect())
+        Ok(kept.map(|level| level.clustering(rows.cols())).collect())
     }
     fn prototypes(&self) -> Vec<Option<usize>> {
         self.k.iter().map(|k| Some(k.get())).collect()
+    }
+    fn shares_rows(&self) -> bool {
+        true
     }
     fn start(&self) -> TrainingSpan {
         self.start
@@ -136,8 +141,16 @@ impl Level<'_> {
 /// The data and settings of the fit of one level.
 struct LevelFit<'a> {
     options: &'a HierarchicalKMeans,
-    rows: RowsView<'a>,
+    rows: &'a Rows<'a>,
     k: usize,
+    draws: Draws<'a>,
+}
+
+/// The random choices of a level, and the k-means that follow from them.
+#[derive(Clone, Copy)]
+struct Draws<'a> {
+    options: &'a HierarchicalKMeans,
+    dim: usize,
     seed: u64,
     epoch: u64,
     number: u64,
@@ -152,119 +165,11 @@ enum Draw {
     Refinement,
 }
 
-impl<'a> LevelFit<'a> {
+impl Draws<'_> {
     /// Returns the random stream for one purpose and one parent or update.
     fn random(&self, what: Draw, number: usize) -> Stream {
         let view = ((what as u64) << 40) + number as u64;
         stream(self.seed, Purpose::Cluster, self.epoch, self.number, view)
-    }
-
-    /// Fits the level. `below` is the number of levels below it.
-    fn run(&self, above: Option<&mut Level<'a>>, below: usize, shared: Shared<'_>) -> Result<Level<'a>> {
-        let mut level = match above {
-            Some(above) => self.below(above, below == 0, shared)?,
-            None => self.first(below, shared)?,
-        };
-        if below == 0 {
-            self.refine(&mut level, shared)?;
-        }
-        Ok(level)
-    }
-
-    /// Finds the parents of each sample for the next level.
-    fn parents(&self, centroids: &[f32], finest: bool, shared: Shared<'_>) -> Result<InvertedFile<'a>> {
-        let count = centroids.len() / self.rows.cols;
-        let width = if finest { self.options.probes.get().min(count) } else { 1 };
-        InvertedFile::new(self.rows, centroids, width, shared)
-    }
-
-    /// Fits the coarsest level.
-    fn first(&self, below: usize, shared: Shared<'_>) -> Result<Level<'a>> {
-        let dim = self.rows.cols;
-        // The rows may be a mapped file larger than memory, so do not copy them.
-        let data = self
-            .subset(self.rows.rows, 0, self.k)
-            .map_or(Cow::Borrowed(self.rows.data), |some| Cow::Owned(gather(self.rows, &some)));
-        let children = self.divide(&data, 0, self.k)?;
-        let mut level = Level::new(children.centroids, vec![0; self.k], children.splits, self.rows.rows);
-        if below == 0 {
-            // A single cell that lists all prototypes.
-            let file = InvertedFile::new(self.rows, &vec![0.0; dim], 1, shared)?;
-            let lists = [(0..self.k as u32).collect()];
-            let pass = file.assign(&level.centroids, &lists, &mut level.labels, shared)?;
-            level.objective.push(pass.objective);
-        } else {
-            // The objective is computed later, when the level has its descendants' samples.
-            let parents = self.parents(&level.centroids, below == 1, shared)?;
-            level.labels = parents.nearest();
-            level.parents_below = Some(parents);
-        }
-        Ok(level)
-    }
-
-    /// Fits the children of the prototypes of the level above.
-    fn below(&self, above: &mut Level<'a>, finest: bool, shared: Shared<'_>) -> Result<Level<'a>> {
-        let dim = self.rows.cols;
-        let count = above.centroids.len() / dim;
-        let members = Members::new(&above.labels, count);
-        let shares = shares(&members.sizes(), self.k);
-        let own: Vec<Vec<u32>> = (0..count)
-            .map(|p| {
-                let own = members.of(p);
-                let some = self.subset(own.len(), p, shares[p]);
-                some.map_or_else(|| own.to_vec(), |some| some.iter().map(|i| own[*i as usize]).collect())
-            })
-            .collect();
-        drop(members);
-        let divided = self.divide_all(&own, &shares, shared)?;
-        drop(own);
-        let parent: Vec<u32> =
-            shares.iter().enumerate().flat_map(|(parent, share)| vec![parent as u32; *share]).collect();
-        let splits = divided.iter().map(|children| children.splits).sum();
-        let mut centroids = Vec::with_capacity(self.k * dim);
-        divided.into_iter().for_each(|children| centroids.extend(children.centroids));
-        let lists = children_of(&parent, &centroids, &above.centroids, dim);
-        let mut level = Level::new(centroids, parent, splits, self.rows.rows);
-        let parents = match above.parents_below.take() {
-            Some(parents) => parents,
-            None => self.parents(&above.centroids, finest, shared)?,
-        };
-        let pass = parents.assign(&level.centroids, &lists, &mut level.labels, shared)?;
-        level.objective.push(pass.objective);
-        stop::check()?;
-        Ok(level)
-    }
-
-    /// Updates a level, with samples free to leave their parents.
-    fn refine(&self, level: &mut Level<'_>, shared: Shared<'_>) -> Result<()> {
-        let dim = self.rows.cols;
-        let (mut reassigned, mut neighbors) = (self.rows.rows, Vec::new());
-        let mut sums = Sums::new(self.rows, &level.labels, self.k);
-        let task = progress::task("refining clusters", self.options.refinements as u64);
-        for update in 0..self.options.refinements {
-            stop::check()?;
-            level.reassigned.push(reassigned);
-            let mut sizes = sums.means(&mut level.centroids);
-            let rng = &mut self.random(Draw::Refinement, update);
-            let filled = refill_from(&mut level.centroids, dim, &mut sizes, rng);
-            filled.iter().for_each(|split| level.parent[split.empty] = level.parent[split.donor]);
-            level.empty_splits.push(filled.len());
-            level.splits += filled.len();
-            // Prototypes move little after the first updates, so their neighbors stay nearly the same.
-            if update.is_multiple_of(SAME_NEIGHBORS) || !filled.is_empty() {
-                neighbors = graph(&level.centroids, dim, self.options.neighbours.get());
-            }
-            let before = level.labels.clone();
-            let pass = step(self.rows, &level.centroids, &neighbors, &mut level.labels, shared)?;
-            stop::check()?;
-            reassigned = pass.reassigned;
-            level.objective.push(pass.objective);
-            task.advance(1);
-            if update + 1 < self.options.refinements {
-                sums.follow(self.rows, &before, &level.labels);
-            }
-        }
-        Ok(())
     }
 
     /// Returns which of the `count` samples of a parent are used to split it, in ascending order; `None`
@@ -274,12 +179,134 @@ impl<'a> LevelFit<'a> {
         (most < count).then(|| some_of(count, most, &mut self.random(Draw::Subset, parent)))
     }
 
+    /// Splits one prototype by k-means among the given samples.
+    fn divide(&self, data: &[f32], parent: usize, share: usize) -> Result<Children> {
+        if share == 0 {
+            return Ok(Children::default());
+        }
+        let inside = RowsView::new(data, self.dim);
+        let lloyd = Lloyd { iterations: self.options.iterations.get(), spherical: false, tolerance: 0.0 };
+        let chosen = self.options.init.choose(inside, share, &mut self.random(Draw::Seeding, parent))?;
+        let fit = lloyd.run(inside, gather(inside, &chosen), &mut self.random(Draw::Splits, parent))?;
+        Ok(Children { centroids: fit.centroids, splits: fit.empty_splits.iter().sum() })
+    }
+}
+
+impl<'a> LevelFit<'a> {
+    /// Fits the level. `below` is the number of levels below it.
+    fn run(&self, above: Option<&mut Level<'a>>, below: usize) -> Result<Level<'a>> {
+        let mut level = match above {
+            Some(above) => self.below(above, below == 0)?,
+            None => self.first(below)?,
+        };
+        if below == 0 {
+            self.refine(&mut level)?;
+        }
+        Ok(level)
+    }
+
+    /// Finds the parents of each sample for the next level.
+    fn parents(&self, centroids: &[f32], finest: bool) -> InvertedFile<'a> {
+        let count = centroids.len() / self.rows.cols();
+        let width = if finest { self.options.probes.get().min(count) } else { 1 };
+        InvertedFile::new(self.rows, centroids, width)
+    }
+
+    /// Fits the coarsest level.
+    fn first(&self, below: usize) -> Result<Level<'a>> {
+        let dim = self.rows.cols();
+        // The rows may be a mapped file larger than memory, so do not copy them.
+        let data = match self.draws.subset(self.rows.len(), 0, self.k) {
+            Some(some) => Cow::Owned(self.rows.gather(&some)?),
+            None => self.rows.all()?,
+        };
+        let children = self.draws.divide(&data, 0, self.k)?;
+        drop(data);
+        let mut level = Level::new(children.centroids, vec![0; self.k], children.splits, self.rows.len());
+        if below == 0 {
+            // A single cell that lists all prototypes.
+            let file = InvertedFile::new(self.rows, &vec![0.0; dim], 1);
+            let lists = [(0..self.k as u32).collect()];
+            let pass = file.assign(&level.centroids, &lists, &mut level.labels)?;
+            level.objective.push(pass.objective);
+        } else {
+            // The objective is computed later, when the level has its descendants' samples.
+            let parents = self.parents(&level.centroids, below == 1);
+            level.labels = parents.nearest()?;
+            level.parents_below = Some(parents);
+        }
+        Ok(level)
+    }
+
+    /// Fits the children of the prototypes of the level above.
+    fn below(&self, above: &mut Level<'a>, finest: bool) -> Result<Level<'a>> {
+        let dim = self.rows.cols();
+        let count = above.centroids.len() / dim;
+        let members = Members::new(&above.labels, count);
+        let shares = shares(&members.sizes(), self.k);
+        let own: Vec<Vec<u32>> = (0..count)
+            .map(|p| {
+                let own = members.of(p);
+                let some = self.draws.subset(own.len(), p, shares[p]);
+                some.map_or_else(|| own.to_vec(), |some| some.iter().map(|i| own[*i as usize]).collect())
+            })
+            .collect();
+        drop(members);
+        let divided = self.divide_all(&own, &shares)?;
+        drop(own);
+        let parent: Vec<u32> =
+            shares.iter().enumerate().flat_map(|(parent, share)| vec![parent as u32; *share]).collect();
+        let splits = divided.iter().map(|children| children.splits).sum();
+        let mut centroids = Vec::with_capacity(self.k * dim);
+        divided.into_iter().for_each(|children| centroids.extend(children.centroids));
+        let lists = children_of(&parent, &centroids, &above.centroids, dim);
+        let mut level = Level::new(centroids, parent, splits, self.rows.len());
+        let parents = above.parents_below.take();
+        let parents = parents.unwrap_or_else(|| self.parents(&above.centroids, finest));
+        let pass = parents.assign(&level.centroids, &lists, &mut level.labels)?;
+        level.objective.push(pass.objective);
+        stop::check()?;
+        Ok(level)
+    }
+
+    /// Updates a level, with samples free to leave their parents.
+    fn refine(&self, level: &mut Level<'_>) -> Result<()> {
+        let dim = self.rows.cols();
+        let (mut reassigned, mut neighbors) = (self.rows.len(), Vec::new());
+        let mut sums = Sums::new(self.rows, &level.labels, self.k)?;
+        let task = progress::task("refining clusters", self.options.refinements as u64);
+        for update in 0..self.options.refinements {
+            stop::check()?;
+            level.reassigned.push(reassigned);
+            let mut sizes = sums.means(&mut level.centroids);
+            let rng = &mut self.draws.random(Draw::Refinement, update);
+            let filled = refill_from(&mut level.centroids, dim, &mut sizes, rng);
+            filled.iter().for_each(|split| level.parent[split.empty] = level.parent[split.donor]);
+            level.empty_splits.push(filled.len());
+            level.splits += filled.len();
+            // Prototypes move little after the first updates, so their neighbors stay nearly the same.
+            if update.is_multiple_of(SAME_NEIGHBORS) || !filled.is_empty() {
+                neighbors = graph(&level.centroids, dim, self.options.neighbours.get());
+            }
+            let before = level.labels.clone();
+            let pass = step(self.rows, &level.centroids, &neighbors, &mut level.labels)?;
+            stop::check()?;
+            reassigned = pass.reassigned;
+            level.objective.push(pass.objective);
+            task.advance(1);
+            if update + 1 < self.options.refinements {
+                sums.follow(self.rows, &before, &level.labels)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Splits the prototypes of the level above by k-means among the samples `own` of each.
     ///
     /// The samples of as many prototypes as fit into [`PART`] are read together, sequentially. The ranks share these
     /// prototypes.
-    fn divide_all(&self, own: &[Vec<u32>], shares: &[usize], shared: Shared<'_>) -> Result<Vec<Children>> {
-        let dim = self.rows.cols;
+    fn divide_all(&self, own: &[Vec<u32>], shares: &[usize]) -> Result<Vec<Children>> {
+        let (dim, shared) = (self.rows.cols(), self.rows.shared());
         let mut divided = Vec::with_capacity(own.len());
         let task = progress::task("dividing clusters", own.len() as u64);
         while divided.len() < own.len() {
@@ -292,51 +319,36 @@ impl<'a> LevelFit<'a> {
             };
             let together = own[first..].iter().take_while(fits).count().max(1);
             let all = first..first + together;
-            let of_rank = shared.own(together, 1);
-            let (first, own) = (first + of_rank.start, &own[all.clone()][of_rank]);
-            let chosen: Vec<u32> = own.iter().flatten().copied().collect();
-            let data = gather(self.rows, &chosen);
+            let chosen: Vec<u32> = own[all.clone()].iter().flatten().copied().collect();
+            let data = self.rows.gather(&chosen)?;
             let mut rest = &data[..];
-            let parts: Vec<&[f32]> =
-                own.iter().map(|own| rest.split_off(..own.len() * dim).unwrap_or_default()).collect();
-            let stop = stop::flag();
-            let divide =
-                |(i, data): (usize, &&[f32])| stop.within(|| self.divide(data, first + i, shares[first + i]));
+            let mut part = |own: &Vec<u32>| rest.split_off(..own.len() * dim).unwrap_or_default();
+            let parts: Vec<&[f32]> = own[all.clone()].iter().map(&mut part).collect();
+            let of_rank = shared.own(together);
+            let (first, parts) = (first + of_rank.start, &parts[of_rank]);
+            let (stop, draws) = (stop::flag(), self.draws);
+            let divide = |(i, data): (usize, &&[f32])| {
+                stop.within(|| draws.divide(data, first + i, shares[first + i]))
+            };
             let children: Result<Vec<Children>> = parts.par_iter().enumerate().map(divide).collect();
-            divided.extend(self.children_of_all(children?, &shares[all], shared)?);
+            divided.extend(self.children_of_all(children?, &shares[all])?);
             task.advance(together as u64);
         }
         Ok(divided)
     }
 
     /// Completes the children of some prototypes with those that other ranks have computed.
-    fn children_of_all(
-        &self,
-        own: Vec<Children>,
-        shares: &[usize],
-        shared: Shared<'_>,
-    ) -> Result<Vec<Children>> {
+    fn children_of_all(&self, own: Vec<Children>, shares: &[usize]) -> Result<Vec<Children>> {
+        let shared = self.rows.shared();
         let splits = shared.concatenate(own.iter().map(|children| children.splits).collect())?;
         let own: Vec<f32> = own.into_iter().flat_map(|children| children.centroids).collect();
         let centroids = shared.concatenate(own)?;
         let mut rest = &centroids[..];
         let of_parent = |(share, splits): (&usize, usize)| {
-            let own = rest.split_off(..share * self.rows.cols).unwrap_or_default();
+            let own = rest.split_off(..share * self.rows.cols()).unwrap_or_default();
             Children { centroids: own.to_vec(), splits }
         };
         Ok(shares.iter().zip(splits).map(of_parent).collect())
-    }
-
-    /// Splits one prototype by k-means among the given samples.
-    fn divide(&self, data: &[f32], parent: usize, share: usize) -> Result<Children> {
-        if share == 0 {
-            return Ok(Children::default());
-        }
-        let inside = RowsView::new(data, self.rows.cols);
-        let lloyd = Lloyd { iterations: self.options.iterations.get(), spherical: false, tolerance: 0.0 };
-        let chosen = self.options.init.choose(inside, share, &mut self.random(Draw::Seeding, parent))?;
-        let fit = lloyd.run(inside, gather(inside, &chosen), &mut self.random(Draw::Splits, parent))?;
-        Ok(Children { centroids: fit.centroids, splits: fit.empty_splits.iter().sum() })
     }
 }
 
@@ -362,15 +374,16 @@ fn children_of(parent: &[u32], children: &[f32], parents: &[f32], dim: usize) ->
 }
 
 /// Gives each coarse prototype the samples of its children and their mean, from fine to coarse.
-fn nest(rows: RowsView<'_>, levels: &mut [Level<'_>]) {
+fn nest(rows: &Rows<'_>, levels: &mut [Level<'_>]) -> Result<()> {
     for finer in (1..levels.len()).rev() {
         let (coarse, fine) = levels.split_at_mut(finer);
         let (coarse, fine) = (&mut coarse[finer - 1], &fine[0]);
         coarse.labels.iter_mut().zip(&fine.labels).for_each(|(c, f)| *c = fine.parent[*f as usize]);
         let k = coarse.parent.len();
-        Sums::new(rows, &coarse.labels, k).means(&mut coarse.centroids);
-        coarse.objective = vec![objective(rows, &coarse.labels, &coarse.centroids)];
+        Sums::new(rows, &coarse.labels, k)?.means(&mut coarse.centroids);
+        coarse.objective = vec![objective(rows, &coarse.labels, &coarse.centroids)?];
     }
+    Ok(())
 }
 
 /// Divides k among parents in proportion to their sizes: at least one for each parent with samples, at most

@@ -2,11 +2,11 @@
 //! inverted file), or the neighbors of its current prototype (a graph), as in approximate nearest-neighbor
 //! search.
 //!
-//! Rows are read sequentially, so they may be a mapped file larger than memory. If the run is asked to stop, the
-//! remaining rows are skipped: callers have to call [`stop::check`].
+//! Rows are read sequentially, so they may be a mapped file larger than memory. Each rank searches its own. If the run
+//! is asked to stop, the remaining rows are skipped: callers have to call [`stop::check`].
 
 use crate::lloyd::Members;
-use crate::on_ranks::Shared;
+use crate::on_ranks::Rows;
 use crate::seeding::gather;
 use pauc_kernels::distance::{
     Packed, add_rows, biases, dot, mean_row, nearest, nearest_scored, squared_distance,
@@ -28,31 +28,27 @@ const SIDE: usize = 64;
 /// The nearest cells of each row.
 #[derive(Debug)]
 pub struct InvertedFile<'a> {
-    rows: RowsView<'a>,
+    rows: Rows<'a>,
     width: usize,
-    /// `width` cells per row, nearest first.
+    /// `width` cells for each row of this process, nearest first.
     cells: Vec<u32>,
 }
 
 impl<'a> InvertedFile<'a> {
-    /// Finds the `width` nearest centers of each row. The ranks share the rows.
+    /// Finds the `width` nearest centers of each row.
     ///
     /// # Shapes
     /// rows (N, D), centers G·D with G ≥ `width` ≥ 1
-    ///
-    /// # Errors
-    /// If another rank has failed.
-    pub fn new(rows: RowsView<'a>, centers: &[f32], width: usize, shared: Shared<'_>) -> Result<Self> {
-        let (dim, count) = (rows.cols, centers.len() / rows.cols);
+    pub fn new(rows: &Rows<'a>, centers: &[f32], width: usize) -> Self {
+        let (dim, count) = (rows.cols(), centers.len() / rows.cols());
         // Centered on the mean of the centers, so that features far from the origin keep their precision.
         let origin = mean_row(centers, dim);
         let centered = centered(centers, &origin);
         let half: Vec<f32> = biases(centers, &origin).into_iter().map(|b| b as f32).collect();
-        let own = shared.own(rows.rows, TILE);
-        let mut cells = vec![0u32; own.len() * width];
+        let own = rows.own();
+        let mut cells = vec![0u32; own.rows * width];
         let stop = stop::flag();
-        let data = &rows.data[own.start * dim..own.end * dim];
-        let tasks = cells.par_chunks_mut(TILE * width).zip(data.par_chunks(TILE * dim));
+        let tasks = cells.par_chunks_mut(TILE * width).zip(own.data.par_chunks(TILE * dim));
         let tasks = tasks.filter(|_| !stop.is_set());
         tasks.for_each_init(
             || (vec![0.0f32; TILE * count], Vec::with_capacity(width)),
@@ -67,12 +63,15 @@ impl<'a> InvertedFile<'a> {
                 }
             },
         );
-        Ok(InvertedFile { rows, width, cells: shared.concatenate(cells)? })
+        InvertedFile { rows: rows.clone(), width, cells }
     }
 
-    /// Returns the nearest cell of each row.
-    pub fn nearest(&self) -> Vec<u32> {
-        self.cells.iter().step_by(self.width).copied().collect()
+    /// Returns the nearest cell of each row, on all ranks.
+    ///
+    /// # Errors
+    /// If another rank has failed.
+    pub fn nearest(&self) -> Result<Vec<u32>> {
+        self.rows.complete(self.cells.iter().step_by(self.width).copied().collect())
     }
 
     /// Finds the nearest centroid of each row among those listed with its cells and its current one in
@@ -84,72 +83,61 @@ impl<'a> InvertedFile<'a> {
     ///
     /// # Errors
     /// If another rank has failed.
-    pub fn assign(
-        &self,
-        centroids: &[f32],
-        lists: &[Vec<u32>],
-        labels: &mut [u32],
-        shared: Shared<'_>,
-    ) -> Result<Pass> {
-        let dim = self.rows.cols;
+    pub fn assign(&self, centroids: &[f32], lists: &[Vec<u32>], labels: &mut [u32]) -> Result<Pass> {
+        let dim = self.rows.cols();
         let origin = mean_row(centroids, dim);
         let listed: Vec<Vec<f32>> =
             lists.par_iter().map(|list| gather(RowsView::new(centroids, dim), list)).collect();
         let packed: Vec<Packed<'_>> = listed.par_iter().map(|c| Packed::around(c, &origin)).collect();
         let stop = stop::flag();
-        let (n, own) = (self.rows.rows, shared.own(self.rows.rows, TASK));
-        let cells = &self.cells[own.start * self.width..own.end * self.width];
-        let data = &self.rows.data[own.start * dim..own.end * dim];
-        let tasks = labels[own].par_chunks_mut(TASK).zip(cells.par_chunks(TASK * self.width));
-        let passes: Vec<Pass> = tasks
-            .zip(data.par_chunks(TASK * dim))
-            .filter(|_| !stop.is_set())
-            .map(|((labels, cells), data)| {
-                let rows = RowsView::new(data, dim);
-                let best = self.nearest_listed(rows, cells, lists, &packed);
-                keep_nearer(rows, centroids, &best, labels)
-            })
-            .collect();
-        shared.complete(labels, n, TASK)?;
-        let objectives = shared.concatenate(passes.iter().map(|pass| pass.objective).collect())?;
-        let reassigned = shared.concatenate(passes.iter().map(|pass| pass.reassigned).collect())?;
-        let passes = objectives.into_iter().zip(reassigned);
-        let passes = passes.map(|(objective, reassigned)| Pass { objective, reassigned });
-        Ok(passes.fold(Pass::default(), Pass::and))
+        let mut own = labels[self.rows.range()].to_vec();
+        let mut sq_dist = vec![0.0f32; own.len()];
+        let tasks = own.par_chunks_mut(TASK).zip(sq_dist.par_chunks_mut(TASK));
+        let tasks = tasks.zip(self.cells.par_chunks(TASK * self.width));
+        let tasks = tasks.zip(self.rows.own().data.par_chunks(TASK * dim)).filter(|_| !stop.is_set());
+        let width = self.width;
+        tasks.for_each(|(((labels, sq_dist), cells), data)| {
+            let rows = RowsView::new(data, dim);
+            let best = nearest_listed(rows, (cells, width), lists, &packed);
+            keep_nearer(rows, centroids, &best, labels, sq_dist);
+        });
+        let (after, sq_dist) = (self.rows.complete(own)?, self.rows.complete(sq_dist)?);
+        let reassigned = after.iter().zip(&*labels).filter(|(after, before)| after != before).count();
+        labels.copy_from_slice(&after);
+        Ok(Pass { objective: sum_of_tasks(&sq_dist), reassigned })
     }
+}
 
-    /// Finds the nearest centroid of each row among those listed with its cells.
-    fn nearest_listed(
-        &self,
-        rows: RowsView<'_>,
-        cells: &[u32],
-        lists: &[Vec<u32>],
-        packed: &[Packed<'_>],
-    ) -> Vec<Candidate> {
-        let members = Members::new(cells, lists.len());
-        let mut best =
-            vec![Candidate { label: u32::MAX, score: f32::INFINITY, sq_dist: f32::INFINITY }; rows.rows];
-        let (mut labels, mut scores, mut sq_dist) = (Vec::new(), Vec::new(), Vec::new());
-        for (cell, list) in lists.iter().enumerate() {
-            let own: Vec<u32> = members.of(cell).iter().map(|place| place / self.width as u32).collect();
-            if own.is_empty() {
-                continue;
-            }
-            labels.resize(own.len(), 0u32);
-            scores.resize(own.len(), 0.0f32);
-            sq_dist.resize(own.len(), 0.0f32);
-            nearest_scored(&gather(rows, &own), &packed[cell], &mut labels, &mut scores, &mut sq_dist);
-            for (place, i) in own.iter().enumerate() {
-                let label = list[labels[place] as usize];
-                let candidate = Candidate { label, score: scores[place], sq_dist: sq_dist[place] };
-                let best = &mut best[*i as usize];
-                if best.label == u32::MAX || candidate.is_before(best) {
-                    *best = candidate;
-                }
+/// Finds the nearest centroid of each row among those listed with its `width` cells.
+fn nearest_listed(
+    rows: RowsView<'_>,
+    (cells, width): (&[u32], usize),
+    lists: &[Vec<u32>],
+    packed: &[Packed<'_>],
+) -> Vec<Candidate> {
+    let members = Members::new(cells, lists.len());
+    let mut best =
+        vec![Candidate { label: u32::MAX, score: f32::INFINITY, sq_dist: f32::INFINITY }; rows.rows];
+    let (mut labels, mut scores, mut sq_dist) = (Vec::new(), Vec::new(), Vec::new());
+    for (cell, list) in lists.iter().enumerate() {
+        let own: Vec<u32> = members.of(cell).iter().map(|place| place / width as u32).collect();
+        if own.is_empty() {
+            continue;
+        }
+        labels.resize(own.len(), 0u32);
+        scores.resize(own.len(), 0.0f32);
+        sq_dist.resize(own.len(), 0.0f32);
+        nearest_scored(&gather(rows, &own), &packed[cell], &mut labels, &mut scores, &mut sq_dist);
+        for (place, i) in own.iter().enumerate() {
+            let label = list[labels[place] as usize];
+            let candidate = Candidate { label, score: scores[place], sq_dist: sq_dist[place] };
+            let best = &mut best[*i as usize];
+            if best.label == u32::MAX || candidate.is_before(best) {
+                *best = candidate;
             }
         }
-        best
     }
+    best
 }
 
 /// The result of a pass over all rows.
@@ -161,11 +149,9 @@ pub struct Pass {
     pub reassigned: usize,
 }
 
-impl Pass {
-    /// Combines the passes over two sets of rows.
-    fn and(self, other: Pass) -> Pass {
-        Pass { objective: self.objective + other.objective, reassigned: self.reassigned + other.reassigned }
-    }
+/// Returns the sum of the squared distances of all rows, task by task.
+fn sum_of_tasks(sq_dist: &[f32]) -> f64 {
+    sq_dist.chunks(TASK).map(|task| task.iter().map(|d| *d as f64).sum::<f64>()).sum()
 }
 
 /// A centroid that a row may be assigned to.
@@ -183,27 +169,27 @@ impl Candidate {
     }
 }
 
-/// Assigns each row to its candidate, unless its current centroid is at least as near. The current centroid
-/// no longer needs to be listed with the row's cells.
-fn keep_nearer(rows: RowsView<'_>, centroids: &[f32], best: &[Candidate], labels: &mut [u32]) -> Pass {
+/// Assigns each row to its candidate, unless its current centroid is at least as near, and stores its squared
+/// distance. The current centroid no longer needs to be listed with the row's cells.
+fn keep_nearer(
+    rows: RowsView<'_>,
+    centroids: &[f32],
+    best: &[Candidate],
+    labels: &mut [u32],
+    sq_dist: &mut [f32],
+) {
     let dim = rows.cols;
-    let mut pass = Pass::default();
-    for ((x, label), best) in rows.iter().zip(labels).zip(best) {
+    for (((x, label), sq_dist), best) in rows.iter().zip(labels).zip(sq_dist).zip(best) {
+        *sq_dist = best.sq_dist;
         if best.label == *label {
-            pass.objective += best.sq_dist as f64;
             continue;
         }
         let before = centroids.get(*label as usize * dim..).and_then(|c| c.get(..dim));
         match before.map(|c| squared_distance(x, c)) {
-            Some(before) if before <= best.sq_dist => pass.objective += before as f64,
-            _ => {
-                *label = best.label;
-                pass.reassigned += 1;
-                pass.objective += best.sq_dist as f64;
-            }
+            Some(before) if before <= best.sq_dist => *sq_dist = before,
+            _ => *label = best.label,
         }
     }
-    pass
 }
 
 /// Subtracts an origin from each centroid.
@@ -240,34 +226,53 @@ impl Sums {
     ///
     /// # Shapes
     /// rows (N, D), labels N, each in 0..k
-    pub fn new(rows: RowsView<'_>, labels: &[u32], k: usize) -> Self {
-        let dim = rows.cols;
+    ///
+    /// # Errors
+    /// If another rank has failed.
+    pub fn new(rows: &Rows<'_>, labels: &[u32], k: usize) -> Result<Self> {
+        let dim = rows.cols();
         let (mut sums, mut counts) = (vec![0.0f64; k * dim], vec![0usize; k]);
+        labels.iter().for_each(|c| counts[*c as usize] += 1);
         let part = (PART / dim).max(1);
-        for (labels, data) in labels.chunks(part).zip(rows.data.chunks(part * dim)) {
+        let own = rows.own();
+        if !rows.are_here() {
+            let members = Members::new(&labels[rows.range()], k);
+            rows.add_up(&mut sums, |c, sum| add_rows(own.data, dim, members.of(c), sum))?;
+            return Ok(Sums { sums, counts });
+        }
+        for (labels, data) in labels.chunks(part).zip(own.data.chunks(part * dim)) {
             let members = Members::new(labels, k);
             sums.par_chunks_mut(dim).enumerate().for_each(|(c, sum)| {
                 add_rows(data, dim, members.of(c), sum);
             });
-            counts.iter_mut().zip(members.sizes()).for_each(|(n, size)| *n += size);
         }
-        Sums { sums, counts }
+        Ok(Sums { sums, counts })
     }
 
     /// Moves the rows whose cluster has changed.
     ///
     /// # Shapes
     /// rows (N, D) as in [`Sums::new`]; before and after N labels each
-    pub fn follow(&mut self, rows: RowsView<'_>, before: &[u32], after: &[u32]) {
-        let dim = rows.cols;
+    ///
+    /// # Errors
+    /// If another rank has failed.
+    pub fn follow(&mut self, rows: &Rows<'_>, before: &[u32], after: &[u32]) -> Result<()> {
+        let (own, range) = (rows.own(), rows.range());
+        // The rows of this process that leave each cluster or join it, in their order.
+        let mut moves: Vec<Vec<(usize, f64)>> = vec![Vec::new(); self.counts.len()];
         for (i, (from, to)) in before.iter().zip(after).enumerate().filter(|(_, (from, to))| from != to) {
-            for (cluster, sign) in [(*from as usize, -1.0), (*to as usize, 1.0)] {
-                let sum = &mut self.sums[cluster * dim..][..dim];
-                sum.iter_mut().zip(rows.row(i)).for_each(|(s, v)| *s += sign * *v as f64);
-            }
             self.counts[*from as usize] -= 1;
             self.counts[*to as usize] += 1;
+            if range.contains(&i) {
+                moves[*from as usize].push((i - range.start, -1.0));
+                moves[*to as usize].push((i - range.start, 1.0));
+            }
         }
+        rows.add_up(&mut self.sums, |c, sum| {
+            for (i, sign) in &moves[c] {
+                sum.iter_mut().zip(own.row(*i)).for_each(|(s, v)| *s += sign * *v as f64);
+            }
+        })
     }
 
     /// Replaces each centroid that has rows by their mean, and returns the sizes.
@@ -333,31 +338,26 @@ fn nearest_of(scores: &[f32], width: usize, least: &mut Vec<f32>, near: &mut Vec
 }
 
 /// Finds the nearest centroid of each row among the neighbors of its current one. `lists` has the neighbors
-/// of each centroid, in ascending order. The ranks share the centroids.
+/// of each centroid, in ascending order.
 ///
 /// # Shapes
 /// rows (N, D), centroids (K, D), row-major, K lists, labels N, each in 0..K
 ///
 /// # Errors
 /// If another rank has failed.
-pub fn step(
-    rows: RowsView<'_>,
-    centroids: &[f32],
-    lists: &[Vec<u32>],
-    labels: &mut [u32],
-    shared: Shared<'_>,
-) -> Result<Pass> {
-    let dim = rows.cols;
+pub fn step(rows: &Rows<'_>, centroids: &[f32], lists: &[Vec<u32>], labels: &mut [u32]) -> Result<Pass> {
+    let dim = rows.cols();
     let origin = mean_row(centroids, dim);
     let biases = biases(centroids, &origin);
-    let mut pass = Pass::default();
     let part = (PART / dim).max(1);
     let stop = stop::flag();
-    for (labels, data) in labels.chunks_mut(part).zip(rows.data.chunks(part * dim)) {
+    let mut after = labels[rows.range()].to_vec();
+    let mut sq_dist = vec![0.0f32; after.len()];
+    let parts = after.chunks_mut(part).zip(sq_dist.chunks_mut(part));
+    for ((labels, sq_dist), data) in parts.zip(rows.own().data.chunks(part * dim)) {
         let part = RowsView::new(data, dim);
         let members = Members::new(labels, lists.len());
-        let clusters: Vec<(Vec<u32>, f64)> = shared
-            .own(lists.len(), 1)
+        let clusters: Vec<(Vec<u32>, Vec<f32>)> = (0..lists.len())
             .into_par_iter()
             .filter(|c| !stop.is_set() && !members.of(*c).is_empty())
             .map(|c| {
@@ -368,34 +368,48 @@ pub fn step(
                 let (mut labels, mut sq_dist) = (vec![0u32; own.len()], vec![0.0f32; own.len()]);
                 nearest(&gather(part, own), &packed, &mut labels, &mut sq_dist);
                 labels.iter_mut().for_each(|label| *label = lists[c][*label as usize]);
-                (labels, sq_dist.iter().map(|d| *d as f64).sum())
+                (labels, sq_dist)
             })
             .collect();
-        let (nearest, inertia): (Vec<Vec<u32>>, Vec<f64>) = clusters.into_iter().unzip();
-        shared.concatenate(inertia)?.into_iter().for_each(|inertia| pass.objective += inertia);
-        for (c, i) in shared.concatenate(nearest.concat())?.iter().zip(&members.order) {
-            pass.reassigned += (labels[*i as usize] != *c) as usize;
-            labels[*i as usize] = *c;
+        let nearest = clusters.iter().flat_map(|(labels, sq_dist)| labels.iter().zip(sq_dist));
+        for ((c, d), i) in nearest.zip(&members.order) {
+            (labels[*i as usize], sq_dist[*i as usize]) = (*c, *d);
         }
     }
-    Ok(pass)
+    let (after, sq_dist) = (rows.complete(after)?, rows.complete(sq_dist)?);
+    let objective = sum_of_clusters(labels, &sq_dist, lists.len(), part);
+    let reassigned = after.iter().zip(&*labels).filter(|(after, before)| after != before).count();
+    labels.copy_from_slice(&after);
+    Ok(Pass { objective, reassigned })
+}
+
+/// Returns the sum of the squared distances of all rows: cluster by cluster, in parts of so many rows.
+fn sum_of_clusters(labels: &[u32], sq_dist: &[f32], k: usize, part: usize) -> f64 {
+    let mut sum = 0.0;
+    for (labels, sq_dist) in labels.chunks(part).zip(sq_dist.chunks(part)) {
+        let members = Members::new(labels, k);
+        for own in (0..k).map(|c| members.of(c)).filter(|own| !own.is_empty()) {
+            sum += own.iter().map(|i| sq_dist[*i as usize] as f64).sum::<f64>();
+        }
+    }
+    sum
 }
 
 /// Returns Σ‖x − c‖² of rows and their centroids.
 ///
 /// # Shapes
 /// rows (N, D), labels N, each in 0..K, centroids (K, D), row-major
-pub fn objective(rows: RowsView<'_>, labels: &[u32], centroids: &[f32]) -> f64 {
-    let dim = rows.cols;
-    let inertia = |(labels, data): (&[u32], &[f32])| -> f64 {
-        let squares = data
-            .chunks_exact(dim)
-            .zip(labels)
-            .map(|(x, c)| squared_distance(x, &centroids[*c as usize * dim..][..dim]) as f64);
-        squares.sum()
-    };
-    let tasks = labels.par_chunks(TASK).zip(rows.data.par_chunks(TASK * dim));
-    tasks.map(inertia).collect::<Vec<f64>>().iter().sum()
+///
+/// # Errors
+/// If another rank has failed.
+pub fn objective(rows: &Rows<'_>, labels: &[u32], centroids: &[f32]) -> Result<f64> {
+    let dim = rows.cols();
+    let labels = labels[rows.range()].par_chunks(TASK).zip(rows.own().data.par_chunks(TASK * dim));
+    let sq_dist = labels.flat_map_iter(|(labels, data)| {
+        let rows = data.chunks_exact(dim).zip(labels);
+        rows.map(|(x, c)| squared_distance(x, &centroids[*c as usize * dim..][..dim]))
+    });
+    Ok(sum_of_tasks(&rows.complete(sq_dist.collect())?))
 }
 
 #[cfg(test)]
@@ -408,12 +422,17 @@ mod tests {
         pauc_testing::inputs::groups(n, 5, 3.0)
     }
 
+    /// Returns rows of three values.
+    fn alone(data: &[f32]) -> Rows<'_> {
+        Rows::alone(RowsView::new(data, 3))
+    }
+
     #[test]
     fn cells_are_the_nearest_in_order() {
         // More rows than one tile, far from the origin.
         let data: Vec<f32> = wave(600 * 3).iter().map(|v| v + 50.0).collect();
         let centers = data[900..900 + 11 * 3].to_vec();
-        let probing = InvertedFile::new(RowsView::new(&data, 3), &centers, 4, Shared::default()).unwrap();
+        let probing = InvertedFile::new(&alone(&data), &centers, 4);
         let centers = Centroids::exact(&centers, 3);
         for (x, cells) in data.chunks(3).zip(probing.cells.chunks(4)) {
             let far = |c: u32| oracle::sq_dist(x, centers.row(c as usize));
@@ -428,7 +447,7 @@ mod tests {
         }
         let own: Vec<u32> = data[900..933].chunks(3).map(|x| centers.nearest(x).0 as u32).collect();
         assert_eq!(own, (0..11).collect::<Vec<_>>());
-        assert_eq!(probing.nearest()[300..311], own);
+        assert_eq!(probing.nearest().unwrap()[300..311], own);
     }
 
     #[test]
@@ -436,11 +455,11 @@ mod tests {
         let (data, centroids) = (wave(300 * 3), wave(900)[600..660].to_vec());
         let lists = [vec![0, 4, 9, 19], (0..12).collect(), vec![11], vec![7], vec![3, 5, 18]];
         let centers = wave(1500)[1200..1215].to_vec();
-        let probing = InvertedFile::new(RowsView::new(&data, 3), &centers, 2, Shared::default()).unwrap();
+        let probing = InvertedFile::new(&alone(&data), &centers, 2);
         let before: Vec<u32> =
             (0..300u32).map(|i| if i.is_multiple_of(3) { u32::MAX } else { i % 20 }).collect();
         let mut labels = before.clone();
-        let pass = probing.assign(&centroids, &lists, &mut labels, Shared::default()).unwrap();
+        let pass = probing.assign(&centroids, &lists, &mut labels).unwrap();
         let (mut total, mut other) = (Rounded::default(), 0);
         let centroids = Centroids::exact(&centroids, 3);
         for (i, x) in data.chunks(3).enumerate() {
@@ -490,8 +509,7 @@ mod tests {
             }
             let before: Vec<u32> = (0..500).map(|i| i * 7 % 130).collect();
             let mut labels = before.clone();
-            let pass =
-                step(RowsView::new(&data, 3), &centroids, &lists, &mut labels, Shared::default()).unwrap();
+            let pass = step(&alone(&data), &centroids, &lists, &mut labels).unwrap();
             let mut total = Rounded::default();
             for (i, x) in data.chunks(3).enumerate() {
                 let list = lists[before[i] as usize].iter().map(|c| *c as usize);
@@ -502,7 +520,8 @@ mod tests {
             }
             assert_within!(pass.objective, total.value, total.error);
             assert_eq!(pass.reassigned, (0..500).filter(|i| labels[*i] != before[*i]).count());
-            assert_within!(objective(RowsView::new(&data, 3), &labels, &centroids), total.value, total.error);
+            let sum = objective(&alone(&data), &labels, &centroids).unwrap();
+            assert_within!(sum, total.value, total.error);
         }
     }
 
@@ -514,11 +533,12 @@ mod tests {
         let after: Vec<u32> =
             (0..500u32).map(|i| if i.is_multiple_of(3) { 10 - i % 11 } else { i * i % 11 }).collect();
         let (mut got, mut plain) = (vec![7.5; 12 * 4], vec![7.5; 12 * 4]);
-        let mut sums = Sums::new(rows, &before, 12);
+        let all = Rows::alone(rows);
+        let mut sums = Sums::new(&all, &before, 12).unwrap();
         assert_eq!(sums.means(&mut got), crate::lloyd::means(rows, &before, &mut plain));
         assert_eq!(got, plain);
         assert_eq!(got[44..], [7.5; 4], "a centroid without rows stays");
-        sums.follow(rows, &before, &after);
+        sums.follow(&all, &before, &after).unwrap();
         assert_eq!(sums.means(&mut got), crate::lloyd::means(rows, &after, &mut plain));
         // Sums in f64 of 500 numbers, some of them subtracted again, and both means rounded.
         let of_sums = tolerance::f64(2 * 500, largest(&widened(&data)));

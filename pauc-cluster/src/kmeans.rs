@@ -2,7 +2,8 @@
 
 use crate::lloyd::{Fit, Lloyd, report};
 use crate::nearest::nearest;
-use crate::seeding::{Init, gather, some_of};
+use crate::on_ranks::Rows;
+use crate::seeding::{Init, some_of};
 use crate::unit_rows;
 use pauc_kernels::distance::{Packed, squared_distance};
 use pauc_traits::clusterer::{ClustersOnDevice, FitContext, FitReport, RowsOnDevice};
@@ -79,9 +80,10 @@ impl KMeans {
 
 impl Clusterer for KMeans {
     fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let rows = &Rows::of(rows, &context)?;
         // Without subsets, all levels share one copy of the rows on the device.
         let mut shared = match self.max_points_per_centroid {
-            None => Some(PlacedRows::new(rows, context.device)?),
+            None => Some(PlacedRows::new(rows.clone(), context.device)?),
             Some(_) => None,
         };
         let mut levels = Vec::with_capacity(self.k.len());
@@ -94,6 +96,9 @@ impl Clusterer for KMeans {
     fn prototypes(&self) -> Vec<Option<usize>> {
         self.k.iter().map(|k| Some(k.get())).collect()
     }
+    fn shares_rows(&self) -> bool {
+        true
+    }
     fn start(&self) -> TrainingSpan {
         self.start
     }
@@ -104,31 +109,31 @@ impl Clusterer for KMeans {
 
 /// Rows, and the host or device memory that they are searched in.
 struct PlacedRows<'a> {
-    rows: RowsView<'a>,
+    rows: Rows<'a>,
     device: Option<Box<dyn RowsOnDevice + 'a>>,
 }
 
 impl<'a> PlacedRows<'a> {
     /// Copies rows to the device if there is one and it accepts them.
-    fn new(rows: RowsView<'a>, device: Option<&'a dyn ClustersOnDevice>) -> Result<Self> {
-        let device = device.map(|device| device.rows(rows)).transpose()?.flatten();
+    fn new(rows: Rows<'a>, device: Option<&'a dyn ClustersOnDevice>) -> Result<Self> {
+        let device = device.map(|device| device.rows(rows.own())).transpose()?.flatten();
         Ok(PlacedRows { rows, device })
     }
 
     /// Chooses the first k centroids.
     fn choose(&mut self, init: Init, k: usize, rng: &mut Stream) -> Result<Vec<f32>> {
         let chosen = match &mut self.device {
-            Some(device) => init.choose_on(&mut **device, self.rows, k, rng)?,
-            None => init.choose(self.rows, k, rng)?,
+            Some(device) => init.choose_on(&mut **device, &self.rows, k, rng)?,
+            None => init.choose(self.rows.own(), k, rng)?,
         };
-        Ok(gather(self.rows, &chosen))
+        self.rows.gather(&chosen)
     }
 
     /// Runs Lloyd's iteration from given centroids.
     fn iterate(&mut self, lloyd: Lloyd, centroids: Vec<f32>, rng: &mut Stream) -> Result<Fit> {
         match &mut self.device {
-            Some(device) => lloyd.run_on(&mut **device, self.rows.cols, centroids, rng),
-            None => lloyd.run(self.rows, centroids, rng),
+            Some(device) => lloyd.run_on(&mut **device, self.rows.cols(), centroids, rng),
+            None => lloyd.run(self.rows.own(), centroids, rng),
         }
     }
 
@@ -138,10 +143,11 @@ impl<'a> PlacedRows<'a> {
             device.begin();
             return Ok(device.nearest(centroids)?.0);
         }
-        let RowsView { rows: n, cols, .. } = self.rows;
+        let rows = self.rows.own();
+        let RowsView { rows: n, cols, .. } = rows;
         let mut labels = vec![0; n];
         let packed = Packed::new(centroids, cols);
-        nearest(self.rows, &packed, centroids.len() / cols, &mut labels, &mut vec![0.0; n])?;
+        nearest(rows, &packed, centroids.len() / cols, &mut labels, &mut vec![0.0; n])?;
         Ok(labels)
     }
 }
@@ -149,7 +155,7 @@ impl<'a> PlacedRows<'a> {
 /// One level of a fit.
 struct LevelFit<'a> {
     options: &'a KMeans,
-    rows: RowsView<'a>,
+    rows: &'a Rows<'a>,
     context: FitContext<'a>,
     level: u64,
     k: usize,
@@ -167,20 +173,20 @@ impl LevelFit<'_> {
     /// Fits the level to the `shared` rows, or to its own subset.
     fn run(&self, shared: Option<&mut PlacedRows<'_>>) -> Result<Clustering> {
         self.check_size()?;
-        if self.k == self.rows.rows {
-            return Ok(self.copies());
+        if self.k == self.rows.len() {
+            return self.copies();
         }
         if let Some(rows) = shared {
             return Ok(self.clustering(self.best_of(rows)?));
         }
         let device = self.context.device;
         match self.subset() {
-            None => Ok(self.clustering(self.best_of(&mut PlacedRows::new(self.rows, device)?)?)),
+            None => Ok(self.clustering(self.best_of(&mut PlacedRows::new(self.rows.clone(), device)?)?)),
             Some(subset) => {
-                let subset = RowsView::new(&subset, self.rows.cols);
+                let subset = Rows::of(RowsView::new(&subset, self.rows.cols()), &self.context)?;
                 // The subset must leave the device before all rows are copied there.
                 let fit = self.best_of(&mut PlacedRows::new(subset, device)?)?;
-                let labels = PlacedRows::new(self.rows, device)?.assign(&fit.centroids)?;
+                let labels = PlacedRows::new(self.rows.clone(), device)?.assign(&fit.centroids)?;
                 Ok(self.clustering(Fit { labels, ..fit }))
             }
         }
@@ -189,7 +195,7 @@ impl LevelFit<'_> {
     /// Checks that there are enough samples per prototype.
     fn check_size(&self) -> Result<()> {
         let Some(least) = self.options.min_points_per_centroid.map(Count::get) else { return Ok(()) };
-        let (k, n, needed) = (self.k, self.rows.rows, least.saturating_mul(self.k));
+        let (k, n, needed) = (self.k, self.rows.len(), least.saturating_mul(self.k));
         if n < needed {
             return Err(Error::config(format!(
                 "{k} prototypes of at least {least} samples need {needed}, but there are {n}: lower k or \
@@ -205,24 +211,25 @@ impl LevelFit<'_> {
     }
 
     /// Returns each sample as a prototype of its own.
-    fn copies(&self) -> Clustering {
-        let (k, dim) = (self.k, self.rows.cols);
-        let mut centroids = self.rows.data.to_vec();
+    fn copies(&self) -> Result<Clustering> {
+        let (k, dim) = (self.k, self.rows.cols());
+        let rows = self.rows.all()?;
+        let mut centroids = rows.to_vec();
         if self.options.spherical {
             unit_rows(&mut centroids, dim);
         }
-        let pairs = self.rows.iter().zip(centroids.chunks_exact(dim));
+        let pairs = rows.chunks_exact(dim).zip(centroids.chunks_exact(dim));
         let objective = vec![pairs.map(|(x, c)| squared_distance(x, c) as f64).sum()];
         let assignments: Vec<Option<u32>> = (0..k as u32).map(Some).collect();
         let report = report(objective, 0, assignments.iter().copied(), k);
-        Clustering { k, dim, centroids, assignments, report }
+        Ok(Clustering { k, dim, centroids, assignments, report })
     }
 
-    /// Returns the samples to fit to, row-major; `None` means all.
+    /// Returns the samples to fit to, row-major, as far as this process holds them; `None` means all.
     fn subset(&self) -> Option<Vec<f32>> {
         let size = self.options.max_points_per_centroid?.get().saturating_mul(self.k);
-        let n = self.rows.rows;
-        (size < n).then(|| gather(self.rows, &some_of(n, size, &mut self.random(0, Draw::Subset))))
+        let n = self.rows.len();
+        (size < n).then(|| self.rows.part(&some_of(n, size, &mut self.random(0, Draw::Subset))))
     }
 
     /// Returns the fit with the lowest inertia among the restarts.
@@ -254,7 +261,7 @@ impl LevelFit<'_> {
 
     /// Returns the previous clustering to start from, if any.
     fn warm_start(&self) -> Option<&Clustering> {
-        let fits = |c: &&Clustering| c.k == self.k && c.dim == self.rows.cols;
+        let fits = |c: &&Clustering| c.k == self.k && c.dim == self.rows.cols();
         self.context.previous.iter().find(fits).filter(|_| self.options.warm_start)
     }
 
@@ -263,6 +270,6 @@ impl LevelFit<'_> {
         let assignments: Vec<Option<u32>> = labels.into_iter().map(Some).collect();
         let report = report(objective, empty_splits.iter().sum(), assignments.iter().copied(), self.k);
         let report = FitReport { reassigned, empty_splits, ..report };
-        Clustering { k: self.k, dim: self.rows.cols, centroids, assignments, report }
+        Clustering { k: self.k, dim: self.rows.cols(), centroids, assignments, report }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::lloyd::{Members, refill, report};
 use crate::nearest;
-use crate::on_ranks::Shared;
+use crate::on_ranks::{Rows, Shared};
 use crate::seeding::{Init, gather, some_of};
 use pauc_kernels::distance::{Packed, add_rows, nearest};
 use pauc_traits::clusterer::FitContext;
@@ -10,6 +10,7 @@ use pauc_traits::probe::RowsView;
 use pauc_traits::rng::{Purpose, Stream, stream};
 use pauc_traits::{Clusterer, Clustering, Count, Result, TrainingSpan, component, progress, stop};
 use rand::seq::SliceRandom;
+use std::borrow::Cow;
 
 /// The number of values in a run of rows that is read sequentially: 1 MiB.
 const RUN: usize = 1 << 18;
@@ -51,15 +52,19 @@ component! {
 
 impl Clusterer for MiniBatchKMeans {
     fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
+        let rows = &Rows::of(rows, &context)?;
         let level = |(level, k): (usize, &Count)| {
             let random = |view| stream(context.seed, Purpose::Cluster, context.epoch, level as u64, view);
             let start = self.first_centroids(rows, k.get(), &mut random(0))?;
-            self.level(rows, start, &mut random(1), Shared::of(&context))
+            self.level(rows, start, &mut random(1))
         };
         self.k.iter().enumerate().map(level).collect()
     }
     fn prototypes(&self) -> Vec<Option<usize>> {
         self.k.iter().map(|k| Some(k.get())).collect()
+    }
+    fn shares_rows(&self) -> bool {
+        true
     }
     fn start(&self) -> TrainingSpan {
         self.start
@@ -71,25 +76,19 @@ impl Clusterer for MiniBatchKMeans {
 
 impl MiniBatchKMeans {
     /// Chooses the first centroids from a subset of the samples.
-    fn first_centroids(&self, rows: RowsView<'_>, k: usize, rng: &mut Stream) -> Result<Vec<f32>> {
+    fn first_centroids(&self, rows: &Rows<'_>, k: usize, rng: &mut Stream) -> Result<Vec<f32>> {
         let most = k.saturating_mul(SAMPLES).max(self.batch.get().saturating_mul(4));
-        if most >= rows.rows {
-            return Ok(gather(rows, &self.init.choose(rows, k, rng)?));
-        }
-        let some = gather(rows, &some_of(rows.rows, most, rng));
-        let some = RowsView::new(&some, rows.cols);
+        let some = match most < rows.len() {
+            true => Cow::Owned(rows.gather(&some_of(rows.len(), most, rng))?),
+            false => rows.all()?,
+        };
+        let some = RowsView::new(&some, rows.cols());
         Ok(gather(some, &self.init.choose(some, k, rng)?))
     }
 
-    /// Fits a level from given centroids. The ranks share the rows of each batch.
-    fn level(
-        &self,
-        rows: RowsView<'_>,
-        mut centroids: Vec<f32>,
-        rng: &mut Stream,
-        shared: Shared<'_>,
-    ) -> Result<Clustering> {
-        let (n, dim) = (rows.rows, rows.cols);
+    /// Fits a level from given centroids. The ranks share the comparisons of each batch.
+    fn level(&self, rows: &Rows<'_>, mut centroids: Vec<f32>, rng: &mut Stream) -> Result<Clustering> {
+        let (n, dim) = (rows.len(), rows.cols());
         let k = centroids.len() / dim;
         let batch = self.batch.get().min(n);
         let (mut counts, mut objective, mut splits) = (vec![0usize; k], Vec::new(), 0);
@@ -100,27 +99,25 @@ impl MiniBatchKMeans {
             for part in runs(n, run, SHUFFLED, rng) {
                 // Read the random runs once, sequentially. Reading single rows would read a mapped file
                 // larger than memory many times over.
-                let held = if part.len() == n { None } else { Some(gather(rows, &part)) };
-                let held = held.as_ref().map_or(rows, |data| RowsView::new(data, dim));
+                let held = if part.len() == n { None } else { Some(rows.gather(&part)?) };
+                let held = held.as_ref().map(|data| RowsView::new(data, dim));
                 let mut order: Vec<u32> = (0..part.len() as u32).collect();
                 order.shuffle(rng);
                 for chosen in order.chunks(batch) {
                     stop::check()?;
-                    let batch = gather(held, chosen);
-                    met += take_in(RowsView::new(&batch, dim), &mut centroids, &mut counts, shared)?;
+                    let batch = held.map_or_else(|| rows.gather(chosen), |held| Ok(gather(held, chosen)))?;
+                    let batch = RowsView::new(&batch, dim);
+                    met += take_in(batch, &mut centroids, &mut counts, rows.shared())?;
                     task.advance(chosen.len() as u64);
                 }
             }
             objective.push(met);
             splits += refill(&mut centroids, dim, &mut counts, rng);
         }
-        let (mut labels, mut sq_dist) = (vec![0u32; n], vec![0.0f32; n]);
-        let own = shared.own(n, 1);
-        let of_rank = RowsView::new(&rows.data[own.start * dim..own.end * dim], dim);
-        let packed = Packed::new(&centroids, dim);
-        nearest::nearest(of_rank, &packed, k, &mut labels[own.clone()], &mut sq_dist[own])?;
-        shared.complete(&mut labels, n, 1)?;
-        shared.complete(&mut sq_dist, n, 1)?;
+        let own = rows.own();
+        let (mut labels, mut sq_dist) = (vec![0u32; own.rows], vec![0.0f32; own.rows]);
+        nearest::nearest(own, &Packed::new(&centroids, dim), k, &mut labels, &mut sq_dist)?;
+        let (labels, sq_dist) = (rows.complete(labels)?, rows.complete(sq_dist)?);
         objective.push(sq_dist.iter().map(|d| *d as f64).sum());
         let assignments: Vec<Option<u32>> = labels.into_iter().map(Some).collect();
         let report = report(objective, splits, assignments.iter().copied(), k);
@@ -137,12 +134,11 @@ fn take_in(
     shared: Shared<'_>,
 ) -> Result<f64> {
     let (n, dim) = (batch.rows, batch.cols);
-    let (mut labels, mut sq_dist) = (vec![0u32; n], vec![0.0f32; n]);
-    let own = shared.own(n, 1);
+    let own = shared.own(n);
+    let (mut labels, mut sq_dist) = (vec![0u32; own.len()], vec![0.0f32; own.len()]);
     let data = &batch.data[own.start * dim..own.end * dim];
-    nearest(data, &Packed::new(centroids, dim), &mut labels[own.clone()], &mut sq_dist[own]);
-    shared.complete(&mut labels, n, 1)?;
-    shared.complete(&mut sq_dist, n, 1)?;
+    nearest(data, &Packed::new(centroids, dim), &mut labels, &mut sq_dist);
+    let (labels, sq_dist) = (shared.concatenate(labels)?, shared.concatenate(sq_dist)?);
     let members = Members::new(&labels, counts.len());
     let mut sum = vec![0.0f64; dim];
     for ((c, centroid), count) in centroids.chunks_exact_mut(dim).enumerate().zip(counts) {
@@ -206,7 +202,7 @@ mod tests {
         let data = wave(n * dim);
         let start = data[..6 * dim].to_vec();
         let got = configured(20, 2)
-            .level(RowsView::new(&data, dim), start.clone(), &mut rng(), Shared::default())
+            .level(&Rows::alone(RowsView::new(&data, dim)), start.clone(), &mut rng())
             .unwrap();
         let mut centroids = Centroids::exact(&start, dim);
         let (mut counts, mut rng) = ([0.0; 6], rng());
@@ -289,7 +285,7 @@ mod tests {
     #[test]
     fn first_centroids_of_many_samples_come_from_some_of_them() {
         let data = wave(2000 * 2);
-        let rows = RowsView::new(&data, 2);
+        let rows = &Rows::alone(RowsView::new(&data, 2));
         for init in [Init::Random, Init::KMeansPlusPlus] {
             let start =
                 MiniBatchKMeans { init, ..configured(10, 1) }.first_centroids(rows, 6, &mut rng()).unwrap();

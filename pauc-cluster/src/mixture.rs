@@ -2,6 +2,7 @@
 
 use crate::KMeans;
 use crate::lloyd::{clustering_of, report};
+use crate::on_ranks::Rows;
 use pauc_kernels::gemm::{Strides, gemm};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
@@ -42,6 +43,8 @@ component! {
 impl Clusterer for GaussianMixture {
     fn fit_checked(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
         let starts = KMeans::with(self.k.clone()).fit_checked(rows, context)?;
+        let all = Rows::of(rows, &context)?.all()?;
+        let rows = RowsView::new(&all, rows.cols);
         // Center on the mean of the data, to avoid cancellation between x² and μ².
         let whole = clustering_of(rows, vec![Some(0); rows.rows], 1, Vec::new());
         let center = whole.centroids;
@@ -55,6 +58,9 @@ impl Clusterer for GaussianMixture {
     }
     fn prototypes(&self) -> Vec<Option<usize>> {
         self.k.iter().map(|k| Some(k.get())).collect()
+    }
+    fn shares_rows(&self) -> bool {
+        true
     }
     fn start(&self) -> TrainingSpan {
         self.start

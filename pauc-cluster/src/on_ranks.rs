@@ -1,23 +1,32 @@
-//! Rows that several ranks search together.
+//! Rows that several ranks hold and search together.
+//!
+//! Each rank holds a share of the rows, and compares these with the centroids. Whatever is computed row by row is
+//! gathered. A sum over rows is passed from rank to rank, and each adds its rows to it, so that it has the bits of a
+//! single process.
 
 use crate::nearest::Nearest;
-use crate::seeding::lower_on_host;
-use pauc_distributed::{Communicator, Plain, bytes_of, joined};
+use crate::seeding::{gather, lower_on_host};
+use pauc_distributed::{Communicator, Plain, bytes_of, bytes_of_mut, joined};
 use pauc_kernels::distance::add_rows;
 use pauc_traits::Result;
 use pauc_traits::clusterer::{ClustersOnDevice, FitContext, RowsOnDevice};
 use pauc_traits::probe::RowsView;
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::ops::Range;
 
-/// Ranks that cluster the same rows together. Each fits the same clusterer, and they divide the work that grows with
-/// the number of rows. The result has the bits of a single process.
+/// The most sums that the ranks pass on at once, all of them together: 4 MiB.
+const PASSED: usize = 1 << 19;
+
+/// Ranks that cluster together. Each fits the same clusterer to its share of the rows; the shares follow each other in
+/// the order of the ranks. The result has the bits of a single process.
 #[derive(Clone, Copy, Debug)]
 pub struct OnRanks<'a>(pub &'a dyn Communicator);
 
 impl ClustersOnDevice for OnRanks<'_> {
     fn rows<'a>(&'a self, rows: RowsView<'a>) -> Result<Option<Box<dyn RowsOnDevice + 'a>>> {
-        Ok(Some(Box::new(RankedRows { rows, shared: Shared(Some(self)), nearest: None })))
+        let rows = Rows::new(rows, Shared(Some(self)))?;
+        Ok(Some(Box::new(RankedRows { rows, nearest: None })))
     }
 
     fn place(&self) -> (usize, usize) {
@@ -39,11 +48,15 @@ impl<'a> Shared<'a> {
         Shared(context.device.filter(|device| device.place().1 > 1))
     }
 
-    /// Returns which of `n` computations this rank does. Blocks of `block` computations stay together.
-    pub fn own(&self, n: usize, block: usize) -> Range<usize> {
-        let (rank, ranks) = self.0.map_or((0, 1), |device| device.place());
-        let start = |rank: usize| (n.div_ceil(block) * rank / ranks * block).min(n);
-        start(rank)..start(rank + 1)
+    /// Returns the number of this rank, and the number of ranks.
+    pub fn place(&self) -> (usize, usize) {
+        self.0.map_or((0, 1), |device| device.place())
+    }
+
+    /// Returns which of `n` computations this rank does.
+    pub fn own(&self, n: usize) -> Range<usize> {
+        let (rank, ranks) = self.place();
+        n * rank / ranks..n * (rank + 1) / ranks
     }
 
     /// Concatenates what the ranks have computed.
@@ -56,28 +69,199 @@ impl<'a> Shared<'a> {
             Some(device) => Ok(joined(&device.gather(bytes_of(&own))?)),
         }
     }
+}
 
-    /// Completes the values of `n` computations, of which this rank has done [its own](Shared::own).
-    ///
-    /// # Shapes
-    /// values: the same number for each computation
+/// The N rows of a fit, of which this process holds all, or its share.
+#[derive(Clone, Debug)]
+pub struct Rows<'a> {
+    own: RowsView<'a>,
+    /// The first row of each rank, and N.
+    starts: Vec<usize>,
+    shared: Shared<'a>,
+}
+
+impl<'a> Rows<'a> {
+    /// Creates rows from those that [`Clusterer::fit_checked`](pauc_traits::Clusterer::fit_checked) gets.
     ///
     /// # Errors
     /// If another rank has failed.
-    pub fn complete<T: Plain + Default>(&self, values: &mut [T], n: usize, block: usize) -> Result<()> {
-        if self.0.is_none() || n == 0 {
+    pub fn of(own: RowsView<'a>, context: &FitContext<'a>) -> Result<Self> {
+        Self::new(own, Shared::of(context))
+    }
+
+    /// Creates rows that this process holds alone.
+    pub fn alone(rows: RowsView<'a>) -> Self {
+        Rows { own: rows, starts: vec![0, rows.rows], shared: Shared::default() }
+    }
+
+    fn new(own: RowsView<'a>, shared: Shared<'a>) -> Result<Self> {
+        let mut starts = vec![0];
+        for count in shared.concatenate(vec![own.rows])? {
+            starts.push(starts[starts.len() - 1] + count);
+        }
+        Ok(Rows { own, starts, shared })
+    }
+
+    /// Returns N.
+    pub fn len(&self) -> usize {
+        self.starts[self.starts.len() - 1]
+    }
+
+    /// Returns whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the length of a row.
+    pub fn cols(&self) -> usize {
+        self.own.cols
+    }
+
+    /// Returns the rows that this process holds.
+    pub fn own(&self) -> RowsView<'a> {
+        self.own
+    }
+
+    /// Returns the numbers of the rows that this process holds.
+    pub fn range(&self) -> Range<usize> {
+        let (rank, _) = self.shared.place();
+        self.starts[rank]..self.starts[rank + 1]
+    }
+
+    /// Returns the ranks that hold the other rows.
+    pub fn shared(&self) -> Shared<'a> {
+        self.shared
+    }
+
+    /// Returns whether this process holds all rows.
+    pub fn are_here(&self) -> bool {
+        self.shared.place().1 == 1
+    }
+
+    /// Completes what this process has computed for its rows with what the others have for theirs.
+    ///
+    /// # Errors
+    /// If another rank has failed.
+    pub fn complete<T: Plain + Default>(&self, own: Vec<T>) -> Result<Vec<T>> {
+        self.shared.concatenate(own)
+    }
+
+    /// Copies the rows with these numbers, in the given order, on every rank. All ranks ask for the same.
+    ///
+    /// # Shapes
+    /// M numbers below N → (M, D), row-major
+    ///
+    /// # Errors
+    /// If another rank has failed.
+    ///
+    /// # Panics
+    /// If a number is not below N.
+    pub fn gather(&self, chosen: &[u32]) -> Result<Vec<f32>> {
+        let Some(device) = self.shared.0 else { return Ok(gather(self.own, chosen)) };
+        let parts = device.gather(bytes_of(&self.part(chosen)))?;
+        let mut parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let mut all = vec![0.0f32; chosen.len() * self.cols()];
+        for (row, i) in all.chunks_exact_mut(self.cols()).zip(chosen) {
+            let rank = self.starts.partition_point(|start| *start <= *i as usize) - 1;
+            let (next, rest) = parts[rank].split_at(size_of_val(row));
+            bytes_of_mut(row).copy_from_slice(next);
+            parts[rank] = rest;
+        }
+        Ok(all)
+    }
+
+    /// Copies those of the rows with these numbers that this process holds, in the given order.
+    pub fn part(&self, chosen: &[u32]) -> Vec<f32> {
+        gather(self.own, &within(&self.range(), chosen))
+    }
+
+    /// Returns all rows, which takes the memory of all of them on each rank.
+    ///
+    /// # Shapes
+    /// → (N, D), row-major
+    ///
+    /// # Errors
+    /// If another rank has failed.
+    pub fn all(&self) -> Result<Cow<'a, [f32]>> {
+        if self.are_here() {
+            return Ok(Cow::Borrowed(self.own.data));
+        }
+        Ok(Cow::Owned(self.complete(self.own.data.to_vec())?))
+    }
+
+    /// Adds rows to the sums of K clusters: first those of rank 0, then those of rank 1, and so on. `add` adds the rows
+    /// of this rank to the sum of one cluster, in their order.
+    ///
+    /// Each rank continues the sums of the rank before it. They pass on a block of clusters at a time, so that all work
+    /// at once.
+    ///
+    /// # Shapes
+    /// sums (K, D), row-major, the same on all ranks
+    ///
+    /// # Errors
+    /// If another rank has failed.
+    pub fn add_up(&self, sums: &mut [f64], add: impl Fn(usize, &mut [f64]) + Sync) -> Result<()> {
+        let cols = self.cols();
+        let add_to = |first: usize, block: &mut [f64]| {
+            let clusters = block.par_chunks_mut(cols).enumerate();
+            clusters.for_each(|(c, sum)| add(first + c, sum));
+        };
+        let (rank, ranks) = self.shared.place();
+        if ranks == 1 {
+            add_to(0, sums);
             return Ok(());
         }
-        let (own, width) = (self.own(n, block), values.len() / n);
-        values.copy_from_slice(&self.concatenate(values[own.start * width..own.end * width].to_vec())?);
+        let clusters_per_block = (PASSED / (ranks * cols)).max(1);
+        let len = clusters_per_block * cols;
+        let (blocks, all) = (sums.len().div_ceil(len), sums.len());
+        let values = |block: usize| block * len..((block + 1) * len).min(all);
+        let mut passed: Vec<Vec<f64>> = Vec::new();
+        for stage in 0..blocks + ranks - 1 {
+            let mut own = Vec::new();
+            if let Some(block) = stage.checked_sub(rank).filter(|block| *block < blocks) {
+                own = if rank == 0 { sums[values(block)].to_vec() } else { passed.swap_remove(rank - 1) };
+                add_to(block * clusters_per_block, &mut own);
+            }
+            passed = self.gather_sums(&own)?;
+            if let Some(block) = stage.checked_sub(ranks - 1) {
+                sums[values(block)].copy_from_slice(&passed[ranks - 1]);
+            }
+        }
+        Ok(())
+    }
+
+    fn gather_sums(&self, own: &[f64]) -> Result<Vec<Vec<f64>>> {
+        let Some(device) = self.shared.0 else { return Ok(vec![own.to_vec()]) };
+        Ok(device.gather(bytes_of(own))?.chunks(1).map(joined).collect())
+    }
+
+    /// Replaces each centroid that has rows by their mean. The rows of centroid c are
+    /// `order[starts[c]..starts[c + 1]]`, in ascending order.
+    fn means(&self, order: &[u32], starts: &[usize], centroids: &mut [f32]) -> Result<()> {
+        let cols = self.cols();
+        let (data, range) = (self.own.data, self.range());
+        let mut sums = vec![0.0f64; centroids.len()];
+        self.add_up(&mut sums, |c, sum| {
+            add_rows(data, cols, &within(&range, &order[starts[c]..starts[c + 1]]), sum);
+        })?;
+        let sizes = starts.windows(2).map(|pair| pair[1] - pair[0]);
+        let means = centroids.chunks_exact_mut(cols).zip(sums.chunks_exact(cols)).zip(sizes);
+        for ((centroid, sum), size) in means.filter(|(_, size)| *size > 0) {
+            centroid.iter_mut().zip(sum).for_each(|(v, s)| *v = (s / size as f64) as f32);
+        }
         Ok(())
     }
 }
 
-/// Rows of which this rank compares its share with the centroids. It computes the means of its share of the clusters.
+/// Returns which of these numbers are in a range, counted from its start.
+fn within(range: &Range<usize>, chosen: &[u32]) -> Vec<u32> {
+    let own = chosen.iter().filter(|i| range.contains(&(**i as usize)));
+    own.map(|i| i - range.start as u32).collect()
+}
+
+/// Rows on several ranks, as k-means searches them.
 struct RankedRows<'a> {
-    rows: RowsView<'a>,
-    shared: Shared<'a>,
+    rows: Rows<'a>,
     /// The nearest centroids of this rank's rows.
     nearest: Option<Nearest>,
 }
@@ -88,8 +272,7 @@ impl RowsOnDevice for RankedRows<'_> {
     }
 
     fn nearest(&mut self, centroids: &[f32]) -> Result<(Vec<u32>, Vec<f32>)> {
-        let (n, cols, own) = (self.rows.rows, self.rows.cols, self.shared.own(self.rows.rows, 1));
-        let rows = RowsView::new(&self.rows.data[own.start * cols..own.end * cols], cols);
+        let rows = self.rows.own();
         let nearest = match self.nearest.take() {
             None => Nearest::find(rows, centroids)?,
             Some(mut nearest) => {
@@ -97,41 +280,20 @@ impl RowsOnDevice for RankedRows<'_> {
                 nearest
             }
         };
-        let (mut labels, mut sq_dist) = (vec![0u32; n], vec![0.0f32; n]);
-        labels[own.clone()].copy_from_slice(&nearest.labels);
-        sq_dist[own].copy_from_slice(&nearest.sq_dist);
+        let (labels, sq_dist) = (nearest.labels.clone(), nearest.sq_dist.clone());
         self.nearest = Some(nearest);
-        self.shared.complete(&mut labels, n, 1)?;
-        self.shared.complete(&mut sq_dist, n, 1)?;
-        Ok((labels, sq_dist))
+        Ok((self.rows.complete(labels)?, self.rows.complete(sq_dist)?))
     }
 
     fn lower(&mut self, centroids: &[f32], sq_dist: &mut [f32]) -> Result<()> {
-        let (n, cols, own) = (self.rows.rows, self.rows.cols, self.shared.own(self.rows.rows, 1));
-        let rows = RowsView::new(&self.rows.data[own.start * cols..own.end * cols], cols);
-        lower_on_host(rows)(centroids, &mut sq_dist[own])?;
-        self.shared.complete(sq_dist, n, 1)
+        let own = &mut sq_dist[self.rows.range()];
+        lower_on_host(self.rows.own())(centroids, own)?;
+        let own = own.to_vec();
+        sq_dist.copy_from_slice(&self.rows.complete(own)?);
+        Ok(())
     }
 
     fn means(&mut self, order: &[u32], starts: &[usize], centroids: &mut [f32]) -> Result<()> {
-        let cols = self.rows.cols;
-        let (k, data) = (centroids.len() / cols, self.rows.data);
-        let own = self.shared.own(k, 1);
-        let part = &mut centroids[own.start * cols..own.end * cols];
-        part.par_chunks_mut(cols).zip(own).for_each_init(
-            || vec![0.0f64; cols],
-            |sum, (centroid, c)| {
-                let members = &order[starts[c]..starts[c + 1]];
-                if members.is_empty() {
-                    return;
-                }
-                sum.fill(0.0);
-                add_rows(data, cols, members, sum);
-                for (v, s) in centroid.iter_mut().zip(sum.iter()) {
-                    *v = (s / members.len() as f64) as f32;
-                }
-            },
-        );
-        self.shared.complete(centroids, k, 1)
+        self.rows.means(order, starts, centroids)
     }
 }

@@ -1,5 +1,6 @@
 //! The first centroids of k-means.
 
+use crate::on_ranks::Rows;
 use pauc_kernels::distance::{Packed, lower_to, nearest, squared_distance};
 use pauc_traits::clusterer::RowsOnDevice;
 use pauc_traits::probe::RowsView;
@@ -32,33 +33,33 @@ impl Init {
     /// # Errors
     /// If the run was asked to stop.
     pub fn choose(self, rows: RowsView<'_>, k: usize, rng: &mut Stream) -> Result<Vec<u32>> {
-        self.choose_by(rows, k, rng, lower_on_host(rows))
+        self.choose_by(&Rows::alone(rows), k, rng, lower_on_host(rows))
     }
 
     /// As [`Init::choose`], for rows that are also in the memory of a device, which computes the distances.
     /// `rows` is read only for the rows that are drawn.
     ///
     /// # Errors
-    /// If the device fails.
+    /// If the device or another rank fails.
     pub fn choose_on(
         self,
         device: &mut dyn RowsOnDevice,
-        rows: RowsView<'_>,
+        rows: &Rows<'_>,
         k: usize,
         rng: &mut Stream,
     ) -> Result<Vec<u32>> {
         self.choose_by(rows, k, rng, |centroids, sq_dist| device.lower(centroids, sq_dist))
     }
 
-    fn choose_by<E>(
+    fn choose_by(
         self,
-        rows: RowsView<'_>,
+        rows: &Rows<'_>,
         k: usize,
         rng: &mut Stream,
-        lower: impl FnMut(&[f32], &mut [f32]) -> Result<(), E>,
-    ) -> Result<Vec<u32>, E> {
+        lower: impl FnMut(&[f32], &mut [f32]) -> Result<()>,
+    ) -> Result<Vec<u32>> {
         match self {
-            Init::Random => Ok(distinct(rows.rows, k, rng)),
+            Init::Random => Ok(distinct(rows.len(), k, rng)),
             // With few centroids, each changes the weights a lot, so most of a large batch would be rejected.
             Init::KMeansPlusPlus => {
                 let draws = |chosen: usize| if chosen < 64 { chosen / 4 } else { chosen / 2 };
@@ -133,14 +134,14 @@ pub(crate) fn lower_on_host(rows: RowsView<'_>) -> impl FnMut(&[f32], &mut [f32]
 ///
 /// `lower(centroids, weight)` lowers the weight of each row to its squared distance to the nearest of the
 /// centroids.
-fn plus_plus<E>(
-    rows: RowsView<'_>,
+fn plus_plus(
+    rows: &Rows<'_>,
     k: usize,
     rng: &mut Stream,
     draws: impl Fn(usize) -> usize,
-    mut lower: impl FnMut(&[f32], &mut [f32]) -> Result<(), E>,
-) -> Result<Vec<u32>, E> {
-    let n = rows.rows;
+    mut lower: impl FnMut(&[f32], &mut [f32]) -> Result<()>,
+) -> Result<Vec<u32>> {
+    let n = rows.len();
     let (mut weight, mut taken) = (vec![f32::INFINITY; n], vec![false; n]);
     let mut cumulative = vec![0.0f64; n];
     let mut chosen: Vec<u32> = Vec::with_capacity(k);
@@ -153,7 +154,7 @@ fn plus_plus<E>(
         if chosen.len() == k {
             return Ok(chosen);
         }
-        lower(&gather(rows, &batch), &mut weight)?;
+        lower(&rows.gather(&batch)?, &mut weight)?;
         batch.iter().for_each(|i| weight[*i as usize] = 0.0);
         let mut total = 0.0f64;
         for (weight, cumulative) in weight.iter().zip(&mut cumulative) {
@@ -168,15 +169,19 @@ fn plus_plus<E>(
             chosen.extend(drawn.into_iter().map(|i| left[i]));
             return Ok(chosen);
         }
-        for _ in 0..draws(chosen.len()).min(k - chosen.len()) {
+        let drawn = (0..draws(chosen.len()).min(k - chosen.len())).map(|_| {
             let (position, keep) = (rng.gen_range(0.0..total), rng.r#gen::<f64>());
-            let candidate = cumulative.partition_point(|c| *c <= position).min(n - 1);
-            let stale = weight[candidate];
-            let row = rows.row(candidate);
-            let fresh =
-                batch.iter().map(|i| squared_distance(row, rows.row(*i as usize))).fold(stale, f32::min);
-            if keep * (stale as f64) < fresh as f64 && !batch.contains(&(candidate as u32)) {
-                batch.push(candidate as u32);
+            (cumulative.partition_point(|c| *c <= position).min(n - 1) as u32, keep)
+        });
+        let (candidates, keep): (Vec<u32>, Vec<f64>) = drawn.unzip();
+        let data = rows.gather(&candidates)?;
+        let mut accepted: Vec<&[f32]> = Vec::new();
+        for ((candidate, row), keep) in candidates.iter().zip(data.chunks_exact(rows.cols())).zip(keep) {
+            let stale = weight[*candidate as usize];
+            let fresh = accepted.iter().map(|other| squared_distance(row, other)).fold(stale, f32::min);
+            if keep * (stale as f64) < fresh as f64 && !batch.contains(candidate) {
+                batch.push(*candidate);
+                accepted.push(row);
             }
         }
     }
@@ -255,7 +260,8 @@ mod tests {
         for seed in 0..runs {
             // Batches from the first centroid on, so that rejections matter.
             let rows = RowsView::new(&data, 1);
-            let chosen = plus_plus(rows, 4, &mut rng(seed), |_| 8, lower_on_host(rows)).unwrap();
+            let chosen =
+                plus_plus(&Rows::alone(rows), 4, &mut rng(seed), |_| 8, lower_on_host(rows)).unwrap();
             let mut set: Vec<usize> = chosen.iter().map(|i| *i as usize).collect();
             set.sort_unstable();
             *seen.entry(set).or_default() += 1;

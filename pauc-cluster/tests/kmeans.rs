@@ -5,7 +5,7 @@
 use pauc_cluster::KMeans;
 use pauc_cluster::nearest::Nearest;
 use pauc_cluster::on_ranks::OnRanks;
-use pauc_distributed::Threads;
+use pauc_distributed::{Communicator, Threads};
 use pauc_testing::{assert_within, tolerance};
 use pauc_traits::clusterer::{ClustersOnDevice, FitContext, RowsOnDevice};
 use pauc_traits::probe::RowsView;
@@ -346,8 +346,13 @@ fn assert_ranks_agree(text: &str, data: &[f32], cols: usize, sizes: &[usize]) {
     let want = fit_with(text, data, cols, from).unwrap();
     for size in sizes {
         let fits = Threads::run(*size, |ranks| {
+            // Shares of different sizes; the last rank may have none.
+            let (rank, rows) = (ranks.rank(), data.len() / cols);
+            let start = |rank: usize| (rows.div_ceil(*size) * rank + 3 * rank).min(rows) * cols;
+            let end = if rank + 1 == *size { data.len() } else { start(rank + 1) };
             let ranks = OnRanks(&ranks);
-            fit_with(text, data, cols, FitContext { device: Some(&ranks), previous: &previous, ..context() })
+            let context = FitContext { device: Some(&ranks), previous: &previous, ..context() };
+            fit_with(text, &data[start(rank).min(end)..end], cols, context)
         });
         for got in fits {
             assert_eq!(got.unwrap(), want, "{text} on {size} ranks");
@@ -368,9 +373,13 @@ fn ranks_cluster_together_to_the_same_bits() {
         "GaussianMixture(k: [6])",
         "MiniBatchKMeans(k: [6], batch: 50)",
         "HierarchicalKMeans(k: [3, 6])",
+        "KMeans(k: [240])",
+        "Dbscan(radius: 1.5, min_points: 3)",
     ] {
         assert_ranks_agree(text, &data, 4, &[1, 2, 3, 4]);
     }
+    // More ranks than rows.
+    assert_ranks_agree("KMeans(k: [2])", &data[..12], 4, &[5]);
     // Rows for all ranks, also where they are divided in large blocks.
     let data = noise(40_000 * 2, 10);
     for text in ["HierarchicalKMeans(k: [5, 40, 300])", "HierarchicalKMeans(k: [600])", "KMeans(k: [20])"] {

@@ -30,6 +30,9 @@ pub enum CommunicationError {
         /// The library's message.
         message: String,
     },
+    /// A rank was asked to stop, which all ranks know.
+    #[error("the ranks were asked to stop")]
+    Stopped,
     /// MPI was called by another thread than the one that started it.
     #[error("{0} was called by another thread than the one that started MPI")]
     Thread(&'static str),
@@ -46,6 +49,9 @@ pub struct Call {
 
 impl From<CommunicationError> for pauc_traits::Error {
     fn from(e: CommunicationError) -> Self {
-        pauc_traits::Error::Other(Box::new(e))
+        match e {
+            CommunicationError::Stopped => pauc_traits::Error::Stopped,
+            e => pauc_traits::Error::Other(Box::new(e)),
+        }
     }
 }

@@ -7,7 +7,6 @@ use crate::run_dir::RunDir;
 use crate::state::TrainState;
 use pauc_data::contact_sheet;
 use pauc_data::pixels::{Filter, Rect, resample};
-use pauc_distributed::Alone;
 use pauc_models::device::NetworkDevice;
 use pauc_probes::neighbors::{SearchOptions, search};
 use pauc_probes::{LabelVote, label_votes, likely_wrong};
@@ -66,7 +65,7 @@ pub(crate) fn write<D: NetworkDevice>(
     let (images, most) = (splits.len() as u64, most as u64);
     let mut issues = DataIssues { images, most, ..DataIssues::default() };
     if !issues.were_skipped() {
-        let embedded = embedded.map_or_else(|| EmbeddedSplits::online(&Alone, plan, state), Ok)?;
+        let embedded = embedded.map_or_else(|| EmbeddedSplits::online(plan, state), Ok)?;
         find(&splits, embedded, dir, &mut issues)?;
     }
     let text = serde_json::to_string(&issues).map_err(|e| Error::Other(e.into()))?;

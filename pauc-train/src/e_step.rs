@@ -3,6 +3,7 @@
 use crate::evaluate;
 use crate::health;
 use crate::observer::Observer;
+use crate::phase::Phase;
 use crate::plan::Plan;
 use crate::prototypes::Prototypes;
 use crate::state::TrainState;
@@ -27,35 +28,40 @@ pub(crate) fn is_due<D: NetworkDevice>(plan: &Plan, state: &TrainState<D>) -> bo
     state.last_clustering.is_none_or(|last| step >= last + clusterer.every().steps(horizon).max(1))
 }
 
-/// Clusters the training set's embeddings through the momentum network, and reports the clustering.
+/// Clusters the training set's embeddings through the momentum network, and reports the clustering. Of several ranks,
+/// each holds the embeddings of its share of the images, unless the device clusters.
 pub(crate) fn cluster<D: NetworkDevice>(
     device: &D,
     plan: &Plan,
     state: &mut TrainState<D>,
+    phase: &Phase,
     watch: &mut dyn Observer,
 ) -> Result<()> {
     let Some(clusterer) = &plan.recipe.clusterer else { return Ok(()) };
     let began = Instant::now();
     let train = &plan.splits.train;
-    let embedded =
-        evaluate::embed_on(&*plan.communicator, state.clustered_network(), &plan.evaluation, train)?;
-    let on_ranks = OnRanks(&*plan.communicator);
-    let together = (plan.communicator.size() > 1).then_some(&on_ranks as &dyn ClustersOnDevice);
+    let on_device = device.clusters_on_device();
+    let network = state.clustered_network();
+    let dim = network.embedding_dim();
+    let embeddings = evaluate::embeddings(phase, network, &plan.evaluation, train, on_device.is_some())?;
+    let on_ranks = OnRanks(phase);
+    let together = phase.has_others().then_some(&on_ranks as &dyn ClustersOnDevice);
     let context = FitContext {
         seed: plan.recipe.train.seed,
         epoch: state.step / plan.horizon.steps_per_epoch.max(1),
         previous: state.prototypes.as_ref().map_or(&[], |p| &p.clusterings),
         labels: train.labels(),
-        device: device.clusters_on_device().or(together),
+        device: on_device.or(together),
     };
     let prototypes = Prototypes::fit(
         device,
         &*clusterer.value,
-        RowsView::new(&embedded.embeddings, embedded.dim),
+        RowsView::new(&embeddings, dim),
         (&plan.recipe.concentration, &state.clock(plan.horizon)),
         context,
     )?;
     let levels = report_levels(&prototypes, context.previous)?;
+    phase.agree()?;
     state.prototypes = Some(prototypes);
     state.last_clustering = Some(state.step);
     watch.event(&Event::Clustering(events::Clustering {

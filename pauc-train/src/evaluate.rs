@@ -1,9 +1,10 @@
 //! Embedding whole splits, and running probes on them.
 
+use crate::phase::{Pace, Phase};
 use crate::prefetch::loader_options;
 use crate::ranks;
 use pauc_data::{Loader, LoaderOptions, ViewPipeline};
-use pauc_distributed::{Alone, Communicator};
+use pauc_distributed::{Communicator, bytes_of, bytes_of_mut};
 use pauc_models::device::NetworkDevice;
 use pauc_models::network::Network;
 use pauc_traits::Count;
@@ -11,6 +12,7 @@ use pauc_traits::component_ron::Configured;
 use pauc_traits::dataset::{ImageSource, Splits};
 use pauc_traits::probe::{Metric, ProbeContext, ProbedNetwork, ProbesOnDevice, RowsView, SplitView};
 use pauc_traits::{Clustering, Error, Pixels, Probe, Result, progress, stop};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Images that pass through the network at once during evaluation.
@@ -63,10 +65,15 @@ impl Embedded {
     }
 }
 
+/// Returns the chunks of images that a rank embeds, of so many.
+fn own_chunks(phase: &Phase, chunks: usize) -> Range<usize> {
+    ranks::share(chunks, phase.rank(), phase.size())
+}
+
 /// Calls `each` with one view of every image of a split and the number of images, chunk by chunk. Of several ranks, each
 /// takes its share of the chunks, in order. Random views are those of a seed and an epoch.
 fn chunks(
-    ranks: &dyn Communicator,
+    phase: &Phase,
     view: &ViewPipeline,
     source: &Arc<dyn ImageSource>,
     (seed, epoch): (u64, u64),
@@ -76,12 +83,16 @@ fn chunks(
     let options = how(LoaderOptions { seed, ..LoaderOptions::evaluation(CHUNK) });
     let loader = Loader::new(source.clone(), view.clone(), options)?;
     let count = loader.steps_per_epoch();
-    let own = ranks::share(count as usize, ranks.rank(), ranks.size());
+    let own = own_chunks(phase, count as usize);
     let images = own.len() * CHUNK.get();
     let task = progress::task("embedding images", images.min(source.len()) as u64);
     let first = epoch * count;
-    for batch in loader.batches(first + own.start as u64..first + own.end as u64) {
-        stop::check()?;
+    let mut batches = loader.batches(first + own.start as u64..first + own.end as u64);
+    let mut pace = Pace::default();
+    // Some ranks have one chunk less than others.
+    for _ in 0..(count as usize).div_ceil(phase.size()) {
+        phase.agree_at(&mut pace)?;
+        let Some(batch) = batches.next() else { continue };
         let batch = batch?;
         each(&batch.views[0], batch.ids.len())?;
         task.advance(batch.ids.len() as u64);
@@ -102,17 +113,40 @@ pub fn embed<D: NetworkDevice>(
 }
 
 /// Does the same as [`embed`] on several ranks together. Each passes its share of the images through its network, which
-/// has the same parameters on all; the result is complete on all of them.
+/// has the same parameters on all. The result is on rank 0; the others get `None`.
 ///
 /// # Errors
-/// As [`embed`], or if another rank has failed.
-pub fn embed_on<D: NetworkDevice>(
-    ranks: &dyn Communicator,
+/// As [`embed`], on all ranks, or if another rank has failed.
+pub(crate) fn embed_on_first<D: NetworkDevice>(
+    phase: &Phase,
     network: &mut Network<D>,
     view: &ViewPipeline,
     source: &Arc<dyn ImageSource>,
-) -> Result<Embedded> {
-    embed_views(ranks, network, view, source, (0, 0))
+) -> Result<Option<Embedded>> {
+    let Embedded { features, feature_dim, embeddings, dim } =
+        embed_share(phase, network, view, source, (0, 0))?;
+    let features = phase.gather_on_first(features)?;
+    let both = features.zip(phase.gather_on_first(embeddings)?);
+    Ok(both.map(|(features, embeddings)| Embedded { features, feature_dim, embeddings, dim }))
+}
+
+/// Returns the unit embeddings of a split, without the features. Of several ranks, each gets those of its share of the
+/// images, in the order of ranks; or all, if `everywhere`.
+///
+/// # Errors
+/// As [`embed`], on all ranks, or if another rank has failed.
+pub(crate) fn embeddings<D: NetworkDevice>(
+    phase: &Phase,
+    network: &mut Network<D>,
+    view: &ViewPipeline,
+    source: &Arc<dyn ImageSource>,
+    everywhere: bool,
+) -> Result<Vec<f32>> {
+    let (dim, mut all) = (network.embedding_dim(), Vec::new());
+    let what = (view, source, (0, 0));
+    pass(phase, network, what, |_, embeddings| all.extend(embeddings))?;
+    pauc_cluster::unit_rows(&mut all, dim);
+    if everywhere { ranks::concatenate(phase, all) } else { Ok(all) }
 }
 
 /// Does the same as [`embed`] with views that may be random: those of an epoch.
@@ -126,12 +160,12 @@ pub fn embed_epoch<D: NetworkDevice>(
     seed: u64,
     epoch: u64,
 ) -> Result<Embedded> {
-    embed_views(&Alone, network, view, source, (seed, epoch))
+    embed_share(&Phase::alone(), network, view, source, (seed, epoch))
 }
 
-/// Embeds the views of a seed and an epoch.
-fn embed_views<D: NetworkDevice>(
-    ranks: &dyn Communicator,
+/// Embeds a rank's share of the images, with the views of a seed and an epoch.
+fn embed_share<D: NetworkDevice>(
+    phase: &Phase,
     network: &mut Network<D>,
     view: &ViewPipeline,
     source: &Arc<dyn ImageSource>,
@@ -139,21 +173,44 @@ fn embed_views<D: NetworkDevice>(
 ) -> Result<Embedded> {
     let (feature_dim, dim) = (network.feature_dim(), network.embedding_dim());
     let mut out = Embedded { feature_dim, dim, ..Embedded::default() };
-    chunks(ranks, view, source, views, loader_options::<D>, |pixels, n| {
-        let chunk = network.embed(pixels, n)?;
-        out.features.extend(chunk.features);
-        out.embeddings.extend(chunk.embeddings);
-        Ok(())
+    pass(phase, network, (view, source, views), |features, embeddings| {
+        out.features.extend(features);
+        out.embeddings.extend(embeddings);
     })?;
-    out.features = ranks::concatenate(ranks, out.features)?;
-    out.embeddings = ranks::concatenate(ranks, out.embeddings)?;
-    if let Some(at) = out.features.iter().position(|v| !v.is_finite()) {
-        let (what, image) = ("a feature of the evaluation view".into(), at / out.feature_dim.max(1));
-        let place = format!("{} is the first of {}", source.name(image), source.len());
-        return Err(Error::NonFinite { what, place: Some(place) });
-    }
     pauc_cluster::unit_rows(&mut out.embeddings, out.dim);
     Ok(out)
+}
+
+/// Passes a rank's share of the images through a network, and calls `each` with the features and embeddings of every
+/// chunk. If a feature is not finite, all ranks get the same error.
+fn pass<D: NetworkDevice>(
+    phase: &Phase,
+    network: &mut Network<D>,
+    (view, source, views): (&ViewPipeline, &Arc<dyn ImageSource>, (u64, u64)),
+    mut each: impl FnMut(Vec<f32>, Vec<f32>),
+) -> Result<()> {
+    let width = network.feature_dim().max(1);
+    let mut image = own_chunks(phase, source.len().div_ceil(CHUNK.get())).start * CHUNK.get();
+    // The first image with a feature that is not finite.
+    let mut bad = usize::MAX;
+    chunks(phase, view, source, views, loader_options::<D>, |pixels, n| {
+        let chunk = network.embed(pixels, n)?;
+        if let Some(at) = chunk.features.iter().position(|v| !v.is_finite()) {
+            bad = bad.min(image + at / width);
+        }
+        image += n;
+        each(chunk.features, chunk.embeddings);
+        Ok(())
+    })?;
+    let mut of_ranks = vec![0usize; phase.size()];
+    phase.all_gather(bytes_of(&[bad]), bytes_of_mut(&mut of_ranks)).map_err(Error::from)?;
+    let first = of_ranks.into_iter().min().unwrap_or(usize::MAX);
+    if first < usize::MAX {
+        let what = "a feature of the evaluation view".into();
+        let place = format!("{} is the first of {}", source.name(first), source.len());
+        return Err(Error::NonFinite { what, place: Some(place) });
+    }
+    Ok(())
 }
 
 /// Returns the evaluation views themselves as features, a baseline for accuracies.
@@ -168,7 +225,7 @@ pub fn raw_pixels(
     let shape = view.shape(0);
     let mut out = Embedded { feature_dim: shape.len(), dim: shape.len(), ..Embedded::default() };
     chunks(
-        &Alone,
+        &Phase::alone(),
         view,
         source,
         (0, 0),

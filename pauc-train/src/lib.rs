@@ -50,6 +50,7 @@ pub mod neighbors;
 pub mod network_input;
 pub mod objective;
 pub mod observer;
+mod phase;
 mod picture;
 pub mod plan;
 mod postmortem;

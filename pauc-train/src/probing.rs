@@ -2,12 +2,11 @@
 
 use crate::evaluate::{self, Embedded, Measured, ProbeInputs};
 use crate::observer::Observer;
+use crate::phase::Phase;
 use crate::plan::Plan;
 use crate::probed_network::LentNetwork;
-use crate::ranks;
 use crate::recipe::Baseline;
 use crate::state::TrainState;
-use pauc_distributed::Communicator;
 use pauc_models::device::NetworkDevice;
 use pauc_report::events::{self, Event, Subject};
 use pauc_traits::component_ron::Configured;
@@ -31,13 +30,22 @@ impl EmbeddedSplits {
         Ok(EmbeddedSplits { train, test: plan.splits.test.as_ref().map(embed).transpose()? })
     }
 
-    /// Embeds both splits with the online network in evaluation mode, on these ranks together.
-    pub fn online<D: NetworkDevice>(
-        ranks: &dyn Communicator,
+    /// Embeds both splits with the online network in evaluation mode.
+    pub fn online<D: NetworkDevice>(plan: &Plan, state: &mut TrainState<D>) -> Result<Self> {
+        Self::new(plan, |source| evaluate::embed(&mut state.network, &plan.evaluation, source))
+    }
+
+    /// Does the same on several ranks together. The result is on rank 0.
+    fn online_on_first<D: NetworkDevice>(
+        phase: &Phase,
         plan: &Plan,
         state: &mut TrainState<D>,
-    ) -> Result<Self> {
-        Self::new(plan, |source| evaluate::embed_on(ranks, &mut state.network, &plan.evaluation, source))
+    ) -> Result<Option<Self>> {
+        let mut embed =
+            |source| evaluate::embed_on_first(phase, &mut state.network, &plan.evaluation, source);
+        let train = embed(&plan.splits.train)?;
+        let test = plan.splits.test.as_ref().map(embed).transpose()?;
+        Ok(train.map(|train| EmbeddedSplits { train, test: test.flatten() }))
     }
 
     /// Returns the split that figures show: the test split, if there is one.
@@ -52,7 +60,7 @@ impl EmbeddedSplits {
     }
 }
 
-/// What probes measured, and the splits that they read; `None` if no probe was due.
+/// What probes measured, and the splits that they read; `None` if no probe was due, or another rank has them.
 #[derive(Default)]
 pub(crate) struct Probed {
     pub metrics: Vec<Metric>,
@@ -66,6 +74,7 @@ pub(crate) fn probe<D: NetworkDevice>(
     plan: &Plan,
     state: &mut TrainState<D>,
     at_end: bool,
+    phase: &Phase,
     watch: &mut dyn Observer,
 ) -> Result<Probed> {
     let horizon = plan.horizon;
@@ -82,14 +91,15 @@ pub(crate) fn probe<D: NetworkDevice>(
         return Ok(Probed::default());
     }
     let began = Instant::now();
-    let splits = EmbeddedSplits::online(&*plan.communicator, plan, state)?;
-    let Measured { metrics, warnings } = on_first(plan, || {
+    let splits = EmbeddedSplits::online_on_first(phase, plan, state)?;
+    let Measured { metrics, warnings } = on_first(phase, || {
+        let Some(splits) = &splits else { return Ok(Measured::default()) };
         let network = LentNetwork::new(device, &state.network, plan);
-        measure(device, plan, state, probes, &splits, Some(&network))
+        measure(device, plan, state, probes, splits, Some(&network))
     })?;
     warn(state, warnings, watch)?;
     watch.event(&report(plan, state, Subject::Trained, began, &metrics))?;
-    Ok(Probed { metrics, splits: Some(splits) })
+    Ok(Probed { metrics, splits })
 }
 
 /// Runs the accuracy probes on the baselines, and reports their metrics.
@@ -97,18 +107,19 @@ pub(crate) fn baselines<D: NetworkDevice>(
     device: &D,
     plan: &Plan,
     state: &mut TrainState<D>,
+    phase: &Phase,
     watch: &mut dyn Observer,
 ) -> Result<()> {
     for baseline in &plan.recipe.baselines {
         let began = Instant::now();
         let (embedded, subject) = match baseline {
             Baseline::RandomInit => {
-                (Some(EmbeddedSplits::online(&*plan.communicator, plan, state)?), Subject::RandomInit)
+                (EmbeddedSplits::online_on_first(phase, plan, state)?, Subject::RandomInit)
             }
             Baseline::RawPixels => (None, Subject::RawPixels),
         };
         let probes = plan.recipe.probes.iter().filter(|p| p.needs_labels());
-        let Measured { metrics, warnings } = on_first(plan, || {
+        let Measured { metrics, warnings } = on_first(phase, || {
             let lent = LentNetwork::new(device, &state.network, plan);
             let network: Option<&dyn ProbedNetwork> = if embedded.is_some() { Some(&lent) } else { None };
             let splits = embedded.map_or_else(|| EmbeddedSplits::pixels(plan), Ok)?;
@@ -121,12 +132,12 @@ pub(crate) fn baselines<D: NetworkDevice>(
 }
 
 /// Measures on rank 0, and returns what it measured on all ranks.
-fn on_first(plan: &Plan, measure: impl FnOnce() -> Result<Measured>) -> Result<Measured> {
-    if plan.communicator.size() == 1 {
+pub(crate) fn on_first(phase: &Phase, measure: impl FnOnce() -> Result<Measured>) -> Result<Measured> {
+    if !phase.has_others() {
         return measure();
     }
     let invalid = |e: serde_json::Error| Error::Other(e.into());
-    let bytes = ranks::from_first(&*plan.communicator, || {
+    let bytes = phase.work_on_first(|| {
         let Measured { metrics, warnings } = measure()?;
         // Bits: JSON has no NaN.
         let values: Vec<u64> = metrics.iter().map(|m| m.value.to_bits()).collect();

@@ -2,6 +2,7 @@
 
 use crate::recipe::Concentration;
 use pauc_cluster::match_prototypes;
+use pauc_cluster::on_ranks::Rows;
 use pauc_traits::batch::{Constant, Level};
 use pauc_traits::clusterer::FitContext;
 use pauc_traits::probe::RowsView;
@@ -25,7 +26,7 @@ impl<D: Compute> Prototypes<D> {
     /// Clusters unit embeddings and computes concentrations with the temperature of a step.
     ///
     /// # Shapes
-    /// embeddings (N, D), unit rows, on the host
+    /// embeddings (N, D), unit rows, on the host; of several ranks, the share of this one
     ///
     /// # Errors
     /// As [`Clusterer::fit`].
@@ -38,7 +39,8 @@ impl<D: Compute> Prototypes<D> {
     ) -> Result<Self> {
         let clusterings = clusterer.fit(embeddings, context)?;
         let (alpha, temperature) = (scale.alpha.get(), scale.now(clock));
-        let concentrations = scale.kind.of_levels(embeddings, &clusterings, alpha, temperature)?;
+        let rows = Rows::of(embeddings, &context)?;
+        let concentrations = scale.kind.of_levels(&rows, &clusterings, alpha, temperature)?;
         Ok(Self::restore(device, clusterings, concentrations))
     }
 

@@ -427,6 +427,9 @@ impl Observer for Silent<'_> {
     fn should_stop(&self) -> bool {
         self.0.should_stop()
     }
+    fn stop_flag(&self) -> Option<Arc<AtomicBool>> {
+        self.0.stop_flag()
+    }
 }
 
 impl<'a> Recorder<'a> {

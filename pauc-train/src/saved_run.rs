@@ -1,10 +1,12 @@
 //! Finished and interrupted runs, opened again for `eval` and `embed`.
 
 use crate::checkpoint;
-use crate::evaluate::{self, Embedded, ProbeInputs};
+use crate::evaluate::{self, Embedded, Measured, ProbeInputs};
 use crate::history::Written;
+use crate::phase::Phase;
 use crate::plan::{Plan, PlanError};
 use crate::probed_network::LentNetwork;
+use crate::probing;
 use crate::recipe::{LoadError, Recipe, Source};
 use crate::resume::changed_data;
 use crate::run_dir::{RunDir, not_a_run};
@@ -164,19 +166,37 @@ impl SavedRun {
         Ok(state)
     }
 
-    /// Embeds a split, in its own order. Also returns the step of the checkpoint.
+    /// Embeds a split, in its own order. Also returns the step of the checkpoint. The ranks of the plan share the images;
+    /// the result is on rank 0.
     ///
     /// # Errors
-    /// If the checkpoint does not belong to the run, an image cannot be read, or the device fails.
-    pub fn embed<D: NetworkDevice>(&self, device: &D, part: Part, momentum: bool) -> Result<(Embedded, u64)> {
+    /// If the checkpoint does not belong to the run, an image cannot be read, or the device or another rank fails.
+    pub fn embed<D: NetworkDevice>(
+        &self,
+        device: &D,
+        part: Part,
+        momentum: bool,
+    ) -> Result<Option<(Embedded, u64)>> {
         let mut state = self.state(device)?;
         let step = state.step;
-        Ok((evaluate::embed(branch(&mut state, momentum)?, &self.plan.evaluation, self.source(part)?)?, step))
+        let embedded = self.embedded(&mut state, momentum, self.source(part)?)?;
+        Ok(embedded.map(|embedded| (embedded, step)))
     }
 
-    /// Runs probes. On [`Part::Test`] they learn from the training split and are scored on the test split, as
-    /// during training. [`Part::Train`] does not touch the test split: every [`HELD_OUT`]th training image is
-    /// scored, the others are learned from, and the metrics' names end in `@train/5`.
+    fn embedded<D: NetworkDevice>(
+        &self,
+        state: &mut TrainState<D>,
+        momentum: bool,
+        source: &Arc<dyn ImageSource>,
+    ) -> Result<Option<Embedded>> {
+        let phase = Phase::new(self.plan.communicator.clone());
+        evaluate::embed_on_first(&phase, branch(state, momentum)?, &self.plan.evaluation, source)
+    }
+
+    /// Runs probes on rank 0, after the ranks of the plan have embedded the images together. On [`Part::Test`] they learn
+    /// from the training split and are scored on the test split, as during training. [`Part::Train`] does not touch the
+    /// test split: every [`HELD_OUT`]th training image is scored, the others are learned from, and the metrics' names
+    /// end in `@train/5`.
     ///
     /// # Errors
     /// The errors of the probes, or as [`SavedRun::embed`].
@@ -197,16 +217,39 @@ impl SavedRun {
             Part::Test => Some(self.source(Part::Test)?.clone()),
             Part::Train => None,
         };
-        let train = evaluate::embed(branch(&mut state, momentum)?, &self.plan.evaluation, &splits.train)?;
+        let train = self.embedded(&mut state, momentum, &splits.train)?;
+        let test = test.map(|source| self.embedded(&mut state, momentum, &source)).transpose()?;
+        let phase = Phase::new(self.plan.communicator.clone());
+        let measured = probing::on_first(&phase, || {
+            let train = train.unwrap_or_default();
+            self.measure(device, probes, &mut state, momentum, (train, test.flatten()))
+        })?;
+        if let Some(message) = measured.warnings.into_iter().next() {
+            return Err(Error::Config { message });
+        }
+        let mut metrics = measured.metrics;
+        if part == Part::Train {
+            metrics.iter_mut().for_each(|m| m.name.push_str(&format!("@train/{HELD_OUT}")));
+        }
+        Ok(metrics)
+    }
+
+    /// Runs probes on the embedded training split, and on the test split or, without one, on held-out images.
+    fn measure<D: NetworkDevice>(
+        &self,
+        device: &D,
+        probes: &[Configured<dyn Probe>],
+        state: &mut TrainState<D>,
+        momentum: bool,
+        (train, test): (Embedded, Option<Embedded>),
+    ) -> Result<Measured> {
+        let splits = &self.plan.splits;
         let prototypes = state.prototypes.as_ref().filter(|_| self.own_data);
         let mut levels = prototypes.map_or(Vec::new(), |p| p.clusterings.clone());
         let concentrations = prototypes.map_or(&[][..], |p| &p.concentrations).to_vec();
         let seed = self.plan.recipe.train.seed;
         let (train, test, splits) = match test {
-            Some(source) => {
-                let network = branch(&mut state, momentum)?;
-                (train, evaluate::embed(network, &self.plan.evaluation, &source)?, splits.clone())
-            }
+            Some(test) => (train, test, splits.clone()),
             None => {
                 let (learnt, scored) = held_out(splits.train.len());
                 if learnt.is_empty() || scored.is_empty() {
@@ -223,7 +266,7 @@ impl SavedRun {
                 (learnt_rows, scored_rows, parts)
             }
         };
-        let lent = LentNetwork::new(device, branch(&mut state, momentum)?, &self.plan);
+        let lent = LentNetwork::new(device, branch(state, momentum)?, &self.plan);
         let subject = ProbeInputs {
             splits: &splits,
             levels: &levels,
@@ -232,15 +275,7 @@ impl SavedRun {
             network: Some(&lent),
             device: device.probes_on_device(),
         };
-        let measured = evaluate::measure(probes, &train, Some(&test), subject)?;
-        if let Some(message) = measured.warnings.into_iter().next() {
-            return Err(Error::Config { message });
-        }
-        let mut metrics = measured.metrics;
-        if part == Part::Train {
-            metrics.iter_mut().for_each(|m| m.name.push_str(&format!("@train/{HELD_OUT}")));
-        }
-        Ok(metrics)
+        evaluate::measure(probes, &train, Some(&test), subject)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::evaluate::Embedded;
 use crate::observer::{Observer, Progress};
+use crate::phase::Phase;
 use crate::plan::Plan;
 use crate::postmortem::Failure;
 use crate::prefetch::loader_options;
@@ -23,8 +24,6 @@ use pauc_traits::trace::{self, span};
 use pauc_traits::{Count, Error, Param, Result, stop};
 use std::iter::Peekable;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// How training ended.
@@ -192,17 +191,16 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         self.device.name()
     }
 
-    /// Embeds both splits with the online network in evaluation mode.
+    /// Embeds both splits with the online network in evaluation mode, on this rank alone.
     ///
     /// # Errors
     /// As [`crate::evaluate::embed`].
     pub fn embed_splits(&mut self) -> Result<(Embedded, Option<Embedded>)> {
-        let EmbeddedSplits { train, test } =
-            EmbeddedSplits::online(&*self.plan.communicator, self.plan, &mut self.state)?;
+        let EmbeddedSplits { train, test } = EmbeddedSplits::online(self.plan, &mut self.state)?;
         Ok((train, test))
     }
 
-    /// Returns the splits as the probes at the end of the run read them; `None` if this process ran none.
+    /// Returns the splits as the probes at the end of the run read them; `None` if this rank ran none.
     pub(crate) fn take_final_splits(&mut self) -> Option<EmbeddedSplits> {
         self.final_splits.take()
     }
@@ -250,7 +248,9 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         let began = Instant::now();
         let loader = self.loader()?;
         let steps = self.state.step..last_step;
-        let mut batches = stop::within(self.stop_flag(watch), || loader.batches(steps)).peekable();
+        // Several ranks must stop after the same step, so they look at requests only between steps.
+        let flag = watch.stop_flag().filter(|_| self.plan.communicator.size() == 1);
+        let mut batches = stop::within(flag, || loader.batches(steps)).peekable();
         let mut loaded = Throughput::default();
         let ending = loop {
             if let Some(ending) = self.between_steps(last_step, dir, watch)? {
@@ -292,12 +292,6 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         Loader::of_share(self.plan.splits.train.clone(), self.plan.views.clone(), options, share)
     }
 
-    /// Returns the flag of a request that ends a phase between steps. Several ranks must end together, so they look at
-    /// requests only between phases and steps.
-    fn stop_flag(&self, watch: &dyn Observer) -> Option<Arc<AtomicBool>> {
-        watch.stop_flag().filter(|_| self.plan.communicator.size() == 1)
-    }
-
     /// Returns whether any rank is asked to stop.
     fn should_stop(&self, watch: &dyn Observer) -> Result<bool> {
         let ranks = &*self.plan.communicator;
@@ -314,8 +308,8 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         watch: &mut dyn Observer,
     ) -> Result<Option<Ending>> {
         if !self.state.progress.baselines {
-            let measured = self.stoppable(watch, |run, watch| {
-                probing::baselines(&run.device, run.plan, &mut run.state, watch)
+            let measured = self.stoppable(watch, |run, phase, watch| {
+                probing::baselines(&run.device, run.plan, &mut run.state, phase, watch)
             });
             if measured?.is_none() {
                 return Ok(Some(Ending::Interrupted));
@@ -340,8 +334,9 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
             return Ok(Some(Ending::Paused));
         }
         if e_step::is_due(self.plan, &self.state) {
-            let clustered = self
-                .stoppable(watch, |run, watch| e_step::cluster(&run.device, run.plan, &mut run.state, watch));
+            let clustered = self.stoppable(watch, |run, phase, watch| {
+                e_step::cluster(&run.device, run.plan, &mut run.state, phase, watch)
+            });
             if clustered?.is_none() {
                 return Ok(Some(Ending::Interrupted));
             }
@@ -355,10 +350,11 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
     fn stoppable<T>(
         &mut self,
         watch: &mut dyn Observer,
-        phase: impl FnOnce(&mut Self, &mut dyn Observer) -> Result<T>,
+        work: impl FnOnce(&mut Self, &Phase, &mut dyn Observer) -> Result<T>,
     ) -> Result<Option<T>> {
         let before = (watch.recorded()?, self.state.progress.clone());
-        match stop::within(self.stop_flag(watch), || phase(self, watch)) {
+        let phase = Phase::new(self.plan.communicator.clone());
+        match stop::within(watch.stop_flag(), || phase.settle(work(self, &phase, watch))) {
             Err(Error::Stopped) => {
                 let (events, progress) = before;
                 self.state.progress = progress;
@@ -509,14 +505,14 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
         if self.state.progress.probed == Some(step) || !(self.state.ends_epoch(&horizon) || done) {
             return Ok(Some(false));
         }
-        self.stoppable(watch, |run, watch| run.probe_epoch(done, watch))
+        self.stoppable(watch, |run, phase, watch| run.probe_epoch(done, phase, watch))
     }
 
-    fn probe_epoch(&mut self, done: bool, watch: &mut dyn Observer) -> Result<bool> {
+    fn probe_epoch(&mut self, done: bool, phase: &Phase, watch: &mut dyn Observer) -> Result<bool> {
         let step = self.state.step;
         let train = &self.plan.recipe.train;
         let Probed { mut metrics, splits } =
-            probing::probe(&self.device, self.plan, &mut self.state, done, watch)?;
+            probing::probe(&self.device, self.plan, &mut self.state, done, phase, watch)?;
         self.final_splits = splits.filter(|_| done);
         let progress = &mut self.state.progress;
         let better = match &train.keep.best {
@@ -528,7 +524,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
             progress.stopped = true;
             watch.warn(step, reason)?;
             // The probes of the end of the run; those due after this epoch run again.
-            let last = probing::probe(&self.device, self.plan, &mut self.state, true, watch)?;
+            let last = probing::probe(&self.device, self.plan, &mut self.state, true, phase, watch)?;
             metrics.extend(last.metrics);
             self.final_splits = last.splits;
         }

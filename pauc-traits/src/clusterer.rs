@@ -92,8 +92,10 @@ pub trait ClustersOnDevice {
     /// If the device fails.
     fn rows<'a>(&'a self, rows: RowsView<'a>) -> Result<Option<Box<dyn RowsOnDevice + 'a>>>;
 
-    /// Returns the rank of this process among those that cluster the same rows together, and their number. By default
-    /// it is alone.
+    /// Returns the rank of this process among those that cluster together, and their number. By default it is alone.
+    ///
+    /// If there are several, each passes its share of the rows to [`Clusterer::fit`]. The shares follow each other in the
+    /// order of ranks.
     fn place(&self) -> (usize, usize) {
         (0, 1)
     }
@@ -137,7 +139,7 @@ pub trait RowsOnDevice {
     fn lower(&mut self, centroids: &[f32], sq_dist: &mut [f32]) -> Result<()>;
 
     /// Replaces each centroid that has rows by their mean. The rows of centroid c are
-    /// `order[starts[c]..starts[c + 1]]`, and are summed in that order.
+    /// `order[starts[c]..starts[c + 1]]`, ascending, and are summed in that order.
     ///
     /// # Shapes
     /// order N row indices, starts K + 1, centroids (K, D), row-major
@@ -173,7 +175,8 @@ impl FitContext<'_> {
 pub trait Clusterer: Component {
     /// Checks the rows, and clusters them once per level.
     ///
-    /// The result does not depend on the number of threads.
+    /// The result does not depend on the number of threads. On several ranks (see [`ClustersOnDevice::place`]), each
+    /// passes its share of the rows and gets the whole result.
     ///
     /// # Shapes
     /// rows (N, D) → one [`Clustering`] per level
@@ -182,19 +185,27 @@ pub trait Clusterer: Component {
     /// If there are no rows or fewer rows than prototypes, there is no level, a feature is NaN or infinite, a row is too long
     /// for distances in `f32`, or [`fit_checked`](Clusterer::fit_checked) fails.
     fn fit(&self, rows: RowsView<'_>, context: FitContext<'_>) -> Result<Vec<Clustering>> {
-        check_rows(rows)?;
+        let share = Share::of(rows, &context)?;
+        check_rows(rows, share)?;
         let levels = self.prototypes();
         if levels.is_empty() {
             return Err(Error::config(
                 "k is an empty list: give the number of prototypes of at least one level, such as k: [100]",
             ));
         }
-        levels.into_iter().flatten().try_for_each(|k| check_count(k, rows.rows))?;
-        self.fit_checked(rows, context)
+        levels.into_iter().flatten().try_for_each(|k| check_count(k, share.of))?;
+        match context.device.filter(|device| device.place().1 > 1 && !self.shares_rows()) {
+            None => self.fit_checked(rows, context),
+            Some(device) => {
+                let all = all_values(device, rows)?;
+                self.fit_checked(RowsView::new(&all, rows.cols), FitContext { device: None, ..context })
+            }
+        }
     }
 
     /// Clusters rows that [`fit`](Clusterer::fit) has checked: there are at least as many as
-    /// [`prototypes`](Clusterer::prototypes), and all distances between them are finite in `f32`.
+    /// [`prototypes`](Clusterer::prototypes), and all distances between them are finite in `f32`. They are all rows,
+    /// unless [`shares_rows`](Clusterer::shares_rows) allows a share of them.
     ///
     /// # Shapes
     /// rows (N, D) → one [`Clustering`] per level
@@ -211,6 +222,12 @@ pub trait Clusterer: Component {
         false
     }
 
+    /// Returns whether [`fit_checked`](Clusterer::fit_checked) works on several ranks, each with its share of the rows.
+    /// Otherwise every rank gets all rows, in its own memory, and clusters them alone.
+    fn shares_rows(&self) -> bool {
+        false
+    }
+
     /// Returns the time of the first clustering.
     fn start(&self) -> TrainingSpan;
 
@@ -218,10 +235,39 @@ pub trait Clusterer: Component {
     fn every(&self) -> TrainingSpan;
 }
 
+/// The rows of one process among all that are clustered.
+#[derive(Clone, Copy)]
+struct Share {
+    /// The number of the first row.
+    first: usize,
+    /// The number of all rows.
+    of: usize,
+}
+
+impl Share {
+    fn of(rows: RowsView<'_>, context: &FitContext<'_>) -> Result<Self> {
+        let Some(device) = context.device.filter(|device| device.place().1 > 1) else {
+            return Ok(Share { first: 0, of: rows.rows });
+        };
+        let counts = device.gather(&rows.rows.to_le_bytes())?;
+        let counts = counts.into_iter().map(|bytes| bytes.try_into().map_or(0, usize::from_le_bytes));
+        let counts: Vec<usize> = counts.collect();
+        Ok(Share { first: counts.iter().take(device.place().0).sum(), of: counts.iter().sum() })
+    }
+}
+
+/// Returns the values of the rows of all ranks, in their order.
+fn all_values(device: &dyn ClustersOnDevice, rows: RowsView<'_>) -> Result<Vec<f32>> {
+    let own: Vec<u8> = rows.data.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let values = |bytes: Vec<u8>| bytes.as_chunks::<4>().0.iter().map(|v| f32::from_le_bytes(*v)).collect();
+    let parts: Vec<Vec<f32>> = device.gather(&own)?.into_iter().map(values).collect();
+    Ok(parts.concat())
+}
+
 /// Checks that there are rows, and that their distances are finite in `f32`.
-fn check_rows(rows: RowsView<'_>) -> Result<()> {
+fn check_rows(rows: RowsView<'_>, share: Share) -> Result<()> {
     let RowsView { data, rows: n, cols } = rows;
-    if n == 0 || cols == 0 {
+    if share.of == 0 || cols == 0 {
         return Err(Error::config(format!(
             "there is nothing to cluster: the features are {n}×{cols}; provide at least one sample and one column"
         )));
@@ -229,8 +275,9 @@ fn check_rows(rows: RowsView<'_>) -> Result<()> {
     if n.checked_mul(cols) != Some(data.len()) {
         return Err(Error::shape("cluster", format!("{} values for features of {n}×{cols}", data.len())));
     }
-    if n > u32::MAX as usize {
-        return Err(Error::config(format!("{n} samples are too many; expected at most {}", u32::MAX)));
+    if share.of > u32::MAX as usize {
+        let message = format!("{} samples are too many; expected at most {}", share.of, u32::MAX);
+        return Err(Error::config(message));
     }
     // The distance between two rows is at most the sum of their lengths, so no squared distance exceeds four
     // times this.
@@ -238,13 +285,14 @@ fn check_rows(rows: RowsView<'_>) -> Result<()> {
     // NaN fails this test, too.
     let fits = |row: &[f32]| squared_length(row) <= limit;
     let bad = rows.iter().position(|row| !fits(row));
-    let Some(bad) = bad else { return Ok(()) };
-    match rows.row(bad).iter().position(|v| !v.is_finite()) {
+    let Some(place) = bad else { return Ok(()) };
+    let (row, bad) = (rows.row(place), share.first + place);
+    match row.iter().position(|v| !v.is_finite()) {
         Some(column) => Err(Error::NonFinite {
             what: "a feature to cluster".into(),
             place: Some(format!(
                 "row {bad}, column {column}: {}; look for a diverged encoder or damaged input",
-                rows.row(bad)[column]
+                row[column]
             )),
         }),
         None => Err(Error::config(format!(

@@ -26,6 +26,7 @@
 
 use crate::{Error, Result};
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,6 +40,7 @@ const STACK: usize = 8 << 20;
 
 thread_local! {
     static FLAG: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
+    static LOOK: RefCell<Option<Rc<dyn Fn()>>> = const { RefCell::new(None) };
 }
 
 /// Runs `work` such that [`check`] looks at `flag`.
@@ -54,12 +56,29 @@ pub fn within<T>(flag: Option<Arc<AtomicBool>>, work: impl FnOnce() -> T) -> T {
     work()
 }
 
+/// Runs `work` such that [`check`], on this thread, first calls `look`. It may learn of requests that are made elsewhere,
+/// and [set](Flag::set) the flag.
+pub fn looking<T>(look: impl Fn() + 'static, work: impl FnOnce() -> T) -> T {
+    /// Restores what was called before, also if `work` panics.
+    struct Restore(Option<Rc<dyn Fn()>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            LOOK.set(self.0.take());
+        }
+    }
+    let _restore = Restore(LOOK.replace(Some(Rc::new(look))));
+    work()
+}
+
 /// Returns an error if the computation around this call should end. Call it on the thread that was asked to
 /// compute; for use on other threads, see [`flag`].
 ///
 /// # Errors
 /// [`Error::Stopped`] if the run was asked to stop.
 pub fn check() -> Result<()> {
+    if let Some(look) = LOOK.with_borrow(Clone::clone) {
+        look();
+    }
     flag().check()
 }
 
@@ -110,7 +129,7 @@ pub fn detached<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) ->
     loop {
         match receive.recv_timeout(PAUSE) {
             Ok(result) => return Ok(result),
-            Err(RecvTimeoutError::Timeout) => flag.check()?,
+            Err(RecvTimeoutError::Timeout) => check()?,
             Err(RecvTimeoutError::Disconnected) => match thread.join() {
                 Err(panic) => std::panic::resume_unwind(panic),
                 Ok(()) => return Err(Error::Stopped),
@@ -127,6 +146,13 @@ impl Flag {
     /// Runs `work` such that [`check`] looks at this flag, on a thread that does not have it.
     pub fn within<T>(&self, work: impl FnOnce() -> T) -> T {
         within(self.0.clone(), work)
+    }
+
+    /// Asks the run to stop, if there is a flag.
+    pub fn set(&self) {
+        if let Some(flag) = &self.0 {
+            flag.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Returns whether the run was asked to stop.

@@ -53,6 +53,7 @@ fn k_means_equals_the_cpus() {
 /// The device computes the distances, and the same rows are drawn as on the CPU.
 #[test]
 fn k_means_starts_from_the_same_rows_as_on_the_cpu() {
+    use pauc::cluster::on_ranks::Rows;
     use pauc::cluster::seeding::Init;
     use pauc::traits::rng::{Purpose, stream};
     let (dim, data) = (11, clustered(100, 11, 20));
@@ -79,7 +80,7 @@ fn k_means_starts_from_the_same_rows_as_on_the_cpu() {
     for seed in 0..2 {
         let rng = || stream(seed, Purpose::Cluster, 0, 0, 0);
         // A draw falls between the two devices' shares of a row less than once in 10⁵ draws.
-        let got = Init::KMeansPlusPlus.choose_on(&mut *on, rows, 80, &mut rng()).unwrap();
+        let got = Init::KMeansPlusPlus.choose_on(&mut *on, &Rows::alone(rows), 80, &mut rng()).unwrap();
         assert_eq!(got, Init::KMeansPlusPlus.choose(rows, 80, &mut rng()).unwrap());
     }
 }

@@ -3,6 +3,7 @@
 use crate::Failure;
 use crate::args::{DeviceArg, JsonArg, heading};
 use crate::device::{self, DeviceJob};
+use crate::ranks::{OnRanks, Ranks};
 use crate::recipes::parse_component;
 use clap::Args;
 use pauc::models::NetworkDevice;
@@ -57,28 +58,33 @@ pub struct ClusterArgs {
 
 impl ClusterArgs {
     /// Clusters the features in a file.
-    pub fn execute(self) -> Result<ExitCode, Failure> {
-        device::run_on(&self.device.name.clone(), self)
+    pub fn execute(self, ranks: &Ranks) -> Result<ExitCode, Failure> {
+        device::run_on(&self.device.name.clone(), OnRanks { verb: self, ranks })
     }
 }
 
-impl DeviceJob for ClusterArgs {
+impl DeviceJob for OnRanks<'_, ClusterArgs> {
     fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
-        let clusterer = parse_component::<kind::Clusterer>("the clusterer", &self.with)?;
+        let OnRanks { verb: args, ranks } = self;
+        let clusterer = parse_component::<kind::Clusterer>("the clusterer", &args.with)?;
+        ranks.check_device(&args.device.name)?;
+        let communicator = ranks.communicator();
         let job = Job {
-            path: &self.embeddings,
-            tensor: self.tensor.as_deref(),
-            labels: self.labels.as_deref(),
-            seed: self.seed,
-            alpha: positive("--alpha", self.alpha)?,
-            temperature: positive("--temperature", self.temperature)?,
+            path: &args.embeddings,
+            tensor: args.tensor.as_deref(),
+            labels: args.labels.as_deref(),
+            seed: args.seed,
+            alpha: positive("--alpha", args.alpha)?,
+            temperature: positive("--temperature", args.temperature)?,
+            ranks: &*communicator,
         };
+        ranks.compare([])?;
         // More prototypes than samples, or missing labels: the arguments do not fit the data.
         let fitted = cluster::fit(device, &clusterer, &job).map_err(Failure::of_request)?;
-        if let Some(path) = &self.out {
+        if let Some(path) = args.out.as_ref().filter(|_| ranks.is_first()) {
             cluster::write(&fitted, path)?;
         }
-        if self.output.json {
+        if args.output.json {
             let levels: Vec<_> = fitted.levels.iter().map(level_json).collect();
             let json = serde_json::json!({
                 "clusterer": clusterer.name(), "rows": fitted.rows, "cols": fitted.cols,

@@ -3,6 +3,7 @@
 use crate::Failure;
 use crate::args::{DeviceArg, heading};
 use crate::device::{self, DeviceJob};
+use crate::ranks::{OnRanks, Ranks};
 use crate::saved::SavedArgs;
 use clap::{Args, ValueEnum};
 use pauc::models::NetworkDevice;
@@ -55,23 +56,27 @@ impl From<VectorsName> for Vectors {
 
 impl EmbedArgs {
     /// Writes the features and embeddings of a split.
-    pub fn execute(self) -> Result<ExitCode, Failure> {
-        device::run_on(&self.device.name.clone(), self)
+    pub fn execute(self, ranks: &Ranks) -> Result<ExitCode, Failure> {
+        device::run_on(&self.device.name.clone(), OnRanks { verb: self, ranks })
     }
 }
 
-impl DeviceJob for EmbedArgs {
+impl DeviceJob for OnRanks<'_, EmbedArgs> {
     fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        let OnRanks { verb: args, ranks } = self;
         // Refuse an unknown extension before computing anything.
-        Form::of(&self.out).map_err(Failure::of_request)?;
-        let saved = self.saved.open(device)?;
-        let part: Part = self.saved.split.into();
-        let momentum = self.saved.momentum;
-        let (embedded, step) = saved.embed(device, part, momentum).map_err(Failure::of_request)?;
+        Form::of(&args.out).map_err(Failure::of_request)?;
+        ranks.check_device(&args.device.name)?;
+        let saved = ranks.share_saved(args.saved.open(device)?)?;
+        let part: Part = args.saved.split.into();
+        let momentum = args.saved.momentum;
+        let embedded = saved.embed(device, part, momentum).map_err(Failure::of_request)?;
+        // The others have helped.
+        let Some((embedded, step)) = embedded else { return Ok(ExitCode::SUCCESS) };
         let provenance = Provenance::new(&saved, part, momentum, step);
         let samples = Samples::of(&**saved.source(part)?);
-        atomic::remove_leftovers(&self.out);
-        let written = embed::write(&embedded, &samples, &provenance, self.vectors.into(), &self.out);
+        atomic::remove_leftovers(&args.out);
+        let written = embed::write(&embedded, &samples, &provenance, args.vectors.into(), &args.out);
         for file in written.map_err(Failure::of_writing)? {
             outln!("{}", file.display());
         }

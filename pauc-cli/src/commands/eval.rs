@@ -3,6 +3,7 @@
 use crate::Failure;
 use crate::args::{DeviceArg, JsonArg, heading};
 use crate::device::{self, DeviceJob};
+use crate::ranks::{OnRanks, Ranks};
 use crate::recipes::parse_component;
 use crate::saved::SavedArgs;
 use clap::Args;
@@ -32,23 +33,25 @@ pub struct EvalArgs {
 
 impl EvalArgs {
     /// Probes a run.
-    pub fn execute(self) -> Result<ExitCode, Failure> {
-        device::run_on(&self.device.name.clone(), self)
+    pub fn execute(self, ranks: &Ranks) -> Result<ExitCode, Failure> {
+        device::run_on(&self.device.name.clone(), OnRanks { verb: self, ranks })
     }
 }
 
-impl DeviceJob for EvalArgs {
+impl DeviceJob for OnRanks<'_, EvalArgs> {
     fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
+        let OnRanks { verb: args, ranks } = self;
         let parse = |text: &String| parse_component::<kind::Probe>("--probe", text);
-        let probes = self.probe.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
-        let saved = self.saved.open(device)?;
-        let part = self.saved.split.into();
-        let metrics = saved.eval(device, &probes, part, self.saved.momentum).map_err(Failure::of_request)?;
-        if self.output.json {
+        let probes = args.probe.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        ranks.check_device(&args.device.name)?;
+        let saved = ranks.share_saved(args.saved.open(device)?)?;
+        let part = args.saved.split.into();
+        let metrics = saved.eval(device, &probes, part, args.saved.momentum).map_err(Failure::of_request)?;
+        if args.output.json {
             let values: serde_json::Map<_, _> =
                 metrics.iter().map(|m| (m.name.clone(), serde_json::json!(m.value))).collect();
             let json = serde_json::json!({
-                "run": self.saved.run, "split": part.name(), "data": saved.plan.splits.description,
+                "run": args.saved.run, "split": part.name(), "data": saved.plan.splits.description,
                 "weights": saved.weights, "metrics": values,
             });
             outln!("{json}");

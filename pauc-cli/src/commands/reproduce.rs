@@ -4,6 +4,7 @@ use crate::Failure;
 use crate::args::{DeviceArg, JsonArg, MemoryArg, RecipeArgs, RunsFolderArg, heading};
 use crate::console::{Console, catch_signals};
 use crate::device::{self, DeviceJob};
+use crate::ranks::{OnRanks, Ranks};
 use crate::recipes::{Warnings, plan};
 use crate::training::{self, interrupted, run_failure};
 use clap::Args;
@@ -51,23 +52,30 @@ pub struct ReproduceArgs {
 
 impl ReproduceArgs {
     /// Trains a recipe, unless its run is finished, and compares its metrics with the stored ones.
-    pub fn execute(self) -> Result<ExitCode, Failure> {
+    pub fn execute(self, ranks: &Ranks) -> Result<ExitCode, Failure> {
         training::prepare();
-        device::run_on(&self.device.name.clone(), self)
+        device::run_on(&self.device.name.clone(), OnRanks { verb: self, ranks })
     }
 }
 
-impl DeviceJob for ReproduceArgs {
+impl DeviceJob for OnRanks<'_, ReproduceArgs> {
     fn run_on<D: NetworkDevice>(self, device: &D) -> Result<ExitCode, Failure> {
-        let path = self.expected.clone().unwrap_or_else(|| path_beside(&self.recipe));
+        let OnRanks { verb: args, ranks } = self;
+        let path = args.expected.clone().unwrap_or_else(|| path_beside(&args.recipe));
         let stored = match Expectation::read(&path) {
-            Err(Error::NotFound { .. }) if self.update => None,
+            Err(Error::NotFound { .. }) if args.update => None,
             read => Some(read?),
         };
-        let plan = plan(device, &self.recipe, &self.change.set, self.memory.limit, Warnings::Shown)?;
-        let Some(run) = trained(device, &plan, self.out.path.clone())? else {
+        let plan = plan(device, &args.recipe, &args.change.set, args.memory.limit, Warnings::Shown)?;
+        let plan = ranks.share(plan, &args.device.name)?;
+        ranks.compare([&plan])?;
+        let Some(run) = trained(device, &plan, args.out.path.clone())? else {
             return Ok(interrupted());
         };
+        // Rank 0 compares.
+        if !ranks.is_first() {
+            return Ok(ExitCode::SUCCESS);
+        }
         let metrics = compare::metrics(&run)?;
         let now = Expectation {
             recipe: plan.hash.clone(),
@@ -76,7 +84,7 @@ impl DeviceJob for ReproduceArgs {
             simd: RunDir::at(&run).info()?.map(|i| i.simd).unwrap_or_default(),
             metrics: BTreeMap::new(),
         };
-        if self.update {
+        if args.update {
             now.of(&metrics, stored.as_ref()).write(&path)?;
             outln!("{}: stored", path.display());
             return Ok(ExitCode::SUCCESS);
@@ -84,7 +92,7 @@ impl DeviceJob for ReproduceArgs {
         let Some(stored) = stored else { return Ok(ExitCode::SUCCESS) };
         let differences = stored.differences(&metrics);
         let reproduced = differences.is_empty();
-        if self.output.json {
+        if args.output.json {
             let json = serde_json::json!({
                 "run": run, "expected": path, "reproduced": reproduced, "differences": differences,
             });
@@ -97,7 +105,7 @@ impl DeviceJob for ReproduceArgs {
         }
         let mut message = format!(
             "error: metrics of {} differ from those stored in {}",
-            self.recipe.display(),
+            args.recipe.display(),
             path.display()
         );
         differences.iter().for_each(|d| message.push_str(&format!("\n  {d}")));
