@@ -10,6 +10,8 @@
  *   PAUC_FAULTS_ERRNO  the error number; 0 makes a write short, and changes nothing else
  *   PAUC_FAULTS_STAY   if it is set, every later operation of the same kind fails too, as on a full disk
  *   PAUC_FAULTS_SIGNAL the process gets this signal before the operation, which does not fail
+ *   PAUC_FAULTS_CLOCK  the reading of a clock that fails, counted from 1: then Rust's standard library panics. Those
+ *                      of the libraries that the program loads do not count
  *   PAUC_FAULTS_HANG   if it is set, the operation never ends, as on a network disk without its server
  */
 #define _GNU_SOURCE
@@ -23,9 +25,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 /* The next definition of a function: libc's. */
@@ -36,14 +40,15 @@ static char *paths[FILES]; /* of open files that count */
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static const char *under;
 static int log_file = -1;
-static long at, count;
+static long at, count, clock_at, clock_count;
 static int number, stay, signaled, hangs;
 
 __attribute__((constructor)) static void begin(void) {
     const char *log = getenv("PAUC_FAULTS_LOG"), *n = getenv("PAUC_FAULTS_AT"), *e = getenv("PAUC_FAULTS_ERRNO");
-    const char *s = getenv("PAUC_FAULTS_SIGNAL");
+    const char *s = getenv("PAUC_FAULTS_SIGNAL"), *c = getenv("PAUC_FAULTS_CLOCK");
     under = getenv("PAUC_FAULTS_UNDER");
     at = n ? atol(n) : 0;
+    clock_at = c ? atol(c) : 0;
     number = e ? atoi(e) : EIO;
     stay = getenv("PAUC_FAULTS_STAY") != NULL;
     signaled = s ? atoi(s) : 0;
@@ -125,6 +130,22 @@ OPEN(open64)
     }
 OPENAT(openat)
 OPENAT(openat64)
+
+static int is_program(void *caller) {
+    static void *base;
+    Dl_info of_caller, of_program;
+    if (!base && dladdr((void *)getauxval(AT_ENTRY), &of_program)) base = of_program.dli_fbase;
+    return dladdr(caller, &of_caller) && of_caller.dli_fbase == base;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *time) {
+    if (clock_at && is_program(__builtin_return_address(0)) &&
+        __atomic_add_fetch(&clock_count, 1, __ATOMIC_RELAXED) == clock_at) {
+        errno = EINVAL;
+        return -1;
+    }
+    return REAL(clock_gettime)(clock, time);
+}
 
 int close(int file) {
     if (path_of(file)) {

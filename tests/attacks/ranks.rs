@@ -1,81 +1,183 @@
-//! Ranks that are killed or asked to stop at random moments: all ranks end, no file is damaged, and the run that is
-//! resumed on another number of ranks has the files of an undisturbed one.
+//! One of several ranks is killed, panics, is asked to stop, cannot read an image, or finds the disk full, at a random
+//! moment: all ranks end, the message names the rank, no file is damaged, and the run that is resumed on another number of
+//! ranks has the files of an undisturbed one.
 
 use crate::common::jobs::{on, output, ranks};
-use crate::common::{PATIENCE, pauc, processes};
+use crate::common::{Output, PATIENCE, pauc, processes};
+use crate::faults::library;
 use crate::scenes::{Files, difference};
 use crate::{count, mini};
 use pauc_testing::mpi::Launcher;
 use pauc_testing::{property, random::Random};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// What happens to a rank.
-const SIGNALS: [&str; 4] = ["KILL", "KILL", "USR1", "TERM"];
-
-/// Returns the arguments of the short run in four shards.
-fn run(out: &Path) -> Vec<String> {
-    let shards = ["--set", "train.shards=4", "--set", "train.epochs=4"].map(String::from);
-    [mini::run(out), shards.to_vec()].concat()
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    /// It gets this signal.
+    Signal(&'static str),
+    /// It panics: the standard library does when the clock fails.
+    Panic,
+    /// It cannot read an image.
+    Unreadable,
+    /// The disk of rank 0 is full.
+    Full,
 }
 
-fn again(out: &Path) -> Vec<String> {
-    match mini::folder(out).filter(|folder| folder.join("run.json").exists()) {
-        Some(_) => mini::again(out),
-        None => run(out),
+const FAULTS: [Fault; 8] = [
+    Fault::Signal("KILL"),
+    Fault::Signal("KILL"),
+    Fault::Signal("USR1"),
+    Fault::Signal("TERM"),
+    Fault::Signal("INT"),
+    Fault::Panic,
+    Fault::Unreadable,
+    Fault::Full,
+];
+
+/// A run in four shards on images in files.
+struct Job {
+    launcher: Launcher,
+    images: PathBuf,
+    /// How long an undisturbed run takes on two ranks.
+    time: Duration,
+}
+
+impl Job {
+    /// Returns the arguments of the run.
+    fn run(&self, out: &Path) -> Vec<String> {
+        let data = format!("data=ImageFolder(root: {:?})", self.images);
+        let set = ["--set", "train.shards=4", "--set", "train.epochs=4", "--set", &data].map(String::from);
+        [mini::run(out), set.to_vec()].concat()
+    }
+
+    /// Returns the arguments that continue the run, or begin it.
+    fn again(&self, out: &Path) -> Vec<String> {
+        match mini::folder(out).filter(|folder| folder.join("run.json").exists()) {
+            Some(_) => mini::again(out),
+            None => self.run(out),
+        }
+    }
+
+    /// Returns a command that starts ranks, of which one has a fault. `moment`: from 0, the start, to 1, the end.
+    fn faulty(&self, fault: Fault, (size, rank): (usize, usize), moment: f64, out: &Path) -> Command {
+        let arguments = self.again(out);
+        let at = |operations: f64| (1.0 + operations * moment).floor().to_string();
+        let variables = match fault {
+            Fault::Signal(_) => return on(&self.launcher, size, arguments),
+            Fault::Panic => format!("PAUC_FAULTS_CLOCK={}", at(4000.0)),
+            Fault::Unreadable => {
+                let images = self.images.display();
+                format!("PAUC_FAULTS_UNDER={images} PAUC_FAULTS_STAY=1 PAUC_FAULTS_AT={}", at(300.0))
+            }
+            Fault::Full => {
+                let out = out.display();
+                format!(
+                    "PAUC_FAULTS_UNDER={out} PAUC_FAULTS_STAY=1 PAUC_FAULTS_ERRNO=28 PAUC_FAULTS_AT={}",
+                    at(150.0)
+                )
+            }
+        };
+        let program = env!("CARGO_BIN_EXE_pauc-cli");
+        let mut command = self.launcher.command(1, Path::new("env"));
+        for this in 0..size {
+            if this > 0 {
+                command.args([":", "-n", "1", "env"]);
+            }
+            if this == rank {
+                command.arg(format!("LD_PRELOAD={}", library().display())).args(variables.split(' '));
+            }
+            command.arg(program).args(&arguments);
+        }
+        command.env_remove("PAUC_SIMD").env("NO_COLOR", "1").stdin(Stdio::null());
+        command
+    }
+
+    /// Starts ranks, lets a fault happen to one of them, and waits until all have ended.
+    fn disturb(&self, fault: Fault, out: &Path, random: &mut Random) -> Result<(), String> {
+        let size = [2, 4][random.below(2)];
+        let rank = if fault == Fault::Full { 0 } else { random.below(size) };
+        let moment = random.below(1_000) as f64 / 1_000.0;
+        let mut command = self.faulty(fault, (size, rank), moment, out);
+        let job = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        if let Fault::Signal(signal) = fault {
+            std::thread::sleep(self.time.mul_f64(1.1 * moment));
+            if let Some(rank) = ranks(out).get(rank) {
+                // It may have ended in the meantime.
+                let _ = Command::new("kill").args(["-s", signal, &rank.to_string()]).output().unwrap();
+            }
+        }
+        let ended = end(job, out)?;
+        let what = |wrong: &str| format!("{fault:?} of rank {rank} of {size}: {wrong}\n{}", ended.stderr);
+        let names_rank = ended.stderr.contains(&format!("error: rank {rank} on "));
+        match fault {
+            // The fault would have happened after the end.
+            _ if ended.code == 0 => {}
+            Fault::Panic if !names_rank || !ended.stderr.contains("panicked") => {
+                return Err(what("the panic is not told"));
+            }
+            Fault::Unreadable if !names_rank || !ended.stderr.contains(".png") => {
+                return Err(what("the image is not named"));
+            }
+            Fault::Full if !ended.stderr.contains("free some space") => {
+                return Err(what("the message has no remedy"));
+            }
+            _ => {}
+        }
+        mini::damage(out).map_or(Ok(()), |damage| Err(what(&damage)))
     }
 }
 
-/// Starts ranks, sends a signal to one of them, and waits until all have ended.
-fn disturb(
-    launcher: &Launcher,
-    size: usize,
-    out: &Path,
-    delay: Duration,
-    random: &mut Random,
-) -> Result<(), String> {
-    let mut command = on(launcher, size, again(out));
-    let mut job = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    std::thread::sleep(delay);
-    let all = ranks(out);
-    if !all.is_empty() {
-        let (signal, rank) = (SIGNALS[random.below(SIGNALS.len())], all[random.below(all.len())]);
-        // It may have ended in the meantime.
-        let _ = Command::new("kill").args(["-s", signal, &rank.to_string()]).output().unwrap();
-    }
+/// Waits until a job and all its processes have ended.
+fn end(job: Child, out: &Path) -> Result<Output, String> {
+    let ended = job.wait_with_output().unwrap();
     let began = Instant::now();
-    job.wait().unwrap();
     while !processes(out).is_empty() {
         if began.elapsed() > PATIENCE {
             return Err(format!("these processes are left: {:?}", processes(out)));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    mini::damage(out).map_or(Ok(()), Err)
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let code = ended.status.code().unwrap_or(-1);
+    Ok(Output { code, stdout: text(ended.stdout), stderr: text(ended.stderr) })
 }
 
 /// Disturbs a run once or several times, and lets another number of ranks finish it.
-fn attack(launcher: &Launcher, case: usize, time: Duration, wanted: &Files) -> Result<(), String> {
+fn attack(job: &Job, case: usize, wanted: &Files) -> Result<(), String> {
     let mut random = Random::new(property::seed(), case as u64);
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("runs");
     std::fs::create_dir(&out).unwrap();
+    let mut fault = FAULTS[case % FAULTS.len()];
     loop {
-        let delay = time.mul_f64(random.below(1_100) as f64 / 1_000.0);
-        disturb(launcher, [2, 4][random.below(2)], &out, delay, &mut random)?;
+        job.disturb(fault, &out, &mut random)?;
         if !random.one_in(3) {
             break;
         }
+        fault = FAULTS[random.below(FAULTS.len())];
     }
     let size = [1, 2, 4][random.below(3)];
-    let finished = output(&mut on(launcher, size, again(&out)));
+    let finished = output(&mut on(&job.launcher, size, job.again(&out)));
     if finished.code != 0 {
-        return Err(format!("code {} on {size} ranks: {}", finished.code, finished.stderr));
+        return Err(format!("after {fault:?}, code {} on {size} ranks: {}", finished.code, finished.stderr));
     }
     // A run that is asked to stop saves one checkpoint more.
     let found = mini::without_steps(&mini::files(&out));
-    difference(&mini::without_steps(wanted), &found).map_or(Ok(()), Err)
+    difference(&mini::without_steps(wanted), &found)
+        .map_or(Ok(()), |wrong| Err(format!("{fault:?}: {wrong}")))
+}
+
+/// Writes 60 images of three classes.
+fn write_images(folder: &Path) {
+    for i in 0..60u32 {
+        let class = folder.join((i % 3).to_string());
+        std::fs::create_dir_all(&class).unwrap();
+        let pixel = |x, y| image::Rgb([(x * (i % 3 + 1) * 20) as u8, (y * 20) as u8, (i * 4) as u8]);
+        image::RgbImage::from_fn(12, 12, pixel).save(class.join(format!("{i}.png"))).unwrap();
+    }
 }
 
 #[test]
@@ -84,17 +186,19 @@ fn a_disturbed_rank_costs_nothing_but_time() {
         return;
     };
     let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("runs");
-    assert_eq!(pauc(run(&out)).code, 0);
+    let (out, images) = (folder.path().join("runs"), folder.path().join("images"));
+    write_images(&images);
+    let mut job = Job { launcher, images, time: Duration::ZERO };
+    assert_eq!(pauc(job.run(&out)).code, 0);
     let wanted = mini::files(&out);
     let ranks = tempfile::tempdir().unwrap();
     let began = Instant::now();
-    let done = output(&mut on(&launcher, 2, run(&ranks.path().join("runs"))));
+    let done = output(&mut on(&job.launcher, 2, job.run(&ranks.path().join("runs"))));
     assert_eq!(done.code, 0, "{}", done.stderr);
-    let time = began.elapsed();
-    let cases = count(4);
-    let attack =
-        |case| attack(&launcher, case, time, &wanted).err().map(|wrong| format!("case {case}: {wrong}"));
+    job.time = began.elapsed();
+    // Each kind of fault once.
+    let cases = count(FAULTS.len());
+    let attack = |case| attack(&job, case, &wanted).err().map(|wrong| format!("case {case}: {wrong}"));
     let wrong: Vec<String> = (0..cases).filter_map(attack).collect();
     let seed = property::seed();
     assert!(
