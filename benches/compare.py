@@ -28,6 +28,9 @@ CASES = [
     ("convnext_atto", 40, "small", 32, 32, "simclr"),
     ("convnext_tiny", 96, "imagenet", 16, 96, "simclr"),
     ("convnext_tiny", 96, "imagenet", 16, 96, "inference"),
+    ("vit_tiny", 192, "small", 64, 32, "simclr"),
+    ("vit_tiny", 192, "small", 64, 32, "inference"),
+    ("vit_small", 384, "imagenet", 16, 224, "simclr"),
 ]
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,6 +49,8 @@ def run(command):
 def ours(net, width, stem, batch, size, form, threads):
     if net.startswith("convnext_"):
         encoder = f"ConvNeXt(size: {net[9:].capitalize()}, patch: {1 if stem == 'small' else 4})"
+    elif net.startswith("vit_"):
+        encoder = f"VisionTransformer(size: {net[4:].capitalize()}, patch: {4 if stem == 'small' else 16})"
     else:
         encoder = f"{net.replace('resnet', 'ResNet')}(stem: {'Small' if stem == 'small' else 'ImageNet'}, width: {width})"
     [line] = run([PAUC, "bench", "--encoder", encoder, "--batch", batch, "--size", size, "--form", form,

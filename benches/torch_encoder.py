@@ -2,7 +2,7 @@
 
     python benches/torch_encoder.py --net resnet18 --width 64 --batch 64 --size 32 --threads 2 --form simclr
 
-Needs torch and torchvision, and timm for ConvNeXt. Run it directly before or after `pauc-cli bench`, and quote the ratio of medians.
+Needs torch and torchvision, and timm for ConvNeXt and vision transformers. Run it directly before or after `pauc-cli bench`, and quote the ratio of medians.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torchvision
 from torch.nn import functional as F
 
 
-NETWORKS = ["resnet18", "resnet34", "resnet50", "resnet101", "convnext_atto", "convnext_tiny"]
+NETWORKS = ["resnet18", "resnet34", "resnet50", "resnet101", "convnext_atto", "convnext_tiny", "vit_tiny", "vit_small"]
 
 
 def arguments():
@@ -32,7 +32,8 @@ def arguments():
     parser.add_argument("--layout", default="both", choices=["both", "nchw", "nhwc"])
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--device", default="cpu", help="cpu, or cuda:0 and so on")
-    parser.add_argument("--precision", default="f32", choices=["f32", "tf32", "bf16"], help="on a GPU; bf16 is autocast")
+    parser.add_argument("--precision", default="f32", choices=["f32", "tf32", "bf16"], help="tf32 on a GPU; bf16 is autocast")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     return parser
 
 
@@ -63,9 +64,20 @@ def conv_next(options):
     return net
 
 
+def transformer(options):
+    import timm
+
+    patch = 4 if options.stem == "small" else 16
+    net = timm.create_model(f"{options.net}_patch16_224", num_classes=0, patch_size=patch, img_size=options.size)
+    net.head = torch.nn.Sequential(torch.nn.Linear(net.num_features, 512), torch.nn.ReLU(), torch.nn.Linear(512, 128))
+    return net
+
+
 def encoder(options):
     if options.net.startswith("convnext"):
         return conv_next(options)
+    if options.net.startswith("vit"):
+        return transformer(options)
     net = getattr(torchvision.models, options.net)()
     features = net.fc.in_features * options.width // 64
     net = narrow(net, options.width)
@@ -92,6 +104,8 @@ def measure(options, channels_last):
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net = encoder(options).to(options.device).to(memory_format=layout)
+    if options.compile:
+        net.compile()
     x = torch.randn(options.batch, 3, options.size, options.size).to(options.device).to(memory_format=layout)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     keys, queue = copy.deepcopy(net), F.normalize(torch.randn(4096, 128), dim=1).to(options.device)
@@ -101,7 +115,7 @@ def measure(options, channels_last):
             torch.cuda.synchronize()
 
     def autocast():
-        return torch.autocast("cuda", torch.bfloat16, enabled=options.precision == "bf16")
+        return torch.autocast("cuda" if on_gpu else "cpu", torch.bfloat16, enabled=options.precision == "bf16")
 
     def objective():
         if options.form == "simclr":

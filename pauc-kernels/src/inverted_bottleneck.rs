@@ -1,61 +1,54 @@
-//! The perceptron of a ConvNeXt block on rows of pixels: y = x + s·(W₂·GELU(W₁·LN(d) + b₁) + b₂), where d is the
-//! output of the block's depthwise convolution.
+//! A residual perceptron on rows: y = x + f·s·(W₂·φ(W₁·LN(d) + b₁) + b₂), with GELU or SwiGLU as φ.
+//!
+//! In a ConvNeXt block, d is the output of the depthwise convolution; in a transformer block, it is x itself.
 //!
 //! A portion of rows passes through all layers before the next one, so that its hidden values stay in a cache.
 //! Portions depend on the shape alone. Sums over rows are taken in parts, in order.
 
-use crate::buffer::{Buffer, Scratch, scratch};
-use crate::conv;
+use crate::buffer::{Buffer, scratch};
 use crate::gelu::{gelu, gelu_backward};
-use crate::gemm::{Strides, gemm};
 use crate::layer_norm::{self, add_sums};
+use crate::product::{Packed, products_over_rows};
+use crate::residual::{Output, OutputGradients};
 use crate::simd::Simd;
-use crate::threads::{self, Shared, portion};
+use crate::swiglu::{swiglu, swiglu_backward};
+use crate::threads::{self, Shared};
 
 /// The approximate number of hidden values per portion of rows. A backward pass reads three times as many.
 const HIDDEN: usize = 1 << 17;
 const HIDDEN_BACKWARD: usize = 1 << 16;
-/// Columns of a matrix that are transposed at once.
-const TILE: usize = 16;
-/// Rows of a weight gradient per unit of work.
-const BLOCK: usize = 64;
 
-/// The parameters of a block after its depthwise convolution.
+/// The function φ between the two matrices of a perceptron.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x·Φ(x).
+    Gelu,
+    /// SiLU(a) ⊙ b, where a and b are the first and the second half of the outputs of W₁.
+    SwiGlu,
+}
+
+impl Activation {
+    /// Returns the outputs of the first layer for each input of the second one.
+    fn inputs(self) -> usize {
+        match self {
+            Activation::Gelu => 1,
+            Activation::SwiGlu => 2,
+        }
+    }
+}
+
+/// The parameters of a perceptron.
 #[derive(Clone, Copy, Debug)]
 pub struct Weights<'a> {
     /// γ and β of the normalization, (width) each.
     pub norm: [&'a [f32]; 2],
-    /// Weight (hidden, width) and bias (hidden) of the first layer.
+    /// Weight (joined, width) and bias (joined) of the first layer. `joined` is the hidden width, or with SwiGLU twice
+    /// that.
     pub fc1: [&'a [f32]; 2],
-    /// Weight (width, hidden) and bias (width) of the second layer.
-    pub fc2: [&'a [f32]; 2],
-    /// The factor on each channel, (width).
-    pub scale: &'a [f32],
-    /// Factors on what the block adds to each image, for stochastic depth; 1 without.
-    pub paths: Option<Paths<'a>>,
-}
-
-/// A factor on all rows of an image.
-#[derive(Clone, Copy, Debug)]
-pub struct Paths<'a> {
-    /// One for each image.
-    pub factors: &'a [f32],
-    /// The rows of an image.
-    pub rows: usize,
-}
-
-impl Paths<'_> {
-    fn factor(&self, row: usize) -> f32 {
-        self.factors[row / self.rows]
-    }
-
-    /// y ← x, with the rows of each image multiplied by its factor.
-    fn multiply(&self, width: usize, x: &[f32], y: &mut [f32]) {
-        let len = self.rows * width;
-        for ((x, y), factor) in x.chunks(len).zip(y.chunks_mut(len)).zip(self.factors) {
-            y.iter_mut().zip(x).for_each(|(y, x)| *y = factor * x);
-        }
-    }
+    /// The function between the layers.
+    pub activation: Activation,
+    /// The second layer, (width, hidden).
+    pub fc2: Output<'a>,
 }
 
 /// The gradients of [`Weights`], with the same shapes.
@@ -66,9 +59,7 @@ pub struct Gradients<'a> {
     /// Those of [`Weights::fc1`].
     pub fc1: [&'a mut [f32]; 2],
     /// Those of [`Weights::fc2`].
-    pub fc2: [&'a mut [f32]; 2],
-    /// That of [`Weights::scale`].
-    pub scale: &'a mut [f32],
+    pub fc2: OutputGradients<'a>,
 }
 
 /// Scratch memory of [`backward`], which grows to the largest need.
@@ -82,29 +73,31 @@ pub struct Work {
     added: Buffer,
 }
 
-/// Width, hidden width, rows, and rows per portion.
+/// The numbers of a pass.
 #[derive(Clone, Copy)]
 struct Shape {
     width: usize,
+    /// The inputs of the second layer, and the outputs of the first one.
     hidden: usize,
+    joined: usize,
     rows: usize,
+    /// Rows per portion.
     portion: usize,
 }
 
 impl Shape {
     /// A portion has about as many values as `portion`, or 64 rows.
     fn new(w: &Weights<'_>, values: usize, portion: usize) -> Self {
-        let (width, hidden) = (w.scale.len(), w.fc1[1].len());
+        let (width, joined) = (w.fc2.bias.len(), w.fc1[1].len());
+        let hidden = joined / w.activation.inputs();
         assert!(
             width > 0 && hidden > 0 && values.is_multiple_of(width),
             "{values} values are no rows of {width}"
         );
-        let vectors = [w.norm[0].len(), w.norm[1].len(), w.fc2[1].len()];
-        assert_eq!(vectors, [width; 3], "vectors of a block of width {width}");
-        assert_eq!([w.fc1[0].len(), w.fc2[0].len()], [width * hidden; 2], "matrices of {width} × {hidden}");
-        let images = w.paths.is_none_or(|p| p.factors.len() * p.rows == values / width);
-        assert!(images, "factors for another number of images");
-        Shape { width, hidden, rows: values / width, portion: (portion / hidden).clamp(64, 256) }
+        assert_eq!(w.norm.map(<[f32]>::len), [width; 2], "vectors of a block of width {width}");
+        assert_eq!(w.fc1[0].len(), width * joined, "a matrix of {joined} × {width}");
+        w.fc2.check(hidden, values / width);
+        Shape { width, hidden, joined, rows: values / width, portion: (portion / joined).clamp(64, 256) }
     }
 
     fn portions(&self) -> usize {
@@ -121,67 +114,10 @@ fn of_rows(rows: &std::ops::Range<usize>, width: usize) -> std::ops::Range<usize
     rows.start * width..rows.end * width
 }
 
-/// The weight of a linear layer, for products of portions of rows.
-enum Matrix<'a> {
-    /// (outputs, inputs)
-    Original(&'a [f32]),
-    /// (inputs, outputs)
-    Transposed(Scratch),
-}
-
-impl<'a> Matrix<'a> {
-    /// Transposes the weight if there are several portions: each of their products packs it, and packs rows in half the
-    /// time that it takes for columns.
-    fn new(weight: &'a [f32], inputs: usize, portions: usize) -> Self {
-        if portions > 2 { Matrix::Transposed(transposed(weight, inputs)) } else { Matrix::Original(weight) }
-    }
-
-    /// y ← x·Wᵀ + b, on this thread.
-    fn apply(&self, x: &[f32], bias: &[f32], y: &mut [f32]) {
-        let outputs = bias.len();
-        let rows = y.len() / outputs;
-        let inputs = x.len() / rows;
-        y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
-        let b = match self {
-            Matrix::Original(weight) => (*weight, Strides::transposed(inputs)),
-            Matrix::Transposed(weight) => (&weight[..], Strides::row_major(outputs)),
-        };
-        let a = (x, Strides::row_major(inputs));
-        gemm((rows, outputs, inputs), 1.0, a, b, 1.0, (y, Strides::row_major(outputs)));
-    }
-}
-
-/// Returns the transpose of a matrix with `inputs` columns.
-fn transposed(weight: &[f32], inputs: usize) -> Scratch {
-    let outputs = weight.len() / inputs;
-    let mut to = scratch(weight.len());
-    let shared = Shared::new(&mut to);
-    threads::for_each(inputs.div_ceil(TILE), |tile| {
-        let columns = tile * TILE..inputs.min((tile + 1) * TILE);
-        // SAFETY: portions are different rows of the transpose.
-        let to = unsafe { shared.part(of_rows(&columns, outputs)) };
-        for first in (0..outputs).step_by(TILE) {
-            let rows = first..outputs.min(first + TILE);
-            for (i, to) in columns.clone().zip(to.chunks_exact_mut(outputs)) {
-                for (o, to) in rows.clone().zip(&mut to[rows.clone()]) {
-                    *to = weight[o * inputs + i];
-                }
-            }
-        }
-    });
-    to
-}
-
-/// ∂x ← ∂y·W, on this thread.
-fn linear_input_gradient(dy: &[f32], weight: &[f32], (inputs, outputs): (usize, usize), dx: &mut [f32]) {
-    let (a, b) = ((dy, Strides::row_major(outputs)), (weight, Strides::row_major(inputs)));
-    gemm((dy.len() / outputs, inputs, outputs), 1.0, a, b, 0.0, (dx, Strides::row_major(inputs)));
-}
-
-/// y ← x + s·(W₂·GELU(W₁·LN(d) + b₁) + b₂). `hidden` keeps the values before GELU for [`backward`].
+/// y ← x + f·s·(W₂·φ(W₁·LN(d) + b₁) + b₂). `hidden` keeps the values before φ for [`backward`].
 ///
 /// # Shapes
-/// d, x and y (rows, width), hidden (rows, hidden width)
+/// d, x and y (rows, width), hidden (rows, joined)
 ///
 /// # Panics
 /// If a slice does not have its shape's length.
@@ -194,29 +130,33 @@ pub fn forward(
 ) {
     let s = Shape::new(w, d.len(), HIDDEN);
     assert_eq!((x.len(), y.len()), (d.len(), d.len()), "rows of {}", s.width);
-    assert!(hidden.as_ref().is_none_or(|h| h.len() == s.rows * s.hidden), "hidden rows of {}", s.hidden);
+    assert!(hidden.as_ref().is_none_or(|h| h.len() == s.rows * s.joined), "hidden rows of {}", s.joined);
     let (hidden, y) = (hidden.map(Shared::new), Shared::new(y));
-    let [fc1, fc2] =
-        [(w.fc1[0], s.width), (w.fc2[0], s.hidden)].map(|(w, n)| Matrix::new(w, n, s.portions()));
+    let fc1 = Packed::transposed(simd, w.fc1[0], s.width);
+    let fc2 = Packed::transposed(simd, w.fc2.weight, s.hidden);
     threads::for_each(s.portions(), |i| {
         let rows = s.rows_of(i);
         let values = of_rows(&rows, s.width);
-        let (mut normed, mut activated) = (scratch(values.len()), scratch(rows.len() * s.hidden));
+        let (mut normed, mut joined) = (scratch(values.len()), scratch(rows.len() * s.joined));
         layer_norm::rows(simd, &d[values.clone()], w.norm, &mut normed);
-        fc1.apply(&normed, w.fc1[1], &mut activated);
+        joined.chunks_exact_mut(s.joined).for_each(|row| row.copy_from_slice(w.fc1[1]));
+        fc1.multiply(&normed, true, &mut joined);
         if let Some(hidden) = hidden {
             // SAFETY: portions are different rows.
-            unsafe { hidden.part(of_rows(&rows, s.hidden)) }.copy_from_slice(&activated);
+            unsafe { hidden.part(of_rows(&rows, s.joined)) }.copy_from_slice(&joined);
         }
-        gelu(&mut activated);
         // SAFETY: portions are different rows.
         let y = unsafe { y.part(values.clone()) };
-        fc2.apply(&activated, w.fc2[1], y);
-        let pairs = y.chunks_exact_mut(s.width).zip(x[values].chunks_exact(s.width));
-        for (row, (y, x)) in rows.zip(pairs) {
-            let factor = w.paths.map_or(1.0, |p| p.factor(row));
-            for ((y, x), scale) in y.iter_mut().zip(x).zip(w.scale) {
-                *y = x + factor * scale * *y;
+        match w.activation {
+            Activation::Gelu => {
+                gelu(&mut joined);
+                w.fc2.apply(&fc2, (&joined, &x[values]), rows.start, y);
+            }
+            Activation::SwiGlu => {
+                let mut activated = scratch(rows.len() * s.hidden);
+                let pairs = joined.chunks_exact(s.joined).zip(activated.chunks_exact_mut(s.hidden));
+                pairs.for_each(|(x, y)| swiglu(x, y));
+                w.fc2.apply(&fc2, (&activated, &x[values]), rows.start, y);
             }
         }
     });
@@ -226,7 +166,7 @@ pub fn forward(
 /// of [`forward`], and is overwritten.
 ///
 /// # Shapes
-/// d, ∂y and ∂d (rows, width), hidden (rows, hidden width)
+/// d, ∂y and ∂d (rows, width), hidden (rows, joined)
 ///
 /// # Panics
 /// If a slice does not have its shape's length.
@@ -240,9 +180,9 @@ pub fn backward(
 ) {
     let s = Shape::new(w, d.len(), HIDDEN_BACKWARD);
     assert_eq!((dy.len(), dd.len()), (d.len(), d.len()), "rows of {}", s.width);
-    assert_eq!(hidden.len(), s.rows * s.hidden, "hidden rows of {}", s.hidden);
+    assert_eq!(hidden.len(), s.rows * s.joined, "hidden rows of {}", s.joined);
     let mut added = std::mem::take(&mut work.added);
-    let dy = match &w.paths {
+    let dy = match &w.fc2.paths {
         None => dy,
         Some(paths) => {
             added.grow(dy.len());
@@ -251,33 +191,25 @@ pub fn backward(
         }
     };
     // The sums of a portion: the hidden gradient, ∂y, and the gradients of γ and β.
-    let sums = s.hidden + 3 * s.width;
+    let sums = s.joined + 3 * s.width;
     work.normed.grow(d.len());
-    work.activated.grow(hidden.len());
+    work.activated.grow(s.rows * s.hidden);
     work.sums.grow(s.portions() * sums);
     backward_rows(simd, w, s, work, (d, &mut *hidden, dy), dd);
-    let Gradients { norm: [d_gamma, d_beta], fc1: [d_fc1, d_bias1], fc2: [d_fc2, d_bias2], scale: d_scale } =
-        gradients;
+    let Gradients { norm: [d_gamma, d_beta], fc1: [d_fc1, d_bias1], fc2 } = gradients;
     let mut of_y = vec![0.0; s.width];
     add_sums(&work.sums[..s.portions() * sums], [d_bias1, &mut of_y, d_gamma, d_beta]);
     let products = &mut work.products;
-    let first = products_over_rows((s.width, s.hidden), &work.normed[..d.len()], hidden, products);
+    let first = products_over_rows(simd, (s.width, s.joined), &work.normed[..d.len()], hidden, products);
     d_fc1.iter_mut().zip(first).for_each(|(d, p)| *d += p);
-    let second = products_over_rows((s.hidden, s.width), &work.activated[..hidden.len()], dy, products);
-    // y = x + s·m with m = W₂·a + b₂: ∂W₂ = s·∂y·aᵀ, and ∂s = Σ ∂y·m = (∂y·aᵀ)·W₂ + b₂·Σ ∂y.
-    let rows = d_fc2.chunks_exact_mut(s.hidden).zip(second.chunks_exact(s.hidden));
-    for (j, (d_row, products)) in rows.enumerate() {
-        let (scale, weight) = (w.scale[j], &w.fc2[0][j * s.hidden..(j + 1) * s.hidden]);
-        d_row.iter_mut().zip(products).for_each(|(d, p)| *d += scale * p);
-        let product: f64 = products.iter().zip(weight).map(|(p, w)| f64::from(*p) * f64::from(*w)).sum();
-        d_bias2[j] += scale * of_y[j];
-        d_scale[j] += (product + f64::from(w.fc2[1][j]) * f64::from(of_y[j])) as f32;
-    }
+    let activated = &work.activated[..s.rows * s.hidden];
+    let second = products_over_rows(simd, (s.hidden, s.width), activated, dy, products);
+    w.fc2.add_gradients(second, &of_y, fc2);
     work.added = added;
 }
 
-/// The part of [`backward`] that needs one row at a time. Leaves the hidden gradient in `hidden`, LN(d), GELU of
-/// the hidden values and the sums in `work`.
+/// The part of [`backward`] that needs one row at a time. Leaves the gradient of the values before φ in `hidden`, and
+/// LN(d), the values after φ and the sums in `work`.
 fn backward_rows(
     simd: Simd,
     w: &Weights<'_>,
@@ -286,89 +218,54 @@ fn backward_rows(
     (d, hidden, dy): (&[f32], &mut [f32], &[f32]),
     dd: &mut [f32],
 ) {
-    let sums = s.hidden + 3 * s.width;
+    let sums = s.joined + 3 * s.width;
     let (hidden, dd) = (Shared::new(hidden), Shared::new(dd));
     let [normed, activated, all_sums] =
         [&mut work.normed, &mut work.activated, &mut work.sums].map(|buffer| Shared::new(buffer));
+    let fc1 = Packed::straight(simd, w.fc1[0], s.width);
+    let fc2 = Packed::straight(simd, w.fc2.weight, s.hidden);
     threads::for_each(s.portions(), |i| {
         let rows = s.rows_of(i);
-        let (narrow, wide) = (of_rows(&rows, s.width), of_rows(&rows, s.hidden));
+        let (narrow, wide) = (of_rows(&rows, s.width), of_rows(&rows, s.joined));
         // SAFETY: portions are different rows, and have sums of their own.
         let (normed, activated, hidden, dd, sums) = unsafe {
-            let sums = all_sums.part(i * sums..(i + 1) * sums);
             (
                 normed.part(narrow.clone()),
-                activated.part(wide.clone()),
+                activated.part(of_rows(&rows, s.hidden)),
                 hidden.part(wide),
                 dd.part(narrow.clone()),
-                sums,
+                all_sums.part(i * sums..(i + 1) * sums),
             )
         };
         let (d, dy) = (&d[narrow.clone()], &dy[narrow]);
         layer_norm::rows(simd, d, w.norm, normed);
-        let (mut scaled, mut d_activated) = (scratch(dy.len()), scratch(hidden.len()));
+        let (mut scaled, mut d_activated) = (scratch(dy.len()), scratch(activated.len()));
         sums.fill(0.0);
-        let (of_hidden, rest) = sums.split_at_mut(s.hidden);
+        let (of_hidden, rest) = sums.split_at_mut(s.joined);
         let (of_y, of_norm) = rest.split_at_mut(s.width);
-        for (scaled, dy) in scaled.chunks_exact_mut(s.width).zip(dy.chunks_exact(s.width)) {
-            for ((scaled, sum), (dy, scale)) in scaled.iter_mut().zip(&mut *of_y).zip(dy.iter().zip(w.scale))
-            {
-                *scaled = dy * scale;
-                *sum += dy;
+        w.fc2.scale_gradient(dy, &mut scaled, of_y);
+        fc2.multiply(&scaled, false, &mut d_activated);
+        match w.activation {
+            Activation::Gelu => gelu_backward(hidden, &d_activated, activated),
+            Activation::SwiGlu => {
+                let rows = hidden.chunks_exact_mut(s.joined).zip(d_activated.chunks_exact(s.hidden));
+                rows.zip(activated.chunks_exact_mut(s.hidden))
+                    .for_each(|((x, dy), y)| swiglu_backward(x, dy, y));
             }
         }
-        linear_input_gradient(&scaled, w.fc2[0], (s.hidden, s.width), &mut d_activated);
-        gelu_backward(hidden, &d_activated, activated);
-        for hidden in hidden.chunks_exact(s.hidden) {
+        for hidden in hidden.chunks_exact(s.joined) {
             of_hidden.iter_mut().zip(hidden).for_each(|(sum, d)| *sum += d);
         }
-        linear_input_gradient(hidden, w.fc1[0], (s.width, s.hidden), dd);
+        fc1.multiply(hidden, false, dd);
         let (to_gamma, to_beta) = of_norm.split_at_mut(s.width);
         layer_norm::rows_backward(simd, d, w.norm[0], dd, [to_gamma, to_beta]);
     });
 }
 
-/// Returns ∂yᵀ·x, the gradient of a linear layer's weight. The sum over rows is split into parts, which `work`
-/// holds.
-///
-/// # Shapes
-/// x (rows, inputs), ∂y (rows, outputs) → (outputs, inputs)
-fn products_over_rows<'a>(
-    (inputs, outputs): (usize, usize),
-    x: &[f32],
-    dy: &[f32],
-    work: &'a mut Buffer,
-) -> &'a [f32] {
-    let (rows, size, blocks) = (x.len() / inputs, inputs * outputs, outputs.div_ceil(BLOCK));
-    let parts = conv::parts(size, rows.div_ceil(BLOCK), blocks);
-    work.grow(parts * size);
-    let sums = Shared::new(&mut work[..parts * size]);
-    threads::for_each(parts * blocks, |i| {
-        let (rows, first) = (portion(rows, parts, i / blocks), i % blocks * BLOCK);
-        let count = BLOCK.min(outputs - first);
-        let start = i / blocks * size + first * inputs;
-        // SAFETY: portions are different parts and rows of the sums.
-        let sums = unsafe { sums.part(start..start + count * inputs) };
-        let a = (dy, Strides::transposed(outputs).from(rows.start * outputs + first));
-        let b = (x, Strides::row_major(inputs).from(rows.start * inputs));
-        gemm((count, inputs, rows.len()), 1.0, a, b, 0.0, (sums, Strides::row_major(inputs)));
-    });
-    let (total, others) = work.split_at_mut(size);
-    let total = Shared::new(total);
-    threads::for_each(outputs, |j| {
-        let row = j * inputs..(j + 1) * inputs;
-        // SAFETY: portions are different rows.
-        let total = unsafe { total.part(row.clone()) };
-        for part in others[..(parts - 1) * size].chunks_exact(size) {
-            total.iter_mut().zip(&part[row.clone()]).for_each(|(t, p)| *t += p);
-        }
-    });
-    &work[..size]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::residual::Paths;
     use pauc_testing::assert_within;
     use pauc_testing::inputs::noise;
 
@@ -381,31 +278,34 @@ mod tests {
         rows: usize,
         /// Whether images have [`FACTORS`].
         drops: bool,
+        activation: Activation,
         values: Vec<Vec<f32>>,
     }
 
     impl Case {
-        fn new(rows: usize, drops: bool) -> Self {
+        fn new(rows: usize, drops: bool, activation: Activation) -> Self {
+            let joined = activation.inputs() * HIDDEN_WIDTH;
             let sizes = [
                 rows * WIDTH,
                 rows * WIDTH,
                 WIDTH,
                 WIDTH,
-                HIDDEN_WIDTH * WIDTH,
-                HIDDEN_WIDTH,
+                joined * WIDTH,
+                joined,
                 WIDTH * HIDDEN_WIDTH,
                 WIDTH,
                 WIDTH,
             ];
             let values = (0u64..).zip(sizes).map(|(seed, n)| noise(n, seed)).collect();
-            Case { rows, drops, values }
+            Case { rows, drops, activation, values }
         }
 
         fn weights(&self) -> Weights<'_> {
             let v = |i: usize| &self.values[i][..];
             let paths = Some(Paths { factors: &FACTORS, rows: self.rows / FACTORS.len() });
             let paths = paths.filter(|_| self.drops);
-            Weights { norm: [v(2), v(3)], fc1: [v(4), v(5)], fc2: [v(6), v(7)], scale: v(8), paths }
+            let fc2 = Output { weight: v(6), bias: v(7), scale: Some(v(8)), paths };
+            Weights { norm: [v(2), v(3)], fc1: [v(4), v(5)], activation: self.activation, fc2 }
         }
 
         fn wide(&self) -> Vec<Vec<f64>> {
@@ -424,24 +324,26 @@ mod tests {
     }
 
     /// The output by definition, in `f64`.
-    fn reference(v: &[Vec<f64>], drops: bool) -> Vec<f64> {
+    fn reference(case: &Case, v: &[Vec<f64>]) -> Vec<f64> {
         let mut y = Vec::new();
         let rows = v[0].len() / WIDTH;
+        let dot = |w: &[f64], x: &[f64]| w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
         for (row, (d, x)) in v[0].chunks(WIDTH).zip(v[1].chunks(WIDTH)).enumerate() {
-            let factor = if drops { f64::from(FACTORS[row / (rows / FACTORS.len())]) } else { 1.0 };
+            let factor = if case.drops { f64::from(FACTORS[row / (rows / FACTORS.len())]) } else { 1.0 };
             let mean = d.iter().sum::<f64>() / WIDTH as f64;
             let variance = d.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / WIDTH as f64;
             let normed: Vec<f64> =
                 (0..WIDTH).map(|c| (d[c] - mean) / (variance + 1e-6).sqrt() * v[2][c] + v[3][c]).collect();
-            let dot = |w: &[f64], x: &[f64]| w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+            let joined: Vec<f64> =
+                v[4].chunks(WIDTH).zip(&v[5]).map(|(w, bias)| dot(w, &normed) + bias).collect();
             let hidden: Vec<f64> = (0..HIDDEN_WIDTH)
-                .map(|k| gelu64(dot(&v[4][k * WIDTH..(k + 1) * WIDTH], &normed) + v[5][k]))
+                .map(|k| match case.activation {
+                    Activation::Gelu => gelu64(joined[k]),
+                    Activation::SwiGlu => joined[k] / (1.0 + (-joined[k]).exp()) * joined[HIDDEN_WIDTH + k],
+                })
                 .collect();
-            y.extend((0..WIDTH).map(|c| {
-                x[c] + factor
-                    * v[8][c]
-                    * (dot(&v[6][c * HIDDEN_WIDTH..(c + 1) * HIDDEN_WIDTH], &hidden) + v[7][c])
-            }));
+            let second = v[6].chunks(HIDDEN_WIDTH).zip(&v[7]).map(|(w, bias)| dot(w, &hidden) + bias);
+            y.extend(second.enumerate().map(|(c, m)| x[c] + factor * v[8][c] * m));
         }
         y
     }
@@ -450,39 +352,41 @@ mod tests {
     fn run(case: &Case, g: &[f32]) -> (Vec<f32>, Vec<Vec<f32>>) {
         let (w, simd) = (case.weights(), Simd::active());
         let (d, x) = (&case.values[0], &case.values[1]);
-        let (mut y, mut hidden) = (vec![0.0; d.len()], vec![0.0; case.rows * HIDDEN_WIDTH]);
+        let (mut y, mut hidden) = (vec![0.0; d.len()], vec![0.0; case.rows * w.fc1[1].len()]);
         forward(simd, &w, (d, x), Some(&mut hidden), &mut y);
         let mut alone = y.clone();
         forward(simd, &w, (d, x), None, &mut alone);
         assert_eq!(alone, y);
         let mut all: Vec<Vec<f32>> = case.values.iter().map(|v| vec![0.25; v.len()]).collect();
         let [dd, _, gamma, beta, w1, b1, w2, b2, scale] = &mut all[..] else { unreachable!() };
-        let gradients = Gradients { norm: [gamma, beta], fc1: [w1, b1], fc2: [w2, b2], scale };
+        let fc2 = OutputGradients { weight: w2, bias: b2, scale: Some(scale) };
+        let gradients = Gradients { norm: [gamma, beta], fc1: [w1, b1], fc2 };
         backward(simd, &w, &mut Work::default(), (d, &mut hidden, g), gradients, dd);
         (y, all)
     }
 
     #[test]
     fn values_and_gradients_are_those_of_the_definition() {
-        check(false);
+        check(false, Activation::Gelu);
+        check(false, Activation::SwiGlu);
     }
 
     #[test]
     fn dropped_paths_add_nothing_and_have_no_gradient() {
-        check(true);
+        check(true, Activation::Gelu);
     }
 
-    fn check(drops: bool) {
-        let case = Case::new(9, drops);
+    fn check(drops: bool, activation: Activation) {
+        let case = Case::new(9, drops, activation);
         let g = noise(9 * WIDTH, 20);
         let (y, gradients) = run(&case, &g);
         let wide = case.wide();
-        for (i, (got, want)) in y.iter().zip(reference(&wide, drops)).enumerate() {
+        for (i, (got, want)) in y.iter().zip(reference(&case, &wide)).enumerate() {
             // Sums of at most 10 products of numbers below 3, after a division by a deviation above 0.1.
             assert_within!(*got, want, 1e-5, "output {i}");
         }
         let loss =
-            |v: &[Vec<f64>]| reference(v, drops).iter().zip(&g).map(|(y, g)| y * f64::from(*g)).sum::<f64>();
+            |v: &[Vec<f64>]| reference(&case, v).iter().zip(&g).map(|(y, g)| y * f64::from(*g)).sum::<f64>();
         const STEP: f64 = 1e-5;
         for (part, gradient) in gradients.iter().enumerate().filter(|(part, _)| *part != 1) {
             for i in 0..gradient.len() {
@@ -499,41 +403,31 @@ mod tests {
     }
 
     #[test]
+    fn without_a_scale_it_is_one() {
+        let case = Case::new(9, false, Activation::Gelu);
+        let mut w = case.weights();
+        w.fc2.scale = None;
+        let ones = [1.0; WIDTH];
+        let of_ones = Weights { fc2: Output { scale: Some(&ones), ..w.fc2 }, ..w };
+        let y = [w, of_ones].map(|w| {
+            let mut y = vec![0.0; 9 * WIDTH];
+            forward(Simd::active(), &w, (&case.values[0], &case.values[1]), None, &mut y);
+            y
+        });
+        assert_eq!(y[0], y[1]);
+    }
+
+    #[test]
     fn bits_do_not_depend_on_the_number_of_threads() {
-        let case = Case::new(1500, false);
+        let case = Case::new(1500, false, Activation::Gelu);
         let g = noise(1500 * WIDTH, 20);
         let on =
             |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(|| run(&case, &g));
         let one = on(1);
-        // These are enough portions for transposed weights.
-        for (i, (got, want)) in one.0.iter().zip(reference(&case.wide(), false)).enumerate() {
+        for (i, (got, want)) in one.0.iter().zip(reference(&case, &case.wide())).enumerate() {
             assert_within!(*got, want, 1e-5, "output {i}");
         }
         assert!(one.1.iter().flatten().all(|v| v.is_finite()));
         assert!([2, 3, 7].into_iter().all(|n| on(n) == one));
-    }
-
-    #[test]
-    fn matrices_are_transposed_in_tiles() {
-        let (outputs, inputs) = (37, 21);
-        let weight = noise(outputs * inputs, 3);
-        let got = transposed(&weight, inputs);
-        assert_eq!(got.len(), weight.len());
-        for (i, got) in got.iter().enumerate() {
-            assert_eq!(*got, weight[i % outputs * inputs + i / outputs], "{i}");
-        }
-    }
-
-    #[test]
-    fn products_over_rows_are_sums_in_parts() {
-        let (inputs, outputs, rows) = (5, 70, 1000);
-        let (x, dy) = (noise(rows * inputs, 1), noise(rows * outputs, 2));
-        let mut work = Buffer::default();
-        let got = products_over_rows((inputs, outputs), &x, &dy, &mut work);
-        for (i, got) in got.iter().enumerate() {
-            let pair = |r: usize| (dy[r * outputs + i / inputs].into(), x[r * inputs + i % inputs].into());
-            let want = pauc_testing::Rounded::dot((0..rows).map(pair));
-            assert!(want.admits(*got), "{i}: got {got}, expected {want}");
-        }
     }
 }

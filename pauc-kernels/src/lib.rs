@@ -16,8 +16,10 @@
 //! | `microkernel` | the register-tiled product underlying convolutions |
 //! | [`conv`] | convolutions, direct and Winograd's, with both gradients |
 //! | [`depthwise`] | depthwise 7×7 convolutions, with both gradients |
-//! | [`layer_norm`], `gelu` | layer normalization of rows; GELU |
-//! | [`inverted_bottleneck`] | the perceptron of a ConvNeXt block, fused over rows |
+//! | [`layer_norm`], `gelu`, `swiglu` | layer normalization of rows; GELU and SwiGLU |
+//! | `product` | products of many portions of rows with one packed matrix |
+//! | [`residual`] | the last layer of a residual branch |
+//! | [`inverted_bottleneck`], [`attention`] | residual branches of ConvNeXt and transformers, fused over rows |
 //! | [`norm`] | batch normalization fused with residual and ReLU |
 //! | [`patches`] | convolutions whose windows do not overlap, as products of matrices |
 //! | [`pool`] | maximum and average pooling |
@@ -35,6 +37,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![allow(clippy::needless_range_loop)]
 
+pub mod attention;
 pub mod buffer;
 pub mod conv;
 pub mod depthwise;
@@ -54,6 +57,9 @@ pub mod optim;
 pub mod patches;
 pub mod pool;
 pub mod precision;
+mod product;
+pub mod residual;
 pub mod simd;
 pub mod softmax;
+mod swiglu;
 pub mod threads;

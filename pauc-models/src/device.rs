@@ -262,6 +262,10 @@ impl NetworkDevice for Cpu {
         Ok(Box::new(conv_next::Network::new(self, plan, scale, options.seed)?))
     }
 
+    fn transformer(&self, network: Transformer<Self>, _: DeviceOptions) -> Result<Box<dyn Encoder<Self>>> {
+        Ok(Box::new(encoders::transformer::Network::new(network)?))
+    }
+
     fn moving_averages(&self, pairs: &mut [(&mut Vec<f32>, &Vec<f32>)], momentum: f64) -> Result<()> {
         for (to, from) in pairs {
             if to.len() != from.len() {

@@ -10,7 +10,6 @@ mod vit;
 
 pub use mlp::MlpEncoder;
 pub(crate) use mlp::Perceptron;
-#[cfg(feature = "cuda")]
 pub(crate) use vit::{Block as TransformerBlock, Plan as TransformerPlan};
 pub use vit::{Mlp, Pool, Size, Transformer, VisionTransformer};
 

@@ -8,6 +8,8 @@
 //! | [`blueprint`] | layers, steps, shapes and names of a network, for any device |
 //! | `network`, `workspace`, `shards` | a blueprint executed on the CPU |
 //! | [`conv_next`] | ConvNeXt, which is no blueprint |
+//! | `transformer` | the vision transformer on the CPU |
+//! | `windows` | convolutions whose windows do not overlap |
 
 /// Implements [`EncoderConfig`](pauc_traits::EncoderConfig) for a convolutional network: a struct with the field
 /// `convolution` and the function `blueprint(input)`. Other methods of the trait may follow.
@@ -57,9 +59,11 @@ mod resnet34;
 mod resnet50;
 mod resnet56;
 mod shards;
+pub(crate) mod transformer;
 mod wide_resnet;
 mod wide_resnet101;
 mod wide_resnet50;
+mod windows;
 pub(crate) mod workspace;
 
 pub use conv_net::ConvNet;

@@ -8,7 +8,6 @@ mod plan;
 mod timm;
 mod tokens;
 
-#[cfg(feature = "cuda")]
 pub(crate) use block::Block;
 pub use network::Transformer;
 pub(crate) use plan::Plan;
@@ -38,8 +37,8 @@ component! {
     /// Views may have several sizes, all divisible by `patch`. The position embeddings are those of the first size. For
     /// other sizes they are interpolated as in timm: bicubic, with antialiasing.
     ///
-    /// On CUDA, it is one fused operation if `mlp` and the fields after it have their defaults. Otherwise it runs as
-    /// separate dfdx operations. The default `patch` is for images of about 32 pixels.
+    /// On the CPU, it is one fused operation. On CUDA, it is one if `mlp` and the fields after it have their defaults;
+    /// otherwise it runs as separate dfdx operations. The default `patch` is for images of about 32 pixels.
     ///
     /// # Shapes
     /// (B, H, W, C) with H and W divisible by `patch` → (B, width)
@@ -133,10 +132,21 @@ pub enum Mlp {
     SwiGlu,
 }
 
+impl VisionTransformer {
+    /// Builds the network in plain operations, with initial weights from the random streams of `seed`.
+    pub(crate) fn plain<D: NetworkDevice>(
+        &self,
+        device: &D,
+        input: ImageShape,
+        seed: u64,
+    ) -> Result<Transformer<D>> {
+        Maker::new(device, seed).network(Plan::new(self, input)?)
+    }
+}
+
 impl<D: NetworkDevice> EncoderConfig<D> for VisionTransformer {
     fn build(&self, device: &D, input: ImageShape, options: BuildOptions) -> Result<Box<dyn Encoder<D>>> {
-        let network = Maker::new(device, options.seed).network(Plan::new(self, input)?)?;
-        device.transformer(network, options.device)
+        device.transformer(self.plain(device, input, options.seed)?, options.device)
     }
 
     fn size(&self, input: ImageShape) -> Result<Option<NetworkSize>> {

@@ -4,12 +4,13 @@
 
 use super::parameters::{Block, Pair, Parameters};
 use super::plan::{Plan, Stage};
+use crate::encoders::windows::{convolution_gradients, convolve, first};
 use dfdx::prelude::Cpu;
 use pauc_kernels::buffer::Buffer;
-use pauc_kernels::inverted_bottleneck::{self, Gradients, Paths, Weights};
+use pauc_kernels::inverted_bottleneck::{self, Activation, Gradients, Weights};
 use pauc_kernels::layout::Layout;
-use pauc_kernels::patches::Patches;
 use pauc_kernels::pool::CellMean;
+use pauc_kernels::residual::{Output, OutputGradients, Paths};
 use pauc_kernels::simd::Simd;
 use pauc_kernels::{layer_norm, linear};
 use pauc_traits::trace::named;
@@ -53,12 +54,6 @@ struct Work {
     gradients: [Buffer; 2],
     depthwise: Buffer,
     perceptron: inverted_bottleneck::Work,
-}
-
-/// Returns the first `len` values of a buffer, which grows if needed.
-fn first(buffer: &mut Buffer, len: usize) -> &mut [f32] {
-    buffer.grow(len);
-    &mut buffer[..len]
 }
 
 impl Workspace {
@@ -277,28 +272,6 @@ fn mean_of(channels: usize) -> CellMean {
     CellMean { channels, grid: 1 }
 }
 
-/// y ← the convolution of gathered windows.
-fn convolve(windows: Patches, [weight, bias]: &Pair<Cpu>, packed: &mut Buffer, rows: &[f32], y: &mut [f32]) {
-    let packed = first(packed, weight.len());
-    windows.pack(&weight.value(), packed);
-    linear::linear((windows.row(), bias.len()), rows, packed, Some(&bias.value()), y);
-}
-
-/// Accumulates the gradients of the weight and the bias of [`convolve`].
-fn convolution_gradients(
-    windows: Patches,
-    [weight, bias]: &Pair<Cpu>,
-    packed: &mut Buffer,
-    rows: &[f32],
-    dy: &[f32],
-) {
-    let packed = first(packed, weight.len());
-    packed.fill(0.0);
-    linear::linear_weight_gradient((windows.row(), bias.len()), rows, dy, packed);
-    windows.add_unpacked(packed, &mut weight.grad_mut());
-    linear::bias_gradient(dy, &mut bias.grad_mut());
-}
-
 /// Turns an output gradient of a normalization into that of its input x, and accumulates those of γ and β.
 fn normalize_backward(simd: Simd, [gamma, beta]: &Pair<Cpu>, x: &[f32], g: &mut [f32]) {
     let (mut d_gamma, mut d_beta) = (gamma.grad_mut(), beta.grad_mut());
@@ -317,9 +290,8 @@ fn with_weights(block: &Block<Cpu>, paths: Option<Paths<'_>>, f: impl FnOnce(&We
     f(&Weights {
         norm: [&norm[0], &norm[1]],
         fc1: [&fc1[0], &fc1[1]],
-        fc2: [&fc2[0], &fc2[1]],
-        scale: &scale,
-        paths,
+        activation: Activation::Gelu,
+        fc2: Output { weight: &fc2[0], bias: &fc2[1], scale: Some(&scale), paths },
     });
 }
 
@@ -335,7 +307,8 @@ fn perceptron_backward(
         [&block.norm, &block.fc1, &block.fc2].map(|p| p.each_ref().map(|p| p.grad_mut()));
     let mut scale = block.scale.grad_mut();
     let [[g1, g2], [w1, b1], [w2, b2]] = [&mut norm, &mut fc1, &mut fc2];
-    let gradients = Gradients { norm: [g1, g2], fc1: [w1, b1], fc2: [w2, b2], scale: &mut scale };
+    let fc2 = OutputGradients { weight: w2, bias: b2, scale: Some(&mut scale) };
+    let gradients = Gradients { norm: [g1, g2], fc1: [w1, b1], fc2 };
     with_weights(block, paths, |w| {
         inverted_bottleneck::backward(simd, w, work, operands, gradients, d_convolved)
     });

@@ -69,12 +69,28 @@ impl<D: Compute> Transformer<D> {
     }
 
     /// Returns the factors of dropped paths of a pass.
-    fn factors(&self, batch: usize, draws: &Draws) -> Result<Option<Factors>> {
+    pub(crate) fn factors(&self, batch: usize, draws: &Draws) -> Result<Option<Factors>> {
         if self.plan.drop_path == 0.0 {
             return Ok(None);
         }
         let rates: Vec<f64> = self.plan.drop_rates().into_iter().flat_map(|rate| [rate, rate]).collect();
         drop_path::factors(draws, batch, &rates).map(Some)
+    }
+
+    /// Returns the number of images in a tensor of this shape.
+    ///
+    /// # Errors
+    /// If the network was built for images of another shape.
+    pub(crate) fn batch_of(
+        &self,
+        (batch, height, width, channels): (usize, usize, usize, usize),
+    ) -> Result<usize> {
+        let got = ImageShape { height, width, channels };
+        if got != self.plan.input {
+            let message = format!("was built for images of {}, got {got}", self.plan.input);
+            return Err(Error::shape("vision transformer", message));
+        }
+        Ok(batch)
     }
 
     fn pass(
@@ -83,12 +99,7 @@ impl<D: Compute> Transformer<D> {
         pass: Pass,
         draws: Option<&Draws>,
     ) -> Result<Taped<(usize, usize), f32, D>> {
-        let (batch, height, width, channels) = *images.shape();
-        let got = ImageShape { height, width, channels };
-        if got != self.plan.input {
-            let message = format!("was built for images of {}, got {got}", self.plan.input);
-            return Err(Error::shape("vision transformer", message));
-        }
+        let batch = self.batch_of(*images.shape())?;
         let factors = draws.map(|draws| self.factors(batch, draws)).transpose()?.flatten();
         let patches = self.patches(images).map_err(Error::device)?;
         match pass {

@@ -73,14 +73,13 @@ impl Plan {
 
     /// Counts the parameters, and the values that the backward pass reads.
     pub(super) fn size(&self) -> NetworkSize {
-        let [width, hidden, joined, tokens, patches, pixels, heads, depth] = [
+        let [width, hidden, joined, tokens, patches, pixels, depth] = [
             self.width,
             self.hidden,
             self.fc1_outputs(),
             self.tokens(),
             self.patches(),
             self.pixels(),
-            self.heads,
             self.depth,
         ]
         .map(|n| n as u64);
@@ -93,13 +92,9 @@ impl Plan {
             + linear(hidden, width)
             + scales;
         let prefix = self.prefix() as u64 * width;
-        // The values between the two matrices of a perceptron: those before GELU, or both factors and their product.
-        let between = match self.mlp {
-            Mlp::Gelu => hidden,
-            Mlp::SwiGlu => joined + hidden,
-        };
-        // LayerScale reads the outputs of both branches.
-        let kept = tokens * (8 * width + between + scales) + heads * tokens * tokens;
+        // The inputs of both branches, q, k and v, the outputs of the heads, and the perceptron's values before its
+        // activation. Plain operations keep more.
+        let kept = tokens * (6 * width + joined);
         NetworkSize {
             output: self.width,
             parameters: prefix
