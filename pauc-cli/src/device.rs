@@ -45,6 +45,24 @@ pub fn check(name: &str) -> Result<(), Failure> {
     }
 }
 
+/// Returns the device of one of several ranks of this machine, and how many devices they have. With `cuda`, each rank has a
+/// GPU of its own, as far as there are enough.
+pub fn of_rank(name: &str, local_rank: usize) -> (String, usize) {
+    if name != "cuda" {
+        return (name.into(), 1);
+    }
+    let count = cuda::list().usable.len().max(1);
+    (format!("cuda:{}", local_rank % count), count)
+}
+
+/// Returns the model of a device, on which the rounding of results depends.
+pub fn model(name: &str) -> Result<String, Failure> {
+    match parse(name)? {
+        Name::Cpu => Ok("cpu".into()),
+        Name::Cuda(number) => cuda::model(number),
+    }
+}
+
 /// A CUDA device, as `devices` prints it.
 pub struct CudaDevice {
     /// The line of the table.
@@ -85,6 +103,12 @@ mod cuda {
         open(number).map(|_| ()).map_err(failure)
     }
 
+    pub fn model(number: usize) -> Result<String, Failure> {
+        let found = gpus().map_err(failure)?.into_iter().find(|gpu| gpu.number == number);
+        // Opening the device says better what is wrong.
+        found.map_or_else(|| check(number).map(|()| String::new()), |gpu| Ok(gpu.name))
+    }
+
     pub fn list() -> CudaDevices {
         match gpus() {
             Ok(found) => CudaDevices { usable: found.iter().map(describe).collect(), unavailable: None },
@@ -122,6 +146,10 @@ mod cuda {
         Err(Failure::new(1, format!("error: no CUDA: {WHY}, or use `--device cpu`")))
     }
 
+    pub fn model(_: usize) -> Result<String, Failure> {
+        check(0).map(|()| String::new())
+    }
+
     pub fn list() -> CudaDevices {
         CudaDevices { usable: Vec::new(), unavailable: Some(WHY.into()) }
     }
@@ -130,6 +158,15 @@ mod cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_ranks_without_a_number_have_devices_of_their_own() {
+        assert_eq!(of_rank("cpu", 3), ("cpu".into(), 1));
+        assert_eq!(of_rank("cuda:2", 3), ("cuda:2".into(), 1));
+        let (name, count) = of_rank("cuda", 5);
+        assert_eq!(name, format!("cuda:{}", 5 % count));
+        assert_eq!(model("cpu").unwrap(), "cpu");
+    }
 
     #[test]
     fn devices_have_names_and_numbers() {

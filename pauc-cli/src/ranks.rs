@@ -1,12 +1,12 @@
 //! The ranks of a command that a launcher such as `mpirun` has started several times.
 
 use crate::args::Command;
-use crate::{Failure, console};
+use crate::{Failure, console, device};
 use pauc::distributed::{Alone, Communicator, Disagreement, Launcher, LauncherError, Mpi, agree};
 use pauc::train::plan::Plan;
 use pauc::train::saved_run::SavedRun;
 use pauc::train::trainer::check_ranks;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -77,6 +77,10 @@ enum Phase {
 pub struct Ranks {
     mpi: Option<Arc<Mpi>>,
     phase: Cell<Phase>,
+    /// The number of this rank among those of its machine, and how many there are.
+    local: (usize, usize),
+    /// The model of this rank's device.
+    model: RefCell<String>,
 }
 
 /// A verb and the ranks that it works on.
@@ -196,7 +200,9 @@ pub fn execute(
                 let message = named(&name_of(launcher.rank), &format!("error: {e}"));
                 Failure::new(1, if prints { message } else { String::new() })
             })?;
-            Ranks { mpi: Some(Arc::new(mpi)), phase: Cell::new(Phase::Starting) }.execute(command, execute)
+            let local = (launcher.local_rank.unwrap_or(launcher.rank), launcher.local_size.unwrap_or(1));
+            let (phase, model) = (Cell::new(Phase::Starting), RefCell::new("cpu".into()));
+            Ranks { mpi: Some(Arc::new(mpi)), phase, local, model }.execute(command, execute)
         }
     }
 }
@@ -214,7 +220,7 @@ fn name_of(rank: usize) -> String {
 
 impl Ranks {
     fn alone() -> Self {
-        Ranks { mpi: None, phase: Cell::new(Phase::Working) }
+        Ranks { mpi: None, phase: Cell::new(Phase::Working), local: (0, 1), model: RefCell::default() }
     }
 
     /// Returns what connects the ranks.
@@ -235,18 +241,40 @@ impl Ranks {
         self.communicator().rank() == 0
     }
 
+    /// Returns the device of this rank, given that of the command line.
+    ///
+    /// # Errors
+    /// If there is no such device.
+    pub fn device(&self, name: &str) -> Result<String, Failure> {
+        if !self.are_several() {
+            return Ok(name.into());
+        }
+        let (own, count) = device::of_rank(name, self.local.0);
+        self.model.replace(device::model(&own)?);
+        if own.starts_with("cuda") && self.local.1 > count {
+            let gpus = if count == 1 { "a GPU".into() } else { format!("{count} GPUs") };
+            errln!("warning: the {} ranks of this machine share {gpus}", self.local.1);
+        }
+        Ok(own)
+    }
+
+    /// Returns the device on which to continue a run that rank 0 began on this one.
+    pub fn device_of_run(&self, name: &str) -> String {
+        let each_has_its_own = self.are_several() && name.starts_with("cuda");
+        if each_has_its_own { "cuda".into() } else { name.into() }
+    }
+
     /// Lets the ranks train a plan together.
     ///
     /// # Errors
-    /// If the number of ranks does not divide the plan's shards, or there are several ranks on a GPU.
-    pub fn share(&self, plan: Plan, device: &str) -> Result<Plan, Failure> {
+    /// If the number of ranks does not divide the plan's shards.
+    pub fn share(&self, plan: Plan) -> Result<Plan, Failure> {
         let communicator = self.communicator();
-        self.check_device(device)?;
         check_ranks(communicator.size(), plan.recipe.train.shards.get()).map_err(Failure::of_request)?;
         Ok(plan.with_communicator(communicator))
     }
 
-    /// Checks that several ranks work on the CPU.
+    /// Checks that several ranks work on the CPU, for a verb that cannot use several GPUs.
     ///
     /// # Errors
     /// If they do not.
@@ -366,7 +394,12 @@ impl Ranks {
     fn begin(&self, facts: impl FnOnce() -> Vec<Fact>) -> Result<(), Failure> {
         if self.are_several() {
             self.make_known(None)?;
-            self.agree(facts())?;
+            let device = Fact {
+                name: "device",
+                value: self.model.borrow().clone(),
+                remedy: "devices of different models round differently; use equal ones, or `--device cpu`",
+            };
+            self.agree(std::iter::once(device).chain(facts()).collect())?;
             self.phase.set(Phase::Working);
         }
         Ok(())

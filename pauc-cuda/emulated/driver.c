@@ -237,11 +237,12 @@ Result cuDeviceGetDefaultMemPool(void **pool, int device) {
 }
 Result cuMemPoolSetAttribute(void *pool, int attribute, void *value) { return SUCCESS; }
 
-// ---- One device ----
+// ---- One device, or several alike ----
 
 Result cuInit(unsigned flags) { return SUCCESS; }
 Result cuDeviceGetCount(int *count) {
-    *count = 1;
+    const char *number = getenv("PAUC_EMULATED_DEVICES");
+    *count = number ? atoi(number) : 1;
     return SUCCESS;
 }
 Result cuDeviceGet(int *device, int ordinal) {

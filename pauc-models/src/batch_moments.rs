@@ -113,7 +113,7 @@ impl RunningStatistics<'_, Cpu> {
 }
 
 fn move_toward(running: &Param<Cpu>, moments: impl Iterator<Item = f32> + Clone) {
-    running.note_moments(moments.clone().take(running.len()));
+    running.note_moments(|| moments.clone().take(running.len()).collect());
     move_values(&mut running.value_mut(), moments);
 }
 
@@ -137,13 +137,12 @@ mod cuda {
     use dfdx::prelude::Cuda;
     use pauc_cuda::feature_map::{MapShape, MapSlice};
     use pauc_cuda::norm::BatchNorm;
-    use pauc_cuda::{Context, Result};
+    use pauc_cuda::{Buffer, Context, Result};
     use pauc_traits::Param;
 
     impl RunningStatistics<'_, Cuda> {
         /// Measures the moments of a batch, moves the running statistics toward them, and sets the
-        /// coefficients of the normalization. There are two kernels: one computes partial sums, the other
-        /// everything else. The sums of several parts could be combined between them.
+        /// coefficients of the normalization. If the statistics record moments, it records these instead of moving.
         ///
         /// # Shapes
         /// y (N, H, W, C), at least two pixels; γ and β C
@@ -157,8 +156,18 @@ mod cuda {
             y: (MapSlice<'_>, MapShape),
             [gamma, beta]: [&Param<Cuda>; 2],
         ) -> Result<()> {
-            let running = (&mut *self.mean.value_mut(), &mut *self.variance.value_mut(), MOMENTUM);
-            norm.measure(on, y, running, (&gamma.value(), &beta.value(), EPSILON as f32))
+            let affine = (&*gamma.value(), &*beta.value(), EPSILON as f32);
+            if !self.mean.records_moments() {
+                let running = (&mut *self.mean.value_mut(), &mut *self.variance.value_mut(), MOMENTUM);
+                return norm.measure(on, y, running, affine);
+            }
+            // Statistics that move from zero all the way are the moments themselves.
+            let [mut mean, mut variance] =
+                [Buffer::zeros(on, self.mean.len())?, Buffer::zeros(on, self.variance.len())?];
+            norm.measure(on, y, (&mut mean, &mut variance, 1.0), affine)?;
+            self.mean.note_moments(|| mean);
+            self.variance.note_moments(|| variance);
+            Ok(())
         }
 
         /// Sets the coefficients of the normalization from the running statistics.
@@ -241,7 +250,7 @@ mod tests {
         mean.record_moments();
         running.update(BatchMoments { count: 4, mean: &[2.0, 8.0, 9.0], variance: &[3.0, 0.0, 9.0] });
         running.update(BatchMoments { count: 4, mean: &[5.0, 6.0, 9.0], variance: &[3.0, 0.0, 9.0] });
-        let recorded = mean.take_moments();
+        let recorded = mean.take_moments(&device).unwrap();
         assert_eq!(recorded, [2.0, 8.0, 5.0, 6.0]);
         let mut repeated = [1.0, -2.0];
         repeat_moves(&mut repeated, &recorded);
@@ -249,7 +258,7 @@ mod tests {
         mean.value_mut().copy_from_slice(&[1.0, -2.0]);
         variance.value_mut().copy_from_slice(&[1.0, 4.0]);
         running.update(BatchMoments { count: 4, mean: &[2.0, 8.0, 9.0], variance: &[3.0, 0.0, 9.0] });
-        assert!(mean.take_moments().is_empty());
+        assert!(mean.take_moments(&device).unwrap().is_empty());
         for (got, expected) in mean.value().iter().zip([1.1, -1.0]) {
             assert_within!(*got, expected, f32(3, 3.0));
         }

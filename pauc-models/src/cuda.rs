@@ -85,7 +85,6 @@ impl NetworkContext {
 
 impl NetworkDevice for Cuda {
     const DETERMINISTIC_REDUCTIONS: bool = false;
-    const RECORDS_MOMENTS: bool = false;
     const HAS_OWN_MEMORY: bool = true;
     const NORMALIZES_IMAGES: bool = true;
 

@@ -41,9 +41,6 @@ pub trait NetworkDevice: Compute {
         None
     }
 
-    /// Whether batch normalization on this device records its moments; see [`Param::record_moments`].
-    const RECORDS_MOMENTS: bool;
-
     /// Whether the device has its own memory, where matrices that change little between steps are kept.
     const HAS_OWN_MEMORY: bool;
 
@@ -212,7 +209,6 @@ pub trait NetworkDevice: Compute {
 
 impl NetworkDevice for Cpu {
     const DETERMINISTIC_REDUCTIONS: bool = true;
-    const RECORDS_MOMENTS: bool = true;
     const HAS_OWN_MEMORY: bool = false;
     const NORMALIZES_IMAGES: bool = false;
 

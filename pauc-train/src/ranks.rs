@@ -164,7 +164,7 @@ impl<D: NetworkDevice> Recording<D> {
     pub fn end(&self, device: &D) -> Result<Vec<Vec<f32>>> {
         let mut moments = Vec::with_capacity(self.statistics.len());
         for (p, before) in self.statistics.iter().zip(&self.before) {
-            let own = p.take_moments();
+            let own = p.take_moments(device)?;
             if own.is_empty() && device.download(&p.value())? != *before {
                 let message = format!(
                     "`{}` follows the batches without recording their moments, so its network trains on one rank only",

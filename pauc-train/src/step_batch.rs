@@ -37,10 +37,11 @@ pub(crate) enum Placement {
 
 impl Placement {
     /// Chooses the placement for batches in `parts` parts.
-    fn choose<D: NetworkDevice>(plan: &Plan, parts: usize) -> Self {
+    fn choose<D: NetworkDevice>(plan: &Plan, parts: usize, ranks: usize) -> Self {
         let cuda = &plan.recipe.train.cuda;
-        let host_asked = cuda.deterministic || cuda.terms == Terms::Host;
-        if !D::DETERMINISTIC_REDUCTIONS && host_asked {
+        // Every rank evaluates the terms, and needs the same bits.
+        let needs_host = cuda.deterministic || cuda.terms == Terms::Host || ranks > 1;
+        if !D::DETERMINISTIC_REDUCTIONS && needs_host {
             Placement::Host
         } else if D::HAS_OWN_MEMORY && parts == 1 {
             Placement::DeviceAsync
@@ -126,7 +127,7 @@ impl<'a> StepBatch<'a> {
             place,
             clock,
             reads,
-            placement: Placement::choose::<D>(plan, parts),
+            placement: Placement::choose::<D>(plan, parts, ranks.size()),
             keeps_shards: is_sharded && plan.keeps_shards && state.network.has_passes(shards.len()),
             key_order: momentum.map(|_| key_order(train.seed, clock.step, place.number, samples)),
             shards,

@@ -89,13 +89,6 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
     pub fn new(device: &D, plan: &'p Plan) -> Result<Self> {
         check_ranks(plan.communicator.size(), plan.recipe.train.shards.get())?;
         let state = TrainState::new(device, plan)?;
-        if plan.communicator.size() > 1 && !D::RECORDS_MOMENTS && !state.network.statistics().is_empty() {
-            return Err(Error::config(format!(
-                "on {} a network with batch normalization trains on one rank only; use `--device cpu`, or an encoder and \
-                 heads without it",
-                device.name()
-            )));
-        }
         if syncs_statistics(plan, &state.network) && !state.network.normalizes_shards() {
             return Err(Error::config(format!(
                 "on {} this network cannot take the batch statistics of all shards: use `--device cpu` and pauc's own \

@@ -26,7 +26,7 @@ struct Cell<B> {
     grad: RefCell<B>,
     frozen: std::cell::Cell<bool>,
     lr_scale: std::cell::Cell<f64>,
-    moments: RefCell<Option<Vec<f32>>>,
+    moments: RefCell<Option<Vec<B>>>,
 }
 
 /// A named parameter and its gradient, in the memory of the device. Clones share it.
@@ -163,16 +163,28 @@ impl<D: Compute> Param<D> {
         self.cell.moments.replace(Some(Vec::new()));
     }
 
+    /// Returns whether moments are recorded.
+    pub fn records_moments(&self) -> bool {
+        self.cell.moments.borrow().is_some()
+    }
+
     /// Adds the moments of a batch to the record, if there is one.
-    pub fn note_moments(&self, moments: impl Iterator<Item = f32>) {
+    pub fn note_moments(&self, moments: impl FnOnce() -> D::Buffer) {
         if let Some(record) = &mut *self.cell.moments.borrow_mut() {
-            record.extend(moments);
+            record.push(moments());
         }
     }
 
     /// Ends the record and returns it: one value per element for each pass, in the order of the passes.
-    pub fn take_moments(&self) -> Vec<f32> {
-        self.cell.moments.take().unwrap_or_default()
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn take_moments(&self, device: &D) -> Result<Vec<f32>> {
+        let mut all = Vec::new();
+        for moments in self.cell.moments.take().unwrap_or_default() {
+            all.extend(device.download(&moments)?);
+        }
+        Ok(all)
     }
 
     /// Returns the parameter as a leaf tensor on a tape. The backward pass adds the tensor's gradient to that

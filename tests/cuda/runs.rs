@@ -1,11 +1,13 @@
 //! Runs of the binary.
 
 use crate::common;
+use crate::common::jobs::{on, output};
 use pauc_testing::assert_within;
+use pauc_testing::mpi::Launcher;
+use std::path::Path;
 
-/// Runs the binary on a shortened recipe; returns the run's folder and the losses of its steps.
-fn run(recipe: &std::path::Path, device: &str, more: &[&str]) -> (tempfile::TempDir, Vec<f64>) {
-    let out = tempfile::tempdir().unwrap();
+/// The arguments that train a shortened recipe.
+fn arguments(recipe: &Path, device: &str, more: &[&str], out: &Path) -> Vec<String> {
     let mut args = vec!["run".to_string(), recipe.display().to_string()];
     args.extend(common::short_form(recipe));
     let shorter = [
@@ -15,14 +17,20 @@ fn run(recipe: &std::path::Path, device: &str, more: &[&str]) -> (tempfile::Temp
     ];
     let more = more.iter().copied().map(String::from);
     args.extend(shorter.into_iter().flat_map(|s| ["--set".to_string(), s.to_string()]).chain(more));
-    args.extend(["--device", device, "--out", out.path().to_str().unwrap()].map(String::from));
-    let output = common::pauc(args);
+    args.extend(["--device", device, "--out", out.to_str().unwrap()].map(String::from));
+    args
+}
+
+/// Runs the binary on a shortened recipe; returns the run's folder and the losses of its steps.
+fn run(recipe: &Path, device: &str, more: &[&str]) -> (tempfile::TempDir, Vec<f64>) {
+    let out = tempfile::tempdir().unwrap();
+    let output = common::pauc(arguments(recipe, device, more, out.path()));
     assert_eq!(output.code, 0, "{}: {}", recipe.display(), output.stderr);
     let losses = losses(&common::only_run(out.path()));
     (out, losses)
 }
 
-fn losses(run: &std::path::Path) -> Vec<f64> {
+fn losses(run: &Path) -> Vec<f64> {
     let log = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let events = log.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
     events.filter_map(|e| e["loss"].as_f64().or_else(|| e["step"]["loss"].as_f64())).collect()
@@ -66,8 +74,81 @@ fn a_deterministic_run_repeats_and_resumes_bit_by_bit() {
     let output = common::pauc(["resume", folder.to_str().unwrap()]);
     assert_eq!(output.code, 0, "{}", output.stderr);
     assert_eq!(losses(&folder), losses_of_whole);
-    let last = |dir: &std::path::Path| std::fs::read(dir.join("checkpoints/last.safetensors")).unwrap();
+    let last = |dir: &Path| std::fs::read(dir.join("checkpoints/last.safetensors")).unwrap();
     assert!(last(&folder) == last(&common::only_run(whole.path())), "checkpoints differ");
+}
+
+/// The number of GPUs that the emulator shows.
+const TWO: [(&str, &str); 1] = [("PAUC_EMULATED_DEVICES", "2")];
+
+#[test]
+fn ranks_train_on_a_gpu_each_to_the_bits_of_one_process() {
+    let launchers = Launcher::all("ranks_train_on_a_gpu_each_to_the_bits_of_one_process");
+    let Some(launcher) = launchers.first() else { return };
+    let set = ["--set", "train.shards=4", "--set", "train.cuda=(deterministic: true)"];
+    let (alone, expected) = run(&recipe("pauc"), "cuda:0", &set);
+    let last = |dir: &Path| std::fs::read(dir.join("checkpoints/last.safetensors")).unwrap();
+    for (ranks, then) in [(2, 4), (4, 1)] {
+        let out = tempfile::tempdir().unwrap();
+        let args =
+            arguments(&recipe("pauc"), "cuda", &[&set[..], &["--max-steps", "4"]].concat(), out.path());
+        let begun = output(on(launcher, ranks, args).envs(TWO));
+        assert_eq!(begun.code, 0, "{}", begun.stderr);
+        let shares = begun.stderr.contains("warning: the 4 ranks of this machine share ");
+        assert!(shares || ranks == 2, "{}", begun.stderr);
+        let folder = common::only_run(out.path());
+        assert_eq!(losses(&folder), expected[..4]);
+        let resumed = output(on(launcher, then, ["resume", folder.to_str().unwrap()]).envs(TWO));
+        assert_eq!(resumed.code, 0, "{}", resumed.stderr);
+        assert_eq!(losses(&folder), expected);
+        assert!(last(&folder) == last(&common::only_run(alone.path())), "{ranks} ranks: checkpoints differ");
+    }
+    // Embedding, too, is shared.
+    let run = common::only_run(alone.path());
+    let embed = |name: &str, device| {
+        let file = alone.path().join(name).to_str().unwrap().to_string();
+        let args = ["embed", run.to_str().unwrap(), "--out", &file, "--device", device].map(String::from);
+        (file, args)
+    };
+    let ((whole, args), (shared, args_of_ranks)) =
+        (embed("whole.csv", "cuda:0"), embed("shared.csv", "cuda"));
+    assert_eq!(common::pauc(args).code, 0);
+    let embedded = output(on(launcher, 2, args_of_ranks).envs(TWO));
+    assert_eq!(embedded.code, 0, "{}", embedded.stderr);
+    assert!(std::fs::read(whole).unwrap() == std::fs::read(shared).unwrap(), "embeddings differ");
+
+    let refused = ["--set", "train.shards=4", "--set", "train.batch_norm=Synced"];
+    let out = tempfile::tempdir().unwrap();
+    let output = common::pauc(arguments(&recipe("pauc"), "cuda:0", &refused, out.path()));
+    assert!(
+        output.code != 0 && output.stderr.contains("leave `batch_norm: Synced` out"),
+        "{}",
+        output.stderr
+    );
+}
+
+#[test]
+fn a_sweep_spreads_its_runs_over_devices() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let text =
+        format!("Sweep(recipe: {:?}, over: [(path: \"optimizer.lr\", values: [0.1, 0.2])])", recipe("pauc"));
+    std::fs::write(at("sweep.ron"), text).unwrap();
+    let mut args = arguments(&recipe("pauc"), "cuda:0,cuda:1", &["--jobs", "2"], &folder.path().join("runs"));
+    args.splice(..2, ["sweep".into(), at("sweep.ron")]);
+    let output = common::pauc_with(&TWO, &args);
+    if output.stderr.contains("there is no GPU 1") {
+        return eprintln!("SKIPPED: there is a single GPU");
+    }
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let mut devices = Vec::new();
+    for recipe in std::fs::read_dir(at("runs")).unwrap() {
+        let info = std::fs::read_to_string(recipe.unwrap().path().join("seed0/run.json")).unwrap();
+        let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        devices.push(info["device"].as_str().unwrap().to_string());
+    }
+    devices.sort();
+    assert_eq!(devices, ["cuda:0", "cuda:1"]);
 }
 
 #[test]

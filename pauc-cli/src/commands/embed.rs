@@ -57,7 +57,7 @@ impl From<VectorsName> for Vectors {
 impl EmbedArgs {
     /// Writes the features and embeddings of a split.
     pub fn execute(self, ranks: &Ranks) -> Result<ExitCode, Failure> {
-        device::run_on(&self.device.name.clone(), OnRanks { verb: self, ranks })
+        device::run_on(&ranks.device(&self.device.name)?, OnRanks { verb: self, ranks })
     }
 }
 
@@ -66,7 +66,6 @@ impl DeviceJob for OnRanks<'_, EmbedArgs> {
         let OnRanks { verb: args, ranks } = self;
         // Refuse an unknown extension before computing anything.
         Form::of(&args.out).map_err(Failure::of_request)?;
-        ranks.check_device(&args.device.name)?;
         let saved = ranks.share_saved(args.saved.open(device)?)?;
         let part: Part = args.saved.split.into();
         let momentum = args.saved.momentum;

@@ -34,7 +34,7 @@ pub struct EvalArgs {
 impl EvalArgs {
     /// Probes a run.
     pub fn execute(self, ranks: &Ranks) -> Result<ExitCode, Failure> {
-        device::run_on(&self.device.name.clone(), OnRanks { verb: self, ranks })
+        device::run_on(&ranks.device(&self.device.name)?, OnRanks { verb: self, ranks })
     }
 }
 
@@ -43,7 +43,6 @@ impl DeviceJob for OnRanks<'_, EvalArgs> {
         let OnRanks { verb: args, ranks } = self;
         let parse = |text: &String| parse_component::<kind::Probe>("--probe", text);
         let probes = args.probe.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
-        ranks.check_device(&args.device.name)?;
         let saved = ranks.share_saved(args.saved.open(device)?)?;
         let part = args.saved.split.into();
         let metrics = saved.eval(device, &probes, part, args.saved.momentum).map_err(Failure::of_request)?;

@@ -54,7 +54,7 @@ impl ReproduceArgs {
     /// Trains a recipe, unless its run is finished, and compares its metrics with the stored ones.
     pub fn execute(self, ranks: &Ranks) -> Result<ExitCode, Failure> {
         training::prepare();
-        device::run_on(&self.device.name.clone(), OnRanks { verb: self, ranks })
+        device::run_on(&ranks.device(&self.device.name)?, OnRanks { verb: self, ranks })
     }
 }
 
@@ -67,7 +67,7 @@ impl DeviceJob for OnRanks<'_, ReproduceArgs> {
             read => Some(read?),
         };
         let plan = plan(device, &args.recipe, &args.change.set, args.memory.limit, Warnings::Shown)?;
-        let plan = ranks.share(plan, &args.device.name)?;
+        let plan = ranks.share(plan)?;
         ranks.compare([&plan])?;
         let Some(run) = trained(device, &plan, args.out.path.clone())? else {
             return Ok(interrupted());

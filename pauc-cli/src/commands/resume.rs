@@ -65,8 +65,8 @@ impl ResumeArgs {
         };
         described.rebuilt.iter().for_each(|text| errln!("warning: {text}"));
         // Another device rounds differently, so the default is the device that the run started on.
-        let device = self.device.clone().unwrap_or(described.info.device);
-        device::run_on(&device.clone(), OnRanks { verb: ResumeArgs { device: Some(device), ..self }, ranks })
+        let device = self.device.clone().unwrap_or_else(|| ranks.device_of_run(&described.info.device));
+        device::run_on(&ranks.device(&device)?, OnRanks { verb: self, ranks })
     }
 }
 
@@ -92,7 +92,7 @@ impl DeviceJob for OnRanks<'_, ResumeArgs> {
                 .map_err(with_place_of_data)?;
             (plan.with_history(history::of_run(&dir)?), None)
         };
-        let plan = ranks.share(plan, args.device.as_deref().unwrap_or_default())?;
+        let plan = ranks.share(plan)?;
         ranks.compare([&plan])?;
         // Until now, a signal ends the process: nothing has changed.
         console::catch_signals();

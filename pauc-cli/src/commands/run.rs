@@ -56,7 +56,7 @@ impl RunArgs {
     /// Trains every recipe with every seed.
     pub fn execute(self, ranks: &Ranks) -> Result<ExitCode, Failure> {
         training::prepare();
-        device::run_on(&self.device.name.clone(), OnRanks { verb: self, ranks })
+        device::run_on(&ranks.device(&self.device.name)?, OnRanks { verb: self, ranks })
     }
 }
 
@@ -173,7 +173,7 @@ impl RunArgs {
                 let mut set = self.change.set.clone();
                 set.extend(seed.map(|s| format!("train.seed={s}")));
                 let plan = plan(device, path, &set, self.memory.limit, warnings)?;
-                planned.push(PlannedRun { recipe, plan: ranks.share(plan, &self.device.name)? });
+                planned.push(PlannedRun { recipe, plan: ranks.share(plan)? });
                 warnings = Warnings::Hidden;
             }
         }

@@ -2,7 +2,7 @@
 
 mod processes;
 
-use crate::args::{DeviceArg, JsonArg, MemoryArg, RecipeArgs, RepetitionArgs, RunsFolderArg, heading};
+use crate::args::{JsonArg, MemoryArg, RecipeArgs, RepetitionArgs, RunsFolderArg, heading};
 use crate::commands::report::{check_page, page_failure};
 use crate::console::{self, catch_signals};
 use crate::recipes::here;
@@ -58,8 +58,12 @@ pub struct SweepArgs {
     report: Option<PathBuf>,
     #[command(flatten)]
     output: JsonArg,
-    #[command(flatten)]
-    device: DeviceArg,
+    /// The device, as for `run`; or several, separated by commas, over which the runs of `--jobs` are spread.
+    #[arg(
+        long = "device", value_delimiter = ',', default_value = "cpu", value_name = "DEVICES",
+        help_heading = heading::GENERAL, display_order = 900
+    )]
+    devices: Vec<String>,
 }
 
 /// A combination of values: its `--set` changes, name and hash of the resulting recipe, and its seeds.
@@ -110,7 +114,15 @@ impl SweepArgs {
     /// Trains every unfinished combination, and prints the results of all of them.
     pub fn execute(self) -> Result<ExitCode, Failure> {
         training::prepare();
-        device::check(&self.device.name)?;
+        self.devices.iter().try_for_each(|name| device::check(name))?;
+        let (devices, jobs) = (self.devices.len(), self.jobs.get());
+        if devices > jobs {
+            let message = format!(
+                "error: --device names {devices} devices, but --jobs {jobs} trains no more than {jobs} at a time; use --jobs \
+                 {devices}"
+            );
+            return Err(Failure::new(2, message));
+        }
         self.report.iter().try_for_each(|page| check_page("--report", page))?;
         // All recipes are checked before the first is trained: an error in the last must not appear hours
         // later.
@@ -297,7 +309,7 @@ impl Stages {
         let launcher = Launcher {
             recipe: &checked.recipe,
             out: &args.out.path,
-            device: &args.device.name,
+            devices: &args.devices,
             force: args.repetition.force,
             memory: args.memory.limit,
         };

@@ -37,7 +37,8 @@ const STOP: &str = "--stop-at-end-of-stdin";
 pub struct Launcher<'a> {
     pub recipe: &'a Path,
     pub out: &'a Path,
-    pub device: &'a str,
+    /// Those over which parallel runs are spread, at least one.
+    pub devices: &'a [String],
     pub force: bool,
     pub memory: Option<u64>,
 }
@@ -53,7 +54,8 @@ impl Launcher<'_> {
         // A run that is alone shows its own progress.
         let task = if parallel == 1 { Task::default() } else { progress::task("runs", jobs.len() as u64) };
         let failed = Mutex::new(Vec::new());
-        let worker = || {
+        let worker = &|index: usize| {
+            let device = &self.devices[index % self.devices.len()];
             loop {
                 let number = next.fetch_add(1, Ordering::SeqCst) + 1;
                 let Some(job) = jobs.get(number - 1).filter(|_| !console::stop_asked()) else { return };
@@ -64,7 +66,10 @@ impl Launcher<'_> {
                 pauc::distributed::Launcher::variables().iter().for_each(|name| {
                     command.env_remove(name);
                 });
-                command.args(self.arguments(job, threads)).stdin(Stdio::piped()).stdout(Stdio::null());
+                command
+                    .args(self.arguments(job, threads, device))
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::null());
                 // Concurrent runs would mix their output; each writes its own log.txt.
                 command.stderr(if parallel == 1 { Stdio::inherit() } else { Stdio::piped() });
                 let error = match start(&mut command) {
@@ -85,30 +90,35 @@ impl Launcher<'_> {
             }
         };
         std::thread::scope(|scope| {
-            for _ in 1..parallel {
-                if let Err(e) = std::thread::Builder::new().spawn_scoped(scope, worker) {
+            for index in 1..parallel {
+                let work = move || worker(index);
+                if let Err(e) = std::thread::Builder::new().spawn_scoped(scope, work) {
                     errln!("warning: cannot start a thread, so fewer runs train in parallel: {e}");
                     break;
                 }
             }
-            worker();
+            worker(0);
         });
         Ok(failed.into_inner().unwrap_or_else(|e| e.into_inner()))
     }
 
     /// Returns the arguments that start or resume a run.
-    fn arguments(&self, job: &Job, threads: usize) -> Vec<OsString> {
+    fn arguments(&self, job: &Job, threads: usize, device: &str) -> Vec<OsString> {
         let memory =
             self.memory.map(|bytes| ["--memory".into(), bytes.to_string().into()]).into_iter().flatten();
         let mut all: Vec<OsString> = vec!["--threads".into(), threads.to_string().into()];
         if !self.force && job.dir.path().join("run.json").exists() {
             all.extend(["resume".into(), job.dir.path().into(), STOP.into()]);
+            // A run continues on its own device, unless runs are spread over several.
+            if self.devices.len() > 1 {
+                all.extend(["--device".into(), device.into()]);
+            }
             all.extend(memory);
             return all;
         }
         all.extend(["run".into(), self.recipe.into(), STOP.into()]);
         all.extend(["--seeds".into(), job.seed.to_string().into()]);
-        all.extend(["--out".into(), self.out.into(), "--device".into(), self.device.into()]);
+        all.extend(["--out".into(), self.out.into(), "--device".into(), device.into()]);
         all.extend(job.set.iter().flat_map(|s| ["--set".into(), OsString::from(s)]));
         all.extend(memory);
         all.extend(self.force.then(|| "--force".into()));
