@@ -175,7 +175,10 @@ fn a_run_that_fails_does_not_stop_the_others() {
     let place = Place::new(
         r#"Sweep(recipe: "recipe.ron", over: [(path: "optimizer.lr", values: [1e30, 0.01, 0.02])], set: ["optimizer=Sgd(lr: 1.0)"])"#,
     );
-    let done = place.sweep(&["--jobs", "2"]);
+    let refused = place.sweep(&["--device", "cpu,cpu,cpu", "--jobs", "2"]);
+    let says = "error: --device names 3 devices, but --jobs 2 trains no more than 2 at a time; use --jobs 3";
+    assert!(refused.code == 2 && refused.stderr.contains(says), "{}", refused.stderr);
+    let done = place.sweep(&["--jobs", "2", "--device", "cpu,cpu"]);
     assert_eq!(done.code, 1, "{}", done.stderr);
     for text in [
         "1 of 3 runs failed",

@@ -45,22 +45,36 @@ pub fn check(name: &str) -> Result<(), Failure> {
     }
 }
 
-/// Returns the device of one of several ranks of this machine, and how many devices they have. With `cuda`, each rank has a
-/// GPU of its own, as far as there are enough.
-pub fn of_rank(name: &str, local_rank: usize) -> (String, usize) {
+/// Returns the device of one of several ranks of this machine. With `cuda`, each has a GPU of its own, as far as there are
+/// enough.
+pub fn of_rank(name: &str, local_rank: usize) -> String {
     if name != "cuda" {
-        return (name.into(), 1);
+        return name.into();
     }
     let count = cuda::list().usable.len().max(1);
-    (format!("cuda:{}", local_rank % count), count)
+    format!("cuda:{}", local_rank % count)
 }
 
-/// Returns the model of a device, on which the rounding of results depends.
-pub fn model(name: &str) -> Result<String, Failure> {
+/// What distinguishes a device from others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The model, on which the rounding of results depends.
+    pub model: String,
+    /// A number that no other GPU has; empty for a CPU.
+    pub unique: Vec<u8>,
+}
+
+/// Returns the identity of the named device.
+pub fn identity(name: &str) -> Result<Identity, Failure> {
     match parse(name)? {
-        Name::Cpu => Ok("cpu".into()),
-        Name::Cuda(number) => cuda::model(number),
+        Name::Cpu => Ok(Identity { model: "cpu".into(), unique: Vec::new() }),
+        Name::Cuda(number) => cuda::identity(number),
     }
+}
+
+/// Warns that the GPUs of several ranks cannot exchange numbers directly, if they cannot.
+pub fn warn_of_missing_transfers() {
+    cuda::warn_of_missing_transfers();
 }
 
 /// A CUDA device, as `devices` prints it.
@@ -86,9 +100,9 @@ pub fn cuda_devices() -> CudaDevices {
 
 #[cfg(feature = "cuda")]
 mod cuda {
-    use super::{CudaDevice, CudaDevices, DeviceJob};
+    use super::{CudaDevice, CudaDevices, DeviceJob, Identity};
     use crate::Failure;
-    use pauc::cuda::{Gpu, Unavailable, gpus, open};
+    use pauc::cuda::{Context, Gpu, Unavailable, gpus, open, unique_number};
     use std::process::ExitCode;
 
     fn failure(e: Unavailable) -> Failure {
@@ -103,10 +117,23 @@ mod cuda {
         open(number).map(|_| ()).map_err(failure)
     }
 
-    pub fn model(number: usize) -> Result<String, Failure> {
-        let found = gpus().map_err(failure)?.into_iter().find(|gpu| gpu.number == number);
-        // Opening the device says better what is wrong.
-        found.map_or_else(|| check(number).map(|()| String::new()), |gpu| Ok(gpu.name))
+    pub fn warn_of_missing_transfers() {
+        let nccl = &pauc::cuda::library::NCCL;
+        if let Some(problem) = nccl.problem() {
+            errln!(
+                "warning: {} is missing ({problem}), so gradients pass through the memory of the host: {}",
+                nccl.name,
+                nccl.remedy
+            );
+        }
+    }
+
+    pub fn identity(number: usize) -> Result<Identity, Failure> {
+        let device = open(number).map_err(failure)?;
+        let unique = Context::of(&device).and_then(|on| unique_number(&on));
+        let unique = unique.map_err(|error| failure(Unavailable::Device { number, error }))?;
+        let gpu = gpus().map_err(failure)?.into_iter().find(|gpu| gpu.number == number);
+        Ok(Identity { model: gpu.map(|gpu| gpu.name).unwrap_or_default(), unique: unique.to_vec() })
     }
 
     pub fn list() -> CudaDevices {
@@ -131,7 +158,7 @@ mod cuda {
 
 #[cfg(not(feature = "cuda"))]
 mod cuda {
-    use super::{CudaDevices, DeviceJob};
+    use super::{CudaDevices, DeviceJob, Identity};
     use crate::Failure;
     use std::process::ExitCode;
 
@@ -146,8 +173,10 @@ mod cuda {
         Err(Failure::new(1, format!("error: no CUDA: {WHY}, or use `--device cpu`")))
     }
 
-    pub fn model(_: usize) -> Result<String, Failure> {
-        check(0).map(|()| String::new())
+    pub fn warn_of_missing_transfers() {}
+
+    pub fn identity(_: usize) -> Result<Identity, Failure> {
+        check(0).map(|()| Identity::default())
     }
 
     pub fn list() -> CudaDevices {
@@ -161,11 +190,11 @@ mod tests {
 
     #[test]
     fn only_ranks_without_a_number_have_devices_of_their_own() {
-        assert_eq!(of_rank("cpu", 3), ("cpu".into(), 1));
-        assert_eq!(of_rank("cuda:2", 3), ("cuda:2".into(), 1));
-        let (name, count) = of_rank("cuda", 5);
-        assert_eq!(name, format!("cuda:{}", 5 % count));
-        assert_eq!(model("cpu").unwrap(), "cpu");
+        assert_eq!((of_rank("cpu", 3), of_rank("cuda:2", 3)), ("cpu".into(), "cuda:2".into()));
+        let count = cuda_devices().usable.len().max(1);
+        assert_eq!(of_rank("cuda", 5), format!("cuda:{}", 5 % count));
+        let cpu = identity("cpu").unwrap();
+        assert_eq!((&*cpu.model, cpu.unique.len()), ("cpu", 0));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The ranks of a command that a launcher such as `mpirun` has started several times.
 
 use crate::args::Command;
-use crate::{Failure, console, device};
+use crate::device::{self, Identity};
+use crate::{Failure, console};
 use pauc::distributed::{Alone, Communicator, Disagreement, Launcher, LauncherError, Mpi, agree};
 use pauc::train::plan::Plan;
 use pauc::train::saved_run::SavedRun;
@@ -77,10 +78,10 @@ enum Phase {
 pub struct Ranks {
     mpi: Option<Arc<Mpi>>,
     phase: Cell<Phase>,
-    /// The number of this rank among those of its machine, and how many there are.
-    local: (usize, usize),
-    /// The model of this rank's device.
-    model: RefCell<String>,
+    /// The number of this rank among those of its machine.
+    local_rank: usize,
+    /// This rank's device.
+    device: RefCell<Identity>,
 }
 
 /// A verb and the ranks that it works on.
@@ -200,9 +201,13 @@ pub fn execute(
                 let message = named(&name_of(launcher.rank), &format!("error: {e}"));
                 Failure::new(1, if prints { message } else { String::new() })
             })?;
-            let local = (launcher.local_rank.unwrap_or(launcher.rank), launcher.local_size.unwrap_or(1));
-            let (phase, model) = (Cell::new(Phase::Starting), RefCell::new("cpu".into()));
-            Ranks { mpi: Some(Arc::new(mpi)), phase, local, model }.execute(command, execute)
+            let ranks = Ranks {
+                mpi: Some(Arc::new(mpi)),
+                phase: Cell::new(Phase::Starting),
+                local_rank: launcher.local_rank.unwrap_or(launcher.rank),
+                device: RefCell::default(),
+            };
+            ranks.execute(command, execute)
         }
     }
 }
@@ -220,7 +225,7 @@ fn name_of(rank: usize) -> String {
 
 impl Ranks {
     fn alone() -> Self {
-        Ranks { mpi: None, phase: Cell::new(Phase::Working), local: (0, 1), model: RefCell::default() }
+        Ranks { mpi: None, phase: Cell::new(Phase::Working), local_rank: 0, device: RefCell::default() }
     }
 
     /// Returns what connects the ranks.
@@ -249,12 +254,8 @@ impl Ranks {
         if !self.are_several() {
             return Ok(name.into());
         }
-        let (own, count) = device::of_rank(name, self.local.0);
-        self.model.replace(device::model(&own)?);
-        if own.starts_with("cuda") && self.local.1 > count {
-            let gpus = if count == 1 { "a GPU".into() } else { format!("{count} GPUs") };
-            errln!("warning: the {} ranks of this machine share {gpus}", self.local.1);
-        }
+        let own = device::of_rank(name, self.local_rank);
+        self.device.replace(device::identity(&own)?);
         Ok(own)
     }
 
@@ -374,7 +375,11 @@ impl Ranks {
     /// # Errors
     /// If a rank has failed, or something differs.
     pub fn compare<'p>(&self, plans: impl IntoIterator<Item = &'p Plan>) -> Result<(), Failure> {
-        self.begin(|| plans.into_iter().flat_map(facts_of_run).collect())
+        self.begin(|| plans.into_iter().flat_map(facts_of_run).collect())?;
+        if !self.device.borrow().unique.is_empty() {
+            device::warn_of_missing_transfers();
+        }
+        Ok(())
     }
 
     /// Lets the ranks work together on a run that was opened again, after they have compared it.
@@ -394,13 +399,25 @@ impl Ranks {
     fn begin(&self, facts: impl FnOnce() -> Vec<Fact>) -> Result<(), Failure> {
         if self.are_several() {
             self.make_known(None)?;
-            let device = Fact {
-                name: "device",
-                value: self.model.borrow().clone(),
-                remedy: "devices of different models round differently; use equal ones, or `--device cpu`",
-            };
+            let Identity { model, unique } = self.device.borrow().clone();
+            let remedy = "devices of different models round differently; use equal ones, or `--device cpu`";
+            let device = Fact { name: "device", value: model, remedy };
             self.agree(std::iter::once(device).chain(facts()).collect())?;
+            self.warn_of_shared_gpus(&unique)?;
             self.phase.set(Phase::Working);
+        }
+        Ok(())
+    }
+
+    /// Warns if two ranks have the same GPU.
+    fn warn_of_shared_gpus(&self, own: &[u8]) -> Result<(), Failure> {
+        let mut all = self.communicator().all_gather_messages(own).map_err(communication)?;
+        let ranks = all.len();
+        all.sort();
+        all.dedup();
+        if !own.is_empty() && all.len() < ranks {
+            let gpus = if all.len() == 1 { "one GPU".into() } else { format!("{} GPUs", all.len()) };
+            errln!("warning: {ranks} ranks share {gpus}, and gradients pass through the memory of the host");
         }
         Ok(())
     }

@@ -259,6 +259,10 @@ Result cuDeviceGetName(char *name, int len, int device) {
     snprintf(name, len, "emulated");
     return SUCCESS;
 }
+Result cuDeviceGetUuid(unsigned char *uuid, int device) {
+    memset(uuid, device, 16);
+    return SUCCESS;
+}
 Result cuDeviceTotalMem_v2(size_t *bytes, int device) {
     *bytes = (size_t)1 << 30;
     return SUCCESS;

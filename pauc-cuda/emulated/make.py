@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""make.py OUT: builds the emulated GPU in the folder OUT: four shared libraries with the names of NVIDIA's.
+"""make.py OUT: builds the emulated GPU in the folder OUT: five shared libraries with the names of NVIDIA's.
 
 See README.md beside this file. Needs gcc, g++ and objcopy, and cargo to find the sources of dfdx.
 """
@@ -15,7 +15,8 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 KERNELS = os.path.abspath(os.path.join(HERE, "..", "src", "kernels"))
 # Libraries and their sources. The driver also contains all kernels.
-LIBRARIES = {"libcublas.so.13": "cublas.c", "libcudnn.so.9": "cudnn.c", "libnvrtc.so.13": "nvrtc.c"}
+LIBRARIES = {"libcublas.so.13": "cublas.c", "libcudnn.so.9": "cudnn.c", "libnvrtc.so.13": "nvrtc.c",
+             "libnccl.so.2": "nccl.c"}
 DRIVER = "libcuda.so.1"
 OWN_FLAGS = ["-O2", "-Wall", "-fPIC"]
 # -w: the warnings are in dfdx's code, and CUDA is not quite C++.

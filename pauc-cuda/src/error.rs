@@ -28,6 +28,14 @@ pub enum Error {
         /// The compiler's message.
         message: String,
     },
+    /// NCCL reported an error.
+    #[error("NCCL: {operation}: {message}")]
+    Peers {
+        /// What was to be done.
+        operation: &'static str,
+        /// NCCL's message.
+        message: String,
+    },
     /// A library cannot be loaded.
     #[error("{name} is missing ({problem}): {remedy}")]
     Missing {

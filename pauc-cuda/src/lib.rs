@@ -19,6 +19,7 @@
 //! | `transformer` | layer normalization, attention heads and their softmax, GELU, tokens |
 //! | `softmax`, `split_f16` | cross-entropy against large banks, one tile at a time; its products on tensor cores |
 //! | `distance`, `neighbors`, `regression` | nearest centroids; nearest neighbors and softmax regression for probes |
+//! | `nccl` | transfers between the GPUs of several processes |
 //! | `events` | timing of the device's work |
 //!
 //! Like `pauc-kernels` for the CPU, this crate knows neither recipes nor components, and keeps `unsafe` to
@@ -44,6 +45,7 @@ pub mod library;
 pub mod matmul;
 pub mod memory;
 pub mod multi_tensor;
+pub mod nccl;
 pub mod neighbors;
 pub mod norm;
 pub mod pooling;
@@ -64,4 +66,4 @@ pub(crate) use error::same_length;
 pub use error::{Error, Result};
 pub use memory::{Buffer, View, ViewMut};
 pub use pauc_kernels::precision::Precision;
-pub use probe::{Gpu, Unavailable, gpus, open};
+pub use probe::{Gpu, Unavailable, gpus, open, unique_number};

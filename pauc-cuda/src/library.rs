@@ -64,6 +64,7 @@ mod files {
     pub const CUBLAS: &[&str] = &["libcublas.so.13", "libcublas.so.12", "libcublas.so.11", "libcublas.so"];
     pub const NVRTC: &[&str] = &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"];
     pub const CUDNN: &[&str] = &["libcudnn.so.9", "libcudnn.so.8", "libcudnn.so"];
+    pub const NCCL: &[&str] = &["libnccl.so.2", "libnccl.so"];
 }
 
 #[cfg(windows)]
@@ -72,6 +73,7 @@ mod files {
     pub const CUBLAS: &[&str] = &["cublas64_13.dll", "cublas64_12.dll", "cublas64_11.dll"];
     pub const NVRTC: &[&str] = &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll", "nvrtc64_112_0.dll"];
     pub const CUDNN: &[&str] = &["cudnn64_9.dll", "cudnn64_8.dll"];
+    pub const NCCL: &[&str] = &["nccl.dll"];
 }
 
 /// libcuda, a part of NVIDIA's driver.
@@ -85,6 +87,9 @@ pub static NVRTC: Library =
 /// Convolutions.
 pub static CUDNN: Library =
     Library::new("cuDNN", files::CUDNN, "install cuDNN 8 or 9 or the Python package nvidia-cudnn");
+/// Transfers from GPU to GPU.
+pub static NCCL: Library =
+    Library::new("NCCL", files::NCCL, "install NCCL 2.7 or later, or the Python package nvidia-nccl-cu13");
 
 #[cfg(test)]
 mod tests {

@@ -217,6 +217,13 @@ impl<'a> ViewMut<'a> {
         let View { address, len, .. } = self.as_view().part(from, len);
         ViewMut { address, len, owner: PhantomData }
     }
+
+    /// Divides the elements before and from `at` on.
+    pub(crate) fn split_at(self, at: usize) -> (ViewMut<'a>, ViewMut<'a>) {
+        let [first, rest] = [self.as_view().part(0, at), self.as_view().part(at, self.len)];
+        let of = |View { address, len, .. }: View<'_>| ViewMut { address, len, owner: PhantomData };
+        (of(first), of(rest))
+    }
 }
 
 impl ViewMut<'_> {

@@ -2,7 +2,7 @@
 //! if there is no GPU.
 
 use crate::library::{self, Library};
-use crate::{Error, shims};
+use crate::{Context, Error, shims};
 use cudarc::driver::result::device;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use dfdx::prelude::{Cache, Cuda};
@@ -98,6 +98,18 @@ fn describe(number: usize) -> Result<Gpu, Error> {
     Ok(Gpu { number, name, memory, capability })
 }
 
+/// Returns a number that no other GPU has, on any machine.
+///
+/// # Errors
+/// If the driver fails.
+pub fn unique_number(on: &Context) -> Result<[u8; 16], Error> {
+    let device = device::get(on.device().ordinal() as i32)?;
+    let mut uuid = sys::CUuuid { bytes: [0; 16] };
+    // SAFETY: the driver writes 16 bytes.
+    unsafe { sys::cuDeviceGetUuid(&mut uuid, device).result()? };
+    Ok(uuid.bytes.map(|byte| byte as u8))
+}
+
 /// Opens dfdx's device of that number, with its cache of buffers enabled.
 ///
 /// # Errors
@@ -110,6 +122,6 @@ pub fn open(number: usize) -> Result<Cuda, Unavailable> {
     let fail = |error: Error| Unavailable::Device { number, error };
     let device = Cuda::try_build(number, 0).map_err(|e| fail(e.into()))?;
     device.try_enable_cache().map_err(|e| fail(e.into()))?;
-    crate::Context::of(&device).and_then(|c| c.keep_memory()).map_err(fail)?;
+    Context::of(&device).and_then(|c| c.keep_memory()).map_err(fail)?;
     Ok(device)
 }

@@ -7,15 +7,17 @@
 //! | `schedule` | their passes as operations on slots of memory |
 //! | `workspace` | the memory, and the kernels of the operations |
 //! | `transformer` | the vision transformer |
+//! | `peers` | transfers between the GPUs of several ranks |
 //! | `perceptron` | linear layers with batch normalization and ReLU: heads, and the perceptron on pixels |
 
 mod convolutional;
+mod peers;
 mod perceptron;
 mod schedule;
 mod transformer;
 mod workspace;
 
-use crate::device::{Moving, NetworkDevice, normalised};
+use crate::device::{GatherMessages, Moving, NetworkDevice, normalised};
 use crate::encoders::Convolutions;
 use crate::encoders::blueprint::Blueprint;
 use crate::encoders_plain::Transformer;
@@ -23,6 +25,7 @@ use crate::heads::{Head, HeadConfig, Identity, blocks};
 use dfdx::prelude::{Cuda, Synchronize};
 use pauc_cuda::events::Events;
 use pauc_cuda::matmul::MatrixRef;
+use pauc_cuda::nccl::Peers;
 use pauc_cuda::{Buffer, Context, Precision, ViewMut, elementwise, matmul, multi_tensor, tensor, upload};
 use pauc_kernels::optim::{AdamW, Sgd};
 use pauc_traits::cuda::OnDevice;
@@ -87,6 +90,15 @@ impl NetworkDevice for Cuda {
     const DETERMINISTIC_REDUCTIONS: bool = false;
     const HAS_OWN_MEMORY: bool = true;
     const NORMALIZES_IMAGES: bool = true;
+    type Peers = Peers;
+
+    fn connect(&self, rank: usize, gather: &GatherMessages<'_>) -> Result<Option<Peers>> {
+        peers::connect(self, rank, gather)
+    }
+
+    fn sum_over_peers(&self, peers: &Peers, buffers: &mut [Buffer]) -> Result<()> {
+        peers.sum(buffers).on_device()
+    }
 
     fn images(
         &self,

@@ -12,12 +12,16 @@ use pauc_traits::encoder::{BuildOptions, DeviceOptions, Images};
 use pauc_traits::ops::Matrix;
 use pauc_traits::trace::TraceClock;
 use pauc_traits::{Compute, Encoder, Error, ImageShape, Param, Pixels, Result, ops};
+use std::convert::Infallible;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Instant;
 
 /// A parameter in an optimizer step: its values, its gradient, and the optimizer's buffers.
 pub type Moving<'a, B, const N: usize> = (&'a mut B, &'a B, [&'a mut B; N]);
+
+/// A function that gathers messages of all ranks.
+pub type GatherMessages<'a> = dyn Fn(&[u8]) -> Result<Vec<Vec<u8>>> + 'a;
 
 /// As [`NetworkDevice::images`], with normalization on the host.
 pub(crate) fn normalised<D: Compute>(
@@ -40,6 +44,24 @@ pub trait NetworkDevice: Compute {
     fn clock(&self) -> Option<Rc<dyn TraceClock>> {
         None
     }
+
+    /// Direct connections to the devices of the other ranks.
+    type Peers: std::fmt::Debug;
+
+    /// Connects the devices of all ranks, or of none. By default, there are no direct connections, and numbers pass through
+    /// the memory of the host. `gather` returns the messages of all ranks, in their order, given that of this `rank`.
+    ///
+    /// # Errors
+    /// Those of `gather`, or if the device fails.
+    fn connect(&self, _rank: usize, _gather: &GatherMessages<'_>) -> Result<Option<Self::Peers>> {
+        Ok(None)
+    }
+
+    /// Sums buffers over all ranks in a binary tree over the ranks, with the bits of a sum on the host.
+    ///
+    /// # Errors
+    /// If the device or another rank fails.
+    fn sum_over_peers(&self, peers: &Self::Peers, buffers: &mut [Self::Buffer]) -> Result<()>;
 
     /// Whether the device has its own memory, where matrices that change little between steps are kept.
     const HAS_OWN_MEMORY: bool;
@@ -211,6 +233,11 @@ impl NetworkDevice for Cpu {
     const DETERMINISTIC_REDUCTIONS: bool = true;
     const HAS_OWN_MEMORY: bool = false;
     const NORMALIZES_IMAGES: bool = false;
+    type Peers = Infallible;
+
+    fn sum_over_peers(&self, peers: &Infallible, _: &mut [Vec<f32>]) -> Result<()> {
+        match *peers {}
+    }
 
     fn product_rate(&self, _: Precision) -> Result<f64> {
         let n = 1024;

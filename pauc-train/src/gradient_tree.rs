@@ -10,6 +10,7 @@
 //! Any aligned block of 2ⁱ shards is a subtree, so a rank that computes such a block can sum it alone.
 
 use pauc_distributed::{Communicator, bytes_of, bytes_of_mut};
+use pauc_models::device::NetworkDevice;
 use pauc_traits::param::clear_gradients;
 use pauc_traits::{Compute, Param, Result};
 
@@ -17,22 +18,24 @@ use pauc_traits::{Compute, Param, Result};
 type Gradients<D> = Vec<<D as Compute>::Buffer>;
 
 /// Sums the gradients of shards as they are completed. It holds at most log₂(shards) + 1 gradients.
-pub(crate) struct GradientTree<D: Compute> {
+pub(crate) struct GradientTree<D: NetworkDevice> {
     /// The gradients from before the first shard: those of earlier batches of the same step.
     before: Option<Gradients<D>>,
     /// Entry i is the sum of the last 2ⁱ shards, if the number of shards taken has bit i.
     subtrees: Vec<Option<Gradients<D>>>,
     /// Memory for reuse.
     spare: Vec<Gradients<D>>,
+    /// The connections between the devices of the ranks, once they were tried; `None` if there are none.
+    peers: Option<Option<D::Peers>>,
 }
 
-impl<D: Compute> Default for GradientTree<D> {
+impl<D: NetworkDevice> Default for GradientTree<D> {
     fn default() -> Self {
-        GradientTree { before: None, subtrees: Vec::new(), spare: Vec::new() }
+        GradientTree { before: None, subtrees: Vec::new(), spare: Vec::new(), peers: None }
     }
 }
 
-impl<D: Compute> GradientTree<D> {
+impl<D: NetworkDevice> GradientTree<D> {
     /// Sets the present gradients of the parameters aside and clears them for the first shard. `is_first`: whether they
     /// are zero, because this is the first batch of the step.
     ///
@@ -81,7 +84,14 @@ impl<D: Compute> GradientTree<D> {
             self.spare.push(std::mem::replace(&mut sum, earlier));
         }
         if ranks.size() > 1 {
-            sum_over_ranks(device, &mut sum, ranks)?;
+            if self.peers.is_none() {
+                let gather = |own: &[u8]| Ok(ranks.all_gather_messages(own)?);
+                self.peers = Some(device.connect(ranks.rank(), &gather)?);
+            }
+            match &self.peers {
+                Some(Some(peers)) => device.sum_over_peers(peers, &mut sum)?,
+                _ => sum_over_ranks(device, &mut sum, ranks)?,
+            }
         }
         if let Some(mut before) = self.before.take() {
             add(device, &mut before, &sum)?;

@@ -81,21 +81,31 @@ fn a_deterministic_run_repeats_and_resumes_bit_by_bit() {
 /// The number of GPUs that the emulator shows.
 const TWO: [(&str, &str); 1] = [("PAUC_EMULATED_DEVICES", "2")];
 
+fn is_emulated() -> bool {
+    pauc::cuda::gpus().unwrap()[0].name == "emulated"
+}
+
 #[test]
 fn ranks_train_on_a_gpu_each_to_the_bits_of_one_process() {
     let launchers = Launcher::all("ranks_train_on_a_gpu_each_to_the_bits_of_one_process");
     let Some(launcher) = launchers.first() else { return };
     let set = ["--set", "train.shards=4", "--set", "train.cuda=(deterministic: true)"];
     let (alone, expected) = run(&recipe("pauc"), "cuda:0", &set);
+    let aside = tempfile::tempdir().unwrap();
     let last = |dir: &Path| std::fs::read(dir.join("checkpoints/last.safetensors")).unwrap();
     for (ranks, then) in [(2, 4), (4, 1)] {
         let out = tempfile::tempdir().unwrap();
         let args =
             arguments(&recipe("pauc"), "cuda", &[&set[..], &["--max-steps", "4"]].concat(), out.path());
-        let begun = output(on(launcher, ranks, args).envs(TWO));
+        // Ranks that have a GPU each send their gradients from GPU to GPU.
+        let connected = aside.path().join(format!("connected{ranks}"));
+        let begun = output(on(launcher, ranks, args).envs(TWO).env("PAUC_EMULATED_NCCL_LOG", &connected));
         assert_eq!(begun.code, 0, "{}", begun.stderr);
-        let shares = begun.stderr.contains("warning: the 4 ranks of this machine share ");
+        let shares = begun.stderr.contains("warning: 4 ranks share ");
         assert!(shares || ranks == 2, "{}", begun.stderr);
+        let connected = std::fs::read_to_string(connected).unwrap_or_default();
+        assert!(ranks > 2 || !is_emulated() || connected.lines().count() == 2, "{connected}");
+        assert!(ranks == 2 || connected.is_empty(), "ranks that share a GPU: {connected}");
         let folder = common::only_run(out.path());
         assert_eq!(losses(&folder), expected[..4]);
         let resumed = output(on(launcher, then, ["resume", folder.to_str().unwrap()]).envs(TWO));
@@ -103,10 +113,16 @@ fn ranks_train_on_a_gpu_each_to_the_bits_of_one_process() {
         assert_eq!(losses(&folder), expected);
         assert!(last(&folder) == last(&common::only_run(alone.path())), "{ranks} ranks: checkpoints differ");
     }
-    // Embedding, too, is shared.
-    let run = common::only_run(alone.path());
+}
+
+#[test]
+fn ranks_embed_on_a_gpu_each() {
+    let launchers = Launcher::all("ranks_embed_on_a_gpu_each");
+    let Some(launcher) = launchers.first() else { return };
+    let (runs, _) = run(&recipe("pauc"), "cuda:0", &[]);
+    let (run, aside) = (common::only_run(runs.path()), tempfile::tempdir().unwrap());
     let embed = |name: &str, device| {
-        let file = alone.path().join(name).to_str().unwrap().to_string();
+        let file = aside.path().join(name).to_str().unwrap().to_string();
         let args = ["embed", run.to_str().unwrap(), "--out", &file, "--device", device].map(String::from);
         (file, args)
     };
@@ -116,7 +132,10 @@ fn ranks_train_on_a_gpu_each_to_the_bits_of_one_process() {
     let embedded = output(on(launcher, 2, args_of_ranks).envs(TWO));
     assert_eq!(embedded.code, 0, "{}", embedded.stderr);
     assert!(std::fs::read(whole).unwrap() == std::fs::read(shared).unwrap(), "embeddings differ");
+}
 
+#[test]
+fn statistics_of_all_shards_are_refused_on_a_gpu() {
     let refused = ["--set", "train.shards=4", "--set", "train.batch_norm=Synced"];
     let out = tempfile::tempdir().unwrap();
     let output = common::pauc(arguments(&recipe("pauc"), "cuda:0", &refused, out.path()));

@@ -13,6 +13,7 @@ forward! { DRIVER: CUresult, CUresult::CUDA_SUCCESS, CUresult::CUDA_ERROR_NOT_IN
     fn cuDeviceGetCount(count: *mut c_int);
     fn cuDeviceGetDefaultMemPool(pool_out: *mut CUmemoryPool, dev: CUdevice);
     fn cuDeviceGetName(name: *mut c_char, len: c_int, dev: CUdevice);
+    fn cuDeviceGetUuid(uuid: *mut CUuuid, dev: CUdevice);
     fn cuDevicePrimaryCtxRelease_v2(dev: CUdevice);
     fn cuDevicePrimaryCtxRetain(pctx: *mut CUcontext, dev: CUdevice);
     fn cuDeviceTotalMem_v2(bytes: *mut usize, dev: CUdevice);
