@@ -338,7 +338,11 @@ fn arms_are_compared_over_seeds() {
     assert!(folders[0].starts_with("cold-") && folders[1].starts_with("warm-"), "{folders:?}");
 
     let page = place.at("page.html");
-    let table = json(&place.sweep(&["--json", "--report", &page]));
+    let charts = place.at("charts");
+    let table = json(&place.sweep(&["--json", "--report", &page, "--figures", &charts]));
+    let metric = std::fs::read_to_string(Path::new(&charts).join("metric-knn-cos-k5-t0-07.svg")).unwrap();
+    assert!(metric.contains("<title>knn/cos/k5/t0.07</title>") && metric.contains("background"), "{metric}");
+    assert!(Path::new(&charts).join("difference-knn-cos-k5-t0-07-that-of-cold.svg").is_file());
     let page = std::fs::read_to_string(page).unwrap().replace("&#x2f;", "/");
     for text in ["Best: by knn/cos/k5/t0.07/heldout (largest, on training images).", "Differences from cold"]
     {

@@ -89,6 +89,17 @@ pub fn write_study(study: &Study, path: &Path) -> Result<PathBuf> {
     write(path, &study::render(study)?)
 }
 
+/// Writes every chart of a sweep's page to its own file in a folder, and returns the paths.
+///
+/// # Errors
+/// [`Error::Io`] if a file cannot be written.
+pub fn write_study_figures(study: &Study, folder: &Path) -> Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let file =
+        |(name, svg): (String, String)| write(&folder.join(format!("{name}.svg")), &plot::standalone(&svg));
+    study::charts(study).into_iter().map(file).collect()
+}
+
 /// Writes every figure of the report to its own file, `figures/<name>.svg`, and returns the paths.
 ///
 /// # Errors

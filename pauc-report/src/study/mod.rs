@@ -4,7 +4,10 @@
 
 mod dots;
 mod figures;
+mod files;
 mod map;
+
+pub use files::charts;
 
 use crate::axis::significant;
 use crate::data::ReportData;

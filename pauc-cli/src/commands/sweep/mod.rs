@@ -56,6 +56,9 @@ pub struct SweepArgs {
     /// Also write the .html file of a page with the results: charts, differences, curves and recipes.
     #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
     report: Option<PathBuf>,
+    /// Also write each chart of that page as an .svg file in this folder.
+    #[arg(long, value_name = "FOLDER", help_heading = heading::OUTPUT)]
+    figures: Option<PathBuf>,
     #[command(flatten)]
     output: JsonArg,
     /// The device, as for `run`; or several, separated by commas, over which the runs of `--jobs` are spread.
@@ -145,9 +148,7 @@ impl SweepArgs {
         let comparison = sweep::compare(&checked.sweep, &rows);
         let results = Results { rows, tuned, comparison };
         self.print(&checked, &results, &stages.failed)?;
-        if let Some(page) = &self.report {
-            self.write_page(&checked, &results, page)?;
-        }
+        self.write_files(&checked, &results)?;
         unchosen(&checked, &results.tuned)?;
         if !stages.failed.is_empty() {
             return Err(failed_runs(&stages.failed, stages.runs));
@@ -264,22 +265,35 @@ impl SweepArgs {
         Ok(())
     }
 
-    /// Writes the page of the sweep.
-    fn write_page(&self, checked: &CheckedSweep, results: &Results, page: &Path) -> Result<(), Failure> {
+    /// Writes the page and the charts of the sweep, as far as they are asked for.
+    fn write_files(&self, checked: &CheckedSweep, results: &Results) -> Result<(), Failure> {
+        if self.report.is_none() && self.figures.is_none() {
+            return Ok(());
+        }
         if console::stop_asked() && !results.rows.iter().flat_map(|r| &r.runs).any(Standing::is_finished) {
-            errln!("no run has finished, so the page is not written");
+            errln!("no run has finished, so neither page nor charts are written");
             return Ok(());
         }
         let Results { rows, tuned, comparison } = results;
         let read = sweep::study(&checked.sweep, &checked.text, rows, tuned, comparison.as_ref());
+        let options = [("--report", &self.report), ("--figures", &self.figures)];
+        let given =
+            options.iter().filter_map(|(name, path)| Some(format!(" {name} {}", path.as_ref()?.display())));
         let study = Study {
             name: self.sweep.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
-            command: format!("pauc-cli sweep {} --report {}", self.sweep.display(), page.display()),
+            command: format!("pauc-cli sweep {}{}", self.sweep.display(), given.collect::<String>()),
             ..read.map_err(|e| run_failure(e.into(), &self.out.path))?
         };
-        atomic::remove_leftovers(page);
-        let written = pauc::report::write_study(&study, page).map_err(|e| page_failure(e, page))?;
-        errln!("report: {}", written.display());
+        if let Some(page) = &self.report {
+            atomic::remove_leftovers(page);
+            let written = pauc::report::write_study(&study, page).map_err(|e| page_failure(e, page))?;
+            errln!("report: {}", written.display());
+        }
+        if let Some(folder) = &self.figures {
+            let written = pauc::report::write_study_figures(&study, folder);
+            let written = written.map_err(Failure::of_writing)?;
+            errln!("{} charts: {}", written.len(), folder.display());
+        }
         Ok(())
     }
 }
