@@ -5,7 +5,7 @@
 //! scale and shift, which the layer derives.
 //!
 //! Without `shards` and `micro_batch`, a batch is one part. With either, it is several parts, each normalized by its
-//! own moments, or by those of all shards: [`merge`].
+//! own moments, or by those of all shards (`merge`).
 
 use dfdx::prelude::Cpu;
 use pauc_traits::shards::ShardExchange;
