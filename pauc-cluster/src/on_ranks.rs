@@ -15,8 +15,10 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// The most sums that the ranks pass on at once, all of them together: 4 MiB.
+/// The most sums in a block that ranks pass on: 4 MiB.
 const PASSED: usize = 1 << 19;
+/// The number of blocks for each rank: with few, ranks wait for each other; with many, messages are short.
+const BLOCKS: usize = 4;
 
 /// Ranks that cluster together. Each fits the same clusterer to its share of the rows; the shares follow each other in
 /// the order of the ranks. The result has the bits of a single process.
@@ -35,6 +37,12 @@ impl ClustersOnDevice for OnRanks<'_> {
 
     fn gather(&self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
         Ok(self.0.all_gather_messages(own)?)
+    }
+
+    fn shift(&self, own: &[u8]) -> Result<Vec<u8>> {
+        let mut from_previous = vec![0; own.len()];
+        self.0.shift(own, &mut from_previous)?;
+        Ok(from_previous)
     }
 }
 
@@ -193,7 +201,7 @@ impl<'a> Rows<'a> {
     /// of this rank to the sum of one cluster, in their order.
     ///
     /// Each rank continues the sums of the rank before it. They pass on a block of clusters at a time, so that all work
-    /// at once.
+    /// at once. Complete blocks travel once more from rank to rank.
     ///
     /// # Shapes
     /// sums (K, D), row-major, the same on all ranks
@@ -201,38 +209,41 @@ impl<'a> Rows<'a> {
     /// # Errors
     /// If another rank has failed.
     pub fn add_up(&self, sums: &mut [f64], add: impl Fn(usize, &mut [f64]) + Sync) -> Result<()> {
-        let cols = self.cols();
+        let (cols, (rank, ranks)) = (self.cols(), self.shared.place());
         let add_to = |first: usize, block: &mut [f64]| {
             let clusters = block.par_chunks_mut(cols).enumerate();
             clusters.for_each(|(c, sum)| add(first + c, sum));
         };
-        let (rank, ranks) = self.shared.place();
-        if ranks == 1 {
+        let Some(device) = self.shared.0 else {
             add_to(0, sums);
             return Ok(());
-        }
-        let clusters_per_block = (PASSED / (ranks * cols)).max(1);
-        let len = clusters_per_block * cols;
-        let (blocks, all) = (sums.len().div_ceil(len), sums.len());
-        let values = |block: usize| block * len..((block + 1) * len).min(all);
-        let mut passed: Vec<Vec<f64>> = Vec::new();
-        for stage in 0..blocks + ranks - 1 {
-            let mut own = Vec::new();
+        };
+        let clusters_per_block = (sums.len() / cols).div_ceil(BLOCKS * ranks).min(PASSED / cols).max(1);
+        let (len, all) = (clusters_per_block * cols, sums.len());
+        let (blocks, values) = (all.div_ceil(len), |block: usize| block * len..((block + 1) * len).min(all));
+        // What a rank sends: a block that the next one continues, then one that is complete.
+        let mut passed = vec![0.0f64; 2 * len];
+        for stage in 0..blocks + 2 * ranks - 1 {
+            let (begun, complete) = passed.split_at_mut(len);
+            if rank == 0 {
+                // The last rank has completed it.
+                complete.copy_from_slice(begun);
+            }
+            if let Some(block) = stage.checked_sub(ranks + rank).filter(|block| *block < blocks) {
+                let values = values(block);
+                sums[values.clone()].copy_from_slice(&complete[..values.len()]);
+            }
             if let Some(block) = stage.checked_sub(rank).filter(|block| *block < blocks) {
-                own = if rank == 0 { sums[values(block)].to_vec() } else { passed.swap_remove(rank - 1) };
-                add_to(block * clusters_per_block, &mut own);
+                let values = values(block);
+                let begun = &mut begun[..values.len()];
+                if rank == 0 {
+                    begun.copy_from_slice(&sums[values]);
+                }
+                add_to(block * clusters_per_block, begun);
             }
-            passed = self.gather_sums(&own)?;
-            if let Some(block) = stage.checked_sub(ranks - 1) {
-                sums[values(block)].copy_from_slice(&passed[ranks - 1]);
-            }
+            passed = joined(&[device.shift(bytes_of(&passed))?]);
         }
         Ok(())
-    }
-
-    fn gather_sums(&self, own: &[f64]) -> Result<Vec<Vec<f64>>> {
-        let Some(device) = self.shared.0 else { return Ok(vec![own.to_vec()]) };
-        Ok(device.gather(bytes_of(own))?.chunks(1).map(joined).collect())
     }
 
     /// Replaces each centroid that has rows by their mean. The rows of centroid c are

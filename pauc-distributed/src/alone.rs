@@ -1,6 +1,6 @@
 //! A single process.
 
-use crate::{Communicator, Result, check_exchange, check_gather, check_root};
+use crate::{Communicator, Result, check_exchange, check_gather, check_root, check_shift};
 
 /// The communicator of a process that trains alone: rank 0 of 1.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,6 +24,12 @@ impl Communicator for Alone {
     fn exchange(&self, to_each: &[u8], from_each: &mut [u8]) -> Result<()> {
         check_exchange(1, to_each.len(), from_each.len())?;
         from_each.copy_from_slice(to_each);
+        Ok(())
+    }
+
+    fn shift(&self, to_next: &[u8], from_previous: &mut [u8]) -> Result<()> {
+        check_shift(to_next.len(), from_previous.len())?;
+        from_previous.copy_from_slice(to_next);
         Ok(())
     }
 

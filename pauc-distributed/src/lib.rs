@@ -66,6 +66,15 @@ pub trait Communicator: Send + Sync + std::fmt::Debug {
     /// If the lengths do not fit, or another rank has failed.
     fn exchange(&self, to_each: &[u8], from_each: &mut [u8]) -> Result<()>;
 
+    /// Sends bytes to the next rank, and receives those of the rank before it. Rank 0 is the next of the last.
+    ///
+    /// # Shapes
+    /// `to_next` and `from_previous`: n bytes, the same n on all ranks
+    ///
+    /// # Errors
+    /// If the lengths do not fit, or another rank has failed.
+    fn shift(&self, to_next: &[u8], from_previous: &mut [u8]) -> Result<()>;
+
     /// Copies the bytes of rank `from` to all ranks.
     ///
     /// # Shapes
@@ -121,6 +130,13 @@ fn check_exchange(size: usize, to_each: usize, from_each: usize) -> Result<()> {
     if fits { Ok(()) } else { Err(CommunicationError::Lengths(message())) }
 }
 
+/// Checks the lengths of [`Communicator::shift`].
+fn check_shift(to_next: usize, from_previous: usize) -> Result<()> {
+    let message =
+        || format!("shift: {to_next} bytes to the next rank, and {from_previous} from the one before");
+    if to_next == from_previous { Ok(()) } else { Err(CommunicationError::Lengths(message())) }
+}
+
 /// Checks the rank that broadcasts.
 fn check_root(size: usize, from: usize) -> Result<()> {
     let message = || format!("broadcast: there is no rank {from} among {size}");
@@ -142,6 +158,9 @@ mod tests {
         let to_each: Vec<u8> = (0..size).flat_map(|to| row(rank, to)).collect();
         comm.exchange(&to_each, &mut all)?;
         assert_eq!(all, (0..size).flat_map(|from| row(from, rank)).collect::<Vec<_>>());
+        let mut shifted = vec![0; n];
+        comm.shift(&row(rank, 3).collect::<Vec<_>>(), &mut shifted)?;
+        assert_eq!(shifted, row((rank + size - 1) % size, 3).collect::<Vec<_>>());
         for from in 0..size {
             let mut bytes: Vec<u8> = row(rank, 5).collect();
             comm.broadcast(&mut bytes, from)?;
@@ -162,6 +181,7 @@ mod tests {
         }
         assert!(check_exchange(3, 6, 6).is_ok() && check_exchange(3, 0, 0).is_ok());
         assert!(check_exchange(3, 7, 7).is_err() && check_exchange(3, 6, 3).is_err());
+        assert!(check_shift(3, 3).is_ok() && check_shift(3, 4).is_err());
         assert!(check_root(2, 1).is_ok() && check_root(2, 2).is_err());
     }
 }

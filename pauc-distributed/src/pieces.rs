@@ -62,6 +62,17 @@ pub fn exchange(
     Ok(())
 }
 
+/// Shifts in pieces of at most `limit` bytes.
+pub fn shift(
+    limit: usize,
+    to_next: &[u8],
+    from_previous: &mut [u8],
+    mut shift: impl FnMut(&[u8], &mut [u8]) -> Result<()>,
+) -> Result<()> {
+    let pieces = to_next.chunks(limit).zip(from_previous.chunks_mut(limit));
+    pieces.into_iter().try_for_each(|(to, from)| shift(to, from))
+}
+
 /// Broadcasts in pieces of at most `limit` bytes.
 pub fn broadcast(
     limit: usize,
@@ -108,6 +119,9 @@ mod tests {
             exchange((self.size(), self.limit), to, from, |to, from| {
                 self.inner.exchange(to, self.count(from))
             })
+        }
+        fn shift(&self, to: &[u8], from: &mut [u8]) -> Result<()> {
+            shift(self.limit, to, from, |to, from| self.inner.shift(to, self.count(from)))
         }
         fn broadcast(&self, bytes: &mut [u8], from: usize) -> Result<()> {
             broadcast(self.limit, bytes, |bytes| self.inner.broadcast(self.count(bytes), from))

@@ -1,7 +1,9 @@
 //! Ranks that are threads of one process.
 
 use crate::error::Call;
-use crate::{CommunicationError, Communicator, Result, check_exchange, check_gather, check_root};
+use crate::{
+    CommunicationError, Communicator, Result, check_exchange, check_gather, check_root, check_shift,
+};
 use std::any::Any;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -229,6 +231,13 @@ impl Communicator for Threads {
             let parts = from_each.chunks_exact_mut(part.max(1));
             parts.zip(bytes).for_each(|(part, bytes)| part.copy_from_slice(&bytes[own.clone()]));
         })
+    }
+
+    fn shift(&self, to_next: &[u8], from_previous: &mut [u8]) -> Result<()> {
+        check_shift(to_next.len(), from_previous.len())?;
+        let operation = Operation { name: "shift", length: to_next.len(), from: None };
+        let previous = (self.rank + self.size() - 1) % self.size();
+        self.group.meet(self.rank, operation, to_next, |bytes| from_previous.copy_from_slice(bytes[previous]))
     }
 
     fn broadcast(&self, bytes: &mut [u8], from: usize) -> Result<()> {

@@ -219,6 +219,11 @@ impl Communicator for Phase {
         self.ranks.exchange(to_each, from_each)
     }
 
+    fn shift(&self, to_next: &[u8], from_previous: &mut [u8]) -> Communicated<()> {
+        self.tell(0)?;
+        self.ranks.shift(to_next, from_previous)
+    }
+
     fn broadcast(&self, bytes: &mut [u8], from: usize) -> Communicated<()> {
         self.tell(0)?;
         self.ranks.broadcast(bytes, from)

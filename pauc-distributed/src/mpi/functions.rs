@@ -23,12 +23,34 @@ pub trait Calls: Send + Sync + std::fmt::Debug {
     fn all_gather(&self, own: &[u8], all: &mut [u8], size: usize) -> Result<()>;
     /// Both have `size` equal parts.
     fn exchange(&self, to_each: &[u8], from_each: &mut [u8], size: usize) -> Result<()>;
+    /// Both have the same length. Sends to the first rank and receives from the second.
+    fn shift(&self, to: &[u8], from: &mut [u8], ranks: (usize, usize)) -> Result<()>;
     fn broadcast(&self, bytes: &mut [u8], from: usize) -> Result<()>;
     fn barrier(&self) -> Result<()>;
     fn abort(&self, code: c_int);
     fn finalize(&self) -> Result<()>;
 }
 
+/// Room for an `MPI_Status`, which has at most 32 bytes in the three ABIs.
+#[repr(align(16))]
+struct Status {
+    _room: [u8; 64],
+}
+
+type SendReceive<H> = unsafe extern "C" fn(
+    *const c_void,
+    c_int,
+    H,
+    c_int,
+    c_int,
+    *mut c_void,
+    c_int,
+    H,
+    c_int,
+    c_int,
+    H,
+    *mut Status,
+) -> c_int;
 type Gather<H> = unsafe extern "C" fn(*const c_void, c_int, H, *mut c_void, c_int, H, H) -> c_int;
 
 /// The functions of a library and its constants, with handles of type `H`.
@@ -46,6 +68,7 @@ pub struct Functions<H> {
     size: unsafe extern "C" fn(H, *mut c_int) -> c_int,
     all_gather: Gather<H>,
     all_to_all: Gather<H>,
+    send_receive: SendReceive<H>,
     broadcast: unsafe extern "C" fn(*mut c_void, c_int, H, c_int, H) -> c_int,
     barrier: unsafe extern "C" fn(H) -> c_int,
     abort: unsafe extern "C" fn(H, c_int) -> c_int,
@@ -87,6 +110,7 @@ impl<H: Copy + Send + Sync + 'static> Functions<H> {
             size: function(library, "MPI_Comm_size")?,
             all_gather: function(library, "MPI_Allgather")?,
             all_to_all: function(library, "MPI_Alltoall")?,
+            send_receive: function(library, "MPI_Sendrecv")?,
             broadcast: function(library, "MPI_Bcast")?,
             barrier: function(library, "MPI_Barrier")?,
             abort: function(library, "MPI_Abort")?,
@@ -165,6 +189,19 @@ impl<H: Copy + Send + Sync + 'static> Calls for Functions<H> {
         // SAFETY: both have n bytes for each of the communicator's `size` ranks.
         let code = unsafe { (self.all_to_all)(from, n, self.byte, to, n, self.byte, self.world) };
         self.check("MPI_Alltoall", code)
+    }
+
+    fn shift(&self, to: &[u8], from: &mut [u8], (next, previous): (usize, usize)) -> Result<()> {
+        assert_eq!(to.len(), from.len());
+        let (n, byte, world) = (count(to.len()), self.byte, self.world);
+        let (next, previous) = (count(next), count(previous));
+        let (to, from, mut status) =
+            (to.as_ptr().cast(), from.as_mut_ptr().cast(), Status { _room: [0; 64] });
+        // SAFETY: both have n bytes, and all ranks send and receive as many. `status` has room for an MPI_Status.
+        let code = unsafe {
+            (self.send_receive)(to, n, byte, next, 0, from, n, byte, previous, 0, world, &mut status)
+        };
+        self.check("MPI_Sendrecv", code)
     }
 
     fn broadcast(&self, bytes: &mut [u8], from: usize) -> Result<()> {

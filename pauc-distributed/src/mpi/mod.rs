@@ -5,7 +5,7 @@ pub mod library;
 
 use crate::launcher::LauncherError;
 use crate::{CommunicationError, Communicator, Launcher, Library, Result};
-use crate::{check_exchange, check_gather, check_root, pieces};
+use crate::{check_exchange, check_gather, check_root, check_shift, pieces};
 use library::LibraryError;
 use std::thread::ThreadId;
 
@@ -126,6 +126,14 @@ impl Communicator for Mpi {
         check_exchange(self.size, to_each.len(), from_each.len())?;
         let call = |to: &[u8], from: &mut [u8]| self.library.calls.exchange(to, from, self.size);
         pieces::exchange((self.size, self.limit), to_each, from_each, call)
+    }
+
+    fn shift(&self, to_next: &[u8], from_previous: &mut [u8]) -> Result<()> {
+        self.check_thread("shift")?;
+        check_shift(to_next.len(), from_previous.len())?;
+        let ranks = ((self.rank + 1) % self.size, (self.rank + self.size - 1) % self.size);
+        let call = |to: &[u8], from: &mut [u8]| self.library.calls.shift(to, from, ranks);
+        pieces::shift(self.limit, to_next, from_previous, call)
     }
 
     fn broadcast(&self, bytes: &mut [u8], from: usize) -> Result<()> {
